@@ -1,0 +1,220 @@
+"""One axis of a mask: its fields, the rules between them, its words and its integers."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass, fields
+from typing import Literal, SupportsIndex
+
+from nbattn.errors import MaskError
+
+Align = Literal["top-left", "bottom-right"]
+Border = Literal["clip", "shift", "wrap"]
+
+ALIGNMENTS: tuple[Align, ...] = ("top-left", "bottom-right")
+BORDERS: tuple[Border, ...] = ("clip", "shift", "wrap")
+CODE_FIELDS = 9
+_LIMIT = 2**31 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """Which keys of one axis a query may read: `left` and `right` neighbours around its own position.
+
+        Axis(1, 1) on 5 queries and 5 keys        Axis(1, 1, border="shift")
+        0 ■ ■ ⬚ ⬚ ⬚                               0 ■ ■ ■ ⬚ ⬚
+        1 ■ ■ ■ ⬚ ⬚                               1 ■ ■ ■ ⬚ ⬚
+        2 ⬚ ■ ■ ■ ⬚                               2 ⬚ ■ ■ ■ ⬚
+        3 ⬚ ⬚ ■ ■ ■                               3 ⬚ ⬚ ■ ■ ■
+        4 ⬚ ⬚ ⬚ ■ ■                               4 ⬚ ⬚ ■ ■ ■
+
+    Args:
+        left: neighbours before the centre, in dilated steps; None is unlimited.
+        right: neighbours after the centre; None is unlimited. With stride 1 a window has
+            `left + right + 1` keys.
+        dilation: distance between neighbouring keys; a query reads keys of its own residue class.
+        stride: this many consecutive queries of a class share their leader's window.
+        causal: read no key after the query's own position; then `right` is 0.
+        align: "top-left" puts query 0 on key 0, "bottom-right" the last query on the last key.
+        offset: moves the queries this many keys to the right, after the alignment.
+        border: what happens where a window leaves the axis: "clip" cuts it (Flash, sliding windows),
+            "shift" moves it inward (NATTEN), "wrap" continues at the other end (circular axes).
+        prefix: the first keys, which every query reads too (causal: those not after it).
+
+    Raises:
+        MaskError: a field is no integer, is negative, or breaks a rule of its border.
+
+    With `causal` and `stride > left + 1`, and wherever queries lie outside the key axis, rows can be
+    empty: their output is 0 and their logsumexp minus infinity.
+
+    >>> Axis(7, causal=True) == Axis(7, 0, causal=True)
+    True
+    """
+
+    left: int | None = None
+    right: int | None = None
+    _: KW_ONLY
+    dilation: int = 1
+    stride: int = 1
+    causal: bool = False
+    align: Align = "top-left"
+    offset: int = 0
+    border: Border = "clip"
+    prefix: int = 0
+
+    def __post_init__(self) -> None:
+        _set = object.__setattr__
+        if type(self.causal) is not bool:
+            raise MaskError(
+                f"causal={self.causal!r} is a {_kind(self.causal)}, not a bool.",
+                fix="causal=True or causal=False.",
+            )
+        if self.causal and self.right is None:
+            _set(self, "right", 0)
+        for name in ("left", "right"):
+            value = getattr(self, name)
+            _set(self, name, None if value is None else whole(name, value, 0, "None is unlimited"))
+        for name, low in (("dilation", 1), ("stride", 1), ("prefix", 0), ("offset", None)):
+            _set(self, name, whole(name, getattr(self, name), low))
+        _one_of("align", self.align, ALIGNMENTS, "an integer shift goes into offset=.")
+        _one_of("border", self.border, BORDERS)
+        _check_rules(self)
+
+    def __repr__(self) -> str:
+        sides = "" if (self.left, self.right) == (None, None) else f"{self.left}, {self.right}"
+        named = [
+            f"{f.name}={getattr(self, f.name)!r}"
+            for f in fields(self)[2:]
+            if getattr(self, f.name) != f.default
+        ]
+        return f"Axis({', '.join(filter(None, [sides, *named]))})"
+
+    @property
+    def is_full(self) -> bool:
+        """Whether every query reads every key, at any lengths and alignment."""
+        return self.dilation == 1 and self.left is None and self.right is None
+
+    @property
+    def has_causal_gaps(self) -> bool:
+        """Whether a causal stride leaves rows without keys: the leader's window starts after them.
+
+        >>> Axis(2, causal=True, stride=4).has_causal_gaps
+        True
+        """
+        return (
+            self.causal
+            and self.left is not None
+            and self.stride > self.left + 1
+            and self.prefix == 0
+        )
+
+
+def _kind(value: object) -> str:
+    return type(value).__name__
+
+
+def whole(name: str, value: SupportsIndex, low: int | None, hint: str = "") -> int:
+    """The value as an int, or a MaskError that names the field, what was found and what is legal."""
+    legal = (
+        f"{name} is a whole number"
+        + ("" if low is None else f" >= {low}")
+        + (f"; {hint}." if hint else ".")
+    )
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise MaskError(f"{name}={value!r} is a {_kind(value)}, not an integer.", fix=legal)
+    number = operator.index(value)
+    if low is not None and number < low:
+        raise MaskError(f"{name}={number} is below {low}.", fix=legal)
+    if abs(number) > _LIMIT:
+        raise MaskError(f"{name}={number} is beyond {_LIMIT}, the largest legal number.", fix=legal)
+    return number
+
+
+def _one_of(name: str, value: object, known: Sequence[str], hint: str = "") -> None:
+    if value not in known:
+        names = ", ".join(map(repr, known))
+        raise MaskError(
+            f"{name}={value!r} is not one of {names}.", fix=f"{name}={known[0]!r}. {hint}".strip()
+        )
+
+
+def _check_rules(axis: Axis) -> None:
+    """The rules between fields that need no shape."""
+    if axis.causal and axis.right != 0:
+        raise MaskError(
+            f"causal=True reads nothing to the right, but right={axis.right}.",
+            fix=f"Axis({axis.left}, 0, causal=True), or causal=False to look {axis.right} ahead.",
+        )
+    if axis.border == "shift" and (axis.left is None or axis.right is None):
+        raise MaskError(
+            f'border="shift" needs two finite sides, but left={axis.left}, right={axis.right}.',
+            fix='Axis(3, 3, border="shift"), or border="clip" with unlimited sides.',
+        )
+    if axis.border == "wrap":
+        for name, plain in (("causal", False), ("align", "top-left"), ("offset", 0)):
+            if getattr(axis, name) != plain:
+                raise MaskError(
+                    f'border="wrap" is circular: it has no {name}={getattr(axis, name)!r}.',
+                    fix=f'{name}={plain!r}, or border="clip".',
+                )
+    if axis.prefix and (axis.dilation > 1 or axis.border == "wrap"):
+        other = f"dilation={axis.dilation}" if axis.dilation > 1 else 'border="wrap"'
+        raise MaskError(
+            f"prefix={axis.prefix} and {other} cannot be combined.",
+            fix="prefix=0, and pass those keys as extra_key= and extra_value=.",
+        )
+
+
+def describe(axis: Axis) -> str:
+    """One axis in words, as `print(mask)` shows it.
+
+    >>> describe(Axis(8, dilation=2, causal=True, align="bottom-right"))
+    '8 left, itself; dilation 2, causal, bottom-right'
+    """
+    sides = [f"{'all' if axis.left is None else axis.left} left", "itself"]
+    sides = [s for s in sides if s != "0 left"]
+    if axis.right != 0:
+        sides.append(f"{'all' if axis.right is None else axis.right} right")
+    keys = "every key" if axis.is_full else ", ".join(sides)
+    notes = [
+        f"{name} {value}" for name in ("dilation", "stride") if (value := getattr(axis, name)) > 1
+    ]
+    notes += ["causal"] * axis.causal
+    notes += [axis.align] * (axis.align != "top-left") + [f"offset {axis.offset:+d}"] * (
+        axis.offset != 0
+    )
+    notes += [axis.border] * (axis.border != "clip") + [f"prefix {axis.prefix}"] * (axis.prefix > 0)
+    notes += ["rows without keys: stride > left + 1"] * axis.has_causal_gaps
+    return "; ".join(filter(None, [keys, ", ".join(notes)]))
+
+
+def encode(axis: Axis) -> tuple[int, ...]:
+    """The fields as integers, -1 for an unlimited side; `decode` is the way back."""
+    return (
+        -1 if axis.left is None else axis.left,
+        -1 if axis.right is None else axis.right,
+        axis.dilation,
+        axis.stride,
+        int(axis.causal),
+        ALIGNMENTS.index(axis.align),
+        axis.offset,
+        BORDERS.index(axis.border),
+        axis.prefix,
+    )
+
+
+def decode(code: Sequence[int]) -> Axis:
+    """The axis of `encode(axis)`."""
+    left, right, dilation, stride, causal, align, offset, border, prefix = code
+    return Axis(
+        None if left < 0 else left,
+        None if right < 0 else right,
+        dilation=dilation,
+        stride=stride,
+        causal=bool(causal),
+        align=ALIGNMENTS[align],
+        offset=offset,
+        border=BORDERS[border],
+        prefix=prefix,
+    )

@@ -1,0 +1,45 @@
+"""The exceptions of nbattn and the one form their messages take: what, where, how to fix it."""
+
+from __future__ import annotations
+
+
+class NbattnError(Exception):
+    """Base class of every error nbattn raises on purpose."""
+
+    def __init__(self, problem: str, *, fix: str = "", where: str = "") -> None:
+        """Keep the parts, so that a public function can add what an inner one did not know.
+
+        Args:
+            problem: what is wrong, with both numbers.
+            fix: what to write instead, as code.
+            where: the mask, shapes and arguments it happened with.
+        """
+        self.problem, self.fix, self.where = problem, fix, where
+        super().__init__(problem, fix, where)
+
+    def __str__(self) -> str:
+        parts = [self.problem]
+        if self.where:
+            parts.append(f"  given: {self.where}")
+        if self.fix:
+            parts.append(f"  fix:   {self.fix}")
+        return "\n".join(parts)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _rebuild, (type(self), self.problem, self.fix, self.where)
+
+
+def _rebuild(kind: type[NbattnError], problem: str, fix: str, where: str) -> NbattnError:
+    return kind(problem, fix=fix, where=where)
+
+
+class MaskError(NbattnError, ValueError):
+    """A mask breaks a rule of its own, or one of a shape that it is used with."""
+
+
+class InputError(NbattnError, ValueError):
+    """An argument does not fit: rank, heads, dtype, device, an unknown name."""
+
+
+class BackendError(NbattnError, RuntimeError):
+    """No backend can do what was asked; the message lists every reason."""

@@ -1,0 +1,446 @@
+"""All interval arithmetic of masks, on integers: which keys a query reads, which queries read a key, and how many.
+
+A mask axis bound to its lengths is a `BoundAxis`. Its queries and keys fall into residue classes of the
+dilation; inside a class, query coordinate u reads the key coordinates `[0, low)` and `[lo, hi)`: one interval, or
+two where a window wraps or a prefix stands apart. Everything here follows from `_raw`, the rules of one row.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nbattn.axis import Axis
+from nbattn.errors import MaskError
+from nbattn.mask import Mask, Space
+
+Ints = NDArray[np.int64]
+Run = tuple[int, int]  # start and count; the step is the dilation
+
+_FAR = 1 << 60  # an unlimited side: beyond every length, far from overflow
+_DENSE_LIMIT = 1 << 28
+
+
+class Rows(NamedTuple):
+    """The keys of query rows, in class coordinates: `[0, low)` and `[lo, hi)`, with low <= lo <= hi."""
+
+    low: Ints
+    lo: Ints
+    hi: Ints
+
+    def counts(self) -> Ints:
+        return self.low + self.hi - self.lo
+
+
+class Classes(NamedTuple):
+    """Neighbouring residue classes with as many keys and queries each.
+
+    Class `first + c` has the keys `first + c + d * t` for t < keys and the queries of coordinates
+    `[start, start + queries)`, the earliest of which is query `origin + c`.
+    """
+
+    first: int
+    count: int
+    keys: int
+    start: int
+    queries: int
+    origin: int
+
+
+@dataclass(frozen=True, slots=True)
+class AxisTile:
+    """Neighbouring queries of one class against the hull of their keys.
+
+    `low`, `lo`, `hi` give every row's keys as column intervals `[0, low)` and `[lo, hi)` of the hull, whose columns
+    are the keys of `keys`, run after run.
+    """
+
+    queries: Run
+    keys: tuple[Run, ...]
+    width: int
+    low: tuple[int, ...]
+    lo: tuple[int, ...]
+    hi: tuple[int, ...]
+
+    @property
+    def pattern(self) -> tuple[object, ...]:
+        """What two tiles share when one boolean matrix serves both."""
+        return (self.width, self.low, self.lo, self.hi)
+
+    @property
+    def pairs(self) -> int:
+        return sum(self.low) + sum(self.hi) - sum(self.lo)
+
+    @property
+    def is_full(self) -> bool:
+        return self.pairs == self.width * len(self.lo)
+
+    def allowed(self) -> NDArray[np.bool_]:
+        """The tile's own mask, bool `[rows, width]`."""
+        column = np.arange(self.width)
+        low, lo, hi = (np.array(side)[:, None] for side in (self.low, self.lo, self.hi))
+        return (column < low) | ((column >= lo) & (column < hi))
+
+
+class TileTotals(NamedTuple):
+    """Sums over the tiles of one axis: how many, their rows, their hull keys, and rows times keys."""
+
+    tiles: int
+    rows: int
+    keys: int
+    pairs: int
+
+
+@dataclass(frozen=True, slots=True)
+class BoundAxis:
+    """One axis of a mask at its lengths.
+
+    >>> line = bind(Mask.sliding_window(1), 4, None)[0]
+    >>> line.pairs(), line.key_intervals(3), line.query_intervals(0)
+    (7, ((2, 2),), ((0, 2),))
+    """
+
+    axis: Axis
+    queries: int
+    keys: int
+
+    @property
+    def offset(self) -> int:
+        """Position of query 0 on the key axis."""
+        corner = 0 if self.axis.align == "top-left" else self.keys - self.queries
+        return corner + self.axis.offset
+
+    def classes(self) -> list[Classes]:
+        """The residue classes that have queries, alike ones together: at most four groups."""
+        d, o = self.axis.dilation, self.offset
+        cuts = sorted({0, o % d, (o + self.queries) % d, self.keys % d, d})
+        groups: list[Classes] = []
+        for first, end in pairwise(cuts):
+            start = _ceil_div(o - first, d)
+            queries = _ceil_div(o + self.queries - first, d) - start
+            keys = max(0, _ceil_div(self.keys - first, d))
+            if queries > 0:
+                groups.append(
+                    Classes(first, end - first, keys, start, queries, first + d * start - o)
+                )
+        return groups
+
+    def rows(self, u: Ints, keys: Ints | int) -> Rows:
+        """What the queries at class coordinates `u` read, in classes of `keys` keys."""
+        return _normal(self.axis, *_raw(self.axis, u, keys), keys)
+
+    def key_intervals(self, query: int) -> tuple[Run, ...]:
+        """The keys that a query reads: at most two runs (start, count), the dilation apart, in order."""
+        d = self.axis.dilation
+        u, r = divmod(query + self.offset, d)
+        low, lo, hi = (
+            int(side[0]) for side in self.rows(np.array([u]), max(0, _ceil_div(self.keys - r, d)))
+        )
+        return _runs(((0, low), (lo, hi)), r, d)
+
+    def query_intervals(self, key: int) -> tuple[Run, ...]:
+        """The queries that read a key: at most two runs (start, count), the dilation apart, in order."""
+        d, o = self.axis.dilation, self.offset
+        t, r = divmod(key, d)
+        start, stop = _ceil_div(o - r, d), _ceil_div(o + self.queries - r, d)
+        readers = _readers(self.axis, t, _ceil_div(self.keys - r, d), start)
+        cut = [(max(a, start), min(b, stop)) for a, b in readers]
+        return _runs(cut, r - o, d)
+
+    def pairs(self) -> int:
+        """How many (query, key) pairs the axis allows, without visiting every row."""
+        return self._sum(Rows.counts)
+
+    def empty_queries(self) -> int:
+        """How many queries of the axis read no key."""
+        return self._sum(lambda rows: (rows.counts() == 0).astype(np.int64))
+
+    def _sum(self, value: Callable[[Rows], Ints]) -> int:
+        """Sum of a value of the rows that is piecewise linear in the row."""
+        return sum(
+            group.count * _sum_piecewise(
+                lambda u, keys=group.keys: value(self.rows(u, keys)),
+                group.start, group.start + group.queries, self.axis.stride, _bends(self.axis, group.keys),
+            )
+            for group in self.classes()
+        )  # fmt: skip
+
+    def _all_rows(self, first: int, stop: int) -> tuple[Ints, Rows]:
+        """Residues and rows of the queries `first` to `stop`."""
+        d = self.axis.dilation
+        position = np.arange(first, stop, dtype=np.int64) + self.offset
+        residue = position % d
+        keys = np.maximum(0, -((residue - self.keys) // d))
+        return residue, self.rows(position // d, keys)
+
+    def dense(self) -> NDArray[np.bool_]:
+        """The axis as a bool matrix `[queries, keys]`."""
+        residue, rows = self._all_rows(0, self.queries)
+        t, r = np.divmod(np.arange(self.keys, dtype=np.int64), self.axis.dilation)
+        low, lo, hi = (side[:, None] for side in rows)
+        return (r == residue[:, None]) & ((t < low) | ((t >= lo) & (t < hi)))
+
+    def coverage(self, query_tile: int, key_tile: int) -> Ints:
+        """Allowed pairs in each `query_tile` x `key_tile` tile: 0 is empty, the tile's area is full."""
+        edges = np.minimum(np.arange(0, self.keys + key_tile, key_tile, dtype=np.int64), self.keys)
+        parts: list[Ints] = []
+        for first in range(0, self.queries, query_tile):
+            residue, rows = self._all_rows(first, min(first + query_tile, self.queries))
+            t = -((residue[:, None] - edges) // self.axis.dilation)
+            low, lo, hi = (side[:, None] for side in rows)
+            before = np.minimum(t, low) + np.clip(t, lo, hi)
+            parts.append(np.diff(before, axis=1).sum(axis=0))
+        return np.array(parts, dtype=np.int64).reshape(len(parts), max(0, len(edges) - 1))
+
+    def _hulls(self, group: Classes, size: int) -> tuple[Ints, Rows]:
+        """First coordinate of every tile of a class and the hull of its rows' keys."""
+        first = np.arange(group.start, group.start + group.queries, size, dtype=np.int64)
+        last = np.minimum(first + size, group.start + group.queries) - 1
+        lo, _, _ = _raw(self.axis, first, group.keys)
+        _, hi, prefix = _raw(self.axis, last, group.keys)
+        return first, _normal(self.axis, lo, hi, prefix, group.keys)
+
+    def tile_totals(self, size: int) -> TileTotals:
+        """What tiles of `size` queries add up to on this axis."""
+        totals = np.zeros(4, dtype=np.int64)
+        for group in self.classes():
+            first, hull = self._hulls(group, size)
+            rows = np.minimum(first + size, group.start + group.queries) - first
+            width = hull.counts()
+            totals += group.count * np.array(
+                [len(first), rows.sum(), width.sum(), (rows * width).sum()]
+            )
+        return TileTotals(*totals.tolist())
+
+    def tiles(self, size: int) -> Iterator[AxisTile]:
+        """Every query of the axis once, in tiles of up to `size` queries of one class with their key hulls."""
+        d = self.axis.dilation
+        for group in self.classes():
+            first, hull = self._hulls(group, size)
+            u = np.arange(group.start, group.start + group.queries, dtype=np.int64)
+            shift = np.repeat(hull.lo - hull.low, size)[: group.queries]
+            seam = np.repeat(hull.lo, size)[: group.queries]
+            low, lo, hi = self.rows(u, group.keys)
+            column = np.where(lo >= seam, shift, 0)
+            lows, los, his = low.tolist(), (lo - column).tolist(), (hi - column).tolist()
+            spans = list(zip(first.tolist(), *(side.tolist() for side in hull), strict=True))
+            for residue in range(group.count):
+                for start, a, b, c in spans:
+                    m = start - group.start
+                    rows = min(size, group.queries - m)
+                    cut = slice(m, m + rows)
+                    yield AxisTile(
+                        (group.origin + residue + d * m, rows),
+                        _runs(((0, a), (b, c)), group.first + residue, d),
+                        a + c - b, tuple(lows[cut]), tuple(los[cut]), tuple(his[cut]),
+                    )  # fmt: skip
+
+
+def as_space(space: Space, name: str = "space") -> tuple[int, ...]:
+    """A space as a tuple of lengths."""
+    lengths = (space,) if isinstance(space, int) else tuple(space)
+    for length in lengths:
+        if isinstance(length, bool) or not isinstance(length, int) or length < 0:
+            raise MaskError(
+                f"{name}={space!r}: {length!r} is no length.",
+                fix="whole numbers >= 0, one per axis.",
+            )
+    return lengths
+
+
+def bind(mask: Mask, query_space: Space, key_space: Space | None = None) -> tuple[BoundAxis, ...]:
+    """The mask's axes at their lengths.
+
+    Args:
+        query_space: one length per axis; an int for one axis.
+        key_space: default: as the queries.
+
+    Raises:
+        MaskError: another number of axes, or a rule that the lengths break, with the axis and both numbers.
+    """
+    queries = as_space(query_space, "query_space")
+    keys = queries if key_space is None else as_space(key_space, "key_space")
+    for name, space in (("queries", queries), ("keys", keys)):
+        if len(space) != mask.rank:
+            raise MaskError(
+                f"the mask has {mask.rank} axes, the space of the {name} {len(space)}: {space}.",
+                where=repr(mask),
+                fix=f"a mask of {len(space)} axes, or tensors [B, {', '.join('XYZ'[: mask.rank])}, H, D].",
+            )
+    for number, (axis, nq, nk) in enumerate(zip(mask.axes, queries, keys, strict=True)):
+        _check_lengths(mask, number, axis, nq, nk)
+    return tuple(map(BoundAxis, mask.axes, queries, keys))
+
+
+def dense(mask: Mask, query_space: Space, key_space: Space | None = None) -> NDArray[np.bool_]:
+    """The mask as a bool matrix `[Nq, Nk]`, row-major over the spaces."""
+    lines = bind(mask, query_space, key_space)
+    nq, nk = (math.prod(getattr(line, side) for line in lines) for side in ("queries", "keys"))
+    if nq * nk > _DENSE_LIMIT:
+        raise MaskError(
+            f"a dense mask of {nq} x {nk} pairs is over the limit of {_DENSE_LIMIT}.",
+            fix="plan.verify() proves a mask at any size; mask.draw() shows long axes by tiles.",
+        )
+    matrix = np.ones((1, 1), dtype=np.bool_)
+    for line in lines:
+        block = line.dense()
+        shape = (matrix.shape[0] * block.shape[0], matrix.shape[1] * block.shape[1])
+        matrix = (matrix[:, None, :, None] & block[None, :, None, :]).reshape(shape)
+    return matrix
+
+
+def pairs(lines: tuple[BoundAxis, ...]) -> int:
+    """How many (query, key) pairs a bound mask allows."""
+    return math.prod(line.pairs() for line in lines)
+
+
+def has_empty_queries(lines: tuple[BoundAxis, ...]) -> bool:
+    """Whether any query of a bound mask reads no key."""
+    return any(line.empty_queries() for line in lines)
+
+
+def _check_lengths(mask: Mask, number: int, axis: Axis, queries: int, keys: int) -> None:
+    """The rules that depend on the shape."""
+    if axis.border != "wrap":
+        return
+    where = f"axis {number} ({queries} queries, {keys} keys)"
+    if queries != keys:
+        raise MaskError(
+            f'{where}: border="wrap" needs as many queries as keys.',
+            where=repr(mask),
+            fix=f'border="clip" allows different lengths, or give axis {number} one length.',
+        )
+    period = axis.dilation * axis.stride
+    if keys % period:
+        raise MaskError(
+            f'{where}: border="wrap" needs a length that dilation x stride = {period} divides, '
+            f"but {keys} leaves {keys % period}.",
+            where=repr(mask),
+            fix=f"pad axis {number} to {keys + period - keys % period}, or dilation=1, stride=1.",
+        )
+
+
+def _ceil_div(a: int, b: int) -> int:
+    return -(-a // b)
+
+
+def _runs(spans: Iterable[tuple[int, int]], origin: int, step: int) -> tuple[Run, ...]:
+    """Intervals of class coordinates as runs of positions: empty ones dropped, touching ones joined."""
+    runs: list[tuple[int, int]] = []
+    for start, stop in sorted(span for span in spans if span[1] > span[0]):
+        if runs and runs[-1][1] >= start:
+            start = runs.pop()[0]
+        runs.append((start, stop))
+    return tuple((origin + step * start, stop - start) for start, stop in runs)
+
+
+def _leader(axis: Axis) -> int:
+    """Distance from the start of a stride group to its leader."""
+    return axis.stride - 1 if axis.causal else axis.stride // 2
+
+
+def _sides(axis: Axis) -> tuple[int, int]:
+    left, right = axis.left, axis.right
+    return (_FAR if left is None else left, _FAR if right is None else right)
+
+
+def _raw(axis: Axis, u: Ints, keys: Ints | int) -> tuple[Ints, Ints, Ints]:
+    """The rules of one row: `(lo, hi, prefix)`, all of them non-decreasing in u (so that hulls are their ends).
+
+    `lo >= hi` is an empty window; a wrapped one is not yet reduced to the axis.
+    """
+    left, right = _sides(axis)
+    base = u // axis.stride * axis.stride
+    leader = base + _leader(axis)
+    leader = np.where(base < keys, np.minimum(leader, np.asarray(keys) - 1), leader)
+    if axis.border == "clip":
+        lo, hi = np.maximum(leader - left, 0), np.minimum(leader + right + 1, keys)
+    elif axis.border == "shift":
+        window = left + right + 1
+        lo = np.clip(leader - left, 0, np.maximum(0, np.asarray(keys) - window))
+        hi = lo + np.minimum(keys, window)
+    else:
+        lo, hi = leader - left, leader + right + 1
+    prefix = np.minimum(axis.prefix, keys)
+    if axis.causal:
+        hi = np.minimum(hi, u + 1)
+        prefix = np.clip(u + 1, 0, prefix)
+    return lo, hi, prefix + np.zeros_like(u)
+
+
+def _normal(axis: Axis, lo: Ints, hi: Ints, prefix: Ints, keys: Ints | int) -> Rows:
+    """Raw rows as the disjoint intervals `[0, low)` and `[lo, hi)`."""
+    if axis.border == "wrap":
+        size = np.maximum(keys, 1)
+        whole = hi - lo >= keys
+        start, length = np.where(whole, 0, lo % size), np.minimum(hi - lo, keys)
+        low = np.maximum(start + length - keys, 0)
+        return Rows(low, start, start + length - low)
+    empty = hi <= lo
+    apart = ~empty & (lo > prefix)
+    return Rows(
+        np.where(apart, prefix, 0), np.where(apart, lo, 0), np.where(empty, prefix, np.maximum(hi, prefix))
+    )  # fmt: skip
+
+
+def _readers(axis: Axis, t: int, keys: int, start: int) -> list[tuple[int, int]]:
+    """The query coordinates that read key coordinate t: the inverse of `_raw`, as half-open intervals.
+
+    Windows start no earlier for later queries, so those that reach t are all from some query on, and those that have
+    not passed it all up to some query. Checked against NATTEN's inverse in reference to stride and causal axes.
+    """
+    left, right = _sides(axis)
+    s, c = axis.stride, _leader(axis)
+    since = _ceil_div(t - right - c, s) * s
+    until = (t + left - c) // s * s + s
+    if axis.border == "wrap":
+        if until - since >= keys or left + right + 1 >= keys:
+            return [(0, keys)]
+        return [(since, until), (since + keys, until + keys), (since - keys, until - keys)]
+    if t + left >= keys - 1:  # the last leaders stand on the last key
+        until = max(until, (keys - 1) // s * s + s)
+    if axis.border == "shift":
+        window = left + right + 1
+        since = -_FAR if t < window else since
+        until = _FAR if t >= keys - window else until
+    if axis.causal:
+        since = max(since, t)
+    if t < axis.prefix:
+        since, until = (t if axis.causal else -_FAR), _FAR
+    return [(since, until)]
+
+
+def _bends(axis: Axis, keys: int) -> list[int]:
+    """Class coordinates around which a row's intervals change their dependence on the row."""
+    left, right = _sides(axis)
+    near = [side for side in (left, right, left + right) if side < _FAR]
+    corners = {0, keys, axis.prefix}
+    return sorted({at + sign * side for at in corners for side in (0, *near) for sign in (1, -1)})
+
+
+def _sum_piecewise(
+    value: Callable[[Ints], Ints], start: int, stop: int, period: int, bends: list[int]
+) -> int:
+    """Sum of `value(u)` over [start, stop), where sums over whole periods are linear in the period between bends.
+
+    Periods near a bend are summed row by row; between them the first and the last period give the series.
+    """
+    first, last = _ceil_div(start, period), stop // period
+    near = {k for at in bends for k in range(at // period - 2, at // period + 4)}
+    cuts = sorted({first, last, *(k for k in near if first < k < last)})
+    if (last - first) * period <= 2 * len(cuts) * period + 64:
+        return int(value(np.arange(start, stop, dtype=np.int64)).sum())
+    head, tail = range(start, first * period), range(last * period, stop)
+    ends = np.array([k for a, b in pairwise(cuts) for k in (a, b - 1)], dtype=np.int64)
+    u = ends[:, None] * period + np.arange(period)
+    sums: list[int] = value(u.reshape(-1)).reshape(u.shape).sum(axis=1).tolist()
+    series = sum(
+        (sums[2 * n] + sums[2 * n + 1]) * (b - a) // 2 for n, (a, b) in enumerate(pairwise(cuts))
+    )
+    return series + sum(int(value(np.array(edge, dtype=np.int64)).sum()) for edge in (head, tail))

@@ -1,0 +1,355 @@
+"""What to attend: masks of one to three axes, and converters from other libraries' windows.
+
+Plain frozen data: no shape, no tensor, no torch. The meaning of the fields is computed in `geometry`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from nbattn.axis import CODE_FIELDS, Align, Axis, decode, describe, encode, whole
+from nbattn.errors import MaskError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+Space = int | Sequence[int]
+MAX_RANK = 3
+
+
+@dataclass(frozen=True, slots=True, init=False, repr=False)
+class Mask:
+    """The AND of one to three axes: query i reads key j when every axis says so.
+
+    Args:
+        *axes: one `Axis` per axis of the space, slowest first, as in `[B, *space, H, D]`.
+
+    Raises:
+        MaskError: no axis, more than three, or something that is no `Axis`.
+
+    Causal on two axes is a product of half-lines, not raster order.
+
+    >>> mask = Mask(Axis(8, causal=True), Axis(3, 3, border="shift"))
+    >>> mask.rank
+    2
+    >>> print(mask)
+    Mask of 2 axes
+      axis 0  8 left, itself; causal
+      axis 1  3 left, itself, 3 right; shift
+    """
+
+    axes: tuple[Axis, ...]
+
+    def __init__(self, *axes: Axis) -> None:
+        object.__setattr__(self, "axes", axes)
+        self.__post_init__()
+
+    def __post_init__(self) -> None:
+        if not 1 <= len(self.axes) <= MAX_RANK:
+            raise MaskError(
+                f"a mask has 1 to {MAX_RANK} axes, not {len(self.axes)}.",
+                fix="Mask(Axis(3, 3), Axis(3, 3))",
+            )
+        for number, axis in enumerate(self.axes):
+            if not isinstance(axis, Axis):
+                raise MaskError(
+                    f"axis {number} is {axis!r}, a {type(axis).__name__}, not an Axis.",
+                    fix="Mask(Axis(3, 3), Axis(3, 3)); Mask(*axes) for a list of them.",
+                )
+
+    @property
+    def rank(self) -> int:
+        """How many axes the mask has: the length of the space in `[B, *space, H, D]`."""
+        return len(self.axes)
+
+    def __repr__(self) -> str:
+        text = f"Mask({', '.join(map(repr, self.axes))})"
+        gaps = [f"axis {n}: stride {a.stride} > left + 1 = {a.left + 1}" for n, a in enumerate(self.axes)
+                if a.has_causal_gaps and a.left is not None]  # fmt: skip
+        return f"{text}  # rows without keys: {'; '.join(gaps)}" if gaps else text
+
+    def __str__(self) -> str:
+        lines = [f"  axis {number}  {describe(axis)}" for number, axis in enumerate(self.axes)]
+        return "\n".join([f"Mask of {self.rank} {'axis' if self.rank == 1 else 'axes'}", *lines])
+
+    # Constructors: each keeps the counting of the library it is named after.
+
+    @classmethod
+    def full(cls, rank: int = 1) -> Mask:
+        """Every query reads every key.
+
+        >>> Mask.full(rank=2)
+        Mask(Axis(), Axis())
+        """
+        return cls(*[Axis()] * whole("rank", rank, 1))
+
+    @classmethod
+    def causal(cls, align: Align | int = "top-left") -> Mask:
+        """One axis: query i reads keys up to its own position (torch SDPA's `is_causal` is top-left).
+
+        Args:
+            align: "top-left", "bottom-right", or an int: top-left with that offset.
+
+        >>> Mask.causal("bottom-right")
+        Mask(Axis(None, 0, causal=True, align='bottom-right'))
+        """
+        return cls(Axis(causal=True, **_placed(align)))
+
+    @classmethod
+    def sliding_window(
+        cls,
+        left: int | None,
+        right: int | None = 0,
+        *,
+        align: Align | int = "top-left",
+        dilation: int = 1,
+    ) -> Mask:
+        """One axis: `left` neighbours, the query's own position, `right` neighbours.
+
+        Args:
+            left: keys before the query; None is unlimited.
+            right: keys after it.
+            align: "top-left", "bottom-right", or an int: top-left with that offset.
+            dilation: distance between neighbours.
+
+        >>> Mask.sliding_window(511)
+        Mask(Axis(511, 0))
+        """
+        return cls(Axis(left, right, dilation=dilation, **_placed(align)))
+
+    @classmethod
+    def neighborhood(
+        cls,
+        kernel_size: int | Sequence[int],
+        *,
+        dilation: int | Sequence[int] = 1,
+        stride: int | Sequence[int] = 1,
+        is_causal: bool | Sequence[bool] = False,
+    ) -> Mask:
+        """NATTEN's meaning: exactly `kernel_size` keys, windows shifted inward at the borders.
+
+        An even kernel has one more key on the left; a causal axis is cut at its start instead. Checked
+        against NATTEN 0.21's own mask.
+
+        Args:
+            kernel_size: keys per axis; an int, or one per axis. A single int means one axis unless
+                another argument has more.
+            dilation: distance between keys, per axis.
+            stride: queries that share a window (GNA), at most `kernel_size`.
+            is_causal: per axis.
+
+        >>> Mask.neighborhood((7, 7), dilation=2)
+        Mask(Axis(3, 3, dilation=2, border='shift'), Axis(3, 3, dilation=2, border='shift'))
+        """
+        given = (kernel_size, dilation, stride, is_causal)
+        lengths = {len(g) for g in given if not isinstance(g, int) and isinstance(g, Sequence)}
+        if len(lengths) > 1:
+            raise MaskError(
+                f"per-axis arguments have different lengths: {sorted(lengths)}.",
+                fix="one value for every axis, or an int that holds for all of them.",
+            )
+        rank = lengths.pop() if lengths else 1
+        per_axis = zip(*[g if isinstance(g, Sequence) else (g,) * rank for g in given], strict=True)
+        return cls(*[_natten_axis(*values) for values in per_axis])
+
+    @classmethod
+    def from_flash(
+        cls,
+        window_size: Sequence[int | None] = (-1, -1),
+        causal: bool = False,
+        *,
+        align: Align | int = "bottom-right",
+    ) -> Mask:
+        """Flash's documented meaning: keys `[i + Nk - Nq - left, i + Nk - Nq + right]`, bottom-right.
+
+        Args:
+            window_size: (left, right), the query itself not counted; negative or None is unlimited.
+            causal: as Flash has it: right becomes 0.
+            align: an int is a top-left offset.
+
+        >>> Mask.from_flash((512, 0))
+        Mask(Axis(512, 0, align='bottom-right'))
+        """
+        if len(window_size) != 2:
+            raise MaskError(
+                f"window_size={tuple(window_size)!r} is not a pair.",
+                fix="window_size=(left, right).",
+            )
+        left, right = (
+            _flash_side(name, side)
+            for name, side in zip(("left", "right"), window_size, strict=True)
+        )
+        return cls(Axis(left, 0 if causal else right, causal=causal, **_placed(align)))
+
+    @classmethod
+    def from_transformers(
+        cls, sliding_window: int | None = None, causal: bool = True, offset: int | None = None
+    ) -> Mask:
+        """Transformers' `sliding_window=W`: W keys with the query itself if causal, else 2W + 1.
+
+        Args:
+            sliding_window: W; None is unlimited.
+            causal: a decoder's layer.
+            offset: position of query 0 on the key axis (static caches); None aligns bottom-right.
+
+        >>> Mask.from_transformers(512)
+        Mask(Axis(511, 0, causal=True, align='bottom-right'))
+        >>> Mask.from_transformers(512, causal=False, offset=0)
+        Mask(Axis(512, 512))
+        """
+        window = None if sliding_window is None else whole("sliding_window", sliding_window, 1)
+        placed = _placed("bottom-right" if offset is None else offset)
+        if causal:
+            return cls(Axis(None if window is None else window - 1, causal=True, **placed))
+        return cls(Axis(window, window, **placed))
+
+    def to_flash(self) -> tuple[int, int]:
+        """The `window_size` with which Flash's documentation promises this mask, -1 for unlimited.
+
+        Raises:
+            MaskError: Flash has no such window, with the reason.
+
+        >>> Mask.sliding_window(511, align="bottom-right").to_flash()
+        (511, 0)
+        """
+        axis = self.axes[0]
+        reason = _why_not_flash(self)
+        if reason:
+            raise MaskError(
+                f"Flash has no window_size for this mask: {reason}",
+                where=repr(self),
+                fix="nbattn.attention(query, key, value, mask) runs it exactly.",
+            )
+        shift = 0 if axis.is_full else axis.offset
+        left, right = axis.left, axis.right
+        return (-1 if left is None else left - shift, -1 if right is None else right + shift)
+
+    def decodes(self) -> str | None:
+        """None when prefill followed by decode, axis 0 growing, equals one pass; else the reason.
+
+        A decode step brings the newest queries against all keys so far, aligned bottom-right.
+
+        >>> Mask.from_transformers(512).decodes() is None
+        True
+        >>> Mask.sliding_window(8, 8, align="bottom-right").decodes()
+        'right=8 reads keys that do not exist yet when a query is decoded; right=0 does not'
+        """
+        axis = self.axes[0]
+        if axis.right != 0:
+            return f"right={axis.right} reads keys that do not exist yet when a query is decoded; right=0 does not"
+        if axis.stride != 1:
+            return f"stride={axis.stride} gives a query the window of a leader that is decoded later; stride=1 does not"
+        if axis.border != "clip" and not axis.causal:
+            return f'border="{axis.border}" moves windows when the key axis grows; border="clip" does not'
+        if axis.prefix and not axis.causal:
+            return f"prefix={axis.prefix} without causal=True reads keys that come later; causal=True does not"
+        if axis.align == "top-left":
+            return 'align="top-left" puts a decoded query on key 0; align="bottom-right" follows the newest key'
+        if axis.offset > 0:
+            return f"offset={axis.offset} reads keys that do not exist yet when a query is decoded; offset=0 does not"
+        return None
+
+    # What needs arrays, imported when called: a mask itself is plain data.
+
+    def dense(self, query_space: Space, key_space: Space | None = None) -> NDArray[np.bool_]:
+        """The mask as a boolean matrix `[Nq, Nk]`, row-major over the spaces, True where it is read.
+
+        Args:
+            query_space: length of every query axis; an int for one axis.
+            key_space: length of every key axis; default: as the queries.
+
+        Raises:
+            MaskError: the mask does not fit the shape.
+
+        >>> Mask.causal().dense(2, 3).tolist()
+        [[True, False, False], [True, True, False]]
+        """
+        from nbattn import geometry
+
+        return geometry.dense(self, query_space, key_space)
+
+    def draw(self, query_space: Space, key_space: Space | None = None) -> str:
+        """A text picture, one matrix per axis: ■ read, ⬚ not read, ◧ some of a tile (long axes).
+
+        >>> print(Mask.sliding_window(1).draw(3))
+        axis 0: 3 queries, 3 keys, 5 of 9 pairs
+        0 ■ ⬚ ⬚
+        1 ■ ■ ⬚
+        2 ⬚ ■ ■
+        """
+        from nbattn import draw
+
+        return draw.picture(self, query_space, key_space)
+
+    def code(self) -> list[int]:
+        """The mask as a flat list of integers, nine per axis: what operators and kernels receive."""
+        return [number for axis in self.axes for number in encode(axis)]
+
+
+def from_code(code: Sequence[int]) -> Mask:
+    """The mask of `Mask.code()`.
+
+    >>> from_code(Mask.causal().code())
+    Mask(Axis(None, 0, causal=True))
+    """
+    starts = range(0, len(code), CODE_FIELDS)
+    return Mask(*[decode(code[start : start + CODE_FIELDS]) for start in starts])
+
+
+def _placed(align: Align | int) -> dict[str, Any]:
+    """The alignment fields: a name, or an int, which is a top-left offset."""
+    if isinstance(align, str):
+        return {"align": align}
+    return {
+        "offset": whole(
+            "offset", align, None, 'align is "top-left", "bottom-right" or an int offset'
+        )
+    }
+
+
+def _natten_axis(kernel_size: int, dilation: int, stride: int, is_causal: bool) -> Axis:
+    kernel = whole("kernel_size", kernel_size, 1)
+    if whole("stride", stride, 1) > kernel:
+        raise MaskError(
+            f"stride={stride} is larger than kernel_size={kernel}.", fix=f"stride={kernel} or less."
+        )
+    if is_causal:
+        return Axis(kernel - 1, dilation=dilation, stride=stride, causal=is_causal)
+    return Axis(
+        kernel // 2,
+        (kernel - 1) // 2,
+        dilation=dilation,
+        stride=stride,
+        causal=is_causal,
+        border="shift",
+    )
+
+
+def _flash_side(name: str, side: int | None) -> int | None:
+    if side is None:
+        return None
+    number = whole(name, side, None, "negative or None is unlimited")
+    return None if number < 0 else number
+
+
+def _why_not_flash(mask: Mask) -> str | None:
+    axis = mask.axes[0]
+    if mask.rank > 1:
+        return f"it has {mask.rank} axes, Flash one."
+    if axis.is_full:
+        return None
+    for name, plain in (("dilation", 1), ("stride", 1), ("border", "clip"), ("prefix", 0)):
+        if getattr(axis, name) != plain:
+            return f"{name}={getattr(axis, name)!r}; Flash has {name}={plain!r} only."
+    if axis.align == "top-left":
+        return 'align="top-left"; Flash aligns bottom-right, which differs when lengths do.'
+    for name, side, sign in (("left", axis.left, -1), ("right", axis.right, 1)):
+        if side is not None and side + sign * axis.offset < 0:
+            return (
+                f"{name}={side} with offset={axis.offset} is the window {side + sign * axis.offset}; "
+                "Flash reads negative windows as unlimited."
+            )
+    return None
