@@ -179,6 +179,12 @@ class BoundAxis:
         keys = np.maximum(0, -((residue - self.keys) // d))
         return residue, self.rows(position // d, keys)
 
+    def key_runs(self) -> tuple[Ints, Ints]:
+        """Every query's keys at once: starts and counts `[queries, 2]` of runs the dilation apart, empty ones first."""
+        residue, (low, lo, hi) = self._all_rows(0, self.queries)
+        starts = np.stack([residue, residue + self.axis.dilation * lo], axis=1)
+        return starts, np.stack([low, hi - lo], axis=1)
+
     def dense(self) -> NDArray[np.bool_]:
         """The axis as a bool matrix `[queries, keys]`."""
         residue, rows = self._all_rows(0, self.queries)

@@ -1,0 +1,1 @@
+"""Backends: the code that runs programs on tensors, one module each, loaded when first used."""

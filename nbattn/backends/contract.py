@@ -1,0 +1,65 @@
+"""What every backend takes and returns: tensors in, output and logsumexp out, gradients back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """The tensors and numbers of one attention.
+
+    query `[B, *space, H, D]`, key `[B, *key_space, Hk, D]`, value `[B, *key_space, Hk, Dv]`; sink `[H]`; key_range int32
+    `[B, rank, 2]`; extra_key `[B, E, Hk, D]`, extra_value `[B, E, Hk, Dv]`.
+    """
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    sink: Tensor | None
+    key_range: Tensor | None
+    extra_key: Tensor | None
+    extra_value: Tensor | None
+    scale: float
+    softcap: float | None
+
+    @property
+    def rank(self) -> int:
+        """Axes of the space."""
+        return self.query.dim() - 3
+
+    @property
+    def may_be_empty(self) -> bool:
+        """Whether a row that reads no key of the mask reads nothing at all."""
+        no_extra = self.extra_key is None or self.extra_key.shape[1] == 0
+        return self.sink is None and no_extra
+
+
+@dataclass(frozen=True, slots=True)
+class Gradients:
+    """Gradients of the inputs, in their shapes; None for inputs that are absent."""
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    sink: Tensor | None
+    extra_key: Tensor | None
+    extra_value: Tensor | None
+
+
+def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of scores and logsumexp: float32, or float64 for float64 inputs."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def new_output(query: Tensor, value: Tensor) -> Tensor:
+    """An empty output `[B, *space, H, Dv]`, contiguous."""
+    return query.new_empty((*query.shape[:-1], value.shape[-1]))
+
+
+def new_lse(query: Tensor) -> Tensor:
+    """An empty logsumexp `[B, *space, H]`."""
+    return query.new_empty(query.shape[:-1], dtype=accumulate_dtype(query.dtype))

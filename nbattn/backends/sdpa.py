@@ -1,0 +1,229 @@
+"""Programs of torch's scaled_dot_product_attention calls: dense, top-left causal, or with the mask as a matrix.
+
+On the CPU the kernel is called below autograd, with its logsumexp, so that extra keys and sinks merge and the backward
+reuses the forward's results. Elsewhere the public function runs, and the backward repeats it under autograd.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from nbattn.backends.contract import Gradients, Inputs, accumulate_dtype, new_lse, new_output
+from nbattn.dialects.dense import Causal, Dense, Matrix
+from nbattn.geometry import BoundAxis
+from nbattn.planner.programs import Call, CallArguments, Program
+
+_Arrays = tuple[Tensor, Tensor, Tensor]
+
+
+def forward(program: Program, inputs: Inputs, *, return_lse: bool) -> tuple[Tensor, Tensor | None]:
+    """Output and logsumexp of a program."""
+    out = new_output(inputs.query, inputs.value).zero_()
+    on_cpu = inputs.query.device.type == "cpu"
+    lse = new_lse(inputs.query).fill_(float("-inf")) if on_cpu else None
+    for call in program.calls:
+        arrays = _arrays(call, inputs)
+        if on_cpu and lse is not None:
+            part, part_lse = _kernel(call.arguments, arrays, inputs.scale)
+            _write(call, lse, part_lse.transpose(1, 2))
+        else:
+            part = _public(call.arguments, arrays, inputs.scale)
+        _write(call, out, part.transpose(1, 2))
+    if lse is not None:
+        _merge_extra(inputs, out, lse)
+        _merge_sink(inputs, out, lse)
+    return out, lse
+
+
+def backward(
+    program: Program,
+    inputs: Inputs,
+    out: Tensor,
+    lse: Tensor,
+    grad_out: Tensor,
+    grad_lse: Tensor | None,
+) -> Gradients:
+    """Gradients from the final output and logsumexp: every call's weights are exp(scores - lse)."""
+    query, key, value = (torch.zeros_like(t, memory_format=torch.contiguous_format)
+                         for t in (inputs.query, inputs.key, inputs.value))  # fmt: skip
+    for call in program.calls:
+        arrays = _arrays(call, inputs)
+        if inputs.query.device.type == "cpu":
+            parts = _kernel_backward(
+                call.arguments, arrays, inputs.scale, *_rows(call, grad_out, out, lse)
+            )
+        else:
+            parts = _public_backward(
+                call.arguments, arrays, inputs.scale, _heads_first(call.query.folded(grad_out))
+            )
+        for view, whole, part in zip(
+            (call.query, call.key, call.key), (query, key, value), parts, strict=True
+        ):
+            spread = view.spread(whole)
+            spread.add_(part.transpose(1, 2).reshape(spread.shape))
+    extra_key, extra_value = _extra_backward(inputs, query, out, lse, grad_out)
+    return Gradients(
+        query, key, value, _sink_gradient(inputs, out, lse, grad_out), extra_key, extra_value
+    )
+
+
+def _arrays(call: Call, inputs: Inputs) -> _Arrays:
+    """q, k, v of a call as `[B', H', N', D]`."""
+    query = _heads_first(call.query.folded(inputs.query))
+    return (
+        query,
+        _heads_first(call.key.folded(inputs.key)),
+        _heads_first(call.key.folded(inputs.value)),
+    )
+
+
+def _heads_first(folded: Tensor) -> Tensor:
+    return folded.flatten(1, -3).transpose(1, 2)
+
+
+def _write(call: Call, whole: Tensor, part: Tensor) -> None:
+    """Put a call's rows `[B', N', H', …]` where its queries are."""
+    tail = whole.unsqueeze(-1) if whole.dim() == len(call.query.axes) + 2 else whole
+    spread = call.query.spread(tail)
+    spread.copy_(part.reshape(spread.shape))
+
+
+def _rows(call: Call, grad_out: Tensor, out: Tensor, lse: Tensor) -> _Arrays:
+    """The rows of a call, as the kernel returned them."""
+    rows = [_heads_first(call.query.folded(t)) for t in (grad_out, out, lse.unsqueeze(-1))]
+    return rows[0], rows[1], rows[2].squeeze(-1)
+
+
+def _kernel_arguments(
+    arguments: CallArguments, arrays: _Arrays, scale: float
+) -> tuple[_Arrays, dict[str, object]]:
+    """Tensors in a dtype that the CPU kernel is fast in, and its named arguments."""
+    query, key, value = arrays
+    group = query.shape[1] // key.shape[1]
+    if query.dtype == torch.float16:
+        query, key, value = query.float(), key.float(), value.float()
+    if group > 1:
+        key, value = (t.repeat_interleave(group, dim=1) for t in (key, value))
+    bias = None
+    if isinstance(arguments, Matrix):
+        bias = _bias(arguments.lines, query.dtype)
+    return (query, key, value), {"attn_mask": bias, "scale": scale}
+
+
+def _kernel(arguments: CallArguments, arrays: _Arrays, scale: float) -> tuple[Tensor, Tensor]:
+    """One call: output `[B', H', N', D]` and logsumexp `[B', H', N']`."""
+    tensors, named = _kernel_arguments(arguments, arrays, scale)
+    causal = isinstance(arguments, Causal)
+    return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+        *tensors, 0.0, causal, **named
+    )
+
+
+def _kernel_backward(
+    arguments: CallArguments,
+    arrays: _Arrays,
+    scale: float,
+    grad_out: Tensor,
+    out: Tensor,
+    lse: Tensor,
+) -> _Arrays:
+    tensors, named = _kernel_arguments(arguments, arrays, scale)
+    causal = isinstance(arguments, Causal)
+    # its logsumexp has the strides of [B, N, H]: keep them
+    rows = [t.to(tensors[0].dtype) for t in (grad_out, out)]
+    query, key, value = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+        rows[0], *tensors, rows[1], lse, 0.0, causal, **named
+    )
+    group = query.shape[1] // arrays[1].shape[1]
+    if group > 1:
+        key, value = (t.unflatten(1, (-1, group)).sum(2) for t in (key, value))
+    return query, key, value
+
+
+def _public(arguments: CallArguments, arrays: _Arrays, scale: float) -> Tensor:
+    bias = (
+        _bias(arguments.lines, arrays[0].dtype).to(arrays[0].device)
+        if isinstance(arguments, Matrix)
+        else None
+    )
+    return torch.nn.functional.scaled_dot_product_attention(
+        *arrays, attn_mask=bias, is_causal=isinstance(arguments, Causal), scale=scale,
+        enable_gqa=arrays[0].shape[1] != arrays[1].shape[1],
+    )  # fmt: skip
+
+
+def _public_backward(
+    arguments: CallArguments, arrays: _Arrays, scale: float, grad_out: Tensor
+) -> _Arrays:
+    with torch.enable_grad():
+        leaves = tuple(t.detach().requires_grad_() for t in arrays)
+        return torch.autograd.grad(_public(arguments, leaves, scale), leaves, grad_out)  # pyright: ignore
+
+
+@lru_cache(16)
+def _bias(lines: tuple[BoundAxis, ...], dtype: torch.dtype) -> Tensor:
+    """The mask as an additive matrix."""
+    allowed = torch.from_numpy(Matrix(lines).allowed((), ()))
+    return torch.zeros(allowed.shape, dtype=dtype).masked_fill_(~allowed, float("-inf"))
+
+
+def _merge_extra(inputs: Inputs, out: Tensor, lse: Tensor) -> None:
+    """Join the attention over the extra keys into out and lse."""
+    if inputs.extra_key is None or inputs.extra_value is None or not inputs.extra_key.shape[1]:
+        return
+    arrays = _extra_arrays(inputs)
+    if not arrays[0].numel():
+        return
+    part, part_lse = _kernel(Dense(), arrays, inputs.scale)
+    part, part_lse = (
+        part.transpose(1, 2).reshape(out.shape),
+        part_lse.transpose(1, 2).reshape(lse.shape),
+    )
+    joint = torch.logaddexp(lse, part_lse)
+    ours, theirs = ((side - joint).exp()[..., None] for side in (lse, part_lse))
+    out.copy_(ours * out.to(lse.dtype) + theirs * part.to(lse.dtype))
+    lse.copy_(joint)
+
+
+def _extra_arrays(inputs: Inputs) -> _Arrays:
+    assert inputs.extra_key is not None and inputs.extra_value is not None
+    query = inputs.query.flatten(1, -3).transpose(1, 2)
+    return query, inputs.extra_key.transpose(1, 2), inputs.extra_value.transpose(1, 2)
+
+
+def _extra_backward(
+    inputs: Inputs, grad_query: Tensor, out: Tensor, lse: Tensor, grad_out: Tensor
+) -> tuple[Tensor | None, Tensor | None]:
+    """Gradients of the extra keys; the queries' share is added to `grad_query`."""
+    if inputs.extra_key is None or inputs.extra_value is None:
+        return None, None
+    arrays = _extra_arrays(inputs)
+    if not arrays[0].numel() or not arrays[1].numel():
+        return torch.zeros_like(inputs.extra_key), torch.zeros_like(inputs.extra_value)
+    rows = [t.flatten(1, -3).transpose(1, 2) for t in (grad_out, out)]
+    flat_lse = lse.flatten(1, -2).transpose(1, 2)
+    query, key, value = _kernel_backward(Dense(), arrays, inputs.scale, rows[0], rows[1], flat_lse)
+    grad_query.add_(query.transpose(1, 2).reshape(grad_query.shape))
+    return tuple(t.transpose(1, 2).to(inputs.key.dtype).contiguous() for t in (key, value))  # pyright: ignore
+
+
+def _merge_sink(inputs: Inputs, out: Tensor, lse: Tensor) -> None:
+    """A sink adds to the logsumexp, so every weight shrinks by the same factor."""
+    if inputs.sink is None:
+        return
+    joint = torch.logaddexp(lse, inputs.sink.to(lse.dtype).expand_as(lse))
+    out.mul_((lse - joint).exp()[..., None].to(out.dtype))
+    lse.copy_(joint)
+
+
+def _sink_gradient(inputs: Inputs, out: Tensor, lse: Tensor, grad_out: Tensor) -> Tensor | None:
+    """Minus the sink's weight times sum(grad_out * out), over rows."""
+    if inputs.sink is None:
+        return None
+    exact = accumulate_dtype(out.dtype)
+    delta = (grad_out.to(exact) * out.to(exact)).sum(-1)
+    weight = (inputs.sink.to(exact) - lse).exp()
+    return -(weight * delta).flatten(0, -2).sum(0).to(inputs.sink.dtype)

@@ -1,0 +1,101 @@
+"""Dense kernels: no mask, top-left causal, or an explicit matrix. What `reference` and `sdpa` can say.
+
+Torch's `scaled_dot_product_attention` documents `is_causal` as a lower triangle from the top-left corner. Its CPU
+kernel takes one head size, divides by zero without keys, and gives rows without keys a logsumexp of 0.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nbattn.dialects.limits import Limits
+from nbattn.geometry import BoundAxis, Ints
+
+REFERENCE = Limits(name="reference")
+SDPA_CPU = Limits(name="sdpa", softcap=False, key_range=False, value_dim=False, lse_gradient=False)
+SDPA = Limits(
+    name="sdpa", softcap=False, key_range=False, lse=False, deterministic=False
+)  # its public function
+MASK_LIMIT = 1 << 22  # pairs of an explicit matrix: 16 MiB in float32
+_CPU_BLOCK = 32  # query rows below the diagonal that its CPU kernel computes at once
+
+
+@dataclass(frozen=True, slots=True)
+class Dense:
+    """Every query reads every key."""
+
+    def rows(self, axis: int, queries: int, keys: int) -> tuple[Ints, Ints, int]:
+        """All keys, per query."""
+        counts = np.zeros((queries, 2), dtype=np.int64)
+        counts[:, 1] = keys
+        return np.zeros_like(counts), counts, 1
+
+    def allowed(self, queries: tuple[int, ...], keys: tuple[int, ...]) -> NDArray[np.bool_]:
+        """All True."""
+        return np.ones((math.prod(queries), math.prod(keys)), dtype=np.bool_)
+
+    def visited(self, queries: int, keys: int) -> int:
+        """Pairs that the kernel computes."""
+        return queries * keys
+
+    def describe(self) -> str:
+        """In words."""
+        return "no mask"
+
+
+@dataclass(frozen=True, slots=True)
+class Causal:
+    """Query i reads keys 0 … i: top-left. Only `axis` is longer than one position."""
+
+    axis: int
+
+    def rows(self, axis: int, queries: int, keys: int) -> tuple[Ints, Ints, int]:
+        """The first i + 1 keys on the causal axis, all on the others."""
+        starts, counts, step = Dense().rows(axis, queries, keys)
+        if axis == self.axis:
+            counts[:, 1] = np.minimum(np.arange(queries) + 1, keys)
+        return starts, counts, step
+
+    def allowed(self, queries: tuple[int, ...], keys: tuple[int, ...]) -> NDArray[np.bool_]:
+        """The lower triangle."""
+        return np.tri(math.prod(queries), math.prod(keys), dtype=np.bool_)
+
+    def visited(self, queries: int, keys: int) -> int:
+        """Pairs that the kernel computes: it skips blocks above the diagonal."""
+        square = min(queries, keys)
+        return square * (square + _CPU_BLOCK) // 2 + (queries - square) * keys
+
+    def describe(self) -> str:
+        """In words."""
+        return "is_causal, top-left"
+
+
+@dataclass(frozen=True, slots=True)
+class Matrix:
+    """The mask itself, as a matrix."""
+
+    lines: tuple[BoundAxis, ...]
+
+    def rows(self, axis: int, queries: int, keys: int) -> tuple[Ints, Ints, int]:
+        """The mask's own rows."""
+        starts, counts = self.lines[axis].key_runs()
+        return starts, counts, self.lines[axis].axis.dilation
+
+    def allowed(self, queries: tuple[int, ...], keys: tuple[int, ...]) -> NDArray[np.bool_]:
+        """The matrix."""
+        matrix = np.ones((1, 1), dtype=np.bool_)
+        for line in self.lines:
+            matrix = np.kron(matrix, line.dense())
+        return matrix
+
+    def visited(self, queries: int, keys: int) -> int:
+        """Pairs that the kernel computes."""
+        return queries * keys
+
+    def describe(self) -> str:
+        """In words."""
+        return "explicit mask"

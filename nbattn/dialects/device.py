@@ -1,0 +1,97 @@
+"""What the planner knows of a device: rates and limits as data, with their source. No device is needed to plan for it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from nbattn.errors import InputError
+
+_CPU = "one core of an AMD EPYC (Zen 4), torch 2.13, benchmarks/results"
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceInfo:
+    """A device as the planner sees it.
+
+    Args:
+        name: "cpu", "sm_90" …; what `device=` accepts.
+        kind: the torch device type.
+        flops: dense matmul rate per dtype in FLOP/s, as pairs so that the value hashes.
+        bandwidth: bytes per second, read plus written.
+        launch: seconds that one call costs before it computes.
+        source: where the numbers come from.
+        providers: optional packages assumed to be installed.
+    """
+
+    name: str
+    kind: str
+    flops: tuple[tuple[str, float], ...]
+    bandwidth: float
+    launch: float
+    source: str
+    providers: tuple[str, ...] = ()
+
+    def peak(self, dtype: str) -> float:
+        """FLOP/s for a dtype; one that has no rate of its own counts as float32."""
+        rates = dict(self.flops)
+        return rates.get(dtype, rates["float32"])
+
+
+def _gpu(name: str, half: float, single: float, bandwidth: float, source: str) -> DeviceInfo:
+    rates = {"float16": half, "bfloat16": half, "float32": single, "float64": single / 2}
+    if name == "sm_75":
+        del rates["bfloat16"]
+    return DeviceInfo(name, "cuda", tuple(rates.items()), bandwidth, 5e-6, source)
+
+
+DEVICES: Mapping[str, DeviceInfo] = {
+    device.name: device
+    for device in (
+        DeviceInfo(
+            "cpu",
+            "cpu",
+            (("float32", 85e9), ("float64", 40e9), ("bfloat16", 250e9), ("float16", 85e9)),
+            12e9,
+            4e-6,
+            _CPU,
+        ),
+        _gpu("sm_75", 65e12, 8.1e12, 0.32e12, "NVIDIA T4 datasheet"),
+        _gpu("sm_80", 312e12, 19.5e12, 2.04e12, "NVIDIA A100 80GB SXM datasheet"),
+        _gpu("sm_86", 150e12, 37.4e12, 0.696e12, "NVIDIA A40 datasheet"),
+        _gpu("sm_89", 362e12, 91.6e12, 0.864e12, "NVIDIA L40S datasheet"),
+        _gpu("sm_90", 989e12, 67e12, 3.35e12, "NVIDIA H100 SXM datasheet"),
+        _gpu("sm_100", 2250e12, 75e12, 8.0e12, "NVIDIA B200 datasheet"),
+        _gpu("sm_103", 2500e12, 77e12, 8.0e12, "NVIDIA B300 datasheet"),
+        _gpu("sm_120", 209e12, 105e12, 1.79e12, "NVIDIA RTX 5090 datasheet"),
+    )
+}
+
+
+def named(name: str) -> DeviceInfo:
+    """The device data of a name.
+
+    >>> named("sm_90").kind
+    'cuda'
+    """
+    if name not in DEVICES:
+        raise InputError(
+            f"device={name!r} is not known.",
+            fix=f"one of {', '.join(map(repr, DEVICES))}, a torch.device, or a DeviceInfo of your own.",
+        )
+    return DEVICES[name]
+
+
+def cuda(major: int, minor: int) -> DeviceInfo:
+    """The device data for a compute capability: its own entry, or the nearest older one."""
+    capability = 10 * major + minor
+    known = {int(name[3:]): device for name, device in DEVICES.items() if name.startswith("sm_")}
+    older = [number for number in known if number <= capability]
+    return known[max(older)] if older else known[min(known)]
+
+
+def other(kind: str) -> DeviceInfo:
+    """A device without data (mps, xpu, …): the CPU's rates stand in, which the source says."""
+    return DeviceInfo(
+        kind, kind, DEVICES["cpu"].flops, DEVICES["cpu"].bandwidth, 2e-5, "no data; the CPU's rates"
+    )

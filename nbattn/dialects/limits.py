@@ -1,0 +1,95 @@
+"""Limits of a kernel family as data, and the reasons that follow from them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+from nbattn.dialects.device import DeviceInfo
+
+
+class Reason(NamedTuple):
+    """Why a candidate was refused: which limit, and the sentence."""
+
+    limit: str
+    text: str
+
+
+class Facts(Protocol):
+    """What of a request the limits look at."""
+
+    @property
+    def device(self) -> DeviceInfo: ...
+    @property
+    def dtype(self) -> str: ...
+    @property
+    def head_dim(self) -> int: ...
+    @property
+    def value_dim(self) -> int: ...
+    @property
+    def training(self) -> bool: ...
+    @property
+    def return_lse(self) -> bool: ...
+    @property
+    def softcap(self) -> bool: ...
+    @property
+    def key_range(self) -> bool: ...
+    @property
+    def sink(self) -> bool: ...
+    @property
+    def extra_keys(self) -> int: ...
+    @property
+    def deterministic(self) -> bool: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What a backend cannot do, each field one limit.
+
+    Args:
+        name: the backend.
+        kinds: torch device types; empty is any.
+        dtypes: by name.
+        softcap, key_range, value_dim: whether it takes them (value_dim: a value size other than head_dim).
+        lse: whether it returns a logsumexp, which sinks and extra keys need too.
+        lse_gradient: whether its backward uses a gradient of the logsumexp.
+        deterministic: whether its bits repeat.
+    """
+
+    name: str
+    kinds: tuple[str, ...] = ()
+    dtypes: tuple[str, ...] = ("float16", "bfloat16", "float32", "float64")
+    softcap: bool = True
+    key_range: bool = True
+    value_dim: bool = True
+    lse: bool = True
+    lse_gradient: bool = True
+    deterministic: bool = True
+
+    def reasons(self, facts: Facts) -> list[Reason]:
+        """Every limit that the facts break."""
+        found: list[Reason] = []
+        if self.kinds and facts.device.kind not in self.kinds:
+            found.append(
+                Reason("device", f"runs on {', '.join(self.kinds)}, not on {facts.device.name}")
+            )
+        if facts.dtype not in self.dtypes:
+            found.append(Reason("dtype", f"takes {', '.join(self.dtypes)}, not {facts.dtype}"))
+        if facts.softcap and not self.softcap:
+            found.append(Reason("softcap", "has no softcap"))
+        if facts.key_range and not self.key_range:
+            found.append(Reason("key_range", "has no key_range"))
+        if facts.value_dim != facts.head_dim and not self.value_dim:
+            text = f"needs value_dim = head_dim, not {facts.value_dim} and {facts.head_dim}"
+            found.append(Reason("value_dim", text))
+        if not self.lse and (facts.return_lse or facts.sink or facts.extra_keys):
+            found.append(
+                Reason("lse", "returns no logsumexp, which return_lse, sink and extra keys need")
+            )
+        if facts.training and facts.return_lse and not self.lse_gradient:
+            found.append(
+                Reason("lse_gradient", "its backward cannot use a gradient of the logsumexp")
+            )
+        if facts.deterministic and facts.training and not self.deterministic:
+            found.append(Reason("deterministic", "its backward does not repeat bit by bit"))
+        return found

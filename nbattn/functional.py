@@ -1,0 +1,314 @@
+"""The public functions: attention(), plan() and merge()."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any, Literal, overload
+
+import torch
+from torch import Tensor
+
+from nbattn import arguments, ops
+from nbattn.backends import reference
+from nbattn.backends.contract import Inputs
+from nbattn.dialects.device import DeviceInfo
+from nbattn.errors import InputError
+from nbattn.mask import Mask
+from nbattn.planner import dispatch, planner
+from nbattn.planner.plan import Plan
+from nbattn.planner.request import Request
+
+
+@overload
+def attention(
+    query: Tensor, key: Tensor, value: Tensor, mask: Mask, *, scale: float | None = None,
+    softcap: float | None = None, sink: Tensor | None = None, key_range: Tensor | None = None,
+    extra_key: Tensor | None = None, extra_value: Tensor | None = None, backend: str = "auto",
+    require: Sequence[str] = (), forbid: Sequence[str] = (), return_lse: Literal[False] = False,
+) -> Tensor: ...  # fmt: skip
+
+
+@overload
+def attention(
+    query: Tensor, key: Tensor, value: Tensor, mask: Mask, *, scale: float | None = None,
+    softcap: float | None = None, sink: Tensor | None = None, key_range: Tensor | None = None,
+    extra_key: Tensor | None = None, extra_value: Tensor | None = None, backend: str = "auto",
+    require: Sequence[str] = (), forbid: Sequence[str] = (), return_lse: bool,
+) -> Tensor | tuple[Tensor, Tensor]: ...  # fmt: skip
+
+
+def attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Mask,
+    *,
+    scale: float | None = None,
+    softcap: float | None = None,
+    sink: Tensor | None = None,
+    key_range: Tensor | None = None,
+    extra_key: Tensor | None = None,
+    extra_value: Tensor | None = None,
+    backend: str = "auto",
+    require: Sequence[str] = (),
+    forbid: Sequence[str] = (),
+    return_lse: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Attention of every query over the keys that the mask lets it read.
+
+    Args:
+        query: `[B, *space, H, D]`, any strides.
+        key: `[B, *key_space, Hk, D]`; query head h reads key head `h // (H // Hk)`.
+        value: `[B, *key_space, Hk, Dv]`.
+        mask: what is read, one axis per axis of the space.
+        scale: of the scores; default `D ** -0.5`; 0.0 is honoured.
+        softcap: c, for `c * tanh(scores / c)` after the scale.
+        sink: `[H]` logits that take part in every softmax and in the logsumexp, without a value.
+        key_range: int32 `[B, rank, 2]`: keys outside [start, stop) are not read (padding), whatever they hold. It never
+            moves a window.
+        extra_key, extra_value: `[B, E, Hk, D]`, `[B, E, Hk, Dv]`: keys that every query reads.
+        backend: "auto", or a name, which then runs or raises; "reference" can be differentiated twice.
+        require, forbid: strategies or backends that must or must not be used.
+        return_lse: also return the logsumexp.
+
+    Returns:
+        `[B, *space, H, Dv]` in the query's dtype; with `return_lse` also `[B, *space, H]`, natural logarithm, float32
+        (float64 for float64), differentiable. A query without keys has output 0, logsumexp -inf, zero gradients.
+
+    Raises:
+        InputError: an argument does not fit, with both numbers and the fix.
+        MaskError: the mask does not fit the shape.
+        BackendError: no backend can, with every reason.
+
+    >>> query = torch.randn(1, 56, 56, 2, 32)
+    >>> attention(query, query, query, Mask.neighborhood((7, 7))).shape
+    torch.Size([1, 56, 56, 2, 32])
+    """
+    arguments.check_mask(mask)
+    named = {"key": key, "value": value, "sink": sink, "key_range": key_range,
+             "extra_key": extra_key, "extra_value": extra_value}  # fmt: skip
+    query, named = _autocast(query, named)
+    arguments.check_tensors(query, named)
+    key, value, extra_key, extra_value = (
+        named["key"],
+        named["value"],
+        named["extra_key"],
+        named["extra_value"],
+    )  # pyright: ignore
+    arguments.check_shapes(mask, query.shape, key.shape, value.shape)
+    arguments.check_numbers(scale, softcap)
+    arguments.check_extras(query, key, value, sink, key_range, extra_key, extra_value)
+    arguments.check_backend(backend, require, forbid)
+    factor = query.shape[-1] ** -0.5 if scale is None else float(scale)
+    cap = None if softcap is None else float(softcap)
+    tensors = (query, key, value, sink, key_range, extra_key, extra_value)
+    if backend == "reference":
+        out, lse = _reference(tensors, factor, cap, mask, require, forbid)
+    else:
+        differentiable = [
+            t for t in (query, key, value, sink, extra_key, extra_value) if t is not None
+        ]
+        training = torch.is_grad_enabled() and any(t.requires_grad for t in differentiable)
+        transformed = torch._C._are_functorch_transforms_active()  # pyright: ignore[reportPrivateUsage]
+        options = ops.Options(
+            mask.code(), factor, cap, backend, list(require), list(forbid), training or transformed,
+            torch.are_deterministic_algorithms_enabled(), return_lse,
+        )  # fmt: skip
+        run = (
+            ops.TransformableAttention.apply
+            if transformed
+            else ops.Attention.apply
+            if training
+            else ops.FORWARD
+        )
+        out, lse = run(*tensors, *options)  # pyright: ignore
+    return (out, lse) if return_lse else out
+
+
+def _reference(
+    tensors: tuple[Any, ...],
+    scale: float,
+    softcap: float | None,
+    mask: Mask,
+    require: Sequence[str],
+    forbid: Sequence[str],
+) -> tuple[Tensor, Tensor]:
+    """The reference outside the operator, so that torch differentiates it."""
+    if require or forbid:
+        query, key, value = tensors[:3]
+        plan(mask, query.shape, key.shape, value_dim=value.shape[-1], dtype=query.dtype, device=query.device,
+             backend="reference", require=require, forbid=forbid)  # fmt: skip
+    return reference.attend(Inputs(*tensors, scale, softcap), mask)
+
+
+def _autocast(query: Tensor, named: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
+    """Under autocast, float32 and half tensors in the autocast dtype; float64 stays, as in torch."""
+    if (
+        not isinstance(query, Tensor)
+        or query.device.type == "meta"
+        or not torch.is_autocast_enabled(query.device.type)
+    ):
+        return query, named
+    dtype = torch.get_autocast_dtype(query.device.type)
+
+    def cast(tensor: Tensor | None) -> Tensor | None:
+        if tensor is None or not tensor.is_floating_point() or tensor.dtype == torch.float64:
+            return tensor
+        return tensor.to(dtype)
+
+    kept = {name: named[name] for name in ("sink", "key_range")}
+    return cast(query), {name: cast(t) for name, t in named.items()} | kept  # pyright: ignore
+
+
+def plan(
+    mask: Mask,
+    query_shape: Sequence[int],
+    key_shape: Sequence[int] | None = None,
+    *,
+    value_dim: int | None = None,
+    dtype: torch.dtype | str = torch.bfloat16,
+    device: torch.device | str | DeviceInfo | None = None,
+    training: bool = False,
+    backend: str = "auto",
+    require: Sequence[str] = (),
+    forbid: Sequence[str] = (),
+    return_lse: bool = False,
+    extra_keys: int = 0,
+    softcap: float | None = None,
+    sink: bool = False,
+    key_range: bool = False,
+    deterministic: bool | None = None,
+    packed: bool = False,
+) -> Plan:
+    """What `attention` would run for these shapes, what else it could, at what cost, and why not. Needs no device.
+
+    Args:
+        mask: the mask.
+        query_shape: `[B, *space, H, D]`.
+        key_shape: `[B, *key_space, Hk, D]`; default: as the query.
+        value_dim: Dv; default D.
+        dtype: a torch dtype or its name.
+        device: None is this machine's; a torch device; "cpu", "sm_80", "sm_90" …; or a `DeviceInfo`.
+        training: a backward pass follows.
+        backend, require, forbid, return_lse: as in `attention`.
+        extra_keys: E.
+        softcap: as in `attention`; sink, key_range: whether there is one.
+        deterministic: None is torch's switch.
+        packed: q, k and v are views of one tensor.
+
+    Raises:
+        InputError, MaskError, BackendError: as `attention`.
+
+    >>> plan(Mask.causal(), (1, 2048, 8, 64), (1, 512, 8, 64), dtype="float32", device="cpu").chosen.name
+    'sdpa/causal'
+    """
+    return _plan(
+        mask, tuple(query_shape), None if key_shape is None else tuple(key_shape), value_dim, dtype, device, backend,
+        tuple(require) if not isinstance(require, str) else require,
+        tuple(forbid) if not isinstance(forbid, str) else forbid, extra_keys, softcap,
+        (training, return_lse, sink, key_range, packed,
+         torch.are_deterministic_algorithms_enabled() if deterministic is None else deterministic),
+    )  # fmt: skip
+
+
+@lru_cache(planner.CACHE_SIZE)
+def _plan(
+    mask: Mask, query_shape: tuple[int, ...], key_shape: tuple[int, ...] | None, value_dim: int | None,
+    dtype: torch.dtype | str, device: torch.device | str | DeviceInfo | None, backend: str, require: Any, forbid: Any,
+    extra_keys: int, softcap: float | None, flags: tuple[bool, ...],
+) -> Plan:  # fmt: skip
+    training, return_lse, sink, key_range, packed, deterministic = flags
+    arguments.check_mask(mask)
+    key_shape = query_shape if key_shape is None else key_shape
+    dim = query_shape[-1] if value_dim is None and query_shape else value_dim
+    arguments.check_shapes(mask, query_shape, key_shape, (*key_shape[:-1], dim or 0))
+    arguments.check_numbers(None, softcap)
+    arguments.check_backend(backend, require, forbid)
+    return planner.make(
+        Request(
+            **dispatch.shapes(mask, query_shape, key_shape), value_dim=dim, dtype=dispatch.dtype_name(dtype),
+            device=dispatch.device_info(device), layout="packed" if packed else "contiguous", training=training,
+            deterministic=deterministic, return_lse=return_lse, extra_keys=extra_keys, softcap=softcap is not None,
+            sink=sink, key_range=key_range, backend=backend, require=require, forbid=forbid,
+        )  # pyright: ignore
+    )  # fmt: skip
+
+
+def run(
+    plan: Plan, query: Tensor, key: Tensor, value: Tensor, **tensors: Any
+) -> Tensor | tuple[Tensor, Tensor]:
+    """`Plan.run`: attention by a plan made before, on the tensors it was made for."""
+    request = plan.request
+    if dispatch.device_info(query.device) != request.device:
+        raise InputError(
+            f"the plan is for {request.device.name}, the tensors are on {query.device}.",
+            where=request.summary(),
+            fix=f"nbattn.plan(..., device={str(query.device)!r}).",
+        )
+    wanted = dispatch.shapes(request.mask, query.shape, key.shape) | {
+        "dtype": dispatch.dtype_name(query.dtype)
+    }
+    wanted["value_dim"] = value.shape[-1]
+    for name, size in wanted.items():
+        if getattr(request, name) != size:
+            raise InputError(
+                f"the plan is for {name}={getattr(request, name)}, the tensors have {size}.",
+                where=request.summary(),
+                fix="plan again for these shapes, or nbattn.attention(query, key, value, mask).",
+            )
+    chosen = plan.chosen
+    return attention(
+        query, key, value, request.mask, backend=chosen.backend, require=(chosen.strategy, *chosen.traits),
+        return_lse=request.return_lse, **tensors,
+    )  # fmt: skip
+
+
+def warmup(plan: Plan) -> None:
+    """`Plan.warmup`: what the first run would prepare."""
+    backend: Any = ops.backend_module(plan.chosen.backend)
+    if hasattr(backend, "warmup"):
+        backend.warmup(plan.chosen.program)
+
+
+def merge(outputs: Sequence[Tensor], lses: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Join attentions of the same queries over disjoint sets of keys, as if it were one.
+
+    Args:
+        outputs: each `[B, *space, H, Dv]`.
+        lses: each `[B, *space, H]`, natural logarithm; -inf where nothing was read.
+
+    Returns:
+        The joint output and logsumexp, differentiable in all of them.
+
+    Raises:
+        InputError: nothing to merge, or shapes that differ.
+
+    >>> q, k = torch.randn(1, 8, 2, 16), torch.randn(1, 8, 2, 16)
+    >>> parts = [attention(q, k[:, half], k[:, half], Mask.full(), return_lse=True) for half in (slice(4), slice(4, 8))]
+    >>> out, lse = merge(*zip(*parts))
+    >>> torch.allclose(out, attention(q, k, k, Mask.full()), atol=1e-6)
+    True
+    """
+    if not outputs or len(outputs) != len(lses):
+        raise InputError(
+            f"{len(outputs)} outputs and {len(lses)} logsumexps.",
+            fix="as many of both, at least one: merge([a, b], [x, y]).",
+        )
+    for out, lse in zip(outputs, lses, strict=True):
+        if out.shape != outputs[0].shape or lse.shape != out.shape[:-1]:
+            raise InputError(
+                f"output {list(out.shape)} and logsumexp {list(lse.shape)} do not fit {list(outputs[0].shape)}.",
+                fix="outputs [B, *space, H, Dv] and logsumexps [B, *space, H] of the same queries.",
+            )
+    stacked = torch.stack(list(lses))
+    empty = (stacked == float("-inf")).all(dim=0)
+    safe = torch.where(empty, 0.0, stacked)
+    lse = safe.logsumexp(dim=0)
+    weights = torch.where(empty, 0.0, (safe - lse).exp())
+    out = sum(
+        weight[..., None] * part.to(weight.dtype)
+        for weight, part in zip(weights, outputs, strict=True)
+    )
+    assert isinstance(out, Tensor)
+    return out.to(outputs[0].dtype), lse.masked_fill(empty, float("-inf"))

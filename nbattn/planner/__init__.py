@@ -1,0 +1,1 @@
+"""The planner: requests, rewrites, programs, costs, and the plan that shows them all."""

@@ -1,0 +1,104 @@
+"""What a candidate costs: work counted in closed form, and the one number that candidates are ranked by.
+
+Ranked by the measured time where one is known, else by a bound: max(flops / rate, bytes / bandwidth) + calls x launch,
+with the rates of `dialects/device.py`. On the CPU the engine's bound is the fitted model of `dialects/tiled.py`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from nbattn.planner.request import Request
+
+ITEMSIZE = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
+_BACKWARD_FLOPS = 2.5  # five products of the size of the forward's two
+_SDPA_CPU_RATE = 70e9  # its CPU kernel converts half precision to float32
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cost:
+    """Work of one candidate, forward and (when training) backward.
+
+    Args:
+        useful_pairs: (query, key) pairs that the mask allows, over batch and heads.
+        visited_pairs: pairs that the kernels compute.
+        flops: of the visited pairs.
+        bytes: moved at least: inputs and outputs once, copies twice.
+        calls: kernel launches.
+        bound: seconds no run can beat, by this model; never a measured time.
+        measured: seconds on this device, or None.
+    """
+
+    useful_pairs: int
+    visited_pairs: int
+    flops: float
+    bytes: float
+    calls: int
+    bound: float
+    measured: float | None = None
+
+    @property
+    def seconds(self) -> float:
+        """The number that ranks: measured, else the bound."""
+        return self.bound if self.measured is None else self.measured
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, rounded so that it prints the same everywhere."""
+        plain = asdict(self)
+        return {name: float(f"{x:.4g}") if isinstance(x, float) else x for name, x in plain.items()}
+
+
+def tensor_bytes(request: Request) -> int:
+    """Bytes of q, k, v and the output, once."""
+    query = request.query_count * request.heads * (request.head_dim + request.value_dim)
+    key = (
+        (request.key_count + request.extra_keys)
+        * request.kv_heads
+        * (request.head_dim + request.value_dim)
+    )
+    return request.batch * (query + key) * ITEMSIZE[request.dtype]
+
+
+def roofline(
+    request: Request,
+    *,
+    useful: int,
+    visited: int,
+    calls: int,
+    copied: float = 0,
+    rate: float | None = None,
+) -> Cost:
+    """The cost of work at a device's rates.
+
+    Args:
+        useful, visited: pairs per (batch, head), extra keys not counted.
+        calls: kernel launches, forward.
+        copied: bytes of copies.
+        rate: FLOP/s; default: the device's peak.
+    """
+    items = request.batch * request.heads
+    extra = request.query_count * request.extra_keys
+    passes = 1 + _BACKWARD_FLOPS * request.training
+    flops = 2.0 * items * (visited + extra) * (request.head_dim + request.value_dim) * passes
+    moved = tensor_bytes(request) * (1 + 2 * request.training) + 2 * copied * passes
+    count = calls * (1 + 2 * request.training)
+    device = request.device
+    bound = (
+        max(flops / (rate or device.peak(request.dtype)), moved / device.bandwidth)
+        + count * device.launch
+    )
+    pairs = (items * (useful + extra), items * (visited + extra))
+    return Cost(
+        useful_pairs=pairs[0],
+        visited_pairs=pairs[1],
+        flops=flops,
+        bytes=moved,
+        calls=count,
+        bound=bound,
+    )
+
+
+def sdpa_rate(request: Request) -> float | None:
+    """The rate of torch's dense attention."""
+    return _SDPA_CPU_RATE if request.device.kind == "cpu" else None

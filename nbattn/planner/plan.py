@@ -1,0 +1,174 @@
+"""The plan: what was chosen for a request, everything else that could have been, why not, and the proof."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import product
+from typing import TYPE_CHECKING, Any
+
+from nbattn import geometry
+from nbattn.dialects.tiled import Tiled
+from nbattn.planner import proof
+from nbattn.planner.programs import View
+from nbattn.planner.request import Request
+from nbattn.planner.strategies import Candidate
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Visit:
+    """One block that a kernel computes: ranges of queries and keys per axis, and whether every pair is read.
+
+    Keys are products of one range per axis; where windows wrap or a prefix stands apart, there are several.
+    """
+
+    queries: tuple[range, ...]
+    keys: tuple[tuple[range, ...], ...]
+    full: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What will run for a request, and why. An immutable value; `print(plan.explain())` shows it.
+
+    Args:
+        request: what was asked.
+        chosen: the accepted candidate with the lowest cost.
+        candidates: all of them: accepted ones by cost, then refused ones with their reasons.
+
+    >>> import nbattn
+    >>> plan = nbattn.plan(nbattn.Mask.neighborhood((7, 7)), (1, 56, 56, 2, 32), dtype="float32", device="cpu")
+    >>> plan.chosen.backend, plan.verify()
+    ('tiled', True)
+    """
+
+    request: Request
+    chosen: Candidate
+    candidates: tuple[Candidate, ...]
+
+    def __str__(self) -> str:
+        return self.explain()
+
+    def explain(self) -> str:
+        """What was chosen, what else it could have been, at what cost, and why not."""
+        lines = [f"plan  {self.request.mask!r}", f"      {self.request.summary()}"]
+        for candidate in self.candidates:
+            lines += _explain(candidate, self.chosen)
+        measured = self.chosen.cost is not None and self.chosen.cost.measured is not None
+        known = (
+            "measured times" if measured else "bounds (no measurement of this request is committed)"
+        )
+        device = self.request.device
+        return "\n".join([*lines, f"  decided by {known}; rates of {device.name}: {device.source}"])
+
+    def to_dict(self) -> dict[str, Any]:
+        """The plan as plain data that JSON takes; the same for equal requests, everywhere."""
+        return {
+            "request": self.request.to_dict(),
+            "chosen": self.chosen.name,
+            "candidates": [candidate.to_dict() for candidate in self.candidates],
+        }
+
+    def support(self) -> NDArray[np.bool_]:
+        """The (query, key) pairs that the chosen program computes, bool `[Nq, Nk]`, from index grids sent through it.
+
+        Raises:
+            InputError: more than 2^26 pairs.
+            AssertionError: a pair is computed twice, or (batch, head) slices differ.
+        """
+        return proof.support(self.request, self.chosen)
+
+    def verify(self) -> bool:
+        """Whether the chosen program is the mask exactly, proved per axis at any size.
+
+        Raises:
+            AssertionError: it is not, with the first query that differs.
+        """
+        return proof.verify(self.request, self.chosen)
+
+    def schedule(self) -> Iterator[Visit]:
+        """The blocks that the chosen program computes, one after another."""
+        assert self.chosen.program is not None
+        for call in self.chosen.program.calls:
+            if isinstance(call.arguments, Tiled):
+                yield from _tile_visits(call.arguments)
+            else:
+                yield from _group_visits(
+                    call.query, call.key, full=call.arguments.describe() == "no mask"
+                )
+
+    def warmup(self) -> None:
+        """Prepare what the first run would: the tiles of this plan."""
+        from nbattn import functional
+
+        functional.warmup(self)
+
+    def run(
+        self, query: Tensor, key: Tensor, value: Tensor, **tensors: Any
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Attention on tensors of the planned shapes, by exactly this plan.
+
+        Args:
+            query, key, value: as in `nbattn.attention`.
+            **tensors: scale, softcap, sink, key_range, extra_key, extra_value, as in `nbattn.attention`.
+
+        Raises:
+            InputError: the tensors are not those of the request.
+        """
+        from nbattn import functional
+
+        return functional.run(self, query, key, value, **tensors)
+
+
+def _explain(candidate: Candidate, chosen: Candidate) -> list[str]:
+    """One candidate in a line, its reasons in further ones."""
+    if candidate.reasons:
+        first, *rest = candidate.reasons
+        return [
+            f"  refused   {candidate.name:<18} {first.text}",
+            *[f"{'':31}{reason.text}" for reason in rest],
+        ]
+    cost, best = candidate.cost, chosen.cost
+    assert cost is not None and best is not None and candidate.program is not None
+    label = "measured" if cost.measured is not None else "bound"
+    ratio = "" if candidate is chosen else f" ({cost.seconds / max(best.seconds, 1e-12):.3g}x)"
+    share = 100 * cost.useful_pairs / max(cost.visited_pairs, 1)
+    what = (
+        "; ".join(sorted({call.arguments.describe() for call in candidate.program.calls}))
+        or "nothing to read"
+    )
+    return [
+        f"  {'chosen' if candidate is chosen else 'slower':<9} {candidate.name:<18} "
+        f"{label} {cost.seconds * 1e3:.3g} ms{ratio}  {what}  "
+        f"{share:.0f}% of {cost.visited_pairs:.3g} visited pairs useful  {cost.calls} calls"
+    ]
+
+
+def _tile_visits(tiles: Tiled) -> Iterator[Visit]:
+    steps = [line.axis.dilation for line in tiles.lines]
+    for parts in tiles.visits():
+        runs = [[_range(run, d) for run in tile.keys] for tile, d in zip(parts, steps, strict=True)]
+        queries = tuple(_range(tile.queries, d) for tile, d in zip(parts, steps, strict=True))
+        yield Visit(queries, tuple(product(*runs)), all(tile.is_full for tile in parts))
+
+
+def _range(run: geometry.Run, step: int) -> range:
+    return range(run[0], run[0] + run[1] * step, step)
+
+
+def _group_visits(query: View, key: View, *, full: bool) -> Iterator[Visit]:
+    """One visit per combination of groups."""
+    for groups in product(*(range(axis.groups) for axis in query.axes)):
+        spans = [
+            tuple(
+                _range((axis.start + axis.group_step * g, axis.length), axis.step)
+                for axis, g in zip(view.axes, groups, strict=True)
+            )
+            for view in (query, key)
+        ]
+        yield Visit(spans[0], (spans[1],), full)

@@ -1,0 +1,148 @@
+"""Programs: a mask as calls of kernels on affine views of q, k and v. Data, and the one code that applies views.
+
+A view cuts every axis into groups of evenly spaced positions and moves the groups into batch or heads. Tensors and the
+index grids that prove a program go through the same functions.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, Protocol
+
+import numpy as np
+
+from nbattn.geometry import Ints
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class AxisView:
+    """Positions `start + group_step * g + step * t` of one axis, for g < groups and t < length.
+
+    >>> AxisView(0, 3, step=2, groups=2, group_step=1).positions().tolist()
+    [[0, 2, 4], [1, 3, 5]]
+    """
+
+    start: int
+    length: int
+    step: int = 1
+    groups: int = 1
+    group_step: int = 0
+    into: Literal["batch", "heads"] = "batch"
+
+    def positions(self) -> Ints:
+        """The positions as `[groups, length]`."""
+        group, t = np.arange(self.groups)[:, None], np.arange(self.length)
+        return self.start + self.group_step * group + self.step * t
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """Views of every axis: `[B, *space, H, D]` becomes `[B', *lengths, H', D]`, groups before the old B and H."""
+
+    axes: tuple[AxisView, ...]
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        return tuple(axis.length for axis in self.axes)
+
+    @property
+    def count(self) -> int:
+        """Positions per group."""
+        return math.prod(self.lengths)
+
+    @property
+    def groups(self) -> int:
+        return math.prod(axis.groups for axis in self.axes)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the view is the tensor itself, up to trimmed ends."""
+        return self.groups == 1 and all(axis.step == 1 for axis in self.axes)
+
+    def spread(self, tensor: Tensor) -> Tensor:
+        """A view of the tensor as `[B, *batch groups, *lengths, *head groups, H, D]`: never a copy."""
+        rank = len(self.axes)
+        strides, sizes = tensor.stride(), tensor.shape
+        size, stride, offset = [sizes[0]], [strides[0]], tensor.storage_offset()
+        for number, axis in enumerate(self.axes):
+            unit = strides[1 + number]
+            size += [axis.groups, axis.length]
+            stride += [unit * axis.group_step, unit * axis.step]
+            offset += unit * axis.start
+        whole = tensor.as_strided(
+            [*size, *sizes[1 + rank :]], [*stride, *strides[1 + rank :]], offset
+        )
+        batch, heads = (
+            [1 + 2 * n for n, a in enumerate(self.axes) if a.into == into]
+            for into in ("batch", "heads")
+        )
+        tail = range(1 + 2 * rank, whole.dim())
+        return whole.permute(0, *batch, *range(2, 2 + 2 * rank, 2), *heads, *tail)
+
+    def folded(self, tensor: Tensor) -> Tensor:
+        """The tensor as `[B', *lengths, H', D]`; a copy only where groups do not merge into batch or heads."""
+        spread = self.spread(tensor)
+        batch = math.prod(axis.groups for axis in self.axes if axis.into == "batch")
+        heads = self.groups // batch
+        tail = tensor.shape[1 + len(self.axes) :]
+        return spread.reshape(tensor.shape[0] * batch, *self.lengths, heads * tail[0], *tail[1:])
+
+
+class CallArguments(Protocol):
+    """What a dialect's call says, with its meaning."""
+
+    def rows(self, axis: int, queries: int, keys: int) -> tuple[Ints, Ints, int]:
+        """Per query of one axis the keys it reads: starts `[queries, 2]`, counts `[queries, 2]`, step."""
+        ...
+
+    def allowed(self, queries: tuple[int, ...], keys: tuple[int, ...]) -> NDArray[np.bool_]:
+        """The call's meaning on its own lengths, as a bool matrix."""
+        ...
+
+    def describe(self) -> str:
+        """The arguments in a few words."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One kernel call: views of queries and keys, and what the kernel is told."""
+
+    query: View
+    key: View
+    arguments: CallArguments
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """Calls that write disjoint rows; rows in no call read nothing. Extra keys and sinks join by logsumexp."""
+
+    calls: tuple[Call, ...]
+
+    def to_dict(self) -> list[dict[str, object]]:
+        """Plain data for JSON."""
+        return [
+            {
+                "arguments": call.arguments.describe(),
+                "query": [_plain(axis) for axis in call.query.axes],
+                "key": [_plain(axis) for axis in call.key.axes],
+            }
+            for call in self.calls
+        ]
+
+
+def whole(space: tuple[int, ...]) -> View:
+    """The view that is the tensor itself."""
+    return View(tuple(AxisView(0, length) for length in space))
+
+
+def _plain(axis: AxisView) -> dict[str, object]:
+    plain: dict[str, object] = {"start": axis.start, "length": axis.length, "step": axis.step}
+    if axis.groups > 1:
+        plain |= {"groups": axis.groups, "group_step": axis.group_step, "into": axis.into}
+    return plain

@@ -1,0 +1,145 @@
+"""The proof that a program is its mask: by index grids pair by pair, and per axis by intervals at any size."""
+
+from __future__ import annotations
+
+from itertools import combinations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nbattn import geometry
+from nbattn.errors import InputError
+from nbattn.geometry import BoundAxis, Ints
+from nbattn.planner.programs import AxisView, Call, Program
+from nbattn.planner.request import Request
+from nbattn.planner.strategies import Candidate
+
+SUPPORT_LIMIT = 1 << 26
+
+
+def support(request: Request, candidate: Candidate) -> NDArray[np.bool_]:
+    """The pairs that a candidate's program computes, from index grids sent through its views.
+
+    The grids have the request's groups of heads, at most two samples and two key heads: views treat all alike.
+    """
+    nq, nk = request.query_count, request.key_count
+    if nq * nk > SUPPORT_LIMIT:
+        raise InputError(
+            f"{nq} x {nk} pairs are over the limit of {SUPPORT_LIMIT}.", fix="plan.verify()"
+        )
+    program = _program(candidate)
+    batch, kv_heads = min(request.batch, 2), min(request.kv_heads, 2)
+    heads = kv_heads * request.group
+    times = np.zeros((batch, heads, nq, nk), dtype=np.int8)
+    for call in program.calls:
+        _count_call(request, call, times, kv_heads)
+    if times.size == 0:
+        return np.zeros((nq, nk), dtype=np.bool_)
+    if times.max() > 1:
+        b, h, i, j = np.argwhere(times > 1)[0].tolist()
+        raise AssertionError(f"query {i} reads key {j} {times.max()} times (sample {b}, head {h})")
+    if (times != times[:1, :1]).any():
+        raise AssertionError("samples or heads read different keys")
+    return times[0, 0].astype(np.bool_)
+
+
+def _count_call(request: Request, call: Call, times: NDArray[np.int8], kv_heads: int) -> None:
+    """Add the pairs of one call, for every sample and head of its folded tensors."""
+    import torch
+
+    batch, heads = times.shape[:2]
+
+    def grid(space: tuple[int, ...], heads: int) -> torch.Tensor:
+        count = batch * int(np.prod(space)) * heads
+        return torch.arange(count).reshape(batch, *space, heads, 1)
+
+    query = call.query.folded(grid(request.query_space, heads)).squeeze(-1).flatten(1, -2).numpy()
+    key = call.key.folded(grid(request.key_space, kv_heads)).squeeze(-1).flatten(1, -2).numpy()
+    allowed = call.arguments.allowed(call.query.lengths, call.key.lengths).astype(np.int8)
+    group = query.shape[2] // key.shape[2]
+    for b in range(query.shape[0]):
+        for h in range(query.shape[2]):
+            rest, head = np.divmod(query[b, :, h], heads)
+            sample, i = np.divmod(rest, request.query_count)
+            key_rest, key_head = np.divmod(key[b, :, h // group], kv_heads)
+            key_sample, j = np.divmod(key_rest, request.key_count)
+            same = (key_sample == sample[:1]).all() and (
+                key_head == head[:1] // request.group
+            ).all()
+            if (
+                len(i)
+                and len(j)
+                and not (same and (sample == sample[0]).all() and (head == head[0]).all())
+            ):
+                raise AssertionError("a call mixes samples or heads")
+            if len(i) and len(j):
+                times[sample[0], head[0], i[:, None], j] += allowed
+
+
+def verify(request: Request, candidate: Candidate) -> bool:
+    """Whether the program's calls are the mask: rows disjoint, and per axis the keys of every query."""
+    lines = geometry.bind(request.mask, request.query_space, request.key_space)
+    calls = _program(candidate).calls
+    covered = [[_positions(axis) for axis in call.query.axes] for call in calls]
+    for (first, one), (second, other) in combinations(enumerate(covered), 2):
+        if all(np.intersect1d(a, b).size for a, b in zip(one, other, strict=True)):
+            raise AssertionError(f"calls {first} and {second} share queries")
+    for call in calls:
+        for number, line in enumerate(lines):
+            _verify_axis(number, line, call)
+    useful = geometry.pairs(lines)
+    done = sum(_pairs(call, lines) for call in calls)
+    if done != useful:
+        raise AssertionError(f"the calls compute {done} pairs, the mask has {useful}")
+    return True
+
+
+def _program(candidate: Candidate) -> Program:
+    if candidate.program is None:
+        reasons = "; ".join(reason.text for reason in candidate.reasons)
+        raise InputError(
+            f"{candidate.name} has no program: {reasons}", fix="a candidate with a program."
+        )
+    return candidate.program
+
+
+def _positions(axis: AxisView) -> Ints:
+    return axis.positions().reshape(-1)
+
+
+def _verify_axis(number: int, line: BoundAxis, call: Call) -> None:
+    """Every query of a call reads the mask's keys on this axis."""
+    query, key = call.query.axes[number], call.key.axes[number]
+    if (query.groups, query.into) != (key.groups, key.into):
+        raise AssertionError(f"axis {number}: queries and keys are grouped differently")
+    starts, counts, step = call.arguments.rows(number, query.length, key.length)
+    at = query.positions()
+    shift = key.group_step * np.arange(key.groups)[:, None, None]
+    reads = _canonical(
+        key.start + shift + key.step * starts,
+        np.broadcast_to(counts, (*at.shape, 2)),
+        step * key.step,
+    )
+    mask_starts, mask_counts = line.key_runs()
+    wanted = _canonical(mask_starts[at], mask_counts[at], line.axis.dilation)
+    wrong = (reads != wanted).any(axis=(-1, -2))
+    if wrong.any():
+        raise AssertionError(
+            f"axis {number}: query {int(at[wrong][0])} reads other keys than the mask says"
+        )
+
+
+def _canonical(starts: Ints, counts: Ints, step: int) -> Ints:
+    """Runs as `[..., 2, 3]` (start, count, step) in one form: no start without keys, no step below two, non-empty last."""
+    starts, counts = np.broadcast_arrays(np.where(counts == 0, 0, starts), counts)
+    only_first = (counts[..., 1:] == 0) & (counts[..., :1] != 0)
+    starts, counts = (np.where(only_first, side[..., ::-1], side) for side in (starts, counts))
+    return np.stack([starts, counts, np.where(counts > 1, step, 0)], axis=-1)
+
+
+def _pairs(call: Call, lines: tuple[BoundAxis, ...]) -> int:
+    """Pairs that a verified call computes."""
+    total = 1
+    for line, query in zip(lines, call.query.axes, strict=True):
+        total *= int(line.key_runs()[1][_positions(query)].sum())
+    return total

@@ -1,0 +1,223 @@
+"""Candidates: every way each backend has to run a request, with its program and cost, or the reasons why not."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import Any
+
+from nbattn import geometry
+from nbattn.dialects import dense, tiled
+from nbattn.dialects.limits import Limits, Reason
+from nbattn.geometry import BoundAxis
+from nbattn.planner import costs
+from nbattn.planner.costs import Cost
+from nbattn.planner.programs import Call, Program, View, whole
+from nbattn.planner.request import Request
+from nbattn.planner.rewrites import Piece, dense_pieces, fold_into_heads
+
+Lines = tuple[BoundAxis, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One way to run a request.
+
+    Args:
+        backend: who runs it.
+        strategy: what it does, a name of `request.STRATEGIES`; "dense" for the reference.
+        traits: the rewrites it takes besides.
+        program: its calls, or None where it cannot say the mask.
+        cost: its work and bound, or None without a program.
+        reasons: why it is refused; empty when it is not.
+    """
+
+    backend: str
+    strategy: str
+    traits: tuple[str, ...]
+    program: Program | None
+    cost: Cost | None
+    reasons: tuple[Reason, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """Backend, strategy and rewrites, as `explain()` lists them."""
+        return "/".join([self.backend, "+".join([self.strategy, *self.traits])])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return {
+            "name": self.name,
+            "cost": None if self.cost is None else self.cost.to_dict(),
+            "program": None if self.program is None else self.program.to_dict(),
+            "reasons": [list(reason) for reason in self.reasons],
+        }
+
+
+def candidates(request: Request, lines: Lines) -> list[Candidate]:
+    """All of them, refused ones too, with the reasons of require=, forbid= and backend= added."""
+    found = [maker(request, lines) for maker in _MAKERS]
+    return [replace(one, reasons=(*one.reasons, *_asked(request, one))) for one in found]
+
+
+def _asked(request: Request, candidate: Candidate) -> list[Reason]:
+    """Reasons that the request itself gives."""
+    has = {candidate.backend, candidate.strategy, *candidate.traits}
+    reasons = [
+        Reason("require", f"does not use {name!r}") for name in request.require if name not in has
+    ]
+    reasons += [
+        Reason("forbid", f"uses {name!r}, which is forbidden")
+        for name in request.forbid
+        if name in has
+    ]
+    if request.backend not in ("auto", candidate.backend):
+        reasons.append(Reason("backend", f"backend={request.backend!r} was asked for"))
+    if request.backend == "auto" and candidate.backend == "reference":
+        reasons.append(Reason("backend", "runs only by name: backend='reference'"))
+    return reasons
+
+
+def _reference(request: Request, lines: Lines) -> Candidate:
+    """The definition, dense."""
+    visited = request.query_count * request.key_count
+    cost = costs.roofline(
+        request, useful=geometry.pairs(lines), visited=visited, calls=12, rate=costs.sdpa_rate(request),
+        copied=4.0 * visited * request.batch * request.heads,
+    )  # fmt: skip
+    program = Program(
+        (Call(whole(request.query_space), whole(request.key_space), dense.Matrix(lines)),)
+    )
+    return Candidate(
+        "reference", "dense", (), program, cost, tuple(dense.REFERENCE.reasons(request))
+    )
+
+
+def _tiled(request: Request, lines: Lines) -> Candidate:
+    """Tiles of queries against the hull of their keys."""
+    itemsize = costs.ITEMSIZE[request.dtype]
+    item = tiled.Item(
+        request.batch * request.kv_heads, request.group, request.head_dim, request.value_dim,
+        request.extra_keys, itemsize,
+    )  # fmt: skip
+    arguments = tiled.Tiled(lines, tiled.choose_tile(lines, item))
+    totals = arguments.totals()
+    cost = costs.roofline(
+        request, useful=geometry.pairs(lines), visited=totals.pairs, calls=8 * max(1, totals.tiles)
+    )  # fmt: skip
+    if request.device.kind == "cpu":
+        seconds = float(tiled.cost(totals, item)) * (1 + 2.5 * request.training)
+        cost = replace(cost, bound=seconds)
+    program = Program((Call(whole(request.query_space), whole(request.key_space), arguments),))
+    return Candidate("tiled", "tile", (), program, cost, tuple(tiled.TILED.reasons(request)))
+
+
+def _sdpa_limits(request: Request) -> Limits:
+    return dense.SDPA_CPU if request.device.kind == "cpu" else dense.SDPA
+
+
+def _sdpa_dense(request: Request, lines: Lines) -> Candidate:
+    """Unmasked or causal calls on views: folded, trimmed, with extra keys merged."""
+    reasons = _sdpa_limits(request).reasons(request)
+    per_axis = [dense_pieces(line) for line in lines]
+    for number, pieces in enumerate(per_axis):
+        if isinstance(pieces, str):
+            reasons.append(Reason("mask", f"axis {number}: {pieces}"))
+    programs = None
+    if not any(isinstance(pieces, str) for pieces in per_axis):
+        programs = _product(request, [p for p in per_axis if not isinstance(p, str)])
+        if isinstance(programs, Reason):
+            reasons.append(programs)
+            programs = None
+    if programs is None:
+        return Candidate("sdpa", "dense", (), None, None, tuple(reasons))
+    strategy, traits, program = programs
+    return Candidate(
+        "sdpa", strategy, traits, program, _sdpa_cost(request, lines, program), tuple(reasons)
+    )
+
+
+def _product(
+    request: Request, per_axis: list[list[Piece]]
+) -> tuple[str, tuple[str, ...], Program] | Reason:
+    """The calls of every combination of pieces, or why a combination is not sayable."""
+    if request.layout == "contiguous":
+        per_axis = [*per_axis[:-1], [fold_into_heads(piece) for piece in per_axis[-1]]]
+    calls: list[Call] = []
+    strategy, traits = "dense", set[str]()
+    for pieces in product(*per_axis):
+        query, key = View(tuple(p.query for p in pieces)), View(tuple(p.key for p in pieces))
+        causal = [n for n, piece in enumerate(pieces) if piece.kind == "causal"]
+        long = [
+            n for n, piece in enumerate(pieces) if max(piece.query.length, piece.key.length) > 1
+        ]
+        if set(causal) & set(long):
+            if len(long) > 1:
+                text = f"causal on axis {causal[0]} while axis {long[0] if long[0] not in causal else long[1]} is long"
+                return Reason("mask", f"{text}: a product, not the raster order of is_causal")
+            strategy = "causal"
+        calls.append(
+            Call(query, key, dense.Causal(long[0]) if set(causal) & set(long) else dense.Dense())
+        )
+        traits |= set[str]().union(*(piece.traits for piece in pieces))
+        trimmed = query.count * query.groups, key.count * key.groups
+        if len(calls) == 1 and math.prod(map(len, per_axis)) == 1:
+            shapes = (request.query_count, request.key_count)
+            traits |= (
+                {"trim"} if any(a < b for a, b in zip(trimmed, shapes, strict=True)) else set()
+            )
+    traits |= {"merge"} if request.extra_keys else set()
+    return strategy, tuple(sorted(traits)), Program(tuple(calls))
+
+
+def _sdpa_mask(request: Request, lines: Lines) -> Candidate:
+    """One call with the mask as a matrix: small problems."""
+    reasons = _sdpa_limits(request).reasons(request)
+    count = request.query_count * request.key_count
+    if count > dense.MASK_LIMIT:
+        reasons.append(
+            Reason("mask", f"a matrix of {count} pairs is over the limit of {dense.MASK_LIMIT}")
+        )
+    if request.extra_keys:
+        reasons.append(Reason("extra_keys", "extra keys have no column in the matrix"))
+    if geometry.has_empty_queries(lines):
+        reasons.append(Reason("mask", "rows without keys, for which it is not defined"))
+    if reasons:
+        return Candidate("sdpa", "mask", (), None, None, tuple(reasons))
+    program = Program(
+        (Call(whole(request.query_space), whole(request.key_space), dense.Matrix(lines)),)
+    )
+    return Candidate("sdpa", "mask", (), program, _sdpa_cost(request, lines, program))
+
+
+def _sdpa_cost(request: Request, lines: Lines, program: Program) -> Cost:
+    """Pairs that the calls compute, and what views copy where they do not merge."""
+    visited = sum(
+        call.query.groups * call.arguments.visited(call.query.count, call.key.count)  # pyright: ignore
+        for call in program.calls
+    )
+    copies = any(_copies(request, call.query) for call in program.calls)
+    return costs.roofline(
+        request, useful=geometry.pairs(lines), visited=visited,
+        calls=max(1, len(program.calls)) * (3 if request.device.kind == "cpu" else 1) * (1 + bool(request.extra_keys)),
+        copied=costs.tensor_bytes(request) * copies, rate=costs.sdpa_rate(request),
+    )  # fmt: skip
+
+
+def _copies(request: Request, view: View) -> bool:
+    """Whether folding this view copies: groups that merge neither into heads nor, for one sample, into batch."""
+    folded = [axis for axis in view.axes if axis.groups > 1]
+    if not folded:
+        return len(view.axes) > 1 and not view.is_whole
+    in_batch = [axis for axis in folded if axis.into == "batch"]
+    return len(view.axes) > 1 or (bool(in_batch) and request.batch > 1)
+
+
+_MAKERS: tuple[Callable[[Request, Lines], Candidate], ...] = (
+    _reference,
+    _tiled,
+    _sdpa_dense,
+    _sdpa_mask,
+)

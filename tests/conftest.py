@@ -1,0 +1,72 @@
+"""What every test run shares: hypothesis profiles, one thread per worker, and counts of cases."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+CASES = pytest.StashKey[Counter[str]]()
+
+settings.register_profile("quick", max_examples=200, deadline=None, derandomize=True)
+settings.register_profile(
+    "deep",
+    max_examples=5000,
+    deadline=None,
+    derandomize=False,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[CASES] = Counter()
+    if hasattr(config, "workerinput"):
+        import torch
+
+        torch.set_num_threads(1)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("gpu"):
+        import torch
+
+        if not torch.cuda.is_available():
+            pytest.skip("no CUDA device")
+
+
+@pytest.fixture(scope="session")
+def cases(pytestconfig: pytest.Config) -> Callable[[str, int], None]:
+    """`cases(group, n)` adds n to the cases that a group of tests has run.
+
+    One test may try a thousand masks; the totals stand in the summary, so that a sweep that has
+    become empty is seen. Under hypothesis call `cases(group, 1)` in each example.
+    """
+    totals = pytestconfig.stash[CASES]
+
+    def add(group: str, n: int) -> None:
+        totals[group] += n
+
+    return add
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["cases"] = dict(session.config.stash[CASES])
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    output = getattr(node, "workeroutput", {})  # a worker that crashed has none
+    node.config.stash[CASES].update(output.get("cases", {}))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    totals = terminalreporter.config.stash[CASES]
+    if totals:
+        text = " · ".join(f"{group} {totals[group]:,}" for group in sorted(totals))
+        terminalreporter.write_line(f"cases: {text}")
