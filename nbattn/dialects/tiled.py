@@ -123,7 +123,8 @@ def choose_tile(lines: tuple[BoundAxis, ...], item: Item) -> tuple[int, ...]:
 def cost(totals: TileTotals, item: Item) -> NDArray[np.float64]:
     """Seconds of one core for the forward pass, of all tiles of a problem. Totals may be arrays."""
     tiles = np.maximum(np.asarray(totals.tiles, dtype=np.float64), 1)
-    rows, width = totals.rows / tiles * item.group, totals.keys / tiles + item.extra_keys
+    rows = np.maximum(totals.rows / tiles * item.group, 1)
+    width = np.maximum(totals.keys / tiles + item.extra_keys, 1)
     scores = totals.pairs * item.group + totals.rows * item.group * item.extra_keys
     batch = np.clip(SCORE_BYTES / np.maximum(4 * rows * width, 1), 1, item.count)
     dims = item.head_dim + item.value_dim

@@ -63,17 +63,16 @@ def _count_call(request: Request, call: Call, times: NDArray[np.int8], kv_heads:
             sample, i = np.divmod(rest, request.query_count)
             key_rest, key_head = np.divmod(key[b, :, h // group], kv_heads)
             key_sample, j = np.divmod(key_rest, request.key_count)
-            same = (key_sample == sample[:1]).all() and (
-                key_head == head[:1] // request.group
-            ).all()
-            if (
-                len(i)
-                and len(j)
-                and not (same and (sample == sample[0]).all() and (head == head[0]).all())
-            ):
+            if not (len(i) and len(j)):
+                continue
+            origin = {*zip(sample.tolist(), head.tolist(), strict=True)}
+            source = {*zip(key_sample.tolist(), (key_head * request.group).tolist(), strict=True)}
+            first = next(iter(origin))
+            if origin != {first} or source != {
+                (first[0], first[1] // request.group * request.group)
+            }:
                 raise AssertionError("a call mixes samples or heads")
-            if len(i) and len(j):
-                times[sample[0], head[0], i[:, None], j] += allowed
+            times[first[0], first[1], i[:, None], j] += allowed
 
 
 def verify(request: Request, candidate: Candidate) -> bool:

@@ -92,8 +92,8 @@ def _triangle(line: BoundAxis, group: Classes) -> list[Piece] | str:
     rows = group.start + group.queries - start
     if rows <= 0 or not group.keys:
         return []
-    last = line.rows(np.array([start, start + rows - 1]), group.keys)
-    if last.low.any() or last.lo.any() or axis.stride > 1:
+    last = int(line.rows(np.array([start + rows - 1]), group.keys).counts()[0])
+    if last < min(group.keys, start + rows) or axis.stride > 1:
         return f"a window of {axis.left} to the left is neither dense nor a whole causal triangle"
     if start > 0:
         return f"its first query stands on key {start}: a bottom-right triangle, not a top-left one"
