@@ -1,4 +1,6 @@
-"""Neighborhood attention on PyTorch: one masking spec, a planner that compiles it exactly, and engines that run it."""
+"""Neighborhood attention on PyTorch: one masking spec, a planner that compiles it exactly, and
+engines that run it.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""What `attention()` accepts: the checks of its tensors and numbers, each with both numbers and the fix."""
+"""What `attention()` accepts: the checks of its tensors and numbers, each with both numbers and the
+fix.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,8 @@ def check_shapes(
         if len(shape) != mask.rank + 3:
             space = ", ".join("XYZ"[: mask.rank])
             raise InputError(
-                f"{name} has {len(shape)} dimensions {list(shape)}; a mask of {mask.rank} axes needs {mask.rank + 3}.",
+                f"{name} has {len(shape)} dimensions {list(shape)}; "
+                f"a mask of {mask.rank} axes needs {mask.rank + 3}.",
                 where=repr(mask),
                 fix=f"{name} as [B, {space}, H, D], or a mask of {len(shape) - 3} axes."
                 if 0 < len(shape) - 3 <= MAX_RANK
@@ -42,7 +45,8 @@ def check_shapes(
     _same("head_dim", query[-1], key[-1], "query", "key", where)
     if list(key[:-1]) != list(value[:-1]):
         raise InputError(
-            f"key and value differ before their last dimension: {list(key[:-1])} and {list(value[:-1])}.",
+            f"key and value differ before their last dimension: "
+            f"{list(key[:-1])} and {list(value[:-1])}.",
             where=where,
             fix="one key and one value per position and head.",
         )
@@ -53,7 +57,8 @@ def check_shapes(
         raise InputError(
             f"{query[-2]} query heads are no multiple of {key[-2]} key heads.",
             where=where,
-            fix=f"key and value with a number of heads that divides {query[-2]}; query head h reads h // (H // Hk).",
+            fix=f"a number of key heads that divides {query[-2]}; "
+            "query head h reads key head h // (H // Hk).",
         )
 
 
@@ -114,9 +119,14 @@ def check_numbers(scale: object, softcap: object) -> None:
 
 
 def check_extras(
-    query: Tensor, key: Tensor, value: Tensor, sink: Tensor | None, key_range: Tensor | None,
-    extra_key: Tensor | None, extra_value: Tensor | None,
-) -> None:  # fmt: skip
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    sink: Tensor | None,
+    key_range: Tensor | None,
+    extra_key: Tensor | None,
+    extra_value: Tensor | None,
+) -> None:
     """Shapes and dtypes of the optional tensors."""
     batch, rank, heads = query.shape[0], query.dim() - 3, key.shape[-2]
     if sink is not None:

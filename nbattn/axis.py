@@ -20,7 +20,8 @@ _LIMIT = 2**31 - 1
 
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """Which keys of one axis a query may read: `left` and `right` neighbours around its own position.
+    """Which keys of one axis a query may read: `left` and `right` neighbours around its own
+    position.
 
         Axis(1, 1) on 5 queries and 5 keys        Axis(1, 1, border="shift")
         0 ■ ■ ⬚ ⬚ ⬚                               0 ■ ■ ■ ⬚ ⬚
@@ -38,14 +39,15 @@ class Axis:
         causal: read no key after the query's own position; then `right` is 0.
         align: "top-left" puts query 0 on key 0, "bottom-right" the last query on the last key.
         offset: moves the queries this many keys to the right, after the alignment.
-        border: what happens where a window leaves the axis: "clip" cuts it (Flash, sliding windows),
+        border: where a window leaves the axis, "clip" cuts it (Flash, sliding windows),
             "shift" moves it inward (NATTEN), "wrap" continues at the other end (circular axes).
         prefix: the first keys, which every query reads too (causal: those not after it).
 
     Raises:
         MaskError: a field is no integer, is negative, or breaks a rule of its border.
 
-    With `causal` and `stride > left + 1`, and wherever queries lie outside the key axis, rows can be
+    With `causal` and `stride > left + 1`, and wherever queries lie outside the key axis, rows can
+    be
     empty: their output is 0 and their logsumexp minus infinity.
 
     >>> Axis(7, causal=True) == Axis(7, 0, causal=True)
@@ -115,7 +117,9 @@ def _kind(value: object) -> str:
 
 
 def whole(name: str, value: SupportsIndex, low: int | None, hint: str = "") -> int:
-    """The value as an int, or a MaskError that names the field, what was found and what is legal."""
+    """The value as an int, or a MaskError that names the field, what was found and what is
+    legal.
+    """
     legal = (
         f"{name} is a whole number"
         + ("" if low is None else f" >= {low}")

@@ -11,7 +11,9 @@ READ, PART, NONE = "■", "◧", "⬚"
 
 
 def picture(mask: Mask, query_space: Space, key_space: Space | None = None) -> str:
-    """Every axis of a mask as a matrix of cells: ■ all read, ⬚ none, ◧ some of the pairs in the cell's tile."""
+    """Every axis of a mask as a matrix of cells: ■ all read, ⬚ none, ◧ some of the pairs in the
+    cell's tile.
+    """
     lines = geometry.bind(mask, query_space, key_space)
     return "\n\n".join(_axis(number, line) for number, line in enumerate(lines))
 
@@ -21,7 +23,8 @@ def _axis(number: int, line: BoundAxis) -> str:
     rows, columns = (max(1, -(-length // CELLS)) for length in (line.queries, line.keys))
     scale = "" if rows == columns == 1 else f", a cell is {rows} x {columns} pairs"
     total = line.queries * line.keys
-    title = f"axis {number}: {line.queries} queries, {line.keys} keys, {line.pairs()} of {total} pairs{scale}"
+    share = f"{line.pairs()} of {total} pairs{scale}"
+    title = f"axis {number}: {line.queries} queries, {line.keys} keys, {share}"
     counts = line.coverage(rows, columns)
     width = len(str(max(line.queries - 1, 0)))
     text = [title]

@@ -22,20 +22,42 @@ from nbattn.planner.request import Request
 
 @overload
 def attention(
-    query: Tensor, key: Tensor, value: Tensor, mask: Mask, *, scale: float | None = None,
-    softcap: float | None = None, sink: Tensor | None = None, key_range: Tensor | None = None,
-    extra_key: Tensor | None = None, extra_value: Tensor | None = None, backend: str = "auto",
-    require: Sequence[str] = (), forbid: Sequence[str] = (), return_lse: Literal[False] = False,
-) -> Tensor: ...  # fmt: skip
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Mask,
+    *,
+    scale: float | None = None,
+    softcap: float | None = None,
+    sink: Tensor | None = None,
+    key_range: Tensor | None = None,
+    extra_key: Tensor | None = None,
+    extra_value: Tensor | None = None,
+    backend: str = "auto",
+    require: Sequence[str] = (),
+    forbid: Sequence[str] = (),
+    return_lse: Literal[False] = False,
+) -> Tensor: ...
 
 
 @overload
 def attention(
-    query: Tensor, key: Tensor, value: Tensor, mask: Mask, *, scale: float | None = None,
-    softcap: float | None = None, sink: Tensor | None = None, key_range: Tensor | None = None,
-    extra_key: Tensor | None = None, extra_value: Tensor | None = None, backend: str = "auto",
-    require: Sequence[str] = (), forbid: Sequence[str] = (), return_lse: bool,
-) -> Tensor | tuple[Tensor, Tensor]: ...  # fmt: skip
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Mask,
+    *,
+    scale: float | None = None,
+    softcap: float | None = None,
+    sink: Tensor | None = None,
+    key_range: Tensor | None = None,
+    extra_key: Tensor | None = None,
+    extra_value: Tensor | None = None,
+    backend: str = "auto",
+    require: Sequence[str] = (),
+    forbid: Sequence[str] = (),
+    return_lse: bool,
+) -> Tensor | tuple[Tensor, Tensor]: ...
 
 
 def attention(
@@ -65,16 +87,18 @@ def attention(
         scale: of the scores; default `D ** -0.5`; 0.0 is honoured.
         softcap: c, for `c * tanh(scores / c)` after the scale.
         sink: `[H]` logits that take part in every softmax and in the logsumexp, without a value.
-        key_range: int32 `[B, rank, 2]`: keys outside [start, stop) are not read (padding), whatever they hold. It never
-            moves a window.
+        key_range: int32 `[B, rank, 2]`: keys outside [start, stop) are not read (padding), whatever
+            they hold. It never moves a window.
         extra_key, extra_value: `[B, E, Hk, D]`, `[B, E, Hk, Dv]`: keys that every query reads.
-        backend: "auto", or a name, which then runs or raises; "reference" can be differentiated twice.
+        backend: "auto", or a name, which then runs or raises; "reference" can be differentiated
+            twice.
         require, forbid: strategies or backends that must or must not be used.
         return_lse: also return the logsumexp.
 
     Returns:
-        `[B, *space, H, Dv]` in the query's dtype; with `return_lse` also `[B, *space, H]`, natural logarithm, float32
-        (float64 for float64), differentiable. A query without keys has output 0, logsumexp -inf, zero gradients.
+        `[B, *space, H, Dv]` in the query's dtype; with `return_lse` also `[B, *space, H]`, natural
+        logarithm, float32 (float64 for float64), differentiable. A query without keys has output 0,
+        logsumexp -inf, zero gradients.
 
     Raises:
         InputError: an argument does not fit, with both numbers and the fix.
@@ -86,8 +110,14 @@ def attention(
     torch.Size([1, 56, 56, 2, 32])
     """
     arguments.check_mask(mask)
-    named = {"key": key, "value": value, "sink": sink, "key_range": key_range,
-             "extra_key": extra_key, "extra_value": extra_value}  # fmt: skip
+    named = {
+        "key": key,
+        "value": value,
+        "sink": sink,
+        "key_range": key_range,
+        "extra_key": extra_key,
+        "extra_value": extra_value,
+    }
     query, named = _autocast(query, named)
     arguments.check_tensors(query, named)
     key, value, extra_key, extra_value = (
@@ -112,9 +142,16 @@ def attention(
         training = torch.is_grad_enabled() and any(t.requires_grad for t in differentiable)
         transformed = torch._C._are_functorch_transforms_active()  # pyright: ignore[reportPrivateUsage]
         options = ops.Options(
-            mask.code(), factor, cap, backend, list(require), list(forbid), training or transformed,
-            torch.are_deterministic_algorithms_enabled(), return_lse,
-        )  # fmt: skip
+            mask.code(),
+            factor,
+            cap,
+            backend,
+            list(require),
+            list(forbid),
+            training or transformed,
+            torch.are_deterministic_algorithms_enabled(),
+            return_lse,
+        )
         run = (
             ops.TransformableAttention.apply
             if transformed
@@ -137,13 +174,24 @@ def _reference(
     """The reference outside the operator, so that torch differentiates it."""
     if require or forbid:
         query, key, value = tensors[:3]
-        plan(mask, query.shape, key.shape, value_dim=value.shape[-1], dtype=query.dtype, device=query.device,
-             backend="reference", require=require, forbid=forbid)  # fmt: skip
-    return reference.attend(Inputs(*tensors, scale, softcap), mask)
+        plan(
+            mask,
+            query.shape,
+            key.shape,
+            value_dim=value.shape[-1],
+            dtype=query.dtype,
+            device=query.device,
+            backend="reference",
+            require=require,
+            forbid=forbid,
+        )
+    return reference.attend(Inputs(*tensors, scale=scale, softcap=softcap), mask)
 
 
 def _autocast(query: Tensor, named: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
-    """Under autocast, float32 and half tensors in the autocast dtype; float64 stays, as in torch."""
+    """Under autocast, float32 and half tensors in the autocast dtype; float64 stays, as in
+    torch.
+    """
     if (
         not isinstance(query, Tensor)
         or query.device.type == "meta"
@@ -181,7 +229,8 @@ def plan(
     deterministic: bool | None = None,
     packed: bool = False,
 ) -> Plan:
-    """What `attention` would run for these shapes, what else it could, at what cost, and why not. Needs no device.
+    """What `attention` would run for these shapes, what else it could, at what cost, and why not.
+    Needs no device.
 
     Args:
         mask: the mask.
@@ -189,7 +238,8 @@ def plan(
         key_shape: `[B, *key_space, Hk, D]`; default: as the query.
         value_dim: Dv; default D.
         dtype: a torch dtype or its name.
-        device: None is this machine's; a torch device; "cpu", "sm_80", "sm_90" …; or a `DeviceInfo`.
+        device: None is this machine's; a torch device; "cpu", "sm_80", "sm_90" …; or a
+            `DeviceInfo`.
         training: a backward pass follows.
         backend, require, forbid, return_lse: as in `attention`.
         extra_keys: E.
@@ -200,39 +250,76 @@ def plan(
     Raises:
         InputError, MaskError, BackendError: as `attention`.
 
-    >>> plan(Mask.causal(), (1, 2048, 8, 64), (1, 512, 8, 64), dtype="float32", device="cpu").chosen.name
+    >>> shapes = (1, 2048, 8, 64), (1, 512, 8, 64)
+    >>> plan(Mask.causal(), *shapes, dtype="float32", device="cpu").chosen.name
     'sdpa/causal'
     """
     return _plan(
-        mask, tuple(query_shape), None if key_shape is None else tuple(key_shape), value_dim, dtype, device, backend,
+        mask,
+        tuple(query_shape),
+        None if key_shape is None else tuple(key_shape),
+        value_dim,
+        dtype,
+        device,
+        backend,
         tuple(require) if not isinstance(require, str) else require,
-        tuple(forbid) if not isinstance(forbid, str) else forbid, extra_keys, softcap,
-        (training, return_lse, sink, key_range, packed,
-         torch.are_deterministic_algorithms_enabled() if deterministic is None else deterministic),
-    )  # fmt: skip
+        tuple(forbid) if not isinstance(forbid, str) else forbid,
+        extra_keys,
+        softcap,
+        (
+            training,
+            return_lse,
+            sink,
+            key_range,
+            packed,
+            torch.are_deterministic_algorithms_enabled()
+            if deterministic is None
+            else deterministic,
+        ),
+    )
 
 
 @lru_cache(planner.CACHE_SIZE)
 def _plan(
-    mask: Mask, query_shape: tuple[int, ...], key_shape: tuple[int, ...] | None, value_dim: int | None,
-    dtype: torch.dtype | str, device: torch.device | str | DeviceInfo | None, backend: str, require: Any, forbid: Any,
-    extra_keys: int, softcap: float | None, flags: tuple[bool, ...],
-) -> Plan:  # fmt: skip
+    mask: Mask,
+    query_shape: tuple[int, ...],
+    key_shape: tuple[int, ...] | None,
+    value_dim: int | None,
+    dtype: torch.dtype | str,
+    device: torch.device | str | DeviceInfo | None,
+    backend: str,
+    require: Any,
+    forbid: Any,
+    extra_keys: int,
+    softcap: float | None,
+    flags: tuple[bool, ...],
+) -> Plan:
     training, return_lse, sink, key_range, packed, deterministic = flags
     arguments.check_mask(mask)
     key_shape = query_shape if key_shape is None else key_shape
-    dim = query_shape[-1] if value_dim is None and query_shape else value_dim
-    arguments.check_shapes(mask, query_shape, key_shape, (*key_shape[:-1], dim or 0))
+    dim = query_shape[-1] if value_dim is None and query_shape else value_dim or 0
+    arguments.check_shapes(mask, query_shape, key_shape, (*key_shape[:-1], dim))
     arguments.check_numbers(None, softcap)
     arguments.check_backend(backend, require, forbid)
     return planner.make(
         Request(
-            **dispatch.shapes(mask, query_shape, key_shape), value_dim=dim, dtype=dispatch.dtype_name(dtype),
-            device=dispatch.device_info(device), layout="packed" if packed else "contiguous", training=training,
-            deterministic=deterministic, return_lse=return_lse, extra_keys=extra_keys, softcap=softcap is not None,
-            sink=sink, key_range=key_range, backend=backend, require=require, forbid=forbid,
+            **dispatch.shapes(mask, query_shape, key_shape),
+            value_dim=dim,
+            dtype=dispatch.dtype_name(dtype),
+            device=dispatch.device_info(device),
+            layout="packed" if packed else "contiguous",
+            training=training,
+            deterministic=deterministic,
+            return_lse=return_lse,
+            extra_keys=extra_keys,
+            softcap=softcap is not None,
+            sink=sink,
+            key_range=key_range,
+            backend=backend,
+            require=require,
+            forbid=forbid,
         )  # pyright: ignore
-    )  # fmt: skip
+    )
 
 
 def run(
@@ -259,9 +346,15 @@ def run(
             )
     chosen = plan.chosen
     return attention(
-        query, key, value, request.mask, backend=chosen.backend, require=(chosen.strategy, *chosen.traits),
-        return_lse=request.return_lse, **tensors,
-    )  # fmt: skip
+        query,
+        key,
+        value,
+        request.mask,
+        backend=chosen.backend,
+        require=(chosen.strategy, *chosen.traits),
+        return_lse=request.return_lse,
+        **tensors,
+    )
 
 
 def warmup(plan: Plan) -> None:
@@ -285,7 +378,8 @@ def merge(outputs: Sequence[Tensor], lses: Sequence[Tensor]) -> tuple[Tensor, Te
         InputError: nothing to merge, or shapes that differ.
 
     >>> q, k = torch.randn(1, 8, 2, 16), torch.randn(1, 8, 2, 16)
-    >>> parts = [attention(q, k[:, half], k[:, half], Mask.full(), return_lse=True) for half in (slice(4), slice(4, 8))]
+    >>> halves = (k[:, :4], k[:, 4:])
+    >>> parts = [attention(q, half, half, Mask.full(), return_lse=True) for half in halves]
     >>> out, lse = merge(*zip(*parts))
     >>> torch.allclose(out, attention(q, k, k, Mask.full()), atol=1e-6)
     True
@@ -298,7 +392,8 @@ def merge(outputs: Sequence[Tensor], lses: Sequence[Tensor]) -> tuple[Tensor, Te
     for out, lse in zip(outputs, lses, strict=True):
         if out.shape != outputs[0].shape or lse.shape != out.shape[:-1]:
             raise InputError(
-                f"output {list(out.shape)} and logsumexp {list(lse.shape)} do not fit {list(outputs[0].shape)}.",
+                f"output {list(out.shape)} and logsumexp {list(lse.shape)} "
+                f"do not fit {list(outputs[0].shape)}.",
                 fix="outputs [B, *space, H, Dv] and logsumexps [B, *space, H] of the same queries.",
             )
     stacked = torch.stack(list(lses))

@@ -1,8 +1,10 @@
-"""All interval arithmetic of masks, on integers: which keys a query reads, which queries read a key, and how many.
+"""All interval arithmetic of masks, on integers: which keys a query reads, which queries read a
+key, and how many.
 
-A mask axis bound to its lengths is a `BoundAxis`. Its queries and keys fall into residue classes of the
-dilation; inside a class, query coordinate u reads the key coordinates `[0, low)` and `[lo, hi)`: one interval, or
-two where a window wraps or a prefix stands apart. Everything here follows from `_raw`, the rules of one row.
+A mask axis bound to its lengths is a `BoundAxis`. Its queries and keys fall into residue classes of
+the dilation; inside a class, query coordinate u reads the key coordinates `[0, low)` and
+`[lo, hi)`: one interval, or two where a window wraps or a prefix stands apart. Everything here
+follows from `_raw`, the rules of one row.
 """
 
 from __future__ import annotations
@@ -28,25 +30,28 @@ _DENSE_LIMIT = 1 << 28
 
 
 class Rows(NamedTuple):
-    """The keys of query rows, in class coordinates: `[0, low)` and `[lo, hi)`, with low <= lo <= hi."""
+    """The keys of query rows, in class coordinates: `[0, low)` and `[lo, hi)`, with low <= lo <=
+    hi.
+    """
 
     low: Ints
     lo: Ints
     hi: Ints
 
     def counts(self) -> Ints:
+        """Keys per row."""
         return self.low + self.hi - self.lo
 
 
 class Classes(NamedTuple):
     """Neighbouring residue classes with as many keys and queries each.
 
-    Class `first + c` has the keys `first + c + d * t` for t < keys and the queries of coordinates
-    `[start, start + queries)`, the earliest of which is query `origin + c`.
+    Of these `size` classes, `first + c` has the keys `first + c + d * t` for t < keys and the
+    queries of coordinates `[start, start + queries)`, the earliest of which is `origin + c`.
     """
 
     first: int
-    count: int
+    size: int
     keys: int
     start: int
     queries: int
@@ -57,8 +62,8 @@ class Classes(NamedTuple):
 class AxisTile:
     """Neighbouring queries of one class against the hull of their keys.
 
-    `low`, `lo`, `hi` give every row's keys as column intervals `[0, low)` and `[lo, hi)` of the hull, whose columns
-    are the keys of `keys`, run after run.
+    `low`, `lo`, `hi` give every row's keys as column intervals `[0, low)` and `[lo, hi)` of the
+    hull, whose columns are the keys of `keys`, run after run.
     """
 
     queries: Run
@@ -75,10 +80,12 @@ class AxisTile:
 
     @property
     def pairs(self) -> int:
+        """Allowed pairs."""
         return sum(self.low) + sum(self.hi) - sum(self.lo)
 
     @property
     def is_full(self) -> bool:
+        """Whether every row reads every column."""
         return self.pairs == self.width * len(self.lo)
 
     def allowed(self) -> NDArray[np.bool_]:
@@ -89,7 +96,9 @@ class AxisTile:
 
 
 class TileTotals(NamedTuple):
-    """Sums over the tiles of one axis: how many, their rows, their hull keys, and rows times keys."""
+    """Sums over the tiles of one axis: how many, their rows, their hull keys, and rows times
+    keys.
+    """
 
     tiles: int
     rows: int
@@ -136,7 +145,9 @@ class BoundAxis:
         return _normal(self.axis, *_raw(self.axis, u, keys), keys)
 
     def key_intervals(self, query: int) -> tuple[Run, ...]:
-        """The keys that a query reads: at most two runs (start, count), the dilation apart, in order."""
+        """The keys that a query reads: at most two runs (start, count), the dilation apart, in
+        order.
+        """
         d = self.axis.dilation
         u, r = divmod(query + self.offset, d)
         low, lo, hi = (
@@ -145,7 +156,9 @@ class BoundAxis:
         return _runs(((0, low), (lo, hi)), r, d)
 
     def query_intervals(self, key: int) -> tuple[Run, ...]:
-        """The queries that read a key: at most two runs (start, count), the dilation apart, in order."""
+        """The queries that read a key: at most two runs (start, count), the dilation apart, in
+        order.
+        """
         d, o = self.axis.dilation, self.offset
         t, r = divmod(key, d)
         start, stop = _ceil_div(o - r, d), _ceil_div(o + self.queries - r, d)
@@ -164,12 +177,16 @@ class BoundAxis:
     def _sum(self, value: Callable[[Rows], Ints]) -> int:
         """Sum of a value of the rows that is piecewise linear in the row."""
         return sum(
-            group.count * _sum_piecewise(
+            group.size
+            * _sum_piecewise(
                 lambda u, keys=group.keys: value(self.rows(u, keys)),
-                group.start, group.start + group.queries, self.axis.stride, _bends(self.axis, group.keys),
+                group.start,
+                group.start + group.queries,
+                self.axis.stride,
+                _bends(self.axis, group.keys),
             )
             for group in self.classes()
-        )  # fmt: skip
+        )
 
     def _all_rows(self, first: int, stop: int) -> tuple[Ints, Rows]:
         """Residues and rows of the queries `first` to `stop`."""
@@ -180,7 +197,9 @@ class BoundAxis:
         return residue, self.rows(position // d, keys)
 
     def key_runs(self) -> tuple[Ints, Ints]:
-        """Every query's keys at once: starts and counts `[queries, 2]` of runs the dilation apart, empty ones first."""
+        """Every query's keys at once: starts and counts `[queries, 2]` of runs the dilation apart,
+        empty ones first.
+        """
         residue, (low, lo, hi) = self._all_rows(0, self.queries)
         starts = np.stack([residue, residue + self.axis.dilation * lo], axis=1)
         return starts, np.stack([low, hi - lo], axis=1)
@@ -193,7 +212,9 @@ class BoundAxis:
         return (r == residue[:, None]) & ((t < low) | ((t >= lo) & (t < hi)))
 
     def coverage(self, query_tile: int, key_tile: int) -> Ints:
-        """Allowed pairs in each `query_tile` x `key_tile` tile: 0 is empty, the tile's area is full."""
+        """Allowed pairs in each `query_tile` x `key_tile` tile: 0 is empty, the tile's area is
+        full.
+        """
         edges = np.minimum(np.arange(0, self.keys + key_tile, key_tile, dtype=np.int64), self.keys)
         parts: list[Ints] = []
         for first in range(0, self.queries, query_tile):
@@ -219,13 +240,15 @@ class BoundAxis:
             first, hull = self._hulls(group, size)
             rows = np.minimum(first + size, group.start + group.queries) - first
             width = hull.counts()
-            totals += group.count * np.array(
+            totals += group.size * np.array(
                 [len(first), rows.sum(), width.sum(), (rows * width).sum()]
             )
         return TileTotals(*totals.tolist())
 
     def tiles(self, size: int) -> Iterator[AxisTile]:
-        """Every query of the axis once, in tiles of up to `size` queries of one class with their key hulls."""
+        """Every query of the axis once, in tiles of up to `size` queries of one class with their
+        key hulls.
+        """
         d = self.axis.dilation
         for group in self.classes():
             first, hull = self._hulls(group, size)
@@ -236,7 +259,7 @@ class BoundAxis:
             column = np.where(lo >= seam, shift, 0)
             lows, los, his = low.tolist(), (lo - column).tolist(), (hi - column).tolist()
             spans = list(zip(first.tolist(), *(side.tolist() for side in hull), strict=True))
-            for residue in range(group.count):
+            for residue in range(group.size):
                 for start, a, b, c in spans:
                     m = start - group.start
                     rows = min(size, group.queries - m)
@@ -244,8 +267,11 @@ class BoundAxis:
                     yield AxisTile(
                         (group.origin + residue + d * m, rows),
                         _runs(((0, a), (b, c)), group.first + residue, d),
-                        a + c - b, tuple(lows[cut]), tuple(los[cut]), tuple(his[cut]),
-                    )  # fmt: skip
+                        a + c - b,
+                        tuple(lows[cut]),
+                        tuple(los[cut]),
+                        tuple(his[cut]),
+                    )
 
 
 def as_space(space: Space, name: str = "space") -> tuple[int, ...]:
@@ -268,7 +294,8 @@ def bind(mask: Mask, query_space: Space, key_space: Space | None = None) -> tupl
         key_space: default: as the queries.
 
     Raises:
-        MaskError: another number of axes, or a rule that the lengths break, with the axis and both numbers.
+        MaskError: another number of axes, or a rule that the lengths break, with the axis and both
+            numbers.
     """
     queries = as_space(query_space, "query_space")
     keys = queries if key_space is None else as_space(key_space, "key_space")
@@ -277,7 +304,7 @@ def bind(mask: Mask, query_space: Space, key_space: Space | None = None) -> tupl
             raise MaskError(
                 f"the mask has {mask.rank} axes, the space of the {name} {len(space)}: {space}.",
                 where=repr(mask),
-                fix=f"a mask of {len(space)} axes, or tensors [B, {', '.join('XYZ'[: mask.rank])}, H, D].",
+                fix=f"a mask of {len(space)} axes, or [B, {', '.join('XYZ'[: mask.rank])}, H, D].",
             )
     for number, (axis, nq, nk) in enumerate(zip(mask.axes, queries, keys, strict=True)):
         _check_lengths(mask, number, axis, nq, nk)
@@ -295,9 +322,7 @@ def dense(mask: Mask, query_space: Space, key_space: Space | None = None) -> NDA
         )
     matrix = np.ones((1, 1), dtype=np.bool_)
     for line in lines:
-        block = line.dense()
-        shape = (matrix.shape[0] * block.shape[0], matrix.shape[1] * block.shape[1])
-        matrix = (matrix[:, None, :, None] & block[None, :, None, :]).reshape(shape)
+        matrix = np.kron(matrix, line.dense())
     return matrix
 
 
@@ -337,7 +362,9 @@ def _ceil_div(a: int, b: int) -> int:
 
 
 def _runs(spans: Iterable[tuple[int, int]], origin: int, step: int) -> tuple[Run, ...]:
-    """Intervals of class coordinates as runs of positions: empty ones dropped, touching ones joined."""
+    """Intervals of class coordinates as runs of positions: empty ones dropped, touching ones
+    joined.
+    """
     runs: list[tuple[int, int]] = []
     for start, stop in sorted(span for span in spans if span[1] > span[0]):
         if runs and runs[-1][1] >= start:
@@ -357,7 +384,8 @@ def _sides(axis: Axis) -> tuple[int, int]:
 
 
 def _raw(axis: Axis, u: Ints, keys: Ints | int) -> tuple[Ints, Ints, Ints]:
-    """The rules of one row: `(lo, hi, prefix)`, all of them non-decreasing in u (so that hulls are their ends).
+    """The rules of one row: `(lo, hi, prefix)`, all of them non-decreasing in u (so that hulls are
+    their ends).
 
     `lo >= hi` is an empty window; a wrapped one is not yet reduced to the axis.
     """
@@ -391,15 +419,19 @@ def _normal(axis: Axis, lo: Ints, hi: Ints, prefix: Ints, keys: Ints | int) -> R
     empty = hi <= lo
     apart = ~empty & (lo > prefix)
     return Rows(
-        np.where(apart, prefix, 0), np.where(apart, lo, 0), np.where(empty, prefix, np.maximum(hi, prefix))
-    )  # fmt: skip
+        np.where(apart, prefix, 0),
+        np.where(apart, lo, 0),
+        np.where(empty, prefix, np.maximum(hi, prefix)),
+    )
 
 
 def _readers(axis: Axis, t: int, keys: int, start: int) -> list[tuple[int, int]]:
-    """The query coordinates that read key coordinate t: the inverse of `_raw`, as half-open intervals.
+    """The query coordinates that read key coordinate t: the inverse of `_raw`, as half-open
+    intervals.
 
-    Windows start no earlier for later queries, so those that reach t are all from some query on, and those that have
-    not passed it all up to some query. Checked against NATTEN's inverse in reference to stride and causal axes.
+    Windows start no earlier for later queries, so those that reach t are all from some query on,
+    and those that have not passed it all up to some query. Checked against NATTEN's inverse in
+    reference to stride and causal axes.
     """
     left, right = _sides(axis)
     s, c = axis.stride, _leader(axis)
@@ -433,9 +465,11 @@ def _bends(axis: Axis, keys: int) -> list[int]:
 def _sum_piecewise(
     value: Callable[[Ints], Ints], start: int, stop: int, period: int, bends: list[int]
 ) -> int:
-    """Sum of `value(u)` over [start, stop), where sums over whole periods are linear in the period between bends.
+    """Sum of `value(u)` over [start, stop), where sums over whole periods are linear in the period
+    between bends.
 
-    Periods near a bend are summed row by row; between them the first and the last period give the series.
+    Periods near a bend are summed row by row; between them the first and the last period give the
+    series.
     """
     first, last = _ceil_div(start, period), stop // period
     near = {k for at in bends for k in range(at // period - 2, at // period + 4)}

@@ -1,6 +1,7 @@
 """What to attend: masks of one to three axes, and converters from other libraries' windows.
 
-Plain frozen data: no shape, no tensor, no torch. The meaning of the fields is computed in `geometry`.
+Plain frozen data: no shape, no tensor, no torch. The meaning of the fields is computed in
+`geometry`.
 """
 
 from __future__ import annotations
@@ -67,8 +68,11 @@ class Mask:
 
     def __repr__(self) -> str:
         text = f"Mask({', '.join(map(repr, self.axes))})"
-        gaps = [f"axis {n}: stride {a.stride} > left + 1 = {a.left + 1}" for n, a in enumerate(self.axes)
-                if a.has_causal_gaps and a.left is not None]  # fmt: skip
+        gaps = [
+            f"axis {n}: stride {a.stride} > left + 1 = {a.left + 1}"
+            for n, a in enumerate(self.axes)
+            if a.has_causal_gaps and a.left is not None
+        ]
         return f"{text}  # rows without keys: {'; '.join(gaps)}" if gaps else text
 
     def __str__(self) -> str:
@@ -88,7 +92,8 @@ class Mask:
 
     @classmethod
     def causal(cls, align: Align | int = "top-left") -> Mask:
-        """One axis: query i reads keys up to its own position (torch SDPA's `is_causal` is top-left).
+        """One axis: query i reads keys up to its own position (torch SDPA's `is_causal` is
+        top-left).
 
         Args:
             align: "top-left", "bottom-right", or an int: top-left with that offset.
@@ -131,8 +136,8 @@ class Mask:
     ) -> Mask:
         """NATTEN's meaning: exactly `kernel_size` keys, windows shifted inward at the borders.
 
-        An even kernel has one more key on the left; a causal axis is cut at its start instead. Checked
-        against NATTEN 0.21's own mask.
+        An even kernel has one more key on the left; a causal axis is cut at its start instead.
+        Checked against NATTEN 0.21's own mask.
 
         Args:
             kernel_size: keys per axis; an int, or one per axis. A single int means one axis unless
@@ -163,7 +168,8 @@ class Mask:
         *,
         align: Align | int = "bottom-right",
     ) -> Mask:
-        """Flash's documented meaning: keys `[i + Nk - Nq - left, i + Nk - Nq + right]`, bottom-right.
+        """Flash's documented meaning: keys `[i + Nk - Nq - left, i + Nk - Nq + right]`,
+        bottom-right.
 
         Args:
             window_size: (left, right), the query itself not counted; negative or None is unlimited.
@@ -235,27 +241,28 @@ class Mask:
         >>> Mask.from_transformers(512).decodes() is None
         True
         >>> Mask.sliding_window(8, 8, align="bottom-right").decodes()
-        'right=8 reads keys that do not exist yet when a query is decoded; right=0 does not'
+        'right=8 reads keys that come later; right=0 does not'
         """
         axis = self.axes[0]
         if axis.right != 0:
-            return f"right={axis.right} reads keys that do not exist yet when a query is decoded; right=0 does not"
+            return f"right={axis.right} reads keys that come later; right=0 does not"
         if axis.stride != 1:
-            return f"stride={axis.stride} gives a query the window of a leader that is decoded later; stride=1 does not"
+            return f"stride={axis.stride} lets later queries decide a window; stride=1 does not"
         if axis.border != "clip" and not axis.causal:
-            return f'border="{axis.border}" moves windows when the key axis grows; border="clip" does not'
+            return f'border="{axis.border}" moves windows as keys grow; border="clip" does not'
         if axis.prefix and not axis.causal:
-            return f"prefix={axis.prefix} without causal=True reads keys that come later; causal=True does not"
+            return f"prefix={axis.prefix} reads keys that come later; causal=True does not"
         if axis.align == "top-left":
-            return 'align="top-left" puts a decoded query on key 0; align="bottom-right" follows the newest key'
+            return 'align="top-left" puts a decoded query on key 0; "bottom-right" does not'
         if axis.offset > 0:
-            return f"offset={axis.offset} reads keys that do not exist yet when a query is decoded; offset=0 does not"
+            return f"offset={axis.offset} reads keys that come later; offset=0 does not"
         return None
 
     # What needs arrays, imported when called: a mask itself is plain data.
 
     def dense(self, query_space: Space, key_space: Space | None = None) -> NDArray[np.bool_]:
-        """The mask as a boolean matrix `[Nq, Nk]`, row-major over the spaces, True where it is read.
+        """The mask as a boolean matrix `[Nq, Nk]`, row-major over the spaces, True where it is
+        read.
 
         Args:
             query_space: length of every query axis; an int for one axis.
@@ -285,7 +292,9 @@ class Mask:
         return draw.picture(self, query_space, key_space)
 
     def code(self) -> list[int]:
-        """The mask as a flat list of integers, nine per axis: what operators and kernels receive."""
+        """The mask as a flat list of integers, nine per axis: what operators and kernels
+        receive.
+        """
         return [number for axis in self.axes for number in encode(axis)]
 
 
@@ -347,9 +356,9 @@ def _why_not_flash(mask: Mask) -> str | None:
     if axis.align == "top-left":
         return 'align="top-left"; Flash aligns bottom-right, which differs when lengths do.'
     for name, side, sign in (("left", axis.left, -1), ("right", axis.right, 1)):
-        if side is not None and side + sign * axis.offset < 0:
+        if side is not None and (shifted := side + sign * axis.offset) < 0:
             return (
-                f"{name}={side} with offset={axis.offset} is the window {side + sign * axis.offset}; "
+                f"{name}={side} with offset={axis.offset} is the window {shifted}; "
                 "Flash reads negative windows as unlimited."
             )
     return None

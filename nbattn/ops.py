@@ -1,7 +1,8 @@
-"""The operator pair that every backend runs below, its fakes and batching rules, and the autograd node around it.
+"""The operator pair that every backend runs below, its fakes and batching rules, and the autograd
+node around it.
 
-Planning happens in the operators' bodies, on real shapes. Two autograd functions share them: the plain one costs half
-as much per call, the other serves `torch.func`.
+Planning happens in the operators' bodies, on real shapes. Two autograd functions share them: the
+plain one costs half as much per call, the other serves `torch.func`.
 """
 
 from __future__ import annotations
@@ -24,7 +25,10 @@ _OPTIONS = (
     "int[] mask, float scale, float? softcap, str backend, str[] require, str[] forbid, "
     "bool training, bool deterministic, bool return_lse"
 )
-_TENSORS = "Tensor query, Tensor key, Tensor value, Tensor? sink, Tensor? key_range, Tensor? extra_key, Tensor? extra_value"
+_TENSORS = (
+    "Tensor query, Tensor key, Tensor value, Tensor? sink, Tensor? key_range, "
+    "Tensor? extra_key, Tensor? extra_value"
+)
 _TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides)
 
 _library = torch.library.Library("nbattn", "FRAGMENT")
@@ -59,18 +63,27 @@ def backend_module(name: str) -> Any:
 
 def _inputs(arguments: tuple[Any, ...]) -> tuple[Inputs, Options]:
     options = Options(*arguments[_TENSOR_COUNT:])
-    return Inputs(*arguments[:_TENSOR_COUNT], options.scale, options.softcap), options
+    tensors = arguments[:_TENSOR_COUNT]
+    return Inputs(*tensors, scale=options.scale, softcap=options.softcap), options
 
 
 def _plan(inputs: Inputs, options: Options) -> Plan:
     query, key = inputs.query, inputs.key
     flags = (inputs.softcap is not None, inputs.sink is not None, inputs.key_range is not None)
     return dispatch.planned(
-        tuple(options.mask), query.shape, key.shape, inputs.value.shape[-1], query.dtype, query.device,
-        dispatch.layout_of(query, key, inputs.value), 0 if inputs.extra_key is None else inputs.extra_key.shape[1],
+        tuple(options.mask),
+        query.shape,
+        key.shape,
+        inputs.value.shape[-1],
+        query.dtype,
+        query.device,
+        dispatch.layout_of(query, key, inputs.value),
+        0 if inputs.extra_key is None else inputs.extra_key.shape[1],
         (*flags, options.training, options.deterministic, options.return_lse),
-        options.backend, tuple(options.require), tuple(options.forbid),
-    )  # fmt: skip
+        options.backend,
+        tuple(options.require),
+        tuple(options.forbid),
+    )
 
 
 def _forward(*arguments: Any) -> tuple[Tensor, Tensor]:
@@ -83,7 +96,9 @@ def _forward(*arguments: Any) -> tuple[Tensor, Tensor]:
 
 
 def _lse_output(inputs: Inputs, options: Options, lse: Tensor | None) -> Tensor:
-    """The second output: whole when it is returned or a backward may follow, else without elements."""
+    """The second output: whole when it is returned or a backward may follow, else without
+    elements.
+    """
     if not (options.return_lse or options.training):
         return inputs.query.new_empty(0, dtype=torch.float32)
     # a backend whose backward recomputes it leaves it out; nobody reads these zeros
@@ -157,7 +172,9 @@ def _fold(tensor: Tensor | None, dim: int | None, size: int) -> Tensor | None:
 
 
 def _vmap(op: Any, first_output: int, tensors: int) -> Any:
-    """The batching rule of an operator: fold into batch; a mapped sink, which has no batch, is looped over."""
+    """The batching rule of an operator: fold into batch; a mapped sink, which has no batch, is
+    looped over.
+    """
     sink = tensors - _TENSOR_COUNT + 3
 
     def rule(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[Any, Any]:
@@ -193,20 +210,18 @@ def _flops(query: Any, key: Any, value: Any, extra_key: Any, mask: list[int], pr
     return products * query[0] * query[-2] * (pairs + extra) * (query[-1] + value[-1])
 
 
-@register_flop_formula(torch.ops.nbattn.forward)
-def _forward_flops(  # pyright: ignore[reportUnusedFunction]
-    query: Any, key: Any, value: Any, sink: Any, key_range: Any, extra_key: Any, extra_value: Any, mask: list[int],
-    *rest: Any, **named: Any,
-) -> int:  # fmt: skip
+def _forward_flops(*arguments: Any, **named: Any) -> int:
+    query, key, value, _, _, extra_key, _, mask = arguments[: _TENSOR_COUNT + 1]
     return _flops(query, key, value, extra_key, mask, 2)
 
 
-@register_flop_formula(torch.ops.nbattn.backward)
-def _backward_flops(  # pyright: ignore[reportUnusedFunction]
-    grad_out: Any, grad_lse: Any, out: Any, lse: Any, query: Any, key: Any, value: Any, sink: Any, key_range: Any,
-    extra_key: Any, extra_value: Any, mask: list[int], *rest: Any, **named: Any,
-) -> int:  # fmt: skip
+def _backward_flops(*arguments: Any, **named: Any) -> int:
+    query, key, value, _, _, extra_key, _, mask = arguments[4 : _TENSOR_COUNT + 5]
     return _flops(query, key, value, extra_key, mask, 5)
+
+
+register_flop_formula(torch.ops.nbattn.forward)(_forward_flops)
+register_flop_formula(torch.ops.nbattn.backward)(_backward_flops)
 
 
 class _Once(torch.autograd.Function):
@@ -246,9 +261,10 @@ def _gradients(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None) -> tu
             *grads, *(t for t in (grad_out, *inputs) if t is not None and t.is_floating_point())
         )
     query, key, value, sink, extra_key, extra_value = grads  # pyright: ignore
-    optional = [grad if there else None for grad, there in
-                zip((sink, None, extra_key, extra_value), ctx.present[3:], strict=True)]  # fmt: skip
-    return (query, key, value, *optional, *(None,) * _OPTION_COUNT)
+    present = (ctx.present[3], False, ctx.present[5], ctx.present[6])
+    optional = zip((sink, None, extra_key, extra_value), present, strict=True)
+    kept = (grad if there else None for grad, there in optional)
+    return (query, key, value, *kept, *(None,) * _OPTION_COUNT)
 
 
 def _remember(ctx: Any, arguments: tuple[Any, ...], outputs: tuple[Tensor, Tensor]) -> None:
@@ -265,13 +281,15 @@ class Attention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, Tensor]:
+        """Output and logsumexp of the forward operator's arguments."""
         outputs = FORWARD(*arguments)
         _remember(ctx, arguments, outputs)
         return outputs
 
     @staticmethod
-    def backward(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None) -> Any:
-        return _gradients(ctx, grad_out, grad_lse)
+    def backward(ctx: Any, *grads: Tensor | None) -> Any:
+        """Gradients of the arguments."""
+        return _gradients(ctx, *grads)
 
 
 class TransformableAttention(torch.autograd.Function):
@@ -281,12 +299,15 @@ class TransformableAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(*arguments: Any) -> tuple[Tensor, Tensor]:
+        """Output and logsumexp of the forward operator's arguments."""
         return FORWARD(*arguments)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        """Keep what the backward operator takes."""
         _remember(ctx, inputs, output)
 
     @staticmethod
-    def backward(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None) -> Any:
-        return _gradients(ctx, grad_out, grad_lse)
+    def backward(ctx: Any, *grads: Tensor | None) -> Any:
+        """Gradients of the arguments."""
+        return _gradients(ctx, *grads)

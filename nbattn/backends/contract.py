@@ -12,8 +12,8 @@ from torch import Tensor
 class Inputs:
     """The tensors and numbers of one attention.
 
-    query `[B, *space, H, D]`, key `[B, *key_space, Hk, D]`, value `[B, *key_space, Hk, Dv]`; sink `[H]`; key_range int32
-    `[B, rank, 2]`; extra_key `[B, E, Hk, D]`, extra_value `[B, E, Hk, Dv]`.
+    query `[B, *space, H, D]`, key `[B, *key_space, Hk, D]`, value `[B, *key_space, Hk, Dv]`; sink
+    `[H]`; key_range int32 `[B, rank, 2]`; extra_key `[B, E, Hk, D]`, extra_value `[B, E, Hk, Dv]`.
     """
 
     query: Tensor

@@ -1,4 +1,6 @@
-"""The reference: dense attention in plain torch. The definition; differentiable twice, any device, never fast."""
+"""The reference: dense attention in plain torch. The definition; differentiable twice, any device,
+never fast.
+"""
 
 from __future__ import annotations
 
@@ -47,17 +49,19 @@ torch.library.register_fake("nbattn::dense_mask", _fake_dense_mask, lib=_library
 
 
 def attend(inputs: Inputs, mask: Mask) -> tuple[Tensor, Tensor]:
-    """Attention by the book: out `[B, *space, H, Dv]` and lse `[B, *space, H]`, both differentiable.
+    """Attention by the book: out `[B, *space, H, Dv]` and lse `[B, *space, H]`, both
+    differentiable.
 
-    Scores and softmax are float32, or float64 for float64 inputs; keys outside `key_range` count as absent, whatever
-    they hold. A row with nothing to read has output 0, logsumexp -inf and no gradient.
+    Scores and softmax are float32, or float64 for float64 inputs; keys outside `key_range` count as
+    absent, whatever they hold. A row with nothing to read has output 0, logsumexp -inf and no
+    gradient.
     """
     query, space = inputs.query, inputs.query.shape[1:-2]
     exact = accumulate_dtype(query.dtype)
     group = query.shape[-2] // inputs.key.shape[-2]
     allowed = torch.ops.nbattn.dense_mask(
         mask.code(), list(space), list(inputs.key.shape[1:-2]), device=query.device
-    )[None, None]  # fmt: skip
+    )[None, None]
     key, value = (_heads_first(t, inputs.rank) for t in (inputs.key, inputs.value))
     if inputs.key_range is not None:
         present = _present(inputs.key_range, inputs.key.shape[1:-2])

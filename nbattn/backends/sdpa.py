@@ -1,7 +1,9 @@
-"""Programs of torch's scaled_dot_product_attention calls: dense, top-left causal, or with the mask as a matrix.
+"""Programs of torch's scaled_dot_product_attention calls: dense, top-left causal, or with the mask
+as a matrix.
 
-On the CPU the kernel is called below autograd, with its logsumexp, so that extra keys and sinks merge and the backward
-reuses the forward's results. Elsewhere the public function runs, and the backward repeats it under autograd.
+On the CPU the kernel is called below autograd, with its logsumexp, so that extra keys and sinks
+merge and the backward reuses the forward's results. Elsewhere the public function runs, and the
+backward repeats it under autograd.
 """
 
 from __future__ import annotations
@@ -14,28 +16,45 @@ from torch import Tensor
 from nbattn.backends.contract import Gradients, Inputs, accumulate_dtype, new_lse, new_output
 from nbattn.dialects.dense import Causal, Dense, Matrix
 from nbattn.geometry import BoundAxis
-from nbattn.planner.programs import Call, CallArguments, Program
+from nbattn.planner.programs import Call, CallArguments, Program, View
 
 _Arrays = tuple[Tensor, Tensor, Tensor]
 
 
 def forward(program: Program, inputs: Inputs, *, return_lse: bool) -> tuple[Tensor, Tensor | None]:
-    """Output and logsumexp of a program."""
-    out = new_output(inputs.query, inputs.value).zero_()
+    """Output and, on the CPU, the logsumexp of a program."""
     on_cpu = inputs.query.device.type == "cpu"
-    lse = new_lse(inputs.query).fill_(float("-inf")) if on_cpu else None
-    for call in program.calls:
-        arrays = _arrays(call, inputs)
-        if on_cpu and lse is not None:
-            part, part_lse = _kernel(call.arguments, arrays, inputs.scale)
-            _write(call, lse, part_lse.transpose(1, 2))
-        else:
-            part = _public(call.arguments, arrays, inputs.scale)
-        _write(call, out, part.transpose(1, 2))
-    if lse is not None:
-        _merge_extra(inputs, out, lse)
-        _merge_sink(inputs, out, lse)
+    parts = [_run(call, inputs, on_cpu=on_cpu) for call in program.calls]
+    out = _joined(program, [part for part, _ in parts], new_output(inputs.query, inputs.value), 0.0)
+    if not on_cpu:
+        return out, None
+    lses = [part_lse.unsqueeze(-1) for _, part_lse in parts if part_lse is not None]
+    lse = _joined(program, lses, new_lse(inputs.query).unsqueeze(-1), float("-inf")).squeeze(-1)
+    _merge_extra(inputs, out, lse)
+    _merge_sink(inputs, out, lse)
     return out, lse
+
+
+def _run(call: Call, inputs: Inputs, *, on_cpu: bool) -> tuple[Tensor, Tensor | None]:
+    """One call's rows `[B', H', N', D]` and logsumexp `[B', H', N']`."""
+    arrays = _arrays(call, inputs)
+    if on_cpu:
+        return _kernel(call.arguments, arrays, inputs.scale)
+    return _public(call.arguments, arrays, inputs.scale), None
+
+
+def _joined(program: Program, parts: list[Tensor], empty: Tensor, rest: float) -> Tensor:
+    """The calls' rows in one tensor like `empty`: rows in no call hold `rest`. One call for all
+    rows is not copied.
+    """
+    rank = empty.dim() - 3
+    if len(parts) == 1 and program.calls[0].query.covers(empty.shape[1 : 1 + rank]):
+        return parts[0].transpose(1, 2).reshape(empty.shape).to(empty.dtype)
+    empty.fill_(rest)
+    for call, part in zip(program.calls, parts, strict=True):
+        spread = call.query.spread(empty)
+        spread.copy_(part.transpose(1, 2).reshape(spread.shape))
+    return empty
 
 
 def backward(
@@ -47,27 +66,49 @@ def backward(
     grad_lse: Tensor | None,
 ) -> Gradients:
     """Gradients from the final output and logsumexp: every call's weights are exp(scores - lse)."""
-    query, key, value = (torch.zeros_like(t, memory_format=torch.contiguous_format)
-                         for t in (inputs.query, inputs.key, inputs.value))  # fmt: skip
-    for call in program.calls:
-        arrays = _arrays(call, inputs)
-        if inputs.query.device.type == "cpu":
-            parts = _kernel_backward(
-                call.arguments, arrays, inputs.scale, *_rows(call, grad_out, out, lse)
-            )
-        else:
-            parts = _public_backward(
-                call.arguments, arrays, inputs.scale, _heads_first(call.query.folded(grad_out))
-            )
-        for view, whole, part in zip(
-            (call.query, call.key, call.key), (query, key, value), parts, strict=True
-        ):
-            spread = view.spread(whole)
-            spread.add_(part.transpose(1, 2).reshape(spread.shape))
+    parts = [_run_backward(call, inputs, out, lse, grad_out) for call in program.calls]
+    query, key, value = (
+        _summed(
+            [
+                (getattr(call, side), part[n])
+                for call, part in zip(program.calls, parts, strict=True)
+            ],
+            like,
+        )
+        for n, (side, like) in enumerate(
+            (("query", inputs.query), ("key", inputs.key), ("key", inputs.value))
+        )
+    )
     extra_key, extra_value = _extra_backward(inputs, query, out, lse, grad_out)
     return Gradients(
         query, key, value, _sink_gradient(inputs, out, lse, grad_out), extra_key, extra_value
     )
+
+
+def _run_backward(
+    call: Call, inputs: Inputs, out: Tensor, lse: Tensor, grad_out: Tensor
+) -> _Arrays:
+    """Gradients of one call's q, k, v, as `[B', H', N', D]`."""
+    arrays = _arrays(call, inputs)
+    if inputs.query.device.type != "cpu":
+        return _public_backward(
+            call.arguments, arrays, inputs.scale, _heads_first(call.query.folded(grad_out))
+        )
+    rows = [_heads_first(call.query.folded(t)) for t in (grad_out, out, lse.unsqueeze(-1))]
+    return _kernel_backward(
+        call.arguments, arrays, inputs.scale, rows[0], rows[1], rows[2].squeeze(-1)
+    )
+
+
+def _summed(parts: list[tuple[View, Tensor]], like: Tensor) -> Tensor:
+    """The calls' gradients of one input, added where their views come from."""
+    if len(parts) == 1 and parts[0][0].covers(like.shape[1:-2]):
+        return parts[0][1].transpose(1, 2).reshape(like.shape).to(like.dtype).contiguous()
+    total = torch.zeros_like(like, memory_format=torch.contiguous_format)
+    for view, part in parts:
+        spread = view.spread(total)
+        spread.add_(part.transpose(1, 2).reshape(spread.shape))
+    return total
 
 
 def _arrays(call: Call, inputs: Inputs) -> _Arrays:
@@ -82,19 +123,6 @@ def _arrays(call: Call, inputs: Inputs) -> _Arrays:
 
 def _heads_first(folded: Tensor) -> Tensor:
     return folded.flatten(1, -3).transpose(1, 2)
-
-
-def _write(call: Call, whole: Tensor, part: Tensor) -> None:
-    """Put a call's rows `[B', N', H', …]` where its queries are."""
-    tail = whole.unsqueeze(-1) if whole.dim() == len(call.query.axes) + 2 else whole
-    spread = call.query.spread(tail)
-    spread.copy_(part.reshape(spread.shape))
-
-
-def _rows(call: Call, grad_out: Tensor, out: Tensor, lse: Tensor) -> _Arrays:
-    """The rows of a call, as the kernel returned them."""
-    rows = [_heads_first(call.query.folded(t)) for t in (grad_out, out, lse.unsqueeze(-1))]
-    return rows[0], rows[1], rows[2].squeeze(-1)
 
 
 def _kernel_arguments(
@@ -150,9 +178,12 @@ def _public(arguments: CallArguments, arrays: _Arrays, scale: float) -> Tensor:
         else None
     )
     return torch.nn.functional.scaled_dot_product_attention(
-        *arrays, attn_mask=bias, is_causal=isinstance(arguments, Causal), scale=scale,
+        *arrays,
+        attn_mask=bias,
+        is_causal=isinstance(arguments, Causal),
+        scale=scale,
         enable_gqa=arrays[0].shape[1] != arrays[1].shape[1],
-    )  # fmt: skip
+    )
 
 
 def _public_backward(
@@ -189,7 +220,8 @@ def _merge_extra(inputs: Inputs, out: Tensor, lse: Tensor) -> None:
 
 
 def _extra_arrays(inputs: Inputs) -> _Arrays:
-    assert inputs.extra_key is not None and inputs.extra_value is not None
+    assert inputs.extra_key is not None
+    assert inputs.extra_value is not None
     query = inputs.query.flatten(1, -3).transpose(1, 2)
     return query, inputs.extra_key.transpose(1, 2), inputs.extra_value.transpose(1, 2)
 

@@ -1,8 +1,10 @@
-"""The CPU engine: tiles of queries against the hull of their keys, forward and backward, on any torch device.
+"""The CPU engine: tiles of queries against the hull of their keys, forward and backward, on any
+torch device.
 
-A tile holds whole rows, so an ordinary softmax is exact and the backward recomputes it from q, k and v alone. Scores are
-float32 (float64 for float64); products with values stay in bfloat16; float16 is upcast tile by tile. Gradients of keys
-gather in float32. Batches of (sample, key head) are sized so that temporaries stay in the cache.
+A tile holds whole rows, so an ordinary softmax is exact and the backward recomputes it from q, k
+and v alone. Scores are float32 (float64 for float64); products with values stay in bfloat16;
+float16 is upcast tile by tile. Gradients of keys gather in float32. Batches of (sample, key head)
+are sized so that temporaries stay in the cache.
 """
 
 from __future__ import annotations
@@ -37,7 +39,9 @@ class AxisPart(NamedTuple):
 
 
 class Tile(NamedTuple):
-    """A tile of the space: slices of q and of k (several where windows wrap), extents and additive mask."""
+    """A tile of the space: slices of q and of k (several where windows wrap), extents and additive
+    mask.
+    """
 
     queries: tuple[slice, ...]
     keys: tuple[tuple[slice, ...], ...]
@@ -76,7 +80,9 @@ class Schedule:
         return AxisPart(_slice(*tile.queries, step), keys, tile.queries[1], tile.width, number)
 
     def tiles(self, like: Tensor, group: int) -> Iterator[Tile]:
-        """Every tile, with additive masks in the dtype and on the device of `like`, for `group` heads a row."""
+        """Every tile, with additive masks in the dtype and on the device of `like`, for `group`
+        heads a row.
+        """
         for parts in product(*self._axes):
             bias, has_empty_rows = self._mask(tuple(part.pattern for part in parts), like, group)
             yield Tile(
@@ -112,7 +118,9 @@ def _slice(start: int, count: int, step: int) -> slice:
 
 
 def _allowed(tiles: list[AxisTile]) -> Tensor:
-    """The mask inside a tile of the space `[rows, width]`, columns in the order of its key boxes."""
+    """The mask inside a tile of the space `[rows, width]`, columns in the order of its key
+    boxes.
+    """
     matrix = torch.ones((1, 1), dtype=torch.bool)
     order = torch.zeros(1, dtype=torch.int64)
     for tile in tiles:
@@ -173,7 +181,9 @@ def backward(
     grad_out: Tensor,
     grad_lse: Tensor | None,
 ) -> Gradients:
-    """Gradients of every input; out and lse are not needed, since a tile's softmax is recomputed whole."""
+    """Gradients of every input; out and lse are not needed, since a tile's softmax is recomputed
+    whole.
+    """
     exact = accumulate_dtype(inputs.query.dtype)
     if grad_lse is not None:
         grad_lse = grad_lse.masked_fill(lse == _NO_KEYS, 0)
@@ -182,7 +192,8 @@ def backward(
         None if t is None else torch.zeros(t.shape, dtype=exact, device=t.device)
         for t in (inputs.key, inputs.value, inputs.extra_key, inputs.extra_value, inputs.sink)
     )
-    assert key is not None and value is not None
+    assert key is not None
+    assert value is not None
     sums = Gradients(query, key, value, sink, extra_key, extra_value)
     for chunk in _chunks(program, inputs):
         grads = _ChunkGradients(chunk, sums, grad_out, grad_lse)
@@ -190,15 +201,21 @@ def backward(
             grads.add(tile)
     final = [
         None if total is None or like is None else total.to(like.dtype)
-        for total, like in zip((key, value, sink, extra_key, extra_value),
-                               (inputs.key, inputs.value, inputs.sink, inputs.extra_key, inputs.extra_value), strict=True)
-    ]  # fmt: skip
-    assert final[0] is not None and final[1] is not None
+        for total, like in zip(
+            (key, value, sink, extra_key, extra_value),
+            (inputs.key, inputs.value, inputs.sink, inputs.extra_key, inputs.extra_value),
+            strict=True,
+        )
+    ]
+    assert final[0] is not None
+    assert final[1] is not None
     return Gradients(query, final[0], final[1], final[2], final[3], final[4])
 
 
 class Chunk:
-    """Some samples and key heads of the inputs, as heads-first views: `[b, hk, group, *space, D]`, `[b, hk, *space, D]`."""
+    """Some samples and key heads of the inputs, as heads-first views: `[b, hk, group, *space, D]`,
+    `[b, hk, *space, D]`.
+    """
 
     def __init__(self, inputs: Inputs, cut: tuple[slice, slice], plan: Schedule) -> None:
         """Views of one chunk; nothing is copied."""
@@ -208,8 +225,10 @@ class Chunk:
         # products with values and gradients: half precision only where the hardware has it
         self.product = torch.float32 if inputs.query.dtype == torch.float16 else inputs.query.dtype
         self.query, self.key, self.value = (
-            self.of_queries(inputs.query), self.of_keys(inputs.key), self.of_keys(inputs.value)
-        )  # fmt: skip
+            self.of_queries(inputs.query),
+            self.of_keys(inputs.key),
+            self.of_keys(inputs.value),
+        )
         self.heads = self.query.shape[:2]
         self.count = self.heads[0] * self.heads[1]
         self.extra_key, self.extra_value = (
@@ -251,7 +270,9 @@ def _chunks(program: Program, inputs: Inputs) -> Iterator[Chunk]:
 
 
 class _TileWork:
-    """The tensors of one tile of a chunk: rows `[n, group * rows, D]` and columns `[n, width, D]`."""
+    """The tensors of one tile of a chunk: rows `[n, group * rows, D]` and columns `[n, width,
+    D]`.
+    """
 
     def __init__(self, chunk: Chunk, tile: Tile, *, keep_capped: bool = False) -> None:
         self.chunk, self.tile, self.keep_capped = chunk, tile, keep_capped
@@ -293,7 +314,9 @@ class _TileWork:
         self.key, self.value = (t.masked_fill(self.outside.mT, 0) for t in (self.key, self.value))
 
     def weights(self, *, want_lse: bool) -> tuple[Tensor, Tensor | None]:
-        """Softmax of the scores `[n, rows, width (+ 1 for the sink)]`, and the logsumexp `[n, rows, 1]`."""
+        """Softmax of the scores `[n, rows, width (+ 1 for the sink)]`, and the logsumexp `[n, rows,
+        1]`.
+        """
         scores = self._scores()
         empty = None
         if self.chunk.inputs.may_be_empty and (
@@ -374,8 +397,10 @@ class _ChunkGradients:
     ) -> None:
         self.chunk, self.scale = chunk, chunk.inputs.scale
         self.query, self.key, self.value = (
-            chunk.of_queries(sums.query), chunk.of_keys(sums.key), chunk.of_keys(sums.value)
-        )  # fmt: skip
+            chunk.of_queries(sums.query),
+            chunk.of_keys(sums.key),
+            chunk.of_keys(sums.value),
+        )
         self.extra_key, self.extra_value = (
             None if t is None or t.shape[1] == 0 else chunk.of_keys(t)
             for t in (sums.extra_key, sums.extra_value)
@@ -411,7 +436,7 @@ class _ChunkGradients:
         grad = torch.bmm(upstream, work.value.to(upstream.dtype).mT).to(weights.dtype)
         if self.sink is not None:
             grad = torch.nn.functional.pad(grad, (0, 1))
-        grad = torch._softmax_backward_data(grad, weights, -1, weights.dtype)
+        grad = torch.ops.aten._softmax_backward_data(grad, weights, -1, weights.dtype)
         if self.grad_lse is not None:
             grad.addcmul_(weights, work.rows(self.grad_lse))
         if work.capped is not None:

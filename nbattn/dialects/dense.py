@@ -1,7 +1,9 @@
-"""Dense kernels: no mask, top-left causal, or an explicit matrix. What `reference` and `sdpa` can say.
+"""Dense kernels: no mask, top-left causal, or an explicit matrix. What `reference` and `sdpa` can
+say.
 
-Torch's `scaled_dot_product_attention` documents `is_causal` as a lower triangle from the top-left corner. Its CPU
-kernel takes one head size, divides by zero without keys, and gives rows without keys a logsumexp of 0.
+Torch's `scaled_dot_product_attention` documents `is_causal` as a lower triangle from the top-left
+corner. Its CPU kernel takes one head size, divides by zero without keys, and gives rows without
+keys a logsumexp of 0.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""What the planner knows of a device: rates and limits as data, with their source. No device is needed to plan for it."""
+"""What the planner knows of a device: rates and limits as data, with their source. No device is
+needed to plan for it.
+"""
 
 from __future__ import annotations
 
@@ -77,7 +79,7 @@ def named(name: str) -> DeviceInfo:
     if name not in DEVICES:
         raise InputError(
             f"device={name!r} is not known.",
-            fix=f"one of {', '.join(map(repr, DEVICES))}, a torch.device, or a DeviceInfo of your own.",
+            fix=f"one of {', '.join(map(repr, DEVICES))}, a torch.device, or your own DeviceInfo.",
         )
     return DEVICES[name]
 

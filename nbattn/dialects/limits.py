@@ -19,27 +19,59 @@ class Facts(Protocol):
     """What of a request the limits look at."""
 
     @property
-    def device(self) -> DeviceInfo: ...
+    def device(self) -> DeviceInfo:
+        """Where it runs."""
+        ...
+
     @property
-    def dtype(self) -> str: ...
+    def dtype(self) -> str:
+        """By name."""
+        ...
+
     @property
-    def head_dim(self) -> int: ...
+    def head_dim(self) -> int:
+        """D."""
+        ...
+
     @property
-    def value_dim(self) -> int: ...
+    def value_dim(self) -> int:
+        """Dv."""
+        ...
+
     @property
-    def training(self) -> bool: ...
+    def training(self) -> bool:
+        """A backward follows."""
+        ...
+
     @property
-    def return_lse(self) -> bool: ...
+    def return_lse(self) -> bool:
+        """The logsumexp is an output."""
+        ...
+
     @property
-    def softcap(self) -> bool: ...
+    def softcap(self) -> bool:
+        """Scores are capped."""
+        ...
+
     @property
-    def key_range(self) -> bool: ...
+    def key_range(self) -> bool:
+        """Keys have valid ranges."""
+        ...
+
     @property
-    def sink(self) -> bool: ...
+    def sink(self) -> bool:
+        """A sink takes part."""
+        ...
+
     @property
-    def extra_keys(self) -> int: ...
+    def extra_keys(self) -> int:
+        """Keys besides the mask's."""
+        ...
+
     @property
-    def deterministic(self) -> bool: ...
+    def deterministic(self) -> bool:
+        """The same bits every time."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +82,8 @@ class Limits:
         name: the backend.
         kinds: torch device types; empty is any.
         dtypes: by name.
-        softcap, key_range, value_dim: whether it takes them (value_dim: a value size other than head_dim).
+        softcap, key_range, value_dim: whether it takes them (value_dim: a value size other than
+            head_dim).
         lse: whether it returns a logsumexp, which sinks and extra keys need too.
         lse_gradient: whether its backward uses a gradient of the logsumexp.
         deterministic: whether its bits repeat.

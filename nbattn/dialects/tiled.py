@@ -1,17 +1,18 @@
-"""The CPU engine's dialect: any mask, as tiles of queries against the hull of their keys; and which tile is cheapest.
+"""The CPU engine's dialect: any mask, as tiles of queries against the hull of their keys; and which
+tile is cheapest.
 
-The cost of a tile size is a sum over the tiles of the actual shape: matrix products at a rate that depends on their
-extents, softmax and copies at theirs, and a fixed price per torch call. The rates were fitted to the sweeps of
-`benchmarks/fit_tiles.py` on one core of an AMD EPYC (Zen 4).
+The cost of a tile size is a sum over the tiles of the actual shape: matrix products at a rate that
+depends on their extents, softmax and copies at theirs, and a fixed price per torch call. The rates
+were fitted to the sweeps of `benchmarks/fit_tiles.py` on one core of an AMD EPYC (Zen 4).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +29,9 @@ _ROWS_LIMIT = 512
 
 @dataclass(frozen=True, slots=True)
 class Tiled:
-    """The mask by tiles of `tile` queries per axis; every tile reads the hull of its keys and masks inside it."""
+    """The mask by tiles of `tile` queries per axis; every tile reads the hull of its keys and masks
+    inside it.
+    """
 
     lines: tuple[BoundAxis, ...]
     tile: tuple[int, ...]
@@ -94,7 +97,7 @@ class Tiled:
 class Item(NamedTuple):
     """What one (batch, key head) of a problem looks like to the engine."""
 
-    count: int
+    items: int
     group: int
     head_dim: int
     value_dim: int
@@ -109,35 +112,40 @@ def choose_tile(lines: tuple[BoundAxis, ...], item: Item) -> tuple[int, ...]:
         [line.tile_totals(size) for size in choices]
         for line, choices in zip(lines, sizes, strict=True)
     ]
-    grids = [
-        math.prod(np.meshgrid(*[[t[field] for t in axis] for axis in totals], indexing="ij"))
-        for field in range(len(TileTotals._fields))
-    ]
-    seconds = cost(TileTotals(*grids), item)
-    rows = math.prod(np.meshgrid(*sizes, indexing="ij")) * item.group
-    seconds = np.where(rows > np.maximum(_ROWS_LIMIT, rows.min()), np.inf, seconds)
+    fields = range(len(TileTotals._fields))
+    grids = [_outer([[total[field] for total in axis] for axis in totals]) for field in fields]
+    rows = _outer(sizes) * item.group
+    seconds = np.where(rows > max(_ROWS_LIMIT, rows.min()), np.inf, cost(grids, item))
     best = np.unravel_index(int(np.argmin(seconds)), seconds.shape)
     return tuple(choices[index] for choices, index in zip(sizes, best, strict=True))
 
 
-def cost(totals: TileTotals, item: Item) -> NDArray[np.float64]:
-    """Seconds of one core for the forward pass, of all tiles of a problem. Totals may be arrays."""
-    tiles = np.maximum(np.asarray(totals.tiles, dtype=np.float64), 1)
-    rows = np.maximum(totals.rows / tiles * item.group, 1)
-    width = np.maximum(totals.keys / tiles + item.extra_keys, 1)
-    scores = totals.pairs * item.group + totals.rows * item.group * item.extra_keys
-    batch = np.clip(SCORE_BYTES / np.maximum(4 * rows * width, 1), 1, item.count)
+def cost(totals: Sequence[Any], item: Item) -> NDArray[np.float64]:
+    """Seconds of one core for the forward pass, of all tiles of a problem. Totals are those of `TileTotals`, or arrays of them."""
+    count, all_rows, keys, pairs = (np.asarray(total, dtype=np.float64) for total in totals)
+    tiles = np.maximum(count, 1)
+    rows = np.maximum(all_rows / tiles * item.group, 1)
+    width = np.maximum(keys / tiles + item.extra_keys, 1)
+    scores = pairs * item.group + all_rows * item.group * item.extra_keys
+    batch = np.clip(SCORE_BYTES / (4 * rows * width), 1, item.items)
     dims = item.head_dim + item.value_dim
-    flops = 2 * item.count * scores * dims
+    flops = 2 * item.items * scores * dims
     rate = 115e9 * rows / (rows + 12) * width / (width + 24) * dims / (dims + 40)
-    softmax = item.count * scores / 1.2e9
-    copies = item.count * (totals.keys + 2 * totals.rows * item.group) * dims * 4 / 10e9
-    calls = tiles * np.ceil(item.count / batch) * 22e-6
+    softmax = item.items * scores / 1.2e9
+    copies = item.items * (keys + 2 * all_rows * item.group) * dims * 4 / 10e9
+    calls = tiles * np.ceil(item.items / batch) * 22e-6
     return flops / rate + softmax + copies + calls
 
 
+def _outer(choices: list[list[int]]) -> NDArray[np.float64]:
+    """Products of one choice per axis, for all of them."""
+    return np.asarray(math.prod(np.ix_(*(np.array(axis, dtype=np.float64) for axis in choices))))
+
+
 def _sizes(line: BoundAxis) -> list[int]:
-    """Tile sizes worth a look on one axis: even divisions of its longest class, so that no sliver remains."""
+    """Tile sizes worth a look on one axis: even divisions of its longest class, so that no sliver
+    remains.
+    """
     longest = max((group.queries for group in line.classes()), default=1)
     parts = (
         (1, 2)

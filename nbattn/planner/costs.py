@@ -1,7 +1,9 @@
-"""What a candidate costs: work counted in closed form, and the one number that candidates are ranked by.
+"""What a candidate costs: work counted in closed form, and the one number that candidates are
+ranked by.
 
-Ranked by the measured time where one is known, else by a bound: max(flops / rate, bytes / bandwidth) + calls x launch,
-with the rates of `dialects/device.py`. On the CPU the engine's bound is the fitted model of `dialects/tiled.py`.
+Ranked by the measured time where one is known, else by a bound: max(flops / rate, bytes /
+bandwidth) + calls x launch, with the rates of `dialects/device.py`. On the CPU the engine's bound
+is the fitted model of `dialects/tiled.py`.
 """
 
 from __future__ import annotations

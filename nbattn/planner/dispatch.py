@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -68,19 +69,32 @@ def planned(
     require: tuple[str, ...],
     forbid: tuple[str, ...],
 ) -> Plan:
-    """The plan for the facts of a call; flags are softcap, sink, key_range, training, deterministic, return_lse."""
+    """The plan for the facts of a call; flags are softcap, sink, key_range, training,
+    deterministic, return_lse.
+    """
     softcap, sink, key_range, training, deterministic, return_lse = flags
     return planner.make(
         Request(
-            **shapes(from_code(mask), query_shape, key_shape), value_dim=value_dim, dtype=dtype_name(dtype),
-            device=device_info(device), layout=layout, extra_keys=extra_keys, softcap=softcap, sink=sink,
-            key_range=key_range, training=training, deterministic=deterministic, return_lse=return_lse,
-            backend=backend, require=require, forbid=forbid,
+            **shapes(from_code(mask), query_shape, key_shape),
+            value_dim=value_dim,
+            dtype=dtype_name(dtype),
+            device=device_info(device),
+            layout=layout,
+            extra_keys=extra_keys,
+            softcap=softcap,
+            sink=sink,
+            key_range=key_range,
+            training=training,
+            deterministic=deterministic,
+            return_lse=return_lse,
+            backend=backend,
+            require=require,
+            forbid=forbid,
         )
-    )  # fmt: skip
+    )
 
 
-def shapes(mask: Mask, query_shape: Sequence[int], key_shape: Sequence[int]) -> dict[str, object]:
+def shapes(mask: Mask, query_shape: Sequence[int], key_shape: Sequence[int]) -> dict[str, Any]:
     """The shape fields of a request."""
     return {
         "mask": mask,

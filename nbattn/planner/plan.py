@@ -1,4 +1,6 @@
-"""The plan: what was chosen for a request, everything else that could have been, why not, and the proof."""
+"""The plan: what was chosen for a request, everything else that could have been, why not, and the
+proof.
+"""
 
 from __future__ import annotations
 
@@ -22,9 +24,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Visit:
-    """One block that a kernel computes: ranges of queries and keys per axis, and whether every pair is read.
+    """One block that a kernel computes: ranges of queries and keys per axis, and whether every pair
+    is read.
 
-    Keys are products of one range per axis; where windows wrap or a prefix stands apart, there are several.
+    Keys are products of one range per axis; where windows wrap or a prefix stands apart, there are
+    several.
     """
 
     queries: tuple[range, ...]
@@ -42,7 +46,8 @@ class Plan:
         candidates: all of them: accepted ones by cost, then refused ones with their reasons.
 
     >>> import nbattn
-    >>> plan = nbattn.plan(nbattn.Mask.neighborhood((7, 7)), (1, 56, 56, 2, 32), dtype="float32", device="cpu")
+    >>> mask, shape = nbattn.Mask.neighborhood((7, 7)), (1, 56, 56, 2, 32)
+    >>> plan = nbattn.plan(mask, shape, dtype="float32", device="cpu")
     >>> plan.chosen.backend, plan.verify()
     ('tiled', True)
     """
@@ -75,7 +80,8 @@ class Plan:
         }
 
     def support(self) -> NDArray[np.bool_]:
-        """The (query, key) pairs that the chosen program computes, bool `[Nq, Nk]`, from index grids sent through it.
+        """The (query, key) pairs that the chosen program computes, bool `[Nq, Nk]`, from index
+        grids sent through it.
 
         Raises:
             InputError: more than 2^26 pairs.
@@ -115,7 +121,8 @@ class Plan:
 
         Args:
             query, key, value: as in `nbattn.attention`.
-            **tensors: scale, softcap, sink, key_range, extra_key, extra_value, as in `nbattn.attention`.
+            **tensors: scale, softcap, sink, key_range, extra_key, extra_value, as in
+            `nbattn.attention`.
 
         Raises:
             InputError: the tensors are not those of the request.
@@ -134,7 +141,9 @@ def _explain(candidate: Candidate, chosen: Candidate) -> list[str]:
             *[f"{'':31}{reason.text}" for reason in rest],
         ]
     cost, best = candidate.cost, chosen.cost
-    assert cost is not None and best is not None and candidate.program is not None
+    assert cost is not None
+    assert best is not None
+    assert candidate.program is not None
     label = "measured" if cost.measured is not None else "bound"
     ratio = "" if candidate is chosen else f" ({cost.seconds / max(best.seconds, 1e-12):.3g}x)"
     share = 100 * cost.useful_pairs / max(cost.visited_pairs, 1)

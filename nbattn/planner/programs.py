@@ -1,12 +1,14 @@
-"""Programs: a mask as calls of kernels on affine views of q, k and v. Data, and the one code that applies views.
+"""Programs: a mask as calls of kernels on affine views of q, k and v. Data, and the one code that
+applies views.
 
-A view cuts every axis into groups of evenly spaced positions and moves the groups into batch or heads. Tensors and the
-index grids that prove a program go through the same functions.
+A view cuts every axis into groups of evenly spaced positions and moves the groups into batch or
+heads. Tensors and the index grids that prove a program go through the same functions.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
@@ -42,12 +44,15 @@ class AxisView:
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """Views of every axis: `[B, *space, H, D]` becomes `[B', *lengths, H', D]`, groups before the old B and H."""
+    """Views of every axis: `[B, *space, H, D]` becomes `[B', *lengths, H', D]`, groups before the
+    old B and H.
+    """
 
     axes: tuple[AxisView, ...]
 
     @property
     def lengths(self) -> tuple[int, ...]:
+        """Positions of every axis in a group."""
         return tuple(axis.length for axis in self.axes)
 
     @property
@@ -57,6 +62,7 @@ class View:
 
     @property
     def groups(self) -> int:
+        """How many groups there are."""
         return math.prod(axis.groups for axis in self.axes)
 
     @property
@@ -64,8 +70,20 @@ class View:
         """Whether the view is the tensor itself, up to trimmed ends."""
         return self.groups == 1 and all(axis.step == 1 for axis in self.axes)
 
+    def covers(self, space: Sequence[int]) -> bool:
+        """Whether the view is all of such a space, in order."""
+        return all(
+            axis.groups == 1
+            and axis.start == 0
+            and axis.length == length
+            and (axis.step == 1 or length <= 1)
+            for axis, length in zip(self.axes, space, strict=True)
+        )
+
     def spread(self, tensor: Tensor) -> Tensor:
-        """A view of the tensor as `[B, *batch groups, *lengths, *head groups, H, D]`: never a copy."""
+        """A view of the tensor as `[B, *batch groups, *lengths, *head groups, H, D]`: never a
+        copy.
+        """
         rank = len(self.axes)
         strides, sizes = tensor.stride(), tensor.shape
         size, stride, offset = [sizes[0]], [strides[0]], tensor.storage_offset()
@@ -85,7 +103,11 @@ class View:
         return whole.permute(0, *batch, *range(2, 2 + 2 * rank, 2), *heads, *tail)
 
     def folded(self, tensor: Tensor) -> Tensor:
-        """The tensor as `[B', *lengths, H', D]`; a copy only where groups do not merge into batch or heads."""
+        """The tensor as `[B', *lengths, H', D]`; a copy only where groups do not merge into batch
+        or heads.
+        """
+        if self.covers(tensor.shape[1 : 1 + len(self.axes)]):
+            return tensor
         spread = self.spread(tensor)
         batch = math.prod(axis.groups for axis in self.axes if axis.into == "batch")
         heads = self.groups // batch
@@ -97,7 +119,9 @@ class CallArguments(Protocol):
     """What a dialect's call says, with its meaning."""
 
     def rows(self, axis: int, queries: int, keys: int) -> tuple[Ints, Ints, int]:
-        """Per query of one axis the keys it reads: starts `[queries, 2]`, counts `[queries, 2]`, step."""
+        """Per query of one axis the keys it reads: starts `[queries, 2]`, counts `[queries, 2]`,
+        step.
+        """
         ...
 
     def allowed(self, queries: tuple[int, ...], keys: tuple[int, ...]) -> NDArray[np.bool_]:
@@ -120,7 +144,9 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """Calls that write disjoint rows; rows in no call read nothing. Extra keys and sinks join by logsumexp."""
+    """Calls that write disjoint rows; rows in no call read nothing. Extra keys and sinks join by
+    logsumexp.
+    """
 
     calls: tuple[Call, ...]
 

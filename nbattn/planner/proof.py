@@ -1,4 +1,6 @@
-"""The proof that a program is its mask: by index grids pair by pair, and per axis by intervals at any size."""
+"""The proof that a program is its mask: by index grids pair by pair, and per axis by intervals at
+any size.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,8 @@ SUPPORT_LIMIT = 1 << 26
 def support(request: Request, candidate: Candidate) -> NDArray[np.bool_]:
     """The pairs that a candidate's program computes, from index grids sent through its views.
 
-    The grids have the request's groups of heads, at most two samples and two key heads: views treat all alike.
+    The grids have the request's groups of heads, at most two samples and two key heads: views treat
+    all alike.
     """
     nq, nk = request.query_count, request.key_count
     if nq * nk > SUPPORT_LIMIT:
@@ -76,7 +79,9 @@ def _count_call(request: Request, call: Call, times: NDArray[np.int8], kv_heads:
 
 
 def verify(request: Request, candidate: Candidate) -> bool:
-    """Whether the program's calls are the mask: rows disjoint, and per axis the keys of every query."""
+    """Whether the program's calls are the mask: rows disjoint, and per axis the keys of every
+    query.
+    """
     lines = geometry.bind(request.mask, request.query_space, request.key_space)
     calls = _program(candidate).calls
     covered = [[_positions(axis) for axis in call.query.axes] for call in calls]
@@ -129,7 +134,9 @@ def _verify_axis(number: int, line: BoundAxis, call: Call) -> None:
 
 
 def _canonical(starts: Ints, counts: Ints, step: int) -> Ints:
-    """Runs as `[..., 2, 3]` (start, count, step) in one form: no start without keys, no step below two, non-empty last."""
+    """Runs as `[..., 2, 3]` (start, count, step) in one form: no start without keys, no step below
+    two, non-empty last.
+    """
     starts, counts = np.broadcast_arrays(np.where(counts == 0, 0, starts), counts)
     only_first = (counts[..., 1:] == 0) & (counts[..., :1] != 0)
     starts, counts = (np.where(only_first, side[..., ::-1], side) for side in (starts, counts))

@@ -76,10 +76,12 @@ class Request:
 
     @property
     def query_count(self) -> int:
+        """Queries of one sample and head."""
         return math.prod(self.query_space)
 
     @property
     def key_count(self) -> int:
+        """Keys of one sample and head."""
         return math.prod(self.key_space)
 
     def summary(self) -> str:

@@ -1,8 +1,9 @@
-"""Rewrites that turn one axis of a mask into pieces a dense kernel can say, without changing a pair.
+"""Rewrites that turn one axis of a mask into pieces a dense kernel can say, without changing a
+pair.
 
-A piece is a view of the axis's queries and one of its keys; inside every group each query reads all keys (dense) or
-the first i + 1 (causal). Pieces share no query; queries in no piece read nothing. A mask whose every axis has pieces is
-the product of them.
+A piece is a view of the axis's queries and one of its keys; inside every group each query reads all
+keys (dense) or the first i + 1 (causal). Pieces share no query; queries in no piece read nothing. A
+mask whose every axis has pieces is the product of them.
 """
 
 from __future__ import annotations
@@ -49,21 +50,25 @@ def dense_pieces(line: BoundAxis) -> list[Piece] | str:
 
 
 def fold_into_heads(piece: Piece) -> Piece:
-    """The piece with its groups in the heads: of the last axis of a contiguous tensor that is a view."""
+    """The piece with its groups in the heads: of the last axis of a contiguous tensor that is a
+    view.
+    """
     return replace(
         piece, query=replace(piece.query, into="heads"), key=replace(piece.key, into="heads")
-    )  # fmt: skip
+    )
 
 
 def _class_pieces(line: BoundAxis, group: Classes) -> list[Piece] | str:
-    """Pieces of alike residue classes: one window for all, or a causal triangle, or disjoint blocks."""
+    """Pieces of alike residue classes: one window for all, or a causal triangle, or disjoint
+    blocks.
+    """
     if not group.keys:
         return []
     ends = line.rows(np.array([group.start, group.start + group.queries - 1]), group.keys)
     low, lo, hi = (int(side[0]) for side in ends)
     alike = all(side[0] == side[1] for side in ends)
     count = low + hi - lo
-    # windows move one way, so equal ends mean equal rows, unless both are empty or only the prefix is left of them
+    # windows move one way, so equal ends mean equal rows, unless both are empty or only a prefix
     if alike and count and (not line.axis.prefix or count == group.keys):
         return (
             _APART
@@ -80,13 +85,15 @@ def _uniform(
     if rows <= 0 or count <= 0:
         return []
     d = line.axis.dilation
-    query = AxisView(group.origin + d * (start - group.start), rows, d, group.count, 1)
-    key = AxisView(group.first + d * lo, count, d, group.count, 1)
+    query = AxisView(group.origin + d * (start - group.start), rows, d, group.size, 1)
+    key = AxisView(group.first + d * lo, count, d, group.size, 1)
     return [Piece(query, key, "dense")]
 
 
 def _triangle(line: BoundAxis, group: Classes) -> list[Piece] | str:
-    """Causal with nothing cut on the left: rows before key 0 are empty, the others start with one key."""
+    """Causal with nothing cut on the left: rows before key 0 are empty, the others start with one
+    key.
+    """
     axis = line.axis
     start = max(group.start, 0)
     rows = group.start + group.queries - start
@@ -102,13 +109,15 @@ def _triangle(line: BoundAxis, group: Classes) -> list[Piece] | str:
 
 
 def _blocks(line: BoundAxis, group: Classes) -> list[Piece] | str:
-    """Stride groups whose windows do not overlap, as one batch of dense blocks; ragged ones at the ends alone."""
+    """Stride groups whose windows do not overlap, as one batch of dense blocks; ragged ones at the
+    ends alone.
+    """
     stop = group.start + group.queries
     probes = line.rows(
         np.linspace(group.start, stop - 1, 4 * _PIECE_LIMIT).astype(np.int64), group.keys
     )
     longest = int(probes.counts().max())
-    if group.count > 1 or (longest > line.axis.stride and _changes(probes).size > _PIECE_LIMIT):
+    if group.size > 1 or (longest > line.axis.stride and _changes(probes).size > _PIECE_LIMIT):
         return _DIFFER
     rows = line.rows(np.arange(group.start, stop), group.keys)
     at = np.concatenate([[0], _changes(rows)])
@@ -144,7 +153,9 @@ def _changes(rows: Rows) -> Ints:
 
 
 def _alike(at: Ints, length: Ints, lo: Ints, count: Ints) -> list[tuple[int, int]]:
-    """Neighbouring blocks that are one block moved on by as many keys as queries: first and number of each run."""
+    """Neighbouring blocks that are one block moved on by as many keys as queries: first and number
+    of each run.
+    """
     moved = (
         (length[1:] == length[:-1]) & (count[1:] == count[:-1]) & (lo[1:] - lo[:-1] == length[:-1])
     )

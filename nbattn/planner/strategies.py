@@ -1,4 +1,6 @@
-"""Candidates: every way each backend has to run a request, with its program and cost, or the reasons why not."""
+"""Candidates: every way each backend has to run a request, with its program and cost, or the
+reasons why not.
+"""
 
 from __future__ import annotations
 
@@ -84,9 +86,13 @@ def _reference(request: Request, lines: Lines) -> Candidate:
     """The definition, dense."""
     visited = request.query_count * request.key_count
     cost = costs.roofline(
-        request, useful=geometry.pairs(lines), visited=visited, calls=12, rate=costs.sdpa_rate(request),
+        request,
+        useful=geometry.pairs(lines),
+        visited=visited,
+        calls=12,
+        rate=costs.sdpa_rate(request),
         copied=4.0 * visited * request.batch * request.heads,
-    )  # fmt: skip
+    )
     program = Program(
         (Call(whole(request.query_space), whole(request.key_space), dense.Matrix(lines)),)
     )
@@ -99,14 +105,18 @@ def _tiled(request: Request, lines: Lines) -> Candidate:
     """Tiles of queries against the hull of their keys."""
     itemsize = costs.ITEMSIZE[request.dtype]
     item = tiled.Item(
-        request.batch * request.kv_heads, request.group, request.head_dim, request.value_dim,
-        request.extra_keys, itemsize,
-    )  # fmt: skip
+        request.batch * request.kv_heads,
+        request.group,
+        request.head_dim,
+        request.value_dim,
+        request.extra_keys,
+        itemsize,
+    )
     arguments = tiled.Tiled(lines, tiled.choose_tile(lines, item))
     totals = arguments.totals()
     cost = costs.roofline(
         request, useful=geometry.pairs(lines), visited=totals.pairs, calls=8 * max(1, totals.tiles)
-    )  # fmt: skip
+    )
     if request.device.kind == "cpu":
         seconds = float(tiled.cost(totals, item)) * (1 + 2.5 * request.training)
         cost = replace(cost, bound=seconds)
@@ -155,7 +165,8 @@ def _product(
         ]
         if set(causal) & set(long):
             if len(long) > 1:
-                text = f"causal on axis {causal[0]} while axis {long[0] if long[0] not in causal else long[1]} is long"
+                other = long[0] if long[0] not in causal else long[1]
+                text = f"causal on axis {causal[0]} while axis {other} is long"
                 return Reason("mask", f"{text}: a product, not the raster order of is_causal")
             strategy = "causal"
         calls.append(
@@ -200,14 +211,21 @@ def _sdpa_cost(request: Request, lines: Lines, program: Program) -> Cost:
     )
     copies = any(_copies(request, call.query) for call in program.calls)
     return costs.roofline(
-        request, useful=geometry.pairs(lines), visited=visited,
-        calls=max(1, len(program.calls)) * (3 if request.device.kind == "cpu" else 1) * (1 + bool(request.extra_keys)),
-        copied=costs.tensor_bytes(request) * copies, rate=costs.sdpa_rate(request),
-    )  # fmt: skip
+        request,
+        useful=geometry.pairs(lines),
+        visited=visited,
+        calls=max(1, len(program.calls))
+        * (3 if request.device.kind == "cpu" else 1)
+        * (1 + bool(request.extra_keys)),
+        copied=costs.tensor_bytes(request) * copies,
+        rate=costs.sdpa_rate(request),
+    )
 
 
 def _copies(request: Request, view: View) -> bool:
-    """Whether folding this view copies: groups that merge neither into heads nor, for one sample, into batch."""
+    """Whether folding this view copies: groups that merge neither into heads nor, for one sample,
+    into batch.
+    """
     folded = [axis for axis in view.axes if axis.groups > 1]
     if not folded:
         return len(view.axes) > 1 and not view.is_whole

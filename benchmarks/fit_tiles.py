@@ -1,0 +1,206 @@
+"""Sweeps tile sizes of the tiled engine: the samples its cost model is fitted to, and how well the model chooses."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from dataclasses import dataclass
+from functools import partial
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import machine
+import torch
+from nbattn.backends import tiled as engine
+from nbattn.backends.contract import Inputs
+from nbattn.dialects import tiled as model
+from nbattn.geometry import BoundAxis, TileTotals
+from nbattn.planner.programs import Call, Program, whole
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+from timing import Run, Samples, interleave
+from workloads import Workload, known, select
+
+_ROWS = (8, 1024)
+_WASTE = 1.25
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+PASSES = ("forward", "training")
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One tile size of a workload, and what its tiles add up to."""
+
+    tile: tuple[int, ...]
+    totals: TileTotals
+
+    @property
+    def rows(self) -> int:
+        return math.prod(self.tile)
+
+
+def candidates(lines: tuple[BoundAxis, ...], count: int) -> list[Candidate]:
+    """About `count` tile sizes from few rows to many, picked by geometry alone.
+
+    Every octave of rows gives its tile with the least halo and, where another is nearly as good, the one that is
+    longest on the last axis, which memory likes.
+    """
+    every = [_candidate(lines, tile) for tile in product(*(_sizes(line) for line in lines))]
+    every = [c for c in every if _ROWS[0] <= c.rows <= _ROWS[1]] or every
+    smallest, largest = min(c.rows for c in every), max(c.rows for c in every)
+    bins = max(1, count if len(lines) == 1 else -(-count // 2))
+    width = math.log2(largest / smallest) / bins or 1.0
+    groups: dict[int, list[Candidate]] = {}
+    for c in every:
+        groups.setdefault(min(bins - 1, int(math.log2(c.rows / smallest) / width)), []).append(c)
+    chosen: dict[tuple[int, ...], Candidate] = {}
+    for group in groups.values():
+        least = min(group, key=lambda c: (c.totals.pairs, -c.rows))
+        near = [c for c in group if c.totals.pairs <= _WASTE * least.totals.pairs]
+        for c in (least, max(near, key=lambda c: (c.tile[-1], -c.totals.pairs))):
+            chosen[c.tile] = c
+    return sorted(chosen.values(), key=lambda c: c.rows)
+
+
+def _candidate(lines: tuple[BoundAxis, ...], tile: tuple[int, ...]) -> Candidate:
+    per_axis = [line.tile_totals(size) for line, size in zip(lines, tile, strict=True)]
+    return Candidate(tile, TileTotals(*(math.prod(sums) for sums in zip(*per_axis, strict=True))))
+
+
+def _sizes(line: BoundAxis) -> list[int]:
+    """Even divisions of the longest class of an axis, and powers of two."""
+    longest = max(group.queries for group in line.classes())
+    parts = [p for p in range(1, longest + 1) if p < 32 or (p & (p - 1)) == 0]
+    powers = [1 << n for n in range(longest.bit_length())]
+    halves = [3 << n for n in range(longest.bit_length()) if 3 << n <= longest]
+    return sorted({-(-longest // part) for part in parts} | set(powers) | set(halves))
+
+
+def runner(workload: Workload, tile: tuple[int, ...], dtype: torch.dtype, training: bool) -> Run:
+    """The engine on a workload's tensors with an explicit tile: forward, or forward and backward."""
+    call = Call(whole(workload.space), whole(workload.keys), model.Tiled(workload.lines, tile))
+    program = Program((call,))
+    query, key, value, grad = workload.tensors(dtype)
+    inputs = Inputs(query, key, value, None, None, None, None, workload.head_dim**-0.5, None)
+    lse = torch.zeros(query.shape[:-1])  # the engine's backward recomputes what it needs
+
+    def run() -> object:
+        out, _ = engine.forward(program, inputs, return_lse=False)
+        return engine.backward(program, inputs, out, lse, grad, None) if training else out
+
+    return run
+
+
+def item(workload: Workload, dtype: torch.dtype) -> model.Item:
+    """What the cost model is told about a workload."""
+    count = workload.batch * workload.heads
+    return model.Item(count, 1, workload.head_dim, workload.head_dim, 0, dtype.itemsize)
+
+
+def sweep(
+    workload: Workload, dtype_name: str, training: bool, options: argparse.Namespace, progress: Progress
+) -> dict[str, Any]:  # fmt: skip
+    """Times of every candidate tile of one workload, the model's choice always among them."""
+    dtype = DTYPES[dtype_name]
+    chosen = model.choose_tile(workload.lines, item(workload, dtype))
+    tiles = {c.tile: c for c in candidates(workload.lines, options.candidates)}
+    tiles.setdefault(chosen, _candidate(workload.lines, chosen))
+    runs = {_words(tile): runner(workload, tile, dtype, training) for tile in tiles}
+    task = progress.add_task(workload.name, total=len(runs) * (options.rounds + 1))
+    samples = interleave(
+        runs, threads=options.threads, rounds=options.rounds, budget=options.budget,
+        done=lambda name: progress.advance(task),
+    )  # fmt: skip
+    progress.update(task, visible=False)
+    rows = [_row(c, samples[_words(c.tile)], options.threads) for c in tiles.values()]
+    return {
+        "workload": workload.name,
+        "shape": str(workload),
+        "mask": repr(workload.mask),
+        "dtype": dtype_name,
+        "pass": "training" if training else "forward",
+        "item": item(workload, dtype)._asdict(),
+        "chosen": list(chosen),
+        "samples": sorted(rows, key=lambda row: row["seconds"]),
+    }
+
+
+def _row(candidate: Candidate, samples: Samples, threads: int) -> dict[str, Any]:
+    return {
+        "tile": list(candidate.tile),
+        "totals": candidate.totals._asdict(),
+        "seconds": samples.typical(threads),
+        "best": samples.best,
+        "rounds": len(samples.seconds),
+    }
+
+
+def _words(tile: tuple[int, ...] | list[int]) -> str:
+    return "x".join(map(str, tile))
+
+
+def table(sweeps: list[dict[str, Any]]) -> Table:
+    """Per workload the fastest tile, the model's choice and what the choice loses."""
+    shown = Table(title="tile sizes")
+    for name in ("workload", "dtype", "pass", "best tile", "ms", "chosen", "ms", "regret", "next"):
+        shown.add_column(name, no_wrap=True, justify="right" if name in ("ms", "regret") else "left")
+    for one in sweeps:
+        times = {_words(row["tile"]): row["seconds"] for row in one["samples"]}
+        (best, least), *others = times.items()
+        mine = _words(one["chosen"])
+        shown.add_row(
+            one["workload"], one["dtype"], one["pass"], best, f"{1e3 * least:.1f}", mine,
+            f"{1e3 * times[mine]:.1f}", f"{times[mine] / least:.2f}",
+            ", ".join(f"{tile} {seconds / least:.2f}" for tile, seconds in others[:3]),
+        )  # fmt: skip
+    return shown
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    add = partial(parser.add_argument)
+    add("--workloads", default="W1,W2,W3,W4b,W5,W5b,W6", help='names, or "all"')
+    add("--dtypes", default="float32", help=", ".join(DTYPES))
+    add("--passes", default="forward", help=", ".join(PASSES))
+    add("--threads", type=int, default=1)
+    add("--candidates", type=int, default=12, help="about how many tiles a workload")
+    add("--rounds", type=int, default=5)
+    add("--budget", type=float, default=60.0, help="seconds a workload, after three rounds")
+    add("--output", type=Path, help="JSON with every sample")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Sweep, print, write."""
+    options = arguments()
+    torch.set_num_threads(options.threads)
+    console, sweeps = Console(width=None if sys.stdout.isatty() else 140), []
+    jobs = product(
+        known(options.dtypes.split(","), DTYPES, "dtype"),
+        known(options.passes.split(","), PASSES, "pass"),
+        select(options.workloads),
+    )
+    with Progress(console=console, disable=not console.is_terminal, transient=True) as progress:
+        for dtype, name, workload in jobs:
+            sweeps.append(sweep(workload, dtype, name == "training", options, progress))
+            if options.output:
+                machine.write(options.output, _record(options, sweeps))
+    console.print(table(sweeps))
+
+
+def _record(options: argparse.Namespace, sweeps: list[dict[str, Any]]) -> dict[str, Any]:
+    return {
+        "date": machine.now(),
+        "machine": machine.machine(),
+        "versions": machine.versions(),
+        "threads": options.threads,
+        "clock": "median process CPU time" if options.threads == 1 else "shortest wall time",
+        "sweeps": sweeps,
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,107 @@
+"""Owns masked attention by its definition, in plain float64, and the rule that judges values by it.
+
+Nothing here comes from the package: weights are exponentials over a boolean matrix, divided by their
+sum, head by head. Autograd through it gives the gradients that backends are judged by.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import product
+
+import torch
+from torch import Tensor
+
+
+def inside(key_range: Tensor, space: Sequence[int]) -> Tensor:
+    """bool [B, prod(space)]: keys whose every coordinate lies in [start, stop)."""
+    places = list(product(*(range(length) for length in space)))
+    rows = [
+        [all(a <= x < b for x, (a, b) in zip(place, box, strict=True)) for place in places]
+        for box in key_range.tolist()
+    ]
+    return torch.tensor(rows, dtype=torch.bool).reshape(len(rows), len(places))
+
+
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    allowed: Tensor,
+    *,
+    scale: float | None = None,
+    softcap: float | None = None,
+    sink: Tensor | None = None,
+    key_range: Tensor | None = None,
+    extra_key: Tensor | None = None,
+    extra_value: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Output and logsumexp of query [B, *space, H, D] under bool `allowed` [Nq, Nk]."""
+    batch, heads, key_heads = query.shape[0], query.shape[-2], key.shape[-2]
+    flat_query, flat_key, flat_value = (t.flatten(1, -3) for t in (query, key, value))
+    reads = allowed.expand(batch, -1, -1)
+    if key_range is not None:
+        present = inside(key_range, key.shape[1:-2])
+        reads = reads & present[:, None, :]
+        flat_key, flat_value = (
+            torch.where(present[:, :, None, None], t, 0.0) for t in (flat_key, flat_value)
+        )
+    if extra_key is not None and extra_value is not None:
+        every = reads.new_ones((batch, flat_query.shape[1], extra_key.shape[1]))
+        reads = torch.cat([reads, every], dim=2)
+        flat_key = torch.cat([flat_key, extra_key], dim=1)
+        flat_value = torch.cat([flat_value, extra_value], dim=1)
+    outputs, sums = [], []
+    for head in range(heads):
+        own = head // (heads // key_heads)
+        scores = torch.einsum("bqd,bkd->bqk", flat_query[:, :, head], flat_key[:, :, own])
+        scores = scores * (query.shape[-1] ** -0.5 if scale is None else scale)
+        if softcap is not None:
+            scores = softcap * torch.tanh(scores / softcap)
+        logit = None if sink is None else sink[head]
+        out, total = rows(scores, reads, flat_value[:, :, own], logit)
+        outputs.append(out)
+        sums.append(total)
+    out = torch.stack(outputs, dim=2).reshape(*query.shape[:-1], value.shape[-1])
+    return out, torch.stack(sums, dim=2).reshape(query.shape[:-1])
+
+
+def rows(scores: Tensor, reads: Tensor, value: Tensor, logit: Tensor | None) -> tuple[Tensor, Tensor]:
+    """One head: scores and reads [B, Nq, Nk], value [B, Nk, Dv]."""
+    none = scores.new_full((*scores.shape[:2], 1), float("-inf"))
+    known = torch.cat([scores.masked_fill(~reads, float("-inf")), none], dim=2)
+    if logit is not None:
+        known = torch.cat([known, logit.expand(none.shape)], dim=2)
+    largest = known.detach().amax(dim=2, keepdim=True)
+    largest = torch.where(largest.isinf(), torch.zeros_like(largest), largest)
+    weights = torch.where(reads, scores - largest, float("-inf")).exp()
+    total = weights.sum(dim=2)
+    if logit is not None:
+        total = total + (logit - largest[..., 0]).exp()
+    empty = total == 0
+    filled = torch.where(empty, 1.0, total)
+    out = torch.einsum("bqk,bkd->bqd", weights, value) / filled[..., None]
+    return out, torch.where(empty, float("-inf"), largest[..., 0] + filled.log())
+
+
+def largest(tensor: Tensor) -> float:
+    return tensor.abs().max().item() if tensor.numel() else 0.0
+
+
+def judge(
+    name: str, found: Tensor, low: Tensor, exact: Tensor, eps: float, slack: float = 2.0
+) -> None:
+    """max|found - exact| <= slack * (max|low - exact| + eps * max|exact|), and all of it finite.
+
+    A logsumexp of -inf must be -inf in all three.
+    """
+    assert found.shape == exact.shape, f"{name}: {list(found.shape)}, not {list(exact.shape)}"
+    found, low = found.detach().double(), low.detach().double()
+    exact = exact.detach()
+    none = exact == float("-inf")
+    assert torch.equal(found == float("-inf"), none), f"{name}: -inf in other places"
+    found, low, exact = (t.masked_fill(none, 0) for t in (found, low, exact))
+    assert found.isfinite().all(), f"{name} is not finite"
+    error, known = largest(found - exact), largest(low - exact)
+    bound = slack * (known + eps * largest(exact))
+    assert error <= bound, f"{name}: off by {error:.3g}, allowed {bound:.3g}"
