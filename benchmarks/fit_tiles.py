@@ -1,10 +1,9 @@
-"""Sweeps tile sizes of the tiled engine: the samples its cost model is fitted to, and how well the model chooses."""
+"""Sweeps tile sizes of the tiled engine: samples to fit its cost model to, and its regret."""
 
 from __future__ import annotations
 
 import argparse
 import math
-import sys
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
@@ -12,17 +11,19 @@ from pathlib import Path
 from typing import Any
 
 import machine
+import report
 import torch
+from rich.box import SIMPLE_HEAD
+from rich.progress import Progress
+from rich.table import Table
+from timing import Run, Samples, interleave
+from workloads import Workload, known, select
+
 from nbattn.backends import tiled as engine
 from nbattn.backends.contract import Inputs
 from nbattn.dialects import tiled as model
 from nbattn.geometry import BoundAxis, TileTotals
 from nbattn.planner.programs import Call, Program, whole
-from rich.console import Console
-from rich.progress import Progress
-from rich.table import Table
-from timing import Run, Samples, interleave
-from workloads import Workload, known, select
 
 _ROWS = (8, 1024)
 _WASTE = 1.25
@@ -39,14 +40,15 @@ class Candidate:
 
     @property
     def rows(self) -> int:
+        """Queries of a tile."""
         return math.prod(self.tile)
 
 
 def candidates(lines: tuple[BoundAxis, ...], count: int) -> list[Candidate]:
     """About `count` tile sizes from few rows to many, picked by geometry alone.
 
-    Every octave of rows gives its tile with the least halo and, where another is nearly as good, the one that is
-    longest on the last axis, which memory likes.
+    Every range of rows gives its tile with the least halo and, where another is nearly as good,
+    the one that is longest on the last axis, which memory likes.
     """
     every = [_candidate(lines, tile) for tile in product(*(_sizes(line) for line in lines))]
     every = [c for c in every if _ROWS[0] <= c.rows <= _ROWS[1]] or every
@@ -80,7 +82,7 @@ def _sizes(line: BoundAxis) -> list[int]:
 
 
 def runner(workload: Workload, tile: tuple[int, ...], dtype: torch.dtype, training: bool) -> Run:
-    """The engine on a workload's tensors with an explicit tile: forward, or forward and backward."""
+    """The engine with an explicit tile: its forward pass, or forward and backward."""
     call = Call(whole(workload.space), whole(workload.keys), model.Tiled(workload.lines, tile))
     program = Program((call,))
     query, key, value, grad = workload.tensors(dtype)
@@ -101,8 +103,12 @@ def item(workload: Workload, dtype: torch.dtype) -> model.Item:
 
 
 def sweep(
-    workload: Workload, dtype_name: str, training: bool, options: argparse.Namespace, progress: Progress
-) -> dict[str, Any]:  # fmt: skip
+    workload: Workload,
+    dtype_name: str,
+    training: bool,
+    options: argparse.Namespace,
+    progress: Progress,
+) -> dict[str, Any]:
     """Times of every candidate tile of one workload, the model's choice always among them."""
     dtype = DTYPES[dtype_name]
     chosen = model.choose_tile(workload.lines, item(workload, dtype))
@@ -144,9 +150,11 @@ def _words(tile: tuple[int, ...] | list[int]) -> str:
 
 def table(sweeps: list[dict[str, Any]]) -> Table:
     """Per workload the fastest tile, the model's choice and what the choice loses."""
-    shown = Table(title="tile sizes")
+    shown = Table(title="tile sizes", title_justify="left", box=SIMPLE_HEAD)
     for name in ("workload", "dtype", "pass", "best tile", "ms", "chosen", "ms", "regret", "next"):
-        shown.add_column(name, no_wrap=True, justify="right" if name in ("ms", "regret") else "left")
+        shown.add_column(
+            name, no_wrap=True, justify="right" if name in ("ms", "regret") else "left"
+        )
     for one in sweeps:
         times = {_words(row["tile"]): row["seconds"] for row in one["samples"]}
         (best, least), *others = times.items()
@@ -177,7 +185,7 @@ def main() -> None:
     """Sweep, print, write."""
     options = arguments()
     torch.set_num_threads(options.threads)
-    console, sweeps = Console(width=None if sys.stdout.isatty() else 140), []
+    console, sweeps = report.console(), []
     jobs = product(
         known(options.dtypes.split(","), DTYPES, "dtype"),
         known(options.passes.split(","), PASSES, "pass"),

@@ -11,8 +11,9 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-import nbattn
 import torch
+
+import nbattn
 
 ROOT = Path(__file__).resolve().parent
 RESULTS = ROOT / "results"
@@ -20,7 +21,7 @@ _FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
 
 
 def machine() -> dict[str, Any]:
-    """The processor: model, cores that this process may use, memory, instruction sets that matter."""
+    """The processor: model, cores this process may use, memory, instruction sets that matter."""
     flags = _cpu_field("flags").split()
     return {
         "cpu": _cpu_field("model name") or platform.processor() or platform.machine(),

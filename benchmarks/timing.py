@@ -1,9 +1,10 @@
-"""The clocks: interleaved timing of several functions in one process, and the extra memory one of them takes."""
+"""The clocks: interleaved timing of functions in one process, and the extra memory of one."""
 
 from __future__ import annotations
 
 import ctypes
 import gc
+import math
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -13,6 +14,7 @@ from pathlib import Path
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 _PEAK_RESET = "5"
 MIN_ROUNDS = 3
+TURN = 0.05  # seconds that a turn is timed for, at least
 
 Run = Callable[[], object]
 
@@ -25,19 +27,21 @@ class Samples:
 
     @property
     def median(self) -> float:
+        """The middle one."""
         return statistics.median(self.seconds)
 
     @property
     def best(self) -> float:
+        """The shortest."""
         return min(self.seconds)
 
     def typical(self, threads: int) -> float:
-        """The number that is reported: median CPU time of one thread, or the shortest wall time of several."""
+        """What is reported: median CPU time of one thread, the shortest wall time of several."""
         return self.median if threads == 1 else self.best
 
 
 def clock(threads: int) -> Callable[[], float]:
-    """CPU time of the process for one thread, which other load does not disturb; wall time for several."""
+    """CPU time of the process for one thread, undisturbed by other load; wall time for several."""
     return time.process_time if threads == 1 else time.perf_counter
 
 
@@ -47,38 +51,55 @@ def interleave(
     threads: int,
     rounds: int,
     budget: float = float("inf"),
-    warm: int = 1,
     done: Callable[[str], None] = lambda name: None,
 ) -> dict[str, Samples]:
-    """Time functions in rounds A, B, C, A, B, C, so that a slow minute of the machine hits all of them.
+    """Time functions in rounds A, B, C, A, B, C: a slow minute of the machine hits all of them.
+
+    A turn begins with a run that is not timed, so that nobody pays for what the one before left in
+    the caches; short functions then repeat for `TURN` seconds. Functions that take longer than four
+    turns run once: caches are nothing to them.
 
     Args:
         functions: what to time, by name.
         threads: which clock is read.
         rounds: how often each runs.
         budget: seconds of wall time after which no round begins, once there are `MIN_ROUNDS`.
-        warm: runs of each before the first round, not timed.
-        done: called after every run.
+        done: called after every turn.
 
     Returns:
-        The samples of every function.
+        The samples of every function, one a round.
     """
     now = clock(threads)
     taken: dict[str, list[float]] = {name: [] for name in functions}
-    for name, run in functions.items():
-        for _ in range(warm):
-            run()
-            done(name)
+    repeats = {name: _repeats(run) for name, run in functions.items()}
     start = time.perf_counter()
     for number in range(rounds):
         if number >= MIN_ROUNDS and time.perf_counter() - start > budget:
             break
         for name, run in functions.items():
-            before = now()
-            run()
-            taken[name].append(now() - before)
+            taken[name].append(_turn(run, repeats[name], now))
             done(name)
     return {name: Samples(tuple(seconds)) for name, seconds in taken.items()}
+
+
+def _repeats(run: Run) -> int:
+    """Runs that fill a turn, after one that warms up; 0 where one run is long enough by itself."""
+    run()
+    before = time.perf_counter()
+    run()
+    seconds = time.perf_counter() - before
+    return 0 if seconds > 4 * TURN else math.ceil(TURN / max(seconds, 1e-9))
+
+
+def _turn(run: Run, repeats: int, now: Callable[[], float]) -> float:
+    """Seconds of one run."""
+    if repeats:
+        run()
+    count = max(1, repeats)
+    before = now()
+    for _ in range(count):
+        run()
+    return (now() - before) / count
 
 
 def extra_memory(run: Run) -> int | None:

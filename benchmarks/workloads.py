@@ -7,13 +7,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
-from nbattn import Mask, geometry
 from torch import Tensor
+
+from nbattn import Mask, geometry
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workload:
-    """One attention: `[B, *space, H, D]` queries under a mask; keys have the same shape unless they say otherwise."""
+    """One attention: `[B, *space, H, D]` queries and a mask; keys have that shape or their own."""
 
     name: str
     title: str
@@ -28,6 +29,16 @@ class Workload:
     def keys(self) -> tuple[int, ...]:
         """The space of the keys."""
         return self.space if self.key_space is None else self.key_space
+
+    @property
+    def queries(self) -> int:
+        """How many queries a head has."""
+        return math.prod(self.space)
+
+    @property
+    def key_count(self) -> int:
+        """How many keys a head has."""
+        return math.prod(self.keys)
 
     @property
     def query_shape(self) -> tuple[int, ...]:
@@ -46,7 +57,7 @@ class Workload:
 
     @property
     def useful_flops(self) -> int:
-        """FLOPs of the forward pass over the pairs that the mask allows; a training pass has 3.5 times as many."""
+        """FLOPs of a forward pass over the pairs that the mask allows."""
         return 4 * self.batch * self.heads * geometry.pairs(self.lines) * self.head_dim
 
     def tensors(self, dtype: torch.dtype, *, requires_grad: bool = False) -> tuple[Tensor, ...]:
@@ -87,8 +98,14 @@ def _square(name: str, kernel: int) -> Workload:
 def _line(name: str, title: str, mask: Mask, queries: int, keys: int | None = None) -> Workload:
     key_space = None if keys is None else (keys,)
     return Workload(
-        name=name, title=title, mask=mask, space=(queries,), key_space=key_space, heads=8, head_dim=64
-    )  # fmt: skip
+        name=name,
+        title=title,
+        mask=mask,
+        space=(queries,),
+        key_space=key_space,
+        heads=8,
+        head_dim=64,
+    )
 
 
 _ALL = (
@@ -104,11 +121,16 @@ _ALL = (
     _square("W5", 16),
     _square("W5b", 32),
     Workload(
-        name="W6", title="4x8x8", mask=Mask.neighborhood((4, 8, 8)), space=(8, 24, 24), heads=8, head_dim=64
+        name="W6",
+        title="4x8x8",
+        mask=Mask.neighborhood((4, 8, 8)),
+        space=(8, 24, 24),
+        heads=8,
+        head_dim=64,
     ),
     _line("W7a", "top-left causal", Mask.causal(), 2048, 512),
     _line("W7b", "top-left causal", Mask.causal(), 512, 2048),
-)  # fmt: skip
+)
 WORKLOADS = {workload.name: workload for workload in _ALL}
 
 
@@ -134,8 +156,3 @@ def known(names: Iterable[str], table: Iterable[str], kind: str) -> list[str]:
         if name not in table:
             raise SystemExit(f"{kind} {name!r} is not one of {', '.join(table)}.")
     return names
-
-
-def tokens(space: tuple[int, ...]) -> int:
-    """Positions of a space."""
-    return math.prod(space)

@@ -5,7 +5,6 @@ engines that run it.
 from __future__ import annotations
 
 import importlib
-import logging
 from typing import TYPE_CHECKING, Any
 
 from nbattn.axis import Axis
@@ -41,8 +40,6 @@ _LAZY = {
     "Plan": "nbattn.planner.plan",
     "DeviceInfo": "nbattn.dialects.device",
 }
-
-logging.getLogger("nbattn").addHandler(logging.NullHandler())
 
 
 def __getattr__(name: str) -> Any:

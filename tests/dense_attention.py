@@ -1,7 +1,7 @@
-"""Owns masked attention by its definition, in plain float64, and the rule that judges values by it.
+"""Owns masked attention by its definition, in plain float64, and the rule that judges values.
 
-Nothing here comes from the package: weights are exponentials over a boolean matrix, divided by their
-sum, head by head. Autograd through it gives the gradients that backends are judged by.
+Nothing here comes from the package: weights are exponentials over a boolean matrix, divided by
+their sum, head by head. Autograd through it gives the gradients that backends are judged by.
 """
 
 from __future__ import annotations
@@ -66,7 +66,9 @@ def attend(
     return out, torch.stack(sums, dim=2).reshape(query.shape[:-1])
 
 
-def rows(scores: Tensor, reads: Tensor, value: Tensor, logit: Tensor | None) -> tuple[Tensor, Tensor]:
+def rows(
+    scores: Tensor, reads: Tensor, value: Tensor, logit: Tensor | None
+) -> tuple[Tensor, Tensor]:
     """One head: scores and reads [B, Nq, Nk], value [B, Nk, Dv]."""
     none = scores.new_full((*scores.shape[:2], 1), float("-inf"))
     known = torch.cat([scores.masked_fill(~reads, float("-inf")), none], dim=2)

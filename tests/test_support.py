@@ -1,14 +1,15 @@
-"""Owns the support test: which (query, key) pairs a backend really computes, found with one-hot probes.
+"""Owns the support test: which (query, key) pairs a backend computes, found with one-hot probes.
 
-Zero queries give every key a row reads the same weight 1/n, so that one-hot values show in the output
-exactly which keys were read; one-hot gradients and keys show the same for every gradient. Nothing here
-has a tolerance: the pairs found must equal the enumerator's matrix.
+Zero queries give every key that a row reads the same weight 1/n, so that one-hot values show in the
+output which keys were read; one-hot gradients and keys show the same for every gradient. Nothing
+here has a tolerance: the pairs found must equal the enumerator's matrix.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import lru_cache
 from math import prod
 from random import Random
@@ -32,8 +33,8 @@ HEADS = KEY_HEADS * GROUP
 ITEMS = BATCH * KEY_HEADS  # as many one-hot chunks fit one call
 # backend, required strategies, least number of specimens it must have taken
 ROUTES = [
-    ("reference", (), 150),
-    ("tiled", (), 150),
+    ("reference", (), 200),
+    ("tiled", (), 200),
     ("sdpa", ("dense",), 20),
     ("sdpa", ("causal",), 12),
     ("sdpa", ("fold",), 8),
@@ -174,20 +175,21 @@ def chunks(count: int) -> int:
     return max(1, -(-count // ITEMS))
 
 
+@lru_cache(None)
 def one_hot(space: Space, heads: int, dtype: torch.dtype, *, only: bool = False) -> Tensor:
     """[B, *space, heads, W]: item (b, key head) has ones for its own W places of the space.
 
     With `only`, one query head of the group has them and the others nothing.
     """
-    count = prod(space)
+    count, group = prod(space), heads // KEY_HEADS
     width = chunks(count)
-    probe = torch.zeros(BATCH, count, KEY_HEADS, heads // KEY_HEADS, width, dtype=dtype)
-    for place in range(count):
-        item, column = divmod(place, width)
-        b, head = divmod(item, KEY_HEADS)
-        member = slice(item % probe.shape[3], item % probe.shape[3] + 1) if only else slice(None)
-        probe[b, place, head, member, column] = 1
-    return probe.reshape(BATCH, *space, heads, width)
+    probe = torch.zeros(BATCH, KEY_HEADS, group, count, width, dtype=dtype)
+    places = torch.arange(count)
+    item, column = places // width, places % width
+    members = [item % group] if only else range(group)
+    for member in members:
+        probe[item // KEY_HEADS, item % KEY_HEADS, member, places, column] = 1
+    return probe.permute(0, 3, 1, 2, 4).reshape(BATCH, *space, heads, width)
 
 
 def assemble(found: Tensor, count: int) -> Tensor:
@@ -195,34 +197,14 @@ def assemble(found: Tensor, count: int) -> Tensor:
     return found.permute(1, 0, 2, 3).flatten(1)[:, :count]
 
 
-def noise(shape: Space, dtype: torch.dtype, seed: int) -> Tensor:
-    """Numbers whose products hardly cancel in any dtype: 0.5 to 1.5, either sign."""
-    generator = torch.Generator().manual_seed(seed)
-    size = torch.rand(shape, generator=generator) + 0.5
-    return (size * torch.where(torch.rand(shape, generator=generator) < 0.5, -1, 1)).to(dtype)
-
-
 class Probe:
-    """One specimen on one route and dtype; every method returns the pairs it found, bool [Nq, Nk]."""
+    """One specimen on one route and dtype; methods return the pairs they found, [Nq, Nk]."""
 
     def __init__(self, specimen: Specimen, route: tuple[Any, ...], dtype: torch.dtype) -> None:
         self.mask, self.queries, self.keys = specimen
         self.backend, self.require = route[:2]
         self.dtype = dtype
         self.counts = prod(self.queries), prod(self.keys)
-
-    def accepted(self, **needs: Any) -> bool:
-        """Whether the planner lets this route run the specimen."""
-        width = chunks(self.counts[0])
-        try:
-            nbattn.plan(
-                self.mask, (BATCH, *self.queries, HEADS, width),
-                (BATCH, *self.keys, KEY_HEADS, width), dtype=self.dtype, device="cpu",
-                backend=self.backend, require=self.require, **needs,
-            )  # fmt: skip
-        except BackendError:
-            return False
-        return True
 
     def zeros(self, space: Space, heads: int, width: int) -> Tensor:
         return torch.zeros(BATCH, *space, heads, width, dtype=self.dtype)
@@ -232,8 +214,8 @@ class Probe:
             query, key, value, self.mask, backend=self.backend, require=self.require, **more
         )
 
-    def forward(self) -> tuple[Tensor, Tensor]:
-        """Pairs from the output, and the number of keys per query from its size."""
+    def forward(self) -> Tensor:
+        """Pairs from the output; its size and the logsumexp give their number once more."""
         value = one_hot(self.keys, KEY_HEADS, self.dtype)
         query = self.zeros(self.queries, HEADS, value.shape[-1])
         out, lse = self.run(query, torch.ones_like(value), value, return_lse=True)
@@ -247,26 +229,23 @@ class Probe:
         found = lse.reshape(BATCH, self.counts[0], HEADS).double()
         assert torch.equal(found.exp().round(), n.double()[None].expand_as(found))
         assert torch.equal(found == float("-inf"), (n == 0)[None].expand_as(found))
-        assert torch.allclose(found, n.double().log()[None].expand_as(found), rtol=1e-5, atol=1e-6)
-        return pairs, n
+        return pairs
 
     def value_gradient(self) -> Tensor:
         upstream = one_hot(self.queries, HEADS, self.dtype, only=True)
         width = upstream.shape[-1]
         query = self.zeros(self.queries, HEADS, width)
-        value = noise((BATCH, *self.keys, KEY_HEADS, width), self.dtype, 1).requires_grad_()
+        value = self.zeros(self.keys, KEY_HEADS, width).requires_grad_()
         out = self.run(query, self.zeros(self.keys, KEY_HEADS, width), value)
         (grad,) = torch.autograd.grad(out, value, upstream)
         return self.of_keys(grad)
 
     def query_gradient(self) -> Tensor:
-        """dQ with one-hot keys: the gradient of every score. The sink keeps single keys from 0."""
+        """dQ with one-hot keys: the gradient of every score."""
         key = one_hot(self.keys, KEY_HEADS, self.dtype)
         width = key.shape[-1]
         query = self.zeros(self.queries, HEADS, width).requires_grad_()
-        value = noise(tuple(key.shape), self.dtype, 2)
-        out = self.run(query, key, value, scale=1.0, sink=torch.zeros(HEADS))
-        (grad,) = torch.autograd.grad(out, query, noise(tuple(out.shape), self.dtype, 3))
+        grad = self.score_gradient(query, key, query)
         grad = grad.reshape(BATCH, self.counts[0], KEY_HEADS, GROUP, width) != 0
         assert torch.equal(grad, grad[:, :, :, :1].expand_as(grad))
         return assemble(grad[:, :, :, 0], self.counts[1])
@@ -275,10 +254,18 @@ class Probe:
         query = one_hot(self.queries, HEADS, self.dtype, only=True)
         width = query.shape[-1]
         key = self.zeros(self.keys, KEY_HEADS, width).requires_grad_()
-        value = noise(tuple(key.shape), self.dtype, 4)
-        out = self.run(query, key, value, scale=1.0, sink=torch.zeros(HEADS))
-        (grad,) = torch.autograd.grad(out, key, noise(tuple(out.shape), self.dtype, 5))
-        return self.of_keys(grad)
+        return self.of_keys(self.score_gradient(query, key, key))
+
+    def score_gradient(self, query: Tensor, key: Tensor, wanted: Tensor) -> Tensor:
+        """The gradient of q or k with values and output gradients of 1.
+
+        A sink as heavy as all keys together takes at least half of every row, so that the gradient
+        of no score that is read cancels, whatever the rounding.
+        """
+        sink = torch.full((HEADS,), float(max(self.counts[1], 1))).log()
+        out = self.run(query, key, torch.ones_like(key), scale=1.0, sink=sink)
+        (grad,) = torch.autograd.grad(out, wanted, torch.ones_like(out))
+        return grad
 
     def of_keys(self, grad: Tensor) -> Tensor:
         assert grad.isfinite().all()
@@ -287,23 +274,19 @@ class Probe:
 
 
 def check(specimen: Specimen, route: tuple[Any, ...], dtype: torch.dtype) -> list[str]:
-    """The passes that ran; each found exactly the enumerator's pairs."""
+    """The passes that the planner let run; each found exactly the enumerator's pairs."""
     want = oracle(*specimen)
     probe = Probe(specimen, route, dtype)
-    ran = []
-    if probe.accepted(return_lse=True):
-        pairs, n = probe.forward()
+    done: list[str] = []
+    with suppress(BackendError):
+        pairs = probe.forward()
         assert torch.equal(pairs, want), (specimen, "forward")
-        assert torch.equal(n[:, 0], want.sum(1))
-        ran.append("forward")
-    if probe.accepted(training=True):
-        assert torch.equal(probe.value_gradient(), want), (specimen, "dV")
-        ran.append("dV")
-    if probe.accepted(training=True, sink=True):
-        assert torch.equal(probe.query_gradient(), want), (specimen, "dQ")
-        assert torch.equal(probe.key_gradient(), want), (specimen, "dK")
-        ran += ["dQ", "dK"]
-    return ran
+        done.append("forward")
+    for name in ("value_gradient", "query_gradient", "key_gradient"):
+        with suppress(BackendError):
+            assert torch.equal(getattr(probe, name)(), want), (specimen, name)
+            done.append(name)
+    return done
 
 
 @pytest.fixture(autouse=True)
@@ -329,7 +312,7 @@ def test_a_backend_reads_exactly_the_pairs_of_the_mask(
     for what, count in done.items():
         assert count >= route[2], (what, count)
         cases(f"support, {name} {what}", count)
-    assert set(done) == {"forward", "dV", "dQ", "dK"}
+    assert set(done) == {"forward", "value_gradient", "query_gradient", "key_gradient"}
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -354,7 +337,7 @@ def test_the_specimens_cover_every_field() -> None:
                 values = (border,) if name == "border" else values
             assert set(values) <= seen, (name, border)
     assert {mask.rank for mask, _, _ in SMALL} == {1, 2, 3}
-    assert len(SMALL) >= 150
+    assert len(SMALL) >= 200
     empty = [specimen for specimen in SMALL if not oracle(*specimen).any(1).all()]
     assert len(empty) >= 20
 
@@ -364,7 +347,6 @@ def test_one_pair_more_or_less_is_found(what: str) -> None:
     """The probes can fail: a window one key larger is another support."""
     for left, right in ((2, 1), (4, 1), (3, 0), (3, 2)):
         probe = Probe((Mask(Axis(left, right)), (9,), (9,)), ("tiled", ()), torch.bfloat16)
-        found = getattr(probe, what)()
-        pairs = found[0] if isinstance(found, tuple) else found
+        pairs = getattr(probe, what)()
         assert torch.equal(pairs, oracle(probe.mask, (9,), (9,)))
         assert not torch.equal(pairs, oracle(Mask(Axis(3, 1)), (9,), (9,)))

@@ -1,0 +1,265 @@
+"""The CPU benchmark: nbattn against SDPA, FlexAttention and gathered keys, one process."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import gc
+import sys
+from collections.abc import Iterator
+from itertools import product
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import flex
+import machine
+import peers
+import report
+import targets
+import torch
+from peers import Peer, Prepared, RefusedError
+from report import OWN, Row
+from rich.progress import Progress, TaskID
+from timing import Samples, extra_memory, interleave
+from torch import Tensor
+from workloads import Workload, known, select
+
+import nbattn
+
+PEERS = {
+    OWN: Peer("nbattn.attention, backend chosen by the planner, heads last", peers.own("auto")),
+    "tiled": Peer("nbattn.attention by its tiled engine", peers.own("tiled")),
+    "sdpa-mask": Peer("SDPA with the dense boolean mask", peers.sdpa_mask),
+    "sdpa-causal": Peer("SDPA with is_causal", peers.sdpa_causal),
+    "sdpa-unmasked": Peer("SDPA without a mask, tokens sorted beforehand", peers.sdpa_unmasked),
+    "flex": Peer("FlexAttention, mask as formulas, row-major", flex.written),
+    "flex-lookup": Peer("FlexAttention, mask looked up in a table, row-major", flex.lookup),
+    "flex-tiled": Peer("FlexAttention, table, tokens sorted by tile beforehand", flex.tiled),
+    "gather": Peer("every query's keys copied out (unfold)", peers.gather),
+}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+PASSES = ("forward", "training")
+TRAINING_FLOPS = 3.5  # of a forward pass
+# Root mean square error over that of the expected values: far above rounding, far below a key too
+# many, which changes a share of the order of 1 / window of every row.
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2, torch.float16: 1e-2}
+QUICK = {"workloads": "W3-14,W3-28,W7b", "rounds": 3, "budget": 1.0}
+
+
+class Job(NamedTuple):
+    """One workload in one dtype, forward or training."""
+
+    workload: Workload
+    dtype: torch.dtype
+    training: bool
+
+    @property
+    def fields(self) -> Row:
+        """What every row of the job says."""
+        return {
+            "workload": self.workload.name,
+            "shape": str(self.workload),
+            "mask": repr(self.workload.mask),
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "pass": "training" if self.training else "forward",
+        }
+
+
+def expected(job: Job) -> list[Tensor]:
+    """Output and gradients of the first sample and head `[n, D]`, by the reference in float32."""
+    cut = (slice(0, 1), ..., slice(0, 1), slice(None))
+    *qkv, grad = (t[cut].float() for t in job.workload.tensors(job.dtype))
+    for tensor in qkv:
+        tensor.requires_grad_(job.training)
+    out = nbattn.attention(*qkv, job.workload.mask, backend="reference")
+    found = (out, *torch.autograd.grad(out, qkv, grad)) if job.training else (out,)
+    return [t.detach().reshape(-1, t.shape[-1]) for t in found]
+
+
+def error(prepared: Prepared, wanted: list[Tensor]) -> float:
+    """The largest relative error over the output and the gradients of a run."""
+    errors: list[float] = []
+    for found, want in zip(prepared.results(), wanted, strict=False):
+        part = want[: len(found)]
+        errors.append(float((found.float() - part).norm() / part.norm()))
+    return max(errors)
+
+
+def prepare(job: Job, name: str, wanted: list[Tensor]) -> tuple[Prepared | None, Row]:
+    """A peer, checked; or the row that says why it does not run."""
+    row = {**job.fields, "peer": name}
+    try:
+        prepared = PEERS[name].prepare(*job)
+        row["error"] = error(prepared, wanted)
+    except RefusedError as refused:
+        return None, {**row, "reason": str(refused)}
+    except Exception as failure:  # a foreign library's failure is a result; our own is raised
+        if name in (OWN, "tiled"):
+            raise
+        return None, {**row, "reason": f"fails: {type(failure).__name__}: {failure}"[:300]}
+    if not row["error"] <= TOLERANCE[job.dtype]:
+        return None, {**row, "reason": f"WRONG: relative error {row['error']:.1e}"}
+    return prepared, {**row, "note": prepared.note, "share": prepared.share}
+
+
+def measure(
+    job: Job, names: list[str], options: argparse.Namespace, progress: Progress
+) -> list[Row]:
+    """The rows of one job: every peer checked, its memory measured, then all timed in turn."""
+    torch._dynamo.reset()  # compiled peers of other jobs count towards its limit of recompilations
+    gc.collect()
+    task = progress.add_task(" ".join(_words(job)), total=len(names) * (options.rounds + 2))
+    wanted, ready, rows = expected(job), {}, {}
+    for name in names:
+        prepared, rows[name] = prepare(job, name, wanted)
+        if prepared is not None:
+            ready[name] = prepared
+        progress.advance(task)
+    for name, prepared in ready.items():
+        extra = extra_memory(prepared.run)
+        rows[name]["extra_bytes"] = None if extra is None else int(extra / prepared.share)
+        progress.advance(task)
+    samples = interleave(
+        {name: prepared.run for name, prepared in ready.items()}, threads=options.threads,
+        rounds=options.rounds, budget=options.budget, done=lambda name: progress.advance(task),
+    )  # fmt: skip
+    for name, found in samples.items():
+        rows[name] |= _times(job, found, ready[name].share, options.threads)
+    progress.remove_task(task)
+    _compare(job, rows)
+    return list(rows.values())
+
+
+def _words(job: Job) -> tuple[str, ...]:
+    return tuple(job.fields[name] for name in ("workload", "dtype", "pass"))
+
+
+def _times(job: Job, samples: Samples, share: float, threads: int) -> Row:
+    seconds = samples.typical(threads) / share
+    flops = job.workload.useful_flops * (TRAINING_FLOPS if job.training else 1)
+    return {
+        "seconds": seconds,
+        "median": samples.median / share,
+        "best": samples.best / share,
+        "rounds": len(samples.seconds),
+        "gflops": flops / seconds / 1e9,
+    }
+
+
+def _compare(job: Job, rows: dict[str, Row]) -> None:
+    """Ratios and targets, where nbattn ran."""
+    mine = rows.get(OWN, {})
+    if "seconds" not in mine:
+        return
+    for name, row in rows.items():
+        if name == OWN or "seconds" not in row:
+            continue
+        row["ratio"] = row["seconds"] / mine["seconds"]
+        row["target"] = targets.ratio(job.workload, name, job.fields["pass"])
+        row["met"] = None if row["target"] is None else row["ratio"] >= row["target"]
+    if mine["extra_bytes"] is None:
+        return
+    mine["memory_limit"] = targets.memory(job.workload, job.dtype.itemsize, job.training)
+    mine["memory_met"] = mine["extra_bytes"] <= mine["memory_limit"]
+    gathered = rows.get("gather", {})
+    if not job.training and gathered.get("target") and gathered["extra_bytes"]:
+        gathered["memory_ratio"] = gathered["extra_bytes"] / max(1, mine["extra_bytes"])
+        gathered["memory_met"] = gathered["memory_ratio"] >= targets.GATHER_MEMORY
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    add = parser.add_argument
+    add("--workloads", default="all", help="names, separated by commas")
+    add("--peers", default=",".join(PEERS), help=f"of {', '.join(PEERS)}")
+    add("--dtypes", default="float32,bfloat16", help=f"of {', '.join(DTYPES)}")
+    add("--passes", default=",".join(PASSES), help=f"of {', '.join(PASSES)}")
+    add("--threads", type=int, default=1)
+    add("--rounds", type=int, default=7)
+    add("--budget", type=float, default=60.0, help="seconds of a job after which no round begins")
+    add("--quick", action="store_true", help="small workloads, few rounds, no file")
+    add("--output", type=Path, help="JSON; default: results/cpu-DATE-THREADSt.json")
+    add("--overwrite", action="store_true", help="replace an earlier run of the same day")
+    options = parser.parse_args()
+    if options.quick:
+        for name, value in QUICK.items():
+            if getattr(options, name) == parser.get_default(name):
+                setattr(options, name, value)
+    return options
+
+
+def destination(options: argparse.Namespace) -> Path | None:
+    """Where the JSON goes: no run replaces another unless told to.
+
+    Raises:
+        SystemExit: there is a file of that name.
+    """
+    if options.quick and options.output is None:
+        return None
+    today = datetime.datetime.now(datetime.UTC).date().isoformat()
+    path = options.output or machine.RESULTS / f"cpu-{today}-{options.threads}t.json"
+    if path.exists() and not options.overwrite:
+        raise SystemExit(f"{path} exists. --overwrite replaces it, --output names another.")
+    return path
+
+
+def jobs(options: argparse.Namespace) -> Iterator[Job]:
+    """Every job that was asked for."""
+    dtypes = known(options.dtypes.split(","), DTYPES, "dtype")
+    names = known(options.passes.split(","), PASSES, "pass")
+    for workload, dtype, name in product(select(options.workloads), dtypes, names):
+        yield Job(workload, DTYPES[dtype], name == "training")
+
+
+def method(options: argparse.Namespace) -> str:
+    clock = "median process CPU time" if options.threads == 1 else "shortest wall time"
+    return (
+        f"{options.threads} thread(s), {clock} of up to {options.rounds} interleaved rounds in one "
+        f"process; extra memory: peak resident over before, outputs included"
+    )
+
+
+def main() -> int:
+    """Measure, print, write; exit status 1 if a peer was wrong."""
+    options = arguments()
+    path, every = destination(options), list(jobs(options))
+    names = known(options.peers.split(","), PEERS, "peer")
+    torch.set_num_threads(options.threads)
+    record: dict[str, Any] = {
+        "date": machine.now(),
+        "machine": machine.machine(),
+        "versions": machine.versions(),
+        "threads": options.threads,
+        "method": method(options),
+        "peers": {name: PEERS[name].title for name in names},
+        "rows": [],
+    }
+    screen = report.console()
+    with Progress(console=screen, disable=not screen.is_terminal, transient=True) as progress:
+        _run(every, names, options, record, path, progress)
+    screen.print(report.ratio_table(record["rows"]))
+    for line in (
+        *report.legend(record["peers"], record["method"]),
+        *report.summary(record["rows"]),
+    ):
+        screen.print(line, highlight=False)
+    return int(any("WRONG" in row.get("reason", "") for row in record["rows"]))
+
+
+def _run(
+    every: list[Job], names: list[str], options: argparse.Namespace, record: dict[str, Any],
+    path: Path | None, progress: Progress,
+) -> None:  # fmt: skip
+    """Every job; the file is whole after each."""
+    total: TaskID = progress.add_task("all", total=len(every))
+    for job in every:
+        rows = measure(job, names, options, progress)
+        record["rows"] += rows
+        progress.console.print(report.job_table(rows), *report.absent(rows), sep="\n")
+        progress.advance(total)
+        if path is not None:
+            machine.write(path, record)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
