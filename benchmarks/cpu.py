@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import datetime
 import gc
 import sys
 from collections.abc import Iterator
@@ -178,29 +177,13 @@ def arguments() -> argparse.Namespace:
     add("--rounds", type=int, default=7)
     add("--budget", type=float, default=60.0, help="seconds of a job after which no round begins")
     add("--quick", action="store_true", help="small workloads, few rounds, no file")
-    add("--output", type=Path, help="JSON; default: results/cpu-DATE-THREADSt.json")
-    add("--overwrite", action="store_true", help="replace an earlier run of the same day")
+    machine.add_output(parser, "cpu-DATE-THREADSt.json")
     options = parser.parse_args()
     if options.quick:
         for name, value in QUICK.items():
             if getattr(options, name) == parser.get_default(name):
                 setattr(options, name, value)
     return options
-
-
-def destination(options: argparse.Namespace) -> Path | None:
-    """Where the JSON goes: no run replaces another unless told to.
-
-    Raises:
-        SystemExit: there is a file of that name.
-    """
-    if options.quick and options.output is None:
-        return None
-    today = datetime.datetime.now(datetime.UTC).date().isoformat()
-    path = options.output or machine.RESULTS / f"cpu-{today}-{options.threads}t.json"
-    if path.exists() and not options.overwrite:
-        raise SystemExit(f"{path} exists. --overwrite replaces it, --output names another.")
-    return path
 
 
 def jobs(options: argparse.Namespace) -> Iterator[Job]:
@@ -222,7 +205,9 @@ def method(options: argparse.Namespace) -> str:
 def main() -> int:
     """Measure, print, write; exit status 1 if a peer was wrong."""
     options = arguments()
-    path, every = destination(options), list(jobs(options))
+    path, every = None, list(jobs(options))
+    if options.output or not options.quick:
+        path = machine.destination(options, f"cpu-{machine.today()}-{options.threads}t.json")
     names = known(options.peers.split(","), PEERS, "peer")
     torch.set_num_threads(options.threads)
     record: dict[str, Any] = {

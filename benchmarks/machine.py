@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import datetime
 import importlib.metadata
 import json
@@ -53,6 +54,29 @@ def commit() -> str | None:
     except (OSError, subprocess.CalledProcessError):
         return None
     return head + ("+" if changed else "")
+
+
+def add_output(parser: argparse.ArgumentParser, default: str) -> None:
+    """The options that `destination` reads."""
+    parser.add_argument("--output", type=Path, help=f"JSON; default: results/{default}")
+    parser.add_argument("--overwrite", action="store_true", help="replace an earlier file")
+
+
+def destination(options: argparse.Namespace, default: str) -> Path:
+    """Where the JSON goes: no run replaces another unless told to.
+
+    Raises:
+        SystemExit: there is a file of that name.
+    """
+    path = options.output or RESULTS / default
+    if path.exists() and not options.overwrite:
+        raise SystemExit(f"{path} exists. --overwrite replaces it, --output names another.")
+    return path
+
+
+def today() -> str:
+    """The date, UTC."""
+    return datetime.datetime.now(datetime.UTC).date().isoformat()
 
 
 def now() -> str:

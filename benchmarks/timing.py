@@ -15,6 +15,7 @@ _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 _PEAK_RESET = "5"
 MIN_ROUNDS = 3
 TURN = 0.05  # seconds that a turn is timed for, at least
+LONG = 1.0  # seconds of a run from which on the state of the caches does not matter
 
 Run = Callable[[], object]
 
@@ -56,8 +57,8 @@ def interleave(
     """Time functions in rounds A, B, C, A, B, C: a slow minute of the machine hits all of them.
 
     A turn begins with a run that is not timed, so that nobody pays for what the one before left in
-    the caches; short functions then repeat for `TURN` seconds. Functions that take longer than four
-    turns run once: caches are nothing to them.
+    the caches; short functions then repeat for `TURN` seconds. Functions that take longer than
+    `LONG` run once.
 
     Args:
         functions: what to time, by name.
@@ -84,11 +85,14 @@ def interleave(
 
 def _repeats(run: Run) -> int:
     """Runs that fill a turn, after one that warms up; 0 where one run is long enough by itself."""
-    run()
-    before = time.perf_counter()
-    run()
-    seconds = time.perf_counter() - before
-    return 0 if seconds > 4 * TURN else math.ceil(TURN / max(seconds, 1e-9))
+    seconds = 0.0
+    for _ in range(2):
+        before = time.perf_counter()
+        run()
+        seconds = time.perf_counter() - before
+        if seconds > LONG:
+            return 0
+    return math.ceil(TURN / max(seconds, 1e-9))
 
 
 def _turn(run: Run, repeats: int, now: Callable[[], float]) -> float:

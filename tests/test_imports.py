@@ -31,7 +31,8 @@ ALLOWED = {
     "geometry": "errors axis mask",
     "dialects": "errors axis mask geometry dialects",
     "planner": "errors axis mask geometry dialects planner",
-    "backends": "errors axis mask geometry dialects planner.programs backends.contract",
+    "backends": "errors axis mask geometry dialects planner.programs backends.contract"
+    " backends.schedule",
     "ops": "errors axis mask geometry dialects planner backends",
     "arguments": "errors axis mask planner",
     "functional": "errors axis mask geometry dialects planner backends ops arguments",

@@ -82,10 +82,9 @@ def attend(inputs: Inputs, mask: Mask) -> tuple[Tensor, Tensor]:
         scores = torch.cat([scores, column], dim=-1)
         value = torch.nn.functional.pad(value, (0, 0, 0, 1))
     weights, lse = _softmax(scores)
-    out = (weights @ value).to(query.dtype).transpose(1, 2)
-    return out.reshape(*query.shape[:-1], value.shape[-1]), lse.transpose(1, 2).reshape(
-        query.shape[:-1]
-    )
+    out = (weights @ value).to(query.dtype).transpose(1, 2).contiguous()
+    rows = query.shape[:-1]
+    return out.view(*rows, value.shape[-1]), lse.transpose(1, 2).contiguous().view(rows)
 
 
 def _softmax(scores: Tensor) -> tuple[Tensor, Tensor]:

@@ -11,141 +11,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from functools import lru_cache
-from itertools import product
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from nbattn.backends.contract import Gradients, Inputs, accumulate_dtype, new_lse, new_output
+from nbattn.backends.schedule import Schedule, Tile, schedule
 from nbattn.dialects.tiled import SCORE_BYTES, Tiled
-from nbattn.geometry import AxisTile
 from nbattn.planner.programs import Program
 
-_BIAS_BYTES = 16 << 20  # of one schedule's additive masks
 _NO_KEYS = float("-inf")
 _EVERY = slice(None)
-
-
-class AxisPart(NamedTuple):
-    """One tile of one axis as slices: queries, key runs, extents, and the number of its pattern."""
-
-    queries: slice
-    keys: tuple[slice, ...]
-    rows: int
-    width: int
-    pattern: int
-
-
-class Tile(NamedTuple):
-    """A tile of the space: slices of q and of k (several where windows wrap), extents and additive
-    mask.
-    """
-
-    queries: tuple[slice, ...]
-    keys: tuple[tuple[slice, ...], ...]
-    rows: int
-    width: int
-    bias: Tensor | None
-    has_empty_rows: bool
-
-
-class Schedule:
-    """The tiles of a mask at its lengths, with the additive masks they share."""
-
-    def __init__(self, call: Tiled) -> None:
-        """Cut every axis; tiles of the space are combinations, made when iterated."""
-        self._patterns: list[dict[tuple[object, ...], int]] = [{} for _ in call.lines]
-        self._samples: list[list[AxisTile]] = [[] for _ in call.lines]
-        self._axes = [
-            [self._part(axis, tile, line.axis.dilation) for tile in line.tiles(size)]
-            for axis, (line, size) in enumerate(zip(call.lines, call.tile, strict=True))
-        ]
-        self._bias: dict[tuple[object, ...], tuple[Tensor | None, bool]] = {}
-        self._bias_bytes = 0
-        self.max_rows = math.prod(
-            max((part.rows for part in axis), default=0) for axis in self._axes
-        )
-        self.max_width = math.prod(
-            max((part.width for part in axis), default=0) for axis in self._axes
-        )
-
-    def _part(self, axis: int, tile: AxisTile, step: int) -> AxisPart:
-        known = self._patterns[axis]
-        number = known.setdefault(tile.pattern, len(known))
-        if number == len(self._samples[axis]):
-            self._samples[axis].append(tile)
-        keys = tuple(_slice(start, count, step) for start, count in tile.keys)
-        return AxisPart(_slice(*tile.queries, step), keys, tile.queries[1], tile.width, number)
-
-    def tiles(self, like: Tensor, group: int) -> Iterator[Tile]:
-        """Every tile, with additive masks in the dtype and on the device of `like`, for `group`
-        heads a row.
-        """
-        for parts in product(*self._axes):
-            bias, has_empty_rows = self._mask(tuple(part.pattern for part in parts), like, group)
-            yield Tile(
-                tuple(part.queries for part in parts),
-                tuple(product(*(part.keys for part in parts))),
-                math.prod(part.rows for part in parts),
-                math.prod(part.width for part in parts),
-                bias,
-                has_empty_rows,
-            )
-
-    def _mask(
-        self, patterns: tuple[int, ...], like: Tensor, group: int
-    ) -> tuple[Tensor | None, bool]:
-        key = (patterns, like.dtype, like.device, group)
-        if key in self._bias:
-            return self._bias[key]
-        samples = [self._samples[axis][number] for axis, number in enumerate(patterns)]
-        found: tuple[Tensor | None, bool] = (None, math.prod(tile.width for tile in samples) == 0)
-        if not all(tile.is_full for tile in samples):
-            allowed = _allowed(samples).repeat(group, 1).to(like.device)
-            bias = like.new_zeros(allowed.shape).masked_fill_(~allowed, _NO_KEYS)
-            found = (bias, not bool(allowed.any(dim=1).all()))
-        size = 0 if found[0] is None else found[0].nbytes
-        if self._bias_bytes + size <= _BIAS_BYTES:
-            self._bias[key] = found
-            self._bias_bytes += size
-        return found
-
-
-def _slice(start: int, count: int, step: int) -> slice:
-    return slice(start, start + (count - 1) * step + 1, step)
-
-
-def _allowed(tiles: list[AxisTile]) -> Tensor:
-    """The mask inside a tile of the space `[rows, width]`, columns in the order of its key
-    boxes.
-    """
-    matrix = torch.ones((1, 1), dtype=torch.bool)
-    order = torch.zeros(1, dtype=torch.int64)
-    for tile in tiles:
-        matrix = torch.kron(matrix, torch.from_numpy(tile.allowed()))
-    if any(len(tile.keys) > 1 for tile in tiles):
-        boxes: list[Tensor] = []
-        for runs in product(*(_column_runs(tile) for tile in tiles)):
-            order = torch.zeros(1, dtype=torch.int64)
-            for tile, run in zip(tiles, runs, strict=True):
-                order = (order[:, None] * tile.width + torch.arange(run[0], run[1])).flatten()
-            boxes.append(order)
-        matrix = matrix[:, torch.cat(boxes)]
-    return matrix
-
-
-def _column_runs(tile: AxisTile) -> list[tuple[int, int]]:
-    """The columns of every key run."""
-    ends = [sum(count for _, count in tile.keys[: n + 1]) for n in range(len(tile.keys))]
-    return [(end - count, end) for end, (_, count) in zip(ends, tile.keys, strict=True)]
-
-
-@lru_cache(64)
-def schedule(call: Tiled) -> Schedule:
-    """The schedule of a call, kept for the next run."""
-    return Schedule(call)
 
 
 def warmup(program: Program) -> None:
@@ -217,7 +93,7 @@ class Chunk:
     `[b, hk, *space, D]`.
     """
 
-    def __init__(self, inputs: Inputs, cut: tuple[slice, slice], plan: Schedule) -> None:
+    def __init__(self, inputs: Inputs, cut: tuple[slice, slice], plan: Schedule, most: int) -> None:
         """Views of one chunk; nothing is copied."""
         self.inputs, self.cut = inputs, cut
         self.group = inputs.query.shape[-2] // inputs.key.shape[-2]
@@ -237,7 +113,7 @@ class Chunk:
         )
         self.sink = None if inputs.sink is None else self.of_heads(inputs.sink)
         self.key_range = None if inputs.key_range is None else inputs.key_range[cut[0]]
-        self.tiles = plan.tiles(inputs.query.new_empty(0, dtype=self.exact), self.group)
+        self.tiles = plan.tiles(inputs.query.new_empty(0, dtype=self.exact), self.group, most)
 
     def of_queries(self, tensor: Tensor) -> Tensor:
         """`[B, *space, H, D]` as this chunk's `[b, hk, group, *space, D]`."""
@@ -264,9 +140,10 @@ def _chunks(program: Program, inputs: Inputs) -> Iterator[Chunk]:
     scores = 4 * group * plan.max_rows * (plan.max_width + extra)
     fit = max(1, SCORE_BYTES // max(scores, 1))
     b, h = (min(batch, fit // heads), heads) if fit >= heads else (1, fit)
+    most = 1 if inputs.key_range is not None else max(1, fit // max(b * h, 1))
     for at in range(0, batch, max(b, 1)):
         for head in range(0, heads, h):
-            yield Chunk(inputs, (slice(at, at + b), slice(head, head + h)), plan)
+            yield Chunk(inputs, (slice(at, at + b), slice(head, head + h)), plan, most)
 
 
 class _TileWork:
@@ -276,6 +153,7 @@ class _TileWork:
 
     def __init__(self, chunk: Chunk, tile: Tile, *, keep_capped: bool = False) -> None:
         self.chunk, self.tile, self.keep_capped = chunk, tile, keep_capped
+        self.count = chunk.count * tile.repeat
         self.query = self.rows(chunk.query)
         self.key, self.value = (
             self._columns(chunk.key, chunk.extra_key),
@@ -288,19 +166,26 @@ class _TileWork:
         self.capped: Tensor | None = None
 
     def rows(self, tensor: Tensor) -> Tensor:
-        """This tile of a `[b, hk, group, *space, D]` view, as `[n, group * rows, D]`."""
-        part = tensor[(_EVERY, _EVERY, _EVERY, *self.tile.queries)]
-        return part.reshape(self.chunk.count, self.chunk.group * self.tile.rows, tensor.shape[-1])
+        """These tiles of a `[b, hk, group, *space, D]` view, as `[n, group * rows, D]`."""
+        part = _split(tensor, self.tile)
+        return part.reshape(self.count, self.chunk.group * self.tile.rows, tensor.shape[-1])
 
     def _columns(self, tensor: Tensor, extra: Tensor | None) -> Tensor:
-        """The tile's keys, box after box, then the extra keys, as `[n, width, D]`."""
-        count, size = self.chunk.count, tensor.shape[-1]
-        parts = [tensor[(_EVERY, _EVERY, *box)].reshape(count, -1, size) for box in self.tile.keys]
+        """The tiles' keys, box after box, then the extra keys, as `[n, width, D]`."""
+        size, repeat = tensor.shape[-1], self.tile.repeat
+        if repeat > 1:
+            span = tensor[(_EVERY, _EVERY, *self.tile.span())]
+            windows = span.unfold(-2, self.tile.last_width(), self.tile.shift)
+            parts = [windows.movedim(-3, 2).mT.reshape(self.count, -1, size)]
+        else:
+            boxes = (tensor[(_EVERY, _EVERY, *box)] for box in self.tile.keys)
+            parts = [box.reshape(self.count, -1, size) for box in boxes]
         if extra is not None:
-            parts.append(extra.reshape(count, -1, size))
+            copies = extra[:, :, None].expand(-1, -1, repeat, -1, -1)
+            parts.append(copies.reshape(self.count, -1, size))
         if len(parts) == 1:
             return parts[0]
-        return torch.cat(parts, dim=1) if parts else tensor.new_empty((count, 0, size))
+        return torch.cat(parts, dim=1) if parts else tensor.new_empty((self.count, 0, size))
 
     def _drop_outside(self, key_range: Tensor) -> None:
         """Zero the keys outside the range, whatever they hold, and remember which they are."""
@@ -309,7 +194,7 @@ class _TileWork:
         boxes.append(key_range.new_zeros((key_range.shape[0], extra), dtype=torch.bool))
         outside = torch.cat(boxes, dim=1)
         self.outside = (
-            outside[:, None].expand(-1, self.chunk.heads[1], -1).reshape(self.chunk.count, 1, -1)
+            outside[:, None].expand(-1, self.chunk.heads[1], -1).reshape(self.count, 1, -1)
         )
         self.key, self.value = (t.masked_fill(self.outside.mT, 0) for t in (self.key, self.value))
 
@@ -356,8 +241,9 @@ class _TileWork:
         if self.outside is not None:
             scores.masked_fill_(self.outside, _NO_KEYS)
         if chunk.sink is not None:
-            sink = chunk.sink[None, :, :, None].expand(*chunk.heads, chunk.group, self.tile.rows)
-            whole[..., -1] = sink.reshape(chunk.count, -1)
+            sizes = (*chunk.heads, self.tile.repeat, chunk.group, self.tile.rows)
+            sink = chunk.sink[None, :, None, :, None].expand(sizes)
+            whole[..., -1] = sink.reshape(self.count, -1)
         return whole
 
     def _bias(self) -> Tensor | None:
@@ -383,9 +269,15 @@ def _outside(key_range: Tensor, box: tuple[slice, ...], space: torch.Size) -> Te
     return ~inside
 
 
+def _split(view: Tensor, tile: Tile) -> Tensor:
+    """The rows of tiles in a `[b, hk, group, *space, D]` view, repeats after the heads."""
+    part = view[(_EVERY, _EVERY, _EVERY, *tile.queries)]
+    return part.unflatten(-2, (tile.repeat, -1)).movedim(-3, 2) if tile.repeat > 1 else part
+
+
 def _store(view: Tensor, tile: Tile, part: Tensor) -> None:
-    """Write a tile's rows where its queries are."""
-    target = view[(_EVERY, _EVERY, _EVERY, *tile.queries)]
+    """Write the rows of tiles where their queries are."""
+    target = _split(view, tile)
     target.copy_(part.reshape(target.shape))
 
 
@@ -420,8 +312,8 @@ class _ChunkGradients:
             work, self.value, self.extra_value, weights[..., : work.width].to(dtype), upstream, 1.0
         )
         if self.sink is not None:
-            column = grad_scores[..., -1].reshape(*self.chunk.heads, self.chunk.group, -1)
-            self.sink.add_(column.sum(dim=(0, 3)))
+            sizes = (*self.chunk.heads, tile.repeat, self.chunk.group, -1)
+            self.sink.add_(grad_scores[..., -1].reshape(sizes).sum(dim=(0, 2, 4)))
         products = grad_scores[..., : work.width].to(dtype)
         zero = products.new_zeros(())
         _store(
@@ -453,18 +345,17 @@ class _ChunkGradients:
         alpha: float,
     ) -> None:
         """Add alpha x left^T x right `[n, width, D]` to the columns' places."""
-        boxes = [view[(_EVERY, _EVERY, *box)] for box in work.tile.keys]
-        boxes += [] if extra is None else [extra]
-        if (
-            len(boxes) == 1
-            and boxes[0].dim() == 4
-            and boxes[0].shape[0] == 1
-            and left.dtype == view.dtype
-        ):
+        boxes = [view[(_EVERY, _EVERY, *box)] for box in work.tile.boxes()]
+        alone = len(boxes) == 1 and extra is None
+        if alone and view.dim() == 4 and view.shape[0] == 1 and left.dtype == view.dtype:
             boxes[0][0].baddbmm_(left.mT, right, alpha=alpha)
             return
-        part, at = torch.bmm(left.mT, right), 0
+        part = torch.bmm(left.mT, right)
+        split = part.view(*self.chunk.heads, work.tile.repeat, *part.shape[1:])
+        tile, at = 0, 0
         for box in boxes:
             width = math.prod(box.shape[2:-1])
-            box.add_(part[:, at : at + width].reshape(box.shape), alpha=alpha)
-            at += width
+            box.add_(split[:, :, tile, at : at + width].reshape(box.shape), alpha=alpha)
+            tile, at = (tile + 1, 0) if work.tile.repeat > 1 else (0, at + width)
+        if extra is not None:
+            extra.add_(split[:, :, :, -extra.shape[2] :].sum(dim=2), alpha=alpha)

@@ -121,7 +121,10 @@ def choose_tile(lines: tuple[BoundAxis, ...], item: Item) -> tuple[int, ...]:
 
 
 def cost(totals: Sequence[Any], item: Item) -> NDArray[np.float64]:
-    """Seconds of one core for the forward pass, of all tiles of a problem. Totals are those of `TileTotals`, or arrays of them."""
+    """Seconds of one core for the forward pass of a problem.
+
+    Totals are those of `TileTotals`, or arrays of them.
+    """
     count, all_rows, keys, pairs = (np.asarray(total, dtype=np.float64) for total in totals)
     tiles = np.maximum(count, 1)
     rows = np.maximum(all_rows / tiles * item.group, 1)

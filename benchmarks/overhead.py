@@ -1,0 +1,222 @@
+"""Costs on the host, apart from arithmetic: tiny calls, plans warm and cold, the import."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import machine
+import report
+import torch
+from rich.box import SIMPLE_HEAD
+from rich.progress import Progress
+from rich.table import Table
+from timing import Run, clock
+
+import nbattn
+from nbattn import Mask
+
+_SPACE, _HEADS, _DIM = 16, 1, 16
+_TURN = 0.02
+_NOW = clock(1)
+_DECODE = Mask.from_transformers(512)
+
+# A new process for each, so that nothing is warm but what the line before the clock warms.
+_COLD = """
+import time
+import nbattn
+from nbattn import Mask
+nbattn.plan(Mask.neighborhood(3), (1, 16, 1, 16), device={device!r})
+start = time.process_time()
+nbattn.plan({mask}, {shape}, device={device!r}, training={training})
+print(time.process_time() - start)
+"""
+_IMPORT = """
+import time
+import torch
+start = time.process_time()
+{line}
+print(time.process_time() - start)
+"""
+_FLUX = "(1, 256, 256, 24, 128)"
+_HUNYUAN = "(1, 30, 48, 80, 24, 128)"
+COLD = {
+    "FLUX 256x256, 80x80": ("Mask.neighborhood((80, 80))", _FLUX),
+    "FLUX 256x256, 80x80 stride 16": ("Mask.neighborhood((80, 80), stride=16)", _FLUX),
+    "Hunyuan 30x48x80, 18x24x24": ("Mask.neighborhood((18, 24, 24))", _HUNYUAN),
+    "Hunyuan 30x48x80, 18x24x24 stride 16x8x8": (
+        "Mask.neighborhood((18, 24, 24), stride=(16, 8, 8))",
+        _HUNYUAN,
+    ),
+}
+IMPORTS = {
+    "import nbattn": "import nbattn",
+    "import nbattn; nbattn.attention": "import nbattn; nbattn.attention",
+}
+
+
+def per_call(run: Run, repeats: int) -> float:
+    """Seconds of a call: the least over turns of many calls, since overhead only ever adds."""
+    run()
+    before = _NOW()
+    run()
+    count = max(1, math.ceil(_TURN / max(_NOW() - before, 1e-7)))
+    turns: list[float] = []
+    for _ in range(repeats):
+        before = _NOW()
+        for _ in range(count):
+            run()
+        turns.append((_NOW() - before) / count)
+    return min(turns)
+
+
+def tiny_calls() -> dict[str, Run]:
+    """Calls whose arithmetic is next to nothing, and what torch's own attention takes for them."""
+    mask = Mask.sliding_window(3)
+    plain = torch.randn(1, _SPACE, _HEADS, _DIM)
+    leaf, grad = plain.clone().requires_grad_(), torch.ones_like(plain)
+    allowed = torch.from_numpy(mask.dense(_SPACE))
+
+    def dense(tensor: torch.Tensor) -> torch.Tensor:
+        first = tensor.transpose(1, 2)
+        return torch.nn.functional.scaled_dot_product_attention(
+            first, first, first, attn_mask=allowed
+        ).transpose(1, 2)
+
+    def own(backend: str) -> Callable[[torch.Tensor], torch.Tensor]:
+        return lambda tensor: nbattn.attention(tensor, tensor, tensor, mask, backend=backend)
+
+    ways = {"torch SDPA, dense mask": dense, "nbattn, auto": own("auto")}
+    ways |= {f"nbattn, {name}": own(name) for name in ("sdpa", "tiled")}
+    calls: dict[str, Run] = {}
+    for name, way in ways.items():
+        calls[f"{name}: no grad"] = lambda way=way: way(plain)
+        calls[f"{name}: grad"] = lambda way=way: way(leaf)
+        calls[f"{name}: grad and backward"] = lambda way=way: torch.autograd.grad(
+            way(leaf), leaf, grad
+        )
+    shape = (1, _SPACE, _HEADS, _DIM)
+    calls["nbattn.plan, known shape"] = lambda: nbattn.plan(mask, shape, dtype="float32")
+    calls["Mask.neighborhood((7, 7))"] = lambda: Mask.neighborhood((7, 7))
+    return calls
+
+
+def decode(steps: int) -> dict[str, list[float]]:
+    """First sight of every length while one query after another is decoded."""
+    key = torch.randn(1, 1024 + steps, 8, 64)
+    query = torch.randn(1, 1, 8, 64)
+    times: dict[str, list[float]] = {"nbattn.plan": [], "nbattn.attention": [], "known length": []}
+
+    def plan(length: int) -> object:  # of training, so that it is not the plan of the call below
+        shapes = (1, 1, 8, 64), (1, length, 8, 64)
+        return nbattn.plan(_DECODE, *shapes, dtype="float32", device="cpu", training=True)
+
+    def attend(length: int) -> object:
+        return nbattn.attention(query, key[:, :length], key[:, :length], _DECODE)
+
+    attend(1023)
+    for length in range(1024, 1024 + steps):
+        for name, run in (
+            ("nbattn.plan", plan),
+            ("nbattn.attention", attend),
+            ("known length", attend),
+        ):
+            before = _NOW()
+            run(length)
+            times[name].append(_NOW() - before)
+    return times
+
+
+def fresh(code: str, repeats: int) -> list[float]:
+    """What a script prints, in that many new processes."""
+    paths = [str(machine.ROOT.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
+    command = [sys.executable, "-c", code]
+    return [
+        float(subprocess.check_output(command, env=environment, text=True)) for _ in range(repeats)
+    ]
+
+
+def collect(options: argparse.Namespace, progress: Progress) -> list[dict[str, Any]]:
+    """Every row: what, typical and worst seconds, and how often it was taken."""
+    rows: list[dict[str, Any]] = []
+    calls = tiny_calls()
+    task = progress.add_task("overhead", total=len(calls) + 1 + 2 * len(COLD) + len(IMPORTS))
+
+    def add(group: str, name: str, seconds: list[float]) -> None:
+        typical, worst, runs = statistics.median(seconds), max(seconds), len(seconds)
+        rows.append(
+            {"group": group, "name": name, "seconds": typical, "worst": worst, "runs": runs}
+        )
+
+    for name, run in calls.items():
+        add("call, 16 tokens", name, [per_call(run, options.repeats)])
+        progress.advance(task)
+    for name, seconds in decode(options.steps).items():
+        add("decode, keys grow from 1024", name, seconds)
+    progress.advance(task)
+    for name, (mask, shape) in COLD.items():
+        for training in (False, True):
+            code = _COLD.format(mask=mask, shape=shape, device=options.device, training=training)
+            suffix = ", training" if training else ""
+            add(f"first plan, {options.device}", name + suffix, fresh(code, options.processes))
+            progress.advance(task)
+    for name, line in IMPORTS.items():
+        add("after import torch", name, fresh(_IMPORT.format(line=line), options.processes))
+        progress.advance(task)
+    return rows
+
+
+def table(rows: list[dict[str, Any]]) -> Table:
+    """All rows, in microseconds below a millisecond."""
+    shown = Table(title="host side", title_justify="left", box=SIMPLE_HEAD)
+    for name in ("what", "", "time", "worst", "runs"):
+        shown.add_column(name, justify="left" if name in ("what", "") else "right", no_wrap=True)
+    for row in rows:
+        times = [_time(row["seconds"]), _time(row["worst"]) if row["runs"] > 1 else ""]
+        shown.add_row(row["group"], row["name"], *times, str(row["runs"]))
+    return shown
+
+
+def _time(seconds: float) -> str:
+    return f"{1e6 * seconds:.1f} us" if seconds < 1e-3 else f"{1e3 * seconds:.1f} ms"
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    add = parser.add_argument
+    add("--device", default="cpu", help="what cold plans are for: cpu, sm_90, ...")
+    add("--repeats", type=int, default=20, help="turns of a tiny call")
+    add("--steps", type=int, default=64, help="lengths of the decode")
+    add("--processes", type=int, default=5, help="new processes for a cold plan or an import")
+    machine.add_output(parser, "overhead-DATE.json")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Measure, print, write."""
+    options = arguments()
+    path = machine.destination(options, f"overhead-{machine.today()}.json")
+    torch.set_num_threads(1)
+    screen = report.console()
+    with Progress(console=screen, disable=not screen.is_terminal, transient=True) as progress:
+        rows = collect(options, progress)
+    screen.print(table(rows))
+    record = {
+        "date": machine.now(),
+        "machine": machine.machine(),
+        "versions": machine.versions(),
+        "method": "process CPU time, 1 thread; tiny calls: least of many turns, else median",
+        "rows": rows,
+    }
+    machine.write(path, record)
+
+
+if __name__ == "__main__":
+    main()

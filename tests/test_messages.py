@@ -1,0 +1,831 @@
+"""Owns the exact text of every message: what is wrong with both numbers, and the fix as code."""
+
+# ruff: noqa: E501  the texts stand here as users see them
+
+from textwrap import dedent
+
+import numpy as np
+import pytest
+import torch
+
+import nbattn
+from nbattn import Axis, Mask, NbattnError
+
+
+def t(*shape: int, dtype: torch.dtype = torch.float32, device: str = "cpu") -> torch.Tensor:
+    return torch.zeros(shape, dtype=dtype, device=device)
+
+
+def twice_differentiated() -> None:
+    x = torch.randn(1, 4, 1, 8, requires_grad=True)
+    out = nbattn.attention(x, x, x, Mask.sliding_window(2))
+    (grad,) = torch.autograd.grad(out.sum(), x, create_graph=True)
+    grad.sum().backward()
+
+
+SHAPE = (1, 8, 2, 16)
+WINDOW = Mask.sliding_window(2)
+NAMES = {
+    "np": np,
+    "torch": torch,
+    "Axis": Axis,
+    "Mask": Mask,
+    "attention": nbattn.attention,
+    "plan": nbattn.plan,
+    "merge": nbattn.merge,
+    "run": nbattn.plan(WINDOW, SHAPE, dtype="float32", device="cpu").run,
+    "t": t,
+    "twice_differentiated": twice_differentiated,
+    "q": t(*SHAPE),
+    "meta": t(*SHAPE, device="meta"),  # a second device
+    "shape": SHAPE,
+    "window": WINDOW,
+    "ring": Mask(Axis(1, 1, border="wrap", dilation=3)),
+}
+
+# A call, and below it the type and the text of what it raises.
+
+AXES = """
+Axis(float("nan"))
+    MaskError: left=nan is a float, not an integer.
+      fix:   left is a whole number >= 0; None is unlimited.
+
+Axis(-1)
+    MaskError: left=-1 is below 0.
+      fix:   left is a whole number >= 0; None is unlimited.
+
+Axis(True)
+    MaskError: left=True is a bool, not an integer.
+      fix:   left is a whole number >= 0; None is unlimited.
+
+Axis("3")
+    MaskError: left='3' is a str, not an integer.
+      fix:   left is a whole number >= 0; None is unlimited.
+
+Axis(np.array([1, 2]))
+    MaskError: left=array([1, 2]) is a ndarray, not an integer.
+      fix:   left is a whole number >= 0; None is unlimited.
+
+Axis(2**31)
+    MaskError: left=2147483648 is beyond 2147483647, the largest legal number.
+      fix:   left is a whole number >= 0; None is unlimited.
+
+Axis(1, -2)
+    MaskError: right=-2 is below 0.
+      fix:   right is a whole number >= 0; None is unlimited.
+
+Axis(1, 1, dilation=0)
+    MaskError: dilation=0 is below 1.
+      fix:   dilation is a whole number >= 1.
+
+Axis(1, 1, stride=0)
+    MaskError: stride=0 is below 1.
+      fix:   stride is a whole number >= 1.
+
+Axis(1, 1, dilation=None)
+    MaskError: dilation=None is a NoneType, not an integer.
+      fix:   dilation is a whole number >= 1.
+
+Axis(1, 1, offset=-(2**40))
+    MaskError: offset=-1099511627776 is beyond 2147483647, the largest legal number.
+      fix:   offset is a whole number.
+
+Axis(1, 1, prefix=-1)
+    MaskError: prefix=-1 is below 0.
+      fix:   prefix is a whole number >= 0.
+
+Axis(1, 1, causal=1)
+    MaskError: causal=1 is an int, not a bool.
+      fix:   causal=True or causal=False.
+
+Axis(1, 1, causal="yes")
+    MaskError: causal='yes' is a str, not a bool.
+      fix:   causal=True or causal=False.
+
+Axis(1, 2, causal=True)
+    MaskError: causal=True reads nothing to the right, but right=2.
+      fix:   Axis(1, 0, causal=True), or causal=False to look 2 ahead.
+
+Axis(1, 1, align="center")
+    MaskError: align='center' is not one of 'top-left', 'bottom-right'.
+      fix:   align='top-left'; an integer shift goes into offset=.
+
+Axis(1, 1, align=3)
+    MaskError: align=3 is not one of 'top-left', 'bottom-right'.
+      fix:   align='top-left'; an integer shift goes into offset=.
+
+Axis(1, 1, border="reflect")
+    MaskError: border='reflect' is not one of 'clip', 'shift', 'wrap'.
+      fix:   border='clip'.
+
+Axis(1, border="shift")
+    MaskError: border="shift" needs two finite sides, but left=1, right=None.
+      fix:   Axis(3, 3, border="shift"), or border="clip" with unlimited sides.
+
+Axis(causal=True, border="shift")
+    MaskError: border="shift" needs two finite sides, but left=None, right=0.
+      fix:   Axis(3, 3, border="shift"), or border="clip" with unlimited sides.
+
+Axis(1, 1, border="wrap", align="bottom-right")
+    MaskError: border="wrap" is circular: it has no align='bottom-right'.
+      fix:   align='top-left', or border="clip".
+
+Axis(1, causal=True, border="wrap")
+    MaskError: border="wrap" is circular: it has no causal=True.
+      fix:   causal=False, or border="clip".
+
+Axis(1, 1, border="wrap", offset=1)
+    MaskError: border="wrap" is circular: it has no offset=1.
+      fix:   offset=0, or border="clip".
+
+Axis(1, 1, dilation=2, prefix=3)
+    MaskError: prefix=3 and dilation=2 cannot be combined.
+      fix:   prefix=0, and pass those keys as extra_key= and extra_value=.
+
+Axis(1, 1, border="wrap", prefix=3)
+    MaskError: prefix=3 and border="wrap" cannot be combined.
+      fix:   prefix=0, and pass those keys as extra_key= and extra_value=.
+"""
+
+MASKS = """
+Mask()
+    MaskError: a mask has 1 to 3 axes, not 0.
+      fix:   Mask(Axis(3, 3), Axis(3, 3))
+
+Mask(Axis(), Axis(), Axis(), Axis())
+    MaskError: a mask has 1 to 3 axes, not 4.
+      fix:   Mask(Axis(3, 3), Axis(3, 3))
+
+Mask([Axis(), Axis()])
+    MaskError: axis 0 is [Axis(), Axis()], a list, not an Axis.
+      fix:   Mask(Axis(3, 3), Axis(3, 3)); Mask(*axes) for a list of them.
+
+Mask(Axis(), (3, 3))
+    MaskError: axis 1 is (3, 3), a tuple, not an Axis.
+      fix:   Mask(Axis(3, 3), Axis(3, 3)); Mask(*axes) for a list of them.
+
+Mask.full(0)
+    MaskError: rank=0 is below 1.
+      fix:   rank is a whole number >= 1.
+
+Mask.full(4)
+    MaskError: a mask has 1 to 3 axes, not 4.
+      fix:   Mask(Axis(3, 3), Axis(3, 3))
+
+Mask.causal("bottom")
+    MaskError: align='bottom' is not one of 'top-left', 'bottom-right'.
+      fix:   align='top-left'; an integer shift goes into offset=.
+
+Mask.causal(1.5)
+    MaskError: offset=1.5 is a float, not an integer.
+      fix:   offset is a whole number; align is "top-left", "bottom-right" or an int offset.
+
+Mask.sliding_window(-1)
+    MaskError: left=-1 is below 0.
+      fix:   left is a whole number >= 0; None is unlimited.
+
+Mask.sliding_window(3, dilation=0)
+    MaskError: dilation=0 is below 1.
+      fix:   dilation is a whole number >= 1.
+
+Mask.neighborhood(0)
+    MaskError: kernel_size=0 is below 1.
+      fix:   kernel_size is a whole number >= 1.
+
+Mask.neighborhood(7.0)
+    MaskError: kernel_size=7.0 is a float, not an integer.
+      fix:   kernel_size is a whole number >= 1.
+
+Mask.neighborhood(np.array([7, 7]))
+    MaskError: kernel_size=array([7, 7]) is a ndarray, not an integer.
+      fix:   kernel_size is a whole number >= 1.
+
+Mask.neighborhood((7, 7), dilation=(1, 2, 3))
+    MaskError: per-axis arguments have different lengths: kernel_size 2, dilation 3.
+      fix:   one value for every axis, or an int that holds for all of them.
+
+Mask.neighborhood((7, 5), stride=6)
+    MaskError: stride=6 is larger than kernel_size=5.
+      fix:   stride=5 or less.
+
+Mask.neighborhood(7, is_causal="no")
+    MaskError: is_causal='no' is a str, not a bool.
+      fix:   is_causal=True or is_causal=False.
+
+Mask.neighborhood(7, is_causal=1)
+    MaskError: is_causal=1 is an int, not a bool.
+      fix:   is_causal=True or is_causal=False.
+
+Mask.from_flash(3)
+    MaskError: window_size=3 is not a pair.
+      fix:   window_size=(left, right).
+
+Mask.from_flash((1, 2, 3))
+    MaskError: window_size=(1, 2, 3) is not a pair.
+      fix:   window_size=(left, right).
+
+Mask.from_flash((1.5, 0))
+    MaskError: left=1.5 is a float, not an integer.
+      fix:   left is a whole number; negative or None is unlimited.
+
+Mask.from_flash((1, 0), align="left")
+    MaskError: align='left' is not one of 'top-left', 'bottom-right'.
+      fix:   align='top-left'; an integer shift goes into offset=.
+
+Mask.from_transformers(0)
+    MaskError: sliding_window=0 is below 1.
+      fix:   sliding_window is a whole number >= 1.
+
+Mask.from_transformers(4, causal=1)
+    MaskError: causal=1 is an int, not a bool.
+      fix:   causal=True or causal=False.
+
+Mask.from_transformers(4, offset=1.5)
+    MaskError: offset=1.5 is a float, not an integer.
+      fix:   offset is a whole number; align is "top-left", "bottom-right" or an int offset.
+
+Mask(Axis(), Axis()).to_flash()
+    MaskError: Flash has no window_size for this mask: it has 2 axes, Flash one.
+      given: Mask(Axis(), Axis())
+      fix:   nbattn.attention(query, key, value, mask) runs it exactly.
+
+Mask(Axis(1, 1, dilation=2, align="bottom-right")).to_flash()
+    MaskError: Flash has no window_size for this mask: dilation=2; Flash has dilation=1 only.
+      given: Mask(Axis(1, 1, dilation=2, align='bottom-right'))
+      fix:   nbattn.attention(query, key, value, mask) runs it exactly.
+
+Mask(Axis(1, 1, border="shift")).to_flash()
+    MaskError: Flash has no window_size for this mask: border='shift'; Flash has border='clip' only.
+      given: Mask(Axis(1, 1, border='shift'))
+      fix:   nbattn.attention(query, key, value, mask) runs it exactly.
+
+Mask.causal().to_flash()
+    MaskError: Flash has no window_size for this mask: align="top-left"; Flash aligns bottom-right, which differs when lengths do.
+      given: Mask(Axis(None, 0, causal=True))
+      fix:   nbattn.attention(query, key, value, mask) runs it exactly.
+
+Mask(Axis(1, 1, align="bottom-right", offset=3)).to_flash()
+    MaskError: Flash has no window_size for this mask: left=1 with offset=3 is the window -2; Flash reads negative windows as unlimited.
+      given: Mask(Axis(1, 1, align='bottom-right', offset=3))
+      fix:   nbattn.attention(query, key, value, mask) runs it exactly.
+"""
+
+LENGTHS = """
+Mask(Axis(1, 1)).dense(-1)
+    MaskError: query_space=-1: -1 is no length.
+      fix:   whole numbers >= 0, one per axis.
+
+Mask(Axis(1, 1)).dense(3.0)
+    MaskError: query_space=3.0: 3.0 is no length.
+      fix:   whole numbers >= 0, one per axis.
+
+Mask(Axis(1, 1)).dense(4, "5")
+    MaskError: key_space='5': '5' is no length.
+      fix:   whole numbers >= 0, one per axis.
+
+Mask(Axis(1, 1)).dense(1 << 20)
+    MaskError: a dense mask of 1048576 x 1048576 pairs is over the limit of 268435456.
+      fix:   backend="auto" runs it at any size; plan.verify() proves it, mask.draw() shows it by tiles.
+
+Mask(Axis(1, 1)).dense((3, 3))
+    MaskError: the mask has 1 axis, the space of the queries 2: (3, 3).
+      given: Mask(Axis(1, 1))
+      fix:   one length per axis of the mask, or a mask of 2 axes.
+
+Mask(Axis(1, 1)).dense(())
+    MaskError: the mask has 1 axis, the space of the queries 0: ().
+      given: Mask(Axis(1, 1))
+      fix:   one length per axis of the mask.
+
+Mask(Axis(1, 1), Axis(1, 1)).draw((3, 3), (3,))
+    MaskError: the mask has 2 axes, the space of the keys 1: (3,).
+      given: Mask(Axis(1, 1), Axis(1, 1))
+      fix:   one length per axis of the mask, or a mask of 1 axis.
+
+Mask(Axis(1, 1, border="wrap")).draw(4, 5)
+    MaskError: axis 0 (4 queries, 5 keys): border="wrap" needs as many queries as keys.
+      given: Mask(Axis(1, 1, border='wrap'))
+      fix:   border="clip" allows different lengths, or give axis 0 one length.
+
+Mask(Axis(1, 1), Axis(1, 1, border="wrap", dilation=2)).dense((4, 7))
+    MaskError: axis 1 (7 queries, 7 keys): border="wrap" needs a length that dilation x stride = 2 divides, but 7 leaves 1.
+      given: Mask(Axis(1, 1), Axis(1, 1, dilation=2, border='wrap'))
+      fix:   pad axis 1 to 8, or dilation=1, stride=1.
+
+Mask(Axis(1, 1, border="wrap", dilation=2, stride=3)).draw(16)
+    MaskError: axis 0 (16 queries, 16 keys): border="wrap" needs a length that dilation x stride = 6 divides, but 16 leaves 4.
+      given: Mask(Axis(1, 1, dilation=2, stride=3, border='wrap'))
+      fix:   pad axis 0 to 18, or dilation=1, stride=1.
+"""
+
+TENSORS = """
+attention(q, q, q, "causal")
+    InputError: mask is a str, not an nbattn.Mask.
+      fix:   mask=nbattn.Mask(nbattn.Axis(3, 3), …).
+
+attention(q, q, q, Axis(1, 1))
+    InputError: mask is an Axis, not an nbattn.Mask.
+      fix:   mask=nbattn.Mask(nbattn.Axis(3, 3), …).
+
+attention([1], q, q, window)
+    InputError: query is a list, not a tensor.
+      fix:   torch.as_tensor(query).
+
+attention(q, q.numpy(), q, window)
+    InputError: key is a ndarray, not a tensor.
+      fix:   torch.as_tensor(key).
+
+attention(q, q, None, window)
+    InputError: value is None, not a tensor.
+      fix:   value as [B, *space, H, D].
+
+attention(None, q, q, window)
+    InputError: query is None, not a tensor.
+      fix:   query as [B, *space, H, D].
+
+attention(q, meta, meta, window)
+    InputError: key is on meta, query on cpu.
+      fix:   key.to('cpu').
+
+attention(q, q, meta, window)
+    InputError: value is on meta, query on cpu.
+      fix:   value.to('cpu').
+
+attention(q, q.double(), q, window)
+    InputError: key is float64, query float32.
+      fix:   key.to(query.dtype).
+
+attention(q, q, q.half(), window)
+    InputError: value is float16, query float32.
+      fix:   value.to(query.dtype).
+
+attention(q.int(), q.int(), q.int(), window)
+    InputError: query is int32, not a dtype that attention runs in.
+      fix:   query.float(); it runs in float16, bfloat16, float32, float64.
+
+attention(t(1, 4, 4, 2, 16), q, q, window)
+    InputError: query has 5 dimensions [1, 4, 4, 2, 16]; a mask of 1 axis needs 4.
+      given: Mask(Axis(2, 0))
+      fix:   query as [B, X, H, D], or a mask of 2 axes.
+
+attention(q, q, q, Mask.full(rank=2))
+    InputError: query has 4 dimensions [1, 8, 2, 16]; a mask of 2 axes needs 5.
+      given: Mask(Axis(), Axis())
+      fix:   query as [B, X, Y, H, D], or a mask of 1 axis.
+
+attention(q, t(1, 4, 4, 2, 16), q, window)
+    InputError: key has 5 dimensions [1, 4, 4, 2, 16]; a mask of 1 axis needs 4.
+      given: Mask(Axis(2, 0))
+      fix:   key as [B, X, H, D], or a mask of 2 axes.
+
+attention(t(3), q, q, window)
+    InputError: query has 1 dimension [3]; a mask of 1 axis needs 4.
+      given: Mask(Axis(2, 0))
+      fix:   query as [B, X, H, D].
+
+attention(q, t(2, 8, 2, 16), t(2, 8, 2, 16), window)
+    InputError: batch differs: 1 in query, 2 in key.
+      given: query [1, 8, 2, 16] key [2, 8, 2, 16] value [2, 8, 2, 16]
+      fix:   the same batch in both.
+
+attention(q, t(1, 8, 2, 8), q, window)
+    InputError: head_dim differs: 16 in query, 8 in key.
+      given: query [1, 8, 2, 16] key [1, 8, 2, 8] value [1, 8, 2, 16]
+      fix:   the same head_dim in both.
+
+attention(q, q, t(1, 7, 2, 16), window)
+    InputError: key and value differ before their last dimension: [1, 8, 2] and [1, 7, 2].
+      given: query [1, 8, 2, 16] key [1, 8, 2, 16] value [1, 7, 2, 16]
+      fix:   one key and one value per position and head.
+
+attention(q, t(1, 8, 0, 16), t(1, 8, 0, 16), window)
+    InputError: key heads is 0.
+      given: query [1, 8, 2, 16] key [1, 8, 0, 16] value [1, 8, 0, 16]
+      fix:   at least 1.
+
+attention(t(1, 8, 2, 0), t(1, 8, 2, 0), q, window)
+    InputError: head_dim is 0.
+      given: query [1, 8, 2, 0] key [1, 8, 2, 0] value [1, 8, 2, 16]
+      fix:   at least 1.
+
+attention(q, q, t(1, 8, 2, 0), window)
+    InputError: value_dim is 0.
+      given: query [1, 8, 2, 16] key [1, 8, 2, 16] value [1, 8, 2, 0]
+      fix:   at least 1.
+
+attention(t(1, 8, 3, 16), q, q, window)
+    InputError: 3 query heads are no multiple of 2 key heads.
+      given: query [1, 8, 3, 16] key [1, 8, 2, 16] value [1, 8, 2, 16]
+      fix:   a number of key heads that divides 3; query head h reads key head h // (H // Hk).
+
+attention(q, q, q, ring)
+    MaskError: axis 0 (8 queries, 8 keys): border="wrap" needs a length that dilation x stride = 3 divides, but 8 leaves 2.
+      given: Mask(Axis(1, 1, dilation=3, border='wrap'))
+      fix:   pad axis 0 to 9, or dilation=1, stride=1.
+
+attention(q, t(1, 9, 2, 16), t(1, 9, 2, 16), Mask(Axis(1, 1, border="wrap")))
+    MaskError: axis 0 (8 queries, 9 keys): border="wrap" needs as many queries as keys.
+      given: Mask(Axis(1, 1, border='wrap'))
+      fix:   border="clip" allows different lengths, or give axis 0 one length.
+
+attention(q, q, q, window, scale=float("nan"))
+    InputError: scale=nan is not legal.
+      fix:   scale: a finite number, or None.
+
+attention(q, q, q, window, scale="0.5")
+    InputError: scale='0.5' is a str, not a number.
+      fix:   scale=None or a float.
+
+attention(q, q, q, window, scale=True)
+    InputError: scale=True is a bool, not a number.
+      fix:   scale=None or a float.
+
+attention(q, q, q, window, softcap=0)
+    InputError: softcap=0 is not legal.
+      fix:   softcap: a finite number above 0, or None.
+
+attention(q, q, q, window, softcap=float("inf"))
+    InputError: softcap=inf is not legal.
+      fix:   softcap: a finite number above 0, or None.
+
+attention(q, q, q, window, softcap="30")
+    InputError: softcap='30' is a str, not a number.
+      fix:   softcap=None or a float.
+
+attention(q, q, q, window, sink=t(3))
+    InputError: sink has shape [3], not [2].
+      fix:   sink: one logit per query head, [2].
+
+attention(q, q, q, window, sink=0.5)
+    InputError: sink is a float, not a tensor.
+      fix:   torch.as_tensor(sink).
+
+attention(q, q, q, window, sink=t(2).int())
+    InputError: sink is int32, not a floating dtype.
+      fix:   sink.float().
+
+attention(q, q, q, window, sink=t(2, device="meta"))
+    InputError: sink is on meta, query on cpu.
+      fix:   sink.to('cpu').
+
+attention(q, q, q, window, key_range=t(1, 2).int())
+    InputError: key_range has shape [1, 2], not [1, 1, 2].
+      fix:   key_range: [start, stop) per sample and axis, [1, 1, 2].
+
+attention(q, q, q, window, key_range=t(1, 1, 2).long())
+    InputError: key_range is int64, not int32.
+      fix:   key_range.int().
+
+attention(q, q, q, window, key_range=[[0, 8]])
+    InputError: key_range is a list, not a tensor.
+      fix:   torch.as_tensor(key_range).
+
+attention(q, q, q, window, extra_key=t(1, 3, 2, 16))
+    InputError: extra_value is missing; extra keys need both.
+      fix:   extra_key= and extra_value=, or neither.
+
+attention(q, q, q, window, extra_value=t(1, 3, 2, 16))
+    InputError: extra_key is missing; extra keys need both.
+      fix:   extra_key= and extra_value=, or neither.
+
+attention(q, q, q, window, extra_key=t(1, 3, 2, 8), extra_value=t(1, 3, 2, 16))
+    InputError: extra_key has shape [1, 3, 2, 8], not [1, 3, 2, 16].
+      fix:   extra_key: [B, E, Hk, D], [1, 3, 2, 16].
+
+attention(q, q, q, window, extra_key=t(1, 3, 2, 16), extra_value=t(1, 4, 2, 16))
+    InputError: extra_value has shape [1, 4, 2, 16], not [1, 3, 2, 16].
+      fix:   extra_value: [B, E, Hk, Dv], [1, 3, 2, 16].
+
+attention(q, q, q, window, extra_key=t(3, 2, 16), extra_value=t(3, 2, 16))
+    InputError: extra_key has shape [3, 2, 16], not [1, E, 2, 16].
+      fix:   extra_key: [B, E, Hk, D], [1, E, 2, 16].
+
+attention(q, q, q, window, extra_key=t(1, 3, 2, 16).half(), extra_value=t(1, 3, 2, 16))
+    InputError: extra_key is float16, query float32.
+      fix:   extra_key.to(query.dtype).
+"""
+
+BACKENDS = """
+attention(q, q, q, window, backend="magic")
+    InputError: backend='magic' is not known.
+      fix:   one of 'auto', 'reference', 'tiled', 'sdpa'.
+
+attention(q, q, q, window, require="tile")
+    InputError: require='tile' is a string.
+      fix:   require=('tile',).
+
+attention(q, q, q, window, require=None)
+    InputError: require=None is no tuple of names.
+      fix:   require=().
+
+attention(q, q, q, window, require=("pad",))
+    InputError: require names 'pad', which is neither a strategy nor a backend.
+      fix:   one of 'dense', 'causal', 'mask', 'tile', 'fold', 'trim', 'merge', 'reference', 'tiled', 'sdpa'.
+
+attention(q, q, q, window, forbid=("pad",))
+    InputError: forbid names 'pad', which is neither a strategy nor a backend.
+      fix:   one of 'dense', 'causal', 'mask', 'tile', 'fold', 'trim', 'merge', 'reference', 'tiled', 'sdpa'.
+
+attention(t(1, 4096, 2, 16), t(1, 4096, 2, 16), t(1, 4096, 2, 16), window, backend="sdpa")
+    BackendError: no backend can run this:
+      reference/dense: backend='sdpa' was asked for
+      tiled/tile: backend='sdpa' was asked for
+      sdpa/dense: axis 0: its windows differ from query to query
+      sdpa/mask: a matrix of 16777216 pairs is over the limit of 4194304
+      given: Mask(Axis(2, 0))  query [1, 4096, 2, 16] key [1, 4096, 2, 16] float32 cpu
+      fix:   backend="auto", or backend="reference", which runs everything.
+
+attention(q, q, q, Mask.causal(), backend="sdpa", softcap=30.0)
+    BackendError: no backend can run this:
+      reference/dense: backend='sdpa' was asked for
+      tiled/tile: backend='sdpa' was asked for
+      sdpa/causal: has no softcap
+      sdpa/mask: has no softcap
+      given: Mask(Axis(None, 0, causal=True))  query [1, 8, 2, 16] key [1, 8, 2, 16] float32 cpu softcap
+      fix:   backend="auto", or backend="reference", which runs everything.
+
+attention(q, q, t(1, 8, 2, 8), Mask.causal(), backend="sdpa")
+    BackendError: no backend can run this:
+      reference/dense: backend='sdpa' was asked for
+      tiled/tile: backend='sdpa' was asked for
+      sdpa/causal: needs value_dim = head_dim, not 8 and 16
+      sdpa/mask: needs value_dim = head_dim, not 8 and 16
+      given: Mask(Axis(None, 0, causal=True))  query [1, 8, 2, 16] key [1, 8, 2, 16] float32 cpu value_dim=8
+      fix:   backend="auto", or backend="reference", which runs everything.
+
+attention(q, q, q, Mask.causal(), backend="sdpa", key_range=t(1, 1, 2).int())
+    BackendError: no backend can run this:
+      reference/dense: backend='sdpa' was asked for
+      tiled/tile: backend='sdpa' was asked for
+      sdpa/causal: has no key_range
+      sdpa/mask: has no key_range
+      given: Mask(Axis(None, 0, causal=True))  query [1, 8, 2, 16] key [1, 8, 2, 16] float32 cpu key_range
+      fix:   backend="auto", or backend="reference", which runs everything.
+
+attention(q, q, q, window, forbid=("tile", "sdpa"))
+    BackendError: no backend can run this:
+      reference/dense: runs only by name: backend='reference'
+      tiled/tile: uses 'tile', which is forbidden
+      sdpa/dense: axis 0: its windows differ from query to query
+      sdpa/dense: uses 'sdpa', which is forbidden
+      sdpa/mask: uses 'sdpa', which is forbidden
+      given: Mask(Axis(2, 0))  query [1, 8, 2, 16] key [1, 8, 2, 16] float32 cpu
+      fix:   relax require= or forbid=.
+
+attention(q, q, q, window, backend="reference", require=("tile",))
+    BackendError: no backend can run this:
+      reference/dense: does not use 'tile'
+      tiled/tile: backend='reference' was asked for
+      sdpa/dense: axis 0: its windows differ from query to query
+      sdpa/dense: does not use 'tile'
+      sdpa/dense: backend='reference' was asked for
+      sdpa/mask: does not use 'tile'
+      sdpa/mask: backend='reference' was asked for
+      given: Mask(Axis(2, 0))  query [1, 8, 2, 16] key [1, 8, 2, 16] float32 cpu
+      fix:   relax require= or forbid=.
+
+attention(*[t(1, 1 << 15, 2, 16, device="meta")] * 3, window, backend="reference")
+    MaskError: a dense mask of 32768 x 32768 pairs is over the limit of 268435456.
+      fix:   backend="auto" runs it at any size; plan.verify() proves it, mask.draw() shows it by tiles.
+
+twice_differentiated()
+    BackendError: gradients of gradients are implemented by the reference alone.
+      fix:   nbattn.attention(..., backend="reference").
+"""
+
+PLANS = """
+plan("x", shape)
+    InputError: mask is a str, not an nbattn.Mask.
+      fix:   mask=nbattn.Mask(nbattn.Axis(3, 3), …).
+
+plan(window, 8)
+    InputError: query_shape=8 is no shape.
+      fix:   query_shape=[B, *space, H, D], whole numbers >= 0.
+
+plan(window, (1, 8, 2))
+    InputError: query has 3 dimensions [1, 8, 2]; a mask of 1 axis needs 4.
+      given: Mask(Axis(2, 0))
+      fix:   query as [B, X, H, D].
+
+plan(window, (-1, 8, 2, 16))
+    InputError: query_shape=(-1, 8, 2, 16): -1 is no length.
+      fix:   query_shape=[B, *space, H, D], whole numbers >= 0.
+
+plan(window, (1, 8, 2.0, 16))
+    InputError: query_shape=(1, 8, 2.0, 16): 2.0 is no length.
+      fix:   query_shape=[B, *space, H, D], whole numbers >= 0.
+
+plan(window, (1, -8, 2, 16))
+    InputError: query_shape=(1, -8, 2, 16): -8 is no length.
+      fix:   query_shape=[B, *space, H, D], whole numbers >= 0.
+
+plan(window, shape, (1, 8, 3, 16))
+    InputError: 2 query heads are no multiple of 3 key heads.
+      given: query [1, 8, 2, 16] key [1, 8, 3, 16] value [1, 8, 3, 16]
+      fix:   a number of key heads that divides 2; query head h reads key head h // (H // Hk).
+
+plan(window, shape, value_dim=0)
+    InputError: value_dim is 0.
+      given: query [1, 8, 2, 16] key [1, 8, 2, 16] value [1, 8, 2, 0]
+      fix:   at least 1.
+
+plan(window, shape, value_dim=2.5)
+    InputError: value_dim=2.5 is a float, not an integer.
+      fix:   value_dim is a whole number >= 1.
+
+plan(window, shape, extra_keys=-1)
+    InputError: extra_keys=-1 is below 0.
+      fix:   extra_keys is a whole number >= 0.
+
+plan(window, shape, extra_keys="x")
+    InputError: extra_keys='x' is a str, not an integer.
+      fix:   extra_keys is a whole number >= 0.
+
+plan(window, shape, dtype="bf16")
+    InputError: dtype=bf16 is not one that attention runs in.
+      fix:   one of float16, bfloat16, float32, float64.
+
+plan(window, shape, dtype=torch.int32)
+    InputError: dtype=int32 is not one that attention runs in.
+      fix:   one of float16, bfloat16, float32, float64.
+
+plan(window, shape, device="sm_91")
+    InputError: device='sm_91' is not known.
+      fix:   one of 'cpu', 'sm_75', 'sm_80', 'sm_86', 'sm_89', 'sm_90', 'sm_100', 'sm_103', 'sm_120', a torch.device, or your own DeviceInfo.
+
+plan(window, shape, device=3)
+    InputError: device=3 is not known.
+      fix:   one of 'cpu', 'sm_75', 'sm_80', 'sm_86', 'sm_89', 'sm_90', 'sm_100', 'sm_103', 'sm_120', a torch.device, or your own DeviceInfo.
+
+plan(window, shape, device="cuda")
+    InputError: device='cuda': this machine has no CUDA device.
+      fix:   one of 'cpu', 'sm_75', 'sm_80', 'sm_86', 'sm_89', 'sm_90', 'sm_100', 'sm_103', 'sm_120', a torch.device, or your own DeviceInfo.
+
+plan(window, shape, softcap=-1.0)
+    InputError: softcap=-1.0 is not legal.
+      fix:   softcap: a finite number above 0, or None.
+
+plan(window, shape, training="yes")
+    InputError: training='yes' is a str, not a bool.
+      fix:   training=True or training=False.
+
+plan(window, shape, backend="magic")
+    InputError: backend='magic' is not known.
+      fix:   one of 'auto', 'reference', 'tiled', 'sdpa'.
+
+plan(window, shape, require="tile")
+    InputError: require='tile' is a string.
+      fix:   require=('tile',).
+
+plan(ring, shape)
+    MaskError: axis 0 (8 queries, 8 keys): border="wrap" needs a length that dilation x stride = 3 divides, but 8 leaves 2.
+      given: Mask(Axis(1, 1, dilation=3, border='wrap'))
+      fix:   pad axis 0 to 9, or dilation=1, stride=1.
+
+plan(window, (1, 4096, 2, 16), backend="sdpa", device="sm_90", softcap=2.0, return_lse=True)
+    BackendError: no backend can run this:
+      reference/dense: backend='sdpa' was asked for
+      tiled/tile: backend='sdpa' was asked for
+      sdpa/dense: has no softcap
+      sdpa/dense: returns no logsumexp, which return_lse, sink and extra keys need
+      sdpa/dense: axis 0: its windows differ from query to query
+      sdpa/mask: has no softcap
+      sdpa/mask: returns no logsumexp, which return_lse, sink and extra keys need
+      sdpa/mask: a matrix of 16777216 pairs is over the limit of 4194304
+      given: Mask(Axis(2, 0))  query [1, 4096, 2, 16] key [1, 4096, 2, 16] bfloat16 sm_90 return_lse softcap
+      fix:   backend="auto", or backend="reference", which runs everything.
+
+plan(window, shape, backend="sdpa", device="cpu", training=True, return_lse=True)
+    BackendError: no backend can run this:
+      reference/dense: backend='sdpa' was asked for
+      tiled/tile: backend='sdpa' was asked for
+      sdpa/dense: its backward cannot use a gradient of the logsumexp
+      sdpa/dense: axis 0: its windows differ from query to query
+      sdpa/mask: its backward cannot use a gradient of the logsumexp
+      given: Mask(Axis(2, 0))  query [1, 8, 2, 16] key [1, 8, 2, 16] bfloat16 cpu training return_lse
+      fix:   backend="auto", or backend="reference", which runs everything.
+
+plan(window, shape, backend="sdpa", device="sm_90", training=True, deterministic=True)
+    BackendError: no backend can run this:
+      reference/dense: backend='sdpa' was asked for
+      tiled/tile: backend='sdpa' was asked for
+      sdpa/dense: its backward does not repeat bit by bit
+      sdpa/dense: axis 0: its windows differ from query to query
+      sdpa/mask: its backward does not repeat bit by bit
+      given: Mask(Axis(2, 0))  query [1, 8, 2, 16] key [1, 8, 2, 16] bfloat16 sm_90 training deterministic
+      fix:   backend="auto", or backend="reference", which runs everything.
+
+plan(Mask(Axis(causal=True), Axis(causal=True)), (1, 4, 4, 2, 16), device="cpu", require=("causal",))
+    BackendError: no backend can run this:
+      reference/dense: does not use 'causal'
+      reference/dense: runs only by name: backend='reference'
+      tiled/tile: does not use 'causal'
+      sdpa/dense: causal on axis 0 while axis 1 is long: a product, not the raster order of is_causal
+      sdpa/dense: does not use 'causal'
+      sdpa/mask: does not use 'causal'
+      given: Mask(Axis(None, 0, causal=True), Axis(None, 0, causal=True))  query [1, 4, 4, 2, 16] key [1, 4, 4, 2, 16] bfloat16 cpu
+      fix:   relax require= or forbid=.
+
+plan(window, (1, 1 << 15, 2, 16), device="cpu").support()
+    InputError: 32768 x 32768 pairs are over the limit of 67108864.
+      fix:   plan.verify()
+
+run(t(1, 9, 2, 16), t(1, 9, 2, 16), t(1, 9, 2, 16))
+    InputError: the plan is for query_space=(8,), the tensors have (9,).
+      given: query [1, 8, 2, 16] key [1, 8, 2, 16] float32 cpu
+      fix:   plan again for these shapes, or nbattn.attention(query, key, value, mask).
+
+run(q.half(), q.half(), q.half())
+    InputError: the plan is for dtype=float32, the tensors have float16.
+      given: query [1, 8, 2, 16] key [1, 8, 2, 16] float32 cpu
+      fix:   plan again for these shapes, or nbattn.attention(query, key, value, mask).
+
+run(meta, meta, meta)
+    InputError: the plan is for cpu, the tensors are on meta.
+      given: query [1, 8, 2, 16] key [1, 8, 2, 16] float32 cpu
+      fix:   nbattn.plan(..., device='meta').
+
+run(q, t(1, 8, 1, 16), t(1, 8, 1, 16))
+    InputError: the plan is for kv_heads=2, the tensors have 1.
+      given: query [1, 8, 2, 16] key [1, 8, 2, 16] float32 cpu
+      fix:   plan again for these shapes, or nbattn.attention(query, key, value, mask).
+
+run(q, q, t(1, 8, 2, 8))
+    InputError: the plan is for value_dim=16, the tensors have 8.
+      given: query [1, 8, 2, 16] key [1, 8, 2, 16] float32 cpu
+      fix:   plan again for these shapes, or nbattn.attention(query, key, value, mask).
+
+run(q, q, q, softcap=2.0)
+    InputError: the plan is for softcap=False, the tensors have True.
+      given: query [1, 8, 2, 16] key [1, 8, 2, 16] float32 cpu
+      fix:   plan again for these shapes, or nbattn.attention(query, key, value, mask).
+
+run(q, q, q, key_range=t(1, 1, 2).int())
+    InputError: the plan is for key_range=False, the tensors have True.
+      given: query [1, 8, 2, 16] key [1, 8, 2, 16] float32 cpu
+      fix:   plan again for these shapes, or nbattn.attention(query, key, value, mask).
+
+run(q, q, q, sink=t(2))
+    InputError: the plan is for sink=False, the tensors have True.
+      given: query [1, 8, 2, 16] key [1, 8, 2, 16] float32 cpu
+      fix:   plan again for these shapes, or nbattn.attention(query, key, value, mask).
+
+run(q, q, q, extra_key=t(1, 3, 2, 16), extra_value=t(1, 3, 2, 16))
+    InputError: the plan is for extra_keys=0, the tensors have 3.
+      given: query [1, 8, 2, 16] key [1, 8, 2, 16] float32 cpu
+      fix:   plan again for these shapes, or nbattn.attention(query, key, value, mask).
+
+plan(window, shape, dtype="float32", device="sm_90").run(q, q, q)
+    InputError: the plan is for sm_90, the tensors are on cpu.
+      given: query [1, 8, 2, 16] key [1, 8, 2, 16] float32 sm_90
+      fix:   nbattn.plan(..., device='cpu').
+"""
+
+MERGES = """
+merge([], [])
+    InputError: 0 outputs and 0 logsumexps.
+      fix:   as many of both, at least one: merge([a, b], [x, y]).
+
+merge([q, q], [t(1, 8, 2)])
+    InputError: 2 outputs and 1 logsumexps.
+      fix:   as many of both, at least one: merge([a, b], [x, y]).
+
+merge([q], [t(1, 8, 3)])
+    InputError: output [1, 8, 2, 16] and logsumexp [1, 8, 3] do not fit [1, 8, 2, 16].
+      fix:   outputs [B, *space, H, Dv] and logsumexps [B, *space, H] of the same queries.
+
+merge([q, t(1, 7, 2, 16)], [t(1, 8, 2), t(1, 7, 2)])
+    InputError: output [1, 7, 2, 16] and logsumexp [1, 7, 2] do not fit [1, 8, 2, 16].
+      fix:   outputs [B, *space, H, Dv] and logsumexps [B, *space, H] of the same queries.
+"""
+
+
+def cases_of(table: str) -> dict[str, str]:
+    """Call and text of every block of a table."""
+    blocks = [block.split("\n", 1) for block in table.strip().split("\n\n")]
+    return {call: dedent(text).strip() for call, text in blocks}
+
+
+TABLES = (AXES, MASKS, LENGTHS, TENSORS, BACKENDS, PLANS, MERGES)
+MESSAGES = {call: text for table in TABLES for call, text in cases_of(table).items()}
+
+
+@pytest.mark.parametrize(("call", "text"), MESSAGES.items(), ids=MESSAGES)
+def test_a_mistake_is_told_in_these_words(call: str, text: str) -> None:
+    """One exception, without a stack of internal ones behind it: problem, given, fix."""
+    if "cuda" in call and torch.cuda.is_available():
+        pytest.skip("there is a CUDA device")
+    with pytest.raises(NbattnError) as error:
+        eval(call, NAMES)
+    raised = error.value
+    assert f"{type(raised).__name__}: {raised}" == text
+    assert raised.__cause__ is None
+    assert raised.__context__ is None or raised.__suppress_context__
+    parts = [raised.problem, raised.where and f"  given: {raised.where}", f"  fix:   {raised.fix}"]
+    assert str(raised) == "\n".join(filter(None, parts))
+    assert raised.fix
+
+
+def test_the_table_is_not_cut_short() -> None:
+    assert sum(len(cases_of(table)) for table in TABLES) == len(MESSAGES) >= 150
+    assert all("\n" not in call for call in MESSAGES)

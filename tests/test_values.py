@@ -1,0 +1,678 @@
+"""Owns the values of every backend: outputs, logsumexps and gradients, judged against float64.
+
+The bound is relative to what the reference reaches in the same dtype on the same rounded inputs, so
+no tolerance is written down. What `attention()` takes is tried alone and together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import dense_attention
+import pytest
+import torch
+from oracle import matrix
+from torch import Tensor
+from torch.autograd import gradcheck, gradgradcheck
+
+import nbattn
+from nbattn import Axis, BackendError, Mask
+
+Count = Callable[[str, int], None]
+Space = tuple[int, ...]
+Tensors = dict[str, Any]
+
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+BACKENDS = ("reference", "tiled", "sdpa")
+DIFFERENTIABLE = ("query", "key", "value", "sink", "extra_key", "extra_value")
+
+MASKS: dict[str, tuple[Mask, Space, Space]] = {
+    "full": (Mask(Axis()), (9,), (7,)),
+    "clip": (Mask(Axis(3, 2)), (19,), (19,)),
+    "clip, rows outside": (Mask(Axis(2, 1, offset=-5)), (13,), (10,)),
+    "shift, dilated": (Mask(Axis(2, 2, border="shift", dilation=2)), (17,), (17,)),
+    "shift, stride": (Mask(Axis(2, 2, border="shift", stride=3)), (14,), (11,)),
+    "wrap": (Mask(Axis(2, 1, border="wrap", dilation=2)), (12,), (12,)),
+    "causal": (Mask(Axis(causal=True)), (40,), (40,)),
+    "causal, tall": (Mask(Axis(causal=True)), (12,), (7,)),
+    "causal, dilated": (Mask(Axis(causal=True, dilation=3)), (14,), (14,)),
+    "causal, moved": (Mask(Axis(causal=True, offset=-4)), (13,), (9,)),
+    "causal, gaps": (Mask(Axis(1, causal=True, stride=4)), (13,), (13,)),
+    "causal, bottom-right": (Mask(Axis(4, causal=True, align="bottom-right")), (5,), (12,)),
+    "prefix": (Mask(Axis(1, causal=True, prefix=3)), (14,), (14,)),
+    "blocks": (Mask(Axis(2, 1, stride=4)), (16,), (16,)),
+    "ragged blocks": (Mask(Axis(1, 1, stride=3)), (11,), (9,)),
+    "dilated": (Mask(Axis(dilation=2)), (8,), (10,)),
+    "folded": (Mask(Axis(0, 0), Axis(causal=True)), (3, 6), (3, 6)),
+    "folded blocks": (Mask(Axis(1, 0, stride=2), Axis(dilation=2)), (4, 4), (4, 4)),
+    "three axes": (
+        Mask(Axis(2, causal=True), Axis(1, 1, border="shift"), Axis(1, 1, border="wrap")),
+        (3, 4, 5), (3, 4, 5),
+    ),
+    "cross": (Mask(Axis(1, 1, border="shift"), Axis(2, 0, align="bottom-right")), (4, 5), (6, 3)),
+    "one query": (Mask(Axis(5, causal=True, align="bottom-right")), (1,), (30,)),
+    "tiles": (Mask(Axis(3, 3, border="shift"), Axis(3, 3, border="shift")), (16, 12), (16, 12)),
+}  # fmt: skip
+
+
+class Shape(NamedTuple):
+    """Sizes besides the space."""
+
+    batch: int = 2
+    heads: int = 2
+    key_heads: int = 2
+    dim: int = 8
+    value_dim: int = 8
+    extra: int = 0
+
+
+class Feature(NamedTuple):
+    """Something that attention() takes: sizes, numbers, and which optional tensors are there."""
+
+    shape: Shape = Shape()
+    numbers: dict[str, float] = {}
+    sink: bool = False
+    key_range: str = ""
+    lse: bool = False
+
+
+FEATURES: dict[str, Feature] = {
+    "plain": Feature(),
+    "lse": Feature(lse=True),
+    "grouped heads": Feature(Shape(heads=6, key_heads=2)),
+    "one key head": Feature(Shape(heads=3, key_heads=1)),
+    "value_dim": Feature(Shape(value_dim=5)),
+    "scale 0": Feature(numbers={"scale": 0.0}),
+    "negative scale": Feature(numbers={"scale": -0.7}),
+    "softcap": Feature(numbers={"softcap": 1.5}),
+    "sink": Feature(sink=True),
+    "extra keys": Feature(Shape(extra=3)),
+    "no extra keys": Feature(Shape(extra=0), key_range="none", lse=True),
+    "key_range": Feature(key_range="some"),
+    "key_range, lse": Feature(key_range="some", lse=True),
+    "sink, extra keys, groups": Feature(Shape(heads=4, key_heads=2, extra=3), sink=True),
+    "softcap, lse, groups": Feature(Shape(heads=4), {"softcap": 0.8, "scale": 1.3}, lse=True),
+    "everything": Feature(
+        Shape(heads=4, key_heads=2, value_dim=5, extra=3), {"softcap": 2.0, "scale": -0.6},
+        sink=True, key_range="some", lse=True,
+    ),
+}  # fmt: skip
+# what the planner must accept on sdpa, so that a refusal is no way out
+SDPA = {"plain", "grouped heads", "one key head", "scale 0", "negative scale", "sink"} | {
+    "extra keys",
+    "sink, extra keys, groups",
+}
+
+
+def random(shape: Space, seed: int) -> Tensor:
+    return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def ranges(keys: Space) -> Tensor:
+    """int32 [B, rank, 2]: sample 0 loses keys on both ends, sample 1 has a range without keys."""
+    first = [[1, max(1, length - 2)] for length in keys]
+    second = [[length // 2 + 1, length // 2] for length in keys]
+    return torch.tensor([first, second], dtype=torch.int32)
+
+
+def tensors(mask: tuple[Mask, Space, Space], feature: Feature, dtype: torch.dtype) -> Tensors:
+    """Inputs rounded to the dtype. Keys outside a range hold NaN."""
+    _, queries, keys = mask
+    b, h, hk, d, dv, e = feature.shape
+    made = {
+        "query": random((b, *queries, h, d), 1),
+        "key": random((b, *keys, hk, d), 2),
+        "value": random((b, *keys, hk, dv), 3),
+    }
+    if e or feature.key_range == "none":
+        made |= {"extra_key": random((b, e, hk, d), 4), "extra_value": random((b, e, hk, dv), 5)}
+    if feature.sink:
+        made["sink"] = random((h,), 6)
+    made = {name: tensor.to(dtype) for name, tensor in made.items()}
+    if feature.key_range == "some":
+        made["key_range"] = ranges(keys)
+        outside = ~dense_attention.inside(made["key_range"], keys).reshape(b, *keys)
+        made["key"][outside] = float("nan")
+        made["value"][outside] = float("nan")
+    return made
+
+
+def upstream(mask: tuple[Mask, Space, Space], shape: Shape, dtype: torch.dtype) -> list[Tensor]:
+    """Gradients of the output and of the logsumexp."""
+    rows = (shape.batch, *mask[1], shape.heads)
+    exact = torch.float64 if dtype == torch.float64 else torch.float32
+    return [random((*rows, shape.value_dim), 7).to(dtype), random(rows, 8).to(exact)]
+
+
+def leaves(made: Tensors) -> Tensors:
+    return {
+        name: tensor.detach().requires_grad_(name in DIFFERENTIABLE)
+        for name, tensor in made.items()
+    }
+
+
+def results(out: Tensor, lse: Tensor | None, inputs: Tensors, grads: list[Tensor]) -> Tensors:
+    """Everything to judge: outputs and one gradient per differentiable input."""
+    ends = [(out, grads[0])] + ([] if lse is None else [(lse, grads[1])])
+    wanted = [name for name in DIFFERENTIABLE if name in inputs]
+    found = torch.autograd.grad(
+        [end for end, _ in ends], [inputs[name] for name in wanted],
+        [grad.to(end.dtype) for end, grad in ends],
+    )  # fmt: skip
+    named = {"out": out} | ({} if lse is None else {"lse": lse})
+    return named | {f"d{name}": grad for name, grad in zip(wanted, found, strict=True)}
+
+
+def run(
+    mask: Mask, made: Tensors, grads: list[Tensor], feature: Feature, backend: str, **route: Any
+) -> Tensors:
+    inputs = leaves(made)
+    found = nbattn.attention(
+        **inputs, mask=mask, backend=backend, return_lse=feature.lse, **feature.numbers, **route
+    )
+    out, lse = found if isinstance(found, tuple) else (found, None)
+    assert out.dtype == made["query"].dtype
+    assert lse is None or lse.dtype == grads[1].dtype
+    return results(out, lse, inputs, grads)
+
+
+def define(
+    mask: tuple[Mask, Space, Space], made: Tensors, grads: list[Tensor], feature: Feature,
+    dtype: torch.dtype = torch.float64,
+) -> Tensors:  # fmt: skip
+    """The definition in float64, or in another dtype."""
+    allowed = torch.from_numpy(matrix(mask[0].axes, *mask[1:]))
+    wide = {n: t.to(dtype) if t.is_floating_point() else t for n, t in made.items()}
+    inputs = leaves(wide)
+    out, lse = dense_attention.attend(**inputs, allowed=allowed, **feature.numbers)
+    found = results(out, lse if feature.lse else None, inputs, [g.to(dtype) for g in grads])
+    if dtype == torch.float64:
+        grads = [grad.double() for grad in grads]
+        grad_lse = grads[1] if feature.lse else None
+        found["terms"] = dense_attention.score_gradients(
+            inputs, allowed, grads[0], grad_lse, feature.numbers
+        )
+    return found
+
+
+def low(
+    mask: tuple[Mask, Space, Space], made: Tensors, grads: list[Tensor], feature: Feature,
+    backend: str,
+) -> Tensors:  # fmt: skip
+    """What the tested dtype can reach: the reference; for itself, float32 rounded to the dtype."""
+    if backend != "reference":
+        return run(mask[0], made, grads, feature, "reference")
+    dtype = made["query"].dtype
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    found = define(mask, made, grads, feature, wide)
+    return {n: t if n in ("lse", "terms") else t.to(dtype) for n, t in found.items()}
+
+
+def judge(found: Tensors, lowest: Tensors, exact: Tensors, dtype: torch.dtype) -> None:
+    assert found.keys() == exact.keys() - {"terms"}
+    for name in found:
+        size = exact["terms"].get(name, 0.0)
+        if dtype == torch.float64:
+            dense_attention.judge(name, found[name], exact[name], exact[name], 5e-11, size)
+        else:
+            eps = torch.finfo(dtype).eps
+            dense_attention.judge(name, found[name], lowest[name], exact[name], eps, size)
+
+
+def compare(
+    mask: tuple[Mask, Space, Space], feature: Feature, dtype: torch.dtype, backend: str,
+    **route: Any,
+) -> None:  # fmt: skip
+    """One backend against float64 on one mask."""
+    made = tensors(mask, feature, dtype)
+    grads = upstream(mask, feature.shape, dtype)
+    found = run(mask[0], made, grads, feature, backend, **route)
+    exact = define(mask, made, grads, feature)
+    judge(found, low(mask, made, grads, feature, backend), exact, dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", FEATURES)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_values_of_every_feature(backend: str, name: str, dtype: torch.dtype, cases: Count) -> None:
+    taken = 0
+    for label, mask in MASKS.items():
+        try:
+            compare(mask, FEATURES[name], dtype, backend)
+        except BackendError:
+            assert backend == "sdpa", label
+        except AssertionError as error:
+            raise AssertionError(f"{label}: {error}") from error
+        else:
+            taken += 1
+    assert taken == len(MASKS) or backend == "sdpa"
+    assert (taken >= 8) == (backend != "sdpa" or name in SDPA)
+    cases(f"values, {backend}", taken)
+
+
+STRATEGIES = {
+    "full": ("dense", "mask"),
+    "causal": ("causal", "mask"),
+    "causal, tall": ("causal", "mask"),
+    "causal, dilated": ("causal", "fold", "mask"),
+    "causal, moved": ("causal", "trim"),
+    "blocks": ("fold", "mask"),
+    "ragged blocks": ("dense",),
+    "dilated": ("fold", "mask"),
+    "folded": ("causal", "fold", "mask"),
+    "folded blocks": ("fold", "mask"),
+    "clip": ("mask",),
+    "wrap": ("mask",),
+}
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("label", STRATEGIES)
+def test_values_of_every_dense_strategy(label: str, batch: int, cases: Count) -> None:
+    shape = Shape(batch=batch, heads=4, key_heads=2)
+    for strategy in STRATEGIES[label]:
+        for dtype in DTYPES:
+            feature = Feature(shape, sink=True)
+            compare(MASKS[label], feature, dtype, "sdpa", require=(strategy,))
+            cases(f"values, sdpa/{strategy}", 1)
+        if strategy != "mask":
+            extra = Feature(shape._replace(extra=2), sink=True)
+            compare(MASKS[label], extra, torch.bfloat16, "sdpa", require=(strategy, "merge"))
+
+
+@pytest.mark.parametrize("label", MASKS)
+def test_the_reference_is_masked_sdpa(label: str, cases: Count) -> None:
+    mask, queries, keys = MASKS[label]
+    allowed = torch.from_numpy(matrix(mask.axes, queries, keys))
+    made = tensors(MASKS[label], Feature(Shape(heads=4, key_heads=2)), torch.float64)
+    inputs = leaves(made)
+    out = nbattn.attention(**inputs, mask=mask, backend="reference")
+    flat = [t.flatten(1, -3).transpose(1, 2) for t in inputs.values()]
+    want = torch.nn.functional.scaled_dot_product_attention(
+        *flat, attn_mask=allowed, enable_gqa=True
+    )
+    want = torch.where(allowed.any(1)[:, None], want, 0.0).transpose(1, 2).reshape(out.shape)
+    assert (out - want).abs().max() <= 1e-10
+    upward = random(tuple(out.shape), 9)
+    for mine, theirs in zip(
+        torch.autograd.grad(out, list(inputs.values()), upward),
+        torch.autograd.grad(want, list(inputs.values()), upward),
+        strict=True,
+    ):
+        assert (mine - theirs).abs().max() <= 1e-10
+    cases("reference against sdpa", 1)
+
+
+# The same numbers with other strides.
+
+
+def heads_first(tensor: Tensor) -> Tensor:
+    return tensor.movedim(-2, 1).contiguous().movedim(1, -2)
+
+
+def step_slices(tensor: Tensor) -> Tensor:
+    """Every other place of every axis of something larger, which holds NaN between."""
+    around = torch.full([2 * size + 1 for size in tensor.shape], float("nan")).to(tensor.dtype)
+    view = around[tuple(slice(1, None, 2) for _ in tensor.shape)]
+    view.copy_(tensor)
+    return view
+
+
+def features_strided(tensor: Tensor) -> Tensor:
+    """Only the last dimension is strided."""
+    around = torch.full((*tensor.shape[:-1], 2 * tensor.shape[-1]), float("nan")).to(tensor.dtype)
+    around[..., ::2] = tensor
+    return around[..., ::2]
+
+
+def features_first(tensor: Tensor) -> Tensor:
+    return tensor.movedim(-1, 1).contiguous().movedim(1, -1)
+
+
+def reversed_dimensions(tensor: Tensor) -> Tensor:
+    order = tuple(reversed(range(tensor.dim())))
+    return tensor.permute(order).contiguous().permute(order)
+
+
+def expanded(tensor: Tensor) -> Tensor:
+    return tensor[:1].expand(tensor.shape)
+
+
+def heads_expanded(tensor: Tensor) -> Tensor:
+    return tensor[..., :1, :].expand(tensor.shape)
+
+
+def one_number(tensor: Tensor) -> Tensor:
+    return tensor.flatten()[:1].reshape([1] * tensor.dim()).expand(tensor.shape)
+
+
+LAYOUTS = [heads_first, step_slices, features_strided, features_first, reversed_dimensions,
+           expanded, heads_expanded]  # fmt: skip
+LAYOUT_MASKS = ["clip", "causal", "causal, dilated", "blocks", "folded", "wrap", "three axes"]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.__name__)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_inputs_of_any_strides(
+    backend: str, layout: Callable[[Tensor], Tensor], cases: Count
+) -> None:
+    feature = Feature(Shape(heads=4, key_heads=2, extra=2), sink=True)
+    for label in LAYOUT_MASKS:
+        for dtype in DTYPES:
+            made = tensors(MASKS[label], feature, dtype)
+            views = {n: t if n == "sink" else layout(t) for n, t in made.items()}
+            made = {n: t.contiguous() for n, t in views.items()}
+            grads = upstream(MASKS[label], feature.shape, dtype)
+            try:
+                found = run(MASKS[label][0], views, grads, feature, backend)
+            except BackendError:
+                assert backend == "sdpa", label
+                continue
+            exact = define(MASKS[label], made, grads, feature)
+            judge(found, low(MASKS[label], made, grads, feature, backend), exact, dtype)
+            cases(f"values, strides, {backend}", 1)
+
+
+@pytest.mark.parametrize(
+    "layout", [heads_first, step_slices, features_strided, expanded, one_number],
+    ids=lambda layout: layout.__name__,
+)  # fmt: skip
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_output_gradients_of_any_strides(
+    backend: str, layout: Callable[[Tensor], Tensor], cases: Count
+) -> None:
+    feature = Feature(Shape(heads=4, key_heads=2, extra=2), sink=True, lse=backend != "sdpa")
+    for label in ("clip", "causal", "causal, dilated", "full", "folded"):
+        for dtype in DTYPES:
+            if backend == "sdpa" and label == "clip":
+                continue
+            made = tensors(MASKS[label], feature, dtype)
+            grads = upstream(MASKS[label], feature.shape, dtype)
+            views = [layout(grad) for grad in grads]
+            grads = [view.contiguous() for view in views]
+            found = run(MASKS[label][0], made, views, feature, backend)
+            exact = define(MASKS[label], made, grads, feature)
+            judge(found, low(MASKS[label], made, grads, feature, backend), exact, dtype)
+            cases(f"values, gradient strides, {backend}", 1)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_packed_projections(backend: str, dtype: torch.dtype, cases: Count) -> None:
+    """q, k and v as views of one tensor [B, *space, 3, H, D], whose gradient comes back whole."""
+    for label in ("causal", "causal, dilated", "folded", "blocks", "tiles", "three axes"):
+        mask, space, _ = MASKS[label]
+        packed = random((2, *space, 3, 2, 8), 1).to(dtype).requires_grad_()
+        query, key, value = packed.unbind(-3)
+        made = {"query": query.detach(), "key": key.detach(), "value": value.detach()}
+        grads = upstream(MASKS[label], Shape(), dtype)
+        out = nbattn.attention(query, key, value, mask, backend=backend)
+        (grad,) = torch.autograd.grad(out, packed, grads[0])
+        parts = zip(("dquery", "dkey", "dvalue"), grad.unbind(-3), strict=True)
+        exact = define(MASKS[label], made, grads, Feature())
+        lowest = low(MASKS[label], made, grads, Feature(), backend)
+        judge({"out": out, **dict(parts)}, lowest, exact, dtype)
+        cases(f"values, packed, {backend}", 1)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_scores_of_ten_thousand(backend: str, dtype: torch.dtype, cases: Count) -> None:
+    """Whole numbers, so that scores are exact in every dtype and only the softmax is judged."""
+    for label in ("clip", "causal", "causal, dilated", "wrap", "full"):
+        made = tensors(MASKS[label], Feature(), torch.float64)
+        made["query"] = (made["query"] * 40).round()
+        made["key"] = (made["key"] * 40).round()
+        made["query"][0, 0], made["key"][0] = 50.0, -25.0  # scores of -10,000, all equal
+        made["query"][0, 1] = 50.0
+        made["query"][1, 0] = 0.0
+        made = {name: tensor.to(dtype) for name, tensor in made.items()}
+        feature = Feature(numbers={"scale": 1.0}, lse=backend != "sdpa")
+        grads = upstream(MASKS[label], feature.shape, dtype)
+        scores = torch.einsum("bqhd,bkhd->bhqk", *(made[n].double() for n in ("query", "key")))
+        assert min(scores.max(), -scores.min()) > 9000
+        found = run(MASKS[label][0], made, grads, feature, backend)
+        exact = define(MASKS[label], made, grads, feature)
+        judge(found, low(MASKS[label], made, grads, feature, backend), exact, dtype)
+        cases(f"values, large scores, {backend}", 1)
+
+
+EMPTY = {
+    "rows right of the axis": (Mask(Axis(2, 1, offset=4)), (9,), (6,)),
+    "rows left of the axis": (Mask(Axis(causal=True, offset=-4)), (9,), (6,)),
+    "stride gaps": (Mask(Axis(1, causal=True, stride=4)), (13,), (13,)),
+    "a class without keys": (Mask(Axis(dilation=4)), (6,), (3,)),
+    "all rows": (Mask(Axis(1, 1), Axis(0, 0, offset=9)), (4, 3), (4, 3)),
+    "two axes": (Mask(Axis(1, causal=True, stride=3), Axis(0, 0, offset=1)), (6, 4), (6, 4)),
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_rows_without_keys_are_zero(backend: str, dtype: torch.dtype, cases: Count) -> None:
+    for label, (mask, queries, keys) in EMPTY.items():
+        none = ~torch.from_numpy(matrix(mask.axes, queries, keys)).any(1)
+        assert none.any(), label
+        made = tensors((mask, queries, keys), Feature(), dtype)
+        try:
+            out, lse = nbattn.attention(**made, mask=mask, backend=backend, return_lse=True)
+            inputs = leaves(made)
+            trained = nbattn.attention(**inputs, mask=mask, backend=backend)
+        except BackendError:
+            assert backend == "sdpa", label
+            continue
+        for found in (out, trained):
+            assert not found.flatten(1, -3)[:, none].any(), label
+        assert torch.equal(
+            lse.flatten(1, -2) == float("-inf"), none[None, :, None].expand(2, -1, 2)
+        )
+        (grad,) = torch.autograd.grad(trained, inputs["query"], torch.ones_like(trained))
+        assert not grad.flatten(1, -3)[:, none].any(), label
+        assert grad.isfinite().all()
+        cases(f"values, empty rows, {backend}", 1)
+
+
+@pytest.mark.parametrize("backend", ["reference", "tiled"])
+def test_gradients_of_a_logsumexp_without_keys_vanish(backend: str) -> None:
+    for mask, queries, keys in EMPTY.values():
+        feature = Feature(lse=True, key_range="some")
+        made = tensors((mask, queries, keys), feature, torch.float32)
+        grads = upstream((mask, queries, keys), Shape(), torch.float32)
+        found = run(mask, made, grads, feature, backend)
+        assert all(t.isfinite().all() for name, t in found.items() if name != "lse")
+
+
+ZERO_SIZES = [
+    ("no batch", Shape(batch=0), (5,), (7,)),
+    ("no queries", Shape(), (0,), (7,)),
+    ("no keys", Shape(), (5,), (0,)),
+    ("nothing", Shape(), (0,), (0,)),
+    ("no queries on one axis", Shape(), (3, 0), (3, 2)),
+    ("no keys on one axis", Shape(), (3, 2), (0, 2)),
+    ("no batch of extra keys", Shape(batch=0, extra=3), (5,), (7,)),
+    ("extra keys alone", Shape(extra=3), (5,), (0,)),
+    ("extra keys without queries", Shape(extra=3), (0,), (7,)),
+]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("label", "shape", "queries", "keys"), ZERO_SIZES)
+@pytest.mark.parametrize("backend", [*BACKENDS, "auto"])
+def test_sizes_of_zero(
+    backend: str, label: str, shape: Shape, queries: Space, keys: Space, dtype: torch.dtype,
+    cases: Count,
+) -> None:  # fmt: skip
+    for sink in (False, True):
+        for axes in ([Axis()], [Axis(causal=True)], [Axis(1, 1)]):
+            feature = Feature(shape, sink=sink)
+            mask = Mask(*axes * len(queries))
+            try:
+                compare((mask, queries, keys), feature, dtype, backend)
+            except BackendError:
+                assert backend == "sdpa", label
+            else:
+                cases(f"values, sizes of zero, {backend}", 1)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_extra_keys_may_number_zero(backend: str) -> None:
+    made = tensors(MASKS["causal"], Feature(), torch.float32)
+    empty = {"extra_key": torch.empty(2, 0, 2, 8), "extra_value": torch.empty(2, 0, 2, 8)}
+    inputs = leaves(made | empty)
+    out = nbattn.attention(**inputs, mask=MASKS["causal"][0], backend=backend)
+    out.sum().backward()
+    assert inputs["extra_key"].grad.shape == inputs["extra_value"].grad.shape == (2, 0, 2, 8)
+    plain = nbattn.attention(**made, mask=MASKS["causal"][0], backend=backend)
+    assert torch.equal(out, plain)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_sink_of_minus_infinity_is_no_sink(backend: str) -> None:
+    for label in ("causal", "causal, moved", "clip, rows outside"):
+        mask, queries, keys = MASKS[label]
+        made = tensors((mask, queries, keys), Feature(), torch.float32)
+        plain = nbattn.attention(**made, mask=mask, backend="reference").double()
+        sink = torch.full((2,), float("-inf"))
+        try:
+            out = nbattn.attention(**made, mask=mask, backend=backend, sink=sink)
+        except BackendError:
+            assert (backend, label) == ("sdpa", "clip, rows outside")
+        else:
+            dense_attention.judge(label, out, plain, plain, 1e-6)
+
+
+@pytest.mark.parametrize("backend", ["reference", "tiled"])
+@pytest.mark.parametrize("label", ["clip", "wrap", "tiles", "three axes"])
+def test_what_lies_outside_a_key_range_changes_no_bit(backend: str, label: str) -> None:
+    """Garbage, infinities and zeros outside: the same outputs and gradients, bit by bit."""
+    mask, _, keys = MASKS[label]
+    feature = Feature(key_range="some", lse=True)
+    made = tensors(MASKS[label], feature, torch.float32)
+    grads = upstream(MASKS[label], feature.shape, torch.float32)
+    outside = ~dense_attention.inside(made["key_range"], keys).reshape(2, *keys)
+    assert outside.any()
+    found = []
+    for filling in (float("nan"), 0.0, float("inf"), 1e30):
+        filled = {name: tensor.clone() for name, tensor in made.items()}
+        filled["key"][outside] = filling
+        filled["value"][outside] = filling
+        found.append(run(mask, filled, grads, feature, backend))
+    for other in found[1:]:
+        for name, tensor in other.items():
+            assert torch.equal(tensor, found[0][name]), name
+    assert not found[0]["dkey"][outside].any()
+    assert not found[0]["dvalue"][outside].any()
+
+
+def test_a_key_range_as_wide_as_the_axis_changes_nothing() -> None:
+    mask, _, keys = MASKS["three axes"]
+    made = tensors(MASKS["three axes"], Feature(), torch.float64)
+    for box in ([[0, length] for length in keys], [[-7, length + 99] for length in keys]):
+        whole = torch.tensor([box, box], dtype=torch.int32)
+        for backend in ("reference", "tiled"):
+            plain = nbattn.attention(**made, mask=mask, backend=backend)
+            ranged = nbattn.attention(**made, mask=mask, backend=backend, key_range=whole)
+            assert torch.equal(plain, ranged)
+
+
+# Derivatives by finite differences.
+
+TINY: dict[str, tuple[Mask, Space, Space]] = {
+    "clip": (Mask(Axis(1, 1)), (4,), (5,)),
+    "shift": (Mask(Axis(1, 1, border="shift", dilation=2)), (5,), (5,)),
+    "wrap": (Mask(Axis(1, 0, border="wrap")), (4,), (4,)),
+    "causal": (Mask(Axis(causal=True)), (4,), (4,)),
+    "causal, folded": (Mask(Axis(causal=True, dilation=2)), (4,), (4,)),
+    "empty rows": (Mask(Axis(causal=True, offset=-2)), (4,), (3,)),
+    "prefix": (Mask(Axis(0, 0, prefix=2)), (4,), (4,)),
+    "two axes": (Mask(Axis(1, causal=True), Axis(1, 1, border="shift")), (2, 3), (2, 3)),
+}
+CHECKED: dict[str, Feature] = {
+    "plain": Feature(Shape(1, 2, 1, 2, 2)),
+    "sink, extra keys": Feature(Shape(1, 2, 1, 2, 2, 1), {"scale": 0.9}, sink=True),
+    "lse, key_range": Feature(Shape(2, 1, 1, 2, 2), lse=True, key_range="some"),
+    "everything": Feature(
+        Shape(2, 2, 1, 2, 3, 1), {"softcap": 1.2}, sink=True, key_range="some", lse=True
+    ),
+}
+
+
+def differentiated(
+    label: str, feature: Feature, backend: str, **route: Any
+) -> tuple[Callable[..., tuple[Tensor, ...]], list[Tensor]]:
+    """A function of the differentiable inputs alone, and the inputs."""
+    mask = TINY[label]
+    made = tensors(mask, feature, torch.float64)
+    made = {name: tensor.nan_to_num(0.5) for name, tensor in made.items()}
+    names = [name for name in DIFFERENTIABLE if name in made]
+
+    def function(*values: Tensor) -> tuple[Tensor, ...]:
+        inputs = made | dict(zip(names, values, strict=True))
+        found = nbattn.attention(
+            **inputs, mask=mask[0], backend=backend, return_lse=feature.lse, **feature.numbers,
+            **route,
+        )  # fmt: skip
+        if isinstance(found, Tensor):
+            return (found,)
+        return found[0], torch.where(found[1].isinf(), 0.0, found[1])
+
+    return function, [made[name].requires_grad_() for name in names]
+
+
+@pytest.mark.parametrize("name", CHECKED)
+@pytest.mark.parametrize("label", TINY)
+@pytest.mark.parametrize("backend", ["reference", "tiled"])
+def test_gradients_by_finite_differences(backend: str, label: str, name: str, cases: Count) -> None:
+    function, inputs = differentiated(label, CHECKED[name], backend)
+    assert gradcheck(function, inputs, fast_mode=name == "everything")
+    cases(f"gradcheck, {backend}", 1)
+
+
+@pytest.mark.parametrize(
+    ("label", "strategy"),
+    [
+        ("causal", "causal"), ("causal", "mask"), ("causal, folded", "fold"),
+        ("empty rows", "trim"), ("clip", "mask"), ("wrap", "mask"), ("two axes", "mask"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("name", ["plain", "sink, extra keys"])
+def test_gradients_of_sdpa_by_finite_differences(
+    label: str, strategy: str, name: str, cases: Count
+) -> None:
+    feature = CHECKED[name]
+    if strategy == "mask":
+        feature = feature._replace(shape=feature.shape._replace(extra=0))
+    function, inputs = differentiated(label, feature, "sdpa", require=(strategy,))
+    assert gradcheck(function, inputs)
+    cases("gradcheck, sdpa", 1)
+
+
+@pytest.mark.parametrize("name", CHECKED)
+@pytest.mark.parametrize("label", TINY)
+def test_second_derivatives_of_the_reference(label: str, name: str, cases: Count) -> None:
+    function, inputs = differentiated(label, CHECKED[name], "reference")
+    assert gradgradcheck(function, inputs, fast_mode=True)
+    cases("gradgradcheck, reference", 1)
+
+
+# The rule can fail.
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_the_rule_finds_an_error(dtype: torch.dtype) -> None:
+    feature = Feature(lse=True)
+    made = tensors(MASKS["clip"], feature, dtype)
+    grads = upstream(MASKS["clip"], feature.shape, dtype)
+    exact = define(MASKS["clip"], made, grads, feature)
+    lowest = low(MASKS["clip"], made, grads, feature, "tiled")
+    judge(lowest, lowest, exact, dtype)
+    for name in lowest:
+        size = 0.2 if torch.finfo(dtype).bits == 16 else 1e-3
+        wrong = lowest | {name: lowest[name].clone()}
+        wrong[name][(0,) * wrong[name].dim()] += size * exact[name].abs().max()
+        with pytest.raises(AssertionError, match=name):
+            judge(wrong, lowest, exact, dtype)
+        wrong[name][(0,) * wrong[name].dim()] = float("nan")
+        with pytest.raises(AssertionError, match=name):
+            judge(wrong, lowest, exact, dtype)
