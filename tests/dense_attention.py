@@ -126,7 +126,7 @@ def score_gradients(
         )
         total = lse.flatten(1, -2)
         total = total.masked_fill(total.isinf(), 0.0)
-        weight = (score - total[..., None]).exp() * reads[:, :, None]
+        weight = torch.where(reads[:, :, None], score - total[..., None], float("-inf")).exp()
         size = torch.einsum("bqhd,bkhd->bqhk", upward.abs(), value.abs()) + delta[..., None]
         size = weight * size * abs(scale)
         of_keys = largest(torch.einsum("bqhk,bqhd->bkhd", size, query.abs()))

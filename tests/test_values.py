@@ -209,14 +209,17 @@ def low(
     return {n: t if n in ("lse", "terms") else t.to(dtype) for n, t in found.items()}
 
 
-def judge(found: Tensors, lowest: Tensors, exact: Tensors, dtype: torch.dtype) -> None:
+def judge(
+    found: Tensors, lowest: Tensors, exact: Tensors, dtype: torch.dtype, more: float = 0.0
+) -> None:
+    """Every output and gradient; `more` is added to the eps of gradients through scores."""
     assert found.keys() == exact.keys() - {"terms"}
     for name in found:
         size = exact["terms"].get(name, 0.0)
         if dtype == torch.float64:
             dense_attention.judge(name, found[name], exact[name], exact[name], 5e-11, size)
         else:
-            eps = torch.finfo(dtype).eps
+            eps = torch.finfo(dtype).eps + more * (name in exact["terms"])
             dense_attention.judge(name, found[name], lowest[name], exact[name], eps, size)
 
 
@@ -432,9 +435,17 @@ def test_scores_of_ten_thousand(backend: str, dtype: torch.dtype, cases: Count) 
         grads = upstream(MASKS[label], feature.shape, dtype)
         scores = torch.einsum("bqhd,bkhd->bhqk", *(made[n].double() for n in ("query", "key")))
         assert min(scores.max(), -scores.min()) > 9000
+        # a kernel that keeps only the logsumexp recomputes weights to its last float32 digit
+        digit = torch.finfo(torch.float32).eps * scores.abs().max().item()
         found = run(MASKS[label][0], made, grads, feature, backend)
         exact = define(MASKS[label], made, grads, feature)
-        judge(found, low(MASKS[label], made, grads, feature, backend), exact, dtype)
+        judge(
+            found,
+            low(MASKS[label], made, grads, feature, backend),
+            exact,
+            dtype,
+            digit if backend == "sdpa" else 0.0,
+        )
         cases(f"values, large scores, {backend}", 1)
 
 

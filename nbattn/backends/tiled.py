@@ -140,7 +140,8 @@ def _chunks(program: Program, inputs: Inputs) -> Iterator[Chunk]:
     scores = 4 * group * plan.max_rows * (plan.max_width + extra)
     fit = max(1, SCORE_BYTES // max(scores, 1))
     b, h = (min(batch, fit // heads), heads) if fit >= heads else (1, fit)
-    most = 1 if inputs.key_range is not None else max(1, fit // max(b * h, 1))
+    # equal tiles together: pays while calls are small, costs copies of keys beyond
+    most = 1 if inputs.key_range is not None else max(1, fit // max(2 * b * h, 1))
     for at in range(0, batch, max(b, 1)):
         for head in range(0, heads, h):
             yield Chunk(inputs, (slice(at, at + b), slice(head, head + h)), plan, most)

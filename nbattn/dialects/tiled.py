@@ -130,13 +130,16 @@ def cost(totals: Sequence[Any], item: Item) -> NDArray[np.float64]:
     rows = np.maximum(all_rows / tiles * item.group, 1)
     width = np.maximum(keys / tiles + item.extra_keys, 1)
     scores = pairs * item.group + all_rows * item.group * item.extra_keys
-    batch = np.clip(SCORE_BYTES / (4 * rows * width), 1, item.items)
+    fit = SCORE_BYTES / (
+        4 * rows * width
+    )  # tiles of one call: of all heads, or neighbours of a few
+    batch = np.clip(fit, 1, np.maximum(item.items, np.minimum(fit / 2, 8 * item.items)))
     dims = item.head_dim + item.value_dim
     flops = 2 * item.items * scores * dims
     rate = 115e9 * rows / (rows + 12) * width / (width + 24) * dims / (dims + 40)
     softmax = item.items * scores / 1.2e9
     copies = item.items * (keys + 2 * all_rows * item.group) * dims * 4 / 10e9
-    calls = tiles * np.ceil(item.items / batch) * 22e-6
+    calls = np.ceil(tiles * item.items / batch) * 22e-6
     return flops / rate + softmax + copies + calls
 
 
