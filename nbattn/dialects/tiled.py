@@ -136,9 +136,9 @@ def cost(totals: Sequence[Any], item: Item) -> NDArray[np.float64]:
     batch = np.clip(fit, 1, np.maximum(item.items, np.minimum(fit / 2, 8 * item.items)))
     dims = item.head_dim + item.value_dim
     flops = 2 * item.items * scores * dims
-    rate = 115e9 * rows / (rows + 12) * width / (width + 24) * dims / (dims + 40)
+    rate = 100e9 * rows / (rows + 6) * width / (width + 40) * dims / (dims + 20)
     softmax = item.items * scores / 1.2e9
-    copies = item.items * (keys + 2 * all_rows * item.group) * dims * 4 / 10e9
+    copies = item.items * (keys + 2 * all_rows * item.group) * dims * 4 / 8e9
     calls = np.ceil(tiles * item.items / batch) * 22e-6
     return flops / rate + softmax + copies + calls
 
