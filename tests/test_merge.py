@@ -1,4 +1,4 @@
-"""Owns merge(): attentions over disjoint keys, joined by their logsumexps, are the attention over all."""
+"""Owns merge(): attentions over disjoint keys, joined by logsumexp, are the attention over all."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def random(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Te
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
-def moved(mask: Mask, first: int, size: int, total: int) -> Mask:
-    """The mask seen from the keys [first, first + size) of axis 0: its queries stand further left."""
+def moved(mask: Mask, first: int) -> Mask:
+    """The mask seen from key `first` of axis 0 on: its queries stand further left."""
     axis = mask.axes[0]
     return Mask(
         Axis(axis.left, axis.right, causal=axis.causal, offset=axis.offset - first), *mask.axes[1:]
@@ -38,7 +38,7 @@ def split(
     """Outputs and logsumexps over the keys between the cuts of axis 0."""
     outputs, lses = [], []
     for first, stop in pairwise(cuts):
-        part = moved(mask, first, stop - first, key.shape[1])
+        part = moved(mask, first)
         out, lse = nbattn.attention(
             query, key[:, first:stop], value[:, first:stop], part, backend=backend, return_lse=True
         )

@@ -130,10 +130,11 @@ def cost(totals: Sequence[Any], item: Item) -> NDArray[np.float64]:
     rows = np.maximum(all_rows / tiles * item.group, 1)
     width = np.maximum(keys / tiles + item.extra_keys, 1)
     scores = pairs * item.group + all_rows * item.group * item.extra_keys
+    items = max(item.items, 1)
     fit = SCORE_BYTES / (
         4 * rows * width
     )  # tiles of one call: of all heads, or neighbours of a few
-    batch = np.clip(fit, 1, np.maximum(item.items, np.minimum(fit / 2, 8 * item.items)))
+    batch = np.clip(fit, 1, np.maximum(items, np.minimum(fit / 2, 8 * items)))
     dims = item.head_dim + item.value_dim
     flops = 2 * item.items * scores * dims
     rate = 100e9 * rows / (rows + 6) * width / (width + 40) * dims / (dims + 20)
