@@ -425,7 +425,7 @@ def spoiled(draw: st.DrawFn) -> tuple[Request, Candidate]:
     return request, with_calls(candidate, *before, call, *after)
 
 
-@settings(max_examples=300)
+@settings(max_examples=200)
 @given(spoiled())
 def test_both_proofs_judge_alike(cases: Count, chosen: tuple[Request, Candidate]) -> None:
     by_intervals, by_pairs = verdicts(*chosen)
@@ -539,6 +539,7 @@ def test_candidates_are_ranked_and_every_refusal_has_a_reason(request_: Request)
             assert "\n" not in reason.text
 
 
+@settings(max_examples=80)
 @given(requests())
 def test_auto_never_picks_the_reference(request_: Request) -> None:
     assert planner.make(request_).chosen.backend != "reference"
@@ -937,6 +938,7 @@ def test_a_request_knows_its_names(name: str, value: str) -> None:
 # explain and to_dict
 
 
+@settings(max_examples=80)
 @given(requests())
 def test_explain_names_every_candidate_and_reason(request_: Request) -> None:
     plan = planner.make(request_)
@@ -970,6 +972,7 @@ def test_explain_says_when_measurements_decided() -> None:
     assert timed.cost.seconds == 2e-3
 
 
+@settings(max_examples=80)
 @given(requests())
 def test_a_plan_is_json(request_: Request) -> None:
     plan = planner.make(request_)
@@ -1018,6 +1021,7 @@ def test_a_plan_does_not_depend_on_the_hash_seed() -> None:
 # Values and the cache
 
 
+@settings(max_examples=80)
 @given(requests())
 def test_plans_are_values(request_: Request) -> None:
     plan = planner.make(request_)

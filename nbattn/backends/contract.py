@@ -32,10 +32,9 @@ class Inputs:
         return self.query.dim() - 3
 
     @property
-    def may_be_empty(self) -> bool:
-        """Whether a row that reads no key of the mask reads nothing at all."""
-        no_extra = self.extra_key is None or self.extra_key.shape[1] == 0
-        return self.sink is None and no_extra
+    def has_extra(self) -> bool:
+        """Whether every row reads something. A sink does not count: it may be -inf."""
+        return self.extra_key is not None and self.extra_key.shape[1] > 0
 
 
 @dataclass(frozen=True, slots=True)

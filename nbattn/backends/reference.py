@@ -15,33 +15,26 @@ from nbattn.mask import Mask, from_code
 
 _library = torch.library.Library("nbattn", "FRAGMENT")
 _library.define(
-    "dense_mask(int[] mask, SymInt[] query_space, SymInt[] key_space, *, Device device) -> Tensor",
+    "dense_mask(Tensor like, int[] mask, SymInt[] query_space, SymInt[] key_space) -> Tensor",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 
 
 def _dense_mask(
-    mask: Sequence[int],
-    query_space: Sequence[int],
-    key_space: Sequence[int],
-    *,
-    device: torch.device,
+    like: Tensor, mask: Sequence[int], query_space: Sequence[int], key_space: Sequence[int]
 ) -> Tensor:
-    return torch.from_numpy(geometry.dense(from_code(mask), query_space, key_space)).to(device)
+    """The mask on the device of `like`: an operator, so that compilers need not look inside."""
+    return torch.from_numpy(geometry.dense(from_code(mask), query_space, key_space)).to(like.device)
 
 
 def _fake_dense_mask(
-    mask: Sequence[int],
-    query_space: Sequence[int],
-    key_space: Sequence[int],
-    *,
-    device: torch.device,
+    like: Tensor, mask: Sequence[int], query_space: Sequence[int], key_space: Sequence[int]
 ) -> Tensor:
     sizes = [1, 1]
     for number, space in enumerate((query_space, key_space)):
         for length in space:
             sizes[number] = sizes[number] * length
-    return torch.empty(sizes, dtype=torch.bool, device=device)
+    return like.new_empty(sizes, dtype=torch.bool)
 
 
 _library.impl("dense_mask", _dense_mask, "CompositeExplicitAutograd")
@@ -56,12 +49,20 @@ def attend(inputs: Inputs, mask: Mask) -> tuple[Tensor, Tensor]:
     absent, whatever they hold. A row with nothing to read has output 0, logsumexp -inf and no
     gradient.
     """
+    device = inputs.query.device.type
+    if device != "meta" and torch.is_autocast_enabled(device):
+        with torch.autocast(device, enabled=False):  # it would lower the products here
+            return _attend(inputs, mask)
+    return _attend(inputs, mask)
+
+
+def _attend(inputs: Inputs, mask: Mask) -> tuple[Tensor, Tensor]:
     query, space = inputs.query, inputs.query.shape[1:-2]
     exact = accumulate_dtype(query.dtype)
     group = query.shape[-2] // inputs.key.shape[-2]
-    allowed = torch.ops.nbattn.dense_mask(
-        mask.code(), list(space), list(inputs.key.shape[1:-2]), device=query.device
-    )[None, None]
+    like = torch.empty(0, device=query.device)
+    spaces = (list(space), list(inputs.key.shape[1:-2]))
+    allowed = torch.ops.nbattn.dense_mask(like, mask.code(), *spaces)[None, None]
     key, value = (_heads_first(t, inputs.rank) for t in (inputs.key, inputs.value))
     if inputs.key_range is not None:
         present = _present(inputs.key_range, inputs.key.shape[1:-2])
@@ -93,9 +94,8 @@ def _softmax(scores: Tensor) -> tuple[Tensor, Tensor]:
         return scores, scores.new_full(scores.shape[:-1], float("-inf")) + scores.sum(-1)
     empty = (scores == float("-inf")).all(dim=-1, keepdim=True)
     filled = scores.masked_fill(empty, 0)
-    lse = filled.logsumexp(dim=-1, keepdim=True)
-    weights = (filled - lse).exp().masked_fill(empty, 0)
-    return weights, lse.masked_fill(empty, float("-inf")).squeeze(-1)
+    weights = filled.softmax(dim=-1).masked_fill(empty, 0)
+    return weights, filled.logsumexp(dim=-1).masked_fill(empty.squeeze(-1), float("-inf"))
 
 
 def _heads_first(tensor: Tensor, rank: int) -> Tensor:

@@ -8,6 +8,7 @@ backward repeats it under autograd.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import lru_cache
 
 import torch
@@ -23,6 +24,7 @@ _Arrays = tuple[Tensor, Tensor, Tensor]
 
 def forward(program: Program, inputs: Inputs, *, return_lse: bool) -> tuple[Tensor, Tensor | None]:
     """Output and, on the CPU, the logsumexp of a program."""
+    inputs, _ = _positive(inputs)
     on_cpu = inputs.query.device.type == "cpu"
     parts = [_run(call, inputs, on_cpu=on_cpu) for call in program.calls]
     out = _joined(program, [part for part, _ in parts], new_output(inputs.query, inputs.value), 0.0)
@@ -33,6 +35,14 @@ def forward(program: Program, inputs: Inputs, *, return_lse: bool) -> tuple[Tens
     _merge_extra(inputs, out, lse)
     _merge_sink(inputs, out, lse)
     return out, lse
+
+
+def _positive(inputs: Inputs) -> tuple[Inputs, float]:
+    """The inputs with a scale above 0, its sign in the queries: the kernels scale masked scores too."""
+    if inputs.scale > 0:
+        return inputs, 1.0
+    sign = -1.0 if inputs.scale < 0 else 0.0
+    return replace(inputs, query=inputs.query * sign, scale=-inputs.scale or 1.0), sign
 
 
 def _run(call: Call, inputs: Inputs, *, on_cpu: bool) -> tuple[Tensor, Tensor | None]:
@@ -49,7 +59,7 @@ def _joined(program: Program, parts: list[Tensor], empty: Tensor, rest: float) -
     """
     rank = empty.dim() - 3
     if len(parts) == 1 and program.calls[0].query.covers(empty.shape[1 : 1 + rank]):
-        return parts[0].transpose(1, 2).reshape(empty.shape).to(empty.dtype)
+        return parts[0].transpose(1, 2).reshape(empty.shape).to(empty.dtype).contiguous()
     empty.fill_(rest)
     for call, part in zip(program.calls, parts, strict=True):
         spread = call.query.spread(empty)
@@ -66,6 +76,7 @@ def backward(
     grad_lse: Tensor | None,
 ) -> Gradients:
     """Gradients from the final output and logsumexp: every call's weights are exp(scores - lse)."""
+    inputs, sign = _positive(inputs)
     parts = [_run_backward(call, inputs, out, lse, grad_out) for call in program.calls]
     query, key, value = (
         _summed(
@@ -133,6 +144,8 @@ def _kernel_arguments(
     group = query.shape[1] // key.shape[1]
     if query.dtype == torch.float16:
         query, key, value = query.float(), key.float(), value.float()
+    # it reads every row as D neighbours in memory, whatever the stride says
+    query, key, value = (t if t.stride(-1) == 1 else t.contiguous() for t in (query, key, value))
     if group > 1:
         key, value = (t.repeat_interleave(group, dim=1) for t in (key, value))
     bias = None
@@ -214,7 +227,7 @@ def _merge_extra(inputs: Inputs, out: Tensor, lse: Tensor) -> None:
         part_lse.transpose(1, 2).reshape(lse.shape),
     )
     joint = torch.logaddexp(lse, part_lse)
-    ours, theirs = ((side - joint).exp()[..., None] for side in (lse, part_lse))
+    ours, theirs = (_share(side, joint) for side in (lse, part_lse))
     out.copy_(ours * out.to(lse.dtype) + theirs * part.to(lse.dtype))
     lse.copy_(joint)
 
@@ -247,8 +260,13 @@ def _merge_sink(inputs: Inputs, out: Tensor, lse: Tensor) -> None:
     if inputs.sink is None:
         return
     joint = torch.logaddexp(lse, inputs.sink.to(lse.dtype).expand_as(lse))
-    out.mul_((lse - joint).exp()[..., None].to(out.dtype))
+    out.mul_(_share(lse, joint).to(out.dtype))
     lse.copy_(joint)
+
+
+def _share(lse: Tensor, joint: Tensor) -> Tensor:
+    """The part of a row's weights that one logsumexp stands for; 0 where the row reads nothing."""
+    return (lse - joint).exp().masked_fill(joint == float("-inf"), 0)[..., None]
 
 
 def _sink_gradient(inputs: Inputs, out: Tensor, lse: Tensor, grad_out: Tensor) -> Tensor | None:
@@ -257,5 +275,5 @@ def _sink_gradient(inputs: Inputs, out: Tensor, lse: Tensor, grad_out: Tensor) -
         return None
     exact = accumulate_dtype(out.dtype)
     delta = (grad_out.to(exact) * out.to(exact)).sum(-1)
-    weight = (inputs.sink.to(exact) - lse).exp()
+    weight = _share(inputs.sink.to(exact).expand_as(lse), lse).squeeze(-1)
     return -(weight * delta).flatten(0, -2).sum(0).to(inputs.sink.dtype)

@@ -205,7 +205,7 @@ class _TileWork:
         """
         scores = self._scores()
         empty = None
-        if self.chunk.inputs.may_be_empty and (
+        if not self.chunk.inputs.has_extra and (
             self.tile.has_empty_rows or self.outside is not None
         ):
             if scores.shape[-1] == 0:
@@ -316,11 +316,10 @@ class _ChunkGradients:
             sizes = (*self.chunk.heads, tile.repeat, self.chunk.group, -1)
             self.sink.add_(grad_scores[..., -1].reshape(sizes).sum(dim=(0, 2, 4)))
         products = grad_scores[..., : work.width].to(dtype)
-        zero = products.new_zeros(())
         _store(
             self.query,
             tile,
-            torch.baddbmm(zero, products, work.key.to(dtype), beta=0, alpha=self.scale),
+            torch.bmm(products, work.key.to(dtype)).mul_(self.scale),
         )
         self._add(work, self.key, self.extra_key, products, work.query.to(dtype), self.scale)
 
