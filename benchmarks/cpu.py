@@ -40,7 +40,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 PASSES = ("forward", "training")
 TRAINING_FLOPS = 3.5  # of a forward pass
 # Root mean square error over that of the expected values: far above rounding, far below a key too
-# many, which changes a share of the order of 1 / window of every row.
+# many in every row, which changes it by about 1 / sqrt(keys of a row).
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2, torch.float16: 1e-2}
 QUICK = {"workloads": "W3-14,W3-28,W7b", "rounds": 3, "budget": 1.0}
 
@@ -220,6 +220,8 @@ def main() -> int:
         "rows": [],
     }
     screen = report.console()
+    if options.threads > 1 and (machine.load() or 0) > 0.5:
+        screen.print("This machine is busy: wall times of several threads will be far too long.")
     with Progress(console=screen, disable=not screen.is_terminal, transient=True) as progress:
         _run(every, names, options, record, path, progress)
     screen.print(report.ratio_table(record["rows"]))

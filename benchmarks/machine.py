@@ -28,6 +28,7 @@ def machine() -> dict[str, Any]:
         "cpu": _cpu_field("model name") or platform.processor() or platform.machine(),
         "family_model": f"{_cpu_field('cpu family')}/{_cpu_field('model')}",
         "cores": _cores(),
+        "load_average": load(),
         "memory_gib": round(_memory() / 2**30, 1),
         "flags": {flag: flag in flags for flag in _FLAGS},
         "torch_cpu_capability": torch.backends.cpu.get_cpu_capability(),
@@ -111,6 +112,11 @@ def _cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def load() -> float | None:
+    """Programs that ran or waited for a core during the last minute; None where unknown."""
+    return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
 
 
 def _memory() -> int:

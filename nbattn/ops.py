@@ -8,6 +8,7 @@ plain one costs half as much per call, the other serves `torch.func`.
 from __future__ import annotations
 
 import importlib
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -86,12 +87,19 @@ def _plan(inputs: Inputs, options: Options) -> Plan:
     )
 
 
+def _exact(device: torch.device) -> AbstractContextManager[Any]:
+    """No autocast inside the operators: the dtypes of their products are the backends' own."""
+    if device.type == "meta" or not torch.is_autocast_enabled(device.type):
+        return nullcontext()
+    return torch.autocast(device.type, enabled=False)
+
+
 def _forward(*arguments: Any) -> tuple[Tensor, Tensor]:
     inputs, options = _inputs(arguments)
     chosen = _plan(inputs, options).chosen
-    out, lse = backend_module(chosen.backend).forward(
-        chosen.program, inputs, return_lse=options.return_lse
-    )
+    backend = backend_module(chosen.backend)
+    with _exact(inputs.query.device):
+        out, lse = backend.forward(chosen.program, inputs, return_lse=options.return_lse)
     return out, _lse_output(inputs, options, lse)
 
 
@@ -117,9 +125,9 @@ def _backward(
 ) -> tuple[Tensor, ...]:
     inputs, options = _inputs(arguments)
     chosen = _plan(inputs, options).chosen
-    grads = backend_module(chosen.backend).backward(
-        chosen.program, inputs, out, lse, grad_out, grad_lse
-    )
+    backend = backend_module(chosen.backend)
+    with _exact(inputs.query.device):
+        grads = backend.backward(chosen.program, inputs, out, lse, grad_out, grad_lse)
     optional = (grads.sink, grads.extra_key, grads.extra_value)
     none = inputs.query.new_empty
     return (

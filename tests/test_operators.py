@@ -317,8 +317,8 @@ def test_autocast_is_attention_in_that_dtype(
     with torch.autocast("cpu", dtype):
         out = run(*leaves)
         assert torch.equal(out, plain)
-        upward = random(*out.shape, seed=9).to(dtype)
-        grads = torch.autograd.grad(out, leaves, upward)
+    upward = random(*out.shape, seed=9).to(dtype)
+    grads = torch.autograd.grad(out, leaves, upward)
     halves = [t.detach().to(dtype).requires_grad_() for t in leaves]
     wanted = torch.autograd.grad(function(*halves), halves, upward)
     for grad, want in zip(grads, wanted, strict=True):

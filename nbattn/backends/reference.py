@@ -62,7 +62,7 @@ def _attend(inputs: Inputs, mask: Mask) -> tuple[Tensor, Tensor]:
     group = query.shape[-2] // inputs.key.shape[-2]
     like = torch.empty(0, device=query.device)
     spaces = (list(space), list(inputs.key.shape[1:-2]))
-    allowed = torch.ops.nbattn.dense_mask(like, mask.code(), *spaces)[None, None]
+    allowed = torch.ops.nbattn.dense_mask(like, mask.code(), *spaces).unsqueeze(0).unsqueeze(0)
     key, value = (_heads_first(t, inputs.rank) for t in (inputs.key, inputs.value))
     if inputs.key_range is not None:
         present = _present(inputs.key_range, inputs.key.shape[1:-2])
@@ -79,7 +79,7 @@ def _attend(inputs: Inputs, mask: Mask) -> tuple[Tensor, Tensor]:
         scores = inputs.softcap * torch.tanh(scores / inputs.softcap)
     scores = torch.where(allowed, scores, float("-inf"))
     if inputs.sink is not None:
-        column = inputs.sink.to(exact)[None, :, None, None].expand(*scores.shape[:-1], 1)
+        column = inputs.sink.to(exact).view(1, -1, 1, 1).expand(*scores.shape[:-1], 1)
         scores = torch.cat([scores, column], dim=-1)
         value = torch.nn.functional.pad(value, (0, 0, 0, 1))
     weights, lse = _softmax(scores)

@@ -38,7 +38,7 @@ def forward(program: Program, inputs: Inputs, *, return_lse: bool) -> tuple[Tens
 
 
 def _positive(inputs: Inputs) -> tuple[Inputs, float]:
-    """The inputs with a scale above 0, its sign in the queries: the kernels scale masked scores too."""
+    """The inputs with a scale above 0 and its sign in the queries: kernels scale -inf, too."""
     if inputs.scale > 0:
         return inputs, 1.0
     sign = -1.0 if inputs.scale < 0 else 0.0
@@ -91,6 +91,8 @@ def backward(
         )
     )
     extra_key, extra_value = _extra_backward(inputs, query, out, lse, grad_out)
+    if sign != 1.0:
+        query.mul_(sign)
     return Gradients(
         query, key, value, _sink_gradient(inputs, out, lse, grad_out), extra_key, extra_value
     )

@@ -51,6 +51,8 @@ class Tiled:
             start, last = columns[first], columns[np.maximum(end, 1) - 1]
             straight = (count == 0) | (last - start == d * (count - 1))
             rows = tile.queries[0] + d * np.arange(tile.queries[1])
+            if (counts[rows] != -1).any():
+                raise AssertionError("two tiles share queries")
             starts[rows], counts[rows] = start, np.where(straight, count, -1)
         return starts, counts, d
 

@@ -50,6 +50,7 @@ def _count_call(request: Request, call: Call, times: NDArray[np.int8], kv_heads:
     """Add the pairs of one call, for every sample and head of its folded tensors."""
     import torch
 
+    _check_groups(call)
     batch, heads = times.shape[:2]
 
     def grid(space: tuple[int, ...], heads: int) -> torch.Tensor:
@@ -84,11 +85,15 @@ def verify(request: Request, candidate: Candidate) -> bool:
     """
     lines = geometry.bind(request.mask, request.query_space, request.key_space)
     calls = _program(candidate).calls
-    covered = [[_positions(axis) for axis in call.query.axes] for call in calls]
+    covered = [
+        [_distinct(axis, line.queries) for axis, line in zip(call.query.axes, lines, strict=True)]
+        for call in calls
+    ]
     for (first, one), (second, other) in combinations(enumerate(covered), 2):
         if all(np.intersect1d(a, b).size for a, b in zip(one, other, strict=True)):
             raise AssertionError(f"calls {first} and {second} share queries")
     for call in calls:
+        _check_groups(call)
         for number, line in enumerate(lines):
             _verify_axis(number, line, call)
     useful = geometry.pairs(lines)
@@ -107,15 +112,31 @@ def _program(candidate: Candidate) -> Program:
     return candidate.program
 
 
-def _positions(axis: AxisView) -> Ints:
-    return axis.positions().reshape(-1)
+def _distinct(axis: AxisView, length: int) -> Ints:
+    """The positions of a view of queries: inside the axis, each once."""
+    positions = axis.positions().reshape(-1)
+    _check_inside("queries", positions, length)
+    if np.unique(positions).size != positions.size:
+        raise AssertionError(f"a call computes a query twice: {axis}")
+    return positions
+
+
+def _check_inside(name: str, positions: Ints, length: int) -> None:
+    if positions.size and not 0 <= positions.min() <= positions.max() < length:
+        raise AssertionError(f"a view of {name} leaves the axis of {length}")
+
+
+def _check_groups(call: Call) -> None:
+    """Queries and keys of a call are grouped alike."""
+    for number, (query, key) in enumerate(zip(call.query.axes, call.key.axes, strict=True)):
+        if (query.groups, query.into) != (key.groups, key.into):
+            raise AssertionError(f"axis {number}: queries and keys are grouped differently")
 
 
 def _verify_axis(number: int, line: BoundAxis, call: Call) -> None:
     """Every query of a call reads the mask's keys on this axis."""
     query, key = call.query.axes[number], call.key.axes[number]
-    if (query.groups, query.into) != (key.groups, key.into):
-        raise AssertionError(f"axis {number}: queries and keys are grouped differently")
+    _check_inside("keys", key.positions(), line.keys)
     starts, counts, step = call.arguments.rows(number, query.length, key.length)
     at = query.positions()
     shift = key.group_step * np.arange(key.groups)[:, None, None]
@@ -147,5 +168,5 @@ def _pairs(call: Call, lines: tuple[BoundAxis, ...]) -> int:
     """Pairs that a verified call computes."""
     total = 1
     for line, query in zip(lines, call.query.axes, strict=True):
-        total *= int(line.key_runs()[1][_positions(query)].sum())
+        total *= int(line.key_runs()[1][query.positions()].sum())
     return total

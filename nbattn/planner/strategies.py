@@ -193,7 +193,7 @@ def _sdpa_mask(request: Request, lines: Lines) -> Candidate:
         )
     if request.extra_keys:
         reasons.append(Reason("extra_keys", "extra keys have no column in the matrix"))
-    if geometry.has_empty_queries(lines):
+    if not count or geometry.has_empty_queries(lines):
         reasons.append(Reason("mask", "rows without keys, for which it is not defined"))
     if reasons:
         return Candidate("sdpa", "mask", (), None, None, tuple(reasons))
