@@ -5,22 +5,24 @@ fix.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from nbattn.errors import InputError
+from nbattn.errors import InputError, counted, kind
 from nbattn.mask import MAX_RANK, Mask
 from nbattn.planner.request import BACKENDS, DTYPES, check_traits
+
+_NEEDED = ("query", "key", "value")
 
 
 def check_mask(mask: object) -> None:
     """A mask is a Mask."""
     if not isinstance(mask, Mask):
         raise InputError(
-            f"mask is a {type(mask).__name__}, not an nbattn.Mask.",
+            f"mask is {kind(mask)}, not an nbattn.Mask.",
             fix="mask=nbattn.Mask(nbattn.Axis(3, 3), …).",
         )
 
@@ -31,14 +33,14 @@ def check_shapes(
     """The shapes fit one another and the mask."""
     for name, shape in (("query", query), ("key", key), ("value", value)):
         if len(shape) != mask.rank + 3:
-            space = ", ".join("XYZ"[: mask.rank])
+            space, rank = ", ".join("XYZ"[: mask.rank]), len(shape) - 3
+            fits = 0 < rank <= MAX_RANK
             raise InputError(
-                f"{name} has {len(shape)} dimensions {list(shape)}; "
-                f"a mask of {mask.rank} axes needs {mask.rank + 3}.",
+                f"{name} has {counted(len(shape), 'dimension')} {list(shape)}; "
+                f"a mask of {counted(mask.rank, 'axis', 'axes')} needs {mask.rank + 3}.",
                 where=repr(mask),
-                fix=f"{name} as [B, {space}, H, D], or a mask of {len(shape) - 3} axes."
-                if 0 < len(shape) - 3 <= MAX_RANK
-                else f"{name} as [B, {space}, H, D].",
+                fix=f"{name} as [B, {space}, H, D]"
+                + (f", or a mask of {counted(rank, 'axis', 'axes')}." if fits else "."),
             )
     where = f"query {list(query)} key {list(key)} value {list(value)}"
     _same("batch", query[0], key[0], "query", "key", where)
@@ -50,7 +52,12 @@ def check_shapes(
             where=where,
             fix="one key and one value per position and head.",
         )
-    for name, size in (("heads", query[-2]), ("key heads", key[-2]), ("head_dim", query[-1])):
+    for name, size in (
+        ("heads", query[-2]),
+        ("key heads", key[-2]),
+        ("head_dim", query[-1]),
+        ("value_dim", value[-1]),
+    ):
         if size < 1:
             raise InputError(f"{name} is {size}.", where=where, fix="at least 1.")
     if query[-2] % key[-2]:
@@ -74,29 +81,34 @@ def _same(what: str, a: int, b: int, first: str, second: str, where: str) -> Non
 def check_tensors(query: Tensor, named: dict[str, Tensor | None]) -> None:
     """Every tensor is one, on the query's device, and floating ones of its dtype."""
     for name, tensor in (("query", query), *named.items()):
-        if tensor is None:
+        if tensor is None and name not in _NEEDED:
             continue
         if not isinstance(tensor, Tensor):
+            what = "None" if tensor is None else kind(tensor)
+            fix = f"{name} as [B, *space, H, D]."
             raise InputError(
-                f"{name} is a {type(tensor).__name__}, not a tensor.",
-                fix=f"torch.as_tensor({name}).",
+                f"{name} is {what}, not a tensor.",
+                fix=fix if tensor is None else f"torch.as_tensor({name}).",
             )
         if tensor.device != query.device:
             raise InputError(
                 f"{name} is on {tensor.device}, query on {query.device}.",
                 fix=f"{name}.to({str(query.device)!r}).",
             )
-        dtype = str(tensor.dtype).removeprefix("torch.")
+        dtype = _name(tensor.dtype)
         if (
             name in ("query", "key", "value", "extra_key", "extra_value")
             and tensor.dtype != query.dtype
         ):
             raise InputError(
-                f"{name} is {dtype}, query {str(query.dtype).removeprefix('torch.')}.",
+                f"{name} is {dtype}, query {_name(query.dtype)}.",
                 fix=f"{name}.to(query.dtype).",
             )
         if name == "query" and dtype not in DTYPES:
-            raise InputError(f"query is {dtype}.", fix=f"one of {', '.join(DTYPES)}.")
+            raise InputError(
+                f"query is {dtype}, not a dtype that attention runs in.",
+                fix=f"query.float(); it runs in {', '.join(DTYPES)}.",
+            )
 
 
 def check_numbers(scale: object, softcap: object) -> None:
@@ -106,7 +118,7 @@ def check_numbers(scale: object, softcap: object) -> None:
             continue
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise InputError(
-                f"{name}={value!r} is a {type(value).__name__}, not a number.",
+                f"{name}={value!r} is {kind(value)}, not a number.",
                 fix=f"{name}=None or a float.",
             )
         if not math.isfinite(value) or (name == "softcap" and value <= 0):
@@ -132,12 +144,14 @@ def check_extras(
     if sink is not None:
         _shaped("sink", sink, (query.shape[-2],), "one logit per query head")
         if not sink.is_floating_point():
-            raise InputError(f"sink is {sink.dtype}.", fix="a floating tensor [H].")
+            raise InputError(
+                f"sink is {_name(sink.dtype)}, not a floating dtype.", fix="sink.float()."
+            )
     if key_range is not None:
         _shaped("key_range", key_range, (batch, rank, 2), "[start, stop) per sample and axis")
         if key_range.dtype != torch.int32:
             raise InputError(
-                f"key_range is {str(key_range.dtype).removeprefix('torch.')}, not int32.",
+                f"key_range is {_name(key_range.dtype)}, not int32.",
                 fix="key_range.int().",
             )
     if (extra_key is None) != (extra_value is None):
@@ -147,18 +161,23 @@ def check_extras(
             fix="extra_key= and extra_value=, or neither.",
         )
     if extra_key is not None and extra_value is not None:
-        count = extra_key.shape[1] if extra_key.dim() == 4 else 0
+        count = extra_key.shape[1] if extra_key.dim() == 4 else "E"
         _shaped("extra_key", extra_key, (batch, count, heads, key.shape[-1]), "[B, E, Hk, D]")
         _shaped(
             "extra_value", extra_value, (batch, count, heads, value.shape[-1]), "[B, E, Hk, Dv]"
         )
 
 
-def _shaped(name: str, tensor: Tensor, shape: tuple[Any, ...], meaning: str) -> None:
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _shaped(name: str, tensor: Tensor, shape: Sequence[Any], meaning: str) -> None:
     if tuple(tensor.shape) != tuple(shape):
+        wanted = f"[{', '.join(map(str, shape))}]"
         raise InputError(
-            f"{name} has shape {list(tensor.shape)}, not {list(shape)}.",
-            fix=f"{name}: {meaning}, {list(shape)}.",
+            f"{name} has shape {list(tensor.shape)}, not {wanted}.",
+            fix=f"{name}: {meaning}, {wanted}.",
         )
 
 
@@ -167,7 +186,47 @@ def check_backend(backend: str, require: Sequence[str], forbid: Sequence[str]) -
     if backend not in BACKENDS:
         names = ", ".join(map(repr, BACKENDS))
         raise InputError(f"backend={backend!r} is not known.", fix=f"one of {names}.")
+    check_traits_given(require, forbid)
+    for name, traits in (("require", require), ("forbid", forbid)):
+        check_traits(name, tuple(traits))
+
+
+def check_traits_given(require: object, forbid: object) -> None:
+    """require= and forbid= are sequences of names, not one name."""
     for name, traits in (("require", require), ("forbid", forbid)):
         if isinstance(traits, str):
             raise InputError(f"{name}={traits!r} is a string.", fix=f"{name}=({traits!r},).")
-        check_traits(name, tuple(traits))
+        if not isinstance(traits, Sequence):
+            raise InputError(f"{name}={traits!r} is no tuple of names.", fix=f"{name}=().")
+
+
+def check_plan(
+    query: Sequence[int],
+    key: Sequence[int] | None,
+    value_dim: int | None,
+    extra_keys: int,
+    flags: Mapping[str, object],
+) -> None:
+    """The sizes and switches of a plan request, before they become a key of the cache."""
+    for name, shape in (("query_shape", query), ("key_shape", key)):
+        if shape is None:
+            continue
+        fix = f"{name}=[B, *space, H, D], whole numbers >= 0."
+        if not isinstance(shape, Sequence) or isinstance(shape, str):
+            raise InputError(f"{name}={shape!r} is no shape.", fix=fix)
+        if {*map(type, shape)} != {int} or min(shape) < 0:
+            wrong = next((n for n in shape if type(n) is not int or n < 0), "nothing")
+            shown = tuple(shape)
+            raise InputError(f"{name}={shown!r}: {wrong!r} is no length.", fix=fix)
+    for name, value, low in (("value_dim", value_dim, 1), ("extra_keys", extra_keys, 0)):
+        if (value is None and low) or (type(value) is int and value >= 0):
+            continue
+        fix = f"{name} is a whole number >= {low}."
+        if type(value) is not int:
+            raise InputError(f"{name}={value!r} is {kind(value)}, not an integer.", fix=fix)
+        raise InputError(f"{name}={value} is below {low}.", fix=fix)
+    for name, flag in flags.items():
+        if flag is not True and flag is not False:
+            raise InputError(
+                f"{name}={flag!r} is {kind(flag)}, not a bool.", fix=f"{name}=True or {name}=False."
+            )

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass, fields
 from typing import Literal, SupportsIndex
 
-from nbattn.errors import MaskError
+from nbattn.errors import MaskError, kind
 
 Align = Literal["top-left", "bottom-right"]
 Border = Literal["clip", "shift", "wrap"]
@@ -67,11 +67,7 @@ class Axis:
 
     def __post_init__(self) -> None:
         _set = object.__setattr__
-        if type(self.causal) is not bool:
-            raise MaskError(
-                f"causal={self.causal!r} is a {_kind(self.causal)}, not a bool.",
-                fix="causal=True or causal=False.",
-            )
+        truth("causal", self.causal)
         if self.causal and self.right is None:
             _set(self, "right", 0)
         for name in ("left", "right"):
@@ -79,7 +75,7 @@ class Axis:
             _set(self, name, None if value is None else whole(name, value, 0, "None is unlimited"))
         for name, low in (("dilation", 1), ("stride", 1), ("prefix", 0), ("offset", None)):
             _set(self, name, whole(name, getattr(self, name), low))
-        _one_of("align", self.align, ALIGNMENTS, "an integer shift goes into offset=.")
+        _one_of("align", self.align, ALIGNMENTS, "; an integer shift goes into offset=")
         _one_of("border", self.border, BORDERS)
         _check_rules(self)
 
@@ -112,10 +108,6 @@ class Axis:
         )
 
 
-def _kind(value: object) -> str:
-    return type(value).__name__
-
-
 def whole(name: str, value: SupportsIndex, low: int | None, hint: str = "") -> int:
     """The value as an int, or a MaskError that names the field, what was found and what is
     legal.
@@ -125,9 +117,12 @@ def whole(name: str, value: SupportsIndex, low: int | None, hint: str = "") -> i
         + ("" if low is None else f" >= {low}")
         + (f"; {hint}." if hint else ".")
     )
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise MaskError(f"{name}={value!r} is a {_kind(value)}, not an integer.", fix=legal)
-    number = operator.index(value)
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        number = operator.index(value)
+    except TypeError:
+        raise MaskError(f"{name}={value!r} is {kind(value)}, not an integer.", fix=legal) from None
     if low is not None and number < low:
         raise MaskError(f"{name}={number} is below {low}.", fix=legal)
     if abs(number) > _LIMIT:
@@ -135,11 +130,19 @@ def whole(name: str, value: SupportsIndex, low: int | None, hint: str = "") -> i
     return number
 
 
+def truth(name: str, value: object) -> bool:
+    """The value as it is, or a MaskError when it is no bool."""
+    if not isinstance(value, bool):
+        problem = f"{name}={value!r} is {kind(value)}, not a bool."
+        raise MaskError(problem, fix=f"{name}=True or {name}=False.")
+    return value
+
+
 def _one_of(name: str, value: object, known: Sequence[str], hint: str = "") -> None:
     if value not in known:
         names = ", ".join(map(repr, known))
         raise MaskError(
-            f"{name}={value!r} is not one of {names}.", fix=f"{name}={known[0]!r}. {hint}".strip()
+            f"{name}={value!r} is not one of {names}.", fix=f"{name}={known[0]!r}{hint}."
         )
 
 

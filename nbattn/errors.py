@@ -43,3 +43,14 @@ class InputError(NbattnError, ValueError):
 
 class BackendError(NbattnError, RuntimeError):
     """No backend can do what was asked; the message lists every reason."""
+
+
+def kind(value: object) -> str:
+    """The type of a value with its article: "an int", "a float"."""
+    name = type(value).__name__
+    return f"{'an' if name[0].lower() in 'aeiou' else 'a'} {name}"
+
+
+def counted(number: int, one: str, many: str = "") -> str:
+    """A number and its noun: "1 axis", "2 axes"."""
+    return f"{number} {one if number == 1 else many or one + 's'}"

@@ -254,6 +254,18 @@ def plan(
     >>> plan(Mask.causal(), *shapes, dtype="float32", device="cpu").chosen.name
     'sdpa/causal'
     """
+    if deterministic is None:
+        deterministic = torch.are_deterministic_algorithms_enabled()
+    flags = {
+        "training": training,
+        "return_lse": return_lse,
+        "sink": sink,
+        "key_range": key_range,
+        "packed": packed,
+        "deterministic": deterministic,
+    }
+    arguments.check_plan(query_shape, key_shape, value_dim, extra_keys, flags)
+    arguments.check_traits_given(require, forbid)
     return _plan(
         mask,
         tuple(query_shape),
@@ -262,20 +274,11 @@ def plan(
         dtype,
         device,
         backend,
-        tuple(require) if not isinstance(require, str) else require,
-        tuple(forbid) if not isinstance(forbid, str) else forbid,
+        tuple(require),
+        tuple(forbid),
         extra_keys,
         softcap,
-        (
-            training,
-            return_lse,
-            sink,
-            key_range,
-            packed,
-            torch.are_deterministic_algorithms_enabled()
-            if deterministic is None
-            else deterministic,
-        ),
+        tuple(flags.values()),
     )
 
 
@@ -337,6 +340,9 @@ def run(
         "dtype": dispatch.dtype_name(query.dtype)
     }
     wanted["value_dim"] = value.shape[-1]
+    wanted |= {name: tensors.get(name) is not None for name in ("softcap", "sink", "key_range")}
+    extra = tensors.get("extra_key")
+    wanted["extra_keys"] = 0 if extra is None else extra.shape[1]
     for name, size in wanted.items():
         if getattr(request, name) != size:
             raise InputError(

@@ -10,16 +10,17 @@ follows from `_raw`, the rules of one row.
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nbattn.axis import Axis
-from nbattn.errors import MaskError
+from nbattn.errors import MaskError, counted
 from nbattn.mask import Mask, Space
 
 Ints = NDArray[np.int64]
@@ -275,15 +276,16 @@ class BoundAxis:
 
 
 def as_space(space: Space, name: str = "space") -> tuple[int, ...]:
-    """A space as a tuple of lengths."""
-    lengths = (space,) if isinstance(space, int) else tuple(space)
+    """A space as a tuple of lengths; an integer is one axis."""
+    lengths: tuple[Any, ...] = tuple(space) if isinstance(space, Iterable) else (space,)
     for length in lengths:
-        if isinstance(length, bool) or not isinstance(length, int) or length < 0:
+        whole = hasattr(length, "__index__") and not isinstance(length, bool)
+        if not whole or operator.index(length) < 0:
             raise MaskError(
                 f"{name}={space!r}: {length!r} is no length.",
                 fix="whole numbers >= 0, one per axis.",
             )
-    return lengths
+    return tuple(map(operator.index, lengths))
 
 
 def bind(mask: Mask, query_space: Space, key_space: Space | None = None) -> tuple[BoundAxis, ...]:
@@ -302,9 +304,11 @@ def bind(mask: Mask, query_space: Space, key_space: Space | None = None) -> tupl
     for name, space in (("queries", queries), ("keys", keys)):
         if len(space) != mask.rank:
             raise MaskError(
-                f"the mask has {mask.rank} axes, the space of the {name} {len(space)}: {space}.",
+                f"the mask has {counted(mask.rank, 'axis', 'axes')}, "
+                f"the space of the {name} {len(space)}: {space}.",
                 where=repr(mask),
-                fix=f"a mask of {len(space)} axes, or [B, {', '.join('XYZ'[: mask.rank])}, H, D].",
+                fix="one length per axis of the mask"
+                + (f", or a mask of {counted(len(space), 'axis', 'axes')}." if space else "."),
             )
     for number, (axis, nq, nk) in enumerate(zip(mask.axes, queries, keys, strict=True)):
         _check_lengths(mask, number, axis, nq, nk)
@@ -314,16 +318,21 @@ def bind(mask: Mask, query_space: Space, key_space: Space | None = None) -> tupl
 def dense(mask: Mask, query_space: Space, key_space: Space | None = None) -> NDArray[np.bool_]:
     """The mask as a bool matrix `[Nq, Nk]`, row-major over the spaces."""
     lines = bind(mask, query_space, key_space)
-    nq, nk = (math.prod(getattr(line, side) for line in lines) for side in ("queries", "keys"))
-    if nq * nk > _DENSE_LIMIT:
-        raise MaskError(
-            f"a dense mask of {nq} x {nk} pairs is over the limit of {_DENSE_LIMIT}.",
-            fix="plan.verify() proves a mask at any size; mask.draw() shows long axes by tiles.",
-        )
+    check_dense(*(math.prod(getattr(line, side) for line in lines) for side in ("queries", "keys")))
     matrix = np.ones((1, 1), dtype=np.bool_)
     for line in lines:
         matrix = np.kron(matrix, line.dense())
     return matrix
+
+
+def check_dense(queries: int, keys: int) -> None:
+    """Refuse a dense mask that would not fit in memory."""
+    if queries * keys > _DENSE_LIMIT:
+        raise MaskError(
+            f"a dense mask of {queries} x {keys} pairs is over the limit of {_DENSE_LIMIT}.",
+            fix='backend="auto" runs it at any size; plan.verify() proves it, '
+            "mask.draw() shows it by tiles.",
+        )
 
 
 def pairs(lines: tuple[BoundAxis, ...]) -> int:

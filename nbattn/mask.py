@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from nbattn.axis import CODE_FIELDS, Align, Axis, decode, describe, encode, whole
-from nbattn.errors import MaskError
+from nbattn.axis import CODE_FIELDS, Align, Axis, decode, describe, encode, truth, whole
+from nbattn.errors import MaskError, counted, kind
 
 if TYPE_CHECKING:
     import numpy as np
@@ -57,7 +57,7 @@ class Mask:
         for number, axis in enumerate(self.axes):
             if not isinstance(axis, Axis):
                 raise MaskError(
-                    f"axis {number} is {axis!r}, a {type(axis).__name__}, not an Axis.",
+                    f"axis {number} is {axis!r}, {kind(axis)}, not an Axis.",
                     fix="Mask(Axis(3, 3), Axis(3, 3)); Mask(*axes) for a list of them.",
                 )
 
@@ -77,7 +77,7 @@ class Mask:
 
     def __str__(self) -> str:
         lines = [f"  axis {number}  {describe(axis)}" for number, axis in enumerate(self.axes)]
-        return "\n".join([f"Mask of {self.rank} {'axis' if self.rank == 1 else 'axes'}", *lines])
+        return "\n".join([f"Mask of {counted(self.rank, 'axis', 'axes')}", *lines])
 
     # Constructors: each keeps the counting of the library it is named after.
 
@@ -149,16 +149,22 @@ class Mask:
         >>> Mask.neighborhood((7, 7), dilation=2)
         Mask(Axis(3, 3, dilation=2, border='shift'), Axis(3, 3, dilation=2, border='shift'))
         """
-        given = (kernel_size, dilation, stride, is_causal)
-        lengths = {len(g) for g in given if not isinstance(g, int) and isinstance(g, Sequence)}
-        if len(lengths) > 1:
+        given = {
+            "kernel_size": kernel_size,
+            "dilation": dilation,
+            "stride": stride,
+            "is_causal": is_causal,
+        }
+        lengths = {name: len(g) for name, g in given.items() if isinstance(g, (tuple, list))}
+        if len({*lengths.values()}) > 1:
+            found = ", ".join(f"{name} {length}" for name, length in lengths.items())
             raise MaskError(
-                f"per-axis arguments have different lengths: {sorted(lengths)}.",
+                f"per-axis arguments have different lengths: {found}.",
                 fix="one value for every axis, or an int that holds for all of them.",
             )
-        rank = lengths.pop() if lengths else 1
-        per_axis = zip(*[g if isinstance(g, Sequence) else (g,) * rank for g in given], strict=True)
-        return cls(*[_natten_axis(*values) for values in per_axis])
+        rank = max([1, *lengths.values()])
+        per_axis = [g if isinstance(g, (tuple, list)) else (g,) * rank for g in given.values()]
+        return cls(*[_natten_axis(*values) for values in zip(*per_axis, strict=True)])
 
     @classmethod
     def from_flash(
@@ -179,9 +185,9 @@ class Mask:
         >>> Mask.from_flash((512, 0))
         Mask(Axis(512, 0, align='bottom-right'))
         """
-        if len(window_size) != 2:
+        if not isinstance(window_size, (tuple, list)) or len(window_size) != 2:
             raise MaskError(
-                f"window_size={tuple(window_size)!r} is not a pair.",
+                f"window_size={window_size!r} is not a pair.",
                 fix="window_size=(left, right).",
             )
         left, right = (
@@ -208,7 +214,7 @@ class Mask:
         """
         window = None if sliding_window is None else whole("sliding_window", sliding_window, 1)
         placed = _placed("bottom-right" if offset is None else offset)
-        if causal:
+        if truth("causal", causal):
             return cls(Axis(None if window is None else window - 1, causal=True, **placed))
         return cls(Axis(window, window, **placed))
 
@@ -325,7 +331,7 @@ def _natten_axis(kernel_size: int, dilation: int, stride: int, is_causal: bool) 
         raise MaskError(
             f"stride={stride} is larger than kernel_size={kernel}.", fix=f"stride={kernel} or less."
         )
-    if is_causal:
+    if truth("is_causal", is_causal):
         return Axis(kernel - 1, dilation=dilation, stride=stride, causal=is_causal)
     return Axis(
         kernel // 2,

@@ -4,6 +4,7 @@ never fast.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -62,6 +63,9 @@ def _attend(inputs: Inputs, mask: Mask) -> tuple[Tensor, Tensor]:
     group = query.shape[-2] // inputs.key.shape[-2]
     like = torch.empty(0, device=query.device)
     spaces = (list(space), list(inputs.key.shape[1:-2]))
+    counts = [math.prod(lengths) for lengths in spaces]
+    if all(isinstance(count, int) for count in counts):  # not while a compiler traces symbols
+        geometry.check_dense(*counts)
     allowed = torch.ops.nbattn.dense_mask(like, mask.code(), *spaces).unsqueeze(0).unsqueeze(0)
     key, value = (_heads_first(t, inputs.rank) for t in (inputs.key, inputs.value))
     if inputs.key_range is not None:
@@ -83,9 +87,12 @@ def _attend(inputs: Inputs, mask: Mask) -> tuple[Tensor, Tensor]:
         scores = torch.cat([scores, column], dim=-1)
         value = torch.nn.functional.pad(value, (0, 0, 0, 1))
     weights, lse = _softmax(scores)
-    out = (weights @ value).to(query.dtype).transpose(1, 2).contiguous()
     rows = query.shape[:-1]
-    return out.view(*rows, value.shape[-1]), lse.transpose(1, 2).contiguous().view(rows)
+    out, lse = (
+        t.transpose(1, 2).clone(memory_format=torch.contiguous_format)
+        for t in ((weights @ value).to(query.dtype), lse)
+    )
+    return out.view(*rows, value.shape[-1]), lse.view(rows)
 
 
 def _softmax(scores: Tensor) -> tuple[Tensor, Tensor]:

@@ -249,7 +249,8 @@ def _extra_backward(
         return None, None
     arrays = _extra_arrays(inputs)
     if not arrays[0].numel() or not arrays[1].numel():
-        return torch.zeros_like(inputs.extra_key), torch.zeros_like(inputs.extra_value)
+        extra = (inputs.extra_key, inputs.extra_value)
+        return extra[0].new_zeros(extra[0].shape), extra[1].new_zeros(extra[1].shape)
     rows = [t.flatten(1, -3).transpose(1, 2) for t in (grad_out, out)]
     flat_lse = lse.flatten(1, -2).transpose(1, 2)
     query, key, value = _kernel_backward(Dense(), arrays, inputs.scale, rows[0], rows[1], flat_lse)

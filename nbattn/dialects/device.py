@@ -77,11 +77,13 @@ def named(name: str) -> DeviceInfo:
     'cuda'
     """
     if name not in DEVICES:
-        raise InputError(
-            f"device={name!r} is not known.",
-            fix=f"one of {', '.join(map(repr, DEVICES))}, a torch.device, or your own DeviceInfo.",
-        )
+        raise InputError(f"device={name!r} is not known.", fix=known())
     return DEVICES[name]
+
+
+def known() -> str:
+    """What may stand for a device, for messages."""
+    return f"one of {', '.join(map(repr, DEVICES))}, a torch.device, or your own DeviceInfo."
 
 
 def cuda(major: int, minor: int) -> DeviceInfo:

@@ -25,16 +25,27 @@ def device_info(device: torch.device | str | DeviceInfo | None) -> DeviceInfo:
         return device
     if isinstance(device, str) and device in devices.DEVICES:
         return devices.named(device)
-    if isinstance(device, str):
-        try:
-            device = torch.device(device)
-        except RuntimeError:
-            return devices.named(str(device))
     if device is None:
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if device.type == "cuda":
-        return devices.cuda(*torch.cuda.get_device_capability(device))
-    return devices.DEVICES["cpu"] if device.type == "cpu" else devices.other(device.type)
+        return device_info(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    found = _torch_device(device)
+    if found is None:
+        raise InputError(f"device={device!r} is not known.", fix=devices.known())
+    if found.type == "cuda":
+        if not torch.cuda.is_available():
+            problem = f"device={device!r}: this machine has no CUDA device."
+            raise InputError(problem, fix=devices.known())
+        return devices.cuda(*torch.cuda.get_device_capability(found))
+    return devices.DEVICES["cpu"] if found.type == "cpu" else devices.other(found.type)
+
+
+def _torch_device(device: object) -> torch.device | None:
+    """A torch device, or the one that a string names."""
+    if not isinstance(device, (str, torch.device)):
+        return None
+    try:
+        return torch.device(device)
+    except RuntimeError:
+        return None
 
 
 def dtype_name(dtype: torch.dtype | str) -> str:
