@@ -162,7 +162,7 @@ class Mask:
                 f"per-axis arguments have different lengths: {found}.",
                 fix="one value for every axis, or an int that holds for all of them.",
             )
-        rank = max([1, *lengths.values()])
+        rank = next(iter(lengths.values()), 1)
         per_axis = [g if isinstance(g, (tuple, list)) else (g,) * rank for g in given.values()]
         return cls(*[_natten_axis(*values) for values in zip(*per_axis, strict=True)])
 

@@ -101,8 +101,12 @@ def _softmax(scores: Tensor) -> tuple[Tensor, Tensor]:
         return scores, scores.new_full(scores.shape[:-1], float("-inf")) + scores.sum(-1)
     empty = (scores == float("-inf")).all(dim=-1, keepdim=True)
     filled = scores.masked_fill(empty, 0)
-    weights = filled.softmax(dim=-1).masked_fill(empty, 0)
-    return weights, filled.logsumexp(dim=-1).masked_fill(empty.squeeze(-1), float("-inf"))
+    # written out: torch's logsumexp is differentiated through its own rounded result
+    largest = filled.amax(dim=-1, keepdim=True).detach()
+    powers = (filled - largest).exp()
+    total = powers.sum(dim=-1, keepdim=True)
+    lse = (largest + total.log()).masked_fill(empty, float("-inf"))
+    return (powers / total).masked_fill(empty, 0), lse.squeeze(-1)
 
 
 def _heads_first(tensor: Tensor, rank: int) -> Tensor:
