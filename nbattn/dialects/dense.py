@@ -22,8 +22,8 @@ SDPA_CPU = Limits(name="sdpa", softcap=False, key_range=False, value_dim=False, 
 SDPA = Limits(
     name="sdpa", softcap=False, key_range=False, lse=False, deterministic=False
 )  # its public function
+_CPU_KEYS = 512  # keys per block of torch's CPU kernel
 MASK_LIMIT = 1 << 22  # pairs of an explicit matrix: 16 MiB in float32
-_CPU_BLOCK = 32  # query rows below the diagonal that its CPU kernel computes at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,9 +67,11 @@ class Causal:
         return np.tri(math.prod(queries), math.prod(keys), dtype=np.bool_)
 
     def visited(self, queries: int, keys: int) -> int:
-        """Pairs that the kernel computes: it skips blocks above the diagonal."""
-        square = min(queries, keys)
-        return square * (square + _CPU_BLOCK) // 2 + (queries - square) * keys
+        """Pairs that torch's CPU kernel computes: whole blocks of keys, up to its last query's."""
+        rows = 256 if queries >= 768 else 64 if queries >= 192 else 32
+        ends = np.minimum(np.arange(rows, queries + rows, rows), queries)
+        reach = np.minimum(-(-ends // _CPU_KEYS) * _CPU_KEYS, keys)
+        return int((np.diff(ends, prepend=0) * reach).sum())
 
     def describe(self) -> str:
         """In words."""

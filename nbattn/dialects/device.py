@@ -54,7 +54,7 @@ DEVICES: Mapping[str, DeviceInfo] = {
             "cpu",
             "cpu",
             (("float32", 85e9), ("float64", 40e9), ("bfloat16", 250e9), ("float16", 85e9)),
-            12e9,
+            8e9,
             4e-6,
             _CPU,
         ),

@@ -2,7 +2,7 @@
 ranked by.
 
 Ranked by the measured time where one is known, else by a bound: max(flops / rate, bytes /
-bandwidth) + calls x launch, with the rates of `dialects/device.py`. On the CPU the engine's bound
+bandwidth) + copies / bandwidth + calls x launch, with the rates of `dialects/device.py`. On the CPU the engine's bound
 is the fitted model of `dialects/tiled.py`.
 """
 
@@ -15,7 +15,6 @@ from nbattn.planner.request import Request
 
 ITEMSIZE = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 _BACKWARD_FLOPS = 2.5  # five products of the size of the forward's two
-_SDPA_CPU_RATE = 70e9  # its CPU kernel converts half precision to float32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,13 +82,12 @@ def roofline(
     extra = request.query_count * request.extra_keys
     passes = 1 + _BACKWARD_FLOPS * request.training
     flops = 2.0 * items * (visited + extra) * (request.head_dim + request.value_dim) * passes
-    moved = tensor_bytes(request) * (1 + 2 * request.training) + 2 * copied * passes
+    moved = tensor_bytes(request) * (1 + 2 * request.training)
     count = calls * (1 + 2 * request.training)
     device = request.device
-    bound = (
-        max(flops / (rate or device.peak(request.dtype)), moved / device.bandwidth)
-        + count * device.launch
-    )
+    work = max(flops / (rate or device.peak(request.dtype)), moved / device.bandwidth)
+    bound = work + 2 * copied * passes / device.bandwidth + count * device.launch
+    moved += 2 * copied * passes
     pairs = (items * (useful + extra), items * (visited + extra))
     return Cost(
         useful_pairs=pairs[0],
@@ -102,5 +100,8 @@ def roofline(
 
 
 def sdpa_rate(request: Request) -> float | None:
-    """The rate of torch's dense attention."""
-    return _SDPA_CPU_RATE if request.device.kind == "cpu" else None
+    """The rate of torch's dense attention; its CPU kernel is slower with small heads."""
+    if request.device.kind != "cpu":
+        return None
+    dims = request.head_dim + request.value_dim
+    return min(75e9, 150e9 * dims / (dims + 128))

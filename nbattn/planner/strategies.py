@@ -214,12 +214,16 @@ def _sdpa_cost(request: Request, lines: Lines, program: Program) -> Cost:
         request,
         useful=geometry.pairs(lines),
         visited=visited,
-        calls=max(1, len(program.calls))
-        * (3 if request.device.kind == "cpu" else 1)
-        * (1 + bool(request.extra_keys)),
+        calls=_launches(request, len(program.calls)) * (1 + bool(request.extra_keys)),
         copied=costs.tensor_bytes(request) * copies,
         rate=costs.sdpa_rate(request),
     )
+
+
+def _launches(request: Request, calls: int) -> int:
+    """Launches with the views around the calls: one call writes its output itself, several scatter."""
+    single, each = (8, 25) if request.device.kind == "cpu" else (1, 6)
+    return single if calls <= 1 else each * calls
 
 
 def _copies(request: Request, view: View) -> bool:
