@@ -2,8 +2,8 @@
 ranked by.
 
 Ranked by the measured time where one is known, else by a bound: max(flops / rate, bytes /
-bandwidth) + copies / bandwidth + calls x launch, with the rates of `dialects/device.py`. On the CPU the engine's bound
-is the fitted model of `dialects/tiled.py`.
+bandwidth) + copies / bandwidth + calls x launch, with the rates of `dialects/device.py`. On the CPU
+the engine's bound is the fitted model of `dialects/tiled.py`.
 """
 
 from __future__ import annotations

@@ -221,7 +221,7 @@ def _sdpa_cost(request: Request, lines: Lines, program: Program) -> Cost:
 
 
 def _launches(request: Request, calls: int) -> int:
-    """Launches with the views around the calls: one call writes its output itself, several scatter."""
+    """Launches with the views around them: one call writes its output itself, several scatter."""
     single, each = (8, 25) if request.device.kind == "cpu" else (1, 6)
     return single if calls <= 1 else each * calls
 
