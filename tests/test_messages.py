@@ -520,11 +520,11 @@ attention(q, q, q, window, require=None)
 
 attention(q, q, q, window, require=("pad",))
     InputError: require names 'pad', which is neither a strategy nor a backend.
-      fix:   one of 'dense', 'causal', 'mask', 'tile', 'fold', 'trim', 'merge', 'reference', 'tiled', 'sdpa'.
+      fix:   one of 'dense', 'causal', 'mask', 'tile', 'fold', 'trim', 'split', 'merge', 'reference', 'tiled', 'sdpa'.
 
 attention(q, q, q, window, forbid=("pad",))
     InputError: forbid names 'pad', which is neither a strategy nor a backend.
-      fix:   one of 'dense', 'causal', 'mask', 'tile', 'fold', 'trim', 'merge', 'reference', 'tiled', 'sdpa'.
+      fix:   one of 'dense', 'causal', 'mask', 'tile', 'fold', 'trim', 'split', 'merge', 'reference', 'tiled', 'sdpa'.
 
 attention(t(1, 4096, 2, 16), t(1, 4096, 2, 16), t(1, 4096, 2, 16), window, backend="sdpa")
     BackendError: no backend can run this:

@@ -11,7 +11,7 @@ from nbattn.errors import InputError
 from nbattn.mask import Mask
 
 BACKENDS = ("auto", "reference", "tiled", "sdpa")
-STRATEGIES = ("dense", "causal", "mask", "tile", "fold", "trim", "merge")
+STRATEGIES = ("dense", "causal", "mask", "tile", "fold", "trim", "split", "merge")
 LAYOUTS = ("contiguous", "packed", "strided")
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 

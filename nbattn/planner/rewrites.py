@@ -30,11 +30,6 @@ class Piece:
     key: AxisView
     kind: Literal["dense", "causal"]
 
-    @property
-    def traits(self) -> set[str]:
-        """The rewrites that it took."""
-        return {"fold"} if self.query.groups > 1 else set()
-
 
 def dense_pieces(line: BoundAxis) -> list[Piece] | str:
     """The axis as dense and causal pieces, or the reason why it is not."""

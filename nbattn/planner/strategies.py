@@ -4,7 +4,6 @@ reasons why not.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import product
@@ -156,31 +155,38 @@ def _product(
     if request.layout == "contiguous":
         per_axis = [*per_axis[:-1], [fold_into_heads(piece) for piece in per_axis[-1]]]
     calls: list[Call] = []
-    strategy, traits = "dense", set[str]()
     for pieces in product(*per_axis):
-        query, key = View(tuple(p.query for p in pieces)), View(tuple(p.key for p in pieces))
-        causal = [n for n, piece in enumerate(pieces) if piece.kind == "causal"]
-        long = [
-            n for n, piece in enumerate(pieces) if max(piece.query.length, piece.key.length) > 1
-        ]
-        if set(causal) & set(long):
-            if len(long) > 1:
-                other = long[0] if long[0] not in causal else long[1]
-                text = f"causal on axis {causal[0]} while axis {other} is long"
-                return Reason("mask", f"{text}: a product, not the raster order of is_causal")
-            strategy = "causal"
-        calls.append(
-            Call(query, key, dense.Causal(long[0]) if set(causal) & set(long) else dense.Dense())
-        )
-        traits |= set[str]().union(*(piece.traits for piece in pieces))
-        trimmed = query.count * query.groups, key.count * key.groups
-        if len(calls) == 1 and math.prod(map(len, per_axis)) == 1:
-            shapes = (request.query_count, request.key_count)
-            traits |= (
-                {"trim"} if any(a < b for a, b in zip(trimmed, shapes, strict=True)) else set()
-            )
+        arguments = _arguments(pieces)
+        if isinstance(arguments, Reason):
+            return arguments
+        views = (View(tuple(p.query for p in pieces)), View(tuple(p.key for p in pieces)))
+        calls.append(Call(*views, arguments))
+    causal = any(isinstance(call.arguments, dense.Causal) for call in calls)
+    return "causal" if causal else "dense", _traits(request, calls), Program(tuple(calls))
+
+
+def _arguments(pieces: tuple[Piece, ...]) -> dense.Dense | dense.Causal | Reason:
+    """What a dense kernel is told: causal when the one long axis is."""
+    long = [n for n, p in enumerate(pieces) if max(p.query.length, p.key.length) > 1]
+    causal = [n for n in long if pieces[n].kind == "causal"]
+    if not causal:
+        return dense.Dense()
+    if long == causal[:1]:
+        return dense.Causal(long[0])
+    other = next(n for n in long if n != causal[0])
+    text = f"causal on axis {causal[0]} while axis {other} is long"
+    return Reason("mask", f"{text}: a product, not the raster order of is_causal")
+
+
+def _traits(request: Request, calls: list[Call]) -> tuple[str, ...]:
+    """The rewrites that a program took."""
+    traits = {"fold"} if any(call.query.groups > 1 for call in calls) else set[str]()
+    traits |= {"split"} if len(calls) > 1 else set()
     traits |= {"merge"} if request.extra_keys else set()
-    return strategy, tuple(sorted(traits)), Program(tuple(calls))
+    if len(calls) == 1:
+        sizes = (calls[0].query, request.query_count), (calls[0].key, request.key_count)
+        traits |= {"trim"} if any(v.count * v.groups < size for v, size in sizes) else set()
+    return tuple(sorted(traits))
 
 
 def _sdpa_mask(request: Request, lines: Lines) -> Candidate:
@@ -193,7 +199,9 @@ def _sdpa_mask(request: Request, lines: Lines) -> Candidate:
         )
     if request.extra_keys:
         reasons.append(Reason("extra_keys", "extra keys have no column in the matrix"))
-    if not count or geometry.has_empty_queries(lines):
+    if not count:
+        reasons.append(Reason("mask", "no pairs, for which its kernel is not defined"))
+    elif geometry.has_empty_queries(lines):
         reasons.append(Reason("mask", "rows without keys, for which it is not defined"))
     if reasons:
         return Candidate("sdpa", "mask", (), None, None, tuple(reasons))

@@ -1,0 +1,253 @@
+"""Owns the mutations: small mistakes put into a copy of the package, and which test files see them.
+
+`python tests/mutants.py [name…]` is run by hand: every mutant, or those named. It fails where a
+mutant survives all of its files, where the text to change is not there exactly once, and where a
+file fails without any mutation.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parents[1]
+PROCESSES = 2
+SECONDS = 300  # of one file; a mutant that hangs it is caught
+GEOMETRY, TILED, SCHEDULE, SDPA, REWRITES, PROOF = (
+    f"nbattn/{name}.py"
+    for name in (
+        "geometry", "backends/tiled", "backends/schedule", "backends/sdpa",
+        "planner/rewrites", "planner/proof",
+    )
+)  # fmt: skip
+
+
+class Mutant(NamedTuple):
+    """A mistake: one text in one file becomes another, and these test files may see it."""
+
+    name: str
+    path: str
+    old: str
+    new: str
+    files: str
+
+
+# fmt: off
+MUTANTS = [
+    # borders
+    Mutant("clip-left", GEOMETRY, "lo, hi = np.maximum(leader - left, 0)",
+           "lo, hi = np.maximum(leader - left + 1, 0)", "literal_masks natten_semantics"),
+    Mutant("clip-right", GEOMETRY, "np.minimum(leader + right + 1, keys)",
+           "np.minimum(leader + right, keys)", "literal_masks natten_semantics"),
+    Mutant("shift-start", GEOMETRY, "lo = np.clip(leader - left, 0,",
+           "lo = np.clip(leader - left, 1,", "literal_masks natten_semantics"),
+    Mutant("shift-end", GEOMETRY, "np.asarray(keys) - window)",
+           "np.asarray(keys) - window - 1)", "literal_masks natten_semantics"),
+    Mutant("wrap-start", GEOMETRY, "np.where(whole, 0, lo % size)",
+           "np.where(whole, 0, (lo + 1) % size)", "literal_masks metamorphic"),
+    Mutant("wrap-length", GEOMETRY, "np.minimum(hi - lo, keys)",
+           "np.minimum(hi - lo + 1, keys)", "literal_masks metamorphic"),
+    Mutant("wrap-seam", GEOMETRY, "low = np.maximum(start + length - keys, 0)",
+           "low = np.maximum(start + length - keys - 1, 0)", "literal_masks metamorphic"),
+    # alignment
+    Mutant("top-left", GEOMETRY, 'corner = 0 if', 'corner = 1 if', "literal_masks"),
+    Mutant("bottom-right", GEOMETRY, "else self.keys - self.queries",
+           "else self.keys - self.queries - 1", "literal_masks metamorphic"),
+    Mutant("offset-sign", GEOMETRY, "return corner + self.axis.offset",
+           "return corner - self.axis.offset", "literal_masks metamorphic"),
+    # leader of a stride group
+    Mutant("leader-plain", GEOMETRY, "else axis.stride // 2", "else (axis.stride - 1) // 2",
+           "literal_masks natten_semantics"),
+    Mutant("leader-causal", GEOMETRY, "return axis.stride - 1 if axis.causal",
+           "return axis.stride // 2 if axis.causal", "literal_masks natten_semantics"),
+    Mutant("leader-unclamped", GEOMETRY, "np.minimum(leader, np.asarray(keys) - 1), leader)",
+           "leader, leader)", "literal_masks natten_semantics"),
+    Mutant("leader-clamped-past-end", GEOMETRY, "leader = np.where(base < keys,",
+           "leader = np.where(base <= keys,", "literal_masks geometry"),
+    # causal bound, prefix
+    Mutant("causal-bound", GEOMETRY, "hi = np.minimum(hi, u + 1)", "hi = np.minimum(hi, u + 2)",
+           "literal_masks natten_semantics"),
+    Mutant("prefix-plain", GEOMETRY, "prefix = np.minimum(axis.prefix, keys)",
+           "prefix = np.minimum(max(axis.prefix - 1, 0), keys)", "literal_masks metamorphic"),
+    Mutant("prefix-causal", GEOMETRY, "np.clip(u + 1, 0, prefix)", "np.clip(u + 2, 0, prefix)",
+           "literal_masks metamorphic"),
+    Mutant("prefix-without-window", GEOMETRY, "np.where(empty, prefix,", "np.where(empty, 0,",
+           "literal_masks metamorphic"),
+    # residue classes
+    Mutant("residue-keys", GEOMETRY, "np.maximum(0, -((residue - self.keys) // d))",
+           "np.maximum(0, (self.keys - residue) // d)", "literal_masks natten_semantics"),
+    Mutant("class-keys", GEOMETRY, "max(0, _ceil_div(self.keys - first, d))",
+           "max(0, (self.keys - first) // d)", "geometry"),
+    Mutant("class-start", GEOMETRY, "start = _ceil_div(o - first, d)",
+           "start = (o - first) // d", "geometry"),
+    # queries of a key
+    Mutant("inverse-since", GEOMETRY, "since = _ceil_div(t - right - c, s) * s",
+           "since = (t - right - c) // s * s", "geometry metamorphic"),
+    Mutant("inverse-until", GEOMETRY, "until = (t + left - c) // s * s + s",
+           "until = (t + left - c) // s * s + 1", "geometry metamorphic"),
+    Mutant("inverse-clamp", GEOMETRY, "if t + left >= keys - 1:", "if t + left > keys - 1:",
+           "geometry"),
+    Mutant("inverse-shift-first", GEOMETRY, "-_FAR if t < window", "-_FAR if t < window - 1",
+           "geometry metamorphic"),
+    Mutant("inverse-shift-last", GEOMETRY, "_FAR if t >= keys - window",
+           "_FAR if t > keys - window", "geometry metamorphic"),
+    Mutant("inverse-causal", GEOMETRY, "since = max(since, t)", "since = max(since, t + 1)",
+           "geometry metamorphic"),
+    Mutant("inverse-prefix", GEOMETRY, "if t < axis.prefix:", "if t <= axis.prefix:", "geometry"),
+    Mutant("inverse-wrap", GEOMETRY, ", (since - keys, until - keys)]", "]",
+           "geometry metamorphic"),
+    # hulls of tiles
+    Mutant("hull-first-row", GEOMETRY, "lo, _, _ = _raw(self.axis, first,",
+           "lo, _, _ = _raw(self.axis, first + 1,", "geometry"),
+    Mutant("hull-last-row", GEOMETRY, "group.start + group.queries) - 1",
+           "group.start + group.queries) - 2", "geometry"),
+    Mutant("hull-seam", GEOMETRY, "np.where(lo >= seam, shift, 0)",
+           "np.where(lo > seam, shift, 0)", "geometry"),
+    Mutant("hull-prefix-end", GEOMETRY, "_, hi, prefix = _raw(self.axis, last, group.keys)",
+           "hi = _raw(self.axis, last, group.keys)[1]\n"
+           "        prefix = _raw(self.axis, first, group.keys)[2]", "planner support"),
+    # number of pairs
+    Mutant("bends-of-keys", GEOMETRY, "corners = {0, keys, axis.prefix}",
+           "corners = {0, axis.prefix}", "geometry"),
+    Mutant("bends-of-sides", GEOMETRY, "(left, right, left + right)", "(left + right,)",
+           "geometry"),
+    Mutant("bends-of-prefix", GEOMETRY, "corners = {0, keys, axis.prefix}",
+           "corners = {0, keys}", "geometry"),
+    # loop over tiles
+    Mutant("bias-dropped", TILED, "if bias is None or cap is not None else bias", "",
+           "support values"),
+    Mutant("bias-dropped-with-softcap", TILED, "scores.add_(bias)", "pass", "values"),
+    Mutant("boxes-reversed", TILED, "*box)] for box in self.tile.keys)",
+           "*box)] for box in self.tile.keys[::-1])", "support"),
+    Mutant("mask-not-in-box-order", SCHEDULE, "matrix = matrix[:, torch.cat(boxes)]", "pass",
+           "support"),
+    Mutant("joined-unevenly", SCHEDULE, "and moved == last.repeat * shift * step", "",
+           "support values"),
+    Mutant("joined-shift-undilated", SCHEDULE, "move = self.shift * last.step",
+           "move = self.shift", "support values"),
+    Mutant("empty-rows-kept", TILED, "weights.masked_fill_(empty, 0)", "pass", "support values"),
+    Mutant("empty-rows-unseen", SCHEDULE, "not bool(allowed.any(dim=1).all())", "False",
+           "support values"),
+    Mutant("sink-column", TILED, "whole[..., -1] = sink.reshape(self.count, -1)",
+           "whole[..., -1] = sink.reshape(self.count, -1).abs()", "values"),
+    Mutant("key-range-unmasked", TILED, "scores.masked_fill_(self.outside, _NO_KEYS)", "pass",
+           "values"),
+    Mutant("key-range-end", TILED, "(at < stop)", "(at <= stop)", "values"),
+    # backward
+    Mutant("scale-of-dk", TILED, "products, work.query.to(dtype), self.scale)",
+           "products, work.query.to(dtype), 1.0)", "values"),
+    Mutant("scale-of-dq", TILED, ".mul_(self.scale)", "", "values"),
+    Mutant("sign-of-dlse", TILED, "work.rows(self.grad_lse))",
+           "work.rows(self.grad_lse), value=-1)", "values"),
+    Mutant("softcap-factor", TILED, "1 - work.capped.square()", "1 - work.capped.abs()",
+           "values"),
+    Mutant("extra-keys-gradient", TILED, "-extra.shape[2] :]", ": extra.shape[2]]", "values"),
+    Mutant("sink-gradient-tiled", TILED, "self.sink.add_(", "self.sink.sub_(", "values"),
+    Mutant("sink-gradient-sdpa", SDPA, "return -(weight * delta)", "return (weight * delta)",
+           "values"),
+    # rewrites for dense kernels
+    Mutant("triangle-limited", REWRITES, "if last < min(group.keys, start + rows) or",
+           "if", "planner"),
+    Mutant("triangle-bottom-right", REWRITES, "if start > 0:", "if start > 1:", "planner"),
+    Mutant("trim-start", REWRITES, "group.origin + d * (start - group.start)", "group.origin",
+           "planner"),
+    Mutant("group-step", REWRITES, "line.axis.dilation * block[0])",
+           "line.axis.dilation * (block[2] - block[1]))", "planner"),
+    Mutant("blocks-uneven", REWRITES, "(lo[1:] - lo[:-1] == length[:-1])", "(lo[1:] > lo[:-1])",
+           "planner"),
+    # proof
+    Mutant("proof-rows", PROOF, "if wrong.any():", "if False:", "planner"),
+    Mutant("proof-total", PROOF, "if done != useful:", "if False:", "planner"),
+    Mutant("proof-calls-apart", PROOF, "np.intersect1d(a, b).size", "False", "planner"),
+    Mutant("proof-query-twice", PROOF, "if np.unique(positions).size != positions.size:",
+           "if False:", "planner"),
+    Mutant("proof-groups", PROOF, "if (query.groups, query.into) != (key.groups, key.into):",
+           "if False:", "planner"),
+    Mutant("proof-pair-twice", PROOF, "if times.max() > 1:", "if False:", "planner"),
+]
+# fmt: on
+
+
+def copied(source: Path, target: Path) -> None:
+    """What the tests need, without caches."""
+    for name in ("nbattn", "tests"):
+        shutil.copytree(source / name, target / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(source / "pyproject.toml", target)
+
+
+def mutated(root: Path, mutant: Mutant) -> str:
+    """The file with the mistake, or an end that says that the table is out of date."""
+    text = (root / mutant.path).read_text()
+    if (found := text.count(mutant.old)) != 1:
+        raise SystemExit(f"{mutant.name}: {mutant.old!r} is {found} times in {mutant.path}, not 1")
+    return text.replace(mutant.old, mutant.new)
+
+
+def outcome(root: Path, file: str) -> str:
+    """ "passes", "fails", or what else became of a test file."""
+    command = [sys.executable, "-m", "pytest", f"tests/test_{file}.py", "-x", "-q"]
+    env = os.environ | {
+        "PYTHONPATH": str(root), "HYPOTHESIS_PROFILE": "quick", "OMP_NUM_THREADS": "1",
+    }  # fmt: skip
+    try:
+        done = subprocess.run(
+            [*command, "-p", "no:cacheprovider"],
+            cwd=root, env=env, capture_output=True, text=True, timeout=SECONDS,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        return "hangs"
+    if done.returncode not in (0, 1):
+        return f"error {done.returncode}: {(done.stdout + done.stderr).strip()[-300:]}"
+    return "fails" if done.returncode else "passes"
+
+
+def tried(base: Path, mutant: Mutant) -> tuple[str, ...]:
+    """The outcome of every file of one mutant, in order."""
+    with TemporaryDirectory() as folder:
+        root = Path(folder)
+        copied(base, root)
+        if mutant.path:
+            (root / mutant.path).write_text(mutated(root, mutant))
+        return tuple(outcome(root, file) for file in mutant.files.split())
+
+
+def run(base: Path, mutants: list[Mutant]) -> list[str]:
+    """Try mutants, print a line for each, and return the names of those that no file sees."""
+    survivors: list[str] = []
+    with ThreadPoolExecutor(PROCESSES) as pool:
+        for mutant, found in zip(mutants, pool.map(lambda m: tried(base, m), mutants), strict=True):
+            caught = not {"fails", "hangs"}.isdisjoint(found)
+            results = " · ".join(map(" ".join, zip(mutant.files.split(), found, strict=True)))
+            print(f"{'caught' if caught else 'SURVIVES':9} {mutant.name:26} {results}", flush=True)
+            survivors += [] if caught else [mutant.name]
+    return survivors
+
+
+def main(names: list[str]) -> int:
+    """Every mutant, or those named."""
+    if unknown := set(names) - {mutant.name for mutant in MUTANTS}:
+        raise SystemExit(f"no mutant is called {', '.join(sorted(unknown))}")
+    chosen = [mutant for mutant in MUTANTS if not names or mutant.name in names]
+    with TemporaryDirectory() as folder:
+        base = Path(folder)
+        copied(ROOT, base)  # once: the files may change meanwhile
+        for mutant in chosen:
+            mutated(base, mutant)
+        files = sorted({file for mutant in chosen for file in mutant.files.split()})
+        with ThreadPoolExecutor(PROCESSES) as pool:
+            sound = pool.map(lambda file: tried(base, Mutant("", "", "", "", file)), files)
+            if broken := [f for f, found in zip(files, sound, strict=True) if found != ("passes",)]:
+                raise SystemExit(f"without a mutation these do not pass: {', '.join(broken)}")
+        survivors = run(base, chosen)
+    print(f"{len(chosen) - len(survivors)} of {len(chosen)} are caught.")
+    return 1 if survivors else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
