@@ -4,18 +4,20 @@ fix.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from nbattn.dialects import device as devices
+from nbattn.dialects.device import DeviceInfo
 from nbattn.errors import InputError, counted, kind
 from nbattn.mask import MAX_RANK, Mask
-from nbattn.planner.request import BACKENDS, DTYPES, check_traits
+from nbattn.planner.request import BACKENDS, DTYPES, Request, check_traits
 
 _NEEDED = ("query", "key", "value")
+_LARGE = 1e30  # scales and caps beyond it lose their scores in float32
 
 
 def check_mask(mask: object) -> None:
@@ -90,6 +92,11 @@ def check_tensors(query: Tensor, named: dict[str, Tensor | None]) -> None:
                 f"{name} is {what}, not a tensor.",
                 fix=fix if tensor is None else f"torch.as_tensor({name}).",
             )
+        if tensor.layout != torch.strided or tensor.is_nested:
+            raise InputError(
+                f"{name} is a sparse or nested tensor.",
+                fix=f"{name}.to_dense(), padded, with key_range=.",
+            )
         if tensor.device != query.device:
             raise InputError(
                 f"{name} is on {tensor.device}, query on {query.device}.",
@@ -112,22 +119,53 @@ def check_tensors(query: Tensor, named: dict[str, Tensor | None]) -> None:
 
 
 def check_numbers(scale: object, softcap: object) -> None:
-    """Scale and softcap are finite numbers."""
-    for name, value in (("scale", scale), ("softcap", softcap)):
+    """Scale and softcap are numbers that float32 can hold and divide by."""
+    for name, value, low in (("scale", scale, -_LARGE), ("softcap", softcap, 1 / _LARGE)):
         if value is None:
             continue
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise InputError(
-                f"{name}={value!r} is {kind(value)}, not a number.",
-                fix=f"{name}=None or a float.",
+                f"{name}={value!r} is {kind(value)}, not a number.", fix=f"{name}=None or a float."
             )
-        if not math.isfinite(value) or (name == "softcap" and value <= 0):
-            legal = (
-                "a finite number above 0, or None"
-                if name == "softcap"
-                else "a finite number, or None"
+        if not low <= value <= _LARGE:
+            legal = "a finite number above 0" if name == "softcap" else "a finite number"
+            shown = f"{value}" if abs(value) < 10 or not isinstance(value, int) else "10^…"
+            raise InputError(f"{name}={shown} is not legal.", fix=f"{name}: {legal}, or None.")
+
+
+def check_flags(flags: Mapping[str, object]) -> None:
+    """Switches are bools."""
+    for name, flag in flags.items():
+        if flag is not True and flag is not False:
+            raise InputError(
+                f"{name}={flag!r} is {kind(flag)}, not a bool.", fix=f"{name}=True or {name}=False."
             )
-            raise InputError(f"{name}={value} is not legal.", fix=f"{name}: {legal}.")
+
+
+def check_names(backend: object, dtype: object, device: object) -> None:
+    """What becomes part of the plan cache's key can be one."""
+    if not isinstance(backend, str):
+        raise InputError(f"backend={backend!r} is {kind(backend)}.", fix='backend="auto".')
+    if not isinstance(dtype, (str, torch.dtype)):
+        raise InputError(f"dtype={dtype!r} is {kind(dtype)}.", fix="dtype=torch.bfloat16.")
+    if device is not None and not isinstance(device, (str, torch.device, DeviceInfo)):
+        raise InputError(f"device={device!r} is not known.", fix=devices.known())
+
+
+def check_run(request: Request, query: Tensor, named: dict[str, Any]) -> None:
+    """The tensors of `Plan.run` are tensors, of shapes that fit, under names that it takes."""
+    known = ("key", "value", "sink", "key_range", "extra_key", "extra_value", "scale", "softcap")
+    for name in named:
+        if name not in known:
+            raise InputError(
+                f"run() takes no {name!r}; the plan has decided it.",
+                fix=f"only {', '.join(known[2:])} besides query, key and value.",
+            )
+    check_tensors(query, {n: t for n, t in named.items() if n not in ("scale", "softcap")})
+    key, value = named["key"], named["value"]
+    check_shapes(request.mask, query.shape, key.shape, value.shape)
+    optional = (named.get(n) for n in known[2:6])
+    check_extras(query, key, value, *optional)
 
 
 def check_extras(
@@ -197,7 +235,8 @@ def check_traits_given(require: object, forbid: object) -> None:
         if isinstance(traits, str):
             raise InputError(f"{name}={traits!r} is a string.", fix=f"{name}=({traits!r},).")
         if not isinstance(traits, Sequence):
-            raise InputError(f"{name}={traits!r} is no tuple of names.", fix=f"{name}=().")
+            names = tuple(sorted(traits)) if isinstance(traits, (set, frozenset)) else ()
+            raise InputError(f"{name}={traits!r} is no tuple of names.", fix=f"{name}={names!r}.")
 
 
 def check_plan(
@@ -225,8 +264,4 @@ def check_plan(
         if type(value) is not int:
             raise InputError(f"{name}={value!r} is {kind(value)}, not an integer.", fix=fix)
         raise InputError(f"{name}={value} is below {low}.", fix=fix)
-    for name, flag in flags.items():
-        if flag is not True and flag is not False:
-            raise InputError(
-                f"{name}={flag!r} is {kind(flag)}, not a bool.", fix=f"{name}=True or {name}=False."
-            )
+    check_flags(flags)

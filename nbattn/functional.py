@@ -128,11 +128,12 @@ def attention(
     )  # pyright: ignore
     arguments.check_shapes(mask, query.shape, key.shape, value.shape)
     arguments.check_numbers(scale, softcap)
+    arguments.check_flags({"return_lse": return_lse})
     arguments.check_extras(query, key, value, sink, key_range, extra_key, extra_value)
     arguments.check_backend(backend, require, forbid)
     factor = query.shape[-1] ** -0.5 if scale is None else float(scale)
     cap = None if softcap is None else float(softcap)
-    tensors = (query, key, value, sink, key_range, extra_key, extra_value)
+    tensors = _distinct((query, key, value, sink, key_range, extra_key, extra_value))
     if backend == "reference":
         out, lse = _reference(tensors, factor, cap, mask, require, forbid)
     else:
@@ -161,6 +162,17 @@ def attention(
         )
         out, lse = run(*tensors, *options)  # pyright: ignore
     return (out, lse) if return_lse else out
+
+
+def _distinct(tensors: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
+    """For compilers, which refuse one tensor given twice to an autograd function."""
+    if not torch.compiler.is_compiling():
+        return tensors
+    found: list[Tensor | None] = []
+    for tensor in tensors:
+        again = tensor is not None and any(tensor is other for other in found)
+        found.append(tensor.view_as(tensor) if again and tensor is not None else tensor)
+    return tuple(found)
 
 
 def _reference(
@@ -264,8 +276,11 @@ def plan(
         "packed": packed,
         "deterministic": deterministic,
     }
+    arguments.check_mask(mask)
     arguments.check_plan(query_shape, key_shape, value_dim, extra_keys, flags)
+    arguments.check_numbers(None, softcap)
     arguments.check_traits_given(require, forbid)
+    arguments.check_names(backend, dtype, device)
     return _plan(
         mask,
         tuple(query_shape),
@@ -330,19 +345,22 @@ def run(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """`Plan.run`: attention by a plan made before, on the tensors it was made for."""
     request = plan.request
-    if dispatch.device_info(query.device) != request.device:
+    arguments.check_run(request, query, {"key": key, "value": value, **tensors})
+    place = dispatch.device_info(query.device)
+    if (place.kind, place.name) != (request.device.kind, request.device.name):
         raise InputError(
             f"the plan is for {request.device.name}, the tensors are on {query.device}.",
             where=request.summary(),
             fix=f"nbattn.plan(..., device={str(query.device)!r}).",
         )
-    wanted = dispatch.shapes(request.mask, query.shape, key.shape) | {
-        "dtype": dispatch.dtype_name(query.dtype)
-    }
-    wanted["value_dim"] = value.shape[-1]
+    wanted = dispatch.shapes(request.mask, query.shape, key.shape)
+    wanted |= {"dtype": dispatch.dtype_name(query.dtype), "value_dim": value.shape[-1]}
     wanted |= {name: tensors.get(name) is not None for name in ("softcap", "sink", "key_range")}
     extra = tensors.get("extra_key")
     wanted["extra_keys"] = 0 if extra is None else extra.shape[1]
+    given = (query, key, value, *tensors.values())
+    grads = (isinstance(t, Tensor) and t.requires_grad for t in given)
+    wanted["training"] = request.training or (torch.is_grad_enabled() and any(grads))
     for name, size in wanted.items():
         if getattr(request, name) != size:
             raise InputError(

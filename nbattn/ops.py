@@ -198,9 +198,12 @@ def _vmap(op: Any, first_output: int, tensors: int) -> Any:
             for n, (t, d) in enumerate(zip(given, dims, strict=True))
         ]
         outputs = op(*folded, *rest)
-        return tuple(
-            t.unflatten(0, (size, -1)) if t.dim() > 1 else t.expand(size, 0) for t in outputs
-        ), (0,) * len(outputs)
+        rows = [t.shape[0] // max(size, 1) if t.dim() > 1 else 0 for t in outputs]
+        split = (
+            t.reshape(size, n, *t.shape[1:]) if t.dim() > 1 else t.expand(size, 0)
+            for t, n in zip(outputs, rows, strict=True)
+        )
+        return tuple(split), (0,) * len(outputs)
 
     return rule
 

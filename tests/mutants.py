@@ -1,8 +1,7 @@
 """Owns the mutations: small mistakes put into a copy of the package, and which test files see them.
 
 `python tests/mutants.py [name…]` is run by hand: every mutant, or those named. It fails where a
-mutant survives all of its files, where the text to change is not there exactly once, and where a
-file fails without any mutation.
+mutant survives all of its files, its text is not there exactly once, or a file fails without it.
 """
 
 from __future__ import annotations
@@ -104,11 +103,11 @@ MUTANTS = [
            "geometry metamorphic"),
     # hulls of tiles
     Mutant("hull-first-row", GEOMETRY, "lo, _, _ = _raw(self.axis, first,",
-           "lo, _, _ = _raw(self.axis, first + 1,", "geometry"),
+           "lo, _, _ = _raw(self.axis, first + 1,", "planner support"),
     Mutant("hull-last-row", GEOMETRY, "group.start + group.queries) - 1",
-           "group.start + group.queries) - 2", "geometry"),
+           "group.start + group.queries) - 2", "planner support"),
     Mutant("hull-seam", GEOMETRY, "np.where(lo >= seam, shift, 0)",
-           "np.where(lo > seam, shift, 0)", "geometry"),
+           "np.where(lo > seam, shift, 0)", "planner support"),
     Mutant("hull-prefix-end", GEOMETRY, "_, hi, prefix = _raw(self.axis, last, group.keys)",
            "hi = _raw(self.axis, last, group.keys)[1]\n"
            "        prefix = _raw(self.axis, first, group.keys)[2]", "planner support"),
@@ -153,12 +152,12 @@ MUTANTS = [
            "values"),
     # rewrites for dense kernels
     Mutant("triangle-limited", REWRITES, "if last < min(group.keys, start + rows) or",
-           "if", "planner"),
+           "if", "planner support"),
     Mutant("triangle-bottom-right", REWRITES, "if start > 0:", "if start > 1:", "planner"),
     Mutant("trim-start", REWRITES, "group.origin + d * (start - group.start)", "group.origin",
            "planner"),
     Mutant("group-step", REWRITES, "line.axis.dilation * block[0])",
-           "line.axis.dilation * (block[2] - block[1]))", "planner"),
+           "line.axis.dilation * (block[2] - block[1]))", "planner support"),
     Mutant("blocks-uneven", REWRITES, "(lo[1:] - lo[:-1] == length[:-1])", "(lo[1:] > lo[:-1])",
            "planner"),
     # proof
@@ -190,15 +189,13 @@ def mutated(root: Path, mutant: Mutant) -> str:
 
 
 def outcome(root: Path, file: str) -> str:
-    """ "passes", "fails", or what else became of a test file."""
-    command = [sys.executable, "-m", "pytest", f"tests/test_{file}.py", "-x", "-q"]
-    env = os.environ | {
-        "PYTHONPATH": str(root), "HYPOTHESIS_PROFILE": "quick", "OMP_NUM_THREADS": "1",
-    }  # fmt: skip
+    """What becomes of a test file: it passes, fails, hangs, or ends in an error."""
+    options = ["-x", "-q", "-p", "no:cacheprovider"]
+    env = {"PYTHONPATH": str(root), "HYPOTHESIS_PROFILE": "quick", "OMP_NUM_THREADS": "1"}
     try:
         done = subprocess.run(
-            [*command, "-p", "no:cacheprovider"],
-            cwd=root, env=env, capture_output=True, text=True, timeout=SECONDS,
+            [sys.executable, "-m", "pytest", f"tests/test_{file}.py", *options],
+            cwd=root, env=os.environ | env, capture_output=True, text=True, timeout=SECONDS,
         )  # fmt: skip
     except subprocess.TimeoutExpired:
         return "hangs"

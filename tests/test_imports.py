@@ -34,7 +34,7 @@ ALLOWED = {
     "backends": "errors axis mask geometry dialects planner.programs backends.contract"
     " backends.schedule",
     "ops": "errors axis mask geometry dialects planner backends",
-    "arguments": "errors axis mask planner",
+    "arguments": "errors axis mask dialects planner",
     "functional": "errors axis mask geometry dialects planner backends ops arguments",
     "nn": "errors axis mask geometry planner functional",
     "config": "errors axis mask planner functional nn",

@@ -533,7 +533,7 @@ attention(t(1, 4096, 2, 16), t(1, 4096, 2, 16), t(1, 4096, 2, 16), window, backe
       sdpa/dense: axis 0: its windows differ from query to query
       sdpa/mask: a matrix of 16777216 pairs is over the limit of 4194304
       given: Mask(Axis(2, 0))  query [1, 4096, 2, 16] key [1, 4096, 2, 16] float32 cpu
-      fix:   backend="auto", or backend="reference", which runs everything.
+      fix:   backend="auto", or backend="reference", which runs whatever fits in memory densely.
 
 attention(q, q, q, Mask.causal(), backend="sdpa", softcap=30.0)
     BackendError: no backend can run this:
@@ -542,7 +542,7 @@ attention(q, q, q, Mask.causal(), backend="sdpa", softcap=30.0)
       sdpa/causal: has no softcap
       sdpa/mask: has no softcap
       given: Mask(Axis(None, 0, causal=True))  query [1, 8, 2, 16] key [1, 8, 2, 16] float32 cpu softcap
-      fix:   backend="auto", or backend="reference", which runs everything.
+      fix:   backend="auto", or backend="reference", which runs whatever fits in memory densely.
 
 attention(q, q, t(1, 8, 2, 8), Mask.causal(), backend="sdpa")
     BackendError: no backend can run this:
@@ -551,7 +551,7 @@ attention(q, q, t(1, 8, 2, 8), Mask.causal(), backend="sdpa")
       sdpa/causal: needs value_dim = head_dim, not 8 and 16
       sdpa/mask: needs value_dim = head_dim, not 8 and 16
       given: Mask(Axis(None, 0, causal=True))  query [1, 8, 2, 16] key [1, 8, 2, 16] float32 cpu value_dim=8
-      fix:   backend="auto", or backend="reference", which runs everything.
+      fix:   backend="auto", or backend="reference", which runs whatever fits in memory densely.
 
 attention(q, q, q, Mask.causal(), backend="sdpa", key_range=t(1, 1, 2).int())
     BackendError: no backend can run this:
@@ -560,7 +560,7 @@ attention(q, q, q, Mask.causal(), backend="sdpa", key_range=t(1, 1, 2).int())
       sdpa/causal: has no key_range
       sdpa/mask: has no key_range
       given: Mask(Axis(None, 0, causal=True))  query [1, 8, 2, 16] key [1, 8, 2, 16] float32 cpu key_range
-      fix:   backend="auto", or backend="reference", which runs everything.
+      fix:   backend="auto", or backend="reference", which runs whatever fits in memory densely.
 
 attention(q, q, q, window, forbid=("tile", "sdpa"))
     BackendError: no backend can run this:
@@ -693,7 +693,7 @@ plan(window, (1, 4096, 2, 16), backend="sdpa", device="sm_90", softcap=2.0, retu
       sdpa/mask: returns no logsumexp, which return_lse, sink and extra keys need
       sdpa/mask: a matrix of 16777216 pairs is over the limit of 4194304
       given: Mask(Axis(2, 0))  query [1, 4096, 2, 16] key [1, 4096, 2, 16] bfloat16 sm_90 return_lse softcap
-      fix:   backend="auto", or backend="reference", which runs everything.
+      fix:   backend="auto", or backend="reference", which runs whatever fits in memory densely.
 
 plan(window, shape, backend="sdpa", device="cpu", training=True, return_lse=True)
     BackendError: no backend can run this:
@@ -703,7 +703,7 @@ plan(window, shape, backend="sdpa", device="cpu", training=True, return_lse=True
       sdpa/dense: axis 0: its windows differ from query to query
       sdpa/mask: its backward cannot use a gradient of the logsumexp
       given: Mask(Axis(2, 0))  query [1, 8, 2, 16] key [1, 8, 2, 16] bfloat16 cpu training return_lse
-      fix:   backend="auto", or backend="reference", which runs everything.
+      fix:   backend="auto", or backend="reference", which runs whatever fits in memory densely.
 
 plan(window, shape, backend="sdpa", device="sm_90", training=True, deterministic=True)
     BackendError: no backend can run this:
@@ -713,7 +713,7 @@ plan(window, shape, backend="sdpa", device="sm_90", training=True, deterministic
       sdpa/dense: axis 0: its windows differ from query to query
       sdpa/mask: its backward does not repeat bit by bit
       given: Mask(Axis(2, 0))  query [1, 8, 2, 16] key [1, 8, 2, 16] bfloat16 sm_90 training deterministic
-      fix:   backend="auto", or backend="reference", which runs everything.
+      fix:   backend="auto", or backend="reference", which runs whatever fits in memory densely.
 
 plan(Mask(Axis(causal=True), Axis(causal=True)), (1, 4, 4, 2, 16), device="cpu", require=("causal",))
     BackendError: no backend can run this:

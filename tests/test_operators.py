@@ -690,3 +690,27 @@ def test_two_threads_at_once(backend: str) -> None:
             lambda *t, m=mask: nbattn.attention(*t, m, backend="reference"), inputs((length,))
         )
         equal(found, want, 2e-5)
+
+
+@pytest.mark.parametrize("backend", ENGINES)
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_one_tensor_as_query_key_and_value(backend: str, dynamic: bool) -> None:
+    """Compilers refuse a tensor that an autograd function is given twice."""
+
+    def function(x: Tensor) -> Tensor:
+        return nbattn.attention(x, x, x, CAUSAL, backend=backend)
+
+    compiled = torch.compile(function, fullgraph=True, dynamic=dynamic, backend="aot_eager")
+    leaf = torch.randn(2, 12, 2, 8, requires_grad=True)
+    upward = torch.randn(2, 12, 2, 8)
+    found, wanted = compiled(leaf), function(leaf)
+    equal(found, wanted)
+    equal(*(torch.autograd.grad(out, leaf, upward)[0] for out in (found, wanted)))
+
+
+@pytest.mark.parametrize("backend", ENGINES)
+def test_an_output_may_be_modified_in_place(backend: str) -> None:
+    leaf = torch.randn(2, 12, 2, 8, requires_grad=True)
+    out = nbattn.attention(leaf * 1, leaf, leaf, Mask.full(), backend=backend)
+    assert not out._is_view()
+    out += 1.0

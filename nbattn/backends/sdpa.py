@@ -59,7 +59,9 @@ def _joined(program: Program, parts: list[Tensor], empty: Tensor, rest: float) -
     """
     rank = empty.dim() - 3
     if len(parts) == 1 and program.calls[0].query.covers(empty.shape[1 : 1 + rank]):
-        return parts[0].transpose(1, 2).reshape(empty.shape).to(empty.dtype).contiguous()
+        rows = parts[0].transpose(1, 2).to(empty.dtype).contiguous()
+        # the kernel's memory, but no view of its output: the result may be modified in place
+        return torch.ops.aten._unsafe_view(rows, empty.shape)
     empty.fill_(rest)
     for call, part in zip(program.calls, parts, strict=True):
         spread = call.query.spread(empty)

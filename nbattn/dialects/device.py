@@ -34,6 +34,17 @@ class DeviceInfo:
     source: str
     providers: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        legal = isinstance(self.flops, tuple) and "float32" in dict(self.flops)
+        numbers = [*dict(self.flops).values(), self.bandwidth] if legal else [0.0]
+        if not all(isinstance(n, (int, float)) and 0 < n < float("inf") for n in numbers):
+            raise InputError(
+                f"DeviceInfo {self.name!r} has flops={self.flops!r}, bandwidth={self.bandwidth!r}.",
+                fix='flops=(("float32", 1e12), …) and bandwidth=1e11, all above 0.',
+            )
+        if not 0 <= self.launch < float("inf"):
+            raise InputError(f"launch={self.launch!r} is no time.", fix="launch=5e-6, in seconds.")
+
     def peak(self, dtype: str) -> float:
         """FLOP/s for a dtype; one that has no rate of its own counts as float32."""
         rates = dict(self.flops)

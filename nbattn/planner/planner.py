@@ -46,4 +46,4 @@ def _refusals(refused: list[Candidate]) -> str:
 def _fix(request: Request) -> str:
     if request.require or request.forbid:
         return "relax require= or forbid=."
-    return 'backend="auto", or backend="reference", which runs everything.'
+    return 'backend="auto", or backend="reference", which runs whatever fits in memory densely.'

@@ -55,7 +55,7 @@ def _count_call(request: Request, call: Call, times: NDArray[np.int8], kv_heads:
 
     def grid(space: tuple[int, ...], heads: int) -> torch.Tensor:
         count = batch * int(np.prod(space)) * heads
-        return torch.arange(count).reshape(batch, *space, heads, 1)
+        return torch.arange(count, device="cpu").reshape(batch, *space, heads, 1)
 
     query = call.query.folded(grid(request.query_space, heads)).squeeze(-1).flatten(1, -2).numpy()
     key = call.key.folded(grid(request.key_space, kv_heads)).squeeze(-1).flatten(1, -2).numpy()
