@@ -110,7 +110,7 @@ MUTANTS = [
            "np.where(lo > seam, shift, 0)", "planner support"),
     Mutant("hull-prefix-end", GEOMETRY, "_, hi, prefix = _raw(self.axis, last, group.keys)",
            "hi = _raw(self.axis, last, group.keys)[1]\n"
-           "        prefix = _raw(self.axis, first, group.keys)[2]", "planner support"),
+           "        prefix = _raw(self.axis, first, group.keys)[2]", "tiles"),
     # number of pairs
     Mutant("bends-of-keys", GEOMETRY, "corners = {0, keys, axis.prefix}",
            "corners = {0, axis.prefix}", "geometry"),
@@ -127,7 +127,7 @@ MUTANTS = [
     Mutant("mask-not-in-box-order", SCHEDULE, "matrix = matrix[:, torch.cat(boxes)]", "pass",
            "support"),
     Mutant("joined-unevenly", SCHEDULE, "and moved == last.repeat * shift * step", "",
-           "support values"),
+           "tiles"),
     Mutant("joined-shift-undilated", SCHEDULE, "move = self.shift * last.step",
            "move = self.shift", "support values"),
     Mutant("empty-rows-kept", TILED, "weights.masked_fill_(empty, 0)", "pass", "support values"),

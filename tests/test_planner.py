@@ -101,6 +101,8 @@ SAYABLE = [
     Axis(dilation=3),
     Axis(dilation=2, causal=True),
     Axis(3, causal=True, stride=4),
+    Axis(3, causal=True),
+    Axis(1, 0, stride=4),
     Axis(0, 0),
     Axis(2, 1, stride=4, border="shift"),
     Axis(1, 0, stride=2, border="shift", dilation=2),
@@ -206,6 +208,7 @@ def moved(view: View, axis: int, **fields: Any) -> View:
 BLOCKS = request_for(Mask.neighborhood(4, stride=4), 16)
 FOLDED = request_for(Mask(Axis(dilation=3)), 12)
 PIECES = request_for(Mask(Axis(2, 2, dilation=3)), 10)
+EQUAL = request_for(Mask(Axis(1, 0, stride=4)), 8, 5)
 TRIANGLE = request_for(Mask.causal(), 6)
 WIDE = request_for(Mask.causal(), 4, 7)
 SLICE = request_for(Mask.sliding_window(3, align="bottom-right"), 1, 10)
@@ -315,6 +318,11 @@ WRONG: dict[str, Wrong] = {
         PIECES,
         "sdpa/dense+fold+split",
         lambda c: with_calls(c, each(c)[0], each(c)[0], *each(c)[2:]),
+    ),
+    "a call instead of another with as many pairs": (
+        EQUAL,
+        "sdpa/dense+split",
+        lambda c: with_calls(c, each(c)[0], each(c)[0]),
     ),
     "causal run dense": (TRIANGLE, "sdpa/causal", lambda c: told(c, Dense())),
     "dense run causal": (FOLDED, "sdpa/dense+fold", lambda c: told(c, Causal(0))),

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from nbattn.backends.contract import Gradients, Inputs, accumulate_dtype, new_lse, new_output
 from nbattn.backends.schedule import Schedule, Tile, schedule
-from nbattn.dialects.tiled import SCORE_BYTES, Tiled
+from nbattn.dialects.tiled import SCORE_BYTES, WORK_BYTES, Tiled
 from nbattn.planner.programs import Program
 
 _NO_KEYS = float("-inf")
@@ -130,16 +130,18 @@ class Chunk:
 
 
 def _chunks(program: Program, inputs: Inputs) -> Iterator[Chunk]:
-    """Batches of (sample, key head) whose scores fit `SCORE_BYTES`."""
+    """Batches of (sample, key head) whose scores, and whose keys and values, stay in the cache."""
     (call,) = program.calls
     assert isinstance(call.arguments, Tiled)
     plan = schedule(call.arguments)
     batch, heads = inputs.key.shape[0], inputs.key.shape[-2]
     extra = 0 if inputs.extra_key is None else inputs.extra_key.shape[1]
-    group = inputs.query.shape[-2] // heads
-    scores = 4 * group * plan.max_rows * (plan.max_width + extra)
-    fit = max(1, SCORE_BYTES // max(scores, 1))
-    b, h = (min(batch, fit // heads), heads) if fit >= heads else (1, fit)
+    width = plan.max_width + extra
+    scores = 4 * inputs.query.shape[-2] // heads * plan.max_rows * width
+    columns = 4 * width * (inputs.key.shape[-1] + inputs.value.shape[-1])
+    fit = min(SCORE_BYTES // max(scores, 1), WORK_BYTES // max(scores + columns, 1))
+    fit = max(1, fit)
+    b, h = (min(batch, fit // heads), heads) if fit >= heads else (1, -(-heads // -(-heads // fit)))
     # equal tiles together: pays while calls are small, costs copies of keys beyond
     most = 1 if inputs.key_range is not None else max(1, fit // max(2 * b * h, 1))
     for at in range(0, batch, max(b, 1)):

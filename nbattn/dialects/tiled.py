@@ -21,9 +21,10 @@ from nbattn.dialects.limits import Limits
 from nbattn.geometry import AxisTile, BoundAxis, Ints, TileTotals
 
 TILED = Limits(name="tiled")
-SCORE_BYTES = (
-    2 << 20
-)  # of one batch of tiles: larger temporaries page-fault, smaller ones do not fill the calls
+# Of one batch of tiles: larger temporaries page-fault or leave the cache, smaller ones do not fill
+# the calls.
+SCORE_BYTES = 2 << 20
+WORK_BYTES = 3 << 20  # scores, keys and values
 _ROWS_LIMIT = 512
 
 
