@@ -120,6 +120,8 @@ def check_tensors(query: Tensor, named: dict[str, Tensor | None]) -> None:
 
 def check_numbers(scale: object, softcap: object) -> None:
     """Scale and softcap are numbers that float32 can hold and divide by."""
+    if scale is None and softcap is None:
+        return
     for name, value, low in (("scale", scale, -_LARGE), ("softcap", softcap, 1 / _LARGE)):
         if value is None:
             continue
@@ -231,6 +233,8 @@ def check_backend(backend: str, require: Sequence[str], forbid: Sequence[str]) -
 
 def check_traits_given(require: object, forbid: object) -> None:
     """require= and forbid= are sequences of names, not one name."""
+    if type(require) is tuple and type(forbid) is tuple:
+        return  # the usual case: every plan look-up comes by
     for name, traits in (("require", require), ("forbid", forbid)):
         if isinstance(traits, str):
             raise InputError(f"{name}={traits!r} is a string.", fix=f"{name}=({traits!r},).")
@@ -251,7 +255,8 @@ def check_plan(
         if shape is None:
             continue
         fix = f"{name}=[B, *space, H, D], whole numbers >= 0."
-        if not isinstance(shape, Sequence) or isinstance(shape, str):
+        plain = type(shape) is tuple or type(shape) is list
+        if not plain and (not isinstance(shape, Sequence) or isinstance(shape, str)):
             raise InputError(f"{name}={shape!r} is no shape.", fix=fix)
         if {*map(type, shape)} != {int} or min(shape) < 0:
             wrong = next((n for n in shape if type(n) is not int or n < 0), "nothing")

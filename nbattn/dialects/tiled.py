@@ -26,6 +26,7 @@ TILED = Limits(name="tiled")
 SCORE_BYTES = 2 << 20
 WORK_BYTES = 3 << 20  # scores, keys and values
 _ROWS_LIMIT = 512
+_FEW = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +111,8 @@ class Item(NamedTuple):
 
 def choose_tile(lines: tuple[BoundAxis, ...], item: Item) -> tuple[int, ...]:
     """The tile with the lowest cost: a few sizes per axis, all combinations."""
+    if math.prod(line.queries for line in lines) <= _FEW:  # a decode step: one tile, no search
+        return tuple(_longest_class(line) for line in lines)
     sizes = [_sizes(line) for line in lines]
     totals = [
         [line.tile_totals(size) for size in choices]
@@ -152,11 +155,15 @@ def _outer(choices: list[list[int]]) -> NDArray[np.float64]:
     return np.asarray(math.prod(np.ix_(*(np.array(axis, dtype=np.float64) for axis in choices))))
 
 
+def _longest_class(line: BoundAxis) -> int:
+    return max((group.queries for group in line.classes()), default=1)
+
+
 def _sizes(line: BoundAxis) -> list[int]:
     """Tile sizes worth a look on one axis: even divisions of its longest class, so that no sliver
     remains.
     """
-    longest = max((group.queries for group in line.classes()), default=1)
+    longest = _longest_class(line)
     parts = (
         (1, 2)
         if longest <= 16
