@@ -96,10 +96,10 @@ def runner(workload: Workload, tile: tuple[int, ...], dtype: torch.dtype, traini
     return run
 
 
-def item(workload: Workload, dtype: torch.dtype) -> model.Item:
+def item(workload: Workload) -> model.Item:
     """What the cost model is told about a workload."""
     count = workload.batch * workload.heads
-    return model.Item(count, 1, workload.head_dim, workload.head_dim, 0, dtype.itemsize)
+    return model.Item(count, 1, workload.head_dim, workload.head_dim, 0)
 
 
 def sweep(
@@ -111,7 +111,7 @@ def sweep(
 ) -> dict[str, Any]:
     """Times of every candidate tile of one workload, the model's choice always among them."""
     dtype = DTYPES[dtype_name]
-    chosen = model.choose_tile(workload.lines, item(workload, dtype))
+    chosen = model.choose_tile(workload.lines, item(workload))
     tiles = {c.tile: c for c in candidates(workload.lines, options.candidates)}
     tiles.setdefault(chosen, _candidate(workload.lines, chosen))
     runs = {_words(tile): runner(workload, tile, dtype, training) for tile in tiles}
@@ -128,7 +128,7 @@ def sweep(
         "mask": repr(workload.mask),
         "dtype": dtype_name,
         "pass": "training" if training else "forward",
-        "item": item(workload, dtype)._asdict(),
+        "item": item(workload)._asdict(),
         "chosen": list(chosen),
         "samples": sorted(rows, key=lambda row: row["seconds"]),
     }

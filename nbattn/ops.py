@@ -163,7 +163,7 @@ FORWARD, BACKWARD = torch.ops.nbattn.forward.default, torch.ops.nbattn.backward.
 
 
 def _batched(
-    tensors: tuple[Tensor | None, ...], dims: tuple[int | None, ...], size: int, at: int
+    tensors: tuple[Tensor | None, ...], dims: tuple[int | None, ...], at: int
 ) -> list[Tensor | None]:
     """The tensors of one mapped element."""
     return [
@@ -179,7 +179,7 @@ def _fold(tensor: Tensor | None, dim: int | None, size: int) -> Tensor | None:
     return moved.flatten(0, 1)
 
 
-def _vmap(op: Any, first_output: int, tensors: int) -> Any:
+def _vmap(op: Any, tensors: int) -> Any:
     """The batching rule of an operator: fold into batch; a mapped sink, which has no batch, is
     looped over.
     """
@@ -188,8 +188,8 @@ def _vmap(op: Any, first_output: int, tensors: int) -> Any:
     def rule(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[Any, Any]:
         size, given, dims = info.batch_size, arguments[:tensors], in_dims[:tensors]
         rest = arguments[tensors:]
-        if dims[sink] is not None or (first_output == 0 and given[sink] is not None):
-            parts = [op(*_batched(given, dims, size, at), *rest) for at in range(size)]
+        if dims[sink] is not None or (op is BACKWARD and given[sink] is not None):
+            parts = [op(*_batched(given, dims, at), *rest) for at in range(size)]
             return tuple(torch.stack(group) for group in zip(*parts, strict=True)), (0,) * len(
                 parts[0]
             )
@@ -208,8 +208,8 @@ def _vmap(op: Any, first_output: int, tensors: int) -> Any:
     return rule
 
 
-torch.library.register_vmap("nbattn::forward", _vmap(FORWARD, 1, _TENSOR_COUNT), lib=_library)
-torch.library.register_vmap("nbattn::backward", _vmap(BACKWARD, 0, _TENSOR_COUNT + 4), lib=_library)
+torch.library.register_vmap("nbattn::forward", _vmap(FORWARD, _TENSOR_COUNT), lib=_library)
+torch.library.register_vmap("nbattn::backward", _vmap(BACKWARD, _TENSOR_COUNT + 4), lib=_library)
 
 
 def _flops(query: Any, key: Any, value: Any, extra_key: Any, mask: list[int], products: int) -> int:

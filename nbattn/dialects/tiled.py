@@ -106,7 +106,6 @@ class Item(NamedTuple):
     head_dim: int
     value_dim: int
     extra_keys: int
-    itemsize: int
 
 
 def choose_tile(lines: tuple[BoundAxis, ...], item: Item) -> tuple[int, ...]:

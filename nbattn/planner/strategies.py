@@ -102,14 +102,12 @@ def _reference(request: Request, lines: Lines) -> Candidate:
 
 def _tiled(request: Request, lines: Lines) -> Candidate:
     """Tiles of queries against the hull of their keys."""
-    itemsize = costs.ITEMSIZE[request.dtype]
     item = tiled.Item(
         request.batch * request.kv_heads,
         request.group,
         request.head_dim,
         request.value_dim,
         request.extra_keys,
-        itemsize,
     )
     arguments = tiled.Tiled(lines, tiled.choose_tile(lines, item))
     totals = arguments.totals()
