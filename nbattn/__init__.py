@@ -8,8 +8,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from nbattn.axis import Axis
-from nbattn.errors import BackendError, InputError, MaskError, NbattnError
+from nbattn.errors import BackendError, ConfigError, InputError, MaskError, NbattnError
 from nbattn.mask import Mask
+from nbattn.version import __version__
 
 if TYPE_CHECKING:
     from nbattn.dialects.device import DeviceInfo as DeviceInfo
@@ -18,16 +19,17 @@ if TYPE_CHECKING:
     from nbattn.functional import plan as plan
     from nbattn.planner.plan import Plan as Plan
 
-__version__ = "0.1.0"
 __all__ = [
     "Axis",
     "BackendError",
+    "ConfigError",
     "DeviceInfo",
     "InputError",
     "Mask",
     "MaskError",
     "NbattnError",
     "Plan",
+    "__version__",
     "attention",
     "merge",
     "plan",

@@ -45,6 +45,10 @@ class BackendError(NbattnError, RuntimeError):
     """No backend can do what was asked; the message lists every reason."""
 
 
+class ConfigError(NbattnError, ValueError):
+    """A configuration file or mapping has mistakes; the message lists every one of them."""
+
+
 def kind(value: object) -> str:
     """The type of a value with its article: "an int", "a float"."""
     name = type(value).__name__

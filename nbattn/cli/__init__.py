@@ -1,0 +1,63 @@
+"""The command line: one module per command, and what they share: exit codes and error messages.
+
+A command module imports only the standard library when it is loaded, so that `doctor` works where
+torch is broken. It offers `add_parser(commands)`, which registers `run(options) -> int`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from nbattn.errors import NbattnError
+from nbattn.version import __version__
+
+COMMANDS: tuple[str, ...] = ()
+OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
+_EPILOG = """
+exit status:
+  0   done
+  1   done, and the answer is no: a plan that is not exact, a backend that failed
+  2   the command, a file or a shape does not fit; one message on stderr says what to write
+  130 interrupted
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        arguments: default: those of the process.
+
+    Returns:
+        The exit status: see `_EPILOG`.
+    """
+    options = parser().parse_args(arguments)
+    try:
+        return options.run(options)
+    except NbattnError as error:
+        print(f"nbattn {options.command}: {error}", file=sys.stderr)
+        return USAGE
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:  # the reader, head(1) say, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return OK
+
+
+def parser() -> argparse.ArgumentParser:
+    """The parser of all commands."""
+    top = argparse.ArgumentParser(
+        prog="nbattn",
+        description="Neighborhood attention: masks, plans and measurements.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    top.add_argument("--version", action="version", version=f"nbattn {__version__}")
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name in COMMANDS:
+        importlib.import_module(f"nbattn.cli.{name}").add_parser(commands)
+    return top
