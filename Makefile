@@ -16,6 +16,6 @@ clean:
 	rm -rf .venv build dist demo-output .pytest_cache .ruff_cache .hypothesis
 .venv/stamp: pyproject.toml
 	$(PYTHON) -m venv --clear .venv
-	$(BIN)/pip install --quiet "$(TORCH)" --editable ".[dev,yaml]"
+	$(BIN)/pip install --quiet "$(TORCH)" --editable ".[dev,all]"
 	touch $@
 .PHONY: test deep lint bench clean
