@@ -13,6 +13,7 @@ from nbattn.mask import Mask
 from nbattn.version import __version__
 
 if TYPE_CHECKING:
+    from nbattn.config import load as load
     from nbattn.dialects.device import DeviceInfo as DeviceInfo
     from nbattn.functional import attention as attention
     from nbattn.functional import merge as merge
@@ -31,6 +32,7 @@ __all__ = [
     "Plan",
     "__version__",
     "attention",
+    "load",
     "merge",
     "plan",
 ]
@@ -39,6 +41,7 @@ _LAZY = {
     "attention": "nbattn.functional",
     "plan": "nbattn.functional",
     "merge": "nbattn.functional",
+    "load": "nbattn.config",
     "Plan": "nbattn.planner.plan",
     "DeviceInfo": "nbattn.dialects.device",
 }

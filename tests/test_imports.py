@@ -38,7 +38,7 @@ ALLOWED = {
     "arguments": "errors axis mask dialects planner",
     "functional": "errors axis mask geometry dialects planner backends ops arguments",
     "nn": "errors axis mask geometry planner functional",
-    "config": "errors axis mask planner functional nn",
+    "config": "errors axis mask geometry dialects planner arguments functional nn config",
     "draw": "errors axis mask geometry",
     "plot": "errors axis mask geometry planner draw",
     "doctor": "errors version dialects planner backends config",
@@ -68,7 +68,7 @@ FOREIGN = {
     **dict.fromkeys(["geometry", "dialects", "draw", "plot"], "numpy"),
     **dict.fromkeys(["planner", "backends", "ops", "arguments", "functional", "nn"], "numpy torch"),
     **dict.fromkeys(["integrations", "distributed", "bench", "tune", "demo"], "numpy torch"),
-    "config": "pydantic",
+    "config": "pydantic pydantic_core",
     "cli": "",
 }
 

@@ -38,6 +38,11 @@ def device_info(device: torch.device | str | DeviceInfo | None) -> DeviceInfo:
     return devices.DEVICES["cpu"] if found.type == "cpu" else devices.other(found.type)
 
 
+def is_device(name: str) -> bool:
+    """Whether a name means a device on some machine: one with data, or one that torch knows."""
+    return name in devices.DEVICES or _torch_device(name) is not None
+
+
 def _torch_device(device: object) -> torch.device | None:
     """A torch device, or the one that a string names."""
     if not isinstance(device, (str, torch.device)):
