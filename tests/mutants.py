@@ -40,14 +40,14 @@ class Mutant(NamedTuple):
 # fmt: off
 MUTANTS = [
     # borders
-    Mutant("clip-left", GEOMETRY, "lo, hi = np.maximum(leader - left, 0)",
-           "lo, hi = np.maximum(leader - left + 1, 0)", "literal_masks natten_semantics"),
-    Mutant("clip-right", GEOMETRY, "np.minimum(leader + right + 1, keys)",
-           "np.minimum(leader + right, keys)", "literal_masks natten_semantics"),
-    Mutant("shift-start", GEOMETRY, "lo = np.clip(leader - left, 0,",
-           "lo = np.clip(leader - left, 1,", "literal_masks natten_semantics"),
-    Mutant("shift-end", GEOMETRY, "np.asarray(keys) - window)",
-           "np.asarray(keys) - window - 1)", "literal_masks natten_semantics"),
+    Mutant("clip-left", GEOMETRY, "lo, hi = np.maximum(lo, 0)",
+           "lo, hi = np.maximum(lo + 1, 0)", "literal_masks natten_semantics"),
+    Mutant("clip-right", GEOMETRY, "np.minimum(hi, keys)",
+           "np.minimum(hi - 1, keys)", "literal_masks natten_semantics"),
+    Mutant("shift-start", GEOMETRY, "lo = np.clip(lo, 0,",
+           "lo = np.clip(lo, 1,", "literal_masks natten_semantics"),
+    Mutant("shift-end", GEOMETRY, "keys - window)",
+           "keys - window - 1)", "literal_masks natten_semantics"),
     Mutant("wrap-start", GEOMETRY, "np.where(whole, 0, lo % size)",
            "np.where(whole, 0, (lo + 1) % size)", "literal_masks metamorphic"),
     Mutant("wrap-length", GEOMETRY, "np.minimum(hi - lo, keys)",

@@ -352,8 +352,11 @@ def test_a_mapping_that_fails_is_named() -> None:
 
 
 KEYS = st.sampled_from(
-    "masks layers plans a axes left right border causal neighborhood kernel_size mask dim num_heads "
-    "query key dtype device int full".split()
+    [
+        *("masks", "layers", "plans", "a", "axes", "left", "right", "border", "causal", "full"),
+        *("neighborhood", "kernel_size", "mask", "dim", "num_heads", "query", "key", "dtype"),
+        *("device", "int"),
+    ]
 )
 LEAVES = (
     st.none()

@@ -37,16 +37,19 @@ ALLOWED = {
     "ops": "errors axis mask geometry dialects planner backends",
     "arguments": "errors axis mask dialects planner",
     "functional": "errors axis mask geometry dialects planner backends ops arguments",
-    "nn": "errors axis mask geometry planner functional",
+    "nn": "errors axis mask geometry dialects planner arguments functional",
     "config": "errors axis mask geometry dialects planner arguments functional nn config",
     "draw": "errors axis mask geometry",
     "plot": "errors axis mask geometry planner draw",
+    "legend": "errors axis mask geometry",
+    "draw": "errors axis mask geometry legend",
+    "plot": "errors axis mask geometry planner legend draw",
     "doctor": "errors version dialects planner backends config",
     "bench": "errors axis mask geometry dialects planner functional config",
     "tune": "errors axis mask geometry dialects planner functional config bench",
     "demo": "errors axis mask geometry dialects planner functional nn config draw plot demo",
-    "cli": "errors axis mask geometry dialects planner functional nn config draw plot doctor bench"
-    " tune demo cli version",
+    "cli": "errors axis mask geometry dialects planner functional nn config legend draw plot"
+    " doctor bench tune demo cli version",
     "integrations": "errors axis mask geometry dialects planner functional nn config integrations",
     "distributed": "errors axis mask geometry planner ops functional",
     "__main__": "cli",
@@ -65,7 +68,7 @@ EXCEPTIONS = {
 # Room → packages it may import at module level; `dialects` may not import others anywhere.
 FOREIGN = {
     **dict.fromkeys(["version", "errors", "axis", "mask", "doctor", "__main__", ""], ""),
-    **dict.fromkeys(["geometry", "dialects", "draw", "plot"], "numpy"),
+    **dict.fromkeys(["geometry", "dialects", "legend", "draw", "plot"], "numpy"),
     **dict.fromkeys(["planner", "backends", "ops", "arguments", "functional", "nn"], "numpy torch"),
     **dict.fromkeys(["integrations", "distributed", "bench", "tune", "demo"], "numpy torch"),
     "config": "pydantic pydantic_core",
