@@ -39,8 +39,6 @@ ALLOWED = {
     "functional": "errors axis mask geometry dialects planner backends ops arguments",
     "nn": "errors axis mask geometry dialects planner arguments functional",
     "config": "errors axis mask geometry dialects planner arguments functional nn config",
-    "draw": "errors axis mask geometry",
-    "plot": "errors axis mask geometry planner draw",
     "legend": "errors axis mask geometry",
     "draw": "errors axis mask geometry legend",
     "plot": "errors axis mask geometry planner legend draw",
