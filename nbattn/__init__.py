@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from nbattn.functional import attention as attention
     from nbattn.functional import merge as merge
     from nbattn.functional import plan as plan
+    from nbattn.nn import NeighborhoodAttention as NeighborhoodAttention
     from nbattn.planner.plan import Plan as Plan
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "Mask",
     "MaskError",
     "NbattnError",
+    "NeighborhoodAttention",
     "Plan",
     "__version__",
     "attention",
@@ -39,6 +41,7 @@ _LAZY = {
     "attention": "nbattn.functional",
     "plan": "nbattn.functional",
     "merge": "nbattn.functional",
+    "NeighborhoodAttention": "nbattn.nn",
     "Plan": "nbattn.planner.plan",
     "DeviceInfo": "nbattn.dialects.device",
 }

@@ -37,7 +37,7 @@ ALLOWED = {
     "ops": "errors axis mask geometry dialects planner backends",
     "arguments": "errors axis mask dialects planner",
     "functional": "errors axis mask geometry dialects planner backends ops arguments",
-    "nn": "errors axis mask geometry planner functional",
+    "nn": "errors axis mask geometry dialects planner arguments functional",
     "config": "errors axis mask planner functional nn",
     "draw": "errors axis mask geometry",
     "plot": "errors axis mask geometry planner draw",
