@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from nbattn.functional import attention as attention
     from nbattn.functional import merge as merge
     from nbattn.functional import plan as plan
+    from nbattn.nn import NeighborhoodAttention as NeighborhoodAttention
     from nbattn.planner.plan import Plan as Plan
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "Mask",
     "MaskError",
     "NbattnError",
+    "NeighborhoodAttention",
     "Plan",
     "__version__",
     "attention",
@@ -42,6 +44,7 @@ _LAZY = {
     "plan": "nbattn.functional",
     "merge": "nbattn.functional",
     "load": "nbattn.config",
+    "NeighborhoodAttention": "nbattn.nn",
     "Plan": "nbattn.planner.plan",
     "DeviceInfo": "nbattn.dialects.device",
 }

@@ -112,7 +112,9 @@ def test_a_plan_that_is_not_its_mask_fails(
     monkeypatch.setattr(proof, "verify", wrong)
     status, out, _ = nbattn_(capsys, "plan", NAT, "stage1", "--device", "cpu", "--verify")
     assert status == 1
-    assert out.endswith("proof     NOT EXACT: axis 0: query 3 reads other keys than the mask says\n")
+    assert out.endswith(
+        "proof     NOT EXACT: axis 0: query 3 reads other keys than the mask says\n"
+    )
     status, out, _ = nbattn_(capsys, "plan", NAT, "stage1", "--verify", "--json")
     assert (status, json.loads(out)[0]["verified"]) == (1, False)
 
