@@ -1,0 +1,1 @@
+"""Integrations: nbattn where other libraries expect their own attention."""
