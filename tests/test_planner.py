@@ -570,7 +570,7 @@ def test_auto_never_picks_the_reference(request_: Request) -> None:
 
 @given(requests(), st.sampled_from(BACKENDS[1:]))
 def test_an_explicit_backend_runs_or_raises(cases: Count, request_: Request, backend: str) -> None:
-    able = [c for c in all_of(request_) if c.backend == backend]
+    able = [c for c in all_of(replace(request_, backend=backend)) if c.backend == backend]
     willing = [c for c in able if {reason.limit for reason in c.reasons} <= {"backend"}]
     if willing:
         plan = planner.make(replace(request_, backend=backend))

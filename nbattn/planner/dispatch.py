@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
+from importlib import metadata
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from nbattn.dialects import device as devices
+from nbattn.dialects import natten
 from nbattn.dialects.device import DeviceInfo
 from nbattn.errors import InputError
 from nbattn.mask import Mask, from_code
@@ -34,8 +37,14 @@ def device_info(device: torch.device | str | DeviceInfo | None) -> DeviceInfo:
         if not torch.cuda.is_available():
             problem = f"device={device!r}: this machine has no CUDA device."
             raise InputError(problem, fix=devices.known())
-        return devices.cuda(*torch.cuda.get_device_capability(found))
+        info = devices.cuda(*torch.cuda.get_device_capability(found))
+        return replace(info, providers=_installed())
     return devices.DEVICES["cpu"] if found.type == "cpu" else devices.other(found.type)
+
+
+def _installed() -> tuple[str, ...]:
+    """The optional packages of kernels that are there, without importing them."""
+    return tuple(name for name in (natten.PACKAGE,) if [*metadata.Distribution.discover(name=name)])
 
 
 def is_device(name: str) -> bool:

@@ -10,8 +10,19 @@ from nbattn.dialects.device import DeviceInfo
 from nbattn.errors import InputError
 from nbattn.mask import Mask
 
-BACKENDS = ("auto", "reference", "tiled", "sdpa")
-STRATEGIES = ("dense", "causal", "mask", "tile", "fold", "trim", "split", "merge")
+BACKENDS = ("auto", "reference", "tiled", "sdpa", "flex", "natten")
+STRATEGIES = (
+    "dense",
+    "causal",
+    "mask",
+    "tile",
+    "blocks",
+    "window",
+    "fold",
+    "trim",
+    "split",
+    "merge",
+)
 LAYOUTS = ("contiguous", "packed", "strided")
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 

@@ -10,12 +10,12 @@ from itertools import product
 from typing import Any
 
 from nbattn import geometry
-from nbattn.dialects import dense, tiled
+from nbattn.dialects import dense, flex, natten, tiled
 from nbattn.dialects.limits import Limits, Reason
 from nbattn.geometry import BoundAxis
 from nbattn.planner import costs
 from nbattn.planner.costs import Cost
-from nbattn.planner.programs import Call, Program, View, whole
+from nbattn.planner.programs import Call, CallArguments, Program, View, whole
 from nbattn.planner.request import Request
 from nbattn.planner.rewrites import Piece, dense_pieces, fold_into_heads
 
@@ -255,9 +255,56 @@ def _copies(request: Request, view: View) -> bool:
     return len(view.axes) > 1 or (bool(in_batch) and request.batch > 1)
 
 
+def _flex(request: Request, lines: Lines) -> Candidate:
+    """One FlexAttention call over blocks of tokens, which are counted only when it is asked for."""
+    reasons: list[Reason] = []
+    if request.backend == "auto":
+        reasons = [Reason("compile", "compiles for seconds: runs only by name: backend='flex'")]
+    if request.backend == "flex":
+        reasons = flex.reasons(request)
+        if not request.query_count * request.key_count:
+            reasons.append(Reason("mask", "no pairs, for which its kernel is not defined"))
+        elif geometry.has_empty_queries(lines):
+            reasons.append(Reason("mask", "rows without keys, for which it is not defined"))
+    if reasons or request.backend != "flex":
+        return Candidate("flex", "blocks", (), None, None, tuple(reasons))
+    call = flex.Blocks(lines)
+    return _peer("flex", "blocks", request, lines, call, call.visited())
+
+
+def _natten(request: Request, lines: Lines) -> Candidate:
+    """One call of the natten package, where every axis is a neighborhood."""
+    if request.backend not in ("auto", "natten"):
+        return Candidate("natten", "window", (), None, None)
+    reasons, windows = natten.reasons(request), natten.windows(lines)
+    if isinstance(windows, Reason) or reasons:
+        reasons += [windows] if isinstance(windows, Reason) else []
+        return Candidate("natten", "window", (), None, None, tuple(reasons))
+    # at least the useful pairs: how many its tiles visit is not modelled
+    useful = geometry.pairs(lines)
+    return _peer("natten", "window", request, lines, windows, useful)
+
+
+def _peer(
+    backend: str, strategy: str, request: Request, lines: Lines, call: CallArguments, visited: int
+) -> Candidate:
+    """One call of another library on the tensors as they are."""
+    cost = costs.roofline(
+        request,
+        useful=geometry.pairs(lines),
+        visited=visited,
+        calls=1,
+        rate=costs.sdpa_rate(request),
+    )
+    program = Program((Call(whole(request.query_space), whole(request.key_space), call),))
+    return Candidate(backend, strategy, (), program, cost)
+
+
 _MAKERS: tuple[Callable[[Request, Lines], Candidate], ...] = (
     _reference,
     _tiled,
     _sdpa_dense,
     _sdpa_mask,
+    _flex,
+    _natten,
 )
