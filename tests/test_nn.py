@@ -509,8 +509,7 @@ def test_exported_with_a_dynamic_batch() -> None:
     )
     for size in (2, 1):
         given, rest = [t[:size] for t in tokens], {name: t[:size] for name, t in named.items()}
-        with torch.no_grad():
-            same([exported.module()(*given, **rest)], [layer(*given, **rest)])
+        same(train(exported.module(), *given, **rest), train(layer, *given, **rest))
 
 
 # Messages.
