@@ -18,11 +18,11 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parents[1]
 PROCESSES = 2
 SECONDS = 300  # of one file; a mutant that hangs it is caught
-GEOMETRY, TILED, SCHEDULE, SDPA, REWRITES, PROOF = (
+GEOMETRY, TILED, SCHEDULE, SDPA, REWRITES, PROOF, LAYER = (
     f"nbattn/{name}.py"
     for name in (
         "geometry", "backends/tiled", "backends/schedule", "backends/sdpa",
-        "planner/rewrites", "planner/proof",
+        "planner/rewrites", "planner/proof", "nn",
     )
 )  # fmt: skip
 
@@ -169,6 +169,19 @@ MUTANTS = [
     Mutant("proof-groups", PROOF, "if (query.groups, query.into) != (key.groups, key.into):",
            "if False:", "planner"),
     Mutant("proof-pair-twice", PROOF, "if times.max() > 1:", "if False:", "planner"),
+    # the layer
+    Mutant("layer-parts", LAYER, "query, key, value = self._parts()",
+           "query, value, key = self._parts()", "nn"),
+    Mutant("layer-biases", LAYER, "bias.split(rows)", "bias.flip(0).split(rows)", "nn"),
+    Mutant("layer-context", LAYER, "_heads(context, *key)", "_heads(x, *key)", "nn"),
+    Mutant("layer-key-range", LAYER, "key_range=key_range,\n            extra_key",
+           "extra_key", "nn"),
+    Mutant("layer-extra-key", LAYER, "transform.extra_key(extra_key)", "extra_key", "nn"),
+    Mutant("layer-layout", LAYER, "before.dtype).contiguous()", "before.dtype)", "nn"),
+    Mutant("layer-trains", LAYER, "(self.qkv, self.qk_transform)", "(self.qk_transform,)", "nn"),
+    Mutant("layer-drop", LAYER, "self.proj_drop(self.proj(out.flatten(-2)))",
+           "self.proj(out.flatten(-2))", "nn"),
+    Mutant("layer-autocast", LAYER, "(_autocast(weight) or weight.dtype)", "weight.dtype", "nn"),
 ]
 # fmt: on
 
