@@ -171,8 +171,8 @@ MUTANTS = [
            "if False:", "planner"),
     Mutant("proof-pair-twice", PROOF, "if times.max() > 1:", "if False:", "planner"),
     # the layer
-    Mutant("layer-parts", LAYER, "query, key, value = self._parts()",
-           "query, value, key = self._parts()", "nn"),
+    Mutant("layer-parts", LAYER, "query, key, value = self._parts(",
+           "query, value, key = self._parts(", "nn"),
     Mutant("layer-biases", LAYER, "bias.split(rows)", "bias.flip(0).split(rows)", "nn"),
     Mutant("layer-context", LAYER, "_heads(context, *key)", "_heads(x, *key)", "nn"),
     Mutant("layer-key-range", LAYER, "key_range=key_range,\n            extra_key",
