@@ -88,6 +88,23 @@ def test_a_reader_that_stops_early() -> None:
     assert done.stdout == b"Mask(Axis(None, 0, causal=True))\n"
 
 
+@pytest.mark.parametrize("name", ["mask", "doctor"])
+def test_help_on_outputs_without_these_signs(name: str) -> None:
+    done = shell(f"nbattn {name} --help", PYTHONIOENCODING="ascii")
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_a_missing_package_is_one_message(tmp_path: Path) -> None:
+    (tmp_path / "numpy.py").write_text("raise ImportError('numpy is broken')")
+    places = os.pathsep.join(map(str, (tmp_path, ROOT)))
+    done = shell("nbattn mask --mask 'causal()' --query 3", PYTHONPATH=places)
+    assert (done.returncode, done.stdout) == (2, b"")
+    assert done.stderr.decode() == (
+        "nbattn mask: numpy is broken.\n"
+        "  fix:   `nbattn doctor` says what is missing or broken, and what to install.\n"
+    )
+
+
 def test_a_narrow_terminal(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
     monkeypatch.setenv("COLUMNS", "40")

@@ -160,6 +160,24 @@ def test_text_says_what_json_says(healthy, capsys: pytest.CaptureFixture[str]) -
     assert "variables              nbattn reads none" in text
 
 
+def test_a_table_on_a_terminal(
+    healthy, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", "50")
+    table = list(command.rows(healthy))
+    command.show(table)
+    text = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out)
+    assert "│" in text
+    assert max(map(len, text.splitlines())) <= 50
+    assert "…" not in text
+    for _, name, _ in table:
+        assert name.split()[0][:10] in text
+    monkeypatch.setitem(sys.modules, "rich.table", None)
+    command.show(table)
+    assert capsys.readouterr().out.startswith("(plain: rich does not work here: ModuleNotFound")
+
+
 def test_words_for_trouble() -> None:
     package = {"name": "natten", "extras": ["natten"], "wanted": "==0.21.7", "installed": "0.20"}
     package |= {"fits": False, "importable": False, "error": "OSError: x"}

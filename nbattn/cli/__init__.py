@@ -43,6 +43,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except NbattnError as error:
         print(f"nbattn {options.command}: {error}", file=sys.stderr)
         return USAGE
+    except ImportError as error:
+        hint = "  fix:   `nbattn doctor` says what is missing or broken, and what to install."
+        print(f"nbattn {options.command}: {error}.\n{hint}", file=sys.stderr)
+        return USAGE
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:  # the reader, head(1) say, has seen enough

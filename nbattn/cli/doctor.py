@@ -57,7 +57,8 @@ def rows(facts: dict[str, Any]) -> Iterator[Row]:
         for name, found in facts[part].items():
             if name == "devices":
                 for device in found:
-                    yield part, "device", _words(device)
+                    name, *rest = device.items()
+                    yield part, f"device {name[1]}", _words(dict(rest)) or "no further facts"
             else:
                 yield part, name, _amount(name, found)
     yield from _listed("package", facts["packages"], _package)
@@ -132,7 +133,9 @@ def show(table: list[Row]) -> None:
 
 
 def _show_rich(table: list[Row]) -> None:
-    drawn = importlib.import_module("rich.table").Table("part", "name", "found")
+    drawn = importlib.import_module("rich.table").Table()
+    for column in ("part", "name", "found"):
+        drawn.add_column(column, overflow="fold")
     text = importlib.import_module("rich.text").Text
     last = table[0][0]
     for part, name, found in table:

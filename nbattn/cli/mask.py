@@ -52,11 +52,16 @@ def add_parser(commands: Any) -> None:
     add("config", nargs="?", metavar="CONFIG", help="a TOML or YAML file with [masks.NAME]")
     add("name", nargs="?", metavar="NAME", help="which of its masks; may be left out for one")
     add("--mask", metavar="TEXT", help="a mask as in Python, instead of CONFIG")
-    add("--query", required=True, metavar="N,…", help="queries per axis: 8,24,24")
-    add("--key", metavar="N,…", help="keys per axis (default: as the queries)")
+    add("--query", required=True, metavar="N,N", help="queries per axis: 8,24,24")
+    add("--key", metavar="N,N", help="keys per axis (default: as the queries)")
     add("--json", action="store_true", help="the same facts as JSON, pairs of every cell included")
     add("--png", metavar="PATH", help="also a figure: matrices, tiles of a plan, neighborhoods")
-    add("--device", default="cpu", metavar="NAME", help="of the plan in the figure: cpu, sm_90 …")
+    add(
+        "--device",
+        default="cpu",
+        metavar="NAME",
+        help="of the plan in the figure: cpu, sm_90 and so on",
+    )
     add("--dtype", default="float32", metavar="NAME", help="of that plan (default: float32)")
     add("--heads", type=int, default=8, metavar="H", help="of that plan (default: 8)")
     add("--head-dim", type=int, default=64, metavar="D", help="of that plan (default: 64)")
