@@ -180,9 +180,8 @@ def test_long_axes_are_drawn_by_tiles_whose_shares_are_counted() -> None:
     assert figure.axes[0].get_xlim() == (-0.5, 400.5)
 
 
-@pytest.mark.parametrize("axis", [Axis(1000, 1000, border="shift"), Axis(), Axis(0, 0)], ids=repr)
-def test_a_million_is_drawn_in_bounds(axis: Axis) -> None:
-    made = plan(Mask(axis), (10**6,), backend="tiled")
+def test_a_million_is_drawn_in_bounds() -> None:
+    made = plan(Mask(Axis(1000, 1000, border="shift")), (10**6,), backend="tiled")
     tracemalloc.start()
     figure = plot.figure(made)
     _, peak = tracemalloc.get_traced_memory()
