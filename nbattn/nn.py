@@ -216,6 +216,11 @@ class NeighborhoodAttention(nn.Module):
             if not isinstance(tokens, Tensor):
                 what = "None" if tokens is None else kind(tokens)
                 raise InputError(f"{name} is {what}, not a tensor.", fix=self._wanted(name))
+            if tokens.is_nested or tokens.layout != torch.strided:
+                raise InputError(
+                    f"{name} is a sparse or nested tensor.",
+                    fix=f"{name} dense and padded, with key_range=.",
+                )
             self._check_shape(name, tokens.shape)
             _same_batch(x.shape, name, tokens.shape)
         if extra_tokens is None or self.qk_transform is None:

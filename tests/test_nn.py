@@ -478,6 +478,15 @@ def test_autocast_is_the_layer_in_that_dtype(compiled: bool) -> None:
         )
 
 
+@pytest.mark.usefixtures("fresh_compiler")
+@pytest.mark.parametrize("fullgraph", [False, True])
+def test_a_mistake_is_told_from_inside_a_compiled_layer(fullgraph: bool) -> None:
+    compiled = torch.compile(build(PLANE), fullgraph=fullgraph, backend="eager")
+    kind = torch._dynamo.exc.Unsupported if fullgraph else nbattn.InputError
+    with pytest.raises(kind, match=r"x has 5 channels \[2, 4, 5, 5\], not 12"):
+        compiled(random(2, 4, 5, 5))
+
+
 def test_checkpointed_equals_plain() -> None:
     layer, _, tokens, named = case("solid_everything")
     wanted = train(layer, *tokens, **named)
@@ -509,8 +518,7 @@ def test_exported_with_a_dynamic_batch() -> None:
     )
     for size in (2, 1):
         given, rest = [t[:size] for t in tokens], {name: t[:size] for name, t in named.items()}
-        with torch.no_grad():
-            same([exported.module()(*given, **rest)], [layer(*given, **rest)])
+        same(train(exported.module(), *given, **rest), train(layer, *given, **rest))
 
 
 # Messages.
@@ -666,6 +674,14 @@ layer(None)
 layer([[1.0]])
     InputError: x is a list, not a tensor.
       fix:   x as [B, X, Y, 64].
+
+layer(x.to_sparse())
+    InputError: x is a sparse or nested tensor.
+      fix:   x dense and padded, with key_range=.
+
+layer(torch.nested.nested_tensor([x[0], x[1, 1:]], layout=torch.jagged))
+    InputError: x is a sparse or nested tensor.
+      fix:   x dense and padded, with key_range=.
 
 layer(t(2, 42, 64))
     InputError: x has 3 dimensions [2, 42, 64], not 4.
@@ -843,5 +859,5 @@ def test_a_mistake_is_found_before_anything_else_is_done() -> None:
         pytest.raises(nbattn.InputError, match="x is float64"),
     ):
         PLAIN(t(2, 6, 7, 64).double())
-    with pytest.raises(TypeError, match="positional"):
+    with pytest.raises(TypeError, match="takes from 2 to 3 positional"):
         PLAIN(t(2, 6, 7, 64), None, t(2, 3, 64))  # extra tokens go by name
