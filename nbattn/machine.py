@@ -19,11 +19,10 @@ def machine() -> dict[str, Any]:
     """The processor: model, cores this process may use, memory, instruction sets that matter."""
     import torch
 
-    fields = _cpu_fields()
-    flags = fields.get("flags", "").split()
+    flags = _cpu_fields().get("flags", "").split()
     found: dict[str, Any] = {
         "cpu": cpu_model(),
-        "family_model": f"{fields.get('cpu family', '')}/{fields.get('model', '')}",
+        "family_model": cpu_family(),
         "cores": cores(),
         "load_average": load(),
         "memory_gib": round(memory() / 2**30, 1),
@@ -61,6 +60,11 @@ def now() -> str:
 def cpu_model() -> str:
     """The processor's name, as it calls itself."""
     return _cpu_fields().get("model name") or platform.processor() or platform.machine()
+
+
+def cpu_family() -> str:
+    """Family and model number: under hypervisors generations share one name. "/" if unknown."""
+    return f"{_cpu_fields().get('cpu family', '')}/{_cpu_fields().get('model', '')}"
 
 
 @cache
