@@ -29,6 +29,7 @@ TOLERANCE = {"float64": 1e-11, "float32": 2e-5, "bfloat16": 2e-2, "float16": 4e-
 DENSE_BYTES = 1 << 30  # of scores that the reference may hold
 _DENSE_COPIES = {False: 3, True: 6}  # of the scores, at the reference's peak: forward, training
 SOFTCAP = 20.0
+QUIET = 0.3  # cores that other programs may use while several threads are timed
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +122,17 @@ class Effort:
     seconds: float = 20.0
     backends: tuple[str, ...] | None = None
     by_name: bool = True
+
+
+def disturbance(kind: str) -> str:
+    """Why times would mislead now: several threads, timed by wall time, beside other programs."""
+    threads = torch.get_num_threads()
+    if kind != "cpu" or threads == 1:
+        return ""
+    others = machine.busy()
+    if others is None or others <= QUIET:
+        return ""
+    return f"other programs use {others:.1f} cores: wall times of {threads} threads mislead"
 
 
 def passes(plan: Plan) -> Iterator[Plan]:

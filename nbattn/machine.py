@@ -6,6 +6,7 @@ import datetime
 import importlib.metadata
 import os
 import platform
+import time
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,25 @@ def cores() -> int:
 def load() -> float | None:
     """Programs that ran or waited for a core during the last minute; None where unknown."""
     return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+
+
+def busy(seconds: float = 0.2) -> float | None:
+    """Cores that other programs use while this one sleeps; None where the system does not tell."""
+    before, start = _idle(), time.perf_counter()
+    time.sleep(seconds)
+    after, taken = _idle(), time.perf_counter() - start
+    if before is None or after is None:
+        return None
+    return max(0.0, (os.cpu_count() or 1) - (after - before) / taken)
+
+
+def _idle() -> float | None:
+    """Seconds that all cores together have been idle, or waited for a disk."""
+    try:
+        words = Path("/proc/stat").read_text().split("\n", 1)[0].split()
+        return (int(words[4]) + int(words[5])) / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError, IndexError):
+        return None
 
 
 def memory() -> int:

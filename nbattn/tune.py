@@ -41,6 +41,18 @@ def this_device(info: DeviceInfo) -> Fingerprint:
     return found
 
 
+def check_quiet(kind: str) -> None:
+    """Refuse to write what other programs have distorted: plans would follow it.
+
+    Raises:
+        InputError: several threads are timed and the machine is busy.
+    """
+    disturbed = bench.disturbance(kind)
+    if disturbed:
+        fix = "--threads 1, which is timed by CPU time, or wait until the machine is idle."
+        raise InputError(f"{disturbed}.", fix=fix)
+
+
 def rates(kind: str, *, effort: Effort) -> Rates:
     """The speeds of a device: products of square matrices, the best over sizes; copies of memory;
     and one small attention of torch, as the cost of a call.

@@ -69,8 +69,9 @@ def config(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
 
 def use(monkeypatch: pytest.MonkeyPatch, *seconds: float) -> None:
-    """A fake clock for the commands."""
+    """A fake clock for the commands, on a machine that is idle."""
     reads = fake(*seconds)
+    monkeypatch.setattr(bench.machine, "busy", lambda: 0.0)
     monkeypatch.setattr(bench, "clock", lambda threads, device: reads)
 
 
@@ -192,6 +193,22 @@ def test_a_wrong_mask_is_reported_and_not_timed(monkeypatch: pytest.MonkeyPatch)
         assert row.reason.startswith("WRONG: a row is off by 0.0")
         assert row.reason.endswith(f" of its size, the limit is {limit:g}")
         assert "tiled/tile" not in dict(job.timed)
+
+
+def test_a_wrong_gradient_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The output is right; the gradient that arrives is a tenth of a percent too large."""
+    attention = nbattn.functional.attention
+
+    def tampered(**named: Any) -> Any:
+        out = attention(**named)
+        if named["backend"] == "tiled":
+            out.register_hook(lambda grad: 1.001 * grad)
+        return out
+
+    monkeypatch.setattr(bench.functional, "attention", tampered)
+    effort = Effort(clock=fake(2, 3, 4), rounds=1, backends=("tiled", "sdpa"))
+    job = bench.measure("dinat", plan(training=True), effort)
+    assert [row.name for row in job.rows if row.wrong] == ["tiled/tile"]
 
 
 def test_one_that_fails_does_not_stop_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -353,6 +370,19 @@ def test_a_wrong_candidate_is_exit_status_1(
     out = capsys.readouterr().out
     assert "WRONG: a row is off by " in out
     assert out.splitlines()[-1] == "WRONG or failed: tiled/tile on dinat forward"
+
+
+def test_a_busy_machine_is_said_on_stderr(
+    capsys: pytest.CaptureFixture[str], config: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config(small=plan(Mask.neighborhood(3), (1, 16, 2, 8)))
+    use(monkeypatch, *range(2, 20))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    monkeypatch.setattr(bench.machine, "busy", lambda: 1.25)
+    assert main(["bench", "any.toml"]) == 0
+    assert capsys.readouterr().err == (
+        "nbattn bench: other programs use 1.2 cores: wall times of 2 threads mislead\n"
+    )
 
 
 def test_a_mask_in_words(

@@ -257,6 +257,17 @@ def test_the_file_is_read_once(folder: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert len(reads) == 1
 
 
+def test_the_state_is_what_doctor_shows(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert measured.state() == {"path": str(folder / "costs.json"), "devices": [], "problem": ""}
+    write(folder, entry(REVERSED))
+    (found,) = measured.state()["devices"]
+    assert (found["device"], found["torch"], found["requests"]) == ("cpu", torch.__version__, 1)
+    monkeypatch.setenv("NBATTN_CACHE", "cache")
+    measured.forget()
+    said = "NBATTN_CACHE='cache' is neither an absolute path nor \"off\""
+    assert measured.state() == {"path": None, "devices": [], "problem": said}
+
+
 def test_off_reads_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(folder, entry(REVERSED))
     monkeypatch.setenv("NBATTN_CACHE", "off")

@@ -292,6 +292,28 @@ def test_misuse_is_one_message_and_exit_status_2(
     assert said in err
 
 
+def test_several_threads_on_a_busy_machine_are_not_measured(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    monkeypatch.setattr(bench.machine, "busy", lambda: 1.25)
+    monkeypatch.setattr(tune, "rates", None)  # never called
+    assert main(["tune", "--device", "cpu"]) == 2
+    assert capsys.readouterr().err == (
+        "nbattn tune: other programs use 1.2 cores: wall times of 2 threads mislead.\n"
+        "  fix:   --threads 1, which is timed by CPU time, or wait until the machine is idle.\n"
+    )
+    assert not (folder / "costs.json").exists()
+    for others in (0.2, None):
+        monkeypatch.setattr(bench.machine, "busy", lambda others=others: others)
+        assert bench.disturbance("cpu") == ""
+
+
+def test_other_programs_are_counted_in_cores() -> None:
+    others = bench.machine.busy(0.05)
+    assert others is None or 0 <= others <= 1024
+
+
 def test_a_second_run_adds_to_the_first(
     folder: Path, config: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -89,6 +90,9 @@ def run(options: argparse.Namespace) -> int:
         for part in bench.passes(plan)
     }
     effort = bench.Effort(rounds=options.rounds, seconds=options.seconds, backends=backends)
+    disturbed = bench.disturbance("cpu")
+    if disturbed:
+        print(f"nbattn bench: {disturbed}", file=sys.stderr)
     jobs = measure(plans, effort)
     report(jobs)
     if options.json is not None:

@@ -81,6 +81,7 @@ def run(options: argparse.Namespace) -> int:
         print(f"  not measured: {reason}")
     if options.dry_run:
         return _dry(plans, options.output or tune.measured.path())
+    tune.check_quiet(info.kind)
     found = tune.rates(info.kind, effort=effort)
     _print_rates(found, info)
     jobs = _times(plans, effort)

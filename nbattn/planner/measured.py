@@ -232,6 +232,23 @@ def table_names(name: str) -> bool:
     return any(one.fingerprint.device == name for one in table().entries)
 
 
+def state() -> dict[str, Any]:
+    """Where the table is and what it holds, as plain data for reports; never raises.
+
+    >>> sorted(state())
+    ['devices', 'path', 'problem']
+    """
+    try:
+        where = path()
+    except CacheError:
+        where = None  # which the problem says
+    devices = [
+        {**asdict(one.fingerprint), "date": one.date, "requests": len(one.times)}
+        for one in table().entries
+    ]
+    return {"path": where and str(where), "devices": devices, "problem": table().problem}
+
+
 def forget() -> None:
     """Read the table again when it is needed."""
     for kept in (table, _rated, _holding, _devices, _warnings):
