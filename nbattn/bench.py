@@ -142,11 +142,6 @@ def passes(plan: Plan) -> Iterator[Plan]:
     yield plan
 
 
-def on_device(plan: Plan, device: str) -> Plan:
-    """The plan of the same request on another device."""
-    return planner.make(replace(plan.request, device=dispatch.device_info(device)))
-
-
 def elsewhere(request: Request) -> str:
     """Why a request cannot run on this machine; empty when it can."""
     mine = ["cpu"]

@@ -6,7 +6,6 @@ import os
 import pty
 import subprocess
 import sys
-import types
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +18,7 @@ import nbattn
 from nbattn import Mask, bench, timing
 from nbattn.bench import Effort
 from nbattn.cli import main
+from nbattn.config import Config, PlanConfig
 from nbattn.planner import planner
 from nbattn.planner.request import Request
 
@@ -46,26 +46,27 @@ def fake(*seconds: float) -> timing.Clock:
     return timing.Clock("fake", time, min, min)
 
 
-class Planned:
-    """What a configuration holds for a plan."""
-
-    def __init__(self, made: nbattn.Plan) -> None:
-        self.made = made
-
-    def plan(self) -> nbattn.Plan:
-        return self.made
-
-
 @pytest.fixture
 def config(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """`config(name=plan, …)`: what `nbattn.config.load` finds in any file."""
 
     def install(**plans: nbattn.Plan) -> None:
-        found = types.SimpleNamespace(plans={name: Planned(p) for name, p in plans.items()})
-        module = types.SimpleNamespace(load=lambda path: found)
-        monkeypatch.setitem(sys.modules, "nbattn.config", module)
+        found = Config(plans={name: said(plan.request) for name, plan in plans.items()})
+        monkeypatch.setattr("nbattn.config.load", lambda path: found)
 
     return install
+
+
+def said(request: Request) -> PlanConfig:
+    """A request as configurations say it."""
+    return PlanConfig(
+        mask=request.mask,
+        query=(request.batch, *request.query_space, request.heads, request.head_dim),
+        dtype=request.dtype,
+        device=request.device.name,
+        training=request.training,
+        backend=request.backend,
+    )
 
 
 def use(monkeypatch: pytest.MonkeyPatch, *seconds: float) -> None:
@@ -388,38 +389,24 @@ def test_a_busy_machine_is_said_on_stderr(
 def test_a_mask_in_words(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    module = types.SimpleNamespace(parse_mask=lambda text: Mask.sliding_window(int(text)))
-    monkeypatch.setitem(sys.modules, "nbattn.cli.mask_text", module)
     use(monkeypatch, *range(2, 20))
-    words = ["bench", "--mask", "4", "--query", "1,16,2,8", "--key", "1,20,1,8", "--training"]
+    shapes = ["--query", "1,16,2,8", "--key", "1,20,1,8", "--dtype", "float32"]
+    words = ["bench", "--mask", "sliding_window(4)", *shapes, "--training", "--device", "cpu"]
     assert main(words) == 0
     out = capsys.readouterr().out
-    assert "mask forward: query [1, 16, 2, 8] key [1, 20, 1, 8] float32 cpu\n" in out
-    assert "mask forward + backward: " in out
+    assert "sliding_window(4) forward: query [1, 16, 2, 8] key [1, 20, 1, 8] float32 cpu\n" in out
+    assert "sliding_window(4) forward + backward: " in out
 
 
 MISUSE: list[tuple[list[str], str]] = [
     (
         [],
-        "nbattn bench: neither CONFIG nor --mask is given.\n"
-        "  fix:   nbattn bench CONFIG, or --mask 'causal' --query 1,1024,8,64.\n",
+        "nbattn bench: there is no request.\n  fix:   nbattn bench CONFIG, or nbattn bench --mask ",
     ),
-    (
-        ["a.toml", "--mask", "causal"],
-        "nbattn bench: both CONFIG (a.toml) and --mask are given.\n  fix:   one of them.\n",
-    ),
-    (
-        ["--mask", "causal"],
-        "nbattn bench: --mask needs a shape.\n"
-        "  fix:   --query B,…,H,D, as in --query 1,1024,8,64.\n",
-    ),
-    (
-        ["a.toml", "--query", "1,2,3,4"],
-        "nbattn bench: --query does not go with CONFIG.\n  fix:   write it into a.toml.\n",
-    ),
+    (["--mask", "causal()"], "nbattn bench: there is no request.\n"),
     (
         ["a.toml", "nobody"],
-        "nbattn bench: a.toml has no plan 'nobody'.\n  fix:   one of: dinat.\n",
+        "nbattn bench: a.toml has no plan 'nobody'.\n  fix:   plans of a.toml: dinat.\n",
     ),
     (
         ["a.toml", "--backends", "tiled,magic"],
@@ -439,7 +426,7 @@ MISUSE: list[tuple[list[str], str]] = [
         ["a.toml", "--seconds", "nan"],
         "argument --seconds: 'nan' is not a number of seconds above 0",
     ),
-    (["--mask", "causal", "--query", "1,b"], "argument --query: '1,b' is not B,…,H,D\n"),
+    (["--mask", "causal()", "--query", "1,b"], "argument --query: '1,b' is no shape; write 1,56"),
 ]
 
 
@@ -485,20 +472,13 @@ def test_help_reads_like_a_manual(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_on_a_terminal_there_is_a_bar_and_bold_titles(tmp_path: Path) -> None:
     """The one run with the real clock, in a process of its own."""
-    script = tmp_path / "run.py"
-    script.write_text(
-        "import sys, types, nbattn\n"
-        "made = nbattn.plan(nbattn.Mask.neighborhood(3), (1, 8, 1, 8), dtype='float32', "
-        "device='cpu')\n"
-        "one = types.SimpleNamespace(plan=lambda: made)\n"
-        "found = types.SimpleNamespace(plans={'small': one})\n"
-        "sys.modules['nbattn.config'] = types.SimpleNamespace(load=lambda path: found)\n"
-        "from nbattn.cli import main\n"
-        "raise SystemExit(main(['bench', 'a.toml', '--rounds', '1', '--threads', '1']))\n"
-    )
+    file = tmp_path / "small.toml"
+    plan = 'small = { mask = "m", query = [1, 8, 1, 8], dtype = "float32", device = "cpu" }'
+    file.write_text(f"[masks]\nm = {{ neighborhood = {{ kernel_size = 3 }} }}\n[plans]\n{plan}\n")
+    options = [str(file), "--rounds", "1", "--threads", "1"]
     parent, child = pty.openpty()
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm", "COLUMNS": "100"}
-    command = [sys.executable, "-W", "error", str(script)]
+    command = [sys.executable, "-W", "error", "-m", "nbattn", "bench", *options]
     with subprocess.Popen(command, stdout=child, stderr=child, env=environment) as process:
         os.close(child)
         seen = b""

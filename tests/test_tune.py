@@ -1,8 +1,6 @@
 """Owns `nbattn tune`: what it measures, what it prints, where it writes, and when it refuses."""
 
 import json
-import sys
-import types
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ import torch
 import nbattn
 from nbattn import Mask, bench, functional, timing, tune
 from nbattn.cli import main
+from nbattn.config import Config, PlanConfig
 from nbattn.planner import measured
 
 MASK, SHAPE = Mask.neighborhood((7, 7), dilation=4), (1, 28, 28, 2, 32)
@@ -22,14 +21,8 @@ def plan(**named: Any) -> nbattn.Plan:
     return nbattn.plan(MASK, SHAPE, **{"dtype": "float32", "device": "cpu", **named})
 
 
-class Planned:
-    """What a configuration holds for a plan; made when it is asked for."""
-
-    def __init__(self, **named: Any) -> None:
-        self.named = named
-
-    def plan(self) -> nbattn.Plan:
-        return plan(**self.named)
+def planned(**named: Any) -> PlanConfig:
+    return PlanConfig(mask=MASK, query=SHAPE, **{"dtype": "float32", "device": "cpu", **named})
 
 
 @pytest.fixture(autouse=True)
@@ -65,10 +58,9 @@ def ticking(seconds: Sequence[float]) -> timing.Clock:
 
 @pytest.fixture
 def config(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    def install(**plans: Planned) -> None:
-        found = types.SimpleNamespace(plans=plans)
-        module = types.SimpleNamespace(load=lambda path: found)
-        monkeypatch.setitem(sys.modules, "nbattn.config", module)
+    def install(**plans: PlanConfig) -> None:
+        found = Config(plans=plans)
+        monkeypatch.setattr("nbattn.config.load", lambda path: found)
 
     return install
 
@@ -105,7 +97,7 @@ def test_rates_alone(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_times_of_a_configuration_change_what_is_chosen(
     folder: Path, capsys: pytest.CaptureFixture[str], config: Callable[..., None]
 ) -> None:
-    config(both=Planned(training=True), tiled=Planned(backend="tiled"), gpu=Planned(device="sm_90"))
+    config(both=planned(training=True), tiled=planned(backend="tiled"), gpu=planned(device="sm_90"))
     assert plan(training=True).chosen.name == "sdpa/dense+fold"
     assert main(["tune", "any.toml", "--device", "cpu", "--quick"]) == 0
     # --device: the plan for a GPU is measured here, as a plan for this CPU
@@ -124,7 +116,7 @@ def test_plans_for_other_devices_are_left_out(
 ) -> None:
     if torch.cuda.is_available():
         pytest.skip("a CUDA device is here")
-    config(gpu=Planned(device="sm_90"))
+    config(gpu=planned(device="sm_90"))
     assert main(["tune", "any.toml"]) == 0
     assert "  not measured: gpu: planned for sm_90; this measures cpu\n" in capsys.readouterr().out
 
@@ -135,7 +127,7 @@ def test_a_dry_run_measures_and_writes_nothing(
     config: Callable[..., None],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    config(both=Planned(training=True))
+    config(both=planned(training=True))
     monkeypatch.setattr(tune, "clock", None)
     assert main(["tune", "any.toml", "--device", "cpu", "--dry-run"]) == 0
     names = "sdpa/dense+fold, tiled/tile, sdpa/mask"
@@ -154,7 +146,7 @@ def test_a_dry_run_measures_and_writes_nothing(
 def test_output_writes_there_and_nowhere_else(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], config: Callable[..., None]
 ) -> None:
-    config(one=Planned())
+    config(one=planned())
     path = tmp_path / "shared.json"
     assert main(["tune", "any.toml", "--device", "cpu", "--output", str(path)]) == 0
     assert len(measured.decode(path.read_bytes())[0].times) == 1
@@ -176,7 +168,7 @@ def test_a_wrong_candidate_has_no_time_and_the_status_is_1(
         return out + 1 if named["backend"] == "tiled" else out
 
     monkeypatch.setattr(bench.functional, "attention", tampered)
-    config(one=Planned())
+    config(one=planned())
     assert main(["tune", "any.toml", "--device", "cpu"]) == 1
     assert "\n    tiled/tile: WRONG: a row is off by " in capsys.readouterr().out
     ((times,),) = [one.times.values() for one in table(folder)]
@@ -264,8 +256,11 @@ def test_what_cannot_be_written_is_said_before_measuring(
 
 
 MISUSE: list[tuple[list[str], str]] = [
-    (["--query", "1,2,3,4"], "nbattn tune: neither CONFIG nor --mask is given.\n"),
-    (["a.toml", "nobody"], "nbattn tune: a.toml has no plan 'nobody'.\n  fix:   one of: one.\n"),
+    (["--query", "1,2,3,4"], "nbattn tune: there is no request.\n"),
+    (
+        ["a.toml", "nobody"],
+        "nbattn tune: a.toml has no plan 'nobody'.\n  fix:   plans of a.toml",
+    ),
     (["--device", "abacus"], "nbattn tune: device='abacus' is not known.\n"),
     (["--device", "sm_75"], "nbattn tune: sm_75 cannot be measured: this machine has none, or "),
     (["--output", "no/file"], "nbattn tune: no/file cannot be made: no is no directory.\n"),
@@ -281,7 +276,7 @@ def test_misuse_is_one_message_and_exit_status_2(
     config: Callable[..., None],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    config(one=Planned())
+    config(one=planned())
     monkeypatch.setattr(tune, "rates", None)  # never called
     try:
         status = main(["tune", *words])
@@ -320,7 +315,7 @@ def test_a_second_run_adds_to_the_first(
     found = measured.Rates((("float32", 85e9),), 8e9, 4e-6)
     monkeypatch.setattr(tune, "rates", lambda kind, effort: found)
     for named in ({}, {"training": True}):
-        config(one=Planned(**named))
+        config(one=planned(**named))
         assert main(["tune", "any.toml", "--device", "cpu"]) == 0
     assert len(table(folder)[0].times) == 2
     assert json.loads((folder / "costs.json").read_text())["format"] == 1

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nbattn.cli import sources
+from nbattn.cli import sources, values
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -50,18 +50,18 @@ def add_parser(commands: Any) -> None:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    sources.add_source(parser)
+    sources.add_request(parser)
     add = parser.add_argument
-    add("--rounds", type=sources.whole, default=7, metavar="N", help="default 7")
+    add("--rounds", type=values.whole, default=7, metavar="N", help="default 7")
     add(
         "--seconds",
-        type=sources.seconds,
+        type=values.seconds,
         default=20.0,
         metavar="S",
         help="of a job after which no round begins; a candidate with a larger bound is skipped; "
         "default 20",
     )
-    add("--threads", type=sources.whole, metavar="N", help="of torch; default: what torch has")
+    add("--threads", type=values.whole, metavar="N", help="of torch; default: what torch has")
     add("--backends", metavar="A,B", help="beside the chosen one; default: all")
     add("--json", type=Path, metavar="FILE", help="write everything measured")
     add("--png", type=Path, metavar="FILE", help="draw it (matplotlib)")
@@ -71,7 +71,7 @@ def add_parser(commands: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     """Measure and report; the exit status of the epilog."""
     for path in (options.json, options.png):
-        sources.check_writable(path)
+        values.check_writable(path)
     if options.png is not None:
         from nbattn.cli import bench_chart
 
@@ -83,7 +83,7 @@ def run(options: argparse.Namespace) -> int:
 
     if options.threads is not None:
         torch.set_num_threads(options.threads)
-    backends = sources.names_of(lambda: BACKENDS[1:], "backend", options.backends)
+    backends = values.names_of(lambda: BACKENDS[1:], "backend", options.backends)
     plans = {
         (name, part.request.training): part
         for name, plan in sources.plans(options).items()

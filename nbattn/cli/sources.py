@@ -1,152 +1,115 @@
-"""Where commands that measure get their plans from: a configuration, or a mask in words."""
+"""Which plans a command is about: those of a configuration, or one of a mask and a shape."""
 
 from __future__ import annotations
 
 import argparse
-import importlib
-import os
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nbattn.cli import values
 from nbattn.errors import InputError
 
 if TYPE_CHECKING:
+    from nbattn.config import PlanConfig
     from nbattn.planner.plan import Plan
 
-_WITH_MASK = ("query", "key", "dtype", "training")
+_SWITCHES = {
+    "training": "a backward pass follows",
+    "return-lse": "the logsumexp is an output",
+    "sink": "a sink takes part in the softmax",
+    "key-range": "keys have valid ranges (padding)",
+    "deterministic": "the same bits every time",
+    "packed": "q, k and v are views of one tensor",
+}
 
 
-def add_source(parser: argparse.ArgumentParser) -> None:
-    """The arguments that `plans` reads."""
-    add = parser.add_argument
-    add("config", nargs="?", metavar="CONFIG", help="a configuration file with [plans.…]")
-    add("plans", nargs="*", metavar="PLAN", help="names of its plans; default: all")
-    add("--mask", help="a mask instead of a configuration: 'neighborhood((7, 7))'")
-    add("--query", type=shape, metavar="B,…,H,D", help="with --mask: the shape of the queries")
-    add("--key", type=shape, metavar="B,…,H,D", help="with --mask: of the keys; default: --query")
-    add("--dtype", help="with --mask: default float32")
-    add("--training", action="store_true", help="with --mask: forward and backward")
-    add("--device", help='plan for it, whatever the configuration says: "cpu", "sm_90" …')
-
-
-def plans(options: argparse.Namespace, *, required: bool = True) -> dict[str, Plan]:
-    """The plans that were asked for, by name; none where none is required.
-
-    Raises:
-        NbattnError: of the configuration, the mask or a shape; an unknown plan; nothing asked for.
-    """
-    given = [name for name in _WITH_MASK if getattr(options, name)]
-    if options.mask is None:
-        if options.config is None and not required and not given:
-            return {}
-        if options.config is None:
-            raise InputError(
-                "neither CONFIG nor --mask is given.",
-                fix=f"nbattn {options.command} CONFIG, or --mask 'causal' --query 1,1024,8,64.",
-            )
-        if given:
-            raise InputError(
-                f"--{given[0]} does not go with CONFIG.", fix=f"write it into {options.config}."
-            )
-        return _configured(options)
-    if options.config is not None:
-        raise InputError(
-            f"both CONFIG ({options.config}) and --mask are given.", fix="one of them."
-        )
-    if options.query is None:
-        raise InputError("--mask needs a shape.", fix="--query B,…,H,D, as in --query 1,1024,8,64.")
-    return {"mask": _in_words(options)}
-
-
-def _configured(options: argparse.Namespace) -> dict[str, Plan]:
-    found: Mapping[str, Any] = importlib.import_module("nbattn.config").load(options.config).plans
-    names: Sequence[str] = options.plans or list(found)
-    for name in names:
-        if name not in found:
-            known = ", ".join(found) or "none"
-            raise InputError(f"{options.config} has no plan {name!r}.", fix=f"one of: {known}.")
-    if not names:
-        raise InputError(f"{options.config} has no plans.", fix="a table [plans.NAME].")
-    made = {name: found[name].plan() for name in dict.fromkeys(names)}
-    if options.device is None:
-        return made
-    from nbattn import bench
-
-    return {name: bench.on_device(plan, options.device) for name, plan in made.items()}
-
-
-def _in_words(options: argparse.Namespace) -> Plan:
-    from nbattn import functional
-
-    parse = importlib.import_module("nbattn.cli.mask_text").parse_mask
-    return functional.plan(
-        parse(options.mask),
-        options.query,
-        options.key,
-        dtype=options.dtype or "float32",
-        device=options.device,
-        training=options.training,
+def add_request(parser: argparse.ArgumentParser) -> None:
+    """The arguments that say which plans; `plans` reads them."""
+    parser.add_argument("config", nargs="?", metavar="CONFIG", help="TOML, YAML or JSON file")
+    parser.add_argument("names", nargs="*", metavar="PLAN", help="plans of the file; default: all")
+    group = parser.add_argument_group("request")
+    text = "a mask, 'Axis(3, 3), Axis(6, 6, border=\"wrap\")', or one's name in CONFIG"
+    group.add_argument("--mask", metavar="MASK", help=text)
+    shape = "comma-separated"
+    group.add_argument("--query", type=values.shape, metavar="B,X,…,H,D", help=f"{shape} shape")
+    group.add_argument(
+        "--key", type=values.shape, metavar="B,X,…,Hk,D", help="default: as the query"
     )
+    group.add_argument("--value-dim", type=int, metavar="DV", help="default: D")
+    group.add_argument("--dtype", help="float16, bfloat16 (default), float32 or float64")
+    group.add_argument("--device", help="cpu, sm_80, sm_90, …; default: this machine's")
+    group.add_argument("--backend", help="default: auto")
+    for name in ("require", "forbid"):
+        text = f"strategies or backends to {name}"
+        group.add_argument(f"--{name}", type=values.names, metavar="NAME,…", help=text)
+    group.add_argument("--extra-keys", type=int, metavar="E", help="keys that every query reads")
+    group.add_argument("--softcap", type=float, metavar="C", help="cap of the scores")
+    for name, text in _SWITCHES.items():
+        group.add_argument(f"--{name}", action="store_true", default=None, help=text)
 
 
-def shape(text: str) -> tuple[int, ...]:
-    """Integers separated by commas."""
-    try:
-        return tuple(int(number) for number in text.strip("[]() ").split(","))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not B,…,H,D") from None
-
-
-def whole(text: str) -> int:
-    """A whole number from 1."""
-    if not text.isascii() or not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
-    return int(text)
-
-
-def seconds(text: str) -> float:
-    """A number above 0."""
-    try:
-        number = float(text)
-    except ValueError:
-        number = 0.0
-    if not 0 < number < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds above 0")
-    return number
-
-
-def names_of(
-    known: Callable[[], Sequence[str]], kind: str, text: str | None
-) -> tuple[str, ...] | None:
-    """Names separated by commas, all of them known; None for None.
+def plans(options: argparse.Namespace) -> dict[str, Plan]:
+    """The plans that were asked for, by name.
 
     Raises:
-        InputError: one is not, with those that are.
+        NbattnError: of a file, a mask, a shape or a name; nothing was asked for; no backend can.
     """
-    if text is None:
-        return None
-    names = tuple(name.strip() for name in text.split(","))
-    for name in names:
-        if name not in known():
-            raise InputError(
-                f"{kind} {name!r} is not known.", fix=f"one of {', '.join(map(repr, known()))}."
-            )
-    return names
+    return {name: request.plan() for name, request in requests(options)}
 
 
-def check_writable(path: Path | None) -> None:
-    """Fail before measuring, not after.
+def requests(options: argparse.Namespace) -> list[tuple[str, PlanConfig]]:
+    """The plan requests that the command line means, by name.
 
     Raises:
-        InputError: no file can be made there.
+        ConfigError, InputError: a file, name or option that does not fit.
     """
-    if path is None:
-        return
-    if path.is_dir() or not path.parent.is_dir():
-        what = (
-            "is a directory" if path.is_dir() else f"cannot be made: {path.parent} is no directory"
+    from dataclasses import fields, replace
+
+    from nbattn.config import PlanConfig
+
+    given = {f.name: getattr(options, f.name, None) for f in fields(PlanConfig) if f.name != "mask"}
+    changes = {name: value for name, value in given.items() if value is not None}
+    if options.mask is None and options.config is not None:
+        return [(name, replace(plan, **changes)) for name, plan in _named(options)]
+    if options.mask is None or options.query is None:
+        raise InputError(
+            "there is no request.",
+            fix=f"nbattn {options.command} CONFIG, or nbattn {options.command} "
+            "--mask 'sliding_window(511)' --query 1,4096,8,64",
         )
-        raise InputError(f"{path} {what}.", fix="a file in a directory that exists.")
-    if not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise InputError(f"{path} cannot be written.", fix="a file that you may write.")
+    if options.names:
+        raise InputError(
+            f"--mask makes a request of its own, but plans are named: {', '.join(options.names)}.",
+            fix="either --mask, or names of plans.",
+        )
+    return [(options.mask, PlanConfig(mask=_mask(options), **changes))]
+
+
+def _named(options: argparse.Namespace) -> list[tuple[str, PlanConfig]]:
+    """The plans of the file that are asked for."""
+    from nbattn.config import load
+
+    plans = load(options.config).plans
+    for name in options.names or plans or [""]:
+        if name not in plans:
+            known = ", ".join(plans) or "none: it declares masks or layers only"
+            raise InputError(
+                f"{options.config} has no plan {name!r}." if name else "no plan to show.",
+                fix=f"plans of {options.config}: {known}.",
+            )
+    return [(name, plans[name]) for name in options.names or plans]
+
+
+def _mask(options: argparse.Namespace) -> Any:
+    """The mask that --mask says: a name in the file, else the mask itself."""
+    from nbattn.cli.mask_text import parse_mask
+
+    if options.config is not None:
+        from nbattn.config import load
+
+        masks = load(options.config).masks
+        if options.mask in masks:
+            return masks[options.mask]
+        if options.mask.isidentifier():
+            problem = f"{options.config} has no mask {options.mask!r}."
+            raise InputError(problem, fix=f"masks of {options.config}: {', '.join(masks)}.")
+    return parse_mask(options.mask)

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nbattn.cli import sources
+from nbattn.cli import sources, values
 from nbattn.errors import counted
 
 if TYPE_CHECKING:
@@ -51,18 +51,18 @@ def add_parser(commands: Any) -> None:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    sources.add_source(parser)
+    sources.add_request(parser)
     add = parser.add_argument
     add("--output", type=Path, metavar="FILE", help="write there instead; the planner ignores it")
     add("--quick", action="store_true", help="fewer rounds, small matrices")
     add("--dry-run", action="store_true", help="say what would be measured, and where it would go")
-    add("--threads", type=sources.whole, metavar="N", help="of torch; default: what torch has")
+    add("--threads", type=values.whole, metavar="N", help="of torch; default: what torch has")
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
     """Measure, print, write; the exit status of the epilog."""
-    sources.check_writable(options.output)
+    values.check_writable(options.output)
     import torch
 
     from nbattn import tune
@@ -73,7 +73,7 @@ def run(options: argparse.Namespace) -> int:
     path = None if options.output or options.dry_run else tune.destination()
     info = dispatch.device_info(options.device)
     here = tune.this_device(info)
-    plans, left_out = tune.wanted(sources.plans(options, required=False), info)
+    plans, left_out = tune.wanted(_asked(options), info)
     effort = tune.QUICK if options.quick else tune.FULL
     threads = f", {counted(here.threads, 'thread')}" if here.threads else ""
     print(f"{here.device}: {here.model}{threads}, torch {here.torch}")
@@ -96,6 +96,12 @@ def run(options: argparse.Namespace) -> int:
             print(f"replaced: the table before {problem}")
         print(f"written: {path} ({many})")
     return int(any(row.wrong for job in jobs for row in job.rows))
+
+
+def _asked(options: argparse.Namespace) -> dict[str, Plan]:
+    """The plans to measure; none, where only the rates are wanted."""
+    rates_only = options.config is None and options.mask is None and options.query is None
+    return {} if rates_only else sources.plans(options)
 
 
 def _dry(plans: dict[str, list[Plan]], path: Path | None) -> int:
