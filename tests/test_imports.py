@@ -42,7 +42,7 @@ ALLOWED = {
     "legend": "errors axis mask geometry",
     "draw": "errors axis mask geometry legend",
     "plot": "errors axis mask geometry planner legend draw",
-    "doctor": "errors version dialects planner backends config",
+    "doctor": "errors version mask dialects planner backends functional config",
     "bench": "errors axis mask geometry dialects planner functional config",
     "tune": "errors axis mask geometry dialects planner functional config bench",
     "demo": "errors axis mask geometry dialects planner functional nn config draw plot demo",

@@ -191,6 +191,29 @@ def test_query_key_and_value_are_contiguous_whatever_comes_in(
         assert len({t.untyped_storage().data_ptr() for t in tensors}) == 5
 
 
+class Doubled(nn.Module):
+    """A parametrisation that counts how often it is computed."""
+
+    times = 0
+
+    def forward(self, weight: Tensor) -> Tensor:
+        self.times += 1
+        return 2 * weight
+
+
+def test_hooks_and_parametrisations_see_one_call_of_the_projection() -> None:
+    layer, matrix, tokens, named = case("plane_context")
+    state = {name: t.clone() for name, t in layer.state_dict().items()}
+    state["qkv.weight"] *= 2
+    nn.utils.parametrize.register_parametrization(layer.qkv, "weight", Doubled())
+    doubled, seen = layer.qkv.parametrizations.weight[0], []
+    doubled.times = 0
+    layer.qkv.register_forward_hook(lambda module, given, result: seen.append(len(result)))
+    found = layer(*tokens, **named)
+    torch.testing.assert_close(found, by_hand(state, matrix, 4, 2, *tokens, **named))
+    assert (doubled.times, seen) == (1, [5])
+
+
 def test_natten_weights_load_unchanged() -> None:
     """Rows of q, of k, of v, each head by head; masks as NATTEN's."""
     heads, dim, channels, space = 3, 4, 12, (6, 7)
@@ -767,6 +790,10 @@ ring(t(1, 6, 8), t(1, 5, 8))
       fix:   border="clip" allows different lengths, or give axis 0 one length.
 
 plain(t(1, 6, 8), extra_tokens=t(1, 2, 8))
+    InputError: extra_tokens with a Plain as qk_transform, which does not say what becomes of their keys.
+      fix:   give it a method: def extra_key(self, key): return key.
+
+plain.plan_for((1, 6, 8), extra_tokens=2)
     InputError: extra_tokens with a Plain as qk_transform, which does not say what becomes of their keys.
       fix:   give it a method: def extra_key(self, key): return key.
 
