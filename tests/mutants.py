@@ -18,12 +18,12 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parents[1]
 PROCESSES = 2
 SECONDS = 300  # of one file; a mutant that hangs it is caught
-GEOMETRY, TILED, SCHEDULE, SDPA, REWRITES, PROOF, LAYER, FILES, GRAMMAR, LOADER = (
+GEOMETRY, TILED, SCHEDULE, SDPA, REWRITES, PROOF, LAYER, FILES, GRAMMAR, LOADER, DEMO = (
     f"nbattn/{name}.py"
     for name in (
         "geometry", "backends/tiled", "backends/schedule", "backends/sdpa",
         "planner/rewrites", "planner/proof", "nn",
-        "config/files", "config/grammar", "config/__init__",
+        "config/files", "config/grammar", "config/__init__", "demo/denoise",
     )
 )  # fmt: skip
 
@@ -198,6 +198,13 @@ MUTANTS = [
     Mutant("config-duplicates", FILES, "and key.value in seen", "and key.value in ()", "config"),
     Mutant("config-yaml-1-1", FILES, "|False|FALSE)$", "|False|FALSE|no)$", "config"),
     Mutant("config-depth", FILES, "len(path) > MAX_DEPTH", "len(path) > 3 * MAX_DEPTH", "config"),
+    # the demo
+    Mutant("demo-squares", DEMO, "torch.cat([features, squares], -1)",
+           "torch.cat([features, 0 * squares], -1)", "demo"),
+    Mutant("demo-own-weight", DEMO, "excess = own * (1 - copy)", "excess = 0 * own", "demo"),
+    Mutant("demo-width", DEMO, "means.patch**2 * noisy.shape[-1]", "means.patch**2", "demo"),
+    Mutant("demo-components", DEMO, "basis[:, -components:]", "basis[:, :components]", "demo"),
+    Mutant("demo-borders", DEMO, 'mode="reflect"', 'mode="replicate"', "demo"),
 ]
 # fmt: on
 

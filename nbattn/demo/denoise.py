@@ -5,6 +5,7 @@ scikit-image's.
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -56,6 +57,7 @@ class Trial:
     picture: np.ndarray  # [H, W, C]
     seconds: float
     processor_seconds: float
+    memory: int  # bytes by which the peak of the process grew
 
 
 def patch_features(picture: Tensor, patch: int, components: int | None) -> Tensor:
@@ -240,11 +242,23 @@ def contenders(noisy: Tensor, mask: Mask, means: Means) -> dict[str, Callable[[]
     }
 
 
+def peak_memory() -> int:
+    """The most bytes that this process has held at once; 0 where the system does not say."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
+
+
 def measured(name: str, run: Callable[[], Any]) -> Trial:
     """One run, the first, by the clock and by the processors."""
     clock, processor = time.perf_counter(), time.process_time()
+    before = peak_memory()
     picture = run()
-    return Trial(name, picture, time.perf_counter() - clock, time.process_time() - processor)
+    seconds, on_processors = time.perf_counter() - clock, time.process_time() - processor
+    return Trial(name, picture, seconds, on_processors, peak_memory() - before)
 
 
 def run(report: Report, mask: Mask, output: Path, *, seed: int, size: int | None) -> None:
@@ -255,16 +269,21 @@ def run(report: Report, mask: Mask, output: Path, *, seed: int, size: int | None
     noisy = photo + means.sigma * torch.randn(photo.shape, generator=generator)
     _introduce(report, photo, mask, means)
     runs = contenders(noisy, mask, means)
-    trials = [Trial("noisy", noisy.numpy(), 0, 0)]
+    trials = [Trial("noisy", noisy.numpy(), 0, 0, 0)]
     with report.progress("denoising", len(runs)) as done:
         for name, contender in runs.items():
             trials.append(measured(name, contender))
             done(f"{name}, {trials[-1].seconds:.2f} s")
     scores = [quality(photo.numpy(), trial.picture) for trial in trials]
     _compare(report, trials, scores)
+    dense = 4 * (photo.shape[0] * photo.shape[1]) ** 2
+    report.line(
+        f"\nmemory: at most {trials[1].memory / 2**20:.0f} MiB more than before; "
+        f"dense scores alone would be {dense / 2**30:,.2f} GiB"
+    )
     error, side = reference_error(noisy, mask, means)
     report.line(
-        f"\nlargest error of a pixel against the dense float64 reference, {side} x {side} corner:"
+        f"largest error of a pixel against the dense float64 reference, {side} x {side} corner:"
         f" {error:.1e} of a range of 1"
     )
     psnr = [score[0] for score in scores]

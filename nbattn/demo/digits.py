@@ -185,15 +185,18 @@ def run(
         torch.manual_seed(seed)
         model = Classifier(layers, recipe.depth)
     _introduce(report, model, digits, layers)
-    clock = time.perf_counter()
+    clock, processor = time.perf_counter(), time.process_time()
     history = train(model, digits, recipe, seed, report)
-    seconds = time.perf_counter() - clock
+    seconds, on_processors = time.perf_counter() - clock, time.process_time() - processor
     with torch.no_grad():
         predicted = model.eval()(digits.test_images).argmax(-1)
     right = int((predicted == digits.test_labels).sum())
     accuracy, total = right / len(predicted), len(predicted)
     counts = confusion(digits.test_labels, predicted)
-    report.line(f"\ntrained in {seconds:.1f} s; {right} of {total} unseen digits read correctly")
+    report.line(
+        f"\ntrained in {seconds:.1f} s, {on_processors:.1f} s of them on processors; "
+        f"{right} of {total} unseen digits read correctly"
+    )
     first, second, times = worst_pair(counts)
     if times:
         report.line(f"most often confused: {first} and {second}, {times} of {total - right} errors")

@@ -140,7 +140,10 @@ def _curve(axis: Any, history: Sequence[tuple[float, float]]) -> None:
     axis.semilogy(epochs, [100 * (1 - share) for _, share in history], color=ACCENT, linewidth=2)
     axis.set_xlabel("epoch")
     axis.set_ylabel("misread while training, %")
+    axis.set_ylim(top=100)
     axis.yaxis.set_major_formatter("{x:g}")
+    axis.yaxis.set_minor_formatter("")
+    axis.xaxis.get_major_locator().set_params(integer=True)
     axis.grid(color="#e4e7eb", which="both")
     axis.spines[["top", "right"]].set_visible(False)
 
@@ -151,8 +154,9 @@ def _figure(rows: int, columns: int, size: tuple[float, float]) -> tuple[Any, An
     from matplotlib.figure import Figure
 
     with matplotlib.rc_context(STYLE):
-        figure = Figure(size, layout="constrained")
+        figure: Any = Figure(size, layout="constrained")
         axes = figure.subplots(rows, columns, squeeze=False)
+    figure.get_layout_engine().set(w_pad=0.06, h_pad=0.08)
     for axis in axes.flat:
         axis.set_xticks([])
         axis.set_yticks([])
