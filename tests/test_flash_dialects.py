@@ -14,7 +14,7 @@ import pytest
 
 from nbattn.dialects import device
 from nbattn.dialects.bands import Band, cut, cuts, first_difference, trim
-from nbattn.dialects.flash import DIALECTS, Flash, Told, key_blocks, tell
+from nbattn.dialects.flash import DIALECTS, Flash, Told, tell
 from nbattn.dialects.flash_providers import PROVIDERS, padded, tile
 
 Count = Callable[[str, int], None]
@@ -198,7 +198,7 @@ def configurations() -> Iterator[tuple[Flash, int, int]]:
 def test_the_blocks_a_kernel_visits_hold_every_pair(tile_: tuple[int, int], cases: Count) -> None:
     for call, rows, keys in configurations():
         allowed = call.allowed((rows,), (keys,))
-        first, end = key_blocks(call, tile_, rows, keys)
+        first, end = call.key_blocks(tile_, rows, keys)
         for m, row in enumerate(range(0, rows, tile_[0])):
             held = np.flatnonzero(allowed[row : row + tile_[0]].any(0)) // tile_[1]
             assert first[m] >= 0
@@ -214,7 +214,7 @@ def test_the_blocks_of_the_seeds_own_example() -> None:
     """7,688 queries, 2,048 keys, causal from the top-left corner, tiles of 128 x 64."""
     call = tell("aten", Band(None, 0), 7688, 2048, varlen=True)
     assert call.describe() == "varlen window_size=(-1, 5640) max_seqlen_k=7688"
-    first, end = key_blocks(call, tile("aten", device.named("sm_90"), 128), 7688, 2048)
+    first, end = call.key_blocks(tile("aten", device.named("sm_90"), 128), 7688, 2048)
     assert len(first) == 61
     assert not first.any()
     assert end[:17].tolist() == [2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30, 32, 32]

@@ -33,7 +33,7 @@ ALLOWED = {
     "dialects": "errors axis mask geometry dialects",
     "planner": "errors axis mask geometry dialects planner",
     "backends": "errors axis mask geometry dialects planner.programs backends.contract"
-    " backends.schedule",
+    " backends.schedule backends.joining backends.calls",
     "ops": "errors axis mask geometry dialects planner backends",
     "arguments": "errors axis mask dialects planner",
     "functional": "errors axis mask geometry dialects planner backends ops arguments",

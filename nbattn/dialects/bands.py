@@ -61,6 +61,9 @@ class Band:
         return found + ([] if right is None else [-1 - right, keys - 1 - right])
 
 
+FULL, CAUSAL = Band(), Band(None, 0)
+
+
 class Slice(NamedTuple):
     """Queries `[row, row_stop)`, keys `[key, key_stop)` that a band needs, and the band there."""
 

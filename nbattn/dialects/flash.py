@@ -187,6 +187,33 @@ class Flash:
         """What the kernel computes, from the top-left corner."""
         return self.dialect.entries[self.entry](self.told, queries, keys)
 
+    @property
+    def has_window(self) -> bool:
+        """Whether it is told anything that excludes keys."""
+        unlimited = self.dialect.unlimited
+        return (self.told.left, self.told.right, self.told.causal) != (unlimited, unlimited, False)
+
+    def key_blocks(self, tile: tuple[int, int], queries: int, keys: int) -> tuple[Ints, Ints]:
+        """Which key blocks the forward kernel visits: first and end, per block of queries.
+
+        Args:
+            tile: queries and keys of a block.
+            queries, keys: the lengths.
+
+        >>> first, end = tell("fa3", Band(None, 0), 8, 4).key_blocks((2, 2), 8, 4)
+        >>> (end - first).tolist()
+        [1, 2, 2, 2]
+        """
+        band = self.band(queries, keys)
+        row = np.arange(0, queries, tile[0], dtype=np.int64)
+        first = np.zeros_like(row)
+        end = np.full_like(row, -(-keys // tile[1]))
+        if band.left is not None:
+            first = np.maximum(first, (row - band.left) // tile[1])
+        if band.right is not None:
+            end = np.minimum(end, -((-row - tile[0] - band.right) // tile[1]))
+        return first, np.maximum(end, first + self.dialect.every_tile)
+
     def rows(self, axis: int, queries: int, keys: int) -> tuple[Ints, Ints, int]:
         """The band on its axis, every key on the others."""
         starts, counts = np.zeros((2, queries, 2), dtype=np.int64)
@@ -204,9 +231,9 @@ class Flash:
 
     def describe(self) -> str:
         """The arguments in a few words."""
-        told, unlimited = self.told, self.dialect.unlimited
+        told = self.told
         inflated = "" if told.max_keys is None else f" max_seqlen_k={told.max_keys}"
-        if (told.left, told.right, told.causal) == (unlimited, unlimited, False):
+        if not self.has_window:
             return "no mask" + inflated
         flag = "causal" if told.causal else f"window_size=({told.left}, {told.right})"
         return f"{self.entry} {flag}{inflated}"
@@ -230,26 +257,3 @@ def tell(provider: str, band: Band, queries: int, keys: int, *, varlen: bool = F
         return Flash(provider, "dense", Told(left, right))
     longest = max(queries, keys, *(1 + side for side in (left, right) if side is not None))
     return Flash(provider, "varlen", Told(left, right, max_queries=queries, max_keys=longest))
-
-
-def key_blocks(call: Flash, tile: tuple[int, int], queries: int, keys: int) -> tuple[Ints, Ints]:
-    """Which key blocks the forward kernel visits: first and end, per block of queries.
-
-    Args:
-        call: what is computed.
-        tile: queries and keys of a block.
-        queries, keys: the lengths.
-
-    >>> first, end = key_blocks(tell("fa3", Band(None, 0), 8, 4), (2, 2), 8, 4)
-    >>> (end - first).tolist()
-    [1, 2, 2, 2]
-    """
-    band = call.band(queries, keys)
-    row = np.arange(0, queries, tile[0], dtype=np.int64)
-    first = np.zeros_like(row)
-    end = np.full_like(row, -(-keys // tile[1]))
-    if band.left is not None:
-        first = np.maximum(first, (row - band.left) // tile[1])
-    if band.right is not None:
-        end = np.minimum(end, -((-row - tile[0] - band.right) // tile[1]))
-    return first, np.maximum(end, first + call.dialect.every_tile)
