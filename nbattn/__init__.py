@@ -13,10 +13,12 @@ from nbattn.mask import Mask
 from nbattn.version import __version__
 
 if TYPE_CHECKING:
+    from nbattn.config import load as load
     from nbattn.dialects.device import DeviceInfo as DeviceInfo
     from nbattn.functional import attention as attention
     from nbattn.functional import merge as merge
     from nbattn.functional import plan as plan
+    from nbattn.nn import NeighborhoodAttention as NeighborhoodAttention
     from nbattn.planner.plan import Plan as Plan
 
 __all__ = [
@@ -28,9 +30,11 @@ __all__ = [
     "Mask",
     "MaskError",
     "NbattnError",
+    "NeighborhoodAttention",
     "Plan",
     "__version__",
     "attention",
+    "load",
     "merge",
     "plan",
 ]
@@ -39,6 +43,8 @@ _LAZY = {
     "attention": "nbattn.functional",
     "plan": "nbattn.functional",
     "merge": "nbattn.functional",
+    "load": "nbattn.config",
+    "NeighborhoodAttention": "nbattn.nn",
     "Plan": "nbattn.planner.plan",
     "DeviceInfo": "nbattn.dialects.device",
 }

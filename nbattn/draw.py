@@ -1,41 +1,72 @@
-"""Text pictures of masks: one matrix per axis, long axes by tiles."""
+"""Text pictures of masks: one matrix per axis, with what borders and alignment do; long axes by
+tiles.
+"""
 
 from __future__ import annotations
 
+import math
+
+import numpy as np
+
 from nbattn import geometry
+from nbattn.axis import describe
 from nbattn.geometry import BoundAxis
+from nbattn.legend import NONE, PART, READ, SIGNS, check_lengths, cuts, keys_read, signs
 from nbattn.mask import Mask, Space
 
 CELLS = 48
-READ, PART, NONE = "■", "◧", "⬚"
 
 
-def picture(mask: Mask, query_space: Space, key_space: Space | None = None) -> str:
-    """Every axis of a mask as a matrix of cells: ■ all read, ⬚ none, ◧ some of the pairs in the
-    cell's tile.
+def picture(
+    mask: Mask, query_space: Space, key_space: Space | None = None, *, cells: int = CELLS
+) -> str:
+    """Every axis of a mask as a matrix of at most `cells` cells a side, with a legend.
+
+    Raises:
+        MaskError: the mask does not fit the lengths, or an axis is longer than 2^21.
     """
     lines = geometry.bind(mask, query_space, key_space)
-    return "\n\n".join(_axis(number, line) for number, line in enumerate(lines))
+    check_lengths(lines)
+    parts = [_axis(number, line, cells) for number, line in enumerate(lines)]
+    if len(lines) > 1:
+        total = math.prod(line.queries * line.keys for line in lines)
+        parts.insert(0, f"{geometry.pairs(lines)} of {total} pairs; {keys_read(lines)}")
+    drawn = "".join(row for part in parts for row in part.splitlines()[3:])
+    legend = [
+        f"{sign} {words}" for sign, words in SIGNS.items() if any(map(drawn.count, sign.split()))
+    ]
+    return "\n\n".join([*parts, *filter(None, ["   ".join(legend)])])
 
 
-def _axis(number: int, line: BoundAxis) -> str:
-    """One axis: a title and its rows."""
-    rows, columns = (max(1, -(-length // CELLS)) for length in (line.queries, line.keys))
-    scale = "" if rows == columns == 1 else f", a cell is {rows} x {columns} pairs"
-    total = line.queries * line.keys
-    share = f"{line.pairs()} of {total} pairs{scale}"
-    title = f"axis {number}: {line.queries} queries, {line.keys} keys, {share}"
-    counts = line.coverage(rows, columns)
+def _axis(number: int, line: BoundAxis, cells: int) -> str:
+    """One axis: what it does, the numbers of its keys, its rows."""
+    rows, columns = (max(1, -(-length // cells)) for length in (line.queries, line.keys))
+    short = rows == columns == 1
+    share = f"{line.pairs()} of {line.queries * line.keys} pairs"
+    share += "" if short else f", a cell is {rows} x {columns} pairs"
+    step = 1 if line.keys <= 10 else 5
+    ruler = "".join(f"{key:<{2 * step}}" for key in range(0, line.keys, columns * step))
     width = len(str(max(line.queries - 1, 0)))
-    text = [title]
-    for index, row in enumerate(counts.tolist()):
-        first = index * rows
-        height = min(rows, line.queries - first)
-        areas = [height * min(columns, line.keys - at) for at in range(0, line.keys, columns)]
-        cells = [_cell(count, area) for count, area in zip(row, areas, strict=True)]
-        text.append(f"{first:>{width}} {' '.join(cells)}".rstrip())
-    return "\n".join(text)
+    text = [f"axis {number}: {line.queries} queries, {line.keys} keys, {share}"]
+    text += [describe(line.axis), keys_read([line]), *[f"{'':{width}} {ruler}"] * (line.keys > 0)]
+    for index, row in enumerate(_pairs(line) if short else _tiles(line, rows, columns)):
+        text.append(f"{index * rows:>{width}}{row}")
+    return "\n".join(row.rstrip() for row in text)
 
 
-def _cell(count: int, area: int) -> str:
-    return NONE if count == 0 else READ if count == area else PART
+def _pairs(line: BoundAxis) -> list[str]:
+    """Rows of a short axis, with marks where a window is cut and where p lies outside the keys."""
+    rows = zip(signs(line).tolist(), *(ends.tolist() for ends in cuts(line)), strict=True)
+    return [
+        " ‹"[a] + " ".join(row) + " ›"[b] + ("" if 0 <= p < line.keys else f" p={p}")
+        for p, (row, a, b) in enumerate(rows, line.offset)
+    ]
+
+
+def _tiles(line: BoundAxis, rows: int, columns: int) -> list[str]:
+    """Rows of a long axis: every cell a tile."""
+    found = line.coverage(rows, columns)
+    sides = (rows, line.queries), (columns, line.keys)
+    high, wide = (np.minimum(tile, size - np.arange(0, size, tile)) for tile, size in sides)
+    rules = [found == 0, found == high[:, None] * wide]
+    return [f" {' '.join(row)}" for row in np.select(rules, [NONE, READ], PART).tolist()]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 
 class NbattnError(Exception):
     """Base class of every error nbattn raises on purpose."""
@@ -15,7 +18,7 @@ class NbattnError(Exception):
             where: the mask, shapes and arguments it happened with.
         """
         self.problem, self.fix, self.where = problem, fix, where
-        super().__init__(problem, fix, where)
+        self.args = (problem, fix, where)  # torch.compile cannot trace super().__init__ here
 
     def __str__(self) -> str:
         parts = [self.problem]
@@ -45,8 +48,45 @@ class BackendError(NbattnError, RuntimeError):
     """No backend can do what was asked; the message lists every reason."""
 
 
+class Mistake(NamedTuple):
+    """One mistake of a configuration.
+
+    Args:
+        path: its key path; empty for the whole file.
+        found: what is wrong.
+        legal: what may stand there.
+        fix: or what to write instead, as code.
+        guess: what was probably meant.
+    """
+
+    path: str
+    found: str
+    legal: str = ""
+    fix: str = ""
+    guess: str = ""
+
+    def __str__(self) -> str:
+        named = (("legal", self.legal), ("fix", self.fix))
+        parts = [self.found.rstrip("."), *(f"{name}: {text}" for name, text in named if text)]
+        where = f"{self.path}: " if self.path else ""
+        guess = f" Did you mean {self.guess}?" if self.guess else ""
+        return f"{where}{'; '.join(parts).rstrip('.')}.{guess}"
+
+
 class ConfigError(NbattnError, ValueError):
-    """A configuration file or mapping has mistakes; the message lists every one of them."""
+    """A configuration has mistakes; the message lists every one of them, a line each.
+
+    Args:
+        source: the file, or "mapping".
+        mistakes: all of them, also as the attribute `mistakes`.
+    """
+
+    def __init__(self, source: str, mistakes: Sequence[Mistake]) -> None:
+        self.source, self.mistakes = source, tuple(mistakes)
+        super().__init__("\n".join(f"{source}: {mistake}" for mistake in self.mistakes))
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self), (self.source, self.mistakes)
 
 
 def kind(value: object) -> str:

@@ -31,9 +31,7 @@ _DENSE_LIMIT = 1 << 28
 
 
 class Rows(NamedTuple):
-    """The keys of query rows, in class coordinates: `[0, low)` and `[lo, hi)`, with low <= lo <=
-    hi.
-    """
+    """The keys of query rows in class coordinates: `[0, low)` and `[lo, hi)`; low <= lo <= hi."""
 
     low: Ints
     lo: Ints
@@ -97,9 +95,7 @@ class AxisTile:
 
 
 class TileTotals(NamedTuple):
-    """Sums over the tiles of one axis: how many, their rows, their hull keys, and rows times
-    keys.
-    """
+    """Sums over the tiles of one axis: tiles, their rows, their hull keys, and rows times keys."""
 
     tiles: int
     rows: int
@@ -146,9 +142,7 @@ class BoundAxis:
         return _normal(self.axis, *_raw(self.axis, u, keys), keys)
 
     def key_intervals(self, query: int) -> tuple[Run, ...]:
-        """The keys that a query reads: at most two runs (start, count), the dilation apart, in
-        order.
-        """
+        """The keys a query reads: at most two runs (start, count), the dilation apart, in order."""
         d = self.axis.dilation
         u, r = divmod(query + self.offset, d)
         low, lo, hi = (
@@ -197,6 +191,16 @@ class BoundAxis:
         keys = np.maximum(0, -((residue - self.keys) // d))
         return residue, self.rows(position // d, keys)
 
+    def windows(self) -> tuple[Ints, Ints, Ints]:
+        """Every query's window `[lo, hi)` in class coordinates before causality and borders act on
+        it, and the number of keys in its class.
+        """
+        u, residue = np.divmod(
+            np.arange(self.queries, dtype=np.int64) + self.offset, self.axis.dilation
+        )
+        keys = np.maximum(0, -((residue - self.keys) // self.axis.dilation))
+        return *_window(self.axis, u, keys), keys
+
     def key_runs(self) -> tuple[Ints, Ints]:
         """Every query's keys at once: starts and counts `[queries, 2]` of runs the dilation apart,
         empty ones first.
@@ -213,9 +217,7 @@ class BoundAxis:
         return (r == residue[:, None]) & ((t < low) | ((t >= lo) & (t < hi)))
 
     def coverage(self, query_tile: int, key_tile: int) -> Ints:
-        """Allowed pairs in each `query_tile` x `key_tile` tile: 0 is empty, the tile's area is
-        full.
-        """
+        """Allowed pairs in each `query_tile` x `key_tile` tile: 0 is empty, its area is full."""
         edges = np.minimum(np.arange(0, self.keys + key_tile, key_tile, dtype=np.int64), self.keys)
         parts: list[Ints] = []
         for first in range(0, self.queries, query_tile):
@@ -371,9 +373,7 @@ def _ceil_div(a: int, b: int) -> int:
 
 
 def _runs(spans: Iterable[tuple[int, int]], origin: int, step: int) -> tuple[Run, ...]:
-    """Intervals of class coordinates as runs of positions: empty ones dropped, touching ones
-    joined.
-    """
+    """Intervals of class coordinates as runs of positions: no empty ones, touching ones joined."""
     runs: list[tuple[int, int]] = []
     for start, stop in sorted(span for span in spans if span[1] > span[0]):
         if runs and runs[-1][1] >= start:
@@ -392,24 +392,28 @@ def _sides(axis: Axis) -> tuple[int, int]:
     return (_FAR if left is None else left, _FAR if right is None else right)
 
 
+def _window(axis: Axis, u: Ints, keys: Ints | int) -> tuple[Ints, Ints]:
+    """The window `[lo, hi)` around the leader of u's stride group, wherever it lies."""
+    left, right = _sides(axis)
+    base = u // axis.stride * axis.stride
+    leader = base + _leader(axis)
+    leader = np.where(base < keys, np.minimum(leader, np.asarray(keys) - 1), leader)
+    return leader - left, leader + right + 1
+
+
 def _raw(axis: Axis, u: Ints, keys: Ints | int) -> tuple[Ints, Ints, Ints]:
     """The rules of one row: `(lo, hi, prefix)`, all of them non-decreasing in u (so that hulls are
     their ends).
 
     `lo >= hi` is an empty window; a wrapped one is not yet reduced to the axis.
     """
-    left, right = _sides(axis)
-    base = u // axis.stride * axis.stride
-    leader = base + _leader(axis)
-    leader = np.where(base < keys, np.minimum(leader, np.asarray(keys) - 1), leader)
+    lo, hi = _window(axis, u, keys)
     if axis.border == "clip":
-        lo, hi = np.maximum(leader - left, 0), np.minimum(leader + right + 1, keys)
+        lo, hi = np.maximum(lo, 0), np.minimum(hi, keys)
     elif axis.border == "shift":
-        window = left + right + 1
-        lo = np.clip(leader - left, 0, np.maximum(0, np.asarray(keys) - window))
+        window = hi - lo
+        lo = np.clip(lo, 0, np.maximum(0, keys - window))
         hi = lo + np.minimum(keys, window)
-    else:
-        lo, hi = leader - left, leader + right + 1
     prefix = np.minimum(axis.prefix, keys)
     if axis.causal:
         hi = np.minimum(hi, u + 1)

@@ -49,11 +49,7 @@ class Mask:
         self.__post_init__()
 
     def __post_init__(self) -> None:
-        if not 1 <= len(self.axes) <= MAX_RANK:
-            raise MaskError(
-                f"a mask has 1 to {MAX_RANK} axes, not {len(self.axes)}.",
-                fix="Mask(Axis(3, 3), Axis(3, 3))",
-            )
+        _check_rank(len(self.axes))
         for number, axis in enumerate(self.axes):
             if not isinstance(axis, Axis):
                 raise MaskError(
@@ -88,7 +84,8 @@ class Mask:
         >>> Mask.full(rank=2)
         Mask(Axis(), Axis())
         """
-        return cls(*[Axis()] * whole("rank", rank, 1))
+        _check_rank(whole("rank", rank, 1))
+        return cls(*[Axis()] * rank)
 
     @classmethod
     def causal(cls, align: Align | int = "top-left") -> Mask:
@@ -285,13 +282,26 @@ class Mask:
         return geometry.dense(self, query_space, key_space)
 
     def draw(self, query_space: Space, key_space: Space | None = None) -> str:
-        """A text picture, one matrix per axis: ■ read, ⬚ not read, ◧ some of a tile (long axes).
+        """A text picture, one matrix per axis, with what borders and alignment do; long axes by
+        tiles.
+
+        Args:
+            query_space: length of every query axis; an int for one axis.
+            key_space: length of every key axis; default: as the queries.
+
+        Raises:
+            MaskError: the mask does not fit the shape, or an axis is longer than 2^21.
 
         >>> print(Mask.sliding_window(1).draw(3))
         axis 0: 3 queries, 3 keys, 5 of 9 pairs
-        0 ■ ⬚ ⬚
-        1 ■ ■ ⬚
-        2 ⬚ ■ ■
+        1 left, itself
+        1–2 keys a query
+          0 1 2
+        0‹◆ ⬚ ⬚
+        1 ■ ◆ ⬚
+        2 ⬚ ■ ◆
+        <BLANKLINE>
+        ■ read   ◆ read, own position   ⬚ not read   ‹ › window cut
         """
         from nbattn import draw
 
@@ -312,6 +322,13 @@ def from_code(code: Sequence[int]) -> Mask:
     """
     starts = range(0, len(code), CODE_FIELDS)
     return Mask(*[decode(code[start : start + CODE_FIELDS]) for start in starts])
+
+
+def _check_rank(rank: int) -> None:
+    if not 1 <= rank <= MAX_RANK:
+        raise MaskError(
+            f"a mask has 1 to {MAX_RANK} axes, not {rank}.", fix="Mask(Axis(3, 3), Axis(3, 3))"
+        )
 
 
 def _placed(align: Align | int) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.utils.flop_counter import register_flop_formula  # pyright: ignore[reportUnknownVariableType]
 
 from nbattn import geometry
@@ -301,6 +302,27 @@ class Attention(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor | None) -> Any:
         """Gradients of the arguments."""
         return _gradients(ctx, *grads)
+
+
+def _differentiable(*arguments: Any) -> tuple[Tensor, Tensor]:
+    """The forward operator called by itself, as exported graphs do: differentiable as well."""
+    tensors = [t for t in arguments[:_TENSOR_COUNT] if t is not None]
+    if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
+        options = Options(*arguments[_TENSOR_COUNT:])._replace(training=True)
+        return Attention.apply(*arguments[:_TENSOR_COUNT], *options)  # pyright: ignore
+    # one comparison for those who have no tangents: every call comes by
+    if forward_ad._current_level >= 0 and any(  # pyright: ignore[reportPrivateUsage]
+        forward_ad.unpack_dual(t).tangent is not None for t in tensors
+    ):
+        raise BackendError(
+            "forward-mode derivatives are implemented by the reference alone.",
+            fix='nbattn.attention(..., backend="reference").',
+        )
+    with torch._C._AutoDispatchBelowAutograd():  # pyright: ignore[reportPrivateUsage]
+        return FORWARD(*arguments)
+
+
+_library.impl("forward", _differentiable, "Autograd")
 
 
 class TransformableAttention(torch.autograd.Function):

@@ -18,11 +18,12 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parents[1]
 PROCESSES = 2
 SECONDS = 300  # of one file; a mutant that hangs it is caught
-GEOMETRY, TILED, SCHEDULE, SDPA, REWRITES, PROOF = (
+GEOMETRY, TILED, SCHEDULE, SDPA, REWRITES, PROOF, LAYER, FILES, GRAMMAR, LOADER = (
     f"nbattn/{name}.py"
     for name in (
         "geometry", "backends/tiled", "backends/schedule", "backends/sdpa",
-        "planner/rewrites", "planner/proof",
+        "planner/rewrites", "planner/proof", "nn",
+        "config/files", "config/grammar", "config/__init__",
     )
 )  # fmt: skip
 
@@ -40,14 +41,14 @@ class Mutant(NamedTuple):
 # fmt: off
 MUTANTS = [
     # borders
-    Mutant("clip-left", GEOMETRY, "lo, hi = np.maximum(leader - left, 0)",
-           "lo, hi = np.maximum(leader - left + 1, 0)", "literal_masks natten_semantics"),
-    Mutant("clip-right", GEOMETRY, "np.minimum(leader + right + 1, keys)",
-           "np.minimum(leader + right, keys)", "literal_masks natten_semantics"),
-    Mutant("shift-start", GEOMETRY, "lo = np.clip(leader - left, 0,",
-           "lo = np.clip(leader - left, 1,", "literal_masks natten_semantics"),
-    Mutant("shift-end", GEOMETRY, "np.asarray(keys) - window)",
-           "np.asarray(keys) - window - 1)", "literal_masks natten_semantics"),
+    Mutant("clip-left", GEOMETRY, "lo, hi = np.maximum(lo, 0)",
+           "lo, hi = np.maximum(lo + 1, 0)", "literal_masks natten_semantics"),
+    Mutant("clip-right", GEOMETRY, "np.minimum(hi, keys)",
+           "np.minimum(hi - 1, keys)", "literal_masks natten_semantics"),
+    Mutant("shift-start", GEOMETRY, "lo = np.clip(lo, 0,",
+           "lo = np.clip(lo, 1,", "literal_masks natten_semantics"),
+    Mutant("shift-end", GEOMETRY, "keys - window)",
+           "keys - window - 1)", "literal_masks natten_semantics"),
     Mutant("wrap-start", GEOMETRY, "np.where(whole, 0, lo % size)",
            "np.where(whole, 0, (lo + 1) % size)", "literal_masks metamorphic"),
     Mutant("wrap-length", GEOMETRY, "np.minimum(hi - lo, keys)",
@@ -169,13 +170,41 @@ MUTANTS = [
     Mutant("proof-groups", PROOF, "if (query.groups, query.into) != (key.groups, key.into):",
            "if False:", "planner"),
     Mutant("proof-pair-twice", PROOF, "if times.max() > 1:", "if False:", "planner"),
+    # the layer
+    Mutant("layer-parts", LAYER, "query, key, value = self._parts(",
+           "query, value, key = self._parts(", "nn"),
+    Mutant("layer-biases", LAYER, "bias.split(rows)", "bias.flip(0).split(rows)", "nn"),
+    Mutant("layer-context", LAYER, "_heads(context, *key)", "_heads(x, *key)", "nn"),
+    Mutant("layer-key-range", LAYER, "key_range=key_range,\n            extra_key",
+           "extra_key", "nn"),
+    Mutant("layer-extra-key", LAYER, "transform.extra_key(extra_key)", "extra_key", "nn"),
+    Mutant("layer-layout", LAYER, "before.dtype).contiguous()", "before.dtype)", "nn"),
+    Mutant("layer-trains", LAYER, "(self.qkv, self.qk_transform)", "(self.qk_transform,)", "nn"),
+    Mutant("layer-drop", LAYER, "self.proj_drop(self.proj(out.flatten(-2)))",
+           "self.proj(out.flatten(-2))", "nn"),
+    Mutant("layer-autocast", LAYER, "(_autocast(weight) or weight.dtype)", "weight.dtype", "nn"),
+    # configurations
+    Mutant("config-unknown-keys", GRAMMAR, '{"extra": "forbid",', '{"extra": "ignore",', "config"),
+    Mutant("config-coercion", LOADER, "json.dumps(data), context",
+           "json.dumps(data), strict=False, context", "config"),
+    Mutant("config-first-mistake", LOADER, "self.found += mistakes",
+           "self.found = mistakes", "config"),
+    Mutant("config-broken-mask", LOADER, "and entry.mask is not None", "", "config"),
+    Mutant("config-overrides", GRAMMAR, "_values(self) | changes",
+           "changes | _values(self)", "config"),
+    Mutant("config-shapes", GRAMMAR, 'values.pop("query"), values.pop("key")',
+           'values.pop("key"), values.pop("query")', "config"),
+    Mutant("config-aliases", FILES, "self.check_event(yaml.AliasEvent)", "False", "config"),
+    Mutant("config-duplicates", FILES, "and key.value in seen", "and key.value in ()", "config"),
+    Mutant("config-yaml-1-1", FILES, "|False|FALSE)$", "|False|FALSE|no)$", "config"),
+    Mutant("config-depth", FILES, "len(path) > MAX_DEPTH", "len(path) > 3 * MAX_DEPTH", "config"),
 ]
 # fmt: on
 
 
 def copied(source: Path, target: Path) -> None:
     """What the tests need, without caches."""
-    for name in ("nbattn", "tests"):
+    for name in ("nbattn", "tests", "configs"):
         shutil.copytree(source / name, target / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(source / "pyproject.toml", target)
 

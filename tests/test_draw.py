@@ -1,110 +1,234 @@
 """Owns the text pictures of masks: their exact cells, tiles of long axes, and their cost."""
 
+import re
 import time
 import tracemalloc
 from collections.abc import Callable
+from dataclasses import replace
 from textwrap import dedent
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from oracle import axis_matrix, bound_axes
+from oracle import (
+    INFINITE,
+    axis_matrix,
+    bound_axes,
+    box,
+    coordinate,
+    leader_of,
+    masks,
+    position,
+    reads,
+)
 
-from nbattn import Axis, Mask
+from nbattn import Axis, Mask, MaskError, geometry, legend
 
 Count = Callable[[str, int], None]
+Space = tuple[int, ...]
 
 # fmt: off
 PICTURES = [
 ("causal", Mask.causal(), (4,), None, """
     axis 0: 4 queries, 4 keys, 10 of 16 pairs
-    0 ■ ⬚ ⬚ ⬚
-    1 ■ ■ ⬚ ⬚
-    2 ■ ■ ■ ⬚
-    3 ■ ■ ■ ■"""),
+    all left, itself; causal
+    1–4 keys a query
+      0 1 2 3
+    0 ◆ ⬚ ⬚ ⬚
+    1 ■ ◆ ⬚ ⬚
+    2 ■ ■ ◆ ⬚
+    3 ■ ■ ■ ◆
+
+    ■ read   ◆ read, own position   ⬚ not read"""),
 ("causal, bottom-right, wide", Mask.causal("bottom-right"), (2,), (5,), """
     axis 0: 2 queries, 5 keys, 9 of 10 pairs
-    0 ■ ■ ■ ■ ⬚
-    1 ■ ■ ■ ■ ■"""),
+    all left, itself; causal, bottom-right
+    4–5 keys a query
+      0 1 2 3 4
+    0 ■ ■ ■ ◆ ⬚
+    1 ■ ■ ■ ■ ◆
+
+    ■ read   ◆ read, own position   ⬚ not read"""),
 ("causal, bottom-right, tall", Mask.causal("bottom-right"), (5,), (2,), """
     axis 0: 5 queries, 2 keys, 3 of 10 pairs
-    0 ⬚ ⬚
-    1 ⬚ ⬚
-    2 ⬚ ⬚
-    3 ■ ⬚
-    4 ■ ■"""),
+    all left, itself; causal, bottom-right
+    0–2 keys a query; 3 queries read no key
+      0 1
+    0 ⬚ ⬚  p=-3
+    1 ⬚ ⬚  p=-2
+    2 ⬚ ⬚  p=-1
+    3 ◆ ⬚
+    4 ■ ◆
+
+    ■ read   ◆ read, own position   ⬚ not read   p= own position, off axis"""),
 ("neighborhood", Mask.neighborhood(3), (5,), None, """
     axis 0: 5 queries, 5 keys, 15 of 25 pairs
-    0 ■ ■ ■ ⬚ ⬚
-    1 ■ ■ ■ ⬚ ⬚
-    2 ⬚ ■ ■ ■ ⬚
-    3 ⬚ ⬚ ■ ■ ■
-    4 ⬚ ⬚ ■ ■ ■"""),
+    1 left, itself, 1 right; shift
+    3 keys a query
+      0 1 2 3 4
+    0 ◆ ■ ▣ ⬚ ⬚
+    1 ■ ◆ ■ ⬚ ⬚
+    2 ⬚ ■ ◆ ■ ⬚
+    3 ⬚ ⬚ ■ ◆ ■
+    4 ⬚ ⬚ ▣ ■ ◆
+
+    ■ read   ◆ read, own position   ▣ read, moved or wrapped   ⬚ not read"""),
 ("wrap", Mask(Axis(1, 1, border="wrap")), (5,), None, """
     axis 0: 5 queries, 5 keys, 15 of 25 pairs
-    0 ■ ■ ⬚ ⬚ ■
-    1 ■ ■ ■ ⬚ ⬚
-    2 ⬚ ■ ■ ■ ⬚
-    3 ⬚ ⬚ ■ ■ ■
-    4 ■ ⬚ ⬚ ■ ■"""),
+    1 left, itself, 1 right; wrap
+    3 keys a query
+      0 1 2 3 4
+    0 ◆ ■ ⬚ ⬚ ▣
+    1 ■ ◆ ■ ⬚ ⬚
+    2 ⬚ ■ ◆ ■ ⬚
+    3 ⬚ ⬚ ■ ◆ ■
+    4 ▣ ⬚ ⬚ ■ ◆
+
+    ■ read   ◆ read, own position   ▣ read, moved or wrapped   ⬚ not read"""),
 ("dilated", Mask(Axis(1, 0, dilation=2)), (5,), None, """
     axis 0: 5 queries, 5 keys, 8 of 25 pairs
-    0 ■ ⬚ ⬚ ⬚ ⬚
-    1 ⬚ ■ ⬚ ⬚ ⬚
-    2 ■ ⬚ ■ ⬚ ⬚
-    3 ⬚ ■ ⬚ ■ ⬚
-    4 ⬚ ⬚ ■ ⬚ ■"""),
+    1 left, itself; dilation 2
+    1–2 keys a query
+      0 1 2 3 4
+    0‹◆ · ⬚ · ⬚
+    1‹· ◆ · ⬚ ·
+    2 ■ · ◆ · ⬚
+    3 · ■ · ◆ ·
+    4 ⬚ · ■ · ◆
+
+    ■ read   ◆ read, own position   ⬚ not read   · other class   ‹ › window cut"""),
 ("stride with rows without keys", Mask(Axis(0, causal=True, stride=2)), (4,), None, """
     axis 0: 4 queries, 4 keys, 2 of 16 pairs
-    0 ⬚ ⬚ ⬚ ⬚
-    1 ⬚ ■ ⬚ ⬚
-    2 ⬚ ⬚ ⬚ ⬚
-    3 ⬚ ⬚ ⬚ ■"""),
+    itself; stride 2, causal, rows without keys: stride > left + 1
+    0–1 keys a query; 2 queries read no key
+      0 1 2 3
+    0 ◇ ⬚ ⬚ ⬚
+    1 ⬚ ◆ ⬚ ⬚
+    2 ⬚ ⬚ ◇ ⬚
+    3 ⬚ ⬚ ⬚ ◆
+
+    ◆ read, own position   ◇ own position, not read   ⬚ not read"""),
 ("prefix", Mask(Axis(1, causal=True, prefix=1)), (5,), None, """
     axis 0: 5 queries, 5 keys, 12 of 25 pairs
-    0 ■ ⬚ ⬚ ⬚ ⬚
-    1 ■ ■ ⬚ ⬚ ⬚
-    2 ■ ■ ■ ⬚ ⬚
-    3 ■ ⬚ ■ ■ ⬚
-    4 ■ ⬚ ⬚ ■ ■"""),
+    1 left, itself; causal, prefix 1
+    1–3 keys a query
+      0 1 2 3 4
+    0‹◆ ⬚ ⬚ ⬚ ⬚
+    1 ■ ◆ ⬚ ⬚ ⬚
+    2 ▤ ■ ◆ ⬚ ⬚
+    3 ▤ ⬚ ■ ◆ ⬚
+    4 ▤ ⬚ ⬚ ■ ◆
+
+    ■ read   ◆ read, own position   ▤ read, prefix   ⬚ not read   ‹ › window cut"""),
 ("two axes", Mask(Axis(causal=True), Axis(1, 1)), (2, 3), (3, 3), """
+    21 of 54 pairs; 2–6 keys a query
+
     axis 0: 2 queries, 3 keys, 3 of 6 pairs
-    0 ■ ⬚ ⬚
-    1 ■ ■ ⬚
+    all left, itself; causal
+    1–2 keys a query
+      0 1 2
+    0 ◆ ⬚ ⬚
+    1 ■ ◆ ⬚
 
     axis 1: 3 queries, 3 keys, 7 of 9 pairs
-    0 ■ ■ ⬚
-    1 ■ ■ ■
-    2 ⬚ ■ ■"""),
+    1 left, itself, 1 right
+    2–3 keys a query
+      0 1 2
+    0‹◆ ■ ⬚
+    1 ■ ◆ ■
+    2 ⬚ ■ ◆›
+
+    ■ read   ◆ read, own position   ⬚ not read   ‹ › window cut"""),
 ("numbers are aligned", Mask(Axis(0, 0)), (11,), (2,), """
     axis 0: 11 queries, 2 keys, 2 of 22 pairs
-     0 ■ ⬚
-     1 ⬚ ■
-     2 ⬚ ⬚
-     3 ⬚ ⬚
-     4 ⬚ ⬚
-     5 ⬚ ⬚
-     6 ⬚ ⬚
-     7 ⬚ ⬚
-     8 ⬚ ⬚
-     9 ⬚ ⬚
-    10 ⬚ ⬚"""),
+    itself
+    0–1 keys a query; 9 queries read no key
+       0 1
+     0 ◆ ⬚
+     1 ⬚ ◆
+     2 ⬚ ⬚  p=2
+     3 ⬚ ⬚  p=3
+     4 ⬚ ⬚  p=4
+     5 ⬚ ⬚  p=5
+     6 ⬚ ⬚  p=6
+     7 ⬚ ⬚  p=7
+     8 ⬚ ⬚  p=8
+     9 ⬚ ⬚  p=9
+    10 ⬚ ⬚  p=10
+
+    ◆ read, own position   ⬚ not read   p= own position, off axis"""),
 ("no keys", Mask.full(), (2,), (0,), """
     axis 0: 2 queries, 0 keys, 0 of 0 pairs
-    0
-    1"""),
+    every key
+    0 keys a query; 2 queries read no key
+    0   p=0
+    1   p=1
+
+    p= own position, off axis"""),
 ("no queries", Mask.full(), (0,), (2,), """
-    axis 0: 0 queries, 2 keys, 0 of 0 pairs"""),
+    axis 0: 0 queries, 2 keys, 0 of 0 pairs
+    every key
+    0 keys a query
+      0 1"""),
 ("nothing", Mask.full(), (0,), None, """
-    axis 0: 0 queries, 0 keys, 0 of 0 pairs"""),
+    axis 0: 0 queries, 0 keys, 0 of 0 pairs
+    every key
+    0 keys a query"""),
 ("long keys", Mask.sliding_window(200, 10), (2,), (98,), """
     axis 0: 2 queries, 98 keys, 23 of 196 pairs, a cell is 1 x 3 pairs
+    200 left, itself, 10 right
+    11–12 keys a query
+      0         15        30        45        60        75        90
     0 ■ ■ ■ ◧ ⬚ ⬚ ⬚ ⬚ ⬚ ⬚ ⬚ ⬚ ⬚ ⬚ ⬚ ⬚ ⬚ ⬚ ⬚ ⬚ ⬚ ⬚ ⬚ ⬚ ⬚ ⬚ ⬚ ⬚ ⬚ ⬚ ⬚ ⬚ ⬚
-    1 ■ ■ ■ ■ ⬚ ⬚ ⬚ ⬚ ⬚ ⬚ ⬚ ⬚ ⬚ ⬚ ⬚ ⬚ ⬚ ⬚ ⬚ ⬚ ⬚ ⬚ ⬚ ⬚ ⬚ ⬚ ⬚ ⬚ ⬚ ⬚ ⬚ ⬚ ⬚"""),
+    1 ■ ■ ■ ■ ⬚ ⬚ ⬚ ⬚ ⬚ ⬚ ⬚ ⬚ ⬚ ⬚ ⬚ ⬚ ⬚ ⬚ ⬚ ⬚ ⬚ ⬚ ⬚ ⬚ ⬚ ⬚ ⬚ ⬚ ⬚ ⬚ ⬚ ⬚ ⬚
+
+    ■ read   ◧ some of the cell's pairs   ⬚ not read"""),
 ("long queries", Mask.causal(), (200,), (3,), """
     axis 0: 200 queries, 3 keys, 597 of 600 pairs, a cell is 5 x 1 pairs
+    all left, itself; causal
+    1–3 keys a query
+        0 1 2
       0 ■ ◧ ◧
-""" + "\n".join(f"    {5 * n:>3} ■ ■ ■" for n in range(1, 40))),
+""" + "\n".join(f"    {5 * n:>3} ■ ■ ■" for n in range(1, 40)) + """
+
+    ■ read   ◧ some of the cell's pairs"""),
+("shift with dilation", Mask(Axis(1, 1, dilation=2, border="shift")), (7,), None, """
+    axis 0: 7 queries, 7 keys, 21 of 49 pairs
+    1 left, itself, 1 right; dilation 2, shift
+    3 keys a query
+      0 1 2 3 4 5 6
+    0 ◆ · ■ · ▣ · ⬚
+    1 · ◆ · ■ · ▣ ·
+    2 ■ · ◆ · ■ · ⬚
+    3 · ■ · ◆ · ■ ·
+    4 ⬚ · ■ · ◆ · ■
+    5 · ▣ · ■ · ◆ ·
+    6 ⬚ · ▣ · ■ · ◆
+
+    ■ read   ◆ read, own position   ▣ read, moved or wrapped   ⬚ not read   · other class"""),
+("queries beyond the keys", Mask(Axis(2, 1)), (5,), (3,), """
+    axis 0: 5 queries, 3 keys, 11 of 15 pairs
+    2 left, itself, 1 right
+    1–3 keys a query
+      0 1 2
+    0‹◆ ■ ⬚
+    1‹■ ◆ ■
+    2 ■ ■ ◆›
+    3 ⬚ ■ ■› p=3
+    4 ⬚ ⬚ ■› p=4
+
+    ■ read   ◆ read, own position   ⬚ not read   ‹ › window cut   p= own position, off axis"""),
+("cut by stride group", Mask(Axis(2, causal=True, stride=2)), (4,), None, """
+    axis 0: 4 queries, 4 keys, 8 of 16 pairs
+    2 left, itself; stride 2, causal
+    1–3 keys a query
+      0 1 2 3
+    0‹◆ ⬚ ⬚ ⬚
+    1‹■ ◆ ⬚ ⬚
+    2 ⬚ ■ ◆ ⬚
+    3 ⬚ ■ ■ ◆
+
+    ■ read   ◆ read, own position   ⬚ not read   ‹ › window cut"""),
 ]
 # fmt: on
 
@@ -120,9 +244,52 @@ def test_a_picture(
         assert mask.draw(queries[0], keys and keys[0]) == dedent(text).strip("\n")
 
 
+def rows(picture: str) -> list[str]:
+    """The rows of a picture of one axis, without its head and its legend."""
+    return picture.split("\n\n")[0].splitlines()[4:]
+
+
 def cells(picture: str) -> list[list[str]]:
     """The cells of a picture of one axis, row by row."""
-    return [line.split()[1:] for line in picture.splitlines()[1:]]
+    found = [re.sub(r"^ *[0-9]+|p=-?[0-9]+$", "", row) for row in rows(picture)]
+    return [row.replace("‹", " ").replace("›", " ").split() for row in found]
+
+
+def sign(axis: Axis, i: int, j: int, queries: int, keys: int) -> str:
+    """What stands for a pair, found by walking, not by the package's arithmetic."""
+    read = reads(axis, i, j, queries, keys)
+    at = position(axis, i, queries, keys)
+    if at == j:
+        return "◆" if read else "◇"
+    residue, own = coordinate(at, axis.dilation)
+    if j % axis.dilation != residue:
+        return "·"
+    if not read:
+        return "⬚"
+    if not reads(replace(axis, prefix=0), i, j, queries, keys):
+        return "▤"
+    leader = leader_of(axis, own, len(range(residue, keys, axis.dilation)))
+    steps = (j - (residue + axis.dilation * leader)) // axis.dilation
+    near = -(INFINITE if axis.left is None else axis.left) <= steps
+    near = near and steps <= (INFINITE if axis.right is None else axis.right)
+    return "■" if near else "▣"
+
+
+def cut(axis: Axis, i: int, queries: int, keys: int) -> tuple[bool, bool]:
+    """Whether the window stands across the first key of its class, and across the last."""
+    residue, own = coordinate(position(axis, i, queries, keys), axis.dilation)
+    members = len(range(residue, keys, axis.dilation))
+    leader = leader_of(axis, own, members)
+    left = 0 if axis.left is None else axis.left
+    right = 0 if axis.right is None else axis.right
+    first, last = leader - left, leader + right
+    first = min(first, 0) if axis.left is None else first
+    last = max(last, members - 1) if axis.right is None else last
+    touches = axis.border == "clip" and any(first <= t <= last for t in range(members))
+    return (
+        touches and axis.left is not None and first < 0,
+        touches and axis.right is not None and last >= members,
+    )
 
 
 @given(bound_axes(longest=48))
@@ -130,10 +297,21 @@ def test_short_axes_are_drawn_pair_by_pair(cases: Count, chosen: tuple[Axis, int
     axis, queries, keys = chosen
     picture = Mask(axis).draw(queries, keys)
     want = axis_matrix(*chosen)
-    assert cells(picture) == [["■" if read else "⬚" for read in row] for row in want]
     total = f"{want.sum()} of {want.size} pairs"
     assert picture.splitlines()[0] == f"axis 0: {queries} queries, {keys} keys, {total}"
-    assert "◧" not in picture
+    if keys and queries:
+        signs = [[sign(axis, i, j, queries, keys) for j in range(keys)] for i in range(queries)]
+        assert cells(picture) == signs
+        for i, row in enumerate(rows(picture)):
+            at = position(axis, i, queries, keys)
+            assert ("‹" in row, "›" in row) == cut(axis, i, queries, keys)
+            assert row.endswith(f" p={at}") == (not 0 <= at < keys)
+        counts = want.sum(axis=1)
+        low, high, none = counts.min(), counts.max(), int((counts == 0).sum())
+        text = f"{low if low == high else f'{low}–{high}'} keys"
+        text += " a query"
+        text += f"; {none} quer{'y reads' if none == 1 else 'ies read'} no key" * (none > 0)
+        assert text == picture.splitlines()[2]
     cases("draw, short axes", 1)
 
 
@@ -144,19 +322,41 @@ def test_long_axes_are_drawn_by_tiles(
     axis = Axis(left, right)
     picture = Mask(axis).draw(queries, keys)
     want = axis_matrix(axis, queries, keys)
-    rows, columns = -(-queries // 48), -(-keys // 48)
+    height, width = -(-queries // 48), -(-keys // 48)
+    if height == width == 1:
+        return
     found = cells(picture)
-    for y in range(0, queries, rows):
-        for x in range(0, keys, columns):
-            tile = want[y : y + rows, x : x + columns]
-            sign = "■" if tile.all() else "◧" if tile.any() else "⬚"
-            assert found[y // rows][x // columns] == sign
-    scale = "" if rows == columns == 1 else f", a cell is {rows} x {columns} pairs"
+    for y in range(0, queries, height):
+        for x in range(0, keys, width):
+            tile = want[y : y + height, x : x + width]
+            expected = "■" if tile.all() else "◧" if tile.any() else "⬚"
+            assert found[y // height][x // width] == expected
+    scale = f", a cell is {height} x {width} pairs"
     assert picture.splitlines()[0].endswith(f"pairs{scale}")
-    assert [line.split()[0] for line in picture.splitlines()[1:]] == [
-        str(first) for first in range(0, queries, rows)
-    ]
+    assert [int(row.split()[0]) for row in rows(picture)] == [*range(0, queries, height)]
     cases("draw, tiles", 1)
+
+
+@given(masks())
+def test_keys_per_query_of_a_whole_mask(cases: Count, drawn: tuple[Mask, Space, Space]) -> None:
+    mask, queries, keys = drawn
+    lines = geometry.bind(mask, queries, keys)
+    parts = [axis_matrix(*one) for one in zip(mask.axes, queries, keys, strict=True)]
+    counts = box(parts).sum(axis=1)
+    want = (counts.min(), counts.max(), (counts == 0).sum()) if len(counts) else (0, 0, 0)
+    assert legend.key_counts(lines) == want
+    cases("draw, keys per query", 1)
+
+
+def test_a_longer_axis_than_a_picture_is_refused() -> None:
+    with pytest.raises(MaskError) as caught:
+        Mask(Axis(3, 3), Axis()).draw((5, 2**31), (5, 7))
+    assert (
+        str(caught.value)
+        == dedent("""
+        axis 1 has 2147483648 queries and 7 keys; pictures go up to 2097152.
+          fix:   a shorter axis shows the same rules.""").strip()
+    )
 
 
 @pytest.mark.parametrize("length", [48, 49, 95, 96, 97, 1000, 4097, 10**6])
@@ -164,7 +364,7 @@ def test_any_axis_fits_a_screen(length: int) -> None:
     for mask in (Mask.causal(), Mask.neighborhood(7), Mask(Axis(3, 3, border="wrap"))):
         lines = mask.draw(length).splitlines()
         assert len(lines) <= 60
-        assert max(map(len, lines[1:])) <= 7 + 2 * 48
+        assert max(map(len, lines[3:])) <= 7 + 2 * 48
         assert all(line == line.rstrip() for line in lines)
     assert len(Mask(Axis(3, 3), Axis(3, 3)).draw((length, length)).splitlines()) <= 120
 

@@ -37,16 +37,17 @@ ALLOWED = {
     "ops": "errors axis mask geometry dialects planner backends",
     "arguments": "errors axis mask dialects planner",
     "functional": "errors axis mask geometry dialects planner backends ops arguments",
-    "nn": "errors axis mask geometry planner functional",
-    "config": "errors axis mask planner functional nn",
-    "draw": "errors axis mask geometry",
-    "plot": "errors axis mask geometry planner draw",
-    "doctor": "errors version dialects planner backends config",
+    "nn": "errors axis mask geometry dialects planner arguments functional",
+    "config": "errors axis mask geometry dialects planner arguments functional nn config",
+    "legend": "errors axis mask geometry",
+    "draw": "errors axis mask geometry legend",
+    "plot": "errors axis mask geometry planner legend draw",
+    "doctor": "errors version mask dialects planner backends functional config",
     "bench": "errors axis mask geometry dialects planner functional config",
     "tune": "errors axis mask geometry dialects planner functional config bench",
     "demo": "errors axis mask geometry dialects planner functional nn config draw plot demo",
-    "cli": "errors axis mask geometry dialects planner functional nn config draw plot doctor bench"
-    " tune demo cli version",
+    "cli": "errors axis mask geometry dialects planner functional nn config legend draw plot"
+    " doctor bench tune demo cli version",
     "integrations": "errors axis mask geometry dialects planner functional nn config integrations",
     "distributed": "errors axis mask geometry planner ops functional",
     "__main__": "cli",
@@ -65,10 +66,10 @@ EXCEPTIONS = {
 # Room → packages it may import at module level; `dialects` may not import others anywhere.
 FOREIGN = {
     **dict.fromkeys(["version", "errors", "axis", "mask", "doctor", "__main__", ""], ""),
-    **dict.fromkeys(["geometry", "dialects", "draw", "plot"], "numpy"),
+    **dict.fromkeys(["geometry", "dialects", "legend", "draw", "plot"], "numpy"),
     **dict.fromkeys(["planner", "backends", "ops", "arguments", "functional", "nn"], "numpy torch"),
     **dict.fromkeys(["integrations", "distributed", "bench", "tune", "demo"], "numpy torch"),
-    "config": "pydantic",
+    "config": "pydantic pydantic_core",
     "cli": "",
 }
 

@@ -40,6 +40,18 @@ class Candidate:
         """Backend, strategy and rewrites, as `explain()` lists them."""
         return "/".join([self.backend, "+".join([self.strategy, *self.traits])])
 
+    def work(self) -> str:
+        """What an accepted candidate does, in words: kernel arguments, useful pairs, calls."""
+        assert self.cost is not None
+        assert self.program is not None
+        said = sorted({call.arguments.describe() for call in self.program.calls})
+        share = 100 * self.cost.useful_pairs / max(self.cost.visited_pairs, 1)
+        return (
+            f"{'; '.join(said) or 'nothing to read'}  "
+            f"{share:.0f}% of {self.cost.visited_pairs:.3g} visited pairs useful  "
+            f"{self.cost.calls} calls"
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
         return {

@@ -48,6 +48,11 @@ def _installed() -> tuple[str, ...]:
     return tuple(name for name in sorted(packages) if [*metadata.Distribution.discover(name=name)])
 
 
+def is_device(name: str) -> bool:
+    """Whether a name means a device on some machine: one with data, or one that torch knows."""
+    return name in devices.DEVICES or _torch_device(name) is not None
+
+
 def _torch_device(device: object) -> torch.device | None:
     """A torch device, or the one that a string names."""
     if not isinstance(device, (str, torch.device)):

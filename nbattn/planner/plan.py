@@ -69,12 +69,16 @@ class Plan:
         width = max(len(candidate.name) for candidate in self.candidates)
         for candidate in self.candidates:
             lines += _explain(candidate, self.chosen, width)
+        return "\n".join([*lines, f"  {self.decided_by()}"])
+
+    def decided_by(self) -> str:
+        """What the candidates were ranked by, and where the device's rates come from."""
         measured = self.chosen.cost is not None and self.chosen.cost.measured is not None
         known = (
             "measured times" if measured else "bounds (no measurement of this request is committed)"
         )
         device = self.request.device
-        return "\n".join([*lines, f"  decided by {known}; rates of {device.name}: {device.source}"])
+        return f"decided by {known}; rates of {device.name}: {device.source}"
 
     def to_dict(self) -> dict[str, Any]:
         """The plan as plain data that JSON takes; the same for equal requests, everywhere."""
@@ -149,18 +153,11 @@ def _explain(candidate: Candidate, chosen: Candidate, width: int) -> list[str]:
     cost, best = candidate.cost, chosen.cost
     assert cost is not None
     assert best is not None
-    assert candidate.program is not None
     label = "measured" if cost.measured is not None else "bound"
     ratio = "" if candidate is chosen else f" ({cost.seconds / max(best.seconds, 1e-12):.3g}x)"
-    share = 100 * cost.useful_pairs / max(cost.visited_pairs, 1)
-    what = (
-        "; ".join(sorted({call.arguments.describe() for call in candidate.program.calls}))
-        or "nothing to read"
-    )
     return [
         f"  {'chosen' if candidate is chosen else 'slower':<9} {candidate.name:<{width}} "
-        f"{label} {cost.seconds * 1e3:.3g} ms{ratio}  {what}  "
-        f"{share:.0f}% of {cost.visited_pairs:.3g} visited pairs useful  {cost.calls} calls"
+        f"{label} {cost.seconds * 1e3:.3g} ms{ratio}  {candidate.work()}"
     ]
 
 

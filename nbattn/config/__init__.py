@@ -1,0 +1,168 @@
+"""Configurations: files and mappings that declare masks, layers and plan requests.
+
+[masks.encoder]
+axes = [{ left = 8, causal = true }, { left = 6, right = 6, border = "wrap" }]
+[layers.block1]
+mask = "encoder"
+dim = 512
+num_heads = 8
+[plans.train]
+mask = "encoder"
+query = [2, 16, 32, 8, 64]
+training = true
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, ClassVar
+
+from pydantic import TypeAdapter, ValidationError
+
+from nbattn.config import files, mistakes
+from nbattn.config.grammar import STRICT, LayerConfig, MaskTable, PlanConfig
+from nbattn.errors import ConfigError, InputError, Mistake, kind
+from nbattn.mask import Mask
+
+__all__ = ["Config", "LayerConfig", "PlanConfig", "load", "schema"]
+
+SECTIONS = ("masks", "layers", "plans")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """What a configuration declares, by name. Every mask, layer and request in it is legal.
+
+    Args:
+        masks: `nbattn.Mask` objects.
+        layers: `LayerConfig`, whose `build()` makes the layer.
+        plans: `PlanConfig`, whose `plan()` makes the plan.
+    """
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
+
+    masks: dict[str, Annotated[Mask, MaskTable()]] = field(default_factory=dict[str, Mask])
+    layers: dict[str, LayerConfig] = field(default_factory=dict[str, LayerConfig])
+    plans: dict[str, PlanConfig] = field(default_factory=dict[str, PlanConfig])
+
+    def to_dict(self) -> dict[str, dict[str, Any]]:
+        """Plain data that `load` takes: every mask by its axes, defaults left out.
+
+        >>> config = load({"masks": {"nat": {"neighborhood": {"kernel_size": 3}}}})
+        >>> config.to_dict()
+        {'masks': {'nat': {'axes': [{'left': 1, 'right': 1, 'border': 'shift'}]}}}
+        >>> load(config.to_dict()) == config
+        True
+        """
+        names = {mask: name for name, mask in reversed(self.masks.items())}
+        sections = {
+            "masks": {name: {"axes": [*map(_plain, m.axes)]} for name, m in self.masks.items()},
+            "layers": {n: _plain(c) | {"mask": names[c.mask]} for n, c in self.layers.items()},
+            "plans": {n: _plain(c) | {"mask": names[c.mask]} for n, c in self.plans.items()},
+        }
+        return {name: section for name, section in sections.items() if section}
+
+
+_ADAPTER: TypeAdapter[Config] = TypeAdapter(Config)
+
+
+def load(source: str | os.PathLike[str] | Mapping[str, Any]) -> Config:
+    """Read a configuration.
+
+    A file with masks only needs no torch. Nothing in a file is executed; files are read up to
+    1 MiB, YAML without aliases and with the plain values of YAML 1.2.
+
+    Args:
+        source: the path of a TOML, YAML or JSON file, or a mapping (OmegaConf's too).
+
+    Raises:
+        ConfigError: everything that is wrong, a line each: file, key path, what was found, what is
+            legal, and a guess at what was meant.
+
+    >>> config = load({"masks": {"local": {"sliding_window": {"left": 511}}}})
+    >>> config.masks["local"]
+    Mask(Axis(511, 0))
+    """
+    if isinstance(source, Mapping):
+        name, data = "mapping", source
+    elif isinstance(source, (str, os.PathLike)):
+        name, data = files.read(source)
+    else:
+        raise InputError(
+            f"load takes a path or a mapping, not {kind(source)}.", fix='nbattn.load("masks.toml").'
+        )
+    return _Loading(name, files.plain(name, data)).config()
+
+
+def schema() -> dict[str, Any]:
+    """The grammar as a JSON schema, for editors: `nbattn schema > nbattn.schema.json`."""
+    found = _ADAPTER.json_schema()
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **found}
+
+
+class _Loading:
+    """One configuration on its way in: entries are read one by one, so that no mistake hides
+    another.
+    """
+
+    def __init__(self, source: str, data: dict[str, Any]) -> None:
+        self.source, self.data = source, data
+        self.found: list[Mistake] = []
+        self.masks: dict[str, Mask | None] = {}
+
+    def config(self) -> Config:
+        self._check_sections()
+        for name in self._names("masks"):
+            self.masks[name] = self._entry("masks", name)
+        layers = {name: self._checked("layers", name) for name in self._names("layers")}
+        plans = {name: self._checked("plans", name) for name in self._names("plans")}
+        if self.found:
+            raise ConfigError(self.source, self.found)
+        return Config(masks=self.masks, layers=layers, plans=plans)  # pyright: ignore[reportArgumentType]
+
+    def _check_sections(self) -> None:
+        rest = {name: value for name, value in self.data.items() if name not in SECTIONS}
+        tables = {
+            n: {} if isinstance(v, dict) else v for n, v in self.data.items() if n in SECTIONS
+        }
+        self._validate({**rest, **tables})
+
+    def _names(self, section: str) -> list[str]:
+        table = self.data.get(section)
+        return list(table) if isinstance(table, dict) else []
+
+    def _entry(self, section: str, name: str) -> Any:
+        """One validated entry, or None, its mistakes noted."""
+        config = self._validate({section: {name: self.data[section][name]}})
+        return None if config is None else getattr(config, section)[name]
+
+    def _checked(self, section: str, name: str) -> Any:
+        """The entry, with the checks that need all its fields."""
+        entry = self._entry(section, name)
+        if entry is not None and entry.mask is not None:
+            for key, error in entry.mistakes():
+                path = (section, name, key) if key else (section, name)
+                self.found.append(mistakes.of_exception(path, error))
+        return entry
+
+    def _validate(self, data: dict[str, Any]) -> Config | None:
+        try:
+            # JSON, because strict validation refuses the dicts and lists that files are made of
+            return _ADAPTER.validate_json(json.dumps(data), context=self.masks)
+        except ValidationError as error:
+            self.found += mistakes.of_errors(error.errors(), data)
+        return None
+
+
+def _plain(value: Any) -> dict[str, Any]:
+    """The fields of a dataclass that differ from their defaults."""
+    default = {name: f.default for name, f in value.__dataclass_fields__.items()}
+    plain = {name: getattr(value, name) for name in default}
+    return {
+        name: list(item) if isinstance(item, tuple) else item
+        for name, item in plain.items()
+        if item != default[name]
+    }

@@ -1,0 +1,249 @@
+"""Reading: a TOML, YAML or JSON file, or a mapping, as plain data within limits, or what is wrong.
+
+A file is data from somebody else: nothing in it is executed or imported, and its size, depth and
+number of values are bounded before anything is made of it.
+"""
+
+from __future__ import annotations
+
+import json
+import operator
+import os
+import re
+import tomllib
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, cast
+
+from nbattn.errors import ConfigError, Mistake, kind
+
+MAX_BYTES = 1 << 20
+MAX_DEPTH = 16
+MAX_VALUES = 100_000
+_MAX_INTEGER = 2**63 - 1
+KeyPath = tuple[str | int, ...]
+
+
+def read(path: str | os.PathLike[str]) -> tuple[str, object]:
+    """The name of a file for messages, and what it holds.
+
+    Raises:
+        ConfigError: it cannot be read, is too large, or is no TOML, YAML or JSON.
+    """
+    name = os.fspath(path)
+    parse = PARSERS.get(Path(name).suffix.lower())
+    if parse is None:
+        raise ConfigError(name, [Mistake("", "unknown kind of file", ", ".join(PARSERS))])
+    try:
+        with open(name, "rb") as file:  # noqa: PTH123 - a Path would normalise the name
+            content = file.read(MAX_BYTES + 1)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise ConfigError(name, [Mistake("", f"cannot be read: {reason}")]) from None
+    if len(content) > MAX_BYTES:
+        found = f"larger than {MAX_BYTES} bytes"
+        raise ConfigError(name, [Mistake("", found, f"up to {MAX_BYTES} bytes")])
+    try:
+        return name, parse(content.decode("utf-8"))
+    except ImportError:
+        found, fix = "YAML needs PyYAML, which is not installed", 'pip install "nbattn[yaml]"'
+        raise ConfigError(name, [Mistake("", found, fix=fix)]) from None
+    except UnicodeDecodeError as error:
+        found = f"byte {error.start} is not UTF-8"
+        raise ConfigError(name, [Mistake("", found, "UTF-8 text")]) from None
+    except (ValueError, RecursionError) as error:
+        found = (
+            f"nested deeper than {MAX_DEPTH}" if isinstance(error, RecursionError) else f"{error}"
+        )
+        found = " ".join(found.split())
+        raise ConfigError(name, [Mistake("", f"not {Path(name).suffix[1:]}: {found}")]) from None
+
+
+def _toml(text: str) -> object:
+    return tomllib.loads(text)
+
+
+def _json(text: str) -> object:
+    def unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+        table = dict(pairs)
+        if len(table) < len(pairs):
+            names = [name for name, _ in pairs]
+            twice = next(name for name in names if names.count(name) > 1)
+            raise ValueError(f"key {twice!r} stands twice")
+        return table
+
+    return json.loads(text, object_pairs_hook=unique)
+
+
+def _yaml(text: str) -> object:
+    """YAML by a safe loader without aliases or duplicate keys, its plain values those of YAML 1.2.
+
+    YAML 1.1 would read `no` as False, `012` as 10 and `12:30` as 750.
+    """
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        depth = 0
+        yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}  # pyright: ignore
+
+        def compose_node(self, parent: Any, index: Any) -> Any:
+            if self.check_event(yaml.AliasEvent):
+                line = self.peek_event().start_mark.line + 1
+                raise ValueError(f"line {line}: aliases are not read; write it out")
+            self.depth += 1
+            if self.depth > MAX_DEPTH:
+                raise RecursionError
+            node = super().compose_node(parent, index)
+            self.depth -= 1
+            return node
+
+        def construct_mapping(self, node: Any, deep: bool = False) -> dict[Hashable, Any]:
+            seen: set[str] = set()
+            for key, _ in node.value:
+                if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                    line = key.start_mark.line + 1
+                    raise ValueError(f"line {line}: key {key.value!r} stands twice")
+                seen |= {key.value} if isinstance(key, yaml.ScalarNode) else set[str]()
+            return super().construct_mapping(node, deep)
+
+    for tag, pattern in _YAML_PLAIN.items():
+        Loader.add_implicit_resolver(f"tag:yaml.org,2002:{tag}", re.compile(pattern), None)
+    try:
+        return yaml.load(text, Loader)
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 0
+        raise ValueError(f"line {line}: {error.problem}") from None
+    except yaml.YAMLError as error:
+        raise ValueError(str(error)) from None
+
+
+_YAML_PLAIN = {
+    "null": r"^(?:~|null|Null|NULL|)$",
+    "bool": r"^(?:true|True|TRUE|false|False|FALSE)$",
+    "int": r"^[-+]?(?:0|[1-9][0-9]*)$",
+    "float": r"^[-+]?(?:\.[0-9]+|[0-9]+\.[0-9]*)(?:[eE][-+]?[0-9]+)?$|^[-+]?[0-9]+[eE][-+]?[0-9]+$",
+}
+PARSERS: dict[str, Callable[[str], object]] = {
+    ".toml": _toml,
+    ".yaml": _yaml,
+    ".yml": _yaml,
+    ".json": _json,
+}
+
+
+class _TooLargeError(Exception):
+    """The data break a limit; the argument says which."""
+
+
+def plain(source: str, value: object) -> dict[str, Any]:
+    """Data as dicts with text keys, lists, text, numbers, bools and None; containers of other
+    libraries (OmegaConf's) resolved.
+
+    Raises:
+        ConfigError: it is no mapping, holds anything else, or breaks a limit.
+    """
+    mistakes: list[Mistake] = []
+    reader = _Reader(mistakes)
+    try:
+        data = reader.plain(value, ())
+    except _TooLargeError as error:
+        raise ConfigError(source, [Mistake("", str(error))]) from None
+    if not isinstance(data, dict) and not mistakes:
+        mistakes.append(Mistake("", f"is {kind(value)}", "a table"))
+    if mistakes:
+        raise ConfigError(source, mistakes)
+    return cast("dict[str, Any]", data)
+
+
+class _Reader:
+    """One walk over foreign data: counts values, collects mistakes."""
+
+    def __init__(self, mistakes: list[Mistake]) -> None:
+        self.mistakes, self.count = mistakes, 0
+
+    def plain(self, value: object, path: KeyPath) -> object:
+        self.count += 1
+        if self.count > MAX_VALUES:
+            raise _TooLargeError(f"holds more than {MAX_VALUES} values")
+        if len(path) > MAX_DEPTH:
+            raise _TooLargeError(f"is nested deeper than {MAX_DEPTH}")
+        if isinstance(value, Mapping):
+            names = self._read(path, lambda: list(cast("Mapping[object, object]", value)), [])
+            return {name: self._item(value, name, path) for name in self._names(names, path)}
+        if isinstance(value, Sequence) and not isinstance(value, (str, bytes, bytearray)):
+            items = cast("Sequence[object]", value)
+            return [self._item(items, n, path) for n in range(len(items))]
+        return self._leaf(value, path)
+
+    def _names(self, names: list[object], path: KeyPath) -> Iterator[str]:
+        for name in names:
+            if isinstance(name, str) and _is_text(name):
+                yield name
+            else:
+                self._wrong(path, f"key {_short(name)} is {kind(name)}", "text keys")
+
+    def _item(self, container: Any, key: Any, path: KeyPath) -> object:
+        return self.plain(self._read((*path, key), lambda: container[key], None), (*path, key))
+
+    def _read(self, path: KeyPath, get: Callable[[], Any], instead: Any) -> Any:
+        """What a foreign container gives; it raises what it likes, for a missing value, say."""
+        try:
+            return get()
+        except Exception as error:
+            self._wrong(path, f"cannot be read: {' '.join(str(error).split())}", "")
+        return instead
+
+    def _leaf(self, value: object, path: KeyPath) -> object:
+        if value is None or isinstance(value, (bool, float)):
+            return value
+        if isinstance(value, str):
+            if _is_text(value):
+                return str(value)
+            return self._wrong(path, "text that is not Unicode", "UTF-8 text")
+        try:
+            number = operator.index(cast("Any", value))
+        except TypeError:
+            return self._wrong(
+                path, f"is {kind(value)}", "tables, lists, text, numbers, true, false"
+            )
+        if abs(number) > _MAX_INTEGER:
+            return self._wrong(path, "an integer beyond 64 bits", f"up to {_MAX_INTEGER}")
+        return number
+
+    def _wrong(self, path: KeyPath, found: str, legal: str) -> None:
+        self.mistakes.append(Mistake(show(path), found, legal))
+
+
+def _is_text(text: str) -> bool:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:37]}…"
+
+
+def show(path: KeyPath) -> str:
+    """A key path as people write it.
+
+    >>> show(("masks", "my mask", "axes", 0, "left"))
+    'masks."my mask".axes[0].left'
+    """
+    text = ""
+    for part in path:
+        if isinstance(part, int):
+            text += f"[{part}]"
+        else:
+            word = part if re.fullmatch(r"[\w-]+", part) else quoted(part)
+            text += f".{word}" if text else word
+    return text
+
+
+def quoted(value: object) -> str:
+    """A value as JSON on one line, its letters as they are."""
+    text = json.dumps(value, ensure_ascii=False)
+    return text if text.isprintable() else json.dumps(value)

@@ -1,0 +1,252 @@
+"""The grammar of configurations: masks, layers and plans as dataclasses, one adapter over them, and
+the checks that need more than one field.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, fields, make_dataclass
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+
+from pydantic import GetCoreSchemaHandler, ValidationInfo
+from pydantic_core import CoreSchema, core_schema
+
+from nbattn.axis import Axis
+from nbattn.dialects.device import DEVICES
+from nbattn.errors import MaskError, NbattnError
+from nbattn.mask import Mask
+from nbattn.planner.request import BACKENDS, DTYPES, STRATEGIES
+
+if TYPE_CHECKING:
+    from nbattn.nn import NeighborhoodAttention
+    from nbattn.planner.plan import Plan
+
+STRICT = {"extra": "forbid", "strict": True}
+CONSTRUCTORS: Mapping[str, Callable[..., Mask]] = {
+    "neighborhood": Mask.neighborhood,
+    "sliding_window": Mask.sliding_window,
+    "causal": Mask.causal,
+    "full": Mask.full,
+    "from_flash": Mask.from_flash,
+    "from_transformers": Mask.from_transformers,
+}
+
+
+class _Arguments:
+    """A table that is the arguments of a mask constructor, read off its signature."""
+
+    def __init__(self, constructor: Callable[..., Mask]) -> None:
+        self.constructor = constructor
+        hints = get_type_hints(constructor)
+        entries: list[Any] = [
+            (p.name, hints[p.name])
+            if p.default is p.empty
+            else (p.name, hints[p.name], field(default=p.default))
+            for p in inspect.signature(constructor).parameters.values()
+        ]
+        namespace = {"__pydantic_config__": STRICT, "__doc__": f"Arguments of Mask.{self.name}."}
+        self.table = make_dataclass(self.name, entries, kw_only=True, namespace=namespace)
+
+    @property
+    def name(self) -> str:
+        return self.constructor.__name__
+
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> CoreSchema:
+        def build(table: Any) -> Mask:
+            return self.constructor(**vars(table))
+
+        schema = handler.generate_schema(self.table)
+        return core_schema.no_info_after_validator_function(build, schema)
+
+
+class MaskTable:
+    """A mask as a table of one entry: `axes`, or the constructor of another library's counting."""
+
+    arguments: Mapping[str, _Arguments] = {
+        name: _Arguments(function) for name, function in CONSTRUCTORS.items()
+    }
+    keys = ("axes", *CONSTRUCTORS)
+    table = make_dataclass(
+        "MaskTable",
+        [
+            ("axes", tuple[Axis, ...] | None, field(default=None)),
+            *(
+                (name, Annotated[Mask | None, marker], field(default=None))
+                for name, marker in arguments.items()
+            ),
+        ],
+        kw_only=True,
+        namespace={"__pydantic_config__": STRICT, "__doc__": "A mask, by exactly one entry."},
+    )
+
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> CoreSchema:
+        schema = handler.generate_schema(self.table)
+        return core_schema.no_info_after_validator_function(self.build, schema)
+
+    def build(self, table: Any) -> Mask:
+        """The mask of a validated table."""
+        given = {name: value for name, value in vars(table).items() if value is not None}
+        if len(given) != 1:
+            found = " and ".join(given) or "nothing"
+            raise MaskError(f"says {found}", fix=f"exactly one of {', '.join(self.keys)}")
+        (value,) = given.values()
+        return value if isinstance(value, Mask) else Mask(*value)
+
+
+class _Named:
+    """A mask by the name it has in the same file. The context maps names to masks; None stands for
+    one whose own mistakes are reported already.
+    """
+
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> CoreSchema:
+        return core_schema.with_info_after_validator_function(
+            self.find, core_schema.str_schema(strict=True)
+        )
+
+    def find(self, name: str, info: ValidationInfo) -> Mask | None:
+        masks: Mapping[str, Mask | None] = info.context or {}
+        if name not in masks:
+            raise UnknownNameError(name, tuple(masks))
+        return masks[name]
+
+
+class UnknownNameError(ValueError):
+    """A name that means nothing; the arguments are it and the known ones."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerConfig:
+    """A layer of a configuration: the arguments of `nbattn.NeighborhoodAttention`.
+
+    Args:
+        mask: in a file, the name of a mask.
+        dim, num_heads, kv_heads, head_dim, qkv_bias, proj_drop, backend: as in the layer.
+
+    >>> LayerConfig(mask=Mask.neighborhood((7, 7)), dim=64, num_heads=2).num_heads
+    2
+    """
+
+    mask: Annotated[Mask, _Named()]
+    dim: int
+    num_heads: int
+    kv_heads: int | None = None
+    head_dim: int | None = None
+    qkv_bias: bool = True
+    proj_drop: float = 0.0
+    backend: str = "auto"
+
+    def build(self, **modules: Any) -> NeighborhoodAttention:
+        """The layer.
+
+        Args:
+            **modules: what a file cannot say: `qk_transform=`.
+
+        Raises:
+            InputError: the arguments do not fit.
+        """
+        from nbattn.nn import NeighborhoodAttention
+
+        return NeighborhoodAttention(**_values(self), **modules)
+
+    def mistakes(self) -> Iterator[tuple[str, Exception]]:
+        """What the layer would refuse."""
+        import torch
+
+        with torch.device("meta"):
+            yield from _caught("", self.build)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanConfig:
+    """A plan request of a configuration: the arguments of `nbattn.plan`.
+
+    Args:
+        mask: in a file, the name of a mask.
+        query, key: shapes `[B, *space, H, D]` and `[B, *key_space, Hk, D]`; key as query if absent.
+        device: by name; absent is this machine's.
+        The others are as in `nbattn.plan`.
+
+    >>> request = PlanConfig(mask=Mask.causal(), query=(1, 2048, 8, 64), key=(1, 512, 8, 64))
+    >>> request.plan(dtype="float32", device="cpu").chosen.name
+    'sdpa/causal'
+    """
+
+    mask: Annotated[Mask, _Named()]
+    query: tuple[int, ...]
+    key: tuple[int, ...] | None = None
+    value_dim: int | None = None
+    dtype: str = "bfloat16"
+    device: str | None = None
+    training: bool = False
+    backend: str = "auto"
+    require: tuple[str, ...] = ()
+    forbid: tuple[str, ...] = ()
+    return_lse: bool = False
+    extra_keys: int = 0
+    softcap: float | None = None
+    sink: bool = False
+    key_range: bool = False
+    deterministic: bool | None = None
+    packed: bool = False
+
+    def plan(self, **changes: Any) -> Plan:
+        """The plan.
+
+        Args:
+            **changes: arguments that replace those of the file, `device="sm_90"`.
+
+        Raises:
+            InputError, MaskError, BackendError: as `nbattn.plan`.
+        """
+        from nbattn import functional
+
+        values = _values(self) | changes
+        shapes = values.pop("query"), values.pop("key")
+        return functional.plan(values.pop("mask"), *shapes, **values)
+
+    def mistakes(self) -> Iterator[tuple[str, Exception]]:
+        """What `plan` would refuse on every machine, each with the key it belongs to."""
+        from nbattn import arguments, geometry
+        from nbattn.planner import dispatch
+
+        key = self.query if self.key is None else self.key
+        value = (*key[:-1], key[-1] if self.value_dim is None and key else self.value_dim or 0)
+
+        def shapes() -> None:
+            arguments.check_plan(self.query, self.key, self.value_dim, self.extra_keys, {})
+            arguments.check_shapes(self.mask, self.query, key, value)
+            geometry.bind(self.mask, self.query[1:-2], key[1:-2])
+
+        yield from _caught("", shapes)
+        yield from _caught("softcap", lambda: arguments.check_numbers(None, self.softcap))
+        if self.device is not None and not dispatch.is_device(self.device):
+            yield "device", UnknownNameError(self.device, tuple(DEVICES))
+        traits = (*STRATEGIES, *BACKENDS[1:])
+        yield from _unknown("dtype", (self.dtype,), DTYPES)
+        yield from _unknown("backend", (self.backend,), BACKENDS)
+        yield from _unknown("require", self.require, traits)
+        yield from _unknown("forbid", self.forbid, traits)
+
+
+def _values(config: LayerConfig | PlanConfig) -> dict[str, Any]:
+    return {f.name: getattr(config, f.name) for f in fields(config)}
+
+
+def _unknown(
+    key: str, names: tuple[str, ...], known: tuple[str, ...]
+) -> Iterator[tuple[str, Exception]]:
+    return ((key, UnknownNameError(name, known)) for name in names if name not in known)
+
+
+def _caught(key: str, check: Callable[[], object]) -> Iterator[tuple[str, Exception]]:
+    try:
+        check()
+    except NbattnError as error:
+        yield key, error

@@ -1,0 +1,77 @@
+"""What pictures tell about an axis: one sign per pair with its meaning, cut windows, keys per
+query.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nbattn.errors import MaskError, counted
+from nbattn.geometry import BoundAxis
+
+LONGEST = 2**21
+SIGNS = {
+    "■": "read",
+    "◆": "read, own position",
+    "◇": "own position, not read",
+    "▣": "read, moved or wrapped",
+    "▤": "read, prefix",
+    "◧": "some of the cell's pairs",
+    "⬚": "not read",
+    "·": "other class",
+    "‹ ›": "window cut",
+    "p=": "own position, off axis",
+}
+READ, OWN, OWN_UNREAD, MOVED, PREFIX, PART, NONE, OTHER, *_ = SIGNS
+
+
+def check_lengths(lines: Sequence[BoundAxis]) -> None:
+    """Refuse axes whose pictures, and counts of keys per query, would cost too much."""
+    for number, line in enumerate(lines):
+        if max(line.queries, line.keys) > LONGEST:
+            raise MaskError(
+                f"axis {number} has {line.queries} queries and {line.keys} keys; "
+                f"pictures go up to {LONGEST}.",
+                fix="a shorter axis shows the same rules.",
+            )
+
+
+def keys_read(lines: Sequence[BoundAxis]) -> str:
+    """How many keys a query of a bound mask reads, in words; queries without keys called out."""
+    low, high, empty = key_counts(lines)
+    text = f"{low if low == high else f'{low}–{high}'} keys a query"
+    none = f"; {counted(empty, 'query reads', 'queries read')} no key"
+    return text + none * (empty > 0)
+
+
+def key_counts(lines: Sequence[BoundAxis]) -> tuple[int, int, int]:
+    """The fewest and the most keys that a query of a bound mask reads, and the queries without."""
+    counts = [line.key_runs()[1].sum(axis=1) for line in lines]
+    ends = [math.prod(int(end(of)) if len(of) else 0 for of in counts) for end in (np.min, np.max)]
+    some = math.prod(line.queries - line.empty_queries() for line in lines)
+    return ends[0], ends[1], math.prod(line.queries for line in lines) - some
+
+
+def signs(line: BoundAxis) -> NDArray[np.str_]:
+    """One sign per pair `[queries, keys]` of a short axis: read or not, and because of what."""
+    own = (np.arange(line.queries) + line.offset)[:, None]
+    t, residue = np.divmod(np.arange(line.keys), line.axis.dilation)
+    lo, hi, _ = (side[:, None] for side in line.windows())
+    read, window = line.dense(), replace(line, axis=replace(line.axis, prefix=0)).dense()
+    here, moved = own == np.arange(line.keys), (t < lo) | (t >= hi)
+    other = residue != own % line.axis.dilation
+    rules = [here & read, here, read & ~window, read & moved, read, other]
+    return np.select(rules, [OWN, OWN_UNREAD, PREFIX, MOVED, READ, OTHER], NONE)
+
+
+def cuts(line: BoundAxis) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Which queries have a window that a clipped border cuts, at its start and at its end."""
+    axis, (lo, hi, keys) = line.axis, line.windows()
+    start = (axis.border == "clip" and axis.left is not None) & (lo < 0) & (hi > 0) & (keys > 0)
+    end = (axis.border == "clip" and axis.right is not None) & (hi > keys) & (lo < keys)
+    return start, end

@@ -1,0 +1,386 @@
+"""The layer: a Module that projects tokens to heads, attends over a mask, and projects back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nbattn import arguments
+from nbattn.axis import whole
+from nbattn.dialects.device import DeviceInfo
+from nbattn.errors import InputError, MaskError, counted, kind
+from nbattn.functional import attention, plan
+from nbattn.mask import Mask
+from nbattn.planner.plan import Plan
+
+
+class NeighborhoodAttention(nn.Module):
+    """Multi-head attention of tokens on a grid, each over the keys that a mask lets it read.
+
+    The state dict has NATTEN's names, `qkv.weight`, `qkv.bias`, `proj.weight`, `proj.bias`, and
+    what `qk_transform` holds. Rows of qkv are those of q, of k, of v, each head by head. The mask
+    is no part of it. All arguments but mask and qk_transform are plain data, as a file holds them.
+
+    Args:
+        dim: channels that come in and go out.
+        num_heads: query heads H.
+        mask: what is read, one axis per axis of the space.
+        kv_heads: key and value heads Hk, a divisor of `num_heads`, which is the default.
+        head_dim: D, the channels of every head; default `dim // num_heads`.
+        qkv_bias: whether q, k and v have a bias; the output projection always has.
+        proj_drop: probability of dropout after the output projection.
+        qk_transform: a Module between projection and attention, for rotary embeddings or QK norm:
+            `(query, key) -> (query, key)`, `[B, *space, H, D]` and `[B, *key_space, Hk, D]`, of the
+            same shapes; the results are brought back to the dtype of the projection. It does not
+            see extra tokens, which have no place on the grid. To be used with them it needs a
+            method `extra_key(key) -> key` for their keys `[B, E, Hk, D]`: a norm normalises them,
+            a rotation leaves them alone.
+        backend: as in `attention`; an explicit one never falls back.
+
+    Raises:
+        InputError: a number or name is not legal, or mask is no Mask.
+
+    >>> layer = NeighborhoodAttention(64, 4, Mask.neighborhood((7, 7)))
+    >>> layer(torch.randn(2, 14, 14, 64)).shape
+    torch.Size([2, 14, 14, 64])
+    >>> layer.plan_for((2, 14, 14, 64)).chosen.backend
+    'tiled'
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        mask: Mask,
+        *,
+        kv_heads: int | None = None,
+        head_dim: int | None = None,
+        qkv_bias: bool = True,
+        proj_drop: float = 0.0,
+        qk_transform: nn.Module | None = None,
+        backend: str = "auto",
+    ) -> None:
+        super().__init__()
+        arguments.check_mask(mask)
+        arguments.check_backend(backend, (), ())
+        arguments.check_flags({"qkv_bias": qkv_bias})
+        _check_probability("proj_drop", proj_drop)
+        if qk_transform is not None and not isinstance(qk_transform, nn.Module):
+            raise InputError(
+                f"qk_transform is {kind(qk_transform)}, not a torch.nn.Module.",
+                fix="a Module whose forward(query, key) returns both.",
+            )
+        self.dim, self.num_heads = _whole("dim", dim, 1), _whole("num_heads", num_heads, 1)
+        self.kv_heads = _kv_heads(self.num_heads, kv_heads)
+        self.head_dim = _head_dim(self.dim, self.num_heads, head_dim)
+        self.mask, self.backend = mask, backend
+        heads = (self.num_heads, self.kv_heads, self.kv_heads)
+        self.qkv = Projection(self.dim, heads, self.head_dim, bias=qkv_bias)
+        self.qk_transform = qk_transform
+        self.proj = nn.Linear(self.num_heads * self.head_dim, self.dim)
+        self.proj_drop = nn.Dropout(proj_drop)
+
+    def forward(
+        self,
+        x: Tensor,
+        context: Tensor | None = None,
+        *,
+        extra_tokens: Tensor | None = None,
+        key_range: Tensor | None = None,
+    ) -> Tensor:
+        """Attention of x over itself, or over a context.
+
+        Args:
+            x: `[B, *space, dim]`.
+            context: `[B, *key_space, dim]`, where keys and values come from; default x.
+            extra_tokens: `[B, E, dim]` that every query reads, through the same key and value
+                projections (registers, text); they are no queries.
+            key_range: int32 `[B, rank, 2]`: keys outside [start, stop) are not read (padding).
+
+        Returns:
+            `[B, *space, dim]`. A query that reads nothing gives `proj.bias`.
+
+        Raises:
+            InputError, MaskError, BackendError: as `attention`.
+        """
+        self._check(x, context, extra_tokens)
+        query, key, value, extra_key, extra_value = self.qkv(x, context, extra_tokens)
+        query, key, extra_key = self._transform(query, key, extra_key)
+        out = attention(
+            query,
+            key,
+            value,
+            self.mask,
+            key_range=key_range,
+            extra_key=extra_key,
+            extra_value=extra_value,
+            backend=self.backend,
+        )
+        return self.proj_drop(self.proj(out.flatten(-2)))
+
+    def plan_for(
+        self,
+        shape: Sequence[int],
+        context_shape: Sequence[int] | None = None,
+        *,
+        extra_tokens: int = 0,
+        key_range: bool = False,
+        dtype: torch.dtype | str | None = None,
+        device: torch.device | str | DeviceInfo | None = None,
+        training: bool | None = None,
+    ) -> Plan:
+        """What forward would run for these shapes, here and now.
+
+        Args:
+            shape: of x, `[B, *space, dim]`.
+            context_shape: of the context, `[B, *key_space, dim]`.
+            extra_tokens: their number E.
+            key_range: whether there is one.
+            dtype: default that of the parameters, or of autocast where it is on.
+            device: default that of the parameters; a name such as "sm_90" needs no device.
+            training: whether a backward pass follows; default whether grad mode is on and a
+                parameter of q, k or v is trained. A frozen layer cannot know whether x is.
+
+        Raises:
+            InputError, MaskError, BackendError: as forward.
+
+        >>> layer = NeighborhoodAttention(512, 8, Mask.sliding_window(255))
+        >>> request = layer.plan_for((1, 4096, 512), dtype="bfloat16", device="sm_90").request
+        >>> request.query_space, request.heads, request.head_dim, request.training
+        ((4096,), 8, 64, True)
+        """
+        sizes = self._sizes("shape", shape)
+        keys = sizes if context_shape is None else self._sizes("context_shape", context_shape)
+        _same_batch(sizes, "context_shape", keys, first="shape")
+        if _whole("extra_tokens", extra_tokens, 0):
+            self._check_extra_key()
+        weight = self.qkv.weight
+        return plan(
+            self.mask,
+            (*sizes[:-1], self.num_heads, self.head_dim),
+            (*keys[:-1], self.kv_heads, self.head_dim),
+            dtype=(_autocast(weight) or weight.dtype) if dtype is None else dtype,
+            device=weight.device if device is None else device,
+            training=self._trains() if training is None else training,
+            backend=self.backend,
+            extra_keys=int(extra_tokens),
+            key_range=key_range,
+        )
+
+    def extra_repr(self) -> str:
+        """The constructor's arguments; optional ones where they differ from their defaults."""
+        defaults = {
+            "kv_heads": self.num_heads,
+            "head_dim": self.dim // self.num_heads,
+            "backend": "auto",
+        }
+        changed = [
+            f"{name}={getattr(self, name)!r}"
+            for name, default in defaults.items()
+            if getattr(self, name) != default
+        ]
+        return ", ".join([f"{self.dim}, {self.num_heads}, {self.mask!r}", *changed])
+
+    def _trains(self) -> bool:
+        """Whether q, k or v would need a gradient for the sake of a parameter."""
+        modules = filter(None, (self.qkv, self.qk_transform))
+        trained = (p.requires_grad for module in modules for p in module.parameters())
+        return torch.is_grad_enabled() and any(trained)
+
+    def _transform(
+        self, query: Tensor, key: Tensor, extra_key: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """What the transform makes of queries and keys, laid out as they left the projection."""
+        transform: Any = self.qk_transform
+        if transform is None:
+            return query, key, extra_key
+        results = transform(query, key)
+        if not isinstance(results, tuple) or len(results) != 2:
+            raise InputError(
+                f"{kind(transform)} as qk_transform returned {kind(results)}, not two tensors.",
+                fix="return query, key.",
+            )
+        new_query = _like("query", results[0], query)
+        new_key = _like("key", results[1], key)
+        if extra_key is not None:
+            extra_key = _like("extra key", transform.extra_key(extra_key), extra_key)
+        return new_query, new_key, extra_key
+
+    def _check(self, x: Tensor, context: Tensor | None, extra_tokens: Tensor | None) -> None:
+        """The shapes fit the layer and one another."""
+        for name, tokens in (("x", x), ("context", context), ("extra_tokens", extra_tokens)):
+            if tokens is None and name != "x":
+                continue
+            if not isinstance(tokens, Tensor):
+                what = "None" if tokens is None else kind(tokens)
+                raise InputError(f"{name} is {what}, not a tensor.", fix=self._wanted(name))
+            if tokens.is_nested or tokens.layout != torch.strided:
+                raise InputError(
+                    f"{name} is a sparse or nested tensor.",
+                    fix=f"{name} dense and padded, with key_range=.",
+                )
+            self._check_shape(name, tokens.shape)
+            _same_batch(x.shape, name, tokens.shape)
+        if extra_tokens is not None:
+            self._check_extra_key()
+
+    def _check_extra_key(self) -> None:
+        """A transform says what becomes of the keys of extra tokens."""
+        if self.qk_transform is not None and not callable(
+            getattr(self.qk_transform, "extra_key", None)
+        ):
+            raise InputError(
+                f"extra_tokens with {kind(self.qk_transform)} as qk_transform, which does not say "
+                "what becomes of their keys.",
+                fix="give it a method: def extra_key(self, key): return key.",
+            )
+
+    def _check_shape(self, name: str, shape: Sequence[int]) -> None:
+        rank = 1 if name == "extra_tokens" else self.mask.rank
+        if len(shape) == rank + 2 and shape[-1] == self.dim:
+            return
+        fix = self._wanted(name)
+        if len(shape) != rank + 2:
+            problem = (
+                f"{name} has {counted(len(shape), 'dimension')} {list(shape)}, not {rank + 2}."
+            )
+            raise InputError(problem, where=repr(self.mask), fix=fix)
+        if shape[1] == self.dim and name in ("x", "context"):
+            fix = f"{name}.movedim(1, -1): channels come last."
+        problem = f"{name} has {counted(shape[-1], 'channel')} {list(shape)}, not {self.dim}."
+        raise InputError(problem, where=repr(self.mask), fix=fix)
+
+    def _wanted(self, name: str) -> str:
+        space = "E" if name == "extra_tokens" else ", ".join("XYZ"[: self.mask.rank])
+        return f"{name} as [B, {space}, {self.dim}]."
+
+    def _sizes(self, name: str, shape: Sequence[int]) -> tuple[int, ...]:
+        """A shape as plain integers."""
+        if not isinstance(shape, Sequence) or isinstance(shape, str):
+            raise InputError(f"{name}={shape!r} is no shape.", fix=f"{name}=x.shape.")
+        sizes = tuple(_whole(f"{name}[{n}]", size, 0) for n, size in enumerate(shape))
+        self._check_shape(name, sizes)
+        return sizes
+
+
+class Projection(nn.Linear):
+    """One matrix for q, k and v, whose parts are applied apart.
+
+    So each comes out contiguous without a copy, and no part of a cross attention is computed in
+    vain. It is called as a module, once per forward, so that hooks, parametrisations and sharding
+    see it. What replaces it (adapters, quantised layers) has to take and return the same.
+    """
+
+    def __init__(self, dim: int, heads: tuple[int, int, int], head_dim: int, *, bias: bool) -> None:
+        super().__init__(dim, sum(heads) * head_dim, bias=bias)
+        self.heads, self.head_dim = heads, head_dim
+
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, x: Tensor, context: Tensor | None, extra_tokens: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
+        """Query of x, key and value of the context, key and value of extra tokens, in heads."""
+        weight = self.weight  # once: a parametrisation computes it
+        x = _fitting("x", x, weight)
+        context = x if context is None else _fitting("context", context, weight)
+        query, key, value = self._parts(weight)
+        grid = (_heads(x, *query), _heads(context, *key), _heads(context, *value))
+        if extra_tokens is None:
+            return *grid, None, None
+        extra_tokens = _fitting("extra_tokens", extra_tokens, weight)
+        return *grid, _heads(extra_tokens, *key), _heads(extra_tokens, *value)
+
+    def _parts(self, weight: Tensor) -> list[tuple[Tensor, Tensor | None, tuple[int, int]]]:
+        """Weight, bias and (heads, head_dim) of q, k, v."""
+        rows = [heads * self.head_dim for heads in self.heads]
+        bias: Any = self.bias  # None where there is none, whatever torch's annotation says
+        biases = [None] * 3 if bias is None else bias.split(rows)
+        shapes = [(heads, self.head_dim) for heads in self.heads]
+        return list(zip(weight.split(rows), biases, shapes, strict=True))
+
+
+def _heads(tokens: Tensor, weight: Tensor, bias: Tensor | None, shape: tuple[int, int]) -> Tensor:
+    return nn.functional.linear(tokens, weight, bias).unflatten(-1, shape)
+
+
+def _autocast(weight: Tensor) -> torch.dtype | None:
+    """The dtype that autocast computes in where this weight is, if it is on; float64 stays."""
+    place = weight.device.type
+    if weight.dtype == torch.float64 or place == "meta" or not torch.is_autocast_enabled(place):
+        return None
+    return torch.get_autocast_dtype(place)
+
+
+def _fitting(name: str, tokens: Tensor, weight: Tensor) -> Tensor:
+    """Tokens that a weight can be applied to; under autocast cast here, once for all parts."""
+    if tokens.device != weight.device:
+        raise InputError(
+            f"{name} is on {tokens.device}, the layer on {weight.device}.",
+            fix=f"{name}.to({str(weight.device)!r}).",
+        )
+    cast = _autocast(weight)
+    if cast is not None and tokens.is_floating_point() and tokens.dtype != torch.float64:
+        return tokens.to(cast)
+    if tokens.dtype != weight.dtype:
+        own, wanted = (str(t.dtype).removeprefix("torch.") for t in (tokens, weight))
+        raise InputError(f"{name} is {own}, the layer {wanted}.", fix=f"{name}.to({weight.dtype}).")
+    return tokens
+
+
+def _whole(name: str, value: int, low: int) -> int:
+    """An integer, or an InputError in the words that masks use."""
+    try:
+        return whole(name, value, low)
+    except MaskError as error:
+        raise InputError(error.problem, fix=error.fix) from None
+
+
+def _kv_heads(heads: int, given: int | None) -> int:
+    kv_heads = heads if given is None else _whole("kv_heads", given, 1)
+    if heads % kv_heads:
+        raise InputError(
+            f"num_heads={heads} is no multiple of kv_heads={kv_heads}.",
+            fix=f"a kv_heads that divides {heads}; query head h reads key head h // (H // Hk).",
+        )
+    return kv_heads
+
+
+def _head_dim(dim: int, heads: int, given: int | None) -> int:
+    if given is not None:
+        return _whole("head_dim", given, 1)
+    if dim % heads:
+        raise InputError(
+            f"dim={dim} is no multiple of num_heads={heads}.",
+            fix=f"head_dim={max(1, dim // heads)}, or a num_heads that divides {dim}.",
+        )
+    return dim // heads
+
+
+def _check_probability(name: str, value: float) -> None:
+    legal = f"0 <= {name} <= 1."
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise InputError(f"{name}={value!r} is {kind(value)}, not a number.", fix=legal)
+    if not 0 <= value <= 1:
+        raise InputError(f"{name}={value} is no probability.", fix=legal)
+
+
+def _same_batch(x: Sequence[int], name: str, other: Sequence[int], first: str = "x") -> None:
+    if x[0] != other[0]:
+        raise InputError(
+            f"batch differs: {x[0]} in {first}, {other[0]} in {name}.",
+            where=f"{first} {list(x)} {name} {list(other)}",
+            fix="the same batch in both.",
+        )
+
+
+def _like(name: str, result: object, before: Tensor) -> Tensor:
+    """What a transform returned, in the dtype and layout of what it was given."""
+    if not isinstance(result, Tensor) or result.shape != before.shape:
+        found = list(result.shape) if isinstance(result, Tensor) else kind(result)
+        raise InputError(
+            f"qk_transform made the {name} {list(before.shape)} into {found}.",
+            fix="a result of the same shape.",
+        )
+    return result.to(before.dtype).contiguous()

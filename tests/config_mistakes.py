@@ -1,0 +1,354 @@
+"""Malformed configurations and every word that is said of them.
+
+Below a title stand the kind of file and its text, indented, then the lines of the error without
+the file's name.
+"""
+
+# ruff: noqa: E501  the texts stand here as users see them
+
+CASES = """
+misspelt key of an axis
+    toml
+    [masks.video]
+    axes = [{ lefft = 8 }]
+masks.video.axes[0].lefft: unknown key; legal: left, right, dilation, stride, causal, align, offset, border, prefix. Did you mean left?
+
+misspelt word
+    toml
+    [masks.video]
+    axes = [{ left = 8, border = "wrapp" }]
+masks.video.axes[0].border: found "wrapp"; legal: "clip", "shift" or "wrap". Did you mean "wrap"?
+
+word far from every legal one
+    toml
+    [masks.video]
+    axes = [{ align = "centre" }]
+masks.video.axes[0].align: found "centre"; legal: "top-left" or "bottom-right".
+
+truth for a number
+    toml
+    [masks.video]
+    axes = [{ left = true }]
+masks.video.axes[0].left: found true; legal: a whole number.
+
+text for a number
+    toml
+    [masks.video]
+    axes = [{ left = "3" }]
+masks.video.axes[0].left: found "3"; legal: a whole number.
+
+fraction for a whole number
+    toml
+    [masks.video]
+    axes = [{ left = 2.5, right = 3.0 }]
+masks.video.axes[0].left: found 2.5; legal: a whole number.
+masks.video.axes[0].right: found 3.0; legal: a whole number.
+
+number for a truth
+    toml
+    [masks.video]
+    axes = [{ causal = 1 }]
+masks.video.axes[0].causal: found 1; legal: true or false.
+
+negative side
+    toml
+    [masks.video]
+    axes = [{ left = -3 }]
+masks.video.axes[0]: left=-3 is below 0; fix: left is a whole number >= 0; None is unlimited.
+
+rule between two fields
+    toml
+    [masks.video]
+    axes = [{ left = 1, right = 2, causal = true }]
+masks.video.axes[0]: causal=True reads nothing to the right, but right=2; fix: Axis(1, 0, causal=True), or causal=False to look 2 ahead.
+
+every mistake of a file at once
+    toml
+    [masks.a]
+    axes = [{ left = "1" }, { left = 1, right = 2, causal = true }, 3]
+    [masks.b]
+    neighborhood = { kernel_size = [7, "x"], dilatin = 2 }
+    [plans.c]
+    mask = "d"
+    query = "all"
+masks.a.axes[0].left: found "1"; legal: a whole number.
+masks.a.axes[1]: causal=True reads nothing to the right, but right=2; fix: Axis(1, 0, causal=True), or causal=False to look 2 ahead.
+masks.a.axes[2]: found 3; legal: a table.
+masks.b.neighborhood.kernel_size[1]: found "x"; legal: a whole number.
+masks.b.neighborhood.dilatin: unknown key; legal: kernel_size, dilation, stride, is_causal. Did you mean dilation?
+plans.c.mask: "d" is not known; legal: "a", "b".
+plans.c.query: found "all"; legal: a list.
+
+axes that are no list
+    toml
+    [masks.video]
+    axes = { left = 1 }
+masks.video.axes: found a table; legal: a list.
+
+no axis
+    toml
+    [masks.video]
+    axes = []
+masks.video: a mask has 1 to 3 axes, not 0; fix: Mask(Axis(3, 3), Axis(3, 3)).
+
+four axes
+    toml
+    [masks.video]
+    axes = [{}, {}, {}, {}]
+masks.video: a mask has 1 to 3 axes, not 4; fix: Mask(Axis(3, 3), Axis(3, 3)).
+
+mask that says nothing
+    toml
+    [masks.video]
+masks.video: says nothing; fix: exactly one of axes, neighborhood, sliding_window, causal, full, from_flash, from_transformers.
+
+mask said twice
+    toml
+    [masks.video]
+    axes = [{ left = 1 }]
+    full = { rank = 2 }
+masks.video: says axes and full; fix: exactly one of axes, neighborhood, sliding_window, causal, full, from_flash, from_transformers.
+
+constructor that does not exist
+    toml
+    [masks.video]
+    neighbourhood = { kernel_size = 7 }
+masks.video.neighbourhood: unknown key; legal: axes, neighborhood, sliding_window, causal, full, from_flash, from_transformers. Did you mean neighborhood?
+
+constructor without what it needs
+    toml
+    [masks.video]
+    neighborhood = { dilation = 2 }
+masks.video.neighborhood.kernel_size: is missing.
+
+constructor that is no table
+    toml
+    [masks.video]
+    neighborhood = 7
+masks.video.neighborhood: found 7; legal: a table.
+
+number or list of numbers
+    toml
+    [masks.video]
+    neighborhood = { kernel_size = "7" }
+masks.video.neighborhood.kernel_size: found "7"; legal: a whole number or a list.
+
+lists of different lengths
+    toml
+    [masks.video]
+    neighborhood = { kernel_size = [7, 7], dilation = [1, 2, 4] }
+masks.video.neighborhood: per-axis arguments have different lengths: kernel_size 2, dilation 3; fix: one value for every axis, or an int that holds for all of them.
+
+rule of another library
+    toml
+    [masks.video]
+    neighborhood = { kernel_size = 7, stride = 9 }
+masks.video.neighborhood: stride=9 is larger than kernel_size=7; fix: stride=7 or less.
+
+word or number
+    toml
+    [masks.text]
+    sliding_window = { left = 511, align = "botom-right" }
+masks.text.sliding_window.align: found "botom-right"; legal: "top-left" or "bottom-right" or a whole number. Did you mean "bottom-right"?
+
+window that is no pair
+    toml
+    [masks.text]
+    from_flash = { window_size = [512] }
+masks.text.from_flash: window_size=[512] is not a pair; fix: window_size=(left, right).
+
+name with a space
+    toml
+    [masks."my mask"]
+    axes = [{ left = "1" }]
+masks."my mask".axes[0].left: found "1"; legal: a whole number.
+
+section that does not exist
+    toml
+    [mask.video]
+    axes = [{ left = 1 }]
+mask: unknown key; legal: masks, layers, plans. Did you mean masks?
+
+section that is no table
+    toml
+    masks = 3
+    layers = [1]
+masks: found 3; legal: a table.
+layers: found a list; legal: a table.
+
+mask that is not defined
+    toml
+    [masks.encoder]
+    full = {}
+    [plans.train]
+    mask = "encodr"
+    query = [1, 8, 2, 8]
+plans.train.mask: "encodr" is not known; legal: "encoder". Did you mean "encoder"?
+
+no mask defined at all
+    toml
+    [plans.train]
+    mask = "encoder"
+    query = [1, 8, 2, 8]
+plans.train.mask: "encoder" is not known; legal: nothing: none is defined.
+
+broken mask is reported once
+    toml
+    [masks.encoder]
+    full = { rank = 9 }
+    [plans.train]
+    mask = "encoder"
+    query = [1, 8, 2, 8]
+masks.encoder.full: a mask has 1 to 3 axes, not 9; fix: Mask(Axis(3, 3), Axis(3, 3)).
+
+layer without its sizes
+    toml
+    [masks.encoder]
+    full = {}
+    [layers.block]
+    mask = "encoder"
+    kv_head = 2
+layers.block.dim: is missing.
+layers.block.num_heads: is missing.
+layers.block.kv_head: unknown key; legal: mask, dim, num_heads, kv_heads, head_dim, qkv_bias, proj_drop, backend. Did you mean kv_heads?
+
+plan without a shape
+    toml
+    [masks.encoder]
+    full = {}
+    [plans.train]
+    mask = "encoder"
+plans.train.query: is missing.
+
+shape of another rank
+    toml
+    [masks.encoder]
+    full = { rank = 2 }
+    [plans.train]
+    mask = "encoder"
+    query = [1, 8, 2, 8]
+plans.train: query has 4 dimensions [1, 8, 2, 8]; a mask of 2 axes needs 5; fix: query as [B, X, Y, H, D], or a mask of 1 axis.
+
+shapes that do not fit one another
+    toml
+    [masks.encoder]
+    full = {}
+    [plans.train]
+    mask = "encoder"
+    query = [1, 8, 5, 8]
+    key = [1, 8, 2, 8]
+plans.train: 5 query heads are no multiple of 2 key heads; fix: a number of key heads that divides 5; query head h reads key head h // (H // Hk).
+
+shape that the mask refuses
+    toml
+    [masks.ring]
+    axes = [{ left = 1, right = 1, border = "wrap" }]
+    [plans.train]
+    mask = "ring"
+    query = [1, 8, 2, 8]
+    key = [1, 9, 2, 8]
+plans.train: axis 0 (8 queries, 9 keys): border="wrap" needs as many queries as keys; fix: border="clip" allows different lengths, or give axis 0 one length.
+
+negative length
+    toml
+    [masks.encoder]
+    full = {}
+    [plans.train]
+    mask = "encoder"
+    query = [1, -8, 2, 8]
+plans.train: query_shape=(1, -8, 2, 8): -8 is no length; fix: query_shape=[B, *space, H, D], whole numbers >= 0.
+
+unknown names in a plan, all of them
+    toml
+    [masks.encoder]
+    full = {}
+    [plans.train]
+    mask = "encoder"
+    query = [1, 8, 2, 8]
+    dtype = "bfloat"
+    device = "sm90"
+    softcap = -1
+plans.train.softcap: softcap=-1.0 is not legal; fix: softcap: a finite number above 0, or None.
+plans.train.device: "sm90" is not known; legal: "cpu", "sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_103", "sm_120". Did you mean "sm_90"?
+plans.train.dtype: "bfloat" is not known; legal: "float16", "bfloat16", "float32", "float64". Did you mean "bfloat16"?
+
+date
+    toml
+    [masks.encoder]
+    full = { rank = 2026-11-24 }
+masks.encoder.full.rank: is a date; legal: tables, lists, text, numbers, true, false.
+
+integer beyond 64 bits
+    toml
+    [masks.encoder]
+    full = { rank = 9223372036854775808 }
+masks.encoder.full.rank: an integer beyond 64 bits; legal: up to 9223372036854775807.
+
+number beyond every axis
+    toml
+    [masks.encoder]
+    axes = [{ left = 2147483648 }]
+masks.encoder.axes[0]: left=2147483648 is beyond 2147483647, the largest legal number; fix: left is a whole number >= 0; None is unlimited.
+
+key twice in TOML
+    toml
+    [masks.a]
+    full = {}
+    [masks.a]
+    full = {}
+not toml: Cannot declare ('masks', 'a') twice (at line 3, column 9).
+
+key twice in YAML
+    yaml
+    masks:
+      a: {full: {}}
+      a: {causal: {}}
+not yaml: line 3: key 'a' stands twice.
+
+key twice in JSON
+    json
+    {"masks": {"a": {"full": {}}, "a": {"causal": {}}}}
+not json: key 'a' stands twice.
+
+alias
+    yaml
+    masks:
+      a: &a {full: {}}
+      b: *a
+not yaml: line 3: aliases are not read; write it out.
+
+tag that would run code
+    yaml
+    masks: !!python/object/apply:os.system ["true"]
+not yaml: line 1: could not determine a constructor for the tag 'tag:yaml.org,2002:python/object/apply:os.system'.
+
+norway, octal, sexagesimal and exponent of YAML 1.1
+    yaml
+    masks:
+      a: {axes: [{causal: no}, {left: 012}, {left: 12:30}, {left: 1e3}]}
+masks.a.axes[0].causal: found "no"; legal: true or false.
+masks.a.axes[1].left: found "012"; legal: a whole number.
+masks.a.axes[2].left: found "12:30"; legal: a whole number.
+masks.a.axes[3].left: found 1000.0; legal: a whole number.
+
+key that is no text
+    yaml
+    masks:
+      1: {full: {}}
+masks: key 1 is an int; legal: text keys.
+
+list instead of a table
+    yaml
+    - masks
+is a list; legal: a table.
+
+nothing at all
+    yaml
+    # only a comment
+is a NoneType; legal: a table.
+
+text after the end
+    json
+    {"masks": {}} {}
+not json: Extra data: line 1 column 15 (char 14).
+"""

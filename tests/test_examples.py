@@ -1,0 +1,162 @@
+"""Owns the examples: they run, and their transforms are what they say."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from nbattn import Axis, Mask, NeighborhoodAttention
+
+ROOT = Path(__file__).parent.parent
+EXAMPLES = ROOT / "examples"
+SHORTER = Mask(Axis(2, 2, align="bottom-right"), Axis(3, 1, offset=2))
+
+
+def load(name: str) -> Any:
+    spec = importlib.util.spec_from_file_location(f"example_{name}", EXAMPLES / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # compilers look there
+    spec.loader.exec_module(module)
+    return module
+
+
+ROTARY, NORM = load("rotary_2d"), load("qk_norm")
+
+
+def random(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).double()
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.stem)
+def test_every_example_runs_as_a_program(path: Path) -> None:
+    run = subprocess.run(
+        [sys.executable, "-W", "error", path],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.startswith("NeighborhoodAttention(")
+
+
+def turned_by_hand(tokens: Tensor, first: tuple[int, int], base: float) -> Tensor:
+    """Channels as complex numbers, times e^(i angle), place by place."""
+    out = tokens.clone()
+    count = tokens.shape[-1] // 4
+    for y in range(tokens.shape[1]):
+        for x in range(tokens.shape[2]):
+            for start, place in ((0, y + first[0]), (2 * count, x + first[1])):
+                a, b = slice(start, start + count), slice(start + count, start + 2 * count)
+                speed = torch.tensor([base ** -(n / count) for n in range(count)]).double()
+                spin = torch.polar(torch.ones(count).double(), place * speed)
+                number = torch.complex(tokens[:, y, x, :, a], tokens[:, y, x, :, b]) * spin
+                out[:, y, x, :, a], out[:, y, x, :, b] = number.real, number.imag
+    return out
+
+
+def test_rotary_turns_a_query_by_its_place_on_the_key_grid() -> None:
+    query, key = random(2, 3, 4, 4, 12), random(2, 5, 6, 2, 12, seed=1)
+    found = ROTARY.Rotary2d(SHORTER, base=50.0)(query, key)
+    wanted = turned_by_hand(query, (5 - 3, 2), 50.0), turned_by_hand(key, (0, 0), 50.0)
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6)
+
+
+def test_rotary_scores_depend_on_distances_alone() -> None:
+    """A mask may cut rows from the query grid: the outputs of the others stay."""
+    torch.manual_seed(0)
+    whole = Mask(Axis(2, 2, align="bottom-right"), Axis(3, 1))
+    layer = NeighborhoodAttention(16, 2, whole, qk_transform=ROTARY.Rotary2d(whole)).double()
+    x, registers = random(1, 7, 6, 16), random(1, 2, 16, seed=1)
+    every = layer(x, extra_tokens=registers)
+    last = layer(x[:, 4:], x, extra_tokens=registers)
+    torch.testing.assert_close(last, every[:, 4:])
+    assert ROTARY.main() < 1e-6
+
+
+def test_rotary_leaves_extra_keys_alone() -> None:
+    key = random(2, 3, 2, 12)
+    assert ROTARY.Rotary2d(SHORTER).extra_key(key) is key
+
+
+def test_rotary_has_nothing_that_a_cast_or_an_empty_start_could_spoil() -> None:
+    with torch.device("meta"):
+        rotary = ROTARY.Rotary2d(SHORTER)
+    assert not rotary.state_dict()
+    query = random(1, 2, 300, 1, 8).bfloat16()
+    found, _ = rotary.bfloat16().to_empty(device="cpu")(query, query)
+    wanted, _ = ROTARY.Rotary2d(SHORTER)(query.double(), query.double())
+    torch.testing.assert_close(found.double(), wanted, rtol=0, atol=1e-3)  # float32 angles
+
+
+@pytest.mark.parametrize(
+    ("mask", "text"),
+    [
+        (Mask(Axis(1)), "Rotary2d is for masks of 2 axes, not 1: Mask(Axis(1, None))"),
+        (
+            Mask(Axis(1, 1), Axis(1, 1, border="wrap")),
+            "Rotary2d knows no circles; an axis wraps: Mask(Axis(1, 1), Axis(1, 1, border='wrap'))",
+        ),
+    ],
+)
+def test_rotary_refuses_what_it_cannot_mean(mask: Mask, text: str) -> None:
+    with pytest.raises(ValueError, match="Rotary2d") as error:
+        ROTARY.Rotary2d(mask)
+    assert str(error.value) == text
+
+
+def test_rotary_refuses_an_odd_head_dim() -> None:
+    with pytest.raises(ValueError, match="needs a head_dim that 4 divides, not 6"):
+        ROTARY.Rotary2d(SHORTER)(random(1, 2, 2, 1, 6), random(1, 2, 2, 1, 6))
+
+
+def test_normalised_scores_do_not_grow_with_the_input() -> None:
+    found = NORM.main()
+    assert [round(plain / found[1.0][0]) for plain, _ in found.values()] == [1, 100, 1000000]
+    for _, score in found.values():
+        assert score == pytest.approx(found[1.0][1], rel=1e-3)
+        assert score <= 32**0.5
+
+
+def test_norm_also_meets_the_keys_of_extra_tokens() -> None:
+    norm = NORM.QKNorm(8).double()
+    norm.query.weight.data, norm.key.weight.data = random(8), random(8, seed=1)
+    query, key = random(2, 5, 4, 8, seed=2), random(2, 5, 2, 8, seed=3)
+
+    def by_hand(tokens: Tensor, gain: Tensor) -> Tensor:
+        eps = torch.finfo(torch.float64).eps
+        return tokens / ((tokens**2).sum(-1, keepdim=True) / 8 + eps) ** 0.5 * gain
+
+    torch.testing.assert_close(norm(query, key)[0], by_hand(query, norm.query.weight))
+    torch.testing.assert_close(norm(query, key)[1], by_hand(key, norm.key.weight))
+    torch.testing.assert_close(norm.extra_key(key), by_hand(key, norm.key.weight))
+
+
+@pytest.mark.parametrize("which", ["rotary", "norm"])
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+def test_transforms_compile_and_train_under_autocast(which: str) -> None:
+    torch.manual_seed(0)
+    mask = Mask(Axis(1, 1), Axis(2, 2))
+    transform = ROTARY.Rotary2d(mask) if which == "rotary" else NORM.QKNorm(8)
+    layer = NeighborhoodAttention(16, 2, mask, qk_transform=transform)
+    x, extra = random(2, 4, 5, 16).float(), random(2, 1, 16).float()
+    want = layer(x, extra_tokens=extra)
+    torch._dynamo.reset()
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x, extra_tokens=extra), want)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = layer(x, extra_tokens=extra)
+    assert out.dtype == torch.bfloat16
+    torch.testing.assert_close(out.float(), want, rtol=0.1, atol=0.02)
+    out.float().sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in layer.parameters())
+    torch._dynamo.reset()
