@@ -20,12 +20,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from nbattn import cache
 from nbattn.version import __version__
 
 Facts = dict[str, Any]
 
 SECONDS = 120  # of the second process
-VARIABLES: dict[str, str] = {}  # what nbattn reads of the environment: a name and what it does
+VARIABLES = {"NBATTN_CACHE": "where measured costs are kept; off: nowhere"}  # all that is read
 _IMPORT_NAMES = {
     "pyyaml": "yaml",
     "scikit-image": "skimage",
@@ -248,9 +249,10 @@ def _names() -> list[str]:
 
 
 def _cache() -> Facts:
-    """The cache folder, if there is one."""
-    home = os.environ.get("XDG_CACHE_HOME") or str(Path("~/.cache").expanduser())
-    path = Path(home) / "nbattn"
+    """The cache folder, if there is one, and what was measured for the planner."""
+    path = cache.directory()
+    if path is None:
+        return {"path": None, "exists": False}
     if not path.is_dir():
         return {"path": str(path), "exists": False}
     sizes: list[int] = []
@@ -265,7 +267,17 @@ def _cache() -> Facts:
         "mode": stat.filemode(mode),
         "writable": os.access(path, os.W_OK),
         "others_may_write": bool(mode & (stat.S_IWGRP | stat.S_IWOTH)),
+        "costs": _costs(),
     }
+
+
+def _costs() -> str:
+    """What the planner has of `nbattn tune`, or why it cannot use it."""
+    from nbattn.planner import measured
+
+    table = measured.table()
+    dates = [f"{one.fingerprint.device} on {one.date}" for one in table.entries]
+    return table.problem or ", ".join(dates) or "nothing measured"
 
 
 def _second_process(names: list[str]) -> Facts:

@@ -14,6 +14,7 @@ import pytest
 
 from nbattn import cli, doctor
 from nbattn.cli import doctor as command
+from nbattn.planner import measured
 from nbattn.planner.request import BACKENDS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -162,7 +163,7 @@ def test_text_says_what_json_says(healthy, capsys: pytest.CaptureFixture[str]) -
         assert re.search(rf"^(package| ) +{re.escape(package['name'])} ", text, re.M)
     assert f"version                {healthy['torch']['version']}" in text
     assert 'natten                 not installed; pip install "nbattn[natten]"' in text
-    assert "variables              nbattn reads none" in text
+    assert "NBATTN_CACHE           off" in text
 
 
 def test_a_table_on_a_terminal(
@@ -260,7 +261,10 @@ def test_environment_variables_are_those_the_source_reads() -> None:
 
 
 def test_cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert doctor._cache() == {"path": None, "exists": False}  # the tests have NBATTN_CACHE=off
+    monkeypatch.delenv("NBATTN_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    measured.forget()
     folder = tmp_path / "nbattn"
     assert doctor._cache() == {"path": str(folder), "exists": False}
     (folder / "a").mkdir(parents=True)
@@ -273,6 +277,14 @@ def test_cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert found["others_may_write"] is True
     folder.chmod(0o700)
     assert doctor._cache()["others_may_write"] is False
+    measured.forget()
+    assert doctor._cache()["costs"] == "nothing measured"
+    (folder / "costs.json").write_text("{}")
+    measured.forget()
+    assert (
+        doctor._cache()["costs"] == f"{folder / 'costs.json'} has format None, this version reads 1"
+    )
+    measured.forget()
 
 
 def test_exit_status(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

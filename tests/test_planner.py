@@ -30,7 +30,7 @@ from nbattn.dialects.dense import Causal, Dense, Matrix
 from nbattn.dialects.limits import Limits
 from nbattn.dialects.tiled import Tiled
 from nbattn.geometry import BoundAxis, bind
-from nbattn.planner import dispatch, planner, proof
+from nbattn.planner import dispatch, measured, planner, proof
 from nbattn.planner.plan import Plan
 from nbattn.planner.programs import AxisView, Call, Program, View
 from nbattn.planner.request import BACKENDS, DTYPES, LAYOUTS, STRATEGIES, Request
@@ -1070,7 +1070,10 @@ def test_caches_of_plans_are_bounded() -> None:
         planner.make,
         nbattn.functional._plan,
         dispatch.planned,
-        dispatch.device_info,
+        dispatch._data,
+        measured._rated,
+        measured._holding,
+        measured._devices,
     ):
         limit = cached.cache_parameters()["maxsize"]
         assert limit is not None

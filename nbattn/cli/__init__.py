@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from nbattn.errors import NbattnError
 from nbattn.version import __version__
 
-COMMANDS = ("plan", "mask", "doctor", "demo", "schema")
+COMMANDS = ("plan", "mask", "doctor", "bench", "tune", "demo", "schema")
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 _EPILOG = """
 exit status:

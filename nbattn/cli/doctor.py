@@ -63,8 +63,6 @@ def rows(facts: dict[str, Any]) -> Iterator[Row]:
                 yield part, name, _amount(name, found)
     yield from _listed("package", facts["packages"], _package)
     yield from _listed("backend", facts["backends"], _backend)
-    if not facts["environment"]:
-        yield "environment", "variables", "nbattn reads none"
     for name, value in facts["environment"].items():
         yield "environment", name, "not set" if value is None else value
     for name, found in facts["cache"].items():

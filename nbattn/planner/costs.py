@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from nbattn.dialects.device import DEVICES
 from nbattn.planner.programs import View
 from nbattn.planner.request import Request
 
@@ -105,7 +106,12 @@ def sdpa_rate(request: Request) -> float | None:
     if request.device.kind != "cpu":
         return None
     dims = request.head_dim + request.value_dim
-    return min(75e9, 150e9 * dims / (dims + 128))
+    return min(75e9, 150e9 * dims / (dims + 128)) * cpu_speed(request)
+
+
+def cpu_speed(request: Request) -> float:
+    """How much faster the request's CPU is than the one that the models were fitted on."""
+    return request.device.peak("float32") / DEVICES["cpu"].peak("float32")
 
 
 def copies(request: Request, view: View) -> bool:

@@ -48,6 +48,7 @@ class Plan:
         request: what was asked.
         chosen: the accepted candidate with the lowest cost.
         candidates: all of them: accepted ones by cost, then refused ones with their reasons.
+        note: why measured times did not decide; empty where nothing is known of any.
 
     >>> import nbattn
     >>> mask, shape = nbattn.Mask.neighborhood((7, 7)), (1, 56, 56, 2, 32)
@@ -59,6 +60,7 @@ class Plan:
     request: Request
     chosen: Candidate
     candidates: tuple[Candidate, ...]
+    note: str = ""
 
     def __str__(self) -> str:
         return self.explain()
@@ -74,9 +76,8 @@ class Plan:
     def decided_by(self) -> str:
         """What the candidates were ranked by, and where the device's rates come from."""
         measured = self.chosen.cost is not None and self.chosen.cost.measured is not None
-        known = (
-            "measured times" if measured else "bounds (no measurement of this request is committed)"
-        )
+        why = self.note or "no measurement of this request is known"
+        known = "measured times" if measured else f"bounds ({why})"
         device = self.request.device
         return f"decided by {known}; rates of {device.name}: {device.source}"
 

@@ -86,7 +86,7 @@ def _tiled(request: Request, lines: Lines) -> Candidate:
     )
     if request.device.kind == "cpu":
         seconds = float(tiled.cost(totals, item)) * (1 + 2.5 * request.training)
-        cost = replace(cost, bound=seconds)
+        cost = replace(cost, bound=seconds / costs.cpu_speed(request))
     program = Program((Call(whole(request.query_space), whole(request.key_space), arguments),))
     return Candidate("tiled", "tile", (), program, cost, tuple(tiled.TILED.reasons(request)))
 
