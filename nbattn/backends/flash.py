@@ -45,6 +45,11 @@ class Numbers(NamedTuple):
     softcap: float
 
     @property
+    def causal(self) -> bool:
+        """The causal flag."""
+        return self.call.told.causal
+
+    @property
     def window(self) -> tuple[Any, Any]:
         """Left and right, as on the wire."""
         return self.call.told.left, self.call.told.right
@@ -152,7 +157,7 @@ def _aten_forward(tensors: Arrays, numbers: Numbers) -> tuple[Tensor, Tensor]:
     _check_built_in()
     packed, (left, right) = numbers.packed, numbers.window
     out, lse, *_ = torch.ops.aten._flash_attention_forward(
-        *tensors, *packed, 0.0, False, False,
+        *tensors, *packed, 0.0, numbers.causal, False,
         scale=numbers.scale, window_size_left=left, window_size_right=right,
     )  # fmt: skip
     return out, lse
@@ -170,7 +175,7 @@ def _aten_backward(
     packed, (left, right) = numbers.packed, numbers.window
     seed = torch.zeros(2, dtype=torch.uint64, device=out.device)
     return torch.ops.aten._flash_attention_backward(
-        grad_out, *tensors, out, lse, *packed, 0.0, False, seed, torch.empty_like(seed),
+        grad_out, *tensors, out, lse, *packed, 0.0, numbers.causal, seed, torch.empty_like(seed),
         scale=numbers.scale, window_size_left=left, window_size_right=right,
     )  # fmt: skip
 
@@ -196,7 +201,7 @@ def _fa2_forward(tensors: Arrays, numbers: Numbers) -> tuple[Tensor, Tensor]:
     named = {
         "dropout_p": 0.0,
         "softmax_scale": numbers.scale,
-        "causal": False,
+        "causal": numbers.causal,
         "window_size_left": left,
         "window_size_right": right,
         "softcap": numbers.softcap,
@@ -225,7 +230,7 @@ def _fa2_backward(
     named = {
         "dropout_p": 0.0,
         "softmax_scale": numbers.scale,
-        "causal": False,
+        "causal": numbers.causal,
         "window_size_left": left,
         "window_size_right": right,
         "softcap": numbers.softcap,
@@ -266,6 +271,7 @@ def _fa3_forward(tensors: Arrays, numbers: Numbers) -> tuple[Tensor, Tensor]:
     out, lse, *_ = module._flash_attn_forward(
         *tensors,
         softmax_scale=numbers.scale,
+        causal=numbers.causal,
         window_size_left=left,
         window_size_right=right,
         softcap=numbers.softcap,
@@ -293,6 +299,7 @@ def _fa3_backward(
         dk=key,
         dv=value,
         softmax_scale=numbers.scale,
+        is_causal=numbers.causal,
         window_size_left=left,
         window_size_right=right,
         softcap=numbers.softcap,
@@ -310,6 +317,7 @@ def _fa4_forward(tensors: Arrays, numbers: Numbers) -> tuple[Tensor, Tensor]:
     out, lse, *_ = module._flash_attn_fwd(
         *tensors,
         softmax_scale=numbers.scale,
+        causal=numbers.causal,
         window_size_left=left,
         window_size_right=right,
         softcap=numbers.softcap or None,
@@ -334,6 +342,7 @@ def _fa4_backward(
         grad_out,
         lse,
         softmax_scale=numbers.scale,
+        causal=numbers.causal,
         window_size_left=left,
         window_size_right=right,
         softcap=numbers.softcap,
