@@ -6,7 +6,10 @@ and how their parts are joined; `tests/gpu/test_flash.py` asks the real kernels.
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import dense_attention
@@ -260,6 +263,14 @@ def test_prefill_and_decode_are_one_pass(name: str, backend: str, cases: Count) 
                 at = stop
             torch.testing.assert_close(torch.cat(parts, 1), whole, rtol=0, atol=1e-12)
             cases("flash values, decode", 1)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_the_gpu_benchmark_says_that_there_is_no_gpu() -> None:
+    script = Path(__file__).parents[1] / "benchmarks" / "gpu_flash.py"
+    done = subprocess.run([sys.executable, script, "--quick"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "gpu_flash: this machine has no CUDA device.\n"
 
 
 def test_the_data_of_a_cuda_device_lists_what_is_installed() -> None:
