@@ -16,10 +16,10 @@ from torch import Tensor
 from nbattn import functional, geometry, machine
 from nbattn.errors import NbattnError
 from nbattn.planner import dispatch, planner
+from nbattn.planner.candidate import Candidate
 from nbattn.planner.costs import ITEMSIZE, tensor_bytes
 from nbattn.planner.plan import Plan
 from nbattn.planner.request import Request
-from nbattn.planner.strategies import Candidate
 from nbattn.timing import Clock, Run, Samples, clock, interleave
 
 TRAINING_FLOPS = 3.5  # of a forward pass
@@ -173,8 +173,8 @@ def candidates(plan: Plan, effort: Effort) -> list[Candidate]:
         if one.reasons and not effort.by_name:
             return False
         if effort.backends is None:
-            return one.backend != "flash-model"
-        return one.backend in effort.backends
+            return one.family != "flash-model"
+        return bool({one.backend, one.family} & {*effort.backends})
 
     others = (one for one in plan.candidates if one is not plan.chosen)
     return [plan.chosen, *filter(wanted, others)]

@@ -227,11 +227,9 @@ def _torch(probed: Facts) -> Facts:
 
 def _backends(probed: Facts) -> list[Facts]:
     """Every backend on every device: usable, or why not and what to do."""
-    from nbattn.planner.request import BACKENDS
-
     torch = _torch(probed)
     found: list[Facts] = []
-    for name in BACKENDS[1:]:
+    for name in _names():
         for device in [d["name"] for d in torch.get("devices", [])] or ["cpu"]:
             facts: Facts = probed.get(f"{name} on {device}", {})
             if not facts:
@@ -241,6 +239,13 @@ def _backends(probed: Facts) -> list[Facts]:
                 facts = {"usable": False, "reason": torch["error"], "fix": torch.get("fix", "")}
             found.append({"name": name, "device": device, "usable": False, **facts})
     return found
+
+
+def _names() -> list[str]:
+    """The backends to try: every provider of Flash, and its model once."""
+    from nbattn.planner.request import BACKENDS
+
+    return [name for name in BACKENDS[1:] if not name.startswith("flash-model:")]
 
 
 def _cache() -> Facts:
@@ -314,9 +319,7 @@ def _probes(names: list[str]) -> Iterator[tuple[str, Callable[[], Any]]]:
     torch: Facts = {}
     yield "torch", lambda: torch.update(_guarded_facts(_torch_facts)) or torch
     if "error" not in torch:
-        from nbattn.planner.request import BACKENDS
-
-        for name in BACKENDS[1:]:
+        for name in _names():
             for device in torch["devices"]:
                 where = device["name"]
                 yield f"{name} on {where}", lambda n=name, w=where: _guarded(lambda: _try(n, w))
@@ -394,13 +397,14 @@ def _try(backend: str, device: str) -> Facts:
     from nbattn.mask import Mask
 
     attend: Any = functional.attention
+    dtype = torch.float16 if backend.partition(":")[0] == "flash" else torch.float32
 
     def run(name: str, place: str) -> list[Any]:
         torch.manual_seed(0)
-        tensors = [torch.randn(1, 9, 2, 16).to(place).requires_grad_() for _ in range(3)]
+        tensors = [torch.randn(1, 9, 2, 16).to(place, dtype).requires_grad_() for _ in range(3)]
         out = attend(*tensors, Mask.neighborhood(3), backend=name)
         out.square().sum().backward()
-        return [out.detach().cpu(), *(tensor.grad.cpu() for tensor in tensors)]  # pyright: ignore
+        return [out.detach().float().cpu(), *(tensor.grad.float().cpu() for tensor in tensors)]  # pyright: ignore
 
     try:
         found, wanted = run(backend, device), run("reference", "cpu")

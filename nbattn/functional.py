@@ -383,7 +383,7 @@ def run(
 
 def warmup(plan: Plan) -> None:
     """`Plan.warmup`: what the first run would prepare."""
-    backend: Any = ops.backend_module(plan.chosen.backend)
+    backend: Any = ops.backend_module(plan.chosen.family)
     if hasattr(backend, "warmup"):
         backend.warmup(plan.chosen.program)
 

@@ -60,7 +60,7 @@ class Options(NamedTuple):
 
 def backend_module(name: str) -> Any:
     """The module of a backend, loaded when first used."""
-    return importlib.import_module(f"nbattn.backends.{name}")
+    return importlib.import_module(f"nbattn.backends.{name.replace('-', '_')}")
 
 
 def _inputs(arguments: tuple[Any, ...]) -> tuple[Inputs, Options]:
@@ -98,7 +98,7 @@ def _exact(device: torch.device) -> AbstractContextManager[Any]:
 def _forward(*arguments: Any) -> tuple[Tensor, Tensor]:
     inputs, options = _inputs(arguments)
     chosen = _plan(inputs, options).chosen
-    backend = backend_module(chosen.backend)
+    backend = backend_module(chosen.family)
     with _exact(inputs.query.device):
         out, lse = backend.forward(chosen.program, inputs, return_lse=options.return_lse)
     return out, _lse_output(inputs, options, lse)
@@ -126,7 +126,7 @@ def _backward(
 ) -> tuple[Tensor, ...]:
     inputs, options = _inputs(arguments)
     chosen = _plan(inputs, options).chosen
-    backend = backend_module(chosen.backend)
+    backend = backend_module(chosen.family)
     with _exact(inputs.query.device):
         grads = backend.backward(chosen.program, inputs, out, lse, grad_out, grad_lse)
     optional = (grads.sink, grads.extra_key, grads.extra_value)

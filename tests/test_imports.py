@@ -36,7 +36,7 @@ ALLOWED = {
     "dialects": "errors axis mask geometry dialects",
     "planner": "errors version machine cache axis mask geometry dialects planner",
     "backends": "errors axis mask geometry dialects planner.programs backends.contract"
-    " backends.schedule",
+    " backends.schedule backends.joining backends.calls",
     "ops": "errors axis mask geometry dialects planner backends",
     "arguments": "errors axis mask dialects planner",
     "functional": "errors axis mask geometry dialects planner backends ops arguments",

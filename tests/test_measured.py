@@ -79,10 +79,10 @@ def test_times_of_all_candidates_reverse_the_order(folder: Path) -> None:
     assert order(found) == NAMES[::-1]
     assert found.chosen.name == "sdpa/mask"
     assert found.verify()
-    text = found.explain()
-    assert "  chosen    sdpa/mask          measured 1 ms  explicit mask" in text
-    assert "  slower    sdpa/dense+fold    measured 3 ms (3x)" in text
-    assert "  decided by measured times; rates of cpu:" in text
+    text = " ".join(found.explain().split())
+    assert " chosen sdpa/mask measured 1 ms explicit mask" in text
+    assert " slower sdpa/dense+fold measured 3 ms (3x)" in text
+    assert " decided by measured times; rates of cpu:" in text
     assert found.to_dict()["candidates"][0]["cost"]["measured"] == 1e-3
 
 

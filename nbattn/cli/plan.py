@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from nbattn.cli import sources
 
 if TYPE_CHECKING:
+    from nbattn.planner.candidate import Candidate
     from nbattn.planner.plan import Plan
-    from nbattn.planner.strategies import Candidate
 
 _DESCRIPTION = """
 Show how the planner runs an attention: the candidate it chose, every other one

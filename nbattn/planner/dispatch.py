@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
+from importlib import metadata
 from typing import Any
 
 import torch
@@ -11,6 +13,7 @@ from torch import Tensor
 
 from nbattn.dialects import device as devices
 from nbattn.dialects.device import DeviceInfo
+from nbattn.dialects.flash_providers import PROVIDERS
 from nbattn.errors import InputError
 from nbattn.mask import Mask, from_code
 from nbattn.planner import measured, planner
@@ -41,8 +44,15 @@ def _data(device: torch.device | str | None) -> DeviceInfo:
         if not torch.cuda.is_available():
             problem = f"device={device!r}: this machine has no CUDA device."
             raise InputError(problem, fix=devices.known())
-        return devices.cuda(*torch.cuda.get_device_capability(found))
+        info = devices.cuda(*torch.cuda.get_device_capability(found))
+        return replace(info, providers=_installed())
     return devices.DEVICES["cpu"] if found.type == "cpu" else devices.other(found.type)
+
+
+def _installed() -> tuple[str, ...]:
+    """The optional packages of kernels that are there, without importing them."""
+    packages = {provider.package for provider in PROVIDERS.values()} - {"torch"}
+    return tuple(name for name in sorted(packages) if [*metadata.Distribution.discover(name=name)])
 
 
 def is_device(name: str) -> bool:

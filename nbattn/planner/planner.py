@@ -8,9 +8,10 @@ from functools import lru_cache
 from nbattn import geometry
 from nbattn.errors import BackendError
 from nbattn.planner import measured
+from nbattn.planner.candidate import Candidate
 from nbattn.planner.plan import Plan
 from nbattn.planner.request import Request
-from nbattn.planner.strategies import Candidate, candidates
+from nbattn.planner.strategies import candidates
 
 CACHE_SIZE = 4096
 

@@ -10,8 +10,11 @@ from nbattn.dialects.device import DeviceInfo
 from nbattn.errors import InputError
 from nbattn.mask import Mask
 
-BACKENDS = ("auto", "reference", "tiled", "sdpa")
-STRATEGIES = ("dense", "causal", "mask", "tile", "fold", "trim", "split", "merge")
+_FLASH = ("flash", "flash:aten", "flash:fa2", "flash:fa3", "flash:fa4")
+_MODEL = tuple(name.replace("flash", "flash-model") for name in _FLASH)
+BACKENDS = ("auto", "reference", "tiled", "sdpa", *_FLASH, *_MODEL)
+_DENSE, _WINDOWS = ("dense", "causal", "mask", "tile"), ("translate", "virtual-pad")
+STRATEGIES = (*_DENSE, *_WINDOWS, "fold", "trim", "split", "merge")
 LAYOUTS = ("contiguous", "packed", "strided")
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 
