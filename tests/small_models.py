@@ -22,6 +22,7 @@ _SHARED = {
     "intermediate_size": 48,
     "num_attention_heads": HEADS,
     "initializer_range": SPREAD,
+    "tie_word_embeddings": False,  # tied, a large embedding repeats its token for ever
     "pad_token_id": 0,
     "bos_token_id": 1,
     "eos_token_id": None,

@@ -104,8 +104,9 @@ def _either(values: Values, end: int) -> Window:
     for window in windows:
         if all(window.contains(other) for other in windows):
             return window
+    shown = ", ".join(map(str, windows))
     raise InputError(
-        f"the model joins windows of which none contains the others: {windows}.",
+        f"the model joins windows of which none contains the others: {shown}.",
         fix=_OTHERWISE,
     )
 
