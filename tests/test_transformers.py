@@ -594,6 +594,18 @@ def test_a_release_whose_windows_mean_something_else_is_refused(monkeypatch):
     )
 
 
+def test_a_release_without_a_part_is_refused(monkeypatch):
+    monkeypatch.delattr(masking_utils, "blockwise_overlay")
+    mask_functions._readers.cache_clear()
+    with pytest.raises(InputError) as error:
+        integration.register()
+    assert str(error.value) == (
+        f"transformers {transformers.__version__} has masks that nbattn does not know: "
+        "module 'transformers.masking_utils' has no attribute 'blockwise_overlay'.\n"
+        '  fix:   pip install "nbattn[transformers]"'
+    )
+
+
 def test_importing_the_integration_does_not_load_transformers():
     code = "import sys, nbattn.integrations.transformers; sys.exit('transformers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], env={**os.environ}).returncode == 0

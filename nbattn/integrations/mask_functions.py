@@ -165,6 +165,10 @@ def check() -> None:
     """
     from transformers import masking_utils as parts
 
+    try:
+        _readers()
+    except AttributeError as error:
+        raise _unknown_release(str(error)) from None
     count = 7
     at = torch.arange(count)
     grid = (at.new_zeros(()), at.new_zeros(()), at[:, None], at[None, :])
@@ -183,13 +187,16 @@ def check() -> None:
     for function in functions:
         window = read(function, count)
         if not torch.equal(function(*grid).expand(count, count), _dense(window, at)):
-            import transformers
+            raise _unknown_release(f"{function.__qualname__} is not {window}")
 
-            raise InputError(
-                f"transformers {transformers.__version__} has masks that nbattn does not know: "
-                f"{function.__qualname__} is not {window}.",
-                fix='pip install "nbattn[transformers]"',
-            )
+
+def _unknown_release(what: str) -> InputError:
+    import transformers
+
+    return InputError(
+        f"transformers {transformers.__version__} has masks that nbattn does not know: {what}.",
+        fix='pip install "nbattn[transformers]"',
+    )
 
 
 def _dense(window: Window, at: Tensor) -> Tensor:
