@@ -416,6 +416,17 @@ REFUSED = {
         "is none and the positions are no packing); or "
         'attn_implementation="sdpa", which takes any mask.',
     ),
+    "positions_in_steps_of_2": (
+        lambda: rule(
+            masking_utils.remap_positions_for_packed_sequence(
+                masking_utils.causal_mask_function, torch.arange(0, 8, 2)[None]
+            )
+        ),
+        "position_ids do not go up by one: several sequences in a row, which is no window.\n"
+        "  fix:   one sequence a row, with attention_mask= for its padding (of ones, where there "
+        "is none and the positions are no packing); or "
+        'attn_implementation="sdpa", which takes any mask.',
+    ),
     "dropout": (
         lambda: ask(changes={"attention_dropout": 0.1}),
         "dropout=0.1 of attention weights, which nbattn never has.\n"
