@@ -18,12 +18,13 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parents[1]
 PROCESSES = 2
 SECONDS = 300  # of one file; a mutant that hangs it is caught
-GEOMETRY, TILED, SCHEDULE, SDPA, REWRITES, PROOF, LAYER, FILES, GRAMMAR, LOADER, DEMO = (
+GEOMETRY, TILED, SCHEDULE, SDPA, REWRITES, PROOF, LAYER, FILES, GRAMMAR, LOADER, DEMO, HF, HF_RULES = (
     f"nbattn/{name}.py"
     for name in (
         "geometry", "backends/tiled", "backends/schedule", "backends/sdpa",
         "planner/rewrites", "planner/proof", "nn",
         "config/files", "config/grammar", "config/__init__", "demo/denoise",
+        "integrations/transformers", "integrations/mask_functions",
     )
 )  # fmt: skip
 
@@ -205,6 +206,28 @@ MUTANTS = [
     Mutant("demo-width", DEMO, "means.patch**2 * noisy.shape[-1]", "means.patch**2", "demo"),
     Mutant("demo-components", DEMO, "basis[:, -components:]", "basis[:, :components]", "demo"),
     Mutant("demo-borders", DEMO, 'mode="reflect"', 'mode="replicate"', "demo"),
+    # masks of transformers
+    Mutant("hf-window", HF_RULES, 'left=values["sliding_window"] - 1',
+           'left=values["sliding_window"]', "transformers"),
+    Mutant("hf-both-sides", HF_RULES, 'values["sliding_window"], values["sliding_window"]',
+           'values["sliding_window"] - 1, values["sliding_window"] - 1', "transformers"),
+    Mutant("hf-and", HF_RULES, "(min((s for", "(max((s for", "transformers"),
+    Mutant("hf-or", HF_RULES, "return all((_FAR", "return any((_FAR", "transformers"),
+    Mutant("hf-chunk", HF_RULES, "if longest > size:", "if longest > size + 1:", "transformers"),
+    Mutant("hf-blocks", HF_RULES, '["block_sequence_ids"] >= 0', '["block_sequence_ids"] > 0',
+           "transformers"),
+    Mutant("hf-packed", HF_RULES, ".diff(dim=-1) == 1", ".diff(dim=-1) > 0", "transformers"),
+    Mutant("hf-offset", HF, "offset = int(q_offset) - kv_offset", "offset = int(q_offset)",
+           "transformers"),
+    Mutant("hf-padding-offset", HF, "attention_mask[:, kv_offset : kv_offset + kv_length]",
+           "attention_mask[:, :kv_length]", "transformers"),
+    Mutant("hf-last-read", HF, "min(keys, rows + window.right)",
+           "min(keys, rows + window.right - 1)", "transformers"),
+    Mutant("hf-holes", HF, "if not torch.equal(run, valid):", "if False:", "transformers"),
+    Mutant("hf-sink", HF, "sink=s_aux", "sink=None", "transformers"),
+    Mutant("hf-softcap", HF, "softcap=softcap", "softcap=None", "transformers"),
+    Mutant("hf-scale", HF, "scale=scaling", "scale=None", "transformers"),
+    Mutant("hf-sizes", HF, "if given.sizes != sizes:", "if False:", "transformers"),
 ]
 # fmt: on
 
