@@ -18,7 +18,11 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parents[1]
 PROCESSES = 2
 SECONDS = 300  # of one file; a mutant that hangs it is caught
-GEOMETRY, TILED, SCHEDULE, SDPA, REWRITES, PROOF, LAYER, FILES, GRAMMAR, LOADER, DEMO, HF, HF_RULES = (
+# fmt: off
+(
+    GEOMETRY, TILED, SCHEDULE, SDPA, REWRITES, PROOF, LAYER,
+    FILES, GRAMMAR, LOADER, DEMO, HF, HF_RULES,
+) = (
     f"nbattn/{name}.py"
     for name in (
         "geometry", "backends/tiled", "backends/schedule", "backends/sdpa",
@@ -26,7 +30,8 @@ GEOMETRY, TILED, SCHEDULE, SDPA, REWRITES, PROOF, LAYER, FILES, GRAMMAR, LOADER,
         "config/files", "config/grammar", "config/__init__", "demo/denoise",
         "integrations/transformers", "integrations/mask_functions",
     )
-)  # fmt: skip
+)
+# fmt: on
 
 
 class Mutant(NamedTuple):
