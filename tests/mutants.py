@@ -31,6 +31,12 @@ SECONDS = 300  # of one file; a mutant that hangs it is caught
         "integrations/transformers", "integrations/mask_functions",
     )
 )
+BANDS, MEANING, LOWERING, WINDOWS, CALLS = (
+    f"nbattn/{name}.py"
+    for name in (
+        "dialects/bands", "dialects/flash", "planner/flash", "planner/windows", "backends/calls",
+    )
+)
 # fmt: on
 
 
@@ -176,6 +182,25 @@ MUTANTS = [
     Mutant("proof-groups", PROOF, "if (query.groups, query.into) != (key.groups, key.into):",
            "if False:", "planner"),
     Mutant("proof-pair-twice", PROOF, "if times.max() > 1:", "if False:", "planner"),
+    # Flash
+    Mutant("band-compared-once", BANDS, "for step in (-1, 0, 1)}", "for step in (0,)}",
+           "flash_dialects"),
+    Mutant("trim-keys", BANDS, "min(keys, row_stop + right)", "min(keys, row_stop + right + 1)",
+           "flash_dialects"),
+    Mutant("override-length", MEANING, "-1 if left >= length else left, -1 if right >= length",
+           "-1 if left > length else left, -1 if right > length", "flash_dialects flash_programs"),
+    Mutant("override-order", MEANING, "right = 0 if told.causal and rows > 1 else told.right",
+           "right = 0 if told.causal else told.right", "flash_dialects"),
+    Mutant("window-unchecked", LOWERING, "    if row is None:\n        return None",
+           "    return None", "flash_programs"),
+    Mutant("shift-last-edge", WINDOWS, "last = keys if axis.causal else keys - right",
+           "last = keys if axis.causal else keys - right + 1", "flash_programs"),
+    Mutant("wrap-corner", WINDOWS, "Band(left - keys, None)", "Band(left - keys + 1, None)",
+           "flash_programs"),
+    Mutant("join-overwrites", CALLS, "    if call.joins:\n        merge",
+           "    if False:\n        merge", "flash_backends"),
+    Mutant("own-lse-in-backward", CALLS, "_rows(call.query, whole)",
+           "_rows(call.query, Rows(out, lse + 1, grad_out, grad_lse))", "flash_backends"),
     # the layer
     Mutant("layer-parts", LAYER, "query, key, value = self._parts(",
            "query, value, key = self._parts(", "nn"),

@@ -30,7 +30,6 @@ from nbattn.planner.programs import Call, View
 from nbattn.planner.request import Request
 
 Count = Callable[[str, int], None]
-STRATEGIES = ("translate", "trim", "split", "virtual-pad")
 PROVIDERS = ("aten", "fa3", "fa4")  # fa2 reads as aten does
 
 
@@ -89,7 +88,8 @@ def played(calls: tuple[Call, ...], queries: int, keys: int) -> np.ndarray:
         at, to = positions(call.query), positions(call.key)
         assert call.joins or written.isdisjoint(at.flat)
         written |= set(at.flat)
-        allowed = kernel(call.arguments, at.shape[1], to.shape[1])
+        keys_told = to.shape[1] + call.arguments.pad
+        allowed = kernel(call.arguments, at.shape[1], keys_told)[:, : to.shape[1]]
         for rows, columns in zip(at, to, strict=True):
             times[np.ix_(rows, columns)] += allowed
     return times
@@ -309,14 +309,32 @@ def test_the_schedule_of_the_seeds_example_lists_the_blocks() -> None:
 
 def test_every_strategy_can_be_required_and_forbidden() -> None:
     shapes = (1, 30, 2, 8), (1, 10, 2, 8)
-    for strategy in ("split", "virtual-pad"):
+    for strategy in ("split", "virtual-pad", "pad"):
         plan = nbattn.plan(
             Mask.causal(), *shapes, device="sm_80", backend="flash", require=(strategy,)
         )
         assert plan.chosen.strategy == strategy
-    both = ("split", "virtual-pad")
+    every = ("split", "virtual-pad", "pad")
     with pytest.raises(BackendError, match="uses 'split', which is forbidden"):
-        nbattn.plan(Mask.causal(), *shapes, device="sm_80", backend="flash", forbid=both)
+        nbattn.plan(Mask.causal(), *shapes, device="sm_80", backend="flash", forbid=every)
+
+
+def test_zero_padding_is_refused_with_its_error() -> None:
+    """Seven of ten keys of the last row would be zeros: at equal scores they take 70 % of it."""
+    shapes = (1, 10, 2, 8), (1, 3, 2, 8)
+    plan = nbattn.plan(Mask.causal(), *shapes, device="sm_80", backend="flash")
+    (refused,) = [c for c in plan.candidates if c.strategy == "zero-pad"]
+    assert [reason.text for reason in refused.reasons] == [
+        "7 keys of zeros have score 0, not weight 0: with scores of 0 they take up to 70% of a row"
+    ]
+    masked = nbattn.plan(Mask.causal(), *shapes, device="sm_80", require=("pad",))
+    assert masked.chosen.program is not None
+    (call,) = masked.chosen.program.calls
+    assert call.arguments.describe() == "dense window_size=(-1, 0) 7 padded keys"
+    assert masked.verify()
+    capped = {"device": "cpu", "backend": "flash-model", "require": ("pad",), "softcap": 2.0}
+    with pytest.raises(BackendError, match="a softcap lifts the scores that mask padded keys"):
+        nbattn.plan(Mask.causal(), *shapes, **capped)
 
 
 def test_the_number_of_calls_does_not_grow_with_the_length() -> None:

@@ -4,10 +4,12 @@ backward from the final output and logsumexp.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
+import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from nbattn.backends.contract import Gradients, Inputs, accumulate_dtype, new_lse, new_output
 from nbattn.backends.joining import merge, merge_sink, positive, sink_gradient
@@ -15,6 +17,7 @@ from nbattn.dialects.flash import DIALECTS, Flash, Told
 from nbattn.planner.programs import Call, Program, View
 
 Arrays = tuple[Tensor, Tensor, Tensor]
+_SMALL = 1e-4  # a scale below it would leave padded keys in float16 a weight
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +63,44 @@ def forward(program: Program, inputs: Inputs, kernel: Kernel) -> tuple[Tensor, T
     return out.to(inputs.query.dtype), lse
 
 
+def _forward(call: Call, inputs: Inputs, kernel: Kernel) -> tuple[Tensor, Tensor]:
+    """Output and logsumexp of one call, on its own rows."""
+    told, arrays, scale = _told(call, inputs)
+    return kernel.forward(told, arrays, scale, inputs.softcap)
+
+
+def _backward(call: Call, inputs: Inputs, kernel: Kernel, rows: Rows) -> Arrays:
+    """Gradients of one call, on its own queries and keys."""
+    told, arrays, scale = _told(call, inputs)
+    query, key, value = kernel.backward(told, arrays, rows, scale, inputs.softcap)
+    if not _flash(call).pad:
+        return query, key, value
+    size, keys = inputs.query.shape[-1], call.key.count
+    # the kernel has seen the queries times inputs.scale / scale
+    query = query[..., :size] * (inputs.scale / scale)
+    return query, key[:, :keys, :, :size], value[:, :keys]
+
+
+def _told(call: Call, inputs: Inputs) -> tuple[Flash, Arrays, float]:
+    """What the kernel is given: padded keys get weight 0 by one more column of the heads.
+
+    Their score is -scale x 2**30 in float16, -scale x 2**80 else; a scale too small for that goes
+    into the queries.
+    """
+    told, (query, key, value) = _flash(call), _arrays(call, inputs)
+    if not told.pad:
+        return told, (query, key, value), inputs.scale
+    large = 2.0**15 if query.dtype == torch.float16 else 2.0**40
+    scale = inputs.scale
+    if scale < _SMALL:
+        query, scale = query * scale, 1.0
+    query = pad(query, (0, 1), value=large)
+    key = pad(pad(key, (0, 1)), (0, 0, 0, 0, 0, told.pad))
+    key[:, -told.pad :, :, -1] = -large
+    value = pad(value, (0, 0, 0, 0, 0, told.pad))
+    return replace(told, pad=0), (query, key, value), scale
+
+
 def _is_single(program: Program, inputs: Inputs) -> bool:
     """Whether one call gives every row, and nothing joins."""
     calls = program.calls
@@ -79,9 +120,7 @@ def _joined(program: Program, inputs: Inputs, kernel: Kernel) -> tuple[Tensor, T
     out = (out.to(accumulate_dtype(out.dtype)) if joins else out).zero_()
     lse = new_lse(inputs.query).fill_(float("-inf"))
     for call in program.calls:
-        part, part_lse = kernel.forward(
-            _flash(call), _arrays(call, inputs), inputs.scale, inputs.softcap
-        )
+        part, part_lse = _forward(call, inputs, kernel)
         _place(call, out, lse, part, part_lse)
     if inputs.has_extra:
         part, part_lse = kernel.forward(
@@ -123,13 +162,7 @@ def backward(
         for t in (inputs.query, inputs.key, inputs.value)
     )
     for call in program.calls:
-        parts = kernel.backward(
-            _flash(call),
-            _arrays(call, inputs),
-            _rows(call.query, whole),
-            inputs.scale,
-            inputs.softcap,
-        )
+        parts = _backward(call, inputs, kernel, _rows(call.query, whole))
         views = (call.query, call.key, call.key)
         for view, total, part in zip(views, (query, key, value), parts, strict=True):
             view.add(total, part)

@@ -171,12 +171,14 @@ class Flash:
         entry: "dense" or "varlen".
         told: the arguments.
         axis: the axis that is longer than one position where there is a window.
+        pad: keys appended to those of the view, which one more column of the heads masks.
     """
 
     provider: str
     entry: str
     told: Told
     axis: int = 0
+    pad: int = 0
 
     @property
     def dialect(self) -> Dialect:
@@ -185,7 +187,7 @@ class Flash:
 
     def band(self, queries: int, keys: int) -> Band:
         """What the kernel computes, from the top-left corner."""
-        return self.dialect.entries[self.entry](self.told, queries, keys)
+        return self.dialect.entries[self.entry](self.told, queries, keys + self.pad)
 
     @property
     def has_window(self) -> bool:
@@ -207,7 +209,7 @@ class Flash:
         band = self.band(queries, keys)
         row = np.arange(0, queries, tile[0], dtype=np.int64)
         first = np.zeros_like(row)
-        end = np.full_like(row, -(-keys // tile[1]))
+        end = np.full_like(row, -(-(keys + self.pad) // tile[1]))
         if band.left is not None:
             first = np.maximum(first, (row - band.left) // tile[1])
         if band.right is not None:
@@ -233,27 +235,30 @@ class Flash:
         """The arguments in a few words."""
         told = self.told
         inflated = "" if told.max_keys is None else f" max_seqlen_k={told.max_keys}"
+        inflated += f" {self.pad} padded keys" if self.pad else ""
         if not self.has_window:
             return "no mask" + inflated
         flag = "causal" if told.causal else f"window_size=({told.left}, {told.right})"
         return f"{self.entry} {flag}{inflated}"
 
 
-def tell(provider: str, band: Band, queries: int, keys: int, *, varlen: bool = False) -> Flash:
+def tell(
+    provider: str, band: Band, queries: int, keys: int, *, varlen: bool = False, pad: int = 0
+) -> Flash:
     """The call that says a band, if the provider has one; `band()` of it shows whether it does.
 
     The varlen call is told a `max_seqlen_k` above every length and side, so that no override fires:
-    padding that exists in metadata only.
+    padding that exists in metadata only. With `pad` the keys are padded in fact.
 
     >>> tell("aten", Band(None, 0), 4, 4).describe()
     'dense window_size=(-1, 0)'
     >>> tell("fa2", Band(None, 0), 6, 2, varlen=True).describe()
     'varlen window_size=(-1, 4) max_seqlen_k=6'
     """
-    unlimited, shift = DIALECTS[provider].unlimited, keys - queries
+    unlimited, shift = DIALECTS[provider].unlimited, keys + pad - queries
     left = unlimited if band.left is None else band.left + shift
     right = unlimited if band.right is None else band.right - shift
     if not varlen:
-        return Flash(provider, "dense", Told(left, right))
+        return Flash(provider, "dense", Told(left, right), pad=pad)
     longest = max(queries, keys, *(1 + side for side in (left, right) if side is not None))
     return Flash(provider, "varlen", Told(left, right, max_queries=queries, max_keys=longest))

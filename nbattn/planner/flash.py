@@ -3,8 +3,9 @@ one of them does not say the mask.
 
 `translate` moves the window to the bottom-right corner, `trim` first cuts off what is not read,
 `split` cuts the rows where a side stops to exclude, `virtual-pad` tells the varlen entry a longer
-`max_seqlen_k`. A call is taken only if what its kernel computes, by `nbattn.dialects.flash`, is the
-band that it was built for.
+`max_seqlen_k`, `pad` appends keys up to a square and masks them with one more column of the heads;
+`zero-pad`, without that column, is never exact and says by how much. A call is taken only if what
+its kernel computes, by `nbattn.dialects.flash`, is the band that it was built for.
 """
 
 from __future__ import annotations
@@ -72,8 +73,9 @@ def _all(
             yield _refused(backend, against)
             continue
         for strategy, parts in _strategies(name, per_axis).items():
-            varlen = strategy == "virtual-pad"
-            program = parts if isinstance(parts, Reason) else _program(request, name, parts, varlen)
+            program = (
+                parts if isinstance(parts, Reason) else _program(request, name, strategy, parts)
+            )
             if isinstance(program, Reason):
                 yield Candidate(backend, strategy, (), None, None, (program,))
                 continue
@@ -116,7 +118,30 @@ def _strategies(provider: str, per_axis: _Axes) -> dict[str, _Axes | Reason]:
         if divided != trimmed
         else Reason("split", "no rows to cut at where a side stops to exclude"),
     }
-    return found | ({"virtual-pad": trimmed} if PROVIDERS[provider].varlen else {})
+    if PROVIDERS[provider].varlen:
+        found["virtual-pad"] = trimmed
+    return found | _padding(trimmed)
+
+
+def _padding(trimmed: _Axes) -> dict[str, _Axes | Reason]:
+    """Padding keys to a square: with a mask, or the error that it makes without."""
+    rows, missing = max(
+        ((p.query.length, _missing(p)) for axis in trimmed for p in axis),
+        key=lambda sizes: sizes[1],
+        default=(0, 0),
+    )
+    if not missing:
+        return {"pad": Reason("pad", "no window with fewer keys than queries: nothing to pad")}
+    text = (
+        f"{missing} keys of zeros have score 0, not weight 0: with scores of 0 they take up to "
+        f"{missing / rows:.0%} of a row"
+    )
+    return {"pad": trimmed, "zero-pad": Reason("zero-pad", text)}
+
+
+def _missing(piece: Piece) -> int:
+    """Keys that a window lacks to be square."""
+    return 0 if piece.band == FULL else max(0, piece.query.length - piece.key.length)
 
 
 def _translate(provider: str, piece: Piece) -> list[Piece]:
@@ -164,8 +189,10 @@ def _part(view: AxisView, first: int, length: int) -> AxisView:
 # Programs
 
 
-def _program(request: Request, provider: str, per_axis: _Axes, varlen: bool) -> Program | Reason:
+def _program(request: Request, provider: str, strategy: str, per_axis: _Axes) -> Program | Reason:
     """The calls of every combination of pieces, or why one of them is not said."""
+    if strategy == "pad" and request.softcap:
+        return Reason("softcap", "a softcap lifts the scores that mask padded keys")
     calls: list[Call] = []
     for pieces in product(*per_axis):
         axis = _window_axis(pieces)
@@ -173,7 +200,9 @@ def _program(request: Request, provider: str, per_axis: _Axes, varlen: bool) -> 
             return axis
         query, key = View(tuple(p.query for p in pieces)), View(tuple(p.key for p in pieces))
         band = pieces[axis].band
-        told = tell(provider, band, query.count, key.count, varlen=varlen)
+        pad = _missing(pieces[axis]) if strategy == "pad" else 0
+        varlen = strategy == "virtual-pad"
+        told = tell(provider, band, query.count, key.count, varlen=varlen, pad=pad)
         wrong = _wrong(told, band, query.count, key.count) or _too_large(request, query)
         if wrong:
             return wrong
@@ -267,8 +296,10 @@ def _copies(request: Request, call: Call) -> bool:
     assert isinstance(call.arguments, Flash)
     spaces = ((call.query, request.query_space), (call.key, request.key_space))
     packed = call.arguments.entry == "varlen" and request.batch > 1
-    return costs.copies(request, call.query) or (
-        packed and not all(view.covers(space) for view, space in spaces)
+    return (
+        bool(call.arguments.pad)
+        or costs.copies(request, call.query)
+        or (packed and not all(view.covers(space) for view, space in spaces))
     )
 
 

@@ -186,6 +186,8 @@ def _block_visits(request: Request, call: Call, told: Flash) -> Iterator[Visit]:
         queries = slice(row, min(row + tile[0], rows))
         for block in range(int(first), int(end)):
             columns = slice(block * tile[1], min((block + 1) * tile[1], keys))
+            if columns.start >= keys:
+                continue  # padded keys
             full = bool(
                 (lo[queries] <= columns.start).all() and (hi[queries] >= columns.stop).all()
             )

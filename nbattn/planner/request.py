@@ -13,8 +13,8 @@ from nbattn.mask import Mask
 _FLASH = ("flash", "flash:aten", "flash:fa2", "flash:fa3", "flash:fa4")
 _MODEL = tuple(name.replace("flash", "flash-model") for name in _FLASH)
 BACKENDS = ("auto", "reference", "tiled", "sdpa", *_FLASH, *_MODEL)
-_DENSE, _WINDOWS = ("dense", "causal", "mask", "tile"), ("translate", "virtual-pad")
-STRATEGIES = (*_DENSE, *_WINDOWS, "fold", "trim", "split", "merge")
+_DENSE, _PADS = ("dense", "causal", "mask", "tile"), ("virtual-pad", "pad", "zero-pad")
+STRATEGIES = (*_DENSE, "translate", "trim", "split", *_PADS, "fold", "merge")
 LAYOUTS = ("contiguous", "packed", "strided")
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 

@@ -33,7 +33,7 @@ SHAPES = [
     (1, 1), (1, 2), (2, 1), (2, 2), (3, 5), (5, 3), (7, 2), (2, 7), (12, 12), (4, 12), (12, 4),
     (64, 64), (130, 60), (60, 130), (200, 64), (64, 200), (129, 257), (400, 100),
 ]  # fmt: skip
-STRATEGIES = ("translate", "trim", "split", "virtual-pad")
+STRATEGIES = ("translate", "trim", "split", "virtual-pad", "pad")
 
 
 @pytest.fixture(autouse=True)
