@@ -290,6 +290,20 @@ RULES = {
     "window_of_1": (masking_utils.sliding_window_causal_mask_function(1), {"local_size": 1}),
     "window_of_4": (masking_utils.sliding_window_causal_mask_function(4), {"local_size": 4}),
     "both_sides": (masking_utils.sliding_window_bidirectional_mask_function(3), {}),
+    "narrower_of_two": (
+        masking_utils.and_masks(
+            masking_utils.sliding_window_causal_mask_function(6),
+            masking_utils.sliding_window_bidirectional_mask_function(3),
+        ),
+        {},
+    ),
+    "wider_of_two": (
+        masking_utils.or_masks(
+            masking_utils.sliding_window_causal_mask_function(3),
+            masking_utils.sliding_window_causal_mask_function(6),
+        ),
+        {},
+    ),
     "one_chunk": (masking_utils.chunked_causal_mask_function(32, torch.zeros(2).long()), {}),
     "no_block": (
         masking_utils.or_masks(

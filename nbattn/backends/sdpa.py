@@ -152,11 +152,21 @@ def _kernel_arguments(
 
 def _kernel(arguments: CallArguments, arrays: _Arrays, scale: float) -> tuple[Tensor, Tensor]:
     """One call: output `[B', H', N', D]` and logsumexp `[B', H', N']`."""
-    tensors, named = _kernel_arguments(arguments, arrays, scale)
+    query, key, value = arrays
+    group = query.shape[1] // key.shape[1]
+    # a dense mask does not ask for a query's position: the heads of a key head may be its rows,
+    # which copies queries instead of keys and values
+    as_rows = group > 1 and isinstance(arguments, Dense) and query.shape[2] < key.shape[2]
+    if as_rows:
+        query = query.unflatten(1, (-1, group)).flatten(2, 3)
+    tensors, named = _kernel_arguments(arguments, (query, key, value), scale)
     causal = isinstance(arguments, Causal)
-    return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+    out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
         *tensors, 0.0, causal, **named
     )
+    if as_rows:
+        out, lse = (t.unflatten(2, (group, -1)).flatten(1, 2) for t in (out, lse))
+    return out, lse
 
 
 def _kernel_backward(
