@@ -12,10 +12,16 @@ lint: .venv/stamp
 	$(BIN)/pyright --pythonpath $(BIN)/python
 bench: .venv/stamp
 	$(BIN)/python benchmarks/cpu.py
+demo: .venv/demo
+	$(BIN)/python -m nbattn demo
 clean:
 	rm -rf .venv build dist demo-output .pytest_cache .ruff_cache .hypothesis
 .venv/stamp: pyproject.toml
 	$(PYTHON) -m venv --clear .venv
 	$(BIN)/pip install --quiet "$(TORCH)" --editable ".[dev,all]"
 	touch $@
-.PHONY: test deep lint bench clean
+.venv/demo: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet "$(TORCH)" --editable ".[demo]"
+	touch $@
+.PHONY: demo test deep lint bench clean

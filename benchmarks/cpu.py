@@ -11,19 +11,20 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import flex
-import machine
 import peers
+import records
 import report
 import targets
 import torch
 from peers import Peer, Prepared, RefusedError
 from report import OWN, Row
 from rich.progress import Progress, TaskID
-from timing import Samples, extra_memory, interleave
 from torch import Tensor
 from workloads import Workload, known, select
 
 import nbattn
+from nbattn import machine
+from nbattn.timing import Samples, clock, extra_memory, interleave
 
 PEERS = {
     OWN: Peer("nbattn.attention, backend chosen by the planner, heads last", peers.own("auto")),
@@ -119,11 +120,11 @@ def measure(
         rows[name]["extra_bytes"] = None if extra is None else int(extra / prepared.share)
         progress.advance(task)
     samples = interleave(
-        {name: prepared.run for name, prepared in ready.items()}, threads=options.threads,
+        {name: prepared.run for name, prepared in ready.items()}, clock=clock(options.threads),
         rounds=options.rounds, budget=options.budget, done=lambda name: progress.advance(task),
     )  # fmt: skip
     for name, found in samples.items():
-        rows[name] |= _times(job, found, ready[name].share, options.threads)
+        rows[name] |= _times(job, found, ready[name].share)
     progress.remove_task(task)
     _compare(job, rows)
     return list(rows.values())
@@ -133,8 +134,8 @@ def _words(job: Job) -> tuple[str, ...]:
     return tuple(job.fields[name] for name in ("workload", "dtype", "pass"))
 
 
-def _times(job: Job, samples: Samples, share: float, threads: int) -> Row:
-    seconds = samples.typical(threads) / share
+def _times(job: Job, samples: Samples, share: float) -> Row:
+    seconds = samples.typical / share
     flops = job.workload.useful_flops * (TRAINING_FLOPS if job.training else 1)
     return {
         "seconds": seconds,
@@ -177,7 +178,7 @@ def arguments() -> argparse.Namespace:
     add("--rounds", type=int, default=7)
     add("--budget", type=float, default=60.0, help="seconds of a job after which no round begins")
     add("--quick", action="store_true", help="small workloads, few rounds, no file")
-    machine.add_output(parser, "cpu-DATE-THREADSt.json")
+    records.add_output(parser, "cpu-DATE-THREADSt.json")
     options = parser.parse_args()
     if options.quick:
         for name, value in QUICK.items():
@@ -195,10 +196,10 @@ def jobs(options: argparse.Namespace) -> Iterator[Job]:
 
 
 def method(options: argparse.Namespace) -> str:
-    clock = "median process CPU time" if options.threads == 1 else "shortest wall time"
     return (
-        f"{options.threads} thread(s), {clock} of up to {options.rounds} interleaved rounds in one "
-        f"process; extra memory: peak resident over before, outputs included"
+        f"{options.threads} thread(s), {clock(options.threads).title} of up to {options.rounds} "
+        f"interleaved rounds in one process; extra memory: peak resident over before, outputs "
+        "included"
     )
 
 
@@ -207,13 +208,13 @@ def main() -> int:
     options = arguments()
     path, every = None, list(jobs(options))
     if options.output or not options.quick:
-        path = machine.destination(options, f"cpu-{machine.today()}-{options.threads}t.json")
+        path = records.destination(options, f"cpu-{machine.today()}-{options.threads}t.json")
     names = known(options.peers.split(","), PEERS, "peer")
     torch.set_num_threads(options.threads)
     record: dict[str, Any] = {
         "date": machine.now(),
         "machine": machine.machine(),
-        "versions": machine.versions(),
+        "versions": records.versions(),
         "threads": options.threads,
         "method": method(options),
         "peers": {name: PEERS[name].title for name in names},
@@ -245,7 +246,7 @@ def _run(
         progress.console.print(report.job_table(rows), *report.absent(rows), sep="\n")
         progress.advance(total)
         if path is not None:
-            machine.write(path, record)
+            records.write(path, record)
 
 
 if __name__ == "__main__":

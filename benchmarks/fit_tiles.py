@@ -10,20 +10,21 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-import machine
+import records
 import report
 import torch
 from rich.box import SIMPLE_HEAD
 from rich.progress import Progress
 from rich.table import Table
-from timing import Run, Samples, interleave
 from workloads import Workload, known, select
 
+from nbattn import machine
 from nbattn.backends import tiled as engine
 from nbattn.backends.contract import Inputs
 from nbattn.dialects import tiled as model
 from nbattn.geometry import BoundAxis, TileTotals
 from nbattn.planner.programs import Call, Program, whole
+from nbattn.timing import Run, Samples, clock, interleave
 
 _ROWS = (8, 1024)
 _WASTE = 1.25
@@ -117,11 +118,11 @@ def sweep(
     runs = {_words(tile): runner(workload, tile, dtype, training) for tile in tiles}
     task = progress.add_task(workload.name, total=len(runs) * (options.rounds + 1))
     samples = interleave(
-        runs, threads=options.threads, rounds=options.rounds, budget=options.budget,
+        runs, clock=clock(options.threads), rounds=options.rounds, budget=options.budget,
         done=lambda name: progress.advance(task),
     )  # fmt: skip
     progress.update(task, visible=False)
-    rows = [_row(c, samples[_words(c.tile)], options.threads) for c in tiles.values()]
+    rows = [_row(c, samples[_words(c.tile)]) for c in tiles.values()]
     return {
         "workload": workload.name,
         "shape": str(workload),
@@ -134,11 +135,11 @@ def sweep(
     }
 
 
-def _row(candidate: Candidate, samples: Samples, threads: int) -> dict[str, Any]:
+def _row(candidate: Candidate, samples: Samples) -> dict[str, Any]:
     return {
         "tile": list(candidate.tile),
         "totals": candidate.totals._asdict(),
-        "seconds": samples.typical(threads),
+        "seconds": samples.typical,
         "best": samples.best,
         "rounds": len(samples.seconds),
     }
@@ -195,7 +196,7 @@ def main() -> None:
         for dtype, name, workload in jobs:
             sweeps.append(sweep(workload, dtype, name == "training", options, progress))
             if options.output:
-                machine.write(options.output, _record(options, sweeps))
+                records.write(options.output, _record(options, sweeps))
     console.print(table(sweeps))
 
 
@@ -203,9 +204,9 @@ def _record(options: argparse.Namespace, sweeps: list[dict[str, Any]]) -> dict[s
     return {
         "date": machine.now(),
         "machine": machine.machine(),
-        "versions": machine.versions(),
+        "versions": records.versions(),
         "threads": options.threads,
-        "clock": "median process CPU time" if options.threads == 1 else "shortest wall time",
+        "clock": clock(options.threads).title,
         "sweeps": sweeps,
     }
 

@@ -9,23 +9,24 @@ import os
 import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
-import machine
+import records
 import report
 import torch
 from rich.box import SIMPLE_HEAD
 from rich.progress import Progress
 from rich.table import Table
-from timing import Run, clock
 
 import nbattn
-from nbattn import Mask
+from nbattn import Mask, machine
+from nbattn.timing import Run
 
 _SPACE, _HEADS, _DIM = 16, 1, 16
 _TURN = 0.02
-_NOW = clock(1)
+_NOW = time.process_time
 _DECODE = Mask.from_transformers(512)
 
 # A new process for each, so that nothing is warm but what the line before the clock warms.
@@ -139,7 +140,7 @@ def decode(steps: int) -> dict[str, list[float]]:
 
 def fresh(code: str, repeats: int) -> list[float]:
     """What a script prints, in that many new processes."""
-    paths = [str(machine.ROOT.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    paths = [str(records.ROOT.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
     command = [sys.executable, "-c", code]
     return [
@@ -199,14 +200,14 @@ def arguments() -> argparse.Namespace:
     add("--repeats", type=int, default=20, help="turns of a tiny call")
     add("--steps", type=int, default=64, help="lengths of the decode")
     add("--processes", type=int, default=5, help="new processes for a cold plan or an import")
-    machine.add_output(parser, "overhead-DATE.json")
+    records.add_output(parser, "overhead-DATE.json")
     return parser.parse_args()
 
 
 def main() -> None:
     """Measure, print, write."""
     options = arguments()
-    path = machine.destination(options, f"overhead-{machine.today()}.json")
+    path = records.destination(options, f"overhead-{machine.today()}.json")
     torch.set_num_threads(1)
     screen = report.console()
     with Progress(console=screen, disable=not screen.is_terminal, transient=True) as progress:
@@ -215,11 +216,11 @@ def main() -> None:
     record = {
         "date": machine.now(),
         "machine": machine.machine(),
-        "versions": machine.versions(),
+        "versions": records.versions(),
         "method": "process CPU time, 1 thread; tiny calls: least of many turns, else median",
         "rows": rows,
     }
-    machine.write(path, record)
+    records.write(path, record)
 
 
 if __name__ == "__main__":

@@ -7,12 +7,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from timing import Run
 from torch import Tensor
 from workloads import Workload
 
 import nbattn
 from nbattn.axis import Axis
+from nbattn.timing import Run
 
 GATHER_BYTES = 1 << 30  # of gathered keys and values that a run may hold
 _SAME = tuple[Tensor, ...]

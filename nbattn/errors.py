@@ -18,7 +18,7 @@ class NbattnError(Exception):
             where: the mask, shapes and arguments it happened with.
         """
         self.problem, self.fix, self.where = problem, fix, where
-        super().__init__(problem, fix, where)
+        self.args = (problem, fix, where)  # torch.compile cannot trace super().__init__ here
 
     def __str__(self) -> str:
         parts = [self.problem]

@@ -15,7 +15,7 @@ from nbattn.backends.contract import Inputs
 from nbattn.dialects.device import DeviceInfo
 from nbattn.errors import InputError
 from nbattn.mask import Mask
-from nbattn.planner import dispatch, planner
+from nbattn.planner import dispatch, measured, planner
 from nbattn.planner.plan import Plan
 from nbattn.planner.request import Request
 
@@ -383,9 +383,16 @@ def run(
 
 def warmup(plan: Plan) -> None:
     """`Plan.warmup`: what the first run would prepare."""
-    backend: Any = ops.backend_module(plan.chosen.backend)
+    backend: Any = ops.backend_module(plan.chosen.family)
     if hasattr(backend, "warmup"):
         backend.warmup(plan.chosen.program)
+
+
+def forget() -> None:
+    """Plan anew from here on, with the cost table as it is now."""
+    measured.forget()
+    for kept in (_plan, dispatch.planned, planner.make):
+        kept.cache_clear()
 
 
 def merge(outputs: Sequence[Tensor], lses: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from nbattn import arguments
 from nbattn.axis import whole
@@ -23,7 +22,7 @@ class NeighborhoodAttention(nn.Module):
 
     The state dict has NATTEN's names, `qkv.weight`, `qkv.bias`, `proj.weight`, `proj.bias`, and
     what `qk_transform` holds. Rows of qkv are those of q, of k, of v, each head by head. The mask
-    is no part of it.
+    is no part of it. All arguments but mask and qk_transform are plain data, as a file holds them.
 
     Args:
         dim: channels that come in and go out.
@@ -156,6 +155,8 @@ class NeighborhoodAttention(nn.Module):
         sizes = self._sizes("shape", shape)
         keys = sizes if context_shape is None else self._sizes("context_shape", context_shape)
         _same_batch(sizes, "context_shape", keys, first="shape")
+        if _whole("extra_tokens", extra_tokens, 0):
+            self._check_extra_key()
         weight = self.qkv.weight
         return plan(
             self.mask,
@@ -165,7 +166,7 @@ class NeighborhoodAttention(nn.Module):
             device=weight.device if device is None else device,
             training=self._trains() if training is None else training,
             backend=self.backend,
-            extra_keys=_whole("extra_tokens", extra_tokens, 0),
+            extra_keys=int(extra_tokens),
             key_range=key_range,
         )
 
@@ -216,11 +217,21 @@ class NeighborhoodAttention(nn.Module):
             if not isinstance(tokens, Tensor):
                 what = "None" if tokens is None else kind(tokens)
                 raise InputError(f"{name} is {what}, not a tensor.", fix=self._wanted(name))
+            if tokens.is_nested or tokens.layout != torch.strided:
+                raise InputError(
+                    f"{name} is a sparse or nested tensor.",
+                    fix=f"{name} dense and padded, with key_range=.",
+                )
             self._check_shape(name, tokens.shape)
             _same_batch(x.shape, name, tokens.shape)
-        if extra_tokens is None or self.qk_transform is None:
-            return
-        if not callable(getattr(self.qk_transform, "extra_key", None)):
+        if extra_tokens is not None:
+            self._check_extra_key()
+
+    def _check_extra_key(self) -> None:
+        """A transform says what becomes of the keys of extra tokens."""
+        if self.qk_transform is not None and not callable(
+            getattr(self.qk_transform, "extra_key", None)
+        ):
             raise InputError(
                 f"extra_tokens with {kind(self.qk_transform)} as qk_transform, which does not say "
                 "what becomes of their keys.",
@@ -260,7 +271,7 @@ class Projection(nn.Linear):
 
     So each comes out contiguous without a copy, and no part of a cross attention is computed in
     vain. It is called as a module, once per forward, so that hooks, parametrisations and sharding
-    see it. What replaces it has to take the same arguments.
+    see it. What replaces it (adapters, quantised layers) has to take and return the same.
     """
 
     def __init__(self, dim: int, heads: tuple[int, int, int], head_dim: int, *, bias: bool) -> None:
@@ -271,26 +282,27 @@ class Projection(nn.Linear):
         self, x: Tensor, context: Tensor | None, extra_tokens: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
         """Query of x, key and value of the context, key and value of extra tokens, in heads."""
-        x = _fitting("x", x, self.weight)
-        context = x if context is None else _fitting("context", context, self.weight)
-        query, key, value = self._parts()
+        weight = self.weight  # once: a parametrisation computes it
+        x = _fitting("x", x, weight)
+        context = x if context is None else _fitting("context", context, weight)
+        query, key, value = self._parts(weight)
         grid = (_heads(x, *query), _heads(context, *key), _heads(context, *value))
         if extra_tokens is None:
             return *grid, None, None
-        extra_tokens = _fitting("extra_tokens", extra_tokens, self.weight)
+        extra_tokens = _fitting("extra_tokens", extra_tokens, weight)
         return *grid, _heads(extra_tokens, *key), _heads(extra_tokens, *value)
 
-    def _parts(self) -> list[tuple[Tensor, Tensor | None, tuple[int, int]]]:
+    def _parts(self, weight: Tensor) -> list[tuple[Tensor, Tensor | None, tuple[int, int]]]:
         """Weight, bias and (heads, head_dim) of q, k, v."""
         rows = [heads * self.head_dim for heads in self.heads]
         bias: Any = self.bias  # None where there is none, whatever torch's annotation says
         biases = [None] * 3 if bias is None else bias.split(rows)
         shapes = [(heads, self.head_dim) for heads in self.heads]
-        return list(zip(self.weight.split(rows), biases, shapes, strict=True))
+        return list(zip(weight.split(rows), biases, shapes, strict=True))
 
 
 def _heads(tokens: Tensor, weight: Tensor, bias: Tensor | None, shape: tuple[int, int]) -> Tensor:
-    return functional.linear(tokens, weight, bias).unflatten(-1, shape)
+    return nn.functional.linear(tokens, weight, bias).unflatten(-1, shape)
 
 
 def _autocast(weight: Tensor) -> torch.dtype | None:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.utils.flop_counter import register_flop_formula  # pyright: ignore[reportUnknownVariableType]
 
 from nbattn import geometry
@@ -59,7 +60,7 @@ class Options(NamedTuple):
 
 def backend_module(name: str) -> Any:
     """The module of a backend, loaded when first used."""
-    return importlib.import_module(f"nbattn.backends.{name}")
+    return importlib.import_module(f"nbattn.backends.{name.replace('-', '_')}")
 
 
 def _inputs(arguments: tuple[Any, ...]) -> tuple[Inputs, Options]:
@@ -97,7 +98,7 @@ def _exact(device: torch.device) -> AbstractContextManager[Any]:
 def _forward(*arguments: Any) -> tuple[Tensor, Tensor]:
     inputs, options = _inputs(arguments)
     chosen = _plan(inputs, options).chosen
-    backend = backend_module(chosen.backend)
+    backend = backend_module(chosen.family)
     with _exact(inputs.query.device):
         out, lse = backend.forward(chosen.program, inputs, return_lse=options.return_lse)
     return out, _lse_output(inputs, options, lse)
@@ -125,7 +126,7 @@ def _backward(
 ) -> tuple[Tensor, ...]:
     inputs, options = _inputs(arguments)
     chosen = _plan(inputs, options).chosen
-    backend = backend_module(chosen.backend)
+    backend = backend_module(chosen.family)
     with _exact(inputs.query.device):
         grads = backend.backward(chosen.program, inputs, out, lse, grad_out, grad_lse)
     optional = (grads.sink, grads.extra_key, grads.extra_value)
@@ -301,6 +302,27 @@ class Attention(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor | None) -> Any:
         """Gradients of the arguments."""
         return _gradients(ctx, *grads)
+
+
+def _differentiable(*arguments: Any) -> tuple[Tensor, Tensor]:
+    """The forward operator called by itself, as exported graphs do: differentiable as well."""
+    tensors = [t for t in arguments[:_TENSOR_COUNT] if t is not None]
+    if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
+        options = Options(*arguments[_TENSOR_COUNT:])._replace(training=True)
+        return Attention.apply(*arguments[:_TENSOR_COUNT], *options)  # pyright: ignore
+    # one comparison for those who have no tangents: every call comes by
+    if forward_ad._current_level >= 0 and any(  # pyright: ignore[reportPrivateUsage]
+        forward_ad.unpack_dual(t).tangent is not None for t in tensors
+    ):
+        raise BackendError(
+            "forward-mode derivatives are implemented by the reference alone.",
+            fix='nbattn.attention(..., backend="reference").',
+        )
+    with torch._C._AutoDispatchBelowAutograd():  # pyright: ignore[reportPrivateUsage]
+        return FORWARD(*arguments)
+
+
+_library.impl("forward", _differentiable, "Autograd")
 
 
 class TransformableAttention(torch.autograd.Function):

@@ -20,6 +20,7 @@ settings.register_profile(
     derandomize=False,
     suppress_health_check=[HealthCheck.too_slow],
 )
+os.environ["NBATTN_CACHE"] = "off"  # no plan depends on what a user has measured
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 
 

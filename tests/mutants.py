@@ -18,13 +18,26 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parents[1]
 PROCESSES = 2
 SECONDS = 300  # of one file; a mutant that hangs it is caught
-GEOMETRY, TILED, SCHEDULE, SDPA, REWRITES, PROOF = (
+# fmt: off
+(
+    GEOMETRY, TILED, SCHEDULE, SDPA, REWRITES, PROOF, LAYER,
+    FILES, GRAMMAR, LOADER, DEMO, HF, HF_RULES,
+) = (
     f"nbattn/{name}.py"
     for name in (
         "geometry", "backends/tiled", "backends/schedule", "backends/sdpa",
-        "planner/rewrites", "planner/proof",
+        "planner/rewrites", "planner/proof", "nn",
+        "config/files", "config/grammar", "config/__init__", "demo/denoise",
+        "integrations/transformers", "integrations/mask_functions",
     )
-)  # fmt: skip
+)
+BANDS, MEANING, LOWERING, WINDOWS, CALLS = (
+    f"nbattn/{name}.py"
+    for name in (
+        "dialects/bands", "dialects/flash", "planner/flash", "planner/windows", "backends/calls",
+    )
+)
+# fmt: on
 
 
 class Mutant(NamedTuple):
@@ -169,13 +182,89 @@ MUTANTS = [
     Mutant("proof-groups", PROOF, "if (query.groups, query.into) != (key.groups, key.into):",
            "if False:", "planner"),
     Mutant("proof-pair-twice", PROOF, "if times.max() > 1:", "if False:", "planner"),
+    # Flash
+    Mutant("band-compared-once", BANDS, "for step in (-1, 0, 1)}", "for step in (0,)}",
+           "flash_dialects"),
+    Mutant("trim-keys", BANDS, "min(keys, row_stop + right)", "min(keys, row_stop + right + 1)",
+           "flash_dialects"),
+    Mutant("override-length", MEANING, "-1 if left >= length else left, -1 if right >= length",
+           "-1 if left > length else left, -1 if right > length", "flash_dialects flash_programs"),
+    Mutant("override-order", MEANING, "right = 0 if told.causal and rows > 1 else told.right",
+           "right = 0 if told.causal else told.right", "flash_dialects"),
+    Mutant("window-unchecked", LOWERING, "    if row is None:\n        return None",
+           "    return None", "flash_programs"),
+    Mutant("shift-last-edge", WINDOWS, "last = keys if axis.causal else keys - right",
+           "last = keys if axis.causal else keys - right + 1", "flash_programs"),
+    Mutant("wrap-corner", WINDOWS, "Band(left - keys, None)", "Band(left - keys + 1, None)",
+           "flash_programs"),
+    Mutant("join-overwrites", CALLS, "    if call.joins:\n        merge",
+           "    if False:\n        merge", "flash_backends"),
+    Mutant("own-lse-in-backward", CALLS, "_rows(call.query, whole)",
+           "_rows(call.query, Rows(out, lse + 1, grad_out, grad_lse))", "flash_backends"),
+    # the layer
+    Mutant("layer-parts", LAYER, "query, key, value = self._parts(",
+           "query, value, key = self._parts(", "nn"),
+    Mutant("layer-biases", LAYER, "bias.split(rows)", "bias.flip(0).split(rows)", "nn"),
+    Mutant("layer-context", LAYER, "_heads(context, *key)", "_heads(x, *key)", "nn"),
+    Mutant("layer-key-range", LAYER, "key_range=key_range,\n            extra_key",
+           "extra_key", "nn"),
+    Mutant("layer-extra-key", LAYER, "transform.extra_key(extra_key)", "extra_key", "nn"),
+    Mutant("layer-layout", LAYER, "before.dtype).contiguous()", "before.dtype)", "nn"),
+    Mutant("layer-trains", LAYER, "(self.qkv, self.qk_transform)", "(self.qk_transform,)", "nn"),
+    Mutant("layer-drop", LAYER, "self.proj_drop(self.proj(out.flatten(-2)))",
+           "self.proj(out.flatten(-2))", "nn"),
+    Mutant("layer-autocast", LAYER, "(_autocast(weight) or weight.dtype)", "weight.dtype", "nn"),
+    # configurations
+    Mutant("config-unknown-keys", GRAMMAR, '{"extra": "forbid",', '{"extra": "ignore",', "config"),
+    Mutant("config-coercion", LOADER, "json.dumps(data), context",
+           "json.dumps(data), strict=False, context", "config"),
+    Mutant("config-first-mistake", LOADER, "self.found += mistakes",
+           "self.found = mistakes", "config"),
+    Mutant("config-broken-mask", LOADER, "and entry.mask is not None", "", "config"),
+    Mutant("config-overrides", GRAMMAR, "_values(self) | changes",
+           "changes | _values(self)", "config"),
+    Mutant("config-shapes", GRAMMAR, 'values.pop("query"), values.pop("key")',
+           'values.pop("key"), values.pop("query")', "config"),
+    Mutant("config-aliases", FILES, "self.check_event(yaml.AliasEvent)", "False", "config"),
+    Mutant("config-duplicates", FILES, "and key.value in seen", "and key.value in ()", "config"),
+    Mutant("config-yaml-1-1", FILES, "|False|FALSE)$", "|False|FALSE|no)$", "config"),
+    Mutant("config-depth", FILES, "len(path) > MAX_DEPTH", "len(path) > 3 * MAX_DEPTH", "config"),
+    # the demo
+    Mutant("demo-squares", DEMO, "torch.cat([features, squares], -1)",
+           "torch.cat([features, 0 * squares], -1)", "demo"),
+    Mutant("demo-own-weight", DEMO, "excess = own * (1 - copy)", "excess = 0 * own", "demo"),
+    Mutant("demo-width", DEMO, "means.patch**2 * noisy.shape[-1]", "means.patch**2", "demo"),
+    Mutant("demo-components", DEMO, "basis[:, -components:]", "basis[:, :components]", "demo"),
+    Mutant("demo-borders", DEMO, 'mode="reflect"', 'mode="replicate"', "demo"),
+    # masks of transformers
+    Mutant("hf-window", HF_RULES, 'left=values["sliding_window"] - 1',
+           'left=values["sliding_window"]', "transformers"),
+    Mutant("hf-both-sides", HF_RULES, 'values["sliding_window"], values["sliding_window"]',
+           'values["sliding_window"] - 1, values["sliding_window"] - 1', "transformers"),
+    Mutant("hf-and", HF_RULES, "(min((s for", "(max((s for", "transformers"),
+    Mutant("hf-or", HF_RULES, "return all((_FAR", "return any((_FAR", "transformers"),
+    Mutant("hf-chunk", HF_RULES, "if longest > size:", "if longest > size + 1:", "transformers"),
+    Mutant("hf-blocks", HF_RULES, '["block_sequence_ids"] >= 0', '["block_sequence_ids"] > 0',
+           "transformers"),
+    Mutant("hf-packed", HF_RULES, ".diff(dim=-1) == 1", ".diff(dim=-1) > 0", "transformers"),
+    Mutant("hf-offset", HF, "offset = int(q_offset) - kv_offset", "offset = int(q_offset)",
+           "transformers"),
+    Mutant("hf-padding-offset", HF, "attention_mask[:, kv_offset : kv_offset + kv_length]",
+           "attention_mask[:, :kv_length]", "transformers"),
+    Mutant("hf-last-read", HF, "min(keys, rows + window.right)",
+           "min(keys, rows + window.right - 1)", "transformers"),
+    Mutant("hf-holes", HF, "if not torch.equal(run, valid):", "if False:", "transformers"),
+    Mutant("hf-sink", HF, "sink=s_aux", "sink=None", "transformers"),
+    Mutant("hf-softcap", HF, "softcap=softcap", "softcap=None", "transformers"),
+    Mutant("hf-scale", HF, "scale=scaling", "scale=None", "transformers"),
+    Mutant("hf-sizes", HF, "if given.sizes != sizes:", "if False:", "transformers"),
 ]
 # fmt: on
 
 
 def copied(source: Path, target: Path) -> None:
     """What the tests need, without caches."""
-    for name in ("nbattn", "tests"):
+    for name in ("nbattn", "tests", "configs"):
         shutil.copytree(source / name, target / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(source / "pyproject.toml", target)
 

@@ -45,7 +45,7 @@ def test_every_example_runs_as_a_program(path: Path) -> None:
         text=True,
     )
     assert run.returncode == 0, run.stderr
-    assert run.stdout.startswith("NeighborhoodAttention(")
+    assert run.stdout.startswith(("NeighborhoodAttention(", "MistralAttention("))
 
 
 def turned_by_hand(tokens: Tensor, first: tuple[int, int], base: float) -> Tensor:
@@ -160,3 +160,7 @@ def test_transforms_compile_and_train_under_autocast(which: str) -> None:
     out.float().sum().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in layer.parameters())
     torch._dynamo.reset()
+
+
+def test_mistral_writes_what_eager_writes() -> None:
+    assert load("transformers_mistral").main()

@@ -27,13 +27,16 @@ Sources = dict[str, str]  # module below the package ("" is the package itself) 
 ALLOWED = {
     "version": "",
     "errors": "",
+    "machine": "version",
+    "timing": "",
+    "cache": "",
     "axis": "errors",
     "mask": "errors axis",
     "geometry": "errors axis mask",
     "dialects": "errors axis mask geometry dialects",
-    "planner": "errors axis mask geometry dialects planner",
+    "planner": "errors version machine cache axis mask geometry dialects planner",
     "backends": "errors axis mask geometry dialects planner.programs backends.contract"
-    " backends.schedule",
+    " backends.schedule backends.joining backends.calls",
     "ops": "errors axis mask geometry dialects planner backends",
     "arguments": "errors axis mask dialects planner",
     "functional": "errors axis mask geometry dialects planner backends ops arguments",
@@ -42,12 +45,13 @@ ALLOWED = {
     "legend": "errors axis mask geometry",
     "draw": "errors axis mask geometry legend",
     "plot": "errors axis mask geometry planner legend draw",
-    "doctor": "errors version dialects planner backends config",
-    "bench": "errors axis mask geometry dialects planner functional config",
-    "tune": "errors axis mask geometry dialects planner functional config bench",
+    "doctor": "errors version machine cache mask dialects planner backends functional config",
+    "bench": "errors machine timing axis mask geometry dialects planner functional config",
+    "tune": "errors machine timing cache axis mask geometry dialects planner functional config"
+    " bench",
     "demo": "errors axis mask geometry dialects planner functional nn config draw plot demo",
-    "cli": "errors axis mask geometry dialects planner functional nn config legend draw plot"
-    " doctor bench tune demo cli version",
+    "cli": "errors machine timing cache axis mask geometry dialects planner functional nn config"
+    " legend draw plot doctor bench tune demo cli version",
     "integrations": "errors version axis mask geometry dialects planner functional nn config"
     " integrations",
     "distributed": "errors axis mask geometry planner ops functional",
@@ -70,8 +74,8 @@ FOREIGN = {
     **dict.fromkeys(["geometry", "dialects", "legend", "draw", "plot"], "numpy"),
     **dict.fromkeys(["planner", "backends", "ops", "arguments", "functional", "nn"], "numpy torch"),
     **dict.fromkeys(["integrations", "distributed", "bench", "tune", "demo"], "numpy torch"),
+    **dict.fromkeys(["machine", "timing", "cache", "cli"], ""),
     "config": "pydantic pydantic_core",
-    "cli": "",
 }
 
 

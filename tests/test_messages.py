@@ -508,7 +508,7 @@ attention(q, q, q, window, extra_key=t(1, 3, 2, 16).half(), extra_value=t(1, 3, 
 BACKENDS = """
 attention(q, q, q, window, backend="magic")
     InputError: backend='magic' is not known.
-      fix:   one of 'auto', 'reference', 'tiled', 'sdpa', 'flex', 'natten'.
+      fix:   one of 'auto', 'reference', 'tiled', 'sdpa', 'flash', 'flash:aten', 'flash:fa2', 'flash:fa3', 'flash:fa4', 'flash-model', 'flash-model:aten', 'flash-model:fa2', 'flash-model:fa3', 'flash-model:fa4', 'flex', 'natten'.
 
 attention(q, q, q, window, require="tile")
     InputError: require='tile' is a string.
@@ -518,13 +518,13 @@ attention(q, q, q, window, require=None)
     InputError: require=None is no tuple of names.
       fix:   require=().
 
-attention(q, q, q, window, require=("pad",))
-    InputError: require names 'pad', which is neither a strategy nor a backend.
-      fix:   one of 'dense', 'causal', 'mask', 'tile', 'blocks', 'window', 'fold', 'trim', 'split', 'merge', 'reference', 'tiled', 'sdpa', 'flex', 'natten'.
+attention(q, q, q, window, require=("crop",))
+    InputError: require names 'crop', which is neither a strategy nor a backend.
+      fix:   one of 'dense', 'causal', 'mask', 'tile', 'translate', 'trim', 'split', 'virtual-pad', 'pad', 'zero-pad', 'fold', 'merge', 'blocks', 'window', 'reference', 'tiled', 'sdpa', 'flash', 'flash:aten', 'flash:fa2', 'flash:fa3', 'flash:fa4', 'flash-model', 'flash-model:aten', 'flash-model:fa2', 'flash-model:fa3', 'flash-model:fa4', 'flex', 'natten'.
 
-attention(q, q, q, window, forbid=("pad",))
-    InputError: forbid names 'pad', which is neither a strategy nor a backend.
-      fix:   one of 'dense', 'causal', 'mask', 'tile', 'blocks', 'window', 'fold', 'trim', 'split', 'merge', 'reference', 'tiled', 'sdpa', 'flex', 'natten'.
+attention(q, q, q, window, forbid=("crop",))
+    InputError: forbid names 'crop', which is neither a strategy nor a backend.
+      fix:   one of 'dense', 'causal', 'mask', 'tile', 'translate', 'trim', 'split', 'virtual-pad', 'pad', 'zero-pad', 'fold', 'merge', 'blocks', 'window', 'reference', 'tiled', 'sdpa', 'flash', 'flash:aten', 'flash:fa2', 'flash:fa3', 'flash:fa4', 'flash-model', 'flash-model:aten', 'flash-model:fa2', 'flash-model:fa3', 'flash-model:fa4', 'flex', 'natten'.
 
 attention(t(1, 4096, 2, 16), t(1, 4096, 2, 16), t(1, 4096, 2, 16), window, backend="sdpa")
     BackendError: no backend can run this:
@@ -532,6 +532,8 @@ attention(t(1, 4096, 2, 16), t(1, 4096, 2, 16), t(1, 4096, 2, 16), window, backe
       tiled/tile: backend='sdpa' was asked for
       sdpa/dense: axis 0: its windows differ from query to query
       sdpa/mask: a matrix of 16777216 pairs is over the limit of 4194304
+      flash/translate: backend='sdpa' was asked for
+      flash-model/translate: backend='sdpa' was asked for
       flex/blocks: backend='sdpa' was asked for
       natten/window: backend='sdpa' was asked for
       given: Mask(Axis(2, 0))  query [1, 4096, 2, 16] key [1, 4096, 2, 16] float32 cpu
@@ -543,6 +545,8 @@ attention(q, q, q, Mask.causal(), backend="sdpa", softcap=30.0)
       tiled/tile: backend='sdpa' was asked for
       sdpa/causal: has no softcap
       sdpa/mask: has no softcap
+      flash/translate: backend='sdpa' was asked for
+      flash-model/translate: backend='sdpa' was asked for
       flex/blocks: backend='sdpa' was asked for
       natten/window: backend='sdpa' was asked for
       given: Mask(Axis(None, 0, causal=True))  query [1, 8, 2, 16] key [1, 8, 2, 16] float32 cpu softcap
@@ -554,6 +558,8 @@ attention(q, q, t(1, 8, 2, 8), Mask.causal(), backend="sdpa")
       tiled/tile: backend='sdpa' was asked for
       sdpa/causal: needs value_dim = head_dim, not 8 and 16
       sdpa/mask: needs value_dim = head_dim, not 8 and 16
+      flash/translate: backend='sdpa' was asked for
+      flash-model/translate: backend='sdpa' was asked for
       flex/blocks: backend='sdpa' was asked for
       natten/window: backend='sdpa' was asked for
       given: Mask(Axis(None, 0, causal=True))  query [1, 8, 2, 16] key [1, 8, 2, 16] float32 cpu value_dim=8
@@ -565,6 +571,8 @@ attention(q, q, q, Mask.causal(), backend="sdpa", key_range=t(1, 1, 2).int())
       tiled/tile: backend='sdpa' was asked for
       sdpa/causal: has no key_range
       sdpa/mask: has no key_range
+      flash/translate: backend='sdpa' was asked for
+      flash-model/translate: backend='sdpa' was asked for
       flex/blocks: backend='sdpa' was asked for
       natten/window: backend='sdpa' was asked for
       given: Mask(Axis(None, 0, causal=True))  query [1, 8, 2, 16] key [1, 8, 2, 16] float32 cpu key_range
@@ -577,6 +585,8 @@ attention(q, q, q, window, forbid=("tile", "sdpa"))
       sdpa/dense: axis 0: its windows differ from query to query
       sdpa/dense: uses 'sdpa', which is forbidden
       sdpa/mask: uses 'sdpa', which is forbidden
+      flash/translate: runs on cuda, not on cpu
+      flash-model/translate: runs only by name: backend='flash-model'
       flex/blocks: compiles for seconds: runs only by name: backend='flex'
       natten/window: natten is not installed on this device
       natten/window: axis 0: border="clip"; it moves windows inward
@@ -592,6 +602,10 @@ attention(q, q, q, window, backend="reference", require=("tile",))
       sdpa/dense: backend='reference' was asked for
       sdpa/mask: does not use 'tile'
       sdpa/mask: backend='reference' was asked for
+      flash/translate: does not use 'tile'
+      flash/translate: backend='reference' was asked for
+      flash-model/translate: does not use 'tile'
+      flash-model/translate: backend='reference' was asked for
       flex/blocks: does not use 'tile'
       flex/blocks: backend='reference' was asked for
       natten/window: does not use 'tile'
@@ -686,7 +700,7 @@ plan(window, shape, training="yes")
 
 plan(window, shape, backend="magic")
     InputError: backend='magic' is not known.
-      fix:   one of 'auto', 'reference', 'tiled', 'sdpa', 'flex', 'natten'.
+      fix:   one of 'auto', 'reference', 'tiled', 'sdpa', 'flash', 'flash:aten', 'flash:fa2', 'flash:fa3', 'flash:fa4', 'flash-model', 'flash-model:aten', 'flash-model:fa2', 'flash-model:fa3', 'flash-model:fa4', 'flex', 'natten'.
 
 plan(window, shape, require="tile")
     InputError: require='tile' is a string.
@@ -707,6 +721,8 @@ plan(window, (1, 4096, 2, 16), backend="sdpa", device="sm_90", softcap=2.0, retu
       sdpa/mask: has no softcap
       sdpa/mask: returns no logsumexp, which return_lse, sink and extra keys need
       sdpa/mask: a matrix of 16777216 pairs is over the limit of 4194304
+      flash/translate: backend='sdpa' was asked for
+      flash-model/translate: backend='sdpa' was asked for
       flex/blocks: backend='sdpa' was asked for
       natten/window: backend='sdpa' was asked for
       given: Mask(Axis(2, 0))  query [1, 4096, 2, 16] key [1, 4096, 2, 16] bfloat16 sm_90 return_lse softcap
@@ -719,6 +735,8 @@ plan(window, shape, backend="sdpa", device="cpu", training=True, return_lse=True
       sdpa/dense: its backward cannot use a gradient of the logsumexp
       sdpa/dense: axis 0: its windows differ from query to query
       sdpa/mask: its backward cannot use a gradient of the logsumexp
+      flash/translate: backend='sdpa' was asked for
+      flash-model/translate: backend='sdpa' was asked for
       flex/blocks: backend='sdpa' was asked for
       natten/window: backend='sdpa' was asked for
       given: Mask(Axis(2, 0))  query [1, 8, 2, 16] key [1, 8, 2, 16] bfloat16 cpu training return_lse
@@ -731,6 +749,8 @@ plan(window, shape, backend="sdpa", device="sm_90", training=True, deterministic
       sdpa/dense: its backward does not repeat bit by bit
       sdpa/dense: axis 0: its windows differ from query to query
       sdpa/mask: its backward does not repeat bit by bit
+      flash/translate: backend='sdpa' was asked for
+      flash-model/translate: backend='sdpa' was asked for
       flex/blocks: backend='sdpa' was asked for
       natten/window: backend='sdpa' was asked for
       given: Mask(Axis(2, 0))  query [1, 8, 2, 16] key [1, 8, 2, 16] bfloat16 sm_90 training deterministic
@@ -744,6 +764,10 @@ plan(Mask(Axis(causal=True), Axis(causal=True)), (1, 4, 4, 2, 16), device="cpu",
       sdpa/dense: causal on axis 0 while axis 1 is long: a product, not the raster order of is_causal
       sdpa/dense: does not use 'causal'
       sdpa/mask: does not use 'causal'
+      flash/translate: runs on cuda, not on cpu
+      flash/translate: does not use 'causal'
+      flash-model/translate: runs only by name: backend='flash-model'
+      flash-model/translate: does not use 'causal'
       flex/blocks: compiles for seconds: runs only by name: backend='flex'
       flex/blocks: does not use 'causal'
       natten/window: natten is not installed on this device

@@ -191,6 +191,29 @@ def test_query_key_and_value_are_contiguous_whatever_comes_in(
         assert len({t.untyped_storage().data_ptr() for t in tensors}) == 5
 
 
+class Doubled(nn.Module):
+    """A parametrisation that counts how often it is computed."""
+
+    times = 0
+
+    def forward(self, weight: Tensor) -> Tensor:
+        self.times += 1
+        return 2 * weight
+
+
+def test_hooks_and_parametrisations_see_one_call_of_the_projection() -> None:
+    layer, matrix, tokens, named = case("plane_context")
+    state = {name: t.clone() for name, t in layer.state_dict().items()}
+    state["qkv.weight"] *= 2
+    nn.utils.parametrize.register_parametrization(layer.qkv, "weight", Doubled())
+    doubled, seen = layer.qkv.parametrizations.weight[0], []
+    doubled.times = 0
+    layer.qkv.register_forward_hook(lambda module, given, result: seen.append(len(result)))
+    found = layer(*tokens, **named)
+    torch.testing.assert_close(found, by_hand(state, matrix, 4, 2, *tokens, **named))
+    assert (doubled.times, seen) == (1, [5])
+
+
 def test_natten_weights_load_unchanged() -> None:
     """Rows of q, of k, of v, each head by head; masks as NATTEN's."""
     heads, dim, channels, space = 3, 4, 12, (6, 7)
@@ -478,6 +501,15 @@ def test_autocast_is_the_layer_in_that_dtype(compiled: bool) -> None:
         )
 
 
+@pytest.mark.usefixtures("fresh_compiler")
+@pytest.mark.parametrize("fullgraph", [False, True])
+def test_a_mistake_is_told_from_inside_a_compiled_layer(fullgraph: bool) -> None:
+    compiled = torch.compile(build(PLANE), fullgraph=fullgraph, backend="eager")
+    kind = torch._dynamo.exc.Unsupported if fullgraph else nbattn.InputError
+    with pytest.raises(kind, match=r"x has 5 channels \[2, 4, 5, 5\], not 12"):
+        compiled(random(2, 4, 5, 5))
+
+
 def test_checkpointed_equals_plain() -> None:
     layer, _, tokens, named = case("solid_everything")
     wanted = train(layer, *tokens, **named)
@@ -509,8 +541,7 @@ def test_exported_with_a_dynamic_batch() -> None:
     )
     for size in (2, 1):
         given, rest = [t[:size] for t in tokens], {name: t[:size] for name, t in named.items()}
-        with torch.no_grad():
-            same([exported.module()(*given, **rest)], [layer(*given, **rest)])
+        same(train(exported.module(), *given, **rest), train(layer, *given, **rest))
 
 
 # Messages.
@@ -645,11 +676,11 @@ Layer(64, 4, mask, proj_drop="0.1")
 
 Layer(64, 4, mask, backend="triton")
     InputError: backend='triton' is not known.
-      fix:   one of 'auto', 'reference', 'tiled', 'sdpa'.
+      fix:   one of 'auto', 'reference', 'tiled', 'sdpa', 'flash', 'flash:aten', 'flash:fa2', 'flash:fa3', 'flash:fa4', 'flash-model', 'flash-model:aten', 'flash-model:fa2', 'flash-model:fa3', 'flash-model:fa4'.
 
 Layer(64, 4, mask, backend=None)
     InputError: backend=None is not known.
-      fix:   one of 'auto', 'reference', 'tiled', 'sdpa'.
+      fix:   one of 'auto', 'reference', 'tiled', 'sdpa', 'flash', 'flash:aten', 'flash:fa2', 'flash:fa3', 'flash:fa4', 'flash-model', 'flash-model:aten', 'flash-model:fa2', 'flash-model:fa3', 'flash-model:fa4'.
 
 Layer(64, 4, mask, qk_transform=torch.nn.functional.normalize)
     InputError: qk_transform is a function, not a torch.nn.Module.
@@ -666,6 +697,14 @@ layer(None)
 layer([[1.0]])
     InputError: x is a list, not a tensor.
       fix:   x as [B, X, Y, 64].
+
+layer(x.to_sparse())
+    InputError: x is a sparse or nested tensor.
+      fix:   x dense and padded, with key_range=.
+
+layer(torch.nested.nested_tensor([x[0], x[1, 1:]], layout=torch.jagged))
+    InputError: x is a sparse or nested tensor.
+      fix:   x dense and padded, with key_range=.
 
 layer(t(2, 42, 64))
     InputError: x has 3 dimensions [2, 42, 64], not 4.
@@ -751,6 +790,10 @@ ring(t(1, 6, 8), t(1, 5, 8))
       fix:   border="clip" allows different lengths, or give axis 0 one length.
 
 plain(t(1, 6, 8), extra_tokens=t(1, 2, 8))
+    InputError: extra_tokens with a Plain as qk_transform, which does not say what becomes of their keys.
+      fix:   give it a method: def extra_key(self, key): return key.
+
+plain.plan_for((1, 6, 8), extra_tokens=2)
     InputError: extra_tokens with a Plain as qk_transform, which does not say what becomes of their keys.
       fix:   give it a method: def extra_key(self, key): return key.
 
@@ -843,5 +886,5 @@ def test_a_mistake_is_found_before_anything_else_is_done() -> None:
         pytest.raises(nbattn.InputError, match="x is float64"),
     ):
         PLAIN(t(2, 6, 7, 64).double())
-    with pytest.raises(TypeError, match="positional"):
+    with pytest.raises(TypeError, match="takes from 2 to 3 positional"):
         PLAIN(t(2, 6, 7, 64), None, t(2, 3, 64))  # extra tokens go by name

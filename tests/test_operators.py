@@ -453,6 +453,9 @@ def test_forward_derivatives_are_refused(backend: str) -> None:
             dual = forward_ad.make_dual(leaf, torch.ones_like(query))
             with pytest.raises((RuntimeError, NotImplementedError)):
                 function(dual)
+    # grad is False comes by the plain operator; autograd's own refusal is torch's text
+    with forward_ad.dual_level(), pytest.raises(BackendError, match="forward-mode derivatives"):
+        function(forward_ad.make_dual(query, torch.ones_like(query)))
 
 
 def test_forward_derivatives_of_the_reference() -> None:
@@ -561,6 +564,21 @@ def test_only_what_is_asked_for_gets_a_gradient() -> None:
 
 
 # Export, fakes, meta, counts.
+
+
+@pytest.mark.parametrize("backend", ENGINES)
+def test_the_operator_by_itself_is_differentiable(backend: str) -> None:
+    """Exported graphs hold it without the autograd function around it, whatever mode they had."""
+    found, wanted = inputs(grad=True), inputs(grad=True)
+    given = options(CAUSAL, backend, scale=DIM**-0.5, training=False, return_lse=False)
+    out, _ = torch.ops.nbattn.forward(*found, None, None, None, None, *given)
+    want = nbattn.attention(*wanted, CAUSAL, backend=backend)
+    equal(
+        torch.autograd.grad(out.sin().sum(), found), torch.autograd.grad(want.sin().sum(), wanted)
+    )
+    with torch.no_grad():
+        out, _ = torch.ops.nbattn.forward(*found, None, None, None, None, *given)
+    assert not out.requires_grad
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -39,6 +39,7 @@ ROUTES = [
     ("sdpa", ("causal",), 12),
     ("sdpa", ("fold",), 8),
     ("sdpa", ("mask",), 80),
+    ("flash-model:aten", (), 80),
 ]
 
 FIELDS: dict[str, tuple[Any, ...]] = {

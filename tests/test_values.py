@@ -30,6 +30,7 @@ DIFFERENTIABLE = ("query", "key", "value", "sink", "extra_key", "extra_value")
 
 MASKS: dict[str, tuple[Mask, Space, Space]] = {
     "full": (Mask(Axis()), (9,), (7,)),
+    "full, wide": (Mask(Axis()), (3,), (11,)),
     "clip": (Mask(Axis(3, 2)), (19,), (19,)),
     "clip, rows outside": (Mask(Axis(2, 1, offset=-5)), (13,), (10,)),
     "shift, dilated": (Mask(Axis(2, 2, border="shift", dilation=2)), (17,), (17,)),
@@ -278,6 +279,7 @@ def test_values_of_every_feature(backend: str, name: str, dtype: torch.dtype, ca
 
 STRATEGIES = {
     "full": ("dense", "mask"),
+    "full, wide": ("dense", "mask"),
     "causal": ("causal", "mask"),
     "causal, tall": ("causal", "mask"),
     "causal, dilated": ("causal", "fold", "mask"),

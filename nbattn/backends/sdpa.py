@@ -8,13 +8,13 @@ backward repeats it under autograd.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-from nbattn.backends.contract import Gradients, Inputs, accumulate_dtype, new_lse, new_output
+from nbattn.backends.contract import Gradients, Inputs, new_lse, new_output
+from nbattn.backends.joining import merge, merge_sink, positive, sink_gradient
 from nbattn.dialects.dense import Causal, Dense, Matrix
 from nbattn.geometry import BoundAxis
 from nbattn.planner.programs import Call, CallArguments, Program, View
@@ -24,7 +24,7 @@ _Arrays = tuple[Tensor, Tensor, Tensor]
 
 def forward(program: Program, inputs: Inputs, *, return_lse: bool) -> tuple[Tensor, Tensor | None]:
     """Output and, on the CPU, the logsumexp of a program."""
-    inputs, _ = _positive(inputs)
+    inputs, _ = positive(inputs)
     on_cpu = inputs.query.device.type == "cpu"
     parts = [_run(call, inputs, on_cpu=on_cpu) for call in program.calls]
     out = _joined(program, [part for part, _ in parts], new_output(inputs.query, inputs.value), 0.0)
@@ -33,16 +33,8 @@ def forward(program: Program, inputs: Inputs, *, return_lse: bool) -> tuple[Tens
     lses = [part_lse.unsqueeze(-1) for _, part_lse in parts if part_lse is not None]
     lse = _joined(program, lses, new_lse(inputs.query).unsqueeze(-1), float("-inf")).squeeze(-1)
     _merge_extra(inputs, out, lse)
-    _merge_sink(inputs, out, lse)
+    merge_sink(inputs.sink, out, lse)
     return out, lse
-
-
-def _positive(inputs: Inputs) -> tuple[Inputs, float]:
-    """The inputs with a scale above 0 and its sign in the queries: kernels scale -inf, too."""
-    if inputs.scale > 0:
-        return inputs, 1.0
-    sign = -1.0 if inputs.scale < 0 else 0.0
-    return replace(inputs, query=inputs.query * sign, scale=-inputs.scale or 1.0), sign
 
 
 def _run(call: Call, inputs: Inputs, *, on_cpu: bool) -> tuple[Tensor, Tensor | None]:
@@ -78,7 +70,7 @@ def backward(
     grad_lse: Tensor | None,
 ) -> Gradients:
     """Gradients from the final output and logsumexp: every call's weights are exp(scores - lse)."""
-    inputs, sign = _positive(inputs)
+    inputs, sign = positive(inputs)
     parts = [_run_backward(call, inputs, out, lse, grad_out) for call in program.calls]
     query, key, value = (
         _summed(
@@ -96,7 +88,7 @@ def backward(
     if sign != 1.0:
         query.mul_(sign)
     return Gradients(
-        query, key, value, _sink_gradient(inputs, out, lse, grad_out), extra_key, extra_value
+        query, key, value, sink_gradient(inputs.sink, out, lse, grad_out), extra_key, extra_value
     )
 
 
@@ -160,11 +152,21 @@ def _kernel_arguments(
 
 def _kernel(arguments: CallArguments, arrays: _Arrays, scale: float) -> tuple[Tensor, Tensor]:
     """One call: output `[B', H', N', D]` and logsumexp `[B', H', N']`."""
-    tensors, named = _kernel_arguments(arguments, arrays, scale)
+    query, key, value = arrays
+    group = query.shape[1] // key.shape[1]
+    # a dense mask does not ask for a query's position: the heads of a key head may be its rows,
+    # which copies queries instead of keys and values
+    as_rows = group > 1 and isinstance(arguments, Dense) and query.shape[2] < key.shape[2]
+    if as_rows:
+        query = query.unflatten(1, (-1, group)).flatten(2, 3)
+    tensors, named = _kernel_arguments(arguments, (query, key, value), scale)
     causal = isinstance(arguments, Causal)
-    return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+    out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
         *tensors, 0.0, causal, **named
     )
+    if as_rows:
+        out, lse = (t.unflatten(2, (group, -1)).flatten(1, 2) for t in (out, lse))
+    return out, lse
 
 
 def _kernel_backward(
@@ -230,10 +232,7 @@ def _merge_extra(inputs: Inputs, out: Tensor, lse: Tensor) -> None:
         part.transpose(1, 2).reshape(out.shape),
         part_lse.transpose(1, 2).reshape(lse.shape),
     )
-    joint = torch.logaddexp(lse, part_lse)
-    ours, theirs = (_share(side, joint) for side in (lse, part_lse))
-    out.copy_(ours * out.to(lse.dtype) + theirs * part.to(lse.dtype))
-    lse.copy_(joint)
+    merge(out, lse, part, part_lse)
 
 
 def _extra_arrays(inputs: Inputs) -> _Arrays:
@@ -258,27 +257,3 @@ def _extra_backward(
     query, key, value = _kernel_backward(Dense(), arrays, inputs.scale, rows[0], rows[1], flat_lse)
     grad_query.add_(query.transpose(1, 2).reshape(grad_query.shape))
     return tuple(t.transpose(1, 2).to(inputs.key.dtype).contiguous() for t in (key, value))  # pyright: ignore
-
-
-def _merge_sink(inputs: Inputs, out: Tensor, lse: Tensor) -> None:
-    """A sink adds to the logsumexp, so every weight shrinks by the same factor."""
-    if inputs.sink is None:
-        return
-    joint = torch.logaddexp(lse, inputs.sink.to(lse.dtype).expand_as(lse))
-    out.mul_(_share(lse, joint).to(out.dtype))
-    lse.copy_(joint)
-
-
-def _share(lse: Tensor, joint: Tensor) -> Tensor:
-    """The part of a row's weights that one logsumexp stands for; 0 where the row reads nothing."""
-    return (lse - joint).exp().masked_fill(joint == float("-inf"), 0)[..., None]
-
-
-def _sink_gradient(inputs: Inputs, out: Tensor, lse: Tensor, grad_out: Tensor) -> Tensor | None:
-    """Minus the sink's weight times sum(grad_out * out), over rows."""
-    if inputs.sink is None:
-        return None
-    exact = accumulate_dtype(out.dtype)
-    delta = (grad_out.to(exact) * out.to(exact)).sum(-1)
-    weight = _share(inputs.sink.to(exact).expand_as(lse), lse).squeeze(-1)
-    return -(weight * delta).flatten(0, -2).sum(0).to(inputs.sink.dtype)

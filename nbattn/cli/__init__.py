@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from nbattn.errors import NbattnError
 from nbattn.version import __version__
 
-COMMANDS = ("plan", "schema")
+COMMANDS = ("plan", "mask", "doctor", "bench", "tune", "demo", "schema")
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 _EPILOG = """
 exit status:
@@ -37,9 +37,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     options = parser().parse_args(arguments)
     try:
-        return options.run(options)
+        status = options.run(options)
+        sys.stdout.flush()  # here a closed pipe is met, not at exit
+        return status
     except NbattnError as error:
         print(f"nbattn {options.command}: {error}", file=sys.stderr)
+        return USAGE
+    except ImportError as error:
+        hint = "  fix:   `nbattn doctor` says what is missing or broken, and what to install."
+        print(f"nbattn {options.command}: {error}.\n{hint}", file=sys.stderr)
         return USAGE
     except KeyboardInterrupt:
         return INTERRUPTED

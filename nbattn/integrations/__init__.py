@@ -1,1 +1,1 @@
-"""Integrations: nbattn where other libraries expect their own attention."""
+"""Where nbattn meets other libraries: modules that plug it in, loaded only when asked for."""

@@ -11,6 +11,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from nbattn.dialects.device import DEVICES
+from nbattn.planner.programs import View
 from nbattn.planner.request import Request
 
 ITEMSIZE = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
@@ -104,4 +106,20 @@ def sdpa_rate(request: Request) -> float | None:
     if request.device.kind != "cpu":
         return None
     dims = request.head_dim + request.value_dim
-    return min(75e9, 150e9 * dims / (dims + 128))
+    return min(75e9, 150e9 * dims / (dims + 128)) * cpu_speed(request)
+
+
+def cpu_speed(request: Request) -> float:
+    """How much faster the request's CPU is than the one that the models were fitted on."""
+    return request.device.peak("float32") / DEVICES["cpu"].peak("float32")
+
+
+def copies(request: Request, view: View) -> bool:
+    """Whether folding this view copies: groups that merge neither into heads nor, for one sample,
+    into batch.
+    """
+    folded = [axis for axis in view.axes if axis.groups > 1]
+    if not folded:
+        return len(view.axes) > 1 and not view.is_whole
+    in_batch = [axis for axis in folded if axis.into == "batch"]
+    return len(view.axes) > 1 or (bool(in_batch) and request.batch > 1)

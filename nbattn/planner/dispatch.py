@@ -14,22 +14,30 @@ from torch import Tensor
 from nbattn.dialects import device as devices
 from nbattn.dialects import natten
 from nbattn.dialects.device import DeviceInfo
+from nbattn.dialects.flash_providers import PROVIDERS
 from nbattn.errors import InputError
 from nbattn.mask import Mask, from_code
-from nbattn.planner import planner
+from nbattn.planner import measured, planner
 from nbattn.planner.plan import Plan
 from nbattn.planner.request import DTYPES, Request
 
 
-@lru_cache(64)
 def device_info(device: torch.device | str | DeviceInfo | None) -> DeviceInfo:
-    """The planner's data for a device: None is this machine's accelerator, else its CPU."""
+    """The planner's data for a device, with the rates that `nbattn tune` measured: None is this
+    machine's accelerator, else its CPU.
+    """
     if isinstance(device, DeviceInfo):
         return device
+    return measured.device(_data(device))
+
+
+@lru_cache(64)
+def _data(device: torch.device | str | None) -> DeviceInfo:
+    """What is known of a device before anything is measured."""
+    if device is None:
+        return _data(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     if isinstance(device, str) and device in devices.DEVICES:
         return devices.named(device)
-    if device is None:
-        return device_info(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     found = _torch_device(device)
     if found is None:
         raise InputError(f"device={device!r} is not known.", fix=devices.known())
@@ -44,7 +52,8 @@ def device_info(device: torch.device | str | DeviceInfo | None) -> DeviceInfo:
 
 def _installed() -> tuple[str, ...]:
     """The optional packages of kernels that are there, without importing them."""
-    return tuple(name for name in (natten.PACKAGE,) if [*metadata.Distribution.discover(name=name)])
+    packages = {provider.package for provider in PROVIDERS.values()} - {"torch"} | {natten.PACKAGE}
+    return tuple(name for name in sorted(packages) if [*metadata.Distribution.discover(name=name)])
 
 
 def is_device(name: str) -> bool:

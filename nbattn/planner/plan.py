@@ -5,19 +5,23 @@ proof.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from nbattn import geometry
+from nbattn.dialects import flash_providers
+from nbattn.dialects.dense import Dense
+from nbattn.dialects.flash import Flash
 from nbattn.dialects.tiled import Tiled
 from nbattn.planner import proof
-from nbattn.planner.programs import View
+from nbattn.planner.candidate import Candidate
+from nbattn.planner.programs import Call, View
 from nbattn.planner.request import Request
-from nbattn.planner.strategies import Candidate
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
     from torch import Tensor
 
@@ -44,6 +48,7 @@ class Plan:
         request: what was asked.
         chosen: the accepted candidate with the lowest cost.
         candidates: all of them: accepted ones by cost, then refused ones with their reasons.
+        note: why measured times did not decide; empty where nothing is known of any.
 
     >>> import nbattn
     >>> mask, shape = nbattn.Mask.neighborhood((7, 7)), (1, 56, 56, 2, 32)
@@ -55,6 +60,7 @@ class Plan:
     request: Request
     chosen: Candidate
     candidates: tuple[Candidate, ...]
+    note: str = ""
 
     def __str__(self) -> str:
         return self.explain()
@@ -62,16 +68,16 @@ class Plan:
     def explain(self) -> str:
         """What was chosen, what else it could have been, at what cost, and why not."""
         lines = [f"plan  {self.request.mask!r}", f"      {self.request.summary()}"]
+        width = max(len(candidate.name) for candidate in self.candidates)
         for candidate in self.candidates:
-            lines += _explain(candidate, self.chosen)
+            lines += _explain(candidate, self.chosen, width)
         return "\n".join([*lines, f"  {self.decided_by()}"])
 
     def decided_by(self) -> str:
         """What the candidates were ranked by, and where the device's rates come from."""
         measured = self.chosen.cost is not None and self.chosen.cost.measured is not None
-        known = (
-            "measured times" if measured else "bounds (no measurement of this request is committed)"
-        )
+        why = self.note or "no measurement of this request is known"
+        known = "measured times" if measured else f"bounds ({why})"
         device = self.request.device
         return f"decided by {known}; rates of {device.name}: {device.source}"
 
@@ -107,10 +113,11 @@ class Plan:
         for call in self.chosen.program.calls:
             if isinstance(call.arguments, Tiled):
                 yield from _tile_visits(call.arguments)
+            elif isinstance(call.arguments, Flash) and call.arguments.has_window:
+                yield from _block_visits(self.request, call, call.arguments)
             else:
-                yield from _group_visits(
-                    call.query, call.key, full=call.arguments.describe() == "no mask"
-                )
+                full = isinstance(call.arguments, (Dense, Flash))
+                yield from _group_visits(call.query, call.key, full=full)
 
     def warmup(self) -> None:
         """Prepare what the first run would: the tiles of this plan."""
@@ -136,13 +143,13 @@ class Plan:
         return functional.run(self, query, key, value, **tensors)
 
 
-def _explain(candidate: Candidate, chosen: Candidate) -> list[str]:
+def _explain(candidate: Candidate, chosen: Candidate, width: int) -> list[str]:
     """One candidate in a line, its reasons in further ones."""
     if candidate.reasons:
         first, *rest = candidate.reasons
         return [
-            f"  refused   {candidate.name:<18} {first.text}",
-            *[f"{'':31}{reason.text}" for reason in rest],
+            f"  refused   {candidate.name:<{width}} {first.text}",
+            *[f"{'':{width + 13}}{reason.text}" for reason in rest],
         ]
     cost, best = candidate.cost, chosen.cost
     assert cost is not None
@@ -150,7 +157,7 @@ def _explain(candidate: Candidate, chosen: Candidate) -> list[str]:
     label = "measured" if cost.measured is not None else "bound"
     ratio = "" if candidate is chosen else f" ({cost.seconds / max(best.seconds, 1e-12):.3g}x)"
     return [
-        f"  {'chosen' if candidate is chosen else 'slower':<9} {candidate.name:<18} "
+        f"  {'chosen' if candidate is chosen else 'slower':<9} {candidate.name:<{width}} "
         f"{label} {cost.seconds * 1e3:.3g} ms{ratio}  {candidate.work()}"
     ]
 
@@ -165,6 +172,34 @@ def _tile_visits(tiles: Tiled) -> Iterator[Visit]:
 
 def _range(run: geometry.Run, step: int) -> range:
     return range(run[0], run[0] + run[1] * step, step)
+
+
+def _block_visits(request: Request, call: Call, told: Flash) -> Iterator[Visit]:
+    """The key blocks of every block of queries, for all groups: what the kernel's loop walks."""
+    rows, keys = call.query.count, call.key.count
+    size = max(request.head_dim, request.value_dim)
+    tile = flash_providers.tile(told.provider, request.device, size)
+    lo, hi = told.band(rows, keys).rows(np.arange(rows), keys)
+    for first, end, row in zip(
+        *told.key_blocks(tile, rows, keys), range(0, rows, tile[0]), strict=True
+    ):
+        queries = slice(row, min(row + tile[0], rows))
+        for block in range(int(first), int(end)):
+            columns = slice(block * tile[1], min((block + 1) * tile[1], keys))
+            if columns.start >= keys:
+                continue  # padded keys
+            full = bool(
+                (lo[queries] <= columns.start).all() and (hi[queries] >= columns.stop).all()
+            )
+            parts = _cut(call.query, told.axis, queries), _cut(call.key, told.axis, columns)
+            yield from _group_visits(*parts, full=full)
+
+
+def _cut(view: View, number: int, some: slice) -> View:
+    """The view with a run of the positions of one axis."""
+    axis = view.axes[number]
+    part = replace(axis, start=axis.start + axis.step * some.start, length=some.stop - some.start)
+    return View((*view.axes[:number], part, *view.axes[number + 1 :]))
 
 
 def _group_visits(query: View, key: View, *, full: bool) -> Iterator[Visit]:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import lru_cache
 
 from nbattn import geometry
 from nbattn.errors import BackendError
+from nbattn.planner import measured
+from nbattn.planner.candidate import Candidate
 from nbattn.planner.plan import Plan
 from nbattn.planner.request import Request
-from nbattn.planner.strategies import Candidate, candidates
+from nbattn.planner.strategies import candidates
 
 CACHE_SIZE = 4096
 
@@ -23,13 +26,35 @@ def make(request: Request) -> Plan:
     """
     lines = geometry.bind(request.mask, request.query_space, request.key_space)
     found = candidates(request, lines)
-    accepted = sorted((one for one in found if not one.reasons), key=_seconds)
+    usable, note = _timed(request, [one for one in found if not one.reasons])
+    accepted = sorted(usable, key=_seconds)
     refused = [one for one in found if one.reasons]
     if not accepted:
         raise BackendError(
             _refusals(refused), where=f"{request.mask!r}  {request.summary()}", fix=_fix(request)
         )
-    return Plan(request, accepted[0], (*accepted, *refused))
+    return Plan(request, accepted[0], (*accepted, *refused), note)
+
+
+def _timed(request: Request, usable: list[Candidate]) -> tuple[list[Candidate], str]:
+    """Candidates with their measured times where every one has its own, and what to say if not.
+
+    A time does not compare with a bound, which is a model's: one unmeasured candidate, and all are
+    ranked by their bounds.
+    """
+    times, note = measured.look_up(request)
+    have = [one.name for one in usable if one.name in times]
+    if times and len(have) == len(usable):
+        return [_with_time(one, times[one.name]) for one in usable], ""
+    if have:
+        only = ", ".join(f"{name} {times[name] * 1e3:.3g} ms" for name in have)
+        note = f"times of {len(have)} of {len(usable)} candidates only: {only}"
+    return usable, note
+
+
+def _with_time(candidate: Candidate, seconds: float) -> Candidate:
+    assert candidate.cost is not None
+    return replace(candidate, cost=replace(candidate.cost, measured=seconds))
 
 
 def _seconds(candidate: Candidate) -> float:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
@@ -40,6 +40,19 @@ class AxisView:
         """The positions as `[groups, length]`."""
         group, t = np.arange(self.groups)[:, None], np.arange(self.length)
         return self.start + self.group_step * group + self.step * t
+
+    def apart(self) -> int:
+        """Of how many neighbouring groups each has positions of its own: groups that overlap lie at
+        least so many apart.
+
+        >>> AxisView(0, 5, groups=4, group_step=2).apart()
+        3
+        """
+        if self.groups == 1 or self.length <= 1 or not self.group_step:
+            return 1
+        unit = math.gcd(self.group_step, self.step)
+        groups, positions = self.step // unit, self.group_step // unit
+        return 1 if positions >= self.length else groups * ((self.length - 1) // positions) + 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +115,35 @@ class View:
         tail = range(1 + 2 * rank, whole.dim())
         return whole.permute(0, *batch, *range(2, 2 + 2 * rank, 2), *heads, *tail)
 
+    def add(self, total: Tensor, part: Tensor) -> None:
+        """Add what `folded` would give back into the tensor; where groups overlap, run by run."""
+        for number, axis in enumerate(self.axes):
+            runs = axis.apart()
+            if runs > 1:
+                self._add_in_runs(total, part, number, runs)
+                return
+        spread = self.spread(total)
+        spread.add_(part.reshape(spread.shape))
+
+    def _add_in_runs(self, total: Tensor, part: Tensor, number: int, runs: int) -> None:
+        """Add every `runs`-th group of one axis at a time."""
+        axis = self.axes[number]
+        batch = [n for n, a in enumerate(self.axes) if a.into == "batch"]
+        heads = [n for n, a in enumerate(self.axes) if a.into == "heads"]
+        order = [-1, *batch, *heads]
+        at = order.index(number) + (len(self.axes) if axis.into == "heads" else 0)
+        whole = part.reshape(self.spread(total).shape)
+        for first in range(min(runs, axis.groups)):
+            some = replace(
+                axis,
+                start=axis.start + first * axis.group_step,
+                groups=-(-(axis.groups - first) // runs),
+                group_step=axis.group_step * runs,
+            )
+            view = View((*self.axes[:number], some, *self.axes[number + 1 :]))
+            rows = [slice(None)] * at + [slice(first, None, runs)]
+            view.add(total, whole[tuple(rows)])
+
     def folded(self, tensor: Tensor) -> Tensor:
         """The tensor as `[B', *lengths, H', D]`; a copy only where groups do not merge into batch
         or heads.
@@ -135,17 +177,21 @@ class CallArguments(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One kernel call: views of queries and keys, and what the kernel is told."""
+    """One kernel call: views of queries and keys, and what the kernel is told.
+
+    With `joins`, its rows merge by logsumexp into what earlier calls gave the same queries.
+    """
 
     query: View
     key: View
     arguments: CallArguments
+    joins: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """Calls that write disjoint rows; rows in no call read nothing. Extra keys and sinks join by
-    logsumexp.
+    """Calls that write disjoint rows, or join over other keys; rows in no call read nothing. Extra
+    keys and sinks join by logsumexp, too.
     """
 
     calls: tuple[Call, ...]
@@ -157,6 +203,7 @@ class Program:
                 "arguments": call.arguments.describe(),
                 "query": [_plain(axis) for axis in call.query.axes],
                 "key": [_plain(axis) for axis in call.key.axes],
+                **({"joins": True} if call.joins else {}),
             }
             for call in self.calls
         ]

@@ -4,6 +4,7 @@ any size.
 
 from __future__ import annotations
 
+import math
 from itertools import combinations
 
 import numpy as np
@@ -12,9 +13,9 @@ from numpy.typing import NDArray
 from nbattn import geometry
 from nbattn.errors import InputError
 from nbattn.geometry import BoundAxis, Ints
+from nbattn.planner.candidate import Candidate
 from nbattn.planner.programs import AxisView, Call, Program
 from nbattn.planner.request import Request
-from nbattn.planner.strategies import Candidate
 
 SUPPORT_LIMIT = 1 << 26
 
@@ -34,8 +35,9 @@ def support(request: Request, candidate: Candidate) -> NDArray[np.bool_]:
     batch, kv_heads = min(request.batch, 2), min(request.kv_heads, 2)
     heads = kv_heads * request.group
     times = np.zeros((batch, heads, nq, nk), dtype=np.int8)
+    written = np.zeros((batch, heads, nq), dtype=np.bool_)
     for call in program.calls:
-        _count_call(request, call, times, kv_heads)
+        _count_call(request, call, times, written, kv_heads)
     if times.size == 0:
         return np.zeros((nq, nk), dtype=np.bool_)
     if times.max() > 1:
@@ -46,7 +48,13 @@ def support(request: Request, candidate: Candidate) -> NDArray[np.bool_]:
     return times[0, 0].astype(np.bool_)
 
 
-def _count_call(request: Request, call: Call, times: NDArray[np.int8], kv_heads: int) -> None:
+def _count_call(
+    request: Request,
+    call: Call,
+    times: NDArray[np.int8],
+    written: NDArray[np.bool_],
+    kv_heads: int,
+) -> None:
     """Add the pairs of one call, for every sample and head of its folded tensors."""
     import torch
 
@@ -76,31 +84,56 @@ def _count_call(request: Request, call: Call, times: NDArray[np.int8], kv_heads:
                 (first[0], first[1] // request.group * request.group)
             }:
                 raise AssertionError("a call mixes samples or heads")
+            if written[first[0], first[1], i].any() and not call.joins:
+                raise AssertionError("a call overwrites rows of an earlier one")
+            written[first[0], first[1], i] = True
             times[first[0], first[1], i[:, None], j] += allowed
 
 
 def verify(request: Request, candidate: Candidate) -> bool:
-    """Whether the program's calls are the mask: rows disjoint, and per axis the keys of every
-    query.
+    """Whether the program's calls are the mask, per axis: every query's keys, and how many pairs.
+
+    Calls that share queries must join and share no pair; together they are the mask if each reads
+    only what the mask lets it and their pairs add up to the mask's.
     """
     lines = geometry.bind(request.mask, request.query_space, request.key_space)
     calls = _program(candidate).calls
+    for call in calls:
+        _check_groups(call)
+    shared = _sharing(calls, lines)
+    joined = {number for pair in shared for number in pair}
+    reads = [
+        [
+            _verify_axis(axis, line, call, whole=number not in joined)
+            for axis, line in enumerate(lines)
+        ]
+        for number, call in enumerate(calls)
+    ]
+    for first, second in shared:
+        if all(_meet(a, b) for a, b in zip(reads[first], reads[second], strict=True)):
+            raise AssertionError(f"calls {first} and {second} share pairs")
+    useful = geometry.pairs(lines)
+    done = sum(math.prod(int(read[..., 1].sum()) for read in axes) for axes in reads)
+    if done != useful:
+        raise AssertionError(f"the calls compute {done} pairs, the mask has {useful}")
+    return True
+
+
+def _sharing(calls: tuple[Call, ...], lines: tuple[BoundAxis, ...]) -> list[tuple[int, int]]:
+    """The calls that share queries, of which the later one must join."""
     covered = [
         [_distinct(axis, line.queries) for axis, line in zip(call.query.axes, lines, strict=True)]
         for call in calls
     ]
-    for (first, one), (second, other) in combinations(enumerate(covered), 2):
-        if all(np.intersect1d(a, b).size for a, b in zip(one, other, strict=True)):
+    shared = [
+        (first, second)
+        for (first, one), (second, other) in combinations(enumerate(covered), 2)
+        if all(np.intersect1d(a, b).size for a, b in zip(one, other, strict=True))
+    ]
+    for first, second in shared:
+        if not calls[second].joins:
             raise AssertionError(f"calls {first} and {second} share queries")
-    for call in calls:
-        _check_groups(call)
-        for number, line in enumerate(lines):
-            _verify_axis(number, line, call)
-    useful = geometry.pairs(lines)
-    done = sum(_pairs(call, lines) for call in calls)
-    if done != useful:
-        raise AssertionError(f"the calls compute {done} pairs, the mask has {useful}")
-    return True
+    return shared
 
 
 def _program(candidate: Candidate) -> Program:
@@ -133,8 +166,10 @@ def _check_groups(call: Call) -> None:
             raise AssertionError(f"axis {number}: queries and keys are grouped differently")
 
 
-def _verify_axis(number: int, line: BoundAxis, call: Call) -> None:
-    """Every query of a call reads the mask's keys on this axis."""
+def _verify_axis(number: int, line: BoundAxis, call: Call, *, whole: bool) -> Ints:
+    """What every query of the axis reads in a call, `[queries, 2, 3]` of runs (start, count, step):
+    all of the mask's keys, or only some of them.
+    """
     query, key = call.query.axes[number], call.key.axes[number]
     _check_inside("keys", key.positions(), line.keys)
     starts, counts, step = call.arguments.rows(number, query.length, key.length)
@@ -147,11 +182,37 @@ def _verify_axis(number: int, line: BoundAxis, call: Call) -> None:
     )
     mask_starts, mask_counts = line.key_runs()
     wanted = _canonical(mask_starts[at], mask_counts[at], line.axis.dilation)
-    wrong = (reads != wanted).any(axis=(-1, -2))
+    wrong = (reads != wanted).any(axis=-1) if whole else ~_within(reads, wanted)
+    wrong = wrong.any(axis=-1)
     if wrong.any():
         raise AssertionError(
             f"axis {number}: query {int(at[wrong][0])} reads other keys than the mask says"
         )
+    found = np.zeros((line.queries, 2, 3), dtype=np.int64)
+    found[at] = reads
+    return found
+
+
+def _within(reads: Ints, wanted: Ints) -> NDArray[np.bool_]:
+    """Which runs `[..., 2, 3]` lie inside one of the wanted runs of the same query."""
+    start, count, step = (reads[..., None, side] for side in range(3))
+    first, length, stride = (wanted[..., None, :, side] for side in range(3))
+    ahead = start - first
+    unit = np.maximum(stride, 1)
+    inside = (ahead >= 0) & (ahead % unit == 0) & (ahead // unit + count <= length)
+    return ((count == 0) | (inside & ((count == 1) | (step == stride)))).any(axis=-1)
+
+
+def _meet(one: Ints, other: Ints) -> bool:
+    """Whether two calls read a key of the same query in common: runs `[queries, 2, 3]` inside the
+    mask's, so that runs of one query that overlap share a key.
+    """
+    start, count, step = (one[:, :, None, side] for side in range(3))
+    other_start, other_count, other_step = (other[:, None, :, side] for side in range(3))
+    last = start + step * (count - 1)
+    other_last = other_start + other_step * (other_count - 1)
+    both = (count > 0) & (other_count > 0)
+    return bool((both & (start <= other_last) & (other_start <= last)).any())
 
 
 def _canonical(starts: Ints, counts: Ints, step: int) -> Ints:
@@ -162,11 +223,3 @@ def _canonical(starts: Ints, counts: Ints, step: int) -> Ints:
     only_first = (counts[..., 1:] == 0) & (counts[..., :1] != 0)
     starts, counts = (np.where(only_first, side[..., ::-1], side) for side in (starts, counts))
     return np.stack([starts, counts, np.where(counts > 1, step, 0)], axis=-1)
-
-
-def _pairs(call: Call, lines: tuple[BoundAxis, ...]) -> int:
-    """Pairs that a verified call computes."""
-    total = 1
-    for line, query in zip(lines, call.query.axes, strict=True):
-        total *= int(line.key_runs()[1][query.positions()].sum())
-    return total

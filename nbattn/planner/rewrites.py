@@ -10,10 +10,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Literal
 
 import numpy as np
 
+from nbattn.dialects.bands import CAUSAL, FULL, Band
 from nbattn.geometry import BoundAxis, Classes, Ints, Rows
 from nbattn.planner.programs import AxisView
 
@@ -24,11 +24,14 @@ _DIFFER = "its windows differ from query to query"
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Queries of one axis that a dense kernel can serve at once."""
+    """Queries of one axis that one kernel can serve at once: inside every group they read the keys
+    of a band. With `joins`, other pieces serve the same queries over other keys.
+    """
 
     query: AxisView
     key: AxisView
-    kind: Literal["dense", "causal"]
+    band: Band = FULL
+    joins: bool = False
 
 
 def dense_pieces(line: BoundAxis) -> list[Piece] | str:
@@ -82,7 +85,7 @@ def _uniform(
     d = line.axis.dilation
     query = AxisView(group.origin + d * (start - group.start), rows, d, group.size, 1)
     key = AxisView(group.first + d * lo, count, d, group.size, 1)
-    return [Piece(query, key, "dense")]
+    return [Piece(query, key)]
 
 
 def _triangle(line: BoundAxis, group: Classes) -> list[Piece] | str:
@@ -100,7 +103,7 @@ def _triangle(line: BoundAxis, group: Classes) -> list[Piece] | str:
     if start > 0:
         return f"its first query stands on key {start}: a bottom-right triangle, not a top-left one"
     (piece,) = _uniform(line, group, start, rows, 0, min(group.keys, rows))
-    return [replace(piece, kind="causal")]
+    return [replace(piece, band=CAUSAL)]
 
 
 def _blocks(line: BoundAxis, group: Classes) -> list[Piece] | str:
@@ -139,7 +142,7 @@ def _repeated(piece: Piece, groups: int, step: int) -> Piece:
     query, key = (
         replace(view, groups=groups, group_step=step) for view in (piece.query, piece.key)
     )
-    return Piece(query, key, "dense")
+    return Piece(query, key)
 
 
 def _changes(rows: Rows) -> Ints:

@@ -5,79 +5,39 @@ reasons why not.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import product
-from typing import Any
 
 from nbattn import geometry
-from nbattn.dialects import dense, flex, natten, tiled
+from nbattn.dialects import dense, tiled
+from nbattn.dialects.bands import CAUSAL
 from nbattn.dialects.limits import Limits, Reason
 from nbattn.geometry import BoundAxis
-from nbattn.planner import costs
+from nbattn.planner import costs, flash, peers
+from nbattn.planner.candidate import Candidate
 from nbattn.planner.costs import Cost
-from nbattn.planner.programs import Call, CallArguments, Program, View, whole
+from nbattn.planner.programs import Call, Program, View, whole
 from nbattn.planner.request import Request
 from nbattn.planner.rewrites import Piece, dense_pieces, fold_into_heads
 
 Lines = tuple[BoundAxis, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """One way to run a request.
-
-    Args:
-        backend: who runs it.
-        strategy: what it does, a name of `request.STRATEGIES`; "dense" for the reference.
-        traits: the rewrites it takes besides.
-        program: its calls, or None where it cannot say the mask.
-        cost: its work and bound, or None without a program.
-        reasons: why it is refused; empty when it is not.
-    """
-
-    backend: str
-    strategy: str
-    traits: tuple[str, ...]
-    program: Program | None
-    cost: Cost | None
-    reasons: tuple[Reason, ...] = ()
-
-    @property
-    def name(self) -> str:
-        """Backend, strategy and rewrites, as `explain()` lists them."""
-        return "/".join([self.backend, "+".join([self.strategy, *self.traits])])
-
-    def work(self) -> str:
-        """What an accepted candidate does, in words: kernel arguments, useful pairs, calls."""
-        assert self.cost is not None
-        assert self.program is not None
-        said = sorted({call.arguments.describe() for call in self.program.calls})
-        share = 100 * self.cost.useful_pairs / max(self.cost.visited_pairs, 1)
-        return (
-            f"{'; '.join(said) or 'nothing to read'}  "
-            f"{share:.0f}% of {self.cost.visited_pairs:.3g} visited pairs useful  "
-            f"{self.cost.calls} calls"
-        )
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON."""
-        return {
-            "name": self.name,
-            "cost": None if self.cost is None else self.cost.to_dict(),
-            "program": None if self.program is None else self.program.to_dict(),
-            "reasons": [list(reason) for reason in self.reasons],
-        }
-
-
 def candidates(request: Request, lines: Lines) -> list[Candidate]:
     """All of them, refused ones too, with the reasons of require=, forbid= and backend= added."""
-    found = [maker(request, lines) for maker in _MAKERS]
+    found = [
+        *(maker(request, lines) for maker in _MAKERS),
+        *flash.candidates(request, lines),
+        peers.flex(request, lines),
+        peers.natten(request, lines),
+    ]
     return [replace(one, reasons=(*one.reasons, *_asked(request, one))) for one in found]
 
 
 def _asked(request: Request, candidate: Candidate) -> list[Reason]:
     """Reasons that the request itself gives."""
-    has = {candidate.backend, candidate.strategy, *candidate.traits}
+    backends = (candidate.family, candidate.backend)
+    has = {*backends, candidate.strategy, *candidate.traits}
     reasons = [
         Reason("require", f"does not use {name!r}") for name in request.require if name not in has
     ]
@@ -86,7 +46,7 @@ def _asked(request: Request, candidate: Candidate) -> list[Reason]:
         for name in request.forbid
         if name in has
     ]
-    if request.backend not in ("auto", candidate.backend):
+    if request.backend not in ("auto", *backends):
         reasons.append(Reason("backend", f"backend={request.backend!r} was asked for"))
     if request.backend == "auto" and candidate.backend == "reference":
         reasons.append(Reason("backend", "runs only by name: backend='reference'"))
@@ -128,7 +88,7 @@ def _tiled(request: Request, lines: Lines) -> Candidate:
     )
     if request.device.kind == "cpu":
         seconds = float(tiled.cost(totals, item)) * (1 + 2.5 * request.training)
-        cost = replace(cost, bound=seconds)
+        cost = replace(cost, bound=seconds / costs.cpu_speed(request))
     program = Program((Call(whole(request.query_space), whole(request.key_space), arguments),))
     return Candidate("tiled", "tile", (), program, cost, tuple(tiled.TILED.reasons(request)))
 
@@ -178,7 +138,7 @@ def _product(
 def _arguments(pieces: tuple[Piece, ...]) -> dense.Dense | dense.Causal | Reason:
     """What a dense kernel is told: causal when the one long axis is."""
     long = [n for n, p in enumerate(pieces) if max(p.query.length, p.key.length) > 1]
-    causal = [n for n in long if pieces[n].kind == "causal"]
+    causal = [n for n in long if pieces[n].band == CAUSAL]
     if not causal:
         return dense.Dense()
     if long == causal[:1]:
@@ -227,7 +187,7 @@ def _sdpa_cost(request: Request, lines: Lines, program: Program) -> Cost:
         call.query.groups * call.arguments.visited(call.query.count, call.key.count)  # pyright: ignore
         for call in program.calls
     )
-    copies = any(_copies(request, call.query) for call in program.calls)
+    copies = any(costs.copies(request, call.query) for call in program.calls)
     return costs.roofline(
         request,
         useful=geometry.pairs(lines),
@@ -244,67 +204,9 @@ def _launches(request: Request, calls: int) -> int:
     return single if calls <= 1 else each * calls
 
 
-def _copies(request: Request, view: View) -> bool:
-    """Whether folding this view copies: groups that merge neither into heads nor, for one sample,
-    into batch.
-    """
-    folded = [axis for axis in view.axes if axis.groups > 1]
-    if not folded:
-        return len(view.axes) > 1 and not view.is_whole
-    in_batch = [axis for axis in folded if axis.into == "batch"]
-    return len(view.axes) > 1 or (bool(in_batch) and request.batch > 1)
-
-
-def _flex(request: Request, lines: Lines) -> Candidate:
-    """One FlexAttention call over blocks of tokens, which are counted only when it is asked for."""
-    reasons: list[Reason] = []
-    if request.backend == "auto":
-        reasons = [Reason("compile", "compiles for seconds: runs only by name: backend='flex'")]
-    if request.backend == "flex":
-        reasons = flex.reasons(request)
-        if not request.query_count * request.key_count:
-            reasons.append(Reason("mask", "no pairs, for which its kernel is not defined"))
-        elif geometry.has_empty_queries(lines):
-            reasons.append(Reason("mask", "rows without keys, for which it is not defined"))
-    if reasons or request.backend != "flex":
-        return Candidate("flex", "blocks", (), None, None, tuple(reasons))
-    call = flex.Blocks(lines)
-    return _peer("flex", "blocks", request, lines, call, call.visited())
-
-
-def _natten(request: Request, lines: Lines) -> Candidate:
-    """One call of the natten package, where every axis is a neighborhood."""
-    if request.backend not in ("auto", "natten"):
-        return Candidate("natten", "window", (), None, None)
-    reasons, windows = natten.reasons(request), natten.windows(lines)
-    if isinstance(windows, Reason) or reasons:
-        reasons += [windows] if isinstance(windows, Reason) else []
-        return Candidate("natten", "window", (), None, None, tuple(reasons))
-    # at least the useful pairs: how many its tiles visit is not modelled
-    useful = geometry.pairs(lines)
-    return _peer("natten", "window", request, lines, windows, useful)
-
-
-def _peer(
-    backend: str, strategy: str, request: Request, lines: Lines, call: CallArguments, visited: int
-) -> Candidate:
-    """One call of another library on the tensors as they are."""
-    cost = costs.roofline(
-        request,
-        useful=geometry.pairs(lines),
-        visited=visited,
-        calls=1,
-        rate=costs.sdpa_rate(request),
-    )
-    program = Program((Call(whole(request.query_space), whole(request.key_space), call),))
-    return Candidate(backend, strategy, (), program, cost)
-
-
 _MAKERS: tuple[Callable[[Request, Lines], Candidate], ...] = (
     _reference,
     _tiled,
     _sdpa_dense,
     _sdpa_mask,
-    _flex,
-    _natten,
 )

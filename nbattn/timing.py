@@ -7,7 +7,7 @@ import gc
 import math
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +18,24 @@ TURN = 0.05  # seconds that a turn is timed for, at least
 LONG = 1.0  # seconds of a run from which on the state of the caches does not matter
 
 Run = Callable[[], object]
+Statistic = Callable[[Sequence[float]], float]
+
+
+@dataclass(frozen=True, slots=True)
+class Clock:
+    """A way to time functions.
+
+    Args:
+        title: what it reads and reports, for tables and files.
+        time: seconds of one run.
+        of_turn: which number stands for the runs of a turn.
+        of_rounds: which number of all turns is reported.
+    """
+
+    title: str
+    time: Callable[[Run], float]
+    of_turn: Statistic
+    of_rounds: Statistic
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +43,7 @@ class Samples:
     """The times of one function, in seconds, in the order in which they were taken."""
 
     seconds: tuple[float, ...]
+    clock: Clock
 
     @property
     def median(self) -> float:
@@ -36,20 +55,73 @@ class Samples:
         """The shortest."""
         return min(self.seconds)
 
-    def typical(self, threads: int) -> float:
-        """What is reported: median CPU time of one thread, the shortest wall time of several."""
-        return self.median if threads == 1 else self.best
+    @property
+    def typical(self) -> float:
+        """What is reported: the clock says which."""
+        return self.clock.of_rounds(self.seconds)
 
 
-def clock(threads: int) -> Callable[[], float]:
-    """CPU time of the process for one thread, undisturbed by other load; wall time for several."""
-    return time.process_time if threads == 1 else time.perf_counter
+def clock(threads: int = 1, device: str = "cpu") -> Clock:
+    """The clock for a device: CPU time of the process for one thread, which other load does not
+    stretch; wall time for several; events on the stream for CUDA.
+
+    >>> clock(1).title, clock(2).title
+    ('median process CPU time', 'shortest wall time')
+    """
+    if device == "cuda":
+        return Clock(
+            "median time between CUDA events", _events, statistics.median, statistics.median
+        )
+    if device != "cpu":
+        return Clock("shortest synchronised wall time", _synchronised(device), min, min)
+    if threads == 1:
+        return Clock(
+            "median process CPU time", _by(time.process_time), statistics.fmean, statistics.median
+        )
+    return Clock("shortest wall time", _by(time.perf_counter), min, min)
+
+
+def _by(now: Callable[[], float]) -> Callable[[Run], float]:
+    def seconds(run: Run) -> float:
+        before = now()
+        run()
+        return now() - before
+
+    return seconds
+
+
+def _events(run: Run) -> float:
+    """Between two events of the current stream, so that the host's lead does not count."""
+    import torch
+
+    start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    run()
+    stop.record()
+    stop.synchronize()
+    return start.elapsed_time(stop) * 1e-3
+
+
+def _synchronised(device: str) -> Callable[[Run], float]:
+    """Wall time until an accelerator without events of its own here (mps, xpu) is done."""
+    import torch
+
+    module = torch.get_device_module(device)
+
+    def seconds(run: Run) -> float:
+        module.synchronize()
+        before = time.perf_counter()
+        run()
+        module.synchronize()
+        return time.perf_counter() - before
+
+    return seconds
 
 
 def interleave(
     functions: Mapping[str, Run],
     *,
-    threads: int,
+    clock: Clock,
     rounds: int,
     budget: float = float("inf"),
     done: Callable[[str], None] = lambda name: None,
@@ -62,7 +134,7 @@ def interleave(
 
     Args:
         functions: what to time, by name.
-        threads: which clock is read.
+        clock: which clock is read.
         rounds: how often each runs.
         budget: seconds of wall time after which no round begins, once there are `MIN_ROUNDS`.
         done: called after every turn.
@@ -71,40 +143,32 @@ def interleave(
         The samples of every function, one a round.
     """
     taken: dict[str, list[float]] = {name: [] for name in functions}
-    repeats = {name: _repeats(run) for name, run in functions.items()}
+    repeats = {name: _repeats(run, clock) for name, run in functions.items()}
     start = time.perf_counter()
     for number in range(rounds):
         if number >= MIN_ROUNDS and time.perf_counter() - start > budget:
             break
         for name, run in functions.items():
-            taken[name].append(_turn(run, repeats[name], threads))
+            taken[name].append(_turn(run, repeats[name], clock))
             done(name)
-    return {name: Samples(tuple(seconds)) for name, seconds in taken.items()}
+    return {name: Samples(tuple(seconds), clock) for name, seconds in taken.items()}
 
 
-def _repeats(run: Run) -> int:
+def _repeats(run: Run, clock: Clock) -> int:
     """Runs that fill a turn, after one that warms up; 0 where one run is long enough by itself."""
     seconds = 0.0
     for _ in range(2):
-        before = time.perf_counter()
-        run()
-        seconds = time.perf_counter() - before
+        seconds = clock.time(run)
         if seconds > LONG:
             return 0
-    return math.ceil(TURN / max(seconds, 1e-9))
+    return math.ceil(TURN / max(seconds, 1e-6))
 
 
-def _turn(run: Run, repeats: int, threads: int) -> float:
-    """Seconds of one run: the mean of a turn in CPU time, its shortest in wall time."""
-    now = clock(threads)
+def _turn(run: Run, repeats: int, clock: Clock) -> float:
+    """Seconds of one run, from the runs of a turn."""
     if repeats:
         run()
-    taken: list[float] = []
-    for _ in range(max(1, repeats)):
-        before = now()
-        run()
-        taken.append(now() - before)
-    return statistics.fmean(taken) if threads == 1 else min(taken)
+    return clock.of_turn([clock.time(run) for _ in range(max(1, repeats))])
 
 
 def extra_memory(run: Run) -> int | None:

@@ -1,0 +1,60 @@
+"""Which commit a benchmark ran, and where its JSON goes."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from nbattn import machine
+
+ROOT = Path(__file__).resolve().parent
+RESULTS = ROOT / "results"
+
+
+def versions() -> dict[str, str | None]:
+    """Of everything that has a say in the numbers; the commit where git knows it."""
+    return {**machine.versions(), "commit": commit()}
+
+
+def commit() -> str | None:
+    """The commit of the sources, with "+" where the package differs from it; None without git."""
+    try:
+        head = _git("rev-parse", "HEAD")
+        changed = _git("status", "--porcelain", "--", "nbattn")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return head + ("+" if changed else "")
+
+
+def add_output(parser: argparse.ArgumentParser, default: str) -> None:
+    """The options that `destination` reads."""
+    parser.add_argument("--output", type=Path, help=f"JSON; default: results/{default}")
+    parser.add_argument("--overwrite", action="store_true", help="replace an earlier file")
+
+
+def destination(options: argparse.Namespace, default: str) -> Path:
+    """Where the JSON goes: no run replaces another unless told to.
+
+    Raises:
+        SystemExit: there is a file of that name.
+    """
+    path = options.output or RESULTS / default
+    if path.exists() and not options.overwrite:
+        raise SystemExit(f"{path} exists. --overwrite replaces it, --output names another.")
+    return path
+
+
+def write(path: Path, record: dict[str, Any]) -> None:
+    """Write JSON as a whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(record, indent=1) + "\n")
+    part.replace(path)
+
+
+def _git(*arguments: str) -> str:
+    command = ["git", "-C", str(ROOT.parent), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()

@@ -1,0 +1,74 @@
+"""The picture of `nbattn bench`: a bar per candidate, a panel per plan and pass."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nbattn.errors import InputError
+
+if TYPE_CHECKING:
+    from nbattn.bench import Job
+
+_CHOSEN, _OTHER, _BOUND = "#1f6f8b", "#b8c4c9", "#c8553d"
+_WIDTH, _BAR, _PANEL = 8.0, 0.34, 0.95  # inches
+
+
+def check_installed() -> None:
+    """Fail before measuring, not after.
+
+    Raises:
+        InputError: matplotlib is not installed.
+    """
+    try:
+        import matplotlib as matplotlib
+    except ImportError:
+        fix = "pip install 'nbattn[viz]', or leave --png out."
+        raise InputError("--png needs matplotlib, which is not installed.", fix=fix) from None
+
+
+def save(jobs: list[Job], path: Path) -> None:
+    """Draw what was timed; a job without times is left out.
+
+    Raises:
+        InputError: nothing was timed, or the file's ending is no picture format.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    timed = [job for job in jobs if job.timed]
+    if not timed:
+        return
+    heights = [_PANEL + _BAR * len(job.timed) for job in timed]
+    figure = Figure(figsize=(_WIDTH, sum(heights) + 0.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    grid: Any = figure.subplots(len(timed), 1, squeeze=False, height_ratios=heights)
+    for axes, job in zip(grid[:, 0], timed, strict=True):
+        _panel(axes, job)
+    figure.savefig(path, dpi=144, format="png")
+
+
+def _panel(axes: Any, job: Job) -> None:
+    """Times of one job, the fastest on top; the bound of each as a tick."""
+    names = [name for name, _ in job.timed]
+    times = [1e3 * seconds for _, seconds in job.timed]
+    bounds = {row.name: row.bound for row in job.rows}
+    colours = [_CHOSEN if name == job.plan.chosen.name else _OTHER for name in names]
+    axes.barh(names, times, color=colours, height=0.62)
+    for place, (name, time) in enumerate(zip(names, times, strict=True)):
+        axes.annotate(
+            f"{time:.3g}", (time, place), (5, 0), textcoords="offset points", va="center", size=8,
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 1}, zorder=3,
+        )  # fmt: skip
+        bound = bounds[name]
+        if bound is not None:
+            axes.plot([1e3 * bound] * 2, [place - 0.31, place + 0.31], color=_BOUND, linewidth=1.5)
+    axes.invert_yaxis()
+    every = [*times, *(1e3 * b for b in bounds.values() if b)]
+    if max(every) > 30 * min(every):
+        axes.set_xscale("log")
+    axes.margins(x=0.12)
+    axes.set_xlabel("ms (blue: chosen by the planner; red tick: its bound)", size=8)
+    axes.set_title(f"{job.title}\n{job.plan.request.summary()}", size=9, loc="left")
+    axes.tick_params(labelsize=8)
+    axes.spines[["top", "right"]].set_visible(False)

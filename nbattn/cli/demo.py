@@ -1,0 +1,105 @@
+"""`nbattn demo`: a photograph denoised and digits learnt on this machine's CPU."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+from nbattn.errors import InputError
+
+_DESCRIPTION = """\
+Denoise a photograph and learn handwritten digits by neighborhood attention, on the CPU, with
+nothing to download: the photograph comes with scikit-image, the digits with scikit-learn.
+
+It prints, all of it computed in the run:
+  denoise  the plan and its proof; PSNR, SSIM and time of non-local means as one attention call,
+           beside scikit-image's own; the largest error against the dense reference
+  digits   the loss of every epoch; the accuracy on digits not trained on; what was confused
+
+Pictures go to the output folder, and nothing is written elsewhere.
+"""
+_EPILOG = """\
+examples:
+  nbattn demo                               both parts, about a minute on two cores
+  nbattn demo --part denoise --size 128     a small piece of the photograph, in seconds
+  nbattn demo --part digits --seed 7 --output /tmp/digits
+
+needs:
+  pip install "nbattn[demo]"                matplotlib, scikit-image, scikit-learn
+
+exit status:
+  0   done, and every promise kept: at least 5 dB gained, at least 97 % of the test set read
+  1   a promise broken
+  2   an argument does not fit, or a package is missing
+"""
+_PACKAGES = ("matplotlib", "skimage", "sklearn")
+
+
+def add_parser(commands: Any) -> None:
+    """Register the command."""
+    parser = commands.add_parser(
+        "demo",
+        help="denoise a photograph and learn digits, here and now",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--part", choices=("denoise", "digits"), help="default: both")
+    parser.add_argument(
+        "--output", type=Path, default=Path("demo-output"), help="folder; default: %(default)s"
+    )
+    parser.add_argument("--threads", type=_positive, default=1, help="of torch; default: 1")
+    parser.add_argument("--seed", type=_seed, default=0, help="of everything random; default: 0")
+    parser.add_argument(
+        "--size", type=_side, help="denoise the middle SIZE x SIZE pixels; default: all 512"
+    )
+    parser.add_argument("--epochs", type=_positive, help="of training; default: 30")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run the chosen parts."""
+    missing = [name for name in _PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise InputError(
+            f"the demo needs {', '.join(missing)}, not installed here.",
+            fix='pip install "nbattn[demo]".',
+        )
+    from nbattn import demo
+
+    parts = demo.PARTS if options.part is None else (options.part,)
+    try:
+        kept = demo.run(
+            options.output,
+            parts=parts,
+            seed=options.seed,
+            threads=options.threads,
+            size=options.size,
+            epochs=options.epochs,
+        )
+    except OSError as error:
+        raise InputError(f"pictures cannot be written: {error}.", fix="--output FOLDER.") from None
+    return 0 if kept else 1
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} is below 1")
+    return number
+
+
+def _seed(text: str) -> int:
+    number = int(text)
+    if not 0 <= number < 1 << 63:
+        raise argparse.ArgumentTypeError(f"{number} is not in 0 … 2^63 - 1")
+    return number
+
+
+def _side(text: str) -> int:
+    number = int(text)
+    if number < 24:  # the search window is 21 pixels wide
+        raise argparse.ArgumentTypeError(f"{number} is below 24, the search window is 21 wide")
+    return number

@@ -1,0 +1,147 @@
+"""Masks and lengths written on the command line: parsed as literals, never evaluated."""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from nbattn.axis import Axis
+from nbattn.errors import InputError
+from nbattn.mask import Mask
+
+MAKERS: dict[str, Callable[..., Any]] = {
+    "Axis": Axis,
+    "Mask": Mask,
+    "neighborhood": Mask.neighborhood,
+    "sliding_window": Mask.sliding_window,
+    "causal": Mask.causal,
+    "full": Mask.full,
+    "from_flash": Mask.from_flash,
+    "from_transformers": Mask.from_transformers,
+}
+LONGEST_TEXT = 2000
+_EXAMPLES = "neighborhood((7, 7), dilation=2), or sliding_window(511), or one Axis(…) per axis"
+
+
+def parse_mask(text: str) -> Mask:
+    """The mask that a text names: axes, a `Mask`, or one of its constructors, with literals.
+
+    Args:
+        text: as in Python: `Axis(8, 0), Axis(3, 3, border="shift")`, `neighborhood((7, 7))`; what
+            `repr(mask)` prints, too.
+
+    Raises:
+        InputError: the text is no such call, or an argument is no literal, or has no such name.
+        MaskError: the arguments break a rule of masks.
+
+    >>> parse_mask('Axis(8, 0), Axis(3, 3, border="shift")')
+    Mask(Axis(8, 0), Axis(3, 3, border='shift'))
+    """
+    text = text.strip()
+    tree = _tree(text)
+    made = [_call(node, text) for node in (tree.elts if isinstance(tree, ast.Tuple) else [tree])]
+    if len(made) == 1 and isinstance(made[0], Mask):
+        return made[0]
+    for one in made:
+        if isinstance(one, Mask):
+            raise _wrong(f"a whole mask stands among {len(made)} parts", text)
+    return Mask(*made)
+
+
+def parse_lengths(option: str, text: str) -> tuple[int, ...]:
+    """Lengths separated by commas.
+
+    >>> parse_lengths("--query", "8,24,24")
+    (8, 24, 24)
+    """
+    parts = [part.strip() for part in text.split(",")]
+    for part in parts:
+        if not (part.isascii() and part.isdigit() and len(part) <= 10):
+            raise InputError(
+                f"{option} {text!r:.200}: {part!r:.50} is no length.",
+                fix=f"{option} 8,24,24: whole numbers >= 0, one per axis.",
+            )
+    return tuple(map(int, parts))
+
+
+def _wrong(problem: str, text: str, fix: str = "") -> InputError:
+    return InputError(f"{problem}.", where=text[:200], fix=fix or f"{_EXAMPLES}.")
+
+
+def _tree(text: str) -> ast.expr:
+    """The text as a syntax tree, however broken or deep it is."""
+    if not text:
+        raise _wrong("the mask is empty", text)
+    if len(text) > LONGEST_TEXT:
+        raise _wrong(f"the mask has {len(text)} characters; {LONGEST_TEXT} are read", text)
+    try:
+        return ast.parse(text, mode="eval").body
+    except SyntaxError as error:
+        raise _wrong(f"the mask is not written as in Python: {error.msg}", text) from None
+    except (ValueError, RecursionError, MemoryError):
+        raise _wrong("the mask is not written as in Python", text) from None
+
+
+def _written(node: ast.expr, text: str) -> str:
+    """A part of the text, cut where it is long."""
+    return (ast.get_source_segment(text, node) or "")[:50]
+
+
+def _call(node: ast.expr, text: str) -> Any:
+    """An axis or a mask from one call."""
+    if not isinstance(node, ast.Call):
+        raise _wrong(f"{_written(node, text)!r} is no axis and no mask", text)
+    name = _written(node.func, text)
+    plain = name.removeprefix("nbattn.")
+    plain = plain if plain == "Mask" else plain.removeprefix("Mask.")
+    if plain not in MAKERS:
+        raise _wrong(f"{name!r} makes no mask", text, _names(plain, list(MAKERS)))
+    if plain == "Mask":
+        axes = [_call(inner, text) for inner in node.args]
+        if node.keywords or not all(isinstance(axis, Axis) for axis in axes):
+            raise _wrong("a Mask is made of axes", text, "Mask(Axis(3, 3), Axis(3, 3)).")
+        return Mask(*axes)
+    arguments = [_literal(plain, inner, text) for inner in node.args]
+    named = {
+        key.arg or "**": _literal(f"{plain}, {key.arg or '**'}", key.value, text)
+        for key in node.keywords
+    }
+    _check_names(plain, arguments, named, text)
+    return MAKERS[plain](*arguments, **named)
+
+
+def _literal(where: str, node: ast.expr, text: str) -> Any:
+    try:
+        return ast.literal_eval(node)
+    except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
+        found = _written(node, text)
+        fix = "numbers, strings, True, False, None and tuples of them."
+        raise _wrong(f"{where}: {found!r} is no literal", text, fix) from None
+
+
+def _check_names(maker: str, given: list[Any], named: dict[str, Any], text: str) -> None:
+    """Every argument has a place in the signature, and none two."""
+    known = inspect.signature(MAKERS[maker]).parameters
+    ordered = [name for name, p in known.items() if p.kind is not p.KEYWORD_ONLY]
+    for name in named:
+        if name not in known:
+            raise _wrong(f"{maker} has no {name!r}", text, _names(name, list(known)))
+    if len(given) > len(ordered):
+        legal = f"at most {len(ordered)}: {', '.join(ordered)}; the others by name."
+        raise _wrong(f"{maker} has {len(given)} arguments without a name", text, legal)
+    for name in ordered[: len(given)]:
+        if name in named:
+            raise _wrong(f"{maker} has {name!r} twice", text, f"{name} once.")
+    needed = [name for name, p in known.items() if p.default is p.empty]
+    for name in needed[len(given) :]:
+        if name not in named:
+            raise _wrong(f"{maker} needs {name}", text, _EXAMPLES + ".")
+
+
+def _names(name: str, known: list[str]) -> str:
+    """The legal names, the likely one first."""
+    near = difflib.get_close_matches(name, known, 1)
+    return "".join(f"did you mean {one!r}? " for one in near) + f"One of {', '.join(known)}."

@@ -1,0 +1,115 @@
+"""Which plans a command is about: those of a configuration, or one of a mask and a shape."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING, Any
+
+from nbattn.cli import values
+from nbattn.errors import InputError
+
+if TYPE_CHECKING:
+    from nbattn.config import PlanConfig
+    from nbattn.planner.plan import Plan
+
+_SWITCHES = {
+    "training": "a backward pass follows",
+    "return-lse": "the logsumexp is an output",
+    "sink": "a sink takes part in the softmax",
+    "key-range": "keys have valid ranges (padding)",
+    "deterministic": "the same bits every time",
+    "packed": "q, k and v are views of one tensor",
+}
+
+
+def add_request(parser: argparse.ArgumentParser) -> None:
+    """The arguments that say which plans; `plans` reads them."""
+    parser.add_argument("config", nargs="?", metavar="CONFIG", help="TOML, YAML or JSON file")
+    parser.add_argument("names", nargs="*", metavar="PLAN", help="plans of the file; default: all")
+    group = parser.add_argument_group("request")
+    text = "a mask, 'Axis(3, 3), Axis(6, 6, border=\"wrap\")', or one's name in CONFIG"
+    group.add_argument("--mask", metavar="MASK", help=text)
+    shape = "comma-separated"
+    group.add_argument("--query", type=values.shape, metavar="B,X,…,H,D", help=f"{shape} shape")
+    group.add_argument(
+        "--key", type=values.shape, metavar="B,X,…,Hk,D", help="default: as the query"
+    )
+    group.add_argument("--value-dim", type=int, metavar="DV", help="default: D")
+    group.add_argument("--dtype", help="float16, bfloat16 (default), float32 or float64")
+    group.add_argument("--device", help="cpu, sm_80, sm_90, …; default: this machine's")
+    group.add_argument("--backend", help="default: auto")
+    for name in ("require", "forbid"):
+        text = f"strategies or backends to {name}"
+        group.add_argument(f"--{name}", type=values.names, metavar="NAME,…", help=text)
+    group.add_argument("--extra-keys", type=int, metavar="E", help="keys that every query reads")
+    group.add_argument("--softcap", type=float, metavar="C", help="cap of the scores")
+    for name, text in _SWITCHES.items():
+        group.add_argument(f"--{name}", action="store_true", default=None, help=text)
+
+
+def plans(options: argparse.Namespace) -> dict[str, Plan]:
+    """The plans that were asked for, by name.
+
+    Raises:
+        NbattnError: of a file, a mask, a shape or a name; nothing was asked for; no backend can.
+    """
+    return {name: request.plan() for name, request in requests(options)}
+
+
+def requests(options: argparse.Namespace) -> list[tuple[str, PlanConfig]]:
+    """The plan requests that the command line means, by name.
+
+    Raises:
+        ConfigError, InputError: a file, name or option that does not fit.
+    """
+    from dataclasses import fields, replace
+
+    from nbattn.config import PlanConfig
+
+    given = {f.name: getattr(options, f.name, None) for f in fields(PlanConfig) if f.name != "mask"}
+    changes = {name: value for name, value in given.items() if value is not None}
+    if options.mask is None and options.config is not None:
+        return [(name, replace(plan, **changes)) for name, plan in _named(options)]
+    if options.mask is None or options.query is None:
+        raise InputError(
+            "there is no request.",
+            fix=f"nbattn {options.command} CONFIG, or nbattn {options.command} "
+            "--mask 'sliding_window(511)' --query 1,4096,8,64",
+        )
+    if options.names:
+        raise InputError(
+            f"--mask makes a request of its own, but plans are named: {', '.join(options.names)}.",
+            fix="either --mask, or names of plans.",
+        )
+    return [(options.mask, PlanConfig(mask=_mask(options), **changes))]
+
+
+def _named(options: argparse.Namespace) -> list[tuple[str, PlanConfig]]:
+    """The plans of the file that are asked for."""
+    from nbattn.config import load
+
+    plans = load(options.config).plans
+    for name in options.names or plans or [""]:
+        if name not in plans:
+            known = ", ".join(plans) or "none: it declares masks or layers only"
+            raise InputError(
+                f"{options.config} has no plan {name!r}." if name else "no plan to show.",
+                fix=f"plans of {options.config}: {known}.",
+            )
+    return [(name, plans[name]) for name in options.names or plans]
+
+
+def _mask(options: argparse.Namespace) -> Any:
+    """The mask that --mask says: a name in the file, else the mask itself."""
+    from nbattn.cli.mask_text import parse_mask
+
+    if options.config is not None:
+        from nbattn.config import load
+
+        masks = load(options.config).masks
+        if options.mask in masks:
+            return masks[options.mask]
+        if options.mask.isidentifier():
+            problem = f"{options.config} has no mask {options.mask!r}."
+            raise InputError(problem, fix=f"masks of {options.config}: {', '.join(masks)}.")
+    return parse_mask(options.mask)

@@ -1,0 +1,151 @@
+"""`nbattn tune`: measure this device, and write the cost table that the planner uses."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nbattn.cli import sources, values
+from nbattn.errors import counted
+
+if TYPE_CHECKING:
+    from nbattn.bench import Effort, Job
+    from nbattn.dialects.device import DeviceInfo
+    from nbattn.planner.measured import Rates
+    from nbattn.planner.plan import Plan
+
+_DESCRIPTION = """
+Measure this device and write what was found into the cost table that the planner reads: the rates
+of matrix products, copies and calls; and, with a configuration or a mask, the seconds of every
+candidate of every plan (as `nbattn bench` measures them), forward and where it trains both passes.
+
+The planner then ranks the candidates of exactly these requests by their times, if all of them have
+one; all other requests by bounds, at the measured rates. `plan.explain()` says which of the two
+decided. A table never changes what is computed. It holds for one device model, number of threads,
+torch and nbattn; measuring again replaces what it measured before.
+"""
+_EPILOG = """
+files:
+  costs.json in $NBATTN_CACHE, else $XDG_CACHE_HOME/nbattn, else ~/.cache/nbattn; a directory that
+  others may write is refused. NBATTN_CACHE=off: no table is read or written.
+
+examples:
+  nbattn tune
+  nbattn tune configs/nat.toml --threads 1
+  nbattn tune configs/nat.toml stage1 --quick --dry-run
+
+exit status:
+  0   measured, and written where the last line says
+  1   a candidate was wrong or failed; the others are written
+  2   the command or the configuration does not fit, or the table cannot be written
+"""
+
+
+def add_parser(commands: Any) -> None:
+    """Register the command."""
+    parser = commands.add_parser(
+        "tune",
+        help="measure this device for the planner",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    sources.add_request(parser)
+    add = parser.add_argument
+    add("--output", type=Path, metavar="FILE", help="write there instead; the planner ignores it")
+    add("--quick", action="store_true", help="fewer rounds, small matrices")
+    add("--dry-run", action="store_true", help="say what would be measured, and where it would go")
+    add("--threads", type=values.whole, metavar="N", help="of torch; default: what torch has")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Measure, print, write; the exit status of the epilog."""
+    values.check_writable(options.output)
+    import torch
+
+    from nbattn import tune
+    from nbattn.planner import dispatch
+
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    path = None if options.output or options.dry_run else tune.destination()
+    info = dispatch.device_info(options.device)
+    here = tune.this_device(info)
+    plans, left_out = tune.wanted(_asked(options), info)
+    effort = tune.QUICK if options.quick else tune.FULL
+    threads = f", {counted(here.threads, 'thread')}" if here.threads else ""
+    print(f"{here.device}: {here.model}{threads}, torch {here.torch}")
+    for reason in left_out:
+        print(f"  not measured: {reason}")
+    if options.dry_run:
+        return _dry(plans, options.output or tune.measured.path())
+    tune.check_quiet(info.kind)
+    found = tune.rates(info.kind, effort=effort)
+    _print_rates(found, info)
+    jobs = _times(plans, effort)
+    new = tune.entry(here, found, jobs)
+    many = counted(len(new.times), "request")
+    if path is None:
+        options.output.write_text(tune.measured.encode((new,)))
+        print(f"written: {options.output} ({many}); the planner does not read it")
+    else:
+        problem = tune.save(path, new)
+        if problem:
+            print(f"replaced: the table before {problem}")
+        print(f"written: {path} ({many})")
+    return int(any(row.wrong for job in jobs for row in job.rows))
+
+
+def _asked(options: argparse.Namespace) -> dict[str, Plan]:
+    """The plans to measure; none, where only the rates are wanted."""
+    rates_only = options.config is None and options.mask is None and options.query is None
+    return {} if rates_only else sources.plans(options)
+
+
+def _dry(plans: dict[str, list[Plan]], path: Path | None) -> int:
+    print("would measure: products, copies, calls")
+    for name, parts in plans.items():
+        for part in parts:
+            names = ", ".join(one.name for one in part.candidates if not one.reasons)
+            which = "forward + backward" if part.request.training else "forward"
+            print(f"would measure: {name} {which}: {names}")
+    print(f"would write: {path or 'nothing: NBATTN_CACHE=off'}")
+    return 0
+
+
+def _print_rates(found: Rates, info: DeviceInfo) -> None:
+    for dtype, rate in found.flops:
+        known = dict(info.flops).get(dtype)
+        said = f" (so far: {known / 1e9:.3g})" if known else ""
+        print(f"  {dtype + ' products':<18}{rate / 1e9:8.3g} GFLOP/s{said}")
+    print(f"  {'copies':<18}{found.bandwidth / 1e9:8.3g} GB/s (so far: {info.bandwidth / 1e9:.3g})")
+    print(f"  {'a small call':<18}{found.launch * 1e6:8.3g} us (so far: {info.launch * 1e6:.3g})")
+
+
+def _times(plans: dict[str, list[Plan]], effort: Effort) -> list[Job]:
+    """Every plan, with a bar on a terminal and a line when it is done."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from nbattn import bench, tune
+
+    screen, jobs = Console(stderr=True), list[bench.Job]()
+    with Progress(console=screen, disable=not screen.is_terminal, transient=True) as progress:
+        whole = progress.add_task("plans", total=sum(map(len, plans.values())))
+        for name, parts in plans.items():
+            for part in parts:
+                jobs += tune.times([(name, part)], effort=effort)
+                progress.advance(whole)
+    for job in jobs:
+        print(_line(job))
+    return jobs
+
+
+def _line(job: Job) -> str:
+    if job.skipped:
+        return f"  {job.title}: not measured: {job.skipped}"
+    times = ", ".join(f"{name} {1e3 * seconds:.3g} ms" for name, seconds in job.timed)
+    reasons = "".join(f"\n    {row.name}: {row.reason}" for row in job.rows if row.reason)
+    return f"  {job.title}: {times}{reasons}"

@@ -1,0 +1,64 @@
+"""The demo: a photograph denoised and digits learnt, by neighborhood attention, with what it
+promises checked in the same run.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import torch
+
+import nbattn.config
+from nbattn.demo import denoise, digits
+from nbattn.demo.report import Report
+from nbattn.errors import counted
+
+CONFIG = Path(__file__).with_name("demo.toml")
+PARTS = ("denoise", "digits")
+
+
+def run(
+    output: Path,
+    *,
+    parts: tuple[str, ...] = PARTS,
+    seed: int = 0,
+    threads: int = 1,
+    size: int | None = None,
+    epochs: int | None = None,
+) -> bool:
+    """Run parts of the demo and say on stdout what they found.
+
+    Args:
+        output: the folder for pictures, made if it is missing; nothing is written elsewhere.
+        parts: of `PARTS`.
+        seed: of the noise, the weights and the order of training.
+        threads: of torch while this runs. At these sizes a second one gains little, and loses a lot
+            where other programs want the cores.
+        size: denoise only the size × size pixels in the middle of the photograph; default: all.
+        epochs: of training; default: those of `digits.Recipe`.
+
+    Returns:
+        Whether every promise was kept: 5 dB less noise, 97 % of unseen digits read.
+
+    Raises:
+        ConfigError: the configuration that comes with the demo is damaged.
+        OSError: the folder cannot be written.
+    """
+    started, before = time.perf_counter(), torch.get_num_threads()
+    config = nbattn.config.load(CONFIG)
+    report = Report()
+    output.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(threads)
+    try:
+        report.line(
+            f"nbattn {nbattn.__version__}, torch {torch.__version__}, CPU, "
+            f"{counted(threads, 'thread')}; masks and layers: {CONFIG.name}"
+        )
+        if "denoise" in parts:
+            denoise.run(report, config.masks["search"], output, seed=seed, size=size)
+        if "digits" in parts:
+            digits.run(report, config.layers, output, seed=seed, epochs=epochs)
+    finally:
+        torch.set_num_threads(before)
+    return report.conclude(output, time.perf_counter() - started)

@@ -1,0 +1,182 @@
+"""The demo's pictures, drawn by matplotlib without a display."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from nbattn.demo.denoise import Trial
+
+INK, ACCENT = "#1f2933", "#e8590c"
+STYLE: dict[Any, Any] = {
+    "font.size": 11,
+    "text.color": INK,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "figure.facecolor": "white",
+}
+
+
+def comparison(
+    path: Path, photo: np.ndarray, trials: Sequence[Trial], psnr: Sequence[float]
+) -> None:
+    """The photograph and every trial; below each an enlarged part, and what is wrong with it.
+
+    Args:
+        path: where to write the PNG.
+        photo: `[H, W, 3]`.
+        trials: pictures of the same shape.
+        psnr: in dB, one per trial.
+    """
+    height, width, _ = photo.shape
+    side = height // 5
+    top, left = int(0.11 * height), int(0.35 * width)
+    zoom = (slice(top, top + side), slice(left, left + side))
+    figure, axes = _figure(3, 1 + len(trials), (3.2 * (1 + len(trials)), 10.1))
+    named = [(f"{t.name}, {db:.1f} dB", t.picture) for t, db in zip(trials, psnr, strict=True)]
+    for column, (title, picture) in enumerate([("photograph", photo), *named]):
+        whole, part, wrong = axes[:, column]
+        whole.imshow(picture.clip(0, 1), interpolation="lanczos")
+        whole.set_title(title, fontweight="bold" if column == 2 else "normal")
+        _frame(whole, left, top, side)
+        part.imshow(picture[zoom].clip(0, 1), interpolation="nearest")
+        if column:
+            errors = 0.5 + 2 * (picture - photo)[zoom]
+            wrong.imshow(errors.clip(0, 1), interpolation="nearest")
+    _note(axes[2, 0], "above: the framed part\n\nright: its errors,\ntimes 2, on grey")
+    _save(figure, path)
+
+
+def before_and_after(path: Path, trials: Sequence[Trial], psnr: Sequence[float]) -> None:
+    """Two pictures beside each other, the noisy one first.
+
+    Args:
+        path: where to write the PNG.
+        trials: at least two.
+        psnr: in dB, one per trial.
+    """
+    figure, axes = _figure(1, 2, (8, 4.2))
+    for axis, trial, db in zip(axes[0], trials, psnr, strict=False):
+        axis.imshow(trial.picture.clip(0, 1), interpolation="lanczos")
+        axis.set_title(f"{trial.name}, {db:.1f} dB")
+    _save(figure, path, dpi=100)
+
+
+def weights(
+    path: Path,
+    noisy: np.ndarray,
+    weight: np.ndarray,
+    pixels: Sequence[tuple[int, int]],
+    windows: Sequence[tuple[slice, slice]],
+) -> None:
+    """What single pixels read: their windows in the noisy picture, and the weights in them.
+
+    Args:
+        path: where to write the PNG.
+        noisy: `[H, W, 3]`.
+        weight: `[N, H, W]`, what each of N pixels gives every other.
+        pixels: (row, column).
+        windows: their rows and columns.
+    """
+    figure, axes = _figure(2, 1 + len(pixels), (2.7 * (1 + len(pixels)), 5.7))
+    axes[0, 0].imshow(noisy.clip(0, 1), interpolation="lanczos")
+    axes[0, 0].set_title("queries and their windows")
+    _note(axes[1, 0], "right: each window,\nand the weights in it\n\nthe cross is the query")
+    for column, ((row, place), window) in enumerate(zip(pixels, windows, strict=True), 1):
+        rows, columns = window
+        _frame(axes[0, 0], columns.start, rows.start, columns.stop - columns.start)
+        part, share = axes[:, column]
+        part.imshow(noisy[window].clip(0, 1), interpolation="nearest")
+        part.set_title(f"row {row}, column {place}")
+        share.imshow(
+            weight[column - 1][window].clip(0) ** 0.4, cmap="magma", interpolation="nearest"
+        )
+        for axis in (part, share):
+            axis.plot(place - columns.start, row - rows.start, "+", color="white", markersize=10)
+    _save(figure, path)
+
+
+def digits(
+    path: Path,
+    images: np.ndarray,
+    labels: np.ndarray,
+    predicted: np.ndarray,
+    history: Sequence[tuple[float, float]],
+) -> None:
+    """How training went, and tested digits: those misread first, then others.
+
+    Args:
+        path: where to write the PNG.
+        images: `[N, 8, 8]`.
+        labels, predicted: `[N]`.
+        history: the loss and the share read correctly, of every epoch.
+    """
+    order = np.argsort(labels == predicted, kind="stable")
+    figure, axes = _figure(4, 10, (13, 5.6))
+    for axis in axes[:, :4].flat:
+        axis.remove()
+    _curve(figure.add_subplot(axes[0, 0].get_gridspec()[:, :4]), history)
+    for axis, index in zip(axes[:, 4:].flat, order, strict=False):
+        right = labels[index] == predicted[index]
+        axis.imshow(images[index], cmap="gray_r", interpolation="nearest")
+        text = f"{labels[index]}" if right else f"{labels[index]} read as {predicted[index]}"
+        axis.set_title(text, fontsize=9, color=INK if right else ACCENT)
+        for spine in axis.spines.values():
+            spine.set_color("#cbd2d9" if right else ACCENT)
+    right = int((labels == predicted).sum())
+    figure.suptitle(f"{right} of {len(labels)} unseen digits read correctly; misread ones first")
+    _save(figure, path)
+
+
+def _curve(axis: Any, history: Sequence[tuple[float, float]]) -> None:
+    """The share of the training set that was not yet read correctly, by epoch."""
+    epochs = range(1, len(history) + 1)
+    axis.semilogy(epochs, [100 * (1 - share) for _, share in history], color=ACCENT, linewidth=2)
+    axis.set_xlabel("epoch")
+    axis.set_ylabel("misread while training, %")
+    axis.set_ylim(top=100)
+    axis.yaxis.set_major_formatter("{x:g}")
+    axis.yaxis.set_minor_formatter("")
+    axis.xaxis.get_major_locator().set_params(integer=True)
+    axis.grid(color="#e4e7eb", which="both")
+    axis.spines[["top", "right"]].set_visible(False)
+
+
+def _figure(rows: int, columns: int, size: tuple[float, float]) -> tuple[Any, Any]:
+    """A figure and its bare axes, without pyplot, which would look for a display."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(STYLE):
+        figure: Any = Figure(size, layout="constrained")
+        axes = figure.subplots(rows, columns, squeeze=False)
+    figure.get_layout_engine().set(w_pad=0.06, h_pad=0.08)
+    for axis in axes.flat:
+        axis.set_xticks([])
+        axis.set_yticks([])
+    return figure, axes
+
+
+def _frame(axis: Any, left: int, top: int, side: int) -> None:
+    from matplotlib.patches import Rectangle
+
+    corner = (left - 0.5, top - 0.5)
+    axis.add_patch(Rectangle(corner, side, side, fill=False, edgecolor=ACCENT, linewidth=1.6))
+
+
+def _note(axis: Any, text: str) -> None:
+    axis.axis("off")
+    axis.text(0.5, 0.5, text, ha="center", va="center", transform=axis.transAxes)
+
+
+def _save(figure: Any, path: Path, dpi: int = 130) -> None:
+    """As PNG, whatever backend a user's settings name."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    FigureCanvasAgg(figure).print_figure(path, dpi=dpi)

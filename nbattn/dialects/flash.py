@@ -1,0 +1,264 @@
+"""What Flash kernels compute for the window they are told: every host override, in order; and which
+key blocks they visit.
+
+All Flash windows are bottom-right: the last query stands on the last key. The meanings here return
+the band from the top-left corner, `nbattn.dialects.bands.Band`, after what the host code does to
+the arguments. No provider is imported; `docs/seed.md` shows what the overrides do to a causal mask.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nbattn.dialects.bands import Band
+from nbattn.geometry import Ints
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What a call passes: `window_size=(left, right)`, the causal flag, and lengths by metadata.
+
+    Args:
+        left, right: as on the wire: -1 is unlimited for Flash 2 and 3, None for Flash 4.
+        causal: the causal flag.
+        max_queries, max_keys: `max_seqlen_q`, `max_seqlen_k` of a varlen call; `max_keys` of a
+            kv-cache call is the capacity of the cache. None is the true length.
+    """
+
+    left: int | None = -1
+    right: int | None = -1
+    causal: bool = False
+    max_queries: int | None = None
+    max_keys: int | None = None
+
+
+Meaning = Callable[[Told, int, int], Band]
+
+
+def flash2_dense(told: Told, queries: int, keys: int) -> Band:
+    """Flash 2 and torch's built-in, dense entry: windows of `keys` or more become unlimited.
+
+    >>> flash2_dense(Told(-1, 5640), 7688, 2048)  # asked for causal from the top-left corner
+    Band(left=None, right=None)
+    """
+    left, right = _unlimited_from(told, keys)
+    return _flash2(left, right, told.causal and queries > 1, queries, keys, keys)
+
+
+def flash2_varlen(told: Told, queries: int, keys: int) -> Band:
+    """Flash 2 and torch's built-in, varlen entry: causal first, and `max_seqlen_k` decides.
+
+    >>> flash2_varlen(Told(-1, 5640, max_keys=5641), 7688, 2048)
+    Band(left=11281, right=0)
+    """
+    longest = keys if told.max_keys is None else told.max_keys
+    rows = queries if told.max_queries is None else told.max_queries
+    right = 0 if told.causal and rows > 1 else told.right
+    left, right = _unlimited_from(Told(told.left, right), longest)
+    return _flash2(left, right, False, queries, keys, longest)
+
+
+def flash2_kvcache(told: Told, queries: int, keys: int) -> Band:
+    """Flash 2, kv-cache entry: overrides compare with the capacity of the cache, not its filling.
+
+    >>> flash2_kvcache(Told(4, 0, max_keys=64), 2, 5)
+    Band(left=1, right=3)
+    """
+    capacity = keys if told.max_keys is None else told.max_keys
+    left, right = _unlimited_from(told, capacity)
+    return _flash2(left, right, told.causal and queries > 1, queries, keys, capacity)
+
+
+def flash3(told: Told, queries: int, keys: int) -> Band:
+    """Flash 3: sides are compared with what they can reach, so no override changes a mask.
+
+    >>> flash3(Told(-1, 5640), 7688, 2048)
+    Band(left=7687, right=0)
+    """
+    left, right = _side(told.left), _side(told.right)
+    left = -1 if left >= keys - 1 else left
+    right = -1 if right >= queries - 1 else right
+    if told.causal and not (queries == 1 and left < 0 and right < 0):
+        right = 0
+    if left < 0 and right < 0:
+        return Band()
+    if left < 0 and right == 0:
+        return _corner(None, 0, queries, keys)
+    return _corner(
+        keys - 1 if left < 0 else left, queries - 1 if right < 0 else right, queries, keys
+    )
+
+
+def flash4(told: Told, queries: int, keys: int) -> Band:
+    """Flash 4: None is unlimited, negative sides are genuine, a window of no length is none.
+
+    >>> flash4(Told(None, 5640), 7688, 2048)
+    Band(left=None, right=0)
+    >>> flash4(Told(-1, -1), 4, 4)
+    Band(left=None, right=None)
+    """
+    left, right = told.left, 0 if told.causal else told.right
+    if left is not None and right is not None and left + right < 0:
+        return _corner(None, 0, queries, keys) if told.causal else Band()
+    return _corner(left, right, queries, keys)
+
+
+def _side(side: int | None) -> int:
+    return -1 if side is None else side
+
+
+def _unlimited_from(told: Told, length: int) -> tuple[int, int]:
+    """Both sides, -1 where they are as long as the key axis."""
+    left, right = _side(told.left), _side(told.right)
+    return -1 if left >= length else left, -1 if right >= length else right
+
+
+def _flash2(left: int, right: int, causal: bool, queries: int, keys: int, longest: int) -> Band:
+    """What reaches the kernel of Flash 2: full, causal, or local with both sides."""
+    right = 0 if causal else right
+    if left < 0 and right < 0:
+        return Band()
+    if left < 0 and right == 0:
+        return _corner(None, 0, queries, keys)
+    return _corner(longest if left < 0 else left, longest if right < 0 else right, queries, keys)
+
+
+def _corner(left: int | None, right: int | None, queries: int, keys: int) -> Band:
+    """A bottom-right window from the top-left corner."""
+    return Band(left, right).moved(0, queries - keys)
+
+
+class Dialect(NamedTuple):
+    """One reading of window arguments.
+
+    Args:
+        name: as messages call it.
+        entries: "dense", "varlen", "kvcache" → the meaning of its calls.
+        unlimited: what stands for an unlimited side.
+        genuine: whether negative sides mean what they say.
+        every_tile: whether a tile of queries computes at least one block.
+    """
+
+    name: str
+    entries: Mapping[str, Meaning]
+    unlimited: int | None
+    genuine: bool
+    every_tile: bool
+
+
+FLASH2 = Dialect(
+    "Flash 2",
+    {"dense": flash2_dense, "varlen": flash2_varlen, "kvcache": flash2_kvcache},
+    -1, False, False,
+)  # fmt: skip
+FLASH3 = Dialect("Flash 3", {"dense": flash3}, -1, False, False)
+FLASH4 = Dialect("Flash 4", {"dense": flash4}, None, True, True)
+DIALECTS: Mapping[str, Dialect] = {"aten": FLASH2, "fa2": FLASH2, "fa3": FLASH3, "fa4": FLASH4}
+
+
+@dataclass(frozen=True, slots=True)
+class Flash:
+    """One call of a provider: its entry and what it is told. Only `axis` may carry a window.
+
+    Args:
+        provider: a name of `DIALECTS`.
+        entry: "dense" or "varlen".
+        told: the arguments.
+        axis: the axis that is longer than one position where there is a window.
+        pad: keys appended to those of the view, which one more column of the heads masks.
+    """
+
+    provider: str
+    entry: str
+    told: Told
+    axis: int = 0
+    pad: int = 0
+
+    @property
+    def dialect(self) -> Dialect:
+        """How the provider reads its arguments."""
+        return DIALECTS[self.provider]
+
+    def band(self, queries: int, keys: int) -> Band:
+        """What the kernel computes, from the top-left corner."""
+        return self.dialect.entries[self.entry](self.told, queries, keys + self.pad)
+
+    @property
+    def has_window(self) -> bool:
+        """Whether it is told anything that excludes keys."""
+        unlimited = self.dialect.unlimited
+        return (self.told.left, self.told.right, self.told.causal) != (unlimited, unlimited, False)
+
+    def key_blocks(self, tile: tuple[int, int], queries: int, keys: int) -> tuple[Ints, Ints]:
+        """Which key blocks the forward kernel visits: first and end, per block of queries.
+
+        Args:
+            tile: queries and keys of a block.
+            queries, keys: the lengths.
+
+        >>> first, end = tell("fa3", Band(None, 0), 8, 4).key_blocks((2, 2), 8, 4)
+        >>> (end - first).tolist()
+        [1, 2, 2, 2]
+        """
+        band = self.band(queries, keys)
+        row = np.arange(0, queries, tile[0], dtype=np.int64)
+        first = np.zeros_like(row)
+        end = np.full_like(row, -(-(keys + self.pad) // tile[1]))
+        if band.left is not None:
+            first = np.maximum(first, (row - band.left) // tile[1])
+        if band.right is not None:
+            end = np.minimum(end, -((-row - tile[0] - band.right) // tile[1]))
+        return first, np.maximum(end, first + self.dialect.every_tile)
+
+    def rows(self, axis: int, queries: int, keys: int) -> tuple[Ints, Ints, int]:
+        """The band on its axis, every key on the others."""
+        starts, counts = np.zeros((2, queries, 2), dtype=np.int64)
+        band = self.band(queries, keys) if axis == self.axis else Band()
+        lo, hi = band.rows(np.arange(queries), keys)
+        starts[:, 1], counts[:, 1] = lo, hi - lo
+        return starts, counts, 1
+
+    def allowed(self, queries: tuple[int, ...], keys: tuple[int, ...]) -> NDArray[np.bool_]:
+        """The call's meaning on the positions of all axes in a row, as the kernel sees them."""
+        rows, columns = math.prod(queries), math.prod(keys)
+        lo, hi = self.band(rows, columns).rows(np.arange(rows)[:, None], columns)
+        column = np.arange(columns)
+        return (column >= lo) & (column < hi)
+
+    def describe(self) -> str:
+        """The arguments in a few words."""
+        told = self.told
+        inflated = "" if told.max_keys is None else f" max_seqlen_k={told.max_keys}"
+        inflated += f" {self.pad} padded keys" if self.pad else ""
+        if not self.has_window:
+            return "no mask" + inflated
+        flag = "causal" if told.causal else f"window_size=({told.left}, {told.right})"
+        return f"{self.entry} {flag}{inflated}"
+
+
+def tell(
+    provider: str, band: Band, queries: int, keys: int, *, varlen: bool = False, pad: int = 0
+) -> Flash:
+    """The call that says a band, if the provider has one; `band()` of it shows whether it does.
+
+    The varlen call is told a `max_seqlen_k` above every length and side, so that no override fires:
+    padding that exists in metadata only. With `pad` the keys are padded in fact.
+
+    >>> tell("aten", Band(None, 0), 4, 4).describe()
+    'dense window_size=(-1, 0)'
+    >>> tell("fa2", Band(None, 0), 6, 2, varlen=True).describe()
+    'varlen window_size=(-1, 4) max_seqlen_k=6'
+    """
+    unlimited, shift = DIALECTS[provider].unlimited, keys + pad - queries
+    left = unlimited if band.left is None else band.left + shift
+    right = unlimited if band.right is None else band.right - shift
+    if not varlen:
+        return Flash(provider, "dense", Told(left, right), pad=pad)
+    longest = max(queries, keys, *(1 + side for side in (left, right) if side is not None))
+    return Flash(provider, "varlen", Told(left, right, max_queries=queries, max_keys=longest))

@@ -1,0 +1,168 @@
+"""The providers of Flash kernels: what they take, where they run, and their tiles, as data.
+
+Facts are read from the sources of flash-attention and PyTorch; none of them was measured here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from nbattn.dialects.device import DeviceInfo
+from nbattn.dialects.limits import Facts, Limits, Reason
+
+GRID = 65_535  # batch and heads are the second and third grid dimension
+ALIGNMENT = 8  # head sizes are padded to a multiple of it
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Provider:
+    """One package that runs Flash kernels.
+
+    Args:
+        name: as `backend="flash:<name>"` calls it.
+        package: the distribution that brings it; "torch" is always there.
+        limits: what it cannot do.
+        capabilities: the first and the last compute capability, 80 is sm_80.
+        backward: capabilities (in tens) whose backward it has.
+        nondeterministic: capabilities (in tens), or head sizes, without a deterministic backward.
+        varlen: whether it has an entry that an inflated `max_seqlen_k` says every band with.
+        share: its published forward rate on sm_90 against the best published one (D=128, full,
+            16k, fp16); it scales the device's peak there.
+    """
+
+    name: str
+    package: str
+    limits: Limits
+    capabilities: tuple[int, int]
+    backward: tuple[int, ...]
+    nondeterministic: tuple[int, ...] = ()
+    varlen: bool = False
+    share: float = 1.0
+
+    def reasons(self, facts: Facts) -> list[Reason]:
+        """Everything of the facts that it cannot do."""
+        found = self.limits.reasons(facts)
+        if self.package != "torch" and self.package not in facts.device.providers:
+            found.append(Reason("package", f"needs the package {self.package}, which is not there"))
+        size = max(facts.head_dim, facts.value_dim)
+        number = capability(facts.device)
+        largest = largest_head(self.name, number)
+        if size > largest:
+            found.append(Reason("head_dim", f"takes head sizes up to {largest}, not {size}"))
+        if number is None:
+            return found
+        first, last = self.capabilities
+        if not first <= number <= last:
+            found.append(Reason("device", f"runs on sm_{first} to sm_{last}, not on sm_{number}"))
+        if facts.training and number // 10 not in self.backward:
+            found.append(Reason("backward", f"has no backward on sm_{number}"))
+        unsteady = {number // 10, padded(size)} & {*self.nondeterministic}
+        if facts.training and facts.deterministic and unsteady:
+            text = f"has no deterministic backward on sm_{number} with head size {padded(size)}"
+            found.append(Reason("deterministic", text))
+        return found
+
+    def rate(self, device: DeviceInfo, dtype: str) -> float | None:
+        """FLOP/s: the device's peak, on sm_90 scaled by published rates; None is the peak."""
+        return device.peak(dtype) * self.share if device.name == "sm_90" else None
+
+
+_HALVES = ("float16", "bfloat16")
+_EVERY = (8, 9, 10, 11, 12)
+
+PROVIDERS: Mapping[str, Provider] = {
+    provider.name: provider
+    for provider in (
+        Provider(
+            name="fa4",
+            package="flash-attn-4",
+            limits=Limits(name="fa4", kinds=("cuda",), dtypes=_HALVES, key_range=False),
+            capabilities=(80, 121),
+            backward=(9, 10, 11, 12),
+            nondeterministic=(12,),
+        ),
+        Provider(
+            name="fa3",
+            package="flash-attn-3",
+            limits=Limits(
+                name="fa3", kinds=("cuda",), dtypes=_HALVES, key_range=False, lse_gradient=False
+            ),
+            capabilities=(80, 90),
+            backward=(8, 9),
+            nondeterministic=(256,),
+        ),
+        Provider(
+            name="fa2",
+            package="flash-attn",
+            limits=Limits(
+                name="fa2", kinds=("cuda",), dtypes=_HALVES, key_range=False, lse_gradient=False
+            ),
+            capabilities=(80, 121),
+            backward=_EVERY,
+            varlen=True,
+            share=370 / 648,
+        ),
+        Provider(
+            name="aten",
+            package="torch",
+            limits=Limits(
+                name="aten",
+                kinds=("cuda",),
+                dtypes=_HALVES,
+                key_range=False,
+                lse_gradient=False,
+                softcap=False,
+            ),
+            capabilities=(80, 121),
+            backward=_EVERY,
+            varlen=True,
+            share=370 / 648,
+        ),
+    )
+}
+
+
+def capability(device: DeviceInfo) -> int | None:
+    """The compute capability, 90 for sm_90; None for devices under names of their own."""
+    digits = device.name.removeprefix("sm_")
+    return int(digits) if digits != device.name and digits.isdigit() else None
+
+
+def largest_head(provider: str, number: int | None) -> int:
+    """The largest head size of a provider on a capability."""
+    return 128 if provider == "fa4" and number is not None and number // 10 != 9 else 256
+
+
+def padded(size: int) -> int:
+    """A head size as kernels take it."""
+    return -(-size // ALIGNMENT) * ALIGNMENT
+
+
+# Head size up to → queries and keys of a forward tile.
+_Tiles = tuple[tuple[int, tuple[int, int]], ...]
+_AMPERE: _Tiles = ((64, (128, 128)), (192, (128, 64)), (256, (64, 64)))
+_SMALL_MEMORY: _Tiles = ((64, (128, 128)), (96, (128, 64)), (128, (128, 32)), (256, (64, 64)))
+_HOPPER: _Tiles = (
+    (64, (192, 128)),
+    (96, (192, 128)),
+    (128, (128, 128)),
+    (192, (128, 96)),
+    (256, (128, 64)),
+)
+
+
+def tile(provider: str, device: DeviceInfo, head_dim: int) -> tuple[int, int]:
+    """Queries and keys of a forward tile of a windowed call.
+
+    Full and causal calls of Flash 3 and 4 use slightly wider ones, which counts for nothing here.
+
+    >>> from nbattn.dialects.device import named
+    >>> tile("aten", named("sm_90"), 128), tile("fa3", named("sm_90"), 64)
+    ((128, 64), (192, 128))
+    """
+    number = capability(device)
+    sizes = _HOPPER if provider in ("fa3", "fa4") else _AMPERE
+    if sizes is _AMPERE and number in (86, 89):
+        sizes = _SMALL_MEMORY
+    return next((shape for limit, shape in sizes if head_dim <= limit), sizes[-1][1])

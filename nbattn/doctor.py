@@ -1,0 +1,419 @@
+"""What of nbattn works on this machine, and what to do where it does not; never raises.
+
+Standard library only when loaded. Everything that may be broken is loaded in a second process,
+which may crash or hang: torch, every optional package, a small attention on every backend.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import stat
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from nbattn import cache
+from nbattn.version import __version__
+
+Facts = dict[str, Any]
+
+SECONDS = 120  # of the second process
+VARIABLES = {"NBATTN_CACHE": "where measured costs are kept; off: nowhere"}  # all that is read
+_IMPORT_NAMES = {
+    "pyyaml": "yaml",
+    "scikit-image": "skimage",
+    "scikit-learn": "sklearn",
+    "cupy-cuda12x": "cupy",
+    "cupy-cuda13x": "cupy",
+    "flash-attn-4": "flash_attn",
+    "nvidia-cuda-nvrtc": "",
+    "nvidia-cuda-runtime": "",
+}
+_MARK = "nbattn-doctor "
+_FILES = 10_000
+
+
+def report() -> Facts:
+    """Everything that is known, as plain data; a part that fails says why instead.
+
+    Returns:
+        What it is about → facts: nbattn, python, machine, torch, packages, backends, environment,
+        cache; and `usable`, whether at least one backend is.
+    """
+    packages = _guarded(_packages)
+    names = [p["import_name"] for p in packages if p["installed"]] if _is_list(packages) else []
+    found = _guarded(lambda: _second_process([name for name in names if name and name != "torch"]))
+    probed = found if "error" not in found else {"crash": found["error"]}
+    if _is_list(packages):
+        for package in packages:
+            package |= _loads(package, probed)
+    backends = _guarded(lambda: _backends(probed))
+    return {
+        "nbattn": {"version": __version__, "path": str(Path(__file__).parent)},
+        "python": _guarded(_python),
+        "machine": _guarded(_machine),
+        "torch": _torch(probed),
+        "packages": packages,
+        "backends": backends,
+        "environment": {name: os.environ.get(name) for name in VARIABLES},
+        "cache": _guarded(_cache),
+        "usable": _is_list(backends) and any(backend["usable"] for backend in backends),
+    }
+
+
+def _guarded(part: Callable[[], Any]) -> Any:
+    """What a part finds, or what it raised, whatever that is."""
+    try:
+        return part()
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        return {"error": _text(error)}
+
+
+def _text(error: BaseException) -> str:
+    """An exception in one line; its own `str` may be broken, too."""
+    try:
+        words = " ".join(str(error).split())
+    except Exception:
+        words = ""
+    return f"{type(error).__name__}: {words[:500]}" if words else type(error).__name__
+
+
+def _is_list(found: Any) -> bool:
+    return isinstance(found, list)
+
+
+def _python() -> Facts:
+    return {
+        "version": platform.python_version(),
+        "implementation": platform.python_implementation(),
+        "executable": sys.executable,
+    }
+
+
+def _machine() -> Facts:
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
+    return {
+        "platform": platform.platform(),
+        "cpu": _first(r"model name\s*:\s*(.+)", "/proc/cpuinfo") or platform.processor() or None,
+        "cores": os.cpu_count(),
+        "usable_cores": usable,
+        "memory_bytes": _memory(),
+        "memory_limit_bytes": _number(_first(r"^(\d+)", "/sys/fs/cgroup/memory.max")),
+    }
+
+
+def _first(pattern: str, path: str) -> str | None:
+    """What a pattern finds in a file, if there is one."""
+    try:
+        found = re.search(pattern, Path(path).read_text("utf-8", "replace"))
+    except OSError:
+        return None
+    return found[1].strip() if found else None
+
+
+def _number(text: str | None) -> int | None:
+    return None if text is None else int(text)
+
+
+def _memory() -> int | None:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return None
+
+
+def _requirements() -> Iterator[tuple[str, str, str]]:
+    """Every package that nbattn or an extra of it names: (name, version range, extra)."""
+    project = Path(__file__).parents[1] / "pyproject.toml"
+    if project.is_file():  # a checkout: its own words, not those of an older installation
+        import tomllib
+
+        table = tomllib.loads(project.read_text("utf-8"))["project"]
+        given = [(text, "") for text in table["dependencies"]]
+        extras = table["optional-dependencies"].items()
+        given += [(text, extra) for extra, texts in extras if extra != "dev" for text in texts]
+    else:
+        texts = importlib.metadata.requires("nbattn") or []
+        parts = [re.split(r";\s*", text, maxsplit=1) for text in texts]
+        given = [(part[0], _extra(part[1:])) for part in parts]
+    for text, extra in given:
+        found = re.match(r"([A-Za-z0-9._-]+)\s*(?:\[[^]]*\])?\s*\(?([^)]*)", text)
+        if found and found[1] != "nbattn" and extra != "dev":
+            yield found[1].lower(), found[2].strip(), extra
+
+
+def _extra(marker: list[str]) -> str:
+    found = re.search(r"extra\s*==\s*['\"]([^'\"]+)", marker[0]) if marker else None
+    return found[1] if found else ""
+
+
+def _packages() -> list[Facts]:
+    """Every package, once: its range, what is installed, whether that fits."""
+    packages: dict[str, Facts] = {}
+    for name, wanted, extra in _requirements():
+        if name in packages:
+            packages[name]["extras"] += [extra]
+            continue
+        installed = _installed(name)
+        import_name = _IMPORT_NAMES.get(name, name.replace("-", "_"))
+        packages[name] = {
+            "name": name,
+            "extras": [extra] if extra else [],
+            "wanted": wanted,
+            "installed": installed,
+            "fits": _fits(wanted, installed) if installed else None,
+            "import_name": import_name,
+            "loaded": bool(import_name) and import_name in sys.modules,
+        }
+    return list(packages.values())
+
+
+def _installed(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _fits(wanted: str, version: str) -> bool | None:
+    """Whether a version lies in a range such as ">=14.2,<15", by its numbers; None: no range."""
+    signs: dict[str, Callable[[list[int], list[int]], bool]] = {
+        ">=": lambda a, b: a >= b,
+        "<": lambda a, b: a < b,
+        "==": lambda a, b: a == b,
+    }
+    for part in filter(None, wanted.split(",")):
+        found = re.match(r"(>=|<|==)\s*(\S+)", part.strip())
+        if found is None:
+            return None
+        have, need = _numbers(version), _numbers(found[2])
+        size = max(len(have), len(need))
+        pad = [side + [0] * (size - len(side)) for side in (have, need)]
+        if not signs[found[1]](*pad):
+            return False
+    return True
+
+
+def _numbers(version: str) -> list[int]:
+    release = re.match(r"\d+(?:\.\d+)*", version)
+    return [int(part) for part in release[0].split(".")] if release else []
+
+
+def _loads(package: Facts, probed: Facts) -> Facts:
+    """Whether a package loads, and why not."""
+    name = package["import_name"]
+    if not package["installed"] or not name or name == "torch":
+        torch: Facts = probed.get("torch", {})
+        return {"importable": "version" in torch if name == "torch" else None, "error": None}
+    if f"import {name}" not in probed:
+        return {"importable": None, "error": probed.get("crash", "was not tried")}
+    error = probed[f"import {name}"]
+    return {"importable": error is None, "error": error}
+
+
+def _torch(probed: Facts) -> Facts:
+    return probed.get("torch", {"error": probed.get("crash", "was not tried")})
+
+
+def _backends(probed: Facts) -> list[Facts]:
+    """Every backend on every device: usable, or why not and what to do."""
+    torch = _torch(probed)
+    found: list[Facts] = []
+    for name in _names():
+        for device in [d["name"] for d in torch.get("devices", [])] or ["cpu"]:
+            facts: Facts = probed.get(f"{name} on {device}", {})
+            if not facts:
+                facts = {"usable": False, "reason": probed.get("crash", "was not tried")}
+                facts["fix"] = "python -X faulthandler -c 'import torch' shows where it stops."
+            if "error" in torch:
+                facts = {"usable": False, "reason": torch["error"], "fix": torch.get("fix", "")}
+            found.append({"name": name, "device": device, "usable": False, **facts})
+    return found
+
+
+def _names() -> list[str]:
+    """The backends to try: every provider of Flash, and its model once."""
+    from nbattn.planner.request import BACKENDS
+
+    return [name for name in BACKENDS[1:] if not name.startswith("flash-model:")]
+
+
+def _cache() -> Facts:
+    """The cache folder, if there is one, and what was measured for the planner."""
+    path = cache.directory()
+    if path is None:
+        return {"path": None, "exists": False}
+    if not path.is_dir():
+        return {"path": str(path), "exists": False}
+    sizes: list[int] = []
+    for folder, _, names in os.walk(path):
+        sizes += [os.lstat(Path(folder, name)).st_size for name in names[: _FILES - len(sizes)]]
+    mode = path.stat().st_mode
+    return {
+        "path": str(path),
+        "exists": True,
+        "files": len(sizes),
+        "bytes": sum(sizes),
+        "mode": stat.filemode(mode),
+        "writable": os.access(path, os.W_OK),
+        "others_may_write": bool(mode & (stat.S_IWGRP | stat.S_IWOTH)),
+        "costs": _costs(),
+    }
+
+
+def _costs() -> str:
+    """What the planner has of `nbattn tune`, or why it cannot use it."""
+    from nbattn.planner import measured
+
+    table = measured.table()
+    dates = [f"{one.fingerprint.device} on {one.date}" for one in table.entries]
+    return table.problem or ", ".join(dates) or "nothing measured"
+
+
+def _second_process(names: list[str]) -> Facts:
+    """What another process finds; "crash" says how it ended, if not well."""
+    paths = [path or str(Path.cwd()) for path in [str(Path(__file__).parents[1]), *sys.path]]
+    command = [sys.executable, "-c", "from nbattn import doctor; doctor.probe()", *names]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONIOENCODING": "utf-8"}
+    pipe, null = subprocess.PIPE, subprocess.DEVNULL
+    child = subprocess.Popen(command, stdin=null, stdout=pipe, stderr=pipe, env=environment)
+    try:
+        output, errors = child.communicate(timeout=SECONDS)
+        end = f"the process ended with status {child.returncode}" if child.returncode else ""
+    except subprocess.TimeoutExpired:
+        child.kill()
+        output, errors = child.communicate()
+        end = f"the process took longer than {SECONDS} s"
+    last = errors.decode("utf-8", "replace").strip().splitlines()[-1:]
+    found: Facts = {}
+    for line in output.decode("utf-8", "replace").splitlines():
+        if line.startswith(_MARK):  # packages may print what they like, too
+            with suppress(ValueError):
+                found |= json.loads(line.removeprefix(_MARK))
+    at = found.pop("at", "starting")
+    return {**found, "crash": ", ".join([f"{end} at: {at}", *last])} if end else found
+
+
+def probe() -> None:
+    """In the second process: one line per finding, before and after everything that may crash."""
+    for key, part in _probes(sys.argv[1:]):
+        _say({"at": key})
+        _say({key: part()})
+
+
+def _say(facts: Facts) -> None:
+    print(f"\n{_MARK}{json.dumps(facts)}", flush=True)
+
+
+def _probes(names: list[str]) -> Iterator[tuple[str, Callable[[], Any]]]:
+    torch: Facts = {}
+    yield "torch", lambda: torch.update(_guarded_facts(_torch_facts)) or torch
+    if "error" not in torch:
+        for name in _names():
+            for device in torch["devices"]:
+                where = device["name"]
+                yield f"{name} on {where}", lambda n=name, w=where: _guarded(lambda: _try(n, w))
+    for name in names:
+        yield f"import {name}", lambda n=name: _guarded(lambda: _import(n))
+
+
+def _guarded_facts(part: Callable[[], Facts]) -> Facts:
+    facts: Facts = _guarded(part)
+    if "error" in facts:
+        missing = facts["error"].endswith("No module named 'torch'")
+        facts["fix"] = "pip install torch" if missing else "pip install --force-reinstall torch"
+    return facts
+
+
+def _import(name: str) -> str | None:
+    """None, or why a package does not load."""
+    found = _guarded(lambda: importlib.import_module(name))
+    return found["error"] if isinstance(found, dict) else None
+
+
+def _torch_facts() -> Facts:
+    """Of torch: version, switches, devices."""
+    import torch
+
+    return {
+        "version": torch.__version__,
+        "cuda_build": torch.version.cuda,
+        "hip_build": torch.version.hip,
+        "threads": torch.get_num_threads(),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "backends": {
+            name: _guarded(found)
+            for name, found in {
+                "mkldnn": torch.backends.mkldnn.is_available,
+                "mkl": torch.backends.mkl.is_available,
+                "openmp": torch.backends.openmp.is_available,
+                "cudnn": torch.backends.cudnn.version,
+                "flash_sdp": torch.backends.cuda.flash_sdp_enabled,
+                "mem_efficient_sdp": torch.backends.cuda.mem_efficient_sdp_enabled,
+                "math_sdp": torch.backends.cuda.math_sdp_enabled,
+                "cudnn_sdp": torch.backends.cuda.cudnn_sdp_enabled,
+                "matmul_tf32": lambda: torch.backends.cuda.matmul.allow_tf32,
+            }.items()
+        },
+        "devices": _devices(torch),
+    }
+
+
+def _devices(torch: Any) -> list[Facts]:
+    """The CPU and whatever accelerators torch sees."""
+    found: list[Facts] = [{"name": "cpu"}]
+    for number in range(torch.cuda.device_count()):
+        facts = torch.cuda.get_device_properties(number)
+        found.append(
+            {
+                "name": f"cuda:{number}",
+                "model": facts.name,
+                "capability": [facts.major, facts.minor],
+                "memory_bytes": facts.total_memory,
+            }
+        )
+    for kind in ("mps", "xpu"):
+        if hasattr(torch, kind) and getattr(torch, kind).is_available():
+            found.append({"name": kind})
+    return found
+
+
+def _try(backend: str, device: str) -> Facts:
+    """A small attention, forward and backward, compared with the reference on the CPU."""
+    import torch
+
+    from nbattn import functional
+    from nbattn.errors import NbattnError
+    from nbattn.mask import Mask
+
+    attend: Any = functional.attention
+    dtype = torch.float16 if backend.partition(":")[0] == "flash" else torch.float32
+
+    def run(name: str, place: str) -> list[Any]:
+        torch.manual_seed(0)
+        tensors = [torch.randn(1, 9, 2, 16).to(place, dtype).requires_grad_() for _ in range(3)]
+        out = attend(*tensors, Mask.neighborhood(3), backend=name)
+        out.square().sum().backward()
+        return [out.detach().float().cpu(), *(tensor.grad.float().cpu() for tensor in tensors)]  # pyright: ignore
+
+    try:
+        found, wanted = run(backend, device), run("reference", "cpu")
+    except NbattnError as error:
+        return {"usable": False, "reason": error.problem, "fix": error.fix}
+    except Exception as error:
+        fix = "report it with this output; backend= names another one."
+        return {"usable": False, "reason": _text(error), "fix": fix}
+    errors = [float((a - b).abs().max()) for a, b in zip(found, wanted, strict=True)]
+    if not max(errors) <= 1e-2:  # TF32 rounds products to 10 bits; a wrong key is off by 0.1
+        return {"usable": False, "reason": f"wrong by {max(errors):.3g}", "fix": "report it."}
+    return {"usable": True, "max_error": max(errors)}

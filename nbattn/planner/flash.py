@@ -1,0 +1,322 @@
+"""Flash programs: windows of one axis told to every provider, by every strategy, or the reason why
+one of them does not say the mask.
+
+`translate` moves the window to the bottom-right corner, `trim` first cuts off what is not read,
+`split` cuts the rows where a side stops to exclude, `virtual-pad` tells the varlen entry a longer
+`max_seqlen_k`, `pad` appends keys up to a square and masks them with one more column of the heads;
+`zero-pad`, without that column, is never exact and says by how much. A call is taken only if what
+its kernel computes, by `nbattn.dialects.flash`, is the band that it was built for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from itertools import product
+
+import numpy as np
+
+from nbattn import geometry
+from nbattn.dialects.bands import FULL, Band, Slice, cut, cuts, first_difference
+from nbattn.dialects.flash import Flash, tell
+from nbattn.dialects.flash_providers import GRID, PROVIDERS, Provider, padded, tile
+from nbattn.dialects.limits import Limits, Reason
+from nbattn.geometry import BoundAxis
+from nbattn.planner import costs
+from nbattn.planner.candidate import Candidate
+from nbattn.planner.costs import Cost
+from nbattn.planner.programs import AxisView, Call, Program, View
+from nbattn.planner.request import Request
+from nbattn.planner.rewrites import Piece, dense_pieces, fold_into_heads
+from nbattn.planner.windows import band_pieces
+
+MODEL = Limits(name="flash-model", key_range=False)
+_JOIN = 6  # launches that merge two parts by logsumexp
+_COPIES = 4  # times that folding may copy the keys
+_Lines = tuple[BoundAxis, ...]
+_Axes = list[list[Piece]]
+
+
+def candidates(request: Request, lines: _Lines) -> list[Candidate]:
+    """Every provider by every strategy; one line for those that cannot run at all."""
+    asked = request.backend.partition(":")[0]
+    if asked == "flash-model":
+        found = [_refused("flash", [])]
+        reasons = {name: MODEL.reasons(request) for name in PROVIDERS}
+        return [*found, *_all(request, lines, "flash-model", reasons)]
+    text = "runs only by name: backend='flash-model'"
+    by_name = _refused("flash-model", [Reason("backend", text)] if asked == "auto" else [])
+    if asked not in ("auto", "flash"):
+        return [_refused("flash", []), by_name]
+    if request.device.kind != "cuda":
+        text = f"runs on cuda, not on {request.device.name}"
+        return [_refused("flash", [Reason("device", text)]), by_name]
+    reasons = {name: provider.reasons(request) for name, provider in PROVIDERS.items()}
+    return [*_all(request, lines, "flash", reasons), by_name]
+
+
+def _refused(backend: str, reasons: list[Reason]) -> Candidate:
+    return Candidate(backend, "translate", (), None, None, tuple(reasons))
+
+
+def _all(
+    request: Request, lines: _Lines, family: str, reasons: Mapping[str, list[Reason]]
+) -> Iterator[Candidate]:
+    """The candidates of all providers; the mask is taken apart once, and only if one can run."""
+    able = [name for name, found in reasons.items() if not found]
+    per_axis = _pieces(request, lines) if able else []
+    useful = geometry.pairs(lines) if able else 0
+    for name, found in reasons.items():
+        backend = f"{family}:{name}"
+        against = [*found, per_axis] if isinstance(per_axis, Reason) else found
+        if isinstance(per_axis, Reason) or against:
+            yield _refused(backend, against)
+            continue
+        for strategy, parts in _strategies(name, per_axis).items():
+            program = (
+                parts if isinstance(parts, Reason) else _program(request, name, strategy, parts)
+            )
+            if isinstance(program, Reason):
+                yield Candidate(backend, strategy, (), None, None, (program,))
+                continue
+            traits = _traits(request, strategy, program)
+            cost = _cost(request, PROVIDERS[name], program, useful)
+            yield Candidate(backend, strategy, traits, program, cost)
+
+
+def _pieces(request: Request, lines: _Lines) -> _Axes | Reason:
+    """Every axis as bands, residues of the last one folded into heads where that is a view."""
+    per_axis: _Axes = []
+    for number, line in enumerate(lines):
+        # beside other axes, one whose blocks or single positions fold away is better folded
+        found = dense_pieces(line) if len(lines) > 1 else "one axis"
+        found = band_pieces(line) if isinstance(found, str) else found
+        if isinstance(found, str):
+            return Reason("mask", f"axis {number}: {found}")
+        per_axis.append(found)
+    if request.layout == "contiguous":
+        per_axis[-1] = [
+            fold_into_heads(piece) if piece.query.group_step == 1 else piece
+            for piece in per_axis[-1]
+        ]
+    return per_axis
+
+
+# Strategies: every piece as pieces that one call each is told.
+
+
+def _strategies(provider: str, per_axis: _Axes) -> dict[str, _Axes | Reason]:
+    """What each strategy makes of the pieces, or that it changes nothing."""
+    plain, trimmed, divided = (
+        [[part for piece in pieces for part in rewrite(provider, piece)] for pieces in per_axis]
+        for rewrite in (_translate, _trim, _split)
+    )
+    found: dict[str, _Axes | Reason] = {
+        "translate": plain,
+        "trim": trimmed if trimmed != plain else Reason("trim", "nothing to trim"),
+        "split": divided
+        if divided != trimmed
+        else Reason("split", "no rows to cut at where a side stops to exclude"),
+    }
+    if PROVIDERS[provider].varlen:
+        found["virtual-pad"] = trimmed
+    return found | _padding(trimmed)
+
+
+def _padding(trimmed: _Axes) -> dict[str, _Axes | Reason]:
+    """Padding keys to a square: with a mask, or the error that it makes without."""
+    rows, missing = max(
+        ((p.query.length, _missing(p)) for axis in trimmed for p in axis),
+        key=lambda sizes: sizes[1],
+        default=(0, 0),
+    )
+    if not missing:
+        return {"pad": Reason("pad", "no window with fewer keys than queries: nothing to pad")}
+    text = (
+        f"{missing} keys of zeros have score 0, not weight 0: with scores of 0 they take up to "
+        f"{missing / rows:.0%} of a row"
+    )
+    return {"pad": trimmed, "zero-pad": Reason("zero-pad", text)}
+
+
+def _missing(piece: Piece) -> int:
+    """Keys that a window lacks to be square."""
+    return 0 if piece.band == FULL else max(0, piece.query.length - piece.key.length)
+
+
+def _translate(provider: str, piece: Piece) -> list[Piece]:
+    """The window as it is, without the sides that exclude nothing."""
+    return [replace(piece, band=piece.band.limits(piece.query.length, piece.key.length))]
+
+
+def _trim(provider: str, piece: Piece) -> list[Piece]:
+    """The rows that read something and the keys that they reach."""
+    return _sliced(piece, cut(piece.band, piece.query.length, piece.key.length, ()))
+
+
+def _split(provider: str, piece: Piece) -> list[Piece]:
+    """Trimmed, and with the fewest cuts after which dense calls say every part."""
+    (whole,) = _trim(provider, piece)
+    rows, keys = whole.query.length, whole.key.length
+    for at in cuts(whole.band, keys):
+        parts = cut(whole.band, rows, keys, at)
+        told = (tell(provider, part.band, part.rows, part.keys) for part in parts)
+        exact = (
+            first_difference(call.band(part.rows, part.keys), part.band, part.rows, part.keys)
+            for call, part in zip(told, parts, strict=True)
+        )
+        if len(parts) > 1 and all(row is None for row in exact):
+            return _sliced(whole, parts)
+    return [whole]
+
+
+def _sliced(piece: Piece, slices: list[Slice]) -> list[Piece]:
+    return [
+        replace(
+            piece,
+            query=_part(piece.query, part.row, part.rows),
+            key=_part(piece.key, part.key, part.keys),
+            band=part.band,
+        )
+        for part in slices
+    ]
+
+
+def _part(view: AxisView, first: int, length: int) -> AxisView:
+    return replace(view, start=view.start + view.step * first, length=length)
+
+
+# Programs
+
+
+def _program(request: Request, provider: str, strategy: str, per_axis: _Axes) -> Program | Reason:
+    """The calls of every combination of pieces, or why one of them is not said."""
+    if strategy == "pad" and request.softcap:
+        return Reason("softcap", "a softcap lifts the scores that mask padded keys")
+    calls: list[Call] = []
+    for pieces in product(*per_axis):
+        axis = _window_axis(pieces)
+        if isinstance(axis, Reason):
+            return axis
+        query, key = View(tuple(p.query for p in pieces)), View(tuple(p.key for p in pieces))
+        band = pieces[axis].band
+        pad = _missing(pieces[axis]) if strategy == "pad" else 0
+        varlen = strategy == "virtual-pad"
+        told = tell(provider, band, query.count, key.count, varlen=varlen, pad=pad)
+        wrong = _wrong(told, band, query.count, key.count) or _too_large(request, query)
+        if wrong:
+            return wrong
+        calls.append(Call(query, key, replace(told, axis=axis), any(p.joins for p in pieces)))
+    if request.extra_keys and not calls:
+        return Reason("extra_keys", "the mask reads nothing: no call that extra keys could join")
+    return _inflated(request, calls) or Program(tuple(calls))
+
+
+def _window_axis(pieces: tuple[Piece, ...]) -> int | Reason:
+    """The axis whose window the kernel is told: every other one must be one position long."""
+    long = [n for n, p in enumerate(pieces) if max(p.query.length, p.key.length) > 1]
+    windows = [n for n in long if pieces[n].band != FULL]
+    if not windows:
+        return 0
+    if long == windows[:1]:
+        return long[0]
+    other = next(n for n in long if n != windows[0])
+    return Reason("mask", f"a window on axis {windows[0]} while axis {other} is long")
+
+
+def _wrong(call: Flash, band: Band, queries: int, keys: int) -> Reason | None:
+    """Why a call does not say its band: what the kernel would read instead."""
+    said = call.band(queries, keys)
+    row = first_difference(said, band, queries, keys)
+    if row is None:
+        return None
+    at = np.array([row])
+    wanted, found = ([int(side[0]) for side in one.rows(at, keys)] for one in (band, said))
+    text = f"{call.dialect.name} reads {call.describe()} on {queries} queries and {keys} keys as"
+    return Reason(
+        "window", f"{text} keys {found[0]}:{found[1]} for query {row}, not {wanted[0]}:{wanted[1]}"
+    )
+
+
+def _too_large(request: Request, view: View) -> Reason | None:
+    """Batch and heads after folding against the grid of the kernel."""
+    sizes = {"batch": request.batch, "heads": request.heads}
+    for axis in view.axes:
+        sizes[axis.into] *= axis.groups
+    for name, size in sizes.items():
+        if size > GRID:
+            return Reason("grid", f"{size} {name} after folding are over the grid of {GRID}")
+    return None
+
+
+def _inflated(request: Request, calls: list[Call]) -> Reason | None:
+    """Why overlapping windows of stride groups are not copied: each key once per window."""
+    copied = sum(call.key.groups * call.key.count for call in calls if _copies(request, call))
+    times = copied / max(request.key_count, 1)
+    if times <= _COPIES:
+        return None
+    return Reason("copy", f"its overlapping windows would copy the keys {times:.1f} times over")
+
+
+def _traits(request: Request, strategy: str, program: Program) -> tuple[str, ...]:
+    """The rewrites that a program took besides its strategy."""
+    calls = program.calls
+    traits = {"fold"} if any(call.query.groups > 1 for call in calls) else set[str]()
+    traits |= {"split"} if len(calls) > 1 and strategy != "split" else set()
+    traits |= {"merge"} if request.extra_keys or any(call.joins for call in calls) else set()
+    return tuple(sorted(traits))
+
+
+# Costs
+
+
+def _cost(request: Request, provider: Provider, program: Program, useful: int) -> Cost:
+    """Pairs of the key blocks that the kernels visit, launches, and what views and heads copy."""
+    calls = program.calls
+    size = max(request.head_dim, request.value_dim)
+    uneven = request.head_dim != request.value_dim or size != padded(size)
+    copied = sum(_bytes(request, call) for call in calls if uneven or _copies(request, call))
+    single = len(calls) == 1 and calls[0].query.covers(request.query_space)
+    launches = 1 if single else 2 * len(calls) + 1
+    launches += _JOIN * (sum(call.joins for call in calls) + bool(request.extra_keys))
+    return costs.roofline(
+        request,
+        useful=useful,
+        visited=sum(_visited(request, provider, call) for call in calls),
+        calls=launches + 3 * request.sink,
+        copied=copied,
+        rate=provider.rate(request.device, request.dtype),
+    )
+
+
+def _copies(request: Request, call: Call) -> bool:
+    """Whether a call copies its inputs: folds that are no views, and slices of several samples
+    that a varlen call wants packed.
+    """
+    assert isinstance(call.arguments, Flash)
+    spaces = ((call.query, request.query_space), (call.key, request.key_space))
+    packed = call.arguments.entry == "varlen" and request.batch > 1
+    return (
+        bool(call.arguments.pad)
+        or costs.copies(request, call.query)
+        or (packed and not all(view.covers(space) for view, space in spaces))
+    )
+
+
+def _bytes(request: Request, call: Call) -> float:
+    """Bytes of q, k, v and the output of one call."""
+    rows, keys = (view.groups * view.count for view in (call.query, call.key))
+    positions = rows * request.heads + keys * request.kv_heads
+    dims = request.head_dim + request.value_dim
+    return float(request.batch * positions * dims * costs.ITEMSIZE[request.dtype])
+
+
+def _visited(request: Request, provider: Provider, call: Call) -> int:
+    """Pairs of the blocks of one call, per (batch, head)."""
+    assert isinstance(call.arguments, Flash)
+    queries, keys = call.query.count, call.key.count
+    if call.arguments.band(queries, keys) == FULL:
+        return call.query.groups * queries * keys
+    shape = tile(provider.name, request.device, max(request.head_dim, request.value_dim))
+    first, end = call.arguments.key_blocks(shape, queries, keys)
+    return call.query.groups * int((end - first).sum()) * min(shape[0], queries) * shape[1]

@@ -1,0 +1,381 @@
+"""Figures of a plan's mask: a matrix per axis, the blocks a kernel visits, neighborhoods of a few
+queries. Needs matplotlib, loaded when a figure is made.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+import textwrap
+from collections.abc import Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nbattn import geometry, legend
+from nbattn.axis import describe
+from nbattn.errors import InputError
+from nbattn.geometry import BoundAxis
+from nbattn.planner.plan import Plan, Visit
+
+CELLS = 160  # longer axes are drawn by tiles
+LINED = 48  # cells a side that have lines between them
+PAIRS = 1 << 21  # of a picture of blocks
+BLOCKS = 20_000
+_BEYOND, _OFF = "beyond", "off"
+# Colours of Okabe and Ito, which differ for every kind of colour vision.
+COLOURS = {
+    legend.READ: ("#0072B2", "read"),
+    legend.MOVED: ("#E69F00", "read, moved or wrapped"),
+    legend.PREFIX: ("#009E73", "read, prefix"),
+    _BEYOND: ("#F3C4D6", "window beyond the axis"),
+    legend.NONE: ("#E6E6E6", "not read"),
+    legend.OTHER: ("#F7F7F7", "other residue class"),
+    _OFF: ("#FFFFFF", ""),
+}
+_KINDS = list(COLOURS)
+_INK = "#222222"
+
+
+def figure(plan: Plan) -> Any:
+    """The mask of a plan, and what the plan visits, as a `matplotlib.figure.Figure`.
+
+    Raises:
+        InputError: matplotlib is missing.
+        MaskError: an axis is longer than 2^21.
+    """
+    request = plan.request
+    lines = geometry.bind(request.mask, request.query_space, request.key_space)
+    legend.check_lengths(lines)
+    columns = len(lines) + 1 if len(lines) != 2 else 3
+    panels = len(lines) + 1 + (0 if len(lines) == 1 else 3 if len(lines) == 2 else 8)
+    size = (4.5 * columns, 4.6 * -(-panels // columns) + 0.9)
+    made = _matplotlib("figure").Figure(figsize=size, dpi=130, layout="constrained")
+    flat = made.subplots(-(-panels // columns), columns, squeeze=False).ravel().tolist()
+    for number, line in enumerate(lines):
+        _axis_panel(flat[number], number, line)
+    _blocks_panel(made, flat[len(lines)], plan, lines)
+    _neighborhoods(flat[len(lines) + 1 :], lines)
+    _finish(made, flat, plan, lines)
+    return made
+
+
+def save(made: Any, path: str | Path) -> None:
+    """Write a figure as a PNG, the same bytes for the same figure.
+
+    Raises:
+        InputError: the path cannot be written.
+    """
+    backend = _matplotlib("backends.backend_agg")
+    try:
+        backend.FigureCanvasAgg(made).print_png(str(path), metadata={"Software": None})
+    except OSError as error:
+        raise InputError(
+            f"{str(path)!r} cannot be written: {error.strerror or error}.",
+            fix="a path in a folder that exists and is yours.",
+        ) from None
+
+
+def block_shares(plan: Plan) -> NDArray[np.float32] | str:
+    """The useful share of the block that computes each pair `[Nq, Nk]`, for several axes that each
+    query `[*space]` lies in; NaN where nothing is visited. Or why there is no picture of it.
+    """
+    found = _block_grid(plan)
+    return found if isinstance(found, str) else found[0]
+
+
+def _block_grid(plan: Plan) -> tuple[NDArray[np.float32], NDArray[np.int64]] | str:
+    """Share and number of the block of every cell."""
+    request = plan.request
+    lines = geometry.bind(request.mask, request.query_space, request.key_space)
+    shape = tuple(line.queries for line in lines)
+    if len(lines) == 1:
+        shape = (*shape, lines[0].keys)
+    if (
+        math.prod(shape) > PAIRS
+        or max(max(line.queries, line.keys) for line in lines) > PAIRS // 512
+    ):
+        return f"{' x '.join(map(str, shape))} cells are too many to draw block by block"
+    shares, numbers = np.full(shape, np.nan, np.float32), np.full(shape, -1, np.int64)
+    visits = list(islice(plan.schedule(), BLOCKS + 1))
+    if len(visits) > BLOCKS:
+        return f"more than {BLOCKS} blocks, too many to draw one by one"
+    matrices = [line.dense() for line in lines]
+    for number, visit in enumerate(visits):
+        share = _share(visit, matrices)
+        for keys in visit.keys if len(lines) == 1 else visit.keys[:1]:
+            ranges = (*visit.queries, *keys) if len(lines) == 1 else visit.queries
+            cells = tuple(slice(r.start, r.stop, r.step) for r in ranges)
+            shares[cells], numbers[cells] = share, number
+    return shares, numbers
+
+
+def _share(visit: Visit, matrices: Sequence[NDArray[np.bool_]]) -> float:
+    """Allowed pairs of a block in all its pairs."""
+    allowed = visited = 0
+    for keys in visit.keys:
+        parts = [m[np.ix_(q, k)] for m, q, k in zip(matrices, visit.queries, keys, strict=True)]
+        allowed += math.prod(int(part.sum()) for part in parts)
+        visited += math.prod(part.size for part in parts)
+    return allowed / visited if visited else float("nan")
+
+
+def axis_kinds(line: BoundAxis) -> tuple[NDArray[np.int64], int]:
+    """Index into `COLOURS` per query and key of a short axis, with columns before and after the
+    axis that show what of a window lies there; and the number of columns before.
+    """
+    lo, hi, keys = line.windows()
+    far = 1 << 40  # unlimited sides end with the axis
+    d, most = line.axis.dilation, min(8, max(2, line.keys // 4))
+    before = d * -int(min(0, np.min(np.where(lo < -far, 0, lo), initial=0)))
+    after = d * int(max(0, np.max(np.where(hi > far, 0, hi - keys), initial=0)))
+    before, after = min(before, most), min(after, most)
+    columns = np.arange(-before, line.keys + after)
+    t, residue = np.divmod(columns, d)
+    own = (np.arange(line.queries) + line.offset)[:, None] % d
+    low, high = np.where(lo < -far, 0, lo)[:, None], np.where(hi > far, keys, hi)[:, None]
+    reach = (residue == own) & (t >= low) & (t < high)
+    kinds = np.where(reach, _KINDS.index(_BEYOND), _KINDS.index(_OFF))
+    kinds[:, before : before + line.keys] = _indices(legend.signs(line))
+    return kinds, before
+
+
+def _indices(signs: NDArray[np.str_]) -> NDArray[np.int64]:
+    """Signs as indices into `COLOURS`; own positions by whether they are read."""
+    plain = np.where(signs == legend.OWN, legend.READ, signs)
+    plain = np.where(signs == legend.OWN_UNREAD, legend.NONE, plain)
+    return np.select([plain == kind for kind in _KINDS], range(len(_KINDS)))
+
+
+def _axis_panel(axes: Any, number: int, line: BoundAxis) -> None:
+    """Queries down, keys across."""
+    title = textwrap.fill(f"axis {number}: {describe(line.axis)}", 44)
+    axes.set_title(f"{title}\n{legend.keys_read([line])}", fontsize=10)
+    axes.set_xlabel("key")
+    axes.set_ylabel("query")
+    if not line.queries * line.keys:
+        return _words(axes, "no pairs")
+    if max(line.queries, line.keys) > CELLS:
+        rows, columns = _tile((line.queries, line.keys))
+        areas = geometry.BoundAxis(type(line.axis)(), line.queries, line.keys)
+        shares = line.coverage(rows, columns) / areas.coverage(rows, columns)
+        return _shares(axes, shares, (line.queries, line.keys), (rows, columns))
+    kinds, before = axis_kinds(line)
+    width = kinds.shape[1]
+    _kinds(axes, kinds, (-before - 0.5, width - before - 0.5, line.queries - 0.5, -0.5))
+    for edge in (-0.5, line.keys - 0.5):
+        axes.axvline(edge, color=_INK, linewidth=1)
+    own = np.arange(line.queries) + line.offset
+    inside = (own >= -before) & (own < width - before)
+    rows = np.flatnonzero(inside)
+    own_read = (legend.signs(line) == legend.OWN).any(axis=1)
+    read = own_read[rows].tolist()
+    _dots(axes, own[rows], rows, read, max(line.queries, width))
+    return None
+
+
+def _dots(axes: Any, x: Any, y: Any, read: Sequence[bool], cells: int) -> None:
+    """Own positions: full where they are read, else hollow."""
+    face = [_INK if one else "none" for one in read]
+    axes.scatter(x, y, s=min(24, 2500 / cells**1.5), c=face, edgecolors=_INK, linewidths=0.7)
+
+
+def _kinds(axes: Any, kinds: NDArray[np.int64], extent: tuple[float, ...] | None = None) -> None:
+    """Cells by their kind, with thin lines between them."""
+    colours = _matplotlib("colors").ListedColormap(
+        [colour for colour, _ in COLOURS.values()], name="kinds"
+    )
+    look: dict[str, Any] = {"cmap": colours, "vmin": -0.5, "vmax": len(COLOURS) - 0.5}
+    axes.imshow(kinds, interpolation="nearest", extent=extent, aspect=_aspect(kinds.shape), **look)
+    left, right, bottom, top = extent or (-0.5, kinds.shape[1] - 0.5, kinds.shape[0] - 0.5, -0.5)
+    if max(kinds.shape) > LINED:
+        return _integers(axes)
+    axes.vlines(np.arange(left, right + 1), top, bottom, color="white", linewidth=0.5)
+    axes.hlines(np.arange(top, bottom + 1), left, right, color="white", linewidth=0.5)
+    return _integers(axes)
+
+
+def _shares(axes: Any, shares: Any, shape: tuple[int, ...], tile: tuple[int, ...] = (1, 1)) -> None:
+    """Cells of `tile` rows and columns by a share between 0 and 1; the last ones may be cut."""
+    down, across = (n * size - 0.5 for n, size in zip(shares.shape, tile, strict=True))
+    look: dict[str, Any] = {"cmap": "cividis", "vmin": 0, "vmax": 1, "interpolation": "nearest"}
+    look |= {"extent": (-0.5, across, down, -0.5), "aspect": _aspect(shape)}
+    drawn = axes.imshow(np.ma.masked_where(~(shares > 0), shares), **look)
+    axes.set_facecolor(COLOURS[legend.NONE][0])
+    axes.set_xlim(-0.5, shape[1] - 0.5)
+    axes.set_ylim(shape[0] - 0.5, -0.5)
+    _integers(axes)
+    label = "share of the pairs that is read; grey: none"
+    axes.figure.colorbar(drawn, ax=axes, shrink=0.7, label=label)
+
+
+def _tile(shape: Sequence[int]) -> tuple[int, ...]:
+    """How many rows and columns a cell stands for, so that at most `CELLS` a side are drawn."""
+    return tuple(-(-size // CELLS) for size in shape)
+
+
+def _aspect(shape: tuple[int, ...]) -> str:
+    return "equal" if max(shape) <= 3 * min(shape) else "auto"
+
+
+def _integers(axes: Any) -> None:
+    for side in (axes.xaxis, axes.yaxis):
+        side.set_major_locator(_matplotlib("ticker").MaxNLocator(8, integer=True))
+    axes.tick_params(labelsize=8)
+
+
+def _words(axes: Any, text: str) -> None:
+    axes.set_axis_off()
+    axes.text(0.5, 0.5, textwrap.fill(text, 36), ha="center", va="center", transform=axes.transAxes)
+
+
+def _blocks_panel(made: Any, axes: Any, plan: Plan, lines: Sequence[BoundAxis]) -> None:
+    """The blocks that the chosen program computes, by how much of each is read."""
+    cost, name = plan.chosen.cost, f"{plan.chosen.name} on {plan.request.device.name}"
+    useful = 100 * cost.useful_pairs / max(cost.visited_pairs, 1) if cost else 0
+    axes.set_title(f"blocks of {name}\n{useful:.3g}% of visited pairs are read", fontsize=10)
+    found = _block_grid(plan)
+    if isinstance(found, str) or not found[0].size:
+        return _words(axes, found if isinstance(found, str) else "no pairs")
+    shares, numbers = found
+    names = ("query", "key") if len(lines) == 1 else ("query, axis 0", "query, axis 1")
+    if len(lines) == 3:
+        shares, numbers = shares[len(shares) // 2], numbers[len(numbers) // 2]
+        names = ("query, axis 1", f"query, axis 2; axis 0 at {plan.request.query_space[0] // 2}")
+    axes.set_ylabel(names[0])
+    axes.set_xlabel(names[1])
+    _shares(axes, shares, shares.shape)
+    _outline(axes, numbers)
+    return None
+
+
+def _outline(axes: Any, numbers: NDArray[np.int64]) -> None:
+    """Lines between different blocks, unless blocks are interleaved or the picture is large."""
+    if max(numbers.shape) > 512:
+        return
+    down = np.argwhere(numbers[:, 1:] != numbers[:, :-1])
+    across = np.argwhere(numbers[1:] != numbers[:-1])
+    edges = [((x + 0.5, y - 0.5), (x + 0.5, y + 0.5)) for y, x in down.tolist()]
+    edges += [((x - 0.5, y + 0.5), (x + 0.5, y + 0.5)) for y, x in across.tolist()]
+    if len(edges) > numbers.size // 4 and max(numbers.shape) > LINED:
+        return
+    collection = _matplotlib("collections").LineCollection
+    axes.add_collection(collection(edges, colors="white", linewidths=0.8), autolim=False)
+
+
+def _neighborhoods(panels: Sequence[Any], lines: Sequence[BoundAxis]) -> None:
+    """The keys of a corner, an edge and the centre on the key grid; in space, slices of two."""
+    centre = tuple(line.queries // 2 for line in lines)
+    if not panels or not math.prod(line.queries * line.keys for line in lines):
+        return
+    corner = (0,) * len(lines)
+    if len(lines) == 2:
+        names = {"corner": corner, "edge": (0, centre[1]), "centre": centre}
+        for axes, (name, query) in zip(panels, names.items(), strict=True):
+            _grid(axes, f"{name} query {query}", lines, query)
+        return
+    for row, (name, query) in enumerate({"corner": corner, "centre": centre}.items()):
+        slices = _slices(lines[0], query[0])
+        for axes, at in zip(panels[4 * row : 4 * row + 4], slices, strict=False):
+            _grid(axes, f"{name} query {query}, keys at {at} on axis 0", lines, query, at)
+
+
+def _slices(line: BoundAxis, query: int) -> list[int]:
+    """Four keys of an axis: of those that a query reads, then their neighbours."""
+    d = line.axis.dilation
+    runs = line.key_intervals(query)
+    read = [key for start, count in runs for key in range(start, start + d * count, d)]
+    spread = np.linspace(0, len(read) - 1, min(4, len(read))).round().astype(int).tolist()
+    chosen = [read[index] for index in sorted(set(spread))]
+    middle = chosen[0] if chosen else line.offset + query
+    others = sorted(set(range(line.keys)) - set(read), key=lambda key: abs(key - middle))
+    return sorted([*chosen, *others[: 4 - len(chosen)]])
+
+
+def _grid(
+    axes: Any, title: str, lines: Sequence[BoundAxis], query: tuple[int, ...], at: int | None = None
+) -> None:
+    """The keys of one query on a grid of the last two axes; in space, those at `at` on axis 0."""
+    shape = tuple(line.keys for line in lines[-2:])
+    if max(line.keys for line in lines) > CELLS:
+        read = _read_shares(lines[0], query[0], 1)[at] if at is not None else 1
+        sizes = _tile(shape)
+        rows = [_read_shares(*one) for one in zip(lines[-2:], query[-2:], sizes, strict=True)]
+        _shares(axes, read * np.multiply.outer(*rows), shape, sizes)
+    else:
+        kinds = grid_kinds(lines, query, at)
+        _kinds(axes, kinds)
+        title += f": {int((kinds < _KINDS.index(_BEYOND)).sum())} keys"
+    spots = [place + line.offset for place, line in zip(query, lines, strict=True)]
+    if at in (None, spots[0]) and all(0 <= s < n for s, n in zip(spots[-2:], shape, strict=True)):
+        pairs = zip(lines, query, spots, strict=True)
+        read = all(_reads(line, place, spot) for line, place, spot in pairs)
+        _dots(axes, [spots[-1]], [spots[-2]], [read], max(shape))
+    axes.set_title(title, fontsize=10)
+    axes.set_ylabel(f"key, axis {len(lines) - 2}")
+    axes.set_xlabel(f"key, axis {len(lines) - 1}")
+
+
+def grid_kinds(
+    lines: Sequence[BoundAxis], query: tuple[int, ...], at: int | None = None
+) -> NDArray[np.int64]:
+    """Index into `COLOURS` per key of a grid of the last two axes, short ones, for one query."""
+    rows = [_indices(legend.signs(line)[place]) for line, place in zip(lines, query, strict=True)]
+    # a key is what the last kind in the table says that one of its axes has: not read, if any is
+    grid = np.maximum.outer(*rows[-2:])
+    return grid if at is None else np.maximum(grid, rows[0][at])
+
+
+def _reads(line: BoundAxis, query: int, key: int) -> bool:
+    d = line.axis.dilation
+    return any(key in range(a, a + d * n, d) for a, n in line.key_intervals(query))
+
+
+def _read_shares(line: BoundAxis, query: int, tile: int) -> NDArray[np.float64]:
+    """How much of every tile of keys a query reads."""
+    row = np.zeros(line.keys)
+    for start, count in line.key_intervals(query):
+        row[start : start + line.axis.dilation * count : line.axis.dilation] = 1
+    return np.array([row[at : at + tile].mean() for at in range(0, line.keys, tile)])
+
+
+def _finish(made: Any, panels: Sequence[Any], plan: Plan, lines: tuple[BoundAxis, ...]) -> None:
+    """Title, legend, and no empty frames."""
+    for axes in panels:
+        if not axes.has_data() and not axes.texts:
+            axes.set_axis_off()
+    total = math.prod(line.queries * line.keys for line in lines)
+    pairs = f"{geometry.pairs(lines)} of {total} pairs; {legend.keys_read(lines)}"
+    title = textwrap.fill(repr(plan.request.mask), 48 * max(2, len(lines)))
+    made.suptitle(f"{title}\n{pairs}", fontsize=11)
+    patch, line = _matplotlib("patches").Patch, _matplotlib("lines").Line2D
+    images = [image for axes in panels for image in axes.images if _is_kinds(image)]
+    seen = {int(kind) for image in images for kind in np.unique(image.get_array())}
+    handles = [
+        patch(facecolor=colour, edgecolor="#888888", label=words)
+        for index, (colour, words) in enumerate(COLOURS.values())
+        if index in seen and words
+    ]
+    if handles:
+        look: dict[str, Any] = {"color": _INK, "marker": "o", "linestyle": "", "markersize": 5}
+        handles.append(line([], [], **look, label="own position"))
+        handles.append(line([], [], **look, markerfacecolor="none", label="own position, not read"))
+        made.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=9, frameon=False)
+
+
+def _is_kinds(image: Any) -> bool:
+    return image.get_cmap().name == "kinds"
+
+
+def _matplotlib(part: str) -> Any:
+    """A module of matplotlib, or what to install."""
+    try:
+        return importlib.import_module(f"matplotlib.{part}")
+    except ImportError as error:
+        raise InputError(
+            f"figures need matplotlib, which does not load here: {error}.",
+            fix='pip install "nbattn[viz]"',
+        ) from None

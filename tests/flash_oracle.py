@@ -1,0 +1,109 @@
+"""Owns an independent model of Flash's host code and kernels, pair by pair, and of bands.
+
+It follows the order of the C++ statements with a dictionary of parameters and asks of each element
+whether the kernel's mask keeps it. Nothing is imported from the package.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+
+def band(rows: int, keys: int, left: int | None, right: int | None) -> np.ndarray:
+    """bool [rows, keys] of a top-left band, pair by pair."""
+    found = np.zeros((rows, keys), dtype=bool)
+    for i in range(rows):
+        for j in range(keys):
+            after = left is None or i - j <= left
+            before = right is None or j - i <= right
+            found[i, j] = after and before
+    return found
+
+
+def flash2(
+    rows: int, keys: int, left: int = -1, right: int = -1, causal: bool = False,
+    entry: str = "dense", max_rows: int | None = None, max_keys: int | None = None,
+) -> np.ndarray:  # fmt: skip
+    """flash_api.cpp and mask.h of Flash 2; `max_keys` is the capacity for the kv-cache entry."""
+    host: dict[str, Any] = {"left": left, "right": right, "causal": causal}
+    seqlen_k = keys if entry == "dense" or max_keys is None else max_keys
+    seqlen_q = rows if entry != "varlen" or max_rows is None else max_rows
+    if entry == "varlen":
+        if seqlen_q == 1:
+            host["causal"] = False
+        if host["causal"]:
+            host["right"] = 0
+    if host["left"] >= seqlen_k:
+        host["left"] = -1
+    if host["right"] >= seqlen_k:
+        host["right"] = -1
+    if entry != "varlen":
+        if seqlen_q == 1:
+            host["causal"] = False
+        if host["causal"]:
+            host["right"] = 0
+    host["causal"] = host["left"] < 0 and host["right"] == 0
+    if host["left"] < 0 and host["right"] >= 0:
+        host["left"] = seqlen_k
+    if host["left"] >= 0 and host["right"] < 0:
+        host["right"] = seqlen_k
+    local = (host["left"] >= 0 or host["right"] >= 0) and not host["causal"]
+    found = np.zeros((rows, keys), dtype=bool)
+    for i in range(rows):
+        for j in range(keys):
+            kept = True
+            if host["causal"]:
+                kept = j < min(keys, i + 1 + keys - rows)
+            elif local:
+                kept = j < min(keys, i + 1 + keys - rows + host["right"])
+                kept = kept and j >= max(0, i + keys - rows - host["left"])
+            found[i, j] = kept
+    return found
+
+
+def flash3(
+    rows: int, keys: int, left: int = -1, right: int = -1, causal: bool = False
+) -> np.ndarray:
+    """hopper/flash_api.cpp and mask.h."""
+    if left >= keys - 1:
+        left = -1
+    if right >= rows - 1:
+        right = -1
+    if rows == 1 and left == -1 and right == -1:
+        causal = False
+    if causal:
+        right = 0
+    causal = left < 0 and right == 0
+    local = (left >= 0 or right >= 0) and not causal
+    left, right = (keys - 1 if left < 0 else left), (rows - 1 if right < 0 else right)
+    found = np.zeros((rows, keys), dtype=bool)
+    for i in range(rows):
+        diagonal = i + keys - rows
+        for j in range(keys):
+            found[i, j] = not (causal or local)
+            if causal:
+                found[i, j] = j <= diagonal
+            if local:
+                found[i, j] = diagonal - left <= j <= diagonal + right
+    return found
+
+
+def flash4(
+    rows: int, keys: int, left: int | None = None, right: int | None = None, causal: bool = False
+) -> np.ndarray:
+    """flash_attn/cute/interface.py and mask.py."""
+    if causal:
+        right = 0
+    if left is not None and right is not None and left + right < 0:
+        left, right = None, 0 if causal else None
+    found = np.ones((rows, keys), dtype=bool)
+    for i in range(rows):
+        for j in range(keys):
+            place = j - (i + keys - rows)
+            if left is not None and place < -left:
+                found[i, j] = False
+            if right is not None and place > right:
+                found[i, j] = False
+    return found

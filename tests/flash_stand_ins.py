@@ -1,0 +1,236 @@
+"""Owns providers that are not there: modules with the providers' own signatures, computed densely.
+
+Their masks come from the host code of `flash_oracle`, their layouts, signs and refusals from the
+providers: what an adapter gets wrong shows as a wrong number or an error.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flash_oracle
+import torch
+from torch import Tensor
+
+Arrays = tuple[Tensor, Tensor, Tensor]
+
+
+def check(tensors: Arrays, scale: float) -> None:
+    sizes = {t.shape[-1] for t in tensors}
+    assert len(sizes) == 1, sizes
+    assert sizes.pop() % 8 == 0
+    assert all(t.stride(-1) == 1 for t in tensors)
+    assert scale > 0
+
+
+def scores(tensors: Arrays, allowed: Any, scale: float, softcap: float) -> tuple[Tensor, Tensor]:
+    """Scores `[B, H, N, M]` of tensors `[B, N, H, D]`, and their slope."""
+    query, key = (t.transpose(1, 2).double() for t in tensors[:2])
+    key = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
+    found = query @ key.mT * scale
+    slope = torch.ones_like(found)
+    if softcap:
+        slope = 1 - torch.tanh(found / softcap) ** 2
+        found = softcap * torch.tanh(found / softcap)
+    return found.masked_fill(~torch.from_numpy(allowed), float("-inf")), slope
+
+
+def forward(
+    tensors: Arrays, allowed: Any, scale: float, softcap: float, empty: float
+) -> tuple[Tensor, Tensor]:
+    """Output `[B, N, H, D]` and logsumexp `[B, H, N]`, `empty` for rows without keys."""
+    check(tensors, scale)
+    found, _ = scores(tensors, allowed, scale, softcap)
+    lse = found.logsumexp(-1)
+    value = tensors[2].transpose(1, 2).double()
+    value = value.repeat_interleave(found.shape[1] // value.shape[1], dim=1)
+    out = torch.softmax(found, -1).nan_to_num(0) @ value
+    out = out.transpose(1, 2).contiguous().to(tensors[0].dtype)
+    return out, lse.masked_fill(lse == float("-inf"), empty).to(tensors[0].dtype)
+
+
+def backward(
+    tensors: Arrays, rows: tuple[Tensor, Tensor, Tensor], allowed: Any, scale: float,
+    softcap: float, empty: float, grad_lse: Tensor | None = None,
+) -> Arrays:  # fmt: skip
+    """Gradients from grad_out, out `[B, N, H, D]` and lse `[B, H, N]`."""
+    check(tensors, scale)
+    grad_out, out, lse = rows
+    assert grad_out.shape == out.shape == tensors[0].shape
+    found, slope = scores(tensors, allowed, scale, softcap)
+    assert lse.is_contiguous()
+    assert lse.shape == found.shape[:3]
+    nothing = torch.from_numpy(~allowed.any(1)).expand_as(lse)
+    assert (lse[nothing] != -empty).all()
+    weights = (found - lse.double()[..., None]).exp().nan_to_num(0)
+    group = found.shape[1] // tensors[1].shape[2]
+    query, key, value = (t.transpose(1, 2).double() for t in tensors)
+    key, value = (t.repeat_interleave(group, dim=1) for t in (key, value))
+    upward = grad_out.transpose(1, 2).double()
+    delta = (upward * out.transpose(1, 2).double()).sum(-1)
+    if grad_lse is not None:
+        delta = delta - grad_lse
+    grad = weights * (upward @ value.mT - delta[..., None]) * slope * scale
+    parts = (grad @ key, grad.mT @ query, weights.mT @ upward)
+    parts = (parts[0], *(t.unflatten(1, (-1, group)).sum(2) for t in parts[1:]))
+    query, key, value = (t.transpose(1, 2).to(tensors[0].dtype) for t in parts)
+    return query, key, value
+
+
+def unpacked(tensors: Arrays, starts: tuple[Tensor, Tensor]) -> Arrays:
+    """Sequences of equal lengths as a batch."""
+    for start in starts:
+        assert start.dtype == torch.int32
+        assert (start.diff() == start[1]).all()
+    counts = (starts[0], starts[1], starts[1])
+    return tuple(
+        t.unflatten(0, (len(start) - 1, -1)) for t, start in zip(tensors, counts, strict=True)
+    )  # pyright: ignore
+
+
+class Flash2:
+    """flash_attn.flash_attn_interface 2.8, and the meaning of torch's operator."""
+
+    softcaps = True
+
+    def _flash_attn_forward(
+        self, q, k, v, dropout_p, softmax_scale, causal, window_size_left, window_size_right,
+        softcap, alibi_slopes, return_softmax,
+    ):  # fmt: skip
+        assert (dropout_p, alibi_slopes, return_softmax) == (0.0, None, False)
+        allowed = flash_oracle.flash2(
+            q.shape[1], k.shape[1], window_size_left, window_size_right, causal
+        )
+        out, lse = forward((q, k, v), allowed, softmax_scale, softcap, float("inf"))
+        return out, lse, None, None
+
+    def _flash_attn_varlen_forward(
+        self, q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, dropout_p,
+        softmax_scale, causal, window_size_left=-1, window_size_right=-1, softcap=0.0,
+        alibi_slopes=None, return_softmax=False,
+    ):  # fmt: skip
+        assert (dropout_p, alibi_slopes, return_softmax) == (0.0, None, False)
+        tensors = unpacked((q, k, v), (cu_seqlens_q, cu_seqlens_k))
+        allowed = flash_oracle.flash2(
+            tensors[0].shape[1], tensors[1].shape[1], window_size_left, window_size_right, causal,
+            "varlen", max_seqlen_q, max_seqlen_k,
+        )  # fmt: skip
+        out, lse = forward(tensors, allowed, softmax_scale, softcap, float("inf"))
+        return out.flatten(0, 1), lse.transpose(0, 1).flatten(1), None, None
+
+    def _flash_attn_backward(
+        self, dout, q, k, v, out, softmax_lse, dq, dk, dv, dropout_p, softmax_scale, causal,
+        window_size_left, window_size_right, softcap, alibi_slopes, deterministic, rng_state=None,
+    ):  # fmt: skip
+        allowed = flash_oracle.flash2(
+            q.shape[1], k.shape[1], window_size_left, window_size_right, causal
+        )
+        rows = (dout, out, softmax_lse)
+        found = backward((q, k, v), rows, allowed, softmax_scale, softcap, float("inf"))
+        for into, part in zip((dq, dk, dv), found, strict=True):
+            into.copy_(part)
+
+    def _flash_attn_varlen_backward(
+        self, dout, q, k, v, out, softmax_lse, dq, dk, dv, cu_seqlens_q, cu_seqlens_k,
+        max_seqlen_q, max_seqlen_k, dropout_p, softmax_scale, causal, window_size_left,
+        window_size_right, softcap, alibi_slopes, deterministic, rng_state=None,
+    ):  # fmt: skip
+        starts = (cu_seqlens_q, cu_seqlens_k)
+        tensors = unpacked((q, k, v), starts)
+        dout, out = (t.unflatten(0, (len(cu_seqlens_q) - 1, -1)) for t in (dout, out))
+        batch, rows = tensors[0].shape[:2]
+        allowed = flash_oracle.flash2(
+            rows, tensors[1].shape[1], window_size_left, window_size_right, causal, "varlen",
+            max_seqlen_q, max_seqlen_k,
+        )  # fmt: skip
+        assert softmax_lse.is_contiguous()
+        lse = softmax_lse.unflatten(1, (batch, rows)).transpose(0, 1).contiguous()
+        found = backward(tensors, (dout, out, lse), allowed, softmax_scale, softcap, float("inf"))
+        for into, part in zip((dq, dk, dv), found, strict=True):
+            into.copy_(part.flatten(0, 1))
+
+
+def aten_forward(
+    q, k, v, cum_seq_q, cum_seq_k, max_q, max_k, dropout_p, is_causal, return_debug_mask, *,
+    scale=None, window_size_left=None, window_size_right=None, seqused_k=None, alibi_slopes=None,
+    block_table=None, num_splits=None,
+):  # fmt: skip
+    """aten::_flash_attention_forward."""
+    window = (is_causal, window_size_left, window_size_right, 0.0, None, False)
+    if cum_seq_q is None:
+        assert (max_q, max_k) == (q.shape[1], k.shape[1])
+        out, lse, *_ = Flash2()._flash_attn_forward(q, k, v, dropout_p, scale, *window)
+    else:
+        out, lse, *_ = Flash2()._flash_attn_varlen_forward(
+            q, k, v, cum_seq_q, cum_seq_k, max_q, max_k, dropout_p, scale, *window
+        )
+    none = torch.empty(0)
+    return out, lse, none, none.clone(), none.clone()
+
+
+def aten_backward(
+    grad_out, q, k, v, out, logsumexp, cum_seq_q, cum_seq_k, max_q, max_k, dropout_p, is_causal,
+    rng_state, unused, *, scale=None, window_size_left=None, window_size_right=None,
+):  # fmt: skip
+    """aten::_flash_attention_backward."""
+    grads = [torch.empty_like(t, memory_format=torch.contiguous_format) for t in (q, k, v)]
+    window = (is_causal, window_size_left, window_size_right, 0.0, None, False)
+    rows = (grad_out, q, k, v, out, logsumexp, *grads)
+    if not isinstance(cum_seq_q, Tensor):
+        Flash2()._flash_attn_backward(*rows, dropout_p, scale, *window)
+    else:
+        Flash2()._flash_attn_varlen_backward(
+            *rows, cum_seq_q, cum_seq_k, max_q, max_k, dropout_p, scale, *window
+        )
+    return tuple(grads)
+
+
+class Flash3:
+    """flash_attn_interface of flash-attn 3."""
+
+    def _flash_attn_forward(
+        self, q, k, v, *, softmax_scale=None, causal=False, window_size_left=-1,
+        window_size_right=-1, softcap=0.0,
+    ):  # fmt: skip
+        allowed = flash_oracle.flash3(
+            q.shape[1], k.shape[1], window_size_left, window_size_right, causal
+        )
+        out, lse = forward((q, k, v), allowed, softmax_scale, softcap, float("-inf"))
+        return out, lse, None, None
+
+    def _flash_attn_backward(
+        self, dout, q, k, v, out, softmax_lse, *, dq, dk, dv, softmax_scale=None, is_causal=False,
+        window_size_left=-1, window_size_right=-1, softcap=0.0, deterministic=False,
+    ):  # fmt: skip
+        allowed = flash_oracle.flash3(
+            q.shape[1], k.shape[1], window_size_left, window_size_right, is_causal
+        )
+        rows = (dout, out, softmax_lse)
+        found = backward((q, k, v), rows, allowed, softmax_scale, softcap, float("-inf"))
+        for into, part in zip((dq, dk, dv), found, strict=True):
+            into.copy_(part)
+
+
+class Flash4:
+    """flash_attn.cute.interface of flash-attn 4."""
+
+    def _flash_attn_fwd(
+        self, q, k, v, *, softmax_scale=None, causal=False, softcap=None, window_size_left=None,
+        window_size_right=None, return_lse=False,
+    ):  # fmt: skip
+        assert return_lse
+        assert softcap is None or softcap > 0
+        allowed = flash_oracle.flash4(
+            q.shape[1], k.shape[1], window_size_left, window_size_right, causal
+        )
+        return forward((q, k, v), allowed, softmax_scale, softcap or 0.0, float("-inf"))
+
+    def _flash_attn_bwd(
+        self, q, k, v, out, dout, lse, *, softmax_scale=None, causal=False, softcap=0.0,
+        window_size_left=None, window_size_right=None, deterministic=False, dlse=None,
+    ):  # fmt: skip
+        allowed = flash_oracle.flash4(
+            q.shape[1], k.shape[1], window_size_left, window_size_right, causal
+        )
+        rows = (dout, out, lse)
+        return backward((q, k, v), rows, allowed, softmax_scale, softcap, float("-inf"), dlse)

@@ -1,0 +1,314 @@
+"""Owns the doctor: the truth of its report, and that nothing broken on a machine makes it fail."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+from nbattn import cli, doctor
+from nbattn.cli import doctor as command
+from nbattn.planner import measured
+from nbattn.planner.request import BACKENDS
+
+ROOT = Path(__file__).resolve().parents[1]
+NAMES = [name for name in BACKENDS[1:] if not name.startswith("flash-model:")]
+# Backends that a CPU does not have, or not for training, and why.
+NOT_HERE = {
+    "flash": "runs on cuda, not on cpu",
+    "flex": "its CPU kernel has no backward",
+    "natten": "natten is not installed on this device",
+}
+# What stands in for a package → how its import ends.
+BROKEN = {
+    "missing": (
+        "raise ModuleNotFoundError(\"No module named 'torch'\")",
+        "No module named 'torch'",
+    ),
+    "library": ("raise OSError('libcudart.so.12: cannot open')", "OSError: libcudart.so.12"),
+    "exit": ("raise SystemExit(3)", "SystemExit: 3"),
+    "odd": ("class Odd(BaseException):\n    def __str__(self): 1 / 0\nraise Odd", "Odd"),
+    "half": ("", "AttributeError: module 'torch' has no attribute '__version__'"),
+    "crash": ("import os\nos.abort()", "the process ended with status -6 at: torch"),
+    "noise": ("print('nbattn-doctor is fun')\nraise ValueError(1)", "ValueError: 1"),
+    "syntax": ("def", "SyntaxError"),
+}
+FIXES = {"missing": "pip install torch", "library": "pip install --force-reinstall torch"}
+
+
+def run(
+    *arguments: str, path: Path | None = None, **variables: str
+) -> subprocess.CompletedProcess[str]:
+    places = os.pathsep.join(map(str, filter(None, [path, ROOT])))
+    return subprocess.run(
+        [sys.executable, "-m", "nbattn", "doctor", *arguments],
+        env={**os.environ, "PYTHONPATH": places, "OMP_NUM_THREADS": "1", **variables},
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        timeout=100,
+    )
+
+
+@pytest.fixture(scope="module")
+def healthy() -> dict[str, object]:
+    done = run("--json")
+    assert (done.returncode, done.stderr) == (0, "")
+    return json.loads(done.stdout)
+
+
+def test_every_backend_of_the_planner_is_tried(healthy) -> None:
+    found = {
+        backend["name"]: backend for backend in healthy["backends"] if backend["device"] == "cpu"
+    }
+    assert list(found) == NAMES
+    for name, backend in found.items():
+        family = name.partition(":")[0]
+        if family in NOT_HERE:
+            assert NOT_HERE[family] in backend["reason"]
+            continue
+        assert backend["usable"]
+        assert backend["max_error"] <= 1e-4
+    assert found["reference"]["max_error"] == 0
+    assert healthy["usable"] is True
+
+
+def test_facts_of_this_machine(healthy) -> None:
+    assert healthy["torch"]["version"].split("+")[0] == metadata.version("torch").split("+")[0]
+    assert healthy["torch"]["devices"][0] == {"name": "cpu"}
+    assert healthy["nbattn"]["path"] == str(ROOT / "nbattn")
+    assert healthy["machine"]["cores"] == os.cpu_count()
+    packages = {package["name"]: package for package in healthy["packages"]}
+    assert list(packages)[:4] == ["torch", "numpy", "pydantic", "rich"]
+    assert packages["numpy"]["installed"] == metadata.version("numpy")
+    assert packages["pyyaml"]["extras"] == ["yaml"]
+    assert packages["matplotlib"]["extras"] == ["viz", "demo"]
+    assert "hypothesis" not in packages
+    for name in ("torch", "numpy", "pydantic", "rich"):
+        assert packages[name]["importable"] is True
+        assert packages[name]["fits"] is True
+
+
+@pytest.mark.parametrize("way", BROKEN)
+def test_a_broken_torch_is_reported_not_raised(way: str, tmp_path: Path) -> None:
+    source, words = BROKEN[way]
+    (tmp_path / "torch.py").write_text(source)
+    done = run("--json", path=tmp_path)
+    assert (done.returncode, done.stderr) == (1, "")
+    facts = json.loads(done.stdout)
+    assert words in facts["torch"]["error"]
+    assert facts["torch"].get("fix") == FIXES.get(way, facts["torch"].get("fix"))
+    assert [backend["usable"] for backend in facts["backends"]] == [False] * len(NAMES)
+    assert all(words in backend["reason"] for backend in facts["backends"])
+    assert facts["usable"] is False
+
+
+def test_a_broken_numpy_and_rich_and_yaml(tmp_path: Path) -> None:
+    for name in ("numpy", "rich", "yaml"):
+        (tmp_path / f"{name}.py").write_text(f"raise RuntimeError('{name} is broken')")
+    done = run("--json", path=tmp_path)
+    facts = json.loads(done.stdout)
+    packages = {package["name"]: package for package in facts["packages"]}
+    for name in ("numpy", "rich", "pyyaml"):
+        assert packages[name]["importable"] is False
+    assert packages["rich"]["error"] == "RuntimeError: rich is broken"
+    assert done.stderr == ""
+    assert done.returncode == 1
+    assert not any(backend["usable"] for backend in facts["backends"])
+
+
+def test_an_optional_package_that_crashes_costs_no_backend(tmp_path: Path) -> None:
+    (tmp_path / "yaml.py").write_text("import os\nos.abort()")
+    done = run("--json", path=tmp_path)
+    facts = json.loads(done.stdout)
+    assert done.returncode == 0
+    usable = {backend["name"] for backend in facts["backends"] if backend["usable"]}
+    assert usable >= {"reference", "tiled", "sdpa", "flash-model"}
+    (yaml,) = (package for package in facts["packages"] if package["import_name"] == "yaml")
+    assert yaml["error"] == "the process ended with status -6 at: import yaml"
+
+
+def test_an_import_that_hangs_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "torch.py").write_text("import time\ntime.sleep(60)")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(doctor, "SECONDS", 1)
+    facts = doctor.report()
+    assert facts["torch"] == {"error": "the process took longer than 1 s at: torch"}
+    assert facts["usable"] is False
+
+
+def test_parts_that_fail_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("no such luck")
+
+    for part in ("_python", "_machine", "_packages", "_second_process", "_cache", "_backends"):
+        monkeypatch.setattr(doctor, part, fail)
+    facts = doctor.report()
+    words = {"error": "RuntimeError: no such luck"}
+    for part in ("python", "machine", "packages", "torch", "cache", "backends"):
+        assert facts[part] == words
+    assert facts["usable"] is False
+    rows = list(command.rows(facts))
+    assert ("torch", "error", "RuntimeError: no such luck") in rows
+    assert ("backend", "error", "RuntimeError: no such luck") in rows
+
+
+def test_text_says_what_json_says(healthy, capsys: pytest.CaptureFixture[str]) -> None:
+    command.show(list(command.rows(healthy)))
+    text = capsys.readouterr().out
+    assert text.isascii()
+    assert "\x1b" not in text
+    for backend in healthy["backends"]:
+        assert f"{backend['name']} on {backend['device']}" in text
+    for package in healthy["packages"]:
+        assert re.search(rf"^(package| ) +{re.escape(package['name'])} ", text, re.M)
+    assert f"version                {healthy['torch']['version']}" in text
+    assert 'natten                 not installed; pip install "nbattn[natten]"' in text
+    assert "NBATTN_CACHE           off" in text
+
+
+def test_a_table_on_a_terminal(
+    healthy, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", "50")
+    table = list(command.rows(healthy))
+    command.show(table)
+    text = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out)
+    assert "│" in text
+    assert max(map(len, text.splitlines())) <= 50
+    assert "…" not in text
+    for _, name, _ in table:
+        assert name.split()[0][:10] in text
+    monkeypatch.setitem(sys.modules, "rich.table", None)
+    command.show(table)
+    assert capsys.readouterr().out.startswith("(plain: rich does not work here: ModuleNotFound")
+
+
+def test_words_for_trouble() -> None:
+    package = {"name": "natten", "extras": ["natten"], "wanted": "==0.21.7", "installed": "0.20"}
+    package |= {"fits": False, "importable": False, "error": "OSError: x"}
+    assert command._package(package) == (
+        "natten",
+        "0.20; outside ==0.21.7; does not load: OSError: x",
+    )
+    backend = {"name": "sdpa", "device": "cpu", "usable": False, "reason": "wrong by 1", "fix": "y"}
+    assert command._backend(backend) == ("sdpa on cpu", "not usable: wrong by 1; y")
+
+
+def test_a_wrong_backend_is_not_usable(monkeypatch: pytest.MonkeyPatch) -> None:
+    from nbattn import functional
+
+    attention = functional.attention
+
+    def off(*tensors: object, backend: str) -> object:
+        return attention(*tensors, backend=backend) * (1.1 if backend == "tiled" else 1)
+
+    monkeypatch.setattr(functional, "attention", off)
+    assert doctor._try("sdpa", "cpu")["usable"] is True
+    found = doctor._try("tiled", "cpu")
+    assert found["usable"] is False
+    assert found["reason"].startswith("wrong by ")
+
+
+def test_a_refusal_keeps_its_reason_and_fix() -> None:
+    found = doctor._try("no-such-backend", "cpu")
+    assert found["usable"] is False
+    assert "no-such-backend" in found["reason"]
+    assert found["fix"]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "version", "fits"),
+    [
+        ("", "1", True),
+        (">=2.8", "2.13.0+cpu", True),
+        (">=2.8", "2.7.1", False),
+        (">=14.2,<15", "15.0", False),
+        (">=14.2,<15", "14.2", True),
+        ("==0.21.7", "0.21.7", True),
+        ("==0.21.7", "0.21.6", False),
+        (">=2", "2", True),
+        ("~=2", "2", None),
+    ],
+)
+def test_version_ranges(wanted: str, version: str, fits: bool | None) -> None:
+    assert doctor._fits(wanted, version) is fits
+
+
+def test_requirements_of_an_installation_are_those_of_the_checkout(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    wheel = [
+        "torch>=2.8",
+        "pyyaml; extra == 'yaml'",
+        'cupy-cuda12x<15,>=14.2; extra == "cuda12"',
+        "nbattn[yaml]; extra == 'all'",
+        "pytest>=9; extra == 'dev'",
+    ]
+    monkeypatch.setattr(doctor, "__file__", str(tmp_path / "nbattn" / "doctor.py"))
+    monkeypatch.setattr(doctor.importlib.metadata, "requires", lambda name: wheel)
+    assert list(doctor._requirements()) == [
+        ("torch", ">=2.8", ""),
+        ("pyyaml", "", "yaml"),
+        ("cupy-cuda12x", "<15,>=14.2", "cuda12"),
+    ]
+
+
+def test_environment_variables_are_those_the_source_reads() -> None:
+    sources = [path.read_text("utf-8") for path in (ROOT / "nbattn").rglob("*.py")]
+    found = {name for text in sources for name in re.findall(r"\"(NBATTN_[A-Z]+)\"", text)}
+    assert found == set(doctor.VARIABLES)
+
+
+def test_cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert doctor._cache() == {"path": None, "exists": False}  # the tests have NBATTN_CACHE=off
+    monkeypatch.delenv("NBATTN_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    measured.forget()
+    folder = tmp_path / "nbattn"
+    assert doctor._cache() == {"path": str(folder), "exists": False}
+    (folder / "a").mkdir(parents=True)
+    (folder / "a" / "b").write_bytes(b"12345")
+    (folder / "gone").symlink_to("nowhere")
+    folder.chmod(0o777)
+    found = doctor._cache()
+    assert (found["files"], found["mode"]) == (2, "drwxrwxrwx")
+    assert found["bytes"] == 5 + len("nowhere")
+    assert found["others_may_write"] is True
+    folder.chmod(0o700)
+    assert doctor._cache()["others_may_write"] is False
+    measured.forget()
+    assert doctor._cache()["costs"] == "nothing measured"
+    (folder / "costs.json").write_text("{}")
+    measured.forget()
+    assert (
+        doctor._cache()["costs"] == f"{folder / 'costs.json'} has format None, this version reads 1"
+    )
+    measured.forget()
+
+
+def test_exit_status(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(doctor, "_second_process", lambda names: {})
+    assert cli.main(["doctor", "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)["usable"] is False
+    assert cli.main(["doctor"]) == 1
+    assert "not usable: was not tried" in capsys.readouterr().out
+
+
+def test_loading_it_loads_the_standard_library_only() -> None:
+    code = (
+        "import sys; before = set(sys.modules); import nbattn.doctor, nbattn.cli.doctor\n"
+        "new = {name.split('.')[0] for name in set(sys.modules) - before}\n"
+        "print(sorted(new - set(sys.stdlib_module_names)))"
+    )
+    flags = [sys.executable, "-c", code]
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(flags, env=env, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "['nbattn']"

@@ -1,0 +1,284 @@
+"""Owns the check of Flash dialects: what each entry computes for each tuple, tiles, limits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from itertools import product
+from types import SimpleNamespace
+from typing import Any
+
+import flash_oracle
+import numpy as np
+import pytest
+
+from nbattn.dialects import device
+from nbattn.dialects.bands import Band, cut, cuts, first_difference, trim
+from nbattn.dialects.flash import DIALECTS, Flash, Told, tell
+from nbattn.dialects.flash_providers import PROVIDERS, padded, tile
+
+Count = Callable[[str, int], None]
+LENGTHS = range(1, 13)
+SHAPES = tuple(product(LENGTHS, repeat=2))
+
+
+def matrix(band: Band, rows: int, keys: int) -> np.ndarray:
+    return flash_oracle.band(rows, keys, band.left, band.right)
+
+
+# Bands
+
+
+@pytest.mark.parametrize("keys", range(1, 7))
+def test_trimming_keeps_every_pair_and_makes_both_windows_non_negative(
+    keys: int, cases: Count
+) -> None:
+    sides = (None, *range(-8, 9))
+    for rows, left, right in product(range(1, 7), sides, sides):
+        band = Band(left, right)
+        whole = matrix(band, rows, keys)
+        found = trim(band, rows, keys)
+        cases("bands, trimmed", 1)
+        if found is None:
+            assert not whole.any()
+            continue
+        part = np.zeros_like(whole)
+        part[found.row : found.row_stop, found.key : found.key_stop] = matrix(
+            found.band, found.rows, found.keys
+        )
+        assert np.array_equal(part, whole)
+        assert whole[found.row : found.row_stop].any(1).all()
+        shift = found.keys - found.rows
+        assert found.band.left is None or found.band.left + shift >= 0
+        assert found.band.right is None or found.band.right - shift >= 0
+        assert np.array_equal(matrix(band.limits(rows, keys), rows, keys), whole)
+
+
+def test_a_difference_is_found_at_the_first_query_that_has_one(cases: Count) -> None:
+    sides = (None, *range(-3, 5))
+    bands = [Band(left, right) for left, right in product(sides, repeat=2)]
+    for rows, keys in ((1, 1), (1, 4), (4, 1), (2, 5), (5, 2), (4, 4)):
+        pictures = [matrix(band, rows, keys) for band in bands]
+        for (one, a), (other, b) in product(list(zip(bands, pictures, strict=True)), repeat=2):
+            wrong = (a != b).any(1)
+            want = int(wrong.argmax()) if wrong.any() else None
+            assert first_difference(one, other, rows, keys) == want, (one, other, rows, keys)
+        cases("bands, compared", len(bands) ** 2)
+
+
+def test_a_cut_band_is_the_band(cases: Count) -> None:
+    sides = (None, *range(10))
+    for (rows, keys), left, right in product(product(range(1, 9), repeat=2), sides, sides):
+        found = trim(Band(left, right), rows, keys)
+        if found is None:
+            continue
+        band = found.band
+        for at in [(), *cuts(band, found.keys)]:
+            part = np.zeros((found.rows, found.keys), dtype=int)
+            for one in cut(band, found.rows, found.keys, at):
+                part[one.row : one.row_stop, one.key : one.key_stop] += matrix(
+                    one.band, one.rows, one.keys
+                )
+            assert np.array_equal(part, matrix(band, found.rows, found.keys).astype(int))
+            cases("bands, cut", 1)
+
+
+# Meanings
+
+SIDES = (-4, -1, 0, 1, 2, 5, 8, 11, 12, 20)
+
+
+def said(call: Flash, rows: int, keys: int) -> np.ndarray:
+    """The call's meaning, once as rows and once as a matrix."""
+    allowed = call.allowed((rows,), (keys,))
+    starts, counts, step = call.rows(0, rows, keys)
+    assert step == 1
+    again = np.zeros_like(allowed)
+    for i in range(rows):
+        for start, count in zip(starts[i], counts[i], strict=True):
+            again[i, start : start + count] = True
+    assert np.array_equal(again, allowed)
+    return allowed
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_flash_2_dense_is_its_host_code(causal: bool, cases: Count) -> None:
+    for (rows, keys), left, right in product(SHAPES, SIDES, SIDES):
+        call = Flash("fa2", "dense", Told(left, right, causal))
+        want = flash_oracle.flash2(rows, keys, left, right, causal)
+        assert np.array_equal(said(call, rows, keys), want), (rows, keys, left, right)
+        cases("meaning, flash 2 dense", 1)
+
+
+@pytest.mark.parametrize("entry", ["varlen", "kvcache"])
+def test_flash_2_compares_with_the_length_it_is_told(entry: str, cases: Count) -> None:
+    shapes = product((1, 2, 3, 5, 9), repeat=2)
+    sides = (-2, -1, 0, 1, 3, 6, 9, 10)
+    for (rows, keys), left, right, more, causal, one in product(
+        shapes, sides, sides, (0, 1, 4), (False, True), (False, True)
+    ):
+        told = Told(left, right, causal, 1 if one else rows, keys + more)
+        want = flash_oracle.flash2(
+            rows, keys, left, right, causal, entry, 1 if one else rows, keys + more
+        )
+        assert np.array_equal(said(Flash("aten", entry, told), rows, keys), want), (told, rows)
+        cases(f"meaning, flash 2 {entry}", 1)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_flash_3_is_its_host_code(causal: bool, cases: Count) -> None:
+    for (rows, keys), left, right in product(SHAPES, SIDES, SIDES):
+        call = Flash("fa3", "dense", Told(left, right, causal))
+        want = flash_oracle.flash3(rows, keys, left, right, causal)
+        assert np.array_equal(said(call, rows, keys), want), (rows, keys, left, right)
+        cases("meaning, flash 3", 1)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_flash_4_is_its_host_code(causal: bool, cases: Count) -> None:
+    sides = (None, *SIDES, -7)
+    for (rows, keys), left, right in product(SHAPES, sides, sides):
+        call = Flash("fa4", "dense", Told(left, right, causal))
+        want = flash_oracle.flash4(rows, keys, left, right, causal)
+        assert np.array_equal(said(call, rows, keys), want), (rows, keys, left, right)
+        cases("meaning, flash 4", 1)
+
+
+TABLE = {
+    (-1, -1): ("4444", "4444", "4444"),
+    (-1, 0): ("1234", "1234", "4444"),
+    (-1, 2): ("3444", "3444", "2210"),
+    (0, -1): ("4321", "4321", "4444"),
+    (2, -1): ("4443", "4443", "0122"),
+    (3, -2): ("4444", "4444", "0012"),
+}
+
+
+@pytest.mark.parametrize("window", TABLE)
+def test_one_tuple_has_three_meanings(window: tuple[int, int]) -> None:
+    """Keys per row of a 4 x 4 problem, literally."""
+    for provider, want in zip(("fa2", "fa3", "fa4"), TABLE[window], strict=True):
+        counts = Flash(provider, "dense", Told(*window)).allowed((4,), (4,)).sum(1)
+        assert "".join(map(str, counts)) == want, provider
+
+
+def test_a_window_stays_on_its_axis() -> None:
+    call = Flash("fa2", "dense", Told(-1, 0), axis=1)
+    assert call.rows(0, 1, 3)[1].tolist() == [[0, 3]]
+    assert call.rows(1, 3, 3)[1].tolist() == [[0, 1], [0, 2], [0, 3]]
+
+
+def test_a_varlen_call_says_every_trimmed_band(cases: Count) -> None:
+    sides = (None, *range(13))
+    for (rows, keys), left, right in product(product(range(1, 9), repeat=2), sides, sides):
+        found = trim(Band(left, right), rows, keys)
+        if found is None:
+            continue
+        want = matrix(found.band, found.rows, found.keys)
+        for provider in ("aten", "fa3", "fa4"):
+            call = tell(provider, found.band, found.rows, found.keys, varlen=provider == "aten")
+            assert np.array_equal(call.allowed((found.rows,), (found.keys,)), want)
+            cases("told, one call after trimming", 1)
+
+
+# Tiles
+
+
+def configurations() -> Iterator[tuple[Flash, int, int]]:
+    lengths, sides = (1, 2, 3, 5, 8, 11), (0, 1, 3, 7, 12)
+    for rows, keys, left, right in product(lengths, lengths, (-1, *sides), (-1, *sides)):
+        yield Flash("fa2", "dense", Told(left, right)), rows, keys
+        yield Flash("fa3", "dense", Told(left, right)), rows, keys
+    wild = (None, -5, -2, 0, 3, 7)
+    for rows, keys, left, right in product(lengths, lengths, wild, wild):
+        yield Flash("fa4", "dense", Told(left, right)), rows, keys
+
+
+@pytest.mark.parametrize("tile_", [(1, 1), (2, 2), (4, 2), (2, 4), (3, 5)])
+def test_the_blocks_a_kernel_visits_hold_every_pair(tile_: tuple[int, int], cases: Count) -> None:
+    for call, rows, keys in configurations():
+        allowed = call.allowed((rows,), (keys,))
+        first, end = call.key_blocks(tile_, rows, keys)
+        for m, row in enumerate(range(0, rows, tile_[0])):
+            held = np.flatnonzero(allowed[row : row + tile_[0]].any(0)) // tile_[1]
+            assert first[m] >= 0
+            if held.size:
+                assert (first[m], end[m]) <= (held.min(), -(-keys // tile_[1]))
+                assert end[m] > held.max()
+                assert first[m] <= held.min()
+            assert end[m] - first[m] >= call.dialect.every_tile
+        cases("tiles, blocks of keys", len(first))
+
+
+def test_the_blocks_of_the_seeds_own_example() -> None:
+    """7,688 queries, 2,048 keys, causal from the top-left corner, tiles of 128 x 64."""
+    call = tell("aten", Band(None, 0), 7688, 2048, varlen=True)
+    assert call.describe() == "varlen window_size=(-1, 5640) max_seqlen_k=7688"
+    first, end = call.key_blocks(tile("aten", device.named("sm_90"), 128), 7688, 2048)
+    assert len(first) == 61
+    assert not first.any()
+    assert end[:17].tolist() == [2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30, 32, 32]
+    assert set(end[16:].tolist()) == {32}
+    dense = tell("aten", Band(None, 0), 7688, 2048)
+    assert dense.band(7688, 2048) == Band()  # 5640 >= 2048: unlimited, so every key is read
+
+
+# Limits
+
+FACTS = {
+    "device": replace(
+        device.DEVICES["sm_90"], providers=tuple(p.package for p in PROVIDERS.values())
+    ),
+    "dtype": "bfloat16",
+    "head_dim": 64,
+    "value_dim": 64,
+    "training": False,
+    "return_lse": False,
+    "softcap": False,
+    "key_range": False,
+    "sink": False,
+    "extra_keys": 0,
+    "deterministic": False,
+}
+LIMITS = [
+    ("aten", {"device": device.DEVICES["sm_75"]}, "runs on sm_80 to sm_121, not on sm_75"),
+    ("aten", {"dtype": "float32"}, "takes float16, bfloat16, not float32"),
+    ("aten", {"head_dim": 264}, "takes head sizes up to 256, not 264"),
+    ("aten", {"value_dim": 300}, "takes head sizes up to 256, not 300"),
+    ("aten", {"softcap": True}, "has no softcap"),
+    ("fa2", {"key_range": True}, "has no key_range"),
+    ("fa2", {"device": device.DEVICES["sm_90"]}, "needs the package flash-attn, which is"),
+    ("fa3", {"training": True, "return_lse": True}, "its backward cannot use a gradient of"),
+    ("fa3", {"head_dim": 250, "training": True, "deterministic": True}, "has no deterministic"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "facts", "text"), LIMITS)
+def test_a_limit_of_a_provider_is_a_reason(name: str, facts: dict[str, Any], text: str) -> None:
+    assert PROVIDERS[name].reasons(SimpleNamespace(**FACTS)) == []
+    (reason,) = PROVIDERS[name].reasons(SimpleNamespace(**(FACTS | facts)))
+    assert reason.text.startswith(text)
+
+
+@pytest.mark.parametrize(
+    ("name", "on", "facts", "text"),
+    [
+        ("fa3", "sm_100", {}, "runs on sm_80 to sm_90, not on sm_100"),
+        ("fa4", "sm_80", {"training": True}, "has no backward on sm_80"),
+        ("fa4", "sm_100", {"head_dim": 192, "value_dim": 192}, "takes head sizes up to 128"),
+        ("fa4", "sm_120", {"training": True, "deterministic": True}, "has no deterministic"),
+        ("aten", "cpu", {}, "runs on cuda, not on cpu"),
+    ],
+)
+def test_a_limit_of_a_device_is_a_reason(
+    name: str, on: str, facts: dict[str, Any], text: str
+) -> None:
+    packages = FACTS["device"].providers
+    asked = FACTS | facts | {"device": replace(device.DEVICES[on], providers=packages)}
+    (reason,) = PROVIDERS[name].reasons(SimpleNamespace(**asked))
+    assert reason.text.startswith(text)
+
+
+def test_providers_are_those_of_the_dialects() -> None:
+    assert set(PROVIDERS) == set(DIALECTS)
+    assert [padded(size) for size in (1, 8, 9, 250)] == [8, 8, 16, 256]
