@@ -15,7 +15,9 @@ from nbattn.errors import MaskError, counted, kind
 
 if TYPE_CHECKING:
     import numpy as np
+    import torch
     from numpy.typing import NDArray
+    from torch.nn.attention.flex_attention import BlockMask
 
 Space = int | Sequence[int]
 MAX_RANK = 3
@@ -306,6 +308,36 @@ class Mask:
         from nbattn import draw
 
         return draw.picture(self, query_space, key_space)
+
+    def to_flex(
+        self,
+        query_space: Space,
+        key_space: Space | None = None,
+        *,
+        device: torch.device | str = "cpu",
+        block: int | Sequence[int] = 128,
+    ) -> BlockMask:
+        """The mask as FlexAttention's `BlockMask` on flat row-major tokens, its `mask_mod` inside.
+
+        Built from intervals, without a dense matrix: full blocks are all the whole ones, no empty
+        block is listed. Needs torch. A query that reads nothing is NaN or 0 there, as torch has it.
+
+        Args:
+            query_space: length of every query axis; an int for one axis.
+            key_space: length of every key axis; default: as the queries.
+            device: where its tensors are.
+            block: tokens per block, one number or (queries, keys).
+
+        Raises:
+            MaskError: the mask does not fit the shape, or there is no query or no key.
+
+        >>> blocks = Mask.sliding_window(100).to_flex(1000)
+        >>> blocks.kv_num_blocks[0, 0].tolist(), blocks.shape
+        ([1, 2, 2, 2, 2, 2, 2, 2], (1, 1, 1000, 1000))
+        """
+        from nbattn.backends import flex
+
+        return flex.block_mask(self, query_space, key_space, device, block)
 
     def code(self) -> list[int]:
         """The mask as a flat list of integers, nine per axis: what operators and kernels

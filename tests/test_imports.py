@@ -52,7 +52,8 @@ ALLOWED = {
     "demo": "errors axis mask geometry dialects planner functional nn config draw plot demo",
     "cli": "errors machine timing cache axis mask geometry dialects planner functional nn config"
     " legend draw plot doctor bench tune demo cli version",
-    "integrations": "errors axis mask geometry dialects planner functional nn config integrations",
+    "integrations": "errors version axis mask geometry dialects planner functional nn config"
+    " integrations",
     "distributed": "errors axis mask geometry planner ops functional",
     "__main__": "cli",
     "": "errors axis mask version",

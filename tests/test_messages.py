@@ -508,7 +508,7 @@ attention(q, q, q, window, extra_key=t(1, 3, 2, 16).half(), extra_value=t(1, 3, 
 BACKENDS = """
 attention(q, q, q, window, backend="magic")
     InputError: backend='magic' is not known.
-      fix:   one of 'auto', 'reference', 'tiled', 'sdpa', 'flash', 'flash:aten', 'flash:fa2', 'flash:fa3', 'flash:fa4', 'flash-model', 'flash-model:aten', 'flash-model:fa2', 'flash-model:fa3', 'flash-model:fa4'.
+      fix:   one of 'auto', 'reference', 'tiled', 'sdpa', 'flash', 'flash:aten', 'flash:fa2', 'flash:fa3', 'flash:fa4', 'flash-model', 'flash-model:aten', 'flash-model:fa2', 'flash-model:fa3', 'flash-model:fa4', 'flex', 'natten'.
 
 attention(q, q, q, window, require="tile")
     InputError: require='tile' is a string.
@@ -520,11 +520,11 @@ attention(q, q, q, window, require=None)
 
 attention(q, q, q, window, require=("crop",))
     InputError: require names 'crop', which is neither a strategy nor a backend.
-      fix:   one of 'dense', 'causal', 'mask', 'tile', 'translate', 'trim', 'split', 'virtual-pad', 'pad', 'zero-pad', 'fold', 'merge', 'reference', 'tiled', 'sdpa', 'flash', 'flash:aten', 'flash:fa2', 'flash:fa3', 'flash:fa4', 'flash-model', 'flash-model:aten', 'flash-model:fa2', 'flash-model:fa3', 'flash-model:fa4'.
+      fix:   one of 'dense', 'causal', 'mask', 'tile', 'translate', 'trim', 'split', 'virtual-pad', 'pad', 'zero-pad', 'fold', 'merge', 'blocks', 'window', 'reference', 'tiled', 'sdpa', 'flash', 'flash:aten', 'flash:fa2', 'flash:fa3', 'flash:fa4', 'flash-model', 'flash-model:aten', 'flash-model:fa2', 'flash-model:fa3', 'flash-model:fa4', 'flex', 'natten'.
 
 attention(q, q, q, window, forbid=("crop",))
     InputError: forbid names 'crop', which is neither a strategy nor a backend.
-      fix:   one of 'dense', 'causal', 'mask', 'tile', 'translate', 'trim', 'split', 'virtual-pad', 'pad', 'zero-pad', 'fold', 'merge', 'reference', 'tiled', 'sdpa', 'flash', 'flash:aten', 'flash:fa2', 'flash:fa3', 'flash:fa4', 'flash-model', 'flash-model:aten', 'flash-model:fa2', 'flash-model:fa3', 'flash-model:fa4'.
+      fix:   one of 'dense', 'causal', 'mask', 'tile', 'translate', 'trim', 'split', 'virtual-pad', 'pad', 'zero-pad', 'fold', 'merge', 'blocks', 'window', 'reference', 'tiled', 'sdpa', 'flash', 'flash:aten', 'flash:fa2', 'flash:fa3', 'flash:fa4', 'flash-model', 'flash-model:aten', 'flash-model:fa2', 'flash-model:fa3', 'flash-model:fa4', 'flex', 'natten'.
 
 attention(t(1, 4096, 2, 16), t(1, 4096, 2, 16), t(1, 4096, 2, 16), window, backend="sdpa")
     BackendError: no backend can run this:
@@ -534,6 +534,8 @@ attention(t(1, 4096, 2, 16), t(1, 4096, 2, 16), t(1, 4096, 2, 16), window, backe
       sdpa/mask: a matrix of 16777216 pairs is over the limit of 4194304
       flash/translate: backend='sdpa' was asked for
       flash-model/translate: backend='sdpa' was asked for
+      flex/blocks: backend='sdpa' was asked for
+      natten/window: backend='sdpa' was asked for
       given: Mask(Axis(2, 0))  query [1, 4096, 2, 16] key [1, 4096, 2, 16] float32 cpu
       fix:   backend="auto", or backend="reference", which runs whatever fits in memory densely.
 
@@ -545,6 +547,8 @@ attention(q, q, q, Mask.causal(), backend="sdpa", softcap=30.0)
       sdpa/mask: has no softcap
       flash/translate: backend='sdpa' was asked for
       flash-model/translate: backend='sdpa' was asked for
+      flex/blocks: backend='sdpa' was asked for
+      natten/window: backend='sdpa' was asked for
       given: Mask(Axis(None, 0, causal=True))  query [1, 8, 2, 16] key [1, 8, 2, 16] float32 cpu softcap
       fix:   backend="auto", or backend="reference", which runs whatever fits in memory densely.
 
@@ -556,6 +560,8 @@ attention(q, q, t(1, 8, 2, 8), Mask.causal(), backend="sdpa")
       sdpa/mask: needs value_dim = head_dim, not 8 and 16
       flash/translate: backend='sdpa' was asked for
       flash-model/translate: backend='sdpa' was asked for
+      flex/blocks: backend='sdpa' was asked for
+      natten/window: backend='sdpa' was asked for
       given: Mask(Axis(None, 0, causal=True))  query [1, 8, 2, 16] key [1, 8, 2, 16] float32 cpu value_dim=8
       fix:   backend="auto", or backend="reference", which runs whatever fits in memory densely.
 
@@ -567,6 +573,8 @@ attention(q, q, q, Mask.causal(), backend="sdpa", key_range=t(1, 1, 2).int())
       sdpa/mask: has no key_range
       flash/translate: backend='sdpa' was asked for
       flash-model/translate: backend='sdpa' was asked for
+      flex/blocks: backend='sdpa' was asked for
+      natten/window: backend='sdpa' was asked for
       given: Mask(Axis(None, 0, causal=True))  query [1, 8, 2, 16] key [1, 8, 2, 16] float32 cpu key_range
       fix:   backend="auto", or backend="reference", which runs whatever fits in memory densely.
 
@@ -579,6 +587,9 @@ attention(q, q, q, window, forbid=("tile", "sdpa"))
       sdpa/mask: uses 'sdpa', which is forbidden
       flash/translate: runs on cuda, not on cpu
       flash-model/translate: runs only by name: backend='flash-model'
+      flex/blocks: compiles for seconds: runs only by name: backend='flex'
+      natten/window: natten is not installed on this device
+      natten/window: axis 0: border="clip"; it moves windows inward
       given: Mask(Axis(2, 0))  query [1, 8, 2, 16] key [1, 8, 2, 16] float32 cpu
       fix:   relax require= or forbid=.
 
@@ -595,6 +606,10 @@ attention(q, q, q, window, backend="reference", require=("tile",))
       flash/translate: backend='reference' was asked for
       flash-model/translate: does not use 'tile'
       flash-model/translate: backend='reference' was asked for
+      flex/blocks: does not use 'tile'
+      flex/blocks: backend='reference' was asked for
+      natten/window: does not use 'tile'
+      natten/window: backend='reference' was asked for
       given: Mask(Axis(2, 0))  query [1, 8, 2, 16] key [1, 8, 2, 16] float32 cpu
       fix:   relax require= or forbid=.
 
@@ -685,7 +700,7 @@ plan(window, shape, training="yes")
 
 plan(window, shape, backend="magic")
     InputError: backend='magic' is not known.
-      fix:   one of 'auto', 'reference', 'tiled', 'sdpa', 'flash', 'flash:aten', 'flash:fa2', 'flash:fa3', 'flash:fa4', 'flash-model', 'flash-model:aten', 'flash-model:fa2', 'flash-model:fa3', 'flash-model:fa4'.
+      fix:   one of 'auto', 'reference', 'tiled', 'sdpa', 'flash', 'flash:aten', 'flash:fa2', 'flash:fa3', 'flash:fa4', 'flash-model', 'flash-model:aten', 'flash-model:fa2', 'flash-model:fa3', 'flash-model:fa4', 'flex', 'natten'.
 
 plan(window, shape, require="tile")
     InputError: require='tile' is a string.
@@ -708,6 +723,8 @@ plan(window, (1, 4096, 2, 16), backend="sdpa", device="sm_90", softcap=2.0, retu
       sdpa/mask: a matrix of 16777216 pairs is over the limit of 4194304
       flash/translate: backend='sdpa' was asked for
       flash-model/translate: backend='sdpa' was asked for
+      flex/blocks: backend='sdpa' was asked for
+      natten/window: backend='sdpa' was asked for
       given: Mask(Axis(2, 0))  query [1, 4096, 2, 16] key [1, 4096, 2, 16] bfloat16 sm_90 return_lse softcap
       fix:   backend="auto", or backend="reference", which runs whatever fits in memory densely.
 
@@ -720,6 +737,8 @@ plan(window, shape, backend="sdpa", device="cpu", training=True, return_lse=True
       sdpa/mask: its backward cannot use a gradient of the logsumexp
       flash/translate: backend='sdpa' was asked for
       flash-model/translate: backend='sdpa' was asked for
+      flex/blocks: backend='sdpa' was asked for
+      natten/window: backend='sdpa' was asked for
       given: Mask(Axis(2, 0))  query [1, 8, 2, 16] key [1, 8, 2, 16] bfloat16 cpu training return_lse
       fix:   backend="auto", or backend="reference", which runs whatever fits in memory densely.
 
@@ -732,6 +751,8 @@ plan(window, shape, backend="sdpa", device="sm_90", training=True, deterministic
       sdpa/mask: its backward does not repeat bit by bit
       flash/translate: backend='sdpa' was asked for
       flash-model/translate: backend='sdpa' was asked for
+      flex/blocks: backend='sdpa' was asked for
+      natten/window: backend='sdpa' was asked for
       given: Mask(Axis(2, 0))  query [1, 8, 2, 16] key [1, 8, 2, 16] bfloat16 sm_90 training deterministic
       fix:   backend="auto", or backend="reference", which runs whatever fits in memory densely.
 
@@ -747,6 +768,11 @@ plan(Mask(Axis(causal=True), Axis(causal=True)), (1, 4, 4, 2, 16), device="cpu",
       flash/translate: does not use 'causal'
       flash-model/translate: runs only by name: backend='flash-model'
       flash-model/translate: does not use 'causal'
+      flex/blocks: compiles for seconds: runs only by name: backend='flex'
+      flex/blocks: does not use 'causal'
+      natten/window: natten is not installed on this device
+      natten/window: axis 0: an unlimited side; its windows are finite
+      natten/window: does not use 'causal'
       given: Mask(Axis(None, 0, causal=True), Axis(None, 0, causal=True))  query [1, 4, 4, 2, 16] key [1, 4, 4, 2, 16] bfloat16 cpu
       fix:   relax require= or forbid=.
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from nbattn.dialects import device as devices
+from nbattn.dialects import natten
 from nbattn.dialects.device import DeviceInfo
 from nbattn.dialects.flash_providers import PROVIDERS
 from nbattn.errors import InputError
@@ -51,7 +52,7 @@ def _data(device: torch.device | str | None) -> DeviceInfo:
 
 def _installed() -> tuple[str, ...]:
     """The optional packages of kernels that are there, without importing them."""
-    packages = {provider.package for provider in PROVIDERS.values()} - {"torch"}
+    packages = {provider.package for provider in PROVIDERS.values()} - {"torch"} | {natten.PACKAGE}
     return tuple(name for name in sorted(packages) if [*metadata.Distribution.discover(name=name)])
 
 

@@ -13,7 +13,7 @@ from nbattn.dialects import dense, tiled
 from nbattn.dialects.bands import CAUSAL
 from nbattn.dialects.limits import Limits, Reason
 from nbattn.geometry import BoundAxis
-from nbattn.planner import costs, flash
+from nbattn.planner import costs, flash, peers
 from nbattn.planner.candidate import Candidate
 from nbattn.planner.costs import Cost
 from nbattn.planner.programs import Call, Program, View, whole
@@ -28,6 +28,8 @@ def candidates(request: Request, lines: Lines) -> list[Candidate]:
     found = [
         *(maker(request, lines) for maker in _MAKERS),
         *flash.candidates(request, lines),
+        peers.flex(request, lines),
+        peers.natten(request, lines),
     ]
     return [replace(one, reasons=(*one.reasons, *_asked(request, one))) for one in found]
 

@@ -1,0 +1,53 @@
+"""The natten package as a backend: its generic function, which selects a kernel by itself."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nbattn.backends.contract import Gradients, Inputs
+from nbattn.dialects.natten import Neighborhood
+from nbattn.errors import BackendError
+from nbattn.planner.programs import Program
+
+
+def _attend(program: Program, inputs: Inputs) -> tuple[Tensor, Tensor]:
+    (call,) = program.calls
+    assert isinstance(call.arguments, Neighborhood)
+    functional: Any = importlib.import_module("natten.functional")
+    if getattr(functional, "__nbattn__", False):
+        raise BackendError(
+            "natten is nbattn's own stand-in here, which would call itself.",
+            fix="nbattn.integrations.natten.uninstall()",
+        )
+    # a scale of 0 means its default there: put it into the queries
+    query, scale = (inputs.query, inputs.scale) if inputs.scale else (inputs.query * 0.0, 1.0)
+    return functional.neighborhood_attention_generic(
+        query, inputs.key, inputs.value, **call.arguments.named(), scale=scale, return_lse=True
+    )
+
+
+def forward(program: Program, inputs: Inputs, *, return_lse: bool) -> tuple[Tensor, Tensor | None]:
+    """Output and logsumexp."""
+    with torch.no_grad():
+        return _attend(program, inputs)
+
+
+def backward(
+    program: Program,
+    inputs: Inputs,
+    out: Tensor,
+    lse: Tensor,
+    grad_out: Tensor,
+    grad_lse: Tensor | None,
+) -> Gradients:
+    """Gradients by repeating the call under autograd, which keeps what its kernels need."""
+    with torch.enable_grad():
+        leaves = [t.detach().requires_grad_() for t in (inputs.query, inputs.key, inputs.value)]
+        again = replace(inputs, query=leaves[0], key=leaves[1], value=leaves[2])
+        query, key, value = torch.autograd.grad(_attend(program, again)[0], leaves, grad_out)
+    return Gradients(query, key, value, None, None, None)

@@ -1,0 +1,251 @@
+"""NATTEN's functions of 0.21 and of 0.17: one attention of a space, with nbattn's planner below.
+
+Layout `[B, *space, H, D]`. The two generations differ in what follows `kernel_size`: stride today,
+dilation before. No call tells which is meant, so each has functions of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from nbattn import functional
+from nbattn.errors import InputError, counted
+from nbattn.integrations.natten import parameters, unfused
+from nbattn.integrations.natten.parameters import Causal, Sizes
+from nbattn.mask import Mask
+
+Result = Tensor | tuple[Tensor, Tensor]
+
+
+def neighborhood_attention_generic(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    kernel_size: Sizes,
+    stride: Sizes = 1,
+    dilation: Sizes = 1,
+    is_causal: Causal = False,
+    scale: float | None = None,
+    additional_keys: Tensor | None = None,
+    additional_values: Tensor | None = None,
+    attention_kwargs: Mapping[str, Any] | None = None,
+    backend: str | None = None,
+    q_tile_shape: object = None,
+    kv_tile_shape: object = None,
+    backward_q_tile_shape: object = None,
+    backward_kv_tile_shape: object = None,
+    backward_kv_splits: object = None,
+    backward_use_pt_reduction: bool = False,
+    run_persistent_kernel: bool = True,
+    kernel_schedule: object = None,
+    torch_compile: bool = False,
+    return_lse: bool = False,
+) -> Result:
+    """Neighborhood attention of one to three axes, as NATTEN 0.21 has it; differentiable anywhere.
+
+    Args:
+        query: `[B, *space, H, D]`.
+        key: `[B, *space, Hk, D]`, Hk a divisor of H; value: `[B, *space, Hk, Dv]`.
+        kernel_size, stride, dilation, is_causal: per axis, or one value for all.
+        scale: of the scores; default `D ** -0.5`; 0.0 is honoured.
+        additional_keys, additional_values: `[B, E, Hk, D | Dv]`, which every query reads.
+        attention_kwargs: tuning of the attention over them; what would change it is refused.
+        backend: None, or a name that nbattn knows; NATTEN's kernels cannot be asked for.
+        return_lse: also return the logsumexp `[B, *space, H]`, differentiable.
+
+    What else there is tunes NATTEN's kernels and cannot change a result: it has no effect.
+
+    Raises:
+        InputError, MaskError, BackendError: what does not fit, also where NATTEN refuses it.
+
+    >>> import torch
+    >>> query = torch.randn(1, 16, 16, 4, 32)
+    >>> neighborhood_attention_generic(query, query, query, 7, dilation=2).shape
+    torch.Size([1, 16, 16, 4, 32])
+    """
+    parameters.check_tuning(attention_kwargs)
+    if query.shape[1:-2] != key.shape[1:-2]:
+        raise InputError(
+            f"query is {list(query.shape)}, key {list(key.shape)}: other spaces.",
+            fix="nbattn.attention(query, key, value, mask), where they may differ.",
+        )
+    mask = parameters.window(
+        query.shape[1:-2], kernel_size, stride=stride, dilation=dilation, is_causal=is_causal
+    )
+    return functional.attention(
+        query,
+        key,
+        value,
+        mask,
+        scale=scale,
+        extra_key=additional_keys,
+        extra_value=additional_values,
+        backend=parameters.backend_name(backend),
+        return_lse=return_lse,
+    )
+
+
+def attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    is_causal: bool = False,
+    scale: float | None = None,
+    seqlens_Q: Tensor | None = None,  # noqa: N803
+    seqlens_KV: Tensor | None = None,  # noqa: N803
+    cumulative_seqlen_Q: Tensor | None = None,  # noqa: N803
+    cumulative_seqlen_KV: Tensor | None = None,  # noqa: N803
+    max_seqlen_Q: int | None = None,  # noqa: N803
+    max_seqlen_KV: int | None = None,  # noqa: N803
+    backend: str | None = None,
+    q_tile_size: object = None,
+    kv_tile_size: object = None,
+    backward_q_tile_size: object = None,
+    backward_kv_tile_size: object = None,
+    backward_kv_splits: object = None,
+    backward_use_pt_reduction: bool = False,
+    run_persistent_kernel: bool = True,
+    kernel_schedule: object = None,
+    torch_compile: bool = False,
+    return_lse: bool = False,
+) -> Result:
+    """Full or causal attention of sequences, as NATTEN 0.21 has it.
+
+    Args:
+        query: `[B, N, H, D]`; key `[B, M, Hk, D]`; value `[B, M, Hk, Dv]`.
+        is_causal: query i reads keys up to i; refused where N and M differ.
+        scale, backend, return_lse: as in `neighborhood_attention_generic`.
+        seqlens_Q, seqlens_KV, cumulative_seqlen_Q, cumulative_seqlen_KV, max_seqlen_Q,
+            max_seqlen_KV: packed sequences, which are refused.
+
+    What else there is tunes NATTEN's kernels and cannot change a result: it has no effect.
+
+    Raises:
+        InputError, BackendError: what does not fit.
+
+    >>> import torch
+    >>> query = torch.randn(1, 16, 4, 32)
+    >>> attention(query, query, query, is_causal=True).shape
+    torch.Size([1, 16, 4, 32])
+    """
+    packed = {
+        "seqlens_Q": seqlens_Q,
+        "seqlens_KV": seqlens_KV,
+        "cumulative_seqlen_Q": cumulative_seqlen_Q,
+        "cumulative_seqlen_KV": cumulative_seqlen_KV,
+        "max_seqlen_Q": max_seqlen_Q,
+        "max_seqlen_KV": max_seqlen_KV,
+    }
+    for name, given in packed.items():
+        if given is not None:
+            raise InputError(
+                f"{name} is given: packed sequences have no mask here.",
+                fix="one call per sequence, or a padded batch with "
+                "nbattn.attention(..., key_range=).",
+            )
+    if is_causal and query.shape[1] != key.shape[1]:
+        raise InputError(
+            f"is_causal with {query.shape[1]} queries and {key.shape[1]} keys.",
+            fix='nbattn.Mask.causal("top-left") or ("bottom-right") says which is meant.',
+        )
+    return functional.attention(
+        query,
+        key,
+        value,
+        Mask.causal() if is_causal else Mask.full(),
+        scale=scale,
+        backend=parameters.backend_name(backend),
+        return_lse=return_lse,
+    )
+
+
+def merge_attentions(
+    outputs: Sequence[Tensor],
+    lse_tensors: Sequence[Tensor],
+    torch_compile: bool = True,
+    use_autograd_fix: bool = True,
+) -> tuple[Tensor, Tensor]:
+    """`nbattn.merge`: exact gradients through outputs and logsumexps, with nothing to switch.
+
+    >>> import torch
+    >>> query = torch.randn(1, 16, 4, 32)
+    >>> parts = [attention(query, k, k, return_lse=True) for k in (query[:, :4], query[:, 4:])]
+    >>> out, lse = merge_attentions(*zip(*parts))
+    >>> torch.allclose(out, attention(query, query, query), atol=1e-5)
+    True
+    """
+    return functional.merge(outputs, lse_tensors)
+
+
+def older(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    kernel_size: Sizes,
+    dilation: Sizes = 1,
+    is_causal: Causal = False,
+    rpb: Tensor | None = None,
+    scale: float | None = None,
+    additional_keys: Tensor | None = None,
+    additional_values: Tensor | None = None,
+    xformers_kwargs: Mapping[str, Any] | None = None,
+) -> Tensor:
+    """Neighborhood attention as NATTEN 0.17 had it: dilation after kernel_size, and a bias table.
+
+    Args:
+        rpb: `[H, 2 K - 1]` per axis; with it the unfused functions run.
+        xformers_kwargs: refused unless empty.
+
+    What else there is means what it means in `neighborhood_attention_generic`.
+    """
+    if xformers_kwargs:
+        raise InputError(
+            f"xformers_kwargs={dict(xformers_kwargs)!r} has no meaning here.",
+            fix="xformers_kwargs=None.",
+        )
+    if rpb is None:
+        found = neighborhood_attention_generic(
+            query,
+            key,
+            value,
+            kernel_size,
+            1,
+            dilation,
+            is_causal,
+            scale,
+            additional_keys,
+            additional_values,
+        )
+        assert isinstance(found, Tensor)
+        return found
+    factor = query.shape[-1] ** -0.5 if scale is None else scale
+    query, key, value = (t.movedim(-2, 1) for t in (query * factor, key, value))
+    extra_keys, extra_values = (
+        None if t is None else t.transpose(1, 2) for t in (additional_keys, additional_values)
+    )
+    attn = unfused.scores(query, key, kernel_size, dilation, extra_keys, is_causal, rpb).softmax(-1)
+    return unfused.weighted(attn, value, kernel_size, dilation, extra_values, is_causal).movedim(
+        1, -2
+    )
+
+
+def _of_rank(function: Callable[..., Any], rank: int, generation: str) -> Callable[..., Any]:
+    """A function for spaces of this many axes."""
+
+    def ranked(query: Tensor, *arguments: Any, **named: Any) -> Any:
+        layout = f"[B, {', '.join('XYZ'[:rank])}, H, D]"
+        parameters.check_rank("query", query, rank, layout)
+        return function(query, *arguments, **named)
+
+    axes = counted(rank, "axis", "axes")
+    ranked.__name__ = ranked.__qualname__ = f"na{rank}d"
+    ranked.__doc__ = f"`fused.{function.__name__}` of {axes}, as NATTEN {generation} has it."
+    ranked.__wrapped__ = function  # pyright: ignore[reportFunctionMemberAccess]
+    return ranked
+
+
+na1d, na2d, na3d = (_of_rank(neighborhood_attention_generic, n, "0.21") for n in (1, 2, 3))
+older_na1d, older_na2d, older_na3d = (_of_rank(older, n, "0.17") for n in (1, 2, 3))

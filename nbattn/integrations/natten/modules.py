@@ -1,0 +1,165 @@
+"""NATTEN's modules of 0.21 and of 0.17, with their weights' names."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nbattn.errors import InputError
+from nbattn.integrations.natten import fused, parameters, unfused
+from nbattn.integrations.natten.parameters import Causal, Sizes
+
+
+class _Projected(nn.Module):
+    """What the modules of both generations share: projections, and one window per axis."""
+
+    rank: int
+
+    def __init__(
+        self, dim: int, num_heads: int, window: dict[str, Any], *, qkv_bias: bool,
+        qk_scale: float | None, proj_drop: float,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        if dim % num_heads:
+            raise InputError(
+                f"{dim} channels are no multiple of {num_heads} heads.",
+                fix=f"num_heads: a divisor of {dim}.",
+            )
+        # as large as any: that a window fits its axis is for the input to show
+        parameters.window((1 << 40,) * self.rank, **window)
+        self.num_heads, self.head_dim = num_heads, dim // num_heads
+        self.scale = self.head_dim**-0.5 if qk_scale is None else qk_scale
+        for name, value in window.items():
+            value = False if value is None else value
+            setattr(self, name, parameters.per_axis(name, value, self.rank))
+        self._window = tuple(window)
+        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
+        self.proj = nn.Linear(dim, dim)
+        self.proj_drop = nn.Dropout(proj_drop)
+
+    def window(self) -> dict[str, Any]:
+        """The parameters of the window, by name."""
+        return {name: getattr(self, name) for name in self._window}
+
+    def heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Query, key and value `[B, *space, H, D]` of `[B, *space, C]`."""
+        dim = self.num_heads * self.head_dim
+        if x.dim() != self.rank + 2 or x.shape[-1] != dim:
+            space = ", ".join("XYZ"[: self.rank])
+            raise InputError(f"x is {list(x.shape)}.", fix=f"x as [B, {space}, {dim}].")
+        query, key, value = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).unbind(-3)
+        return query, key, value
+
+    def extra_repr(self) -> str:
+        """Heads and window."""
+        shown = {"head_dim": self.head_dim, "num_heads": self.num_heads, **self.window()}
+        return ", ".join(f"{name}={value}" for name, value in shown.items())
+
+
+class _Current(_Projected):
+    """Neighborhood attention with its projections, as NATTEN 0.21 has it.
+
+    Args:
+        embed_dim: channels of `[B, *space, embed_dim]`, in and out.
+        num_heads: H.
+        kernel_size, stride, dilation, is_causal: per axis, or one value for all.
+        qkv_bias: whether the first projection has a bias.
+        qk_scale: of the scores; default `head_dim ** -0.5`.
+        proj_drop: dropout after the last projection.
+
+    Raises:
+        InputError, MaskError: what is not legal; in forward also a window larger than its axis.
+    """
+
+    def __init__(
+        self, embed_dim: int, num_heads: int, kernel_size: Sizes, stride: Sizes = 1,
+        dilation: Sizes = 1, is_causal: Causal = False, qkv_bias: bool = True,
+        qk_scale: float | None = None, proj_drop: float = 0.0,
+    ) -> None:  # fmt: skip
+        window = {"kernel_size": kernel_size, "stride": stride}
+        window |= {"dilation": dilation, "is_causal": is_causal}
+        super().__init__(
+            embed_dim, num_heads, window, qkv_bias=qkv_bias, qk_scale=qk_scale, proj_drop=proj_drop
+        )
+        self.embed_dim = embed_dim
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[B, *space, embed_dim]` to the same."""
+        found = fused.neighborhood_attention_generic(
+            *self.heads(x), **self.window(), scale=self.scale
+        )
+        assert isinstance(found, Tensor)
+        return self.proj_drop(self.proj(found.flatten(-2)))
+
+
+class _Older(_Projected):
+    """Neighborhood attention with its projections, as NATTEN 0.17 had it.
+
+    Args:
+        dim: channels of `[B, *space, dim]`, in and out.
+        num_heads: H.
+        kernel_size, dilation, is_causal: per axis, or one value for all.
+        rel_pos_bias: whether there is a bias table `rpb`, `[H, 2 K - 1]` per axis.
+        qkv_bias, qk_scale, proj_drop: as today.
+        attn_drop: dropout of the weights; honoured, also where NATTEN's fused kernels left it out.
+        use_experimental_ops: which of NATTEN's kernels runs: no effect.
+
+    Raises:
+        InputError, MaskError: what is not legal; in forward also a window larger than its axis.
+    """
+
+    def __init__(
+        self, dim: int, num_heads: int, kernel_size: Sizes, dilation: Sizes = 1,
+        is_causal: Causal = False, rel_pos_bias: bool = False, qkv_bias: bool = True,
+        qk_scale: float | None = None, attn_drop: float = 0.0, proj_drop: float = 0.0,
+        use_experimental_ops: bool = False,
+    ) -> None:  # fmt: skip
+        window = {"kernel_size": kernel_size, "dilation": dilation, "is_causal": is_causal}
+        super().__init__(
+            dim, num_heads, window, qkv_bias=qkv_bias, qk_scale=qk_scale, proj_drop=proj_drop
+        )
+        causal: Any = self.is_causal
+        if rel_pos_bias and any(causal):
+            raise InputError(
+                "rel_pos_bias with a causal axis: NATTEN has no such module.",
+                fix="rel_pos_bias=False or is_causal=False.",
+            )
+        sizes: Any = self.kernel_size
+        table = torch.empty(num_heads, *(2 * size - 1 for size in sizes))
+        self.rpb = nn.Parameter(nn.init.trunc_normal_(table, std=0.02)) if rel_pos_bias else None
+        self.attn_drop = nn.Dropout(attn_drop)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[B, *space, dim]` to the same."""
+        query, key, value = self.heads(x)
+        if self.rpb is None and not (self.training and self.attn_drop.p):
+            found = fused.older(query, key, value, **self.window(), scale=self.scale)
+        else:
+            query, key, value = (t.movedim(-2, 1) for t in (query * self.scale, key, value))
+            weights = unfused.scores(query, key, **self.window(), rpb=self.rpb).softmax(-1)
+            found = unfused.weighted(self.attn_drop(weights), value, **self.window())
+            found = found.movedim(1, -2)
+        return self.proj_drop(self.proj(found.flatten(-2)))
+
+    def extra_repr(self) -> str:
+        """Heads, window, and whether there is a bias."""
+        return f"{super().extra_repr()}, has_bias={self.rpb is not None}"
+
+
+def _of_rank(parent: type[_Projected], rank: int) -> Any:
+    """The class of a number of axes."""
+    name = f"NeighborhoodAttention{rank}D"
+    # a name that pickle finds again
+    place = name if parent is _Current else f"Older{name}"
+    fields = {"rank": rank, "__doc__": parent.__doc__, "__module__": __name__}
+    return type(name, (parent,), {**fields, "__qualname__": place})
+
+
+NeighborhoodAttention1D, NeighborhoodAttention2D, NeighborhoodAttention3D = (
+    _of_rank(_Current, rank) for rank in (1, 2, 3)
+)
+OlderNeighborhoodAttention1D, OlderNeighborhoodAttention2D, OlderNeighborhoodAttention3D = (
+    _of_rank(_Older, rank) for rank in (1, 2, 3)
+)

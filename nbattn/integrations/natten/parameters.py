@@ -1,0 +1,145 @@
+"""NATTEN's parameters: what it accepts, and the mask that they mean."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from nbattn.errors import InputError, counted
+from nbattn.mask import Mask
+from nbattn.planner.request import BACKENDS
+
+Sizes = int | Sequence[int]
+Causal = bool | Sequence[bool] | None
+
+# What tunes NATTEN's kernels and cannot change a result. nbattn plans by itself: no effect.
+TUNING = (
+    "q_tile_shape",
+    "kv_tile_shape",
+    "backward_q_tile_shape",
+    "backward_kv_tile_shape",
+    "q_tile_size",
+    "kv_tile_size",
+    "backward_q_tile_size",
+    "backward_kv_tile_size",
+    "backward_kv_splits",
+    "backward_use_pt_reduction",
+    "run_persistent_kernel",
+    "kernel_schedule",
+    "torch_compile",
+)
+
+
+def window(
+    space: Sequence[int],
+    kernel_size: Sizes,
+    *,
+    stride: Sizes = 1,
+    dilation: Sizes = 1,
+    is_causal: Causal = False,
+) -> Mask:
+    """The mask of NATTEN's parameters for a space, by NATTEN's own rules of what is legal.
+
+    Raises:
+        InputError, MaskError: a parameter is not legal, or a window is larger than its axis.
+
+    >>> window((8, 9), 3, dilation=(2, 3))
+    Mask(Axis(1, 1, dilation=2, border='shift'), Axis(1, 1, dilation=3, border='shift'))
+    """
+    rank = len(space)
+    given = {
+        "kernel_size": kernel_size,
+        "stride": stride,
+        "dilation": dilation,
+        "is_causal": False if is_causal is None else is_causal,
+    }
+    values = {name: per_axis(name, value, rank) for name, value in given.items()}
+    mask = Mask.neighborhood(**values)
+    for axis, length in enumerate(space):
+        kernel, step = values["kernel_size"][axis], values["dilation"][axis]
+        if kernel < 2:
+            raise InputError(f"axis {axis}: kernel_size={kernel}.", fix="at least 2.")
+        if kernel * step > length:
+            raise InputError(
+                f"axis {axis}: kernel_size {kernel} x dilation {step} = {kernel * step} is more "
+                f"than its {length} tokens.",
+                fix=f"dilation={max(1, length // kernel)} or less, or "
+                "nbattn.attention(query, key, value, mask), where such a window reads all.",
+            )
+    return mask
+
+
+def per_axis(name: str, value: Any, rank: int) -> tuple[Any, ...]:
+    """One value per axis, from one for all or a sequence of them."""
+    if not isinstance(value, (tuple, list)):
+        return (value,) * rank
+    if len(value) != rank:
+        raise InputError(
+            f"{name}={value!r} has {counted(len(value), 'value')} for "
+            f"{counted(rank, 'axis', 'axes')}.",
+            fix=f"{name}: one value, or {rank}.",
+        )
+    return tuple(value)
+
+
+def check_rank(name: str, tensor: Tensor, rank: int, layout: str) -> None:
+    """A tensor has the dimensions of its function."""
+    if not isinstance(tensor, Tensor) or tensor.dim() != rank + 3:
+        found = list(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__
+        raise InputError(
+            f"{name} is {found}, not of {rank + 3} dimensions.",
+            fix=f"{name} as {layout}.",
+        )
+
+
+def root(count: int, rank: int) -> int:
+    """K, when count is K to the power of the rank.
+
+    >>> root(49, 2)
+    7
+    """
+    found = round(count ** (1 / rank))
+    if found**rank != count:
+        raise InputError(
+            f"{count} slots are no window of one kernel_size on {counted(rank, 'axis', 'axes')}.",
+            fix="give kernel_size and dilation.",
+        )
+    return found
+
+
+def backend_name(backend: str | None) -> str:
+    """None is "auto"; nbattn's own names stand; NATTEN's kernels cannot be asked for.
+
+    >>> backend_name(None)
+    'auto'
+    """
+    if backend is None:
+        return "auto"
+    if backend not in BACKENDS:
+        names = ", ".join(map(repr, BACKENDS))
+        raise InputError(
+            f"backend={backend!r} is not one of nbattn's, and a kernel asked for by name is never "
+            "replaced by another.",
+            fix=f"backend=None, or one of {names}.",
+        )
+    return backend
+
+
+def check_tuning(attention_kwargs: Mapping[str, Any] | None) -> None:
+    """`attention_kwargs` may tune the attention over additional keys, not change it."""
+    for name, value in (attention_kwargs or {}).items():
+        if name == "backend":
+            backend_name(value)
+        elif name not in TUNING:
+            raise InputError(
+                f"attention_kwargs has {name!r}, which would change the result.",
+                fix=f"only backend or what tunes: {', '.join(TUNING)}.",
+            )
+
+
+def slots(kernel_size: Sizes, rank: int) -> int:
+    """Keys of a whole window."""
+    return math.prod(per_axis("kernel_size", kernel_size, rank))

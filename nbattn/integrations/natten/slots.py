@@ -1,0 +1,212 @@
+"""Scores and weighted sums by window slot: the products behind NATTEN's unfused functions.
+
+Slot t of a query is the t-th key of its window. A tile of queries meets the hull of its keys in
+one dense product, from which slots are gathered, or into which they are scattered. The three
+operators are the derivatives of one another, so they can be differentiated as often as one likes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from itertools import product
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from nbattn import geometry
+from nbattn.dialects import tiled
+from nbattn.geometry import AxisTile
+from nbattn.mask import from_code
+
+_WORK_BYTES = 2 << 20  # dense scores of one product: what stays in the cache
+_Code = Sequence[int]
+
+
+class Tile(NamedTuple):
+    """A tile of queries, the hull of its keys, and where in it the slots are.
+
+    `columns` is int64 `[rows, slots]`; `missing` marks slots without a key, whose column is 0.
+    """
+
+    queries: tuple[slice, ...]
+    keys: tuple[slice, ...]
+    width: int
+    columns: Tensor
+    missing: Tensor | None
+
+
+def axis_slots(code: _Code) -> tuple[int, ...]:
+    """Slots of every axis: the keys of a window that no border cuts."""
+    return tuple(1 + (a.left or 0) + (a.right or 0) for a in from_code(code).axes)
+
+
+@lru_cache(64)
+def _tiles(code: tuple[int, ...], space: tuple[int, ...], head_dim: int) -> tuple[Tile, ...]:
+    """The tiles of a space; equal ones share their columns."""
+    lines = geometry.bind(from_code(code), space)
+    item = tiled.Item(16, 1, head_dim, head_dim, 0)
+    sizes = tiled.choose_tile(lines, item)
+    axes = [list(line.tiles(size)) for line, size in zip(lines, sizes, strict=True)]
+    known: dict[tuple[object, ...], tuple[Tensor, Tensor | None]] = {}
+    found: list[Tile] = []
+    for parts in product(*axes):
+        pattern = tuple(part.pattern for part in parts)
+        if pattern not in known:
+            known[pattern] = _columns(parts, axis_slots(code))
+        steps = [line.axis.dilation for line in lines]
+        queries = tuple(_slice(p.queries, d) for p, d in zip(parts, steps, strict=True))
+        keys = tuple(_slice(p.keys[0], d) for p, d in zip(parts, steps, strict=True))
+        found.append(Tile(queries, keys, math.prod(p.width for p in parts), *known[pattern]))
+    return tuple(found)
+
+
+def _slice(run: geometry.Run, step: int) -> slice:
+    start, count = run
+    return slice(start, start + (count - 1) * step + 1, step)
+
+
+def _columns(parts: tuple[AxisTile, ...], slots: tuple[int, ...]) -> tuple[Tensor, Tensor | None]:
+    """The column of every slot `[rows, slots]`, row-major over axes, and which have no key."""
+    columns = torch.zeros((1, 1), dtype=torch.int64)
+    missing = torch.zeros((1, 1), dtype=torch.bool)
+    for part, count in zip(parts, slots, strict=True):
+        first, stop = torch.tensor(part.lo), torch.tensor(part.hi)
+        own = first[:, None] + torch.arange(count)
+        columns = columns[:, None, :, None] * part.width + own.clamp(max=part.width - 1)[:, None]
+        absent = missing[:, None, :, None] | (own >= stop[:, None])[:, None]
+        columns, missing = (t.flatten(2).flatten(0, 1) for t in (columns, absent))
+    return columns.masked_fill(missing, 0), missing if bool(missing.any()) else None
+
+
+def _parts(code: _Code, like: Tensor) -> Iterator[tuple[slice, Tile, Tensor]]:
+    """Every tile with every batch of heads of `[N, *space, C]`, and its columns for that batch."""
+    for tile in _tiles(tuple(code), tuple(like.shape[1:-1]), like.shape[-1]):
+        rows, slots = tile.columns.shape
+        batch = max(1, _WORK_BYTES // (like.element_size() * max(rows * tile.width, 1)))
+        columns = tile.columns.to(like.device)
+        for start in range(0, like.shape[0], batch):
+            heads = slice(start, min(start + batch, like.shape[0]))
+            yield heads, tile, columns.expand(heads.stop - heads.start, rows, slots)
+
+
+def _rows(tensor: Tensor, heads: slice, place: tuple[slice, ...]) -> Tensor:
+    """Part of `[N, *space, C]` as `[n, rows, C]`."""
+    return tensor[(heads, *place)].flatten(1, -2)
+
+
+def _kept(part: Tensor, tile: Tile) -> Tensor:
+    """Slots with a key as they are, 0 in the others."""
+    return part if tile.missing is None else part.masked_fill(tile.missing.to(part.device), 0)
+
+
+def _matrix(weights: Tensor, tile: Tile, columns: Tensor) -> Tensor:
+    """Weights by slot as a matrix over the hull `[n, rows, width]`."""
+    matrix = weights.new_zeros((*weights.shape[:2], tile.width))
+    # missing slots share column 0 with one that has a key: 0 is added there
+    put = matrix.scatter_ if tile.missing is None else matrix.scatter_add_
+    return put(2, columns, _kept(weights, tile))
+
+
+def _products(query: Tensor, key: Tensor, mask: _Code) -> Tensor:
+    """By slot, the product of a query with its key; 0 where there is none."""
+    out = query.new_empty((*query.shape[:-1], math.prod(axis_slots(mask))))
+    for heads, tile, columns in _parts(mask, query):
+        matrix = _rows(query, heads, tile.queries) @ _rows(key, heads, tile.keys).mT
+        place = out[(heads, *tile.queries)]
+        place.copy_(_kept(matrix.gather(2, columns), tile).view(place.shape))
+    return out
+
+
+def _sums(weights: Tensor, value: Tensor, mask: _Code) -> Tensor:
+    """For every query, the sum of its keys' values by the weights of its slots."""
+    out = torch.empty_like(value, memory_format=torch.contiguous_format)
+    for heads, tile, columns in _parts(mask, value):
+        matrix = _matrix(_rows(weights, heads, tile.queries), tile, columns)
+        place = out[(heads, *tile.queries)]
+        place.copy_((matrix @ _rows(value, heads, tile.keys)).view(place.shape))
+    return out
+
+
+def _returns(weights: Tensor, query: Tensor, mask: _Code) -> Tensor:
+    """For every key, the sum of its readers' rows by the weights of their slots."""
+    out = torch.zeros_like(query, memory_format=torch.contiguous_format)
+    for heads, tile, columns in _parts(mask, query):
+        matrix = _matrix(_rows(weights, heads, tile.queries), tile, columns)
+        place = out[(heads, *tile.keys)]
+        place += (matrix.mT @ _rows(query, heads, tile.queries)).view(place.shape)
+    return out
+
+
+@lru_cache(64)
+def _axis_steps(code: tuple[int, ...], space: tuple[int, ...], axis: int) -> Tensor:
+    line = geometry.bind(from_code(code), space)[axis]
+    first = torch.from_numpy(line.key_runs()[0][:, 1]) - torch.arange(line.queries)
+    first = torch.div(first, line.axis.dilation, rounding_mode="floor")
+    return first[:, None] + torch.arange(axis_slots(code)[axis])
+
+
+def _steps_of(like: Tensor, mask: _Code, space: Sequence[int], axis: int) -> Tensor:
+    """How far from its query every slot's key lies on one axis, in steps, `[length, slots]`."""
+    return _axis_steps(tuple(mask), tuple(space), axis).to(like.device, copy=True)
+
+
+def _fake_steps(like: Tensor, mask: _Code, space: Sequence[int], axis: int) -> Tensor:
+    return like.new_empty((space[axis], axis_slots(mask)[axis]), dtype=torch.int64)
+
+
+def _fake_products(query: Tensor, key: Tensor, mask: _Code) -> Tensor:
+    return query.new_empty((*query.shape[:-1], math.prod(axis_slots(mask))))
+
+
+def _fake_rows(weights: Tensor, rows: Tensor, mask: _Code) -> Tensor:
+    return rows.new_empty(rows.shape)
+
+
+def _remember(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    *tensors, ctx.mask = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _products_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+    query, key = ctx.saved_tensors
+    return sums(grad, key, ctx.mask), returns(grad, query, ctx.mask), None
+
+
+def _sums_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+    weights, value = ctx.saved_tensors
+    return products(grad, value, ctx.mask), returns(weights, grad, ctx.mask), None
+
+
+def _returns_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+    weights, query = ctx.saved_tensors
+    return products(query, grad, ctx.mask), sums(weights, grad, ctx.mask), None
+
+
+# Operators, so that compilers need not look inside. `[N, *space, C]`, float32 or float64.
+_library = torch.library.Library("nbattn", "FRAGMENT")
+for _name, _body, _fake, _backward in (
+    ("slot_products", _products, _fake_products, _products_backward),
+    ("slot_sums", _sums, _fake_rows, _sums_backward),
+    ("slot_returns", _returns, _fake_rows, _returns_backward),
+):
+    _library.define(
+        f"{_name}(Tensor a, Tensor b, int[] mask) -> Tensor", tags=(torch.Tag.pt2_compliant_tag,)
+    )
+    _library.impl(_name, _body, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"nbattn::{_name}", _fake, lib=_library)
+    torch.library.register_autograd(
+        f"nbattn::{_name}", _backward, setup_context=_remember, lib=_library
+    )
+_library.define(
+    "slot_steps(Tensor like, int[] mask, SymInt[] space, int axis) -> Tensor",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+_library.impl("slot_steps", _steps_of, "CompositeExplicitAutograd")
+torch.library.register_fake("nbattn::slot_steps", _fake_steps, lib=_library)
+products = torch.ops.nbattn.slot_products.default
+sums = torch.ops.nbattn.slot_sums.default
+returns = torch.ops.nbattn.slot_returns.default
+steps = torch.ops.nbattn.slot_steps.default

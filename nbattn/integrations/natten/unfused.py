@@ -1,0 +1,162 @@
+"""NATTEN's unfused functions: scores by window slot, with relative position bias and extra keys,
+and weighted sums, heads first, differentiable any number of times.
+
+Layout `[B, H, *space, D]`; scores and weights `[B, H, *space, slots]`, slots row-major over the
+axes, extra keys after them. Slot t of an axis is key `start + t` of the window, in steps of the
+dilation; a causal axis cut at its start misses the last ones: -inf. No scale is applied.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from nbattn.errors import InputError
+from nbattn.integrations.natten import parameters, slots
+from nbattn.integrations.natten.parameters import Causal, Sizes
+from nbattn.mask import Mask
+
+
+def scores(
+    query: Tensor,
+    key: Tensor,
+    kernel_size: Sizes,
+    dilation: Sizes = 1,
+    additional_keys: Tensor | None = None,
+    is_causal: Causal = False,
+    rpb: Tensor | None = None,
+) -> Tensor:
+    """Products of every query with the keys of its window, by slot.
+
+    Args:
+        query, key: `[B, H, *space, D]`, one to three axes.
+        kernel_size, dilation, is_causal: per axis, or one value for all.
+        additional_keys: `[B, H, E, D]`, which every query reads.
+        rpb: `[H, 2 K - 1]` per axis: bias by the distance of key and query, in steps, plus K - 1.
+
+    Returns:
+        `[B, H, *space, slots + E]`, in the query's dtype; -inf where a causal window has no key.
+
+    Raises:
+        InputError, MaskError: shapes or parameters that do not fit.
+
+    >>> query = torch.randn(1, 2, 8, 9, 16)
+    >>> scores(query, query, 3, rpb=torch.zeros(2, 5, 5)).shape
+    torch.Size([1, 2, 8, 9, 9])
+    """
+    rank = _check("query", query)
+    if query.shape != key.shape:
+        raise InputError(
+            f"query is {list(query.shape)}, key {list(key.shape)}.", fix="the same shape for both."
+        )
+    mask = parameters.window(query.shape[2:-1], kernel_size, dilation=dilation, is_causal=is_causal)
+    code, exact = mask.code(), _exact(query.dtype)
+    flat = slots.products(query.flatten(0, 1).to(exact), key.flatten(0, 1).to(exact), code)
+    found = flat.unflatten(0, query.shape[:2])
+    if rpb is not None:
+        found = found + _bias(rpb.to(exact), mask, query.shape)
+    if any(axis.causal for axis in mask.axes):
+        found = found.masked_fill(_missing(mask, query), float("-inf"))
+    if additional_keys is not None:
+        _check_additional("additional_keys", additional_keys, query)
+        extra = query.flatten(2, -2).to(exact) @ additional_keys.to(exact).mT
+        found = torch.cat([found, extra.unflatten(2, query.shape[2:-1])], dim=rank + 2)
+    return found.to(query.dtype)
+
+
+def weighted(
+    attn: Tensor,
+    value: Tensor,
+    kernel_size: Sizes,
+    dilation: Sizes = 1,
+    additional_values: Tensor | None = None,
+    is_causal: Causal = False,
+) -> Tensor:
+    """Sums of the values of every query's window, weighted by slot.
+
+    Args:
+        attn: `[B, H, *space, slots + E]`; what stands in slots without a key is not read.
+        value: `[B, H, *space, Dv]`.
+        kernel_size, dilation, is_causal: those of the scores.
+        additional_values: `[B, H, E, Dv]`.
+
+    Returns:
+        `[B, H, *space, Dv]`, in the values' dtype.
+
+    Raises:
+        InputError, MaskError: shapes or parameters that do not fit.
+    """
+    rank = _check("value", value)
+    mask = parameters.window(value.shape[2:-1], kernel_size, dilation=dilation, is_causal=is_causal)
+    extra = 0 if additional_values is None else additional_values.shape[2]
+    count = parameters.slots(kernel_size, rank)
+    if tuple(attn.shape) != (*value.shape[:-1], count + extra):
+        raise InputError(
+            f"attn is {list(attn.shape)}, value {list(value.shape)}.",
+            fix=f"attn as {[*value.shape[:-1], count + extra]}: {count} slots, {extra} extra keys.",
+        )
+    exact = _exact(value.dtype)
+    window, rest = attn.to(exact).split([count, extra], dim=-1)
+    flat = slots.sums(window.flatten(0, 1), value.flatten(0, 1).to(exact), mask.code())
+    found = flat.unflatten(0, value.shape[:2])
+    if additional_values is not None:
+        _check_additional("additional_values", additional_values, value)
+        more = rest.flatten(2, -2) @ additional_values.to(exact)
+        found = found + more.unflatten(2, value.shape[2:-1])
+    return found.to(value.dtype)
+
+
+def _exact(dtype: torch.dtype) -> torch.dtype:
+    """Float32 for halves: hulls overlap, and their sums would round at every tile."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def _check(name: str, tensor: Tensor) -> int:
+    """The axes of the space of `[B, H, *space, D]`."""
+    if not isinstance(tensor, Tensor) or not 4 <= tensor.dim() <= 6:
+        found = list(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__
+        raise InputError(
+            f"{name} is {found}, not [B, H, *space, D] of one to three axes.",
+            fix=f"{name}: heads before the space, as NATTEN's unfused functions have them.",
+        )
+    return tensor.dim() - 3
+
+
+def _check_additional(name: str, extra: Tensor, like: Tensor) -> None:
+    wanted = (*like.shape[:2], extra.shape[2] if extra.dim() == 4 else "E", like.shape[-1])
+    if tuple(extra.shape) != wanted:
+        raise InputError(
+            f"{name} is {list(extra.shape)}.", fix=f"{name} as [{', '.join(map(str, wanted))}]."
+        )
+
+
+def _bias(rpb: Tensor, mask: Mask, shape: torch.Size) -> Tensor:
+    """The bias of every slot `[H, *space, slots]`: the table, axis by axis."""
+    if any(axis.causal for axis in mask.axes):
+        raise InputError(
+            "rpb with a causal axis: NATTEN has no such function.",
+            fix="is_causal=False, or add a bias of your own to the scores.",
+        )
+    counts = slots.axis_slots(mask.code())
+    wanted = (shape[1], *(2 * count - 1 for count in counts))
+    if tuple(rpb.shape) != wanted:
+        raise InputError(f"rpb is {list(rpb.shape)}.", fix=f"rpb as {list(wanted)}: H, 2 K - 1.")
+    space, rank = shape[2:-1], mask.rank
+    for axis, (length, count) in enumerate(zip(space, counts, strict=True)):
+        index = slots.steps(rpb, mask.code(), space, axis).flatten() + count - 1
+        rpb = rpb.index_select(1 + 2 * axis, index).unflatten(1 + 2 * axis, (length, count))
+    order = (*range(1, 2 * rank, 2), *range(2, 2 * rank + 1, 2))
+    return rpb.permute(0, *order).flatten(1 + rank)
+
+
+def _missing(mask: Mask, like: Tensor) -> Tensor:
+    """Slots without a key, bool `[*space, slots]`: on a causal axis those after the query."""
+    space, counts, rank = like.shape[2:-1], slots.axis_slots(mask.code()), mask.rank
+    missing = torch.zeros((*space, *counts), dtype=torch.bool, device=like.device)
+    for axis, (length, count) in enumerate(zip(space, counts, strict=True)):
+        if mask.axes[axis].causal:
+            late = slots.steps(like, mask.code(), space, axis) > 0
+            shape = [1] * (2 * rank)
+            shape[axis], shape[rank + axis] = length, count
+            missing = missing | late.view(shape)
+    return missing.flatten(rank)

@@ -1,0 +1,157 @@
+"""The natten package as a backend: which masks it can say, its limits, and the call it receives.
+
+natten's kernels need a GPU; here a stand-in in plain torch takes the call.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import dense_attention
+import numpy as np
+import oracle
+import pytest
+import torch
+from torch import Tensor
+
+import nbattn
+from nbattn import Axis, BackendError, Mask
+from nbattn.backends import natten as backend
+from nbattn.backends.contract import Inputs
+from nbattn.dialects import device
+from nbattn.dialects.natten import Window, window
+from nbattn.geometry import bind
+
+HERE = replace(device.DEVICES["sm_90"], providers=("natten",))
+SPACES: list[tuple[tuple[int, ...], dict[str, Any]]] = [
+    ((17,), {"kernel_size": 5, "dilation": 3}),
+    ((17,), {"kernel_size": 4, "stride": 3, "is_causal": True}),
+    ((13, 12), {"kernel_size": (4, 5), "stride": (3, 2), "dilation": (3, 2)}),
+    ((9, 8), {"kernel_size": (3, 8), "is_causal": (True, False)}),
+    ((5, 6, 7), {"kernel_size": (3, 2, 3), "stride": (1, 2, 3), "dilation": (1, 3, 2)}),
+]
+DEFAULTS = {"stride": 1, "dilation": 1, "is_causal": False}
+
+
+def planned(mask: Mask, space: tuple[int, ...], **named: Any) -> Any:
+    shape = (1, *space, 2, 32)
+    return nbattn.plan(mask, shape, device=HERE, **{"backend": "natten"} | named)
+
+
+@pytest.mark.parametrize(("space", "given"), SPACES)
+def test_its_plans_are_the_published_mask(space: tuple[int, ...], given: dict[str, Any]) -> None:
+    mask = Mask.neighborhood(**given)
+    rank, full = len(space), DEFAULTS | given
+    plan = planned(mask, space)
+    call = plan.chosen.program.calls[0].arguments
+    assert call.named() == {name: oracle.per_axis(value, rank) for name, value in full.items()}
+    assert plan.verify()
+    wanted = oracle.natten_matrix(
+        space, full["kernel_size"], full["stride"], full["dilation"], full["is_causal"]
+    )
+    assert np.array_equal(plan.support(), wanted)
+
+
+def test_a_full_axis_is_a_window_of_its_length() -> None:
+    assert window(bind(Mask.full(), 9)[0]) == Window(9, 1, 1, False)
+    assert planned(Mask(Axis(), Axis(2, 2, border="shift")), (6, 9)).verify()
+
+
+@pytest.mark.parametrize(
+    ("axis", "keys", "text"),
+    [
+        (Axis(3, 3), None, 'border="clip"; it moves windows inward'),
+        (Axis(3, 3, border="wrap"), None, 'border="wrap"; it moves windows inward'),
+        (Axis(3, causal=True, border="shift"), None,
+         'a causal axis with border="shift"; it cuts windows'),
+        (Axis(3, 1, border="shift"), None, "left=3, right=1; it has 2 and 2"),
+        (Axis(causal=True), None, "an unlimited side; its windows are finite"),
+        (Axis(3, causal=True, offset=1), None, "offset=1; it has none"),
+        (Axis(3, causal=True, prefix=1), None, "prefix=1; it has none"),
+        (Axis(0, 0, border="shift"), None,
+         "a window of 1 with stride=1; it needs 2 and at least the stride"),
+        (Axis(1, 1, border="shift", stride=4), None,
+         "a window of 3 with stride=4; it needs 2 and at least the stride"),
+        (Axis(2, 2, border="shift", dilation=3), None,
+         "5 keys x dilation 3 are more than 12; it refuses that"),
+        (Axis(2, 2, border="shift"), 14, "12 queries and 14 keys; it has one length"),
+    ],
+)  # fmt: skip
+def test_what_it_cannot_say(axis: Axis, keys: int | None, text: str) -> None:
+    assert window(bind(Mask(axis), 12, keys)[0]) == text
+
+
+@pytest.mark.parametrize(
+    ("named", "text"),
+    [
+        ({"dtype": "float64"}, "takes float16, bfloat16, float32, not float64"),
+        ({"value_dim": 12}, "needs a value_dim that 8 divides, not 12"),
+        ({"softcap": 2.0}, "has no softcap"),
+        ({"sink": True}, "has no sink"),
+        ({"extra_keys": 3}, "extra keys are not merged with its logsumexp here"),
+        ({"training": True, "return_lse": True},
+         "its backward cannot use a gradient of the logsumexp"),
+        ({"training": True, "deterministic": True}, "its backward does not repeat bit by bit"),
+    ],
+)  # fmt: skip
+def test_its_limits_are_told(named: dict[str, Any], text: str) -> None:
+    with pytest.raises(BackendError) as error:
+        planned(Mask.neighborhood(7), (20,), **named)
+    assert f"  natten/window: {text}\n" in str(error.value)
+
+
+def test_an_absent_package_is_the_reason() -> None:
+    with pytest.raises(BackendError, match="natten/window: natten is not installed on this dev"):
+        nbattn.plan(Mask.neighborhood(7), (1, 20, 2, 32), device="sm_90", backend="natten")
+
+
+def stand_in(query: Tensor, key: Tensor, value: Tensor, **named: Any) -> tuple[Tensor, Tensor]:
+    """NATTEN's generic function, its treatment of a scale of 0 included."""
+    allowed = oracle.natten_matrix(
+        query.shape[1:-2], named["kernel_size"], named["stride"], named["dilation"],
+        named["is_causal"],
+    )  # fmt: skip
+    assert named["return_lse"] is True
+    scale = named["scale"] or query.shape[-1] ** -0.5
+    return dense_attention.attend(query, key, value, torch.from_numpy(allowed), scale=scale)
+
+
+@pytest.mark.parametrize("scale", [0.3, 0.0])
+def test_the_call_and_its_gradients(scale: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = SimpleNamespace(neighborhood_attention_generic=stand_in)
+    monkeypatch.setitem(sys.modules, "natten", SimpleNamespace(functional=module))
+    monkeypatch.setitem(sys.modules, "natten.functional", module)
+    mask, space = Mask.neighborhood((3, 4), dilation=(2, 1), stride=(1, 2)), (7, 8)
+    program = planned(mask, space, training=True).chosen.program
+    generator = torch.Generator().manual_seed(0)
+    tensors = [torch.randn(1, *space, 2, 8, generator=generator).double() for _ in range(4)]
+    leaves = [t.requires_grad_() for t in tensors[:3]]
+    inputs = Inputs(*(t.detach() for t in leaves), None, None, None, None, scale, None)
+    out, lse = backend.forward(program, inputs, return_lse=True)
+    allowed = torch.from_numpy(mask.dense(space))
+    wanted = dense_attention.attend(*leaves, allowed, scale=scale)
+    for one, other in zip((out, lse), wanted, strict=True):
+        torch.testing.assert_close(one, other.detach())
+    assert lse is not None
+    grads = backend.backward(program, inputs, out, lse, tensors[3], None)
+    exact = torch.autograd.grad(wanted[0], leaves, tensors[3])
+    for one, other in zip((grads.query, grads.key, grads.value), exact, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_the_drop_in_is_no_backend(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would call itself."""
+    monkeypatch.setitem(sys.modules, "natten", SimpleNamespace())
+    monkeypatch.setitem(sys.modules, "natten.functional", SimpleNamespace(__nbattn__=True))
+    program = planned(Mask.neighborhood(3), (9,)).chosen.program
+    query = torch.zeros(1, 9, 2, 8)
+    inputs = Inputs(query, query, query, None, None, None, None, 1.0, None)
+    with pytest.raises(BackendError) as error:
+        backend.forward(program, inputs, return_lse=False)
+    assert str(error.value) == (
+        "natten is nbattn's own stand-in here, which would call itself.\n"
+        "  fix:   nbattn.integrations.natten.uninstall()"
+    )
