@@ -161,8 +161,8 @@ MUTANTS = [
            "values"),
     Mutant("extra-keys-gradient", TILED, "-extra.shape[2] :]", ": extra.shape[2]]", "values"),
     Mutant("sink-gradient-tiled", TILED, "self.sink.add_(", "self.sink.sub_(", "values"),
-    Mutant("sink-gradient-sdpa", SDPA, "return -(weight * delta)", "return (weight * delta)",
-           "values"),
+    Mutant("sink-gradient-joined", "nbattn/backends/joining.py", "return -(weight * delta)",
+           "return (weight * delta)", "values"),
     # rewrites for dense kernels
     Mutant("triangle-limited", REWRITES, "if last < min(group.keys, start + rows) or",
            "if", "planner support"),
