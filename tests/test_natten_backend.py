@@ -27,6 +27,7 @@ from nbattn.geometry import bind
 
 HERE = replace(device.DEVICES["sm_90"], providers=("natten",))
 SPACES: list[tuple[tuple[int, ...], dict[str, Any]]] = [
+    ((20,), {"kernel_size": 6, "stride": 4}),
     ((17,), {"kernel_size": 5, "dilation": 3}),
     ((17,), {"kernel_size": 4, "stride": 3, "is_causal": True}),
     ((13, 12), {"kernel_size": (4, 5), "stride": (3, 2), "dilation": (3, 2)}),
@@ -106,6 +107,14 @@ def test_its_limits_are_told(named: dict[str, Any], text: str) -> None:
 def test_an_absent_package_is_the_reason() -> None:
     with pytest.raises(BackendError, match="natten/window: natten is not installed on this dev"):
         nbattn.plan(Mask.neighborhood(7), (1, 20, 2, 32), device="sm_90", backend="natten")
+
+
+def test_auto_does_not_trust_what_has_not_run_on_a_gpu() -> None:
+    plan = planned(Mask.neighborhood(7), (20,), backend="auto")
+    (own,) = [one for one in plan.candidates if one.backend == "natten"]
+    assert [reason.text for reason in own.reasons] == [
+        "not yet run on a GPU: runs only by name: backend='natten'"
+    ]
 
 
 def stand_in(query: Tensor, key: Tensor, value: Tensor, **named: Any) -> tuple[Tensor, Tensor]:

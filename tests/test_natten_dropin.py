@@ -41,6 +41,7 @@ def clean() -> Iterator[None]:
 
 
 WINDOWS: list[tuple[tuple[int, ...], dict[str, Any]]] = [
+    ((20,), {"kernel_size": 6, "stride": 4}),
     ((17,), {"kernel_size": 5, "dilation": 3}),
     ((17,), {"kernel_size": 4, "stride": 3, "is_causal": True}),
     ((9,), {"kernel_size": 9, "is_causal": True}),

@@ -40,6 +40,9 @@ def natten(request: Request, lines: Lines) -> Candidate:
     if isinstance(windows, Reason) or reasons:
         reasons += [windows] if isinstance(windows, Reason) else []
         return Candidate("natten", "window", (), None, None, tuple(reasons))
+    if request.backend == "auto":  # its bound, without its tiles, would beat everyone's
+        unproven = Reason("unproven", "not yet run on a GPU: runs only by name: backend='natten'")
+        return Candidate("natten", "window", (), None, None, (unproven,))
     # at least the useful pairs: how many its tiles visit is not modelled
     useful = geometry.pairs(lines)
     return _peer("natten", "window", request, lines, windows, useful)
