@@ -8,16 +8,17 @@ import importlib.metadata
 import statistics
 from typing import Any, NamedTuple
 
-import machine
+import records
 import report
 import torch
 from rich.box import SIMPLE_HEAD
 from rich.progress import Progress
 from rich.table import Table
-from timing import Samples, interleave
 
 import nbattn
+from nbattn import machine
 from nbattn.integrations import transformers as integration
+from nbattn.timing import Samples, clock, interleave
 
 EQUAL, FASTER = 1.05, 1.0  # the most that nbattn's time may be, relative to sdpa's
 HIDDEN, HEADS, KV_HEADS, HEAD_DIM, LAYERS, MIDDLE = 512, 8, 2, 64, 4, 1792
@@ -79,7 +80,7 @@ def measure(case: Case, dtype: str, threads: int, rounds: int) -> dict[str, Any]
     }
     with torch.inference_mode():
         theirs, ours = (runs[name]() for name in ("sdpa", "nbattn"))
-        taken = interleave(runs, threads=threads, rounds=rounds)
+        taken = interleave(runs, clock=clock(threads), rounds=rounds)
     error = ((ours - theirs).float().norm() / theirs.float().norm()).item()
     ratio = paired(taken["nbattn"], taken["sdpa"])
     return {
@@ -89,7 +90,7 @@ def measure(case: Case, dtype: str, threads: int, rounds: int) -> dict[str, Any]
         "relative_difference": error,
         "ratio": ratio,
         "met": None if case.target is None else ratio <= case.target,
-        **{f"{name}_seconds": samples.typical(threads) for name, samples in taken.items()},
+        **{f"{name}_seconds": samples.typical for name, samples in taken.items()},
         **{f"{name}_samples": samples.seconds for name, samples in taken.items()},
     }
 
@@ -132,9 +133,9 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="short cases; writes no file")
     parser.add_argument("--dtypes", default=",".join(DTYPES))
     default = f"transformers-{machine.today()}.json"
-    machine.add_output(parser, default)
+    records.add_output(parser, default)
     options = parser.parse_args()
-    path = None if options.quick else machine.destination(options, default)
+    path = None if options.quick else records.destination(options, default)
     torch.set_num_threads(options.threads)
     integration.register()
     cases = [case for case in CASES if not options.quick or case.tokens <= 512]
@@ -142,7 +143,7 @@ def main() -> None:
     record: dict[str, Any] = {
         "date": machine.now(),
         "machine": machine.machine(),
-        "versions": machine.versions()
+        "versions": records.versions()
         | {"transformers": importlib.metadata.version("transformers")},
         "threads": options.threads,
         "method": "MistralModel forward in inference mode, no cache, batch 1; "
@@ -158,7 +159,7 @@ def main() -> None:
     console.print(table(record["rows"]))
     record["load_average_after"] = machine.load()
     if path is not None:
-        machine.write(path, record)
+        records.write(path, record)
         console.print(f"wrote {path}")
 
 
