@@ -17,6 +17,7 @@ from nbattn.mask import MAX_RANK, Mask
 from nbattn.planner.request import BACKENDS, DTYPES, Request, check_traits
 
 _NEEDED = ("query", "key", "value")
+LONGEST = 2**31 - 1  # positions of an axis: their products of two still fit 64 bits
 _LARGE = 1e30  # scales and caps beyond it lose their scores in float32
 
 
@@ -41,7 +42,7 @@ def check_shapes(
                 f"{name} has {counted(len(shape), 'dimension')} {list(shape)}; "
                 f"a mask of {counted(mask.rank, 'axis', 'axes')} needs {mask.rank + 3}.",
                 where=repr(mask),
-                fix=f"{name} as [B, {space}, H, D]"
+                fix=f"{name} as [B, {space}, {'H' if name == 'query' else 'Hk'}, D]"
                 + (f", or a mask of {counted(rank, 'axis', 'axes')}." if fits else "."),
             )
     where = f"query {list(query)} key {list(key)} value {list(value)}"
@@ -90,7 +91,11 @@ def check_tensors(query: Tensor, named: dict[str, Tensor | None]) -> None:
             fix = f"{name} as [B, *space, H, D]."
             raise InputError(
                 f"{name} is {what}, not a tensor.",
-                fix=fix if tensor is None else f"torch.as_tensor({name}).",
+                fix=fix
+                if tensor is None
+                else "torch.tensor(key_range, dtype=torch.int32)."
+                if name == "key_range"
+                else f"torch.as_tensor({name}).",
             )
         if tensor.layout != torch.strided or tensor.is_nested:
             raise InputError(
@@ -258,9 +263,13 @@ def check_plan(
         plain = type(shape) is tuple or type(shape) is list
         if not plain and (not isinstance(shape, Sequence) or isinstance(shape, str)):
             raise InputError(f"{name}={shape!r} is no shape.", fix=fix)
-        if {*map(type, shape)} != {int} or min(shape) < 0:
-            wrong = next((n for n in shape if type(n) is not int or n < 0), "nothing")
+        if {*map(type, shape)} != {int} or min(shape) < 0 or max(shape) > LONGEST:
+            if not shape:
+                raise InputError(f"{name}={shape!r} has no length.", fix=fix)
+            wrong = next(n for n in shape if type(n) is not int or not 0 <= n <= LONGEST)
             shown = tuple(shape)
+            if type(wrong) is int and wrong > LONGEST:
+                raise InputError(f"{name}: {wrong} is beyond {LONGEST}.", fix=fix)
             raise InputError(f"{name}={shown!r}: {wrong!r} is no length.", fix=fix)
     for name, value, low in (("value_dim", value_dim, 1), ("extra_keys", extra_keys, 0)):
         if (value is None and low) or (type(value) is int and value >= 0):

@@ -174,14 +174,15 @@ class NeighborhoodAttention(nn.Module):
         """The constructor's arguments; optional ones where they differ from their defaults."""
         defaults = {
             "kv_heads": self.num_heads,
-            "head_dim": self.dim // self.num_heads,
+            "head_dim": self.dim / self.num_heads,
+            "qkv_bias": True,
+            "proj_drop": 0.0,
             "backend": "auto",
         }
-        changed = [
-            f"{name}={getattr(self, name)!r}"
-            for name, default in defaults.items()
-            if getattr(self, name) != default
-        ]
+        bias: Any = self.qkv.bias
+        found = {name: getattr(self, name, None) for name in defaults}
+        found |= {"qkv_bias": bias is not None, "proj_drop": self.proj_drop.p}
+        changed = [f"{n}={found[n]!r}" for n, default in defaults.items() if found[n] != default]
         return ", ".join([f"{self.dim}, {self.num_heads}, {self.mask!r}", *changed])
 
     def _trains(self) -> bool:
@@ -260,7 +261,7 @@ class NeighborhoodAttention(nn.Module):
     def _sizes(self, name: str, shape: Sequence[int]) -> tuple[int, ...]:
         """A shape as plain integers."""
         if not isinstance(shape, Sequence) or isinstance(shape, str):
-            raise InputError(f"{name}={shape!r} is no shape.", fix=f"{name}=x.shape.")
+            raise InputError(f"{name} is {kind(shape)}, no shape.", fix=f"{name}=x.shape.")
         sizes = tuple(_whole(f"{name}[{n}]", size, 0) for n, size in enumerate(shape))
         self._check_shape(name, sizes)
         return sizes

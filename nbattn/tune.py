@@ -137,22 +137,38 @@ def destination() -> Path:
     Raises:
         InputError: the cache is off, or nothing can be written there.
     """
+    path = intended()
     try:
-        path = measured.path()
         if path is not None:
             cache.prepare(path.parent)
             cache.read(path)
     except CacheError as error:
-        raise InputError(
-            f"the cost table cannot be written: {error}.",
-            fix=f"--output FILE, or {cache.VARIABLE}=DIRECTORY, an absolute path that is yours.",
-        ) from None
+        raise _unwritable(error) from None
     if path is None:
         raise InputError(
             f"{cache.VARIABLE}=off: there is no place for the cost table.",
             fix=f"--output FILE, or unset {cache.VARIABLE}.",
         )
     return path
+
+
+def intended() -> Path | None:
+    """Where the table would go; None where the cache is off. Makes nothing.
+
+    Raises:
+        InputError: the variables name no absolute path.
+    """
+    try:
+        return measured.path()
+    except CacheError as error:
+        raise _unwritable(error) from None
+
+
+def _unwritable(error: CacheError) -> InputError:
+    return InputError(
+        f"the cost table cannot be written: {error}.",
+        fix=f"--output FILE, or {cache.VARIABLE}=DIRECTORY, an absolute path that is yours.",
+    )
 
 
 def save(path: Path, new: Entry) -> str:

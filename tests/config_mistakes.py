@@ -54,7 +54,7 @@ negative side
     toml
     [masks.video]
     axes = [{ left = -3 }]
-masks.video.axes[0]: left=-3 is below 0; fix: left is a whole number >= 0; None is unlimited.
+masks.video.axes[0].left: left=-3 is below 0; fix: left is a whole number >= 0; None is unlimited.
 
 rule between two fields
     toml
@@ -109,6 +109,73 @@ mask said twice
     full = { rank = 2 }
 masks.video: says axes and full; fix: exactly one of axes, neighborhood, sliding_window, causal, full, from_flash, from_transformers.
 
+every field of an axis by itself
+    toml
+    [masks.video]
+    axes = [{ left = -1, dilation = 0, stride = 0, border = "wrapp" }]
+masks.video.axes[0].border: found "wrapp"; legal: "clip", "shift" or "wrap". Did you mean "wrap"?
+masks.video.axes[0].left: left=-1 is below 0; fix: left is a whole number >= 0; None is unlimited.
+masks.video.axes[0].dilation: dilation=0 is below 1; fix: dilation is a whole number >= 1.
+masks.video.axes[0].stride: stride=0 is below 1; fix: stride is a whole number >= 1.
+
+every argument of a constructor by itself
+    toml
+    [masks.video]
+    neighborhood = { kernel_size = 0, dilation = 0, stride = 0 }
+masks.video.neighborhood.kernel_size: kernel_size=0 is below 1; fix: kernel_size is a whole number >= 1.
+masks.video.neighborhood.dilation: dilation=0 is below 1; fix: dilation is a whole number >= 1.
+masks.video.neighborhood.stride: stride=0 is below 1; fix: stride is a whole number >= 1.
+
+every field of a layer by itself, on a broken mask too
+    toml
+    [masks.video]
+    axes = []
+    [layers.block]
+    mask = "video"
+    dim = -1
+    num_heads = 0
+    proj_drop = 3.0
+    backend = "tile"
+masks.video: a mask has 1 to 3 axes, not 0; fix: Mask(Axis(3, 3), Axis(3, 3)).
+layers.block.backend: "tile" is not known; legal: "auto", "reference", "tiled", "sdpa", "flash", "flash:aten", "flash:fa2", "flash:fa3", "flash:fa4", "flash-model", "flash-model:aten", "flash-model:fa2", "flash-model:fa3", "flash-model:fa4", "flex", "natten". Did you mean "tiled"?
+layers.block.dim: dim=-1 is below 1; fix: dim is a whole number >= 1.
+layers.block.num_heads: num_heads=0 is below 1; fix: num_heads is a whole number >= 1.
+layers.block.proj_drop: proj_drop=3.0 is no probability; fix: 0 <= proj_drop <= 1.
+
+fields of a layer that do not fit one another
+    toml
+    [masks.video]
+    full = {}
+    [layers.block]
+    mask = "video"
+    dim = 10
+    num_heads = 3
+layers.block: dim=10 is no multiple of num_heads=3; fix: head_dim=3, or a num_heads that divides 10.
+
+layer beyond every memory
+    toml
+    [masks.video]
+    full = {}
+    [layers.block]
+    mask = "video"
+    dim = 2147483647
+    num_heads = 1
+layers.block: its weights are larger than a tensor can be.
+
+every shape and size of a plan by itself
+    toml
+    [masks.video]
+    full = {}
+    [plans.train]
+    mask = "video"
+    query = [1, 8, 2, 99999999999]
+    key = []
+    value_dim = 0
+    extra_keys = -1
+plans.train.query: query_shape: 99999999999 is beyond 2147483647; fix: query_shape=[B, *space, H, D], whole numbers >= 0.
+plans.train.key: key_shape=() has no length; fix: key_shape=[B, *space, H, D], whole numbers >= 0.
+plans.train.extra_keys: extra_keys=-1 is below 0; fix: extra_keys is a whole number >= 0.
+
 constructor that does not exist
     toml
     [masks.video]
@@ -155,7 +222,7 @@ window that is no pair
     toml
     [masks.text]
     from_flash = { window_size = [512] }
-masks.text.from_flash: window_size=[512] is not a pair; fix: window_size=(left, right).
+masks.text.from_flash.window_size: window_size=[512] is not a pair; fix: window_size=(left, right).
 
 name with a space
     toml
@@ -199,7 +266,7 @@ broken mask is reported once
     [plans.train]
     mask = "encoder"
     query = [1, 8, 2, 8]
-masks.encoder.full: a mask has 1 to 3 axes, not 9; fix: Mask(Axis(3, 3), Axis(3, 3)).
+masks.encoder.full.rank: a mask has 1 to 3 axes, not 9; fix: Mask(Axis(3, 3), Axis(3, 3)).
 
 layer without its sizes
     toml
@@ -256,7 +323,7 @@ negative length
     [plans.train]
     mask = "encoder"
     query = [1, -8, 2, 8]
-plans.train: query_shape=(1, -8, 2, 8): -8 is no length; fix: query_shape=[B, *space, H, D], whole numbers >= 0.
+plans.train.query: query_shape=(1, -8, 2, 8): -8 is no length; fix: query_shape=[B, *space, H, D], whole numbers >= 0.
 
 unknown names in a plan, all of them
     toml
@@ -288,7 +355,7 @@ number beyond every axis
     toml
     [masks.encoder]
     axes = [{ left = 2147483648 }]
-masks.encoder.axes[0]: left=2147483648 is beyond 2147483647, the largest legal number; fix: left is a whole number >= 0; None is unlimited.
+masks.encoder.axes[0].left: left=2147483648 is beyond 2147483647, the largest legal number; fix: left is a whole number >= 0; None is unlimited.
 
 key twice in TOML
     toml
@@ -346,6 +413,11 @@ nothing at all
     yaml
     # only a comment
 is a NoneType; legal: a table.
+
+YAML tags with nothing to convert
+    yaml
+    masks: {m: {full: {rank: !!int ''}}}
+not yaml: string index out of range.
 
 text after the end
     json

@@ -401,9 +401,10 @@ def test_a_mask_in_words(
 MISUSE: list[tuple[list[str], str]] = [
     (
         [],
-        "nbattn bench: there is no request.\n  fix:   nbattn bench CONFIG, or nbattn bench --mask ",
+        "nbattn bench: there is no request: CONFIG, or --mask and --query.\n"
+        "  fix:   nbattn bench CONFIG, or nbattn bench --mask ",
     ),
-    (["--mask", "causal()"], "nbattn bench: there is no request.\n"),
+    (["--mask", "causal()"], "nbattn bench: there is no request: CONFIG, or --mask and --query.\n"),
     (
         ["a.toml", "nobody"],
         "nbattn bench: a.toml has no plan 'nobody'.\n  fix:   plans of a.toml: dinat.\n",

@@ -121,7 +121,7 @@ def test_a_plan_that_is_not_its_mask_fails(
 
 MISUSE = """
 plan
-    nbattn plan: there is no request.
+    nbattn plan: there is no request: CONFIG, or --mask and --query.
       fix:   nbattn plan CONFIG, or nbattn plan --mask 'sliding_window(511)' --query 1,4096,8,64
 
 plan NAT stage5
@@ -146,7 +146,7 @@ plan NAT stage1 --mask block --query 1,8,8,2,32
       fix:   either --mask, or names of plans.
 
 plan NAT --mask block
-    nbattn plan: there is no request.
+    nbattn plan: there is no request: CONFIG, or --mask and --query.
       fix:   nbattn plan CONFIG, or nbattn plan --mask 'sliding_window(511)' --query 1,4096,8,64
 
 plan absent.toml

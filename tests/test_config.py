@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -263,13 +264,18 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
 
     assert said("absent.toml") == "cannot be read: No such file or directory."
     (tmp_path / "folder.toml").mkdir()
-    assert said("folder.toml") == "cannot be read: Is a directory."
+    assert said("folder.toml") == "cannot be read: is no regular file."
     assert said("masks.ini", b"") == "unknown kind of file; legal: .toml, .yaml, .yml, .json."
     assert said("masks") == "unknown kind of file; legal: .toml, .yaml, .yml, .json."
     assert said("latin.toml", b"# \xe9") == "byte 2 is not UTF-8; legal: UTF-8 text."
     large = "larger than 1048576 bytes; legal: up to 1048576 bytes."
     for name in ("large.toml", "large.yaml", "large.json"):
         assert said(name, b" " * 10_000_000) == large
+    os.mkfifo(tmp_path / "pipe.toml")
+    assert said("pipe.toml") == "cannot be read: is no regular file."
+    assert said("bom.toml", "\ufeff[masks.a]\nfull = 1".encode()) == (
+        "masks.a.full: found 1; legal: a table."
+    )
     assert said("nul\0.toml") == "cannot be read: embedded null byte."
 
 

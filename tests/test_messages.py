@@ -376,7 +376,7 @@ attention(q, q, q, Mask.full(rank=2))
 attention(q, t(1, 4, 4, 2, 16), q, window)
     InputError: key has 5 dimensions [1, 4, 4, 2, 16]; a mask of 1 axis needs 4.
       given: Mask(Axis(2, 0))
-      fix:   key as [B, X, H, D], or a mask of 2 axes.
+      fix:   key as [B, X, Hk, D], or a mask of 2 axes.
 
 attention(t(3), q, q, window)
     InputError: query has 1 dimension [3]; a mask of 1 axis needs 4.
@@ -478,7 +478,7 @@ attention(q, q, q, window, key_range=t(1, 1, 2).long())
 
 attention(q, q, q, window, key_range=[[0, 8]])
     InputError: key_range is a list, not a tensor.
-      fix:   torch.as_tensor(key_range).
+      fix:   torch.tensor(key_range, dtype=torch.int32).
 
 attention(q, q, q, window, extra_key=t(1, 3, 2, 16))
     InputError: extra_value is missing; extra keys need both.

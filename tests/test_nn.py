@@ -810,11 +810,11 @@ single(t(1, 6, 8))
       fix:   return query, key.
 
 layer.plan_for(64)
-    InputError: shape=64 is no shape.
+    InputError: shape is an int, no shape.
       fix:   shape=x.shape.
 
 layer.plan_for("2, 6, 7, 64")
-    InputError: shape='2, 6, 7, 64' is no shape.
+    InputError: shape is a str, no shape.
       fix:   shape=x.shape.
 
 layer.plan_for((2, 6, 64))

@@ -256,7 +256,7 @@ def test_what_cannot_be_written_is_said_before_measuring(
 
 
 MISUSE: list[tuple[list[str], str]] = [
-    (["--query", "1,2,3,4"], "nbattn tune: there is no request.\n"),
+    (["--query", "1,2,3,4"], "nbattn tune: there is no request: CONFIG, or --mask and --query.\n"),
     (
         ["a.toml", "nobody"],
         "nbattn tune: a.toml has no plan 'nobody'.\n  fix:   plans of a.toml",

@@ -30,8 +30,8 @@ time (shortest), CUDA by events (median). "reference" runs where its dense score
 """
 _EPILOG = """
 examples:
-  nbattn bench configs/nat.toml
-  nbattn bench configs/nat.toml stage1 --threads 1 --json times.json --png times.png
+  nbattn bench configs/nat_tiny.toml
+  nbattn bench configs/nat_tiny.toml stage1 --threads 1 --json times.json --png times.png
   nbattn bench --mask 'neighborhood((7, 7))' --query 1,56,56,2,32 --backends tiled,sdpa
 
 exit status:

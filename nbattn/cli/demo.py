@@ -102,4 +102,6 @@ def _side(text: str) -> int:
     number = int(text)
     if number < 24:  # the search window is 21 pixels wide
         raise argparse.ArgumentTypeError(f"{number} is below 24, the search window is 21 wide")
+    if number > 512:
+        raise argparse.ArgumentTypeError(f"{number} is above 512, the side of the photograph")
     return number

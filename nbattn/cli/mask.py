@@ -39,6 +39,9 @@ exit status:
 """
 
 
+_FIGURE = {"device": "cpu", "dtype": "float32", "heads": 8, "head_dim": 64, "backend": "auto"}
+
+
 def add_parser(commands: Any) -> None:
     """Register the command."""
     parser = commands.add_parser(
@@ -58,14 +61,13 @@ def add_parser(commands: Any) -> None:
     add("--png", metavar="PATH", help="also a figure: matrices, tiles of a plan, neighborhoods")
     add(
         "--device",
-        default="cpu",
         metavar="NAME",
-        help="of the plan in the figure: cpu, sm_90 and so on",
+        help="of the plan in the figure: sm_90 and so on (default: cpu)",
     )
-    add("--dtype", default="float32", metavar="NAME", help="of that plan (default: float32)")
-    add("--heads", type=int, default=8, metavar="H", help="of that plan (default: 8)")
-    add("--head-dim", type=int, default=64, metavar="D", help="of that plan (default: 64)")
-    add("--backend", default="auto", metavar="NAME", help="of that plan (default: auto)")
+    add("--dtype", metavar="NAME", help="of that plan (default: float32)")
+    add("--heads", type=int, metavar="H", help="of that plan (default: 8)")
+    add("--head-dim", type=int, metavar="D", help="of that plan (default: 64)")
+    add("--backend", metavar="NAME", help="of that plan (default: auto)")
     parser.set_defaults(run=run)
 
 
@@ -74,6 +76,10 @@ def run(options: argparse.Namespace) -> int:
     from nbattn import draw
 
     mask = find(options)
+    given = [name for name in _FIGURE if getattr(options, name) is not None]
+    if given and options.png is None:
+        name = given[0].replace("_", "-")
+        raise InputError(f"--{name} is of the figure's plan.", fix=f"--png mask.png --{name} …")
     query = parse_lengths("--query", options.query)
     key = query if options.key is None else parse_lengths("--key", options.key)
     if options.json:
@@ -168,6 +174,10 @@ def _write_png(options: argparse.Namespace, mask: Mask, query: Space, key: Space
     from nbattn import plot
     from nbattn.functional import plan
 
-    shapes = [(1, *space, options.heads, options.head_dim) for space in (query, key)]
-    given = {"device": options.device, "dtype": options.dtype, "backend": options.backend}
+    given: dict[str, Any] = {
+        name: default if getattr(options, name) is None else getattr(options, name)
+        for name, default in _FIGURE.items()
+    }
+    heads = given.pop("heads"), given.pop("head_dim")
+    shapes = [(1, *space, *heads) for space in (query, key)]
     plot.save(plot.figure(plan(mask, *shapes, **given)), options.png)

@@ -21,7 +21,7 @@ Requests come from a configuration (all of its plans, or those named), or from
 --mask and --query. Options replace what the configuration says.
 """
 _EPILOG = """
-A cost is a measured time where one is committed for exactly this request, else
+A cost is a measured time where `nbattn tune` took one of exactly this request, else
 a bound from device data; the last line of a plan says which one decided.
 
 examples:

@@ -30,21 +30,28 @@ def add_request(parser: argparse.ArgumentParser) -> None:
     text = "a mask, 'Axis(3, 3), Axis(6, 6, border=\"wrap\")', or one's name in CONFIG"
     group.add_argument("--mask", metavar="MASK", help=text)
     shape = "comma-separated"
-    group.add_argument("--query", type=values.shape, metavar="B,X,…,H,D", help=f"{shape} shape")
+    group.add_argument("--query", type=values.shape, metavar="B,X,...,H,D", help=f"{shape} shape")
     group.add_argument(
         "--key", type=values.shape, metavar="B,X,…,Hk,D", help="default: as the query"
     )
     group.add_argument("--value-dim", type=int, metavar="DV", help="default: D")
     group.add_argument("--dtype", help="float16, bfloat16 (default), float32 or float64")
-    group.add_argument("--device", help="cpu, sm_80, sm_90, …; default: this machine's")
+    group.add_argument("--device", help="cpu, sm_80, sm_90, ...; default: this machine's")
     group.add_argument("--backend", help="default: auto")
     for name in ("require", "forbid"):
         text = f"strategies or backends to {name}"
-        group.add_argument(f"--{name}", type=values.names, metavar="NAME,…", help=text)
+        group.add_argument(f"--{name}", type=values.names, metavar="NAME,...", help=text)
     group.add_argument("--extra-keys", type=int, metavar="E", help="keys that every query reads")
     group.add_argument("--softcap", type=float, metavar="C", help="cap of the scores")
     for name, text in _SWITCHES.items():
         group.add_argument(f"--{name}", action="store_true", default=None, help=text)
+
+
+def is_asked(options: argparse.Namespace) -> bool:
+    """Whether a plan is asked for: a configuration, or anything of a request but the device."""
+    request = ("config", "mask", "query", "key", "value_dim", "dtype", "backend", "require")
+    more = ("forbid", "extra_keys", "softcap", *(name.replace("-", "_") for name in _SWITCHES))
+    return any(getattr(options, name) is not None for name in (*request, *more))
 
 
 def plans(options: argparse.Namespace) -> dict[str, Plan]:
@@ -72,7 +79,7 @@ def requests(options: argparse.Namespace) -> list[tuple[str, PlanConfig]]:
         return [(name, replace(plan, **changes)) for name, plan in _named(options)]
     if options.mask is None or options.query is None:
         raise InputError(
-            "there is no request.",
+            "there is no request: CONFIG, or --mask and --query.",
             fix=f"nbattn {options.command} CONFIG, or nbattn {options.command} "
             "--mask 'sliding_window(511)' --query 1,4096,8,64",
         )

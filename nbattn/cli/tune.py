@@ -32,8 +32,8 @@ files:
 
 examples:
   nbattn tune
-  nbattn tune configs/nat.toml --threads 1
-  nbattn tune configs/nat.toml stage1 --quick --dry-run
+  nbattn tune configs/nat_tiny.toml --threads 1
+  nbattn tune configs/nat_tiny.toml stage1 --quick --dry-run
 
 exit status:
   0   measured, and written where the last line says
@@ -80,7 +80,7 @@ def run(options: argparse.Namespace) -> int:
     for reason in left_out:
         print(f"  not measured: {reason}")
     if options.dry_run:
-        return _dry(plans, options.output or tune.measured.path())
+        return _dry(plans, options.output or tune.intended())
     tune.check_quiet(info.kind)
     found = tune.rates(info.kind, effort=effort)
     _print_rates(found, info)
@@ -100,8 +100,7 @@ def run(options: argparse.Namespace) -> int:
 
 def _asked(options: argparse.Namespace) -> dict[str, Plan]:
     """The plans to measure; none, where only the rates are wanted."""
-    rates_only = options.config is None and options.mask is None and options.query is None
-    return {} if rates_only else sources.plans(options)
+    return sources.plans(options) if sources.is_asked(options) else {}
 
 
 def _dry(plans: dict[str, list[Plan]], path: Path | None) -> int:

@@ -24,8 +24,8 @@ def names(text: str) -> tuple[str, ...]:
 
 
 def whole(text: str) -> int:
-    """A whole number from 1."""
-    if not text.isascii() or not text.isdigit() or int(text) < 1:
+    """A whole number from 1 to a million."""
+    if not text.isascii() or not text.isdigit() or not 1 <= int(text[:9]) <= 10**6:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
     return int(text)
 

@@ -142,7 +142,7 @@ class _Loading:
     def _checked(self, section: str, name: str) -> Any:
         """The entry, with the checks that need all its fields."""
         entry = self._entry(section, name)
-        if entry is not None and entry.mask is not None:
+        if entry is not None:
             for key, error in entry.mistakes():
                 path = (section, name, key) if key else (section, name)
                 self.found.append(mistakes.of_exception(path, error))

@@ -10,6 +10,7 @@ import json
 import operator
 import os
 import re
+import stat
 import tomllib
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ MAX_BYTES = 1 << 20
 MAX_DEPTH = 16
 MAX_VALUES = 100_000
 _MAX_INTEGER = 2**63 - 1
+_SHOWN = 40  # characters of a foreign text in a message
 KeyPath = tuple[str | int, ...]
 
 
@@ -30,11 +32,13 @@ def read(path: str | os.PathLike[str]) -> tuple[str, object]:
     Raises:
         ConfigError: it cannot be read, is too large, or is no TOML, YAML or JSON.
     """
-    name = os.fspath(path)
+    name = os.fsdecode(path)
     parse = PARSERS.get(Path(name).suffix.lower())
     if parse is None:
         raise ConfigError(name, [Mistake("", "unknown kind of file", ", ".join(PARSERS))])
     try:
+        if not stat.S_ISREG(Path(name).stat().st_mode):  # a pipe would be waited for
+            raise OSError(0, "is no regular file")
         with open(name, "rb") as file:  # noqa: PTH123 - a Path would normalise the name
             content = file.read(MAX_BYTES + 1)
     except (OSError, ValueError) as error:
@@ -44,14 +48,14 @@ def read(path: str | os.PathLike[str]) -> tuple[str, object]:
         found = f"larger than {MAX_BYTES} bytes"
         raise ConfigError(name, [Mistake("", found, f"up to {MAX_BYTES} bytes")])
     try:
-        return name, parse(content.decode("utf-8"))
+        return name, parse(content.decode("utf-8-sig"))
     except ImportError:
         found, fix = "YAML needs PyYAML, which is not installed", 'pip install "nbattn[yaml]"'
         raise ConfigError(name, [Mistake("", found, fix=fix)]) from None
     except UnicodeDecodeError as error:
         found = f"byte {error.start} is not UTF-8"
         raise ConfigError(name, [Mistake("", found, "UTF-8 text")]) from None
-    except (ValueError, RecursionError) as error:
+    except (ValueError, LookupError, AttributeError, RecursionError) as error:
         found = (
             f"nested deeper than {MAX_DEPTH}" if isinstance(error, RecursionError) else f"{error}"
         )
@@ -65,11 +69,11 @@ def _toml(text: str) -> object:
 
 def _json(text: str) -> object:
     def unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
-        table = dict(pairs)
-        if len(table) < len(pairs):
-            names = [name for name, _ in pairs]
-            twice = next(name for name in names if names.count(name) > 1)
-            raise ValueError(f"key {twice!r} stands twice")
+        table: dict[str, object] = {}
+        for name, value in pairs:
+            if name in table:
+                raise ValueError(f"key {name[:_SHOWN]!r} stands twice")
+            table[name] = value
         return table
 
     return json.loads(text, object_pairs_hook=unique)
@@ -172,7 +176,8 @@ class _Reader:
             return {name: self._item(value, name, path) for name in self._names(names, path)}
         if isinstance(value, Sequence) and not isinstance(value, (str, bytes, bytearray)):
             items = cast("Sequence[object]", value)
-            return [self._item(items, n, path) for n in range(len(items))]
+            count = self._read(path, lambda: len(items), 0)
+            return [self._item(items, n, path) for n in range(count)]
         return self._leaf(value, path)
 
     def _names(self, names: list[object], path: KeyPath) -> Iterator[str]:
@@ -180,7 +185,8 @@ class _Reader:
             if isinstance(name, str) and _is_text(name):
                 yield name
             else:
-                self._wrong(path, f"key {_short(name)} is {kind(name)}", "text keys")
+                what = "not Unicode" if isinstance(name, str) else kind(name)
+                self._wrong(path, f"key {_short(name)} is {what}", "text keys")
 
     def _item(self, container: Any, key: Any, path: KeyPath) -> object:
         return self.plain(self._read((*path, key), lambda: container[key], None), (*path, key))
@@ -190,7 +196,7 @@ class _Reader:
         try:
             return get()
         except Exception as error:
-            self._wrong(path, f"cannot be read: {' '.join(str(error).split())}", "")
+            self._wrong(path, f"cannot be read: {str(error).strip().splitlines()[0]}", "")
         return instead
 
     def _leaf(self, value: object, path: KeyPath) -> object:
@@ -202,7 +208,7 @@ class _Reader:
             return self._wrong(path, "text that is not Unicode", "UTF-8 text")
         try:
             number = operator.index(cast("Any", value))
-        except TypeError:
+        except Exception:  # a TypeError; foreign types raise what they like
             return self._wrong(
                 path, f"is {kind(value)}", "tables, lists, text, numbers, true, false"
             )
@@ -223,8 +229,11 @@ def _is_text(text: str) -> bool:
 
 
 def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 40 else f"{text[:37]}…"
+    try:
+        text = repr(value)
+    except Exception:
+        text = f"of type {type(value).__name__}"
+    return text if len(text) <= _SHOWN else f"{text[:37]}…"
 
 
 def show(path: KeyPath) -> str:

@@ -9,12 +9,12 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, make_dataclass
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
-from pydantic import GetCoreSchemaHandler, ValidationInfo
+from pydantic import GetCoreSchemaHandler, ValidationInfo, WithJsonSchema
 from pydantic_core import CoreSchema, core_schema
 
 from nbattn.axis import Axis
 from nbattn.dialects.device import DEVICES
-from nbattn.errors import MaskError, NbattnError
+from nbattn.errors import InputError, MaskError, NbattnError
 from nbattn.mask import Mask
 from nbattn.planner.request import BACKENDS, DTYPES, STRATEGIES
 
@@ -79,7 +79,11 @@ class MaskTable:
             ),
         ],
         kw_only=True,
-        namespace={"__pydantic_config__": STRICT, "__doc__": "A mask, by exactly one entry."},
+        namespace={
+            "__pydantic_config__": STRICT
+            | {"json_schema_extra": {"minProperties": 1, "maxProperties": 1}},
+            "__doc__": "A mask, by exactly one entry.",
+        },
     )
 
     def __get_pydantic_core_schema__(
@@ -140,7 +144,7 @@ class LayerConfig:
     head_dim: int | None = None
     qkv_bias: bool = True
     proj_drop: float = 0.0
-    backend: str = "auto"
+    backend: Annotated[str, WithJsonSchema({"enum": [*BACKENDS]})] = "auto"
 
     def build(self, **modules: Any) -> NeighborhoodAttention:
         """The layer.
@@ -156,11 +160,23 @@ class LayerConfig:
         return NeighborhoodAttention(**_values(self), **modules)
 
     def mistakes(self) -> Iterator[tuple[str, Exception]]:
-        """What the layer would refuse."""
+        """What the layer would refuse: every field by itself, or what they do together.
+
+        Where the mask is missing, its own mistakes being told already, any mask stands in.
+        """
         import torch
 
+        from nbattn.nn import NeighborhoodAttention
+
+        given = _values(self) | {"mask": self.mask or Mask.full()}
+        del given["backend"]
+        heads = max(1, self.kv_heads or 1)
+        base = {"mask": given["mask"], "dim": 1, "num_heads": heads, "head_dim": 1}
         with torch.device("meta"):
-            yield from _caught("", self.build)
+            found = list(_unknown("backend", (self.backend,), BACKENDS))
+            said = {n: value for n, value in given.items() if value is not None and n != "mask"}
+            found += _each(NeighborhoodAttention, base, said)
+            yield from found or _caught("", lambda: _built(NeighborhoodAttention, given))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -182,10 +198,10 @@ class PlanConfig:
     query: tuple[int, ...]
     key: tuple[int, ...] | None = None
     value_dim: int | None = None
-    dtype: str = "bfloat16"
+    dtype: Annotated[str, WithJsonSchema({"enum": [*DTYPES]})] = "bfloat16"
     device: str | None = None
     training: bool = False
-    backend: str = "auto"
+    backend: Annotated[str, WithJsonSchema({"enum": [*BACKENDS]})] = "auto"
     require: tuple[str, ...] = ()
     forbid: tuple[str, ...] = ()
     return_lse: bool = False
@@ -220,11 +236,14 @@ class PlanConfig:
         value = (*key[:-1], key[-1] if self.value_dim is None and key else self.value_dim or 0)
 
         def shapes() -> None:
-            arguments.check_plan(self.query, self.key, self.value_dim, self.extra_keys, {})
-            arguments.check_shapes(self.mask, self.query, key, value)
-            geometry.bind(self.mask, self.query[1:-2], key[1:-2])
+            if self.mask:
+                arguments.check_shapes(self.mask, self.query, key, value)
+                geometry.bind(self.mask, self.query[1:-2], key[1:-2])
 
-        yield from _caught("", shapes)
+        names = ("query", "key", "value_dim", "extra_keys")
+        base = dict(zip(names, ((1,), None, None, 0), strict=True)) | {"flags": {}}
+        found = list(_each(arguments.check_plan, base, {n: getattr(self, n) for n in names}))
+        yield from found or _caught("", shapes)
         yield from _caught("softcap", lambda: arguments.check_numbers(None, self.softcap))
         if self.device is not None and not dispatch.is_device(self.device):
             yield "device", UnknownNameError(self.device, tuple(DEVICES))
@@ -237,6 +256,38 @@ class PlanConfig:
 
 def _values(config: LayerConfig | PlanConfig) -> dict[str, Any]:
     return {f.name: getattr(config, f.name) for f in fields(config)}
+
+
+def _each(
+    function: Callable[..., object],
+    base: Mapping[str, Any],
+    given: Mapping[str, Any],
+) -> Iterator[tuple[str, Exception]]:
+    """What a function refuses of each argument by itself, the others being harmless."""
+    for name, value in given.items():
+        yield from _caught(name, lambda n=name, v=value: function(**{**base, n: v}))
+
+
+def _built(layer: Callable[..., object], given: Mapping[str, Any]) -> None:
+    """Build a layer; torch's own words for sizes beyond every memory are not for authors."""
+    try:
+        layer(**given)
+    except (RuntimeError, TypeError) as error:
+        if isinstance(error, NbattnError):
+            raise
+        raise InputError("its weights are larger than a tensor can be.") from None
+
+
+def axis_mistakes(axis: Mapping[str, Any]) -> Iterator[tuple[str, Exception]]:
+    """What every field of an axis breaks by itself."""
+    known = {f.name for f in fields(Axis)}
+    return _each(Axis, {}, {n: v for n, v in axis.items() if n in known and n != "border"})
+
+
+def constructor_mistakes(name: str, given: Mapping[str, Any]) -> Iterator[tuple[str, Exception]]:
+    """What every argument of a mask constructor breaks by itself."""
+    needed = {"neighborhood": {"kernel_size": 2**31 - 1}, "sliding_window": {"left": 0}}
+    return _each(CONSTRUCTORS[name], needed.get(name, {}), given)
 
 
 def _unknown(

@@ -11,7 +11,14 @@ from typing import Any, cast
 
 from nbattn.axis import Axis
 from nbattn.config.files import KeyPath, quoted, show
-from nbattn.config.grammar import LayerConfig, MaskTable, PlanConfig, UnknownNameError
+from nbattn.config.grammar import (
+    LayerConfig,
+    MaskTable,
+    PlanConfig,
+    UnknownNameError,
+    axis_mistakes,
+    constructor_mistakes,
+)
 from nbattn.errors import Mistake, NbattnError
 
 _LEGAL = {
@@ -41,7 +48,42 @@ def of_errors(errors: Sequence[Mapping[str, Any]], data: object) -> list[Mistake
     for path, error in placed:
         if not any(len(other) > len(path) and other[: len(path)] == path for other in paths):
             joined.setdefault(path, []).append(error)
-    return [_mistake(path, group) for path, group in joined.items()]
+    found = {path: _mistake(path, group) for path, group in joined.items()}
+    for path in dict.fromkeys(filter(None, map(_owner, joined))):
+        told = {other[len(path)] for other in found if len(other) > len(path) == len(_owner(other))}
+        broken = _field_mistakes(path, _at(data, path), told)
+        if broken:
+            found.pop(path, None)
+        found |= broken
+    return list(found.values())
+
+
+def _owner(path: KeyPath) -> KeyPath:
+    """The table of an axis or of a constructor's arguments that a path is in, or nothing."""
+    match path:
+        case ("masks", _, "axes", int(), *_):
+            return path[:4]
+        case ("masks", _, str(name), *_) if name in MaskTable.arguments:
+            return path[:3]
+        case _:
+            return ()
+
+
+def _field_mistakes(path: KeyPath, table: object, told: set[str | int]) -> dict[KeyPath, Mistake]:
+    """What fields break by themselves, besides those whose mistake is told: pydantic stops before
+    them, and a mask's own rules at the first.
+    """
+    if not isinstance(table, dict):
+        return {}
+    rest = {name: value for name, value in table.items() if name not in told}
+    own = axis_mistakes(rest) if len(path) == 4 else constructor_mistakes(str(path[2]), rest)
+    return {(*path, name): of_exception((*path, name), error) for name, error in own}
+
+
+def _at(data: Any, path: KeyPath) -> object:
+    for part in path:
+        data = data[part]
+    return data
 
 
 def of_exception(path: KeyPath, error: Exception) -> Mistake:
