@@ -10,18 +10,17 @@ follows from `_raw`, the rules of one row.
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nbattn.axis import Axis
 from nbattn.errors import MaskError, counted
-from nbattn.mask import Mask, Space
+from nbattn.mask import Mask, Space, as_space
 
 Ints = NDArray[np.int64]
 Run = tuple[int, int]  # start and count; the step is the dilation
@@ -228,25 +227,31 @@ class BoundAxis:
             parts.append(np.diff(before, axis=1).sum(axis=0))
         return np.array(parts, dtype=np.int64).reshape(len(parts), max(0, len(edges) - 1))
 
-    def _hulls(self, group: Classes, size: int) -> tuple[Ints, Rows]:
-        """First coordinate of every tile of a class and the hull of its rows' keys."""
-        first = np.arange(group.start, group.start + group.queries, size, dtype=np.int64)
-        last = np.minimum(first + size, group.start + group.queries) - 1
+    def _hull(self, group: Classes, first: Ints, last: Ints) -> Rows:
+        """The hull of the keys of the queries from `first` to `last`, class coordinates."""
         lo, _, _ = _raw(self.axis, first, group.keys)
         _, hi, prefix = _raw(self.axis, last, group.keys)
-        return first, _normal(self.axis, lo, hi, prefix, group.keys)
+        return _normal(self.axis, lo, hi, prefix, group.keys)
 
     def tile_totals(self, size: int) -> TileTotals:
-        """What tiles of `size` queries add up to on this axis."""
-        totals = np.zeros(4, dtype=np.int64)
+        """What tiles of `size` queries add up to on this axis, without visiting every tile."""
+        period = self.axis.stride // math.gcd(self.axis.stride, size)
+        totals = [0, 0, 0, 0]
         for group in self.classes():
-            first, hull = self._hulls(group, size)
-            rows = np.minimum(first + size, group.start + group.queries) - first
-            width = hull.counts()
-            totals += group.size * np.array(
-                [len(first), rows.sum(), width.sum(), (rows * width).sum()]
-            )
-        return TileTotals(*totals.tolist())
+            full = (group.queries - 1) // size  # the last tile is counted by itself
+
+            def width(tile: Ints, group: Classes = group) -> Ints:
+                first = group.start + size * tile
+                return self._hull(group, first, first + size - 1).counts()
+
+            at = [u - group.start - e for u in _bends(self.axis, group.keys) for e in (0, size)]
+            keys = _sum_piecewise(width, 0, full, period, [u // size for u in at])
+            rest = np.array([group.start + full * size, group.start + group.queries - 1])
+            end = int(self._hull(group, rest[:1], rest[1:]).counts()[0])
+            rows = group.queries - full * size
+            found = (full + 1, group.queries, keys + end, size * keys + rows * end)
+            totals = [total + group.size * n for total, n in zip(totals, found, strict=True)]
+        return TileTotals(*totals)
 
     def tiles(self, size: int) -> Iterator[AxisTile]:
         """Every query of the axis once, in tiles of up to `size` queries of one class with their
@@ -254,8 +259,10 @@ class BoundAxis:
         """
         d = self.axis.dilation
         for group in self.classes():
-            first, hull = self._hulls(group, size)
-            u = np.arange(group.start, group.start + group.queries, dtype=np.int64)
+            stop = group.start + group.queries
+            first = np.arange(group.start, stop, size, dtype=np.int64)
+            hull = self._hull(group, first, np.minimum(first + size, stop) - 1)
+            u = np.arange(group.start, stop, dtype=np.int64)
             shift = np.repeat(hull.lo - hull.low, size)[: group.queries]
             seam = np.repeat(hull.lo, size)[: group.queries]
             low, lo, hi = self.rows(u, group.keys)
@@ -275,19 +282,6 @@ class BoundAxis:
                         tuple(los[cut]),
                         tuple(his[cut]),
                     )
-
-
-def as_space(space: Space, name: str = "space") -> tuple[int, ...]:
-    """A space as a tuple of lengths; an integer is one axis."""
-    lengths: tuple[Any, ...] = tuple(space) if isinstance(space, Iterable) else (space,)
-    for length in lengths:
-        whole = hasattr(length, "__index__") and not isinstance(length, bool)
-        if not whole or operator.index(length) < 0:
-            raise MaskError(
-                f"{name}={space!r}: {length!r} is no length.",
-                fix="whole numbers >= 0, one per axis.",
-            )
-    return tuple(map(operator.index, lengths))
 
 
 def bind(mask: Mask, query_space: Space, key_space: Space | None = None) -> tuple[BoundAxis, ...]:

@@ -6,7 +6,8 @@ Plain frozen data: no shape, no tensor, no torch. The meaning of the fields is c
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import operator
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -344,6 +345,19 @@ class Mask:
         receive.
         """
         return [number for axis in self.axes for number in encode(axis)]
+
+
+def as_space(space: Space, name: str = "space") -> tuple[int, ...]:
+    """A space as a tuple of lengths; an integer is one axis."""
+    lengths: tuple[Any, ...] = tuple(space) if isinstance(space, Iterable) else (space,)
+    for length in lengths:
+        whole = hasattr(length, "__index__") and not isinstance(length, bool)
+        if not whole or operator.index(length) < 0:
+            raise MaskError(
+                f"{name}={space!r}: {length!r} is no length.",
+                fix="whole numbers >= 0, one per axis.",
+            )
+    return tuple(map(operator.index, lengths))
 
 
 def from_code(code: Sequence[int]) -> Mask:

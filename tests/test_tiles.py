@@ -7,6 +7,7 @@ that run as one batch are met on shapes small enough for the oracle.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -47,6 +48,46 @@ def test_tiles_are_the_rows_of_the_axis(
     assert totals[1] == queries
     assert line.tile_totals(size) == tuple(totals.tolist())
     cases("tiles, axes", 1)
+
+
+SIDES = st.none() | st.integers(0, 40) | st.integers(0, 4000)
+
+
+@given(
+    bound_axes(24),
+    st.tuples(SIDES, SIDES),
+    st.tuples(st.integers(0, 3000), st.integers(0, 3000)),
+    st.integers(1, 90),
+)
+def test_totals_of_long_axes_are_the_sums_of_their_tiles(
+    cases: Count,
+    bound: tuple[Axis, int, int],
+    sides: tuple[int | None, int | None],
+    lengths: tuple[int, int],
+    size: int,
+) -> None:
+    """Beyond what is summed tile by tile: series between the bends of windows and borders."""
+    axis, (queries, keys) = bound[0], lengths
+    left, right = (0 if side is None and axis.border == "shift" else side for side in sides)
+    axis = replace(axis, left=left, right=0 if axis.causal else right)
+    if axis.border == "wrap":
+        queries = keys = keys - keys % (axis.dilation * axis.stride)
+    line = geometry.bind(Mask(axis), queries, keys)[0]
+    tiles = [(tile.queries[1], tile.width) for tile in line.tiles(size)]
+    rows, widths = (sum(side) for side in zip(*tiles, strict=True)) if tiles else (0, 0)
+    pairs = sum(row * width for row, width in tiles)
+    assert line.tile_totals(size) == (len(tiles), rows, widths, pairs)
+    cases("tiles, long axes", 1)
+
+
+def test_totals_of_two_thousand_million_tokens_are_exact() -> None:
+    (line,) = geometry.bind(Mask(Axis(4095, 0)), 2**31 - 1, 2**31 - 1)
+    tiles, rows, keys, pairs = line.tile_totals(64)
+    assert (tiles, rows) == (2**25, 2**31 - 1)
+    # a tile's keys: its own and the 4095 before them, which the first 64 tiles have in part
+    missing = sum(max(0, 4095 - 64 * tile) for tile in range(64))
+    assert keys == 2**31 - 1 + 4095 * 2**25 - missing
+    assert pairs == 64 * keys - (63 + 4095)  # the last tile has 63 rows
 
 
 def check(mask: Mask, queries: Space, keys: Space, tile: Space, seed: int = 0) -> None:
