@@ -244,8 +244,8 @@ class BoundAxis:
                 first = group.start + size * tile
                 return self._hull(group, first, first + size - 1).counts()
 
-            at = [u - group.start - e for u in _bends(self.axis, group.keys) for e in (0, size)]
-            keys = _sum_piecewise(width, 0, full, period, [u // size for u in at])
+            bends = [(u - group.start) // size for u in _bends(self.axis, group.keys)]
+            keys = _sum_piecewise(width, 0, full, period, bends)
             rest = np.array([group.start + full * size, group.start + group.queries - 1])
             end = int(self._hull(group, rest[:1], rest[1:]).counts()[0])
             rows = group.queries - full * size
