@@ -147,6 +147,8 @@ def elsewhere(request: Request) -> str:
     mine = ["cpu"]
     if torch.cuda.is_available():
         mine.append(dispatch.device_info("cuda").name)
+    if request.device.kind == "meta":
+        return "the meta device computes nothing"
     if request.device.kind not in ("cpu", "cuda"):
         mine += [request.device.kind] * _present(request.device.kind)
     if request.device.name in mine:

@@ -213,8 +213,9 @@ def _loads(package: Facts, probed: Facts) -> Facts:
     """Whether a package loads, and why not."""
     name = package["import_name"]
     if not package["installed"] or not name or name == "torch":
-        torch: Facts = probed.get("torch", {})
-        return {"importable": "version" in torch if name == "torch" else None, "error": None}
+        torch = _torch(probed)
+        loads = {"importable": "version" in torch, "error": torch.get("error")}
+        return loads if name == "torch" else {"importable": None, "error": None}
     if f"import {name}" not in probed:
         return {"importable": None, "error": probed.get("crash", "was not tried")}
     error = probed[f"import {name}"]

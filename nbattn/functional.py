@@ -415,6 +415,10 @@ def merge(outputs: Sequence[Tensor], lses: Sequence[Tensor]) -> tuple[Tensor, Te
     >>> torch.allclose(out, attention(q, k, k, Mask.full()), atol=1e-6)
     True
     """
+    if isinstance(outputs, Tensor) or isinstance(lses, Tensor):
+        problem = "merge takes lists of outputs and logsumexps, not one tensor."
+        raise InputError(problem, fix="merge([out_a, out_b], [lse_a, lse_b]).")
+    outputs, lses = list(outputs), list(lses)
     if not outputs or len(outputs) != len(lses):
         raise InputError(
             f"{len(outputs)} outputs and {len(lses)} logsumexps.",

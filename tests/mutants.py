@@ -117,7 +117,8 @@ MUTANTS = [
     # hulls of tiles
     Mutant("totals-bends", GEOMETRY, "for u in _bends(self.axis, group.keys)]\n            keys",
            "for u in _bends(self.axis, group.keys)[:1]]\n            keys", "tiles"),
-    Mutant("totals-last-tile", GEOMETRY, "size * keys + rows * end", "size * (keys + end)", "tiles"),
+    Mutant("totals-last-tile", GEOMETRY, "size * keys + rows * end",
+           "size * (keys + end)", "tiles"),
     Mutant("hull-first-row", GEOMETRY, "lo, _, _ = _raw(self.axis, first,",
            "lo, _, _ = _raw(self.axis, first + 1,", "planner support"),
     Mutant("hull-last-row", GEOMETRY, "group.start + group.queries) - 1",

@@ -66,6 +66,12 @@ nbattn mask: --device is of the figure's plan.
 mask --mask full() --query 4 --head-dim 0
 nbattn mask: --head-dim is of the figure's plan.
 
+mask --mask full() --query 4 --png a.svg
+nbattn mask: a.svg would not be what its name says.
+
+bench --mask full() --query 1,8,2,8 --png a.svg
+nbattn bench: a.svg would not be what its name says.
+
 demo --size 700
 argument --size: 700 is above 512, the side of the photograph
 

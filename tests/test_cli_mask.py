@@ -230,8 +230,8 @@ MISUSE = [
      f"the mask has 3000 characters; 2000 are read.\n  given: {('causal' * 500)[:200]}\n"
      f"  fix:   {FORMS}"),
     (["--mask", "causal()", "--query", "3", "--png", "no/such.png"],
-     "'no/such.png' cannot be written: No such file or directory.\n"
-     "  fix:   a path in a folder that exists and is yours."),
+     "no/such.png cannot be made: no is no directory.\n"
+     "  fix:   a file in a directory that exists."),
     (["--mask", "causal()", "--query", "3", "--png", "x.png", "--device", "sm_1"],
      "device='sm_1' is not known.\n"),
 ]  # fmt: skip

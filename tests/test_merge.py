@@ -201,3 +201,11 @@ def test_what_does_not_fit_is_refused_in_words(
     with pytest.raises(InputError, match=words) as refused:
         nbattn.merge(outputs, lses)
     assert "fix:" in str(refused.value)
+
+
+def test_one_tensor_is_no_list_of_them() -> None:
+    out, lse = torch.zeros(1, 4, 2, 8), torch.zeros(1, 4, 2)
+    with pytest.raises(InputError, match="merge takes lists of outputs and logsumexps, not one"):
+        nbattn.merge(out, lse)
+    generated = nbattn.merge((t for t in [out, out]), (t for t in [lse, lse]))
+    assert torch.equal(generated[0], out)

@@ -70,8 +70,8 @@ def add_parser(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Measure and report; the exit status of the epilog."""
-    for path in (options.json, options.png):
-        values.check_writable(path)
+    values.check_writable(options.json)
+    values.check_writable(options.png, ".png")
     if options.png is not None:
         from nbattn.cli import bench_chart
 

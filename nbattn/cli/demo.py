@@ -7,6 +7,7 @@ import importlib.util
 from pathlib import Path
 from typing import Any
 
+from nbattn.cli import values
 from nbattn.errors import InputError
 
 _DESCRIPTION = """\
@@ -69,18 +70,16 @@ def run(options: argparse.Namespace) -> int:
         )
     from nbattn import demo
 
+    values.check_folder(options.output)
     parts = demo.PARTS if options.part is None else (options.part,)
-    try:
-        kept = demo.run(
-            options.output,
-            parts=parts,
-            seed=options.seed,
-            threads=options.threads,
-            size=options.size,
-            epochs=options.epochs,
-        )
-    except OSError as error:
-        raise InputError(f"pictures cannot be written: {error}.", fix="--output FOLDER.") from None
+    kept = demo.run(
+        options.output,
+        parts=parts,
+        seed=options.seed,
+        threads=options.threads,
+        size=options.size,
+        epochs=options.epochs,
+    )
     return 0 if kept else 1
 
 

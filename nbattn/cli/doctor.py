@@ -99,7 +99,7 @@ def _backend(backend: dict[str, Any]) -> tuple[str, str]:
 
 def _amount(name: str, found: Any) -> str:
     if name.endswith("bytes") and isinstance(found, int):
-        return f"{found / 2**30:.3g} GiB"
+        return f"{found / 2**30:.3g} GiB" if found >= 2**20 else f"{found} bytes"
     return _words(found)
 
 

@@ -7,8 +7,10 @@ import difflib
 import json
 import shutil
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nbattn.cli import values
 from nbattn.cli.mask_text import parse_lengths, parse_mask
 from nbattn.errors import InputError
 
@@ -80,6 +82,8 @@ def run(options: argparse.Namespace) -> int:
     if given and options.png is None:
         name = given[0].replace("_", "-")
         raise InputError(f"--{name} is of the figure's plan.", fix=f"--png mask.png --{name} …")
+    if options.png is not None:
+        values.check_writable(Path(options.png), ".png")
     query = parse_lengths("--query", options.query)
     key = query if options.key is None else parse_lengths("--key", options.key)
     if options.json:

@@ -37,6 +37,9 @@ exit status:
 """
 
 
+_NARROW = 70  # columns of a terminal below which reasons find no room in a table
+
+
 def add_parser(commands: Any) -> None:
     """Register the command."""
     parser = commands.add_parser(
@@ -83,7 +86,7 @@ def _print(plans: dict[str, Plan], proofs: dict[str, str]) -> None:
     for number, (name, plan) in enumerate(plans.items()):
         if number:
             print()
-        if console.is_terminal:
+        if console.is_terminal and console.width >= _NARROW:
             _table(console, name, plan)
         else:
             print(f"{name}\n{plan.explain()}")

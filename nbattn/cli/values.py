@@ -60,11 +60,24 @@ def names_of(
     return names
 
 
-def check_writable(path: Path | None) -> None:
+def check_folder(path: Path) -> None:
+    """Make the folder of results before the work, not after.
+
+    Raises:
+        InputError: it cannot be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = error.strerror or error
+        raise InputError(f"{path} cannot be made: {reason}.", fix="--output FOLDER.") from None
+
+
+def check_writable(path: Path | None, ending: str = "") -> None:
     """Fail before measuring, not after.
 
     Raises:
-        InputError: no file can be made there.
+        InputError: no file can be made there, or its name promises another kind of file.
     """
     if path is None:
         return
@@ -75,3 +88,5 @@ def check_writable(path: Path | None) -> None:
         raise InputError(f"{path} {what}.", fix="a file in a directory that exists.")
     if not os.access(path if path.exists() else path.parent, os.W_OK):
         raise InputError(f"{path} cannot be written.", fix="a file that you may write.")
+    if ending and path.suffix.lower() != ending:
+        raise InputError(f"{path} would not be what its name says.", fix=f"{path.stem}{ending}.")

@@ -247,7 +247,7 @@ def show(path: KeyPath) -> str:
         if isinstance(part, int):
             text += f"[{part}]"
         else:
-            word = part if re.fullmatch(r"[\w-]+", part) else quoted(part)
+            word = part if re.fullmatch(r"[\w-]{1,80}", part) else quoted(part[:80])
             text += f".{word}" if text else word
     return text
 

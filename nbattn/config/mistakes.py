@@ -33,7 +33,8 @@ _LEGAL = {
     "dataclass_type": "a table",
     "dict_type": "a table",
 }
-_SHOWN = 40
+_SHOWN = 40  # characters of a value
+_LISTED = 30  # names that are legal
 
 
 def of_errors(errors: Sequence[Mapping[str, Any]], data: object) -> list[Mistake]:
@@ -90,7 +91,8 @@ def of_exception(path: KeyPath, error: Exception) -> Mistake:
     """The mistake behind an error of nbattn's own rules."""
     if isinstance(error, UnknownNameError):
         name, known = error.args
-        found, legal = f"{quoted(name)} is not known", ", ".join(map(quoted, known))
+        found, legal = f"{_found(name)} is not known", ", ".join(map(quoted, known[:_LISTED]))
+        legal += f" and {len(known) - _LISTED} more" if len(known) > _LISTED else ""
         return Mistake(
             show(path), found, legal or "nothing: none is defined", guess=_guess(name, known, '"')
         )
