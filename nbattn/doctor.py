@@ -410,7 +410,9 @@ def _try(backend: str, device: str) -> Facts:
     try:
         found, wanted = run(backend, device), run("reference", "cpu")
     except NbattnError as error:
-        return {"usable": False, "reason": error.problem, "fix": error.fix}
+        lines = [line.strip().partition(": ")[2] or line for line in error.problem.splitlines()]
+        reason = "; ".join(dict.fromkeys(lines[1:])) or error.problem
+        return {"usable": False, "reason": reason, "fix": error.fix}
     except Exception as error:
         fix = "report it with this output; backend= names another one."
         return {"usable": False, "reason": _text(error), "fix": fix}

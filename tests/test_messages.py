@@ -527,54 +527,30 @@ attention(q, q, q, window, forbid=("crop",))
       fix:   one of 'dense', 'causal', 'mask', 'tile', 'translate', 'trim', 'split', 'virtual-pad', 'pad', 'zero-pad', 'fold', 'merge', 'blocks', 'window', 'reference', 'tiled', 'sdpa', 'flash', 'flash:aten', 'flash:fa2', 'flash:fa3', 'flash:fa4', 'flash-model', 'flash-model:aten', 'flash-model:fa2', 'flash-model:fa3', 'flash-model:fa4', 'flex', 'natten'.
 
 attention(t(1, 4096, 2, 16), t(1, 4096, 2, 16), t(1, 4096, 2, 16), window, backend="sdpa")
-    BackendError: no backend can run this:
-      reference/dense: backend='sdpa' was asked for
-      tiled/tile: backend='sdpa' was asked for
+    BackendError: sdpa cannot run this:
       sdpa/dense: axis 0: its windows differ from query to query
       sdpa/mask: a matrix of 16777216 pairs is over the limit of 4194304
-      flash/translate: backend='sdpa' was asked for
-      flash-model/translate: backend='sdpa' was asked for
-      flex/blocks: backend='sdpa' was asked for
-      natten/window: backend='sdpa' was asked for
       given: Mask(Axis(2, 0))  query [1, 4096, 2, 16] key [1, 4096, 2, 16] float32 cpu
       fix:   backend="auto", or backend="reference", which runs whatever fits in memory densely.
 
 attention(q, q, q, Mask.causal(), backend="sdpa", softcap=30.0)
-    BackendError: no backend can run this:
-      reference/dense: backend='sdpa' was asked for
-      tiled/tile: backend='sdpa' was asked for
+    BackendError: sdpa cannot run this:
       sdpa/causal: has no softcap
       sdpa/mask: has no softcap
-      flash/translate: backend='sdpa' was asked for
-      flash-model/translate: backend='sdpa' was asked for
-      flex/blocks: backend='sdpa' was asked for
-      natten/window: backend='sdpa' was asked for
       given: Mask(Axis(None, 0, causal=True))  query [1, 8, 2, 16] key [1, 8, 2, 16] float32 cpu softcap
       fix:   backend="auto", or backend="reference", which runs whatever fits in memory densely.
 
 attention(q, q, t(1, 8, 2, 8), Mask.causal(), backend="sdpa")
-    BackendError: no backend can run this:
-      reference/dense: backend='sdpa' was asked for
-      tiled/tile: backend='sdpa' was asked for
+    BackendError: sdpa cannot run this:
       sdpa/causal: needs value_dim = head_dim, not 8 and 16
       sdpa/mask: needs value_dim = head_dim, not 8 and 16
-      flash/translate: backend='sdpa' was asked for
-      flash-model/translate: backend='sdpa' was asked for
-      flex/blocks: backend='sdpa' was asked for
-      natten/window: backend='sdpa' was asked for
       given: Mask(Axis(None, 0, causal=True))  query [1, 8, 2, 16] key [1, 8, 2, 16] float32 cpu value_dim=8
       fix:   backend="auto", or backend="reference", which runs whatever fits in memory densely.
 
 attention(q, q, q, Mask.causal(), backend="sdpa", key_range=t(1, 1, 2).int())
-    BackendError: no backend can run this:
-      reference/dense: backend='sdpa' was asked for
-      tiled/tile: backend='sdpa' was asked for
+    BackendError: sdpa cannot run this:
       sdpa/causal: has no key_range
       sdpa/mask: has no key_range
-      flash/translate: backend='sdpa' was asked for
-      flash-model/translate: backend='sdpa' was asked for
-      flex/blocks: backend='sdpa' was asked for
-      natten/window: backend='sdpa' was asked for
       given: Mask(Axis(None, 0, causal=True))  query [1, 8, 2, 16] key [1, 8, 2, 16] float32 cpu key_range
       fix:   backend="auto", or backend="reference", which runs whatever fits in memory densely.
 
@@ -594,22 +570,8 @@ attention(q, q, q, window, forbid=("tile", "sdpa"))
       fix:   relax require= or forbid=.
 
 attention(q, q, q, window, backend="reference", require=("tile",))
-    BackendError: no backend can run this:
+    BackendError: reference cannot run this:
       reference/dense: does not use 'tile'
-      tiled/tile: backend='reference' was asked for
-      sdpa/dense: axis 0: its windows differ from query to query
-      sdpa/dense: does not use 'tile'
-      sdpa/dense: backend='reference' was asked for
-      sdpa/mask: does not use 'tile'
-      sdpa/mask: backend='reference' was asked for
-      flash/translate: does not use 'tile'
-      flash/translate: backend='reference' was asked for
-      flash-model/translate: does not use 'tile'
-      flash-model/translate: backend='reference' was asked for
-      flex/blocks: does not use 'tile'
-      flex/blocks: backend='reference' was asked for
-      natten/window: does not use 'tile'
-      natten/window: backend='reference' was asked for
       given: Mask(Axis(2, 0))  query [1, 8, 2, 16] key [1, 8, 2, 16] float32 cpu
       fix:   relax require= or forbid=.
 
@@ -712,47 +674,29 @@ plan(ring, shape)
       fix:   pad axis 0 to 9, or dilation=1, stride=1.
 
 plan(window, (1, 4096, 2, 16), backend="sdpa", device="sm_90", softcap=2.0, return_lse=True)
-    BackendError: no backend can run this:
-      reference/dense: backend='sdpa' was asked for
-      tiled/tile: backend='sdpa' was asked for
+    BackendError: sdpa cannot run this:
       sdpa/dense: has no softcap
       sdpa/dense: returns no logsumexp, which return_lse, sink and extra keys need
       sdpa/dense: axis 0: its windows differ from query to query
       sdpa/mask: has no softcap
       sdpa/mask: returns no logsumexp, which return_lse, sink and extra keys need
       sdpa/mask: a matrix of 16777216 pairs is over the limit of 4194304
-      flash/translate: backend='sdpa' was asked for
-      flash-model/translate: backend='sdpa' was asked for
-      flex/blocks: backend='sdpa' was asked for
-      natten/window: backend='sdpa' was asked for
       given: Mask(Axis(2, 0))  query [1, 4096, 2, 16] key [1, 4096, 2, 16] bfloat16 sm_90 return_lse softcap
       fix:   backend="auto", or backend="reference", which runs whatever fits in memory densely.
 
 plan(window, shape, backend="sdpa", device="cpu", training=True, return_lse=True)
-    BackendError: no backend can run this:
-      reference/dense: backend='sdpa' was asked for
-      tiled/tile: backend='sdpa' was asked for
+    BackendError: sdpa cannot run this:
       sdpa/dense: its backward cannot use a gradient of the logsumexp
       sdpa/dense: axis 0: its windows differ from query to query
       sdpa/mask: its backward cannot use a gradient of the logsumexp
-      flash/translate: backend='sdpa' was asked for
-      flash-model/translate: backend='sdpa' was asked for
-      flex/blocks: backend='sdpa' was asked for
-      natten/window: backend='sdpa' was asked for
       given: Mask(Axis(2, 0))  query [1, 8, 2, 16] key [1, 8, 2, 16] bfloat16 cpu training return_lse
       fix:   backend="auto", or backend="reference", which runs whatever fits in memory densely.
 
 plan(window, shape, backend="sdpa", device="sm_90", training=True, deterministic=True)
-    BackendError: no backend can run this:
-      reference/dense: backend='sdpa' was asked for
-      tiled/tile: backend='sdpa' was asked for
+    BackendError: sdpa cannot run this:
       sdpa/dense: its backward does not repeat bit by bit
       sdpa/dense: axis 0: its windows differ from query to query
       sdpa/mask: its backward does not repeat bit by bit
-      flash/translate: backend='sdpa' was asked for
-      flash-model/translate: backend='sdpa' was asked for
-      flex/blocks: backend='sdpa' was asked for
-      natten/window: backend='sdpa' was asked for
       given: Mask(Axis(2, 0))  query [1, 8, 2, 16] key [1, 8, 2, 16] bfloat16 sm_90 training deterministic
       fix:   backend="auto", or backend="reference", which runs whatever fits in memory densely.
 

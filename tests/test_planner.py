@@ -618,12 +618,19 @@ def test_require_and_forbid_are_obeyed(
 def test_all_reasons_are_listed_when_nothing_is_left() -> None:
     with pytest.raises(BackendError) as error:
         nbattn.plan(Mask(Axis(1, 1)), (1, 8, 2, 16), device="cpu", softcap=1.0, backend="sdpa")
+    assert error.value.problem.splitlines() == [
+        "sdpa cannot run this:",
+        "  sdpa/dense: has no softcap",
+        "  sdpa/dense: axis 0: its windows differ from query to query",
+        "  sdpa/mask: has no softcap",
+    ]
+    with pytest.raises(BackendError) as error:
+        nbattn.plan(Mask(Axis(1, 1)), (1, 8, 2, 16), device="cpu", forbid=("tiled", "sdpa"))
     for line in (
-        "reference/dense: backend='sdpa' was asked for",
-        "tiled/tile: backend='sdpa' was asked for",
-        "sdpa/dense: has no softcap",
+        "reference/dense: runs only by name: backend='reference'",
+        "tiled/tile: uses 'tiled', which is forbidden",
         "sdpa/dense: axis 0: its windows differ from query to query",
-        "sdpa/mask: has no softcap",
+        "sdpa/mask: uses 'sdpa', which is forbidden",
     ):
         assert f"\n  {line}\n" in f"{error.value.problem}\n"
 

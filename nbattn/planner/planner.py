@@ -31,7 +31,9 @@ def make(request: Request) -> Plan:
     refused = [one for one in found if one.reasons]
     if not accepted:
         raise BackendError(
-            _refusals(refused), where=f"{request.mask!r}  {request.summary()}", fix=_fix(request)
+            _refusals(request, refused),
+            where=f"{request.mask!r}  {request.summary()}",
+            fix=_fix(request),
         )
     return Plan(request, accepted[0], (*accepted, *refused), note)
 
@@ -61,11 +63,17 @@ def _seconds(candidate: Candidate) -> float:
     return float("inf") if candidate.cost is None else candidate.cost.seconds
 
 
-def _refusals(refused: list[Candidate]) -> str:
-    lines = ["no backend can run this:"]
-    for candidate in refused:
-        lines += [f"  {candidate.name}: {reason.text}" for reason in candidate.reasons]
-    return "\n".join(lines)
+def _refusals(request: Request, refused: list[Candidate]) -> str:
+    """Every candidate with every reason; where a backend was asked for by name, its own."""
+    if request.backend == "auto":
+        shown = [(one, one.reasons) for one in refused]
+    else:
+        own = [one for one in refused if one.family == request.backend.partition(":")[0]]
+        asked = [(one, [r for r in one.reasons if r.limit != "backend"]) for one in own]
+        shown = [(one, reasons or one.reasons) for one, reasons in asked]
+    who = "no backend can" if request.backend == "auto" else f"{request.backend} cannot"
+    lines = [f"  {one.name}: {reason.text}" for one, reasons in shown for reason in reasons]
+    return "\n".join([f"{who} run this:", *lines])
 
 
 def _fix(request: Request) -> str:
