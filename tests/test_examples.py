@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from nbattn import Axis, Mask, NeighborhoodAttention
+from nbattn.integrations import natten
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / "examples"
@@ -30,6 +31,7 @@ def load(name: str) -> Any:
 
 
 ROTARY, NORM = load("rotary_2d"), load("qk_norm")
+STREAM, VIDEO, WEATHER = load("streaming_decode"), load("video_block"), load("weather_block")
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
@@ -45,7 +47,9 @@ def test_every_example_runs_as_a_program(path: Path) -> None:
         text=True,
     )
     assert run.returncode == 0, run.stderr
-    assert run.stdout.startswith(("NeighborhoodAttention(", "MistralAttention("))
+    assert run.stdout.startswith(
+        ("NeighborhoodAttention(", "MistralAttention(", "DinatForImageClassification of")
+    )
 
 
 def turned_by_hand(tokens: Tensor, first: tuple[int, int], base: float) -> Tensor:
@@ -164,3 +168,103 @@ def test_transforms_compile_and_train_under_autocast(which: str) -> None:
 
 def test_mistral_writes_what_eager_writes() -> None:
     assert load("transformers_mistral").main()
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        (50, 7, 3),  # sinks, then a full ring, long before the end
+        (20, 9, 1, 12, 3),
+        (12, 5, 6),  # the prompt does not even fill the sinks
+        (9, 30, 2),  # a window that is never full
+    ],
+)
+def test_a_stream_with_sinks_is_one_pass_over_the_text(sizes: tuple[int, ...]) -> None:
+    found = STREAM.main(*sizes)
+    assert found["stream"] < 1e-6
+    assert (found["without sinks"] > 1e-3) == (sizes[1] < sizes[0])
+
+
+def test_a_stream_holds_no_more_than_its_cache() -> None:
+    mask = Mask(Axis(4, causal=True, prefix=2, align="bottom-right"))
+    layer = NeighborhoodAttention(8, 2, mask).double()
+    stream = STREAM.Stream(layer, batch=1)
+    text = random(1, 40, 8)
+    with torch.no_grad():
+        stream.start(text[:, :11])
+        for n in range(11, 40):
+            stream.step(text[:, n : n + 1])
+        _, key, *_ = layer.qkv(text, None, None)
+    sinks, window = stream.parts
+    assert (sinks.key.shape[1], window.key.shape[1]) == (2, 5)
+    torch.testing.assert_close(sinks.key, key[:, :2])
+    newest = [35 + (slot - 33) % 5 for slot in range(5)]  # slot of key n: (n - 2) mod 5
+    torch.testing.assert_close(window.key, key[:, newest])
+
+
+@pytest.mark.parametrize(
+    "axis", [Axis(4, 4), Axis(4, causal=True), Axis(causal=True, align="bottom-right")]
+)
+def test_a_stream_refuses_masks_that_it_cannot_decode(axis: Axis) -> None:
+    with pytest.raises(ValueError, match="Stream needs a causal window, bottom-right"):
+        STREAM.Stream(NeighborhoodAttention(8, 2, Mask(axis)), batch=1)
+
+
+@pytest.mark.parametrize("sizes", [(), (9, 6, 5, 24, 2)])
+def test_a_video_is_read_backwards_and_frame_by_frame(sizes: tuple[int, ...]) -> None:
+    found = VIDEO.main(*sizes)
+    assert found["before"] < 1e-6
+    assert found["after"] > 1e-2
+    assert found["out of reach"] < 1e-6
+    assert found["one by one"] < 2e-6
+
+
+def test_rotary_of_three_axes_turns_each_third_by_its_place() -> None:
+    """A third at a time: the two others stand on the first place of a grid of their own."""
+    mask = Mask(Axis(2, causal=True, align="bottom-right"), Axis(1, 1, offset=2), Axis(1, 1))
+    query, key = random(1, 2, 3, 4, 2, 12), random(1, 5, 3, 4, 1, 12, seed=1)
+    found = VIDEO.Rotary3d(mask, base=50.0)(query, key)
+    speed = torch.tensor([1.0, 50.0**-0.5]).double()
+    for tokens, turned, first in ((query, found[0], (3, 2, 0)), (key, found[1], (0, 0, 0))):
+        for place in [(0, 0, 0), (1, 2, 3), (1, 0, 2)]:
+            for axis, (at, start) in enumerate(zip(place, first, strict=True)):
+                third = (
+                    (..., slice(4 * axis, 4 * axis + 2)),
+                    (..., slice(4 * axis + 2, 4 * axis + 4)),
+                )
+                number = torch.complex(*(tokens[0][place][part] for part in third))
+                wanted = number * torch.polar(torch.ones(2).double(), (at + start) * speed)
+                one = torch.complex(*(turned[0][place][part] for part in third))
+                torch.testing.assert_close(one, wanted, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("mask", [Mask(Axis(1)), Mask(Axis(), Axis(), Axis(1, 1, border="wrap"))])
+def test_rotary_of_three_axes_refuses_what_it_cannot_mean(mask: Mask) -> None:
+    with pytest.raises(ValueError, match="for 3 axes that do not wrap"):
+        VIDEO.Rotary3d(mask)
+    with pytest.raises(ValueError, match="needs a head_dim that 6 divides, not 8"):
+        VIDEO.Rotary3d(VIDEO.MASK)(random(1, 2, 2, 2, 1, 8), random(1, 2, 2, 2, 1, 8))
+
+
+@pytest.mark.parametrize("sizes", [(), (8, 13), (7, 7)])
+def test_turning_the_globe_turns_the_weather(sizes: tuple[int, ...]) -> None:
+    found = WEATHER.main(*sizes)
+    assert found["globe"] < 2e-6
+    assert (found["map"] > 1e-2) == (sizes != (7, 7))  # where every place reads every longitude
+
+
+def test_blocks_of_examples_train() -> None:
+    torch.manual_seed(0)
+    for block, shape in (
+        (VIDEO.Block(24, 2), (2, 4, 5, 6, 24)),
+        (WEATHER.WeatherBlock(7, 16, 2), (2, 7, 9, 16)),
+    ):
+        block(random(*shape).float()).square().mean().backward()
+        for name, parameter in block.named_parameters():
+            assert parameter.grad is not None, name
+            assert parameter.grad.abs().sum() > 0, name
+
+
+def test_dinat_learns_digits() -> None:
+    assert load("dinat_digits").main() > 0.85
+    assert not natten.is_installed()
