@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -150,9 +151,7 @@ class BoundAxis:
         return _runs(((0, low), (lo, hi)), r, d)
 
     def query_intervals(self, key: int) -> tuple[Run, ...]:
-        """The queries that read a key: at most two runs (start, count), the dilation apart, in
-        order.
-        """
+        """The queries that read a key: at most two runs (start, count), in order."""
         d, o = self.axis.dilation, self.offset
         t, r = divmod(key, d)
         start, stop = _ceil_div(o - r, d), _ceil_div(o + self.queries - r, d)
@@ -331,6 +330,7 @@ def check_dense(queries: int, keys: int) -> None:
         )
 
 
+@lru_cache(16)  # every candidate of a request asks
 def pairs(lines: tuple[BoundAxis, ...]) -> int:
     """How many (query, key) pairs a bound mask allows."""
     return math.prod(line.pairs() for line in lines)

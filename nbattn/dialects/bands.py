@@ -98,8 +98,8 @@ def first_difference(one: Band, other: Band, queries: int, keys: int) -> int | N
     at = [0, queries - 1, *one.bends(keys), *other.bends(keys)]
     near = {query + step for query in at for step in (-1, 0, 1)}
     query = np.array(sorted(q for q in near if 0 <= q < queries), dtype=np.int64)
-    sides = zip(one.rows(query, keys), other.rows(query, keys), strict=True)
-    wrong = np.any([a != b for a, b in sides], axis=0)
+    (lo, hi), (other_lo, other_hi) = one.rows(query, keys), other.rows(query, keys)
+    wrong = (lo != other_lo) | (hi != other_hi)
     return int(query[wrong.argmax()]) if wrong.any() else None
 
 
