@@ -1,8 +1,7 @@
 """Owns the converters and dialects against other libraries' own masks, computed on a CPU.
 
-Each test runs where its library is installed and is skipped with the reason elsewhere; to run them
-all: `pip install xformers flash-attn-4 transformers`. Nothing of these libraries is needed to use
-the package.
+Each test runs where its library is installed and is skipped with the reason elsewhere; for all of
+them: `pip install transformers xformers flash-attn-4 einops`. The package itself needs none.
 """
 
 from __future__ import annotations
@@ -10,6 +9,8 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from importlib import import_module
+from importlib.metadata import PackageNotFoundError, distribution
+from importlib.util import module_from_spec, spec_from_file_location
 from itertools import product
 from typing import Any
 
@@ -17,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 
+import nbattn
 from nbattn import Mask
 from nbattn.dialects.flash import Told, flash4
 
@@ -112,11 +114,25 @@ def test_the_biases_of_xformers(label: str, cases: Count) -> None:
         cases("outside, xformers", 1)
 
 
-# flash-attn 4: its reference in plain torch
+# flash-attn 4: its reference in plain torch, a file that needs none of the package's GPU tools
+
+
+def flash_attn_4() -> Any:
+    library("einops")
+    try:
+        path = distribution("flash-attn-4").locate_file("flash_attn/cute/testing.py")
+    except PackageNotFoundError:
+        pytest.skip("flash-attn-4 is not installed")
+    spec = spec_from_file_location("flash_attn_4_testing", str(path))
+    assert spec is not None
+    assert spec.loader is not None
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def test_the_local_mask_of_flash_attn_4(cases: Count) -> None:
-    masked = library("flash_attn.cute.testing").construct_local_mask
+    masked = flash_attn_4().construct_local_mask
     for (queries, keys), left, right in product(SHAPES, SIDES, SIDES):
         if left is None and right is None:
             continue
@@ -127,3 +143,22 @@ def test_the_local_mask_of_flash_attn_4(cases: Count) -> None:
         said = (column >= lo[:, None]) & (column < hi[:, None])
         assert np.array_equal(said, want.numpy()), (queries, keys, left, right)
         cases("outside, flash-attn 4", 1)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_the_reference_of_flash_attn_4(causal: bool, cases: Count) -> None:
+    reference = flash_attn_4().attention_ref
+    generator = torch.Generator().manual_seed(0)
+    for (queries, keys), left, right in product(SHAPES, (None, 0, 2), (None, 0, 3)):
+        made = [
+            torch.randn(2, length, heads, 8, dtype=torch.float64, generator=generator)
+            for length, heads in ((queries, 4), (keys, 2), (keys, 2))
+        ]
+        want, _ = reference(
+            *made, causal=causal, window_size=(left, right), softcap=2.0, upcast=False
+        )
+        mask = Mask.from_flash((left, right), causal)
+        for backend in ("flash-model:fa4", "tiled"):
+            found = nbattn.attention(*made, mask, softcap=2.0, backend=backend)
+            torch.testing.assert_close(found, want, rtol=0, atol=1e-12)
+            cases("outside, flash-attn 4 values", 1)
