@@ -197,6 +197,29 @@ class Mask:
         return cls(Axis(left, 0 if causal else right, causal=causal, **_placed(align)))
 
     @classmethod
+    def from_cudnn(
+        cls,
+        left_bound: int | None = None,
+        right_bound: int | None = None,
+        *,
+        align: Align | int = "top-left",
+    ) -> Mask:
+        """The diagonal band of cuDNN: keys `(p - left_bound, p + right_bound]`, left exclusive.
+
+        Args:
+            left_bound: keys up to and with the query's own position, 1 or more; None is unlimited.
+            right_bound: keys after it; None is unlimited.
+            align: `diagonal_alignment`; an int is a top-left offset.
+
+        >>> Mask.from_cudnn(512, 0)
+        Mask(Axis(511, 0))
+        """
+        hint = "None is unlimited"
+        left = None if left_bound is None else whole("left_bound", left_bound, 1, hint) - 1
+        right = None if right_bound is None else whole("right_bound", right_bound, 0, hint)
+        return cls(Axis(left, right, **_placed(align)))
+
+    @classmethod
     def from_transformers(
         cls, sliding_window: int | None = None, causal: bool = True, offset: int | None = None
     ) -> Mask:

@@ -100,14 +100,14 @@ masks.video: a mask has 1 to 3 axes, not 4; fix: Mask(Axis(3, 3), Axis(3, 3)).
 mask that says nothing
     toml
     [masks.video]
-masks.video: says nothing; fix: exactly one of axes, neighborhood, sliding_window, causal, full, from_flash, from_transformers.
+masks.video: says nothing; fix: exactly one of axes, neighborhood, sliding_window, causal, full, from_flash, from_cudnn, from_transformers.
 
 mask said twice
     toml
     [masks.video]
     axes = [{ left = 1 }]
     full = { rank = 2 }
-masks.video: says axes and full; fix: exactly one of axes, neighborhood, sliding_window, causal, full, from_flash, from_transformers.
+masks.video: says axes and full; fix: exactly one of axes, neighborhood, sliding_window, causal, full, from_flash, from_cudnn, from_transformers.
 
 every field of an axis by itself
     toml
@@ -180,7 +180,7 @@ constructor that does not exist
     toml
     [masks.video]
     neighbourhood = { kernel_size = 7 }
-masks.video.neighbourhood: unknown key; legal: axes, neighborhood, sliding_window, causal, full, from_flash, from_transformers. Did you mean neighborhood?
+masks.video.neighbourhood: unknown key; legal: axes, neighborhood, sliding_window, causal, full, from_flash, from_cudnn, from_transformers. Did you mean neighborhood?
 
 constructor without what it needs
     toml

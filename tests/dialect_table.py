@@ -19,7 +19,8 @@ ROWS = (
     ("flash-attn 2, 3; torch `varlen_attn` `window_size=(512, 0)`", "Mask.from_flash((512, 0))"),
     ("flash-attn `causal=True`", "Mask.from_flash(causal=True)"),
     ("flash-attn 4 `window_size=(None, 64)`", "Mask.from_flash((None, 64))"),
-    ("FlashInfer `window_left=512`, causal", "Mask.from_flash((512, 0))"),
+    ("FlashInfer `window_left=512, causal=True`", "Mask.from_flash((512, -1), causal=True)"),
+    ("FlashInfer `window_left=512`", "Mask.from_flash((512, -1))"),
     ("transformers `sliding_window=512`, causal", "Mask.from_transformers(512)"),
     (
         "transformers `sliding_window=512`, bidirectional",
@@ -28,9 +29,26 @@ ROWS = (
     ("torch SDPA `is_causal=True`", "Mask.causal()"),
     ("torch `causal_lower_right`", 'Mask.causal("bottom-right")'),
     ("JAX splash `LocalMask((512, 0), offset=8)`", "Mask.sliding_window(512, align=8)"),
+    ("cuDNN `left_bound=512, right_bound=0`", "Mask.from_cudnn(512, 0)"),
     (
-        "cuDNN `left_bound=513`, bottom-right",
-        'Mask.sliding_window(512, align="bottom-right")',
+        "cuDNN `left_bound=512`, bottom-right",
+        'Mask.from_cudnn(512, align="bottom-right")',
+    ),
+    ("mem-efficient `window_size=512`, type 1", "Mask.from_transformers(512, offset=0)"),
+    ("mem-efficient `window_size=512`, type 2", "Mask.from_transformers(512)"),
+    ("xformers `LocalAttentionFromBottomRightMask(512, 64)`", "Mask.from_flash((512, 64))"),
+    ("xformers `LowerTriangularMask`", "Mask.causal()"),
+    (
+        "xformers `LowerTriangularFromBottomRightLocalAttentionMask(512)`",
+        "Mask.from_transformers(512)",
+    ),
+    (
+        'Transformer Engine `"causal"`, `window_size=(512, 0)`',
+        'Mask.from_flash((512, 0), causal=True, align="top-left")',
+    ),
+    (
+        'Transformer Engine `"causal_bottom_right"`, `window_size=(512, 0)`',
+        "Mask.from_flash((512, 0), causal=True)",
     ),
 )
 HEAD = ("You have", "Write", "A query at p reads", "Keys", "Lengths differ", "At a border")

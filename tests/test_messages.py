@@ -232,6 +232,14 @@ Mask.from_flash((1, 0), align="left")
     MaskError: align='left' is not one of 'top-left', 'bottom-right'.
       fix:   align='top-left'; an integer shift goes into offset=.
 
+Mask.from_cudnn(0)
+    MaskError: left_bound=0 is below 1.
+      fix:   left_bound is a whole number >= 1; None is unlimited.
+
+Mask.from_cudnn(512, -1)
+    MaskError: right_bound=-1 is below 0.
+      fix:   right_bound is a whole number >= 0; None is unlimited.
+
 Mask.from_transformers(0)
     MaskError: sliding_window=0 is below 1.
       fix:   sliding_window is a whole number >= 1.

@@ -127,7 +127,7 @@ def facts(mask: Mask, query: Space, key: Space) -> dict[str, Any]:
                 "queries": line.queries,
                 "keys": line.keys,
                 "position_of_query_0": line.offset,
-                **counts([line]),
+                **counts((line,)),
                 "cell": cell,
                 "pairs_of_cells": line.coverage(*cell).tolist(),
             }

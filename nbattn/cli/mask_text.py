@@ -20,6 +20,7 @@ MAKERS: dict[str, Callable[..., Any]] = {
     "causal": Mask.causal,
     "full": Mask.full,
     "from_flash": Mask.from_flash,
+    "from_cudnn": Mask.from_cudnn,
     "from_transformers": Mask.from_transformers,
 }
 LONGEST_TEXT = 2000

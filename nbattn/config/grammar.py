@@ -29,6 +29,7 @@ CONSTRUCTORS: Mapping[str, Callable[..., Mask]] = {
     "causal": Mask.causal,
     "full": Mask.full,
     "from_flash": Mask.from_flash,
+    "from_cudnn": Mask.from_cudnn,
     "from_transformers": Mask.from_transformers,
 }
 

@@ -1,0 +1,164 @@
+"""Owns the converters and dialects against other libraries' own masks, computed on a CPU.
+
+Each test runs where its library is installed and is skipped with the reason elsewhere; for all of
+them: `pip install transformers xformers flash-attn-4 einops`. The package itself needs none.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, distribution
+from importlib.util import module_from_spec, spec_from_file_location
+from itertools import product
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import nbattn
+from nbattn import Mask
+from nbattn.dialects.flash import Told, flash4
+
+Count = Callable[[str, int], None]
+LENGTHS = (1, 2, 3, 5, 8)
+SHAPES = tuple(product(LENGTHS, repeat=2))
+SIDES = (None, 0, 1, 2, 4, 9)
+
+
+def library(name: str) -> Any:
+    """A module of another library, or a skipped test that says why it is not to be had."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return import_module(name)
+    except ImportError as error:
+        pytest.skip(f"{name} is not to be imported here: {error}")
+
+
+def same(mask: Mask, queries: int, keys: int, want: torch.Tensor, offset: int = 0) -> None:
+    found = mask.dense(queries, keys)
+    assert np.array_equal(found, want.numpy()), (mask, queries, keys, offset)
+
+
+# torch
+
+
+@pytest.mark.parametrize(
+    ("name", "mask"),
+    [("causal_upper_left", Mask.causal()), ("causal_lower_right", Mask.causal("bottom-right"))],
+)
+def test_the_causal_biases_of_torch(name: str, mask: Mask, cases: Count) -> None:
+    bias = getattr(library("torch.nn.attention.bias"), name)
+    for queries, keys in product(range(1, 13), repeat=2):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it warns of rows without keys, which are meant here
+            same(mask, queries, keys, bias(queries, keys)._materialize())
+        cases("outside, torch biases", 1)
+
+
+# transformers: what its layers are handed, with the offset of a cache
+
+
+@pytest.mark.parametrize("window", [None, 1, 2, 4, 9])
+@pytest.mark.parametrize("causal", [True, False])
+def test_the_masks_of_transformers(window: int | None, causal: bool, cases: Count) -> None:
+    masks = library("transformers.masking_utils")
+    way = "causal" if causal else "bidirectional"
+    function = (
+        getattr(masks, f"{way}_mask_function")
+        if window is None
+        else getattr(masks, f"sliding_window_{way}_mask_function")(window)
+    )
+    for (queries, keys), offset in product(SHAPES, (0, 1, 3)):
+        # its own expansion over rows and keys, no shortcut to None
+        made = masks.sdpa_mask(
+            batch_size=1, q_length=queries, kv_length=keys, q_offset=offset,
+            mask_function=function, allow_is_causal_skip=False, allow_is_bidirectional_skip=False,
+        )  # fmt: skip
+        mask = Mask.from_transformers(window, causal, offset)
+        same(mask, queries, keys, made[0, 0], offset)
+        if offset == keys - queries:
+            same(Mask.from_transformers(window, causal), queries, keys, made[0, 0])
+        cases("outside, transformers", 1)
+
+
+# xformers: the biases as it materialises them
+
+
+XFORMERS: dict[str, tuple[str, tuple[int, ...], Mask]] = {
+    "causal": ("LowerTriangularMask", (), Mask.causal()),
+    "causal, bottom-right": (
+        "LowerTriangularFromBottomRightMask",
+        (),
+        Mask.causal("bottom-right"),
+    ),
+    "local causal": (
+        "LowerTriangularFromBottomRightLocalAttentionMask",
+        (3,),
+        Mask.from_transformers(3),
+    ),
+    "local": ("LocalAttentionFromBottomRightMask", (2, 1), Mask.from_flash((2, 1))),
+    "local, left": ("LocalAttentionFromBottomRightMask", (4, 0), Mask.from_flash((4, 0))),
+}
+
+
+@pytest.mark.parametrize("label", XFORMERS)
+def test_the_biases_of_xformers(label: str, cases: Count) -> None:
+    name, arguments, mask = XFORMERS[label]
+    bias = getattr(library("xformers.ops.fmha.attn_bias"), name)(*arguments)
+    for queries, keys in SHAPES:
+        same(mask, queries, keys, bias.materialize((queries, keys)) == 0)
+        cases("outside, xformers", 1)
+
+
+# flash-attn 4: its reference in plain torch, a file that needs none of the package's GPU tools
+
+
+def flash_attn_4() -> Any:
+    library("einops")
+    try:
+        path = distribution("flash-attn-4").locate_file("flash_attn/cute/testing.py")
+    except PackageNotFoundError:
+        pytest.skip("flash-attn-4 is not installed")
+    spec = spec_from_file_location("flash_attn_4_testing", str(path))
+    assert spec is not None
+    assert spec.loader is not None
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_local_mask_of_flash_attn_4(cases: Count) -> None:
+    masked = flash_attn_4().construct_local_mask
+    for (queries, keys), left, right in product(SHAPES, SIDES, SIDES):
+        if left is None and right is None:
+            continue
+        want = ~masked(queries, keys, (left, right))
+        same(Mask.from_flash((left, right)), queries, keys, want)
+        lo, hi = flash4(Told(left, right), queries, keys).rows(np.arange(queries), keys)
+        column = np.arange(keys)
+        said = (column >= lo[:, None]) & (column < hi[:, None])
+        assert np.array_equal(said, want.numpy()), (queries, keys, left, right)
+        cases("outside, flash-attn 4", 1)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_the_reference_of_flash_attn_4(causal: bool, cases: Count) -> None:
+    reference = flash_attn_4().attention_ref
+    generator = torch.Generator().manual_seed(0)
+    for (queries, keys), left, right in product(SHAPES, (None, 0, 2), (None, 0, 3)):
+        made = [
+            torch.randn(2, length, heads, 8, dtype=torch.float64, generator=generator)
+            for length, heads in ((queries, 4), (keys, 2), (keys, 2))
+        ]
+        want, _ = reference(
+            *made, causal=causal, window_size=(left, right), softcap=2.0, upcast=False
+        )
+        mask = Mask.from_flash((left, right), causal)
+        for backend in ("flash-model:fa4", "tiled"):
+            found = nbattn.attention(*made, mask, softcap=2.0, backend=backend)
+            torch.testing.assert_close(found, want, rtol=0, atol=1e-12)
+            cases("outside, flash-attn 4 values", 1)
