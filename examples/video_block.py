@@ -2,7 +2,7 @@
 
 Run it: `python examples/video_block.py`. It shows that a frame does not see later ones, and that
 frames can be computed one by one from the few before. At full size (frames, height, width,
-channels, heads): `python examples/video_block.py 16 30 52 768 12`.
+channels, heads): `python examples/video_block.py 16 30 52 768 8`.
 """
 
 from __future__ import annotations

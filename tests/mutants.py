@@ -37,6 +37,11 @@ BANDS, MEANING, LOWERING, WINDOWS, CALLS = (
         "dialects/bands", "dialects/flash", "planner/flash", "planner/windows", "backends/calls",
     )
 )
+FUSED, UNFUSED, SLOTS, LEGACY, MODULES, PARAMETERS, DINAT = (
+    f"nbattn/integrations/natten/{name}.py"
+    for name in ("fused", "unfused", "slots", "legacy", "modules", "parameters", "dinat")
+)
+FLEX, FLEX_BLOCKS = "nbattn/backends/flex.py", "nbattn/dialects/flex.py"
 # fmt: on
 
 
@@ -265,6 +270,43 @@ MUTANTS = [
     Mutant("hf-softcap", HF, "softcap=softcap", "softcap=None", "transformers"),
     Mutant("hf-scale", HF, "scale=scaling", "scale=None", "transformers"),
     Mutant("hf-sizes", HF, "if given.sizes != sizes:", "if False:", "transformers"),
+    # the drop-in
+    Mutant("natten-scale-of-zero", FUSED, "scale=scale,\n        extra_key",
+           "scale=scale or None,\n        extra_key", "natten_dropin"),
+    Mutant("natten-older-order", FUSED, "            1,\n            dilation,",
+           "            dilation,\n            1,", "natten_dropin"),
+    Mutant("natten-older-scale", FUSED, "(query * factor, key, value)", "(query, key, value)",
+           "natten_dropin"),
+    Mutant("natten-module-scale", MODULES, "(query * self.scale, key, value)",
+           "(query, key, value)", "natten_dropin"),
+    Mutant("natten-window-size", PARAMETERS, "if kernel * step > length:", "if kernel > length:",
+           "natten_dropin natten_unfused"),
+    Mutant("dinat-scale", DINAT, "query * shape[1] ** -0.5", "query * shape[0] ** -0.5",
+           "natten_dropin"),
+    # unfused functions
+    Mutant("rpb-mirrored", UNFUSED, "index = slots.steps(rpb", "index = -slots.steps(rpb",
+           "natten_unfused"),
+    Mutant("slot-after-query", UNFUSED, "space, axis) > 0", "space, axis) > 1",
+           "natten_unfused"),
+    Mutant("slots-overwritten", SLOTS, "place += (matrix.mT", "place[:] = (matrix.mT",
+           "natten_unfused"),
+    Mutant("slots-shared-column", SLOTS,
+           "put = matrix.scatter_ if tile.missing is None else matrix.scatter_add_",
+           "put = matrix.scatter_", "natten_unfused"),
+    Mutant("slots-second-derivative", SLOTS, "return products(query, grad, ctx.mask), sums",
+           "return products(grad, query, ctx.mask), sums", "natten_unfused"),
+    Mutant("table-tells-kernel", LEGACY, "(rpb.shape[-1] + 1) // 2", "rpb.shape[-1] // 2",
+           "natten_unfused natten_dropin"),
+    # FlexAttention
+    Mutant("flex-nearly-full", FLEX_BLOCKS, "self.counts() == self.query_block * self.key_block",
+           "self.counts() >= self.query_block * self.key_block - 1", "flex"),
+    Mutant("flex-class-keys", FLEX_BLOCKS, "-((residue - line.keys) // d)",
+           "(line.keys - residue) // d", "flex"),
+    Mutant("flex-prefix", FLEX, "inside = inside | (t < low[query])", "pass", "flex"),
+    Mutant("flex-rectangle", FLEX, "query // queries, key // keys", "query // keys, key // keys",
+           "flex"),
+    Mutant("flex-class", FLEX, "(key % step == residue[query])", "(key % step == query % step)",
+           "flex"),
 ]
 # fmt: on
 
