@@ -288,6 +288,8 @@ MUTANTS = [
            "natten_unfused"),
     Mutant("slot-after-query", UNFUSED, "space, axis) > 0", "space, axis) > 1",
            "natten_unfused"),
+    Mutant("halves-summed-short", UNFUSED, "return torch.promote_types(dtype, torch.float32)",
+           "return dtype", "natten_unfused"),
     Mutant("slots-overwritten", SLOTS, "place += (matrix.mT", "place[:] = (matrix.mT",
            "natten_unfused"),
     Mutant("slots-shared-column", SLOTS,

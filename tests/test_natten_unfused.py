@@ -185,6 +185,18 @@ def test_halves_are_summed_in_float32() -> None:
     assert low.grad.dtype == torch.bfloat16
 
 
+def test_gradients_of_halves_are_rounded_once() -> None:
+    """Keys that several tiles read would be rounded at each of them."""
+    weights = random(1, 1, 40, 9).detach().bfloat16()
+    value = random(1, 1, 40, 8, seed=1).detach().bfloat16()
+    halves, doubles = value.requires_grad_(), value.detach().double().requires_grad_()
+    natten.na1d_av(weights, halves, 9).sum().backward()
+    natten.na1d_av(weights.double(), doubles, 9).sum().backward()
+    assert halves.grad is not None
+    assert doubles.grad is not None
+    assert torch.equal(halves.grad, doubles.grad.bfloat16())
+
+
 def test_memory_is_no_matter_of_all_pairs() -> None:
     """Dense scores of this line would take 64 GiB."""
     line = torch.randn(1, 1, 1 << 17, 2, requires_grad=True)

@@ -24,7 +24,7 @@ MASKS: dict[str, tuple[Mask, int, int]] = {
     "shifted windows": (Mask(Axis(3, 3, border="shift", prefix=2)), 21, 21),
     "all keys": (Mask(Axis(2, 2, prefix=99)), 9, 11),
 }
-BACKENDS = ("tiled", "reference", "sdpa", "flash-model:aten", "flash-model:fa4")
+BACKENDS = ("tiled", "reference", "flash-model:aten", "flash-model:fa4")
 
 
 def tensors(queries: int, keys: int, dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
@@ -60,11 +60,8 @@ def test_a_prefix_is_the_same_on_every_backend(
 ) -> None:
     mask, queries, keys = MASKS[name]
     made = tensors(queries, keys)
+    found = nbattn.attention(**made, mask=mask, backend=backend, return_lse=True)
     wanted = dense_attention.attend(**made, allowed=allowed(mask, queries, keys))
-    if backend == "sdpa":  # refuses a gradient of the logsumexp, in words
-        found, wanted = (nbattn.attention(**made, mask=mask, backend=backend),), wanted[:1]
-    else:
-        found = nbattn.attention(**made, mask=mask, backend=backend, return_lse=True)
     upward = [torch.linspace(-1, 1, t.numel()).view_as(t).double() for t in wanted]
     grads = [torch.autograd.grad(t, [*made.values()], upward) for t in (found, wanted)]
     for one, other in zip([*found, *grads[0]], [*wanted, *grads[1]], strict=True):
@@ -109,7 +106,7 @@ def test_a_window_and_its_sinks_merge_into_one_pass() -> None:
 
 @pytest.mark.parametrize("backend", ["flash", "flash-model:fa4", "flex", "tiled"])
 def test_explain_shows_what_a_prefix_costs(backend: str) -> None:
-    """Against the same window without one: more pairs are useful, and more are computed."""
+    """Against the same window without one: more pairs, and for Flash, which adds a call, time."""
     plans = [
         nbattn.plan(mask, (1, 4096, 8, 64), device="sm_90", backend=backend)
         for mask in (SINKS, Mask.from_transformers(256))
@@ -120,8 +117,7 @@ def test_explain_shows_what_a_prefix_costs(backend: str) -> None:
     # queries 256 … 4095 read 1, 2, 3, then 4 sinks beyond their windows, on 8 heads
     assert ours.useful_pairs - bare.useful_pairs == 8 * (1 + 2 + 3 + 4 * (4096 - 256 - 3))
     assert ours.visited_pairs > bare.visited_pairs
-    assert ours.flops > bare.flops
-    assert ours.bound >= bare.bound  # equal where the bytes decide
+    assert ours.bound > bare.bound if backend.startswith("flash") else ours.bound >= bare.bound
     plan, text = plans[0], plans[0].explain()
     assert plan.verify()
     (line,) = (line for line in text.splitlines() if line.startswith("  chosen"))
