@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -47,6 +48,17 @@ class Gradients:
     sink: Tensor | None
     extra_key: Tensor | None
     extra_value: Tensor | None
+
+
+def repeated(attend: Callable[[Inputs], Tensor], inputs: Inputs, grad_out: Tensor) -> Gradients:
+    """Gradients of q, k and v by repeating a differentiable forward under autograd: for kernels
+    whose backward is not to be called by itself.
+    """
+    with torch.enable_grad():
+        leaves = [t.detach().requires_grad_() for t in (inputs.query, inputs.key, inputs.value)]
+        again = replace(inputs, query=leaves[0], key=leaves[1], value=leaves[2])
+        query, key, value = torch.autograd.grad(attend(again), leaves, grad_out)
+    return Gradients(query, key, value, None, None, None)
 
 
 def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:

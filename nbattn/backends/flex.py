@@ -7,7 +7,6 @@ are kept.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import lru_cache
 from typing import Any, cast
 
@@ -18,7 +17,7 @@ from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from nbattn import geometry
 from nbattn.axis import whole
-from nbattn.backends.contract import Gradients, Inputs
+from nbattn.backends.contract import Gradients, Inputs, repeated
 from nbattn.dialects import flex
 from nbattn.dialects.flex import Blocks
 from nbattn.errors import MaskError
@@ -160,11 +159,7 @@ def backward(
     grad_lse: Tensor | None,
 ) -> Gradients:
     """Gradients by repeating the call under autograd."""
-    with torch.enable_grad():
-        leaves = [t.detach().requires_grad_() for t in (inputs.query, inputs.key, inputs.value)]
-        again = replace(inputs, query=leaves[0], key=leaves[1], value=leaves[2])
-        query, key, value = torch.autograd.grad(_attend(program, again), leaves, grad_out)
-    return Gradients(query, key, value, None, None, None)
+    return repeated(lambda again: _attend(program, again), inputs, grad_out)
 
 
 def warmup(program: Program) -> None:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import importlib
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from nbattn.backends.contract import Gradients, Inputs
+from nbattn.backends.contract import Gradients, Inputs, repeated
 from nbattn.dialects.natten import Neighborhood
 from nbattn.errors import BackendError
 from nbattn.planner.programs import Program
@@ -46,8 +45,4 @@ def backward(
     grad_lse: Tensor | None,
 ) -> Gradients:
     """Gradients by repeating the call under autograd, which keeps what its kernels need."""
-    with torch.enable_grad():
-        leaves = [t.detach().requires_grad_() for t in (inputs.query, inputs.key, inputs.value)]
-        again = replace(inputs, query=leaves[0], key=leaves[1], value=leaves[2])
-        query, key, value = torch.autograd.grad(_attend(program, again)[0], leaves, grad_out)
-    return Gradients(query, key, value, None, None, None)
+    return repeated(lambda again: _attend(program, again)[0], inputs, grad_out)

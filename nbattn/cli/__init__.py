@@ -60,6 +60,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (OSError, MemoryError) as error:
         _silence()
         reason = getattr(error, "strerror", None) or str(error) or "not enough memory"
+        if name := getattr(error, "filename", None):
+            reason = f"{name}: {reason}"
         print(f"nbattn {options.command}: {reason}.", file=sys.stderr)
         return USAGE
 

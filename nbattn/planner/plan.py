@@ -100,7 +100,8 @@ class Plan:
         return proof.support(self.request, self.chosen)
 
     def verify(self) -> bool:
-        """Whether the chosen program is the mask exactly, proved per axis at any size.
+        """Whether the chosen program is the mask exactly, proved per axis without a matrix:
+        time and memory grow with the lengths of the axes, not with their products.
 
         Raises:
             AssertionError: it is not, with the first query that differs.
