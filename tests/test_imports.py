@@ -34,9 +34,10 @@ ALLOWED = {
     "mask": "errors axis",
     "geometry": "errors axis mask",
     "dialects": "errors axis mask geometry dialects",
+    "kernels": "errors version cache kernels",
     "planner": "errors version machine cache axis mask geometry dialects planner",
     "backends": "errors axis mask geometry dialects planner.programs backends.contract"
-    " backends.schedule backends.joining backends.calls",
+    " backends.schedule backends.joining backends.calls kernels",
     "ops": "errors axis mask geometry dialects planner backends",
     "arguments": "errors axis mask dialects planner",
     "functional": "errors axis mask geometry dialects planner backends ops arguments",
@@ -74,7 +75,7 @@ FOREIGN = {
     **dict.fromkeys(["geometry", "dialects", "legend", "draw", "plot"], "numpy"),
     **dict.fromkeys(["planner", "backends", "ops", "arguments", "functional", "nn"], "numpy torch"),
     **dict.fromkeys(["integrations", "distributed", "bench", "tune", "demo"], "numpy torch"),
-    **dict.fromkeys(["machine", "timing", "cache", "cli"], ""),
+    **dict.fromkeys(["machine", "timing", "cache", "cli", "kernels"], ""),
     "config": "pydantic pydantic_core",
 }
 

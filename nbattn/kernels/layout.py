@@ -1,0 +1,73 @@
+"""The kernels' one argument, packed as `cuda/params.h` declares it: pointers, then numbers."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Mapping
+
+# In the order of the struct.
+POINTERS = (
+    "query",
+    "key",
+    "value",
+    "extra_key",
+    "extra_value",
+    "sink",
+    "key_range",
+    "out",
+    "lse",
+    "grad_out",
+    "grad_lse",
+    "delta",
+    "grad_query",
+    "grad_key",
+    "grad_value",
+    "grad_extra_key",
+    "grad_extra_value",
+)
+STRIDES = ("query", "key", "value", "grad_out")  # 6 each: batch, three axes, head, channel
+AXIS = (
+    "queries",
+    "keys",
+    "left",
+    "right",
+    "dilation",
+    "stride",
+    "offset",
+    "prefix",
+    "border",
+    "causal",
+)
+COUNTS = ("batch", "heads", "group", "extra", "rank", "reserved")
+NUMBERS = struct.Struct(f"<{6 * len(STRIDES)}q2d{3 * len(AXIS)}i{len(COUNTS)}i")
+SIZE = 8 * len(POINTERS) + NUMBERS.size
+BORDERS: Mapping[str, int] = {"clip": 0, "shift": 1, "wrap": 2}
+# What each kernel writes; it reads the rest.
+WRITES: Mapping[str, tuple[str, ...]] = {
+    "nb_fwd_mma": ("out", "lse"),
+    "nb_fwd_simt": ("out", "lse"),
+    "nb_delta": ("delta",),
+    "nb_dq_mma": ("grad_query",),
+    "nb_dq_simt": ("grad_query",),
+    "nb_dkdv_mma": ("grad_key", "grad_value", "grad_extra_key", "grad_extra_value"),
+    "nb_dkdv_simt": ("grad_key", "grad_value", "grad_extra_key", "grad_extra_value"),
+}
+
+
+def pack_numbers(
+    strides: Iterable[int],
+    scale: float,
+    softcap: float,
+    axes: Iterable[int],
+    counts: Iterable[int],
+) -> bytes:
+    """All but the pointers.
+
+    Args:
+        strides: 6 of each tensor of `STRIDES`, in elements.
+        scale: of the scores.
+        softcap: 0.0 where there is none.
+        axes: the fields of `AXIS`, for three axes.
+        counts: the fields of `COUNTS`.
+    """
+    return NUMBERS.pack(*strides, scale, softcap, *axes, *counts)
