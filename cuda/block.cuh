@@ -26,7 +26,4 @@ NB_DEVICE long long token_head(const Params& p, int sample, const Place& at, int
             n2 = keys ? a[2].keys : a[2].queries, heads = keys ? p.heads / p.group : p.heads;
   return (static_cast<long long>(sample) * n0 * n1 * n2 + at.token(n1, n2)) * heads + head;
 }
-NB_DEVICE long long start_of(const Strides& s, int sample, int head) {
-  return sample * s.batch + head * s.head;
-}
 }  // namespace nb

@@ -41,12 +41,7 @@ NB_DEVICE void forward(const Params& p) {
   const int key_head = block.head / p.group, thread = threadIdx.x;
   begin_walk<false, QueryTile, KeyTile>(*arena.walk, p, block.tile, block.sample);
   if (!has_rows(*arena.walk)) return;
-  for (int i = thread; i < Forward::kRows; i += kThreads) {
-    const Place place = row_place(*arena.walk, i);
-    arena.row_a[i] =
-        place.inside ? start_of(p.query_stride, block.sample, block.head) + place.offset(p.query_stride) : -1;
-    arena.row_b[i] = place.inside ? token_head(p, block.sample, place, block.head, false) : -1;
-  }
+  query_rows(arena, p, block);
 
   State state;
   const Accumulator sink =
@@ -61,20 +56,7 @@ NB_DEVICE void forward(const Params& p) {
   for (int n = 0; n < visits; ++n) {
     const Visit v = visit<KeyTile>(*arena.walk, n, p.extra);
     __syncthreads();  // offsets of the visit before have been read
-    if (thread < kLanes) {
-      if (v.extra) {
-        const bool inside = thread < v.count[2];
-        const int e = v.start[2] + thread;
-        arena.column_a[thread] = inside ? extra_offset(p, block.sample, e, key_head, kHeadDim) : -1;
-        arena.column_b[thread] = inside ? extra_offset(p, block.sample, e, key_head, kValueDim) : -1;
-      } else {
-        const Place place = column_place<KeyTile>(*arena.walk, v, thread);
-        arena.column_a[thread] =
-            place.inside ? start_of(p.key_stride, block.sample, key_head) + place.offset(p.key_stride) : -1;
-        arena.column_b[thread] =
-            place.inside ? start_of(p.value_stride, block.sample, key_head) + place.offset(p.value_stride) : -1;
-      }
-    }
+    key_columns(arena, p, v, block.sample, key_head);
     Accumulator products[Forward::kOwn];
     arena.scores(products, p.query, arena.row_a, p.query_stride.channel, v.extra ? p.extra_key : p.key,
                  arena.column_a, v.extra ? 1 : p.key_stride.channel, kHeadDim);
@@ -88,15 +70,11 @@ NB_DEVICE void forward(const Params& p) {
 #pragma unroll
   for (int r = 0; r < Forward::kOwn; ++r) {
     inverse[r] = state.sum[r] == 0 ? Accumulator(0) : 1 / state.sum[r];
-    if (p.lse && thread % kLanes == 0 && arena.row_b[own + r] >= 0)
-      static_cast<Accumulator*>(p.lse)[arena.row_b[own + r]] =
+    if (p.lse && thread % kLanes == 0 && arena.row_token[own + r] >= 0)
+      static_cast<Accumulator*>(p.lse)[arena.row_token[own + r]] =
           state.sum[r] == 0 ? Accumulator(-NB_INFINITY) : state.max[r] + log_of(state.sum[r]);
   }
-  __syncthreads();
-  for (int i = thread; i < Forward::kRows; i += kThreads)
-    if (arena.row_b[i] >= 0) arena.row_b[i] *= kValueDim;
-  __syncthreads();
-  arena.write<kValueDim>(p.out, arena.row_b, out, inverse);
+  arena.write<kValueDim>(p.out, arena.row_token, out, inverse);
 }
 }  // namespace nb
 

@@ -1,8 +1,8 @@
 // simt.cuh - what the kernels without tensor cores share: four warps, each with its own rows, and a lane
 // for every column of a visit. Products run over chunks of 32 channels in shared memory.
 #pragma once
+#include "block.cuh"
 #include "element.cuh"
-#include "walk.cuh"
 
 namespace nb {
 constexpr int kWarps = 4, kThreads = 128, kLanes = 32, kPitch = 33;  // an odd pitch: no bank conflicts
@@ -16,13 +16,13 @@ template <class Rows, class Columns>
 struct Arena {
   static_assert(Rows::size % kWarps == 0 && Columns::size == kLanes, "a lane for every column");
   static constexpr int kRows = Rows::size, kOwn = kRows / kWarps;  // rows of one warp
-  static constexpr int kBytes = Walk<Rows>::kBytes + 8 * (2 * kRows + 3 * kLanes) +
+  static constexpr int kBytes = Walk<Rows>::kBytes + 8 * (3 * kRows + 3 * kLanes) +
                                 (2 * kRows + kLanes) * kPitch * static_cast<int>(sizeof(Accumulator));
   static_assert(NB_SHARED_BYTES == kBytes, "nbattn/dialects/cuda.py has drifted");
   Walk<Rows>* walk;
-  long long *row_a, *row_b;         // offsets of the rows in two tensors, -1 for none
-  long long *column_a, *column_b;   // of the columns
-  long long* column_token;          // their places in lse and delta
+  long long *row_a, *row_b;        // offsets of the rows in two tensors, -1 outside
+  long long *column_a, *column_b;  // of the columns
+  long long *row_token, *column_token;  // heads of tokens, counted in `[B, *space, H]`
   Accumulator *rows, *columns;      // chunks of 32 channels
   Accumulator* weights;             // of every row and column
 
@@ -30,7 +30,8 @@ struct Arena {
     walk = reinterpret_cast<Walk<Rows>*>(shared);
     row_a = reinterpret_cast<long long*>(shared + Walk<Rows>::kBytes);
     row_b = row_a + kRows;
-    column_a = row_b + kRows;
+    row_token = row_b + kRows;
+    column_a = row_token + kRows;
     column_b = column_a + kLanes;
     column_token = column_b + kLanes;
     rows = reinterpret_cast<Accumulator*>(column_token + kLanes);
@@ -88,19 +89,51 @@ struct Arena {
     weights[(threadIdx.x / kLanes * kOwn + r) * kPitch + threadIdx.x % kLanes] = weight;
   }
 
-  // Rows of a contiguous gradient or output `[tokens, heads, kChannels]`.
+  // Rows of a contiguous tensor `[B, *space, H, kChannels]`.
   template <int kChannels>
-  NB_DEVICE void write(void* to, const long long* offsets, const Accumulator (&sums)[Chunks<kChannels>::count][kOwn],
+  NB_DEVICE void write(void* to, const long long* tokens, const Accumulator (&sums)[Chunks<kChannels>::count][kOwn],
                        const Accumulator (&factor)[kOwn]) {
     const int lane = threadIdx.x % kLanes, own = threadIdx.x / kLanes * kOwn;
 #pragma unroll
     for (int i = 0; i < Chunks<kChannels>::count; ++i)
 #pragma unroll
       for (int r = 0; r < kOwn; ++r)
-        if (offsets[own + r] >= 0 && i * kLanes + lane < kChannels)
-          store(static_cast<Element*>(to) + offsets[own + r] + i * kLanes + lane, sums[i][r] * factor[r]);
+        if (tokens[own + r] >= 0 && i * kLanes + lane < kChannels)
+          store(static_cast<Element*>(to) + tokens[own + r] * kChannels + i * kLanes + lane, sums[i][r] * factor[r]);
   }
 };
+
+NB_DEVICE long long offset_in(const Strides& s, int sample, int head, const Place& place) {
+  return place.inside ? sample * s.batch + head * s.head + place.offset(s) : -1;
+}
+
+// Queries as rows: a in the queries, b in grad_out.
+template <class Rows, class Columns>
+NB_DEVICE void query_rows(Arena<Rows, Columns>& arena, const Params& p, const Block& block) {
+  for (int i = threadIdx.x; i < Rows::size; i += kThreads) {
+    const Place place = row_place(*arena.walk, i);
+    arena.row_a[i] = offset_in(p.query_stride, block.sample, block.head, place);
+    arena.row_b[i] = offset_in(p.grad_out_stride, block.sample, block.head, place);
+    arena.row_token[i] = place.inside ? token_head(p, block.sample, place, block.head, false) : -1;
+  }
+}
+
+// Keys of a visit as columns: a in the keys, b in the values.
+template <class Rows, class Columns>
+NB_DEVICE void key_columns(Arena<Rows, Columns>& arena, const Params& p, const Visit& v, int sample, int head) {
+  const int lane = threadIdx.x;
+  if (lane >= kLanes) return;
+  if (v.extra) {
+    const bool inside = lane < v.count[2];
+    const int e = v.start[2] + lane;
+    arena.column_a[lane] = inside ? extra_offset(p, sample, e, head, kHeadDim) : -1;
+    arena.column_b[lane] = inside ? extra_offset(p, sample, e, head, kValueDim) : -1;
+  } else {
+    const Place place = column_place<Columns>(*arena.walk, v, lane);
+    arena.column_a[lane] = offset_in(p.key_stride, sample, head, place);
+    arena.column_b[lane] = offset_in(p.value_stride, sample, head, place);
+  }
+}
 
 // Scores from products: scaled and, where asked for, capped; `slope` is the cap's derivative.
 NB_DEVICE Accumulator score_of(const Params& p, Accumulator product, Accumulator* slope) {
