@@ -41,6 +41,7 @@ FUSED, UNFUSED, SLOTS, LEGACY, MODULES, PARAMETERS, DINAT = (
     f"nbattn/integrations/natten/{name}.py"
     for name in ("fused", "unfused", "slots", "legacy", "modules", "parameters", "dinat")
 )
+SOURCES, NVRTC, CUBINS = (f"nbattn/kernels/{name}.py" for name in ("sources", "nvrtc", "cubins"))
 FLEX, FLEX_BLOCKS = "nbattn/backends/flex.py", "nbattn/dialects/flex.py"
 # fmt: on
 
@@ -309,15 +310,45 @@ MUTANTS = [
            "flex"),
     Mutant("flex-class", FLEX, "(key % step == residue[query])", "(key % step == query % step)",
            "flex"),
+    # kernels: sources, compiler, cache
+    Mutant("headers-twice", SOURCES, "seen.add(name)", "pass", "kernel_sources"),
+    Mutant("line-after-header", SOURCES, "#line {number + 1}", "#line {number}", "kernel_sources"),
+    Mutant("conditional-header", SOURCES, "        if depth:", "        if False:",
+           "kernel_sources"),
+    Mutant("foreign-package-first", SOURCES, "for place in places:",
+           "for place in reversed(places):", "kernel_sources"),
+    Mutant("option-begins-well", NVRTC, "if not form.fullmatch(text):", "if not form.match(text):",
+           "kernel_nvrtc"),
+    Mutant("own-instructions", NVRTC, '(9, 0): "90a", ', "", "kernel_nvrtc"),
+    Mutant("facts-of-the-first-kernel", NVRTC, "_, _, text = log.partition",
+           "text = log; log.partition", "kernel_nvrtc"),
+    Mutant("files-outside-the-hash", NVRTC, ', "--no-source-include"', "", "kernel_nvrtc"),
+    Mutant("key-without-source", CUBINS, "        sources.digest(variant.source),\n", "",
+           "kernel_cubins"),
+    Mutant("key-without-entry", CUBINS, "        variant.entry,\n", "", "kernel_cubins"),
+    Mutant("key-without-compiler", CUBINS, "        nvrtc.identity(),\n", "", "kernel_cubins"),
+    Mutant("key-without-headers", CUBINS, "        toolkit.headers_digest(),\n", "",
+           "kernel_cubins"),
+    Mutant("memory-of-one-target", CUBINS, "_memory.get((variant, arch))",
+           "next((c for (v, _), c in _memory.items() if v == variant), None)", "kernel_cubins"),
+    Mutant("cubin-not-hashed", CUBINS, "hashlib.sha256(rest)", "hashlib.sha256(rest[:200])",
+           "kernel_cubins"),
+    Mutant("parts-are-evicted", CUBINS, 'if path.name.startswith("."):', "if False:",
+           "kernel_cubins"),
+    Mutant("youngest-go-first", CUBINS, "in sorted(found)", "in sorted(found, reverse=True)",
+           "kernel_cubins"),
+    Mutant("published-in-place", "nbattn/cache.py", "            part.replace(path)",
+           "            part.unlink()\n            path.write_bytes(content)", "kernel_cubins"),
 ]
 # fmt: on
 
 
 def copied(source: Path, target: Path) -> None:
     """What the tests need, without caches."""
-    for name in ("nbattn", "tests", "configs"):
+    for name in ("nbattn", "tests", "configs", "cuda"):
         shutil.copytree(source / name, target / name, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(source / "pyproject.toml", target)
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(source / name, target)
 
 
 def mutated(root: Path, mutant: Mutant) -> str:
