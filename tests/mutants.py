@@ -41,7 +41,9 @@ FUSED, UNFUSED, SLOTS, LEGACY, MODULES, PARAMETERS, DINAT = (
     f"nbattn/integrations/natten/{name}.py"
     for name in ("fused", "unfused", "slots", "legacy", "modules", "parameters", "dinat")
 )
-SOURCES, NVRTC, CUBINS = (f"nbattn/kernels/{name}.py" for name in ("sources", "nvrtc", "cubins"))
+SOURCES, NVRTC, CUBINS, LAUNCH = (
+    f"nbattn/kernels/{name}.py" for name in ("sources", "nvrtc", "cubins", "launch")
+)
 FLEX, FLEX_BLOCKS = "nbattn/backends/flex.py", "nbattn/dialects/flex.py"
 # fmt: on
 
@@ -339,6 +341,20 @@ MUTANTS = [
            "kernel_cubins"),
     Mutant("published-in-place", "nbattn/cache.py", "            part.replace(path)",
            "            part.unlink()\n            path.write_bytes(content)", "kernel_cubins"),
+    # launches
+    Mutant("legacy-stream", LAUNCH, "            argument.stream,\n", "", "kernel_launch"),
+    Mutant("shared-memory-unasked", LAUNCH, "function.ptr, _MAX_DYNAMIC_SHARED_BYTES,",
+           "function.ptr, 9,", "kernel_launch"),
+    Mutant("one-module-for-all-devices", LAUNCH, "self._functions.get((device, variant))",
+           "self._functions.get((0, variant))", "kernel_launch"),
+    Mutant("no-device-guard", LAUNCH, "if device != self._torch._C._cuda_getDevice():", "if False:",
+           "kernel_launch"),
+    Mutant("loads-in-a-capture", LAUNCH, "if cuda.is_current_stream_capturing():", "if False:",
+           "kernel_launch"),
+    Mutant("threads-share-a-buffer", LAUNCH, "class _Argument(threading.local):",
+           "class _Argument:", "kernel_launch"),
+    Mutant("numbers-before-pointers", LAUNCH, "argument.buffer[_POINTERS.size :] = numbers",
+           "argument.buffer[: -_POINTERS.size] = numbers", "kernel_launch"),
 ]
 # fmt: on
 
