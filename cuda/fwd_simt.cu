@@ -42,6 +42,7 @@ NB_DEVICE void forward(const Params& p) {
   begin_walk<false, QueryTile, KeyTile>(*arena.walk, p, block.tile, block.sample);
   if (!has_rows(*arena.walk)) return;
   query_rows(arena, p, block);
+  __syncthreads();
 
   State state;
   const Accumulator sink =

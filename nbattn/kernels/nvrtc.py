@@ -20,7 +20,7 @@ from nbattn.kernels.variant import Variant
 
 # Instructions of one generation only (wgmma, setmaxnreg, tcgen05) exist for its own target.
 _OWN = {(9, 0): "90a", (10, 0): "100a", (10, 3): "103a"}
-_FLAGS = ("-std=c++17", "-ftz=true", "--ptxas-options=-v", "--no-source-include")
+_FLAGS = ("-std=c++17", "-default-device", "-ftz=true", "--ptxas-options=-v", "--no-source-include")
 _ARCH = re.compile(r"([0-9]{2,3})[af]?")
 _OPTION = re.compile(r"-D[A-Z_0-9]+=[0-9]+")
 _SOURCE, _ENTRY = re.compile(r"[a-z0-9_]+\.cu"), re.compile(r"[a-z0-9_]+")
