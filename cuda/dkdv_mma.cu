@@ -153,6 +153,7 @@ NB_DEVICE void grad_keys(const Params& p) {
 #endif
   }
   cp_async_wait<0>();
+  __syncthreads();  // as in the forward: rows without visits
 #if NB_GRADS & 1
   finish<kValueDim>(p, walk, block, value, value_sums, 1.f, p.grad_value, p.grad_extra_value);
 #endif

@@ -97,6 +97,7 @@ NB_DEVICE void grad_queries(const Params& p) {
     accumulate(sums, s, key(n));
   }
   cp_async_wait<0>();
+  __syncthreads();  // as in the forward: rows without visits
 
   float factor[kBlocks][2];
 #pragma unroll

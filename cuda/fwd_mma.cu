@@ -146,6 +146,7 @@ NB_DEVICE void forward(const Params& p) {
     accumulate(out, s, value(n));
   }
   cp_async_wait<0>();
+  __syncthreads();  // rows without visits: their vectors have landed before the staging overwrites them
   finish(p, walk, block, query, state, out);
 }
 }  // namespace nb

@@ -113,8 +113,20 @@ def test_the_kernels_of_this_version_can_be_read(cases):
         cases("kernel sources: files", 1)
 
 
+@pytest.mark.parametrize("places", [("nbattn/cuda", "cuda"), ("nbattn/cuda",), ("cuda",)])
+def test_inside_the_package_comes_first(
+    places: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """In site-packages, NVIDIA's package `cuda` lies beside it."""
+    (tmp_path / "cuda").mkdir()
+    for place in places:
+        (tmp_path / place).mkdir(parents=True, exist_ok=True)
+        (tmp_path / place / "params.h").touch()
+    monkeypatch.setattr(sources, "__file__", str(tmp_path / "nbattn" / "kernels" / "sources.py"))
+    assert sources.directory() == tmp_path / places[0]
+
+
 def test_a_wheel_has_them_inside_the_package(tmp_path: Path):
-    """And does not take NVIDIA's package `cuda`, which lies beside it there, for them."""
     wheel = built(tmp_path)
     place = tmp_path / "site"
     subprocess.run([sys.executable, "-m", "zipfile", "-e", wheel, place], check=True)

@@ -81,22 +81,31 @@ def _kept(variant: Variant, arch: str) -> Compiled:
     name = key(variant, arch)
     try:
         place = folder()
-        content = None if place is None else cache.read(place / name)
     except cache.CacheError as error:
         _warn(error)
-        place = content = None
-    found = _unpacked(name, content) if content is not None else None
-    if found is not None and place is not None:
-        with suppress(OSError):  # a directory that is only read
-            os.utime(place / name)
+        place = None
+    if place is None:
+        return nvrtc.compile(variant, arch)
+    if (found := _read(place / name)) is not None:
         return found
     compiled = nvrtc.compile(variant, arch)
-    if place is not None:
-        try:
-            _publish(place, name, compiled)
-        except cache.CacheError as error:
-            _warn(error)
+    try:
+        _publish(place, name, compiled)
+    except cache.CacheError as error:
+        _warn(error)
     return compiled
+
+
+def _read(path: Path) -> Compiled | None:
+    """A file's cubin, if it can be trusted: whatever else lies there will be replaced."""
+    with suppress(cache.CacheError):
+        content = cache.read(path)
+        found = None if content is None else _unpacked(path.name, content)
+        if found is not None:
+            with suppress(OSError):  # the directory may be one that is only read
+                os.utime(path)
+        return found
+    return None
 
 
 def _publish(place: Path, name: str, compiled: Compiled) -> None:
@@ -132,8 +141,9 @@ def _evict(place: Path, newest: str) -> None:
         for path in place.iterdir():
             with suppress(OSError):  # another process was faster
                 facts = path.lstat()
-                if path.name.startswith(".") and facts.st_mtime < time.time() - _ABANDONED:
-                    path.unlink()
+                if path.name.startswith("."):
+                    if facts.st_mtime < time.time() - _ABANDONED:
+                        path.unlink()
                 elif path.name != newest:
                     found.append((facts.st_mtime, facts.st_size, path))
     total = sum(size for _, size, _ in found)

@@ -203,9 +203,8 @@ def _check_target(arch: str) -> None:
 
 
 def _facts(log: str, entry: str, seconds: float) -> Facts:
-    """From the part of the log that is about a kernel; device functions have parts of their own."""
-    about = re.search(rf"Compiling entry function '{entry}'.*?(?=Compiling entry|\Z)", log, re.S)
-    text = about[0] if about else ""
+    """From the part of the log that is about a kernel; others and device functions have theirs."""
+    _, _, text = log.partition(f"Compiling entry function '{entry}'")
     frame = re.search(rf"Function properties for {entry}\n(.*)", text)
     used = re.search(r"Used (\d+) registers(.*)", text)
     if frame is None or used is None:

@@ -22,7 +22,7 @@ _WHEEL_LIBRARIES, _WHEEL_HEADERS = (
     ("cu13/include", "cuda_runtime/include"),
 )
 _SYSTEM = "/usr/local/cuda"
-_FIX = 'pip install "nbattn[cuda13]"  # with a driver of CUDA 12: "nbattn[cuda12]"'
+FIX = 'pip install "nbattn[cuda13]"  # with a driver of CUDA 12: "nbattn[cuda12]"'
 
 
 @cache
@@ -44,7 +44,7 @@ def library() -> str:
     raise BackendError(
         f"NVRTC, the run-time compiler of CUDA, is not installed: no {_LIBRARIES[0]} in the wheels "
         "of NVIDIA, CUDA_HOME or the system's libraries.",
-        fix=_FIX,
+        fix=FIX,
     )
 
 
@@ -67,7 +67,7 @@ def headers() -> str:
         if all((folder / name).is_file() for name in HEADERS):
             return str(folder)
     raise BackendError(
-        f"CUDA's headers are not installed: no {HEADERS[0]} for {library()}.", fix=_FIX
+        f"CUDA's headers are not installed: no {HEADERS[0]} for {library()}.", fix=FIX
     )
 
 
