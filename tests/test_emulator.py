@@ -45,7 +45,7 @@ def launch(
     channel_stride: int = 1,
     **tensors: Tensor,
 ) -> Counts:
-    launcher = Launcher(mode, seed, folder=build.HERE)
+    launcher = Launcher(mode, seed, seconds=1, folder=build.HERE)
     variant = Variant(source, entry, (), threads, shared)
     launcher.launch(variant, blocks, tensors, numbers(channel_stride))
     return launcher.counts
@@ -297,6 +297,7 @@ MISTAKES = {
     "overflows": UNDEFINED,
     "unaligned_vector": UNDEFINED.replace("1", "0"),
     "past_a_local_array": UNDEFINED,
+    "never_ends": r"the launch has not ended in 1 s of the CPU: thread 0 is at {line}",
     "never_ends_its_calls": r"thread 0 has no stack left",
 }
 # What needs no check build, because values, a guard page or a deadlock show it.

@@ -37,8 +37,7 @@ _FAST = ("-O2",)
 _CHECKED = (
     "-O1",
     "-fsanitize=thread",
-    "-fsanitize=undefined,bounds-strict",
-    "-fno-sanitize=vptr,null",
+    "-fsanitize=alignment,bounds-strict,shift,signed-integer-overflow,integer-divide-by-zero",
     "-fsanitize-undefined-trap-on-error",
 )
 

@@ -1,19 +1,28 @@
 // faults.cpp - accesses that the compiler announces, and signals: both become faults with a place in the source.
 // Checked kernels are compiled for the thread sanitizer, but find its hooks here.
 #include <signal.h>
+#include <sys/time.h>
 #include <ucontext.h>
 #include "runtime.h"
 
 namespace emulator {
 namespace {
-constexpr int kSignals[] = {SIGSEGV, SIGBUS, SIGILL, SIGFPE};
-struct sigaction before[4];
+constexpr int kSignals[] = {SIGSEGV, SIGBUS, SIGILL, SIGFPE, SIGVTALRM}, kCount = 5;
+struct sigaction before[kCount];
 stack_t stack_before;
 alignas(16) unsigned char handler_stack[64 << 10], fault_stack[64 << 10];
 int fault_signal;
 const void *fault_address, *fault_place;
 
+void set_timer(int seconds) {
+  itimerval timer = {};
+  timer.it_value.tv_sec = seconds;
+  setitimer(ITIMER_VIRTUAL, &timer, nullptr);
+}
+
 void report_signal() {
+  if (fault_signal == SIGVTALRM)
+    fail("the launch has not ended in %d s of the CPU: thread %d is at %s", launch->seconds, current->number, place_text(fault_place).of);
   if (fault_signal == SIGFPE) fail("thread %d divides an integer by zero at %s", current->number, place_text(fault_place).of);
   if (fault_signal == SIGILL)
     fail("thread %d does what C++ does not define (overflow, alignment, array bounds, shift) at %s", current->number,
@@ -27,10 +36,8 @@ void report_signal() {
 // Goes on in report_signal(), on a stack of its own: the fiber's may be what is exhausted.
 void handle(int number, siginfo_t* info, void* context) {
   auto& registers = static_cast<ucontext_t*>(context)->uc_mcontext.gregs;
-  if (!current) {  // not a kernel's
-    release_signals();
-    return;
-  }
+  if (!current && number == SIGVTALRM) return set_timer(1);
+  if (!current) return release_signals();  // not a kernel's: it will come again
   fault_signal = number;
   fault_address = info->si_addr;
   fault_place = reinterpret_cast<void*>(registers[REG_RIP] + 1);  // as if it were a return address
@@ -47,11 +54,13 @@ void catch_signals() {
   struct sigaction action = {};
   action.sa_sigaction = handle;
   action.sa_flags = SA_SIGINFO | SA_ONSTACK;
-  for (int i = 0; i < 4; ++i) sigaction(kSignals[i], &action, &before[i]);
+  for (int i = 0; i < kCount; ++i) sigaction(kSignals[i], &action, &before[i]);
+  set_timer(launch->seconds);
 }
 
 void release_signals() {
-  for (int i = 0; i < 4; ++i) sigaction(kSignals[i], &before[i], nullptr);
+  set_timer(0);
+  for (int i = 0; i < kCount; ++i) sigaction(kSignals[i], &before[i], nullptr);
   sigaltstack(&stack_before, nullptr);
 }
 }  // namespace emulator

@@ -59,6 +59,7 @@ class _Launch(ctypes.Structure):
         ("shared_bytes", ctypes.c_int),
         ("copies", ctypes.c_int),
         ("check", ctypes.c_int),
+        ("seconds", ctypes.c_int),
         ("seed", ctypes.c_uint),
         ("error", ctypes.c_char * 1500),
         *((name, ctypes.c_uint64) for name in ("switches", "mma", "matrices", "bank_ways")),
@@ -100,11 +101,13 @@ class Launcher:
             ("random", which also mixes the order of threads and blocks). "check" is lazy, and also
             looks at every access: slower, and faults have file and line.
         seed: of "random".
+        seconds: of the CPU, until a launch is stopped.
         folder: the sources, for those who change them.
     """
 
     mode: Mode = "lazy"
     seed: int = 1
+    seconds: int = 120
     folder: Path = build.CUDA
     counts: Counts = field(default_factory=Counts)
 
@@ -134,6 +137,7 @@ class Launcher:
                     shared_bytes=variant.shared_bytes,
                     copies=_COPIES[self.mode],
                     check=check,
+                    seconds=self.seconds,
                     seed=self.seed if self.mode == "random" else 0,
                 )
                 if runtime.emulator_run(ctypes.byref(launch)):

@@ -219,4 +219,9 @@ MISTAKE(past_a_local_array) {
   static_cast<int*>(p.out)[threadIdx.x] = values[3 + threadIdx.x];          // line: past_a_local_array
 }
 
+MISTAKE(never_ends) {
+  volatile int x = 1;
+  while (x) x = 1;                                                      // line: never_ends
+}
+
 MISTAKE(never_ends_its_calls) { static_cast<int*>(p.out)[threadIdx.x] = deeper(p, 1); }

@@ -21,6 +21,7 @@ struct Launch {  // launcher.py has both structs once more
   const Buffer* buffers;
   int buffer_count, blocks, threads, shared_bytes;
   int copies, check;
+  int seconds;    // of the CPU, until it is stopped
   unsigned seed;  // 0: threads and blocks in order
   char error[1500];
   uint64_t switches, mma, matrices, bank_ways, copied_bytes, shared_accesses;
