@@ -41,6 +41,7 @@ FUSED, UNFUSED, SLOTS, LEGACY, MODULES, PARAMETERS, DINAT = (
     f"nbattn/integrations/natten/{name}.py"
     for name in ("fused", "unfused", "slots", "legacy", "modules", "parameters", "dinat")
 )
+PROGRAMS = "nbattn/planner/programs.py"
 FLEX, FLEX_BLOCKS = "nbattn/backends/flex.py", "nbattn/dialects/flex.py"
 # fmt: on
 
@@ -210,6 +211,12 @@ MUTANTS = [
            "    if False:\n        merge", "flash_backends"),
     Mutant("own-lse-in-backward", CALLS, "_rows(call.query, whole)",
            "_rows(call.query, Rows(out, lse + 1, grad_out, grad_lse))", "flash_backends"),
+    Mutant("rows-copied", CALLS, "into = None if joins else call.query.rows_of(out)",
+           "into = None", "flash_backends"),
+    Mutant("rows-unwritten", CALLS, "if not program.writes_all(_space(inputs)):", "if False:",
+           "flash_backends"),
+    Mutant("rows-counted-twice", PROGRAMS, "for call in self.calls if not call.joins)",
+           "for call in self.calls)", "flash_backends"),
     # the layer
     Mutant("layer-parts", LAYER, "query, key, value = self._parts(",
            "query, value, key = self._parts(", "nn"),

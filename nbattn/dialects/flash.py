@@ -248,7 +248,9 @@ def tell(
     """The call that says a band, if the provider has one; `band()` of it shows whether it does.
 
     The varlen call is told a `max_seqlen_k` above every length and side, so that no override fires:
-    padding that exists in metadata only. With `pad` the keys are padded in fact.
+    padding that exists in metadata only. It is told two queries or more: with one, hosts make rows
+    of grouped heads, and then neither write the output they are given nor take other lengths. With
+    `pad` the keys are padded in fact.
 
     >>> tell("aten", Band(None, 0), 4, 4).describe()
     'dense window_size=(-1, 0)'
@@ -261,4 +263,5 @@ def tell(
     if not varlen:
         return Flash(provider, "dense", Told(left, right), pad=pad)
     longest = max(queries, keys, *(1 + side for side in (left, right) if side is not None))
-    return Flash(provider, "varlen", Told(left, right, max_queries=queries, max_keys=longest))
+    rows = max(queries, 2)
+    return Flash(provider, "varlen", Told(left, right, max_queries=rows, max_keys=longest))

@@ -19,6 +19,10 @@ ALIGNMENT = 8  # head sizes are padded to a multiple of it
 class Provider:
     """One package that runs Flash kernels.
 
+    All of them write the output of a call into rows that they are given, torch's built-in since
+    torch 2.12. Copied there instead: rows of an older torch, heads that are padded, and rows of
+    several samples in a varlen call that packs only some rows of each.
+
     Args:
         name: as `backend="flash:<name>"` calls it.
         package: the distribution that brings it; "torch" is always there.

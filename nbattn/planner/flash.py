@@ -19,19 +19,17 @@ import numpy as np
 from nbattn import geometry
 from nbattn.dialects.bands import FULL, Band, Slice, cut, cuts, first_difference
 from nbattn.dialects.flash import Flash, tell
-from nbattn.dialects.flash_providers import GRID, PROVIDERS, Provider, padded, tile
+from nbattn.dialects.flash_providers import GRID, PROVIDERS
 from nbattn.dialects.limits import Limits, Reason
 from nbattn.geometry import BoundAxis
-from nbattn.planner import costs
+from nbattn.planner import flash_costs
 from nbattn.planner.candidate import Candidate
-from nbattn.planner.costs import Cost
 from nbattn.planner.programs import AxisView, Call, Program, View
 from nbattn.planner.request import Request
 from nbattn.planner.rewrites import Piece, dense_pieces, fold_into_heads
 from nbattn.planner.windows import band_pieces
 
 MODEL = Limits(name="flash-model", key_range=False)
-_JOIN = 6  # launches that merge two parts by logsumexp
 _COPIES = 4  # times that folding may copy the keys
 _Lines = tuple[BoundAxis, ...]
 _Axes = list[list[Piece]]
@@ -80,7 +78,7 @@ def _all(
                 yield Candidate(backend, strategy, (), None, None, (program,))
                 continue
             traits = _traits(request, strategy, program)
-            cost = _cost(request, PROVIDERS[name], program, useful)
+            cost = flash_costs.cost(request, PROVIDERS[name], program, useful)
             yield Candidate(backend, strategy, traits, program, cost)
 
 
@@ -251,7 +249,9 @@ def _too_large(request: Request, view: View) -> Reason | None:
 
 def _inflated(request: Request, calls: list[Call]) -> Reason | None:
     """Why overlapping windows of stride groups are not copied: each key once per window."""
-    copied = sum(call.key.groups * call.key.count for call in calls if _copies(request, call))
+    copied = sum(
+        call.key.groups * call.key.count for call in calls if flash_costs.copies(request, call)
+    )
     times = copied / max(request.key_count, 1)
     if times <= _COPIES:
         return None
@@ -265,58 +265,3 @@ def _traits(request: Request, strategy: str, program: Program) -> tuple[str, ...
     traits |= {"split"} if len(calls) > 1 and strategy != "split" else set()
     traits |= {"merge"} if request.extra_keys or any(call.joins for call in calls) else set()
     return tuple(sorted(traits))
-
-
-# Costs
-
-
-def _cost(request: Request, provider: Provider, program: Program, useful: int) -> Cost:
-    """Pairs of the key blocks that the kernels visit, launches, and what views and heads copy."""
-    calls = program.calls
-    size = max(request.head_dim, request.value_dim)
-    uneven = request.head_dim != request.value_dim or size != padded(size)
-    copied = sum(_bytes(request, call) for call in calls if uneven or _copies(request, call))
-    single = len(calls) == 1 and calls[0].query.covers(request.query_space)
-    launches = 1 if single else 2 * len(calls) + 1
-    launches += _JOIN * (sum(call.joins for call in calls) + bool(request.extra_keys))
-    return costs.roofline(
-        request,
-        useful=useful,
-        visited=sum(_visited(request, provider, call) for call in calls),
-        calls=launches + 3 * request.sink,
-        copied=copied,
-        rate=provider.rate(request.device, request.dtype),
-    )
-
-
-def _copies(request: Request, call: Call) -> bool:
-    """Whether a call copies its inputs: folds that are no views, and slices of several samples
-    that a varlen call wants packed.
-    """
-    assert isinstance(call.arguments, Flash)
-    spaces = ((call.query, request.query_space), (call.key, request.key_space))
-    packed = call.arguments.entry == "varlen" and request.batch > 1
-    return (
-        bool(call.arguments.pad)
-        or costs.copies(request, call.query)
-        or (packed and not all(view.covers(space) for view, space in spaces))
-    )
-
-
-def _bytes(request: Request, call: Call) -> float:
-    """Bytes of q, k, v and the output of one call."""
-    rows, keys = (view.groups * view.count for view in (call.query, call.key))
-    positions = rows * request.heads + keys * request.kv_heads
-    dims = request.head_dim + request.value_dim
-    return float(request.batch * positions * dims * costs.ITEMSIZE[request.dtype])
-
-
-def _visited(request: Request, provider: Provider, call: Call) -> int:
-    """Pairs of the blocks of one call, per (batch, head)."""
-    assert isinstance(call.arguments, Flash)
-    queries, keys = call.query.count, call.key.count
-    if call.arguments.band(queries, keys) == FULL:
-        return call.query.groups * queries * keys
-    shape = tile(provider.name, request.device, max(request.head_dim, request.value_dim))
-    first, end = call.arguments.key_blocks(shape, queries, keys)
-    return call.query.groups * int((end - first).sum()) * min(shape[0], queries) * shape[1]

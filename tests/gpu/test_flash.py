@@ -19,6 +19,7 @@ from torch import Tensor
 
 import nbattn
 from nbattn import Axis, BackendError, Mask
+from nbattn.backends import calls
 from nbattn.backends.calls import Rows
 from nbattn.backends.flash import Kernels
 from nbattn.dialects.flash import Flash, Told
@@ -213,6 +214,23 @@ def test_sinks_and_extra_keys(provider: str) -> None:
         results(mask, made, backend=f"flash:{provider}"),
         results(mask, made, backend="reference"),
         results(mask, double, backend="reference"),
+    )
+
+
+def test_no_rows_are_copied(provider: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three calls of a shifted window write into one output."""
+    mask, queries, keys = MASKS["shift"]
+    made = {name: t.detach() for name, t in inputs(queries, keys, torch.bfloat16).items()}
+    parts: list[Tensor | None] = []
+    place = calls._place
+    monkeypatch.setattr(calls, "_place", lambda *given: (parts.append(given[3]), place(*given)))
+    found = nbattn.attention(**made, mask=mask, backend=f"flash:{provider}")
+    assert parts == [None] * 3
+    double = {name: t.double() for name, t in made.items()}
+    judge(
+        [found],
+        [nbattn.attention(**made, mask=mask, backend="reference")],
+        [nbattn.attention(**double, mask=mask, backend="reference")],
     )
 
 
