@@ -107,3 +107,21 @@ def flash4(
             if right is not None and place > right:
                 found[i, j] = False
     return found
+
+
+def query_blocks(
+    rows: int, keys: int, left: int | None, right: int | None, tile: tuple[int, int]
+) -> list[list[int]]:
+    """Per block of keys the blocks of queries that the backward's loop visits, for a bottom-right
+    window after the host's overrides: its bounds, one by one.
+    """
+    found: list[list[int]] = []
+    for block in range(-(-keys // tile[1])):
+        first_key, end_key = block * tile[1], (block + 1) * tile[1]
+        start, stop = 0, -(-rows // tile[0])
+        if right is not None:
+            start = max(start, (first_key + rows - keys - right) // tile[0])
+        if left is not None:
+            stop = min(stop, -(-(end_key + rows - keys + left) // tile[0]))
+        found.append(list(range(start, stop)))
+    return found

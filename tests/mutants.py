@@ -41,7 +41,7 @@ FUSED, UNFUSED, SLOTS, LEGACY, MODULES, PARAMETERS, DINAT = (
     f"nbattn/integrations/natten/{name}.py"
     for name in ("fused", "unfused", "slots", "legacy", "modules", "parameters", "dinat")
 )
-PROGRAMS = "nbattn/planner/programs.py"
+PROGRAMS, FLASH_COSTS = "nbattn/planner/programs.py", "nbattn/planner/flash_costs.py"
 FLEX, FLEX_BLOCKS = "nbattn/backends/flex.py", "nbattn/dialects/flex.py"
 # fmt: on
 
@@ -211,6 +211,12 @@ MUTANTS = [
            "    if False:\n        merge", "flash_backends"),
     Mutant("own-lse-in-backward", CALLS, "_rows(call.query, whole)",
            "_rows(call.query, Rows(out, lse + 1, grad_out, grad_lse))", "flash_backends"),
+    Mutant("backward-first", MEANING, "(column - band.right) // tile[0]",
+           "(column - band.right) // tile[0] + 1", "flash_dialects"),
+    Mutant("backward-end", MEANING, "(-column - tile[1] - band.left)",
+           "(-column - tile[1] - band.left + 1)", "flash_dialects"),
+    Mutant("backward-tiles", FLASH_COSTS, ", size, backward=backward)", ", size)",
+           "flash_programs"),
     Mutant("rows-copied", CALLS, "into = None if joins else call.query.rows_of(out)",
            "into = None", "flash_backends"),
     Mutant("rows-unwritten", CALLS, "if not program.writes_all(_space(inputs)):", "if False:",

@@ -304,6 +304,32 @@ def test_the_schedule_of_the_seeds_example_lists_the_blocks() -> None:
     assert plan.chosen.cost.visited_pairs == 8 * len(visits) * 128 * 64
 
 
+def test_the_backward_of_the_seeds_example_lists_the_blocks() -> None:
+    """Block n of 128 keys is read from query 128 n on: of 121 blocks of 64 queries all but 2 n."""
+    shapes = (1, 7688, 8, 128), (1, 2048, 8, 128)
+    plan = nbattn.plan(Mask.causal(), *shapes, device="sm_90", backend="flash", training=True)
+    blocks: dict[int, list[tuple[int, bool]]] = {}
+    visits = list(plan.schedule(backward=True))
+    for visit in visits:
+        ((keys,),) = visit.keys
+        assert visit.queries[0].start % 64 == 0
+        blocks.setdefault(keys.start // 128, []).append((visit.queries[0].start // 64, visit.full))
+    assert list(blocks) == list(range(16))
+    for n, found in blocks.items():
+        assert [m for m, _ in found] == list(range(2 * n, 121))
+        assert [full for _, full in found] == [False] * 2 + [True] * (119 - 2 * n)
+    cost = plan.chosen.cost
+    assert cost is not None
+    assert cost.backward_pairs == 8 * len(visits) * 64 * 128
+    assert cost.visited_pairs == 8 * len(list(plan.schedule())) * 128 * 64
+    assert cost.flops == 2 * (128 + 128) * (cost.visited_pairs + 2.5 * cost.backward_pairs)
+    forward = nbattn.plan(Mask.causal(), *shapes, device="sm_90", backend="flash")
+    assert forward.chosen.cost is not None
+    assert forward.chosen.cost.backward_pairs == 0
+    with pytest.raises(nbattn.InputError, match="it has no backward to show"):
+        forward.schedule(backward=True)
+
+
 # Choices and reasons
 
 

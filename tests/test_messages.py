@@ -732,6 +732,11 @@ plan(window, (1, 1 << 15, 2, 16), device="cpu").support()
     InputError: 32768 x 32768 pairs are over the limit of 67108864.
       fix:   plan.verify()
 
+plan(window, shape, dtype="float32", device="cpu").schedule(backward=True)
+    InputError: the plan is for inference: it has no backward to show.
+      given: query [1, 8, 2, 16] key [1, 8, 2, 16] float32 cpu
+      fix:   nbattn.plan(..., training=True).
+
 run(t(1, 9, 2, 16), t(1, 9, 2, 16), t(1, 9, 2, 16))
     InputError: the plan is for query_space=(8,), the tensors have (9,).
       given: query [1, 8, 2, 16] key [1, 8, 2, 16] float32 cpu

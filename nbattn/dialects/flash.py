@@ -216,6 +216,27 @@ class Flash:
             end = np.minimum(end, -((-row - tile[0] - band.right) // tile[1]))
         return first, np.maximum(end, first + self.dialect.every_tile)
 
+    def query_blocks(self, tile: tuple[int, int], queries: int, keys: int) -> tuple[Ints, Ints]:
+        """Which query blocks the backward kernel visits: first and end, per block of keys.
+
+        Args:
+            tile: queries and keys of a block.
+            queries, keys: the lengths.
+
+        >>> first, end = tell("fa3", Band(None, 0), 8, 4).query_blocks((2, 2), 8, 4)
+        >>> first.tolist(), end.tolist()
+        ([0, 1], [4, 4])
+        """
+        band = self.band(queries, keys)
+        column = np.arange(0, keys + self.pad, tile[1], dtype=np.int64)
+        first = np.zeros_like(column)
+        end = np.full_like(column, -(-queries // tile[0]))
+        if band.right is not None:
+            first = np.maximum(first, (column - band.right) // tile[0])
+        if band.left is not None:
+            end = np.minimum(end, -((-column - tile[1] - band.left) // tile[0]))
+        return first, np.maximum(end, first)
+
     def rows(self, axis: int, queries: int, keys: int) -> tuple[Ints, Ints, int]:
         """The band on its axis, every key on the others."""
         starts, counts = np.zeros((2, queries, 2), dtype=np.int64)

@@ -143,7 +143,8 @@ def padded(size: int) -> int:
     return -(-size // ALIGNMENT) * ALIGNMENT
 
 
-# Head size up to → queries and keys of a forward tile.
+# Head size up to → queries and keys of a tile. Read in the forward and backward launch templates of
+# flash-attention (2: csrc/flash_attn/src, 3: hopper) and the tile functions of flash_attn/cute.
 _Tiles = tuple[tuple[int, tuple[int, int]], ...]
 _AMPERE: _Tiles = ((64, (128, 128)), (192, (128, 64)), (256, (64, 64)))
 _SMALL_MEMORY: _Tiles = ((64, (128, 128)), (96, (128, 64)), (128, (128, 32)), (256, (64, 64)))
@@ -154,19 +155,53 @@ _HOPPER: _Tiles = (
     (192, (128, 96)),
     (256, (128, 64)),
 )
+_BACKWARD_2: _Tiles = ((64, (128, 128)), (128, (64, 128)), (256, (64, 64)))
+_BACKWARD_2_SMALL: _Tiles = (
+    (32, (128, 128)),
+    (96, (64, 128)),
+    (192, (64, 64)),
+    (256, (64, 32)),
+)
+_BACKWARD_3: _Tiles = ((64, (128, 128)), (128, (64, 128)), (192, (64, 96)), (256, (64, 80)))
+_BACKWARD_3_AMPERE: _Tiles = ((64, (128, 128)), (128, (64, 128)), (192, (64, 80)), (256, (64, 64)))
+_BACKWARD_3_SMALL: _Tiles = ((96, (64, 128)), (128, (64, 96)), (192, (64, 64)), (256, (32, 64)))
+_BACKWARD_4: _Tiles = (*_BACKWARD_3[:-1], (256, (64, 64)))
+_BACKWARD_4_BLACKWELL: _Tiles = ((256, (128, 128)),)
+_BACKWARD_4_SM120: _Tiles = ((256, (64, 64)),)
 
 
-def tile(provider: str, device: DeviceInfo, head_dim: int) -> tuple[int, int]:
-    """Queries and keys of a forward tile of a windowed call.
+def tile(
+    provider: str, device: DeviceInfo, head_dim: int, *, backward: bool = False
+) -> tuple[int, int]:
+    """Queries and keys of a tile of a windowed call.
 
-    Full and causal calls of Flash 3 and 4 use slightly wider ones, which counts for nothing here.
+    Full and causal calls of Flash 3 and 4 use slightly other ones, which counts for nothing here.
+    Devices with less than 144 KB of shared memory (sm_86, sm_89, sm_120) have smaller backward
+    tiles; a device under a name of its own is taken for one with more.
 
     >>> from nbattn.dialects.device import named
     >>> tile("aten", named("sm_90"), 128), tile("fa3", named("sm_90"), 64)
     ((128, 64), (192, 128))
+    >>> tile("aten", named("sm_90"), 128, backward=True)
+    (64, 128)
     """
-    number = capability(device)
-    sizes = _HOPPER if provider in ("fa3", "fa4") else _AMPERE
-    if sizes is _AMPERE and number in (86, 89):
-        sizes = _SMALL_MEMORY
+    number = capability(device) or 90
+    sizes = _backward(provider, number) if backward else _forward(provider, number)
     return next((shape for limit, shape in sizes if head_dim <= limit), sizes[-1][1])
+
+
+def _forward(provider: str, number: int) -> _Tiles:
+    if provider in ("fa3", "fa4"):
+        return _HOPPER
+    return _SMALL_MEMORY if number in (86, 89) else _AMPERE
+
+
+def _backward(provider: str, number: int) -> _Tiles:
+    small = number in (86, 89) or number // 10 == 12
+    if provider == "fa4":
+        blackwell = _BACKWARD_4_SM120 if number // 10 == 12 else _BACKWARD_4_BLACKWELL
+        return _BACKWARD_4 if number // 10 == 9 else blackwell
+    if provider == "fa3":
+        ampere = _BACKWARD_3_SMALL if small else _BACKWARD_3_AMPERE
+        return _BACKWARD_3 if number >= 90 else ampere
+    return _BACKWARD_2_SMALL if small else _BACKWARD_2

@@ -34,6 +34,9 @@ def cost(request: Request, provider: Provider, program: Program, useful: int) ->
         request,
         useful=useful,
         visited=sum(_visited(request, provider, call) for call in calls),
+        backward=sum(_visited(request, provider, call, backward=True) for call in calls)
+        if request.training
+        else None,
         calls=launches + _JOIN * joins + 3 * request.sink,
         copied=copied,
         rate=provider.rate(request.device, request.dtype),
@@ -86,12 +89,14 @@ def _output_bytes(request: Request, rows: View) -> float:
     return float(positions * request.value_dim * costs.ITEMSIZE[request.dtype])
 
 
-def _visited(request: Request, provider: Provider, call: Call) -> int:
+def _visited(request: Request, provider: Provider, call: Call, *, backward: bool = False) -> int:
     """Pairs of the blocks of one call, per (batch, head)."""
     assert isinstance(call.arguments, Flash)
     queries, keys = call.query.count, call.key.count
     if call.arguments.band(queries, keys) == FULL:
         return call.query.groups * queries * keys
-    shape = tile(provider.name, request.device, max(request.head_dim, request.value_dim))
-    first, end = call.arguments.key_blocks(shape, queries, keys)
-    return call.query.groups * int((end - first).sum()) * min(shape[0], queries) * shape[1]
+    size = max(request.head_dim, request.value_dim)
+    rows, columns = tile(provider.name, request.device, size, backward=backward)
+    blocks = call.arguments.query_blocks if backward else call.arguments.key_blocks
+    first, end = blocks((rows, columns), queries, keys)
+    return call.query.groups * int((end - first).sum()) * min(rows, queries) * columns

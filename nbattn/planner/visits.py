@@ -1,0 +1,98 @@
+"""The blocks that a program computes, forward and backward: what `plan.schedule()` lists."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import product
+
+import numpy as np
+
+from nbattn import geometry
+from nbattn.dialects import flash_providers
+from nbattn.dialects.dense import Dense
+from nbattn.dialects.flash import Flash
+from nbattn.dialects.tiled import Tiled
+from nbattn.planner.programs import Call, Program, View
+from nbattn.planner.request import Request
+
+
+@dataclass(frozen=True, slots=True)
+class Visit:
+    """One block that a kernel computes: ranges of queries and keys per axis, and whether every pair
+    is read.
+
+    Keys are products of one range per axis; where windows wrap or a prefix stands apart, there are
+    several.
+    """
+
+    queries: tuple[range, ...]
+    keys: tuple[tuple[range, ...], ...]
+    full: bool
+
+
+def of(request: Request, program: Program, *, backward: bool) -> Iterator[Visit]:
+    """The blocks of a program, call by call."""
+    for call in program.calls:
+        if isinstance(call.arguments, Tiled):
+            yield from _tile_visits(call.arguments)
+        elif isinstance(call.arguments, Flash) and call.arguments.has_window:
+            yield from _block_visits(request, call, call.arguments, backward=backward)
+        else:
+            full = isinstance(call.arguments, (Dense, Flash))
+            yield from _group_visits(call.query, call.key, full=full)
+
+
+def _tile_visits(tiles: Tiled) -> Iterator[Visit]:
+    steps = [line.axis.dilation for line in tiles.lines]
+    for parts in tiles.visits():
+        runs = [[_range(run, d) for run in tile.keys] for tile, d in zip(parts, steps, strict=True)]
+        queries = tuple(_range(tile.queries, d) for tile, d in zip(parts, steps, strict=True))
+        yield Visit(queries, tuple(product(*runs)), all(tile.is_full for tile in parts))
+
+
+def _range(run: geometry.Run, step: int) -> range:
+    return range(run[0], run[0] + run[1] * step, step)
+
+
+def _block_visits(request: Request, call: Call, told: Flash, *, backward: bool) -> Iterator[Visit]:
+    """The blocks of one call, for all groups, as the loop of its kernel walks them: the keys of
+    every block of queries, or in the backward the queries of every block of keys.
+    """
+    rows, keys = call.query.count, call.key.count
+    size = max(request.head_dim, request.value_dim)
+    tile = flash_providers.tile(told.provider, request.device, size, backward=backward)
+    lo, hi = told.band(rows, keys).rows(np.arange(rows), keys)
+    blocks = told.query_blocks if backward else told.key_blocks
+    for outer, (first, end) in enumerate(zip(*blocks(tile, rows, keys), strict=True)):
+        for inner in range(int(first), int(end)):
+            row, column = (inner, outer) if backward else (outer, inner)
+            queries = slice(row * tile[0], min((row + 1) * tile[0], rows))
+            columns = slice(column * tile[1], min((column + 1) * tile[1], keys))
+            if columns.start >= keys:
+                continue  # padded keys
+            full = bool(
+                (lo[queries] <= columns.start).all() and (hi[queries] >= columns.stop).all()
+            )
+            parts = _cut(call.query, told.axis, queries), _cut(call.key, told.axis, columns)
+            yield from _group_visits(*parts, full=full)
+
+
+def _cut(view: View, number: int, some: slice) -> View:
+    """The view with a run of the positions of one axis."""
+    axis = view.axes[number]
+    part = replace(axis, start=axis.start + axis.step * some.start, length=some.stop - some.start)
+    return View((*view.axes[:number], part, *view.axes[number + 1 :]))
+
+
+def _group_visits(query: View, key: View, *, full: bool) -> Iterator[Visit]:
+    """One visit per combination of groups."""
+    for groups in product(*(range(axis.groups) for axis in query.axes)):
+        spans = [
+            tuple(
+                _range((axis.start + axis.group_step * g, axis.length), axis.step)
+                for axis, g in zip(view.axes, groups, strict=True)
+            )
+            for view in (query, key)
+        ]
+        yield Visit(spans[0], (spans[1],), full)
