@@ -134,11 +134,35 @@ class Flash2Extension:
         return written(found.flatten(0, 1), out), lse.transpose(0, 1).flatten(1), None, None
 
 
+def cached(
+    q: Tensor, k_cache: Tensor, v_cache: Tensor, allowed: Any, scale: float, softcap: float,
+    used: int, empty: float,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """flash_attn_with_kvcache: the first `used` keys, in whatever strides the cache has."""
+    assert type(used) is int
+    assert 0 < used <= k_cache.shape[1] == v_cache.shape[1]
+    assert k_cache.stride(-1) == v_cache.stride(-1) == 1
+    return forward((q, k_cache[:, :used], v_cache[:, :used]), allowed, scale, softcap, empty)
+
+
 class Flash2:
     """flash_attn.flash_attn_interface 2.8, and the meaning of torch's operator."""
 
     softcaps = True
     flash_attn_gpu = Flash2Extension()
+
+    def flash_attn_with_kvcache(
+        self, q, k_cache, v_cache, k=None, v=None, rotary_cos=None, rotary_sin=None,
+        cache_seqlens=None, cache_batch_idx=None, cache_leftpad=None, block_table=None,
+        softmax_scale=None, causal=False, window_size=(-1, -1), softcap=0.0,
+        rotary_interleaved=True, alibi_slopes=None, num_splits=0, return_softmax_lse=False,
+    ):  # fmt: skip
+        assert (k, v, return_softmax_lse) == (None, None, True)
+        allowed = flash_oracle.flash2(
+            q.shape[1], cache_seqlens, *window_size, causal, "kvcache", max_keys=k_cache.shape[1]
+        )
+        rest = (softmax_scale, softcap, cache_seqlens, float("inf"))
+        return cached(q, k_cache, v_cache, allowed, *rest)
 
     def _flash_attn_backward(
         self, dout, q, k, v, out, softmax_lse, dq, dk, dv, dropout_p, softmax_scale, causal,
@@ -252,6 +276,22 @@ def flash3_forward(
 
 class Flash3:
     """flash_attn_interface of flash-attn 3."""
+
+    def flash_attn_with_kvcache(
+        self, q, k_cache, v_cache, k=None, v=None, qv=None, rotary_cos=None, rotary_sin=None,
+        cache_seqlens=None, cache_batch_idx=None, cache_leftpad=None, page_table=None,
+        cu_seqlens_q=None, cu_seqlens_k_new=None, max_seqlen_q=None, rotary_seqlens=None,
+        q_descale=None, k_descale=None, v_descale=None, softmax_scale=None, causal=False,
+        window_size=(-1, -1), attention_chunk=0, softcap=0.0, rotary_interleaved=True,
+        scheduler_metadata=None, num_splits=0, pack_gqa=None, sm_margin=0,
+        return_softmax_lse=False,
+    ):  # fmt: skip
+        assert (k, v, return_softmax_lse) == (None, None, True)
+        allowed = flash_oracle.flash3(
+            q.shape[1], cache_seqlens, *window_size, causal, k_cache.shape[1]
+        )
+        rest = (softmax_scale, softcap, cache_seqlens, float("-inf"))
+        return *cached(q, k_cache, v_cache, allowed, *rest), None, None
 
     def _flash_attn_backward(
         self, dout, q, k, v, out, softmax_lse, *, dq, dk, dv, softmax_scale=None, is_causal=False,

@@ -255,7 +255,17 @@ DECODING = {
 }
 
 
-@pytest.mark.parametrize("backend", ["flash-model:aten", "flash-model:fa4", "tiled", "auto"])
+WAYS = {
+    "flash-model:aten": (),
+    "flash-model:fa4": (),
+    "flash-model:fa2": ("kv-cache",),
+    "flash-model:fa3": ("kv-cache",),
+    "tiled": (),
+    "auto": (),
+}
+
+
+@pytest.mark.parametrize("backend", WAYS)
 @pytest.mark.parametrize("name", DECODING)
 def test_prefill_and_decode_are_one_pass(name: str, backend: str, cases: Count) -> None:
     mask, length = DECODING[name], 17
@@ -271,10 +281,37 @@ def test_prefill_and_decode_are_one_pass(name: str, backend: str, cases: Count) 
                     made["query"][:, at:stop],
                     (made[side][:, :stop] for side in ("key", "value")),
                 )
-                parts.append(nbattn.attention(query, key, value, mask, backend=backend))
+                named = {"backend": backend, "require": WAYS[backend]}
+                parts.append(nbattn.attention(query, key, value, mask, **named))
                 at = stop
             torch.testing.assert_close(torch.cat(parts, 1), whole, rtol=0, atol=1e-12)
             cases("flash values, decode", 1)
+
+
+@pytest.mark.usefixtures("providers")
+@pytest.mark.parametrize("provider", ["fa2", "fa3"])
+@pytest.mark.parametrize("name", DECODING)
+def test_the_cache_entry_of_a_provider(name: str, provider: str, cases: Count) -> None:
+    """The whole cache is given; what lies behind the filled part is not read."""
+    for queries, keys in ((1, 30), (3, 30), (7, 7), (16, 4), (4, 17)):
+        mask = DECODING[name]
+        made = {key: t.detach() for key, t in tensors((queries,), (keys,)).items()}
+        plan = nbattn.plan(
+            mask, made["query"].shape, made["key"].shape, value_dim=3, dtype="float64",
+            device="cpu", backend=f"flash-model:{provider}", require=("kv-cache",),
+        )  # fmt: skip
+        assert plan.chosen.program is not None
+        want, want_lse = nbattn.attention(**made, mask=mask, backend="reference", return_lse=True)
+        read = torch.from_numpy(matrix(mask.axes, (queries,), (keys,)).any(0))
+        for side in ("key", "value"):
+            made[side][:, int(read.nonzero().max()) + 1 :] = 1e6
+        inputs = flash_backend.Inputs(**made, sink=None, key_range=None, extra_key=None,
+                                      extra_value=None, scale=5**-0.5, softcap=None)  # fmt: skip
+        for run in (flash_backend.forward, flash_model.forward):
+            out, lse = run(plan.chosen.program, inputs, return_lse=True)
+            torch.testing.assert_close(out, want, rtol=0, atol=1e-12)
+            torch.testing.assert_close(lse, want_lse, rtol=0, atol=1e-12)
+            cases("flash values, kv-cache", 1)
 
 
 def test_the_data_of_a_cuda_device_lists_what_is_installed() -> None:

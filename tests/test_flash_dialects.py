@@ -134,6 +134,35 @@ def test_flash_3_is_its_host_code(causal: bool, cases: Count) -> None:
         cases("meaning, flash 3", 1)
 
 
+def test_flash_3_compares_with_the_capacity_of_its_cache(cases: Count) -> None:
+    """Which changes no mask: a side that reaches the capacity reaches every key."""
+    sides, more = (-1, 0, 1, 3, 6, 9, 12), (0, 1, 4)
+    shapes = product((1, 2, 3, 5, 9), repeat=2)
+    for (rows, keys), left, right, extra, causal in product(
+        shapes, sides, sides, more, (False, True)
+    ):
+        told = Told(left, right, causal, max_keys=keys + extra, used=keys)
+        found = Flash("fa3", "kvcache", told).allowed((rows,), (keys + extra,))
+        assert not found[:, keys:].any()
+        want = flash_oracle.flash3(rows, keys, left, right, causal, keys + extra)
+        assert np.array_equal(found[:, :keys], want), (told, rows)
+        assert np.array_equal(want, flash_oracle.flash3(rows, keys, left, right, causal))
+        cases("meaning, flash 3 kvcache", 1)
+
+
+@pytest.mark.parametrize("provider", ["fa2", "fa3"])
+def test_a_cache_is_read_as_far_as_it_is_filled(provider: str) -> None:
+    """4 queries on the last of 6 keys, in a cache of 9."""
+    call = tell(provider, Band(0, 2), 4, 6, capacity=9)
+    assert call.describe() == "kvcache window_size=(2, 0) cache_seqlens=6 of 9"
+    want = np.zeros((4, 9), dtype=bool)
+    want[:, :6] = matrix(Band(0, 2), 4, 6)
+    assert np.array_equal(call.allowed((4,), (9,)), want)
+    assert call.rows(0, 4, 9)[1][:, 1].tolist() == want.sum(1).tolist()
+    first, end = call.key_blocks((2, 2), 4, 9)
+    assert (first.tolist(), end.tolist()) == ([0, 1], [2, 3])
+
+
 @pytest.mark.parametrize("causal", [False, True])
 def test_flash_4_is_its_host_code(causal: bool, cases: Count) -> None:
     sides = (None, *SIDES, -7)

@@ -222,6 +222,8 @@ def _check_built_in() -> None:
 def _fa2_forward(tensors: Arrays, numbers: Numbers, into: Tensor | None) -> tuple[Tensor, Tensor]:
     """Below its Python functions, which take no output to write into."""
     module: Any = import_module("flash_attn.flash_attn_interface")
+    if numbers.call.entry == "kvcache":
+        return _cached(module, tensors, numbers)
     packed = numbers.packed
     rest = (numbers.causal, *numbers.window, numbers.softcap, False, None)
     if packed.query is None:
@@ -266,6 +268,20 @@ def _fa2_backward(
     return grads
 
 
+def _cached(module: Any, tensors: Arrays, numbers: Numbers) -> tuple[Tensor, Tensor]:
+    """The kv-cache entry of flash-attn 2 and 3, which adds no keys here."""
+    out, lse, *_ = module.flash_attn_with_kvcache(
+        *tensors,
+        cache_seqlens=numbers.call.told.used,
+        softmax_scale=numbers.scale,
+        causal=numbers.causal,
+        window_size=numbers.window,
+        softcap=numbers.softcap,
+        return_softmax_lse=True,
+    )
+    return out, lse
+
+
 def _varlen(packed: Packed) -> dict[str, Any]:
     return {
         "cu_seqlens_q": packed.query,
@@ -287,7 +303,9 @@ def _like(tensors: Arrays) -> Arrays:
 
 def _fa3_forward(tensors: Arrays, numbers: Numbers, into: Tensor | None) -> tuple[Tensor, Tensor]:
     """Its operator itself: the Python function around it may not give back what it was given."""
-    import_module("flash_attn_interface")
+    module = import_module("flash_attn_interface")
+    if numbers.call.entry == "kvcache":
+        return _cached(module, tensors, numbers)
     left, right = numbers.window
     out, lse, *_ = torch.ops.flash_attn_3.fwd(
         *tensors,

@@ -26,10 +26,13 @@ class Model:
         into: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Output and logsumexp, in the dtype of the scores."""
+        query, *cache = arrays
+        key, value = (t[:, : call.read(t.shape[1])] for t in cache)
+        arrays = query, key, value
         scores, _ = _scores(call, arrays, scale, softcap)
         lse = torch.logsumexp(scores, dim=-1)
         weights = _weights(scores, lse)
-        out = (weights @ _each_head(arrays[2], arrays[0])).transpose(1, 2)
+        out = (weights @ _each_head(value, query)).transpose(1, 2)
         return out if into is None else into.copy_(out), lse.transpose(1, 2)
 
     def backward(

@@ -31,6 +31,7 @@ class Provider:
         backward: capabilities (in tens) whose backward it has.
         nondeterministic: capabilities (in tens), or head sizes, without a deterministic backward.
         varlen: whether it has an entry that an inflated `max_seqlen_k` says every band with.
+        kvcache: whether it has an entry that reads the first keys of a cache, forward only.
         share: its published forward rate on sm_90 against the best published one (D=128, full,
             16k, fp16); it scales the device's peak there.
     """
@@ -42,6 +43,7 @@ class Provider:
     backward: tuple[int, ...]
     nondeterministic: tuple[int, ...] = ()
     varlen: bool = False
+    kvcache: bool = False
     share: float = 1.0
 
     def reasons(self, facts: Facts) -> list[Reason]:
@@ -95,6 +97,7 @@ PROVIDERS: Mapping[str, Provider] = {
             capabilities=(80, 90),
             backward=(8, 9),
             nondeterministic=(256,),
+            kvcache=True,
         ),
         Provider(
             name="fa2",
@@ -105,6 +108,7 @@ PROVIDERS: Mapping[str, Provider] = {
             capabilities=(80, 121),
             backward=_EVERY,
             varlen=True,
+            kvcache=True,
             share=370 / 648,
         ),
         Provider(

@@ -4,8 +4,9 @@ one of them does not say the mask.
 `translate` moves the window to the bottom-right corner, `trim` first cuts off what is not read,
 `split` cuts the rows where a side stops to exclude, `virtual-pad` tells the varlen entry a longer
 `max_seqlen_k`, `pad` appends keys up to a square and masks them with one more column of the heads;
-`zero-pad`, without that column, is never exact and says by how much. A call is taken only if what
-its kernel computes, by `nbattn.dialects.flash`, is the band that it was built for.
+`zero-pad`, without that column, is never exact and says by how much. `kv-cache` gives the whole
+cache and says how much of it is read; a slice says the same with one launch less. A call is taken
+only if what its kernel computes, by `nbattn.dialects.flash`, is the band that it was built for.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ def _all(
         if isinstance(per_axis, Reason) or against:
             yield _refused(backend, against)
             continue
-        for strategy, parts in _strategies(name, per_axis).items():
+        for strategy, parts in _strategies(request, name, per_axis).items():
             program = (
                 parts if isinstance(parts, Reason) else _program(request, name, strategy, parts)
             )
@@ -103,7 +104,7 @@ def _pieces(request: Request, lines: _Lines) -> _Axes | Reason:
 # Strategies: every piece as pieces that one call each is told.
 
 
-def _strategies(provider: str, per_axis: _Axes) -> dict[str, _Axes | Reason]:
+def _strategies(request: Request, provider: str, per_axis: _Axes) -> dict[str, _Axes | Reason]:
     """What each strategy makes of the pieces, or that it changes nothing."""
     plain, trimmed, divided = (
         [[part for piece in pieces for part in rewrite(provider, piece)] for pieces in per_axis]
@@ -118,7 +119,19 @@ def _strategies(provider: str, per_axis: _Axes) -> dict[str, _Axes | Reason]:
     }
     if PROVIDERS[provider].varlen:
         found["virtual-pad"] = trimmed
+    if PROVIDERS[provider].kvcache:
+        found["kv-cache"] = _no_cache(request) or trimmed
     return found | _padding(trimmed)
+
+
+def _no_cache(request: Request) -> Reason | None:
+    """Why the kv-cache entry is not for a request."""
+    if request.training:
+        return Reason("backward", "the kv-cache entry has no backward")
+    if sum(length > 1 for length in request.key_space) > 1:
+        return Reason("kv-cache", "a cache has one long axis of keys")
+    why = request.mask.decodes()
+    return None if why is None else Reason("decodes", f"not for the kv-cache entry: {why}")
 
 
 def _padding(trimmed: _Axes) -> dict[str, _Axes | Reason]:
@@ -200,22 +213,36 @@ def _program(request: Request, provider: str, strategy: str, per_axis: _Axes) ->
         band = pieces[axis].band
         pad = _missing(pieces[axis]) if strategy == "pad" else 0
         varlen = strategy == "virtual-pad"
-        told = tell(provider, band, query.count, key.count, varlen=varlen, pad=pad)
+        capacity = _capacity(request, key, axis) if strategy == "kv-cache" else None
+        told = tell(
+            provider, band, query.count, key.count, varlen=varlen, pad=pad, capacity=capacity
+        )
         wrong = _wrong(told, band, query.count, key.count) or _too_large(request, query)
         if wrong:
             return wrong
+        if capacity is not None:
+            key = key.cut(axis, slice(0, capacity))
         calls.append(Call(query, key, replace(told, axis=axis), any(p.joins for p in pieces)))
     if request.extra_keys and not calls:
         return Reason("extra_keys", "the mask reads nothing: no call that extra keys could join")
     return _inflated(request, calls) or Program(tuple(calls))
 
 
+def _capacity(request: Request, key: View, number: int) -> int:
+    """How many keys the cache has from the first of a view on, in each of its groups."""
+    axis = key.axes[number]
+    last = axis.start + axis.group_step * (axis.groups - 1)
+    return (request.key_space[number] - 1 - last) // axis.step + 1
+
+
 def _window_axis(pieces: tuple[Piece, ...]) -> int | Reason:
-    """The axis whose window the kernel is told: every other one must be one position long."""
+    """The axis whose window the kernel is told: every other one must be one position long. Without
+    a window it is the one with the most keys.
+    """
     long = [n for n, p in enumerate(pieces) if max(p.query.length, p.key.length) > 1]
     windows = [n for n in long if pieces[n].band != FULL]
     if not windows:
-        return 0
+        return max(range(len(pieces)), key=lambda n: pieces[n].key.length)
     if long == windows[:1]:
         return long[0]
     other = next(n for n in long if n != windows[0])

@@ -30,6 +30,8 @@ def cost(request: Request, provider: Provider, program: Program, useful: int) ->
         copied += sum(_output_bytes(request, call.query) for call in parts)
         # the kernel and its logsumexp, the rows of parts, and zeros where no call writes
         launches = 2 * len(calls) + len(parts) + (not program.writes_all(request.query_space))
+    # a kv-cache call is told its lengths by a tensor
+    launches += sum(_flash(call).entry == "kvcache" for call in calls)
     return costs.roofline(
         request,
         useful=useful,
@@ -47,18 +49,19 @@ def copies(request: Request, call: Call) -> bool:
     """Whether a call copies its inputs: folds that are no views, and slices of several samples
     that a varlen call wants packed.
     """
+    return bool(_flash(call).pad) or costs.copies(request, call.query) or not _packs(request, call)
+
+
+def _flash(call: Call) -> Flash:
     assert isinstance(call.arguments, Flash)
-    return (
-        bool(call.arguments.pad) or costs.copies(request, call.query) or not _packs(request, call)
-    )
+    return call.arguments
 
 
 def _packs(request: Request, call: Call) -> bool:
     """Whether the samples lie one behind the other where a varlen call needs that."""
-    assert isinstance(call.arguments, Flash)
     spaces = ((call.query, request.query_space), (call.key, request.key_space))
     return (
-        call.arguments.entry != "varlen"
+        _flash(call).entry != "varlen"
         or request.batch == 1
         or all(view.covers(space) for view, space in spaces)
     )
@@ -72,7 +75,7 @@ def _uneven(request: Request, call: Call) -> bool:
 
 def _writes(request: Request, call: Call) -> bool:
     """Whether the kernel of a call can write its rows into the output."""
-    return not _uneven(request, call)
+    return _flash(call).entry != "kvcache" and not _uneven(request, call)
 
 
 def _bytes(request: Request, call: Call) -> float:
@@ -91,12 +94,12 @@ def _output_bytes(request: Request, rows: View) -> float:
 
 def _visited(request: Request, provider: Provider, call: Call, *, backward: bool = False) -> int:
     """Pairs of the blocks of one call, per (batch, head)."""
-    assert isinstance(call.arguments, Flash)
-    queries, keys = call.query.count, call.key.count
-    if call.arguments.band(queries, keys) == FULL:
+    told = _flash(call)
+    queries, keys = call.query.count, told.read(call.key.count)
+    if told.band(queries, keys) == FULL:
         return call.query.groups * queries * keys
     size = max(request.head_dim, request.value_dim)
     rows, columns = tile(provider.name, request.device, size, backward=backward)
-    blocks = call.arguments.query_blocks if backward else call.arguments.key_blocks
+    blocks = told.query_blocks if backward else told.key_blocks
     first, end = blocks((rows, columns), queries, keys)
     return call.query.groups * int((end - first).sum()) * min(rows, queries) * columns

@@ -93,6 +93,13 @@ class View:
             for axis, length in zip(self.axes, space, strict=True)
         )
 
+    def cut(self, number: int, some: slice) -> View:
+        """The view with a run of the positions of one axis, which may be longer than it was."""
+        axis = self.axes[number]
+        start, length = axis.start + axis.step * some.start, some.stop - some.start
+        part = replace(axis, start=start, length=length)
+        return View((*self.axes[:number], part, *self.axes[number + 1 :]))
+
     def spread(self, tensor: Tensor) -> Tensor:
         """A view of the tensor as `[B, *batch groups, *lengths, *head groups, H, D]`: never a
         copy.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import product
 
 import numpy as np
@@ -38,8 +38,12 @@ def of(request: Request, program: Program, *, backward: bool) -> Iterator[Visit]
             yield from _tile_visits(call.arguments)
         elif isinstance(call.arguments, Flash) and call.arguments.has_window:
             yield from _block_visits(request, call, call.arguments, backward=backward)
+        elif isinstance(call.arguments, Flash):
+            told, keys = call.arguments, call.key.axes[call.arguments.axis].length
+            read = call.key.cut(told.axis, slice(0, told.read(keys)))
+            yield from _group_visits(call.query, read, full=True)
         else:
-            full = isinstance(call.arguments, (Dense, Flash))
+            full = isinstance(call.arguments, Dense)
             yield from _group_visits(call.query, call.key, full=full)
 
 
@@ -59,7 +63,7 @@ def _block_visits(request: Request, call: Call, told: Flash, *, backward: bool) 
     """The blocks of one call, for all groups, as the loop of its kernel walks them: the keys of
     every block of queries, or in the backward the queries of every block of keys.
     """
-    rows, keys = call.query.count, call.key.count
+    rows, keys = call.query.count, told.read(call.key.count)
     size = max(request.head_dim, request.value_dim)
     tile = flash_providers.tile(told.provider, request.device, size, backward=backward)
     lo, hi = told.band(rows, keys).rows(np.arange(rows), keys)
@@ -74,15 +78,8 @@ def _block_visits(request: Request, call: Call, told: Flash, *, backward: bool) 
             full = bool(
                 (lo[queries] <= columns.start).all() and (hi[queries] >= columns.stop).all()
             )
-            parts = _cut(call.query, told.axis, queries), _cut(call.key, told.axis, columns)
+            parts = call.query.cut(told.axis, queries), call.key.cut(told.axis, columns)
             yield from _group_visits(*parts, full=full)
-
-
-def _cut(view: View, number: int, some: slice) -> View:
-    """The view with a run of the positions of one axis."""
-    axis = view.axes[number]
-    part = replace(axis, start=axis.start + axis.step * some.start, length=some.stop - some.start)
-    return View((*view.axes[:number], part, *view.axes[number + 1 :]))
 
 
 def _group_visits(query: View, key: View, *, full: bool) -> Iterator[Visit]:
