@@ -63,6 +63,21 @@ def flash2(
     return found
 
 
+def sequences(
+    rows: int, keys: int, sizes: list[tuple[int, int]], left: int, right: int, causal: bool,
+    max_rows: int | None, max_keys: int | None,
+) -> np.ndarray:  # fmt: skip
+    """mha_varlen_fwd of Flash 2 on sequences that follow one another."""
+    assert (sum(a for a, _ in sizes), sum(b for _, b in sizes)) == (rows, keys)
+    found = np.zeros((rows, keys), dtype=bool)
+    row = key = 0
+    for many, of in sizes:
+        block = flash2(many, of, left, right, causal, "varlen", max_rows, max_keys)
+        found[row : row + many, key : key + of] = block
+        row, key = row + many, key + of
+    return found
+
+
 def flash2_cache(
     rows: int, keys: int, left: int, right: int, causal: bool, capacity: int
 ) -> np.ndarray:

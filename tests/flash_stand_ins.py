@@ -6,6 +6,7 @@ providers: what an adapter gets wrong shows as a wrong number or an error.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import flash_oracle
@@ -77,15 +78,20 @@ def backward(
     return query, key, value
 
 
-def unpacked(tensors: Arrays, starts: tuple[Tensor, Tensor]) -> Arrays:
-    """Sequences of equal lengths as a batch."""
+def sequences(
+    tensors: Arrays, starts: tuple[Tensor, Tensor]
+) -> Iterator[tuple[slice, slice, Arrays]]:
+    """The sequences of a packed batch that have queries, each as a batch of one."""
     for start in starts:
         assert start.dtype == torch.int32
-        assert (start.diff() == start[1]).all()
-    counts = (starts[0], starts[1], starts[1])
-    return tuple(
-        t.unflatten(0, (len(start) - 1, -1)) for t, start in zip(tensors, counts, strict=True)
-    )  # pyright: ignore
+        assert start.is_contiguous()
+        assert (start.diff() >= 0).all()
+    assert len(starts[0]) == len(starts[1])
+    assert [int(start[-1]) for start in starts] == [len(t) for t in tensors[:2]]
+    bounds = (start.tolist() for start in starts)
+    for at, to in zip(*(map(slice, start, start[1:]) for start in bounds), strict=True):
+        query, key, value = (t[part][None] for t, part in zip(tensors, (at, to, to), strict=True))
+        yield at, to, (query, key, value)
 
 
 WRITTEN: list[Tensor] = []  # the outputs that kernels were given to write into
@@ -122,16 +128,21 @@ class Flash2Extension:
         assert (dropout_p, zero_tensors, return_softmax) == (0.0, False, False)
         unused = (seqused_k, leftpad_k, block_table, alibi_slopes, generator)
         assert all(one is None for one in unused)
-        tensors = unpacked((q, k, v), (cu_seqlens_q, cu_seqlens_k))
-        allowed = flash_oracle.flash2(
-            tensors[0].shape[1], tensors[1].shape[1], window_size_left, window_size_right, causal,
-            "varlen", max_seqlen_q, max_seqlen_k,
-        )  # fmt: skip
-        found, lse = forward(tensors, allowed, softmax_scale, softcap, float("inf"))
+        found, lse = torch.empty_like(q), q.new_empty(q.shape[1], q.shape[0])
+        for at, _, tensors in sequences((q, k, v), (cu_seqlens_q, cu_seqlens_k)):
+            rows, keys = (t.shape[1] for t in tensors[:2])
+            assert rows <= max_seqlen_q
+            assert keys <= max_seqlen_k
+            allowed = flash_oracle.flash2(
+                rows, keys, window_size_left, window_size_right, causal, "varlen", max_seqlen_q,
+                max_seqlen_k,
+            )  # fmt: skip
+            out_of, lse_of = forward(tensors, allowed, softmax_scale, softcap, float("inf"))
+            found[at], lse[:, at] = out_of[0], lse_of[0]
         swaps = max_seqlen_q == 1 and q.shape[1] > k.shape[1]
         swaps = swaps and window_size_left < 0 and window_size_right < 0
         assert not (swaps and out is not None)  # it would not write there
-        return written(found.flatten(0, 1), out), lse.transpose(0, 1).flatten(1), None, None
+        return written(found, out), lse, None, None
 
 
 def cached(
@@ -181,19 +192,16 @@ class Flash2:
         max_seqlen_q, max_seqlen_k, dropout_p, softmax_scale, causal, window_size_left,
         window_size_right, softcap, alibi_slopes, deterministic, rng_state=None,
     ):  # fmt: skip
-        starts = (cu_seqlens_q, cu_seqlens_k)
-        tensors = unpacked((q, k, v), starts)
-        dout, out = (t.unflatten(0, (len(cu_seqlens_q) - 1, -1)) for t in (dout, out))
-        batch, rows = tensors[0].shape[:2]
-        allowed = flash_oracle.flash2(
-            rows, tensors[1].shape[1], window_size_left, window_size_right, causal, "varlen",
-            max_seqlen_q, max_seqlen_k,
-        )  # fmt: skip
         assert softmax_lse.is_contiguous()
-        lse = softmax_lse.unflatten(1, (batch, rows)).transpose(0, 1).contiguous()
-        found = backward(tensors, (dout, out, lse), allowed, softmax_scale, softcap, float("inf"))
-        for into, part in zip((dq, dk, dv), found, strict=True):
-            into.copy_(part.flatten(0, 1))
+        for at, to, tensors in sequences((q, k, v), (cu_seqlens_q, cu_seqlens_k)):
+            rows = (dout[at][None], out[at][None], softmax_lse[:, at].contiguous()[None])
+            allowed = flash_oracle.flash2(
+                tensors[0].shape[1], tensors[1].shape[1], window_size_left, window_size_right,
+                causal, "varlen", max_seqlen_q, max_seqlen_k,
+            )  # fmt: skip
+            found = backward(tensors, rows, allowed, softmax_scale, softcap, float("inf"))
+            for into, part, place in zip((dq, dk, dv), found, (at, to, to), strict=True):
+                into[place] = part[0]
 
 
 def aten_forward(

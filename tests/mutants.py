@@ -41,7 +41,9 @@ FUSED, UNFUSED, SLOTS, LEGACY, MODULES, PARAMETERS, DINAT = (
     f"nbattn/integrations/natten/{name}.py"
     for name in ("fused", "unfused", "slots", "legacy", "modules", "parameters", "dinat")
 )
-PROGRAMS, FLASH_COSTS = "nbattn/planner/programs.py", "nbattn/planner/flash_costs.py"
+PROGRAMS, FLASH_COSTS, PACKING = (
+    f"nbattn/planner/{name}.py" for name in ("programs", "flash_costs", "packing")
+)
 FLEX, FLEX_BLOCKS = "nbattn/backends/flex.py", "nbattn/dialects/flex.py"
 # fmt: on
 
@@ -225,6 +227,12 @@ MUTANTS = [
            "(request.key_space[number] - last) // axis.step + 1", "flash_programs"),
     Mutant("cache-launches", FLASH_COSTS, '== "kvcache" for call', "is None for call",
            "flash_programs"),
+    Mutant("pack-longest", PACKING, "    lengths += [(run.queries, run.keys) for run in found]\n", "",
+           "flash_backends"),
+    Mutant("pack-shared-keys", PACKING, "piece.query.start < row or piece.key.start < key",
+           "piece.query.start < row", "flash_programs"),
+    Mutant("pack-gap", PACKING, "piece.key.start - key)", "0)", "flash_programs flash_backends"),
+    Mutant("sequences-in-place", MEANING, "lo + to.start, 0)", "lo, 0)", "flash_programs"),
     Mutant("rows-copied", CALLS, "into = None if joins else call.query.rows_of(out)",
            "into = None", "flash_backends"),
     Mutant("rows-unwritten", CALLS, "if not program.writes_all(_space(inputs)):", "if False:",

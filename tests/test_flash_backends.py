@@ -28,7 +28,7 @@ from nbattn.planner.programs import AxisView, Call, Program, View
 Count = Callable[[str, int], None]
 Space = tuple[int, ...]
 PROVIDERS = ("aten", "fa2", "fa3", "fa4")
-STRATEGIES = ("translate", "trim", "split", "virtual-pad", "pad")
+STRATEGIES = ("translate", "trim", "split", "virtual-pad", "pack", "pad")
 
 MASKS: dict[str, tuple[Mask, Space, Space]] = {
     "full": (Mask(Axis()), (9,), (7,)),
@@ -49,6 +49,9 @@ MASKS: dict[str, tuple[Mask, Space, Space]] = {
     "prefix": (Mask(Axis(1, causal=True, prefix=3)), (14,), (14,)),
     "prefix, open": (Mask(Axis(1, 1, prefix=3)), (9,), (11,)),
     "blocks": (Mask(Axis(2, 1, stride=4)), (16,), (16,)),
+    "ragged blocks": (Mask(Axis(2, 1, stride=4)), (18,), (20,)),
+    "ragged causal blocks": (Mask(Axis(3, causal=True, stride=4)), (18,), (20,)),
+    "folded, rows outside": (Mask(Axis(0, 0), Axis(9, 1, offset=-3)), (3, 20), (3, 6)),
     "folded": (Mask(Axis(0, 0), Axis(2, causal=True)), (3, 6), (3, 6)),
     "flat": (Mask(Axis(), Axis()), (3, 4), (2, 5)),
 }  # fmt: skip

@@ -528,11 +528,11 @@ attention(q, q, q, window, require=None)
 
 attention(q, q, q, window, require=("crop",))
     InputError: require names 'crop', which is neither a strategy nor a backend.
-      fix:   one of 'dense', 'causal', 'mask', 'tile', 'translate', 'trim', 'split', 'virtual-pad', 'pad', 'zero-pad', 'kv-cache', 'fold', 'merge', 'blocks', 'window', 'reference', 'tiled', 'sdpa', 'flash', 'flash:aten', 'flash:fa2', 'flash:fa3', 'flash:fa4', 'flash-model', 'flash-model:aten', 'flash-model:fa2', 'flash-model:fa3', 'flash-model:fa4', 'flex', 'natten'.
+      fix:   one of 'dense', 'causal', 'mask', 'tile', 'translate', 'trim', 'split', 'virtual-pad', 'pack', 'pad', 'zero-pad', 'kv-cache', 'fold', 'merge', 'blocks', 'window', 'reference', 'tiled', 'sdpa', 'flash', 'flash:aten', 'flash:fa2', 'flash:fa3', 'flash:fa4', 'flash-model', 'flash-model:aten', 'flash-model:fa2', 'flash-model:fa3', 'flash-model:fa4', 'flex', 'natten'.
 
 attention(q, q, q, window, forbid=("crop",))
     InputError: forbid names 'crop', which is neither a strategy nor a backend.
-      fix:   one of 'dense', 'causal', 'mask', 'tile', 'translate', 'trim', 'split', 'virtual-pad', 'pad', 'zero-pad', 'kv-cache', 'fold', 'merge', 'blocks', 'window', 'reference', 'tiled', 'sdpa', 'flash', 'flash:aten', 'flash:fa2', 'flash:fa3', 'flash:fa4', 'flash-model', 'flash-model:aten', 'flash-model:fa2', 'flash-model:fa3', 'flash-model:fa4', 'flex', 'natten'.
+      fix:   one of 'dense', 'causal', 'mask', 'tile', 'translate', 'trim', 'split', 'virtual-pad', 'pack', 'pad', 'zero-pad', 'kv-cache', 'fold', 'merge', 'blocks', 'window', 'reference', 'tiled', 'sdpa', 'flash', 'flash:aten', 'flash:fa2', 'flash:fa3', 'flash:fa4', 'flash-model', 'flash-model:aten', 'flash-model:fa2', 'flash-model:fa3', 'flash-model:fa4', 'flex', 'natten'.
 
 attention(t(1, 4096, 2, 16), t(1, 4096, 2, 16), t(1, 4096, 2, 16), window, backend="sdpa")
     BackendError: sdpa cannot run this:

@@ -7,6 +7,7 @@ Written from the providers' sources; `tests/gpu/test_flash.py` holds them to it 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 from importlib import import_module
 from typing import Any, NamedTuple
 
@@ -17,7 +18,7 @@ from torch.nn.functional import pad
 from nbattn.backends import calls
 from nbattn.backends.calls import Arrays, Rows
 from nbattn.backends.contract import Gradients, Inputs
-from nbattn.dialects.flash import Flash
+from nbattn.dialects.flash import Flash, Run
 from nbattn.dialects.flash_providers import padded
 from nbattn.errors import BackendError
 from nbattn.planner.programs import Program
@@ -27,7 +28,7 @@ _WRITES = "_flash_attention_forward_no_dropout_inplace"
 
 
 class Packed(NamedTuple):
-    """The boundaries of a varlen call, int32 `[B + 1]`, and the lengths it is told; without
+    """The boundaries of a varlen call, int32 `[sequences + 1]`, and the lengths it is told; without
     boundaries it is a dense one.
     """
 
@@ -121,8 +122,7 @@ def _prepared(
     if call.entry == "varlen":
         told = call.told
         packed = Packed(
-            _boundaries(query),
-            _boundaries(key),
+            *_boundaries(call, query, key),
             rows if told.max_queries is None else told.max_queries,
             keys if told.max_keys is None else told.max_keys,
         )
@@ -153,9 +153,25 @@ def _writable(into: Tensor, query: Tensor) -> Tensor | None:
     return into.flatten(0, 1) if merged else None
 
 
-def _boundaries(tensor: Tensor) -> Tensor:
-    batch, length = tensor.shape[:2]
-    return torch.arange(0, (batch + 1) * length, length, dtype=torch.int32, device=tensor.device)
+def _boundaries(call: Flash, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+    """Where the sequences of a varlen call start and end, int32."""
+    if call.runs:
+        return _of_runs(call.runs, query.shape[0], query.device)
+    found = (
+        torch.arange(0, t.shape[0] * t.shape[1] + 1, t.shape[1], dtype=torch.int32, device=t.device)
+        for t in (query, key)
+    )
+    first, second = found
+    return first, second
+
+
+@lru_cache(256)  # copying a list to a device makes the host wait, and no CUDA graph can capture it
+def _of_runs(runs: tuple[Run, ...], batch: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """The boundaries of runs of sequences, for all samples."""
+    lengths = [(run.queries, run.keys) for run in runs for _ in range(run.times)] * batch
+    at = torch.tensor([(0, 0), *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32)
+    query, key = at.t().contiguous().to(device)
+    return query, key
 
 
 def _by_rows(lse: Tensor, batch: int) -> Tensor:

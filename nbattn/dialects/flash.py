@@ -9,7 +9,7 @@ the arguments. No provider is imported; `docs/seed.md` shows what the overrides 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -166,6 +166,16 @@ FLASH4 = Dialect("Flash 4", {"dense": flash4}, None, True, True)
 DIALECTS: Mapping[str, Dialect] = {"aten": FLASH2, "fa2": FLASH2, "fa3": FLASH3, "fa4": FLASH4}
 
 
+class Run(NamedTuple):
+    """Sequences of a varlen call, one behind the other: so many queries and keys each. One without
+    keys gives its queries 0, one without queries leaves its keys out.
+    """
+
+    queries: int
+    keys: int
+    times: int = 1
+
+
 @dataclass(frozen=True, slots=True)
 class Flash:
     """One call of a provider: its entry and what it is told. Only `axis` may carry a window.
@@ -176,6 +186,7 @@ class Flash:
         told: the arguments.
         axis: the axis that is longer than one position where there is a window.
         pad: keys appended to those of the view, which one more column of the heads masks.
+        runs: the sequences of a varlen call, each with a window of its own; none: one of all.
     """
 
     provider: str
@@ -183,6 +194,7 @@ class Flash:
     told: Told
     axis: int = 0
     pad: int = 0
+    runs: tuple[Run, ...] = ()
 
     @property
     def dialect(self) -> Dialect:
@@ -193,8 +205,20 @@ class Flash:
         """How many of the keys that it is given the kernel reads, the first ones."""
         return keys if self.told.used is None else self.told.used
 
+    def sequences(self, queries: int, keys: int) -> Iterator[tuple[slice, slice]]:
+        """The queries and keys of every sequence that has both, one behind the other."""
+        row = key = 0
+        for run in self.runs or (Run(queries, self.read(keys)),):
+            for _ in range(run.times):
+                stop, key_stop = row + run.queries, key + run.keys
+                if stop > row and key_stop > key:
+                    yield slice(row, stop), slice(key, key_stop)
+                row, key = stop, key_stop
+
     def band(self, queries: int, keys: int) -> Band:
-        """What the kernel computes on the keys that it reads, from the top-left corner."""
+        """What the kernel computes on the keys of one sequence that it reads, from the top-left
+        corner.
+        """
         return self.dialect.entries[self.entry](self.told, queries, self.read(keys) + self.pad)
 
     @property
@@ -246,19 +270,30 @@ class Flash:
         return first, np.maximum(end, first)
 
     def rows(self, axis: int, queries: int, keys: int) -> tuple[Ints, Ints, int]:
-        """The band on its axis, every key on the others."""
+        """The bands on their axis, every key on the others."""
         starts, counts = np.zeros((2, queries, 2), dtype=np.int64)
-        band = self.band(queries, keys) if axis == self.axis else Band()
-        lo, hi = band.rows(np.arange(queries), self.read(keys) if axis == self.axis else keys)
-        starts[:, 1], counts[:, 1] = lo, hi - lo
+        if axis != self.axis:
+            counts[:, 1] = keys
+            return starts, counts, 1
+        for at, to in self.sequences(queries, keys):
+            lo, hi = self._rows(at, to)
+            starts[at, 1], counts[at, 1] = np.where(hi > lo, lo + to.start, 0), hi - lo
         return starts, counts, 1
 
     def allowed(self, queries: tuple[int, ...], keys: tuple[int, ...]) -> NDArray[np.bool_]:
         """The call's meaning on the positions of all axes in a row, as the kernel sees them."""
         rows, columns = math.prod(queries), math.prod(keys)
-        lo, hi = self.band(rows, columns).rows(np.arange(rows)[:, None], self.read(columns))
-        column = np.arange(columns)
-        return (column >= lo) & (column < hi)
+        found = np.zeros((rows, columns), dtype=np.bool_)
+        for at, to in self.sequences(rows, columns):
+            lo, hi = (side[:, None] for side in self._rows(at, to))
+            column = np.arange(to.stop - to.start)
+            found[at, to] = (column >= lo) & (column < hi)
+        return found
+
+    def _rows(self, at: slice, to: slice) -> tuple[Ints, Ints]:
+        """The keys `[lo, hi)` of every query of a sequence, counted from its first key."""
+        rows, columns = at.stop - at.start, to.stop - to.start
+        return self.band(rows, columns).rows(np.arange(rows), columns)
 
     def describe(self) -> str:
         """The arguments in a few words."""
@@ -266,6 +301,7 @@ class Flash:
         name = " max_seqlen_k=" if told.used is None else f" cache_seqlens={told.used} of "
         inflated = "" if told.max_keys is None else f"{name}{told.max_keys}"
         inflated += f" {self.pad} padded keys" if self.pad else ""
+        inflated += f" in {sum(run.times for run in self.runs)} sequences" if self.runs else ""
         if not self.has_window:
             return "no mask" + inflated
         flag = "causal" if told.causal else f"window_size=({told.left}, {told.right})"

@@ -3,10 +3,11 @@ one of them does not say the mask.
 
 `translate` moves the window to the bottom-right corner, `trim` first cuts off what is not read,
 `split` cuts the rows where a side stops to exclude, `virtual-pad` tells the varlen entry a longer
-`max_seqlen_k`, `pad` appends keys up to a square and masks them with one more column of the heads;
-`zero-pad`, without that column, is never exact and says by how much. `kv-cache` gives the whole
-cache and says how much of it is read; a slice says the same with one launch less. A call is taken
-only if what its kernel computes, by `nbattn.dialects.flash`, is the band that it was built for.
+`max_seqlen_k`, `pack` tells it the pieces of an axis as sequences of one call, `pad` appends keys
+up to a square and masks them with one more column of the heads; `zero-pad`, without that column, is
+never exact and says by how much. `kv-cache` gives the whole cache and says how much of it is read;
+a slice says the same with one launch less. A call is taken only if what its kernel computes, by
+`nbattn.dialects.flash`, is the band that it was built for.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from nbattn.dialects.flash import Flash, tell
 from nbattn.dialects.flash_providers import GRID, PROVIDERS
 from nbattn.dialects.limits import Limits, Reason
 from nbattn.geometry import BoundAxis
-from nbattn.planner import flash_costs
+from nbattn.planner import flash_costs, packing
 from nbattn.planner.candidate import Candidate
 from nbattn.planner.programs import AxisView, Call, Program, View
 from nbattn.planner.request import Request
@@ -72,9 +73,8 @@ def _all(
             yield _refused(backend, against)
             continue
         for strategy, parts in _strategies(request, name, per_axis).items():
-            program = (
-                parts if isinstance(parts, Reason) else _program(request, name, strategy, parts)
-            )
+            make = _packed if strategy == "pack" else _program
+            program = parts if isinstance(parts, Reason) else make(request, name, strategy, parts)
             if isinstance(program, Reason):
                 yield Candidate(backend, strategy, (), None, None, (program,))
                 continue
@@ -118,7 +118,7 @@ def _strategies(request: Request, provider: str, per_axis: _Axes) -> dict[str, _
         else Reason("split", "no rows to cut at where a side stops to exclude"),
     }
     if PROVIDERS[provider].varlen:
-        found["virtual-pad"] = trimmed
+        found |= {"virtual-pad": trimmed, "pack": trimmed}
     if PROVIDERS[provider].kvcache:
         found["kv-cache"] = _no_cache(request) or trimmed
     return found | _padding(trimmed)
@@ -226,6 +226,17 @@ def _program(request: Request, provider: str, strategy: str, per_axis: _Axes) ->
     if request.extra_keys and not calls:
         return Reason("extra_keys", "the mask reads nothing: no call that extra keys could join")
     return _inflated(request, calls) or Program(tuple(calls))
+
+
+def _packed(request: Request, provider: str, strategy: str, per_axis: _Axes) -> Program | Reason:
+    """One varlen call with a sequence for every piece, or why there is none."""
+    call = packing.call(request, provider, per_axis)
+    if isinstance(call, Reason):
+        return call
+    told = call.arguments
+    assert isinstance(told, Flash)
+    wrong = (_wrong(told, p.band, p.query.length, p.key.length) for p in per_axis[told.axis])
+    return next((reason for reason in wrong if reason), Program((call,)))
 
 
 def _capacity(request: Request, key: View, number: int) -> int:

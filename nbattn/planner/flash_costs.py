@@ -7,7 +7,7 @@ output is copied there.
 from __future__ import annotations
 
 from nbattn.dialects.bands import FULL
-from nbattn.dialects.flash import Flash
+from nbattn.dialects.flash import Flash, Run
 from nbattn.dialects.flash_providers import Provider, padded, tile
 from nbattn.planner import costs
 from nbattn.planner.costs import Cost
@@ -95,11 +95,21 @@ def _output_bytes(request: Request, rows: View) -> float:
 def _visited(request: Request, provider: Provider, call: Call, *, backward: bool = False) -> int:
     """Pairs of the blocks of one call, per (batch, head)."""
     told = _flash(call)
-    queries, keys = call.query.count, told.read(call.key.count)
-    if told.band(queries, keys) == FULL:
-        return call.query.groups * queries * keys
     size = max(request.head_dim, request.value_dim)
-    rows, columns = tile(provider.name, request.device, size, backward=backward)
+    shape = tile(provider.name, request.device, size, backward=backward)
+    runs = told.runs or (Run(call.query.count, told.read(call.key.count)),)
+    visited = (
+        run.times * _blocks(told, shape, run, backward=backward)
+        for run in runs
+        if run.queries and run.keys
+    )
+    return call.query.groups * sum(visited)
+
+
+def _blocks(told: Flash, shape: tuple[int, int], run: Run, *, backward: bool) -> int:
+    """Pairs of the blocks of one sequence."""
+    if told.band(run.queries, run.keys) == FULL:
+        return run.queries * run.keys
     blocks = told.query_blocks if backward else told.key_blocks
-    first, end = blocks((rows, columns), queries, keys)
-    return call.query.groups * int((end - first).sum()) * min(rows, queries) * columns
+    first, end = blocks(shape, run.queries, run.keys)
+    return int((end - first).sum()) * min(shape[0], run.queries) * shape[1]

@@ -36,12 +36,8 @@ def of(request: Request, program: Program, *, backward: bool) -> Iterator[Visit]
     for call in program.calls:
         if isinstance(call.arguments, Tiled):
             yield from _tile_visits(call.arguments)
-        elif isinstance(call.arguments, Flash) and call.arguments.has_window:
-            yield from _block_visits(request, call, call.arguments, backward=backward)
         elif isinstance(call.arguments, Flash):
-            told, keys = call.arguments, call.key.axes[call.arguments.axis].length
-            read = call.key.cut(told.axis, slice(0, told.read(keys)))
-            yield from _group_visits(call.query, read, full=True)
+            yield from _flash_visits(request, call, call.arguments, backward=backward)
         else:
             full = isinstance(call.arguments, Dense)
             yield from _group_visits(call.query, call.key, full=full)
@@ -59,11 +55,24 @@ def _range(run: geometry.Run, step: int) -> range:
     return range(run[0], run[0] + run[1] * step, step)
 
 
-def _block_visits(request: Request, call: Call, told: Flash, *, backward: bool) -> Iterator[Visit]:
-    """The blocks of one call, for all groups, as the loop of its kernel walks them: the keys of
+def _flash_visits(request: Request, call: Call, told: Flash, *, backward: bool) -> Iterator[Visit]:
+    """The blocks of every sequence of a call."""
+    lengths = (view.axes[told.axis].length for view in (call.query, call.key))
+    for at, to in told.sequences(*lengths):
+        views = call.query.cut(told.axis, at), call.key.cut(told.axis, to)
+        if told.has_window:
+            yield from _block_visits(request, *views, told, backward=backward)
+        else:
+            yield from _group_visits(*views, full=True)
+
+
+def _block_visits(
+    request: Request, query: View, key: View, told: Flash, *, backward: bool
+) -> Iterator[Visit]:
+    """The blocks of one sequence, for all groups, as the loop of its kernel walks them: the keys of
     every block of queries, or in the backward the queries of every block of keys.
     """
-    rows, keys = call.query.count, told.read(call.key.count)
+    rows, keys = query.count, key.count
     size = max(request.head_dim, request.value_dim)
     tile = flash_providers.tile(told.provider, request.device, size, backward=backward)
     lo, hi = told.band(rows, keys).rows(np.arange(rows), keys)
@@ -78,7 +87,7 @@ def _block_visits(request: Request, call: Call, told: Flash, *, backward: bool) 
             full = bool(
                 (lo[queries] <= columns.start).all() and (hi[queries] >= columns.stop).all()
             )
-            parts = call.query.cut(told.axis, queries), call.key.cut(told.axis, columns)
+            parts = query.cut(told.axis, queries), key.cut(told.axis, columns)
             yield from _group_visits(*parts, full=full)
 
 

@@ -34,7 +34,7 @@ SHAPES = [
     (1, 1), (1, 2), (2, 1), (2, 2), (3, 5), (5, 3), (7, 2), (2, 7), (12, 12), (4, 12), (12, 4),
     (64, 64), (130, 60), (60, 130), (200, 64), (64, 200), (129, 257), (400, 100),
 ]  # fmt: skip
-STRATEGIES = ("translate", "trim", "split", "virtual-pad", "pad")
+STRATEGIES = ("translate", "trim", "split", "virtual-pad", "pack", "pad")
 
 
 @pytest.fixture(autouse=True)
@@ -176,6 +176,8 @@ MASKS: dict[str, tuple[Mask, int, int]] = {
     "wrap": (Mask(Axis(30, 20, border="wrap")), 400, 400),
     "sinks": (Mask(Axis(50, causal=True, prefix=4)), 400, 400),
     "rows outside": (Mask(Axis(20, 10, offset=-50)), 300, 200),
+    "tall, rows outside": (Mask(Axis(150, 0, offset=-20)), 1000, 100),
+    "ragged blocks": (Mask(Axis(63, causal=True, stride=64)), 610, 704),
 }
 Inputs = dict[str, Tensor]
 
