@@ -44,6 +44,7 @@ FUSED, UNFUSED, SLOTS, LEGACY, MODULES, PARAMETERS, DINAT = (
 SOURCES, NVRTC, CUBINS, LAUNCH = (
     f"nbattn/kernels/{name}.py" for name in ("sources", "nvrtc", "cubins", "launch")
 )
+PROGRAMS, FLASH_COSTS = "nbattn/planner/programs.py", "nbattn/planner/flash_costs.py"
 FLEX, FLEX_BLOCKS = "nbattn/backends/flex.py", "nbattn/dialects/flex.py"
 SERIES, WALKS = "nbattn/series.py", "nbattn/dialects/walks.py"
 # fmt: on
@@ -232,6 +233,26 @@ MUTANTS = [
            "    if False:\n        merge", "flash_backends"),
     Mutant("own-lse-in-backward", CALLS, "_rows(call.query, whole)",
            "_rows(call.query, Rows(out, lse + 1, grad_out, grad_lse))", "flash_backends"),
+    Mutant("backward-first", MEANING, "(column - band.right) // tile[0]",
+           "(column - band.right) // tile[0] + 1", "flash_dialects"),
+    Mutant("backward-end", MEANING, "(-column - tile[1] - band.left)",
+           "(-column - tile[1] - band.left + 1)", "flash_dialects"),
+    Mutant("backward-tiles", FLASH_COSTS, ", size, backward=backward)", ", size)",
+           "flash_programs"),
+    Mutant("cache-past-its-filling", MEANING, "[:, None], self.read(columns))",
+           "[:, None], columns)", "flash_dialects flash_programs"),
+    Mutant("cache-of-training", LOWERING, "    if request.training:\n        return Reason(\"back",
+           "    if False:\n        return Reason(\"back", "flash_programs"),
+    Mutant("cache-capacity", LOWERING, "(request.key_space[number] - 1 - last) // axis.step + 1",
+           "(request.key_space[number] - last) // axis.step + 1", "flash_programs"),
+    Mutant("cache-launches", FLASH_COSTS, '== "kvcache" for call', "is None for call",
+           "flash_programs"),
+    Mutant("rows-copied", CALLS, "into = None if joins else call.query.rows_of(out)",
+           "into = None", "flash_backends"),
+    Mutant("rows-unwritten", CALLS, "if not program.writes_all(_space(inputs)):", "if False:",
+           "flash_backends"),
+    Mutant("rows-counted-twice", PROGRAMS, "for call in self.calls if not call.joins)",
+           "for call in self.calls)", "flash_backends"),
     # the layer
     Mutant("layer-parts", LAYER, "query, key, value = self._parts(",
            "query, value, key = self._parts(", "nn"),
