@@ -85,13 +85,12 @@ class View:
 
     def covers(self, space: Sequence[int]) -> bool:
         """Whether the view is all of such a space, in order."""
-        return all(
-            axis.groups == 1
-            and axis.start == 0
-            and axis.length == length
-            and (axis.step == 1 or length <= 1)
-            for axis, length in zip(self.axes, space, strict=True)
-        )
+        for axis, length in zip(self.axes, space, strict=True):
+            if axis.groups != 1 or axis.start or axis.length != length:
+                return False
+            if axis.step != 1 and length > 1:
+                return False
+        return True
 
     def spread(self, tensor: Tensor) -> Tensor:
         """A view of the tensor as `[B, *batch groups, *lengths, *head groups, H, D]`: never a
