@@ -94,8 +94,8 @@ NB_DEVICE void load_key_rows(const KeyVectors& key, const ValueVectors& value, c
     load_extra(key, p, p.extra_key, kHeadDim, walk.extra, count, block.sample, block.head);
     load_extra(value, p, p.extra_value, kValueDim, walk.extra, count, block.sample, block.head);
   } else {
-    load_rows(key, walk, p.key, p.key_stride, block.sample, block.head);
-    load_rows(value, walk, p.value, p.value_stride, block.sample, block.head);
+    load_rows<kHeadDim>(key, walk, p.key, p.key_stride, block.sample, block.head);
+    load_rows<kValueDim>(value, walk, p.value, p.value_stride, block.sample, block.head);
   }
 }
 
@@ -153,6 +153,7 @@ NB_DEVICE void grad_keys(const Params& p) {
 #endif
   }
   cp_async_wait<0>();
+  __syncthreads();  // as in the forward: rows without visits
 #if NB_GRADS & 1
   finish<kValueDim>(p, walk, block, value, value_sums, 1.f, p.grad_value, p.grad_extra_value);
 #endif

@@ -73,8 +73,8 @@ NB_DEVICE void grad_queries(const Params& p) {
       load_keys(key(n), value(n), walk, visit<KeyTile>(walk, n, p.extra), p, block.sample, key_head);
     cp_async_commit();
   };
-  load_rows(query, walk, p.query, p.query_stride, block.sample, block.head);
-  load_rows(grad_out, walk, p.grad_out, p.grad_out_stride, block.sample, block.head);
+  load_rows<kHeadDim>(query, walk, p.query, p.query_stride, block.sample, block.head);
+  load_rows<kValueDim>(grad_out, walk, p.grad_out, p.grad_out_stride, block.sample, block.head);
 #pragma unroll
   for (int n = 0; n < kStages - 1; ++n) fetch(n);
 
@@ -97,6 +97,7 @@ NB_DEVICE void grad_queries(const Params& p) {
     accumulate(sums, s, key(n));
   }
   cp_async_wait<0>();
+  __syncthreads();  // as in the forward: rows without visits
 
   float factor[kBlocks][2];
 #pragma unroll

@@ -124,7 +124,7 @@ NB_DEVICE void forward(const Params& p) {
       load_keys(key(n), value(n), walk, visit<KeyTile>(walk, n, p.extra), p, block.sample, key_head);
     cp_async_commit();
   };
-  load_rows(query, walk, p.query, p.query_stride, block.sample, block.head);
+  load_rows<kHeadDim>(query, walk, p.query, p.query_stride, block.sample, block.head);
 #pragma unroll
   for (int n = 0; n < kStages - 1; ++n) fetch(n);
 
@@ -146,6 +146,7 @@ NB_DEVICE void forward(const Params& p) {
     accumulate(out, s, value(n));
   }
   cp_async_wait<0>();
+  __syncthreads();  // rows without visits: their vectors have landed before the staging overwrites them
   finish(p, walk, block, query, state, out);
 }
 }  // namespace nb

@@ -34,15 +34,15 @@ struct SharedTile {
 
   NB_DEVICE Element* chunk(int vector, int c) const { return data + vector * kPitch + c * 8; }
 
-  // Vector i comes from source(i), a pointer or null; `base` is any legal address, `step` the channel stride.
-  // Lands at the next cp_async_wait and barrier.
-  template <class Source>
+  // Vector i comes from source(i), a pointer to kGiven channels or null; `base` is any legal address, `step` the
+  // channel stride. Lands at the next cp_async_wait and barrier.
+  template <int kGiven = kChannels, class Source>
   NB_DEVICE void load(const Source& source, const void* base, long long step) const {
 #pragma unroll 4
     for (int i = threadIdx.x; i < kVectors * kChunks; i += kThreads) {
       const int vector = i / kChunks, c = i % kChunks;
       const Element* const from = source(vector);
-      const bool inside = from && c * 8 < kChannels;
+      const bool inside = from && c * 8 < kGiven;
 #if NB_VECTOR
       cp_async16(chunk(vector, c), inside ? from + c * 8 : base, inside);
 #else
@@ -131,7 +131,7 @@ struct Scores {
       : scale(static_cast<float>(p.scale) * kLog2e), cap(static_cast<float>(p.softcap)) {}
   NB_DEVICE float of(float product, float* slope) const {
 #if NB_SOFTCAP
-    const float bent = 1.f - __fdividef(2.f, 1.f + ex2(2.f * product * scale / cap));
+    const float bent = 1.f - 2.f / (1.f + ex2(2.f * product * scale / cap));
     *slope = 1.f - bent * bent;
     return cap * kLog2e * bent;
 #else

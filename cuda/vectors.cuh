@@ -3,7 +3,7 @@
 #include "mma.cuh"
 
 namespace nb {
-template <class Tile, class Rows>
+template <int kGiven, class Tile, class Rows>
 NB_DEVICE void load_rows(const Tile& tile, const Walk<Rows>& walk, const void* tensor, const Strides& s, int sample,
                          int head) {
   const Element* const base = static_cast<const Element*>(tensor) + sample * s.batch + head * s.head;
@@ -11,7 +11,7 @@ NB_DEVICE void load_rows(const Tile& tile, const Walk<Rows>& walk, const void* t
     const Place place = row_place(walk, i);
     return place.inside ? base + place.offset(s) : nullptr;
   };
-  tile.load(source, base, s.channel);
+  tile.template load<kGiven>(source, base, s.channel);
 }
 
 template <class Columns, class Tile, class Rows>
