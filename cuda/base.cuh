@@ -1,8 +1,8 @@
-// base.cuh - types and macros that differ between NVRTC and the emulator's g++.
+// base.cuh - types and macros that differ between NVRTC, the emulator's g++, and a plain host compiler.
 #pragma once
-#ifdef NB_EMULATOR
+#if defined(NB_EMULATOR)
 #include "emulator.h"  // in tests/emulator: CUDA's keywords, thread indices and barriers on a CPU
-#else
+#elif defined(__CUDACC__) || defined(__CUDACC_RTC__)
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 // NVRTC has no <stdint.h> and none of the macros of <math.h>.
@@ -11,5 +11,8 @@ typedef unsigned int uint32_t;
 typedef unsigned long long uint64_t;
 #define NB_INFINITY __int_as_float(0x7f800000)
 #define NB_DYNAMIC_SHARED(name) extern __shared__ __align__(128) unsigned char name[]
+#else  // integer arithmetic alone: window.cuh
+#define __device__
+#define __forceinline__ inline
 #endif
 #define NB_DEVICE __device__ __forceinline__

@@ -4,7 +4,7 @@ key, and how many.
 A mask axis bound to its lengths is a `BoundAxis`. Its queries and keys fall into residue classes of
 the dilation; inside a class, query coordinate u reads the key coordinates `[0, low)` and
 `[lo, hi)`: one interval, or two where a window wraps or a prefix stands apart. Everything here
-follows from `_raw`, the rules of one row.
+follows from `window_of`, the rules of one row.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from nbattn.axis import Axis
 from nbattn.errors import MaskError, counted
 from nbattn.mask import Mask, Space, as_space
+from nbattn.series import piecewise_sum
 
 Ints = NDArray[np.int64]
 Run = tuple[int, int]  # start and count; the step is the dilation
@@ -139,7 +140,7 @@ class BoundAxis:
 
     def rows(self, u: Ints, keys: Ints | int) -> Rows:
         """What the queries at class coordinates `u` read, in classes of `keys` keys."""
-        return _normal(self.axis, *_raw(self.axis, u, keys), keys)
+        return _normal(self.axis, *window_of(self.axis, u, keys), keys)
 
     def key_intervals(self, query: int) -> tuple[Run, ...]:
         """The keys a query reads: at most two runs (start, count), the dilation apart, in order."""
@@ -155,8 +156,10 @@ class BoundAxis:
         d, o = self.axis.dilation, self.offset
         t, r = divmod(key, d)
         start, stop = _ceil_div(o - r, d), _ceil_div(o + self.queries - r, d)
-        readers = _readers(self.axis, t, _ceil_div(self.keys - r, d), start)
-        cut = [(max(a, start), min(b, stop)) for a, b in readers]
+        keys = _ceil_div(self.keys - r, d)
+        since, until = (int(side[0]) for side in readers_of(self.axis, np.array([t]), keys))
+        laps = (-keys, 0, keys) if self.axis.border == "wrap" else (0,)
+        cut = [(max(since + lap, start), min(until + lap, stop)) for lap in laps]
         return _runs(cut, r - o, d)
 
     def pairs(self) -> int:
@@ -171,12 +174,12 @@ class BoundAxis:
         """Sum of a value of the rows that is piecewise linear in the row."""
         return sum(
             group.size
-            * _sum_piecewise(
+            * piecewise_sum(
                 lambda u, keys=group.keys: value(self.rows(u, keys)),
                 group.start,
                 group.start + group.queries,
                 self.axis.stride,
-                _bends(self.axis, group.keys),
+                bends(self.axis, (0, group.keys)),
             )
             for group in self.classes()
         )
@@ -228,8 +231,8 @@ class BoundAxis:
 
     def _hull(self, group: Classes, first: Ints, last: Ints) -> Rows:
         """The hull of the keys of the queries from `first` to `last`, class coordinates."""
-        lo, _, _ = _raw(self.axis, first, group.keys)
-        _, hi, prefix = _raw(self.axis, last, group.keys)
+        lo, _, _ = window_of(self.axis, first, group.keys)
+        _, hi, prefix = window_of(self.axis, last, group.keys)
         return _normal(self.axis, lo, hi, prefix, group.keys)
 
     def tile_totals(self, size: int) -> TileTotals:
@@ -243,8 +246,9 @@ class BoundAxis:
                 first = group.start + size * tile
                 return self._hull(group, first, first + size - 1).counts()
 
-            bends = [(u - group.start) // size for u in _bends(self.axis, group.keys)]
-            keys = _sum_piecewise(width, 0, full, period, bends)
+            corners = bends(self.axis, (0, group.keys))
+            at = [(u - group.start) // size for u in corners]
+            keys = piecewise_sum(width, 0, full, period, at)
             rest = np.array([group.start + full * size, group.start + group.queries - 1])
             end = int(self._hull(group, rest[:1], rest[1:]).counts()[0])
             rows = group.queries - full * size
@@ -395,11 +399,11 @@ def _window(axis: Axis, u: Ints, keys: Ints | int) -> tuple[Ints, Ints]:
     return leader - left, leader + right + 1
 
 
-def _raw(axis: Axis, u: Ints, keys: Ints | int) -> tuple[Ints, Ints, Ints]:
+def window_of(axis: Axis, u: Ints, keys: Ints | int) -> tuple[Ints, Ints, Ints]:
     """The rules of one row: `(lo, hi, prefix)`, all of them non-decreasing in u (so that hulls are
     their ends).
 
-    `lo >= hi` is an empty window; a wrapped one is not yet reduced to the axis.
+    `lo >= hi` is an empty window; a wrapped one may lie past the ends by less than a lap.
     """
     lo, hi = _window(axis, u, keys)
     if axis.border == "clip":
@@ -408,6 +412,9 @@ def _raw(axis: Axis, u: Ints, keys: Ints | int) -> tuple[Ints, Ints, Ints]:
         window = hi - lo
         lo = np.clip(lo, 0, np.maximum(0, keys - window))
         hi = lo + np.minimum(keys, window)
+    else:
+        whole = hi - lo >= keys
+        lo, hi = np.where(whole, 0, lo), np.where(whole, keys, hi)
     prefix = np.minimum(axis.prefix, keys)
     if axis.causal:
         hi = np.minimum(hi, u + 1)
@@ -418,9 +425,7 @@ def _raw(axis: Axis, u: Ints, keys: Ints | int) -> tuple[Ints, Ints, Ints]:
 def _normal(axis: Axis, lo: Ints, hi: Ints, prefix: Ints, keys: Ints | int) -> Rows:
     """Raw rows as the disjoint intervals `[0, low)` and `[lo, hi)`."""
     if axis.border == "wrap":
-        size = np.maximum(keys, 1)
-        whole = hi - lo >= keys
-        start, length = np.where(whole, 0, lo % size), np.minimum(hi - lo, keys)
+        start, length = lo % np.maximum(keys, 1), np.minimum(hi - lo, keys)
         low = np.maximum(start + length - keys, 0)
         return Rows(low, start, start + length - low)
     empty = hi <= lo
@@ -432,9 +437,11 @@ def _normal(axis: Axis, lo: Ints, hi: Ints, prefix: Ints, keys: Ints | int) -> R
     )
 
 
-def _readers(axis: Axis, t: int, keys: int, start: int) -> list[tuple[int, int]]:
-    """The query coordinates that read key coordinate t: the inverse of `_raw`, as half-open
-    intervals.
+def readers_of(axis: Axis, t: Ints, keys: int) -> tuple[Ints, Ints]:
+    """The query coordinates `[since, until)` that read the key coordinates t: the inverse of
+    `window_of`, both ends non-decreasing in t but for a prefix.
+
+    `since >= until` is nobody; a wrapped interval may lie past the ends by less than a lap.
 
     Windows start no earlier for later queries, so those that reach t are all from some query on,
     and those that have not passed it all up to some query. Checked against NATTEN's inverse in
@@ -442,52 +449,28 @@ def _readers(axis: Axis, t: int, keys: int, start: int) -> list[tuple[int, int]]
     """
     left, right = _sides(axis)
     s, c = axis.stride, _leader(axis)
-    since = _ceil_div(t - right - c, s) * s
+    since = -((t - right - c) // -s) * s
     until = (t + left - c) // s * s + s
     if axis.border == "wrap":
-        if until - since >= keys or left + right + 1 >= keys:
-            return [(0, keys)]
-        return [(since, until), (since + keys, until + keys), (since - keys, until - keys)]
-    if t + left >= keys - 1:  # the last leaders stand on the last key
-        until = max(until, (keys - 1) // s * s + s)
+        whole = left + right + 1 >= keys
+        return (np.zeros_like(t), np.full_like(t, keys)) if whole else (since, until)
+    # the last leaders stand on the last key
+    until = np.where(t + left >= keys - 1, np.maximum(until, (keys - 1) // s * s + s), until)
     if axis.border == "shift":
         window = left + right + 1
-        since = -_FAR if t < window else since
-        until = _FAR if t >= keys - window else until
+        since = np.where(t < window, -_FAR, since)
+        until = np.where(t >= keys - window, _FAR, until)
     if axis.causal:
-        since = max(since, t)
-    if t < axis.prefix:
-        since, until = (t if axis.causal else -_FAR), _FAR
-    return [(since, until)]
+        since = np.maximum(since, t)
+    since = np.where(t < axis.prefix, t if axis.causal else -_FAR, since)
+    return since, np.where(t < axis.prefix, _FAR, until)
 
 
-def _bends(axis: Axis, keys: int) -> list[int]:
-    """Class coordinates around which a row's intervals change their dependence on the row."""
+def bends(axis: Axis, corners: Iterable[int]) -> list[int]:
+    """Class coordinates around which intervals change their dependence on the row, given the ends
+    of rows and columns.
+    """
     left, right = _sides(axis)
     near = [side for side in (left, right, left + right) if side < _FAR]
-    corners = {0, keys, axis.prefix}
-    return sorted({at + sign * side for at in corners for side in (0, *near) for sign in (1, -1)})
-
-
-def _sum_piecewise(
-    value: Callable[[Ints], Ints], start: int, stop: int, period: int, bends: list[int]
-) -> int:
-    """Sum of `value(u)` over [start, stop), where sums over whole periods are linear in the period
-    between bends.
-
-    Periods near a bend are summed row by row; between them the first and the last period give the
-    series.
-    """
-    first, last = _ceil_div(start, period), stop // period
-    near = {k for at in bends for k in range(at // period - 2, at // period + 4)}
-    cuts = sorted({first, last, *(k for k in near if first < k < last)})
-    if (last - first) * period <= 2 * len(cuts) * period + 64:
-        return int(value(np.arange(start, stop, dtype=np.int64)).sum())
-    head, tail = range(start, first * period), range(last * period, stop)
-    ends = np.array([k for a, b in pairwise(cuts) for k in (a, b - 1)], dtype=np.int64)
-    u = ends[:, None] * period + np.arange(period)
-    sums: list[int] = value(u.reshape(-1)).reshape(u.shape).sum(axis=1).tolist()
-    series = sum(
-        (sums[2 * n] + sums[2 * n + 1]) * (b - a) // 2 for n, (a, b) in enumerate(pairwise(cuts))
-    )
-    return series + sum(int(value(np.array(edge, dtype=np.int64)).sum()) for edge in (head, tail))
+    ends = {*corners, axis.prefix}
+    return sorted({at + sign * side for at in ends for side in (0, *near) for sign in (1, -1)})

@@ -41,10 +41,14 @@ FUSED, UNFUSED, SLOTS, LEGACY, MODULES, PARAMETERS, DINAT = (
     f"nbattn/integrations/natten/{name}.py"
     for name in ("fused", "unfused", "slots", "legacy", "modules", "parameters", "dinat")
 )
+SOURCES, NVRTC, CUBINS, LAUNCH = (
+    f"nbattn/kernels/{name}.py" for name in ("sources", "nvrtc", "cubins", "launch")
+)
 PROGRAMS, FLASH_COSTS, PACKING = (
     f"nbattn/planner/{name}.py" for name in ("programs", "flash_costs", "packing")
 )
 FLEX, FLEX_BLOCKS = "nbattn/backends/flex.py", "nbattn/dialects/flex.py"
+SERIES, WALKS = "nbattn/series.py", "nbattn/dialects/walks.py"
 # fmt: on
 
 
@@ -69,8 +73,8 @@ MUTANTS = [
            "lo = np.clip(lo, 1,", "literal_masks natten_semantics"),
     Mutant("shift-end", GEOMETRY, "keys - window)",
            "keys - window - 1)", "literal_masks natten_semantics"),
-    Mutant("wrap-start", GEOMETRY, "np.where(whole, 0, lo % size)",
-           "np.where(whole, 0, (lo + 1) % size)", "literal_masks metamorphic"),
+    Mutant("wrap-start", GEOMETRY, "start, length = lo % np",
+           "start, length = (lo + 1) % np", "literal_masks metamorphic"),
     Mutant("wrap-length", GEOMETRY, "np.minimum(hi - lo, keys)",
            "np.minimum(hi - lo + 1, keys)", "literal_masks metamorphic"),
     Mutant("wrap-seam", GEOMETRY, "low = np.maximum(start + length - keys, 0)",
@@ -107,42 +111,60 @@ MUTANTS = [
     Mutant("class-start", GEOMETRY, "start = _ceil_div(o - first, d)",
            "start = (o - first) // d", "geometry"),
     # queries of a key
-    Mutant("inverse-since", GEOMETRY, "since = _ceil_div(t - right - c, s) * s",
+    Mutant("inverse-since", GEOMETRY, "since = -((t - right - c) // -s) * s",
            "since = (t - right - c) // s * s", "geometry metamorphic"),
     Mutant("inverse-until", GEOMETRY, "until = (t + left - c) // s * s + s",
            "until = (t + left - c) // s * s + 1", "geometry metamorphic"),
-    Mutant("inverse-clamp", GEOMETRY, "if t + left >= keys - 1:", "if t + left > keys - 1:",
+    Mutant("inverse-clamp", GEOMETRY, "np.where(t + left >= keys - 1",
+           "np.where(t + left > keys - 1",
            "geometry"),
-    Mutant("inverse-shift-first", GEOMETRY, "-_FAR if t < window", "-_FAR if t < window - 1",
+    Mutant("inverse-shift-first", GEOMETRY, "np.where(t < window, -_FAR",
+           "np.where(t < window - 1, -_FAR",
            "geometry metamorphic"),
-    Mutant("inverse-shift-last", GEOMETRY, "_FAR if t >= keys - window",
-           "_FAR if t > keys - window", "geometry metamorphic"),
-    Mutant("inverse-causal", GEOMETRY, "since = max(since, t)", "since = max(since, t + 1)",
+    Mutant("inverse-shift-last", GEOMETRY, "np.where(t >= keys - window, _FAR",
+           "np.where(t > keys - window, _FAR", "geometry metamorphic"),
+    Mutant("inverse-causal", GEOMETRY, "since = np.maximum(since, t)",
+           "since = np.maximum(since, t + 1)",
            "geometry metamorphic"),
-    Mutant("inverse-prefix", GEOMETRY, "if t < axis.prefix:", "if t <= axis.prefix:", "geometry"),
-    Mutant("inverse-wrap", GEOMETRY, ", (since - keys, until - keys)]", "]",
+    Mutant("inverse-prefix", GEOMETRY, "np.where(t < axis.prefix, _FAR",
+           "np.where(t <= axis.prefix, _FAR",
+           "geometry"),
+    Mutant("inverse-wrap", GEOMETRY, "laps = (-keys, 0, keys)", "laps = (-keys, 0)",
            "geometry metamorphic"),
     # hulls of tiles
-    Mutant("totals-bends", GEOMETRY, "for u in _bends(self.axis, group.keys)]\n            keys",
-           "for u in _bends(self.axis, group.keys)[:1]]\n            keys", "tiles"),
+    Mutant("totals-bends", GEOMETRY, "for u in corners]", "for u in corners[:1]]", "tiles"),
     Mutant("totals-last-tile", GEOMETRY, "size * keys + rows * end",
            "size * (keys + end)", "tiles"),
-    Mutant("hull-first-row", GEOMETRY, "lo, _, _ = _raw(self.axis, first,",
-           "lo, _, _ = _raw(self.axis, first + 1,", "planner support"),
-    Mutant("hull-last-row", GEOMETRY, "group.start + group.queries) - 1",
-           "group.start + group.queries) - 2", "planner support"),
+    Mutant("hull-first-row", GEOMETRY, "lo, _, _ = window_of(self.axis, first,",
+           "lo, _, _ = window_of(self.axis, first + 1,", "planner support"),
+    Mutant("hull-last-row", GEOMETRY, "np.minimum(first + size, stop) - 1",
+           "np.minimum(first + size, stop) - 2", "planner support"),
     Mutant("hull-seam", GEOMETRY, "np.where(lo >= seam, shift, 0)",
            "np.where(lo > seam, shift, 0)", "planner support"),
-    Mutant("hull-prefix-end", GEOMETRY, "_, hi, prefix = _raw(self.axis, last, group.keys)",
-           "hi = _raw(self.axis, last, group.keys)[1]\n"
-           "        prefix = _raw(self.axis, first, group.keys)[2]", "tiles"),
+    Mutant("hull-prefix-end", GEOMETRY, "_, hi, prefix = window_of(self.axis, last, group.keys)",
+           "hi = window_of(self.axis, last, group.keys)[1]\n"
+           "        prefix = window_of(self.axis, first, group.keys)[2]", "tiles"),
     # number of pairs
-    Mutant("bends-of-keys", GEOMETRY, "corners = {0, keys, axis.prefix}",
-           "corners = {0, axis.prefix}", "geometry"),
+    Mutant("bends-of-keys", GEOMETRY, "bends(self.axis, (0, group.keys)),",
+           "bends(self.axis, (0,)),",
+           "geometry"),
     Mutant("bends-of-sides", GEOMETRY, "(left, right, left + right)", "(left + right,)",
            "geometry"),
-    Mutant("bends-of-prefix", GEOMETRY, "corners = {0, keys, axis.prefix}",
-           "corners = {0, keys}", "geometry"),
+    Mutant("bends-of-prefix", GEOMETRY, "ends = {*corners, axis.prefix}", "ends = {*corners}",
+           "geometry"),
+    Mutant("bends-of-walks", WALKS, "for u in bends(self.line.axis, corners)]",
+           "for u in bends(self.line.axis, corners[:1])]", "walks"),
+    Mutant("series-short", SERIES, "(b - a) // 2 for n", "(b - a - 1) // 2 for n", "walks tiles"),
+    # walks of the CUDA kernels
+    Mutant("walk-first-column", WALKS, "lo = np.maximum(lo, prefix)",
+           "lo = np.maximum(lo + 1, prefix)", "walks"),
+    Mutant("walk-lap", WALKS, "(lo, np.minimum(hi, lo + lap))", "(lo, hi)", "walks"),
+    Mutant("walk-full-too-early", WALKS, "((tail, head), (zero, some))",
+           "((lo, head), (zero, some))", "walks"),
+    Mutant("walk-prefix-seam", WALKS, "np.where(prefixed & (last >= axis.prefix), after,",
+           "np.where(prefixed, head,", "walks"),
+    Mutant("walk-partial-is-full", WALKS, "full = len(y) == columns and whole", "full = whole",
+           "walks"),
     # loop over tiles
     Mutant("bias-dropped", TILED, "if bias is None or cap is not None else bias", "",
            "support values"),
@@ -338,15 +360,59 @@ MUTANTS = [
            "flex"),
     Mutant("flex-class", FLEX, "(key % step == residue[query])", "(key % step == query % step)",
            "flex"),
+    # kernels: sources, compiler, cache
+    Mutant("headers-twice", SOURCES, "seen.add(name)", "pass", "kernel_sources"),
+    Mutant("line-after-header", SOURCES, "#line {number + 1}", "#line {number}", "kernel_sources"),
+    Mutant("conditional-header", SOURCES, "        if depth:", "        if False:",
+           "kernel_sources"),
+    Mutant("foreign-package-first", SOURCES, "for place in places:",
+           "for place in reversed(places):", "kernel_sources"),
+    Mutant("option-begins-well", NVRTC, "if not form.fullmatch(text):", "if not form.match(text):",
+           "kernel_nvrtc"),
+    Mutant("own-instructions", NVRTC, '(9, 0): "90a", ', "", "kernel_nvrtc"),
+    Mutant("facts-of-the-first-kernel", NVRTC, "_, _, text = log.partition",
+           "text = log; log.partition", "kernel_nvrtc"),
+    Mutant("files-outside-the-hash", NVRTC, ', "--no-source-include"', "", "kernel_nvrtc"),
+    Mutant("key-without-source", CUBINS, "        sources.digest(variant.source),\n", "",
+           "kernel_cubins"),
+    Mutant("key-without-entry", CUBINS, "        variant.entry,\n", "", "kernel_cubins"),
+    Mutant("key-without-compiler", CUBINS, "        nvrtc.identity(),\n", "", "kernel_cubins"),
+    Mutant("key-without-headers", CUBINS, "        toolkit.headers_digest(),\n", "",
+           "kernel_cubins"),
+    Mutant("memory-of-one-target", CUBINS, "_memory.get((variant, arch))",
+           "next((c for (v, _), c in _memory.items() if v == variant), None)", "kernel_cubins"),
+    Mutant("cubin-not-hashed", CUBINS, "hashlib.sha256(rest)", "hashlib.sha256(rest[:200])",
+           "kernel_cubins"),
+    Mutant("parts-are-evicted", CUBINS, 'if path.name.startswith("."):', "if False:",
+           "kernel_cubins"),
+    Mutant("youngest-go-first", CUBINS, "in sorted(found)", "in sorted(found, reverse=True)",
+           "kernel_cubins"),
+    Mutant("published-in-place", "nbattn/cache.py", "            part.replace(path)",
+           "            part.unlink()\n            path.write_bytes(content)", "kernel_cubins"),
+    # launches
+    Mutant("legacy-stream", LAUNCH, "            argument.stream,\n", "", "kernel_launch"),
+    Mutant("shared-memory-unasked", LAUNCH, "function.ptr, _MAX_DYNAMIC_SHARED_BYTES,",
+           "function.ptr, 9,", "kernel_launch"),
+    Mutant("one-module-for-all-devices", LAUNCH, "self._functions.get((device, variant))",
+           "self._functions.get((0, variant))", "kernel_launch"),
+    Mutant("no-device-guard", LAUNCH, "if device != self._torch._C._cuda_getDevice():", "if False:",
+           "kernel_launch"),
+    Mutant("loads-in-a-capture", LAUNCH, "if cuda.is_current_stream_capturing():", "if False:",
+           "kernel_launch"),
+    Mutant("threads-share-a-buffer", LAUNCH, "class _Argument(threading.local):",
+           "class _Argument:", "kernel_launch"),
+    Mutant("numbers-before-pointers", LAUNCH, "argument.buffer[_POINTERS.size :] = numbers",
+           "argument.buffer[: -_POINTERS.size] = numbers", "kernel_launch"),
 ]
 # fmt: on
 
 
 def copied(source: Path, target: Path) -> None:
     """What the tests need, without caches."""
-    for name in ("nbattn", "tests", "configs"):
+    for name in ("nbattn", "tests", "configs", "cuda"):
         shutil.copytree(source / name, target / name, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(source / "pyproject.toml", target)
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(source / name, target)
 
 
 def mutated(root: Path, mutant: Mutant) -> str:

@@ -32,9 +32,10 @@ ALLOWED = {
     "cache": "",
     "axis": "errors",
     "mask": "errors axis",
-    "geometry": "errors axis mask",
-    "dialects": "errors axis mask geometry dialects",
+    "series": "",
+    "geometry": "errors axis mask series",
     "kernels": "errors version cache kernels",
+    "dialects": "errors axis mask series geometry kernels.variant dialects",
     "planner": "errors version machine cache axis mask geometry dialects planner",
     "backends": "errors axis mask geometry dialects planner.programs backends.contract"
     " backends.schedule backends.joining backends.calls kernels",
@@ -46,7 +47,8 @@ ALLOWED = {
     "legend": "errors axis mask geometry",
     "draw": "errors axis mask geometry legend",
     "plot": "errors axis mask geometry planner legend draw",
-    "doctor": "errors version machine cache mask dialects planner backends functional config",
+    "doctor": "errors version machine cache mask dialects kernels planner backends functional"
+    " config",
     "bench": "errors machine timing axis mask geometry dialects planner functional config",
     "tune": "errors machine timing cache axis mask geometry dialects planner functional config"
     " bench",
@@ -72,7 +74,7 @@ EXCEPTIONS = {
 # Room → packages it may import at module level; `dialects` may not import others anywhere.
 FOREIGN = {
     **dict.fromkeys(["version", "errors", "axis", "mask", "doctor", "__main__", ""], ""),
-    **dict.fromkeys(["geometry", "dialects", "legend", "draw", "plot"], "numpy"),
+    **dict.fromkeys(["series", "geometry", "dialects", "legend", "draw", "plot"], "numpy"),
     **dict.fromkeys(["planner", "backends", "ops", "arguments", "functional", "nn"], "numpy torch"),
     **dict.fromkeys(["integrations", "distributed", "bench", "tune", "demo"], "numpy torch"),
     **dict.fromkeys(["machine", "timing", "cache", "cli", "kernels"], ""),

@@ -1,1 +1,1 @@
-"""The project's CUDA kernels from source to launch: sources, variants, compiler, cache, launcher."""
+"""CUDA kernels from source to launch: sources, variants, compiler, cache, launcher."""

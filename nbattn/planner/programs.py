@@ -85,13 +85,12 @@ class View:
 
     def covers(self, space: Sequence[int]) -> bool:
         """Whether the view is all of such a space, in order."""
-        return all(
-            axis.groups == 1
-            and axis.start == 0
-            and axis.length == length
-            and (axis.step == 1 or length <= 1)
-            for axis, length in zip(self.axes, space, strict=True)
-        )
+        for axis, length in zip(self.axes, space, strict=True):
+            if axis.groups != 1 or axis.start or axis.length != length:
+                return False
+            if axis.step != 1 and length > 1:
+                return False
+        return True
 
     def cut(self, number: int, some: slice) -> View:
         """The view with a run of the positions of one axis, which may be longer than it was."""

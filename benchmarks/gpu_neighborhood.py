@@ -1,0 +1,257 @@
+"""The CUDA kernels on a GPU: published workloads against FlexAttention and dense SDPA, with the
+share of visited pairs that are useful and the kernels' own dense rate.
+
+    PYTHONPATH=. python benchmarks/gpu_neighborhood.py --output results/gpu-cuda-DATE.json
+
+Needs a CUDA device, torch and CuPy. No number of it has been taken yet.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import records
+import torch
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
+
+import nbattn
+from nbattn import Mask, geometry, machine
+from nbattn.backends.flex import mask_function
+from nbattn.errors import BackendError
+from nbattn.timing import Run, clock, interleave
+
+_ROUNDS = 7
+_CALLS = 200
+
+
+@dataclass(frozen=True)
+class Workload:
+    """One problem. `tile` is FlexAttention's best tiling of the grid, 128 tokens; `published` is
+    NATTEN's Hopper forward in useful TFLOP/s, its own documentation of 0.20, without permutation.
+    """
+
+    name: str
+    space: tuple[int, ...]
+    mask: Mask
+    heads: int
+    dim: int
+    batch: int = 1
+    tile: tuple[int, ...] | None = None
+    published: float | None = None
+
+    @property
+    def tokens(self) -> int:
+        """Of one sample."""
+        return math.prod(self.space)
+
+    @property
+    def useful(self) -> float:
+        """FLOPs of the forward pass that the mask asks for."""
+        pairs = geometry.pairs(geometry.bind(self.mask, self.space))
+        return 4.0 * self.batch * self.heads * pairs * self.dim
+
+
+def workloads() -> Iterator[Workload]:
+    """Those of NATTEN's documentation, Cosmos-Predict2's layers, and NAT's and DiNAT's stages."""
+    hood = Mask.neighborhood
+    flux, video = (256, 256), (30, 48, 80)
+    yield Workload("FLUX", flux, hood((80, 80)), 24, 128, 1, (8, 16), 318)
+    yield Workload("FLUX s16", flux, hood((80, 80), stride=16), 24, 128, 1, (8, 16), 651)
+    yield Workload("Hunyuan", video, hood((18, 24, 24)), 24, 128, 1, (2, 8, 8), 186)
+    yield Workload(
+        "Hunyuan s16,8,8", video, hood((18, 24, 24), stride=(16, 8, 8)), 24, 128, 1, (2, 8, 8), 628
+    )
+    for stride, published in ((1, 362), (256, 548), (2048, 580)):
+        yield Workload(
+            f"1-D s{stride}", (32768,), hood(2048, stride=stride), 1, 128, 1, (128,), published
+        )
+    cosmos = nbattn.load(Path(__file__).parents[1] / "configs" / "cosmos_predict2.toml")
+    for name, mask in cosmos.masks.items():
+        yield Workload(f"Cosmos {name}", (24, 44, 80), mask, 16, 128)
+    for side, heads, dilation in ((56, 2, 8), (28, 4, 4), (14, 8, 2), (7, 16, 1)):
+        yield Workload(f"NAT {side}", (side, side), hood((7, 7)), heads, 32, 128)
+        if dilation > 1:
+            dilated = hood((7, 7), dilation=dilation)
+            yield Workload(f"DiNAT {side} d{dilation}", (side, side), dilated, heads, 32, 128)
+
+
+def tensors(load: Workload, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """q, k, v and the gradient of the output, heads last."""
+    torch.manual_seed(0)
+    shape = (load.batch, *load.space, load.heads, load.dim)
+    return tuple(torch.randn(shape, device="cuda", dtype=dtype) for _ in range(4))  # pyright: ignore
+
+
+def run_of(attend: Callable[..., Tensor], made: tuple[Tensor, ...], training: bool) -> Run:
+    """Forward, or forward and backward."""
+    *inputs, grad = made
+    if not training:
+        return partial(attend, *inputs)
+    leaves = [t.detach().requires_grad_() for t in inputs]
+    return lambda: torch.autograd.grad(attend(*leaves), leaves, grad)
+
+
+def tile_order(space: tuple[int, ...], tile: tuple[int, ...]) -> Tensor:
+    """Row-major token numbers, sorted so that 128 neighbours are a tile."""
+    grid = torch.arange(math.prod(space)).reshape(
+        [n for pair in zip((s // t for s, t in zip(space, tile, strict=True)), tile, strict=True)
+         for n in pair]
+    )  # fmt: skip
+    rank = len(space)
+    return grid.permute([2 * a for a in range(rank)] + [2 * a + 1 for a in range(rank)]).flatten()
+
+
+def tiled_blocks(load: Workload, device: str = "cuda") -> BlockMask:
+    """The block mask of tokens in tile order, from geometry's counts."""
+    assert load.tile is not None
+    lines = geometry.bind(load.mask, load.space)
+    allowed, full = np.ones((1, 1), np.int64), np.ones((1, 1), np.int64)
+    for line, extent in zip(lines, load.tile, strict=True):
+        allowed = np.kron(allowed, line.coverage(extent, extent))
+        full = full * extent * extent
+    kinds = [(allowed > 0) & (allowed < full[0, 0]), allowed == full[0, 0]]
+    listed: list[Tensor] = []
+    for kind in kinds:
+        order = np.argsort(~kind, axis=1, kind="stable").astype(np.int32)
+        listed += [
+            torch.from_numpy(a)[None, None].to(device) for a in (kind.sum(1, dtype=np.int32), order)
+        ]
+    order = tile_order(load.space, load.tile).to(device)
+    plain = mask_function(lines, torch.device(device))
+    return BlockMask.from_kv_blocks(
+        *listed,
+        BLOCK_SIZE=math.prod(load.tile),
+        mask_mod=lambda b, h, q, k: plain(b, h, order[q], order[k]),
+        seq_lengths=(load.tokens, load.tokens),
+    )
+
+
+def flex(load: Workload, made: tuple[Tensor, ...], blocks: BlockMask, training: bool) -> Run:
+    """Compiled FlexAttention on heads-first copies; neither they nor compilation are counted."""
+    first = tuple(t.flatten(1, -3).transpose(1, 2).contiguous() for t in made)
+    return run_of(partial(torch.compile(flex_attention), block_mask=blocks), first, training)
+
+
+def dense(made: tuple[Tensor, ...], training: bool) -> Run:
+    """SDPA without a mask: what sparsity is compared with."""
+    first = tuple(t.flatten(1, -3).transpose(1, 2).contiguous() for t in made)
+    return run_of(torch.nn.functional.scaled_dot_product_attention, first, training)
+
+
+def measure(load: Workload, dtype: torch.dtype, training: bool) -> dict[str, Any]:
+    """All peers of one workload in the same rounds."""
+    made = tensors(load, dtype)
+    attend = partial(nbattn.attention, mask=load.mask, backend="cuda")
+    plan = nbattn.plan(
+        load.mask, made[0].shape, dtype=dtype, device="cuda", backend="cuda", training=training
+    )
+    functions: dict[str, Run] = {"nbattn": run_of(attend, made, training)}
+    functions["flex, row-major"] = flex(
+        load, made, load.mask.to_flex(load.space, device="cuda"), training
+    )
+    if load.tile is not None:
+        functions["flex, tiled"] = flex(load, made, tiled_blocks(load), training)
+    if load.tokens <= 1 << 15:
+        functions["sdpa, dense"] = dense(made, training)
+    found = interleave(functions, clock=clock(device="cuda"), rounds=_ROUNDS)
+    seconds = {name: samples.typical for name, samples in found.items()}
+    cost = plan.chosen.cost
+    assert cost is not None
+    flops = load.useful * (3.5 if training else 1.0)
+    return {
+        "kind": "workload", "name": load.name, "dtype": str(dtype)[6:], "training": training,
+        "plan": plan.chosen.work(), "seconds": seconds,
+        "useful_tflops": {name: flops / s * 1e-12 for name, s in seconds.items()},
+        "useful_over_visited": cost.useful_pairs / cost.visited_pairs,
+        "published_forward_tflops": None if training else load.published,
+    }  # fmt: skip
+
+
+def dense_rate(dim: int, dtype: torch.dtype) -> dict[str, Any]:
+    """The kernel's own rate where every visited pair is useful."""
+    load = Workload("dense", (16384,), Mask.full(), 16, dim)
+    made = tensors(load, dtype)
+    attend = partial(nbattn.attention, mask=load.mask, backend="cuda")
+    found = interleave(
+        {"nbattn": run_of(attend, made, False), "sdpa": dense(made, False)},
+        clock=clock(device="cuda"),
+        rounds=_ROUNDS,
+    )
+    rates = {name: load.useful / samples.typical * 1e-12 for name, samples in found.items()}
+    return {"kind": "dense", "dim": dim, "dtype": str(dtype)[6:], "tflops": rates}
+
+
+def host() -> dict[str, Any]:
+    """Host time of a small call, of the first call of a variant, and of one from the cache."""
+    load = Workload("small", (16, 16), Mask.neighborhood((7, 7)), 2, 64)
+    made = tensors(load, torch.bfloat16)
+    run = run_of(partial(nbattn.attention, mask=load.mask, backend="cuda"), made, False)
+    start = time.perf_counter()
+    run()
+    torch.cuda.synchronize()
+    first = time.perf_counter() - start
+    start = time.perf_counter()
+    for _ in range(_CALLS):
+        run()
+    call = (time.perf_counter() - start) / _CALLS
+    torch.cuda.synchronize()
+    return {"kind": "host", "first_call_seconds": first, "call_seconds": call}
+
+
+def rows(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Every row; a workload that fails says so and does not stop the others."""
+    yield host()
+    dtypes = (torch.bfloat16,) if options.quick else (torch.float16, torch.bfloat16)
+    for dtype in dtypes:
+        for dim in (32, 64, 128):
+            yield dense_rate(dim, dtype)
+        for load in workloads():
+            if options.only and options.only not in load.name:
+                continue
+            for training in (False, True):
+                try:
+                    yield measure(load, dtype, training)
+                except (BackendError, RuntimeError) as error:
+                    yield {"kind": "failed", "name": load.name, "error": str(error)[:500]}
+                torch.cuda.empty_cache()
+
+
+def main() -> int:
+    """Measure, print a line per row, write the file after each."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--output", type=Path, help="a JSON file to write")
+    parser.add_argument("--quick", action="store_true", help="bfloat16 only")
+    parser.add_argument("--only", help="workloads whose name has this in it")
+    options = parser.parse_args()
+    if not torch.cuda.is_available():
+        print("gpu_neighborhood: this machine has no CUDA device.", file=sys.stderr)
+        return 2
+    about = {
+        "date": time.strftime("%Y-%m-%d"),
+        "machine": machine.machine(),
+        "device": torch.cuda.get_device_name(),
+        "versions": records.versions(),
+        "method": f"median of {_ROUNDS} interleaved rounds between CUDA events; random inputs",
+    }
+    done: list[dict[str, Any]] = []
+    for row in rows(options):
+        done.append(row)
+        print(json.dumps(row), flush=True)
+        if options.output:
+            records.write(options.output, {**about, "rows": done})
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,105 @@
+// dkdv_simt.cu - gradients of keys and values without tensor cores: rows are keys, columns the queries that
+// read them, of every head that shares the key head. Blocks after the mask's own have the extra keys.
+#include "simt.cuh"
+
+namespace nb {
+using Keys = Arena<KeyTile, QueryTile>;
+
+NB_DEVICE void key_rows(Keys& arena, const Params& p, const Block& block) {
+  const int extra = arena.walk->extra;
+  for (int i = threadIdx.x; i < Keys::kRows; i += kThreads) {
+    if (extra >= 0) {
+      const bool inside = extra + i < p.extra;
+      arena.row_a[i] = inside ? extra_offset(p, block.sample, extra + i, block.head, kHeadDim) : -1;
+      arena.row_b[i] = inside ? extra_offset(p, block.sample, extra + i, block.head, kValueDim) : -1;
+      arena.row_token[i] = inside ? extra_offset(p, block.sample, extra + i, block.head, 1) : -1;
+    } else {
+      const Place place = row_place(*arena.walk, i);
+      arena.row_a[i] = offset_in(p.key_stride, block.sample, block.head, place);
+      arena.row_b[i] = offset_in(p.value_stride, block.sample, block.head, place);
+      arena.row_token[i] = place.inside ? token_head(p, block.sample, place, block.head, true) : -1;
+    }
+  }
+}
+
+// Queries of a visit as columns: a in the queries, b in grad_out.
+NB_DEVICE void query_columns(Keys& arena, const Params& p, const Visit& v, int sample, int head) {
+  const int lane = threadIdx.x;
+  if (lane >= kLanes) return;
+  const Place place = column_place<QueryTile>(*arena.walk, v, lane);
+  arena.column_a[lane] = offset_in(p.query_stride, sample, head, place);
+  arena.column_b[lane] = offset_in(p.grad_out_stride, sample, head, place);
+  arena.column_token[lane] = place.inside ? token_head(p, sample, place, head, false) : -1;
+}
+
+NB_DEVICE void grad_keys(const Params& p) {
+  constexpr int kOwn = Keys::kOwn;
+  NB_DYNAMIC_SHARED(shared);
+  Keys arena(shared);
+  const Block block =
+      block_of(p, row_tiles<true, KeyTile>(p) + extra_tiles(p, KeyTile::size), p.heads / p.group);
+  const int lane = threadIdx.x % kLanes, own = threadIdx.x / kLanes * kOwn;
+  begin_walk<true, KeyTile, QueryTile>(*arena.walk, p, block.tile, block.sample);
+  const bool extra = arena.walk->extra >= 0;
+  if (!extra && !has_rows(*arena.walk)) return;
+  key_rows(arena, p, block);
+  const void *key = extra ? p.extra_key : p.key, *value = extra ? p.extra_value : p.value;
+  const long long key_step = extra ? 1 : p.key_stride.channel, value_step = extra ? 1 : p.value_stride.channel;
+
+#if NB_GRADS & 1
+  Accumulator value_sums[Chunks<kValueDim>::count][kOwn] = {};
+#endif
+#if NB_GRADS & 2
+  Accumulator key_sums[Chunks<kHeadDim>::count][kOwn] = {};
+#endif
+  const int visits = arena.walk->total;
+  for (int n = 0; n < visits * p.group; ++n) {
+    const int head = block.head * p.group + n / visits;
+    const Visit v = visit<QueryTile>(*arena.walk, n % visits, 0);
+    __syncthreads();  // offsets of the visit before have been read
+    query_columns(arena, p, v, block.sample, head);
+    Accumulator products[kOwn], weights[kOwn], slopes[kOwn];
+    arena.scores(products, key, arena.row_a, key_step, p.query, arena.column_a, p.query_stride.channel, kHeadDim);
+    const long long token = arena.column_token[lane];
+    const Accumulator lse = token < 0 ? Accumulator(0) : static_cast<const Accumulator*>(p.lse)[token];
+#pragma unroll
+    for (int r = 0; r < kOwn; ++r) {
+      const Accumulator score = score_of(p, products[r], &slopes[r]);
+      const bool read = v.full || RowMask<KeyTile, QueryTile>(*arena.walk, v, own + r).reads(lane);
+      weights[r] = read ? exp_of(score - lse) : Accumulator(0);
+    }
+#if NB_GRADS & 1
+#pragma unroll
+    for (int r = 0; r < kOwn; ++r) arena.keep(r, weights[r]);
+    arena.accumulate<kValueDim>(value_sums, p.grad_out, arena.column_b, p.grad_out_stride.channel);
+#endif
+#if NB_GRADS & 2
+    const Accumulator delta = token < 0 ? Accumulator(0) : static_cast<const Accumulator*>(p.delta)[token];
+    Accumulator grads[kOwn];
+    arena.scores(grads, value, arena.row_b, value_step, p.grad_out, arena.column_b, p.grad_out_stride.channel,
+                 kValueDim);
+    __syncthreads();  // the weights have been read
+#pragma unroll
+    for (int r = 0; r < kOwn; ++r) arena.keep(r, weights[r] * (grads[r] - delta) * slopes[r]);
+    arena.accumulate<kHeadDim>(key_sums, p.query, arena.column_a, p.query_stride.channel);
+#endif
+  }
+
+  Accumulator factor[kOwn];
+  __syncthreads();
+#if NB_GRADS & 1
+#pragma unroll
+  for (int r = 0; r < kOwn; ++r) factor[r] = 1;
+  arena.write<kValueDim>(extra ? p.grad_extra_value : p.grad_value, arena.row_token, value_sums, factor);
+#endif
+#if NB_GRADS & 2
+#pragma unroll
+  for (int r = 0; r < kOwn; ++r) factor[r] = static_cast<Accumulator>(p.scale);
+  arena.write<kHeadDim>(extra ? p.grad_extra_key : p.grad_key, arena.row_token, key_sums, factor);
+#endif
+}
+}  // namespace nb
+
+extern "C" __global__ void __launch_bounds__(128) nb_dkdv_simt(const __grid_constant__ nb::Params p) {
+  nb::grad_keys(p);
+}

@@ -1,0 +1,116 @@
+// dq_mma.cu - gradients of the queries on tensor cores: the forward's walk, with the weights recomputed from
+// the final logsumexp; keys serve both products of a visit.
+#include "vectors.cuh"
+
+namespace nb {
+constexpr int kRows = QueryTile::size, kColumns = KeyTile::size;
+using RowVectors = SharedTile<kRows, kHeadDim>;  // queries, and in the end their gradients
+using GradVectors = SharedTile<kRows, kValueDim>;
+using KeyVectors = SharedTile<kColumns, kHeadDim>;
+using ValueVectors = SharedTile<kColumns, kValueDim>;
+using Weights = Fragment<kColumns>;
+using Sums = Fragment<KeyVectors::kPadded>;
+static_assert(kRows == 16 * kWarps * kBlocks && kColumns % 16 == 0, "fragments are 16 x 16");
+constexpr int kStageBytes = KeyVectors::kBytes + ValueVectors::kBytes;
+static_assert(NB_SHARED_BYTES ==
+                  Walk<QueryTile>::kBytes + RowVectors::kBytes + GradVectors::kBytes + kStages * kStageBytes,
+              "nbattn/dialects/cuda.py has drifted");
+
+struct Statistics {  // of this thread's rows: the logsumexp in units of log 2, and delta
+  float lse[kBlocks][2], delta[kBlocks][2];
+};
+
+NB_DEVICE void load(Statistics& rows, const Params& p, const Walk<QueryTile>& walk, const Block& block) {
+#pragma unroll
+  for (int b = 0; b < kBlocks; ++b)
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      const Place place = row_place(walk, row_of(b, h));
+      const long long token = place.inside ? token_head(p, block.sample, place, block.head, false) : 0;
+      rows.lse[b][h] = place.inside ? static_cast<const float*>(p.lse)[token] * kLog2e : 0.f;
+      rows.delta[b][h] = place.inside ? static_cast<const float*>(p.delta)[token] : 0.f;
+    }
+}
+
+// Products to the gradients of products; kMasked: only where read(row)(column) says so.
+template <bool kMasked, class Read>
+NB_DEVICE void grad(Weights& s, const Weights& grads, const Scores& scores, const Statistics& rows,
+                    const Read& read) {
+#pragma unroll
+  for (int b = 0; b < kBlocks; ++b)
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      const auto row = read(row_of(b, h));
+#pragma unroll
+      for (int n = 0; n < kColumns / 8; ++n)
+#pragma unroll
+        for (int j = 0; j < 2; ++j) {
+          float slope, &x = s.at[b][n][2 * h + j];
+          const float weight = ex2(scores.of(x, &slope) - rows.lse[b][h]);
+          const float change = weight * slope * (grads.at[b][n][2 * h + j] - rows.delta[b][h]);
+          x = !kMasked || row(column_of(n, j)) ? change : 0.f;
+        }
+    }
+}
+
+NB_DEVICE void grad_queries(const Params& p) {
+  NB_DYNAMIC_SHARED(shared);
+  auto& walk = *reinterpret_cast<Walk<QueryTile>*>(shared);
+  unsigned char* const vectors = shared + Walk<QueryTile>::kBytes;
+  const RowVectors query{reinterpret_cast<Element*>(vectors)};
+  const GradVectors grad_out{reinterpret_cast<Element*>(vectors + RowVectors::kBytes)};
+  const auto stage = [&](int n) { return vectors + RowVectors::kBytes + GradVectors::kBytes + n % kStages * kStageBytes; };
+  const auto key = [&](int n) { return KeyVectors{reinterpret_cast<Element*>(stage(n))}; };
+  const auto value = [&](int n) { return ValueVectors{reinterpret_cast<Element*>(stage(n) + KeyVectors::kBytes)}; };
+  const Block block = block_of(p, row_tiles<false, QueryTile>(p), p.heads);
+  const int key_head = block.head / p.group;
+  begin_walk<false, QueryTile, KeyTile>(walk, p, block.tile, block.sample);
+  if (!has_rows(walk)) return;
+
+  const int visits = walk.total + extra_tiles(p, kColumns);
+  const auto fetch = [&](int n) {
+    if (n < visits)
+      load_keys(key(n), value(n), walk, visit<KeyTile>(walk, n, p.extra), p, block.sample, key_head);
+    cp_async_commit();
+  };
+  load_rows<kHeadDim>(query, walk, p.query, p.query_stride, block.sample, block.head);
+  load_rows<kValueDim>(grad_out, walk, p.grad_out, p.grad_out_stride, block.sample, block.head);
+#pragma unroll
+  for (int n = 0; n < kStages - 1; ++n) fetch(n);
+
+  const Scores scores(p);
+  Statistics rows;
+  load(rows, p, walk, block);
+  Sums sums;
+  sums.clear();
+  for (int n = 0; n < visits; ++n) {
+    cp_async_wait<kStages - 2>();
+    __syncthreads();  // tile n has landed for everyone, and nobody reads tile n - 1 any more
+    fetch(n + kStages - 1);
+    const Visit v = visit<KeyTile>(walk, n, p.extra);
+    Weights s, grads;
+    dot<kColumns, kHeadDim>(s, query, key(n));
+    dot<kColumns, kValueDim>(grads, grad_out, value(n));
+    read_by_queries(walk, v, [&](auto masked, const auto& read) {
+      grad<decltype(masked)::value>(s, grads, scores, rows, read);
+    });
+    accumulate(sums, s, key(n));
+  }
+  cp_async_wait<0>();
+  __syncthreads();  // as in the forward: rows without visits
+
+  float factor[kBlocks][2];
+#pragma unroll
+  for (int b = 0; b < kBlocks; ++b) factor[b][0] = factor[b][1] = static_cast<float>(p.scale);
+  store_rows<kHeadDim>(query, sums, factor, [&](int row) -> Element* {
+    const Place place = row_place(walk, row);
+    if (!place.inside) return nullptr;
+    return static_cast<Element*>(p.grad_query) + token_head(p, block.sample, place, block.head, false) * kHeadDim;
+  });
+}
+}  // namespace nb
+
+extern "C" __global__ void __launch_bounds__(32 * NB_WARPS, NB_WARPS > 4 ? 1 : 2)
+    nb_dq_mma(const __grid_constant__ nb::Params p) {
+  nb::grad_queries(p);
+}

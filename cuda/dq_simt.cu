@@ -1,0 +1,56 @@
+// dq_simt.cu - gradients of the queries without tensor cores: a walk like the forward's, with the weights
+// recomputed from the final logsumexp.
+#include "simt.cuh"
+
+namespace nb {
+using Queries = Arena<QueryTile, KeyTile>;
+
+NB_DEVICE void grad_queries(const Params& p) {
+  constexpr int kOwn = Queries::kOwn;
+  NB_DYNAMIC_SHARED(shared);
+  Queries arena(shared);
+  const Block block = block_of(p, row_tiles<false, QueryTile>(p), p.heads);
+  const int key_head = block.head / p.group, lane = threadIdx.x % kLanes, own = threadIdx.x / kLanes * kOwn;
+  begin_walk<false, QueryTile, KeyTile>(*arena.walk, p, block.tile, block.sample);
+  if (!has_rows(*arena.walk)) return;
+  query_rows(arena, p, block);
+  __syncthreads();
+  Accumulator lse[kOwn], delta[kOwn], scale[kOwn];
+#pragma unroll
+  for (int r = 0; r < kOwn; ++r) {
+    const long long token = arena.row_token[own + r];
+    lse[r] = token < 0 ? Accumulator(0) : static_cast<const Accumulator*>(p.lse)[token];
+    delta[r] = token < 0 ? Accumulator(0) : static_cast<const Accumulator*>(p.delta)[token];
+    scale[r] = static_cast<Accumulator>(p.scale);
+  }
+
+  Accumulator sums[Chunks<kHeadDim>::count][kOwn] = {};
+  const int visits = arena.walk->total + extra_tiles(p, KeyTile::size);
+  for (int n = 0; n < visits; ++n) {
+    const Visit v = visit<KeyTile>(*arena.walk, n, p.extra);
+    const void *key = v.extra ? p.extra_key : p.key, *value = v.extra ? p.extra_value : p.value;
+    const long long key_step = v.extra ? 1 : p.key_stride.channel, value_step = v.extra ? 1 : p.value_stride.channel;
+    __syncthreads();  // offsets of the visit before have been read
+    key_columns(arena, p, v, block.sample, key_head);
+    Accumulator products[kOwn], grads[kOwn];
+    arena.scores(products, p.query, arena.row_a, p.query_stride.channel, key, arena.column_a, key_step, kHeadDim);
+    arena.scores(grads, p.grad_out, arena.row_b, p.grad_out_stride.channel, value, arena.column_b, value_step,
+                 kValueDim);
+    const bool inside = v.extra ? lane < v.count[2] : in_key_range<KeyTile>(*arena.walk, v, lane);
+#pragma unroll
+    for (int r = 0; r < kOwn; ++r) {
+      Accumulator slope;
+      const Accumulator score = score_of(p, products[r], &slope);
+      const bool read =
+          inside && (v.full || v.extra || RowMask<QueryTile, KeyTile>(*arena.walk, v, own + r).reads(lane));
+      arena.keep(r, read ? exp_of(score - lse[r]) * (grads[r] - delta[r]) * slope : Accumulator(0));
+    }
+    arena.accumulate<kHeadDim>(sums, key, arena.column_a, key_step);
+  }
+  arena.write<kHeadDim>(p.grad_query, arena.row_token, sums, scale);
+}
+}  // namespace nb
+
+extern "C" __global__ void __launch_bounds__(128) nb_dq_simt(const __grid_constant__ nb::Params p) {
+  nb::grad_queries(p);
+}

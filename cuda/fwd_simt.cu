@@ -1,0 +1,84 @@
+// fwd_simt.cu - the forward pass without tensor cores: any dtype and head size. A warp owns rows and a lane
+// a column, so that a softmax is a warp's reduction.
+#include "block.cuh"
+#include "simt.cuh"
+
+namespace nb {
+using Forward = Arena<QueryTile, KeyTile>;
+
+struct State {  // of the softmax of this warp's rows
+  Accumulator max[Forward::kOwn], sum[Forward::kOwn];
+};
+
+// One visit: its scores join the softmax, and its weights are kept.
+NB_DEVICE void join(Forward& arena, const Params& p, const Visit& v, State& state,
+                    Accumulator (&out)[Chunks<kValueDim>::count][Forward::kOwn],
+                    const Accumulator (&products)[Forward::kOwn]) {
+  const int lane = threadIdx.x % kLanes, own = threadIdx.x / kLanes * Forward::kOwn;
+  const bool inside = v.extra ? lane < v.count[2] : in_key_range<KeyTile>(*arena.walk, v, lane);
+#pragma unroll
+  for (int r = 0; r < Forward::kOwn; ++r) {
+    Accumulator slope, score = score_of(p, products[r], &slope);
+    const bool read =
+        inside && (v.full || v.extra || RowMask<QueryTile, KeyTile>(*arena.walk, v, own + r).reads(lane));
+    if (!read) score = -NB_INFINITY;
+    const Accumulator top = larger(state.max[r], warp_max(score));
+    const Accumulator base = top == -NB_INFINITY ? Accumulator(0) : top;
+    const Accumulator weight = exp_of(score - base), shrink = exp_of(state.max[r] - base);
+    state.sum[r] = state.sum[r] * shrink + warp_sum(weight);
+    state.max[r] = top;
+    arena.keep(r, weight);
+#pragma unroll
+    for (int i = 0; i < Chunks<kValueDim>::count; ++i) out[i][r] *= shrink;
+  }
+}
+
+NB_DEVICE void forward(const Params& p) {
+  NB_DYNAMIC_SHARED(shared);
+  Forward arena(shared);
+  const int tiles = row_tiles<false, QueryTile>(p);
+  const Block block = block_of(p, tiles, p.heads);
+  const int key_head = block.head / p.group, thread = threadIdx.x;
+  begin_walk<false, QueryTile, KeyTile>(*arena.walk, p, block.tile, block.sample);
+  if (!has_rows(*arena.walk)) return;
+  query_rows(arena, p, block);
+  __syncthreads();
+
+  State state;
+  const Accumulator sink =
+      p.sink ? static_cast<const Accumulator*>(p.sink)[block.head] : Accumulator(-NB_INFINITY);
+#pragma unroll
+  for (int r = 0; r < Forward::kOwn; ++r) {
+    state.max[r] = sink;
+    state.sum[r] = sink == -NB_INFINITY ? 0 : 1;
+  }
+  Accumulator out[Chunks<kValueDim>::count][Forward::kOwn] = {};
+  const int visits = arena.walk->total + extra_tiles(p, KeyTile::size);
+  for (int n = 0; n < visits; ++n) {
+    const Visit v = visit<KeyTile>(*arena.walk, n, p.extra);
+    __syncthreads();  // offsets of the visit before have been read
+    key_columns(arena, p, v, block.sample, key_head);
+    Accumulator products[Forward::kOwn];
+    arena.scores(products, p.query, arena.row_a, p.query_stride.channel, v.extra ? p.extra_key : p.key,
+                 arena.column_a, v.extra ? 1 : p.key_stride.channel, kHeadDim);
+    join(arena, p, v, state, out, products);
+    arena.accumulate<kValueDim>(out, v.extra ? p.extra_value : p.value, arena.column_b,
+                                v.extra ? 1 : p.value_stride.channel);
+  }
+
+  Accumulator inverse[Forward::kOwn];
+  const int own = thread / kLanes * Forward::kOwn;
+#pragma unroll
+  for (int r = 0; r < Forward::kOwn; ++r) {
+    inverse[r] = state.sum[r] == 0 ? Accumulator(0) : 1 / state.sum[r];
+    if (p.lse && thread % kLanes == 0 && arena.row_token[own + r] >= 0)
+      static_cast<Accumulator*>(p.lse)[arena.row_token[own + r]] =
+          state.sum[r] == 0 ? Accumulator(-NB_INFINITY) : state.max[r] + log_of(state.sum[r]);
+  }
+  arena.write<kValueDim>(p.out, arena.row_token, out, inverse);
+}
+}  // namespace nb
+
+extern "C" __global__ void __launch_bounds__(128) nb_fwd_simt(const __grid_constant__ nb::Params p) {
+  nb::forward(p);
+}

@@ -1,0 +1,169 @@
+// mma.cuh - what the tensor-core kernels share: tiles of vectors in shared memory, and the two products of
+// attention on fragments. A warp owns 16 x NB_ROW_BLOCKS rows; accumulators are laid out as ptx.cuh says.
+#pragma once
+#include "block.cuh"
+#include "element.cuh"
+#include "ptx.cuh"
+
+namespace nb {
+constexpr int kWarps = NB_WARPS, kThreads = 32 * kWarps, kBlocks = NB_ROW_BLOCKS, kStages = NB_STAGES;
+constexpr int kHeadDim = NB_HEAD_DIM, kValueDim = NB_VALUE_DIM;
+constexpr float kLog2e = 1.4426950408889634f, kLn2 = 0.6931471805599453f;
+
+// Scores of a warp's rows against kColumns columns, or sums over its rows of kColumns channels.
+template <int kColumns>
+struct Fragment {
+  float at[kBlocks][kColumns / 8][4];
+  NB_DEVICE void clear() {
+#pragma unroll
+    for (int b = 0; b < kBlocks; ++b)
+#pragma unroll
+      for (int n = 0; n < kColumns / 8; ++n)
+#pragma unroll
+        for (int e = 0; e < 4; ++e) at[b][n][e] = 0.f;
+  }
+};
+
+// kVectors vectors of channels, padded with zeros to a multiple of 16. One chunk of 16 bytes more makes their
+// number odd, so that the 8 vectors of a matrix lie in different banks.
+template <int kVectors, int kChannels>
+struct SharedTile {
+  static constexpr int kPadded = (kChannels + 15) / 16 * 16, kPitch = kPadded + 8, kChunks = kPadded / 8;
+  static constexpr int kBytes = kVectors * kPitch * 2;
+  Element* data;
+
+  NB_DEVICE Element* chunk(int vector, int c) const { return data + vector * kPitch + c * 8; }
+
+  // Vector i comes from source(i), a pointer to kGiven channels or null; `base` is any legal address, `step` the
+  // channel stride. Lands at the next cp_async_wait and barrier.
+  template <int kGiven = kChannels, class Source>
+  NB_DEVICE void load(const Source& source, const void* base, long long step) const {
+#pragma unroll 4
+    for (int i = threadIdx.x; i < kVectors * kChunks; i += kThreads) {
+      const int vector = i / kChunks, c = i % kChunks;
+      const Element* const from = source(vector);
+      const bool inside = from && c * 8 < kGiven;
+#if NB_VECTOR
+      cp_async16(chunk(vector, c), inside ? from + c * 8 : base, inside);
+#else
+      for (int e = 0; e < 8; ++e) chunk(vector, c)[e] = inside ? from[(c * 8 + e) * step] : Element(0.f);
+#endif
+    }
+  }
+
+  // Rows of this warp, fragment by fragment: channels 16 k to 16 k + 15 of row block b.
+  NB_DEVICE void rows(uint32_t (&a)[4], int b, int k) const {
+    const int lane = threadIdx.x % 32, row = (threadIdx.x / 32 * kBlocks + b) * 16;
+    ldmatrix_x4(a, chunk(row + lane % 16, k * 2 + lane / 16));
+  }
+  // Vectors 16 n to 16 n + 15 as columns: two operands of channels 16 k to 16 k + 15.
+  NB_DEVICE void columns(uint32_t (&b)[4], int n, int k) const {
+    const int lane = threadIdx.x % 32;
+    ldmatrix_x4(b, chunk(n * 16 + lane % 8 + lane / 16 * 8, k * 2 + lane / 8 % 2));
+  }
+  // Vectors 16 k to 16 k + 15 as the summed dimension: two operands of channels 16 n to 16 n + 15.
+  NB_DEVICE void summed(uint32_t (&b)[4], int k, int n) const {
+    const int lane = threadIdx.x % 32;
+    ldmatrix_x4_trans(b, chunk(k * 16 + lane % 16, n * 2 + lane / 16));
+  }
+};
+
+// scores = rows of this warp times vectors, over kChannels channels.
+template <int kColumns, int kChannels, class RowTile, class ColumnTile>
+NB_DEVICE void dot(Fragment<kColumns>& scores, const RowTile& rows, const ColumnTile& vectors) {
+  scores.clear();
+#pragma unroll
+  for (int k = 0; k < (kChannels + 15) / 16; ++k) {
+    uint32_t a[kBlocks][4];
+#pragma unroll
+    for (int b = 0; b < kBlocks; ++b) rows.rows(a[b], b, k);
+#pragma unroll
+    for (int n = 0; n < kColumns / 16; ++n) {
+      uint32_t operand[4];
+      vectors.columns(operand, n, k);
+#pragma unroll
+      for (int b = 0; b < kBlocks; ++b) {
+        mma_m16n8k16<Element>(scores.at[b][2 * n], a[b], operand[0], operand[1]);
+        mma_m16n8k16<Element>(scores.at[b][2 * n + 1], a[b], operand[2], operand[3]);
+      }
+    }
+  }
+}
+
+// sums += weights, rounded to the element type, times vectors.
+template <int kColumns, int kPadded, class ColumnTile>
+NB_DEVICE void accumulate(Fragment<kPadded>& sums, const Fragment<kColumns>& weights, const ColumnTile& vectors) {
+#pragma unroll
+  for (int k = 0; k < kColumns / 16; ++k) {
+    uint32_t a[kBlocks][4];
+#pragma unroll
+    for (int b = 0; b < kBlocks; ++b) {
+      const auto& w = weights.at[b];
+      a[b][0] = pack2<Element>(w[2 * k][0], w[2 * k][1]);
+      a[b][1] = pack2<Element>(w[2 * k][2], w[2 * k][3]);
+      a[b][2] = pack2<Element>(w[2 * k + 1][0], w[2 * k + 1][1]);
+      a[b][3] = pack2<Element>(w[2 * k + 1][2], w[2 * k + 1][3]);
+    }
+#pragma unroll
+    for (int n = 0; n < kPadded / 16; ++n) {
+      uint32_t operand[4];
+      vectors.summed(operand, k, n);
+#pragma unroll
+      for (int b = 0; b < kBlocks; ++b) {
+        mma_m16n8k16<Element>(sums.at[b][2 * n], a[b], operand[0], operand[1]);
+        mma_m16n8k16<Element>(sums.at[b][2 * n + 1], a[b], operand[2], operand[3]);
+      }
+    }
+  }
+}
+
+// Row of the tile that a thread's half h (0, 1) of row block b is.
+NB_DEVICE int row_of(int b, int h) {
+  return (threadIdx.x / 32 * kBlocks + b) * 16 + threadIdx.x % 32 / 4 + h * 8;
+}
+// Column of element j (0, 1) of a thread in fragment n.
+NB_DEVICE int column_of(int n, int j) { return n * 8 + threadIdx.x % 4 * 2 + j; }
+
+// Scores in units of log 2, from products; `slope` is the derivative of the cap.
+struct Scores {
+  float scale, cap;  // times log2(e)
+  NB_DEVICE explicit Scores(const Params& p)
+      : scale(static_cast<float>(p.scale) * kLog2e), cap(static_cast<float>(p.softcap)) {}
+  NB_DEVICE float of(float product, float* slope) const {
+#if NB_SOFTCAP
+    const float bent = 1.f - 2.f / (1.f + ex2(2.f * product * scale / cap));
+    *slope = 1.f - bent * bent;
+    return cap * kLog2e * bent;
+#else
+    *slope = 1.f;
+    return product * scale;
+#endif
+  }
+};
+
+// Rows of this warp, times a factor each, through `staging` to to(row), a pointer or null. The tile's own rows
+// of this warp must not be needed any more.
+template <int kChannels, class Tile, int kPadded, class Target>
+NB_DEVICE void store_rows(const Tile& staging, const Fragment<kPadded>& sums, const float (&factor)[kBlocks][2],
+                          const Target& to) {
+  constexpr int kChunks = kChannels / 8;
+  __syncwarp();
+#pragma unroll
+  for (int b = 0; b < kBlocks; ++b)
+#pragma unroll
+    for (int h = 0; h < 2; ++h)
+#pragma unroll
+      for (int n = 0; n < kChunks; ++n)
+        *reinterpret_cast<uint32_t*>(staging.chunk(row_of(b, h), n) + threadIdx.x % 4 * 2) = pack2<Element>(
+            sums.at[b][n][2 * h] * factor[b][h], sums.at[b][n][2 * h + 1] * factor[b][h]);
+  __syncwarp();
+  const int first = threadIdx.x / 32 * kBlocks * 16;
+  for (int i = threadIdx.x % 32; i < kBlocks * 16 * kChunks; i += 32) {
+    const int row = first + i / kChunks;
+    Element* const target = to(row);
+    if (target)
+      *reinterpret_cast<uint4*>(target + i % kChunks * 8) =
+          *reinterpret_cast<const uint4*>(staging.chunk(row, i % kChunks));
+  }
+}
+}  // namespace nb

@@ -1,0 +1,98 @@
+// ptx.cuh - the only inline PTX: fragments, asynchronous copies, ex2. tests/emulator/emulated_ptx.h has a twin of each.
+#pragma once
+#include "base.cuh"
+
+#ifdef NB_EMULATOR
+#include "emulated_ptx.h"
+#else
+namespace nb {
+// What PTX calls an address in shared memory.
+NB_DEVICE uint32_t shared_address(const void* pointer) {
+  return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
+}
+
+// Four 8x8 matrices of 16-bit elements. Lane 8 i + k names the 16 bytes that are row k of matrix i; lane l receives
+// the elements 2 (l % 4) and 2 (l % 4) + 1 of row l / 4 of matrix i in fragment[i].
+NB_DEVICE void ldmatrix_x4(uint32_t (&fragment)[4], const void* row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(fragment[0]), "=r"(fragment[1]), "=r"(fragment[2]), "=r"(fragment[3])
+               : "r"(shared_address(row))
+               : "memory");
+}
+
+// The same, each matrix transposed.
+NB_DEVICE void ldmatrix_x4_trans(uint32_t (&fragment)[4], const void* row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(fragment[0]), "=r"(fragment[1]), "=r"(fragment[2]), "=r"(fragment[3])
+               : "r"(shared_address(row))
+               : "memory");
+}
+
+// d [16, 8] += a [16, 16] b [16, 8], T being __half or __nv_bfloat16. Where g = lane / 4, c = 2 (lane % 4), a lane has
+//   a: rows g (even registers) and g + 8 (odd), columns c, c + 1 (registers 0, 1) and c + 8, c + 9 (2, 3)
+//   b: rows c, c + 1 (b0) and c + 8, c + 9 (b1) of column g
+//   d: row g, columns c, c + 1 (0, 1) and row g + 8 (2, 3)
+template <class T>
+NB_DEVICE void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1);
+
+template <>
+NB_DEVICE void mma_m16n8k16<__half>(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
+      "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+template <>
+NB_DEVICE void mma_m16n8k16<__nv_bfloat16>(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
+      "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+// 16 bytes, or 16 zero bytes where the source does not exist: its address is not read then.
+NB_DEVICE void cp_async16(void* shared, const void* global, bool valid) {
+  asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(shared_address(shared)),
+               "l"(__cvta_generic_to_global(global)), "r"(valid ? 16 : 0)
+               : "memory");
+}
+
+NB_DEVICE void cp_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+
+// Until at most N of this thread's groups are in flight; other threads see the bytes after a barrier.
+template <int N>
+NB_DEVICE void cp_async_wait() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
+}
+
+// 2^x in one instruction: 2 ulp, and 0 where the result would be subnormal.
+NB_DEVICE float ex2(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+}  // namespace nb
+#endif
+
+namespace nb {
+// Two floats rounded to T in one register, x in the low half.
+template <class T>
+NB_DEVICE uint32_t pack2(float x, float y);
+
+template <>
+NB_DEVICE uint32_t pack2<__half>(float x, float y) {
+  const __half2 pair = __floats2half2_rn(x, y);
+  uint32_t bits;
+  memcpy(&bits, &pair, 4);
+  return bits;
+}
+
+template <>
+NB_DEVICE uint32_t pack2<__nv_bfloat16>(float x, float y) {
+  const __nv_bfloat162 pair = __floats2bfloat162_rn(x, y);
+  uint32_t bits;
+  memcpy(&bits, &pair, 4);
+  return bits;
+}
+}  // namespace nb

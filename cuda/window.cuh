@@ -1,0 +1,85 @@
+// window.cuh - which columns a row reads, in class coordinates: the device's only window arithmetic.
+// nbattn/geometry.py gives the rules and their reasons; tests compare the two bit by bit. Integers stay
+// within +-2^31 because every number in an Axis is within +-2^29.
+#pragma once
+#include "params.h"
+
+namespace nb {
+constexpr int kFar = 1 << 30;  // beyond every coordinate
+
+NB_DEVICE int min_of(int a, int b) { return a < b ? a : b; }
+NB_DEVICE int max_of(int a, int b) { return a > b ? a : b; }
+NB_DEVICE int clamp_to(int x, int lo, int hi) { return min_of(max_of(x, lo), hi); }
+NB_DEVICE int floor_div(int a, int b) { return a / b - (a % b < 0); }  // b > 0
+NB_DEVICE int ceil_div(int a, int b) { return a / b + (a % b > 0); }
+
+struct Interval {  // [lo, hi), empty when lo >= hi
+  int lo, hi;
+};
+NB_DEVICE Interval cut(Interval x, Interval by) { return {max_of(x.lo, by.lo), min_of(x.hi, by.hi)}; }
+NB_DEVICE bool within(Interval x, Interval outer) { return x.lo >= outer.lo && x.hi <= outer.hi; }
+
+// One residue class: its keys are residue + dilation * t for 0 <= t < keys; its queries have the
+// coordinates start <= u < start + queries, the first of which is query `first`.
+struct Class {
+  int residue, keys, first, start, queries;
+};
+NB_DEVICE int members(int length, int first, int dilation) {
+  return first < length ? ceil_div(length - first, dilation) : 0;
+}
+NB_DEVICE Class class_of_query(const Axis& a, int query) {
+  const int start = floor_div(query + a.offset, a.dilation);
+  const int residue = query + a.offset - start * a.dilation;
+  return {residue, members(a.keys, residue, a.dilation), query, start, members(a.queries, query, a.dilation)};
+}
+NB_DEVICE Class class_of_key(const Axis& a, int key) {
+  const int position = key - a.offset;
+  return class_of_query(a, position - floor_div(position, a.dilation) * a.dilation);
+}
+
+// The keys of query u: [lo, hi) before wrapping, and the first `prefix`. All three never fall with u.
+struct Window {
+  int lo, hi, prefix;
+};
+NB_DEVICE int leader_step(const Axis& a) { return a.causal ? a.stride - 1 : a.stride / 2; }
+
+NB_DEVICE Window window_of(const Axis& a, int u, int keys) {
+  const int group = floor_div(u, a.stride) * a.stride;
+  int leader = group + leader_step(a);
+  if (group < keys) leader = min_of(leader, keys - 1);
+  int lo = leader - a.left, hi = leader + a.right + 1, prefix = min_of(a.prefix, keys);
+  const int size = hi - lo;
+  if (a.border == kClip) {
+    lo = max_of(lo, 0);
+    hi = min_of(hi, keys);
+  } else if (a.border == kShift) {
+    lo = clamp_to(lo, 0, max_of(0, keys - size));
+    hi = lo + min_of(keys, size);
+  } else if (size >= keys) {  // wrap: every key
+    lo = 0;
+    hi = keys;
+  }
+  if (a.causal) {
+    hi = min_of(hi, u + 1);
+    prefix = clamp_to(u + 1, 0, prefix);
+  }
+  return {lo, hi, prefix};
+}
+
+// The queries that read key t, before wrapping; `lo` never falls with t, nor does `hi` from key `prefix` on.
+NB_DEVICE Interval readers_of(const Axis& a, int t, int keys) {
+  const int step = leader_step(a), size = a.left + a.right + 1;
+  int lo = ceil_div(t - a.right - step, a.stride) * a.stride;
+  int hi = floor_div(t + a.left - step, a.stride) * a.stride + a.stride;
+  if (a.border == kWrap) return size >= keys ? Interval{0, keys} : Interval{lo, hi};
+  if (t + a.left >= keys - 1)  // the last leaders stand on the last key
+    hi = max_of(hi, floor_div(keys - 1, a.stride) * a.stride + a.stride);
+  if (a.border == kShift) {
+    if (t < size) lo = -kFar;
+    if (t >= keys - size) hi = kFar;
+  }
+  if (a.causal) lo = max_of(lo, t);
+  if (t < a.prefix) return {a.causal ? t : -kFar, kFar};
+  return {lo, hi};
+}
+}  // namespace nb

@@ -1,0 +1,165 @@
+"""Launching kernels through CuPy, on torch's tensors and torch's current stream.
+
+A kernel takes one argument by value, packed into a buffer of the thread that never moves: a launch
+builds no object per argument, and the driver copies the bytes during the call.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import importlib.util
+import struct
+import threading
+from collections.abc import Mapping
+from functools import cache
+from typing import TYPE_CHECKING, Any, Protocol
+
+from nbattn.errors import BackendError
+from nbattn.kernels import cubins, layout, nvrtc, toolkit
+from nbattn.kernels.variant import Variant
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_POINTERS = struct.Struct(f"<{len(layout.POINTERS)}Q")
+_PLACE = {name: number for number, name in enumerate(layout.POINTERS)}
+_MAX_DYNAMIC_SHARED_BYTES = 8  # of CUfunction_attribute
+_ALIGNMENT = 64
+
+
+class Launcher(Protocol):
+    """Runs a variant on tensors: CuPy's below, and the emulator's among the tests."""
+
+    def launch(
+        self, variant: Variant, blocks: int, tensors: Mapping[str, Tensor], numbers: bytes
+    ) -> None:
+        """Run a kernel.
+
+        Args:
+            variant: the kernel at its constants, with threads and shared memory.
+            blocks: of the grid, which has one dimension; 0: there is nothing to do.
+            tensors: by their names in `layout.POINTERS`; those that are absent are null.
+            numbers: `layout.pack_numbers(...)`.
+        """
+        ...
+
+
+@cache
+def missing() -> str | None:
+    """What this machine lacks to run kernels, with the remedy, in one line; None: nothing.
+
+    Loads NVRTC, but neither CuPy nor a driver.
+    """
+    if importlib.util.find_spec("cupy") is None:
+        return f"CuPy is not installed: {toolkit.FIX}"
+    try:
+        nvrtc.version()
+        toolkit.headers()
+    except BackendError as error:
+        return " ".join(f"{error.problem} {error.fix}".split())
+    return None
+
+
+@cache
+def launcher() -> Launcher:
+    """CuPy's, one for the process.
+
+    Raises:
+        BackendError: CuPy is not installed or does not load.
+    """
+    return CuPyLauncher()
+
+
+class CuPyLauncher:
+    """Launches on the device of the tensors; modules are loaded once per device and variant."""
+
+    def __init__(self) -> None:
+        self._torch: Any = importlib.import_module("torch")
+        try:
+            self._cupy: Any = importlib.import_module("cupy.cuda.function")
+            self._driver: Any = importlib.import_module("cupy_backends.cuda.api.driver")
+        except ImportError as error:
+            raise BackendError(f"CuPy does not load: {error}", fix=toolkit.FIX) from None
+        self._argument = _Argument(self._cupy.CPointer)
+        self._functions: dict[tuple[int, Variant], Any] = {}
+
+    def launch(
+        self, variant: Variant, blocks: int, tensors: Mapping[str, Tensor], numbers: bytes
+    ) -> None:
+        """Run a kernel on torch's current stream of the tensors' device.
+
+        The first launch of a variant on a device loads it, and compiles it where the cache of
+        cubins lacks it.
+
+        Raises:
+            BackendError: the kernel would have to be loaded inside the capture of a CUDA graph,
+                which stays usable; it does not compile, or the driver does not take it.
+        """
+        if not blocks:
+            return
+        device = next(iter(tensors.values())).get_device()
+        if device != self._torch._C._cuda_getDevice():
+            with self._torch.cuda.device(device):
+                return self.launch(variant, blocks, tensors, numbers)
+        function = self._functions.get((device, variant)) or self._load(device, variant)
+        argument = self._argument
+        pointers = [0] * len(_PLACE)
+        for name, tensor in tensors.items():
+            pointers[_PLACE[name]] = tensor.data_ptr()
+        _POINTERS.pack_into(argument.buffer, 0, *pointers)
+        argument.buffer[_POINTERS.size :] = numbers
+        argument.stream.ptr = self._torch._C._cuda_getCurrentRawStream(device)
+        function(
+            (blocks, 1, 1),
+            (variant.threads, 1, 1),
+            argument.packed,
+            variant.shared_bytes,
+            argument.stream,
+        )
+
+    def _load(self, device: int, variant: Variant) -> Any:
+        """A variant on the current device, ready to launch."""
+        cuda = self._torch.cuda
+        if cuda.is_current_stream_capturing():
+            raise BackendError(
+                f"{variant.entry} is launched for the first time while a CUDA graph is captured, "
+                "which allows no loading; the capture goes on.",
+                fix="plan.warmup(), or one call of the same shapes, before the capture.",
+            )
+        arch = nvrtc.arch_of(cuda.get_device_capability(device))
+        module = self._cupy.Module()
+        try:
+            module.load(cubins.get(variant, arch).cubin)
+            function = module.get_function(variant.entry)
+            # Above 48 KiB it has to be asked for.
+            self._driver.funcSetAttribute(
+                function.ptr, _MAX_DYNAMIC_SHARED_BYTES, variant.shared_bytes
+            )
+        except self._driver.CUDADriverError as error:
+            raise BackendError(
+                f"the driver does not take {variant.entry} for sm_{arch}: {error}",
+                fix="a driver as new as NVRTC {}.{}, or an older NVRTC: "
+                "nvidia-smi says what the driver supports.".format(*nvrtc.version()),
+                where=f"{variant}, {cuda.get_device_name(device)}",
+            ) from None
+        self._functions[device, variant] = function
+        return function
+
+
+class _Stream:
+    """All that CuPy reads of a stream."""
+
+    __slots__ = ("ptr",)
+    ptr: int
+
+
+class _Argument(threading.local):
+    """A thread's kernel argument: its bytes, and CuPy's pointer to them."""
+
+    def __init__(self, pointer: Any) -> None:
+        self._memory = ctypes.create_string_buffer(layout.SIZE + _ALIGNMENT)
+        start = -ctypes.addressof(self._memory) % _ALIGNMENT
+        self.buffer = memoryview(self._memory).cast("B")[start : start + layout.SIZE]
+        self.packed = (pointer(ctypes.addressof(self._memory) + start),)
+        self.stream = _Stream()

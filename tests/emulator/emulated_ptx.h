@@ -1,0 +1,36 @@
+// emulated_ptx.h - the host twins of the wrappers in cuda/ptx.cuh.
+#pragma once
+#include "emulator.h"
+
+namespace nb {
+inline void ldmatrix_x4(uint32_t (&fragment)[4], const void* row, emulator::Site site = {}) {
+  emulator::ldmatrix(fragment, 4, false, row, site);
+}
+
+inline void ldmatrix_x4_trans(uint32_t (&fragment)[4], const void* row, emulator::Site site = {}) {
+  emulator::ldmatrix(fragment, 4, true, row, site);
+}
+
+template <class T>
+inline void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, emulator::Site site = {}) {
+  static_assert(std::is_same<T, __half>::value || std::is_same<T, __nv_bfloat16>::value, "no such fragment");
+  const uint32_t b[2] = {b0, b1};
+  emulator::mma_m16n8k16(d, a, b, std::is_same<T, __nv_bfloat16>::value, site);
+}
+
+inline void cp_async16(void* shared, const void* global, bool valid, emulator::Site site = {}) {
+  emulator::cp_async16(shared, global, valid, site);
+}
+
+inline void cp_async_commit() { emulator::cp_async_commit(); }
+
+template <int N>
+inline void cp_async_wait() {
+  emulator::cp_async_wait(N);
+}
+
+inline float ex2(float x) {
+  const float y = std::exp2(x);
+  return std::isnormal(y) || std::isnan(y) || std::isinf(y) ? y : 0.f;
+}
+}  // namespace nb

@@ -1,0 +1,116 @@
+// emulator.h - CUDA C++ for g++: the keywords, indices, barriers, warp operations and intrinsics that kernels use.
+#pragma once
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+
+// 16-bit types and their arithmetic are NVIDIA's own; their host halves compile with plain g++.
+#include "crt/host_defines.h"
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+namespace emulator {
+struct Site {  // where in a kernel's source a call stands
+  const char* file;
+  int line;
+  constexpr Site(const char* f = __builtin_FILE(), int l = __builtin_LINE()) : file(f), line(l) {}
+};
+
+struct Thread {
+  dim3 index;
+  int number, warp, lane;
+};
+extern Thread* current;
+extern dim3 block_index, block_size, grid_size;
+extern unsigned char* shared_memory;
+
+void syncthreads(Site);
+void syncwarp(unsigned mask, Site);
+uint64_t shuffle(unsigned mask, uint64_t value, int source_lane, Site);
+unsigned ballot(unsigned mask, bool predicate, Site);
+void ldmatrix(uint32_t* fragment, int matrices, bool transpose, const void* row, Site);
+void mma_m16n8k16(float* d, const uint32_t* a, const uint32_t* b, bool bfloat16, Site);
+void cp_async16(void* shared, const void* global, bool valid, Site);
+void cp_async_commit();
+void cp_async_wait(int groups);
+[[noreturn]] void fail(const char* format, ...) __attribute__((format(printf, 1, 2)));
+
+template <class T>
+inline T shuffle_value(unsigned mask, T value, int source_lane, Site site) {
+  static_assert(sizeof(T) == 4 || sizeof(T) == 8, "shuffles move 4 or 8 bytes");
+  uint64_t bits = 0;
+  std::memcpy(&bits, &value, sizeof(T));
+  bits = shuffle(mask, bits, source_lane, site);
+  std::memcpy(&value, &bits, sizeof(T));
+  return value;
+}
+
+// Shuffles stay inside segments of `width` lanes; a source outside means a lane's own value.
+inline int in_segment(int source, int width) {
+  const int lane = current->lane;
+  return ((source ^ lane) & ~(width - 1)) ? lane : source;
+}
+}  // namespace emulator
+
+#define NB_DYNAMIC_SHARED(name) unsigned char* const name = emulator::shared_memory
+#define NB_INFINITY __builtin_inff()
+
+#define threadIdx (emulator::current->index)
+#define blockIdx emulator::block_index
+#define blockDim emulator::block_size
+#define gridDim emulator::grid_size
+#define warpSize 32
+
+inline void __syncthreads(emulator::Site site = {}) { emulator::syncthreads(site); }
+inline void __syncwarp(unsigned mask = ~0u, emulator::Site site = {}) { emulator::syncwarp(mask, site); }
+inline unsigned __ballot_sync(unsigned mask, int predicate, emulator::Site site = {}) {
+  return emulator::ballot(mask, predicate != 0, site);
+}
+inline int __any_sync(unsigned mask, int predicate, emulator::Site site = {}) {
+  return emulator::ballot(mask, predicate != 0, site) != 0;
+}
+inline int __all_sync(unsigned mask, int predicate, emulator::Site site = {}) {
+  return emulator::ballot(mask, predicate == 0, site) == 0;
+}
+template <class T>
+inline T __shfl_sync(unsigned mask, T value, int source, int width = 32, emulator::Site site = {}) {
+  const int first = emulator::current->lane & ~(width - 1);
+  return emulator::shuffle_value(mask, value, first | (source & (width - 1)), site);
+}
+template <class T>
+inline T __shfl_xor_sync(unsigned mask, T value, int bits, int width = 32, emulator::Site site = {}) {
+  return emulator::shuffle_value(mask, value, emulator::in_segment(emulator::current->lane ^ bits, width), site);
+}
+template <class T>
+inline T __shfl_up_sync(unsigned mask, T value, int delta, int width = 32, emulator::Site site = {}) {
+  return emulator::shuffle_value(mask, value, emulator::in_segment(emulator::current->lane - delta, width), site);
+}
+template <class T>
+inline T __shfl_down_sync(unsigned mask, T value, int delta, int width = 32, emulator::Site site = {}) {
+  return emulator::shuffle_value(mask, value, emulator::in_segment(emulator::current->lane + delta, width), site);
+}
+
+inline int __float_as_int(float x) {
+  int bits;
+  std::memcpy(&bits, &x, 4);
+  return bits;
+}
+inline float __int_as_float(int bits) {
+  float x;
+  std::memcpy(&x, &bits, 4);
+  return x;
+}
+template <class T>
+inline T __ldg(const T* pointer) {
+  return *pointer;
+}
+inline int __popc(unsigned x) { return __builtin_popcount(x); }
+template <class T>
+inline T min(T a, T b) {
+  return b < a ? b : a;
+}
+template <class T>
+inline T max(T a, T b) {
+  return a < b ? b : a;
+}
