@@ -41,6 +41,7 @@ FUSED, UNFUSED, SLOTS, LEGACY, MODULES, PARAMETERS, DINAT = (
     f"nbattn/integrations/natten/{name}.py"
     for name in ("fused", "unfused", "slots", "legacy", "modules", "parameters", "dinat")
 )
+FUNCTIONAL = "nbattn/functional.py"
 FLEX, FLEX_BLOCKS = "nbattn/backends/flex.py", "nbattn/dialects/flex.py"
 # fmt: on
 
@@ -172,6 +173,11 @@ MUTANTS = [
     Mutant("sink-gradient-tiled", TILED, "self.sink.add_(", "self.sink.sub_(", "values"),
     Mutant("sink-gradient-joined", "nbattn/backends/joining.py", "return -(weight * delta)",
            "return (weight * delta)", "values"),
+    Mutant("merge-empty-part", FUNCTIONAL, ".masked_fill(nothing[..., None], 0)", "", "merge"),
+    Mutant("merge-empty-row", FUNCTIONAL, "safe = torch.where(empty, 0.0, stacked)",
+           "safe = stacked", "merge"),
+    Mutant("merge-in-halves", FUNCTIONAL, ".to(torch.promote_types(exact, torch.float32))", "",
+           "merge"),
     # rewrites for dense kernels
     Mutant("triangle-limited", REWRITES, "if last < min(group.keys, start + rows) or",
            "if", "planner support"),
