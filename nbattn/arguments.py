@@ -276,3 +276,40 @@ def check_plan(
             raise InputError(f"{name}={value!r} is {kind(value)}, not an integer.", fix=fix)
         raise InputError(f"{name}={value} is below {low}.", fix=fix)
     check_flags(flags)
+
+
+def check_parts(
+    outputs: Sequence[Tensor], lses: Sequence[Tensor]
+) -> tuple[list[Tensor], list[Tensor]]:
+    """The parts of `merge` as lists, of one shape, dtype and device."""
+    if isinstance(outputs, Tensor) or isinstance(lses, Tensor):
+        problem = "merge takes lists of outputs and logsumexps, not one tensor."
+        raise InputError(problem, fix="merge([out_a, out_b], [lse_a, lse_b]).")
+    outputs, lses = list(outputs), list(lses)
+    if not outputs or len(outputs) != len(lses):
+        raise InputError(
+            f"{len(outputs)} outputs and {len(lses)} logsumexps.",
+            fix="as many of both, at least one: merge([a, b], [x, y]).",
+        )
+    for out, lse in zip(outputs, lses, strict=True):
+        for name, given in (("an output", out), ("a logsumexp", lse)):
+            if not isinstance(given, Tensor):
+                raise InputError(f"{name} is {kind(given)}, not a tensor.", fix="torch.as_tensor.")
+        if out.shape != outputs[0].shape or lse.shape != out.shape[:-1]:
+            raise InputError(
+                f"output {list(out.shape)} and logsumexp {list(lse.shape)} "
+                f"do not fit {list(outputs[0].shape)}.",
+                fix="outputs [B, *space, H, Dv] and logsumexps [B, *space, H] of the same queries.",
+            )
+    for name, tensors in (("outputs", outputs), ("logsumexps", lses)):
+        kinds = {f"{_name(t.dtype)} on {t.device}": None for t in tensors}
+        if len(kinds) > 1 or not tensors[0].is_floating_point():
+            raise InputError(
+                f"{name} are {' and '.join(kinds)}.", fix="one floating dtype, one device."
+            )
+    if outputs[0].device != lses[0].device:
+        raise InputError(
+            f"outputs are on {outputs[0].device}, logsumexps on {lses[0].device}.",
+            fix="one device.",
+        )
+    return outputs, lses

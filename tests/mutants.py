@@ -47,6 +47,7 @@ SOURCES, NVRTC, CUBINS, LAUNCH = (
 PROGRAMS, FLASH_COSTS, PACKING = (
     f"nbattn/planner/{name}.py" for name in ("programs", "flash_costs", "packing")
 )
+FUNCTIONAL = "nbattn/functional.py"
 FLEX, FLEX_BLOCKS = "nbattn/backends/flex.py", "nbattn/dialects/flex.py"
 SERIES, WALKS = "nbattn/series.py", "nbattn/dialects/walks.py"
 # fmt: on
@@ -197,6 +198,11 @@ MUTANTS = [
     Mutant("sink-gradient-tiled", TILED, "self.sink.add_(", "self.sink.sub_(", "values"),
     Mutant("sink-gradient-joined", "nbattn/backends/joining.py", "return -(weight * delta)",
            "return (weight * delta)", "values"),
+    Mutant("merge-empty-part", FUNCTIONAL, ".masked_fill(nothing[..., None], 0)", "", "merge"),
+    Mutant("merge-empty-row", FUNCTIONAL, "safe = torch.where(empty, 0.0, stacked)",
+           "safe = stacked", "merge"),
+    Mutant("merge-in-halves", FUNCTIONAL, ".to(torch.promote_types(exact, torch.float32))", "",
+           "merge"),
     # rewrites for dense kernels
     Mutant("triangle-limited", REWRITES, "if last < min(group.keys, start + rows) or",
            "if", "planner support"),
@@ -320,6 +326,15 @@ MUTANTS = [
     Mutant("hf-sink", HF, "sink=s_aux", "sink=None", "transformers"),
     Mutant("hf-softcap", HF, "softcap=softcap", "softcap=None", "transformers"),
     Mutant("hf-scale", HF, "scale=scaling", "scale=None", "transformers"),
+    Mutant("hf-chunk-by-positions", HF_RULES, "int(positions.max()) + 1 if", "end if",
+           "transformers"),
+    Mutant("hf-padding-rows", HF, " or attention_mask.shape[0] != batch", "", "transformers"),
+    Mutant("hf-weights-by-configuration", HF, '"output_attentions", False):',
+           '"output_attention", False):', "transformers"),
+    Mutant("hf-chunk-padding", HF_RULES, "end - int(padding.min())", "end - int(padding.max())",
+           "transformers transformers_models"),
+    Mutant("hf-cross-keys", HF, "query.shape[2], key.shape[2])", "query.shape[2], query.shape[2])",
+           "transformers transformers_models"),
     Mutant("hf-sizes", HF, "if given.sizes != sizes:", "if False:", "transformers"),
     # the drop-in
     Mutant("natten-scale-of-zero", FUSED, "scale=scale,\n        extra_key",
