@@ -71,6 +71,8 @@ def roofline(
     calls: int,
     copied: float = 0,
     rate: float | None = None,
+    backward_flops: float = _BACKWARD_FLOPS,
+    backward_calls: int | None = None,
 ) -> Cost:
     """The cost of work at a device's rates.
 
@@ -79,13 +81,16 @@ def roofline(
         calls: kernel launches, forward.
         copied: bytes of copies.
         rate: FLOP/s; default: the device's peak.
+        backward_flops: of the backward, against the forward's.
+        backward_calls: its launches; default: twice the forward's.
     """
     items = request.batch * request.heads
     extra = request.query_count * request.extra_keys
-    passes = 1 + _BACKWARD_FLOPS * request.training
+    passes = 1 + backward_flops * request.training
     flops = 2.0 * items * (visited + extra) * (request.head_dim + request.value_dim) * passes
     moved = tensor_bytes(request) * (1 + 2 * request.training)
-    count = calls * (1 + 2 * request.training)
+    again = 2 * calls if backward_calls is None else backward_calls
+    count = calls + again * request.training
     device = request.device
     work = max(flops / (rate or device.peak(request.dtype)), moved / device.bandwidth)
     bound = work + 2 * copied * passes / device.bandwidth + count * device.launch
