@@ -10,6 +10,7 @@ import numpy as np
 
 from nbattn import geometry
 from nbattn.dialects import flash_providers
+from nbattn.dialects.cuda import Window
 from nbattn.dialects.dense import Dense
 from nbattn.dialects.flash import Flash
 from nbattn.dialects.tiled import Tiled
@@ -36,6 +37,8 @@ def of(request: Request, program: Program, *, backward: bool) -> Iterator[Visit]
     for call in program.calls:
         if isinstance(call.arguments, Tiled):
             yield from _tile_visits(call.arguments)
+        elif isinstance(call.arguments, Window):
+            yield from _walk_visits(call.arguments)
         elif isinstance(call.arguments, Flash):
             yield from _flash_visits(request, call, call.arguments, backward=backward)
         else:
@@ -49,6 +52,22 @@ def _tile_visits(tiles: Tiled) -> Iterator[Visit]:
         runs = [[_range(run, d) for run in tile.keys] for tile, d in zip(parts, steps, strict=True)]
         queries = tuple(_range(tile.queries, d) for tile, d in zip(parts, steps, strict=True))
         yield Visit(queries, tuple(product(*runs)), all(tile.is_full for tile in parts))
+
+
+def _walk_visits(window: Window) -> Iterator[Visit]:
+    steps = [line.axis.dilation for line in window.lines]
+    for rows, columns, full in window.visits():
+        queries = tuple(_ranges(at, d)[0] for at, d in zip(rows, steps, strict=True))
+        runs = [_ranges(at, d) for at, d in zip(columns, steps, strict=True)]
+        yield Visit(queries, tuple(product(*runs)), full)
+
+
+def _ranges(positions: geometry.Ints, step: int) -> list[range]:
+    """Positions that lie a step apart, but for one seam where they wrap."""
+    seams = np.flatnonzero(np.diff(positions) != step) + 1
+    return [
+        range(int(part[0]), int(part[-1]) + 1, step) for part in np.split(positions, seams.tolist())
+    ]
 
 
 def _range(run: geometry.Run, step: int) -> range:
