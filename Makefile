@@ -1,6 +1,7 @@
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 BIN := .venv/bin
+ORACLES := .venv-oracles
 
 test: lint
 	HYPOTHESIS_PROFILE=quick $(BIN)/pytest -n 2
@@ -10,12 +11,14 @@ lint: .venv/stamp
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
 	$(BIN)/pyright --pythonpath $(BIN)/python
+oracles: $(ORACLES)/stamp
+	$(ORACLES)/bin/pytest tests/test_outside_oracles.py
 bench: .venv/stamp
 	$(BIN)/python benchmarks/cpu.py
 demo: .venv/demo
 	$(BIN)/python -m nbattn demo
 clean:
-	rm -rf .venv build dist demo-output .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv $(ORACLES) build dist demo-output .pytest_cache .ruff_cache .hypothesis
 .venv/stamp: pyproject.toml
 	$(PYTHON) -m venv --clear .venv
 	$(BIN)/pip install --quiet "$(TORCH)" --editable ".[dev,all]"
@@ -24,4 +27,8 @@ clean:
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet "$(TORCH)" --editable ".[demo]"
 	touch $@
-.PHONY: demo test deep lint bench clean
+$(ORACLES)/stamp: pyproject.toml
+	$(PYTHON) -m venv --clear $(ORACLES)
+	$(ORACLES)/bin/pip install --quiet "$(TORCH)" --editable ".[dev,oracles]"
+	touch $@
+.PHONY: demo test deep lint bench oracles clean

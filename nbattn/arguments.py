@@ -17,6 +17,7 @@ from nbattn.mask import MAX_RANK, Mask
 from nbattn.planner.request import BACKENDS, DTYPES, Request, check_traits
 
 _NEEDED = ("query", "key", "value")
+_OF_ANY_DTYPE = ("sink", "key_range")
 LONGEST = 2**31 - 1  # positions of an axis: their products of two still fit 64 bits
 _LARGE = 1e30  # scales and caps beyond it lose their scores in float32
 
@@ -45,14 +46,18 @@ def check_shapes(
                 fix=f"{name} as [B, {space}, {'H' if name == 'query' else 'Hk'}, D]"
                 + (f", or a mask of {counted(rank, 'axis', 'axes')}." if fits else "."),
             )
-    where = f"query {list(query)} key {list(key)} value {list(value)}"
-    _same("batch", query[0], key[0], "query", "key", where)
-    _same("head_dim", query[-1], key[-1], "query", "key", where)
-    if list(key[:-1]) != list(value[:-1]):
+    if query[0] != key[0] or query[-1] != key[-1]:
+        what, at = ("batch", 0) if query[0] != key[0] else ("head_dim", -1)
+        raise InputError(
+            f"{what} differs: {query[at]} in query, {key[at]} in key.",
+            where=_where(query, key, value),
+            fix=f"the same {what} in both.",
+        )
+    if tuple(key[:-1]) != tuple(value[:-1]):
         raise InputError(
             f"key and value differ before their last dimension: "
             f"{list(key[:-1])} and {list(value[:-1])}.",
-            where=where,
+            where=_where(query, key, value),
             fix="one key and one value per position and head.",
         )
     for name, size in (
@@ -62,23 +67,19 @@ def check_shapes(
         ("value_dim", value[-1]),
     ):
         if size < 1:
+            where = _where(query, key, value)
             raise InputError(f"{name} is {size}.", where=where, fix="at least 1.")
     if query[-2] % key[-2]:
         raise InputError(
             f"{query[-2]} query heads are no multiple of {key[-2]} key heads.",
-            where=where,
+            where=_where(query, key, value),
             fix=f"a number of key heads that divides {query[-2]}; "
             "query head h reads key head h // (H // Hk).",
         )
 
 
-def _same(what: str, a: int, b: int, first: str, second: str, where: str) -> None:
-    if a != b:
-        raise InputError(
-            f"{what} differs: {a} in {first}, {b} in {second}.",
-            where=where,
-            fix=f"the same {what} in both.",
-        )
+def _where(query: Sequence[int], key: Sequence[int], value: Sequence[int]) -> str:
+    return f"query {list(query)} key {list(key)} value {list(value)}"
 
 
 def check_tensors(query: Tensor, named: dict[str, Tensor | None]) -> None:
@@ -107,18 +108,14 @@ def check_tensors(query: Tensor, named: dict[str, Tensor | None]) -> None:
                 f"{name} is on {tensor.device}, query on {query.device}.",
                 fix=f"{name}.to({str(query.device)!r}).",
             )
-        dtype = _name(tensor.dtype)
-        if (
-            name in ("query", "key", "value", "extra_key", "extra_value")
-            and tensor.dtype != query.dtype
-        ):
+        if tensor.dtype != query.dtype and name not in _OF_ANY_DTYPE:
             raise InputError(
-                f"{name} is {dtype}, query {_name(query.dtype)}.",
+                f"{name} is {_name(tensor.dtype)}, query {_name(query.dtype)}.",
                 fix=f"{name}.to(query.dtype).",
             )
-        if name == "query" and dtype not in DTYPES:
+        if name == "query" and _name(tensor.dtype) not in DTYPES:
             raise InputError(
-                f"query is {dtype}, not a dtype that attention runs in.",
+                f"query is {_name(tensor.dtype)}, not a dtype that attention runs in.",
                 fix=f"query.float(); it runs in {', '.join(DTYPES)}.",
             )
 
@@ -279,3 +276,40 @@ def check_plan(
             raise InputError(f"{name}={value!r} is {kind(value)}, not an integer.", fix=fix)
         raise InputError(f"{name}={value} is below {low}.", fix=fix)
     check_flags(flags)
+
+
+def check_parts(
+    outputs: Sequence[Tensor], lses: Sequence[Tensor]
+) -> tuple[list[Tensor], list[Tensor]]:
+    """The parts of `merge` as lists, of one shape, dtype and device."""
+    if isinstance(outputs, Tensor) or isinstance(lses, Tensor):
+        problem = "merge takes lists of outputs and logsumexps, not one tensor."
+        raise InputError(problem, fix="merge([out_a, out_b], [lse_a, lse_b]).")
+    outputs, lses = list(outputs), list(lses)
+    if not outputs or len(outputs) != len(lses):
+        raise InputError(
+            f"{len(outputs)} outputs and {len(lses)} logsumexps.",
+            fix="as many of both, at least one: merge([a, b], [x, y]).",
+        )
+    for out, lse in zip(outputs, lses, strict=True):
+        for name, given in (("an output", out), ("a logsumexp", lse)):
+            if not isinstance(given, Tensor):
+                raise InputError(f"{name} is {kind(given)}, not a tensor.", fix="torch.as_tensor.")
+        if out.shape != outputs[0].shape or lse.shape != out.shape[:-1]:
+            raise InputError(
+                f"output {list(out.shape)} and logsumexp {list(lse.shape)} "
+                f"do not fit {list(outputs[0].shape)}.",
+                fix="outputs [B, *space, H, Dv] and logsumexps [B, *space, H] of the same queries.",
+            )
+    for name, tensors in (("outputs", outputs), ("logsumexps", lses)):
+        kinds = {f"{_name(t.dtype)} on {t.device}": None for t in tensors}
+        if len(kinds) > 1 or not tensors[0].is_floating_point():
+            raise InputError(
+                f"{name} are {' and '.join(kinds)}.", fix="one floating dtype, one device."
+            )
+    if outputs[0].device != lses[0].device:
+        raise InputError(
+            f"outputs are on {outputs[0].device}, logsumexps on {lses[0].device}.",
+            fix="one device.",
+        )
+    return outputs, lses

@@ -112,6 +112,8 @@ def whole(name: str, value: SupportsIndex, low: int | None, hint: str = "") -> i
     """The value as an int, or a MaskError that names the field, what was found and what is
     legal.
     """
+    if type(value) is int and (-_LIMIT if low is None else low) <= value <= _LIMIT:
+        return value
     legal = (
         f"{name} is a whole number"
         + ("" if low is None else f" >= {low}")

@@ -26,7 +26,7 @@ from nbattn.version import __version__
 Facts = dict[str, Any]
 
 SECONDS = 120  # of the second process
-VARIABLES = {"NBATTN_CACHE": "where measured costs are kept; off: nowhere"}  # all that is read
+VARIABLES = {"NBATTN_CACHE": "where costs and cubins are kept; off: nowhere"}  # all that is read
 _IMPORT_NAMES = {
     "pyyaml": "yaml",
     "scikit-image": "skimage",
@@ -37,6 +37,7 @@ _IMPORT_NAMES = {
     "nvidia-cuda-nvrtc": "",
     "nvidia-cuda-runtime": "",
 }
+_KERNELS = ("launcher", "compiler", "compile", "cubins")
 _MARK = "nbattn-doctor "
 _FILES = 10_000
 
@@ -45,8 +46,8 @@ def report() -> Facts:
     """Everything that is known, as plain data; a part that fails says why instead.
 
     Returns:
-        What it is about → facts: nbattn, python, machine, torch, packages, backends, environment,
-        cache; and `usable`, whether at least one backend is.
+        What it is about → facts: nbattn, python, machine, torch, packages, backends, kernels,
+        environment, cache; and `usable`, whether at least one backend is.
     """
     packages = _guarded(_packages)
     names = [p["import_name"] for p in packages if p["installed"]] if _is_list(packages) else []
@@ -63,6 +64,7 @@ def report() -> Facts:
         "torch": _torch(probed),
         "packages": packages,
         "backends": backends,
+        "kernels": {part: probed.get(f"kernels: {part}", _untried(probed)) for part in _KERNELS},
         "environment": {name: os.environ.get(name) for name in VARIABLES},
         "cache": _guarded(_cache),
         "usable": _is_list(backends) and any(backend["usable"] for backend in backends),
@@ -223,7 +225,11 @@ def _loads(package: Facts, probed: Facts) -> Facts:
 
 
 def _torch(probed: Facts) -> Facts:
-    return probed.get("torch", {"error": probed.get("crash", "was not tried")})
+    return probed.get("torch", _untried(probed))
+
+
+def _untried(probed: Facts) -> Facts:
+    return {"error": probed.get("crash", "was not tried")}
 
 
 def _backends(probed: Facts) -> list[Facts]:
@@ -324,6 +330,8 @@ def _probes(names: list[str]) -> Iterator[tuple[str, Callable[[], Any]]]:
             for device in torch["devices"]:
                 where = device["name"]
                 yield f"{name} on {where}", lambda n=name, w=where: _guarded(lambda: _try(n, w))
+    for part in _KERNELS:
+        yield f"kernels: {part}", lambda p=part: _guarded(lambda: _kernels(p, torch))
     for name in names:
         yield f"import {name}", lambda n=name: _guarded(lambda: _import(n))
 
@@ -340,6 +348,19 @@ def _import(name: str) -> str | None:
     """None, or why a package does not load."""
     found = _guarded(lambda: importlib.import_module(name))
     return found["error"] if isinstance(found, dict) else None
+
+
+def _kernels(part: str, torch: Facts) -> Facts:
+    """One part of running kernels: what launches them, NVRTC, compiling, keeping."""
+    from nbattn.kernels import check, launch, nvrtc
+
+    if part == "launcher":
+        return {"missing": launch.missing()}
+    if part == "compiler":
+        return check.compiler()
+    found = [device["capability"] for device in torch.get("devices", []) if "capability" in device]
+    arch = nvrtc.arch_of((found[0][0], found[0][1])) if found else "80"
+    return check.compiles(arch) if part == "compile" else check.keeps(arch)
 
 
 def _torch_facts() -> Facts:

@@ -400,13 +400,15 @@ def merge(outputs: Sequence[Tensor], lses: Sequence[Tensor]) -> tuple[Tensor, Te
 
     Args:
         outputs: each `[B, *space, H, Dv]`.
-        lses: each `[B, *space, H]`, natural logarithm; -inf where nothing was read.
+        lses: each `[B, *space, H]`, natural logarithm; -inf where nothing was read: what the output
+            holds there does not matter.
 
     Returns:
-        The joint output and logsumexp, differentiable in all of them.
+        The joint output in the outputs' dtype, and the logsumexp in float32 or wider;
+        differentiable in all of them, as often as you like.
 
     Raises:
-        InputError: nothing to merge, or shapes that differ.
+        InputError: nothing to merge, or shapes, dtypes or devices that differ.
 
     >>> q, k = torch.randn(1, 8, 2, 16), torch.randn(1, 8, 2, 16)
     >>> halves = (k[:, :4], k[:, 4:])
@@ -415,30 +417,17 @@ def merge(outputs: Sequence[Tensor], lses: Sequence[Tensor]) -> tuple[Tensor, Te
     >>> torch.allclose(out, attention(q, k, k, Mask.full()), atol=1e-6)
     True
     """
-    if isinstance(outputs, Tensor) or isinstance(lses, Tensor):
-        problem = "merge takes lists of outputs and logsumexps, not one tensor."
-        raise InputError(problem, fix="merge([out_a, out_b], [lse_a, lse_b]).")
-    outputs, lses = list(outputs), list(lses)
-    if not outputs or len(outputs) != len(lses):
-        raise InputError(
-            f"{len(outputs)} outputs and {len(lses)} logsumexps.",
-            fix="as many of both, at least one: merge([a, b], [x, y]).",
-        )
-    for out, lse in zip(outputs, lses, strict=True):
-        if out.shape != outputs[0].shape or lse.shape != out.shape[:-1]:
-            raise InputError(
-                f"output {list(out.shape)} and logsumexp {list(lse.shape)} "
-                f"do not fit {list(outputs[0].shape)}.",
-                fix="outputs [B, *space, H, Dv] and logsumexps [B, *space, H] of the same queries.",
-            )
-    stacked = torch.stack(list(lses))
+    outputs, lses = arguments.check_parts(outputs, lses)
+    exact = torch.promote_types(outputs[0].dtype, lses[0].dtype)
+    stacked = torch.stack(lses).to(torch.promote_types(exact, torch.float32))
     empty = (stacked == float("-inf")).all(dim=0)
     safe = torch.where(empty, 0.0, stacked)
     lse = safe.logsumexp(dim=0)
     weights = torch.where(empty, 0.0, (safe - lse).exp())
+    # what a part without keys holds is nobody's: kernels leave 0 there, or NaN
     out = sum(
-        weight[..., None] * part.to(weight.dtype)
-        for weight, part in zip(weights, outputs, strict=True)
+        weight[..., None] * part.to(weight.dtype).masked_fill(nothing[..., None], 0)
+        for weight, part, nothing in zip(weights, outputs, stacked == float("-inf"), strict=True)
     )
     assert isinstance(out, Tensor)
     return out.to(outputs[0].dtype), lse.masked_fill(empty, float("-inf"))

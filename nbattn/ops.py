@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 from contextlib import AbstractContextManager, nullcontext
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -58,6 +59,7 @@ class Options(NamedTuple):
     return_lse: bool
 
 
+@cache
 def backend_module(name: str) -> Any:
     """The module of a backend, loaded when first used."""
     return importlib.import_module(f"nbattn.backends.{name.replace('-', '_')}")

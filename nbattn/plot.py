@@ -19,7 +19,8 @@ from nbattn import geometry, legend
 from nbattn.axis import describe
 from nbattn.errors import InputError
 from nbattn.geometry import BoundAxis
-from nbattn.planner.plan import Plan, Visit
+from nbattn.planner.plan import Plan
+from nbattn.planner.visits import Visit
 
 CELLS = 160  # longer axes are drawn by tiles
 LINED = 48  # cells a side that have lines between them

@@ -63,11 +63,35 @@ def flash2(
     return found
 
 
-def flash3(
-    rows: int, keys: int, left: int = -1, right: int = -1, causal: bool = False
+def sequences(
+    rows: int, keys: int, sizes: list[tuple[int, int]], left: int, right: int, causal: bool,
+    max_rows: int | None, max_keys: int | None,
+) -> np.ndarray:  # fmt: skip
+    """mha_varlen_fwd of Flash 2 on sequences that follow one another."""
+    assert (sum(a for a, _ in sizes), sum(b for _, b in sizes)) == (rows, keys)
+    found = np.zeros((rows, keys), dtype=bool)
+    row = key = 0
+    for many, of in sizes:
+        block = flash2(many, of, left, right, causal, "varlen", max_rows, max_keys)
+        found[row : row + many, key : key + of] = block
+        row, key = row + many, key + of
+    return found
+
+
+def flash2_cache(
+    rows: int, keys: int, left: int, right: int, causal: bool, capacity: int
 ) -> np.ndarray:
-    """hopper/flash_api.cpp and mask.h."""
-    if left >= keys - 1:
+    """mha_fwd_kvcache of Flash 2."""
+    return flash2(rows, keys, left, right, causal, "kvcache", max_keys=capacity)
+
+
+def flash3(
+    rows: int, keys: int, left: int = -1, right: int = -1, causal: bool = False,
+    capacity: int | None = None,
+) -> np.ndarray:  # fmt: skip
+    """hopper/flash_api.cpp and mask.h; a cache has a capacity, of which `keys` are used."""
+    seqlen_k = keys if capacity is None else capacity
+    if left >= seqlen_k - 1:
         left = -1
     if right >= rows - 1:
         right = -1
@@ -77,7 +101,7 @@ def flash3(
         right = 0
     causal = left < 0 and right == 0
     local = (left >= 0 or right >= 0) and not causal
-    left, right = (keys - 1 if left < 0 else left), (rows - 1 if right < 0 else right)
+    left, right = (seqlen_k - 1 if left < 0 else left), (rows - 1 if right < 0 else right)
     found = np.zeros((rows, keys), dtype=bool)
     for i in range(rows):
         diagonal = i + keys - rows
@@ -106,4 +130,22 @@ def flash4(
                 found[i, j] = False
             if right is not None and place > right:
                 found[i, j] = False
+    return found
+
+
+def query_blocks(
+    rows: int, keys: int, left: int | None, right: int | None, tile: tuple[int, int]
+) -> list[list[int]]:
+    """Per block of keys the blocks of queries that the backward's loop visits, for a bottom-right
+    window after the host's overrides: its bounds, one by one.
+    """
+    found: list[list[int]] = []
+    for block in range(-(-keys // tile[1])):
+        first_key, end_key = block * tile[1], (block + 1) * tile[1]
+        start, stop = 0, -(-rows // tile[0])
+        if right is not None:
+            start = max(start, (first_key + rows - keys - right) // tile[0])
+        if left is not None:
+            stop = min(stop, -(-(end_key + rows - keys + left) // tile[0]))
+        found.append(list(range(start, stop)))
     return found

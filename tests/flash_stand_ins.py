@@ -6,6 +6,7 @@ providers: what an adapter gets wrong shows as a wrong number or an error.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import flash_oracle
@@ -77,46 +78,102 @@ def backward(
     return query, key, value
 
 
-def unpacked(tensors: Arrays, starts: tuple[Tensor, Tensor]) -> Arrays:
-    """Sequences of equal lengths as a batch."""
+def sequences(
+    tensors: Arrays, starts: tuple[Tensor, Tensor]
+) -> Iterator[tuple[slice, slice, Arrays]]:
+    """The sequences of a packed batch that have queries, each as a batch of one."""
     for start in starts:
         assert start.dtype == torch.int32
-        assert (start.diff() == start[1]).all()
-    counts = (starts[0], starts[1], starts[1])
-    return tuple(
-        t.unflatten(0, (len(start) - 1, -1)) for t, start in zip(tensors, counts, strict=True)
-    )  # pyright: ignore
+        assert start.is_contiguous()
+        assert (start.diff() >= 0).all()
+    assert len(starts[0]) == len(starts[1])
+    assert [int(start[-1]) for start in starts] == [len(t) for t in tensors[:2]]
+    bounds = (start.tolist() for start in starts)
+    for at, to in zip(*(map(slice, start, start[1:]) for start in bounds), strict=True):
+        query, key, value = (t[part][None] for t, part in zip(tensors, (at, to, to), strict=True))
+        yield at, to, (query, key, value)
+
+
+WRITTEN: list[Tensor] = []  # the outputs that kernels were given to write into
+
+
+def written(out: Tensor, into: Tensor | None) -> Tensor:
+    """The output, in the memory that was given."""
+    if into is None:
+        return out
+    assert (into.shape, into.dtype, into.stride(-1)) == (out.shape, out.dtype, 1)
+    WRITTEN.append(into)
+    return into.copy_(out)
+
+
+class Flash2Extension:
+    """flash_attn_2_cuda 2.8: what its Python functions call, by position."""
+
+    def fwd(
+        self, q, k, v, out, alibi_slopes, dropout_p, softmax_scale, causal, window_size_left,
+        window_size_right, softcap, return_softmax, generator, /,
+    ):  # fmt: skip
+        assert (dropout_p, alibi_slopes, return_softmax, generator) == (0.0, None, False, None)
+        allowed = flash_oracle.flash2(
+            q.shape[1], k.shape[1], window_size_left, window_size_right, causal
+        )
+        found, lse = forward((q, k, v), allowed, softmax_scale, softcap, float("inf"))
+        return written(found, out), lse, None, None
+
+    def varlen_fwd(
+        self, q, k, v, out, cu_seqlens_q, cu_seqlens_k, seqused_k, leftpad_k, block_table,
+        alibi_slopes, max_seqlen_q, max_seqlen_k, dropout_p, softmax_scale, zero_tensors, causal,
+        window_size_left, window_size_right, softcap, return_softmax, generator, /,
+    ):  # fmt: skip
+        assert (dropout_p, zero_tensors, return_softmax) == (0.0, False, False)
+        unused = (seqused_k, leftpad_k, block_table, alibi_slopes, generator)
+        assert all(one is None for one in unused)
+        found, lse = torch.empty_like(q), q.new_empty(q.shape[1], q.shape[0])
+        for at, _, tensors in sequences((q, k, v), (cu_seqlens_q, cu_seqlens_k)):
+            rows, keys = (t.shape[1] for t in tensors[:2])
+            assert rows <= max_seqlen_q
+            assert keys <= max_seqlen_k
+            allowed = flash_oracle.flash2(
+                rows, keys, window_size_left, window_size_right, causal, "varlen", max_seqlen_q,
+                max_seqlen_k,
+            )  # fmt: skip
+            out_of, lse_of = forward(tensors, allowed, softmax_scale, softcap, float("inf"))
+            found[at], lse[:, at] = out_of[0], lse_of[0]
+        swaps = max_seqlen_q == 1 and q.shape[1] > k.shape[1]
+        swaps = swaps and window_size_left < 0 and window_size_right < 0
+        assert not (swaps and out is not None)  # it would not write there
+        return written(found, out), lse, None, None
+
+
+def cached(
+    q: Tensor, k_cache: Tensor, v_cache: Tensor, allowed: Any, scale: float, softcap: float,
+    used: int, empty: float,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """flash_attn_with_kvcache: the first `used` keys, in whatever strides the cache has."""
+    assert type(used) is int
+    assert 0 < used <= k_cache.shape[1] == v_cache.shape[1]
+    assert k_cache.stride(-1) == v_cache.stride(-1) == 1
+    return forward((q, k_cache[:, :used], v_cache[:, :used]), allowed, scale, softcap, empty)
 
 
 class Flash2:
     """flash_attn.flash_attn_interface 2.8, and the meaning of torch's operator."""
 
     softcaps = True
+    flash_attn_gpu = Flash2Extension()
 
-    def _flash_attn_forward(
-        self, q, k, v, dropout_p, softmax_scale, causal, window_size_left, window_size_right,
-        softcap, alibi_slopes, return_softmax,
+    def flash_attn_with_kvcache(
+        self, q, k_cache, v_cache, k=None, v=None, rotary_cos=None, rotary_sin=None,
+        cache_seqlens=None, cache_batch_idx=None, cache_leftpad=None, block_table=None,
+        softmax_scale=None, causal=False, window_size=(-1, -1), softcap=0.0,
+        rotary_interleaved=True, alibi_slopes=None, num_splits=0, return_softmax_lse=False,
     ):  # fmt: skip
-        assert (dropout_p, alibi_slopes, return_softmax) == (0.0, None, False)
+        assert (k, v, return_softmax_lse) == (None, None, True)
         allowed = flash_oracle.flash2(
-            q.shape[1], k.shape[1], window_size_left, window_size_right, causal
+            q.shape[1], cache_seqlens, *window_size, causal, "kvcache", max_keys=k_cache.shape[1]
         )
-        out, lse = forward((q, k, v), allowed, softmax_scale, softcap, float("inf"))
-        return out, lse, None, None
-
-    def _flash_attn_varlen_forward(
-        self, q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, dropout_p,
-        softmax_scale, causal, window_size_left=-1, window_size_right=-1, softcap=0.0,
-        alibi_slopes=None, return_softmax=False,
-    ):  # fmt: skip
-        assert (dropout_p, alibi_slopes, return_softmax) == (0.0, None, False)
-        tensors = unpacked((q, k, v), (cu_seqlens_q, cu_seqlens_k))
-        allowed = flash_oracle.flash2(
-            tensors[0].shape[1], tensors[1].shape[1], window_size_left, window_size_right, causal,
-            "varlen", max_seqlen_q, max_seqlen_k,
-        )  # fmt: skip
-        out, lse = forward(tensors, allowed, softmax_scale, softcap, float("inf"))
-        return out.flatten(0, 1), lse.transpose(0, 1).flatten(1), None, None
+        rest = (softmax_scale, softcap, cache_seqlens, float("inf"))
+        return cached(q, k_cache, v_cache, allowed, *rest)
 
     def _flash_attn_backward(
         self, dout, q, k, v, out, softmax_lse, dq, dk, dv, dropout_p, softmax_scale, causal,
@@ -135,19 +192,16 @@ class Flash2:
         max_seqlen_q, max_seqlen_k, dropout_p, softmax_scale, causal, window_size_left,
         window_size_right, softcap, alibi_slopes, deterministic, rng_state=None,
     ):  # fmt: skip
-        starts = (cu_seqlens_q, cu_seqlens_k)
-        tensors = unpacked((q, k, v), starts)
-        dout, out = (t.unflatten(0, (len(cu_seqlens_q) - 1, -1)) for t in (dout, out))
-        batch, rows = tensors[0].shape[:2]
-        allowed = flash_oracle.flash2(
-            rows, tensors[1].shape[1], window_size_left, window_size_right, causal, "varlen",
-            max_seqlen_q, max_seqlen_k,
-        )  # fmt: skip
         assert softmax_lse.is_contiguous()
-        lse = softmax_lse.unflatten(1, (batch, rows)).transpose(0, 1).contiguous()
-        found = backward(tensors, (dout, out, lse), allowed, softmax_scale, softcap, float("inf"))
-        for into, part in zip((dq, dk, dv), found, strict=True):
-            into.copy_(part.flatten(0, 1))
+        for at, to, tensors in sequences((q, k, v), (cu_seqlens_q, cu_seqlens_k)):
+            rows = (dout[at][None], out[at][None], softmax_lse[:, at].contiguous()[None])
+            allowed = flash_oracle.flash2(
+                tensors[0].shape[1], tensors[1].shape[1], window_size_left, window_size_right,
+                causal, "varlen", max_seqlen_q, max_seqlen_k,
+            )  # fmt: skip
+            found = backward(tensors, rows, allowed, softmax_scale, softcap, float("inf"))
+            for into, part, place in zip((dq, dk, dv), found, (at, to, to), strict=True):
+                into[place] = part[0]
 
 
 def aten_forward(
@@ -156,16 +210,39 @@ def aten_forward(
     block_table=None, num_splits=None,
 ):  # fmt: skip
     """aten::_flash_attention_forward."""
-    window = (is_causal, window_size_left, window_size_right, 0.0, None, False)
-    if cum_seq_q is None:
-        assert (max_q, max_k) == (q.shape[1], k.shape[1])
-        out, lse, *_ = Flash2()._flash_attn_forward(q, k, v, dropout_p, scale, *window)
-    else:
-        out, lse, *_ = Flash2()._flash_attn_varlen_forward(
-            q, k, v, cum_seq_q, cum_seq_k, max_q, max_k, dropout_p, scale, *window
-        )
+    out, lse, *_ = aten_written(
+        None, q, k, v, cum_seq_q, cum_seq_k, max_q, max_k, dropout_p, is_causal, scale,
+        window_size_left, window_size_right,
+    )  # fmt: skip
     none = torch.empty(0)
     return out, lse, none, none.clone(), none.clone()
+
+
+def aten_forward_into(
+    out, q, k, v, cum_seq_q, cum_seq_k, max_q, max_k, dropout_p, is_causal, return_debug_mask, *,
+    scale=None, window_size_left=None, window_size_right=None, seqused_k=None, alibi_slopes=None,
+    block_table=None, num_splits=None,
+):  # fmt: skip
+    """aten::_flash_attention_forward_no_dropout_inplace."""
+    _, lse, *_ = aten_written(
+        out, q, k, v, cum_seq_q, cum_seq_k, max_q, max_k, dropout_p, is_causal, scale,
+        window_size_left, window_size_right,
+    )  # fmt: skip
+    return lse
+
+
+def aten_written(
+    out, q, k, v, cum_seq_q, cum_seq_k, max_q, max_k, dropout_p, is_causal, scale, left, right
+):
+    """Torch's copy of Flash 2, which has no softcap."""
+    window, extension = (is_causal, left, right, 0.0, False, None), Flash2Extension()
+    if cum_seq_q is None:
+        assert (max_q, max_k) == (q.shape[1], k.shape[1])
+        return extension.fwd(q, k, v, out, None, dropout_p, scale, *window)
+    return extension.varlen_fwd(
+        q, k, v, out, cum_seq_q, cum_seq_k, None, None, None, None, max_q, max_k, dropout_p, scale,
+        False, *window,
+    )  # fmt: skip
 
 
 def aten_backward(
@@ -185,18 +262,44 @@ def aten_backward(
     return tuple(grads)
 
 
+FLASH3 = (
+    "fwd(Tensor q, Tensor k, Tensor v, *, Tensor(out!)? out=None, float? softmax_scale=None, "
+    "bool is_causal=False, int window_size_left=-1, int window_size_right=-1, float softcap=0., "
+    "int num_splits=0) -> (Tensor(out!), Tensor, Tensor, Tensor)"
+)
+
+
+def flash3_forward(
+    q, k, v, *, out=None, softmax_scale=None, is_causal=False, window_size_left=-1,
+    window_size_right=-1, softcap=0.0, num_splits=0,
+):  # fmt: skip
+    """flash_attn_3::fwd, with those of its arguments that are used here."""
+    assert num_splits == 1
+    allowed = flash_oracle.flash3(
+        q.shape[1], k.shape[1], window_size_left, window_size_right, is_causal
+    )
+    found, lse = forward((q, k, v), allowed, softmax_scale, softcap, float("-inf"))
+    return written(found, out), lse, torch.empty(0), torch.empty(0)
+
+
 class Flash3:
     """flash_attn_interface of flash-attn 3."""
 
-    def _flash_attn_forward(
-        self, q, k, v, *, softmax_scale=None, causal=False, window_size_left=-1,
-        window_size_right=-1, softcap=0.0,
+    def flash_attn_with_kvcache(
+        self, q, k_cache, v_cache, k=None, v=None, qv=None, rotary_cos=None, rotary_sin=None,
+        cache_seqlens=None, cache_batch_idx=None, cache_leftpad=None, page_table=None,
+        cu_seqlens_q=None, cu_seqlens_k_new=None, max_seqlen_q=None, rotary_seqlens=None,
+        q_descale=None, k_descale=None, v_descale=None, softmax_scale=None, causal=False,
+        window_size=(-1, -1), attention_chunk=0, softcap=0.0, rotary_interleaved=True,
+        scheduler_metadata=None, num_splits=0, pack_gqa=None, sm_margin=0,
+        return_softmax_lse=False,
     ):  # fmt: skip
+        assert (k, v, return_softmax_lse) == (None, None, True)
         allowed = flash_oracle.flash3(
-            q.shape[1], k.shape[1], window_size_left, window_size_right, causal
+            q.shape[1], cache_seqlens, *window_size, causal, k_cache.shape[1]
         )
-        out, lse = forward((q, k, v), allowed, softmax_scale, softcap, float("-inf"))
-        return out, lse, None, None
+        rest = (softmax_scale, softcap, cache_seqlens, float("-inf"))
+        return *cached(q, k_cache, v_cache, allowed, *rest), None, None
 
     def _flash_attn_backward(
         self, dout, q, k, v, out, softmax_lse, *, dq, dk, dv, softmax_scale=None, is_causal=False,
@@ -216,14 +319,15 @@ class Flash4:
 
     def _flash_attn_fwd(
         self, q, k, v, *, softmax_scale=None, causal=False, softcap=None, window_size_left=None,
-        window_size_right=None, return_lse=False,
+        window_size_right=None, return_lse=False, out=None,
     ):  # fmt: skip
         assert return_lse
         assert softcap is None or softcap > 0
         allowed = flash_oracle.flash4(
             q.shape[1], k.shape[1], window_size_left, window_size_right, causal
         )
-        return forward((q, k, v), allowed, softmax_scale, softcap or 0.0, float("-inf"))
+        found, lse = forward((q, k, v), allowed, softmax_scale, softcap or 0.0, float("-inf"))
+        return written(found, out), lse
 
     def _flash_attn_bwd(
         self, q, k, v, out, dout, lse, *, softmax_scale=None, causal=False, softcap=0.0,

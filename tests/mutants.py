@@ -44,6 +44,10 @@ FUSED, UNFUSED, SLOTS, LEGACY, MODULES, PARAMETERS, DINAT = (
 SOURCES, NVRTC, CUBINS, LAUNCH = (
     f"nbattn/kernels/{name}.py" for name in ("sources", "nvrtc", "cubins", "launch")
 )
+PROGRAMS, FLASH_COSTS, PACKING = (
+    f"nbattn/planner/{name}.py" for name in ("programs", "flash_costs", "packing")
+)
+FUNCTIONAL = "nbattn/functional.py"
 FLEX, FLEX_BLOCKS = "nbattn/backends/flex.py", "nbattn/dialects/flex.py"
 SERIES, WALKS = "nbattn/series.py", "nbattn/dialects/walks.py"
 # fmt: on
@@ -192,6 +196,11 @@ MUTANTS = [
     Mutant("sink-gradient-tiled", TILED, "self.sink.add_(", "self.sink.sub_(", "values"),
     Mutant("sink-gradient-joined", "nbattn/backends/joining.py", "return -(weight * delta)",
            "return (weight * delta)", "values"),
+    Mutant("merge-empty-part", FUNCTIONAL, ".masked_fill(nothing[..., None], 0)", "", "merge"),
+    Mutant("merge-empty-row", FUNCTIONAL, "safe = torch.where(empty, 0.0, stacked)",
+           "safe = stacked", "merge"),
+    Mutant("merge-in-halves", FUNCTIONAL, ".to(torch.promote_types(exact, torch.float32))", "",
+           "merge"),
     # rewrites for dense kernels
     Mutant("triangle-limited", REWRITES, "if last < min(group.keys, start + rows) or",
            "if", "planner support"),
@@ -230,6 +239,32 @@ MUTANTS = [
            "    if False:\n        merge", "flash_backends"),
     Mutant("own-lse-in-backward", CALLS, "_rows(call.query, whole)",
            "_rows(call.query, Rows(out, lse + 1, grad_out, grad_lse))", "flash_backends"),
+    Mutant("backward-first", MEANING, "(column - band.right) // tile[0]",
+           "(column - band.right) // tile[0] + 1", "flash_dialects"),
+    Mutant("backward-end", MEANING, "(-column - tile[1] - band.left)",
+           "(-column - tile[1] - band.left + 1)", "flash_dialects"),
+    Mutant("backward-tiles", FLASH_COSTS, ", size, backward=backward)", ", size)",
+           "flash_programs"),
+    Mutant("cache-past-its-filling", MEANING, "[:, None], self.read(columns))",
+           "[:, None], columns)", "flash_dialects flash_programs"),
+    Mutant("cache-of-training", LOWERING, "    if request.training:\n        return Reason(\"back",
+           "    if False:\n        return Reason(\"back", "flash_programs"),
+    Mutant("cache-capacity", LOWERING, "(request.key_space[number] - 1 - last) // axis.step + 1",
+           "(request.key_space[number] - last) // axis.step + 1", "flash_programs"),
+    Mutant("cache-launches", FLASH_COSTS, '== "kvcache" for call', "is None for call",
+           "flash_programs"),
+    Mutant("pack-longest", PACKING, "    lengths += [(run.queries, run.keys) for run in found]\n",
+           "", "flash_backends"),
+    Mutant("pack-shared-keys", PACKING, "piece.query.start < row or piece.key.start < key",
+           "piece.query.start < row", "flash_programs"),
+    Mutant("pack-gap", PACKING, "piece.key.start - key)", "0)", "flash_programs flash_backends"),
+    Mutant("sequences-in-place", MEANING, "lo + to.start, 0)", "lo, 0)", "flash_programs"),
+    Mutant("rows-copied", CALLS, "into = None if joins else call.query.rows_of(out)",
+           "into = None", "flash_backends"),
+    Mutant("rows-unwritten", CALLS, "if not program.writes_all(_space(inputs)):", "if False:",
+           "flash_backends"),
+    Mutant("rows-counted-twice", PROGRAMS, "for call in self.calls if not call.joins)",
+           "for call in self.calls)", "flash_backends"),
     # the layer
     Mutant("layer-parts", LAYER, "query, key, value = self._parts(",
            "query, value, key = self._parts(", "nn"),
@@ -289,6 +324,15 @@ MUTANTS = [
     Mutant("hf-sink", HF, "sink=s_aux", "sink=None", "transformers"),
     Mutant("hf-softcap", HF, "softcap=softcap", "softcap=None", "transformers"),
     Mutant("hf-scale", HF, "scale=scaling", "scale=None", "transformers"),
+    Mutant("hf-chunk-by-positions", HF_RULES, "int(positions.max()) + 1 if", "end if",
+           "transformers"),
+    Mutant("hf-padding-rows", HF, " or attention_mask.shape[0] != batch", "", "transformers"),
+    Mutant("hf-weights-by-configuration", HF, '"output_attentions", False):',
+           '"output_attention", False):', "transformers"),
+    Mutant("hf-chunk-padding", HF_RULES, "end - int(padding.min())", "end - int(padding.max())",
+           "transformers transformers_models"),
+    Mutant("hf-cross-keys", HF, "query.shape[2], key.shape[2])", "query.shape[2], query.shape[2])",
+           "transformers transformers_models"),
     Mutant("hf-sizes", HF, "if given.sizes != sizes:", "if False:", "transformers"),
     # the drop-in
     Mutant("natten-scale-of-zero", FUSED, "scale=scale,\n        extra_key",

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
+from nbattn.errors import BackendError
+from nbattn.kernels import toolkit
 from nbattn.kernels.variant import Variant
 
 FILES = {
@@ -44,3 +48,14 @@ def write(folder: Path, **changes: str) -> Path:
 def variant(head_dim: int = 64, shared_bytes: int = 0, threads: int = 128) -> Variant:
     constants = (("NB_HEAD_DIM", head_dim),)
     return Variant("probe.cu", "nb_probe", constants, threads, shared_bytes)
+
+
+def absent() -> str | None:
+    try:
+        toolkit.headers()
+    except BackendError as error:
+        return error.problem
+    return None
+
+
+needs_nvrtc = pytest.mark.skipif(absent() is not None, reason=str(absent()))

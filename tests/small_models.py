@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 import transformers
 from torch import Tensor
@@ -113,6 +114,28 @@ def make(name: str, dtype: torch.dtype = torch.float64, **changes: Any) -> Any:
         if parameter.endswith("sinks"):
             torch.nn.init.normal_(values, std=2.0)
     return model
+
+
+def fill(model: Any) -> Any:
+    """The model in float64, in eval mode, with matrices that matter."""
+    torch.manual_seed(0)
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            torch.nn.init.normal_(parameter, std=0.3)
+    return model.double().eval()
+
+
+def exact_softmax(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Eager attention computes its softmax in float32, which for float64 is a loss: leave it out.
+
+    It also turns a row without keys, all at float64's minimum, into NaN, which spreads.
+    """
+    softmax = torch.nn.functional.softmax
+
+    def exact(scores: Tensor, dim: int | None = None, *_: Any, dtype: Any = None) -> Tensor:
+        return softmax(scores, dim=dim, dtype=None if scores.dtype == torch.float64 else dtype)
+
+    monkeypatch.setattr(torch.nn.functional, "softmax", exact)
 
 
 def tokens(batch: int, length: int) -> Tensor:

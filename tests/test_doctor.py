@@ -11,9 +11,11 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+from probe_kernel import absent, needs_nvrtc
 
 from nbattn import cli, doctor
 from nbattn.cli import doctor as command
+from nbattn.kernels import nvrtc
 from nbattn.planner import measured
 from nbattn.planner.request import BACKENDS
 
@@ -293,6 +295,50 @@ def test_cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         doctor._cache()["costs"] == f"{folder / 'costs.json'} has format None, this version reads 1"
     )
     measured.forget()
+
+
+@needs_nvrtc
+def test_kernels_compile_and_are_kept(tmp_path: Path) -> None:
+    facts = json.loads(run("--json", NBATTN_CACHE=str(tmp_path / "cache")).stdout)["kernels"]
+    assert facts["compiler"]["version"] == "{}.{}".format(*nvrtc.version())
+    assert facts["compile"]["kernel"] == "nb_delta"
+    assert 0 < facts["compile"]["registers"] <= 255
+    (kept,) = (tmp_path / "cache" / "cubins").iterdir()
+    assert facts["cubins"]["path"] == str(kept.parent)
+    assert (facts["cubins"]["files"], facts["cubins"]["bytes"]) == (1, kept.stat().st_size)
+    assert facts["cubins"]["works"] is True
+    assert facts["cubins"]["seconds"] < facts["compile"]["seconds"]
+
+
+@needs_nvrtc
+def test_a_cache_of_kernels_that_others_may_write_is_said(tmp_path: Path) -> None:
+    folder = tmp_path / "cache" / "cubins"
+    folder.mkdir(parents=True)
+    folder.chmod(0o777)
+    done = run(NBATTN_CACHE=str(tmp_path / "cache"))
+    (line,) = (line for line in done.stdout.splitlines() if line.split()[:1] == ["cubins"])
+    assert "works no" in line
+    assert f"{folder} is writable by others: chmod go-w {folder}" in line
+    assert list(folder.iterdir()) == []
+
+
+def test_kernels_without_cupy_or_nvrtc_say_what_to_install(tmp_path: Path, healthy) -> None:
+    assert healthy["kernels"]["cubins"] == {"path": None} or absent()
+    (tmp_path / "sitecustomize.py").write_text(
+        "import sys, importlib.util as u\n"
+        "find = u.find_spec\n"
+        "u.find_spec = lambda name, *rest: None if name == 'cupy' else find(name, *rest)\n"
+        "from nbattn.errors import BackendError\n"
+        "from nbattn.kernels import toolkit\n"
+        "def library(): raise BackendError('NVRTC is nowhere.', fix=toolkit.FIX)\n"
+        "toolkit.library = library\n"
+    )
+    facts = json.loads(run("--json", path=tmp_path).stdout)
+    fix = 'pip install "nbattn[cuda13]"'
+    assert facts["kernels"]["launcher"]["missing"].startswith(f"CuPy is not installed: {fix}")
+    for part in ("compiler", "compile"):
+        assert facts["kernels"][part]["error"].startswith("BackendError: NVRTC is nowhere. fix: ")
+    assert facts["usable"] is True
 
 
 def test_exit_status(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

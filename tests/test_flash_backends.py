@@ -7,6 +7,7 @@ and how their parts are joined; `tests/gpu/test_flash.py` asks the real kernels.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import dense_attention
@@ -18,13 +19,16 @@ from torch import Tensor
 
 import nbattn
 from nbattn import Axis, BackendError, Mask
+from nbattn.backends import calls, flash_model
 from nbattn.backends import flash as flash_backend
+from nbattn.dialects.dense import Dense
 from nbattn.planner import dispatch
+from nbattn.planner.programs import AxisView, Call, Program, View
 
 Count = Callable[[str, int], None]
 Space = tuple[int, ...]
 PROVIDERS = ("aten", "fa2", "fa3", "fa4")
-STRATEGIES = ("translate", "trim", "split", "virtual-pad", "pad")
+STRATEGIES = ("translate", "trim", "split", "virtual-pad", "pack", "pad")
 
 MASKS: dict[str, tuple[Mask, Space, Space]] = {
     "full": (Mask(Axis()), (9,), (7,)),
@@ -45,6 +49,9 @@ MASKS: dict[str, tuple[Mask, Space, Space]] = {
     "prefix": (Mask(Axis(1, causal=True, prefix=3)), (14,), (14,)),
     "prefix, open": (Mask(Axis(1, 1, prefix=3)), (9,), (11,)),
     "blocks": (Mask(Axis(2, 1, stride=4)), (16,), (16,)),
+    "ragged blocks": (Mask(Axis(2, 1, stride=4)), (18,), (20,)),
+    "ragged causal blocks": (Mask(Axis(3, causal=True, stride=4)), (18,), (20,)),
+    "folded, rows outside": (Mask(Axis(0, 0), Axis(9, 1, offset=-3)), (3, 20), (3, 6)),
     "folded": (Mask(Axis(0, 0), Axis(2, causal=True)), (3, 6), (3, 6)),
     "flat": (Mask(Axis(), Axis()), (3, 4), (2, 5)),
 }  # fmt: skip
@@ -146,11 +153,19 @@ def providers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(
         flash_backend, "import_module", lambda name: modules.get(name) or known(name)
     )
-    library = torch.library.Library("aten", "IMPL")
-    library.impl("_flash_attention_forward", flash_stand_ins.aten_forward, "CPU")
-    library.impl("_flash_attention_backward", flash_stand_ins.aten_backward, "CPU")
+    aten, flash3 = (
+        torch.library.Library("aten", "IMPL"),
+        torch.library.Library("flash_attn_3", "DEF"),
+    )
+    aten.impl("_flash_attention_forward", flash_stand_ins.aten_forward, "CPU")
+    aten.impl(flash_backend._WRITES, flash_stand_ins.aten_forward_into, "CPU")
+    aten.impl("_flash_attention_backward", flash_stand_ins.aten_backward, "CPU")
+    flash3.define(flash_stand_ins.FLASH3)
+    flash3.impl("fwd", flash_stand_ins.flash3_forward, "CPU")
+    flash_stand_ins.WRITTEN.clear()
     yield
-    library._destroy()
+    aten._destroy()
+    flash3._destroy()
 
 
 def through(
@@ -243,7 +258,17 @@ DECODING = {
 }
 
 
-@pytest.mark.parametrize("backend", ["flash-model:aten", "flash-model:fa4", "tiled", "auto"])
+WAYS = {
+    "flash-model:aten": (),
+    "flash-model:fa4": (),
+    "flash-model:fa2": ("kv-cache",),
+    "flash-model:fa3": ("kv-cache",),
+    "tiled": (),
+    "auto": (),
+}
+
+
+@pytest.mark.parametrize("backend", WAYS)
 @pytest.mark.parametrize("name", DECODING)
 def test_prefill_and_decode_are_one_pass(name: str, backend: str, cases: Count) -> None:
     mask, length = DECODING[name], 17
@@ -259,12 +284,164 @@ def test_prefill_and_decode_are_one_pass(name: str, backend: str, cases: Count) 
                     made["query"][:, at:stop],
                     (made[side][:, :stop] for side in ("key", "value")),
                 )
-                parts.append(nbattn.attention(query, key, value, mask, backend=backend))
+                named = {"backend": backend, "require": WAYS[backend]}
+                parts.append(nbattn.attention(query, key, value, mask, **named))
                 at = stop
             torch.testing.assert_close(torch.cat(parts, 1), whole, rtol=0, atol=1e-12)
             cases("flash values, decode", 1)
 
 
+@pytest.mark.usefixtures("providers")
+@pytest.mark.parametrize("provider", ["fa2", "fa3"])
+@pytest.mark.parametrize("name", DECODING)
+def test_the_cache_entry_of_a_provider(name: str, provider: str, cases: Count) -> None:
+    """The whole cache is given; what lies behind the filled part is not read."""
+    for queries, keys in ((1, 30), (3, 30), (7, 7), (16, 4), (4, 17)):
+        mask = DECODING[name]
+        made = {key: t.detach() for key, t in tensors((queries,), (keys,)).items()}
+        plan = nbattn.plan(
+            mask, made["query"].shape, made["key"].shape, value_dim=3, dtype="float64",
+            device="cpu", backend=f"flash-model:{provider}", require=("kv-cache",),
+        )  # fmt: skip
+        assert plan.chosen.program is not None
+        want, want_lse = nbattn.attention(**made, mask=mask, backend="reference", return_lse=True)
+        read = torch.from_numpy(matrix(mask.axes, (queries,), (keys,)).any(0))
+        for side in ("key", "value"):
+            made[side][:, int(read.nonzero().max()) + 1 :] = 1e6
+        inputs = flash_backend.Inputs(**made, sink=None, key_range=None, extra_key=None,
+                                      extra_value=None, scale=5**-0.5, softcap=None)  # fmt: skip
+        for run in (flash_backend.forward, flash_model.forward):
+            out, lse = run(plan.chosen.program, inputs, return_lse=True)
+            torch.testing.assert_close(out, want, rtol=0, atol=1e-12)
+            torch.testing.assert_close(lse, want_lse, rtol=0, atol=1e-12)
+            cases("flash values, kv-cache", 1)
+
+
 def test_the_data_of_a_cuda_device_lists_what_is_installed() -> None:
     assert "torch" not in dispatch._installed()
     assert set(dispatch._installed()) <= {"flash-attn", "flash-attn-3", "flash-attn-4"}
+
+
+# Rows of the output, written by the kernels themselves
+
+
+def part_of(piece: Tensor, whole: Tensor) -> bool:
+    """Whether a tensor is memory of another one."""
+    return piece.untyped_storage().data_ptr() == whole.untyped_storage().data_ptr()
+
+
+def even(mask: Mask, queries: Space, keys: Space, **asked: Any) -> tuple[Any, Any, Tensor]:
+    """A program on heads of 8, which no kernel wants padded: it, its inputs, what they give."""
+    sizes = {"query": (queries, 4), "key": (keys, 2), "value": (keys, 2)}
+    made = {
+        name: random((2, *space, heads, 8), n)
+        for n, (name, (space, heads)) in enumerate(sizes.items())
+    }
+    plan = nbattn.plan(
+        mask, made["query"].shape, made["key"].shape, dtype="float64", device="cpu", **asked
+    )
+    inputs = flash_backend.Inputs(**made, sink=None, key_range=None, extra_key=None,
+                                  extra_value=None, scale=0.3, softcap=None)  # fmt: skip
+    want = nbattn.attention(**made, mask=mask, scale=0.3, backend="reference")
+    return plan.chosen.program, inputs, want
+
+
+@pytest.mark.usefixtures("providers")
+@pytest.mark.parametrize("provider", PROVIDERS)
+@pytest.mark.parametrize("label", MASKS)
+def test_kernels_write_their_rows_into_the_output(label: str, provider: str, cases: Count) -> None:
+    """One piece of the output per call, at its own rows; nothing is copied there."""
+    mask, queries, keys = MASKS[label]
+    for strategy in ("translate", "trim", "split"):
+        try:
+            program, inputs, want = even(
+                mask, queries, keys, backend=f"flash-model:{provider}", require=(strategy,)
+            )
+        except BackendError:
+            continue
+        flash_stand_ins.WRITTEN.clear()
+        out, _ = flash_backend.forward(program, inputs, return_lse=True)
+        torch.testing.assert_close(out, want, rtol=0, atol=1e-12)
+        if calls._is_single(program, inputs) or any(call.joins for call in program.calls):
+            assert not flash_stand_ins.WRITTEN
+            continue
+        rows = [call.query.rows_of(out) for call in program.calls]
+        if any(part is None for part in rows):  # residues of two samples in the batch
+            continue
+        places = [(part.data_ptr(), part.shape, part.stride()) for part in rows]
+        given = [(one.data_ptr(), one.shape, one.stride()) for one in flash_stand_ins.WRITTEN]
+        assert given == places
+        assert all(part_of(one, out) for one in flash_stand_ins.WRITTEN)
+        cases(f"flash rows, {provider} written in place", len(rows))
+
+
+@pytest.mark.usefixtures("providers")
+@pytest.mark.parametrize("provider", PROVIDERS)
+def test_the_model_writes_where_kernels_do(provider: str) -> None:
+    """The rows a kernel is given are memory of the output, for the model as for the providers."""
+    mask, queries, keys = MASKS["shift"]
+    program, inputs, want = even(mask, queries, keys, backend=f"flash-model:{provider}")
+    given: list[Tensor] = []
+
+    class Watched(flash_model.Model):
+        def forward(
+            self, call: Any, arrays: Any, scale: Any, softcap: Any, into: Any = None
+        ) -> Any:
+            given.append(into)
+            out, lse = super().forward(call, arrays, scale, softcap, into)
+            assert out is into
+            return out, lse
+
+    out, _ = calls.forward(program, inputs, Watched())
+    assert len(given) == len(program.calls) == 3
+    assert all(part_of(one, out) for one in given)
+    torch.testing.assert_close(out, want, rtol=0, atol=1e-12)
+
+
+@pytest.mark.usefixtures("providers")
+def test_what_a_kernel_cannot_write_is_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Heads of another size, packed rows of several samples, a torch without the operator."""
+    mask, queries, keys = MASKS["rows outside"]
+    attend = through("aten", mask, "trim", queries, keys)  # heads of 5, values of 3
+    compare(mask, queries, keys, tensors(queries, keys), {}, attend, lse_gradient=False)
+    program, inputs, want = even(
+        mask, queries, keys, backend="flash-model:aten", require=("virtual-pad",)
+    )
+    found, _ = flash_backend.forward(program, inputs, return_lse=True)
+    torch.testing.assert_close(found, want, rtol=0, atol=1e-12)
+    monkeypatch.setattr(flash_backend, "_WRITES", "of another version")
+    program, inputs, want = even(mask, queries, keys, backend="flash-model:aten", require=("trim",))
+    found, _ = flash_backend.forward(program, inputs, return_lse=True)
+    torch.testing.assert_close(found, want, rtol=0, atol=1e-12)
+    assert not flash_stand_ins.WRITTEN
+
+
+def test_a_call_that_joins_writes_no_rows() -> None:
+    halves = [View((AxisView(start, 3),)) for start in (0, 3)]
+    whole = Program(tuple(Call(half, half, Dense()) for half in halves))
+    assert whole.writes_all((6,))
+    first, second = whole.calls
+    assert not Program((first, replace(second, joins=True))).writes_all((6,))
+
+
+@pytest.mark.parametrize("provider", ["aten", "fa4"])
+@pytest.mark.parametrize("label", MASKS)
+def test_rows_that_no_call_writes_are_zero(label: str, provider: str) -> None:
+    """In memory that is full of NaN where nobody has written."""
+    mask, queries, keys = MASKS[label]
+    made = {name: t.detach() for name, t in tensors(queries, keys).items()}
+    want, want_lse = nbattn.attention(**made, mask=mask, backend="reference", return_lse=True)
+    torch.use_deterministic_algorithms(True)
+    try:
+        for strategy in STRATEGIES:
+            try:
+                found, lse = nbattn.attention(
+                    **made, mask=mask, backend=f"flash-model:{provider}", require=(strategy,),
+                    return_lse=True,
+                )  # fmt: skip
+            except BackendError:
+                continue
+            torch.testing.assert_close(found, want, rtol=0, atol=1e-12)
+            torch.testing.assert_close(lse, want_lse, rtol=0, atol=1e-12)
+    finally:
+        torch.use_deterministic_algorithms(False)

@@ -134,6 +134,35 @@ def test_flash_3_is_its_host_code(causal: bool, cases: Count) -> None:
         cases("meaning, flash 3", 1)
 
 
+def test_flash_3_compares_with_the_capacity_of_its_cache(cases: Count) -> None:
+    """Which changes no mask: a side that reaches the capacity reaches every key."""
+    sides, more = (-1, 0, 1, 3, 6, 9, 12), (0, 1, 4)
+    shapes = product((1, 2, 3, 5, 9), repeat=2)
+    for (rows, keys), left, right, extra, causal in product(
+        shapes, sides, sides, more, (False, True)
+    ):
+        told = Told(left, right, causal, max_keys=keys + extra, used=keys)
+        found = Flash("fa3", "kvcache", told).allowed((rows,), (keys + extra,))
+        assert not found[:, keys:].any()
+        want = flash_oracle.flash3(rows, keys, left, right, causal, keys + extra)
+        assert np.array_equal(found[:, :keys], want), (told, rows)
+        assert np.array_equal(want, flash_oracle.flash3(rows, keys, left, right, causal))
+        cases("meaning, flash 3 kvcache", 1)
+
+
+@pytest.mark.parametrize("provider", ["fa2", "fa3"])
+def test_a_cache_is_read_as_far_as_it_is_filled(provider: str) -> None:
+    """4 queries on the last of 6 keys, in a cache of 9."""
+    call = tell(provider, Band(0, 2), 4, 6, capacity=9)
+    assert call.describe() == "kvcache window_size=(2, 0) cache_seqlens=6 of 9"
+    want = np.zeros((4, 9), dtype=bool)
+    want[:, :6] = matrix(Band(0, 2), 4, 6)
+    assert np.array_equal(call.allowed((4,), (9,)), want)
+    assert call.rows(0, 4, 9)[1][:, 1].tolist() == want.sum(1).tolist()
+    first, end = call.key_blocks((2, 2), 4, 9)
+    assert (first.tolist(), end.tolist()) == ([0, 1], [2, 3])
+
+
 @pytest.mark.parametrize("causal", [False, True])
 def test_flash_4_is_its_host_code(causal: bool, cases: Count) -> None:
     sides = (None, *SIDES, -7)
@@ -210,6 +239,65 @@ def test_the_blocks_a_kernel_visits_hold_every_pair(tile_: tuple[int, int], case
         cases("tiles, blocks of keys", len(first))
 
 
+@pytest.mark.parametrize("tile_", [(1, 1), (2, 2), (4, 2), (2, 4), (3, 5)])
+def test_the_blocks_a_backward_visits_hold_every_pair(tile_: tuple[int, int], cases: Count) -> None:
+    for call, rows, keys in configurations():
+        allowed = call.allowed((rows,), (keys,))
+        first, end = call.query_blocks(tile_, rows, keys)
+        assert len(first) == -(-keys // tile_[1])
+        for n, column in enumerate(range(0, keys, tile_[1])):
+            held = np.flatnonzero(allowed[:, column : column + tile_[1]].any(1)) // tile_[0]
+            assert 0 <= first[n] <= end[n]
+            assert end[n] <= max(-(-rows // tile_[0]), first[n])
+            if held.size:
+                assert first[n] <= held.min()
+                assert end[n] > held.max()
+        cases("tiles, blocks of queries", len(first))
+
+
+def test_the_blocks_of_a_backward_are_those_of_its_loop(cases: Count) -> None:
+    """Every trimmed band, told to each provider, in two tile shapes."""
+    sides = (None, *range(9))
+    for (rows, keys), left, right in product(product(range(1, 8), repeat=2), sides, sides):
+        found = trim(Band(left, right), rows, keys)
+        if found is None:
+            continue
+        shift = found.keys - found.rows
+        window = (
+            None if found.band.left is None else found.band.left + shift,
+            None if found.band.right is None else found.band.right - shift,
+        )
+        for provider, tile_ in product(("aten", "fa4"), ((2, 3), (3, 2))):
+            call = tell(provider, found.band, found.rows, found.keys, varlen=provider == "aten")
+            first, end = call.query_blocks(tile_, found.rows, found.keys)
+            want = flash_oracle.query_blocks(found.rows, found.keys, *window, tile_)
+            assert [list(range(a, b)) for a, b in zip(first, end, strict=True)] == want
+            cases("tiles, loops of the backward", 1)
+
+
+BACKWARD = {
+    ("aten", "sm_80", 64): (128, 128),
+    ("aten", "sm_90", 96): (64, 128),
+    ("aten", "sm_90", 192): (64, 64),
+    ("fa2", "sm_86", 32): (128, 128),
+    ("fa2", "sm_89", 128): (64, 64),
+    ("fa2", "sm_120", 256): (64, 32),
+    ("fa3", "sm_80", 192): (64, 80),
+    ("fa3", "sm_86", 128): (64, 96),
+    ("fa3", "sm_90", 128): (64, 128),
+    ("fa3", "sm_90", 256): (64, 80),
+    ("fa4", "sm_90", 256): (64, 64),
+    ("fa4", "sm_100", 128): (128, 128),
+    ("fa4", "sm_120", 64): (64, 64),
+}
+
+
+@pytest.mark.parametrize(("provider", "on", "size"), BACKWARD)
+def test_the_tiles_of_a_backward(provider: str, on: str, size: int) -> None:
+    want = BACKWARD[provider, on, size]
+    assert tile(provider, device.named(on), size, backward=True) == want
+
+
 def test_the_blocks_of_the_seeds_own_example() -> None:
     """7,688 queries, 2,048 keys, causal from the top-left corner, tiles of 128 x 64."""
     call = tell("aten", Band(None, 0), 7688, 2048, varlen=True)
@@ -219,6 +307,11 @@ def test_the_blocks_of_the_seeds_own_example() -> None:
     assert not first.any()
     assert end[:17].tolist() == [2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30, 32, 32]
     assert set(end[16:].tolist()) == {32}
+    first, end = call.query_blocks(
+        tile("aten", device.named("sm_90"), 128, backward=True), 7688, 2048
+    )
+    assert first.tolist() == [2 * n for n in range(16)]  # 128 keys in 64 queries
+    assert set(end.tolist()) == {121}
     dense = tell("aten", Band(None, 0), 7688, 2048)
     assert dense.band(7688, 2048) == Band()  # 5640 >= 2048: unlimited, so every key is read
 

@@ -30,7 +30,7 @@ from nbattn.planner.programs import Call, View
 from nbattn.planner.request import Request
 
 Count = Callable[[str, int], None]
-PROVIDERS = ("aten", "fa3", "fa4")  # fa2 reads as aten does
+PROVIDERS = ("aten", "fa3", "fa4")  # fa2 reads as aten does, and has a cache besides
 
 
 def request_for(mask: Mask, queries: Any, keys: Any, **fields: Any) -> Request:
@@ -48,11 +48,11 @@ def request_for(mask: Mask, queries: Any, keys: Any, **fields: Any) -> Request:
 
 
 def found_for(mask: Mask, queries: Any, keys: Any, **fields: Any) -> list[Candidate]:
-    """The model's candidates of `PROVIDERS`."""
+    """The model's candidates of `PROVIDERS`, and the kv-cache entry of Flash 2."""
     request = request_for(mask, queries, keys, **fields)
     names = [f"flash-model:{name}" for name in PROVIDERS]
     every = flash.candidates(request, bind(mask, queries, keys))
-    return [candidate for candidate in every if candidate.backend in names]
+    return [c for c in every if c.backend in names or c.strategy == "kv-cache"]
 
 
 @lru_cache(100_000)
@@ -62,9 +62,19 @@ def kernel(call: Flash, rows: int, keys: int) -> np.ndarray:
     window = (told.left, told.right, told.causal)
     if call.provider == "fa4":
         return flash_oracle.flash4(rows, keys, *window)
+    if call.entry == "kvcache":
+        assert told.used is not None
+        assert told.max_keys == keys
+        found = np.zeros((rows, keys), dtype=bool)
+        host = flash_oracle.flash3 if call.provider == "fa3" else flash_oracle.flash2_cache
+        found[:, : told.used] = host(rows, told.used, *window, keys)
+        return found
     if call.provider == "fa3":
         return flash_oracle.flash3(rows, keys, *window)
     lengths = (told.max_queries, told.max_keys)
+    if call.runs:
+        sizes = [(run.queries, run.keys) for run in call.runs for _ in range(run.times)]
+        return flash_oracle.sequences(rows, keys, sizes, *window, *lengths)
     return flash_oracle.flash2(rows, keys, *window, call.entry, *lengths)
 
 
@@ -102,11 +112,11 @@ def check(axis: Axis, queries: int, keys: int, want: np.ndarray, cases: Count) -
         if candidate.program is None:
             assert candidate.reasons
             continue
-        able.add(candidate.backend)
+        able.add(candidate.backend.removesuffix("fa2"))
         times = played(candidate.program.calls, queries, keys)
         assert np.array_equal(times, want.astype(int)), (axis, queries, keys, candidate.name)
         cases(f"flash programs, {candidate.strategy}", 1)
-    assert len(able) == len(PROVIDERS), (axis, queries, keys)
+    assert len(able - {"flash-model:"}) == len(PROVIDERS), (axis, queries, keys)
 
 
 # The grid of clipped windows: masks with equal bands share their programs.
@@ -304,6 +314,32 @@ def test_the_schedule_of_the_seeds_example_lists_the_blocks() -> None:
     assert plan.chosen.cost.visited_pairs == 8 * len(visits) * 128 * 64
 
 
+def test_the_backward_of_the_seeds_example_lists_the_blocks() -> None:
+    """Block n of 128 keys is read from query 128 n on: of 121 blocks of 64 queries all but 2 n."""
+    shapes = (1, 7688, 8, 128), (1, 2048, 8, 128)
+    plan = nbattn.plan(Mask.causal(), *shapes, device="sm_90", backend="flash", training=True)
+    blocks: dict[int, list[tuple[int, bool]]] = {}
+    visits = list(plan.schedule(backward=True))
+    for visit in visits:
+        ((keys,),) = visit.keys
+        assert visit.queries[0].start % 64 == 0
+        blocks.setdefault(keys.start // 128, []).append((visit.queries[0].start // 64, visit.full))
+    assert list(blocks) == list(range(16))
+    for n, found in blocks.items():
+        assert [m for m, _ in found] == list(range(2 * n, 121))
+        assert [full for _, full in found] == [False] * 2 + [True] * (119 - 2 * n)
+    cost = plan.chosen.cost
+    assert cost is not None
+    assert cost.backward_pairs == 8 * len(visits) * 64 * 128
+    assert cost.visited_pairs == 8 * len(list(plan.schedule())) * 128 * 64
+    assert cost.flops == 2 * (128 + 128) * (cost.visited_pairs + 2.5 * cost.backward_pairs)
+    forward = nbattn.plan(Mask.causal(), *shapes, device="sm_90", backend="flash")
+    assert forward.chosen.cost is not None
+    assert forward.chosen.cost.backward_pairs == 0
+    with pytest.raises(nbattn.InputError, match="it has no backward to show"):
+        forward.schedule(backward=True)
+
+
 # Choices and reasons
 
 
@@ -317,6 +353,123 @@ def test_every_strategy_can_be_required_and_forbidden() -> None:
     every = ("split", "virtual-pad", "pad")
     with pytest.raises(BackendError, match="uses 'split', which is forbidden"):
         nbattn.plan(Mask.causal(), *shapes, device="sm_80", backend="flash", forbid=every)
+
+
+# Sequences of one varlen call
+
+
+def test_a_trimmed_batch_is_one_call_without_a_copy() -> None:
+    """Boundaries 0, a, b, N for queries and 0, k0, k1, M for keys; the rest are rows of zeros."""
+    mask = Mask(Axis(150, 0, offset=-20))  # rows 20 … 269 read, of 1000
+    shapes = (3, 1000, 2, 8), (3, 100, 2, 8)
+    plan = nbattn.plan(mask, *shapes, device="sm_80", backend="flash")
+    assert plan.chosen.name == "flash:aten/pack"
+    assert plan.chosen.program is not None
+    (call,) = plan.chosen.program.calls
+    assert isinstance(call.arguments, Flash)
+    assert call.arguments.runs == ((20, 0, 1), (250, 100, 1), (730, 0, 1))
+    assert call.arguments.describe().endswith("in 3 sequences")
+    assert plan.verify()
+    assert np.array_equal(plan.support(), axis_matrix(mask.axes[0], 1000, 100))
+    others = {c.strategy: c.cost for c in plan.candidates if c.cost and c.backend == "flash:aten"}
+    assert plan.chosen.cost is not None
+    assert plan.chosen.cost.calls == 1
+    assert others["virtual-pad"].calls > 1
+    assert others["virtual-pad"].bytes > plan.chosen.cost.bytes
+    assert others["virtual-pad"].visited_pairs == plan.chosen.cost.visited_pairs
+    visits = list(plan.schedule())
+    assert {row for visit in visits for row in visit.queries[0]} == set(range(20, 270))
+
+
+def test_blocks_and_a_ragged_one_are_sequences_of_one_call() -> None:
+    """Which are two calls otherwise."""
+    for fields, runs in (
+        ({}, ((4, 4, 4), (2, 4, 1))),
+        ({"causal": True}, ((4, 4, 4), (2, 2, 1), (0, 2, 1))),
+    ):
+        axis = Axis(3, causal=True, stride=4) if fields else Axis(2, 1, stride=4)
+        every = [c for c in found_for(Mask(axis), (18,), (20,)) if c.backend.endswith("aten")]
+        found = {c.strategy: c.program for c in every if c.program}
+        packed, dense = found["pack"], found.get("translate", found.get("trim"))
+        assert dense is not None
+        assert (len(packed.calls), len(dense.calls)) == (1, 2)
+        assert packed.calls[0].arguments.runs == runs
+        assert np.array_equal(played(packed.calls, 18, 20), axis_matrix(axis, 18, 20).astype(int))
+
+
+@pytest.mark.parametrize(
+    ("axis", "text"),
+    [
+        (Axis(3, 3, border="shift"), "its pieces share keys: sequences do not"),
+        (Axis(3, 3), "one sequence: nothing to pack"),
+        (Axis(2, 1, border="wrap"), "its pieces serve the same queries: sequences do not"),
+        (Axis(2, dilation=3), "its pieces are not rows of positions, one behind the other"),
+        (Axis(9, 0, stride=4), "its pieces share keys: sequences do not"),
+    ],
+)
+def test_what_is_no_sequence_says_why(axis: Axis, text: str) -> None:
+    named = {"device": "cpu", "backend": "flash-model:aten", "require": ("pack",)}
+    with pytest.raises(BackendError, match=f"pack[^:]*: {text}"):
+        nbattn.plan(Mask(axis), (1, 24, 2, 8), **named)
+
+
+def test_too_many_sequences_for_the_grid() -> None:
+    mask, named = Mask(Axis(3, causal=True, stride=4)), {"device": "sm_80", "backend": "flash"}
+    with pytest.raises(BackendError, match="aten/pack: 80016 sequences are over the grid of 65535"):
+        nbattn.plan(mask, (8, 40_002, 2, 8), (8, 40_004, 2, 8), **named)
+
+
+DECODES = Mask.from_transformers(5)
+
+
+@pytest.mark.parametrize("provider", ["fa2", "fa3"])
+def test_the_cache_entry_by_name_and_never_by_itself(provider: str) -> None:
+    """A slice says the same with one launch less."""
+    shapes: dict[str, Any] = {"query_shape": (2, 3, 2, 8), "key_shape": (2, 30, 2, 8)}
+    named = shapes | {"device": "cpu", "dtype": "float32", "backend": f"flash-model:{provider}"}
+    plan = nbattn.plan(DECODES, **named)
+    assert plan.chosen.strategy != "kv-cache"
+    asked = nbattn.plan(DECODES, **named, require=("kv-cache",))
+    assert asked.chosen.name == f"flash-model:{provider}/kv-cache"
+    assert asked.verify()
+    assert np.array_equal(asked.support(), matrix(DECODES.axes, (3,), (30,)))
+    behind = Mask(Axis(4, causal=True, align="bottom-right", offset=-20))
+    late = nbattn.plan(behind, **named, require=("kv-cache",))
+    assert late.chosen.program is not None
+    (call,) = late.chosen.program.calls
+    assert call.arguments.describe() == "kvcache window_size=(4, 0) cache_seqlens=7 of 27"
+    assert late.verify()
+    assert {keys.stop for visit in late.schedule() for (keys,) in visit.keys} == {10}
+    cheaper, costs = plan.chosen.cost, asked.chosen.cost
+    assert cheaper is not None
+    assert costs is not None
+    assert (costs.calls, costs.visited_pairs) == (cheaper.calls + 1, cheaper.visited_pairs)
+
+
+@pytest.mark.parametrize(
+    ("mask", "fields", "text"),
+    [
+        (Mask.causal(), {}, 'align="top-left" puts a decoded query on key 0'),
+        (Mask(Axis(2, 2, align="bottom-right")), {}, "right=2 reads keys that come later"),
+        (DECODES, {"training": True}, "the kv-cache entry has no backward"),
+    ],
+)
+def test_the_cache_entry_raises_with_its_reason(mask: Mask, fields: Any, text: str) -> None:
+    named = {"device": "cpu", "backend": "flash-model:fa2", "require": ("kv-cache",)} | fields
+    with pytest.raises(BackendError, match=text):
+        nbattn.plan(mask, (1, 3, 2, 8), (1, 30, 2, 8), **named)
+
+
+def test_the_cache_is_the_one_long_axis_of_keys() -> None:
+    """Where nothing is masked it is the axis with the keys, whichever is long in queries."""
+    mask = Mask(Axis(causal=True, align="bottom-right"), Axis())
+    named: dict[str, Any] = {"device": "cpu", "dtype": "float32", "backend": "flash-model:fa2"}
+    shapes = (1, 1, 3, 2, 8), (1, 1, 9, 2, 8)
+    plan = nbattn.plan(mask, *shapes, **named, require=("kv-cache",))
+    assert plan.support().all()
+    assert plan.verify()
+    with pytest.raises(BackendError, match="a cache has one long axis of keys"):
+        nbattn.plan(mask, (1, 1, 3, 2, 8), (1, 4, 9, 2, 8), **named, require=("kv-cache",))
 
 
 def test_zero_padding_is_refused_with_its_error() -> None:

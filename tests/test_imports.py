@@ -47,7 +47,8 @@ ALLOWED = {
     "legend": "errors axis mask geometry",
     "draw": "errors axis mask geometry legend",
     "plot": "errors axis mask geometry planner legend draw",
-    "doctor": "errors version machine cache mask dialects planner backends functional config",
+    "doctor": "errors version machine cache mask dialects kernels planner backends functional"
+    " config",
     "bench": "errors machine timing axis mask geometry dialects planner functional config",
     "tune": "errors machine timing cache axis mask geometry dialects planner functional config"
     " bench",

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import probe_kernel
 import pytest
-from test_kernel_nvrtc import needs_nvrtc
+from probe_kernel import needs_nvrtc
 
 from nbattn import cache
 from nbattn.errors import BackendError

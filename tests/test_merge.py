@@ -141,6 +141,76 @@ def test_rows_empty_in_every_part_stay_empty_and_have_no_gradient() -> None:
     assert not grads[2][:, 2].any()
 
 
+def test_what_an_empty_part_holds_does_not_matter() -> None:
+    """Some kernels leave NaN in rows without keys."""
+    outputs = [random(2, 5, 3, 4, seed=seed) for seed in (1, 2)]
+    lses = [random(2, 5, 3, seed=seed) for seed in (3, 4)]
+    lses[0][:, :2] = lses[1][:, :1] = -INFINITY
+    outputs[0][:, 0], outputs[0][:, 1], outputs[1][:, 0] = float("nan"), INFINITY, -INFINITY
+    leaves = [t.requires_grad_() for t in (*outputs, *lses)]
+    out, lse = nbattn.merge(outputs, lses)
+    assert not out[:, 0].any()
+    assert close(out[:, 1], outputs[1][:, 1], 1e-14)
+    assert out.isfinite().all()
+    for grad in torch.autograd.grad(out.sum() + lse[:, 1:].sum(), leaves):
+        assert grad.isfinite().all()
+
+
+def test_it_computes_in_the_wider_dtype_and_at_least_in_float32() -> None:
+    outputs, lses = [random(1, 5, 3, 4)] * 2, [random(1, 5, 3).float()] * 2
+    out, lse = nbattn.merge(outputs, lses)
+    assert out.dtype == lse.dtype == torch.float64
+    assert close(out, outputs[0], 1e-15)
+    halves = [t.bfloat16() for t in lses]
+    _, lse = nbattn.merge([t.bfloat16() for t in outputs], halves)
+    assert lse.dtype == torch.float32
+    assert close(lse, halves[0].float() + torch.tensor(2.0).log(), 1e-6)
+
+
+def joined(query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+    """Two parts, merged; the second has rows without keys."""
+    mask = Mask(Axis(2, 1))
+    return nbattn.merge(*split(query, key, key, mask, [0, 3, 8], "tiled"))
+
+
+def whole(query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+    found = nbattn.attention(query, key, key, Mask(Axis(2, 1)), return_lse=True)
+    assert isinstance(found, tuple)
+    return found
+
+
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")  # torch's own jvp
+def test_transforms_and_compilers_go_through() -> None:
+    query, key = random(3, 1, 8, 2, 4), random(3, 1, 8, 2, 4, seed=1)
+
+    def loss(run: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]) -> Callable[..., Tensor]:
+        def total(query: Tensor, key: Tensor) -> Tensor:
+            out, lse = run(query, key)
+            return out.square().sum() + lse.sin().sum()
+
+        return total
+
+    found, wanted = (
+        torch.vmap(torch.func.grad(loss(run), (0, 1)))(query, key) for run in (joined, whole)
+    )
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one, other)
+    outputs, lses = [random(1, 5, 3, 4)] * 2, [random(1, 5, 3, seed=n) for n in (1, 2)]
+    lses[1][:, 0] = -INFINITY
+    _, tangent = torch.func.jvp(
+        lambda lse: nbattn.merge(outputs, [lse, lses[1]])[1],
+        (lses[0],),
+        (torch.ones_like(lses[0]),),
+    )
+    torch.testing.assert_close(tangent, (lses[0] - torch.logaddexp(*lses)).exp())
+    torch._dynamo.reset()
+    compiled = torch.compile(nbattn.merge, fullgraph=True, backend="aot_eager")
+    for one, other in zip(compiled(outputs, lses), nbattn.merge(outputs, lses), strict=True):
+        torch.testing.assert_close(one, other)
+    torch._dynamo.reset()
+
+
 def test_gradients_by_finite_differences() -> None:
     outputs = [random(1, 3, 2, 2, seed=seed).requires_grad_() for seed in (1, 2, 3)]
     lses = [random(1, 3, 2, seed=seed).requires_grad_() for seed in (4, 5, 6)]
@@ -193,6 +263,11 @@ OUT, LSE = torch.zeros(2, 5, 3, 4), torch.zeros(2, 5, 3)
         ([OUT], [LSE[:, :4]], r"\[2, 4, 3\]"),
         ([OUT, OUT], [LSE, OUT], r"\[2, 5, 3, 4\]"),
         ([OUT], [LSE.mT], r"\[2, 3, 5\]"),
+        ([OUT, OUT.half()], [LSE, LSE], "outputs are float32 on cpu and float16 on cpu."),
+        ([OUT, OUT], [LSE, LSE.double()], "logsumexps are float32 on cpu and float64 on cpu."),
+        ([OUT.long()], [LSE], "outputs are int64 on cpu."),
+        ([OUT], [LSE.to("meta")], "outputs are on cpu, logsumexps on meta."),
+        ([[1.0]], [LSE], "an output is a list, not a tensor."),
     ],
 )
 def test_what_does_not_fit_is_refused_in_words(

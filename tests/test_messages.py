@@ -528,11 +528,11 @@ attention(q, q, q, window, require=None)
 
 attention(q, q, q, window, require=("crop",))
     InputError: require names 'crop', which is neither a strategy nor a backend.
-      fix:   one of 'dense', 'causal', 'mask', 'tile', 'translate', 'trim', 'split', 'virtual-pad', 'pad', 'zero-pad', 'fold', 'merge', 'blocks', 'window', 'mma', 'simt', 'reference', 'tiled', 'sdpa', 'flash', 'flash:aten', 'flash:fa2', 'flash:fa3', 'flash:fa4', 'flash-model', 'flash-model:aten', 'flash-model:fa2', 'flash-model:fa3', 'flash-model:fa4', 'cuda', 'flex', 'natten'.
+      fix:   one of 'dense', 'causal', 'mask', 'tile', 'translate', 'trim', 'split', 'virtual-pad', 'pack', 'pad', 'zero-pad', 'kv-cache', 'fold', 'merge', 'blocks', 'window', 'mma', 'simt', 'reference', 'tiled', 'sdpa', 'flash', 'flash:aten', 'flash:fa2', 'flash:fa3', 'flash:fa4', 'flash-model', 'flash-model:aten', 'flash-model:fa2', 'flash-model:fa3', 'flash-model:fa4', 'cuda', 'flex', 'natten'.
 
 attention(q, q, q, window, forbid=("crop",))
     InputError: forbid names 'crop', which is neither a strategy nor a backend.
-      fix:   one of 'dense', 'causal', 'mask', 'tile', 'translate', 'trim', 'split', 'virtual-pad', 'pad', 'zero-pad', 'fold', 'merge', 'blocks', 'window', 'mma', 'simt', 'reference', 'tiled', 'sdpa', 'flash', 'flash:aten', 'flash:fa2', 'flash:fa3', 'flash:fa4', 'flash-model', 'flash-model:aten', 'flash-model:fa2', 'flash-model:fa3', 'flash-model:fa4', 'cuda', 'flex', 'natten'.
+      fix:   one of 'dense', 'causal', 'mask', 'tile', 'translate', 'trim', 'split', 'virtual-pad', 'pack', 'pad', 'zero-pad', 'kv-cache', 'fold', 'merge', 'blocks', 'window', 'mma', 'simt', 'reference', 'tiled', 'sdpa', 'flash', 'flash:aten', 'flash:fa2', 'flash:fa3', 'flash:fa4', 'flash-model', 'flash-model:aten', 'flash-model:fa2', 'flash-model:fa3', 'flash-model:fa4', 'cuda', 'flex', 'natten'.
 
 attention(t(1, 4096, 2, 16), t(1, 4096, 2, 16), t(1, 4096, 2, 16), window, backend="sdpa")
     BackendError: sdpa cannot run this:
@@ -734,6 +734,11 @@ plan(Mask(Axis(causal=True), Axis(causal=True)), (1, 4, 4, 2, 16), device="cpu",
 plan(window, (1, 1 << 15, 2, 16), device="cpu").support()
     InputError: 32768 x 32768 pairs are over the limit of 67108864.
       fix:   plan.verify()
+
+plan(window, shape, dtype="float32", device="cpu").schedule(backward=True)
+    InputError: the plan is for inference: it has no backward to show.
+      given: query [1, 8, 2, 16] key [1, 8, 2, 16] float32 cpu
+      fix:   nbattn.plan(..., training=True).
 
 run(t(1, 9, 2, 16), t(1, 9, 2, 16), t(1, 9, 2, 16))
     InputError: the plan is for query_space=(8,), the tensors have (9,).

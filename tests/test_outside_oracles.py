@@ -1,17 +1,20 @@
 """Owns the converters and dialects against other libraries' own masks, computed on a CPU.
 
-Each test runs where its library is installed and is skipped with the reason elsewhere; for all of
-them: `pip install transformers xformers flash-attn-4 einops`. The package itself needs none.
+Each test runs where its library is installed and is skipped with the reason elsewhere. `make
+oracles` installs all of them, in the versions of the extra `oracles`, beside the environment of
+development, and runs these tests. The package itself needs none.
 """
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Callable
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, distribution
 from importlib.util import module_from_spec, spec_from_file_location
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -36,6 +39,22 @@ def library(name: str) -> Any:
             return import_module(name)
     except ImportError as error:
         pytest.skip(f"{name} is not to be imported here: {error}")
+
+
+def file_of(package: str, path: str) -> Any:
+    """One file of a distribution as a module, without its neighbours, which want a GPU."""
+    try:
+        place = distribution(package).locate_file(path)
+    except PackageNotFoundError:
+        pytest.skip(f"{package} is not installed")
+    name = f"only_{Path(path).stem}"
+    spec = spec_from_file_location(name, str(place))
+    assert spec is not None
+    assert spec.loader is not None
+    module = module_from_spec(spec)
+    sys.modules[name] = module  # its dataclasses look themselves up
+    spec.loader.exec_module(module)
+    return module
 
 
 def same(mask: Mask, queries: int, keys: int, want: torch.Tensor, offset: int = 0) -> None:
@@ -108,7 +127,7 @@ XFORMERS: dict[str, tuple[str, tuple[int, ...], Mask]] = {
 @pytest.mark.parametrize("label", XFORMERS)
 def test_the_biases_of_xformers(label: str, cases: Count) -> None:
     name, arguments, mask = XFORMERS[label]
-    bias = getattr(library("xformers.ops.fmha.attn_bias"), name)(*arguments)
+    bias = getattr(file_of("xformers", "xformers/ops/fmha/attn_bias.py"), name)(*arguments)
     for queries, keys in SHAPES:
         same(mask, queries, keys, bias.materialize((queries, keys)) == 0)
         cases("outside, xformers", 1)
@@ -119,16 +138,7 @@ def test_the_biases_of_xformers(label: str, cases: Count) -> None:
 
 def flash_attn_4() -> Any:
     library("einops")
-    try:
-        path = distribution("flash-attn-4").locate_file("flash_attn/cute/testing.py")
-    except PackageNotFoundError:
-        pytest.skip("flash-attn-4 is not installed")
-    spec = spec_from_file_location("flash_attn_4_testing", str(path))
-    assert spec is not None
-    assert spec.loader is not None
-    module = module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return file_of("flash-attn-4", "flash_attn/cute/testing.py")
 
 
 def test_the_local_mask_of_flash_attn_4(cases: Count) -> None:

@@ -1104,10 +1104,10 @@ def pairs_of(space: tuple[int, ...], ranges: tuple[range, ...]) -> np.ndarray:
     return np.ravel_multi_index(flat, space) if math.prod(space) else np.zeros(0, dtype=int)
 
 
-def check_schedule(plan: Plan) -> None:
+def check_schedule(plan: Plan, *, backward: bool = False) -> None:
     request, allowed = plan.request, oracle_of(plan.request)
     visits = np.zeros(allowed.shape, dtype=int)
-    for visit in plan.schedule():
+    for visit in plan.schedule(backward=backward):
         rows = pairs_of(request.query_space, visit.queries)
         columns = [pairs_of(request.key_space, box) for box in visit.keys]
         together = np.concatenate([*columns, np.zeros(0, dtype=int)])
@@ -1125,6 +1125,8 @@ def test_a_schedule_visits_every_pair_once(cases: Count, request_: Request) -> N
         if candidate.program is not None:
             check_schedule(Plan(request_, candidate, (candidate,)))
             cases(f"planner, schedule: {candidate.backend}/{candidate.strategy}", 1)
+            if request_.training:
+                check_schedule(Plan(request_, candidate, (candidate,)), backward=True)
 
 
 def test_a_schedule_marks_full_blocks() -> None:

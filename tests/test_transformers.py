@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from small_models import DECODERS, HEADS, MODELS, WINDOW, make, padding, tokens
+from small_models import DECODERS, HEADS, MODELS, WINDOW, exact_softmax, make, padding, tokens
 from torch import Tensor
 from transformers import DynamicCache, StaticCache, masking_utils
 
@@ -33,7 +33,6 @@ RECEIVED = {
     "modernbert": [Axis(), Axis(WINDOW, WINDOW)],
     "vit": [Axis(), Axis()],
 }
-_softmax = torch.nn.functional.softmax
 
 
 @pytest.fixture(autouse=True)
@@ -45,15 +44,7 @@ def registered() -> Iterator[None]:
 
 @pytest.fixture
 def float64(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Eager attention computes its softmax in float32, which for float64 is a loss: leave it out.
-
-    It also turns a row without keys, all at float64's minimum, into NaN, which spreads.
-    """
-
-    def exact(scores: Tensor, dim: int | None = None, *_: Any, dtype: Any = None) -> Tensor:
-        return _softmax(scores, dim=dim, dtype=None if scores.dtype == torch.float64 else dtype)
-
-    monkeypatch.setattr(torch.nn.functional, "softmax", exact)
+    exact_softmax(monkeypatch)
 
 
 @pytest.fixture
@@ -371,11 +362,19 @@ def test_positions_of_static_caches_may_be_tensors():
     assert integration.layer_mask(*where).mask == Mask(Axis(None, 0, causal=True, offset=7))
 
 
+def ready(model_name: str, switch: str | None = None, **changes: Any) -> Any:
+    """A model on nbattn; a switch of its configuration was set before."""
+    model = make(model_name, torch.float32, **changes)
+    if switch is not None:
+        setattr(model.config, switch, True)
+    model.set_attn_implementation("nbattn")
+    return model
+
+
 def ask(model_name: str = "mistral", **given: Any) -> Any:
     """Run a model on nbattn, with something it should refuse."""
-    changes = given.pop("changes", {})
-    model = make(model_name, torch.float32, **changes)
-    model.set_attn_implementation("nbattn")
+    changes, switch = given.pop("changes", {}), given.pop("switch", None)
+    model = ready(model_name, switch, **changes)
     return model.train(bool(changes))(**{"input_ids": tokens(BATCH, LENGTH), **given})
 
 
@@ -396,6 +395,7 @@ def parts(**named: Any) -> Any:
     )
 
 
+PIXELS = torch.zeros(BATCH, 3, 20, 20)
 HOLED = torch.tensor([[1] * LENGTH, [1] * 4 + [0] + [1] * (LENGTH - 5)])
 RESTARTING = torch.tensor([[*range(9), *range(LENGTH - 9)]] * BATCH)
 FULL = masking_utils.bidirectional_mask_function
@@ -408,8 +408,13 @@ REFUSED = {
     ),
     "user_3d_mask": (
         lambda: ask(attention_mask=torch.ones(BATCH, LENGTH, LENGTH)),
-        "attention_mask has 3 dimensions [2, 19, 19].\n"
-        "  fix:   attention_mask as [B, length], 1 for tokens and 0 for padding.",
+        "attention_mask is [2, 19, 19], the batch 2.\n"
+        "  fix:   attention_mask as [2, length], 1 for tokens and 0 for padding.",
+    ),
+    "padding_of_one_row": (
+        lambda: ask(attention_mask=torch.ones(1, LENGTH)),
+        "attention_mask is [1, 19], the batch 2.\n"
+        "  fix:   attention_mask as [2, length], 1 for tokens and 0 for padding.",
     ),
     "holes": (
         lambda: ask(attention_mask=HOLED),
@@ -451,6 +456,16 @@ REFUSED = {
         lambda: ask(output_attentions=True),
         "output_attentions is set: nbattn never has the attention weights.\n"
         '  fix:   attn_implementation="eager".',
+    ),
+    "output_attentions_by_configuration": (
+        lambda: ask("vit", input_ids=None, pixel_values=PIXELS, switch="output_attentions"),
+        "output_attentions is set: nbattn never has the attention weights.\n"
+        '  fix:   attn_implementation="eager".',
+    ),
+    "export": (
+        lambda: torch.export.export(ready("mistral"), (tokens(BATCH, LENGTH),)),
+        "torch.export: a mask is made of the values of the padding, which it does not have.\n"
+        '  fix:   export with attn_implementation="eager".',
     ),
     "head_mask": (
         lambda: ask(head_mask=torch.ones(2, HEADS)),
@@ -501,6 +516,18 @@ REFUSED = {
         "chunked attention: 4 keys do not fit into one chunk of 3. Chunks end at their own "
         "borders, which no window does.\n"
         "  fix:   inputs of up to 3 tokens, or "
+        'attn_implementation="sdpa", which takes any mask.',
+    ),
+    "chunks_by_positions": (
+        lambda: rule(
+            masking_utils.remap_positions_for_packed_sequence(
+                masking_utils.chunked_causal_mask_function(8, torch.zeros(2).long()),
+                torch.arange(5, 9)[None],
+            )
+        ),
+        "chunked attention: 9 keys do not fit into one chunk of 8. Chunks end at their own "
+        "borders, which no window does.\n"
+        "  fix:   inputs of up to 8 tokens, or "
         'attn_implementation="sdpa", which takes any mask.',
     ),
     "blocks": (

@@ -36,9 +36,17 @@ class Kernel(Protocol):
     """Raw forward and backward of one call on q, k, v as `[B, N, H, D]`."""
 
     def forward(
-        self, call: Flash, arrays: Arrays, scale: float, softcap: float | None
+        self,
+        call: Flash,
+        arrays: Arrays,
+        scale: float,
+        softcap: float | None,
+        into: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Output `[B, N, H, Dv]` and logsumexp `[B, N, H]`, -inf for rows without keys."""
+        """Output `[B, N, H, Dv]` and logsumexp `[B, N, H]`, -inf for rows without keys.
+
+        A kernel that can write into the rows `into` does so, and gives back that very tensor.
+        """
         ...
 
     def backward(
@@ -63,10 +71,12 @@ def forward(program: Program, inputs: Inputs, kernel: Kernel) -> tuple[Tensor, T
     return out.to(inputs.query.dtype), lse
 
 
-def _forward(call: Call, inputs: Inputs, kernel: Kernel) -> tuple[Tensor, Tensor]:
+def _forward(
+    call: Call, inputs: Inputs, kernel: Kernel, into: Tensor | None
+) -> tuple[Tensor, Tensor]:
     """Output and logsumexp of one call, on its own rows."""
     told, arrays, scale = _told(call, inputs)
-    return kernel.forward(told, arrays, scale, inputs.softcap)
+    return kernel.forward(told, arrays, scale, inputs.softcap, into)
 
 
 def _backward(call: Call, inputs: Inputs, kernel: Kernel, rows: Rows) -> Arrays:
@@ -112,16 +122,21 @@ def _space(inputs: Inputs) -> tuple[int, ...]:
 
 
 def _joined(program: Program, inputs: Inputs, kernel: Kernel) -> tuple[Tensor, Tensor]:
-    """The rows of all calls in one output; it is exact between joins, and 0 where nothing is
-    read.
+    """The rows of all calls in one output, 0 where nothing is read.
+
+    Kernels write their rows themselves; where parts join, the output is exact in between, which no
+    kernel writes.
     """
     joins = inputs.has_extra or any(call.joins for call in program.calls)
-    out = new_output(inputs.query, inputs.value)
-    out = (out.to(accumulate_dtype(out.dtype)) if joins else out).zero_()
-    lse = new_lse(inputs.query).fill_(float("-inf"))
+    out, lse = new_output(inputs.query, inputs.value), new_lse(inputs.query)
+    out = out.to(accumulate_dtype(out.dtype)) if joins else out
+    if not program.writes_all(_space(inputs)):
+        out.zero_()
+        lse.fill_(float("-inf"))
     for call in program.calls:
-        part, part_lse = _forward(call, inputs, kernel)
-        _place(call, out, lse, part, part_lse)
+        into = None if joins else call.query.rows_of(out)
+        part, part_lse = _forward(call, inputs, kernel, into)
+        _place(call, out, lse, None if part is into else part, part_lse)
     if inputs.has_extra:
         part, part_lse = kernel.forward(
             _everything(program), _extra_arrays(inputs), inputs.scale, inputs.softcap
@@ -130,14 +145,16 @@ def _joined(program: Program, inputs: Inputs, kernel: Kernel) -> tuple[Tensor, T
     return out, lse
 
 
-def _place(call: Call, out: Tensor, lse: Tensor, part: Tensor, part_lse: Tensor) -> None:
-    """Write the rows of a call, or merge them into those of earlier ones."""
+def _place(call: Call, out: Tensor, lse: Tensor, part: Tensor | None, part_lse: Tensor) -> None:
+    """Write the rows of a call, or merge them into those of earlier ones; None is written."""
     rows, row_lse = call.query.spread(out), call.query.spread(lse.unsqueeze(-1)).squeeze(-1)
-    part, part_lse = part.reshape(rows.shape), part_lse.reshape(row_lse.shape)
+    part_lse = part_lse.reshape(row_lse.shape)
     if call.joins:
-        merge(rows, row_lse, part, part_lse)
+        assert part is not None
+        merge(rows, row_lse, part.reshape(rows.shape), part_lse)
         return
-    rows.copy_(part)
+    if part is not None:
+        rows.copy_(part.reshape(rows.shape))
     row_lse.copy_(part_lse)
 
 

@@ -7,6 +7,7 @@ Written from the providers' sources; `tests/gpu/test_flash.py` holds them to it 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 from importlib import import_module
 from typing import Any, NamedTuple
 
@@ -17,16 +18,17 @@ from torch.nn.functional import pad
 from nbattn.backends import calls
 from nbattn.backends.calls import Arrays, Rows
 from nbattn.backends.contract import Gradients, Inputs
-from nbattn.dialects.flash import Flash
+from nbattn.dialects.flash import Flash, Run
 from nbattn.dialects.flash_providers import padded
 from nbattn.errors import BackendError
 from nbattn.planner.programs import Program
 
 _VECTOR = 16  # bytes that kernels load at once
+_WRITES = "_flash_attention_forward_no_dropout_inplace"
 
 
 class Packed(NamedTuple):
-    """The boundaries of a varlen call, int32 `[B + 1]`, and the lengths it is told; without
+    """The boundaries of a varlen call, int32 `[sequences + 1]`, and the lengths it is told; without
     boundaries it is a dense one.
     """
 
@@ -55,7 +57,7 @@ class Numbers(NamedTuple):
         return self.call.told.left, self.call.told.right
 
 
-_Forward = Callable[[Arrays, Numbers], tuple[Tensor, Tensor]]
+_Forward = Callable[[Arrays, Numbers, Tensor | None], tuple[Tensor, Tensor]]
 _Backward = Callable[[Tensor, Arrays, Tensor, Tensor, Tensor | None, Numbers], Arrays]
 
 
@@ -63,17 +65,26 @@ class Kernels:
     """The kernels of whichever provider a call names."""
 
     def forward(
-        self, call: Flash, arrays: Arrays, scale: float, softcap: float | None
+        self,
+        call: Flash,
+        arrays: Arrays,
+        scale: float,
+        softcap: float | None,
+        into: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Output `[B, N, H, Dv]` and logsumexp `[B, N, H]`."""
         value_dim = arrays[2].shape[-1]
         tensors, numbers = _prepared(call, arrays, scale, softcap)
+        written = None if into is None else _writable(into, tensors[0])
         run, _ = _PROVIDERS[call.provider]
-        out, lse = run(tensors, numbers)
+        out, lse = run(tensors, numbers, written)
         batch, rows = arrays[0].shape[:2]
-        out, lse = out.unflatten(0, (batch, -1)) if out.dim() == 3 else out, _by_rows(lse, batch)
+        lse = _by_rows(lse, batch)
         # Flash 2 gives rows without keys +inf
         lse = lse[:, :rows].masked_fill(lse[:, :rows] == float("inf"), float("-inf"))
+        if into is not None and out is written:
+            return into, lse
+        out = out.unflatten(0, (batch, -1)) if out.dim() == 3 else out
         return out[..., :value_dim], lse
 
     def backward(
@@ -111,8 +122,7 @@ def _prepared(
     if call.entry == "varlen":
         told = call.told
         packed = Packed(
-            _boundaries(query),
-            _boundaries(key),
+            *_boundaries(call, query, key),
             rows if told.max_queries is None else told.max_queries,
             keys if told.max_keys is None else told.max_keys,
         )
@@ -131,9 +141,37 @@ def _sized(tensor: Tensor, size: int) -> Tensor:
     return tensor if aligned else tensor.clone(memory_format=torch.contiguous_format)
 
 
-def _boundaries(tensor: Tensor) -> Tensor:
-    batch, length = tensor.shape[:2]
-    return torch.arange(0, (batch + 1) * length, length, dtype=torch.int32, device=tensor.device)
+def _writable(into: Tensor, query: Tensor) -> Tensor | None:
+    """The rows in the shape of a kernel's output, if one can write there: heads of its size and
+    strides that it stores by; packed as its queries are.
+    """
+    if into.dtype != query.dtype or _sized(into, query.shape[-1]) is not into:
+        return None
+    if query.dim() == into.dim():
+        return into
+    merged = into.shape[0] == 1 or into.stride(0) == into.shape[1] * into.stride(1)
+    return into.flatten(0, 1) if merged else None
+
+
+def _boundaries(call: Flash, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+    """Where the sequences of a varlen call start and end, int32."""
+    if call.runs:
+        return _of_runs(call.runs, query.shape[0], query.device)
+    found = (
+        torch.arange(0, t.shape[0] * t.shape[1] + 1, t.shape[1], dtype=torch.int32, device=t.device)
+        for t in (query, key)
+    )
+    first, second = found
+    return first, second
+
+
+@lru_cache(256)  # copying a list to a device makes the host wait, and no CUDA graph can capture it
+def _of_runs(runs: tuple[Run, ...], batch: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """The boundaries of runs of sequences, for all samples."""
+    lengths = [(run.queries, run.keys) for run in runs for _ in range(run.times)] * batch
+    at = torch.tensor([(0, 0), *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32)
+    query, key = at.t().contiguous().to(device)
+    return query, key
 
 
 def _by_rows(lse: Tensor, batch: int) -> Tensor:
@@ -153,13 +191,15 @@ def _by_heads(rows: Tensor, varlen: bool) -> Tensor:
 # torch's built-in
 
 
-def _aten_forward(tensors: Arrays, numbers: Numbers) -> tuple[Tensor, Tensor]:
+def _aten_forward(tensors: Arrays, numbers: Numbers, into: Tensor | None) -> tuple[Tensor, Tensor]:
     _check_built_in()
     packed, (left, right) = numbers.packed, numbers.window
-    out, lse, *_ = torch.ops.aten._flash_attention_forward(
-        *tensors, *packed, 0.0, numbers.causal, False,
-        scale=numbers.scale, window_size_left=left, window_size_right=right,
-    )  # fmt: skip
+    rest = (*tensors, *packed, 0.0, numbers.causal, False)
+    named = {"scale": numbers.scale, "window_size_left": left, "window_size_right": right}
+    write: Any = getattr(torch.ops.aten, _WRITES, None)  # since torch 2.12
+    if into is not None and write is not None:
+        return into, write(into, *rest, **named)
+    out, lse, *_ = torch.ops.aten._flash_attention_forward(*rest, **named)
     return out, lse
 
 
@@ -195,25 +235,23 @@ def _check_built_in() -> None:
 # flash-attn 2
 
 
-def _fa2_forward(tensors: Arrays, numbers: Numbers) -> tuple[Tensor, Tensor]:
+def _fa2_forward(tensors: Arrays, numbers: Numbers, into: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Below its Python functions, which take no output to write into."""
     module: Any = import_module("flash_attn.flash_attn_interface")
-    packed, (left, right) = numbers.packed, numbers.window
-    named = {
-        "dropout_p": 0.0,
-        "softmax_scale": numbers.scale,
-        "causal": numbers.causal,
-        "window_size_left": left,
-        "window_size_right": right,
-        "softcap": numbers.softcap,
-        "alibi_slopes": None,
-        "return_softmax": False,
-    }
-    run = module._flash_attn_forward
-    if packed.query is not None:
-        run = module._flash_attn_varlen_forward
-        named |= _varlen(packed)
-    out, lse, *_ = run(*tensors, **named)
-    return out, lse
+    if numbers.call.entry == "kvcache":
+        return _cached(module, tensors, numbers)
+    packed = numbers.packed
+    rest = (numbers.causal, *numbers.window, numbers.softcap, False, None)
+    if packed.query is None:
+        out, lse, *_ = module.flash_attn_gpu.fwd(
+            *tensors, into, None, 0.0, numbers.scale, *rest
+        )  # fmt: skip
+    else:
+        out, lse, *_ = module.flash_attn_gpu.varlen_fwd(
+            *tensors, into, packed.query, packed.key, None, None, None, None,
+            packed.max_query, packed.max_key, 0.0, numbers.scale, False, *rest,
+        )  # fmt: skip
+    return out if into is None else into, lse
 
 
 def _fa2_backward(
@@ -246,6 +284,20 @@ def _fa2_backward(
     return grads
 
 
+def _cached(module: Any, tensors: Arrays, numbers: Numbers) -> tuple[Tensor, Tensor]:
+    """The kv-cache entry of flash-attn 2 and 3, which adds no keys here."""
+    out, lse, *_ = module.flash_attn_with_kvcache(
+        *tensors,
+        cache_seqlens=numbers.call.told.used,
+        softmax_scale=numbers.scale,
+        causal=numbers.causal,
+        window_size=numbers.window,
+        softcap=numbers.softcap,
+        return_softmax_lse=True,
+    )
+    return out, lse
+
+
 def _varlen(packed: Packed) -> dict[str, Any]:
     return {
         "cu_seqlens_q": packed.query,
@@ -265,18 +317,23 @@ def _like(tensors: Arrays) -> Arrays:
 # flash-attn 3
 
 
-def _fa3_forward(tensors: Arrays, numbers: Numbers) -> tuple[Tensor, Tensor]:
-    module: Any = import_module("flash_attn_interface")
+def _fa3_forward(tensors: Arrays, numbers: Numbers, into: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Its operator itself: the Python function around it may not give back what it was given."""
+    module = import_module("flash_attn_interface")
+    if numbers.call.entry == "kvcache":
+        return _cached(module, tensors, numbers)
     left, right = numbers.window
-    out, lse, *_ = module._flash_attn_forward(
+    out, lse, *_ = torch.ops.flash_attn_3.fwd(
         *tensors,
+        out=into,
         softmax_scale=numbers.scale,
-        causal=numbers.causal,
+        is_causal=numbers.causal,
         window_size_left=left,
         window_size_right=right,
         softcap=numbers.softcap,
+        num_splits=1,
     )
-    return out, lse
+    return out if into is None else into, lse
 
 
 def _fa3_backward(
@@ -311,7 +368,7 @@ def _fa3_backward(
 # flash-attn 4
 
 
-def _fa4_forward(tensors: Arrays, numbers: Numbers) -> tuple[Tensor, Tensor]:
+def _fa4_forward(tensors: Arrays, numbers: Numbers, into: Tensor | None) -> tuple[Tensor, Tensor]:
     module: Any = import_module("flash_attn.cute.interface")
     left, right = numbers.window
     out, lse, *_ = module._flash_attn_fwd(
@@ -322,8 +379,9 @@ def _fa4_forward(tensors: Arrays, numbers: Numbers) -> tuple[Tensor, Tensor]:
         window_size_right=right,
         softcap=numbers.softcap or None,
         return_lse=True,
+        out=into,
     )
-    return out, lse
+    return out if into is None else into, lse
 
 
 def _fa4_backward(

@@ -18,14 +18,22 @@ class Model:
     """The meaning of a call, by dense attention."""
 
     def forward(
-        self, call: Flash, arrays: Arrays, scale: float, softcap: float | None
+        self,
+        call: Flash,
+        arrays: Arrays,
+        scale: float,
+        softcap: float | None,
+        into: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Output and logsumexp, in the dtype of the scores."""
+        query, *cache = arrays
+        key, value = (t[:, : call.read(t.shape[1])] for t in cache)
+        arrays = query, key, value
         scores, _ = _scores(call, arrays, scale, softcap)
         lse = torch.logsumexp(scores, dim=-1)
         weights = _weights(scores, lse)
-        value = _each_head(arrays[2], arrays[0])
-        return (weights @ value).transpose(1, 2), lse.transpose(1, 2)
+        out = (weights @ _each_head(value, query)).transpose(1, 2)
+        return out if into is None else into.copy_(out), lse.transpose(1, 2)
 
     def backward(
         self, call: Flash, arrays: Arrays, rows: Rows, scale: float, softcap: float | None

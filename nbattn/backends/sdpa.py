@@ -20,6 +20,8 @@ from nbattn.geometry import BoundAxis
 from nbattn.planner.programs import Call, CallArguments, Program, View
 
 _Arrays = tuple[Tensor, Tensor, Tensor]
+_Part = tuple[Tensor, Tensor | None]  # output, and on the CPU its logsumexp
+_UNSAFE_VIEW = torch.ops.aten._unsafe_view.default
 
 
 def forward(program: Program, inputs: Inputs, *, return_lse: bool) -> tuple[Tensor, Tensor | None]:
@@ -27,17 +29,17 @@ def forward(program: Program, inputs: Inputs, *, return_lse: bool) -> tuple[Tens
     inputs, _ = positive(inputs)
     on_cpu = inputs.query.device.type == "cpu"
     parts = [_run(call, inputs, on_cpu=on_cpu) for call in program.calls]
-    out = _joined(program, [part for part, _ in parts], new_output(inputs.query, inputs.value), 0.0)
-    if not on_cpu:
+    calls, space = program.calls, inputs.query.shape[1:-2]
+    whole = len(calls) == 1 and calls[0].query.covers(space)
+    out, lse = _as_they_are(parts[0], inputs) if whole else _placed(program, parts, inputs)
+    if lse is None or not on_cpu:
         return out, None
-    lses = [part_lse.unsqueeze(-1) for _, part_lse in parts if part_lse is not None]
-    lse = _joined(program, lses, new_lse(inputs.query).unsqueeze(-1), float("-inf")).squeeze(-1)
     _merge_extra(inputs, out, lse)
     merge_sink(inputs.sink, out, lse)
     return out, lse
 
 
-def _run(call: Call, inputs: Inputs, *, on_cpu: bool) -> tuple[Tensor, Tensor | None]:
+def _run(call: Call, inputs: Inputs, *, on_cpu: bool) -> _Part:
     """One call's rows `[B', H', N', D]` and logsumexp `[B', H', N']`."""
     arrays = _arrays(call, inputs)
     if on_cpu:
@@ -45,20 +47,30 @@ def _run(call: Call, inputs: Inputs, *, on_cpu: bool) -> tuple[Tensor, Tensor | 
     return _public(call.arguments, arrays, inputs.scale), None
 
 
-def _joined(program: Program, parts: list[Tensor], empty: Tensor, rest: float) -> Tensor:
-    """The calls' rows in one tensor like `empty`: rows in no call hold `rest`. One call for all
-    rows is not copied.
-    """
-    rank = empty.dim() - 3
-    if len(parts) == 1 and program.calls[0].query.covers(empty.shape[1 : 1 + rank]):
-        rows = parts[0].transpose(1, 2).to(empty.dtype).contiguous()
-        # the kernel's memory, but no view of its output: the result may be modified in place
-        return torch.ops.aten._unsafe_view(rows, empty.shape)
-    empty.fill_(rest)
-    for call, part in zip(program.calls, parts, strict=True):
-        spread = call.query.spread(empty)
-        spread.copy_(part.transpose(1, 2).reshape(spread.shape))
-    return empty
+def _as_they_are(part: _Part, inputs: Inputs) -> _Part:
+    """Output and logsumexp of one call for all rows, which are not copied."""
+    rows, (out, lse) = inputs.query.shape[:-1], part
+    out = out.to(inputs.query.dtype).transpose(1, 2).contiguous()
+    # the kernel's memory, but no view of its output: the result may be modified in place
+    out = _UNSAFE_VIEW(out, (*rows, out.shape[-1]))
+    return out, None if lse is None else _UNSAFE_VIEW(lse.transpose(1, 2).contiguous(), rows)
+
+
+def _placed(program: Program, parts: list[_Part], inputs: Inputs) -> _Part:
+    """The calls' rows in one output and one logsumexp; rows in no call read nothing."""
+    out = new_output(inputs.query, inputs.value).zero_()
+    lse = new_lse(inputs.query).fill_(float("-inf"))
+    for call, (part, part_lse) in zip(program.calls, parts, strict=True):
+        _place(call.query, out, part)
+        if part_lse is not None:
+            _place(call.query, lse.unsqueeze(-1), part_lse.unsqueeze(-1))
+    return out, lse
+
+
+def _place(view: View, whole: Tensor, part: Tensor) -> None:
+    """Write a call's rows `[B', H', N', D]` where they belong in `[B, *space, H, D]`."""
+    spread = view.spread(whole)
+    spread.copy_(part.transpose(1, 2).reshape(spread.shape))
 
 
 def backward(
@@ -129,7 +141,8 @@ def _arrays(call: Call, inputs: Inputs) -> _Arrays:
 
 
 def _heads_first(folded: Tensor) -> Tensor:
-    return folded.flatten(1, -3).transpose(1, 2)
+    line = folded if folded.dim() == 4 else folded.flatten(1, -3)
+    return line.transpose(1, 2)
 
 
 def _kernel_arguments(

@@ -63,6 +63,8 @@ def rows(facts: dict[str, Any]) -> Iterator[Row]:
                 yield part, name, _amount(name, found)
     yield from _listed("package", facts["packages"], _package)
     yield from _listed("backend", facts["backends"], _backend)
+    for name, found in facts["kernels"].items():
+        yield "kernels", name, _words(found)
     for name, value in facts["environment"].items():
         yield "environment", name, "not set" if value is None else value
     for name, found in facts["cache"].items():

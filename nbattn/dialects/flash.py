@@ -9,7 +9,7 @@ the arguments. No provider is imported; `docs/seed.md` shows what the overrides 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -29,6 +29,7 @@ class Told:
         causal: the causal flag.
         max_queries, max_keys: `max_seqlen_q`, `max_seqlen_k` of a varlen call; `max_keys` of a
             kv-cache call is the capacity of the cache. None is the true length.
+        used: `cache_seqlens` of a kv-cache call, how many of the keys it is given it reads.
     """
 
     left: int | None = -1
@@ -36,6 +37,7 @@ class Told:
     causal: bool = False
     max_queries: int | None = None
     max_keys: int | None = None
+    used: int | None = None
 
 
 Meaning = Callable[[Told, int, int], Band]
@@ -76,13 +78,15 @@ def flash2_kvcache(told: Told, queries: int, keys: int) -> Band:
 
 
 def flash3(told: Told, queries: int, keys: int) -> Band:
-    """Flash 3: sides are compared with what they can reach, so no override changes a mask.
+    """Flash 3: sides are compared with what they can reach, so no override changes a mask. Its
+    kv-cache entry compares with the capacity of the cache, which none reaches sooner.
 
     >>> flash3(Told(-1, 5640), 7688, 2048)
     Band(left=7687, right=0)
     """
+    longest = keys if told.max_keys is None else told.max_keys
     left, right = _side(told.left), _side(told.right)
-    left = -1 if left >= keys - 1 else left
+    left = -1 if left >= longest - 1 else left
     right = -1 if right >= queries - 1 else right
     if told.causal and not (queries == 1 and left < 0 and right < 0):
         right = 0
@@ -91,7 +95,7 @@ def flash3(told: Told, queries: int, keys: int) -> Band:
     if left < 0 and right == 0:
         return _corner(None, 0, queries, keys)
     return _corner(
-        keys - 1 if left < 0 else left, queries - 1 if right < 0 else right, queries, keys
+        longest - 1 if left < 0 else left, queries - 1 if right < 0 else right, queries, keys
     )
 
 
@@ -157,9 +161,19 @@ FLASH2 = Dialect(
     {"dense": flash2_dense, "varlen": flash2_varlen, "kvcache": flash2_kvcache},
     -1, False, False,
 )  # fmt: skip
-FLASH3 = Dialect("Flash 3", {"dense": flash3}, -1, False, False)
+FLASH3 = Dialect("Flash 3", {"dense": flash3, "kvcache": flash3}, -1, False, False)
 FLASH4 = Dialect("Flash 4", {"dense": flash4}, None, True, True)
 DIALECTS: Mapping[str, Dialect] = {"aten": FLASH2, "fa2": FLASH2, "fa3": FLASH3, "fa4": FLASH4}
+
+
+class Run(NamedTuple):
+    """Sequences of a varlen call, one behind the other: so many queries and keys each. One without
+    keys gives its queries 0, one without queries leaves its keys out.
+    """
+
+    queries: int
+    keys: int
+    times: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,10 +182,11 @@ class Flash:
 
     Args:
         provider: a name of `DIALECTS`.
-        entry: "dense" or "varlen".
+        entry: "dense", "varlen" or "kvcache".
         told: the arguments.
         axis: the axis that is longer than one position where there is a window.
         pad: keys appended to those of the view, which one more column of the heads masks.
+        runs: the sequences of a varlen call, each with a window of its own; none: one of all.
     """
 
     provider: str
@@ -179,15 +194,32 @@ class Flash:
     told: Told
     axis: int = 0
     pad: int = 0
+    runs: tuple[Run, ...] = ()
 
     @property
     def dialect(self) -> Dialect:
         """How the provider reads its arguments."""
         return DIALECTS[self.provider]
 
+    def read(self, keys: int) -> int:
+        """How many of the keys that it is given the kernel reads, the first ones."""
+        return keys if self.told.used is None else self.told.used
+
+    def sequences(self, queries: int, keys: int) -> Iterator[tuple[slice, slice]]:
+        """The queries and keys of every sequence that has both, one behind the other."""
+        row = key = 0
+        for run in self.runs or (Run(queries, self.read(keys)),):
+            for _ in range(run.times):
+                stop, key_stop = row + run.queries, key + run.keys
+                if stop > row and key_stop > key:
+                    yield slice(row, stop), slice(key, key_stop)
+                row, key = stop, key_stop
+
     def band(self, queries: int, keys: int) -> Band:
-        """What the kernel computes, from the top-left corner."""
-        return self.dialect.entries[self.entry](self.told, queries, keys + self.pad)
+        """What the kernel computes on the keys of one sequence that it reads, from the top-left
+        corner.
+        """
+        return self.dialect.entries[self.entry](self.told, queries, self.read(keys) + self.pad)
 
     @property
     def has_window(self) -> bool:
@@ -206,7 +238,7 @@ class Flash:
         >>> (end - first).tolist()
         [1, 2, 2, 2]
         """
-        band = self.band(queries, keys)
+        band, keys = self.band(queries, keys), self.read(keys)
         row = np.arange(0, queries, tile[0], dtype=np.int64)
         first = np.zeros_like(row)
         end = np.full_like(row, -(-(keys + self.pad) // tile[1]))
@@ -216,26 +248,60 @@ class Flash:
             end = np.minimum(end, -((-row - tile[0] - band.right) // tile[1]))
         return first, np.maximum(end, first + self.dialect.every_tile)
 
+    def query_blocks(self, tile: tuple[int, int], queries: int, keys: int) -> tuple[Ints, Ints]:
+        """Which query blocks the backward kernel visits: first and end, per block of keys.
+
+        Args:
+            tile: queries and keys of a block.
+            queries, keys: the lengths.
+
+        >>> first, end = tell("fa3", Band(None, 0), 8, 4).query_blocks((2, 2), 8, 4)
+        >>> first.tolist(), end.tolist()
+        ([0, 1], [4, 4])
+        """
+        band = self.band(queries, keys)
+        column = np.arange(0, keys + self.pad, tile[1], dtype=np.int64)
+        first = np.zeros_like(column)
+        end = np.full_like(column, -(-queries // tile[0]))
+        if band.right is not None:
+            first = np.maximum(first, (column - band.right) // tile[0])
+        if band.left is not None:
+            end = np.minimum(end, -((-column - tile[1] - band.left) // tile[0]))
+        return first, np.maximum(end, first)
+
     def rows(self, axis: int, queries: int, keys: int) -> tuple[Ints, Ints, int]:
-        """The band on its axis, every key on the others."""
+        """The bands on their axis, every key on the others."""
         starts, counts = np.zeros((2, queries, 2), dtype=np.int64)
-        band = self.band(queries, keys) if axis == self.axis else Band()
-        lo, hi = band.rows(np.arange(queries), keys)
-        starts[:, 1], counts[:, 1] = lo, hi - lo
+        if axis != self.axis:
+            counts[:, 1] = keys
+            return starts, counts, 1
+        for at, to in self.sequences(queries, keys):
+            lo, hi = self._rows(at, to)
+            starts[at, 1], counts[at, 1] = np.where(hi > lo, lo + to.start, 0), hi - lo
         return starts, counts, 1
 
     def allowed(self, queries: tuple[int, ...], keys: tuple[int, ...]) -> NDArray[np.bool_]:
         """The call's meaning on the positions of all axes in a row, as the kernel sees them."""
         rows, columns = math.prod(queries), math.prod(keys)
-        lo, hi = self.band(rows, columns).rows(np.arange(rows)[:, None], columns)
-        column = np.arange(columns)
-        return (column >= lo) & (column < hi)
+        found = np.zeros((rows, columns), dtype=np.bool_)
+        for at, to in self.sequences(rows, columns):
+            lo, hi = (side[:, None] for side in self._rows(at, to))
+            column = np.arange(to.stop - to.start)
+            found[at, to] = (column >= lo) & (column < hi)
+        return found
+
+    def _rows(self, at: slice, to: slice) -> tuple[Ints, Ints]:
+        """The keys `[lo, hi)` of every query of a sequence, counted from its first key."""
+        rows, columns = at.stop - at.start, to.stop - to.start
+        return self.band(rows, columns).rows(np.arange(rows), columns)
 
     def describe(self) -> str:
         """The arguments in a few words."""
         told = self.told
-        inflated = "" if told.max_keys is None else f" max_seqlen_k={told.max_keys}"
+        name = " max_seqlen_k=" if told.used is None else f" cache_seqlens={told.used} of "
+        inflated = "" if told.max_keys is None else f"{name}{told.max_keys}"
         inflated += f" {self.pad} padded keys" if self.pad else ""
+        inflated += f" in {sum(run.times for run in self.runs)} sequences" if self.runs else ""
         if not self.has_window:
             return "no mask" + inflated
         flag = "causal" if told.causal else f"window_size=({told.left}, {told.right})"
@@ -243,12 +309,21 @@ class Flash:
 
 
 def tell(
-    provider: str, band: Band, queries: int, keys: int, *, varlen: bool = False, pad: int = 0
+    provider: str,
+    band: Band,
+    queries: int,
+    keys: int,
+    *,
+    varlen: bool = False,
+    pad: int = 0,
+    capacity: int | None = None,
 ) -> Flash:
     """The call that says a band, if the provider has one; `band()` of it shows whether it does.
 
     The varlen call is told a `max_seqlen_k` above every length and side, so that no override fires:
-    padding that exists in metadata only. With `pad` the keys are padded in fact.
+    padding that exists in metadata only. It is told two queries or more: with one, hosts make rows
+    of grouped heads, and then neither write the output they are given nor take other lengths. With
+    `pad` the keys are padded in fact; with `capacity` they are the first of a cache.
 
     >>> tell("aten", Band(None, 0), 4, 4).describe()
     'dense window_size=(-1, 0)'
@@ -258,7 +333,10 @@ def tell(
     unlimited, shift = DIALECTS[provider].unlimited, keys + pad - queries
     left = unlimited if band.left is None else band.left + shift
     right = unlimited if band.right is None else band.right - shift
+    if capacity is not None:
+        return Flash(provider, "kvcache", Told(left, right, max_keys=capacity, used=keys))
     if not varlen:
         return Flash(provider, "dense", Told(left, right), pad=pad)
     longest = max(queries, keys, *(1 + side for side in (left, right) if side is not None))
-    return Flash(provider, "varlen", Told(left, right, max_queries=queries, max_keys=longest))
+    rows = max(queries, 2)
+    return Flash(provider, "varlen", Told(left, right, max_queries=rows, max_keys=longest))

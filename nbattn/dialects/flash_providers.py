@@ -19,6 +19,10 @@ ALIGNMENT = 8  # head sizes are padded to a multiple of it
 class Provider:
     """One package that runs Flash kernels.
 
+    All of them write the output of a call into rows that they are given, torch's built-in since
+    torch 2.12. Copied there instead: rows of an older torch, heads that are padded, and rows of
+    several samples in a varlen call that packs only some rows of each.
+
     Args:
         name: as `backend="flash:<name>"` calls it.
         package: the distribution that brings it; "torch" is always there.
@@ -27,6 +31,7 @@ class Provider:
         backward: capabilities (in tens) whose backward it has.
         nondeterministic: capabilities (in tens), or head sizes, without a deterministic backward.
         varlen: whether it has an entry that an inflated `max_seqlen_k` says every band with.
+        kvcache: whether it has an entry that reads the first keys of a cache, forward only.
         share: its published forward rate on sm_90 against the best published one (D=128, full,
             16k, fp16); it scales the device's peak there.
     """
@@ -38,6 +43,7 @@ class Provider:
     backward: tuple[int, ...]
     nondeterministic: tuple[int, ...] = ()
     varlen: bool = False
+    kvcache: bool = False
     share: float = 1.0
 
     def reasons(self, facts: Facts) -> list[Reason]:
@@ -91,6 +97,7 @@ PROVIDERS: Mapping[str, Provider] = {
             capabilities=(80, 90),
             backward=(8, 9),
             nondeterministic=(256,),
+            kvcache=True,
         ),
         Provider(
             name="fa2",
@@ -101,6 +108,7 @@ PROVIDERS: Mapping[str, Provider] = {
             capabilities=(80, 121),
             backward=_EVERY,
             varlen=True,
+            kvcache=True,
             share=370 / 648,
         ),
         Provider(
@@ -139,7 +147,8 @@ def padded(size: int) -> int:
     return -(-size // ALIGNMENT) * ALIGNMENT
 
 
-# Head size up to → queries and keys of a forward tile.
+# Head size up to → queries and keys of a tile. Read in the forward and backward launch templates of
+# flash-attention (2: csrc/flash_attn/src, 3: hopper) and the tile functions of flash_attn/cute.
 _Tiles = tuple[tuple[int, tuple[int, int]], ...]
 _AMPERE: _Tiles = ((64, (128, 128)), (192, (128, 64)), (256, (64, 64)))
 _SMALL_MEMORY: _Tiles = ((64, (128, 128)), (96, (128, 64)), (128, (128, 32)), (256, (64, 64)))
@@ -150,19 +159,53 @@ _HOPPER: _Tiles = (
     (192, (128, 96)),
     (256, (128, 64)),
 )
+_BACKWARD_2: _Tiles = ((64, (128, 128)), (128, (64, 128)), (256, (64, 64)))
+_BACKWARD_2_SMALL: _Tiles = (
+    (32, (128, 128)),
+    (96, (64, 128)),
+    (192, (64, 64)),
+    (256, (64, 32)),
+)
+_BACKWARD_3: _Tiles = ((64, (128, 128)), (128, (64, 128)), (192, (64, 96)), (256, (64, 80)))
+_BACKWARD_3_AMPERE: _Tiles = ((64, (128, 128)), (128, (64, 128)), (192, (64, 80)), (256, (64, 64)))
+_BACKWARD_3_SMALL: _Tiles = ((96, (64, 128)), (128, (64, 96)), (192, (64, 64)), (256, (32, 64)))
+_BACKWARD_4: _Tiles = (*_BACKWARD_3[:-1], (256, (64, 64)))
+_BACKWARD_4_BLACKWELL: _Tiles = ((256, (128, 128)),)
+_BACKWARD_4_SM120: _Tiles = ((256, (64, 64)),)
 
 
-def tile(provider: str, device: DeviceInfo, head_dim: int) -> tuple[int, int]:
-    """Queries and keys of a forward tile of a windowed call.
+def tile(
+    provider: str, device: DeviceInfo, head_dim: int, *, backward: bool = False
+) -> tuple[int, int]:
+    """Queries and keys of a tile of a windowed call.
 
-    Full and causal calls of Flash 3 and 4 use slightly wider ones, which counts for nothing here.
+    Full and causal calls of Flash 3 and 4 use slightly other ones, which counts for nothing here.
+    Devices with less than 144 KB of shared memory (sm_86, sm_89, sm_120) have smaller backward
+    tiles; a device under a name of its own is taken for one with more.
 
     >>> from nbattn.dialects.device import named
     >>> tile("aten", named("sm_90"), 128), tile("fa3", named("sm_90"), 64)
     ((128, 64), (192, 128))
+    >>> tile("aten", named("sm_90"), 128, backward=True)
+    (64, 128)
     """
-    number = capability(device)
-    sizes = _HOPPER if provider in ("fa3", "fa4") else _AMPERE
-    if sizes is _AMPERE and number in (86, 89):
-        sizes = _SMALL_MEMORY
+    number = capability(device) or 90
+    sizes = _backward(provider, number) if backward else _forward(provider, number)
     return next((shape for limit, shape in sizes if head_dim <= limit), sizes[-1][1])
+
+
+def _forward(provider: str, number: int) -> _Tiles:
+    if provider in ("fa3", "fa4"):
+        return _HOPPER
+    return _SMALL_MEMORY if number in (86, 89) else _AMPERE
+
+
+def _backward(provider: str, number: int) -> _Tiles:
+    small = number in (86, 89) or number // 10 == 12
+    if provider == "fa4":
+        blackwell = _BACKWARD_4_SM120 if number // 10 == 12 else _BACKWARD_4_BLACKWELL
+        return _BACKWARD_4 if number // 10 == 9 else blackwell
+    if provider == "fa3":
+        ampere = _BACKWARD_3_SMALL if small else _BACKWARD_3_AMPERE
+        return _BACKWARD_3 if number >= 90 else ampere
+    return _BACKWARD_2_SMALL if small else _BACKWARD_2

@@ -144,9 +144,10 @@ def _one_sequence(values: Values, end: int) -> Window:
 
 def _positions(values: Values, end: int) -> Window:
     """A window counts steps, so positions that go up by one only move it along."""
-    if not bool((values["position_ids"].diff(dim=-1) == 1).all()):
+    positions = values["position_ids"]
+    if not bool((positions.diff(dim=-1) == 1).all()):
         raise _packed()
-    return read(values["mask_function"], end)
+    return read(values["mask_function"], int(positions.max()) + 1 if positions.numel() else end)
 
 
 def _packed() -> InputError:

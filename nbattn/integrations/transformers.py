@@ -84,7 +84,9 @@ def _combined(verb: str) -> InputError:
     )
 
 
-@torch.compiler.disable
+@torch.compiler.disable(  # pyright: ignore[reportUntypedFunctionDecorator]
+    reason="nbattn reads the padding's values to make a mask"
+)
 def layer_mask(
     batch_size: int,
     q_length: int,
@@ -112,6 +114,11 @@ def layer_mask(
             f"transformers passes {name}= to mask functions, which nbattn does not know.",
             fix='pip install "nbattn[transformers]"',
         )
+    if torch.compiler.is_exporting():
+        raise InputError(
+            "torch.export: a mask is made of the values of the padding, which it does not have.",
+            fix=f"export with {_EAGER}",
+        )
     window = mask_functions.read(mask_function, kv_offset + kv_length)
     offset = int(q_offset) - kv_offset
     causal = window.right == 0
@@ -119,18 +126,17 @@ def layer_mask(
     sizes = (batch_size, 1, q_length, kv_length)
     if attention_mask is None:
         return LayerMask(mask, None, sizes)
-    valid = _valid(attention_mask, kv_length, kv_offset)
+    valid = _valid(attention_mask, batch_size, kv_length, kv_offset)
     read = _last_read(window, offset + q_length, kv_length)
     return LayerMask(mask, _key_range(valid[:, :read]), sizes)
 
 
-def _valid(attention_mask: Tensor, kv_length: int, kv_offset: int) -> Tensor:
+def _valid(attention_mask: Tensor, batch: int, kv_length: int, kv_offset: int) -> Tensor:
     """Which keys of the call are valid, `[B, kv_length]`: those the mask does not reach are not."""
-    if attention_mask.dim() != 2:
-        shape = list(attention_mask.shape)
+    if attention_mask.dim() != 2 or attention_mask.shape[0] != batch:
         raise InputError(
-            f"attention_mask has {attention_mask.dim()} dimensions {shape}.",
-            fix="attention_mask as [B, length], 1 for tokens and 0 for padding.",
+            f"attention_mask is {list(attention_mask.shape)}, the batch {batch}.",
+            fix=f"attention_mask as [{batch}, length], 1 for tokens and 0 for padding.",
         )
     kept = attention_mask[:, kv_offset : kv_offset + kv_length].bool()
     return torch.nn.functional.pad(kept, (0, kv_length - kept.shape[1]))
@@ -191,7 +197,7 @@ def attend(
     Raises:
         InputError: something is asked for that nbattn cannot do.
     """
-    _refuse(dropout, named)
+    _refuse(module, dropout, named)
     sizes = (query.shape[0], 1, query.shape[2], key.shape[2])
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
     mask, key_range = _read_mask(attention_mask, sizes, is_causal, causal)
@@ -208,8 +214,11 @@ def attend(
     return out, None
 
 
-def _refuse(dropout: float, named: dict[str, Any]) -> None:
+def _refuse(module: torch.nn.Module, dropout: float, named: dict[str, Any]) -> None:
     """What nbattn cannot honour is refused, never dropped."""
+    # transformers checks this switch only when it is set after the implementation
+    if getattr(getattr(module, "config", None), "output_attentions", False):
+        named = {**named, "output_attentions": True}
     if dropout > 0:
         raise InputError(
             f"dropout={dropout} of attention weights, which nbattn never has.",

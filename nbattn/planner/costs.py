@@ -16,7 +16,7 @@ from nbattn.planner.programs import View
 from nbattn.planner.request import Request
 
 ITEMSIZE = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
-_BACKWARD_FLOPS = 2.5  # five products of the size of the forward's two
+BACKWARD_FLOPS = 2.5  # five products of the size of the forward's two
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,8 +25,9 @@ class Cost:
 
     Args:
         useful_pairs: (query, key) pairs that the mask allows, over batch and heads.
-        visited_pairs: pairs that the kernels compute.
-        flops: of the visited pairs.
+        visited_pairs: pairs that the kernels compute, forward.
+        backward_pairs: pairs that they compute in the backward; 0 where none follows.
+        flops: of the visited pairs, forward and backward.
         bytes: moved at least: inputs and outputs once, copies twice.
         calls: kernel launches.
         bound: seconds no run can beat, by this model; never a measured time.
@@ -35,6 +36,7 @@ class Cost:
 
     useful_pairs: int
     visited_pairs: int
+    backward_pairs: int
     flops: float
     bytes: float
     calls: int
@@ -69,9 +71,9 @@ def roofline(
     useful: int,
     visited: int,
     calls: int,
+    backward: int | None = None,
     copied: float = 0,
     rate: float | None = None,
-    backward_flops: float = _BACKWARD_FLOPS,
     backward_calls: int | None = None,
 ) -> Cost:
     """The cost of work at a device's rates.
@@ -79,15 +81,17 @@ def roofline(
     Args:
         useful, visited: pairs per (batch, head), extra keys not counted.
         calls: kernel launches, forward.
+        backward: visited pairs of the backward; default: those of the forward.
         copied: bytes of copies.
         rate: FLOP/s; default: the device's peak.
-        backward_flops: of the backward, against the forward's.
-        backward_calls: its launches; default: twice the forward's.
+        backward_calls: launches of the backward; default: twice the forward's.
     """
     items = request.batch * request.heads
     extra = request.query_count * request.extra_keys
-    passes = 1 + backward_flops * request.training
-    flops = 2.0 * items * (visited + extra) * (request.head_dim + request.value_dim) * passes
+    passes = 1 + BACKWARD_FLOPS * request.training
+    pairs = items * (visited + extra)
+    backward = items * ((visited if backward is None else backward) + extra) * request.training
+    flops = 2.0 * (pairs + BACKWARD_FLOPS * backward) * (request.head_dim + request.value_dim)
     moved = tensor_bytes(request) * (1 + 2 * request.training)
     again = 2 * calls if backward_calls is None else backward_calls
     count = calls + again * request.training
@@ -95,10 +99,10 @@ def roofline(
     work = max(flops / (rate or device.peak(request.dtype)), moved / device.bandwidth)
     bound = work + 2 * copied * passes / device.bandwidth + count * device.launch
     moved += 2 * copied * passes
-    pairs = (items * (useful + extra), items * (visited + extra))
     return Cost(
-        useful_pairs=pairs[0],
-        visited_pairs=pairs[1],
+        useful_pairs=items * (useful + extra),
+        visited_pairs=pairs,
+        backward_pairs=backward,
         flops=flops,
         bytes=moved,
         calls=count,

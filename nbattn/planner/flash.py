@@ -3,9 +3,11 @@ one of them does not say the mask.
 
 `translate` moves the window to the bottom-right corner, `trim` first cuts off what is not read,
 `split` cuts the rows where a side stops to exclude, `virtual-pad` tells the varlen entry a longer
-`max_seqlen_k`, `pad` appends keys up to a square and masks them with one more column of the heads;
-`zero-pad`, without that column, is never exact and says by how much. A call is taken only if what
-its kernel computes, by `nbattn.dialects.flash`, is the band that it was built for.
+`max_seqlen_k`, `pack` tells it the pieces of an axis as sequences of one call, `pad` appends keys
+up to a square and masks them with one more column of the heads; `zero-pad`, without that column, is
+never exact and says by how much. `kv-cache` gives the whole cache and says how much of it is read;
+a slice says the same with one launch less. A call is taken only if what its kernel computes, by
+`nbattn.dialects.flash`, is the band that it was built for.
 """
 
 from __future__ import annotations
@@ -19,19 +21,17 @@ import numpy as np
 from nbattn import geometry
 from nbattn.dialects.bands import FULL, Band, Slice, cut, cuts, first_difference
 from nbattn.dialects.flash import Flash, tell
-from nbattn.dialects.flash_providers import GRID, PROVIDERS, Provider, padded, tile
+from nbattn.dialects.flash_providers import GRID, PROVIDERS
 from nbattn.dialects.limits import Limits, Reason
 from nbattn.geometry import BoundAxis
-from nbattn.planner import costs
+from nbattn.planner import flash_costs, packing
 from nbattn.planner.candidate import Candidate
-from nbattn.planner.costs import Cost
 from nbattn.planner.programs import AxisView, Call, Program, View
 from nbattn.planner.request import Request
 from nbattn.planner.rewrites import Piece, dense_pieces, fold_into_heads
 from nbattn.planner.windows import band_pieces
 
 MODEL = Limits(name="flash-model", key_range=False)
-_JOIN = 6  # launches that merge two parts by logsumexp
 _COPIES = 4  # times that folding may copy the keys
 _Lines = tuple[BoundAxis, ...]
 _Axes = list[list[Piece]]
@@ -72,15 +72,14 @@ def _all(
         if isinstance(per_axis, Reason) or against:
             yield _refused(backend, against)
             continue
-        for strategy, parts in _strategies(name, per_axis).items():
-            program = (
-                parts if isinstance(parts, Reason) else _program(request, name, strategy, parts)
-            )
+        for strategy, parts in _strategies(request, name, per_axis).items():
+            make = _packed if strategy == "pack" else _program
+            program = parts if isinstance(parts, Reason) else make(request, name, strategy, parts)
             if isinstance(program, Reason):
                 yield Candidate(backend, strategy, (), None, None, (program,))
                 continue
             traits = _traits(request, strategy, program)
-            cost = _cost(request, PROVIDERS[name], program, useful)
+            cost = flash_costs.cost(request, PROVIDERS[name], program, useful)
             yield Candidate(backend, strategy, traits, program, cost)
 
 
@@ -105,7 +104,7 @@ def _pieces(request: Request, lines: _Lines) -> _Axes | Reason:
 # Strategies: every piece as pieces that one call each is told.
 
 
-def _strategies(provider: str, per_axis: _Axes) -> dict[str, _Axes | Reason]:
+def _strategies(request: Request, provider: str, per_axis: _Axes) -> dict[str, _Axes | Reason]:
     """What each strategy makes of the pieces, or that it changes nothing."""
     plain, trimmed, divided = (
         [[part for piece in pieces for part in rewrite(provider, piece)] for pieces in per_axis]
@@ -119,8 +118,20 @@ def _strategies(provider: str, per_axis: _Axes) -> dict[str, _Axes | Reason]:
         else Reason("split", "no rows to cut at where a side stops to exclude"),
     }
     if PROVIDERS[provider].varlen:
-        found["virtual-pad"] = trimmed
+        found |= {"virtual-pad": trimmed, "pack": trimmed}
+    if PROVIDERS[provider].kvcache:
+        found["kv-cache"] = _no_cache(request) or trimmed
     return found | _padding(trimmed)
+
+
+def _no_cache(request: Request) -> Reason | None:
+    """Why the kv-cache entry is not for a request."""
+    if request.training:
+        return Reason("backward", "the kv-cache entry has no backward")
+    if sum(length > 1 for length in request.key_space) > 1:
+        return Reason("kv-cache", "a cache has one long axis of keys")
+    why = request.mask.decodes()
+    return None if why is None else Reason("decodes", f"not for the kv-cache entry: {why}")
 
 
 def _padding(trimmed: _Axes) -> dict[str, _Axes | Reason]:
@@ -202,22 +213,47 @@ def _program(request: Request, provider: str, strategy: str, per_axis: _Axes) ->
         band = pieces[axis].band
         pad = _missing(pieces[axis]) if strategy == "pad" else 0
         varlen = strategy == "virtual-pad"
-        told = tell(provider, band, query.count, key.count, varlen=varlen, pad=pad)
+        capacity = _capacity(request, key, axis) if strategy == "kv-cache" else None
+        told = tell(
+            provider, band, query.count, key.count, varlen=varlen, pad=pad, capacity=capacity
+        )
         wrong = _wrong(told, band, query.count, key.count) or _too_large(request, query)
         if wrong:
             return wrong
+        if capacity is not None:
+            key = key.cut(axis, slice(0, capacity))
         calls.append(Call(query, key, replace(told, axis=axis), any(p.joins for p in pieces)))
     if request.extra_keys and not calls:
         return Reason("extra_keys", "the mask reads nothing: no call that extra keys could join")
     return _inflated(request, calls) or Program(tuple(calls))
 
 
+def _packed(request: Request, provider: str, strategy: str, per_axis: _Axes) -> Program | Reason:
+    """One varlen call with a sequence for every piece, or why there is none."""
+    call = packing.call(request, provider, per_axis)
+    if isinstance(call, Reason):
+        return call
+    told = call.arguments
+    assert isinstance(told, Flash)
+    wrong = (_wrong(told, p.band, p.query.length, p.key.length) for p in per_axis[told.axis])
+    return next((reason for reason in wrong if reason), Program((call,)))
+
+
+def _capacity(request: Request, key: View, number: int) -> int:
+    """How many keys the cache has from the first of a view on, in each of its groups."""
+    axis = key.axes[number]
+    last = axis.start + axis.group_step * (axis.groups - 1)
+    return (request.key_space[number] - 1 - last) // axis.step + 1
+
+
 def _window_axis(pieces: tuple[Piece, ...]) -> int | Reason:
-    """The axis whose window the kernel is told: every other one must be one position long."""
+    """The axis whose window the kernel is told: every other one must be one position long. Without
+    a window it is the one with the most keys.
+    """
     long = [n for n, p in enumerate(pieces) if max(p.query.length, p.key.length) > 1]
     windows = [n for n in long if pieces[n].band != FULL]
     if not windows:
-        return 0
+        return max(range(len(pieces)), key=lambda n: pieces[n].key.length)
     if long == windows[:1]:
         return long[0]
     other = next(n for n in long if n != windows[0])
@@ -251,7 +287,9 @@ def _too_large(request: Request, view: View) -> Reason | None:
 
 def _inflated(request: Request, calls: list[Call]) -> Reason | None:
     """Why overlapping windows of stride groups are not copied: each key once per window."""
-    copied = sum(call.key.groups * call.key.count for call in calls if _copies(request, call))
+    copied = sum(
+        call.key.groups * call.key.count for call in calls if flash_costs.copies(request, call)
+    )
     times = copied / max(request.key_count, 1)
     if times <= _COPIES:
         return None
@@ -265,58 +303,3 @@ def _traits(request: Request, strategy: str, program: Program) -> tuple[str, ...
     traits |= {"split"} if len(calls) > 1 and strategy != "split" else set()
     traits |= {"merge"} if request.extra_keys or any(call.joins for call in calls) else set()
     return tuple(sorted(traits))
-
-
-# Costs
-
-
-def _cost(request: Request, provider: Provider, program: Program, useful: int) -> Cost:
-    """Pairs of the key blocks that the kernels visit, launches, and what views and heads copy."""
-    calls = program.calls
-    size = max(request.head_dim, request.value_dim)
-    uneven = request.head_dim != request.value_dim or size != padded(size)
-    copied = sum(_bytes(request, call) for call in calls if uneven or _copies(request, call))
-    single = len(calls) == 1 and calls[0].query.covers(request.query_space)
-    launches = 1 if single else 2 * len(calls) + 1
-    launches += _JOIN * (sum(call.joins for call in calls) + bool(request.extra_keys))
-    return costs.roofline(
-        request,
-        useful=useful,
-        visited=sum(_visited(request, provider, call) for call in calls),
-        calls=launches + 3 * request.sink,
-        copied=copied,
-        rate=provider.rate(request.device, request.dtype),
-    )
-
-
-def _copies(request: Request, call: Call) -> bool:
-    """Whether a call copies its inputs: folds that are no views, and slices of several samples
-    that a varlen call wants packed.
-    """
-    assert isinstance(call.arguments, Flash)
-    spaces = ((call.query, request.query_space), (call.key, request.key_space))
-    packed = call.arguments.entry == "varlen" and request.batch > 1
-    return (
-        bool(call.arguments.pad)
-        or costs.copies(request, call.query)
-        or (packed and not all(view.covers(space) for view, space in spaces))
-    )
-
-
-def _bytes(request: Request, call: Call) -> float:
-    """Bytes of q, k, v and the output of one call."""
-    rows, keys = (view.groups * view.count for view in (call.query, call.key))
-    positions = rows * request.heads + keys * request.kv_heads
-    dims = request.head_dim + request.value_dim
-    return float(request.batch * positions * dims * costs.ITEMSIZE[request.dtype])
-
-
-def _visited(request: Request, provider: Provider, call: Call) -> int:
-    """Pairs of the blocks of one call, per (batch, head)."""
-    assert isinstance(call.arguments, Flash)
-    queries, keys = call.query.count, call.key.count
-    if call.arguments.band(queries, keys) == FULL:
-        return call.query.groups * queries * keys
-    shape = tile(provider.name, request.device, max(request.head_dim, request.value_dim))
-    first, end = call.arguments.key_blocks(shape, queries, keys)
-    return call.query.groups * int((end - first).sum()) * min(shape[0], queries) * shape[1]

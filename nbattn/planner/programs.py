@@ -85,13 +85,19 @@ class View:
 
     def covers(self, space: Sequence[int]) -> bool:
         """Whether the view is all of such a space, in order."""
-        return all(
-            axis.groups == 1
-            and axis.start == 0
-            and axis.length == length
-            and (axis.step == 1 or length <= 1)
-            for axis, length in zip(self.axes, space, strict=True)
-        )
+        for axis, length in zip(self.axes, space, strict=True):
+            if axis.groups != 1 or axis.start or axis.length != length:
+                return False
+            if axis.step != 1 and length > 1:
+                return False
+        return True
+
+    def cut(self, number: int, some: slice) -> View:
+        """The view with a run of the positions of one axis, which may be longer than it was."""
+        axis = self.axes[number]
+        start, length = axis.start + axis.step * some.start, some.stop - some.start
+        part = replace(axis, start=start, length=length)
+        return View((*self.axes[:number], part, *self.axes[number + 1 :]))
 
     def spread(self, tensor: Tensor) -> Tensor:
         """A view of the tensor as `[B, *batch groups, *lengths, *head groups, H, D]`: never a
@@ -150,11 +156,24 @@ class View:
         """
         if self.covers(tensor.shape[1 : 1 + len(self.axes)]):
             return tensor
-        spread = self.spread(tensor)
+        batch, *tail = self._folded_sizes(tensor)
+        return self.spread(tensor).reshape(batch, *self.lengths, *tail)
+
+    def rows_of(self, tensor: Tensor) -> Tensor | None:
+        """The positions of the view as `[B', N, H', D]` in the tensor's own memory, to be written;
+        None where groups or axes do not merge without a copy.
+        """
+        batch, *tail = self._folded_sizes(tensor)
+        try:
+            return self.spread(tensor).view(batch, self.count, *tail)
+        except RuntimeError:  # torch's answer to strides that do not merge
+            return None
+
+    def _folded_sizes(self, tensor: Tensor) -> tuple[int, ...]:
+        """B', H', D."""
         batch = math.prod(axis.groups for axis in self.axes if axis.into == "batch")
-        heads = self.groups // batch
-        tail = tensor.shape[1 + len(self.axes) :]
-        return spread.reshape(tensor.shape[0] * batch, *self.lengths, heads * tail[0], *tail[1:])
+        heads, *tail = tensor.shape[1 + len(self.axes) :]
+        return tensor.shape[0] * batch, heads * (self.groups // batch), *tail
 
 
 class CallArguments(Protocol):
@@ -195,6 +214,11 @@ class Program:
     """
 
     calls: tuple[Call, ...]
+
+    def writes_all(self, space: Sequence[int]) -> bool:
+        """Whether calls that do not join write every row of a space."""
+        rows = (call.query.groups * call.query.count for call in self.calls if not call.joins)
+        return sum(rows) == math.prod(space)
 
     def to_dict(self) -> list[dict[str, object]]:
         """Plain data for JSON."""

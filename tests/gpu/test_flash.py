@@ -19,6 +19,7 @@ from torch import Tensor
 
 import nbattn
 from nbattn import Axis, BackendError, Mask
+from nbattn.backends import calls
 from nbattn.backends.calls import Rows
 from nbattn.backends.flash import Kernels
 from nbattn.dialects.flash import Flash, Told
@@ -33,7 +34,7 @@ SHAPES = [
     (1, 1), (1, 2), (2, 1), (2, 2), (3, 5), (5, 3), (7, 2), (2, 7), (12, 12), (4, 12), (12, 4),
     (64, 64), (130, 60), (60, 130), (200, 64), (64, 200), (129, 257), (400, 100),
 ]  # fmt: skip
-STRATEGIES = ("translate", "trim", "split", "virtual-pad", "pad")
+STRATEGIES = ("translate", "trim", "split", "virtual-pad", "pack", "pad")
 
 
 @pytest.fixture(autouse=True)
@@ -137,6 +138,33 @@ def test_a_dialect_is_what_its_kernel_does(
             cases(f"gpu, {provider} {call.entry}", 1)
 
 
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_the_cache_entry_is_what_its_kernel_does(
+    provider: str, shape: tuple[int, int], cases: Count
+) -> None:
+    """Forward only; the cache holds large numbers behind its filling."""
+    if not PROVIDERS[provider].kvcache:
+        pytest.skip(f"{provider} has no kv-cache entry that is used here")
+    rows, keys = shape
+    host = flash_oracle.flash3 if provider == "fa3" else flash_oracle.flash2_cache
+    query = torch.zeros(2, rows, 1, WIDTH, dtype=torch.float16, device=DEVICE)
+    for (left, right, causal), capacity in product(
+        windows(provider, rows, keys), (keys, keys + 70, keys + 300)
+    ):
+        call = Flash(provider, "kvcache", Told(left, right, causal, max_keys=capacity, used=keys))
+        key = query.new_full((2, capacity, 1, WIDTH), 1e4)
+        key[:, :keys] = 0
+        read: list[Tensor] = []
+        for first in range(0, keys, WIDTH):
+            value = torch.full_like(key, 1e4)
+            value[:, :keys] = one_hot(keys, first)
+            out, _ = Kernels().forward(call, (query, key, value), 1.0, None)
+            read.append((out != 0)[0, :, 0, : keys - first].cpu())
+        allowed = torch.from_numpy(host(rows, keys, left, right, causal, capacity))
+        assert torch.equal(torch.cat(read, -1), allowed), call
+        cases(f"gpu, {provider} kvcache", 1)
+
+
 MASKS: dict[str, tuple[Mask, int, int]] = {
     "causal, tall": (Mask.causal(), 700, 200),
     "causal, wide": (Mask.causal(), 200, 700),
@@ -148,6 +176,8 @@ MASKS: dict[str, tuple[Mask, int, int]] = {
     "wrap": (Mask(Axis(30, 20, border="wrap")), 400, 400),
     "sinks": (Mask(Axis(50, causal=True, prefix=4)), 400, 400),
     "rows outside": (Mask(Axis(20, 10, offset=-50)), 300, 200),
+    "tall, rows outside": (Mask(Axis(150, 0, offset=-20)), 1000, 100),
+    "ragged blocks": (Mask(Axis(63, causal=True, stride=64)), 610, 704),
 }
 Inputs = dict[str, Tensor]
 
@@ -213,6 +243,23 @@ def test_sinks_and_extra_keys(provider: str) -> None:
         results(mask, made, backend=f"flash:{provider}"),
         results(mask, made, backend="reference"),
         results(mask, double, backend="reference"),
+    )
+
+
+def test_no_rows_are_copied(provider: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three calls of a shifted window write into one output."""
+    mask, queries, keys = MASKS["shift"]
+    made = {name: t.detach() for name, t in inputs(queries, keys, torch.bfloat16).items()}
+    parts: list[Tensor | None] = []
+    place = calls._place
+    monkeypatch.setattr(calls, "_place", lambda *given: (parts.append(given[3]), place(*given)))
+    found = nbattn.attention(**made, mask=mask, backend=f"flash:{provider}")
+    assert parts == [None] * 3
+    double = {name: t.double() for name, t in made.items()}
+    judge(
+        [found],
+        [nbattn.attention(**made, mask=mask, backend="reference")],
+        [nbattn.attention(**double, mask=mask, backend="reference")],
     )
 
 

@@ -1,0 +1,46 @@
+// copies.cpp - cp.async: copies land at once, at the wait for their group, or at either by chance.
+#include <algorithm>
+#include "runtime.h"
+
+namespace emulator {
+namespace {
+void land(const Copy& copy) {
+  operation = copy.place;
+  copy_landed(copy);
+  if (copy.valid)
+    std::memcpy(copy.to, copy.from, 16);
+  else
+    std::memset(copy.to, 0, 16);
+}
+
+bool lands_early() {
+  return launch->copies == kEager || (launch->copies == kRandom && random_below(2));
+}
+}  // namespace
+
+void cp_async16(void* shared, const void* global, bool valid, Site site) {
+  Fiber& fiber = self();
+  const Copy copy{static_cast<unsigned char*>(shared), static_cast<const unsigned char*>(global), valid, fiber.groups,
+                  __builtin_return_address(0)};
+  if (!in_shared(shared, 16) || reinterpret_cast<uintptr_t>(shared) % 16)
+    fail("cp.async at %s:%d: thread %d copies to %s", site.file, site.line, fiber.number, address_text(shared).of);
+  if (reinterpret_cast<uintptr_t>(global) % 16)
+    fail("cp.async at %s:%d: thread %d copies from %s, no multiple of 16", site.file, site.line, fiber.number,
+         address_text(global).of);
+  launch->copied_bytes += valid ? 16 : 0;
+  copy_issued(copy);
+  if (lands_early()) return land(copy);
+  std::memset(shared, 0xff, 16);  // whoever reads too early reads NaN
+  fiber.copies.push_back(copy);
+}
+
+void cp_async_commit() { self().groups++; }
+
+void cp_async_wait(int groups) {
+  Fiber& fiber = self();
+  auto stays = [&](const Copy& copy) { return copy.group >= fiber.groups - groups && !lands_early(); };
+  const auto end = std::stable_partition(fiber.copies.begin(), fiber.copies.end(), stays);
+  std::for_each(end, fiber.copies.end(), land);
+  fiber.copies.erase(end, fiber.copies.end());
+}
+}  // namespace emulator

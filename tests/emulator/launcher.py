@@ -1,0 +1,209 @@
+"""Launches a kernel in the emulator: tensors go into guarded memory and outputs come back.
+
+It takes the place of CuPy's launcher, so that the same backend runs on CPU tensors.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import re
+import struct
+import subprocess
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from emulator import build
+from nbattn.kernels import layout
+from nbattn.kernels.variant import Variant
+
+Mode = Literal["eager", "lazy", "random", "check"]
+_COPIES: dict[Mode, int] = {"eager": 0, "lazy": 1, "random": 2, "check": 1}  # enum Copies
+MODES = tuple(_COPIES)
+_ONE_AT_A_TIME = threading.Lock()  # the emulator has one state
+_OWN = {path.name for path in build.HERE.glob("*.h")}
+_PLACE = re.compile(r"<\+([0-9a-f]+)>")
+
+
+class KernelError(Exception):
+    """What a kernel does wrong, and where."""
+
+
+class _Buffer(ctypes.Structure):
+    _fields_ = [
+        ("begin", ctypes.c_void_p),
+        ("bytes", ctypes.c_uint64),
+        ("present", ctypes.c_void_p),
+        ("name", ctypes.c_char_p),
+        ("element_bytes", ctypes.c_int),
+        ("writable", ctypes.c_int),
+    ]
+
+
+class _Launch(ctypes.Structure):
+    _fields_ = [
+        ("kernel", ctypes.c_void_p),
+        ("params", ctypes.c_char_p),
+        ("buffers", ctypes.POINTER(_Buffer)),
+        ("buffer_count", ctypes.c_int),
+        ("blocks", ctypes.c_int),
+        ("threads", ctypes.c_int),
+        ("shared_bytes", ctypes.c_int),
+        ("copies", ctypes.c_int),
+        ("check", ctypes.c_int),
+        ("seconds", ctypes.c_int),
+        ("seed", ctypes.c_uint),
+        ("error", ctypes.c_char * 1500),
+        *((name, ctypes.c_uint64) for name in ("switches", "mma", "matrices", "bank_ways")),
+        *((name, ctypes.c_uint64) for name in ("copied_bytes", "shared_accesses")),
+    ]
+
+
+@dataclass
+class Counts:
+    """What launches have done so far.
+
+    Args:
+        mma: `mma.sync` instructions of a warp.
+        matrices: of 8x8 elements that `ldmatrix` has read.
+        bank_ways: passes that shared memory needed for them; one each without conflicts.
+        copied_bytes: by `cp.async`, zeros not counted.
+    """
+
+    launches: int = 0
+    blocks: int = 0
+    mma: int = 0
+    matrices: int = 0
+    bank_ways: int = 0
+    copied_bytes: int = 0
+
+    def add(self, launch: _Launch) -> None:
+        """Count one launch."""
+        self.launches += 1
+        for name in ("blocks", "mma", "matrices", "bank_ways", "copied_bytes"):
+            setattr(self, name, getattr(self, name) + getattr(launch, name))
+
+
+@dataclass
+class Launcher:
+    """The protocol of `nbattn.kernels.launch`, on a CPU.
+
+    Args:
+        mode: when `cp.async` lands: at once ("eager"), at the wait ("lazy") or at either by chance
+            ("random", which also mixes the order of threads and blocks). "check" is lazy, and also
+            looks at every access: slower, and faults have file and line.
+        seed: of "random".
+        seconds: of the CPU, until a launch is stopped.
+        folder: the sources, for those who change them.
+    """
+
+    mode: Mode = "lazy"
+    seed: int = 1
+    seconds: int = 120
+    folder: Path = build.CUDA
+    counts: Counts = field(default_factory=Counts)
+
+    def launch(
+        self, variant: Variant, blocks: int, tensors: Mapping[str, Tensor], numbers: bytes
+    ) -> None:
+        """Run one kernel to its end.
+
+        Raises:
+            KernelError: the kernel does something wrong.
+        """
+        check = self.mode == "check"
+        path = build.kernel(variant, checked=check, folder=self.folder)
+        with _ONE_AT_A_TIME:
+            runtime, library = _runtime(), ctypes.CDLL(str(path))
+            writes = layout.WRITES.get(variant.entry, ("out", "lse"))
+            try:
+                guarded = {n: _Guarded(runtime, n, t, n in writes) for n, t in tensors.items()}
+                addresses = [guarded[n].address if n in guarded else 0 for n in layout.POINTERS]
+                launch = _Launch(
+                    kernel=ctypes.cast(library[variant.entry], ctypes.c_void_p),
+                    params=struct.pack(f"<{len(addresses)}Q", *addresses) + numbers,
+                    buffers=(_Buffer * len(guarded))(*(g.buffer for g in guarded.values())),
+                    buffer_count=len(guarded),
+                    blocks=blocks,
+                    threads=variant.threads,
+                    shared_bytes=variant.shared_bytes,
+                    copies=_COPIES[self.mode],
+                    check=check,
+                    seconds=self.seconds,
+                    seed=self.seed if self.mode == "random" else 0,
+                )
+                if runtime.emulator_run(ctypes.byref(launch)):
+                    raise KernelError(
+                        f"{variant.entry}: {_with_places(launch.error.decode(), path)}"
+                    )
+                self.counts.add(launch)
+                for name in guarded:
+                    if name in writes:
+                        guarded[name].copy_back(tensors[name])
+            finally:
+                runtime.emulator_free_all()
+
+
+class _Guarded:
+    """A tensor's span of memory, ending at a guard page; what is no element of it is NaN.
+
+    The span may be far larger than memory, so nothing here walks through it.
+    """
+
+    def __init__(self, runtime: ctypes.CDLL, name: str, tensor: Tensor, writable: bool) -> None:
+        size, axes = tensor.element_size(), list(zip(tensor.shape, tensor.stride(), strict=True))
+        span = 1 + sum((n - 1) * stride for n, stride in axes) if tensor.numel() else 0
+        distinct = math.prod(n for n, stride in axes if stride)
+        self.address = runtime.emulator_allocate(span * size, tensor.data_ptr() % 16)
+        raw = (ctypes.c_ubyte * (span * size)).from_address(self.address)
+        self.memory = torch.frombuffer(raw, dtype=tensor.dtype) if span else tensor.new_empty(0)
+        self.index = torch.zeros(tensor.shape, dtype=torch.int64)
+        for axis, (n, stride) in enumerate(axes):
+            self.index += (torch.arange(n) * stride).view(-1, *[1] * (tensor.ndim - axis - 1))
+        if not writable:  # outputs stay NaN
+            self.memory[self.index] = tensor.detach()
+        self.present = None if distinct == span else np.zeros(span, bool)  # torch's would touch it
+        if self.present is not None:
+            self.present[self.index.numpy()] = True
+        self.buffer = _Buffer(
+            begin=self.address,
+            bytes=span * size,
+            present=None if self.present is None else self.present.ctypes.data,
+            name=name.encode(),
+            element_bytes=size,
+            writable=writable,
+        )
+
+    def copy_back(self, tensor: Tensor) -> None:
+        tensor.detach().copy_(self.memory[self.index])
+
+
+@cache
+def _runtime() -> ctypes.CDLL:
+    """The emulator, whose symbols kernels find."""
+    runtime = ctypes.CDLL(str(build.runtime()), mode=ctypes.RTLD_GLOBAL)
+    runtime.emulator_allocate.restype = ctypes.c_void_p
+    runtime.emulator_allocate.argtypes = [ctypes.c_size_t, ctypes.c_size_t]
+    assert runtime.emulator_launch_bytes() == ctypes.sizeof(_Launch)
+    return runtime
+
+
+def _with_places(text: str, path: Path) -> str:
+    """The text with places in the source for addresses in the library, and without directories."""
+
+    def place(found: re.Match[str]) -> str:
+        command = ["addr2line", "-i", "-e", str(path), hex(int(found[1], 16) - 1)]
+        said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        lines = [Path(line.split(" (")[0]).name for line in said.splitlines()]
+        kernel = [line for line in lines if line.split(":")[0] not in _OWN] or lines
+        return kernel[0] + (f" (called in {', '.join(kernel[1:])})" if kernel[1:] else "")
+
+    return _PLACE.sub(place, re.sub(r"/\S*/", "", text))

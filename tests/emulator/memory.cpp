@@ -1,0 +1,213 @@
+// memory.cpp - guarded memory, and what is known of it: who wrote and read what since which barrier.
+#include <sys/mman.h>
+#include <cstdio>
+#include <cstdlib>
+#include "runtime.h"
+
+namespace emulator {
+unsigned char* shared_memory;
+
+namespace {
+constexpr size_t kSpace = 1ull << 36, kPage = 4096, kGuard = 64 << 10;
+constexpr size_t kPoisoned = 64 << 20;  // what is larger is a view with far strides
+unsigned char *space, *unused;  // inaccessible but for what allocate() gives away
+uint32_t epoch;                 // barriers of this launch so far
+uint32_t warp_epoch[32];        // __syncwarps of each warp
+
+struct Access {
+  uint32_t epoch, warp_epoch;
+  int thread;
+  const void* place;
+};
+// What is known of two bytes. Two readers are enough: of all that a later write could race with, one is kept
+// that is in another warp than the latest, if there is one, else the latest that is another lane.
+struct Cell {
+  uint32_t block;  // that touched it last; 0: none
+  bool written;
+  const void* copy;  // a cp.async to here that has not landed
+  Access writer, reader[2];
+};
+std::vector<Cell> shared_cells;
+std::vector<std::vector<Cell>> buffer_cells;
+
+Access access_here(const void* place) {
+  return {epoch, warp_epoch[current->warp], current->number, place};
+}
+
+// Whether no barrier lies between an access of another thread and now.
+bool unordered(const Access& access) {
+  if (access.epoch != epoch || access.thread == current->number) return false;
+  const int warp = access.thread / 32;
+  return warp != current->warp || access.warp_epoch == warp_epoch[warp];
+}
+
+void remember_reader(Cell& cell, const Access& reader) {
+  Access& latest = cell.reader[0];
+  Access& other = cell.reader[1];
+  const bool other_matters = other.epoch == epoch && other.thread / 32 != reader.thread / 32;
+  if (latest.epoch == epoch && latest.thread != reader.thread)
+    if (latest.thread / 32 != reader.thread / 32 || !other_matters) other = latest;
+  latest = reader;
+}
+
+[[noreturn]] void report_race(const char* what, const unsigned char* address, const void* place, const char* other_what,
+                              const Access& other) {
+  fail("race: thread %d %s %s at %s, thread %d %s it at %s, and no barrier between", current->number, what,
+       address_text(address).of, place_text(place).of, other.thread, other_what, place_text(other.place).of);
+}
+
+// One access to a cell whose memory can be written at all.
+void touch(Cell& cell, const unsigned char* address, bool write, const void* place, bool shared) {
+  if (cell.block != block_number) {
+    if (cell.block && !shared)
+      fail("blocks %u and %u both touch %s, at %s and at %s", cell.block - 1, block_number - 1, address_text(address).of,
+           place_text(cell.writer.place).of, place_text(place).of);
+    cell = Cell{};
+    cell.block = block_number;
+  }
+  if (cell.copy)
+    fail("thread %d touches %s at %s while cp.async of %s is in flight", current->number, address_text(address).of,
+         place_text(place).of, place_text(cell.copy).of);
+  if (!write && !cell.written)
+    fail("thread %d reads %s at %s, which nothing has written", current->number, address_text(address).of,
+         place_text(place).of);
+  if (cell.written && unordered(cell.writer))
+    report_race(write ? "writes" : "reads", address, place, "wrote", cell.writer);
+  const Access access = access_here(place);
+  if (!write) return remember_reader(cell, access);
+  for (const Access& reader : cell.reader)
+    if (unordered(reader)) report_race("writes", address, place, "read", reader);
+  cell.written = true;
+  cell.writer = access;
+}
+
+const Buffer* buffer_at(const unsigned char* address, int bytes) {
+  static int last;  // most accesses go where the last one went
+  auto inside = [=](const Buffer& buffer) {
+    return address >= buffer.begin && address + bytes <= buffer.begin + buffer.bytes;
+  };
+  if (last < launch->buffer_count && inside(launch->buffers[last])) return &launch->buffers[last];
+  for (last = 0; last < launch->buffer_count; ++last)
+    if (inside(launch->buffers[last])) return &launch->buffers[last];
+  return nullptr;
+}
+
+void check(const unsigned char* address, int bytes, bool write, const void* place) {
+  if (in_shared(address, bytes)) {
+    launch->shared_accesses++;
+    const size_t first = address - shared_memory;
+    for (size_t cell = first / 2; cell < (first + bytes + 1) / 2; ++cell)
+      touch(shared_cells[cell], shared_memory + 2 * cell, write, place, true);
+    return;
+  }
+  const Buffer* const buffer = buffer_at(address, bytes);
+  if (!buffer)
+    fail("out of bounds: thread %d %s %d bytes of %s at %s", current->number, write ? "writes" : "reads", bytes,
+         address_text(address).of, place_text(place).of);
+  const size_t first = address - buffer->begin;
+  if (write && !buffer->writable)
+    fail("thread %d writes %s, which it may only read, at %s", current->number, address_text(address).of,
+         place_text(place).of);
+  if (buffer->present)
+    for (size_t e = first / buffer->element_bytes; e * buffer->element_bytes < first + bytes; ++e)
+      if (!buffer->present[e])
+        fail("thread %d reads %s at %s, which no element of the tensor is", current->number, address_text(address).of,
+             place_text(place).of);
+  if (!buffer->writable) return;
+  auto& cells = buffer_cells[buffer - launch->buffers];
+  for (size_t cell = first / 2; cell < (first + bytes + 1) / 2; ++cell)
+    touch(cells[cell], buffer->begin + 2 * cell, write, place, false);
+}
+
+// The end of so many bytes or a few more, which is where a guard begins.
+unsigned char* allocate(size_t bytes) {
+  if (!space) {
+    void* map = mmap(nullptr, kSpace, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (map == MAP_FAILED) std::abort();
+    space = unused = static_cast<unsigned char*>(map);
+  }
+  const size_t pages = (bytes + 128 + kPage - 1) / kPage * kPage;
+  unsigned char* const begin = unused + kGuard;
+  if (begin + pages + kGuard > space + kSpace || mprotect(begin, pages, PROT_READ | PROT_WRITE)) std::abort();
+  if (pages <= kPoisoned) std::memset(begin, 0xff, pages);  // NaN in every format
+  return unused = begin + pages;
+}
+}  // namespace
+
+bool is_guarded(const void* address) {
+  return static_cast<size_t>(static_cast<const unsigned char*>(address) - space) < kSpace;
+}
+
+bool in_shared(const void* address, int bytes) {
+  const ptrdiff_t offset = static_cast<const unsigned char*>(address) - shared_memory;
+  return offset >= 0 && offset + bytes <= launch->shared_bytes;
+}
+
+Text address_text(const void* address) {
+  auto at = static_cast<const unsigned char*>(address);
+  const char* name = "shared";
+  ptrdiff_t offset = at - shared_memory;
+  uint64_t bytes = launch->shared_bytes;
+  auto distance = [](ptrdiff_t o, uint64_t b) { return o < 0 ? -o : o < static_cast<ptrdiff_t>(b) ? 0 : o - b + 1; };
+  for (int i = 0; i < launch->buffer_count; ++i) {
+    const Buffer& buffer = launch->buffers[i];
+    if (distance(at - buffer.begin, buffer.bytes) >= distance(offset, bytes)) continue;
+    name = buffer.name;
+    offset = at - buffer.begin;
+    bytes = buffer.bytes;
+  }
+  Text text;
+  std::snprintf(text.of, sizeof text.of, "%s[%td] of %lu bytes", name, offset, bytes);
+  return text;
+}
+
+void open_shared(int bytes) {
+  shared_memory = allocate(bytes) - (bytes + 127) / 128 * 128;
+  shared_cells.assign(launch->check ? bytes / 2 + 1 : 0, Cell{});
+  buffer_cells.assign(launch->buffer_count, {});
+  for (int i = 0; launch->check && i < launch->buffer_count; ++i)
+    if (launch->buffers[i].writable) buffer_cells[i].resize(launch->buffers[i].bytes / 2 + 1);
+  epoch = 0;
+}
+
+void begin_block() {
+  std::memset(shared_memory, 0xff, launch->shared_bytes);
+  ++epoch;
+}
+
+void barrier_passed() { ++epoch; }
+void warp_passed(int warp) { ++warp_epoch[warp]; }
+
+void check_read(const void* address, int bytes, const void* place) {
+  if (launch->check) check(static_cast<const unsigned char*>(address), bytes, false, place);
+}
+
+void check_write(const void* address, int bytes, const void* place) {
+  if (launch->check) check(static_cast<const unsigned char*>(address), bytes, true, place);
+}
+
+void copy_issued(const Copy& copy) {
+  if (!launch->check) return;
+  if (copy.valid) check_read(copy.from, 16, copy.place);
+  check_write(copy.to, 16, copy.place);
+  for (int i = 0; i < 8; ++i) shared_cells[(copy.to - shared_memory) / 2 + i].copy = copy.place;
+}
+
+void copy_landed(const Copy& copy) {
+  if (!launch->check) return;
+  for (int i = 0; i < 8; ++i) shared_cells[(copy.to - shared_memory) / 2 + i].copy = nullptr;
+  check_write(copy.to, 16, copy.place);
+}
+}  // namespace emulator
+
+// Memory for a tensor, as close to a guard page as an address that has the same remainder modulo 16 as `like`.
+extern "C" void* emulator_allocate(size_t bytes, size_t like) {
+  unsigned char* const begin = emulator::allocate(bytes) - bytes;
+  return begin - (reinterpret_cast<size_t>(begin) - like) % 16;
+}
+
+extern "C" void emulator_free_all() {
+  using namespace emulator;
+  if (space) mmap(space, unused - space, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
+  unused = space;
+}

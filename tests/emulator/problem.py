@@ -1,0 +1,260 @@
+"""A problem for the kernels alone, without planner and backend, solved launch by launch.
+
+What a kernel is told is written down here a second time, so that a mistake in the backend's
+arguments and one in the kernels' reading of them do not cancel.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import dense_attention
+import torch
+from torch import Tensor
+
+from nbattn import Axis, Mask
+from nbattn.kernels import layout
+from nbattn.kernels.variant import Variant
+
+Tensors = dict[str, Tensor]
+Tile = tuple[int, int, int]
+FAR = 1 << 29
+KERNELS = ("fwd", "delta", "dq", "dkdv")
+_INPUTS = ("query", "key", "value", "extra_key", "extra_value", "key_range")
+READS = {
+    "fwd": (*_INPUTS, "sink"),
+    "delta": ("out", "grad_out", "grad_lse"),
+    "dq": (*_INPUTS, "grad_out", "lse", "delta"),
+    "dkdv": (*_INPUTS, "grad_out", "lse", "delta"),
+}
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+class Launcher(Protocol):
+    def launch(self, variant: Variant, blocks: int, tensors: Tensors, numbers: bytes) -> None: ...
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is computed, and by which tiles.
+
+    Args:
+        rows: tile of queries in the forward and dQ, of keys in dK/dV; columns are the others.
+        row_blocks: 16-row blocks of a warp (mma).
+        vector: the kernels may copy 16 bytes at a time (mma).
+        grads: what dK/dV computes: 1 grad_value, 2 grad_key, 3 both.
+        layout: of the inputs: "plain", "packed" (views of one tensor) or "channels" (step 2).
+    """
+
+    mask: Mask
+    queries: tuple[int, ...]
+    keys: tuple[int, ...]
+    dtype: torch.dtype = torch.float16
+    family: str = "mma"
+    rows: Tile = (1, 1, 32)
+    columns: Tile = (1, 1, 16)
+    row_blocks: int = 1
+    stages: int = 2
+    vector: bool = True
+    grads: int = 3
+    batch: int = 1
+    heads: int = 2
+    group: int = 1
+    head_dim: int = 16
+    value_dim: int = 16
+    extra: int = 0
+    softcap: float = 0.0
+    sink: bool = False
+    ranges: tuple[tuple[tuple[int, int], ...], ...] = ()
+    layout: str = "plain"
+    seed: int = field(default=0, repr=False)
+
+    @property
+    def rank(self) -> int:
+        return len(self.queries)
+
+    @property
+    def axes(self) -> list[tuple[Axis, int, int]]:
+        """Three of them: mask, queries, keys."""
+        leading = [(Axis(0, 0), 1, 1)] * (3 - self.rank)
+        return leading + list(zip(self.mask.axes, self.queries, self.keys, strict=True))
+
+    @property
+    def accumulator(self) -> torch.dtype:
+        return torch.float64 if self.dtype == torch.float64 else torch.float32
+
+
+def make(p: Problem) -> Tensors:
+    """Inputs and upstream gradients."""
+    generator = torch.Generator().manual_seed(p.seed)
+    key_heads = p.heads // p.group
+
+    def normal(*shape: int, dtype: torch.dtype = p.dtype) -> Tensor:
+        step = 2 if p.layout == "channels" else 1
+        more = 8 if p.layout == "packed" else 0
+        wide = (*shape[:-1], (shape[-1] + more) * step)
+        whole = torch.randn(wide, generator=generator, dtype=torch.float64).to(dtype)
+        return whole[..., ::step][..., : shape[-1]]
+
+    made = {
+        "query": normal(p.batch, *p.queries, p.heads, p.head_dim),
+        "key": normal(p.batch, *p.keys, key_heads, p.head_dim),
+        "value": normal(p.batch, *p.keys, key_heads, p.value_dim),
+        "grad_out": normal(p.batch, *p.queries, p.heads, p.value_dim),
+        "grad_lse": normal(p.batch, *p.queries, p.heads, dtype=p.accumulator).contiguous(),
+    }
+    if p.extra:
+        made["extra_key"] = normal(p.batch, p.extra, key_heads, p.head_dim).contiguous()
+        made["extra_value"] = normal(p.batch, p.extra, key_heads, p.value_dim).contiguous()
+    if p.sink:
+        made["sink"] = normal(p.heads, dtype=p.accumulator).contiguous()
+    if p.ranges:
+        made["key_range"] = torch.tensor(p.ranges, dtype=torch.int32)
+    return made
+
+
+def solve(p: Problem, launcher: Launcher, made: Tensors) -> Tensors:
+    """All outputs and gradients, by the kernels."""
+    known = dict(made)
+    for kernel in KERNELS:
+        known |= run(p, launcher, kernel, known)
+    return {n: t for n, t in known.items() if n not in made and n != "delta"}
+
+
+def run(p: Problem, launcher: Launcher, kernel: str, known: Tensors) -> Tensors:
+    """What one kernel writes, given the inputs and what kernels before it wrote."""
+    rows = (p.batch, *p.queries, p.heads)
+    if kernel == "fwd":
+        like = {"out": known["grad_out"], "lse": torch.empty(rows, dtype=p.accumulator)}
+    elif kernel == "delta":
+        like = {"delta": known["lse"]}
+    elif kernel == "dq":
+        like = {"grad_query": known["query"]}
+    else:
+        names = [n for bit, n in ((1, "value"), (2, "key")) if p.grads & bit]
+        names += [f"extra_{n}" for n in names if p.extra]
+        like = {f"grad_{n}": known[n] for n in names}
+    writes = {n: torch.empty(t.shape, dtype=t.dtype) for n, t in like.items()}
+    reads = {n: known[n] for n in READS[kernel] if n in known}
+    launcher.launch(variant(p, kernel), blocks(p, kernel), reads | writes, _numbers(p, known))
+    return writes
+
+
+def define(p: Problem, made: Tensors, dtype: torch.dtype) -> Tensors:
+    """The same by the definition, computed in this dtype."""
+    wide = {n: t.to(dtype) if t.is_floating_point() else t for n, t in made.items()}
+    inputs = {n: t.detach().clone() for n, t in wide.items() if not n.startswith("grad")}
+    wanted = [n for n in inputs if n not in ("sink", "key_range")]
+    for name in wanted:
+        inputs[name].requires_grad_()
+    allowed = torch.from_numpy(p.mask.dense(p.queries, p.keys))
+    out, lse = dense_attention.attend(**inputs, allowed=allowed, softcap=p.softcap or None)
+    upward = [wide["grad_out"], wide["grad_lse"].to(lse.dtype)]
+    found = torch.autograd.grad([out, lse], [inputs[n] for n in wanted], upward)
+    return {"out": out, "lse": lse} | {
+        f"grad_{n}": grad for n, grad in zip(wanted, found, strict=True)
+    }
+
+
+def judge(p: Problem, found: Tensors, made: Tensors) -> None:
+    """Every output by the ratio rule.
+
+    Raises:
+        AssertionError: one is wrong.
+    """
+    exact = define(p, made, torch.float64)
+    half = p.dtype in (torch.float16, torch.bfloat16)
+    low = define(p, made, p.dtype) if half else exact
+    eps = 5e-11 if p.dtype == torch.float64 else 8 * torch.finfo(p.dtype).eps
+    for name, tensor in found.items():
+        dense_attention.judge(name, tensor, low[name], exact[name], eps)
+
+
+def variant(p: Problem, kernel: str) -> Variant:
+    by_keys = kernel == "dkdv"
+    query_tile, key_tile = (p.columns, p.rows) if by_keys else (p.rows, p.columns)
+    borders = {axis.border for axis, _, _ in p.axes}
+    two_runs = "wrap" in borders or any(axis.prefix for axis, _, _ in p.axes)
+    constants = {
+        "NB_DTYPE": DTYPES.index(p.dtype),
+        "NB_HEAD_DIM": p.head_dim,
+        "NB_VALUE_DIM": p.value_dim,
+        **{f"NB_QUERY_TILE_{i}": n for i, n in enumerate(query_tile)},
+        **{f"NB_KEY_TILE_{i}": n for i, n in enumerate(key_tile)},
+        "NB_TWO_RUNS": int(two_runs),
+        "NB_SOFTCAP": int(p.softcap > 0),
+        "NB_KEY_RANGE": int(bool(p.ranges)),
+    }
+    if by_keys:
+        constants["NB_GRADS"] = p.grads
+    if kernel == "delta":
+        return Variant("delta.cu", "nb_delta", tuple(sorted(constants.items())), 128, 0)
+    threads = 128
+    if p.family == "mma":
+        warps = math.prod(p.rows) // 16 // p.row_blocks
+        threads = 32 * warps
+        constants |= {
+            "NB_WARPS": warps,
+            "NB_ROW_BLOCKS": p.row_blocks,
+            "NB_STAGES": p.stages,
+            "NB_VECTOR": int(p.vector),
+        }
+    name = f"{kernel}_{p.family}"
+    return Variant(
+        f"{name}.cu", f"nb_{name}", tuple(sorted(constants.items())), threads, _shared(p, kernel)
+    )
+
+
+def _shared(p: Problem, kernel: str) -> int:
+    rows, columns, walk = math.prod(p.rows), math.prod(p.columns), 256 + 16 * sum(p.rows)
+    if p.family == "simt":
+        return walk + 8 * (3 * rows + 96) + (2 * rows + 32) * 33 * p.accumulator.itemsize
+
+    def vectors(count: int, channels: int) -> int:
+        return count * (-(-channels // 16) * 16 + 8) * 2
+
+    stage = vectors(columns, p.head_dim) + vectors(columns, p.value_dim)
+    own = {
+        "fwd": vectors(rows, max(p.head_dim, p.value_dim)),
+        "dq": vectors(rows, p.head_dim) + vectors(rows, p.value_dim),
+        "dkdv": vectors(rows, p.head_dim) + vectors(rows, p.value_dim),
+    }[kernel]
+    return walk + own + p.stages * (stage + (8 * columns if kernel == "dkdv" else 0))
+
+
+def blocks(p: Problem, kernel: str) -> int:
+    def parts(length: int, by: int) -> int:
+        return -(-length // by)
+
+    if kernel == "delta":
+        return parts(p.batch * p.heads * math.prod(p.queries), 4)
+    tiles = 1
+    for (axis, queries, keys), extent in zip(p.axes, p.rows, strict=True):
+        length = keys if kernel == "dkdv" else queries
+        tiles *= min(axis.dilation, length) * parts(parts(length, axis.dilation), extent)
+    if kernel == "dkdv":
+        return (tiles + parts(p.extra, math.prod(p.rows))) * p.batch * p.heads // p.group
+    return tiles * p.batch * p.heads
+
+
+def _numbers(p: Problem, made: Tensors) -> bytes:
+    strides: list[int] = []
+    for name in layout.STRIDES:
+        batch, *space, head, channel = made[name].stride()
+        strides += [batch, *[0] * (3 - p.rank), *space, head, channel]
+    numbers: list[int] = []
+    for axis, queries, keys in p.axes:
+        given = {
+            "queries": queries,
+            "keys": keys,
+            "left": FAR if axis.left is None else axis.left,
+            "right": FAR if axis.right is None else axis.right,
+            "offset": axis.offset + (0 if axis.align == "top-left" else keys - queries),
+            "border": layout.BORDERS[axis.border],
+            "causal": int(axis.causal),
+        }
+        numbers += [given.get(name, getattr(axis, name, 0)) for name in layout.AXIS]
+    counts = [p.batch, p.heads, p.group, p.extra, p.rank, 0]
+    return layout.pack_numbers(strides, p.head_dim**-0.5, p.softcap, numbers, counts)

@@ -1,0 +1,81 @@
+// runtime.h - what the parts of the emulator share: the launch, threads as fibers, faults.
+#pragma once
+#include <vector>
+#include "emulator.h"
+#include "params.h"
+
+namespace emulator {
+enum Copies { kEager, kLazy, kRandom };  // cp.async lands at once, at the wait, or at either
+
+struct Buffer {  // global memory that a kernel may touch
+  unsigned char* begin;
+  uint64_t bytes;
+  const unsigned char* present;  // a flag per element, or null: all elements belong to the tensor
+  const char* name;
+  int element_bytes, writable;
+};
+
+struct Launch {  // launcher.py has both structs once more
+  void (*kernel)(nb::Params);
+  const nb::Params* params;
+  const Buffer* buffers;
+  int buffer_count, blocks, threads, shared_bytes;
+  int copies, check;
+  int seconds;    // of the CPU, until it is stopped
+  unsigned seed;  // 0: threads and blocks in order
+  char error[1500];
+  uint64_t switches, mma, matrices, bank_ways, copied_bytes, shared_accesses;
+};
+
+struct Copy {  // one cp.async of a thread
+  unsigned char* to;
+  const unsigned char* from;
+  bool valid;
+  int group;
+  const void* place;
+};
+
+struct Fiber : Thread {
+  void* stack_pointer;
+  const char* waits;  // for what; null: it runs, or is ready to
+  Site site;
+  bool done;
+  int groups;                // of cp.async, committed
+  std::vector<Copy> copies;  // not landed
+};
+
+extern Launch* launch;
+extern std::vector<Fiber> fibers;
+extern uint32_t block_number;  // from 1 on
+extern const void* operation;   // the place that the emulator itself touches memory for
+inline Fiber& self() { return *static_cast<Fiber*>(current); }
+inline bool same(Site a, Site b) { return a.line == b.line && !std::strcmp(a.file, b.file); }
+
+// Fibers.
+void wait_for(const char* what, Site site);  // until somebody wakes this thread
+void wake(Fiber& fiber);
+bool in_stacks(const void* address);
+unsigned random_below(unsigned limit);
+void forget_meetings();
+
+// Faults. A place is an address of code in the kernel; launcher.py turns its text into file and line.
+struct Text {
+  char of[200];
+};
+Text place_text(const void* code);
+Text address_text(const void* address);
+
+// Memory.
+void open_shared(int bytes);  // a poisoned arena between guard pages
+void begin_block();
+void barrier_passed();
+void warp_passed(int warp);
+bool is_guarded(const void* address);
+bool in_shared(const void* address, int bytes);
+void check_read(const void* address, int bytes, const void* place);
+void check_write(const void* address, int bytes, const void* place);
+void copy_issued(const Copy& copy);
+void copy_landed(const Copy& copy);
+void catch_signals();
+void release_signals();
+}  // namespace emulator
