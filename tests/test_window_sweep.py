@@ -195,18 +195,19 @@ def test_walks_of_any_rank(cases: Count, drawn: Any, tiles: Any, data: Any) -> N
 
 
 LARGE = st.integers(0, LARGEST) | st.integers(0, 4000)
+STEPS = st.integers(1, 9) | st.integers(1, LARGEST)
 SIDE = st.none() | st.integers(0, 2**31 - 1) | st.integers(0, 5000)
 
 
 @given(
     lengths=st.tuples(LARGE, LARGE),
     sides=st.tuples(SIDE, SIDE),
-    steps=st.tuples(st.integers(1, 9) | st.integers(1, LARGEST), st.integers(1, 9) | st.integers(1, LARGEST)),
+    steps=st.tuples(STEPS, STEPS),
     offset=st.integers(-LARGEST, LARGEST),
     border=st.sampled_from(("clip", "shift", "wrap")),
     causal=st.booleans(),
     prefix=st.integers(0, 2**31 - 1),
-)  # fmt: skip
+)
 def test_large_numbers_stay_exact(
     cases: Count,
     lengths: tuple[int, int],
