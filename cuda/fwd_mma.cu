@@ -11,6 +11,7 @@ using ValueVectors = SharedTile<kColumns, kValueDim>;
 using Weights = Fragment<kColumns>;
 using Output = Fragment<ValueVectors::kPadded>;
 static_assert(kRows == 16 * kWarps * kBlocks && kColumns % 16 == 0, "fragments are 16 x 16");
+constexpr bool kKeep = kBlocks == 1 && kHeadDim <= 128;  // queries in registers, as far as there are some
 constexpr int kStageBytes = KeyVectors::kBytes + ValueVectors::kBytes;
 static_assert(NB_SHARED_BYTES == Walk<QueryTile>::kBytes + RowVectors::kBytes + kStages * kStageBytes,
               "nbattn/dialects/cuda.py has drifted");
@@ -133,12 +134,15 @@ NB_DEVICE void forward(const Params& p) {
   begin(state, p, block.head);
   Output out;
   out.clear();
+  KeptRows<kHeadDim> kept;
   for (int n = 0; n < visits; ++n) {
     cp_async_wait<kStages - 2>();
     __syncthreads();  // tile n has landed for everyone, and nobody reads tile n - 1 any more
     fetch(n + kStages - 1);
     Weights s;
-    dot<kColumns, kHeadDim>(s, query, key(n));
+    if (kKeep && n == 0) kept.keep(query);
+    if (kKeep) dot<kColumns, kHeadDim>(s, kept, key(n));
+    else dot<kColumns, kHeadDim>(s, query, key(n));
     read_by_queries(walk, visit<KeyTile>(walk, n, p.extra), [&](auto masked, const auto& read) {
       score<decltype(masked)::value>(s, scores, read);
     });

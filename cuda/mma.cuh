@@ -68,6 +68,24 @@ struct SharedTile {
   }
 };
 
+// A tile's rows of this warp in registers: read once instead of once per visit.
+template <int kChannels>
+struct KeptRows {
+  static constexpr int kSteps = (kChannels + 15) / 16;
+  uint32_t at[kBlocks][kSteps][4];
+  template <class Tile>
+  NB_DEVICE void keep(const Tile& tile) {
+#pragma unroll
+    for (int b = 0; b < kBlocks; ++b)
+#pragma unroll
+      for (int k = 0; k < kSteps; ++k) tile.rows(at[b][k], b, k);
+  }
+  NB_DEVICE void rows(uint32_t (&a)[4], int b, int k) const {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) a[i] = at[b][k][i];
+  }
+};
+
 // scores = rows of this warp times vectors, over kChannels channels.
 template <int kColumns, int kChannels, class RowTile, class ColumnTile>
 NB_DEVICE void dot(Fragment<kColumns>& scores, const RowTile& rows, const ColumnTile& vectors) {
