@@ -44,6 +44,10 @@ class Launcher(Protocol):
         """
         ...
 
+    def load(self, variant: Variant) -> None:
+        """Prepare a kernel on the current device, so that its first launch is like any other."""
+        ...
+
 
 @cache
 def missing() -> str | None:
@@ -117,6 +121,16 @@ class CuPyLauncher:
             variant.shared_bytes,
             argument.stream,
         )
+
+    def load(self, variant: Variant) -> None:
+        """Compile and load a variant on the current device, if it is not there.
+
+        Raises:
+            BackendError: as `launch`.
+        """
+        device = self._torch.cuda.current_device()
+        if (device, variant) not in self._functions:
+            self._load(device, variant)
 
     def _load(self, device: int, variant: Variant) -> Any:
         """A variant on the current device, ready to launch."""
