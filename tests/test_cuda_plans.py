@@ -128,6 +128,23 @@ def test_full_tiles_are_not_masked_and_the_schedule_shows_them() -> None:
     assert {len(visit.keys) for visit in wrapped} == {1, 2}  # a tile over the seam is two ranges
 
 
+@given(masks())
+def test_schedules_hold_every_pair_once(cases: Count, drawn: tuple[Mask, Space, Space]) -> None:
+    """Forward and backward, also where windows wrap."""
+    mask, queries, keys = drawn
+    shapes = {"key_shape": (1, *keys, 1, 32), "training": True}
+    plan = planned(mask, (1, *queries, 2, 32), **shapes)
+    wanted = matrix(mask.axes, queries, keys)
+    for backward in (False, True):
+        times = np.zeros((*queries, *keys), dtype=int)
+        for visit in plan.schedule(backward=backward):
+            for box in visit.keys:
+                times[np.ix_(*visit.queries, *box)] += 1
+        assert times.max(initial=0) <= 1
+        assert (times.reshape(wanted.shape) >= wanted).all()
+        cases("cuda schedules", 1)
+
+
 @pytest.mark.parametrize("name", DEVICES)
 @pytest.mark.parametrize("dtype", cuda_tiles.DTYPES)
 @pytest.mark.parametrize("sizes", [(16, 16), (32, 64), (64, 20), (128, 128), (256, 80), (512, 512)])

@@ -172,15 +172,20 @@ class Window:
         for row in product(*per_axis):
             yield row, product(*(part.columns for part in row))
 
-    def visits(self) -> Iterator[tuple[tuple[Ints, ...], tuple[Ints, ...], bool]]:
-        """Positions of queries and of keys per axis of every visit of the forward pass, and whether
-        it is not masked.
+    def visits(
+        self, *, backward: bool = False
+    ) -> Iterator[tuple[tuple[Ints, ...], tuple[Ints, ...], bool]]:
+        """Positions of queries and of keys per axis of every visit of the forward kernel or of that
+        of the keys' gradients, and whether it is not masked.
         """
-        for row, visits in self._walk(self.forward, inverse=False):
-            queries = tuple(part.positions for part in row)
+        tiles = self.keys if backward else self.forward
+        assert tiles is not None
+        for row, visits in self._walk(tiles, inverse=backward):
+            rows = tuple(part.positions for part in row)
             for visit in visits:
+                columns = tuple(part.positions for part in visit)
                 full = all(part.full for part in visit)
-                yield queries, tuple(part.positions for part in visit), full
+                yield (columns, rows, full) if backward else (rows, columns, full)
 
     def describe(self) -> str:
         """In words."""

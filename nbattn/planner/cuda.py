@@ -88,6 +88,6 @@ def _cost(
         rate=cuda.rate(family, request.device, request.dtype)
         * done
         / max(sum(work.values()), done),
-        backward_flops=done / max(pairs["fwd"], 1) - 1,
+        backward=round((done - pairs["fwd"]) / sizes["fwd"] / costs.BACKWARD_FLOPS),
         backward_calls=launches + _SINK * request.sink,
     )

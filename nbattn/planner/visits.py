@@ -37,10 +37,10 @@ def of(request: Request, program: Program, *, backward: bool) -> Iterator[Visit]
     for call in program.calls:
         if isinstance(call.arguments, Tiled):
             yield from _tile_visits(call.arguments)
-        elif isinstance(call.arguments, Window):
-            yield from _walk_visits(call.arguments)
         elif isinstance(call.arguments, Flash):
             yield from _flash_visits(request, call, call.arguments, backward=backward)
+        elif isinstance(call.arguments, Window):
+            yield from _walk_visits(call.arguments, backward=backward)
         else:
             full = isinstance(call.arguments, Dense)
             yield from _group_visits(call.query, call.key, full=full)
@@ -54,20 +54,20 @@ def _tile_visits(tiles: Tiled) -> Iterator[Visit]:
         yield Visit(queries, tuple(product(*runs)), all(tile.is_full for tile in parts))
 
 
-def _walk_visits(window: Window) -> Iterator[Visit]:
+def _walk_visits(window: Window, *, backward: bool) -> Iterator[Visit]:
+    """The tiles of rows and columns; positions that wrap are several boxes."""
     steps = [line.axis.dilation for line in window.lines]
-    for rows, columns, full in window.visits():
-        queries = tuple(_ranges(at, d)[0] for at, d in zip(rows, steps, strict=True))
-        runs = [_ranges(at, d) for at, d in zip(columns, steps, strict=True)]
-        yield Visit(queries, tuple(product(*runs)), full)
+    for queries, keys, full in window.visits(backward=backward):
+        boxes = tuple(product(*map(_ranges, keys, steps)))
+        for box in product(*map(_ranges, queries, steps)):
+            yield Visit(box, boxes, full)
 
 
 def _ranges(positions: geometry.Ints, step: int) -> list[range]:
-    """Positions that lie a step apart, but for one seam where they wrap."""
+    """Positions that lie a step apart, but for a seam where they wrap."""
     seams = np.flatnonzero(np.diff(positions) != step) + 1
-    return [
-        range(int(part[0]), int(part[-1]) + 1, step) for part in np.split(positions, seams.tolist())
-    ]
+    parts = np.split(positions, seams.tolist())
+    return [range(int(part[0]), int(part[-1]) + 1, step) for part in parts]
 
 
 def _range(run: geometry.Run, step: int) -> range:
