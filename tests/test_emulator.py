@@ -205,11 +205,11 @@ def test_arithmetic():
 
 
 def test_what_nobody_has_written_is_poison():
-    out = floats(3)
-    launch("poison", "lazy", threads=1, out=out)
-    assert out[0].isnan()
-    assert not abs(out[1]) < 1e30
-    assert out[2].isnan()
+    out = floats(3, 3)
+    launch("poison", "lazy", threads=1, blocks=3, out=out)
+    assert out[:, 0].isnan().all()
+    assert not (out[:, 1].abs() < 1e30).any()
+    assert out[:, 2].isnan().all()
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -267,6 +267,7 @@ IN_FLIGHT = r"touches shared\[0\] .* at {line} while cp.async of {other} is in f
 MISTAKES = {
     "no_barrier": RACE,
     "no_barrier_before_reuse": RACE,
+    "writes_over_readers": r"race: thread 31 writes .* at {line}, thread 63 read it at {other}",
     "two_writers": r"race: thread 1 writes shared\[0\] .* at {line}, thread 0 wrote it at {line}",
     "no_syncwarp": RACE,
     "syncwarp_for_a_barrier": RACE,
