@@ -36,6 +36,8 @@ _IMPORT_NAMES = {
     "flash-attn-4": "flash_attn",
     "nvidia-cuda-nvrtc": "",
     "nvidia-cuda-runtime": "",
+    "nvidia-cuda-nvrtc-cu12": "",
+    "nvidia-cuda-runtime-cu12": "",
 }
 _KERNELS = ("launcher", "compiler", "compile", "cubins")
 _MARK = "nbattn-doctor "

@@ -71,6 +71,7 @@ class Torch:
             is_current_stream_capturing=lambda: self.capturing,
             get_device_capability=lambda device: [(9, 0), (8, 6)][device],
             get_device_name=lambda device: "Stub",
+            current_device=lambda: self.current,
         )
 
     @contextlib.contextmanager
@@ -174,6 +175,16 @@ def scenarios(stub: Recorded, torch: Torch) -> Iterator[tuple[str, Any]]:
     torch.capturing = False
     launcher.launch(cold, 9, some, NUMBERS)
     yield "cold after the capture", seen(stub)
+
+    early = Variant("fwd_simt.cu", "nb_fwd_simt", (("NB_HEAD_DIM", 32),), 128, 0)
+    launcher.load(early)
+    loaded = stub.loads
+    launcher.load(early)
+    yield "loaded early", {"loads": stub.loads - loaded, "launches": stub.launches}
+    torch.capturing = True
+    launcher.launch(early, 9, some, NUMBERS)
+    torch.capturing = False
+    yield "launched then", {"loads": stub.loads - loaded, "launches": stub.launches}
 
     stub.refuse = 1
     other = Variant("fwd_simt.cu", "nb_fwd_simt", (("NB_HEAD_DIM", 8),), 128, 0)

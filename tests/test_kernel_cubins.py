@@ -455,6 +455,20 @@ def test_a_real_cubin_comes_back_as_it_was(place: Path):
     assert found.facts.registers > 0
 
 
+def test_a_kept_kernel_comes_within_5_ms(told, monkeypatch: pytest.MonkeyPatch):
+    """A megabyte, nine times a kernel's; the best of nine, since a busy machine is none of ours."""
+    monkeypatch.setattr(nvrtc, "compile", large)
+    again()
+    times: list[float] = []
+    for _ in range(9):
+        cubins.forget()
+        start = time.perf_counter()
+        cubins.get(probe_kernel.variant(), "80")
+        times.append(time.perf_counter() - start)
+    print(f"from the cache: {1000 * min(times):.2f} ms on this machine's disk")
+    assert min(times) <= 0.005
+
+
 @needs_nvrtc
 def test_real_sources_that_change_are_compiled_again(place: Path, tmp_path: Path):
     """A changed header gives another kernel."""

@@ -111,6 +111,12 @@ def test_a_cold_kernel_in_a_capture_says_what_to_do_and_touches_nothing(happened
     )
 
 
+def test_a_kernel_loaded_early_is_loaded_once_and_may_be_captured(happened):
+    before = happened["cold after the capture"]["launches"]
+    assert happened["loaded early"] == {"loads": 0, "launches": before}
+    assert happened["launched then"] == {"loads": 0, "launches": before + 1}
+
+
 def test_what_the_driver_does_not_take_says_so(happened):
     words = happened["refused"]
     assert words.startswith("the driver does not take nb_fwd_simt for sm_90a: ")
@@ -118,7 +124,7 @@ def test_what_the_driver_does_not_take_says_so(happened):
     assert "a driver as new as NVRTC 13.0, or an older NVRTC" in words
     assert "Stub" in words
     after = happened["refused, then taken"]
-    assert after["launches"] == happened["cold after the capture"]["launches"] + 1
+    assert after["launches"] == happened["launched then"]["launches"] + 1
 
 
 @pytest.mark.parametrize(

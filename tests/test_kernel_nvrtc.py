@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -114,7 +116,7 @@ def test_unknown_targets_list_the_known_ones(probe: Path):
     with pytest.raises(BackendError) as caught:
         nvrtc.compile(probe_kernel.variant(), "70")
     assert re.match(r"NVRTC \d+\.\d+ compiles for .*sm_80.*, not for sm_70\n", str(caught.value))
-    assert "fix:   pip install --upgrade nvidia-cuda-nvrtc" in str(caught.value)
+    assert "pip install --upgrade nvidia-cuda-nvrtc nvidia-cuda-runtime" in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -260,6 +262,23 @@ def test_wheels_are_found_without_cupy(
     assert toolkit.library.__wrapped__() == str(tmp_path / "nvidia" / library)
     monkeypatch.setattr(toolkit, "library", lambda: str(tmp_path / "nvidia" / library))
     assert toolkit.headers.__wrapped__() == str(tmp_path / "nvidia" / headers)
+
+
+@needs_nvrtc
+def test_without_cupy_the_wheel_compiles(probe: Path):
+    """The library does not find its second half by itself."""
+    code = (
+        "import sys; sys.modules['cuda.pathfinder'] = None\n"
+        f"sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        "import pathlib, probe_kernel\n"
+        "from nbattn.kernels import nvrtc, sources\n"
+        f"sources.directory = lambda: pathlib.Path({str(probe)!r})\n"
+        "print(nvrtc.compile(probe_kernel.variant(), '80').facts.registers)"
+    )
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 0
 
 
 @pytest.mark.parametrize("variable", ["CUDA_HOME", "CUDA_PATH", "_SYSTEM"])

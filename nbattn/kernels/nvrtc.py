@@ -175,6 +175,9 @@ def _library() -> ctypes.CDLL:
     path = toolkit.library()
     try:
         library = ctypes.CDLL(path)
+        # It looks for its second half by name only, where the wheel's is not found.
+        for half in Path(path).resolve().parent.glob("libnvrtc-builtins.so.*"):
+            ctypes.CDLL(str(half))
     except OSError as error:
         raise BackendError(f"NVRTC does not load: {error}", where=path) from None
     library.nvrtcGetErrorString.restype = ctypes.c_char_p
@@ -197,7 +200,8 @@ def _check_target(arch: str) -> None:
         known = ", ".join(f"sm_{target}" for target in _targets())
         raise BackendError(
             "NVRTC {}.{} compiles for {}, not for sm_{}".format(*version(), known, arch),
-            fix="pip install --upgrade nvidia-cuda-nvrtc nvidia-cuda-runtime",
+            fix="an NVRTC and headers that do, such as those of a newer torch; from CUDA 13 on: "
+            "pip install --upgrade nvidia-cuda-nvrtc nvidia-cuda-runtime",
             where=toolkit.library(),
         )
 
