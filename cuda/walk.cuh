@@ -112,6 +112,7 @@ NB_DEVICE void key_rows(AxisWalk& w, const Axis& a, const Class& c, int t) {
   Interval all = {tail.lo, t < a.prefix && last >= a.prefix ? readers_of(a, a.prefix, c.keys).hi : head.hi};
 #if NB_KEY_RANGE
   if (!within({t, last + 1}, w.valid)) all = {0, 0};
+  if (t >= w.valid.hi || last < w.valid.lo) hull = {0, 0};  // RowMask looks at no axis of single rows and columns
 #endif
   if (a.border == kWrap) return unwrap(w, hull, all, c.keys);
   w.run[0] = cut(hull, {c.start, c.start + c.queries});

@@ -164,8 +164,6 @@ MUTANTS = [
            "((lo, head), (zero, some))", "walks"),
     Mutant("walk-prefix-seam", WALKS, "np.where(prefixed & (last >= axis.prefix), after,",
            "np.where(prefixed, head,", "walks"),
-    Mutant("walk-partial-is-full", WALKS, "full = len(y) == columns and whole", "full = whole",
-           "walks"),
     # loop over tiles
     Mutant("bias-dropped", TILED, "if bias is None or cap is not None else bias", "",
            "support values"),

@@ -24,6 +24,7 @@ NAMES = [name for name in BACKENDS[1:] if not name.startswith("flash-model:")]
 # Backends that a CPU does not have, or not for training, and why.
 NOT_HERE = {
     "flash": "runs on cuda, not on cpu",
+    "cuda": "runs on cuda, not on cpu",
     "flex": "its CPU kernel has no backward",
     "natten": "natten is not installed on this device",
 }

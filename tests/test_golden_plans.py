@@ -7,6 +7,7 @@ diff before you commit it.
 
 import json
 import sys
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import pytest
 
 import nbattn
 from nbattn import Axis, Mask
+from nbattn.dialects.device import DEVICES
 
 GOLDEN = Path(__file__).resolve().parent / "golden" / "plans.json"
 GPUS = ("sm_80", "sm_90", "sm_100", "sm_120")
@@ -186,7 +188,38 @@ def others() -> dict[str, Case]:
     return cases
 
 
-CASES = nat() | images_and_video() | language() | others()
+def kernels() -> dict[str, Case]:
+    """The project's kernels beside Flash and torch, where CuPy is."""
+    cases: dict[str, Case] = {}
+    for name in ("sm_75", "sm_80", "sm_90", "sm_120"):
+        device = replace(DEVICES[name], providers=("cupy",))
+        half = {"device": device, "dtype": "float16"}
+        train = half | {"training": True}
+        flux, hunyuan = (1, 256, 256, 24, 128), (1, 30, 48, 80, 24, 128)
+        neighborhood = Mask.neighborhood
+        cases |= {
+            f"{label} with CuPy {name}": case
+            for label, case in {
+                "FLUX-4K": (neighborhood((80, 80)), flux, half),
+                "FLUX-4K stride 16": (neighborhood((80, 80), stride=16), flux, half),
+                "Hunyuan": (neighborhood((18, 24, 24)), hunyuan, half),
+                "NAT 56x56": (neighborhood((7, 7)), (128, 56, 56, 2, 32), train),
+                "DiNAT 56x56": (neighborhood((7, 7), dilation=8), (128, 56, 56, 2, 32), train),
+                "NAT 7x7": (neighborhood((7, 7)), (128, 7, 7, 16, 32), train),
+                "one axis 2048": (neighborhood(2048), (1, 32768, 1, 128), half),
+                "causal": (Mask.causal(), (1, 8192, 32, 128), train),
+                "float32": (neighborhood((7, 7)), (8, 56, 56, 2, 32), train | {"dtype": "float32"}),
+                "window 4096 decode": (
+                    Mask.from_transformers(4096),
+                    (4, 1, 32, 128),
+                    half | {"key_shape": (4, 131072, 8, 128)},
+                ),
+            }.items()
+        }
+    return cases
+
+
+CASES = nat() | images_and_video() | language() | others() | kernels()
 
 
 def golden(name: str) -> dict[str, Any]:
@@ -229,7 +262,8 @@ def test_a_golden_plan_is_proved(name: str) -> None:
 def test_the_file_holds_these_cases_and_no_other(committed: dict[str, Any]) -> None:
     assert list(committed) == list(CASES)
     assert len(CASES) >= 60
-    assert {named["device"] for _, _, named in CASES.values()} == {"cpu", *GPUS}
+    named = {named["device"] for _, _, named in CASES.values()}
+    assert {device for device in named if isinstance(device, str)} == {"cpu", *GPUS}
 
 
 def update() -> None:

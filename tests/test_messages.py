@@ -516,7 +516,7 @@ attention(q, q, q, window, extra_key=t(1, 3, 2, 16).half(), extra_value=t(1, 3, 
 BACKENDS = """
 attention(q, q, q, window, backend="magic")
     InputError: backend='magic' is not known.
-      fix:   one of 'auto', 'reference', 'tiled', 'sdpa', 'flash', 'flash:aten', 'flash:fa2', 'flash:fa3', 'flash:fa4', 'flash-model', 'flash-model:aten', 'flash-model:fa2', 'flash-model:fa3', 'flash-model:fa4', 'flex', 'natten'.
+      fix:   one of 'auto', 'reference', 'tiled', 'sdpa', 'flash', 'flash:aten', 'flash:fa2', 'flash:fa3', 'flash:fa4', 'flash-model', 'flash-model:aten', 'flash-model:fa2', 'flash-model:fa3', 'flash-model:fa4', 'cuda', 'flex', 'natten'.
 
 attention(q, q, q, window, require="tile")
     InputError: require='tile' is a string.
@@ -528,11 +528,11 @@ attention(q, q, q, window, require=None)
 
 attention(q, q, q, window, require=("crop",))
     InputError: require names 'crop', which is neither a strategy nor a backend.
-      fix:   one of 'dense', 'causal', 'mask', 'tile', 'translate', 'trim', 'split', 'virtual-pad', 'pack', 'pad', 'zero-pad', 'kv-cache', 'fold', 'merge', 'blocks', 'window', 'reference', 'tiled', 'sdpa', 'flash', 'flash:aten', 'flash:fa2', 'flash:fa3', 'flash:fa4', 'flash-model', 'flash-model:aten', 'flash-model:fa2', 'flash-model:fa3', 'flash-model:fa4', 'flex', 'natten'.
+      fix:   one of 'dense', 'causal', 'mask', 'tile', 'translate', 'trim', 'split', 'virtual-pad', 'pack', 'pad', 'zero-pad', 'kv-cache', 'fold', 'merge', 'blocks', 'window', 'mma', 'simt', 'reference', 'tiled', 'sdpa', 'flash', 'flash:aten', 'flash:fa2', 'flash:fa3', 'flash:fa4', 'flash-model', 'flash-model:aten', 'flash-model:fa2', 'flash-model:fa3', 'flash-model:fa4', 'cuda', 'flex', 'natten'.
 
 attention(q, q, q, window, forbid=("crop",))
     InputError: forbid names 'crop', which is neither a strategy nor a backend.
-      fix:   one of 'dense', 'causal', 'mask', 'tile', 'translate', 'trim', 'split', 'virtual-pad', 'pack', 'pad', 'zero-pad', 'kv-cache', 'fold', 'merge', 'blocks', 'window', 'reference', 'tiled', 'sdpa', 'flash', 'flash:aten', 'flash:fa2', 'flash:fa3', 'flash:fa4', 'flash-model', 'flash-model:aten', 'flash-model:fa2', 'flash-model:fa3', 'flash-model:fa4', 'flex', 'natten'.
+      fix:   one of 'dense', 'causal', 'mask', 'tile', 'translate', 'trim', 'split', 'virtual-pad', 'pack', 'pad', 'zero-pad', 'kv-cache', 'fold', 'merge', 'blocks', 'window', 'mma', 'simt', 'reference', 'tiled', 'sdpa', 'flash', 'flash:aten', 'flash:fa2', 'flash:fa3', 'flash:fa4', 'flash-model', 'flash-model:aten', 'flash-model:fa2', 'flash-model:fa3', 'flash-model:fa4', 'cuda', 'flex', 'natten'.
 
 attention(t(1, 4096, 2, 16), t(1, 4096, 2, 16), t(1, 4096, 2, 16), window, backend="sdpa")
     BackendError: sdpa cannot run this:
@@ -571,6 +571,7 @@ attention(q, q, q, window, forbid=("tile", "sdpa"))
       sdpa/mask: uses 'sdpa', which is forbidden
       flash/translate: runs on cuda, not on cpu
       flash-model/translate: runs only by name: backend='flash-model'
+      cuda/window: runs on cuda, not on cpu
       flex/blocks: compiles for seconds: runs only by name: backend='flex'
       natten/window: natten is not installed on this device
       natten/window: axis 0: border="clip"; it moves windows inward
@@ -670,7 +671,7 @@ plan(window, shape, training="yes")
 
 plan(window, shape, backend="magic")
     InputError: backend='magic' is not known.
-      fix:   one of 'auto', 'reference', 'tiled', 'sdpa', 'flash', 'flash:aten', 'flash:fa2', 'flash:fa3', 'flash:fa4', 'flash-model', 'flash-model:aten', 'flash-model:fa2', 'flash-model:fa3', 'flash-model:fa4', 'flex', 'natten'.
+      fix:   one of 'auto', 'reference', 'tiled', 'sdpa', 'flash', 'flash:aten', 'flash:fa2', 'flash:fa3', 'flash:fa4', 'flash-model', 'flash-model:aten', 'flash-model:fa2', 'flash-model:fa3', 'flash-model:fa4', 'cuda', 'flex', 'natten'.
 
 plan(window, shape, require="tile")
     InputError: require='tile' is a string.
@@ -720,6 +721,8 @@ plan(Mask(Axis(causal=True), Axis(causal=True)), (1, 4, 4, 2, 16), device="cpu",
       flash/translate: does not use 'causal'
       flash-model/translate: runs only by name: backend='flash-model'
       flash-model/translate: does not use 'causal'
+      cuda/window: runs on cuda, not on cpu
+      cuda/window: does not use 'causal'
       flex/blocks: compiles for seconds: runs only by name: backend='flex'
       flex/blocks: does not use 'causal'
       natten/window: natten is not installed on this device

@@ -135,18 +135,25 @@ def cost(totals: Sequence[Any], item: Item) -> NDArray[np.float64]:
     rows = np.maximum(all_rows / tiles * item.group, 1)
     width = np.maximum(keys / tiles + item.extra_keys, 1)
     scores = pairs * item.group + all_rows * item.group * item.extra_keys
-    items = max(item.items, 1)
-    fit = SCORE_BYTES / (
-        4 * rows * width
-    )  # tiles of one call: of all heads, or neighbours of a few
-    batch = np.clip(fit, 1, np.maximum(items, np.minimum(fit / 2, 8 * items)))
     dims = item.head_dim + item.value_dim
     flops = 2 * item.items * scores * dims
     rate = 100e9 * rows / (rows + 6) * width / (width + 40) * dims / (dims + 20)
     softmax = item.items * scores / 1.2e9
     copies = item.items * (keys + 2 * all_rows * item.group) * dims * 4 / 8e9
-    calls = np.ceil(tiles * item.items / batch) * 22e-6
-    return flops / rate + softmax + copies + calls
+    return flops / rate + softmax + copies + batches(totals, item) * 22e-6
+
+
+def batches(totals: Sequence[Any], item: Item) -> NDArray[np.float64]:
+    """How many batches of tiles the engine runs: tiles of all heads, or neighbours of a few, whose
+    scores stay in the cache.
+    """
+    count, all_rows, keys, _ = (np.asarray(total, dtype=np.float64) for total in totals)
+    tiles, items = np.maximum(count, 1), max(item.items, 1)
+    rows = np.maximum(all_rows / tiles * item.group, 1)
+    width = np.maximum(keys / tiles + item.extra_keys, 1)
+    fit = SCORE_BYTES / (4 * rows * width)
+    batch = np.clip(fit, 1, np.maximum(items, np.minimum(fit / 2, 8 * items)))
+    return np.ceil(tiles * item.items / batch)
 
 
 def _outer(choices: list[list[int]]) -> NDArray[np.float64]:

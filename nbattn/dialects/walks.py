@@ -112,12 +112,14 @@ class Walk:
             one, two = (np.maximum(-((lo - hi) // columns), 0) for lo, hi in runs)
             return one + two
 
+        end = int(tiles(np.array([full]))[0])
+        if not full:
+            return end
         period = math.lcm(self.line.axis.stride, columns)
         corners = [0, group.keys]
         corners += [group.start, group.start + group.queries] if self.inverse else []
         at = [(u - start) // rows for u in bends(self.line.axis, corners)]
-        body = piecewise_sum(tiles, 0, full, period // math.gcd(period, rows), at)
-        return body + int(tiles(np.array([full]))[0])
+        return piecewise_sum(tiles, 0, full, period // math.gcd(period, rows), at) + end
 
     def tiles(self, rows: int, columns: int) -> Iterator[RowTile]:
         """Every tile of rows with every tile of columns that it visits: small shapes only."""

@@ -16,7 +16,7 @@ from nbattn.planner.programs import View
 from nbattn.planner.request import Request
 
 ITEMSIZE = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
-_BACKWARD_FLOPS = 2.5  # five products of the size of the forward's two
+BACKWARD_FLOPS = 2.5  # five products of the size of the forward's two
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,6 +74,7 @@ def roofline(
     backward: int | None = None,
     copied: float = 0,
     rate: float | None = None,
+    backward_calls: int | None = None,
 ) -> Cost:
     """The cost of work at a device's rates.
 
@@ -83,15 +84,17 @@ def roofline(
         backward: visited pairs of the backward; default: those of the forward.
         copied: bytes of copies.
         rate: FLOP/s; default: the device's peak.
+        backward_calls: launches of the backward; default: twice the forward's.
     """
     items = request.batch * request.heads
     extra = request.query_count * request.extra_keys
-    passes = 1 + _BACKWARD_FLOPS * request.training
+    passes = 1 + BACKWARD_FLOPS * request.training
     pairs = items * (visited + extra)
     backward = items * ((visited if backward is None else backward) + extra) * request.training
-    flops = 2.0 * (pairs + _BACKWARD_FLOPS * backward) * (request.head_dim + request.value_dim)
+    flops = 2.0 * (pairs + BACKWARD_FLOPS * backward) * (request.head_dim + request.value_dim)
     moved = tensor_bytes(request) * (1 + 2 * request.training)
-    count = calls * (1 + 2 * request.training)
+    again = 2 * calls if backward_calls is None else backward_calls
+    count = calls + again * request.training
     device = request.device
     work = max(flops / (rate or device.peak(request.dtype)), moved / device.bandwidth)
     bound = work + 2 * copied * passes / device.bandwidth + count * device.launch

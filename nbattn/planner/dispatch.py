@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nbattn.dialects import cuda, natten
 from nbattn.dialects import device as devices
-from nbattn.dialects import natten
 from nbattn.dialects.device import DeviceInfo
 from nbattn.dialects.flash_providers import PROVIDERS
 from nbattn.errors import InputError
@@ -53,7 +53,14 @@ def _data(device: torch.device | str | None) -> DeviceInfo:
 def _installed() -> tuple[str, ...]:
     """The optional packages of kernels that are there, without importing them."""
     packages = {provider.package for provider in PROVIDERS.values()} - {"torch"} | {natten.PACKAGE}
-    return tuple(name for name in sorted(packages) if [*metadata.Distribution.discover(name=name)])
+    found = {name for name in packages if _distributed(name)}
+    if any(map(_distributed, cuda.DISTRIBUTIONS)):
+        found.add(cuda.PACKAGE)
+    return tuple(sorted(found))
+
+
+def _distributed(name: str) -> bool:
+    return bool([*metadata.Distribution.discover(name=name)])
 
 
 def is_device(name: str) -> bool:

@@ -92,8 +92,9 @@ class Plan:
         """The blocks that the chosen program computes, one after another.
 
         Args:
-            backward: those of the backward pass. Flash kernels walk the queries of every block of
-                keys there, in other tiles; the rest computes the blocks of the forward again.
+            backward: those of the backward pass. Flash and CUDA kernels walk the queries of every
+                block of keys there, in other tiles; the rest computes the blocks of the forward
+                again.
 
         Raises:
             InputError: a backward of a plan without training.

@@ -12,11 +12,12 @@ from nbattn.mask import Mask
 
 _FLASH = ("flash", "flash:aten", "flash:fa2", "flash:fa3", "flash:fa4")
 _MODEL = tuple(name.replace("flash", "flash-model") for name in _FLASH)
-BACKENDS = ("auto", "reference", "tiled", "sdpa", *_FLASH, *_MODEL, "flex", "natten")
+BACKENDS = ("auto", "reference", "tiled", "sdpa", *_FLASH, *_MODEL, "cuda", "flex", "natten")
 _DENSE, _PADS = ("dense", "causal", "mask", "tile"), ("virtual-pad", "pack", "pad", "zero-pad")
 _PEERS = ("blocks", "window")
 _FLASHES = ("translate", "trim", "split", *_PADS, "kv-cache")
-STRATEGIES = (*_DENSE, *_FLASHES, "fold", "merge", *_PEERS)
+_KERNELS = ("mma", "simt")
+STRATEGIES = (*_DENSE, *_FLASHES, "fold", "merge", *_PEERS, *_KERNELS)
 LAYOUTS = ("contiguous", "packed", "strided")
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 

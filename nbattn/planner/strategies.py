@@ -13,7 +13,7 @@ from nbattn.dialects import dense, tiled
 from nbattn.dialects.bands import CAUSAL
 from nbattn.dialects.limits import Limits, Reason
 from nbattn.geometry import BoundAxis
-from nbattn.planner import costs, flash, peers
+from nbattn.planner import costs, cuda, flash, peers
 from nbattn.planner.candidate import Candidate
 from nbattn.planner.costs import Cost
 from nbattn.planner.programs import Call, Program, View, whole
@@ -28,6 +28,7 @@ def candidates(request: Request, lines: Lines) -> list[Candidate]:
     found = [
         *(maker(request, lines) for maker in _MAKERS),
         *flash.candidates(request, lines),
+        *cuda.candidates(request, lines),
         peers.flex(request, lines),
         peers.natten(request, lines),
     ]
@@ -83,8 +84,9 @@ def _tiled(request: Request, lines: Lines) -> Candidate:
     )
     arguments = tiled.Tiled(lines, tiled.choose_tile(lines, item))
     totals = arguments.totals()
+    batches = max(1, int(tiled.batches(totals, item)))
     cost = costs.roofline(
-        request, useful=geometry.pairs(lines), visited=totals.pairs, calls=8 * max(1, totals.tiles)
+        request, useful=geometry.pairs(lines), visited=totals.pairs, calls=8 * batches
     )
     if request.device.kind == "cpu":
         seconds = float(tiled.cost(totals, item)) * (1 + 2.5 * request.training)

@@ -10,6 +10,7 @@ import numpy as np
 
 from nbattn import geometry
 from nbattn.dialects import flash_providers
+from nbattn.dialects.cuda import Window
 from nbattn.dialects.dense import Dense
 from nbattn.dialects.flash import Flash
 from nbattn.dialects.tiled import Tiled
@@ -38,6 +39,8 @@ def of(request: Request, program: Program, *, backward: bool) -> Iterator[Visit]
             yield from _tile_visits(call.arguments)
         elif isinstance(call.arguments, Flash):
             yield from _flash_visits(request, call, call.arguments, backward=backward)
+        elif isinstance(call.arguments, Window):
+            yield from _walk_visits(call.arguments, backward=backward)
         else:
             full = isinstance(call.arguments, Dense)
             yield from _group_visits(call.query, call.key, full=full)
@@ -49,6 +52,22 @@ def _tile_visits(tiles: Tiled) -> Iterator[Visit]:
         runs = [[_range(run, d) for run in tile.keys] for tile, d in zip(parts, steps, strict=True)]
         queries = tuple(_range(tile.queries, d) for tile, d in zip(parts, steps, strict=True))
         yield Visit(queries, tuple(product(*runs)), all(tile.is_full for tile in parts))
+
+
+def _walk_visits(window: Window, *, backward: bool) -> Iterator[Visit]:
+    """The tiles of rows and columns; positions that wrap are several boxes."""
+    steps = [line.axis.dilation for line in window.lines]
+    for queries, keys, full in window.visits(backward=backward):
+        boxes = tuple(product(*map(_ranges, keys, steps)))
+        for box in product(*map(_ranges, queries, steps)):
+            yield Visit(box, boxes, full)
+
+
+def _ranges(positions: geometry.Ints, step: int) -> list[range]:
+    """Positions that lie a step apart, but for a seam where they wrap."""
+    seams = np.flatnonzero(np.diff(positions) != step) + 1
+    parts = np.split(positions, seams.tolist())
+    return [range(int(part[0]), int(part[-1]) + 1, step) for part in parts]
 
 
 def _range(run: geometry.Run, step: int) -> range:

@@ -1,0 +1,367 @@
+"""Owns what only a GPU can show of the CUDA kernels: supports, values, gradients, and what a launch
+promises.
+
+`PYTHONPATH=. python -m pytest tests/gpu` runs it without installing anything. Supports have no
+tolerance: zero queries give every key that a row reads the same weight, so one-hot values show
+which keys were read, one-hot gradients which queries. Values are judged against float64.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import dense_attention
+import oracle
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+import nbattn
+from nbattn import Axis, BackendError, Mask
+from nbattn.kernels import launch
+
+Count = Callable[[str, int], None]
+Inputs = dict[str, Tensor]
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(launch.missing() is not None, reason=str(launch.missing())),
+]
+DEVICE = "cuda"
+HALVES = (torch.float16, torch.bfloat16)
+Space = tuple[int, ...]
+Problem = tuple[Mask, Space, Space]
+hood = Mask.neighborhood
+
+PROBLEMS: dict[str, Problem] = {
+    "1-D shift": (hood(65), (513,), (513,)),
+    "1-D even, strided": (hood(64, stride=16), (520,), (520,)),
+    "1-D dilated, remainder": (hood(21, dilation=3), (500,), (500,)),
+    "1-D causal, tall": (Mask.causal(), (300,), (130,)),
+    "1-D causal, wide, bottom-right": (Mask.causal(align="bottom-right"), (130,), (300,)),
+    "1-D window, rows outside": (Mask(Axis(20, 10, offset=-50)), (300,), (200,)),
+    "1-D wrap": (Mask(Axis(30, 20, border="wrap")), (400,), (400,)),
+    "1-D wrap, dilated and strided": (
+        Mask(Axis(9, 4, border="wrap", dilation=2, stride=5)), (200,), (200,)
+    ),
+    "1-D sinks": (Mask(Axis(50, causal=True, prefix=4)), (400,), (400,)),
+    "1-D rows without keys": (Mask(Axis(1, causal=True, stride=5)), (77,), (77,)),
+    "1-D full": (Mask.full(), (200,), (333,)),
+    "1-D decode": (Mask.sliding_window(100, align="bottom-right"), (1,), (513,)),
+    "2-D": (hood((7, 7)), (28, 28), (28, 28)),
+    "2-D dilated, remainder": (hood((5, 7), dilation=(3, 2)), (29, 23), (29, 23)),
+    "2-D strided": (hood((8, 6), stride=(4, 3)), (26, 31), (26, 31)),
+    "2-D causal and wrap": (
+        Mask(Axis(5, causal=True), Axis(6, 6, border="wrap")), (17, 24), (17, 24)
+    ),
+    "2-D cross": (
+        Mask(Axis(2, 2, align="bottom-right"), Axis(9, 3, border="shift", offset=4)),
+        (9, 30), (14, 22),
+    ),
+    "2-D self-only axis": (Mask(Axis(0, 0), Axis(None, None)), (13, 60), (13, 60)),
+    "3-D": (hood((3, 5, 5)), (8, 12, 12), (8, 12, 12)),
+    "3-D video": (
+        Mask(Axis(4, causal=True), Axis(2, 2, border="shift"), Axis(3, 3, border="wrap")),
+        (7, 10, 12), (7, 10, 12),
+    ),
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def uninitialized_memory_is_nan() -> Iterator[None]:
+    """What a kernel does not write shows."""
+    before = torch.utils.deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    yield
+    torch.use_deterministic_algorithms(False)
+    torch.utils.deterministic.fill_uninitialized_memory = before
+
+
+def guarded(tensor: Tensor) -> Tensor:
+    """The same numbers between bands of NaN, with a gap of NaN after every vector."""
+    *rows, dim = tensor.shape
+    wide = torch.full((math.prod(rows) + 64, dim + 8), float("nan"), dtype=tensor.dtype)
+    view = wide.to(DEVICE)[32:-32, :dim].unflatten(0, rows)
+    return view.copy_(tensor)
+
+
+def random(
+    problem: Problem,
+    dtype: torch.dtype,
+    dims: tuple[int, int] = (64, 64),
+    *,
+    batch: int = 2,
+    heads: int = 4,
+    kv_heads: int = 2,
+) -> Inputs:
+    """q, k, v on the device, in memory with guards."""
+    _, queries, keys = problem
+    torch.manual_seed(0)
+    made = {
+        "query": torch.randn(batch, *queries, heads, dims[0], dtype=torch.float64),
+        "key": torch.randn(batch, *keys, kv_heads, dims[0], dtype=torch.float64),
+        "value": torch.randn(batch, *keys, kv_heads, dims[1], dtype=torch.float64),
+    }
+    return {name: guarded(t.to(dtype)).requires_grad_() for name, t in made.items()}
+
+
+def results(attend: Callable[..., tuple[Tensor, Tensor]], made: Inputs) -> list[Tensor]:
+    """Output, logsumexp, and the gradients of both."""
+    out, lse = attend(**made)
+    finite = torch.where(lse.isinf(), 0.0, lse)
+    loss = (out * torch.ones_like(out).cumsum(1).sin()).sum() + (finite * 0.3).sum()
+    leaves = [t for t in made.values() if t.requires_grad]
+    return [out, lse, *torch.autograd.grad(loss.to(torch.float64), leaves)]
+
+
+def ours(mask: Mask, **named: Any) -> Callable[..., tuple[Tensor, Tensor]]:
+    return lambda **made: nbattn.attention(
+        **made, mask=mask, backend="cuda", return_lse=True, **named
+    )
+
+
+def defined(problem: Problem, **named: Any) -> Callable[..., tuple[Tensor, Tensor]]:
+    allowed = torch.from_numpy(oracle.matrix(problem[0].axes, *problem[1:])).to(DEVICE)
+    return lambda **made: dense_attention.attend(**made, allowed=allowed, **named)
+
+
+def judge(problem: Problem, made: Inputs, require: tuple[str, ...] = (), **named: Any) -> None:
+    """At most twice the error of the definition in the same dtype, and a last digit."""
+
+    def cast(dtype: torch.dtype) -> Inputs:
+        return {
+            n: t.detach().to(dtype).requires_grad_() if t.is_floating_point() else t
+            for n, t in made.items()
+        }
+
+    found = results(ours(problem[0], require=require, **named), made)
+    low = results(defined(problem, **named), cast(made["query"].dtype))
+    exact = results(defined(problem, **named), cast(torch.float64))
+    for one, other, true in zip(found, low, exact, strict=True):
+        assert torch.equal(one.isinf(), true.isinf())
+        one, other, true = (torch.where(t.isinf(), 0, t).double() for t in (one, other, true))
+        assert one.isfinite().all()
+        digit = torch.finfo(made["query"].dtype).eps * true.abs().max()
+        assert (one - true).abs().max() <= 2 * (other - true).abs().max() + 8 * digit
+
+
+def one_hot(space: Space, first: int, width: int, dtype: torch.dtype) -> Tensor:
+    """`[1, *space, 1, width]`: token `first + c` has a one in column c."""
+    count = math.prod(space)
+    probe = torch.zeros(count, width, dtype=dtype, device=DEVICE)
+    places = torch.arange(first, min(first + width, count), device=DEVICE)
+    probe[places, places - first] = 1
+    return probe.reshape(1, *space, 1, width)
+
+
+def supports(problem: Problem, dtype: torch.dtype, width: int = 64) -> tuple[Tensor, ...]:
+    """Which keys rows read: by the outputs, by gradients of values, and by those of keys."""
+    mask, queries, keys = problem
+    query = torch.zeros(1, *queries, 1, width, dtype=dtype, device=DEVICE)
+    key, value = (torch.zeros(1, *keys, 1, width, dtype=dtype, device=DEVICE) for _ in range(2))
+    read, readers, moved = [], [], []
+    for first in range(0, math.prod(keys), width):
+        out = nbattn.attention(query, key, one_hot(keys, first, width, dtype), mask, backend="cuda")
+        read.append((out != 0).flatten(0, -3)[:, 0, : math.prod(keys) - first])
+    for first in range(0, math.prod(queries), width):
+        leaves = [t.clone().requires_grad_() for t in (query, key, value)]
+        out = nbattn.attention(*leaves, mask, backend="cuda")
+        upward = one_hot(queries, first, width, dtype)
+        (grad,) = torch.autograd.grad(out, leaves[2], upward)
+        assert grad.isfinite().all()
+        readers.append((grad != 0).flatten(0, -3)[:, 0, : math.prod(queries) - first])
+        probe = one_hot(queries, first, width, dtype).requires_grad_()
+        leaf = key.clone().requires_grad_()
+        _, lse = nbattn.attention(probe, leaf, value, mask, backend="cuda", return_lse=True)
+        ones = torch.where(lse.isinf(), 0.0, 1.0)
+        (grad,) = torch.autograd.grad(lse, leaf, ones)
+        moved.append((grad != 0).flatten(0, -3)[:, 0, : math.prod(queries) - first])
+    return torch.cat(read, 1), torch.cat(readers, 1).T, torch.cat(moved, 1).T
+
+
+@pytest.mark.parametrize("dtype", [*HALVES, torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("label", PROBLEMS)
+def test_the_support_is_the_mask(label: str, dtype: torch.dtype, cases: Count) -> None:
+    problem = PROBLEMS[label]
+    allowed = torch.from_numpy(oracle.matrix(problem[0].axes, *problem[1:])).to(DEVICE)
+    for found in supports(problem, dtype):
+        assert torch.equal(found, allowed)
+    cases("gpu, cuda supports", 3)
+
+
+@pytest.mark.parametrize("dtype", [*HALVES, torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("label", PROBLEMS)
+def test_values_and_gradients(label: str, dtype: torch.dtype, cases: Count) -> None:
+    problem = PROBLEMS[label]
+    judge(problem, random(problem, dtype))
+    cases("gpu, cuda values", 1)
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+@pytest.mark.parametrize(
+    "dims", [(16, 16), (24, 40), (32, 32), (72, 72), (96, 128), (128, 128), (192, 64), (256, 256)],
+    ids=str,
+)  # fmt: skip
+def test_head_dims_of_tensor_cores(dims: tuple[int, int], dtype: torch.dtype) -> None:
+    for label in ("1-D dilated, remainder", "2-D"):
+        judge(PROBLEMS[label], random(PROBLEMS[label], dtype, dims), require=("mma",))
+
+
+@pytest.mark.parametrize("dtype", [*HALVES, torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("dims", [(8, 8), (5, 7), (80, 33), (300, 300)], ids=str)
+def test_head_dims_without_tensor_cores(dims: tuple[int, int], dtype: torch.dtype) -> None:
+    judge(PROBLEMS["2-D"], random(PROBLEMS["2-D"], dtype, dims), require=("simt",))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("label", ["1-D wrap", "2-D", "2-D cross", "3-D video", "1-D sinks"])
+@pytest.mark.parametrize("extra", [0, 1, 70])
+def test_everything_at_once(label: str, extra: int, dtype: torch.dtype) -> None:
+    """Softcap, sink, key_range, extra keys, a scale, grouped heads."""
+    problem = PROBLEMS[label]
+    made = random(problem, dtype, heads=6, kv_heads=2)
+    made["sink"] = torch.randn(6, device=DEVICE).requires_grad_()
+    if extra:
+        for name in ("extra_key", "extra_value"):
+            made[name] = guarded(torch.randn(2, extra, 2, 64).to(dtype)).requires_grad_()
+    ranges = [[[0, n] for n in problem[2]], [[n // 3, max(n // 3, n - 2)] for n in problem[2]]]
+    made["key_range"] = torch.tensor(ranges, dtype=torch.int32, device=DEVICE)
+    judge(problem, made, softcap=3.0, scale=0.2)
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+def test_strides_of_every_kind(dtype: torch.dtype) -> None:
+    """Packed projections, heads first, features first, odd offsets: read where they lie."""
+    problem = PROBLEMS["2-D"]
+    made = random(problem, dtype, heads=2, kv_heads=2)
+    expected = results(ours(problem[0]), made)
+    packed = torch.stack([t.detach() for t in made.values()], -3)
+    odd = torch.zeros(packed.numel() + 1, dtype=dtype, device=DEVICE)[1:].view(packed.shape)
+    odd.copy_(packed)
+    firsts = [t.detach().movedim(-2, 1).contiguous().movedim(1, -2) for t in made.values()]
+    features = [t.detach().mT.contiguous().mT for t in made.values()]
+    for views in (packed.unbind(-3), odd.unbind(-3), firsts, features):
+        leaves = [t.detach().requires_grad_() for t in views]
+        found = results(ours(problem[0]), dict(zip(made, leaves, strict=True)))
+        assert all(map(torch.equal, found, expected))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_fifty_times_the_same_bits(dtype: torch.dtype) -> None:
+    made = random(PROBLEMS["2-D"], dtype)
+    first = results(ours(PROBLEMS["2-D"][0]), made)
+    for _ in range(50):
+        assert all(map(torch.equal, results(ours(PROBLEMS["2-D"][0]), made), first))
+
+
+def test_a_cuda_graph_replays_both_passes() -> None:
+    mask = PROBLEMS["2-D"][0]
+    made = {n: t.detach() for n, t in random(PROBLEMS["2-D"], torch.bfloat16).items()}
+    plan = nbattn.plan(
+        mask, made["query"].shape, made["key"].shape, device=DEVICE, backend="cuda", training=True
+    )
+    plan.warmup()
+
+    def run() -> list[Tensor]:
+        leaves = {n: t.detach().requires_grad_() for n, t in made.items()}
+        out = nbattn.attention(**leaves, mask=mask, backend="cuda")
+        return [out, *torch.autograd.grad(out.sum(), list(leaves.values()))]
+
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        run()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = run()
+    for t in made.values():
+        t.copy_(torch.randn_like(t))
+    graph.replay()
+    assert all(map(torch.equal, captured, run()))
+
+
+def test_a_cold_kernel_in_a_capture_says_what_to_do() -> None:
+    query = torch.randn(1, 40, 1, 248, device=DEVICE, dtype=torch.float16)  # nobody else's size
+    graph, mask = torch.cuda.CUDAGraph(), Mask.sliding_window(7)
+    with torch.cuda.graph(graph):
+        doubled = query * 2
+        with pytest.raises(BackendError, match=r"warmup\(\)"):
+            nbattn.attention(query, query, query, mask, backend="cuda")
+    graph.replay()
+    assert torch.equal(doubled, query * 2)
+
+
+def test_other_streams_and_devices() -> None:
+    mask = PROBLEMS["2-D"][0]
+    made = {n: t.detach() for n, t in random(PROBLEMS["2-D"], torch.bfloat16).items()}
+    here = nbattn.attention(**made, mask=mask, backend="cuda")
+    torch.cuda.synchronize()
+    with torch.cuda.stream(torch.cuda.Stream()):
+        there = nbattn.attention(**made, mask=mask, backend="cuda")
+        torch.cuda.current_stream().synchronize()
+    assert torch.equal(here, there)
+    for number in range(1, torch.cuda.device_count()):
+        away = {n: t.to(f"cuda:{number}") for n, t in made.items()}
+        assert torch.equal(nbattn.attention(**away, mask=mask, backend="cuda").cpu(), here.cpu())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_offsets_beyond_two_to_the_31(dtype: torch.dtype) -> None:
+    """The last rows of tensors of more than 2^31 elements equal those of a tensor of their own."""
+    length, heads, dim, window = (1 << 31) // (16 * 64) + 4096, 16, 64, 63
+    if torch.cuda.mem_get_info()[0] < 9 * length * heads * dim * dtype.itemsize:
+        pytest.skip("the device has too little free memory")
+    mask, tail = Mask.sliding_window(window), 2048
+    torch.manual_seed(0)
+    query, key, value, upward = (
+        torch.randn(1, length, heads, dim, device=DEVICE, dtype=dtype) for _ in range(4)
+    )
+    leaves = [t.requires_grad_() for t in (query, key, value)]
+    out = nbattn.attention(*leaves, mask, backend="cuda")
+    grads = torch.autograd.grad(out, leaves, upward)
+    small = [t.detach()[:, -tail - window :].clone().requires_grad_() for t in leaves]
+    last = nbattn.attention(*small, mask, backend="cuda")
+    last_grads = torch.autograd.grad(last, small, upward[:, -tail - window :].clone())
+    for one, other in zip((out, *grads), (last, *last_grads), strict=True):
+        torch.testing.assert_close(one[:, -tail:], other[:, -tail:], rtol=1e-3, atol=1e-3)
+
+
+def test_compiled_checkpointed_and_under_autocast() -> None:
+    mask = PROBLEMS["2-D"][0]
+    made = random(PROBLEMS["2-D"], torch.float32)
+
+    def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        return nbattn.attention(query, key, value, mask, backend="cuda")
+
+    plain = attend(*made.values())
+    compiled = torch.compile(attend, fullgraph=True)(*made.values())
+    torch.testing.assert_close(compiled, plain)
+    kept = torch.autograd.grad(plain.sum(), list(made.values()))
+    again = checkpoint(attend, *made.values(), use_reentrant=False)
+    for one, other in zip(torch.autograd.grad(again.sum(), list(made.values())), kept, strict=True):
+        assert torch.equal(one, other)
+    with torch.autocast("cuda", torch.bfloat16):
+        half = attend(*made.values())
+    assert half.dtype == torch.bfloat16
+    torch.testing.assert_close(half.float(), plain, rtol=0.1, atol=0.05)
+
+
+@pytest.mark.parametrize("tool", ["memcheck", "racecheck"])
+def test_the_sanitizer_finds_nothing(tool: str) -> None:
+    """A slice of this file under compute-sanitizer."""
+    program = shutil.which("compute-sanitizer")
+    if program is None:
+        pytest.skip("compute-sanitizer is not installed")
+    names = ("1-D dilated, remainder", "2-D causal and wrap")
+    command = [program, "--tool", tool, "--error-exitcode", "99", sys.executable, "-m", "pytest"]
+    slices = [f"{__file__}::test_values_and_gradients[{label}-{dtype}]" for label in names
+              for dtype in (torch.bfloat16, torch.float32)]  # fmt: skip
+    done = subprocess.run([*command, "-q", *slices], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-3000:]
