@@ -32,7 +32,7 @@ _INCLUDE = re.compile(r'^\s*#\s*include\s*"([\w./]+)"', re.MULTILINE)
 _FLAGS = ("-std=c++17", "-march=x86-64-v3", "-fPIC", "-g1", "-DNB_EMULATOR")
 # Variables that nobody has set hold a pattern, so that values show it.
 _KERNEL = ("-x", "c++", "-Wall", "-Wno-unknown-pragmas", "-ftrivial-auto-var-init=pattern")
-_FAST = ("-O2",)
+_FAST = ("-O1",)  # more takes longer to compile than it saves
 # Compiled for the sanitizer of threads but not linked with it: faults.cpp has its hooks.
 _CHECKED = (
     "-O1",
@@ -67,38 +67,58 @@ def runtime() -> Path:
 
 def kernel(variant: Variant, *, checked: bool, folder: Path = CUDA) -> Path:
     """A kernel of a directory of sources; `checked` ones tell the emulator every access."""
-    how = _CHECKED if checked else _FAST
-    flags = (*_KERNEL, *how, *variant.options, f"-I{folder}", f"-I{CUDA}")
-    return library([folder / variant.source], flags)
+    how = (*_KERNEL, *(_CHECKED if checked else _FAST))
+    flags = (*how, *variant.options, f"-I{folder}", f"-I{CUDA}")
+    return library([folder / variant.source], flags, ahead=_headers(how))
 
 
-def library(paths: Sequence[Path], flags: Sequence[str]) -> Path:
+def library(paths: Sequence[Path], flags: Sequence[str], ahead: Path | None = None) -> Path:
     """A shared library, built unless it is there; several processes may ask for it at once.
+
+    Args:
+        ahead: a header that is included first, compiled already.
 
     Raises:
         RuntimeError: the compiler refuses.
     """
-    folders = [HERE, *(Path(flag[2:]) for flag in flags if flag.startswith("-I"))]
-    told = [flag for flag in flags if not flag.startswith("-I")]  # where files lie does not matter
-    total = hashlib.sha256(repr((*_version(), *_FLAGS, *told)).encode())
-    for path in _closure(paths, folders):
-        total.update(f"\n{path.name}\n".encode() + path.read_bytes())
-    target = _directory() / f"{paths[0].stem}-{total.hexdigest()[:24]}.so"
-    if trust.read(target) is not None:
+    target = _directory() / f"{paths[0].stem}-{_digest(paths, flags)}.so"
+    if target.is_file():
         os.utime(target)
         return target
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".build-") as scratch:
-        where = [f"-I{HERE}", "-isystem", toolkit.headers()]
+        first = ["-include", str(ahead.with_suffix(""))] if ahead else []
         # Linked apart from compiling: doing both at once g++ would add the sanitizer's library.
-        _run(
-            ["g++", *_FLAGS, *flags, *where, "-c", *(str(path.resolve()) for path in paths)],
-            scratch,
-        )
-        built = Path(scratch, "built.so")
-        _run(["g++", "-shared", *(f"{path.stem}.o" for path in paths), "-o", built.name], scratch)
-        built.chmod(0o600)
-        built.replace(target)
+        _run([*_compile(flags), *first, "-c", *(str(path.resolve()) for path in paths)], scratch)
+        _run(["g++", "-shared", *(f"{path.stem}.o" for path in paths), "-o", "built.so"], scratch)
+        Path(scratch, "built.so").replace(target)
     return target
+
+
+@cache
+def _headers(flags: tuple[str, ...]) -> Path:
+    """`emulator.h` compiled ahead: half of what compiling a kernel takes."""
+    header = HERE / "emulator.h"
+    target = _directory() / f"emulator-{_digest([header], flags)}.h.gch"
+    if target.is_file():
+        os.utime(target)
+        return target
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".build-") as scratch:
+        _run([*_compile(flags), "-c", "-x", "c++-header", str(header), "-o", "built.gch"], scratch)
+        Path(scratch, "built.gch").replace(target)
+    return target
+
+
+def _compile(flags: Sequence[str]) -> list[str]:
+    return ["g++", *_FLAGS, *flags, f"-I{HERE}", "-isystem", toolkit.headers()]
+
+
+def _digest(paths: Sequence[Path], flags: Sequence[str]) -> str:
+    """Of all that goes into a build, but where files lie."""
+    told = [flag for flag in flags if not flag.startswith("-I")]
+    total = hashlib.sha256(repr((*_version(), *_FLAGS, *told)).encode())
+    for path in _closure(paths, [HERE, *(Path(flag[2:]) for flag in flags if flag[:2] == "-I")]):
+        total.update(f"\n{path.name}\n".encode() + path.read_bytes())
+    return total.hexdigest()[:24]
 
 
 def _run(command: list[str], folder: str) -> None:
@@ -138,7 +158,7 @@ def _directory() -> Path:
         folder = Path(tempfile.mkdtemp(prefix="nbattn-emulator-"))
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
     oldest = time.time() - KEEP_DAYS * 86400
-    for path in folder.glob("*.so"):
+    for path in (*folder.glob("*.so"), *folder.glob("*.gch")):
         if path.lstat().st_mtime < oldest:
             path.unlink(missing_ok=True)
     return folder

@@ -1,5 +1,6 @@
 // emulator.h - CUDA C++ for g++: the keywords, indices, barriers, warp operations and intrinsics that kernels use.
-#pragma once
+#ifndef NB_EMULATOR_H  // no pragma: build.py compiles this file ahead
+#define NB_EMULATOR_H
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -114,3 +115,4 @@ template <class T>
 inline T max(T a, T b) {
   return a < b ? b : a;
 }
+#endif
