@@ -247,7 +247,13 @@ def compare(
     )
     found = run(mask[0], made, grads, feature, backend, **route)
     lowest = reached["reference" if backend == "reference" else "others"]
-    judge(found, lowest, exact, dtype, last_digit(made, feature) if backend == "sdpa" else 0.0)
+    judge(
+        found,
+        lowest,
+        exact,
+        dtype,
+        last_digit(made, feature) if backend in ("sdpa", "cuda") else 0.0,
+    )
 
 
 def last_digit(made: Tensors, feature: Feature) -> float:
