@@ -48,6 +48,12 @@ PROGRAMS, FLASH_COSTS, PACKING = (
     f"nbattn/planner/{name}.py" for name in ("programs", "flash_costs", "packing")
 )
 FUNCTIONAL = "nbattn/functional.py"
+WARP, MEMORY, COPIES, FIBERS, EMULATOR, TWINS = (
+    f"tests/emulator/{name}"
+    for name in (
+        "warp.cpp", "memory.cpp", "copies.cpp", "fibers.cpp", "emulator.h", "emulated_ptx.h",
+    )
+)
 FLEX, FLEX_BLOCKS = "nbattn/backends/flex.py", "nbattn/dialects/flex.py"
 SERIES, WALKS = "nbattn/series.py", "nbattn/dialects/walks.py"
 # fmt: on
@@ -164,6 +170,56 @@ MUTANTS = [
            "((lo, head), (zero, some))", "walks"),
     Mutant("walk-prefix-seam", WALKS, "np.where(prefixed & (last >= axis.prefix), after,",
            "np.where(prefixed, head,", "walks"),
+    # the emulator of the CUDA kernels
+    Mutant("ldmatrix-trans", WARP, "transpose ? matrix[c][r] : matrix[r][c]", "matrix[r][c]",
+           "emulator"),
+    Mutant("mma-left", WARP, "left[g + r % 2 * 8][c + r / 2 * 8]",
+           "left[g + r / 2 * 8][c + r % 2 * 8]", "emulator"),
+    Mutant("mma-sum", WARP, "result[g + r / 2 * 8][c + r % 2] = lane.d[r]",
+           "result[g + r / 2 * 8][c + r % 2] = 0", "emulator"),
+    Mutant("bank-conflicts", WARP, "launch->bank_ways += *std::max_element(in_bank, in_bank + 8);",
+           "launch->bank_ways += 1;", "emulator"),
+    Mutant("syncwarp-orders", WARP, "warp_passed(current->warp);", "", "emulator"),
+    Mutant("shuffle-segment", EMULATOR, "return ((source ^ lane) & ~(width - 1)) ? lane : source;",
+           "return source & 31;", "emulator"),
+    Mutant("race-in-warp", MEMORY,
+           "return warp != current->warp || access.warp_epoch == warp_epoch[warp];",
+           "return warp != current->warp;", "emulator"),
+    Mutant("race-warps", MEMORY,
+           "return warp != current->warp || access.warp_epoch == warp_epoch[warp];",
+           "return access.warp_epoch == warp_epoch[warp];", "emulator"),
+    Mutant("race-reader", MEMORY,
+           "    if (unordered(reader)) report_race(\"writes\", address, place, \"read\", reader);",
+           "    ;", "emulator"),
+    Mutant("barrier-orders", MEMORY, "void barrier_passed() { ++epoch; }",
+           "void barrier_passed() {}", "emulator"),
+    Mutant("bounds", MEMORY, "address + bytes <= buffer.begin + buffer.bytes",
+           "address < buffer.begin + buffer.bytes + 16", "emulator"),
+    Mutant("read-only", MEMORY, "  if (write && !buffer->writable)", "  if (false)", "emulator"),
+    Mutant("unwritten", MEMORY, "  if (!write && !cell.written)", "  if (false)", "emulator"),
+    Mutant("two-blocks", MEMORY, "    if (cell.block && !shared)", "    if (false)", "emulator"),
+    Mutant("gaps", MEMORY, "  if (buffer->present)", "  if (false)", "emulator"),
+    Mutant("in-flight", MEMORY, "  if (cell.copy)", "  if (false)", "emulator"),
+    Mutant("copy-source", MEMORY, "  if (copy.valid) check_read(copy.from, 16, copy.place);", "",
+           "emulator"),
+    Mutant("poison", MEMORY, "  std::memset(shared_memory, 0xff, launch->shared_bytes);", "",
+           "emulator"),
+    Mutant("wait-all", COPIES, "copy.group >= fiber.groups - groups",
+           "copy.group >= fiber.groups - groups - 1", "emulator"),
+    Mutant("wait-less", COPIES, "copy.group >= fiber.groups - groups",
+           "copy.group > fiber.groups - groups", "emulator"),
+    Mutant("zero-fill", COPIES, "std::memset(copy.to, 0, 16)",
+           "std::memcpy(copy.to, copy.from, 16)", "emulator"),
+    Mutant("random-copies", COPIES, "(launch->copies == kRandom && random_below(2))",
+           "launch->copies == kRandom", "emulator"),
+    Mutant("copy-poison", COPIES, "  std::memset(shared, 0xff, 16);", "", "emulator"),
+    Mutant("barrier-places", FIBERS, "  if (!same(barrier, site))", "  if (false)", "emulator"),
+    Mutant("deadlock", FIBERS, "if (!failed && finished < launch->threads) report_deadlock",
+           "if (false) report_deadlock", "emulator"),
+    Mutant("unwaited", FIBERS, "!fiber.copies.empty() && launch->check", "false", "emulator"),
+    Mutant("ex2-subnormal", TWINS,
+           "  return std::isnormal(y) || std::isnan(y) || std::isinf(y) ? y : 0.f;", "  return y;",
+           "emulator"),
     # loop over tiles
     Mutant("bias-dropped", TILED, "if bias is None or cap is not None else bias", "",
            "support values"),
