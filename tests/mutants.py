@@ -295,6 +295,8 @@ MUTANTS = [
            "    if False:\n        merge", "flash_backends"),
     Mutant("own-lse-in-backward", CALLS, "_rows(call.query, whole)",
            "_rows(call.query, Rows(out, lse + 1, grad_out, grad_lse))", "flash_backends"),
+    Mutant("backward-windows", "nbattn/dialects/flash_providers.py",
+           "if facts.training and not self.backward_windows:", "if False:", "flash_dialects"),
     Mutant("backward-first", MEANING, "(column - band.right) // tile[0]",
            "(column - band.right) // tile[0] + 1", "flash_dialects"),
     Mutant("backward-end", MEANING, "(-column - tile[1] - band.left)",
