@@ -53,7 +53,7 @@ class Walk:
     >>> from nbattn.mask import Mask
     >>> line = bind(Mask.neighborhood(7), 64)[0]
     >>> Walk(line).visits(8, 8), Walk(line, inverse=True).visits(8, 8)
-    (14, 14)
+    (16, 16)
     """
 
     line: BoundAxis
