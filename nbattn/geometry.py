@@ -29,6 +29,7 @@ Run = tuple[int, int]  # start and count; the step is the dilation
 
 _FAR = 1 << 60  # an unlimited side: beyond every length, far from overflow
 _DENSE_LIMIT = 1 << 28
+_FEW = 64  # queries that are sooner visited than summed in closed form
 
 
 class Rows(NamedTuple):
@@ -164,10 +165,12 @@ class BoundAxis:
 
     def pairs(self) -> int:
         """How many (query, key) pairs the axis allows, without visiting every row."""
-        return self._sum(Rows.counts)
+        return int(_counts(self).sum()) if self.queries <= _FEW else self._sum(Rows.counts)
 
     def empty_queries(self) -> int:
         """How many queries of the axis read no key."""
+        if self.queries <= _FEW:
+            return self.queries - int(np.count_nonzero(_counts(self)))
         return self._sum(lambda rows: (rows.counts() == 0).astype(np.int64))
 
     def _sum(self, value: Callable[[Rows], Ints]) -> int:
@@ -246,9 +249,9 @@ class BoundAxis:
                 first = group.start + size * tile
                 return self._hull(group, first, first + size - 1).counts()
 
-            corners = bends(self.axis, (0, group.keys))
+            corners = bends(self.axis, (0, group.keys)) if full else []
             at = [(u - group.start) // size for u in corners]
-            keys = piecewise_sum(width, 0, full, period, at)
+            keys = piecewise_sum(width, 0, full, period, at) if full else 0
             rest = np.array([group.start + full * size, group.start + group.queries - 1])
             end = int(self._hull(group, rest[:1], rest[1:]).counts()[0])
             rows = group.queries - full * size
@@ -332,6 +335,12 @@ def check_dense(queries: int, keys: int) -> None:
             fix='backend="auto" runs it at any size; plan.verify() proves it, '
             "mask.draw() shows it by tiles.",
         )
+
+
+@lru_cache(16)
+def _counts(line: BoundAxis) -> Ints:
+    """Keys of every query of a short axis."""
+    return line._all_rows(0, line.queries)[1].counts()  # pyright: ignore[reportPrivateUsage]
 
 
 @lru_cache(16)  # every candidate of a request asks

@@ -11,10 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from emulator import build
+from emulator import build, problem
 from emulator.launcher import MODES, Counts, KernelError, Launcher, Mode
 from torch import Tensor
 
+from nbattn import Axis, Mask
 from nbattn.kernels import layout
 from nbattn.kernels.variant import Variant
 
@@ -204,11 +205,11 @@ def test_arithmetic():
 
 
 def test_what_nobody_has_written_is_poison():
-    out = floats(3)
-    launch("poison", "lazy", threads=1, out=out)
-    assert out[0].isnan()
-    assert not abs(out[1]) < 1e30
-    assert out[2].isnan()
+    out = floats(3, 3)
+    launch("poison", "lazy", threads=1, blocks=3, out=out)
+    assert out[:, 0].isnan().all()
+    assert not (out[:, 1].abs() < 1e30).any()
+    assert out[:, 2].isnan().all()
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -266,6 +267,7 @@ IN_FLIGHT = r"touches shared\[0\] .* at {line} while cp.async of {other} is in f
 MISTAKES = {
     "no_barrier": RACE,
     "no_barrier_before_reuse": RACE,
+    "writes_over_readers": r"race: thread 31 writes .* at {line}, thread 63 read it at {other}",
     "two_writers": r"race: thread 1 writes shared\[0\] .* at {line}, thread 0 wrote it at {line}",
     "no_syncwarp": RACE,
     "syncwarp_for_a_barrier": RACE,
@@ -406,3 +408,19 @@ def test_a_refused_kernel_says_why(tmp_path: Path):
     (tmp_path / "bad.cu").write_text('#include "params.h"\n__shared__ int x;\n')
     with pytest.raises(RuntimeError, match=r"bad\.cu:2:\d+: error: .*__shared__"):
         build.kernel(Variant("bad.cu", "bad", (), 32, 0), checked=False, folder=tmp_path)
+
+
+@pytest.mark.parametrize(("grads", "names"), [(1, ["value"]), (2, ["key"]), (3, ["key", "value"])])
+def test_what_a_kernel_does_not_write_stays_as_it_is(grads: int, names: list[str]):
+    p = problem.Problem(Mask(Axis(2, 2)), (20,), (20,), extra=3, grads=grads)
+    launcher, known = Launcher("check"), problem.make(p)
+    for kernel in ("fwd", "delta"):
+        known |= problem.run(p, launcher, kernel, known)
+    every = {n: known[n].clone() for n in ("key", "value", "extra_key", "extra_value")}
+    tensors = {n: known[n] for n in problem.READS["dkdv"] if n in known}
+    tensors |= {f"grad_{n}": t.fill_(7) for n, t in every.items()}
+    launcher.launch(
+        problem.variant(p, "dkdv"), problem.blocks(p, "dkdv"), tensors, problem.numbers(p, known)
+    )
+    for name, tensor in every.items():
+        assert (tensor == 7).all() == (name.removeprefix("extra_") not in names)

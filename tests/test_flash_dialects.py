@@ -372,6 +372,13 @@ def test_a_limit_of_a_device_is_a_reason(
     assert reason.text.startswith(text)
 
 
+def test_a_backward_without_windows_does_not_train() -> None:
+    one = replace(PROVIDERS["aten"], backward_windows=False)
+    assert one.reasons(SimpleNamespace(**FACTS)) == []
+    (reason,) = one.reasons(SimpleNamespace(**(FACTS | {"training": True})))
+    assert reason.text == "its backward ignores the window: wrong gradients"
+
+
 def test_providers_are_those_of_the_dialects() -> None:
     assert set(PROVIDERS) == set(DIALECTS)
     assert [padded(size) for size in (1, 8, 9, 250)] == [8, 8, 16, 256]

@@ -5,13 +5,10 @@ uninstall, and transformers' DiNAT against attention in plain torch.
 from __future__ import annotations
 
 import copy
-import importlib
-import importlib.util
 import inspect
 import pickle
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import dense_attention
@@ -21,7 +18,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import nbattn
 from nbattn import InputError
 from nbattn.integrations import natten
 from nbattn.integrations.natten import dinat, fused, modules
@@ -169,6 +165,24 @@ REFUSED = {
         lambda: natten.na2d(PLANE, PLANE, PLANE, (9, 3)),
         "axis 0: kernel_size 9 x dilation 1 = 9 is more than its 8 tokens.",
     ),
+    "no tensor": (
+        lambda: natten.neighborhood_attention_generic(LINE, [1], LINE, 3),
+        "key is a list, not a tensor.",
+    ),
+    "keys without values": (
+        lambda: natten.na1d(LINE, LINE, LINE, 3, additional_keys=LINE[:, :2]),
+        "additional_values is missing.",
+    ),
+    "values without keys": (
+        lambda: fused.older_na2d(
+            PLANE, PLANE, PLANE, 3, rpb=torch.zeros(2, 5, 5), additional_values=LINE[:, :2]
+        ),
+        "additional_keys is missing.",
+    ),
+    "a plane as a sequence": (
+        lambda: natten.attention(PLANE, PLANE, PLANE),
+        "query is [1, 8, 9, 2, 4], not of 4 dimensions.",
+    ),
     "packed": (
         lambda: natten.attention(LINE, LINE, LINE, seqlens_Q=torch.tensor([4, 5])),
         "seqlens_Q is given: packed sequences have no mask here.",
@@ -259,6 +273,27 @@ def test_modules_load_natten_named_weights(rank: int, generation: str) -> None:
     assert f"kernel_size={(3,) * rank}" in repr(module)
 
 
+@pytest.mark.parametrize("space", [(9, 11), (4, 11), (4, 5)])
+def test_modules_of_0_14_pad_what_is_smaller_than_their_window(space: tuple[int, int]) -> None:
+    """With zeros on the right, before the projections; the padding is attended to."""
+    channels, heads = 8, 2
+    torch.manual_seed(0)
+    module = modules.OldestNeighborhoodAttention2D(channels, heads, 3, 2).double()
+    weights = {name: t.detach() for name, t in module.named_parameters()}
+    assert list(weights["rpb"].shape) == [heads, 5, 5]
+    x = random(2, *space, channels)
+    padded = torch.zeros(2, *(max(length, 6) for length in space), channels).double()
+    padded[:, : space[0], : space[1]] = x
+    wanted = plain(padded, weights, heads, {"kernel_size": 3, "dilation": 2})
+    torch.testing.assert_close(module(x), wanted[:, : space[0], : space[1]])
+    without = modules.OldestNeighborhoodAttention1D(channels, heads, 5, None, False)
+    assert set(without.state_dict()) == {"qkv.weight", "qkv.bias", "proj.weight", "proj.bias"}
+    assert without(x[:, 0, :2].float()).shape == (2, 2, channels)
+    assert torch.equal(pickle.loads(pickle.dumps(module))(x), module(x))
+    with pytest.raises(InputError, match=r"x is \[2, 9\]"):
+        module(x[:, 0, :1, 0].expand(2, 9))
+
+
 def test_attention_dropout_is_applied() -> None:
     torch.manual_seed(0)
     module = modules.OlderNeighborhoodAttention2D(8, 2, 3, attn_drop=0.5, proj_drop=0.0)
@@ -275,61 +310,7 @@ def test_a_scale_given_to_a_module_is_used() -> None:
     torch.testing.assert_close(module(x)[:, 2], wanted)
 
 
-# Install.
-
-
-def test_install_makes_both_generations_importable(clean: None) -> None:
-    absent = importlib.util.find_spec("natten") is None
-    natten.install(replace=not absent)
-    code = "from natten import NeighborhoodAttention2D, na2d, merge_attentions\n"
-    code += "from natten.functional import natten2dqkrpb, natten2dav, na1d_qk, attention\n"
-    code += "import natten.functional, natten.modules"
-    found: dict[str, Any] = {}
-    exec(code, found)
-    assert found["na2d"] is natten.na2d
-    assert found["natten2dqkrpb"] is natten.natten2dqkrpb
-    assert found["NeighborhoodAttention2D"] is natten.NeighborhoodAttention2D
-    assert importlib.util.find_spec("natten") is not None
-    assert found["natten"].__version__ == f"0.21.7+nbattn.{nbattn.__version__}"
-    assert set(found["natten"].__all__) >= {"na1d", "na3d_av", "natten3dqkrpb", "__version__"}
-    natten.install(generation="0.17")  # again, in another order of arguments
-    older = importlib.import_module("natten")
-    assert older.na2d is fused.older_na2d
-    assert older.NeighborhoodAttention2D is modules.OlderNeighborhoodAttention2D
-    assert not hasattr(older, "attention")
-    natten.uninstall()
-    assert (importlib.util.find_spec("natten") is None) == absent
-    natten.uninstall()  # nothing to do
-
-
-def test_an_installed_natten_is_replaced_only_when_told(
-    clean: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "natten").mkdir()
-    (tmp_path / "natten" / "__init__.py").write_text("kind = 'real'")
-    (tmp_path / "natten" / "functional.py").write_text("kind = 'real'")
-    monkeypatch.syspath_prepend(tmp_path)
-    kept = {name: sys.modules.pop(name) for name in list(sys.modules) if name[:6] == "natten"}
-    try:
-        importlib.import_module("natten.functional")
-        with pytest.raises(InputError) as error:
-            natten.install()
-        assert str(error.value) == (
-            "natten is installed; two modules cannot have one name.\n"
-            "  fix:   install(replace=True) puts nbattn in its place until uninstall()."
-        )
-        assert sys.modules["natten"].kind == "real"
-        natten.install(replace=True)
-        assert importlib.import_module("natten").na2d is natten.na2d
-        natten.install(replace=True, generation="0.17")
-        natten.uninstall()
-        assert importlib.import_module("natten").kind == "real"
-        assert importlib.import_module("natten.functional").kind == "real"
-    finally:
-        natten.uninstall()
-        for name in ("natten", "natten.functional"):
-            sys.modules.pop(name, None)
-        sys.modules.update(kept)
+# Signatures.
 
 
 @pytest.mark.parametrize("rank", [1, 2, 3])

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from nbattn import InputError, MaskError
 from nbattn.integrations import natten
-from nbattn.integrations.natten import unfused
+from nbattn.integrations.natten import parameters, slots, unfused
 
 # space, kernel_size, dilation, is_causal: odd and even sizes, dilations that divide nothing.
 WINDOWS: list[tuple[tuple[int, ...], Any, Any, Any]] = [
@@ -91,6 +91,47 @@ def test_they_can_be_differentiated_twice(window) -> None:
 
     assert torch.autograd.gradcheck(run, (query, key, value))
     assert torch.autograd.gradgradcheck(run, (query, key, value))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")  # torch's own jvp
+@pytest.mark.parametrize("causal", [False, True])
+def test_transforms_go_through(causal: bool) -> None:
+    """Every operator has its rule for vmap, its node for torch.func, and its forward derivative."""
+    query, value = random(3, 1, 2, 5, 6, 4).detach(), random(1, 2, 5, 6, 4, seed=1).detach()
+    rpb = random(3, 2, 5, 5, seed=2).detach()
+
+    def loss(query: Tensor, rpb: Tensor, value: Tensor) -> Tensor:
+        bias = None if causal else rpb
+        attn = natten.na2d_qk(query, query, 3, rpb=bias, is_causal=causal).softmax(-1)
+        return natten.na2d_av(attn, value, 3, is_causal=causal).square().sum()
+
+    grads = torch.vmap(torch.func.grad(loss, (0, 1, 2)), in_dims=(0, 0, None))(query, rpb, value)
+    for n in range(3):
+        leaves = [t.clone().requires_grad_() for t in (query[n], rpb[n], value)]
+        wanted = torch.autograd.grad(loss(*leaves), leaves, allow_unused=True)
+        for one, other in zip(grads, wanted, strict=True):
+            other = torch.zeros_like(one[n]) if other is None else other
+            torch.testing.assert_close(one[n], other, rtol=1e-12, atol=1e-12)
+
+    def along(step: Tensor) -> Tensor:
+        return loss(query[0] * step, rpb[0], value)
+
+    step = torch.ones((), dtype=torch.float64)
+    twice = torch.func.hessian(along)(step)
+    torch.testing.assert_close(twice, torch.func.grad(torch.func.grad(along))(step))
+    torch.testing.assert_close(torch.func.jacfwd(along)(step), torch.func.grad(along)(step))
+
+
+def test_a_mapped_axis_may_stand_anywhere() -> None:
+    code = parameters.window((5, 6), 3).code()
+    query, weights = random(2, 3, 5, 6, 4).detach(), random(3, 2, 5, 6, 9, seed=1).detach()
+    for name, first in (("products", query.movedim(0, 1)), ("sums", weights), ("returns", weights)):
+        run = slots.OPERATORS[name]
+        found = torch.vmap(run, in_dims=(1, 0, None))(first, query, code)
+        wanted = [run(first[:, n], query[n], code) for n in range(2)]
+        torch.testing.assert_close(found, torch.stack(wanted))
+        shared = torch.vmap(run, in_dims=(1, None, None))(first, query[0], code)
+        torch.testing.assert_close(shared[1], run(first[:, 1], query[0], code))
 
 
 def test_bias_gradients_pass_gradcheck() -> None:
@@ -231,14 +272,12 @@ def test_they_compile_as_one_graph() -> None:
 
 
 def test_the_operators_keep_torchs_rules() -> None:
-    from nbattn.integrations.natten import parameters, slots
-
     code = parameters.window((5, 6), 3, is_causal=(True, False)).code()
     query, weights = random(2, 5, 6, 3), random(2, 5, 6, 9, seed=1)
     for operator, first in (
-        (slots.products, query),
-        (slots.sums, weights),
-        (slots.returns, weights),
+        (slots.OPERATORS["products"], query),
+        (slots.OPERATORS["sums"], weights),
+        (slots.OPERATORS["returns"], weights),
     ):
         torch.library.opcheck(operator, (first, query, code))
     torch.library.opcheck(slots.steps, (query, code, (5, 6), 0))
@@ -272,6 +311,30 @@ REFUSED = {
     "two values for three axes": (
         lambda: natten.na2d_qk(QUERY, QUERY, (3, 3, 3)),
         "kernel_size=(3, 3, 3) has 3 values for 2 axes.\n  fix:   kernel_size: one value, or 2.",
+    ),
+    "key of a wider dtype": (
+        lambda: natten.na2d_qk(QUERY, QUERY.double(), 3),
+        "key is float64, and would be rounded beside float32.\n  fix:   key.to(float32).",
+    ),
+    "bias of a wider dtype": (
+        lambda: natten.na2d_qk(QUERY, QUERY, 3, rpb=torch.zeros(2, 5, 5).double()),
+        "rpb is float64, and would be rounded beside float32.\n  fix:   rpb.to(float32).",
+    ),
+    "bias elsewhere": (
+        lambda: natten.na2d_qk(QUERY, QUERY, 3, rpb=torch.zeros(2, 5, 5, device="meta")),
+        "rpb is on meta, what it belongs to on cpu.\n  fix:   rpb.to('cpu').",
+    ),
+    "integers": (
+        lambda: natten.na2d_qk(QUERY.long(), QUERY.long(), 3),
+        "query is int64, no floating dtype.\n  fix:   query.float().",
+    ),
+    "weights of a wider dtype": (
+        lambda: natten.na2d_av(torch.zeros(1, 2, 8, 9, 9).double(), QUERY, 3),
+        "attn is float64, and would be rounded beside float32.\n  fix:   attn.to(float32).",
+    ),
+    "extra values that are none": (
+        lambda: natten.na2d_av(torch.zeros(1, 2, 8, 9, 9), QUERY, 3, additional_values=[1]),
+        "additional_values is a list, not a tensor.\n  fix:   additional_values: a tensor.",
     ),
     "bias of other heads": (
         lambda: natten.na2d_qk(QUERY, QUERY, 3, rpb=torch.zeros(8, 5, 5)),

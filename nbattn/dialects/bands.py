@@ -95,6 +95,8 @@ def first_difference(one: Band, other: Band, queries: int, keys: int) -> int | N
     >>> first_difference(Band(None, 3), Band(), 4, 2) is None
     True
     """
+    if one.limits(queries, keys) == other.limits(queries, keys):
+        return None
     at = [0, queries - 1, *one.bends(keys), *other.bends(keys)]
     near = {query + step for query in at for step in (-1, 0, 1)}
     query = np.array(sorted(q for q in near if 0 <= q < queries), dtype=np.int64)

@@ -32,6 +32,7 @@ class Provider:
         nondeterministic: capabilities (in tens), or head sizes, without a deterministic backward.
         varlen: whether it has an entry that an inflated `max_seqlen_k` says every band with.
         kvcache: whether it has an entry that reads the first keys of a cache, forward only.
+        backward_windows: whether its backward masks by the window that the forward was told.
         share: its published forward rate on sm_90 against the best published one (D=128, full,
             16k, fp16); it scales the device's peak there.
     """
@@ -44,6 +45,7 @@ class Provider:
     nondeterministic: tuple[int, ...] = ()
     varlen: bool = False
     kvcache: bool = False
+    backward_windows: bool = True
     share: float = 1.0
 
     def reasons(self, facts: Facts) -> list[Reason]:
@@ -63,6 +65,8 @@ class Provider:
             found.append(Reason("device", f"runs on sm_{first} to sm_{last}, not on sm_{number}"))
         if facts.training and number // 10 not in self.backward:
             found.append(Reason("backward", f"has no backward on sm_{number}"))
+        if facts.training and not self.backward_windows:
+            found.append(Reason("backward", "its backward ignores the window: wrong gradients"))
         unsteady = {number // 10, padded(size)} & {*self.nondeterministic}
         if facts.training and facts.deterministic and unsteady:
             text = f"has no deterministic backward on sm_{number} with head size {padded(size)}"
@@ -111,6 +115,9 @@ PROVIDERS: Mapping[str, Provider] = {
             kvcache=True,
             share=370 / 648,
         ),
+        # Torch hands windows to the backward of this operator since 2.4, the first version with
+        # them; to that of its mem-efficient one only since 2.15, which is why that is none of
+        # these. Gradients with seqused_k or alibi are wrong in all versions: neither is passed.
         Provider(
             name="aten",
             package="torch",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from nbattn.dialects.limits import Reason
@@ -60,3 +61,9 @@ class Candidate:
             "program": None if self.program is None else self.program.to_dict(),
             "reasons": [list(reason) for reason in self.reasons],
         }
+
+
+@lru_cache(1024)
+def refused(backend: str, strategy: str, *reasons: Reason) -> Candidate:
+    """A candidate without a program: one object for the same reasons, for most plans hold it."""
+    return Candidate(backend, strategy, (), None, None, reasons)

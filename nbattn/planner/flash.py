@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from functools import lru_cache
 from itertools import product
 
 import numpy as np
@@ -25,9 +26,9 @@ from nbattn.dialects.flash_providers import GRID, PROVIDERS
 from nbattn.dialects.limits import Limits, Reason
 from nbattn.geometry import BoundAxis
 from nbattn.planner import flash_costs, packing
-from nbattn.planner.candidate import Candidate
-from nbattn.planner.programs import AxisView, Call, Program, View
-from nbattn.planner.request import Request
+from nbattn.planner.candidate import Candidate, refused
+from nbattn.planner.programs import Call, Program, View
+from nbattn.planner.request import Known, Request
 from nbattn.planner.rewrites import Piece, dense_pieces, fold_into_heads
 from nbattn.planner.windows import band_pieces
 
@@ -39,28 +40,31 @@ _Axes = list[list[Piece]]
 
 def candidates(request: Request, lines: _Lines) -> list[Candidate]:
     """Every provider by every strategy; one line for those that cannot run at all."""
-    asked = request.backend.partition(":")[0]
+    asked, known = request.backend.partition(":")[0], request.known
     if asked == "flash-model":
-        found = [_refused("flash", [])]
-        reasons = {name: MODEL.reasons(request) for name in PROVIDERS}
-        return [*found, *_all(request, lines, "flash-model", reasons)]
+        reasons = {name: _limits("flash-model", known) for name in PROVIDERS}
+        return [refused("flash", "translate"), *_all(request, lines, "flash-model", reasons)]
     text = "runs only by name: backend='flash-model'"
-    by_name = _refused("flash-model", [Reason("backend", text)] if asked == "auto" else [])
+    by_name = [Reason("backend", text)] if asked == "auto" else []
+    model = refused("flash-model", "translate", *by_name)
     if asked not in ("auto", "flash"):
-        return [_refused("flash", []), by_name]
+        return [refused("flash", "translate"), model]
     if request.device.kind != "cuda":
-        text = f"runs on cuda, not on {request.device.name}"
-        return [_refused("flash", [Reason("device", text)]), by_name]
-    reasons = {name: provider.reasons(request) for name, provider in PROVIDERS.items()}
-    return [*_all(request, lines, "flash", reasons), by_name]
+        elsewhere = Reason("device", f"runs on cuda, not on {request.device.name}")
+        return [refused("flash", "translate", elsewhere), model]
+    reasons = {name: _limits(name, known) for name in PROVIDERS}
+    return [*_all(request, lines, "flash", reasons), model]
 
 
-def _refused(backend: str, reasons: list[Reason]) -> Candidate:
-    return Candidate(backend, "translate", (), None, None, tuple(reasons))
+@lru_cache(256)
+def _limits(name: str, known: Known) -> tuple[Reason, ...]:
+    """The limits of a provider, or of the model, that a request breaks at any length."""
+    limits = MODEL if name == MODEL.name else PROVIDERS[name]
+    return tuple(limits.reasons(known))
 
 
 def _all(
-    request: Request, lines: _Lines, family: str, reasons: Mapping[str, list[Reason]]
+    request: Request, lines: _Lines, family: str, reasons: Mapping[str, tuple[Reason, ...]]
 ) -> Iterator[Candidate]:
     """The candidates of all providers; the mask is taken apart once, and only if one can run."""
     able = [name for name, found in reasons.items() if not found]
@@ -68,15 +72,15 @@ def _all(
     useful = geometry.pairs(lines) if able else 0
     for name, found in reasons.items():
         backend = f"{family}:{name}"
-        against = [*found, per_axis] if isinstance(per_axis, Reason) else found
-        if isinstance(per_axis, Reason) or against:
-            yield _refused(backend, against)
+        if isinstance(per_axis, Reason) or found:
+            against = (*found, per_axis) if isinstance(per_axis, Reason) else found
+            yield refused(backend, "translate", *against)
             continue
         for strategy, parts in _strategies(request, name, per_axis).items():
             make = _packed if strategy == "pack" else _program
             program = parts if isinstance(parts, Reason) else make(request, name, strategy, parts)
             if isinstance(program, Reason):
-                yield Candidate(backend, strategy, (), None, None, (program,))
+                yield refused(backend, strategy, program)
                 continue
             traits = _traits(request, strategy, program)
             cost = flash_costs.cost(request, PROVIDERS[name], program, useful)
@@ -106,10 +110,9 @@ def _pieces(request: Request, lines: _Lines) -> _Axes | Reason:
 
 def _strategies(request: Request, provider: str, per_axis: _Axes) -> dict[str, _Axes | Reason]:
     """What each strategy makes of the pieces, or that it changes nothing."""
-    plain, trimmed, divided = (
-        [[part for piece in pieces for part in rewrite(provider, piece)] for pieces in per_axis]
-        for rewrite in (_translate, _trim, _split)
-    )
+    plain = [[_translate(piece) for piece in pieces] for pieces in per_axis]
+    trimmed = [[part for piece in pieces for part in _trim(piece)] for pieces in per_axis]
+    divided = [[part for piece in pieces for part in _split(provider, piece)] for pieces in trimmed]
     found: dict[str, _Axes | Reason] = {
         "translate": plain,
         "trim": trimmed if trimmed != plain else Reason("trim", "nothing to trim"),
@@ -155,19 +158,19 @@ def _missing(piece: Piece) -> int:
     return 0 if piece.band == FULL else max(0, piece.query.length - piece.key.length)
 
 
-def _translate(provider: str, piece: Piece) -> list[Piece]:
+def _translate(piece: Piece) -> Piece:
     """The window as it is, without the sides that exclude nothing."""
-    return [replace(piece, band=piece.band.limits(piece.query.length, piece.key.length))]
+    band = piece.band.limits(piece.query.length, piece.key.length)
+    return Piece(piece.query, piece.key, band, piece.joins)
 
 
-def _trim(provider: str, piece: Piece) -> list[Piece]:
+def _trim(piece: Piece) -> list[Piece]:
     """The rows that read something and the keys that they reach."""
     return _sliced(piece, cut(piece.band, piece.query.length, piece.key.length, ()))
 
 
-def _split(provider: str, piece: Piece) -> list[Piece]:
-    """Trimmed, and with the fewest cuts after which dense calls say every part."""
-    (whole,) = _trim(provider, piece)
+def _split(provider: str, whole: Piece) -> list[Piece]:
+    """A trimmed piece with the fewest cuts after which dense calls say every part."""
     rows, keys = whole.query.length, whole.key.length
     for at in cuts(whole.band, keys):
         parts = cut(whole.band, rows, keys, at)
@@ -183,18 +186,14 @@ def _split(provider: str, piece: Piece) -> list[Piece]:
 
 def _sliced(piece: Piece, slices: list[Slice]) -> list[Piece]:
     return [
-        replace(
-            piece,
-            query=_part(piece.query, part.row, part.rows),
-            key=_part(piece.key, part.key, part.keys),
-            band=part.band,
+        Piece(
+            piece.query.part(part.row, part.rows),
+            piece.key.part(part.key, part.keys),
+            part.band,
+            piece.joins,
         )
         for part in slices
     ]
-
-
-def _part(view: AxisView, first: int, length: int) -> AxisView:
-    return replace(view, start=view.start + view.step * first, length=length)
 
 
 # Programs

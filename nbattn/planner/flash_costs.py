@@ -23,22 +23,25 @@ def cost(request: Request, provider: Provider, program: Program, useful: int) ->
     """
     calls = program.calls
     joins = sum(call.joins for call in calls) + bool(request.extra_keys)
-    parts = [call for call in calls if joins or not _writes(request, call)]
-    copied = sum(_bytes(request, call) for call in calls if _uneven(request, call))
-    launches = 1
-    if len(calls) != 1 or not calls[0].query.covers(request.query_space):
-        copied += sum(_output_bytes(request, call.query) for call in parts)
-        # the kernel and its logsumexp, the rows of parts, and zeros where no call writes
-        launches = 2 * len(calls) + len(parts) + (not program.writes_all(request.query_space))
-    # a kv-cache call is told its lengths by a tensor
-    launches += sum(_flash(call).entry == "kvcache" for call in calls)
+    single = len(calls) == 1 and calls[0].query.covers(request.query_space)
+    copied, launches, whole_heads = 0.0, 1 if single else 2 * len(calls), _whole_heads(request)
+    for call in calls:
+        cached = _flash(call).entry == "kvcache"
+        in_place = whole_heads and not copies(request, call)
+        copied += 0 if in_place else _bytes(request, call)
+        launches += cached  # it is told its lengths by a tensor
+        if not single and (joins or cached or not in_place):
+            copied += _output_bytes(request, call.query)
+            launches += 1
+    if not single:
+        launches += not program.writes_all(request.query_space)  # zeros
+    visited = sum(_visited(request, provider, call) for call in calls)
+    again = (_visited(request, provider, call, backward=True) for call in calls)
     return costs.roofline(
         request,
         useful=useful,
-        visited=sum(_visited(request, provider, call) for call in calls),
-        backward=sum(_visited(request, provider, call, backward=True) for call in calls)
-        if request.training
-        else None,
+        visited=visited,
+        backward=sum(again) if request.training else None,
         calls=launches + _JOIN * joins + 3 * request.sink,
         copied=copied,
         rate=provider.rate(request.device, request.dtype),
@@ -67,15 +70,10 @@ def _packs(request: Request, call: Call) -> bool:
     )
 
 
-def _uneven(request: Request, call: Call) -> bool:
-    """Whether a call copies its inputs and output: its views, or heads that kernels want padded."""
-    size = max(request.head_dim, request.value_dim)
-    return request.head_dim != request.value_dim or size != padded(size) or copies(request, call)
-
-
-def _writes(request: Request, call: Call) -> bool:
-    """Whether the kernel of a call can write its rows into the output."""
-    return _flash(call).entry != "kvcache" and not _uneven(request, call)
+def _whole_heads(request: Request) -> bool:
+    """Whether kernels take the heads as they are: values like queries, in vectors."""
+    size = request.head_dim
+    return size == request.value_dim and size == padded(size)
 
 
 def _bytes(request: Request, call: Call) -> float:

@@ -8,7 +8,7 @@ from nbattn.dialects import natten as natten_dialect
 from nbattn.dialects.limits import Reason
 from nbattn.geometry import BoundAxis
 from nbattn.planner import costs
-from nbattn.planner.candidate import Candidate
+from nbattn.planner.candidate import Candidate, refused
 from nbattn.planner.programs import Call, CallArguments, Program, whole
 from nbattn.planner.request import Request
 
@@ -27,7 +27,7 @@ def flex(request: Request, lines: Lines) -> Candidate:
         elif geometry.has_empty_queries(lines):
             reasons.append(Reason("mask", "rows without keys, for which it is not defined"))
     if reasons or request.backend != "flex":
-        return Candidate("flex", "blocks", (), None, None, tuple(reasons))
+        return refused("flex", "blocks", *reasons)
     call = flex_dialect.Blocks(lines)
     return _peer("flex", "blocks", request, lines, call, call.visited())
 
@@ -35,14 +35,14 @@ def flex(request: Request, lines: Lines) -> Candidate:
 def natten(request: Request, lines: Lines) -> Candidate:
     """One call of the natten package, where every axis is a neighborhood."""
     if request.backend not in ("auto", "natten"):
-        return Candidate("natten", "window", (), None, None)
+        return refused("natten", "window")
     reasons, windows = natten_dialect.reasons(request), natten_dialect.windows(lines)
     if isinstance(windows, Reason) or reasons:
         reasons += [windows] if isinstance(windows, Reason) else []
         return Candidate("natten", "window", (), None, None, tuple(reasons))
     if request.backend == "auto":  # its bound, without its tiles, would beat everyone's
         unproven = Reason("unproven", "not yet run on a GPU: runs only by name: backend='natten'")
-        return Candidate("natten", "window", (), None, None, (unproven,))
+        return refused("natten", "window", unproven)
     # at least the useful pairs: how many its tiles visit is not modelled
     useful = geometry.pairs(lines)
     return _peer("natten", "window", request, lines, windows, useful)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
@@ -41,6 +42,11 @@ class AxisView:
         group, t = np.arange(self.groups)[:, None], np.arange(self.length)
         return self.start + self.group_step * group + self.step * t
 
+    def part(self, first: int, length: int) -> AxisView:
+        """A run of the positions of every group."""
+        start = self.start + self.step * first
+        return AxisView(start, length, self.step, self.groups, self.group_step, self.into)
+
     def apart(self) -> int:
         """Of how many neighbouring groups each has positions of its own: groups that overlap lie at
         least so many apart.
@@ -71,12 +77,12 @@ class View:
     @property
     def count(self) -> int:
         """Positions per group."""
-        return math.prod(self.lengths)
+        return math.prod([axis.length for axis in self.axes])
 
     @property
     def groups(self) -> int:
         """How many groups there are."""
-        return math.prod(axis.groups for axis in self.axes)
+        return math.prod([axis.groups for axis in self.axes])
 
     @property
     def is_whole(self) -> bool:
@@ -94,9 +100,7 @@ class View:
 
     def cut(self, number: int, some: slice) -> View:
         """The view with a run of the positions of one axis, which may be longer than it was."""
-        axis = self.axes[number]
-        start, length = axis.start + axis.step * some.start, some.stop - some.start
-        part = replace(axis, start=start, length=length)
+        part = self.axes[number].part(some.start, some.stop - some.start)
         return View((*self.axes[:number], part, *self.axes[number + 1 :]))
 
     def spread(self, tensor: Tensor) -> Tensor:
@@ -233,6 +237,7 @@ class Program:
         ]
 
 
+@lru_cache(64)
 def whole(space: tuple[int, ...]) -> View:
     """The view that is the tensor itself."""
     return View(tuple(AxisView(0, length) for length in space))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, NamedTuple
 
 from nbattn.dialects.device import DeviceInfo
 from nbattn.errors import InputError
@@ -20,6 +20,22 @@ _KERNELS = ("mma", "simt")
 STRATEGIES = (*_DENSE, *_FLASHES, "fold", "merge", *_PEERS, *_KERNELS)
 LAYOUTS = ("contiguous", "packed", "strided")
 DTYPES = ("float16", "bfloat16", "float32", "float64")
+
+
+class Known(NamedTuple):
+    """What limits look at (`dialects.limits.Facts`): the same for every length."""
+
+    device: DeviceInfo
+    dtype: str
+    head_dim: int
+    value_dim: int
+    training: bool
+    return_lse: bool
+    softcap: bool
+    key_range: bool
+    sink: bool
+    extra_keys: int
+    deterministic: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,6 +90,11 @@ class Request:
                 )
         for name in ("require", "forbid"):
             check_traits(name, getattr(self, name))
+
+    @property
+    def known(self) -> Known:
+        """What of the request its lengths do not change."""
+        return Known(*(getattr(self, name) for name in Known._fields))
 
     @property
     def group(self) -> int:

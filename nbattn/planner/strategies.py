@@ -21,6 +21,7 @@ from nbattn.planner.request import Request
 from nbattn.planner.rewrites import Piece, dense_pieces, fold_into_heads
 
 Lines = tuple[BoundAxis, ...]
+_BY_NAME = Reason("backend", "runs only by name: backend='reference'")
 
 
 def candidates(request: Request, lines: Lines) -> list[Candidate]:
@@ -32,25 +33,33 @@ def candidates(request: Request, lines: Lines) -> list[Candidate]:
         peers.flex(request, lines),
         peers.natten(request, lines),
     ]
-    return [replace(one, reasons=(*one.reasons, *_asked(request, one))) for one in found]
+    return [_refused(one, _asked(request, one)) for one in found]
+
+
+def _refused(candidate: Candidate, reasons: list[Reason]) -> Candidate:
+    """The candidate with these reasons against it, too."""
+    return replace(candidate, reasons=(*candidate.reasons, *reasons)) if reasons else candidate
 
 
 def _asked(request: Request, candidate: Candidate) -> list[Reason]:
     """Reasons that the request itself gives."""
-    backends = (candidate.family, candidate.backend)
-    has = {*backends, candidate.strategy, *candidate.traits}
-    reasons = [
-        Reason("require", f"does not use {name!r}") for name in request.require if name not in has
-    ]
-    reasons += [
-        Reason("forbid", f"uses {name!r}, which is forbidden")
-        for name in request.forbid
-        if name in has
-    ]
-    if request.backend not in ("auto", *backends):
+    reasons: list[Reason] = []
+    if request.require or request.forbid:
+        has = {candidate.family, candidate.backend, candidate.strategy, *candidate.traits}
+        reasons += [
+            Reason("require", f"does not use {name!r}")
+            for name in request.require
+            if name not in has
+        ]
+        reasons += [
+            Reason("forbid", f"uses {name!r}, which is forbidden")
+            for name in request.forbid
+            if name in has
+        ]
+    if request.backend == "auto":
+        return [*reasons, _BY_NAME] if candidate.backend == "reference" else reasons
+    if request.backend not in (candidate.family, candidate.backend):
         reasons.append(Reason("backend", f"backend={request.backend!r} was asked for"))
-    if request.backend == "auto" and candidate.backend == "reference":
-        reasons.append(Reason("backend", "runs only by name: backend='reference'"))
     return reasons
 
 

@@ -111,6 +111,10 @@ class Launcher:
     folder: Path = build.CUDA
     counts: Counts = field(default_factory=Counts)
 
+    def load(self, variant: Variant) -> None:
+        """Build a kernel."""
+        build.kernel(variant, checked=self.mode == "check", folder=self.folder)
+
     def launch(
         self, variant: Variant, blocks: int, tensors: Mapping[str, Tensor], numbers: bytes
     ) -> None:
@@ -123,7 +127,7 @@ class Launcher:
         path = build.kernel(variant, checked=check, folder=self.folder)
         with _ONE_AT_A_TIME:
             runtime, library = _runtime(), ctypes.CDLL(str(path))
-            writes = layout.WRITES.get(variant.entry, ("out", "lse"))
+            writes = _writes(variant)
             try:
                 guarded = {n: _Guarded(runtime, n, t, n in writes) for n, t in tensors.items()}
                 addresses = [guarded[n].address if n in guarded else 0 for n in layout.POINTERS]
@@ -150,6 +154,14 @@ class Launcher:
                         guarded[name].copy_back(tensors[name])
             finally:
                 runtime.emulator_free_all()
+
+
+def _writes(variant: Variant) -> list[str]:
+    """What a kernel writes at its constants."""
+    names = layout.WRITES.get(variant.entry, ("out", "lse"))
+    grads = dict(variant.constants).get("NB_GRADS", 3)
+    without = {"value"} if not grads & 1 else {"key"} if not grads & 2 else set[str]()
+    return [name for name in names if name.rpartition("_")[2] not in without]
 
 
 class _Guarded:

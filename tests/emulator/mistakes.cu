@@ -25,6 +25,17 @@ MISTAKE(no_barrier_before_reuse) {
   static_cast<int*>(p.out)[threadIdx.x] = x;
 }
 
+MISTAKE(writes_over_readers) {
+  NB_DYNAMIC_SHARED(shared);
+  int* const values = reinterpret_cast<int*>(shared);
+  values[threadIdx.x] = 1;
+  __syncthreads();
+  if (threadIdx.x >= 32)  // the last to arrive, thread 63, goes on first
+    static_cast<int*>(p.out)[threadIdx.x] = values[threadIdx.x - 32];   // other: writes_over_readers
+  else
+    values[threadIdx.x] = 2;                                            // line: writes_over_readers
+}
+
 MISTAKE(two_writers) {
   NB_DYNAMIC_SHARED(shared);
   reinterpret_cast<int*>(shared)[threadIdx.x / 2] = threadIdx.x;        // line: two_writers
@@ -48,6 +59,7 @@ MISTAKE(syncwarp_for_a_barrier) {
   values[threadIdx.x] = 1;                                              // other: syncwarp_for_a_barrier
   __syncwarp();
   static_cast<int*>(p.out)[threadIdx.x] = values[threadIdx.x ^ 1];
+  if (threadIdx.x < 32) return;
   static_cast<int*>(p.out)[threadIdx.x] = values[threadIdx.x ^ 32];     // line: syncwarp_for_a_barrier
 }
 

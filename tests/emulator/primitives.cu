@@ -92,6 +92,7 @@ extern "C" __global__ void copies(const __grid_constant__ Params p) {
 extern "C" __global__ void early_reads(const __grid_constant__ Params p) {
   NB_DYNAMIC_SHARED(shared);
   for (int group = 0; group < 2; ++group) {
+    *reinterpret_cast<float*>(shared + 16 * group) = 1.f;  // is gone at once
     nb::cp_async16(shared + 16 * group, static_cast<const float4*>(p.query) + group, true);
     nb::cp_async_commit();
   }
@@ -125,12 +126,14 @@ extern "C" __global__ void arithmetic(const __grid_constant__ Params p) {
   static_cast<uint32_t*>(p.lse)[blockDim.x + i] = nb::pack2<__nv_bfloat16>(x, 2 * x);
 }
 
-// What nobody has written: shared memory, a variable, and (nothing is done with it) the output.
+// What nobody has written, in any block: shared memory, a variable, and an output; out [blocks, 3].
 extern "C" __global__ void poison(const __grid_constant__ Params p) {
   NB_DYNAMIC_SHARED(shared);
   volatile float variable;
-  static_cast<float*>(p.out)[0] = *reinterpret_cast<float*>(shared + 4 * threadIdx.x);
-  static_cast<float*>(p.out)[1] = variable;
+  float* const value = reinterpret_cast<float*>(shared);
+  static_cast<float*>(p.out)[3 * blockIdx.x] = *value;
+  static_cast<float*>(p.out)[3 * blockIdx.x + 1] = variable;
+  *value = 1.f;
 }
 
 // out [n] = query [n], read with the stride of the view.

@@ -142,7 +142,7 @@ def run(p: Problem, launcher: Launcher, kernel: str, known: Tensors) -> Tensors:
         like = {f"grad_{n}": known[n] for n in names}
     writes = {n: torch.empty(t.shape, dtype=t.dtype) for n, t in like.items()}
     reads = {n: known[n] for n in READS[kernel] if n in known}
-    launcher.launch(variant(p, kernel), blocks(p, kernel), reads | writes, _numbers(p, known))
+    launcher.launch(variant(p, kernel), blocks(p, kernel), reads | writes, numbers(p, known))
     return writes
 
 
@@ -246,12 +246,12 @@ def blocks(p: Problem, kernel: str) -> int:
     return tiles * p.batch * p.heads
 
 
-def _numbers(p: Problem, made: Tensors) -> bytes:
+def numbers(p: Problem, made: Tensors) -> bytes:
     strides: list[int] = []
     for name in layout.STRIDES:
         batch, *space, head, channel = made[name].stride()
         strides += [batch, *[0] * (3 - p.rank), *space, head, channel]
-    numbers: list[int] = []
+    told: list[int] = []
     for axis, queries, keys in p.axes:
         given = {
             "queries": queries,
@@ -262,6 +262,6 @@ def _numbers(p: Problem, made: Tensors) -> bytes:
             "border": layout.BORDERS[axis.border],
             "causal": int(axis.causal),
         }
-        numbers += [given.get(name, getattr(axis, name, 0)) for name in layout.AXIS]
+        told += [given.get(name, getattr(axis, name, 0)) for name in layout.AXIS]
     counts = [p.batch, p.heads, p.group, p.extra, p.rank, 0]
-    return layout.pack_numbers(strides, p.head_dim**-0.5, p.softcap, numbers, counts)
+    return layout.pack_numbers(strides, p.head_dim**-0.5, p.softcap, told, counts)

@@ -67,6 +67,8 @@ def neighborhood_attention_generic(
     torch.Size([1, 16, 16, 4, 32])
     """
     parameters.check_tuning(attention_kwargs)
+    parameters.check_tensors(query=query, key=key, value=value)
+    parameters.check_additional(additional_keys, additional_values)
     if query.shape[1:-2] != key.shape[1:-2]:
         raise InputError(
             f"query is {list(query.shape)}, key {list(key.shape)}: other spaces.",
@@ -146,6 +148,8 @@ def attention(
                 fix="one call per sequence, or a padded batch with "
                 "nbattn.attention(..., key_range=).",
             )
+    for name, tensor in (("query", query), ("key", key), ("value", value)):
+        parameters.check_rank(name, tensor, 1, "[B, N, H, D]")
     if is_causal and query.shape[1] != key.shape[1]:
         raise InputError(
             f"is_causal with {query.shape[1]} queries and {key.shape[1]} keys.",
@@ -221,6 +225,8 @@ def older(
         )
         assert isinstance(found, Tensor)
         return found
+    parameters.check_tensors(query=query, key=key, value=value)
+    parameters.check_additional(additional_keys, additional_values)
     factor = query.shape[-1] ** -0.5 if scale is None else scale
     query, key, value = (t.movedim(-2, 1) for t in (query * factor, key, value))
     extra_keys, extra_values = (

@@ -148,18 +148,56 @@ class _Older(_Projected):
         return f"{super().extra_repr()}, has_bias={self.rpb is not None}"
 
 
-def _of_rank(parent: type[_Projected], rank: int) -> Any:
-    """The class of a number of axes."""
+class _Oldest(_Older):
+    """Neighborhood attention with its projections, as NATTEN 0.14.6 to 0.15 had it.
+
+    Inputs smaller than the window are padded with zeros on the right before the projections, and
+    the padding is attended to, as there.
+
+    Args:
+        dim, num_heads, kernel_size, dilation, qkv_bias, qk_scale, attn_drop, proj_drop: as in 0.17;
+            a dilation of None is 1.
+        bias: whether there is a bias table `rpb`.
+
+    Raises:
+        InputError, MaskError: what is not legal.
+    """
+
+    def __init__(
+        self, dim: int, num_heads: int, kernel_size: Sizes, dilation: Sizes | None = 1,
+        bias: bool = True, qkv_bias: bool = True, qk_scale: float | None = None,
+        attn_drop: float = 0.0, proj_drop: float = 0.0,
+    ) -> None:  # fmt: skip
+        super().__init__(
+            dim, num_heads, kernel_size, dilation or 1, rel_pos_bias=bias, qkv_bias=qkv_bias,
+            qk_scale=qk_scale, attn_drop=attn_drop, proj_drop=proj_drop,
+        )  # fmt: skip
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[B, *space, dim]` to the same."""
+        sizes: Any = self.kernel_size
+        steps: Any = self.dilation
+        space = x.shape[1:-1]
+        padding = [0, 0]
+        for length, size, step in reversed([*zip(space, sizes, steps, strict=False)]):
+            padding += [0, max(0, size * step - length)]
+        found = super().forward(nn.functional.pad(x, padding))
+        return found[(slice(None), *(slice(length) for length in space))]
+
+
+def _of_rank(parent: type[_Projected], rank: int, prefix: str = "") -> Any:
+    """The class of a number of axes, under a name that pickle finds again."""
     name = f"NeighborhoodAttention{rank}D"
-    # a name that pickle finds again
-    place = name if parent is _Current else f"Older{name}"
     fields = {"rank": rank, "__doc__": parent.__doc__, "__module__": __name__}
-    return type(name, (parent,), {**fields, "__qualname__": place})
+    return type(name, (parent,), {**fields, "__qualname__": prefix + name})
 
 
 NeighborhoodAttention1D, NeighborhoodAttention2D, NeighborhoodAttention3D = (
     _of_rank(_Current, rank) for rank in (1, 2, 3)
 )
 OlderNeighborhoodAttention1D, OlderNeighborhoodAttention2D, OlderNeighborhoodAttention3D = (
-    _of_rank(_Older, rank) for rank in (1, 2, 3)
+    _of_rank(_Older, rank, "Older") for rank in (1, 2, 3)
+)
+OldestNeighborhoodAttention1D, OldestNeighborhoodAttention2D = (
+    _of_rank(_Oldest, rank, "Oldest") for rank in (1, 2)
 )

@@ -6,9 +6,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from nbattn.errors import InputError, counted
+from nbattn.errors import InputError, counted, kind
 from nbattn.mask import Mask
 from nbattn.planner.request import BACKENDS
 
@@ -95,6 +96,41 @@ def check_rank(name: str, tensor: Tensor, rank: int, layout: str) -> None:
         )
 
 
+def check_tensors(**named: object) -> None:
+    """What has to be a tensor is one."""
+    for name, tensor in named.items():
+        if not isinstance(tensor, Tensor):
+            raise InputError(f"{name} is {kind(tensor)}, not a tensor.", fix=f"{name}: a tensor.")
+
+
+def check_additional(keys: object, values: object) -> None:
+    """Additional keys come with values."""
+    if (keys is None) != (values is None):
+        missing = "additional_keys" if keys is None else "additional_values"
+        raise InputError(
+            f"{missing} is missing.", fix="additional_keys= and additional_values=, or neither."
+        )
+
+
+def check_fits(name: str, tensor: object, like: Tensor) -> None:
+    """A tensor that is computed with another one, in float32 or float64: nothing is rounded."""
+    check_tensors(**{name: tensor})
+    assert isinstance(tensor, Tensor)
+    exact = torch.promote_types(like.dtype, torch.float32)
+    found, most = (str(t.dtype).removeprefix("torch.") for t in (tensor, like))
+    if not tensor.is_floating_point():
+        raise InputError(f"{name} is {found}, no floating dtype.", fix=f"{name}.float().")
+    if torch.promote_types(tensor.dtype, exact) != exact:
+        raise InputError(
+            f"{name} is {found}, and would be rounded beside {most}.", fix=f"{name}.to({most})."
+        )
+    if tensor.device != like.device:
+        raise InputError(
+            f"{name} is on {tensor.device}, what it belongs to on {like.device}.",
+            fix=f"{name}.to({str(like.device)!r}).",
+        )
+
+
 def root(count: int, rank: int) -> int:
     """K, when count is K to the power of the rank.
 
@@ -143,3 +179,20 @@ def check_tuning(attention_kwargs: Mapping[str, Any] | None) -> None:
 def slots(kernel_size: Sizes, rank: int) -> int:
     """Keys of a whole window."""
     return math.prod(per_axis("kernel_size", kernel_size, rank))
+
+
+def types() -> dict[str, Any]:
+    """The names of `natten.types`: what a parameter may be.
+
+    >>> types()["Dimension2DTypeOrDed"]
+    int | tuple[int, int]
+    """
+    made: dict[str, Any] = {}
+    for name, one in (("Dimension", int), ("CausalArg", bool)):
+        whole: Any = None
+        for rank in (1, 2, 3):
+            axes: Any = tuple[(one,) * rank]
+            made |= {f"{name}{rank}DType": axes, f"{name}{rank}DTypeOrDed": one | axes}
+            whole = axes if whole is None else whole | axes
+        made |= {f"{name}Type": whole, f"{name}TypeOrDed": one | whole}
+    return made

@@ -165,48 +165,110 @@ def _fake_rows(weights: Tensor, rows: Tensor, mask: _Code) -> Tensor:
     return rows.new_empty(rows.shape)
 
 
-def _remember(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    *tensors, ctx.mask = inputs
-    ctx.save_for_backward(*tensors)
+def _in_batch(info: Any, dims: tuple[int | None, ...], *given: Any) -> tuple[Tensor, ...]:
+    """For vmap: two tensors whose mapped axis is part of N."""
+    pairs = zip(given[:2], dims[:2], strict=True)
+    whole = (
+        t.expand(info.batch_size, *t.shape) if d is None else t.movedim(d, 0) for t, d in pairs
+    )
+    return tuple(t.flatten(0, 1) for t in whole)
 
 
-def _products_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
-    query, key = ctx.saved_tensors
-    return sums(grad, key, ctx.mask), returns(grad, query, ctx.mask), None
+def _derivatives(name: str, a: Tensor, b: Tensor, grad: Tensor, mask: _Code) -> Any:
+    """Gradients of the two tensors of an operator."""
+    if name == "products":
+        return sums(grad, b, mask), returns(grad, a, mask)
+    if name == "sums":
+        return products(grad, b, mask), returns(a, grad, mask)
+    return products(b, grad, mask), sums(a, grad, mask)
 
 
-def _sums_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
-    weights, value = ctx.saved_tensors
-    return products(grad, value, ctx.mask), returns(weights, grad, ctx.mask), None
+class _Transformable(torch.autograd.Function):
+    """An operator for `torch.func`, which asks for a node of this kind: of a name, two tensors and
+    a mask, since a list of integers would be a tree of arguments.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(*arguments: Any) -> Tensor:
+        name, a, b, mask = arguments
+        return OPERATORS[name](a, b, mask.code())
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.name, a, b, ctx.mask = inputs
+        ctx.save_for_backward(a, b)
+        ctx.save_for_forward(a, b)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        (grad,), (a, b) = grads, ctx.saved_tensors
+        return (None, *_derivatives(ctx.name, a, b, grad, ctx.mask.code()), None)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        a, b = ctx.saved_tensors  # the operators are linear in each of them
+        pairs = ((tangents[1], b), (a, tangents[2]))
+        known = [pair for pair in pairs if pair[0] is not None and pair[1] is not None]
+        return sum(_apply(ctx.name, *pair, ctx.mask) for pair in known)
 
 
-def _returns_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
-    weights, query = ctx.saved_tensors
-    return products(query, grad, ctx.mask), sums(weights, grad, ctx.mask), None
-
+_apply: Any = _Transformable.apply
 
 # Operators, so that compilers need not look inside. `[N, *space, C]`, float32 or float64.
+OPERATORS: dict[str, Any] = {}
 _library = torch.library.Library("nbattn", "FRAGMENT")
-for _name, _body, _fake, _backward in (
-    ("slot_products", _products, _fake_products, _products_backward),
-    ("slot_sums", _sums, _fake_rows, _sums_backward),
-    ("slot_returns", _returns, _fake_rows, _returns_backward),
-):
+
+
+def _define(name: str, body: Any, fake: Any) -> Any:
+    """An operator of two tensors, its derivatives and its rule for vmap; called by its function."""
+    full = f"slot_{name}"
     _library.define(
-        f"{_name}(Tensor a, Tensor b, int[] mask) -> Tensor", tags=(torch.Tag.pt2_compliant_tag,)
+        f"{full}(Tensor a, Tensor b, int[] mask) -> Tensor", tags=(torch.Tag.pt2_compliant_tag,)
     )
-    _library.impl(_name, _body, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"nbattn::{_name}", _fake, lib=_library)
+    _library.impl(full, body, "CompositeExplicitAutograd")
+
+    def remember(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        *tensors, ctx.mask = inputs
+        ctx.save_for_backward(*tensors)
+
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        a, b = ctx.saved_tensors
+        return (*_derivatives(name, a, b, grad, ctx.mask), None)
+
+    def batched(info: Any, dims: tuple[int | None, ...], *given: Any) -> tuple[Tensor, int]:
+        found = OPERATORS[name](*_in_batch(info, dims, *given), given[2])
+        return found.unflatten(0, (info.batch_size, -1)), 0
+
+    def run(a: Tensor, b: Tensor, mask: _Code) -> Any:
+        if torch._C._are_functorch_transforms_active():  # pyright: ignore[reportPrivateUsage]
+            return _apply(name, a, b, from_code(mask))
+        return OPERATORS[name](a, b, mask)
+
+    torch.library.register_fake(f"nbattn::{full}", fake, lib=_library)
     torch.library.register_autograd(
-        f"nbattn::{_name}", _backward, setup_context=_remember, lib=_library
+        f"nbattn::{full}", backward, setup_context=remember, lib=_library
     )
+    torch.library.register_vmap(f"nbattn::{full}", batched, lib=_library)
+    OPERATORS[name] = getattr(torch.ops.nbattn, full).default
+    return run
+
+
+products = _define("products", _products, _fake_products)
+sums = _define("sums", _sums, _fake_rows)
+returns = _define("returns", _returns, _fake_rows)
 _library.define(
     "slot_steps(Tensor like, int[] mask, SymInt[] space, int axis) -> Tensor",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 _library.impl("slot_steps", _steps_of, "CompositeExplicitAutograd")
 torch.library.register_fake("nbattn::slot_steps", _fake_steps, lib=_library)
-products = torch.ops.nbattn.slot_products.default
-sums = torch.ops.nbattn.slot_sums.default
-returns = torch.ops.nbattn.slot_returns.default
 steps = torch.ops.nbattn.slot_steps.default
+
+
+def _steps_for_all(info: Any, dims: tuple[Any, ...], like: Tensor, *rest: Any) -> tuple[Any, None]:
+    return steps(like.new_empty(0), *rest), None  # only its device matters
+
+
+torch.library.register_vmap("nbattn::slot_steps", _steps_for_all, lib=_library)

@@ -45,6 +45,7 @@ def scores(
     torch.Size([1, 2, 8, 9, 9])
     """
     rank = _check("query", query)
+    parameters.check_fits("key", key, query)
     if query.shape != key.shape:
         raise InputError(
             f"query is {list(query.shape)}, key {list(key.shape)}.", fix="the same shape for both."
@@ -54,6 +55,7 @@ def scores(
     flat = slots.products(query.flatten(0, 1).to(exact), key.flatten(0, 1).to(exact), code)
     found = flat.unflatten(0, query.shape[:2])
     if rpb is not None:
+        parameters.check_fits("rpb", rpb, query)
         found = found + _bias(rpb.to(exact), mask, query.shape)
     if any(axis.causal for axis in mask.axes):
         found = found.masked_fill(_missing(mask, query), float("-inf"))
@@ -87,7 +89,10 @@ def weighted(
         InputError, MaskError: shapes or parameters that do not fit.
     """
     rank = _check("value", value)
+    parameters.check_fits("attn", attn, value)
     mask = parameters.window(value.shape[2:-1], kernel_size, dilation=dilation, is_causal=is_causal)
+    if additional_values is not None:
+        _check_additional("additional_values", additional_values, value)
     extra = 0 if additional_values is None else additional_values.shape[2]
     count = parameters.slots(kernel_size, rank)
     if tuple(attn.shape) != (*value.shape[:-1], count + extra):
@@ -100,7 +105,6 @@ def weighted(
     flat = slots.sums(window.flatten(0, 1), value.flatten(0, 1).to(exact), mask.code())
     found = flat.unflatten(0, value.shape[:2])
     if additional_values is not None:
-        _check_additional("additional_values", additional_values, value)
         more = rest.flatten(2, -2) @ additional_values.to(exact)
         found = found + more.unflatten(2, value.shape[2:-1])
     return found.to(value.dtype)
@@ -119,10 +123,12 @@ def _check(name: str, tensor: Tensor) -> int:
             f"{name} is {found}, not [B, H, *space, D] of one to three axes.",
             fix=f"{name}: heads before the space, as NATTEN's unfused functions have them.",
         )
+    parameters.check_fits(name, tensor, tensor)
     return tensor.dim() - 3
 
 
 def _check_additional(name: str, extra: Tensor, like: Tensor) -> None:
+    parameters.check_fits(name, extra, like)
     wanted = (*like.shape[:2], extra.shape[2] if extra.dim() == 4 else "E", like.shape[-1])
     if tuple(extra.shape) != wanted:
         raise InputError(
