@@ -94,8 +94,8 @@ NB_DEVICE void load_key_rows(const KeyVectors& key, const ValueVectors& value, c
     load_extra(key, p, p.extra_key, kHeadDim, walk.extra, count, block.sample, block.head);
     load_extra(value, p, p.extra_value, kValueDim, walk.extra, count, block.sample, block.head);
   } else {
-    load_rows<kHeadDim>(key, walk, p.key, p.key_stride, block.sample, block.head);
-    load_rows<kValueDim>(value, walk, p.value, p.value_stride, block.sample, block.head);
+    load_rows<kHeadDim, true>(key, walk, p.key, p.key_stride, block.sample, block.head);
+    load_rows<kValueDim, true>(value, walk, p.value, p.value_stride, block.sample, block.head);
   }
 }
 

@@ -14,9 +14,9 @@ NB_DEVICE void key_rows(Keys& arena, const Params& p, const Block& block) {
       arena.row_b[i] = inside ? extra_offset(p, block.sample, extra + i, block.head, kValueDim) : -1;
       arena.row_token[i] = inside ? extra_offset(p, block.sample, extra + i, block.head, 1) : -1;
     } else {
-      const Place place = row_place(*arena.walk, i);
-      arena.row_a[i] = offset_in(p.key_stride, block.sample, block.head, place);
-      arena.row_b[i] = offset_in(p.value_stride, block.sample, block.head, place);
+      const Place place = row_place(*arena.walk, i), valid = key_row_place(*arena.walk, i);
+      arena.row_a[i] = offset_in(p.key_stride, block.sample, block.head, valid);
+      arena.row_b[i] = offset_in(p.value_stride, block.sample, block.head, valid);
       arena.row_token[i] = place.inside ? token_head(p, block.sample, place, block.head, true) : -1;
     }
   }

@@ -129,7 +129,7 @@ NB_DEVICE void key_columns(Arena<Rows, Columns>& arena, const Params& p, const V
     arena.column_a[lane] = inside ? extra_offset(p, sample, e, head, kHeadDim) : -1;
     arena.column_b[lane] = inside ? extra_offset(p, sample, e, head, kValueDim) : -1;
   } else {
-    const Place place = column_place<Columns>(*arena.walk, v, lane);
+    const Place place = key_column_place<Columns>(*arena.walk, v, lane);
     arena.column_a[lane] = offset_in(p.key_stride, sample, head, place);
     arena.column_b[lane] = offset_in(p.value_stride, sample, head, place);
   }

@@ -3,23 +3,23 @@
 #include "mma.cuh"
 
 namespace nb {
-template <int kGiven, class Tile, class Rows>
+template <int kGiven, bool kKeys = false, class Tile, class Rows>
 NB_DEVICE void load_rows(const Tile& tile, const Walk<Rows>& walk, const void* tensor, const Strides& s, int sample,
                          int head) {
   const Element* const base = static_cast<const Element*>(tensor) + sample * s.batch + head * s.head;
   const auto source = [&](int i) -> const Element* {
-    const Place place = row_place(walk, i);
+    const Place place = kKeys ? key_row_place(walk, i) : row_place(walk, i);
     return place.inside ? base + place.offset(s) : nullptr;
   };
   tile.template load<kGiven>(source, base, s.channel);
 }
 
-template <class Columns, class Tile, class Rows>
+template <class Columns, bool kKeys = false, class Tile, class Rows>
 NB_DEVICE void load_columns(const Tile& tile, const Walk<Rows>& walk, const Visit& v, const void* tensor,
                             const Strides& s, int sample, int head) {
   const Element* const base = static_cast<const Element*>(tensor) + sample * s.batch + head * s.head;
   const auto source = [&](int i) -> const Element* {
-    const Place place = column_place<Columns>(walk, v, i);
+    const Place place = kKeys ? key_column_place<Columns>(walk, v, i) : column_place<Columns>(walk, v, i);
     return place.inside ? base + place.offset(s) : nullptr;
   };
   tile.load(source, base, s.channel);
@@ -42,8 +42,8 @@ NB_DEVICE void load_keys(const KeyVectors& key, const ValueVectors& value, const
     load_extra(key, p, p.extra_key, kHeadDim, v.start[2], v.count[2], sample, head);
     load_extra(value, p, p.extra_value, kValueDim, v.start[2], v.count[2], sample, head);
   } else {
-    load_columns<KeyTile>(key, walk, v, p.key, p.key_stride, sample, head);
-    load_columns<KeyTile>(value, walk, v, p.value, p.value_stride, sample, head);
+    load_columns<KeyTile, true>(key, walk, v, p.key, p.key_stride, sample, head);
+    load_columns<KeyTile, true>(value, walk, v, p.value, p.value_stride, sample, head);
   }
 }
 

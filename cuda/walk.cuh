@@ -350,4 +350,25 @@ NB_DEVICE bool in_key_range(const Walk<Rows>& walk, const Visit& v, int column) 
 #endif
   return inside;
 }
+
+// Places of keys: those outside key_range are nowhere, since they may hold anything.
+template <class Rows>
+NB_DEVICE Place key_row_place(const Walk<Rows>& walk, int index) {
+  Place place = row_place(walk, index);
+#if NB_KEY_RANGE
+#pragma unroll
+  for (int axis = 0; axis < 3; ++axis) {
+    const AxisWalk& w = walk.axis[axis];
+    const int x = w.first + Rows::coordinate(axis, index);
+    place.inside = place.inside && x >= w.valid.lo && x < w.valid.hi;
+  }
+#endif
+  return place;
+}
+template <class Columns, class Rows>
+NB_DEVICE Place key_column_place(const Walk<Rows>& walk, const Visit& v, int index) {
+  Place place = column_place<Columns>(walk, v, index);
+  place.inside = place.inside && in_key_range<Columns>(walk, v, index);
+  return place;
+}
 }  // namespace nb

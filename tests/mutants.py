@@ -55,7 +55,12 @@ WARP, MEMORY, COPIES, FIBERS, EMULATOR, TWINS = (
     )
 )
 FLEX, FLEX_BLOCKS = "nbattn/backends/flex.py", "nbattn/dialects/flex.py"
-SERIES, WALKS = "nbattn/series.py", "nbattn/dialects/walks.py"
+SERIES, WALKS, CUDA_DIALECT, CUDA_TILES, CUDA = (
+    f"nbattn/{name}.py"
+    for name in (
+        "series", "dialects/walks", "dialects/cuda", "dialects/cuda_tiles", "backends/cuda",
+    )
+)
 # fmt: on
 
 
@@ -170,6 +175,40 @@ MUTANTS = [
            "((lo, head), (zero, some))", "walks"),
     Mutant("walk-prefix-seam", WALKS, "np.where(prefixed & (last >= axis.prefix), after,",
            "np.where(prefixed, head,", "walks"),
+    # the CUDA kernels: tiles, arguments, launches
+    Mutant("cuda-tile-twice", CUDA_TILES, "at = dict(zip(axes, extents, strict=True))",
+           "at = dict(zip(axes, reversed(extents), strict=True))", "cuda_plans cuda"),
+    Mutant("cuda-shared-bytes", CUDA_TILES, "stage = columns * (head + value + 8 *",
+           "stage = columns * (head + value + 4 *", "cuda"),
+    Mutant("cuda-accumulators", CUDA_TILES, "return tiles.row_blocks * (dv + columns) // 2",
+           "return tiles.row_blocks * (dv + columns) // 4", "cuda_plans"),
+    Mutant("cuda-memory", CUDA_DIALECT, "dict.fromkeys((86, 89, 120, 121), 99 << 10)",
+           "dict.fromkeys((86, 89, 120, 121), 163 << 10)", "cuda_plans"),
+    Mutant("cuda-row-tiles", CUDA_TILES, "classes = min(line.axis.dilation, length)",
+           "classes = 1", "cuda"),
+    Mutant("cuda-extra-blocks", CUDA, "more = -(-extra // window.keys.row_count)", "more = 0",
+           "cuda"),
+    Mutant("cuda-key-heads", CUDA, '*of("dkdv", window.keys, batch * kv_heads, more)',
+           '*of("dkdv", window.keys, batch, more)', "cuda"),
+    Mutant("cuda-group", CUDA, "heads // max(kv_heads, 1), extra", "1, extra", "cuda"),
+    Mutant("cuda-two-runs", CUDA_DIALECT, 'line.axis.border == "wrap" or line.axis.prefix',
+           'line.axis.border == "wrap"', "cuda cuda_plans"),
+    Mutant("cuda-offset", CUDA, "        line.offset,\n", "        line.axis.offset,\n",
+           "cuda window_sweep"),
+    Mutant("cuda-side", CUDA, "FAR if side is None else min(side, FAR)",
+           "line.keys if side is None else min(side, FAR)", "window_sweep"),
+    Mutant("cuda-strides", CUDA, "(0,) * (RANK - len(axes)), *axes, head",
+           "(0,) * (RANK - len(axes)), *axes[::-1], head", "cuda"),
+    Mutant("cuda-vector-pointers", CUDA, "tensor.data_ptr() % _COPY", "0", "cuda"),
+    Mutant("cuda-vector-strides", CUDA, "vector = aligned and all(",
+           "vector = aligned or all(", "cuda"),
+    Mutant("cuda-sink-dtype", CUDA, "inputs.sink.to(accumulate_dtype(inputs.query.dtype))",
+           "inputs.sink", "cuda"),
+    Mutant("cuda-lse-of-training", CUDA, "if return_lse or window.keys is not None:",
+           "if return_lse:", "cuda"),
+    Mutant("cuda-grads-overwritten", CUDA, '2: _KEYS, 3', '2: (*_VALUES, *_KEYS), 3', "cuda"),
+    Mutant("cuda-backward-unproved", CUDA_DIALECT, "if not np.array_equal(other, found):",
+           "if False:", "cuda_plans"),
     # the emulator of the CUDA kernels
     Mutant("ldmatrix-trans", WARP, "transpose ? matrix[c][r] : matrix[r][c]", "matrix[r][c]",
            "emulator"),

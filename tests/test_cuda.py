@@ -1,8 +1,8 @@
-"""The CUDA kernels as a backend of `attention()`, run by the emulator on CPU tensors: which pairs they
-compute, and values and gradients against float64.
+"""The CUDA kernels as a backend of `attention()`, run by the emulator on CPU tensors: the pairs
+that they compute, and values and gradients against float64.
 
-Planner, operators, backend and kernels are the ones that run on a GPU; only the device is a stand-in
-and the launcher is the emulator's.
+Planner, operators, backend and kernels are the ones that run on a GPU; only the device is a
+stand-in, and the launcher is the emulator's.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def chunks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @needs_emulator
 @pytest.mark.usefixtures("emulated", "chunks")
-@pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float32), ids=str)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
 def test_the_kernels_compute_exactly_the_pairs_of_the_mask(
     dtype: torch.dtype, cases: Count
 ) -> None:
@@ -99,7 +99,7 @@ def test_the_kernels_compute_exactly_the_pairs_of_the_mask(
 @needs_emulator
 @pytest.mark.deep
 @pytest.mark.usefixtures("emulated", "chunks")
-@pytest.mark.parametrize("dtype", (*HALVES, *WHOLE), ids=str)
+@pytest.mark.parametrize("dtype", [*HALVES, *WHOLE], ids=str)
 def test_the_kernels_compute_exactly_the_pairs_of_every_mask(
     dtype: torch.dtype, cases: Count
 ) -> None:
@@ -135,7 +135,7 @@ def test_values_of_every_feature(name: str, cases: Count) -> None:
     """Each feature on a few masks, every mask with some features; dtypes in turn."""
     number = list(FEATURES).index(name)
     for step, label in enumerate(list(MASKS)[number % 4 :: 4]):
-        dtype = (torch.bfloat16, torch.float32, torch.float16, torch.float64)[(number + step) % 4]
+        dtype = (HALVES, WHOLE)[step % 2][number % 2]
         check_values(label, FEATURES[name], dtype)
         cases(f"cuda values, {family(dtype)}", 1)
 
@@ -143,9 +143,334 @@ def test_values_of_every_feature(name: str, cases: Count) -> None:
 @needs_emulator
 @pytest.mark.deep
 @pytest.mark.usefixtures("emulated")
-@pytest.mark.parametrize("dtype", (*HALVES, *WHOLE), ids=str)
+@pytest.mark.parametrize("dtype", [*HALVES, *WHOLE], ids=str)
 @pytest.mark.parametrize("name", FEATURES)
 def test_values_of_every_feature_on_every_mask(name: str, dtype: torch.dtype, cases: Count) -> None:
     for label in MASKS:
         check_values(label, FEATURES[name], dtype)
         cases(f"cuda values, {family(dtype)}", 1)
+
+
+SIZES = ((16, 16), (24, 40), (64, 64), (80, 48), (128, 128), (64, 192), (256, 256))
+GRID: dict[str, Any] = {
+    "2-D": (Mask(Axis(2, 2, border="shift", dilation=2), Axis(3, 1)), (9, 7), (9, 7)),
+    "1-D": (Mask(Axis(20, 9)), (70,), (70,)),
+}
+
+
+def check_sizes(sizes: tuple[int, int], dtype: torch.dtype, label: str = "2-D") -> None:
+    shape = Shape(batch=1, heads=2, key_heads=1, dim=sizes[0], value_dim=sizes[1])
+    route = {"require": (family(dtype),)}
+    test_values.compare(GRID[label], Feature(shape, lse=True), dtype, "cuda", **route)
+
+
+@needs_emulator
+@pytest.mark.usefixtures("emulated")
+@pytest.mark.parametrize("sizes", SIZES)
+def test_head_sizes(sizes: tuple[int, int], cases: Count) -> None:
+    """Padded fragments, and gradients of wide heads in two launches."""
+    check_sizes(sizes, HALVES[sum(sizes) // 8 % 2])
+    cases("cuda head sizes", 1)
+
+
+@needs_emulator
+@pytest.mark.deep
+@pytest.mark.usefixtures("emulated")
+@pytest.mark.parametrize("size", range(16, 257, 8))
+def test_every_head_size(size: int, cases: Count) -> None:
+    for sizes in ((size, size), (size, 64), (64, size)):
+        for label in GRID:
+            check_sizes(sizes, torch.bfloat16, label)
+            cases("cuda head sizes", 1)
+
+
+@needs_emulator
+@pytest.mark.usefixtures("emulated")
+@pytest.mark.parametrize("sizes", [(1, 3), (20, 70), (130, 36), (512, 512)])
+def test_head_sizes_without_tensor_cores(sizes: tuple[int, int], cases: Count) -> None:
+    for dtype in WHOLE if max(sizes) < 512 else WHOLE[:1]:
+        check_sizes(sizes, dtype)
+        cases("cuda head sizes", 1)
+
+
+@needs_emulator
+def test_half_precision_without_tensor_cores(emulated: Launcher) -> None:
+    """By name, and where heads are of odd sizes."""
+    made = [torch.randn(1, 9, 2, 12).bfloat16() for _ in range(3)]
+    wanted = nbattn.attention(*made, Mask.sliding_window(2), backend="reference")
+    found = nbattn.attention(*made, Mask.sliding_window(2), backend="cuda")
+    torch.testing.assert_close(found, wanted, rtol=1e-2, atol=1e-2)
+    assert emulated.counts.mma == 0
+
+
+# Tiles, strides, repetition
+
+
+def solved(
+    mask: tuple[Mask, Any, Any], window: Window, made: dict[str, Tensor], launcher: Any = None
+) -> dict[str, Tensor]:
+    """Output and gradients of one window on tensors, by the backend alone."""
+    program = Program((Call(whole(mask[1]), whole(mask[2]), window),))
+    named = {n: made.get(n) for n in ("sink", "key_range", "extra_key", "extra_value")}
+    inputs = Inputs(
+        made["query"], made["key"], made["value"], **named,
+        scale=made["query"].shape[-1] ** -0.5, softcap=None,
+    )  # fmt: skip
+    launcher = launcher or Launcher()
+    out, lse = cuda.forward(program, inputs, return_lse=False, launcher=launcher)
+    assert lse is not None
+    grad = made["grad_out"]
+    grads = cuda.backward(program, inputs, out, lse, grad, None, launcher=launcher)
+    return {"out": out, "dquery": grads.query, "dkey": grads.key, "dvalue": grads.value}
+
+
+def judged(mask: tuple[Mask, Any, Any], made: dict[str, Tensor], found: dict[str, Tensor]) -> None:
+    """Against the definition, as other values are."""
+    feature = Feature()
+    given = {name: t for name, t in made.items() if name != "grad_out"}
+    grads = [made["grad_out"], torch.zeros(())]
+    dtype = made["query"].dtype
+    exact = test_values.define(mask, given, grads, feature)
+    lowest = test_values.low(mask, given, grads, feature, "tiled")
+    test_values.judge(found, lowest, exact, dtype, test_values.last_digit(given, feature))
+
+
+def drawn(
+    mask: tuple[Mask, Any, Any], dtype: torch.dtype, size: int = 16, batch: int = 1
+) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(3)
+
+    def normal(space: tuple[int, ...], heads: int) -> Tensor:
+        shape = (batch, *space, heads, size)
+        return torch.randn(shape, dtype=torch.float64, generator=generator).to(dtype)
+
+    _, queries, keys = mask
+    return {
+        "query": normal(queries, 2), "key": normal(keys, 1), "value": normal(keys, 1),
+        "grad_out": normal(queries, 2),
+    }  # fmt: skip
+
+
+BIG: dict[str, tuple[tuple[Mask, Any, Any], Tiles]] = {
+    "four warps of two row blocks": (
+        (Mask(Axis(70, 30)), (300,), (260,)), Tiles((1, 1, 128), (1, 1, 64), 4, 2, 2),
+    ),
+    "three stages": (
+        (Mask(Axis(100, 0)), (200,), (200,)), Tiles((1, 1, 32), (1, 1, 32), 2, 1, 3),
+    ),
+    "plane": (
+        (Mask(Axis(5, 4, border="shift"), Axis(6, 6, border="wrap")), (20, 22), (20, 22)),
+        Tiles((1, 8, 16), (1, 4, 16), 4, 2, 2),
+    ),
+    "volume": (
+        (Mask(Axis(2, causal=True), Axis(3, 3, dilation=2), Axis(2, 1)), (5, 9, 8), (5, 9, 8)),
+        Tiles((2, 8, 8), (4, 4, 4), 4, 2, 2),
+    ),
+    "eight warps": (
+        (Mask(Axis()), (130,), (200,)), Tiles((1, 1, 128), (1, 1, 16), 8, 1, 2),
+    ),
+}  # fmt: skip
+
+
+@needs_emulator
+@pytest.mark.parametrize("name", BIG)
+def test_values_of_large_tiles(name: str, cases: Count) -> None:
+    """Tiles that the planner takes where there is work for a whole device."""
+    mask, tiles = BIG[name]
+    lines = bind(*mask)
+    two = any(line.axis.border == "wrap" for line in lines)
+    window = Window(lines, Build("bfloat16", 16, 16, two), tiles, tiles, tiles)
+    made = drawn(mask, torch.bfloat16)
+    judged(mask, made, solved(mask, window, made))
+    cases("cuda large tiles", 1)
+
+
+def strided(made: dict[str, Tensor]) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """The same numbers in other memory, with NaN between them."""
+
+    def spread(tensor: Tensor, order: tuple[int, ...], gaps: tuple[int, ...]) -> Tensor:
+        sizes = [n * gap for n, gap in zip(tensor.shape, gaps, strict=True)]
+        memory = torch.full([sizes[n] for n in order], float("nan"), dtype=tensor.dtype)
+        view = memory.permute([order.index(n) for n in range(tensor.dim())])
+        view = view[tuple(slice(None, None, gap) for gap in gaps)]
+        return view.copy_(tensor)
+
+    def moved(tensor: Tensor) -> Tensor:
+        memory = tensor.new_full((tensor.numel() + 1,), float("nan"))
+        return memory[1:].view(tensor.shape).copy_(tensor)
+
+    heads_first, gap = (0, 3, 1, 2, 4), (1, 1, 1, 1, 1)
+    yield "heads first", {n: spread(t, heads_first, gap) for n, t in made.items()}
+    yield (
+        "every second token",
+        {n: spread(t, (0, 1, 2, 3, 4), (1, 2, 3, 1, 1)) for n, t in made.items()},
+    )
+    yield (
+        "every second channel",
+        {n: spread(t, (0, 1, 2, 3, 4), (1, 1, 1, 1, 2)) for n, t in made.items()},
+    )
+    yield "channels first", {n: spread(t, (4, 0, 3, 1, 2), gap) for n, t in made.items()}
+    yield "two bytes later", {n: moved(t) for n, t in made.items()}
+    yield (
+        "packed",
+        made
+        | dict(
+            zip(
+                ("key", "value"),
+                torch.cat([made["key"], made["value"]], -1).split(16, -1),
+                strict=True,
+            )
+        ),
+    )
+    yield (
+        "one gradient for all",
+        made | {"grad_out": made["grad_out"][:, :1, :1].expand_as(made["grad_out"])},
+    )
+
+
+@needs_emulator
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64], ids=str)
+def test_any_strides_give_the_same_bits(dtype: torch.dtype, cases: Count) -> None:
+    """Tensors are read as they lie, 16 bytes at a time where they may be."""
+    mask = (Mask(Axis(2, 2), Axis(3, 1, border="shift", dilation=2)), (7, 9), (7, 9))
+    kind = Tiles((1, 4, 4), (1, 4, 8), 1, 1, 2) if dtype in HALVES else Tiles((1, 2, 4), (1, 4, 8))
+    window = Window(bind(*mask), Build(str(dtype)[6:], 16, 16), kind, kind, kind)
+    made = drawn(mask, dtype, batch=2)
+    plain = solved(mask, window, made)
+    for name, other in strided(made):
+        found = solved(mask, window, other)
+        wanted = (
+            plain
+            if name != "one gradient for all"
+            else solved(mask, window, other | {"grad_out": other["grad_out"].contiguous()})
+        )
+        for what, tensor in found.items():
+            assert tensor.is_contiguous()
+            assert torch.equal(tensor, wanted[what]), (name, what)
+        cases("cuda strides", 1)
+
+
+@needs_emulator
+def test_sixteen_bytes_are_copied_only_where_they_may_be() -> None:
+    """The constant of the variant follows pointers and strides."""
+    mask = (Mask(Axis(2, 2), Axis(3, 1)), (7, 9), (7, 9))
+    tiles = Tiles((1, 4, 4), (1, 4, 8), 1, 1, 2)
+    window = Window(bind(*mask), Build("float16", 16, 16), tiles)
+    made = drawn(mask, torch.float16)
+    vectors: dict[str, int] = {}
+    for name, other in strided(made):
+        taken = Recorder()
+        inputs = Inputs(
+            other["query"], other["key"], other["value"], None, None, None, None, 1.0, None
+        )
+        program = Program((Call(whole(mask[1]), whole(mask[2]), window),))
+        _, lse = cuda.forward(program, inputs, return_lse=False, launcher=taken)
+        assert lse is None
+        vectors[name] = dict(taken.variants[0].constants)["NB_VECTOR"]
+    assert vectors == {
+        "heads first": 1, "every second token": 1, "every second channel": 0,
+        "channels first": 0, "two bytes later": 0, "packed": 1, "one gradient for all": 1,
+    }  # fmt: skip
+
+
+class Recorder:
+    """A launcher that launches nothing."""
+
+    def __init__(self) -> None:
+        self.variants: list[Variant] = []
+        self.loaded: list[Variant] = []
+
+    def launch(self, variant: Variant, *_: Any) -> None:
+        self.variants.append(variant)
+
+    def load(self, variant: Variant) -> None:
+        self.loaded.append(variant)
+
+
+@needs_emulator
+def test_the_order_of_blocks_and_threads_changes_no_bit(cases: Count) -> None:
+    """Nothing is added by several blocks: ten random orders, and copies that land early or late."""
+    mask = (Mask(Axis(20, 9, prefix=3)), (70,), (75,))
+    tiles = Tiles((1, 1, 32), (1, 1, 32), 2, 1, 2)
+    window = Window(bind(*mask), Build("bfloat16", 16, 16, True), tiles, tiles, tiles)
+    made = drawn(mask, torch.bfloat16)
+    plain = solved(mask, window, made)
+    for launcher in (Launcher("eager"), *(Launcher("random", seed) for seed in range(1, 10))):
+        for what, tensor in solved(mask, window, made, launcher).items():
+            assert torch.equal(tensor, plain[what]), what
+        cases("cuda repetitions", 1)
+
+
+# The rest of a backend
+
+
+def test_warmup_prepares_what_a_training_step_launches(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = Recorder()
+    monkeypatch.setattr(launch, "launcher", lambda: taken)
+    mask, shape = Mask.neighborhood((7, 7)), (2, 20, 20, 4, 192)
+    plan = nbattn.plan(mask, shape, device=DEVICE, backend="cuda", training=True)
+    plan.warmup()
+    query = torch.zeros(shape, dtype=torch.bfloat16)
+    inputs = Inputs(query, query, query, None, None, None, None, 1.0, None)
+    program = plan.chosen.program
+    assert program is not None
+    out, lse = cuda.forward(program, inputs, return_lse=True, launcher=taken)
+    assert lse is not None
+    cuda.backward(program, inputs, out, lse, torch.zeros_like(out), None, launcher=taken)
+    entries = ["nb_fwd_mma", "nb_delta", "nb_dq_mma", "nb_dkdv_mma", "nb_dkdv_mma"]
+    assert [one.entry for one in taken.variants] == entries
+    assert set(taken.variants) == set(taken.loaded)
+    assert len(taken.loaded) == 5
+    taken.loaded.clear()
+    nbattn.plan(mask, shape, device=DEVICE, backend="cuda").warmup()
+    assert [one.entry for one in taken.loaded] == ["nb_fwd_mma"]
+
+
+def test_without_cupy_the_backend_says_how_to_get_it() -> None:
+    with pytest.raises(BackendError) as error:
+        nbattn.plan(Mask.causal(), (1, 8, 2, 64), device="sm_90", backend="cuda")
+    assert "cuda/window: needs CuPy and NVRTC" in str(error.value)
+    assert "pip install 'nbattn[cuda13]'" in str(error.value)
+
+
+@needs_emulator
+def test_empty_shapes(emulated: Launcher) -> None:
+    """No queries, no keys, no samples: zeros, -inf, and no launch without blocks."""
+    mask = Mask(Axis(2, 2), Axis(1, 1))
+    for queries, keys, batch in (((0, 3), (4, 3), 2), ((4, 3), (0, 3), 2), ((4, 3), (4, 3), 0)):
+        query, key = torch.ones(batch, *queries, 2, 16), torch.ones(batch, *keys, 2, 16)
+        leaves = [t.bfloat16().requires_grad_() for t in (query, key, key)]
+        out, lse = nbattn.attention(*leaves, mask, backend="cuda", return_lse=True)
+        assert not out.any()
+        assert (lse == -torch.inf).all()
+        for leaf, grad in zip(leaves, torch.autograd.grad(out.sum(), leaves), strict=True):
+            assert grad.shape == leaf.shape
+            assert not grad.any()
+
+
+@needs_emulator
+def test_a_decode_step_and_a_plan_that_runs(emulated: Launcher) -> None:
+    mask, generator = Mask.from_transformers(30), torch.Generator().manual_seed(1)
+    query, key, value = (
+        torch.randn(1, n, h, 64, generator=generator).half() for n, h in ((1, 8), (75, 2), (75, 2))
+    )
+    plan = nbattn.plan(mask, query.shape, key.shape, dtype=torch.float16, backend="cuda")
+    assert isinstance(plan.chosen.program.calls[0].arguments, Window)
+    assert math.prod(plan.chosen.program.calls[0].arguments.forward.rows) == 16
+    wanted = nbattn.attention(query, key, value, mask, backend="reference")
+    torch.testing.assert_close(plan.run(query, key, value), wanted, rtol=4e-3, atol=4e-3)
+    assert emulated.counts.launches == 1
+
+
+def test_a_launch_costs_the_host_little() -> None:
+    """What a forward does besides torch's allocations and the driver: 15 us are allowed for all."""
+    plan = nbattn.plan(Mask.neighborhood((7, 7)), (2, 20, 20, 4, 64), device=DEVICE, backend="cuda")
+    query = torch.zeros(2, 20, 20, 4, 64, dtype=torch.bfloat16)
+    inputs = Inputs(query, query, query, None, None, None, None, 0.125, None)
+    program, taken, seconds = plan.chosen.program, Recorder(), list[float]()
+    assert program is not None
+    for _ in range(400):
+        start = time.perf_counter()
+        cuda.forward(program, inputs, return_lse=False, launcher=taken)
+        seconds.append(time.perf_counter() - start)
+    assert statistics.median(seconds) < 15e-6

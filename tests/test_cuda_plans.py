@@ -184,7 +184,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"value_dim": 8, "require": ("mma",)}, "window+mma: takes a value_dim of 16 to 256, not 8"),
     ({"head": 520}, "window+simt: takes a head_dim of 1 to 512, not 520"),
     ({"device": "sm_90"},
-     "cuda/window: needs the package cupy, which is not there: pip install 'nbattn[cuda13]', or "
+     "cuda/window: needs CuPy and NVRTC, which are not there: pip install 'nbattn[cuda13]', or "
      "'nbattn[cuda12]' with a driver of CUDA 12"),
     ({"device": "cpu"}, "cuda/window: runs on cuda, not on cpu"),
     ({"length": (1 << 27) + 1}, "window+mma: takes queries up to 134217728 on axis 0, not 1342177"),

@@ -36,7 +36,7 @@ ALLOWED = {
     "geometry": "errors axis mask series",
     "kernels": "errors version cache kernels",
     "dialects": "errors axis mask series geometry kernels.variant dialects",
-    "planner": "errors version machine cache axis mask geometry dialects planner",
+    "planner": "errors version machine cache axis mask geometry kernels dialects planner",
     "backends": "errors axis mask geometry dialects planner.programs backends.contract"
     " backends.schedule backends.joining backends.calls kernels",
     "ops": "errors axis mask geometry dialects planner backends",

@@ -29,16 +29,20 @@ from nbattn.planner.programs import Program
 _COPY = 16  # bytes of the tensor-core kernels' copies
 _DELTA_ROWS = 4  # of a block
 _EXTRA = ("extra_key", "extra_value")
+# Gradients by NB_GRADS; 0 is the kernel of the queries' gradients.
+_VALUES, _KEYS = ("grad_value", "grad_extra_value"), ("grad_key", "grad_extra_key")
+_WRITES = {0: ("grad_query",), 1: _VALUES, 2: _KEYS, 3: (*_VALUES, *_KEYS)}
 Tensors = dict[str, Tensor]
 Strides = tuple[int, ...]
 
 
 class Launch(NamedTuple):
-    """One kernel of a call, but for its pointers."""
+    """One kernel of a call, but for its pointers; the gradients that it writes, by name."""
 
     variant: Variant
     blocks: int
     numbers: bytes
+    grads: tuple[str, ...] = ()
 
 
 def warmup(program: Program, launcher: Launcher | None = None) -> None:
@@ -90,7 +94,7 @@ def backward(
     named = {name: tensors.get(name) for name in ("query", "key", "value", *_EXTRA)}
     grads = {f"grad_{n}": t.new_empty(t.shape) for n, t in named.items() if t is not None}
     for one in launches:
-        _run(launcher, one, tensors | grads)
+        _run(launcher, one, tensors | {name: grads[name] for name in one.grads if name in grads})
     sink = sink_gradient(inputs.sink, out, lse, grad_out, grad_lse)
     extra_key, extra_value = (
         grads.get(f"grad_{name}", None if given is None else torch.zeros_like(given))
@@ -192,6 +196,7 @@ def _launches(
                 cuda_tiles.variant(kernel, tiles, build, grads=grads, vector=vector),
                 count * items,
                 numbers,
+                _WRITES[grads],
             )
             for grads in cuda_tiles.grads_of(kernel, build)
         ]

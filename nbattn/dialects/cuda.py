@@ -22,8 +22,7 @@ from nbattn.dialects.walks import ColumnTile, RowTile, Walk
 from nbattn.geometry import BoundAxis, Ints
 
 CUDA = Limits(name="cuda", kinds=("cuda",))
-PACKAGE = "cupy"
-DISTRIBUTIONS = ("cupy-cuda13x", "cupy-cuda12x", "cupy")  # any of which brings it
+PACKAGE = "cupy"  # and NVRTC
 FAMILIES = ("mma", "simt")
 GRID = (1 << 31) - 1  # blocks
 FAR = 1 << 29  # a side that reaches past every end
@@ -46,7 +45,7 @@ def absent(facts: Facts) -> list[Reason]:
     """Why no kernel of this dialect runs there at all."""
     found = CUDA.reasons(facts)
     if not found and PACKAGE not in facts.device.providers:
-        text = "needs the package cupy, which is not there: pip install 'nbattn[cuda13]'"
+        text = "needs CuPy and NVRTC, which are not there: pip install 'nbattn[cuda13]'"
         found.append(Reason("package", f"{text}, or 'nbattn[cuda12]' with a driver of CUDA 12"))
     return found
 

@@ -16,6 +16,7 @@ from nbattn.dialects import device as devices
 from nbattn.dialects.device import DeviceInfo
 from nbattn.dialects.flash_providers import PROVIDERS
 from nbattn.errors import InputError
+from nbattn.kernels import launch
 from nbattn.mask import Mask, from_code
 from nbattn.planner import measured, planner
 from nbattn.planner.plan import Plan
@@ -51,16 +52,10 @@ def _data(device: torch.device | str | None) -> DeviceInfo:
 
 
 def _installed() -> tuple[str, ...]:
-    """The optional packages of kernels that are there, without importing them."""
+    """The optional packages of kernels that are there, without importing them; CuPy with NVRTC."""
     packages = {provider.package for provider in PROVIDERS.values()} - {"torch"} | {natten.PACKAGE}
-    found = {name for name in packages if _distributed(name)}
-    if any(map(_distributed, cuda.DISTRIBUTIONS)):
-        found.add(cuda.PACKAGE)
-    return tuple(sorted(found))
-
-
-def _distributed(name: str) -> bool:
-    return bool([*metadata.Distribution.discover(name=name)])
+    found = {name for name in packages if [*metadata.Distribution.discover(name=name)]}
+    return tuple(sorted(found | ({cuda.PACKAGE} if launch.missing() is None else set())))
 
 
 def is_device(name: str) -> bool:

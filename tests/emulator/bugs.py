@@ -150,10 +150,10 @@ BUGS = [
     Bug("offsets of 32 bits", VECTORS,
         "static_cast<const Element*>(tensor) + sample * s.batch + head * s.head;\n"
         "  const auto source = [&](int i) -> const Element* {\n"
-        "    const Place place = column_place",
+        "    const Place place = kKeys ? key_column_place",
         "static_cast<const Element*>(tensor) + static_cast<int>(sample * s.batch) + head * "
         "s.head;\n  const auto source = [&](int i) -> const Element* {\n"
-        "    const Place place = column_place", "fwd", "far", "ELRC"),
+        "    const Place place = kKeys ? key_column_place", "fwd", "far", "ELRC"),
     # windows, forward and inverse
     Bug("window one key too long", WINDOW, "hi = leader + a.right + 1,",
         "hi = leader + a.right + 2,", "fwd", "plain", "ELRC"),
