@@ -144,14 +144,16 @@ NB_DEVICE int column_of(int n, int j) { return n * 8 + threadIdx.x % 4 * 2 + j; 
 
 // Scores in units of log 2, from products; `slope` is the derivative of the cap.
 struct Scores {
-  float scale, cap;  // times log2(e)
+  float scale, bend, cap;  // of plain scores; of tanh's argument, doubled; the cap: times log2(e)
   NB_DEVICE explicit Scores(const Params& p)
-      : scale(static_cast<float>(p.scale) * kLog2e), cap(static_cast<float>(p.softcap)) {}
+      : scale(static_cast<float>(p.scale) * kLog2e),
+        bend(p.softcap ? static_cast<float>(2 * p.scale / p.softcap) * kLog2e : 0.f),
+        cap(static_cast<float>(p.softcap) * kLog2e) {}
   NB_DEVICE float of(float product, float* slope) const {
 #if NB_SOFTCAP
-    const float bent = 1.f - 2.f / (1.f + ex2(2.f * product * scale / cap));
+    const float bent = 1.f - 2.f * reciprocal(1.f + ex2(product * bend));
     *slope = 1.f - bent * bent;
-    return cap * kLog2e * bent;
+    return cap * bent;
 #else
     *slope = 1.f;
     return product * scale;
