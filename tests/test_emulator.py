@@ -198,9 +198,7 @@ def test_arithmetic():
     expected = torch.exp2(x)
     expected[6] = 0  # subnormal
     assert torch.equal(out[0].nan_to_num(7.0), expected.nan_to_num(7.0))
-    inverse = 1 / x
-    inverse[4] = 0  # subnormal
-    assert torch.equal(out[1].nan_to_num(7.0), inverse.nan_to_num(7.0))
+    assert torch.equal(out[1].nan_to_num(7.0), (1 / x).nan_to_num(7.0))
     for found, dtype in zip(pairs, (torch.float16, torch.bfloat16), strict=True):
         assert torch.equal(found.view(dtype)[0::2].isnan(), x.isnan())
         assert torch.equal(found.view(dtype)[0::2].nan_to_num(), x.to(dtype).nan_to_num())
