@@ -38,17 +38,19 @@ struct Stage {  // one tile of queries in shared memory
   }
 };
 
-// Products to weights and slopes of the cap.
+// Scores to weights, and slopes of the cap.
 NB_DEVICE void weigh(Weights& s, Weights& slopes, const Stage& stage, const Scores& scores) {
 #pragma unroll
-  for (int b = 0; b < kBlocks; ++b)
+  for (int n = 0; n < kColumns / 8; ++n)
 #pragma unroll
-    for (int n = 0; n < kColumns / 8; ++n)
+    for (int e = 0; e < 4; ++e) {
+      const float lse = stage.lse[column_of(n, e % 2)];
 #pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        float& x = s.at[b][n][e];
-        x = ex2(scores.of(x, &slopes.at[b][n][e]) - stage.lse[column_of(n, e % 2)]);
+      for (int b = 0; b < kBlocks; ++b) {
+        slopes.at[b][n][e] = scores.slope(s.at[b][n][e]);
+        s.at[b][n][e] = ex2(s.at[b][n][e] - lse);
       }
+    }
 }
 
 // Weights to the gradients of the products.
@@ -133,8 +135,9 @@ NB_DEVICE void grad_keys(const Params& p) {
     const Stage here = stage(n);
     Weights s, slopes;
     dot<kColumns, kHeadDim>(s, key, here.query);
+    score(s, scores);
+    hide_from_keys(s, -NB_INFINITY, walk, visit<QueryTile>(walk, n % walk.total, 0));
     weigh(s, slopes, here, scores);
-    hide_from_keys(s, 0.f, walk, visit<QueryTile>(walk, n % walk.total, 0));
 #if NB_GRADS & 1
     accumulate(value_sums, s, here.grad_out);
 #endif

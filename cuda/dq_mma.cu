@@ -32,7 +32,7 @@ NB_DEVICE void load(Statistics& rows, const Params& p, const Walk<QueryTile>& wa
     }
 }
 
-// Products to the gradients of products.
+// Scores to the gradients of products.
 NB_DEVICE void grad(Weights& s, const Weights& grads, const Scores& scores, const Statistics& rows) {
 #pragma unroll
   for (int b = 0; b < kBlocks; ++b)
@@ -40,9 +40,9 @@ NB_DEVICE void grad(Weights& s, const Weights& grads, const Scores& scores, cons
     for (int n = 0; n < kColumns / 8; ++n)
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
-        float slope, &x = s.at[b][n][e];
-        const float weight = ex2(scores.of(x, &slope) - rows.lse[b][e / 2]);
-        x = weight * slope * (grads.at[b][n][e] - rows.delta[b][e / 2]);
+        float& x = s.at[b][n][e];
+        const float weight = ex2(x - rows.lse[b][e / 2]);
+        x = weight * scores.slope(x) * (grads.at[b][n][e] - rows.delta[b][e / 2]);
       }
 }
 
@@ -80,12 +80,12 @@ NB_DEVICE void grad_queries(const Params& p) {
     cp_async_wait<kStages - 2>();
     __syncthreads();  // tile n has landed for everyone, and nobody reads tile n - 1 any more
     fetch(n + kStages - 1);
-    const Visit v = visit<KeyTile>(walk, n, p.extra);
     Weights s, grads;
     dot<kColumns, kHeadDim>(s, query, key(n));
+    score(s, scores);
+    hide_from_queries(s, -NB_INFINITY, walk, visit<KeyTile>(walk, n, p.extra));
     dot<kColumns, kValueDim>(grads, grad_out, value(n));
     grad(s, grads, scores, rows);
-    hide_from_queries(s, 0.f, walk, v);
     accumulate(sums, s, key(n));
   }
   cp_async_wait<0>();

@@ -20,19 +20,6 @@ struct State {  // of the softmax: the maximum in units of log 2, and this threa
   float max[kBlocks][2], sum[kBlocks][2];
 };
 
-// Products to scores.
-NB_DEVICE void score(Weights& s, const Scores& scores) {
-#pragma unroll
-  for (int b = 0; b < kBlocks; ++b)
-#pragma unroll
-    for (int n = 0; n < kColumns / 8; ++n)
-#pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        float slope, &x = s.at[b][n][e];
-        x = scores.of(x, &slope);
-      }
-}
-
 // Scores to weights against the running maximum; the output so far shrinks as it grows.
 NB_DEVICE void soften(Weights& s, State& state, Output& out) {
 #pragma unroll
@@ -115,9 +102,9 @@ NB_DEVICE void forward(const Params& p) {
   begin_walk<false, QueryTile, KeyTile>(walk, p, block.tile, block.sample);
   if (!has_rows(walk)) return;
 
-  const int visits = walk.total + extra_tiles(p, kColumns);
+  const auto is_visit = [&](int n) { return n < walk.total + extra_tiles(p, kColumns); };  // spares a register
   const auto fetch = [&](int n) {
-    if (n < visits)
+    if (is_visit(n))
       load_keys(key(n), value(n), walk, visit<KeyTile>(walk, n, p.extra), p, block.sample, key_head);
     cp_async_commit();
   };
@@ -131,7 +118,7 @@ NB_DEVICE void forward(const Params& p) {
   Output out;
   out.clear();
   KeptRows<kHeadDim> kept;
-  for (int n = 0; n < visits; ++n) {
+  for (int n = 0; is_visit(n); ++n) {
     cp_async_wait<kStages - 2>();
     __syncthreads();  // tile n has landed for everyone, and nobody reads tile n - 1 any more
     fetch(n + kStages - 1);
