@@ -32,7 +32,7 @@ struct Stage {  // one tile of queries in shared memory
     for (int i = threadIdx.x; i < kColumns; i += kThreads) {
       const Place place = column_place<QueryTile>(walk, v, i);
       const long long token = place.inside ? token_head(p, sample, place, head, false) : 0;
-      lse[i] = place.inside ? static_cast<const float*>(p.lse)[token] * kLog2e : 0.f;
+      lse[i] = place.inside ? in_log2(static_cast<const float*>(p.lse)[token]) : 0.f;
       delta[i] = place.inside ? static_cast<const float*>(p.delta)[token] : 0.f;
     }
   }
@@ -60,8 +60,11 @@ NB_DEVICE void grad(Weights& s, const Weights& slopes, const Weights& grads, con
 #pragma unroll
     for (int n = 0; n < kColumns / 8; ++n)
 #pragma unroll
-      for (int e = 0; e < 4; ++e)
-        s.at[b][n][e] *= slopes.at[b][n][e] * (grads.at[b][n][e] - stage.delta[column_of(n, e % 2)]);
+      for (int e = 0; e < 4; ++e) {
+        float& x = s.at[b][n][e];
+        const float change = slopes.at[b][n][e] * (grads.at[b][n][e] - stage.delta[column_of(n, e % 2)]);
+        x = x == 0.f ? 0.f : x * change;  // what is not read may be infinite
+      }
 }
 
 // Rows of the tile to a gradient `[B, *key_space, Hk, kChannels]`, or of the extra keys `[B, E, Hk, kChannels]`.

@@ -27,7 +27,7 @@ NB_DEVICE void load(Statistics& rows, const Params& p, const Walk<QueryTile>& wa
     for (int h = 0; h < 2; ++h) {
       const Place place = row_place(walk, row_of(b, h));
       const long long token = place.inside ? token_head(p, block.sample, place, block.head, false) : 0;
-      rows.lse[b][h] = place.inside ? static_cast<const float*>(p.lse)[token] * kLog2e : 0.f;
+      rows.lse[b][h] = place.inside ? in_log2(static_cast<const float*>(p.lse)[token]) : 0.f;
       rows.delta[b][h] = place.inside ? static_cast<const float*>(p.delta)[token] : 0.f;
     }
 }
@@ -42,7 +42,8 @@ NB_DEVICE void grad(Weights& s, const Weights& grads, const Scores& scores, cons
       for (int e = 0; e < 4; ++e) {
         float& x = s.at[b][n][e];
         const float weight = ex2(x - rows.lse[b][e / 2]);
-        x = weight * scores.slope(x) * (grads.at[b][n][e] - rows.delta[b][e / 2]);
+        const float change = weight * scores.slope(x) * (grads.at[b][n][e] - rows.delta[b][e / 2]);
+        x = weight == 0.f ? 0.f : change;  // what is not read may be infinite
       }
 }
 

@@ -144,14 +144,18 @@ NB_DEVICE int column_of(int n, int j) { return n * 8 + threadIdx.x % 4 * 2 + j; 
 
 // Scores in units of log 2.
 struct Scores {
-  float scale, bend, cap;  // of plain scores; of tanh's argument, doubled; the cap: times log2(e)
+  float scale, bend, cap;  // of plain scores; of tanh's argument; the cap: times log2(e) but for `bend`
   NB_DEVICE explicit Scores(const Params& p)
       : scale(static_cast<float>(p.scale) * kLog2e),
-        bend(p.softcap ? static_cast<float>(2 * p.scale / p.softcap) * kLog2e : 0.f),
+        bend(p.softcap ? static_cast<float>(p.scale / p.softcap) : 0.f),
         cap(static_cast<float>(p.softcap) * kLog2e) {}
   NB_DEVICE float of(float product) const {
 #if NB_SOFTCAP
-    return cap - 2.f * cap * reciprocal(1.f + ex2(product * bend));
+    const float x = product * bend, square = x * x;
+    // The quotient would cancel near 0, where a large cap keeps all scores; the series is good to 3e-7 there.
+    const float near = x * (1.f + square * (-1.f / 3 + square * (2.f / 15 - square * (17.f / 315))));
+    const float far = 1.f - 2.f * reciprocal(1.f + ex2(2 * kLog2e * x));
+    return cap * (square < 0.0625f ? near : far);
 #else
     return product * scale;
 #endif
@@ -166,6 +170,9 @@ struct Scores {
 #endif
   }
 };
+
+// A logsumexp in units of log 2; 0 for rows without keys, whose scores are all hidden.
+NB_DEVICE float in_log2(float lse) { return lse == -NB_INFINITY ? 0.f : lse * kLog2e; }
 
 // Products to scores.
 template <int kColumns>
