@@ -38,22 +38,18 @@ struct Stage {  // one tile of queries in shared memory
   }
 };
 
-// Products to weights and slopes of the cap; kMasked: only where read(row)(column) says so.
-template <bool kMasked, class Read>
-NB_DEVICE void weigh(Weights& s, Weights& slopes, const Stage& stage, const Scores& scores, const Read& read) {
+// Scores to weights, and slopes of the cap.
+NB_DEVICE void weigh(Weights& s, Weights& slopes, const Stage& stage, const Scores& scores) {
 #pragma unroll
-  for (int b = 0; b < kBlocks; ++b)
+  for (int n = 0; n < kColumns / 8; ++n)
 #pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      const auto row = read(row_of(b, h));
+    for (int e = 0; e < 4; ++e) {
+      const float lse = stage.lse[column_of(n, e % 2)];
 #pragma unroll
-      for (int n = 0; n < kColumns / 8; ++n)
-#pragma unroll
-        for (int j = 0; j < 2; ++j) {
-          float& x = s.at[b][n][2 * h + j];
-          const float weight = ex2(scores.of(x, &slopes.at[b][n][2 * h + j]) - stage.lse[column_of(n, j)]);
-          x = !kMasked || row(column_of(n, j)) ? weight : 0.f;
-        }
+      for (int b = 0; b < kBlocks; ++b) {
+        slopes.at[b][n][e] = scores.slope(s.at[b][n][e]);
+        s.at[b][n][e] = ex2(s.at[b][n][e] - lse);
+      }
     }
 }
 
@@ -139,9 +135,9 @@ NB_DEVICE void grad_keys(const Params& p) {
     const Stage here = stage(n);
     Weights s, slopes;
     dot<kColumns, kHeadDim>(s, key, here.query);
-    read_by_keys(walk, visit<QueryTile>(walk, n % walk.total, 0), [&](auto masked, const auto& read) {
-      weigh<decltype(masked)::value>(s, slopes, here, scores, read);
-    });
+    score(s, scores);
+    hide_from_keys(s, -NB_INFINITY, walk, visit<QueryTile>(walk, n % walk.total, 0));
+    weigh(s, slopes, here, scores);
 #if NB_GRADS & 1
     accumulate(value_sums, s, here.grad_out);
 #endif

@@ -32,25 +32,18 @@ NB_DEVICE void load(Statistics& rows, const Params& p, const Walk<QueryTile>& wa
     }
 }
 
-// Products to the gradients of products; kMasked: only where read(row)(column) says so.
-template <bool kMasked, class Read>
-NB_DEVICE void grad(Weights& s, const Weights& grads, const Scores& scores, const Statistics& rows,
-                    const Read& read) {
+// Scores to the gradients of products.
+NB_DEVICE void grad(Weights& s, const Weights& grads, const Scores& scores, const Statistics& rows) {
 #pragma unroll
   for (int b = 0; b < kBlocks; ++b)
 #pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      const auto row = read(row_of(b, h));
+    for (int n = 0; n < kColumns / 8; ++n)
 #pragma unroll
-      for (int n = 0; n < kColumns / 8; ++n)
-#pragma unroll
-        for (int j = 0; j < 2; ++j) {
-          float slope, &x = s.at[b][n][2 * h + j];
-          const float weight = ex2(scores.of(x, &slope) - rows.lse[b][h]);
-          const float change = weight * slope * (grads.at[b][n][2 * h + j] - rows.delta[b][h]);
-          x = !kMasked || row(column_of(n, j)) ? change : 0.f;
-        }
-    }
+      for (int e = 0; e < 4; ++e) {
+        float& x = s.at[b][n][e];
+        const float weight = ex2(x - rows.lse[b][e / 2]);
+        x = weight * scores.slope(x) * (grads.at[b][n][e] - rows.delta[b][e / 2]);
+      }
 }
 
 NB_DEVICE void grad_queries(const Params& p) {
@@ -87,13 +80,12 @@ NB_DEVICE void grad_queries(const Params& p) {
     cp_async_wait<kStages - 2>();
     __syncthreads();  // tile n has landed for everyone, and nobody reads tile n - 1 any more
     fetch(n + kStages - 1);
-    const Visit v = visit<KeyTile>(walk, n, p.extra);
     Weights s, grads;
     dot<kColumns, kHeadDim>(s, query, key(n));
+    score(s, scores);
+    hide_from_queries(s, -NB_INFINITY, walk, visit<KeyTile>(walk, n, p.extra));
     dot<kColumns, kValueDim>(grads, grad_out, value(n));
-    read_by_queries(walk, v, [&](auto masked, const auto& read) {
-      grad<decltype(masked)::value>(s, grads, scores, rows, read);
-    });
+    grad(s, grads, scores, rows);
     accumulate(sums, s, key(n));
   }
   cp_async_wait<0>();

@@ -20,23 +20,6 @@ struct State {  // of the softmax: the maximum in units of log 2, and this threa
   float max[kBlocks][2], sum[kBlocks][2];
 };
 
-// Products to scores; kMasked: only where read(row)(column) says so.
-template <bool kMasked, class Read>
-NB_DEVICE void score(Weights& s, const Scores& scores, const Read& read) {
-#pragma unroll
-  for (int b = 0; b < kBlocks; ++b)
-#pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      const auto row = read(row_of(b, h));
-#pragma unroll
-      for (int n = 0; n < kColumns / 8; ++n)
-#pragma unroll
-        for (int j = 0; j < 2; ++j) {
-          float slope, &x = s.at[b][n][2 * h + j];
-          x = !kMasked || row(column_of(n, j)) ? scores.of(x, &slope) : -NB_INFINITY;
-        }
-    }
-}
 // Scores to weights against the running maximum; the output so far shrinks as it grows.
 NB_DEVICE void soften(Weights& s, State& state, Output& out) {
 #pragma unroll
@@ -119,9 +102,9 @@ NB_DEVICE void forward(const Params& p) {
   begin_walk<false, QueryTile, KeyTile>(walk, p, block.tile, block.sample);
   if (!has_rows(walk)) return;
 
-  const int visits = walk.total + extra_tiles(p, kColumns);
+  const auto is_visit = [&](int n) { return n < walk.total + extra_tiles(p, kColumns); };  // spares a register
   const auto fetch = [&](int n) {
-    if (n < visits)
+    if (is_visit(n))
       load_keys(key(n), value(n), walk, visit<KeyTile>(walk, n, p.extra), p, block.sample, key_head);
     cp_async_commit();
   };
@@ -135,7 +118,7 @@ NB_DEVICE void forward(const Params& p) {
   Output out;
   out.clear();
   KeptRows<kHeadDim> kept;
-  for (int n = 0; n < visits; ++n) {
+  for (int n = 0; is_visit(n); ++n) {
     cp_async_wait<kStages - 2>();
     __syncthreads();  // tile n has landed for everyone, and nobody reads tile n - 1 any more
     fetch(n + kStages - 1);
@@ -143,9 +126,8 @@ NB_DEVICE void forward(const Params& p) {
     if (kKeep && n == 0) kept.keep(query);
     if (kKeep) dot<kColumns, kHeadDim>(s, kept, key(n));
     else dot<kColumns, kHeadDim>(s, query, key(n));
-    read_by_queries(walk, visit<KeyTile>(walk, n, p.extra), [&](auto masked, const auto& read) {
-      score<decltype(masked)::value>(s, scores, read);
-    });
+    score(s, scores);
+    hide_from_queries(s, -NB_INFINITY, walk, visit<KeyTile>(walk, n, p.extra));
     soften(s, state, out);
     accumulate(out, s, value(n));
   }

@@ -142,22 +142,41 @@ NB_DEVICE int row_of(int b, int h) {
 // Column of element j (0, 1) of a thread in fragment n.
 NB_DEVICE int column_of(int n, int j) { return n * 8 + threadIdx.x % 4 * 2 + j; }
 
-// Scores in units of log 2, from products; `slope` is the derivative of the cap.
+// Scores in units of log 2.
 struct Scores {
-  float scale, cap;  // times log2(e)
+  float scale, bend, cap;  // of plain scores; of tanh's argument, doubled; the cap: times log2(e)
   NB_DEVICE explicit Scores(const Params& p)
-      : scale(static_cast<float>(p.scale) * kLog2e), cap(static_cast<float>(p.softcap)) {}
-  NB_DEVICE float of(float product, float* slope) const {
+      : scale(static_cast<float>(p.scale) * kLog2e),
+        bend(p.softcap ? static_cast<float>(2 * p.scale / p.softcap) * kLog2e : 0.f),
+        cap(static_cast<float>(p.softcap) * kLog2e) {}
+  NB_DEVICE float of(float product) const {
 #if NB_SOFTCAP
-    const float bent = 1.f - 2.f / (1.f + ex2(2.f * product * scale / cap));
-    *slope = 1.f - bent * bent;
-    return cap * kLog2e * bent;
+    return cap - 2.f * cap * reciprocal(1.f + ex2(product * bend));
 #else
-    *slope = 1.f;
     return product * scale;
 #endif
   }
+  // Derivative of the cap at a score, which may be hidden.
+  NB_DEVICE float slope(float score) const {
+#if NB_SOFTCAP
+    const float bent = fmaxf(score, -cap) / cap;
+    return 1.f - bent * bent;
+#else
+    return 1.f;
+#endif
+  }
 };
+
+// Products to scores.
+template <int kColumns>
+NB_DEVICE void score(Fragment<kColumns>& s, const Scores& scores) {
+#pragma unroll
+  for (int b = 0; b < kBlocks; ++b)
+#pragma unroll
+    for (int n = 0; n < kColumns / 8; ++n)
+#pragma unroll
+      for (int e = 0; e < 4; ++e) s.at[b][n][e] = scores.of(s.at[b][n][e]);
+}
 
 // Rows of this warp, times a factor each, through `staging` to to(row), a pointer or null. The tile's own rows
 // of this warp must not be needed any more.

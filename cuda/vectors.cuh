@@ -47,37 +47,57 @@ NB_DEVICE void load_keys(const KeyVectors& key, const ValueVectors& value, const
   }
 }
 
-template <bool kValue>
-struct Constant {
-  static constexpr bool value = kValue;
-};
+// Sets what a row does not read: read(row)(column, bit), where bit numbers this thread's columns.
+template <int kColumns, class Read>
+NB_DEVICE void hide(Fragment<kColumns>& s, float hidden, const Read& read) {
+#pragma unroll
+  for (int b = 0; b < kBlocks; ++b)
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      const auto row = read(row_of(b, h));
+#pragma unroll
+      for (int n = 0; n < kColumns / 8; ++n)
+#pragma unroll
+        for (int j = 0; j < 2; ++j)
+          if (!row(column_of(n, j), 2 * n + j)) s.at[b][n][2 * h + j] = hidden;
+    }
+}
 
-// Calls use(masked, read), where read(row)(column) says whether a query of the tile reads a column of the visit,
-// and `masked` is false where they all do.
-template <class Use>
-NB_DEVICE void read_by_queries(const Walk<QueryTile>& walk, const Visit& v, const Use& use) {
-  if (v.full) {
-    use(Constant<false>(), [](int) { return [](int) { return true; }; });
-  } else if (v.extra) {
-    use(Constant<true>(), [&](int) { return [&](int column) { return column < v.count[2]; }; });
-  } else {
-    use(Constant<true>(), [&](int row) {
-      const RowMask<QueryTile, KeyTile> mask(walk, v, row);
-      return [&walk, &v, mask](int column) { return mask.reads(column) && in_key_range<KeyTile>(walk, v, column); };
-    });
+// This thread's columns inside key_range, a bit each: the same for every row.
+NB_DEVICE uint32_t columns_in_key_range(const Walk<QueryTile>& walk, const Visit& v) {
+#if NB_KEY_RANGE && NB_TWO_RUNS
+  static_assert(KeyTile::size <= 128, "32 columns of a thread");
+  uint32_t bits = 0;
+#pragma unroll 1
+  for (int i = 0; i < KeyTile::size / 4; ++i)
+    bits |= static_cast<uint32_t>(in_key_range<KeyTile>(walk, v, column_of(i / 2, i % 2))) << i;
+  return bits;
+#else
+  return ~0u;
+#endif
+}
+
+// Sets what queries of the tile do not read of a visit.
+NB_DEVICE void hide_from_queries(Fragment<KeyTile::size>& s, float hidden, const Walk<QueryTile>& walk,
+                                 const Visit& v) {
+  if (v.full) return;
+  if (v.extra) {
+    hide(s, hidden, [&](int) { return [&](int column, int) { return column < v.count[2]; }; });
+    return;
   }
+  const uint32_t inside = columns_in_key_range(walk, v);
+  hide(s, hidden, [&](int row) {
+    const RowMask<QueryTile, KeyTile> mask(walk, v, row);
+    return [mask, inside](int column, int bit) { return inside >> bit & 1 && mask.reads(column); };
+  });
 }
 
 // The same for keys of the tile and queries of the visit.
-template <class Use>
-NB_DEVICE void read_by_keys(const Walk<KeyTile>& walk, const Visit& v, const Use& use) {
-  if (v.full) {
-    use(Constant<false>(), [](int) { return [](int) { return true; }; });
-  } else {
-    use(Constant<true>(), [&](int row) {
-      const RowMask<KeyTile, QueryTile> mask(walk, v, row);
-      return [mask](int column) { return mask.reads(column); };
-    });
-  }
+NB_DEVICE void hide_from_keys(Fragment<QueryTile::size>& s, float hidden, const Walk<KeyTile>& walk, const Visit& v) {
+  if (v.full) return;
+  hide(s, hidden, [&](int row) {
+    const RowMask<KeyTile, QueryTile> mask(walk, v, row);
+    return [mask](int column, int) { return mask.reads(column); };
+  });
 }
 }  // namespace nb

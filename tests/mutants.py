@@ -510,6 +510,8 @@ MUTANTS = [
            "kernel_cubins"),
     Mutant("published-in-place", "nbattn/cache.py", "            part.replace(path)",
            "            part.unlink()\n            path.write_bytes(content)", "kernel_cubins"),
+    Mutant("tiles-that-spill", "nbattn/dialects/cuda_tiles.py", '("fwd", 2, 64): (80, 88, 96)',
+           '("fwd", 2, 64): (80, 88)', "compile_matrix"),
     # launches
     Mutant("legacy-stream", LAUNCH, "            argument.stream,\n", "", "kernel_launch"),
     Mutant("shared-memory-unasked", LAUNCH, "function.ptr, _MAX_DYNAMIC_SHARED_BYTES,",

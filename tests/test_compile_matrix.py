@@ -18,6 +18,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 
 if __name__ == "__main__":
@@ -50,7 +51,14 @@ TWO = ("80", "90a")
 DISASSEMBLED = ("75", "80", "90a", "100a")  # one of each generation of instructions
 SPILL_FREE = 128  # channels up to which tensor-core kernels hold all they need in registers
 REGISTER_STEP = 8  # in which a thread's registers are allotted
-SIZES = (16, 24, 32, 64, 80, 96, 128, 192, 256)
+SIZES = (
+    *((size, size) for size in (16, 32, 48, 64, 72, 80, 88, 96, 104, 112, 120, 128, 192, 256)),
+    (24, 40),
+    (64, 128),
+    (128, 64),
+    (192, 128),
+)
+GRIDS = ((2, False, TWO), (2, True, TWO), (1, False, ("90a",)), (3, False, ("90a",)))
 
 
 @dataclass(frozen=True)
@@ -109,8 +117,10 @@ def quick() -> Iterator[Case]:
         for target in ("75", "80", "90a", "120"):
             yield from of(kernel, largest(kernel, "simt", build), build, target)
         everything = Build("bfloat16", 64, 64, two_runs=True, softcap=True, key_range=True)
+        tight = Build("bfloat16", 96, 96)  # where the largest tiles would spill
         odd, double = Build("float16", 24, 40), everything._replace(dtype="float64", head_dim=32)
         yield from of(kernel, largest(kernel, "mma", everything), everything, "90a")
+        yield from of(kernel, largest(kernel, "mma", tight), tight, "80")
         yield from of(kernel, largest(kernel, "mma", odd), odd, "80", vector=False)
         yield from of(kernel, largest(kernel, "simt", double), double, "90a")
     for target in TARGETS:
@@ -118,15 +128,19 @@ def quick() -> Iterator[Case]:
 
 
 def deep() -> Iterator[Case]:
-    """Every tile of grids with two axes at every size, with all features or none."""
-    for kernel in KERNELS:
-        for size in SIZES:
-            for features in (False, True):
-                build = Build("float16", size, size, features, features, features)
-                for target in TWO:
-                    memory = TARGETS[target]
-                    for tiles in cuda_tiles.candidates(kernel, "mma", (1, 2), build, memory):
-                        yield from of(kernel, tiles, build, target, vector=not features)
+    """Every size of tile at every size of head: grids of two axes with all features and with none,
+    of one and three with none.
+    """
+    for (rank, features, targets), kernel, size in product(GRIDS, KERNELS, SIZES):
+        build = Build("float16", *size, features, features, features)
+        for target in targets:
+            found: dict[tuple[int, int], Tiles] = {}
+            for tiles in cuda_tiles.candidates(
+                kernel, "mma", (0, 1, 2)[-rank:], build, TARGETS[target]
+            ):
+                found.setdefault((tiles.row_count, tiles.area), tiles)
+            for tiles in found.values():
+                yield from of(kernel, tiles, build, target, vector=not features)
 
 
 # Rules
@@ -158,9 +172,9 @@ def instruction_problems(case: Case, sass: Counter[str]) -> list[str]:
 
     found: list[str] = []
     constants = dict(case.variant.constants)
-    product = {0: "HMMA.16816.F32", 1: "HMMA.16816.F32.BF16"}.get(constants["NB_DTYPE"], "")
+    mma = {0: "HMMA.16816.F32", 1: "HMMA.16816.F32.BF16"}.get(constants["NB_DTYPE"], "")
     if case.family == "mma":
-        wanted = [product, "LDSM.16.M88.4", "LDSM.16.MT88.4", *["LDGSTS"] * case.vector]
+        wanted = [mma, "LDSM.16.M88.4", "LDSM.16.MT88.4", *["LDGSTS"] * case.vector]
         found += [f"no {name}" for name in wanted if not some(name)]
         found += [f"{name} rounds" for name in sass if re.match(r"HMMA\.\d+\.F16", name)]
         if case.channels <= SPILL_FREE:

@@ -193,11 +193,12 @@ def test_arithmetic():
     x = torch.tensor(
         [0.0, 1.0, -3.5, 127.0, 128.0, -126.0, -126.5, -torch.inf, torch.inf, torch.nan]
     )
-    out, pairs = floats(10), ints(2, 10)
+    out, pairs = floats(2, 10), ints(2, 10)
     launch("arithmetic", "lazy", threads=10, query=x, out=out, lse=pairs)
     expected = torch.exp2(x)
     expected[6] = 0  # subnormal
-    assert torch.equal(out.nan_to_num(7.0), expected.nan_to_num(7.0))
+    assert torch.equal(out[0].nan_to_num(7.0), expected.nan_to_num(7.0))
+    assert torch.equal(out[1].nan_to_num(7.0), (1 / x).nan_to_num(7.0))
     for found, dtype in zip(pairs, (torch.float16, torch.bfloat16), strict=True):
         assert torch.equal(found.view(dtype)[0::2].isnan(), x.isnan())
         assert torch.equal(found.view(dtype)[0::2].nan_to_num(), x.to(dtype).nan_to_num())

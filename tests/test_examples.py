@@ -32,6 +32,7 @@ def load(name: str) -> Any:
 
 ROTARY, NORM = load("rotary_2d"), load("qk_norm")
 STREAM, VIDEO, WEATHER = load("streaming_decode"), load("video_block"), load("weather_block")
+STREAM_ROTARY = load("streaming_rotary")
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
@@ -208,6 +209,71 @@ def test_a_stream_holds_no_more_than_its_cache() -> None:
 def test_a_stream_refuses_masks_that_it_cannot_decode(axis: Axis) -> None:
     with pytest.raises(ValueError, match="Stream needs a causal window, bottom-right"):
         STREAM.Stream(NeighborhoodAttention(8, 2, Mask(axis)), batch=1)
+
+
+def by_the_cache(model: Any, text: Tensor, row: int) -> Tensor:
+    """The output of one token, from a list of what a cache then holds, each turned by its place."""
+    heads, dim = model.layer.num_heads, model.layer.head_dim
+    query, key, value = (
+        (text @ weight.T + bias).unflatten(-1, (heads, dim)).double()
+        for weight, bias in zip(
+            model.layer.qkv.weight.chunk(3), model.layer.qkv.bias.chunk(3), strict=True
+        )
+    )
+    sinks, window = model.sinks, model.window
+    held = [n for n in range(row + 1) if n < sinks or n > row - window]
+    places = held if model.places == "in the text" else list(range(len(held)))
+    count = dim // 2
+    speed = torch.tensor([10_000.0 ** -(n / count) for n in range(count)], dtype=torch.float64)
+
+    def spun(token: Tensor, place: int) -> Tensor:
+        number = torch.complex(token[..., :count], token[..., count:])
+        return number * torch.polar(torch.ones(count).double(), place * speed)
+
+    asks = spun(query[:, row], places[-1])
+    scores = [
+        (asks * spun(key[:, n], at).conj()).real.sum(-1) for n, at in zip(held, places, strict=True)
+    ]
+    weights = (torch.stack(scores, -1) * dim**-0.5).softmax(-1)
+    found = torch.einsum("bhn,bnhd->bhd", weights, value[:, held])
+    return model.layer.proj(found.flatten(-2))
+
+
+@pytest.mark.parametrize("places", ["in the text", "in the cache"])
+@pytest.mark.parametrize("sizes", [(31, 5, 3), (12, 4, 0), (9, 30, 2), (10, 3, 20)])
+def test_turned_streams_are_what_a_cache_holds(places: str, sizes: tuple[int, ...]) -> None:
+    length, window, sinks = sizes
+    torch.manual_seed(0)
+    model = STREAM_ROTARY.Streaming(12, 2, window, sinks, places).double()
+    torch.nn.init.normal_(model.layer.qkv.weight)
+    text = random(2, length, 12)
+    cache = STREAM_ROTARY.Cache(model, batch=2)
+    whole = model(text)
+    with torch.no_grad():
+        stream = torch.cat([cache.step(token) for token in text.split(1, dim=1)], dim=1)
+    assert cache.key.shape[1] == sinks + window
+    torch.testing.assert_close(stream, whole, rtol=1e-9, atol=1e-9)
+    for row in range(length):
+        torch.testing.assert_close(whole[:, row], by_the_cache(model, text, row))
+    whole.square().sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_the_two_ways_to_count_differ_once_the_cache_is_full() -> None:
+    found = STREAM_ROTARY.main(60, 8, 3, 32, 2)
+    assert found["in the text"] < 1e-6
+    assert found["in the cache"] < 1e-6
+    assert found["apart"] > 1e-3
+    assert STREAM_ROTARY.main(11, 8, 3, 32, 2)["apart"] == 0
+
+
+def test_places_far_out_still_turn_by_their_distance() -> None:
+    query, key = random(1, 1, 1, 64).float(), random(1, 1, 1, 64, seed=1).float()
+    near, far = (
+        (STREAM_ROTARY.turn(query, at + 3) * STREAM_ROTARY.turn(key, at)).sum()
+        for at in (torch.tensor([0]), torch.tensor([10**6]))
+    )
+    torch.testing.assert_close(near, far, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("sizes", [(), (9, 6, 5, 24, 2)])

@@ -1,4 +1,4 @@
-"""Owns the check of benchmarks/gpu_flash.py where there is no GPU: it says so."""
+"""Owns the check of the GPU benchmarks where there is no GPU: they say so."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ import torch
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-def test_the_gpu_benchmark_says_that_there_is_no_gpu() -> None:
-    script = Path(__file__).parents[1] / "benchmarks" / "gpu_flash.py"
+@pytest.mark.parametrize("name", ["gpu_flash", "gpu_neighborhood"])
+def test_a_gpu_benchmark_says_that_there_is_no_gpu(name: str) -> None:
+    script = Path(__file__).parents[1] / "benchmarks" / f"{name}.py"
     done = subprocess.run([sys.executable, script, "--quick"], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "gpu_flash: this machine has no CUDA device.\n"
+    assert done.stderr == f"{name}: this machine has no CUDA device.\n"

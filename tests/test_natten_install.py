@@ -117,7 +117,7 @@ def test_transformers_sees_it_whenever_it_is_installed() -> None:
 @pytest.mark.parametrize("generation", GENERATIONS)
 def test_every_submodule_imports(generation: str, clean: None) -> None:
     natten.install(replace=True, generation=generation)
-    names = ["functional", "modules", "context", "types", "utils", "utils.log"]
+    names = ["functional", "modules", "context", "types", "utils", "utils.log", "utils.checks"]
     names += [] if generation == "0.21" else ["na1d", "na2d", "natten1d", "natten2d"]
     for name in names:
         module = importlib.import_module(f"natten.{name}")
@@ -167,7 +167,13 @@ def test_switches_are_remembered_and_change_nothing(clean: None) -> None:
     assert not top.is_autotuner_enabled()
     top.use_autotuner(forward_pass=True, backward_pass=False, thorough_mode_forward=True)
     assert top.is_autotuner_enabled()
-    assert not top.disable_autotuner()
+    assert top.is_autotuner_thorough_for_forward()
+    assert not top.is_autotuner_enabled_for_backward()
+    top.disable_autotuner()
+    assert not top.is_autotuner_enabled()
+    top.use_flex_attention()
+    assert top.should_use_flex_attention()
+    assert not top.should_force_flex_attention()
     assert not top.disable_tf32()
     assert top.enable_gemm_na()
     assert top.is_gemm_na_enabled()
@@ -189,7 +195,7 @@ def test_switches_are_remembered_and_change_nothing(clean: None) -> None:
 REFUSED = {
     "a kernel by force": (
         lambda top: top.use_fused_na(force_flex_attention=True),
-        "force_flex_attention=True asks for a kernel, which no other replaces.\n"
+        "force_flex_attention asks for a kernel, which no other replaces.\n"
         '  fix:   nbattn.attention(..., backend="flex").',
     ),
     "determinism": (

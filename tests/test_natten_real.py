@@ -7,7 +7,9 @@ Neither is a dependency of the tests; without one they are skipped, which the su
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 import importlib.util
+import inspect
 import typing
 from random import Random
 from typing import Any
@@ -16,7 +18,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from nbattn.integrations.natten import fused, unfused
+import nbattn
+from nbattn.integrations.natten import fused, modules, unfused
 
 
 def load(generation: str) -> Any:
@@ -102,3 +105,78 @@ def test_scores_sums_and_gradients_are_those_of_natten_0_17(cases: Any) -> None:
         for one, other in zip(*results, strict=True):
             torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9, msg=f"{space} {named}")
         cases("natten 0.17", 1)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("rank", [1, 2, 3])
+def test_weights_of_modules_of_natten_0_21_load_and_give_its_outputs(rank: int) -> None:
+    real, space = load("0.21"), ((20,), (10, 12), (10, 9, 7))[rank - 1]
+    kernel, step, causal = (4, 3, 3)[:rank], (2, 3, 1)[:rank], (False, True, False)[:rank]
+    theirs = getattr(real, f"NeighborhoodAttention{rank}D")(32, 2, kernel, 1, step, causal)
+    weights, x = theirs.state_dict(), random(2, *space, 32, seed=1)
+    mask = nbattn.Mask.neighborhood(kernel, dilation=step, is_causal=causal)
+    current = getattr(modules, f"NeighborhoodAttention{rank}D")
+    with torch.no_grad():
+        wanted = theirs(x)
+        for ours in (
+            current(32, 2, kernel, 1, step, causal),
+            nbattn.NeighborhoodAttention(32, 2, mask),
+        ):
+            ours.load_state_dict(weights)
+            torch.testing.assert_close(ours(x), wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("rank", [1, 2, 3])
+def test_weights_of_modules_of_natten_0_17_load_and_give_its_outputs(rank: int, bias: bool) -> None:
+    real, space = load("0.17"), ((20,), (10, 12), (10, 9, 7))[rank - 1]
+    kernel, step = (5, 3, 3)[:rank], (2, 3, 1)[:rank]
+    given = {"kernel_size": kernel, "dilation": step, "rel_pos_bias": bias}
+    theirs = getattr(real, f"NeighborhoodAttention{rank}D")(32, 2, **given)
+    weights, x = theirs.state_dict(), random(2, *space, 32, seed=1)
+    ours = getattr(modules, f"OlderNeighborhoodAttention{rank}D")(32, 2, **given)
+    ours.load_state_dict(weights)
+    torch.testing.assert_close(ours(x), theirs(x), rtol=1e-5, atol=1e-5)
+    layer = nbattn.NeighborhoodAttention(32, 2, nbattn.Mask.neighborhood(kernel, dilation=step))
+    if bias:
+        with pytest.raises(RuntimeError, match="rpb"):
+            layer.load_state_dict(weights)
+    else:
+        layer.load_state_dict(weights)
+        torch.testing.assert_close(layer(x), theirs(x), rtol=1e-5, atol=1e-5)
+
+
+def _is_own(name: str, value: object, module: str) -> bool:
+    """What a module defines for others to use."""
+    kept = {"NattenContext", "AutotunerContext"}  # where its switches keep their state
+    kept |= {"NoneType", "QKTileShapeType", "FnaTileShapeType", "ListOrNestedTensor"}
+    kept |= {"create_dim_from_int", "create_causal_arg_from_bool"}
+    defined = getattr(value, "__module__", None) in (module, "typing")
+    return defined and name[0] != "_" and name not in kept | {*dir(typing)}
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_switches_and_signatures_are_those_of_the_installed_natten() -> None:
+    """Every public name of a release, but for its lists of tile shapes."""
+    if importlib.util.find_spec("natten") is None:
+        pytest.skip("natten is not installed")
+    generation = importlib.metadata.version("natten")[:4]
+    real = load(generation)
+    names = {*getattr(real, "__all__", ())}
+    drop = importlib.import_module("nbattn.integrations.natten.install")
+    ours = drop._contents(generation)["natten"]
+    missing = {n for n in names if n not in ours and "_configs_for_" not in n}
+    assert missing == set()
+    for name in ("context", "types"):
+        held = drop._contents(generation)[f"natten.{name}"]
+        module = importlib.import_module(f"natten.{name}")
+        own = {n for n, value in vars(module).items() if _is_own(n, value, module.__name__)}
+        assert {n for n in own if n not in held and "Config" not in n} == set()
+    for name in names & {"na1d", "na2d", "na3d", "attention"}:
+        found, wanted = (inspect.signature(where[name]) for where in (ours, vars(real)))
+        assert [*found.parameters] == [*wanted.parameters], name
+    for rank in (1, 2, 3):
+        name = f"NeighborhoodAttention{rank}D"
+        found, wanted = (inspect.signature(where[name]) for where in (ours, vars(real)))
+        assert [*found.parameters] == [*wanted.parameters], name

@@ -28,6 +28,14 @@ DTYPES = ("float16", "bfloat16", "float32", "float64")  # in the order of NB_DTY
 LARGEST_MEMORY = 227 << 10  # bytes of shared memory that a block has on any device
 SPLIT = 128  # channels above which gradients of keys and of values are two launches
 _ACCUMULATORS = {"mma": 160, "simt": 128}  # of a thread, above which compilers spill
+# Where compilers spill below that: kernel, row blocks of a warp, columns → channels. Found by the
+# compile matrix, whose deep profile tries every tile.
+_SPILLS: Mapping[tuple[str, int, int], tuple[int, ...]] = {
+    ("fwd", 2, 64): (80, 88, 96),
+    ("fwd", 2, 32): (112, 120),
+    ("dq", 2, 32): (88,),
+    ("dkdv", 1, 64): (96,),
+}
 _LANES = 32
 _FEWEST = 16  # rows of a tile; none has twice as many as the problem, but for this one
 _SLOTS = 216  # blocks that run at once: two on every multiprocessor of an A100
@@ -175,7 +183,9 @@ def accumulators(kernel: str, tiles: Tiles, build: Build) -> int:
 
 def fits(kernel: str, tiles: Tiles, build: Build, memory: int) -> bool:
     """Whether a block has registers and shared memory enough."""
-    sums = accumulators(kernel, tiles, build)
+    sums, channels = accumulators(kernel, tiles, build), max(build.head_dim, build.value_dim)
+    if channels in _SPILLS.get((kernel, tiles.row_blocks, math.prod(tiles.columns)), ()):
+        return False
     return sums <= _ACCUMULATORS[tiles.family] and shared_bytes(kernel, tiles, build) <= memory
 
 

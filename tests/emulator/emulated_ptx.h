@@ -29,8 +29,7 @@ inline void cp_async_wait() {
   emulator::cp_async_wait(N);
 }
 
-inline float ex2(float x) {
-  const float y = std::exp2(x);
-  return std::isnormal(y) || std::isnan(y) || std::isinf(y) ? y : 0.f;
-}
+inline float flushed(float y) { return std::isnormal(y) || std::isnan(y) || std::isinf(y) ? y : 0.f; }
+inline float ex2(float x) { return flushed(std::exp2(x)); }
+inline float reciprocal(float x) { return flushed(1.f / x); }
 }  // namespace nb

@@ -117,11 +117,12 @@ extern "C" __global__ void barriers(const __grid_constant__ Params p) {
   static_cast<int*>(p.out)[64 * blockIdx.x + thread] = x + static_cast<int>(1000 * blockIdx.x + gridDim.x);
 }
 
-// query [n] floats: 2^x and the two roundings of (x, 2 x), out [n] float, lse [2, n].
+// query [n] floats: 2^x and 1 / x, out [2, n] float; the two roundings of (x, 2 x), lse [2, n].
 extern "C" __global__ void arithmetic(const __grid_constant__ Params p) {
   const int i = threadIdx.x;
   const float x = static_cast<const float*>(p.query)[i];
   static_cast<float*>(p.out)[i] = nb::ex2(x);
+  static_cast<float*>(p.out)[blockDim.x + i] = nb::reciprocal(x);
   static_cast<uint32_t*>(p.lse)[i] = nb::pack2<__half>(x, 2 * x);
   static_cast<uint32_t*>(p.lse)[blockDim.x + i] = nb::pack2<__nv_bfloat16>(x, 2 * x);
 }

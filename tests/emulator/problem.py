@@ -88,7 +88,7 @@ class Problem:
 
 
 def make(p: Problem) -> Tensors:
-    """Inputs and upstream gradients."""
+    """Inputs and upstream gradients; keys and values outside their range are NaN."""
     generator = torch.Generator().manual_seed(p.seed)
     key_heads = p.heads // p.group
 
@@ -116,6 +116,9 @@ def make(p: Problem) -> Tensors:
         made["sink"] = normal(p.heads, dtype=p.accumulator).contiguous()
     if p.ranges:
         made["key_range"] = torch.tensor(p.ranges, dtype=torch.int32)
+        present = dense_attention.inside(made["key_range"], p.keys).view(p.batch, *p.keys)
+        for name in ("key", "value"):
+            made[name][~present] = torch.nan
     return made
 
 

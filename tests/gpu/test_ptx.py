@@ -94,9 +94,9 @@ def test_shuffles(both: Both, argument: int, width: int):
 
 
 def test_roundings_and_powers_of_two(both: Both):
-    """Roundings to the bit; 2^x within 2 units in the last place, as PTX promises."""
+    """Roundings to the bit; 2^x and 1 / x within 2 units in the last place, as PTX promises."""
     x = torch.cat([torch.linspace(-30, 30, 250), torch.tensor([0.0, -0.0, 127.0, -150.0, 1e-30])])
     lse = torch.zeros(2, 255, dtype=torch.int32)
-    found, expected = both("arithmetic", threads=255, query=x, out=torch.zeros(255), lse=lse)
+    found, expected = both("arithmetic", threads=255, query=x, out=torch.zeros(2, 255), lse=lse)
     assert torch.equal(found["lse"], expected["lse"])
     assert torch.allclose(found["out"], expected["out"], rtol=2.0**-22, atol=0)

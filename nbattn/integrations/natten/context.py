@@ -30,8 +30,14 @@ _SWITCHES = (
     ("use_tf32_in_gemm_na", "is_tf32_in_gemm_na_enabled", False),
     ("allow_flex_compile", "is_flex_compile_allowed", False),
     ("allow_flex_compile_backprop", "is_flex_compile_backprop_allowed", False),
-    ("use_autotuner", "is_autotuner_enabled", False),
 )
+# What use_autotuner() may be told, and what reads it.
+_TUNED = {
+    "forward_pass": "is_autotuner_enabled_for_forward",
+    "backward_pass": "is_autotuner_enabled_for_backward",
+    "thorough_mode_forward": "is_autotuner_thorough_for_forward",
+    "thorough_mode_backward": "is_autotuner_thorough_for_backward",
+}
 # A name that sets a switch to a value, and answers with it.
 _ONE_WAY = {
     "enable_tf32": ("use_tf32_in_gemm_na", True),
@@ -42,7 +48,6 @@ _ONE_WAY = {
     "disable_tiled_na": ("use_tiled_na", False),
     "disable_flex_compile": ("allow_flex_compile", False),
     "disable_flex_compile_backprop": ("allow_flex_compile_backprop", False),
-    "disable_autotuner": ("use_autotuner", False),
 }
 # What NATTEN was built with: its functions are all there, tensor cores of its own are not.
 _ABILITIES = {
@@ -67,9 +72,10 @@ def switches() -> dict[str, Any]:
         made |= {name: _setter(name, state), reader: _reader(name, state)}
     made |= {name: _one_way(*to, state) for name, to in _ONE_WAY.items()}
     made |= {name: lambda *_, found=found: found for name, found in _ABILITIES.items()}
-    made |= {"use_fused_na": _fused(made["use_fused_na"]), "use_autotuner": _autotuner(state)}
+    made |= _fused(state)
     made |= {name: made[other] for name, other in _ALIASES.items()}
-    return made | _memory(state) | _determinism() | {"has_cuda": torch.cuda.is_available}
+    found = made | _autotuner() | _memory(state) | _determinism()
+    return found | {"has_cuda": torch.cuda.is_available}
 
 
 def _setter(name: str, state: dict[str, Any]) -> Callable[[bool], None]:
@@ -80,10 +86,13 @@ def _setter(name: str, state: dict[str, Any]) -> Callable[[bool], None]:
 
 
 def _reader(name: str, state: dict[str, Any]) -> Callable[[], Any]:
-    return lambda: state[name]
+    def read() -> Any:
+        return state[name]
+
+    return read
 
 
-def _fused(use: Callable[[bool], None]) -> Callable[..., None]:
+def _fused(state: dict[str, Any]) -> dict[str, Any]:
     def use_fused_na(
         mode: bool = True,
         kv_parallel: bool = True,
@@ -92,21 +101,37 @@ def _fused(use: Callable[[bool], None]) -> Callable[..., None]:
     ) -> None:
         if force_flex_attention:
             raise InputError(
-                "force_flex_attention=True asks for a kernel, which no other replaces.",
+                "force_flex_attention asks for a kernel, which no other replaces.",
                 fix='nbattn.attention(..., backend="flex").',
             )
-        use(mode)
+        state["use_fused_na"], state["flex"] = mode, mode and use_flex_attention
 
-    return use_fused_na
+    state["flex"] = False
+    return {
+        "use_fused_na": use_fused_na,
+        "use_flex_attention": lambda: use_fused_na(use_flex_attention=True),
+        "force_flex_attention": lambda: use_fused_na(force_flex_attention=True),
+        "should_use_flex_attention": _reader("flex", state),
+        "should_force_flex_attention": lambda: False,
+    }
 
 
-def _autotuner(state: dict[str, Any]) -> Callable[..., None]:
-    def use_autotuner(
-        forward_pass: bool | None = None, backward_pass: bool | None = None, *_: Any, **tuning: Any
-    ) -> None:
-        state["use_autotuner"] = bool(forward_pass or backward_pass)
+def _autotuner() -> dict[str, Any]:
+    state = dict.fromkeys(_TUNED, False)
 
-    return use_autotuner
+    def use_autotuner(*values: Any, **named: Any) -> None:
+        told = dict(zip(_TUNED, values, strict=False)) | named
+        state.update({n: told[n] for n in _TUNED if told.get(n) is not None})
+
+    def disable_autotuner() -> None:
+        state.update(dict.fromkeys(_TUNED, False))
+
+    return {
+        "use_autotuner": use_autotuner,
+        "disable_autotuner": disable_autotuner,
+        "is_autotuner_enabled": lambda: state["forward_pass"] or state["backward_pass"],
+        **{reader: _reader(name, state) for name, reader in _TUNED.items()},
+    }
 
 
 def _one_way(name: str, value: bool, state: dict[str, Any]) -> Callable[[], bool]:

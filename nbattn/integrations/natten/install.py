@@ -99,6 +99,7 @@ def _build(generation: str) -> ModuleType:
 def _contents(generation: str) -> dict[str, dict[str, Any]]:
     """What stands in every module, parents first."""
     functions, classes, changes = _functions(generation), _classes(generation), switches()
+    checks = {"check_all_args": _checker(generation)}
     facts = {
         "__version__": f"{_RELEASES[generation]}+nbattn.{__version__}",
         "HAS_LIBNATTEN": True,
@@ -109,7 +110,8 @@ def _contents(generation: str) -> dict[str, dict[str, Any]]:
         "natten.modules": classes,
         "natten.context": changes,
         "natten.types": parameters.types(),
-        "natten.utils": {"check_all_args": _checker(generation)},
+        "natten.utils": checks,
+        "natten.utils.checks": checks,
         "natten.utils.log": {"get_logger": logging.getLogger},
     }
     if generation != "0.21":  # a module for each rank, beside functions of the same names

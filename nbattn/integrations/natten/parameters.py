@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from enum import Enum
 from typing import Any
 
 import torch
@@ -32,6 +33,14 @@ TUNING = (
     "kernel_schedule",
     "torch_compile",
 )
+
+
+class KernelSchedule(Enum):
+    """How NATTEN's Hopper kernels are scheduled: no effect here."""
+
+    NonPersistent = 0
+    WarpSpecializedCooperative = 1
+    WarpSpecializedPingpong = 2
 
 
 def window(
@@ -195,4 +204,4 @@ def types() -> dict[str, Any]:
             made |= {f"{name}{rank}DType": axes, f"{name}{rank}DTypeOrDed": one | axes}
             whole = axes if whole is None else whole | axes
         made |= {f"{name}Type": whole, f"{name}TypeOrDed": one | whole}
-    return made
+    return made | {"KernelSchedule": KernelSchedule}
