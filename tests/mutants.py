@@ -176,8 +176,6 @@ MUTANTS = [
     Mutant("walk-prefix-seam", WALKS, "np.where(prefixed & (last >= axis.prefix), after,",
            "np.where(prefixed, head,", "walks"),
     # the CUDA kernels: tiles, arguments, launches
-    Mutant("cuda-tile-twice", CUDA_TILES, "at = dict(zip(axes, extents, strict=True))",
-           "at = dict(zip(axes, reversed(extents), strict=True))", "cuda_plans cuda"),
     Mutant("cuda-shared-bytes", CUDA_TILES, "stage = columns * (head + value + 8 *",
            "stage = columns * (head + value + 4 *", "cuda"),
     Mutant("cuda-accumulators", CUDA_TILES, "return tiles.row_blocks * (dv + columns) // 2",
@@ -206,7 +204,7 @@ MUTANTS = [
            "inputs.sink", "cuda"),
     Mutant("cuda-lse-of-training", CUDA, "if return_lse or window.keys is not None:",
            "if return_lse:", "cuda"),
-    Mutant("cuda-grads-overwritten", CUDA, '2: _KEYS, 3', '2: (*_VALUES, *_KEYS), 3', "cuda"),
+    Mutant("cuda-grads-of-keys", CUDA, "2: _KEYS, 3", "2: _VALUES, 3", "cuda"),
     Mutant("cuda-backward-unproved", CUDA_DIALECT, "if not np.array_equal(other, found):",
            "if False:", "cuda_plans"),
     # the emulator of the CUDA kernels

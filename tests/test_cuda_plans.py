@@ -189,6 +189,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"device": "cpu"}, "cuda/window: runs on cuda, not on cpu"),
     ({"length": (1 << 27) + 1}, "window+mma: takes queries up to 134217728 on axis 0, not 1342177"),
     ({"length": 1 << 27, "batch": 4096}, "blocks are over the grid of 2147483647"),
+    ({"length": 1 << 27, "batch": 34, "training": True}, "2281701376 blocks are over the grid"),
 ]  # fmt: skip
 
 

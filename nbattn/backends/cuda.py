@@ -27,7 +27,6 @@ from nbattn.kernels.variant import Variant
 from nbattn.planner.programs import Program
 
 _COPY = 16  # bytes of the tensor-core kernels' copies
-_DELTA_ROWS = 4  # of a block
 _EXTRA = ("extra_key", "extra_value")
 # Gradients by NB_GRADS; 0 is the kernel of the queries' gradients.
 _VALUES, _KEYS = ("grad_value", "grad_extra_value"), ("grad_key", "grad_extra_key")
@@ -209,7 +208,7 @@ def _launches(
     delta = cuda_tiles.delta(build.dtype, build.value_dim)
     more = -(-extra // window.keys.row_count)
     return (
-        Launch(delta, -(-rows // _DELTA_ROWS), numbers),
+        Launch(delta, -(-rows // cuda_tiles.DELTA_ROWS), numbers),
         *of("dq", window.queries, batch * heads),
         *of("dkdv", window.keys, batch * kv_heads, more),
     )

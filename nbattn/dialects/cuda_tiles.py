@@ -22,6 +22,7 @@ from nbattn.kernels.variant import Variant
 Extents = tuple[int, int, int]
 Lines = tuple[BoundAxis, ...]
 RANK = 3  # of the kernels' grids
+DELTA_ROWS = 4  # of a block of delta.cu
 KERNELS = ("fwd", "dq", "dkdv")
 DTYPES = ("float16", "bfloat16", "float32", "float64")  # in the order of NB_DTYPE
 LARGEST_MEMORY = 227 << 10  # bytes of shared memory that a block has on any device

@@ -66,6 +66,9 @@ def _passes(
         if (blocks := (one.row_tiles + extra) * heads) > cuda.GRID:
             return [Reason("grid", f"{blocks} blocks are over the grid of {cuda.GRID}")]
         passes[kernel] = one
+    rows = request.batch * request.heads * request.query_count
+    if request.training and (blocks := -(-rows // cuda_tiles.DELTA_ROWS)) > cuda.GRID:
+        return [Reason("grid", f"{blocks} blocks are over the grid of {cuda.GRID}")]
     return passes
 
 

@@ -109,7 +109,9 @@ class Plan:
         return visits.of(self.request, self.chosen.program, backward=backward)
 
     def warmup(self) -> None:
-        """Prepare what the first run would: the tiles of this plan."""
+        """Prepare what the first run would: cut tiles; on the current CUDA device, compile and load
+        kernels, those of the backward too when the plan is for training.
+        """
         from nbattn import functional
 
         functional.warmup(self)
