@@ -151,11 +151,10 @@ def by_module(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 @pytest.mark.usefixtures("float64")
-@pytest.mark.parametrize("name", MODELS)
-def test_bfloat16_errs_no_more_than_twice_eagers_error(name, cases):
+@pytest.mark.parametrize(("name", "side"), PAIRS)
+def test_bfloat16_errs_no_more_than_twice_eagers_error(name, side, cases):
     half, exact = make(name, torch.bfloat16, initializer_range=0.2), make(name)
     exact.load_state_dict(half.state_dict())
-    side = "none" if name == "vit" else "left"
     wanted = by_module(results(exact, "eager", side))
     theirs, ours = (by_module(results(half, kind, side)) for kind in ("eager", "nbattn"))
     for module, right in wanted.items():
