@@ -226,6 +226,24 @@ def test_a_text_in_pieces_is_one_text(name, cache, side, cases):
     assert at == LENGTH
 
 
+def test_masks_go_where_their_layers_are(received):
+    """As accelerate's hooks send everything that has a `to` to the device of the layer."""
+    model = make("gemma2")
+    wanted = results(model, "nbattn", "left")
+
+    def send(module: Any, args: Any, named: dict[str, Any]) -> Any:
+        moved = {n: t.to("cpu", non_blocking=True) for n, t in named.items() if hasattr(t, "to")}
+        return args, named | moved
+
+    for block in model.model.layers:
+        block.register_forward_pre_hook(send, with_kwargs=True)
+    assert distance(results(model, "nbattn", "left"), wanted) == 0
+    mask = rule(FULL, attention_mask=torch.ones(BATCH, 3).bool())
+    assert mask.to("meta").key_range.device.type == "meta"
+    assert mask.to(torch.device("meta")).mask == mask.mask
+    assert rule(FULL).to("meta").key_range is None
+
+
 @pytest.mark.parametrize("use_reentrant", [True, False])
 def test_masks_survive_gradient_checkpointing(use_reentrant, received):
     model = make("gemma2")
@@ -503,6 +521,11 @@ REFUSED = {
     "mask_as_a_matrix": (
         lambda: rule(FULL) + torch.zeros(1),
         "the model calls add on its attention mask, which nbattn keeps as a rule and not as a "
+        'matrix.\n  fix:   attn_implementation="eager".',
+    ),
+    "mask_of_another_dtype": (
+        lambda: rule(FULL).to(torch.float16),
+        "the model casts its attention mask, which nbattn keeps as a rule and not as a "
         'matrix.\n  fix:   attn_implementation="eager".',
     ),
     "mask_by_index": (
