@@ -151,11 +151,10 @@ def by_module(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 @pytest.mark.usefixtures("float64")
-@pytest.mark.parametrize("name", MODELS)
-def test_bfloat16_errs_no_more_than_twice_eagers_error(name, cases):
+@pytest.mark.parametrize(("name", "side"), PAIRS)
+def test_bfloat16_errs_no_more_than_twice_eagers_error(name, side, cases):
     half, exact = make(name, torch.bfloat16, initializer_range=0.2), make(name)
     exact.load_state_dict(half.state_dict())
-    side = "none" if name == "vit" else "left"
     wanted = by_module(results(exact, "eager", side))
     theirs, ours = (by_module(results(half, kind, side)) for kind in ("eager", "nbattn"))
     for module, right in wanted.items():
@@ -225,6 +224,24 @@ def test_a_text_in_pieces_is_one_text(name, cache, side, cases):
         assert error < 1e-6
         cases("transformers pieces", 1)
     assert at == LENGTH
+
+
+def test_masks_go_where_their_layers_are(received):
+    """As accelerate's hooks send everything that has a `to` to the device of the layer."""
+    model = make("gemma2")
+    wanted = results(model, "nbattn", "left")
+
+    def send(module: Any, args: Any, named: dict[str, Any]) -> Any:
+        moved = {n: t.to("cpu", non_blocking=True) for n, t in named.items() if hasattr(t, "to")}
+        return args, named | moved
+
+    for block in model.model.layers:
+        block.register_forward_pre_hook(send, with_kwargs=True)
+    assert distance(results(model, "nbattn", "left"), wanted) == 0
+    mask = rule(FULL, attention_mask=torch.ones(BATCH, 3).bool())
+    assert mask.to("meta").key_range.device.type == "meta"
+    assert mask.to(torch.device("meta")).mask == mask.mask
+    assert rule(FULL).to("meta").key_range is None
 
 
 @pytest.mark.parametrize("use_reentrant", [True, False])
@@ -504,6 +521,11 @@ REFUSED = {
     "mask_as_a_matrix": (
         lambda: rule(FULL) + torch.zeros(1),
         "the model calls add on its attention mask, which nbattn keeps as a rule and not as a "
+        'matrix.\n  fix:   attn_implementation="eager".',
+    ),
+    "mask_of_another_dtype": (
+        lambda: rule(FULL).to(torch.float16),
+        "the model casts its attention mask, which nbattn keeps as a rule and not as a "
         'matrix.\n  fix:   attn_implementation="eager".',
     ),
     "mask_by_index": (

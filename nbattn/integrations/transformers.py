@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -66,6 +66,14 @@ class LayerMask(BlockMask):
 
     def __str__(self) -> str:
         return repr(self)
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> LayerMask:
+        """The mask for a layer on another device, as models spread over several ask for it."""
+        if isinstance(device, torch.dtype):
+            raise _combined("casts")
+        if self.key_range is None:
+            return self
+        return replace(self, key_range=self.key_range.to(device, non_blocking=non_blocking))
 
     def __getitem__(self, index: object) -> BlockMask:
         raise _combined("indexes")
