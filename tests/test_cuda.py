@@ -474,3 +474,36 @@ def test_a_launch_costs_the_host_little() -> None:
         cuda.forward(program, inputs, return_lse=False, launcher=taken)
         seconds.append(time.perf_counter() - start)
     assert statistics.median(seconds) < 15e-6
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_rows_without_keys_leave_gradients_alone(emulated: Launcher, dtype: torch.dtype) -> None:
+    """Whatever comes back for their logsumexp."""
+    mask = Mask(Axis(2, causal=True, stride=6))
+    torch.manual_seed(0)
+    leaves = [torch.randn(1, 40, 1, 16).to(dtype).requires_grad_() for _ in range(3)]
+    out, lse = nbattn.attention(*leaves, mask, backend="cuda", return_lse=True)
+    assert lse.isinf().any()
+    results = []
+    for unread in (0.0, torch.nan, torch.inf):
+        upward = torch.where(lse.isinf(), unread, 1.0)
+        given = (torch.ones_like(out), upward)
+        results.append(torch.autograd.grad((out, lse), leaves, given, retain_graph=True))
+    for other in results[1:]:
+        assert all(map(torch.equal, other, results[0]))
+
+
+@pytest.mark.parametrize("softcap", [0.5, 50.0, 1e4, 1e8])
+def test_softcaps_of_any_size(emulated: Launcher, softcap: float) -> None:
+    torch.manual_seed(0)
+    query, key, value = (torch.randn(1, 40, 2, 16).half() for _ in range(3))
+    mask = Mask(Axis(9, 4))
+    found = nbattn.attention(
+        query, key, value, mask, softcap=softcap, backend="cuda", return_lse=True
+    )
+    exact = nbattn.attention(
+        query.double(), key.double(), value.double(), mask, softcap=softcap, backend="reference",
+        return_lse=True,
+    )  # fmt: skip
+    assert (found[1].double() - exact[1]).abs().max() < 2e-6
+    assert (found[0].double() - exact[0]).abs().max() < 2e-3

@@ -187,9 +187,9 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
      "cuda/window: needs CuPy and NVRTC, which are not there: pip install 'nbattn[cuda13]', or "
      "'nbattn[cuda12]' with a driver of CUDA 12"),
     ({"device": "cpu"}, "cuda/window: runs on cuda, not on cpu"),
-    ({"length": (1 << 27) + 1}, "window+mma: takes queries up to 134217728 on axis 0, not 1342177"),
-    ({"length": 1 << 27, "batch": 4096}, "blocks are over the grid of 2147483647"),
-    ({"length": 1 << 27, "batch": 34, "training": True}, "2281701376 blocks are over the grid"),
+    ({"length": (1 << 25) + 1}, "window+mma: takes queries up to 33554432 on axis 0, not 3355443"),
+    ({"length": 1 << 25, "batch": 16384}, "blocks are over the grid of 2147483647"),
+    ({"length": 1 << 25, "batch": 136, "training": True}, "2281701376 blocks are over the grid"),
 ]  # fmt: skip
 
 
@@ -208,7 +208,7 @@ def test_numbers_of_an_axis_have_a_limit_each() -> None:
         (Axis(1, 1, stride=1 << 28), "stride"),
         (Axis(1, 1, offset=-(1 << 28)), "offset"),
     ):
-        with pytest.raises(BackendError, match=f"takes {name} up to 134217728 on axis 0, not 2684"):
+        with pytest.raises(BackendError, match=f"takes {name} up to 33554432 on axis 0, not 2684"):
             planned(Mask(axis), (1, 8, 2, 32))
     assert planned(
         Mask(Axis((1 << 31) - 1, (1 << 31) - 1)), (1, 8, 2, 32)
