@@ -211,8 +211,6 @@ BUGS = [
     Bug("key_range forgotten where windows wrap", WALK,
         "inside = inside && x >= w.valid.lo && x < w.valid.hi;",
         "inside = inside && x < w.valid.hi;", "fwd", "circle", "ELRC"),
-    Bug("rows outside key_range are loaded", VECTORS, "kKeys ? key_row_place(walk, i) : ", "",
-        "dkdv", "padded", "ELRC"),
     Bug("columns outside key_range are loaded", WALK,
         "  place.inside = place.inside && in_key_range<Columns>(walk, v, index);\n", "", "fwd",
         "circle", "ELRC"),
