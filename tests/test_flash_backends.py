@@ -319,7 +319,7 @@ def test_the_cache_entry_of_a_provider(name: str, provider: str, cases: Count) -
 
 def test_the_data_of_a_cuda_device_lists_what_is_installed() -> None:
     assert "torch" not in dispatch._installed()
-    assert set(dispatch._installed()) <= {"flash-attn", "flash-attn-3", "flash-attn-4"}
+    assert set(dispatch._installed()) <= {"flash-attn", "flash-attn-3", "flash-attn-4", "cupy"}
 
 
 # Rows of the output, written by the kernels themselves

@@ -33,7 +33,7 @@ _ACCUMULATORS = {"mma": 160, "simt": 128}  # of a thread, above which compilers 
 _SPILLS: Mapping[tuple[str, int, int], tuple[int, ...]] = {
     ("fwd", 2, 64): (80, 88, 96),
     ("fwd", 2, 32): (112, 120),
-    ("dq", 2, 32): (88,),
+    ("dq", 2, 32): (88, 96),
     ("dkdv", 1, 64): (96,),
 }
 _LANES = 32
