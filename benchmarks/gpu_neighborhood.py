@@ -1,7 +1,7 @@
 """The CUDA kernels on a GPU: published workloads against FlexAttention and dense SDPA, with the
 share of visited pairs that are useful and the kernels' own dense rate.
 
-    PYTHONPATH=. python benchmarks/gpu_neighborhood.py --output results/gpu-cuda-DATE.json
+    PYTHONPATH=. python benchmarks/gpu_neighborhood.py --output FILE.json
 
 Needs a CUDA device, torch and CuPy. No number of it has been taken yet.
 """

@@ -14,7 +14,7 @@ static_assert(kRows == 16 * kWarps * kBlocks && kColumns % 16 == 0, "fragments a
 constexpr int kStageBytes = QueryVectors::kBytes + GradVectors::kBytes + 8 * kColumns;
 static_assert(NB_SHARED_BYTES ==
                   Walk<KeyTile>::kBytes + KeyVectors::kBytes + ValueVectors::kBytes + kStages * kStageBytes,
-              "nbattn/dialects/cuda.py has drifted");
+              "nbattn/dialects/cuda_tiles.py has drifted");
 
 struct Stage {  // one tile of queries in shared memory
   QueryVectors query;

@@ -80,7 +80,8 @@ NB_DEVICE void grad_keys(const Params& p) {
                  kValueDim);
     __syncthreads();  // the weights have been read
 #pragma unroll
-    for (int r = 0; r < kOwn; ++r) arena.keep(r, weights[r] == 0 ? Accumulator(0) : weights[r] * (grads[r] - delta) * slopes[r]);
+    for (int r = 0; r < kOwn; ++r)  // what is not read may be infinite
+      arena.keep(r, weights[r] == 0 ? Accumulator(0) : weights[r] * (grads[r] - delta) * slopes[r]);
     arena.accumulate<kHeadDim>(key_sums, p.query, arena.column_a, p.query_stride.channel);
 #endif
   }

@@ -14,7 +14,7 @@ static_assert(kRows == 16 * kWarps * kBlocks && kColumns % 16 == 0, "fragments a
 constexpr int kStageBytes = KeyVectors::kBytes + ValueVectors::kBytes;
 static_assert(NB_SHARED_BYTES ==
                   Walk<QueryTile>::kBytes + RowVectors::kBytes + GradVectors::kBytes + kStages * kStageBytes,
-              "nbattn/dialects/cuda.py has drifted");
+              "nbattn/dialects/cuda_tiles.py has drifted");
 
 struct Statistics {  // of this thread's rows: the logsumexp in units of log 2, and delta
   float lse[kBlocks][2], delta[kBlocks][2];
@@ -53,7 +53,9 @@ NB_DEVICE void grad_queries(const Params& p) {
   unsigned char* const vectors = shared + Walk<QueryTile>::kBytes;
   const RowVectors query{reinterpret_cast<Element*>(vectors)};
   const GradVectors grad_out{reinterpret_cast<Element*>(vectors + RowVectors::kBytes)};
-  const auto stage = [&](int n) { return vectors + RowVectors::kBytes + GradVectors::kBytes + n % kStages * kStageBytes; };
+  const auto stage = [&](int n) {
+    return vectors + RowVectors::kBytes + GradVectors::kBytes + n % kStages * kStageBytes;
+  };
   const auto key = [&](int n) { return KeyVectors{reinterpret_cast<Element*>(stage(n))}; };
   const auto value = [&](int n) { return ValueVectors{reinterpret_cast<Element*>(stage(n) + KeyVectors::kBytes)}; };
   const Block block = block_of(p, row_tiles<false, QueryTile>(p), p.heads);

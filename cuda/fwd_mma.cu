@@ -14,7 +14,7 @@ static_assert(kRows == 16 * kWarps * kBlocks && kColumns % 16 == 0, "fragments a
 constexpr bool kKeep = kBlocks == 1 && kHeadDim <= 128;  // queries in registers, as far as there are some
 constexpr int kStageBytes = KeyVectors::kBytes + ValueVectors::kBytes;
 static_assert(NB_SHARED_BYTES == Walk<QueryTile>::kBytes + RowVectors::kBytes + kStages * kStageBytes,
-              "nbattn/dialects/cuda.py has drifted");
+              "nbattn/dialects/cuda_tiles.py has drifted");
 
 struct State {  // of the softmax: the maximum in units of log 2, and this thread's part of the sum
   float max[kBlocks][2], sum[kBlocks][2];
@@ -137,6 +137,7 @@ NB_DEVICE void forward(const Params& p) {
 }
 }  // namespace nb
 
-extern "C" __global__ void __launch_bounds__(32 * NB_WARPS, NB_WARPS > 4 ? 1 : 2) nb_fwd_mma(const __grid_constant__ nb::Params p) {
+extern "C" __global__ void __launch_bounds__(32 * NB_WARPS, NB_WARPS > 4 ? 1 : 2)
+    nb_fwd_mma(const __grid_constant__ nb::Params p) {
   nb::forward(p);
 }

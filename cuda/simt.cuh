@@ -18,7 +18,7 @@ struct Arena {
   static constexpr int kRows = Rows::size, kOwn = kRows / kWarps;  // rows of one warp
   static constexpr int kBytes = Walk<Rows>::kBytes + 8 * (3 * kRows + 3 * kLanes) +
                                 (2 * kRows + kLanes) * kPitch * static_cast<int>(sizeof(Accumulator));
-  static_assert(NB_SHARED_BYTES == kBytes, "nbattn/dialects/cuda.py has drifted");
+  static_assert(NB_SHARED_BYTES == kBytes, "nbattn/dialects/cuda_tiles.py has drifted");
   Walk<Rows>* walk;
   long long *row_a, *row_b;        // offsets of the rows in two tensors, -1 outside
   long long *column_a, *column_b;  // of the columns

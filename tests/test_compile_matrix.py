@@ -107,7 +107,7 @@ def largest(kernel: str, family: str, build: Build) -> Tiles:
 
 
 def quick() -> Iterator[Case]:
-    """About 80, of less than a second each."""
+    """Every kernel for every target, and what may go wrong besides for two."""
     for kernel in KERNELS:
         for size in (64, 128):
             build = Build("bfloat16", size, size)

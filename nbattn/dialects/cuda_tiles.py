@@ -299,8 +299,13 @@ def variant(kernel: str, tiles: Tiles, build: Build, *, grads: int, vector: bool
         constants |= {"NB_WARPS": tiles.warps, "NB_ROW_BLOCKS": tiles.row_blocks}
         constants |= {"NB_STAGES": tiles.stages, "NB_VECTOR": int(vector)}
     name = f"{kernel}_{tiles.family}"
-    shared = shared_bytes(kernel, tiles, build)
-    return Variant(f"{name}.cu", f"nb_{name}", tuple(sorted(constants.items())), 32 * tiles.warps, shared)  # fmt: skip  # noqa: E501
+    return Variant(
+        f"{name}.cu",
+        f"nb_{name}",
+        tuple(sorted(constants.items())),
+        32 * tiles.warps,
+        shared_bytes(kernel, tiles, build),
+    )
 
 
 @lru_cache(64)
@@ -312,7 +317,7 @@ def delta(dtype: str, value_dim: int) -> Variant:
 
 
 def shipped() -> Iterator[Variant]:
-    """What is compiled for every architecture before a release: every tile that may be chosen for
+    """What the deep compile matrix compiles for every target: every tile that may be chosen for
     bfloat16 with 64 or 128 channels, and of everything else one of each.
     """
     found = dict.fromkeys(

@@ -37,17 +37,6 @@ SHAPES = [
 STRATEGIES = ("translate", "trim", "split", "virtual-pad", "pack", "pad")
 
 
-@pytest.fixture(autouse=True)
-def uninitialized_memory_is_nan() -> Iterator[None]:
-    """What a kernel does not write shows."""
-    before = torch.utils.deterministic.fill_uninitialized_memory
-    torch.use_deterministic_algorithms(True)
-    torch.utils.deterministic.fill_uninitialized_memory = True
-    yield
-    torch.use_deterministic_algorithms(False)
-    torch.utils.deterministic.fill_uninitialized_memory = before
-
-
 @pytest.fixture(params=PROVIDERS)
 def provider(request: pytest.FixtureRequest) -> str:
     """A provider that this machine can run, forward and backward."""
