@@ -39,9 +39,11 @@ ALLOWED = {
     "planner": "errors version machine cache axis mask geometry kernels dialects planner",
     "backends": "errors axis mask geometry dialects planner.programs backends.contract"
     " backends.schedule backends.joining backends.calls kernels",
-    "ops": "errors axis mask geometry dialects planner backends",
+    "execute": "mask planner backends",
+    "ops": "errors mask geometry planner backends execute",
+    "autograd": "errors planner backends execute ops",
     "arguments": "errors axis mask dialects planner",
-    "functional": "errors axis mask geometry dialects planner backends ops arguments",
+    "functional": "errors mask dialects planner backends execute ops autograd arguments",
     "nn": "errors axis mask geometry dialects planner arguments functional",
     "config": "errors axis mask geometry dialects planner arguments functional nn config",
     "legend": "errors axis mask geometry",
@@ -49,7 +51,7 @@ ALLOWED = {
     "plot": "errors axis mask geometry planner legend draw",
     "doctor": "errors version machine cache mask dialects kernels planner backends functional"
     " config",
-    "bench": "errors machine timing axis mask geometry dialects planner functional config",
+    "bench": "errors machine timing geometry planner",
     "tune": "errors machine timing cache axis mask geometry dialects planner functional config"
     " bench",
     "demo": "errors axis mask geometry dialects planner functional nn config draw plot demo",
@@ -75,7 +77,8 @@ EXCEPTIONS = {
 FOREIGN = {
     **dict.fromkeys(["version", "errors", "axis", "mask", "doctor", "__main__", ""], ""),
     **dict.fromkeys(["series", "geometry", "dialects", "legend", "draw", "plot"], "numpy"),
-    **dict.fromkeys(["planner", "backends", "ops", "arguments", "functional", "nn"], "numpy torch"),
+    **dict.fromkeys(["planner", "backends", "execute", "ops", "autograd"], "numpy torch"),
+    **dict.fromkeys(["arguments", "functional", "nn"], "numpy torch"),
     **dict.fromkeys(["integrations", "distributed", "bench", "tune", "demo"], "numpy torch"),
     **dict.fromkeys(["machine", "timing", "cache", "cli", "kernels"], ""),
     "config": "pydantic pydantic_core",

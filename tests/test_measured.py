@@ -14,7 +14,8 @@ import pytest
 import torch
 
 import nbattn
-from nbattn import Axis, Mask, cache, functional, tune
+from nbattn import Axis, Mask, cache, execute, functional, tune
+from nbattn.backends.contract import Inputs
 from nbattn.dialects.device import DEVICES, DeviceInfo
 from nbattn.planner import dispatch, measured
 from nbattn.planner.measured import Entry, Rates
@@ -90,9 +91,10 @@ def test_attention_runs_what_was_measured_fastest(folder: Path) -> None:
     query = torch.randn(SHAPE)
     before = nbattn.attention(query, query, query, MASK)
     write(folder, entry({**REVERSED, "tiled/tile": 1e-4}))
-    asked = dispatch.planned(
-        tuple(MASK.code()), query.shape, query.shape, 32, torch.float32, query.device, "contiguous",
-        0, (False,) * 6, "auto", (), (),
+    inputs = Inputs(query, query, query, None, None, None, None, 1.0, None)
+    asked = execute.planned(
+        MASK, inputs, backend="auto", require=(), forbid=(), training=False, deterministic=False,
+        return_lse=False,
     )  # fmt: skip
     assert asked.chosen.name == "tiled/tile"
     torch.testing.assert_close(nbattn.attention(query, query, query, MASK), before)
@@ -220,7 +222,7 @@ def test_a_change_of_threads_is_seen(folder: Path) -> None:
     assert plan().chosen.name == "sdpa/mask"
     try:
         torch.set_num_threads(threads + 1)
-        functional._plan.cache_clear()
+        dispatch.planned.cache_clear()
         found = plan()
     finally:
         torch.set_num_threads(threads)

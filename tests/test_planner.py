@@ -1075,7 +1075,6 @@ def test_equal_requests_share_one_plan() -> None:
 def test_caches_of_plans_are_bounded() -> None:
     for cached in (
         planner.make,
-        nbattn.functional._plan,
         dispatch.planned,
         dispatch._data,
         measured._rated,

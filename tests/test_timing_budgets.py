@@ -31,7 +31,6 @@ def seconds(run: Callable[[int], object], times: int) -> float:
 def forget() -> None:
     """Plans anew from here on."""
     planner.make.cache_clear()
-    nbattn.functional._plan.cache_clear()
     dispatch.planned.cache_clear()
 
 

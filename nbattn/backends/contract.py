@@ -28,6 +28,12 @@ class Inputs:
     softcap: float | None
 
     @property
+    def tensors(self) -> tuple[Tensor | None, ...]:
+        """All of them, in the order of the fields."""
+        optional = (self.sink, self.key_range, self.extra_key, self.extra_value)
+        return self.query, self.key, self.value, *optional
+
+    @property
     def rank(self) -> int:
         """Axes of the space."""
         return self.query.dim() - 3
