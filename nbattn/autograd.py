@@ -79,7 +79,8 @@ class PlannedAttention(torch.autograd.Function):
         with torch._C._AutoDispatchBelowAutograd():  # pyright: ignore[reportPrivateUsage]
             out, lse = execute.forward(plan, inputs, return_lse=return_lse)
             kept = execute.unknown_lse(inputs.query) if lse is None else lse
-        ctx.plan, ctx.return_lse, ctx.numbers = plan, return_lse, (scale, softcap)
+        ctx.plan, ctx.numbers = plan, (scale, softcap)
+        ctx.place = inputs.query.dtype, inputs.query.device
         ctx.save_for_backward(*tensors, out, kept)
         ctx.set_materialize_grads(False)
         return (out, lse) if return_lse else out
@@ -96,7 +97,7 @@ class PlannedAttention(torch.autograd.Function):
             rows = (out, lse, grad_out, grad_lse)
             if not is_plain((*tensors, *rows)):  # batched gradients, compiled backwards
                 return BACKWARD(grad_out, grad_lse, out, lse, *_operands(plan, inputs))
-            _check_saved(plan, (*tensors, *rows))
+            _check_saved(ctx.place, (*tensors, *rows))
             found = execute.backward(plan, inputs, *rows)
             return tuple(getattr(found, name, None) for name in GRADIENTS)
 
@@ -253,19 +254,16 @@ def _has_jvp_level(tensor: Tensor) -> bool:
     return False
 
 
-def _check_saved(plan: Plan, tensors: Sequence[Tensor | None]) -> None:
+def _check_saved(place: tuple[torch.dtype, torch.device], tensors: Sequence[Tensor | None]) -> None:
     """What hooks gave back for the saved tensors is what they were given, whatever its strides."""
-    dtype = plan.request.dtype
-    places = {t.device: None for t in tensors if t is not None}
-    query = tensors[0]
-    assert query is not None
-    found = str(query.dtype).removeprefix("torch.")
-    if len(places) == 1 and found == dtype and query.device.type == plan.request.device.kind:
+    dtype, device = place
+    given = [t for t in tensors if t is not None]
+    found = given[0].dtype
+    if found == dtype and all(t.device == device for t in given):
         return
+    places = ", ".join(dict.fromkeys(str(t.device) for t in given))
     raise BackendError(
-        f"saved tensors came back as {found} on {', '.join(map(str, places))}; the forward had "
-        f"{dtype} on {plan.request.device.kind}.",
-        where=plan.request.summary(),
+        f"saved tensors came back as {found} on {places}; the forward had {dtype} on {device}.",
         fix="torch.autograd.graph.saved_tensors_hooks(pack, unpack) whose unpack gives tensors "
         "back on the device and in the dtype that pack was given.",
     )
