@@ -63,7 +63,7 @@ def signs(line: BoundAxis) -> NDArray[np.str_]:
     t, residue = np.divmod(np.arange(line.keys), line.axis.dilation)
     lo, hi, _ = (side[:, None] for side in line.windows())
     read, window = line.dense(), replace(line, axis=replace(line.axis, prefix=0)).dense()
-    here, moved = own == np.arange(line.keys), (t < lo) | (t >= hi)
+    here, moved = (own == np.arange(line.keys)) & line.is_placed, (t < lo) | (t >= hi)
     other = residue != own % line.axis.dilation
     rules = [here & read, here, read & ~window, read & moved, read, other]
     return np.select(rules, [OWN, OWN_UNREAD, PREFIX, MOVED, READ, OTHER], NONE)
