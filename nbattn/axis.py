@@ -17,6 +17,11 @@ ALIGNMENTS: tuple[Align, ...] = ("top-left", "bottom-right")
 BORDERS: tuple[Border, ...] = ("clip", "shift", "wrap")
 CODE_FIELDS = 9
 _LIMIT = 2**31 - 1
+_CHOICES = {
+    "align": "align='top-left' puts query 0 on key 0, 'bottom-right' the last query on the last "
+    "key, an int query 0 on that key.",
+    "border": "border='clip' cuts windows, 'shift' moves them inward, 'wrap' is circular.",
+}
 _ELSEWHERE = {  # what others call the values of align and border
     "top-left": ("upper-left", "causal-upper-left", "start", "first"),
     "bottom-right": ("lower-right", "causal-lower-right", "end", "last"),
@@ -170,9 +175,11 @@ def likely(given: object, known: Sequence[str]) -> str:
 def _one_of(name: str, value: object, known: Sequence[str]) -> None:
     if value not in known:
         near = likely(value, known)
-        fix = f"{name}={near!r}." if near else f"{name} is {' or '.join(map(repr, known))}."
         names = ", ".join(map(repr, known))
-        raise MaskError(f"{name}={value!r} is not one of {names}.", fix=fix)
+        raise MaskError(
+            f"{name}={value!r} is not one of {names}.",
+            fix=f"{name}={near!r}." if near else _CHOICES[name],
+        )
 
 
 def _place(align: SupportsIndex, offset: int) -> int:
@@ -237,7 +244,9 @@ def describe(axis: Axis) -> str:
 
 
 def encode(axis: Axis) -> tuple[int, ...]:
-    """The fields as integers, -1 for an unlimited side or no alignment; `decode` is the way back."""
+    """The fields as integers, -1 for an unlimited side or no alignment; `decode` is the way
+    back.
+    """
     return (
         -1 if axis.left is None else axis.left,
         -1 if axis.right is None else axis.right,

@@ -371,7 +371,8 @@ def _check_lengths(mask: Mask, number: int, axis: Axis, queries: int, keys: int)
         raise MaskError(
             f'{where}: border="wrap" needs as many queries as keys.',
             where=repr(mask),
-            fix=f'border="clip" allows different lengths, or give axis {number} one length.',
+            fix='border="clip" and an align allow different lengths, '
+            f"or give axis {number} one length.",
         )
     period = axis.dilation * axis.stride
     if keys % period:

@@ -72,6 +72,7 @@ def signs(line: BoundAxis) -> NDArray[np.str_]:
 def cuts(line: BoundAxis) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """Which queries have a window that a clipped border cuts, at its start and at its end."""
     axis, (lo, hi, keys) = line.axis, line.windows()
-    start = (axis.border == "clip" and axis.left is not None) & (lo < 0) & (hi > 0) & (keys > 0)
-    end = (axis.border == "clip" and axis.right is not None) & (hi > keys) & (lo < keys)
+    some = (keys > 0) & (axis.border == "clip")
+    start = some & (axis.left is not None) & (lo < 0) & (hi > 0)
+    end = some & (axis.right is not None) & (hi > keys) & (lo < keys)
     return start, end
