@@ -56,10 +56,10 @@ def close(found: Tensor, want: Tensor, limit: float = 1e-10) -> bool:
 MASKS = [
     (Mask(Axis()), (6,), (11,)),
     (Mask(Axis(3, 2)), (11,), (11,)),
-    (Mask(Axis(causal=True)), (9,), (11,)),
-    (Mask(Axis(2, causal=True, offset=-3)), (12,), (11,)),  # rows without keys
-    (Mask(Axis(2, 1), Axis(1, 1, border="shift")), (7, 4), (11, 4)),
-    (Mask(Axis(causal=True), Axis(1, 1, border="wrap")), (5, 4), (11, 4)),
+    (Mask(Axis(causal=True, align="top-left")), (9,), (11,)),
+    (Mask(Axis(2, causal=True, offset=-3, align="top-left")), (12,), (11,)),  # rows without keys
+    (Mask(Axis(2, 1, align="top-left"), Axis(1, 1, border="shift")), (7, 4), (11, 4)),
+    (Mask(Axis(causal=True, align="top-left"), Axis(1, 1, border="wrap")), (5, 4), (11, 4)),
 ]
 
 
