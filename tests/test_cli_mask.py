@@ -32,7 +32,8 @@ def shell(line: str, **variables: str) -> subprocess.CompletedProcess[bytes]:
 
 def test_a_picture_in_a_pipe() -> None:
     done = shell(
-        "nbattn mask --mask 'Axis(1, 1, border=\"shift\"), Axis(0, 0, align=0)' --query 4,2 --key 4,3 | cat"
+        "nbattn mask --mask 'Axis(1, 1, border=\"shift\"), Axis(0, 0, align=0)' --query 4,2 "
+        "--key 4,3 | cat"
     )
     assert done.stderr == b""
     assert done.stdout.decode("utf-8") == dedent("""\
@@ -50,7 +51,7 @@ def test_a_picture_in_a_pipe() -> None:
         3 ⬚ ▣ ■ ◆
 
         axis 1: 2 queries, 3 keys, 2 of 6 pairs
-        itself
+        itself; top-left
         1 keys a query
           0 1 2
         0 ◆ ⬚ ⬚

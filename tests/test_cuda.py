@@ -253,7 +253,7 @@ def drawn(
 
 BIG: dict[str, tuple[tuple[Mask, Any, Any], Tiles]] = {
     "four warps of two row blocks": (
-        (Mask(Axis(70, 30, align="top-left")), (300,), (260,)), Tiles((1, 1, 128), (1, 1, 64), 4, 2, 2),
+        (Mask(Axis(70, 30, align=0)), (300,), (260,)), Tiles((1, 1, 128), (1, 1, 64), 4, 2, 2),
     ),
     "three stages": (
         (Mask(Axis(100, 0)), (200,), (200,)), Tiles((1, 1, 32), (1, 1, 32), 2, 1, 3),

@@ -51,7 +51,7 @@ MASKS: dict[str, tuple[Mask, Space, Space]] = {
     "blocks": (Mask(Axis(2, 1, stride=4)), (16,), (16,)),
     "ragged blocks": (Mask(Axis(2, 1, stride=4, align="top-left")), (18,), (20,)),
     "ragged causal blocks": (Mask(Axis(3, causal=True, stride=4, align="top-left")), (18,), (20,)),
-    "folded, rows outside": (Mask(Axis(0, 0), Axis(9, 1, offset=-3, align="top-left")), (3, 20), (3, 6)),
+    "folded, rows outside": (Mask(Axis(0, 0), Axis(9, 1, align=-3)), (3, 20), (3, 6)),
     "folded": (Mask(Axis(0, 0), Axis(2, causal=True)), (3, 6), (3, 6)),
     "flat": (Mask(Axis(), Axis()), (3, 4), (2, 5)),
 }  # fmt: skip

@@ -398,7 +398,7 @@ def test_blocks_and_a_ragged_one_are_sequences_of_one_call() -> None:
         ({}, ((4, 4, 4), (2, 4, 1))),
         ({"causal": True}, ((4, 4, 4), (2, 2, 1), (0, 2, 1))),
     ):
-        axis = Axis(3, causal=True, stride=4) if fields else Axis(2, 1, stride=4)
+        axis = Axis(3, causal=True, stride=4, align=0) if fields else Axis(2, 1, stride=4, align=0)
         every = [c for c in found_for(Mask(axis), (18,), (20,)) if c.backend.endswith("aten")]
         found = {c.strategy: c.program for c in every if c.program}
         packed, dense = found["pack"], found.get("translate", found.get("trim"))
@@ -425,7 +425,8 @@ def test_what_is_no_sequence_says_why(axis: Axis, text: str) -> None:
 
 
 def test_too_many_sequences_for_the_grid() -> None:
-    mask, named = Mask(Axis(3, causal=True, stride=4)), {"device": "sm_80", "backend": "flash"}
+    mask = Mask(Axis(3, causal=True, stride=4, align="top-left"))
+    named = {"device": "sm_80", "backend": "flash"}
     with pytest.raises(BackendError, match="aten/pack: 80016 sequences are over the grid of 65535"):
         nbattn.plan(mask, (8, 40_002, 2, 8), (8, 40_004, 2, 8), **named)
 

@@ -475,8 +475,8 @@ def test_a_candidate_without_program_has_no_proof() -> None:
 def test_support_stops_at_2_to_the_26_pairs() -> None:
     at_limit = nbattn.plan(Mask.causal(), (1, 1 << 13, 1, 8), device="cpu")
     assert proof.SUPPORT_LIMIT == 1 << 26
+    mask = Mask.causal("top-left")
     with pytest.raises(InputError, match="8193 x 8192 pairs are over the limit of 67108864"):
-        mask = Mask.causal("top-left")
         nbattn.plan(mask, (1, 8193, 1, 8), (1, 8192, 1, 8), device="cpu").support()
     assert at_limit.verify()
     small = nbattn.plan(Mask(Axis(0, 0)), (1, 1 << 10, 1, 8), device="cpu")

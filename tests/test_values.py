@@ -52,7 +52,10 @@ MASKS: dict[str, tuple[Mask, Space, Space]] = {
         Mask(Axis(2, causal=True), Axis(1, 1, border="shift"), Axis(1, 1, border="wrap")),
         (3, 4, 5), (3, 4, 5),
     ),
-    "cross": (Mask(Axis(1, 1, border="shift", align="top-left"), Axis(2, 0, align="bottom-right")), (4, 5), (6, 3)),
+    "cross": (
+        Mask(Axis(1, 1, border="shift", align="top-left"), Axis(2, 0, align="bottom-right")),
+        (4, 5), (6, 3),
+    ),
     "one query": (Mask(Axis(5, causal=True, align="bottom-right")), (1,), (30,)),
     "tiles": (Mask(Axis(3, 3, border="shift"), Axis(3, 3, border="shift")), (16, 12), (16, 12)),
 }  # fmt: skip
@@ -545,7 +548,7 @@ def test_sizes_of_zero(
     cases: Count,
 ) -> None:  # fmt: skip
     for sink in (False, True):
-        for axes in ([Axis()], [Axis(causal=True)], [Axis(1, 1)]):
+        for axes in ([Axis()], [Axis(causal=True, align=0)], [Axis(1, 1, align=0)]):
             feature = Feature(shape, sink=sink)
             mask = Mask(*axes * len(queries))
             try:

@@ -60,7 +60,7 @@ PROBLEMS: dict[str, Problem] = {
         Mask(Axis(5, causal=True), Axis(6, 6, border="wrap")), (17, 24), (17, 24)
     ),
     "2-D cross": (
-        Mask(Axis(2, 2, align="bottom-right"), Axis(9, 3, border="shift", offset=4, align="top-left")),
+        Mask(Axis(2, 2, align="bottom-right"), Axis(9, 3, border="shift", align=4)),
         (9, 30), (14, 22),
     ),
     "2-D self-only axis": (Mask(Axis(0, 0), Axis(None, None)), (13, 60), (13, 60)),
