@@ -263,7 +263,7 @@ def plan(
         InputError, MaskError, BackendError: as `attention`.
 
     >>> shapes = (1, 2048, 8, 64), (1, 512, 8, 64)
-    >>> plan(Mask.causal(), *shapes, dtype="float32", device="cpu").chosen.name
+    >>> plan(Mask.causal("top-left"), *shapes, dtype="float32", device="cpu").chosen.name
     'sdpa/causal'
     """
     if deterministic is None:

@@ -181,15 +181,33 @@ def test_an_unlimited_side_is_absent_or_null(tmp_path: Path) -> None:
     assert {*nbattn.load(path).masks.values()} == {Mask(Axis(None, 3))}
 
 
+def test_an_alignment_is_absent_null_a_name_or_a_number(tmp_path: Path) -> None:
+    path = tmp_path / "a.yaml"
+    said = {
+        "absent": "",
+        "none": "align: null",
+        "name": "align: bottom-right",
+        "number": "align: 8",
+    }
+    lines = [f"  {n}: {{axes: [{{left: 3, right: 0, {text}}}]}}" for n, text in said.items()]
+    lines += [f"  {n} made: {{sliding_window: {{left: 3, {text}}}}}" for n, text in said.items()]
+    path.write_text("\n".join(["masks:", *lines]))
+    masks = nbattn.load(path).masks
+    for made in ("", " made"):
+        assert masks["absent" + made] == masks["none" + made] == Mask(Axis(3, 0))
+        assert masks["name" + made] == Mask(Axis(3, 0, align="bottom-right"))
+        assert masks["number" + made] == Mask(Axis(3, 0, align="top-left", offset=8))
+
+
 def test_layers_and_plans_are_built_from_their_tables() -> None:
     config = nbattn.load(
         {
-            "masks": {"m": {"causal": {}}},
+            "masks": {"m": {"causal": {"align": "top-left"}}},
             "layers": {"l": {"mask": "m", "dim": 32, "num_heads": 4, "kv_heads": 2}},
             "plans": {"p": {"mask": "m", "query": [1, 2048, 8, 64], "key": [1, 512, 8, 64]}},
         }
     )
-    causal = Mask.causal()
+    causal = Mask.causal("top-left")
     assert config.layers == {"l": LayerConfig(mask=causal, dim=32, num_heads=4, kv_heads=2)}
     request = PlanConfig(mask=causal, query=(1, 2048, 8, 64), key=(1, 512, 8, 64))
     assert config.plans == {"p": request}

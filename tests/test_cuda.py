@@ -253,7 +253,7 @@ def drawn(
 
 BIG: dict[str, tuple[tuple[Mask, Any, Any], Tiles]] = {
     "four warps of two row blocks": (
-        (Mask(Axis(70, 30)), (300,), (260,)), Tiles((1, 1, 128), (1, 1, 64), 4, 2, 2),
+        (Mask(Axis(70, 30, align=0)), (300,), (260,)), Tiles((1, 1, 128), (1, 1, 64), 4, 2, 2),
     ),
     "three stages": (
         (Mask(Axis(100, 0)), (200,), (200,)), Tiles((1, 1, 32), (1, 1, 32), 2, 1, 3),
@@ -390,7 +390,7 @@ class Recorder:
 @needs_emulator
 def test_the_order_of_blocks_and_threads_changes_no_bit(cases: Count) -> None:
     """Nothing is added by several blocks: ten random orders, and copies that land early or late."""
-    mask = (Mask(Axis(20, 9, prefix=3)), (70,), (75,))
+    mask = (Mask(Axis(20, 9, prefix=3, align="top-left")), (70,), (75,))
     tiles = Tiles((1, 1, 32), (1, 1, 32), 2, 1, 2)
     window = Window(bind(*mask), Build("bfloat16", 16, 16, True), tiles, tiles, tiles)
     made = drawn(mask, torch.bfloat16)

@@ -96,25 +96,25 @@ def requests(draw: st.DrawFn, max_rank: int = 3) -> Request:
 
 SAYABLE = [
     Axis(),
-    Axis(causal=True),
-    Axis(dilation=2),
-    Axis(dilation=3),
-    Axis(dilation=2, causal=True),
-    Axis(3, causal=True, stride=4),
-    Axis(3, causal=True),
-    Axis(1, 0, stride=4),
-    Axis(0, 0),
-    Axis(2, 1, stride=4, border="shift"),
-    Axis(1, 0, stride=2, border="shift", dilation=2),
-    Axis(9, 9),
-    Axis(9, 9, border="shift"),
+    Axis(causal=True, align="top-left"),
+    Axis(dilation=2, align="top-left"),
+    Axis(dilation=3, align="top-left"),
+    Axis(dilation=2, causal=True, align="top-left"),
+    Axis(3, causal=True, stride=4, align="top-left"),
+    Axis(3, causal=True, align="top-left"),
+    Axis(1, 0, stride=4, align="top-left"),
+    Axis(0, 0, align="top-left"),
+    Axis(2, 1, stride=4, border="shift", align="top-left"),
+    Axis(1, 0, stride=2, border="shift", dilation=2, align="top-left"),
+    Axis(9, 9, align="top-left"),
+    Axis(9, 9, border="shift", align="top-left"),
     Axis(None, 2, align="bottom-right"),
     Axis(causal=True, align="bottom-right"),
     Axis(causal=True, align="bottom-right", dilation=2),
-    Axis(causal=True, offset=1),
-    Axis(causal=True, offset=3),
-    Axis(causal=True, offset=-2),
-    Axis(0, 0, prefix=2),
+    Axis(causal=True, align=1),
+    Axis(causal=True, align=3),
+    Axis(causal=True, align=-2),
+    Axis(0, 0, prefix=2, align="top-left"),
 ]
 
 
@@ -208,9 +208,9 @@ def moved(view: View, axis: int, **fields: Any) -> View:
 BLOCKS = request_for(Mask.neighborhood(4, stride=4), 16)
 FOLDED = request_for(Mask(Axis(dilation=3)), 12)
 PIECES = request_for(Mask(Axis(2, 2, dilation=3)), 10)
-EQUAL = request_for(Mask(Axis(1, 0, stride=4)), 8, 5)
+EQUAL = request_for(Mask(Axis(1, 0, stride=4, align="top-left")), 8, 5)
 TRIANGLE = request_for(Mask.causal(), 6)
-WIDE = request_for(Mask.causal(), 4, 7)
+WIDE = request_for(Mask.causal("top-left"), 4, 7)
 SLICE = request_for(Mask.sliding_window(3, align="bottom-right"), 1, 10)
 PLANE = request_for(Mask(Axis(), Axis(causal=True)), (1, 5))
 TILES = request_for(Mask(Axis(2, 2, dilation=2), Axis(1, 1, border="shift")), (9, 5))
@@ -475,8 +475,9 @@ def test_a_candidate_without_program_has_no_proof() -> None:
 def test_support_stops_at_2_to_the_26_pairs() -> None:
     at_limit = nbattn.plan(Mask.causal(), (1, 1 << 13, 1, 8), device="cpu")
     assert proof.SUPPORT_LIMIT == 1 << 26
+    mask = Mask.causal("top-left")
     with pytest.raises(InputError, match="8193 x 8192 pairs are over the limit of 67108864"):
-        nbattn.plan(Mask.causal(), (1, 8193, 1, 8), (1, 8192, 1, 8), device="cpu").support()
+        nbattn.plan(mask, (1, 8193, 1, 8), (1, 8192, 1, 8), device="cpu").support()
     assert at_limit.verify()
     small = nbattn.plan(Mask(Axis(0, 0)), (1, 1 << 10, 1, 8), device="cpu")
     assert np.array_equal(small.support(), np.eye(1 << 10, dtype=bool))
@@ -772,7 +773,11 @@ def test_sdpa_is_refused_by_its_declared_limits(
         (request_for(Mask.sliding_window(3), 8), "sdpa/dense", "mask"),
         (request_for(Mask(Axis(causal=True), Axis(causal=True)), (3, 3)), "sdpa/dense", "mask"),
         (request_for(Mask.causal("bottom-right"), 3, 8), "sdpa/dense", "mask"),
-        (request_for(Mask.sliding_window(3), 1 << 11, (1 << 11) + 1), "sdpa/mask", "mask"),
+        (
+            request_for(Mask.sliding_window(3, align="top-left"), 1 << 11, (1 << 11) + 1),
+            "sdpa/mask",
+            "mask",
+        ),
         (request_for(Mask(Axis(0, causal=True, stride=2)), 8), "sdpa/mask", "mask"),
         (request_for(Mask.causal(), 8, extra_keys=2), "sdpa/mask", "extra_keys"),
     ],

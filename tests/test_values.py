@@ -32,27 +32,30 @@ MASKS: dict[str, tuple[Mask, Space, Space]] = {
     "full": (Mask(Axis()), (9,), (7,)),
     "full, wide": (Mask(Axis()), (3,), (11,)),
     "clip": (Mask(Axis(3, 2)), (19,), (19,)),
-    "clip, rows outside": (Mask(Axis(2, 1, offset=-5)), (13,), (10,)),
+    "clip, rows outside": (Mask(Axis(2, 1, offset=-5, align="top-left")), (13,), (10,)),
     "shift, dilated": (Mask(Axis(2, 2, border="shift", dilation=2)), (17,), (17,)),
-    "shift, stride": (Mask(Axis(2, 2, border="shift", stride=3)), (14,), (11,)),
+    "shift, stride": (Mask(Axis(2, 2, border="shift", stride=3, align="top-left")), (14,), (11,)),
     "wrap": (Mask(Axis(2, 1, border="wrap", dilation=2)), (12,), (12,)),
     "causal": (Mask(Axis(causal=True)), (40,), (40,)),
-    "causal, tall": (Mask(Axis(causal=True)), (12,), (7,)),
+    "causal, tall": (Mask(Axis(causal=True, align="top-left")), (12,), (7,)),
     "causal, dilated": (Mask(Axis(causal=True, dilation=3)), (14,), (14,)),
-    "causal, moved": (Mask(Axis(causal=True, offset=-4)), (13,), (9,)),
+    "causal, moved": (Mask(Axis(causal=True, offset=-4, align="top-left")), (13,), (9,)),
     "causal, gaps": (Mask(Axis(1, causal=True, stride=4)), (13,), (13,)),
     "causal, bottom-right": (Mask(Axis(4, causal=True, align="bottom-right")), (5,), (12,)),
     "prefix": (Mask(Axis(1, causal=True, prefix=3)), (14,), (14,)),
     "blocks": (Mask(Axis(2, 1, stride=4)), (16,), (16,)),
-    "ragged blocks": (Mask(Axis(1, 1, stride=3)), (11,), (9,)),
-    "dilated": (Mask(Axis(dilation=2)), (8,), (10,)),
+    "ragged blocks": (Mask(Axis(1, 1, stride=3, align="top-left")), (11,), (9,)),
+    "dilated": (Mask(Axis(dilation=2, align="top-left")), (8,), (10,)),
     "folded": (Mask(Axis(0, 0), Axis(causal=True)), (3, 6), (3, 6)),
     "folded blocks": (Mask(Axis(1, 0, stride=2), Axis(dilation=2)), (4, 4), (4, 4)),
     "three axes": (
         Mask(Axis(2, causal=True), Axis(1, 1, border="shift"), Axis(1, 1, border="wrap")),
         (3, 4, 5), (3, 4, 5),
     ),
-    "cross": (Mask(Axis(1, 1, border="shift"), Axis(2, 0, align="bottom-right")), (4, 5), (6, 3)),
+    "cross": (
+        Mask(Axis(1, 1, border="shift", align="top-left"), Axis(2, 0, align="bottom-right")),
+        (4, 5), (6, 3),
+    ),
     "one query": (Mask(Axis(5, causal=True, align="bottom-right")), (1,), (30,)),
     "tiles": (Mask(Axis(3, 3, border="shift"), Axis(3, 3, border="shift")), (16, 12), (16, 12)),
 }  # fmt: skip
@@ -480,10 +483,10 @@ def test_scores_of_ten_thousand(backend: str, dtype: torch.dtype, cases: Count) 
 
 
 EMPTY = {
-    "rows right of the axis": (Mask(Axis(2, 1, offset=4)), (9,), (6,)),
-    "rows left of the axis": (Mask(Axis(causal=True, offset=-4)), (9,), (6,)),
+    "rows right of the axis": (Mask(Axis(2, 1, offset=4, align="top-left")), (9,), (6,)),
+    "rows left of the axis": (Mask(Axis(causal=True, offset=-4, align="top-left")), (9,), (6,)),
     "stride gaps": (Mask(Axis(1, causal=True, stride=4)), (13,), (13,)),
-    "a class without keys": (Mask(Axis(dilation=4)), (6,), (3,)),
+    "a class without keys": (Mask(Axis(dilation=4, align="top-left")), (6,), (3,)),
     "all rows": (Mask(Axis(1, 1), Axis(0, 0, offset=9)), (4, 3), (4, 3)),
     "two axes": (Mask(Axis(1, causal=True, stride=3), Axis(0, 0, offset=1)), (6, 4), (6, 4)),
 }
@@ -545,7 +548,7 @@ def test_sizes_of_zero(
     cases: Count,
 ) -> None:  # fmt: skip
     for sink in (False, True):
-        for axes in ([Axis()], [Axis(causal=True)], [Axis(1, 1)]):
+        for axes in ([Axis()], [Axis(causal=True, align=0)], [Axis(1, 1, align=0)]):
             feature = Feature(shape, sink=sink)
             mask = Mask(*axes * len(queries))
             try:
@@ -620,12 +623,12 @@ def test_a_key_range_as_wide_as_the_axis_changes_nothing() -> None:
 # Derivatives by finite differences.
 
 TINY: dict[str, tuple[Mask, Space, Space]] = {
-    "clip": (Mask(Axis(1, 1)), (4,), (5,)),
+    "clip": (Mask(Axis(1, 1, align="top-left")), (4,), (5,)),
     "shift": (Mask(Axis(1, 1, border="shift", dilation=2)), (5,), (5,)),
     "wrap": (Mask(Axis(1, 0, border="wrap")), (4,), (4,)),
     "causal": (Mask(Axis(causal=True)), (4,), (4,)),
     "causal, folded": (Mask(Axis(causal=True, dilation=2)), (4,), (4,)),
-    "empty rows": (Mask(Axis(causal=True, offset=-2)), (4,), (3,)),
+    "empty rows": (Mask(Axis(causal=True, offset=-2, align="top-left")), (4,), (3,)),
     "prefix": (Mask(Axis(0, 0, prefix=2)), (4,), (4,)),
     "two axes": (Mask(Axis(1, causal=True), Axis(1, 1, border="shift")), (2, 3), (2, 3)),
 }

@@ -130,7 +130,7 @@ def layer_mask(
     window = mask_functions.read(mask_function, kv_offset + kv_length)
     offset = int(q_offset) - kv_offset
     causal = window.right == 0
-    mask = Mask(Axis(window.left, window.right, causal=causal, offset=offset))
+    mask = Mask(Axis(window.left, window.right, causal=causal, align=offset))
     sizes = (batch_size, 1, q_length, kv_length)
     if attention_mask is None:
         return LayerMask(mask, None, sizes)
