@@ -15,6 +15,7 @@ from nbattn.dialects.device import DeviceInfo
 from nbattn.errors import InputError, counted, kind
 from nbattn.mask import MAX_RANK, Mask
 from nbattn.planner.request import BACKENDS, DTYPES, Request, check_traits
+from nbattn.symbolic import holds
 
 _NEEDED = ("query", "key", "value")
 _OF_ANY_DTYPE = ("sink", "key_range")
@@ -46,14 +47,15 @@ def check_shapes(
                 fix=f"{name} as [B, {space}, {'H' if name == 'query' else 'Hk'}, D]"
                 + (f", or a mask of {counted(rank, 'axis', 'axes')}." if fits else "."),
             )
-    if query[0] != key[0] or query[-1] != key[-1]:
-        what, at = ("batch", 0) if query[0] != key[0] else ("head_dim", -1)
+    same = [holds(query[at] == key[at]) for at in (0, -1)]
+    if not all(same):
+        what, at = ("head_dim", -1) if same[0] else ("batch", 0)
         raise InputError(
             f"{what} differs: {query[at]} in query, {key[at]} in key.",
             where=_where(query, key, value),
             fix=f"the same {what} in both.",
         )
-    if tuple(key[:-1]) != tuple(value[:-1]):
+    if not all(holds(a == b) for a, b in zip(key[:-1], value[:-1], strict=True)):
         raise InputError(
             f"key and value differ before their last dimension: "
             f"{list(key[:-1])} and {list(value[:-1])}.",
@@ -66,10 +68,10 @@ def check_shapes(
         ("head_dim", query[-1]),
         ("value_dim", value[-1]),
     ):
-        if size < 1:
+        if not holds(size >= 1):
             where = _where(query, key, value)
             raise InputError(f"{name} is {size}.", where=where, fix="at least 1.")
-    if query[-2] % key[-2]:
+    if not holds(query[-2] % key[-2] == 0):
         raise InputError(
             f"{query[-2]} query heads are no multiple of {key[-2]} key heads.",
             where=_where(query, key, value),
@@ -215,7 +217,10 @@ def _name(dtype: torch.dtype) -> str:
 
 
 def _shaped(name: str, tensor: Tensor, shape: Sequence[Any], meaning: str) -> None:
-    if tuple(tensor.shape) != tuple(shape):
+    sizes = tensor.shape
+    if len(sizes) != len(shape) or not all(
+        holds(a == b) for a, b in zip(sizes, shape, strict=True)
+    ):
         wanted = f"[{', '.join(map(str, shape))}]"
         raise InputError(
             f"{name} has shape {list(tensor.shape)}, not {wanted}.",

@@ -9,6 +9,7 @@ from difflib import get_close_matches
 from typing import Literal, SupportsIndex, cast
 
 from nbattn.errors import MaskError, kind
+from nbattn.symbolic import holds, is_symbolic
 
 Align = Literal["top-left", "bottom-right"]
 Border = Literal["clip", "shift", "wrap"]
@@ -17,6 +18,7 @@ ALIGNMENTS: tuple[Align, ...] = ("top-left", "bottom-right")
 BORDERS: tuple[Border, ...] = ("clip", "shift", "wrap")
 CODE_FIELDS = 9
 _LIMIT = 2**31 - 1
+_UNLIMITED = -_LIMIT - 1  # as a side in code: no number that a side may have, however it arose
 _CHOICES = {
     "align": "align='top-left' puts query 0 on key 0, 'bottom-right' the last query on the last "
     "key, an int query 0 on that key.",
@@ -130,8 +132,10 @@ def whole(name: str, value: SupportsIndex, low: int | None, hint: str = "") -> i
     """The value as an int, or a MaskError that names the field, what was found and what is
     legal.
     """
-    if type(value) is int and (-_LIMIT if low is None else low) <= value <= _LIMIT:
-        return value
+    if type(value) is int or is_symbolic(value):
+        known = cast("int", value)
+        if holds((-_LIMIT if low is None else low) <= known) and holds(known <= _LIMIT):
+            return known
     legal = (
         f"{name} is a whole number"
         + ("" if low is None else f" >= {low}")
@@ -185,7 +189,7 @@ def _one_of(name: str, value: object, known: Sequence[str]) -> None:
 def _place(align: SupportsIndex, offset: int) -> int:
     """The offset that an integer alignment is."""
     place = whole("align", align, None, 'or "top-left", or "bottom-right"')
-    if offset:
+    if not holds(offset == 0):
         raise MaskError(
             f"align={place} and offset={offset} both say where query 0 stands.",
             fix=f'align={place + offset}, or align={place}, or align="top-left", offset={offset}.',
@@ -195,7 +199,7 @@ def _place(align: SupportsIndex, offset: int) -> int:
 
 def _check_rules(axis: Axis) -> None:
     """The rules between fields that need no shape."""
-    if axis.causal and axis.right != 0:
+    if axis.causal and (axis.right is None or not holds(axis.right == 0)):
         raise MaskError(
             f"causal=True reads nothing to the right, but right={axis.right}.",
             fix=f"Axis({axis.left}, 0, causal=True), or causal=False to look {axis.right} ahead.",
@@ -206,14 +210,18 @@ def _check_rules(axis: Axis) -> None:
             fix='Axis(3, 3, border="shift"), or border="clip" with unlimited sides.',
         )
     if axis.border == "wrap":
-        plain = {"causal": (False,), "align": (None, "top-left"), "offset": (0,)}
-        for name, legal in plain.items():
-            if getattr(axis, name) not in legal:
+        plain = {
+            "causal": (not axis.causal, False),
+            "align": (axis.align in (None, "top-left"), None),
+            "offset": (holds(axis.offset == 0), 0),
+        }
+        for name, (is_plain, legal) in plain.items():
+            if not is_plain:
                 raise MaskError(
                     f'border="wrap" is circular: it has no {name}={getattr(axis, name)!r}.',
-                    fix=f'{name}={legal[0]!r}, or border="clip".',
+                    fix=f'{name}={legal!r}, or border="clip".',
                 )
-    if axis.prefix and (axis.dilation > 1 or axis.border == "wrap"):
+    if not holds(axis.prefix == 0) and (axis.border == "wrap" or not holds(axis.dilation == 1)):
         other = f"dilation={axis.dilation}" if axis.dilation > 1 else 'border="wrap"'
         raise MaskError(
             f"prefix={axis.prefix} and {other} cannot be combined.",
@@ -244,12 +252,10 @@ def describe(axis: Axis) -> str:
 
 
 def encode(axis: Axis) -> tuple[int, ...]:
-    """The fields as integers, -1 for an unlimited side or no alignment; `decode` is the way
-    back.
-    """
+    """The fields as integers; `decode` is the way back."""
     return (
-        -1 if axis.left is None else axis.left,
-        -1 if axis.right is None else axis.right,
+        _UNLIMITED if axis.left is None else axis.left,
+        _UNLIMITED if axis.right is None else axis.right,
         axis.dilation,
         axis.stride,
         int(axis.causal),
@@ -264,8 +270,8 @@ def decode(code: Sequence[int]) -> Axis:
     """The axis of `encode(axis)`."""
     left, right, dilation, stride, causal, align, offset, border, prefix = code
     return Axis(
-        None if left < 0 else left,
-        None if right < 0 else right,
+        None if left == _UNLIMITED else left,
+        None if right == _UNLIMITED else right,
         dilation=dilation,
         stride=stride,
         causal=bool(causal),

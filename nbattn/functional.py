@@ -162,7 +162,7 @@ def attention(
                 cap,
                 backend,
                 ops.joined_traits(require, forbid),
-                training,
+                False,  # where it differentiates, it sees for itself: a trace serves both
                 deterministic,
                 return_lse,
             ),

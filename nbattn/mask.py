@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from nbattn.axis import CODE_FIELDS, Align, Axis, decode, describe, encode, truth, whole
 from nbattn.errors import MaskError, counted, kind
+from nbattn.symbolic import holds
 
 if TYPE_CHECKING:
     import numpy as np
@@ -412,7 +413,7 @@ def _check_rank(rank: int) -> None:
 
 def _natten_axis(kernel_size: int, dilation: int, stride: int, is_causal: bool) -> Axis:
     kernel = whole("kernel_size", kernel_size, 1)
-    if whole("stride", stride, 1) > kernel:
+    if not holds(whole("stride", stride, 1) <= kernel):
         raise MaskError(
             f"stride={stride} is larger than kernel_size={kernel}.", fix=f"stride={kernel} or less."
         )

@@ -15,6 +15,7 @@ from nbattn.errors import InputError, MaskError, counted, kind
 from nbattn.functional import attention, plan
 from nbattn.mask import Mask
 from nbattn.planner.plan import Plan
+from nbattn.symbolic import holds
 
 
 class NeighborhoodAttention(nn.Module):
@@ -241,7 +242,7 @@ class NeighborhoodAttention(nn.Module):
 
     def _check_shape(self, name: str, shape: Sequence[int]) -> None:
         rank = 1 if name == "extra_tokens" else self.mask.rank
-        if len(shape) == rank + 2 and shape[-1] == self.dim:
+        if len(shape) == rank + 2 and holds(shape[-1] == self.dim):
             return
         fix = self._wanted(name)
         if len(shape) != rank + 2:
@@ -368,7 +369,7 @@ def _check_probability(name: str, value: float) -> None:
 
 
 def _same_batch(x: Sequence[int], name: str, other: Sequence[int], first: str = "x") -> None:
-    if x[0] != other[0]:
+    if not holds(x[0] == other[0]):
         raise InputError(
             f"batch differs: {x[0]} in {first}, {other[0]} in {name}.",
             where=f"{first} {list(x)} {name} {list(other)}",
