@@ -701,7 +701,8 @@ def test_a_limit_is_a_reason(
 
 
 def test_every_limit_has_a_negative_test() -> None:
-    assert {row[0] for row in LIMITS} == {f.name for f in fields(Limits)} - {"name"}
+    of_calls = {"grid"}  # which the strategies look at, call by call
+    assert {row[0] for row in LIMITS} == {f.name for f in fields(Limits)} - {"name"} - of_calls
 
 
 def test_limits_are_collected_not_cut_short() -> None:
@@ -783,6 +784,34 @@ def test_sdpa_is_refused_where_it_cannot_say_the_mask(
     (found,) = [candidate for candidate in all_of(request_) if candidate.name == name]
     assert [reason.limit for reason in found.reasons] == [limit]
     assert found.program is None
+
+
+@pytest.mark.parametrize(
+    ("mask", "shape", "name", "text"),
+    [
+        (Mask.causal(), (65_536, 16, 2, 8), "sdpa/causal", "65536 samples"),
+        (Mask.causal(), (2, 16, 65_536, 8), "sdpa/causal", "65536 heads"),
+        (Mask.full(), (65_536, 1, 1, 8), "sdpa/dense", "65536 samples"),
+        (Mask.sliding_window(3), (65_536, 16, 2, 8), "sdpa/mask", "65536 samples"),
+        (Mask.sliding_window(3), (2, 16, 65_536, 8), "sdpa/mask", "65536 heads"),
+        (Mask(Axis(dilation=32)), (1, 64, 4_000, 8), "sdpa/dense+fold", "128000 heads"),
+        (Mask(Axis(0, 0), Axis()), (2_048, 64, 16, 1, 8), "sdpa/dense+fold", "131072 samples"),
+    ],
+)
+def test_sdpa_on_cuda_is_refused_beyond_its_grid(
+    mask: Mask, shape: tuple[int, ...], name: str, text: str
+) -> None:
+    """Folded residues and axes count: they are samples and heads of the call."""
+    wanted = [f"{text} after folding are over the grid of 65535"]
+    for on, expected in (("sm_90", wanted), ("cpu", [])):
+        plan = nbattn.plan(mask, shape, device=on)
+        (found,) = [one for one in plan.candidates if one.name == name]
+        assert [r.text for r in found.reasons if r.limit == "grid"] == expected
+    most = tuple(65_535 if size == 65_536 else size for size in shape)
+    if most != shape:
+        plan = nbattn.plan(mask, most, device="sm_90")
+        (found,) = [one for one in plan.candidates if one.name == name]
+        assert not found.reasons
 
 
 def test_a_matrix_at_its_limit_is_taken() -> None:
