@@ -135,6 +135,19 @@ def check_numbers(scale: object, softcap: object) -> None:
             legal = "a finite number above 0" if name == "softcap" else "a finite number"
             shown = f"{value}" if abs(value) < 10 or not isinstance(value, int) else "10^…"
             raise InputError(f"{name}={shown} is not legal.", fix=f"{name}: {legal}, or None.")
+    if scale is not None and softcap is not None:
+        _check_quotient(float(scale), float(softcap))  # pyright: ignore[reportArgumentType]
+
+
+def _check_quotient(scale: float, softcap: float) -> None:
+    """Kernels multiply by scale / softcap, in float32."""
+    least = abs(scale) / _LARGE
+    if softcap < least:
+        raise InputError(
+            f"scale={scale} is {abs(scale) / softcap:.3g} times softcap={softcap}; "
+            f"kernels divide them, and take quotients up to {_LARGE:.0e}.",
+            fix=f"softcap={least!r} or more, or None.",
+        )
 
 
 def check_flags(flags: Mapping[str, object]) -> None:

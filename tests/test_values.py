@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
 import nbattn
-from nbattn import Axis, BackendError, Mask
+from nbattn import Axis, BackendError, InputError, Mask
 
 Count = Callable[[str, int], None]
 Space = tuple[int, ...]
@@ -335,6 +335,39 @@ def test_the_reference_is_masked_sdpa(label: str, cases: Count) -> None:
     ):
         assert (mine - theirs).abs().max() <= 1e-10
     cases("reference against sdpa", 1)
+
+
+SCALES = (1e30, -1e30, 1e-30, 5e-324, -5e-324, 0.0)
+
+
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("softcap", [None, 1e-30, 1e-3, 1.0, 1e30])
+def test_scales_and_caps_at_the_ends_of_their_range(scale: float, softcap: float | None) -> None:
+    """The largest that float32 holds, and so small that it is 0 there; never NaN."""
+    if softcap is not None and abs(scale) > 1e30 * softcap:
+        one = torch.ones(1, 2, 1, 1)
+        with pytest.raises(InputError, match="take quotients up to 1e"):
+            nbattn.attention(one, one, one, Mask.full(), scale=scale, softcap=softcap)
+        return
+    allowed = torch.from_numpy(matrix(Mask.causal().axes, (9,), (9,)))
+    for dtype in DTYPES:
+        leaves = [random((1, 9, 2, 4), n).to(dtype).requires_grad_() for n in range(3)]
+        exact = [leaf.detach().double().requires_grad_() for leaf in leaves]
+        want, _ = dense_attention.attend(*exact, allowed=allowed, scale=scale, softcap=softcap)
+        upward = random((1, 9, 2, 4), 3).to(dtype)
+        wanted = (want, *torch.autograd.grad(want, exact, upward.double()))
+        for backend in ("reference", "tiled", "sdpa", "flash-model"):
+            if backend == "sdpa" and softcap:
+                continue  # which it has not
+            out = nbattn.attention(
+                *leaves, Mask.causal(), scale=scale, softcap=softcap, backend=backend
+            )
+            found = (out, *torch.autograd.grad(out, leaves, upward))
+            if backend == "sdpa" and abs(scale) > 1:
+                found = (out,)  # its backward's weights are exp(score - lse), both rounded
+            atol = 0.05 if dtype.itemsize == 2 else 1e-4
+            for one, other in zip(found, wanted, strict=False):
+                torch.testing.assert_close(one.double(), other, rtol=0.05, atol=atol)
 
 
 # The same numbers with other strides.
