@@ -11,7 +11,6 @@ from torch import Tensor
 
 from nbattn.backends.contract import Inputs, accumulate_dtype
 
-
 _TINY = torch.finfo(torch.float32).tiny
 
 
