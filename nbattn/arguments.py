@@ -4,6 +4,7 @@ fix.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,6 +21,8 @@ from nbattn.symbolic import holds
 _NEEDED = ("query", "key", "value")
 _OF_ANY_DTYPE = ("sink", "key_range")
 LONGEST = 2**31 - 1  # positions of an axis: their products of two still fit 64 bits
+_MANY_HEADS, _MOST_HEADS = 64, 128  # from here on heads may be tokens; models have up to these
+_SAID: set[str] = set()  # warnings of this process
 _LARGE = 1e30  # scales and caps beyond it lose their scores in float32
 
 
@@ -84,6 +87,50 @@ def _where(query: Sequence[int], key: Sequence[int], value: Sequence[int]) -> st
     return f"query {list(query)} key {list(key)} value {list(value)}"
 
 
+def warn_of_heads_first(query: Sequence[int], key: Sequence[int]) -> None:
+    """Say once that queries look as if heads came before positions, which shapes alone cannot
+    refuse: many more heads than positions, in queries and keys alike. A step of decoding, which is
+    one query, is no sign of it, nor are keys of fewer heads.
+    """
+    if torch.compiler.is_compiling() or query[-2] < _MANY_HEADS or "heads" in _SAID:
+        return
+    heads = query[-2]
+    rank = len(query) - 3
+    if rank == 1:
+        most = max(query[1], key[1])
+        times = 2 if heads > _MOST_HEADS else 8
+        suspicious = min(query[1], key[1]) > 1 and heads >= times * most
+    else:  # a square behind its heads, which are few
+        suspicious = query[-3] == heads and 8 * query[1] <= heads
+    if not suspicious or key[-2] != heads:
+        return
+    _SAID.add("heads")
+    space = ", ".join("NXYZ"[rank > 1 :][:rank])
+    warnings.warn(
+        f"query {list(query)} is read as [B, {space}, H, D]: {heads} heads. If it is "
+        f"[B, H, {space}, D], as torch's scaled_dot_product_attention has it, give "
+        "query.movedim(1, -2), key and value alike, and take out.movedim(-2, 1).",
+        stacklevel=3,
+    )
+
+
+def warn_of_channels_first(shape: Sequence[int], dim: int) -> None:
+    """Say once that tokens look as if channels came before the space: both axes have the layer's
+    number of them, and the space would be no square, cube or line.
+    """
+    if torch.compiler.is_compiling() or shape[1] != dim or "channels" in _SAID:
+        return
+    if all(size == dim for size in shape[2:]):
+        return
+    _SAID.add("channels")
+    space = ", ".join("XYZ"[: len(shape) - 2])
+    warnings.warn(
+        f"x {list(shape)} is read as [B, {space}, dim]: its last axis holds the channels. If it is "
+        f"[B, dim, {space}], give x.movedim(1, -1), and take y.movedim(-1, 1).",
+        stacklevel=6,
+    )
+
+
 def check_tensors(query: Tensor, named: dict[str, Tensor | None]) -> None:
     """Every tensor is one, on the query's device, and floating ones of its dtype."""
     for name, tensor in (("query", query), *named.items()):
@@ -137,6 +184,19 @@ def check_numbers(scale: object, softcap: object) -> None:
             legal = "a finite number above 0" if name == "softcap" else "a finite number"
             shown = f"{value}" if abs(value) < 10 or not isinstance(value, int) else "10^…"
             raise InputError(f"{name}={shown} is not legal.", fix=f"{name}: {legal}, or None.")
+    if scale is not None and softcap is not None:
+        _check_quotient(float(scale), float(softcap))  # pyright: ignore[reportArgumentType]
+
+
+def _check_quotient(scale: float, softcap: float) -> None:
+    """Kernels multiply by scale / softcap, in float32."""
+    least = abs(scale) / _LARGE
+    if softcap < least:
+        raise InputError(
+            f"scale={scale} is {abs(scale) / softcap:.3g} times softcap={softcap}; "
+            f"kernels divide them, and take quotients up to {_LARGE:.0e}.",
+            fix=f"softcap={least!r} or more, or None.",
+        )
 
 
 def check_flags(flags: Mapping[str, object]) -> None:

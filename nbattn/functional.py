@@ -79,6 +79,10 @@ def attention(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Attention of every query over the keys that the mask lets it read.
 
+    Heads come after the space. Tensors in the layout of torch's `scaled_dot_product_attention`,
+    `[B, H, N, D]`, fit a mask of one axis as well, and are then attended over heads: no shape can
+    tell, so a warning does where heads look like tokens. Give `query.transpose(1, 2)`.
+
     Args:
         query: `[B, *space, H, D]`, any strides.
         key: `[B, *key_space, Hk, D]`; query head h reads key head `h // (H // Hk)`.
@@ -127,6 +131,7 @@ def attention(
         named["extra_value"],
     )  # pyright: ignore
     arguments.check_shapes(mask, query.shape, key.shape, value.shape)
+    arguments.warn_of_heads_first(query.shape, key.shape)
     arguments.check_numbers(scale, softcap)
     arguments.check_flags({"return_lse": return_lse})
     arguments.check_extras(query, key, value, sink, key_range, extra_key, extra_value)

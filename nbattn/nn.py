@@ -21,6 +21,9 @@ from nbattn.symbolic import holds
 class NeighborhoodAttention(nn.Module):
     """Multi-head attention of tokens on a grid, each over the keys that a mask lets it read.
 
+    Channels come last: `x` is `[B, *space, dim]`. An image `[B, C, H, W]` is `x.movedim(1, -1)`;
+    as it is, it fits where W is `dim`, and no shape can tell.
+
     The state dict has NATTEN's names, `qkv.weight`, `qkv.bias`, `proj.weight`, `proj.bias`, and
     what `qk_transform` holds. Rows of qkv are those of q, of k, of v, each head by head. The mask
     is no part of it. All arguments but mask and qk_transform are plain data, as a file holds them.
@@ -226,6 +229,7 @@ class NeighborhoodAttention(nn.Module):
                 )
             self._check_shape(name, tokens.shape)
             _same_batch(x.shape, name, tokens.shape)
+        arguments.warn_of_channels_first(x.shape, self.dim)
         if extra_tokens is not None:
             self._check_extra_key()
 

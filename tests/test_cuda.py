@@ -285,6 +285,13 @@ def test_values_of_large_tiles(name: str, cases: Count) -> None:
     cases("cuda large tiles", 1)
 
 
+def _frames(tensor: Tensor, hop: int, axis: int) -> Tensor:
+    """Rows that overlap in memory: the next place of an axis is `hop` numbers on."""
+    strides = list(tensor.stride())
+    strides[axis] = hop
+    return tensor.flatten().as_strided(tensor.shape, strides)
+
+
 def strided(made: dict[str, Tensor]) -> Iterator[tuple[str, dict[str, Tensor]]]:
     """The same numbers in other memory, with NaN between them."""
 
@@ -322,6 +329,8 @@ def strided(made: dict[str, Tensor]) -> Iterator[tuple[str, dict[str, Tensor]]]:
             )
         ),
     )
+    for name, hop, axis in (("frames", 1, 1), ("frames of 8", 8, 1), ("frames of heads", 1, -2)):
+        yield name, {n: _frames(t, hop, axis) for n, t in made.items()}
     yield (
         "one gradient for all",
         made | {"grad_out": made["grad_out"][:, :1, :1].expand_as(made["grad_out"])},
@@ -339,11 +348,9 @@ def test_any_strides_give_the_same_bits(dtype: torch.dtype, cases: Count) -> Non
     plain = solved(mask, window, made)
     for name, other in strided(made):
         found = solved(mask, window, other)
-        wanted = (
-            plain
-            if name != "one gradient for all"
-            else solved(mask, window, other | {"grad_out": other["grad_out"].contiguous()})
-        )
+        wanted = plain
+        if name.startswith(("one gradient", "frames")):  # other numbers than the plain ones
+            wanted = solved(mask, window, {n: t.contiguous() for n, t in other.items()})
         for what, tensor in found.items():
             assert tensor.is_contiguous()
             assert torch.equal(tensor, wanted[what]), (name, what)
@@ -370,6 +377,7 @@ def test_sixteen_bytes_are_copied_only_where_they_may_be() -> None:
     assert vectors == {
         "heads first": 1, "every second token": 1, "every second channel": 0,
         "channels first": 0, "two bytes later": 0, "packed": 1, "one gradient for all": 1,
+        "frames": 0, "frames of 8": 1, "frames of heads": 0,
     }  # fmt: skip
 
 

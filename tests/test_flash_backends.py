@@ -246,6 +246,16 @@ def test_misaligned_rows_are_copied_and_aligned_ones_are_not() -> None:
     assert flash_backend._sized(whole.transpose(2, 3).contiguous().mT, 16).stride(-1) == 1
 
 
+@pytest.mark.parametrize("strides", [(1, 576, 64, 1), (576, 8, 576, 1), (0, 64, 16, 1)], ids=str)
+def test_rows_that_overlap_are_copied(strides: Space) -> None:
+    """A hop of 8 halves is 16 bytes, which kernels load; a TMA box needs rows that lie apart."""
+    memory = torch.arange(10_000, dtype=torch.float16)
+    given = memory.as_strided((2, 9, 4, 16), strides)
+    taken = flash_backend._sized(given, 16)
+    assert taken.is_contiguous()
+    assert torch.equal(taken, given)
+
+
 # Decode
 
 

@@ -547,6 +547,16 @@ def test_a_provider_by_name_is_that_one_or_an_error() -> None:
         nbattn.plan(window, (1, 4000, 4, 64), device="sm_90", backend="flash:fa3")
 
 
+def test_too_many_samples_for_the_grid() -> None:
+    for samples, texts in (
+        (65_535, []),
+        (65_536, ["65536 samples after folding are over the grid of 65535"]),
+    ):
+        plan = nbattn.plan(Mask.causal(), (samples, 16, 2, 8), device="sm_80")
+        (found,) = [c for c in plan.candidates if c.name.startswith("flash:aten/translate")]
+        assert [r.text for r in found.reasons] == texts
+
+
 def test_too_many_heads_for_the_grid() -> None:
     axis = Axis(3, dilation=32)
     plan = nbattn.plan(Mask(axis), (1, 4096, 4000, 8), device="sm_80", dtype="float16")

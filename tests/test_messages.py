@@ -493,6 +493,14 @@ attention(q, q, q, window, softcap=float("inf"))
     InputError: softcap=inf is not legal.
       fix:   softcap: a finite number above 0, or None.
 
+attention(q, q, q, window, scale=1e30, softcap=1e-30)
+    InputError: scale=1e+30 is 1e+60 times softcap=1e-30; kernels divide them, and take quotients up to 1e+30.
+      fix:   softcap=1.0 or more, or None.
+
+attention(q, q, q, window, scale=-(10**12), softcap=1e-20)
+    InputError: scale=-1000000000000.0 is 1e+32 times softcap=1e-20; kernels divide them, and take quotients up to 1e+30.
+      fix:   softcap=1e-18 or more, or None.
+
 attention(q, q, q, window, softcap="30")
     InputError: softcap='30' is a str, not a number.
       fix:   softcap=None or a float.

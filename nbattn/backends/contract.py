@@ -72,6 +72,22 @@ def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+def rows_apart(tensor: Tensor, *, shared: bool = False) -> bool:
+    """Whether every row of channels is dense memory of its own; with `shared`, batch and heads may
+    repeat it (strides of 0). Expanded tensors and frames with a hop are not apart.
+    """
+    size = tensor.shape[-1]
+    if size > 1 and tensor.stride(-1) != 1:
+        return False
+    for axis in range(tensor.dim() - 1):
+        stride = tensor.stride(axis)
+        if stride < size and tensor.shape[axis] > 1:
+            positions = axis == tensor.dim() - 2  # of `[B, H, N, D]`
+            if stride or positions or not shared:
+                return False
+    return True
+
+
 def new_output(query: Tensor, value: Tensor) -> Tensor:
     """An empty output `[B, *space, H, Dv]`, contiguous."""
     return query.new_empty((*query.shape[:-1], value.shape[-1]))
