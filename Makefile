@@ -7,6 +7,8 @@ test: lint
 	HYPOTHESIS_PROFILE=quick $(BIN)/pytest -n 2
 deep: .venv/stamp
 	HYPOTHESIS_PROFILE=deep $(BIN)/pytest -n 2 -m "deep or not deep"
+strict: .venv/stamp
+	HYPOTHESIS_PROFILE=quick PYTHONWARNINGS=error $(BIN)/pytest -n 2 -W error
 lint: .venv/stamp
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
@@ -31,4 +33,4 @@ $(ORACLES)/stamp: pyproject.toml
 	$(PYTHON) -m venv --clear $(ORACLES)
 	$(ORACLES)/bin/pip install --quiet "$(TORCH)" --editable ".[dev,oracles]"
 	touch $@
-.PHONY: demo test deep lint bench oracles clean
+.PHONY: demo test deep strict lint bench oracles clean

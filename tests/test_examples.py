@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from own_warnings import script
 from torch import Tensor
 
 from nbattn import Axis, Mask, NeighborhoodAttention
@@ -42,7 +43,7 @@ def random(*shape: int, seed: int = 0) -> Tensor:
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.stem)
 def test_every_example_runs_as_a_program(path: Path) -> None:
     run = subprocess.run(
-        [sys.executable, "-W", "error", path],
+        [sys.executable, *script(path)],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,

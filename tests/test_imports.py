@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from own_warnings import STRICT
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "nbattn"
@@ -326,11 +327,9 @@ def fresh(code: str, tmp_path: Path, *flags: str) -> object:
     run = subprocess.run(
         [
             sys.executable,
-            "-W",
-            "error",
             *flags,
             "-c",
-            f"{code}\nimport json; print(json.dumps(result))",
+            f"{STRICT}{code}\nimport json; print(json.dumps(result))",
         ],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(ROOT)},

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import stub_driver
+from own_warnings import STRICT, script
 from stub_driver import NUMBERS
 
 from nbattn.errors import BackendError
@@ -33,7 +34,7 @@ def happened(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     except FileNotFoundError:
         pytest.skip("no gcc")
     done = subprocess.run(
-        [sys.executable, "-W", "error", ROOT / "tests" / "stub_driver.py", library],
+        [sys.executable, *script(ROOT / "tests" / "stub_driver.py"), library],
         env={**os.environ, "PYTHONPATH": str(ROOT), "CUPY_CACHE_DIR": str(folder)},
         capture_output=True,
         text=True,
@@ -192,7 +193,7 @@ def test_asking_what_is_missing_loads_no_cupy(tmp_path: Path):
         "print([m for m in ('cupy', 'torch', 'numpy') if m in sys.modules])"
     )
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", code],
+        [sys.executable, "-c", STRICT + code],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
