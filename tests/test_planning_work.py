@@ -15,7 +15,7 @@ from nbattn import Axis, Mask, arguments, functional
 from nbattn.planner import dispatch
 
 # Lines of Python and bytes: what it takes today, and half as much again or twice.
-PLAN_AGAIN, CALL_AGAIN = 200, 20
+PLAN_AGAIN, CALL_AGAIN = 150, 20
 DECODE = Work(lines=7000, peak=32 << 10)
 LARGEST = Work(lines=60_000, peak=4 << 20)
 FLAGS = (False,) * 6
