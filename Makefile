@@ -1,34 +1,37 @@
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
-BIN := .venv/bin
+VENV ?= .venv
+BIN := $(VENV)/bin
 ORACLES := .venv-oracles
 
 test: lint
 	HYPOTHESIS_PROFILE=quick $(BIN)/pytest -n 2
-deep: .venv/stamp
+deep: $(VENV)/stamp
 	HYPOTHESIS_PROFILE=deep $(BIN)/pytest -n 2 -m "deep or not deep"
-lint: .venv/stamp
+strict: $(VENV)/stamp
+	HYPOTHESIS_PROFILE=quick PYTHONWARNINGS=error $(BIN)/pytest -n 2 -W error
+lint: $(VENV)/stamp
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
 	$(BIN)/pyright --pythonpath $(BIN)/python
 oracles: $(ORACLES)/stamp
 	$(ORACLES)/bin/pytest tests/test_outside_oracles.py
-bench: .venv/stamp
+bench: $(VENV)/stamp
 	$(BIN)/python benchmarks/cpu.py
-demo: .venv/demo
+demo: $(VENV)/demo
 	$(BIN)/python -m nbattn demo
 clean:
-	rm -rf .venv $(ORACLES) build dist demo-output .pytest_cache .ruff_cache .hypothesis
-.venv/stamp: pyproject.toml
-	$(PYTHON) -m venv --clear .venv
+	rm -rf $(VENV) $(ORACLES) build dist demo-output .pytest_cache .ruff_cache .hypothesis
+$(VENV)/stamp: pyproject.toml
+	$(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/pip install --quiet "$(TORCH)" --editable ".[dev,all]"
 	touch $@
-.venv/demo: pyproject.toml
-	$(PYTHON) -m venv .venv
+$(VENV)/demo: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet "$(TORCH)" --editable ".[demo]"
 	touch $@
 $(ORACLES)/stamp: pyproject.toml
 	$(PYTHON) -m venv --clear $(ORACLES)
 	$(ORACLES)/bin/pip install --quiet "$(TORCH)" --editable ".[dev,oracles]"
 	touch $@
-.PHONY: demo test deep lint bench oracles clean
+.PHONY: demo test deep strict lint bench oracles clean

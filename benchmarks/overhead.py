@@ -1,4 +1,8 @@
-"""Costs on the host, apart from arithmetic: tiny calls, plans warm and cold, the import."""
+"""Costs on the host, apart from arithmetic: tiny calls, plans warm and cold, proofs, counts in
+closed form, what a kernel needs before it runs, the import.
+
+`tests/` count the same work and assert no time.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +15,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import records
@@ -21,7 +27,13 @@ from rich.progress import Progress
 from rich.table import Table
 
 import nbattn
-from nbattn import Mask, machine
+from nbattn import Axis, Mask, functional, geometry, machine
+from nbattn.backends import cuda
+from nbattn.backends.contract import Inputs
+from nbattn.dialects.device import named
+from nbattn.dialects.walks import Walk
+from nbattn.kernels import cubins, launch
+from nbattn.kernels.launch import Launcher
 from nbattn.timing import Run
 
 _SPACE, _HEADS, _DIM = 16, 1, 16
@@ -60,6 +72,21 @@ COLD = {
 IMPORTS = {
     "import nbattn": "import nbattn",
     "import nbattn; nbattn.attention": "import nbattn; nbattn.attention",
+}
+
+
+LARGE: dict[str, tuple[Mask, tuple[int, ...]]] = {
+    "Cosmos 16x44x80, 16x4x16 dilation 1x11x5": (
+        Mask.neighborhood((16, 4, 16), dilation=(1, 11, 5)),
+        (1, 16, 44, 80, 16, 128),
+    ),
+    "sphere 721x1440, 7x13, wrapped": (
+        Mask(Axis(3, 3), Axis(6, 6, border="wrap")),
+        (1, 721, 1440, 8, 64),
+    ),
+    "32768, 2048": (Mask.neighborhood(2048), (1, 32768, 1, 128)),
+    "32768, 2048 stride 2048": (Mask.neighborhood(2048, stride=2048), (1, 32768, 1, 128)),
+    "131072, causal": (Mask.causal(), (1, 131072, 8, 64)),
 }
 
 
@@ -138,6 +165,79 @@ def decode(steps: int) -> dict[str, list[float]]:
     return times
 
 
+def planning(device: str) -> dict[str, Run]:
+    """Large plans and a step of decoding, made anew in a process that is warm."""
+    shapes = {name: (mask, shape, shape) for name, (mask, shape) in LARGE.items()}
+    shapes["decode, 1 of 10^9 keys"] = (_DECODE, (1, 1, 32, 128), (1, 10**9, 8, 128))
+
+    def anew(mask: Mask, query: tuple[int, ...], key: tuple[int, ...]) -> None:
+        functional.forget()
+        nbattn.plan(mask, query, key, device=device)
+
+    return {name: partial(anew, *each) for name, each in shapes.items()}
+
+
+def proving(device: str) -> dict[str, Run]:
+    """`plan.verify()` of large plans."""
+    return {name: nbattn.plan(*large, device=device).verify for name, large in LARGE.items()}
+
+
+def counting() -> dict[str, Run]:
+    """Closed forms and the text picture, at lengths that nobody walks through."""
+    window = Mask.sliding_window(4095)
+    (line,) = geometry.bind(window, 10**9, 10**9)
+    (long,) = geometry.bind(window, 2**31, 2**31)
+    return {
+        "pairs, 10^9 queries": line.pairs,
+        "queries without keys, 10^9": line.empty_queries,
+        "tiles that kernels visit, 2^31": lambda: Walk(long).visits(64, 64),
+        "the same of keys": lambda: Walk(long, inverse=True).visits(64, 64),
+        "draw(10^6)": lambda: Mask.causal().draw(10**6),
+    }
+
+
+class _Nothing:
+    """A launcher that launches nothing."""
+
+    def launch(self, *_: Any) -> None: ...
+
+    def load(self, *_: Any) -> None: ...
+
+
+def launching() -> dict[str, Run]:
+    """A forward of the CUDA kernels on the host: all but the launches, a kernel from its file where
+    there is a compiler, and all of it where there is a GPU.
+    """
+    here = torch.cuda.is_available() and launch.missing() is None
+    device = "cuda" if here else "cpu"
+    info = None if here else replace(named("sm_90"), providers=("cupy",))
+    mask, shape = Mask.neighborhood((7, 7)), (2, 20, 20, 4, 64)
+    program = nbattn.plan(mask, shape, device=info, backend="cuda").chosen.program
+    assert program is not None
+    query = torch.zeros(shape, dtype=torch.bfloat16, device=device)
+    inputs = Inputs(query, query, query, None, None, None, None, 0.125, None)
+
+    def forward(launcher: Launcher) -> object:
+        return cuda.forward(program, inputs, return_lse=False, launcher=launcher)
+
+    calls: dict[str, Run] = {"forward, nothing launched": lambda: forward(_Nothing())}
+    if launch.missing() is None:
+        variants: list[Any] = []
+        recorder = _Nothing()
+        recorder.launch = lambda variant, *_: variants.append(variant)  # pyright: ignore
+        forward(recorder)
+
+        def kept() -> None:
+            cubins.forget()
+            cubins.get(variants[0], "90a")
+
+        if cubins.folder() is not None:
+            calls["its kernel, from the cache directory"] = kept
+    if here:
+        calls["forward, launched"] = lambda: forward(launch.launcher())
+    return calls
+
+
 def fresh(code: str, repeats: int) -> list[float]:
     """What a script prints, in that many new processes."""
     paths = [str(records.ROOT.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
@@ -152,7 +252,14 @@ def collect(options: argparse.Namespace, progress: Progress) -> list[dict[str, A
     """Every row: what, typical and worst seconds, and how often it was taken."""
     rows: list[dict[str, Any]] = []
     calls = tiny_calls()
-    task = progress.add_task("overhead", total=len(calls) + 1 + 2 * len(COLD) + len(IMPORTS))
+    groups = {
+        f"plan anew, {options.device}": planning(options.device),
+        f"plan.verify(), {options.device}": proving(options.device),
+        "closed forms and pictures": counting(),
+        "CUDA kernels, host side": launching(),
+    }
+    total = len(calls) + 1 + sum(map(len, groups.values())) + 2 * len(COLD) + len(IMPORTS)
+    task = progress.add_task("overhead", total=total)
 
     def add(group: str, name: str, seconds: list[float]) -> None:
         typical, worst, runs = statistics.median(seconds), max(seconds), len(seconds)
@@ -166,6 +273,10 @@ def collect(options: argparse.Namespace, progress: Progress) -> list[dict[str, A
     for name, seconds in decode(options.steps).items():
         add("decode, keys grow from 1024", name, seconds)
     progress.advance(task)
+    for group, runs in groups.items():
+        for name, run in runs.items():
+            add(group, name, [per_call(run, options.repeats)])
+            progress.advance(task)
     for name, (mask, shape) in COLD.items():
         for training in (False, True):
             code = _COLD.format(mask=mask, shape=shape, device=options.device, training=training)

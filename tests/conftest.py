@@ -12,13 +12,13 @@ from hypothesis import HealthCheck, settings
 
 CASES = pytest.StashKey[Counter[str]]()
 
-settings.register_profile("quick", max_examples=200, deadline=None, derandomize=True)
+# No clock decides: neither a deadline of an example nor how long drawing one takes.
+settings.register_profile("clockless", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile(
-    "deep",
-    max_examples=5000,
-    deadline=None,
-    derandomize=False,
-    suppress_health_check=[HealthCheck.too_slow],
+    "quick", settings.get_profile("clockless"), max_examples=200, derandomize=True
+)
+settings.register_profile(
+    "deep", settings.get_profile("clockless"), max_examples=5000, derandomize=False
 )
 os.environ["NBATTN_CACHE"] = "off"  # no plan depends on what a user has measured
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
@@ -27,9 +27,9 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[CASES] = Counter()
     if hasattr(config, "workerinput"):
-        import torch
-
-        torch.set_num_threads(1)
+        # One thread for each worker, before torch is imported, and for its children: threads that
+        # wait for a core beside another worker take ten times as long as one.
+        os.environ["OMP_NUM_THREADS"] = "1"
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -48,7 +48,8 @@ SOURCES, NVRTC, CUBINS, LAUNCH = (
 PROGRAMS, FLASH_COSTS, PACKING = (
     f"nbattn/planner/{name}.py" for name in ("programs", "flash_costs", "packing")
 )
-FUNCTIONAL = "nbattn/functional.py"
+FUNCTIONAL, DRAW = "nbattn/functional.py", "nbattn/draw.py"
+PLANNER, DISPATCH = "nbattn/planner/planner.py", "nbattn/planner/dispatch.py"
 WARP, MEMORY, COPIES, FIBERS, EMULATOR, TWINS = (
     f"tests/emulator/{name}"
     for name in (
@@ -529,6 +530,38 @@ MUTANTS = [
            "class _Argument:", "kernel_launch"),
     Mutant("numbers-before-pointers", LAUNCH, "argument.buffer[_POINTERS.size :] = numbers",
            "argument.buffer[: -_POINTERS.size] = numbers", "kernel_launch"),
+    # work in proportion to a length, and caches that miss
+    Mutant("plans-key-by-key", PLANNER, "    found = candidates(request, lines)\n",
+           "    found = candidates(request, lines)\n"
+           "    for _ in range(min(request.key_space[0], 10**5)):\n        pass\n",
+           "planning_work decode cuda_plans"),
+    Mutant("plans-again", FUNCTIONAL, "@lru_cache(planner.CACHE_SIZE)\ndef _plan(",
+           "@lru_cache(0)\ndef _plan(", "planning_work"),
+    Mutant("calls-plan-again", DISPATCH, "@lru_cache(planner.CACHE_SIZE)\ndef planned(",
+           "@lru_cache(0)\ndef planned(", "planning_work"),
+    Mutant("counts-rows", GEOMETRY, "allows, without visiting every row.\"\"\"\n",
+           "allows.\"\"\"\n        np.zeros(min(self.queries, 10**7))\n", "geometry"),
+    Mutant("counts-visits-by-rows", WALKS, "visit, in closed form.\"\"\"\n",
+           "visit.\"\"\"\n        np.zeros(min(self.line.queries, 10**7))\n", "walks"),
+    Mutant("draws-row-by-row", DRAW, "    found = line.coverage(rows, columns)\n",
+           "    found = line.coverage(rows, columns)\n"
+           "    for _ in range(line.queries):\n        pass\n", "draw"),
+    Mutant("proves-row-by-row", PROOF, "    calls = _program(candidate).calls\n    for call",
+           "    calls = _program(candidate).calls\n"
+           "    for _ in range(request.query_count):\n        pass\n    for call",
+           "planner config"),
+    Mutant("reads-a-cubin-line-by-line", CUBINS, '    first, _, rest = content.partition(b"\\n")\n',
+           '    for _ in content.split(b"\\n"):\n        pass\n'
+           '    first, _, rest = content.partition(b"\\n")\n', "kernel_cubins"),
+    Mutant("launches-made-again", CUDA, "@lru_cache(1024)\ndef _launches(",
+           "@lru_cache(0)\ndef _launches(", "cuda"),
+    Mutant("packs-pointer-by-pointer", LAUNCH,
+           "        _POINTERS.pack_into(argument.buffer, 0, *pointers)\n",
+           "        for number, pointer in enumerate(pointers):\n"
+           '            struct.pack_into("<Q", argument.buffer, 8 * number, pointer)\n',
+           "kernel_launch"),
+    Mutant("imports-a-compiler", FUNCTIONAL, "import torch\nfrom torch import Tensor\n",
+           "import torch\nimport torch._dynamo\nfrom torch import Tensor\n", "imports"),
 ]
 # fmt: on
 

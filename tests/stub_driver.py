@@ -13,11 +13,13 @@ import json
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+
+from work import lines
 
 from nbattn.errors import BackendError
 from nbattn.kernels import cubins, launch, layout, nvrtc
@@ -207,7 +209,7 @@ def scenarios(stub: Recorded, torch: Torch) -> Iterator[tuple[str, Any]]:
         yield name, {"error": words, "launches": stub.launches - before}
 
     yield "threads", threads(stub, launcher)
-    yield "microseconds", cost(launcher, every)
+    yield "lines", lines(partial(launcher.launch, FORWARD, 7, every, NUMBERS))
 
 
 def threads(stub: Recorded, launcher: launch.Launcher) -> dict[str, Any]:
@@ -230,17 +232,6 @@ def threads(stub: Recorded, launcher: launch.Launcher) -> dict[str, Any]:
     for worker in workers:
         worker.join()
     return {str(number): sorted(found) for number, found in addresses.items()}
-
-
-def cost(launcher: launch.Launcher, tensors: dict[str, Tensor]) -> float:
-    """Of one launch on the host, the driver's own part not counted: the best of seven means."""
-    best, count = float("inf"), 5000
-    for _ in range(7):
-        start = time.process_time_ns()
-        for _ in range(count):
-            launcher.launch(FORWARD, 7, tensors, NUMBERS)
-        best = min(best, (time.process_time_ns() - start) / count)
-    return best / 1000
 
 
 def main(library: str) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from own_warnings import module
 
 import nbattn
 from nbattn import Mask, Plan, bench, execute, timing
@@ -488,7 +489,7 @@ def test_on_a_terminal_there_is_a_bar_and_bold_titles(tmp_path: Path) -> None:
     options = [str(file), "--rounds", "1", "--threads", "1"]
     parent, child = pty.openpty()
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm", "COLUMNS": "100"}
-    command = [sys.executable, "-W", "error", "-m", "nbattn", "bench", *options]
+    command = [sys.executable, *module("nbattn"), "bench", *options]
     with subprocess.Popen(command, stdout=child, stderr=child, env=environment) as process:
         os.close(child)
         seen = b""

@@ -20,7 +20,7 @@ def run(command: str, **environment: str) -> subprocess.CompletedProcess[str]:
     line = command.replace("nbattn ", f"{sys.executable} -m nbattn ")
     env = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
     return subprocess.run(
-        line, shell=True, capture_output=True, text=True, env=env, cwd=ROOT, timeout=120
+        line, shell=True, capture_output=True, text=True, env=env, cwd=ROOT, timeout=600
     )
 
 

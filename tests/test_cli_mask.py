@@ -27,7 +27,7 @@ def shell(line: str, **variables: str) -> subprocess.CompletedProcess[bytes]:
     """A line of shell in which `nbattn` is this checkout's."""
     script = f'set -o pipefail; nbattn() {{ "{sys.executable}" -m nbattn "$@"; }}; {line}'
     env = {**os.environ, "PYTHONPATH": str(ROOT), **variables}
-    return subprocess.run(["bash", "-c", script], env=env, capture_output=True, timeout=60)
+    return subprocess.run(["bash", "-c", script], env=env, capture_output=True, timeout=600)
 
 
 def test_a_picture_in_a_pipe() -> None:

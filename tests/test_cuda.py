@@ -8,11 +8,10 @@ stand-in, and the launcher is the emulator's.
 from __future__ import annotations
 
 import math
-import statistics
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -23,6 +22,7 @@ from emulator import build
 from emulator.launcher import Launcher
 from test_values import FEATURES, MASKS, Feature, Shape
 from torch import Tensor
+from work import lines
 
 import nbattn
 from nbattn import Axis, BackendError, Mask, functional
@@ -38,6 +38,7 @@ from nbattn.planner import dispatch
 from nbattn.planner.programs import Call, Program, whole
 
 Count = Callable[[str, int], None]
+LAUNCH = 120  # lines of Python of a forward that is prepared
 HALVES = (torch.bfloat16, torch.float16)
 WHOLE = (torch.float32, torch.float64)
 DEVICE = replace(DEVICES["sm_90"], providers=("cupy",))
@@ -470,18 +471,17 @@ def test_a_decode_step_and_a_plan_that_runs(emulated: Launcher) -> None:
     assert emulated.counts.launches == 1
 
 
-def test_a_launch_costs_the_host_little() -> None:
-    """What a forward does besides torch's allocations and the driver: 15 us are allowed for all."""
+def test_a_launch_takes_few_lines_of_the_host() -> None:
+    """What a forward does besides torch's allocations and the driver: all else is kept."""
     plan = nbattn.plan(Mask.neighborhood((7, 7)), (2, 20, 20, 4, 64), device=DEVICE, backend="cuda")
     query = torch.zeros(2, 20, 20, 4, 64, dtype=torch.bfloat16)
     inputs = Inputs(query, query, query, None, None, None, None, 0.125, None)
-    program, taken, seconds = plan.chosen.program, Recorder(), list[float]()
+    program, taken = plan.chosen.program, Recorder()
     assert program is not None
-    for _ in range(400):
-        start = time.perf_counter()
-        cuda.forward(program, inputs, return_lse=False, launcher=taken)
-        seconds.append(time.perf_counter() - start)
-    assert statistics.median(seconds) < 15e-6
+    run = partial(cuda.forward, program, inputs, return_lse=False, launcher=taken)
+    run()
+    assert lines(run) <= LAUNCH
+    assert len(taken.variants) == 2
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)

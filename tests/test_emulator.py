@@ -46,7 +46,8 @@ def launch(
     channel_stride: int = 1,
     **tensors: Tensor,
 ) -> Counts:
-    launcher = Launcher(mode, seed, seconds=1, folder=build.HERE)
+    seconds = 1 if entry == "never_ends" else 600  # only a launch that never ends may be stopped
+    launcher = Launcher(mode, seed, seconds=seconds, folder=build.HERE)
     variant = Variant(source, entry, (), threads, shared)
     launcher.launch(variant, blocks, tensors, numbers(channel_stride))
     return launcher.counts

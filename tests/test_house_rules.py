@@ -141,6 +141,12 @@ def unfinished(files: Files) -> list[str]:
     return matches(files, r"\b(?:TO" + r"DO|FIX" + r"ME)\b")
 
 
+def clocks(files: Files) -> list[str]:
+    """Tests that measure time; `time.time()` dates files."""
+    tests = {path: text for path, text in files.items() if path.startswith("tests/")}
+    return matches(tests, r"\b(?:[pt](?:rocess|hread)_time|[p]erf_counter|[m]onotonic|[t]imeit)")
+
+
 def matches(files: Files, pattern: str) -> list[str]:
     return [
         f"{path}:{number}: {line.strip()}"
@@ -186,6 +192,7 @@ TREE_RULES = [
     empty_files,
     machine_paths,
     unfinished,
+    clocks,
 ]
 
 
@@ -244,6 +251,8 @@ VIOLATIONS: list[tuple[Callable[[Files], list[str]], Files]] = [
     (machine_paths, {"a.py": "p='/" + "root/x'"}),
     (unfinished, {"a.py": "# TO" + "DO later"}),
     (unfinished, {"a.cu": "// FIX" + "ME: race"}),
+    (clocks, {"tests/test_a.py": "start = time.perf_" + "counter()"}),
+    (clocks, {"tests/gpu/test_a.py": "from time import mono" + "tonic_ns"}),
 ]
 LEGAL: list[tuple[Callable[[Files], list[str]], Files]] = [
     (module_sizes, {"a.py": "x = 1\n" * 500, "b.py": "x = 1\n" * 200, "c.py": ""}),
@@ -262,6 +271,7 @@ LEGAL: list[tuple[Callable[[Files], list[str]], Files]] = [
     (drawers, {"nbattn/commonplace.py": "x"}),
     (machine_paths, {"a.md": "https://example.org/home/ and src/root/x and net" + "work/"}),
     (unfinished, {"a.md": "mastodon"}),
+    (clocks, {"tests/test_a.py": "time.time()", "benchmarks/a.py": "time.perf_" + "counter()"}),
 ]
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import stub_driver
+from own_warnings import STRICT, script
 from stub_driver import NUMBERS
 
 from nbattn.errors import BackendError
@@ -33,11 +34,11 @@ def happened(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     except FileNotFoundError:
         pytest.skip("no gcc")
     done = subprocess.run(
-        [sys.executable, "-W", "error", ROOT / "tests" / "stub_driver.py", library],
+        [sys.executable, *script(ROOT / "tests" / "stub_driver.py"), library],
         env={**os.environ, "PYTHONPATH": str(ROOT), "CUPY_CACHE_DIR": str(folder)},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
@@ -147,10 +148,9 @@ def test_every_thread_has_a_buffer_that_stays(happened, cases):
     cases("launches on a stub driver", happened["first"]["launches"] + 16 * 50)
 
 
-def test_a_launch_costs_the_host_little(happened):
-    """A number of this machine's processor, without the driver's own part; not of a GPU."""
-    print(f"host time of a launch, driver stubbed: {happened['microseconds']:.2f} us")
-    assert happened["microseconds"] <= 15
+def test_a_launch_takes_few_lines_of_the_host(happened):
+    """The module is loaded: three lines for each tensor, one of the stub's, and few more."""
+    assert happened["lines"] <= 3 * len(layout.POINTERS) + 30
 
 
 # What is missing
@@ -193,7 +193,7 @@ def test_asking_what_is_missing_loads_no_cupy(tmp_path: Path):
         "print([m for m in ('cupy', 'torch', 'numpy') if m in sys.modules])"
     )
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", code],
+        [sys.executable, "-c", STRICT + code],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from own_warnings import STRICT
 
 from nbattn import InputError
 from nbattn.integrations import natten
@@ -33,9 +34,8 @@ def clean() -> Iterator[None]:
 def run(code: str, path: Path | None = None) -> str:
     """What a fresh interpreter prints, with another folder to import from."""
     start = f"import sys; sys.path[:0] = [{str(path or ROOT)!r}, {str(ROOT)!r}]\n"
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", start + code], capture_output=True, text=True
-    )
+    command = [sys.executable, "-c", STRICT + start + code]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 

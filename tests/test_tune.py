@@ -1,6 +1,7 @@
 """Owns `nbattn tune`: what it measures, what it prints, where it writes, and when it refuses."""
 
 import json
+import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -191,16 +192,15 @@ def test_a_dtype_that_the_device_lacks_has_no_rate(monkeypatch: pytest.MonkeyPat
 
 
 def test_the_real_clock_gives_rates(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A few milliseconds of the true thing; the numbers are only known to be possible."""
+    """The true thing; of its numbers only the sign is known."""
     monkeypatch.setattr(tune, "_PRODUCTS", {"cpu": (64,)})
     monkeypatch.setattr(tune, "_COPIED", {"cpu": 1 << 20})
     monkeypatch.setattr(tune, "DTYPES", ("float32",))
     monkeypatch.setattr(timing, "TURN", 0.001)
     effort = bench.Effort(clock=timing.clock(1), rounds=1)
     found = tune.rates("cpu", effort=effort)
-    assert 1e7 < dict(found.flops)["float32"] < 1e14
-    assert 1e7 < found.bandwidth < 1e13
-    assert 1e-8 < found.launch < 1e-1
+    for rate in (dict(found.flops)["float32"], found.bandwidth, found.launch):
+        assert 0 < rate < math.inf
 
 
 def off(folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
