@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, Literal, overload
 
 import torch
@@ -288,13 +289,12 @@ def plan(
     arguments.check_names(backend, dtype, device)
     dim = query_shape[-1] if value_dim is None else value_dim
     key_shape = query_shape if key_shape is None else key_shape
-    arguments.check_shapes(mask, query_shape, key_shape, (*key_shape[:-1], dim))
-    arguments.check_backend(backend, require, forbid)
+    shapes = tuple(query_shape), tuple(key_shape)
+    _check_once(mask, *shapes, dim, backend, tuple(require), tuple(forbid))
     return dispatch.planned(
         Facts(
             mask,
-            tuple(query_shape),
-            tuple(key_shape),
+            *shapes,
             dim,
             dtype,
             device,
@@ -311,6 +311,21 @@ def plan(
             forbid=tuple(forbid),
         )
     )
+
+
+@lru_cache(planner.CACHE_SIZE)
+def _check_once(
+    mask: Mask,
+    query: tuple[int, ...],
+    key: tuple[int, ...],
+    value_dim: int,
+    backend: str,
+    require: tuple[str, ...],
+    forbid: tuple[str, ...],
+) -> None:
+    """What of a plan's arguments is known to fit needs no second look."""
+    arguments.check_shapes(mask, query, key, (*key[:-1], value_dim))
+    arguments.check_backend(backend, require, forbid)
 
 
 def run(
