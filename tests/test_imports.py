@@ -74,7 +74,9 @@ EXCEPTIONS = {
 }
 # Room → packages it may import at module level; `dialects` may not import others anywhere.
 FOREIGN = {
-    **dict.fromkeys(["version", "errors", "axis", "mask", "doctor", "__main__", ""], ""),
+    **dict.fromkeys(
+        ["version", "errors", "axis", "mask", "alignment", "doctor", "__main__", ""], ""
+    ),
     **dict.fromkeys(["series", "geometry", "dialects", "legend", "draw", "plot"], "numpy"),
     **dict.fromkeys(["planner", "backends", "ops", "arguments", "functional", "nn"], "numpy torch"),
     **dict.fromkeys(["integrations", "distributed", "bench", "tune", "demo"], "numpy torch"),
