@@ -76,7 +76,9 @@ EXCEPTIONS = {
 }
 # Room → packages it may import at module level; `dialects` may not import others anywhere.
 FOREIGN = {
-    **dict.fromkeys(["version", "errors", "axis", "mask", "doctor", "__main__", ""], ""),
+    **dict.fromkeys(
+        ["version", "errors", "axis", "mask", "alignment", "doctor", "__main__", ""], ""
+    ),
     **dict.fromkeys(["series", "geometry", "dialects", "legend", "draw", "plot"], "numpy"),
     **dict.fromkeys(["planner", "backends", "execute", "ops", "autograd"], "numpy torch"),
     **dict.fromkeys(["arguments", "functional", "nn"], "numpy torch"),
