@@ -262,6 +262,7 @@ class _Once(torch.autograd.Function):
 def _gradients(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None) -> tuple[Any, ...]:
     """The gradient of every argument of the forward operator."""
     *tensors, out, lse = ctx.saved_tensors
+    tensors = list(tensors)  # it is one, but a tuple for the compiler of torch 2.8
     inputs = [tensors.pop(0) if present else None for present in ctx.present]
     options: Options = ctx.options
     if grad_out is None:
