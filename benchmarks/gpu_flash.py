@@ -133,10 +133,10 @@ SHAPES = [
     (512, 511), (8192, 128), (128, 8192), (2048, 1000), (20000, 3000), (33000, 1000),
 ]  # fmt: skip
 MASKS = {
-    "causal": Axis(None, 0),
-    "window 512": Axis(512, 0),
-    "two sides": Axis(700, 300),
-    "left open": Axis(None, 1000),
+    "causal": Axis(None, 0, align="top-left"),
+    "window 512": Axis(512, 0, align="top-left"),
+    "two sides": Axis(700, 300, align="top-left"),
+    "left open": Axis(None, 1000, align="top-left"),
 }
 
 

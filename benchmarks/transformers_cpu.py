@@ -47,7 +47,10 @@ CASES = [
 
 def models(case: Case, dtype: torch.dtype) -> dict[str, Any]:
     """The same model on either implementation."""
-    import transformers
+    try:
+        import transformers
+    except ImportError:
+        raise SystemExit("This needs a package: pip install 'transformers>=5.24,<6'") from None
 
     transformers.logging.set_verbosity_error()
     config = transformers.MistralConfig(

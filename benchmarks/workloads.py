@@ -128,8 +128,8 @@ _ALL = (
         heads=8,
         head_dim=64,
     ),
-    _line("W7a", "top-left causal", Mask.causal(), 2048, 512),
-    _line("W7b", "top-left causal", Mask.causal(), 512, 2048),
+    _line("W7a", "top-left causal", Mask.causal("top-left"), 2048, 512),
+    _line("W7b", "top-left causal", Mask.causal("top-left"), 512, 2048),
 )
 WORKLOADS = {workload.name: workload for workload in _ALL}
 

@@ -7,6 +7,7 @@ digits are scikit-learn's. Longer (epochs, channels): `python examples/dinat_dig
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 
 import torch
@@ -62,6 +63,8 @@ def train(model: nn.Module, images: Tensor, labels: Tensor, epochs: int) -> list
 
 def main(epochs: int = 3, channels: int = 32) -> float:
     """The share of unseen digits that is read after training."""
+    if not all(map(importlib.util.find_spec, ("sklearn", "transformers"))):
+        sys.exit("This needs two packages: pip install scikit-learn 'transformers>=5.24,<6'")
     natten.install(replace=True)  # before transformers asks whether there is one
     natten.repair_dinat()
     try:

@@ -52,7 +52,8 @@ class Stream:
     """A layer that decodes from two parts, the sinks and the window, joined by their logsumexp.
 
     Args:
-        layer: its mask is `Axis(window - 1, causal=True, prefix=sinks)`, with no qk_transform.
+        layer: its mask is `Axis(window - 1, causal=True, align="bottom-right", prefix=sinks)`, with
+            no qk_transform.
         batch: of the text.
     """
 

@@ -68,7 +68,7 @@ class Streaming(nn.Module):
         parts = [
             nbattn.attention(
                 turn(query, self.before_sinks(places)), key[:, first], value[:, first],
-                nbattn.Mask.causal(), return_lse=True,
+                nbattn.Mask.causal("top-left"), return_lse=True,
             ),
             nbattn.attention(
                 turn(query, places), key, value, nbattn.Mask.sliding_window(self.window - 1),

@@ -6,8 +6,14 @@ Run it: `python examples/transformers_mistral.py`. The model is small and random
 
 from __future__ import annotations
 
+import sys
+
 import torch
-from transformers import MistralConfig, MistralForCausalLM
+
+try:
+    from transformers import MistralConfig, MistralForCausalLM
+except ImportError:
+    sys.exit("This needs a package: pip install 'transformers>=5.24,<6'")
 
 import nbattn
 from nbattn.integrations.transformers import register

@@ -4,6 +4,7 @@ fix.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,10 +16,13 @@ from nbattn.dialects.device import DeviceInfo
 from nbattn.errors import InputError, counted, kind
 from nbattn.mask import MAX_RANK, Mask
 from nbattn.planner.request import BACKENDS, DTYPES, Request, check_traits
+from nbattn.symbolic import holds
 
 _NEEDED = ("query", "key", "value")
 _OF_ANY_DTYPE = ("sink", "key_range")
 LONGEST = 2**31 - 1  # positions of an axis: their products of two still fit 64 bits
+_MANY_HEADS, _MOST_HEADS = 64, 128  # from here on heads may be tokens; models have up to these
+_SAID: set[str] = set()  # warnings of this process
 _LARGE = 1e30  # scales and caps beyond it lose their scores in float32
 
 
@@ -46,14 +50,15 @@ def check_shapes(
                 fix=f"{name} as [B, {space}, {'H' if name == 'query' else 'Hk'}, D]"
                 + (f", or a mask of {counted(rank, 'axis', 'axes')}." if fits else "."),
             )
-    if query[0] != key[0] or query[-1] != key[-1]:
-        what, at = ("batch", 0) if query[0] != key[0] else ("head_dim", -1)
+    same = [holds(query[at] == key[at]) for at in (0, -1)]
+    if not all(same):
+        what, at = ("head_dim", -1) if same[0] else ("batch", 0)
         raise InputError(
             f"{what} differs: {query[at]} in query, {key[at]} in key.",
             where=_where(query, key, value),
             fix=f"the same {what} in both.",
         )
-    if tuple(key[:-1]) != tuple(value[:-1]):
+    if not all(holds(a == b) for a, b in zip(key[:-1], value[:-1], strict=True)):
         raise InputError(
             f"key and value differ before their last dimension: "
             f"{list(key[:-1])} and {list(value[:-1])}.",
@@ -66,10 +71,10 @@ def check_shapes(
         ("head_dim", query[-1]),
         ("value_dim", value[-1]),
     ):
-        if size < 1:
+        if not holds(size >= 1):
             where = _where(query, key, value)
             raise InputError(f"{name} is {size}.", where=where, fix="at least 1.")
-    if query[-2] % key[-2]:
+    if not holds(query[-2] % key[-2] == 0):
         raise InputError(
             f"{query[-2]} query heads are no multiple of {key[-2]} key heads.",
             where=_where(query, key, value),
@@ -80,6 +85,50 @@ def check_shapes(
 
 def _where(query: Sequence[int], key: Sequence[int], value: Sequence[int]) -> str:
     return f"query {list(query)} key {list(key)} value {list(value)}"
+
+
+def warn_of_heads_first(query: Sequence[int], key: Sequence[int]) -> None:
+    """Say once that queries look as if heads came before positions, which shapes alone cannot
+    refuse: many more heads than positions, in queries and keys alike. A step of decoding, which is
+    one query, is no sign of it, nor are keys of fewer heads.
+    """
+    if torch.compiler.is_compiling() or query[-2] < _MANY_HEADS or "heads" in _SAID:
+        return
+    heads = query[-2]
+    rank = len(query) - 3
+    if rank == 1:
+        most = max(query[1], key[1])
+        times = 2 if heads > _MOST_HEADS else 8
+        suspicious = min(query[1], key[1]) > 1 and heads >= times * most
+    else:  # a square behind its heads, which are few
+        suspicious = query[-3] == heads and 8 * query[1] <= heads
+    if not suspicious or key[-2] != heads:
+        return
+    _SAID.add("heads")
+    space = ", ".join("NXYZ"[rank > 1 :][:rank])
+    warnings.warn(
+        f"query {list(query)} is read as [B, {space}, H, D]: {heads} heads. If it is "
+        f"[B, H, {space}, D], as torch's scaled_dot_product_attention has it, give "
+        "query.movedim(1, -2), key and value alike, and take out.movedim(-2, 1).",
+        stacklevel=3,
+    )
+
+
+def warn_of_channels_first(shape: Sequence[int], dim: int) -> None:
+    """Say once that tokens look as if channels came before the space: both axes have the layer's
+    number of them, and the space would be no square, cube or line.
+    """
+    if torch.compiler.is_compiling() or shape[1] != dim or "channels" in _SAID:
+        return
+    if all(size == dim for size in shape[2:]):
+        return
+    _SAID.add("channels")
+    space = ", ".join("XYZ"[: len(shape) - 2])
+    warnings.warn(
+        f"x {list(shape)} is read as [B, {space}, dim]: its last axis holds the channels. If it is "
+        f"[B, dim, {space}], give x.movedim(1, -1), and take y.movedim(-1, 1).",
+        stacklevel=6,
+    )
 
 
 def check_tensors(query: Tensor, named: dict[str, Tensor | None]) -> None:
@@ -135,6 +184,19 @@ def check_numbers(scale: object, softcap: object) -> None:
             legal = "a finite number above 0" if name == "softcap" else "a finite number"
             shown = f"{value}" if abs(value) < 10 or not isinstance(value, int) else "10^…"
             raise InputError(f"{name}={shown} is not legal.", fix=f"{name}: {legal}, or None.")
+    if scale is not None and softcap is not None:
+        _check_quotient(float(scale), float(softcap))  # pyright: ignore[reportArgumentType]
+
+
+def _check_quotient(scale: float, softcap: float) -> None:
+    """Kernels multiply by scale / softcap, in float32."""
+    least = abs(scale) / _LARGE
+    if softcap < least:
+        raise InputError(
+            f"scale={scale} is {abs(scale) / softcap:.3g} times softcap={softcap}; "
+            f"kernels divide them, and take quotients up to {_LARGE:.0e}.",
+            fix=f"softcap={least!r} or more, or None.",
+        )
 
 
 def check_flags(flags: Mapping[str, object]) -> None:
@@ -215,7 +277,10 @@ def _name(dtype: torch.dtype) -> str:
 
 
 def _shaped(name: str, tensor: Tensor, shape: Sequence[Any], meaning: str) -> None:
-    if tuple(tensor.shape) != tuple(shape):
+    sizes = tensor.shape
+    if len(sizes) != len(shape) or not all(
+        holds(a == b) for a, b in zip(sizes, shape, strict=True)
+    ):
         wanted = f"[{', '.join(map(str, shape))}]"
         raise InputError(
             f"{name} has shape {list(tensor.shape)}, not {wanted}.",

@@ -5,9 +5,11 @@ from __future__ import annotations
 import operator
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass, fields
-from typing import Literal, SupportsIndex
+from difflib import get_close_matches
+from typing import Literal, SupportsIndex, cast
 
 from nbattn.errors import MaskError, kind
+from nbattn.symbolic import holds, is_symbolic
 
 Align = Literal["top-left", "bottom-right"]
 Border = Literal["clip", "shift", "wrap"]
@@ -16,6 +18,19 @@ ALIGNMENTS: tuple[Align, ...] = ("top-left", "bottom-right")
 BORDERS: tuple[Border, ...] = ("clip", "shift", "wrap")
 CODE_FIELDS = 9
 _LIMIT = 2**31 - 1
+_UNLIMITED = -_LIMIT - 1  # as a side in code: no number that a side may have, however it arose
+_CHOICES = {
+    "align": "align='top-left' puts query 0 on key 0, 'bottom-right' the last query on the last "
+    "key, an int query 0 on that key.",
+    "border": "border='clip' cuts windows, 'shift' moves them inward, 'wrap' is circular.",
+}
+_ELSEWHERE = {  # what others call the values of align and border
+    "top-left": ("upper-left", "causal-upper-left", "start", "first"),
+    "bottom-right": ("lower-right", "causal-lower-right", "end", "last"),
+    "clip": ("cut", "crop", "truncate"),
+    "shift": ("inward", "natten", "neighborhood"),
+    "wrap": ("circular", "periodic", "cyclic", "circle", "ring", "torus", "roll", "modulo"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +52,9 @@ class Axis:
         dilation: distance between neighbouring keys; a query reads keys of its own residue class.
         stride: this many consecutive queries of a class share their leader's window.
         causal: read no key after the query's own position; then `right` is 0.
-        align: "top-left" puts query 0 on key 0, "bottom-right" the last query on the last key.
+        align: where lengths differ: "top-left" puts query 0 on key 0, "bottom-right" the last
+            query on the last key; an int is stored as "top-left" with that offset. None takes
+            equal lengths only, or an axis that reads everything.
         offset: moves the queries this many keys to the right, after the alignment.
         border: where a window leaves the axis, "clip" cuts it (Flash, sliding windows),
             "shift" moves it inward (NATTEN), "wrap" continues at the other end (circular axes).
@@ -47,8 +64,7 @@ class Axis:
         MaskError: a field is no integer, is negative, or breaks a rule of its border.
 
     With `causal` and `stride > left + 1`, and wherever queries lie outside the key axis, rows can
-    be
-    empty: their output is 0 and their logsumexp minus infinity.
+    be empty: their output is 0 and their logsumexp minus infinity.
 
     >>> Axis(7, causal=True) == Axis(7, 0, causal=True)
     True
@@ -60,7 +76,7 @@ class Axis:
     dilation: int = 1
     stride: int = 1
     causal: bool = False
-    align: Align = "top-left"
+    align: Align | int | None = None
     offset: int = 0
     border: Border = "clip"
     prefix: int = 0
@@ -75,7 +91,11 @@ class Axis:
             _set(self, name, None if value is None else whole(name, value, 0, "None is unlimited"))
         for name, low in (("dilation", 1), ("stride", 1), ("prefix", 0), ("offset", None)):
             _set(self, name, whole(name, getattr(self, name), low))
-        _one_of("align", self.align, ALIGNMENTS, "; an integer shift goes into offset=")
+        if isinstance(self.align, str):
+            _one_of("align", self.align, ALIGNMENTS)
+        elif self.align is not None:
+            _set(self, "offset", _place(self.align, self.offset))
+            _set(self, "align", "top-left")
         _one_of("border", self.border, BORDERS)
         _check_rules(self)
 
@@ -112,8 +132,10 @@ def whole(name: str, value: SupportsIndex, low: int | None, hint: str = "") -> i
     """The value as an int, or a MaskError that names the field, what was found and what is
     legal.
     """
-    if type(value) is int and (-_LIMIT if low is None else low) <= value <= _LIMIT:
-        return value
+    if type(value) is int or is_symbolic(value):
+        known = cast("int", value)
+        if holds((-_LIMIT if low is None else low) <= known) and holds(known <= _LIMIT):
+            return known
     legal = (
         f"{name} is a whole number"
         + ("" if low is None else f" >= {low}")
@@ -140,17 +162,44 @@ def truth(name: str, value: object) -> bool:
     return value
 
 
-def _one_of(name: str, value: object, known: Sequence[str], hint: str = "") -> None:
+def likely(given: object, known: Sequence[str]) -> str:
+    """The known name that was probably meant, or nothing.
+
+    >>> likely("bottom_right", ALIGNMENTS), likely("periodic", BORDERS), likely("spiral", BORDERS)
+    ('bottom-right', 'wrap', '')
+    """
+    if not isinstance(given, str):
+        return ""
+    plain = given.lower().replace("_", "-").replace(" ", "-")
+    words = {word: name for name in known for word in (name, *_ELSEWHERE.get(name, ()))}
+    near = get_close_matches(given, known, n=1)
+    return words.get(plain) or (near[0] if near else "")
+
+
+def _one_of(name: str, value: object, known: Sequence[str]) -> None:
     if value not in known:
+        near = likely(value, known)
         names = ", ".join(map(repr, known))
         raise MaskError(
-            f"{name}={value!r} is not one of {names}.", fix=f"{name}={known[0]!r}{hint}."
+            f"{name}={value!r} is not one of {names}.",
+            fix=f"{name}={near!r}." if near else _CHOICES[name],
         )
+
+
+def _place(align: SupportsIndex, offset: int) -> int:
+    """The offset that an integer alignment is."""
+    place = whole("align", align, None, 'or "top-left", or "bottom-right"')
+    if not holds(offset == 0):
+        raise MaskError(
+            f"align={place} and offset={offset} both say where query 0 stands.",
+            fix=f'align={place + offset}, or align={place}, or align="top-left", offset={offset}.',
+        )
+    return place
 
 
 def _check_rules(axis: Axis) -> None:
     """The rules between fields that need no shape."""
-    if axis.causal and axis.right != 0:
+    if axis.causal and (axis.right is None or not holds(axis.right == 0)):
         raise MaskError(
             f"causal=True reads nothing to the right, but right={axis.right}.",
             fix=f"Axis({axis.left}, 0, causal=True), or causal=False to look {axis.right} ahead.",
@@ -161,13 +210,18 @@ def _check_rules(axis: Axis) -> None:
             fix='Axis(3, 3, border="shift"), or border="clip" with unlimited sides.',
         )
     if axis.border == "wrap":
-        for name, plain in (("causal", False), ("align", "top-left"), ("offset", 0)):
-            if getattr(axis, name) != plain:
+        plain = {
+            "causal": (not axis.causal, False),
+            "align": (axis.align in (None, "top-left"), None),
+            "offset": (holds(axis.offset == 0), 0),
+        }
+        for name, (is_plain, legal) in plain.items():
+            if not is_plain:
                 raise MaskError(
                     f'border="wrap" is circular: it has no {name}={getattr(axis, name)!r}.',
-                    fix=f'{name}={plain!r}, or border="clip".',
+                    fix=f'{name}={legal!r}, or border="clip".',
                 )
-    if axis.prefix and (axis.dilation > 1 or axis.border == "wrap"):
+    if not holds(axis.prefix == 0) and (axis.border == "wrap" or not holds(axis.dilation == 1)):
         other = f"dilation={axis.dilation}" if axis.dilation > 1 else 'border="wrap"'
         raise MaskError(
             f"prefix={axis.prefix} and {other} cannot be combined.",
@@ -190,23 +244,22 @@ def describe(axis: Axis) -> str:
         f"{name} {value}" for name in ("dilation", "stride") if (value := getattr(axis, name)) > 1
     ]
     notes += ["causal"] * axis.causal
-    notes += [axis.align] * (axis.align != "top-left") + [f"offset {axis.offset:+d}"] * (
-        axis.offset != 0
-    )
+    notes += [str(axis.align)] * (axis.align is not None)
+    notes += [f"offset {axis.offset:+d}"] * (axis.offset != 0)
     notes += [axis.border] * (axis.border != "clip") + [f"prefix {axis.prefix}"] * (axis.prefix > 0)
     notes += ["rows without keys: stride > left + 1"] * axis.has_causal_gaps
     return "; ".join(filter(None, [keys, ", ".join(notes)]))
 
 
 def encode(axis: Axis) -> tuple[int, ...]:
-    """The fields as integers, -1 for an unlimited side; `decode` is the way back."""
+    """The fields as integers; `decode` is the way back."""
     return (
-        -1 if axis.left is None else axis.left,
-        -1 if axis.right is None else axis.right,
+        _UNLIMITED if axis.left is None else axis.left,
+        _UNLIMITED if axis.right is None else axis.right,
         axis.dilation,
         axis.stride,
         int(axis.causal),
-        ALIGNMENTS.index(axis.align),
+        -1 if axis.align is None else ALIGNMENTS.index(cast("Align", axis.align)),
         axis.offset,
         BORDERS.index(axis.border),
         axis.prefix,
@@ -217,12 +270,12 @@ def decode(code: Sequence[int]) -> Axis:
     """The axis of `encode(axis)`."""
     left, right, dilation, stride, causal, align, offset, border, prefix = code
     return Axis(
-        None if left < 0 else left,
-        None if right < 0 else right,
+        None if left == _UNLIMITED else left,
+        None if right == _UNLIMITED else right,
         dilation=dilation,
         stride=stride,
         causal=bool(causal),
-        align=ALIGNMENTS[align],
+        align=None if align < 0 else ALIGNMENTS[align],
         offset=offset,
         border=BORDERS[border],
         prefix=prefix,

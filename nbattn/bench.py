@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nbattn import functional, geometry, machine
+from nbattn import geometry, machine
 from nbattn.errors import NbattnError
 from nbattn.planner import dispatch, planner
 from nbattn.planner.candidate import Candidate
@@ -264,9 +264,6 @@ def _try(
 ) -> tuple[Row, Run | None, list[Tensor]]:
     """One candidate's first run: its row, and what to time unless it failed or disagrees."""
     run = inputs.runner(plan, candidate)
-    if run is None:
-        reason = "no backend=, require= and forbid= select it alone"
-        return replace(row, reason=reason), None, []
     try:
         found = run()
     except (NbattnError, RuntimeError) as failure:
@@ -327,7 +324,7 @@ class Tensors:
         keys = (batch, *request.key_space)
         query = drawn(batch, *request.query_space, heads, dim)
         key, value = drawn(*keys, kv_heads, dim), drawn(*keys, kv_heads, value_dim)
-        if request.layout != "contiguous":
+        if request.layout == "packed":
             query, key, value = _packed(query, key, value)
         extras: dict[str, Any] = {}
         if extra:
@@ -342,28 +339,23 @@ class Tensors:
             extras["key_range"] = torch.tensor([ranges] * batch, dtype=torch.int32, device=device)
         return cls(query, key, value, drawn(*query.shape[:-1], value_dim), extras)
 
-    def runner(self, plan: Plan, candidate: Candidate) -> Callable[[], list[Tensor]] | None:
-        """A function that runs one candidate by name and returns the output, then the logsumexp and
-        the gradients where the request has them; None where names do not select it alone.
+    def runner(self, plan: Plan, candidate: Candidate) -> Callable[[], list[Tensor]]:
+        """A function that runs one candidate's program and returns the output, then the logsumexp
+        and the gradients where the request has them.
         """
         request = plan.request
-        named = selection(plan, candidate)
-        by_name = planner.make(replace(request, **named))
-        if [one.name for one in by_name.candidates if not one.reasons] != [candidate.name]:
-            return None
         leaves = {"query": self.query, "key": self.key, "value": self.value}
         leaves |= {
             n: self.extras[n] for n in ("sink", "extra_key", "extra_value") if n in self.extras
         }
         if request.training:
             leaves = {n: t.detach().requires_grad_() for n, t in leaves.items()}
-        given: dict[str, Any] = {**self.extras, **leaves, **named}
+        given: dict[str, Any] = {**self.extras, **leaves}
+        own = replace(plan, chosen=candidate)
 
         def run() -> list[Tensor]:
             with torch.set_grad_enabled(request.training):
-                out = functional.attention(
-                    mask=request.mask, return_lse=request.return_lse, **given
-                )
+                out = own.run(**given)
                 outputs = list(out) if isinstance(out, tuple) else [out]
                 if not request.training:
                     return outputs
@@ -371,21 +363,6 @@ class Tensors:
                 return [*(t.detach() for t in outputs), *grads]
 
         return run
-
-
-def selection(plan: Plan, candidate: Candidate) -> dict[str, Any]:
-    """The arguments of `attention` that select a candidate: what it uses is required, what only
-    others of its backend use is forbidden.
-    """
-    mine = {candidate.strategy, *candidate.traits}
-    same = [one for one in plan.candidates if one.backend == candidate.backend]
-    others = {name for one in same for name in (one.strategy, *one.traits)} - mine
-    request = plan.request
-    return {
-        "backend": candidate.backend,
-        "require": tuple(sorted(mine | set(request.require))),
-        "forbid": tuple(sorted(others | set(request.forbid))),
-    }
 
 
 def _packed(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:

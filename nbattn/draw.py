@@ -58,7 +58,7 @@ def _pairs(line: BoundAxis) -> list[str]:
     """Rows of a short axis, with marks where a window is cut and where p lies outside the keys."""
     rows = zip(signs(line).tolist(), *(ends.tolist() for ends in cuts(line)), strict=True)
     return [
-        " ‹"[a] + " ".join(row) + " ›"[b] + ("" if 0 <= p < line.keys else f" p={p}")
+        " ‹"[a] + " ".join(row) + " ›"[b] + f" p={p}" * (line.is_placed and not 0 <= p < line.keys)
         for p, (row, a, b) in enumerate(rows, line.offset)
     ]
 

@@ -9,13 +9,14 @@ from typing import Any, Literal, overload
 import torch
 from torch import Tensor
 
-from nbattn import arguments, ops
+from nbattn import arguments, autograd, execute, ops
 from nbattn.backends import reference
 from nbattn.backends.contract import Inputs
-from nbattn.dialects.device import DeviceInfo
-from nbattn.errors import InputError
+from nbattn.dialects.device import DEVICES, DeviceInfo
+from nbattn.errors import BackendError, InputError
 from nbattn.mask import Mask
 from nbattn.planner import dispatch, measured, planner
+from nbattn.planner.dispatch import Facts
 from nbattn.planner.plan import Plan
 from nbattn.planner.request import Request
 
@@ -79,6 +80,10 @@ def attention(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Attention of every query over the keys that the mask lets it read.
 
+    Heads come after the space. Tensors in the layout of torch's `scaled_dot_product_attention`,
+    `[B, H, N, D]`, fit a mask of one axis as well, and are then attended over heads: no shape can
+    tell, so a warning does where heads look like tokens. Give `query.transpose(1, 2)`.
+
     Args:
         query: `[B, *space, H, D]`, any strides.
         key: `[B, *key_space, Hk, D]`; query head h reads key head `h // (H // Hk)`.
@@ -127,41 +132,67 @@ def attention(
         named["extra_value"],
     )  # pyright: ignore
     arguments.check_shapes(mask, query.shape, key.shape, value.shape)
+    arguments.warn_of_heads_first(query.shape, key.shape)
     arguments.check_numbers(scale, softcap)
     arguments.check_flags({"return_lse": return_lse})
     arguments.check_extras(query, key, value, sink, key_range, extra_key, extra_value)
     arguments.check_backend(backend, require, forbid)
     factor = query.shape[-1] ** -0.5 if scale is None else float(scale)
     cap = None if softcap is None else float(softcap)
-    tensors = _distinct((query, key, value, sink, key_range, extra_key, extra_value))
-    if backend == "reference":
-        out, lse = _reference(tensors, factor, cap, mask, require, forbid)
+    tensors = (query, key, value, sink, key_range, extra_key, extra_value)
+    training = autograd.trains(tensors)
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    inputs = Inputs(*tensors, scale=factor, softcap=cap)
+    if backend == "reference" and not (require or forbid):  # nothing to plan: torch looks inside
+        out, lse = reference.attend(inputs, mask)
+    elif backend == "reference" or autograd.is_plain(tensors):
+        plan = execute.planned(
+            mask,
+            inputs,
+            backend=backend,
+            require=tuple(require),
+            forbid=tuple(forbid),
+            training=training,
+            deterministic=deterministic,
+            return_lse=return_lse,
+        )
+        out, lse = _attend(plan, inputs, training=training)
     else:
-        differentiable = [
-            t for t in (query, key, value, sink, extra_key, extra_value) if t is not None
-        ]
-        training = torch.is_grad_enabled() and any(t.requires_grad for t in differentiable)
-        transformed = torch._C._are_functorch_transforms_active()  # pyright: ignore[reportPrivateUsage]
-        options = ops.Options(
-            mask.code(),
-            factor,
-            cap,
-            backend,
-            list(require),
-            list(forbid),
-            training or transformed,
-            torch.are_deterministic_algorithms_enabled(),
-            return_lse,
+        out, lse = _operator(
+            _distinct(tensors),
+            ops.Options(
+                mask.code(),
+                [],
+                [],
+                factor,
+                cap,
+                backend,
+                ops.joined_traits(require, forbid),
+                False,  # where it differentiates, it sees for itself: a trace serves both
+                deterministic,
+                return_lse,
+            ),
         )
-        run = (
-            ops.TransformableAttention.apply
-            if transformed
-            else ops.Attention.apply
-            if training
-            else ops.FORWARD
-        )
-        out, lse = run(*tensors, *options)  # pyright: ignore
-    return (out, lse) if return_lse else out
+    return (out, lse) if return_lse else out  # pyright: ignore
+
+
+def _attend(plan: Plan, inputs: Inputs, *, training: bool) -> tuple[Tensor, Tensor | None]:
+    """Output, and the logsumexp when the plan has it as a result, by a given plan."""
+    request = plan.request
+    if plan.chosen.family == "reference":
+        return reference.attend(inputs, request.mask)
+    return autograd.attend(plan, inputs, return_lse=request.return_lse, training=training)
+
+
+def _operator(tensors: tuple[Tensor | None, ...], options: ops.Options) -> tuple[Tensor, Tensor]:
+    """Output and logsumexp of the operator, for whatever looks at attention from outside."""
+    absent = (None,) * (len(ops.TENSORS) - len(tensors))
+    if not autograd.is_transformed():
+        return ops.FORWARD(*tensors, *absent, *options)
+    if not torch.compiler.is_compiling():
+        autograd.refuse_tangents(tensors)
+    options = options._replace(training=True)
+    return autograd.OperatorAttention.apply(*tensors, *absent, *options)  # pyright: ignore
 
 
 def _distinct(tensors: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
@@ -173,31 +204,6 @@ def _distinct(tensors: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
         again = tensor is not None and any(tensor is other for other in found)
         found.append(tensor.view_as(tensor) if again and tensor is not None else tensor)
     return tuple(found)
-
-
-def _reference(
-    tensors: tuple[Any, ...],
-    scale: float,
-    softcap: float | None,
-    mask: Mask,
-    require: Sequence[str],
-    forbid: Sequence[str],
-) -> tuple[Tensor, Tensor]:
-    """The reference outside the operator, so that torch differentiates it."""
-    if require or forbid:
-        query, key, value = tensors[:3]
-        plan(
-            mask,
-            query.shape,
-            key.shape,
-            value_dim=value.shape[-1],
-            dtype=query.dtype,
-            device=query.device,
-            backend="reference",
-            require=require,
-            forbid=forbid,
-        )
-    return reference.attend(Inputs(*tensors, scale=scale, softcap=softcap), mask)
 
 
 def _autocast(query: Tensor, named: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
@@ -263,7 +269,7 @@ def plan(
         InputError, MaskError, BackendError: as `attention`.
 
     >>> shapes = (1, 2048, 8, 64), (1, 512, 8, 64)
-    >>> plan(Mask.causal(), *shapes, dtype="float32", device="cpu").chosen.name
+    >>> plan(Mask.causal("top-left"), *shapes, dtype="float32", device="cpu").chosen.name
     'sdpa/causal'
     """
     if deterministic is None:
@@ -281,63 +287,45 @@ def plan(
     arguments.check_numbers(None, softcap)
     arguments.check_traits_given(require, forbid)
     arguments.check_names(backend, dtype, device)
-    return _plan(
-        mask,
-        tuple(query_shape),
-        None if key_shape is None else tuple(key_shape),
-        value_dim,
-        dtype,
-        device,
-        backend,
-        tuple(require),
-        tuple(forbid),
-        extra_keys,
-        softcap,
-        tuple(flags.values()),
-    )
-
-
-@lru_cache(planner.CACHE_SIZE)
-def _plan(
-    mask: Mask,
-    query_shape: tuple[int, ...],
-    key_shape: tuple[int, ...] | None,
-    value_dim: int | None,
-    dtype: torch.dtype | str,
-    device: torch.device | str | DeviceInfo | None,
-    backend: str,
-    require: Any,
-    forbid: Any,
-    extra_keys: int,
-    softcap: float | None,
-    flags: tuple[bool, ...],
-) -> Plan:
-    training, return_lse, sink, key_range, packed, deterministic = flags
-    arguments.check_mask(mask)
+    dim = query_shape[-1] if value_dim is None else value_dim
     key_shape = query_shape if key_shape is None else key_shape
-    dim = query_shape[-1] if value_dim is None and query_shape else value_dim or 0
-    arguments.check_shapes(mask, query_shape, key_shape, (*key_shape[:-1], dim))
-    arguments.check_numbers(None, softcap)
-    arguments.check_backend(backend, require, forbid)
-    return planner.make(
-        Request(
-            **dispatch.shapes(mask, query_shape, key_shape),
-            value_dim=dim,
-            dtype=dispatch.dtype_name(dtype),
-            device=dispatch.device_info(device),
+    shapes = tuple(query_shape), tuple(key_shape)
+    _check_once(mask, *shapes, dim, backend, tuple(require), tuple(forbid))
+    return dispatch.planned(
+        Facts(
+            mask,
+            *shapes,
+            dim,
+            dtype,
+            device,
             layout="packed" if packed else "contiguous",
-            training=training,
-            deterministic=deterministic,
-            return_lse=return_lse,
             extra_keys=extra_keys,
             softcap=softcap is not None,
             sink=sink,
             key_range=key_range,
+            training=training,
+            deterministic=deterministic,
+            return_lse=return_lse,
             backend=backend,
-            require=require,
-            forbid=forbid,
-        )  # pyright: ignore
+            require=tuple(require),
+            forbid=tuple(forbid),
+        )
     )
+
+
+@lru_cache(planner.CACHE_SIZE)
+def _check_once(
+    mask: Mask,
+    query: tuple[int, ...],
+    key: tuple[int, ...],
+    value_dim: int,
+    backend: str,
+    require: tuple[str, ...],
+    forbid: tuple[str, ...],
+) -> None:
+    """What of a plan's arguments is known to fit needs no second look."""
+    arguments.check_shapes(mask, query, key, (*key[:-1], value_dim))
+    arguments.check_backend(backend, require, forbid)
 
 
 def run(
@@ -345,22 +333,62 @@ def run(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """`Plan.run`: attention by a plan made before, on the tensors it was made for."""
     request = plan.request
-    arguments.check_run(request, query, {"key": key, "value": value, **tensors})
-    place = dispatch.device_info(query.device)
-    if (place.kind, place.name) != (request.device.kind, request.device.name):
+    if torch.compiler.is_compiling():  # which runs this code as it is, unless told not to
+        raise _unseen(request)
+    numbers = {name: tensors.pop(name, None) for name in ("scale", "softcap")}
+    query, named = _autocast(query, {"key": key, "value": value, **tensors})
+    arguments.check_run(request, query, {**named, **numbers})
+    given = (query, *(named.get(name) for name in ops.TENSORS[1:7]))
+    training = autograd.trains(given)
+    _check_plan_is_for(request, given, softcap=numbers["softcap"], training=training)
+    if not autograd.is_plain(given):
+        raise _unseen(request)
+    scale, softcap = numbers["scale"], numbers["softcap"]
+    factor = query.shape[-1] ** -0.5 if scale is None else float(scale)
+    inputs = Inputs(*given, scale=factor, softcap=None if softcap is None else float(softcap))  # pyright: ignore
+    out, lse = _attend(plan, inputs, training=training)
+    return (out, lse) if request.return_lse else out  # pyright: ignore
+
+
+def _unseen(request: Request) -> BackendError:
+    return BackendError(
+        "a plan runs its own program, which compilers, transforms and modes cannot follow.",
+        where=request.summary(),
+        fix="nbattn.attention(query, key, value, mask), which plans for them.",
+    )
+
+
+def _check_plan_is_for(
+    request: Request, tensors: Sequence[Tensor | None], *, softcap: object, training: bool
+) -> None:
+    """The tensors are those that a plan was made for; their strides may be others."""
+    query, key, value, sink, key_range, extra, _ = tensors
+    assert query is not None
+    assert key is not None
+    assert value is not None
+    here = dispatch.device_info(query.device)
+    known = request.device.name in DEVICES
+    if here.kind != request.device.kind or (known and here.name != request.device.name):
         raise InputError(
             f"the plan is for {request.device.name}, the tensors are on {query.device}.",
             where=request.summary(),
             fix=f"nbattn.plan(..., device={str(query.device)!r}).",
         )
-    wanted = dispatch.shapes(request.mask, query.shape, key.shape)
-    wanted |= {"dtype": dispatch.dtype_name(query.dtype), "value_dim": value.shape[-1]}
-    wanted |= {name: tensors.get(name) is not None for name in ("softcap", "sink", "key_range")}
-    extra = tensors.get("extra_key")
-    wanted["extra_keys"] = 0 if extra is None else extra.shape[1]
-    given = (query, key, value, *tensors.values())
-    grads = (isinstance(t, Tensor) and t.requires_grad for t in given)
-    wanted["training"] = request.training or (torch.is_grad_enabled() and any(grads))
+    wanted: dict[str, object] = {
+        "batch": query.shape[0],
+        "query_space": tuple(query.shape[1:-2]),
+        "key_space": tuple(key.shape[1:-2]),
+        "heads": query.shape[-2],
+        "kv_heads": key.shape[-2],
+        "head_dim": query.shape[-1],
+        "value_dim": value.shape[-1],
+        "dtype": dispatch.dtype_name(query.dtype),
+        "extra_keys": 0 if extra is None else extra.shape[1],
+        "softcap": softcap is not None,
+        "sink": sink is not None,
+        "key_range": key_range is not None,
+        "training": request.training or training,
+    }
     for name, size in wanted.items():
         if getattr(request, name) != size:
             raise InputError(
@@ -368,22 +396,11 @@ def run(
                 where=request.summary(),
                 fix="plan again for these shapes, or nbattn.attention(query, key, value, mask).",
             )
-    chosen = plan.chosen
-    return attention(
-        query,
-        key,
-        value,
-        request.mask,
-        backend=chosen.backend,
-        require=(chosen.strategy, *chosen.traits),
-        return_lse=request.return_lse,
-        **tensors,
-    )
 
 
 def warmup(plan: Plan) -> None:
     """`Plan.warmup`: what the first run would prepare."""
-    backend: Any = ops.backend_module(plan.chosen.family)
+    backend = execute.backend_module(plan.chosen.family)
     if hasattr(backend, "warmup"):
         backend.warmup(plan.chosen.program)
 
@@ -391,7 +408,7 @@ def warmup(plan: Plan) -> None:
 def forget() -> None:
     """Plan anew from here on, with the cost table as it is now."""
     measured.forget()
-    for kept in (_plan, dispatch.planned, planner.make):
+    for kept in (dispatch.planned, planner.make):
         kept.cache_clear()
 
 

@@ -19,6 +19,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from nbattn import alignment
 from nbattn.axis import Axis
 from nbattn.errors import MaskError, counted
 from nbattn.mask import Mask, Space, as_space
@@ -121,8 +122,13 @@ class BoundAxis:
     @property
     def offset(self) -> int:
         """Position of query 0 on the key axis."""
-        corner = 0 if self.axis.align == "top-left" else self.keys - self.queries
+        corner = self.keys - self.queries if self.axis.align == "bottom-right" else 0
         return corner + self.axis.offset
+
+    @property
+    def is_placed(self) -> bool:
+        """Whether the mask says where queries stand; a full axis need not."""
+        return self.axis.align is not None or self.queries == self.keys
 
     def classes(self) -> list[Classes]:
         """The residue classes that have queries, alike ones together: at most four groups."""
@@ -314,6 +320,8 @@ def bind(mask: Mask, query_space: Space, key_space: Space | None = None) -> tupl
             )
     for number, (axis, nq, nk) in enumerate(zip(mask.axes, queries, keys, strict=True)):
         _check_lengths(mask, number, axis, nq, nk)
+        if alignment.is_missing(axis, nq, nk):
+            raise alignment.missing(mask, number, queries, keys)
     return tuple(map(BoundAxis, mask.axes, queries, keys))
 
 
@@ -363,7 +371,8 @@ def _check_lengths(mask: Mask, number: int, axis: Axis, queries: int, keys: int)
         raise MaskError(
             f'{where}: border="wrap" needs as many queries as keys.',
             where=repr(mask),
-            fix=f'border="clip" allows different lengths, or give axis {number} one length.',
+            fix='border="clip" and an align allow different lengths, '
+            f"or give axis {number} one length.",
         )
     period = axis.dilation * axis.stride
     if keys % period:

@@ -63,7 +63,7 @@ def signs(line: BoundAxis) -> NDArray[np.str_]:
     t, residue = np.divmod(np.arange(line.keys), line.axis.dilation)
     lo, hi, _ = (side[:, None] for side in line.windows())
     read, window = line.dense(), replace(line, axis=replace(line.axis, prefix=0)).dense()
-    here, moved = own == np.arange(line.keys), (t < lo) | (t >= hi)
+    here, moved = (own == np.arange(line.keys)) & line.is_placed, (t < lo) | (t >= hi)
     other = residue != own % line.axis.dilation
     rules = [here & read, here, read & ~window, read & moved, read, other]
     return np.select(rules, [OWN, OWN_UNREAD, PREFIX, MOVED, READ, OTHER], NONE)
@@ -72,6 +72,7 @@ def signs(line: BoundAxis) -> NDArray[np.str_]:
 def cuts(line: BoundAxis) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """Which queries have a window that a clipped border cuts, at its start and at its end."""
     axis, (lo, hi, keys) = line.axis, line.windows()
-    start = (axis.border == "clip" and axis.left is not None) & (lo < 0) & (hi > 0) & (keys > 0)
-    end = (axis.border == "clip" and axis.right is not None) & (hi > keys) & (lo < keys)
+    some = (keys > 0) & (axis.border == "clip")
+    start = some & (axis.left is not None) & (lo < 0) & (hi > 0)
+    end = some & (axis.right is not None) & (hi > keys) & (lo < keys)
     return start, end

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from nbattn.axis import CODE_FIELDS, Align, Axis, decode, describe, encode, truth, whole
 from nbattn.errors import MaskError, counted, kind
+from nbattn.symbolic import holds
 
 if TYPE_CHECKING:
     import numpy as np
@@ -66,7 +67,7 @@ class Mask:
         return len(self.axes)
 
     def __repr__(self) -> str:
-        text = f"Mask({', '.join(map(repr, self.axes))})"
+        text = written(self.axes)
         gaps = [
             f"axis {n}: stride {a.stride} > left + 1 = {a.left + 1}"
             for n, a in enumerate(self.axes)
@@ -91,17 +92,18 @@ class Mask:
         return cls(*[Axis()] * rank)
 
     @classmethod
-    def causal(cls, align: Align | int = "top-left") -> Mask:
+    def causal(cls, align: Align | int | None = None) -> Mask:
         """One axis: query i reads keys up to its own position (torch SDPA's `is_causal` is
         top-left).
 
         Args:
-            align: "top-left", "bottom-right", or an int: top-left with that offset.
+            align: "top-left", "bottom-right", or an int: top-left with that offset. None where
+                queries and keys have one length.
 
         >>> Mask.causal("bottom-right")
         Mask(Axis(None, 0, causal=True, align='bottom-right'))
         """
-        return cls(Axis(causal=True, **_placed(align)))
+        return cls(Axis(causal=True, align=align))
 
     @classmethod
     def sliding_window(
@@ -109,7 +111,7 @@ class Mask:
         left: int | None,
         right: int | None = 0,
         *,
-        align: Align | int = "top-left",
+        align: Align | int | None = None,
         dilation: int = 1,
     ) -> Mask:
         """One axis: `left` neighbours, the query's own position, `right` neighbours.
@@ -117,13 +119,14 @@ class Mask:
         Args:
             left: keys before the query; None is unlimited.
             right: keys after it.
-            align: "top-left", "bottom-right", or an int: top-left with that offset.
+            align: "top-left", "bottom-right", or an int: top-left with that offset. None where
+                queries and keys have one length.
             dilation: distance between neighbours.
 
         >>> Mask.sliding_window(511)
         Mask(Axis(511, 0))
         """
-        return cls(Axis(left, right, dilation=dilation, **_placed(align)))
+        return cls(Axis(left, right, dilation=dilation, align=align))
 
     @classmethod
     def neighborhood(
@@ -137,7 +140,7 @@ class Mask:
         """NATTEN's meaning: exactly `kernel_size` keys, windows shifted inward at the borders.
 
         An even kernel has one more key on the left; a causal axis is cut at its start instead.
-        Checked against NATTEN 0.21's own mask.
+        Checked against NATTEN 0.21's own mask. Queries and keys have one length, as there.
 
         Args:
             kernel_size: keys per axis; an int, or one per axis. A single int means one axis unless
@@ -172,7 +175,7 @@ class Mask:
         window_size: Sequence[int | None] = (-1, -1),
         causal: bool = False,
         *,
-        align: Align | int = "bottom-right",
+        align: Align | int | None = "bottom-right",
     ) -> Mask:
         """Flash's documented meaning: keys `[i + Nk - Nq - left, i + Nk - Nq + right]`,
         bottom-right.
@@ -194,7 +197,7 @@ class Mask:
             _flash_side(name, side)
             for name, side in zip(("left", "right"), window_size, strict=True)
         )
-        return cls(Axis(left, 0 if causal else right, causal=causal, **_placed(align)))
+        return cls(Axis(left, 0 if causal else right, causal=causal, align=align))
 
     @classmethod
     def from_cudnn(
@@ -202,7 +205,7 @@ class Mask:
         left_bound: int | None = None,
         right_bound: int | None = None,
         *,
-        align: Align | int = "top-left",
+        align: Align | int | None = "top-left",
     ) -> Mask:
         """The diagonal band of cuDNN: keys `(p - left_bound, p + right_bound]`, left exclusive.
 
@@ -212,12 +215,12 @@ class Mask:
             align: `diagonal_alignment`; an int is a top-left offset.
 
         >>> Mask.from_cudnn(512, 0)
-        Mask(Axis(511, 0))
+        Mask(Axis(511, 0, align='top-left'))
         """
         hint = "None is unlimited"
         left = None if left_bound is None else whole("left_bound", left_bound, 1, hint) - 1
         right = None if right_bound is None else whole("right_bound", right_bound, 0, hint)
-        return cls(Axis(left, right, **_placed(align)))
+        return cls(Axis(left, right, align=align))
 
     @classmethod
     def from_transformers(
@@ -228,18 +231,19 @@ class Mask:
         Args:
             sliding_window: W; None is unlimited.
             causal: a decoder's layer.
-            offset: position of query 0 on the key axis (static caches); None aligns bottom-right.
+            offset: position of query 0 on the key axis (static caches), aligned top-left; None
+                aligns bottom-right.
 
         >>> Mask.from_transformers(512)
         Mask(Axis(511, 0, causal=True, align='bottom-right'))
         >>> Mask.from_transformers(512, causal=False, offset=0)
-        Mask(Axis(512, 512))
+        Mask(Axis(512, 512, align='top-left'))
         """
         window = None if sliding_window is None else whole("sliding_window", sliding_window, 1)
-        placed = _placed("bottom-right" if offset is None else offset)
+        align = "bottom-right" if offset is None else whole("offset", offset, None)
         if truth("causal", causal):
-            return cls(Axis(None if window is None else window - 1, causal=True, **placed))
-        return cls(Axis(window, window, **placed))
+            return cls(Axis(None if window is None else window - 1, causal=True, align=align))
+        return cls(Axis(window, window, align=align))
 
     def to_flash(self) -> tuple[int, int]:
         """The `window_size` with which Flash's documentation promises this mask, -1 for unlimited.
@@ -256,7 +260,7 @@ class Mask:
             raise MaskError(
                 f"Flash has no window_size for this mask: {reason}",
                 where=repr(self),
-                fix="nbattn.attention(query, key, value, mask) runs it exactly.",
+                fix=_instead_of_flash(self),
             )
         shift = 0 if axis.is_full else axis.offset
         left, right = axis.left, axis.right
@@ -281,6 +285,8 @@ class Mask:
             return f'border="{axis.border}" moves windows as keys grow; border="clip" does not'
         if axis.prefix and not axis.causal:
             return f"prefix={axis.prefix} reads keys that come later; causal=True does not"
+        if axis.align is None:
+            return 'align=None does not say where a decoded query stands; "bottom-right" does'
         if axis.align == "top-left":
             return 'align="top-left" puts a decoded query on key 0; "bottom-right" does not'
         if axis.offset > 0:
@@ -300,7 +306,7 @@ class Mask:
         Raises:
             MaskError: the mask does not fit the shape.
 
-        >>> Mask.causal().dense(2, 3).tolist()
+        >>> Mask.causal("top-left").dense(2, 3).tolist()
         [[True, False, False], [True, True, False]]
         """
         from nbattn import geometry
@@ -393,6 +399,11 @@ def from_code(code: Sequence[int]) -> Mask:
     return Mask(*[decode(code[start : start + CODE_FIELDS]) for start in starts])
 
 
+def written(axes: Sequence[Axis]) -> str:
+    """The mask of these axes as code."""
+    return f"Mask({', '.join(map(repr, axes))})"
+
+
 def _check_rank(rank: int) -> None:
     if not 1 <= rank <= MAX_RANK:
         raise MaskError(
@@ -400,20 +411,9 @@ def _check_rank(rank: int) -> None:
         )
 
 
-def _placed(align: Align | int) -> dict[str, Any]:
-    """The alignment fields: a name, or an int, which is a top-left offset."""
-    if isinstance(align, str):
-        return {"align": align}
-    return {
-        "offset": whole(
-            "offset", align, None, 'align is "top-left", "bottom-right" or an int offset'
-        )
-    }
-
-
 def _natten_axis(kernel_size: int, dilation: int, stride: int, is_causal: bool) -> Axis:
     kernel = whole("kernel_size", kernel_size, 1)
-    if whole("stride", stride, 1) > kernel:
+    if not holds(whole("stride", stride, 1) <= kernel):
         raise MaskError(
             f"stride={stride} is larger than kernel_size={kernel}.", fix=f"stride={kernel} or less."
         )
@@ -436,6 +436,15 @@ def _flash_side(name: str, side: int | None) -> int | None:
     return None if number < 0 else number
 
 
+def _instead_of_flash(mask: Mask) -> str:
+    """The window with the alignment said, where nothing else is in Flash's way."""
+    exact, axis = "nbattn.attention(query, key, value, mask) runs it exactly.", mask.axes[0]
+    if mask.rank > 1 or axis.align is not None or axis.border != "clip":
+        return exact
+    said = Mask(replace(axis, align="bottom-right"))
+    return exact if _why_not_flash(said) else f"{said!r}.to_flash(), or {exact}"
+
+
 def _why_not_flash(mask: Mask) -> str | None:
     axis = mask.axes[0]
     if mask.rank > 1:
@@ -445,8 +454,8 @@ def _why_not_flash(mask: Mask) -> str | None:
     for name, plain in (("dilation", 1), ("stride", 1), ("border", "clip"), ("prefix", 0)):
         if getattr(axis, name) != plain:
             return f"{name}={getattr(axis, name)!r}; Flash has {name}={plain!r} only."
-    if axis.align == "top-left":
-        return 'align="top-left"; Flash aligns bottom-right, which differs when lengths do.'
+    if axis.align != "bottom-right":
+        return f"align={axis.align!r}; Flash aligns bottom-right, which differs when lengths do."
     for name, side, sign in (("left", axis.left, -1), ("right", axis.right, 1)):
         if side is not None and (shifted := side + sign * axis.offset) < 0:
             return (

@@ -15,10 +15,14 @@ from nbattn.errors import InputError, MaskError, counted, kind
 from nbattn.functional import attention, plan
 from nbattn.mask import Mask
 from nbattn.planner.plan import Plan
+from nbattn.symbolic import holds
 
 
 class NeighborhoodAttention(nn.Module):
     """Multi-head attention of tokens on a grid, each over the keys that a mask lets it read.
+
+    Channels come last: `x` is `[B, *space, dim]`. An image `[B, C, H, W]` is `x.movedim(1, -1)`;
+    as it is, it fits where W is `dim`, and no shape can tell.
 
     The state dict has NATTEN's names, `qkv.weight`, `qkv.bias`, `proj.weight`, `proj.bias`, and
     what `qk_transform` holds. Rows of qkv are those of q, of k, of v, each head by head. The mask
@@ -225,6 +229,7 @@ class NeighborhoodAttention(nn.Module):
                 )
             self._check_shape(name, tokens.shape)
             _same_batch(x.shape, name, tokens.shape)
+        arguments.warn_of_channels_first(x.shape, self.dim)
         if extra_tokens is not None:
             self._check_extra_key()
 
@@ -241,7 +246,7 @@ class NeighborhoodAttention(nn.Module):
 
     def _check_shape(self, name: str, shape: Sequence[int]) -> None:
         rank = 1 if name == "extra_tokens" else self.mask.rank
-        if len(shape) == rank + 2 and shape[-1] == self.dim:
+        if len(shape) == rank + 2 and holds(shape[-1] == self.dim):
             return
         fix = self._wanted(name)
         if len(shape) != rank + 2:
@@ -368,7 +373,7 @@ def _check_probability(name: str, value: float) -> None:
 
 
 def _same_batch(x: Sequence[int], name: str, other: Sequence[int], first: str = "x") -> None:
-    if x[0] != other[0]:
+    if not holds(x[0] == other[0]):
         raise InputError(
             f"batch differs: {x[0]} in {first}, {other[0]} in {name}.",
             where=f"{first} {list(x)} {name} {list(other)}",

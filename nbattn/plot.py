@@ -170,7 +170,7 @@ def _axis_panel(axes: Any, number: int, line: BoundAxis) -> None:
     for edge in (-0.5, line.keys - 0.5):
         axes.axvline(edge, color=_INK, linewidth=1)
     own = np.arange(line.queries) + line.offset
-    inside = (own >= -before) & (own < width - before)
+    inside = (own >= -before) & (own < width - before) & line.is_placed
     rows = np.flatnonzero(inside)
     own_read = (legend.signs(line) == legend.OWN).any(axis=1)
     read = own_read[rows].tolist()
@@ -311,7 +311,8 @@ def _grid(
         _kinds(axes, kinds)
         title += f": {int((kinds < _KINDS.index(_BEYOND)).sum())} keys"
     spots = [place + line.offset for place, line in zip(query, lines, strict=True)]
-    if at in (None, spots[0]) and all(0 <= s < n for s, n in zip(spots[-2:], shape, strict=True)):
+    inside = all(0 <= s < n for s, n in zip(spots[-2:], shape, strict=True))
+    if inside and at in (None, spots[0]) and all(line.is_placed for line in lines):
         pairs = zip(lines, query, spots, strict=True)
         read = all(_reads(line, place, spot) for line, place, spot in pairs)
         _dots(axes, [spots[-1]], [spots[-2]], [read], max(shape))

@@ -23,7 +23,29 @@ word far from every legal one
     toml
     [masks.video]
     axes = [{ align = "centre" }]
-masks.video.axes[0].align: found "centre"; legal: "top-left" or "bottom-right".
+masks.video.axes[0].align: found "centre"; legal: "top-left" or "bottom-right" or a whole number.
+
+name that others have for a border
+    toml
+    [masks.video]
+    axes = [{ left = 8, border = "periodic" }]
+masks.video.axes[0].border: found "periodic"; legal: "clip", "shift" or "wrap". Did you mean "wrap"?
+
+alignment and offset
+    toml
+    [masks.video]
+    axes = [{ align = 8, offset = 2 }]
+masks.video.axes[0]: align=8 and offset=2 both say where query 0 stands; fix: align=10, or align=8, or align="top-left", offset=2.
+
+lengths that differ and no alignment
+    toml
+    [masks.text]
+    sliding_window = { left = 15 }
+    [plans.step]
+    mask = "text"
+    query = [1, 1, 2, 8]
+    key = [1, 40, 2, 8]
+plans.step: axis 0 (1 query, 40 keys): the lengths differ, and align=None does not say which query stands on which key; fix: Mask(Axis(15, 0, align='bottom-right')) puts the last query on the last key, as Flash and KV caches do (one query against a cache: align="bottom-right"); or Mask(Axis(15, 0, align='top-left')) puts query 0 on key 0, as SDPA's is_causal does.
 
 truth for a number
     toml
@@ -314,7 +336,7 @@ shape that the mask refuses
     mask = "ring"
     query = [1, 8, 2, 8]
     key = [1, 9, 2, 8]
-plans.train: axis 0 (8 queries, 9 keys): border="wrap" needs as many queries as keys; fix: border="clip" allows different lengths, or give axis 0 one length.
+plans.train: axis 0 (8 queries, 9 keys): border="wrap" needs as many queries as keys; fix: border="clip" and an align allow different lengths, or give axis 0 one length.
 
 negative length
     toml
@@ -387,7 +409,7 @@ not yaml: line 3: aliases are not read; write it out.
 tag that would run code
     yaml
     masks: !!python/object/apply:os.system ["true"]
-not yaml: line 1: could not determine a constructor for the tag 'tag:yaml.org,2002:python/object/apply:os.system'.
+not yaml: line 1: tags are not read; write the value without !!python/object/apply:os.system.
 
 norway, octal, sexagesimal and exponent of YAML 1.1
     yaml
@@ -414,10 +436,10 @@ nothing at all
     # only a comment
 is a NoneType; legal: a table.
 
-YAML tags with nothing to convert
+tag with nothing to convert
     yaml
     masks: {m: {full: {rank: !!int ''}}}
-not yaml: string index out of range.
+not yaml: line 1: tags are not read; write the value without !!int.
 
 text after the end
     json

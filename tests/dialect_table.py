@@ -26,7 +26,7 @@ ROWS = (
         "transformers `sliding_window=512`, bidirectional",
         "Mask.from_transformers(512, causal=False)",
     ),
-    ("torch SDPA `is_causal=True`", "Mask.causal()"),
+    ("torch SDPA `is_causal=True`", 'Mask.causal("top-left")'),
     ("torch `causal_lower_right`", 'Mask.causal("bottom-right")'),
     ("JAX splash `LocalMask((512, 0), offset=8)`", "Mask.sliding_window(512, align=8)"),
     ("cuDNN `left_bound=512, right_bound=0`", "Mask.from_cudnn(512, 0)"),
@@ -37,7 +37,7 @@ ROWS = (
     ("mem-efficient `window_size=512`, type 1", "Mask.from_transformers(512, offset=0)"),
     ("mem-efficient `window_size=512`, type 2", "Mask.from_transformers(512)"),
     ("xformers `LocalAttentionFromBottomRightMask(512, 64)`", "Mask.from_flash((512, 64))"),
-    ("xformers `LowerTriangularMask`", "Mask.causal()"),
+    ("xformers `LowerTriangularMask`", 'Mask.causal("top-left")'),
     (
         "xformers `LowerTriangularFromBottomRightLocalAttentionMask(512)`",
         "Mask.from_transformers(512)",
@@ -75,7 +75,8 @@ def row(there: str, here: str) -> tuple[str, ...]:
     reads = f"{left} … {right}" + (f" in steps of {step}" if step > 1 else "")
     keys = "all of these" if unlimited[0] else str(count)
     offset = f", offset {line.axis.offset:+d}" if line.axis.offset else ""
-    return there, f"`{here}`", reads, keys, line.axis.align + offset, BORDERS[line.axis.border]
+    placed = (line.axis.align or "refused") + offset
+    return there, f"`{here}`", reads, keys, placed, BORDERS[line.axis.border]
 
 
 def relative(key: int) -> str:

@@ -31,6 +31,7 @@ SECONDS = 300  # of one file; a mutant that hangs it is caught
         "integrations/transformers", "integrations/mask_functions",
     )
 )
+ALIGNMENT = "nbattn/alignment.py"
 BANDS, MEANING, LOWERING, WINDOWS, CALLS = (
     f"nbattn/{name}.py"
     for name in (
@@ -93,9 +94,11 @@ MUTANTS = [
     Mutant("wrap-seam", GEOMETRY, "low = np.maximum(start + length - keys, 0)",
            "low = np.maximum(start + length - keys - 1, 0)", "literal_masks metamorphic"),
     # alignment
-    Mutant("top-left", GEOMETRY, 'corner = 0 if', 'corner = 1 if', "literal_masks"),
-    Mutant("bottom-right", GEOMETRY, "else self.keys - self.queries",
-           "else self.keys - self.queries - 1", "literal_masks metamorphic"),
+    Mutant("top-left", GEOMETRY, '"bottom-right" else 0', '"bottom-right" else 1', "literal_masks"),
+    Mutant("bottom-right", GEOMETRY, "corner = self.keys - self.queries if",
+           "corner = self.keys - self.queries - 1 if", "literal_masks metamorphic"),
+    Mutant("an alignment guessed", ALIGNMENT, "return queries != keys and axis.align is None",
+           "return False and axis.align is None", "mask messages cli_mask"),
     Mutant("offset-sign", GEOMETRY, "return corner + self.axis.offset",
            "return corner - self.axis.offset", "literal_masks metamorphic"),
     # leader of a stride group

@@ -16,14 +16,22 @@ from hypothesis import strategies as st
 import nbattn
 
 BORDERS = ("clip", "shift", "wrap")
+ALIGNMENTS = (None, "top-left", "bottom-right")
 INFINITE = 10**6  # stands for an unlimited side; every oracle length is far below it
 
 
 def position(axis: Any, i: int, queries: int, keys: int) -> int:
     """Where query i sits on the key axis; bottom-right puts the last query on the last key."""
-    if axis.align == "top-left":
-        return i + axis.offset
-    return keys - 1 - (queries - 1 - i) + axis.offset
+    if axis.align == "bottom-right":
+        return keys - 1 - (queries - 1 - i) + axis.offset
+    assert axis.align == "top-left" or queries == keys or reads_all(axis)
+    return i + axis.offset
+
+
+def reads_all(axis: Any) -> bool:
+    """Whether it makes no difference where a query sits: nothing is ever left out."""
+    limits = axis.left is not None or axis.right is not None or axis.causal
+    return not limits and axis.dilation == 1
 
 
 def coordinate(at: int, step: int) -> tuple[int, int]:
@@ -131,7 +139,10 @@ def is_legal(fields: dict[str, Any], queries: int, keys: int) -> bool:
     left, right = fields.get("left"), fields.get("right")
     dilation, stride = fields.get("dilation", 1), fields.get("stride", 1)
     causal, border = fields.get("causal", False), fields.get("border", "clip")
-    prefix = fields.get("prefix", 0)
+    prefix, align = fields.get("prefix", 0), fields.get("align")
+    limited = causal or dilation > 1 or left is not None or right is not None
+    if align is None and queries != keys and limited:
+        return False
     if causal and right not in (None, 0):
         return False
     if border == "shift" and (left is None or (right is None and not causal)):
@@ -140,7 +151,7 @@ def is_legal(fields: dict[str, Any], queries: int, keys: int) -> bool:
         return False
     if border != "wrap":
         return True
-    if causal or fields.get("offset", 0) or fields.get("align", "top-left") != "top-left":
+    if causal or fields.get("offset", 0) or align == "bottom-right":
         return False
     return queries == keys and keys % (dilation * stride) == 0
 
@@ -233,8 +244,8 @@ def axes(draw: st.DrawFn, borders: Sequence[str] = BORDERS, most: int = 12) -> n
     }
     if finite and not causal:
         fields["right"] = draw(st.integers(0, most))
+    fields["align"] = draw(st.sampled_from(ALIGNMENTS[: 2 if border == "wrap" else 3]))
     if border != "wrap":
-        fields["align"] = draw(st.sampled_from(("top-left", "bottom-right")))
         fields["offset"] = draw(st.integers(-most, most))
         if fields["dilation"] == 1:
             fields["prefix"] = draw(st.one_of(st.just(0), st.integers(0, most)))
@@ -248,7 +259,9 @@ def bound_axes(
     """An Axis with lengths (queries, keys) it may be bound to, 0 and 1 among them."""
     axis = draw(axes(borders, most=min(12, longest + 2)))
     if axis.border != "wrap":
-        return axis, draw(st.integers(0, longest)), draw(st.integers(0, longest))
+        queries = draw(st.integers(0, longest))
+        alike = axis.align is None and not reads_all(axis)
+        return axis, queries, queries if alike else draw(st.integers(0, longest))
     circle = axis.dilation * axis.stride
     if circle > longest:
         axis, circle = replace(axis, dilation=1, stride=1), 1

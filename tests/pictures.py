@@ -31,6 +31,14 @@ PICTURES = [
     ■■■■
     ■■■■
     ■■■■"""),
+("offset on a square", Axis(1, 0, offset=1), """
+    ■■..
+    .■■.
+    ..■■
+    ...■"""),
+("unlimited, wide rectangle", Axis(prefix=1, offset=2), """
+    ■■■■
+    ■■■■"""),
 ("unlimited on the left", Axis(None, 1), """
     ■■..
     ■■■.
@@ -86,26 +94,26 @@ PICTURES = [
     ■■■■
     ■■■■
     ■■■■"""),
-("shift and causal, tall rectangle", Axis(2, causal=True, border="shift"), """
+("shift and causal, tall rectangle", Axis(2, causal=True, border="shift", align="top-left"), """
     ■...
     ■■..
     ■■■.
     .■■■
     .■■■
     .■■■"""),
-("clip and causal, tall rectangle", Axis(2, causal=True), """
+("clip and causal, tall rectangle", Axis(2, causal=True, align="top-left"), """
     ■...
     ■■..
     ■■■.
     .■■■
     ..■■
     ...■"""),
-("shift and causal, window larger than the axis", Axis(5, causal=True, border="shift"), """
+("shift and causal, window larger than the axis", Axis(5, causal=True, border="shift", align=0), """
     ■..
     ■■.
     ■■■
     ■■■"""),
-("shift, positions before the axis", Axis(1, 1, border="shift", offset=-2), """
+("shift, positions before the axis", Axis(1, 1, border="shift", align="top-left", offset=-2), """
     ■■■.
     ■■■.
     ■■■.
@@ -147,27 +155,27 @@ PICTURES = [
     ...■■■..
     .....■■■
     .....■■■"""),
-("stride, groups past the last key", Axis(2, 0, stride=2), """
+("stride, groups past the last key", Axis(2, 0, stride=2, align="top-left"), """
     ■■..
     ■■..
     .■■■
     .■■■
     ...■
     ...■"""),
-("stride, a group across the last key", Axis(2, 0, stride=2), """
+("stride, a group across the last key", Axis(2, 0, stride=2, align="top-left"), """
     ■■.
     ■■.
     ■■■
     ■■■
     ...
     ..."""),
-("stride with a positive offset", Axis(1, 1, stride=2, offset=1), """
+("stride with a positive offset", Axis(1, 1, stride=2, align="top-left", offset=1), """
     ■■■...
     ..■■■.
     ..■■■.
     ....■■
     ....■■"""),
-("stride with a negative offset", Axis(1, 0, stride=3, offset=-2), """
+("stride with a negative offset", Axis(1, 0, stride=3, align="top-left", offset=-2), """
     ....
     ....
     ■■..
@@ -259,7 +267,7 @@ PICTURES = [
     .■..■..
     ..■..■.
     ...■..■"""),
-("dilation, unlimited", Axis(dilation=2), """
+("dilation, unlimited", Axis(dilation=2, align="top-left"), """
     ■.■.■
     .■.■.
     ■.■.■
@@ -279,13 +287,13 @@ PICTURES = [
     .■...
     ■.■..
     .■.■."""),
-("dilation larger than the axis", Axis(2, 2, dilation=4), """
+("dilation larger than the axis", Axis(2, 2, dilation=4, align="top-left"), """
     ■..
     .■.
     ..■
     ...
     ■.."""),
-("wide rectangle, top-left", Axis(1, 0), """
+("wide rectangle, top-left", Axis(1, 0, align="top-left"), """
     ■.....
     ■■....
     .■■..."""),
@@ -293,7 +301,7 @@ PICTURES = [
     ..■■..
     ...■■.
     ....■■"""),
-("tall rectangle, top-left", Axis(1, 0), """
+("tall rectangle, top-left", Axis(1, 0, align="top-left"), """
     ■..
     ■■.
     .■■
@@ -313,7 +321,7 @@ PICTURES = [
     ■■■
     .■■
     ..■"""),
-("causal wide rectangle, top-left", Axis(causal=True), """
+("causal wide rectangle, top-left", Axis(causal=True, align="top-left"), """
     ■....
     ■■...
     ■■■.."""),
@@ -327,12 +335,12 @@ PICTURES = [
     ■..
     ■■.
     ■■■"""),
-("positive offset", Axis(1, 0, offset=2), """
+("positive offset", Axis(1, 0, align=2), """
     .■■..
     ..■■.
     ...■■
     ....■"""),
-("negative offset", Axis(1, 1, offset=-2), """
+("negative offset", Axis(1, 1, align="top-left", offset=-2), """
     ....
     ■...
     ■■..
@@ -355,7 +363,7 @@ PICTURES = [
     ■"""),
 ("one query after many keys", Axis(3, causal=True, align="bottom-right"), """
     ..■■■■"""),
-("many queries, one key", Axis(1, 1), """
+("many queries, one key", Axis(1, 1, align="top-left"), """
     ■
     ■
     .

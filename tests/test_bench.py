@@ -7,7 +7,6 @@ import pty
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +15,10 @@ import torch
 from own_warnings import module
 
 import nbattn
-from nbattn import Mask, bench, timing
-from nbattn.bench import Effort
+from nbattn import Mask, Plan, bench, execute, timing
+from nbattn.bench import Effort, Tensors
 from nbattn.cli import main
 from nbattn.config import Config, PlanConfig
-from nbattn.planner import planner
 from nbattn.planner.request import Request
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -89,15 +87,26 @@ def test_every_candidate_runs_by_its_own_name() -> None:
     assert all(row.error is not None and row.error < 1e-5 for row in job.rows)
 
 
-def test_names_select_one_candidate_alone(cases: Callable[[str, int], None]) -> None:
+def test_every_candidate_runs_its_own_program(
+    monkeypatch: pytest.MonkeyPatch, cases: Callable[[str, int], None]
+) -> None:
+    ran: list[object] = []
+    forward = execute.forward
+
+    def spy(plan: Plan, *rest: Any, **named: Any) -> Any:
+        ran.append(plan.chosen)
+        return forward(plan, *rest, **named)
+
+    monkeypatch.setattr(execute, "forward", spy)
     masks = [Mask.full(2), Mask.causal(), DINAT, Mask.neighborhood((7, 7)), Mask.sliding_window(9)]
     for mask in masks:
         made = plan(mask, (1, *(28,) * mask.rank, 2, 32))
         for one in bench.candidates(made, Effort()):
-            named = bench.selection(made, one)
-            again = planner.make(replace(made.request, **named))
-            assert [c.name for c in again.candidates if not c.reasons] == [one.name]
-            cases("bench: candidates by name", 1)
+            if one.backend == "reference":
+                continue  # runs as plain torch
+            Tensors.of(made.request).runner(made, one)()
+            assert ran.pop() is one
+            cases("bench: candidates by themselves", 1)
 
 
 def test_a_backend_of_the_plan_does_not_hide_the_others() -> None:
@@ -175,16 +184,16 @@ def test_the_tensors_are_what_the_request_says() -> None:
 
 def test_a_wrong_mask_is_reported_and_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     """One key too many in one row of 784."""
-    attention = nbattn.functional.attention
+    run = Plan.run
 
-    def tampered(query: Any, key: Any, value: Any, mask: Mask, **named: Any) -> Any:
-        out = attention(query, key, value, mask, **named)
-        if named["backend"] == "tiled":
+    def tampered(self: Plan, query: Any, key: Any, value: Any, **named: Any) -> Any:
+        out = run(self, query, key, value, **named)
+        if self.chosen.backend == "tiled":
             out = out.clone()
             out[0, 9, 9, 0] = (49 * out[0, 9, 9, 0] + value[0, 0, 0, 0]) / 50
         return out
 
-    monkeypatch.setattr(bench.functional, "attention", tampered)
+    monkeypatch.setattr(Plan, "run", tampered)
     for dtype in ("float32", "bfloat16", "float16"):
         effort = Effort(clock=fake(2, 3, 4), rounds=1, backends=("tiled", "sdpa"))
         job = bench.measure("dinat", plan(dtype=dtype), effort)
@@ -199,29 +208,29 @@ def test_a_wrong_mask_is_reported_and_not_timed(monkeypatch: pytest.MonkeyPatch)
 
 def test_a_wrong_gradient_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     """The output is right; the gradient that arrives is a tenth of a percent too large."""
-    attention = nbattn.functional.attention
+    run = Plan.run
 
-    def tampered(**named: Any) -> Any:
-        out = attention(**named)
-        if named["backend"] == "tiled":
+    def tampered(self: Plan, **named: Any) -> Any:
+        out = run(self, **named)
+        if self.chosen.backend == "tiled":
             out.register_hook(lambda grad: 1.001 * grad)
         return out
 
-    monkeypatch.setattr(bench.functional, "attention", tampered)
+    monkeypatch.setattr(Plan, "run", tampered)
     effort = Effort(clock=fake(2, 3, 4), rounds=1, backends=("tiled", "sdpa"))
     job = bench.measure("dinat", plan(training=True), effort)
     assert [row.name for row in job.rows if row.wrong] == ["tiled/tile"]
 
 
 def test_one_that_fails_does_not_stop_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    attention = nbattn.functional.attention
+    run = Plan.run
 
-    def failing(**named: Any) -> Any:
-        if named["backend"] == "tiled":
+    def failing(self: Plan, **named: Any) -> Any:
+        if self.chosen.backend == "tiled":
             raise RuntimeError("no luck")
-        return attention(**named)
+        return run(self, **named)
 
-    monkeypatch.setattr(bench.functional, "attention", failing)
+    monkeypatch.setattr(Plan, "run", failing)
     job = bench.measure("dinat", plan(), Effort(clock=fake(2, 3, 4), rounds=1))
     row = next(row for row in job.rows if row.name == "tiled/tile")
     assert (row.reason, row.wrong) == ("fails: no luck", True)

@@ -32,11 +32,12 @@ def shell(line: str, **variables: str) -> subprocess.CompletedProcess[bytes]:
 
 def test_a_picture_in_a_pipe() -> None:
     done = shell(
-        "nbattn mask --mask 'Axis(1, 1, border=\"shift\"), Axis(0, 0)' --query 4,2 --key 4,3 | cat"
+        "nbattn mask --mask 'Axis(1, 1, border=\"shift\"), Axis(0, 0, align=0)' --query 4,2 "
+        "--key 4,3 | cat"
     )
     assert done.stderr == b""
     assert done.stdout.decode("utf-8") == dedent("""\
-        Mask(Axis(1, 1, border='shift'), Axis(0, 0))
+        Mask(Axis(1, 1, border='shift'), Axis(0, 0, align='top-left'))
 
         24 of 96 pairs; 3 keys a query
 
@@ -50,7 +51,7 @@ def test_a_picture_in_a_pipe() -> None:
         3 ⬚ ▣ ■ ◆
 
         axis 1: 2 queries, 3 keys, 2 of 6 pairs
-        itself
+        itself; top-left
         1 keys a query
           0 1 2
         0 ◆ ⬚ ⬚
@@ -117,12 +118,13 @@ def test_a_narrow_terminal(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> 
 
 
 def test_json(capsys: Capture) -> None:
-    text = 'Axis(1, 0, align="bottom-right"), Axis(3, 3)'
+    text = 'Axis(1, 0, align="bottom-right"), Axis(3, 3, align="top-left")'
     assert cli.main(["mask", "--mask", text, "--query", "5,60", "--key", "2,100", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    parts = [axis_matrix(Axis(1, 0, align="bottom-right"), 5, 2), axis_matrix(Axis(3, 3), 60, 100)]
+    mask = Mask(Axis(1, 0, align="bottom-right"), Axis(3, 3, align="top-left"))
+    parts = [axis_matrix(axis, *n) for axis, n in zip(mask.axes, ((5, 2), (60, 100)), strict=True)]
     counts = [part.sum(axis=1) for part in parts]
-    assert found["mask"] == "Mask(Axis(1, 0, align='bottom-right'), Axis(3, 3))"
+    assert found["mask"] == repr(mask)
     assert (found["query"], found["key"]) == ([5, 60], [2, 100])
     assert found["pairs"] == parts[0].sum() * parts[1].sum()
     assert found["keys_a_query"] == {"fewest": 0, "most": 2 * 7, "queries_without_keys": 3 * 60}
@@ -136,6 +138,23 @@ def test_json(capsys: Capture) -> None:
         assert axis["pairs_of_cells"] == tile_counts(part, *axis["cell"]).tolist()
     assert [axis["position_of_query_0"] for axis in found["axes"]] == [-3, 0]
     assert [axis["cell"] for axis in found["axes"]] == [[1, 1], [2, 3]]
+
+
+def test_json_names_no_place_where_the_mask_says_none(capsys: Capture) -> None:
+    asked = ["mask", "--mask", "full(2)", "--query", "5,6", "--key", "5,7", "--json"]
+    assert cli.main(asked) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [axis["position_of_query_0"] for axis in found["axes"]] == [0, None]
+
+
+def test_lengths_that_differ_ask_for_an_alignment(capsys: Capture) -> None:
+    text = ["--query", "1", "--key", "40"]
+    assert cli.main(["mask", "--mask", "sliding_window(15)", *text]) == 2
+    error = capsys.readouterr().err
+    assert "axis 0 (1 query, 40 keys): the lengths differ" in error
+    fix = "Mask(Axis(15, 0, align='bottom-right'))"
+    assert f"fix:   {fix} puts the last query on the last key" in error
+    assert cli.main(["mask", "--mask", fix, *text]) == 0
 
 
 def test_png(tmp_path: Path, capsys: Capture) -> None:

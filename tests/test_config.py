@@ -178,15 +178,33 @@ def test_an_unlimited_side_is_absent_or_null(tmp_path: Path) -> None:
     assert {*nbattn.load(path).masks.values()} == {Mask(Axis(None, 3))}
 
 
+def test_an_alignment_is_absent_null_a_name_or_a_number(tmp_path: Path) -> None:
+    path = tmp_path / "a.yaml"
+    said = {
+        "absent": "",
+        "none": "align: null",
+        "name": "align: bottom-right",
+        "number": "align: 8",
+    }
+    lines = [f"  {n}: {{axes: [{{left: 3, right: 0, {text}}}]}}" for n, text in said.items()]
+    lines += [f"  {n} made: {{sliding_window: {{left: 3, {text}}}}}" for n, text in said.items()]
+    path.write_text("\n".join(["masks:", *lines]))
+    masks = nbattn.load(path).masks
+    for made in ("", " made"):
+        assert masks["absent" + made] == masks["none" + made] == Mask(Axis(3, 0))
+        assert masks["name" + made] == Mask(Axis(3, 0, align="bottom-right"))
+        assert masks["number" + made] == Mask(Axis(3, 0, align="top-left", offset=8))
+
+
 def test_layers_and_plans_are_built_from_their_tables() -> None:
     config = nbattn.load(
         {
-            "masks": {"m": {"causal": {}}},
+            "masks": {"m": {"causal": {"align": "top-left"}}},
             "layers": {"l": {"mask": "m", "dim": 32, "num_heads": 4, "kv_heads": 2}},
             "plans": {"p": {"mask": "m", "query": [1, 2048, 8, 64], "key": [1, 512, 8, 64]}},
         }
     )
-    causal = Mask.causal()
+    causal = Mask.causal("top-left")
     assert config.layers == {"l": LayerConfig(mask=causal, dim=32, num_heads=4, kv_heads=2)}
     request = PlanConfig(mask=causal, query=(1, 2048, 8, 64), key=(1, 512, 8, 64))
     assert config.plans == {"p": request}
@@ -309,7 +327,49 @@ def test_an_alias_bomb_is_refused_before_it_is_built(tmp_path: Path) -> None:
 def test_python_tags_are_refused(tmp_path: Path, tag: str) -> None:
     path = tmp_path / "bad.yaml"
     path.write_text(f"masks: !!python/{tag}")
-    assert "could not determine a constructor" in mistakes_of(path)
+    assert "line 1: tags are not read; write the value without !!python/" in mistakes_of(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "tag"),
+    [
+        ("left: !!float '" + "1:" * 299 + "1'", "!!float"),  # 60 ** 299 overflows
+        ("left: !!int '1:1:1'", "!!int"),
+        ("left: !!binary x", "!!binary"),
+        ("left: !!timestamp 2001-01-01", "!!timestamp"),
+        ("left: !!set {a, b}", "!!set"),
+        ("left: !!omap [a: 1]", "!!omap"),
+        ("left: !!str 1", "!!str"),
+        ("left: ! 1", "!"),
+        ("left: !own 1", "!own"),
+        ("? !!float 1:1\n: 1", "!!float"),
+        ("!!map {left: 1}", "!!map"),
+        ("!<tag:yaml.org,2002:seq> [1]", "!!seq"),
+        ("%TAG !e! tag:e,2000:\n---\nleft: !e!own 1", "tag:e,2000:own"),
+    ],
+)
+def test_tags_are_refused(tmp_path: Path, text: str, tag: str) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    line = 1 + text.count("\n") * text.startswith("%")
+    says = f"not yaml: line {line}: tags are not read; write the value without {tag}."
+    assert mistakes_of(path) == f"{path}: {says}"
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        (".inf: 1", '".inf"'),
+        ("<<: {a: 1}", '"<<"'),
+        ("=: 1", '"="'),
+        ("1:1:1: 2", '"1:1:1"'),
+        ("2001-01-01: 1", "2001-01-01"),
+    ],
+)
+def test_keys_that_yaml_1_1_reads_otherwise_are_text(tmp_path: Path, text: str, key: str) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    assert mistakes_of(path) == f"{path}: {key}: unknown key; legal: masks, layers, plans."
 
 
 def test_yaml_without_its_package_says_what_to_install(

@@ -254,7 +254,7 @@ def drawn(
 
 BIG: dict[str, tuple[tuple[Mask, Any, Any], Tiles]] = {
     "four warps of two row blocks": (
-        (Mask(Axis(70, 30)), (300,), (260,)), Tiles((1, 1, 128), (1, 1, 64), 4, 2, 2),
+        (Mask(Axis(70, 30, align=0)), (300,), (260,)), Tiles((1, 1, 128), (1, 1, 64), 4, 2, 2),
     ),
     "three stages": (
         (Mask(Axis(100, 0)), (200,), (200,)), Tiles((1, 1, 32), (1, 1, 32), 2, 1, 3),
@@ -284,6 +284,13 @@ def test_values_of_large_tiles(name: str, cases: Count) -> None:
     made = drawn(mask, torch.bfloat16)
     judged(mask, made, solved(mask, window, made))
     cases("cuda large tiles", 1)
+
+
+def _frames(tensor: Tensor, hop: int, axis: int) -> Tensor:
+    """Rows that overlap in memory: the next place of an axis is `hop` numbers on."""
+    strides = list(tensor.stride())
+    strides[axis] = hop
+    return tensor.flatten().as_strided(tensor.shape, strides)
 
 
 def strided(made: dict[str, Tensor]) -> Iterator[tuple[str, dict[str, Tensor]]]:
@@ -323,6 +330,8 @@ def strided(made: dict[str, Tensor]) -> Iterator[tuple[str, dict[str, Tensor]]]:
             )
         ),
     )
+    for name, hop, axis in (("frames", 1, 1), ("frames of 8", 8, 1), ("frames of heads", 1, -2)):
+        yield name, {n: _frames(t, hop, axis) for n, t in made.items()}
     yield (
         "one gradient for all",
         made | {"grad_out": made["grad_out"][:, :1, :1].expand_as(made["grad_out"])},
@@ -340,11 +349,9 @@ def test_any_strides_give_the_same_bits(dtype: torch.dtype, cases: Count) -> Non
     plain = solved(mask, window, made)
     for name, other in strided(made):
         found = solved(mask, window, other)
-        wanted = (
-            plain
-            if name != "one gradient for all"
-            else solved(mask, window, other | {"grad_out": other["grad_out"].contiguous()})
-        )
+        wanted = plain
+        if name.startswith(("one gradient", "frames")):  # other numbers than the plain ones
+            wanted = solved(mask, window, {n: t.contiguous() for n, t in other.items()})
         for what, tensor in found.items():
             assert tensor.is_contiguous()
             assert torch.equal(tensor, wanted[what]), (name, what)
@@ -371,6 +378,7 @@ def test_sixteen_bytes_are_copied_only_where_they_may_be() -> None:
     assert vectors == {
         "heads first": 1, "every second token": 1, "every second channel": 0,
         "channels first": 0, "two bytes later": 0, "packed": 1, "one gradient for all": 1,
+        "frames": 0, "frames of 8": 1, "frames of heads": 0,
     }  # fmt: skip
 
 
@@ -391,7 +399,7 @@ class Recorder:
 @needs_emulator
 def test_the_order_of_blocks_and_threads_changes_no_bit(cases: Count) -> None:
     """Nothing is added by several blocks: ten random orders, and copies that land early or late."""
-    mask = (Mask(Axis(20, 9, prefix=3)), (70,), (75,))
+    mask = (Mask(Axis(20, 9, prefix=3, align="top-left")), (70,), (75,))
     tiles = Tiles((1, 1, 32), (1, 1, 32), 2, 1, 2)
     window = Window(bind(*mask), Build("bfloat16", 16, 16, True), tiles, tiles, tiles)
     made = drawn(mask, torch.bfloat16)

@@ -119,11 +119,11 @@ PICTURES = [
     4 ▤ ⬚ ⬚ ■ ◆
 
     ■ read   ◆ read, own position   ▤ read, prefix   ⬚ not read   ‹ › window cut"""),
-("two axes", Mask(Axis(causal=True), Axis(1, 1)), (2, 3), (3, 3), """
+("two axes", Mask(Axis(causal=True, align="top-left"), Axis(1, 1)), (2, 3), (3, 3), """
     21 of 54 pairs; 2–6 keys a query
 
     axis 0: 2 queries, 3 keys, 3 of 6 pairs
-    all left, itself; causal
+    all left, itself; causal, top-left
     1–2 keys a query
       0 1 2
     0 ◆ ⬚ ⬚
@@ -138,9 +138,9 @@ PICTURES = [
     2 ⬚ ■ ◆›
 
     ■ read   ◆ read, own position   ⬚ not read   ‹ › window cut"""),
-("numbers are aligned", Mask(Axis(0, 0)), (11,), (2,), """
+("numbers are aligned", Mask(Axis(0, 0, align="top-left")), (11,), (2,), """
     axis 0: 11 queries, 2 keys, 2 of 22 pairs
-    itself
+    itself; top-left
     0–1 keys a query; 9 queries read no key
        0 1
      0 ◆ ⬚
@@ -160,10 +160,17 @@ PICTURES = [
     axis 0: 2 queries, 0 keys, 0 of 0 pairs
     every key
     0 keys a query; 2 queries read no key
-    0   p=0
-    1   p=1
+    0
+    1"""),
+("all keys, wherever queries stand", Mask.full(), (2,), (3,), """
+    axis 0: 2 queries, 3 keys, 6 of 6 pairs
+    every key
+    3 keys a query
+      0 1 2
+    0 ■ ■ ■
+    1 ■ ■ ■
 
-    p= own position, off axis"""),
+    ■ read"""),
 ("no queries", Mask.full(), (0,), (2,), """
     axis 0: 0 queries, 2 keys, 0 of 0 pairs
     every key
@@ -173,18 +180,18 @@ PICTURES = [
     axis 0: 0 queries, 0 keys, 0 of 0 pairs
     every key
     0 keys a query"""),
-("long keys", Mask.sliding_window(200, 10), (2,), (98,), """
+("long keys", Mask.sliding_window(200, 10, align="top-left"), (2,), (98,), """
     axis 0: 2 queries, 98 keys, 23 of 196 pairs, a cell is 1 x 3 pairs
-    200 left, itself, 10 right
+    200 left, itself, 10 right; top-left
     11–12 keys a query
       0         15        30        45        60        75        90
     0 ■ ■ ■ ◧ ⬚ ⬚ ⬚ ⬚ ⬚ ⬚ ⬚ ⬚ ⬚ ⬚ ⬚ ⬚ ⬚ ⬚ ⬚ ⬚ ⬚ ⬚ ⬚ ⬚ ⬚ ⬚ ⬚ ⬚ ⬚ ⬚ ⬚ ⬚ ⬚
     1 ■ ■ ■ ■ ⬚ ⬚ ⬚ ⬚ ⬚ ⬚ ⬚ ⬚ ⬚ ⬚ ⬚ ⬚ ⬚ ⬚ ⬚ ⬚ ⬚ ⬚ ⬚ ⬚ ⬚ ⬚ ⬚ ⬚ ⬚ ⬚ ⬚ ⬚ ⬚
 
     ■ read   ◧ some of the cell's pairs   ⬚ not read"""),
-("long queries", Mask.causal(), (200,), (3,), """
+("long queries", Mask.causal("top-left"), (200,), (3,), """
     axis 0: 200 queries, 3 keys, 597 of 600 pairs, a cell is 5 x 1 pairs
-    all left, itself; causal
+    all left, itself; causal, top-left
     1–3 keys a query
         0 1 2
       0 ■ ◧ ◧
@@ -205,9 +212,9 @@ PICTURES = [
     6 ⬚ · ▣ · ■ · ◆
 
     ■ read   ◆ read, own position   ▣ read, moved or wrapped   ⬚ not read   · other class"""),
-("queries beyond the keys", Mask(Axis(2, 1)), (5,), (3,), """
+("queries beyond the keys", Mask(Axis(2, 1, align="top-left")), (5,), (3,), """
     axis 0: 5 queries, 3 keys, 11 of 15 pairs
-    2 left, itself, 1 right
+    2 left, itself, 1 right; top-left
     1–3 keys a query
       0 1 2
     0‹◆ ■ ⬚
@@ -217,6 +224,14 @@ PICTURES = [
     4 ⬚ ⬚ ■› p=4
 
     ■ read   ◆ read, own position   ⬚ not read   ‹ › window cut   p= own position, off axis"""),
+("no key of its class", Mask(Axis(None, 0, dilation=2, offset=1)), (1,), None, """
+    axis 0: 1 queries, 1 keys, 0 of 1 pairs
+    all left, itself; dilation 2, offset +1
+    0 keys a query; 1 query reads no key
+      0
+    0 ·  p=1
+
+    · other class   p= own position, off axis"""),
 ("cut by stride group", Mask(Axis(2, causal=True, stride=2)), (4,), None, """
     axis 0: 4 queries, 4 keys, 8 of 16 pairs
     2 left, itself; stride 2, causal
@@ -258,7 +273,7 @@ def sign(axis: Axis, i: int, j: int, queries: int, keys: int) -> str:
     """What stands for a pair, found by walking, not by the package's arithmetic."""
     read = reads(axis, i, j, queries, keys)
     at = position(axis, i, queries, keys)
-    if at == j:
+    if at == j and is_placed(axis, queries, keys):
         return "◆" if read else "◇"
     residue, own = coordinate(at, axis.dilation)
     if j % axis.dilation != residue:
@@ -272,6 +287,11 @@ def sign(axis: Axis, i: int, j: int, queries: int, keys: int) -> str:
     near = -(INFINITE if axis.left is None else axis.left) <= steps
     near = near and steps <= (INFINITE if axis.right is None else axis.right)
     return "■" if near else "▣"
+
+
+def is_placed(axis: Axis, queries: int, keys: int) -> bool:
+    """Whether there is an own position: a full axis need not say where its queries stand."""
+    return queries == keys or axis.align in ("top-left", "bottom-right")
 
 
 def cut(axis: Axis, i: int, queries: int, keys: int) -> tuple[bool, bool]:
@@ -304,7 +324,8 @@ def test_short_axes_are_drawn_pair_by_pair(cases: Count, chosen: tuple[Axis, int
         for i, row in enumerate(rows(picture)):
             at = position(axis, i, queries, keys)
             assert ("‹" in row, "›" in row) == cut(axis, i, queries, keys)
-            assert row.endswith(f" p={at}") == (not 0 <= at < keys)
+            off = is_placed(axis, queries, keys) and not 0 <= at < keys
+            assert (" p=" in row, row.endswith(f" p={at}")) == (off, off)
         counts = want.sum(axis=1)
         low, high, none = counts.min(), counts.max(), int((counts == 0).sum())
         text = f"{low if low == high else f'{low}–{high}'} keys"
@@ -318,7 +339,7 @@ def test_short_axes_are_drawn_pair_by_pair(cases: Count, chosen: tuple[Axis, int
 def test_long_axes_are_drawn_by_tiles(
     cases: Count, queries: int, keys: int, left: int, right: int
 ) -> None:
-    axis = Axis(left, right)
+    axis = Axis(left, right, align="top-left")
     picture = Mask(axis).draw(queries, keys)
     want = axis_matrix(axis, queries, keys)
     height, width = -(-queries // 48), -(-keys // 48)

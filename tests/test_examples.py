@@ -14,7 +14,8 @@ import torch
 from own_warnings import script
 from torch import Tensor
 
-from nbattn import Axis, Mask, NeighborhoodAttention
+from nbattn import Axis, InputError, Mask, NeighborhoodAttention
+from nbattn.demo.digits import load_digits
 from nbattn.integrations import natten
 
 ROOT = Path(__file__).parent.parent
@@ -55,6 +56,37 @@ def test_every_example_runs_as_a_program(path: Path) -> None:
     assert run.stdout.startswith(
         ("NeighborhoodAttention(", "MistralAttention(", "DinatForImageClassification of")
     )
+
+
+OPTIONAL = ("sklearn", "transformers", "matplotlib", "skimage", "yaml", "omegaconf", "natten")
+NEEDED = {
+    "dinat_digits": "This needs two packages: pip install scikit-learn 'transformers>=5.24,<6'\n",
+    "transformers_mistral": "This needs a package: pip install 'transformers>=5.24,<6'\n",
+}
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.stem)
+def test_an_example_without_its_packages_says_what_to_install(path: Path) -> None:
+    """One sentence, or it does not need them."""
+    program = f"""
+import runpy, sys
+sys.modules |= dict.fromkeys({OPTIONAL!r})
+runpy.run_path({str(path)!r}, run_name="__main__")
+"""
+    run = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    said = NEEDED.get(path.stem, "")
+    assert (run.returncode, run.stderr) == (int(bool(said)), said)
+
+
+def test_the_digits_without_scikit_learn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    with pytest.raises(InputError, match=r"scikit-learn, which is not installed\.\n.*pip install"):
+        load_digits()
 
 
 def turned_by_hand(tokens: Tensor, first: tuple[int, int], base: float) -> Tensor:

@@ -32,11 +32,11 @@ STRATEGIES = ("translate", "trim", "split", "virtual-pad", "pack", "pad")
 
 MASKS: dict[str, tuple[Mask, Space, Space]] = {
     "full": (Mask(Axis()), (9,), (7,)),
-    "causal, wide": (Mask(Axis(None, 0)), (5,), (13,)),
-    "causal, tall": (Mask(Axis(None, 0)), (13,), (5,)),
-    "window, tall": (Mask(Axis(4, 1)), (16,), (6,)),
-    "rows outside": (Mask(Axis(2, 1, offset=-5)), (13,), (10,)),
-    "no pair at all": (Mask(Axis(2, 1, offset=40)), (4,), (6,)),
+    "causal, wide": (Mask(Axis(None, 0, align="top-left")), (5,), (13,)),
+    "causal, tall": (Mask(Axis(None, 0, align="top-left")), (13,), (5,)),
+    "window, tall": (Mask(Axis(4, 1, align="top-left")), (16,), (6,)),
+    "rows outside": (Mask(Axis(2, 1, offset=-5, align="top-left")), (13,), (10,)),
+    "no pair at all": (Mask(Axis(2, 1, offset=40, align="top-left")), (4,), (6,)),
     "one query": (Mask(Axis(5, 0, align="bottom-right")), (1,), (30,)),
     "growing": (Mask(Axis(5, causal=True, align="bottom-right", offset=-2)), (7,), (12,)),
     "shift": (Mask(Axis(2, 3, border="shift")), (17,), (17,)),
@@ -47,11 +47,11 @@ MASKS: dict[str, tuple[Mask, Space, Space]] = {
     "wrap": (Mask(Axis(2, 1, border="wrap")), (9,), (9,)),
     "wrap, dilated": (Mask(Axis(2, 1, border="wrap", dilation=2)), (12,), (12,)),
     "prefix": (Mask(Axis(1, causal=True, prefix=3)), (14,), (14,)),
-    "prefix, open": (Mask(Axis(1, 1, prefix=3)), (9,), (11,)),
+    "prefix, open": (Mask(Axis(1, 1, prefix=3, align="top-left")), (9,), (11,)),
     "blocks": (Mask(Axis(2, 1, stride=4)), (16,), (16,)),
-    "ragged blocks": (Mask(Axis(2, 1, stride=4)), (18,), (20,)),
-    "ragged causal blocks": (Mask(Axis(3, causal=True, stride=4)), (18,), (20,)),
-    "folded, rows outside": (Mask(Axis(0, 0), Axis(9, 1, offset=-3)), (3, 20), (3, 6)),
+    "ragged blocks": (Mask(Axis(2, 1, stride=4, align="top-left")), (18,), (20,)),
+    "ragged causal blocks": (Mask(Axis(3, causal=True, stride=4, align="top-left")), (18,), (20,)),
+    "folded, rows outside": (Mask(Axis(0, 0), Axis(9, 1, align=-3)), (3, 20), (3, 6)),
     "folded": (Mask(Axis(0, 0), Axis(2, causal=True)), (3, 6), (3, 6)),
     "flat": (Mask(Axis(), Axis()), (3, 4), (2, 5)),
 }  # fmt: skip
@@ -244,6 +244,16 @@ def test_misaligned_rows_are_copied_and_aligned_ones_are_not() -> None:
     odd = torch.zeros(2 * 9 * 4 * 16 + 1, dtype=torch.float16)[1:].view(2, 9, 4, 16)
     assert flash_backend._sized(odd, 16).data_ptr() % 16 == 0
     assert flash_backend._sized(whole.transpose(2, 3).contiguous().mT, 16).stride(-1) == 1
+
+
+@pytest.mark.parametrize("strides", [(1, 576, 64, 1), (576, 8, 576, 1), (0, 64, 16, 1)], ids=str)
+def test_rows_that_overlap_are_copied(strides: Space) -> None:
+    """A hop of 8 halves is 16 bytes, which kernels load; a TMA box needs rows that lie apart."""
+    memory = torch.arange(10_000, dtype=torch.float16)
+    given = memory.as_strided((2, 9, 4, 16), strides)
+    taken = flash_backend._sized(given, 16)
+    assert taken.is_contiguous()
+    assert torch.equal(taken, given)
 
 
 # Decode

@@ -167,7 +167,7 @@ def test_clipped_windows_to_length_12(keys: int, cases: Count) -> None:
 def borders(border: str, every: int, cases: Count) -> None:
     """Every so many axes of a border, lengths to 6, sides to 3."""
     sides, some = (None, 0, 1, 3), (1, 2, 3)
-    aligns = ("top-left", "bottom-right") if border != "wrap" else ("top-left",)
+    aligns = (None, "top-left", "bottom-right") if border != "wrap" else (None, "top-left")
     grid = product(
         range(7), range(7), sides, sides, some, some, (False, True), aligns,
         (0, -2, 3) if border != "wrap" else (0,), (0, 2),
@@ -271,7 +271,8 @@ def test_the_two_proposals_of_the_seed_are_wrong_where_the_document_says() -> No
 
 def test_the_planner_says_it_for_every_shape(cases: Count) -> None:
     for rows, keys in product(range(1, 13), repeat=2):
-        check(Axis(None, 0), rows, keys, flash_oracle.band(rows, keys, None, 0), cases)
+        axis = Axis(None, 0, align="top-left")
+        check(axis, rows, keys, flash_oracle.band(rows, keys, None, 0), cases)
 
 
 def test_the_choice_for_the_seeds_shapes() -> None:
@@ -284,7 +285,11 @@ def test_the_choice_for_the_seeds_shapes() -> None:
     }
     for (rows, keys), strategy in chosen.items():
         plan = nbattn.plan(
-            Mask.causal(), (1, rows, 8, 128), (1, keys, 8, 128), device="sm_80", backend="flash"
+            Mask.causal("top-left"),
+            (1, rows, 8, 128),
+            (1, keys, 8, 128),
+            device="sm_80",
+            backend="flash",
         )
         assert plan.chosen.name == f"flash:aten/{strategy}"
         assert plan.verify()
@@ -298,7 +303,11 @@ def test_the_choice_for_the_seeds_shapes() -> None:
 def test_the_schedule_of_the_seeds_example_lists_the_blocks() -> None:
     """Block m of 128 queries visits 2 (m + 1) blocks of 64 keys, up to all 32."""
     plan = nbattn.plan(
-        Mask.causal(), (1, 7688, 8, 128), (1, 2048, 8, 128), device="sm_90", backend="flash"
+        Mask.causal("top-left"),
+        (1, 7688, 8, 128),
+        (1, 2048, 8, 128),
+        device="sm_90",
+        backend="flash",
     )
     visits = list(plan.schedule())
     blocks: dict[int, list[bool]] = {}
@@ -317,7 +326,9 @@ def test_the_schedule_of_the_seeds_example_lists_the_blocks() -> None:
 def test_the_backward_of_the_seeds_example_lists_the_blocks() -> None:
     """Block n of 128 keys is read from query 128 n on: of 121 blocks of 64 queries all but 2 n."""
     shapes = (1, 7688, 8, 128), (1, 2048, 8, 128)
-    plan = nbattn.plan(Mask.causal(), *shapes, device="sm_90", backend="flash", training=True)
+    plan = nbattn.plan(
+        Mask.causal("top-left"), *shapes, device="sm_90", backend="flash", training=True
+    )
     blocks: dict[int, list[tuple[int, bool]]] = {}
     visits = list(plan.schedule(backward=True))
     for visit in visits:
@@ -333,7 +344,7 @@ def test_the_backward_of_the_seeds_example_lists_the_blocks() -> None:
     assert cost.backward_pairs == 8 * len(visits) * 64 * 128
     assert cost.visited_pairs == 8 * len(list(plan.schedule())) * 128 * 64
     assert cost.flops == 2 * (128 + 128) * (cost.visited_pairs + 2.5 * cost.backward_pairs)
-    forward = nbattn.plan(Mask.causal(), *shapes, device="sm_90", backend="flash")
+    forward = nbattn.plan(Mask.causal("top-left"), *shapes, device="sm_90", backend="flash")
     assert forward.chosen.cost is not None
     assert forward.chosen.cost.backward_pairs == 0
     with pytest.raises(nbattn.InputError, match="it has no backward to show"):
@@ -347,12 +358,12 @@ def test_every_strategy_can_be_required_and_forbidden() -> None:
     shapes = (1, 30, 2, 8), (1, 10, 2, 8)
     for strategy in ("split", "virtual-pad", "pad"):
         plan = nbattn.plan(
-            Mask.causal(), *shapes, device="sm_80", backend="flash", require=(strategy,)
+            Mask.causal("top-left"), *shapes, device="sm_80", backend="flash", require=(strategy,)
         )
         assert plan.chosen.strategy == strategy
     every = ("split", "virtual-pad", "pad")
     with pytest.raises(BackendError, match="uses 'split', which is forbidden"):
-        nbattn.plan(Mask.causal(), *shapes, device="sm_80", backend="flash", forbid=every)
+        nbattn.plan(Mask.causal("top-left"), *shapes, device="sm_80", backend="flash", forbid=every)
 
 
 # Sequences of one varlen call
@@ -360,7 +371,7 @@ def test_every_strategy_can_be_required_and_forbidden() -> None:
 
 def test_a_trimmed_batch_is_one_call_without_a_copy() -> None:
     """Boundaries 0, a, b, N for queries and 0, k0, k1, M for keys; the rest are rows of zeros."""
-    mask = Mask(Axis(150, 0, offset=-20))  # rows 20 … 269 read, of 1000
+    mask = Mask(Axis(150, 0, align=-20))  # rows 20 … 269 read, of 1000
     shapes = (3, 1000, 2, 8), (3, 100, 2, 8)
     plan = nbattn.plan(mask, *shapes, device="sm_80", backend="flash")
     assert plan.chosen.name == "flash:aten/pack"
@@ -387,7 +398,7 @@ def test_blocks_and_a_ragged_one_are_sequences_of_one_call() -> None:
         ({}, ((4, 4, 4), (2, 4, 1))),
         ({"causal": True}, ((4, 4, 4), (2, 2, 1), (0, 2, 1))),
     ):
-        axis = Axis(3, causal=True, stride=4) if fields else Axis(2, 1, stride=4)
+        axis = Axis(3, causal=True, stride=4, align=0) if fields else Axis(2, 1, stride=4, align=0)
         every = [c for c in found_for(Mask(axis), (18,), (20,)) if c.backend.endswith("aten")]
         found = {c.strategy: c.program for c in every if c.program}
         packed, dense = found["pack"], found.get("translate", found.get("trim"))
@@ -414,7 +425,8 @@ def test_what_is_no_sequence_says_why(axis: Axis, text: str) -> None:
 
 
 def test_too_many_sequences_for_the_grid() -> None:
-    mask, named = Mask(Axis(3, causal=True, stride=4)), {"device": "sm_80", "backend": "flash"}
+    mask = Mask(Axis(3, causal=True, stride=4, align="top-left"))
+    named = {"device": "sm_80", "backend": "flash"}
     with pytest.raises(BackendError, match="aten/pack: 80016 sequences are over the grid of 65535"):
         nbattn.plan(mask, (8, 40_002, 2, 8), (8, 40_004, 2, 8), **named)
 
@@ -449,7 +461,7 @@ def test_the_cache_entry_by_name_and_never_by_itself(provider: str) -> None:
 @pytest.mark.parametrize(
     ("mask", "fields", "text"),
     [
-        (Mask.causal(), {}, 'align="top-left" puts a decoded query on key 0'),
+        (Mask.causal("top-left"), {}, 'align="top-left" puts a decoded query on key 0'),
         (Mask(Axis(2, 2, align="bottom-right")), {}, "right=2 reads keys that come later"),
         (DECODES, {"training": True}, "the kv-cache entry has no backward"),
     ],
@@ -475,19 +487,19 @@ def test_the_cache_is_the_one_long_axis_of_keys() -> None:
 def test_zero_padding_is_refused_with_its_error() -> None:
     """Seven of ten keys of the last row would be zeros: at equal scores they take 70 % of it."""
     shapes = (1, 10, 2, 8), (1, 3, 2, 8)
-    plan = nbattn.plan(Mask.causal(), *shapes, device="sm_80", backend="flash")
+    plan = nbattn.plan(Mask.causal("top-left"), *shapes, device="sm_80", backend="flash")
     (refused,) = [c for c in plan.candidates if c.strategy == "zero-pad"]
     assert [reason.text for reason in refused.reasons] == [
         "7 keys of zeros have score 0, not weight 0: with scores of 0 they take up to 70% of a row"
     ]
-    masked = nbattn.plan(Mask.causal(), *shapes, device="sm_80", require=("pad",))
+    masked = nbattn.plan(Mask.causal("top-left"), *shapes, device="sm_80", require=("pad",))
     assert masked.chosen.program is not None
     (call,) = masked.chosen.program.calls
     assert call.arguments.describe() == "dense window_size=(-1, 0) 7 padded keys"
     assert masked.verify()
     capped = {"device": "cpu", "backend": "flash-model", "require": ("pad",), "softcap": 2.0}
     with pytest.raises(BackendError, match="a softcap lifts the scores that mask padded keys"):
-        nbattn.plan(Mask.causal(), *shapes, **capped)
+        nbattn.plan(Mask.causal("top-left"), *shapes, **capped)
 
 
 def test_the_number_of_calls_does_not_grow_with_the_length() -> None:
@@ -515,12 +527,12 @@ def test_auto_never_runs_the_model() -> None:
         (model,) = (one for one in plan.candidates if one.family == "flash-model")
         assert model.reasons[0].text == "runs only by name: backend='flash-model'"
     with pytest.raises(BackendError, match="flash-model/translate: runs only by name"):
-        nbattn.plan(Mask.causal(), (1, 9, 2, 8), device="cpu", require=("flash-model",))
+        nbattn.plan(Mask.causal("top-left"), (1, 9, 2, 8), device="cpu", require=("flash-model",))
 
 
 def test_flash_never_runs_on_a_cpu() -> None:
     with pytest.raises(BackendError, match="flash/translate: runs on cuda, not on cpu"):
-        nbattn.plan(Mask.causal(), (1, 9, 2, 8), device="cpu", backend="flash")
+        nbattn.plan(Mask.causal("top-left"), (1, 9, 2, 8), device="cpu", backend="flash")
 
 
 def test_a_provider_by_name_is_that_one_or_an_error() -> None:
@@ -533,6 +545,16 @@ def test_a_provider_by_name_is_that_one_or_an_error() -> None:
         assert plan.chosen.backend == f"flash:{name}"
     with pytest.raises(BackendError, match="flash:fa3/translate: needs the package flash-attn-3"):
         nbattn.plan(window, (1, 4000, 4, 64), device="sm_90", backend="flash:fa3")
+
+
+def test_too_many_samples_for_the_grid() -> None:
+    for samples, texts in (
+        (65_535, []),
+        (65_536, ["65536 samples after folding are over the grid of 65535"]),
+    ):
+        plan = nbattn.plan(Mask.causal(), (samples, 16, 2, 8), device="sm_80")
+        (found,) = [c for c in plan.candidates if c.name.startswith("flash:aten/translate")]
+        assert [r.text for r in found.reasons] == texts
 
 
 def test_too_many_heads_for_the_grid() -> None:

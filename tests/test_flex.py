@@ -147,6 +147,8 @@ def reasons(mask: Mask = MASK, shape: tuple[int, ...] = SHAPE, **named: Any) -> 
          "no pairs, for which its kernel is not defined"),
         ({"training": True, "deterministic": True, "device": "sm_90"},
          "its backward does not repeat bit by bit"),
+        ({"mask": Mask.full(), "shape": (32_768, 16, 2, 8), "device": "sm_90"},
+         "32768 samples x 2 heads are 65536, over the grid of 65535"),
     ],
 )  # fmt: skip
 def test_its_limits_are_told(named: dict[str, Any], text: str) -> None:

@@ -23,7 +23,7 @@ PRODUCT: dict[str, tuple[Any, ...]] = {
     "right": (None, 0, 1, 2, 5),
     "dilation": (1, 2, 3),
     "stride": (1, 2, 3, 4),
-    "align": ("top-left", "bottom-right"),
+    "align": (None, "top-left", "bottom-right"),
     "offset": (-2, -1, 0, 1, 2),
     "border": ("clip", "shift", "wrap"),
     "causal": (False, True),
@@ -204,7 +204,11 @@ HUGE = {
         55,
         BILLION - 10,
     ),
-    "top-left, tall": ((Axis(7, 0), BILLION, 10), clipped(10, 7) + triangle(7), BILLION - 17),
+    "top-left, tall": (
+        (Axis(7, 0, align="top-left"), BILLION, 10),
+        clipped(10, 7) + triangle(7),
+        BILLION - 17,
+    ),
     "decode": (
         (Axis(causal=True, align="bottom-right"), 16, 10**12),
         16 * 10**12 - triangle(15),

@@ -142,7 +142,7 @@ def others() -> dict[str, Case]:
     for queries, keys in ((2048, 512), (512, 2048), (1, 777), (777, 1), (100, 101)):
         for device in ("cpu", "sm_80"):
             cases[f"causal top-left {queries}x{keys} {device}"] = (
-                Mask.causal(),
+                Mask.causal("top-left"),
                 (2, queries, 8, 64),
                 {"device": device, "key_shape": (2, keys, 8, 64), "training": True},
             )

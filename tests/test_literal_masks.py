@@ -49,7 +49,7 @@ BOXES = [
 ("one new row", Mask(Axis(1, causal=True, align="bottom-right"), SELF), (1, 2), (3, 2), """
     .. ■. ■.
     .. .■ .■"""),
-("queries and keys of other widths", Mask(SELF, Axis(1, 0)), (2, 2), (2, 3), """
+("queries and keys of other widths", Mask(SELF, Axis(1, 0, align=0)), (2, 2), (2, 3), """
     ■.. ...
     ■■. ...
     ... ■..
@@ -160,11 +160,11 @@ def test_vectors_of_natten(
     "axis",
     [
         Axis(),
-        Axis(1, 1),
-        Axis(1, causal=True, stride=2),
-        Axis(1, 1, border="shift"),
+        Axis(1, 1, align="top-left"),
+        Axis(1, causal=True, stride=2, align="top-left"),
+        Axis(1, 1, border="shift", align="top-left"),
         Axis(2, 2, dilation=3, align="bottom-right"),
-        Axis(0, 0, prefix=2),
+        Axis(0, 0, prefix=2, align="top-left"),
     ],
 )
 def test_axis_without_queries_or_keys(axis: Axis, queries: int, keys: int) -> None:
@@ -180,7 +180,7 @@ def test_wrap_on_an_empty_circle() -> None:
 
 
 def test_one_empty_axis_empties_the_box() -> None:
-    mask = Mask(Axis(1, 1), Axis(causal=True))
+    mask = Mask(Axis(1, 1, align="bottom-right"), Axis(causal=True, align="top-left"))
     assert mask.dense((2, 3), (4, 0)).shape == (6, 0)
     assert mask.dense((0, 3), (2, 2)).shape == (0, 4)
     assert not mask.dense((1, 2), (1, 2)).all()

@@ -74,8 +74,13 @@ REFUSED = [
     ({"causal": "yes"}, "causal='yes' is"),
     ({"causal": np.True_}, "causal=np.True_ is"),
     ({"align": "center"}, "align='center' is not one of"),
-    ({"align": 3}, "align=3 is not one of"),
-    ({"align": None}, "align=None is not one of"),
+    ({"align": ""}, "align='' is not one of"),
+    ({"align": 1.5}, "align=1.5 is a float"),
+    ({"align": True}, "align=True is a bool"),
+    ({"align": ("top-left",)}, "align=('top-left',) is a tuple"),
+    ({"align": 2**31}, "align=2147483648 is beyond 2147483647"),
+    ({"align": 3, "offset": -1}, "align=3 and offset=-1 both say where query 0 stands"),
+    ({"align": 0, "offset": 2}, "align=0 and offset=2 both say where query 0 stands"),
     ({"border": "reflect"}, "border='reflect' is not one of"),
     ({"border": 0}, "border=0 is not one of"),
     ({"right": 1, "causal": True}, "causal=True reads nothing to the right, but right=1"),
@@ -85,6 +90,7 @@ REFUSED = [
     ({"border": "wrap", "causal": True}, "it has no causal=True"),
     ({"border": "wrap", "align": "bottom-right"}, "it has no align='bottom-right'"),
     ({"border": "wrap", "offset": -1}, "it has no offset=-1"),
+    ({"border": "wrap", "align": 2}, "it has no offset=2"),
     ({"prefix": 2, "dilation": 3}, "prefix=2 and dilation=3 cannot be combined"),
     ({"prefix": 2, "border": "wrap"}, 'prefix=2 and border="wrap" cannot be combined'),
 ]
@@ -111,6 +117,9 @@ def test_an_axis_that_breaks_a_rule_is_refused(fields: dict[str, Any], text: str
         {"causal": True, "right": 0},
         {"causal": True, "prefix": 3, "border": "clip", "align": "bottom-right", "offset": -3},
         {"border": "wrap"},
+        {"border": "wrap", "align": None},
+        {"border": "wrap", "align": "top-left"},
+        {"left": 3, "right": 3, "align": None, "offset": -2},
         {"border": "wrap", "left": 3, "dilation": 2, "stride": 2},
         {"left": 3, "right": 3, "border": "shift", "prefix": 2, "align": "bottom-right"},
     ],
@@ -136,6 +145,66 @@ def test_integers_of_numpy_are_integers(kind: type) -> None:
     assert "np." not in repr(axis)
 
 
+@pytest.mark.parametrize("offset", [8, 0, -3, np.int64(8), 2**31 - 1, -(2**31 - 1)])
+def test_an_integer_alignment_is_an_offset_from_the_top_left(offset: int) -> None:
+    axis = Axis(3, 0, align=offset)
+    assert axis == Axis(3, 0, align="top-left", offset=int(offset))
+    assert (axis.align, axis.offset, type(axis.offset)) == ("top-left", offset, int)
+    assert replace(axis, left=4) == Axis(4, 0, align=offset)
+
+
+def test_alignments_are_different_values() -> None:
+    several = [Axis(1, 0, align=align) for align in (None, "top-left", "bottom-right", 1)]
+    assert len({*several}) == len({tuple(Mask(axis).code()) for axis in several}) == 4
+    assert len({repr(axis) for axis in several}) == len({describe(axis) for axis in several}) == 4
+    assert Axis(1, 0, align=0) == Axis(1, 0, align="top-left")
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [
+        ("bottom_right", "bottom-right"),
+        ("Bottom Right", "bottom-right"),
+        ("bottomright", "bottom-right"),
+        ("botom-right", "bottom-right"),
+        ("BOTTOM-RIGHT", "bottom-right"),
+        ("lower_right", "bottom-right"),
+        ("causal_lower_right", "bottom-right"),
+        ("end", "bottom-right"),
+        ("top_left", "top-left"),
+        ("topleft", "top-left"),
+        ("upper-left", "top-left"),
+        ("START", "top-left"),
+    ],
+)
+def test_a_misspelt_alignment_suggests_what_was_meant(name: str, near: str) -> None:
+    with pytest.raises(MaskError) as error:
+        Axis(3, 3, align=name)
+    assert error.value.fix == f"align={near!r}."
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [
+        ("circular", "wrap"),
+        ("periodic", "wrap"),
+        ("cyclic", "wrap"),
+        ("Wrap", "wrap"),
+        ("wrapped", "wrap"),
+        ("torus", "wrap"),
+        ("shifted", "shift"),
+        ("SHIFT", "shift"),
+        ("natten", "shift"),
+        ("clipped", "clip"),
+        ("crop", "clip"),
+    ],
+)
+def test_a_misspelt_border_suggests_what_was_meant(name: str, near: str) -> None:
+    with pytest.raises(MaskError) as error:
+        Axis(3, 3, border=name)
+    assert error.value.fix == f"border={near!r}."
+
+
 def test_defaults_are_everything_read() -> None:
     axis = Axis()
     assert dataclasses.asdict(axis) == {
@@ -144,7 +213,7 @@ def test_defaults_are_everything_read() -> None:
         "dilation": 1,
         "stride": 1,
         "causal": False,
-        "align": "top-left",
+        "align": None,
         "offset": 0,
         "border": "clip",
         "prefix": 0,
@@ -163,12 +232,13 @@ def test_causal_is_right_zero() -> None:
     ("axis", "full"),
     [
         (Axis(), True),
+        (Axis(align="top-left"), True),
         (Axis(stride=3, prefix=2, offset=9, align="bottom-right"), True),
         (Axis(border="wrap"), True),
-        (Axis(dilation=2), False),
-        (Axis(causal=True), False),
-        (Axis(9), False),
-        (Axis(None, 9), False),
+        (Axis(dilation=2, align=0), False),
+        (Axis(causal=True, align=0), False),
+        (Axis(9, align=0), False),
+        (Axis(None, 9, align=0), False),
     ],
 )
 def test_a_full_axis_reads_everything(axis: Axis, full: bool) -> None:
@@ -290,6 +360,8 @@ def test_a_repr_evaluates_to_the_mask(cases: Count, chosen: tuple) -> None:
             "Axis(3, 1, dilation=2, stride=3, align='bottom-right', offset=-4)",
         ),
         (Axis(3, 1, border="shift", prefix=2), "Axis(3, 1, border='shift', prefix=2)"),
+        (Axis(3, 1, align="top-left"), "Axis(3, 1, align='top-left')"),
+        (Axis(3, 1, align=8), "Axis(3, 1, align='top-left', offset=8)"),
         (Mask(Axis(), Axis(1, 1)), "Mask(Axis(), Axis(1, 1))"),
     ],
 )
@@ -338,6 +410,8 @@ def test_gaps_are_told_where_they_are(axis: Axis) -> None:
         (Axis(dilation=2), "all left, itself, all right; dilation 2"),
         (Axis(3, causal=True), "3 left, itself; causal"),
         (Axis(1, 1, border="wrap"), "1 left, itself, 1 right; wrap"),
+        (Axis(3, 0, align="top-left"), "3 left, itself; top-left"),
+        (Axis(3, 0, align=2), "3 left, itself; top-left, offset +2"),
         (
             Axis(2, 2, align="bottom-right", offset=-3),
             "2 left, itself, 2 right; bottom-right, offset -3",
@@ -377,9 +451,10 @@ def test_a_code_is_pinned() -> None:
     axis = Axis(None, 3, dilation=2, stride=4, align="bottom-right", offset=-5)
     assert Mask(axis).code() == [-1, 3, 2, 4, 0, 1, -5, 0, 0]
     wrapped = Axis(1, None, border="wrap")
-    assert Mask(wrapped).code() == [1, -1, 1, 1, 0, 0, 0, 2, 0]
+    assert Mask(wrapped).code() == [1, -1, 1, 1, 0, -1, 0, 2, 0]
     causal = Axis(1, causal=True, border="shift", prefix=6)
-    assert Mask(causal).code() == [1, 0, 1, 1, 1, 0, 0, 1, 6]
+    assert Mask(causal).code() == [1, 0, 1, 1, 1, -1, 0, 1, 6]
+    assert Mask(replace(causal, align=7)).code() == [1, 0, 1, 1, 1, 0, 7, 1, 6]
 
 
 # Converters against the documented meaning of each library, one formula a row
@@ -387,16 +462,18 @@ def test_a_code_is_pinned() -> None:
 # fmt: off
 DIALECTS: list[tuple[str, Mask, Formula]] = [
     ("everything", Mask.full(), lambda i, j, nq, nk: True),
-    ("torch SDPA is_causal", Mask.causal(), lambda i, j, nq, nk: j <= i),
+    ("torch SDPA is_causal", Mask.causal("top-left"), lambda i, j, nq, nk: j <= i),
     ("torch causal_lower_right", Mask.causal("bottom-right"),
      lambda i, j, nq, nk: j <= i + nk - nq),
     ("causal behind a static cache of 3", Mask.causal(3), lambda i, j, nq, nk: j <= i + 3),
     ("causal, negative offset", Mask.causal(-2), lambda i, j, nq, nk: j <= i - 2),
-    ("sliding window, left only", Mask.sliding_window(2), lambda i, j, nq, nk: i - 2 <= j <= i),
-    ("sliding window, both", Mask.sliding_window(1, 2), lambda i, j, nq, nk: i - 1 <= j <= i + 2),
-    ("sliding window, no left limit", Mask.sliding_window(None, 1),
+    ("sliding window, left only", Mask.sliding_window(2, align="top-left"),
+     lambda i, j, nq, nk: i - 2 <= j <= i),
+    ("sliding window, both", Mask.sliding_window(1, 2, align="top-left"),
+     lambda i, j, nq, nk: i - 1 <= j <= i + 2),
+    ("sliding window, no left limit", Mask.sliding_window(None, 1, align="top-left"),
      lambda i, j, nq, nk: j <= i + 1),
-    ("sliding window, no right limit", Mask.sliding_window(1, None),
+    ("sliding window, no right limit", Mask.sliding_window(1, None, align="top-left"),
      lambda i, j, nq, nk: j >= i - 1),
     ("flash-attn 2 and 3, aten, torch varlen", Mask.from_flash((2, 1)),
      lambda i, j, nq, nk: i + nk - nq - 2 <= j <= i + nk - nq + 1),
@@ -447,10 +524,10 @@ DIALECTS: list[tuple[str, Mask, Formula]] = [
      Mask.from_transformers(2, causal=False, offset=0), lambda i, j, nq, nk: abs(i - j) <= 2),
     ("transformers bidirectional, no window", Mask.from_transformers(causal=False),
      lambda i, j, nq, nk: True),
-    ("attention-gym sliding window 2", Mask.sliding_window(2),
+    ("attention-gym sliding window 2", Mask.sliding_window(2, align="top-left"),
      lambda i, j, nq, nk: i - 2 <= j <= i),
     ("attention-gym dilated window 5 in positions, by 2",
-     Mask.sliding_window(5 // 2, 5 // 2, dilation=2),
+     Mask.sliding_window(5 // 2, 5 // 2, dilation=2, align="top-left"),
      lambda i, j, nq, nk: abs(i - j) <= 5 and (i - j) % 2 == 0),
     ("dilated, behind 1", Mask.sliding_window(1, dilation=3, align=1),
      lambda i, j, nq, nk: i + 1 - j in (0, 3)),
@@ -479,7 +556,9 @@ def test_causal_equals_the_biases_of_torch(queries: int, keys: int) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it warns of rows without keys, which are meant here
         upper, lower = (bias(queries, keys) for bias in (causal_upper_left, causal_lower_right))
-    assert np.array_equal(Mask.causal().dense(queries, keys), upper._materialize().numpy())
+    assert np.array_equal(
+        Mask.causal("top-left").dense(queries, keys), upper._materialize().numpy()
+    )
     assert np.array_equal(
         Mask.causal("bottom-right").dense(queries, keys), lower._materialize().numpy()
     )
@@ -488,7 +567,7 @@ def test_causal_equals_the_biases_of_torch(queries: int, keys: int) -> None:
 @pytest.mark.parametrize(("queries", "keys"), [(5, 5), (3, 6), (6, 3)])
 def test_causal_equals_is_causal_as_it_runs(queries: int, keys: int) -> None:
     scores = torch.randn(queries, 4, dtype=torch.float64)
-    kept = torch.from_numpy(Mask.causal().dense(queries, keys))
+    kept = torch.from_numpy(Mask.causal("top-left").dense(queries, keys))
     key, value = torch.randn(2, 1, 1, keys, 4, dtype=torch.float64)
     run = torch.nn.functional.scaled_dot_product_attention
     query = scores[None, None]
@@ -573,7 +652,7 @@ CONVERTERS_REFUSE = [
     ("Mask.sliding_window(-1)", "left=-1 is below 0"),
     ("Mask.sliding_window(1, dilation=0)", "dilation=0 is below 1"),
     ('Mask.causal("bottom")', "align='bottom' is not one of"),
-    ("Mask.causal(1.5)", "offset=1.5 is a float"),
+    ("Mask.causal(1.5)", "align=1.5 is a float"),
     ("Mask.full(0)", "rank=0 is below 1"),
     ("Mask.full(4)", "1 to 3 axes, not 4"),
     ("Mask.full(True)", "rank=True is a bool"),
@@ -588,16 +667,20 @@ def test_a_converter_refuses_what_its_library_does_not_say(code: str, text: str)
 
 
 def test_alignments_default_to_the_library() -> None:
-    top = [Mask.full(), Mask.causal(), Mask.sliding_window(1), Mask.neighborhood(3)]
-    assert {mask.axes[0].align for mask in top} == {"top-left"}
+    unsaid = [Mask.full(), Mask.causal(), Mask.sliding_window(1), Mask.neighborhood(3)]
+    unsaid += [Mask.neighborhood(3, is_causal=True)]
+    assert {mask.axes[0].align for mask in unsaid} == {None}
+    assert Mask.from_cudnn(4).axes[0].align == "top-left"
     bottom = [Mask.from_flash((1, 1)), Mask.from_transformers(4)]
     assert {mask.axes[0].align for mask in bottom} == {"bottom-right"}
     builders = [
         Mask.causal,
         lambda align: Mask.sliding_window(1, align=align),
         lambda align: Mask.from_flash((1, 0), align=align),
+        lambda align: Mask.from_cudnn(1, 0, align=align),
     ]
     for build in builders:
+        assert build(align=None).axes[0].align is None
         assert (build(align=5).axes[0].align, build(align=5).axes[0].offset) == ("top-left", 5)
         assert build(align="top-left").axes[0].align == "top-left"
         assert build(align="bottom-right").axes[0].align == "bottom-right"
@@ -610,6 +693,7 @@ def test_alignments_default_to_the_library() -> None:
 BOTTOM: dict[str, Any] = {"align": "bottom-right"}
 SAYABLE = [
     (Mask(Axis()), (-1, -1)),
+    (Mask(Axis(align="top-left")), (-1, -1)),
     (Mask(Axis(align="bottom-right", offset=4, stride=3, prefix=2)), (-1, -1)),
     (Mask(Axis(border="wrap")), (-1, -1)),
     (Mask(Axis(511, 0, **BOTTOM)), (511, 0)),
@@ -634,12 +718,12 @@ UNSAYABLE = [
     (Mask(Axis(1, 1, border="wrap")), "border='wrap'; Flash has border='clip' only."),
     (Mask(Axis(1, 0, prefix=2, **BOTTOM)), "prefix=2; Flash has prefix=0 only."),
     (
-        Mask(Axis(1, 1)),
-        'align="top-left"; Flash aligns bottom-right, which differs when lengths do.',
+        Mask(Axis(1, 1, align="top-left")),
+        "align='top-left'; Flash aligns bottom-right, which differs when lengths do.",
     ),
     (
         Mask.causal(),
-        'align="top-left"; Flash aligns bottom-right, which differs when lengths do.',
+        "align=None; Flash aligns bottom-right, which differs when lengths do.",
     ),
     (
         Mask(Axis(1, 1, offset=2, **BOTTOM)),
@@ -750,6 +834,10 @@ REASONS = [
     ),
     (
         Axis(8, 0),
+        'align=None does not say where a decoded query stands; "bottom-right" does',
+    ),
+    (
+        Axis(8, 0, align="top-left"),
         'align="top-left" puts a decoded query on key 0; "bottom-right" does not',
     ),
     (
@@ -811,7 +899,9 @@ def test_what_decodes_equals_one_pass(cases: Count, axis: Axis) -> None:
 
 
 @pytest.mark.parametrize(
-    "axis", [axis for axis, _ in REASONS if axis.border != "wrap"], ids=lambda axis: repr(axis)
+    "axis",
+    [axis for axis, _ in REASONS if axis.border != "wrap" and axis.align],
+    ids=lambda axis: repr(axis),
 )
 def test_what_does_not_decode_differs_from_one_pass(axis: Axis) -> None:
     assert not grows_into_itself(axis, longest=12)
@@ -827,7 +917,7 @@ def test_dense_wants_one_length_per_axis(space: tuple[int, ...]) -> None:
 
 
 def test_dense_takes_lengths_as_they_come() -> None:
-    mask = Mask(Axis(1, 1))
+    mask = Mask(Axis(1, 1, align="top-left"))
     want = mask.dense((4,), (5,))
     for queries, keys in [(4, 5), ([4], [5]), (np.int64(4), np.int32(5)), (torch.Size([4]), (5,))]:
         assert np.array_equal(mask.dense(queries, keys), want)
@@ -846,10 +936,80 @@ def test_dense_refuses_what_is_no_length(length: Any) -> None:
 def test_dense_stops_before_memory_does() -> None:
     assert Mask(Axis(0, 0)).dense(1 << 13, 1 << 13).sum() == 1 << 13
     with pytest.raises(MaskError, match="over the limit of 268435456"):
-        Mask(Axis(0, 0)).dense((1 << 14) + 1, 1 << 14)
+        Mask(Axis(0, 0, align="top-left")).dense((1 << 14) + 1, 1 << 14)
     with pytest.raises(MaskError, match="over the limit"):
         Mask(Axis(), Axis()).dense((1 << 20, 1 << 20))
     assert Mask(Axis()).dense(0, 1 << 20).shape == (0, 1 << 20)
+
+
+UNSAID = [Axis(1, 1), Axis(causal=True), Axis(dilation=2), Axis(1), Axis(None, 1), Axis(1, 0)]
+UNSAID += [Axis(1, 1, border="shift"), Axis(1, 1, prefix=2), Axis(1, 1, offset=3)]
+UNSAID += [Axis(9, 9), Axis(9, causal=True), Axis(1, 1, stride=2)]
+
+
+@pytest.mark.parametrize("axis", UNSAID, ids=repr)
+@pytest.mark.parametrize(("queries", "keys"), [(1, 40), (40, 1), (28, 14), (5, 6), (0, 3), (3, 0)])
+def test_an_alignment_is_never_guessed(axis: Axis, queries: int, keys: int) -> None:
+    for mask, spaces in (
+        (Mask(axis), ((queries,), (keys,))),
+        (Mask(Axis(3, 3), axis), ((4, queries), (4, keys))),
+        (Mask(Axis(), Axis(3, 3, align="top-left"), axis), ((2, 4, queries), (3, 5, keys))),
+    ):
+        for use in (mask.dense, mask.draw, lambda *given, mask=mask: bind(mask, *given)):
+            with pytest.raises(MaskError, match=f"^axis {mask.rank - 1} .* align=None") as error:
+                use(*spaces)
+            assert error.value.where == repr(mask)
+    for align in ("top-left", "bottom-right", 2):
+        said = replace(axis, align=align, offset=0 if align == 2 else axis.offset)
+        assert np.array_equal(Mask(said).dense(queries, keys), axis_matrix(said, queries, keys)), (
+            align
+        )
+    assert np.array_equal(Mask(axis).dense(7), axis_matrix(axis, 7, 7))
+
+
+def test_an_offset_counts_where_lengths_are_equal() -> None:
+    assert np.array_equal(Mask(Axis(0, 0, offset=1)).dense(3), np.eye(3, k=1, dtype=bool))
+
+
+@pytest.mark.parametrize("axis", [Axis(), Axis(stride=3), Axis(prefix=2), Axis(offset=5)], ids=repr)
+def test_an_axis_that_reads_everything_takes_any_lengths(axis: Axis) -> None:
+    for queries, keys in ((1, 40), (28, 14), (0, 3), (3, 0), (5, 5)):
+        assert Mask(axis).dense(queries, keys).shape == (queries, keys)
+        assert Mask(axis).dense(queries, keys).all()
+        assert Mask(axis).draw(queries, keys)
+
+
+def test_a_circle_needs_one_length_with_or_without_an_alignment() -> None:
+    for axis in (Axis(1, 1, border="wrap"), Axis(1, 1, border="wrap", align="top-left")):
+        assert np.array_equal(Mask(axis).dense(5), axis_matrix(axis, 5, 5))
+        with pytest.raises(MaskError, match="needs as many queries as keys"):
+            Mask(axis).dense(4, 5)
+
+
+@pytest.mark.parametrize(
+    ("mask", "queries", "keys", "first"),
+    [
+        (Mask.sliding_window(15), (1,), (40,), "bottom-right"),
+        (Mask.causal(), (40,), (7,), "top-left"),
+        (Mask(Axis(3, 3), Axis(3, 3)), (28, 28), (14, 14), "top-left"),
+        (Mask.neighborhood((3, 3), is_causal=(True, False)), (8, 5), (9, 5), "bottom-right"),
+        (Mask(Axis(0, causal=True, stride=2), Axis()), (4, 2), (5, 1), "bottom-right"),
+        (Mask(Axis(1, 1, offset=2), Axis(1, 1, align="top-left")), (3, 2), (2, 3), "top-left"),
+    ],
+)
+def test_the_fix_is_the_mask_with_its_alignment(
+    mask: Mask, queries: tuple[int, ...], keys: tuple[int, ...], first: str
+) -> None:
+    with pytest.raises(MaskError) as error:
+        mask.dense(queries, keys)
+    codes = [part.split(" puts ")[0] for part in error.value.fix.split("; or ")]
+    other = {"top-left": "bottom-right", "bottom-right": "top-left"}[first]
+    for code, align in zip(codes, (first, other), strict=True):
+        fixed = eval(code, {"Mask": Mask, "Axis": Axis})
+        for axis, was, nq, nk in zip(fixed.axes, mask.axes, queries, keys, strict=True):
+            free = was.align is None and nq != nk and was != Axis()
+            assert axis == (replace(was, align=align) if free else was)
+        assert fixed.dense(queries, keys).shape == (np.prod(queries), np.prod(keys))
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,8 @@ import pytest
 import torch
 
 import nbattn
-from nbattn import Axis, Mask, cache, functional, tune
+from nbattn import Axis, Mask, cache, execute, functional, tune
+from nbattn.backends.contract import Inputs
 from nbattn.dialects.device import DEVICES, DeviceInfo
 from nbattn.planner import dispatch, measured
 from nbattn.planner.measured import Entry, Rates
@@ -90,9 +91,10 @@ def test_attention_runs_what_was_measured_fastest(folder: Path) -> None:
     query = torch.randn(SHAPE)
     before = nbattn.attention(query, query, query, MASK)
     write(folder, entry({**REVERSED, "tiled/tile": 1e-4}))
-    asked = dispatch.planned(
-        tuple(MASK.code()), query.shape, query.shape, 32, torch.float32, query.device, "contiguous",
-        0, (False,) * 6, "auto", (), (),
+    inputs = Inputs(query, query, query, None, None, None, None, 1.0, None)
+    asked = execute.planned(
+        MASK, inputs, backend="auto", require=(), forbid=(), training=False, deterministic=False,
+        return_lse=False,
     )  # fmt: skip
     assert asked.chosen.name == "tiled/tile"
     torch.testing.assert_close(nbattn.attention(query, query, query, MASK), before)
@@ -220,7 +222,7 @@ def test_a_change_of_threads_is_seen(folder: Path) -> None:
     assert plan().chosen.name == "sdpa/mask"
     try:
         torch.set_num_threads(threads + 1)
-        functional._plan.cache_clear()
+        dispatch.planned.cache_clear()
         found = plan()
     finally:
         torch.set_num_threads(threads)
@@ -296,6 +298,16 @@ def first(table: dict[str, Any]) -> dict[str, Any]:
     return table["devices"][0]
 
 
+def spoil(entry: dict[str, Any], what: str, number: float) -> None:
+    """One number of an entry."""
+    if what == "time":
+        entry["times"][0]["seconds"]["sdpa/mask"] = number
+    elif what == "float32":
+        entry["rates"]["flops"][what] = number
+    else:
+        entry["rates"][what] = number
+
+
 BROKEN: dict[str, tuple[Callable[[Path], bytes], str]] = {
     "empty": (lambda f: b"", "is damaged: JSONDecodeError"),
     "truncated": (lambda f: json.dumps(good(f)).encode()[:-9], "is damaged: JSONDecodeError"),
@@ -317,11 +329,11 @@ BROKEN: dict[str, tuple[Callable[[Path], bytes], str]] = {
     ),
     "negative time": (
         spoiled(lambda t: first(t)["times"][0]["seconds"].update({"sdpa/mask": -1})),
-        "is damaged: ValueError: -1 is not above 0",
+        "is damaged: ValueError: -1 is not from 1e-12 to 1e+06",
     ),
     "nan": (
         spoiled(lambda t: first(t)["times"][0]["seconds"].update({"sdpa/mask": float("nan")})),
-        "is damaged: ValueError: nan is not above 0",
+        "is damaged: ValueError: nan is not from 1e-12 to 1e+06",
     ),
     "time a text": (
         spoiled(lambda t: first(t)["times"][0]["seconds"].update({"sdpa/mask": "1"})),
@@ -329,14 +341,40 @@ BROKEN: dict[str, tuple[Callable[[Path], bytes], str]] = {
     ),
     "huge integer": (
         spoiled(lambda t: first(t)["rates"].update(bandwidth=10**400)),
-        "is damaged: OverflowError",
+        "is damaged: ValueError: 1000",
     ),
+    **{
+        f"{what} {number}": (
+            spoiled(lambda t, what=what, number=number: spoil(first(t), what, number)),
+            f"is damaged: ValueError: {number} is not from {legal}",
+        )
+        for what, numbers, legal in (
+            ("float32", (1e308, 1e22, 0.9, 1e-310, 5e-324), "1e+00 to 1e+21"),
+            ("bandwidth", (1e308, 1e22, 0.9, 1e-310, 5e-324), "1e+00 to 1e+21"),
+            ("launch", (1e308, 2e6, 1e-320), "1e-12 to 1e+06"),
+            ("time", (1e308, 2e6, 1e-13, 5e-324), "1e-12 to 1e+06"),
+        )
+        for number in numbers
+    },
     "no float32": (
         spoiled(lambda t: first(t)["rates"]["flops"].pop("float32")),
         "is damaged: ValueError: float32 has no rate",
     ),
     "huge file": (lambda f: b" " * (cache.LIMIT + 1), "is over 16 MiB"),
 }
+
+
+@pytest.mark.parametrize("number", [1.0, 1e21])
+@pytest.mark.parametrize("what", ["float32", "bandwidth"])
+def test_the_ends_of_what_a_table_may_say_plan(folder: Path, what: str, number: float) -> None:
+    """The rates of all dtypes move with float32's, and stay in the range of a device."""
+    path = folder / measured.NAME
+    path.write_bytes(spoiled(lambda t: spoil(first(t), what, number))(folder))
+    path.chmod(0o600)
+    measured.forget()
+    for device in ("cpu", "sm_90"):
+        plan = nbattn.plan(Mask.sliding_window(3), (2, 96, 2, 16), device=device)
+        assert 0 < plan.chosen.cost.bound < float("inf")
 
 
 @pytest.mark.parametrize("name", BROKEN)

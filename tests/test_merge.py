@@ -27,9 +27,9 @@ def random(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Te
 def moved(mask: Mask, first: int) -> Mask:
     """The mask seen from key `first` of axis 0 on: its queries stand further left."""
     axis = mask.axes[0]
-    return Mask(
-        Axis(axis.left, axis.right, causal=axis.causal, offset=axis.offset - first), *mask.axes[1:]
-    )
+    assert axis.align != "bottom-right"
+    at = axis.offset - first
+    return Mask(Axis(axis.left, axis.right, causal=axis.causal, align=at), *mask.axes[1:])
 
 
 def split(
@@ -56,10 +56,10 @@ def close(found: Tensor, want: Tensor, limit: float = 1e-10) -> bool:
 MASKS = [
     (Mask(Axis()), (6,), (11,)),
     (Mask(Axis(3, 2)), (11,), (11,)),
-    (Mask(Axis(causal=True)), (9,), (11,)),
-    (Mask(Axis(2, causal=True, offset=-3)), (12,), (11,)),  # rows without keys
-    (Mask(Axis(2, 1), Axis(1, 1, border="shift")), (7, 4), (11, 4)),
-    (Mask(Axis(causal=True), Axis(1, 1, border="wrap")), (5, 4), (11, 4)),
+    (Mask(Axis(causal=True, align="top-left")), (9,), (11,)),
+    (Mask(Axis(2, causal=True, offset=-3, align="top-left")), (12,), (11,)),  # rows without keys
+    (Mask(Axis(2, 1, align="top-left"), Axis(1, 1, border="shift")), (7, 4), (11, 4)),
+    (Mask(Axis(causal=True, align="top-left"), Axis(1, 1, border="wrap")), (5, 4), (11, 4)),
 ]
 
 
@@ -89,7 +89,7 @@ def test_parts_of_the_keys_join_to_the_whole(
 @given(st.lists(st.integers(0, 14), max_size=4), st.integers(0, 9), st.integers(-6, 6))
 def test_any_cut_joins_to_the_whole(cases: Count, cuts: list[int], left: int, offset: int) -> None:
     query, key = random(1, 8, 2, 4, seed=1), random(1, 14, 2, 4, seed=2)
-    mask = Mask(Axis(left, 2, offset=offset))
+    mask = Mask(Axis(left, 2, align=offset))
     whole = nbattn.attention(query, key, key, mask, backend="tiled", return_lse=True)
     merged = nbattn.merge(*split(query, key, key, mask, sorted([0, *cuts, 14]), "tiled"))
     assert close(merged[0], whole[0])
@@ -99,7 +99,7 @@ def test_any_cut_joins_to_the_whole(cases: Count, cuts: list[int], left: int, of
 
 def test_the_order_of_parts_does_not_matter() -> None:
     query, key = random(1, 8, 2, 4), random(1, 12, 2, 4, seed=1)
-    outputs, lses = split(query, key, key, Mask(Axis(3, 3)), [0, 3, 7, 12], "tiled")
+    outputs, lses = split(query, key, key, Mask(Axis(3, 3, align=0)), [0, 3, 7, 12], "tiled")
     first = nbattn.merge(outputs, lses)
     second = nbattn.merge(outputs[::-1], lses[::-1])
     assert close(first[0], second[0])
@@ -169,12 +169,12 @@ def test_it_computes_in_the_wider_dtype_and_at_least_in_float32() -> None:
 
 def joined(query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
     """Two parts, merged; the second has rows without keys."""
-    mask = Mask(Axis(2, 1))
+    mask = Mask(Axis(2, 1, align="top-left"))
     return nbattn.merge(*split(query, key, key, mask, [0, 3, 8], "tiled"))
 
 
 def whole(query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
-    found = nbattn.attention(query, key, key, Mask(Axis(2, 1)), return_lse=True)
+    found = nbattn.attention(query, key, key, Mask(Axis(2, 1, align=0)), return_lse=True)
     assert isinstance(found, tuple)
     return found
 
@@ -231,7 +231,7 @@ def test_very_different_logsumexps_join(far: float) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_half_outputs_keep_their_dtype(dtype: torch.dtype) -> None:
     query, key = (random(1, n, 2, 8, seed=n).to(dtype) for n in (9, 12))
-    mask = Mask(Axis(4, 4))
+    mask = Mask(Axis(4, 4, align="top-left"))
     out, lse = nbattn.merge(*split(query, key, key, mask, [0, 5, 12], "tiled"))
     exact = nbattn.attention(
         *(t.double() for t in (query, key, key)), mask, backend="reference", return_lse=True

@@ -108,15 +108,27 @@ Axis(1, 2, causal=True)
 
 Axis(1, 1, align="center")
     MaskError: align='center' is not one of 'top-left', 'bottom-right'.
-      fix:   align='top-left'; an integer shift goes into offset=.
+      fix:   align='top-left' puts query 0 on key 0, 'bottom-right' the last query on the last key, an int query 0 on that key.
 
-Axis(1, 1, align=3)
-    MaskError: align=3 is not one of 'top-left', 'bottom-right'.
-      fix:   align='top-left'; an integer shift goes into offset=.
+Axis(3, 3, align="bottom_right")
+    MaskError: align='bottom_right' is not one of 'top-left', 'bottom-right'.
+      fix:   align='bottom-right'.
+
+Axis(1, 1, align=1.5)
+    MaskError: align=1.5 is a float, not an integer.
+      fix:   align is a whole number; or "top-left", or "bottom-right".
+
+Axis(1, 1, align=8, offset=2)
+    MaskError: align=8 and offset=2 both say where query 0 stands.
+      fix:   align=10, or align=8, or align="top-left", offset=2.
+
+Axis(3, 3, border="circular")
+    MaskError: border='circular' is not one of 'clip', 'shift', 'wrap'.
+      fix:   border='wrap'.
 
 Axis(1, 1, border="reflect")
     MaskError: border='reflect' is not one of 'clip', 'shift', 'wrap'.
-      fix:   border='clip'.
+      fix:   border='clip' cuts windows, 'shift' moves them inward, 'wrap' is circular.
 
 Axis(1, border="shift")
     MaskError: border="shift" needs two finite sides, but left=1, right=None.
@@ -128,7 +140,7 @@ Axis(causal=True, border="shift")
 
 Axis(1, 1, border="wrap", align="bottom-right")
     MaskError: border="wrap" is circular: it has no align='bottom-right'.
-      fix:   align='top-left', or border="clip".
+      fix:   align=None, or border="clip".
 
 Axis(1, causal=True, border="wrap")
     MaskError: border="wrap" is circular: it has no causal=True.
@@ -174,11 +186,11 @@ Mask.full(4)
 
 Mask.causal("bottom")
     MaskError: align='bottom' is not one of 'top-left', 'bottom-right'.
-      fix:   align='top-left'; an integer shift goes into offset=.
+      fix:   align='bottom-right'.
 
 Mask.causal(1.5)
-    MaskError: offset=1.5 is a float, not an integer.
-      fix:   offset is a whole number; align is "top-left", "bottom-right" or an int offset.
+    MaskError: align=1.5 is a float, not an integer.
+      fix:   align is a whole number; or "top-left", or "bottom-right".
 
 Mask.sliding_window(-1)
     MaskError: left=-1 is below 0.
@@ -230,7 +242,7 @@ Mask.from_flash((1.5, 0))
 
 Mask.from_flash((1, 0), align="left")
     MaskError: align='left' is not one of 'top-left', 'bottom-right'.
-      fix:   align='top-left'; an integer shift goes into offset=.
+      fix:   align='top-left'.
 
 Mask.from_cudnn(0)
     MaskError: left_bound=0 is below 1.
@@ -250,7 +262,7 @@ Mask.from_transformers(4, causal=1)
 
 Mask.from_transformers(4, offset=1.5)
     MaskError: offset=1.5 is a float, not an integer.
-      fix:   offset is a whole number; align is "top-left", "bottom-right" or an int offset.
+      fix:   offset is a whole number.
 
 Mask(Axis(), Axis()).to_flash()
     MaskError: Flash has no window_size for this mask: it has 2 axes, Flash one.
@@ -267,9 +279,19 @@ Mask(Axis(1, 1, border="shift")).to_flash()
       given: Mask(Axis(1, 1, border='shift'))
       fix:   nbattn.attention(query, key, value, mask) runs it exactly.
 
+Mask.causal("top-left").to_flash()
+    MaskError: Flash has no window_size for this mask: align='top-left'; Flash aligns bottom-right, which differs when lengths do.
+      given: Mask(Axis(None, 0, causal=True, align='top-left'))
+      fix:   nbattn.attention(query, key, value, mask) runs it exactly.
+
 Mask.causal().to_flash()
-    MaskError: Flash has no window_size for this mask: align="top-left"; Flash aligns bottom-right, which differs when lengths do.
+    MaskError: Flash has no window_size for this mask: align=None; Flash aligns bottom-right, which differs when lengths do.
       given: Mask(Axis(None, 0, causal=True))
+      fix:   Mask(Axis(None, 0, causal=True, align='bottom-right')).to_flash(), or nbattn.attention(query, key, value, mask) runs it exactly.
+
+Mask(Axis(1, 1, offset=2)).to_flash()
+    MaskError: Flash has no window_size for this mask: align=None; Flash aligns bottom-right, which differs when lengths do.
+      given: Mask(Axis(1, 1, offset=2))
       fix:   nbattn.attention(query, key, value, mask) runs it exactly.
 
 Mask(Axis(1, 1, align="bottom-right", offset=3)).to_flash()
@@ -313,7 +335,22 @@ Mask(Axis(1, 1), Axis(1, 1)).draw((3, 3), (3,))
 Mask(Axis(1, 1, border="wrap")).draw(4, 5)
     MaskError: axis 0 (4 queries, 5 keys): border="wrap" needs as many queries as keys.
       given: Mask(Axis(1, 1, border='wrap'))
-      fix:   border="clip" allows different lengths, or give axis 0 one length.
+      fix:   border="clip" and an align allow different lengths, or give axis 0 one length.
+
+Mask.sliding_window(15).dense(1, 40)
+    MaskError: axis 0 (1 query, 40 keys): the lengths differ, and align=None does not say which query stands on which key.
+      given: Mask(Axis(15, 0))
+      fix:   Mask(Axis(15, 0, align='bottom-right')) puts the last query on the last key, as Flash and KV caches do (one query against a cache: align="bottom-right"); or Mask(Axis(15, 0, align='top-left')) puts query 0 on key 0, as SDPA's is_causal does.
+
+Mask(Axis(3, 3), Axis(3, 3)).dense((28, 28), (14, 14))
+    MaskError: axis 0 (28 queries, 14 keys): the lengths differ, and align=None does not say which query stands on which key. Grids of different resolution are not supported.
+      given: Mask(Axis(3, 3), Axis(3, 3))
+      fix:   Mask(Axis(3, 3, align='top-left'), Axis(3, 3, align='top-left')) puts query 0 on key 0, as SDPA's is_causal does; or Mask(Axis(3, 3, align='bottom-right'), Axis(3, 3, align='bottom-right')) puts the last query on the last key, as Flash and KV caches do (one query against a cache: align="bottom-right").
+
+Mask.neighborhood((3, 3)).draw((8, 9), (8, 7))
+    MaskError: axis 1 (9 queries, 7 keys): the lengths differ, and align=None does not say which query stands on which key.
+      given: Mask(Axis(1, 1, border='shift'), Axis(1, 1, border='shift'))
+      fix:   Mask(Axis(1, 1, border='shift'), Axis(1, 1, align='top-left', border='shift')) puts query 0 on key 0, as SDPA's is_causal does; or Mask(Axis(1, 1, border='shift'), Axis(1, 1, align='bottom-right', border='shift')) puts the last query on the last key, as Flash and KV caches do (one query against a cache: align="bottom-right").
 
 Mask(Axis(1, 1), Axis(1, 1, border="wrap", dilation=2)).dense((4, 7))
     MaskError: axis 1 (7 queries, 7 keys): border="wrap" needs a length that dilation x stride = 2 divides, but 7 leaves 1.
@@ -434,7 +471,7 @@ attention(q, q, q, ring)
 attention(q, t(1, 9, 2, 16), t(1, 9, 2, 16), Mask(Axis(1, 1, border="wrap")))
     MaskError: axis 0 (8 queries, 9 keys): border="wrap" needs as many queries as keys.
       given: Mask(Axis(1, 1, border='wrap'))
-      fix:   border="clip" allows different lengths, or give axis 0 one length.
+      fix:   border="clip" and an align allow different lengths, or give axis 0 one length.
 
 attention(q, q, q, window, scale=float("nan"))
     InputError: scale=nan is not legal.
@@ -455,6 +492,14 @@ attention(q, q, q, window, softcap=0)
 attention(q, q, q, window, softcap=float("inf"))
     InputError: softcap=inf is not legal.
       fix:   softcap: a finite number above 0, or None.
+
+attention(q, q, q, window, scale=1e30, softcap=1e-30)
+    InputError: scale=1e+30 is 1e+60 times softcap=1e-30; kernels divide them, and take quotients up to 1e+30.
+      fix:   softcap=1.0 or more, or None.
+
+attention(q, q, q, window, scale=-(10**12), softcap=1e-20)
+    InputError: scale=-1000000000000.0 is 1e+32 times softcap=1e-20; kernels divide them, and take quotients up to 1e+30.
+      fix:   softcap=1e-18 or more, or None.
 
 attention(q, q, q, window, softcap="30")
     InputError: softcap='30' is a str, not a number.

@@ -29,7 +29,7 @@ def subset(small: np.ndarray, large: np.ndarray) -> bool:
 
 def origin(axis: Axis, queries: int, keys: int) -> int:
     """The position of query 0."""
-    return axis.offset + (0 if axis.align == "top-left" else keys - queries)
+    return axis.offset + (keys - queries if axis.align == "bottom-right" else 0)
 
 
 def placed(axis: Axis, at: int) -> Axis:
@@ -44,7 +44,8 @@ def test_flipping_an_axis_swaps_left_and_right(cases: Count, chosen: Bound) -> N
     axis = replace(axis, stride=1, prefix=0)
     flipped = replace(axis, left=axis.right, right=axis.left)
     if axis.border != "wrap":
-        align = "bottom-right" if axis.align == "top-left" else "top-left"
+        other = {None: None, "top-left": "bottom-right", "bottom-right": "top-left"}
+        align = other[axis.align]
         flipped = replace(flipped, align=align, offset=-axis.offset)
     assert np.array_equal(dense(axis, queries, keys)[::-1, ::-1], dense(flipped, queries, keys))
     cases("law 3, flip", 1)
@@ -55,6 +56,7 @@ def test_shifting_by_a_period_changes_nothing_away_from_borders(
     cases: Count, axis: Axis, queries: int, keys: int
 ) -> None:
     axis = replace(axis, left=axis.left or 0, right=axis.right or 0, prefix=0)
+    keys = queries if axis.align is None else keys
     period = axis.dilation * axis.stride
     reach = axis.dilation * (max(axis.left, axis.right) + axis.stride)
     first = origin(axis, queries, keys)
@@ -283,7 +285,7 @@ def growing(draw: st.DrawFn) -> Mask:
         dilation=dilation,
         stride=draw(st.sampled_from((1, 1, 1, 2))),
         causal=causal,
-        align=draw(st.sampled_from(("bottom-right",) * 5 + ("top-left",))),
+        align=draw(st.sampled_from(("bottom-right",) * 5 + ("top-left", None))),
         offset=draw(st.sampled_from((0, 0, 0, -2, 1))),
         border=border,
         prefix=draw(st.integers(0, 3)) if dilation == 1 else 0,
@@ -335,7 +337,8 @@ def test_plain_causal_windows_decode(axis: Axis) -> None:
         Axis(7, 0, border="shift", align="bottom-right"),
         Axis(7, 0, border="wrap"),
         Axis(7, causal=True, stride=2, align="bottom-right"),
-        Axis(7, causal=True),  # top-left: a single new query would stand on key 0
+        Axis(7, causal=True, align="top-left"),  # a single new query would stand on key 0
+        Axis(7, causal=True),  # and without an alignment nowhere
         Axis(7, causal=True, align="bottom-right", offset=1),
         Axis(7, 0, prefix=4, align="bottom-right"),
     ],

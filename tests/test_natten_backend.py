@@ -104,6 +104,17 @@ def test_its_limits_are_told(named: dict[str, Any], text: str) -> None:
     assert f"  natten/window: {text}\n" in str(error.value)
 
 
+def test_its_grid_has_heads_and_residue_classes_in_one_dimension() -> None:
+    mask = Mask.neighborhood((3, 3), dilation=(8, 4))
+    for shape, text in (
+        ((65_536, 24, 12, 1, 8), "65536 samples"),
+        ((1, 24, 12, 2_048, 8), "65536 heads"),
+    ):
+        with pytest.raises(BackendError, match=f"{text} after folding are over the grid of 65535"):
+            nbattn.plan(mask, shape, device=HERE, backend="natten")
+    nbattn.plan(mask, (65_535, 24, 12, 2_047, 8), device=HERE, backend="natten")
+
+
 def test_an_absent_package_is_the_reason() -> None:
     with pytest.raises(BackendError, match="natten/window: natten is not installed on this dev"):
         nbattn.plan(Mask.neighborhood(7), (1, 20, 2, 32), device="sm_90", backend="natten")

@@ -1,9 +1,10 @@
 """NATTEN's unfused functions against brute force in float64: values, gradients, gradients of
-gradients, orders of arguments, and what is refused.
+gradients, tangents, orders of arguments, and what is refused.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import product
 from typing import Any
 
@@ -11,6 +12,7 @@ import natten_slots
 import pytest
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from nbattn import InputError, MaskError
 from nbattn.integrations import natten
@@ -91,6 +93,100 @@ def test_they_can_be_differentiated_twice(window) -> None:
 
     assert torch.autograd.gradcheck(run, (query, key, value))
     assert torch.autograd.gradgradcheck(run, (query, key, value))
+
+
+def tangents(run: Callable[..., Tensor], given: dict[str, Tensor], moved: list[str]) -> Tensor:
+    """The directional derivative of a function along some of its arguments."""
+    with forward_ad.dual_level():
+        duals = {
+            name: forward_ad.make_dual(t, random(*t.shape, seed=60 + n).detach().to(t))
+            for n, (name, t) in enumerate(given.items())
+            if name in moved
+        }
+        tangent = forward_ad.unpack_dual(run(**(given | duals))).tangent
+    assert tangent is not None, f"no tangent along {moved}"
+    return tangent
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")  # torch's own jvp
+@pytest.mark.parametrize(("window", "extra", "bias"), KINDS)
+def test_tangents_are_those_of_brute_force(window, extra, bias, cases) -> None:
+    """Along each argument by itself, and along all of them, without and with gradients wanted."""
+    space, kernel, dilation, causal = window
+    given = tensors(space, kernel, extra, bias and causal is False)
+
+    def run(query, key, value, extra_key=None, extra_value=None, rpb=None) -> Tensor:
+        attn = unfused.scores(query, key, kernel, dilation, extra_key, causal, rpb).softmax(-1)
+        return unfused.weighted(attn, value, kernel, dilation, extra_value, causal)
+
+    def exact(query, key, value, extra_key=None, extra_value=None, rpb=None) -> Tensor:
+        named = {"is_causal": causal, "extra": extra_key}
+        attn = natten_slots.scores(query, key, kernel, dilation, rpb=rpb, **named).softmax(-1)
+        named["extra"] = extra_value
+        return natten_slots.weighted(attn, value, kernel, dilation, **named)
+
+    for moved in [*([name] for name in given), list(given)]:
+        for trained in (True, False):
+            given = {n: t.detach().requires_grad_(trained) for n, t in given.items()}
+            found, wanted = (tangents(f, given, moved) for f in (run, exact))
+            torch.testing.assert_close(found, wanted, rtol=1e-11, atol=1e-11)
+            cases("unfused tangents", 1)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")  # torch's own jvp
+@pytest.mark.parametrize("causal", [False, True])
+def test_tangents_are_differences_and_can_be_differentiated(causal: bool) -> None:
+    query, key, value = (random(1, 1, 3, 4, 2, seed=n) for n in range(3))
+
+    def run(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        attn = unfused.scores(query, key, 2, 1, None, causal).softmax(-1)
+        return unfused.weighted(attn, value, 2, 1, None, causal)
+
+    checks = {"check_forward_ad": True, "check_batched_grad": True}
+    assert torch.autograd.gradcheck(
+        run, (query, key, value), check_batched_forward_grad=True, **checks
+    )
+    assert torch.autograd.gradgradcheck(run, (query, key, value), check_fwd_over_rev=True)
+
+    def along(step: Tensor) -> Tensor:
+        return run(query.detach() * step, key.detach(), value.detach() * step).square().sum()
+
+    step = torch.tensor(0.7, dtype=torch.float64)
+    modes = (torch.func.jacfwd, torch.func.jacrev)
+    twice = [outer(inner(along))(step) for outer in modes for inner in modes]
+    for other in twice[1:]:
+        torch.testing.assert_close(other, twice[0])
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")  # torch's own jvp
+def test_what_is_kept_of_inference_and_transforms_serves_training() -> None:
+    """Tiles are kept per shape: here the first to ask for them may not leave tensors behind."""
+    query, other = random(1, 1, 11, 3), random(1, 1, 11, 3, seed=1)
+
+    def run(query: Tensor) -> Tensor:
+        return unfused.scores(query, other, 4, 2, None, True).exp().sum()
+
+    slots._tiles.cache_clear()
+    with torch.inference_mode(), forward_ad.dual_level():
+        run(query)
+    assert torch.autograd.gradcheck(run, (query,), check_forward_ad=True)
+    slots._tiles.cache_clear()
+    along = torch.func.jvp(run, (query.detach(),), (other.detach(),))[1]
+    (grad,) = torch.autograd.grad(run(query), query)
+    torch.testing.assert_close((grad * other).sum().detach(), along)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
+def test_tangents_keep_their_dtype(dtype: torch.dtype) -> None:
+    given = {n: t.detach().to(dtype) for n, t in tensors((5, 8), 3, 3, True).items()}
+
+    def run(query: Tensor, key: Tensor, extra_key: Tensor, rpb: Tensor, **_: Tensor) -> Tensor:
+        return unfused.scores(query, key, 3, (1, 2), extra_key, False, rpb)
+
+    found = tangents(run, given, list(given))
+    exact = tangents(run, {n: t.double() for n, t in given.items()}, list(given))
+    assert found.dtype == dtype
+    assert (found - exact).abs().max() <= 16 * torch.finfo(dtype).eps * exact.abs().max()
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")  # torch's own jvp

@@ -89,10 +89,13 @@ def fresh_compiler() -> Iterator[None]:
 
 def options(mask: Mask, backend: str, **changed: Any) -> tuple[Any, ...]:
     """The arguments of the operators after the tensors, in the order of the schema."""
-    given = {"mask": mask.code(), "scale": 0.3, "softcap": None, "backend": backend,
-             "require": [], "forbid": [], "training": True, "deterministic": False,
+    given = {"mask": mask.code(), "grids": [], "key_grids": [], "scale": 0.3, "softcap": None,
+             "backend": backend, "traits": "", "training": True, "deterministic": False,
              "return_lse": True}  # fmt: skip
     return tuple((given | changed).values())
+
+
+ABSENT = (None,) * 3  # extra_range, relative_bias, alibi_slopes: no backend takes them yet
 
 
 COMBINATIONS = [
@@ -116,7 +119,7 @@ def operands(mask: Mask, names: tuple[str, ...], dtype: torch.dtype) -> list[Ten
     space = (12,) if mask.rank == 1 else (4, 5)
     optional = extras(space, dtype)
     given = [optional[n] if n in names else None for n in extras(space)]
-    return [*inputs(space, dtype=dtype), *given]
+    return [*inputs(space, dtype=dtype), *given, *ABSENT]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
@@ -128,10 +131,11 @@ def test_operators_pass_opcheck(
     tensors, rest = operands(mask, names, dtype), options(mask, backend, **changed)
     torch.library.opcheck(torch.ops.nbattn.forward.default, (*tensors, *rest))
     cases("opcheck", 1)
-    if not rest[6]:
+    training, _, return_lse = rest[-3:]
+    if not training:
         return
     out, lse = torch.ops.nbattn.forward(*tensors, *rest)
-    grad_lse = random(*lse.shape, seed=8) if rest[8] else None
+    grad_lse = random(*lse.shape, seed=8) if return_lse else None
     arguments = (random(*out.shape, seed=7).to(dtype), grad_lse, out, lse, *tensors, *rest)
     torch.library.opcheck(torch.ops.nbattn.backward.default, arguments)
     cases("opcheck", 1)
@@ -158,6 +162,7 @@ def test_outputs_are_fresh_and_as_the_fakes_say(backend: str, layout: str, cases
                 tensors = [LAYOUTS[layout](t) for t in inputs(shape)]
                 optional |= {n: LAYOUTS[layout](optional[n]) for n in ("extra_key", "extra_value")}
                 tensors += [optional[n] if n in names else None for n in optional]
+                tensors += ABSENT
                 rest = options(mask, backend, return_lse=False)
                 try:
                     real = torch.ops.nbattn.forward(*tensors, *rest)
@@ -441,21 +446,29 @@ def test_vmap_inside_autograd_and_twice(backend: str) -> None:
 def test_forward_derivatives_are_refused(backend: str) -> None:
     """A tangent that is silently zero would be a wrong answer."""
 
-    def function(query: Tensor) -> Tensor:
-        return nbattn.attention(query, *inputs()[1:], CAUSAL, backend=backend)
+    query, *rest = inputs()
 
-    query = inputs()[0]
-    with pytest.raises((RuntimeError, NotImplementedError)):
-        torch.func.jvp(function, (query,), (torch.ones_like(query),))
+    def function(query: Tensor) -> Tensor:
+        return nbattn.attention(query, *rest, CAUSAL, backend=backend)
+
+    refusal = r"(?s)forward-mode derivatives.*fix:.*backend=\"reference\""
+    transforms = [
+        lambda: torch.func.jvp(function, (query,), (torch.ones_like(query),)),
+        lambda: torch.func.jacfwd(function)(query),
+        lambda: torch.func.hessian(lambda q: function(q).sum())(query),
+        lambda: torch.func.vmap(torch.func.jacfwd(function))(torch.stack([query, query])),
+    ]
+    for transform in transforms:
+        with pytest.raises(BackendError, match=refusal):
+            transform()
     for grad in (False, True):
         with forward_ad.dual_level():
             leaf = query.detach().requires_grad_(grad)
             dual = forward_ad.make_dual(leaf, torch.ones_like(query))
-            with pytest.raises((RuntimeError, NotImplementedError)):
+            with pytest.raises(BackendError, match=refusal):
                 function(dual)
-    # grad is False comes by the plain operator; autograd's own refusal is torch's text
-    with forward_ad.dual_level(), pytest.raises(BackendError, match="forward-mode derivatives"):
-        function(forward_ad.make_dual(query, torch.ones_like(query)))
+    with forward_ad.dual_level():  # nothing of this call has a tangent
+        equal(function(query), function(query))
 
 
 def test_forward_derivatives_of_the_reference() -> None:
@@ -571,13 +584,13 @@ def test_the_operator_by_itself_is_differentiable(backend: str) -> None:
     """Exported graphs hold it without the autograd function around it, whatever mode they had."""
     found, wanted = inputs(grad=True), inputs(grad=True)
     given = options(CAUSAL, backend, scale=DIM**-0.5, training=False, return_lse=False)
-    out, _ = torch.ops.nbattn.forward(*found, None, None, None, None, *given)
+    out, _ = torch.ops.nbattn.forward(*found, *(None,) * 4, *ABSENT, *given)
     want = nbattn.attention(*wanted, CAUSAL, backend=backend)
     equal(
         torch.autograd.grad(out.sin().sum(), found), torch.autograd.grad(want.sin().sum(), wanted)
     )
     with torch.no_grad():
-        out, _ = torch.ops.nbattn.forward(*found, None, None, None, None, *given)
+        out, _ = torch.ops.nbattn.forward(*found, *(None,) * 4, *ABSENT, *given)
     assert not out.requires_grad
 
 

@@ -67,7 +67,10 @@ def same(mask: Mask, queries: int, keys: int, want: torch.Tensor, offset: int = 
 
 @pytest.mark.parametrize(
     ("name", "mask"),
-    [("causal_upper_left", Mask.causal()), ("causal_lower_right", Mask.causal("bottom-right"))],
+    [
+        ("causal_upper_left", Mask.causal("top-left")),
+        ("causal_lower_right", Mask.causal("bottom-right")),
+    ],
 )
 def test_the_causal_biases_of_torch(name: str, mask: Mask, cases: Count) -> None:
     bias = getattr(library("torch.nn.attention.bias"), name)
@@ -108,7 +111,7 @@ def test_the_masks_of_transformers(window: int | None, causal: bool, cases: Coun
 
 
 XFORMERS: dict[str, tuple[str, tuple[int, ...], Mask]] = {
-    "causal": ("LowerTriangularMask", (), Mask.causal()),
+    "causal": ("LowerTriangularMask", (), Mask.causal("top-left")),
     "causal, bottom-right": (
         "LowerTriangularFromBottomRightMask",
         (),

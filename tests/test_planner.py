@@ -96,25 +96,25 @@ def requests(draw: st.DrawFn, max_rank: int = 3) -> Request:
 
 SAYABLE = [
     Axis(),
-    Axis(causal=True),
-    Axis(dilation=2),
-    Axis(dilation=3),
-    Axis(dilation=2, causal=True),
-    Axis(3, causal=True, stride=4),
-    Axis(3, causal=True),
-    Axis(1, 0, stride=4),
-    Axis(0, 0),
-    Axis(2, 1, stride=4, border="shift"),
-    Axis(1, 0, stride=2, border="shift", dilation=2),
-    Axis(9, 9),
-    Axis(9, 9, border="shift"),
+    Axis(causal=True, align="top-left"),
+    Axis(dilation=2, align="top-left"),
+    Axis(dilation=3, align="top-left"),
+    Axis(dilation=2, causal=True, align="top-left"),
+    Axis(3, causal=True, stride=4, align="top-left"),
+    Axis(3, causal=True, align="top-left"),
+    Axis(1, 0, stride=4, align="top-left"),
+    Axis(0, 0, align="top-left"),
+    Axis(2, 1, stride=4, border="shift", align="top-left"),
+    Axis(1, 0, stride=2, border="shift", dilation=2, align="top-left"),
+    Axis(9, 9, align="top-left"),
+    Axis(9, 9, border="shift", align="top-left"),
     Axis(None, 2, align="bottom-right"),
     Axis(causal=True, align="bottom-right"),
     Axis(causal=True, align="bottom-right", dilation=2),
-    Axis(causal=True, offset=1),
-    Axis(causal=True, offset=3),
-    Axis(causal=True, offset=-2),
-    Axis(0, 0, prefix=2),
+    Axis(causal=True, align=1),
+    Axis(causal=True, align=3),
+    Axis(causal=True, align=-2),
+    Axis(0, 0, prefix=2, align="top-left"),
 ]
 
 
@@ -208,9 +208,9 @@ def moved(view: View, axis: int, **fields: Any) -> View:
 BLOCKS = request_for(Mask.neighborhood(4, stride=4), 16)
 FOLDED = request_for(Mask(Axis(dilation=3)), 12)
 PIECES = request_for(Mask(Axis(2, 2, dilation=3)), 10)
-EQUAL = request_for(Mask(Axis(1, 0, stride=4)), 8, 5)
+EQUAL = request_for(Mask(Axis(1, 0, stride=4, align="top-left")), 8, 5)
 TRIANGLE = request_for(Mask.causal(), 6)
-WIDE = request_for(Mask.causal(), 4, 7)
+WIDE = request_for(Mask.causal("top-left"), 4, 7)
 SLICE = request_for(Mask.sliding_window(3, align="bottom-right"), 1, 10)
 PLANE = request_for(Mask(Axis(), Axis(causal=True)), (1, 5))
 TILES = request_for(Mask(Axis(2, 2, dilation=2), Axis(1, 1, border="shift")), (9, 5))
@@ -475,8 +475,9 @@ def test_a_candidate_without_program_has_no_proof() -> None:
 def test_support_stops_at_2_to_the_26_pairs() -> None:
     at_limit = nbattn.plan(Mask.causal(), (1, 1 << 13, 1, 8), device="cpu")
     assert proof.SUPPORT_LIMIT == 1 << 26
+    mask = Mask.causal("top-left")
     with pytest.raises(InputError, match="8193 x 8192 pairs are over the limit of 67108864"):
-        nbattn.plan(Mask.causal(), (1, 8193, 1, 8), (1, 8192, 1, 8), device="cpu").support()
+        nbattn.plan(mask, (1, 8193, 1, 8), (1, 8192, 1, 8), device="cpu").support()
     assert at_limit.verify()
     small = nbattn.plan(Mask(Axis(0, 0)), (1, 1 << 10, 1, 8), device="cpu")
     assert np.array_equal(small.support(), np.eye(1 << 10, dtype=bool))
@@ -699,7 +700,8 @@ def test_a_limit_is_a_reason(
 
 
 def test_every_limit_has_a_negative_test() -> None:
-    assert {row[0] for row in LIMITS} == {f.name for f in fields(Limits)} - {"name"}
+    of_calls = {"grid"}  # which the strategies look at, call by call
+    assert {row[0] for row in LIMITS} == {f.name for f in fields(Limits)} - {"name"} - of_calls
 
 
 def test_limits_are_collected_not_cut_short() -> None:
@@ -770,7 +772,11 @@ def test_sdpa_is_refused_by_its_declared_limits(
         (request_for(Mask.sliding_window(3), 8), "sdpa/dense", "mask"),
         (request_for(Mask(Axis(causal=True), Axis(causal=True)), (3, 3)), "sdpa/dense", "mask"),
         (request_for(Mask.causal("bottom-right"), 3, 8), "sdpa/dense", "mask"),
-        (request_for(Mask.sliding_window(3), 1 << 11, (1 << 11) + 1), "sdpa/mask", "mask"),
+        (
+            request_for(Mask.sliding_window(3, align="top-left"), 1 << 11, (1 << 11) + 1),
+            "sdpa/mask",
+            "mask",
+        ),
         (request_for(Mask(Axis(0, causal=True, stride=2)), 8), "sdpa/mask", "mask"),
         (request_for(Mask.causal(), 8, extra_keys=2), "sdpa/mask", "extra_keys"),
     ],
@@ -781,6 +787,34 @@ def test_sdpa_is_refused_where_it_cannot_say_the_mask(
     (found,) = [candidate for candidate in all_of(request_) if candidate.name == name]
     assert [reason.limit for reason in found.reasons] == [limit]
     assert found.program is None
+
+
+@pytest.mark.parametrize(
+    ("mask", "shape", "name", "text"),
+    [
+        (Mask.causal(), (65_536, 16, 2, 8), "sdpa/causal", "65536 samples"),
+        (Mask.causal(), (2, 16, 65_536, 8), "sdpa/causal", "65536 heads"),
+        (Mask.full(), (65_536, 1, 1, 8), "sdpa/dense", "65536 samples"),
+        (Mask.sliding_window(3), (65_536, 16, 2, 8), "sdpa/mask", "65536 samples"),
+        (Mask.sliding_window(3), (2, 16, 65_536, 8), "sdpa/mask", "65536 heads"),
+        (Mask(Axis(dilation=32)), (1, 64, 4_000, 8), "sdpa/dense+fold", "128000 heads"),
+        (Mask(Axis(0, 0), Axis()), (2_048, 64, 16, 1, 8), "sdpa/dense+fold", "131072 samples"),
+    ],
+)
+def test_sdpa_on_cuda_is_refused_beyond_its_grid(
+    mask: Mask, shape: tuple[int, ...], name: str, text: str
+) -> None:
+    """Folded residues and axes count: they are samples and heads of the call."""
+    wanted = [f"{text} after folding are over the grid of 65535"]
+    for on, expected in (("sm_90", wanted), ("cpu", [])):
+        plan = nbattn.plan(mask, shape, device=on)
+        (found,) = [one for one in plan.candidates if one.name == name]
+        assert [r.text for r in found.reasons if r.limit == "grid"] == expected
+    most = tuple(65_535 if size == 65_536 else size for size in shape)
+    if most != shape:
+        plan = nbattn.plan(mask, most, device="sm_90")
+        (found,) = [one for one in plan.candidates if one.name == name]
+        assert not found.reasons
 
 
 def test_a_matrix_at_its_limit_is_taken() -> None:
@@ -856,6 +890,47 @@ def test_a_device_of_ones_own() -> None:
     assert slower.chosen.cost is not None
     assert plan.chosen.cost is not None
     assert slower.chosen.cost.bound > plan.chosen.cost.bound
+
+
+PAIRS = "are no pairs of a dtype and its rate, float32 among them."
+
+
+@pytest.mark.parametrize(
+    ("wrong", "text"),
+    [
+        ({"flops": {"float32": 1e12}}, f"flops={{'float32': 1000000000000.0}} {PAIRS}"),
+        ({"flops": ("float32",)}, f"flops=('float32',) {PAIRS}"),
+        ({"flops": (("bfloat16", 1e12),)}, f"flops=(('bfloat16', 1000000000000.0),) {PAIRS}"),
+        ({"flops": None}, f"flops=None {PAIRS}"),
+        *(
+            ({"flops": (("float32", 1e12), ("float16", rate))},
+             f"the rate of float16 is {rate!r}, which is not from 1e-03 to 1e+24 a second.")
+            for rate in (0, -1.0, 5e-324, 1e308, float("inf"), float("nan"), "1", True, None)
+        ),
+        *(
+            ({"bandwidth": rate},
+             f"bandwidth is {rate!r}, which is not from 1e-03 to 1e+24 a second.")
+            for rate in (0, -1.0, 1e-310, 1e308, float("nan"), "1")
+        ),
+        ({"bandwidth": 10**5000}, "bandwidth is 10^…, which is not from 1e-03 to 1e+24 a second."),
+        *(
+            ({"launch": time}, f"launch={time!r} is no time from 0 to 1e+06 seconds.")
+            for time in (-1e-6, 1e308, float("nan"), "1", None)
+        ),
+        ({"name": 3}, "name=3 is an int."),
+        ({"kind": None}, "kind=None is a NoneType."),
+        ({"source": 1.5}, "source=1.5 is a float."),
+        ({"providers": "natten"}, "providers='natten' is no tuple of names."),
+        ({"providers": ["natten"]}, "providers=['natten'] is no tuple of names."),
+    ],
+)  # fmt: skip
+def test_a_device_that_cannot_be_is_refused_when_it_is_made(
+    wrong: dict[str, Any], text: str
+) -> None:
+    fields_ = {"name": "mine", "kind": "cpu", "flops": (("float32", 1e12),), "bandwidth": 1e11}
+    with pytest.raises(InputError) as error:
+        DeviceInfo(**(fields_ | {"launch": 1e-6, "source": "a guess"} | wrong))
+    assert str(error.value).splitlines()[0] == text
 
 
 @pytest.mark.parametrize("kind", ["mps", "xpu", "meta"])
@@ -1073,7 +1148,6 @@ def test_equal_requests_share_one_plan() -> None:
 def test_caches_of_plans_are_bounded() -> None:
     for cached in (
         planner.make,
-        nbattn.functional._plan,
         dispatch.planned,
         dispatch._data,
         measured._rated,

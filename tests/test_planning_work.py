@@ -11,14 +11,13 @@ import torch
 from work import Work, lines, peak, work
 
 import nbattn
-from nbattn import Axis, Mask, arguments, functional
-from nbattn.planner import dispatch
+from nbattn import Axis, Mask, arguments, execute, functional
+from nbattn.backends.contract import Inputs
 
 # Lines of Python and bytes: what it takes today, and half as much again or twice.
-PLAN_AGAIN, CALL_AGAIN = 150, 20
+PLAN_AGAIN, CALL_AGAIN = 150, 60
 DECODE = Work(lines=7000, peak=32 << 10)
 LARGEST = Work(lines=60_000, peak=4 << 20)
-FLAGS = (False,) * 6
 
 
 def cold(
@@ -48,27 +47,17 @@ def test_a_second_plan_is_a_look_up(device: str) -> None:
 
 
 def test_a_call_looks_its_plan_up() -> None:
-    mask, shape = Mask.neighborhood((7, 7)), torch.Size((1, 56, 56, 2, 32))
-    device, code = torch.device("cpu"), tuple(mask.code())
+    mask, query = Mask.neighborhood((7, 7)), torch.empty(1, 56, 56, 2, 32)
+    inputs = Inputs(query, query, query, None, None, None, None, 1.0, None)
     found: list[object] = []
 
     def look_up() -> None:
         found.append(
-            dispatch.planned(
-                code,
-                shape,
-                shape,
-                32,
-                torch.float32,
-                device,
-                "contiguous",
-                0,
-                FLAGS,
-                "auto",
-                (),
-                (),
+            execute.planned(
+                mask, inputs, backend="auto", require=(), forbid=(), training=False,
+                deterministic=False, return_lse=False,
             )
-        )
+        )  # fmt: skip
 
     look_up()
     assert lines(look_up) <= CALL_AGAIN

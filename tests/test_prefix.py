@@ -20,9 +20,9 @@ SINKS = Mask(Axis(255, causal=True, prefix=4, align="bottom-right"))
 MASKS: dict[str, tuple[Mask, int, int]] = {
     "sinks": (Mask(Axis(4, causal=True, prefix=3)), 23, 23),
     "sinks, decode": (Mask(Axis(4, causal=True, prefix=3, align="bottom-right")), 5, 23),
-    "global keys": (Mask(Axis(3, 2, prefix=4)), 19, 23),
+    "global keys": (Mask(Axis(3, 2, prefix=4, align="top-left")), 19, 23),
     "shifted windows": (Mask(Axis(3, 3, border="shift", prefix=2)), 21, 21),
-    "all keys": (Mask(Axis(2, 2, prefix=99)), 9, 11),
+    "all keys": (Mask(Axis(2, 2, prefix=99, align="top-left")), 9, 11),
 }
 BACKENDS = ("tiled", "reference", "flash-model:aten", "flash-model:fa4")
 
@@ -92,7 +92,8 @@ def test_a_window_and_its_sinks_merge_into_one_pass() -> None:
     made = tensors(23, 23)
     query, key, value = made.values()
     one = nbattn.attention(query, key, value, Mask(Axis(4, causal=True, prefix=3)))
-    sinks = nbattn.attention(query, key[:, :3], value[:, :3], Mask.causal(), return_lse=True)
+    first = Mask.causal("top-left")
+    sinks = nbattn.attention(query, key[:, :3], value[:, :3], first, return_lse=True)
     rest = torch.tensor([[[3, 23]]] * 2, dtype=torch.int32)
     window = nbattn.attention(
         query, key, value, Mask(Axis(4, causal=True)), key_range=rest, return_lse=True

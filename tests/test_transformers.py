@@ -23,15 +23,17 @@ from nbattn.integrations.mask_functions import Window
 
 BATCH, LENGTH = 2, 19
 SIDES = ["none", "left", "right"]
-CAUSAL, SLIDING = Axis(None, 0, causal=True), Axis(WINDOW - 1, 0, causal=True)
+CAUSAL = Axis(None, 0, causal=True, align="top-left")
+SLIDING = Axis(WINDOW - 1, 0, causal=True, align="top-left")
+FULL, BOTH = Axis(align="top-left"), Axis(WINDOW, WINDOW, align="top-left")
 RECEIVED = {
     "mistral": [SLIDING, SLIDING],
     "gemma2": [SLIDING, CAUSAL],
     "gemma3": [SLIDING, CAUSAL],
     "qwen3": [CAUSAL, SLIDING],
     "gpt_oss": [SLIDING, CAUSAL],
-    "modernbert": [Axis(), Axis(WINDOW, WINDOW)],
-    "vit": [Axis(), Axis()],
+    "modernbert": [FULL, BOTH],
+    "vit": [FULL, FULL],
 }
 
 
@@ -376,7 +378,7 @@ def test_keys_that_nobody_reads_need_no_range():
 
 def test_positions_of_static_caches_may_be_tensors():
     where = (1, 1, 40, torch.tensor(7), 0, masking_utils.causal_mask_function)
-    assert integration.layer_mask(*where).mask == Mask(Axis(None, 0, causal=True, offset=7))
+    assert integration.layer_mask(*where).mask == Mask(Axis(None, 0, causal=True, align=7))
 
 
 def ready(model_name: str, switch: str | None = None, **changes: Any) -> Any:
@@ -611,7 +613,7 @@ def test_a_decoder_as_an_encoder(received):
     wanted = model(text, is_causal=False, use_cache=False).logits
     model.set_attn_implementation("nbattn")
     found = model(text, is_causal=False, use_cache=False).logits
-    assert [mask for mask, _ in received] == [Mask(Axis(WINDOW, WINDOW)), Mask(Axis())]
+    assert [mask for mask, _ in received] == [Mask(BOTH), Mask(FULL)]
     torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-6)
 
 

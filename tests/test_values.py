@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
 import nbattn
-from nbattn import Axis, BackendError, Mask
+from nbattn import Axis, BackendError, InputError, Mask
 
 Count = Callable[[str, int], None]
 Space = tuple[int, ...]
@@ -32,27 +32,30 @@ MASKS: dict[str, tuple[Mask, Space, Space]] = {
     "full": (Mask(Axis()), (9,), (7,)),
     "full, wide": (Mask(Axis()), (3,), (11,)),
     "clip": (Mask(Axis(3, 2)), (19,), (19,)),
-    "clip, rows outside": (Mask(Axis(2, 1, offset=-5)), (13,), (10,)),
+    "clip, rows outside": (Mask(Axis(2, 1, offset=-5, align="top-left")), (13,), (10,)),
     "shift, dilated": (Mask(Axis(2, 2, border="shift", dilation=2)), (17,), (17,)),
-    "shift, stride": (Mask(Axis(2, 2, border="shift", stride=3)), (14,), (11,)),
+    "shift, stride": (Mask(Axis(2, 2, border="shift", stride=3, align="top-left")), (14,), (11,)),
     "wrap": (Mask(Axis(2, 1, border="wrap", dilation=2)), (12,), (12,)),
     "causal": (Mask(Axis(causal=True)), (40,), (40,)),
-    "causal, tall": (Mask(Axis(causal=True)), (12,), (7,)),
+    "causal, tall": (Mask(Axis(causal=True, align="top-left")), (12,), (7,)),
     "causal, dilated": (Mask(Axis(causal=True, dilation=3)), (14,), (14,)),
-    "causal, moved": (Mask(Axis(causal=True, offset=-4)), (13,), (9,)),
+    "causal, moved": (Mask(Axis(causal=True, offset=-4, align="top-left")), (13,), (9,)),
     "causal, gaps": (Mask(Axis(1, causal=True, stride=4)), (13,), (13,)),
     "causal, bottom-right": (Mask(Axis(4, causal=True, align="bottom-right")), (5,), (12,)),
     "prefix": (Mask(Axis(1, causal=True, prefix=3)), (14,), (14,)),
     "blocks": (Mask(Axis(2, 1, stride=4)), (16,), (16,)),
-    "ragged blocks": (Mask(Axis(1, 1, stride=3)), (11,), (9,)),
-    "dilated": (Mask(Axis(dilation=2)), (8,), (10,)),
+    "ragged blocks": (Mask(Axis(1, 1, stride=3, align="top-left")), (11,), (9,)),
+    "dilated": (Mask(Axis(dilation=2, align="top-left")), (8,), (10,)),
     "folded": (Mask(Axis(0, 0), Axis(causal=True)), (3, 6), (3, 6)),
     "folded blocks": (Mask(Axis(1, 0, stride=2), Axis(dilation=2)), (4, 4), (4, 4)),
     "three axes": (
         Mask(Axis(2, causal=True), Axis(1, 1, border="shift"), Axis(1, 1, border="wrap")),
         (3, 4, 5), (3, 4, 5),
     ),
-    "cross": (Mask(Axis(1, 1, border="shift"), Axis(2, 0, align="bottom-right")), (4, 5), (6, 3)),
+    "cross": (
+        Mask(Axis(1, 1, border="shift", align="top-left"), Axis(2, 0, align="bottom-right")),
+        (4, 5), (6, 3),
+    ),
     "one query": (Mask(Axis(5, causal=True, align="bottom-right")), (1,), (30,)),
     "tiles": (Mask(Axis(3, 3, border="shift"), Axis(3, 3, border="shift")), (16, 12), (16, 12)),
 }  # fmt: skip
@@ -337,6 +340,39 @@ def test_the_reference_is_masked_sdpa(label: str, cases: Count) -> None:
     cases("reference against sdpa", 1)
 
 
+SCALES = (1e30, -1e30, 1e-30, 5e-324, -5e-324, 0.0)
+
+
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("softcap", [None, 1e-30, 1e-3, 1.0, 1e30])
+def test_scales_and_caps_at_the_ends_of_their_range(scale: float, softcap: float | None) -> None:
+    """The largest that float32 holds, and so small that it is 0 there; never NaN."""
+    if softcap is not None and abs(scale) > 1e30 * softcap:
+        one = torch.ones(1, 2, 1, 1)
+        with pytest.raises(InputError, match="take quotients up to 1e"):
+            nbattn.attention(one, one, one, Mask.full(), scale=scale, softcap=softcap)
+        return
+    allowed = torch.from_numpy(matrix(Mask.causal().axes, (9,), (9,)))
+    for dtype in DTYPES:
+        leaves = [random((1, 9, 2, 4), n).to(dtype).requires_grad_() for n in range(3)]
+        exact = [leaf.detach().double().requires_grad_() for leaf in leaves]
+        want, _ = dense_attention.attend(*exact, allowed=allowed, scale=scale, softcap=softcap)
+        upward = random((1, 9, 2, 4), 3).to(dtype)
+        wanted = (want, *torch.autograd.grad(want, exact, upward.double()))
+        for backend in ("reference", "tiled", "sdpa", "flash-model"):
+            if backend == "sdpa" and softcap:
+                continue  # which it has not
+            out = nbattn.attention(
+                *leaves, Mask.causal(), scale=scale, softcap=softcap, backend=backend
+            )
+            found = (out, *torch.autograd.grad(out, leaves, upward))
+            if backend == "sdpa" and abs(scale) > 1:
+                found = (out,)  # its backward's weights are exp(score - lse), both rounded
+            atol = 0.05 if dtype.itemsize == 2 else 1e-4
+            for one, other in zip(found, wanted, strict=False):
+                torch.testing.assert_close(one.double(), other, rtol=0.05, atol=atol)
+
+
 # The same numbers with other strides.
 
 
@@ -376,12 +412,51 @@ def heads_expanded(tensor: Tensor) -> Tensor:
     return tensor[..., :1, :].expand(tensor.shape)
 
 
+def frames(tensor: Tensor, axis: int, hop: int) -> Tensor:
+    """Overlapping memory, as `unfold` gives it: the next place of an axis is `hop` numbers on."""
+    axis %= tensor.dim()
+    strides, unit = [0] * tensor.dim(), 1
+    for n in reversed(range(tensor.dim())):
+        strides[n] = hop if n == axis else unit
+        unit *= 1 if n == axis else tensor.shape[n]
+        unit += hop * tensor.shape[axis] if n == tensor.dim() - 1 else 0
+    memory = tensor.flatten().repeat(3)
+    return memory.as_strided(tensor.shape, strides)
+
+
+def frames_of_tokens(tensor: Tensor) -> Tensor:
+    return frames(tensor, 1, 1)
+
+
+def frames_of_tokens_apart(tensor: Tensor) -> Tensor:
+    return frames(tensor, 1, 3)
+
+
+def frames_of_heads(tensor: Tensor) -> Tensor:
+    return frames(tensor, -2, 1)
+
+
+def frames_of_samples(tensor: Tensor) -> Tensor:
+    return frames(tensor, 0, 1)
+
+
+def tokens_expanded(tensor: Tensor) -> Tensor:
+    return tensor[:, :1].expand(tensor.shape)
+
+
+def one_line(tensor: Tensor) -> Tensor:
+    """Every step on every axis is one number on."""
+    return tensor.flatten().as_strided(tensor.shape, [1] * tensor.dim())
+
+
 def one_number(tensor: Tensor) -> Tensor:
     return tensor.flatten()[:1].reshape([1] * tensor.dim()).expand(tensor.shape)
 
 
+OVERLAPS = [frames_of_tokens, frames_of_tokens_apart, frames_of_heads, frames_of_samples,
+            tokens_expanded, one_line, one_number]  # fmt: skip
 LAYOUTS = [heads_first, step_slices, features_strided, features_first, reversed_dimensions,
-           expanded, heads_expanded]  # fmt: skip
+           expanded, heads_expanded, *OVERLAPS]  # fmt: skip
 LAYOUT_MASKS = ["clip", "causal", "causal, dilated", "blocks", "folded", "wrap", "three axes"]
 
 
@@ -394,7 +469,7 @@ def test_inputs_of_any_strides(
     for label in LAYOUT_MASKS:
         for dtype in DTYPES:
             made = tensors(MASKS[label], feature, dtype)
-            views = {n: t if n == "sink" else layout(t) for n, t in made.items()}
+            views = {n: expanded(t) if n == "sink" else layout(t) for n, t in made.items()}
             made = {n: t.contiguous() for n, t in views.items()}
             grads = upstream(MASKS[label], feature.shape, dtype)
             try:
@@ -408,7 +483,7 @@ def test_inputs_of_any_strides(
 
 
 @pytest.mark.parametrize(
-    "layout", [heads_first, step_slices, features_strided, expanded, one_number],
+    "layout", [heads_first, step_slices, features_strided, expanded, *OVERLAPS],
     ids=lambda layout: layout.__name__,
 )  # fmt: skip
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -428,6 +503,23 @@ def test_output_gradients_of_any_strides(
             exact = define(MASKS[label], made, grads, feature)
             judge(found, low(MASKS[label], made, grads, feature, backend), exact, dtype)
             cases(f"values, gradient strides, {backend}", 1)
+
+
+@pytest.mark.parametrize("layout", [features_first, features_strided], ids=lambda f: f.__name__)
+def test_saved_tensors_that_come_back_in_other_strides(layout: Callable[[Tensor], Tensor]) -> None:
+    """A hook that offloads them may: the output is read row by row, as the inputs are."""
+    made = tensors(MASKS["causal"], Feature(Shape()), torch.float32)
+    leaves = [made[name].requires_grad_() for name in ("query", "key", "value")]
+    upward = random(tuple(leaves[0].shape), 9).float()
+
+    def gradients(move: Callable[[Tensor], Tensor]) -> tuple[Tensor, ...]:
+        with torch.autograd.graph.saved_tensors_hooks(move, lambda tensor: tensor):
+            out = nbattn.attention(*leaves, MASKS["causal"][0], backend="sdpa")
+        return torch.autograd.grad(out, leaves, upward[..., : out.shape[-1]])
+
+    moved, plain = gradients(lambda t: layout(t.detach())), gradients(lambda tensor: tensor)
+    for found, wanted in zip(moved, plain, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -480,10 +572,10 @@ def test_scores_of_ten_thousand(backend: str, dtype: torch.dtype, cases: Count) 
 
 
 EMPTY = {
-    "rows right of the axis": (Mask(Axis(2, 1, offset=4)), (9,), (6,)),
-    "rows left of the axis": (Mask(Axis(causal=True, offset=-4)), (9,), (6,)),
+    "rows right of the axis": (Mask(Axis(2, 1, offset=4, align="top-left")), (9,), (6,)),
+    "rows left of the axis": (Mask(Axis(causal=True, offset=-4, align="top-left")), (9,), (6,)),
     "stride gaps": (Mask(Axis(1, causal=True, stride=4)), (13,), (13,)),
-    "a class without keys": (Mask(Axis(dilation=4)), (6,), (3,)),
+    "a class without keys": (Mask(Axis(dilation=4, align="top-left")), (6,), (3,)),
     "all rows": (Mask(Axis(1, 1), Axis(0, 0, offset=9)), (4, 3), (4, 3)),
     "two axes": (Mask(Axis(1, causal=True, stride=3), Axis(0, 0, offset=1)), (6, 4), (6, 4)),
 }
@@ -545,7 +637,7 @@ def test_sizes_of_zero(
     cases: Count,
 ) -> None:  # fmt: skip
     for sink in (False, True):
-        for axes in ([Axis()], [Axis(causal=True)], [Axis(1, 1)]):
+        for axes in ([Axis()], [Axis(causal=True, align=0)], [Axis(1, 1, align=0)]):
             feature = Feature(shape, sink=sink)
             mask = Mask(*axes * len(queries))
             try:
@@ -620,12 +712,12 @@ def test_a_key_range_as_wide_as_the_axis_changes_nothing() -> None:
 # Derivatives by finite differences.
 
 TINY: dict[str, tuple[Mask, Space, Space]] = {
-    "clip": (Mask(Axis(1, 1)), (4,), (5,)),
+    "clip": (Mask(Axis(1, 1, align="top-left")), (4,), (5,)),
     "shift": (Mask(Axis(1, 1, border="shift", dilation=2)), (5,), (5,)),
     "wrap": (Mask(Axis(1, 0, border="wrap")), (4,), (4,)),
     "causal": (Mask(Axis(causal=True)), (4,), (4,)),
     "causal, folded": (Mask(Axis(causal=True, dilation=2)), (4,), (4,)),
-    "empty rows": (Mask(Axis(causal=True, offset=-2)), (4,), (3,)),
+    "empty rows": (Mask(Axis(causal=True, offset=-2, align="top-left")), (4,), (3,)),
     "prefix": (Mask(Axis(0, 0, prefix=2)), (4,), (4,)),
     "two axes": (Mask(Axis(1, causal=True), Axis(1, 1, border="shift")), (2, 3), (2, 3)),
 }

@@ -227,7 +227,8 @@ def test_large_numbers_stay_exact(
         keys -= keys % (dilation * stride)
         queries = keys
     else:
-        fields |= {"causal": causal, "offset": offset, "prefix": prefix if dilation == 1 else 0}
+        fields |= {"causal": causal, "prefix": prefix if dilation == 1 else 0}
+        fields |= {"align": "top-left", "offset": offset}
     fields |= {"left": left, "right": 0 if fields.get("causal") else right}
     (line,) = bind(Mask(Axis(**fields)), queries, keys)
     for group in line.classes():

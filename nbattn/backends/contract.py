@@ -28,6 +28,12 @@ class Inputs:
     softcap: float | None
 
     @property
+    def tensors(self) -> tuple[Tensor | None, ...]:
+        """All of them, in the order of the fields."""
+        optional = (self.sink, self.key_range, self.extra_key, self.extra_value)
+        return self.query, self.key, self.value, *optional
+
+    @property
     def rank(self) -> int:
         """Axes of the space."""
         return self.query.dim() - 3
@@ -64,6 +70,22 @@ def repeated(attend: Callable[[Inputs], Tensor], inputs: Inputs, grad_out: Tenso
 def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype of scores and logsumexp: float32, or float64 for float64 inputs."""
     return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def rows_apart(tensor: Tensor, *, shared: bool = False) -> bool:
+    """Whether every row of channels is dense memory of its own; with `shared`, batch and heads may
+    repeat it (strides of 0). Expanded tensors and frames with a hop are not apart.
+    """
+    size = tensor.shape[-1]
+    if size > 1 and tensor.stride(-1) != 1:
+        return False
+    for axis in range(tensor.dim() - 1):
+        stride = tensor.stride(axis)
+        if stride < size and tensor.shape[axis] > 1:
+            positions = axis == tensor.dim() - 2  # of `[B, H, N, D]`
+            if stride or positions or not shared:
+                return False
+    return True
 
 
 def new_output(query: Tensor, value: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from torch.nn.functional import pad
 
 from nbattn.backends import calls
 from nbattn.backends.calls import Arrays, Rows
-from nbattn.backends.contract import Gradients, Inputs
+from nbattn.backends.contract import Gradients, Inputs, rows_apart
 from nbattn.dialects.flash import Flash, Run
 from nbattn.dialects.flash_providers import padded
 from nbattn.errors import BackendError
@@ -131,12 +131,14 @@ def _prepared(
 
 
 def _sized(tensor: Tensor, size: int) -> Tensor:
-    """The tensor with heads of this size, zeros at their end, in strides that kernels load."""
+    """The tensor with heads of this size, zeros at their end, in strides that kernels load: rows
+    that overlap in memory have none that a TMA box can be told.
+    """
     if tensor.shape[-1] != size:
         return pad(tensor, (0, size - tensor.shape[-1]))
     unit = tensor.element_size()
     strides = (tensor.stride(n) for n in range(tensor.dim() - 1) if tensor.shape[n] > 1)
-    whole = tensor.stride(-1) == 1 and all(stride * unit % _VECTOR == 0 for stride in strides)
+    whole = rows_apart(tensor) and all(stride * unit % _VECTOR == 0 for stride in strides)
     aligned = whole and tensor.data_ptr() % _VECTOR == 0
     return tensor if aligned else tensor.clone(memory_format=torch.contiguous_format)
 

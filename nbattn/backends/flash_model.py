@@ -31,7 +31,7 @@ class Model:
         arrays = query, key, value
         scores, _ = _scores(call, arrays, scale, softcap)
         lse = torch.logsumexp(scores, dim=-1)
-        weights = _weights(scores, lse)
+        weights = scores.softmax(dim=-1).masked_fill(lse[..., None] == float("-inf"), 0)
         out = (weights @ _each_head(value, query)).transpose(1, 2)
         return out if into is None else into.copy_(out), lse.transpose(1, 2)
 

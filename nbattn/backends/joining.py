@@ -11,13 +11,17 @@ from torch import Tensor
 
 from nbattn.backends.contract import Inputs, accumulate_dtype
 
+_TINY = torch.finfo(torch.float32).tiny
+
 
 def positive(inputs: Inputs) -> tuple[Inputs, float]:
-    """The inputs with a scale above 0 and its sign in the queries: kernels scale -inf, too."""
-    if inputs.scale > 0:
+    """The inputs with a scale above 0, and the factor that went into the queries: its sign, or all
+    of a scale that is 0 in float32. Kernels scale -inf, too.
+    """
+    if inputs.scale >= _TINY:
         return inputs, 1.0
-    sign = -1.0 if inputs.scale < 0 else 0.0
-    return replace(inputs, query=inputs.query * sign, scale=-inputs.scale or 1.0), sign
+    sign, scale = (-1.0, -inputs.scale) if inputs.scale <= -_TINY else (inputs.scale, 1.0)
+    return replace(inputs, query=inputs.query * sign, scale=scale), sign
 
 
 def merge(out: Tensor, lse: Tensor, part: Tensor, part_lse: Tensor) -> None:

@@ -16,7 +16,7 @@ from nbattn.mask import Mask, from_code
 
 _library = torch.library.Library("nbattn", "FRAGMENT")
 _library.define(
-    "dense_mask(Tensor like, int[] mask, SymInt[] query_space, SymInt[] key_space) -> Tensor",
+    "dense_mask(Tensor like, SymInt[] mask, SymInt[] query_space, SymInt[] key_space) -> Tensor",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 

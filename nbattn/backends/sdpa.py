@@ -13,7 +13,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from nbattn.backends.contract import Gradients, Inputs, new_lse, new_output
+from nbattn.backends.contract import Gradients, Inputs, new_lse, new_output, rows_apart
 from nbattn.backends.joining import merge, merge_sink, positive, sink_gradient
 from nbattn.dialects.dense import Causal, Dense, Matrix
 from nbattn.geometry import BoundAxis
@@ -153,14 +153,23 @@ def _kernel_arguments(
     group = query.shape[1] // key.shape[1]
     if query.dtype == torch.float16:
         query, key, value = query.float(), key.float(), value.float()
-    # it reads every row as D neighbours in memory, whatever the stride says
-    query, key, value = (t if t.stride(-1) == 1 else t.contiguous() for t in (query, key, value))
+    query, key, value = (_readable(t) for t in (query, key, value))
     if group > 1:
         key, value = (t.repeat_interleave(group, dim=1) for t in (key, value))
     bias = None
     if isinstance(arguments, Matrix):
         bias = _bias(arguments.lines, query.dtype)
     return (query, key, value), {"attn_mask": bias, "scale": scale}
+
+
+def _readable(tensor: Tensor) -> Tensor:
+    """`[B, H, N, D]` as torch's kernels read it, copied where it is not.
+
+    They read a row as D neighbours, whatever the last stride says; the products of the CPU's take
+    the rows' stride as a leading dimension, of D or more; and it lays its output out in the order
+    of the query's strides, so that rows of it overlap where two of those are equal.
+    """
+    return tensor if rows_apart(tensor, shared=True) else tensor.contiguous()
 
 
 def _kernel(arguments: CallArguments, arrays: _Arrays, scale: float) -> tuple[Tensor, Tensor]:
@@ -193,7 +202,7 @@ def _kernel_backward(
     tensors, named = _kernel_arguments(arguments, arrays, scale)
     causal = isinstance(arguments, Causal)
     # its logsumexp has the strides of [B, N, H]: keep them
-    rows = [t.to(tensors[0].dtype) for t in (grad_out, out)]
+    rows = [_readable(t.to(tensors[0].dtype)) for t in (grad_out, out)]
     query, key, value = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
         rows[0], *tensors, rows[1], lse, 0.0, causal, **named
     )
@@ -210,7 +219,7 @@ def _public(arguments: CallArguments, arrays: _Arrays, scale: float) -> Tensor:
         else None
     )
     return torch.nn.functional.scaled_dot_product_attention(
-        *arrays,
+        *(_readable(t) for t in arrays),
         attn_mask=bias,
         is_causal=isinstance(arguments, Causal),
         scale=scale,

@@ -126,7 +126,7 @@ def facts(mask: Mask, query: Space, key: Space) -> dict[str, Any]:
                 "words": describe(line.axis),
                 "queries": line.queries,
                 "keys": line.keys,
-                "position_of_query_0": line.offset,
+                "position_of_query_0": line.offset if line.is_placed else None,
                 **counts((line,)),
                 "cell": cell,
                 "pairs_of_cells": line.coverage(*cell).tolist(),

@@ -80,9 +80,11 @@ def _json(text: str) -> object:
 
 
 def _yaml(text: str) -> object:
-    """YAML by a safe loader without aliases or duplicate keys, its plain values those of YAML 1.2.
+    """YAML by a safe loader without aliases, tags or duplicate keys, its plain values those of YAML
+    1.2.
 
-    YAML 1.1 would read `no` as False, `012` as 10 and `12:30` as 750.
+    YAML 1.1 would read `no` as False, `012` as 10 and `12:30` as 750. A tag would bring that back,
+    and sets, dates and bytes, which no value here is.
     """
     import yaml
 
@@ -94,6 +96,10 @@ def _yaml(text: str) -> object:
             if self.check_event(yaml.AliasEvent):
                 line = self.peek_event().start_mark.line + 1
                 raise ValueError(f"line {line}: aliases are not read; write it out")
+            if tag := getattr(self.peek_event(), "tag", None):
+                line = self.peek_event().start_mark.line + 1
+                shown = tag.replace("tag:yaml.org,2002:", "!!")[:_SHOWN]
+                raise ValueError(f"line {line}: tags are not read; write the value without {shown}")
             self.depth += 1
             if self.depth > MAX_DEPTH:
                 raise RecursionError

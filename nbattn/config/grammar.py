@@ -190,7 +190,8 @@ class PlanConfig:
         device: by name; absent is this machine's.
         The others are as in `nbattn.plan`.
 
-    >>> request = PlanConfig(mask=Mask.causal(), query=(1, 2048, 8, 64), key=(1, 512, 8, 64))
+    >>> mask = Mask.causal("top-left")
+    >>> request = PlanConfig(mask=mask, query=(1, 2048, 8, 64), key=(1, 512, 8, 64))
     >>> request.plan(dtype="float32", device="cpu").chosen.name
     'sdpa/causal'
     """

@@ -6,10 +6,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
-from difflib import get_close_matches
 from typing import Any, cast
 
-from nbattn.axis import Axis
+from nbattn.axis import Axis, likely
 from nbattn.config.files import KeyPath, quoted, show
 from nbattn.config.grammar import (
     LayerConfig,
@@ -158,11 +157,8 @@ def keys(path: KeyPath) -> Iterator[str]:
 
 def _guess(given: object, known: Sequence[str], quote: str = "") -> str:
     """The known name that was probably meant, or nothing."""
-    if not isinstance(given, str):
-        return ""
-    plain = [name.strip('"') for name in known]
-    found = get_close_matches(given, plain, n=1, cutoff=0.6)
-    return f"{quote}{found[0]}{quote}" if found else ""
+    found = likely(given, [name.strip('"') for name in known])
+    return found and f"{quote}{found}{quote}"
 
 
 def _found(value: object) -> str:

@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from nbattn.demo import pictures
 from nbattn.demo.report import Report
+from nbattn.errors import InputError
 
 if TYPE_CHECKING:
     from nbattn.config import LayerConfig
@@ -104,8 +105,12 @@ class Classifier(nn.Module):
 
 def load_digits() -> Digits:
     """The 1,797 digits that scikit-learn contains, a quarter of each kind kept for the test."""
-    from sklearn.datasets import load_digits
-    from sklearn.model_selection import train_test_split
+    try:
+        from sklearn.datasets import load_digits
+        from sklearn.model_selection import train_test_split
+    except ImportError:
+        problem = "the digits are those of scikit-learn, which is not installed."
+        raise InputError(problem, fix="pip install scikit-learn.") from None
 
     data: Any = load_digits()
     parts = train_test_split(

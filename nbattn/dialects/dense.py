@@ -3,18 +3,20 @@ say.
 
 Torch's `scaled_dot_product_attention` documents `is_causal` as a lower triangle from the top-left
 corner. Its CPU kernel takes one head size, divides by zero without keys, and gives rows without
-keys a logsumexp of 0.
+keys a logsumexp of 0. On CUDA, samples and heads are the second and third dimension of the grids of
+its Flash and memory-efficient kernels, and cuDNN takes fewer than 65,536 samples: PyTorch's issues
+142228, 146704, 181085. Newer versions cut the batch for one of the three.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from nbattn.dialects.limits import Limits
+from nbattn.dialects.limits import GRID, Limits
 from nbattn.geometry import BoundAxis, Ints
 
 REFERENCE = Limits(name="reference")
@@ -22,6 +24,7 @@ SDPA_CPU = Limits(name="sdpa", softcap=False, key_range=False, value_dim=False, 
 SDPA = Limits(
     name="sdpa", softcap=False, key_range=False, lse=False, deterministic=False
 )  # its public function
+SDPA_CUDA = replace(SDPA, grid=GRID)
 _CPU_KEYS = 512  # keys per block of torch's CPU kernel
 MASK_LIMIT = 1 << 22  # pairs of an explicit matrix: 16 MiB in float32
 

@@ -6,9 +6,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, cast
 
-from nbattn.errors import InputError
+from nbattn.errors import InputError, kind
 
+RATES = (1e-3, 1e24)  # of a device, a second: what is beyond is a mistake, and costs would overflow
+LONGEST = 1e6  # seconds
 _CPU = "one core of an AMD EPYC (Zen 4), torch 2.13, benchmarks/results"
 
 
@@ -35,20 +38,67 @@ class DeviceInfo:
     providers: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        legal = isinstance(self.flops, tuple) and "float32" in dict(self.flops)
-        numbers = [*dict(self.flops).values(), self.bandwidth] if legal else [0.0]
-        if not all(isinstance(n, (int, float)) and 0 < n < float("inf") for n in numbers):
+        for name in ("name", "kind", "source"):
+            text = getattr(self, name)
+            if not isinstance(text, str):
+                raise InputError(f"{name}={_short(text)} is {kind(text)}.", fix=f'{name}="mine".')
+        if not _are_pairs(self.flops):
             raise InputError(
-                f"DeviceInfo {self.name!r} has flops={self.flops!r}, bandwidth={self.bandwidth!r}.",
-                fix='flops=(("float32", 1e12), …) and bandwidth=1e11, all above 0.',
+                f"flops={_short(self.flops)} are no pairs of a dtype and its rate, float32 among "
+                "them.",
+                fix='flops=(("float32", 1e12), ("bfloat16", 1e13)).',
             )
-        if not 0 <= self.launch < float("inf"):
-            raise InputError(f"launch={self.launch!r} is no time.", fix="launch=5e-6, in seconds.")
+        low, high = RATES
+        for name, rate in (*self.flops, ("bandwidth", self.bandwidth)):
+            if not is_between(rate, low, high):
+                alone = name == "bandwidth"
+                raise InputError(
+                    f"{name if alone else f'the rate of {name}'} is {_short(rate)}, which is not "
+                    f"from {low:.0e} to {high:.0e} a second.",
+                    fix="bandwidth=1e11." if alone else f'flops=(("{name}", 1e12), …).',
+                )
+        if not is_between(self.launch, 0.0, LONGEST):
+            raise InputError(
+                f"launch={_short(self.launch)} is no time from 0 to {LONGEST:.0e} seconds.",
+                fix="launch=5e-6.",
+            )
+        if not isinstance(self.providers, tuple) or any(
+            not isinstance(name, str) for name in self.providers
+        ):
+            raise InputError(
+                f"providers={_short(self.providers)} is no tuple of names.",
+                fix='providers=("natten",).',
+            )
 
     def peak(self, dtype: str) -> float:
         """FLOP/s for a dtype; one that has no rate of its own counts as float32."""
         rates = dict(self.flops)
         return rates.get(dtype, rates["float32"])
+
+
+def is_between(number: object, low: float, high: float) -> bool:
+    """Whether it is a number from low to high."""
+    if isinstance(number, bool) or not isinstance(number, int | float):
+        return False
+    return low <= number <= high
+
+
+def _are_pairs(flops: object) -> bool:
+    if not isinstance(flops, tuple):
+        return False
+    pairs = cast("tuple[object, ...]", flops)
+    if not all(isinstance(pair, tuple) and len(cast("Any", pair)) == 2 for pair in pairs):
+        return False
+    names = [cast("tuple[object, object]", pair)[0] for pair in pairs]
+    return all(isinstance(name, str) for name in names) and "float32" in names
+
+
+def _short(value: object) -> str:
+    try:
+        text = repr(value)
+    except ValueError:  # an integer of thousands of digits
+        text = "10^…"
+    return text if len(text) <= 60 else f"{text[:57]}…"
 
 
 def _gpu(name: str, half: float, single: float, bandwidth: float, source: str) -> DeviceInfo:

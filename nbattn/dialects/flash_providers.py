@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from nbattn.dialects.device import DeviceInfo
 from nbattn.dialects.limits import Facts, Limits, Reason
 
-GRID = 65_535  # batch and heads are the second and third grid dimension
 ALIGNMENT = 8  # head sizes are padded to a multiple of it
 
 

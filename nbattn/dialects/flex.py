@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from nbattn.dialects.limits import Facts, Limits, Reason
+from nbattn.dialects.limits import GRID, Facts, Limits, Reason
 from nbattn.geometry import BoundAxis, Ints
 
 BLOCK = 128  # tokens; FlexAttention's own default
@@ -36,6 +36,16 @@ def reasons(facts: Facts) -> list[Reason]:
     if on_cpu and facts.training:
         found.append(Reason("training", "its CPU kernel has no backward"))
     return found
+
+
+def over_grid(samples: int, heads: int) -> Reason | None:
+    """Why so many samples and heads cannot be launched on CUDA: their product is one dimension of
+    the grid in FlexAttention's decoding kernel, and in torch before 2.9 in all of them.
+    """
+    if samples * heads <= GRID:
+        return None
+    text = f"{samples} samples x {heads} heads are {samples * heads}, over the grid of {GRID}"
+    return Reason("grid", text)
 
 
 class AxisTable(NamedTuple):

@@ -7,12 +7,22 @@ from typing import NamedTuple, Protocol
 
 from nbattn.dialects.device import DeviceInfo
 
+GRID = 65_535  # blocks in the second and in the third dimension of a CUDA grid
+
 
 class Reason(NamedTuple):
     """Why a candidate was refused: which limit, and the sentence."""
 
     limit: str
     text: str
+
+
+def over_grid(samples: int, heads: int, most: int = GRID) -> Reason | None:
+    """Why a call of so many samples and heads, each a dimension of the grid, cannot be launched."""
+    for name, size in (("samples", samples), ("heads", heads)):
+        if size > most:
+            return Reason("grid", f"{size} {name} after folding are over the grid of {most}")
+    return None
 
 
 class Facts(Protocol):
@@ -87,6 +97,7 @@ class Limits:
         lse: whether it returns a logsumexp, which sinks and extra keys need too.
         lse_gradient: whether its backward uses a gradient of the logsumexp.
         deterministic: whether its bits repeat.
+        grid: the most samples and the most heads, each after folding; 0 is any.
     """
 
     name: str
@@ -98,6 +109,7 @@ class Limits:
     lse: bool = True
     lse_gradient: bool = True
     deterministic: bool = True
+    grid: int = 0
 
     def reasons(self, facts: Facts) -> list[Reason]:
         """Every limit that the facts break."""

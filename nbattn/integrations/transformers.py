@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.fx.experimental import sym_node
 from torch.nn.attention.flex_attention import BlockMask
 
 from nbattn.axis import Axis
@@ -50,14 +51,23 @@ class LayerMask(BlockMask):
     in name only.
 
     Args:
-        mask: one axis; its offset is where query 0 stands on the keys of this call.
+        window: the keys that a query reads, around its own position.
+        offset: where query 0 stands on the keys of this call: another number in every step of a
+            decode, which compilers are told from the first on.
         key_range: int32 `[B, 1, 2]`: the keys that are no padding; None where all are valid.
         sizes: (B, 1, queries, keys).
     """
 
-    mask: Mask
+    window: Window
+    offset: int
     key_range: Tensor | None
     sizes: tuple[int, int, int, int]
+
+    @property
+    def mask(self) -> Mask:
+        """The mask, of one axis."""
+        left, right = self.window
+        return Mask(Axis(left, right, causal=right == 0, align=self.offset))
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -128,15 +138,21 @@ def layer_mask(
             fix=f"export with {_EAGER}",
         )
     window = mask_functions.read(mask_function, kv_offset + kv_length)
-    offset = int(q_offset) - kv_offset
-    causal = window.right == 0
-    mask = Mask(Axis(window.left, window.right, causal=causal, offset=offset))
+    offset = _changing(int(q_offset) - kv_offset)
     sizes = (batch_size, 1, q_length, kv_length)
     if attention_mask is None:
-        return LayerMask(mask, None, sizes)
+        return LayerMask(window, offset, None, sizes)
     valid = _valid(attention_mask, batch_size, kv_length, kv_offset)
     read = _last_read(window, offset + q_length, kv_length)
-    return LayerMask(mask, _key_range(valid[:, :read]), sizes)
+    return LayerMask(window, offset, _key_range(valid[:, :read]), sizes)
+
+
+def _changing(number: int) -> int:
+    """A number that compilers take for one of many, where torch (2.9 or newer) has a way to say so;
+    elsewhere they find out at its second value.
+    """
+    dynamic = getattr(sym_node, "DynamicInt", int)
+    return dynamic(number)
 
 
 def _valid(attention_mask: Tensor, batch: int, kv_length: int, kv_offset: int) -> Tensor:
@@ -262,7 +278,7 @@ def _read_mask(
             f"the mask is for (batch, 1, queries, keys) = {given.sizes}, the layer has {sizes}.",
             fix=_EAGER,
         )
-    if is_causal is False and given.mask.axes[0].causal and sizes[2] > 1:
+    if is_causal is False and given.window.right == 0 and sizes[2] > 1:
         raise InputError(
             "is_causal=False contradicts the causal mask that the model made.",
             fix="config.is_causal = False makes the model's masks bidirectional.",

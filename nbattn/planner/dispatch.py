@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
 from importlib import metadata
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from nbattn.dialects.device import DeviceInfo
 from nbattn.dialects.flash_providers import PROVIDERS
 from nbattn.errors import InputError
 from nbattn.kernels import launch
-from nbattn.mask import Mask, from_code
+from nbattn.mask import Mask
 from nbattn.planner import measured, planner
 from nbattn.planner.plan import Plan
 from nbattn.planner.request import DTYPES, Request
@@ -84,60 +84,71 @@ def dtype_name(dtype: torch.dtype | str) -> str:
 
 
 def layout_of(query: Tensor, key: Tensor, value: Tensor) -> str:
-    """The strides class of q, k, v: what folding costs depends on it."""
+    """The strides class of q, k, v, a name of `LAYOUTS`: what folding costs depends on it.
+
+    "packed" is what a projection to q, k and v leaves: views of one tensor, row beside row. In
+    cross attention keys and values are, and the queries are a tensor of their own.
+    """
     if query.is_contiguous() and key.is_contiguous() and value.is_contiguous():
         return "contiguous"
-    return "strided"
+    if not _side_by_side(key, value):
+        return "strided"
+    alone = query.is_contiguous() and query.shape[:-2] != key.shape[:-2]
+    return "packed" if alone or _side_by_side(query, key) else "strided"
 
 
-@lru_cache(planner.CACHE_SIZE)
-def planned(
-    mask: tuple[int, ...],
-    query_shape: torch.Size,
-    key_shape: torch.Size,
-    value_dim: int,
-    dtype: torch.dtype,
-    device: torch.device,
-    layout: str,
-    extra_keys: int,
-    flags: tuple[bool, bool, bool, bool, bool, bool],
-    backend: str,
-    require: tuple[str, ...],
-    forbid: tuple[str, ...],
-) -> Plan:
-    """The plan for the facts of a call; flags are softcap, sink, key_range, training,
-    deterministic, return_lse.
-    """
-    softcap, sink, key_range, training, deterministic, return_lse = flags
-    return planner.make(
-        Request(
-            **shapes(from_code(mask), query_shape, key_shape),
-            value_dim=value_dim,
-            dtype=dtype_name(dtype),
-            device=device_info(device),
-            layout=layout,
-            extra_keys=extra_keys,
-            softcap=softcap,
-            sink=sink,
-            key_range=key_range,
-            training=training,
-            deterministic=deterministic,
-            return_lse=return_lse,
-            backend=backend,
-            require=require,
-            forbid=forbid,
-        )
+def _side_by_side(one: Tensor, other: Tensor) -> bool:
+    """Whether rows of two tensors are parts of the same longer rows."""
+    return (
+        one.stride()[:-2] == other.stride()[:-2]
+        and one.stride()[-2:] == (one.shape[-1], 1)
+        and other.stride()[-2:] == (other.shape[-1], 1)
+        and one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()
     )
 
 
-def shapes(mask: Mask, query_shape: Sequence[int], key_shape: Sequence[int]) -> dict[str, Any]:
-    """The shape fields of a request."""
-    return {
-        "mask": mask,
-        "batch": query_shape[0],
-        "query_space": tuple(query_shape[1:-2]),
-        "key_space": tuple(key_shape[1:-2]),
-        "heads": query_shape[-2],
-        "kv_heads": key_shape[-2],
-        "head_dim": query_shape[-1],
-    }
+class Facts(NamedTuple):
+    """What a plan depends on, of a call or of `nbattn.plan`, in torch's terms; it can be a key.
+
+    The shapes are `[B, *space, H, D]` and `[B, *key_space, Hk, D]`; the rest is as in `Request`.
+    """
+
+    mask: Mask
+    query_shape: Sequence[int]
+    key_shape: Sequence[int]
+    value_dim: int
+    dtype: torch.dtype | str
+    device: torch.device | str | DeviceInfo | None
+    layout: str
+    extra_keys: int
+    softcap: bool
+    sink: bool
+    key_range: bool
+    training: bool
+    deterministic: bool
+    return_lse: bool
+    backend: str
+    require: tuple[str, ...]
+    forbid: tuple[str, ...]
+
+
+@lru_cache(planner.CACHE_SIZE)
+def planned(facts: Facts) -> Plan:
+    """The plan for the facts."""
+    return planner.make(request(facts))
+
+
+def request(facts: Facts) -> Request:
+    """The request of the facts: the one place where requests come from tensors and shapes."""
+    named = facts._asdict()
+    query, key = named.pop("query_shape"), named.pop("key_shape")
+    named |= {"dtype": dtype_name(facts.dtype), "device": device_info(facts.device)}
+    return Request(
+        batch=query[0],
+        query_space=tuple(query[1:-2]),
+        key_space=tuple(key[1:-2]),
+        heads=query[-2],
+        kv_heads=key[-2],
+        head_dim=query[-1],
+        **named,
+    )

@@ -22,8 +22,8 @@ import numpy as np
 from nbattn import geometry
 from nbattn.dialects.bands import FULL, Band, Slice, cut, cuts, first_difference
 from nbattn.dialects.flash import Flash, tell
-from nbattn.dialects.flash_providers import GRID, PROVIDERS
-from nbattn.dialects.limits import Limits, Reason
+from nbattn.dialects.flash_providers import PROVIDERS
+from nbattn.dialects.limits import Limits, Reason, over_grid
 from nbattn.geometry import BoundAxis
 from nbattn.planner import flash_costs, packing
 from nbattn.planner.candidate import Candidate, refused
@@ -275,13 +275,7 @@ def _wrong(call: Flash, band: Band, queries: int, keys: int) -> Reason | None:
 
 def _too_large(request: Request, view: View) -> Reason | None:
     """Batch and heads after folding against the grid of the kernel."""
-    sizes = {"batch": request.batch, "heads": request.heads}
-    for axis in view.axes:
-        sizes[axis.into] *= axis.groups
-    for name, size in sizes.items():
-        if size > GRID:
-            return Reason("grid", f"{size} {name} after folding are over the grid of {GRID}")
-    return None
+    return over_grid(*view.batch_and_heads(request.batch, request.heads))
 
 
 def _inflated(request: Request, calls: list[Call]) -> Reason | None:

@@ -10,7 +10,6 @@ threads, torch and nbattn; a time for exactly one request. Nothing in it can mak
 from __future__ import annotations
 
 import json
-import math
 import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -25,6 +24,7 @@ from nbattn.planner.request import Request
 from nbattn.version import __version__
 
 FORMAT = 1
+_RATES, _TIMES = (1.0, 1e21), (1e-12, 1e6)  # of a table: beyond is damage; devices have some room
 NAME = "costs.json"
 SHIPPED = Path(__file__).with_name(NAME)  # measured tables may come with the package
 # Of a request: these select among candidates or name the device, and do not change their times.
@@ -321,7 +321,7 @@ def _entry(raw: dict[str, Any]) -> Entry:
         None if raw["rates"] is None else _rates(raw["rates"]),
         {
             json.dumps(one["request"], sort_keys=True): {
-                str(name): _positive(seconds) for name, seconds in one["seconds"].items()
+                str(name): _number(seconds, _TIMES) for name, seconds in one["seconds"].items()
             }
             for one in raw["times"]
         },
@@ -329,15 +329,19 @@ def _entry(raw: dict[str, Any]) -> Entry:
 
 
 def _rates(raw: dict[str, Any]) -> Rates:
-    flops = {str(name): _positive(rate) for name, rate in raw["flops"].items()}
+    flops = {str(name): _number(rate, _RATES) for name, rate in raw["flops"].items()}
     if "float32" not in flops:  # which other dtypes fall back to
         raise ValueError("float32 has no rate")
-    return Rates(tuple(flops.items()), _positive(raw["bandwidth"]), _positive(raw["launch"]))
+    return Rates(
+        tuple(flops.items()),
+        _number(raw["bandwidth"], _RATES),
+        _number(raw["launch"], _TIMES),
+    )
 
 
-def _positive(number: object) -> float:
+def _number(number: object, legal: tuple[float, float]) -> float:
     if isinstance(number, bool) or not isinstance(number, int | float):
         raise TypeError(f"{number!r} is no number")
-    if not (math.isfinite(number) and number > 0):
-        raise ValueError(f"{number!r} is not above 0")
+    if not legal[0] <= number <= legal[1]:
+        raise ValueError(f"{number!r} is not from {legal[0]:.0e} to {legal[1]:.0e}")
     return float(number)

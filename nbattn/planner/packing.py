@@ -11,8 +11,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from nbattn.dialects.flash import Flash, Run, Told, tell
-from nbattn.dialects.flash_providers import GRID
-from nbattn.dialects.limits import Reason
+from nbattn.dialects.limits import GRID, Reason
 from nbattn.planner.programs import AxisView, Call, View
 from nbattn.planner.request import Request
 from nbattn.planner.rewrites import Piece

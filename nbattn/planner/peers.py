@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 from nbattn import geometry
 from nbattn.dialects import flex as flex_dialect
 from nbattn.dialects import natten as natten_dialect
-from nbattn.dialects.limits import Reason
+from nbattn.dialects.limits import Reason, over_grid
 from nbattn.geometry import BoundAxis
 from nbattn.planner import costs
 from nbattn.planner.candidate import Candidate, refused
@@ -22,6 +24,8 @@ def flex(request: Request, lines: Lines) -> Candidate:
         reasons = [Reason("compile", "compiles for seconds: runs only by name: backend='flex'")]
     if request.backend == "flex":
         reasons = flex_dialect.reasons(request)
+        if request.device.kind == "cuda":
+            reasons += filter(None, [flex_dialect.over_grid(request.batch, request.heads)])
         if not request.query_count * request.key_count:
             reasons.append(Reason("mask", "no pairs, for which its kernel is not defined"))
         elif geometry.has_empty_queries(lines):
@@ -40,6 +44,10 @@ def natten(request: Request, lines: Lines) -> Candidate:
     if isinstance(windows, Reason) or reasons:
         reasons += [windows] if isinstance(windows, Reason) else []
         return Candidate("natten", "window", (), None, None, tuple(reasons))
+    # its grids: tiles, heads and residue classes, samples
+    classes = math.prod(line.axis.dilation for line in lines)
+    if reason := over_grid(request.batch, request.heads * classes):
+        return refused("natten", "window", reason)
     if request.backend == "auto":  # its bound, without its tiles, would beat everyone's
         unproven = Reason("unproven", "not yet run on a GPU: runs only by name: backend='natten'")
         return refused("natten", "window", unproven)

@@ -103,6 +103,11 @@ class View:
         part = self.axes[number].part(some.start, some.stop - some.start)
         return View((*self.axes[:number], part, *self.axes[number + 1 :]))
 
+    def batch_and_heads(self, batch: int, heads: int) -> tuple[int, int]:
+        """How many samples and heads a call sees, once the groups have joined them."""
+        into_batch = math.prod(axis.groups for axis in self.axes if axis.into == "batch")
+        return batch * into_batch, heads * (self.groups // max(into_batch, 1))
+
     def spread(self, tensor: Tensor) -> Tensor:
         """A view of the tensor as `[B, *batch groups, *lengths, *head groups, H, D]`: never a
         copy.

@@ -11,7 +11,7 @@ from itertools import product
 from nbattn import geometry
 from nbattn.dialects import dense, tiled
 from nbattn.dialects.bands import CAUSAL
-from nbattn.dialects.limits import Limits, Reason
+from nbattn.dialects.limits import Limits, Reason, over_grid
 from nbattn.geometry import BoundAxis
 from nbattn.planner import costs, cuda, flash, peers
 from nbattn.planner.candidate import Candidate
@@ -105,7 +105,16 @@ def _tiled(request: Request, lines: Lines) -> Candidate:
 
 
 def _sdpa_limits(request: Request) -> Limits:
-    return dense.SDPA_CPU if request.device.kind == "cpu" else dense.SDPA
+    known = {"cpu": dense.SDPA_CPU, "cuda": dense.SDPA_CUDA}
+    return known.get(request.device.kind, dense.SDPA)
+
+
+def _over_grid(request: Request, program: Program) -> list[Reason]:
+    """Why the first call that is too large for the grid is."""
+    most = _sdpa_limits(request).grid
+    sizes = (call.query.batch_and_heads(request.batch, request.heads) for call in program.calls)
+    found = (over_grid(*both, most) for both in sizes if most)
+    return [reason for reason in found if reason][:1]
 
 
 def _sdpa_dense(request: Request, lines: Lines) -> Candidate:
@@ -124,6 +133,7 @@ def _sdpa_dense(request: Request, lines: Lines) -> Candidate:
     if programs is None:
         return Candidate("sdpa", "dense", (), None, None, tuple(reasons))
     strategy, traits, program = programs
+    reasons += _over_grid(request, program)
     return Candidate(
         "sdpa", strategy, traits, program, _sdpa_cost(request, lines, program), tuple(reasons)
     )
@@ -184,11 +194,12 @@ def _sdpa_mask(request: Request, lines: Lines) -> Candidate:
         reasons.append(Reason("mask", "no pairs, for which its kernel is not defined"))
     elif geometry.has_empty_queries(lines):
         reasons.append(Reason("mask", "rows without keys, for which it is not defined"))
-    if reasons:
-        return Candidate("sdpa", "mask", (), None, None, tuple(reasons))
     program = Program(
         (Call(whole(request.query_space), whole(request.key_space), dense.Matrix(lines)),)
     )
+    reasons += _over_grid(request, program)
+    if reasons:
+        return Candidate("sdpa", "mask", (), None, None, tuple(reasons))
     return Candidate("sdpa", "mask", (), program, _sdpa_cost(request, lines, program))
 
 

@@ -155,8 +155,8 @@ def test_the_cache_entry_is_what_its_kernel_does(
 
 
 MASKS: dict[str, tuple[Mask, int, int]] = {
-    "causal, tall": (Mask.causal(), 700, 200),
-    "causal, wide": (Mask.causal(), 200, 700),
+    "causal, tall": (Mask.causal("top-left"), 700, 200),
+    "causal, wide": (Mask.causal("top-left"), 200, 700),
     "window": (Mask.sliding_window(100), 500, 500),
     "two sides": (Mask(Axis(70, 33, align="bottom-right")), 300, 555),
     "shift": (Mask.neighborhood(65), 513, 513),
@@ -164,9 +164,9 @@ MASKS: dict[str, tuple[Mask, int, int]] = {
     "strided": (Mask.neighborhood(64, stride=16), 512, 512),
     "wrap": (Mask(Axis(30, 20, border="wrap")), 400, 400),
     "sinks": (Mask(Axis(50, causal=True, prefix=4)), 400, 400),
-    "rows outside": (Mask(Axis(20, 10, offset=-50)), 300, 200),
-    "tall, rows outside": (Mask(Axis(150, 0, offset=-20)), 1000, 100),
-    "ragged blocks": (Mask(Axis(63, causal=True, stride=64)), 610, 704),
+    "rows outside": (Mask(Axis(20, 10, offset=-50, align="top-left")), 300, 200),
+    "tall, rows outside": (Mask(Axis(150, 0, offset=-20, align="top-left")), 1000, 100),
+    "ragged blocks": (Mask(Axis(63, causal=True, stride=64, align="top-left")), 610, 704),
 }
 Inputs = dict[str, Tensor]
 

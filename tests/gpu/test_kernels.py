@@ -42,9 +42,9 @@ PROBLEMS: dict[str, Problem] = {
     "1-D shift": (hood(65), (513,), (513,)),
     "1-D even, strided": (hood(64, stride=16), (520,), (520,)),
     "1-D dilated, remainder": (hood(21, dilation=3), (500,), (500,)),
-    "1-D causal, tall": (Mask.causal(), (300,), (130,)),
+    "1-D causal, tall": (Mask.causal("top-left"), (300,), (130,)),
     "1-D causal, wide, bottom-right": (Mask.causal(align="bottom-right"), (130,), (300,)),
-    "1-D window, rows outside": (Mask(Axis(20, 10, offset=-50)), (300,), (200,)),
+    "1-D window, rows outside": (Mask(Axis(20, 10, offset=-50, align="top-left")), (300,), (200,)),
     "1-D wrap": (Mask(Axis(30, 20, border="wrap")), (400,), (400,)),
     "1-D wrap, dilated and strided": (
         Mask(Axis(9, 4, border="wrap", dilation=2, stride=5)), (200,), (200,)
@@ -60,7 +60,7 @@ PROBLEMS: dict[str, Problem] = {
         Mask(Axis(5, causal=True), Axis(6, 6, border="wrap")), (17, 24), (17, 24)
     ),
     "2-D cross": (
-        Mask(Axis(2, 2, align="bottom-right"), Axis(9, 3, border="shift", offset=4)),
+        Mask(Axis(2, 2, align="bottom-right"), Axis(9, 3, border="shift", align=4)),
         (9, 30), (14, 22),
     ),
     "2-D self-only axis": (Mask(Axis(0, 0), Axis(None, None)), (13, 60), (13, 60)),

@@ -118,7 +118,7 @@ def attention(
 
     Args:
         query: `[B, N, H, D]`; key `[B, M, Hk, D]`; value `[B, M, Hk, Dv]`.
-        is_causal: query i reads keys up to i; refused where N and M differ.
+        is_causal: query i reads keys up to i, where N and M differ, too.
         scale, backend, return_lse: as in `neighborhood_attention_generic`.
         seqlens_Q, seqlens_KV, cumulative_seqlen_Q, cumulative_seqlen_KV, max_seqlen_Q,
             max_seqlen_KV: packed sequences, which are refused.
@@ -150,16 +150,11 @@ def attention(
             )
     for name, tensor in (("query", query), ("key", key), ("value", value)):
         parameters.check_rank(name, tensor, 1, "[B, N, H, D]")
-    if is_causal and query.shape[1] != key.shape[1]:
-        raise InputError(
-            f"is_causal with {query.shape[1]} queries and {key.shape[1]} keys.",
-            fix='nbattn.Mask.causal("top-left") or ("bottom-right") says which is meant.',
-        )
     return functional.attention(
         query,
         key,
         value,
-        Mask.causal() if is_causal else Mask.full(),
+        Mask.causal("top-left") if is_causal else Mask.full(),
         scale=scale,
         backend=parameters.backend_name(backend),
         return_lse=return_lse,

@@ -13,12 +13,15 @@ from functools import lru_cache
 from itertools import product
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from nbattn import geometry
 from nbattn.dialects import tiled
-from nbattn.geometry import AxisTile
+from nbattn.geometry import AxisTile, Ints
 from nbattn.mask import from_code
 
 _WORK_BYTES = 2 << 20  # dense scores of one product: what stays in the cache
@@ -28,14 +31,16 @@ _Code = Sequence[int]
 class Tile(NamedTuple):
     """A tile of queries, the hull of its keys, and where in it the slots are.
 
-    `columns` is int64 `[rows, slots]`; `missing` marks slots without a key, whose column is 0.
+    `columns` is int64 `[rows, slots]`; `missing` marks slots without a key, whose column is 0. Both
+    are numpy's, since tiles are kept: tensors made under a transform, or in inference mode, are of
+    no use outside.
     """
 
     queries: tuple[slice, ...]
     keys: tuple[slice, ...]
     width: int
-    columns: Tensor
-    missing: Tensor | None
+    columns: Ints
+    missing: NDArray[np.bool_] | None
 
 
 def axis_slots(code: _Code) -> tuple[int, ...]:
@@ -50,7 +55,7 @@ def _tiles(code: tuple[int, ...], space: tuple[int, ...], head_dim: int) -> tupl
     item = tiled.Item(16, 1, head_dim, head_dim, 0)
     sizes = tiled.choose_tile(lines, item)
     axes = [list(line.tiles(size)) for line, size in zip(lines, sizes, strict=True)]
-    known: dict[tuple[object, ...], tuple[Tensor, Tensor | None]] = {}
+    known: dict[tuple[object, ...], tuple[Ints, NDArray[np.bool_] | None]] = {}
     found: list[Tile] = []
     for parts in product(*axes):
         pattern = tuple(part.pattern for part in parts)
@@ -68,17 +73,21 @@ def _slice(run: geometry.Run, step: int) -> slice:
     return slice(start, start + (count - 1) * step + 1, step)
 
 
-def _columns(parts: tuple[AxisTile, ...], slots: tuple[int, ...]) -> tuple[Tensor, Tensor | None]:
+def _columns(
+    parts: tuple[AxisTile, ...], slots: tuple[int, ...]
+) -> tuple[Ints, NDArray[np.bool_] | None]:
     """The column of every slot `[rows, slots]`, row-major over axes, and which have no key."""
-    columns = torch.zeros((1, 1), dtype=torch.int64)
-    missing = torch.zeros((1, 1), dtype=torch.bool)
+    columns, missing = np.zeros((1, 1), dtype=np.int64), np.zeros((1, 1), dtype=np.bool_)
     for part, count in zip(parts, slots, strict=True):
-        first, stop = torch.tensor(part.lo), torch.tensor(part.hi)
-        own = first[:, None] + torch.arange(count)
-        columns = columns[:, None, :, None] * part.width + own.clamp(max=part.width - 1)[:, None]
+        first, stop = np.array(part.lo, dtype=np.int64), np.array(part.hi, dtype=np.int64)
+        own = first[:, None] + np.arange(count)
+        inside = np.minimum(own, part.width - 1)
+        rows, width = columns.shape[0] * len(own), columns.shape[1] * count
+        columns = columns[:, None, :, None] * part.width + inside[:, None]
         absent = missing[:, None, :, None] | (own >= stop[:, None])[:, None]
-        columns, missing = (t.flatten(2).flatten(0, 1) for t in (columns, absent))
-    return columns.masked_fill(missing, 0), missing if bool(missing.any()) else None
+        columns, missing = columns.reshape(rows, width), absent.reshape(rows, width)
+    columns[missing] = 0
+    return columns, missing if missing.any() else None
 
 
 def _parts(code: _Code, like: Tensor) -> Iterator[tuple[slice, Tile, Tensor]]:
@@ -86,7 +95,7 @@ def _parts(code: _Code, like: Tensor) -> Iterator[tuple[slice, Tile, Tensor]]:
     for tile in _tiles(tuple(code), tuple(like.shape[1:-1]), like.shape[-1]):
         rows, slots = tile.columns.shape
         batch = max(1, _WORK_BYTES // (like.element_size() * max(rows * tile.width, 1)))
-        columns = tile.columns.to(like.device)
+        columns = torch.from_numpy(tile.columns).to(like.device)
         for start in range(0, like.shape[0], batch):
             heads = slice(start, min(start + batch, like.shape[0]))
             yield heads, tile, columns.expand(heads.stop - heads.start, rows, slots)
@@ -99,7 +108,9 @@ def _rows(tensor: Tensor, heads: slice, place: tuple[slice, ...]) -> Tensor:
 
 def _kept(part: Tensor, tile: Tile) -> Tensor:
     """Slots with a key as they are, 0 in the others."""
-    return part if tile.missing is None else part.masked_fill(tile.missing.to(part.device), 0)
+    if tile.missing is None:
+        return part
+    return part.masked_fill(torch.from_numpy(tile.missing).to(part.device), 0)
 
 
 def _matrix(weights: Tensor, tile: Tile, columns: Tensor) -> Tensor:
@@ -183,6 +194,36 @@ def _derivatives(name: str, a: Tensor, b: Tensor, grad: Tensor, mask: _Code) -> 
     return products(b, grad, mask), sums(a, grad, mask)
 
 
+def _plain(name: str, a: Tensor, b: Tensor, mask: _Code) -> Tensor:
+    """An operator out of torch's own functions, for forward-mode derivatives: an operator of a
+    library drops tangents, and a node's `jvp` under a second one drops those of the first.
+    """
+    space = tuple(b.shape[1:-1])
+    places = torch.arange(math.prod(space), device=b.device).view(space)
+    parts: list[Tensor] = []
+    at: list[Tensor] = []
+    for tile in _tiles(tuple(mask), space, b.shape[-1]):
+        first, second = (
+            t[(slice(None), *place)].flatten(1, -2)
+            for t, place in (
+                (a, tile.queries),
+                (b, tile.queries if name == "returns" else tile.keys),
+            )
+        )
+        columns = torch.from_numpy(tile.columns).to(b.device).expand(b.shape[0], -1, -1)
+        if name == "products":
+            part = _kept((first @ second.mT).gather(2, columns), tile)
+        else:
+            none = b.new_zeros((*columns.shape[:2], tile.width))
+            matrix = none.scatter_add(2, columns, _kept(first, tile))
+            part = (matrix.mT if name == "returns" else matrix) @ second
+        parts.append(part)
+        at.append(places[tile.keys if name == "returns" else tile.queries].flatten())
+    found = torch.cat(parts, dim=1)
+    whole = b.new_zeros((b.shape[0], places.numel(), found.shape[-1]))
+    return whole.index_add(1, torch.cat(at), found).unflatten(1, space)
+
+
 class _Transformable(torch.autograd.Function):
     """An operator for `torch.func`, which asks for a node of this kind: of a name, two tensors and
     a mask, since a list of integers would be a tree of arguments.
@@ -199,19 +240,11 @@ class _Transformable(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         ctx.name, a, b, ctx.mask = inputs
         ctx.save_for_backward(a, b)
-        ctx.save_for_forward(a, b)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
         (grad,), (a, b) = grads, ctx.saved_tensors
         return (None, *_derivatives(ctx.name, a, b, grad, ctx.mask.code()), None)
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> Any:
-        a, b = ctx.saved_tensors  # the operators are linear in each of them
-        pairs = ((tangents[1], b), (a, tangents[2]))
-        known = [pair for pair in pairs if pair[0] is not None and pair[1] is not None]
-        return sum(_apply(ctx.name, *pair, ctx.mask) for pair in known)
 
 
 _apply: Any = _Transformable.apply
@@ -242,6 +275,8 @@ def _define(name: str, body: Any, fake: Any) -> Any:
         return found.unflatten(0, (info.batch_size, -1)), 0
 
     def run(a: Tensor, b: Tensor, mask: _Code) -> Any:
+        if forward_ad._current_level >= 0:  # pyright: ignore[reportPrivateUsage]
+            return _plain(name, a, b, mask)
         if torch._C._are_functorch_transforms_active():  # pyright: ignore[reportPrivateUsage]
             return _apply(name, a, b, from_code(mask))
         return OPERATORS[name](a, b, mask)

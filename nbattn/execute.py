@@ -1,0 +1,149 @@
+"""Runs a given plan on tensors: operators, autograd, `Plan.run` and `bench` hand theirs on.
+
+The logsumexp that is kept for a backward is the true one or NaN, which says that the forward's
+backend had none. Any backward takes a true one, whichever backend it comes from; on NaN only
+backends run that compute it again.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nbattn.backends.contract import Gradients, Inputs, accumulate_dtype
+from nbattn.mask import Mask
+from nbattn.planner import dispatch
+from nbattn.planner.candidate import Candidate
+from nbattn.planner.dispatch import Facts
+from nbattn.planner.plan import Plan
+
+
+@cache
+def backend_module(family: str) -> Any:
+    """The module of a backend, loaded when first used."""
+    return importlib.import_module(f"nbattn.backends.{family.replace('-', '_')}")
+
+
+def planned(
+    mask: Mask,
+    inputs: Inputs,
+    *,
+    backend: str,
+    require: tuple[str, ...],
+    forbid: tuple[str, ...],
+    training: bool,
+    deterministic: bool,
+    return_lse: bool,
+) -> Plan:
+    """The plan for a call's own tensors, kept for the next call like it."""
+    query, key, value = inputs.query, inputs.key, inputs.value
+    return dispatch.planned(
+        Facts(
+            mask,
+            query.shape,
+            key.shape,
+            value.shape[-1],
+            query.dtype,
+            query.device,
+            layout=dispatch.layout_of(query, key, value),
+            extra_keys=0 if inputs.extra_key is None else inputs.extra_key.shape[1],
+            softcap=inputs.softcap is not None,
+            sink=inputs.sink is not None,
+            key_range=inputs.key_range is not None,
+            training=training,
+            deterministic=deterministic,
+            return_lse=return_lse,
+            backend=backend,
+            require=require,
+            forbid=forbid,
+        )
+    )
+
+
+def forward(
+    plan: Plan, inputs: Inputs, *, return_lse: bool, keep_lse: bool = False
+) -> tuple[Tensor, Tensor | None]:
+    """Output, and the logsumexp where the backend has one.
+
+    Args:
+        plan: for tensors of these shapes, of any strides.
+        return_lse: whether the logsumexp is a result.
+        keep_lse: whether a backward follows that plans by itself: then a backend runs that has the
+            logsumexp, the chosen one or else the cheapest of those that were accepted.
+    """
+    kind = inputs.query.device.type
+    candidate = plan.chosen
+    if keep_lse and not _gives_lse(candidate, kind):
+        candidate = next((one for one in _accepted(plan) if _gives_lse(one, kind)), candidate)
+    backend = backend_module(candidate.family)
+    with _without_autocast(kind):
+        return backend.forward(candidate.program, inputs, return_lse=return_lse or keep_lse)
+
+
+def backward(
+    plan: Plan,
+    inputs: Inputs,
+    out: Tensor,
+    lse: Tensor,
+    grad_out: Tensor,
+    grad_lse: Tensor | None,
+) -> Gradients:
+    """Gradients of every input, from the final output and a true logsumexp or NaN."""
+    kind = inputs.query.device.type
+    candidate = plan.chosen
+    if not recomputes_lse(candidate, inputs) and _is_unknown(lse):
+        candidate = next((one for one in _accepted(plan) if recomputes_lse(one, inputs)), candidate)
+    backend = backend_module(candidate.family)
+    with _without_autocast(kind):
+        return backend.backward(candidate.program, inputs, out, lse, grad_out, grad_lse)
+
+
+def unknown_lse(query: Tensor) -> Tensor:
+    """NaN in place of the logsumexp `[B, *space, H]`, without memory of its own."""
+    dtype = accumulate_dtype(query.dtype)
+    return query.new_full((), math.nan, dtype=dtype).expand(query.shape[:-1])
+
+
+def _is_unknown(lse: Tensor) -> bool:
+    """Whether a logsumexp is the NaN of a forward that had none.
+
+    Other devices are not waited for: there only `unknown_lse` itself is seen. What is missed gives
+    NaN in the gradients, never a wrong number.
+    """
+    if not lse.numel():
+        return False
+    if lse.device.type != "cpu":
+        return not any(
+            stride for size, stride in zip(lse.shape, lse.stride(), strict=True) if size > 1
+        )
+    return bool(lse.isnan().all())
+
+
+def _accepted(plan: Plan) -> Iterator[Candidate]:
+    """By cost, the chosen one first."""
+    return (one for one in plan.candidates if not one.reasons)
+
+
+def _gives_lse(candidate: Candidate, kind: str) -> bool:
+    """Whether a forward gives the logsumexp: torch's public functions have none."""
+    return candidate.family != "flex" and (candidate.family != "sdpa" or kind == "cpu")
+
+
+def recomputes_lse(candidate: Candidate, inputs: Inputs) -> bool:
+    """Whether a backward does without the logsumexp."""
+    repeats = candidate.family in ("tiled", "flex", "natten")
+    return repeats or (candidate.family == "sdpa" and inputs.query.device.type != "cpu")
+
+
+def _without_autocast(kind: str) -> AbstractContextManager[Any]:
+    """No autocast inside: the dtypes of products are the backends' own."""
+    if kind == "meta" or not torch.is_autocast_enabled(kind):
+        return nullcontext()
+    return torch.autocast(kind, enabled=False)

@@ -1,0 +1,128 @@
+"""Owns the warnings of `arguments`: layouts that fit by chance; its errors are in test_messages."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+
+import nbattn
+from nbattn import Axis, Mask, NeighborhoodAttention, arguments
+
+Shape = tuple[int, ...]
+
+
+@pytest.fixture(autouse=True)
+def nothing_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(arguments, "_SAID", set[str]())
+
+
+def warned(query: Shape, key: Shape | None = None) -> list[str]:
+    """What attention over these shapes says, in two calls."""
+    made, mask = torch.zeros(query), Mask(*[Axis(1, 0, align="bottom-right")] * (len(query) - 3))
+    keys = made if key is None else torch.zeros(key)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        for _ in range(2):
+            nbattn.attention(made, keys, keys, mask)
+    for one in said:
+        assert one.category is UserWarning
+        assert one.filename == __file__
+    return [str(one.message) for one in said]
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        (2, 8, 1024, 4),  # heads for positions, positions for heads
+        (1, 16, 197, 4),
+        (2, 8, 128, 4),
+        (2, 8, 64, 4),
+        (2, 2, 300, 4),
+        (1, 4, 64, 64, 4),
+        (1, 8, 5, 64, 64, 4),
+    ],
+)
+def test_heads_that_look_like_tokens_are_said_once(shape: Shape) -> None:
+    (text,) = warned(shape)
+    assert text.startswith(f"query {list(shape)} is read as")
+
+
+def test_the_warning_is_code_that_moves_the_axes() -> None:
+    (text,) = warned((2, 8, 1024, 4))
+    assert text == (
+        "query [2, 8, 1024, 4] is read as [B, N, H, D]: 1024 heads. If it is [B, H, N, D], as "
+        "torch's scaled_dot_product_attention has it, give query.movedim(1, -2), key and value "
+        "alike, and take out.movedim(-2, 1)."
+    )
+    assert torch.zeros(2, 8, 1024, 4).movedim(1, -2).shape == (2, 1024, 8, 4)
+
+
+@pytest.mark.parametrize(
+    ("query", "key"),
+    [
+        ((1, 1, 8, 4), (1, 300, 8, 4)),  # decoding
+        ((1, 1, 128, 4), (1, 300, 128, 4)),
+        ((1, 1, 232, 4), (1, 232, 8, 4)),
+        ((1, 1, 256, 4), (1, 1, 256, 4)),
+        ((1, 1, 128, 4), (1, 1, 128, 4)),
+        ((1, 5, 128, 4), (1, 300, 128, 4)),  # a few rows against a cache
+        ((1, 5, 128, 4), (1, 5, 8, 4)),  # grouped heads
+        ((1, 12, 71, 4), (1, 12, 1, 4)),
+        ((1, 40, 128, 4), None),  # a short text and a large model
+        ((1, 9, 64, 4), None),
+        ((1, 150, 232, 4), None),
+        ((1, 4, 32, 4), None),  # a short text and a small model
+        ((1, 8, 56, 4), None),
+        ((1, 7, 7, 64, 4), None),
+        ((1, 4, 32, 32, 4), None),  # too few to tell
+        ((1, 8, 64, 128, 4), None),
+        ((1, 64, 64, 64, 4), None),
+        ((0, 8, 1024, 4), (0, 8, 1, 4)),
+    ],
+)
+def test_heads_that_are_heads_are_not_warned_of(query: Shape, key: Shape | None) -> None:
+    assert warned(query, key) == []
+
+
+def spoken(layer: NeighborhoodAttention, shape: Shape) -> list[str]:
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        for _ in range(2):
+            layer(torch.zeros(shape))
+    return [str(one.message) for one in said]
+
+
+def test_channels_that_may_come_first_are_said_once() -> None:
+    layer = NeighborhoodAttention(12, 2, Mask.neighborhood((3, 3)))
+    (text,) = spoken(layer, (2, 12, 5, 12))
+    assert text == (
+        "x [2, 12, 5, 12] is read as [B, X, Y, dim]: its last axis holds the channels. If it is "
+        "[B, dim, X, Y], give x.movedim(1, -1), and take y.movedim(-1, 1)."
+    )
+
+
+@pytest.mark.parametrize(
+    ("rank", "shape"),
+    [(2, (2, 12, 12, 12)), (2, (2, 5, 12, 12)), (1, (2, 12, 12)), (3, (1, 12, 12, 12, 12))],
+)
+def test_squares_and_lines_are_not_warned_of(rank: int, shape: Shape) -> None:
+    mask = Mask(*[Axis(1, 1)] * rank)
+    assert spoken(NeighborhoodAttention(12, 2, mask), shape) == []
+
+
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # torch's
+def test_compilers_see_no_warning() -> None:
+    """Nor a break of the graph."""
+    layer = NeighborhoodAttention(64, 64, Mask.causal())
+
+    def both(x: torch.Tensor) -> torch.Tensor:
+        heads = x.unflatten(-1, (64, 1))
+        return nbattn.attention(heads, heads, heads, Mask.causal()).flatten(-2) + layer(x)
+
+    x = torch.zeros(1, 2, 64)
+    torch.compile(both, fullgraph=True, backend="eager")(x)
+    assert not arguments._SAID
+    with pytest.warns(UserWarning, match="is read as"):
+        both(x)
