@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections import UserDict
@@ -290,7 +291,8 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     assert said("bom.toml", "\ufeff[masks.a]\nfull = 1".encode()) == (
         "masks.a.full: found 1; legal: a table."
     )
-    assert said("nul\0.toml") == "cannot be read: embedded null byte."
+    nul = said("nul\0.toml")  # the rest is Python's
+    assert re.fullmatch(r"cannot be read: (stat: )?embedded null (byte|character in path)\.", nul)
 
 
 def test_deep_nesting_is_refused_in_every_format(tmp_path: Path) -> None:

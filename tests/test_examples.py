@@ -41,13 +41,13 @@ def random(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).double()
 
 
-SHORTER = {"dinat_digits": ["1"]}  # epochs; a test below trains as long as a user does
+EPOCHS = {"dinat_digits": ["1"]}  # a test below trains as long as a user does
 
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.stem)
 def test_every_example_runs_as_a_program(path: Path) -> None:
     run = subprocess.run(
-        [sys.executable, *script(path), *SHORTER.get(path.stem, [])],
+        [sys.executable, *script(path), *EPOCHS.get(path.stem, [])],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,

@@ -378,6 +378,9 @@ def test_kernels_write_their_rows_into_the_output(label: str, provider: str, cas
         rows = [call.query.rows_of(out) for call in program.calls]
         if any(part is None for part in rows):  # residues of two samples in the batch
             continue
+        if provider == "aten" and not hasattr(torch.ops.aten, flash_backend._WRITES):
+            assert not flash_stand_ins.WRITTEN  # torch before 2.12 has no operator that does
+            continue
         places = [(part.data_ptr(), part.shape, part.stride()) for part in rows]
         given = [(one.data_ptr(), one.shape, one.stride()) for one in flash_stand_ins.WRITTEN]
         assert given == places

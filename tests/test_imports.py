@@ -418,7 +418,7 @@ def test_importing_attention_does_little_beyond_torch(tmp_path):
     code = f"""
 import sys
 sys.path.append({str(ROOT / "tests")!r})
-import torch
+import torch.utils.flop_counter  # which brings triton, where torch is built with it
 from work import lines
 before = set(sys.modules)
 
