@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from nbattn.errors import BackendError
-from nbattn.kernels import toolkit
+from nbattn.kernels import nvrtc, toolkit
 from nbattn.kernels.variant import Variant
 
 FILES = {
@@ -59,3 +59,9 @@ def absent() -> str | None:
 
 
 needs_nvrtc = pytest.mark.skipif(absent() is not None, reason=str(absent()))
+
+
+def skip_where_unknown(target: str) -> None:
+    """NVRTC of CUDA 12, which comes with torch 2.8, does not know the newest targets."""
+    if (generation := int(target.rstrip("af"))) not in nvrtc._targets():
+        pytest.skip(f"this NVRTC does not know sm_{generation}")

@@ -25,7 +25,7 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import pytest
-from probe_kernel import needs_nvrtc
+from probe_kernel import needs_nvrtc, skip_where_unknown
 
 from nbattn.dialects import cuda_tiles
 from nbattn.dialects.cuda_tiles import KERNELS, Build, Tiles
@@ -220,8 +220,7 @@ def measured(case: Case, compiled: Compiled) -> dict[str, int]:
 
 
 def judge(case: Case, folder: Path) -> None:
-    if (generation := int(case.target.rstrip("af"))) not in nvrtc._targets():
-        pytest.skip(f"this NVRTC does not know sm_{generation}")
+    skip_where_unknown(case.target)
     compiled = nvrtc.compile(case.variant, case.target)
     found = problems(case, compiled)
     if case.target in DISASSEMBLED and nvdisasm():
