@@ -155,12 +155,19 @@ def by_module(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize(("name", "side"), PAIRS)
 def test_bfloat16_errs_no_more_than_twice_eagers_error(name, side, cases):
-    half, exact = make(name, torch.bfloat16, initializer_range=0.2), make(name)
+    # Every token goes to every expert: which ones a router takes may hang on the last bit.
+    every = {"num_experts_per_tok": 3} if name == "gpt_oss" else {}
+    half = make(name, torch.bfloat16, initializer_range=0.2, **every)
+    exact = make(name, **every)
     exact.load_state_dict(half.state_dict())
     wanted = by_module(results(exact, "eager", side))
-    theirs, ours = (by_module(results(half, kind, side)) for kind in ("eager", "nbattn"))
+    # ViT has no mask, so that ours is torch's SDPA, which errs more than eager does in torch 2.8.
+    judges = ("eager", "sdpa") if name == "vit" else ("eager",)
+    theirs = [by_module(results(half, kind, side)) for kind in judges]
+    ours = by_module(results(half, "nbattn", side))
     for module, right in wanted.items():
-        allowed = (theirs[module] - right).abs().max() + 2**-7 * right.abs().max()
+        allowed = max((one[module] - right).abs().max() for one in theirs)
+        allowed += 2**-7 * right.abs().max()
         assert ours[module].isfinite().all()
         assert (ours[module] - right).abs().max() <= 2 * allowed, module
         cases("transformers bf16 modules", 1)
