@@ -95,7 +95,8 @@ class PlannedAttention(torch.autograd.Function):
 
         def run(grad_out: Tensor, grad_lse: Tensor | None) -> Gradients:
             rows = (out, lse, grad_out, grad_lse)
-            if not is_plain((*tensors, *rows)):  # batched gradients, compiled backwards
+            # a compiled backward, or gradients that torch.autograd.grad batches
+            if not is_plain((*tensors, *rows)) or _FUNCTORCH.is_legacy_batchedtensor(grad_out):
                 return BACKWARD(grad_out, grad_lse, out, lse, *_operands(plan, inputs))
             _check_saved(ctx.place, (*tensors, *rows))
             found = execute.backward(plan, inputs, *rows)

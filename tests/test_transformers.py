@@ -240,10 +240,10 @@ def test_masks_go_where_their_layers_are(received):
     for block in model.model.layers:
         block.register_forward_pre_hook(send, with_kwargs=True)
     assert distance(results(model, "nbattn", "left"), wanted) == 0
-    mask = rule(FULL, attention_mask=torch.ones(BATCH, 3).bool())
+    mask = rule(WHOLE, attention_mask=torch.ones(BATCH, 3).bool())
     assert mask.to("meta").key_range.device.type == "meta"
     assert mask.to(torch.device("meta")).mask == mask.mask
-    assert rule(FULL).to("meta").key_range is None
+    assert rule(WHOLE).to("meta").key_range is None
 
 
 @pytest.mark.parametrize("use_reentrant", [True, False])
@@ -417,7 +417,7 @@ def parts(**named: Any) -> Any:
 PIXELS = torch.zeros(BATCH, 3, 20, 20)
 HOLED = torch.tensor([[1] * LENGTH, [1] * 4 + [0] + [1] * (LENGTH - 5)])
 RESTARTING = torch.tensor([[*range(9), *range(LENGTH - 9)]] * BATCH)
-FULL = masking_utils.bidirectional_mask_function
+WHOLE = masking_utils.bidirectional_mask_function
 REFUSED = {
     "user_4d_mask": (
         lambda: ask(attention_mask=torch.ones(BATCH, 1, LENGTH, LENGTH).bool()),
@@ -496,12 +496,12 @@ REFUSED = {
         '  fix:   attn_implementation="eager".',
     ),
     "position_bias": (
-        lambda: layer(rule(FULL), position_bias=torch.zeros(1)),
+        lambda: layer(rule(WHOLE), position_bias=torch.zeros(1)),
         "position_bias is set: nbattn adds no bias to scores.\n"
         '  fix:   attn_implementation="eager".',
     ),
     "unknown_argument": (
-        lambda: layer(rule(FULL), temperature=2.0),
+        lambda: layer(rule(WHOLE), temperature=2.0),
         "temperature is set: nbattn does not know what it means.\n"
         '  fix:   attn_implementation="eager".',
     ),
@@ -516,22 +516,22 @@ REFUSED = {
         '  fix:   attn_implementation="eager".',
     ),
     "mask_of_other_lengths": (
-        lambda: layer(rule(FULL, keys=7)),
+        lambda: layer(rule(WHOLE, keys=7)),
         "the mask is for (batch, 1, queries, keys) = (2, 1, 4, 7), the layer has (2, 1, 4, 4).\n"
         '  fix:   attn_implementation="eager".',
     ),
     "mask_as_a_matrix": (
-        lambda: rule(FULL) + torch.zeros(1),
+        lambda: rule(WHOLE) + torch.zeros(1),
         "the model calls add on its attention mask, which nbattn keeps as a rule and not as a "
         'matrix.\n  fix:   attn_implementation="eager".',
     ),
     "mask_of_another_dtype": (
-        lambda: rule(FULL).to(torch.float16),
+        lambda: rule(WHOLE).to(torch.float16),
         "the model casts its attention mask, which nbattn keeps as a rule and not as a "
         'matrix.\n  fix:   attn_implementation="eager".',
     ),
     "mask_by_index": (
-        lambda: rule(FULL)[:, :, :, :2],
+        lambda: rule(WHOLE)[:, :, :, :2],
         "the model indexes its attention mask, which nbattn keeps as a rule and not as a "
         'matrix.\n  fix:   attn_implementation="eager".',
     ),
@@ -576,7 +576,7 @@ REFUSED = {
         '  fix:   attn_implementation="sdpa", which takes any mask.',
     ),
     "newer_mask_argument": (
-        lambda: rule(FULL, strides=2),
+        lambda: rule(WHOLE, strides=2),
         "transformers passes strides= to mask functions, which nbattn does not know.\n"
         '  fix:   pip install "nbattn[transformers]"',
     ),
