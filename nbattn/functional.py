@@ -333,7 +333,8 @@ def run(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """`Plan.run`: attention by a plan made before, on the tensors it was made for."""
     if torch.compiler.is_compiling():  # outside of the graph; the compiler is loaded by now
-        torch._dynamo.graph_break(msg="a plan runs its own program, outside of compiled graphs")
+        why = "a plan runs its own program, outside of compiled graphs"
+        torch._dynamo.graph_break(msg=why)  # pyright: ignore[reportPrivateUsage]
         return torch.compiler.disable(_run)(plan, query, key, value, **tensors)  # pyright: ignore
     return _run(plan, query, key, value, **tensors)
 
@@ -351,8 +352,8 @@ def _run(
     if not autograd.is_plain(given):
         raise BackendError(
             "a plan runs its own program, which compilers, transforms and modes cannot follow.",
-            where=request.summary(),
-            fix="nbattn.attention(query, key, value, mask), which plans for them.",
+            "nbattn.attention(query, key, value, mask), which plans for them.",
+            request.summary(),
         )
     scale, softcap = numbers["scale"], numbers["softcap"]
     factor = query.shape[-1] ** -0.5 if scale is None else float(scale)
@@ -374,8 +375,8 @@ def _check_plan_is_for(
     if here.kind != request.device.kind or (known and here.name != request.device.name):
         raise InputError(
             f"the plan is for {request.device.name}, the tensors are on {query.device}.",
-            where=request.summary(),
-            fix=f"nbattn.plan(..., device={str(query.device)!r}).",
+            f"nbattn.plan(..., device={str(query.device)!r}).",
+            request.summary(),
         )
     wanted: dict[str, object] = {
         "batch": query.shape[0],
@@ -396,8 +397,8 @@ def _check_plan_is_for(
         if getattr(request, name) != size:
             raise InputError(
                 f"the plan is for {name}={getattr(request, name)}, the tensors have {size}.",
-                where=request.summary(),
-                fix="plan again for these shapes, or nbattn.attention(query, key, value, mask).",
+                "plan again for these shapes, or nbattn.attention(query, key, value, mask).",
+                request.summary(),
             )
 
 

@@ -25,15 +25,16 @@ BATCH, LENGTH = 2, 19
 SIDES = ["none", "left", "right"]
 CAUSAL = Axis(None, 0, causal=True, align="top-left")
 SLIDING = Axis(WINDOW - 1, 0, causal=True, align="top-left")
-FULL, BOTH = Axis(align="top-left"), Axis(WINDOW, WINDOW, align="top-left")
+EVERY_KEY = Axis(align="top-left")
+AROUND = Axis(WINDOW, WINDOW, align="top-left")
 RECEIVED = {
     "mistral": [SLIDING, SLIDING],
     "gemma2": [SLIDING, CAUSAL],
     "gemma3": [SLIDING, CAUSAL],
     "qwen3": [CAUSAL, SLIDING],
     "gpt_oss": [SLIDING, CAUSAL],
-    "modernbert": [FULL, BOTH],
-    "vit": [FULL, FULL],
+    "modernbert": [EVERY_KEY, AROUND],
+    "vit": [EVERY_KEY, EVERY_KEY],
 }
 
 
@@ -613,7 +614,7 @@ def test_a_decoder_as_an_encoder(received):
     wanted = model(text, is_causal=False, use_cache=False).logits
     model.set_attn_implementation("nbattn")
     found = model(text, is_causal=False, use_cache=False).logits
-    assert [mask for mask, _ in received] == [Mask(BOTH), Mask(FULL)]
+    assert [mask for mask, _ in received] == [Mask(AROUND), Mask(EVERY_KEY)]
     torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-6)
 
 
