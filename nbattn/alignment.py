@@ -40,7 +40,7 @@ def missing(mask: Mask, number: int, queries: Sequence[int], keys: Sequence[int]
     choices = [
         f"{written(_aligned(mask, align, queries, keys))} puts {_MEANING[align]}" for align in order
     ]
-    return MaskError(problem, where=repr(mask), fix=f"{'; or '.join(choices)}.")
+    return MaskError(problem, f"{'; or '.join(choices)}.", repr(mask))
 
 
 def _aligned(

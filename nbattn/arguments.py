@@ -30,8 +30,7 @@ def check_mask(mask: object) -> None:
     """A mask is a Mask."""
     if not isinstance(mask, Mask):
         raise InputError(
-            f"mask is {kind(mask)}, not an nbattn.Mask.",
-            fix="mask=nbattn.Mask(nbattn.Axis(3, 3), …).",
+            f"mask is {kind(mask)}, not an nbattn.Mask.", "mask=nbattn.Mask(nbattn.Axis(3, 3), …)."
         )
 
 
@@ -46,24 +45,24 @@ def check_shapes(
             raise InputError(
                 f"{name} has {counted(len(shape), 'dimension')} {list(shape)}; "
                 f"a mask of {counted(mask.rank, 'axis', 'axes')} needs {mask.rank + 3}.",
-                where=repr(mask),
-                fix=f"{name} as [B, {space}, {'H' if name == 'query' else 'Hk'}, D]"
+                f"{name} as [B, {space}, {'H' if name == 'query' else 'Hk'}, D]"
                 + (f", or a mask of {counted(rank, 'axis', 'axes')}." if fits else "."),
+                repr(mask),
             )
     same = [holds(query[at] == key[at]) for at in (0, -1)]
     if not all(same):
         what, at = ("head_dim", -1) if same[0] else ("batch", 0)
         raise InputError(
             f"{what} differs: {query[at]} in query, {key[at]} in key.",
-            where=_where(query, key, value),
-            fix=f"the same {what} in both.",
+            f"the same {what} in both.",
+            _where(query, key, value),
         )
     if not all(holds(a == b) for a, b in zip(key[:-1], value[:-1], strict=True)):
         raise InputError(
             f"key and value differ before their last dimension: "
             f"{list(key[:-1])} and {list(value[:-1])}.",
-            where=_where(query, key, value),
-            fix="one key and one value per position and head.",
+            "one key and one value per position and head.",
+            _where(query, key, value),
         )
     for name, size in (
         ("heads", query[-2]),
@@ -73,13 +72,13 @@ def check_shapes(
     ):
         if not holds(size >= 1):
             where = _where(query, key, value)
-            raise InputError(f"{name} is {size}.", where=where, fix="at least 1.")
+            raise InputError(f"{name} is {size}.", "at least 1.", where)
     if not holds(query[-2] % key[-2] == 0):
         raise InputError(
             f"{query[-2]} query heads are no multiple of {key[-2]} key heads.",
-            where=_where(query, key, value),
-            fix=f"a number of key heads that divides {query[-2]}; "
+            f"a number of key heads that divides {query[-2]}; "
             "query head h reads key head h // (H // Hk).",
+            _where(query, key, value),
         )
 
 
@@ -141,7 +140,7 @@ def check_tensors(query: Tensor, named: dict[str, Tensor | None]) -> None:
             fix = f"{name} as [B, *space, H, D]."
             raise InputError(
                 f"{name} is {what}, not a tensor.",
-                fix=fix
+                fix
                 if tensor is None
                 else "torch.tensor(key_range, dtype=torch.int32)."
                 if name == "key_range"
@@ -150,22 +149,22 @@ def check_tensors(query: Tensor, named: dict[str, Tensor | None]) -> None:
         if tensor.layout != torch.strided or tensor.is_nested:
             raise InputError(
                 f"{name} is a sparse or nested tensor.",
-                fix=f"{name}.to_dense(), padded, with key_range=.",
+                f"{name}.to_dense(), padded, with key_range=.",
             )
         if tensor.device != query.device:
             raise InputError(
                 f"{name} is on {tensor.device}, query on {query.device}.",
-                fix=f"{name}.to({str(query.device)!r}).",
+                f"{name}.to({str(query.device)!r}).",
             )
         if tensor.dtype != query.dtype and name not in _OF_ANY_DTYPE:
             raise InputError(
                 f"{name} is {_name(tensor.dtype)}, query {_name(query.dtype)}.",
-                fix=f"{name}.to(query.dtype).",
+                f"{name}.to(query.dtype).",
             )
         if name == "query" and _name(tensor.dtype) not in DTYPES:
             raise InputError(
                 f"query is {_name(tensor.dtype)}, not a dtype that attention runs in.",
-                fix=f"query.float(); it runs in {', '.join(DTYPES)}.",
+                f"query.float(); it runs in {', '.join(DTYPES)}.",
             )
 
 
@@ -178,12 +177,12 @@ def check_numbers(scale: object, softcap: object) -> None:
             continue
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise InputError(
-                f"{name}={value!r} is {kind(value)}, not a number.", fix=f"{name}=None or a float."
+                f"{name}={value!r} is {kind(value)}, not a number.", f"{name}=None or a float."
             )
         if not low <= value <= _LARGE:
             legal = "a finite number above 0" if name == "softcap" else "a finite number"
             shown = f"{value}" if abs(value) < 10 or not isinstance(value, int) else "10^…"
-            raise InputError(f"{name}={shown} is not legal.", fix=f"{name}: {legal}, or None.")
+            raise InputError(f"{name}={shown} is not legal.", f"{name}: {legal}, or None.")
     if scale is not None and softcap is not None:
         _check_quotient(float(scale), float(softcap))  # pyright: ignore[reportArgumentType]
 
@@ -195,7 +194,7 @@ def _check_quotient(scale: float, softcap: float) -> None:
         raise InputError(
             f"scale={scale} is {abs(scale) / softcap:.3g} times softcap={softcap}; "
             f"kernels divide them, and take quotients up to {_LARGE:.0e}.",
-            fix=f"softcap={least!r} or more, or None.",
+            f"softcap={least!r} or more, or None.",
         )
 
 
@@ -204,18 +203,18 @@ def check_flags(flags: Mapping[str, object]) -> None:
     for name, flag in flags.items():
         if flag is not True and flag is not False:
             raise InputError(
-                f"{name}={flag!r} is {kind(flag)}, not a bool.", fix=f"{name}=True or {name}=False."
+                f"{name}={flag!r} is {kind(flag)}, not a bool.", f"{name}=True or {name}=False."
             )
 
 
 def check_names(backend: object, dtype: object, device: object) -> None:
     """What becomes part of the plan cache's key can be one."""
     if not isinstance(backend, str):
-        raise InputError(f"backend={backend!r} is {kind(backend)}.", fix='backend="auto".')
+        raise InputError(f"backend={backend!r} is {kind(backend)}.", 'backend="auto".')
     if not isinstance(dtype, (str, torch.dtype)):
-        raise InputError(f"dtype={dtype!r} is {kind(dtype)}.", fix="dtype=torch.bfloat16.")
+        raise InputError(f"dtype={dtype!r} is {kind(dtype)}.", "dtype=torch.bfloat16.")
     if device is not None and not isinstance(device, (str, torch.device, DeviceInfo)):
-        raise InputError(f"device={device!r} is not known.", fix=devices.known())
+        raise InputError(f"device={device!r} is not known.", devices.known())
 
 
 def check_run(request: Request, query: Tensor, named: dict[str, Any]) -> None:
@@ -225,7 +224,7 @@ def check_run(request: Request, query: Tensor, named: dict[str, Any]) -> None:
         if name not in known:
             raise InputError(
                 f"run() takes no {name!r}; the plan has decided it.",
-                fix=f"only {', '.join(known[2:])} besides query, key and value.",
+                f"only {', '.join(known[2:])} besides query, key and value.",
             )
     check_tensors(query, {n: t for n, t in named.items() if n not in ("scale", "softcap")})
     key, value = named["key"], named["value"]
@@ -248,21 +247,18 @@ def check_extras(
     if sink is not None:
         _shaped("sink", sink, (query.shape[-2],), "one logit per query head")
         if not sink.is_floating_point():
-            raise InputError(
-                f"sink is {_name(sink.dtype)}, not a floating dtype.", fix="sink.float()."
-            )
+            raise InputError(f"sink is {_name(sink.dtype)}, not a floating dtype.", "sink.float().")
     if key_range is not None:
         _shaped("key_range", key_range, (batch, rank, 2), "[start, stop) per sample and axis")
         if key_range.dtype != torch.int32:
             raise InputError(
-                f"key_range is {_name(key_range.dtype)}, not int32.",
-                fix="key_range.int().",
+                f"key_range is {_name(key_range.dtype)}, not int32.", "key_range.int()."
             )
     if (extra_key is None) != (extra_value is None):
         missing = "extra_key" if extra_key is None else "extra_value"
         raise InputError(
             f"{missing} is missing; extra keys need both.",
-            fix="extra_key= and extra_value=, or neither.",
+            "extra_key= and extra_value=, or neither.",
         )
     if extra_key is not None and extra_value is not None:
         count = extra_key.shape[1] if extra_key.dim() == 4 else "E"
@@ -283,8 +279,7 @@ def _shaped(name: str, tensor: Tensor, shape: Sequence[Any], meaning: str) -> No
     ):
         wanted = f"[{', '.join(map(str, shape))}]"
         raise InputError(
-            f"{name} has shape {list(tensor.shape)}, not {wanted}.",
-            fix=f"{name}: {meaning}, {wanted}.",
+            f"{name} has shape {list(tensor.shape)}, not {wanted}.", f"{name}: {meaning}, {wanted}."
         )
 
 
@@ -292,7 +287,7 @@ def check_backend(backend: str, require: Sequence[str], forbid: Sequence[str]) -
     """Names are known, and require= and forbid= are tuples of them."""
     if backend not in BACKENDS:
         names = ", ".join(map(repr, BACKENDS))
-        raise InputError(f"backend={backend!r} is not known.", fix=f"one of {names}.")
+        raise InputError(f"backend={backend!r} is not known.", f"one of {names}.")
     check_traits_given(require, forbid)
     for name, traits in (("require", require), ("forbid", forbid)):
         check_traits(name, tuple(traits))
@@ -304,10 +299,10 @@ def check_traits_given(require: object, forbid: object) -> None:
         return  # the usual case: every plan look-up comes by
     for name, traits in (("require", require), ("forbid", forbid)):
         if isinstance(traits, str):
-            raise InputError(f"{name}={traits!r} is a string.", fix=f"{name}=({traits!r},).")
+            raise InputError(f"{name}={traits!r} is a string.", f"{name}=({traits!r},).")
         if not isinstance(traits, Sequence):
             names = tuple(sorted(traits)) if isinstance(traits, (set, frozenset)) else ()
-            raise InputError(f"{name}={traits!r} is no tuple of names.", fix=f"{name}={names!r}.")
+            raise InputError(f"{name}={traits!r} is no tuple of names.", f"{name}={names!r}.")
 
 
 def check_plan(
@@ -324,22 +319,22 @@ def check_plan(
         fix = f"{name}=[B, *space, H, D], whole numbers >= 0."
         plain = type(shape) is tuple or type(shape) is list
         if not plain and (not isinstance(shape, Sequence) or isinstance(shape, str)):
-            raise InputError(f"{name}={shape!r} is no shape.", fix=fix)
+            raise InputError(f"{name}={shape!r} is no shape.", fix)
         if {*map(type, shape)} != {int} or min(shape) < 0 or max(shape) > LONGEST:
             if not shape:
-                raise InputError(f"{name}={shape!r} has no length.", fix=fix)
+                raise InputError(f"{name}={shape!r} has no length.", fix)
             wrong = next(n for n in shape if type(n) is not int or not 0 <= n <= LONGEST)
             shown = tuple(shape)
             if type(wrong) is int and wrong > LONGEST:
-                raise InputError(f"{name}: {wrong} is beyond {LONGEST}.", fix=fix)
-            raise InputError(f"{name}={shown!r}: {wrong!r} is no length.", fix=fix)
+                raise InputError(f"{name}: {wrong} is beyond {LONGEST}.", fix)
+            raise InputError(f"{name}={shown!r}: {wrong!r} is no length.", fix)
     for name, value, low in (("value_dim", value_dim, 1), ("extra_keys", extra_keys, 0)):
         if (value is None and low) or (type(value) is int and value >= 0):
             continue
         fix = f"{name} is a whole number >= {low}."
         if type(value) is not int:
-            raise InputError(f"{name}={value!r} is {kind(value)}, not an integer.", fix=fix)
-        raise InputError(f"{name}={value} is below {low}.", fix=fix)
+            raise InputError(f"{name}={value!r} is {kind(value)}, not an integer.", fix)
+        raise InputError(f"{name}={value} is below {low}.", fix)
     check_flags(flags)
 
 
@@ -349,32 +344,31 @@ def check_parts(
     """The parts of `merge` as lists, of one shape, dtype and device."""
     if isinstance(outputs, Tensor) or isinstance(lses, Tensor):
         problem = "merge takes lists of outputs and logsumexps, not one tensor."
-        raise InputError(problem, fix="merge([out_a, out_b], [lse_a, lse_b]).")
+        raise InputError(problem, "merge([out_a, out_b], [lse_a, lse_b]).")
     outputs, lses = list(outputs), list(lses)
     if not outputs or len(outputs) != len(lses):
         raise InputError(
             f"{len(outputs)} outputs and {len(lses)} logsumexps.",
-            fix="as many of both, at least one: merge([a, b], [x, y]).",
+            "as many of both, at least one: merge([a, b], [x, y]).",
         )
     for out, lse in zip(outputs, lses, strict=True):
         for name, given in (("an output", out), ("a logsumexp", lse)):
             if not isinstance(given, Tensor):
-                raise InputError(f"{name} is {kind(given)}, not a tensor.", fix="torch.as_tensor.")
+                raise InputError(f"{name} is {kind(given)}, not a tensor.", "torch.as_tensor.")
         if out.shape != outputs[0].shape or lse.shape != out.shape[:-1]:
             raise InputError(
                 f"output {list(out.shape)} and logsumexp {list(lse.shape)} "
                 f"do not fit {list(outputs[0].shape)}.",
-                fix="outputs [B, *space, H, Dv] and logsumexps [B, *space, H] of the same queries.",
+                "outputs [B, *space, H, Dv] and logsumexps [B, *space, H] of the same queries.",
             )
     for name, tensors in (("outputs", outputs), ("logsumexps", lses)):
         kinds = {f"{_name(t.dtype)} on {t.device}": None for t in tensors}
         if len(kinds) > 1 or not tensors[0].is_floating_point():
             raise InputError(
-                f"{name} are {' and '.join(kinds)}.", fix="one floating dtype, one device."
+                f"{name} are {' and '.join(kinds)}.", "one floating dtype, one device."
             )
     if outputs[0].device != lses[0].device:
         raise InputError(
-            f"outputs are on {outputs[0].device}, logsumexps on {lses[0].device}.",
-            fix="one device.",
+            f"outputs are on {outputs[0].device}, logsumexps on {lses[0].device}.", "one device."
         )
     return outputs, lses

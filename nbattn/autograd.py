@@ -95,7 +95,8 @@ class PlannedAttention(torch.autograd.Function):
 
         def run(grad_out: Tensor, grad_lse: Tensor | None) -> Gradients:
             rows = (out, lse, grad_out, grad_lse)
-            if not is_plain((*tensors, *rows)):  # batched gradients, compiled backwards
+            # a compiled backward, or gradients that torch.autograd.grad batches
+            if not is_plain((*tensors, *rows)) or _FUNCTORCH.is_legacy_batchedtensor(grad_out):
                 return BACKWARD(grad_out, grad_lse, out, lse, *_operands(plan, inputs))
             _check_saved(ctx.place, (*tensors, *rows))
             found = execute.backward(plan, inputs, *rows)
@@ -216,7 +217,7 @@ class _Once(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
         raise BackendError(
-            "gradients of gradients are implemented by the reference alone.", fix=_REFERENCE
+            "gradients of gradients are implemented by the reference alone.", _REFERENCE
         )
 
 
@@ -234,7 +235,7 @@ def refuse_tangents(tensors: Sequence[Tensor | None]) -> None:
         found = level >= 0 and any(forward_ad.unpack_dual(t).tangent is not None for t in given)
     if found:
         raise BackendError(
-            "forward-mode derivatives are implemented by the reference alone.", fix=_REFERENCE
+            "forward-mode derivatives are implemented by the reference alone.", _REFERENCE
         )
 
 
@@ -264,6 +265,6 @@ def _check_saved(place: tuple[torch.dtype, torch.device], tensors: Sequence[Tens
     places = ", ".join(dict.fromkeys(str(t.device) for t in given))
     raise BackendError(
         f"saved tensors came back as {found} on {places}; the forward had {dtype} on {device}.",
-        fix="torch.autograd.graph.saved_tensors_hooks(pack, unpack) whose unpack gives tensors "
+        "torch.autograd.graph.saved_tensors_hooks(pack, unpack) whose unpack gives tensors "
         "back on the device and in the dtype that pack was given.",
     )

@@ -146,11 +146,11 @@ def whole(name: str, value: SupportsIndex, low: int | None, hint: str = "") -> i
             raise TypeError
         number = operator.index(value)
     except TypeError:
-        raise MaskError(f"{name}={value!r} is {kind(value)}, not an integer.", fix=legal) from None
+        raise MaskError(f"{name}={value!r} is {kind(value)}, not an integer.", legal) from None
     if low is not None and number < low:
-        raise MaskError(f"{name}={number} is below {low}.", fix=legal)
+        raise MaskError(f"{name}={number} is below {low}.", legal)
     if abs(number) > _LIMIT:
-        raise MaskError(f"{name}={number} is beyond {_LIMIT}, the largest legal number.", fix=legal)
+        raise MaskError(f"{name}={number} is beyond {_LIMIT}, the largest legal number.", legal)
     return number
 
 
@@ -158,7 +158,7 @@ def truth(name: str, value: object) -> bool:
     """The value as it is, or a MaskError when it is no bool."""
     if not isinstance(value, bool):
         problem = f"{name}={value!r} is {kind(value)}, not a bool."
-        raise MaskError(problem, fix=f"{name}=True or {name}=False.")
+        raise MaskError(problem, f"{name}=True or {name}=False.")
     return value
 
 
@@ -182,7 +182,7 @@ def _one_of(name: str, value: object, known: Sequence[str]) -> None:
         names = ", ".join(map(repr, known))
         raise MaskError(
             f"{name}={value!r} is not one of {names}.",
-            fix=f"{name}={near!r}." if near else _CHOICES[name],
+            f"{name}={near!r}." if near else _CHOICES[name],
         )
 
 
@@ -192,7 +192,7 @@ def _place(align: SupportsIndex, offset: int) -> int:
     if not holds(offset == 0):
         raise MaskError(
             f"align={place} and offset={offset} both say where query 0 stands.",
-            fix=f'align={place + offset}, or align={place}, or align="top-left", offset={offset}.',
+            f'align={place + offset}, or align={place}, or align="top-left", offset={offset}.',
         )
     return place
 
@@ -202,12 +202,12 @@ def _check_rules(axis: Axis) -> None:
     if axis.causal and (axis.right is None or not holds(axis.right == 0)):
         raise MaskError(
             f"causal=True reads nothing to the right, but right={axis.right}.",
-            fix=f"Axis({axis.left}, 0, causal=True), or causal=False to look {axis.right} ahead.",
+            f"Axis({axis.left}, 0, causal=True), or causal=False to look {axis.right} ahead.",
         )
     if axis.border == "shift" and (axis.left is None or axis.right is None):
         raise MaskError(
             f'border="shift" needs two finite sides, but left={axis.left}, right={axis.right}.',
-            fix='Axis(3, 3, border="shift"), or border="clip" with unlimited sides.',
+            'Axis(3, 3, border="shift"), or border="clip" with unlimited sides.',
         )
     if axis.border == "wrap":
         plain = {
@@ -219,13 +219,13 @@ def _check_rules(axis: Axis) -> None:
             if not is_plain:
                 raise MaskError(
                     f'border="wrap" is circular: it has no {name}={getattr(axis, name)!r}.',
-                    fix=f'{name}={legal!r}, or border="clip".',
+                    f'{name}={legal!r}, or border="clip".',
                 )
     if not holds(axis.prefix == 0) and (axis.border == "wrap" or not holds(axis.dilation == 1)):
         other = f"dilation={axis.dilation}" if axis.dilation > 1 else 'border="wrap"'
         raise MaskError(
             f"prefix={axis.prefix} and {other} cannot be combined.",
-            fix="prefix=0, and pass those keys as extra_key= and extra_value=.",
+            "prefix=0, and pass those keys as extra_key= and extra_value=.",
         )
 
 

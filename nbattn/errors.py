@@ -9,8 +9,9 @@ from typing import NamedTuple
 class NbattnError(Exception):
     """Base class of every error nbattn raises on purpose."""
 
-    def __init__(self, problem: str, *, fix: str = "", where: str = "") -> None:
-        """Keep the parts, so that a public function can add what an inner one did not know.
+    def __init__(self, problem: str, fix: str = "", where: str = "") -> None:
+        """Keep the parts, so that a public function can add what an inner one did not know. They
+        come by position: of an error raised while it traces, torch.compile shows nothing else.
 
         Args:
             problem: what is wrong, with both numbers.

@@ -332,9 +332,17 @@ def run(
     plan: Plan, query: Tensor, key: Tensor, value: Tensor, **tensors: Any
 ) -> Tensor | tuple[Tensor, Tensor]:
     """`Plan.run`: attention by a plan made before, on the tensors it was made for."""
+    if torch.compiler.is_compiling():  # outside of the graph; the compiler is loaded by now
+        why = "a plan runs its own program, outside of compiled graphs"
+        torch._dynamo.graph_break(msg=why)  # pyright: ignore[reportPrivateUsage]
+        return torch.compiler.disable(_run)(plan, query, key, value, **tensors)  # pyright: ignore
+    return _run(plan, query, key, value, **tensors)
+
+
+def _run(
+    plan: Plan, query: Tensor, key: Tensor, value: Tensor, **tensors: Any
+) -> Tensor | tuple[Tensor, Tensor]:
     request = plan.request
-    if torch.compiler.is_compiling():  # which runs this code as it is, unless told not to
-        raise _unseen(request)
     numbers = {name: tensors.pop(name, None) for name in ("scale", "softcap")}
     query, named = _autocast(query, {"key": key, "value": value, **tensors})
     arguments.check_run(request, query, {**named, **numbers})
@@ -342,20 +350,16 @@ def run(
     training = autograd.trains(given)
     _check_plan_is_for(request, given, softcap=numbers["softcap"], training=training)
     if not autograd.is_plain(given):
-        raise _unseen(request)
+        raise BackendError(
+            "a plan runs its own program, which compilers, transforms and modes cannot follow.",
+            "nbattn.attention(query, key, value, mask), which plans for them.",
+            request.summary(),
+        )
     scale, softcap = numbers["scale"], numbers["softcap"]
     factor = query.shape[-1] ** -0.5 if scale is None else float(scale)
     inputs = Inputs(*given, scale=factor, softcap=None if softcap is None else float(softcap))  # pyright: ignore
     out, lse = _attend(plan, inputs, training=training)
     return (out, lse) if request.return_lse else out  # pyright: ignore
-
-
-def _unseen(request: Request) -> BackendError:
-    return BackendError(
-        "a plan runs its own program, which compilers, transforms and modes cannot follow.",
-        where=request.summary(),
-        fix="nbattn.attention(query, key, value, mask), which plans for them.",
-    )
 
 
 def _check_plan_is_for(
@@ -371,8 +375,8 @@ def _check_plan_is_for(
     if here.kind != request.device.kind or (known and here.name != request.device.name):
         raise InputError(
             f"the plan is for {request.device.name}, the tensors are on {query.device}.",
-            where=request.summary(),
-            fix=f"nbattn.plan(..., device={str(query.device)!r}).",
+            f"nbattn.plan(..., device={str(query.device)!r}).",
+            request.summary(),
         )
     wanted: dict[str, object] = {
         "batch": query.shape[0],
@@ -393,8 +397,8 @@ def _check_plan_is_for(
         if getattr(request, name) != size:
             raise InputError(
                 f"the plan is for {name}={getattr(request, name)}, the tensors have {size}.",
-                where=request.summary(),
-                fix="plan again for these shapes, or nbattn.attention(query, key, value, mask).",
+                "plan again for these shapes, or nbattn.attention(query, key, value, mask).",
+                request.summary(),
             )
 
 

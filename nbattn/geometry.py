@@ -314,9 +314,9 @@ def bind(mask: Mask, query_space: Space, key_space: Space | None = None) -> tupl
             raise MaskError(
                 f"the mask has {counted(mask.rank, 'axis', 'axes')}, "
                 f"the space of the {name} {len(space)}: {space}.",
-                where=repr(mask),
-                fix="one length per axis of the mask"
+                "one length per axis of the mask"
                 + (f", or a mask of {counted(len(space), 'axis', 'axes')}." if space else "."),
+                repr(mask),
             )
     for number, (axis, nq, nk) in enumerate(zip(mask.axes, queries, keys, strict=True)):
         _check_lengths(mask, number, axis, nq, nk)
@@ -340,7 +340,7 @@ def check_dense(queries: int, keys: int) -> None:
     if queries * keys > _DENSE_LIMIT:
         raise MaskError(
             f"a dense mask of {queries} x {keys} pairs is over the limit of {_DENSE_LIMIT}.",
-            fix='backend="auto" runs it at any size; plan.verify() proves it, '
+            'backend="auto" runs it at any size; plan.verify() proves it, '
             "mask.draw() shows it by tiles.",
         )
 
@@ -370,17 +370,17 @@ def _check_lengths(mask: Mask, number: int, axis: Axis, queries: int, keys: int)
     if queries != keys:
         raise MaskError(
             f'{where}: border="wrap" needs as many queries as keys.',
-            where=repr(mask),
-            fix='border="clip" and an align allow different lengths, '
+            'border="clip" and an align allow different lengths, '
             f"or give axis {number} one length.",
+            repr(mask),
         )
     period = axis.dilation * axis.stride
     if keys % period:
         raise MaskError(
             f'{where}: border="wrap" needs a length that dilation x stride = {period} divides, '
             f"but {keys} leaves {keys % period}.",
-            where=repr(mask),
-            fix=f"pad axis {number} to {keys + period - keys % period}, or dilation=1, stride=1.",
+            f"pad axis {number} to {keys + period - keys % period}, or dilation=1, stride=1.",
+            repr(mask),
         )
 
 

@@ -37,7 +37,7 @@ def check_lengths(lines: Sequence[BoundAxis]) -> None:
             raise MaskError(
                 f"axis {number} has {line.queries} queries and {line.keys} keys; "
                 f"pictures go up to {LONGEST}.",
-                fix="a shorter axis shows the same rules.",
+                "a shorter axis shows the same rules.",
             )
 
 

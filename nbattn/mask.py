@@ -58,7 +58,7 @@ class Mask:
             if not isinstance(axis, Axis):
                 raise MaskError(
                     f"axis {number} is {axis!r}, {kind(axis)}, not an Axis.",
-                    fix="Mask(Axis(3, 3), Axis(3, 3)); Mask(*axes) for a list of them.",
+                    "Mask(Axis(3, 3), Axis(3, 3)); Mask(*axes) for a list of them.",
                 )
 
     @property
@@ -163,7 +163,7 @@ class Mask:
             found = ", ".join(f"{name} {length}" for name, length in lengths.items())
             raise MaskError(
                 f"per-axis arguments have different lengths: {found}.",
-                fix="one value for every axis, or an int that holds for all of them.",
+                "one value for every axis, or an int that holds for all of them.",
             )
         rank = next(iter(lengths.values()), 1)
         per_axis = [g if isinstance(g, (tuple, list)) else (g,) * rank for g in given.values()]
@@ -190,8 +190,7 @@ class Mask:
         """
         if not isinstance(window_size, (tuple, list)) or len(window_size) != 2:
             raise MaskError(
-                f"window_size={window_size!r} is not a pair.",
-                fix="window_size=(left, right).",
+                f"window_size={window_size!r} is not a pair.", "window_size=(left, right)."
             )
         left, right = (
             _flash_side(name, side)
@@ -259,8 +258,8 @@ class Mask:
         if reason:
             raise MaskError(
                 f"Flash has no window_size for this mask: {reason}",
-                where=repr(self),
-                fix=_instead_of_flash(self),
+                _instead_of_flash(self),
+                repr(self),
             )
         shift = 0 if axis.is_full else axis.offset
         left, right = axis.left, axis.right
@@ -383,8 +382,7 @@ def as_space(space: Space, name: str = "space") -> tuple[int, ...]:
         whole = hasattr(length, "__index__") and not isinstance(length, bool)
         if not whole or operator.index(length) < 0:
             raise MaskError(
-                f"{name}={space!r}: {length!r} is no length.",
-                fix="whole numbers >= 0, one per axis.",
+                f"{name}={space!r}: {length!r} is no length.", "whole numbers >= 0, one per axis."
             )
     return tuple(map(operator.index, lengths))
 
@@ -407,7 +405,7 @@ def written(axes: Sequence[Axis]) -> str:
 def _check_rank(rank: int) -> None:
     if not 1 <= rank <= MAX_RANK:
         raise MaskError(
-            f"a mask has 1 to {MAX_RANK} axes, not {rank}.", fix="Mask(Axis(3, 3), Axis(3, 3))"
+            f"a mask has 1 to {MAX_RANK} axes, not {rank}.", "Mask(Axis(3, 3), Axis(3, 3))"
         )
 
 
@@ -415,7 +413,7 @@ def _natten_axis(kernel_size: int, dilation: int, stride: int, is_causal: bool) 
     kernel = whole("kernel_size", kernel_size, 1)
     if not holds(whole("stride", stride, 1) <= kernel):
         raise MaskError(
-            f"stride={stride} is larger than kernel_size={kernel}.", fix=f"stride={kernel} or less."
+            f"stride={stride} is larger than kernel_size={kernel}.", f"stride={kernel} or less."
         )
     if truth("is_causal", is_causal):
         return Axis(kernel - 1, dilation=dilation, stride=stride, causal=is_causal)

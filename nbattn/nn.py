@@ -75,7 +75,7 @@ class NeighborhoodAttention(nn.Module):
         if qk_transform is not None and not isinstance(qk_transform, nn.Module):
             raise InputError(
                 f"qk_transform is {kind(qk_transform)}, not a torch.nn.Module.",
-                fix="a Module whose forward(query, key) returns both.",
+                "a Module whose forward(query, key) returns both.",
             )
         self.dim, self.num_heads = _whole("dim", dim, 1), _whole("num_heads", num_heads, 1)
         self.kv_heads = _kv_heads(self.num_heads, kv_heads)
@@ -206,7 +206,7 @@ class NeighborhoodAttention(nn.Module):
         if not isinstance(results, tuple) or len(results) != 2:
             raise InputError(
                 f"{kind(transform)} as qk_transform returned {kind(results)}, not two tensors.",
-                fix="return query, key.",
+                "return query, key.",
             )
         new_query = _like("query", results[0], query)
         new_key = _like("key", results[1], key)
@@ -221,11 +221,11 @@ class NeighborhoodAttention(nn.Module):
                 continue
             if not isinstance(tokens, Tensor):
                 what = "None" if tokens is None else kind(tokens)
-                raise InputError(f"{name} is {what}, not a tensor.", fix=self._wanted(name))
+                raise InputError(f"{name} is {what}, not a tensor.", self._wanted(name))
             if tokens.is_nested or tokens.layout != torch.strided:
                 raise InputError(
                     f"{name} is a sparse or nested tensor.",
-                    fix=f"{name} dense and padded, with key_range=.",
+                    f"{name} dense and padded, with key_range=.",
                 )
             self._check_shape(name, tokens.shape)
             _same_batch(x.shape, name, tokens.shape)
@@ -241,7 +241,7 @@ class NeighborhoodAttention(nn.Module):
             raise InputError(
                 f"extra_tokens with {kind(self.qk_transform)} as qk_transform, which does not say "
                 "what becomes of their keys.",
-                fix="give it a method: def extra_key(self, key): return key.",
+                "give it a method: def extra_key(self, key): return key.",
             )
 
     def _check_shape(self, name: str, shape: Sequence[int]) -> None:
@@ -253,11 +253,11 @@ class NeighborhoodAttention(nn.Module):
             problem = (
                 f"{name} has {counted(len(shape), 'dimension')} {list(shape)}, not {rank + 2}."
             )
-            raise InputError(problem, where=repr(self.mask), fix=fix)
+            raise InputError(problem, fix, repr(self.mask))
         if shape[1] == self.dim and name in ("x", "context"):
             fix = f"{name}.movedim(1, -1): channels come last."
         problem = f"{name} has {counted(shape[-1], 'channel')} {list(shape)}, not {self.dim}."
-        raise InputError(problem, where=repr(self.mask), fix=fix)
+        raise InputError(problem, fix, repr(self.mask))
 
     def _wanted(self, name: str) -> str:
         space = "E" if name == "extra_tokens" else ", ".join("XYZ"[: self.mask.rank])
@@ -266,7 +266,7 @@ class NeighborhoodAttention(nn.Module):
     def _sizes(self, name: str, shape: Sequence[int]) -> tuple[int, ...]:
         """A shape as plain integers."""
         if not isinstance(shape, Sequence) or isinstance(shape, str):
-            raise InputError(f"{name} is {kind(shape)}, no shape.", fix=f"{name}=x.shape.")
+            raise InputError(f"{name} is {kind(shape)}, no shape.", f"{name}=x.shape.")
         sizes = tuple(_whole(f"{name}[{n}]", size, 0) for n, size in enumerate(shape))
         self._check_shape(name, sizes)
         return sizes
@@ -324,14 +324,14 @@ def _fitting(name: str, tokens: Tensor, weight: Tensor) -> Tensor:
     if tokens.device != weight.device:
         raise InputError(
             f"{name} is on {tokens.device}, the layer on {weight.device}.",
-            fix=f"{name}.to({str(weight.device)!r}).",
+            f"{name}.to({str(weight.device)!r}).",
         )
     cast = _autocast(weight)
     if cast is not None and tokens.is_floating_point() and tokens.dtype != torch.float64:
         return tokens.to(cast)
     if tokens.dtype != weight.dtype:
         own, wanted = (str(t.dtype).removeprefix("torch.") for t in (tokens, weight))
-        raise InputError(f"{name} is {own}, the layer {wanted}.", fix=f"{name}.to({weight.dtype}).")
+        raise InputError(f"{name} is {own}, the layer {wanted}.", f"{name}.to({weight.dtype}).")
     return tokens
 
 
@@ -340,7 +340,7 @@ def _whole(name: str, value: int, low: int) -> int:
     try:
         return whole(name, value, low)
     except MaskError as error:
-        raise InputError(error.problem, fix=error.fix) from None
+        raise InputError(error.problem, error.fix) from None
 
 
 def _kv_heads(heads: int, given: int | None) -> int:
@@ -348,7 +348,7 @@ def _kv_heads(heads: int, given: int | None) -> int:
     if heads % kv_heads:
         raise InputError(
             f"num_heads={heads} is no multiple of kv_heads={kv_heads}.",
-            fix=f"a kv_heads that divides {heads}; query head h reads key head h // (H // Hk).",
+            f"a kv_heads that divides {heads}; query head h reads key head h // (H // Hk).",
         )
     return kv_heads
 
@@ -359,7 +359,7 @@ def _head_dim(dim: int, heads: int, given: int | None) -> int:
     if dim % heads:
         raise InputError(
             f"dim={dim} is no multiple of num_heads={heads}.",
-            fix=f"head_dim={max(1, dim // heads)}, or a num_heads that divides {dim}.",
+            f"head_dim={max(1, dim // heads)}, or a num_heads that divides {dim}.",
         )
     return dim // heads
 
@@ -367,17 +367,17 @@ def _head_dim(dim: int, heads: int, given: int | None) -> int:
 def _check_probability(name: str, value: float) -> None:
     legal = f"0 <= {name} <= 1."
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise InputError(f"{name}={value!r} is {kind(value)}, not a number.", fix=legal)
+        raise InputError(f"{name}={value!r} is {kind(value)}, not a number.", legal)
     if not 0 <= value <= 1:
-        raise InputError(f"{name}={value} is no probability.", fix=legal)
+        raise InputError(f"{name}={value} is no probability.", legal)
 
 
 def _same_batch(x: Sequence[int], name: str, other: Sequence[int], first: str = "x") -> None:
     if not holds(x[0] == other[0]):
         raise InputError(
             f"batch differs: {x[0]} in {first}, {other[0]} in {name}.",
-            where=f"{first} {list(x)} {name} {list(other)}",
-            fix="the same batch in both.",
+            "the same batch in both.",
+            f"{first} {list(x)} {name} {list(other)}",
         )
 
 
@@ -387,6 +387,6 @@ def _like(name: str, result: object, before: Tensor) -> Tensor:
         found = list(result.shape) if isinstance(result, Tensor) else kind(result)
         raise InputError(
             f"qk_transform made the {name} {list(before.shape)} into {found}.",
-            fix="a result of the same shape.",
+            "a result of the same shape.",
         )
     return result.to(before.dtype).contiguous()

@@ -94,7 +94,7 @@ def _inputs(values: tuple[Any, ...]) -> tuple[Inputs, Options]:
     given = {**dict(zip(TENSORS, tensors, strict=True)), **options._asdict()}
     for name in _PLANNED:
         if given[name] is not None and len(given[name]):
-            raise InputError(f"{name} is given, which no backend takes yet.", fix=f"{name}=None.")
+            raise InputError(f"{name} is given, which no backend takes yet.", f"{name}=None.")
     known = (given[name] for name in TENSORS if name not in _PLANNED)
     return Inputs(*known, scale=options.scale, softcap=options.softcap), options
 

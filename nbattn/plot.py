@@ -76,7 +76,7 @@ def save(made: Any, path: str | Path) -> None:
     except OSError as error:
         raise InputError(
             f"{str(path)!r} cannot be written: {error.strerror or error}.",
-            fix="a path in a folder that exists and is yours.",
+            "a path in a folder that exists and is yours.",
         ) from None
 
 
@@ -379,5 +379,5 @@ def _matplotlib(part: str) -> Any:
     except ImportError as error:
         raise InputError(
             f"figures need matplotlib, which does not load here: {error}.",
-            fix='pip install "nbattn[viz]"',
+            'pip install "nbattn[viz]"',
         ) from None

@@ -36,7 +36,7 @@ def this_device(info: DeviceInfo) -> Fingerprint:
     if found is None:
         raise InputError(
             f"{info.name} cannot be measured: this machine has none, or several models of it.",
-            fix='--device cpu, or CUDA_VISIBLE_DEVICES="0".',
+            '--device cpu, or CUDA_VISIBLE_DEVICES="0".',
         )
     return found
 
@@ -50,7 +50,7 @@ def check_quiet(kind: str) -> None:
     disturbed = bench.disturbance(kind)
     if disturbed:
         fix = "--threads 1, which is timed by CPU time, or wait until the machine is idle."
-        raise InputError(f"{disturbed}.", fix=fix)
+        raise InputError(f"{disturbed}.", fix)
 
 
 def rates(kind: str, *, effort: Effort) -> Rates:
@@ -147,7 +147,7 @@ def destination() -> Path:
     if path is None:
         raise InputError(
             f"{cache.VARIABLE}=off: there is no place for the cost table.",
-            fix=f"--output FILE, or unset {cache.VARIABLE}.",
+            f"--output FILE, or unset {cache.VARIABLE}.",
         )
     return path
 
@@ -167,7 +167,7 @@ def intended() -> Path | None:
 def _unwritable(error: CacheError) -> InputError:
     return InputError(
         f"the cost table cannot be written: {error}.",
-        fix=f"--output FILE, or {cache.VARIABLE}=DIRECTORY, an absolute path that is yours.",
+        f"--output FILE, or {cache.VARIABLE}=DIRECTORY, an absolute path that is yours.",
     )
 
 
@@ -190,9 +190,7 @@ def save(path: Path, new: Entry) -> str:
                 old, problem = (), str(error)
             cache.publish(path, measured.encode(joined(old, new)).encode())
     except CacheError as error:
-        raise InputError(
-            f"the cost table cannot be written: {error}.", fix="--output FILE."
-        ) from None
+        raise InputError(f"the cost table cannot be written: {error}.", "--output FILE.") from None
     functional.forget()
     return problem
 

@@ -98,7 +98,7 @@ MUTANTS = [
     Mutant("bottom-right", GEOMETRY, "corner = self.keys - self.queries if",
            "corner = self.keys - self.queries - 1 if", "literal_masks metamorphic"),
     Mutant("an alignment guessed", ALIGNMENT, "return queries != keys and axis.align is None",
-           "return False and axis.align is None", "mask messages cli_mask"),
+           "return False and axis.align is None", "messages mask"),
     Mutant("offset-sign", GEOMETRY, "return corner + self.axis.offset",
            "return corner - self.axis.offset", "literal_masks metamorphic"),
     # leader of a stride group

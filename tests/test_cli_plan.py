@@ -64,7 +64,16 @@ def test_a_mask_of_a_file_with_another_shape(capsys: Capture) -> None:
 
 def test_every_option_changes_the_request(capsys: Capture) -> None:
     options = [
-        *("--mask", "causal()", "--query", "1,8,4,16", "--key", "1,9,2,16", "--value-dim", "8"),
+        *(
+            "--mask",
+            'causal("top-left")',
+            "--query",
+            "1,8,4,16",
+            "--key",
+            "1,9,2,16",
+            "--value-dim",
+            "8",
+        ),
         *("--dtype", "float64", "--device", "sm_80", "--backend", "tiled", "--require", "tile"),
         *("--forbid", "fold,split", "--extra-keys", "3", "--softcap", "5", "--training", "--json"),
         *("--return-lse", "--sink", "--key-range", "--deterministic", "--packed"),
@@ -72,7 +81,7 @@ def test_every_option_changes_the_request(capsys: Capture) -> None:
     status, out, _ = nbattn_(capsys, "plan", *options)
     (found,) = json.loads(out)
     expected = nbattn.plan(
-        nbattn.Mask.causal(),
+        nbattn.Mask.causal("top-left"),
         (1, 8, 4, 16),
         (1, 9, 2, 16),
         value_dim=8,
@@ -90,7 +99,7 @@ def test_every_option_changes_the_request(capsys: Capture) -> None:
         deterministic=True,
         packed=True,
     )
-    assert (status, found) == (0, {"name": "causal()"} | expected.to_dict())
+    assert (status, found) == (0, {"name": 'causal("top-left")'} | expected.to_dict())
 
 
 def test_data_and_proof(capsys: Capture) -> None:

@@ -956,7 +956,7 @@ def test_the_default_device_is_this_machine() -> None:
 
 def test_every_argument_of_plan_reaches_the_request() -> None:
     plan = nbattn.plan(
-        Mask(Axis(1, 1), Axis(2, 2)),
+        Mask(Axis(1, 1, align=0), Axis(2, 2, align=0)),
         (2, 5, 6, 4, 16),
         (2, 7, 8, 2, 16),
         value_dim=24,
@@ -975,7 +975,7 @@ def test_every_argument_of_plan_reaches_the_request() -> None:
         packed=True,
     )
     assert plan.request == Request(
-        mask=Mask(Axis(1, 1), Axis(2, 2)),
+        mask=Mask(Axis(1, 1, align=0), Axis(2, 2, align=0)),
         batch=2,
         query_space=(5, 6),
         key_space=(7, 8),

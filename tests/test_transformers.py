@@ -25,15 +25,16 @@ BATCH, LENGTH = 2, 19
 SIDES = ["none", "left", "right"]
 CAUSAL = Axis(None, 0, causal=True, align="top-left")
 SLIDING = Axis(WINDOW - 1, 0, causal=True, align="top-left")
-FULL, BOTH = Axis(align="top-left"), Axis(WINDOW, WINDOW, align="top-left")
+EVERY_KEY = Axis(align="top-left")
+AROUND = Axis(WINDOW, WINDOW, align="top-left")
 RECEIVED = {
     "mistral": [SLIDING, SLIDING],
     "gemma2": [SLIDING, CAUSAL],
     "gemma3": [SLIDING, CAUSAL],
     "qwen3": [CAUSAL, SLIDING],
     "gpt_oss": [SLIDING, CAUSAL],
-    "modernbert": [FULL, BOTH],
-    "vit": [FULL, FULL],
+    "modernbert": [EVERY_KEY, AROUND],
+    "vit": [EVERY_KEY, EVERY_KEY],
 }
 
 
@@ -247,10 +248,10 @@ def test_masks_go_where_their_layers_are(received):
     for block in model.model.layers:
         block.register_forward_pre_hook(send, with_kwargs=True)
     assert distance(results(model, "nbattn", "left"), wanted) == 0
-    mask = rule(FULL, attention_mask=torch.ones(BATCH, 3).bool())
+    mask = rule(WHOLE, attention_mask=torch.ones(BATCH, 3).bool())
     assert mask.to("meta").key_range.device.type == "meta"
     assert mask.to(torch.device("meta")).mask == mask.mask
-    assert rule(FULL).to("meta").key_range is None
+    assert rule(WHOLE).to("meta").key_range is None
 
 
 @pytest.mark.parametrize("use_reentrant", [True, False])
@@ -424,7 +425,7 @@ def parts(**named: Any) -> Any:
 PIXELS = torch.zeros(BATCH, 3, 20, 20)
 HOLED = torch.tensor([[1] * LENGTH, [1] * 4 + [0] + [1] * (LENGTH - 5)])
 RESTARTING = torch.tensor([[*range(9), *range(LENGTH - 9)]] * BATCH)
-FULL = masking_utils.bidirectional_mask_function
+WHOLE = masking_utils.bidirectional_mask_function
 REFUSED = {
     "user_4d_mask": (
         lambda: ask(attention_mask=torch.ones(BATCH, 1, LENGTH, LENGTH).bool()),
@@ -503,12 +504,12 @@ REFUSED = {
         '  fix:   attn_implementation="eager".',
     ),
     "position_bias": (
-        lambda: layer(rule(FULL), position_bias=torch.zeros(1)),
+        lambda: layer(rule(WHOLE), position_bias=torch.zeros(1)),
         "position_bias is set: nbattn adds no bias to scores.\n"
         '  fix:   attn_implementation="eager".',
     ),
     "unknown_argument": (
-        lambda: layer(rule(FULL), temperature=2.0),
+        lambda: layer(rule(WHOLE), temperature=2.0),
         "temperature is set: nbattn does not know what it means.\n"
         '  fix:   attn_implementation="eager".',
     ),
@@ -523,22 +524,22 @@ REFUSED = {
         '  fix:   attn_implementation="eager".',
     ),
     "mask_of_other_lengths": (
-        lambda: layer(rule(FULL, keys=7)),
+        lambda: layer(rule(WHOLE, keys=7)),
         "the mask is for (batch, 1, queries, keys) = (2, 1, 4, 7), the layer has (2, 1, 4, 4).\n"
         '  fix:   attn_implementation="eager".',
     ),
     "mask_as_a_matrix": (
-        lambda: rule(FULL) + torch.zeros(1),
+        lambda: rule(WHOLE) + torch.zeros(1),
         "the model calls add on its attention mask, which nbattn keeps as a rule and not as a "
         'matrix.\n  fix:   attn_implementation="eager".',
     ),
     "mask_of_another_dtype": (
-        lambda: rule(FULL).to(torch.float16),
+        lambda: rule(WHOLE).to(torch.float16),
         "the model casts its attention mask, which nbattn keeps as a rule and not as a "
         'matrix.\n  fix:   attn_implementation="eager".',
     ),
     "mask_by_index": (
-        lambda: rule(FULL)[:, :, :, :2],
+        lambda: rule(WHOLE)[:, :, :, :2],
         "the model indexes its attention mask, which nbattn keeps as a rule and not as a "
         'matrix.\n  fix:   attn_implementation="eager".',
     ),
@@ -583,7 +584,7 @@ REFUSED = {
         '  fix:   attn_implementation="sdpa", which takes any mask.',
     ),
     "newer_mask_argument": (
-        lambda: rule(FULL, strides=2),
+        lambda: rule(WHOLE, strides=2),
         "transformers passes strides= to mask functions, which nbattn does not know.\n"
         '  fix:   pip install "nbattn[transformers]"',
     ),
@@ -620,7 +621,7 @@ def test_a_decoder_as_an_encoder(received):
     wanted = model(text, is_causal=False, use_cache=False).logits
     model.set_attn_implementation("nbattn")
     found = model(text, is_causal=False, use_cache=False).logits
-    assert [mask for mask, _ in received] == [Mask(BOTH), Mask(FULL)]
+    assert [mask for mask, _ in received] == [Mask(AROUND), Mask(EVERY_KEY)]
     torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-6)
 
 

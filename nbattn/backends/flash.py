@@ -229,7 +229,7 @@ def _check_built_in() -> None:
     if current is not None:
         raise BackendError(
             f"torch's Flash operator was replaced by {current}, which reads windows otherwise.",
-            fix="torch.nn.attention.restore_flash_attention_impl(), or the package by its own "
+            "torch.nn.attention.restore_flash_attention_impl(), or the package by its own "
             'name: backend="flash:fa4".',
         )
 

@@ -44,8 +44,8 @@ def block_mask(
         raise MaskError(
             f"a BlockMask of {[line.queries for line in lines]} queries and "
             f"{[line.keys for line in lines]} keys has no blocks.",
-            where=repr(mask),
-            fix="at least one query and one key per axis; nbattn.attention takes none, too.",
+            "at least one query and one key per axis; nbattn.attention takes none, too.",
+            repr(mask),
         )
     return _block_mask(Blocks(lines, rows, columns), torch.device(device))
 

@@ -21,7 +21,7 @@ def _attend(program: Program, inputs: Inputs) -> tuple[Tensor, Tensor]:
     if getattr(functional, "__nbattn__", False):
         raise BackendError(
             "natten is nbattn's own stand-in here, which would call itself.",
-            fix="nbattn.integrations.natten.uninstall()",
+            "nbattn.integrations.natten.uninstall()",
         )
     # a scale of 0 means its default there: put it into the queries
     query, scale = (inputs.query, inputs.scale) if inputs.scale else (inputs.query * 0.0, 1.0)

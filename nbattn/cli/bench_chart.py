@@ -24,7 +24,7 @@ def check_installed() -> None:
         import matplotlib as matplotlib
     except ImportError:
         fix = "pip install 'nbattn[viz]', or leave --png out."
-        raise InputError("--png needs matplotlib, which is not installed.", fix=fix) from None
+        raise InputError("--png needs matplotlib, which is not installed.", fix) from None
 
 
 def save(jobs: list[Job], path: Path) -> None:

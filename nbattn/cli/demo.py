@@ -66,7 +66,7 @@ def run(options: argparse.Namespace) -> int:
     if missing:
         raise InputError(
             f"the demo needs {', '.join(missing)}, not installed here.",
-            fix='pip install "nbattn[demo]".',
+            'pip install "nbattn[demo]".',
         )
     from nbattn import demo
 

@@ -81,7 +81,7 @@ def run(options: argparse.Namespace) -> int:
     given = [name for name in _FIGURE if getattr(options, name) is not None]
     if given and options.png is None:
         name = given[0].replace("_", "-")
-        raise InputError(f"--{name} is of the figure's plan.", fix=f"--png mask.png --{name} …")
+        raise InputError(f"--{name} is of the figure's plan.", f"--png mask.png --{name} …")
     if options.png is not None:
         values.check_writable(Path(options.png), ".png")
     query = parse_lengths("--query", options.query)
@@ -100,7 +100,7 @@ def find(options: argparse.Namespace) -> Mask:
     """The mask of `--mask`, or of CONFIG and NAME."""
     if (options.mask is None) == (options.config is None):
         problem = "two masks are named" if options.mask else "no mask is named"
-        raise InputError(f"{problem}.", fix="either CONFIG NAME, or --mask 'neighborhood((7, 7))'.")
+        raise InputError(f"{problem}.", "either CONFIG NAME, or --mask 'neighborhood((7, 7))'.")
     return _configured(options) if options.mask is None else parse_mask(options.mask)
 
 
@@ -144,12 +144,12 @@ def _configured(options: argparse.Namespace) -> Mask:
     if options.name is None:
         if len(masks) == 1:
             return next(iter(masks.values()))
-        raise InputError(f"{options.config} has {len(masks)} masks.", fix=f"name one of: {known}.")
+        raise InputError(f"{options.config} has {len(masks)} masks.", f"name one of: {known}.")
     if options.name not in masks:
         near = difflib.get_close_matches(options.name, masks, 1)
         hint = "".join(f"did you mean {one!r}? " for one in near)
         raise InputError(
-            f"{options.config} has no mask {options.name!r}.", fix=f"{hint}It has: {known}."
+            f"{options.config} has no mask {options.name!r}.", f"{hint}It has: {known}."
         )
     return masks[options.name]
 

@@ -63,13 +63,13 @@ def parse_lengths(option: str, text: str) -> tuple[int, ...]:
         if not (part.isascii() and part.isdigit() and len(part) <= 10):
             raise InputError(
                 f"{option} {text!r:.200}: {part!r:.50} is no length.",
-                fix=f"{option} 8,24,24: whole numbers >= 0, one per axis.",
+                f"{option} 8,24,24: whole numbers >= 0, one per axis.",
             )
     return tuple(map(int, parts))
 
 
 def _wrong(problem: str, text: str, fix: str = "") -> InputError:
-    return InputError(f"{problem}.", where=text[:200], fix=fix or f"{_EXAMPLES}.")
+    return InputError(f"{problem}.", fix or f"{_EXAMPLES}.", text[:200])
 
 
 def _tree(text: str) -> ast.expr:

@@ -80,13 +80,13 @@ def requests(options: argparse.Namespace) -> list[tuple[str, PlanConfig]]:
     if options.mask is None or options.query is None:
         raise InputError(
             "there is no request: CONFIG, or --mask and --query.",
-            fix=f"nbattn {options.command} CONFIG, or nbattn {options.command} "
+            f"nbattn {options.command} CONFIG, or nbattn {options.command} "
             "--mask 'sliding_window(511)' --query 1,4096,8,64",
         )
     if options.names:
         raise InputError(
             f"--mask makes a request of its own, but plans are named: {', '.join(options.names)}.",
-            fix="either --mask, or names of plans.",
+            "either --mask, or names of plans.",
         )
     return [(options.mask, PlanConfig(mask=_mask(options), **changes))]
 
@@ -101,7 +101,7 @@ def _named(options: argparse.Namespace) -> list[tuple[str, PlanConfig]]:
             known = ", ".join(plans) or "none: it declares masks or layers only"
             raise InputError(
                 f"{options.config} has no plan {name!r}." if name else "no plan to show.",
-                fix=f"plans of {options.config}: {known}.",
+                f"plans of {options.config}: {known}.",
             )
     return [(name, plans[name]) for name in options.names or plans]
 
@@ -118,5 +118,5 @@ def _mask(options: argparse.Namespace) -> Any:
             return masks[options.mask]
         if options.mask.isidentifier():
             problem = f"{options.config} has no mask {options.mask!r}."
-            raise InputError(problem, fix=f"masks of {options.config}: {', '.join(masks)}.")
+            raise InputError(problem, f"masks of {options.config}: {', '.join(masks)}.")
     return parse_mask(options.mask)

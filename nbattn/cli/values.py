@@ -55,7 +55,7 @@ def names_of(
     for name in names:
         if name not in known():
             raise InputError(
-                f"{kind} {name!r} is not known.", fix=f"one of {', '.join(map(repr, known()))}."
+                f"{kind} {name!r} is not known.", f"one of {', '.join(map(repr, known()))}."
             )
     return names
 
@@ -70,7 +70,7 @@ def check_folder(path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         reason = error.strerror or error
-        raise InputError(f"{path} cannot be made: {reason}.", fix="--output FOLDER.") from None
+        raise InputError(f"{path} cannot be made: {reason}.", "--output FOLDER.") from None
 
 
 def check_writable(path: Path | None, ending: str = "") -> None:
@@ -85,8 +85,8 @@ def check_writable(path: Path | None, ending: str = "") -> None:
         what = (
             "is a directory" if path.is_dir() else f"cannot be made: {path.parent} is no directory"
         )
-        raise InputError(f"{path} {what}.", fix="a file in a directory that exists.")
+        raise InputError(f"{path} {what}.", "a file in a directory that exists.")
     if not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise InputError(f"{path} cannot be written.", fix="a file that you may write.")
+        raise InputError(f"{path} cannot be written.", "a file that you may write.")
     if ending and path.suffix.lower() != ending:
-        raise InputError(f"{path} would not be what its name says.", fix=f"{path.stem}{ending}.")
+        raise InputError(f"{path} would not be what its name says.", f"{path.stem}{ending}.")

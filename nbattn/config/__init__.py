@@ -92,7 +92,7 @@ def load(source: str | os.PathLike[str] | Mapping[str, Any]) -> Config:
         name, data = files.read(source)
     else:
         raise InputError(
-            f"load takes a path or a mapping, not {kind(source)}.", fix='nbattn.load("masks.toml").'
+            f"load takes a path or a mapping, not {kind(source)}.", 'nbattn.load("masks.toml").'
         )
     return _Loading(name, files.plain(name, data)).config()
 

@@ -98,7 +98,7 @@ class MaskTable:
         given = {name: value for name, value in vars(table).items() if value is not None}
         if len(given) != 1:
             found = " and ".join(given) or "nothing"
-            raise MaskError(f"says {found}", fix=f"exactly one of {', '.join(self.keys)}")
+            raise MaskError(f"says {found}", f"exactly one of {', '.join(self.keys)}")
         (value,) = given.values()
         return value if isinstance(value, Mask) else Mask(*value)
 

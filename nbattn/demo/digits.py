@@ -110,7 +110,7 @@ def load_digits() -> Digits:
         from sklearn.model_selection import train_test_split
     except ImportError:
         problem = "the digits are those of scikit-learn, which is not installed."
-        raise InputError(problem, fix="pip install scikit-learn.") from None
+        raise InputError(problem, "pip install scikit-learn.") from None
 
     data: Any = load_digits()
     parts = train_test_split(

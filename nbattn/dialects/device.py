@@ -41,12 +41,12 @@ class DeviceInfo:
         for name in ("name", "kind", "source"):
             text = getattr(self, name)
             if not isinstance(text, str):
-                raise InputError(f"{name}={_short(text)} is {kind(text)}.", fix=f'{name}="mine".')
+                raise InputError(f"{name}={_short(text)} is {kind(text)}.", f'{name}="mine".')
         if not _are_pairs(self.flops):
             raise InputError(
                 f"flops={_short(self.flops)} are no pairs of a dtype and its rate, float32 among "
                 "them.",
-                fix='flops=(("float32", 1e12), ("bfloat16", 1e13)).',
+                'flops=(("float32", 1e12), ("bfloat16", 1e13)).',
             )
         low, high = RATES
         for name, rate in (*self.flops, ("bandwidth", self.bandwidth)):
@@ -55,19 +55,19 @@ class DeviceInfo:
                 raise InputError(
                     f"{name if alone else f'the rate of {name}'} is {_short(rate)}, which is not "
                     f"from {low:.0e} to {high:.0e} a second.",
-                    fix="bandwidth=1e11." if alone else f'flops=(("{name}", 1e12), …).',
+                    "bandwidth=1e11." if alone else f'flops=(("{name}", 1e12), …).',
                 )
         if not is_between(self.launch, 0.0, LONGEST):
             raise InputError(
                 f"launch={_short(self.launch)} is no time from 0 to {LONGEST:.0e} seconds.",
-                fix="launch=5e-6.",
+                "launch=5e-6.",
             )
         if not isinstance(self.providers, tuple) or any(
             not isinstance(name, str) for name in self.providers
         ):
             raise InputError(
                 f"providers={_short(self.providers)} is no tuple of names.",
-                fix='providers=("natten",).',
+                'providers=("natten",).',
             )
 
     def peak(self, dtype: str) -> float:
@@ -138,7 +138,7 @@ def named(name: str) -> DeviceInfo:
     'cuda'
     """
     if name not in DEVICES:
-        raise InputError(f"device={name!r} is not known.", fix=known())
+        raise InputError(f"device={name!r} is not known.", known())
     return DEVICES[name]
 
 

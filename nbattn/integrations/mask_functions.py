@@ -58,7 +58,7 @@ def read(function: object, end: int) -> Window:
         name = getattr(function, "__qualname__", repr(function))
         raise InputError(
             f"the model masks with a function of its own, {name}, which nbattn cannot read.",
-            fix=_OTHERWISE,
+            _OTHERWISE,
         )
     cells = getattr(function, "__closure__", None) or ()
     names = dict(zip(code.co_freevars, (cell.cell_contents for cell in cells), strict=True))
@@ -106,8 +106,7 @@ def _either(values: Values, end: int) -> Window:
             return window
     shown = ", ".join(map(str, windows))
     raise InputError(
-        f"the model joins windows of which none contains the others: {shown}.",
-        fix=_OTHERWISE,
+        f"the model joins windows of which none contains the others: {shown}.", _OTHERWISE
     )
 
 
@@ -119,7 +118,7 @@ def _chunks(values: Values, end: int) -> Window:
         raise InputError(
             f"chunked attention: {longest} keys do not fit into one chunk of {size}. "
             "Chunks end at their own borders, which no window does.",
-            fix=f"inputs of up to {size} tokens, or {_OTHERWISE}",
+            f"inputs of up to {size} tokens, or {_OTHERWISE}",
         )
     return Window()
 
@@ -128,8 +127,7 @@ def _blocks(values: Values, end: int) -> Window:
     """Nothing while no token is in a block."""
     if bool((values["block_sequence_ids"] >= 0).any()):
         raise InputError(
-            "some tokens read their whole block (blockwise attention): it is no window.",
-            fix=_OTHERWISE,
+            "some tokens read their whole block (blockwise attention): it is no window.", _OTHERWISE
         )
     return EMPTY
 
@@ -153,7 +151,7 @@ def _positions(values: Values, end: int) -> Window:
 def _packed() -> InputError:
     return InputError(
         "position_ids do not go up by one: several sequences in a row, which is no window.",
-        fix="one sequence a row, with attention_mask= for its padding (of ones, where there is "
+        "one sequence a row, with attention_mask= for its padding (of ones, where there is "
         f"none and the positions are no packing); or {_OTHERWISE}",
     )
 
@@ -196,7 +194,7 @@ def _unknown_release(what: str) -> InputError:
 
     return InputError(
         f"transformers {transformers.__version__} has masks that nbattn does not know: {what}.",
-        fix='pip install "nbattn[transformers]"',
+        'pip install "nbattn[transformers]"',
     )
 
 

@@ -98,7 +98,7 @@ class LayerMask(BlockMask):
 def _combined(verb: str) -> InputError:
     return InputError(
         f"the model {verb} its attention mask, which nbattn keeps as a rule and not as a matrix.",
-        fix=_EAGER,
+        _EAGER,
     )
 
 
@@ -130,12 +130,12 @@ def layer_mask(
     for name in named.keys() - _OTHERS:
         raise InputError(
             f"transformers passes {name}= to mask functions, which nbattn does not know.",
-            fix='pip install "nbattn[transformers]"',
+            'pip install "nbattn[transformers]"',
         )
     if torch.compiler.is_exporting():
         raise InputError(
             "torch.export: a mask is made of the values of the padding, which it does not have.",
-            fix=f"export with {_EAGER}",
+            f"export with {_EAGER}",
         )
     window = mask_functions.read(mask_function, kv_offset + kv_length)
     offset = _changing(int(q_offset) - kv_offset)
@@ -160,7 +160,7 @@ def _valid(attention_mask: Tensor, batch: int, kv_length: int, kv_offset: int) -
     if attention_mask.dim() != 2 or attention_mask.shape[0] != batch:
         raise InputError(
             f"attention_mask is {list(attention_mask.shape)}, the batch {batch}.",
-            fix=f"attention_mask as [{batch}, length], 1 for tokens and 0 for padding.",
+            f"attention_mask as [{batch}, length], 1 for tokens and 0 for padding.",
         )
     kept = attention_mask[:, kv_offset : kv_offset + kv_length].bool()
     return torch.nn.functional.pad(kept, (0, kv_length - kept.shape[1]))
@@ -183,7 +183,7 @@ def _key_range(valid: Tensor) -> Tensor | None:
         sample = int((run != valid).any(dim=1).nonzero()[0])
         raise InputError(
             f"the padding of sample {sample} has holes: its valid tokens are not one run.",
-            fix="padding on the left or on the right only.",
+            "padding on the left or on the right only.",
         )
     return torch.stack([start, start + count], dim=-1)[:, None].int()
 
@@ -246,14 +246,14 @@ def _refuse(module: torch.nn.Module, dropout: float, named: dict[str, Any]) -> N
     if dropout > 0:
         raise InputError(
             f"dropout={dropout} of attention weights, which nbattn never has.",
-            fix="config.attention_dropout = 0.0 (the name differs between models), or "
+            "config.attention_dropout = 0.0 (the name differs between models), or "
             f"model.eval(), or {_EAGER}",
         )
     for name, value in named.items():
         if value is None or value is False or name in _NO_EFFECT:
             continue
         why = _WHY.get(name, "nbattn does not know what it means")
-        raise InputError(f"{name} is set: {why}.", fix=_EAGER)
+        raise InputError(f"{name} is set: {why}.", _EAGER)
 
 
 def _read_mask(
@@ -263,25 +263,24 @@ def _read_mask(
     if given is None:
         if causal:
             raise InputError(
-                "a causal layer has no mask: the model never asked nbattn's mask function.",
-                fix=_EAGER,
+                "a causal layer has no mask: the model never asked nbattn's mask function.", _EAGER
             )
         return Mask.full(), None
     if not isinstance(given, LayerMask):
         shape = f" {list(given.shape)}" if isinstance(given, Tensor) else ""
         raise InputError(
             f"attention_mask is {kind(given)}{shape}, made by the caller or by the model.",
-            fix=f"attention_mask as [B, length], 1 for tokens and 0 for padding; or {_EAGER}",
+            f"attention_mask as [B, length], 1 for tokens and 0 for padding; or {_EAGER}",
         )
     if given.sizes != sizes:
         raise InputError(
             f"the mask is for (batch, 1, queries, keys) = {given.sizes}, the layer has {sizes}.",
-            fix=_EAGER,
+            _EAGER,
         )
     if is_causal is False and given.window.right == 0 and sizes[2] > 1:
         raise InputError(
             "is_causal=False contradicts the causal mask that the model made.",
-            fix="config.is_causal = False makes the model's masks bidirectional.",
+            "config.is_causal = False makes the model's masks bidirectional.",
         )
     return given.mask, given.key_range
 
@@ -328,9 +327,7 @@ def _check_name(name: object, known: object) -> None:
     if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z]\w*", name) or "flash" in name:
         raise InputError(
             f"name={name!r} is no name of an implementation.",
-            fix='letters, digits and "_", without "flash": register("nbattn").',
+            'letters, digits and "_", without "flash": register("nbattn").',
         )
     if name == "eager" or known not in (None, attend):
-        raise InputError(
-            f"{name!r} is an attention implementation already.", fix='register("nbattn").'
-        )
+        raise InputError(f"{name!r} is an attention implementation already.", 'register("nbattn").')

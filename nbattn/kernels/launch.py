@@ -84,7 +84,7 @@ class CuPyLauncher:
             self._cupy: Any = importlib.import_module("cupy.cuda.function")
             self._driver: Any = importlib.import_module("cupy_backends.cuda.api.driver")
         except ImportError as error:
-            raise BackendError(f"CuPy does not load: {error}", fix=toolkit.FIX) from None
+            raise BackendError(f"CuPy does not load: {error}", toolkit.FIX) from None
         self._argument = _Argument(self._cupy.CPointer)
         self._functions: dict[tuple[int, Variant], Any] = {}
 
@@ -139,7 +139,7 @@ class CuPyLauncher:
             raise BackendError(
                 f"{variant.entry} is launched for the first time while a CUDA graph is captured, "
                 "which allows no loading; the capture goes on.",
-                fix="plan.warmup(), or one call of the same shapes, before the capture.",
+                "plan.warmup(), or one call of the same shapes, before the capture.",
             )
         arch = nvrtc.arch_of(cuda.get_device_capability(device))
         module = self._cupy.Module()
@@ -153,9 +153,9 @@ class CuPyLauncher:
         except self._driver.CUDADriverError as error:
             raise BackendError(
                 f"the driver does not take {variant.entry} for sm_{arch}: {error}",
-                fix="a driver as new as NVRTC {}.{}, or an older NVRTC: "
+                "a driver as new as NVRTC {}.{}, or an older NVRTC: "
                 "nvidia-smi says what the driver supports.".format(*nvrtc.version()),
-                where=f"{variant}, {cuda.get_device_name(device)}",
+                f"{variant}, {cuda.get_device_name(device)}",
             ) from None
         self._functions[device, variant] = function
         return function

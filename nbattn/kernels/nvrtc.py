@@ -200,9 +200,9 @@ def _check_target(arch: str) -> None:
         known = ", ".join(f"sm_{target}" for target in _targets())
         raise BackendError(
             "NVRTC {}.{} compiles for {}, not for sm_{}".format(*version(), known, arch),
-            fix="an NVRTC and headers that do, such as those of a newer torch; from CUDA 13 on: "
+            "an NVRTC and headers that do, such as those of a newer torch; from CUDA 13 on: "
             "pip install --upgrade nvidia-cuda-nvrtc nvidia-cuda-runtime",
-            where=toolkit.library(),
+            toolkit.library(),
         )
 
 

@@ -27,7 +27,7 @@ def directory() -> Path:
             return place
     raise BackendError(
         f"the kernels' sources are missing: neither {places[0]} nor {places[1]} has {_MARK}",
-        fix="pip install --force-reinstall nbattn",
+        "pip install --force-reinstall nbattn",
     )
 
 
@@ -81,5 +81,5 @@ def _read(path: Path) -> str:
     except OSError as error:
         raise BackendError(
             f"a kernel's source cannot be read: {path}: {error.strerror}",
-            fix="pip install --force-reinstall nbattn",
+            "pip install --force-reinstall nbattn",
         ) from None

@@ -44,7 +44,7 @@ def library() -> str:
     raise BackendError(
         f"NVRTC, the run-time compiler of CUDA, is not installed: no {_LIBRARIES[0]} in the wheels "
         "of NVIDIA, CUDA_HOME or the system's libraries.",
-        fix=FIX,
+        FIX,
     )
 
 
@@ -66,9 +66,7 @@ def headers() -> str:
     for folder in folders:
         if all((folder / name).is_file() for name in HEADERS):
             return str(folder)
-    raise BackendError(
-        f"CUDA's headers are not installed: no {HEADERS[0]} for {library()}.", fix=FIX
-    )
+    raise BackendError(f"CUDA's headers are not installed: no {HEADERS[0]} for {library()}.", FIX)
 
 
 @cache

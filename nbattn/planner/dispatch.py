@@ -41,11 +41,11 @@ def _data(device: torch.device | str | None) -> DeviceInfo:
         return devices.named(device)
     found = _torch_device(device)
     if found is None:
-        raise InputError(f"device={device!r} is not known.", fix=devices.known())
+        raise InputError(f"device={device!r} is not known.", devices.known())
     if found.type == "cuda":
         if not torch.cuda.is_available():
             problem = f"device={device!r}: this machine has no CUDA device."
-            raise InputError(problem, fix=devices.known())
+            raise InputError(problem, devices.known())
         info = devices.cuda(*torch.cuda.get_device_capability(found))
         return replace(info, providers=_installed())
     return devices.DEVICES["cpu"] if found.type == "cpu" else devices.other(found.type)
@@ -78,7 +78,7 @@ def dtype_name(dtype: torch.dtype | str) -> str:
     name = str(dtype).removeprefix("torch.")
     if name not in DTYPES:
         raise InputError(
-            f"dtype={name} is not one that attention runs in.", fix=f"one of {', '.join(DTYPES)}."
+            f"dtype={name} is not one that attention runs in.", f"one of {', '.join(DTYPES)}."
         )
     return name
 

@@ -102,8 +102,8 @@ class Plan:
         if backward and not self.request.training:
             raise InputError(
                 "the plan is for inference: it has no backward to show.",
-                where=self.request.summary(),
-                fix="nbattn.plan(..., training=True).",
+                "nbattn.plan(..., training=True).",
+                self.request.summary(),
             )
         assert self.chosen.program is not None
         return visits.of(self.request, self.chosen.program, backward=backward)

@@ -31,9 +31,7 @@ def make(request: Request) -> Plan:
     refused = [one for one in found if one.reasons]
     if not accepted:
         raise BackendError(
-            _refusals(request, refused),
-            where=f"{request.mask!r}  {request.summary()}",
-            fix=_fix(request),
+            _refusals(request, refused), _fix(request), f"{request.mask!r}  {request.summary()}"
         )
     return Plan(request, accepted[0], (*accepted, *refused), note)
 

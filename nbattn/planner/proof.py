@@ -29,7 +29,7 @@ def support(request: Request, candidate: Candidate) -> NDArray[np.bool_]:
     nq, nk = request.query_count, request.key_count
     if nq * nk > SUPPORT_LIMIT:
         raise InputError(
-            f"{nq} x {nk} pairs are over the limit of {SUPPORT_LIMIT}.", fix="plan.verify()"
+            f"{nq} x {nk} pairs are over the limit of {SUPPORT_LIMIT}.", "plan.verify()"
         )
     program = _program(candidate)
     batch, kv_heads = min(request.batch, 2), min(request.kv_heads, 2)
@@ -140,7 +140,7 @@ def _program(candidate: Candidate) -> Program:
     if candidate.program is None:
         reasons = "; ".join(reason.text for reason in candidate.reasons)
         raise InputError(
-            f"{candidate.name} has no program: {reasons}", fix="a candidate with a program."
+            f"{candidate.name} has no program: {reasons}", "a candidate with a program."
         )
     return candidate.program
 

@@ -86,7 +86,7 @@ class Request:
             if getattr(self, name) not in names:
                 raise InputError(
                     f"{name}={getattr(self, name)!r} is not known.",
-                    fix=f"one of {', '.join(map(repr, names))}.",
+                    f"one of {', '.join(map(repr, names))}.",
                 )
         for name in ("require", "forbid"):
             check_traits(name, getattr(self, name))
@@ -137,5 +137,5 @@ def check_traits(name: str, traits: tuple[str, ...]) -> None:
         if trait not in known:
             raise InputError(
                 f"{name} names {trait!r}, which is neither a strategy nor a backend.",
-                fix=f"one of {', '.join(map(repr, known))}.",
+                f"one of {', '.join(map(repr, known))}.",
             )

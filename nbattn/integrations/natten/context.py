@@ -102,7 +102,7 @@ def _fused(state: dict[str, Any]) -> dict[str, Any]:
         if force_flex_attention:
             raise InputError(
                 "force_flex_attention asks for a kernel, which no other replaces.",
-                fix='nbattn.attention(..., backend="flex").',
+                'nbattn.attention(..., backend="flex").',
             )
         state["use_fused_na"], state["flex"] = mode, mode and use_flex_attention
 
@@ -147,7 +147,7 @@ def _memory(state: dict[str, Any]) -> dict[str, Any]:
         known = {kind.name.lower(): kind for kind in MemoryUsagePreference}
         if pref not in known:
             names = " or ".join(map(repr, known))
-            raise InputError(f"pref={pref!r} is not known.", fix=f"{names}.")
+            raise InputError(f"pref={pref!r} is not known.", f"{names}.")
         state["memory"] = known[pref]
 
     made: dict[str, Any] = {
@@ -163,7 +163,7 @@ def _determinism() -> dict[str, Any]:
         if mode:
             raise InputError(
                 "NATTEN's own switch for determinism means its kernels.",
-                fix="torch.use_deterministic_algorithms(True), which nbattn keeps.",
+                "torch.use_deterministic_algorithms(True), which nbattn keeps.",
             )
 
     return {

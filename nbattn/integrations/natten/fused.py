@@ -72,7 +72,7 @@ def neighborhood_attention_generic(
     if query.shape[1:-2] != key.shape[1:-2]:
         raise InputError(
             f"query is {list(query.shape)}, key {list(key.shape)}: other spaces.",
-            fix="nbattn.attention(query, key, value, mask), where they may differ.",
+            "nbattn.attention(query, key, value, mask), where they may differ.",
         )
     mask = parameters.window(
         query.shape[1:-2], kernel_size, stride=stride, dilation=dilation, is_causal=is_causal
@@ -145,8 +145,7 @@ def attention(
         if given is not None:
             raise InputError(
                 f"{name} is given: packed sequences have no mask here.",
-                fix="one call per sequence, or a padded batch with "
-                "nbattn.attention(..., key_range=).",
+                "one call per sequence, or a padded batch with nbattn.attention(..., key_range=).",
             )
     for name, tensor in (("query", query), ("key", key), ("value", value)):
         parameters.check_rank(name, tensor, 1, "[B, N, H, D]")
@@ -203,7 +202,7 @@ def older(
     if xformers_kwargs:
         raise InputError(
             f"xformers_kwargs={dict(xformers_kwargs)!r} has no meaning here.",
-            fix="xformers_kwargs=None.",
+            "xformers_kwargs=None.",
         )
     if rpb is None:
         found = neighborhood_attention_generic(

@@ -43,11 +43,11 @@ def install(*, replace: bool = False, generation: str = "0.21") -> ModuleType:
     """
     if generation not in _RELEASES:
         names = " or ".join(map(repr, _RELEASES))
-        raise InputError(f"generation={generation!r} is not known.", fix=f"{names}.")
+        raise InputError(f"generation={generation!r} is not known.", f"{names}.")
     if not is_installed() and not replace and importlib.util.find_spec("natten") is not None:
         raise InputError(
             "natten is installed; two modules cannot have one name.",
-            fix="install(replace=True) puts nbattn in its place until uninstall().",
+            "install(replace=True) puts nbattn in its place until uninstall().",
         )
     uninstall()
     _SHADOWED.update(_loaded())

@@ -109,9 +109,7 @@ def _window(
     values = dict(zip(names, given, strict=False)) | named
     if len(given) > len(names) or set(values) != {*names} or len(given) + len(named) != len(names):
         shown = [*map(repr, given), *(f"{name}={value!r}" for name, value in named.items())]
-        raise InputError(
-            f"the window is ({', '.join(shown)}), not ({_order(rank)}).", fix=_order(rank)
-        )
+        raise InputError(f"the window is ({', '.join(shown)}), not ({_order(rank)}).", _order(rank))
     if rank < 3:
         return values["kernel_size"], values["dilation"]
     depth, plane = values["kernel_size_d"], values["kernel_size"]

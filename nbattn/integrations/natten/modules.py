@@ -25,7 +25,7 @@ class _Projected(nn.Module):
         if dim % num_heads:
             raise InputError(
                 f"{dim} channels are no multiple of {num_heads} heads.",
-                fix=f"num_heads: a divisor of {dim}.",
+                f"num_heads: a divisor of {dim}.",
             )
         # as large as any: that a window fits its axis is for the input to show
         parameters.window((1 << 40,) * self.rank, **window)
@@ -48,7 +48,7 @@ class _Projected(nn.Module):
         dim = self.num_heads * self.head_dim
         if x.dim() != self.rank + 2 or x.shape[-1] != dim:
             space = ", ".join("XYZ"[: self.rank])
-            raise InputError(f"x is {list(x.shape)}.", fix=f"x as [B, {space}, {dim}].")
+            raise InputError(f"x is {list(x.shape)}.", f"x as [B, {space}, {dim}].")
         query, key, value = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).unbind(-3)
         return query, key, value
 
@@ -124,7 +124,7 @@ class _Older(_Projected):
         if rel_pos_bias and any(causal):
             raise InputError(
                 "rel_pos_bias with a causal axis: NATTEN has no such module.",
-                fix="rel_pos_bias=False or is_causal=False.",
+                "rel_pos_bias=False or is_causal=False.",
             )
         sizes: Any = self.kernel_size
         table = torch.empty(num_heads, *(2 * size - 1 for size in sizes))

@@ -71,12 +71,12 @@ def window(
     for axis, length in enumerate(space):
         kernel, step = values["kernel_size"][axis], values["dilation"][axis]
         if kernel < 2:
-            raise InputError(f"axis {axis}: kernel_size={kernel}.", fix="at least 2.")
+            raise InputError(f"axis {axis}: kernel_size={kernel}.", "at least 2.")
         if kernel * step > length:
             raise InputError(
                 f"axis {axis}: kernel_size {kernel} x dilation {step} = {kernel * step} is more "
                 f"than its {length} tokens.",
-                fix=f"dilation={max(1, length // kernel)} or less, or "
+                f"dilation={max(1, length // kernel)} or less, or "
                 "nbattn.attention(query, key, value, mask), where such a window reads all.",
             )
     return mask
@@ -90,7 +90,7 @@ def per_axis(name: str, value: Any, rank: int) -> tuple[Any, ...]:
         raise InputError(
             f"{name}={value!r} has {counted(len(value), 'value')} for "
             f"{counted(rank, 'axis', 'axes')}.",
-            fix=f"{name}: one value, or {rank}.",
+            f"{name}: one value, or {rank}.",
         )
     return tuple(value)
 
@@ -100,8 +100,7 @@ def check_rank(name: str, tensor: Tensor, rank: int, layout: str) -> None:
     if not isinstance(tensor, Tensor) or tensor.dim() != rank + 3:
         found = list(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__
         raise InputError(
-            f"{name} is {found}, not of {rank + 3} dimensions.",
-            fix=f"{name} as {layout}.",
+            f"{name} is {found}, not of {rank + 3} dimensions.", f"{name} as {layout}."
         )
 
 
@@ -109,7 +108,7 @@ def check_tensors(**named: object) -> None:
     """What has to be a tensor is one."""
     for name, tensor in named.items():
         if not isinstance(tensor, Tensor):
-            raise InputError(f"{name} is {kind(tensor)}, not a tensor.", fix=f"{name}: a tensor.")
+            raise InputError(f"{name} is {kind(tensor)}, not a tensor.", f"{name}: a tensor.")
 
 
 def check_additional(keys: object, values: object) -> None:
@@ -117,7 +116,7 @@ def check_additional(keys: object, values: object) -> None:
     if (keys is None) != (values is None):
         missing = "additional_keys" if keys is None else "additional_values"
         raise InputError(
-            f"{missing} is missing.", fix="additional_keys= and additional_values=, or neither."
+            f"{missing} is missing.", "additional_keys= and additional_values=, or neither."
         )
 
 
@@ -128,15 +127,15 @@ def check_fits(name: str, tensor: object, like: Tensor) -> None:
     exact = torch.promote_types(like.dtype, torch.float32)
     found, most = (str(t.dtype).removeprefix("torch.") for t in (tensor, like))
     if not tensor.is_floating_point():
-        raise InputError(f"{name} is {found}, no floating dtype.", fix=f"{name}.float().")
+        raise InputError(f"{name} is {found}, no floating dtype.", f"{name}.float().")
     if torch.promote_types(tensor.dtype, exact) != exact:
         raise InputError(
-            f"{name} is {found}, and would be rounded beside {most}.", fix=f"{name}.to({most})."
+            f"{name} is {found}, and would be rounded beside {most}.", f"{name}.to({most})."
         )
     if tensor.device != like.device:
         raise InputError(
             f"{name} is on {tensor.device}, what it belongs to on {like.device}.",
-            fix=f"{name}.to({str(like.device)!r}).",
+            f"{name}.to({str(like.device)!r}).",
         )
 
 
@@ -150,7 +149,7 @@ def root(count: int, rank: int) -> int:
     if found**rank != count:
         raise InputError(
             f"{count} slots are no window of one kernel_size on {counted(rank, 'axis', 'axes')}.",
-            fix="give kernel_size and dilation.",
+            "give kernel_size and dilation.",
         )
     return found
 
@@ -168,7 +167,7 @@ def backend_name(backend: str | None) -> str:
         raise InputError(
             f"backend={backend!r} is not one of nbattn's, and a kernel asked for by name is never "
             "replaced by another.",
-            fix=f"backend=None, or one of {names}.",
+            f"backend=None, or one of {names}.",
         )
     return backend
 
@@ -181,7 +180,7 @@ def check_tuning(attention_kwargs: Mapping[str, Any] | None) -> None:
         elif name not in TUNING:
             raise InputError(
                 f"attention_kwargs has {name!r}, which would change the result.",
-                fix=f"only backend or what tunes: {', '.join(TUNING)}.",
+                f"only backend or what tunes: {', '.join(TUNING)}.",
             )
 
 

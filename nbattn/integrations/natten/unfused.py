@@ -48,7 +48,7 @@ def scores(
     parameters.check_fits("key", key, query)
     if query.shape != key.shape:
         raise InputError(
-            f"query is {list(query.shape)}, key {list(key.shape)}.", fix="the same shape for both."
+            f"query is {list(query.shape)}, key {list(key.shape)}.", "the same shape for both."
         )
     mask = parameters.window(query.shape[2:-1], kernel_size, dilation=dilation, is_causal=is_causal)
     code, exact = mask.code(), _exact(query.dtype)
@@ -98,7 +98,7 @@ def weighted(
     if tuple(attn.shape) != (*value.shape[:-1], count + extra):
         raise InputError(
             f"attn is {list(attn.shape)}, value {list(value.shape)}.",
-            fix=f"attn as {[*value.shape[:-1], count + extra]}: {count} slots, {extra} extra keys.",
+            f"attn as {[*value.shape[:-1], count + extra]}: {count} slots, {extra} extra keys.",
         )
     exact = _exact(value.dtype)
     window, rest = attn.to(exact).split([count, extra], dim=-1)
@@ -121,7 +121,7 @@ def _check(name: str, tensor: Tensor) -> int:
         found = list(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__
         raise InputError(
             f"{name} is {found}, not [B, H, *space, D] of one to three axes.",
-            fix=f"{name}: heads before the space, as NATTEN's unfused functions have them.",
+            f"{name}: heads before the space, as NATTEN's unfused functions have them.",
         )
     parameters.check_fits(name, tensor, tensor)
     return tensor.dim() - 3
@@ -132,7 +132,7 @@ def _check_additional(name: str, extra: Tensor, like: Tensor) -> None:
     wanted = (*like.shape[:2], extra.shape[2] if extra.dim() == 4 else "E", like.shape[-1])
     if tuple(extra.shape) != wanted:
         raise InputError(
-            f"{name} is {list(extra.shape)}.", fix=f"{name} as [{', '.join(map(str, wanted))}]."
+            f"{name} is {list(extra.shape)}.", f"{name} as [{', '.join(map(str, wanted))}]."
         )
 
 
@@ -141,12 +141,12 @@ def _bias(rpb: Tensor, mask: Mask, shape: torch.Size) -> Tensor:
     if any(axis.causal for axis in mask.axes):
         raise InputError(
             "rpb with a causal axis: NATTEN has no such function.",
-            fix="is_causal=False, or add a bias of your own to the scores.",
+            "is_causal=False, or add a bias of your own to the scores.",
         )
     counts = slots.axis_slots(mask.code())
     wanted = (shape[1], *(2 * count - 1 for count in counts))
     if tuple(rpb.shape) != wanted:
-        raise InputError(f"rpb is {list(rpb.shape)}.", fix=f"rpb as {list(wanted)}: H, 2 K - 1.")
+        raise InputError(f"rpb is {list(rpb.shape)}.", f"rpb as {list(wanted)}: H, 2 K - 1.")
     space, rank = shape[2:-1], mask.rank
     for axis, (length, count) in enumerate(zip(space, counts, strict=True)):
         index = slots.steps(rpb, mask.code(), space, axis).flatten() + count - 1
