@@ -132,7 +132,7 @@ def warn_of_channels_first(shape: Sequence[int], dim: int) -> None:
 
 def _is_traced() -> bool:
     """Whether sizes may be something else than numbers."""
-    return torch.compiler.is_compiling() or torch.jit.is_tracing()
+    return torch.compiler.is_compiling() or torch._C._is_tracing()  # pyright: ignore
 
 
 def check_tensors(query: Tensor, named: dict[str, Tensor | None]) -> None:
