@@ -30,8 +30,9 @@ ALLOWED = {
     "machine": "version",
     "timing": "",
     "cache": "",
-    "axis": "errors",
-    "mask": "errors axis",
+    "symbolic": "",
+    "axis": "errors symbolic",
+    "mask": "errors axis symbolic",
     "series": "",
     "alignment": "errors axis mask",
     "geometry": "errors axis mask alignment series",
@@ -43,9 +44,9 @@ ALLOWED = {
     "execute": "mask planner backends",
     "ops": "errors mask geometry planner backends execute",
     "autograd": "errors planner backends execute ops",
-    "arguments": "errors axis mask dialects planner",
+    "arguments": "errors axis mask symbolic dialects planner",
     "functional": "errors mask dialects planner backends execute ops autograd arguments",
-    "nn": "errors axis mask geometry dialects planner arguments functional",
+    "nn": "errors axis mask symbolic geometry dialects planner arguments functional",
     "config": "errors axis mask geometry dialects planner arguments functional nn config",
     "legend": "errors axis mask geometry",
     "draw": "errors axis mask geometry legend",
@@ -77,7 +78,7 @@ EXCEPTIONS = {
 # Room → packages it may import at module level; `dialects` may not import others anywhere.
 FOREIGN = {
     **dict.fromkeys(
-        ["version", "errors", "axis", "mask", "alignment", "doctor", "__main__", ""], ""
+        ["version", "errors", "symbolic", "axis", "mask", "alignment", "doctor", "__main__", ""], ""
     ),
     **dict.fromkeys(["series", "geometry", "dialects", "legend", "draw", "plot"], "numpy"),
     **dict.fromkeys(["planner", "backends", "execute", "ops", "autograd"], "numpy torch"),

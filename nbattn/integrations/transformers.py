@@ -144,7 +144,9 @@ def layer_mask(
         return LayerMask(window, offset, None, sizes)
     valid = _valid(attention_mask, batch_size, kv_length, kv_offset)
     read = _last_read(window, offset + q_length, kv_length)
-    return LayerMask(window, offset, _key_range(valid[:, :read]), sizes)
+    # a padded text keeps its range when its padding has left a window: compilers tell the two apart
+    padded = not bool(attention_mask.all())
+    return LayerMask(window, offset, _key_range(valid[:, :read], padded=padded), sizes)
 
 
 def _changing(number: int) -> int:
@@ -171,9 +173,9 @@ def _last_read(window: Window, rows: int, keys: int) -> int:
     return keys if window.right is None else max(0, min(keys, rows + window.right))
 
 
-def _key_range(valid: Tensor) -> Tensor | None:
-    """The run of valid keys of every sample, int32 `[B, 1, 2]`; None where all are."""
-    if bool(valid.all()):
+def _key_range(valid: Tensor, *, padded: bool) -> Tensor | None:
+    """The run of valid keys of every sample, int32 `[B, 1, 2]`; None without padding."""
+    if not padded and bool(valid.all()):
         return None
     count = valid.sum(dim=1)
     start = valid.int().argmax(dim=1) if valid.shape[1] else count
