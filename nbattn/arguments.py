@@ -91,7 +91,7 @@ def warn_of_heads_first(query: Sequence[int], key: Sequence[int]) -> None:
     refuse: many more heads than positions, in queries and keys alike. A step of decoding, which is
     one query, is no sign of it, nor are keys of fewer heads.
     """
-    if torch.compiler.is_compiling() or query[-2] < _MANY_HEADS or "heads" in _SAID:
+    if _is_traced() or query[-2] < _MANY_HEADS or "heads" in _SAID:
         return
     heads = query[-2]
     rank = len(query) - 3
@@ -117,7 +117,7 @@ def warn_of_channels_first(shape: Sequence[int], dim: int) -> None:
     """Say once that tokens look as if channels came before the space: both axes have the layer's
     number of them, and the space would be no square, cube or line.
     """
-    if torch.compiler.is_compiling() or shape[1] != dim or "channels" in _SAID:
+    if _is_traced() or shape[1] != dim or "channels" in _SAID:
         return
     if all(size == dim for size in shape[2:]):
         return
@@ -128,6 +128,11 @@ def warn_of_channels_first(shape: Sequence[int], dim: int) -> None:
         f"[B, dim, {space}], give x.movedim(1, -1), and take y.movedim(-1, 1).",
         stacklevel=6,
     )
+
+
+def _is_traced() -> bool:
+    """Whether sizes may be something else than numbers."""
+    return torch.compiler.is_compiling() or torch._C._is_tracing()  # pyright: ignore
 
 
 def check_tensors(query: Tensor, named: dict[str, Tensor | None]) -> None:

@@ -18,7 +18,7 @@ ALIGNMENTS: tuple[Align, ...] = ("top-left", "bottom-right")
 BORDERS: tuple[Border, ...] = ("clip", "shift", "wrap")
 CODE_FIELDS = 9
 _LIMIT = 2**31 - 1
-_UNLIMITED = -_LIMIT - 1  # as a side in code: no number that a side may have, however it arose
+_UNLIMITED = -(2**62)  # as a side in code: beyond all that an index could become by mistake
 _CHOICES = {
     "align": "align='top-left' puts query 0 on key 0, 'bottom-right' the last query on the last "
     "key, an int query 0 on that key.",

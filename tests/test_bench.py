@@ -401,11 +401,22 @@ def test_a_mask_in_words(
 ) -> None:
     use(monkeypatch, *range(2, 20))
     shapes = ["--query", "1,16,2,8", "--key", "1,20,1,8", "--dtype", "float32"]
-    words = ["bench", "--mask", "sliding_window(4)", *shapes, "--training", "--device", "cpu"]
+    words = [
+        "bench",
+        "--mask",
+        "sliding_window(4, align=4)",
+        *shapes,
+        "--training",
+        "--device",
+        "cpu",
+    ]
     assert main(words) == 0
     out = capsys.readouterr().out
-    assert "sliding_window(4) forward: query [1, 16, 2, 8] key [1, 20, 1, 8] float32 cpu\n" in out
-    assert "sliding_window(4) forward + backward: " in out
+    assert (
+        "sliding_window(4, align=4) forward: query [1, 16, 2, 8] key [1, 20, 1, 8] float32 cpu\n"
+        in out
+    )
+    assert "sliding_window(4, align=4) forward + backward: " in out
 
 
 MISUSE: list[tuple[list[str], str]] = [

@@ -445,7 +445,7 @@ def test_without_cupy_the_backend_says_how_to_get_it() -> None:
 @needs_emulator
 def test_empty_shapes(emulated: Launcher) -> None:
     """No queries, no keys, no samples: zeros, -inf, and no launch without blocks."""
-    mask = Mask(Axis(2, 2), Axis(1, 1))
+    mask = Mask(Axis(2, 2, align="top-left"), Axis(1, 1))
     for queries, keys, batch in (((0, 3), (4, 3), 2), ((4, 3), (0, 3), 2), ((4, 3), (4, 3), 0)):
         query, key = torch.ones(batch, *queries, 2, 16), torch.ones(batch, *keys, 2, 16)
         leaves = [t.bfloat16().requires_grad_() for t in (query, key, key)]
