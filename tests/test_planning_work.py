@@ -16,7 +16,7 @@ from nbattn.backends.contract import Inputs
 
 # Lines of Python and bytes: what it takes today, and half as much again or twice.
 PLAN_AGAIN, CALL_AGAIN = 150, 60
-DECODE = Work(lines=7000, peak=32 << 10)
+DECODE = Work(lines=7000, peak=64 << 10)
 LARGEST = Work(lines=60_000, peak=4 << 20)
 
 
@@ -86,7 +86,7 @@ def test_a_decode_step_takes_as_much_at_any_length(name: str, device: str) -> No
         assert all(within(one, DECODE) for one in found.values()), (queries, found)
         far, further = found[10**6], found[10**9]
         assert further.lines <= 1.05 * far.lines, (queries, found)
-        assert further.peak <= 1.05 * far.peak, (queries, found)
+        assert further.peak <= far.peak + (8 << 10), (queries, found)
 
 
 def test_a_new_length_every_step_takes_no_more() -> None:

@@ -96,7 +96,7 @@ def test_two_thousand_million_tokens_are_counted_at_once() -> None:
     for inverse in (False, True):
         took = work(partial(Walk(line, inverse).visits, 64, 64))
         assert took.lines <= 2000
-        assert took.peak <= 1 << 16
+        assert took.peak <= 1 << 17
     # a tile's own 64 keys and the 4095 before them: 65 tiles, but for the first 64 tiles of rows
     assert found[0] == 2**25 * 65 - sum(64 - tile for tile in range(64))
     assert found[1] == found[0]
