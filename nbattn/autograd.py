@@ -141,6 +141,13 @@ class OperatorAttention(torch.autograd.Function):
         return *_gradients(run, grads, out, tensors), *(None for _ in options)
 
 
+def transformed(*arguments: Any) -> tuple[Tensor, Tensor]:
+    """The forward operator below transforms of `torch.func`."""
+    tensors, options = arguments[: len(TENSORS)], Options(*arguments[len(TENSORS) :])
+    refuse_tangents(tensors)
+    return OperatorAttention.apply(*tensors, *options._replace(training=True))  # pyright: ignore
+
+
 def _differentiable(*arguments: Any) -> tuple[Tensor, Tensor]:
     """The forward operator called by itself, as compiled and exported graphs do."""
     tensors, options = arguments[: len(TENSORS)], Options(*arguments[len(TENSORS) :])

@@ -186,13 +186,14 @@ def _attend(plan: Plan, inputs: Inputs, *, training: bool) -> tuple[Tensor, Tens
 
 def _operator(tensors: tuple[Tensor | None, ...], options: ops.Options) -> tuple[Tensor, Tensor]:
     """Output and logsumexp of the operator, for whatever looks at attention from outside."""
-    absent = (None,) * (len(ops.TENSORS) - len(tensors))
+    arguments = (*tensors, *(None,) * (len(ops.TENSORS) - len(tensors)), *options)
     if not autograd.is_transformed():
-        return ops.FORWARD(*tensors, *absent, *options)
-    if not torch.compiler.is_compiling():
-        autograd.refuse_tangents(tensors)
-    options = options._replace(training=True)
-    return autograd.OperatorAttention.apply(*tensors, *absent, *options)  # pyright: ignore
+        return ops.FORWARD(*arguments)
+    if torch.compiler.is_compiling():  # which has no autograd functions below transforms
+        why = "torch.func's transforms of attention run outside of compiled graphs"
+        torch._dynamo.graph_break(msg=why)  # pyright: ignore[reportPrivateUsage]
+        return torch.compiler.disable(autograd.transformed)(*arguments)  # pyright: ignore
+    return autograd.transformed(*arguments)
 
 
 def _distinct(tensors: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:

@@ -389,3 +389,14 @@ def test_transformed_and_traced_calls_are_not_plain() -> None:
     seen: list[bool] = []
     torch.func.vmap(lambda t: (seen.append(autograd.is_plain((t,))), t)[1])(drawn(2, 2))
     assert seen == [False]
+
+
+def test_compiled_backwards(cases: Count) -> None:
+    """Compiled autograd sees the backward as one step, too."""
+    for backend in BACKENDS:
+        given = tensors()
+        with torch._dynamo.compiled_autograd._enable(torch.compile(backend="eager")):
+            found = gradients(attend(CAUSAL, backend), given)
+        close(found, gradients(attend(CAUSAL, "reference"), given))
+        cases("one plan: compiled backwards", 1)
+    torch._dynamo.reset()
