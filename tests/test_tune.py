@@ -162,13 +162,13 @@ def test_a_wrong_candidate_has_no_time_and_the_status_is_1(
     config: Callable[..., None],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    attention = functional.attention
+    run = nbattn.Plan.run
 
-    def tampered(**named: Any) -> Any:
-        out = attention(**named)
-        return out + 1 if named["backend"] == "tiled" else out
+    def tampered(self: nbattn.Plan, **named: Any) -> Any:
+        out = run(self, **named)
+        return out + 1 if self.chosen.backend == "tiled" else out
 
-    monkeypatch.setattr(bench.functional, "attention", tampered)
+    monkeypatch.setattr(nbattn.Plan, "run", tampered)
     config(one=planned())
     assert main(["tune", "any.toml", "--device", "cpu"]) == 1
     assert "\n    tiled/tile: WRONG: a row is off by " in capsys.readouterr().out
