@@ -85,7 +85,7 @@ def cases_of(side_of_the_first: int) -> list[Any]:
 
 @pytest.mark.parametrize(
     ("name", "side"),
-    [*cases_of(0), *(pytest.param(*case, marks=pytest.mark.deep) for case in cases_of(1))],
+    [*cases_of(1), *(pytest.param(*case, marks=pytest.mark.deep) for case in cases_of(0))],
 )
 def test_as_many_graphs_and_the_same_tokens(name: str, side: str) -> None:
     kind, changes, peer = CASES[name]
