@@ -185,9 +185,11 @@ def check_numbers(scale: object, softcap: object) -> None:
                 f"{name}={value!r} is {kind(value)}, not a number.", f"{name}=None or a float."
             )
         if not low <= value <= _LARGE:
-            legal = "a finite number above 0" if name == "softcap" else "a finite number"
             shown = f"{value}" if abs(value) < 10 or not isinstance(value, int) else "10^…"
-            raise InputError(f"{name}={shown} is not legal.", f"{name}: {legal}, or None.")
+            raise InputError(
+                f"{name}={shown} is not between {low:g} and {_LARGE:g}, as float32 needs it.",
+                f"{name}=None, or a number from {low:g} to {_LARGE:g}.",
+            )
     if scale is not None and softcap is not None:
         _check_quotient(float(scale), float(softcap))  # pyright: ignore[reportArgumentType]
 

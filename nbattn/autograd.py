@@ -43,6 +43,11 @@ def _is_plain_tensor(tensor: Tensor) -> bool:
     return type(tensor) in (Tensor, torch.nn.Parameter) and not tensor.is_meta
 
 
+def _is_batched(tensor: Tensor | None) -> bool:
+    """Whether `torch.autograd.grad(..., is_grads_batched=True)` made it."""
+    return tensor is not None and _FUNCTORCH.is_legacy_batchedtensor(tensor)
+
+
 def trains(tensors: Sequence[Tensor | None]) -> bool:
     """Whether a backward will be asked for."""
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
@@ -96,7 +101,8 @@ class PlannedAttention(torch.autograd.Function):
         def run(grad_out: Tensor, grad_lse: Tensor | None) -> Gradients:
             rows = (out, lse, grad_out, grad_lse)
             # a compiled backward, or gradients that torch.autograd.grad batches
-            if not is_plain((*tensors, *rows)) or _FUNCTORCH.is_legacy_batchedtensor(grad_out):
+            batched = any(map(_is_batched, (grad_out, grad_lse)))
+            if batched or not is_plain((*tensors, *rows)):
                 return BACKWARD(grad_out, grad_lse, out, lse, *_operands(plan, inputs))
             _check_saved(ctx.place, (*tensors, *rows))
             found = execute.backward(plan, inputs, *rows)

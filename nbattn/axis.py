@@ -191,18 +191,25 @@ def _place(align: SupportsIndex, offset: int) -> int:
     place = whole("align", align, None, 'or "top-left", or "bottom-right"')
     if not holds(offset == 0):
         raise MaskError(
-            f"align={place} and offset={offset} both say where query 0 stands.",
-            f'align={place + offset}, or align={place}, or align="top-left", offset={offset}.',
+            f"align={operator.index(place)} and offset={operator.index(offset)} both say where "
+            "query 0 stands.",
+            f'align={operator.index(place)}, or align="top-left", offset={operator.index(offset)}.',
         )
     return place
+
+
+def _plain(side: int | None) -> int | None:
+    """A number for a message: of those that compilers do not know they print none."""
+    return None if side is None else operator.index(side)
 
 
 def _check_rules(axis: Axis) -> None:
     """The rules between fields that need no shape."""
     if axis.causal and (axis.right is None or not holds(axis.right == 0)):
         raise MaskError(
-            f"causal=True reads nothing to the right, but right={axis.right}.",
-            f"Axis({axis.left}, 0, causal=True), or causal=False to look {axis.right} ahead.",
+            f"causal=True reads nothing to the right, but right={_plain(axis.right)}.",
+            f"Axis({_plain(axis.left)}, 0, causal=True), or causal=False to look "
+            f"{_plain(axis.right)} ahead.",
         )
     if axis.border == "shift" and (axis.left is None or axis.right is None):
         raise MaskError(
@@ -222,9 +229,10 @@ def _check_rules(axis: Axis) -> None:
                     f'{name}={legal!r}, or border="clip".',
                 )
     if not holds(axis.prefix == 0) and (axis.border == "wrap" or not holds(axis.dilation == 1)):
-        other = f"dilation={axis.dilation}" if axis.dilation > 1 else 'border="wrap"'
+        dilation = _plain(axis.dilation)
+        other = 'border="wrap"' if dilation == 1 else f"dilation={dilation}"
         raise MaskError(
-            f"prefix={axis.prefix} and {other} cannot be combined.",
+            f"prefix={_plain(axis.prefix)} and {other} cannot be combined.",
             "prefix=0, and pass those keys as extra_key= and extra_value=.",
         )
 

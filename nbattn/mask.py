@@ -413,7 +413,8 @@ def _natten_axis(kernel_size: int, dilation: int, stride: int, is_causal: bool) 
     kernel = whole("kernel_size", kernel_size, 1)
     if not holds(whole("stride", stride, 1) <= kernel):
         raise MaskError(
-            f"stride={stride} is larger than kernel_size={kernel}.", f"stride={kernel} or less."
+            f"stride={operator.index(stride)} is larger than kernel_size={operator.index(kernel)}.",
+            f"stride={operator.index(kernel)} or less.",
         )
     if truth("is_causal", is_causal):
         return Axis(kernel - 1, dilation=dilation, stride=stride, causal=is_causal)

@@ -217,6 +217,30 @@ def test_the_operator_checks_what_a_compiler_could_not(number: int) -> None:
             run(x, torch.tensor([number]))
 
 
+WRONG: dict[str, tuple[Callable[[int], Any], int]] = {
+    "stride=5 is larger than kernel_size=3": (lambda n: Mask.neighborhood(3, stride=n), 5),
+    "right=4": (lambda n: Axis(1, n, causal=True), 4),
+    "prefix=4 and dilation=5": (lambda n: Axis(3, 0, dilation=n + 1, prefix=n), 4),
+    "align=2 and offset=4": (lambda n: Axis(3, 0, align=2, offset=n), 4),
+    "left=-4 is below 0": (lambda n: Axis(-n, 0), 4),
+}
+
+
+@pytest.mark.parametrize("text", WRONG)
+def test_errors_about_symbolic_numbers_show_them(text: str) -> None:
+    make, wrong = WRONG[text]
+
+    def function(x: Tensor, n: int) -> Tensor:
+        make(n)
+        return x + n
+
+    with pytest.raises(MaskError, match=text):
+        make(wrong)
+    compiled = torch.compile(function, fullgraph=True, dynamic=True, backend="eager")
+    with pytest.raises(Exception, match=text):
+        compiled(random(2), wrong)
+
+
 @pytest.mark.parametrize("given", ["align", "window"])
 def test_gradients_through_symbolic_masks(given: str) -> None:
     masks = {

@@ -136,6 +136,20 @@ def test_transforms_whose_operators_plan_differently(cases: Count) -> None:
             cases("one plan: transforms", 1)
 
 
+def test_batched_gradients_of_the_logsumexp_alone() -> None:
+    for backend in ("auto", "tiled", "flash-model"):
+        leaves = [t.requires_grad_() for t in tensors()]
+        upward = torch.stack([drawn(2, 7, 4, seed=n) for n in range(3)])
+        found, wanted = (
+            torch.autograd.grad(
+                nbattn.attention(*leaves, CAUSAL, backend=name, return_lse=True)[1],
+                leaves[:2], upward, is_grads_batched=True,
+            )
+            for name in (backend, "reference")
+        )  # fmt: skip
+        close(found, wanted)
+
+
 def test_batched_gradients_of_an_eager_call(cases: Count) -> None:
     for backend in BACKENDS:
         leaves = [t.requires_grad_() for t in tensors()]
