@@ -190,10 +190,10 @@ def _place(align: SupportsIndex, offset: int) -> int:
     """The offset that an integer alignment is."""
     place = whole("align", align, None, 'or "top-left", or "bottom-right"')
     if not holds(offset == 0):
+        place, offset = operator.index(place), operator.index(offset)
         raise MaskError(
-            f"align={operator.index(place)} and offset={operator.index(offset)} both say where "
-            "query 0 stands.",
-            f'align={operator.index(place)}, or align="top-left", offset={operator.index(offset)}.',
+            f"align={place} and offset={offset} both say where query 0 stands.",
+            f'align={place + offset}, or align={place}, or align="top-left", offset={offset}.',
         )
     return place
 

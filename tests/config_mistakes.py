@@ -357,7 +357,7 @@ unknown names in a plan, all of them
     dtype = "bfloat"
     device = "sm90"
     softcap = -1
-plans.train.softcap: softcap=-1.0 is not legal; fix: softcap: a finite number above 0, or None.
+plans.train.softcap: softcap=-1.0 is not between 1e-30 and 1e+30, as float32 needs it; fix: softcap=None, or a number from 1e-30 to 1e+30.
 plans.train.device: "sm90" is not known; legal: "cpu", "sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_103", "sm_120". Did you mean "sm_90"?
 plans.train.dtype: "bfloat" is not known; legal: "float16", "bfloat16", "float32", "float64". Did you mean "bfloat16"?
 

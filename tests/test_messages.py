@@ -474,8 +474,8 @@ attention(q, t(1, 9, 2, 16), t(1, 9, 2, 16), Mask(Axis(1, 1, border="wrap")))
       fix:   border="clip" and an align allow different lengths, or give axis 0 one length.
 
 attention(q, q, q, window, scale=float("nan"))
-    InputError: scale=nan is not legal.
-      fix:   scale: a finite number, or None.
+    InputError: scale=nan is not between -1e+30 and 1e+30, as float32 needs it.
+      fix:   scale=None, or a number from -1e+30 to 1e+30.
 
 attention(q, q, q, window, scale="0.5")
     InputError: scale='0.5' is a str, not a number.
@@ -486,12 +486,12 @@ attention(q, q, q, window, scale=True)
       fix:   scale=None or a float.
 
 attention(q, q, q, window, softcap=0)
-    InputError: softcap=0 is not legal.
-      fix:   softcap: a finite number above 0, or None.
+    InputError: softcap=0 is not between 1e-30 and 1e+30, as float32 needs it.
+      fix:   softcap=None, or a number from 1e-30 to 1e+30.
 
 attention(q, q, q, window, softcap=float("inf"))
-    InputError: softcap=inf is not legal.
-      fix:   softcap: a finite number above 0, or None.
+    InputError: softcap=inf is not between 1e-30 and 1e+30, as float32 needs it.
+      fix:   softcap=None, or a number from 1e-30 to 1e+30.
 
 attention(q, q, q, window, scale=1e30, softcap=1e-30)
     InputError: scale=1e+30 is 1e+60 times softcap=1e-30; kernels divide them, and take quotients up to 1e+30.
@@ -707,8 +707,8 @@ plan(window, shape, device="cuda")
       fix:   one of 'cpu', 'sm_75', 'sm_80', 'sm_86', 'sm_89', 'sm_90', 'sm_100', 'sm_103', 'sm_120', a torch.device, or your own DeviceInfo.
 
 plan(window, shape, softcap=-1.0)
-    InputError: softcap=-1.0 is not legal.
-      fix:   softcap: a finite number above 0, or None.
+    InputError: softcap=-1.0 is not between 1e-30 and 1e+30, as float32 needs it.
+      fix:   softcap=None, or a number from 1e-30 to 1e+30.
 
 plan(window, shape, training="yes")
     InputError: training='yes' is a str, not a bool.
