@@ -22,6 +22,7 @@ from small_models import (
     tokens,
 )
 from torch import Tensor
+from torch.fx.experimental import sym_node
 
 from nbattn.integrations import transformers as integration
 
@@ -93,6 +94,7 @@ def test_as_many_graphs_and_the_same_tokens(name: str, side: str) -> None:
     wanted, most = generated(model, peer, side)
     found, count = generated(model, "nbattn", side)
     assert torch.equal(found, wanted)
-    assert 0 < count <= most
+    known = hasattr(sym_node, "DynamicInt")  # since torch 2.9; before, the second value tells
+    assert 0 < count <= most + (not known)
     assert LENGTH > WINDOW
     torch._dynamo.reset()
