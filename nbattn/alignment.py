@@ -43,7 +43,7 @@ def missing(mask: Mask, number: int, queries: Sequence[int], keys: Sequence[int]
     return MaskError(problem, f"{'; or '.join(choices)}.", repr(mask))
 
 
-def circular(axis: Axis) -> bool:
+def _circular(axis: Axis) -> bool:
     """Whether an axis has no alignment to say: its own rule refuses different lengths."""
     return axis.border == "wrap"
 
@@ -53,6 +53,6 @@ def _aligned(
 ) -> tuple[Axis, ...]:
     """The axes with this alignment wherever one is missing."""
     return tuple(
-        replace(axis, align=align) if is_missing(axis, *lengths) and not circular(axis) else axis
+        replace(axis, align=align) if is_missing(axis, *lengths) and not _circular(axis) else axis
         for axis, *lengths in zip(mask.axes, queries, keys, strict=True)
     )
