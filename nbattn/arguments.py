@@ -177,7 +177,8 @@ def check_numbers(scale: object, softcap: object) -> None:
     """Scale and softcap are numbers that float32 can hold and divide by."""
     if scale is None and softcap is None:
         return
-    for name, value, low in (("scale", scale, -_LARGE), ("softcap", softcap, 1 / _LARGE)):
+    limits = (("scale", scale, -_LARGE, "-1e+30"), ("softcap", softcap, 1 / _LARGE, "1e-30"))
+    for name, value, low, least in limits:
         if value is None:
             continue
         if isinstance(value, bool) or not isinstance(value, (int, float)):
@@ -185,10 +186,9 @@ def check_numbers(scale: object, softcap: object) -> None:
                 f"{name}={value!r} is {kind(value)}, not a number.", f"{name}=None or a float."
             )
         if not low <= value <= _LARGE:
-            shown = f"{value}" if abs(value) < 10 or not isinstance(value, int) else "10^…"
             raise InputError(
-                f"{name}={shown} is not between {low:g} and {_LARGE:g}, as float32 needs it.",
-                f"{name}=None, or a number from {low:g} to {_LARGE:g}.",
+                f"{_named(name, value)} is not between {least} and 1e+30, as float32 needs it.",
+                f"{name}=None, or a number from {least} to 1e+30.",
             )
     if scale is not None and softcap is not None:
         _check_quotient(float(scale), float(softcap))  # pyright: ignore[reportArgumentType]
@@ -198,11 +198,22 @@ def _check_quotient(scale: float, softcap: float) -> None:
     """Kernels multiply by scale / softcap, in float32."""
     least = abs(scale) / _LARGE
     if softcap < least:
+        if torch.compiler.is_compiling():
+            times, bound = "too many", "abs(scale) / 1e30"
+        else:
+            times, bound = f"{abs(scale) / softcap:.3g}", f"{least!r}"
         raise InputError(
-            f"scale={scale} is {abs(scale) / softcap:.3g} times softcap={softcap}; "
-            f"kernels divide them, and take quotients up to {_LARGE:.0e}.",
-            f"softcap={least!r} or more, or None.",
+            f"{_named('scale', scale)} is {times} times {_named('softcap', softcap)}; "
+            "kernels divide them, and take quotients up to 1e+30.",
+            f"softcap={bound} or more, or None.",
         )
+
+
+def _named(name: str, value: float) -> str:
+    """An argument and its number, which compilers cannot write into a message."""
+    if torch.compiler.is_compiling():
+        return name
+    return f"{name}={value}" if abs(value) < 10 or not isinstance(value, int) else f"{name}=10^…"
 
 
 def check_flags(flags: Mapping[str, object]) -> None:

@@ -267,6 +267,7 @@ def test_gradients_through_symbolic_masks(given: str) -> None:
 # Errors keep their fix.
 
 LAYER = NeighborhoodAttention(8, 2, Mask.causal())
+SCALE, SOFTCAP = 1e20, 1e-20  # numbers of a module are symbolic with dynamic=True
 
 BAD: dict[str, Callable[[Tensor], Any]] = {
     "Axis(3, 3, causal=True)": lambda x: Mask(Axis(x.shape[1], 3, causal=True)),
@@ -274,6 +275,7 @@ BAD: dict[str, Callable[[Tensor], Any]] = {
     "rank": lambda x: step(x, x, Mask.neighborhood((3, 3))),
     "heads": lambda x: step(x[:, :, :1], x, Mask.causal()),
     "scale": lambda x: nbattn.attention(x, x, x, Mask.causal(), scale=float("inf")),
+    "softcap": lambda x: nbattn.attention(x, x, x, Mask.causal(), softcap=-SCALE),
     "backend": lambda x: nbattn.attention(x, x, x, Mask.causal(), backend="best"),
     "layer": lambda x: LAYER(x),
 }
@@ -297,6 +299,18 @@ def test_errors_raised_while_tracing_keep_their_fix(name: str, dynamic: bool) ->
         else:
             assert type(traced.value) is type(eager.value)
             assert traced.value.fix == eager.value.fix
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_numbers_that_a_tracer_cannot_write_are_told_in_words(dynamic: bool) -> None:
+    def function(x: Tensor, scale: float, softcap: float) -> Tensor:
+        return nbattn.attention(x, x, x, Mask.causal(), scale=scale, softcap=softcap)
+
+    torch._dynamo.reset()
+    compiled = torch.compile(function, dynamic=dynamic, backend="eager")
+    with pytest.raises(nbattn.InputError, match="times softcap") as raised:
+        compiled(random(1, 20, 2, 8), SCALE, SOFTCAP)
+    assert raised.value.fix.endswith(" or more, or None.")
 
 
 # Exported graphs train.
