@@ -2,9 +2,9 @@
 
 Rules hold for every NVRTC; budgets of registers are those of one (`golden/kernels.json`).
 Where kernels change on purpose, `python tests/test_compile_matrix.py --update` writes it again;
-read its diff before you commit it. The quick profile has every kernel for every target, and what
-may go wrong besides for two, wide heads among it; the deep one has wide heads for all, and every
-tile for those two.
+read its diff before you commit it. The quick profile has every kernel for every generation of
+instructions, and what may go wrong besides for two targets, wide heads among it; the deep one has
+every target, wide heads too, and every tile for those two.
 """
 
 from __future__ import annotations
@@ -49,7 +49,8 @@ TARGETS = {
 }
 ANYWHERE = 99 << 10  # bytes that every target of tensor cores has
 TWO = ("80", "90a")
-DISASSEMBLED = ("75", "80", "90a", "100a")  # one of each generation of instructions
+GENERATIONS = ("75", "80", "90a", "100a", "120")  # of instructions, each by a target of it
+DISASSEMBLED = GENERATIONS[:-1]
 SPILL_FREE = 128  # channels up to which tensor-core kernels hold all they need in registers
 REGISTER_STEP = 8  # in which a thread's registers are allotted
 SIZES = (
@@ -108,11 +109,11 @@ def largest(kernel: str, family: str, build: Build) -> Tiles:
 
 
 def quick() -> Iterator[Case]:
-    """Every kernel for every target, and what may go wrong besides for two."""
+    """Every kernel for every generation, and what may go wrong besides for two targets."""
     for kernel in KERNELS:
         for size in (64, 128):
             build = Build("bfloat16", size, size)
-            for target in [*TARGETS][1:] if size == 64 else TWO:
+            for target in GENERATIONS[1:] if size == 64 else TWO:
                 yield from of(kernel, largest(kernel, "mma", build), build, target)
         build = Build("float32", 64, 64)
         for target in ("75", "80", "90a", "120"):
@@ -128,12 +129,13 @@ def quick() -> Iterator[Case]:
         yield Case(cuda_tiles.delta("bfloat16", 64), target, "", 64, vector=False)
 
 
-def wide() -> Iterator[Case]:
-    """The widest heads without spills for the targets that the quick profile leaves out."""
-    build = Build("bfloat16", SPILL_FREE, SPILL_FREE)
-    for kernel, target in product(KERNELS, [*TARGETS][1:]):
-        if target not in TWO:
-            yield from of(kernel, largest(kernel, "mma", build), build, target)
+def others() -> Iterator[Case]:
+    """The targets that the quick profile leaves out, the widest heads without spills as well."""
+    for size, known in ((64, GENERATIONS), (SPILL_FREE, TWO)):
+        build = Build("bfloat16", size, size)
+        for kernel, target in product(KERNELS, [*TARGETS][1:]):
+            if target not in known:
+                yield from of(kernel, largest(kernel, "mma", build), build, target)
 
 
 def deep() -> Iterator[Case]:
@@ -244,7 +246,7 @@ def judge(case: Case, folder: Path) -> None:
         assert not over, f"over the budget {budget} of {case.id}"
 
 
-QUICK, WIDE = list(quick()), list(wide())
+QUICK, OTHERS = list(quick()), list(others())
 
 
 @needs_nvrtc
@@ -256,7 +258,7 @@ def test_a_kernel_for_a_target(case: Case, tmp_path: Path, cases):
 
 @pytest.mark.deep
 @needs_nvrtc
-@pytest.mark.parametrize("case", [*WIDE, *deep()], ids=lambda case: case.id)
+@pytest.mark.parametrize("case", [*OTHERS, *deep()], ids=lambda case: case.id)
 def test_every_tile(case: Case, tmp_path: Path, cases):
     judge(case, tmp_path)
     cases("compiled kernels", 1)
@@ -266,7 +268,7 @@ def test_every_case_has_a_budget_and_nothing_else():
     budgets = json.loads(GOLDEN.read_text())["kernels"]
     found = {name: set(targets) for name, targets in budgets.items()}
     wanted: dict[str, set[str]] = {}
-    for case in (*QUICK, *WIDE):
+    for case in (*QUICK, *OTHERS):
         wanted.setdefault(case.name, set()).add(case.target)
     assert found == wanted
 
@@ -395,7 +397,7 @@ def test_registers_are_allotted_in_eights(registers: int, taken: int):
 def update() -> None:
     """Write the budgets again."""
     kernels: dict[str, dict[str, dict[str, int]]] = {}
-    for case in (*QUICK, *WIDE):
+    for case in (*QUICK, *OTHERS):
         found = measured(case, nvrtc.compile(case.variant, case.target))
         kernels.setdefault(case.name, {})[case.target] = found
     lines = [f"{json.dumps(n)}: {json.dumps(k)}" for n, k in kernels.items()]

@@ -60,6 +60,14 @@ def run(
     )
 
 
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """A folder to import from first, with nothing in the place of what takes seconds to load."""
+    for name in ("matplotlib", "skimage", "sklearn", "transformers"):
+        (tmp_path / f"{name}.py").touch()
+    return tmp_path
+
+
 @pytest.fixture(scope="module")
 def healthy() -> dict[str, object]:
     done = run("--json")
@@ -100,10 +108,10 @@ def test_facts_of_this_machine(healthy) -> None:
 
 
 @pytest.mark.parametrize("way", BROKEN)
-def test_a_broken_torch_is_reported_not_raised(way: str, tmp_path: Path) -> None:
+def test_a_broken_torch_is_reported_not_raised(way: str, place: Path) -> None:
     source, words = BROKEN[way]
-    (tmp_path / "torch.py").write_text(source)
-    done = run("--json", path=tmp_path)
+    (place / "torch.py").write_text(source)
+    done = run("--json", path=place)
     assert (done.returncode, done.stderr) == (1, "")
     facts = json.loads(done.stdout)
     assert words in facts["torch"]["error"]
@@ -113,10 +121,10 @@ def test_a_broken_torch_is_reported_not_raised(way: str, tmp_path: Path) -> None
     assert facts["usable"] is False
 
 
-def test_a_broken_numpy_and_rich_and_yaml(tmp_path: Path) -> None:
+def test_a_broken_numpy_and_rich_and_yaml(place: Path) -> None:
     for name in ("numpy", "rich", "yaml"):
-        (tmp_path / f"{name}.py").write_text(f"raise RuntimeError('{name} is broken')")
-    done = run("--json", path=tmp_path)
+        (place / f"{name}.py").write_text(f"raise RuntimeError('{name} is broken')")
+    done = run("--json", path=place)
     facts = json.loads(done.stdout)
     packages = {package["name"]: package for package in facts["packages"]}
     for name in ("numpy", "rich", "pyyaml"):
@@ -127,9 +135,9 @@ def test_a_broken_numpy_and_rich_and_yaml(tmp_path: Path) -> None:
     assert not any(backend["usable"] for backend in facts["backends"])
 
 
-def test_an_optional_package_that_crashes_costs_no_backend(tmp_path: Path) -> None:
-    (tmp_path / "yaml.py").write_text("import os\nos.abort()")
-    done = run("--json", path=tmp_path)
+def test_an_optional_package_that_crashes_costs_no_backend(place: Path) -> None:
+    (place / "yaml.py").write_text("import os\nos.abort()")
+    done = run("--json", path=place)
     facts = json.loads(done.stdout)
     assert done.returncode == 0
     usable = {backend["name"] for backend in facts["backends"] if backend["usable"]}
@@ -138,12 +146,12 @@ def test_an_optional_package_that_crashes_costs_no_backend(tmp_path: Path) -> No
     assert yaml["error"] == "the process ended with status -6 at: import yaml"
 
 
-def test_an_import_that_hangs_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    there = tmp_path / "there"
-    (tmp_path / "torch.py").write_text(
+def test_an_import_that_hangs_is_ended(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    there = place / "there"
+    (place / "torch.py").write_text(
         f"import time\nopen({str(there)!r}, 'w').close()\ntime.sleep(3600)"
     )
-    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.syspath_prepend(place)
     monkeypatch.setattr(doctor, "SECONDS", 1)
 
     class Started(subprocess.Popen):
@@ -312,12 +320,14 @@ def test_cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @needs_nvrtc
-def test_kernels_compile_and_are_kept(tmp_path: Path) -> None:
-    facts = json.loads(run("--json", NBATTN_CACHE=str(tmp_path / "cache")).stdout)["kernels"]
+def test_kernels_compile_and_are_kept(place: Path) -> None:
+    facts = json.loads(run("--json", path=place, NBATTN_CACHE=str(place / "cache")).stdout)[
+        "kernels"
+    ]
     assert facts["compiler"]["version"] == "{}.{}".format(*nvrtc.version())
     assert facts["compile"]["kernel"] == "nb_delta"
     assert 0 < facts["compile"]["registers"] <= 255
-    (kept,) = (tmp_path / "cache" / "cubins").iterdir()
+    (kept,) = (place / "cache" / "cubins").iterdir()
     assert facts["cubins"]["path"] == str(kept.parent)
     assert (facts["cubins"]["files"], facts["cubins"]["bytes"]) == (1, kept.stat().st_size)
     assert facts["cubins"]["works"] is True
@@ -340,20 +350,20 @@ def test_a_kept_kernel_is_not_compiled_again(
 
 
 @needs_nvrtc
-def test_a_cache_of_kernels_that_others_may_write_is_said(tmp_path: Path) -> None:
-    folder = tmp_path / "cache" / "cubins"
+def test_a_cache_of_kernels_that_others_may_write_is_said(place: Path) -> None:
+    folder = place / "cache" / "cubins"
     folder.mkdir(parents=True)
     folder.chmod(0o777)
-    done = run(NBATTN_CACHE=str(tmp_path / "cache"))
+    done = run(path=place, NBATTN_CACHE=str(place / "cache"))
     (line,) = (line for line in done.stdout.splitlines() if line.split()[:1] == ["cubins"])
     assert "works no" in line
     assert f"{folder} is writable by others: chmod go-w {folder}" in line
     assert list(folder.iterdir()) == []
 
 
-def test_kernels_without_cupy_or_nvrtc_say_what_to_install(tmp_path: Path, healthy) -> None:
+def test_kernels_without_cupy_or_nvrtc_say_what_to_install(place: Path, healthy) -> None:
     assert healthy["kernels"]["cubins"] == {"path": None} or absent()
-    (tmp_path / "sitecustomize.py").write_text(
+    (place / "sitecustomize.py").write_text(
         "import sys, importlib.util as u\n"
         "find = u.find_spec\n"
         "u.find_spec = lambda name, *rest: None if name == 'cupy' else find(name, *rest)\n"
@@ -362,7 +372,7 @@ def test_kernels_without_cupy_or_nvrtc_say_what_to_install(tmp_path: Path, healt
         "def library(): raise BackendError('NVRTC is nowhere.', fix=toolkit.FIX)\n"
         "toolkit.library = library\n"
     )
-    facts = json.loads(run("--json", path=tmp_path).stdout)
+    facts = json.loads(run("--json", path=place).stdout)
     fix = 'pip install "nbattn[cuda13]"'
     assert facts["kernels"]["launcher"]["missing"].startswith(f"CuPy is not installed: {fix}")
     for part in ("compiler", "compile"):

@@ -26,7 +26,7 @@ from nbattn.kernels import cubins, nvrtc, sources, toolkit
 from nbattn.kernels.nvrtc import Compiled, Facts
 from nbattn.kernels.variant import Variant
 
-KILLED = 100
+KILLED = 40
 FACTS = Facts(32, 0, 0, 0, 0, 1, 0.25)
 
 
