@@ -118,14 +118,11 @@ def axis_matrix(axis: Any, queries: int, keys: int) -> np.ndarray:
 
 def box(parts: Sequence[np.ndarray]) -> np.ndarray:
     """The AND of per-axis matrices over all tuples of coordinates, row-major."""
-    rows = list(product(*(range(part.shape[0]) for part in parts)))
-    columns = list(product(*(range(part.shape[1]) for part in parts)))
-    matrix = np.zeros((len(rows), len(columns)), dtype=bool)
-    for row, query in enumerate(rows):
-        for column, key in enumerate(columns):
-            pairs = zip(parts, query, key, strict=True)
-            matrix[row, column] = all(part[i, j] for part, i, j in pairs)
-    return matrix
+    found = np.ones((1, 1), dtype=bool)
+    for part in parts:
+        pairs = found[:, None, :, None] & part[None, :, None, :]
+        found = pairs.reshape(found.shape[0] * part.shape[0], found.shape[1] * part.shape[1])
+    return found
 
 
 def matrix(axes: Iterable[Any], query_space: Sequence[int], key_space: Sequence[int]) -> np.ndarray:

@@ -116,7 +116,7 @@ def quick() -> Iterator[Case]:
             for target in GENERATIONS[1:] if size == 64 else TWO:
                 yield from of(kernel, largest(kernel, "mma", build), build, target)
         build = Build("float32", 64, 64)
-        for target in ("75", "80", "90a", "120"):
+        for target in ("75", "90a"):
             yield from of(kernel, largest(kernel, "simt", build), build, target)
         everything = Build("bfloat16", 64, 64, two_runs=True, softcap=True, key_range=True)
         tight = Build("bfloat16", 96, 96)  # where the largest tiles would spill
@@ -136,6 +136,9 @@ def others() -> Iterator[Case]:
         for kernel, target in product(KERNELS, [*TARGETS][1:]):
             if target not in known:
                 yield from of(kernel, largest(kernel, "mma", build), build, target)
+    build = Build("float32", 64, 64)
+    for kernel, target in product(KERNELS, ("80", "120")):
+        yield from of(kernel, largest(kernel, "simt", build), build, target)
 
 
 def deep() -> Iterator[Case]:

@@ -6,7 +6,7 @@ Two judges that share no code: programs are played pair by pair, their calls by 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
 from itertools import product
@@ -122,37 +122,39 @@ def check(axis: Axis, queries: int, keys: int, want: np.ndarray, cases: Count) -
 # The grid of clipped windows: masks with equal bands share their programs.
 
 
-def clipped(queries: int, keys: int, most: int) -> Iterator[tuple[Axis, int]]:
-    """Axes with sides up to `most`, and where query 0 stands."""
+def clipped(most: int) -> list[tuple[int | None, int | None, str, int]]:
+    """Left and right sides up to `most`, alignments and offsets."""
     sides = (None, *range(most + 1))
-    for left, right, align, offset in product(
-        sides, sides, ("top-left", "bottom-right"), range(-3, 4)
-    ):
-        corner = 0 if align == "top-left" else keys - queries
-        yield Axis(left, right, align=align, offset=offset), corner + offset
+    return list(product(sides, sides, ("top-left", "bottom-right"), range(-3, 4)))
 
 
 def sweep(queries: int, keys: int, most: int, cases: Count) -> None:
     """All masks of a shape against one formula; programs once per different band."""
+    fields = clipped(most)
+    corners = {"top-left": 0, "bottom-right": keys - queries}
+    bands = [  # None where no pair is cut off
+        (None if left is None else left - at, None if right is None else right + at)
+        for left, right, align, offset in fields
+        for at in [corners[align] + offset]
+    ]
+    far = queries + keys
+    left, right = (
+        np.array([far if side is None else side for side in sides])[:, None, None]
+        for sides in zip(*bands, strict=True)
+    )
     centre, key = np.arange(queries)[:, None], np.arange(keys)
-    programs: dict[tuple[Any, ...], np.ndarray] = {}
-    for axis, at in clipped(queries, keys, most):
-        want = np.ones((queries, keys), dtype=bool)
-        left = None if axis.left is None else axis.left - at
-        right = None if axis.right is None else axis.right + at
-        if left is not None:
-            want &= key >= centre - left
-        if right is not None:
-            want &= key <= centre + right
+    wanted = (key >= centre - left) & (key <= centre + right)
+    programs: dict[tuple[int | None, int | None], np.ndarray] = {}
+    for (*sides, align, offset), (left, right), want in zip(fields, bands, wanted, strict=True):
         band = (
             None if left is None or left >= queries - 1 else left,
             None if right is None or right >= keys - 1 else right,
         )
         if band not in programs:
-            check(axis, queries, keys, want, cases)
+            check(Axis(*sides, align=align, offset=offset), queries, keys, want, cases)
             programs[band] = want
         assert np.array_equal(programs[band], want)
-        cases("flash masks, clipped", 1)
+    cases("flash masks, clipped", len(fields))
 
 
 @pytest.mark.parametrize("keys", range(1, 13))

@@ -30,7 +30,7 @@ PRODUCT: dict[str, tuple[Any, ...]] = {
     "prefix": (0, 1, 3),
 }
 TOTAL = prod(len(values) for values in PRODUCT.values())
-STEP = 29  # prime, so that every value of every field meets every value of every other
+STEP = 47  # prime, so that every value of every field meets every value of every other
 BILLION = 10**9
 
 

@@ -321,7 +321,7 @@ def test_many_tiles_and_chunks_read_exactly_the_pairs_of_the_mask(
     dtype: torch.dtype, cases: Count
 ) -> None:
     routes = [route for route in ROUTES if route[0] != "reference"]
-    for specimen in LARGE:
+    for specimen in LARGE[DTYPES.index(dtype) % 2 :: 2]:  # each in two dtypes
         for route in routes:
             done = check(specimen, route, dtype)
             assert done or route[0] != "tiled"
