@@ -469,8 +469,8 @@ def test_compiled_equals_eager(name: str) -> None:
         given = [t[:batch] for t in tokens]
         rest = {key: t[:batch] for key, t in named.items()}
         same(train(compiled, *given, **rest), train(layer, *given, **rest))
-        with torch.no_grad():
-            same([compiled(*given, **rest)], [layer(*given, **rest)])
+    with torch.no_grad():
+        same([compiled(*given, **rest)], [layer(*given, **rest)])
 
 
 @pytest.mark.usefixtures("fresh_compiler")
