@@ -351,8 +351,8 @@ def main(names: list[str], *, one: bool) -> int:
     if wrong := blame(chosen):
         raise SystemExit("without a bug:\n" + "\n".join(wrong))
     missed = 0
-    for bug in chosen:
-        wanted = bug.catch[BUGS.index(bug) % len(bug.catch)] if one else bug.catch
+    for place, bug in enumerate(chosen):
+        wanted = bug.catch[place % len(bug.catch)] if one else bug.catch
         said = examine(bug, wanted if one else CATCHERS)
         late = "".join(catcher for catcher in wanted if catcher not in said)
         missed += bool(late or not said)
