@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections import Counter
 from collections.abc import Callable
@@ -30,6 +31,11 @@ def pytest_configure(config: pytest.Config) -> None:
         # One thread for each worker, before torch is imported, and for its children: threads that
         # wait for a core beside another worker take ten times as long as one.
         os.environ["OMP_NUM_THREADS"] = "1"
+
+
+def pytest_collection_finish() -> None:
+    gc.collect()
+    gc.freeze()  # what is loaded by now stays: no collection needs to look at it again
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
