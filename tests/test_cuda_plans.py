@@ -145,6 +145,19 @@ def test_schedules_hold_every_pair_once(cases: Count, drawn: tuple[Mask, Space, 
         cases("cuda schedules", 1)
 
 
+# Bytes of shared memory that a block may have, by the CUDA programming guide's table of capabilities.
+SHARED = {
+    "sm_75": 64 << 10, "sm_80": 163 << 10, "sm_86": 99 << 10, "sm_87": 163 << 10, "sm_89": 99 << 10,
+    "sm_90": 227 << 10, "sm_100": 227 << 10, "sm_103": 227 << 10, "sm_110": 227 << 10,
+    "sm_120": 99 << 10, "sm_121": 99 << 10,
+}  # fmt: skip
+
+
+def test_memory_is_that_of_the_guide() -> None:
+    known = {f"sm_{capability}": memory for capability, memory in cuda._MEMORY.items()}
+    assert known == SHARED
+
+
 @pytest.mark.parametrize("name", DEVICES)
 @pytest.mark.parametrize("dtype", cuda_tiles.DTYPES)
 @pytest.mark.parametrize("sizes", [(16, 16), (32, 64), (64, 20), (128, 128), (256, 80), (512, 512)])
@@ -167,11 +180,23 @@ def test_tiles_fit_the_device(name: str, dtype: str, sizes: tuple[int, int], cas
         ):
             assert tiles is not None
             used = cuda_tiles.shared_bytes(kernel, tiles, call.build)
-            assert used <= cuda._MEMORY[int(name[3:])]
+            assert used <= SHARED[name]
             assert cuda_tiles.accumulators(kernel, tiles, call.build) <= 160
             if tiles.row_blocks:
                 assert tiles.row_count == 16 * tiles.warps * tiles.row_blocks
             cases("cuda tiles that fit", 1)
+
+
+@pytest.mark.parametrize("size", [16, 64, 128, 192, 256])
+@pytest.mark.parametrize("axes", [(0, 1, 2), (1, 2), (2,)])
+def test_a_thread_holds_its_part_of_output_and_scores(size: int, axes: tuple[int, ...]) -> None:
+    """Of a warp's rows, dealt out to 32 threads; above 160 compilers spill."""
+    build = Build("float16", size, size)
+    found = cuda_tiles.candidates("fwd", "mma", axes, build, SHARED["sm_90"])
+    assert found
+    for tiles in found:
+        rows, columns = tiles.row_count // tiles.warps, math.prod(tiles.columns)
+        assert rows * (size + columns) // 32 <= 160
 
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
