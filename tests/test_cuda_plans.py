@@ -145,7 +145,7 @@ def test_schedules_hold_every_pair_once(cases: Count, drawn: tuple[Mask, Space, 
         cases("cuda schedules", 1)
 
 
-# Bytes of shared memory that a block may have, by the CUDA programming guide's table of capabilities.
+# Bytes of shared memory that a block may have, as the CUDA programming guide's table has them.
 SHARED = {
     "sm_75": 64 << 10, "sm_80": 163 << 10, "sm_86": 99 << 10, "sm_87": 163 << 10, "sm_89": 99 << 10,
     "sm_90": 227 << 10, "sm_100": 227 << 10, "sm_103": 227 << 10, "sm_110": 227 << 10,
