@@ -101,7 +101,7 @@ class PlannedAttention(torch.autograd.Function):
         def run(grad_out: Tensor, grad_lse: Tensor | None) -> Gradients:
             rows = (out, lse, grad_out, grad_lse)
             # a compiled backward, or gradients that torch.autograd.grad batches
-            batched = any(map(_is_batched, (grad_out, grad_lse)))
+            batched = _is_batched(grad_out) or _is_batched(grad_lse)
             if batched or not is_plain((*tensors, *rows)):
                 return BACKWARD(grad_out, grad_lse, out, lse, *_operands(plan, inputs))
             _check_saved(ctx.place, (*tensors, *rows))
@@ -201,7 +201,8 @@ def _gradients(
         grad_out = torch.zeros_like(out)
     with torch.no_grad():
         found = run(grad_out, grad_lse)
-    given = dict(zip(TENSORS, tensors, strict=False))
+    # torch 2.8's compiled backwards cannot resume inside a strict zip
+    given = {name: tensors[at] for at, name in enumerate(TENSORS[: len(tensors)])}
     named = {
         name: grad
         for name, grad in zip(GRADIENTS, found, strict=True)

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from typing import Any
 
 import pytest
@@ -46,6 +47,19 @@ def graphs(
         for call in calls:
             close(compiled(*call), function(*call))
     return counter.frame_count
+
+
+@cache
+def tells() -> bool:
+    """Whether this compiler shows the words of our errors that it meets; torch 2.8's cannot."""
+
+    def fail(_: Tensor) -> Tensor:
+        raise nbattn.InputError("wo" + "rds", "")  # the line is shown as well
+
+    try:
+        return not torch.compile(fail, fullgraph=True, backend="eager")(torch.ones(1))
+    except Exception as error:
+        return "words" in str(error)
 
 
 # A decode against a static cache.
@@ -150,7 +164,8 @@ def test_a_schedule_held_by_a_module() -> None:
 
 @pytest.fixture
 def scalars() -> Iterator[None]:
-    with torch._dynamo.config.patch(capture_scalar_outputs=True):
+    config: Any = torch._dynamo.config
+    with config.patch(capture_scalar_outputs=True, capture_dynamic_output_shape_ops=True):
         yield
 
 
@@ -239,7 +254,7 @@ def test_errors_about_symbolic_numbers_show_them(text: str) -> None:
 
     with pytest.raises(MaskError, match=text):
         make(wrong)
-    compiled = torch.compile(function, fullgraph=True, dynamic=True, backend="eager")
+    compiled = torch.compile(function, fullgraph=tells(), dynamic=True, backend="eager")
     with pytest.raises(Exception, match=text):
         compiled(random(2), wrong)
 
@@ -288,7 +303,7 @@ def test_errors_raised_while_tracing_keep_their_fix(name: str, dynamic: bool) ->
     with pytest.raises(nbattn.NbattnError) as eager:
         BAD[name](x)
     assert eager.value.fix
-    for fullgraph in (False, True):
+    for fullgraph in (False, True) if tells() else (False,):
         torch._dynamo.reset()
         compiled = torch.compile(BAD[name], fullgraph=fullgraph, dynamic=dynamic, backend="eager")
         with pytest.raises(Exception) as traced:  # noqa: PT011

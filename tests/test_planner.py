@@ -214,6 +214,7 @@ WIDE = request_for(Mask.causal("top-left"), 4, 7)
 SLICE = request_for(Mask.sliding_window(3, align="bottom-right"), 1, 10)
 PLANE = request_for(Mask(Axis(), Axis(causal=True)), (1, 5))
 TILES = request_for(Mask(Axis(2, 2, dilation=2), Axis(1, 1, border="shift")), (9, 5))
+PREFIX = request_for(Mask(Axis(2, 0, causal=True, prefix=3)), 12, backend="flash-model:aten")
 RING = request_for(Mask(Axis(1, 2, border="wrap")), 9)
 
 Wrong = tuple[Request, str, Callable[[Candidate], Candidate]]
@@ -314,6 +315,11 @@ WRONG: dict[str, Wrong] = {
         lambda c: with_calls(c, *each(c), each(c)[1]),
     ),
     "the only call twice": (TRIANGLE, "sdpa/causal", lambda c: with_calls(c, *each(c) * 2)),
+    "a joined call twice": (
+        PREFIX,
+        "flash-model:aten/split+merge",
+        lambda c: with_calls(c, *each(c), each(c)[-1]),
+    ),
     "a call instead of another": (
         PIECES,
         "sdpa/dense+fold+split",
