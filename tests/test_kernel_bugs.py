@@ -15,13 +15,15 @@ from emulator.bugs import BUGS, CASES, CATCHERS, Bug
 
 pytestmark = pytest.mark.skipif(build.missing() is not None, reason=str(build.missing()))
 PARTS = 2
+# Every third bug, and those that not everything catches.
+SOME = [bug for place, bug in enumerate(BUGS) if place % 3 == 0 or len(bug.catch) < 4]
 TESTS = Path(__file__).resolve().parent
 
 
 @pytest.mark.parametrize("part", range(PARTS))
 def test_a_bug_is_caught(part: int, cases):
-    """Every second one, by one of what should catch it, in turn."""
-    table(BUGS[part :: 2 * PARTS], cases, "--one")
+    """By one of what should catch it, in turn."""
+    table(SOME[part::PARTS], cases, "--one")
 
 
 @pytest.mark.deep

@@ -32,7 +32,7 @@ pytestmark = pytest.mark.skipif(build.missing() is not None, reason=str(build.mi
 
 Count = Callable[[str, int], None]
 SOURCE = Path(__file__).resolve().parent / "window_sweep.cpp"
-STEP = 79  # prime, so that every value of every field meets every value of every other
+STEP = 127  # prime, so that every value of every field meets every value of every other
 # Extents of query and key tiles.
 TILES = (
     ((1, 1, 4), (1, 1, 3)),
