@@ -26,7 +26,7 @@ def run(command: str, **environment: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize("command", [f"plan {NAT} --device cpu", "schema"])
 def test_a_closed_output_is_no_failure(command: str) -> None:
-    done = run(f"nbattn {command} >&-")
+    done = run(f"nbattn {command} >&-", PYTHONWARNINGS="error::ResourceWarning")
     assert (done.returncode, done.stderr) == (0, "")
 
 

@@ -7,6 +7,7 @@ torch is broken. It offers `add_parser(commands)`, which registers `run(options)
 from __future__ import annotations
 
 import argparse
+import atexit
 import importlib
 import io
 import os
@@ -38,6 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     if sys.stdout is None:  # closed by the caller
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115
+        atexit.register(sys.stdout.close)
     if isinstance(sys.stdout, io.TextIOWrapper):  # names of files and plans may be beyond ASCII
         sys.stdout.reconfigure(errors="backslashreplace")
     options = parser().parse_args(arguments)
