@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from nbattn.cli import COMMANDS, main
+from nbattn.planner import measured
 
 ROOT = Path(__file__).parents[1]
 NAT = str(ROOT / "configs" / "nat_tiny.toml")
@@ -98,6 +100,15 @@ def test_nothing_is_ignored(capsys: pytest.CaptureFixture[str], case: str) -> No
     assert said in err
 
 
+@pytest.fixture
+def costs() -> Iterator[None]:
+    """Tables are read again, before a test and after it."""
+    measured.forget()
+    yield
+    measured.forget()
+
+
+@pytest.mark.usefixtures("costs")
 def test_a_relative_cache_is_one_message(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
