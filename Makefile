@@ -3,15 +3,15 @@ TORCH ?= torch==2.13.0
 VENV ?= .venv
 BIN := $(VENV)/bin
 ORACLES := .venv-oracles
-# Neighbours stay on one worker, which keeps what they share.
-SHARED := -n 2 --dist worksteal
+# Tests that stand together run on one worker, which keeps what they share.
+WORKERS := -n 2 --dist worksteal
 
 test: lint
-	HYPOTHESIS_PROFILE=quick $(BIN)/pytest $(SHARED)
+	HYPOTHESIS_PROFILE=quick $(BIN)/pytest $(WORKERS)
 deep: $(VENV)/stamp
-	HYPOTHESIS_PROFILE=deep $(BIN)/pytest $(SHARED) -m "deep or not deep"
+	HYPOTHESIS_PROFILE=deep $(BIN)/pytest $(WORKERS) -m "deep or not deep"
 strict: $(VENV)/stamp
-	HYPOTHESIS_PROFILE=quick PYTHONWARNINGS=error $(BIN)/pytest $(SHARED) -W error
+	HYPOTHESIS_PROFILE=quick PYTHONWARNINGS=error $(BIN)/pytest $(WORKERS) -W error
 lint: $(VENV)/stamp
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check

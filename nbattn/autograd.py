@@ -201,7 +201,7 @@ def _gradients(
         grad_out = torch.zeros_like(out)
     with torch.no_grad():
         found = run(grad_out, grad_lse)
-    # torch 2.8's compiled backwards cannot resume inside a strict zip
+    # no zip: torch 2.8 cannot compile a backward that makes one here
     given = {name: tensors[at] for at, name in enumerate(TENSORS[: len(tensors)])}
     named = {
         name: grad

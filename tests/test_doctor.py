@@ -321,9 +321,8 @@ def test_cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @needs_nvrtc
 def test_kernels_compile_and_are_kept(place: Path) -> None:
-    facts = json.loads(run("--json", path=place, NBATTN_CACHE=str(place / "cache")).stdout)[
-        "kernels"
-    ]
+    done = run("--json", path=place, NBATTN_CACHE=str(place / "cache"))
+    facts = json.loads(done.stdout)["kernels"]
     assert facts["compiler"]["version"] == "{}.{}".format(*nvrtc.version())
     assert facts["compile"]["kernel"] == "nb_delta"
     assert 0 < facts["compile"]["registers"] <= 255

@@ -1,6 +1,7 @@
 """Owns the check of geometry: intervals, counts and tiles, against the enumerator and at 10^9."""
 
 from collections.abc import Callable, Iterator
+from itertools import combinations
 from math import prod
 from typing import Any
 
@@ -30,7 +31,7 @@ PRODUCT: dict[str, tuple[Any, ...]] = {
     "prefix": (0, 1, 3),
 }
 TOTAL = prod(len(values) for values in PRODUCT.values())
-STEP = 47  # prime, so that every value of every field meets every value of every other
+STEP = 41  # at which every value of every field meets every other that it may, as a test shows
 BILLION = 10**9
 
 
@@ -42,6 +43,21 @@ def specimens(first: int, step: int) -> Iterator[tuple[dict[str, Any], int, int]
             index, place = divmod(index, len(values))
             fields[name] = values[place]
         yield fields, fields.pop("queries"), fields.pop("keys")
+
+
+def met(first: int, step: int) -> set[Any]:
+    """The pairs of values of two fields that a sample of PRODUCT has in legal axes."""
+    found: set[Any] = set()
+    for fields, queries, keys in specimens(first, step):
+        if is_legal(fields, queries, keys):
+            found.update(combinations([*fields.items(), ("queries", queries), ("keys", keys)], 2))
+    return found
+
+
+def test_the_sample_has_every_legal_pair_of_values() -> None:
+    everything = met(1, 31) | met(3, 17)
+    assert len(everything) > 1000
+    assert met(0, STEP) == everything
 
 
 def bound(axis: Axis, queries: int, keys: int) -> BoundAxis:

@@ -301,13 +301,18 @@ def uninitialized_memory_is_nan() -> Iterator[None]:
     torch.utils.deterministic.fill_uninitialized_memory = before
 
 
+# A push tries each specimen in two of the four dtypes, one of them half precision.
+both_halves = pytest.mark.parametrize("half", [0, pytest.param(1, marks=pytest.mark.deep)])
+
+
+@both_halves
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("route", ROUTES, ids=lambda route: "/".join([route[0], *route[1]]))
 def test_a_backend_reads_exactly_the_pairs_of_the_mask(
-    route: tuple[Any, ...], dtype: torch.dtype, cases: Count
+    route: tuple[Any, ...], dtype: torch.dtype, half: int, cases: Count
 ) -> None:
     done: Counter[str] = Counter()
-    for specimen in SMALL[DTYPES.index(dtype) % 2 :: 2]:  # each in two dtypes
+    for specimen in SMALL[(DTYPES.index(dtype) + half) % 2 :: 2]:
         done.update(check(specimen, route, dtype))
     name = "/".join([route[0], *route[1]])
     for what, count in done.items():
@@ -316,12 +321,13 @@ def test_a_backend_reads_exactly_the_pairs_of_the_mask(
     assert set(done) == {"forward", "value_gradient", "query_gradient", "key_gradient"}
 
 
+@both_halves
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_many_tiles_and_chunks_read_exactly_the_pairs_of_the_mask(
-    dtype: torch.dtype, cases: Count
+    dtype: torch.dtype, half: int, cases: Count
 ) -> None:
     routes = [route for route in ROUTES if route[0] != "reference"]
-    for specimen in LARGE[DTYPES.index(dtype) % 2 :: 2]:  # each in two dtypes
+    for specimen in LARGE[(DTYPES.index(dtype) + half) % 2 :: 2]:
         for route in routes:
             done = check(specimen, route, dtype)
             assert done or route[0] != "tiled"

@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     if sys.stdout is None:  # closed by the caller
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115
-        atexit.register(sys.stdout.close)
+        atexit.register(sys.stdout.close)  # left open, it would be warned of
     if isinstance(sys.stdout, io.TextIOWrapper):  # names of files and plans may be beyond ASCII
         sys.stdout.reconfigure(errors="backslashreplace")
     options = parser().parse_args(arguments)

@@ -8,6 +8,7 @@ shared memory has conflicts that the kernels do not have.
 
 from __future__ import annotations
 
+import argparse
 import os
 import shutil
 import signal
@@ -363,5 +364,8 @@ def main(names: list[str], *, one: bool) -> int:
 
 
 if __name__ == "__main__":
-    given = sys.argv[1:]
-    sys.exit(bool(main([name for name in given if name != "--one"], one="--one" in given)))
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="name", help="bugs; default: all")
+    parser.add_argument("--one", action="store_true", help="one of what should catch each, in turn")
+    given = parser.parse_args()
+    sys.exit(bool(main(given.names, one=given.one)))
