@@ -217,7 +217,7 @@ def instructions(cubin: bytes, folder: Path) -> Counter[str]:
     """How often every instruction is in a cubin."""
     path = folder / "kernel.cubin"
     path.write_bytes(cubin)
-    command = [str(nvdisasm()), "-c", str(path)]
+    command = [str(nvdisasm()), "--print-code", "--no-dataflow", str(path)]
     text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     return Counter(re.findall(r"\*/\s+(?:@!?U?P\w+ +)?([A-Z][A-Z0-9_.]+)", text))
 
