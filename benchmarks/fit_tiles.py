@@ -19,11 +19,11 @@ from rich.table import Table
 from workloads import Workload, known, select
 
 from nbattn import machine
-from nbattn.backends import tiled as engine
-from nbattn.backends.contract import Inputs
-from nbattn.dialects import tiled as model
+from nbattn.backends.inputs import Inputs
+from nbattn.backends.tiled import meaning as model
+from nbattn.backends.tiled import run as engine
 from nbattn.geometry import BoundAxis, TileTotals
-from nbattn.planner.programs import Call, Program, whole
+from nbattn.program.program import Call, Program, whole
 from nbattn.timing import Run, Samples, clock, interleave
 
 _ROWS = (8, 1024)

@@ -28,7 +28,7 @@ from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 import nbattn
 from nbattn import Axis, Mask, geometry, machine
-from nbattn.backends.flex import mask_function
+from nbattn.backends.flex.run import mask_function
 from nbattn.errors import BackendError
 from nbattn.timing import Run, clock, interleave
 

@@ -27,13 +27,14 @@ from rich.progress import Progress
 from rich.table import Table
 
 import nbattn
-from nbattn import Axis, Mask, functional, geometry, machine
-from nbattn.backends import cuda
-from nbattn.backends.contract import Inputs
-from nbattn.dialects.device import named
-from nbattn.dialects.walks import Walk
+from nbattn import Axis, Mask, geometry, machine
+from nbattn.backends.cuda import run as cuda
+from nbattn.backends.cuda.tile_traversal import Walk
+from nbattn.backends.inputs import Inputs
 from nbattn.kernels import cubins, launch
 from nbattn.kernels.launch import Launcher
+from nbattn.planner import planner
+from nbattn.program.device import named
 from nbattn.timing import Run
 
 _SPACE, _HEADS, _DIM = 16, 1, 16
@@ -171,7 +172,7 @@ def planning(device: str) -> dict[str, Run]:
     shapes["decode, 1 of 10^9 keys"] = (_DECODE, (1, 1, 32, 128), (1, 10**9, 8, 128))
 
     def anew(mask: Mask, query: tuple[int, ...], key: tuple[int, ...]) -> None:
-        functional.forget()
+        planner.forget()
         nbattn.plan(mask, query, key, device=device)
 
     return {name: partial(anew, *each) for name, each in shapes.items()}

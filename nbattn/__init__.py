@@ -14,12 +14,12 @@ from nbattn.version import __version__
 
 if TYPE_CHECKING:
     from nbattn.config import load as load
-    from nbattn.dialects.device import DeviceInfo as DeviceInfo
     from nbattn.functional import attention as attention
     from nbattn.functional import merge as merge
     from nbattn.functional import plan as plan
     from nbattn.nn import NeighborhoodAttention as NeighborhoodAttention
     from nbattn.planner.plan import Plan as Plan
+    from nbattn.program.device import DeviceInfo as DeviceInfo
 
 __all__ = [
     "Axis",
@@ -46,7 +46,7 @@ _LAZY = {
     "load": "nbattn.config",
     "NeighborhoodAttention": "nbattn.nn",
     "Plan": "nbattn.planner.plan",
-    "DeviceInfo": "nbattn.dialects.device",
+    "DeviceInfo": "nbattn.program.device",
 }
 
 

@@ -11,11 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nbattn.dialects import device as devices
-from nbattn.dialects.device import DeviceInfo
+from nbattn.backends import families
 from nbattn.errors import InputError, counted, kind
 from nbattn.mask import MAX_RANK, Mask
-from nbattn.planner.request import BACKENDS, DTYPES, Request, check_traits
+from nbattn.program import device as devices
+from nbattn.program.device import DeviceInfo
+from nbattn.program.request import DTYPES, Request
 from nbattn.symbolic import holds
 
 _NEEDED = ("query", "key", "value")
@@ -303,12 +304,9 @@ def _shaped(name: str, tensor: Tensor, shape: Sequence[Any], meaning: str) -> No
 
 def check_backend(backend: str, require: Sequence[str], forbid: Sequence[str]) -> None:
     """Names are known, and require= and forbid= are tuples of them."""
-    if backend not in BACKENDS:
-        names = ", ".join(map(repr, BACKENDS))
-        raise InputError(f"backend={backend!r} is not known.", f"one of {names}.")
-    check_traits_given(require, forbid)
-    for name, traits in (("require", require), ("forbid", forbid)):
-        check_traits(name, tuple(traits))
+    if backend in families.BACKENDS:  # names of traits come later: these say more
+        check_traits_given(require, forbid)
+    families.check_names(backend, tuple(require), tuple(forbid))
 
 
 def check_traits_given(require: object, forbid: object) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from nbattn import execute, ops
-from nbattn.backends.contract import Inputs
+from nbattn.backends.inputs import Inputs
 from nbattn.errors import BackendError
 from nbattn.ops import BACKWARD, FORWARD, GRADIENTS, TENSORS, Options
 from nbattn.planner.plan import Plan

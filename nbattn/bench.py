@@ -15,11 +15,11 @@ from torch import Tensor
 
 from nbattn import geometry, machine
 from nbattn.errors import NbattnError
-from nbattn.planner import dispatch, planner
-from nbattn.planner.candidate import Candidate
-from nbattn.planner.costs import ITEMSIZE, tensor_bytes
+from nbattn.planner import devices, planner
 from nbattn.planner.plan import Plan
-from nbattn.planner.request import Request
+from nbattn.program.candidate import Candidate
+from nbattn.program.costs import ITEMSIZE, tensor_bytes
+from nbattn.program.request import Request
 from nbattn.timing import Clock, Run, Samples, clock, interleave
 
 TRAINING_FLOPS = 3.5  # of a forward pass
@@ -146,7 +146,7 @@ def elsewhere(request: Request) -> str:
     """Why a request cannot run on this machine; empty when it can."""
     mine = ["cpu"]
     if torch.cuda.is_available():
-        mine.append(dispatch.device_info("cuda").name)
+        mine.append(devices.device_info("cuda").name)
     if request.device.kind == "meta":
         return "the meta device computes nothing"
     if request.device.kind not in ("cpu", "cuda"):
@@ -175,8 +175,8 @@ def candidates(plan: Plan, effort: Effort) -> list[Candidate]:
         if one.reasons and not effort.by_name:
             return False
         if effort.backends is None:
-            return one.family != "flash-model"
-        return bool({one.backend, one.family} & {*effort.backends})
+            return one.runner != "flash-model"
+        return bool({one.backend, one.runner} & {*effort.backends})
 
     others = (one for one in plan.candidates if one is not plan.chosen)
     return [plan.chosen, *filter(wanted, others)]

@@ -252,9 +252,9 @@ def _backends(probed: Facts) -> list[Facts]:
 
 def _names() -> list[str]:
     """The backends to try: every provider of Flash, and its model once."""
-    from nbattn.planner.request import BACKENDS
+    from nbattn.backends import families
 
-    return [name for name in BACKENDS[1:] if not name.startswith("flash-model:")]
+    return [name for name in families.BACKENDS[1:] if not name.startswith("flash-model:")]
 
 
 def _cache() -> Facts:
@@ -282,7 +282,7 @@ def _cache() -> Facts:
 
 def _costs() -> str:
     """What the planner has of `nbattn tune`, or why it cannot use it."""
-    from nbattn.planner import measured
+    from nbattn.planner import cost_table as measured
 
     table = measured.table()
     dates = [f"{one.fingerprint.device} on {one.date}" for one in table.entries]

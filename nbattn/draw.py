@@ -11,8 +11,8 @@ import numpy as np
 from nbattn import geometry
 from nbattn.axis import describe
 from nbattn.geometry import BoundAxis
-from nbattn.legend import NONE, PART, READ, SIGNS, check_lengths, cuts, keys_read, signs
 from nbattn.mask import Mask, Space
+from nbattn.mask_symbols import NONE, PART, READ, SIGNS, check_lengths, cuts, keys_read, signs
 
 CELLS = 48
 

@@ -7,28 +7,21 @@ backends run that compute it again.
 
 from __future__ import annotations
 
-import importlib
 import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
-from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from nbattn.backends.contract import Gradients, Inputs, accumulate_dtype
+from nbattn.backends import families
+from nbattn.backends.inputs import Gradients, Inputs, accumulate_dtype, layout_of
 from nbattn.mask import Mask
-from nbattn.planner import dispatch
-from nbattn.planner.candidate import Candidate
-from nbattn.planner.dispatch import Facts
+from nbattn.planner import planner
 from nbattn.planner.plan import Plan
-
-
-@cache
-def backend_module(family: str) -> Any:
-    """The module of a backend, loaded when first used."""
-    return importlib.import_module(f"nbattn.backends.{family.replace('-', '_')}")
+from nbattn.planner.planner import Signature
+from nbattn.program.candidate import Candidate
 
 
 def planned(
@@ -44,15 +37,15 @@ def planned(
 ) -> Plan:
     """The plan for a call's own tensors, kept for the next call like it."""
     query, key, value = inputs.query, inputs.key, inputs.value
-    return dispatch.planned(
-        Facts(
+    return planner.planned(
+        Signature(
             mask,
             query.shape,
             key.shape,
             value.shape[-1],
             query.dtype,
             query.device,
-            layout=dispatch.layout_of(query, key, value),
+            layout=layout_of(query, key, value),
             extra_keys=0 if inputs.extra_key is None else inputs.extra_key.shape[1],
             softcap=inputs.softcap is not None,
             sink=inputs.sink is not None,
@@ -82,7 +75,7 @@ def forward(
     candidate = plan.chosen
     if keep_lse and not _gives_lse(candidate, kind):
         candidate = next((one for one in _accepted(plan) if _gives_lse(one, kind)), candidate)
-    backend = backend_module(candidate.family)
+    backend = families.runner(candidate.runner)
     with _without_autocast(kind):
         return backend.forward(candidate.program, inputs, return_lse=return_lse or keep_lse)
 
@@ -100,7 +93,7 @@ def backward(
     candidate = plan.chosen
     if not recomputes_lse(candidate, inputs) and _is_unknown(lse):
         candidate = next((one for one in _accepted(plan) if recomputes_lse(one, inputs)), candidate)
-    backend = backend_module(candidate.family)
+    backend = families.runner(candidate.runner)
     with _without_autocast(kind):
         return backend.backward(candidate.program, inputs, out, lse, grad_out, grad_lse)
 
@@ -132,14 +125,15 @@ def _accepted(plan: Plan) -> Iterator[Candidate]:
 
 
 def _gives_lse(candidate: Candidate, kind: str) -> bool:
-    """Whether a forward gives the logsumexp: torch's public functions have none."""
-    return candidate.family != "flex" and (candidate.family != "sdpa" or kind == "cpu")
+    """Whether a forward on this device type returns the logsumexp."""
+    known = families.backend(candidate.runner).gives_lse_on
+    return known is None or kind in known
 
 
 def recomputes_lse(candidate: Candidate, inputs: Inputs) -> bool:
     """Whether a backward does without the logsumexp."""
-    repeats = candidate.family in ("tiled", "flex", "natten")
-    return repeats or (candidate.family == "sdpa" and inputs.query.device.type != "cpu")
+    known = families.backend(candidate.runner).needs_lse_on
+    return known is not None and inputs.query.device.type not in known
 
 
 def _without_autocast(kind: str) -> AbstractContextManager[Any]:

@@ -10,15 +10,16 @@ import torch
 from torch import Tensor
 
 from nbattn import arguments, autograd, execute, ops
-from nbattn.backends import reference
-from nbattn.backends.contract import Inputs
-from nbattn.dialects.device import DEVICES, DeviceInfo
+from nbattn.backends import families
+from nbattn.backends.dense import reference
+from nbattn.backends.inputs import Inputs
 from nbattn.errors import BackendError, InputError
 from nbattn.mask import Mask
-from nbattn.planner import dispatch, measured, planner
-from nbattn.planner.dispatch import Facts
+from nbattn.planner import devices, planner
 from nbattn.planner.plan import Plan
-from nbattn.planner.request import Request
+from nbattn.planner.planner import Signature
+from nbattn.program.device import DEVICES, DeviceInfo
+from nbattn.program.request import Request, dtype_name
 
 
 @overload
@@ -179,7 +180,7 @@ def attention(
 def _attend(plan: Plan, inputs: Inputs, *, training: bool) -> tuple[Tensor, Tensor | None]:
     """Output, and the logsumexp when the plan has it as a result, by a given plan."""
     request = plan.request
-    if plan.chosen.family == "reference":
+    if plan.chosen.runner == "reference":
         return reference.attend(inputs, request.mask)
     return autograd.attend(plan, inputs, return_lse=request.return_lse, training=training)
 
@@ -292,8 +293,8 @@ def plan(
     key_shape = query_shape if key_shape is None else key_shape
     shapes = tuple(query_shape), tuple(key_shape)
     _check_once(mask, *shapes, dim, backend, tuple(require), tuple(forbid))
-    return dispatch.planned(
-        Facts(
+    return planner.planned(
+        Signature(
             mask,
             *shapes,
             dim,
@@ -371,7 +372,7 @@ def _check_plan_is_for(
     assert query is not None
     assert key is not None
     assert value is not None
-    here = dispatch.device_info(query.device)
+    here = devices.device_info(query.device)
     known = request.device.name in DEVICES
     if here.kind != request.device.kind or (known and here.name != request.device.name):
         raise InputError(
@@ -387,7 +388,7 @@ def _check_plan_is_for(
         "kv_heads": key.shape[-2],
         "head_dim": query.shape[-1],
         "value_dim": value.shape[-1],
-        "dtype": dispatch.dtype_name(query.dtype),
+        "dtype": dtype_name(query.dtype),
         "extra_keys": 0 if extra is None else extra.shape[1],
         "softcap": softcap is not None,
         "sink": sink is not None,
@@ -405,16 +406,9 @@ def _check_plan_is_for(
 
 def warmup(plan: Plan) -> None:
     """`Plan.warmup`: what the first run would prepare."""
-    backend = execute.backend_module(plan.chosen.family)
+    backend = families.runner(plan.chosen.runner)
     if hasattr(backend, "warmup"):
         backend.warmup(plan.chosen.program)
-
-
-def forget() -> None:
-    """Plan anew from here on, with the cost table as it is now."""
-    measured.forget()
-    for kept in (dispatch.planned, planner.make):
-        kept.cache_clear()
 
 
 def merge(outputs: Sequence[Tensor], lses: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

@@ -23,7 +23,7 @@ from nbattn import alignment
 from nbattn.axis import Axis
 from nbattn.errors import MaskError, counted
 from nbattn.mask import Mask, Space, as_space
-from nbattn.series import piecewise_sum
+from nbattn.piecewise_sum import piecewise_sum
 
 Ints = NDArray[np.int64]
 Run = tuple[int, int]  # start and count; the step is the dilation

@@ -364,7 +364,7 @@ class Mask:
         >>> blocks.kv_num_blocks[0, 0].tolist(), blocks.shape
         ([1, 2, 2, 2, 2, 2, 2, 2], (1, 1, 1000, 1000))
         """
-        from nbattn.backends import flex
+        from nbattn.backends.flex import run as flex
 
         return flex.block_mask(self, query_space, key_space, device, block)
 

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from nbattn import arguments
 from nbattn.axis import whole
-from nbattn.dialects.device import DeviceInfo
 from nbattn.errors import InputError, MaskError, counted, kind
 from nbattn.functional import attention, plan
 from nbattn.mask import Mask
 from nbattn.planner.plan import Plan
+from nbattn.program.device import DeviceInfo
 from nbattn.symbolic import holds
 
 

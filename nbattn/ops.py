@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula  # pyright: ignore[reportUnknownVariableType]
 
 from nbattn import execute, geometry
-from nbattn.backends.contract import Inputs, new_lse, new_output
+from nbattn.backends.inputs import Inputs, new_lse, new_output
 from nbattn.errors import InputError
 from nbattn.mask import Mask, from_code
 from nbattn.planner.plan import Plan

@@ -15,12 +15,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nbattn import geometry, legend
+from nbattn import geometry
+from nbattn import mask_symbols as legend
 from nbattn.axis import describe
 from nbattn.errors import InputError
 from nbattn.geometry import BoundAxis
 from nbattn.planner.plan import Plan
-from nbattn.planner.visits import Visit
+from nbattn.program.blocks import Block
 
 CELLS = 160  # longer axes are drawn by tiles
 LINED = 48  # cells a side that have lines between them
@@ -114,7 +115,7 @@ def _block_grid(plan: Plan) -> tuple[NDArray[np.float32], NDArray[np.int64]] | s
     return shares, numbers
 
 
-def _share(visit: Visit, matrices: Sequence[NDArray[np.bool_]]) -> float:
+def _share(visit: Block, matrices: Sequence[NDArray[np.bool_]]) -> float:
     """Allowed pairs of a block in all its pairs."""
     allowed = visited = 0
     for keys in visit.keys:

@@ -8,15 +8,16 @@ from pathlib import Path
 
 import torch
 
-from nbattn import bench, cache, functional, machine
+from nbattn import bench, cache, machine
 from nbattn.bench import Effort, Job
 from nbattn.cache import CacheError
-from nbattn.dialects.device import DeviceInfo
 from nbattn.errors import InputError
-from nbattn.planner import measured, planner
-from nbattn.planner.measured import Entry, Fingerprint, Rates
+from nbattn.planner import cost_table as measured
+from nbattn.planner import planner
+from nbattn.planner.cost_table import Entry, Fingerprint, Rates
 from nbattn.planner.plan import Plan
-from nbattn.planner.request import DTYPES
+from nbattn.program.device import DeviceInfo
+from nbattn.program.request import DTYPES
 from nbattn.timing import Clock, Run, clock, interleave
 
 QUICK, FULL = Effort(rounds=3, seconds=5.0), Effort(rounds=7, seconds=20.0)
@@ -191,7 +192,7 @@ def save(path: Path, new: Entry) -> str:
             cache.publish(path, measured.encode(joined(old, new)).encode())
     except CacheError as error:
         raise InputError(f"the cost table cannot be written: {error}.", "--output FILE.") from None
-    functional.forget()
+    planner.forget()
     return problem
 
 

@@ -51,14 +51,14 @@ PROGRAMS, FLASH_COSTS, PACKING = (
     f"nbattn/planner/{name}.py" for name in ("programs", "flash_costs", "packing")
 )
 FUNCTIONAL, DRAW = "nbattn/functional.py", "nbattn/draw.py"
-PLANNER, DISPATCH = "nbattn/planner/planner.py", "nbattn/planner/dispatch.py"
+PLANNER, INPUTS = "nbattn/planner/planner.py", "nbattn/backends/inputs.py"
 WARP, MEMORY, COPIES, FIBERS, EMULATOR, TWINS = (
     f"tests/emulator/{name}"
     for name in (
         "warp.cpp", "memory.cpp", "copies.cpp", "fibers.cpp", "emulator.h", "emulated_ptx.h",
     )
 )
-FLEX, FLEX_BLOCKS = "nbattn/backends/flex.py", "nbattn/dialects/flex.py"
+FLEX, FLEX_BLOCKS = "nbattn/backends/flex/run.py", "nbattn/backends/flex/meaning.py"
 SERIES, WALKS, CUDA_DIALECT, CUDA_TILES, CUDA = (
     f"nbattn/{name}.py"
     for name in (
@@ -293,7 +293,7 @@ MUTANTS = [
            "values"),
     Mutant("extra-keys-gradient", TILED, "-extra.shape[2] :]", ": extra.shape[2]]", "values"),
     Mutant("sink-gradient-tiled", TILED, "self.sink.add_(", "self.sink.sub_(", "values"),
-    Mutant("sink-gradient-joined", "nbattn/backends/joining.py", "return -(weight * delta)",
+    Mutant("sink-gradient-joined", "nbattn/backends/logsumexp.py", "return -(weight * delta)",
            "return (weight * delta)", "values"),
     Mutant("merge-empty-part", FUNCTIONAL, ".masked_fill(nothing[..., None], 0)", "", "merge"),
     Mutant("merge-empty-row", FUNCTIONAL, "safe = torch.where(empty, 0.0, stacked)",
@@ -338,7 +338,7 @@ MUTANTS = [
            "    if False:\n        assert", "flash_backends"),
     Mutant("own-lse-in-backward", CALLS, "_rows(call.query, whole)",
            "_rows(call.query, Rows(out, lse + 1, grad_out, grad_lse))", "flash_backends"),
-    Mutant("backward-windows", "nbattn/dialects/flash_providers.py",
+    Mutant("backward-windows", "nbattn/backends/flash/providers.py",
            "if facts.training and not self.backward_windows:", "if False:", "flash_dialects"),
     Mutant("backward-first", MEANING, "(column - band.right) // tile[0]",
            "(column - band.right) // tile[0] + 1", "flash_dialects"),
@@ -460,18 +460,20 @@ MUTANTS = [
     # what others hand over
     Mutant("overlaps-read", SDPA, "return tensor if rows_apart(tensor, shared=True) else",
            "return tensor if True else", "values"),
-    Mutant("overlaps-of-flash", "nbattn/backends/flash.py", "whole = rows_apart(tensor) and",
+    Mutant("overlaps-of-flash", "nbattn/backends/flash/adapters.py",
+           "whole = rows_apart(tensor) and",
            "whole = tensor.stride(-1) == 1 and", "flash_backends"),
-    Mutant("tiny-scale", "nbattn/backends/joining.py", "if inputs.scale >= _TINY",
+    Mutant("tiny-scale", "nbattn/backends/logsumexp.py", "if inputs.scale >= _TINY",
            "if inputs.scale > 0", "values"),
-    Mutant("sdpa-without-grid", "nbattn/dialects/dense.py", "replace(SDPA, grid=GRID)",
+    Mutant("sdpa-without-grid", "nbattn/backends/dense/meaning.py", "replace(SDPA, grid=GRID)",
            "replace(SDPA, grid=0)", "planner"),
     Mutant("tags-read", FILES, 'getattr(self.peek_event(), "tag", None)', "None", "config"),
     Mutant("heads-never-tokens", "nbattn/arguments.py", "heads >= times * most", "False",
            "arguments"),
     Mutant("heads-always-tokens", "nbattn/arguments.py", "heads >= times * most", "heads > most",
            "arguments"),
-    Mutant("any-rate", "nbattn/planner/measured.py", "(1.0, 1e21)", "(5e-324, 1e308)", "measured"),
+    Mutant("any-rate", "nbattn/planner/cost_table.py", "(1.0, 1e21)", "(5e-324, 1e308)",
+           "measured"),
     Mutant("unfused-rounds", PARAMETERS, "torch.promote_types(tensor.dtype, exact) != exact",
            "False", "natten_unfused"),
     Mutant("dinat-scale", DINAT, "query * shape[1] ** -0.5", "query * shape[0] ** -0.5",
@@ -531,7 +533,7 @@ MUTANTS = [
            "kernel_cubins"),
     Mutant("published-in-place", "nbattn/cache.py", "            part.replace(path)",
            "            part.unlink()\n            path.write_bytes(content)", "kernel_cubins"),
-    Mutant("tiles-that-spill", "nbattn/dialects/cuda_tiles.py", '("fwd", 2, 64): (80, 88, 96)',
+    Mutant("tiles-that-spill", "nbattn/backends/cuda/tiles.py", '("fwd", 2, 64): (80, 88, 96)',
            '("fwd", 2, 64): (80, 88)', "compile_matrix"),
     # launches
     Mutant("legacy-stream", LAUNCH, "            argument.stream,\n", "", "kernel_launch"),
@@ -571,7 +573,7 @@ MUTANTS = [
            "    if False:\n        raise", "operators"),
     Mutant("graphs-without-gradients", AUTOGRAD, "    if trains(tensors):\n        return Operator",
            "    if False:\n        return Operator", "operators compiled_masks"),
-    Mutant("packed-unseen", DISPATCH, 'return "packed" if alone or _side_by_side(query, key)',
+    Mutant("packed-unseen", INPUTS, 'return "packed" if alone or _side_by_side(query, key)',
            'return "packed" if False', "one_plan"),
     Mutant("another-program", "nbattn/bench.py", "own = replace(plan, chosen=candidate)",
            "own = plan", "bench"),
@@ -582,7 +584,7 @@ MUTANTS = [
            "return bool(condition)", "compiled_masks"),
     Mutant("plans-again", PLANNER, "@lru_cache(CACHE_SIZE)\ndef make(",
            "@lru_cache(0)\ndef make(", "planner"),
-    Mutant("calls-plan-again", DISPATCH, "@lru_cache(planner.CACHE_SIZE)\ndef planned(",
+    Mutant("calls-plan-again", PLANNER, "@lru_cache(CACHE_SIZE)\ndef planned(",
            "@lru_cache(0)\ndef planned(", "planning_work"),
     Mutant("counts-rows", GEOMETRY, "allows, without visiting every row.\"\"\"\n",
            "allows.\"\"\"\n        np.zeros(min(self.queries, 10**7))\n", "geometry"),

@@ -19,7 +19,7 @@ from nbattn import Mask, Plan, bench, execute, timing
 from nbattn.bench import Effort, Tensors
 from nbattn.cli import main
 from nbattn.config import Config, PlanConfig
-from nbattn.planner.request import Request
+from nbattn.program.request import Request
 
 ROOT = Path(__file__).resolve().parents[1]
 DINAT, SHAPE = Mask.neighborhood((7, 7), dilation=4), (1, 28, 28, 2, 32)
@@ -432,7 +432,7 @@ MISUSE: list[tuple[list[str], str]] = [
     ),
     (
         ["a.toml", "--backends", "tiled,magic"],
-        "nbattn bench: backend 'magic' is not known.\n  fix:   one of 'reference', 'tiled', 'sdpa'",
+        "nbattn bench: backend 'magic' is not known.\n  fix:   one of 'reference', 'sdpa', 'tiled'",
     ),
     (
         ["a.toml", "--json", "no/such/folder.json"],

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from nbattn.cli import COMMANDS, main
-from nbattn.planner import measured
+from nbattn.planner import cost_table as measured
 
 ROOT = Path(__file__).parents[1]
 NAT = str(ROOT / "configs" / "nat_tiny.toml")

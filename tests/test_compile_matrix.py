@@ -28,8 +28,8 @@ if __name__ == "__main__":
 import pytest
 from probe_kernel import needs_nvrtc, skip_where_unknown
 
-from nbattn.dialects import cuda_tiles
-from nbattn.dialects.cuda_tiles import KERNELS, Build, Tiles
+from nbattn.backends.cuda import tiles as cuda_tiles
+from nbattn.backends.cuda.tiles import KERNELS, Build, Tiles
 from nbattn.kernels import nvrtc, sources
 from nbattn.kernels.nvrtc import Compiled
 from nbattn.kernels.variant import Variant

@@ -25,17 +25,17 @@ from torch import Tensor
 from work import lines
 
 import nbattn
-from nbattn import Axis, BackendError, Mask, functional
-from nbattn.backends import cuda
-from nbattn.backends.contract import Inputs
-from nbattn.dialects.cuda import Window
-from nbattn.dialects.cuda_tiles import Build, Tiles
-from nbattn.dialects.device import DEVICES
+from nbattn import Axis, BackendError, Mask
+from nbattn.backends.cuda import run as cuda
+from nbattn.backends.cuda.meaning import Window
+from nbattn.backends.cuda.tiles import Build, Tiles
+from nbattn.backends.inputs import Inputs
 from nbattn.geometry import bind
 from nbattn.kernels import launch
 from nbattn.kernels.variant import Variant
-from nbattn.planner import dispatch
-from nbattn.planner.programs import Call, Program, whole
+from nbattn.planner import devices, planner
+from nbattn.program.device import DEVICES
+from nbattn.program.program import Call, Program, whole
 
 Count = Callable[[str, int], None]
 LAUNCH = 120  # lines of Python of a forward that is prepared
@@ -49,11 +49,11 @@ needs_emulator = pytest.mark.skipif(build.missing() is not None, reason=str(buil
 def emulated(monkeypatch: pytest.MonkeyPatch) -> Iterator[Launcher]:
     """CPU tensors are on a device with CuPy, and kernels run in the emulator."""
     launcher = Launcher()
-    monkeypatch.setattr(dispatch, "device_info", lambda *_: DEVICE)
+    monkeypatch.setattr(devices, "device_info", lambda *_: DEVICE)
     monkeypatch.setattr(launch, "launcher", lambda: launcher)
-    functional.forget()
+    planner.forget()
     yield launcher
-    functional.forget()
+    planner.forget()
 
 
 def family(dtype: torch.dtype) -> str:

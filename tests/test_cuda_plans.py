@@ -19,12 +19,13 @@ from work import lines
 
 import nbattn
 from nbattn import Axis, BackendError, Mask
-from nbattn.dialects import cuda, cuda_tiles
-from nbattn.dialects.cuda import Window
-from nbattn.dialects.cuda_tiles import Build, Tiles
-from nbattn.dialects.device import DEVICES, DeviceInfo
+from nbattn.backends.cuda import meaning as cuda
+from nbattn.backends.cuda import tiles as cuda_tiles
+from nbattn.backends.cuda.meaning import Window
+from nbattn.backends.cuda.tiles import Build, Tiles
 from nbattn.geometry import bind
 from nbattn.planner.plan import Plan
+from nbattn.program.device import DEVICES, DeviceInfo
 
 Count = Callable[[str, int], None]
 Space = tuple[int, ...]
@@ -84,10 +85,10 @@ def test_support_at_any_tile(cases: Count, drawn: tuple[Mask, Space, Space], dat
     call = Window(lines, Build("float32", 32, 32), *tiles)
     wanted = matrix(mask.axes, queries, keys)
     assert np.array_equal(call.allowed(queries, keys), wanted)
-    visited = list(call.visits())
-    counts = [
-        math.prod(map(len, queries)) * math.prod(map(len, keys)) for queries, keys, _ in visited
+    visited = [
+        (row, visit) for row, visits in call._walk(call.forward, inverse=False) for visit in visits
     ]
+    counts = [math.prod(len(part.positions) for part in (*row, *visit)) for row, visit in visited]
     walks = [cuda_tiles.Walk(line) for line in cuda_tiles.padded(lines)]
     extents = zip(walks, tiles[0].rows, tiles[0].columns, strict=True)
     assert len(visited) == math.prod(walk.visits(*sizes) for walk, *sizes in extents)

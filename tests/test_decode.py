@@ -20,8 +20,8 @@ from oracle import axes
 from work import lines
 
 import nbattn
-from nbattn import Axis, Mask, functional
-from nbattn.planner import dispatch
+from nbattn import Axis, Mask
+from nbattn.planner import planner
 
 Count = Callable[[str, int], None]
 STEPS, LINES = 1000, 10_000
@@ -63,12 +63,12 @@ def requests(steps: int) -> list[tuple[Mask, int, int]]:
 
 def planned(steps: list[tuple[Mask, int, int]], device: str) -> list[int]:
     """Lines of Python of every step, each planned anew."""
-    functional.forget()
+    planner.forget()
     took: list[int] = []
     for mask, queries, keys in steps:
         shapes = (1, queries, 32, 128), (1, keys, 8, 128)
         took.append(lines(partial(nbattn.plan, mask, *shapes, device=device, dtype="bfloat16")))
-    assert dispatch.planned.cache_info().hits == 0
+    assert planner.planned.cache_info().hits == 0
     return took
 
 

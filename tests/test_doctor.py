@@ -15,13 +15,13 @@ import pytest
 from probe_kernel import absent, needs_nvrtc
 
 from nbattn import cli, doctor
+from nbattn.backends import families
 from nbattn.cli import doctor as command
 from nbattn.kernels import check, cubins, nvrtc
-from nbattn.planner import measured
-from nbattn.planner.request import BACKENDS
+from nbattn.planner import cost_table as measured
 
 ROOT = Path(__file__).resolve().parents[1]
-NAMES = [name for name in BACKENDS[1:] if not name.startswith("flash-model:")]
+NAMES = [name for name in families.BACKENDS[1:] if not name.startswith("flash-model:")]
 # Backends that a CPU does not have, or not for training, and why.
 NOT_HERE = {
     "flash": "runs on cuda, not on cpu",

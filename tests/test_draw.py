@@ -21,7 +21,8 @@ from oracle import (
 )
 from work import work
 
-from nbattn import Axis, Mask, MaskError, geometry, legend
+from nbattn import Axis, Mask, MaskError, geometry
+from nbattn import mask_symbols as legend
 
 Count = Callable[[str, int], None]
 Space = tuple[int, ...]

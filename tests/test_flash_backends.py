@@ -19,11 +19,11 @@ from torch import Tensor
 
 import nbattn
 from nbattn import Axis, BackendError, Mask
-from nbattn.backends import calls, flash_model
-from nbattn.backends import flash as flash_backend
-from nbattn.dialects.dense import Dense
-from nbattn.planner import dispatch
-from nbattn.planner.programs import AxisView, Call, Program, View
+from nbattn.backends import calls, families
+from nbattn.backends.dense.meaning import Dense
+from nbattn.backends.flash import adapters as flash_backend
+from nbattn.backends.flash import model as flash_model
+from nbattn.program.program import AxisView, Call, Program, View
 
 Count = Callable[[str, int], None]
 Space = tuple[int, ...]
@@ -328,8 +328,8 @@ def test_the_cache_entry_of_a_provider(name: str, provider: str, cases: Count) -
 
 
 def test_the_data_of_a_cuda_device_lists_what_is_installed() -> None:
-    assert "torch" not in dispatch._installed()
-    assert set(dispatch._installed()) <= {"flash-attn", "flash-attn-3", "flash-attn-4", "cupy"}
+    assert "torch" not in families.installed()
+    assert set(families.installed()) <= {"flash-attn", "flash-attn-3", "flash-attn-4", "cupy"}
 
 
 # Rows of the output, written by the kernels themselves

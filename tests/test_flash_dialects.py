@@ -12,10 +12,10 @@ import flash_oracle
 import numpy as np
 import pytest
 
-from nbattn.dialects import device
-from nbattn.dialects.bands import Band, cut, cuts, first_difference, trim
-from nbattn.dialects.flash import DIALECTS, Flash, Told, tell
-from nbattn.dialects.flash_providers import PROVIDERS, padded, tile
+from nbattn.backends.flash.meaning import DIALECTS, Flash, Told, tell
+from nbattn.backends.flash.providers import PROVIDERS, padded, tile
+from nbattn.program import device
+from nbattn.program.bands import Band, cut, cuts, first_difference, trim
 
 Count = Callable[[str, int], None]
 LENGTHS = range(1, 13)

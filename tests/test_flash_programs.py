@@ -21,13 +21,14 @@ from oracle import axis_matrix, bound_axes, is_legal, masks, matrix
 
 import nbattn
 from nbattn import Axis, BackendError, Mask
-from nbattn.dialects import device
-from nbattn.dialects.flash import Flash
+from nbattn.backends.flash import candidates as flash
+from nbattn.backends.flash.meaning import Flash
 from nbattn.geometry import bind
-from nbattn.planner import flash, proof
-from nbattn.planner.candidate import Candidate
-from nbattn.planner.programs import Call, View
-from nbattn.planner.request import Request
+from nbattn.planner import proof
+from nbattn.program import device
+from nbattn.program.candidate import Candidate
+from nbattn.program.program import Call, View
+from nbattn.program.request import Request
 
 Count = Callable[[str, int], None]
 PROVIDERS = ("aten", "fa3", "fa4")  # fa2 reads as aten does, and has a cache besides
@@ -525,8 +526,8 @@ def test_the_number_of_calls_does_not_grow_with_the_length() -> None:
 def test_auto_never_runs_the_model() -> None:
     for on in ("cpu", "sm_80", "sm_90"):
         plan = nbattn.plan(Mask.sliding_window(3), (1, 9, 2, 8), device=on)
-        assert plan.chosen.family != "flash-model"
-        (model,) = (one for one in plan.candidates if one.family == "flash-model")
+        assert plan.chosen.runner != "flash-model"
+        (model,) = (one for one in plan.candidates if one.runner == "flash-model")
         assert model.reasons[0].text == "runs only by name: backend='flash-model'"
     with pytest.raises(BackendError, match="flash-model/translate: runs only by name"):
         nbattn.plan(Mask.causal("top-left"), (1, 9, 2, 8), device="cpu", require=("flash-model",))

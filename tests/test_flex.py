@@ -17,7 +17,7 @@ from torch.nn.attention.flex_attention import BlockMask, create_mask
 
 import nbattn
 from nbattn import Axis, BackendError, Mask, MaskError
-from nbattn.dialects import flex
+from nbattn.backends.flex import meaning as flex
 from nbattn.geometry import bind
 
 Count = Callable[[str, int], None]

@@ -19,7 +19,7 @@ import pytest
 
 import nbattn
 from nbattn import Axis, Mask
-from nbattn.dialects.device import DEVICES
+from nbattn.program.device import DEVICES
 
 GOLDEN = Path(__file__).resolve().parent / "golden" / "plans.json"
 GPUS = ("sm_80", "sm_90", "sm_100", "sm_120")

@@ -19,11 +19,16 @@ from typing import NamedTuple
 import pytest
 from own_warnings import STRICT
 
+from nbattn.backends import families
+
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "nbattn"
 Sources = dict[str, str]  # module below the package ("" is the package itself) → source
 
 # Room → what it may import: rooms, or single modules of one. Below comes first.
+PROGRAM = "errors axis mask piecewise_sum geometry program"
+SHARED = "backends.inputs backends.logsumexp backends.calls"  # tensor code of several families
+FAMILIES = {f"backends.{family.name}" for family in families.FAMILIES}
 ALLOWED = {
     "version": "",
     "errors": "",
@@ -33,54 +38,59 @@ ALLOWED = {
     "symbolic": "",
     "axis": "errors symbolic",
     "mask": "errors axis symbolic",
-    "series": "",
+    "piecewise_sum": "",
     "alignment": "errors axis mask",
-    "geometry": "errors axis mask alignment series",
+    "geometry": "errors axis mask alignment piecewise_sum",
     "kernels": "errors version cache kernels",
-    "dialects": "errors axis mask series geometry kernels.variant dialects",
-    "planner": "errors version machine cache axis mask geometry kernels dialects planner",
-    "backends": "errors axis mask geometry dialects planner.programs backends.contract"
-    " backends.schedule backends.joining backends.calls kernels",
-    "execute": "mask planner backends",
-    "ops": "errors mask geometry planner backends execute",
-    "autograd": "errors planner backends execute ops",
-    "arguments": "errors axis mask symbolic dialects planner",
-    "functional": "errors mask dialects planner backends execute ops autograd arguments",
-    "nn": "errors axis mask symbolic geometry dialects planner arguments functional",
-    "config": "errors axis mask geometry dialects planner arguments functional nn config",
-    "legend": "errors axis mask geometry",
-    "draw": "errors axis mask geometry legend",
-    "plot": "errors axis mask geometry planner legend draw",
-    "doctor": "errors version machine cache mask dialects kernels planner backends functional"
+    "program": PROGRAM,
+    "backends": f"{PROGRAM} {SHARED}",
+    **{family: f"{PROGRAM} {SHARED} kernels {family}" for family in sorted(FAMILIES)},
+    "planner": f"{PROGRAM} version machine cache backends.families planner",
+    "execute": "mask program backends.families backends.inputs planner",
+    "ops": "errors mask geometry program backends.inputs planner execute",
+    "autograd": "errors program backends.inputs planner execute ops",
+    "arguments": "errors axis mask symbolic program backends.families planner",
+    "functional": "errors mask program backends.families backends.inputs"
+    " backends.dense.reference planner execute ops autograd arguments",
+    "nn": "errors axis mask symbolic geometry program planner arguments functional",
+    "config": "errors axis mask geometry program backends.families planner arguments functional nn"
     " config",
-    "bench": "errors machine timing geometry planner",
-    "tune": "errors machine timing cache axis mask geometry dialects planner functional config"
+    "mask_symbols": "errors axis mask geometry",
+    "draw": "errors axis mask geometry mask_symbols",
+    "plot": "errors axis mask geometry program planner mask_symbols draw",
+    "doctor": "errors version machine cache mask program backends.families kernels planner"
+    " functional config",
+    "bench": "errors machine timing geometry program planner",
+    "tune": "errors machine timing cache axis mask geometry program planner functional config"
     " bench",
-    "demo": "errors axis mask geometry dialects planner functional nn config draw plot demo",
-    "cli": "errors machine timing cache axis mask geometry dialects planner functional nn config"
-    " legend draw plot doctor bench tune demo cli version",
-    "integrations": "errors version axis mask geometry dialects planner functional nn config"
-    " integrations",
-    "distributed": "errors axis mask geometry planner ops functional",
+    "demo": "errors axis mask geometry program planner functional nn config draw plot demo",
+    "cli": "errors machine timing cache axis mask geometry program backends.families planner"
+    " functional nn config mask_symbols draw plot doctor bench tune demo cli version",
+    "integrations": "errors version axis mask geometry program backends.families"
+    " backends.tiled.costs backends.tiled.schedule backends.tiled.meaning planner functional nn"
+    " config integrations",
+    "distributed": "errors axis mask geometry program planner ops functional",
     "__main__": "cli",
     "": "errors axis mask version",
 }
-# Modules that only these rooms may import, whatever the table says of the room around them.
-ONLY_FROM = {"backends.reference": {"functional"}}
 # Functions that import upward when they are called → what they import.
 EXCEPTIONS = {
     ("mask", "Mask.dense"): "geometry",
     ("mask", "Mask.draw"): "draw",
-    ("mask", "Mask.to_flex"): "backends.flex",
+    ("mask", "Mask.to_flex"): "backends.flex.run",
     ("planner.plan", "Plan.run"): "functional",
     ("planner.plan", "Plan.warmup"): "functional",
 }
-# Room → packages it may import at module level; `dialects` may not import others anywhere.
+# Room → packages it may import at module level. In a family only the modules that touch tensors
+# may import torch; what it means, offers and costs imports no more than numpy, anywhere.
+PLAIN = ("program", *(f"{family}.{part}" for family in FAMILIES for part in ("meaning", "costs")))
+PLAIN = (*PLAIN, *(f"{family}.candidates" for family in FAMILIES))
 FOREIGN = {
     **dict.fromkeys(
         ["version", "errors", "symbolic", "axis", "mask", "alignment", "doctor", "__main__", ""], ""
     ),
-    **dict.fromkeys(["series", "geometry", "dialects", "legend", "draw", "plot"], "numpy"),
+    **dict.fromkeys(["piecewise_sum", "geometry", "mask_symbols", "draw", "plot"], "numpy"),
+    **dict.fromkeys(["program"], "numpy"),
     **dict.fromkeys(["planner", "backends", "execute", "ops", "autograd"], "numpy torch"),
     **dict.fromkeys(["arguments", "functional", "nn"], "numpy torch"),
     **dict.fromkeys(["integrations", "distributed", "bench", "tune", "demo"], "numpy torch"),
@@ -103,7 +113,10 @@ def within(module: str, names: str) -> bool:
 
 
 def room_of(module: str) -> str:
-    return module.split(".")[0]
+    """The room of a module, which is a folder or file of the package, or the folder of a family."""
+    parts = module.split(".")
+    family = ".".join(parts[:2])
+    return family if family in FAMILIES else parts[0]
 
 
 def imports(module: str, source: str, package: bool, modules: set[str]) -> Iterator[Import]:
@@ -156,8 +169,10 @@ def graph(sources: Sources, packages: set[str]) -> dict[str, list[Import]]:
 def may_import(module: str, found: Import) -> bool:
     room, target = room_of(module), found.target
     if found.foreign:
-        free = found.level == "typing" or (found.level != "module" and room != "dialects")
-        return free or within(target, FOREIGN[room])
+        if any(within(module, plain) for plain in PLAIN):
+            return found.level == "typing" or target == "numpy"
+        free = found.level not in ("module", "typing")
+        return free or found.level == "typing" or within(target, FOREIGN[room.split(".")[0]])
     if module == "" and found.level != "module":
         return True  # the index of public names: it loads them when they are asked for
     if any(
@@ -166,10 +181,6 @@ def may_import(module: str, found: Import) -> bool:
         if name == module and found.level in (function, "typing")
     ):
         return True
-    if target in ONLY_FROM:
-        return room in ONLY_FROM[target]
-    if module == "backends":  # the list of backends
-        return within(target, ALLOWED["backends"] + " backends")
     return within(target, ALLOWED[room])
 
 
@@ -225,8 +236,9 @@ def test_the_table_lists_rooms_from_the_bottom_up():
     order = list(ALLOWED)
     for room, allowed in ALLOWED.items():
         for target in map(room_of, allowed.split()):
-            assert target == room or order.index(target) < order.index(room), (room, target)
-    assert set(FOREIGN) == set(ALLOWED)
+            below = order.index(target) < order.index(room)
+            assert target == room or below, (room, target)
+    assert set(FOREIGN) == set(ALLOWED) - FAMILIES
 
 
 def test_every_import_of_the_package_follows_an_arrow(cases):
@@ -242,7 +254,7 @@ def test_every_import_of_the_package_follows_an_arrow(cases):
 BROKEN = {
     "upward": ("mask", "from nbattn import geometry"),
     "upward_plain_import": ("mask", "import nbattn.geometry"),
-    "upward_relative": ("planner.plan", "from ..backends import tiled"),
+    "upward_relative": ("planner.plan", "from ..backends.tiled import run"),
     "upward_for_types": (
         "geometry",
         "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import nbattn.ops",
@@ -255,17 +267,20 @@ BROKEN = {
     "upward_in_a_class_body": ("mask", "class Mask:\n    import nbattn.geometry"),
     "upward_by_string": ("geometry", "import importlib\nimportlib.import_module('nbattn.ops')"),
     "errors_import_anything": ("errors", "from nbattn.axis import Axis"),
-    "backend_to_backend": ("backends.tiled", "from nbattn.backends.sdpa import run"),
-    "backend_to_backend_relative": ("backends.tiled", "from . import sdpa"),
-    "backend_to_planner": ("backends.tiled", "from nbattn.planner.plan import Plan"),
-    "backend_to_reference": ("backends.tiled", "from nbattn.backends import reference"),
-    "list_of_backends_to_reference": ("backends", "from nbattn.backends import reference"),
-    "operator_to_reference": ("ops", "def f():\n    from nbattn.backends.reference import attend"),
+    "backend_to_backend": ("backends.tiled", "from nbattn.backends.dense.run import run"),
+    "family_to_family_relative": ("backends.tiled.run", "from ..dense import run"),
+    "family_to_planner": ("backends.tiled.run", "from nbattn.planner.plan import Plan"),
+    "family_to_reference": ("backends.tiled.run", "from nbattn.backends.dense import reference"),
+    "table_to_family": ("backends.families", "from nbattn.backends.dense import reference"),
+    "operator_to_reference": (
+        "ops",
+        "def f():\n    from nbattn.backends.dense.reference import attend",
+    ),
     "package_itself": ("planner.plan", "from nbattn import Mask"),
     "eager_package": ("", "from nbattn.functional import attention"),
     "mask_loads_numpy": ("mask", "import numpy as np"),
     "geometry_loads_torch": ("geometry", "import torch"),
-    "dialect_calls_torch": ("dialects.flash", "def f():\n    import torch"),
+    "meaning_calls_torch": ("backends.flash.meaning", "def f():\n    import torch"),
     "optional_package": (
         "backends.cuda",
         "try:\n    import cupy\nexcept ImportError:\n    cupy = None",
@@ -274,21 +289,23 @@ BROKEN = {
 KEPT = {
     "downward": ("geometry", "from nbattn.mask import Mask\nimport numpy as np\nimport math"),
     "exception": ("mask", "class Mask:\n    def draw(self):\n        from nbattn import draw"),
-    "programs": ("backends.tiled", "from nbattn.planner import programs\nimport torch"),
+    "programs": ("backends.tiled.run", "from nbattn.program import program\nimport torch"),
     "optional_when_called": ("backends.cuda", "def f():\n    import cupy"),
-    "operators_run_backends": ("ops", "from nbattn.backends import tiled"),
-    "definition": ("functional", "from nbattn.backends import reference"),
+    "execute_runs_families": ("execute", "from nbattn.backends import families"),
+    "definition": ("functional", "from nbattn.backends.dense import reference"),
     "lazy_package": ("", "def __getattr__(name):\n    from nbattn.functional import attention"),
     "foreign_types": (
         "mask",
         "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import numpy",
     ),
 }
-MODULES = (
-    "errors axis mask geometry draw dialects dialects.flash planner planner.plan planner.programs "
-    "backends backends.tiled backends.sdpa backends.cuda backends.reference ops functional"
-)
-PACKAGES = {"", "dialects", "planner", "backends"}
+MODULES = """
+    errors axis mask geometry draw ops functional execute program program.program
+    planner planner.plan planner.cost_table backends backends.families backends.cuda
+    backends.cuda.run backends.dense backends.dense.run backends.dense.reference
+    backends.flash.meaning backends.tiled backends.tiled.run
+"""
+PACKAGES = {"", "program", "planner", "backends", "backends.tiled", "backends.dense"}
 
 
 def sample(module: str, source: str) -> Sources:
@@ -308,10 +325,10 @@ def test_a_kept_arrow_passes(name):
 def test_a_new_room_a_cycle_and_a_stale_exception_are_found():
     assert rooms_without_a_law(sample("shed", "")) == ["shed"]
     circle = {
-        **sample("planner.plan", "from nbattn.planner import programs"),
-        "planner.programs": "from .plan import Plan",
+        **sample("planner.plan", "from nbattn.planner import cost_table"),
+        "planner.cost_table": "from .plan import Plan",
     }
-    assert set(cycle(circle, PACKAGES)) == {"planner.plan", "planner.programs"}
+    assert set(cycle(circle, PACKAGES)) == {"planner.plan", "planner.cost_table"}
     assert stale_exceptions(sample("mask", "class Mask:\n    def draw(self): ..."), PACKAGES)
 
 

@@ -14,11 +14,12 @@ import pytest
 import torch
 
 import nbattn
-from nbattn import Axis, Mask, cache, execute, functional, tune
-from nbattn.backends.contract import Inputs
-from nbattn.dialects.device import DEVICES, DeviceInfo
-from nbattn.planner import dispatch, measured
-from nbattn.planner.measured import Entry, Rates
+from nbattn import Axis, Mask, cache, execute, tune
+from nbattn.backends.inputs import Inputs
+from nbattn.planner import cost_table as measured
+from nbattn.planner import planner
+from nbattn.planner.cost_table import Entry, Rates
+from nbattn.program.device import DEVICES, DeviceInfo
 
 MASK, SHAPE = Mask.neighborhood((7, 7), dilation=4), (1, 28, 28, 2, 32)
 ASKED: dict[str, Any] = {"dtype": "float32", "device": "cpu"}
@@ -32,10 +33,10 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     folder = tmp_path / "cache"
     folder.mkdir(mode=0o700)
     monkeypatch.setenv("NBATTN_CACHE", str(folder))
-    functional.forget()
+    planner.forget()
     yield folder
     monkeypatch.undo()
-    functional.forget()
+    planner.forget()
 
 
 def here() -> measured.Fingerprint:
@@ -58,7 +59,7 @@ def write(folder: Path, *entries: Entry) -> Path:
     path = folder / measured.NAME
     path.write_text(measured.encode(entries))
     path.chmod(0o600)
-    functional.forget()
+    planner.forget()
     return path
 
 
@@ -222,7 +223,7 @@ def test_a_change_of_threads_is_seen(folder: Path) -> None:
     assert plan().chosen.name == "sdpa/mask"
     try:
         torch.set_num_threads(threads + 1)
-        dispatch.planned.cache_clear()
+        planner.planned.cache_clear()
         found = plan()
     finally:
         torch.set_num_threads(threads)
@@ -236,7 +237,7 @@ def test_the_users_times_come_before_the_packages(
     shipped = tmp_path / "shipped.json"
     shipped.write_text(measured.encode((entry({**REVERSED, "tiled/tile": 1e-5}, rates=RATES),)))
     monkeypatch.setattr(measured, "SHIPPED", shipped)
-    functional.forget()
+    planner.forget()
     assert plan().chosen.name == "tiled/tile"
     write(folder, entry({"sdpa/dense+fold": 1e-6}))
     found = plan()
@@ -273,7 +274,7 @@ def test_the_state_is_what_doctor_shows(folder: Path, monkeypatch: pytest.Monkey
 def test_off_reads_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(folder, entry(REVERSED))
     monkeypatch.setenv("NBATTN_CACHE", "off")
-    functional.forget()
+    planner.forget()
     assert measured.path() is None
     assert "(no measurement of this request is known)" in last_line(plan())
 
@@ -387,7 +388,7 @@ def test_a_broken_table_is_left_alone_with_one_warning(folder: Path, name: str) 
 
 
 def refused(said: str) -> None:
-    functional.forget()
+    planner.forget()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         found = plan()
@@ -452,7 +453,7 @@ def test_a_relative_cache_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_where_warnings_are_errors_the_second_plan_works(folder: Path) -> None:
     (folder / measured.NAME).write_text("{")
-    functional.forget()
+    planner.forget()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         with pytest.raises(UserWarning, match="plans without measured costs"):

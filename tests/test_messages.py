@@ -561,7 +561,7 @@ attention(q, q, q, window, extra_key=t(1, 3, 2, 16).half(), extra_value=t(1, 3, 
 BACKENDS = """
 attention(q, q, q, window, backend="magic")
     InputError: backend='magic' is not known.
-      fix:   one of 'auto', 'reference', 'tiled', 'sdpa', 'flash', 'flash:aten', 'flash:fa2', 'flash:fa3', 'flash:fa4', 'flash-model', 'flash-model:aten', 'flash-model:fa2', 'flash-model:fa3', 'flash-model:fa4', 'cuda', 'flex', 'natten'.
+      fix:   one of 'auto', 'reference', 'sdpa', 'tiled', 'flash', 'flash:aten', 'flash:fa2', 'flash:fa3', 'flash:fa4', 'flash-model', 'flash-model:aten', 'flash-model:fa2', 'flash-model:fa3', 'flash-model:fa4', 'cuda', 'flex', 'natten'.
 
 attention(q, q, q, window, require="tile")
     InputError: require='tile' is a string.
@@ -573,11 +573,11 @@ attention(q, q, q, window, require=None)
 
 attention(q, q, q, window, require=("crop",))
     InputError: require names 'crop', which is neither a strategy nor a backend.
-      fix:   one of 'dense', 'causal', 'mask', 'tile', 'translate', 'trim', 'split', 'virtual-pad', 'pack', 'pad', 'zero-pad', 'kv-cache', 'fold', 'merge', 'blocks', 'window', 'mma', 'simt', 'reference', 'tiled', 'sdpa', 'flash', 'flash:aten', 'flash:fa2', 'flash:fa3', 'flash:fa4', 'flash-model', 'flash-model:aten', 'flash-model:fa2', 'flash-model:fa3', 'flash-model:fa4', 'cuda', 'flex', 'natten'.
+      fix:   one of 'dense', 'causal', 'mask', 'fold', 'trim', 'split', 'merge', 'tile', 'translate', 'virtual-pad', 'pack', 'pad', 'zero-pad', 'kv-cache', 'window', 'mma', 'simt', 'blocks', 'reference', 'sdpa', 'tiled', 'flash', 'flash:aten', 'flash:fa2', 'flash:fa3', 'flash:fa4', 'flash-model', 'flash-model:aten', 'flash-model:fa2', 'flash-model:fa3', 'flash-model:fa4', 'cuda', 'flex', 'natten'.
 
 attention(q, q, q, window, forbid=("crop",))
     InputError: forbid names 'crop', which is neither a strategy nor a backend.
-      fix:   one of 'dense', 'causal', 'mask', 'tile', 'translate', 'trim', 'split', 'virtual-pad', 'pack', 'pad', 'zero-pad', 'kv-cache', 'fold', 'merge', 'blocks', 'window', 'mma', 'simt', 'reference', 'tiled', 'sdpa', 'flash', 'flash:aten', 'flash:fa2', 'flash:fa3', 'flash:fa4', 'flash-model', 'flash-model:aten', 'flash-model:fa2', 'flash-model:fa3', 'flash-model:fa4', 'cuda', 'flex', 'natten'.
+      fix:   one of 'dense', 'causal', 'mask', 'fold', 'trim', 'split', 'merge', 'tile', 'translate', 'virtual-pad', 'pack', 'pad', 'zero-pad', 'kv-cache', 'window', 'mma', 'simt', 'blocks', 'reference', 'sdpa', 'tiled', 'flash', 'flash:aten', 'flash:fa2', 'flash:fa3', 'flash:fa4', 'flash-model', 'flash-model:aten', 'flash-model:fa2', 'flash-model:fa3', 'flash-model:fa4', 'cuda', 'flex', 'natten'.
 
 attention(t(1, 4096, 2, 16), t(1, 4096, 2, 16), t(1, 4096, 2, 16), window, backend="sdpa")
     BackendError: sdpa cannot run this:
@@ -610,10 +610,10 @@ attention(q, q, q, Mask.causal(), backend="sdpa", key_range=t(1, 1, 2).int())
 attention(q, q, q, window, forbid=("tile", "sdpa"))
     BackendError: no backend can run this:
       reference/dense: runs only by name: backend='reference'
-      tiled/tile: uses 'tile', which is forbidden
       sdpa/dense: axis 0: its windows differ from query to query
       sdpa/dense: uses 'sdpa', which is forbidden
       sdpa/mask: uses 'sdpa', which is forbidden
+      tiled/tile: uses 'tile', which is forbidden
       flash/translate: runs on cuda, not on cpu
       flash-model/translate: runs only by name: backend='flash-model'
       cuda/window: runs on cuda, not on cpu
@@ -716,7 +716,7 @@ plan(window, shape, training="yes")
 
 plan(window, shape, backend="magic")
     InputError: backend='magic' is not known.
-      fix:   one of 'auto', 'reference', 'tiled', 'sdpa', 'flash', 'flash:aten', 'flash:fa2', 'flash:fa3', 'flash:fa4', 'flash-model', 'flash-model:aten', 'flash-model:fa2', 'flash-model:fa3', 'flash-model:fa4', 'cuda', 'flex', 'natten'.
+      fix:   one of 'auto', 'reference', 'sdpa', 'tiled', 'flash', 'flash:aten', 'flash:fa2', 'flash:fa3', 'flash:fa4', 'flash-model', 'flash-model:aten', 'flash-model:fa2', 'flash-model:fa3', 'flash-model:fa4', 'cuda', 'flex', 'natten'.
 
 plan(window, shape, require="tile")
     InputError: require='tile' is a string.
@@ -758,10 +758,10 @@ plan(Mask(Axis(causal=True), Axis(causal=True)), (1, 4, 4, 2, 16), device="cpu",
     BackendError: no backend can run this:
       reference/dense: does not use 'causal'
       reference/dense: runs only by name: backend='reference'
-      tiled/tile: does not use 'causal'
       sdpa/dense: causal on axis 0 while axis 1 is long: a product, not the raster order of is_causal
       sdpa/dense: does not use 'causal'
       sdpa/mask: does not use 'causal'
+      tiled/tile: does not use 'causal'
       flash/translate: runs on cuda, not on cpu
       flash/translate: does not use 'causal'
       flash-model/translate: runs only by name: backend='flash-model'

@@ -19,11 +19,11 @@ from torch import Tensor
 
 import nbattn
 from nbattn import Axis, BackendError, Mask
-from nbattn.backends import natten as backend
-from nbattn.backends.contract import Inputs
-from nbattn.dialects import device
-from nbattn.dialects.natten import Window, window
+from nbattn.backends.inputs import Inputs
+from nbattn.backends.natten import run as backend
+from nbattn.backends.natten.meaning import Window, window
 from nbattn.geometry import bind
+from nbattn.program import device
 
 HERE = replace(device.DEVICES["sm_90"], providers=("natten",))
 SPACES: list[tuple[tuple[int, ...], dict[str, Any]]] = [

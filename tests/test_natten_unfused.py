@@ -16,7 +16,8 @@ from torch.autograd import forward_ad
 
 from nbattn import InputError, MaskError
 from nbattn.integrations import natten
-from nbattn.integrations.natten import parameters, slots, unfused
+from nbattn.integrations.natten import neighborhood_gather as slots
+from nbattn.integrations.natten import parameters, unfused
 
 # space, kernel_size, dilation, is_causal: odd and even sizes, dilations that divide nothing.
 WINDOWS: list[tuple[tuple[int, ...], Any, Any, Any]] = [

@@ -16,12 +16,12 @@ from torch.utils.checkpoint import checkpoint
 
 import nbattn
 from nbattn import Axis, BackendError, Mask, MaskError, autograd, execute, ops
-from nbattn.backends.contract import Inputs
-from nbattn.dialects.device import DEVICES
+from nbattn.backends.inputs import Inputs, layout_of
 from nbattn.geometry import bind
-from nbattn.planner import dispatch, planner
-from nbattn.planner.dispatch import Facts
+from nbattn.planner import planner
 from nbattn.planner.plan import Plan
+from nbattn.planner.planner import Signature
+from nbattn.program.device import DEVICES
 
 Count = Callable[[str, int], None]
 LIMIT = 1e-10
@@ -90,9 +90,9 @@ def disagreeing(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
     turn = [0]
     make = planner.make
 
-    def other(facts: Facts) -> Plan:
+    def other(signature: Signature) -> Plan:
         turn[0] += 1
-        plan = make(dispatch.request(facts))
+        plan = make(signature.request())
         accepted = [one for one in plan.candidates if not one.reasons]
         chosen = accepted[turn[0] % len(accepted)]
         if request.param == "tables":  # cheapest by a time, as a table has it
@@ -102,7 +102,7 @@ def disagreeing(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
             return replace(plan, chosen=timed, candidates=(timed, *rest))
         return replace(plan, chosen=chosen)
 
-    monkeypatch.setattr(dispatch, "planned", other)
+    monkeypatch.setattr(planner, "planned", other)
     return
 
 
@@ -276,7 +276,7 @@ def test_a_backward_on_nan_runs_what_computes_it_again(backend: str) -> None:
     given, upward = tensors(), drawn(2, 7, 4, 4, seed=9)
     inputs = Inputs(*given, None, None, None, None, scale=0.5, softcap=None)
     plan = planned(inputs, CAUSAL)
-    (chosen,) = (one for one in plan.candidates if one.family == backend and one.strategy != "mask")
+    (chosen,) = (one for one in plan.candidates if one.runner == backend and one.strategy != "mask")
     out, lse = nbattn.attention(*given, CAUSAL, scale=0.5, backend="reference", return_lse=True)
     wanted = gradients(attend(CAUSAL, "reference", scale=0.5), given, upward)
     for known in (lse, execute.unknown_lse(given[0])):
@@ -335,9 +335,9 @@ def test_a_plan_runs_itself(named: dict[str, Any], ran: list[Plan]) -> None:
 
 
 def test_an_eager_call_plans_once(monkeypatch: pytest.MonkeyPatch, ran: list[Plan]) -> None:
-    looked: list[Facts] = []
-    look_up = dispatch.planned
-    monkeypatch.setattr(dispatch, "planned", lambda facts: looked.append(facts) or look_up(facts))
+    looked: list[Signature] = []
+    look_up = planner.planned
+    monkeypatch.setattr(planner, "planned", lambda facts: looked.append(facts) or look_up(facts))
     leaves = [t.requires_grad_() for t in tensors()]
     torch.autograd.grad(nbattn.attention(*leaves, CAUSAL).sum(), leaves)
     assert len(looked) == 1
@@ -372,18 +372,18 @@ def packed(
 
 def test_layouts_of_calls() -> None:
     query, key, value = packed((2, 6), (4, 2), 8)
-    assert dispatch.layout_of(query, key, value) == "packed"
+    assert layout_of(query, key, value) == "packed"
     own = torch.randn(2, 3, 4, 8)
-    assert dispatch.layout_of(own, key, value) == "packed"  # a context's keys and values
-    assert dispatch.layout_of(query, key, value.clone()) == "strided"
-    assert dispatch.layout_of(query, value, key) == "packed"
-    assert dispatch.layout_of(*(t.clone() for t in (query, key, value))) == "contiguous"
+    assert layout_of(own, key, value) == "packed"  # a context's keys and values
+    assert layout_of(query, key, value.clone()) == "strided"
+    assert layout_of(query, value, key) == "packed"
+    assert layout_of(*(t.clone() for t in (query, key, value))) == "contiguous"
     first = query.transpose(1, 2).contiguous().transpose(1, 2)
-    assert dispatch.layout_of(first, first, first) == "strided"
+    assert layout_of(first, first, first) == "strided"
     fused = torch.randn(2, 6, 3, 4, 8)  # x @ weight, then .unflatten(-1, (3, H, D)).unbind(2)
-    assert dispatch.layout_of(*fused.unbind(2)) == "packed"
+    assert layout_of(*fused.unbind(2)) == "packed"
     per_head = torch.randn(2, 6, 4, 3, 8)
-    assert dispatch.layout_of(*per_head.unbind(3)) == "strided"
+    assert layout_of(*per_head.unbind(3)) == "strided"
 
 
 def test_a_packed_plan_is_the_plan_of_a_packed_call() -> None:

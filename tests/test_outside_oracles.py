@@ -23,7 +23,7 @@ import torch
 
 import nbattn
 from nbattn import Mask
-from nbattn.dialects.flash import Told, flash4
+from nbattn.backends.flash.meaning import Told, flash4
 
 Count = Callable[[str, int], None]
 LENGTHS = (1, 2, 3, 5, 8)

@@ -25,16 +25,20 @@ from work import work
 
 import nbattn
 from nbattn import Axis, BackendError, DeviceInfo, InputError, Mask
-from nbattn.dialects import dense, device
-from nbattn.dialects.dense import Causal, Dense, Matrix
-from nbattn.dialects.limits import Limits
-from nbattn.dialects.tiled import Tiled
+from nbattn.backends import families
+from nbattn.backends.dense import meaning as dense
+from nbattn.backends.dense.meaning import Causal, Dense, Matrix
+from nbattn.backends.tiled.meaning import Tiled
 from nbattn.geometry import BoundAxis, bind
-from nbattn.planner import dispatch, measured, planner, proof
+from nbattn.planner import cost_table as measured
+from nbattn.planner import devices, planner, proof
 from nbattn.planner.plan import Plan
-from nbattn.planner.programs import AxisView, Call, Program, View
-from nbattn.planner.request import BACKENDS, DTYPES, LAYOUTS, STRATEGIES, Request
-from nbattn.planner.strategies import Candidate, candidates
+from nbattn.planner.planner import candidates
+from nbattn.program import device
+from nbattn.program.candidate import Candidate
+from nbattn.program.limits import Limits
+from nbattn.program.program import AxisView, Call, Program, View
+from nbattn.program.request import DTYPES, LAYOUTS, Request
 
 Count = Callable[[str, int], None]
 ROOT = Path(__file__).resolve().parents[1]
@@ -541,7 +545,7 @@ def test_a_large_plan_is_proved_in_lines_and_memory_of_its_rows(name: str, cases
 
 
 def traits_of(candidate: Candidate) -> set[str]:
-    return {candidate.family, candidate.backend, candidate.strategy, *candidate.traits}
+    return {candidate.runner, candidate.backend, candidate.strategy, *candidate.traits}
 
 
 @given(requests())
@@ -557,8 +561,8 @@ def test_candidates_are_ranked_and_every_refusal_has_a_reason(request_: Request)
     names = [candidate.name for candidate in plan.candidates]
     assert len(set(names)) == len(names)
     for candidate in plan.candidates:
-        assert candidate.backend in BACKENDS[1:]
-        assert {candidate.strategy, *candidate.traits} <= set(STRATEGIES)
+        assert candidate.backend in families.BACKENDS[1:]
+        assert {candidate.strategy, *candidate.traits} <= set(families.STRATEGIES)
         assert (candidate.program is None) == (candidate.cost is None)
         assert candidate.program is not None or candidate.reasons
         for reason in candidate.reasons:
@@ -576,16 +580,16 @@ def test_auto_never_picks_the_reference(request_: Request) -> None:
             planner.make(replace(request_, **asked))
 
 
-@given(requests(), st.sampled_from(BACKENDS[1:]))
+@given(requests(), st.sampled_from(families.BACKENDS[1:]))
 def test_an_explicit_backend_runs_or_raises(cases: Count, request_: Request, backend: str) -> None:
     able = [
-        c for c in all_of(replace(request_, backend=backend)) if backend in (c.backend, c.family)
+        c for c in all_of(replace(request_, backend=backend)) if backend in (c.backend, c.runner)
     ]
     willing = [c for c in able if {reason.limit for reason in c.reasons} <= {"backend"}]
     if willing:
         plan = planner.make(replace(request_, backend=backend))
-        assert backend in (plan.chosen.backend, plan.chosen.family)
-        others = (c for c in plan.candidates if backend not in (c.backend, c.family))
+        assert backend in (plan.chosen.backend, plan.chosen.runner)
+        others = (c for c in plan.candidates if backend not in (c.backend, c.runner))
         assert all(c.reasons for c in others)
         cases("planner, explicit backend runs", 1)
         return
@@ -604,7 +608,9 @@ def test_require_and_forbid_are_obeyed(
     cases: Count, request_: Request, data: st.DataObject
 ) -> None:
     plan = planner.make(request_)
-    some = st.lists(st.sampled_from((*STRATEGIES, *BACKENDS[1:])), max_size=2).map(tuple)
+    some = st.lists(
+        st.sampled_from((*families.STRATEGIES, *families.BACKENDS[1:])), max_size=2
+    ).map(tuple)
     require, forbid = data.draw(some), data.draw(some)
     able = [
         candidate
@@ -769,7 +775,7 @@ def test_sdpa_is_refused_by_its_declared_limits(
         if candidate.backend == "sdpa":
             assert name in found
             assert limits.reasons(request)[0] in candidate.reasons
-        elif candidate.family != "flash":
+        elif candidate.runner != "flash":
             assert name not in found
     free = request_for(Mask.causal(), 8, device=device.DEVICES[on])
     assert not [c for c in all_of(free) if c.backend == "sdpa" and c.reasons]
@@ -1039,9 +1045,7 @@ def test_deterministic_is_the_switch_of_torch_unless_given() -> None:
     assert free.chosen.backend == "sdpa"
 
 
-@pytest.mark.parametrize(
-    ("name", "value"), [("backend", "cudnn"), ("layout", "rows"), ("dtype", "int8")]
-)
+@pytest.mark.parametrize(("name", "value"), [("layout", "rows"), ("dtype", "int8")])
 def test_a_request_knows_its_names(name: str, value: str) -> None:
     with pytest.raises(InputError, match=f"{name}='{value}' is not known"):
         request_for(Mask.causal(), 4, **{name: value})
@@ -1157,8 +1161,8 @@ def test_equal_requests_share_one_plan() -> None:
 def test_caches_of_plans_are_bounded() -> None:
     for cached in (
         planner.make,
-        dispatch.planned,
-        dispatch._data,
+        planner.planned,
+        devices._data,
         measured._rated,
         measured._holding,
         measured._devices,

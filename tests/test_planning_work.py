@@ -11,8 +11,9 @@ import torch
 from work import Work, lines, peak, work
 
 import nbattn
-from nbattn import Axis, Mask, arguments, execute, functional
-from nbattn.backends.contract import Inputs
+from nbattn import Axis, Mask, arguments, execute
+from nbattn.backends.inputs import Inputs
+from nbattn.planner import planner
 
 # Lines of Python and bytes: what it takes today, and half as much again or twice.
 PLAN_AGAIN, CALL_AGAIN = 150, 60
@@ -27,7 +28,7 @@ def cold(
     nbattn.plan(mask, query, key, device=device)
 
     def run() -> None:
-        functional.forget()
+        planner.forget()
         nbattn.plan(mask, query, key, device=device)
 
     return run

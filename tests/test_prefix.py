@@ -14,7 +14,7 @@ from torch.nn.attention.flex_attention import flex_attention
 
 import nbattn
 from nbattn import Axis, Mask
-from nbattn.backends import flex
+from nbattn.backends.flex import run as flex
 
 SINKS = Mask(Axis(255, causal=True, prefix=4, align="bottom-right"))
 MASKS: dict[str, tuple[Mask, int, int]] = {

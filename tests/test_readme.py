@@ -10,8 +10,8 @@ from pathlib import Path
 import dialect_table
 import pytest
 
+from nbattn.backends import families
 from nbattn.cli import COMMANDS
-from nbattn.planner.request import BACKENDS
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -49,9 +49,9 @@ def test_the_config_that_is_shown_is_part_of_the_file() -> None:
 
 
 def test_every_backend_is_in_the_table_of_backends() -> None:
-    families = {name.partition(":")[0] for name in BACKENDS[1:]}
+    names = {name.partition(":")[0] for name in families.BACKENDS[1:]}
     rows = TEXT[TEXT.index("## Backends today") : TEXT.index("## Limits")]
-    assert {*re.findall(r"^\| `([\w-]+)` \|", rows, flags=re.M)} == families
+    assert {*re.findall(r"^\| `([\w-]+)` \|", rows, flags=re.M)} == names
 
 
 def test_every_file_and_command_that_is_named_exists() -> None:

@@ -18,10 +18,10 @@ from hypothesis import strategies as st
 from oracle import axis_matrix, bound_axes, masks, matrix
 
 from nbattn import Axis, Mask, geometry
-from nbattn.backends import tiled
-from nbattn.backends.contract import Inputs
-from nbattn.dialects.tiled import Tiled
-from nbattn.planner.programs import Call, Program, whole
+from nbattn.backends.inputs import Inputs
+from nbattn.backends.tiled import run as tiled
+from nbattn.backends.tiled.meaning import Tiled
+from nbattn.program.program import Call, Program, whole
 
 Space = tuple[int, ...]
 Count = Callable[[str, int], None]

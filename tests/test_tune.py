@@ -10,10 +10,11 @@ import pytest
 import torch
 
 import nbattn
-from nbattn import Mask, bench, functional, timing, tune
+from nbattn import Mask, bench, timing, tune
 from nbattn.cli import main
 from nbattn.config import Config, PlanConfig
-from nbattn.planner import measured
+from nbattn.planner import cost_table as measured
+from nbattn.planner import planner
 
 MASK, SHAPE = Mask.neighborhood((7, 7), dilation=4), (1, 28, 28, 2, 32)
 
@@ -37,10 +38,10 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setattr(tune, "_COPIED", {"cpu": 1000})
     monkeypatch.setattr(tune, "clock", lambda threads, kind: ticking([2.0] * 9))
     monkeypatch.setattr(bench, "clock", lambda threads, kind: ticking(range(8, 1, -1)))
-    functional.forget()
+    planner.forget()
     yield tmp_path / "cache"
     monkeypatch.undo()
-    functional.forget()
+    planner.forget()
 
 
 def ticking(seconds: Sequence[float]) -> timing.Clock:

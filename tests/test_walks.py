@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from oracle import axis_matrix, bound_axes
 from work import work
 
-from nbattn import Axis, Mask, series
-from nbattn.dialects.walks import Walk
+from nbattn import Axis, Mask
+from nbattn import piecewise_sum as series
+from nbattn.backends.cuda.tile_traversal import Walk
 from nbattn.geometry import BoundAxis, bind
 
 Count = Callable[[str, int], None]

@@ -21,10 +21,10 @@ from oracle import is_legal, masks, matrix
 from test_geometry import met, specimens
 
 from nbattn import Axis, Mask, geometry
-from nbattn.backends import cuda
-from nbattn.dialects.cuda import FAR, LARGEST
-from nbattn.dialects.cuda_tiles import padded
-from nbattn.dialects.walks import Walk
+from nbattn.backends.cuda import run as cuda
+from nbattn.backends.cuda.meaning import FAR, LARGEST
+from nbattn.backends.cuda.tile_traversal import Walk
+from nbattn.backends.cuda.tiles import padded
 from nbattn.geometry import BoundAxis, bind
 from nbattn.kernels import layout
 

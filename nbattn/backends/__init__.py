@@ -1,1 +1,1 @@
-"""Backends: the code that runs programs on tensors, one module each, loaded when first used."""
+"""Kernel families, one folder each, listed in `families`; and the tensor code that they share."""

@@ -1,23 +1,21 @@
-"""Programs of Flash calls run by any kernel that has their meaning: views, rows, joins, and the
-backward from the final output and logsumexp.
+"""Runs programs call by call with any raw kernel: views, rows, joins by logsumexp, and the backward
+from the final output and logsumexp.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
-from nbattn.backends.contract import Gradients, Inputs, accumulate_dtype, new_lse, new_output
-from nbattn.backends.joining import merge, merge_sink, positive, sink_gradient
-from nbattn.dialects.flash import DIALECTS, Flash, Told
-from nbattn.planner.programs import Call, Program, View
+from nbattn.backends.inputs import Gradients, Inputs, accumulate_dtype, new_lse, new_output
+from nbattn.backends.logsumexp import merge, merge_sink, positive, sink_gradient
+from nbattn.program.program import Call, CallArguments, Program, View, whole
 
 Arrays = tuple[Tensor, Tensor, Tensor]
-_SMALL = 1e-4  # a scale below it would leave padded keys in float16 a weight
+_UNSAFE_VIEW = torch.ops.aten._unsafe_view.default
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,125 +35,105 @@ class Kernel(Protocol):
 
     def forward(
         self,
-        call: Flash,
+        arguments: CallArguments,
         arrays: Arrays,
         scale: float,
         softcap: float | None,
         into: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """Output `[B, N, H, Dv]` and logsumexp `[B, N, H]`, -inf for rows without keys.
+    ) -> tuple[Tensor, Tensor | None]:
+        """Output `[B, N, H, Dv]` and logsumexp `[B, N, H]`, -inf for rows without keys; None from a
+        kernel that returns none.
 
-        A kernel that can write into the rows `into` does so, and gives back that very tensor.
+        A kernel that can write into the rows `into` does so, and returns that very tensor.
         """
         ...
 
     def backward(
-        self, call: Flash, arrays: Arrays, rows: Rows, scale: float, softcap: float | None
+        self,
+        arguments: CallArguments,
+        arrays: Arrays,
+        rows: Rows,
+        scale: float,
+        softcap: float | None,
     ) -> Arrays:
         """Gradients of q, k, v, in their shapes."""
         ...
 
+    def without_mask(self, program: Program) -> CallArguments:
+        """The arguments of a call whose queries attend to every key, for extra keys."""
+        ...
 
-def forward(program: Program, inputs: Inputs, kernel: Kernel) -> tuple[Tensor, Tensor]:
+
+def forward(program: Program, inputs: Inputs, kernel: Kernel) -> tuple[Tensor, Tensor | None]:
     """Output and logsumexp of a program."""
     inputs, _ = positive(inputs)
-    if _is_single(program, inputs):
-        (call,) = program.calls
-        out, lse = kernel.forward(_flash(call), _arrays(call, inputs), inputs.scale, inputs.softcap)
-        rows = inputs.query.shape[:-1]
-        out, lse = out.reshape(*rows, inputs.value.shape[-1]), lse.reshape(rows)
-    else:
-        out, lse = _joined(program, inputs, kernel)
-    out, lse = out.contiguous(), lse.contiguous()
-    merge_sink(inputs.sink, out, lse)
+    out, lse = (_whole if _is_single(program, inputs) else _joined)(program, inputs, kernel)
+    if lse is not None:
+        merge_sink(inputs.sink, out, lse)
     return out.to(inputs.query.dtype), lse
 
 
-def _forward(
-    call: Call, inputs: Inputs, kernel: Kernel, into: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """Output and logsumexp of one call, on its own rows."""
-    told, arrays, scale = _told(call, inputs)
-    return kernel.forward(told, arrays, scale, inputs.softcap, into)
-
-
-def _backward(call: Call, inputs: Inputs, kernel: Kernel, rows: Rows) -> Arrays:
-    """Gradients of one call, on its own queries and keys."""
-    told, arrays, scale = _told(call, inputs)
-    query, key, value = kernel.backward(told, arrays, rows, scale, inputs.softcap)
-    if not _flash(call).pad:
-        return query, key, value
-    size, keys = inputs.query.shape[-1], call.key.count
-    # the kernel has seen the queries times inputs.scale / scale
-    query = query[..., :size] * (inputs.scale / scale)
-    return query, key[:, :keys, :, :size], value[:, :keys]
-
-
-def _told(call: Call, inputs: Inputs) -> tuple[Flash, Arrays, float]:
-    """What the kernel is given: padded keys get weight 0 by one more column of the heads.
-
-    Their score is -scale x 2**30 in float16, -scale x 2**80 else; a scale too small for that goes
-    into the queries.
-    """
-    told, (query, key, value) = _flash(call), _arrays(call, inputs)
-    if not told.pad:
-        return told, (query, key, value), inputs.scale
-    large = 2.0**15 if query.dtype == torch.float16 else 2.0**40
-    scale = inputs.scale
-    if scale < _SMALL:
-        query, scale = query * scale, 1.0
-    query = pad(query, (0, 1), value=large)
-    key = pad(pad(key, (0, 1)), (0, 0, 0, 0, 0, told.pad))
-    key[:, -told.pad :, :, -1] = -large
-    value = pad(value, (0, 0, 0, 0, 0, told.pad))
-    return replace(told, pad=0), (query, key, value), scale
-
-
 def _is_single(program: Program, inputs: Inputs) -> bool:
-    """Whether one call gives every row, and nothing joins."""
+    """Whether one call computes every row, and nothing joins it."""
     calls = program.calls
-    return len(calls) == 1 and not inputs.has_extra and calls[0].query.covers(_space(inputs))
+    return len(calls) == 1 and not inputs.has_extra and calls[0].query.covers(inputs.space)
 
 
-def _space(inputs: Inputs) -> tuple[int, ...]:
-    return tuple(inputs.query.shape[1:-2])
+def _whole(program: Program, inputs: Inputs, kernel: Kernel) -> tuple[Tensor, Tensor | None]:
+    """The rows of the only call, which are not copied."""
+    (call,) = program.calls
+    out, lse = kernel.forward(call.arguments, _arrays(call, inputs), inputs.scale, inputs.softcap)
+    rows = inputs.query.shape[:-1]
+    # the kernel's memory, but no view of its output: the result may be modified in place
+    out = _UNSAFE_VIEW(out.contiguous(), (*rows, out.shape[-1]))
+    return out, None if lse is None else _UNSAFE_VIEW(lse.contiguous(), rows)
 
 
-def _joined(program: Program, inputs: Inputs, kernel: Kernel) -> tuple[Tensor, Tensor]:
+def _joined(program: Program, inputs: Inputs, kernel: Kernel) -> tuple[Tensor, Tensor | None]:
     """The rows of all calls in one output, 0 where nothing is read.
 
-    Kernels write their rows themselves; where parts join, the output is exact in between, which no
-    kernel writes.
+    Kernels write their rows themselves. Where parts join, the output is accumulated in float32,
+    which no kernel writes.
     """
     joins = inputs.has_extra or any(call.joins for call in program.calls)
     out, lse = new_output(inputs.query, inputs.value), new_lse(inputs.query)
     out = out.to(accumulate_dtype(out.dtype)) if joins else out
-    if not program.writes_all(_space(inputs)):
+    if not program.writes_all(inputs.space):
         out.zero_()
         lse.fill_(float("-inf"))
+    has_lse = True
     for call in program.calls:
         into = None if joins else call.query.rows_of(out)
-        part, part_lse = _forward(call, inputs, kernel, into)
+        arrays = _arrays(call, inputs)
+        part, part_lse = kernel.forward(call.arguments, arrays, inputs.scale, inputs.softcap, into)
         _place(call, out, lse, None if part is into else part, part_lse)
-    if inputs.has_extra:
-        part, part_lse = kernel.forward(
-            _everything(program), _extra_arrays(inputs), inputs.scale, inputs.softcap
-        )
+        has_lse = has_lse and part_lse is not None
+    if inputs.has_extra and inputs.query.numel():
+        arguments = kernel.without_mask(program)
+        arrays = _extra_arrays(inputs)
+        part, part_lse = kernel.forward(arguments, arrays, inputs.scale, inputs.softcap)
+        assert part_lse is not None
         merge(out, lse, part.reshape(out.shape), part_lse.reshape(lse.shape))
-    return out, lse
+    return out, lse if has_lse else None
 
 
-def _place(call: Call, out: Tensor, lse: Tensor, part: Tensor | None, part_lse: Tensor) -> None:
-    """Write the rows of a call, or merge them into those of earlier ones; None is written."""
+def _place(
+    call: Call, out: Tensor, lse: Tensor, part: Tensor | None, part_lse: Tensor | None
+) -> None:
+    """Write the rows of a call, or merge them into those of earlier calls.
+
+    A `part` of None is already written.
+    """
     rows, row_lse = call.query.spread(out), call.query.spread(lse.unsqueeze(-1)).squeeze(-1)
-    part_lse = part_lse.reshape(row_lse.shape)
     if call.joins:
         assert part is not None
-        merge(rows, row_lse, part.reshape(rows.shape), part_lse)
+        assert part_lse is not None
+        merge(rows, row_lse, part.reshape(rows.shape), part_lse.reshape(row_lse.shape))
         return
     if part is not None:
         rows.copy_(part.reshape(rows.shape))
-    row_lse.copy_(part_lse)
+    if part_lse is not None:
+        row_lse.copy_(part_lse.reshape(row_lse.shape))
 
 
 def backward(
@@ -167,90 +145,95 @@ def backward(
     grad_out: Tensor,
     grad_lse: Tensor | None,
 ) -> Gradients:
-    """Gradients from the final output and logsumexp: every call's weights are exp(scores - lse),
-    whatever else took part in the softmax.
+    """Gradients from the final output and logsumexp: the weights of every call are
+    exp(scores - lse), whatever else took part in the softmax.
     """
     inputs, sign = positive(inputs)
-    whole = Rows(out, lse, grad_out, grad_lse)
-    exact = accumulate_dtype(out.dtype)
+    all_rows, given = Rows(out, lse, grad_out, grad_lse), (inputs.query, inputs.key, inputs.value)
     several = len(program.calls) + inputs.has_extra > 1
-    query, key, value = (
-        t.new_zeros(t.shape, dtype=exact if several else t.dtype)
-        for t in (inputs.query, inputs.key, inputs.value)
-    )
+    totals: list[Tensor | None] = [None, None, None]
     for call in program.calls:
-        parts = _backward(call, inputs, kernel, _rows(call.query, whole))
-        views = (call.query, call.key, call.key)
-        for view, total, part in zip(views, (query, key, value), parts, strict=True):
-            view.add(total, part)
-    extra_key, extra_value = _extra_backward(program, inputs, kernel, whole, query)
+        arrays, rows = _arrays(call, inputs), _rows(call.query, all_rows)
+        parts = kernel.backward(call.arguments, arrays, rows, inputs.scale, inputs.softcap)
+        for n, view in enumerate((call.query, call.key, call.key)):
+            totals[n] = _added(totals[n], view, parts[n], given[n], several=several)
+    extra = _extra_backward(program, inputs, kernel, all_rows)
+    if extra is not None:
+        totals[0] = _added(totals[0], whole(inputs.space), extra[0], inputs.query, several=several)
+    query, key, value = (
+        like.new_zeros(like.shape) if total is None else total.to(like.dtype)
+        for total, like in zip(totals, given, strict=True)
+    )
     if sign != 1.0:
         query.mul_(sign)
-    return Gradients(
-        query.to(out.dtype),
-        key.to(out.dtype),
-        value.to(out.dtype),
-        sink_gradient(inputs.sink, out, lse, grad_out, grad_lse),
-        extra_key,
-        extra_value,
-    )
+    sink = sink_gradient(inputs.sink, out, lse, grad_out, grad_lse)
+    return Gradients(query, key, value, sink, *_extra_gradients(inputs, extra))
 
 
-def _extra_backward(
-    program: Program, inputs: Inputs, kernel: Kernel, whole: Rows, query: Tensor
-) -> tuple[Tensor | None, Tensor | None]:
-    """Gradients of the extra keys; the queries' share is added to `query`."""
+def _added(
+    total: Tensor | None, view: View, part: Tensor, like: Tensor, *, several: bool
+) -> Tensor:
+    """The gradient of one input with that of a call added where its view comes from.
+
+    Sums of several calls are in float32 or wider; that of one call on all of it is no sum.
+    """
+    if not several and view.covers(like.shape[1:-2]):
+        return part.reshape(like.shape).contiguous()
+    if total is None:
+        exact = accumulate_dtype(like.dtype) if several else like.dtype
+        total = like.new_zeros(like.shape, dtype=exact)
+    view.add(total, part)
+    return total
+
+
+def _extra_backward(program: Program, inputs: Inputs, kernel: Kernel, rows: Rows) -> Arrays | None:
+    """Gradients of the queries, and of the extra keys and values; None without extra keys."""
+    if not inputs.has_extra or not inputs.query.numel():
+        return None
+    rank = inputs.rank
+    out, lse, grad_out = (t.flatten(1, rank) for t in (rows.out, rows.lse, rows.grad_out))
+    grad_lse = None if rows.grad_lse is None else rows.grad_lse.flatten(1, rank)
+    arguments, arrays = kernel.without_mask(program), _extra_arrays(inputs)
+    flat = Rows(out, lse, grad_out, grad_lse)
+    return kernel.backward(arguments, arrays, flat, inputs.scale, inputs.softcap)
+
+
+def _extra_gradients(inputs: Inputs, extra: Arrays | None) -> tuple[Tensor | None, Tensor | None]:
+    """The gradients of the extra keys and values, 0 where there is none to read."""
     if inputs.extra_key is None or inputs.extra_value is None:
         return None, None
-    if not inputs.has_extra:
-        return inputs.extra_key.new_zeros(inputs.extra_key.shape), inputs.extra_value.new_zeros(
-            inputs.extra_value.shape
-        )
-    arrays = _extra_arrays(inputs)
-    rank = inputs.rank
-    out, lse, grad_out = (t.flatten(1, rank) for t in (whole.out, whole.lse, whole.grad_out))
-    grad_lse = None if whole.grad_lse is None else whole.grad_lse.flatten(1, rank)
-    flat = Rows(out, lse, grad_out, grad_lse)
-    call = _everything(program)
-    parts = kernel.backward(call, arrays, flat, inputs.scale, inputs.softcap)
-    query.add_(parts[0].reshape(query.shape))
-    return parts[1].to(whole.out.dtype), parts[2].to(whole.out.dtype)
-
-
-def _flash(call: Call) -> Flash:
-    assert isinstance(call.arguments, Flash)
-    return call.arguments
-
-
-def _everything(program: Program) -> Flash:
-    """The maskless call of the program's provider."""
-    provider = _flash(program.calls[0]).provider
-    unlimited = DIALECTS[provider].unlimited
-    return Flash(provider, "dense", Told(unlimited, unlimited))
+    if extra is None:
+        key, value = inputs.extra_key, inputs.extra_value
+        return key.new_zeros(key.shape), value.new_zeros(value.shape)
+    dtype = inputs.query.dtype
+    return extra[1].to(dtype).contiguous(), extra[2].to(dtype).contiguous()
 
 
 def _arrays(call: Call, inputs: Inputs) -> Arrays:
     """q, k, v of a call as `[B', N', H', D]`."""
-    rank = inputs.rank
-    query = call.query.folded(inputs.query).flatten(1, rank)
-    key, value = (call.key.folded(t).flatten(1, rank) for t in (inputs.key, inputs.value))
-    return query, key, value
+    return (
+        _flat(call.query.folded(inputs.query)),
+        _flat(call.key.folded(inputs.key)),
+        _flat(call.key.folded(inputs.value)),
+    )
+
+
+def _flat(folded: Tensor) -> Tensor:
+    return folded if folded.dim() == 4 else folded.flatten(1, -3)
 
 
 def _extra_arrays(inputs: Inputs) -> Arrays:
     assert inputs.extra_key is not None
     assert inputs.extra_value is not None
-    return inputs.query.flatten(1, inputs.rank), inputs.extra_key, inputs.extra_value
+    return _flat(inputs.query), inputs.extra_key, inputs.extra_value
 
 
-def _rows(view: View, whole: Rows) -> Rows:
+def _rows(view: View, rows: Rows) -> Rows:
     """The rows of a call."""
-    rank = len(view.axes)
-    out, grad_out = (view.folded(t).flatten(1, rank) for t in (whole.out, whole.grad_out))
-    columns = (
-        None if t is None else view.folded(t.unsqueeze(-1)).flatten(1, rank).squeeze(-1)
-        for t in (whole.lse, whole.grad_lse)
+    out, grad_out = (_flat(view.folded(t)) for t in (rows.out, rows.grad_out))
+    lse, grad_lse = (
+        None if t is None else _flat(view.folded(t.unsqueeze(-1))).squeeze(-1)
+        for t in (rows.lse, rows.grad_lse)
     )
-    lse, grad_lse = columns
     assert lse is not None
     return Rows(out, lse, grad_out, grad_lse)

@@ -9,7 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nbattn.cli import sources, values
+from nbattn.cli import arguments as sources
+from nbattn.cli import values
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -79,11 +80,11 @@ def run(options: argparse.Namespace) -> int:
     import torch
 
     from nbattn import bench
-    from nbattn.planner.request import BACKENDS
+    from nbattn.backends import families
 
     if options.threads is not None:
         torch.set_num_threads(options.threads)
-    backends = values.names_of(lambda: BACKENDS[1:], "backend", options.backends)
+    backends = values.names_of(lambda: families.BACKENDS[1:], "backend", options.backends)
     plans = {
         (name, part.request.training): part
         for name, plan in sources.plans(options).items()

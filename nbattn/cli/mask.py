@@ -106,7 +106,8 @@ def find(options: argparse.Namespace) -> Mask:
 
 def facts(mask: Mask, query: Space, key: Space) -> dict[str, Any]:
     """What the picture shows, as plain data."""
-    from nbattn import draw, geometry, legend
+    from nbattn import draw, geometry
+    from nbattn import mask_symbols as legend
     from nbattn.axis import describe
 
     lines = geometry.bind(mask, query, key)

@@ -7,11 +7,11 @@ import json
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from nbattn.cli import sources
+from nbattn.cli import arguments as sources
 
 if TYPE_CHECKING:
-    from nbattn.planner.candidate import Candidate
     from nbattn.planner.plan import Plan
+    from nbattn.program.candidate import Candidate
 
 _DESCRIPTION = """
 Show how the planner runs an attention: the candidate it chose, every other one

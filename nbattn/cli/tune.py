@@ -6,14 +6,15 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nbattn.cli import sources, values
+from nbattn.cli import arguments as sources
+from nbattn.cli import values
 from nbattn.errors import counted
 
 if TYPE_CHECKING:
     from nbattn.bench import Effort, Job
-    from nbattn.dialects.device import DeviceInfo
-    from nbattn.planner.measured import Rates
+    from nbattn.planner.cost_table import Rates
     from nbattn.planner.plan import Plan
+    from nbattn.program.device import DeviceInfo
 
 _DESCRIPTION = """
 Measure this device and write what was found into the cost table that the planner reads: the rates
@@ -66,12 +67,12 @@ def run(options: argparse.Namespace) -> int:
     import torch
 
     from nbattn import tune
-    from nbattn.planner import dispatch
+    from nbattn.planner import devices
 
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     path = None if options.output or options.dry_run else tune.destination()
-    info = dispatch.device_info(options.device)
+    info = devices.device_info(options.device)
     here = tune.this_device(info)
     plans, left_out = tune.wanted(_asked(options), info)
     effort = tune.QUICK if options.quick else tune.FULL

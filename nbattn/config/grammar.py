@@ -13,10 +13,11 @@ from pydantic import GetCoreSchemaHandler, ValidationInfo, WithJsonSchema
 from pydantic_core import CoreSchema, core_schema
 
 from nbattn.axis import Axis
-from nbattn.dialects.device import DEVICES
+from nbattn.backends import families
 from nbattn.errors import InputError, MaskError, NbattnError
 from nbattn.mask import Mask
-from nbattn.planner.request import BACKENDS, DTYPES, STRATEGIES
+from nbattn.program.device import DEVICES
+from nbattn.program.request import DTYPES
 
 if TYPE_CHECKING:
     from nbattn.nn import NeighborhoodAttention
@@ -145,7 +146,7 @@ class LayerConfig:
     head_dim: int | None = None
     qkv_bias: bool = True
     proj_drop: float = 0.0
-    backend: Annotated[str, WithJsonSchema({"enum": [*BACKENDS]})] = "auto"
+    backend: Annotated[str, WithJsonSchema({"enum": [*families.BACKENDS]})] = "auto"
 
     def build(self, **modules: Any) -> NeighborhoodAttention:
         """The layer.
@@ -174,7 +175,7 @@ class LayerConfig:
         heads = max(1, self.kv_heads or 1)
         base = {"mask": given["mask"], "dim": 1, "num_heads": heads, "head_dim": 1}
         with torch.device("meta"):
-            found = list(_unknown("backend", (self.backend,), BACKENDS))
+            found = list(_unknown("backend", (self.backend,), families.BACKENDS))
             said = {n: value for n, value in given.items() if value is not None and n != "mask"}
             found += _each(NeighborhoodAttention, base, said)
             yield from found or _caught("", lambda: _built(NeighborhoodAttention, given))
@@ -203,7 +204,7 @@ class PlanConfig:
     dtype: Annotated[str, WithJsonSchema({"enum": [*DTYPES]})] = "bfloat16"
     device: str | None = None
     training: bool = False
-    backend: Annotated[str, WithJsonSchema({"enum": [*BACKENDS]})] = "auto"
+    backend: Annotated[str, WithJsonSchema({"enum": [*families.BACKENDS]})] = "auto"
     require: tuple[str, ...] = ()
     forbid: tuple[str, ...] = ()
     return_lse: bool = False
@@ -232,7 +233,7 @@ class PlanConfig:
     def mistakes(self) -> Iterator[tuple[str, Exception]]:
         """What `plan` would refuse on every machine, each with the key it belongs to."""
         from nbattn import arguments, geometry
-        from nbattn.planner import dispatch
+        from nbattn.planner import devices
 
         key = self.query if self.key is None else self.key
         value = (*key[:-1], key[-1] if self.value_dim is None and key else self.value_dim or 0)
@@ -247,11 +248,11 @@ class PlanConfig:
         found = list(_each(arguments.check_plan, base, {n: getattr(self, n) for n in names}))
         yield from found or _caught("", shapes)
         yield from _caught("softcap", lambda: arguments.check_numbers(None, self.softcap))
-        if self.device is not None and not dispatch.is_device(self.device):
+        if self.device is not None and not devices.is_device(self.device):
             yield "device", UnknownNameError(self.device, tuple(DEVICES))
-        traits = (*STRATEGIES, *BACKENDS[1:])
+        traits = (*families.STRATEGIES, *families.BACKENDS[1:])
         yield from _unknown("dtype", (self.dtype,), DTYPES)
-        yield from _unknown("backend", (self.backend,), BACKENDS)
+        yield from _unknown("backend", (self.backend,), families.BACKENDS)
         yield from _unknown("require", self.require, traits)
         yield from _unknown("forbid", self.forbid, traits)
 

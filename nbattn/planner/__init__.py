@@ -1,1 +1,1 @@
-"""The planner: requests, rewrites, programs, costs, and the plan that shows them all."""
+"""The planner: gathers the candidates of every family, ranks them, and proves the chosen plan."""

@@ -6,13 +6,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from nbattn.errors import InputError
-from nbattn.planner import proof, visits
-from nbattn.planner.candidate import Candidate
-from nbattn.planner.request import Request
-from nbattn.planner.visits import Visit
+from nbattn.planner import proof
+from nbattn.program.blocks import Block
+from nbattn.program.candidate import Candidate
+from nbattn.program.request import Request
 
 if TYPE_CHECKING:
     import numpy as np
@@ -88,7 +89,7 @@ class Plan:
         """
         return proof.verify(self.request, self.chosen)
 
-    def schedule(self, *, backward: bool = False) -> Iterator[Visit]:
+    def schedule(self, *, backward: bool = False) -> Iterator[Block]:
         """The blocks that the chosen program computes, one after another.
 
         Args:
@@ -106,7 +107,10 @@ class Plan:
                 self.request.summary(),
             )
         assert self.chosen.program is not None
-        return visits.of(self.request, self.chosen.program, backward=backward)
+        return chain.from_iterable(
+            call.arguments.blocks(self.request, call, backward=backward)
+            for call in self.chosen.program.calls
+        )
 
     def warmup(self) -> None:
         """Prepare what the first run would: cut tiles; on the current CUDA device, compile and load

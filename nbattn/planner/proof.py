@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from nbattn import geometry
 from nbattn.errors import InputError
 from nbattn.geometry import BoundAxis, Ints
-from nbattn.planner.candidate import Candidate
-from nbattn.planner.programs import AxisView, Call, Program
-from nbattn.planner.request import Request
+from nbattn.program.candidate import Candidate
+from nbattn.program.program import AxisView, Call, Program
+from nbattn.program.request import Request
 
 SUPPORT_LIMIT = 1 << 26
 

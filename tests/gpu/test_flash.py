@@ -19,12 +19,12 @@ from torch import Tensor
 
 import nbattn
 from nbattn import Axis, BackendError, Mask
-from nbattn.backends import calls
+from nbattn.backends import calls, families
 from nbattn.backends.calls import Rows
-from nbattn.backends.flash import Kernels
-from nbattn.dialects.flash import Flash, Told
-from nbattn.dialects.flash_providers import PROVIDERS
-from nbattn.planner import dispatch
+from nbattn.backends.flash.adapters import Kernels
+from nbattn.backends.flash.meaning import Flash, Told
+from nbattn.backends.flash.providers import PROVIDERS
+from nbattn.planner import devices
 
 Count = Callable[[str, int], None]
 pytestmark = pytest.mark.gpu
@@ -291,5 +291,5 @@ def test_another_stream_and_device(provider: str) -> None:
 
 
 def test_the_planner_knows_the_packages_of_this_machine() -> None:
-    info = dispatch.device_info(torch.device("cuda"))
-    assert set(info.providers) == set(dispatch._installed())
+    info = devices.device_info(torch.device("cuda"))
+    assert set(info.providers) == set(families.installed())

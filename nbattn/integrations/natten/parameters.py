@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nbattn.backends.families import BACKENDS
 from nbattn.errors import InputError, counted, kind
 from nbattn.mask import Mask
-from nbattn.planner.request import BACKENDS
 
 Sizes = int | Sequence[int]
 Causal = bool | Sequence[bool] | None

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from nbattn.errors import InputError
-from nbattn.integrations.natten import parameters, slots
+from nbattn.integrations.natten import neighborhood_gather as slots
+from nbattn.integrations.natten import parameters
 from nbattn.integrations.natten.parameters import Causal, Sizes
 from nbattn.mask import Mask
 

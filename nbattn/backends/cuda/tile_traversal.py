@@ -1,0 +1,238 @@
+"""Tiles of rows against tiles of the columns they have to visit, as the CUDA kernels walk them.
+
+Rows are queries and columns keys or, for gradients of keys, the other way round. A tile of rows
+lies in one class of the dilation. It visits every run of the hull of its columns, each cut from its
+own start; a wrapped hull is one run past the end of the axis. `cuda/walk.cuh` is the same code on
+the device.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nbattn.geometry import BoundAxis, Classes, Ints, bends, readers_of, window_of
+from nbattn.piecewise_sum import piecewise_sum
+
+Span = tuple[Ints, Ints]  # [lo, hi), empty where lo >= hi
+_CHUNK = 1 << 16  # rows whose columns are joined at once
+
+
+class Hull(NamedTuple):
+    """Columns of tiles of rows, in class coordinates: runs to visit, and what every row reads."""
+
+    runs: tuple[Span, Span]
+    full: tuple[Span, Span]
+
+
+class ColumnTile(NamedTuple):
+    """Columns of one visit: their positions, whether none is masked, and which rows read which."""
+
+    positions: Ints
+    full: bool
+    reads: NDArray[np.bool_]
+
+
+class RowTile(NamedTuple):
+    """Rows of one tile by position, and the columns they visit."""
+
+    positions: Ints
+    columns: tuple[ColumnTile, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Walk:
+    """One axis as kernels walk it; `inverse` where its rows are keys.
+
+    >>> from nbattn.geometry import bind
+    >>> from nbattn.mask import Mask
+    >>> line = bind(Mask.neighborhood(7), 64)[0]
+    >>> Walk(line).visits(8, 8), Walk(line, inverse=True).visits(8, 8)
+    (16, 16)
+    """
+
+    line: BoundAxis
+    inverse: bool = False
+
+    def _extent(self, group: Classes) -> tuple[int, int]:
+        """The first row of a class and how many it has."""
+        return (0, group.keys) if self.inverse else (group.start, group.queries)
+
+    def _hull(self, group: Classes, first: Ints, last: Ints) -> Hull:
+        """The columns of the rows from `first` to `last`."""
+        hull = (self._of_keys if self.inverse else self._of_queries)(group, first, last)
+        if self.line.axis.border != "wrap":
+            return hull
+        (lo, hi), (tail, head) = hull.runs[1], hull.full[0]
+        lap = group.keys
+        runs = (_none(first), (lo, np.minimum(hi, lo + lap)))
+        return Hull(runs, ((tail, head), (tail - lap, head - lap)))
+
+    def _of_queries(self, group: Classes, first: Ints, last: Ints) -> Hull:
+        """The keys that queries read: a prefix, and the hull of windows after it."""
+        axis, zero = self.line.axis, np.zeros_like(first)
+        lo, head, some = window_of(axis, first, group.keys)
+        tail, hi, prefix = window_of(axis, last, group.keys)
+        if axis.border != "wrap":
+            lo = np.maximum(lo, prefix)
+        return Hull(((zero, prefix), (lo, hi)), ((tail, head), (zero, some)))
+
+    def _of_keys(self, group: Classes, first: Ints, last: Ints) -> Hull:
+        """The queries that read keys; those of a prefix are read to the end."""
+        axis, stop = self.line.axis, group.start + group.queries
+        (lo, head), (tail, hi) = (readers_of(axis, t, group.keys) for t in (first, last))
+        if axis.prefix:
+            prefixed = first < axis.prefix
+            after = readers_of(axis, np.full_like(first, axis.prefix), group.keys)[1]
+            head = np.where(prefixed & (last >= axis.prefix), after, head)
+            hi = np.where(prefixed, stop, hi)
+        if axis.border != "wrap":
+            lo, hi = np.maximum(lo, group.start), np.minimum(hi, stop)
+        return Hull((_none(first), (lo, hi)), ((tail, head), _none(first)))
+
+    def visits(self, rows: int, columns: int) -> int:
+        """How many tiles of `columns` columns all tiles of `rows` rows visit, in closed form."""
+        return sum(group.size * self._visits(group, rows, columns) for group in self.line.classes())
+
+    def _visits(self, group: Classes, rows: int, columns: int) -> int:
+        """The visits in one class."""
+        start, count = self._extent(group)
+        if count == 0:
+            return 0
+        full = (count - 1) // rows  # the last tile is counted by itself
+
+        def tiles(tile: Ints) -> Ints:
+            first = start + rows * tile
+            runs = self._hull(group, first, np.minimum(first + rows, start + count) - 1).runs
+            one, two = (np.maximum(-((lo - hi) // columns), 0) for lo, hi in runs)
+            return one + two
+
+        end = int(tiles(np.array([full]))[0])
+        if not full:
+            return end
+        period = math.lcm(self.line.axis.stride, columns)
+        corners = [0, group.keys]
+        corners += [group.start, group.start + group.queries] if self.inverse else []
+        at = [(u - start) // rows for u in bends(self.line.axis, corners)]
+        return piecewise_sum(tiles, 0, full, period // math.gcd(period, rows), at) + end
+
+    def tiles(self, rows: int, columns: int) -> Iterator[RowTile]:
+        """Every tile of rows with every tile of columns that it visits: small shapes only."""
+        for group in self.line.classes():
+            start, count = self._extent(group)
+            for residue in range(group.size):
+                for first in range(start, start + count, rows):
+                    x = np.arange(first, min(first + rows, start + count))
+                    hull = self._hull(group, x[:1], x[-1:])
+                    visited = tuple(self._visited(group, residue, x, hull, columns))
+                    yield RowTile(self._places(group, residue, x, self.inverse), visited)
+
+    def _visited(
+        self, group: Classes, residue: int, rows: Ints, hull: Hull, columns: int
+    ) -> Iterator[ColumnTile]:
+        spans = self._own(group, rows)
+        for lo, hi in ((int(lo[0]), int(hi[0])) for lo, hi in hull.runs):
+            for first in range(lo, hi, columns):
+                y = np.arange(first, min(first + columns, hi))
+                whole = any(first >= a[0] and first + columns <= b[0] for a, b in hull.full)
+                read = [(y >= a[:, None]) & (y < b[:, None]) for a, b in spans]
+                full = len(y) == columns and whole
+                yield ColumnTile(
+                    self._places(group, residue, y, not self.inverse), full, read[0] | read[1]
+                )
+
+    def _own(self, group: Classes, rows: Ints) -> tuple[Span, Span]:
+        """The columns of each row by itself: the tile's mask."""
+        axis, keys = self.line.axis, group.keys
+        if self.inverse:
+            (lo, hi), also = readers_of(axis, rows, keys), _none(rows)
+        else:
+            lo, hi, prefix = window_of(axis, rows, keys)
+            also = np.zeros_like(rows), prefix
+        return (lo, hi), (lo - keys, hi - keys) if axis.border == "wrap" else also
+
+    def _places(self, group: Classes, residue: int, x: Ints, keys: bool) -> Ints:
+        """Class coordinates as positions."""
+        if self.line.axis.border == "wrap":
+            x = x % max(group.keys, 1)
+        origin, start = (group.first, 0) if keys else (group.origin, group.start)
+        return origin + residue + self.line.axis.dilation * (x - start)
+
+    def reads(self, rows: int, columns: int) -> tuple[Ints, Ints]:
+        """What every row reads, tile by tile: starts and counts `[rows, 2]` of runs of positions
+        the dilation apart; -1 counts where more than two runs remain.
+
+        Time and memory grow with the rows.
+        """
+        length = self.line.keys if self.inverse else self.line.queries
+        starts = np.zeros((length, 2), dtype=np.int64)
+        counts = np.zeros((length, 2), dtype=np.int64)
+        chunk = max(_CHUNK // rows, 1) * rows
+        for group in self.line.classes():
+            start, count = self._extent(group)
+            for first in range(start, start + count, chunk):
+                x = np.arange(first, min(first + chunk, start + count))
+                lo, number = self._joined(group, x, start, rows, columns)
+                for residue in range(group.size):
+                    at = self._places(group, residue, x, self.inverse)
+                    starts[at] = self._places(group, residue, lo, not self.inverse)
+                    counts[at] = number
+        return starts, counts
+
+    def _joined(
+        self, group: Classes, x: Ints, start: int, rows: int, columns: int
+    ) -> tuple[Ints, Ints]:
+        """The runs of neighbouring rows of a class: the tiles' masks, and all of full tiles."""
+        begin, count = self._extent(group)
+        first = x - (x - start) % rows
+        hull = self._hull(group, first, np.minimum(first + rows, begin + count) - 1)
+        spans: list[Span] = []
+        for lo, hi in hull.runs:
+            for a, b in self._own(group, x):
+                spans.append((np.maximum(a, lo), np.minimum(b, hi)))
+            for a, b in hull.full:  # from the first tile that begins inside on
+                skipped = -((lo - np.maximum(a, lo)) // columns)
+                past = (np.minimum(b, hi) - lo) // columns
+                spans.append((lo + columns * skipped, lo + columns * past))
+        if self.line.axis.border == "wrap":
+            keys = group.keys
+            laps = [(a + lap, b + lap) for a, b in spans for lap in (-keys, 0, keys)]
+            spans = [(np.maximum(a, 0), np.minimum(b, keys)) for a, b in laps]
+        return _union(spans)
+
+
+def _none(like: Ints) -> Span:
+    """No columns for any row."""
+    return np.zeros_like(like), np.zeros_like(like)
+
+
+def _union(spans: list[Span]) -> tuple[Ints, Ints]:
+    """Spans joined where they touch: starts and counts `[n, 2]`, counts -1 where that is not
+    enough.
+    """
+    empty = np.iinfo(np.int64).max
+    lo, hi = (np.stack(side) for side in zip(*spans, strict=True))
+    lo = np.where(lo < hi, lo, empty)
+    order = np.argsort(lo, axis=0)
+    lo, hi = (np.take_along_axis(side, order, axis=0) for side in (lo, hi))
+    starts, ends = np.zeros((2, lo.shape[1], 2), dtype=np.int64)
+    used = np.zeros(lo.shape[1], dtype=np.int64)  # runs so far
+    row = np.arange(lo.shape[1])
+    for a, b in zip(lo, hi, strict=True):
+        here = a < empty
+        last = np.clip(used - 1, 0, 1)
+        joins = here & (used > 0) & (a <= ends[row, last])
+        ends[row, last] = np.where(joins, np.maximum(ends[row, last], b), ends[row, last])
+        opens = here & ~joins
+        used += opens
+        at = np.clip(used - 1, 0, 1)
+        starts[row, at] = np.where(opens, a, starts[row, at])
+        ends[row, at] = np.where(opens, b, ends[row, at])
+    counts = ends - starts
+    counts[used > 2] = -1
+    return starts, counts

@@ -1,0 +1,1 @@
+"""Dense attention: the reference, and torch's scaled_dot_product_attention."""

@@ -1,0 +1,124 @@
+"""Dense kernels: no mask, top-left causal, or an explicit matrix. What `reference` and `sdpa` can
+say.
+
+Torch's `scaled_dot_product_attention` documents `is_causal` as a lower triangle from the top-left
+corner. Its CPU kernel takes one head size, divides by zero without keys, and gives rows without
+keys a logsumexp of 0. On CUDA, samples and heads are the second and third dimension of the grids of
+its Flash and memory-efficient kernels, and cuDNN takes fewer than 65,536 samples: PyTorch's issues
+142228, 146704, 181085. Newer versions cut the batch for one of the three.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nbattn.geometry import BoundAxis, Ints
+from nbattn.program.blocks import Block, blocks_of_groups
+from nbattn.program.limits import GRID, Limits
+from nbattn.program.program import Call
+from nbattn.program.request import Request
+
+REFERENCE = Limits(name="reference")
+SDPA_CPU = Limits(name="sdpa", softcap=False, key_range=False, value_dim=False, lse_gradient=False)
+SDPA = Limits(
+    name="sdpa", softcap=False, key_range=False, lse=False, deterministic=False
+)  # its public function
+SDPA_CUDA = replace(SDPA, grid=GRID)
+_CPU_KEYS = 512  # keys per block of torch's CPU kernel
+MASK_LIMIT = 1 << 22  # pairs of an explicit matrix: 16 MiB in float32
+
+
+@dataclass(frozen=True, slots=True)
+class Dense:
+    """Every query reads every key."""
+
+    def rows(self, axis: int, queries: int, keys: int) -> tuple[Ints, Ints, int]:
+        """All keys, per query."""
+        counts = np.zeros((queries, 2), dtype=np.int64)
+        counts[:, 1] = keys
+        return np.zeros_like(counts), counts, 1
+
+    def allowed(self, queries: tuple[int, ...], keys: tuple[int, ...]) -> NDArray[np.bool_]:
+        """All True."""
+        return np.ones((math.prod(queries), math.prod(keys)), dtype=np.bool_)
+
+    def visited(self, queries: int, keys: int) -> int:
+        """Pairs that the kernel computes."""
+        return queries * keys
+
+    def blocks(self, request: Request, call: Call, *, backward: bool) -> Iterator[Block]:
+        """One block per group."""
+        return blocks_of_groups(call.query, call.key, full=True)
+
+    def describe(self) -> str:
+        """In words."""
+        return "no mask"
+
+
+@dataclass(frozen=True, slots=True)
+class Causal:
+    """Query i reads keys 0 … i: top-left. Only `axis` is longer than one position."""
+
+    axis: int
+
+    def rows(self, axis: int, queries: int, keys: int) -> tuple[Ints, Ints, int]:
+        """The first i + 1 keys on the causal axis, all on the others."""
+        starts, counts, step = Dense().rows(axis, queries, keys)
+        if axis == self.axis:
+            counts[:, 1] = np.minimum(np.arange(queries) + 1, keys)
+        return starts, counts, step
+
+    def allowed(self, queries: tuple[int, ...], keys: tuple[int, ...]) -> NDArray[np.bool_]:
+        """The lower triangle."""
+        return np.tri(math.prod(queries), math.prod(keys), dtype=np.bool_)
+
+    def visited(self, queries: int, keys: int) -> int:
+        """Pairs that torch's CPU kernel computes: whole blocks of keys, up to its last query's."""
+        rows = 256 if queries >= 768 else 64 if queries >= 192 else 32
+        ends = np.minimum(np.arange(rows, queries + rows, rows), queries)
+        reach = np.minimum(-(-ends // _CPU_KEYS) * _CPU_KEYS, keys)
+        return int((np.diff(ends, prepend=0) * reach).sum())
+
+    def blocks(self, request: Request, call: Call, *, backward: bool) -> Iterator[Block]:
+        """One block per group."""
+        return blocks_of_groups(call.query, call.key, full=False)
+
+    def describe(self) -> str:
+        """In words."""
+        return "is_causal, top-left"
+
+
+@dataclass(frozen=True, slots=True)
+class Matrix:
+    """The mask itself, as a matrix."""
+
+    lines: tuple[BoundAxis, ...]
+
+    def rows(self, axis: int, queries: int, keys: int) -> tuple[Ints, Ints, int]:
+        """The mask's own rows."""
+        starts, counts = self.lines[axis].key_runs()
+        return starts, counts, self.lines[axis].axis.dilation
+
+    def allowed(self, queries: tuple[int, ...], keys: tuple[int, ...]) -> NDArray[np.bool_]:
+        """The matrix."""
+        matrix = np.ones((1, 1), dtype=np.bool_)
+        for line in self.lines:
+            matrix = np.kron(matrix, line.dense())
+        return matrix
+
+    def visited(self, queries: int, keys: int) -> int:
+        """Pairs that the kernel computes."""
+        return queries * keys
+
+    def blocks(self, request: Request, call: Call, *, backward: bool) -> Iterator[Block]:
+        """One block per group."""
+        return blocks_of_groups(call.query, call.key, full=False)
+
+    def describe(self) -> str:
+        """In words."""
+        return "explicit mask"

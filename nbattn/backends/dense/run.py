@@ -1,0 +1,180 @@
+"""Programs of torch's scaled_dot_product_attention calls: dense, top-left causal, or with the mask
+as a matrix.
+
+On the CPU the kernel is called below autograd, with its logsumexp, so that extra keys and sinks
+merge and the backward reuses the forward's results. Elsewhere the public function runs, and the
+backward repeats it under autograd.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from nbattn.backends import calls
+from nbattn.backends.calls import Arrays, Rows
+from nbattn.backends.dense.meaning import Causal, Dense, Matrix
+from nbattn.backends.inputs import Gradients, Inputs, rows_apart
+from nbattn.geometry import BoundAxis
+from nbattn.program.program import CallArguments, Program
+
+
+class Sdpa:
+    """Raw SDPA calls on `[B, N, H, D]`."""
+
+    def forward(
+        self,
+        arguments: CallArguments,
+        arrays: Arrays,
+        scale: float,
+        softcap: float | None,
+        into: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Output `[B, N, H, Dv]` and, on the CPU, the logsumexp `[B, N, H]`."""
+        heads_first = _heads_first(arrays)
+        if arrays[0].device.type != "cpu":
+            return _public(arguments, heads_first, scale).transpose(1, 2), None
+        out, lse = _kernel(arguments, heads_first, scale)
+        return out.to(arrays[0].dtype).transpose(1, 2), lse.transpose(1, 2)
+
+    def backward(
+        self,
+        arguments: CallArguments,
+        arrays: Arrays,
+        rows: Rows,
+        scale: float,
+        softcap: float | None,
+    ) -> Arrays:
+        """Gradients of q, k, v, in their shapes."""
+        heads_first = _heads_first(arrays)
+        grad_out = rows.grad_out.transpose(1, 2)
+        if arrays[0].device.type != "cpu":
+            return _heads_first(_public_backward(arguments, heads_first, scale, grad_out))
+        out, lse = rows.out.transpose(1, 2), rows.lse.transpose(1, 2)
+        return _heads_first(_kernel_backward(arguments, heads_first, scale, grad_out, out, lse))
+
+    def without_mask(self, program: Program) -> CallArguments:
+        """The call without a mask."""
+        return Dense()
+
+
+def forward(program: Program, inputs: Inputs, *, return_lse: bool) -> tuple[Tensor, Tensor | None]:
+    """Output and, on the CPU, the logsumexp of a program."""
+    return calls.forward(program, inputs, Sdpa())
+
+
+def backward(
+    program: Program,
+    inputs: Inputs,
+    out: Tensor,
+    lse: Tensor,
+    grad_out: Tensor,
+    grad_lse: Tensor | None,
+) -> Gradients:
+    """Gradients of a program."""
+    return calls.backward(program, inputs, Sdpa(), out, lse, grad_out, grad_lse)
+
+
+def _heads_first(arrays: Arrays) -> Arrays:
+    """`[B, N, H, D]` as `[B, H, N, D]`, or the way back."""
+    query, key, value = arrays
+    return query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
+
+
+def _kernel_arguments(
+    arguments: CallArguments, arrays: Arrays, scale: float
+) -> tuple[Arrays, dict[str, object]]:
+    """Tensors in a dtype that the CPU kernel is fast in, and its named arguments."""
+    query, key, value = arrays
+    group = query.shape[1] // key.shape[1]
+    if query.dtype == torch.float16:
+        query, key, value = query.float(), key.float(), value.float()
+    query, key, value = (_readable(t) for t in (query, key, value))
+    if group > 1:
+        key, value = (t.repeat_interleave(group, dim=1) for t in (key, value))
+    bias = None
+    if isinstance(arguments, Matrix):
+        bias = _bias(arguments.lines, query.dtype)
+    return (query, key, value), {"attn_mask": bias, "scale": scale}
+
+
+def _readable(tensor: Tensor) -> Tensor:
+    """`[B, H, N, D]` as torch's kernels read it, copied where it is not.
+
+    They read a row as D neighbours, whatever the last stride says; the products of the CPU's take
+    the rows' stride as a leading dimension, of D or more; and it lays its output out in the order
+    of the query's strides, so that rows of it overlap where two of those are equal.
+    """
+    return tensor if rows_apart(tensor, shared=True) else tensor.contiguous()
+
+
+def _kernel(arguments: CallArguments, arrays: Arrays, scale: float) -> tuple[Tensor, Tensor]:
+    """One call: output `[B', H', N', D]` and logsumexp `[B', H', N']`."""
+    query, key, value = arrays
+    group = query.shape[1] // key.shape[1]
+    # a dense mask does not ask for a query's position: the heads of a key head may be its rows,
+    # which copies queries instead of keys and values
+    as_rows = group > 1 and isinstance(arguments, Dense) and query.shape[2] < key.shape[2]
+    if as_rows:
+        query = query.unflatten(1, (-1, group)).flatten(2, 3)
+    tensors, named = _kernel_arguments(arguments, (query, key, value), scale)
+    causal = isinstance(arguments, Causal)
+    out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+        *tensors, 0.0, causal, **named
+    )
+    if as_rows:
+        out, lse = (t.unflatten(2, (group, -1)).flatten(1, 2) for t in (out, lse))
+    return out, lse
+
+
+def _kernel_backward(
+    arguments: CallArguments,
+    arrays: Arrays,
+    scale: float,
+    grad_out: Tensor,
+    out: Tensor,
+    lse: Tensor,
+) -> Arrays:
+    tensors, named = _kernel_arguments(arguments, arrays, scale)
+    causal = isinstance(arguments, Causal)
+    # its logsumexp has the strides of [B, N, H]: keep them
+    rows = [_readable(t.to(tensors[0].dtype)) for t in (grad_out, out)]
+    query, key, value = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+        rows[0], *tensors, rows[1], lse, 0.0, causal, **named
+    )
+    group = query.shape[1] // arrays[1].shape[1]
+    if group > 1:
+        key, value = (t.unflatten(1, (-1, group)).sum(2) for t in (key, value))
+    return query, key, value
+
+
+def _public(arguments: CallArguments, arrays: Arrays, scale: float) -> Tensor:
+    bias = (
+        _bias(arguments.lines, arrays[0].dtype).to(arrays[0].device)
+        if isinstance(arguments, Matrix)
+        else None
+    )
+    return torch.nn.functional.scaled_dot_product_attention(
+        *(_readable(t) for t in arrays),
+        attn_mask=bias,
+        is_causal=isinstance(arguments, Causal),
+        scale=scale,
+        enable_gqa=arrays[0].shape[1] != arrays[1].shape[1],
+    )
+
+
+def _public_backward(
+    arguments: CallArguments, arrays: Arrays, scale: float, grad_out: Tensor
+) -> Arrays:
+    with torch.enable_grad():
+        leaves = tuple(t.detach().requires_grad_() for t in arrays)
+        return torch.autograd.grad(_public(arguments, leaves, scale), leaves, grad_out)  # pyright: ignore
+
+
+@lru_cache(16)
+def _bias(lines: tuple[BoundAxis, ...], dtype: torch.dtype) -> Tensor:
+    """The mask as an additive matrix."""
+    allowed = torch.from_numpy(Matrix(lines).allowed((), ()))
+    return torch.zeros(allowed.shape, dtype=dtype).masked_fill_(~allowed, float("-inf"))

@@ -1,0 +1,437 @@
+"""Flash kernels on CUDA: torch's built-in, flash-attn 2, 3 and 4, each called raw, forward and
+backward, behind one form of arguments.
+
+Written from the providers' sources; `tests/gpu/test_flash.py` holds them to it on a GPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+from importlib import import_module
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from nbattn.backends.calls import Arrays, Rows
+from nbattn.backends.flash import run
+from nbattn.backends.flash.meaning import Flash, Run
+from nbattn.backends.flash.providers import padded
+from nbattn.backends.inputs import Gradients, Inputs, rows_apart
+from nbattn.errors import BackendError
+from nbattn.program.program import Program
+
+_VECTOR = 16  # bytes that kernels load at once
+_WRITES = "_flash_attention_forward_no_dropout_inplace"
+
+
+class Packed(NamedTuple):
+    """The boundaries of a varlen call, int32 `[sequences + 1]`, and the lengths it is told; without
+    boundaries it is a dense one.
+    """
+
+    query: Tensor | None
+    key: Tensor | None
+    max_query: int
+    max_key: int
+
+
+class Numbers(NamedTuple):
+    """What a provider is told besides tensors."""
+
+    call: Flash
+    packed: Packed
+    scale: float
+    softcap: float
+
+    @property
+    def causal(self) -> bool:
+        """The causal flag."""
+        return self.call.told.causal
+
+    @property
+    def window(self) -> tuple[Any, Any]:
+        """Left and right, as on the wire."""
+        return self.call.told.left, self.call.told.right
+
+
+_Forward = Callable[[Arrays, Numbers, Tensor | None], tuple[Tensor, Tensor]]
+_Backward = Callable[[Tensor, Arrays, Tensor, Tensor, Tensor | None, Numbers], Arrays]
+
+
+class Kernels:
+    """The kernels of whichever provider a call names."""
+
+    def forward(
+        self,
+        call: Flash,
+        arrays: Arrays,
+        scale: float,
+        softcap: float | None,
+        into: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Output `[B, N, H, Dv]` and logsumexp `[B, N, H]`."""
+        value_dim = arrays[2].shape[-1]
+        tensors, numbers = _prepared(call, arrays, scale, softcap)
+        written = None if into is None else _writable(into, tensors[0])
+        call_forward, _ = _PROVIDERS[call.provider]
+        out, lse = call_forward(tensors, numbers, written)
+        batch, rows = arrays[0].shape[:2]
+        lse = _by_rows(lse, batch)
+        # Flash 2 gives rows without keys +inf
+        lse = lse[:, :rows].masked_fill(lse[:, :rows] == float("inf"), float("-inf"))
+        if into is not None and out is written:
+            return into, lse
+        out = out.unflatten(0, (batch, -1)) if out.dim() == 3 else out
+        return out[..., :value_dim], lse
+
+    def backward(
+        self, call: Flash, arrays: Arrays, rows: Rows, scale: float, softcap: float | None
+    ) -> Arrays:
+        """Gradients of q, k, v from the rows' final output and logsumexp."""
+        tensors, numbers = _prepared(call, arrays, scale, softcap)
+        size = tensors[0].shape[-1]
+        out, grad_out = (_sized(t, size) for t in (rows.out, rows.grad_out))
+        lse = rows.lse
+        if call.provider in ("aten", "fa2"):
+            lse = lse.masked_fill(lse == float("-inf"), float("inf"))
+        varlen = numbers.packed.query is not None
+        lse, grad_lse = (None if t is None else _by_heads(t, varlen) for t in (lse, rows.grad_lse))
+        if varlen:
+            out, grad_out = out.flatten(0, 1), grad_out.flatten(0, 1)
+        assert lse is not None
+        _, call_backward = _PROVIDERS[call.provider]
+        grads = call_backward(grad_out, tensors, out, lse, grad_lse, numbers)
+        query, key, value = (
+            part.reshape(*given.shape[:-1], size)[..., : given.shape[-1]]
+            for part, given in zip(grads, arrays, strict=True)
+        )
+        return query, key, value
+
+
+def _prepared(
+    call: Flash, arrays: Arrays, scale: float, softcap: float | None
+) -> tuple[Arrays, Numbers]:
+    """Tensors in sizes and strides that kernels take, packed for a varlen call."""
+    size = padded(max(arrays[0].shape[-1], arrays[2].shape[-1]))
+    query, key, value = (_sized(t, size) for t in arrays)
+    rows, keys = query.shape[1], key.shape[1]
+    packed = Packed(None, None, rows, keys)
+    if call.entry == "varlen":
+        told = call.told
+        packed = Packed(
+            *_boundaries(call, query, key),
+            rows if told.max_queries is None else told.max_queries,
+            keys if told.max_keys is None else told.max_keys,
+        )
+        query, key, value = (t.flatten(0, 1) for t in (query, key, value))
+    return (query, key, value), Numbers(call, packed, scale, softcap or 0.0)
+
+
+def _sized(tensor: Tensor, size: int) -> Tensor:
+    """The tensor with heads of this size, zeros at their end, in strides that kernels load: rows
+    that overlap in memory have none that a TMA box can be told.
+    """
+    if tensor.shape[-1] != size:
+        return pad(tensor, (0, size - tensor.shape[-1]))
+    unit = tensor.element_size()
+    strides = (tensor.stride(n) for n in range(tensor.dim() - 1) if tensor.shape[n] > 1)
+    whole = rows_apart(tensor) and all(stride * unit % _VECTOR == 0 for stride in strides)
+    aligned = whole and tensor.data_ptr() % _VECTOR == 0
+    return tensor if aligned else tensor.clone(memory_format=torch.contiguous_format)
+
+
+def _writable(into: Tensor, query: Tensor) -> Tensor | None:
+    """The rows in the shape of a kernel's output, if one can write there: heads of its size and
+    strides that it stores by; packed as its queries are.
+    """
+    if into.dtype != query.dtype or _sized(into, query.shape[-1]) is not into:
+        return None
+    if query.dim() == into.dim():
+        return into
+    merged = into.shape[0] == 1 or into.stride(0) == into.shape[1] * into.stride(1)
+    return into.flatten(0, 1) if merged else None
+
+
+def _boundaries(call: Flash, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+    """Where the sequences of a varlen call start and end, int32."""
+    if call.runs:
+        return _of_runs(call.runs, query.shape[0], query.device)
+    found = (
+        torch.arange(0, t.shape[0] * t.shape[1] + 1, t.shape[1], dtype=torch.int32, device=t.device)
+        for t in (query, key)
+    )
+    first, second = found
+    return first, second
+
+
+@lru_cache(256)  # copying a list to a device makes the host wait, and no CUDA graph can capture it
+def _of_runs(runs: tuple[Run, ...], batch: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """The boundaries of runs of sequences, for all samples."""
+    lengths = [(run.queries, run.keys) for run in runs for _ in range(run.times)] * batch
+    at = torch.tensor([(0, 0), *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32)
+    query, key = at.t().contiguous().to(device)
+    return query, key
+
+
+def _by_rows(lse: Tensor, batch: int) -> Tensor:
+    """Logsumexps `[B, H, N]`, or `[H, B * N]` of a varlen call, as `[B, N, H]`."""
+    if lse.dim() == 2:
+        return lse.unflatten(1, (batch, -1)).permute(1, 2, 0)
+    return lse.transpose(1, 2)
+
+
+def _by_heads(rows: Tensor, varlen: bool) -> Tensor:
+    """`[B, N, H]` as the kernels want it."""
+    if varlen:
+        return rows.flatten(0, 1).t().contiguous()
+    return rows.transpose(1, 2).contiguous()
+
+
+# torch's built-in
+
+
+def _aten_forward(tensors: Arrays, numbers: Numbers, into: Tensor | None) -> tuple[Tensor, Tensor]:
+    _check_built_in()
+    packed, (left, right) = numbers.packed, numbers.window
+    rest = (*tensors, *packed, 0.0, numbers.causal, False)
+    named = {"scale": numbers.scale, "window_size_left": left, "window_size_right": right}
+    write: Any = getattr(torch.ops.aten, _WRITES, None)  # since torch 2.12
+    if into is not None and write is not None:
+        return into, write(into, *rest, **named)
+    out, lse, *_ = torch.ops.aten._flash_attention_forward(*rest, **named)
+    return out, lse
+
+
+def _aten_backward(
+    grad_out: Tensor,
+    tensors: Arrays,
+    out: Tensor,
+    lse: Tensor,
+    grad_lse: Tensor | None,
+    numbers: Numbers,
+) -> Arrays:
+    _check_built_in()
+    packed, (left, right) = numbers.packed, numbers.window
+    seed = torch.zeros(2, dtype=torch.uint64, device=out.device)
+    return torch.ops.aten._flash_attention_backward(
+        grad_out, *tensors, out, lse, *packed, 0.0, numbers.causal, seed, torch.empty_like(seed),
+        scale=numbers.scale, window_size_left=left, window_size_right=right,
+    )  # fmt: skip
+
+
+def _check_built_in() -> None:
+    """Torch's operator is Flash 2 only while nobody has put another in its place."""
+    module: Any = import_module("torch.nn.attention")
+    current = getattr(module, "current_flash_attention_impl", lambda: None)()
+    if current is not None:
+        raise BackendError(
+            f"torch's Flash operator was replaced by {current}, which reads windows otherwise.",
+            "torch.nn.attention.restore_flash_attention_impl(), or the package by its own "
+            'name: backend="flash:fa4".',
+        )
+
+
+# flash-attn 2
+
+
+def _fa2_forward(tensors: Arrays, numbers: Numbers, into: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Below its Python functions, which take no output to write into."""
+    module: Any = import_module("flash_attn.flash_attn_interface")
+    if numbers.call.entry == "kvcache":
+        return _cached(module, tensors, numbers)
+    packed = numbers.packed
+    rest = (numbers.causal, *numbers.window, numbers.softcap, False, None)
+    if packed.query is None:
+        out, lse, *_ = module.flash_attn_gpu.fwd(
+            *tensors, into, None, 0.0, numbers.scale, *rest
+        )  # fmt: skip
+    else:
+        out, lse, *_ = module.flash_attn_gpu.varlen_fwd(
+            *tensors, into, packed.query, packed.key, None, None, None, None,
+            packed.max_query, packed.max_key, 0.0, numbers.scale, False, *rest,
+        )  # fmt: skip
+    return out if into is None else into, lse
+
+
+def _fa2_backward(
+    grad_out: Tensor,
+    tensors: Arrays,
+    out: Tensor,
+    lse: Tensor,
+    grad_lse: Tensor | None,
+    numbers: Numbers,
+) -> Arrays:
+    module: Any = import_module("flash_attn.flash_attn_interface")
+    packed, (left, right) = numbers.packed, numbers.window
+    grads = _like(tensors)
+    named = {
+        "dropout_p": 0.0,
+        "softmax_scale": numbers.scale,
+        "causal": numbers.causal,
+        "window_size_left": left,
+        "window_size_right": right,
+        "softcap": numbers.softcap,
+        "alibi_slopes": None,
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+    }
+    entry = module._flash_attn_backward
+    if packed.query is not None:
+        entry = module._flash_attn_varlen_backward
+        named |= _varlen(packed)
+    query, key, value = grads
+    entry(grad_out, *tensors, out, lse, dq=query, dk=key, dv=value, **named)
+    return grads
+
+
+def _cached(module: Any, tensors: Arrays, numbers: Numbers) -> tuple[Tensor, Tensor]:
+    """The kv-cache entry of flash-attn 2 and 3, which adds no keys here."""
+    out, lse, *_ = module.flash_attn_with_kvcache(
+        *tensors,
+        cache_seqlens=numbers.call.told.used,
+        softmax_scale=numbers.scale,
+        causal=numbers.causal,
+        window_size=numbers.window,
+        softcap=numbers.softcap,
+        return_softmax_lse=True,
+    )
+    return out, lse
+
+
+def _varlen(packed: Packed) -> dict[str, Any]:
+    return {
+        "cu_seqlens_q": packed.query,
+        "cu_seqlens_k": packed.key,
+        "max_seqlen_q": packed.max_query,
+        "max_seqlen_k": packed.max_key,
+    }
+
+
+def _like(tensors: Arrays) -> Arrays:
+    query, key, value = (
+        torch.empty_like(t, memory_format=torch.contiguous_format) for t in tensors
+    )
+    return query, key, value
+
+
+# flash-attn 3
+
+
+def _fa3_forward(tensors: Arrays, numbers: Numbers, into: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Its operator itself: the Python function around it may not give back what it was given."""
+    module = import_module("flash_attn_interface")
+    if numbers.call.entry == "kvcache":
+        return _cached(module, tensors, numbers)
+    left, right = numbers.window
+    out, lse, *_ = torch.ops.flash_attn_3.fwd(
+        *tensors,
+        out=into,
+        softmax_scale=numbers.scale,
+        is_causal=numbers.causal,
+        window_size_left=left,
+        window_size_right=right,
+        softcap=numbers.softcap,
+        num_splits=1,
+    )
+    return out if into is None else into, lse
+
+
+def _fa3_backward(
+    grad_out: Tensor,
+    tensors: Arrays,
+    out: Tensor,
+    lse: Tensor,
+    grad_lse: Tensor | None,
+    numbers: Numbers,
+) -> Arrays:
+    module: Any = import_module("flash_attn_interface")
+    left, right = numbers.window
+    query, key, value = grads = _like(tensors)
+    module._flash_attn_backward(
+        grad_out,
+        *tensors,
+        out,
+        lse,
+        dq=query,
+        dk=key,
+        dv=value,
+        softmax_scale=numbers.scale,
+        is_causal=numbers.causal,
+        window_size_left=left,
+        window_size_right=right,
+        softcap=numbers.softcap,
+        deterministic=torch.are_deterministic_algorithms_enabled(),
+    )
+    return grads
+
+
+# flash-attn 4
+
+
+def _fa4_forward(tensors: Arrays, numbers: Numbers, into: Tensor | None) -> tuple[Tensor, Tensor]:
+    module: Any = import_module("flash_attn.cute.interface")
+    left, right = numbers.window
+    out, lse, *_ = module._flash_attn_fwd(
+        *tensors,
+        softmax_scale=numbers.scale,
+        causal=numbers.causal,
+        window_size_left=left,
+        window_size_right=right,
+        softcap=numbers.softcap or None,
+        return_lse=True,
+        out=into,
+    )
+    return out if into is None else into, lse
+
+
+def _fa4_backward(
+    grad_out: Tensor,
+    tensors: Arrays,
+    out: Tensor,
+    lse: Tensor,
+    grad_lse: Tensor | None,
+    numbers: Numbers,
+) -> Arrays:
+    module: Any = import_module("flash_attn.cute.interface")
+    left, right = numbers.window
+    query, key, value, *_ = module._flash_attn_bwd(
+        *tensors,
+        out,
+        grad_out,
+        lse,
+        softmax_scale=numbers.scale,
+        causal=numbers.causal,
+        window_size_left=left,
+        window_size_right=right,
+        softcap=numbers.softcap,
+        deterministic=torch.are_deterministic_algorithms_enabled(),
+        **({} if grad_lse is None else {"dlse": grad_lse}),
+    )
+    return query, key, value
+
+
+_PROVIDERS: dict[str, tuple[_Forward, _Backward]] = {
+    "aten": (_aten_forward, _aten_backward),
+    "fa2": (_fa2_forward, _fa2_backward),
+    "fa3": (_fa3_forward, _fa3_backward),
+    "fa4": (_fa4_forward, _fa4_backward),
+}
+
+
+def forward(program: Program, inputs: Inputs, *, return_lse: bool) -> tuple[Tensor, Tensor]:
+    """Output and logsumexp of a program."""
+    return run.forward(program, inputs, Kernels())
+
+
+def backward(
+    program: Program,
+    inputs: Inputs,
+    out: Tensor,
+    lse: Tensor,
+    grad_out: Tensor,
+    grad_lse: Tensor | None,
+) -> Gradients:
+    """Gradients of a program."""
+    return run.backward(program, inputs, Kernels(), out, lse, grad_out, grad_lse)

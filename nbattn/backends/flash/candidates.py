@@ -1,0 +1,297 @@
+"""Flash programs: windows of one axis told to every provider, by every strategy, or the reason why
+one of them does not say the mask.
+
+`translate` moves the window to the bottom-right corner, `trim` first cuts off what is not read,
+`split` cuts the rows where a side stops to exclude, `virtual-pad` tells the varlen entry a longer
+`max_seqlen_k`, `pack` tells it the pieces of an axis as sequences of one call, `pad` appends keys
+up to a square and masks them with one more column of the heads; `zero-pad`, without that column, is
+never exact and says by how much. `kv-cache` gives the whole cache and says how much of it is read;
+a slice says the same with one launch less. A call is taken only if what its kernel computes, by
+`nbattn.backends.flash.meaning`, is the band that it was built for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from functools import lru_cache
+from itertools import product
+
+import numpy as np
+
+from nbattn import geometry
+from nbattn.backends.flash import costs as flash_costs
+from nbattn.backends.flash import packing
+from nbattn.backends.flash.meaning import Flash, tell
+from nbattn.backends.flash.providers import PROVIDERS
+from nbattn.geometry import BoundAxis
+from nbattn.program.band_pieces import band_pieces
+from nbattn.program.bands import FULL, Band, Slice, cut, cuts, first_difference
+from nbattn.program.candidate import Candidate, refused
+from nbattn.program.dense_pieces import Piece, dense_pieces, fold_into_heads
+from nbattn.program.limits import Limits, Reason, over_grid
+from nbattn.program.program import Call, Program, View
+from nbattn.program.request import Needs, Request
+
+MODEL = Limits(name="flash-model", key_range=False)
+_COPIES = 4  # times that folding may copy the keys
+_Lines = tuple[BoundAxis, ...]
+_Axes = list[list[Piece]]
+
+
+def candidates(request: Request, lines: _Lines) -> list[Candidate]:
+    """Every provider by every strategy; one line for those that cannot run at all."""
+    asked, needs = request.backend.partition(":")[0], request.needs
+    if asked == "flash-model":
+        reasons = {name: _limits("flash-model", needs) for name in PROVIDERS}
+        return [refused("flash", "translate"), *_all(request, lines, "flash-model", reasons)]
+    model = refused("flash-model", "translate")
+    if asked not in ("auto", "flash"):
+        return [refused("flash", "translate"), model]
+    if request.device.kind != "cuda":
+        elsewhere = Reason("device", f"runs on cuda, not on {request.device.name}")
+        return [refused("flash", "translate", elsewhere), model]
+    reasons = {name: _limits(name, needs) for name in PROVIDERS}
+    return [*_all(request, lines, "flash", reasons), model]
+
+
+@lru_cache(256)
+def _limits(name: str, needs: Needs) -> tuple[Reason, ...]:
+    """The limits of a provider, or of the model, that a request breaks at any length."""
+    limits = MODEL if name == MODEL.name else PROVIDERS[name]
+    return tuple(limits.reasons(needs))
+
+
+def _all(
+    request: Request, lines: _Lines, family: str, reasons: Mapping[str, tuple[Reason, ...]]
+) -> Iterator[Candidate]:
+    """The candidates of all providers; the mask is taken apart once, and only if one can run."""
+    able = [name for name, found in reasons.items() if not found]
+    per_axis = _pieces(request, lines) if able else []
+    useful = geometry.pairs(lines) if able else 0
+    for name, found in reasons.items():
+        backend = f"{family}:{name}"
+        if isinstance(per_axis, Reason) or found:
+            against = (*found, per_axis) if isinstance(per_axis, Reason) else found
+            yield refused(backend, "translate", *against)
+            continue
+        for strategy, parts in _strategies(request, name, per_axis).items():
+            make = _packed if strategy == "pack" else _program
+            program = parts if isinstance(parts, Reason) else make(request, name, strategy, parts)
+            if isinstance(program, Reason):
+                yield refused(backend, strategy, program)
+                continue
+            traits = _traits(request, strategy, program)
+            cost = flash_costs.cost(request, PROVIDERS[name], program, useful)
+            yield Candidate(backend, strategy, traits, program, cost)
+
+
+def _pieces(request: Request, lines: _Lines) -> _Axes | Reason:
+    """Every axis as bands, residues of the last one folded into heads where that is a view."""
+    per_axis: _Axes = []
+    for number, line in enumerate(lines):
+        # beside other axes, one whose blocks or single positions fold away is better folded
+        found = dense_pieces(line) if len(lines) > 1 else "one axis"
+        found = band_pieces(line) if isinstance(found, str) else found
+        if isinstance(found, str):
+            return Reason("mask", f"axis {number}: {found}")
+        per_axis.append(found)
+    if request.layout == "contiguous":
+        per_axis[-1] = [
+            fold_into_heads(piece) if piece.query.group_step == 1 else piece
+            for piece in per_axis[-1]
+        ]
+    return per_axis
+
+
+# Strategies: every piece as pieces that one call each is told.
+
+
+def _strategies(request: Request, provider: str, per_axis: _Axes) -> dict[str, _Axes | Reason]:
+    """What each strategy makes of the pieces, or that it changes nothing."""
+    plain = [[_translate(piece) for piece in pieces] for pieces in per_axis]
+    trimmed = [[part for piece in pieces for part in _trim(piece)] for pieces in per_axis]
+    divided = [[part for piece in pieces for part in _split(provider, piece)] for pieces in trimmed]
+    found: dict[str, _Axes | Reason] = {
+        "translate": plain,
+        "trim": trimmed if trimmed != plain else Reason("trim", "nothing to trim"),
+        "split": divided
+        if divided != trimmed
+        else Reason("split", "no rows to cut at where a side stops to exclude"),
+    }
+    if PROVIDERS[provider].varlen:
+        found |= {"virtual-pad": trimmed, "pack": trimmed}
+    if PROVIDERS[provider].kvcache:
+        found["kv-cache"] = _no_cache(request) or trimmed
+    return found | _padding(trimmed)
+
+
+def _no_cache(request: Request) -> Reason | None:
+    """Why the kv-cache entry is not for a request."""
+    if request.training:
+        return Reason("backward", "the kv-cache entry has no backward")
+    if sum(length > 1 for length in request.key_space) > 1:
+        return Reason("kv-cache", "a cache has one long axis of keys")
+    why = request.mask.decodes()
+    return None if why is None else Reason("decodes", f"not for the kv-cache entry: {why}")
+
+
+def _padding(trimmed: _Axes) -> dict[str, _Axes | Reason]:
+    """Padding keys to a square: with a mask, or the error that it makes without."""
+    rows, missing = max(
+        ((p.query.length, _missing(p)) for axis in trimmed for p in axis),
+        key=lambda sizes: sizes[1],
+        default=(0, 0),
+    )
+    if not missing:
+        return {"pad": Reason("pad", "no window with fewer keys than queries: nothing to pad")}
+    text = (
+        f"{missing} keys of zeros have score 0, not weight 0: with scores of 0 they take up to "
+        f"{missing / rows:.0%} of a row"
+    )
+    return {"pad": trimmed, "zero-pad": Reason("zero-pad", text)}
+
+
+def _missing(piece: Piece) -> int:
+    """Keys that a window lacks to be square."""
+    return 0 if piece.band == FULL else max(0, piece.query.length - piece.key.length)
+
+
+def _translate(piece: Piece) -> Piece:
+    """The window as it is, without the sides that exclude nothing."""
+    band = piece.band.limits(piece.query.length, piece.key.length)
+    return Piece(piece.query, piece.key, band, piece.joins)
+
+
+def _trim(piece: Piece) -> list[Piece]:
+    """The rows that read something and the keys that they reach."""
+    return _sliced(piece, cut(piece.band, piece.query.length, piece.key.length, ()))
+
+
+def _split(provider: str, whole: Piece) -> list[Piece]:
+    """A trimmed piece with the fewest cuts after which dense calls say every part."""
+    rows, keys = whole.query.length, whole.key.length
+    for at in cuts(whole.band, keys):
+        parts = cut(whole.band, rows, keys, at)
+        told = (tell(provider, part.band, part.rows, part.keys) for part in parts)
+        exact = (
+            first_difference(call.band(part.rows, part.keys), part.band, part.rows, part.keys)
+            for call, part in zip(told, parts, strict=True)
+        )
+        if len(parts) > 1 and all(row is None for row in exact):
+            return _sliced(whole, parts)
+    return [whole]
+
+
+def _sliced(piece: Piece, slices: list[Slice]) -> list[Piece]:
+    return [
+        Piece(
+            piece.query.part(part.row, part.rows),
+            piece.key.part(part.key, part.keys),
+            part.band,
+            piece.joins,
+        )
+        for part in slices
+    ]
+
+
+# Programs
+
+
+def _program(request: Request, provider: str, strategy: str, per_axis: _Axes) -> Program | Reason:
+    """The calls of every combination of pieces, or why one of them is not said."""
+    if strategy == "pad" and request.softcap:
+        return Reason("softcap", "a softcap lifts the scores that mask padded keys")
+    calls: list[Call] = []
+    for pieces in product(*per_axis):
+        axis = _window_axis(pieces)
+        if isinstance(axis, Reason):
+            return axis
+        query, key = View(tuple(p.query for p in pieces)), View(tuple(p.key for p in pieces))
+        band = pieces[axis].band
+        pad = _missing(pieces[axis]) if strategy == "pad" else 0
+        varlen = strategy == "virtual-pad"
+        capacity = _capacity(request, key, axis) if strategy == "kv-cache" else None
+        told = tell(
+            provider, band, query.count, key.count, varlen=varlen, pad=pad, capacity=capacity
+        )
+        wrong = _wrong(told, band, query.count, key.count) or _too_large(request, query)
+        if wrong:
+            return wrong
+        if capacity is not None:
+            key = key.cut(axis, slice(0, capacity))
+        calls.append(Call(query, key, replace(told, axis=axis), any(p.joins for p in pieces)))
+    if request.extra_keys and not calls:
+        return Reason("extra_keys", "the mask reads nothing: no call that extra keys could join")
+    return _inflated(request, calls) or Program(tuple(calls))
+
+
+def _packed(request: Request, provider: str, strategy: str, per_axis: _Axes) -> Program | Reason:
+    """One varlen call with a sequence for every piece, or why there is none."""
+    call = packing.call(request, provider, per_axis)
+    if isinstance(call, Reason):
+        return call
+    told = call.arguments
+    assert isinstance(told, Flash)
+    wrong = (_wrong(told, p.band, p.query.length, p.key.length) for p in per_axis[told.axis])
+    return next((reason for reason in wrong if reason), Program((call,)))
+
+
+def _capacity(request: Request, key: View, number: int) -> int:
+    """How many keys the cache has from the first of a view on, in each of its groups."""
+    axis = key.axes[number]
+    last = axis.start + axis.group_step * (axis.groups - 1)
+    return (request.key_space[number] - 1 - last) // axis.step + 1
+
+
+def _window_axis(pieces: tuple[Piece, ...]) -> int | Reason:
+    """The axis whose window the kernel is told: every other one must be one position long. Without
+    a window it is the one with the most keys.
+    """
+    long = [n for n, p in enumerate(pieces) if max(p.query.length, p.key.length) > 1]
+    windows = [n for n in long if pieces[n].band != FULL]
+    if not windows:
+        return max(range(len(pieces)), key=lambda n: pieces[n].key.length)
+    if long == windows[:1]:
+        return long[0]
+    other = next(n for n in long if n != windows[0])
+    return Reason("mask", f"a window on axis {windows[0]} while axis {other} is long")
+
+
+def _wrong(call: Flash, band: Band, queries: int, keys: int) -> Reason | None:
+    """Why a call does not say its band: what the kernel would read instead."""
+    said = call.band(queries, keys)
+    row = first_difference(said, band, queries, keys)
+    if row is None:
+        return None
+    at = np.array([row])
+    wanted, found = ([int(side[0]) for side in one.rows(at, keys)] for one in (band, said))
+    text = f"{call.dialect.name} reads {call.describe()} on {queries} queries and {keys} keys as"
+    return Reason(
+        "window", f"{text} keys {found[0]}:{found[1]} for query {row}, not {wanted[0]}:{wanted[1]}"
+    )
+
+
+def _too_large(request: Request, view: View) -> Reason | None:
+    """Batch and heads after folding against the grid of the kernel."""
+    return over_grid(*view.batch_and_heads(request.batch, request.heads))
+
+
+def _inflated(request: Request, calls: list[Call]) -> Reason | None:
+    """Why overlapping windows of stride groups are not copied: each key once per window."""
+    copied = sum(
+        call.key.groups * call.key.count for call in calls if flash_costs.copies(request, call)
+    )
+    times = copied / max(request.key_count, 1)
+    if times <= _COPIES:
+        return None
+    return Reason("copy", f"its overlapping windows would copy the keys {times:.1f} times over")
+
+
+def _traits(request: Request, strategy: str, program: Program) -> tuple[str, ...]:
+    """The rewrites that a program took besides its strategy."""
+    calls = program.calls
+    traits = {"fold"} if any(call.query.groups > 1 for call in calls) else set[str]()
+    traits |= {"split"} if len(calls) > 1 and strategy != "split" else set()
+    traits |= {"merge"} if request.extra_keys or any(call.joins for call in calls) else set()
+    return tuple(sorted(traits))

@@ -1,0 +1,113 @@
+"""What Flash programs cost: blocks that kernels visit, launches, and what is copied around them.
+
+A call writes its rows into the output itself where its heads are whole and nothing joins; else its
+output is copied there.
+"""
+
+from __future__ import annotations
+
+from nbattn.backends.flash.meaning import Flash, Run
+from nbattn.backends.flash.providers import Provider, padded, tile
+from nbattn.program import costs
+from nbattn.program.bands import FULL
+from nbattn.program.costs import Cost
+from nbattn.program.program import Call, Program, View
+from nbattn.program.request import Request
+
+_JOIN = 6  # launches that merge two parts by logsumexp
+
+
+def cost(request: Request, provider: Provider, program: Program, useful: int) -> Cost:
+    """Pairs of the key blocks that the kernels visit, launches, and what views, heads and outputs
+    copy.
+    """
+    calls = program.calls
+    joins = sum(call.joins for call in calls) + bool(request.extra_keys)
+    single = len(calls) == 1 and calls[0].query.covers(request.query_space)
+    copied, launches, whole_heads = 0.0, 1 if single else 2 * len(calls), _whole_heads(request)
+    for call in calls:
+        cached = _flash(call).entry == "kvcache"
+        in_place = whole_heads and not copies(request, call)
+        copied += 0 if in_place else _bytes(request, call)
+        launches += cached  # it is told its lengths by a tensor
+        if not single and (joins or cached or not in_place):
+            copied += _output_bytes(request, call.query)
+            launches += 1
+    if not single:
+        launches += not program.writes_all(request.query_space)  # zeros
+    visited = sum(_visited(request, provider, call) for call in calls)
+    again = (_visited(request, provider, call, backward=True) for call in calls)
+    return costs.roofline(
+        request,
+        useful=useful,
+        visited=visited,
+        backward=sum(again) if request.training else None,
+        calls=launches + _JOIN * joins + 3 * request.sink,
+        copied=copied,
+        rate=provider.rate(request.device, request.dtype),
+    )
+
+
+def copies(request: Request, call: Call) -> bool:
+    """Whether a call copies its inputs: folds that are no views, and slices of several samples
+    that a varlen call wants packed.
+    """
+    return bool(_flash(call).pad) or costs.copies(request, call.query) or not _packs(request, call)
+
+
+def _flash(call: Call) -> Flash:
+    assert isinstance(call.arguments, Flash)
+    return call.arguments
+
+
+def _packs(request: Request, call: Call) -> bool:
+    """Whether the samples lie one behind the other where a varlen call needs that."""
+    spaces = ((call.query, request.query_space), (call.key, request.key_space))
+    return (
+        _flash(call).entry != "varlen"
+        or request.batch == 1
+        or all(view.covers(space) for view, space in spaces)
+    )
+
+
+def _whole_heads(request: Request) -> bool:
+    """Whether kernels take the heads as they are: values like queries, in vectors."""
+    size = request.head_dim
+    return size == request.value_dim and size == padded(size)
+
+
+def _bytes(request: Request, call: Call) -> float:
+    """Bytes of q, k, v and the output of one call."""
+    rows, keys = (view.groups * view.count for view in (call.query, call.key))
+    positions = rows * request.heads + keys * request.kv_heads
+    dims = request.head_dim + request.value_dim
+    return float(request.batch * positions * dims * costs.ITEMSIZE[request.dtype])
+
+
+def _output_bytes(request: Request, rows: View) -> float:
+    """Bytes of the output of one call."""
+    positions = request.batch * rows.groups * rows.count * request.heads
+    return float(positions * request.value_dim * costs.ITEMSIZE[request.dtype])
+
+
+def _visited(request: Request, provider: Provider, call: Call, *, backward: bool = False) -> int:
+    """Pairs of the blocks of one call, per (batch, head)."""
+    told = _flash(call)
+    size = max(request.head_dim, request.value_dim)
+    shape = tile(provider.name, request.device, size, backward=backward)
+    runs = told.runs or (Run(call.query.count, told.read(call.key.count)),)
+    visited = (
+        run.times * _blocks(told, shape, run, backward=backward)
+        for run in runs
+        if run.queries and run.keys
+    )
+    return call.query.groups * sum(visited)
+
+
+def _blocks(told: Flash, shape: tuple[int, int], run: Run, *, backward: bool) -> int:
+    """Pairs of the blocks of one sequence."""
+    if told.band(run.queries, run.keys) == FULL:
+        return run.queries * run.keys
+    blocks = told.query_blocks if backward else told.key_blocks
+    first, end = blocks(shape, run.queries, run.keys)
+    return int((end - first).sum()) * min(shape[0], run.queries) * shape[1]

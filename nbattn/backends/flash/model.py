@@ -1,0 +1,97 @@
+"""Flash without a GPU: the same programs, every call computed densely by its dialect's meaning, in
+any dtype. For tests and inspection; never chosen by "auto".
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from nbattn.backends.calls import Arrays, Rows
+from nbattn.backends.flash import run
+from nbattn.backends.flash.meaning import Flash
+from nbattn.backends.inputs import Gradients, Inputs, accumulate_dtype
+from nbattn.program.program import Program
+
+
+class Model:
+    """The meaning of a call, by dense attention."""
+
+    def forward(
+        self,
+        call: Flash,
+        arrays: Arrays,
+        scale: float,
+        softcap: float | None,
+        into: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Output and logsumexp, in the dtype of the scores."""
+        query, *cache = arrays
+        key, value = (t[:, : call.read(t.shape[1])] for t in cache)
+        arrays = query, key, value
+        scores, _ = _scores(call, arrays, scale, softcap)
+        lse = torch.logsumexp(scores, dim=-1)
+        weights = scores.softmax(dim=-1).masked_fill(lse[..., None] == float("-inf"), 0)
+        out = (weights @ _each_head(value, query)).transpose(1, 2)
+        return out if into is None else into.copy_(out), lse.transpose(1, 2)
+
+    def backward(
+        self, call: Flash, arrays: Arrays, rows: Rows, scale: float, softcap: float | None
+    ) -> Arrays:
+        """Gradients of q, k, v from the rows' final output and logsumexp."""
+        scores, slope = _scores(call, arrays, scale, softcap)
+        query, key, value = (_each_head(t, arrays[0]) for t in arrays)
+        out, grad_out = (_each_head(t, arrays[0]) for t in (rows.out, rows.grad_out))
+        weights = _weights(scores, rows.lse.transpose(1, 2).to(scores.dtype))
+        delta = (grad_out * out).sum(-1, keepdim=True)
+        if rows.grad_lse is not None:
+            delta = delta - rows.grad_lse.transpose(1, 2)[..., None]
+        grad = weights * (grad_out @ value.mT - delta) * slope * scale
+        of_query, of_key, of_value = grad @ key, grad.mT @ query, weights.mT @ grad_out
+        group = query.shape[1] // arrays[1].shape[2]
+        of_key, of_value = (t.unflatten(1, (-1, group)).sum(2) for t in (of_key, of_value))
+        return of_query.transpose(1, 2), of_key.transpose(1, 2), of_value.transpose(1, 2)
+
+
+def _each_head(tensor: Tensor, query: Tensor) -> Tensor:
+    """`[B, N, H | Hk, D]` as `[B, H, N, D]` in the dtype of the scores."""
+    group = query.shape[2] // tensor.shape[2]
+    exact = tensor.transpose(1, 2).to(accumulate_dtype(query.dtype))
+    return exact.repeat_interleave(group, dim=1) if group > 1 else exact
+
+
+def _scores(
+    call: Flash, arrays: Arrays, scale: float, softcap: float | None
+) -> tuple[Tensor, Tensor | float]:
+    """Scores `[B, H, N, M]`, -inf outside the mask, and their slope under the cap."""
+    query, key = (_each_head(t, arrays[0]) for t in arrays[:2])
+    scores, slope = query @ key.mT * scale, 1.0
+    if softcap is not None:
+        capped = torch.tanh(scores / softcap)
+        scores, slope = softcap * capped, 1 - capped**2
+    allowed = call.allowed((query.shape[2],), (key.shape[2],))
+    inside = torch.from_numpy(allowed).to(query.device)
+    return scores.masked_fill(~inside, float("-inf")), slope
+
+
+def _weights(scores: Tensor, lse: Tensor) -> Tensor:
+    """exp(scores - lse); 0 in rows that read nothing."""
+    lse = lse[..., None]
+    return (scores - lse.masked_fill(lse == float("-inf"), 0)).exp()
+
+
+def forward(program: Program, inputs: Inputs, *, return_lse: bool) -> tuple[Tensor, Tensor]:
+    """Output and logsumexp of a program."""
+    return run.forward(program, inputs, Model())
+
+
+def backward(
+    program: Program,
+    inputs: Inputs,
+    out: Tensor,
+    lse: Tensor,
+    grad_out: Tensor,
+    grad_lse: Tensor | None,
+) -> Gradients:
+    """Gradients of a program."""
+    return run.backward(program, inputs, Model(), out, lse, grad_out, grad_lse)

@@ -1,0 +1,102 @@
+"""Pieces of one axis as sequences of one varlen call: the batch that Flash reads by boundaries.
+
+A sample is cut into sequences, boundaries for its queries and boundaries for its keys. Rows that
+read nothing are a sequence without keys, keys that nobody reads one without queries: neither does
+any work, the rows come out as 0, and no sample is copied to pack the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from nbattn.backends.flash.meaning import Flash, Run, Told, tell
+from nbattn.program.dense_pieces import Piece
+from nbattn.program.limits import GRID, Reason
+from nbattn.program.program import AxisView, Call, View
+from nbattn.program.request import Request
+
+
+def call(request: Request, provider: str, per_axis: list[list[Piece]]) -> Call | Reason:
+    """The call whose sequences are the pieces of the one long axis, or why there is none."""
+    long = [n for n, pieces in enumerate(per_axis) if any(map(_is_long, pieces))]
+    if len(long) != 1 or any(len(p) != 1 for n, p in enumerate(per_axis) if n != long[0]):
+        return Reason("pack", "needs one long axis, whose rows are the sequences")
+    axis = long[0]
+    queries, keys = request.query_space[axis], request.key_space[axis]
+    found = runs(per_axis[axis], queries, keys)
+    if isinstance(found, Reason):
+        return found
+    told = _told(provider, per_axis[axis], found)
+    if isinstance(told, Reason):
+        return told
+    whole = Piece(AxisView(0, queries), AxisView(0, keys))
+    pieces = [whole if n == axis else only[0] for n, only in enumerate(per_axis)]
+    views = View(tuple(p.query for p in pieces)), View(tuple(p.key for p in pieces))
+    count = request.batch * views[0].groups * sum(run.times for run in found)
+    if count > GRID:
+        return Reason("grid", f"{count} sequences are over the grid of {GRID}")
+    return Call(*views, Flash(provider, "varlen", told, axis, runs=found))
+
+
+def _is_long(piece: Piece) -> bool:
+    return max(piece.query.length, piece.key.length) > 1
+
+
+def _told(provider: str, pieces: list[Piece], found: tuple[Run, ...]) -> Told | Reason:
+    """What one varlen call is told that serves every piece: they share a window. Its lengths are
+    those of the longest sequences, without work or not: kernels write zeros there.
+    """
+    calls = [tell(provider, p.band, p.query.length, p.key.length, varlen=True) for p in pieces]
+    windows = sorted({(call.told.left, call.told.right) for call in calls}, key=str)
+    if len(windows) > 1:
+        return Reason(
+            "pack", f"its pieces need windows {windows[0]} and {windows[1]}, a call has one"
+        )
+    lengths = [(call.told.max_queries or 0, call.told.max_keys or 0) for call in calls]
+    lengths += [(run.queries, run.keys) for run in found]
+    most, longest = (max(sizes) for sizes in zip(*lengths, strict=True))
+    return replace(calls[0].told, max_queries=most, max_keys=longest)
+
+
+def runs(pieces: list[Piece], queries: int, keys: int) -> tuple[Run, ...] | Reason:
+    """The sequences of an axis of these lengths, or why its pieces are not sequences.
+
+    >>> runs([Piece(AxisView(1, 3), AxisView(0, 2))], 4, 2)
+    (Run(queries=1, keys=0, times=1), Run(queries=3, keys=2, times=1))
+    """
+    found: list[Run] = []
+    row = key = 0
+    for piece in sorted(pieces, key=lambda piece: piece.query.start):
+        if piece.joins:
+            return Reason("pack", "its pieces serve the same queries: sequences do not")
+        if not (_in_a_row(piece.query) and _in_a_row(piece.key)):
+            return Reason("pack", "its pieces are not rows of positions, one behind the other")
+        if piece.query.start < row or piece.key.start < key:
+            return Reason("pack", "its pieces share keys: sequences do not")
+        found += _gap(piece.query.start - row, piece.key.start - key)
+        found.append(Run(piece.query.length, piece.key.length, piece.query.groups))
+        row, key = _end(piece.query), _end(piece.key)
+    found += _gap(queries - row, keys - key)
+    if sum(run.times for run in found) < 2:
+        return Reason("pack", "one sequence: nothing to pack")
+    return tuple(found)
+
+
+def _gap(queries: int, keys: int) -> Iterator[Run]:
+    """Queries without keys, and keys without queries."""
+    if queries:
+        yield Run(queries, 0)
+    if keys:
+        yield Run(0, keys)
+
+
+def _in_a_row(view: AxisView) -> bool:
+    """Whether positions and groups follow one another without a gap."""
+    step = view.step == 1 or view.length == 1
+    blocks = view.into == "batch" and view.group_step == view.length
+    return step and (view.groups == 1 or blocks)
+
+
+def _end(view: AxisView) -> int:
+    return view.start + view.groups * view.length

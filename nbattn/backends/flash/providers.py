@@ -1,0 +1,212 @@
+"""The providers of Flash kernels: what they take, where they run, and their tiles, as data.
+
+Facts are read from the sources of flash-attention and PyTorch; none of them was measured here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from nbattn.program.device import AMPERE_SHARE, DeviceInfo
+from nbattn.program.limits import Limits, Reason
+from nbattn.program.request import Needs
+
+ALIGNMENT = 8  # head sizes are padded to a multiple of it
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Provider:
+    """One package that runs Flash kernels.
+
+    All of them write the output of a call into rows that they are given, torch's built-in since
+    torch 2.12. Copied there instead: rows of an older torch, heads that are padded, and rows of
+    several samples in a varlen call that packs only some rows of each.
+
+    Args:
+        name: as `backend="flash:<name>"` calls it.
+        package: the distribution that brings it; "torch" is always there.
+        limits: what it cannot do.
+        capabilities: the first and the last compute capability, 80 is sm_80.
+        backward: capabilities (in tens) whose backward it has.
+        nondeterministic: capabilities (in tens), or head sizes, without a deterministic backward.
+        varlen: whether it has an entry that an inflated `max_seqlen_k` says every band with.
+        kvcache: whether it has an entry that reads the first keys of a cache, forward only.
+        backward_windows: whether its backward masks by the window that the forward was told.
+        share: its published forward rate on sm_90 against the best published one (D=128, full,
+            16k, fp16); it scales the device's peak there.
+    """
+
+    name: str
+    package: str
+    limits: Limits
+    capabilities: tuple[int, int]
+    backward: tuple[int, ...]
+    nondeterministic: tuple[int, ...] = ()
+    varlen: bool = False
+    kvcache: bool = False
+    backward_windows: bool = True
+    share: float = 1.0
+
+    def reasons(self, needs: Needs) -> list[Reason]:
+        """Every limit that a request breaks, whatever its lengths."""
+        found = self.limits.reasons(needs)
+        if self.package != "torch" and self.package not in needs.device.providers:
+            found.append(Reason("package", f"needs the package {self.package}, which is not there"))
+        size = max(needs.head_dim, needs.value_dim)
+        number = needs.device.capability
+        largest = largest_head(self.name, number)
+        if size > largest:
+            found.append(Reason("head_dim", f"takes head sizes up to {largest}, not {size}"))
+        if number is None:
+            return found
+        first, last = self.capabilities
+        if not first <= number <= last:
+            found.append(Reason("device", f"runs on sm_{first} to sm_{last}, not on sm_{number}"))
+        if needs.training and number // 10 not in self.backward:
+            found.append(Reason("backward", f"has no backward on sm_{number}"))
+        if needs.training and not self.backward_windows:
+            found.append(Reason("backward", "its backward ignores the window: wrong gradients"))
+        unsteady = {number // 10, padded(size)} & {*self.nondeterministic}
+        if needs.training and needs.deterministic and unsteady:
+            text = f"has no deterministic backward on sm_{number} with head size {padded(size)}"
+            found.append(Reason("deterministic", text))
+        return found
+
+    def rate(self, device: DeviceInfo, dtype: str) -> float | None:
+        """FLOP/s: the device's peak, on sm_90 scaled by published rates; None is the peak."""
+        return device.peak(dtype) * self.share if device.name == "sm_90" else None
+
+
+_HALVES = ("float16", "bfloat16")
+_EVERY = (8, 9, 10, 11, 12)
+
+PROVIDERS: Mapping[str, Provider] = {
+    provider.name: provider
+    for provider in (
+        Provider(
+            name="fa4",
+            package="flash-attn-4",
+            limits=Limits(name="fa4", kinds=("cuda",), dtypes=_HALVES, key_range=False),
+            capabilities=(80, 121),
+            backward=(9, 10, 11, 12),
+            nondeterministic=(12,),
+        ),
+        Provider(
+            name="fa3",
+            package="flash-attn-3",
+            limits=Limits(
+                name="fa3", kinds=("cuda",), dtypes=_HALVES, key_range=False, lse_gradient=False
+            ),
+            capabilities=(80, 90),
+            backward=(8, 9),
+            nondeterministic=(256,),
+            kvcache=True,
+        ),
+        Provider(
+            name="fa2",
+            package="flash-attn",
+            limits=Limits(
+                name="fa2", kinds=("cuda",), dtypes=_HALVES, key_range=False, lse_gradient=False
+            ),
+            capabilities=(80, 121),
+            backward=_EVERY,
+            varlen=True,
+            kvcache=True,
+            share=AMPERE_SHARE,
+        ),
+        # Torch hands windows to the backward of this operator since 2.4, the first version with
+        # them; to that of its mem-efficient one only since 2.15, which is why that is none of
+        # these. Gradients with seqused_k or alibi are wrong in all versions: neither is passed.
+        Provider(
+            name="aten",
+            package="torch",
+            limits=Limits(
+                name="aten",
+                kinds=("cuda",),
+                dtypes=_HALVES,
+                key_range=False,
+                lse_gradient=False,
+                softcap=False,
+            ),
+            capabilities=(80, 121),
+            backward=_EVERY,
+            varlen=True,
+            share=AMPERE_SHARE,
+        ),
+    )
+}
+
+
+def largest_head(provider: str, number: int | None) -> int:
+    """The largest head size of a provider on a capability."""
+    return 128 if provider == "fa4" and number is not None and number // 10 != 9 else 256
+
+
+def padded(size: int) -> int:
+    """A head size as kernels take it."""
+    return -(-size // ALIGNMENT) * ALIGNMENT
+
+
+# Head size up to → queries and keys of a tile. Read in the forward and backward launch templates of
+# flash-attention (2: csrc/flash_attn/src, 3: hopper) and the tile functions of flash_attn/cute.
+_Tiles = tuple[tuple[int, tuple[int, int]], ...]
+_AMPERE: _Tiles = ((64, (128, 128)), (192, (128, 64)), (256, (64, 64)))
+_SMALL_MEMORY: _Tiles = ((64, (128, 128)), (96, (128, 64)), (128, (128, 32)), (256, (64, 64)))
+_HOPPER: _Tiles = (
+    (64, (192, 128)),
+    (96, (192, 128)),
+    (128, (128, 128)),
+    (192, (128, 96)),
+    (256, (128, 64)),
+)
+_BACKWARD_2: _Tiles = ((64, (128, 128)), (128, (64, 128)), (256, (64, 64)))
+_BACKWARD_2_SMALL: _Tiles = (
+    (32, (128, 128)),
+    (96, (64, 128)),
+    (192, (64, 64)),
+    (256, (64, 32)),
+)
+_BACKWARD_3: _Tiles = ((64, (128, 128)), (128, (64, 128)), (192, (64, 96)), (256, (64, 80)))
+_BACKWARD_3_AMPERE: _Tiles = ((64, (128, 128)), (128, (64, 128)), (192, (64, 80)), (256, (64, 64)))
+_BACKWARD_3_SMALL: _Tiles = ((96, (64, 128)), (128, (64, 96)), (192, (64, 64)), (256, (32, 64)))
+_BACKWARD_4: _Tiles = (*_BACKWARD_3[:-1], (256, (64, 64)))
+_BACKWARD_4_BLACKWELL: _Tiles = ((256, (128, 128)),)
+_BACKWARD_4_SM120: _Tiles = ((256, (64, 64)),)
+
+
+def tile(
+    provider: str, device: DeviceInfo, head_dim: int, *, backward: bool = False
+) -> tuple[int, int]:
+    """Queries and keys of a tile of a windowed call.
+
+    Full and causal calls of Flash 3 and 4 use slightly other ones, which counts for nothing here.
+    Devices with less than 144 KB of shared memory (sm_86, sm_89, sm_120) have smaller backward
+    tiles; a device under a name of its own is taken for one with more.
+
+    >>> from nbattn.program.device import named
+    >>> tile("aten", named("sm_90"), 128), tile("fa3", named("sm_90"), 64)
+    ((128, 64), (192, 128))
+    >>> tile("aten", named("sm_90"), 128, backward=True)
+    (64, 128)
+    """
+    number = device.capability or 90
+    sizes = _backward(provider, number) if backward else _forward(provider, number)
+    return next((shape for limit, shape in sizes if head_dim <= limit), sizes[-1][1])
+
+
+def _forward(provider: str, number: int) -> _Tiles:
+    if provider in ("fa3", "fa4"):
+        return _HOPPER
+    return _SMALL_MEMORY if number in (86, 89) else _AMPERE
+
+
+def _backward(provider: str, number: int) -> _Tiles:
+    small = number in (86, 89) or number // 10 == 12
+    if provider == "fa4":
+        blackwell = _BACKWARD_4_SM120 if number // 10 == 12 else _BACKWARD_4_BLACKWELL
+        return _BACKWARD_4 if number // 10 == 9 else blackwell
+    if provider == "fa3":
+        ampere = _BACKWARD_3_SMALL if small else _BACKWARD_3_AMPERE
+        return _BACKWARD_3 if number >= 90 else ampere
+    return _BACKWARD_2_SMALL if small else _BACKWARD_2

@@ -1,0 +1,1 @@
+"""The family of FlexAttention: one call on whole tensors."""

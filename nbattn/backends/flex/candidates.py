@@ -1,0 +1,31 @@
+"""FlexAttention as a candidate: one call, whose blocks are counted only when asked for."""
+
+from __future__ import annotations
+
+from nbattn import geometry
+from nbattn.backends.flex import meaning
+from nbattn.geometry import BoundAxis
+from nbattn.program import costs
+from nbattn.program.candidate import Candidate, refused
+from nbattn.program.limits import Reason
+from nbattn.program.program import Call, Program, whole
+from nbattn.program.request import Request
+
+
+def candidates(request: Request, lines: tuple[BoundAxis, ...]) -> list[Candidate]:
+    """One call on the tensors as they are."""
+    if request.backend != "flex":
+        return [refused("flex", "blocks")]
+    reasons = meaning.reasons(request.needs)
+    if request.device.kind == "cuda":
+        reasons += filter(None, [meaning.over_grid(request.batch, request.heads)])
+    if not request.query_count * request.key_count:
+        reasons.append(Reason("mask", "no pairs, for which its kernel is not defined"))
+    elif geometry.has_empty_queries(lines):
+        reasons.append(Reason("mask", "rows without keys, for which it is not defined"))
+    if reasons:
+        return [refused("flex", "blocks", *reasons)]
+    call = meaning.Blocks(lines)
+    cost = costs.one_call(request, geometry.pairs(lines), call.visited())
+    program = Program((Call(whole(request.query_space), whole(request.key_space), call),))
+    return [Candidate("flex", "blocks", (), program, cost)]

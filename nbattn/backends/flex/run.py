@@ -1,0 +1,169 @@
+"""FlexAttention: masks as its block masks, and programs of one compiled call.
+
+Its function is compiled when it first runs, which takes seconds; block masks and compiled calls
+are kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
+
+from nbattn import geometry
+from nbattn.axis import whole
+from nbattn.backends.flex import meaning as flex
+from nbattn.backends.flex.meaning import Blocks
+from nbattn.backends.inputs import Gradients, Inputs, repeated
+from nbattn.errors import MaskError
+from nbattn.geometry import BoundAxis
+from nbattn.mask import Mask, Space
+from nbattn.program.program import Program
+
+_COMPILATIONS = 256  # of one process, after which a call raises
+MaskFunction = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+
+
+def block_mask(
+    mask: Mask,
+    query_space: Space,
+    key_space: Space | None,
+    device: torch.device | str,
+    block: int | Sequence[int],
+) -> BlockMask:
+    """`Mask.to_flex`: the block mask of a mask, on flat row-major tokens."""
+    lines = geometry.bind(mask, query_space, key_space)
+    sizes = (block, block) if isinstance(block, int) else block
+    rows, columns = (whole("block", size, 1) for size in sizes)
+    if any(line.queries * line.keys == 0 for line in lines):
+        raise MaskError(
+            f"a BlockMask of {[line.queries for line in lines]} queries and "
+            f"{[line.keys for line in lines]} keys has no blocks.",
+            "at least one query and one key per axis; nbattn.attention takes none, too.",
+            repr(mask),
+        )
+    return _block_mask(Blocks(lines, rows, columns), torch.device(device))
+
+
+@lru_cache(16)
+def _block_mask(blocks: Blocks, device: torch.device) -> BlockMask:
+    lengths = [1, 1]
+    for line in blocks.lines:
+        lengths = [lengths[0] * line.queries, lengths[1] * line.keys]
+    partial, full = (_listed(chosen, device) for chosen in (blocks.partial(), blocks.full()))
+    return BlockMask.from_kv_blocks(
+        *partial,
+        *full,
+        BLOCK_SIZE=(blocks.query_block, blocks.key_block),
+        mask_mod=mask_function(blocks.lines, device),
+        seq_lengths=(lengths[0], lengths[1]),
+    )
+
+
+def _listed(chosen: np.ndarray[Any, Any], device: torch.device) -> tuple[Tensor, Tensor]:
+    """How many blocks a row of blocks has, and which: the chosen ones first, in order."""
+    order = np.argsort(~chosen, axis=1, kind="stable").astype(np.int32)
+    counts = chosen.sum(axis=1, dtype=np.int32)
+    return tuple(torch.from_numpy(a)[None, None].to(device) for a in (counts, order))  # pyright: ignore
+
+
+def mask_function(lines: tuple[BoundAxis, ...], device: torch.device) -> MaskFunction:
+    """The mask as FlexAttention's `mask_mod`: intervals of every axis, looked up by the query."""
+    axes = [_axis_function(line, device) for line in lines]
+    lengths = [(line.queries, line.keys) for line in lines]
+
+    def mask_mod(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        allowed = None
+        for axis, (queries, keys) in zip(reversed(axes[1:]), reversed(lengths[1:]), strict=True):
+            one = axis(query % queries, key % keys)
+            allowed = one if allowed is None else allowed & one
+            query, key = query // queries, key // keys
+        first = axes[0](query, key)
+        return first if allowed is None else first & allowed
+
+    return mask_mod
+
+
+def _axis_function(line: BoundAxis, device: torch.device) -> Callable[[Tensor, Tensor], Tensor]:
+    """One axis: the query's class, and the key's coordinate inside one of two intervals."""
+    own = flex.table(line)
+    step = own.step
+    residue, low, lo, hi = (
+        torch.from_numpy(side.astype(np.int32)).to(device)
+        for side in (own.residue, own.low, own.lo, own.hi)
+    )
+    has_low = bool(own.low.any())
+
+    def allowed(query: Tensor, key: Tensor) -> Tensor:
+        t = key if step == 1 else key // step
+        inside = (t >= lo[query]) & (t < hi[query])
+        if has_low:
+            inside = inside | (t < low[query])
+        return inside if step == 1 else inside & (key % step == residue[query])
+
+    return allowed
+
+
+@lru_cache(1)
+def _compiled() -> Callable[..., Tensor]:
+    return cast(Callable[..., Tensor], torch.compile(flex_attention, dynamic=False, fullgraph=True))
+
+
+@lru_cache(16)
+def _capped(cap: float | None) -> Callable[..., Tensor] | None:
+    """Softcap as FlexAttention's `score_mod`: one function per number, so that it compiles once."""
+    if cap is None:
+        return None
+    return lambda score, *_: cap * torch.tanh(score / cap)
+
+
+def _attend(program: Program, inputs: Inputs) -> Tensor:
+    """`[B, *space, H, Dv]`, differentiable where its device has a backward."""
+    (call,) = program.calls
+    assert isinstance(call.arguments, Blocks)
+    rank = inputs.rank
+    query, key, value = (
+        t.flatten(1, rank).transpose(1, 2) for t in (inputs.query, inputs.key, inputs.value)
+    )
+    # every mask is one more compilation: not a sign of a shape that changes all the time
+    with torch._dynamo.config.patch(recompile_limit=_COMPILATIONS):  # pyright: ignore
+        out = _compiled()(
+            query,
+            key,
+            value,
+            score_mod=_capped(inputs.softcap),
+            block_mask=_block_mask(call.arguments, inputs.query.device),
+            scale=inputs.scale,
+            enable_gqa=query.shape[1] != key.shape[1],
+        )
+    return out.transpose(1, 2).reshape(*inputs.query.shape[:-1], value.shape[-1])
+
+
+def forward(program: Program, inputs: Inputs, *, return_lse: bool) -> tuple[Tensor, Tensor | None]:
+    """The output; its logsumexp is not asked for."""
+    with torch.no_grad():
+        return _attend(program, inputs).contiguous(), None
+
+
+def backward(
+    program: Program,
+    inputs: Inputs,
+    out: Tensor,
+    lse: Tensor,
+    grad_out: Tensor,
+    grad_lse: Tensor | None,
+) -> Gradients:
+    """Gradients by repeating the call under autograd."""
+    return repeated(lambda again: _attend(program, again), inputs, grad_out)
+
+
+def warmup(program: Program) -> None:
+    """Count the blocks."""
+    for call in program.calls:
+        assert isinstance(call.arguments, Blocks)
+        call.arguments.counts()

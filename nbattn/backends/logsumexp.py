@@ -1,0 +1,60 @@
+"""Joining parts of one softmax by their logsumexp: calls over other keys, extra keys, sinks; and
+the sign of the scale.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from nbattn.backends.inputs import Inputs, accumulate_dtype
+
+_TINY = torch.finfo(torch.float32).tiny
+
+
+def positive(inputs: Inputs) -> tuple[Inputs, float]:
+    """The inputs with a scale above 0, and the factor that went into the queries: its sign, or all
+    of a scale that is 0 in float32. Kernels scale -inf, too.
+    """
+    if inputs.scale >= _TINY:
+        return inputs, 1.0
+    sign, scale = (-1.0, -inputs.scale) if inputs.scale <= -_TINY else (inputs.scale, 1.0)
+    return replace(inputs, query=inputs.query * sign, scale=scale), sign
+
+
+def merge(out: Tensor, lse: Tensor, part: Tensor, part_lse: Tensor) -> None:
+    """Join a part over other keys into out `[..., D]` and lse `[...]`, in place."""
+    joint = torch.logaddexp(lse, part_lse)
+    ours, theirs = (share(side, joint) for side in (lse, part_lse))
+    out.copy_(ours * out.to(lse.dtype) + theirs * part.to(lse.dtype))
+    lse.copy_(joint)
+
+
+def merge_sink(sink: Tensor | None, out: Tensor, lse: Tensor) -> None:
+    """A sink adds to the logsumexp, so every weight shrinks by the same factor."""
+    if sink is None:
+        return
+    joint = torch.logaddexp(lse, sink.to(lse.dtype).expand_as(lse))
+    out.mul_(share(lse, joint).to(out.dtype))
+    lse.copy_(joint)
+
+
+def share(lse: Tensor, joint: Tensor) -> Tensor:
+    """The part of a row's weights that one logsumexp stands for; 0 where the row reads nothing."""
+    return (lse - joint).exp().masked_fill(joint == float("-inf"), 0)[..., None]
+
+
+def sink_gradient(
+    sink: Tensor | None, out: Tensor, lse: Tensor, grad_out: Tensor, grad_lse: Tensor | None = None
+) -> Tensor | None:
+    """The sink's weight times grad_lse - sum(grad_out * out), over rows."""
+    if sink is None:
+        return None
+    exact = accumulate_dtype(out.dtype)
+    delta = (grad_out.to(exact) * out.to(exact)).sum(-1)
+    if grad_lse is not None:
+        delta = delta - grad_lse
+    weight = share(sink.to(exact).expand_as(lse), lse).squeeze(-1)
+    return -(weight * delta).flatten(0, -2).sum(0).to(sink.dtype)

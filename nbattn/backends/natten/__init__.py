@@ -1,0 +1,1 @@
+"""The family of the natten package: one call on whole tensors."""

@@ -1,0 +1,1 @@
+"""The engine in plain torch: tiles of queries, on any device."""

@@ -1,0 +1,28 @@
+"""The tiled engine as a candidate: one call on whole tensors, with the cheapest tile."""
+
+from __future__ import annotations
+
+from nbattn import geometry
+from nbattn.backends.tiled import costs
+from nbattn.backends.tiled.costs import Item
+from nbattn.backends.tiled.meaning import TILED, Tiled
+from nbattn.geometry import BoundAxis
+from nbattn.program.candidate import Candidate
+from nbattn.program.program import Call, Program, whole
+from nbattn.program.request import Request
+
+
+def candidates(request: Request, lines: tuple[BoundAxis, ...]) -> list[Candidate]:
+    """Tiles of queries against the hull of their keys."""
+    item = Item(
+        request.batch * request.kv_heads,
+        request.group,
+        request.head_dim,
+        request.value_dim,
+        request.extra_keys,
+    )
+    arguments = Tiled(lines, costs.choose_tile(lines, item))
+    cost = costs.of(request, arguments, item, geometry.pairs(lines))
+    program = Program((Call(whole(request.query_space), whole(request.key_space), arguments),))
+    reasons = tuple(TILED.reasons(request.needs))
+    return [Candidate("tiled", "tile", (), program, cost, reasons)]

@@ -1,0 +1,123 @@
+"""What tiles cost, and which tile is the cheapest.
+
+The cost of a tile size is a sum over the tiles of the actual shape: matrix products at a rate that
+depends on their extents, softmax and copies at theirs, and a fixed price per torch call. The rates
+were fitted to the sweeps of `benchmarks/fit_tiles.py` on one core of an AMD EPYC (Zen 4).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nbattn.backends.tiled.meaning import Tiled
+from nbattn.geometry import BoundAxis, TileTotals
+from nbattn.program import costs
+from nbattn.program.costs import Cost
+from nbattn.program.request import Request
+
+# Of one batch of tiles: larger temporaries page-fault or leave the cache, smaller ones do not fill
+# the calls.
+SCORE_BYTES = 2 << 20
+WORK_BYTES = 3 << 20  # scores, keys and values
+_ROWS_LIMIT = 512
+_FEW = 16
+
+
+def of(request: Request, arguments: Tiled, item: Item, useful: int) -> Cost:
+    """The cost of a tiled call: on CPUs by the fitted model, elsewhere by the roofline."""
+    totals = arguments.totals()
+    calls = 8 * max(1, int(batches(totals, item)))
+    found = costs.roofline(request, useful=useful, visited=totals.pairs, calls=calls)
+    if request.device.kind != "cpu":
+        return found
+    seconds = float(cost(totals, item)) * (1 + costs.BACKWARD_FLOPS * request.training)
+    return replace(found, bound=seconds / costs.cpu_speed(request))
+
+
+class Item(NamedTuple):
+    """What one (batch, key head) of a problem looks like to the engine."""
+
+    items: int
+    group: int
+    head_dim: int
+    value_dim: int
+    extra_keys: int
+
+
+def choose_tile(lines: tuple[BoundAxis, ...], item: Item) -> tuple[int, ...]:
+    """The tile with the lowest cost: a few sizes per axis, all combinations."""
+    if math.prod(line.queries for line in lines) <= _FEW:  # a decode step: one tile, no search
+        return tuple(_longest_class(line) for line in lines)
+    sizes = [_sizes(line) for line in lines]
+    totals = [
+        [line.tile_totals(size) for size in choices]
+        for line, choices in zip(lines, sizes, strict=True)
+    ]
+    fields = range(len(TileTotals._fields))
+    grids = [_outer([[total[field] for total in axis] for axis in totals]) for field in fields]
+    rows = _outer(sizes) * item.group
+    seconds = np.where(rows > max(_ROWS_LIMIT, rows.min()), np.inf, cost(grids, item))
+    best = np.unravel_index(int(np.argmin(seconds)), seconds.shape)
+    return tuple(choices[index] for choices, index in zip(sizes, best, strict=True))
+
+
+def cost(totals: Sequence[Any], item: Item) -> NDArray[np.float64]:
+    """Seconds of one core for the forward pass of a problem.
+
+    Totals are those of `TileTotals`, or arrays of them.
+    """
+    count, all_rows, keys, pairs = (np.asarray(total, dtype=np.float64) for total in totals)
+    tiles = np.maximum(count, 1)
+    rows = np.maximum(all_rows / tiles * item.group, 1)
+    width = np.maximum(keys / tiles + item.extra_keys, 1)
+    scores = pairs * item.group + all_rows * item.group * item.extra_keys
+    dims = item.head_dim + item.value_dim
+    flops = 2 * item.items * scores * dims
+    rate = 100e9 * rows / (rows + 6) * width / (width + 40) * dims / (dims + 20)
+    softmax = item.items * scores / 1.2e9
+    copies = item.items * (keys + 2 * all_rows * item.group) * dims * 4 / 8e9
+    return flops / rate + softmax + copies + batches(totals, item) * 22e-6
+
+
+def batches(totals: Sequence[Any], item: Item) -> NDArray[np.float64]:
+    """How many batches of tiles the engine runs: tiles of all heads, or neighbours of a few, whose
+    scores stay in the cache.
+    """
+    count, all_rows, keys, _ = (np.asarray(total, dtype=np.float64) for total in totals)
+    tiles, items = np.maximum(count, 1), max(item.items, 1)
+    rows = np.maximum(all_rows / tiles * item.group, 1)
+    width = np.maximum(keys / tiles + item.extra_keys, 1)
+    fit = SCORE_BYTES / (4 * rows * width)
+    batch = np.clip(fit, 1, np.maximum(items, np.minimum(fit / 2, 8 * items)))
+    return np.ceil(tiles * item.items / batch)
+
+
+def _outer(choices: list[list[int]]) -> NDArray[np.float64]:
+    """Products of one choice per axis, for all of them."""
+    return np.asarray(math.prod(np.ix_(*(np.array(axis, dtype=np.float64) for axis in choices))))
+
+
+def _longest_class(line: BoundAxis) -> int:
+    return max((group.queries for group in line.classes()), default=1)
+
+
+def _sizes(line: BoundAxis) -> list[int]:
+    """Tile sizes worth a look on one axis: even divisions of its longest class, so that no sliver
+    remains.
+    """
+    longest = _longest_class(line)
+    parts = (
+        (1, 2)
+        if longest <= 16
+        else (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64)
+    )
+    sizes = {-(-longest // part) for part in parts}
+    if longest > 64:
+        sizes |= {8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256}
+    return sorted(size for size in sizes if size <= max(_ROWS_LIMIT, min(sizes)))

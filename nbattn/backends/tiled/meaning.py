@@ -1,0 +1,103 @@
+"""What the tiled engine computes: any mask, as tiles of queries against the hull of their keys."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import product
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nbattn.geometry import AxisTile, BoundAxis, Ints, TileTotals
+from nbattn.program.blocks import Block, range_of
+from nbattn.program.limits import Limits
+from nbattn.program.program import Call
+from nbattn.program.request import Request
+
+TILED = Limits(name="tiled")
+
+
+@dataclass(frozen=True, slots=True)
+class Tiled:
+    """The mask by tiles of `tile` queries per axis; every tile reads the hull of its keys and masks
+    inside it.
+    """
+
+    lines: tuple[BoundAxis, ...]
+    tile: tuple[int, ...]
+
+    def rows(self, axis: int, queries: int, keys: int) -> tuple[Ints, Ints, int]:
+        """The rows as the tiles of one axis have them, read back from their columns."""
+        d = self.lines[axis].axis.dilation
+        starts, counts = (
+            np.zeros((queries, 2), dtype=np.int64),
+            np.full((queries, 2), -1, dtype=np.int64),
+        )
+        for tile in self.lines[axis].tiles(self.tile[axis]):
+            columns = _key_positions(tile, d)
+            low, lo, hi = (np.array(side) for side in (tile.low, tile.lo, tile.hi))
+            first, end = np.stack([np.zeros_like(lo), lo], axis=1), np.stack([low, hi], axis=1)
+            count = end - first
+            start, last = columns[first], columns[np.maximum(end, 1) - 1]
+            straight = (count == 0) | (last - start == d * (count - 1))
+            rows = tile.queries[0] + d * np.arange(tile.queries[1])
+            if (counts[rows] != -1).any():
+                raise AssertionError("two tiles share queries")
+            starts[rows], counts[rows] = start, np.where(straight, count, -1)
+        return starts, counts, d
+
+    def allowed(self, queries: tuple[int, ...], keys: tuple[int, ...]) -> NDArray[np.bool_]:
+        """What the tiles compute, tile by tile; raises if two tiles share a query."""
+        pairs = np.zeros((math.prod(queries), math.prod(keys)), dtype=np.bool_)
+        seen = np.zeros(math.prod(queries), dtype=np.int64)
+        for tiles in self.visits():
+            row, column, inside = (
+                np.zeros(1, np.int64),
+                np.zeros(1, np.int64),
+                np.ones((1, 1), np.bool_),
+            )
+            for tile, line, nq, nk in zip(tiles, self.lines, queries, keys, strict=True):
+                d = line.axis.dilation
+                q = tile.queries[0] + d * np.arange(tile.queries[1])
+                row = (row[:, None] * nq + q).reshape(-1)
+                column = (column[:, None] * nk + _key_positions(tile, d)[:-1]).reshape(-1)
+                inside = np.kron(inside, tile.allowed())
+            seen[row] += 1
+            pairs[row[:, None], column] = inside
+        if (seen != 1).any():
+            raise AssertionError(f"{int((seen != 1).sum())} queries are not in exactly one tile")
+        return pairs
+
+    def visits(self) -> Iterator[tuple[AxisTile, ...]]:
+        """Every tile, as one `AxisTile` per axis."""
+        return product(
+            *(list(line.tiles(size)) for line, size in zip(self.lines, self.tile, strict=True))
+        )
+
+    def totals(self) -> TileTotals:
+        """Sums over all tiles."""
+        per_axis = [
+            line.tile_totals(size) for line, size in zip(self.lines, self.tile, strict=True)
+        ]
+        return TileTotals(*(math.prod(sums) for sums in zip(*per_axis, strict=True)))
+
+    def blocks(self, request: Request, call: Call, *, backward: bool) -> Iterator[Block]:
+        """One block per tile, in the backward as in the forward."""
+        steps = [line.axis.dilation for line in self.lines]
+        for tiles in self.visits():
+            parts = list(zip(tiles, steps, strict=True))
+            queries = tuple(range_of(tile.queries, step) for tile, step in parts)
+            runs = [[range_of(run, step) for run in tile.keys] for tile, step in parts]
+            yield Block(queries, tuple(product(*runs)), all(tile.is_full for tile in tiles))
+
+    def describe(self) -> str:
+        """In words."""
+        return f"tile {'x'.join(map(str, self.tile))}"
+
+
+def _key_positions(tile: AxisTile, dilation: int) -> Ints:
+    """The key of every column, and one column more, so that an empty tile has one too."""
+    runs = [start + dilation * np.arange(count) for start, count in tile.keys]
+    return np.concatenate([*runs, np.zeros(1, dtype=np.int64)])

@@ -1,0 +1,364 @@
+"""The CPU engine: tiles of queries against the hull of their keys, forward and backward, on any
+torch device.
+
+A tile holds whole rows, so an ordinary softmax is exact and the backward recomputes it from q, k
+and v alone. Scores are float32 (float64 for float64); products with values stay in bfloat16;
+float16 is upcast tile by tile. Gradients of keys gather in float32. Batches of (sample, key head)
+are sized so that temporaries stay in the cache.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from nbattn.backends.inputs import Gradients, Inputs, accumulate_dtype, new_lse, new_output
+from nbattn.backends.tiled.costs import SCORE_BYTES, WORK_BYTES
+from nbattn.backends.tiled.meaning import Tiled
+from nbattn.backends.tiled.schedule import Schedule, Tile, schedule
+from nbattn.program.program import Program
+
+_NO_KEYS = float("-inf")
+_EVERY = slice(None)
+
+
+def warmup(program: Program) -> None:
+    """Cut the tiles of a program before its first run."""
+    for call in program.calls:
+        if isinstance(call.arguments, Tiled):
+            schedule(call.arguments)
+
+
+def forward(program: Program, inputs: Inputs, *, return_lse: bool) -> tuple[Tensor, Tensor | None]:
+    """Output, and the logsumexp where it is wanted."""
+    out = new_output(inputs.query, inputs.value)
+    lse = new_lse(inputs.query) if return_lse else None
+    for chunk in _chunks(program, inputs):
+        chunk_out, chunk_lse = (
+            chunk.of_queries(out),
+            None if lse is None else chunk.of_queries(lse[..., None]),
+        )
+        for tile in chunk.tiles:
+            work = _TileWork(chunk, tile)
+            weights, tile_lse = work.weights(want_lse=lse is not None)
+            _store(chunk_out, tile, work.times_values(weights))
+            if chunk_lse is not None and tile_lse is not None:
+                _store(chunk_lse, tile, tile_lse)
+    return out, lse
+
+
+def backward(
+    program: Program,
+    inputs: Inputs,
+    out: Tensor,
+    lse: Tensor,
+    grad_out: Tensor,
+    grad_lse: Tensor | None,
+) -> Gradients:
+    """Gradients of every input; out and lse are not needed, since a tile's softmax is recomputed
+    whole.
+    """
+    exact = accumulate_dtype(inputs.query.dtype)
+    if grad_lse is not None:
+        grad_lse = grad_lse.masked_fill(lse == _NO_KEYS, 0)
+    query = torch.empty_like(inputs.query, memory_format=torch.contiguous_format)
+    key, value, extra_key, extra_value, sink = (
+        None if t is None else torch.zeros(t.shape, dtype=exact, device=t.device)
+        for t in (inputs.key, inputs.value, inputs.extra_key, inputs.extra_value, inputs.sink)
+    )
+    assert key is not None
+    assert value is not None
+    sums = Gradients(query, key, value, sink, extra_key, extra_value)
+    for chunk in _chunks(program, inputs):
+        grads = _ChunkGradients(chunk, sums, grad_out, grad_lse)
+        for tile in chunk.tiles:
+            grads.add(tile)
+    final = [
+        None if total is None or like is None else total.to(like.dtype)
+        for total, like in zip(
+            (key, value, sink, extra_key, extra_value),
+            (inputs.key, inputs.value, inputs.sink, inputs.extra_key, inputs.extra_value),
+            strict=True,
+        )
+    ]
+    assert final[0] is not None
+    assert final[1] is not None
+    return Gradients(query, final[0], final[1], final[2], final[3], final[4])
+
+
+class Chunk:
+    """Some samples and key heads of the inputs, as heads-first views: `[b, hk, group, *space, D]`,
+    `[b, hk, *space, D]`.
+    """
+
+    def __init__(self, inputs: Inputs, cut: tuple[slice, slice], plan: Schedule, most: int) -> None:
+        """Views of one chunk; nothing is copied."""
+        self.inputs, self.cut = inputs, cut
+        self.group = inputs.query.shape[-2] // inputs.key.shape[-2]
+        self.exact = accumulate_dtype(inputs.query.dtype)
+        # products with values and gradients: half precision only where the hardware has it
+        self.product = torch.float32 if inputs.query.dtype == torch.float16 else inputs.query.dtype
+        self.query, self.key, self.value = (
+            self.of_queries(inputs.query),
+            self.of_keys(inputs.key),
+            self.of_keys(inputs.value),
+        )
+        self.heads = self.query.shape[:2]
+        self.count = self.heads[0] * self.heads[1]
+        self.extra_key, self.extra_value = (
+            None if t is None or t.shape[1] == 0 else self.of_keys(t)
+            for t in (inputs.extra_key, inputs.extra_value)
+        )
+        self.sink = None if inputs.sink is None else self.of_heads(inputs.sink)
+        self.key_range = None if inputs.key_range is None else inputs.key_range[cut[0]]
+        self.tiles = plan.tiles(inputs.query.new_empty(0, dtype=self.exact), self.group, most)
+
+    def of_queries(self, tensor: Tensor) -> Tensor:
+        """`[B, *space, H, D]` as this chunk's `[b, hk, group, *space, D]`."""
+        split = tensor.unflatten(-2, (-1, self.group))
+        return split.permute(0, -3, -2, *range(1, split.dim() - 3), -1)[self.cut[0], self.cut[1]]
+
+    def of_keys(self, tensor: Tensor) -> Tensor:
+        """`[B, *space, Hk, D]` as this chunk's `[b, hk, *space, D]`."""
+        return tensor.movedim(-2, 1)[self.cut[0], self.cut[1]]
+
+    def of_heads(self, tensor: Tensor) -> Tensor:
+        """`[H]` as this chunk's `[hk, group]`."""
+        return tensor.unflatten(0, (-1, self.group))[self.cut[1]]
+
+
+def _chunks(program: Program, inputs: Inputs) -> Iterator[Chunk]:
+    """Batches of (sample, key head) whose scores, and whose keys and values, stay in the cache."""
+    (call,) = program.calls
+    assert isinstance(call.arguments, Tiled)
+    plan = schedule(call.arguments)
+    batch, heads = inputs.key.shape[0], inputs.key.shape[-2]
+    extra = 0 if inputs.extra_key is None else inputs.extra_key.shape[1]
+    width = plan.max_width + extra
+    scores = 4 * inputs.query.shape[-2] // heads * plan.max_rows * width
+    columns = 4 * width * (inputs.key.shape[-1] + inputs.value.shape[-1])
+    fit = min(SCORE_BYTES // max(scores, 1), WORK_BYTES // max(scores + columns, 1))
+    fit = max(1, fit)
+    b, h = (min(batch, fit // heads), heads) if fit >= heads else (1, -(-heads // -(-heads // fit)))
+    # equal tiles together: pays while calls are small, costs copies of keys beyond
+    most = 1 if inputs.key_range is not None else max(1, fit // max(2 * b * h, 1))
+    for at in range(0, batch, max(b, 1)):
+        for head in range(0, heads, h):
+            yield Chunk(inputs, (slice(at, at + b), slice(head, head + h)), plan, most)
+
+
+class _TileWork:
+    """The tensors of one tile of a chunk: rows `[n, group * rows, D]` and columns `[n, width,
+    D]`.
+    """
+
+    def __init__(self, chunk: Chunk, tile: Tile, *, keep_capped: bool = False) -> None:
+        self.chunk, self.tile, self.keep_capped = chunk, tile, keep_capped
+        self.count = chunk.count * tile.repeat
+        self.query = self.rows(chunk.query)
+        self.key, self.value = (
+            self._columns(chunk.key, chunk.extra_key),
+            self._columns(chunk.value, chunk.extra_value),
+        )
+        self.outside: Tensor | None = None
+        if chunk.key_range is not None:
+            self._drop_outside(chunk.key_range)
+        self.width = self.key.shape[1]
+        self.capped: Tensor | None = None
+
+    def rows(self, tensor: Tensor) -> Tensor:
+        """These tiles of a `[b, hk, group, *space, D]` view, as `[n, group * rows, D]`."""
+        part = _split(tensor, self.tile)
+        return part.reshape(self.count, self.chunk.group * self.tile.rows, tensor.shape[-1])
+
+    def _columns(self, tensor: Tensor, extra: Tensor | None) -> Tensor:
+        """The tiles' keys, box after box, then the extra keys, as `[n, width, D]`."""
+        size, repeat = tensor.shape[-1], self.tile.repeat
+        if repeat > 1:
+            span = tensor[(_EVERY, _EVERY, *self.tile.span())]
+            windows = span.unfold(-2, self.tile.last_width(), self.tile.shift)
+            parts = [windows.movedim(-3, 2).mT.reshape(self.count, -1, size)]
+        else:
+            boxes = (tensor[(_EVERY, _EVERY, *box)] for box in self.tile.keys)
+            parts = [box.reshape(self.count, -1, size) for box in boxes]
+        if extra is not None:
+            copies = extra[:, :, None].expand(-1, -1, repeat, -1, -1)
+            parts.append(copies.reshape(self.count, -1, size))
+        if len(parts) == 1:
+            return parts[0]
+        return torch.cat(parts, dim=1) if parts else tensor.new_empty((self.count, 0, size))
+
+    def _drop_outside(self, key_range: Tensor) -> None:
+        """Zero the keys outside the range, whatever they hold, and remember which they are."""
+        boxes = [_outside(key_range, box, self.chunk.key.shape[2:-1]) for box in self.tile.keys]
+        extra = self.key.shape[1] - sum(box.shape[1] for box in boxes)
+        boxes.append(key_range.new_zeros((key_range.shape[0], extra), dtype=torch.bool))
+        outside = torch.cat(boxes, dim=1)
+        self.outside = (
+            outside[:, None].expand(-1, self.chunk.heads[1], -1).reshape(self.count, 1, -1)
+        )
+        self.key, self.value = (t.masked_fill(self.outside.mT, 0) for t in (self.key, self.value))
+
+    def weights(self, *, want_lse: bool) -> tuple[Tensor, Tensor | None]:
+        """Softmax of the scores `[n, rows, width (+ 1 for the sink)]`, and the logsumexp `[n, rows,
+        1]`.
+        """
+        scores = self._scores()
+        empty = None
+        if not self.chunk.inputs.has_extra and (
+            self.tile.has_empty_rows or self.outside is not None
+        ):
+            if scores.shape[-1] == 0:
+                none = scores.new_full((*scores.shape[:-1], 1), _NO_KEYS)
+                return scores, none if want_lse else None
+            empty = scores.amax(dim=-1, keepdim=True) == _NO_KEYS
+        largest = scores.amax(dim=-1, keepdim=True) if want_lse else None
+        weights = torch.softmax(scores, dim=-1, out=scores)
+        if empty is not None:
+            weights.masked_fill_(empty, 0)
+        if largest is None:
+            return weights, None
+        lse = largest - weights.amax(dim=-1, keepdim=True).log_()  # the largest weight is 1 / sum
+        return weights, lse if empty is None else lse.masked_fill_(empty, _NO_KEYS)
+
+    def _scores(self) -> Tensor:
+        """Scaled, capped and masked scores, with the sink as a last column."""
+        chunk, exact = self.chunk, self.chunk.exact
+        query, key = self.query.to(exact), self.key.to(exact)
+        width = self.width + (chunk.sink is not None)
+        whole = query.new_empty((query.shape[0], query.shape[1], width))
+        scores = whole[..., : self.width]
+        cap, bias = chunk.inputs.softcap, self._bias()
+        scale = chunk.inputs.scale if cap is None else chunk.inputs.scale / cap
+        start = query.new_zeros(()) if bias is None or cap is not None else bias
+        beta = 0 if start.dim() == 0 else 1
+        torch.baddbmm(start, query, key.mT, beta=beta, alpha=scale, out=scores)
+        if cap is not None:
+            scores.tanh_()
+            self.capped = scores.clone() if self.keep_capped else None
+            scores.mul_(cap)
+            if bias is not None:
+                scores.add_(bias)
+        if self.outside is not None:
+            scores.masked_fill_(self.outside, _NO_KEYS)
+        if chunk.sink is not None:
+            sizes = (*chunk.heads, self.tile.repeat, chunk.group, self.tile.rows)
+            sink = chunk.sink[None, :, None, :, None].expand(sizes)
+            whole[..., -1] = sink.reshape(self.count, -1)
+        return whole
+
+    def _bias(self) -> Tensor | None:
+        """The tile's additive mask, with zeros for the extra keys."""
+        bias = self.tile.bias
+        extra = 0 if bias is None else self.width - bias.shape[1]
+        return torch.nn.functional.pad(bias, (0, extra)) if bias is not None and extra else bias
+
+    def times_values(self, weights: Tensor) -> Tensor:
+        """Weights times values; the sink has none."""
+        part = weights[..., : self.width].to(self.chunk.product)
+        return torch.bmm(part, self.value.to(self.chunk.product))
+
+
+def _outside(key_range: Tensor, box: tuple[slice, ...], space: torch.Size) -> Tensor:
+    """Keys of a box outside the range of their sample, bool `[b, width]`."""
+    inside = key_range.new_ones((key_range.shape[0], 1), dtype=torch.bool)
+    for axis, (cut, length) in enumerate(zip(box, space, strict=True)):
+        at = torch.arange(*cut.indices(length), device=key_range.device)
+        start, stop = (key_range[:, axis, side, None] for side in (0, 1))
+        one = (at >= start) & (at < stop)
+        inside = (inside[:, :, None] & one[:, None, :]).flatten(1)
+    return ~inside
+
+
+def _split(view: Tensor, tile: Tile) -> Tensor:
+    """The rows of tiles in a `[b, hk, group, *space, D]` view, repeats after the heads."""
+    part = view[(_EVERY, _EVERY, _EVERY, *tile.queries)]
+    return part.unflatten(-2, (tile.repeat, -1)).movedim(-3, 2) if tile.repeat > 1 else part
+
+
+def _store(view: Tensor, tile: Tile, part: Tensor) -> None:
+    """Write the rows of tiles where their queries are."""
+    target = _split(view, tile)
+    target.copy_(part.reshape(target.shape))
+
+
+class _ChunkGradients:
+    """The gradients of one chunk, as views into the sums of all."""
+
+    def __init__(
+        self, chunk: Chunk, sums: Gradients, grad_out: Tensor, grad_lse: Tensor | None
+    ) -> None:
+        self.chunk, self.scale = chunk, chunk.inputs.scale
+        self.query, self.key, self.value = (
+            chunk.of_queries(sums.query),
+            chunk.of_keys(sums.key),
+            chunk.of_keys(sums.value),
+        )
+        self.extra_key, self.extra_value = (
+            None if t is None or t.shape[1] == 0 else chunk.of_keys(t)
+            for t in (sums.extra_key, sums.extra_value)
+        )
+        self.sink = None if sums.sink is None else chunk.of_heads(sums.sink)
+        self.grad_out = chunk.of_queries(grad_out)
+        self.grad_lse = None if grad_lse is None else chunk.of_queries(grad_lse[..., None])
+
+    def add(self, tile: Tile) -> None:
+        """Add what one tile contributes; its queries are its own."""
+        work = _TileWork(self.chunk, tile, keep_capped=True)
+        weights, _ = work.weights(want_lse=False)
+        dtype = self.chunk.product
+        upstream = work.rows(self.grad_out).to(dtype)
+        grad_scores = self._grad_scores(work, weights, upstream)
+        self._add(
+            work, self.value, self.extra_value, weights[..., : work.width].to(dtype), upstream, 1.0
+        )
+        if self.sink is not None:
+            sizes = (*self.chunk.heads, tile.repeat, self.chunk.group, -1)
+            self.sink.add_(grad_scores[..., -1].reshape(sizes).sum(dim=(0, 2, 4)))
+        products = grad_scores[..., : work.width].to(dtype)
+        _store(
+            self.query,
+            tile,
+            torch.bmm(products, work.key.to(dtype)).mul_(self.scale),
+        )
+        self._add(work, self.key, self.extra_key, products, work.query.to(dtype), self.scale)
+
+    def _grad_scores(self, work: _TileWork, weights: Tensor, upstream: Tensor) -> Tensor:
+        """Gradient of the masked scores: weights x (dP - sum(dP x weights)), through the cap."""
+        grad = torch.bmm(upstream, work.value.to(upstream.dtype).mT).to(weights.dtype)
+        if self.sink is not None:
+            grad = torch.nn.functional.pad(grad, (0, 1))
+        grad = torch.ops.aten._softmax_backward_data(grad, weights, -1, weights.dtype)
+        if self.grad_lse is not None:
+            grad.addcmul_(weights, work.rows(self.grad_lse))
+        if work.capped is not None:
+            grad[..., : work.width].mul_(1 - work.capped.square())
+        return grad
+
+    def _add(
+        self,
+        work: _TileWork,
+        view: Tensor,
+        extra: Tensor | None,
+        left: Tensor,
+        right: Tensor,
+        alpha: float,
+    ) -> None:
+        """Add alpha x left^T x right `[n, width, D]` to the columns' places."""
+        boxes = [view[(_EVERY, _EVERY, *box)] for box in work.tile.boxes()]
+        alone = len(boxes) == 1 and extra is None
+        if alone and view.dim() == 4 and view.shape[0] == 1 and left.dtype == view.dtype:
+            boxes[0][0].baddbmm_(left.mT, right, alpha=alpha)
+            return
+        part = torch.bmm(left.mT, right)
+        split = part.view(*self.chunk.heads, work.tile.repeat, *part.shape[1:])
+        tile, at = 0, 0
+        for box in boxes:
+            width = math.prod(box.shape[2:-1])
+            box.add_(split[:, :, tile, at : at + width].reshape(box.shape), alpha=alpha)
+            tile, at = (tile + 1, 0) if work.tile.repeat > 1 else (0, at + width)
+        if extra is not None:
+            extra.add_(split[:, :, :, -extra.shape[2] :].sum(dim=2), alpha=alpha)

@@ -1,0 +1,204 @@
+"""The tiles of a mask as slices of tensors: batches of equal ones, and the masks they share."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from functools import lru_cache
+from itertools import product
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from nbattn.backends.tiled.meaning import Tiled
+from nbattn.geometry import AxisTile
+
+_BIAS_BYTES = 16 << 20  # of one schedule's additive masks
+_NO_KEYS = float("-inf")
+
+
+class AxisPart(NamedTuple):
+    """Equal neighbouring tiles of one axis: queries of all, keys of the first, extents of one.
+
+    `repeat` tiles follow one another; the keys of the next start `shift` class coordinates later.
+    """
+
+    queries: slice
+    keys: tuple[slice, ...]
+    rows: int
+    width: int
+    pattern: int
+    repeat: int = 1
+    shift: int = 0
+
+
+class Tile(NamedTuple):
+    """Equal tiles along the last axis: slices of q (of all of them), boxes of k (of the first).
+
+    A tile has several boxes where windows wrap or a prefix stands apart; then it is alone.
+    """
+
+    queries: tuple[slice, ...]
+    keys: tuple[tuple[slice, ...], ...]
+    rows: int
+    width: int
+    bias: Tensor | None
+    has_empty_rows: bool
+    repeat: int
+    shift: int
+
+    def boxes(self) -> Iterator[tuple[slice, ...]]:
+        """The key boxes of every tile, one after another."""
+        if self.repeat == 1:
+            yield from self.keys
+            return
+        ((*rest, last),) = self.keys
+        move = self.shift * last.step
+        for number in range(self.repeat):
+            yield (*rest, slice(last.start + number * move, last.stop + number * move, last.step))
+
+    def span(self) -> tuple[slice, ...]:
+        """The box of all keys of repeated tiles."""
+        ((*rest, last),) = self.keys
+        return (
+            *rest,
+            slice(last.start, last.stop + (self.repeat - 1) * self.shift * last.step, last.step),
+        )
+
+    def last_width(self) -> int:
+        """Keys of one tile on the last axis."""
+        last = self.keys[0][-1]
+        return (last.stop - last.start - 1) // last.step + 1
+
+
+class Schedule:
+    """The tiles of a mask at its lengths, with the additive masks they share."""
+
+    def __init__(self, call: Tiled) -> None:
+        """Cut every axis; tiles of the space are combinations, made when iterated."""
+        self._patterns: list[dict[tuple[object, ...], int]] = [{} for _ in call.lines]
+        self._samples: list[list[AxisTile]] = [[] for _ in call.lines]
+        self._axes = [
+            [self._part(axis, tile, line.axis.dilation) for tile in line.tiles(size)]
+            for axis, (line, size) in enumerate(zip(call.lines, call.tile, strict=True))
+        ]
+        self._bias: dict[tuple[object, ...], tuple[Tensor | None, bool]] = {}
+        self._bias_bytes = 0
+        self._joined: dict[int, list[AxisPart]] = {}
+        self.max_rows = math.prod(
+            max((part.rows for part in axis), default=0) for axis in self._axes
+        )
+        self.max_width = math.prod(
+            max((part.width for part in axis), default=0) for axis in self._axes
+        )
+
+    def _part(self, axis: int, tile: AxisTile, step: int) -> AxisPart:
+        known = self._patterns[axis]
+        number = known.setdefault(tile.pattern, len(known))
+        if number == len(self._samples[axis]):
+            self._samples[axis].append(tile)
+        keys = tuple(_slice(start, count, step) for start, count in tile.keys)
+        return AxisPart(_slice(*tile.queries, step), keys, tile.queries[1], tile.width, number)
+
+    def tiles(self, like: Tensor, group: int, most: int) -> Iterator[Tile]:
+        """Every tile, up to `most` equal ones at once, with additive masks in the dtype and on the
+        device of `like`, for `group` heads a row.
+        """
+        for parts in product(*self._axes[:-1], self._batches(most)):
+            bias, has_empty_rows = self._mask(tuple(part.pattern for part in parts), like, group)
+            yield Tile(
+                tuple(part.queries for part in parts),
+                tuple(product(*(part.keys for part in parts))),
+                math.prod(part.rows for part in parts),
+                math.prod(part.width for part in parts),
+                bias,
+                has_empty_rows,
+                parts[-1].repeat,
+                parts[-1].shift,
+            )
+
+    def _batches(self, most: int) -> list[AxisPart]:
+        """The last axis with equal neighbours joined, when every other axis has one box a tile."""
+        if most == 1 or any(len(part.keys) != 1 for axis in self._axes[:-1] for part in axis):
+            return self._axes[-1]
+        if most not in self._joined:
+            self._joined[most] = _join(self._axes[-1], most)
+        return self._joined[most]
+
+    def _mask(
+        self, patterns: tuple[int, ...], like: Tensor, group: int
+    ) -> tuple[Tensor | None, bool]:
+        key = (patterns, like.dtype, like.device, group)
+        if key in self._bias:
+            return self._bias[key]
+        samples = [self._samples[axis][number] for axis, number in enumerate(patterns)]
+        no_keys = math.prod(tile.width for tile in samples) == 0
+        found: tuple[Tensor | None, bool] = (None, no_keys)
+        if not no_keys and not all(tile.is_full for tile in samples):
+            allowed = _allowed(samples).repeat(group, 1).to(like.device)
+            bias = like.new_zeros(allowed.shape).masked_fill_(~allowed, _NO_KEYS)
+            found = (bias, not bool(allowed.any(dim=1).all()))
+        size = 0 if found[0] is None else found[0].nbytes
+        if self._bias_bytes + size <= _BIAS_BYTES:
+            self._bias[key] = found
+            self._bias_bytes += size
+        return found
+
+
+def _join(parts: list[AxisPart], most: int) -> list[AxisPart]:
+    """Neighbours that are one tile moved on, as one part of up to `most`."""
+    joined: list[AxisPart] = []
+    for part in parts:
+        last = joined[-1] if joined else None
+        if (
+            last is not None
+            and last.repeat < most
+            and last.pattern == part.pattern
+            and len(part.keys) == 1
+        ):
+            step = part.queries.step
+            moved = part.keys[0].start - last.keys[0].start
+            shift = last.shift if last.repeat > 1 else moved // step
+            follows = part.queries.start == last.queries.stop - 1 + step
+            if follows and shift > 0 and moved == last.repeat * shift * step:
+                queries = slice(last.queries.start, part.queries.stop, step)
+                joined[-1] = last._replace(queries=queries, repeat=last.repeat + 1, shift=shift)
+                continue
+        joined.append(part)
+    return joined
+
+
+def _slice(start: int, count: int, step: int) -> slice:
+    return slice(start, start + (count - 1) * step + 1, step)
+
+
+def _allowed(tiles: list[AxisTile]) -> Tensor:
+    """The mask inside a tile of the space `[rows, width]`, columns in the order of its key
+    boxes.
+    """
+    matrix = torch.ones((1, 1), dtype=torch.bool)
+    order = torch.zeros(1, dtype=torch.int64)
+    for tile in tiles:
+        matrix = torch.kron(matrix, torch.from_numpy(tile.allowed()))
+    if any(len(tile.keys) > 1 for tile in tiles):
+        boxes: list[Tensor] = []
+        for runs in product(*(_column_runs(tile) for tile in tiles)):
+            order = torch.zeros(1, dtype=torch.int64)
+            for tile, run in zip(tiles, runs, strict=True):
+                order = (order[:, None] * tile.width + torch.arange(run[0], run[1])).flatten()
+            boxes.append(order)
+        matrix = matrix[:, torch.cat(boxes)]
+    return matrix
+
+
+def _column_runs(tile: AxisTile) -> list[tuple[int, int]]:
+    """The columns of every key run."""
+    ends = [sum(count for _, count in tile.keys[: n + 1]) for n in range(len(tile.keys))]
+    return [(end - count, end) for end, (_, count) in zip(ends, tile.keys, strict=True)]
+
+
+@lru_cache(64)
+def schedule(call: Tiled) -> Schedule:
+    """The schedule of a call, kept for the next run."""
+    return Schedule(call)

@@ -1,1 +1,0 @@
-"""Dialects: what each kernel family can say, as limits and an executable meaning. No torch."""

@@ -1,0 +1,157 @@
+"""One axis of a mask as pieces that a windowed kernel can say: every border, stride and prefix as
+bands.
+
+A strip is a run of queries of a residue class, a run of its keys, and the band between them. Strips
+of one class share no pair; where a window wraps or a prefix stands apart, two serve the same
+queries, and the later one joins.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from nbattn.axis import Axis
+from nbattn.geometry import BoundAxis, Classes, Ints
+from nbattn.program.bands import CAUSAL, FULL, Band, trim
+from nbattn.program.dense_pieces import Piece
+from nbattn.program.program import AxisView
+
+_PIECE_LIMIT = 12
+
+
+@dataclass(frozen=True, slots=True)
+class Strip:
+    """Queries `[u, u_stop)` read, of the keys `[t, t_stop)`, those of the band: class coordinates.
+
+    `groups` copies of it follow one another, each `step` queries and keys further on.
+    """
+
+    u: int
+    u_stop: int
+    t: int
+    t_stop: int
+    band: Band
+    joins: bool = False
+    groups: int = 1
+    step: int = 0
+
+
+def band_pieces(line: BoundAxis) -> list[Piece] | str:
+    """The axis as bands, or the reason why it is too many of them."""
+    pieces: list[Piece] = []
+    for group in line.classes():
+        if not group.keys:
+            continue
+        strips = _strips(line.axis, group) if line.axis.stride == 1 else _strided(line, group)
+        if isinstance(strips, str):
+            return strips
+        for strip in strips:
+            pieces += _pieces(line, group, strip)
+        if len(pieces) > _PIECE_LIMIT:
+            return f"needs more than {_PIECE_LIMIT} calls"
+    return pieces
+
+
+def _pieces(line: BoundAxis, group: Classes, strip: Strip) -> Iterator[Piece]:
+    """Views of a strip: residues or stride groups as the groups of one piece, or a piece for each
+    residue.
+    """
+    d = line.axis.dilation
+    band = strip.band.moved(strip.u, strip.t)
+    rows, keys = strip.u_stop - strip.u, strip.t_stop - strip.t
+    if rows <= 0 or keys <= 0 or trim(band, rows, keys) is None:
+        return
+    query = AxisView(group.origin + d * (strip.u - group.start), rows, d, group.size, 1)
+    key = AxisView(group.first + d * strip.t, keys, d, group.size, 1)
+    if strip.groups == 1:
+        yield Piece(query, key, band, strip.joins)
+        return
+    groups = {"groups": strip.groups, "group_step": d * strip.step}
+    for residue in range(group.size):
+        at = replace(query, start=query.start + residue, **groups)
+        to = replace(key, start=key.start + residue, **groups)
+        yield Piece(at, to, band, strip.joins)
+
+
+def _strips(axis: Axis, group: Classes) -> list[Strip]:
+    """Stride 1: the window's own band, with its borders, and the prefix."""
+    start, stop, keys = group.start, group.start + group.queries, group.keys
+    found = [
+        replace(strip, u=max(strip.u, start), u_stop=min(strip.u_stop, stop))
+        for strip in _bordered(axis, start, stop, keys)
+    ]
+    prefix = min(axis.prefix, keys)
+    if not prefix or (axis.causal and axis.left is None):
+        return found
+    rest = [_from_key(strip, prefix) for strip in found]
+    return [*rest, Strip(start, stop, 0, prefix, CAUSAL if axis.causal else FULL, joins=True)]
+
+
+def _from_key(strip: Strip, first: int) -> Strip:
+    """The strip without the keys before `first`."""
+    return replace(strip, t=max(strip.t, first))
+
+
+def _bordered(axis: Axis, start: int, stop: int, keys: int) -> list[Strip]:
+    """The window of every query from `start` to `stop`, by its border, without a prefix."""
+    band = Band(axis.left, axis.right)
+    if axis.border == "clip":
+        return [Strip(start, stop, 0, keys, band)]
+    left, right = axis.left, axis.right
+    window = keys if left is None or right is None else left + right + 1
+    if left is None or right is None or window >= keys:
+        return [Strip(start, stop, 0, keys, CAUSAL if axis.causal else FULL)]
+    if axis.border == "wrap":
+        return [
+            Strip(start, stop, 0, keys, band),
+            Strip(0, left, keys - left, keys, Band(left - keys, None), joins=True),
+            Strip(keys - right, keys, 0, right, Band(None, right - keys), joins=True),
+        ]
+    first = start if axis.causal else left
+    last = keys if axis.causal else keys - right
+    return [
+        Strip(start, first, 0, window, FULL),
+        Strip(first, last, 0, keys, band),
+        Strip(last, stop, keys - window, keys, FULL),
+    ]
+
+
+def _strided(line: BoundAxis, group: Classes) -> list[Strip] | str:
+    """Stride above 1: the queries of a group share a window, causal ones up to themselves."""
+    s, start, stop = line.axis.stride, group.start, group.start + group.queries
+    base = np.arange(start // s * s, stop, s, dtype=np.int64)
+    low, lo, hi = line.rows(base + s - 1, group.keys)
+    u, u_stop = np.maximum(base, start), np.minimum(base + s, stop)
+    band = CAUSAL if line.axis.causal else FULL
+    found: list[Strip] = []
+    for joins, (t, t_stop) in enumerate(((lo, hi), (np.zeros_like(low), low))):
+        some = t_stop > t
+        rows = np.stack([u, u_stop, t, t_stop])[:, some]
+        for first, last, step in _runs(rows, s):
+            a, b, c, e = (int(side) for side in rows[:, first])
+            end, groups = (b, last - first + 1) if step else (int(rows[1, last]), 1)
+            found.append(Strip(a, end, c, e, band, bool(joins), groups, step))
+            if len(found) > _PIECE_LIMIT:
+                return f"needs more than {_PIECE_LIMIT} calls: stride groups with clipped windows"
+    return found
+
+
+def _runs(rows: Ints, stride: int) -> Iterator[tuple[int, int, int]]:
+    """Neighbouring groups, columns u, u_stop, t, t_stop, that are one group moved on by its stride
+    or that read the same keys: the first, the last, and how far each is moved.
+    """
+    u, u_stop, t, t_stop = rows
+    alike = np.diff(t_stop - t) == 0
+    whole = (np.diff(u_stop - u) == 0) & (np.diff(u) == stride)
+    moved = alike & whole & (np.diff(t) == stride)
+    still = alike & (u[1:] == u_stop[:-1]) & (np.diff(t) == 0)
+    kind = np.where(moved, 1, np.where(still, 2, 0))
+    at = 0
+    while at < len(u):
+        rest = kind[at:]
+        run = int(np.append(rest != rest[0], True).argmax()) if rest.size and rest[0] else 0
+        yield at, at + run, stride if run and rest[0] == 1 else 0
+        at += run + 1

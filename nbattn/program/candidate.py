@@ -1,0 +1,69 @@
+"""A candidate: one way to run a request, with its program and cost, or the reasons against it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from nbattn.program.costs import Cost
+from nbattn.program.limits import Reason
+from nbattn.program.program import Program
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One way to run a request.
+
+    Args:
+        backend: who runs it; with its provider where it has several, "flash:aten".
+        strategy: what it does, a name of its family's strategies.
+        traits: the rewrites it takes besides.
+        program: its calls, or None where it cannot say the mask.
+        cost: its work and bound, or None without a program.
+        reasons: why it is refused; empty when it is not.
+    """
+
+    backend: str
+    strategy: str
+    traits: tuple[str, ...]
+    program: Program | None
+    cost: Cost | None
+    reasons: tuple[Reason, ...] = ()
+
+    @property
+    def runner(self) -> str:
+        """The backend without its provider, "flash"."""
+        return self.backend.partition(":")[0]
+
+    @property
+    def name(self) -> str:
+        """Backend, strategy and rewrites, as `explain()` lists them."""
+        return "/".join([self.backend, "+".join([self.strategy, *self.traits])])
+
+    def work(self) -> str:
+        """What an accepted candidate does, in words: kernel arguments, useful pairs, calls."""
+        assert self.cost is not None
+        assert self.program is not None
+        said = sorted({call.arguments.describe() for call in self.program.calls})
+        share = 100 * self.cost.useful_pairs / max(self.cost.visited_pairs, 1)
+        return (
+            f"{'; '.join(said) or 'nothing to read'}  "
+            f"{share:.0f}% of {self.cost.visited_pairs:.3g} visited pairs useful  "
+            f"{self.cost.calls} calls"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return {
+            "name": self.name,
+            "cost": None if self.cost is None else self.cost.to_dict(),
+            "program": None if self.program is None else self.program.to_dict(),
+            "reasons": [list(reason) for reason in self.reasons],
+        }
+
+
+@lru_cache(1024)
+def refused(backend: str, strategy: str, *reasons: Reason) -> Candidate:
+    """A candidate without a program: one object for the same reasons, for most plans hold it."""
+    return Candidate(backend, strategy, (), None, None, reasons)

@@ -1,0 +1,140 @@
+"""What a candidate costs: work counted in closed form, and the one number that candidates are
+ranked by.
+
+Ranked by the measured time where one is known, else by a bound: max(flops / rate, bytes /
+bandwidth) + copies / bandwidth + calls x launch, with the rates of `program/device.py`. On the CPU
+the engine's bound is the fitted model of `backends/tiled/meaning.py`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from nbattn.program.device import DEVICES
+from nbattn.program.program import View
+from nbattn.program.request import Request
+
+ITEMSIZE = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
+BACKWARD_FLOPS = 2.5  # five products of the size of the forward's two
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cost:
+    """Work of one candidate, forward and (when training) backward.
+
+    Args:
+        useful_pairs: (query, key) pairs that the mask allows, over batch and heads.
+        visited_pairs: pairs that the kernels compute, forward.
+        backward_pairs: pairs that they compute in the backward; 0 where none follows.
+        flops: of the visited pairs, forward and backward.
+        bytes: moved at least: inputs and outputs once, copies twice.
+        calls: kernel launches.
+        bound: seconds no run can beat, by this model; never a measured time.
+        measured: seconds on this device, or None.
+    """
+
+    useful_pairs: int
+    visited_pairs: int
+    backward_pairs: int
+    flops: float
+    bytes: float
+    calls: int
+    bound: float
+    measured: float | None = None
+
+    @property
+    def seconds(self) -> float:
+        """The number that ranks: measured, else the bound."""
+        return self.bound if self.measured is None else self.measured
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, rounded so that it prints the same everywhere."""
+        plain = asdict(self)
+        return {name: float(f"{x:.4g}") if isinstance(x, float) else x for name, x in plain.items()}
+
+
+def tensor_bytes(request: Request) -> int:
+    """Bytes of q, k, v and the output, once."""
+    query = request.query_count * request.heads * (request.head_dim + request.value_dim)
+    key = (
+        (request.key_count + request.extra_keys)
+        * request.kv_heads
+        * (request.head_dim + request.value_dim)
+    )
+    return request.batch * (query + key) * ITEMSIZE[request.dtype]
+
+
+def roofline(
+    request: Request,
+    *,
+    useful: int,
+    visited: int,
+    calls: int,
+    backward: int | None = None,
+    copied: float = 0,
+    rate: float | None = None,
+    backward_calls: int | None = None,
+) -> Cost:
+    """The cost of work at a device's rates.
+
+    Args:
+        useful, visited: pairs per (batch, head), extra keys not counted.
+        calls: kernel launches, forward.
+        backward: visited pairs of the backward; default: those of the forward.
+        copied: bytes of copies.
+        rate: FLOP/s; default: the device's peak.
+        backward_calls: launches of the backward; default: twice the forward's.
+    """
+    items = request.batch * request.heads
+    extra = request.query_count * request.extra_keys
+    passes = 1 + BACKWARD_FLOPS * request.training
+    pairs = items * (visited + extra)
+    backward = items * ((visited if backward is None else backward) + extra) * request.training
+    flops = 2.0 * (pairs + BACKWARD_FLOPS * backward) * (request.head_dim + request.value_dim)
+    moved = tensor_bytes(request) * (1 + 2 * request.training)
+    again = 2 * calls if backward_calls is None else backward_calls
+    count = calls + again * request.training
+    device = request.device
+    work = max(flops / (rate or device.peak(request.dtype)), moved / device.bandwidth)
+    bound = work + 2 * copied * passes / device.bandwidth + count * device.launch
+    moved += 2 * copied * passes
+    return Cost(
+        useful_pairs=items * (useful + extra),
+        visited_pairs=pairs,
+        backward_pairs=backward,
+        flops=flops,
+        bytes=moved,
+        calls=count,
+        bound=bound,
+    )
+
+
+def one_call(request: Request, useful: int, visited: int) -> Cost:
+    """The cost of one call of another library's kernel on whole tensors."""
+    rate = sdpa_rate(request)
+    return roofline(request, useful=useful, visited=visited, calls=1, rate=rate)
+
+
+def sdpa_rate(request: Request) -> float | None:
+    """The rate of torch's dense attention; its CPU kernel is slower with small heads."""
+    if request.device.kind != "cpu":
+        return None
+    dims = request.head_dim + request.value_dim
+    return min(75e9, 150e9 * dims / (dims + 128)) * cpu_speed(request)
+
+
+def cpu_speed(request: Request) -> float:
+    """How much faster the request's CPU is than the one that the models were fitted on."""
+    return request.device.peak("float32") / DEVICES["cpu"].peak("float32")
+
+
+def copies(request: Request, view: View) -> bool:
+    """Whether folding this view copies: groups that merge neither into heads nor, for one sample,
+    into batch.
+    """
+    folded = [axis for axis in view.axes if axis.groups > 1]
+    if not folded:
+        return len(view.axes) > 1 and not view.is_whole
+    in_batch = [axis for axis in folded if axis.into == "batch"]
+    return len(view.axes) > 1 or (bool(in_batch) and request.batch > 1)

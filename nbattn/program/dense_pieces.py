@@ -1,0 +1,162 @@
+"""Rewrites that turn one axis of a mask into pieces a dense kernel can say, without changing a
+pair.
+
+A piece is a view of the axis's queries and one of its keys; inside every group each query reads all
+keys (dense) or the first i + 1 (causal). Pieces share no query; queries in no piece read nothing. A
+mask whose every axis has pieces is the product of them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+import numpy as np
+
+from nbattn.geometry import BoundAxis, Classes, Ints, Rows
+from nbattn.program.bands import CAUSAL, FULL, Band
+from nbattn.program.program import AxisView
+
+_PIECE_LIMIT = 4
+_APART = "its windows wrap, or stand apart from a prefix"
+_DIFFER = "its windows differ from query to query"
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Queries of one axis that one kernel can serve at once: inside every group they read the keys
+    of a band. With `joins`, other pieces serve the same queries over other keys.
+    """
+
+    query: AxisView
+    key: AxisView
+    band: Band = FULL
+    joins: bool = False
+
+
+def dense_pieces(line: BoundAxis) -> list[Piece] | str:
+    """The axis as dense and causal pieces, or the reason why it is not."""
+    pieces: list[Piece] = []
+    for group in line.classes():
+        found = _class_pieces(line, group)
+        if isinstance(found, str):
+            return found
+        pieces += found
+        if len(pieces) > _PIECE_LIMIT:
+            return f"needs more than {_PIECE_LIMIT} dense pieces"
+    return pieces
+
+
+def fold_into_heads(piece: Piece) -> Piece:
+    """The piece with its groups in the heads: of the last axis of a contiguous tensor that is a
+    view.
+    """
+    return replace(
+        piece, query=replace(piece.query, into="heads"), key=replace(piece.key, into="heads")
+    )
+
+
+def _class_pieces(line: BoundAxis, group: Classes) -> list[Piece] | str:
+    """Pieces of alike residue classes: one window for all, or a causal triangle, or disjoint
+    blocks.
+    """
+    if not group.keys:
+        return []
+    ends = line.rows(np.array([group.start, group.start + group.queries - 1]), group.keys)
+    low, lo, hi = (int(side[0]) for side in ends)
+    alike = all(side[0] == side[1] for side in ends)
+    count = low + hi - lo
+    # windows move one way, so equal ends mean equal rows, unless both are empty or only a prefix
+    if alike and count and (not line.axis.prefix or count == group.keys):
+        return (
+            _APART
+            if low and lo < hi
+            else _uniform(line, group, group.start, group.queries, lo, count)
+        )
+    return _triangle(line, group) if line.axis.causal else _blocks(line, group)
+
+
+def _uniform(
+    line: BoundAxis, group: Classes, start: int, rows: int, lo: int, count: int
+) -> list[Piece]:
+    """All `rows` queries from coordinate `start` read the keys [lo, lo + count) of their class."""
+    if rows <= 0 or count <= 0:
+        return []
+    d = line.axis.dilation
+    query = AxisView(group.origin + d * (start - group.start), rows, d, group.size, 1)
+    key = AxisView(group.first + d * lo, count, d, group.size, 1)
+    return [Piece(query, key)]
+
+
+def _triangle(line: BoundAxis, group: Classes) -> list[Piece] | str:
+    """Causal with nothing cut on the left: rows before key 0 are empty, the others start with one
+    key.
+    """
+    axis = line.axis
+    start = max(group.start, 0)
+    rows = group.start + group.queries - start
+    if rows <= 0 or not group.keys:
+        return []
+    last = int(line.rows(np.array([start + rows - 1]), group.keys).counts()[0])
+    if last < min(group.keys, start + rows) or axis.stride > 1:
+        return f"a window of {axis.left} to the left is neither dense nor a whole causal triangle"
+    if start > 0:
+        return f"its first query stands on key {start}: a bottom-right triangle, not a top-left one"
+    (piece,) = _uniform(line, group, start, rows, 0, min(group.keys, rows))
+    return [replace(piece, band=CAUSAL)]
+
+
+def _blocks(line: BoundAxis, group: Classes) -> list[Piece] | str:
+    """Stride groups whose windows do not overlap, as one batch of dense blocks; ragged ones at the
+    ends alone.
+    """
+    stop = group.start + group.queries
+    probes = line.rows(
+        np.linspace(group.start, stop - 1, 4 * _PIECE_LIMIT).astype(np.int64), group.keys
+    )
+    longest = int(probes.counts().max())
+    if group.size > 1 or (longest > line.axis.stride and _changes(probes).size > _PIECE_LIMIT):
+        return _DIFFER
+    rows = line.rows(np.arange(group.start, stop), group.keys)
+    at = np.concatenate([[0], _changes(rows)])
+    length = np.diff(at, append=group.queries)
+    low, lo, hi = (side[at] for side in rows)
+    if (low * (hi - lo)).any():
+        return _APART
+    runs = _alike(at, length, lo, hi - lo)
+    if len(runs) > _PIECE_LIMIT:
+        return _DIFFER
+    pieces: list[Piece] = []
+    for start, members in runs:
+        block = [int(side[start]) for side in (length, lo, hi)]
+        found = _uniform(
+            line, group, group.start + int(at[start]), block[0], block[1], block[2] - block[1]
+        )
+        pieces += [_repeated(piece, members, line.axis.dilation * block[0]) for piece in found]
+    return pieces
+
+
+def _repeated(piece: Piece, groups: int, step: int) -> Piece:
+    if groups == 1:
+        return piece
+    query, key = (
+        replace(view, groups=groups, group_step=step) for view in (piece.query, piece.key)
+    )
+    return Piece(query, key)
+
+
+def _changes(rows: Rows) -> Ints:
+    """Where a row reads other keys than the one before."""
+    return np.flatnonzero(np.any([np.diff(side) != 0 for side in rows], axis=0)) + 1
+
+
+def _alike(at: Ints, length: Ints, lo: Ints, count: Ints) -> list[tuple[int, int]]:
+    """Neighbouring blocks that are one block moved on by as many keys as queries: first and number
+    of each run.
+    """
+    moved = (
+        (length[1:] == length[:-1]) & (count[1:] == count[:-1]) & (lo[1:] - lo[:-1] == length[:-1])
+    )
+    breaks = np.flatnonzero(~(moved & (count[1:] <= length[1:]))) + 1
+    starts = [0, *breaks.tolist()]
+    return [(start, stop - start) for start, stop in pairwise([*starts, len(at)])]

@@ -1,0 +1,171 @@
+"""What the planner knows of a device: rates and limits as data, with their source. No device is
+needed to plan for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+from nbattn.errors import InputError, kind
+
+RATES = (1e-3, 1e24)  # of a device, a second: what is beyond is a mistake, and costs would overflow
+LONGEST = 1e6  # seconds
+# The forward rate of kernels with Ampere's tensor-core instructions on sm_90, against that of
+# kernels with Hopper's: Flash 2 and 3, published for D=128, full, 16k, fp16.
+AMPERE_SHARE = 370 / 648
+_CPU = "one core of an AMD EPYC (Zen 4), torch 2.13, benchmarks/results"
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceInfo:
+    """A device as the planner sees it.
+
+    Args:
+        name: "cpu", "sm_90" …; what `device=` accepts.
+        kind: the torch device type.
+        flops: dense matmul rate per dtype in FLOP/s, as pairs so that the value hashes.
+        bandwidth: bytes per second, read plus written.
+        launch: seconds that one call costs before it computes.
+        source: where the numbers come from.
+        providers: optional packages assumed to be installed.
+    """
+
+    name: str
+    kind: str
+    flops: tuple[tuple[str, float], ...]
+    bandwidth: float
+    launch: float
+    source: str
+    providers: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("name", "kind", "source"):
+            text = getattr(self, name)
+            if not isinstance(text, str):
+                raise InputError(f"{name}={_short(text)} is {kind(text)}.", f'{name}="mine".')
+        if not _are_pairs(self.flops):
+            raise InputError(
+                f"flops={_short(self.flops)} are no pairs of a dtype and its rate, float32 among "
+                "them.",
+                'flops=(("float32", 1e12), ("bfloat16", 1e13)).',
+            )
+        low, high = RATES
+        for name, rate in (*self.flops, ("bandwidth", self.bandwidth)):
+            if not is_between(rate, low, high):
+                alone = name == "bandwidth"
+                raise InputError(
+                    f"{name if alone else f'the rate of {name}'} is {_short(rate)}, which is not "
+                    f"from {low:.0e} to {high:.0e} a second.",
+                    "bandwidth=1e11." if alone else f'flops=(("{name}", 1e12), …).',
+                )
+        if not is_between(self.launch, 0.0, LONGEST):
+            raise InputError(
+                f"launch={_short(self.launch)} is no time from 0 to {LONGEST:.0e} seconds.",
+                "launch=5e-6.",
+            )
+        if not isinstance(self.providers, tuple) or any(
+            not isinstance(name, str) for name in self.providers
+        ):
+            raise InputError(
+                f"providers={_short(self.providers)} is no tuple of names.",
+                'providers=("natten",).',
+            )
+
+    @property
+    def capability(self) -> int | None:
+        """The compute capability, 90 for sm_90; None for devices under names of their own."""
+        digits = self.name.removeprefix("sm_")
+        return int(digits) if digits != self.name and digits.isdigit() else None
+
+    def peak(self, dtype: str) -> float:
+        """FLOP/s for a dtype; one that has no rate of its own counts as float32."""
+        rates = dict(self.flops)
+        return rates.get(dtype, rates["float32"])
+
+
+def is_between(number: object, low: float, high: float) -> bool:
+    """Whether it is a number from low to high."""
+    if isinstance(number, bool) or not isinstance(number, int | float):
+        return False
+    return low <= number <= high
+
+
+def _are_pairs(flops: object) -> bool:
+    if not isinstance(flops, tuple):
+        return False
+    pairs = cast("tuple[object, ...]", flops)
+    if not all(isinstance(pair, tuple) and len(cast("Any", pair)) == 2 for pair in pairs):
+        return False
+    names = [cast("tuple[object, object]", pair)[0] for pair in pairs]
+    return all(isinstance(name, str) for name in names) and "float32" in names
+
+
+def _short(value: object) -> str:
+    try:
+        text = repr(value)
+    except ValueError:  # an integer of thousands of digits
+        text = "10^…"
+    return text if len(text) <= 60 else f"{text[:57]}…"
+
+
+def _gpu(name: str, half: float, single: float, bandwidth: float, source: str) -> DeviceInfo:
+    rates = {"float16": half, "bfloat16": half, "float32": single, "float64": single / 2}
+    if name == "sm_75":
+        del rates["bfloat16"]
+    return DeviceInfo(name, "cuda", tuple(rates.items()), bandwidth, 5e-6, source)
+
+
+DEVICES: Mapping[str, DeviceInfo] = {
+    device.name: device
+    for device in (
+        DeviceInfo(
+            "cpu",
+            "cpu",
+            (("float32", 85e9), ("float64", 40e9), ("bfloat16", 250e9), ("float16", 85e9)),
+            8e9,
+            4e-6,
+            _CPU,
+        ),
+        _gpu("sm_75", 65e12, 8.1e12, 0.32e12, "NVIDIA T4 datasheet"),
+        _gpu("sm_80", 312e12, 19.5e12, 2.04e12, "NVIDIA A100 80GB SXM datasheet"),
+        _gpu("sm_86", 150e12, 37.4e12, 0.696e12, "NVIDIA A40 datasheet"),
+        _gpu("sm_89", 362e12, 91.6e12, 0.864e12, "NVIDIA L40S datasheet"),
+        _gpu("sm_90", 989e12, 67e12, 3.35e12, "NVIDIA H100 SXM datasheet"),
+        _gpu("sm_100", 2250e12, 75e12, 8.0e12, "NVIDIA B200 datasheet"),
+        _gpu("sm_103", 2500e12, 77e12, 8.0e12, "NVIDIA B300 datasheet"),
+        _gpu("sm_120", 209e12, 105e12, 1.79e12, "NVIDIA RTX 5090 datasheet"),
+    )
+}
+
+
+def named(name: str) -> DeviceInfo:
+    """The device data of a name.
+
+    >>> named("sm_90").kind
+    'cuda'
+    """
+    if name not in DEVICES:
+        raise InputError(f"device={name!r} is not known.", known())
+    return DEVICES[name]
+
+
+def known() -> str:
+    """What may stand for a device, for messages."""
+    return f"one of {', '.join(map(repr, DEVICES))}, a torch.device, or your own DeviceInfo."
+
+
+def cuda(major: int, minor: int) -> DeviceInfo:
+    """The device data for a compute capability: its own entry, or the nearest older one."""
+    capability = 10 * major + minor
+    known = {int(name[3:]): device for name, device in DEVICES.items() if name.startswith("sm_")}
+    older = [number for number in known if number <= capability]
+    return known[max(older)] if older else known[min(known)]
+
+
+def other(kind: str) -> DeviceInfo:
+    """A device without data (mps, xpu, …): the CPU's rates stand in, which the source says."""
+    return DeviceInfo(
+        kind, kind, DEVICES["cpu"].flops, DEVICES["cpu"].bandwidth, 2e-5, "no data; the CPU's rates"
+    )

@@ -1,0 +1,162 @@
+"""Everything that decides a plan, as one frozen value."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any, NamedTuple
+
+from nbattn.errors import InputError
+from nbattn.mask import Mask
+from nbattn.program.device import DeviceInfo
+
+LAYOUTS = ("contiguous", "packed", "strided")
+DTYPES = ("float16", "bfloat16", "float32", "float64")
+
+
+class Needs(NamedTuple):
+    """What of a request a kernel's limits look at: all but the mask, its lengths and the choice."""
+
+    device: DeviceInfo
+    dtype: str
+    head_dim: int
+    value_dim: int
+    training: bool
+    return_lse: bool
+    softcap: bool
+    key_range: bool
+    sink: bool
+    extra_keys: int
+    deterministic: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What a plan is for: shapes, dtype, device, and what the call needs.
+
+    Args:
+        mask: the mask.
+        batch, query_space, key_space, heads, kv_heads, head_dim, value_dim: the shapes
+            `[batch, *query_space, heads, head_dim]` and `[batch, *key_space, kv_heads, …]`.
+        dtype: by name, "bfloat16".
+        device: its data.
+        layout: "contiguous", "packed" (q, k, v are views of one tensor) or "strided".
+        training: a backward pass follows.
+        deterministic: the same bits every time.
+        return_lse: the logsumexp is an output.
+        extra_keys: how many keys every query reads besides the mask's.
+        softcap, sink, key_range: whether the call has them.
+        backend: a name of `backends.families.BACKENDS`, which the planner checks.
+        require, forbid: strategies or backends that the plan must or must not use.
+    """
+
+    mask: Mask
+    batch: int
+    query_space: tuple[int, ...]
+    key_space: tuple[int, ...]
+    heads: int
+    kv_heads: int
+    head_dim: int
+    value_dim: int
+    dtype: str
+    device: DeviceInfo
+    layout: str = "contiguous"
+    training: bool = False
+    deterministic: bool = False
+    return_lse: bool = False
+    extra_keys: int = 0
+    softcap: bool = False
+    sink: bool = False
+    key_range: bool = False
+    backend: str = "auto"
+    require: tuple[str, ...] = ()
+    forbid: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name, names in (("layout", LAYOUTS), ("dtype", DTYPES)):
+            if getattr(self, name) not in names:
+                raise InputError(
+                    f"{name}={getattr(self, name)!r} is not known.",
+                    f"one of {', '.join(map(repr, names))}.",
+                )
+
+    @property
+    def needs(self) -> Needs:
+        """What limits look at."""
+        return Needs(*(getattr(self, name) for name in Needs._fields))
+
+    @property
+    def group(self) -> int:
+        """Query heads per key head."""
+        return self.heads // self.kv_heads
+
+    @property
+    def query_count(self) -> int:
+        """Queries of one sample and head."""
+        return math.prod(self.query_space)
+
+    @property
+    def key_count(self) -> int:
+        """Keys of one sample and head."""
+        return math.prod(self.key_space)
+
+    def summary(self) -> str:
+        """The request in one line, as errors and `explain()` show it."""
+        query = [self.batch, *self.query_space, self.heads, self.head_dim]
+        key = [self.batch, *self.key_space, self.kv_heads, self.head_dim]
+        flags = [f.name for f in fields(self) if getattr(self, f.name) is True]
+        extras = [f"extra_keys={self.extra_keys}"] * (self.extra_keys > 0)
+        extras += [f"value_dim={self.value_dim}"] * (self.value_dim != self.head_dim)
+        extras += [self.layout] * (self.layout != "contiguous")
+        return " ".join(
+            [f"query {query} key {key} {self.dtype} {self.device.name}", *extras, *flags]
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON; the device by name."""
+        plain = {f.name: getattr(self, f.name) for f in fields(self)}
+        listed = {name: list(value) for name, value in plain.items() if isinstance(value, tuple)}
+        return {**plain, **listed, "mask": repr(self.mask), "device": self.device.name}
+
+
+def dtype_name(dtype: object) -> str:
+    """A torch dtype, or its name, as requests name it.
+
+    >>> dtype_name("torch.bfloat16")
+    'bfloat16'
+    """
+    name = str(dtype).removeprefix("torch.")
+    if name not in DTYPES:
+        raise InputError(
+            f"dtype={name} is not one that attention runs in.", f"one of {', '.join(DTYPES)}."
+        )
+    return name
+
+
+def request_of(
+    mask: Mask,
+    query_shape: Sequence[int],
+    key_shape: Sequence[int],
+    *,
+    dtype: object,
+    **options: Any,
+) -> Request:
+    """The request of shapes `[B, *space, H, D]` and `[B, *key_space, Hk, D]`: the one place where
+    requests come from shapes.
+
+    Args:
+        dtype: a torch dtype, or its name.
+        **options: the fields of `Request` that shapes do not tell.
+    """
+    return Request(
+        mask=mask,
+        batch=query_shape[0],
+        query_space=tuple(query_shape[1:-2]),
+        key_space=tuple(key_shape[1:-2]),
+        heads=query_shape[-2],
+        kv_heads=key_shape[-2],
+        head_dim=query_shape[-1],
+        dtype=dtype_name(dtype),
+        **options,
+    )
