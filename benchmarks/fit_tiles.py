@@ -24,7 +24,7 @@ from nbattn.backends.tiled import meaning as model
 from nbattn.backends.tiled import run as engine
 from nbattn.geometry import BoundAxis, TileTotals
 from nbattn.program.program import Call, Program, whole
-from nbattn.timing import Run, Samples, clock, interleave
+from nbattn.timing import Action, Samples, clock, interleave
 
 _ROWS = (8, 1024)
 _WASTE = 1.25
@@ -82,7 +82,7 @@ def _sizes(line: BoundAxis) -> list[int]:
     return sorted({-(-longest // part) for part in parts} | set(powers) | set(halves))
 
 
-def runner(workload: Workload, tile: tuple[int, ...], dtype: torch.dtype, training: bool) -> Run:
+def runner(workload: Workload, tile: tuple[int, ...], dtype: torch.dtype, training: bool) -> Action:
     """The engine with an explicit tile: its forward pass, or forward and backward."""
     call = Call(whole(workload.space), whole(workload.keys), model.Tiled(workload.lines, tile))
     program = Program((call,))

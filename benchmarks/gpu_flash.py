@@ -25,7 +25,7 @@ from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 import nbattn
 from nbattn import Axis, Mask, machine
 from nbattn.errors import BackendError
-from nbattn.timing import Run, clock, interleave
+from nbattn.timing import Action, clock, interleave
 
 _ROUNDS = 7
 _CPU_CALLS = 200
@@ -41,7 +41,7 @@ def tensors(queries: int, keys: int, dim: int, batch: int = 1) -> Tensors:
     return tuple(made)  # pyright: ignore
 
 
-def forward_and_backward(attend: Callable[..., Tensor], made: Tensors) -> Run:
+def forward_and_backward(attend: Callable[..., Tensor], made: Tensors) -> Action:
     """A run of both passes."""
     *inputs, grad = made
     leaves = [t.detach().requires_grad_() for t in inputs]
@@ -49,11 +49,11 @@ def forward_and_backward(attend: Callable[..., Tensor], made: Tensors) -> Run:
 
 
 def planned(mask: Mask, **named: Any) -> Callable[..., Tensor]:
-    """nbattn, by torch's built-in Flash."""
+    """nbattn, by torch's built-in FlashArguments."""
     return partial(nbattn.attention, mask=mask, backend="flash:aten", **named)
 
 
-def by_hand(window: tuple[int, int], made: Tensors, training: bool) -> Run:
+def by_hand(window: tuple[int, int], made: Tensors, training: bool) -> Action:
     """The raw operators with the best exact arguments for a square sliding window."""
     query, key, value, grad = made
     rows, keys = query.shape[1], key.shape[1]
@@ -75,7 +75,7 @@ def by_hand(window: tuple[int, int], made: Tensors, training: bool) -> Run:
     return both
 
 
-def flex(window: int, made: Tensors, training: bool) -> Run:
+def flex(window: int, made: Tensors, training: bool) -> Action:
     """Compiled FlexAttention; compilation is not counted."""
     heads_first = tuple(t.transpose(1, 2).contiguous() for t in made)
     rows = made[0].shape[1]
@@ -93,7 +93,7 @@ def flex(window: int, made: Tensors, training: bool) -> Run:
     )
 
 
-def sdpa(made: Tensors, training: bool) -> Run:
+def sdpa(made: Tensors, training: bool) -> Action:
     """SDPA without a window: causal, what it does instead."""
     heads_first = tuple(t.transpose(1, 2).contiguous() for t in made)
     attend = partial(torch.nn.functional.scaled_dot_product_attention, is_causal=True)
@@ -147,7 +147,7 @@ def regrets(quick: bool) -> Iterator[dict[str, Any]]:
         made, mask = tensors(queries, keys, 128), Mask(axis)
         shapes = made[0].shape, made[1].shape
         plan = nbattn.plan(mask, *shapes, device="cuda", backend="flash:aten")
-        functions: dict[str, Run] = {}
+        functions: dict[str, Action] = {}
         for candidate in plan.candidates:
             if not candidate.reasons:
                 named = {"require": (candidate.strategy, *candidate.traits)}
@@ -164,7 +164,7 @@ def regrets(quick: bool) -> Iterator[dict[str, Any]]:
 def host(_: bool) -> Iterator[dict[str, Any]]:
     """Host time of a small call, planned and by hand: nothing waits for the device."""
     made = tensors(128, 128, 64)
-    functions: dict[str, Run] = {
+    functions: dict[str, Action] = {
         "nbattn": partial(planned(Mask.sliding_window(64)), *made[:3]),
         "by hand": by_hand((64, 0), made, False),
     }

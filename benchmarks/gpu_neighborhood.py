@@ -30,7 +30,7 @@ import nbattn
 from nbattn import Axis, Mask, geometry, machine
 from nbattn.backends.flex.run import mask_function
 from nbattn.errors import BackendError
-from nbattn.timing import Run, clock, interleave
+from nbattn.timing import Action, clock, interleave
 
 _ROUNDS = 7
 _CALLS = 200
@@ -95,7 +95,7 @@ def tensors(load: Workload, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor,
     return tuple(torch.randn(shape, device="cuda", dtype=dtype) for _ in range(4))  # pyright: ignore
 
 
-def run_of(attend: Callable[..., Tensor], made: tuple[Tensor, ...], training: bool) -> Run:
+def run_of(attend: Callable[..., Tensor], made: tuple[Tensor, ...], training: bool) -> Action:
     """Forward, or forward and backward."""
     *inputs, grad = made
     if not training:
@@ -139,13 +139,13 @@ def tiled_blocks(load: Workload, device: str = "cuda") -> BlockMask:
     )
 
 
-def flex(load: Workload, made: tuple[Tensor, ...], blocks: BlockMask, training: bool) -> Run:
+def flex(load: Workload, made: tuple[Tensor, ...], blocks: BlockMask, training: bool) -> Action:
     """Compiled FlexAttention on heads-first copies; neither they nor compilation are counted."""
     first = tuple(t.flatten(1, -3).transpose(1, 2).contiguous() for t in made)
     return run_of(partial(torch.compile(flex_attention), block_mask=blocks), first, training)
 
 
-def dense(made: tuple[Tensor, ...], training: bool) -> Run:
+def dense(made: tuple[Tensor, ...], training: bool) -> Action:
     """SDPA without a mask: what sparsity is compared with."""
     first = tuple(t.flatten(1, -3).transpose(1, 2).contiguous() for t in made)
     return run_of(torch.nn.functional.scaled_dot_product_attention, first, training)
@@ -158,7 +158,7 @@ def measure(load: Workload, dtype: torch.dtype, training: bool) -> dict[str, Any
     plan = nbattn.plan(
         load.mask, made[0].shape, dtype=dtype, device="cuda", backend="cuda", training=training
     )
-    functions: dict[str, Run] = {"nbattn": run_of(attend, made, training)}
+    functions: dict[str, Action] = {"nbattn": run_of(attend, made, training)}
     functions["flex, row-major"] = flex(
         load, made, load.mask.to_flex(load.space, device="cuda"), training
     )
@@ -175,7 +175,7 @@ def measure(load: Workload, dtype: torch.dtype, training: bool) -> dict[str, Any
         "kind": "workload", "name": load.name, "dtype": str(dtype)[6:], "training": training,
         "plan": plan.chosen.work(), "seconds": seconds,
         "useful_tflops": {name: flops / s * 1e-12 for name, s in seconds.items()},
-        "useful_over_visited": cost.useful_pairs / cost.visited_pairs,
+        "useful_over_visited": cost.useful_pairs / cost.computed_pairs,
         "published_forward_tflops": None if training else load.published,
     }  # fmt: skip
 

@@ -29,13 +29,13 @@ from rich.table import Table
 import nbattn
 from nbattn import Axis, Mask, geometry, machine
 from nbattn.backends.cuda import run as cuda
-from nbattn.backends.cuda.tile_traversal import Walk
+from nbattn.backends.cuda.tile_traversal import Traversal
 from nbattn.backends.inputs import Inputs
 from nbattn.kernels import cubins, launch
 from nbattn.kernels.launch import Launcher
 from nbattn.planner import planner
 from nbattn.program.device import named
-from nbattn.timing import Run
+from nbattn.timing import Action
 
 _SPACE, _HEADS, _DIM = 16, 1, 16
 _TURN = 0.02
@@ -91,7 +91,7 @@ LARGE: dict[str, tuple[Mask, tuple[int, ...]]] = {
 }
 
 
-def per_call(run: Run, repeats: int) -> float:
+def per_call(run: Action, repeats: int) -> float:
     """Seconds of a call: the least over turns of many calls, since overhead only ever adds."""
     run()
     before = _NOW()
@@ -106,7 +106,7 @@ def per_call(run: Run, repeats: int) -> float:
     return min(turns)
 
 
-def tiny_calls() -> dict[str, Run]:
+def tiny_calls() -> dict[str, Action]:
     """Calls whose arithmetic is next to nothing, and what torch's own attention takes for them."""
     mask = Mask.sliding_window(3)
     plain = torch.randn(1, _SPACE, _HEADS, _DIM)
@@ -124,7 +124,7 @@ def tiny_calls() -> dict[str, Run]:
 
     ways = {"torch SDPA, dense mask": dense, "nbattn, auto": own("auto")}
     ways |= {f"nbattn, {name}": own(name) for name in ("sdpa", "tiled")}
-    calls: dict[str, Run] = {}
+    calls: dict[str, Action] = {}
     for name, way in ways.items():
         calls[f"{name}: no grad"] = lambda way=way: way(plain)
         calls[f"{name}: grad"] = lambda way=way: way(leaf)
@@ -166,7 +166,7 @@ def decode(steps: int) -> dict[str, list[float]]:
     return times
 
 
-def planning(device: str) -> dict[str, Run]:
+def planning(device: str) -> dict[str, Action]:
     """Large plans and a step of decoding, made anew in a process that is warm."""
     shapes = {name: (mask, shape, shape) for name, (mask, shape) in LARGE.items()}
     shapes["decode, 1 of 10^9 keys"] = (_DECODE, (1, 1, 32, 128), (1, 10**9, 8, 128))
@@ -178,12 +178,12 @@ def planning(device: str) -> dict[str, Run]:
     return {name: partial(anew, *each) for name, each in shapes.items()}
 
 
-def proving(device: str) -> dict[str, Run]:
+def proving(device: str) -> dict[str, Action]:
     """`plan.verify()` of large plans."""
     return {name: nbattn.plan(*large, device=device).verify for name, large in LARGE.items()}
 
 
-def counting() -> dict[str, Run]:
+def counting() -> dict[str, Action]:
     """Closed forms and the text picture, at lengths that nobody walks through."""
     window = Mask.sliding_window(4095)
     (line,) = geometry.bind(window, 10**9, 10**9)
@@ -191,8 +191,8 @@ def counting() -> dict[str, Run]:
     return {
         "pairs, 10^9 queries": line.pairs,
         "queries without keys, 10^9": line.empty_queries,
-        "tiles that kernels visit, 2^31": lambda: Walk(long).visits(64, 64),
-        "the same of keys": lambda: Walk(long, inverse=True).visits(64, 64),
+        "tiles that kernels visit, 2^31": lambda: Traversal(long).tile_pairs(64, 64),
+        "the same of keys": lambda: Traversal(long, inverse=True).tile_pairs(64, 64),
         "draw(10^6)": lambda: Mask.causal().draw(10**6),
     }
 
@@ -205,7 +205,7 @@ class _Nothing:
     def load(self, *_: Any) -> None: ...
 
 
-def launching() -> dict[str, Run]:
+def launching() -> dict[str, Action]:
     """A forward of the CUDA kernels on the host: all but the launches, a kernel from its file where
     there is a compiler, and all of it where there is a GPU.
     """
@@ -221,7 +221,7 @@ def launching() -> dict[str, Run]:
     def forward(launcher: Launcher) -> object:
         return cuda.forward(program, inputs, return_lse=False, launcher=launcher)
 
-    calls: dict[str, Run] = {"forward, nothing launched": lambda: forward(_Nothing())}
+    calls: dict[str, Action] = {"forward, nothing launched": lambda: forward(_Nothing())}
     if launch.missing() is None:
         variants: list[Any] = []
         recorder = _Nothing()

@@ -12,7 +12,7 @@ from workloads import Workload
 
 import nbattn
 from nbattn.axis import Axis
-from nbattn.timing import Run
+from nbattn.timing import Action
 
 GATHER_BYTES = 1 << 30  # of gathered keys and values that a run may hold
 _SAME = tuple[Tensor, ...]
@@ -35,7 +35,7 @@ class Prepared:
         checked: how many of the returned tensors `restore` is right for.
     """
 
-    run: Run
+    run: Action
     restore: Callable[[Tensor], Tensor]
     note: str = ""
     share: float = 1.0
@@ -64,7 +64,7 @@ class Peer:
     prepare: Callable[[Workload, torch.dtype, bool], Prepared]
 
 
-def passes(function: Callable[..., Tensor], inputs: _SAME, training: bool) -> Run:
+def passes(function: Callable[..., Tensor], inputs: _SAME, training: bool) -> Action:
     """A function's forward pass on q, k, v, or forward and backward with the output's gradient."""
     *qkv, grad = inputs
 

@@ -14,8 +14,8 @@ from torch import Tensor
 from nbattn.backends import families
 from nbattn.errors import InputError, counted, kind
 from nbattn.mask import MAX_RANK, Mask
-from nbattn.program import device as devices
 from nbattn.program.device import DeviceInfo
+from nbattn.program.device import known as known_devices
 from nbattn.program.request import DTYPES, Request
 from nbattn.symbolic import holds
 
@@ -233,7 +233,7 @@ def check_names(backend: object, dtype: object, device: object) -> None:
     if not isinstance(dtype, (str, torch.dtype)):
         raise InputError(f"dtype={dtype!r} is {kind(dtype)}.", "dtype=torch.bfloat16.")
     if device is not None and not isinstance(device, (str, torch.device, DeviceInfo)):
-        raise InputError(f"device={device!r} is not known.", devices.known())
+        raise InputError(f"device={device!r} is not known.", known_devices())
 
 
 def check_run(request: Request, query: Tensor, named: dict[str, Any]) -> None:

@@ -20,7 +20,7 @@ from nbattn.planner.plan import Plan
 from nbattn.program.candidate import Candidate
 from nbattn.program.costs import ITEMSIZE, tensor_bytes
 from nbattn.program.request import Request
-from nbattn.timing import Clock, Run, Samples, clock, interleave
+from nbattn.timing import Action, Clock, Samples, clock, interleave
 
 TRAINING_FLOPS = 3.5  # of a forward pass
 # The largest error of a row over its own size and that of a typical row together: four times and
@@ -241,10 +241,10 @@ def _row(request: Request, candidate: Candidate, seconds: float) -> Row:
 
 def _prepare(
     plan: Plan, inputs: Tensors, waiting: dict[str, Row]
-) -> tuple[list[Row], dict[str, Run]]:
+) -> tuple[list[Row], dict[str, Action]]:
     """Every candidate run once and compared with the chosen one, which comes first."""
     rows: list[Row] = []
-    ready: dict[str, Run] = {}
+    ready: dict[str, Action] = {}
     expected: list[Tensor] = []
     by_name = {one.name: one for one in plan.candidates}
     for name, row in waiting.items():
@@ -261,7 +261,7 @@ def _prepare(
 
 def _try(
     plan: Plan, inputs: Tensors, candidate: Candidate, row: Row, expected: list[Tensor]
-) -> tuple[Row, Run | None, list[Tensor]]:
+) -> tuple[Row, Action | None, list[Tensor]]:
     """One candidate's first run: its row, and what to time unless it failed or disagrees."""
     run = inputs.runner(plan, candidate)
     try:

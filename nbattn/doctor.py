@@ -23,7 +23,7 @@ from typing import Any
 from nbattn import cache
 from nbattn.version import __version__
 
-Facts = dict[str, Any]
+Report = dict[str, Any]
 
 SECONDS = 120  # of the second process
 VARIABLES = {"NBATTN_CACHE": "where costs and cubins are kept; off: nowhere"}  # all that is read
@@ -44,7 +44,7 @@ _MARK = "nbattn-doctor "
 _FILES = 10_000
 
 
-def report() -> Facts:
+def report() -> Report:
     """Everything that is known, as plain data; a part that fails says why instead.
 
     Returns:
@@ -96,7 +96,7 @@ def _is_list(found: Any) -> bool:
     return isinstance(found, list)
 
 
-def _python() -> Facts:
+def _python() -> Report:
     return {
         "version": platform.python_version(),
         "implementation": platform.python_implementation(),
@@ -104,7 +104,7 @@ def _python() -> Facts:
     }
 
 
-def _machine() -> Facts:
+def _machine() -> Report:
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
     return {
         "platform": platform.platform(),
@@ -161,9 +161,9 @@ def _extra(marker: list[str]) -> str:
     return found[1] if found else ""
 
 
-def _packages() -> list[Facts]:
+def _packages() -> list[Report]:
     """Every package, once: its range, what is installed, whether that fits."""
-    packages: dict[str, Facts] = {}
+    packages: dict[str, Report] = {}
     for name, wanted, extra in _requirements():
         if name in packages:
             packages[name]["extras"] += [extra]
@@ -213,7 +213,7 @@ def _numbers(version: str) -> list[int]:
     return [int(part) for part in release[0].split(".")] if release else []
 
 
-def _loads(package: Facts, probed: Facts) -> Facts:
+def _loads(package: Report, probed: Report) -> Report:
     """Whether a package loads, and why not."""
     name = package["import_name"]
     if not package["installed"] or not name or name == "torch":
@@ -226,21 +226,21 @@ def _loads(package: Facts, probed: Facts) -> Facts:
     return {"importable": error is None, "error": error}
 
 
-def _torch(probed: Facts) -> Facts:
+def _torch(probed: Report) -> Report:
     return probed.get("torch", _untried(probed))
 
 
-def _untried(probed: Facts) -> Facts:
+def _untried(probed: Report) -> Report:
     return {"error": probed.get("crash", "was not tried")}
 
 
-def _backends(probed: Facts) -> list[Facts]:
+def _backends(probed: Report) -> list[Report]:
     """Every backend on every device: usable, or why not and what to do."""
     torch = _torch(probed)
-    found: list[Facts] = []
+    found: list[Report] = []
     for name in _names():
         for device in [d["name"] for d in torch.get("devices", [])] or ["cpu"]:
-            facts: Facts = probed.get(f"{name} on {device}", {})
+            facts: Report = probed.get(f"{name} on {device}", {})
             if not facts:
                 facts = {"usable": False, "reason": probed.get("crash", "was not tried")}
                 facts["fix"] = "python -X faulthandler -c 'import torch' shows where it stops."
@@ -257,7 +257,7 @@ def _names() -> list[str]:
     return [name for name in families.BACKENDS[1:] if not name.startswith("flash-model:")]
 
 
-def _cache() -> Facts:
+def _cache() -> Report:
     """The cache folder, if there is one, and what was measured for the planner."""
     path = cache.directory()
     if path is None:
@@ -282,14 +282,14 @@ def _cache() -> Facts:
 
 def _costs() -> str:
     """What the planner has of `nbattn tune`, or why it cannot use it."""
-    from nbattn.planner import cost_table as measured
+    from nbattn.planner import cost_table
 
-    table = measured.table()
+    table = cost_table.table()
     dates = [f"{one.fingerprint.device} on {one.date}" for one in table.entries]
     return table.problem or ", ".join(dates) or "nothing measured"
 
 
-def _second_process(names: list[str]) -> Facts:
+def _second_process(names: list[str]) -> Report:
     """What another process finds; "crash" says how it ended, if not well."""
     paths = [path or str(Path.cwd()) for path in [str(Path(__file__).parents[1]), *sys.path]]
     command = [sys.executable, "-c", "from nbattn import doctor; doctor.probe()", *names]
@@ -304,7 +304,7 @@ def _second_process(names: list[str]) -> Facts:
         output, errors = child.communicate()
         end = f"the process took longer than {SECONDS} s"
     last = errors.decode("utf-8", "replace").strip().splitlines()[-1:]
-    found: Facts = {}
+    found: Report = {}
     for line in output.decode("utf-8", "replace").splitlines():
         if line.startswith(_MARK):  # packages may print what they like, too
             with suppress(ValueError):
@@ -320,12 +320,12 @@ def probe() -> None:
         _say({key: part()})
 
 
-def _say(facts: Facts) -> None:
+def _say(facts: Report) -> None:
     print(f"\n{_MARK}{json.dumps(facts)}", flush=True)
 
 
 def _probes(names: list[str]) -> Iterator[tuple[str, Callable[[], Any]]]:
-    torch: Facts = {}
+    torch: Report = {}
     yield "torch", lambda: torch.update(_guarded_facts(_torch_facts)) or torch
     if "error" not in torch:
         for name in _names():
@@ -338,8 +338,8 @@ def _probes(names: list[str]) -> Iterator[tuple[str, Callable[[], Any]]]:
         yield f"import {name}", lambda n=name: _guarded(lambda: _import(n))
 
 
-def _guarded_facts(part: Callable[[], Facts]) -> Facts:
-    facts: Facts = _guarded(part)
+def _guarded_facts(part: Callable[[], Report]) -> Report:
+    facts: Report = _guarded(part)
     if "error" in facts:
         missing = facts["error"].endswith("No module named 'torch'")
         facts["fix"] = "pip install torch" if missing else "pip install --force-reinstall torch"
@@ -352,7 +352,7 @@ def _import(name: str) -> str | None:
     return found["error"] if isinstance(found, dict) else None
 
 
-def _kernels(part: str, torch: Facts) -> Facts:
+def _kernels(part: str, torch: Report) -> Report:
     """One part of running kernels: what launches them, NVRTC, compiling, keeping."""
     from nbattn.kernels import check, launch, nvrtc
 
@@ -365,7 +365,7 @@ def _kernels(part: str, torch: Facts) -> Facts:
     return check.compiles(arch) if part == "compile" else check.keeps(arch)
 
 
-def _torch_facts() -> Facts:
+def _torch_facts() -> Report:
     """Of torch: version, switches, devices."""
     import torch
 
@@ -393,9 +393,9 @@ def _torch_facts() -> Facts:
     }
 
 
-def _devices(torch: Any) -> list[Facts]:
+def _devices(torch: Any) -> list[Report]:
     """The CPU and whatever accelerators torch sees."""
-    found: list[Facts] = [{"name": "cpu"}]
+    found: list[Report] = [{"name": "cpu"}]
     for number in range(torch.cuda.device_count()):
         facts = torch.cuda.get_device_properties(number)
         found.append(
@@ -412,7 +412,7 @@ def _devices(torch: Any) -> list[Facts]:
     return found
 
 
-def _try(backend: str, device: str) -> Facts:
+def _try(backend: str, device: str) -> Report:
     """A small attention, forward and backward, compared with the reference on the CPU."""
     import torch
 

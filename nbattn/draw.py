@@ -12,7 +12,16 @@ from nbattn import geometry
 from nbattn.axis import describe
 from nbattn.geometry import BoundAxis
 from nbattn.mask import Mask, Space
-from nbattn.mask_symbols import NONE, PART, READ, SIGNS, check_lengths, cuts, keys_read, signs
+from nbattn.mask_symbols import (
+    NONE,
+    PART,
+    READ,
+    SIGNS,
+    check_lengths,
+    clipped_windows,
+    keys_read,
+    signs,
+)
 
 CELLS = 48
 
@@ -25,12 +34,12 @@ def picture(
     Raises:
         MaskError: the mask does not fit the lengths, or an axis is longer than 2^21.
     """
-    lines = geometry.bind(mask, query_space, key_space)
-    check_lengths(lines)
-    parts = [_axis(number, line, cells) for number, line in enumerate(lines)]
-    if len(lines) > 1:
-        total = math.prod(line.queries * line.keys for line in lines)
-        parts.insert(0, f"{geometry.pairs(lines)} of {total} pairs; {keys_read(lines)}")
+    axes = geometry.bind(mask, query_space, key_space)
+    check_lengths(axes)
+    parts = [_axis(number, axis, cells) for number, axis in enumerate(axes)]
+    if len(axes) > 1:
+        total = math.prod(axis.queries * axis.keys for axis in axes)
+        parts.insert(0, f"{geometry.pairs(axes)} of {total} pairs; {keys_read(axes)}")
     drawn = "".join(row for part in parts for row in part.splitlines()[3:])
     legend = [
         f"{sign} {words}" for sign, words in SIGNS.items() if any(map(drawn.count, sign.split()))
@@ -38,35 +47,37 @@ def picture(
     return "\n\n".join([*parts, *filter(None, ["   ".join(legend)])])
 
 
-def _axis(number: int, line: BoundAxis, cells: int) -> str:
+def _axis(number: int, axis: BoundAxis, cells: int) -> str:
     """One axis: what it does, the numbers of its keys, its rows."""
-    rows, columns = (max(1, -(-length // cells)) for length in (line.queries, line.keys))
+    rows, columns = (max(1, -(-length // cells)) for length in (axis.queries, axis.keys))
     short = rows == columns == 1
-    share = f"{line.pairs()} of {line.queries * line.keys} pairs"
+    share = f"{axis.pairs()} of {axis.queries * axis.keys} pairs"
     share += "" if short else f", a cell is {rows} x {columns} pairs"
-    step = 1 if line.keys <= 10 else 5
-    ruler = "".join(f"{key:<{2 * step}}" for key in range(0, line.keys, columns * step))
-    width = len(str(max(line.queries - 1, 0)))
-    text = [f"axis {number}: {line.queries} queries, {line.keys} keys, {share}"]
-    text += [describe(line.axis), keys_read([line]), *[f"{'':{width}} {ruler}"] * (line.keys > 0)]
-    for index, row in enumerate(_pairs(line) if short else _tiles(line, rows, columns)):
+    step = 1 if axis.keys <= 10 else 5
+    ruler = "".join(f"{key:<{2 * step}}" for key in range(0, axis.keys, columns * step))
+    width = len(str(max(axis.queries - 1, 0)))
+    text = [f"axis {number}: {axis.queries} queries, {axis.keys} keys, {share}"]
+    text += [describe(axis.spec), keys_read([axis]), *[f"{'':{width}} {ruler}"] * (axis.keys > 0)]
+    for index, row in enumerate(_pairs(axis) if short else _tiles(axis, rows, columns)):
         text.append(f"{index * rows:>{width}}{row}")
     return "\n".join(row.rstrip() for row in text)
 
 
-def _pairs(line: BoundAxis) -> list[str]:
+def _pairs(axis: BoundAxis) -> list[str]:
     """Rows of a short axis, with marks where a window is cut and where p lies outside the keys."""
-    rows = zip(signs(line).tolist(), *(ends.tolist() for ends in cuts(line)), strict=True)
+    rows = zip(
+        signs(axis).tolist(), *(ends.tolist() for ends in clipped_windows(axis)), strict=True
+    )
     return [
-        " ‹"[a] + " ".join(row) + " ›"[b] + f" p={p}" * (line.is_placed and not 0 <= p < line.keys)
-        for p, (row, a, b) in enumerate(rows, line.offset)
+        " ‹"[a] + " ".join(row) + " ›"[b] + f" p={p}" * (axis.is_placed and not 0 <= p < axis.keys)
+        for p, (row, a, b) in enumerate(rows, axis.offset)
     ]
 
 
-def _tiles(line: BoundAxis, rows: int, columns: int) -> list[str]:
+def _tiles(axis: BoundAxis, rows: int, columns: int) -> list[str]:
     """Rows of a long axis: every cell a tile."""
-    found = line.coverage(rows, columns)
-    sides = (rows, line.queries), (columns, line.keys)
+    found = axis.coverage(rows, columns)
+    sides = (rows, axis.queries), (columns, axis.keys)
     high, wide = (np.minimum(tile, size - np.arange(0, size, tile)) for tile, size in sides)
     rules = [found == 0, found == high[:, None] * wide]
     return [f" {' '.join(row)}" for row in np.select(rules, [NONE, READ], PART).tolist()]

@@ -115,27 +115,27 @@ class BoundAxis:
     (7, ((2, 2),), ((0, 2),))
     """
 
-    axis: Axis
+    spec: Axis
     queries: int
     keys: int
 
     @property
     def offset(self) -> int:
         """Position of query 0 on the key axis."""
-        corner = self.keys - self.queries if self.axis.align == "bottom-right" else 0
-        return corner + self.axis.offset
+        corner = self.keys - self.queries if self.spec.align == "bottom-right" else 0
+        return corner + self.spec.offset
 
     @property
     def is_placed(self) -> bool:
         """Whether the mask says where queries stand; a full axis need not."""
-        return self.axis.align is not None or self.queries == self.keys
+        return self.spec.align is not None or self.queries == self.keys
 
     def classes(self) -> list[Classes]:
         """The residue classes that have queries, alike ones together: at most four groups."""
-        d, o = self.axis.dilation, self.offset
-        cuts = sorted({0, o % d, (o + self.queries) % d, self.keys % d, d})
+        d, o = self.spec.dilation, self.offset
+        ends = sorted({0, o % d, (o + self.queries) % d, self.keys % d, d})
         groups: list[Classes] = []
-        for first, end in pairwise(cuts):
+        for first, end in pairwise(ends):
             start = _ceil_div(o - first, d)
             queries = _ceil_div(o + self.queries - first, d) - start
             keys = max(0, _ceil_div(self.keys - first, d))
@@ -147,11 +147,11 @@ class BoundAxis:
 
     def rows(self, u: Ints, keys: Ints | int) -> Rows:
         """What the queries at class coordinates `u` read, in classes of `keys` keys."""
-        return _normal(self.axis, *window_of(self.axis, u, keys), keys)
+        return _normal(self.spec, *window_of(self.spec, u, keys), keys)
 
     def key_intervals(self, query: int) -> tuple[Run, ...]:
         """The keys a query reads: at most two runs (start, count), the dilation apart, in order."""
-        d = self.axis.dilation
+        d = self.spec.dilation
         u, r = divmod(query + self.offset, d)
         low, lo, hi = (
             int(side[0]) for side in self.rows(np.array([u]), max(0, _ceil_div(self.keys - r, d)))
@@ -160,14 +160,14 @@ class BoundAxis:
 
     def query_intervals(self, key: int) -> tuple[Run, ...]:
         """The queries that read a key: at most two runs (start, count), in order."""
-        d, o = self.axis.dilation, self.offset
+        d, o = self.spec.dilation, self.offset
         t, r = divmod(key, d)
         start, stop = _ceil_div(o - r, d), _ceil_div(o + self.queries - r, d)
         keys = _ceil_div(self.keys - r, d)
-        since, until = (int(side[0]) for side in readers_of(self.axis, np.array([t]), keys))
-        laps = (-keys, 0, keys) if self.axis.border == "wrap" else (0,)
-        cut = [(max(since + lap, start), min(until + lap, stop)) for lap in laps]
-        return _runs(cut, r - o, d)
+        since, until = (int(side[0]) for side in readers_of(self.spec, np.array([t]), keys))
+        laps = (-keys, 0, keys) if self.spec.border == "wrap" else (0,)
+        held = [(max(since + lap, start), min(until + lap, stop)) for lap in laps]
+        return _runs(held, r - o, d)
 
     def pairs(self) -> int:
         """How many (query, key) pairs the axis allows, without visiting every row."""
@@ -187,15 +187,15 @@ class BoundAxis:
                 lambda u, keys=group.keys: value(self.rows(u, keys)),
                 group.start,
                 group.start + group.queries,
-                self.axis.stride,
-                bends(self.axis, (0, group.keys)),
+                self.spec.stride,
+                bends(self.spec, (0, group.keys)),
             )
             for group in self.classes()
         )
 
     def _all_rows(self, first: int, stop: int) -> tuple[Ints, Rows]:
         """Residues and rows of the queries `first` to `stop`."""
-        d = self.axis.dilation
+        d = self.spec.dilation
         position = np.arange(first, stop, dtype=np.int64) + self.offset
         residue = position % d
         keys = np.maximum(0, -((residue - self.keys) // d))
@@ -206,23 +206,23 @@ class BoundAxis:
         it, and the number of keys in its class.
         """
         u, residue = np.divmod(
-            np.arange(self.queries, dtype=np.int64) + self.offset, self.axis.dilation
+            np.arange(self.queries, dtype=np.int64) + self.offset, self.spec.dilation
         )
-        keys = np.maximum(0, -((residue - self.keys) // self.axis.dilation))
-        return *_window(self.axis, u, keys), keys
+        keys = np.maximum(0, -((residue - self.keys) // self.spec.dilation))
+        return *_window(self.spec, u, keys), keys
 
     def key_runs(self) -> tuple[Ints, Ints]:
         """Every query's keys at once: starts and counts `[queries, 2]` of runs the dilation apart,
         empty ones first.
         """
         residue, (low, lo, hi) = self._all_rows(0, self.queries)
-        starts = np.stack([residue, residue + self.axis.dilation * lo], axis=1)
+        starts = np.stack([residue, residue + self.spec.dilation * lo], axis=1)
         return starts, np.stack([low, hi - lo], axis=1)
 
     def dense(self) -> NDArray[np.bool_]:
         """The axis as a bool matrix `[queries, keys]`."""
         residue, rows = self._all_rows(0, self.queries)
-        t, r = np.divmod(np.arange(self.keys, dtype=np.int64), self.axis.dilation)
+        t, r = np.divmod(np.arange(self.keys, dtype=np.int64), self.spec.dilation)
         low, lo, hi = (side[:, None] for side in rows)
         return (r == residue[:, None]) & ((t < low) | ((t >= lo) & (t < hi)))
 
@@ -232,7 +232,7 @@ class BoundAxis:
         parts: list[Ints] = []
         for first in range(0, self.queries, query_tile):
             residue, rows = self._all_rows(first, min(first + query_tile, self.queries))
-            t = -((residue[:, None] - edges) // self.axis.dilation)
+            t = -((residue[:, None] - edges) // self.spec.dilation)
             low, lo, hi = (side[:, None] for side in rows)
             before = np.minimum(t, low) + np.clip(t, lo, hi)
             parts.append(np.diff(before, axis=1).sum(axis=0))
@@ -240,13 +240,13 @@ class BoundAxis:
 
     def _hull(self, group: Classes, first: Ints, last: Ints) -> Rows:
         """The hull of the keys of the queries from `first` to `last`, class coordinates."""
-        lo, _, _ = window_of(self.axis, first, group.keys)
-        _, hi, prefix = window_of(self.axis, last, group.keys)
-        return _normal(self.axis, lo, hi, prefix, group.keys)
+        lo, _, _ = window_of(self.spec, first, group.keys)
+        _, hi, prefix = window_of(self.spec, last, group.keys)
+        return _normal(self.spec, lo, hi, prefix, group.keys)
 
     def tile_totals(self, size: int) -> TileTotals:
         """What tiles of `size` queries add up to on this axis, without visiting every tile."""
-        period = self.axis.stride // math.gcd(self.axis.stride, size)
+        period = self.spec.stride // math.gcd(self.spec.stride, size)
         totals = [0, 0, 0, 0]
         for group in self.classes():
             full = (group.queries - 1) // size  # the last tile is counted by itself
@@ -255,7 +255,7 @@ class BoundAxis:
                 first = group.start + size * tile
                 return self._hull(group, first, first + size - 1).counts()
 
-            corners = bends(self.axis, (0, group.keys)) if full else []
+            corners = bends(self.spec, (0, group.keys)) if full else []
             at = [(u - group.start) // size for u in corners]
             keys = piecewise_sum(width, 0, full, period, at) if full else 0
             rest = np.array([group.start + full * size, group.start + group.queries - 1])
@@ -269,7 +269,7 @@ class BoundAxis:
         """Every query of the axis once, in tiles of up to `size` queries of one class with their
         key hulls.
         """
-        d = self.axis.dilation
+        d = self.spec.dilation
         for group in self.classes():
             stop = group.start + group.queries
             first = np.arange(group.start, stop, size, dtype=np.int64)
@@ -285,18 +285,21 @@ class BoundAxis:
                 for start, a, b, c in spans:
                     m = start - group.start
                     rows = min(size, group.queries - m)
-                    cut = slice(m, m + rows)
+                    part = slice(m, m + rows)
                     yield AxisTile(
                         (group.origin + residue + d * m, rows),
                         _runs(((0, a), (b, c)), group.first + residue, d),
                         a + c - b,
-                        tuple(lows[cut]),
-                        tuple(los[cut]),
-                        tuple(his[cut]),
+                        tuple(lows[part]),
+                        tuple(los[part]),
+                        tuple(his[part]),
                     )
 
 
-def bind(mask: Mask, query_space: Space, key_space: Space | None = None) -> tuple[BoundAxis, ...]:
+Axes = tuple[BoundAxis, ...]  # of a bound mask
+
+
+def bind(mask: Mask, query_space: Space, key_space: Space | None = None) -> Axes:
     """The mask's axes at their lengths.
 
     Args:
@@ -327,11 +330,11 @@ def bind(mask: Mask, query_space: Space, key_space: Space | None = None) -> tupl
 
 def dense(mask: Mask, query_space: Space, key_space: Space | None = None) -> NDArray[np.bool_]:
     """The mask as a bool matrix `[Nq, Nk]`, row-major over the spaces."""
-    lines = bind(mask, query_space, key_space)
-    check_dense(*(math.prod(getattr(line, side) for line in lines) for side in ("queries", "keys")))
+    axes = bind(mask, query_space, key_space)
+    check_dense(*(math.prod(getattr(axis, side) for axis in axes) for side in ("queries", "keys")))
     matrix = np.ones((1, 1), dtype=np.bool_)
-    for line in lines:
-        matrix = np.kron(matrix, line.dense())
+    for axis in axes:
+        matrix = np.kron(matrix, axis.dense())
     return matrix
 
 
@@ -346,20 +349,20 @@ def check_dense(queries: int, keys: int) -> None:
 
 
 @lru_cache(16)
-def _counts(line: BoundAxis) -> Ints:
+def _counts(axis: BoundAxis) -> Ints:
     """Keys of every query of a short axis."""
-    return line._all_rows(0, line.queries)[1].counts()  # pyright: ignore[reportPrivateUsage]
+    return axis._all_rows(0, axis.queries)[1].counts()  # pyright: ignore[reportPrivateUsage]
 
 
 @lru_cache(16)  # every candidate of a request asks
-def pairs(lines: tuple[BoundAxis, ...]) -> int:
+def pairs(axes: Axes) -> int:
     """How many (query, key) pairs a bound mask allows."""
-    return math.prod(line.pairs() for line in lines)
+    return math.prod(axis.pairs() for axis in axes)
 
 
-def has_empty_queries(lines: tuple[BoundAxis, ...]) -> bool:
+def has_empty_queries(axes: Axes) -> bool:
     """Whether any query of a bound mask reads no key."""
-    return any(line.empty_queries() for line in lines)
+    return any(axis.empty_queries() for axis in axes)
 
 
 def _check_lengths(mask: Mask, number: int, axis: Axis, queries: int, keys: int) -> None:

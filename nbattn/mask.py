@@ -76,8 +76,8 @@ class Mask:
         return f"{text}  # rows without keys: {'; '.join(gaps)}" if gaps else text
 
     def __str__(self) -> str:
-        lines = [f"  axis {number}  {describe(axis)}" for number, axis in enumerate(self.axes)]
-        return "\n".join([f"Mask of {counted(self.rank, 'axis', 'axes')}", *lines])
+        axes = [f"  axis {number}  {describe(axis)}" for number, axis in enumerate(self.axes)]
+        return "\n".join([f"Mask of {counted(self.rank, 'axis', 'axes')}", *axes])
 
     # Constructors: each keeps the counting of the library it is named after.
 

@@ -30,49 +30,49 @@ SIGNS = {
 READ, OWN, OWN_UNREAD, MOVED, PREFIX, PART, NONE, OTHER, *_ = SIGNS
 
 
-def check_lengths(lines: Sequence[BoundAxis]) -> None:
+def check_lengths(axes: Sequence[BoundAxis]) -> None:
     """Refuse axes whose pictures, and counts of keys per query, would cost too much."""
-    for number, line in enumerate(lines):
-        if max(line.queries, line.keys) > LONGEST:
+    for number, axis in enumerate(axes):
+        if max(axis.queries, axis.keys) > LONGEST:
             raise MaskError(
-                f"axis {number} has {line.queries} queries and {line.keys} keys; "
+                f"axis {number} has {axis.queries} queries and {axis.keys} keys; "
                 f"pictures go up to {LONGEST}.",
                 "a shorter axis shows the same rules.",
             )
 
 
-def keys_read(lines: Sequence[BoundAxis]) -> str:
+def keys_read(axes: Sequence[BoundAxis]) -> str:
     """How many keys a query of a bound mask reads, in words; queries without keys called out."""
-    low, high, empty = key_counts(lines)
+    low, high, empty = key_counts(axes)
     text = f"{low if low == high else f'{low}–{high}'} keys a query"
     none = f"; {counted(empty, 'query reads', 'queries read')} no key"
     return text + none * (empty > 0)
 
 
-def key_counts(lines: Sequence[BoundAxis]) -> tuple[int, int, int]:
+def key_counts(axes: Sequence[BoundAxis]) -> tuple[int, int, int]:
     """The fewest and the most keys that a query of a bound mask reads, and the queries without."""
-    counts = [line.key_runs()[1].sum(axis=1) for line in lines]
+    counts = [axis.key_runs()[1].sum(axis=1) for axis in axes]
     ends = [math.prod(int(end(of)) if len(of) else 0 for of in counts) for end in (np.min, np.max)]
-    some = math.prod(line.queries - line.empty_queries() for line in lines)
-    return ends[0], ends[1], math.prod(line.queries for line in lines) - some
+    some = math.prod(axis.queries - axis.empty_queries() for axis in axes)
+    return ends[0], ends[1], math.prod(axis.queries for axis in axes) - some
 
 
-def signs(line: BoundAxis) -> NDArray[np.str_]:
+def signs(axis: BoundAxis) -> NDArray[np.str_]:
     """One sign per pair `[queries, keys]` of a short axis: read or not, and because of what."""
-    own = (np.arange(line.queries) + line.offset)[:, None]
-    t, residue = np.divmod(np.arange(line.keys), line.axis.dilation)
-    lo, hi, _ = (side[:, None] for side in line.windows())
-    read, window = line.dense(), replace(line, axis=replace(line.axis, prefix=0)).dense()
-    here, moved = (own == np.arange(line.keys)) & line.is_placed, (t < lo) | (t >= hi)
-    other = residue != own % line.axis.dilation
+    own = (np.arange(axis.queries) + axis.offset)[:, None]
+    t, residue = np.divmod(np.arange(axis.keys), axis.spec.dilation)
+    lo, hi, _ = (side[:, None] for side in axis.windows())
+    read, window = axis.dense(), replace(axis, spec=replace(axis.spec, prefix=0)).dense()
+    here, moved = (own == np.arange(axis.keys)) & axis.is_placed, (t < lo) | (t >= hi)
+    other = residue != own % axis.spec.dilation
     rules = [here & read, here, read & ~window, read & moved, read, other]
     return np.select(rules, [OWN, OWN_UNREAD, PREFIX, MOVED, READ, OTHER], NONE)
 
 
-def cuts(line: BoundAxis) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+def clipped_windows(axis: BoundAxis) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """Which queries have a window that a clipped border cuts, at its start and at its end."""
-    axis, (lo, hi, keys) = line.axis, line.windows()
-    some = (keys > 0) & (axis.border == "clip")
-    start = some & (axis.left is not None) & (lo < 0) & (hi > 0)
-    end = some & (axis.right is not None) & (hi > keys) & (lo < keys)
+    spec, (lo, hi, keys) = axis.spec, axis.windows()
+    some = (keys > 0) & (spec.border == "clip")
+    start = some & (spec.left is not None) & (lo < 0) & (hi > 0)
+    end = some & (spec.right is not None) & (hi > keys) & (lo < keys)
     return start, end

@@ -25,14 +25,14 @@ def piecewise_sum(
     """
     first, last = -(-start // period), stop // period
     near = {k for at in bends for k in range(at // period - 2, at // period + 4)}
-    cuts = sorted({first, last, *(k for k in near if first < k < last)})
-    if (last - first) * period <= 2 * len(cuts) * period + 64:
+    pieces = sorted({first, last, *(k for k in near if first < k < last)})
+    if (last - first) * period <= 2 * len(pieces) * period + 64:
         return int(value(np.arange(start, stop, dtype=np.int64)).sum())
     head, tail = range(start, first * period), range(last * period, stop)
-    ends = np.array([k for a, b in pairwise(cuts) for k in (a, b - 1)], dtype=np.int64)
+    ends = np.array([k for a, b in pairwise(pieces) for k in (a, b - 1)], dtype=np.int64)
     u = ends[:, None] * period + np.arange(period)
     sums: list[int] = value(u.reshape(-1)).reshape(u.shape).sum(axis=1).tolist()
     series = sum(
-        (sums[2 * n] + sums[2 * n + 1]) * (b - a) // 2 for n, (a, b) in enumerate(pairwise(cuts))
+        (sums[2 * n] + sums[2 * n + 1]) * (b - a) // 2 for n, (a, b) in enumerate(pairwise(pieces))
     )
     return series + sum(int(value(np.array(edge, dtype=np.int64)).sum()) for edge in (head, tail))

@@ -15,11 +15,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nbattn import geometry
-from nbattn import mask_symbols as legend
+from nbattn import geometry, mask_symbols
 from nbattn.axis import describe
 from nbattn.errors import InputError
-from nbattn.geometry import BoundAxis
+from nbattn.geometry import Axes, BoundAxis
 from nbattn.planner.plan import Plan
 from nbattn.program.blocks import Block
 
@@ -30,12 +29,12 @@ BLOCKS = 20_000
 _BEYOND, _OFF = "beyond", "off"
 # Colours of Okabe and Ito, which differ for every kind of colour vision.
 COLOURS = {
-    legend.READ: ("#0072B2", "read"),
-    legend.MOVED: ("#E69F00", "read, moved or wrapped"),
-    legend.PREFIX: ("#009E73", "read, prefix"),
+    mask_symbols.READ: ("#0072B2", "read"),
+    mask_symbols.MOVED: ("#E69F00", "read, moved or wrapped"),
+    mask_symbols.PREFIX: ("#009E73", "read, prefix"),
     _BEYOND: ("#F3C4D6", "window beyond the axis"),
-    legend.NONE: ("#E6E6E6", "not read"),
-    legend.OTHER: ("#F7F7F7", "other residue class"),
+    mask_symbols.NONE: ("#E6E6E6", "not read"),
+    mask_symbols.OTHER: ("#F7F7F7", "other residue class"),
     _OFF: ("#FFFFFF", ""),
 }
 _KINDS = list(COLOURS)
@@ -50,18 +49,18 @@ def figure(plan: Plan) -> Any:
         MaskError: an axis is longer than 2^21.
     """
     request = plan.request
-    lines = geometry.bind(request.mask, request.query_space, request.key_space)
-    legend.check_lengths(lines)
-    columns = len(lines) + 1 if len(lines) != 2 else 3
-    panels = len(lines) + 1 + (0 if len(lines) == 1 else 3 if len(lines) == 2 else 8)
+    axes = geometry.bind(request.mask, request.query_space, request.key_space)
+    mask_symbols.check_lengths(axes)
+    columns = len(axes) + 1 if len(axes) != 2 else 3
+    panels = len(axes) + 1 + (0 if len(axes) == 1 else 3 if len(axes) == 2 else 8)
     size = (4.5 * columns, 4.6 * -(-panels // columns) + 0.9)
     made = _matplotlib("figure").Figure(figsize=size, dpi=130, layout="constrained")
     flat = made.subplots(-(-panels // columns), columns, squeeze=False).ravel().tolist()
-    for number, line in enumerate(lines):
-        _axis_panel(flat[number], number, line)
-    _blocks_panel(made, flat[len(lines)], plan, lines)
-    _neighborhoods(flat[len(lines) + 1 :], lines)
-    _finish(made, flat, plan, lines)
+    for number, axis in enumerate(axes):
+        _axis_panel(flat[number], number, axis)
+    _blocks_panel(made, flat[len(axes)], plan, axes)
+    _neighborhoods(flat[len(axes) + 1 :], axes)
+    _finish(made, flat, plan, axes)
     return made
 
 
@@ -92,24 +91,24 @@ def block_shares(plan: Plan) -> NDArray[np.float32] | str:
 def _block_grid(plan: Plan) -> tuple[NDArray[np.float32], NDArray[np.int64]] | str:
     """Share and number of the block of every cell."""
     request = plan.request
-    lines = geometry.bind(request.mask, request.query_space, request.key_space)
-    shape = tuple(line.queries for line in lines)
-    if len(lines) == 1:
-        shape = (*shape, lines[0].keys)
+    axes = geometry.bind(request.mask, request.query_space, request.key_space)
+    shape = tuple(axis.queries for axis in axes)
+    if len(axes) == 1:
+        shape = (*shape, axes[0].keys)
     if (
         math.prod(shape) > PAIRS
-        or max(max(line.queries, line.keys) for line in lines) > PAIRS // 512
+        or max(max(axis.queries, axis.keys) for axis in axes) > PAIRS // 512
     ):
         return f"{' x '.join(map(str, shape))} cells are too many to draw block by block"
     shares, numbers = np.full(shape, np.nan, np.float32), np.full(shape, -1, np.int64)
     visits = list(islice(plan.schedule(), BLOCKS + 1))
     if len(visits) > BLOCKS:
         return f"more than {BLOCKS} blocks, too many to draw one by one"
-    matrices = [line.dense() for line in lines]
+    matrices = [axis.dense() for axis in axes]
     for number, visit in enumerate(visits):
         share = _share(visit, matrices)
-        for keys in visit.keys if len(lines) == 1 else visit.keys[:1]:
-            ranges = (*visit.queries, *keys) if len(lines) == 1 else visit.queries
+        for keys in visit.keys if len(axes) == 1 else visit.keys[:1]:
+            ranges = (*visit.queries, *keys) if len(axes) == 1 else visit.queries
             cells = tuple(slice(r.start, r.stop, r.step) for r in ranges)
             shares[cells], numbers[cells] = share, number
     return shares, numbers
@@ -125,57 +124,57 @@ def _share(visit: Block, matrices: Sequence[NDArray[np.bool_]]) -> float:
     return allowed / visited if visited else float("nan")
 
 
-def axis_kinds(line: BoundAxis) -> tuple[NDArray[np.int64], int]:
+def axis_kinds(axis: BoundAxis) -> tuple[NDArray[np.int64], int]:
     """Index into `COLOURS` per query and key of a short axis, with columns before and after the
     axis that show what of a window lies there; and the number of columns before.
     """
-    lo, hi, keys = line.windows()
+    lo, hi, keys = axis.windows()
     far = 1 << 40  # unlimited sides end with the axis
-    d, most = line.axis.dilation, min(8, max(2, line.keys // 4))
+    d, most = axis.spec.dilation, min(8, max(2, axis.keys // 4))
     before = d * -int(min(0, np.min(np.where(lo < -far, 0, lo), initial=0)))
     after = d * int(max(0, np.max(np.where(hi > far, 0, hi - keys), initial=0)))
     before, after = min(before, most), min(after, most)
-    columns = np.arange(-before, line.keys + after)
+    columns = np.arange(-before, axis.keys + after)
     t, residue = np.divmod(columns, d)
-    own = (np.arange(line.queries) + line.offset)[:, None] % d
+    own = (np.arange(axis.queries) + axis.offset)[:, None] % d
     low, high = np.where(lo < -far, 0, lo)[:, None], np.where(hi > far, keys, hi)[:, None]
     reach = (residue == own) & (t >= low) & (t < high)
     kinds = np.where(reach, _KINDS.index(_BEYOND), _KINDS.index(_OFF))
-    kinds[:, before : before + line.keys] = _indices(legend.signs(line))
+    kinds[:, before : before + axis.keys] = _indices(mask_symbols.signs(axis))
     return kinds, before
 
 
 def _indices(signs: NDArray[np.str_]) -> NDArray[np.int64]:
     """Signs as indices into `COLOURS`; own positions by whether they are read."""
-    plain = np.where(signs == legend.OWN, legend.READ, signs)
-    plain = np.where(signs == legend.OWN_UNREAD, legend.NONE, plain)
+    plain = np.where(signs == mask_symbols.OWN, mask_symbols.READ, signs)
+    plain = np.where(signs == mask_symbols.OWN_UNREAD, mask_symbols.NONE, plain)
     return np.select([plain == kind for kind in _KINDS], range(len(_KINDS)))
 
 
-def _axis_panel(axes: Any, number: int, line: BoundAxis) -> None:
+def _axis_panel(axes: Any, number: int, axis: BoundAxis) -> None:
     """Queries down, keys across."""
-    title = textwrap.fill(f"axis {number}: {describe(line.axis)}", 44)
-    axes.set_title(f"{title}\n{legend.keys_read([line])}", fontsize=10)
+    title = textwrap.fill(f"axis {number}: {describe(axis.spec)}", 44)
+    axes.set_title(f"{title}\n{mask_symbols.keys_read([axis])}", fontsize=10)
     axes.set_xlabel("key")
     axes.set_ylabel("query")
-    if not line.queries * line.keys:
+    if not axis.queries * axis.keys:
         return _words(axes, "no pairs")
-    if max(line.queries, line.keys) > CELLS:
-        rows, columns = _tile((line.queries, line.keys))
-        areas = geometry.BoundAxis(type(line.axis)(), line.queries, line.keys)
-        shares = line.coverage(rows, columns) / areas.coverage(rows, columns)
-        return _shares(axes, shares, (line.queries, line.keys), (rows, columns))
-    kinds, before = axis_kinds(line)
+    if max(axis.queries, axis.keys) > CELLS:
+        rows, columns = _tile((axis.queries, axis.keys))
+        areas = geometry.BoundAxis(type(axis.spec)(), axis.queries, axis.keys)
+        shares = axis.coverage(rows, columns) / areas.coverage(rows, columns)
+        return _shares(axes, shares, (axis.queries, axis.keys), (rows, columns))
+    kinds, before = axis_kinds(axis)
     width = kinds.shape[1]
-    _kinds(axes, kinds, (-before - 0.5, width - before - 0.5, line.queries - 0.5, -0.5))
-    for edge in (-0.5, line.keys - 0.5):
+    _kinds(axes, kinds, (-before - 0.5, width - before - 0.5, axis.queries - 0.5, -0.5))
+    for edge in (-0.5, axis.keys - 0.5):
         axes.axvline(edge, color=_INK, linewidth=1)
-    own = np.arange(line.queries) + line.offset
-    inside = (own >= -before) & (own < width - before) & line.is_placed
+    own = np.arange(axis.queries) + axis.offset
+    inside = (own >= -before) & (own < width - before) & axis.is_placed
     rows = np.flatnonzero(inside)
-    own_read = (legend.signs(line) == legend.OWN).any(axis=1)
+    own_read = (mask_symbols.signs(axis) == mask_symbols.OWN).any(axis=1)
     read = own_read[rows].tolist()
-    _dots(axes, own[rows], rows, read, max(line.queries, width))
+    _dots(axes, own[rows], rows, read, max(axis.queries, width))
     return None
 
 
@@ -206,7 +205,7 @@ def _shares(axes: Any, shares: Any, shape: tuple[int, ...], tile: tuple[int, ...
     look: dict[str, Any] = {"cmap": "cividis", "vmin": 0, "vmax": 1, "interpolation": "nearest"}
     look |= {"extent": (-0.5, across, down, -0.5), "aspect": _aspect(shape)}
     drawn = axes.imshow(np.ma.masked_where(~(shares > 0), shares), **look)
-    axes.set_facecolor(COLOURS[legend.NONE][0])
+    axes.set_facecolor(COLOURS[mask_symbols.NONE][0])
     axes.set_xlim(-0.5, shape[1] - 0.5)
     axes.set_ylim(shape[0] - 0.5, -0.5)
     _integers(axes)
@@ -234,23 +233,23 @@ def _words(axes: Any, text: str) -> None:
     axes.text(0.5, 0.5, textwrap.fill(text, 36), ha="center", va="center", transform=axes.transAxes)
 
 
-def _blocks_panel(made: Any, axes: Any, plan: Plan, lines: Sequence[BoundAxis]) -> None:
+def _blocks_panel(made: Any, panel: Any, plan: Plan, axes: Sequence[BoundAxis]) -> None:
     """The blocks that the chosen program computes, by how much of each is read."""
     cost, name = plan.chosen.cost, f"{plan.chosen.name} on {plan.request.device.name}"
-    useful = 100 * cost.useful_pairs / max(cost.visited_pairs, 1) if cost else 0
-    axes.set_title(f"blocks of {name}\n{useful:.3g}% of visited pairs are read", fontsize=10)
+    useful = 100 * cost.useful_pairs / max(cost.computed_pairs, 1) if cost else 0
+    panel.set_title(f"blocks of {name}\n{useful:.3g}% of visited pairs are read", fontsize=10)
     found = _block_grid(plan)
     if isinstance(found, str) or not found[0].size:
-        return _words(axes, found if isinstance(found, str) else "no pairs")
+        return _words(panel, found if isinstance(found, str) else "no pairs")
     shares, numbers = found
-    names = ("query", "key") if len(lines) == 1 else ("query, axis 0", "query, axis 1")
-    if len(lines) == 3:
+    names = ("query", "key") if len(axes) == 1 else ("query, axis 0", "query, axis 1")
+    if len(axes) == 3:
         shares, numbers = shares[len(shares) // 2], numbers[len(numbers) // 2]
         names = ("query, axis 1", f"query, axis 2; axis 0 at {plan.request.query_space[0] // 2}")
-    axes.set_ylabel(names[0])
-    axes.set_xlabel(names[1])
-    _shares(axes, shares, shares.shape)
-    _outline(axes, numbers)
+    panel.set_ylabel(names[0])
+    panel.set_xlabel(names[1])
+    _shares(panel, shares, shares.shape)
+    _outline(panel, numbers)
     return None
 
 
@@ -268,94 +267,96 @@ def _outline(axes: Any, numbers: NDArray[np.int64]) -> None:
     axes.add_collection(collection(edges, colors="white", linewidths=0.8), autolim=False)
 
 
-def _neighborhoods(panels: Sequence[Any], lines: Sequence[BoundAxis]) -> None:
+def _neighborhoods(panels: Sequence[Any], axes: Sequence[BoundAxis]) -> None:
     """The keys of a corner, an edge and the centre on the key grid; in space, slices of two."""
-    centre = tuple(line.queries // 2 for line in lines)
-    if not panels or not math.prod(line.queries * line.keys for line in lines):
+    centre = tuple(axis.queries // 2 for axis in axes)
+    if not panels or not math.prod(axis.queries * axis.keys for axis in axes):
         return
-    corner = (0,) * len(lines)
-    if len(lines) == 2:
+    corner = (0,) * len(axes)
+    if len(axes) == 2:
         names = {"corner": corner, "edge": (0, centre[1]), "centre": centre}
-        for axes, (name, query) in zip(panels, names.items(), strict=True):
-            _grid(axes, f"{name} query {query}", lines, query)
+        for panel, (name, query) in zip(panels, names.items(), strict=True):
+            _grid(panel, f"{name} query {query}", axes, query)
         return
     for row, (name, query) in enumerate({"corner": corner, "centre": centre}.items()):
-        slices = _slices(lines[0], query[0])
-        for axes, at in zip(panels[4 * row : 4 * row + 4], slices, strict=False):
-            _grid(axes, f"{name} query {query}, keys at {at} on axis 0", lines, query, at)
+        slices = _slices(axes[0], query[0])
+        for panel, at in zip(panels[4 * row : 4 * row + 4], slices, strict=False):
+            _grid(panel, f"{name} query {query}, keys at {at} on axis 0", axes, query, at)
 
 
-def _slices(line: BoundAxis, query: int) -> list[int]:
+def _slices(axis: BoundAxis, query: int) -> list[int]:
     """Four keys of an axis: of those that a query reads, then their neighbours."""
-    d = line.axis.dilation
-    runs = line.key_intervals(query)
+    d = axis.spec.dilation
+    runs = axis.key_intervals(query)
     read = [key for start, count in runs for key in range(start, start + d * count, d)]
     spread = np.linspace(0, len(read) - 1, min(4, len(read))).round().astype(int).tolist()
     chosen = [read[index] for index in sorted(set(spread))]
-    middle = chosen[0] if chosen else line.offset + query
-    others = sorted(set(range(line.keys)) - set(read), key=lambda key: abs(key - middle))
+    middle = chosen[0] if chosen else axis.offset + query
+    others = sorted(set(range(axis.keys)) - set(read), key=lambda key: abs(key - middle))
     return sorted([*chosen, *others[: 4 - len(chosen)]])
 
 
 def _grid(
-    axes: Any, title: str, lines: Sequence[BoundAxis], query: tuple[int, ...], at: int | None = None
+    panel: Any, title: str, axes: Sequence[BoundAxis], query: tuple[int, ...], at: int | None = None
 ) -> None:
     """The keys of one query on a grid of the last two axes; in space, those at `at` on axis 0."""
-    shape = tuple(line.keys for line in lines[-2:])
-    if max(line.keys for line in lines) > CELLS:
-        read = _read_shares(lines[0], query[0], 1)[at] if at is not None else 1
+    shape = tuple(axis.keys for axis in axes[-2:])
+    if max(axis.keys for axis in axes) > CELLS:
+        read = _read_shares(axes[0], query[0], 1)[at] if at is not None else 1
         sizes = _tile(shape)
-        rows = [_read_shares(*one) for one in zip(lines[-2:], query[-2:], sizes, strict=True)]
-        _shares(axes, read * np.multiply.outer(*rows), shape, sizes)
+        rows = [_read_shares(*one) for one in zip(axes[-2:], query[-2:], sizes, strict=True)]
+        _shares(panel, read * np.multiply.outer(*rows), shape, sizes)
     else:
-        kinds = grid_kinds(lines, query, at)
-        _kinds(axes, kinds)
+        kinds = grid_kinds(axes, query, at)
+        _kinds(panel, kinds)
         title += f": {int((kinds < _KINDS.index(_BEYOND)).sum())} keys"
-    spots = [place + line.offset for place, line in zip(query, lines, strict=True)]
+    spots = [place + axis.offset for place, axis in zip(query, axes, strict=True)]
     inside = all(0 <= s < n for s, n in zip(spots[-2:], shape, strict=True))
-    if inside and at in (None, spots[0]) and all(line.is_placed for line in lines):
-        pairs = zip(lines, query, spots, strict=True)
-        read = all(_reads(line, place, spot) for line, place, spot in pairs)
-        _dots(axes, [spots[-1]], [spots[-2]], [read], max(shape))
-    axes.set_title(title, fontsize=10)
-    axes.set_ylabel(f"key, axis {len(lines) - 2}")
-    axes.set_xlabel(f"key, axis {len(lines) - 1}")
+    if inside and at in (None, spots[0]) and all(axis.is_placed for axis in axes):
+        pairs = zip(axes, query, spots, strict=True)
+        read = all(_reads(axis, place, spot) for axis, place, spot in pairs)
+        _dots(panel, [spots[-1]], [spots[-2]], [read], max(shape))
+    panel.set_title(title, fontsize=10)
+    panel.set_ylabel(f"key, axis {len(axes) - 2}")
+    panel.set_xlabel(f"key, axis {len(axes) - 1}")
 
 
 def grid_kinds(
-    lines: Sequence[BoundAxis], query: tuple[int, ...], at: int | None = None
+    axes: Sequence[BoundAxis], query: tuple[int, ...], at: int | None = None
 ) -> NDArray[np.int64]:
     """Index into `COLOURS` per key of a grid of the last two axes, short ones, for one query."""
-    rows = [_indices(legend.signs(line)[place]) for line, place in zip(lines, query, strict=True)]
+    rows = [
+        _indices(mask_symbols.signs(axis)[place]) for axis, place in zip(axes, query, strict=True)
+    ]
     # a key is what the last kind in the table says that one of its axes has: not read, if any is
     grid = np.maximum.outer(*rows[-2:])
     return grid if at is None else np.maximum(grid, rows[0][at])
 
 
-def _reads(line: BoundAxis, query: int, key: int) -> bool:
-    d = line.axis.dilation
-    return any(key in range(a, a + d * n, d) for a, n in line.key_intervals(query))
+def _reads(axis: BoundAxis, query: int, key: int) -> bool:
+    d = axis.spec.dilation
+    return any(key in range(a, a + d * n, d) for a, n in axis.key_intervals(query))
 
 
-def _read_shares(line: BoundAxis, query: int, tile: int) -> NDArray[np.float64]:
+def _read_shares(axis: BoundAxis, query: int, tile: int) -> NDArray[np.float64]:
     """How much of every tile of keys a query reads."""
-    row = np.zeros(line.keys)
-    for start, count in line.key_intervals(query):
-        row[start : start + line.axis.dilation * count : line.axis.dilation] = 1
-    return np.array([row[at : at + tile].mean() for at in range(0, line.keys, tile)])
+    row = np.zeros(axis.keys)
+    for start, count in axis.key_intervals(query):
+        row[start : start + axis.spec.dilation * count : axis.spec.dilation] = 1
+    return np.array([row[at : at + tile].mean() for at in range(0, axis.keys, tile)])
 
 
-def _finish(made: Any, panels: Sequence[Any], plan: Plan, lines: tuple[BoundAxis, ...]) -> None:
+def _finish(made: Any, panels: Sequence[Any], plan: Plan, axes: Axes) -> None:
     """Title, legend, and no empty frames."""
-    for axes in panels:
-        if not axes.has_data() and not axes.texts:
-            axes.set_axis_off()
-    total = math.prod(line.queries * line.keys for line in lines)
-    pairs = f"{geometry.pairs(lines)} of {total} pairs; {legend.keys_read(lines)}"
-    title = textwrap.fill(repr(plan.request.mask), 48 * max(2, len(lines)))
+    for panel in panels:
+        if not panel.has_data() and not panel.texts:
+            panel.set_axis_off()
+    total = math.prod(axis.queries * axis.keys for axis in axes)
+    pairs = f"{geometry.pairs(axes)} of {total} pairs; {mask_symbols.keys_read(axes)}"
+    title = textwrap.fill(repr(plan.request.mask), 48 * max(2, len(axes)))
     made.suptitle(f"{title}\n{pairs}", fontsize=11)
-    patch, line = _matplotlib("patches").Patch, _matplotlib("lines").Line2D
-    images = [image for axes in panels for image in axes.images if _is_kinds(image)]
+    patch, axis = _matplotlib("patches").Patch, _matplotlib("lines").Line2D
+    images = [image for panel in panels for image in panel.images if _is_kinds(image)]
     seen = {int(kind) for image in images for kind in np.unique(image.get_array())}
     handles = [
         patch(facecolor=colour, edgecolor="#888888", label=words)
@@ -364,8 +365,8 @@ def _finish(made: Any, panels: Sequence[Any], plan: Plan, lines: tuple[BoundAxis
     ]
     if handles:
         look: dict[str, Any] = {"color": _INK, "marker": "o", "linestyle": "", "markersize": 5}
-        handles.append(line([], [], **look, label="own position"))
-        handles.append(line([], [], **look, markerfacecolor="none", label="own position, not read"))
+        handles.append(axis([], [], **look, label="own position"))
+        handles.append(axis([], [], **look, markerfacecolor="none", label="own position, not read"))
         made.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=9, frameon=False)
 
 

@@ -17,7 +17,7 @@ MIN_ROUNDS = 3
 TURN = 0.05  # seconds that a turn is timed for, at least
 LONG = 1.0  # seconds of a run from which on the state of the caches does not matter
 
-Run = Callable[[], object]
+Action = Callable[[], object]
 Statistic = Callable[[Sequence[float]], float]
 
 
@@ -33,7 +33,7 @@ class Clock:
     """
 
     title: str
-    time: Callable[[Run], float]
+    time: Callable[[Action], float]
     of_turn: Statistic
     of_rounds: Statistic
 
@@ -81,8 +81,8 @@ def clock(threads: int = 1, device: str = "cpu") -> Clock:
     return Clock("shortest wall time", _by(time.perf_counter), min, min)
 
 
-def _by(now: Callable[[], float]) -> Callable[[Run], float]:
-    def seconds(run: Run) -> float:
+def _by(now: Callable[[], float]) -> Callable[[Action], float]:
+    def seconds(run: Action) -> float:
         before = now()
         run()
         return now() - before
@@ -90,7 +90,7 @@ def _by(now: Callable[[], float]) -> Callable[[Run], float]:
     return seconds
 
 
-def _events(run: Run) -> float:
+def _events(run: Action) -> float:
     """Between two events of the current stream, so that the host's lead does not count."""
     import torch
 
@@ -102,13 +102,13 @@ def _events(run: Run) -> float:
     return start.elapsed_time(stop) * 1e-3
 
 
-def _synchronised(device: str) -> Callable[[Run], float]:
+def _synchronised(device: str) -> Callable[[Action], float]:
     """Wall time until an accelerator without events of its own here (mps, xpu) is done."""
     import torch
 
     module = torch.get_device_module(device)
 
-    def seconds(run: Run) -> float:
+    def seconds(run: Action) -> float:
         module.synchronize()
         before = time.perf_counter()
         run()
@@ -119,7 +119,7 @@ def _synchronised(device: str) -> Callable[[Run], float]:
 
 
 def interleave(
-    functions: Mapping[str, Run],
+    functions: Mapping[str, Action],
     *,
     clock: Clock,
     rounds: int,
@@ -154,7 +154,7 @@ def interleave(
     return {name: Samples(tuple(seconds), clock) for name, seconds in taken.items()}
 
 
-def _repeats(run: Run, clock: Clock) -> int:
+def _repeats(run: Action, clock: Clock) -> int:
     """Runs that fill a turn, after one that warms up; 0 where one run is long enough by itself."""
     seconds = 0.0
     for _ in range(2):
@@ -164,14 +164,14 @@ def _repeats(run: Run, clock: Clock) -> int:
     return math.ceil(TURN / max(seconds, 1e-6))
 
 
-def _turn(run: Run, repeats: int, clock: Clock) -> float:
+def _turn(run: Action, repeats: int, clock: Clock) -> float:
     """Seconds of one run, from the runs of a turn."""
     if repeats:
         run()
     return clock.of_turn([clock.time(run) for _ in range(max(1, repeats))])
 
 
-def extra_memory(run: Run) -> int | None:
+def extra_memory(run: Action) -> int | None:
     """Bytes of resident memory at the peak of a run, over what was resident before.
 
     Returns:

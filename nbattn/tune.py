@@ -12,13 +12,12 @@ from nbattn import bench, cache, machine
 from nbattn.bench import Effort, Job
 from nbattn.cache import CacheError
 from nbattn.errors import InputError
-from nbattn.planner import cost_table as measured
-from nbattn.planner import planner
+from nbattn.planner import cost_table, planner
 from nbattn.planner.cost_table import Entry, Fingerprint, Rates
 from nbattn.planner.plan import Plan
 from nbattn.program.device import DeviceInfo
 from nbattn.program.request import DTYPES
-from nbattn.timing import Clock, Run, clock, interleave
+from nbattn.timing import Action, Clock, clock, interleave
 
 QUICK, FULL = Effort(rounds=3, seconds=5.0), Effort(rounds=7, seconds=20.0)
 ENTRIES = 64  # of a table: the latest are kept
@@ -33,7 +32,7 @@ def this_device(info: DeviceInfo) -> Fingerprint:
     Raises:
         InputError: the machine has no such device, or several models of it.
     """
-    found = measured.fingerprint(info.name)
+    found = cost_table.fingerprint(info.name)
     if found is None:
         raise InputError(
             f"{info.name} cannot be measured: this machine has none, or several models of it.",
@@ -72,7 +71,7 @@ def rates(kind: str, *, effort: Effort) -> Rates:
     target = torch.zeros_like(source)
     small = torch.zeros(1, 1, 8, 8, device=kind)
     attend = torch.nn.functional.scaled_dot_product_attention
-    runs: dict[str, Run] = {
+    runs: dict[str, Action] = {
         "copy": lambda: target.copy_(source),
         "call": lambda: attend(small, small, small),
     }
@@ -128,7 +127,7 @@ def times(
 
 def entry(here: Fingerprint, found: Rates, jobs: Sequence[Job]) -> Entry:
     """What was measured, for the table. A candidate that was wrong has no time in it."""
-    by_request = {measured.key(job.plan.request): dict(job.timed) for job in jobs if job.timed}
+    by_request = {cost_table.key(job.plan.request): dict(job.timed) for job in jobs if job.timed}
     return Entry(here, machine.today(), found, by_request)
 
 
@@ -160,7 +159,7 @@ def intended() -> Path | None:
         InputError: the variables name no absolute path.
     """
     try:
-        return measured.path()
+        return cost_table.path()
     except CacheError as error:
         raise _unwritable(error) from None
 
@@ -186,10 +185,10 @@ def save(path: Path, new: Entry) -> str:
         with cache.locked(path.parent):
             content, problem = cache.read(path), ""
             try:
-                old = () if content is None else measured.decode(content)
+                old = () if content is None else cost_table.decode(content)
             except CacheError as error:
                 old, problem = (), str(error)
-            cache.publish(path, measured.encode(joined(old, new)).encode())
+            cache.publish(path, cost_table.encode(joined(old, new)).encode())
     except CacheError as error:
         raise InputError(f"the cost table cannot be written: {error}.", "--output FILE.") from None
     planner.forget()

@@ -67,16 +67,16 @@ def row(there: str, here: str) -> tuple[str, ...]:
     mask: nbattn.Mask = eval(here, {"Mask": nbattn.Mask})
     (line,) = geometry.bind(mask, LENGTH, LENGTH)
     ((first, count),) = line.key_intervals(MIDDLE)
-    step = line.axis.dilation
+    step = line.spec.dilation
     last = first + step * (count - 1)
-    unlimited = [None in (line.axis.left, line.axis.right), first == 0, last == LENGTH - 1]
+    unlimited = [None in (line.spec.left, line.spec.right), first == 0, last == LENGTH - 1]
     left = "0" if unlimited[1] else relative(first - line.offset)
     right = "the last" if unlimited[2] else relative(last - line.offset)
     reads = f"{left} … {right}" + (f" in steps of {step}" if step > 1 else "")
     keys = "all of these" if unlimited[0] else str(count)
-    offset = f", offset {line.axis.offset:+d}" if line.axis.offset else ""
-    placed = (line.axis.align or "refused") + offset
-    return there, f"`{here}`", reads, keys, placed, BORDERS[line.axis.border]
+    offset = f", offset {line.spec.offset:+d}" if line.spec.offset else ""
+    placed = (line.spec.align or "refused") + offset
+    return there, f"`{here}`", reads, keys, placed, BORDERS[line.spec.border]
 
 
 def relative(key: int) -> str:

@@ -19,53 +19,57 @@ ROOT = Path(__file__).resolve().parents[1]
 PROCESSES = 2
 SEEN = frozenset({"fails", "hangs"})
 SECONDS = 300  # of one file; a mutant that hangs it is caught
-# fmt: off
-(
-    GEOMETRY, TILED, SCHEDULE, SDPA, REWRITES, PROOF, LAYER,
-    FILES, GRAMMAR, LOADER, DEMO, HF, HF_RULES,
-) = (
-    f"nbattn/{name}.py"
-    for name in (
-        "geometry", "backends/tiled", "backends/schedule", "backends/sdpa",
-        "planner/rewrites", "planner/proof", "nn",
-        "config/files", "config/grammar", "config/__init__", "demo/denoise",
-        "integrations/transformers", "integrations/mask_functions",
-    )
-)
+GEOMETRY = "nbattn/geometry.py"
 ALIGNMENT = "nbattn/alignment.py"
-OPS, EXECUTE, AUTOGRAD = (f"nbattn/{name}.py" for name in ("ops", "execute", "autograd"))
-BANDS, MEANING, LOWERING, WINDOWS, CALLS = (
-    f"nbattn/{name}.py"
-    for name in (
-        "dialects/bands", "dialects/flash", "planner/flash", "planner/windows", "backends/calls",
-    )
-)
-FUSED, UNFUSED, SLOTS, LEGACY, MODULES, PARAMETERS, DINAT = (
+PIECEWISE_SUM = "nbattn/piecewise_sum.py"
+BANDS = "nbattn/program/bands.py"
+PROGRAM = "nbattn/program/program.py"
+DENSE_PIECES = "nbattn/program/dense_pieces.py"
+BAND_PIECES = "nbattn/program/band_pieces.py"
+CALLS = "nbattn/backends/calls.py"
+INPUTS = "nbattn/backends/inputs.py"
+SDPA = "nbattn/backends/dense/run.py"
+TILED = "nbattn/backends/tiled/run.py"
+SCHEDULE = "nbattn/backends/tiled/schedule.py"
+FLASH_MEANING = "nbattn/backends/flash/meaning.py"
+FLASH_CANDIDATES = "nbattn/backends/flash/candidates.py"
+FLASH_COSTS = "nbattn/backends/flash/costs.py"
+FLASH_PACKING = "nbattn/backends/flash/packing.py"
+CUDA_MEANING = "nbattn/backends/cuda/meaning.py"
+CUDA_TILES = "nbattn/backends/cuda/tiles.py"
+TILE_TRAVERSAL = "nbattn/backends/cuda/tile_traversal.py"
+CUDA = "nbattn/backends/cuda/run.py"
+FLEX = "nbattn/backends/flex/run.py"
+FLEX_MEANING = "nbattn/backends/flex/meaning.py"
+PLANNER = "nbattn/planner/planner.py"
+PROOF = "nbattn/planner/proof.py"
+EXECUTE = "nbattn/execute.py"
+OPS = "nbattn/ops.py"
+AUTOGRAD = "nbattn/autograd.py"
+FUNCTIONAL = "nbattn/functional.py"
+LAYER = "nbattn/nn.py"
+DRAW = "nbattn/draw.py"
+FILES = "nbattn/config/files.py"
+GRAMMAR = "nbattn/config/grammar.py"
+LOADER = "nbattn/config/__init__.py"
+DEMO = "nbattn/demo/denoise.py"
+HF = "nbattn/integrations/transformers.py"
+HF_RULES = "nbattn/integrations/mask_functions.py"
+FUSED, UNFUSED, NEIGHBORHOOD_GATHER, LEGACY, MODULES, PARAMETERS, DINAT = (
     f"nbattn/integrations/natten/{name}.py"
-    for name in ("fused", "unfused", "slots", "legacy", "modules", "parameters", "dinat")
+    for name in (
+        *("fused", "unfused", "neighborhood_gather", "legacy", "modules", "parameters", "dinat"),
+    )
 )
 SOURCES, NVRTC, CUBINS, LAUNCH = (
     f"nbattn/kernels/{name}.py" for name in ("sources", "nvrtc", "cubins", "launch")
 )
-PROGRAMS, FLASH_COSTS, PACKING = (
-    f"nbattn/planner/{name}.py" for name in ("programs", "flash_costs", "packing")
-)
-FUNCTIONAL, DRAW = "nbattn/functional.py", "nbattn/draw.py"
-PLANNER, INPUTS = "nbattn/planner/planner.py", "nbattn/backends/inputs.py"
 WARP, MEMORY, COPIES, FIBERS, EMULATOR, TWINS = (
     f"tests/emulator/{name}"
     for name in (
-        "warp.cpp", "memory.cpp", "copies.cpp", "fibers.cpp", "emulator.h", "emulated_ptx.h",
+        *("warp.cpp", "memory.cpp", "copies.cpp", "fibers.cpp", "emulator.h", "emulated_ptx.h"),
     )
 )
-FLEX, FLEX_BLOCKS = "nbattn/backends/flex/run.py", "nbattn/backends/flex/meaning.py"
-SERIES, WALKS, CUDA_DIALECT, CUDA_TILES, CUDA = (
-    f"nbattn/{name}.py"
-    for name in (
-        "series", "dialects/walks", "dialects/cuda", "dialects/cuda_tiles", "backends/cuda",
-    )
-)
-# fmt: on
 
 
 class Mutant(NamedTuple):
@@ -101,8 +105,8 @@ MUTANTS = [
            "corner = self.keys - self.queries - 1 if", "literal_masks metamorphic"),
     Mutant("an alignment guessed", ALIGNMENT, "return queries != keys and axis.align is None",
            "return False and axis.align is None", "messages mask"),
-    Mutant("offset-sign", GEOMETRY, "return corner + self.axis.offset",
-           "return corner - self.axis.offset", "literal_masks metamorphic"),
+    Mutant("offset-sign", GEOMETRY, "return corner + self.spec.offset",
+           "return corner - self.spec.offset", "literal_masks metamorphic"),
     # leader of a stride group
     Mutant("leader-plain", GEOMETRY, "else axis.stride // 2", "else (axis.stride - 1) // 2",
            "literal_masks natten_semantics"),
@@ -153,54 +157,55 @@ MUTANTS = [
     Mutant("totals-bends", GEOMETRY, "for u in corners]", "for u in corners[:1]]", "tiles"),
     Mutant("totals-last-tile", GEOMETRY, "size * keys + rows * end",
            "size * (keys + end)", "tiles"),
-    Mutant("hull-first-row", GEOMETRY, "lo, _, _ = window_of(self.axis, first,",
-           "lo, _, _ = window_of(self.axis, first + 1,", "planner support"),
+    Mutant("hull-first-row", GEOMETRY, "lo, _, _ = window_of(self.spec, first,",
+           "lo, _, _ = window_of(self.spec, first + 1,", "planner support"),
     Mutant("hull-last-row", GEOMETRY, "np.minimum(first + size, stop) - 1",
            "np.minimum(first + size, stop) - 2", "planner support"),
     Mutant("hull-seam", GEOMETRY, "np.where(lo >= seam, shift, 0)",
            "np.where(lo > seam, shift, 0)", "planner support"),
-    Mutant("hull-prefix-end", GEOMETRY, "_, hi, prefix = window_of(self.axis, last, group.keys)",
-           "hi = window_of(self.axis, last, group.keys)[1]\n"
-           "        prefix = window_of(self.axis, first, group.keys)[2]", "tiles"),
+    Mutant("hull-prefix-end", GEOMETRY, "_, hi, prefix = window_of(self.spec, last, group.keys)",
+           "hi = window_of(self.spec, last, group.keys)[1]\n"
+           "        prefix = window_of(self.spec, first, group.keys)[2]", "tiles"),
     # number of pairs
-    Mutant("bends-of-keys", GEOMETRY, "bends(self.axis, (0, group.keys)),",
-           "bends(self.axis, (0,)),",
+    Mutant("bends-of-keys", GEOMETRY, "bends(self.spec, (0, group.keys)),",
+           "bends(self.spec, (0,)),",
            "geometry"),
     Mutant("bends-of-sides", GEOMETRY, "(left, right, left + right)", "(left + right,)",
            "geometry"),
     Mutant("bends-of-prefix", GEOMETRY, "ends = {*corners, axis.prefix}", "ends = {*corners}",
            "geometry"),
-    Mutant("bends-of-walks", WALKS, "for u in bends(self.line.axis, corners)]",
-           "for u in bends(self.line.axis, corners[:1])]", "walks"),
-    Mutant("series-short", SERIES, "(b - a) // 2 for n", "(b - a - 1) // 2 for n", "walks tiles"),
+    Mutant("bends-of-walks", TILE_TRAVERSAL, "for u in bends(self.axis.spec, corners)]",
+           "for u in bends(self.axis.spec, corners[:1])]", "walks"),
+    Mutant("series-short", PIECEWISE_SUM,
+           "(b - a) // 2 for n", "(b - a - 1) // 2 for n", "walks tiles"),
     # walks of the CUDA kernels
-    Mutant("walk-first-column", WALKS, "lo = np.maximum(lo, prefix)",
+    Mutant("walk-first-column", TILE_TRAVERSAL, "lo = np.maximum(lo, prefix)",
            "lo = np.maximum(lo + 1, prefix)", "walks"),
-    Mutant("walk-lap", WALKS, "(lo, np.minimum(hi, lo + lap))", "(lo, hi)", "walks"),
-    Mutant("walk-full-too-early", WALKS, "((tail, head), (zero, some))",
+    Mutant("walk-lap", TILE_TRAVERSAL, "(lo, np.minimum(hi, lo + lap))", "(lo, hi)", "walks"),
+    Mutant("walk-full-too-early", TILE_TRAVERSAL, "((tail, head), (zero, some))",
            "((lo, head), (zero, some))", "walks"),
-    Mutant("walk-prefix-seam", WALKS, "np.where(prefixed & (last >= axis.prefix), after,",
+    Mutant("walk-prefix-seam", TILE_TRAVERSAL, "np.where(prefixed & (last >= axis.prefix), after,",
            "np.where(prefixed, head,", "walks"),
     # the CUDA kernels: tiles, arguments, launches
     Mutant("cuda-shared-bytes", CUDA_TILES, "stage = columns * (head + value + 8 *",
            "stage = columns * (head + value + 4 *", "cuda"),
     Mutant("cuda-accumulators", CUDA_TILES, "return tiles.row_blocks * (dv + columns) // 2",
            "return tiles.row_blocks * (dv + columns) // 4", "cuda_plans"),
-    Mutant("cuda-memory", CUDA_DIALECT, "dict.fromkeys((86, 89, 120, 121), 99 << 10)",
+    Mutant("cuda-memory", CUDA_MEANING, "dict.fromkeys((86, 89, 120, 121), 99 << 10)",
            "dict.fromkeys((86, 89, 120, 121), 163 << 10)", "cuda_plans"),
-    Mutant("cuda-row-tiles", CUDA_TILES, "classes = min(line.axis.dilation, length)",
+    Mutant("cuda-row-tiles", CUDA_TILES, "classes = min(axis.spec.dilation, length)",
            "classes = 1", "cuda"),
     Mutant("cuda-extra-blocks", CUDA, "more = -(-extra // window.keys.row_count)", "more = 0",
            "cuda"),
     Mutant("cuda-key-heads", CUDA, '*of("dkdv", window.keys, batch * kv_heads, more)',
            '*of("dkdv", window.keys, batch, more)', "cuda"),
     Mutant("cuda-group", CUDA, "heads // max(kv_heads, 1), extra", "1, extra", "cuda"),
-    Mutant("cuda-two-runs", CUDA_DIALECT, 'line.axis.border == "wrap" or line.axis.prefix',
-           'line.axis.border == "wrap"', "cuda cuda_plans"),
-    Mutant("cuda-offset", CUDA, "        line.offset,\n", "        line.axis.offset,\n",
+    Mutant("cuda-two-runs", CUDA_MEANING, 'axis.spec.border == "wrap" or axis.spec.prefix',
+           'axis.spec.border == "wrap"', "cuda cuda_plans"),
+    Mutant("cuda-offset", CUDA, "        axis.offset,\n", "        axis.spec.offset,\n",
            "cuda window_sweep"),
     Mutant("cuda-side", CUDA, "FAR if side is None else min(side, FAR)",
-           "line.keys if side is None else min(side, FAR)", "window_sweep"),
+           "axis.keys if side is None else min(side, FAR)", "window_sweep"),
     Mutant("cuda-strides", CUDA, "(0,) * (RANK - len(axes)), *axes, head",
            "(0,) * (RANK - len(axes)), *axes[::-1], head", "cuda"),
     Mutant("cuda-vector-pointers", CUDA, "tensor.data_ptr() % _COPY", "0", "cuda"),
@@ -211,7 +216,7 @@ MUTANTS = [
     Mutant("cuda-lse-of-training", CUDA, "if return_lse or window.keys is not None:",
            "if return_lse:", "cuda"),
     Mutant("cuda-grads-of-keys", CUDA, "2: _KEYS, 3", "2: _VALUES, 3", "cuda"),
-    Mutant("cuda-backward-unproved", CUDA_DIALECT, "if not np.array_equal(other, found):",
+    Mutant("cuda-backward-unproved", CUDA_MEANING, "if not np.array_equal(other, found):",
            "if False:", "cuda_plans"),
     # the emulator of the CUDA kernels
     Mutant("ldmatrix-trans", WARP, "transpose ? matrix[c][r] : matrix[r][c]", "matrix[r][c]",
@@ -301,14 +306,14 @@ MUTANTS = [
     Mutant("merge-in-halves", FUNCTIONAL, ".to(torch.promote_types(exact, torch.float32))", "",
            "merge"),
     # rewrites for dense kernels
-    Mutant("triangle-limited", REWRITES, "if last < min(group.keys, start + rows) or",
+    Mutant("triangle-limited", DENSE_PIECES, "if last < min(group.keys, start + rows) or",
            "if", "planner support"),
-    Mutant("triangle-bottom-right", REWRITES, "if start > 0:", "if start > 1:", "planner"),
-    Mutant("trim-start", REWRITES, "group.origin + d * (start - group.start)", "group.origin",
+    Mutant("triangle-bottom-right", DENSE_PIECES, "if start > 0:", "if start > 1:", "planner"),
+    Mutant("trim-start", DENSE_PIECES, "group.origin + d * (start - group.start)", "group.origin",
            "planner"),
-    Mutant("group-step", REWRITES, "line.axis.dilation * block[0])",
-           "line.axis.dilation * (block[2] - block[1]))", "planner support"),
-    Mutant("blocks-uneven", REWRITES, "(lo[1:] - lo[:-1] == length[:-1])", "(lo[1:] > lo[:-1])",
+    Mutant("group-step", DENSE_PIECES, "axis.spec.dilation * block[0])",
+           "axis.spec.dilation * (block[2] - block[1]))", "planner support"),
+    Mutant("blocks-uneven", DENSE_PIECES, "(lo[1:] - lo[:-1] == length[:-1])", "(lo[1:] > lo[:-1])",
            "planner"),
     # proof
     Mutant("proof-rows", PROOF, "if wrong.any():", "if False:", "planner"),
@@ -324,45 +329,52 @@ MUTANTS = [
            "flash_dialects"),
     Mutant("trim-keys", BANDS, "min(keys, row_stop + right)", "min(keys, row_stop + right + 1)",
            "flash_dialects"),
-    Mutant("override-length", MEANING, "-1 if left >= length else left, -1 if right >= length",
+    Mutant("override-length", FLASH_MEANING,
+           "-1 if left >= length else left, -1 if right >= length",
            "-1 if left > length else left, -1 if right > length", "flash_dialects flash_programs"),
-    Mutant("override-order", MEANING, "right = 0 if told.causal and rows > 1 else told.right",
-           "right = 0 if told.causal else told.right", "flash_dialects"),
-    Mutant("window-unchecked", LOWERING, "    if row is None:\n        return None",
+    Mutant("override-order", FLASH_MEANING,
+           "right = 0 if window.causal and rows > 1 else window.right",
+           "right = 0 if window.causal else window.right", "flash_dialects"),
+    Mutant("window-unchecked", FLASH_CANDIDATES, "    if row is None:\n        return None",
            "    return None", "flash_programs"),
-    Mutant("shift-last-edge", WINDOWS, "last = keys if axis.causal else keys - right",
+    Mutant("shift-last-edge", BAND_PIECES, "last = keys if axis.causal else keys - right",
            "last = keys if axis.causal else keys - right + 1", "flash_programs"),
-    Mutant("wrap-corner", WINDOWS, "Band(left - keys, None)", "Band(left - keys + 1, None)",
+    Mutant("wrap-corner", BAND_PIECES, "Band(left - keys, None)", "Band(left - keys + 1, None)",
            "flash_programs"),
     Mutant("join-overwrites", CALLS, "    if call.joins:\n        assert",
            "    if False:\n        assert", "flash_backends"),
-    Mutant("own-lse-in-backward", CALLS, "_rows(call.query, whole)",
+    Mutant("own-lse-in-backward", CALLS, "_rows(call.query, all_rows)",
            "_rows(call.query, Rows(out, lse + 1, grad_out, grad_lse))", "flash_backends"),
     Mutant("backward-windows", "nbattn/backends/flash/providers.py",
-           "if facts.training and not self.backward_windows:", "if False:", "flash_dialects"),
-    Mutant("backward-first", MEANING, "(column - band.right) // tile[0]",
+           "if needs.training and not self.backward_windows:", "if False:", "flash_dialects"),
+    Mutant("backward-first", FLASH_MEANING, "(column - band.right) // tile[0]",
            "(column - band.right) // tile[0] + 1", "flash_dialects"),
-    Mutant("backward-end", MEANING, "(-column - tile[1] - band.left)",
+    Mutant("backward-end", FLASH_MEANING, "(-column - tile[1] - band.left)",
            "(-column - tile[1] - band.left + 1)", "flash_dialects"),
     Mutant("backward-tiles", FLASH_COSTS, ", size, backward=backward)", ", size)",
            "flash_programs"),
-    Mutant("cache-past-its-filling", MEANING, "(self.told, queries, self.read(keys) + self.pad)",
-           "(self.told, queries, keys + self.pad)", "flash_dialects flash_programs"),
-    Mutant("cache-of-training", LOWERING, "    if request.training:\n        return Reason(\"back",
+    Mutant("cache-past-its-filling", FLASH_MEANING,
+           "(self.window, queries, self.read(keys) + self.pad)",
+           "(self.window, queries, keys + self.pad)", "flash_dialects flash_programs"),
+    Mutant("cache-of-training", FLASH_CANDIDATES,
+           "    if request.training:\n        return Reason(\"back",
            "    if False:\n        return Reason(\"back", "flash_programs"),
-    Mutant("cache-capacity", LOWERING, "(request.key_space[number] - 1 - last) // axis.step + 1",
+    Mutant("cache-capacity", FLASH_CANDIDATES,
+           "(request.key_space[number] - 1 - last) // axis.step + 1",
            "(request.key_space[number] - last) // axis.step + 1", "flash_programs"),
-    Mutant("pack-longest", PACKING, "    lengths += [(run.queries, run.keys) for run in found]\n",
+    Mutant("pack-longest", FLASH_PACKING,
+           "    lengths += [(run.queries, run.keys) for run in found]\n",
            "", "flash_backends"),
-    Mutant("pack-shared-keys", PACKING, "piece.query.start < row or piece.key.start < key",
+    Mutant("pack-shared-keys", FLASH_PACKING, "piece.query.start < row or piece.key.start < key",
            "piece.query.start < row", "flash_programs"),
-    Mutant("pack-gap", PACKING, "piece.key.start - key)", "0)", "flash_programs flash_backends"),
-    Mutant("sequences-in-place", MEANING, "lo + to.start, 0)", "lo, 0)", "flash_programs"),
+    Mutant("pack-gap", FLASH_PACKING,
+           "piece.key.start - key)", "0)", "flash_programs flash_backends"),
+    Mutant("sequences-in-place", FLASH_MEANING, "lo + to.start, 0)", "lo, 0)", "flash_programs"),
     Mutant("rows-copied", CALLS, "into = None if joins else call.query.rows_of(out)",
            "into = None", "flash_backends"),
-    Mutant("rows-unwritten", CALLS, "if not program.writes_all(_space(inputs)):", "if False:",
+    Mutant("rows-unwritten", CALLS, "if not program.writes_all(inputs.space):", "if False:",
            "flash_backends"),
-    Mutant("rows-counted-twice", PROGRAMS, "for call in self.calls if not call.joins)",
+    Mutant("rows-counted-twice", PROGRAM, "for call in self.calls if not call.joins)",
            "for call in self.calls)", "flash_backends"),
     # the layer
     Mutant("layer-parts", LAYER, "query, key, value = self._parts(",
@@ -452,10 +464,11 @@ MUTANTS = [
            "sys.modules.update(_SHADOWED)", "pass", "natten_install"),
     Mutant("natten-submodules-left", "nbattn/integrations/natten/install.py",
            'n == "natten" or n.startswith("natten.")', 'n == "natten"', "natten_install"),
-    Mutant("slots-vmap", SLOTS, "else t.movedim(d, 0)", "else t", "natten_unfused"),
-    Mutant("slots-tangents-dropped", SLOTS, "if forward_ad._current_level >= 0:", "if False:",
+    Mutant("slots-vmap", NEIGHBORHOOD_GATHER, "else t.movedim(d, 0)", "else t", "natten_unfused"),
+    Mutant("slots-tangents-dropped", NEIGHBORHOOD_GATHER,
+           "if forward_ad._current_level >= 0:", "if False:",
            "natten_unfused"),
-    Mutant("slots-tangents-misplaced", SLOTS, "(b, tile.queries if name ==",
+    Mutant("slots-tangents-misplaced", NEIGHBORHOOD_GATHER, "(b, tile.queries if name ==",
            "(b, tile.queries if name !=", "natten_unfused"),
     # what others hand over
     Mutant("overlaps-read", SDPA, "return tensor if rows_apart(tensor, shared=True) else",
@@ -479,26 +492,27 @@ MUTANTS = [
     Mutant("dinat-scale", DINAT, "query * shape[1] ** -0.5", "query * shape[0] ** -0.5",
            "natten_dropin"),
     # unfused functions
-    Mutant("rpb-mirrored", UNFUSED, "index = slots.steps(rpb", "index = -slots.steps(rpb",
+    Mutant("rpb-mirrored", UNFUSED, "index = neighborhood_gather.steps(rpb",
+           "index = -neighborhood_gather.steps(rpb",
            "natten_unfused"),
     Mutant("slot-after-query", UNFUSED, "space, axis) > 0", "space, axis) > 1",
            "natten_unfused"),
     Mutant("halves-summed-short", UNFUSED, "return torch.promote_types(dtype, torch.float32)",
            "return dtype", "natten_unfused"),
-    Mutant("slots-overwritten", SLOTS, "place += (matrix.mT", "place[:] = (matrix.mT",
+    Mutant("slots-overwritten", NEIGHBORHOOD_GATHER, "place += (matrix.mT", "place[:] = (matrix.mT",
            "natten_unfused"),
-    Mutant("slots-shared-column", SLOTS,
+    Mutant("slots-shared-column", NEIGHBORHOOD_GATHER,
            "put = matrix.scatter_ if tile.missing is None else matrix.scatter_add_",
            "put = matrix.scatter_", "natten_unfused"),
-    Mutant("slots-second-derivative", SLOTS, "return products(b, grad, mask), sums",
+    Mutant("slots-second-derivative", NEIGHBORHOOD_GATHER, "return products(b, grad, mask), sums",
            "return products(grad, b, mask), sums", "natten_unfused"),
     Mutant("table-tells-kernel", LEGACY, "(rpb.shape[-1] + 1) // 2", "rpb.shape[-1] // 2",
            "natten_unfused natten_dropin"),
     # FlexAttention
-    Mutant("flex-nearly-full", FLEX_BLOCKS, "self.counts() == self.query_block * self.key_block",
+    Mutant("flex-nearly-full", FLEX_MEANING, "self.counts() == self.query_block * self.key_block",
            "self.counts() >= self.query_block * self.key_block - 1", "flex"),
-    Mutant("flex-class-keys", FLEX_BLOCKS, "-((residue - line.keys) // d)",
-           "(line.keys - residue) // d", "flex"),
+    Mutant("flex-class-keys", FLEX_MEANING, "-((residue - axis.keys) // d)",
+           "(axis.keys - residue) // d", "flex"),
     Mutant("flex-prefix", FLEX, "inside = inside | (t < low[query])", "pass", "flex"),
     Mutant("flex-rectangle", FLEX, "query // queries, key // keys", "query // keys, key // keys",
            "flex"),
@@ -550,8 +564,8 @@ MUTANTS = [
     Mutant("numbers-before-pointers", LAUNCH, "argument.buffer[_POINTERS.size :] = numbers",
            "argument.buffer[: -_POINTERS.size] = numbers", "kernel_launch"),
     # work in proportion to a length, and caches that miss
-    Mutant("plans-key-by-key", PLANNER, "    found = candidates(request, lines)\n",
-           "    found = candidates(request, lines)\n"
+    Mutant("plans-key-by-key", PLANNER, "    found = candidates(request, axes)\n",
+           "    found = candidates(request, axes)\n"
            "    for _ in range(min(request.key_space[0], 10**5)):\n        pass\n",
            "planning_work decode cuda_plans"),
     # one plan, and the logsumexp between plans that are made apart
@@ -588,11 +602,11 @@ MUTANTS = [
            "@lru_cache(0)\ndef planned(", "planning_work"),
     Mutant("counts-rows", GEOMETRY, "allows, without visiting every row.\"\"\"\n",
            "allows.\"\"\"\n        np.zeros(min(self.queries, 10**7))\n", "geometry"),
-    Mutant("counts-visits-by-rows", WALKS, "visit, in closed form.\"\"\"\n",
-           "visit.\"\"\"\n        np.zeros(min(self.line.queries, 10**7))\n", "walks"),
-    Mutant("draws-row-by-row", DRAW, "    found = line.coverage(rows, columns)\n",
-           "    found = line.coverage(rows, columns)\n"
-           "    for _ in range(line.queries):\n        pass\n", "draw"),
+    Mutant("counts-visits-by-rows", TILE_TRAVERSAL, "visit, in closed form.\"\"\"\n",
+           "visit.\"\"\"\n        np.zeros(min(self.axis.queries, 10**7))\n", "walks"),
+    Mutant("draws-row-by-row", DRAW, "    found = axis.coverage(rows, columns)\n",
+           "    found = axis.coverage(rows, columns)\n"
+           "    for _ in range(axis.queries):\n        pass\n", "draw"),
     Mutant("proves-row-by-row", PROOF, "    calls = _program(candidate).calls\n    for call",
            "    calls = _program(candidate).calls\n"
            "    for _ in range(request.query_count):\n        pass\n    for call",

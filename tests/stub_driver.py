@@ -23,7 +23,7 @@ from work import lines
 
 from nbattn.errors import BackendError
 from nbattn.kernels import cubins, launch, layout, nvrtc
-from nbattn.kernels.nvrtc import Compiled, Facts
+from nbattn.kernels.nvrtc import Compiled, Usage
 from nbattn.kernels.variant import Variant
 
 FORWARD = Variant("fwd_simt.cu", "nb_fwd_simt", (("NB_HEAD_DIM", 64),), 128, 70_000)
@@ -135,7 +135,7 @@ def seen(stub: Recorded) -> dict[str, Any]:
 def told(variant: Variant, arch: str) -> Compiled:
     """A "cubin" that says what it is for."""
     return Compiled(
-        f"{variant.entry} {arch}".encode().ljust(64, b"\0"), Facts(1, 0, 0, 0, 0, 0, 0), ""
+        f"{variant.entry} {arch}".encode().ljust(64, b"\0"), Usage(1, 0, 0, 0, 0, 0, 0), ""
     )
 
 

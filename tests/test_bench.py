@@ -36,7 +36,7 @@ def fake(*seconds: float) -> timing.Clock:
     known: dict[int, float] = {}
     kept: list[object] = []  # so that no two share an id
 
-    def time(run: timing.Run) -> float:
+    def time(run: timing.Action) -> float:
         if id(run) not in known:
             kept.append(run)
             known[id(run)] = seconds[len(known)]

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from nbattn.cli import COMMANDS, main
-from nbattn.planner import cost_table as measured
+from nbattn.planner import cost_table
 
 ROOT = Path(__file__).parents[1]
 NAT = str(ROOT / "configs" / "nat_tiny.toml")
@@ -103,9 +103,9 @@ def test_nothing_is_ignored(capsys: pytest.CaptureFixture[str], case: str) -> No
 @pytest.fixture
 def costs() -> Iterator[None]:
     """Tables are read again, before a test and after it."""
-    measured.forget()
+    cost_table.forget()
     yield
-    measured.forget()
+    cost_table.forget()
 
 
 @pytest.mark.usefixtures("costs")

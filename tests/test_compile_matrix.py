@@ -97,15 +97,17 @@ _USUAL = {
 
 def of(kernel: str, tiles: Tiles, build: Build, target: str, vector: bool = True) -> Iterator[Case]:
     """A kernel's variants: gradients of keys and values may be two."""
-    vector = vector and tiles.family == "mma"
+    vector = vector and tiles.instructions == "mma"
     for grads in cuda_tiles.grads_of(kernel, build):
         variant = cuda_tiles.variant(kernel, tiles, build, grads=grads, vector=vector)
-        yield Case(variant, target, tiles.family, max(build.head_dim, build.value_dim), vector)
+        yield Case(
+            variant, target, tiles.instructions, max(build.head_dim, build.value_dim), vector
+        )
 
 
 def largest(kernel: str, family: str, build: Build) -> Tiles:
     """The most rows, and the most columns with them: what large problems get."""
-    found = cuda_tiles.candidates(kernel, family, (1, 2), build, ANYWHERE)
+    found = cuda_tiles.legal_tiles(kernel, family, (1, 2), build, ANYWHERE)
     return max(found, key=lambda tiles: (tiles.row_count, tiles.area))
 
 
@@ -150,7 +152,7 @@ def deep() -> Iterator[Case]:
         build = Build("float16", *size, features, features, features)
         for target in targets:
             found: dict[tuple[int, int], Tiles] = {}
-            for tiles in cuda_tiles.candidates(
+            for tiles in cuda_tiles.legal_tiles(
                 kernel, "mma", (0, 1, 2)[-rank:], build, TARGETS[target]
             ):
                 found.setdefault((tiles.row_count, tiles.area), tiles)
@@ -163,7 +165,7 @@ def deep() -> Iterator[Case]:
 
 def problems(case: Case, compiled: Compiled) -> list[str]:
     """What the compiler's report shows that no kernel may have."""
-    facts, found = compiled.facts, []
+    facts, found = compiled.usage, []
     tight = case.family == "mma" and case.channels <= SPILL_FREE
     if tight and (facts.stack or facts.spill_stores or facts.spill_loads):
         found.append(
@@ -229,7 +231,7 @@ def allotted(registers: int) -> int:
 
 def measured(case: Case, compiled: Compiled) -> dict[str, int]:
     """What has a budget."""
-    facts = compiled.facts
+    facts = compiled.usage
     found = {"registers": allotted(facts.registers), "shared": case.variant.shared_bytes}
     return found | ({"stack": facts.stack} if facts.stack else {})
 
@@ -369,7 +371,7 @@ def test_instructions_without_tensor_cores(plain: Case, change: dict[str, int], 
     assert instruction_problems(case, Counter(change)) == said
 
 
-FACTS = nvrtc.Facts(64, 0, 0, 0, 0, 1, 0.1)
+FACTS = nvrtc.Usage(64, 0, 0, 0, 0, 1, 0.1)
 
 
 @pytest.mark.parametrize(

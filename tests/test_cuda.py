@@ -27,7 +27,7 @@ from work import lines
 import nbattn
 from nbattn import Axis, BackendError, Mask
 from nbattn.backends.cuda import run as cuda
-from nbattn.backends.cuda.meaning import Window
+from nbattn.backends.cuda.meaning import CudaArguments
 from nbattn.backends.cuda.tiles import Build, Tiles
 from nbattn.backends.inputs import Inputs
 from nbattn.geometry import bind
@@ -208,7 +208,10 @@ def test_half_precision_without_tensor_cores(emulated: Launcher) -> None:
 
 
 def solved(
-    mask: tuple[Mask, Any, Any], window: Window, made: dict[str, Tensor], launcher: Any = None
+    mask: tuple[Mask, Any, Any],
+    window: CudaArguments,
+    made: dict[str, Tensor],
+    launcher: Any = None,
 ) -> dict[str, Tensor]:
     """Output and gradients of one window on tensors, by the backend alone."""
     program = Program((Call(whole(mask[1]), whole(mask[2]), window),))
@@ -279,8 +282,8 @@ def test_values_of_large_tiles(name: str, cases: Count) -> None:
     """Tiles that the planner takes where there is work for a whole device."""
     mask, tiles = BIG[name]
     lines = bind(*mask)
-    two = any(line.axis.border == "wrap" for line in lines)
-    window = Window(lines, Build("bfloat16", 16, 16, two), tiles, tiles, tiles)
+    two = any(line.spec.border == "wrap" for line in lines)
+    window = CudaArguments(lines, Build("bfloat16", 16, 16, two), tiles, tiles, tiles)
     made = drawn(mask, torch.bfloat16)
     judged(mask, made, solved(mask, window, made))
     cases("cuda large tiles", 1)
@@ -344,7 +347,7 @@ def test_any_strides_give_the_same_bits(dtype: torch.dtype, cases: Count) -> Non
     """Tensors are read as they lie, 16 bytes at a time where they may be."""
     mask = (Mask(Axis(2, 2), Axis(3, 1, border="shift", dilation=2)), (7, 9), (7, 9))
     kind = Tiles((1, 4, 4), (1, 4, 8), 1, 1, 2) if dtype in HALVES else Tiles((1, 2, 4), (1, 4, 8))
-    window = Window(bind(*mask), Build(str(dtype)[6:], 16, 16), kind, kind, kind)
+    window = CudaArguments(bind(*mask), Build(str(dtype)[6:], 16, 16), kind, kind, kind)
     made = drawn(mask, dtype, batch=2)
     plain = solved(mask, window, made)
     for name, other in strided(made):
@@ -363,7 +366,7 @@ def test_sixteen_bytes_are_copied_only_where_they_may_be() -> None:
     """The constant of the variant follows pointers and strides."""
     mask = (Mask(Axis(2, 2), Axis(3, 1)), (7, 9), (7, 9))
     tiles = Tiles((1, 4, 4), (1, 4, 8), 1, 1, 2)
-    window = Window(bind(*mask), Build("float16", 16, 16), tiles)
+    window = CudaArguments(bind(*mask), Build("float16", 16, 16), tiles)
     made = drawn(mask, torch.float16)
     vectors: dict[str, int] = {}
     for name, other in strided(made):
@@ -401,7 +404,7 @@ def test_the_order_of_blocks_and_threads_changes_no_bit(cases: Count) -> None:
     """Nothing is added by several blocks: ten random orders, and copies that land early or late."""
     mask = (Mask(Axis(20, 9, prefix=3, align="top-left")), (70,), (75,))
     tiles = Tiles((1, 1, 32), (1, 1, 32), 2, 1, 2)
-    window = Window(bind(*mask), Build("bfloat16", 16, 16, True), tiles, tiles, tiles)
+    window = CudaArguments(bind(*mask), Build("bfloat16", 16, 16, True), tiles, tiles, tiles)
     made = drawn(mask, torch.bfloat16)
     plain = solved(mask, window, made)
     for launcher in (Launcher("eager"), *(Launcher("random", seed) for seed in range(1, 10))):
@@ -464,7 +467,7 @@ def test_a_decode_step_and_a_plan_that_runs(emulated: Launcher) -> None:
         torch.randn(1, n, h, 64, generator=generator).half() for n, h in ((1, 8), (75, 2), (75, 2))
     )
     plan = nbattn.plan(mask, query.shape, key.shape, dtype=torch.float16, backend="cuda")
-    assert isinstance(plan.chosen.program.calls[0].arguments, Window)
+    assert isinstance(plan.chosen.program.calls[0].arguments, CudaArguments)
     assert math.prod(plan.chosen.program.calls[0].arguments.forward.rows) == 16
     wanted = nbattn.attention(query, key, value, mask, backend="reference")
     torch.testing.assert_close(plan.run(query, key, value), wanted, rtol=4e-3, atol=4e-3)

@@ -21,7 +21,7 @@ import nbattn
 from nbattn import Axis, BackendError, Mask
 from nbattn.backends.cuda import meaning as cuda
 from nbattn.backends.cuda import tiles as cuda_tiles
-from nbattn.backends.cuda.meaning import Window
+from nbattn.backends.cuda.meaning import CudaArguments
 from nbattn.backends.cuda.tiles import Build, Tiles
 from nbattn.geometry import bind
 from nbattn.planner.plan import Plan
@@ -39,14 +39,14 @@ def planned(mask: Mask, shape: Space, **named: Any) -> Plan:
     return nbattn.plan(mask, shape, **{"device": device("sm_90"), "backend": "cuda"} | named)
 
 
-def window(plan: Plan) -> Window:
+def window(plan: Plan) -> CudaArguments:
     assert plan.chosen.program is not None
     (call,) = plan.chosen.program.calls
-    assert isinstance(call.arguments, Window)
+    assert isinstance(call.arguments, CudaArguments)
     return call.arguments
 
 
-@pytest.mark.parametrize("family", cuda.FAMILIES)
+@pytest.mark.parametrize("family", cuda.INSTRUCTIONS)
 @given(drawn=masks(), training=st.booleans())
 def test_plans_are_their_masks(
     cases: Count, drawn: tuple[Mask, Space, Space], training: bool, family: str
@@ -82,16 +82,18 @@ def test_support_at_any_tile(cases: Count, drawn: tuple[Mask, Space, Space], dat
     lines = bind(mask, queries, keys)
     pick = st.sampled_from(TILES[mask.rank])
     tiles = [Tiles(data.draw(pick), data.draw(pick)) for _ in range(3)]
-    call = Window(lines, Build("float32", 32, 32), *tiles)
+    call = CudaArguments(lines, Build("float32", 32, 32), *tiles)
     wanted = matrix(mask.axes, queries, keys)
     assert np.array_equal(call.allowed(queries, keys), wanted)
     visited = [
-        (row, visit) for row, visits in call._walk(call.forward, inverse=False) for visit in visits
+        (row, visit)
+        for row, visits in call._traverse(call.forward, inverse=False)
+        for visit in visits
     ]
     counts = [math.prod(len(part.positions) for part in (*row, *visit)) for row, visit in visited]
-    walks = [cuda_tiles.Walk(line) for line in cuda_tiles.padded(lines)]
+    walks = [cuda_tiles.Traversal(line) for line in cuda_tiles.padded(lines)]
     extents = zip(walks, tiles[0].rows, tiles[0].columns, strict=True)
-    assert len(visited) == math.prod(walk.visits(*sizes) for walk, *sizes in extents)
+    assert len(visited) == math.prod(walk.tile_pairs(*sizes) for walk, *sizes in extents)
     assert sum(counts) >= wanted.sum()
     cases("cuda tiles", 1)
 
@@ -100,17 +102,17 @@ def test_a_wrong_tile_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     """The proof fails where the walk of one kernel loses a column."""
     plan = planned(Mask.neighborhood((7, 5)), (1, 12, 20, 2, 32), training=True)
     assert plan.verify()
-    original = cuda.Walk.tiles
+    original = cuda.Traversal.tiles
 
     def lossy(self: Any, rows: int, columns: int) -> Any:
         for tile in original(self, rows, columns):
             yield tile._replace(columns=tile.columns[:1]) if self.inverse else tile
 
-    monkeypatch.setattr(cuda.Walk, "tiles", lossy)
+    monkeypatch.setattr(cuda.Traversal, "tiles", lossy)
     with pytest.raises(AssertionError, match="gradients of keys are of other pairs"):
         plan.support()
-    reads = cuda.Walk.reads
-    monkeypatch.setattr(cuda.Walk, "reads", lambda self, *sizes: reads(self, *sizes)[::-1])
+    reads = cuda.Traversal.reads
+    monkeypatch.setattr(cuda.Traversal, "reads", lambda self, *sizes: reads(self, *sizes)[::-1])
     with pytest.raises(AssertionError, match="axis 0: query 0 reads other keys"):
         plan.verify()
 
@@ -175,7 +177,7 @@ def test_tiles_fit_the_device(name: str, dtype: str, sizes: tuple[int, int], cas
             continue
         assert one.program is not None
         call = one.program.calls[0].arguments
-        assert isinstance(call, Window)
+        assert isinstance(call, CudaArguments)
         for kernel, tiles in zip(
             cuda_tiles.KERNELS, (call.forward, call.queries, call.keys), strict=True
         ):
@@ -193,7 +195,7 @@ def test_tiles_fit_the_device(name: str, dtype: str, sizes: tuple[int, int], cas
 def test_a_thread_holds_its_part_of_output_and_scores(size: int, axes: tuple[int, ...]) -> None:
     """Of a warp's rows, dealt out to 32 threads; above 160 compilers spill."""
     build = Build("float16", size, size)
-    found = cuda_tiles.candidates("fwd", "mma", axes, build, SHARED["sm_90"])
+    found = cuda_tiles.legal_tiles("fwd", "mma", axes, build, SHARED["sm_90"])
     assert found
     for tiles in found:
         rows, columns = tiles.row_count // tiles.warps, math.prod(tiles.columns)
@@ -281,7 +283,7 @@ def test_costs_follow_the_kernels() -> None:
     assert costs[1] is not None
     assert costs[0].flops / costs[1].flops == pytest.approx(4.5)
     assert (costs[1].calls, costs[0].calls) == (1, 4)
-    assert costs[1].visited_pairs == costs[1].useful_pairs == 8 * 4096**2
+    assert costs[1].computed_pairs == costs[1].useful_pairs == 8 * 4096**2
 
 
 def test_shipped_variants_hold_every_choice() -> None:
@@ -301,7 +303,7 @@ def test_shipped_variants_hold_every_choice() -> None:
                 one = cuda_tiles.variant(kernel, tiles, call.build, grads=grads, vector=True)
                 assert one in shipped
     assert {one.entry for one in shipped} == {
-        "nb_delta", *(f"nb_{k}_{f}" for k in cuda_tiles.KERNELS for f in cuda.FAMILIES)
+        "nb_delta", *(f"nb_{k}_{f}" for k in cuda_tiles.KERNELS for f in cuda.INSTRUCTIONS)
     }  # fmt: skip
 
 

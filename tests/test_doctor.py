@@ -18,7 +18,7 @@ from nbattn import cli, doctor
 from nbattn.backends import families
 from nbattn.cli import doctor as command
 from nbattn.kernels import check, cubins, nvrtc
-from nbattn.planner import cost_table as measured
+from nbattn.planner import cost_table
 
 ROOT = Path(__file__).resolve().parents[1]
 NAMES = [name for name in families.BACKENDS[1:] if not name.startswith("flash-model:")]
@@ -296,7 +296,7 @@ def test_cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert doctor._cache() == {"path": None, "exists": False}  # the tests have NBATTN_CACHE=off
     monkeypatch.delenv("NBATTN_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    measured.forget()
+    cost_table.forget()
     folder = tmp_path / "nbattn"
     assert doctor._cache() == {"path": str(folder), "exists": False}
     (folder / "a").mkdir(parents=True)
@@ -309,14 +309,14 @@ def test_cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert found["others_may_write"] is True
     folder.chmod(0o700)
     assert doctor._cache()["others_may_write"] is False
-    measured.forget()
+    cost_table.forget()
     assert doctor._cache()["costs"] == "nothing measured"
     (folder / "costs.json").write_text("{}")
-    measured.forget()
+    cost_table.forget()
     assert (
         doctor._cache()["costs"] == f"{folder / 'costs.json'} has format None, this version reads 1"
     )
-    measured.forget()
+    cost_table.forget()
 
 
 @needs_nvrtc

@@ -21,8 +21,7 @@ from oracle import (
 )
 from work import work
 
-from nbattn import Axis, Mask, MaskError, geometry
-from nbattn import mask_symbols as legend
+from nbattn import Axis, Mask, MaskError, geometry, mask_symbols
 
 Count = Callable[[str, int], None]
 Space = tuple[int, ...]
@@ -365,7 +364,7 @@ def test_keys_per_query_of_a_whole_mask(cases: Count, drawn: tuple[Mask, Space, 
     parts = [axis_matrix(*one) for one in zip(mask.axes, queries, keys, strict=True)]
     counts = box(parts).sum(axis=1)
     want = (counts.min(), counts.max(), (counts == 0).sum()) if len(counts) else (0, 0, 0)
-    assert legend.key_counts(lines) == want
+    assert mask_symbols.key_counts(lines) == want
     cases("draw, keys per query", 1)
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 import nbattn
 from nbattn import Axis, BackendError, Mask
 from nbattn.backends import calls, families
-from nbattn.backends.dense.meaning import Dense
+from nbattn.backends.dense.meaning import NoMask
 from nbattn.backends.flash import adapters as flash_backend
 from nbattn.backends.flash import model as flash_model
 from nbattn.program.program import AxisView, Call, Program, View
@@ -431,7 +431,7 @@ def test_what_a_kernel_cannot_write_is_copied(monkeypatch: pytest.MonkeyPatch) -
 
 def test_a_call_that_joins_writes_no_rows() -> None:
     halves = [View((AxisView(start, 3),)) for start in (0, 3)]
-    whole = Program(tuple(Call(half, half, Dense()) for half in halves))
+    whole = Program(tuple(Call(half, half, NoMask()) for half in halves))
     assert whole.writes_all((6,))
     first, second = whole.calls
     assert not Program((first, replace(second, joins=True))).writes_all((6,))

@@ -12,10 +12,10 @@ import flash_oracle
 import numpy as np
 import pytest
 
-from nbattn.backends.flash.meaning import DIALECTS, Flash, Told, tell
+from nbattn.backends.flash.meaning import DIALECTS, FlashArguments, WindowArguments, flash_arguments
 from nbattn.backends.flash.providers import PROVIDERS, padded, tile
 from nbattn.program import device
-from nbattn.program.bands import Band, cut, cuts, first_difference, trim
+from nbattn.program.bands import Band, first_difference, sliced, split_points, trim
 
 Count = Callable[[str, int], None]
 LENGTHS = range(1, 13)
@@ -73,9 +73,9 @@ def test_a_cut_band_is_the_band(cases: Count) -> None:
         if found is None:
             continue
         band = found.band
-        for at in [(), *cuts(band, found.keys)]:
+        for at in [(), *split_points(band, found.keys)]:
             part = np.zeros((found.rows, found.keys), dtype=int)
-            for one in cut(band, found.rows, found.keys, at):
+            for one in sliced(band, found.rows, found.keys, at):
                 part[one.row : one.row_stop, one.key : one.key_stop] += matrix(
                     one.band, one.rows, one.keys
                 )
@@ -88,7 +88,7 @@ def test_a_cut_band_is_the_band(cases: Count) -> None:
 SIDES = (-4, -1, 0, 1, 2, 5, 8, 11, 12, 20)
 
 
-def said(call: Flash, rows: int, keys: int) -> np.ndarray:
+def said(call: FlashArguments, rows: int, keys: int) -> np.ndarray:
     """The call's meaning, once as rows and once as a matrix."""
     allowed = call.allowed((rows,), (keys,))
     starts, counts, step = call.rows(0, rows, keys)
@@ -104,7 +104,7 @@ def said(call: Flash, rows: int, keys: int) -> np.ndarray:
 @pytest.mark.parametrize("causal", [False, True])
 def test_flash_2_dense_is_its_host_code(causal: bool, cases: Count) -> None:
     for (rows, keys), left, right in product(SHAPES, SIDES, SIDES):
-        call = Flash("fa2", "dense", Told(left, right, causal))
+        call = FlashArguments("fa2", "dense", WindowArguments(left, right, causal))
         want = flash_oracle.flash2(rows, keys, left, right, causal)
         assert np.array_equal(said(call, rows, keys), want), (rows, keys, left, right)
         cases("meaning, flash 2 dense", 1)
@@ -117,18 +117,21 @@ def test_flash_2_compares_with_the_length_it_is_told(entry: str, cases: Count) -
     for (rows, keys), left, right, more, causal, one in product(
         shapes, sides, sides, (0, 1, 4), (False, True), (False, True)
     ):
-        told = Told(left, right, causal, 1 if one else rows, keys + more)
+        told = WindowArguments(left, right, causal, 1 if one else rows, keys + more)
         want = flash_oracle.flash2(
             rows, keys, left, right, causal, entry, 1 if one else rows, keys + more
         )
-        assert np.array_equal(said(Flash("aten", entry, told), rows, keys), want), (told, rows)
+        assert np.array_equal(said(FlashArguments("aten", entry, told), rows, keys), want), (
+            told,
+            rows,
+        )
         cases(f"meaning, flash 2 {entry}", 1)
 
 
 @pytest.mark.parametrize("causal", [False, True])
 def test_flash_3_is_its_host_code(causal: bool, cases: Count) -> None:
     for (rows, keys), left, right in product(SHAPES, SIDES, SIDES):
-        call = Flash("fa3", "dense", Told(left, right, causal))
+        call = FlashArguments("fa3", "dense", WindowArguments(left, right, causal))
         want = flash_oracle.flash3(rows, keys, left, right, causal)
         assert np.array_equal(said(call, rows, keys), want), (rows, keys, left, right)
         cases("meaning, flash 3", 1)
@@ -141,8 +144,8 @@ def test_flash_3_compares_with_the_capacity_of_its_cache(cases: Count) -> None:
     for (rows, keys), left, right, extra, causal in product(
         shapes, sides, sides, more, (False, True)
     ):
-        told = Told(left, right, causal, max_keys=keys + extra, used=keys)
-        found = Flash("fa3", "kvcache", told).allowed((rows,), (keys + extra,))
+        told = WindowArguments(left, right, causal, max_keys=keys + extra, used=keys)
+        found = FlashArguments("fa3", "kvcache", told).allowed((rows,), (keys + extra,))
         assert not found[:, keys:].any()
         want = flash_oracle.flash3(rows, keys, left, right, causal, keys + extra)
         assert np.array_equal(found[:, :keys], want), (told, rows)
@@ -153,7 +156,7 @@ def test_flash_3_compares_with_the_capacity_of_its_cache(cases: Count) -> None:
 @pytest.mark.parametrize("provider", ["fa2", "fa3"])
 def test_a_cache_is_read_as_far_as_it_is_filled(provider: str) -> None:
     """4 queries on the last of 6 keys, in a cache of 9."""
-    call = tell(provider, Band(0, 2), 4, 6, capacity=9)
+    call = flash_arguments(provider, Band(0, 2), 4, 6, capacity=9)
     assert call.describe() == "kvcache window_size=(2, 0) cache_seqlens=6 of 9"
     want = np.zeros((4, 9), dtype=bool)
     want[:, :6] = matrix(Band(0, 2), 4, 6)
@@ -167,7 +170,7 @@ def test_a_cache_is_read_as_far_as_it_is_filled(provider: str) -> None:
 def test_flash_4_is_its_host_code(causal: bool, cases: Count) -> None:
     sides = (None, *SIDES, -7)
     for (rows, keys), left, right in product(SHAPES, sides, sides):
-        call = Flash("fa4", "dense", Told(left, right, causal))
+        call = FlashArguments("fa4", "dense", WindowArguments(left, right, causal))
         want = flash_oracle.flash4(rows, keys, left, right, causal)
         assert np.array_equal(said(call, rows, keys), want), (rows, keys, left, right)
         cases("meaning, flash 4", 1)
@@ -187,12 +190,14 @@ TABLE = {
 def test_one_tuple_has_three_meanings(window: tuple[int, int]) -> None:
     """Keys per row of a 4 x 4 problem, literally."""
     for provider, want in zip(("fa2", "fa3", "fa4"), TABLE[window], strict=True):
-        counts = Flash(provider, "dense", Told(*window)).allowed((4,), (4,)).sum(1)
+        counts = (
+            FlashArguments(provider, "dense", WindowArguments(*window)).allowed((4,), (4,)).sum(1)
+        )
         assert "".join(map(str, counts)) == want, provider
 
 
 def test_a_window_stays_on_its_axis() -> None:
-    call = Flash("fa2", "dense", Told(-1, 0), axis=1)
+    call = FlashArguments("fa2", "dense", WindowArguments(-1, 0), axis=1)
     assert call.rows(0, 1, 3)[1].tolist() == [[0, 3]]
     assert call.rows(1, 3, 3)[1].tolist() == [[0, 1], [0, 2], [0, 3]]
 
@@ -205,7 +210,9 @@ def test_a_varlen_call_says_every_trimmed_band(cases: Count) -> None:
             continue
         want = matrix(found.band, found.rows, found.keys)
         for provider in ("aten", "fa3", "fa4"):
-            call = tell(provider, found.band, found.rows, found.keys, varlen=provider == "aten")
+            call = flash_arguments(
+                provider, found.band, found.rows, found.keys, varlen=provider == "aten"
+            )
             assert np.array_equal(call.allowed((found.rows,), (found.keys,)), want)
             cases("told, one call after trimming", 1)
 
@@ -213,14 +220,14 @@ def test_a_varlen_call_says_every_trimmed_band(cases: Count) -> None:
 # Tiles
 
 
-def configurations() -> Iterator[tuple[Flash, int, int]]:
+def configurations() -> Iterator[tuple[FlashArguments, int, int]]:
     lengths, sides = (1, 2, 3, 5, 8, 11), (0, 1, 3, 7, 12)
     for rows, keys, left, right in product(lengths, lengths, (-1, *sides), (-1, *sides)):
-        yield Flash("fa2", "dense", Told(left, right)), rows, keys
-        yield Flash("fa3", "dense", Told(left, right)), rows, keys
+        yield FlashArguments("fa2", "dense", WindowArguments(left, right)), rows, keys
+        yield FlashArguments("fa3", "dense", WindowArguments(left, right)), rows, keys
     wild = (None, -5, -2, 0, 3, 7)
     for rows, keys, left, right in product(lengths, lengths, wild, wild):
-        yield Flash("fa4", "dense", Told(left, right)), rows, keys
+        yield FlashArguments("fa4", "dense", WindowArguments(left, right)), rows, keys
 
 
 @pytest.mark.parametrize("tile_", [(1, 1), (2, 2), (4, 2), (2, 4), (3, 5)])
@@ -268,7 +275,9 @@ def test_the_blocks_of_a_backward_are_those_of_its_loop(cases: Count) -> None:
             None if found.band.right is None else found.band.right - shift,
         )
         for provider, tile_ in product(("aten", "fa4"), ((2, 3), (3, 2))):
-            call = tell(provider, found.band, found.rows, found.keys, varlen=provider == "aten")
+            call = flash_arguments(
+                provider, found.band, found.rows, found.keys, varlen=provider == "aten"
+            )
             first, end = call.query_blocks(tile_, found.rows, found.keys)
             want = flash_oracle.query_blocks(found.rows, found.keys, *window, tile_)
             assert [list(range(a, b)) for a, b in zip(first, end, strict=True)] == want
@@ -300,7 +309,7 @@ def test_the_tiles_of_a_backward(provider: str, on: str, size: int) -> None:
 
 def test_the_blocks_of_the_seeds_own_example() -> None:
     """7,688 queries, 2,048 keys, causal from the top-left corner, tiles of 128 x 64."""
-    call = tell("aten", Band(None, 0), 7688, 2048, varlen=True)
+    call = flash_arguments("aten", Band(None, 0), 7688, 2048, varlen=True)
     assert call.describe() == "varlen window_size=(-1, 5640) max_seqlen_k=7688"
     first, end = call.key_blocks(tile("aten", device.named("sm_90"), 128), 7688, 2048)
     assert len(first) == 61
@@ -312,7 +321,7 @@ def test_the_blocks_of_the_seeds_own_example() -> None:
     )
     assert first.tolist() == [2 * n for n in range(16)]  # 128 keys in 64 queries
     assert set(end.tolist()) == {121}
-    dense = tell("aten", Band(None, 0), 7688, 2048)
+    dense = flash_arguments("aten", Band(None, 0), 7688, 2048)
     assert dense.band(7688, 2048) == Band()  # 5640 >= 2048: unlimited, so every key is read
 
 

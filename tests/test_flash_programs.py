@@ -22,7 +22,7 @@ from oracle import axis_matrix, bound_axes, is_legal, masks, matrix
 import nbattn
 from nbattn import Axis, BackendError, Mask
 from nbattn.backends.flash import candidates as flash
-from nbattn.backends.flash.meaning import Flash
+from nbattn.backends.flash.meaning import FlashArguments
 from nbattn.geometry import bind
 from nbattn.planner import proof
 from nbattn.program import device
@@ -57,9 +57,9 @@ def found_for(mask: Mask, queries: Any, keys: Any, **fields: Any) -> list[Candid
 
 
 @lru_cache(100_000)
-def kernel(call: Flash, rows: int, keys: int) -> np.ndarray:
+def kernel(call: FlashArguments, rows: int, keys: int) -> np.ndarray:
     """What the host code and the kernel of a call's provider compute."""
-    told = call.told
+    told = call.window
     window = (told.left, told.right, told.causal)
     if call.provider == "fa4":
         return flash_oracle.flash4(rows, keys, *window)
@@ -95,7 +95,7 @@ def played(calls: tuple[Call, ...], queries: int, keys: int) -> np.ndarray:
     times = np.zeros((queries, keys), dtype=int)
     written: set[int] = set()
     for call in calls:
-        assert isinstance(call.arguments, Flash)
+        assert isinstance(call.arguments, FlashArguments)
         at, to = positions(call.query), positions(call.key)
         assert call.joins or written.isdisjoint(at.flat)
         written |= set(at.flat)
@@ -323,7 +323,7 @@ def test_the_schedule_of_the_seeds_example_lists_the_blocks() -> None:
     }
     assert [blocks[m].count(False) for m in range(61)] == [2] * 16 + [0] * 45
     assert plan.chosen.cost is not None
-    assert plan.chosen.cost.visited_pairs == 8 * len(visits) * 128 * 64
+    assert plan.chosen.cost.computed_pairs == 8 * len(visits) * 128 * 64
 
 
 def test_the_backward_of_the_seeds_example_lists_the_blocks() -> None:
@@ -345,8 +345,8 @@ def test_the_backward_of_the_seeds_example_lists_the_blocks() -> None:
     cost = plan.chosen.cost
     assert cost is not None
     assert cost.backward_pairs == 8 * len(visits) * 64 * 128
-    assert cost.visited_pairs == 8 * len(list(plan.schedule())) * 128 * 64
-    assert cost.flops == 2 * (128 + 128) * (cost.visited_pairs + 2.5 * cost.backward_pairs)
+    assert cost.computed_pairs == 8 * len(list(plan.schedule())) * 128 * 64
+    assert cost.flops == 2 * (128 + 128) * (cost.computed_pairs + 2.5 * cost.backward_pairs)
     forward = nbattn.plan(Mask.causal("top-left"), *shapes, device="sm_90", backend="flash")
     assert forward.chosen.cost is not None
     assert forward.chosen.cost.backward_pairs == 0
@@ -380,7 +380,7 @@ def test_a_trimmed_batch_is_one_call_without_a_copy() -> None:
     assert plan.chosen.name == "flash:aten/pack"
     assert plan.chosen.program is not None
     (call,) = plan.chosen.program.calls
-    assert isinstance(call.arguments, Flash)
+    assert isinstance(call.arguments, FlashArguments)
     assert call.arguments.runs == ((20, 0, 1), (250, 100, 1), (730, 0, 1))
     assert call.arguments.describe().endswith("in 3 sequences")
     assert plan.verify()
@@ -390,7 +390,7 @@ def test_a_trimmed_batch_is_one_call_without_a_copy() -> None:
     assert plan.chosen.cost.calls == 1
     assert others["virtual-pad"].calls > 1
     assert others["virtual-pad"].bytes > plan.chosen.cost.bytes
-    assert others["virtual-pad"].visited_pairs == plan.chosen.cost.visited_pairs
+    assert others["virtual-pad"].computed_pairs == plan.chosen.cost.computed_pairs
     visits = list(plan.schedule())
     assert {row for visit in visits for row in visit.queries[0]} == set(range(20, 270))
 
@@ -458,7 +458,7 @@ def test_the_cache_entry_by_name_and_never_by_itself(provider: str) -> None:
     cheaper, costs = plan.chosen.cost, asked.chosen.cost
     assert cheaper is not None
     assert costs is not None
-    assert (costs.calls, costs.visited_pairs) == (cheaper.calls + 1, cheaper.visited_pairs)
+    assert (costs.calls, costs.computed_pairs) == (cheaper.calls + 1, cheaper.computed_pairs)
 
 
 @pytest.mark.parametrize(

@@ -54,8 +54,8 @@ def check(mask: Mask, queries: Any, keys: Any, sizes: tuple[int, int]) -> None:
     turned = {(row, column) for column, row in some - full}
     assert listed(blocks.q_num_blocks, blocks.q_indices) == turned  # what its backward walks
     lines = bind(mask, queries, keys)
-    assert np.array_equal(flex.Blocks(lines, *sizes).counts(), counts)
-    assert np.array_equal(flex.Blocks(lines, *sizes).allowed(queries, keys), wanted)
+    assert np.array_equal(flex.FlexArguments(lines, *sizes).counts(), counts)
+    assert np.array_equal(flex.FlexArguments(lines, *sizes).allowed(queries, keys), wanted)
 
 
 @given(oracle.masks(), st.tuples(st.integers(1, 9), st.integers(1, 9)))

@@ -63,7 +63,7 @@ def test_the_sample_has_every_legal_pair_of_values() -> None:
 def bound(axis: Axis, queries: int, keys: int) -> BoundAxis:
     """The one bound axis of a mask of rank one."""
     (only,) = bind(Mask(axis), (queries,), (keys,))
-    assert (only.axis, only.queries, only.keys) == (axis, queries, keys)
+    assert (only.spec, only.queries, only.keys) == (axis, queries, keys)
     return only
 
 
@@ -168,7 +168,7 @@ def test_masks_of_any_rank_equal_the_enumerator(
     want = matrix(mask.axes, query_space, key_space)
     parts = bind(mask, query_space, key_space)
     assert np.array_equal(mask.dense(query_space, key_space), want)
-    assert tuple(part.axis for part in parts) == mask.axes
+    assert tuple(part.spec for part in parts) == mask.axes
     assert prod(part.pairs() for part in parts) == want.sum()
     cases("geometry, drawn masks", 1)
 

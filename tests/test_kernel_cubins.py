@@ -25,11 +25,11 @@ from work import work
 from nbattn import cache
 from nbattn.errors import BackendError
 from nbattn.kernels import cubins, nvrtc, sources, toolkit
-from nbattn.kernels.nvrtc import Compiled, Facts
+from nbattn.kernels.nvrtc import Compiled, Usage
 from nbattn.kernels.variant import Variant
 
 KILLED = 100
-FACTS = Facts(32, 0, 0, 0, 0, 1, 0.25)
+FACTS = Usage(32, 0, 0, 0, 0, 1, 0.25)
 
 
 def made(variant: Variant, arch: str, times: int = 50) -> Compiled:
@@ -231,7 +231,7 @@ def test_facts_of_another_version_are_no_reason_to_fail(told, place: Path):
     """Hash and name are right, but the facts lack a field."""
     again()
     (path,) = place.iterdir()
-    head = b'{"facts": {"registers": 1}, "log": ""}\n\x7fELF'
+    head = b'{"usage": {"registers": 1}, "log": ""}\n\x7fELF'
     hashed = cubins.hashlib.sha256(head).hexdigest()
     path.write_bytes(f"{cubins._FORMAT} {path.name} {hashed}\n".encode() + head)
     assert again() == made(probe_kernel.variant(), "80")
@@ -470,7 +470,7 @@ def test_a_real_cubin_comes_back_as_it_was(place: Path):
     found = again(variant, "90a")
     assert found == first
     assert found.cubin[:4] == b"\x7fELF"
-    assert found.facts.registers > 0
+    assert found.usage.registers > 0
 
 
 def test_a_kept_kernel_is_read_once_and_nothing_is_compiled(

@@ -35,7 +35,7 @@ def test_a_kernel_compiles_for_every_target(arch: str, probe: Path):
     compiled = nvrtc.compile(probe_kernel.variant(), arch)
     assert compiled.cubin[:4] == b"\x7fELF"
     assert b"nb_probe" in compiled.cubin
-    facts = compiled.facts
+    facts = compiled.usage
     assert (facts.stack, facts.spill_stores, facts.spill_loads) == (0, 0, 0)
     assert (facts.shared, facts.barriers) == (0, 0)
     assert 0 < facts.registers <= 16
@@ -63,7 +63,7 @@ extern "C" __global__ void __launch_bounds__(1024, 2) nb_probe(float* x) {
   for (int i = 0; i < 80; ++i) x[i] = a[i] * a[79 - i] + x[i];
 }
 """)
-    facts = nvrtc.compile(probe_kernel.variant(64), "90a").facts
+    facts = nvrtc.compile(probe_kernel.variant(64), "90a").usage
     assert facts.shared == 256
     assert facts.barriers == 1
     assert facts.registers <= 32  # 65,536 of a multiprocessor over 2,048 threads
@@ -71,7 +71,7 @@ extern "C" __global__ void __launch_bounds__(1024, 2) nb_probe(float* x) {
     assert facts.spill_stores > 0
     assert facts.spill_loads > 0
     other = nvrtc.compile(Variant("probe.cu", "nb_other", (("NB_HEAD_DIM", 64),), 32, 0), "90a")
-    assert (other.facts.stack >= 256, other.facts.spill_stores, other.facts.shared) == (True, 0, 0)
+    assert (other.usage.stack >= 256, other.usage.spill_stores, other.usage.shared) == (True, 0, 0)
 
 
 @needs_nvrtc
@@ -274,7 +274,7 @@ def test_without_cupy_the_wheel_compiles(probe: Path):
         "import pathlib, probe_kernel\n"
         "from nbattn.kernels import nvrtc, sources\n"
         f"sources.directory = lambda: pathlib.Path({str(probe)!r})\n"
-        "print(nvrtc.compile(probe_kernel.variant(), '80').facts.registers)"
+        "print(nvrtc.compile(probe_kernel.variant(), '80').usage.registers)"
     )
     env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)

@@ -16,8 +16,7 @@ import torch
 import nbattn
 from nbattn import Axis, Mask, cache, execute, tune
 from nbattn.backends.inputs import Inputs
-from nbattn.planner import cost_table as measured
-from nbattn.planner import planner
+from nbattn.planner import cost_table, planner
 from nbattn.planner.cost_table import Entry, Rates
 from nbattn.program.device import DEVICES, DeviceInfo
 
@@ -39,8 +38,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     planner.forget()
 
 
-def here() -> measured.Fingerprint:
-    found = measured.fingerprint("cpu")
+def here() -> cost_table.Fingerprint:
+    found = cost_table.fingerprint("cpu")
     assert found is not None
     return found
 
@@ -51,13 +50,13 @@ def plan(**named: Any) -> nbattn.Plan:
 
 def entry(times: dict[str, float], *, rates: Rates | None = None, **changed: Any) -> Entry:
     """Times of the one request that these tests plan."""
-    facts = measured.key(plan().request)
+    facts = cost_table.key(plan().request)
     return Entry(replace(here(), **changed), "2026-11-24", rates, {facts: times} if times else {})
 
 
 def write(folder: Path, *entries: Entry) -> Path:
-    path = folder / measured.NAME
-    path.write_text(measured.encode(entries))
+    path = folder / cost_table.NAME
+    path.write_text(cost_table.encode(entries))
     path.chmod(0o600)
     planner.forget()
     return path
@@ -149,7 +148,7 @@ def test_different_masks_have_different_keys(cases: Callable[[str, int], None]) 
             continue
         made.add(axis)
     request = plan().request
-    keys = {measured.key(replace(request, mask=Mask(axis))) for axis in made}
+    keys = {cost_table.key(replace(request, mask=Mask(axis))) for axis in made}
     assert len(keys) == len(made) == len({tuple(Mask(axis).code()) for axis in made})
     cases("measured: masks with keys of their own", len(keys))
 
@@ -171,7 +170,7 @@ def test_rates_scale_every_bound_of_the_cpu_alike(folder: Path) -> None:
 
 
 def test_rates_of_a_gpu_are_what_was_measured() -> None:
-    gpu = measured.Fingerprint("sm_90", "H100", 0, "2.13.0", "0.1.0")
+    gpu = cost_table.Fingerprint("sm_90", "H100", 0, "2.13.0", "0.1.0")
     found = Entry(gpu, "2026-11-24", RATES).device()
     assert found.peak("float32") == 170e9
     assert found.peak("float16") == DEVICES["sm_90"].peak("float16")
@@ -235,8 +234,8 @@ def test_the_users_times_come_before_the_packages(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shipped = tmp_path / "shipped.json"
-    shipped.write_text(measured.encode((entry({**REVERSED, "tiled/tile": 1e-5}, rates=RATES),)))
-    monkeypatch.setattr(measured, "SHIPPED", shipped)
+    shipped.write_text(cost_table.encode((entry({**REVERSED, "tiled/tile": 1e-5}, rates=RATES),)))
+    monkeypatch.setattr(cost_table, "SHIPPED", shipped)
     planner.forget()
     assert plan().chosen.name == "tiled/tile"
     write(folder, entry({"sdpa/dense+fold": 1e-6}))
@@ -247,7 +246,7 @@ def test_the_users_times_come_before_the_packages(
 
 def test_no_table_comes_with_the_package_unmeasured() -> None:
     """Where one does, it decodes, and this test says what it was measured on."""
-    assert not measured.SHIPPED.exists()
+    assert not cost_table.SHIPPED.exists()
 
 
 def test_the_file_is_read_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -261,21 +260,21 @@ def test_the_file_is_read_once(folder: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_the_state_is_what_doctor_shows(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert measured.state() == {"path": str(folder / "costs.json"), "devices": [], "problem": ""}
+    assert cost_table.state() == {"path": str(folder / "costs.json"), "devices": [], "problem": ""}
     write(folder, entry(REVERSED))
-    (found,) = measured.state()["devices"]
+    (found,) = cost_table.state()["devices"]
     assert (found["device"], found["torch"], found["requests"]) == ("cpu", torch.__version__, 1)
     monkeypatch.setenv("NBATTN_CACHE", "cache")
-    measured.forget()
+    cost_table.forget()
     said = "NBATTN_CACHE='cache' is neither an absolute path nor \"off\""
-    assert measured.state() == {"path": None, "devices": [], "problem": said}
+    assert cost_table.state() == {"path": None, "devices": [], "problem": said}
 
 
 def test_off_reads_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(folder, entry(REVERSED))
     monkeypatch.setenv("NBATTN_CACHE", "off")
     planner.forget()
-    assert measured.path() is None
+    assert cost_table.path() is None
     assert "(no measurement of this request is known)" in last_line(plan())
 
 
@@ -283,7 +282,7 @@ def test_off_reads_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def good(folder: Path) -> dict[str, Any]:
-    return json.loads(measured.encode((entry(REVERSED, rates=RATES),)))
+    return json.loads(cost_table.encode((entry(REVERSED, rates=RATES),)))
 
 
 def spoiled(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], bytes]:
@@ -369,10 +368,10 @@ BROKEN: dict[str, tuple[Callable[[Path], bytes], str]] = {
 @pytest.mark.parametrize("what", ["float32", "bandwidth"])
 def test_the_ends_of_what_a_table_may_say_plan(folder: Path, what: str, number: float) -> None:
     """The rates of all dtypes move with float32's, and stay in the range of a device."""
-    path = folder / measured.NAME
+    path = folder / cost_table.NAME
     path.write_bytes(spoiled(lambda t: spoil(first(t), what, number))(folder))
     path.chmod(0o600)
-    measured.forget()
+    cost_table.forget()
     for device in ("cpu", "sm_90"):
         plan = nbattn.plan(Mask.sliding_window(3), (2, 96, 2, 16), device=device)
         assert 0 < plan.chosen.cost.bound < float("inf")
@@ -381,7 +380,7 @@ def test_the_ends_of_what_a_table_may_say_plan(folder: Path, what: str, number: 
 @pytest.mark.parametrize("name", BROKEN)
 def test_a_broken_table_is_left_alone_with_one_warning(folder: Path, name: str) -> None:
     make, said = BROKEN[name]
-    path = folder / measured.NAME
+    path = folder / cost_table.NAME
     path.write_bytes(make(folder))
     path.chmod(0o600)
     refused(f"{path} {said}")
@@ -401,8 +400,8 @@ def refused(said: str) -> None:
 
 
 def link(folder: Path) -> None:
-    (folder / measured.NAME).rename(folder.parent / "elsewhere.json")
-    (folder / measured.NAME).symlink_to(folder.parent / "elsewhere.json")
+    (folder / cost_table.NAME).rename(folder.parent / "elsewhere.json")
+    (folder / cost_table.NAME).symlink_to(folder.parent / "elsewhere.json")
 
 
 def linked_folder(folder: Path) -> None:
@@ -411,8 +410,8 @@ def linked_folder(folder: Path) -> None:
 
 
 def pipe(folder: Path) -> None:
-    (folder / measured.NAME).unlink()
-    os.mkfifo(folder / measured.NAME)
+    (folder / cost_table.NAME).unlink()
+    os.mkfifo(folder / cost_table.NAME)
 
 
 UNSAFE: dict[str, tuple[Callable[[Path], object], str]] = {
@@ -422,7 +421,7 @@ UNSAFE: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "all may write the directory": (lambda f: f.chmod(0o777), "is writable by others: chmod go-w"),
     "group may write the file": (
-        lambda f: (f / measured.NAME).chmod(0o620),
+        lambda f: (f / cost_table.NAME).chmod(0o620),
         "costs.json is writable by others: chmod go-w",
     ),
     "the file is a link": (link, "costs.json is a symbolic link"),
@@ -452,7 +451,7 @@ def test_a_relative_cache_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_where_warnings_are_errors_the_second_plan_works(folder: Path) -> None:
-    (folder / measured.NAME).write_text("{")
+    (folder / cost_table.NAME).write_text("{")
     planner.forget()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -465,9 +464,9 @@ def test_the_standard_places(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     monkeypatch.delenv("NBATTN_CACHE")
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("XDG_CACHE_HOME", "relative")
-    assert measured.path() == tmp_path / ".cache" / "nbattn" / "costs.json"
+    assert cost_table.path() == tmp_path / ".cache" / "nbattn" / "costs.json"
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert measured.path() == tmp_path / "xdg" / "nbattn" / "costs.json"
+    assert cost_table.path() == tmp_path / "xdg" / "nbattn" / "costs.json"
 
 
 # Writing.
@@ -475,31 +474,31 @@ def test_the_standard_places(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
 
 def test_a_table_survives_writing_and_reading(folder: Path) -> None:
     ours = entry(REVERSED, rates=RATES)
-    assert measured.decode(measured.encode((ours, entry({})))) == (ours, entry({}))
+    assert cost_table.decode(cost_table.encode((ours, entry({})))) == (ours, entry({}))
 
 
 def test_saving_keeps_other_devices_and_other_requests(folder: Path) -> None:
-    path = folder / measured.NAME
+    path = folder / cost_table.NAME
     older = Entry(here(), "2026-01-01", RATES, {'{"a": 1}': {"x": 1.0}, '{"b": 2}': {"x": 2.0}})
     foreign = entry(REVERSED, torch="1.0")
     write(folder, older, foreign)
     newer = Entry(here(), "2026-02-02", None, {'{"b": 2}': {"y": 3.0}})
     assert tune.save(path, newer) == ""
-    merged, kept = measured.decode(path.read_bytes())
+    merged, kept = cost_table.decode(path.read_bytes())
     assert kept == foreign
     assert merged == replace(newer, times={'{"a": 1}': {"x": 1.0}, '{"b": 2}': {"y": 3.0}})
     assert path.stat().st_mode & 0o777 == 0o600
-    assert [one.name for one in folder.iterdir()] == [measured.NAME]
+    assert [one.name for one in folder.iterdir()] == [cost_table.NAME]
 
 
 def test_the_plan_after_saving_uses_it(folder: Path) -> None:
     assert plan().chosen.name == NAMES[0]
-    tune.save(folder / measured.NAME, entry(REVERSED))
+    tune.save(folder / cost_table.NAME, entry(REVERSED))
     assert plan().chosen.name == NAMES[-1]
 
 
 def test_a_damaged_table_is_replaced_and_said(folder: Path) -> None:
-    path, ours = folder / measured.NAME, entry(REVERSED)
+    path, ours = folder / cost_table.NAME, entry(REVERSED)
     path.write_text("{")
     assert tune.save(path, ours).startswith("is damaged: JSONDecodeError")
     assert plan().chosen.name == NAMES[-1]
@@ -508,11 +507,11 @@ def test_a_damaged_table_is_replaced_and_said(folder: Path) -> None:
 def test_a_link_is_not_written_through(folder: Path) -> None:
     target = folder.parent / "precious"
     target.write_text("mine")
-    (folder / measured.NAME).symlink_to(target)
+    (folder / cost_table.NAME).symlink_to(target)
     with pytest.raises(nbattn.InputError) as caught:
-        tune.save(folder / measured.NAME, Entry(here(), "2026-11-24"))
+        tune.save(folder / cost_table.NAME, Entry(here(), "2026-11-24"))
     assert caught.value.problem == (
-        f"the cost table cannot be written: {folder / measured.NAME} is a symbolic link."
+        f"the cost table cannot be written: {folder / cost_table.NAME} is a symbolic link."
     )
     assert target.read_text() == "mine"
 
@@ -528,7 +527,7 @@ def test_a_full_disk_leaves_the_old_table(folder: Path, monkeypatch: pytest.Monk
     with pytest.raises(nbattn.InputError, match="No space left on device"):
         tune.save(path, entry({}, rates=RATES))
     assert path.read_bytes() == before
-    assert [one.name for one in folder.iterdir()] == [measured.NAME]
+    assert [one.name for one in folder.iterdir()] == [cost_table.NAME]
 
 
 def test_old_entries_make_room(folder: Path) -> None:
@@ -545,7 +544,7 @@ def _writer(path: Path, number: int) -> None:
 
 
 def test_eight_processes_write_and_lose_nothing(folder: Path) -> None:
-    path = folder / measured.NAME
+    path = folder / cost_table.NAME
     context = multiprocessing.get_context("fork")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # fork after threads, from 3.12 on
@@ -554,8 +553,8 @@ def test_eight_processes_write_and_lose_nothing(folder: Path) -> None:
             one.start()
     while any(one.is_alive() for one in writers):
         content = cache.read(path)
-        assert content is None or len(measured.decode(content)) == 1
+        assert content is None or len(cost_table.decode(content)) == 1
     assert [one.exitcode for one in writers] == [0] * 8
-    (merged,) = measured.decode(path.read_bytes())
+    (merged,) = cost_table.decode(path.read_bytes())
     assert len(merged.times) == 40
-    assert [one.name for one in folder.iterdir()] == [measured.NAME]
+    assert [one.name for one in folder.iterdir()] == [cost_table.NAME]

@@ -21,7 +21,7 @@ import nbattn
 from nbattn import Axis, BackendError, Mask
 from nbattn.backends.inputs import Inputs
 from nbattn.backends.natten import run as backend
-from nbattn.backends.natten.meaning import Window, window
+from nbattn.backends.natten.meaning import NattenAxis, window
 from nbattn.geometry import bind
 from nbattn.program import device
 
@@ -57,7 +57,7 @@ def test_its_plans_are_the_published_mask(space: tuple[int, ...], given: dict[st
 
 
 def test_a_full_axis_is_a_window_of_its_length() -> None:
-    assert window(bind(Mask.full(), 9)[0]) == Window(9, 1, 1, False)
+    assert window(bind(Mask.full(), 9)[0]) == NattenAxis(9, 1, 1, False)
     assert planned(Mask(Axis(), Axis(2, 2, border="shift")), (6, 9)).verify()
 
 

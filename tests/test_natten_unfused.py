@@ -16,8 +16,7 @@ from torch.autograd import forward_ad
 
 from nbattn import InputError, MaskError
 from nbattn.integrations import natten
-from nbattn.integrations.natten import neighborhood_gather as slots
-from nbattn.integrations.natten import parameters, unfused
+from nbattn.integrations.natten import neighborhood_gather, parameters, unfused
 
 # space, kernel_size, dilation, is_causal: odd and even sizes, dilations that divide nothing.
 WINDOWS: list[tuple[tuple[int, ...], Any, Any, Any]] = [
@@ -167,11 +166,11 @@ def test_what_is_kept_of_inference_and_transforms_serves_training() -> None:
     def run(query: Tensor) -> Tensor:
         return unfused.scores(query, other, 4, 2, None, True).exp().sum()
 
-    slots._tiles.cache_clear()
+    neighborhood_gather._tiles.cache_clear()
     with torch.inference_mode(), forward_ad.dual_level():
         run(query)
     assert torch.autograd.gradcheck(run, (query,), check_forward_ad=True)
-    slots._tiles.cache_clear()
+    neighborhood_gather._tiles.cache_clear()
     along = torch.func.jvp(run, (query.detach(),), (other.detach(),))[1]
     (grad,) = torch.autograd.grad(run(query), query)
     torch.testing.assert_close((grad * other).sum().detach(), along)
@@ -223,7 +222,7 @@ def test_a_mapped_axis_may_stand_anywhere() -> None:
     code = parameters.window((5, 6), 3).code()
     query, weights = random(2, 3, 5, 6, 4).detach(), random(3, 2, 5, 6, 9, seed=1).detach()
     for name, first in (("products", query.movedim(0, 1)), ("sums", weights), ("returns", weights)):
-        run = slots.OPERATORS[name]
+        run = neighborhood_gather.OPERATORS[name]
         found = torch.vmap(run, in_dims=(1, 0, None))(first, query, code)
         wanted = [run(first[:, n], query[n], code) for n in range(2)]
         torch.testing.assert_close(found, torch.stack(wanted))
@@ -372,12 +371,12 @@ def test_the_operators_keep_torchs_rules() -> None:
     code = parameters.window((5, 6), 3, is_causal=(True, False)).code()
     query, weights = random(2, 5, 6, 3), random(2, 5, 6, 9, seed=1)
     for operator, first in (
-        (slots.OPERATORS["products"], query),
-        (slots.OPERATORS["sums"], weights),
-        (slots.OPERATORS["returns"], weights),
+        (neighborhood_gather.OPERATORS["products"], query),
+        (neighborhood_gather.OPERATORS["sums"], weights),
+        (neighborhood_gather.OPERATORS["returns"], weights),
     ):
         torch.library.opcheck(operator, (first, query, code))
-    torch.library.opcheck(slots.steps, (query, code, (5, 6), 0))
+    torch.library.opcheck(neighborhood_gather.steps, (query, code, (5, 6), 0))
 
 
 QUERY = torch.zeros(1, 2, 8, 9, 4)

@@ -23,7 +23,7 @@ import torch
 
 import nbattn
 from nbattn import Mask
-from nbattn.backends.flash.meaning import Told, flash4
+from nbattn.backends.flash.meaning import WindowArguments, flash4
 
 Count = Callable[[str, int], None]
 LENGTHS = (1, 2, 3, 5, 8)
@@ -151,7 +151,7 @@ def test_the_local_mask_of_flash_attn_4(cases: Count) -> None:
             continue
         want = ~masked(queries, keys, (left, right))
         same(Mask.from_flash((left, right)), queries, keys, want)
-        lo, hi = flash4(Told(left, right), queries, keys).rows(np.arange(queries), keys)
+        lo, hi = flash4(WindowArguments(left, right), queries, keys).rows(np.arange(queries), keys)
         column = np.arange(keys)
         said = (column >= lo[:, None]) & (column < hi[:, None])
         assert np.array_equal(said, want.numpy()), (queries, keys, left, right)

@@ -27,11 +27,10 @@ import nbattn
 from nbattn import Axis, BackendError, DeviceInfo, InputError, Mask
 from nbattn.backends import families
 from nbattn.backends.dense import meaning as dense
-from nbattn.backends.dense.meaning import Causal, Dense, Matrix
-from nbattn.backends.tiled.meaning import Tiled
+from nbattn.backends.dense.meaning import DenseMask, NoMask, TopLeftCausal
+from nbattn.backends.tiled.meaning import TiledArguments
 from nbattn.geometry import BoundAxis, bind
-from nbattn.planner import cost_table as measured
-from nbattn.planner import devices, planner, proof
+from nbattn.planner import cost_table, devices, planner, proof
 from nbattn.planner.plan import Plan
 from nbattn.planner.planner import candidates
 from nbattn.program import device
@@ -250,9 +249,9 @@ def told(candidate: Candidate, arguments: Any) -> Candidate:
 
 def widened(lines: tuple[BoundAxis, ...]) -> tuple[BoundAxis, ...]:
     """The same lengths under a mask one key wider."""
-    axis = lines[0].axis
+    axis = lines[0].spec
     assert axis.left is not None
-    return (replace(lines[0], axis=replace(axis, left=axis.left + 1)), *lines[1:])
+    return (replace(lines[0], spec=replace(axis, left=axis.left + 1)), *lines[1:])
 
 
 WRONG: dict[str, Wrong] = {
@@ -334,25 +333,25 @@ WRONG: dict[str, Wrong] = {
         "sdpa/dense+split",
         lambda c: with_calls(c, each(c)[0], each(c)[0]),
     ),
-    "causal run dense": (TRIANGLE, "sdpa/causal", lambda c: told(c, Dense())),
-    "dense run causal": (FOLDED, "sdpa/dense+fold", lambda c: told(c, Causal(0))),
-    "causal on another axis": (PLANE, "sdpa/causal", lambda c: told(c, Dense())),
+    "causal run dense": (TRIANGLE, "sdpa/causal", lambda c: told(c, NoMask())),
+    "dense run causal": (FOLDED, "sdpa/dense+fold", lambda c: told(c, TopLeftCausal(0))),
+    "causal on another axis": (PLANE, "sdpa/causal", lambda c: told(c, NoMask())),
     "a triangle moved along the keys": (WIDE, "sdpa/causal+trim", lambda c: first_key(c, start=1)),
     "a triangle of fewer keys": (WIDE, "sdpa/causal+trim", lambda c: first_key(c, length=3)),
     "a matrix of a wider mask": (
         RING,
         "reference/dense",
-        lambda c: told(c, Matrix(widened(each(c)[0].arguments.lines))),
+        lambda c: told(c, DenseMask(widened(each(c)[0].arguments.axes))),
     ),
     "tiles of a wider mask": (
         TILES,
         "tiled/tile",
-        lambda c: told(c, replace(each(c)[0].arguments, lines=widened(each(c)[0].arguments.lines))),
+        lambda c: told(c, replace(each(c)[0].arguments, axes=widened(each(c)[0].arguments.axes))),
     ),
     "tiles of a wider ring": (
         RING,
         "tiled/tile",
-        lambda c: told(c, replace(each(c)[0].arguments, lines=widened(each(c)[0].arguments.lines))),
+        lambda c: told(c, replace(each(c)[0].arguments, axes=widened(each(c)[0].arguments.axes))),
     ),
 }
 
@@ -406,7 +405,7 @@ def test_any_tile_size_is_right() -> None:
 )
 def test_proofs_notice_wrong_tiles(monkeypatch: pytest.MonkeyPatch, spoil: Callable) -> None:
     request = request_for(Mask(Axis(1, 1, dilation=2)), 12)
-    arguments = Tiled(bind(request.mask, 12, 12), (3,))
+    arguments = TiledArguments(bind(request.mask, 12, 12), (3,))
     candidate = told(program_of(request, "tiled/tile"), arguments)
     assert verdicts(request, candidate) == (True, True)
     honest = BoundAxis.tiles
@@ -428,7 +427,9 @@ def spoiled(draw: st.DrawFn) -> tuple[Request, Candidate]:
     number = draw(st.integers(0, len(each(candidate)) - 1))
     axis = draw(st.integers(0, request.mask.rank - 1))
     call = each(candidate)[number]
-    keeps_rows = isinstance(call.arguments, Matrix | Tiled)  # they have as many as the mask
+    keeps_rows = isinstance(
+        call.arguments, DenseMask | TiledArguments
+    )  # they have as many as the mask
     groups = draw(st.integers(1, 3))
     for side, space in (("query", request.query_space), ("key", request.key_space)):
         now = getattr(call, side).axes[axis]
@@ -1163,9 +1164,9 @@ def test_caches_of_plans_are_bounded() -> None:
         planner.make,
         planner.planned,
         devices._data,
-        measured._rated,
-        measured._holding,
-        measured._devices,
+        cost_table._rated,
+        cost_table._holding,
+        cost_table._devices,
     ):
         limit = cached.cache_parameters()["maxsize"]
         assert limit is not None

@@ -113,7 +113,7 @@ def test_the_panel_shows_the_shares_and_the_total() -> None:
     made = plan(Mask.neighborhood((3, 3)), (14, 18), backend="tiled")
     figure = plot.figure(made)
     cost = made.chosen.cost
-    useful = f"{100 * cost.useful_pairs / cost.visited_pairs:.3g}"
+    useful = f"{100 * cost.useful_pairs / cost.computed_pairs:.3g}"
     axes = panels(figure)[f"blocks of tiled/tile on cpu\n{useful}% of visited pairs are read"]
     np.testing.assert_allclose(images(axes)[0].filled(np.nan), plot.block_shares(made))
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("query, axis 1", "query, axis 0")

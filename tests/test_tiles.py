@@ -20,7 +20,7 @@ from oracle import axis_matrix, bound_axes, masks, matrix
 from nbattn import Axis, Mask, geometry
 from nbattn.backends.inputs import Inputs
 from nbattn.backends.tiled import run as tiled
-from nbattn.backends.tiled.meaning import Tiled
+from nbattn.backends.tiled.meaning import TiledArguments
 from nbattn.program.program import Call, Program, whole
 
 Space = tuple[int, ...]
@@ -107,7 +107,7 @@ def check(mask: Mask, queries: Space, keys: Space, tile: Space, seed: int = 0) -
     loss = (out * upward).sum() + (lse.masked_fill(lse == -torch.inf, 0) * lse_upward).sum()
     wanted = torch.autograd.grad(loss, leaves, allow_unused=True)
 
-    program = Program((Call(whole(queries), whole(keys), Tiled(geometry.bind(mask, queries, keys), tile)),))  # fmt: skip  # noqa: E501
+    program = Program((Call(whole(queries), whole(keys), TiledArguments(geometry.bind(mask, queries, keys), tile)),))  # fmt: skip  # noqa: E501
     plain = [t.detach() for t in leaves]
     rest = (plain[3], None, plain[4], plain[5]) if extras else (None,) * 4
     inputs = Inputs(*plain[:3], *rest, scale=0.5, softcap=None)

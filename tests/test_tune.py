@@ -13,8 +13,7 @@ import nbattn
 from nbattn import Mask, bench, timing, tune
 from nbattn.cli import main
 from nbattn.config import Config, PlanConfig
-from nbattn.planner import cost_table as measured
-from nbattn.planner import planner
+from nbattn.planner import cost_table, planner
 
 MASK, SHAPE = Mask.neighborhood((7, 7), dilation=4), (1, 28, 28, 2, 32)
 
@@ -49,7 +48,7 @@ def ticking(seconds: Sequence[float]) -> timing.Clock:
     known: dict[int, float] = {}
     kept: list[object] = []
 
-    def time(run: timing.Run) -> float:
+    def time(run: timing.Action) -> float:
         if id(run) not in known:
             kept.append(run)
             known[id(run)] = seconds[len(known)]
@@ -67,12 +66,12 @@ def config(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     return install
 
 
-def table(folder: Path) -> tuple[measured.Entry, ...]:
-    return measured.decode((folder / "costs.json").read_bytes())
+def table(folder: Path) -> tuple[cost_table.Entry, ...]:
+    return cost_table.decode((folder / "costs.json").read_bytes())
 
 
 def test_rates_alone(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    here = measured.fingerprint("cpu")
+    here = cost_table.fingerprint("cpu")
     assert here is not None
     assert main(["tune", "--device", "cpu"]) == 0
     out, err = capsys.readouterr()
@@ -89,7 +88,7 @@ def test_rates_alone(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     )
     (found,) = table(folder)
     assert found.fingerprint == here
-    assert found.rates == measured.Rates(
+    assert found.rates == cost_table.Rates(
         tuple((dtype, 64.0) for dtype in ("float16", "bfloat16", "float32", "float64")), 1000.0, 2.0
     )
     assert plan().request.device.peak("float32") == pytest.approx(64)
@@ -151,7 +150,7 @@ def test_output_writes_there_and_nowhere_else(
     config(one=planned())
     path = tmp_path / "shared.json"
     assert main(["tune", "any.toml", "--device", "cpu", "--output", str(path)]) == 0
-    assert len(measured.decode(path.read_bytes())[0].times) == 1
+    assert len(cost_table.decode(path.read_bytes())[0].times) == 1
     out = capsys.readouterr().out
     assert out.endswith(f"written: {path} (1 request); the planner does not read it\n")
     assert not folder.exists()
@@ -313,7 +312,7 @@ def test_other_programs_are_counted_in_cores() -> None:
 def test_a_second_run_adds_to_the_first(
     folder: Path, config: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = measured.Rates((("float32", 85e9),), 8e9, 4e-6)
+    found = cost_table.Rates((("float32", 85e9),), 8e9, 4e-6)
     monkeypatch.setattr(tune, "rates", lambda kind, effort: found)
     for named in ({}, {"training": True}):
         config(one=planned(**named))

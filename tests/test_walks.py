@@ -17,7 +17,7 @@ from work import work
 
 from nbattn import Axis, Mask
 from nbattn import piecewise_sum as series
-from nbattn.backends.cuda.tile_traversal import Walk
+from nbattn.backends.cuda.tile_traversal import Traversal
 from nbattn.geometry import BoundAxis, bind
 
 Count = Callable[[str, int], None]
@@ -27,7 +27,7 @@ SIDES = st.none() | st.integers(0, 40) | st.integers(0, 1500)
 
 def walked(line: BoundAxis, rows: int, columns: int, *, inverse: bool) -> np.ndarray:
     """How often the tiles compute each pair, as they mask it."""
-    walk = Walk(line, inverse)
+    walk = Traversal(line, inverse)
     shape = (line.keys, line.queries) if inverse else (line.queries, line.keys)
     times = np.zeros(shape, dtype=int)
     for tile in walk.tiles(rows, columns):
@@ -48,14 +48,14 @@ def test_walks_are_the_axis(
     line = bind(Mask(bound[0]), *bound[1:])[0]
     wanted = axis_matrix(*bound)
     assert np.array_equal(walked(line, rows, columns, inverse=inverse), wanted)
-    walk, d = Walk(line, inverse), bound[0].dilation
+    walk, d = Traversal(line, inverse), bound[0].dilation
     found = np.zeros((line.keys, line.queries) if inverse else wanted.shape, dtype=int)
     for row, (starts, counts) in enumerate(zip(*walk.reads(rows, columns), strict=True)):
         for start, count in zip(starts, counts, strict=True):
             found[row, start : start + d * count : d] += 1
             assert count == found[row, start : start + d * count : d].size
     assert np.array_equal(found.T if inverse else found, wanted)
-    assert walk.visits(rows, columns) == sum(len(t.columns) for t in walk.tiles(rows, columns))
+    assert walk.tile_pairs(rows, columns) == sum(len(t.columns) for t in walk.tiles(rows, columns))
     cases("walks, axes", 1)
 
 
@@ -86,16 +86,16 @@ def test_counts_of_long_axes_are_those_of_their_walks(
         axis = replace(axis, offset=offset, prefix=offset % 700 if axis.dilation == 1 else 0)
     if axis.align is None and axis.border != "wrap":
         keys = queries
-    walk = Walk(bind(Mask(axis), queries, keys)[0], inverse)
-    assert walk.visits(*sizes) == sum(len(tile.columns) for tile in walk.tiles(*sizes))
+    walk = Traversal(bind(Mask(axis), queries, keys)[0], inverse)
+    assert walk.tile_pairs(*sizes) == sum(len(tile.columns) for tile in walk.tiles(*sizes))
     cases("walks, long axes", 1)
 
 
 def test_two_thousand_million_tokens_are_counted_at_once() -> None:
     line = bind(Mask(Axis(4095, 0)), 2**31, 2**31)[0]
-    found = Walk(line).visits(64, 64), Walk(line, inverse=True).visits(64, 64)
+    found = Traversal(line).tile_pairs(64, 64), Traversal(line, inverse=True).tile_pairs(64, 64)
     for inverse in (False, True):
-        took = work(partial(Walk(line, inverse).visits, 64, 64))
+        took = work(partial(Traversal(line, inverse).tile_pairs, 64, 64))
         assert took.lines <= 2000
         assert took.peak <= 1 << 17
     # a tile's own 64 keys and the 4095 before them: 65 tiles, but for the first 64 tiles of rows
@@ -106,11 +106,11 @@ def test_two_thousand_million_tokens_are_counted_at_once() -> None:
 def test_a_run_starts_where_its_window_does() -> None:
     """128 keys are two tiles of 64 wherever they lie, and a prefix is a run of its own."""
     line = bind(Mask(Axis(63, 64, offset=100, align="top-left")), 1, 4096)[0]
-    assert Walk(line).visits(64, 64) == 2
+    assert Traversal(line).tile_pairs(64, 64) == 2
     line = bind(Mask(Axis(63, 64, offset=1000, prefix=3, align="top-left")), 1, 4096)[0]
-    assert Walk(line).visits(64, 64) == 3
+    assert Traversal(line).tile_pairs(64, 64) == 3
     line = bind(Mask(Axis(3, 3, border="wrap")), 64, 64)[0]
-    assert Walk(line).visits(64, 8) == 8
+    assert Traversal(line).tile_pairs(64, 8) == 8
 
 
 def test_sums_in_closed_form() -> None:

@@ -23,7 +23,7 @@ from test_geometry import met, specimens
 from nbattn import Axis, Mask, geometry
 from nbattn.backends.cuda import run as cuda
 from nbattn.backends.cuda.meaning import FAR, LARGEST
-from nbattn.backends.cuda.tile_traversal import Walk
+from nbattn.backends.cuda.tile_traversal import Traversal
 from nbattn.backends.cuda.tiles import padded
 from nbattn.geometry import BoundAxis, bind
 from nbattn.kernels import layout
@@ -88,7 +88,7 @@ def sampled(first: int, count: int) -> np.ndarray:
 
 def check_arithmetic(line: BoundAxis) -> None:
     """Classes, windows and inverse windows of an axis."""
-    d = line.axis.dilation
+    d = line.spec.dilation
     for group in line.classes():
         for residue in {0, group.size - 1}:
             first = group.origin + residue
@@ -101,15 +101,15 @@ def check_arithmetic(line: BoundAxis) -> None:
             group.start,
             group.start + group.queries,
         )
-        wanted = np.stack(geometry.window_of(line.axis, u, group.keys), axis=1)
+        wanted = np.stack(geometry.window_of(line.spec, u, group.keys), axis=1)
         found = windows(line, u, group.keys)
         assert np.array_equal(found[:, 2], wanted[:, 2])
         # empty windows lie anywhere before their borders are cut
         same = (found == wanted).all(axis=1)
         assert (same | ((found[:, 0] >= found[:, 1]) & (wanted[:, 0] >= wanted[:, 1]))).all()
         t = sampled(0, group.keys)
-        inverse = np.stack(geometry.readers_of(line.axis, t, group.keys), axis=1)
-        bounds = (start, stop) if line.axis.border != "wrap" else (-2 * FAR, 2 * FAR)
+        inverse = np.stack(geometry.readers_of(line.spec, t, group.keys), axis=1)
+        bounds = (start, stop) if line.spec.border != "wrap" else (-2 * FAR, 2 * FAR)
         assert np.array_equal(
             np.clip(readers(line, t, group.keys), *bounds), np.clip(inverse, *bounds)
         )
@@ -134,7 +134,7 @@ def check_pairs(
     params = struct.pack(f"<{len(pointers)}Q", *pointers) + layout.pack_numbers(
         [0] * 24, 1.0, 0.0, axes, (1, 1, 1, 0, mask.rank, 0)
     )
-    two = any(line.axis.border == "wrap" or line.axis.prefix for line in lines)
+    two = any(line.spec.border == "wrap" or line.spec.prefix for line in lines)
     library = device(tiles, two_runs=two, key_range=key_range is not None)
     found: list[np.ndarray] = []
     sizes = math.prod(line.queries for line in lines), math.prod(line.keys for line in lines)
@@ -145,7 +145,7 @@ def check_pairs(
         row, column = tiles[::-1] if inverse else tiles
         if key_range is None:
             walks = zip(lines, row, column, strict=True)
-            assert visits == math.prod(Walk(a, inverse).visits(n, m) for a, n, m in walks)
+            assert visits == math.prod(Traversal(a, inverse).tile_pairs(n, m) for a, n, m in walks)
         assert visits >= 0
         found.append(times.T if inverse else times)
     assert np.array_equal(*found)
@@ -237,7 +237,7 @@ def test_large_numbers_stay_exact(
     (line,) = bind(Mask(Axis(**fields)), queries, keys)
     for group in line.classes():
         u = sampled(group.start, group.queries)
-        wanted = np.stack(geometry.window_of(line.axis, u, group.keys), axis=1)
+        wanted = np.stack(geometry.window_of(line.spec, u, group.keys), axis=1)
         found = windows(line, u, group.keys)
         empty = (found[:, 0] >= found[:, 1]) & (wanted[:, 0] >= wanted[:, 1])
         assert np.array_equal(found[~empty], wanted[~empty])
@@ -245,7 +245,7 @@ def test_large_numbers_stay_exact(
         bounds = (group.start, group.start + group.queries)
         if border == "wrap":
             bounds = (-2 * FAR, 2 * FAR)
-        inverse = np.stack(geometry.readers_of(line.axis, t, group.keys), axis=1)
+        inverse = np.stack(geometry.readers_of(line.spec, t, group.keys), axis=1)
         assert np.array_equal(
             np.clip(readers(line, t, group.keys), *bounds), np.clip(inverse, *bounds)
         )

@@ -17,7 +17,7 @@ from nbattn.errors import InputError
 from nbattn.program.limits import Reason
 
 if TYPE_CHECKING:
-    from nbattn.geometry import BoundAxis
+    from nbattn.geometry import Axes
     from nbattn.program.candidate import Candidate
     from nbattn.program.request import Request
 
@@ -77,7 +77,7 @@ class Family:
     packages: tuple[str, ...] = ()
     missing: str = ""
 
-    def candidates(self, request: Request, axes: tuple[BoundAxis, ...]) -> Sequence[Candidate]:
+    def candidates(self, request: Request, axes: Axes) -> Sequence[Candidate]:
         """What the family offers for a request, refused candidates too."""
         return _module(f"{self.folder}.candidates").candidates(request, axes)
 

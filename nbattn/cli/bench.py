@@ -9,8 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nbattn.cli import arguments as sources
-from nbattn.cli import values
+from nbattn.cli import arguments, values
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -51,7 +50,7 @@ def add_parser(commands: Any) -> None:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    sources.add_request(parser)
+    arguments.add_request(parser)
     add = parser.add_argument
     add("--rounds", type=values.whole, default=7, metavar="N", help="default 7")
     add(
@@ -87,7 +86,7 @@ def run(options: argparse.Namespace) -> int:
     backends = values.names_of(lambda: families.BACKENDS[1:], "backend", options.backends)
     plans = {
         (name, part.request.training): part
-        for name, plan in sources.plans(options).items()
+        for name, plan in arguments.plans(options).items()
         for part in bench.passes(plan)
     }
     effort = bench.Effort(rounds=options.rounds, seconds=options.seconds, backends=backends)

@@ -106,35 +106,34 @@ def find(options: argparse.Namespace) -> Mask:
 
 def facts(mask: Mask, query: Space, key: Space) -> dict[str, Any]:
     """What the picture shows, as plain data."""
-    from nbattn import draw, geometry
-    from nbattn import mask_symbols as legend
+    from nbattn import draw, geometry, mask_symbols
     from nbattn.axis import describe
 
-    lines = geometry.bind(mask, query, key)
-    legend.check_lengths(lines)
+    axes = geometry.bind(mask, query, key)
+    mask_symbols.check_lengths(axes)
 
     def counts(some: Any) -> dict[str, Any]:
-        low, high, none = legend.key_counts(some)
+        low, high, none = mask_symbols.key_counts(some)
         keys = {"fewest": low, "most": high, "queries_without_keys": none}
         return {"pairs": geometry.pairs(some), "keys_a_query": keys}
 
-    axes: list[dict[str, Any]] = []
-    for line in lines:
-        cell = [max(1, -(-length // draw.CELLS)) for length in (line.queries, line.keys)]
-        axes.append(
+    shown: list[dict[str, Any]] = []
+    for axis in axes:
+        cell = [max(1, -(-length // draw.CELLS)) for length in (axis.queries, axis.keys)]
+        shown.append(
             {
-                "axis": repr(line.axis),
-                "words": describe(line.axis),
-                "queries": line.queries,
-                "keys": line.keys,
-                "position_of_query_0": line.offset if line.is_placed else None,
-                **counts((line,)),
+                "axis": repr(axis.spec),
+                "words": describe(axis.spec),
+                "queries": axis.queries,
+                "keys": axis.keys,
+                "position_of_query_0": axis.offset if axis.is_placed else None,
+                **counts((axis,)),
                 "cell": cell,
-                "pairs_of_cells": line.coverage(*cell).tolist(),
+                "pairs_of_cells": axis.coverage(*cell).tolist(),
             }
         )
-    whole = {"query": list(query), "key": list(key), **counts(lines)}
-    return {"mask": repr(mask), **whole, "axes": axes}
+    whole = {"query": list(query), "key": list(key), **counts(axes)}
+    return {"mask": repr(mask), **whole, "axes": shown}
 
 
 def _configured(options: argparse.Namespace) -> Mask:

@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from nbattn.cli import arguments as sources
+from nbattn.cli import arguments
 
 if TYPE_CHECKING:
     from nbattn.planner.plan import Plan
@@ -49,7 +49,7 @@ def add_parser(commands: Any) -> None:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    sources.add_request(parser)
+    arguments.add_request(parser)
     parser.add_argument("--json", action="store_true", help="print data instead of text")
     parser.add_argument("--verify", action="store_true", help="prove that each plan is its mask")
     parser.set_defaults(run=run)
@@ -57,7 +57,7 @@ def add_parser(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Plan every request and print it."""
-    plans = sources.plans(options)
+    plans = arguments.plans(options)
     wrong = dict(_wrong(plans)) if options.verify else {}
     if options.json:
         exact = {name: {"verified": name not in wrong} for name in plans if options.verify}

@@ -6,8 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nbattn.cli import arguments as sources
-from nbattn.cli import values
+from nbattn.cli import arguments, values
 from nbattn.errors import counted
 
 if TYPE_CHECKING:
@@ -52,7 +51,7 @@ def add_parser(commands: Any) -> None:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    sources.add_request(parser)
+    arguments.add_request(parser)
     add = parser.add_argument
     add("--output", type=Path, metavar="FILE", help="write there instead; the planner ignores it")
     add("--quick", action="store_true", help="fewer rounds, small matrices")
@@ -67,7 +66,7 @@ def run(options: argparse.Namespace) -> int:
     import torch
 
     from nbattn import tune
-    from nbattn.planner import devices
+    from nbattn.planner import cost_table, devices
 
     if options.threads is not None:
         torch.set_num_threads(options.threads)
@@ -89,7 +88,7 @@ def run(options: argparse.Namespace) -> int:
     new = tune.entry(here, found, jobs)
     many = counted(len(new.times), "request")
     if path is None:
-        options.output.write_text(tune.measured.encode((new,)))
+        options.output.write_text(cost_table.encode((new,)))
         print(f"written: {options.output} ({many}); the planner does not read it")
     else:
         problem = tune.save(path, new)
@@ -101,7 +100,7 @@ def run(options: argparse.Namespace) -> int:
 
 def _asked(options: argparse.Namespace) -> dict[str, Plan]:
     """The plans to measure; none, where only the rates are wanted."""
-    return sources.plans(options) if sources.is_asked(options) else {}
+    return arguments.plans(options) if arguments.is_asked(options) else {}
 
 
 def _dry(plans: dict[str, list[Plan]], path: Path | None) -> int:

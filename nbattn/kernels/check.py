@@ -23,7 +23,7 @@ def compiler() -> dict[str, Any]:
 
 def compiles(arch: str) -> dict[str, Any]:
     """A small kernel for a target, never from the cache."""
-    facts = nvrtc.compile(_SMALL, arch).facts
+    facts = nvrtc.compile(_SMALL, arch).usage
     found = {"kernel": _SMALL.entry, "target": f"sm_{arch}", "registers": facts.registers}
     return {**found, "seconds": round(facts.seconds, 3)}
 

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from nbattn import cache
 from nbattn.kernels import nvrtc, sources, toolkit
-from nbattn.kernels.nvrtc import Compiled, Facts
+from nbattn.kernels.nvrtc import Compiled, Usage
 from nbattn.kernels.variant import Variant
 
 BOUND = 256 << 20  # bytes of all files together
@@ -116,7 +116,7 @@ def _publish(place: Path, name: str, compiled: Compiled) -> None:
 
 
 def _packed(name: str, compiled: Compiled) -> bytes:
-    facts = {"facts": dataclasses.asdict(compiled.facts), "log": compiled.log}
+    facts = {"usage": dataclasses.asdict(compiled.usage), "log": compiled.log}
     content = json.dumps(facts).encode() + b"\n" + compiled.cubin
     return f"{_FORMAT} {name} {hashlib.sha256(content).hexdigest()}\n".encode() + content
 
@@ -129,7 +129,7 @@ def _unpacked(name: str, content: bytes) -> Compiled | None:
     facts, _, cubin = rest.partition(b"\n")
     try:
         known = json.loads(facts)
-        return Compiled(cubin, Facts(**known["facts"]), known["log"])
+        return Compiled(cubin, Usage(**known["usage"]), known["log"])
     except (ValueError, TypeError, KeyError):
         return None
 

@@ -27,7 +27,7 @@ _SOURCE, _ENTRY = re.compile(r"[a-z0-9_]+\.cu"), re.compile(r"[a-z0-9_]+")
 
 
 @dataclass(frozen=True, slots=True)
-class Facts:
+class Usage:
     """What the compiler says of one kernel.
 
     Args:
@@ -53,7 +53,7 @@ class Compiled:
     """A kernel as the device loads it, with its facts and the compiler's whole log."""
 
     cubin: bytes
-    facts: Facts
+    usage: Usage
     log: str
 
 
@@ -134,7 +134,7 @@ def compile(variant: Variant, arch: str) -> Compiled:
                 f"{variant.source} does not compile for sm_{arch} with {told}:\n{log}",
                 where=f"NVRTC {identity()}, {toolkit.library()}",
             )
-        return Compiled(program.fetch("CUBIN"), _facts(log, variant.entry, seconds), log)
+        return Compiled(program.fetch("CUBIN"), _usage(log, variant.entry, seconds), log)
 
 
 class _Program:
@@ -206,7 +206,7 @@ def _check_target(arch: str) -> None:
         )
 
 
-def _facts(log: str, entry: str, seconds: float) -> Facts:
+def _usage(log: str, entry: str, seconds: float) -> Usage:
     """From the part of the log that is about a kernel; others and device functions have theirs."""
     _, _, text = log.partition(f"Compiling entry function '{entry}'")
     frame = re.search(rf"Function properties for {entry}\n(.*)", text)
@@ -218,7 +218,7 @@ def _facts(log: str, entry: str, seconds: float) -> Facts:
         found = re.search(rf"(\d+) {words}", where)
         return int(found[1]) if found else 0
 
-    return Facts(
+    return Usage(
         registers=int(used[1]),
         stack=max(
             number("bytes stack frame", frame[1]), number("bytes cumulative stack size", used[2])

@@ -12,7 +12,7 @@ import torch
 from nbattn import geometry
 from nbattn.backends import families
 from nbattn.errors import BackendError
-from nbattn.geometry import BoundAxis
+from nbattn.geometry import Axes
 from nbattn.mask import Mask
 from nbattn.planner import cost_table, devices
 from nbattn.planner.plan import Plan
@@ -90,7 +90,7 @@ def make(request: Request) -> Plan:
     return Plan(request, accepted[0], (*accepted, *refused), note)
 
 
-def candidates(request: Request, axes: tuple[BoundAxis, ...]) -> list[Candidate]:
+def candidates(request: Request, axes: Axes) -> list[Candidate]:
     """Those of every family, refused ones too, with the reasons of require=, forbid= and backend=
     added.
     """

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from nbattn import geometry
 from nbattn.errors import InputError
-from nbattn.geometry import BoundAxis, Ints
+from nbattn.geometry import Axes, BoundAxis, Ints
 from nbattn.program.candidate import Candidate
 from nbattn.program.program import AxisView, Call, Program
 from nbattn.program.request import Request
@@ -96,33 +96,36 @@ def verify(request: Request, candidate: Candidate) -> bool:
     Calls that share queries must join and share no pair; together they are the mask if each reads
     only what the mask lets it and their pairs add up to the mask's.
     """
-    lines = geometry.bind(request.mask, request.query_space, request.key_space)
+    axes = geometry.bind(request.mask, request.query_space, request.key_space)
     calls = _program(candidate).calls
     for call in calls:
         _check_groups(call)
-    shared = _sharing(calls, lines)
-    joined = {number for pair in shared for number in pair}
+    shared = _sharing(calls, axes)
+    joined = {place for pair in shared for place in pair}
     reads = [
         [
-            _verify_axis(axis, line, call, whole=number not in joined)
-            for axis, line in enumerate(lines)
+            _verify_axis(number, axis, call, whole=place not in joined)
+            for number, axis in enumerate(axes)
         ]
-        for number, call in enumerate(calls)
+        for place, call in enumerate(calls)
     ]
     for first, second in shared:
         if all(_meet(a, b) for a, b in zip(reads[first], reads[second], strict=True)):
             raise AssertionError(f"calls {first} and {second} share pairs")
-    useful = geometry.pairs(lines)
-    done = sum(math.prod(int(read[..., 1].sum()) for read in axes) for axes in reads)
+    useful = geometry.pairs(axes)
+    done = sum(math.prod(int(read[..., 1].sum()) for read in per_axis) for per_axis in reads)
     if done != useful:
         raise AssertionError(f"the calls compute {done} pairs, the mask has {useful}")
     return True
 
 
-def _sharing(calls: tuple[Call, ...], lines: tuple[BoundAxis, ...]) -> list[tuple[int, int]]:
+def _sharing(calls: tuple[Call, ...], axes: Axes) -> list[tuple[int, int]]:
     """The calls that share queries, of which the later one must join."""
     covered = [
-        [_distinct(axis, line.queries) for axis, line in zip(call.query.axes, lines, strict=True)]
+        [
+            _distinct(number, axis.queries)
+            for number, axis in zip(call.query.axes, axes, strict=True)
+        ]
         for call in calls
     ]
     shared = [
@@ -166,12 +169,12 @@ def _check_groups(call: Call) -> None:
             raise AssertionError(f"axis {number}: queries and keys are grouped differently")
 
 
-def _verify_axis(number: int, line: BoundAxis, call: Call, *, whole: bool) -> Ints:
+def _verify_axis(number: int, axis: BoundAxis, call: Call, *, whole: bool) -> Ints:
     """What every query of the axis reads in a call, `[queries, 2, 3]` of runs (start, count, step):
     all of the mask's keys, or only some of them.
     """
     query, key = call.query.axes[number], call.key.axes[number]
-    _check_inside("keys", key.positions(), line.keys)
+    _check_inside("keys", key.positions(), axis.keys)
     starts, counts, step = call.arguments.rows(number, query.length, key.length)
     at = query.positions()
     shift = key.group_step * np.arange(key.groups)[:, None, None]
@@ -180,15 +183,15 @@ def _verify_axis(number: int, line: BoundAxis, call: Call, *, whole: bool) -> In
         np.broadcast_to(counts, (*at.shape, 2)),
         step * key.step,
     )
-    mask_starts, mask_counts = line.key_runs()
-    wanted = _canonical(mask_starts[at], mask_counts[at], line.axis.dilation)
+    mask_starts, mask_counts = axis.key_runs()
+    wanted = _canonical(mask_starts[at], mask_counts[at], axis.spec.dilation)
     wrong = (reads != wanted).any(axis=-1) if whole else ~_within(reads, wanted)
     wrong = wrong.any(axis=-1)
     if wrong.any():
         raise AssertionError(
             f"axis {number}: query {int(at[wrong][0])} reads other keys than the mask says"
         )
-    found = np.zeros((line.queries, 2, 3), dtype=np.int64)
+    found = np.zeros((axis.queries, 2, 3), dtype=np.int64)
     found[at] = reads
     return found
 

@@ -39,27 +39,27 @@ class Strip:
     step: int = 0
 
 
-def band_pieces(line: BoundAxis) -> list[Piece] | str:
+def band_pieces(axis: BoundAxis) -> list[Piece] | str:
     """The axis as bands, or the reason why it is too many of them."""
     pieces: list[Piece] = []
-    for group in line.classes():
+    for group in axis.classes():
         if not group.keys:
             continue
-        strips = _strips(line.axis, group) if line.axis.stride == 1 else _strided(line, group)
+        strips = _strips(axis.spec, group) if axis.spec.stride == 1 else _strided(axis, group)
         if isinstance(strips, str):
             return strips
         for strip in strips:
-            pieces += _pieces(line, group, strip)
+            pieces += _pieces(axis, group, strip)
         if len(pieces) > _PIECE_LIMIT:
             return f"needs more than {_PIECE_LIMIT} calls"
     return pieces
 
 
-def _pieces(line: BoundAxis, group: Classes, strip: Strip) -> Iterator[Piece]:
+def _pieces(axis: BoundAxis, group: Classes, strip: Strip) -> Iterator[Piece]:
     """Views of a strip: residues or stride groups as the groups of one piece, or a piece for each
     residue.
     """
-    d = line.axis.dilation
+    d = axis.spec.dilation
     band = strip.band.moved(strip.u, strip.t)
     rows, keys = strip.u_stop - strip.u, strip.t_stop - strip.t
     if rows <= 0 or keys <= 0 or trim(band, rows, keys) is None:
@@ -119,13 +119,13 @@ def _bordered(axis: Axis, start: int, stop: int, keys: int) -> list[Strip]:
     ]
 
 
-def _strided(line: BoundAxis, group: Classes) -> list[Strip] | str:
+def _strided(axis: BoundAxis, group: Classes) -> list[Strip] | str:
     """Stride above 1: the queries of a group share a window, causal ones up to themselves."""
-    s, start, stop = line.axis.stride, group.start, group.start + group.queries
+    s, start, stop = axis.spec.stride, group.start, group.start + group.queries
     base = np.arange(start // s * s, stop, s, dtype=np.int64)
-    low, lo, hi = line.rows(base + s - 1, group.keys)
+    low, lo, hi = axis.rows(base + s - 1, group.keys)
     u, u_stop = np.maximum(base, start), np.minimum(base + s, stop)
-    band = CAUSAL if line.axis.causal else FULL
+    band = CAUSAL if axis.spec.causal else FULL
     found: list[Strip] = []
     for joins, (t, t_stop) in enumerate(((lo, hi), (np.zeros_like(low), low))):
         some = t_stop > t

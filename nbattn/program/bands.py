@@ -129,7 +129,7 @@ def trim(band: Band, queries: int, keys: int) -> Slice | None:
     return Slice(row, row_stop, key, key_stop, band.moved(row, key))
 
 
-def cuts(band: Band, keys: int) -> list[tuple[int, ...]]:
+def split_points(band: Band, keys: int) -> list[tuple[int, ...]]:
     """Where the rows of a trimmed band may be cut so that each part needs less: fewest cuts first.
 
     From row `keys - right` on the right side excludes nothing, up to row `left` the left side.
@@ -140,7 +140,7 @@ def cuts(band: Band, keys: int) -> list[tuple[int, ...]]:
     return [*((at,) for at in (*rise, *fall)), both] if len(both) > 1 else [(at,) for at in both]
 
 
-def cut(band: Band, rows: int, keys: int, at: tuple[int, ...]) -> list[Slice]:
+def sliced(band: Band, rows: int, keys: int, at: tuple[int, ...]) -> list[Slice]:
     """The band as trimmed slices of neighbouring rows, with the sides that exclude something."""
     inside = sorted({0, rows, *(a for a in at if 0 < a < rows)})
     parts: list[Slice] = []

@@ -46,10 +46,10 @@ class Candidate:
         assert self.cost is not None
         assert self.program is not None
         said = sorted({call.arguments.describe() for call in self.program.calls})
-        share = 100 * self.cost.useful_pairs / max(self.cost.visited_pairs, 1)
+        share = 100 * self.cost.useful_pairs / max(self.cost.computed_pairs, 1)
         return (
             f"{'; '.join(said) or 'nothing to read'}  "
-            f"{share:.0f}% of {self.cost.visited_pairs:.3g} visited pairs useful  "
+            f"{share:.0f}% of {self.cost.computed_pairs:.3g} visited pairs useful  "
             f"{self.cost.calls} calls"
         )
 

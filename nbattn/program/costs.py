@@ -25,7 +25,7 @@ class Cost:
 
     Args:
         useful_pairs: (query, key) pairs that the mask allows, over batch and heads.
-        visited_pairs: pairs that the kernels compute, forward.
+        computed_pairs: pairs that the kernels compute, forward.
         backward_pairs: pairs that they compute in the backward; 0 where none follows.
         flops: of the visited pairs, forward and backward.
         bytes: moved at least: inputs and outputs once, copies twice.
@@ -35,7 +35,7 @@ class Cost:
     """
 
     useful_pairs: int
-    visited_pairs: int
+    computed_pairs: int
     backward_pairs: int
     flops: float
     bytes: float
@@ -69,7 +69,7 @@ def roofline(
     request: Request,
     *,
     useful: int,
-    visited: int,
+    computed: int,
     calls: int,
     backward: int | None = None,
     copied: float = 0,
@@ -79,9 +79,9 @@ def roofline(
     """The cost of work at a device's rates.
 
     Args:
-        useful, visited: pairs per (batch, head), extra keys not counted.
+        useful, computed: pairs per (batch, head), extra keys not counted.
         calls: kernel launches, forward.
-        backward: visited pairs of the backward; default: those of the forward.
+        backward: computed pairs of the backward; default: those of the forward.
         copied: bytes of copies.
         rate: FLOP/s; default: the device's peak.
         backward_calls: launches of the backward; default: twice the forward's.
@@ -89,8 +89,8 @@ def roofline(
     items = request.batch * request.heads
     extra = request.query_count * request.extra_keys
     passes = 1 + BACKWARD_FLOPS * request.training
-    pairs = items * (visited + extra)
-    backward = items * ((visited if backward is None else backward) + extra) * request.training
+    pairs = items * (computed + extra)
+    backward = items * ((computed if backward is None else backward) + extra) * request.training
     flops = 2.0 * (pairs + BACKWARD_FLOPS * backward) * (request.head_dim + request.value_dim)
     moved = tensor_bytes(request) * (1 + 2 * request.training)
     again = 2 * calls if backward_calls is None else backward_calls
@@ -101,7 +101,7 @@ def roofline(
     moved += 2 * copied * passes
     return Cost(
         useful_pairs=items * (useful + extra),
-        visited_pairs=pairs,
+        computed_pairs=pairs,
         backward_pairs=backward,
         flops=flops,
         bytes=moved,
@@ -113,7 +113,7 @@ def roofline(
 def one_call(request: Request, useful: int, visited: int) -> Cost:
     """The cost of one call of another library's kernel on whole tensors."""
     rate = sdpa_rate(request)
-    return roofline(request, useful=useful, visited=visited, calls=1, rate=rate)
+    return roofline(request, useful=useful, computed=visited, calls=1, rate=rate)
 
 
 def sdpa_rate(request: Request) -> float | None:

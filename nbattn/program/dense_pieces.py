@@ -34,11 +34,11 @@ class Piece:
     joins: bool = False
 
 
-def dense_pieces(line: BoundAxis) -> list[Piece] | str:
+def dense_pieces(axis: BoundAxis) -> list[Piece] | str:
     """The axis as dense and causal pieces, or the reason why it is not."""
     pieces: list[Piece] = []
-    for group in line.classes():
-        found = _class_pieces(line, group)
+    for group in axis.classes():
+        found = _class_pieces(axis, group)
         if isinstance(found, str):
             return found
         pieces += found
@@ -56,68 +56,68 @@ def fold_into_heads(piece: Piece) -> Piece:
     )
 
 
-def _class_pieces(line: BoundAxis, group: Classes) -> list[Piece] | str:
+def _class_pieces(axis: BoundAxis, group: Classes) -> list[Piece] | str:
     """Pieces of alike residue classes: one window for all, or a causal triangle, or disjoint
     blocks.
     """
     if not group.keys:
         return []
-    ends = line.rows(np.array([group.start, group.start + group.queries - 1]), group.keys)
+    ends = axis.rows(np.array([group.start, group.start + group.queries - 1]), group.keys)
     low, lo, hi = (int(side[0]) for side in ends)
     alike = all(side[0] == side[1] for side in ends)
     count = low + hi - lo
     # windows move one way, so equal ends mean equal rows, unless both are empty or only a prefix
-    if alike and count and (not line.axis.prefix or count == group.keys):
+    if alike and count and (not axis.spec.prefix or count == group.keys):
         return (
             _APART
             if low and lo < hi
-            else _uniform(line, group, group.start, group.queries, lo, count)
+            else _uniform(axis, group, group.start, group.queries, lo, count)
         )
-    return _triangle(line, group) if line.axis.causal else _blocks(line, group)
+    return _triangle(axis, group) if axis.spec.causal else _blocks(axis, group)
 
 
 def _uniform(
-    line: BoundAxis, group: Classes, start: int, rows: int, lo: int, count: int
+    axis: BoundAxis, group: Classes, start: int, rows: int, lo: int, count: int
 ) -> list[Piece]:
     """All `rows` queries from coordinate `start` read the keys [lo, lo + count) of their class."""
     if rows <= 0 or count <= 0:
         return []
-    d = line.axis.dilation
+    d = axis.spec.dilation
     query = AxisView(group.origin + d * (start - group.start), rows, d, group.size, 1)
     key = AxisView(group.first + d * lo, count, d, group.size, 1)
     return [Piece(query, key)]
 
 
-def _triangle(line: BoundAxis, group: Classes) -> list[Piece] | str:
+def _triangle(axis: BoundAxis, group: Classes) -> list[Piece] | str:
     """Causal with nothing cut on the left: rows before key 0 are empty, the others start with one
     key.
     """
-    axis = line.axis
+    spec = axis.spec
     start = max(group.start, 0)
     rows = group.start + group.queries - start
     if rows <= 0 or not group.keys:
         return []
-    last = int(line.rows(np.array([start + rows - 1]), group.keys).counts()[0])
-    if last < min(group.keys, start + rows) or axis.stride > 1:
-        return f"a window of {axis.left} to the left is neither dense nor a whole causal triangle"
+    last = int(axis.rows(np.array([start + rows - 1]), group.keys).counts()[0])
+    if last < min(group.keys, start + rows) or spec.stride > 1:
+        return f"a window of {spec.left} to the left is neither dense nor a whole causal triangle"
     if start > 0:
         return f"its first query stands on key {start}: a bottom-right triangle, not a top-left one"
-    (piece,) = _uniform(line, group, start, rows, 0, min(group.keys, rows))
+    (piece,) = _uniform(axis, group, start, rows, 0, min(group.keys, rows))
     return [replace(piece, band=CAUSAL)]
 
 
-def _blocks(line: BoundAxis, group: Classes) -> list[Piece] | str:
+def _blocks(axis: BoundAxis, group: Classes) -> list[Piece] | str:
     """Stride groups whose windows do not overlap, as one batch of dense blocks; ragged ones at the
     ends alone.
     """
     stop = group.start + group.queries
-    probes = line.rows(
+    probes = axis.rows(
         np.linspace(group.start, stop - 1, 4 * _PIECE_LIMIT).astype(np.int64), group.keys
     )
     longest = int(probes.counts().max())
-    if group.size > 1 or (longest > line.axis.stride and _changes(probes).size > _PIECE_LIMIT):
+    if group.size > 1 or (longest > axis.spec.stride and _changes(probes).size > _PIECE_LIMIT):
         return _DIFFER
-    rows = line.rows(np.arange(group.start, stop), group.keys)
+    rows = axis.rows(np.arange(group.start, stop), group.keys)
     at = np.concatenate([[0], _changes(rows)])
     length = np.diff(at, append=group.queries)
     low, lo, hi = (side[at] for side in rows)
@@ -130,9 +130,9 @@ def _blocks(line: BoundAxis, group: Classes) -> list[Piece] | str:
     for start, members in runs:
         block = [int(side[start]) for side in (length, lo, hi)]
         found = _uniform(
-            line, group, group.start + int(at[start]), block[0], block[1], block[2] - block[1]
+            axis, group, group.start + int(at[start]), block[0], block[1], block[2] - block[1]
         )
-        pieces += [_repeated(piece, members, line.axis.dilation * block[0]) for piece in found]
+        pieces += [_repeated(piece, members, axis.spec.dilation * block[0]) for piece in found]
     return pieces
 
 

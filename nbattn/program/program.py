@@ -101,7 +101,7 @@ class View:
                 return False
         return True
 
-    def cut(self, number: int, some: slice) -> View:
+    def with_part(self, number: int, some: slice) -> View:
         """The view with a run of the positions of one axis, which may be longer than it was."""
         part = self.axes[number].part(some.start, some.stop - some.start)
         return View((*self.axes[:number], part, *self.axes[number + 1 :]))
@@ -191,7 +191,7 @@ class View:
 class CallArguments(Protocol):
     """The arguments of one kernel call, with their meaning."""
 
-    def rows(self, axis: int, queries: int, keys: int) -> tuple[Ints, Ints, int]:
+    def rows(self, number: int, queries: int, keys: int) -> tuple[Ints, Ints, int]:
         """Per query of one axis the keys it reads: starts `[queries, 2]`, counts `[queries, 2]`,
         step.
         """

@@ -1,4 +1,4 @@
-"""Owns what only a GPU can show of Flash: that each dialect is what the real kernel does.
+"""Owns what only a GPU can show of FlashArguments: that each dialect is what the real kernel does.
 
 `PYTHONPATH=. python -m pytest tests/gpu` runs it without installing anything; providers that are
 absent are skipped by name. Probes have no tolerance: zero queries give every key that a row reads
@@ -22,7 +22,7 @@ from nbattn import Axis, BackendError, Mask
 from nbattn.backends import calls, families
 from nbattn.backends.calls import Rows
 from nbattn.backends.flash.adapters import Kernels
-from nbattn.backends.flash.meaning import Flash, Told
+from nbattn.backends.flash.meaning import FlashArguments, WindowArguments
 from nbattn.backends.flash.providers import PROVIDERS
 from nbattn.planner import devices
 
@@ -61,8 +61,8 @@ def windows(provider: str, rows: int, keys: int) -> Iterator[tuple[Any, Any, boo
         yield left, right, True
 
 
-def want(call: Flash, rows: int, keys: int) -> np.ndarray:
-    told = call.told
+def want(call: FlashArguments, rows: int, keys: int) -> np.ndarray:
+    told = call.window
     window = (told.left, told.right, told.causal)
     if call.provider == "fa4":
         return flash_oracle.flash4(rows, keys, *window)
@@ -80,7 +80,7 @@ def one_hot(count: int, first: int) -> Tensor:
     return probe
 
 
-def probed(call: Flash, rows: int, keys: int) -> tuple[Tensor, Tensor]:
+def probed(call: FlashArguments, rows: int, keys: int) -> tuple[Tensor, Tensor]:
     """Which keys rows read, from the outputs and from the gradients of the values."""
     query, key = (
         torch.zeros(2, count, 1, WIDTH, dtype=torch.float16, device=DEVICE)
@@ -114,11 +114,13 @@ def test_a_dialect_is_what_its_kernel_does(
 ) -> None:
     rows, keys = shape
     for left, right, causal in windows(provider, rows, keys):
-        calls = [Flash(provider, "dense", Told(left, right, causal))]
+        calls = [FlashArguments(provider, "dense", WindowArguments(left, right, causal))]
         if PROVIDERS[provider].varlen:
             longest = max(rows, keys)
-            told = (Told(left, right, causal, rows, most) for most in (longest, longest + 70))
-            calls += [Flash(provider, "varlen", one) for one in told]
+            told = (
+                WindowArguments(left, right, causal, rows, most) for most in (longest, longest + 70)
+            )
+            calls += [FlashArguments(provider, "varlen", one) for one in told]
         for call in calls:
             allowed = torch.from_numpy(want(call, rows, keys))
             forward, backward = probed(call, rows, keys)
@@ -140,7 +142,9 @@ def test_the_cache_entry_is_what_its_kernel_does(
     for (left, right, causal), capacity in product(
         windows(provider, rows, keys), (keys, keys + 70, keys + 300)
     ):
-        call = Flash(provider, "kvcache", Told(left, right, causal, max_keys=capacity, used=keys))
+        call = FlashArguments(
+            provider, "kvcache", WindowArguments(left, right, causal, max_keys=capacity, used=keys)
+        )
         key = query.new_full((2, capacity, 1, WIDTH), 1e4)
         key[:, :keys] = 0
         read: list[Tensor] = []

@@ -14,9 +14,9 @@ from itertools import product
 import numpy as np
 from numpy.typing import NDArray
 
-from nbattn.backends.cuda.tile_traversal import ColumnTile, RowTile, Walk
+from nbattn.backends.cuda.tile_traversal import ColumnTile, RowTile, Traversal
 from nbattn.backends.cuda.tiles import RANK, Build, Extents, Tiles
-from nbattn.geometry import BoundAxis, Ints
+from nbattn.geometry import Axes, Ints
 from nbattn.program.blocks import Block, ranges_of
 from nbattn.program.device import AMPERE_SHARE, DeviceInfo
 from nbattn.program.limits import Limits, Reason
@@ -25,7 +25,7 @@ from nbattn.program.request import Needs, Request
 
 CUDA = Limits(name="cuda", kinds=("cuda",))
 PACKAGE = "cupy"  # and NVRTC
-FAMILIES = ("mma", "simt")
+INSTRUCTIONS = ("mma", "simt")
 GRID = (1 << 31) - 1  # blocks
 FAR = 1 << 29  # a side that reaches past every end
 LARGEST = 1 << 25  # of an axis' numbers: positions of a whole tile past the end fit 32 bits, too
@@ -52,24 +52,26 @@ def absent(needs: Needs) -> list[Reason]:
     return found
 
 
-def reasons(family: str, needs: Needs, lines: tuple[BoundAxis, ...]) -> list[Reason]:
-    """Every limit of a family that a request breaks."""
+def reasons(instructions: str, needs: Needs, axes: Axes) -> list[Reason]:
+    """Every limit of a instructions that a request breaks."""
     found: list[Reason] = []
     number = needs.device.capability
-    if number is not None and number < _OLDEST[family]:
-        found.append(Reason("device", f"runs from sm_{_OLDEST[family]} on, not on sm_{number}"))
-    if family == "mma" and needs.dtype not in _HALVES:
+    if number is not None and number < _OLDEST[instructions]:
+        found.append(
+            Reason("device", f"runs from sm_{_OLDEST[instructions]} on, not on sm_{number}")
+        )
+    if instructions == "mma" and needs.dtype not in _HALVES:
         found.append(Reason("dtype", f"takes {', '.join(_HALVES)}, not {needs.dtype}"))
-    least, most = _HEADS[family]
+    least, most = _HEADS[instructions]
     for name, size in (("head_dim", needs.head_dim), ("value_dim", needs.value_dim)):
         if not least <= size <= most:
             found.append(Reason(name, f"takes a {name} of {least} to {most}, not {size}"))
-        elif family == "mma" and size % _HEAD_STEP:
+        elif instructions == "mma" and size % _HEAD_STEP:
             text = f"takes a {name} that {_HEAD_STEP} divides, not {size}"
             found.append(Reason(name, text))
-    for number, line in enumerate(lines):
-        sizes = {"queries": line.queries, "keys": line.keys, "offset": abs(line.offset)}
-        sizes |= {"dilation": line.axis.dilation, "stride": line.axis.stride}
+    for number, axis in enumerate(axes):
+        sizes = {"queries": axis.queries, "keys": axis.keys, "offset": abs(axis.offset)}
+        sizes |= {"dilation": axis.spec.dilation, "stride": axis.spec.stride}
         found += [
             Reason("size", f"takes {name} up to {LARGEST} on axis {number}, not {size}")
             for name, size in sizes.items()
@@ -78,12 +80,12 @@ def reasons(family: str, needs: Needs, lines: tuple[BoundAxis, ...]) -> list[Rea
     return found
 
 
-def rate(family: str, device: DeviceInfo, dtype: str) -> float:
+def rate(instructions: str, device: DeviceInfo, dtype: str) -> float:
     """FLOP/s of the products. Tensor-core instructions of Ampere reach a part of what Hopper and
     its successors can, published for Flash 2; without them every multiply-add waits for shared
     memory, which serves one lane in four.
     """
-    if family == "simt":
+    if instructions == "simt":
         return device.peak(dtype if dtype == "float64" else "float32") / 4
     newer = device.capability in _NEWER
     return device.peak(dtype) * (AMPERE_SHARE if newer else 1.0)
@@ -94,13 +96,13 @@ def memory(needs: Needs) -> int:
     return _MEMORY.get(needs.device.capability or 0, min(_MEMORY.values()))
 
 
-def two_runs(lines: tuple[BoundAxis, ...]) -> bool:
+def two_runs(axes: Axes) -> bool:
     """Whether a query's keys on an axis may be two intervals."""
-    return any(line.axis.border == "wrap" or line.axis.prefix for line in lines)
+    return any(axis.spec.border == "wrap" or axis.spec.prefix for axis in axes)
 
 
 @dataclass(frozen=True, slots=True)
-class Window:
+class CudaArguments:
     """One call on whole tensors, with the tiles of its kernels.
 
     Args:
@@ -111,17 +113,17 @@ class Window:
             no backward follows.
     """
 
-    lines: tuple[BoundAxis, ...]
+    axes: Axes
     build: Build
     forward: Tiles
     queries: Tiles | None = None
     keys: Tiles | None = None
 
-    def rows(self, axis: int, queries: int, keys: int) -> tuple[Ints, Ints, int]:
+    def rows(self, number: int, queries: int, keys: int) -> tuple[Ints, Ints, int]:
         """The rows as the tiles of the forward pass have them."""
-        line, at = self.lines[axis], RANK - len(self.lines) + axis
-        starts, counts = Walk(line).reads(self.forward.rows[at], self.forward.columns[at])
-        return starts, counts, line.axis.dilation
+        axis, at = self.axes[number], RANK - len(self.axes) + number
+        starts, counts = Traversal(axis).reads(self.forward.rows[at], self.forward.columns[at])
+        return starts, counts, axis.spec.dilation
 
     def allowed(self, queries: tuple[int, ...], keys: tuple[int, ...]) -> NDArray[np.bool_]:
         """What the kernels compute, tile by tile; raises if one of them computes a pair twice or
@@ -144,7 +146,7 @@ class Window:
         rows, columns = (keys, queries) if inverse else (queries, keys)
         times = np.zeros((math.prod(rows), math.prod(columns)), dtype=np.int8)
         written = np.zeros(math.prod(rows), dtype=np.int8)
-        for row, visits in self._walk(tiles, inverse=inverse):
+        for row, visits in self._traverse(tiles, inverse=inverse):
             at = _flat([one.positions for one in row], rows)
             written[at] += 1
             for visit in visits:
@@ -161,14 +163,14 @@ class Window:
             raise AssertionError(f"row {int(written.argmax())} lies in two tiles")
         return (times.T if inverse else times).astype(np.bool_)
 
-    def _walk(
+    def _traverse(
         self, tiles: Tiles, *, inverse: bool
     ) -> Iterator[tuple[tuple[RowTile, ...], Iterator[tuple[ColumnTile, ...]]]]:
         """Every tile of rows, one part per axis, with the tiles of columns that it visits."""
-        first = RANK - len(self.lines)
+        first = RANK - len(self.axes)
         per_axis = [
-            list(Walk(line, inverse).tiles(tiles.rows[at], tiles.columns[at]))
-            for at, line in enumerate(self.lines, first)
+            list(Traversal(axis, inverse).tiles(tiles.rows[at], tiles.columns[at]))
+            for at, axis in enumerate(self.axes, first)
         ]
         for row in product(*per_axis):
             yield row, product(*(part.columns for part in row))
@@ -177,8 +179,8 @@ class Window:
         """The pairs of tiles of the forward kernel, or of the kernel of the keys' gradients."""
         tiles = self.keys if backward else self.forward
         assert tiles is not None
-        steps = [line.axis.dilation for line in self.lines]
-        for row, visits in self._walk(tiles, inverse=backward):
+        steps = [axis.spec.dilation for axis in self.axes]
+        for row, visits in self._traverse(tiles, inverse=backward):
             rows = [ranges_of(part.positions, d) for part, d in zip(row, steps, strict=True)]
             for visit in visits:
                 columns = [
@@ -190,7 +192,7 @@ class Window:
 
     def describe(self) -> str:
         """In words."""
-        rank = max(len(self.lines), 1)
+        rank = max(len(self.axes), 1)
         return f"tile {_words(self.forward.rows, rank)} on {_words(self.forward.columns, rank)}"
 
 

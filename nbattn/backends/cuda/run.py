@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from nbattn.backends.cuda import tiles as cuda_tiles
-from nbattn.backends.cuda.meaning import FAR, Window
+from nbattn.backends.cuda.meaning import FAR, CudaArguments
 from nbattn.backends.cuda.tiles import RANK, Tiles
 from nbattn.backends.inputs import Gradients, Inputs, accumulate_dtype, new_lse, new_output
 from nbattn.backends.logsumexp import sink_gradient
@@ -62,7 +62,7 @@ def forward(
     """Output, and the logsumexp where it is wanted or a backward may follow."""
     window = _window(program)
     tensors = _tensors(inputs)
-    (one,) = _launches(*_facts(window, inputs, tensors, None))
+    (one,) = _launches(*_launch_key(window, inputs, tensors, None))
     tensors["out"] = out = new_output(inputs.query, inputs.value)
     lse = None
     if return_lse or window.keys is not None:
@@ -89,7 +89,7 @@ def backward(
     tensors |= {"out": out, "lse": lse, "grad_out": grad_out}
     tensors |= {} if grad_lse is None else {"grad_lse": grad_lse.contiguous()}
     tensors["delta"] = torch.empty_like(lse)
-    launches = _launches(*_facts(window, inputs, tensors, grad_out.stride()))
+    launches = _launches(*_launch_key(window, inputs, tensors, grad_out.stride()))
     named = {name: tensors.get(name) for name in ("query", "key", "value", *_EXTRA)}
     grads = {f"grad_{n}": t.new_empty(t.shape) for n, t in named.items() if t is not None}
     for one in launches:
@@ -103,9 +103,9 @@ def backward(
     return Gradients(query, key, value, sink, extra_key, extra_value)
 
 
-def _window(program: Program) -> Window:
+def _window(program: Program) -> CudaArguments:
     (call,) = program.calls
-    assert isinstance(call.arguments, Window)
+    assert isinstance(call.arguments, CudaArguments)
     return call.arguments
 
 
@@ -132,7 +132,7 @@ class _Same:
 
     __slots__ = ("window",)
 
-    def __init__(self, window: Window) -> None:
+    def __init__(self, window: CudaArguments) -> None:
         self.window = window
 
     def __hash__(self) -> int:
@@ -142,10 +142,12 @@ class _Same:
         return isinstance(other, _Same) and other.window is self.window
 
 
-_Facts = tuple[_Same, torch.Size, torch.Size, tuple[Strides, ...], int, bool, float, float]
+_LaunchKey = tuple[_Same, torch.Size, torch.Size, tuple[Strides, ...], int, bool, float, float]
 
 
-def _facts(window: Window, inputs: Inputs, tensors: Tensors, grad_out: Strides | None) -> _Facts:
+def _launch_key(
+    window: CudaArguments, inputs: Inputs, tensors: Tensors, grad_out: Strides | None
+) -> _LaunchKey:
     """What launches depend on, but for pointers."""
     query, key, value = inputs.query, inputs.key, inputs.value
     strides = (query.stride(), key.stride(), value.stride())
@@ -182,13 +184,13 @@ def _launches(
         [n for one in (*strides, (0,) * len(query))[:4] for n in _six(one)],
         scale,
         softcap,
-        [n for line in cuda_tiles.padded(window.lines) for n in _axis(line)],
-        (batch, heads, heads // max(kv_heads, 1), extra, len(window.lines), 0),
+        [n for axis in cuda_tiles.padded(window.axes) for n in _axis(axis)],
+        (batch, heads, heads // max(kv_heads, 1), extra, len(window.axes), 0),
     )
 
     def of(kernel: str, tiles: Tiles, items: int, more: int = 0) -> list[Launch]:
         inverse = kernel == "dkdv"
-        tiled = zip(cuda_tiles.padded(window.lines), tiles.rows, strict=True)
+        tiled = zip(cuda_tiles.padded(window.axes), tiles.rows, strict=True)
         count = math.prod(cuda_tiles.row_tiles(a, n, inverse=inverse) for a, n in tiled) + more
         return [
             Launch(
@@ -220,21 +222,21 @@ def _six(strides: Strides) -> Strides:
     return (batch, *(0,) * (RANK - len(axes)), *axes, head, channel)
 
 
-def _axis(line: BoundAxis) -> tuple[int, ...]:
+def _axis(axis: BoundAxis) -> tuple[int, ...]:
     """One axis as kernels take it: sides beyond every end stand for unlimited ones."""
-    axis = line.axis
-    left, right = (FAR if side is None else min(side, FAR) for side in (axis.left, axis.right))
+    spec = axis.spec
+    left, right = (FAR if side is None else min(side, FAR) for side in (spec.left, spec.right))
     return (
-        line.queries,
-        line.keys,
+        axis.queries,
+        axis.keys,
         left,
         right,
-        axis.dilation,
-        axis.stride,
-        line.offset,
-        min(axis.prefix, line.keys),
-        layout.BORDERS[axis.border],
-        int(axis.causal),
+        spec.dilation,
+        spec.stride,
+        axis.offset,
+        min(spec.prefix, axis.keys),
+        layout.BORDERS[spec.border],
+        int(spec.causal),
     )
 
 

@@ -46,17 +46,17 @@ class RowTile(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Walk:
+class Traversal:
     """One axis as kernels walk it; `inverse` where its rows are keys.
 
     >>> from nbattn.geometry import bind
     >>> from nbattn.mask import Mask
     >>> line = bind(Mask.neighborhood(7), 64)[0]
-    >>> Walk(line).visits(8, 8), Walk(line, inverse=True).visits(8, 8)
+    >>> Traversal(line).tile_pairs(8, 8), Traversal(line, inverse=True).tile_pairs(8, 8)
     (16, 16)
     """
 
-    line: BoundAxis
+    axis: BoundAxis
     inverse: bool = False
 
     def _extent(self, group: Classes) -> tuple[int, int]:
@@ -66,7 +66,7 @@ class Walk:
     def _hull(self, group: Classes, first: Ints, last: Ints) -> Hull:
         """The columns of the rows from `first` to `last`."""
         hull = (self._of_keys if self.inverse else self._of_queries)(group, first, last)
-        if self.line.axis.border != "wrap":
+        if self.axis.spec.border != "wrap":
             return hull
         (lo, hi), (tail, head) = hull.runs[1], hull.full[0]
         lap = group.keys
@@ -75,7 +75,7 @@ class Walk:
 
     def _of_queries(self, group: Classes, first: Ints, last: Ints) -> Hull:
         """The keys that queries read: a prefix, and the hull of windows after it."""
-        axis, zero = self.line.axis, np.zeros_like(first)
+        axis, zero = self.axis.spec, np.zeros_like(first)
         lo, head, some = window_of(axis, first, group.keys)
         tail, hi, prefix = window_of(axis, last, group.keys)
         if axis.border != "wrap":
@@ -84,7 +84,7 @@ class Walk:
 
     def _of_keys(self, group: Classes, first: Ints, last: Ints) -> Hull:
         """The queries that read keys; those of a prefix are read to the end."""
-        axis, stop = self.line.axis, group.start + group.queries
+        axis, stop = self.axis.spec, group.start + group.queries
         (lo, head), (tail, hi) = (readers_of(axis, t, group.keys) for t in (first, last))
         if axis.prefix:
             prefixed = first < axis.prefix
@@ -95,11 +95,13 @@ class Walk:
             lo, hi = np.maximum(lo, group.start), np.minimum(hi, stop)
         return Hull((_none(first), (lo, hi)), ((tail, head), _none(first)))
 
-    def visits(self, rows: int, columns: int) -> int:
+    def tile_pairs(self, rows: int, columns: int) -> int:
         """How many tiles of `columns` columns all tiles of `rows` rows visit, in closed form."""
-        return sum(group.size * self._visits(group, rows, columns) for group in self.line.classes())
+        return sum(
+            group.size * self._tile_pairs(group, rows, columns) for group in self.axis.classes()
+        )
 
-    def _visits(self, group: Classes, rows: int, columns: int) -> int:
+    def _tile_pairs(self, group: Classes, rows: int, columns: int) -> int:
         """The visits in one class."""
         start, count = self._extent(group)
         if count == 0:
@@ -115,24 +117,24 @@ class Walk:
         end = int(tiles(np.array([full]))[0])
         if not full:
             return end
-        period = math.lcm(self.line.axis.stride, columns)
+        period = math.lcm(self.axis.spec.stride, columns)
         corners = [0, group.keys]
         corners += [group.start, group.start + group.queries] if self.inverse else []
-        at = [(u - start) // rows for u in bends(self.line.axis, corners)]
+        at = [(u - start) // rows for u in bends(self.axis.spec, corners)]
         return piecewise_sum(tiles, 0, full, period // math.gcd(period, rows), at) + end
 
     def tiles(self, rows: int, columns: int) -> Iterator[RowTile]:
         """Every tile of rows with every tile of columns that it visits: small shapes only."""
-        for group in self.line.classes():
+        for group in self.axis.classes():
             start, count = self._extent(group)
             for residue in range(group.size):
                 for first in range(start, start + count, rows):
                     x = np.arange(first, min(first + rows, start + count))
                     hull = self._hull(group, x[:1], x[-1:])
-                    visited = tuple(self._visited(group, residue, x, hull, columns))
+                    visited = tuple(self._column_tiles(group, residue, x, hull, columns))
                     yield RowTile(self._places(group, residue, x, self.inverse), visited)
 
-    def _visited(
+    def _column_tiles(
         self, group: Classes, residue: int, rows: Ints, hull: Hull, columns: int
     ) -> Iterator[ColumnTile]:
         spans = self._own(group, rows)
@@ -148,7 +150,7 @@ class Walk:
 
     def _own(self, group: Classes, rows: Ints) -> tuple[Span, Span]:
         """The columns of each row by itself: the tile's mask."""
-        axis, keys = self.line.axis, group.keys
+        axis, keys = self.axis.spec, group.keys
         if self.inverse:
             (lo, hi), also = readers_of(axis, rows, keys), _none(rows)
         else:
@@ -158,10 +160,10 @@ class Walk:
 
     def _places(self, group: Classes, residue: int, x: Ints, keys: bool) -> Ints:
         """Class coordinates as positions."""
-        if self.line.axis.border == "wrap":
+        if self.axis.spec.border == "wrap":
             x = x % max(group.keys, 1)
         origin, start = (group.first, 0) if keys else (group.origin, group.start)
-        return origin + residue + self.line.axis.dilation * (x - start)
+        return origin + residue + self.axis.spec.dilation * (x - start)
 
     def reads(self, rows: int, columns: int) -> tuple[Ints, Ints]:
         """What every row reads, tile by tile: starts and counts `[rows, 2]` of runs of positions
@@ -169,11 +171,11 @@ class Walk:
 
         Time and memory grow with the rows.
         """
-        length = self.line.keys if self.inverse else self.line.queries
+        length = self.axis.keys if self.inverse else self.axis.queries
         starts = np.zeros((length, 2), dtype=np.int64)
         counts = np.zeros((length, 2), dtype=np.int64)
         chunk = max(_CHUNK // rows, 1) * rows
-        for group in self.line.classes():
+        for group in self.axis.classes():
             start, count = self._extent(group)
             for first in range(start, start + count, chunk):
                 x = np.arange(first, min(first + chunk, start + count))
@@ -199,7 +201,7 @@ class Walk:
                 skipped = -((lo - np.maximum(a, lo)) // columns)
                 past = (np.minimum(b, hi) - lo) // columns
                 spans.append((lo + columns * skipped, lo + columns * past))
-        if self.line.axis.border == "wrap":
+        if self.axis.spec.border == "wrap":
             keys = group.keys
             laps = [(a + lap, b + lap) for a, b in spans for lap in (-keys, 0, keys)]
             spans = [(np.maximum(a, 0), np.minimum(b, keys)) for a, b in laps]

@@ -15,12 +15,11 @@ from itertools import product
 from typing import NamedTuple
 
 from nbattn.axis import Axis
-from nbattn.backends.cuda.tile_traversal import Walk
-from nbattn.geometry import BoundAxis
+from nbattn.backends.cuda.tile_traversal import Traversal
+from nbattn.geometry import Axes, BoundAxis
 from nbattn.kernels.variant import Variant
 
 Extents = tuple[int, int, int]
-Lines = tuple[BoundAxis, ...]
 RANK = 3  # of the kernels' grids
 DELTA_ROWS = 4  # of a block of delta.cu
 KERNELS = ("fwd", "dq", "dkdv")
@@ -39,7 +38,10 @@ _SPILLS: Mapping[tuple[str, int, int], tuple[int, ...]] = {
 _LANES = 32
 _FEWEST = 16  # rows of a tile; none has twice as many as the problem, but for this one
 _SLOTS = 216  # blocks that run at once: two on every multiprocessor of an A100
-_VISIT, _TILE = 512, 4096  # pairs' worth of work that a visit and a tile of rows cost besides
+_PAIR_OF_TILES, _TILE = (
+    512,
+    4096,
+)  # pairs' worth of work that a visit and a tile of rows cost besides
 
 _TRIVIAL = BoundAxis(Axis(), 1, 1)
 _Shapes = Mapping[int, Mapping[int, tuple[tuple[int, ...], ...]]]
@@ -59,7 +61,7 @@ _COLUMNS: _Shapes = {
     2: {32: ((4, 8),), 64: ((8, 8), (4, 16))},
     3: {32: ((2, 4, 4), (1, 4, 8)), 64: ((4, 4, 4), (1, 8, 8))},
 }
-# Of a family: rows, warps, 16-row blocks and stages of a block; columns, the most that fit.
+# Of a instructions: rows, warps, 16-row blocks and stages of a block; columns, the most that fit.
 _BLOCKS = {
     "mma": ((16, 1, 1, 2), (32, 2, 1, 2), (64, 4, 1, 2), (128, 4, 2, 2)),
     "simt": ((16, 4, 0, 0), (32, 4, 0, 0), (64, 4, 0, 0)),
@@ -96,7 +98,7 @@ class Tiles:
         return math.prod(self.rows) * math.prod(self.columns)
 
     @property
-    def family(self) -> str:
+    def instructions(self) -> str:
         """With tensor cores "mma", else "simt"."""
         return "mma" if self.row_blocks else "simt"
 
@@ -116,13 +118,13 @@ class Pass(NamedTuple):
     """A kernel's tiles for a mask, with their totals per head: visits, and tiles of rows."""
 
     tiles: Tiles
-    visits: int
+    tile_pairs: int
     row_tiles: int
 
     @property
     def pairs(self) -> int:
         """Pairs that it computes."""
-        return self.visits * self.tiles.area
+        return self.tile_pairs * self.tiles.area
 
     @property
     def work(self) -> float:
@@ -130,7 +132,7 @@ class Pass(NamedTuple):
         which its row blocks share, and half of which the products hide.
         """
         reads = self.pairs / 2 / max(self.tiles.row_blocks, 1)
-        return self.pairs + reads + self.visits * _VISIT + self.row_tiles * _TILE
+        return self.pairs + reads + self.tile_pairs * _PAIR_OF_TILES + self.row_tiles * _TILE
 
 
 def grads_of(kernel: str, build: Build) -> tuple[int, ...]:
@@ -186,19 +188,21 @@ def fits(kernel: str, tiles: Tiles, build: Build, memory: int) -> bool:
     sums, channels = accumulators(kernel, tiles, build), max(build.head_dim, build.value_dim)
     if channels in _SPILLS.get((kernel, tiles.row_blocks, math.prod(tiles.columns)), ()):
         return False
-    return sums <= _ACCUMULATORS[tiles.family] and shared_bytes(kernel, tiles, build) <= memory
+    return (
+        sums <= _ACCUMULATORS[tiles.instructions] and shared_bytes(kernel, tiles, build) <= memory
+    )
 
 
 @lru_cache(1024)
-def candidates(
-    kernel: str, family: str, long: tuple[int, ...], build: Build, memory: int
+def legal_tiles(
+    kernel: str, instructions: str, long: tuple[int, ...], build: Build, memory: int
 ) -> tuple[Tiles, ...]:
     """Every tile that may be chosen for a grid whose axes `long` are longer than one position."""
     axes = long or (RANK - 1,)
     rows, columns = _ROWS[len(axes)], _COLUMNS[len(axes)]
     found: list[Tiles] = []
-    for count, warps, row_blocks, stages in _BLOCKS[family]:
-        for width in _WIDTHS[family]:
+    for count, warps, row_blocks, stages in _BLOCKS[instructions]:
+        for width in _WIDTHS[instructions]:
             tiles = [
                 Tiles(_placed(row, axes), _placed(column, axes), warps, row_blocks, stages)
                 for row, column in product(rows[count], columns[width])
@@ -216,54 +220,54 @@ def _placed(extents: tuple[int, ...], axes: tuple[int, ...]) -> Extents:
     return at.get(0, 1), at.get(1, 1), at.get(2, 1)
 
 
-def padded(lines: Lines) -> Lines:
+def padded(axes: Axes) -> Axes:
     """The axes as kernels take them: leading ones of one query that reads one key."""
-    return (_TRIVIAL,) * (RANK - len(lines)) + lines
+    return (_TRIVIAL,) * (RANK - len(axes)) + axes
 
 
 def choose(
-    kernel: str, family: str, lines: Lines, build: Build, memory: int, heads: int
+    kernel: str, instructions: str, axes: Axes, build: Build, memory: int, heads: int
 ) -> Pass | None:
     """The tiles with the lowest cost, with their totals; None where none fits.
 
     Args:
-        lines: the mask's axes.
+        axes: the mask's axes.
         memory: bytes of shared memory that a block may have.
         heads: of all samples.
     """
-    axes, inverse = padded(lines), kernel == "dkdv"
-    count = math.prod(line.keys if inverse else line.queries for line in axes)
-    long = tuple(n for n, line in enumerate(axes) if max(line.queries, line.keys) > 1)
-    walks = [Walk(line, inverse) for line in axes]
+    grid, inverse = padded(axes), kernel == "dkdv"
+    count = math.prod(axis.keys if inverse else axis.queries for axis in grid)
+    long = tuple(n for n, axis in enumerate(grid) if max(axis.queries, axis.keys) > 1)
+    walks = [Traversal(axis, inverse) for axis in grid]
     counted: dict[tuple[int, int, int], int] = {}
 
-    def visits(axis: int, rows: int, columns: int) -> int:
-        at = (axis, rows, columns)
+    def tile_pairs(number: int, rows: int, columns: int) -> int:
+        at = (number, rows, columns)
         if at not in counted:
-            here = walks[axis]
-            counted[at] = 1 if here.line is _TRIVIAL else here.visits(rows, columns)
+            here = walks[number]
+            counted[at] = 1 if here.axis is _TRIVIAL else here.tile_pairs(rows, columns)
         return counted[at]
 
     passes = [
         Pass(
             tiles,
-            math.prod(map(visits, range(RANK), tiles.rows, tiles.columns)),
+            math.prod(map(tile_pairs, range(RANK), tiles.rows, tiles.columns)),
             math.prod(
-                row_tiles(line, rows, inverse=inverse)
-                for line, rows in zip(axes, tiles.rows, strict=True)
+                row_tiles(axis, rows, inverse=inverse)
+                for axis, rows in zip(grid, tiles.rows, strict=True)
             ),
         )
-        for tiles in candidates(kernel, family, long, build, memory)
+        for tiles in legal_tiles(kernel, instructions, long, build, memory)
         if tiles.row_count < max(_FEWEST + 1, 2 * count)
     ]
     return min(passes, key=lambda one: cost(one, heads), default=None)
 
 
-def row_tiles(line: BoundAxis, rows: int, *, inverse: bool) -> int:
+def row_tiles(axis: BoundAxis, rows: int, *, inverse: bool) -> int:
     """Tiles of one axis: for each of its classes as many as the longest needs."""
-    length = line.keys if inverse else line.queries
-    classes = min(line.axis.dilation, length)
-    longest = (length + line.axis.dilation - 1) // line.axis.dilation
+    length = axis.keys if inverse else axis.queries
+    classes = min(axis.spec.dilation, length)
+    longest = (length + axis.spec.dilation - 1) // axis.spec.dilation
     return classes * ((longest + rows - 1) // rows)
 
 
@@ -298,7 +302,7 @@ def variant(kernel: str, tiles: Tiles, build: Build, *, grads: int, vector: bool
     if tiles.row_blocks:
         constants |= {"NB_WARPS": tiles.warps, "NB_ROW_BLOCKS": tiles.row_blocks}
         constants |= {"NB_STAGES": tiles.stages, "NB_VECTOR": int(vector)}
-    name = f"{kernel}_{tiles.family}"
+    name = f"{kernel}_{tiles.instructions}"
     return Variant(
         f"{name}.cu",
         f"nb_{name}",
@@ -342,11 +346,16 @@ def shipped() -> Iterator[Variant]:
 
 
 def _variants(
-    family: str, long: tuple[int, ...], build: Build, *, every: bool = False, vector: bool = True
+    instructions: str,
+    long: tuple[int, ...],
+    build: Build,
+    *,
+    every: bool = False,
+    vector: bool = True,
 ) -> Iterator[Variant]:
     """All kernels of a build: with every tile that may be chosen, or with the largest."""
     for kernel in KERNELS:
-        tiles = candidates(kernel, family, long, build, LARGEST_MEMORY)
+        tiles = legal_tiles(kernel, instructions, long, build, LARGEST_MEMORY)
         for one in tiles if every else tiles[-1:]:
             for grads in grads_of(kernel, build):
                 yield variant(kernel, one, build, grads=grads, vector=vector)

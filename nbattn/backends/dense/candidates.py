@@ -6,7 +6,7 @@ from itertools import product
 
 from nbattn import geometry
 from nbattn.backends.dense import costs, meaning
-from nbattn.geometry import BoundAxis
+from nbattn.geometry import Axes
 from nbattn.program.bands import CAUSAL
 from nbattn.program.candidate import Candidate
 from nbattn.program.dense_pieces import Piece, dense_pieces, fold_into_heads
@@ -14,24 +14,22 @@ from nbattn.program.limits import Limits, Reason, over_grid
 from nbattn.program.program import Call, Program, View, whole
 from nbattn.program.request import Request
 
-Lines = tuple[BoundAxis, ...]
 
-
-def candidates(request: Request, lines: Lines) -> list[Candidate]:
+def candidates(request: Request, axes: Axes) -> list[Candidate]:
     """The reference, SDPA by pieces, and SDPA with the mask as a matrix."""
-    return [make(request, lines) for make in (_reference, _sdpa_dense, _sdpa_mask)]
+    return [make(request, axes) for make in (_reference, _sdpa_dense, _sdpa_mask)]
 
 
-def _reference(request: Request, lines: Lines) -> Candidate:
+def _reference(request: Request, axes: Axes) -> Candidate:
     """The definition, dense."""
     reasons = meaning.REFERENCE.reasons(request.needs)
-    cost = costs.reference(request, geometry.pairs(lines))
-    return Candidate("reference", "dense", (), _matrix(request, lines), cost, tuple(reasons))
+    cost = costs.reference(request, geometry.pairs(axes))
+    return Candidate("reference", "dense", (), _matrix(request, axes), cost, tuple(reasons))
 
 
-def _matrix(request: Request, lines: Lines) -> Program:
+def _matrix(request: Request, axes: Axes) -> Program:
     """One call on whole tensors with the mask as a matrix."""
-    call = Call(whole(request.query_space), whole(request.key_space), meaning.Matrix(lines))
+    call = Call(whole(request.query_space), whole(request.key_space), meaning.DenseMask(axes))
     return Program((call,))
 
 
@@ -48,10 +46,10 @@ def _over_grid(request: Request, program: Program) -> list[Reason]:
     return [reason for reason in found if reason][:1]
 
 
-def _sdpa_dense(request: Request, lines: Lines) -> Candidate:
+def _sdpa_dense(request: Request, axes: Axes) -> Candidate:
     """Unmasked or causal calls on views: folded, trimmed, with extra keys merged."""
     reasons = _sdpa_limits(request).reasons(request.needs)
-    per_axis = [dense_pieces(line) for line in lines]
+    per_axis = [dense_pieces(axis) for axis in axes]
     for number, pieces in enumerate(per_axis):
         if isinstance(pieces, str):
             reasons.append(Reason("mask", f"axis {number}: {pieces}"))
@@ -70,7 +68,7 @@ def _sdpa_dense(request: Request, lines: Lines) -> Candidate:
         strategy,
         traits,
         program,
-        costs.sdpa(request, program, geometry.pairs(lines)),
+        costs.sdpa(request, program, geometry.pairs(axes)),
         tuple(reasons),
     )
 
@@ -88,18 +86,18 @@ def _product(
             return arguments
         views = (View(tuple(p.query for p in pieces)), View(tuple(p.key for p in pieces)))
         calls.append(Call(*views, arguments))
-    causal = any(isinstance(call.arguments, meaning.Causal) for call in calls)
+    causal = any(isinstance(call.arguments, meaning.TopLeftCausal) for call in calls)
     return "causal" if causal else "dense", _traits(request, calls), Program(tuple(calls))
 
 
-def _arguments(pieces: tuple[Piece, ...]) -> meaning.Dense | meaning.Causal | Reason:
+def _arguments(pieces: tuple[Piece, ...]) -> meaning.NoMask | meaning.TopLeftCausal | Reason:
     """What a dense kernel is told: causal when the one long axis is."""
     long = [n for n, p in enumerate(pieces) if max(p.query.length, p.key.length) > 1]
     causal = [n for n in long if pieces[n].band == CAUSAL]
     if not causal:
-        return meaning.Dense()
+        return meaning.NoMask()
     if long == causal[:1]:
-        return meaning.Causal(long[0])
+        return meaning.TopLeftCausal(long[0])
     other = next(n for n in long if n != causal[0])
     text = f"causal on axis {causal[0]} while axis {other} is long"
     return Reason("mask", f"{text}: a product, not the raster order of is_causal")
@@ -116,7 +114,7 @@ def _traits(request: Request, calls: list[Call]) -> tuple[str, ...]:
     return tuple(sorted(traits))
 
 
-def _sdpa_mask(request: Request, lines: Lines) -> Candidate:
+def _sdpa_mask(request: Request, axes: Axes) -> Candidate:
     """One call with the mask as a matrix: small problems."""
     reasons = _sdpa_limits(request).reasons(request.needs)
     count = request.query_count * request.key_count
@@ -128,12 +126,12 @@ def _sdpa_mask(request: Request, lines: Lines) -> Candidate:
         reasons.append(Reason("extra_keys", "extra keys have no column in the matrix"))
     if not count:
         reasons.append(Reason("mask", "no pairs, for which its kernel is not defined"))
-    elif geometry.has_empty_queries(lines):
+    elif geometry.has_empty_queries(axes):
         reasons.append(Reason("mask", "rows without keys, for which it is not defined"))
-    program = _matrix(request, lines)
+    program = _matrix(request, axes)
     reasons += _over_grid(request, program)
     if reasons:
         return Candidate("sdpa", "mask", (), None, None, tuple(reasons))
     return Candidate(
-        "sdpa", "mask", (), program, costs.sdpa(request, program, geometry.pairs(lines))
+        "sdpa", "mask", (), program, costs.sdpa(request, program, geometry.pairs(axes))
     )

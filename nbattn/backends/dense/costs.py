@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nbattn.backends.dense.meaning import Causal, Dense, Matrix
+from nbattn.backends.dense.meaning import DenseMask, NoMask, TopLeftCausal
 from nbattn.program import costs
 from nbattn.program.costs import Cost
 from nbattn.program.program import Program
@@ -15,7 +15,7 @@ def reference(request: Request, useful: int) -> Cost:
     return costs.roofline(
         request,
         useful=useful,
-        visited=visited,
+        computed=visited,
         calls=12,
         rate=costs.sdpa_rate(request),
         copied=4.0 * visited * request.batch * request.heads,
@@ -26,14 +26,14 @@ def sdpa(request: Request, program: Program, useful: int) -> Cost:
     """Pairs that the calls compute, and what views copy where they do not merge."""
     visited = 0
     for call in program.calls:
-        assert isinstance(call.arguments, Dense | Causal | Matrix)
-        pairs = call.arguments.visited(call.query.count, call.key.count)
+        assert isinstance(call.arguments, NoMask | TopLeftCausal | DenseMask)
+        pairs = call.arguments.computed(call.query.count, call.key.count)
         visited += call.query.groups * pairs
     copies = any(costs.copies(request, call.query) for call in program.calls)
     return costs.roofline(
         request,
         useful=useful,
-        visited=visited,
+        computed=visited,
         calls=_launches(request, len(program.calls)) * (1 + bool(request.extra_keys)),
         copied=costs.tensor_bytes(request) * copies,
         rate=costs.sdpa_rate(request),

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from nbattn.geometry import BoundAxis, Ints
+from nbattn.geometry import Axes, Ints
 from nbattn.program.blocks import Block, blocks_of_groups
 from nbattn.program.limits import GRID, Limits
 from nbattn.program.program import Call
@@ -34,10 +34,10 @@ MASK_LIMIT = 1 << 22  # pairs of an explicit matrix: 16 MiB in float32
 
 
 @dataclass(frozen=True, slots=True)
-class Dense:
+class NoMask:
     """Every query reads every key."""
 
-    def rows(self, axis: int, queries: int, keys: int) -> tuple[Ints, Ints, int]:
+    def rows(self, number: int, queries: int, keys: int) -> tuple[Ints, Ints, int]:
         """All keys, per query."""
         counts = np.zeros((queries, 2), dtype=np.int64)
         counts[:, 1] = keys
@@ -47,7 +47,7 @@ class Dense:
         """All True."""
         return np.ones((math.prod(queries), math.prod(keys)), dtype=np.bool_)
 
-    def visited(self, queries: int, keys: int) -> int:
+    def computed(self, queries: int, keys: int) -> int:
         """Pairs that the kernel computes."""
         return queries * keys
 
@@ -61,15 +61,15 @@ class Dense:
 
 
 @dataclass(frozen=True, slots=True)
-class Causal:
+class TopLeftCausal:
     """Query i reads keys 0 … i: top-left. Only `axis` is longer than one position."""
 
     axis: int
 
-    def rows(self, axis: int, queries: int, keys: int) -> tuple[Ints, Ints, int]:
+    def rows(self, number: int, queries: int, keys: int) -> tuple[Ints, Ints, int]:
         """The first i + 1 keys on the causal axis, all on the others."""
-        starts, counts, step = Dense().rows(axis, queries, keys)
-        if axis == self.axis:
+        starts, counts, step = NoMask().rows(number, queries, keys)
+        if number == self.axis:
             counts[:, 1] = np.minimum(np.arange(queries) + 1, keys)
         return starts, counts, step
 
@@ -77,7 +77,7 @@ class Causal:
         """The lower triangle."""
         return np.tri(math.prod(queries), math.prod(keys), dtype=np.bool_)
 
-    def visited(self, queries: int, keys: int) -> int:
+    def computed(self, queries: int, keys: int) -> int:
         """Pairs that torch's CPU kernel computes: whole blocks of keys, up to its last query's."""
         rows = 256 if queries >= 768 else 64 if queries >= 192 else 32
         ends = np.minimum(np.arange(rows, queries + rows, rows), queries)
@@ -94,24 +94,24 @@ class Causal:
 
 
 @dataclass(frozen=True, slots=True)
-class Matrix:
+class DenseMask:
     """The mask itself, as a matrix."""
 
-    lines: tuple[BoundAxis, ...]
+    axes: Axes
 
-    def rows(self, axis: int, queries: int, keys: int) -> tuple[Ints, Ints, int]:
+    def rows(self, number: int, queries: int, keys: int) -> tuple[Ints, Ints, int]:
         """The mask's own rows."""
-        starts, counts = self.lines[axis].key_runs()
-        return starts, counts, self.lines[axis].axis.dilation
+        starts, counts = self.axes[number].key_runs()
+        return starts, counts, self.axes[number].spec.dilation
 
     def allowed(self, queries: tuple[int, ...], keys: tuple[int, ...]) -> NDArray[np.bool_]:
         """The matrix."""
         matrix = np.ones((1, 1), dtype=np.bool_)
-        for line in self.lines:
-            matrix = np.kron(matrix, line.dense())
+        for axis in self.axes:
+            matrix = np.kron(matrix, axis.dense())
         return matrix
 
-    def visited(self, queries: int, keys: int) -> int:
+    def computed(self, queries: int, keys: int) -> int:
         """Pairs that the kernel computes."""
         return queries * keys
 

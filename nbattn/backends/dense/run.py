@@ -15,9 +15,9 @@ from torch import Tensor
 
 from nbattn.backends import calls
 from nbattn.backends.calls import Arrays, Rows
-from nbattn.backends.dense.meaning import Causal, Dense, Matrix
+from nbattn.backends.dense.meaning import DenseMask, NoMask, TopLeftCausal
 from nbattn.backends.inputs import Gradients, Inputs, rows_apart
-from nbattn.geometry import BoundAxis
+from nbattn.geometry import Axes
 from nbattn.program.program import CallArguments, Program
 
 
@@ -57,7 +57,7 @@ class Sdpa:
 
     def without_mask(self, program: Program) -> CallArguments:
         """The call without a mask."""
-        return Dense()
+        return NoMask()
 
 
 def forward(program: Program, inputs: Inputs, *, return_lse: bool) -> tuple[Tensor, Tensor | None]:
@@ -95,8 +95,8 @@ def _kernel_arguments(
     if group > 1:
         key, value = (t.repeat_interleave(group, dim=1) for t in (key, value))
     bias = None
-    if isinstance(arguments, Matrix):
-        bias = _bias(arguments.lines, query.dtype)
+    if isinstance(arguments, DenseMask):
+        bias = _bias(arguments.axes, query.dtype)
     return (query, key, value), {"attn_mask": bias, "scale": scale}
 
 
@@ -116,11 +116,11 @@ def _kernel(arguments: CallArguments, arrays: Arrays, scale: float) -> tuple[Ten
     group = query.shape[1] // key.shape[1]
     # a dense mask does not ask for a query's position: the heads of a key head may be its rows,
     # which copies queries instead of keys and values
-    as_rows = group > 1 and isinstance(arguments, Dense) and query.shape[2] < key.shape[2]
+    as_rows = group > 1 and isinstance(arguments, NoMask) and query.shape[2] < key.shape[2]
     if as_rows:
         query = query.unflatten(1, (-1, group)).flatten(2, 3)
     tensors, named = _kernel_arguments(arguments, (query, key, value), scale)
-    causal = isinstance(arguments, Causal)
+    causal = isinstance(arguments, TopLeftCausal)
     out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
         *tensors, 0.0, causal, **named
     )
@@ -138,7 +138,7 @@ def _kernel_backward(
     lse: Tensor,
 ) -> Arrays:
     tensors, named = _kernel_arguments(arguments, arrays, scale)
-    causal = isinstance(arguments, Causal)
+    causal = isinstance(arguments, TopLeftCausal)
     # its logsumexp has the strides of [B, N, H]: keep them
     rows = [_readable(t.to(tensors[0].dtype)) for t in (grad_out, out)]
     query, key, value = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
@@ -152,14 +152,14 @@ def _kernel_backward(
 
 def _public(arguments: CallArguments, arrays: Arrays, scale: float) -> Tensor:
     bias = (
-        _bias(arguments.lines, arrays[0].dtype).to(arrays[0].device)
-        if isinstance(arguments, Matrix)
+        _bias(arguments.axes, arrays[0].dtype).to(arrays[0].device)
+        if isinstance(arguments, DenseMask)
         else None
     )
     return torch.nn.functional.scaled_dot_product_attention(
         *(_readable(t) for t in arrays),
         attn_mask=bias,
-        is_causal=isinstance(arguments, Causal),
+        is_causal=isinstance(arguments, TopLeftCausal),
         scale=scale,
         enable_gqa=arrays[0].shape[1] != arrays[1].shape[1],
     )
@@ -174,7 +174,7 @@ def _public_backward(
 
 
 @lru_cache(16)
-def _bias(lines: tuple[BoundAxis, ...], dtype: torch.dtype) -> Tensor:
+def _bias(axes: Axes, dtype: torch.dtype) -> Tensor:
     """The mask as an additive matrix."""
-    allowed = torch.from_numpy(Matrix(lines).allowed((), ()))
+    allowed = torch.from_numpy(DenseMask(axes).allowed((), ()))
     return torch.zeros(allowed.shape, dtype=dtype).masked_fill_(~allowed, float("-inf"))

@@ -17,7 +17,7 @@ from torch.nn.functional import pad
 
 from nbattn.backends.calls import Arrays, Rows
 from nbattn.backends.flash import run
-from nbattn.backends.flash.meaning import Flash, Run
+from nbattn.backends.flash.meaning import FlashArguments, Sequences
 from nbattn.backends.flash.providers import padded
 from nbattn.backends.inputs import Gradients, Inputs, rows_apart
 from nbattn.errors import BackendError
@@ -41,7 +41,7 @@ class Packed(NamedTuple):
 class Numbers(NamedTuple):
     """What a provider is told besides tensors."""
 
-    call: Flash
+    call: FlashArguments
     packed: Packed
     scale: float
     softcap: float
@@ -49,12 +49,12 @@ class Numbers(NamedTuple):
     @property
     def causal(self) -> bool:
         """The causal flag."""
-        return self.call.told.causal
+        return self.call.window.causal
 
     @property
     def window(self) -> tuple[Any, Any]:
         """Left and right, as on the wire."""
-        return self.call.told.left, self.call.told.right
+        return self.call.window.left, self.call.window.right
 
 
 _Forward = Callable[[Arrays, Numbers, Tensor | None], tuple[Tensor, Tensor]]
@@ -66,7 +66,7 @@ class Kernels:
 
     def forward(
         self,
-        call: Flash,
+        call: FlashArguments,
         arrays: Arrays,
         scale: float,
         softcap: float | None,
@@ -88,7 +88,7 @@ class Kernels:
         return out[..., :value_dim], lse
 
     def backward(
-        self, call: Flash, arrays: Arrays, rows: Rows, scale: float, softcap: float | None
+        self, call: FlashArguments, arrays: Arrays, rows: Rows, scale: float, softcap: float | None
     ) -> Arrays:
         """Gradients of q, k, v from the rows' final output and logsumexp."""
         tensors, numbers = _prepared(call, arrays, scale, softcap)
@@ -112,7 +112,7 @@ class Kernels:
 
 
 def _prepared(
-    call: Flash, arrays: Arrays, scale: float, softcap: float | None
+    call: FlashArguments, arrays: Arrays, scale: float, softcap: float | None
 ) -> tuple[Arrays, Numbers]:
     """Tensors in sizes and strides that kernels take, packed for a varlen call."""
     size = padded(max(arrays[0].shape[-1], arrays[2].shape[-1]))
@@ -120,11 +120,11 @@ def _prepared(
     rows, keys = query.shape[1], key.shape[1]
     packed = Packed(None, None, rows, keys)
     if call.entry == "varlen":
-        told = call.told
+        window = call.window
         packed = Packed(
             *_boundaries(call, query, key),
-            rows if told.max_queries is None else told.max_queries,
-            keys if told.max_keys is None else told.max_keys,
+            rows if window.max_queries is None else window.max_queries,
+            keys if window.max_keys is None else window.max_keys,
         )
         query, key, value = (t.flatten(0, 1) for t in (query, key, value))
     return (query, key, value), Numbers(call, packed, scale, softcap or 0.0)
@@ -132,7 +132,7 @@ def _prepared(
 
 def _sized(tensor: Tensor, size: int) -> Tensor:
     """The tensor with heads of this size, zeros at their end, in strides that kernels load: rows
-    that overlap in memory have none that a TMA box can be told.
+    that overlap in memory have none that a TMA box can be window.
     """
     if tensor.shape[-1] != size:
         return pad(tensor, (0, size - tensor.shape[-1]))
@@ -155,7 +155,7 @@ def _writable(into: Tensor, query: Tensor) -> Tensor | None:
     return into.flatten(0, 1) if merged else None
 
 
-def _boundaries(call: Flash, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+def _boundaries(call: FlashArguments, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
     """Where the sequences of a varlen call start and end, int32."""
     if call.runs:
         return _of_runs(call.runs, query.shape[0], query.device)
@@ -168,7 +168,9 @@ def _boundaries(call: Flash, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor
 
 
 @lru_cache(256)  # copying a list to a device makes the host wait, and no CUDA graph can capture it
-def _of_runs(runs: tuple[Run, ...], batch: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def _of_runs(
+    runs: tuple[Sequences, ...], batch: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
     """The boundaries of runs of sequences, for all samples."""
     lengths = [(run.queries, run.keys) for run in runs for _ in range(run.times)] * batch
     at = torch.tensor([(0, 0), *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32)
@@ -290,7 +292,7 @@ def _cached(module: Any, tensors: Arrays, numbers: Numbers) -> tuple[Tensor, Ten
     """The kv-cache entry of flash-attn 2 and 3, which adds no keys here."""
     out, lse, *_ = module.flash_attn_with_kvcache(
         *tensors,
-        cache_seqlens=numbers.call.told.used,
+        cache_seqlens=numbers.call.window.used,
         softmax_scale=numbers.scale,
         causal=numbers.causal,
         window_size=numbers.window,

@@ -20,13 +20,12 @@ from itertools import product
 import numpy as np
 
 from nbattn import geometry
-from nbattn.backends.flash import costs as flash_costs
-from nbattn.backends.flash import packing
-from nbattn.backends.flash.meaning import Flash, tell
+from nbattn.backends.flash import costs, packing
+from nbattn.backends.flash.meaning import FlashArguments, flash_arguments
 from nbattn.backends.flash.providers import PROVIDERS
-from nbattn.geometry import BoundAxis
+from nbattn.geometry import Axes
 from nbattn.program.band_pieces import band_pieces
-from nbattn.program.bands import FULL, Band, Slice, cut, cuts, first_difference
+from nbattn.program.bands import FULL, Band, Slice, first_difference, sliced, split_points
 from nbattn.program.candidate import Candidate, refused
 from nbattn.program.dense_pieces import Piece, dense_pieces, fold_into_heads
 from nbattn.program.limits import Limits, Reason, over_grid
@@ -35,16 +34,15 @@ from nbattn.program.request import Needs, Request
 
 MODEL = Limits(name="flash-model", key_range=False)
 _COPIES = 4  # times that folding may copy the keys
-_Lines = tuple[BoundAxis, ...]
-_Axes = list[list[Piece]]
+_Pieces = list[list[Piece]]  # of every axis
 
 
-def candidates(request: Request, lines: _Lines) -> list[Candidate]:
+def candidates(request: Request, axes: Axes) -> list[Candidate]:
     """Every provider by every strategy; one line for those that cannot run at all."""
     asked, needs = request.backend.partition(":")[0], request.needs
     if asked == "flash-model":
         reasons = {name: _limits("flash-model", needs) for name in PROVIDERS}
-        return [refused("flash", "translate"), *_all(request, lines, "flash-model", reasons)]
+        return [refused("flash", "translate"), *_all(request, axes, "flash-model", reasons)]
     model = refused("flash-model", "translate")
     if asked not in ("auto", "flash"):
         return [refused("flash", "translate"), model]
@@ -52,7 +50,7 @@ def candidates(request: Request, lines: _Lines) -> list[Candidate]:
         elsewhere = Reason("device", f"runs on cuda, not on {request.device.name}")
         return [refused("flash", "translate", elsewhere), model]
     reasons = {name: _limits(name, needs) for name in PROVIDERS}
-    return [*_all(request, lines, "flash", reasons), model]
+    return [*_all(request, axes, "flash", reasons), model]
 
 
 @lru_cache(256)
@@ -63,12 +61,12 @@ def _limits(name: str, needs: Needs) -> tuple[Reason, ...]:
 
 
 def _all(
-    request: Request, lines: _Lines, family: str, reasons: Mapping[str, tuple[Reason, ...]]
+    request: Request, axes: Axes, family: str, reasons: Mapping[str, tuple[Reason, ...]]
 ) -> Iterator[Candidate]:
     """The candidates of all providers; the mask is taken apart once, and only if one can run."""
     able = [name for name, found in reasons.items() if not found]
-    per_axis = _pieces(request, lines) if able else []
-    useful = geometry.pairs(lines) if able else 0
+    per_axis = _pieces(request, axes) if able else []
+    useful = geometry.pairs(axes) if able else 0
     for name, found in reasons.items():
         backend = f"{family}:{name}"
         if isinstance(per_axis, Reason) or found:
@@ -82,17 +80,17 @@ def _all(
                 yield refused(backend, strategy, program)
                 continue
             traits = _traits(request, strategy, program)
-            cost = flash_costs.cost(request, PROVIDERS[name], program, useful)
+            cost = costs.cost(request, PROVIDERS[name], program, useful)
             yield Candidate(backend, strategy, traits, program, cost)
 
 
-def _pieces(request: Request, lines: _Lines) -> _Axes | Reason:
+def _pieces(request: Request, axes: Axes) -> _Pieces | Reason:
     """Every axis as bands, residues of the last one folded into heads where that is a view."""
-    per_axis: _Axes = []
-    for number, line in enumerate(lines):
+    per_axis: _Pieces = []
+    for number, axis in enumerate(axes):
         # beside other axes, one whose blocks or single positions fold away is better folded
-        found = dense_pieces(line) if len(lines) > 1 else "one axis"
-        found = band_pieces(line) if isinstance(found, str) else found
+        found = dense_pieces(axis) if len(axes) > 1 else "one axis"
+        found = band_pieces(axis) if isinstance(found, str) else found
         if isinstance(found, str):
             return Reason("mask", f"axis {number}: {found}")
         per_axis.append(found)
@@ -104,15 +102,15 @@ def _pieces(request: Request, lines: _Lines) -> _Axes | Reason:
     return per_axis
 
 
-# Strategies: every piece as pieces that one call each is told.
+# Strategies: every piece as pieces that one call each is arguments.
 
 
-def _strategies(request: Request, provider: str, per_axis: _Axes) -> dict[str, _Axes | Reason]:
+def _strategies(request: Request, provider: str, per_axis: _Pieces) -> dict[str, _Pieces | Reason]:
     """What each strategy makes of the pieces, or that it changes nothing."""
     plain = [[_translate(piece) for piece in pieces] for pieces in per_axis]
     trimmed = [[part for piece in pieces for part in _trim(piece)] for pieces in per_axis]
     divided = [[part for piece in pieces for part in _split(provider, piece)] for pieces in trimmed]
-    found: dict[str, _Axes | Reason] = {
+    found: dict[str, _Pieces | Reason] = {
         "translate": plain,
         "trim": trimmed if trimmed != plain else Reason("trim", "nothing to trim"),
         "split": divided
@@ -136,7 +134,7 @@ def _no_cache(request: Request) -> Reason | None:
     return None if why is None else Reason("decodes", f"not for the kv-cache entry: {why}")
 
 
-def _padding(trimmed: _Axes) -> dict[str, _Axes | Reason]:
+def _padding(trimmed: _Pieces) -> dict[str, _Pieces | Reason]:
     """Padding keys to a square: with a mask, or the error that it makes without."""
     rows, missing = max(
         ((p.query.length, _missing(p)) for axis in trimmed for p in axis),
@@ -165,18 +163,18 @@ def _translate(piece: Piece) -> Piece:
 
 def _trim(piece: Piece) -> list[Piece]:
     """The rows that read something and the keys that they reach."""
-    return _sliced(piece, cut(piece.band, piece.query.length, piece.key.length, ()))
+    return _sliced(piece, sliced(piece.band, piece.query.length, piece.key.length, ()))
 
 
 def _split(provider: str, whole: Piece) -> list[Piece]:
     """A trimmed piece with the fewest cuts after which dense calls say every part."""
     rows, keys = whole.query.length, whole.key.length
-    for at in cuts(whole.band, keys):
-        parts = cut(whole.band, rows, keys, at)
-        told = (tell(provider, part.band, part.rows, part.keys) for part in parts)
+    for at in split_points(whole.band, keys):
+        parts = sliced(whole.band, rows, keys, at)
+        calls = (flash_arguments(provider, part.band, part.rows, part.keys) for part in parts)
         exact = (
             first_difference(call.band(part.rows, part.keys), part.band, part.rows, part.keys)
-            for call, part in zip(told, parts, strict=True)
+            for call, part in zip(calls, parts, strict=True)
         )
         if len(parts) > 1 and all(row is None for row in exact):
             return _sliced(whole, parts)
@@ -198,7 +196,7 @@ def _sliced(piece: Piece, slices: list[Slice]) -> list[Piece]:
 # Programs
 
 
-def _program(request: Request, provider: str, strategy: str, per_axis: _Axes) -> Program | Reason:
+def _program(request: Request, provider: str, strategy: str, per_axis: _Pieces) -> Program | Reason:
     """The calls of every combination of pieces, or why one of them is not said."""
     if strategy == "pad" and request.softcap:
         return Reason("softcap", "a softcap lifts the scores that mask padded keys")
@@ -212,28 +210,30 @@ def _program(request: Request, provider: str, strategy: str, per_axis: _Axes) ->
         pad = _missing(pieces[axis]) if strategy == "pad" else 0
         varlen = strategy == "virtual-pad"
         capacity = _capacity(request, key, axis) if strategy == "kv-cache" else None
-        told = tell(
+        arguments = flash_arguments(
             provider, band, query.count, key.count, varlen=varlen, pad=pad, capacity=capacity
         )
-        wrong = _wrong(told, band, query.count, key.count) or _too_large(request, query)
+        wrong = _wrong(arguments, band, query.count, key.count) or _too_large(request, query)
         if wrong:
             return wrong
         if capacity is not None:
-            key = key.cut(axis, slice(0, capacity))
-        calls.append(Call(query, key, replace(told, axis=axis), any(p.joins for p in pieces)))
+            key = key.with_part(axis, slice(0, capacity))
+        calls.append(Call(query, key, replace(arguments, axis=axis), any(p.joins for p in pieces)))
     if request.extra_keys and not calls:
         return Reason("extra_keys", "the mask reads nothing: no call that extra keys could join")
     return _inflated(request, calls) or Program(tuple(calls))
 
 
-def _packed(request: Request, provider: str, strategy: str, per_axis: _Axes) -> Program | Reason:
+def _packed(request: Request, provider: str, strategy: str, per_axis: _Pieces) -> Program | Reason:
     """One varlen call with a sequence for every piece, or why there is none."""
     call = packing.call(request, provider, per_axis)
     if isinstance(call, Reason):
         return call
-    told = call.arguments
-    assert isinstance(told, Flash)
-    wrong = (_wrong(told, p.band, p.query.length, p.key.length) for p in per_axis[told.axis])
+    arguments = call.arguments
+    assert isinstance(arguments, FlashArguments)
+    wrong = (
+        _wrong(arguments, p.band, p.query.length, p.key.length) for p in per_axis[arguments.axis]
+    )
     return next((reason for reason in wrong if reason), Program((call,)))
 
 
@@ -258,7 +258,7 @@ def _window_axis(pieces: tuple[Piece, ...]) -> int | Reason:
     return Reason("mask", f"a window on axis {windows[0]} while axis {other} is long")
 
 
-def _wrong(call: Flash, band: Band, queries: int, keys: int) -> Reason | None:
+def _wrong(call: FlashArguments, band: Band, queries: int, keys: int) -> Reason | None:
     """Why a call does not say its band: what the kernel would read instead."""
     said = call.band(queries, keys)
     row = first_difference(said, band, queries, keys)
@@ -279,9 +279,7 @@ def _too_large(request: Request, view: View) -> Reason | None:
 
 def _inflated(request: Request, calls: list[Call]) -> Reason | None:
     """Why overlapping windows of stride groups are not copied: each key once per window."""
-    copied = sum(
-        call.key.groups * call.key.count for call in calls if flash_costs.copies(request, call)
-    )
+    copied = sum(call.key.groups * call.key.count for call in calls if costs.copies(request, call))
     times = copied / max(request.key_count, 1)
     if times <= _COPIES:
         return None

@@ -6,7 +6,7 @@ output is copied there.
 
 from __future__ import annotations
 
-from nbattn.backends.flash.meaning import Flash, Run
+from nbattn.backends.flash.meaning import FlashArguments, Sequences
 from nbattn.backends.flash.providers import Provider, padded, tile
 from nbattn.program import costs
 from nbattn.program.bands import FULL
@@ -29,7 +29,7 @@ def cost(request: Request, provider: Provider, program: Program, useful: int) ->
         cached = _flash(call).entry == "kvcache"
         in_place = whole_heads and not copies(request, call)
         copied += 0 if in_place else _bytes(request, call)
-        launches += cached  # it is told its lengths by a tensor
+        launches += cached  # a tensor holds its lengths
         if not single and (joins or cached or not in_place):
             copied += _output_bytes(request, call.query)
             launches += 1
@@ -40,7 +40,7 @@ def cost(request: Request, provider: Provider, program: Program, useful: int) ->
     return costs.roofline(
         request,
         useful=useful,
-        visited=visited,
+        computed=visited,
         backward=sum(again) if request.training else None,
         calls=launches + _JOIN * joins + 3 * request.sink,
         copied=copied,
@@ -55,8 +55,8 @@ def copies(request: Request, call: Call) -> bool:
     return bool(_flash(call).pad) or costs.copies(request, call.query) or not _packs(request, call)
 
 
-def _flash(call: Call) -> Flash:
-    assert isinstance(call.arguments, Flash)
+def _flash(call: Call) -> FlashArguments:
+    assert isinstance(call.arguments, FlashArguments)
     return call.arguments
 
 
@@ -92,22 +92,24 @@ def _output_bytes(request: Request, rows: View) -> float:
 
 def _visited(request: Request, provider: Provider, call: Call, *, backward: bool = False) -> int:
     """Pairs of the blocks of one call, per (batch, head)."""
-    told = _flash(call)
+    arguments = _flash(call)
     size = max(request.head_dim, request.value_dim)
     shape = tile(provider.name, request.device, size, backward=backward)
-    runs = told.runs or (Run(call.query.count, told.read(call.key.count)),)
+    runs = arguments.runs or (Sequences(call.query.count, arguments.read(call.key.count)),)
     visited = (
-        run.times * _blocks(told, shape, run, backward=backward)
+        run.times * _blocks(arguments, shape, run, backward=backward)
         for run in runs
         if run.queries and run.keys
     )
     return call.query.groups * sum(visited)
 
 
-def _blocks(told: Flash, shape: tuple[int, int], run: Run, *, backward: bool) -> int:
+def _blocks(
+    arguments: FlashArguments, shape: tuple[int, int], run: Sequences, *, backward: bool
+) -> int:
     """Pairs of the blocks of one sequence."""
-    if told.band(run.queries, run.keys) == FULL:
+    if arguments.band(run.queries, run.keys) == FULL:
         return run.queries * run.keys
-    blocks = told.query_blocks if backward else told.key_blocks
+    blocks = arguments.query_blocks if backward else arguments.key_blocks
     first, end = blocks(shape, run.queries, run.keys)
     return int((end - first).sum()) * min(shape[0], run.queries) * shape[1]

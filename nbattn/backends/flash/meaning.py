@@ -25,7 +25,7 @@ from nbattn.program.request import Request
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
+class WindowArguments:
     """What a call passes: `window_size=(left, right)`, the causal flag, and lengths by metadata.
 
     Args:
@@ -44,55 +44,55 @@ class Told:
     used: int | None = None
 
 
-Meaning = Callable[[Told, int, int], Band]
+Meaning = Callable[[WindowArguments, int, int], Band]
 
 
-def flash2_dense(told: Told, queries: int, keys: int) -> Band:
+def flash2_dense(window: WindowArguments, queries: int, keys: int) -> Band:
     """Flash 2 and torch's built-in, dense entry: windows of `keys` or more become unlimited.
 
-    >>> flash2_dense(Told(-1, 5640), 7688, 2048)  # asked for causal from the top-left corner
+    >>> flash2_dense(WindowArguments(-1, 5640), 7688, 2048)  # top-left causal was asked
     Band(left=None, right=None)
     """
-    left, right = _unlimited_from(told, keys)
-    return _flash2(left, right, told.causal and queries > 1, queries, keys, keys)
+    left, right = _unlimited_from(window, keys)
+    return _flash2(left, right, window.causal and queries > 1, queries, keys, keys)
 
 
-def flash2_varlen(told: Told, queries: int, keys: int) -> Band:
+def flash2_varlen(window: WindowArguments, queries: int, keys: int) -> Band:
     """Flash 2 and torch's built-in, varlen entry: causal first, and `max_seqlen_k` decides.
 
-    >>> flash2_varlen(Told(-1, 5640, max_keys=5641), 7688, 2048)
+    >>> flash2_varlen(WindowArguments(-1, 5640, max_keys=5641), 7688, 2048)
     Band(left=11281, right=0)
     """
-    longest = keys if told.max_keys is None else told.max_keys
-    rows = queries if told.max_queries is None else told.max_queries
-    right = 0 if told.causal and rows > 1 else told.right
-    left, right = _unlimited_from(Told(told.left, right), longest)
+    longest = keys if window.max_keys is None else window.max_keys
+    rows = queries if window.max_queries is None else window.max_queries
+    right = 0 if window.causal and rows > 1 else window.right
+    left, right = _unlimited_from(WindowArguments(window.left, right), longest)
     return _flash2(left, right, False, queries, keys, longest)
 
 
-def flash2_kvcache(told: Told, queries: int, keys: int) -> Band:
+def flash2_kvcache(window: WindowArguments, queries: int, keys: int) -> Band:
     """Flash 2, kv-cache entry: overrides compare with the capacity of the cache, not its filling.
 
-    >>> flash2_kvcache(Told(4, 0, max_keys=64), 2, 5)
+    >>> flash2_kvcache(WindowArguments(4, 0, max_keys=64), 2, 5)
     Band(left=1, right=3)
     """
-    capacity = keys if told.max_keys is None else told.max_keys
-    left, right = _unlimited_from(told, capacity)
-    return _flash2(left, right, told.causal and queries > 1, queries, keys, capacity)
+    capacity = keys if window.max_keys is None else window.max_keys
+    left, right = _unlimited_from(window, capacity)
+    return _flash2(left, right, window.causal and queries > 1, queries, keys, capacity)
 
 
-def flash3(told: Told, queries: int, keys: int) -> Band:
+def flash3(window: WindowArguments, queries: int, keys: int) -> Band:
     """Flash 3: sides are compared with what they can reach, so no override changes a mask. Its
     kv-cache entry compares with the capacity of the cache, which none reaches sooner.
 
-    >>> flash3(Told(-1, 5640), 7688, 2048)
+    >>> flash3(WindowArguments(-1, 5640), 7688, 2048)
     Band(left=7687, right=0)
     """
-    longest = keys if told.max_keys is None else told.max_keys
-    left, right = _side(told.left), _side(told.right)
+    longest = keys if window.max_keys is None else window.max_keys
+    left, right = _side(window.left), _side(window.right)
     left = -1 if left >= longest - 1 else left
     right = -1 if right >= queries - 1 else right
-    if told.causal and not (queries == 1 and left < 0 and right < 0):
+    if window.causal and not (queries == 1 and left < 0 and right < 0):
         right = 0
     if left < 0 and right < 0:
         return Band()
@@ -103,17 +103,17 @@ def flash3(told: Told, queries: int, keys: int) -> Band:
     )
 
 
-def flash4(told: Told, queries: int, keys: int) -> Band:
+def flash4(window: WindowArguments, queries: int, keys: int) -> Band:
     """Flash 4: None is unlimited, negative sides are genuine, a window of no length is none.
 
-    >>> flash4(Told(None, 5640), 7688, 2048)
+    >>> flash4(WindowArguments(None, 5640), 7688, 2048)
     Band(left=None, right=0)
-    >>> flash4(Told(-1, -1), 4, 4)
+    >>> flash4(WindowArguments(-1, -1), 4, 4)
     Band(left=None, right=None)
     """
-    left, right = told.left, 0 if told.causal else told.right
+    left, right = window.left, 0 if window.causal else window.right
     if left is not None and right is not None and left + right < 0:
-        return _corner(None, 0, queries, keys) if told.causal else Band()
+        return _corner(None, 0, queries, keys) if window.causal else Band()
     return _corner(left, right, queries, keys)
 
 
@@ -121,9 +121,9 @@ def _side(side: int | None) -> int:
     return -1 if side is None else side
 
 
-def _unlimited_from(told: Told, length: int) -> tuple[int, int]:
+def _unlimited_from(window: WindowArguments, length: int) -> tuple[int, int]:
     """Both sides, -1 where they are as long as the key axis."""
-    left, right = _side(told.left), _side(told.right)
+    left, right = _side(window.left), _side(window.right)
     return -1 if left >= length else left, -1 if right >= length else right
 
 
@@ -170,7 +170,7 @@ FLASH4 = Dialect("Flash 4", {"dense": flash4}, None, True, True)
 DIALECTS: Mapping[str, Dialect] = {"aten": FLASH2, "fa2": FLASH2, "fa3": FLASH3, "fa4": FLASH4}
 
 
-class Run(NamedTuple):
+class Sequences(NamedTuple):
     """Sequences of a varlen call, one behind the other: so many queries and keys each. One without
     keys gives its queries 0, one without queries leaves its keys out.
     """
@@ -181,13 +181,13 @@ class Run(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Flash:
-    """One call of a provider: its entry and what it is told. Only `axis` may carry a window.
+class FlashArguments:
+    """One call of a provider: its entry and what it is window. Only `axis` may carry a window.
 
     Args:
         provider: a name of `DIALECTS`.
         entry: "dense", "varlen" or "kvcache".
-        told: the arguments.
+        window: its window arguments.
         axis: the axis that is longer than one position where there is a window.
         pad: keys appended to those of the view, which one more column of the heads masks.
         runs: the sequences of a varlen call, each with a window of its own; none: one of all.
@@ -195,10 +195,10 @@ class Flash:
 
     provider: str
     entry: str
-    told: Told
+    window: WindowArguments
     axis: int = 0
     pad: int = 0
-    runs: tuple[Run, ...] = ()
+    runs: tuple[Sequences, ...] = ()
 
     @property
     def dialect(self) -> Dialect:
@@ -207,12 +207,12 @@ class Flash:
 
     def read(self, keys: int) -> int:
         """How many of the keys that it is given the kernel reads, the first ones."""
-        return keys if self.told.used is None else self.told.used
+        return keys if self.window.used is None else self.window.used
 
     def sequences(self, queries: int, keys: int) -> Iterator[tuple[slice, slice]]:
         """The queries and keys of every sequence that has both, one behind the other."""
         row = key = 0
-        for run in self.runs or (Run(queries, self.read(keys)),):
+        for run in self.runs or (Sequences(queries, self.read(keys)),):
             for _ in range(run.times):
                 stop, key_stop = row + run.queries, key + run.keys
                 if stop > row and key_stop > key:
@@ -223,13 +223,17 @@ class Flash:
         """What the kernel computes on the keys of one sequence that it reads, from the top-left
         corner.
         """
-        return self.dialect.entries[self.entry](self.told, queries, self.read(keys) + self.pad)
+        return self.dialect.entries[self.entry](self.window, queries, self.read(keys) + self.pad)
 
     @property
     def has_window(self) -> bool:
         """Whether it is told anything that excludes keys."""
         unlimited = self.dialect.unlimited
-        return (self.told.left, self.told.right, self.told.causal) != (unlimited, unlimited, False)
+        return (self.window.left, self.window.right, self.window.causal) != (
+            unlimited,
+            unlimited,
+            False,
+        )
 
     def key_blocks(self, tile: tuple[int, int], queries: int, keys: int) -> tuple[Ints, Ints]:
         """Which key blocks the forward kernel visits: first and end, per block of queries.
@@ -238,7 +242,7 @@ class Flash:
             tile: queries and keys of a block.
             queries, keys: the lengths.
 
-        >>> first, end = tell("fa3", Band(None, 0), 8, 4).key_blocks((2, 2), 8, 4)
+        >>> first, end = flash_arguments("fa3", Band(None, 0), 8, 4).key_blocks((2, 2), 8, 4)
         >>> (end - first).tolist()
         [1, 2, 2, 2]
         """
@@ -259,7 +263,7 @@ class Flash:
             tile: queries and keys of a block.
             queries, keys: the lengths.
 
-        >>> first, end = tell("fa3", Band(None, 0), 8, 4).query_blocks((2, 2), 8, 4)
+        >>> first, end = flash_arguments("fa3", Band(None, 0), 8, 4).query_blocks((2, 2), 8, 4)
         >>> first.tolist(), end.tolist()
         ([0, 1], [4, 4])
         """
@@ -273,10 +277,10 @@ class Flash:
             end = np.minimum(end, -((-column - tile[1] - band.left) // tile[0]))
         return first, np.maximum(end, first)
 
-    def rows(self, axis: int, queries: int, keys: int) -> tuple[Ints, Ints, int]:
+    def rows(self, number: int, queries: int, keys: int) -> tuple[Ints, Ints, int]:
         """The bands on their axis, every key on the others."""
         starts, counts = np.zeros((2, queries, 2), dtype=np.int64)
-        if axis != self.axis:
+        if number != self.axis:
             counts[:, 1] = keys
             return starts, counts, 1
         for at, to in self.sequences(queries, keys):
@@ -303,7 +307,7 @@ class Flash:
         """The blocks of every sequence of the call."""
         lengths = (view.axes[self.axis].length for view in (call.query, call.key))
         for at, to in self.sequences(*lengths):
-            views = call.query.cut(self.axis, at), call.key.cut(self.axis, to)
+            views = call.query.with_part(self.axis, at), call.key.with_part(self.axis, to)
             if self.has_window:
                 yield from self._window_blocks(request, *views, backward=backward)
             else:
@@ -328,23 +332,23 @@ class Flash:
             if columns.start >= keys:
                 continue  # padded keys
             full = (lo[queries] <= columns.start).all() and (hi[queries] >= columns.stop).all()
-            parts = query.cut(self.axis, queries), key.cut(self.axis, columns)
+            parts = query.with_part(self.axis, queries), key.with_part(self.axis, columns)
             yield from blocks_of_groups(*parts, full=bool(full))
 
     def describe(self) -> str:
         """The arguments in a few words."""
-        told = self.told
-        name = " max_seqlen_k=" if told.used is None else f" cache_seqlens={told.used} of "
-        inflated = "" if told.max_keys is None else f"{name}{told.max_keys}"
+        window = self.window
+        name = " max_seqlen_k=" if window.used is None else f" cache_seqlens={window.used} of "
+        inflated = "" if window.max_keys is None else f"{name}{window.max_keys}"
         inflated += f" {self.pad} padded keys" if self.pad else ""
         inflated += f" in {sum(run.times for run in self.runs)} sequences" if self.runs else ""
         if not self.has_window:
             return "no mask" + inflated
-        flag = "causal" if told.causal else f"window_size=({told.left}, {told.right})"
+        flag = "causal" if window.causal else f"window_size=({window.left}, {window.right})"
         return f"{self.entry} {flag}{inflated}"
 
 
-def tell(
+def flash_arguments(
     provider: str,
     band: Band,
     queries: int,
@@ -353,7 +357,7 @@ def tell(
     varlen: bool = False,
     pad: int = 0,
     capacity: int | None = None,
-) -> Flash:
+) -> FlashArguments:
     """The call that says a band, if the provider has one; `band()` of it shows whether it does.
 
     The varlen call is told a `max_seqlen_k` above every length and side, so that no override fires:
@@ -361,18 +365,22 @@ def tell(
     of grouped heads, and then neither write the output they are given nor take other lengths. With
     `pad` the keys are padded in fact; with `capacity` they are the first of a cache.
 
-    >>> tell("aten", Band(None, 0), 4, 4).describe()
+    >>> flash_arguments("aten", Band(None, 0), 4, 4).describe()
     'dense window_size=(-1, 0)'
-    >>> tell("fa2", Band(None, 0), 6, 2, varlen=True).describe()
+    >>> flash_arguments("fa2", Band(None, 0), 6, 2, varlen=True).describe()
     'varlen window_size=(-1, 4) max_seqlen_k=6'
     """
     unlimited, shift = DIALECTS[provider].unlimited, keys + pad - queries
     left = unlimited if band.left is None else band.left + shift
     right = unlimited if band.right is None else band.right - shift
     if capacity is not None:
-        return Flash(provider, "kvcache", Told(left, right, max_keys=capacity, used=keys))
+        return FlashArguments(
+            provider, "kvcache", WindowArguments(left, right, max_keys=capacity, used=keys)
+        )
     if not varlen:
-        return Flash(provider, "dense", Told(left, right), pad=pad)
+        return FlashArguments(provider, "dense", WindowArguments(left, right), pad=pad)
     longest = max(queries, keys, *(1 + side for side in (left, right) if side is not None))
     rows = max(queries, 2)
-    return Flash(provider, "varlen", Told(left, right, max_queries=rows, max_keys=longest))
+    return FlashArguments(
+        provider, "varlen", WindowArguments(left, right, max_queries=rows, max_keys=longest)
+    )

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from nbattn.backends.calls import Arrays, Rows
 from nbattn.backends.flash import run
-from nbattn.backends.flash.meaning import Flash
+from nbattn.backends.flash.meaning import FlashArguments
 from nbattn.backends.inputs import Gradients, Inputs, accumulate_dtype
 from nbattn.program.program import Program
 
@@ -19,7 +19,7 @@ class Model:
 
     def forward(
         self,
-        call: Flash,
+        call: FlashArguments,
         arrays: Arrays,
         scale: float,
         softcap: float | None,
@@ -36,7 +36,7 @@ class Model:
         return out if into is None else into.copy_(out), lse.transpose(1, 2)
 
     def backward(
-        self, call: Flash, arrays: Arrays, rows: Rows, scale: float, softcap: float | None
+        self, call: FlashArguments, arrays: Arrays, rows: Rows, scale: float, softcap: float | None
     ) -> Arrays:
         """Gradients of q, k, v from the rows' final output and logsumexp."""
         scores, slope = _scores(call, arrays, scale, softcap)
@@ -61,7 +61,7 @@ def _each_head(tensor: Tensor, query: Tensor) -> Tensor:
 
 
 def _scores(
-    call: Flash, arrays: Arrays, scale: float, softcap: float | None
+    call: FlashArguments, arrays: Arrays, scale: float, softcap: float | None
 ) -> tuple[Tensor, Tensor | float]:
     """Scores `[B, H, N, M]`, -inf outside the mask, and their slope under the cap."""
     query, key = (_each_head(t, arrays[0]) for t in arrays[:2])

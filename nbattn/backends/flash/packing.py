@@ -10,7 +10,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from nbattn.backends.flash.meaning import Flash, Run, Told, tell
+from nbattn.backends.flash.meaning import (
+    FlashArguments,
+    Sequences,
+    WindowArguments,
+    flash_arguments,
+)
 from nbattn.program.dense_pieces import Piece
 from nbattn.program.limits import GRID, Reason
 from nbattn.program.program import AxisView, Call, View
@@ -27,45 +32,49 @@ def call(request: Request, provider: str, per_axis: list[list[Piece]]) -> Call |
     found = runs(per_axis[axis], queries, keys)
     if isinstance(found, Reason):
         return found
-    told = _told(provider, per_axis[axis], found)
-    if isinstance(told, Reason):
-        return told
+    window = _window(provider, per_axis[axis], found)
+    if isinstance(window, Reason):
+        return window
     whole = Piece(AxisView(0, queries), AxisView(0, keys))
     pieces = [whole if n == axis else only[0] for n, only in enumerate(per_axis)]
     views = View(tuple(p.query for p in pieces)), View(tuple(p.key for p in pieces))
     count = request.batch * views[0].groups * sum(run.times for run in found)
     if count > GRID:
         return Reason("grid", f"{count} sequences are over the grid of {GRID}")
-    return Call(*views, Flash(provider, "varlen", told, axis, runs=found))
+    return Call(*views, FlashArguments(provider, "varlen", window, axis, runs=found))
 
 
 def _is_long(piece: Piece) -> bool:
     return max(piece.query.length, piece.key.length) > 1
 
 
-def _told(provider: str, pieces: list[Piece], found: tuple[Run, ...]) -> Told | Reason:
+def _window(
+    provider: str, pieces: list[Piece], found: tuple[Sequences, ...]
+) -> WindowArguments | Reason:
     """What one varlen call is told that serves every piece: they share a window. Its lengths are
     those of the longest sequences, without work or not: kernels write zeros there.
     """
-    calls = [tell(provider, p.band, p.query.length, p.key.length, varlen=True) for p in pieces]
-    windows = sorted({(call.told.left, call.told.right) for call in calls}, key=str)
+    calls = [
+        flash_arguments(provider, p.band, p.query.length, p.key.length, varlen=True) for p in pieces
+    ]
+    windows = sorted({(call.window.left, call.window.right) for call in calls}, key=str)
     if len(windows) > 1:
         return Reason(
             "pack", f"its pieces need windows {windows[0]} and {windows[1]}, a call has one"
         )
-    lengths = [(call.told.max_queries or 0, call.told.max_keys or 0) for call in calls]
+    lengths = [(call.window.max_queries or 0, call.window.max_keys or 0) for call in calls]
     lengths += [(run.queries, run.keys) for run in found]
     most, longest = (max(sizes) for sizes in zip(*lengths, strict=True))
-    return replace(calls[0].told, max_queries=most, max_keys=longest)
+    return replace(calls[0].window, max_queries=most, max_keys=longest)
 
 
-def runs(pieces: list[Piece], queries: int, keys: int) -> tuple[Run, ...] | Reason:
+def runs(pieces: list[Piece], queries: int, keys: int) -> tuple[Sequences, ...] | Reason:
     """The sequences of an axis of these lengths, or why its pieces are not sequences.
 
     >>> runs([Piece(AxisView(1, 3), AxisView(0, 2))], 4, 2)
-    (Run(queries=1, keys=0, times=1), Run(queries=3, keys=2, times=1))
+    (Sequences(queries=1, keys=0, times=1), Sequences(queries=3, keys=2, times=1))
     """
-    found: list[Run] = []
+    found: list[Sequences] = []
     row = key = 0
     for piece in sorted(pieces, key=lambda piece: piece.query.start):
         if piece.joins:
@@ -75,7 +84,7 @@ def runs(pieces: list[Piece], queries: int, keys: int) -> tuple[Run, ...] | Reas
         if piece.query.start < row or piece.key.start < key:
             return Reason("pack", "its pieces share keys: sequences do not")
         found += _gap(piece.query.start - row, piece.key.start - key)
-        found.append(Run(piece.query.length, piece.key.length, piece.query.groups))
+        found.append(Sequences(piece.query.length, piece.key.length, piece.query.groups))
         row, key = _end(piece.query), _end(piece.key)
     found += _gap(queries - row, keys - key)
     if sum(run.times for run in found) < 2:
@@ -83,12 +92,12 @@ def runs(pieces: list[Piece], queries: int, keys: int) -> tuple[Run, ...] | Reas
     return tuple(found)
 
 
-def _gap(queries: int, keys: int) -> Iterator[Run]:
+def _gap(queries: int, keys: int) -> Iterator[Sequences]:
     """Queries without keys, and keys without queries."""
     if queries:
-        yield Run(queries, 0)
+        yield Sequences(queries, 0)
     if keys:
-        yield Run(0, keys)
+        yield Sequences(0, keys)
 
 
 def _in_a_row(view: AxisView) -> bool:

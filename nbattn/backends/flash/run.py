@@ -11,7 +11,7 @@ from torch.nn.functional import pad
 
 from nbattn.backends import calls
 from nbattn.backends.calls import Arrays, Rows
-from nbattn.backends.flash.meaning import DIALECTS, Flash, Told
+from nbattn.backends.flash.meaning import DIALECTS, FlashArguments, WindowArguments
 from nbattn.backends.inputs import Gradients, Inputs
 from nbattn.program.program import CallArguments, Program
 
@@ -23,7 +23,7 @@ class FlashKernel(Protocol):
 
     def forward(
         self,
-        call: Flash,
+        call: FlashArguments,
         arrays: Arrays,
         scale: float,
         softcap: float | None,
@@ -33,7 +33,7 @@ class FlashKernel(Protocol):
         ...
 
     def backward(
-        self, call: Flash, arrays: Arrays, rows: Rows, scale: float, softcap: float | None
+        self, call: FlashArguments, arrays: Arrays, rows: Rows, scale: float, softcap: float | None
     ) -> Arrays:
         """Gradients of q, k, v, in their shapes."""
         ...
@@ -78,21 +78,21 @@ class Padded:
     def without_mask(self, program: Program) -> CallArguments:
         """The call without a window of the program's provider."""
         first = program.calls[0].arguments
-        assert isinstance(first, Flash)
+        assert isinstance(first, FlashArguments)
         unlimited = DIALECTS[first.provider].unlimited
-        return Flash(first.provider, "dense", Told(unlimited, unlimited))
+        return FlashArguments(first.provider, "dense", WindowArguments(unlimited, unlimited))
 
 
 def _without_padding(
     arguments: CallArguments, arrays: Arrays, scale: float
-) -> tuple[Flash, Arrays, float]:
+) -> tuple[FlashArguments, Arrays, float]:
     """The call with its padded keys in the tensors: one more column of the heads masks them.
 
     Their score is -scale x 2**30 in float16, -scale x 2**80 else; a scale too small for that goes
     into the queries.
     """
     call, (query, key, value) = arguments, arrays
-    assert isinstance(call, Flash)
+    assert isinstance(call, FlashArguments)
     if not call.pad:
         return call, arrays, scale
     large = 2.0**15 if query.dtype == torch.float16 else 2.0**40

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from nbattn import geometry
 from nbattn.backends.flex import meaning
-from nbattn.geometry import BoundAxis
+from nbattn.geometry import Axes
 from nbattn.program import costs
 from nbattn.program.candidate import Candidate, refused
 from nbattn.program.limits import Reason
@@ -12,7 +12,7 @@ from nbattn.program.program import Call, Program, whole
 from nbattn.program.request import Request
 
 
-def candidates(request: Request, lines: tuple[BoundAxis, ...]) -> list[Candidate]:
+def candidates(request: Request, axes: Axes) -> list[Candidate]:
     """One call on the tensors as they are."""
     if request.backend != "flex":
         return [refused("flex", "blocks")]
@@ -21,11 +21,11 @@ def candidates(request: Request, lines: tuple[BoundAxis, ...]) -> list[Candidate
         reasons += filter(None, [meaning.over_grid(request.batch, request.heads)])
     if not request.query_count * request.key_count:
         reasons.append(Reason("mask", "no pairs, for which its kernel is not defined"))
-    elif geometry.has_empty_queries(lines):
+    elif geometry.has_empty_queries(axes):
         reasons.append(Reason("mask", "rows without keys, for which it is not defined"))
     if reasons:
         return [refused("flex", "blocks", *reasons)]
-    call = meaning.Blocks(lines)
-    cost = costs.one_call(request, geometry.pairs(lines), call.visited())
+    call = meaning.FlexArguments(axes)
+    cost = costs.one_call(request, geometry.pairs(axes), call.computed())
     program = Program((Call(whole(request.query_space), whole(request.key_space), call),))
     return [Candidate("flex", "blocks", (), program, cost)]

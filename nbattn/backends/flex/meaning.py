@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from nbattn.geometry import BoundAxis, Ints
+from nbattn.geometry import Axes, BoundAxis, Ints
 from nbattn.program.blocks import Block, blocks_of_groups
 from nbattn.program.limits import GRID, Limits, Reason
 from nbattn.program.program import Call
@@ -61,13 +61,13 @@ class AxisTable(NamedTuple):
     hi: Ints
 
 
-def table(line: BoundAxis) -> AxisTable:
+def table(axis: BoundAxis) -> AxisTable:
     """The intervals of an axis, as its mask function looks them up."""
-    d = line.axis.dilation
-    position = np.arange(line.queries, dtype=np.int64) + line.offset
+    d = axis.spec.dilation
+    position = np.arange(axis.queries, dtype=np.int64) + axis.offset
     residue = position % d
-    keys = np.maximum(0, -((residue - line.keys) // d))
-    return AxisTable(d, residue, *line.rows(position // d, keys))
+    keys = np.maximum(0, -((residue - axis.keys) // d))
+    return AxisTable(d, residue, *axis.rows(position // d, keys))
 
 
 def _minima(values: Ints, t: Ints) -> Ints:
@@ -96,9 +96,9 @@ class _Reach:
     next. Stretches repeat, so what an axis says is kept.
     """
 
-    def __init__(self, lines: tuple[BoundAxis, ...], ends: Ints) -> None:
-        self._tables = [table(line) for line in lines]
-        self._edges = _coordinates(ends, tuple(line.keys for line in lines))
+    def __init__(self, axes: Axes, ends: Ints) -> None:
+        self._tables = [table(axis) for axis in axes]
+        self._edges = _coordinates(ends, tuple(axis.keys for axis in axes))
         self._known: dict[tuple[int, int, int], tuple[Ints, Ints, int]] = {}
 
     def _axis(self, number: int, first: int, stop: int) -> tuple[Ints, Ints, int]:
@@ -145,12 +145,12 @@ def _stretches(
 
 
 @lru_cache(16)
-def block_counts(lines: tuple[BoundAxis, ...], query_block: int, key_block: int) -> Ints:
+def block_counts(axes: Axes, query_block: int, key_block: int) -> Ints:
     """Allowed pairs in every block of flat tokens, `[query blocks, key blocks]`."""
-    space = tuple(line.queries for line in lines)
-    total = math.prod(line.keys for line in lines)
+    space = tuple(axis.queries for axis in axes)
+    total = math.prod(axis.keys for axis in axes)
     ends = np.minimum(np.arange(0, total + key_block, key_block, dtype=np.int64), total)
-    reach, rows = _Reach(lines, ends), -(-math.prod(space) // query_block)
+    reach, rows = _Reach(axes, ends), -(-math.prod(space) // query_block)
     before = np.zeros((rows, len(ends)), dtype=np.int64)
     for number, lead, first, stop in _stretches(space, query_block):
         before[number] += reach.stretch(lead, first, stop)
@@ -160,16 +160,16 @@ def block_counts(lines: tuple[BoundAxis, ...], query_block: int, key_block: int)
 
 
 @dataclass(frozen=True, slots=True)
-class Blocks:
+class FlexArguments:
     """The mask by blocks of flat tokens: empty ones are skipped, full ones not masked."""
 
-    lines: tuple[BoundAxis, ...]
+    axes: Axes
     query_block: int = BLOCK
     key_block: int = BLOCK
 
     def counts(self) -> Ints:
         """Allowed pairs per block."""
-        return block_counts(self.lines, self.query_block, self.key_block)
+        return block_counts(self.axes, self.query_block, self.key_block)
 
     def full(self) -> NDArray[np.bool_]:
         """Whole blocks that are read entirely."""
@@ -179,17 +179,17 @@ class Blocks:
         """Blocks that the mask function decides pair by pair."""
         return (self.counts() > 0) & ~self.full()
 
-    def rows(self, axis: int, queries: int, keys: int) -> tuple[Ints, Ints, int]:
+    def rows(self, number: int, queries: int, keys: int) -> tuple[Ints, Ints, int]:
         """The mask function's rows, from its tables."""
-        own = table(self.lines[axis])
+        own = table(self.axes[number])
         starts = np.stack([own.residue, own.residue + own.step * own.lo], axis=1)
         return starts, np.stack([own.low, own.hi - own.lo], axis=1), own.step
 
     def allowed(self, queries: tuple[int, ...], keys: tuple[int, ...]) -> NDArray[np.bool_]:
         """What the blocks compute: the mask function where they are partial."""
         matrix = np.ones((1, 1), dtype=np.bool_)
-        for line in self.lines:
-            own, key = table(line), np.arange(line.keys)
+        for axis in self.axes:
+            own, key = table(axis), np.arange(axis.keys)
             t, r = np.divmod(key, own.step)
             low, lo, hi = (side[:, None] for side in (own.low, own.lo, own.hi))
             inside = (r == own.residue[:, None]) & ((t < low) | ((t >= lo) & (t < hi)))
@@ -199,7 +199,7 @@ class Blocks:
         )
         return full | (partial & matrix)
 
-    def visited(self) -> int:
+    def computed(self) -> int:
         """Pairs of the blocks that are not empty."""
         return int((self.counts() > 0).sum()) * self.query_block * self.key_block
 

@@ -18,10 +18,10 @@ from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from nbattn import geometry
 from nbattn.axis import whole
 from nbattn.backends.flex import meaning as flex
-from nbattn.backends.flex.meaning import Blocks
+from nbattn.backends.flex.meaning import FlexArguments
 from nbattn.backends.inputs import Gradients, Inputs, repeated
 from nbattn.errors import MaskError
-from nbattn.geometry import BoundAxis
+from nbattn.geometry import Axes, BoundAxis
 from nbattn.mask import Mask, Space
 from nbattn.program.program import Program
 
@@ -37,30 +37,30 @@ def block_mask(
     block: int | Sequence[int],
 ) -> BlockMask:
     """`Mask.to_flex`: the block mask of a mask, on flat row-major tokens."""
-    lines = geometry.bind(mask, query_space, key_space)
+    axes = geometry.bind(mask, query_space, key_space)
     sizes = (block, block) if isinstance(block, int) else block
     rows, columns = (whole("block", size, 1) for size in sizes)
-    if any(line.queries * line.keys == 0 for line in lines):
+    if any(axis.queries * axis.keys == 0 for axis in axes):
         raise MaskError(
-            f"a BlockMask of {[line.queries for line in lines]} queries and "
-            f"{[line.keys for line in lines]} keys has no blocks.",
+            f"a BlockMask of {[axis.queries for axis in axes]} queries and "
+            f"{[axis.keys for axis in axes]} keys has no blocks.",
             "at least one query and one key per axis; nbattn.attention takes none, too.",
             repr(mask),
         )
-    return _block_mask(Blocks(lines, rows, columns), torch.device(device))
+    return _block_mask(FlexArguments(axes, rows, columns), torch.device(device))
 
 
 @lru_cache(16)
-def _block_mask(blocks: Blocks, device: torch.device) -> BlockMask:
+def _block_mask(blocks: FlexArguments, device: torch.device) -> BlockMask:
     lengths = [1, 1]
-    for line in blocks.lines:
-        lengths = [lengths[0] * line.queries, lengths[1] * line.keys]
+    for axis in blocks.axes:
+        lengths = [lengths[0] * axis.queries, lengths[1] * axis.keys]
     partial, full = (_listed(chosen, device) for chosen in (blocks.partial(), blocks.full()))
     return BlockMask.from_kv_blocks(
         *partial,
         *full,
         BLOCK_SIZE=(blocks.query_block, blocks.key_block),
-        mask_mod=mask_function(blocks.lines, device),
+        mask_mod=mask_function(blocks.axes, device),
         seq_lengths=(lengths[0], lengths[1]),
     )
 
@@ -72,26 +72,28 @@ def _listed(chosen: np.ndarray[Any, Any], device: torch.device) -> tuple[Tensor,
     return tuple(torch.from_numpy(a)[None, None].to(device) for a in (counts, order))  # pyright: ignore
 
 
-def mask_function(lines: tuple[BoundAxis, ...], device: torch.device) -> MaskFunction:
+def mask_function(axes: Axes, device: torch.device) -> MaskFunction:
     """The mask as FlexAttention's `mask_mod`: intervals of every axis, looked up by the query."""
-    axes = [_axis_function(line, device) for line in lines]
-    lengths = [(line.queries, line.keys) for line in lines]
+    functions = [_axis_function(axis, device) for axis in axes]
+    lengths = [(axis.queries, axis.keys) for axis in axes]
 
     def mask_mod(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         allowed = None
-        for axis, (queries, keys) in zip(reversed(axes[1:]), reversed(lengths[1:]), strict=True):
-            one = axis(query % queries, key % keys)
+        for function, (queries, keys) in zip(
+            reversed(functions[1:]), reversed(lengths[1:]), strict=True
+        ):
+            one = function(query % queries, key % keys)
             allowed = one if allowed is None else allowed & one
             query, key = query // queries, key // keys
-        first = axes[0](query, key)
+        first = functions[0](query, key)
         return first if allowed is None else first & allowed
 
     return mask_mod
 
 
-def _axis_function(line: BoundAxis, device: torch.device) -> Callable[[Tensor, Tensor], Tensor]:
+def _axis_function(axis: BoundAxis, device: torch.device) -> Callable[[Tensor, Tensor], Tensor]:
     """One axis: the query's class, and the key's coordinate inside one of two intervals."""
-    own = flex.table(line)
+    own = flex.table(axis)
     step = own.step
     residue, low, lo, hi = (
         torch.from_numpy(side.astype(np.int32)).to(device)
@@ -125,7 +127,7 @@ def _capped(cap: float | None) -> Callable[..., Tensor] | None:
 def _attend(program: Program, inputs: Inputs) -> Tensor:
     """`[B, *space, H, Dv]`, differentiable where its device has a backward."""
     (call,) = program.calls
-    assert isinstance(call.arguments, Blocks)
+    assert isinstance(call.arguments, FlexArguments)
     rank = inputs.rank
     query, key, value = (
         t.flatten(1, rank).transpose(1, 2) for t in (inputs.query, inputs.key, inputs.value)
@@ -165,5 +167,5 @@ def backward(
 def warmup(program: Program) -> None:
     """Count the blocks."""
     for call in program.calls:
-        assert isinstance(call.arguments, Blocks)
+        assert isinstance(call.arguments, FlexArguments)
         call.arguments.counts()

@@ -6,7 +6,7 @@ import math
 
 from nbattn import geometry
 from nbattn.backends.natten import meaning
-from nbattn.geometry import BoundAxis
+from nbattn.geometry import Axes
 from nbattn.program import costs
 from nbattn.program.candidate import Candidate, refused
 from nbattn.program.limits import Reason, over_grid
@@ -14,7 +14,7 @@ from nbattn.program.program import Call, Program, whole
 from nbattn.program.request import Request
 
 
-def candidates(request: Request, lines: tuple[BoundAxis, ...]) -> list[Candidate]:
+def candidates(request: Request, axes: Axes) -> list[Candidate]:
     """One call on the tensors as they are.
 
     It runs only by name: its cost is that of the useful pairs, which are at least what its tiles
@@ -22,17 +22,17 @@ def candidates(request: Request, lines: tuple[BoundAxis, ...]) -> list[Candidate
     """
     if request.backend not in ("auto", "natten"):
         return [refused("natten", "window")]
-    reasons, windows = meaning.reasons(request.needs), meaning.windows(lines)
+    reasons, windows = meaning.reasons(request.needs), meaning.windows(axes)
     if isinstance(windows, Reason) or reasons:
         reasons += [windows] if isinstance(windows, Reason) else []
         return [Candidate("natten", "window", (), None, None, tuple(reasons))]
     # its grids: tiles, heads and residue classes, samples
-    classes = math.prod(line.axis.dilation for line in lines)
+    classes = math.prod(axis.spec.dilation for axis in axes)
     if reason := over_grid(request.batch, request.heads * classes):
         return [refused("natten", "window", reason)]
     if request.backend == "auto":
         return [refused("natten", "window")]
-    useful = geometry.pairs(lines)
+    useful = geometry.pairs(axes)
     cost = costs.one_call(request, useful, useful)
     program = Program((Call(whole(request.query_space), whole(request.key_space), windows),))
     return [Candidate("natten", "window", (), program, cost)]

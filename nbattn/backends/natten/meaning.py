@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from nbattn.geometry import BoundAxis, Ints
+from nbattn.geometry import Axes, BoundAxis, Ints
 from nbattn.program.blocks import Block, blocks_of_groups
 from nbattn.program.limits import Limits, Reason
 from nbattn.program.program import Call
@@ -32,7 +32,7 @@ HEAD_DIM_STEP = 8  # cutlass-fna, which takes what the newer kernels do not
 PACKAGE = "natten"
 
 
-class Window(NamedTuple):
+class NattenAxis(NamedTuple):
     """NATTEN's parameters of one axis."""
 
     kernel_size: int
@@ -57,47 +57,47 @@ def reasons(needs: Needs) -> list[Reason]:
     return found
 
 
-def window(line: BoundAxis) -> Window | str:
+def window(axis: BoundAxis) -> NattenAxis | str:
     """An axis in NATTEN's words, or why it has none.
 
     >>> from nbattn.geometry import bind
     >>> from nbattn.mask import Mask
     >>> window(bind(Mask.neighborhood(8, dilation=2), 17)[0])
-    Window(kernel_size=8, stride=1, dilation=2, is_causal=False)
+    NattenAxis(kernel_size=8, stride=1, dilation=2, is_causal=False)
     """
-    axis, length = line.axis, line.keys
-    if line.queries != length:
-        return f"{line.queries} queries and {length} keys; it has one length"
-    if axis.offset or axis.prefix:
-        name = "offset" if axis.offset else "prefix"
-        return f"{name}={getattr(axis, name)}; it has none"
-    if axis.is_full and length >= 2:
-        return Window(length, 1, 1, False)
-    if axis.left is None or axis.right is None:
+    spec, length = axis.spec, axis.keys
+    if axis.queries != length:
+        return f"{axis.queries} queries and {length} keys; it has one length"
+    if spec.offset or spec.prefix:
+        name = "offset" if spec.offset else "prefix"
+        return f"{name}={getattr(spec, name)}; it has none"
+    if spec.is_full and length >= 2:
+        return NattenAxis(length, 1, 1, False)
+    if spec.left is None or spec.right is None:
         return "an unlimited side; its windows are finite"
-    kernel = axis.left + axis.right + 1
-    if not axis.causal and axis.border != "shift":
-        return f'border="{axis.border}"; it moves windows inward'
-    if not axis.causal and axis.left != kernel // 2:
-        return f"left={axis.left}, right={axis.right}; it has {kernel // 2} and {(kernel - 1) // 2}"
-    if axis.causal and axis.border != "clip":
-        return f'a causal axis with border="{axis.border}"; it cuts windows'
-    if kernel < 2 or axis.stride > kernel:
-        return f"a window of {kernel} with stride={axis.stride}; it needs 2 and at least the stride"
-    if kernel * axis.dilation > length:
-        return f"{kernel} keys x dilation {axis.dilation} are more than {length}; it refuses that"
-    return Window(kernel, axis.stride, axis.dilation, axis.causal)
+    kernel = spec.left + spec.right + 1
+    if not spec.causal and spec.border != "shift":
+        return f'border="{spec.border}"; it moves windows inward'
+    if not spec.causal and spec.left != kernel // 2:
+        return f"left={spec.left}, right={spec.right}; it has {kernel // 2} and {(kernel - 1) // 2}"
+    if spec.causal and spec.border != "clip":
+        return f'a causal axis with border="{spec.border}"; it cuts windows'
+    if kernel < 2 or spec.stride > kernel:
+        return f"a window of {kernel} with stride={spec.stride}; it needs 2 and at least the stride"
+    if kernel * spec.dilation > length:
+        return f"{kernel} keys x dilation {spec.dilation} are more than {length}; it refuses that"
+    return NattenAxis(kernel, spec.stride, spec.dilation, spec.causal)
 
 
 @dataclass(frozen=True, slots=True)
-class Neighborhood:
+class NattenArguments:
     """A call of NATTEN's generic function: one window per axis."""
 
-    windows: tuple[Window, ...]
+    windows: tuple[NattenAxis, ...]
 
-    def rows(self, axis: int, queries: int, keys: int) -> tuple[Ints, Ints, int]:
+    def rows(self, number: int, queries: int, keys: int) -> tuple[Ints, Ints, int]:
         """The published rule: the leader's window, in the coordinates of the residue class."""
-        kernel, stride, step, causal = self.windows[axis]
+        kernel, stride, step, causal = self.windows[number]
         u, residue = np.divmod(np.arange(queries, dtype=np.int64), step)
         members = -((residue - keys) // step)
         base = u // stride * stride
@@ -115,8 +115,8 @@ class Neighborhood:
     def allowed(self, queries: tuple[int, ...], keys: tuple[int, ...]) -> NDArray[np.bool_]:
         """The rule's pairs, as a bool matrix."""
         matrix = np.ones((1, 1), dtype=np.bool_)
-        for axis, (rows, columns) in enumerate(zip(queries, keys, strict=True)):
-            starts, counts, step = self.rows(axis, rows, columns)
+        for number, (rows, columns) in enumerate(zip(queries, keys, strict=True)):
+            starts, counts, step = self.rows(number, rows, columns)
             distance = np.arange(columns) - starts[:, 1:]
             inside = (distance >= 0) & (distance < step * counts[:, 1:]) & (distance % step == 0)
             matrix = np.kron(matrix, inside)
@@ -125,7 +125,8 @@ class Neighborhood:
     def named(self) -> dict[str, tuple[int, ...]]:
         """The call's arguments."""
         return {
-            name: tuple(getattr(window, name) for window in self.windows) for name in Window._fields
+            name: tuple(getattr(window, name) for window in self.windows)
+            for name in NattenAxis._fields
         }
 
     def blocks(self, request: Request, call: Call, *, backward: bool) -> Iterator[Block]:
@@ -137,10 +138,10 @@ class Neighborhood:
         return f"kernel {'x'.join(str(window.kernel_size) for window in self.windows)}"
 
 
-def windows(lines: tuple[BoundAxis, ...]) -> Neighborhood | Reason:
+def windows(axes: Axes) -> NattenArguments | Reason:
     """The call for a mask, or the first axis that has no words."""
-    found = [window(line) for line in lines]
+    found = [window(axis) for axis in axes]
     for number, one in enumerate(found):
         if isinstance(one, str):
             return Reason("mask", f"axis {number}: {one}")
-    return Neighborhood(tuple(one for one in found if not isinstance(one, str)))
+    return NattenArguments(tuple(one for one in found if not isinstance(one, str)))

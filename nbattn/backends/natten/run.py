@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 
 from nbattn.backends.inputs import Gradients, Inputs, repeated
-from nbattn.backends.natten.meaning import Neighborhood
+from nbattn.backends.natten.meaning import NattenArguments
 from nbattn.errors import BackendError
 from nbattn.program.program import Program
 
 
 def _attend(program: Program, inputs: Inputs) -> tuple[Tensor, Tensor]:
     (call,) = program.calls
-    assert isinstance(call.arguments, Neighborhood)
+    assert isinstance(call.arguments, NattenArguments)
     functional: Any = importlib.import_module("natten.functional")
     if getattr(functional, "__nbattn__", False):
         raise BackendError(

@@ -5,14 +5,14 @@ from __future__ import annotations
 from nbattn import geometry
 from nbattn.backends.tiled import costs
 from nbattn.backends.tiled.costs import Item
-from nbattn.backends.tiled.meaning import TILED, Tiled
-from nbattn.geometry import BoundAxis
+from nbattn.backends.tiled.meaning import TILED, TiledArguments
+from nbattn.geometry import Axes
 from nbattn.program.candidate import Candidate
 from nbattn.program.program import Call, Program, whole
 from nbattn.program.request import Request
 
 
-def candidates(request: Request, lines: tuple[BoundAxis, ...]) -> list[Candidate]:
+def candidates(request: Request, axes: Axes) -> list[Candidate]:
     """Tiles of queries against the hull of their keys."""
     item = Item(
         request.batch * request.kv_heads,
@@ -21,8 +21,8 @@ def candidates(request: Request, lines: tuple[BoundAxis, ...]) -> list[Candidate
         request.value_dim,
         request.extra_keys,
     )
-    arguments = Tiled(lines, costs.choose_tile(lines, item))
-    cost = costs.of(request, arguments, item, geometry.pairs(lines))
+    arguments = TiledArguments(axes, costs.choose_tile(axes, item))
+    cost = costs.of(request, arguments, item, geometry.pairs(axes))
     program = Program((Call(whole(request.query_space), whole(request.key_space), arguments),))
     reasons = tuple(TILED.reasons(request.needs))
     return [Candidate("tiled", "tile", (), program, cost, reasons)]

@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from nbattn.backends.tiled.meaning import Tiled
-from nbattn.geometry import BoundAxis, TileTotals
+from nbattn.backends.tiled.meaning import TiledArguments
+from nbattn.geometry import Axes, BoundAxis, TileTotals
 from nbattn.program import costs
 from nbattn.program.costs import Cost
 from nbattn.program.request import Request
@@ -29,11 +29,11 @@ _ROWS_LIMIT = 512
 _FEW = 16
 
 
-def of(request: Request, arguments: Tiled, item: Item, useful: int) -> Cost:
+def of(request: Request, arguments: TiledArguments, item: Item, useful: int) -> Cost:
     """The cost of a tiled call: on CPUs by the fitted model, elsewhere by the roofline."""
     totals = arguments.totals()
     calls = 8 * max(1, int(batches(totals, item)))
-    found = costs.roofline(request, useful=useful, visited=totals.pairs, calls=calls)
+    found = costs.roofline(request, useful=useful, computed=totals.pairs, calls=calls)
     if request.device.kind != "cpu":
         return found
     seconds = float(cost(totals, item)) * (1 + costs.BACKWARD_FLOPS * request.training)
@@ -50,17 +50,17 @@ class Item(NamedTuple):
     extra_keys: int
 
 
-def choose_tile(lines: tuple[BoundAxis, ...], item: Item) -> tuple[int, ...]:
+def choose_tile(axes: Axes, item: Item) -> tuple[int, ...]:
     """The tile with the lowest cost: a few sizes per axis, all combinations."""
-    if math.prod(line.queries for line in lines) <= _FEW:  # a decode step: one tile, no search
-        return tuple(_longest_class(line) for line in lines)
-    sizes = [_sizes(line) for line in lines]
+    if math.prod(axis.queries for axis in axes) <= _FEW:  # a decode step: one tile, no search
+        return tuple(_longest_class(axis) for axis in axes)
+    sizes = [_sizes(axis) for axis in axes]
     totals = [
-        [line.tile_totals(size) for size in choices]
-        for line, choices in zip(lines, sizes, strict=True)
+        [axis.tile_totals(size) for size in choices]
+        for axis, choices in zip(axes, sizes, strict=True)
     ]
     fields = range(len(TileTotals._fields))
-    grids = [_outer([[total[field] for total in axis] for axis in totals]) for field in fields]
+    grids = [_outer([[total[field] for total in sums] for sums in totals]) for field in fields]
     rows = _outer(sizes) * item.group
     seconds = np.where(rows > max(_ROWS_LIMIT, rows.min()), np.inf, cost(grids, item))
     best = np.unravel_index(int(np.argmin(seconds)), seconds.shape)
@@ -103,15 +103,15 @@ def _outer(choices: list[list[int]]) -> NDArray[np.float64]:
     return np.asarray(math.prod(np.ix_(*(np.array(axis, dtype=np.float64) for axis in choices))))
 
 
-def _longest_class(line: BoundAxis) -> int:
-    return max((group.queries for group in line.classes()), default=1)
+def _longest_class(axis: BoundAxis) -> int:
+    return max((group.queries for group in axis.classes()), default=1)
 
 
-def _sizes(line: BoundAxis) -> list[int]:
+def _sizes(axis: BoundAxis) -> list[int]:
     """Tile sizes worth a look on one axis: even divisions of its longest class, so that no sliver
     remains.
     """
-    longest = _longest_class(line)
+    longest = _longest_class(axis)
     parts = (
         (1, 2)
         if longest <= 16

@@ -10,7 +10,7 @@ from itertools import product
 import numpy as np
 from numpy.typing import NDArray
 
-from nbattn.geometry import AxisTile, BoundAxis, Ints, TileTotals
+from nbattn.geometry import Axes, AxisTile, Ints, TileTotals
 from nbattn.program.blocks import Block, range_of
 from nbattn.program.limits import Limits
 from nbattn.program.program import Call
@@ -20,22 +20,22 @@ TILED = Limits(name="tiled")
 
 
 @dataclass(frozen=True, slots=True)
-class Tiled:
+class TiledArguments:
     """The mask by tiles of `tile` queries per axis; every tile reads the hull of its keys and masks
     inside it.
     """
 
-    lines: tuple[BoundAxis, ...]
+    axes: Axes
     tile: tuple[int, ...]
 
-    def rows(self, axis: int, queries: int, keys: int) -> tuple[Ints, Ints, int]:
+    def rows(self, number: int, queries: int, keys: int) -> tuple[Ints, Ints, int]:
         """The rows as the tiles of one axis have them, read back from their columns."""
-        d = self.lines[axis].axis.dilation
+        d = self.axes[number].spec.dilation
         starts, counts = (
             np.zeros((queries, 2), dtype=np.int64),
             np.full((queries, 2), -1, dtype=np.int64),
         )
-        for tile in self.lines[axis].tiles(self.tile[axis]):
+        for tile in self.axes[number].tiles(self.tile[number]):
             columns = _key_positions(tile, d)
             low, lo, hi = (np.array(side) for side in (tile.low, tile.lo, tile.hi))
             first, end = np.stack([np.zeros_like(lo), lo], axis=1), np.stack([low, hi], axis=1)
@@ -58,8 +58,8 @@ class Tiled:
                 np.zeros(1, np.int64),
                 np.ones((1, 1), np.bool_),
             )
-            for tile, line, nq, nk in zip(tiles, self.lines, queries, keys, strict=True):
-                d = line.axis.dilation
+            for tile, axis, nq, nk in zip(tiles, self.axes, queries, keys, strict=True):
+                d = axis.spec.dilation
                 q = tile.queries[0] + d * np.arange(tile.queries[1])
                 row = (row[:, None] * nq + q).reshape(-1)
                 column = (column[:, None] * nk + _key_positions(tile, d)[:-1]).reshape(-1)
@@ -73,19 +73,17 @@ class Tiled:
     def visits(self) -> Iterator[tuple[AxisTile, ...]]:
         """Every tile, as one `AxisTile` per axis."""
         return product(
-            *(list(line.tiles(size)) for line, size in zip(self.lines, self.tile, strict=True))
+            *(list(axis.tiles(size)) for axis, size in zip(self.axes, self.tile, strict=True))
         )
 
     def totals(self) -> TileTotals:
         """Sums over all tiles."""
-        per_axis = [
-            line.tile_totals(size) for line, size in zip(self.lines, self.tile, strict=True)
-        ]
+        per_axis = [axis.tile_totals(size) for axis, size in zip(self.axes, self.tile, strict=True)]
         return TileTotals(*(math.prod(sums) for sums in zip(*per_axis, strict=True)))
 
     def blocks(self, request: Request, call: Call, *, backward: bool) -> Iterator[Block]:
         """One block per tile, in the backward as in the forward."""
-        steps = [line.axis.dilation for line in self.lines]
+        steps = [axis.spec.dilation for axis in self.axes]
         for tiles in self.visits():
             parts = list(zip(tiles, steps, strict=True))
             queries = tuple(range_of(tile.queries, step) for tile, step in parts)

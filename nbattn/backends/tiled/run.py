@@ -17,7 +17,7 @@ from torch import Tensor
 
 from nbattn.backends.inputs import Gradients, Inputs, accumulate_dtype, new_lse, new_output
 from nbattn.backends.tiled.costs import SCORE_BYTES, WORK_BYTES
-from nbattn.backends.tiled.meaning import Tiled
+from nbattn.backends.tiled.meaning import TiledArguments
 from nbattn.backends.tiled.schedule import Schedule, Tile, schedule
 from nbattn.program.program import Program
 
@@ -28,7 +28,7 @@ _EVERY = slice(None)
 def warmup(program: Program) -> None:
     """Cut the tiles of a program before its first run."""
     for call in program.calls:
-        if isinstance(call.arguments, Tiled):
+        if isinstance(call.arguments, TiledArguments):
             schedule(call.arguments)
 
 
@@ -94,9 +94,11 @@ class Chunk:
     `[b, hk, *space, D]`.
     """
 
-    def __init__(self, inputs: Inputs, cut: tuple[slice, slice], plan: Schedule, most: int) -> None:
+    def __init__(
+        self, inputs: Inputs, items: tuple[slice, slice], plan: Schedule, most: int
+    ) -> None:
         """Views of one chunk; nothing is copied."""
-        self.inputs, self.cut = inputs, cut
+        self.inputs, self.items = inputs, items
         self.group = inputs.query.shape[-2] // inputs.key.shape[-2]
         self.exact = accumulate_dtype(inputs.query.dtype)
         # products with values and gradients: half precision only where the hardware has it
@@ -113,27 +115,29 @@ class Chunk:
             for t in (inputs.extra_key, inputs.extra_value)
         )
         self.sink = None if inputs.sink is None else self.of_heads(inputs.sink)
-        self.key_range = None if inputs.key_range is None else inputs.key_range[cut[0]]
+        self.key_range = None if inputs.key_range is None else inputs.key_range[items[0]]
         self.tiles = plan.tiles(inputs.query.new_empty(0, dtype=self.exact), self.group, most)
 
     def of_queries(self, tensor: Tensor) -> Tensor:
         """`[B, *space, H, D]` as this chunk's `[b, hk, group, *space, D]`."""
         split = tensor.unflatten(-2, (-1, self.group))
-        return split.permute(0, -3, -2, *range(1, split.dim() - 3), -1)[self.cut[0], self.cut[1]]
+        return split.permute(0, -3, -2, *range(1, split.dim() - 3), -1)[
+            self.items[0], self.items[1]
+        ]
 
     def of_keys(self, tensor: Tensor) -> Tensor:
         """`[B, *space, Hk, D]` as this chunk's `[b, hk, *space, D]`."""
-        return tensor.movedim(-2, 1)[self.cut[0], self.cut[1]]
+        return tensor.movedim(-2, 1)[self.items[0], self.items[1]]
 
     def of_heads(self, tensor: Tensor) -> Tensor:
         """`[H]` as this chunk's `[hk, group]`."""
-        return tensor.unflatten(0, (-1, self.group))[self.cut[1]]
+        return tensor.unflatten(0, (-1, self.group))[self.items[1]]
 
 
 def _chunks(program: Program, inputs: Inputs) -> Iterator[Chunk]:
     """Batches of (sample, key head) whose scores, and whose keys and values, stay in the cache."""
     (call,) = program.calls
-    assert isinstance(call.arguments, Tiled)
+    assert isinstance(call.arguments, TiledArguments)
     plan = schedule(call.arguments)
     batch, heads = inputs.key.shape[0], inputs.key.shape[-2]
     extra = 0 if inputs.extra_key is None else inputs.extra_key.shape[1]
@@ -265,8 +269,8 @@ class _TileWork:
 def _outside(key_range: Tensor, box: tuple[slice, ...], space: torch.Size) -> Tensor:
     """Keys of a box outside the range of their sample, bool `[b, width]`."""
     inside = key_range.new_ones((key_range.shape[0], 1), dtype=torch.bool)
-    for axis, (cut, length) in enumerate(zip(box, space, strict=True)):
-        at = torch.arange(*cut.indices(length), device=key_range.device)
+    for axis, (part, length) in enumerate(zip(box, space, strict=True)):
+        at = torch.arange(*part.indices(length), device=key_range.device)
         start, stop = (key_range[:, axis, side, None] for side in (0, 1))
         one = (at >= start) & (at < stop)
         inside = (inside[:, :, None] & one[:, None, :]).flatten(1)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from nbattn.backends.tiled.meaning import Tiled
+from nbattn.backends.tiled.meaning import TiledArguments
 from nbattn.geometry import AxisTile
 
 _BIAS_BYTES = 16 << 20  # of one schedule's additive masks
@@ -75,22 +75,22 @@ class Tile(NamedTuple):
 class Schedule:
     """The tiles of a mask at its lengths, with the additive masks they share."""
 
-    def __init__(self, call: Tiled) -> None:
+    def __init__(self, call: TiledArguments) -> None:
         """Cut every axis; tiles of the space are combinations, made when iterated."""
-        self._patterns: list[dict[tuple[object, ...], int]] = [{} for _ in call.lines]
-        self._samples: list[list[AxisTile]] = [[] for _ in call.lines]
+        self._patterns: list[dict[tuple[object, ...], int]] = [{} for _ in call.axes]
+        self._samples: list[list[AxisTile]] = [[] for _ in call.axes]
         self._axes = [
-            [self._part(axis, tile, line.axis.dilation) for tile in line.tiles(size)]
-            for axis, (line, size) in enumerate(zip(call.lines, call.tile, strict=True))
+            [self._part(number, tile, axis.spec.dilation) for tile in axis.tiles(size)]
+            for number, (axis, size) in enumerate(zip(call.axes, call.tile, strict=True))
         ]
         self._bias: dict[tuple[object, ...], tuple[Tensor | None, bool]] = {}
         self._bias_bytes = 0
         self._joined: dict[int, list[AxisPart]] = {}
         self.max_rows = math.prod(
-            max((part.rows for part in axis), default=0) for axis in self._axes
+            max((part.rows for part in parts), default=0) for parts in self._axes
         )
         self.max_width = math.prod(
-            max((part.width for part in axis), default=0) for axis in self._axes
+            max((part.width for part in parts), default=0) for parts in self._axes
         )
 
     def _part(self, axis: int, tile: AxisTile, step: int) -> AxisPart:
@@ -199,6 +199,6 @@ def _column_runs(tile: AxisTile) -> list[tuple[int, int]]:
 
 
 @lru_cache(64)
-def schedule(call: Tiled) -> Schedule:
+def schedule(call: TiledArguments) -> Schedule:
     """The schedule of a call, kept for the next run."""
     return Schedule(call)

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from nbattn import geometry
-from nbattn.backends.tiled import costs as tiled
+from nbattn.backends.tiled import costs
 from nbattn.geometry import AxisTile, Ints
 from nbattn.mask import from_code
 
@@ -51,17 +51,17 @@ def axis_slots(code: _Code) -> tuple[int, ...]:
 @lru_cache(64)
 def _tiles(code: tuple[int, ...], space: tuple[int, ...], head_dim: int) -> tuple[Tile, ...]:
     """The tiles of a space; equal ones share their columns."""
-    lines = geometry.bind(from_code(code), space)
-    item = tiled.Item(16, 1, head_dim, head_dim, 0)
-    sizes = tiled.choose_tile(lines, item)
-    axes = [list(line.tiles(size)) for line, size in zip(lines, sizes, strict=True)]
+    axes = geometry.bind(from_code(code), space)
+    item = costs.Item(16, 1, head_dim, head_dim, 0)
+    sizes = costs.choose_tile(axes, item)
+    per_axis = [list(axis.tiles(size)) for axis, size in zip(axes, sizes, strict=True)]
     known: dict[tuple[object, ...], tuple[Ints, NDArray[np.bool_] | None]] = {}
     found: list[Tile] = []
-    for parts in product(*axes):
+    for parts in product(*per_axis):
         pattern = tuple(part.pattern for part in parts)
         if pattern not in known:
             known[pattern] = _columns(parts, axis_slots(code))
-        steps = [line.axis.dilation for line in lines]
+        steps = [axis.spec.dilation for axis in axes]
         queries = tuple(_slice(p.queries, d) for p, d in zip(parts, steps, strict=True))
         keys = tuple(_slice(p.keys[0], d) for p, d in zip(parts, steps, strict=True))
         found.append(Tile(queries, keys, math.prod(p.width for p in parts), *known[pattern]))
@@ -152,11 +152,11 @@ def _returns(weights: Tensor, query: Tensor, mask: _Code) -> Tensor:
 
 
 @lru_cache(64)
-def _axis_steps(code: tuple[int, ...], space: tuple[int, ...], axis: int) -> Tensor:
-    line = geometry.bind(from_code(code), space)[axis]
-    first = torch.from_numpy(line.key_runs()[0][:, 1]) - torch.arange(line.queries)
-    first = torch.div(first, line.axis.dilation, rounding_mode="floor")
-    return first[:, None] + torch.arange(axis_slots(code)[axis])
+def _axis_steps(code: tuple[int, ...], space: tuple[int, ...], number: int) -> Tensor:
+    axis = geometry.bind(from_code(code), space)[number]
+    first = torch.from_numpy(axis.key_runs()[0][:, 1]) - torch.arange(axis.queries)
+    first = torch.div(first, axis.spec.dilation, rounding_mode="floor")
+    return first[:, None] + torch.arange(axis_slots(code)[number])
 
 
 def _steps_of(like: Tensor, mask: _Code, space: Sequence[int], axis: int) -> Tensor:

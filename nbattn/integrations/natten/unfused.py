@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 
 from nbattn.errors import InputError
-from nbattn.integrations.natten import neighborhood_gather as slots
-from nbattn.integrations.natten import parameters
+from nbattn.integrations.natten import neighborhood_gather, parameters
 from nbattn.integrations.natten.parameters import Causal, Sizes
 from nbattn.mask import Mask
 
@@ -53,7 +52,9 @@ def scores(
         )
     mask = parameters.window(query.shape[2:-1], kernel_size, dilation=dilation, is_causal=is_causal)
     code, exact = mask.code(), _exact(query.dtype)
-    flat = slots.products(query.flatten(0, 1).to(exact), key.flatten(0, 1).to(exact), code)
+    flat = neighborhood_gather.products(
+        query.flatten(0, 1).to(exact), key.flatten(0, 1).to(exact), code
+    )
     found = flat.unflatten(0, query.shape[:2])
     if rpb is not None:
         parameters.check_fits("rpb", rpb, query)
@@ -103,7 +104,9 @@ def weighted(
         )
     exact = _exact(value.dtype)
     window, rest = attn.to(exact).split([count, extra], dim=-1)
-    flat = slots.sums(window.flatten(0, 1), value.flatten(0, 1).to(exact), mask.code())
+    flat = neighborhood_gather.sums(
+        window.flatten(0, 1), value.flatten(0, 1).to(exact), mask.code()
+    )
     found = flat.unflatten(0, value.shape[:2])
     if additional_values is not None:
         more = rest.flatten(2, -2) @ additional_values.to(exact)
@@ -144,13 +147,13 @@ def _bias(rpb: Tensor, mask: Mask, shape: torch.Size) -> Tensor:
             "rpb with a causal axis: NATTEN has no such function.",
             "is_causal=False, or add a bias of your own to the scores.",
         )
-    counts = slots.axis_slots(mask.code())
+    counts = neighborhood_gather.axis_slots(mask.code())
     wanted = (shape[1], *(2 * count - 1 for count in counts))
     if tuple(rpb.shape) != wanted:
         raise InputError(f"rpb is {list(rpb.shape)}.", f"rpb as {list(wanted)}: H, 2 K - 1.")
     space, rank = shape[2:-1], mask.rank
     for axis, (length, count) in enumerate(zip(space, counts, strict=True)):
-        index = slots.steps(rpb, mask.code(), space, axis).flatten() + count - 1
+        index = neighborhood_gather.steps(rpb, mask.code(), space, axis).flatten() + count - 1
         rpb = rpb.index_select(1 + 2 * axis, index).unflatten(1 + 2 * axis, (length, count))
     order = (*range(1, 2 * rank, 2), *range(2, 2 * rank + 1, 2))
     return rpb.permute(0, *order).flatten(1 + rank)
@@ -158,11 +161,11 @@ def _bias(rpb: Tensor, mask: Mask, shape: torch.Size) -> Tensor:
 
 def _missing(mask: Mask, like: Tensor) -> Tensor:
     """Slots without a key, bool `[*space, slots]`: on a causal axis those after the query."""
-    space, counts, rank = like.shape[2:-1], slots.axis_slots(mask.code()), mask.rank
+    space, counts, rank = like.shape[2:-1], neighborhood_gather.axis_slots(mask.code()), mask.rank
     missing = torch.zeros((*space, *counts), dtype=torch.bool, device=like.device)
     for axis, (length, count) in enumerate(zip(space, counts, strict=True)):
         if mask.axes[axis].causal:
-            late = slots.steps(like, mask.code(), space, axis) > 0
+            late = neighborhood_gather.steps(like, mask.code(), space, axis) > 0
             shape = [1] * (2 * rank)
             shape[axis], shape[rank + axis] = length, count
             missing = missing | late.view(shape)
