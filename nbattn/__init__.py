@@ -54,4 +54,5 @@ def __getattr__(name: str) -> Any:
     """Load what needs torch when it is first used."""
     if name not in _LAZY:
         raise AttributeError(f"module 'nbattn' has no attribute {name!r}")
-    return getattr(importlib.import_module(_LAZY[name]), name)
+    found = globals()[name] = getattr(importlib.import_module(_LAZY[name]), name)
+    return found

@@ -110,7 +110,7 @@ def warn_of_heads_first(query: Sequence[int], key: Sequence[int]) -> None:
         f"query {list(query)} is read as [B, {space}, H, D]: {heads} heads. If it is "
         f"[B, H, {space}, D], as torch's scaled_dot_product_attention has it, give "
         "query.movedim(1, -2), key and value alike, and take out.movedim(-2, 1).",
-        stacklevel=3,
+        stacklevel=4,
     )
 
 

@@ -26,12 +26,17 @@ def is_plain(tensors: Sequence[Tensor | None]) -> bool:
     """Whether nothing of torch has to see an attention as one step: no compiler, tracer,
     transform, dispatch mode, tensor subclass.
     """
-    return not (
-        torch.compiler.is_compiling()
-        or is_transformed()
+    watched = torch.compiler.is_compiling() or is_watched()
+    return not watched and all(t is None or _is_plain_tensor(t) for t in tensors)
+
+
+def is_watched() -> bool:
+    """Whether a tracer, a transform or a dispatch mode is at work."""
+    return bool(
+        torch._C._are_functorch_transforms_active()  # pyright: ignore[reportPrivateUsage]
         or torch._C._len_torch_dispatch_stack()  # pyright: ignore[reportPrivateUsage]
         or torch._C._is_tracing()  # pyright: ignore[reportPrivateUsage]
-    ) and all(t is None or _is_plain_tensor(t) for t in tensors)
+    )
 
 
 def is_transformed() -> bool:
@@ -235,6 +240,12 @@ class _Once(torch.autograd.Function):
         )
 
 
+def may_have_tangents() -> bool:
+    """Whether a level of forward-mode derivatives is entered."""
+    level: int = forward_ad._current_level  # pyright: ignore[reportPrivateUsage]
+    return level >= 0
+
+
 def refuse_tangents(tensors: Sequence[Tensor | None]) -> None:
     """Forward-mode derivatives are refused, never dropped.
 
@@ -244,9 +255,10 @@ def refuse_tangents(tensors: Sequence[Tensor | None]) -> None:
     given = (t for t in tensors if t is not None)
     if is_transformed():
         found = any(map(_has_jvp_level, given))
-    else:  # one comparison for those who have no tangents: every call comes by
-        level: int = forward_ad._current_level  # pyright: ignore[reportPrivateUsage]
-        found = level >= 0 and any(forward_ad.unpack_dual(t).tangent is not None for t in given)
+    else:
+        found = may_have_tangents() and any(
+            forward_ad.unpack_dual(t).tangent is not None for t in given
+        )
     if found:
         raise BackendError(
             "forward-mode derivatives are implemented by the reference alone.", _REFERENCE

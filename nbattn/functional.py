@@ -9,7 +9,7 @@ from typing import Any, Literal, overload
 import torch
 from torch import Tensor
 
-from nbattn import arguments, autograd, execute, ops
+from nbattn import arguments, autograd, execute, known_calls, ops
 from nbattn.backends import families
 from nbattn.backends.dense import reference
 from nbattn.backends.inputs import Inputs
@@ -115,32 +115,42 @@ def attention(
     >>> attention(query, query, query, Mask.neighborhood((7, 7))).shape
     torch.Size([1, 56, 56, 2, 32])
     """
+    tensors = (query, key, value, sink, key_range, extra_key, extra_value)
+    call = None
+    if not torch.compiler.is_dynamo_compiling():
+        call = known_calls.key(tensors, mask, softcap, backend, require, forbid, return_lse)
+        known = known_calls.look_up(call, mask)
+        if known is not None:
+            return known_calls.run(known, tensors, scale, softcap)
+    return _checked(call, tensors, mask, scale, softcap, backend, require, forbid, return_lse)
+
+
+def _checked(
+    call: tuple[object, ...] | None,
+    tensors: tuple[Any, ...],
+    mask: Mask,
+    scale: float | None,
+    softcap: float | None,
+    backend: str,
+    require: Sequence[str],
+    forbid: Sequence[str],
+    return_lse: bool,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Attention with every argument checked; a plain call is kept for the next one like it."""
     arguments.check_mask(mask)
-    named = {
-        "key": key,
-        "value": value,
-        "sink": sink,
-        "key_range": key_range,
-        "extra_key": extra_key,
-        "extra_value": extra_value,
-    }
-    query, named = _autocast(query, named)
+    names = ("key", "value", "sink", "key_range", "extra_key", "extra_value")
+    query, named = _autocast(tensors[0], dict(zip(names, tensors[1:], strict=True)))
     arguments.check_tensors(query, named)
-    key, value, extra_key, extra_value = (
-        named["key"],
-        named["value"],
-        named["extra_key"],
-        named["extra_value"],
-    )  # pyright: ignore
+    tensors = (query, *(named[name] for name in names))
+    _, key, value, *optional = tensors
     arguments.check_shapes(mask, query.shape, key.shape, value.shape)
     arguments.warn_of_heads_first(query.shape, key.shape)
     arguments.check_numbers(scale, softcap)
     arguments.check_flags({"return_lse": return_lse})
-    arguments.check_extras(query, key, value, sink, key_range, extra_key, extra_value)
+    arguments.check_extras(query, key, value, *optional)
     arguments.check_backend(backend, require, forbid)
     factor = query.shape[-1] ** -0.5 if scale is None else float(scale)
     cap = None if softcap is None else float(softcap)
-    tensors = (query, key, value, sink, key_range, extra_key, extra_value)
     training = autograd.trains(tensors)
     deterministic = torch.are_deterministic_algorithms_enabled()
     inputs = Inputs(*tensors, scale=factor, softcap=cap)
@@ -158,22 +168,22 @@ def attention(
             return_lse=return_lse,
         )
         out, lse = _attend(plan, inputs, training=training)
+        if call is not None and backend != "reference":
+            known_calls.keep(call, mask, plan)
     else:
-        out, lse = _operator(
-            _distinct(tensors),
-            ops.Options(
-                mask.code(),
-                [],
-                [],
-                factor,
-                cap,
-                backend,
-                ops.joined_traits(require, forbid),
-                False,  # where it differentiates, it sees for itself: a trace serves both
-                deterministic,
-                return_lse,
-            ),
+        options = ops.Options(
+            mask.code(),
+            [],
+            [],
+            factor,
+            cap,
+            backend,
+            ops.joined_traits(require, forbid),
+            False,  # where it differentiates, it sees for itself: a trace serves both
+            deterministic,
+            return_lse,
         )
+        out, lse = _operator(_distinct(tensors), options)
     return (out, lse) if return_lse else out  # pyright: ignore
 
 

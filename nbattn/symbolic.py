@@ -25,6 +25,8 @@ def holds(condition: object) -> bool:
     >>> holds(3 < 4), holds(4 < 3)
     (True, False)
     """
+    if condition is True or condition is False:  # what nearly every check comes with
+        return condition
     torch = sys.modules.get("torch")  # masks need none, and without it nothing is symbolic
     if torch is None or not (_is_open(condition) or torch.compiler.is_compiling()):
         return bool(condition)

@@ -50,8 +50,9 @@ ALLOWED = {
     "ops": "errors mask geometry program backends.inputs planner execute",
     "autograd": "errors program backends.inputs planner execute ops",
     "arguments": "errors axis mask symbolic program backends.families planner",
+    "known_calls": "mask backends.families backends.inputs planner autograd arguments",
     "functional": "errors mask program backends.families backends.inputs"
-    " backends.dense.reference planner execute ops autograd arguments",
+    " backends.dense.reference planner execute ops autograd arguments known_calls",
     "nn": "errors axis mask symbolic geometry program planner arguments functional",
     "config": "errors axis mask geometry program backends.families planner arguments functional nn"
     " config",
@@ -92,7 +93,7 @@ FOREIGN = {
     **dict.fromkeys(["piecewise_sum", "geometry", "mask_symbols", "draw", "plot"], "numpy"),
     **dict.fromkeys(["program"], "numpy"),
     **dict.fromkeys(["planner", "backends", "execute", "ops", "autograd"], "numpy torch"),
-    **dict.fromkeys(["arguments", "functional", "nn"], "numpy torch"),
+    **dict.fromkeys(["arguments", "known_calls", "functional", "nn"], "numpy torch"),
     **dict.fromkeys(["integrations", "distributed", "bench", "tune", "demo"], "numpy torch"),
     **dict.fromkeys(["machine", "timing", "cache", "cli", "kernels"], ""),
     "config": "pydantic pydantic_core",

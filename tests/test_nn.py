@@ -23,6 +23,7 @@ from torch.utils.checkpoint import checkpoint
 
 import nbattn
 from nbattn import Axis, Mask, NbattnError, NeighborhoodAttention, execute
+from nbattn.planner import planner
 
 pytestmark = [  # what torch's own compiler warns of
     pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning"),
@@ -387,6 +388,7 @@ def plans(monkeypatch: pytest.MonkeyPatch) -> list[nbattn.Plan]:
         return found[-1]
 
     monkeypatch.setattr(execute.planner, "planned", spy)
+    planner.KNOWN_CALLS.clear()
     return found
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from nbattn.backends.inputs import Gradients, Inputs, accumulate_dtype, new_lse, new_output
-from nbattn.backends.logsumexp import merge, merge_sink, positive, sink_gradient
+from nbattn.backends.logsumexp import TINY, merge, merge_sink, positive, sink_gradient
 from nbattn.program.program import Call, CallArguments, Program, View, whole
 
 Arrays = tuple[Tensor, Tensor, Tensor]
@@ -66,22 +66,24 @@ class Kernel(Protocol):
 
 def forward(program: Program, inputs: Inputs, kernel: Kernel) -> tuple[Tensor, Tensor | None]:
     """Output and logsumexp of a program."""
-    inputs, _ = positive(inputs)
-    out, lse = (_whole if _is_single(program, inputs) else _joined)(program, inputs, kernel)
-    if lse is not None:
-        merge_sink(inputs.sink, out, lse)
-    return out.to(inputs.query.dtype), lse
-
-
-def _is_single(program: Program, inputs: Inputs) -> bool:
-    """Whether one call computes every row, and nothing joins it."""
+    if inputs.scale < TINY:
+        inputs, _ = positive(inputs)
     calls = program.calls
-    return len(calls) == 1 and not inputs.has_extra and calls[0].query.covers(inputs.space)
+    if (
+        len(calls) == 1
+        and inputs.extra_key is None
+        and calls[0].query.covers(inputs.query.shape[1:-2])
+    ):
+        out, lse = _whole(calls[0], inputs, kernel)
+    else:
+        out, lse = _joined(program, inputs, kernel)
+    if lse is not None and inputs.sink is not None:
+        merge_sink(inputs.sink, out, lse)
+    return out if out.dtype == inputs.query.dtype else out.to(inputs.query.dtype), lse
 
 
-def _whole(program: Program, inputs: Inputs, kernel: Kernel) -> tuple[Tensor, Tensor | None]:
+def _whole(call: Call, inputs: Inputs, kernel: Kernel) -> tuple[Tensor, Tensor | None]:
     """The rows of the only call, which are not copied."""
-    (call,) = program.calls
     out, lse = kernel.forward(call.arguments, _arrays(call, inputs), inputs.scale, inputs.softcap)
     rows = inputs.query.shape[:-1]
     # the kernel's memory, but no view of its output: the result may be modified in place
@@ -211,11 +213,14 @@ def _extra_gradients(inputs: Inputs, extra: Arrays | None) -> tuple[Tensor | Non
 
 def _arrays(call: Call, inputs: Inputs) -> Arrays:
     """q, k, v of a call as `[B', N', H', D]`."""
-    return (
-        _flat(call.query.folded(inputs.query)),
-        _flat(call.key.folded(inputs.key)),
-        _flat(call.key.folded(inputs.value)),
-    )
+    query, key, value = inputs[:3]
+    if not call.query.covers(query.shape[1:-2]):
+        query = call.query.folded(query)
+    if not call.key.covers(key.shape[1:-2]):
+        key, value = call.key.folded(key), call.key.folded(value)
+    if query.dim() == 4:
+        return query, key, value
+    return query.flatten(1, -3), key.flatten(1, -3), value.flatten(1, -3)
 
 
 def _flat(folded: Tensor) -> Tensor:

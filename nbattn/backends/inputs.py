@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 
-@dataclass(frozen=True, slots=True)
-class Inputs:
+class Inputs(NamedTuple):
     """The tensors and numbers of one attention.
 
     query `[B, *space, H, D]`, key `[B, *key_space, Hk, D]`, value `[B, *key_space, Hk, Dv]`; sink
@@ -30,8 +30,7 @@ class Inputs:
     @property
     def tensors(self) -> tuple[Tensor | None, ...]:
         """All of them, in the order of the fields."""
-        optional = (self.sink, self.key_range, self.extra_key, self.extra_value)
-        return self.query, self.key, self.value, *optional
+        return self[:7]
 
     @property
     def rank(self) -> int:
@@ -67,7 +66,7 @@ def repeated(attend: Callable[[Inputs], Tensor], inputs: Inputs, grad_out: Tenso
     """
     with torch.enable_grad():
         leaves = [t.detach().requires_grad_() for t in (inputs.query, inputs.key, inputs.value)]
-        again = replace(inputs, query=leaves[0], key=leaves[1], value=leaves[2])
+        again = inputs._replace(query=leaves[0], key=leaves[1], value=leaves[2])
         query, key, value = torch.autograd.grad(attend(again), leaves, grad_out)
     return Gradients(query, key, value, None, None, None)
 

@@ -4,24 +4,22 @@ the sign of the scale.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 from torch import Tensor
 
 from nbattn.backends.inputs import Inputs, accumulate_dtype
 
-_TINY = torch.finfo(torch.float32).tiny
+TINY = torch.finfo(torch.float32).tiny
 
 
 def positive(inputs: Inputs) -> tuple[Inputs, float]:
     """The inputs with a scale above 0, and the factor that went into the queries: its sign, or all
     of a scale that is 0 in float32. Kernels scale -inf, too.
     """
-    if inputs.scale >= _TINY:
+    if inputs.scale >= TINY:
         return inputs, 1.0
-    sign, scale = (-1.0, -inputs.scale) if inputs.scale <= -_TINY else (inputs.scale, 1.0)
-    return replace(inputs, query=inputs.query * sign, scale=scale), sign
+    sign, scale = (-1.0, -inputs.scale) if inputs.scale <= -TINY else (inputs.scale, 1.0)
+    return inputs._replace(query=inputs.query * sign, scale=scale), sign
 
 
 def merge(out: Tensor, lse: Tensor, part: Tensor, part_lse: Tensor) -> None:

@@ -61,9 +61,14 @@ def planned(signature: Signature) -> Plan:
     return make(signature.request())
 
 
+# What `nbattn.known_calls` keeps of calls, which hold plans: forgotten with them.
+KNOWN_CALLS: dict[tuple[object, ...], Any] = {}
+
+
 def forget() -> None:
     """Plan anew from here on, with the cost table as it is now."""
     cost_table.forget()
+    KNOWN_CALLS.clear()
     for kept in (planned, make):
         kept.cache_clear()
 

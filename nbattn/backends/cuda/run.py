@@ -24,7 +24,7 @@ from nbattn.geometry import BoundAxis
 from nbattn.kernels import launch, layout
 from nbattn.kernels.launch import Launcher
 from nbattn.kernels.variant import Variant
-from nbattn.program.program import Program
+from nbattn.program.program import ByIdentity, Program
 
 _COPY = 16  # bytes of the tensor-core kernels' copies
 _EXTRA = ("extra_key", "extra_value")
@@ -127,22 +127,9 @@ def _run(launcher: Launcher | None, one: Launch, tensors: Mapping[str, Tensor]) 
         (launcher or launch.launcher()).launch(one.variant, one.blocks, tensors, one.numbers)
 
 
-class _Same:
-    """A window by identity, which costs a tenth of hashing what is in it."""
-
-    __slots__ = ("window",)
-
-    def __init__(self, window: CudaArguments) -> None:
-        self.window = window
-
-    def __hash__(self) -> int:
-        return id(self.window)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Same) and other.window is self.window
-
-
-_LaunchKey = tuple[_Same, torch.Size, torch.Size, tuple[Strides, ...], int, bool, float, float]
+_LaunchKey = tuple[
+    ByIdentity[CudaArguments], torch.Size, torch.Size, tuple[Strides, ...], int, bool, float, float
+]
 
 
 def _launch_key(
@@ -153,7 +140,7 @@ def _launch_key(
     strides = (query.stride(), key.stride(), value.stride())
     copied = [query, key, value, *(tensors[n] for n in (*_EXTRA, "grad_out") if n in tensors)]
     return (
-        _Same(window),
+        ByIdentity(window),
         query.shape,
         key.shape,
         strides if grad_out is None else (*strides, grad_out),
@@ -166,7 +153,7 @@ def _launch_key(
 
 @lru_cache(1024)
 def _launches(
-    same: _Same,
+    identity: ByIdentity[CudaArguments],
     query: torch.Size,
     key: torch.Size,
     strides: tuple[Strides, ...],
@@ -176,7 +163,7 @@ def _launches(
     softcap: float,
 ) -> tuple[Launch, ...]:
     """The launches of a forward, or with a fourth tensor's strides of a backward."""
-    window, build = same.window, same.window.build
+    window, build = identity.value, identity.value.build
     batch, heads, kv_heads = query[0], query[-2], key[-2]
     shapes = (query, key, key, query)
     vector = aligned and all(map(_in_chunks, shapes, strides))

@@ -17,8 +17,10 @@ from nbattn.backends import calls
 from nbattn.backends.calls import Arrays, Rows
 from nbattn.backends.dense.meaning import DenseMask, NoMask, TopLeftCausal
 from nbattn.backends.inputs import Gradients, Inputs, rows_apart
-from nbattn.geometry import Axes
-from nbattn.program.program import CallArguments, Program
+from nbattn.program.program import ByIdentity, CallArguments, Program
+
+_FORWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
+_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default
 
 
 class Sdpa:
@@ -60,9 +62,12 @@ class Sdpa:
         return NoMask()
 
 
+_SDPA = Sdpa()
+
+
 def forward(program: Program, inputs: Inputs, *, return_lse: bool) -> tuple[Tensor, Tensor | None]:
     """Output and, on the CPU, the logsumexp of a program."""
-    return calls.forward(program, inputs, Sdpa())
+    return calls.forward(program, inputs, _SDPA)
 
 
 def backward(
@@ -74,7 +79,7 @@ def backward(
     grad_lse: Tensor | None,
 ) -> Gradients:
     """Gradients of a program."""
-    return calls.backward(program, inputs, Sdpa(), out, lse, grad_out, grad_lse)
+    return calls.backward(program, inputs, _SDPA, out, lse, grad_out, grad_lse)
 
 
 def _heads_first(arrays: Arrays) -> Arrays:
@@ -91,12 +96,12 @@ def _kernel_arguments(
     group = query.shape[1] // key.shape[1]
     if query.dtype == torch.float16:
         query, key, value = query.float(), key.float(), value.float()
-    query, key, value = (_readable(t) for t in (query, key, value))
+    query, key, value = _readable(query), _readable(key), _readable(value)
     if group > 1:
         key, value = (t.repeat_interleave(group, dim=1) for t in (key, value))
     bias = None
     if isinstance(arguments, DenseMask):
-        bias = _bias(arguments.axes, query.dtype)
+        bias = _bias(ByIdentity(arguments), query.dtype)
     return (query, key, value), {"attn_mask": bias, "scale": scale}
 
 
@@ -107,7 +112,8 @@ def _readable(tensor: Tensor) -> Tensor:
     the rows' stride as a leading dimension, of D or more; and it lays its output out in the order
     of the query's strides, so that rows of it overlap where two of those are equal.
     """
-    return tensor if rows_apart(tensor, shared=True) else tensor.contiguous()
+    whole = tensor.transpose(1, 2).is_contiguous()
+    return tensor if whole or rows_apart(tensor, shared=True) else tensor.contiguous()
 
 
 def _kernel(arguments: CallArguments, arrays: Arrays, scale: float) -> tuple[Tensor, Tensor]:
@@ -121,9 +127,7 @@ def _kernel(arguments: CallArguments, arrays: Arrays, scale: float) -> tuple[Ten
         query = query.unflatten(1, (-1, group)).flatten(2, 3)
     tensors, named = _kernel_arguments(arguments, (query, key, value), scale)
     causal = isinstance(arguments, TopLeftCausal)
-    out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-        *tensors, 0.0, causal, **named
-    )
+    out, lse = _FORWARD(*tensors, 0.0, causal, **named)
     if as_rows:
         out, lse = (t.unflatten(2, (group, -1)).flatten(1, 2) for t in (out, lse))
     return out, lse
@@ -141,9 +145,7 @@ def _kernel_backward(
     causal = isinstance(arguments, TopLeftCausal)
     # its logsumexp has the strides of [B, N, H]: keep them
     rows = [_readable(t.to(tensors[0].dtype)) for t in (grad_out, out)]
-    query, key, value = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-        rows[0], *tensors, rows[1], lse, 0.0, causal, **named
-    )
+    query, key, value = _BACKWARD(rows[0], *tensors, rows[1], lse, 0.0, causal, **named)
     group = query.shape[1] // arrays[1].shape[1]
     if group > 1:
         key, value = (t.unflatten(1, (-1, group)).sum(2) for t in (key, value))
@@ -152,7 +154,7 @@ def _kernel_backward(
 
 def _public(arguments: CallArguments, arrays: Arrays, scale: float) -> Tensor:
     bias = (
-        _bias(arguments.axes, arrays[0].dtype).to(arrays[0].device)
+        _bias(ByIdentity(arguments), arrays[0].dtype).to(arrays[0].device)
         if isinstance(arguments, DenseMask)
         else None
     )
@@ -174,7 +176,7 @@ def _public_backward(
 
 
 @lru_cache(16)
-def _bias(axes: Axes, dtype: torch.dtype) -> Tensor:
+def _bias(mask: ByIdentity[DenseMask], dtype: torch.dtype) -> Tensor:
     """The mask as an additive matrix."""
-    allowed = torch.from_numpy(DenseMask(axes).allowed((), ()))
+    allowed = torch.from_numpy(mask.value.allowed((), ()))
     return torch.zeros(allowed.shape, dtype=dtype).masked_fill_(~allowed, float("-inf"))

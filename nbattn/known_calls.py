@@ -1,0 +1,137 @@
+"""Calls that were checked and planned before: a call like one of them is neither checked nor
+planned again.
+
+What decides whether a call's arguments fit, and which plan runs it, is a key; its numbers (scale,
+softcap) are checked every time. `planner.forget` empties what is kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from nbattn import arguments, autograd
+from nbattn.autograd import PlannedAttention
+from nbattn.backends import families
+from nbattn.backends.inputs import Inputs, layout_of
+from nbattn.mask import Mask
+from nbattn.planner.plan import Plan
+from nbattn.planner.planner import CACHE_SIZE, KNOWN_CALLS
+
+Key = tuple[object, ...]
+_PLAIN = frozenset({Tensor, torch.nn.Parameter, type(None)})
+
+
+class KnownCall(NamedTuple):
+    """What is kept of a call.
+
+    Args:
+        mask: the very mask, which the key holds by its identity only.
+        plan: the call's plan.
+        forward: what runs the plan's program.
+    """
+
+    mask: Mask
+    plan: Plan
+    forward: Callable[..., Any]
+
+
+def key(
+    tensors: tuple[Any, ...],
+    mask: object,
+    softcap: object,
+    backend: object,
+    require: object,
+    forbid: object,
+    return_lse: object,
+) -> Key | None:
+    """All that decides whether a call's arguments fit and which plan runs it, but for its numbers;
+    None for a call that something of torch has to see, or whose arguments are of other types.
+    """
+    query, key, value, *optional = tensors
+    if (
+        not _PLAIN.issuperset(map(type, tensors))
+        or query is None
+        or key is None
+        or value is None
+        or type(backend) is not str
+        or type(require) is not tuple
+        or type(forbid) is not tuple
+        or type(return_lse) is not bool
+        or autograd.is_watched()
+        or autograd.may_have_tangents()
+    ):
+        return None
+    device = query.device
+    if device.type == "meta" or torch.is_autocast_enabled(device.type):
+        return None
+    plain = query.is_contiguous() and key.is_contiguous() and value.is_contiguous()
+    has_optional = optional != [None, None, None, None]
+    return (
+        id(mask),
+        query.shape,
+        key.shape,
+        value.shape,
+        query.dtype,
+        key.dtype,
+        value.dtype,
+        device,
+        key.device,
+        value.device,
+        None if plain else layout_of(query, key, value),
+        tuple(map(_form, optional)) if has_optional else None,
+        softcap is None,
+        torch.is_grad_enabled()
+        and (
+            query.requires_grad
+            or key.requires_grad
+            or value.requires_grad
+            or (has_optional and autograd.trains(optional))
+        ),
+        torch._C._get_deterministic_algorithms(),  # pyright: ignore
+        backend,
+        require,
+        forbid,
+        return_lse,
+    )
+
+
+def _form(tensor: Tensor | None) -> object:
+    """What of an optional tensor is checked."""
+    return None if tensor is None else (tensor.shape, tensor.dtype, tensor.device, tensor.layout)
+
+
+def look_up(key: Key | None, mask: Mask) -> KnownCall | None:
+    """What is known of a call with this very mask."""
+    known: KnownCall | None = None if key is None else KNOWN_CALLS.get(key)
+    return known if known is not None and known.mask is mask else None
+
+
+def keep(key: Key, mask: Mask, plan: Plan) -> None:
+    """Keep a call for the next one like it."""
+    if len(KNOWN_CALLS) >= CACHE_SIZE:
+        KNOWN_CALLS.clear()
+    KNOWN_CALLS[key] = KnownCall(mask, plan, families.runner(plan.chosen.runner).forward)
+
+
+def run(
+    known: KnownCall,
+    tensors: tuple[Any, ...],
+    scale: float | None,
+    softcap: float | None,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Attention by what is known, with the numbers of this call."""
+    if scale is not None or softcap is not None:
+        arguments.check_numbers(scale, softcap)
+    factor = tensors[0].shape[-1] ** -0.5 if scale is None else float(scale)
+    cap = None if softcap is None else float(softcap)
+    plan = known.plan
+    return_lse = plan.request.return_lse
+    if plan.request.training:
+        return PlannedAttention.apply(plan, return_lse, factor, cap, *tensors)  # pyright: ignore
+    inputs = Inputs(*tensors, factor, cap)  # pyright: ignore[reportCallIssue]
+    out, lse = known.forward(plan.chosen.program, inputs, return_lse=return_lse)
+    return (out, lse) if return_lse else out
