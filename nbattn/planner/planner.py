@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 import torch
 
-from nbattn import geometry
 from nbattn.backends import families
 from nbattn.errors import BackendError
 from nbattn.geometry import Axes
@@ -83,7 +82,7 @@ def make(request: Request) -> Plan:
         BackendError: every candidate is refused, with all reasons.
     """
     families.check_names(request.backend, request.require, request.forbid)
-    axes = geometry.bind(request.mask, request.query_space, request.key_space)
+    axes = request.axes()
     found = candidates(request, axes)
     usable, note = _timed(request, [one for one in found if not one.reasons])
     accepted = sorted(usable, key=_seconds)

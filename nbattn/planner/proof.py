@@ -96,7 +96,7 @@ def verify(request: Request, candidate: Candidate) -> bool:
     Calls that share queries must join and share no pair; together they are the mask if each reads
     only what the mask lets it and their pairs add up to the mask's.
     """
-    axes = geometry.bind(request.mask, request.query_space, request.key_space)
+    axes = request.axes()
     calls = _program(candidate).calls
     for call in calls:
         _check_groups(call)

@@ -16,7 +16,7 @@ import numpy as np
 from nbattn.axis import Axis
 from nbattn.geometry import BoundAxis, Classes, Ints
 from nbattn.program.bands import CAUSAL, FULL, Band, trim
-from nbattn.program.dense_pieces import Piece
+from nbattn.program.dense_pieces import PART_OF_AN_AXIS, Piece
 from nbattn.program.program import AxisView
 
 _PIECE_LIMIT = 12
@@ -41,6 +41,8 @@ class Strip:
 
 def band_pieces(axis: BoundAxis) -> list[Piece] | str:
     """The axis as bands, or the reason why it is too many of them."""
+    if axis.held is not None:
+        return PART_OF_AN_AXIS
     pieces: list[Piece] = []
     for group in axis.classes():
         if not group.keys:
@@ -123,7 +125,7 @@ def _strided(axis: BoundAxis, group: Classes) -> list[Strip] | str:
     """Stride above 1: the queries of a group share a window, causal ones up to themselves."""
     s, start, stop = axis.spec.stride, group.start, group.start + group.queries
     base = np.arange(start // s * s, stop, s, dtype=np.int64)
-    low, lo, hi = axis.rows(base + s - 1, group.keys)
+    low, lo, hi = axis.rows(base + s - 1, group)
     u, u_stop = np.maximum(base, start), np.minimum(base + s, stop)
     band = CAUSAL if axis.spec.causal else FULL
     found: list[Strip] = []

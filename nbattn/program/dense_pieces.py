@@ -18,6 +18,7 @@ from nbattn.program.bands import CAUSAL, FULL, Band
 from nbattn.program.program import AxisView
 
 _PIECE_LIMIT = 4
+PART_OF_AN_AXIS = "the tensors hold a part of the axis"
 _APART = "its windows wrap, or stand apart from a prefix"
 _DIFFER = "its windows differ from query to query"
 
@@ -36,6 +37,8 @@ class Piece:
 
 def dense_pieces(axis: BoundAxis) -> list[Piece] | str:
     """The axis as dense and causal pieces, or the reason why it is not."""
+    if axis.held is not None:
+        return PART_OF_AN_AXIS
     pieces: list[Piece] = []
     for group in axis.classes():
         found = _class_pieces(axis, group)
@@ -62,10 +65,9 @@ def _class_pieces(axis: BoundAxis, group: Classes) -> list[Piece] | str:
     """
     if not group.keys:
         return []
-    ends = axis.rows(np.array([group.start, group.start + group.queries - 1]), group.keys)
-    low, lo, hi = (int(side[0]) for side in ends)
-    alike = all(side[0] == side[1] for side in ends)
-    count = low + hi - lo
+    first = axis.rows(group.start, group)
+    alike = first == axis.rows(group.start + group.queries - 1, group)
+    (low, lo, hi), count = first, first.counts()
     # windows move one way, so equal ends mean equal rows, unless both are empty or only a prefix
     if alike and count and (not axis.spec.prefix or count == group.keys):
         return (
@@ -97,7 +99,7 @@ def _triangle(axis: BoundAxis, group: Classes) -> list[Piece] | str:
     rows = group.start + group.queries - start
     if rows <= 0 or not group.keys:
         return []
-    last = int(axis.rows(np.array([start + rows - 1]), group.keys).counts()[0])
+    last = axis.rows(start + rows - 1, group).counts()
     if last < min(group.keys, start + rows) or spec.stride > 1:
         return f"a window of {spec.left} to the left is neither dense nor a whole causal triangle"
     if start > 0:
@@ -111,13 +113,11 @@ def _blocks(axis: BoundAxis, group: Classes) -> list[Piece] | str:
     ends alone.
     """
     stop = group.start + group.queries
-    probes = axis.rows(
-        np.linspace(group.start, stop - 1, 4 * _PIECE_LIMIT).astype(np.int64), group.keys
-    )
+    probes = axis.rows(np.linspace(group.start, stop - 1, 4 * _PIECE_LIMIT).astype(np.int64), group)
     longest = int(probes.counts().max())
     if group.size > 1 or (longest > axis.spec.stride and _changes(probes).size > _PIECE_LIMIT):
         return _DIFFER
-    rows = axis.rows(np.arange(group.start, stop), group.keys)
+    rows = axis.rows(np.arange(group.start, stop), group)
     at = np.concatenate([[0], _changes(rows)])
     length = np.diff(at, append=group.queries)
     low, lo, hi = (side[at] for side in rows)

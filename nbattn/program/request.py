@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
 from nbattn.errors import InputError
+from nbattn.geometry import Axes, Held, bind
 from nbattn.mask import Mask
 from nbattn.program.device import DeviceInfo
 
@@ -49,6 +50,7 @@ class Request:
         softcap, sink, key_range: whether the call has them.
         backend: a name of `backends.families.BACKENDS`, which the planner checks.
         require, forbid: strategies or backends that the plan must or must not use.
+        held: per axis, which part of it the tensors hold; empty where they hold all of it.
     """
 
     mask: Mask
@@ -72,6 +74,7 @@ class Request:
     backend: str = "auto"
     require: tuple[str, ...] = ()
     forbid: tuple[str, ...] = ()
+    held: tuple[Held, ...] = ()
 
     def __post_init__(self) -> None:
         for name, names in (("layout", LAYOUTS), ("dtype", DTYPES)):
@@ -101,6 +104,14 @@ class Request:
         """Keys of one sample and head."""
         return math.prod(self.key_space)
 
+    def axes(self) -> Axes:
+        """The mask's axes at the request's lengths.
+
+        Raises:
+            MaskError: the mask does not fit them.
+        """
+        return bind(self.mask, self.query_space, self.key_space, self.held)
+
     def summary(self) -> str:
         """The request in one line, as errors and `explain()` show it."""
         query = [self.batch, *self.query_space, self.heads, self.head_dim]
@@ -109,6 +120,7 @@ class Request:
         extras = [f"extra_keys={self.extra_keys}"] * (self.extra_keys > 0)
         extras += [f"value_dim={self.value_dim}"] * (self.value_dim != self.head_dim)
         extras += [self.layout] * (self.layout != "contiguous")
+        extras += [f"part {tuple(part)}" for part in self.held]
         return " ".join(
             [f"query {query} key {key} {self.dtype} {self.device.name}", *extras, *flags]
         )
@@ -117,6 +129,8 @@ class Request:
         """Plain data for JSON; the device by name."""
         plain = {f.name: getattr(self, f.name) for f in fields(self)}
         listed = {name: list(value) for name, value in plain.items() if isinstance(value, tuple)}
+        if not self.held:  # tensors of whole axes have no such entry
+            del plain["held"], listed["held"]
         return {**plain, **listed, "mask": repr(self.mask), "device": self.device.name}
 
 

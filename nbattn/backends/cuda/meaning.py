@@ -19,7 +19,7 @@ from nbattn.backends.cuda.tiles import RANK, Build, Extents, Tiles
 from nbattn.geometry import Axes, Ints
 from nbattn.program.blocks import Block, ranges_of
 from nbattn.program.device import AMPERE_SHARE, DeviceInfo
-from nbattn.program.limits import Limits, Reason
+from nbattn.program.limits import Limits, Reason, whole_axes
 from nbattn.program.program import Call
 from nbattn.program.request import Needs, Request
 
@@ -69,6 +69,7 @@ def reasons(instructions: str, needs: Needs, axes: Axes) -> list[Reason]:
         elif instructions == "mma" and size % _HEAD_STEP:
             text = f"takes a {name} that {_HEAD_STEP} divides, not {size}"
             found.append(Reason(name, text))
+    found += whole_axes(axes)
     for number, axis in enumerate(axes):
         sizes = {"queries": axis.queries, "keys": axis.keys, "offset": abs(axis.offset)}
         sizes |= {"dilation": axis.spec.dilation, "stride": axis.spec.stride}

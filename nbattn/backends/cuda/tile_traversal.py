@@ -16,8 +16,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from nbattn.geometry import BoundAxis, Classes, Ints, bends, readers_of, window_of
+from nbattn.geometry import BoundAxis, Classes
 from nbattn.piecewise_sum import piecewise_sum
+from nbattn.rows import Ints, bends, readers_of, window_of
 
 Span = tuple[Ints, Ints]  # [lo, hi), empty where lo >= hi
 _CHUNK = 1 << 16  # rows whose columns are joined at once
