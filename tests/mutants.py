@@ -315,8 +315,8 @@ MUTANTS = [
     Mutant("triangle-bottom-right", DENSE_PIECES, "if start > 0:", "if start > 1:", "planner"),
     Mutant("trim-start", DENSE_PIECES, "group.origin + d * (start - group.start)", "group.origin",
            "planner"),
-    Mutant("group-step", DENSE_PIECES, "axis.spec.dilation * block[0])",
-           "axis.spec.dilation * (block[2] - block[1]))", "planner support"),
+    Mutant("group-step", DENSE_PIECES, "axis.spec.dilation * count)",
+           "axis.spec.dilation * (key_stop - key))", "planner support"),
     Mutant("blocks-uneven", DENSE_PIECES, "(lo[1:] - lo[:-1] == length[:-1])", "(lo[1:] > lo[:-1])",
            "planner"),
     # proof

@@ -1059,23 +1059,82 @@ def test_a_request_knows_its_names(name: str, value: str) -> None:
 @given(requests())
 def test_explain_names_every_candidate_and_reason(request_: Request) -> None:
     plan = planner.make(request_)
-    text = plan.explain()
+    text = plan.explain(all=True)
     lines = text.splitlines()
-    assert str(plan) == text
-    assert lines[0] == f"plan  {request_.mask!r}"
-    assert lines[1].strip() == request_.summary()
+    assert str(plan) == plan.explain()
+    assert lines[0].startswith(f"plan    {plan.chosen.name}: estimated ")
+    assert lines[1].strip() == f"{request_.mask!r}  {request_.summary()}"
+    assert lines[2].startswith("faster  ")
     for candidate in plan.candidates:
         state = (
             "chosen" if candidate is plan.chosen else "refused" if candidate.reasons else "slower"
         )
-        (line,) = [one for one in lines[2:-1] if one.split()[:2] == [state, candidate.name]]
+        (line,) = [one for one in lines[3:-1] if one.split()[:2] == [state, candidate.name]]
         for reason in candidate.reasons:
             assert reason.text in text
         if not candidate.reasons:
-            assert " bound " in line
+            assert " estimated " in line
             assert "measured" not in line
-    assert lines[-1].startswith("  decided by bounds")
+    assert lines[-1].startswith("  ranked by estimates")
     assert request_.device.source in lines[-1]
+
+
+@settings(max_examples=80)
+@given(requests())
+def test_the_short_explanation_has_a_line_for_every_backend(request_: Request) -> None:
+    plan = planner.make(request_)
+    lines = plan.explain().splitlines()
+    assert lines[:3] == plan.explain(all=True).splitlines()[:3]
+    listed = " ".join(line.split("  ")[1] for line in lines[3:-2])
+    for runner in {candidate.runner for candidate in plan.candidates}:
+        assert runner in "\n".join(lines[3:-2]), listed
+    accepted = [candidate for candidate in plan.candidates if not candidate.reasons]
+    for candidate in accepted[:6]:
+        assert sum(line.split()[1] == candidate.name for line in lines[3:-2]) == 1
+    assert lines[-2] == f"  explain(all=True) lists all {len(plan.candidates)} candidates"
+    assert lines[-1] == plan.explain(all=True).splitlines()[-1]
+
+
+CHANGES: dict[str, tuple[dict[str, Any], str]] = {
+    "a package": (
+        {"device": replace(device.DEVICES["sm_90"], providers=())},
+        'pip install "cupy-cuda13x',
+    ),
+    "a dtype": (
+        {"device": replace(device.DEVICES["sm_90"], providers=("cupy",)), "dtype": "float32"},
+        "dtype=torch.bfloat16, with its rounding: ",
+    ),
+    "a backend": (
+        {"device": "cpu", "backend": "reference"},
+        'backend="auto" without require= and forbid=: ',
+    ),
+    "nothing": ({"device": "cpu"}, "nothing else is estimated to be; "),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_the_third_line_is_how_to_get_a_faster_plan(name: str) -> None:
+    """And what it promises is what a plan after the change says."""
+    named, start = CHANGES[name]
+    plan = nbattn.plan(Mask.neighborhood((7, 7)), (1, 64, 64, 4, 64), **named)
+    line = plan.explain().splitlines()[2]
+    assert line.startswith(f"faster  {start}")
+    changed = {
+        "a package": {"device": replace(device.DEVICES["sm_90"], providers=("cupy",))},
+        "a dtype": {"dtype": "bfloat16"},
+        "a backend": {"backend": "auto"},
+        "nothing": {},
+    }[name]
+    after = nbattn.plan(Mask.neighborhood((7, 7)), (1, 64, 64, 4, 64), **named | changed)
+    assert name == "nothing" or f": {after.chosen.name}, estimated " in line
+
+
+def test_a_plan_is_one_line() -> None:
+    plan = nbattn.plan(Mask.causal(), (1, 64, 2, 32), dtype="float32", device="cpu")
+    assert repr(plan) == (
+        "Plan(sdpa/causal, estimated 0.053 ms, query [1, 64, 2, 32] key [1, 64, 2, 32] float32 "
+        "cpu, Mask(Axis(None, 0, causal=True)))"
+    )
 
 
 def test_explain_says_when_measurements_decided() -> None:
@@ -1083,7 +1142,7 @@ def test_explain_says_when_measurements_decided() -> None:
     assert plan.chosen.cost is not None
     timed = replace(plan.chosen, cost=replace(plan.chosen.cost, measured=2e-3))
     text = Plan(plan.request, timed, (timed, *plan.candidates[1:])).explain()
-    assert "decided by measured times" in text
+    assert "ranked by measured times" in text
     assert "measured 2 ms" in text
     assert timed.cost is not None
     assert timed.cost.seconds == 2e-3
@@ -1098,7 +1157,7 @@ def test_a_plan_is_json(request_: Request) -> None:
     assert json.loads(text) == found
     assert found["chosen"] == plan.chosen.name
     assert [c["name"] for c in found["candidates"]] == [c.name for c in plan.candidates]
-    assert set(found["request"]) == {f.name for f in fields(Request)}
+    assert set(found["request"]) == {f.name for f in fields(Request)} - {"held"}
     again = Mask(*request_.mask.axes)
     assert json.dumps(planner.make(replace(request_, mask=again)).to_dict()) == text
 
