@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
+from operator import sub
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -335,8 +336,7 @@ class BoundAxis:
         """
         d = self.spec.dilation
         for group in self.classes():
-            first, hull, columns = self._tile_columns(group, size)
-            spans = list(zip(first.tolist(), *(side.tolist() for side in hull), strict=True))
+            spans, columns = self._tile_columns(group, size)
             for residue in range(group.size):
                 for start, low, lo, hi in spans:
                     at = start - group.start
@@ -348,19 +348,28 @@ class BoundAxis:
                         *(tuple(side[at : at + rows]) for side in columns),
                     )
 
-    def _tile_columns(self, group: Classes, size: int) -> tuple[Ints, Rows, list[list[int]]]:
-        """The first query of every tile of a class, its hull, and the columns low, lo and hi of
-        every query.
+    def _tile_columns(
+        self, group: Classes, size: int
+    ) -> tuple[list[tuple[int, ...]], tuple[list[int], ...]]:
+        """Of every tile of a class its first query and its hull, and of every query its columns
+        low, lo and hi.
         """
         stop = group.start + group.queries
+        if group.queries <= min(size, _FEWEST):  # one tile of a few rows: a step of decoding
+            hull = self._hull(group, group.start, stop - 1)
+            low, lo, hi = zip(*(self.rows(u, group) for u in range(group.start, stop)), strict=True)
+            move = [hull.lo - hull.low if side >= hull.lo else 0 for side in lo]
+            columns = low, map(sub, lo, move), map(sub, hi, move)
+            return [(group.start, *map(int, hull))], tuple([*map(int, side)] for side in columns)
         first = np.arange(group.start, stop, size, dtype=np.int64)
         hull = self._hull(group, first, np.minimum(first + size, stop) - 1)
         low, lo, hi = self.rows(np.arange(group.start, stop, dtype=np.int64), group)
         gap_end, gap = (
             np.repeat(side, size)[: group.queries] for side in (hull.lo, hull.lo - hull.low)
         )
-        shift = np.where(lo >= gap_end, gap, 0)
-        return first, hull, [side.tolist() for side in (low, lo - shift, hi - shift)]
+        move = np.where(lo >= gap_end, gap, 0)
+        spans = list(zip(first.tolist(), *(side.tolist() for side in hull), strict=True))
+        return spans, (low.tolist(), (lo - move).tolist(), (hi - move).tolist())
 
 
 Axes = tuple[BoundAxis, ...]  # of a bound mask

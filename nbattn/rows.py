@@ -32,20 +32,21 @@ class Rows(NamedTuple):
         return self.low + self.hi - self.lo
 
 
-class _Operations(NamedTuple):
-    """What the rules compute with: numpy's functions, or the same for single ints."""
+class Operations(NamedTuple):
+    """What the rules compute with: numpy's functions, or the same for single numbers."""
 
     minimum: Callable[[Any, Any], Any]
     maximum: Callable[[Any, Any], Any]
     where: Callable[[Any, Any, Any], Any]
 
 
-_INTS = _Operations(min, max, lambda condition, first, second: first if condition else second)
-_ARRAYS = _Operations(np.minimum, np.maximum, np.where)
+_NUMBERS = Operations(min, max, lambda condition, first, second: first if condition else second)
+_ARRAYS = Operations(np.minimum, np.maximum, np.where)
 
 
-def _operations(coordinates: object) -> _Operations:
-    return _INTS if isinstance(coordinates, int) else _ARRAYS
+def operations(numbers: object) -> Operations:
+    """Minimum, maximum and choice for a number, or for arrays."""
+    return _NUMBERS if isinstance(numbers, int | float) else _ARRAYS
 
 
 def leader_distance(axis: Axis) -> int:
@@ -61,7 +62,7 @@ def sides(axis: Axis) -> tuple[int, int]:
 
 def plain_window(axis: Axis, u: Coordinates, keys: Any) -> tuple[Coordinates, Coordinates]:
     """The window `[lo, hi)` around the leader of u's stride group, before borders and causality."""
-    ops = _operations(u)
+    ops = operations(u)
     left, right = sides(axis)
     base = u // axis.stride * axis.stride
     leader = base + leader_distance(axis)
@@ -77,7 +78,7 @@ def window_of(
     So the keys of neighbouring queries together lie between the ends of the first and the last.
     `lo >= hi` is an empty window; a wrapped one may lie past the ends by less than a lap.
     """
-    ops = _operations(u)
+    ops = operations(u)
     lo, hi = plain_window(axis, u, keys)
     if axis.border == "clip":
         lo, hi = ops.maximum(lo, 0), ops.minimum(hi, keys)
@@ -98,7 +99,7 @@ def window_of(
 
 def rows_of(axis: Axis, lo: Any, hi: Any, prefix: Any, keys: Any) -> Rows:
     """Windows and prefixes as the disjoint intervals `[0, low)` and `[lo, hi)`."""
-    ops = _operations(lo)
+    ops = operations(lo)
     if axis.border == "wrap":
         start, length = lo % ops.maximum(keys, 1), ops.minimum(hi - lo, keys)
         low = ops.maximum(start + length - keys, 0)
@@ -122,7 +123,7 @@ def readers_of(axis: Axis, t: Coordinates, keys: int) -> tuple[Coordinates, Coor
     query on, and those that do not start after t are those up to some query. Checked against
     NATTEN's inverse in reference to stride and causal axes.
     """
-    ops = _operations(t)
+    ops = operations(t)
     left, right = sides(axis)
     s, c = axis.stride, leader_distance(axis)
     since = -((t - right - c) // -s) * s

@@ -79,6 +79,8 @@ def short_count(number: int) -> str:
 
 
 @lru_cache(1024)
-def refused(backend: str, strategy: str, *reasons: Reason) -> Candidate:
+def refused(
+    backend: str, strategy: str, *reasons: Reason, traits: tuple[str, ...] = ()
+) -> Candidate:
     """A candidate without a program: one object for the same reasons, for most plans hold it."""
-    return Candidate(backend, strategy, (), None, None, reasons)
+    return Candidate(backend, strategy, traits, None, None, reasons)

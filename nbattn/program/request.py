@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple
 
 from nbattn.errors import InputError
@@ -75,6 +75,12 @@ class Request:
     require: tuple[str, ...] = ()
     forbid: tuple[str, ...] = ()
     held: tuple[Held, ...] = ()
+    # Counted once, for every candidate asks: query heads per key head, queries and keys of a sample
+    # and head, and what limits look at.
+    group: int = field(init=False, repr=False, compare=False)
+    query_count: int = field(init=False, repr=False, compare=False)
+    key_count: int = field(init=False, repr=False, compare=False)
+    needs: Needs = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         for name, names in (("layout", LAYOUTS), ("dtype", DTYPES)):
@@ -83,26 +89,11 @@ class Request:
                     f"{name}={getattr(self, name)!r} is not known.",
                     f"one of {', '.join(map(repr, names))}.",
                 )
-
-    @property
-    def needs(self) -> Needs:
-        """What limits look at."""
-        return Needs(*(getattr(self, name) for name in Needs._fields))
-
-    @property
-    def group(self) -> int:
-        """Query heads per key head."""
-        return self.heads // self.kv_heads
-
-    @property
-    def query_count(self) -> int:
-        """Queries of one sample and head."""
-        return math.prod(self.query_space)
-
-    @property
-    def key_count(self) -> int:
-        """Keys of one sample and head."""
-        return math.prod(self.key_space)
+        keep = object.__setattr__
+        keep(self, "group", self.heads // self.kv_heads)
+        keep(self, "query_count", math.prod(self.query_space))
+        keep(self, "key_count", math.prod(self.key_space))
+        keep(self, "needs", Needs(*(getattr(self, name) for name in Needs._fields)))
 
     def axes(self) -> Axes:
         """The mask's axes at the request's lengths.
@@ -116,7 +107,7 @@ class Request:
         """The request in one line, as errors and `explain()` show it."""
         query = [self.batch, *self.query_space, self.heads, self.head_dim]
         key = [self.batch, *self.key_space, self.kv_heads, self.head_dim]
-        flags = [f.name for f in fields(self) if getattr(self, f.name) is True]
+        flags = [f.name for f in fields(self) if f.init and getattr(self, f.name) is True]
         extras = [f"extra_keys={self.extra_keys}"] * (self.extra_keys > 0)
         extras += [f"value_dim={self.value_dim}"] * (self.value_dim != self.head_dim)
         extras += [self.layout] * (self.layout != "contiguous")
@@ -127,7 +118,7 @@ class Request:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON; the device by name."""
-        plain = {f.name: getattr(self, f.name) for f in fields(self)}
+        plain = {f.name: getattr(self, f.name) for f in fields(self) if f.init}
         listed = {name: list(value) for name, value in plain.items() if isinstance(value, tuple)}
         if not self.held:  # tensors of whole axes have no such entry
             del plain["held"], listed["held"]
