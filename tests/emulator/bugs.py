@@ -80,7 +80,7 @@ SIMT, FWD_SIMT = "simt.cuh", "fwd_simt.cu"
 # fmt: off
 BARRIER = (
     "    __syncthreads();  "
-    "// tile n has landed for everyone, and nobody reads tile n - 1 any more\n"
+    "// tile n is loaded for all threads, and all have used tile n - 1\n"
 )
 BUGS = [
     # copies and barriers
@@ -245,7 +245,7 @@ BUGS = [
         "const int e = walk.extra + row + 1;", "dkdv", "extras", "ELRC"),
     # without tensor cores
     Bug("no barrier before chunks are replaced", SIMT,
-        "      __syncthreads();  // the chunks before have been read\n", "", "fwd", "plane-simt",
+        "      __syncthreads();  // all threads have used the previous chunks\n", "", "fwd", "plane-simt",
         "ELRC"),
     Bug("no barrier before a product", SIMT, "column_step);\n      __syncthreads();\n",
         "column_step);\n", "fwd", "plane-simt", "ELRC"),
