@@ -51,7 +51,7 @@ def test_a_mask_and_a_shape_are_a_plan(capsys: Capture) -> None:
     options = ["--query", shape, "--dtype", "float32", "--device", "cpu", "--training"]
     status, out, _ = nbattn_(capsys, "plan", "--mask", mask, *options)
     assert status == 0
-    assert out.startswith(f"{mask}\nplan  Mask(Axis(3, 3, dilation=8, border='shift'), ")
+    assert out.startswith(f"{mask}\nplan    sdpa/dense+fold: estimated ")
     assert "chosen    sdpa/dense+fold" in out
 
 
@@ -212,4 +212,6 @@ def test_a_terminal_gets_a_table(capsys: Capture, monkeypatch: pytest.MonkeyPatc
     assert status == 0
     assert "\x1b[" in out
     assert "what it does, or why not" in out
+    assert "axis 1: its windows differ" not in out
+    out = nbattn_(capsys, "plan", NAT, "stage1", "--device", "cpu", "--all")[1]
     assert "axis 1: its windows differ from query to query" in out
