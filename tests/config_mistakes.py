@@ -35,7 +35,7 @@ alignment and offset
     toml
     [masks.video]
     axes = [{ align = 8, offset = 2 }]
-masks.video.axes[0]: align=8 and offset=2 both say where query 0 stands; fix: align=10, or align=8, or align="top-left", offset=2.
+masks.video.axes[0]: align=8 and offset=2 both set the position of query 0; fix: align=10, or align=8, or align="top-left", offset=2.
 
 lengths that differ and no alignment
     toml
@@ -45,7 +45,7 @@ lengths that differ and no alignment
     mask = "text"
     query = [1, 1, 2, 8]
     key = [1, 40, 2, 8]
-plans.step: axis 0 (1 query, 40 keys): the lengths differ, and align=None does not say which query stands on which key; fix: Mask(Axis(15, 0, align='bottom-right')) puts the last query on the last key, as Flash and KV caches do (one query against a cache: align="bottom-right"); or Mask(Axis(15, 0, align='top-left')) puts query 0 on key 0, as SDPA's is_causal does.
+plans.step: axis 0 (1 query, 40 keys): the lengths differ, and align=None does not align queries with keys; fix: Mask(Axis(15, 0, align='bottom-right')) puts the last query on the last key, as Flash and KV caches do (one query against a cache: align="bottom-right"); or Mask(Axis(15, 0, align='top-left')) puts query 0 on key 0, as SDPA's is_causal does.
 
 truth for a number
     toml
@@ -82,7 +82,7 @@ rule between two fields
     toml
     [masks.video]
     axes = [{ left = 1, right = 2, causal = true }]
-masks.video.axes[0]: causal=True reads nothing to the right, but right=2; fix: Axis(1, 0, causal=True), or causal=False to look 2 ahead.
+masks.video.axes[0]: causal=True allows no keys to the right, but right=2; fix: Axis(1, 0, causal=True), or causal=False for 2 keys ahead.
 
 every mistake of a file at once
     toml
@@ -94,7 +94,7 @@ every mistake of a file at once
     mask = "d"
     query = "all"
 masks.a.axes[0].left: found "1"; legal: a whole number.
-masks.a.axes[1]: causal=True reads nothing to the right, but right=2; fix: Axis(1, 0, causal=True), or causal=False to look 2 ahead.
+masks.a.axes[1]: causal=True allows no keys to the right, but right=2; fix: Axis(1, 0, causal=True), or causal=False for 2 keys ahead.
 masks.a.axes[2]: found 3; legal: a table.
 masks.b.neighborhood.kernel_size[1]: found "x"; legal: a whole number.
 masks.b.neighborhood.dilatin: unknown key; legal: kernel_size, dilation, stride, is_causal. Did you mean dilation?

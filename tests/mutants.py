@@ -604,8 +604,8 @@ MUTANTS = [
            "allows.\"\"\"\n        np.zeros(min(self.queries, 10**7))\n", "geometry"),
     Mutant("counts-visits-by-rows", TILE_TRAVERSAL, "visit, in closed form.\"\"\"\n",
            "visit.\"\"\"\n        np.zeros(min(self.axis.queries, 10**7))\n", "walks"),
-    Mutant("draws-row-by-row", DRAW, "    found = axis.coverage(rows, columns)\n",
-           "    found = axis.coverage(rows, columns)\n"
+    Mutant("draws-row-by-row", DRAW, "    counts = axis.coverage(rows, columns)\n",
+           "    counts = axis.coverage(rows, columns)\n"
            "    for _ in range(axis.queries):\n        pass\n", "draw"),
     Mutant("proves-row-by-row", PROOF, "    calls = _program(candidate).calls\n    for call",
            "    calls = _program(candidate).calls\n"

@@ -805,7 +805,7 @@ ring(t(1, 6, 8), t(1, 5, 8))
       fix:   border="clip" and an align allow different lengths, or give axis 0 one length.
 
 line(t(1, 1, 8), t(1, 40, 8))
-    MaskError: axis 0 (1 query, 40 keys): the lengths differ, and align=None does not say which query stands on which key.
+    MaskError: axis 0 (1 query, 40 keys): the lengths differ, and align=None does not align queries with keys.
       given: Mask(Axis(3, 1))
       fix:   Mask(Axis(3, 1, align='bottom-right')) puts the last query on the last key, as Flash and KV caches do (one query against a cache: align="bottom-right"); or Mask(Axis(3, 1, align='top-left')) puts query 0 on key 0, as SDPA's is_causal does.
 

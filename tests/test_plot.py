@@ -154,7 +154,7 @@ def test_own_positions_are_full_where_they_are_read() -> None:
 def test_titles_and_legend_say_what_is_there() -> None:
     figure = plot.figure(plan(Mask(Axis(1, 0, border="shift"), Axis(1, 1)), (5, 5)))
     assert figure.get_suptitle() == (
-        "Mask(Axis(1, 0, border='shift'), Axis(1, 1))\n130 of 625 pairs; 4–6 keys a query"
+        "Mask(Axis(1, 0, border='shift'), Axis(1, 1))\n130 of 625 pairs; 4–6 keys per query"
     )
     words = [text.get_text() for text in figure.legends[0].get_texts()]
     assert words == [
@@ -165,7 +165,7 @@ def test_titles_and_legend_say_what_is_there() -> None:
         "own position",
         "own position, not read",
     ]
-    assert figure.axes[0].get_title() == "axis 0: 1 left, itself; shift\n2 keys a query"
+    assert figure.axes[0].get_title() == "axis 0: 1 left, itself; shift\n2 keys per query"
 
 
 def test_long_axes_are_drawn_by_tiles_whose_shares_are_counted() -> None:
