@@ -300,7 +300,7 @@ MUTANTS = [
     Mutant("sink-gradient-tiled", TILED, "self.sink.add_(", "self.sink.sub_(", "values"),
     Mutant("sink-gradient-joined", "nbattn/backends/logsumexp.py", "return -(weight * delta)",
            "return (weight * delta)", "values"),
-    Mutant("merge-empty-part", FUNCTIONAL, ".masked_fill(nothing[..., None], 0)", "", "merge"),
+    Mutant("merge-empty-part", FUNCTIONAL, ".masked_fill(no_keys[..., None], 0)", "", "merge"),
     Mutant("merge-empty-row", FUNCTIONAL, "safe = torch.where(empty, 0.0, stacked)",
            "safe = stacked", "merge"),
     Mutant("merge-in-halves", FUNCTIONAL, ".to(torch.promote_types(exact, torch.float32))", "",

@@ -329,8 +329,8 @@ def test_short_axes_are_drawn_pair_by_pair(cases: Count, chosen: tuple[Axis, int
         counts = want.sum(axis=1)
         low, high, none = counts.min(), counts.max(), int((counts == 0).sum())
         text = f"{low if low == high else f'{low}–{high}'} keys"
-        text += " a query"
-        text += f"; {none} quer{'y reads' if none == 1 else 'ies read'} no key" * (none > 0)
+        text += " per query"
+        text += f"; {none} quer{'y has' if none == 1 else 'ies have'} no keys" * (none > 0)
         assert text == picture.splitlines()[2]
     cases("draw, short axes", 1)
 

@@ -405,8 +405,8 @@ attention(q, q, q.half(), window)
       fix:   value.to(query.dtype).
 
 attention(q.int(), q.int(), q.int(), window)
-    InputError: query is int32, not a dtype that attention runs in.
-      fix:   query.float(); it runs in float16, bfloat16, float32, float64.
+    InputError: query is int32, not a dtype that attention supports.
+      fix:   query.float(); it supports float16, bfloat16, float32, float64.
 
 attention(t(1, 4, 4, 2, 16), q, q, window)
     InputError: query has 5 dimensions [1, 4, 4, 2, 16]; a mask of 1 axis needs 4.
@@ -461,7 +461,7 @@ attention(q, q, t(1, 8, 2, 0), window)
 attention(t(1, 8, 3, 16), q, q, window)
     InputError: 3 query heads are no multiple of 2 key heads.
       given: query [1, 8, 3, 16] key [1, 8, 2, 16] value [1, 8, 2, 16]
-      fix:   a number of key heads that divides 3; query head h reads key head h // (H // Hk).
+      fix:   a number of key heads that divides 3; query head h uses key head h // (H // Hk).
 
 attention(q, q, q, ring)
     MaskError: axis 0 (8 queries, 8 keys): border="wrap" needs a length that dilation x stride = 3 divides, but 8 leaves 2.
@@ -474,7 +474,7 @@ attention(q, t(1, 9, 2, 16), t(1, 9, 2, 16), Mask(Axis(1, 1, border="wrap")))
       fix:   border="clip" and an align allow different lengths, or give axis 0 one length.
 
 attention(q, q, q, window, scale=float("nan"))
-    InputError: scale=nan is not between -1e+30 and 1e+30, as float32 needs it.
+    InputError: scale=nan is not between -1e+30 and 1e+30, the range for float32.
       fix:   scale=None, or a number from -1e+30 to 1e+30.
 
 attention(q, q, q, window, scale="0.5")
@@ -486,19 +486,19 @@ attention(q, q, q, window, scale=True)
       fix:   scale=None or a float.
 
 attention(q, q, q, window, softcap=0)
-    InputError: softcap=0 is not between 1e-30 and 1e+30, as float32 needs it.
+    InputError: softcap=0 is not between 1e-30 and 1e+30, the range for float32.
       fix:   softcap=None, or a number from 1e-30 to 1e+30.
 
 attention(q, q, q, window, softcap=float("inf"))
-    InputError: softcap=inf is not between 1e-30 and 1e+30, as float32 needs it.
+    InputError: softcap=inf is not between 1e-30 and 1e+30, the range for float32.
       fix:   softcap=None, or a number from 1e-30 to 1e+30.
 
 attention(q, q, q, window, scale=1e30, softcap=1e-30)
-    InputError: scale=1e+30 is 1e+60 times softcap=1e-30; kernels divide them, and take quotients up to 1e+30.
+    InputError: scale=1e+30 is 1e+60 times softcap=1e-30; kernels divide them and support quotients up to 1e+30.
       fix:   softcap=1.0 or more, or None.
 
 attention(q, q, q, window, scale=-(10**12), softcap=1e-20)
-    InputError: scale=-1000000000000.0 is 1e+32 times softcap=1e-20; kernels divide them, and take quotients up to 1e+30.
+    InputError: scale=-1000000000000.0 is 1e+32 times softcap=1e-20; kernels divide them and support quotients up to 1e+30.
       fix:   softcap=1e-18 or more, or None.
 
 attention(q, q, q, window, softcap="30")
@@ -644,7 +644,7 @@ plan("x", shape)
       fix:   mask=nbattn.Mask(nbattn.Axis(3, 3), …).
 
 plan(window, 8)
-    InputError: query_shape=8 is no shape.
+    InputError: query_shape=8 is not a shape.
       fix:   query_shape=[B, *space, H, D], whole numbers >= 0.
 
 plan(window, (1, 8, 2))
@@ -667,7 +667,7 @@ plan(window, (1, -8, 2, 16))
 plan(window, shape, (1, 8, 3, 16))
     InputError: 2 query heads are no multiple of 3 key heads.
       given: query [1, 8, 2, 16] key [1, 8, 3, 16] value [1, 8, 3, 16]
-      fix:   a number of key heads that divides 2; query head h reads key head h // (H // Hk).
+      fix:   a number of key heads that divides 2; query head h uses key head h // (H // Hk).
 
 plan(window, shape, value_dim=0)
     InputError: value_dim is 0.
@@ -707,7 +707,7 @@ plan(window, shape, device="cuda")
       fix:   one of 'cpu', 'sm_75', 'sm_80', 'sm_86', 'sm_89', 'sm_90', 'sm_100', 'sm_103', 'sm_120', a torch.device, or your own DeviceInfo.
 
 plan(window, shape, softcap=-1.0)
-    InputError: softcap=-1.0 is not between 1e-30 and 1e+30, as float32 needs it.
+    InputError: softcap=-1.0 is not between 1e-30 and 1e+30, the range for float32.
       fix:   softcap=None, or a number from 1e-30 to 1e+30.
 
 plan(window, shape, training="yes")
