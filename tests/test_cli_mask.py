@@ -39,11 +39,11 @@ def test_a_picture_in_a_pipe() -> None:
     assert done.stdout.decode("utf-8") == dedent("""\
         Mask(Axis(1, 1, border='shift'), Axis(0, 0, align='top-left'))
 
-        24 of 96 pairs; 3 keys a query
+        24 of 96 pairs; 3 keys per query
 
         axis 0: 4 queries, 4 keys, 12 of 16 pairs
         1 left, itself, 1 right; shift
-        3 keys a query
+        3 keys per query
           0 1 2 3
         0 ◆ ■ ▣ ⬚
         1 ■ ◆ ■ ⬚
@@ -52,12 +52,12 @@ def test_a_picture_in_a_pipe() -> None:
 
         axis 1: 2 queries, 3 keys, 2 of 6 pairs
         itself; top-left
-        1 keys a query
+        1 keys per query
           0 1 2
         0 ◆ ⬚ ⬚
         1 ⬚ ◆ ⬚
 
-        ■ read   ◆ read, own position   ▣ read, moved or wrapped   ⬚ not read
+        ■ attended   ◆ attended, own position   ▣ attended, moved or wrapped   ⬚ not attended
         """)
 
 
@@ -72,13 +72,13 @@ def test_outputs_without_these_signs(encoding: str) -> None:
 
             axis 0: 3 queries, 3 keys, 4 of 9 pairs
             1 left, itself; dilation 2
-            1-2 keys a query
+            1-2 keys per query
               0 1 2
             0<@ : .
             1<: @ :
             2 # : @
 
-            # read   @ read, own position   . not read   : other class   < > window cut
+            # attended   @ attended, own position   . not attended   : not on this query's dilation grid   < > window cut
             """)
     assert "own position" in text
 
