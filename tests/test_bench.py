@@ -422,10 +422,13 @@ def test_a_mask_in_words(
 MISUSE: list[tuple[list[str], str]] = [
     (
         [],
-        "nbattn bench: there is no request: CONFIG, or --mask and --query.\n"
+        "nbattn bench: the request is missing: give CONFIG, or --mask and --query.\n"
         "  fix:   nbattn bench CONFIG, or nbattn bench --mask ",
     ),
-    (["--mask", "causal()"], "nbattn bench: there is no request: CONFIG, or --mask and --query.\n"),
+    (
+        ["--mask", "causal()"],
+        "nbattn bench: the request is missing: give CONFIG, or --mask and --query.\n",
+    ),
     (
         ["a.toml", "nobody"],
         "nbattn bench: a.toml has no plan 'nobody'.\n  fix:   plans of a.toml: dinat.\n",
@@ -436,19 +439,31 @@ MISUSE: list[tuple[list[str], str]] = [
     ),
     (
         ["a.toml", "--json", "no/such/folder.json"],
-        "nbattn bench: no/such/folder.json cannot be made: no/such is no directory.\n"
+        "nbattn bench: no/such/folder.json cannot be created: no/such is not a directory.\n"
         "  fix:   a file in a directory that exists.\n",
     ),
     (["a.toml", "--png", "."], "nbattn bench: . is a directory.\n"),
     (["a.toml", "--device", "abacus"], "nbattn bench: device='abacus' is not known.\n"),
-    (["a.toml", "--rounds", "0"], "argument --rounds: '0' is not a whole number from 1\n"),
-    (["a.toml", "--rounds", "²"], "argument --rounds: '²' is not a whole number from 1\n"),
-    (["a.toml", "--threads", "x"], "argument --threads: 'x' is not a whole number from 1\n"),
+    (
+        ["a.toml", "--rounds", "0"],
+        "argument --rounds: '0' is not a whole number from 1 to 1000000\n",
+    ),
+    (
+        ["a.toml", "--rounds", "²"],
+        "argument --rounds: '²' is not a whole number from 1 to 1000000\n",
+    ),
+    (
+        ["a.toml", "--threads", "x"],
+        "argument --threads: 'x' is not a whole number from 1 to 1000000\n",
+    ),
     (
         ["a.toml", "--seconds", "nan"],
         "argument --seconds: 'nan' is not a number of seconds above 0",
     ),
-    (["--mask", "causal()", "--query", "1,b"], "argument --query: '1,b' is no shape; write 1,56"),
+    (
+        ["--mask", "causal()", "--query", "1,b"],
+        "argument --query: '1,b' is not a shape; write 1,56",
+    ),
 ]
 
 

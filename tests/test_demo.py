@@ -190,7 +190,7 @@ def test_a_file_in_the_way_and_missing_packages_exit_with_2(
 ) -> None:
     (tmp_path / "taken").write_text("")
     assert main(["demo", "--output", str(tmp_path / "taken")]) == 2
-    assert "taken cannot be made: File exists" in capsys.readouterr().err
+    assert "taken cannot be created: File exists" in capsys.readouterr().err
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert main(["demo"]) == 2
     assert capsys.readouterr().err == (

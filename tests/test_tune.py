@@ -256,7 +256,10 @@ def test_what_cannot_be_written_is_said_before_measuring(
 
 
 MISUSE: list[tuple[list[str], str]] = [
-    (["--query", "1,2,3,4"], "nbattn tune: there is no request: CONFIG, or --mask and --query.\n"),
+    (
+        ["--query", "1,2,3,4"],
+        "nbattn tune: the request is missing: give CONFIG, or --mask and --query.\n",
+    ),
     (
         ["a.toml", "nobody"],
         "nbattn tune: a.toml has no plan 'nobody'.\n  fix:   plans of a.toml",
@@ -264,7 +267,7 @@ MISUSE: list[tuple[list[str], str]] = [
     (["--device", "abacus"], "nbattn tune: device='abacus' is not known.\n"),
     (["--device", "sm_75"], "nbattn tune: sm_75 cannot be measured: this machine has none, or "),
     (["--output", "no/file"], "nbattn tune: no/file cannot be made: no is no directory.\n"),
-    (["--threads", "0"], "argument --threads: '0' is not a whole number from 1\n"),
+    (["--threads", "0"], "argument --threads: '0' is not a whole number from 1 to 1000000\n"),
 ]
 
 
