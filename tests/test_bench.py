@@ -201,8 +201,8 @@ def test_a_wrong_mask_is_reported_and_not_timed(monkeypatch: pytest.MonkeyPatch)
         assert row.wrong
         assert row.seconds is None
         limit = bench.TOLERANCE[dtype]
-        assert row.reason.startswith("WRONG: a row is off by 0.0")
-        assert row.reason.endswith(f" of its size, the limit is {limit:g}")
+        assert row.reason.startswith("WRONG: a row differs by 0.0")
+        assert row.reason.endswith(f" of its norm, the limit is {limit:g}")
         assert "tiled/tile" not in dict(job.timed)
 
 
@@ -379,7 +379,7 @@ def test_a_wrong_candidate_is_exit_status_1(
     monkeypatch.setattr(bench, "TOLERANCE", {"float32": 0.0})
     assert main(["bench", "any.toml", "--backends", "tiled"]) == 1
     out = capsys.readouterr().out
-    assert "WRONG: a row is off by " in out
+    assert "WRONG: a row differs by " in out
     assert out.splitlines()[-1] == "WRONG or failed: tiled/tile on dinat forward"
 
 
@@ -392,7 +392,7 @@ def test_a_busy_machine_is_said_on_stderr(
     monkeypatch.setattr(bench.machine, "busy", lambda: 1.25)
     assert main(["bench", "any.toml"]) == 0
     assert capsys.readouterr().err == (
-        "nbattn bench: other programs use 1.2 cores: wall times of 2 threads mislead\n"
+        "nbattn bench: other programs use 1.2 cores: wall times of 2 threads are unreliable\n"
     )
 
 
@@ -496,7 +496,7 @@ def test_png_without_matplotlib(
     assert main(["bench", "a.toml", "--png", "a.png"]) == 2
     assert capsys.readouterr().err == (
         "nbattn bench: --png needs matplotlib, which is not installed.\n"
-        "  fix:   pip install 'nbattn[viz]', or leave --png out.\n"
+        "  fix:   pip install 'nbattn[viz]', or omit --png.\n"
     )
 
 

@@ -171,7 +171,7 @@ def test_a_wrong_candidate_has_no_time_and_the_status_is_1(
     monkeypatch.setattr(nbattn.Plan, "run", tampered)
     config(one=planned())
     assert main(["tune", "any.toml", "--device", "cpu"]) == 1
-    assert "\n    tiled/tile: WRONG: a row is off by " in capsys.readouterr().out
+    assert "\n    tiled/tile: WRONG: a row differs by " in capsys.readouterr().out
     ((times,),) = [one.times.values() for one in table(folder)]
     assert set(times) == {"sdpa/dense+fold", "sdpa/mask"}
     found = plan()
@@ -206,7 +206,7 @@ def test_the_real_clock_gives_rates(monkeypatch: pytest.MonkeyPatch) -> None:
 def off(folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setenv("NBATTN_CACHE", "off")
     return (
-        "nbattn tune: NBATTN_CACHE=off: there is no place for the cost table.\n"
+        "nbattn tune: NBATTN_CACHE=off: the cost table has no folder.\n"
         "  fix:   --output FILE, or unset NBATTN_CACHE.\n"
     )
 
@@ -214,7 +214,7 @@ def off(folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 def refused(reason: str) -> str:
     return (
         f"nbattn tune: the cost table cannot be written: {reason}.\n"
-        "  fix:   --output FILE, or NBATTN_CACHE=DIRECTORY, an absolute path that is yours.\n"
+        "  fix:   --output FILE, or NBATTN_CACHE=DIRECTORY, an absolute path to a folder of yours.\n"
     )
 
 
@@ -239,7 +239,7 @@ def read_only(folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 def below_a_file(folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     folder.write_text("")
     monkeypatch.setenv("NBATTN_CACHE", str(folder / "deeper"))
-    return refused(f"{folder / 'deeper'} cannot be made: Not a directory")
+    return refused(f"{folder / 'deeper'} cannot be created: Not a directory")
 
 
 @pytest.mark.parametrize("case", [off, relative, writable_by_others, read_only, below_a_file])
@@ -266,7 +266,7 @@ MISUSE: list[tuple[list[str], str]] = [
     ),
     (["--device", "abacus"], "nbattn tune: device='abacus' is not known.\n"),
     (["--device", "sm_75"], "nbattn tune: sm_75 cannot be measured: this machine has none, or "),
-    (["--output", "no/file"], "nbattn tune: no/file cannot be made: no is no directory.\n"),
+    (["--output", "no/file"], "nbattn tune: no/file cannot be created: no is not a directory.\n"),
     (["--threads", "0"], "argument --threads: '0' is not a whole number from 1 to 1000000\n"),
 ]
 
@@ -298,7 +298,7 @@ def test_several_threads_on_a_busy_machine_are_not_measured(
     monkeypatch.setattr(tune, "rates", None)  # never called
     assert main(["tune", "--device", "cpu"]) == 2
     assert capsys.readouterr().err == (
-        "nbattn tune: other programs use 1.2 cores: wall times of 2 threads mislead.\n"
+        "nbattn tune: other programs use 1.2 cores: wall times of 2 threads are unreliable.\n"
         "  fix:   --threads 1, which is timed by CPU time, or wait until the machine is idle.\n"
     )
     assert not (folder / "costs.json").exists()
