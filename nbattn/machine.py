@@ -64,7 +64,7 @@ def cpu_model() -> str:
 
 
 def cpu_family() -> str:
-    """Return "family/model", since generations can share a name under hypervisors; "/" if unknown."""
+    """Return "family/model", since hypervisors may show one name for all; "/" if unknown."""
     return f"{_cpu_fields().get('cpu family', '')}/{_cpu_fields().get('model', '')}"
 
 

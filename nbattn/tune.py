@@ -64,10 +64,10 @@ def rates(kind: str, *, effort: Effort) -> Rates:
         kind: "cpu" or "cuda".
         effort: rounds and clock; fewer rounds than `FULL` measure only small products.
     """
-    reads = effort.clock or clock(torch.get_num_threads(), kind)
+    timer = effort.clock or clock(torch.get_num_threads(), kind)
     flops: dict[str, float] = {}
     for dtype in DTYPES:
-        best = _product_rate(kind, dtype, reads, effort)
+        best = _product_rate(kind, dtype, timer, effort)
         if best:
             flops[dtype] = best
     source = torch.empty(_COPIED[kind], dtype=torch.uint8, device=kind)
@@ -78,13 +78,13 @@ def rates(kind: str, *, effort: Effort) -> Rates:
         "copy": lambda: target.copy_(source),
         "call": lambda: attend(small, small, small),
     }
-    times = interleave(runs, clock=reads, rounds=effort.rounds, budget=effort.seconds)
+    times = interleave(runs, clock=timer, rounds=effort.rounds, budget=effort.seconds)
     return Rates(
         tuple(flops.items()), 2 * source.numel() / times["copy"].typical, times["call"].typical
     )
 
 
-def _product_rate(kind: str, dtype: str, reads: Clock, effort: Effort) -> float:
+def _product_rate(kind: str, dtype: str, timer: Clock, effort: Effort) -> float:
     """Measure FLOP/s of matrix products; 0 where the device does not support the dtype."""
     best = 0.0
     for extent in _PRODUCTS[kind][: 1 if effort.rounds < FULL.rounds else 2]:
@@ -93,12 +93,12 @@ def _product_rate(kind: str, dtype: str, reads: Clock, effort: Effort) -> float:
             break
         try:
             matrix = torch.ones(extent, extent, dtype=getattr(torch, dtype), device=kind)
-            taken = interleave(
-                {dtype: lambda matrix=matrix: matrix @ matrix}, clock=reads, rounds=effort.rounds
+            samples = interleave(
+                {dtype: lambda matrix=matrix: matrix @ matrix}, clock=timer, rounds=effort.rounds
             )
         except RuntimeError:  # the device does not support this dtype
             break
-        best = max(best, flops / taken[dtype].typical)
+        best = max(best, flops / samples[dtype].typical)
     return best
 
 
@@ -128,10 +128,10 @@ def times(
     return [bench.measure(name, plan, replace(effort, by_name=False), done) for name, plan in plans]
 
 
-def entry(here: Fingerprint, found: Rates, jobs: Sequence[Job]) -> Entry:
+def entry(fingerprint: Fingerprint, measured: Rates, jobs: Sequence[Job]) -> Entry:
     """Return the table entry of the measurements; it has no times of wrong candidates."""
     by_request = {cost_table.key(job.plan.request): dict(job.timed) for job in jobs if job.timed}
-    return Entry(here, machine.today(), found, by_request)
+    return Entry(fingerprint, machine.today(), measured, by_request)
 
 
 def destination() -> Path:
@@ -170,7 +170,7 @@ def intended() -> Path | None:
 def _unwritable(error: CacheError) -> InputError:
     return InputError(
         f"the cost table cannot be written: {error}.",
-        f"--output FILE, or {cache.VARIABLE}=DIRECTORY, an absolute path to a folder of yours.",
+        f"--output FILE, or {cache.VARIABLE}=DIRECTORY, an absolute path of yours.",
     )
 
 

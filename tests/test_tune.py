@@ -214,7 +214,7 @@ def off(folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 def refused(reason: str) -> str:
     return (
         f"nbattn tune: the cost table cannot be written: {reason}.\n"
-        "  fix:   --output FILE, or NBATTN_CACHE=DIRECTORY, an absolute path to a folder of yours.\n"
+        "  fix:   --output FILE, or NBATTN_CACHE=DIRECTORY, an absolute path of yours.\n"
     )
 
 
