@@ -1,4 +1,4 @@
-"""The demo: its non-local means against loops, its pictures, its promises and exit status."""
+"""The demo: its non-local means against loops, its pictures, its targets and exit status."""
 
 from __future__ import annotations
 
@@ -146,7 +146,7 @@ def test_the_worst_pair_counts_both_ways() -> None:
     assert digits.worst_pair(digits.confusion(labels, read)) == (3, 8, 3)
 
 
-def test_denoising_keeps_its_promise_and_writes_only_into_its_folder(
+def test_denoising_meets_its_target_and_writes_only_into_its_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -166,7 +166,7 @@ def test_denoising_keeps_its_promise_and_writes_only_into_its_folder(
     assert "all targets met" in out
 
 
-def test_a_gain_below_the_promise_exits_with_1(
+def test_a_gain_below_the_target_exits_with_1(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
     monkeypatch.setattr(denoise, "GAIN_DB", 50.0)
@@ -176,11 +176,11 @@ def test_a_gain_below_the_promise_exits_with_1(
     assert "FAILED after" in printed
 
 
-def test_digits_learn_and_too_few_epochs_break_the_promise(tmp_path: Path, capsys: Capture) -> None:
+def test_digits_learn_and_too_few_epochs_miss_the_target(tmp_path: Path, capsys: Capture) -> None:
     assert main(["demo", "--part", "digits", "--epochs", "3", "--output", str(tmp_path)]) == 1
     out = capsys.readouterr().out
-    promise = next(line for line in out.splitlines() if line.startswith("target MISSED"))
-    assert 30 < float(promise.split()[2]) < 97
+    verdict = next(line for line in out.splitlines() if line.startswith("target MISSED"))
+    assert 30 < float(verdict.split()[2]) < 97
     assert out.count("training: epoch") == 3
     assert [path.name for path in tmp_path.iterdir()] == ["digits.png"]
 

@@ -119,7 +119,7 @@ def test_plans_for_other_devices_are_left_out(
         pytest.skip("a CUDA device is here")
     config(gpu=planned(device="sm_90"))
     assert main(["tune", "any.toml"]) == 0
-    assert "  not measured: gpu: planned for sm_90; this measures cpu\n" in capsys.readouterr().out
+    assert "  not measured: gpu: planned for sm_90; tune measures cpu\n" in capsys.readouterr().out
 
 
 def test_a_dry_run_measures_and_writes_nothing(
@@ -299,7 +299,7 @@ def test_several_threads_on_a_busy_machine_are_not_measured(
     assert main(["tune", "--device", "cpu"]) == 2
     assert capsys.readouterr().err == (
         "nbattn tune: other programs use 1.2 cores: wall times of 2 threads are unreliable.\n"
-        "  fix:   --threads 1, which is timed by CPU time, or wait until the machine is idle.\n"
+        "  fix:   --threads 1 (uses CPU time), or wait until the machine is idle.\n"
     )
     assert not (folder / "costs.json").exists()
     for others in (0.2, None):
