@@ -603,8 +603,8 @@ MUTANTS = [
            "    if False:\n        return Operator", "operators compiled_masks"),
     Mutant("packed-unseen", INPUTS, 'return "packed" if alone or _side_by_side(query, key)',
            'return "packed" if False', "one_plan"),
-    Mutant("another-program", "nbattn/bench.py", "own = replace(plan, chosen=candidate)",
-           "own = plan", "bench"),
+    Mutant("another-program", "nbattn/bench.py", "variant = replace(plan, chosen=candidate)",
+           "variant = plan", "bench"),
     # numbers that tracers do not know
     Mutant("unlimited-is-a-side", "nbattn/axis.py", "_UNLIMITED = -(2**62)", "_UNLIMITED = -1",
            "compiled_masks"),

@@ -130,7 +130,7 @@ def test_a_plan_that_is_not_its_mask_fails(
 
 MISUSE = """
 plan
-    nbattn plan: there is no request: CONFIG, or --mask and --query.
+    nbattn plan: the request is missing: give CONFIG, or --mask and --query.
       fix:   nbattn plan CONFIG, or nbattn plan --mask 'sliding_window(511)' --query 1,4096,8,64
 
 plan NAT stage5
@@ -151,11 +151,11 @@ plan NAT --mask blok --query 1,8,8,2,32
       fix:   masks of NAT: block.
 
 plan NAT stage1 --mask block --query 1,8,8,2,32
-    nbattn plan: --mask makes a request of its own, but plans are named: stage1.
-      fix:   either --mask, or names of plans.
+    nbattn plan: --mask defines the request, so plan names are unused: stage1.
+      fix:   give either --mask or plan names.
 
 plan NAT --mask block
-    nbattn plan: there is no request: CONFIG, or --mask and --query.
+    nbattn plan: the request is missing: give CONFIG, or --mask and --query.
       fix:   nbattn plan CONFIG, or nbattn plan --mask 'sliding_window(511)' --query 1,4096,8,64
 
 plan absent.toml
@@ -179,7 +179,7 @@ def test_misuse_is_one_message_and_status_2(capsys: Capture, case: str) -> None:
 def test_shapes_and_words_are_checked_by_the_parser(capsys: Capture) -> None:
     status, _, err = nbattn_(capsys, "plan", "--query", "1,x")
     assert status == 2
-    assert err.endswith("argument --query: '1,x' is no shape; write 1,56,56,2,32\n")
+    assert err.endswith("argument --query: '1,x' is not a shape; write 1,56,56,2,32\n")
     status, _, err = nbattn_(capsys, "plann")
     assert status == 2
     assert "invalid choice: 'plann'" in err
