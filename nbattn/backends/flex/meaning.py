@@ -205,7 +205,7 @@ class FlexArguments:
         return blocks_of_groups(call.query, call.key, full=False)
 
     def describe(self) -> str:
-        """In words."""
+        """Describes the arguments in words."""
         return f"blocks of {self.query_block}x{self.key_block}"
 
     def _spread(self, blocks: NDArray[np.bool_], shape: tuple[int, ...]) -> NDArray[np.bool_]:

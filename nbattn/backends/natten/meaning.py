@@ -134,7 +134,7 @@ class NattenArguments:
         return blocks_of_groups(call.query, call.key, full=False)
 
     def describe(self) -> str:
-        """In words."""
+        """Describes the arguments in words."""
         return f"kernel {'x'.join(str(window.kernel_size) for window in self.windows)}"
 
 

@@ -91,7 +91,7 @@ class TiledArguments:
             yield Block(queries, tuple(product(*runs)), all(tile.is_full for tile in tiles))
 
     def describe(self) -> str:
-        """In words."""
+        """Describes the arguments in words."""
         return f"tile {'x'.join(map(str, self.tile))}"
 
 
