@@ -68,28 +68,28 @@ class Limits:
 
     def reasons(self, needs: Needs) -> list[Reason]:
         """Returns a reason for every limit that a request exceeds; lengths are not checked."""
-        found: list[Reason] = []
+        exceeded: list[Reason] = []
         if self.kinds and needs.device.kind not in self.kinds:
-            found.append(
+            exceeded.append(
                 Reason("device", f"runs on {', '.join(self.kinds)}, not on {needs.device.name}")
             )
         if needs.dtype not in self.dtypes:
-            found.append(Reason("dtype", f"takes {', '.join(self.dtypes)}, not {needs.dtype}"))
+            exceeded.append(Reason("dtype", f"takes {', '.join(self.dtypes)}, not {needs.dtype}"))
         if needs.softcap and not self.softcap:
-            found.append(Reason("softcap", "has no softcap"))
+            exceeded.append(Reason("softcap", "has no softcap"))
         if needs.key_range and not self.key_range:
-            found.append(Reason("key_range", "has no key_range"))
+            exceeded.append(Reason("key_range", "has no key_range"))
         if needs.value_dim != needs.head_dim and not self.value_dim:
             text = f"needs value_dim = head_dim, not {needs.value_dim} and {needs.head_dim}"
-            found.append(Reason("value_dim", text))
+            exceeded.append(Reason("value_dim", text))
         if not self.lse and (needs.return_lse or needs.sink or needs.extra_keys):
-            found.append(
+            exceeded.append(
                 Reason("lse", "returns no logsumexp, which return_lse, sink and extra keys need")
             )
         if needs.training and needs.return_lse and not self.lse_gradient:
-            found.append(
+            exceeded.append(
                 Reason("lse_gradient", "its backward cannot use a gradient of the logsumexp")
             )
         if needs.deterministic and needs.training and not self.deterministic:
-            found.append(Reason("deterministic", "its backward is not deterministic"))
-        return found
+            exceeded.append(Reason("deterministic", "its backward is not deterministic"))
+        return exceeded

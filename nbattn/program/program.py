@@ -117,7 +117,7 @@ class View:
         return batch * into_batch, heads * (self.groups // max(into_batch, 1))
 
     def spread(self, tensor: Tensor) -> Tensor:
-        """Returns the tensor as `[B, *batch groups, *lengths, *head groups, H, D]`, never copied."""
+        """Returns a view of the tensor, `[B, *batch groups, *lengths, *head groups, H, D]`."""
         rank = len(self.axes)
         strides, sizes = tensor.stride(), tensor.shape
         size, stride, offset = [sizes[0]], [strides[0]], tensor.storage_offset()
