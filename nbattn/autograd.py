@@ -1,5 +1,6 @@
-"""The autograd nodes: one for eager calls, whose plan serves forward and backward, and one around
-the operators, for compilers, exported graphs and `torch.func`; and what they refuse.
+"""The autograd nodes: one for eager calls, with one plan for forward and backward, and one around
+the operators, for compilers, exported graphs and `torch.func`. Both refuse double backward and
+forward-mode derivatives.
 """
 
 from __future__ import annotations
@@ -23,15 +24,15 @@ Gradients = tuple[Tensor | None, ...]
 
 
 def is_plain(tensors: Sequence[Tensor | None]) -> bool:
-    """Whether nothing of torch has to see an attention as one step: no compiler, tracer,
-    transform, dispatch mode, tensor subclass.
+    """Whether a call can run without the operators: there is no compiler, tracer, transform,
+    dispatch mode or tensor subclass.
     """
     watched = torch.compiler.is_compiling() or is_watched()
     return not watched and all(t is None or _is_plain_tensor(t) for t in tensors)
 
 
 def is_watched() -> bool:
-    """Whether a tracer, a transform or a dispatch mode is at work."""
+    """Whether a tracer, a transform or a dispatch mode is active."""
     return bool(
         torch._C._are_functorch_transforms_active()  # pyright: ignore[reportPrivateUsage]
         or torch._C._len_torch_dispatch_stack()  # pyright: ignore[reportPrivateUsage]
@@ -40,7 +41,7 @@ def is_watched() -> bool:
 
 
 def is_transformed() -> bool:
-    """Whether a transform of `torch.func` is at work."""
+    """Whether a transform of `torch.func` is active."""
     return torch._C._are_functorch_transforms_active()  # pyright: ignore[reportPrivateUsage]
 
 
@@ -49,31 +50,31 @@ def _is_plain_tensor(tensor: Tensor) -> bool:
 
 
 def _is_batched(tensor: Tensor | None) -> bool:
-    """Whether `torch.autograd.grad(..., is_grads_batched=True)` made it."""
+    """Whether the tensor comes from `torch.autograd.grad(..., is_grads_batched=True)`."""
     return tensor is not None and _FUNCTORCH.is_legacy_batchedtensor(tensor)
 
 
 def trains(tensors: Sequence[Tensor | None]) -> bool:
-    """Whether a backward will be asked for."""
+    """Whether a backward may follow: gradients are enabled and a tensor requires one."""
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
 def attend(
     plan: Plan, inputs: Inputs, *, return_lse: bool, training: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """Output, and the logsumexp when it is a result, by a given plan on plain tensors."""
+    """Runs a given plan on plain tensors: returns the output, and the logsumexp if `return_lse`."""
     refuse_tangents(inputs.tensors)
     if training:
-        found = PlannedAttention.apply(
+        result = PlannedAttention.apply(
             plan, return_lse, inputs.scale, inputs.softcap, *inputs.tensors
         )
-        return found if return_lse else (found, None)  # pyright: ignore
+        return result if return_lse else (result, None)  # pyright: ignore
     out, lse = execute.forward(plan, inputs, return_lse=return_lse)
     return out, lse if return_lse else None
 
 
 class PlannedAttention(torch.autograd.Function):
-    """Attention by a given plan, which runs its backward, too."""
+    """The autograd node that runs one given plan, forward and backward."""
 
     @staticmethod
     def forward(
@@ -84,20 +85,20 @@ class PlannedAttention(torch.autograd.Function):
         softcap: float | None,
         *tensors: Tensor | None,
     ) -> Any:
-        """Output, and the logsumexp when it is a result, of `Inputs.tensors`."""
+        """Returns the output, and the logsumexp if `return_lse`, of `Inputs.tensors`."""
         inputs = Inputs(*tensors, scale=scale, softcap=softcap)  # pyright: ignore
         with torch._C._AutoDispatchBelowAutograd():  # pyright: ignore[reportPrivateUsage]
             out, lse = execute.forward(plan, inputs, return_lse=return_lse)
-            kept = execute.unknown_lse(inputs.query) if lse is None else lse
+            saved_lse = execute.unknown_lse(inputs.query) if lse is None else lse
         ctx.plan, ctx.numbers = plan, (scale, softcap)
         ctx.place = inputs.query.dtype, inputs.query.device
-        ctx.save_for_backward(*tensors, out, kept)
+        ctx.save_for_backward(*tensors, out, saved_lse)
         ctx.set_materialize_grads(False)
         return (out, lse) if return_lse else out
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> Any:
-        """Gradients of the tensors; one that is None was not needed."""
+        """Returns the gradients of the tensors, given those of the results or None."""
         *tensors, out, lse = ctx.saved_tensors
         scale, softcap = ctx.numbers
         inputs = Inputs(*tensors, scale=scale, softcap=softcap)  # pyright: ignore
@@ -105,33 +106,33 @@ class PlannedAttention(torch.autograd.Function):
 
         def run(grad_out: Tensor, grad_lse: Tensor | None) -> Gradients:
             rows = (out, lse, grad_out, grad_lse)
-            # a compiled backward, or gradients that torch.autograd.grad batches
+            # a compiled backward, or gradients that are batched by torch.autograd.grad
             batched = _is_batched(grad_out) or _is_batched(grad_lse)
             if batched or not is_plain((*tensors, *rows)):
                 return BACKWARD(grad_out, grad_lse, out, lse, *_operands(plan, inputs))
             _check_saved(ctx.place, (*tensors, *rows))
-            found = execute.backward(plan, inputs, *rows)
-            return tuple(getattr(found, name, None) for name in GRADIENTS)
+            computed = execute.backward(plan, inputs, *rows)
+            return tuple(getattr(computed, name, None) for name in GRADIENTS)
 
-        found = _gradients(run, grads, out, tensors)
-        return None, None, None, None, *found
+        of_tensors = _gradients(run, grads, out, tensors)
+        return None, None, None, None, *of_tensors
 
 
 class OperatorAttention(torch.autograd.Function):
-    """Attention by the operators: everything that `torch.func` and compilers ask for, at twice the
-    cost per call.
+    """The autograd node around the operators. `torch.func` and compilers support it; it has twice
+    the overhead per call.
     """
 
     generate_vmap_rule = True
 
     @staticmethod
     def forward(*arguments: Any) -> tuple[Tensor, Tensor]:
-        """Output and logsumexp of the forward operator's arguments."""
+        """Returns the output and the logsumexp of the forward operator."""
         return FORWARD(*arguments)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        """Keep what the backward operator takes."""
+        """Saves the arguments of the backward operator."""
         count = len(TENSORS)
         ctx.options = Options(*inputs[count:])
         ctx.save_for_backward(*inputs[:count], *output)
@@ -141,7 +142,7 @@ class OperatorAttention(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> Any:
-        """Gradients of the arguments."""
+        """Returns the gradients of the arguments."""
         *tensors, out, lse = ctx.saved_tensors
         options: Options = ctx.options
 
@@ -153,14 +154,14 @@ class OperatorAttention(torch.autograd.Function):
 
 
 def transformed(*arguments: Any) -> tuple[Tensor, Tensor]:
-    """The forward operator below transforms of `torch.func`."""
+    """Calls the forward operator under transforms of `torch.func`."""
     tensors, options = arguments[: len(TENSORS)], Options(*arguments[len(TENSORS) :])
     refuse_tangents(tensors)
     return OperatorAttention.apply(*tensors, *options._replace(training=True))  # pyright: ignore
 
 
 def _differentiable(*arguments: Any) -> tuple[Tensor, Tensor]:
-    """The forward operator called by itself, as compiled and exported graphs do."""
+    """Runs the forward operator when it is called directly, as in compiled and exported graphs."""
     tensors, options = arguments[: len(TENSORS)], Options(*arguments[len(TENSORS) :])
     refuse_tangents(tensors)
     if trains(tensors):
@@ -173,9 +174,9 @@ ops.register_autograd(_differentiable)
 
 
 def _operands(plan: Plan, inputs: Inputs) -> tuple[Any, ...]:
-    """The arguments of the backward operator that plans again what a plan was for.
+    """Returns the arguments of the backward operator for what a plan was made for.
 
-    A forward that left no logsumexp names its backend: it computes it again.
+    If the forward's backend recomputes the logsumexp, they name that backend.
     """
     request = plan.request
     absent = [None] * (len(TENSORS) - len(inputs.tensors))
@@ -200,28 +201,28 @@ def _gradients(
     out: Tensor,
     tensors: Sequence[Tensor | None],
 ) -> list[Tensor | None]:
-    """The gradient of every tensor, None for those that are absent or have none."""
+    """Returns the gradient of every tensor; None for tensors that are absent or have none."""
     grad_out, grad_lse = (*grads, None)[:2]
     if grad_out is None:
         grad_out = torch.zeros_like(out)
     with torch.no_grad():
-        found = run(grad_out, grad_lse)
-    # no zip: torch 2.8 cannot compile a backward that makes one here
-    given = {name: tensors[at] for at, name in enumerate(TENSORS[: len(tensors)])}
+        computed = run(grad_out, grad_lse)
+    # no zip: torch 2.8 cannot compile a backward that uses it here
+    inputs = {name: tensors[at] for at, name in enumerate(TENSORS[: len(tensors)])}
     named = {
         name: grad
-        for name, grad in zip(GRADIENTS, found, strict=True)
-        if given.get(name) is not None and grad is not None
+        for name, grad in zip(GRADIENTS, computed, strict=True)
+        if inputs.get(name) is not None and grad is not None
     }
     if torch.is_grad_enabled():
         sources = (t for t in (grad_out, *tensors) if t is not None and t.is_floating_point())
-        once = _Once.apply(len(named), *named.values(), *sources)
-        named = dict(zip(named, once, strict=True))  # pyright: ignore
-    return [named.get(name) for name in given]
+        guarded = _DoubleBackwardGuard.apply(len(named), *named.values(), *sources)
+        named = dict(zip(named, guarded, strict=True))  # pyright: ignore
+    return [named.get(name) for name in inputs]
 
 
-class _Once(torch.autograd.Function):
-    """Gradients as they are, and a clear error for whoever differentiates them."""
+class _DoubleBackwardGuard(torch.autograd.Function):
+    """Returns gradients unchanged, and raises a clear error if they are differentiated."""
 
     generate_vmap_rule = True
 
@@ -235,44 +236,40 @@ class _Once(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        raise BackendError(
-            "gradients of gradients are implemented by the reference alone.", _REFERENCE
-        )
+        raise BackendError("double backward needs backend='reference'.", _REFERENCE)
 
 
 def may_have_tangents() -> bool:
-    """Whether a level of forward-mode derivatives is entered."""
+    """Whether a level of forward-mode derivatives is active."""
     level: int = forward_ad._current_level  # pyright: ignore[reportPrivateUsage]
     return level >= 0
 
 
 def refuse_tangents(tensors: Sequence[Tensor | None]) -> None:
-    """Forward-mode derivatives are refused, never dropped.
+    """Refuses tensors with tangents, since the forward-mode derivative would be lost.
 
     Raises:
         BackendError: a tensor has a tangent.
     """
-    given = (t for t in tensors if t is not None)
+    present = (t for t in tensors if t is not None)
     if is_transformed():
-        found = any(map(_has_jvp_level, given))
+        has_tangent = any(map(_has_jvp_level, present))
     else:
-        found = may_have_tangents() and any(
-            forward_ad.unpack_dual(t).tangent is not None for t in given
+        has_tangent = may_have_tangents() and any(
+            forward_ad.unpack_dual(t).tangent is not None for t in present
         )
-    if found:
-        raise BackendError(
-            "forward-mode derivatives are implemented by the reference alone.", _REFERENCE
-        )
+    if has_tangent:
+        raise BackendError("forward-mode derivatives need backend='reference'.", _REFERENCE)
 
 
 def _has_jvp_level(tensor: Tensor) -> bool:
-    """Whether a tensor of a transformed function is one that `torch.func.jvp` follows."""
+    """Whether `torch.func.jvp` computes a tangent for a tensor of a transformed function."""
     from torch._functorch.pyfunctorch import retrieve_all_functorch_interpreters  # slow to load
 
     levels = {
-        one.level()
-        for one in retrieve_all_functorch_interpreters()
-        if one.key() == _FUNCTORCH.TransformType.Jvp
+        interpreter.level()
+        for interpreter in retrieve_all_functorch_interpreters()
+        if interpreter.key() == _FUNCTORCH.TransformType.Jvp
     }
     while levels and _FUNCTORCH.is_functorch_wrapped_tensor(tensor):
         if _FUNCTORCH.maybe_get_level(tensor) in levels:
@@ -282,15 +279,18 @@ def _has_jvp_level(tensor: Tensor) -> bool:
 
 
 def _check_saved(place: tuple[torch.dtype, torch.device], tensors: Sequence[Tensor | None]) -> None:
-    """What hooks gave back for the saved tensors is what they were given, whatever its strides."""
+    """Checks that saved tensors have the dtype and the device of the forward, which hooks may have
+    changed; their strides may change.
+    """
     dtype, device = place
-    given = [t for t in tensors if t is not None]
-    found = given[0].dtype
-    if found == dtype and all(t.device == device for t in given):
+    present = [t for t in tensors if t is not None]
+    saved_dtype = present[0].dtype
+    if saved_dtype == dtype and all(t.device == device for t in present):
         return
-    places = ", ".join(dict.fromkeys(str(t.device) for t in given))
+    places = ", ".join(dict.fromkeys(str(t.device) for t in present))
     raise BackendError(
-        f"saved tensors came back as {found} on {places}; the forward had {dtype} on {device}.",
-        "torch.autograd.graph.saved_tensors_hooks(pack, unpack) whose unpack gives tensors "
-        "back on the device and in the dtype that pack was given.",
+        f"saved tensors are {saved_dtype} on {places} in the backward, but were {dtype} on "
+        f"{device} in the forward.",
+        "torch.autograd.graph.saved_tensors_hooks(pack, unpack) with an unpack that returns "
+        "tensors on the device and in the dtype of the tensors that pack received.",
     )

@@ -1,8 +1,8 @@
-"""Runs a given plan on tensors: operators, autograd, `Plan.run` and `bench` hand theirs on.
+"""Runs a given plan on tensors, for the operators, autograd, `Plan.run` and `bench`.
 
-The logsumexp that is kept for a backward is the true one or NaN, which says that the forward's
-backend had none. Any backward takes a true one, whichever backend it comes from; on NaN only
-backends run that compute it again.
+The logsumexp that is saved for a backward is the true one, or NaN if the forward's backend returns
+none. Every backward supports a true one from any backend; on NaN only a backend runs that computes
+it again.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def planned(
     deterministic: bool,
     return_lse: bool,
 ) -> Plan:
-    """The plan for a call's own tensors, kept for the next call like it."""
+    """Returns the plan for a call's tensors, cached for the next call like it."""
     query, key, value = inputs.query, inputs.key, inputs.value
     return planner.planned(
         Signature(
@@ -63,18 +63,18 @@ def planned(
 def forward(
     plan: Plan, inputs: Inputs, *, return_lse: bool, keep_lse: bool = False
 ) -> tuple[Tensor, Tensor | None]:
-    """Output, and the logsumexp where the backend has one.
+    """Returns the output, and the logsumexp if the backend returns one.
 
     Args:
         plan: for tensors of these shapes, of any strides.
         return_lse: whether the logsumexp is a result.
-        keep_lse: whether a backward follows that plans by itself: then a backend runs that has the
-            logsumexp, the chosen one or else the cheapest of those that were accepted.
+        keep_lse: whether a backward with its own plan follows: then the cheapest accepted backend
+            runs that returns the logsumexp.
     """
     kind = inputs.query.device.type
     candidate = plan.chosen
     if keep_lse and not _gives_lse(candidate, kind):
-        candidate = next((one for one in _accepted(plan) if _gives_lse(one, kind)), candidate)
+        candidate = next((c for c in _accepted(plan) if _gives_lse(c, kind)), candidate)
     backend = families.runner(candidate.runner)
     with _without_autocast(kind):
         return backend.forward(candidate.program, inputs, return_lse=return_lse or keep_lse)
@@ -88,27 +88,27 @@ def backward(
     grad_out: Tensor,
     grad_lse: Tensor | None,
 ) -> Gradients:
-    """Gradients of every input, from the final output and a true logsumexp or NaN."""
+    """Computes the gradients of every input, from the output and a true logsumexp or NaN."""
     kind = inputs.query.device.type
     candidate = plan.chosen
     if not recomputes_lse(candidate, inputs) and _is_unknown(lse):
-        candidate = next((one for one in _accepted(plan) if recomputes_lse(one, inputs)), candidate)
+        candidate = next((c for c in _accepted(plan) if recomputes_lse(c, inputs)), candidate)
     backend = families.runner(candidate.runner)
     with _without_autocast(kind):
         return backend.backward(candidate.program, inputs, out, lse, grad_out, grad_lse)
 
 
 def unknown_lse(query: Tensor) -> Tensor:
-    """NaN in place of the logsumexp `[B, *space, H]`, without memory of its own."""
+    """Returns NaN in the shape of the logsumexp, `[B, *space, H]`: one number, expanded."""
     dtype = accumulate_dtype(query.dtype)
     return query.new_full((), math.nan, dtype=dtype).expand(query.shape[:-1])
 
 
 def _is_unknown(lse: Tensor) -> bool:
-    """Whether a logsumexp is the NaN of a forward that had none.
+    """Whether a logsumexp is the NaN of a forward that returned none.
 
-    Other devices are not waited for: there only `unknown_lse` itself is seen. What is missed gives
-    NaN in the gradients, never a wrong number.
+    Only the CPU's is compared, since other devices would have to synchronize: there the result of
+    `unknown_lse` is recognized by its strides. Any other NaN makes the gradients NaN, never wrong.
     """
     if not lse.numel():
         return False
@@ -120,24 +120,24 @@ def _is_unknown(lse: Tensor) -> bool:
 
 
 def _accepted(plan: Plan) -> Iterator[Candidate]:
-    """By cost, the chosen one first."""
-    return (one for one in plan.candidates if not one.reasons)
+    """Yields the accepted candidates by cost, the chosen one first."""
+    return (candidate for candidate in plan.candidates if not candidate.reasons)
 
 
 def _gives_lse(candidate: Candidate, kind: str) -> bool:
     """Whether a forward on this device type returns the logsumexp."""
-    known = families.backend(candidate.runner).gives_lse_on
-    return known is None or kind in known
+    kinds = families.backend(candidate.runner).gives_lse_on
+    return kinds is None or kind in kinds
 
 
 def recomputes_lse(candidate: Candidate, inputs: Inputs) -> bool:
-    """Whether a backward does without the logsumexp."""
-    known = families.backend(candidate.runner).needs_lse_on
-    return known is not None and inputs.query.device.type not in known
+    """Whether a backward does not need the logsumexp."""
+    kinds = families.backend(candidate.runner).needs_lse_on
+    return kinds is not None and inputs.query.device.type not in kinds
 
 
 def _without_autocast(kind: str) -> AbstractContextManager[Any]:
-    """No autocast inside: the dtypes of products are the backends' own."""
+    """Returns a context without autocast, since backends choose the dtypes of their products."""
     if kind == "meta" or not torch.is_autocast_enabled(kind):
         return nullcontext()
     return torch.autocast(kind, enabled=False)

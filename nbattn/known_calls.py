@@ -1,8 +1,8 @@
-"""Calls that were checked and planned before: a call like one of them is neither checked nor
-planned again.
+"""The cache of calls that were checked and planned before: a call like one of them is neither
+checked nor planned again.
 
-What decides whether a call's arguments fit, and which plan runs it, is a key; its numbers (scale,
-softcap) are checked every time. `planner.forget` empties what is kept.
+The key has everything that decides whether a call's arguments are valid and which plan runs it. The
+numbers (scale, softcap) are checked in every call. `planner.forget` empties the cache.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ _PLAIN = frozenset({Tensor, torch.nn.Parameter, type(None)})
 
 
 class KnownCall(NamedTuple):
-    """What is kept of a call.
+    """The cached data of a call.
 
     Args:
-        mask: the very mask, which the key holds by its identity only.
+        mask: the mask, since the key has only its identity.
         plan: the call's plan.
-        forward: what runs the plan's program.
+        forward: the function that runs the plan's program.
     """
 
     mask: Mask
@@ -48,8 +48,8 @@ def key(
     forbid: object,
     return_lse: object,
 ) -> Key | None:
-    """All that decides whether a call's arguments fit and which plan runs it, but for its numbers;
-    None for a call that something of torch has to see, or whose arguments are of other types.
+    """Returns everything that decides whether a call's arguments are valid and which plan runs it,
+    except its numbers; None for a call that needs the operators, or has arguments of other types.
     """
     query, key, value, *optional = tensors
     if (
@@ -100,18 +100,18 @@ def key(
 
 
 def _form(tensor: Tensor | None) -> object:
-    """What of an optional tensor is checked."""
+    """Returns what is checked of an optional tensor."""
     return None if tensor is None else (tensor.shape, tensor.dtype, tensor.device, tensor.layout)
 
 
 def look_up(key: Key | None, mask: Mask) -> KnownCall | None:
-    """What is known of a call with this very mask."""
+    """Returns the cached data of a call with the same mask object, or None."""
     known: KnownCall | None = None if key is None else KNOWN_CALLS.get(key)
     return known if known is not None and known.mask is mask else None
 
 
 def keep(key: Key, mask: Mask, plan: Plan) -> None:
-    """Keep a call for the next one like it."""
+    """Caches a call for the next one like it."""
     if len(KNOWN_CALLS) >= CACHE_SIZE:
         KNOWN_CALLS.clear()
     KNOWN_CALLS[key] = KnownCall(mask, plan, families.runner(plan.chosen.runner).forward)
@@ -123,7 +123,7 @@ def run(
     scale: float | None,
     softcap: float | None,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """Attention by what is known, with the numbers of this call."""
+    """Runs a known call with the numbers of this call."""
     if scale is not None or softcap is not None:
         arguments.check_numbers(scale, softcap)
     factor = tensors[0].shape[-1] ** -0.5 if scale is None else float(scale)

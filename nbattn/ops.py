@@ -1,8 +1,9 @@
-"""The operator pair for whatever has to see attention as one step: compilers, exported graphs,
-`torch.func`, dispatch modes, tensor subclasses. Schemas, fakes, batching rules, FLOPs.
+"""The forward and backward operators, for everything that needs attention as one operator:
+compilers, exported graphs, `torch.func`, dispatch modes, tensor subclasses. This module has their
+schemas, fake implementations, batching rules and FLOP counts.
 
-Each operator plans for itself, in its body, on real shapes, and assumes nothing of the other's
-plan. Eager calls on plain tensors do not come by.
+Each operator makes its own plan when it runs, on real shapes, and does not depend on the plan of
+the other one. Eager calls on plain tensors do not use the operators.
 """
 
 from __future__ import annotations
@@ -21,15 +22,15 @@ from nbattn.errors import InputError
 from nbattn.mask import Mask, from_code
 from nbattn.planner.plan import Plan
 
-# Tensors of an attention, in the order of the schema.
+# The tensors of an attention call, in the order of the schema.
 TENSORS = (
     *("query", "key", "value", "sink", "key_range", "extra_key", "extra_value"),
     *("extra_range", "relative_bias", "alibi_slopes"),
 )
-# Those with a gradient, in the order of the backward's results.
+# The tensors with a gradient, in the order of the backward's results.
 GRADIENTS = ("query", "key", "value", "sink", "extra_key", "extra_value", "relative_bias")
 _NEEDED = ("query", "key", "value")
-_SHARED = ("sink", "relative_bias", "alibi_slopes")  # by all samples: they have no batch axis
+_SHARED = ("sink", "relative_bias", "alibi_slopes")  # by all samples: without a batch axis
 _PLANNED = ("extra_range", "relative_bias", "alibi_slopes", "grids", "key_grids")
 
 _SCHEMA = ", ".join(f"Tensor{'' if name in _NEEDED else '?'} {name}" for name in TENSORS)
@@ -49,10 +50,10 @@ _library.define(
 
 
 class Options(NamedTuple):
-    """The arguments of the operators that are no tensors, in schema order.
+    """The arguments of the operators that are not tensors, in the order of the schema.
 
-    `mask` is `Mask.code()`; `traits` is `joined_traits(require, forbid)`: lists of names are
-    nothing that every tracer of torch takes.
+    `mask` is `Mask.code()`. `traits` is `joined_traits(require, forbid)`, since not every tracer of
+    torch supports lists of names.
     """
 
     mask: list[int]
@@ -68,7 +69,7 @@ class Options(NamedTuple):
 
 
 def joined_traits(require: Any, forbid: Any) -> str:
-    """Names to require and to forbid as one string.
+    """Joins the names to require and to forbid into one string.
 
     >>> joined_traits(("fold",), ("merge", "split"))
     '+fold -merge -split'
@@ -78,35 +79,35 @@ def joined_traits(require: Any, forbid: Any) -> str:
 
 @lru_cache(256)
 def split_traits(traits: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The names of `joined_traits`: to require, to forbid.
+    """Splits the string of `joined_traits` into the names to require and to forbid.
 
     >>> split_traits("+fold -merge -split")
     (('fold',), ('merge', 'split'))
     """
     signs = [(name[0], name[1:]) for name in traits.split()]
-    require, forbid = (tuple(name for sign, name in signs if sign == which) for which in "+-")
+    require, forbid = (tuple(name for sign, name in signs if sign == wanted) for wanted in "+-")
     return require, forbid
 
 
 def _inputs(values: tuple[Any, ...]) -> tuple[Inputs, Options]:
-    """Tensors and options of an operator's arguments."""
+    """Returns the tensors and options of an operator's arguments."""
     tensors, options = values[: len(TENSORS)], Options(*values[len(TENSORS) :])
-    given = {**dict(zip(TENSORS, tensors, strict=True)), **options._asdict()}
+    named = {**dict(zip(TENSORS, tensors, strict=True)), **options._asdict()}
     for name in _PLANNED:
-        if given[name] is not None and len(given[name]):
-            raise InputError(f"{name} is given, which no backend takes yet.", f"{name}=None.")
-    known = (given[name] for name in TENSORS if name not in _PLANNED)
-    return Inputs(*known, scale=options.scale, softcap=options.softcap), options
+        if named[name] is not None and len(named[name]):
+            raise InputError(f"no backend supports {name} yet.", f"{name}=None.")
+    supported = (named[name] for name in TENSORS if name not in _PLANNED)
+    return Inputs(*supported, scale=options.scale, softcap=options.softcap), options
 
 
 @lru_cache(256)
 def _mask(code: tuple[int, ...]) -> Mask:
-    """The mask of a code: its numbers, which tracers may not have known, are checked here."""
+    """Returns the mask of a code, and checks its numbers, which a tracer may not have known."""
     return from_code(code)
 
 
 def _plan(inputs: Inputs, options: Options) -> Plan:
-    """The plan for an operator's own tensors."""
+    """Returns the plan for an operator's tensors."""
     require, forbid = split_traits(options.traits)
     return execute.planned(
         _mask(tuple(options.mask)),
@@ -145,15 +146,15 @@ def _backward(
 ) -> tuple[Tensor, ...]:
     inputs, options = _inputs(values)
     grads = execute.backward(_plan(inputs, options), inputs, out, lse, grad_out, grad_lse)
-    found = (getattr(grads, name, None) for name in GRADIENTS)
-    return tuple(inputs.query.new_empty(0) if grad is None else grad for grad in found)
+    in_order = (getattr(grads, name, None) for name in GRADIENTS)
+    return tuple(inputs.query.new_empty(0) if grad is None else grad for grad in in_order)
 
 
 def _fake_backward(
     grad_out: Tensor, grad_lse: Tensor | None, out: Tensor, lse: Tensor, *values: Any
 ) -> tuple[Tensor, ...]:
-    given = dict(zip(TENSORS, values, strict=False))
-    like = (given[name] for name in GRADIENTS)
+    tensors = dict(zip(TENSORS, values, strict=False))
+    like = (tensors[name] for name in GRADIENTS)
     return tuple(out.new_empty(0) if t is None else t.new_empty(t.shape) for t in like)
 
 
@@ -167,54 +168,78 @@ FORWARD, BACKWARD = torch.ops.nbattn.forward.default, torch.ops.nbattn.backward.
 
 
 def register_autograd(differentiable: Any) -> None:
-    """How the forward operator differentiates where it is called by itself, as exported and
-    compiled graphs do. The autograd node is above this module.
+    """Registers the autograd node of the forward operator, for exported and compiled graphs, which
+    call it directly. That node is in `nbattn.autograd`, which imports this module.
     """
     _library.impl("forward", differentiable, "Autograd")
 
 
-def _one(tensors: tuple[Tensor | None, ...], dims: tuple[int | None, ...], at: int) -> list[Any]:
-    """The tensors of one mapped element."""
-    return [
-        t if t is None or d is None else t.select(d, at) for t, d in zip(tensors, dims, strict=True)
-    ]
-
-
-def _fold(tensor: Tensor | None, dim: int | None, size: int) -> Tensor | None:
-    """For vmap: the mapped axis joins the batch axis."""
-    if tensor is None:
-        return None
-    moved = tensor.expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
-    return moved.flatten(0, 1)
-
-
 def _vmap(op: Any, before: int) -> Any:
-    """The batching rule of an operator with so many tensors before the attention's: fold into
-    batch; a mapped tensor without a batch axis is looped over, and so is a gradient of one.
+    """Returns the batching rule of an operator with `before` tensors before those of attention.
+
+    The mapped axis is folded into the batch axis. Shared tensors have no batch axis: if one is
+    mapped, or the backward has one, the operator runs once per mapped element instead.
     """
     count = before + len(TENSORS)
     shared = [before + TENSORS.index(name) for name in _SHARED]
 
     def rule(info: Any, in_dims: tuple[Any, ...], *values: Any) -> tuple[Any, Any]:
-        size, given, dims = info.batch_size, values[:count], in_dims[:count]
-        rest = values[count:]
-        present = [n for n in shared if given[n] is not None]
-        if any(dims[n] is not None for n in present) or (op is BACKWARD and present):
-            parts = [op(*_one(given, dims, at), *rest) for at in range(size)]
-            stacked = tuple(torch.stack(group) for group in zip(*parts, strict=True))
-            return stacked, (0,) * len(stacked)
-        folded = [
-            t if n in shared else _fold(t, d, size)
-            for n, (t, d) in enumerate(zip(given, dims, strict=True))
-        ]
-        outputs = op(*folded, *rest)
-        split = tuple(
-            t.unflatten(0, (size, t.shape[0] // max(size, 1))) if t.dim() > 1 else t.expand(size, 0)
-            for t in outputs
-        )
-        return split, (0,) * len(outputs)
+        mapped = _Mapped(info.batch_size, values[:count], in_dims[:count], values[count:])
+        present = [n for n in shared if mapped.tensors[n] is not None]
+        if any(mapped.dims[n] is not None for n in present) or (op is BACKWARD and present):
+            outputs = _run_per_element(op, mapped)
+        else:
+            outputs = _run_folded(op, mapped, shared)
+        return outputs, (0,) * len(outputs)
 
     return rule
+
+
+class _Mapped(NamedTuple):
+    """A call of an operator under vmap: the number of mapped elements, the tensors and their mapped
+    axes, and the options.
+    """
+
+    size: int
+    tensors: tuple[Tensor | None, ...]
+    dims: tuple[int | None, ...]
+    options: tuple[Any, ...]
+
+
+def _run_per_element(op: Any, mapped: _Mapped) -> tuple[Tensor, ...]:
+    """Runs the operator once per mapped element, and stacks the outputs."""
+    parts = [op(*_element(mapped, number), *mapped.options) for number in range(mapped.size)]
+    return tuple(torch.stack(group) for group in zip(*parts, strict=True))
+
+
+def _element(mapped: _Mapped, number: int) -> list[Tensor | None]:
+    """Returns the tensors of one mapped element."""
+    return [
+        t if t is None or d is None else t.select(d, number)
+        for t, d in zip(mapped.tensors, mapped.dims, strict=True)
+    ]
+
+
+def _run_folded(op: Any, mapped: _Mapped, shared: list[int]) -> tuple[Tensor, ...]:
+    """Runs the operator once, with the mapped axis in the batch axis of all but shared tensors."""
+    size = mapped.size
+    folded = [
+        t if n in shared else _fold(t, d, size)
+        for n, (t, d) in enumerate(zip(mapped.tensors, mapped.dims, strict=True))
+    ]
+    outputs = op(*folded, *mapped.options)
+    return tuple(
+        t.unflatten(0, (size, t.shape[0] // max(size, 1))) if t.dim() > 1 else t.expand(size, 0)
+        for t in outputs
+    )
+
+
+def _fold(tensor: Tensor | None, dim: int | None, size: int) -> Tensor | None:
+    """Folds the mapped axis into the batch axis."""
+    if tensor is None:
+        return None
+    moved = tensor.expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
+    return moved.flatten(0, 1)
 
 
 torch.library.register_vmap("nbattn::forward", _vmap(FORWARD, 0), lib=_library)
@@ -222,14 +247,14 @@ torch.library.register_vmap("nbattn::backward", _vmap(BACKWARD, 4), lib=_library
 
 
 def _flops(values: tuple[Any, ...], products: int) -> int:
-    """Useful FLOPs: `products` matrix products over the pairs that the mask allows."""
+    """Returns the useful FLOPs: `products` matrix products over the pairs that the mask allows."""
     shapes = dict(zip(TENSORS, values, strict=False))
     query, value, mask = shapes["query"], shapes["value"], values[len(TENSORS)]
     space, key_space = tuple(query[1:-2]), tuple(shapes["key"][1:-2])
     extra = 0 if shapes["extra_key"] is None else shapes["extra_key"][1]
     pairs = geometry.pairs(geometry.bind(from_code(mask), space, key_space))
-    every = pairs + math.prod(space) * extra
-    return products * query[0] * query[-2] * every * (query[-1] + value[-1])
+    all_pairs = pairs + math.prod(space) * extra
+    return products * query[0] * query[-2] * all_pairs * (query[-1] + value[-1])
 
 
 def _forward_flops(*values: Any, **named: Any) -> int:

@@ -578,8 +578,8 @@ MUTANTS = [
     Mutant("numbers-before-pointers", LAUNCH, "argument.buffer[_POINTERS.size :] = numbers",
            "argument.buffer[: -_POINTERS.size] = numbers", "kernel_launch"),
     # work in proportion to a length, and caches that miss
-    Mutant("plans-key-by-key", PLANNER, "    found = candidates(request, axes)\n",
-           "    found = candidates(request, axes)\n"
+    Mutant("plans-key-by-key", PLANNER, "    offered = candidates(request, axes)\n",
+           "    offered = candidates(request, axes)\n"
            "    for _ in range(min(request.key_space[0], 10**5)):\n        pass\n",
            "planning_work decode cuda_plans"),
     # one plan, and the logsumexp between plans that are made apart
@@ -589,15 +589,15 @@ MUTANTS = [
     Mutant("lse-not-kept", EXECUTE, "return_lse=return_lse or keep_lse)", "return_lse=return_lse)",
            "one_plan"),
     Mutant("nan-trusted", EXECUTE, "and _is_unknown(lse)", "and False", "one_plan"),
-    Mutant("a-second-plan", AUTOGRAD, "found = execute.backward(plan, inputs, *rows)",
-           "found = execute.backward(execute.planned(plan.request.mask, inputs, backend='auto', "
+    Mutant("a-second-plan", AUTOGRAD, "computed = execute.backward(plan, inputs, *rows)",
+           "computed = execute.backward(execute.planned(plan.request.mask, inputs, backend='auto', "
            "require=(), forbid=(), training=True, deterministic=False, return_lse=False), inputs, "
            "*rows)", "one_plan"),
-    Mutant("saved-elsewhere", AUTOGRAD, "    if found == dtype and all(",
+    Mutant("saved-elsewhere", AUTOGRAD, "    if saved_dtype == dtype and all(",
            "    if True or all(", "one_plan"),
     Mutant("batched-gradients", AUTOGRAD, "if batched or not is_plain", "if not is_plain",
            "one_plan"),
-    Mutant("tangents-dropped", AUTOGRAD, "    if found:\n        raise",
+    Mutant("tangents-dropped", AUTOGRAD, "    if has_tangent:\n        raise",
            "    if False:\n        raise", "operators"),
     Mutant("graphs-without-gradients", AUTOGRAD, "    if trains(tensors):\n        return Operator",
            "    if False:\n        return Operator", "operators compiled_masks"),

@@ -1,5 +1,5 @@
-"""Runs programs call by call with any raw kernel: views, rows, joins by logsumexp, and the backward
-from the final output and logsumexp.
+"""Runs programs call by call with any kernel: applies views, writes or merges rows, and computes
+the backward from the final output and logsumexp.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ _UNSAFE_VIEW = torch.ops.aten._unsafe_view.default
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """What a backward knows of the rows of a call: out and its gradient `[B, N, H, D]`, lse and its
-    gradient `[B, N, H]`.
+    """The rows of a call in the backward: out and its gradient `[B, N, H, D]`, lse and its gradient
+    `[B, N, H]`.
     """
 
     out: Tensor
@@ -31,7 +31,7 @@ class Rows:
 
 
 class Kernel(Protocol):
-    """Raw forward and backward of one call on q, k, v as `[B, N, H, D]`."""
+    """The forward and backward of one kernel call on q, k, v as `[B, N, H, D]`."""
 
     def forward(
         self,
@@ -41,10 +41,10 @@ class Kernel(Protocol):
         softcap: float | None,
         into: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """Output `[B, N, H, Dv]` and logsumexp `[B, N, H]`, -inf for rows without keys; None from a
-        kernel that returns none.
+        """Returns the output `[B, N, H, Dv]` and the logsumexp `[B, N, H]`, -inf for rows without
+        keys; None from a kernel that has no logsumexp.
 
-        A kernel that can write into the rows `into` does so, and returns that very tensor.
+        A kernel that can write its output into the tensor `into` does so, and returns that tensor.
         """
         ...
 
@@ -56,16 +56,16 @@ class Kernel(Protocol):
         scale: float,
         softcap: float | None,
     ) -> Arrays:
-        """Gradients of q, k, v, in their shapes."""
+        """Returns the gradients of q, k, v, in their shapes."""
         ...
 
     def without_mask(self, program: Program) -> CallArguments:
-        """The arguments of a call whose queries attend to every key, for extra keys."""
+        """Returns the arguments of a call whose queries attend to every key, for extra keys."""
         ...
 
 
 def forward(program: Program, inputs: Inputs, kernel: Kernel) -> tuple[Tensor, Tensor | None]:
-    """Output and logsumexp of a program."""
+    """Returns the output and the logsumexp of a program."""
     if inputs.scale < TINY:
         inputs, _ = positive(inputs)
     calls = program.calls
@@ -83,19 +83,19 @@ def forward(program: Program, inputs: Inputs, kernel: Kernel) -> tuple[Tensor, T
 
 
 def _whole(call: Call, inputs: Inputs, kernel: Kernel) -> tuple[Tensor, Tensor | None]:
-    """The rows of the only call, which are not copied."""
+    """Runs the only call of a program, without copying its output."""
     out, lse = kernel.forward(call.arguments, _arrays(call, inputs), inputs.scale, inputs.softcap)
     rows = inputs.query.shape[:-1]
-    # the kernel's memory, but no view of its output: the result may be modified in place
+    # the kernel's memory, but not a view for autograd: users may modify the result in place
     out = _UNSAFE_VIEW(out.contiguous(), (*rows, out.shape[-1]))
     return out, None if lse is None else _UNSAFE_VIEW(lse.contiguous(), rows)
 
 
 def _joined(program: Program, inputs: Inputs, kernel: Kernel) -> tuple[Tensor, Tensor | None]:
-    """The rows of all calls in one output, 0 where nothing is read.
+    """Runs all calls into one output, which is 0 for queries without keys.
 
-    Kernels write their rows themselves. Where parts join, the output is accumulated in float32,
-    which no kernel writes.
+    Kernels write their rows themselves if they can. If calls join, the output is accumulated in
+    float32, and no kernel writes into it.
     """
     joins = inputs.has_extra or any(call.joins for call in program.calls)
     out, lse = new_output(inputs.query, inputs.value), new_lse(inputs.query)
@@ -122,9 +122,9 @@ def _joined(program: Program, inputs: Inputs, kernel: Kernel) -> tuple[Tensor, T
 def _place(
     call: Call, out: Tensor, lse: Tensor, part: Tensor | None, part_lse: Tensor | None
 ) -> None:
-    """Write the rows of a call, or merge them into those of earlier calls.
+    """Writes the rows of a call, or merges them into those of earlier calls.
 
-    A `part` of None is already written.
+    `part` is None if the kernel has already written it.
     """
     rows, row_lse = call.query.spread(out), call.query.spread(lse.unsqueeze(-1)).squeeze(-1)
     if call.joins:
@@ -147,24 +147,24 @@ def backward(
     grad_out: Tensor,
     grad_lse: Tensor | None,
 ) -> Gradients:
-    """Gradients from the final output and logsumexp: the weights of every call are
-    exp(scores - lse), whatever else took part in the softmax.
+    """Computes the gradients from the final output and logsumexp: the weights of every call are
+    exp(scores - lse), whichever other keys are part of the softmax.
     """
     inputs, sign = positive(inputs)
-    all_rows, given = Rows(out, lse, grad_out, grad_lse), (inputs.query, inputs.key, inputs.value)
+    all_rows, tensors = Rows(out, lse, grad_out, grad_lse), (inputs.query, inputs.key, inputs.value)
     several = len(program.calls) + inputs.has_extra > 1
     totals: list[Tensor | None] = [None, None, None]
     for call in program.calls:
         arrays, rows = _arrays(call, inputs), _rows(call.query, all_rows)
         parts = kernel.backward(call.arguments, arrays, rows, inputs.scale, inputs.softcap)
         for n, view in enumerate((call.query, call.key, call.key)):
-            totals[n] = _added(totals[n], view, parts[n], given[n], several=several)
+            totals[n] = _added(totals[n], view, parts[n], tensors[n], several=several)
     extra = _extra_backward(program, inputs, kernel, all_rows)
     if extra is not None:
         totals[0] = _added(totals[0], whole(inputs.space), extra[0], inputs.query, several=several)
     query, key, value = (
         like.new_zeros(like.shape) if total is None else total.to(like.dtype)
-        for total, like in zip(totals, given, strict=True)
+        for total, like in zip(totals, tensors, strict=True)
     )
     if sign != 1.0:
         query.mul_(sign)
@@ -175,9 +175,9 @@ def backward(
 def _added(
     total: Tensor | None, view: View, part: Tensor, like: Tensor, *, several: bool
 ) -> Tensor:
-    """The gradient of one input with that of a call added where its view comes from.
+    """Adds a call's gradient to that of one input, at the positions of the call's view.
 
-    Sums of several calls are in float32 or wider; that of one call on all of it is no sum.
+    Sums of several calls are in float32 or wider; one call on the whole tensor needs no sum.
     """
     if not several and view.covers(like.shape[1:-2]):
         return part.reshape(like.shape).contiguous()
@@ -189,7 +189,9 @@ def _added(
 
 
 def _extra_backward(program: Program, inputs: Inputs, kernel: Kernel, rows: Rows) -> Arrays | None:
-    """Gradients of the queries, and of the extra keys and values; None without extra keys."""
+    """Computes what the extra keys add to the gradient of the queries, and the gradients of the
+    extra keys and values; None without extra keys.
+    """
     if not inputs.has_extra or not inputs.query.numel():
         return None
     rank = inputs.rank
@@ -201,7 +203,7 @@ def _extra_backward(program: Program, inputs: Inputs, kernel: Kernel, rows: Rows
 
 
 def _extra_gradients(inputs: Inputs, extra: Arrays | None) -> tuple[Tensor | None, Tensor | None]:
-    """The gradients of the extra keys and values, 0 where there is none to read."""
+    """Returns the gradients of the extra keys and values, 0 if no query attends to them."""
     if inputs.extra_key is None or inputs.extra_value is None:
         return None, None
     if extra is None:
@@ -212,7 +214,7 @@ def _extra_gradients(inputs: Inputs, extra: Arrays | None) -> tuple[Tensor | Non
 
 
 def _arrays(call: Call, inputs: Inputs) -> Arrays:
-    """q, k, v of a call as `[B', N', H', D]`."""
+    """Returns q, k, v of a call as `[B', N', H', D]`."""
     query, key, value = inputs[:3]
     if not call.query.covers(query.shape[1:-2]):
         query = call.query.folded(query)
@@ -234,7 +236,7 @@ def _extra_arrays(inputs: Inputs) -> Arrays:
 
 
 def _rows(view: View, rows: Rows) -> Rows:
-    """The rows of a call."""
+    """Returns the rows of a call's view."""
     out, grad_out = (_flat(view.folded(t)) for t in (rows.out, rows.grad_out))
     lse, grad_lse = (
         None if t is None else _flat(view.folded(t.unsqueeze(-1))).squeeze(-1)

@@ -1,7 +1,7 @@
-"""Every kernel family once, as a row: what it is called, which packages it needs, who runs it.
+"""The table of kernel families: their names, the packages they need, the modules that run them.
 
-A family is a folder with `candidates.py` (what it offers for a request) and the modules that run
-its backends. Everything else that has to know families asks this table.
+A family is a folder with `candidates.py` (its candidates for a request) and the modules that run
+its backends. All other code finds families in this table.
 """
 
 from __future__ import annotations
@@ -22,24 +22,24 @@ if TYPE_CHECKING:
     from nbattn.program.request import Request
 
 AUTO = "auto"
-_REFERENCE = Reason("backend", "runs only by name: backend='reference'")
-_MODEL = Reason("backend", "runs only by name: backend='flash-model'")
-_FLEX = Reason("compile", "compiles for seconds: runs only by name: backend='flex'")
-_NATTEN = Reason("unproven", "not yet run on a GPU: runs only by name: backend='natten'")
+_REFERENCE = Reason("backend", "runs only if requested: backend='reference'")
+_MODEL = Reason("backend", "runs only if requested: backend='flash-model'")
+_FLEX = Reason("compile", "takes seconds to compile, runs only if requested: backend='flex'")
+_NATTEN = Reason("unproven", "not yet run on a GPU, runs only if requested: backend='natten'")
 _FLASH_PROVIDERS = ("aten", "fa2", "fa3", "fa4")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Backend:
-    """One name that `backend=` takes.
+    """One value of `backend=`.
 
     Args:
         name: the name, "flash".
         module: the module of the family's folder that runs it, with `forward` and `backward`.
         providers: names that may follow a colon, "flash:aten".
-        by_name: why `backend="auto"` never chooses it; None where it may.
-        gives_lse_on: device types on which its forward returns a logsumexp; None is all.
-        needs_lse_on: device types on which its backward needs the true logsumexp; None is all.
+        by_name: why `backend="auto"` never chooses it; None if it may.
+        gives_lse_on: device types on which its forward returns a logsumexp; None means all.
+        needs_lse_on: device types on which its backward needs the true logsumexp; None means all.
     """
 
     name: str
@@ -51,7 +51,7 @@ class Backend:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The name alone, and with each provider."""
+        """The name without a provider, and with each provider."""
         return (self.name, *(f"{self.name}:{provider}" for provider in self.providers))
 
 
@@ -60,14 +60,14 @@ class Family:
     """One kernel family.
 
     Args:
-        name: of the family.
-        folder: the package that holds its modules.
-        backends: the names by which it is asked for.
-        strategies: names of its candidates' strategies and rewrites, as `require=` takes them.
+        name: the family's name.
+        folder: the package that contains its modules.
+        backends: its values of `backend=`.
+        strategies: the names of its candidates' strategies and rewrites, for `require=`.
         packages: optional distributions that it needs on a device, as `DeviceInfo.providers` lists
             them.
-        missing: "module:function" that says why its packages do not work on this machine, None
-            where they do; default: a package works if it is installed.
+        missing: "module:function", which returns why its packages do not work on this machine, or
+            None if they do; default: a package works if it is installed.
     """
 
     name: str
@@ -78,7 +78,7 @@ class Family:
     missing: str = ""
 
     def candidates(self, request: Request, axes: Axes) -> Sequence[Candidate]:
-        """What the family offers for a request, refused candidates too."""
+        """Returns the family's candidates for a request, including refused ones."""
         return _module(f"{self.folder}.candidates").candidates(request, axes)
 
 
@@ -135,7 +135,7 @@ FAMILIES: tuple[Family, ...] = (
 )
 
 
-# How each optional package that a plan can use is installed.
+# How to install each optional package that a plan can use.
 INSTALL = {
     "cupy": 'pip install "cupy-cuda13x>=14.2,<15" "nvidia-cuda-nvrtc>=13.0,<14" '
     '"nvidia-cuda-runtime>=13.0,<14"',
@@ -144,14 +144,14 @@ INSTALL = {
     "flash-attn-4": "pip install --pre flash-attn-4",
 }
 _ROWS = {row.name: (family, row) for family in FAMILIES for row in family.backends}
-# Every name that `backend=` takes; every strategy and rewrite; every optional package.
+# Every value of `backend=`, every strategy and rewrite, every optional package.
 BACKENDS = (AUTO, *(name for _, row in _ROWS.values() for name in row.names))
 STRATEGIES = tuple(dict.fromkeys(name for family in FAMILIES for name in family.strategies))
 PACKAGES = tuple(name for family in FAMILIES for name in family.packages)
 
 
 def backend(name: str) -> Backend:
-    """The row of a backend, with or without its provider.
+    """Returns the row of a backend, whose name may include a provider.
 
     >>> backend("flash:fa2").module
     'adapters'
@@ -160,29 +160,29 @@ def backend(name: str) -> Backend:
 
 
 def runner(name: str) -> Any:
-    """The module that runs a backend, loaded when it is first asked for."""
+    """Returns the module that runs a backend; the first call imports it."""
     family, row = _row(name)
     return _module(f"{family.folder}.{row.module}")
 
 
 def installed() -> tuple[str, ...]:
-    """The optional packages that work on this machine, none of them imported, sorted."""
+    """Returns the optional packages that work on this machine, sorted, without importing them."""
     from importlib import metadata
 
-    found: set[str] = set()
+    working: set[str] = set()
     for family in FAMILIES:
         if not family.missing:
-            found |= {name for name in family.packages if [*metadata.distributions(name=name)]}
+            working |= {name for name in family.packages if [*metadata.distributions(name=name)]}
         elif _function(family.missing)() is None:
-            found |= {*family.packages}
-    return tuple(sorted(found))
+            working |= {*family.packages}
+    return tuple(sorted(working))
 
 
 def check_names(name: str, require: tuple[str, ...], forbid: tuple[str, ...]) -> None:
-    """Refuse names of backends and strategies that no family has.
+    """Checks the names of backends and strategies.
 
     Raises:
-        InputError: with the names that are known.
+        InputError: no family has such a name; the error lists the names that exist.
     """
     if name not in BACKENDS:
         raise InputError(

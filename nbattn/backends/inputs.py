@@ -1,4 +1,4 @@
-"""What every backend takes and returns: tensors in, output and logsumexp out, gradients back."""
+"""The inputs and results of every backend: tensors, output and logsumexp, gradients."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 class Inputs(NamedTuple):
-    """The tensors and numbers of one attention.
+    """The tensors and numbers of one attention call.
 
     query `[B, *space, H, D]`, key `[B, *key_space, Hk, D]`, value `[B, *key_space, Hk, Dv]`; sink
     `[H]`; key_range int32 `[B, rank, 2]`; extra_key `[B, E, Hk, D]`, extra_value `[B, E, Hk, Dv]`.
@@ -29,22 +29,24 @@ class Inputs(NamedTuple):
 
     @property
     def tensors(self) -> tuple[Tensor | None, ...]:
-        """All of them, in the order of the fields."""
+        """All tensors, in the order of the fields."""
         return self[:7]
 
     @property
     def rank(self) -> int:
-        """Axes of the space."""
+        """The number of axes of the space."""
         return self.query.dim() - 3
 
     @property
     def space(self) -> torch.Size:
-        """Lengths of the queries' axes."""
+        """The lengths of the queries' axes."""
         return self.query.shape[1:-2]
 
     @property
     def has_extra(self) -> bool:
-        """Whether every row reads something. A sink does not count: it may be -inf."""
+        """Whether there are extra keys, so that every query has a key. A sink is no key: it may be
+        -inf.
+        """
         return self.extra_key is not None and self.extra_key.shape[1] > 0
 
 
@@ -61,26 +63,26 @@ class Gradients:
 
 
 def repeated(attend: Callable[[Inputs], Tensor], inputs: Inputs, grad_out: Tensor) -> Gradients:
-    """Gradients of q, k and v by repeating a differentiable forward under autograd: for kernels
-    whose backward is not to be called by itself.
+    """Computes the gradients of q, k and v by repeating a differentiable forward under autograd,
+    for kernels whose backward cannot be called alone.
     """
     with torch.enable_grad():
         leaves = [t.detach().requires_grad_() for t in (inputs.query, inputs.key, inputs.value)]
-        again = inputs._replace(query=leaves[0], key=leaves[1], value=leaves[2])
-        query, key, value = torch.autograd.grad(attend(again), leaves, grad_out)
+        differentiable = inputs._replace(query=leaves[0], key=leaves[1], value=leaves[2])
+        query, key, value = torch.autograd.grad(attend(differentiable), leaves, grad_out)
     return Gradients(query, key, value, None, None, None)
 
 
 def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype of scores and logsumexp: float32, or float64 for float64 inputs."""
+    """Returns the dtype of scores and logsumexp: float32, or float64 for float64 inputs."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def layout_of(query: Tensor, key: Tensor, value: Tensor) -> str:
-    """The strides class of q, k, v, a name of `program.request.LAYOUTS`.
+    """Returns the layout of q, k, v, a name of `program.request.LAYOUTS`.
 
-    "packed" is what a projection to q, k and v leaves: views of one tensor, row beside row. In
-    cross attention keys and values are, and the queries are a tensor of their own.
+    "packed" means that one projection computed q, k and v: they are parts of the rows of one
+    tensor. In cross attention only keys and values are, and queries are a separate tensor.
     """
     if query.is_contiguous() and key.is_contiguous() and value.is_contiguous():
         return "contiguous"
@@ -90,19 +92,20 @@ def layout_of(query: Tensor, key: Tensor, value: Tensor) -> str:
     return "packed" if alone or _side_by_side(query, key) else "strided"
 
 
-def _side_by_side(one: Tensor, other: Tensor) -> bool:
-    """Whether rows of two tensors are parts of the same longer rows."""
+def _side_by_side(first: Tensor, second: Tensor) -> bool:
+    """Whether the rows of two tensors are parts of the same longer rows."""
     return (
-        one.stride()[:-2] == other.stride()[:-2]
-        and one.stride()[-2:] == (one.shape[-1], 1)
-        and other.stride()[-2:] == (other.shape[-1], 1)
-        and one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()
+        first.stride()[:-2] == second.stride()[:-2]
+        and first.stride()[-2:] == (first.shape[-1], 1)
+        and second.stride()[-2:] == (second.shape[-1], 1)
+        and first.untyped_storage().data_ptr() == second.untyped_storage().data_ptr()
     )
 
 
 def rows_apart(tensor: Tensor, *, shared: bool = False) -> bool:
-    """Whether every row of channels is dense memory of its own; with `shared`, batch and heads may
-    repeat it (strides of 0). Expanded tensors and frames with a hop are not apart.
+    """Whether every row of channels is dense and no two rows overlap in memory; with `shared`,
+    batch and heads may repeat rows (strides of 0). Rows of expanded tensors and of overlapping
+    frames (`Tensor.unfold`) overlap.
     """
     size = tensor.shape[-1]
     if size > 1 and tensor.stride(-1) != 1:
@@ -117,10 +120,10 @@ def rows_apart(tensor: Tensor, *, shared: bool = False) -> bool:
 
 
 def new_output(query: Tensor, value: Tensor) -> Tensor:
-    """An empty output `[B, *space, H, Dv]`, contiguous."""
+    """Returns an uninitialized output `[B, *space, H, Dv]`, contiguous."""
     return query.new_empty((*query.shape[:-1], value.shape[-1]))
 
 
 def new_lse(query: Tensor) -> Tensor:
-    """An empty logsumexp `[B, *space, H]`."""
+    """Returns an uninitialized logsumexp `[B, *space, H]`."""
     return query.new_empty(query.shape[:-1], dtype=accumulate_dtype(query.dtype))

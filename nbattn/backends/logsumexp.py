@@ -1,5 +1,5 @@
-"""Joining parts of one softmax by their logsumexp: calls over other keys, extra keys, sinks; and
-the sign of the scale.
+"""Merges parts of one softmax by their logsumexp (calls with other keys, extra keys, sinks), and
+makes scales positive.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ TINY = torch.finfo(torch.float32).tiny
 
 
 def positive(inputs: Inputs) -> tuple[Inputs, float]:
-    """The inputs with a scale above 0, and the factor that went into the queries: its sign, or all
-    of a scale that is 0 in float32. Kernels scale -inf, too.
+    """Returns inputs with a scale above 0, since kernels multiply masked scores of -inf by it, and
+    the factor that queries were multiplied by: its sign, or all of a scale that is 0 in float32.
     """
     if inputs.scale >= TINY:
         return inputs, 1.0
@@ -23,15 +23,15 @@ def positive(inputs: Inputs) -> tuple[Inputs, float]:
 
 
 def merge(out: Tensor, lse: Tensor, part: Tensor, part_lse: Tensor) -> None:
-    """Join a part over other keys into out `[..., D]` and lse `[...]`, in place."""
+    """Merges a part with other keys into out `[..., D]` and lse `[...]`, in place."""
     joint = torch.logaddexp(lse, part_lse)
-    ours, theirs = (share(side, joint) for side in (lse, part_lse))
-    out.copy_(ours * out.to(lse.dtype) + theirs * part.to(lse.dtype))
+    weight, part_weight = (share(side, joint) for side in (lse, part_lse))
+    out.copy_(weight * out.to(lse.dtype) + part_weight * part.to(lse.dtype))
     lse.copy_(joint)
 
 
 def merge_sink(sink: Tensor | None, out: Tensor, lse: Tensor) -> None:
-    """A sink adds to the logsumexp, so every weight shrinks by the same factor."""
+    """Merges a sink into out and lse, in place: every weight shrinks by the same factor."""
     if sink is None:
         return
     joint = torch.logaddexp(lse, sink.to(lse.dtype).expand_as(lse))
@@ -40,14 +40,14 @@ def merge_sink(sink: Tensor | None, out: Tensor, lse: Tensor) -> None:
 
 
 def share(lse: Tensor, joint: Tensor) -> Tensor:
-    """The part of a row's weights that one logsumexp stands for; 0 where the row reads nothing."""
+    """Returns exp(lse - joint), the sum of a row's weights in one part; 0 for rows without keys."""
     return (lse - joint).exp().masked_fill(joint == float("-inf"), 0)[..., None]
 
 
 def sink_gradient(
     sink: Tensor | None, out: Tensor, lse: Tensor, grad_out: Tensor, grad_lse: Tensor | None = None
 ) -> Tensor | None:
-    """The sink's weight times grad_lse - sum(grad_out * out), over rows."""
+    """Returns the sink's weight times grad_lse - sum(grad_out * out), summed over rows."""
     if sink is None:
         return None
     exact = accumulate_dtype(out.dtype)

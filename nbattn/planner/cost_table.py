@@ -1,10 +1,11 @@
-"""What `nbattn tune` has measured: the cost table, which parts of it hold for this process, and why
-others do not.
+"""The cost table: what `nbattn tune` has measured, which parts of it are valid for this process,
+and why others are not.
 
 The table is `costs.json` in the cache directory (`nbattn.cache`), read once per process when the
-first plan is made. It never changes what is computed: its times reorder accepted candidates, its
-rates replace those of `program/device.py`. An entry counts for exactly one device model, number of
-threads, torch and nbattn; a time for exactly one request. Nothing in it can make planning fail.
+first plan is made. It never changes what is computed: its times reorder accepted candidates, and
+its rates replace those of `program/device.py`. An entry is valid for one device model, number of
+threads, torch and nbattn version; a time is valid for one request. No content of the table can make
+planning fail.
 """
 
 from __future__ import annotations
@@ -24,22 +25,22 @@ from nbattn.program.request import Request
 from nbattn.version import __version__
 
 FORMAT = 1
-_RATES, _TIMES = (1.0, 1e21), (1e-12, 1e6)  # of a table: beyond is damage; devices have some room
+_RATES, _TIMES = (1.0, 1e21), (1e-12, 1e6)  # of a table, else it is damaged; DeviceInfo allows more
 NAME = "costs.json"
-SHIPPED = Path(__file__).with_name(NAME)  # measured tables may come with the package
-# Of a request: these select among candidates or name the device, and do not change their times.
+SHIPPED = Path(__file__).with_name(NAME)  # the package may include measured tables
+# Fields of a request that select among candidates or name the device, and do not change times.
 _SELECTION = ("device", "backend", "require", "forbid")
 Times = Mapping[str, float]  # candidate → seconds
 
 
 @dataclass(frozen=True, slots=True)
 class Fingerprint:
-    """What must be the same for a measurement to hold.
+    """What must be equal for a measurement to be valid.
 
     Args:
         device: "cpu", "sm_90" …
-        model: the processor's or the GPU's own name.
-        threads: of torch on the CPU; 0 on other devices.
+        model: the name of the processor or the GPU.
+        threads: torch's threads on the CPU; 0 on other devices.
         torch, nbattn: versions.
     """
 
@@ -50,7 +51,7 @@ class Fingerprint:
     nbattn: str
 
     def other_than(self, here: Fingerprint) -> str:
-        """The fields that differ, in words; empty if none does."""
+        """Describes the fields that differ; empty if none does."""
         pairs = ((f.name, getattr(self, f.name), getattr(here, f.name)) for f in fields(self))
         return ", ".join(f"{name} {a} (here {b})" for name, a, b in pairs if a != b)
 
@@ -74,61 +75,61 @@ class Entry:
     times: Mapping[str, Times] = field(default_factory=dict[str, Times])
 
     def device(self) -> DeviceInfo:
-        """The planner's data of the device, with the measured rates.
+        """Returns the planner's data of the device, with the measured rates.
 
-        The CPU's bounds are a model that was fitted as a whole: there all rates move by the one
-        factor by which float32 products differ, so that rates alone never reorder candidates.
+        The CPU's bounds are a model that was fitted as a whole: all of its rates change by one
+        factor, the one measured for float32 products, so that rates alone never reorder candidates.
         """
-        known, rates = DEVICES[self.fingerprint.device], self.rates
+        info, rates = DEVICES[self.fingerprint.device], self.rates
         if rates is None:
-            return known
-        here = self.fingerprint
-        source = f"nbattn tune, {self.date}, {here.model}"
-        if known.kind != "cpu":
-            flops = tuple({**dict(known.flops), **dict(rates.flops)}.items())
+            return info
+        measured_on = self.fingerprint
+        source = f"nbattn tune, {self.date}, {measured_on.model}"
+        if info.kind != "cpu":
+            flops = tuple({**dict(info.flops), **dict(rates.flops)}.items())
             return replace(
-                known, flops=flops, bandwidth=rates.bandwidth, launch=rates.launch, source=source
+                info, flops=flops, bandwidth=rates.bandwidth, launch=rates.launch, source=source
             )
-        factor = dict(rates.flops)["float32"] / known.peak("float32")
+        factor = dict(rates.flops)["float32"] / info.peak("float32")
         return replace(
-            known,
-            flops=tuple((name, rate * factor) for name, rate in known.flops),
-            bandwidth=known.bandwidth * factor,
-            launch=known.launch / factor,
-            source=f"{source}, {here.threads} thread(s), float32 products",
+            info,
+            flops=tuple((name, rate * factor) for name, rate in info.flops),
+            bandwidth=info.bandwidth * factor,
+            launch=info.launch / factor,
+            source=f"{source}, {measured_on.threads} thread(s), float32 products",
         )
 
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """All entries that could be read, and what was wrong with the rest."""
+    """All entries that could be read, and the problem with the rest."""
 
     entries: tuple[Entry, ...] = ()
     problem: str = ""
 
 
 def path() -> Path | None:
-    """Where this user's table lies, whether or not it exists; None when it is switched off.
+    """Returns the path of this user's table, which may not exist; None if the cache is off.
 
     Raises:
-        CacheError: the variables name no absolute path.
+        CacheError: the environment variables do not name an absolute path.
     """
     folder = cache.directory()
     return None if folder is None else folder / NAME
 
 
 def decode(content: bytes | str) -> tuple[Entry, ...]:
-    """The entries of a table's text.
+    """Returns the entries of a table's text.
 
     Raises:
-        CacheError: it is not a table of this format, whatever it is.
+        CacheError: the text is anything but a table of this format.
     """
     try:
         raw = json.loads(content)
         if not isinstance(raw, dict) or raw.get("format") != FORMAT:
-            found = raw.get("format") if isinstance(raw, dict) else type(raw).__name__
-            raise CacheError(f"has format {found!r}, this version reads {FORMAT}")
-        return tuple(_entry(one) for one in raw["devices"])
+            actual = raw.get("format") if isinstance(raw, dict) else type(raw).__name__
+            raise CacheError(f"has format {actual!r}, this version reads {FORMAT}")
+        return tuple(_entry(entry) for entry in raw["devices"])
     except (
         ValueError,
         TypeError,
@@ -141,46 +142,46 @@ def decode(content: bytes | str) -> tuple[Entry, ...]:
 
 
 def encode(entries: tuple[Entry, ...]) -> str:
-    """The text of a table; `decode` gives the entries back."""
+    """Returns the text of a table; `decode` is the inverse."""
     devices = [
         {
-            "fingerprint": asdict(one.fingerprint),
-            "date": one.date,
+            "fingerprint": asdict(entry.fingerprint),
+            "date": entry.date,
             "rates": None
-            if one.rates is None
+            if entry.rates is None
             else {
-                "flops": dict(one.rates.flops),
-                "bandwidth": one.rates.bandwidth,
-                "launch": one.rates.launch,
+                "flops": dict(entry.rates.flops),
+                "bandwidth": entry.rates.bandwidth,
+                "launch": entry.rates.launch,
             },
             "times": [
-                {"request": json.loads(facts), "seconds": dict(times)}
-                for facts, times in one.times.items()
+                {"request": json.loads(request), "seconds": dict(times)}
+                for request, times in entry.times.items()
             ],
         }
-        for one in entries
+        for entry in entries
     ]
     return json.dumps({"format": FORMAT, "devices": devices}, indent=1) + "\n"
 
 
 def key(request: Request) -> str:
-    """What a time is kept under: everything of a request but its device and what only selects.
+    """Returns the key of a request's times: all of its fields but the device and the selection.
 
     >>> from nbattn import Mask, plan
     >>> request = plan(Mask.causal(), (1, 64, 2, 16), device="cpu").request
     >>> key(request) == key(replace(request, backend="tiled"))
     True
     """
-    facts = request.to_dict()
+    plain = request.to_dict()
     for name in _SELECTION:
-        del facts[name]
-    return json.dumps(facts, sort_keys=True)
+        del plain[name]
+    return json.dumps(plain, sort_keys=True)
 
 
 @lru_cache(1)
 def table() -> Table:
-    """The user's table and the shipped one, read once per process. Never raises; a table that
-    exists and cannot be used is warned of once.
+    """Returns the user's table and the shipped one, read once per process. It never raises; the
+    `problem` of a table that exists and cannot be used is a warning of the first `look_up`.
     """
     shipped = decode(SHIPPED.read_bytes()) if SHIPPED.exists() else ()
     where = None
@@ -196,44 +197,46 @@ def table() -> Table:
 
 
 def device(info: DeviceInfo) -> DeviceInfo:
-    """A device of the planner's data with the rates measured on this machine, where there are."""
+    """Returns a device with the rates that were measured on this machine, if there are any."""
     return _rated(info, torch_threads()) if table_names(info.name) else info
 
 
 @lru_cache(64)
 def _rated(info: DeviceInfo, threads: int) -> DeviceInfo:
-    rated = (one for one in _holding(info.name, threads)[0] if one.rates is not None)
-    return next((one.device() for one in rated), info)
+    rated = (entry for entry in _valid_entries(info.name, threads)[0] if entry.rates is not None)
+    return next((entry.device() for entry in rated), info)
 
 
 def look_up(request: Request) -> tuple[Times, str]:
-    """Measured seconds of a request's candidates, by name; and, without any, why not.
+    """Returns the measured seconds of a request's candidates, by name, or why there are none.
 
-    The reason is empty where nothing was ever measured for such a device.
+    The reason is empty if nothing was ever measured for such a device.
     """
     pending = _warnings()
-    while pending:  # taken off first, so that it is said once even where warnings are errors
+    while pending:  # removed first, so that it is shown once even if warnings are errors
         warnings.warn(f"nbattn plans without measured costs: {pending.pop()}", stacklevel=2)
     name = request.device.name
     if not table_names(name):
         return {}, table().problem
     if request.device not in _devices(name):
-        return {}, "the device's data are your own"
-    found, why = _holding(name, torch_threads())
-    if not found:
+        return {}, "the device is your own DeviceInfo"
+    entries, why = _valid_entries(name, torch_threads())
+    if not entries:
         return {}, why
-    facts = key(request)
-    times = {c: s for one in reversed(found) for c, s in one.times.get(facts, {}).items()}
-    return times, "" if times else "the cost table does not have this request"
+    of_request = key(request)
+    times = {
+        c: s for entry in reversed(entries) for c, s in entry.times.get(of_request, {}).items()
+    }
+    return times, "" if times else "the cost table has no times for this request"
 
 
 def table_names(name: str) -> bool:
-    """Whether any entry is of a device of this name."""
-    return any(one.fingerprint.device == name for one in table().entries)
+    """Whether the table has an entry for a device of this name."""
+    return any(entry.fingerprint.device == name for entry in table().entries)
 
 
 def state() -> dict[str, Any]:
-    """Where the table is and what it holds, as plain data for reports; never raises.
+    """Returns the table's path, entries and problem as plain data for reports; never raises.
 
     >>> sorted(state())
     ['devices', 'path', 'problem']
@@ -241,22 +244,24 @@ def state() -> dict[str, Any]:
     try:
         where = path()
     except CacheError:
-        where = None  # which the problem says
+        where = None  # `problem` has the error
     devices = [
-        {**asdict(one.fingerprint), "date": one.date, "requests": len(one.times)}
-        for one in table().entries
+        {**asdict(entry.fingerprint), "date": entry.date, "requests": len(entry.times)}
+        for entry in table().entries
     ]
     return {"path": where and str(where), "devices": devices, "problem": table().problem}
 
 
 def forget() -> None:
-    """Read the table again when it is needed."""
-    for kept in (table, _rated, _holding, _devices, _warnings):
-        kept.cache_clear()
+    """Clears the caches, so that the table is read again when it is needed."""
+    for cached in (table, _rated, _valid_entries, _devices, _warnings):
+        cached.cache_clear()
 
 
 def fingerprint(name: str) -> Fingerprint | None:
-    """This machine's device of that name; None where it has none, or several models of it."""
+    """Returns the fingerprint of this machine's device of that name; None if the machine has no
+    such device, or several models of it.
+    """
     import torch
 
     kind = DEVICES[name].kind if name in DEVICES else ""
@@ -276,61 +281,65 @@ def fingerprint(name: str) -> Fingerprint | None:
 
 
 def torch_threads() -> int:
-    """Threads that torch computes with on the CPU."""
+    """Returns the number of threads that torch uses on the CPU."""
     import torch
 
     return torch.get_num_threads()
 
 
 @lru_cache(64)
-def _holding(name: str, threads: int) -> tuple[tuple[Entry, ...], str]:
-    """Entries for this machine's device of that name; and, without any, why not."""
-    mine = [one for one in table().entries if one.fingerprint.device == name]
+def _valid_entries(name: str, threads: int) -> tuple[tuple[Entry, ...], str]:
+    """Returns the entries that are valid for this machine's device of that name, or why there are
+    none.
+    """
+    same_name = [entry for entry in table().entries if entry.fingerprint.device == name]
     here = fingerprint(name)
     if here is None:
-        return (), f"the cost table is of another machine's {name}"
-    found = tuple(one for one in mine if one.fingerprint == here)
-    why = "; or ".join(sorted({one.fingerprint.other_than(here) for one in mine} - {""}))
-    return found, "" if found else f"the cost table is for {why}"
+        return (), f"the cost table is for another machine's {name}"
+    valid = tuple(entry for entry in same_name if entry.fingerprint == here)
+    why = "; or ".join(sorted({entry.fingerprint.other_than(here) for entry in same_name} - {""}))
+    return valid, "" if valid else f"the cost table is for {why}"
 
 
 @lru_cache(64)
 def _devices(name: str) -> frozenset[DeviceInfo]:
-    """All data that a device of that name may have here, measured rates or not."""
-    mine = [one for one in table().entries if one.fingerprint.device == name]
-    return frozenset([DEVICES[name], *(one.device() for one in mine)])
+    """Returns all data that the planner may have of a device of that name, with and without
+    measured rates.
+    """
+    same_name = [entry for entry in table().entries if entry.fingerprint.device == name]
+    return frozenset([DEVICES[name], *(entry.device() for entry in same_name)])
 
 
 @lru_cache(1)
 def _warnings() -> list[str]:
-    """What was not said yet."""
+    """Returns the list of warnings that were not shown yet."""
     return [table().problem] * bool(table().problem)
 
 
 def _entry(raw: dict[str, Any]) -> Entry:
-    facts = raw["fingerprint"]
+    values = raw["fingerprint"]
     kinds = {"device": str, "model": str, "threads": int, "torch": str, "nbattn": str}
     for name, kind in kinds.items():
-        if type(facts[name]) is not kind:
-            raise ValueError(f"{name} is {facts[name]!r}")
-    if facts["device"] not in DEVICES:
-        raise ValueError(f"device {facts['device']!r} is not known")
+        if type(values[name]) is not kind:
+            raise ValueError(f"{name} is {values[name]!r}")
+    if values["device"] not in DEVICES:
+        raise ValueError(f"device {values['device']!r} is not known")
     return Entry(
-        Fingerprint(**{name: facts[name] for name in kinds}),
+        Fingerprint(**{name: values[name] for name in kinds}),
         str(raw["date"]),
         None if raw["rates"] is None else _rates(raw["rates"]),
         {
-            json.dumps(one["request"], sort_keys=True): {
-                str(name): _number(seconds, _TIMES) for name, seconds in one["seconds"].items()
+            json.dumps(times["request"], sort_keys=True): {
+                str(name): _number(seconds, _TIMES) for name, seconds in times["seconds"].items()
             }
-            for one in raw["times"]
+            for times in raw["times"]
         },
     )
 
 
 def _rates(raw: dict[str, Any]) -> Rates:
     flops = {str(name): _number(rate, _RATES) for name, rate in raw["flops"].items()}
-    if "float32" not in flops:  # which other dtypes fall back to
+    if "float32" not in flops:  # the rate of dtypes without one
         raise ValueError("float32 has no rate")
     return Rates(
         tuple(flops.items()),
@@ -341,7 +350,7 @@ def _rates(raw: dict[str, Any]) -> Rates:
 
 def _number(number: object, legal: tuple[float, float]) -> float:
     if isinstance(number, bool) or not isinstance(number, int | float):
-        raise TypeError(f"{number!r} is no number")
+        raise TypeError(f"{number!r} is not a number")
     if not legal[0] <= number <= legal[1]:
-        raise ValueError(f"{number!r} is not from {legal[0]:.0e} to {legal[1]:.0e}")
+        raise ValueError(f"{number!r} is not between {legal[0]:.0e} and {legal[1]:.0e}")
     return float(number)

@@ -1,4 +1,4 @@
-"""From a request to its plan: the candidates of every family, ranked; and the bounded caches."""
+"""Makes plans from requests: gathers the candidates of every family, ranks them, caches plans."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ CACHE_SIZE = 4096
 
 
 class Signature(NamedTuple):
-    """What a plan depends on, of a call or of `nbattn.plan`, in torch's terms: the key of a cache.
+    """Everything that a plan of a call or of `nbattn.plan` depends on, with torch's types: the key
+    of the cache.
 
     The shapes are `[B, *space, H, D]` and `[B, *key_space, Hk, D]`; the rest is as in `Request`.
     """
@@ -48,7 +49,7 @@ class Signature(NamedTuple):
     forbid: tuple[str, ...]
 
     def request(self) -> Request:
-        """The request, for this machine's device where none is named."""
+        """Returns the request; a device of None becomes this machine's."""
         options: dict[str, Any] = self._asdict()
         options["device"] = devices.device_info(self.device)
         return request_of(**options)
@@ -56,25 +57,25 @@ class Signature(NamedTuple):
 
 @lru_cache(CACHE_SIZE)
 def planned(signature: Signature) -> Plan:
-    """The plan of a signature, kept for the next call like it."""
+    """Returns the plan of a signature, cached for the next call like it."""
     return make(signature.request())
 
 
-# What `nbattn.known_calls` keeps of calls, which hold plans: forgotten with them.
+# The cache of `nbattn.known_calls`. It is here because it has plans and is cleared with them.
 KNOWN_CALLS: dict[tuple[object, ...], Any] = {}
 
 
 def forget() -> None:
-    """Plan anew from here on, with the cost table as it is now."""
+    """Clears all caches, so that new plans use the current cost table."""
     cost_table.forget()
     KNOWN_CALLS.clear()
-    for kept in (planned, make):
-        kept.cache_clear()
+    for cached in (planned, make):
+        cached.cache_clear()
 
 
 @lru_cache(CACHE_SIZE)
 def make(request: Request) -> Plan:
-    """The plan of a request.
+    """Makes the plan of a request.
 
     Raises:
         InputError: a name of a backend or a strategy is not known.
@@ -83,10 +84,10 @@ def make(request: Request) -> Plan:
     """
     families.check_names(request.backend, request.require, request.forbid)
     axes = request.axes()
-    found = candidates(request, axes)
-    usable, note = _timed(request, [one for one in found if not one.reasons])
+    offered = candidates(request, axes)
+    usable, note = _timed(request, [c for c in offered if not c.reasons])
     accepted = sorted(usable, key=_seconds)
-    refused = [one for one in found if one.reasons]
+    refused = [c for c in offered if c.reasons]
     if not accepted:
         raise BackendError(
             _refusals(request, refused), _fix(request), f"{request.mask!r}  {request.summary()}"
@@ -95,15 +96,15 @@ def make(request: Request) -> Plan:
 
 
 def candidates(request: Request, axes: Axes) -> list[Candidate]:
-    """Those of every family, refused ones too, with the reasons of require=, forbid= and backend=
-    added.
+    """Returns the candidates of every family, including refused ones, with the reasons of
+    require=, forbid= and backend= added.
     """
-    found = (one for family in families.FAMILIES for one in family.candidates(request, axes))
-    return [_refused(one, _asked(request, one)) for one in found]
+    offered = (c for family in families.FAMILIES for c in family.candidates(request, axes))
+    return [_refused(candidate, _not_requested(request, candidate)) for candidate in offered]
 
 
 def _refused(candidate: Candidate, reasons: list[Reason]) -> Candidate:
-    """The candidate with these reasons against it, too."""
+    """Returns the candidate with additional reasons against it."""
     if not reasons:
         return candidate
     name, strategy, traits = candidate.backend, candidate.strategy, candidate.traits
@@ -113,8 +114,8 @@ def _refused(candidate: Candidate, reasons: list[Reason]) -> Candidate:
     return Candidate(name, strategy, traits, candidate.program, candidate.cost, against)
 
 
-def _asked(request: Request, candidate: Candidate) -> list[Reason]:
-    """Reasons that the request itself gives."""
+def _not_requested(request: Request, candidate: Candidate) -> list[Reason]:
+    """Returns the reasons that follow from require=, forbid= and backend= of the request."""
     reasons: list[Reason] = []
     if request.require or request.forbid:
         has = {candidate.runner, candidate.backend, candidate.strategy, *candidate.traits}
@@ -134,23 +135,23 @@ def _asked(request: Request, candidate: Candidate) -> list[Reason]:
             return reasons
         return [why, *reasons] if candidate.program is None else [*reasons, why]
     if request.backend not in (candidate.runner, candidate.backend):
-        reasons.append(Reason("backend", f"backend={request.backend!r} was asked for"))
+        reasons.append(Reason("backend", f"backend={request.backend!r} is requested"))
     return reasons
 
 
 def _timed(request: Request, usable: list[Candidate]) -> tuple[list[Candidate], str]:
-    """Candidates with their measured times where every one has its own, and what to say if not.
+    """Returns candidates with their measured times if all of them have one, else the reason.
 
-    A time does not compare with a bound, which is a model's: one unmeasured candidate, and all are
-    ranked by their bounds.
+    A measured time is not comparable with a bound, which a model computes: if one candidate is not
+    measured, all are ranked by their bounds.
     """
     times, note = cost_table.look_up(request)
-    have = [one.name for one in usable if one.name in times]
-    if times and len(have) == len(usable):
-        return [_with_time(one, times[one.name]) for one in usable], ""
-    if have:
-        only = ", ".join(f"{name} {times[name] * 1e3:.3g} ms" for name in have)
-        note = f"times of {len(have)} of {len(usable)} candidates only: {only}"
+    measured = [candidate.name for candidate in usable if candidate.name in times]
+    if times and len(measured) == len(usable):
+        return [_with_time(candidate, times[candidate.name]) for candidate in usable], ""
+    if measured:
+        listed = ", ".join(f"{name} {times[name] * 1e3:.3g} ms" for name in measured)
+        note = f"only {len(measured)} of {len(usable)} candidates are measured: {listed}"
     return usable, note
 
 
@@ -164,19 +165,19 @@ def _seconds(candidate: Candidate) -> float:
 
 
 def _refusals(request: Request, refused: list[Candidate]) -> str:
-    """Every candidate with every reason; where a backend was asked for by name, its own."""
+    """Lists every candidate with every reason; of a requested backend only its candidates."""
     if request.backend == "auto":
-        shown = [(one, one.reasons) for one in refused]
+        shown = [(c, c.reasons) for c in refused]
     else:
-        own = [one for one in refused if one.runner == request.backend.partition(":")[0]]
-        asked = [(one, [r for r in one.reasons if r.limit != "backend"]) for one in own]
-        shown = [(one, reasons or one.reasons) for one, reasons in asked]
-    who = "no backend can" if request.backend == "auto" else f"{request.backend} cannot"
-    lines = [f"  {one.name}: {reason.text}" for one, reasons in shown for reason in reasons]
-    return "\n".join([f"{who} run this:", *lines])
+        requested = [c for c in refused if c.runner == request.backend.partition(":")[0]]
+        limits = [(c, [r for r in c.reasons if r.limit != "backend"]) for c in requested]
+        shown = [(c, reasons or c.reasons) for c, reasons in limits]
+    subject = "no backend can" if request.backend == "auto" else f"{request.backend} cannot"
+    lines = [f"  {c.name}: {reason.text}" for c, reasons in shown for reason in reasons]
+    return "\n".join([f"{subject} run this:", *lines])
 
 
 def _fix(request: Request) -> str:
     if request.require or request.forbid:
         return "relax require= or forbid=."
-    return 'backend="auto", or backend="reference", which runs whatever fits in memory densely.'
+    return 'backend="auto", or backend="reference", which needs memory for all pairs.'

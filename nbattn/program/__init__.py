@@ -1,1 +1,1 @@
-"""The vocabulary of every kernel family: devices, limits, requests, programs, costs, candidates."""
+"""The data types of every kernel family: devices, limits, requests, programs, costs, candidates."""

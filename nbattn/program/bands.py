@@ -1,7 +1,8 @@
-"""Bands of one axis, query i reading keys i - left … i + right: their rows, equality, trimming and
-cuts, in closed form.
+"""Bands of one axis, where query i attends to keys i - left … i + right: their rows, comparison,
+trimming and cuts, in closed form.
 
-Everything is top-left: query 0 stands on key 0. `None` is unlimited and negative sides are genuine.
+Bands are aligned top-left: query 0 is at key position 0. A side of None is unlimited, and a
+negative side excludes key i.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from nbattn.geometry import Ints
 
 @dataclass(frozen=True, slots=True)
 class Band:
-    """Query i reads the keys i - left … i + right of an axis.
+    """Query i attends to the keys i - left … i + right of an axis.
 
     >>> lo, hi = Band(1, 0).rows(np.arange(3), 3)
     >>> lo.tolist(), hi.tolist()
@@ -28,16 +29,16 @@ class Band:
     right: int | None = None
 
     def rows(self, query: Ints, keys: int) -> tuple[Ints, Ints]:
-        """The keys `[lo, hi)` of every query; both 0 where there are none."""
+        """Returns the keys `[lo, hi)` of every query; both are 0 for a query without keys."""
         lo = np.zeros_like(query) if self.left is None else np.maximum(query - self.left, 0)
         hi = np.full_like(query, keys)
         if self.right is not None:
             hi = np.minimum(query + self.right + 1, keys)
-        some = hi > lo
-        return np.where(some, lo, 0), np.where(some, hi, 0)
+        has_keys = hi > lo
+        return np.where(has_keys, lo, 0), np.where(has_keys, hi, 0)
 
     def moved(self, query: int, key: int) -> Band:
-        """The same keys in coordinates that start at this query and this key."""
+        """Returns the same band in coordinates that start at this query and this key."""
         shift = query - key
         return Band(
             None if self.left is None else self.left - shift,
@@ -45,7 +46,7 @@ class Band:
         )
 
     def limits(self, queries: int, keys: int) -> Band:
-        """The band without the sides that exclude nothing.
+        """Returns the band with None for every side that excludes nothing.
 
         >>> Band(2, 0).limits(3, 3)
         Band(left=None, right=0)
@@ -55,17 +56,19 @@ class Band:
         return Band(left, right)
 
     def bends(self, keys: int) -> list[int]:
-        """Queries around which a row's ends change their dependence on the query."""
+        """Returns the queries around which the ends of a row, as functions of the query, bend."""
         left, right = self.left, self.right
-        found = [] if left is None else [left, left + keys]
-        return found + ([] if right is None else [-1 - right, keys - 1 - right])
+        of_left = [] if left is None else [left, left + keys]
+        return of_left + ([] if right is None else [-1 - right, keys - 1 - right])
 
 
 FULL, CAUSAL = Band(), Band(None, 0)
 
 
 class Slice(NamedTuple):
-    """Queries `[row, row_stop)`, keys `[key, key_stop)` that a band needs, and the band there."""
+    """Queries `[row, row_stop)`, the keys `[key, key_stop)` that they need, and the band in the
+    coordinates of the slice.
+    """
 
     row: int
     row_stop: int
@@ -75,20 +78,20 @@ class Slice(NamedTuple):
 
     @property
     def rows(self) -> int:
-        """How many queries."""
+        """The number of queries."""
         return self.row_stop - self.row
 
     @property
     def keys(self) -> int:
-        """How many keys."""
+        """The number of keys."""
         return self.key_stop - self.key
 
 
 def first_difference(one: Band, other: Band, queries: int, keys: int) -> int | None:
-    """The first query that reads other keys under one band than under the other, or None.
+    """Returns the first query whose keys differ between the two bands, or None.
 
-    The ends of a row are linear in the query between the bends of both bands, so that comparing at
-    the bends and beside them compares everywhere.
+    Between the bends of both bands the ends of a row are linear in the query, so it is enough to
+    compare at the bends and next to them.
 
     >>> first_difference(Band(None, 0), Band(None, 1), 4, 2)
     0
@@ -97,18 +100,18 @@ def first_difference(one: Band, other: Band, queries: int, keys: int) -> int | N
     """
     if one.limits(queries, keys) == other.limits(queries, keys):
         return None
-    at = [0, queries - 1, *one.bends(keys), *other.bends(keys)]
-    near = {query + step for query in at for step in (-1, 0, 1)}
+    bends = [0, queries - 1, *one.bends(keys), *other.bends(keys)]
+    near = {query + step for query in bends for step in (-1, 0, 1)}
     query = np.array(sorted(q for q in near if 0 <= q < queries), dtype=np.int64)
     (lo, hi), (other_lo, other_hi) = one.rows(query, keys), other.rows(query, keys)
-    wrong = (lo != other_lo) | (hi != other_hi)
-    return int(query[wrong.argmax()]) if wrong.any() else None
+    differs = (lo != other_lo) | (hi != other_hi)
+    return int(query[differs.argmax()]) if differs.any() else None
 
 
 def trim(band: Band, queries: int, keys: int) -> Slice | None:
-    """The rows that read something and the keys that they reach; None where nothing is read.
+    """Returns the queries that have keys and the keys that they attend to; None without any pair.
 
-    Of such a slice both bottom-right sides are 0 or more: what every Flash can be told.
+    Both bottom-right sides of such a slice are 0 or more, which every Flash version supports.
 
     >>> trim(Band(1, -3), 8, 4) is None
     True
@@ -130,23 +133,30 @@ def trim(band: Band, queries: int, keys: int) -> Slice | None:
 
 
 def split_points(band: Band, keys: int) -> list[tuple[int, ...]]:
-    """Where the rows of a trimmed band may be cut so that each part needs less: fewest cuts first.
+    """Returns the rows at which a trimmed band may be cut so that each part needs fewer sides:
+    the fewest cuts first.
 
-    From row `keys - right` on the right side excludes nothing, up to row `left` the left side.
+    The right side excludes nothing from row `keys - right` on, the left side up to row `left`.
     """
-    rise = [] if band.right is None else [keys - band.right]
-    fall = [] if band.left is None else [band.left]
-    both = tuple(sorted({*rise, *fall}))
-    return [*((at,) for at in (*rise, *fall)), both] if len(both) > 1 else [(at,) for at in both]
+    of_right = [] if band.right is None else [keys - band.right]
+    of_left = [] if band.left is None else [band.left]
+    both = tuple(sorted({*of_right, *of_left}))
+    return (
+        [*((row,) for row in (*of_right, *of_left)), both]
+        if len(both) > 1
+        else [(row,) for row in both]
+    )
 
 
 def sliced(band: Band, rows: int, keys: int, at: tuple[int, ...]) -> list[Slice]:
-    """The band as trimmed slices of neighbouring rows, with the sides that exclude something."""
-    inside = sorted({0, rows, *(a for a in at if 0 < a < rows)})
+    """Cuts the band before the rows `at` into trimmed slices; each has only the sides that
+    exclude something.
+    """
+    edges = sorted({0, rows, *(row for row in at if 0 < row < rows)})
     parts: list[Slice] = []
-    for start, stop in pairwise(inside):
-        found = trim(band.moved(start, 0).limits(stop - start, keys), stop - start, keys)
-        if found is not None:
-            limits = found.band.limits(found.rows, found.keys)
-            parts.append(Slice(start + found.row, start + found.row_stop, *found[2:4], limits))
+    for start, stop in pairwise(edges):
+        part = trim(band.moved(start, 0).limits(stop - start, keys), stop - start, keys)
+        if part is not None:
+            limits = part.band.limits(part.rows, part.keys)
+            parts.append(Slice(start + part.row, start + part.row_stop, *part[2:4], limits))
     return parts

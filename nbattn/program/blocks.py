@@ -1,4 +1,4 @@
-"""The blocks that a kernel computes: what `plan.schedule()` lists."""
+"""The blocks that a kernel computes, as `plan.schedule()` lists them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Block:
 
     Args:
         queries: one range of positions per axis.
-        keys: boxes of one range per axis; several where windows wrap or a prefix stands apart.
+        keys: boxes of one range per axis; several where windows wrap or leave a gap after a prefix.
         full: whether every query attends to every key of the block.
     """
 
@@ -28,19 +28,19 @@ class Block:
 
 
 def range_of(run: Run, step: int) -> range:
-    """A run (start, count) of positions `step` apart."""
+    """Returns a run (start, count) of positions `step` apart as a range."""
     return range(run[0], run[0] + run[1] * step, step)
 
 
 def ranges_of(positions: Ints, step: int) -> list[range]:
-    """Positions `step` apart as ranges: one, or two where they wrap around the end of the axis."""
+    """Returns positions `step` apart as ranges: one, or two if they wrap around the axis end."""
     ends = np.flatnonzero(np.diff(positions) != step) + 1
     parts = np.split(positions, ends.tolist())
     return [range(int(part[0]), int(part[-1]) + 1, step) for part in parts]
 
 
 def blocks_of_groups(query: View, key: View, *, full: bool) -> Iterator[Block]:
-    """One block for every combination of a view's groups."""
+    """Yields one block for every combination of a view's groups."""
     for groups in product(*(range(axis.groups) for axis in query.axes)):
         queries, keys = (
             tuple(

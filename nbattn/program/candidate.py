@@ -17,12 +17,12 @@ class Candidate:
     """One way to run a request.
 
     Args:
-        backend: who runs it; with its provider where it has several, "flash:aten".
-        strategy: what it does, a name of its family's strategies.
-        traits: the rewrites it takes besides.
-        program: its calls, or None where it cannot say the mask.
+        backend: the backend that runs it, with its provider if it has several: "flash:aten".
+        strategy: the name of what it does, one of its family's strategies.
+        traits: the rewrites that it uses in addition.
+        program: its calls, or None if they cannot express the mask.
         cost: its work and bound, or None without a program.
-        reasons: why it is refused; empty when it is not.
+        reasons: why it is refused; empty if it is accepted.
     """
 
     backend: str
@@ -43,7 +43,7 @@ class Candidate:
         return "/".join([self.backend, "+".join([self.strategy, *self.traits])])
 
     def work(self) -> str:
-        """What an accepted candidate does, in words: kernel arguments, computed scores, calls."""
+        """Describes the work of an accepted candidate: arguments, computed scores, calls."""
         assert self.cost is not None
         assert self.program is not None
         arguments = sorted({call.arguments.describe() for call in self.program.calls})
@@ -65,7 +65,7 @@ class Candidate:
 
 
 def short_count(number: int) -> str:
-    """A count in three digits and a letter.
+    """Returns a count as text of three digits and a letter.
 
     >>> short_count(812), short_count(5_880_000), short_count(10**12)
     ('812', '5.88M', '1T')
@@ -82,5 +82,7 @@ def short_count(number: int) -> str:
 def refused(
     backend: str, strategy: str, *reasons: Reason, traits: tuple[str, ...] = ()
 ) -> Candidate:
-    """A candidate without a program: one object for the same reasons, for most plans hold it."""
+    """Returns a candidate without a program: the same object for the same reasons, since most
+    plans contain it.
+    """
     return Candidate(backend, strategy, traits, None, None, reasons)

@@ -1,9 +1,9 @@
-"""What a candidate costs: work counted in closed form, and the one number that candidates are
-ranked by.
+"""The cost of a candidate: its work, counted in closed form, and the one number that ranks
+candidates.
 
-Ranked by the measured time where one is known, else by a bound: max(flops / rate, bytes /
+That number is the measured time if there is one, else a bound: max(flops / rate, bytes /
 bandwidth) + copies / bandwidth + calls x launch, with the rates of `program/device.py`. On the CPU
-the engine's bound is the fitted model of `backends/tiled/meaning.py`.
+the tiled engine's bound is the fitted model of `backends/tiled/costs.py`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from nbattn.program.program import View
 from nbattn.program.request import Request
 
 ITEMSIZE = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
-BACKWARD_FLOPS = 2.5  # five products of the size of the forward's two
+BACKWARD_FLOPS = 2.5  # times the forward's: five matrix products instead of two
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,12 +25,12 @@ class Cost:
 
     Args:
         useful_pairs: (query, key) pairs that the mask allows, over batch and heads.
-        computed_pairs: pairs that the kernels compute, forward.
-        backward_pairs: pairs that they compute in the backward; 0 where none follows.
-        flops: of the visited pairs, forward and backward.
-        bytes: moved at least: inputs and outputs once, copies twice.
+        computed_pairs: pairs that the kernels compute in the forward.
+        backward_pairs: pairs that they compute in the backward; 0 without a backward.
+        flops: of the computed pairs, forward and backward.
+        bytes: the least that is moved: inputs and outputs once, copies twice.
         calls: kernel launches.
-        bound: seconds no run can beat, by this model; never a measured time.
+        bound: the fewest seconds that this model allows; never a measured time.
         measured: seconds on this device, or None.
     """
 
@@ -45,17 +45,17 @@ class Cost:
 
     @property
     def seconds(self) -> float:
-        """The number that ranks: measured, else the bound."""
+        """The number that ranks candidates: the measured time, else the bound."""
         return self.bound if self.measured is None else self.measured
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data, rounded so that it prints the same everywhere."""
+        """Returns plain data, rounded so that it prints the same on every machine."""
         plain = asdict(self)
         return {name: float(f"{x:.4g}") if isinstance(x, float) else x for name, x in plain.items()}
 
 
 def tensor_bytes(request: Request) -> int:
-    """Bytes of q, k, v and the output, once."""
+    """Returns the bytes of q, k, v and the output, each counted once."""
     query = request.query_count * request.heads * (request.head_dim + request.value_dim)
     key = (
         (request.key_count + request.extra_keys)
@@ -76,10 +76,10 @@ def roofline(
     rate: float | None = None,
     backward_calls: int | None = None,
 ) -> Cost:
-    """The cost of work at a device's rates.
+    """Returns the cost of work at a device's rates.
 
     Args:
-        useful, computed: pairs per (batch, head), extra keys not counted.
+        useful, computed: pairs per (batch, head), without those of extra keys.
         calls: kernel launches, forward.
         backward: computed pairs of the backward; default: those of the forward.
         copied: bytes of copies.
@@ -111,13 +111,15 @@ def roofline(
 
 
 def one_call(request: Request, useful: int, visited: int) -> Cost:
-    """The cost of one call of another library's kernel on whole tensors."""
+    """Returns the cost of one call of another library's kernel on whole tensors."""
     rate = sdpa_rate(request)
     return roofline(request, useful=useful, computed=visited, calls=1, rate=rate)
 
 
 def sdpa_rate(request: Request) -> float | None:
-    """The rate of torch's dense attention; its CPU kernel is slower with small heads."""
+    """Returns the FLOP/s of torch's dense attention on the CPU, where its kernel is slower with
+    small heads; None on other devices.
+    """
     if request.device.kind != "cpu":
         return None
     dims = request.head_dim + request.value_dim
@@ -125,13 +127,13 @@ def sdpa_rate(request: Request) -> float | None:
 
 
 def cpu_speed(request: Request) -> float:
-    """How much faster the request's CPU is than the one that the models were fitted on."""
+    """Returns the speed of the request's CPU relative to the CPU that the models were fitted on."""
     return request.device.peak("float32") / DEVICES["cpu"].peak("float32")
 
 
 def copies(request: Request, view: View) -> bool:
-    """Whether folding this view copies: groups that merge neither into heads nor, for one sample,
-    into batch.
+    """Whether folding this view copies memory: its groups merge neither into heads nor, for one
+    sample, into batch.
     """
     folded = [axis for axis in view.axes if axis.groups > 1]
     if not folded:

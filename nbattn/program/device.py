@@ -1,5 +1,5 @@
-"""What the planner knows of a device: rates and limits as data, with their source. No device is
-needed to plan for it.
+"""The planner's data of a device: its rates, with their source. A plan for a device can be made
+without that device.
 """
 
 from __future__ import annotations
@@ -10,21 +10,22 @@ from typing import Any, cast
 
 from nbattn.errors import InputError, kind
 
-ASSUMED = ("cupy",)  # by the named GPUs: CuPy and NVRTC, which pip can install on every machine
-RATES = (1e-3, 1e24)  # of a device, a second: what is beyond is a mistake, and costs would overflow
+# Packages of the named GPUs: CuPy and NVRTC, which pip can install on every machine.
+ASSUMED = ("cupy",)
+RATES = (1e-3, 1e24)  # of a device, per second: others are mistakes and make costs overflow
 LONGEST = 1e6  # seconds
-# The forward rate of kernels with Ampere's tensor-core instructions on sm_90, against that of
-# kernels with Hopper's: Flash 2 and 3, published for D=128, full, 16k, fp16.
+# The forward rate on sm_90 of kernels with Ampere's tensor-core instructions, divided by that of
+# kernels with Hopper's: Flash 2 and 3, published for D=128, no mask, length 16k, fp16.
 AMPERE_SHARE = 370 / 648
 _CPU = "one core of an AMD EPYC (Zen 4), torch 2.13, benchmarks/results"
 
 
 @dataclass(frozen=True, slots=True)
 class DeviceInfo:
-    """A device as the planner sees it.
+    """The planner's data of one device.
 
     Args:
-        name: "cpu", "sm_90" …; what `device=` accepts.
+        name: "cpu", "sm_90" …, as `device=` accepts it.
         kind: the torch device type.
         flops: dense matmul rate per dtype in FLOP/s, as pairs so that the value hashes.
         bandwidth: bytes per second, read plus written.
@@ -48,8 +49,8 @@ class DeviceInfo:
                 raise InputError(f"{name}={_short(text)} is {kind(text)}.", f'{name}="mine".')
         if not _are_pairs(self.flops):
             raise InputError(
-                f"flops={_short(self.flops)} are no pairs of a dtype and its rate, float32 among "
-                "them.",
+                f"flops={_short(self.flops)} is not a tuple of pairs of a dtype and its rate that "
+                "includes float32.",
                 'flops=(("float32", 1e12), ("bfloat16", 1e13)).',
             )
         low, high = RATES
@@ -58,36 +59,36 @@ class DeviceInfo:
                 alone = name == "bandwidth"
                 raise InputError(
                     f"{name if alone else f'the rate of {name}'} is {_short(rate)}, which is not "
-                    f"from {low:.0e} to {high:.0e} a second.",
+                    f"between {low:.0e} and {high:.0e} per second.",
                     "bandwidth=1e11." if alone else f'flops=(("{name}", 1e12), …).',
                 )
         if not is_between(self.launch, 0.0, LONGEST):
             raise InputError(
-                f"launch={_short(self.launch)} is no time from 0 to {LONGEST:.0e} seconds.",
+                f"launch={_short(self.launch)} is not a time from 0 to {LONGEST:.0e} seconds.",
                 "launch=5e-6.",
             )
         if not isinstance(self.providers, tuple) or any(
             not isinstance(name, str) for name in self.providers
         ):
             raise InputError(
-                f"providers={_short(self.providers)} is no tuple of names.",
+                f"providers={_short(self.providers)} is not a tuple of names.",
                 'providers=("natten",).',
             )
 
     @property
     def capability(self) -> int | None:
-        """The compute capability, 90 for sm_90; None for devices under names of their own."""
+        """The compute capability, 90 for sm_90; None for devices with other names."""
         digits = self.name.removeprefix("sm_")
         return int(digits) if digits != self.name and digits.isdigit() else None
 
     def peak(self, dtype: str) -> float:
-        """FLOP/s for a dtype; one that has no rate of its own counts as float32."""
+        """Returns the FLOP/s for a dtype; a dtype without a rate has that of float32."""
         rates = dict(self.flops)
         return rates.get(dtype, rates["float32"])
 
 
 def is_between(number: object, low: float, high: float) -> bool:
-    """Whether it is a number from low to high."""
+    """Whether `number` is a number from low to high."""
     if isinstance(number, bool) or not isinstance(number, int | float):
         return False
     return low <= number <= high
@@ -142,7 +143,7 @@ DEVICES: Mapping[str, DeviceInfo] = {
 
 
 def named(name: str) -> DeviceInfo:
-    """The device data of a name.
+    """Returns the device data of a name.
 
     >>> named("sm_90").kind
     'cuda'
@@ -153,20 +154,20 @@ def named(name: str) -> DeviceInfo:
 
 
 def known() -> str:
-    """What may stand for a device, for messages."""
+    """Returns the values that `device=` accepts, for messages."""
     return f"one of {', '.join(map(repr, DEVICES))}, a torch.device, or your own DeviceInfo."
 
 
 def cuda(major: int, minor: int) -> DeviceInfo:
-    """The device data for a compute capability: its own entry, or the nearest older one."""
+    """Returns the device data for a compute capability: its own entry, or the nearest older one."""
     capability = 10 * major + minor
-    known = {int(name[3:]): device for name, device in DEVICES.items() if name.startswith("sm_")}
-    older = [number for number in known if number <= capability]
-    return known[max(older)] if older else known[min(known)]
+    entries = {int(name[3:]): device for name, device in DEVICES.items() if name.startswith("sm_")}
+    older = [number for number in entries if number <= capability]
+    return entries[max(older)] if older else entries[min(entries)]
 
 
 def other(kind: str) -> DeviceInfo:
-    """A device without data (mps, xpu, …): the CPU's rates stand in, which the source says."""
+    """Returns a device of a type without data (mps, xpu, …): it has the CPU's rates."""
     return DeviceInfo(
         kind, kind, DEVICES["cpu"].flops, DEVICES["cpu"].bandwidth, 2e-5, "no data; the CPU's rates"
     )

@@ -12,14 +12,16 @@ GRID = 65_535  # blocks in the second and in the third dimension of a CUDA grid
 
 
 class Reason(NamedTuple):
-    """Why a candidate was refused: which limit, and the sentence."""
+    """Why a candidate is refused: the name of the limit, and a sentence."""
 
     limit: str
     text: str
 
 
 def whole_axes(axes: Axes) -> list[Reason]:
-    """Why a kernel that takes whole axes cannot compute a part of one."""
+    """Returns the reasons against a kernel that supports only whole axes: one for every axis of
+    which the tensors contain a part.
+    """
     return [
         Reason("held", f"takes whole axes; the tensors hold a part of axis {number}")
         for number, axis in enumerate(axes)
@@ -28,7 +30,9 @@ def whole_axes(axes: Axes) -> list[Reason]:
 
 
 def over_grid(samples: int, heads: int, most: int = GRID) -> Reason | None:
-    """Why a call of so many samples and heads, each a dimension of the grid, cannot be launched."""
+    """Returns the reason against a call whose samples or heads, each a dimension of the grid,
+    exceed it; None if it can be launched.
+    """
     for name, size in (("samples", samples), ("heads", heads)):
         if size > most:
             return Reason("grid", f"{size} {name} after folding are over the grid of {most}")
@@ -37,18 +41,18 @@ def over_grid(samples: int, heads: int, most: int = GRID) -> Reason | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """What a backend cannot do, each field one limit.
+    """The limits of a backend, one per field.
 
     Args:
         name: the backend.
-        kinds: torch device types; empty is any.
-        dtypes: by name.
-        softcap, key_range, value_dim: whether it takes them (value_dim: a value size other than
+        kinds: the torch device types that it supports; empty means any.
+        dtypes: the names of the dtypes that it supports.
+        softcap, key_range, value_dim: whether it supports them (value_dim: a value size other than
             head_dim).
-        lse: whether it returns a logsumexp, which sinks and extra keys need too.
+        lse: whether it returns a logsumexp, which sinks and extra keys need, too.
         lse_gradient: whether its backward uses a gradient of the logsumexp.
-        deterministic: whether its bits repeat.
-        grid: the most samples and the most heads, each after folding; 0 is any.
+        deterministic: whether its backward is deterministic.
+        grid: the maximum of samples and of heads, each after folding; 0 means no maximum.
     """
 
     name: str
@@ -63,29 +67,29 @@ class Limits:
     grid: int = 0
 
     def reasons(self, needs: Needs) -> list[Reason]:
-        """Every limit that a request breaks, whatever its lengths."""
-        found: list[Reason] = []
+        """Returns a reason for every limit that a request exceeds; lengths are not checked."""
+        exceeded: list[Reason] = []
         if self.kinds and needs.device.kind not in self.kinds:
-            found.append(
+            exceeded.append(
                 Reason("device", f"runs on {', '.join(self.kinds)}, not on {needs.device.name}")
             )
         if needs.dtype not in self.dtypes:
-            found.append(Reason("dtype", f"takes {', '.join(self.dtypes)}, not {needs.dtype}"))
+            exceeded.append(Reason("dtype", f"takes {', '.join(self.dtypes)}, not {needs.dtype}"))
         if needs.softcap and not self.softcap:
-            found.append(Reason("softcap", "has no softcap"))
+            exceeded.append(Reason("softcap", "has no softcap"))
         if needs.key_range and not self.key_range:
-            found.append(Reason("key_range", "has no key_range"))
+            exceeded.append(Reason("key_range", "has no key_range"))
         if needs.value_dim != needs.head_dim and not self.value_dim:
             text = f"needs value_dim = head_dim, not {needs.value_dim} and {needs.head_dim}"
-            found.append(Reason("value_dim", text))
+            exceeded.append(Reason("value_dim", text))
         if not self.lse and (needs.return_lse or needs.sink or needs.extra_keys):
-            found.append(
+            exceeded.append(
                 Reason("lse", "returns no logsumexp, which return_lse, sink and extra keys need")
             )
         if needs.training and needs.return_lse and not self.lse_gradient:
-            found.append(
+            exceeded.append(
                 Reason("lse_gradient", "its backward cannot use a gradient of the logsumexp")
             )
         if needs.deterministic and needs.training and not self.deterministic:
-            found.append(Reason("deterministic", "its backward does not repeat bit by bit"))
-        return found
+            exceeded.append(Reason("deterministic", "its backward is not deterministic"))
+        return exceeded

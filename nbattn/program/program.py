@@ -1,8 +1,8 @@
-"""Programs: a mask as calls of kernels on affine views of q, k and v. Data, and the one code that
-applies views.
+"""Programs: a mask as kernel calls on affine views of q, k and v, and the only code that applies
+views.
 
 A view cuts every axis into groups of evenly spaced positions and moves the groups into batch or
-heads. Tensors and the index grids that prove a program go through the same functions.
+heads. Proofs apply the same functions to grids of indices.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Value = TypeVar("Value")
 class AxisView:
     """Positions `start + group_step * g + step * t` of one axis, for g < groups and t < length.
 
-    Positions are those of the tensors: 0 is the first one that they hold.
+    Positions are those of the tensors: 0 is the first one that they contain.
 
     >>> AxisView(0, 3, step=2, groups=2, group_step=1).positions().tolist()
     [[0, 2, 4], [1, 3, 5]]
@@ -45,18 +45,17 @@ class AxisView:
     into: Literal["batch", "heads"] = "batch"
 
     def positions(self) -> Ints:
-        """The positions as `[groups, length]`."""
+        """Returns the positions as `[groups, length]`."""
         group, t = np.arange(self.groups)[:, None], np.arange(self.length)
         return self.start + self.group_step * group + self.step * t
 
     def part(self, first: int, length: int) -> AxisView:
-        """A run of the positions of every group."""
+        """Returns the view with only `length` positions of every group, from `first` on."""
         start = self.start + self.step * first
         return AxisView(start, length, self.step, self.groups, self.group_step, self.into)
 
     def apart(self) -> int:
-        """Of how many neighbouring groups each has positions of its own: groups that overlap lie at
-        least so many apart.
+        """Returns a number n so that groups g and g + n, g + 2n, … share no position.
 
         >>> AxisView(0, 5, groups=4, group_step=2).apart()
         3
@@ -70,8 +69,8 @@ class AxisView:
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """Views of every axis: `[B, *space, H, D]` becomes `[B', *lengths, H', D]`, groups before the
-    old B and H.
+    """Views of every axis: `[B, *space, H, D]` becomes `[B', *lengths, H', D]`, where B' = B times
+    the groups in batch, and H' = the groups in heads times H.
     """
 
     axes: tuple[AxisView, ...]
@@ -85,17 +84,17 @@ class View:
 
     @property
     def lengths(self) -> tuple[int, ...]:
-        """Positions of every axis in a group."""
+        """The length of every axis in a group."""
         return tuple(axis.length for axis in self.axes)
 
     @property
     def count(self) -> int:
-        """Positions per group."""
+        """The number of positions per group."""
         return math.prod([axis.length for axis in self.axes])
 
     @property
     def groups(self) -> int:
-        """How many groups there are."""
+        """The number of groups."""
         return math.prod([axis.groups for axis in self.axes])
 
     @property
@@ -104,23 +103,21 @@ class View:
         return self.groups == 1 and all(axis.step == 1 for axis in self.axes)
 
     def covers(self, space: Sequence[int]) -> bool:
-        """Whether the view is all of such a space, in order."""
-        return self._covered == tuple(space)  # every call asks
+        """Whether the view covers every position of a space, in order."""
+        return self._covered == tuple(space)  # computed once, since every call needs it
 
     def with_part(self, number: int, some: slice) -> View:
-        """The view with a run of the positions of one axis, which may be longer than it was."""
+        """Returns the view with the positions `some` of one axis, which may exceed its length."""
         part = self.axes[number].part(some.start, some.stop - some.start)
         return View((*self.axes[:number], part, *self.axes[number + 1 :]))
 
     def batch_and_heads(self, batch: int, heads: int) -> tuple[int, int]:
-        """How many samples and heads a call sees, once the groups have joined them."""
+        """Returns the numbers of samples and heads of a call, including the groups."""
         into_batch = math.prod(axis.groups for axis in self.axes if axis.into == "batch")
         return batch * into_batch, heads * (self.groups // max(into_batch, 1))
 
     def spread(self, tensor: Tensor) -> Tensor:
-        """A view of the tensor as `[B, *batch groups, *lengths, *head groups, H, D]`: never a
-        copy.
-        """
+        """Returns a view of the tensor, `[B, *batch groups, *lengths, *head groups, H, D]`."""
         rank = len(self.axes)
         strides, sizes = tensor.stride(), tensor.shape
         size, stride, offset = [sizes[0]], [strides[0]], tensor.storage_offset()
@@ -140,7 +137,10 @@ class View:
         return whole.permute(0, *batch, *range(2, 2 + 2 * rank, 2), *heads, *tail)
 
     def add(self, total: Tensor, part: Tensor) -> None:
-        """Add what `folded` would give back into the tensor; where groups overlap, run by run."""
+        """Adds `part`, of the shape that `folded` returns, to the positions of the view in `total`.
+
+        Groups that overlap are added one after another.
+        """
         for number, axis in enumerate(self.axes):
             runs = axis.apart()
             if runs > 1:
@@ -150,7 +150,7 @@ class View:
         spread.add_(part.reshape(spread.shape))
 
     def _add_in_runs(self, total: Tensor, part: Tensor, number: int, runs: int) -> None:
-        """Add every `runs`-th group of one axis at a time."""
+        """Adds every `runs`-th group of one axis at a time, so that none of them overlap."""
         axis = self.axes[number]
         batch = [n for n, a in enumerate(self.axes) if a.into == "batch"]
         heads = [n for n, a in enumerate(self.axes) if a.into == "heads"]
@@ -158,19 +158,19 @@ class View:
         at = order.index(number) + (len(self.axes) if axis.into == "heads" else 0)
         whole = part.reshape(self.spread(total).shape)
         for first in range(min(runs, axis.groups)):
-            some = replace(
+            subset = replace(
                 axis,
                 start=axis.start + first * axis.group_step,
                 groups=-(-(axis.groups - first) // runs),
                 group_step=axis.group_step * runs,
             )
-            view = View((*self.axes[:number], some, *self.axes[number + 1 :]))
+            view = View((*self.axes[:number], subset, *self.axes[number + 1 :]))
             rows = [slice(None)] * at + [slice(first, None, runs)]
             view.add(total, whole[tuple(rows)])
 
     def folded(self, tensor: Tensor) -> Tensor:
-        """The tensor as `[B', *lengths, H', D]`; a copy only where groups do not merge into batch
-        or heads.
+        """Returns the tensor as `[B', *lengths, H', D]`, copied only if groups do not merge into
+        batch or heads.
         """
         if self.covers(tensor.shape[1 : 1 + len(self.axes)]):
             return tensor
@@ -178,13 +178,13 @@ class View:
         return self.spread(tensor).reshape(batch, *self.lengths, *tail)
 
     def rows_of(self, tensor: Tensor) -> Tensor | None:
-        """The positions of the view as `[B', N, H', D]` in the tensor's own memory, to be written;
-        None where groups or axes do not merge without a copy.
+        """Returns the positions of the view as `[B', N, H', D]` in the tensor's memory, so that
+        kernels can write there; None if groups or axes do not merge without a copy.
         """
         batch, *tail = self._folded_sizes(tensor)
         try:
             return self.spread(tensor).view(batch, self.count, *tail)
-        except RuntimeError:  # torch's answer to strides that do not merge
+        except RuntimeError:  # torch raises it if strides do not merge
             return None
 
     def _folded_sizes(self, tensor: Tensor) -> tuple[int, ...]:
@@ -195,7 +195,7 @@ class View:
 
 
 class ByIdentity(Generic[Value]):
-    """A value that is a key by its identity, which costs a tenth of hashing what is in it."""
+    """Wraps a value that caches compare by identity, at a tenth of the cost of hashing it."""
 
     __slots__ = ("value",)
 
@@ -210,32 +210,32 @@ class ByIdentity(Generic[Value]):
 
 
 class CallArguments(Protocol):
-    """The arguments of one kernel call, with their meaning."""
+    """The arguments of one kernel call, and the mask that the kernel computes with them."""
 
     def rows(self, number: int, queries: int, keys: int) -> tuple[Ints, Ints, int]:
-        """Per query of one axis the keys it reads: starts `[queries, 2]`, counts `[queries, 2]`,
-        step.
+        """Returns the keys that every query of one axis attends to, as two runs: starts
+        `[queries, 2]`, counts `[queries, 2]`, step.
         """
         ...
 
     def allowed(self, queries: tuple[int, ...], keys: tuple[int, ...]) -> NDArray[np.bool_]:
-        """The call's meaning on its own lengths, as a bool matrix."""
+        """Returns the call's mask at its own lengths, as a bool matrix."""
         ...
 
     def blocks(self, request: Request, call: Call, *, backward: bool) -> Iterator[Block]:
-        """The blocks that the kernel computes in this call."""
+        """Yields the blocks that the kernel computes in this call."""
         ...
 
     def describe(self) -> str:
-        """The arguments in a few words."""
+        """Describes the arguments in a few words."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One kernel call: views of queries and keys, and what the kernel is told.
+    """One kernel call: views of queries and keys, and the kernel's arguments.
 
-    With `joins`, its rows merge by logsumexp into what earlier calls gave the same queries.
+    With `joins`, its rows are merged by logsumexp into those of earlier calls for the same queries.
     """
 
     query: View
@@ -246,14 +246,15 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """Calls that write disjoint rows, or join over other keys; rows in no call read nothing. Extra
-    keys and sinks join by logsumexp, too.
+    """Calls that write disjoint rows, or that join the rows of earlier calls with other keys.
+
+    A query in no call has no keys. Extra keys and sinks are merged by logsumexp, too.
     """
 
     calls: tuple[Call, ...]
 
     def writes_all(self, space: Sequence[int]) -> bool:
-        """Whether calls that do not join write every row of a space."""
+        """Whether the calls without `joins` write every row of a space."""
         rows = (call.query.groups * call.query.count for call in self.calls if not call.joins)
         return sum(rows) == math.prod(space)
 
@@ -272,7 +273,7 @@ class Program:
 
 @lru_cache(64)
 def whole(space: tuple[int, ...]) -> View:
-    """The view that is the tensor itself."""
+    """Returns the view of whole tensors."""
     return View(tuple(AxisView(0, length) for length in space))
 
 

@@ -1,4 +1,4 @@
-"""Everything that decides a plan, as one frozen value."""
+"""The request: everything that determines a plan, as one frozen value."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ DTYPES = ("float16", "bfloat16", "float32", "float64")
 
 
 class Needs(NamedTuple):
-    """What of a request a kernel's limits look at: all but the mask, its lengths and the choice."""
+    """What a kernel's limits check of a request: all but the mask, its lengths and the choice."""
 
     device: DeviceInfo
     dtype: str
@@ -34,23 +34,23 @@ class Needs(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """What a plan is for: shapes, dtype, device, and what the call needs.
+    """What a plan is made for: mask, shapes, dtype, device, and what the call needs.
 
     Args:
         mask: the mask.
         batch, query_space, key_space, heads, kv_heads, head_dim, value_dim: the shapes
             `[batch, *query_space, heads, head_dim]` and `[batch, *key_space, kv_heads, …]`.
-        dtype: by name, "bfloat16".
-        device: its data.
+        dtype: its name, "bfloat16".
+        device: the planner's data of the device.
         layout: "contiguous", "packed" (q, k, v are views of one tensor) or "strided".
-        training: a backward pass follows.
-        deterministic: the same bits every time.
-        return_lse: the logsumexp is an output.
-        extra_keys: how many keys every query reads besides the mask's.
+        training: whether a backward pass follows.
+        deterministic: whether every run must return the same bits.
+        return_lse: whether the logsumexp is an output.
+        extra_keys: the number of keys that every query attends to in addition to the mask's.
         softcap, sink, key_range: whether the call has them.
         backend: a name of `backends.families.BACKENDS`, which the planner checks.
         require, forbid: strategies or backends that the plan must or must not use.
-        held: per axis, which part of it the tensors hold; empty where they hold all of it.
+        held: per axis, the part of it that the tensors contain; empty if they contain all of it.
     """
 
     mask: Mask
@@ -75,8 +75,8 @@ class Request:
     require: tuple[str, ...] = ()
     forbid: tuple[str, ...] = ()
     held: tuple[Held, ...] = ()
-    # Counted once, for every candidate asks: query heads per key head, queries and keys of a sample
-    # and head, and what limits look at.
+    # Computed once, since every candidate needs them: query heads per key head, queries and keys of
+    # a sample and head, and what limits check.
     group: int = field(init=False, repr=False, compare=False)
     query_count: int = field(init=False, repr=False, compare=False)
     key_count: int = field(init=False, repr=False, compare=False)
@@ -89,14 +89,14 @@ class Request:
                     f"{name}={getattr(self, name)!r} is not known.",
                     f"one of {', '.join(map(repr, names))}.",
                 )
-        keep = object.__setattr__
-        keep(self, "group", self.heads // self.kv_heads)
-        keep(self, "query_count", math.prod(self.query_space))
-        keep(self, "key_count", math.prod(self.key_space))
-        keep(self, "needs", Needs(*(getattr(self, name) for name in Needs._fields)))
+        assign = object.__setattr__
+        assign(self, "group", self.heads // self.kv_heads)
+        assign(self, "query_count", math.prod(self.query_space))
+        assign(self, "key_count", math.prod(self.key_space))
+        assign(self, "needs", Needs(*(getattr(self, name) for name in Needs._fields)))
 
     def axes(self) -> Axes:
-        """The mask's axes at the request's lengths.
+        """Returns the mask's axes at the request's lengths.
 
         Raises:
             MaskError: the mask does not fit them.
@@ -104,7 +104,7 @@ class Request:
         return bind(self.mask, self.query_space, self.key_space, self.held)
 
     def summary(self) -> str:
-        """The request in one line, as errors and `explain()` show it."""
+        """Describes the request in one line, for errors and `explain()`."""
         query = [self.batch, *self.query_space, self.heads, self.head_dim]
         key = [self.batch, *self.key_space, self.kv_heads, self.head_dim]
         flags = [f.name for f in fields(self) if f.init and getattr(self, f.name) is True]
@@ -117,25 +117,23 @@ class Request:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON; the device by name."""
+        """Returns plain data for JSON, with the device's name."""
         plain = {f.name: getattr(self, f.name) for f in fields(self) if f.init}
         listed = {name: list(value) for name, value in plain.items() if isinstance(value, tuple)}
-        if not self.held:  # tensors of whole axes have no such entry
+        if not self.held:  # a request for whole axes has no such entry
             del plain["held"], listed["held"]
         return {**plain, **listed, "mask": repr(self.mask), "device": self.device.name}
 
 
 def dtype_name(dtype: object) -> str:
-    """A torch dtype, or its name, as requests name it.
+    """Returns the name of a torch dtype, or checks a name.
 
     >>> dtype_name("torch.bfloat16")
     'bfloat16'
     """
     name = str(dtype).removeprefix("torch.")
     if name not in DTYPES:
-        raise InputError(
-            f"dtype={name} is not one that attention runs in.", f"one of {', '.join(DTYPES)}."
-        )
+        raise InputError(f"dtype={name} is not supported.", f"one of {', '.join(DTYPES)}.")
     return name
 
 
@@ -147,12 +145,12 @@ def request_of(
     dtype: object,
     **options: Any,
 ) -> Request:
-    """The request of shapes `[B, *space, H, D]` and `[B, *key_space, Hk, D]`: the one place where
-    requests come from shapes.
+    """Builds the request of shapes `[B, *space, H, D]` and `[B, *key_space, Hk, D]`; no other code
+    computes requests from shapes.
 
     Args:
         dtype: a torch dtype, or its name.
-        **options: the fields of `Request` that shapes do not tell.
+        **options: the fields of `Request` that do not follow from the shapes.
     """
     return Request(
         mask=mask,

@@ -16,38 +16,38 @@ from nbattn.program.request import Request
 
 
 def candidates(request: Request, axes: Axes) -> list[Candidate]:
-    """The reference, SDPA by pieces, and SDPA with the mask as a matrix."""
+    """Returns the reference, SDPA by pieces, and SDPA with the mask as a matrix."""
     return [make(request, axes) for make in (_reference, _sdpa_dense, _sdpa_mask)]
 
 
 def _reference(request: Request, axes: Axes) -> Candidate:
-    """The definition, dense."""
+    """Returns the reference, which computes all pairs."""
     reasons = meaning.REFERENCE.reasons(request.needs) + whole_axes(axes)
     cost = costs.reference(request, geometry.pairs(axes))
     return Candidate("reference", "dense", (), _matrix(request, axes), cost, tuple(reasons))
 
 
 def _matrix(request: Request, axes: Axes) -> Program:
-    """One call on whole tensors with the mask as a matrix."""
+    """Returns one call on whole tensors with the mask as a matrix."""
     call = Call(whole(request.query_space), whole(request.key_space), meaning.DenseMask(axes))
     return Program((call,))
 
 
 def _sdpa_limits(request: Request) -> Limits:
-    known = {"cpu": meaning.SDPA_CPU, "cuda": meaning.SDPA_CUDA}
-    return known.get(request.device.kind, meaning.SDPA)
+    by_kind = {"cpu": meaning.SDPA_CPU, "cuda": meaning.SDPA_CUDA}
+    return by_kind.get(request.device.kind, meaning.SDPA)
 
 
 def _over_grid(request: Request, program: Program) -> list[Reason]:
-    """Why the first call that is too large for the grid is."""
+    """Returns the reason against the first call that exceeds the grid, if there is one."""
     most = _sdpa_limits(request).grid
     sizes = (call.query.batch_and_heads(request.batch, request.heads) for call in program.calls)
-    found = (over_grid(*both, most) for both in sizes if most)
-    return [reason for reason in found if reason][:1]
+    reasons = (over_grid(*both, most) for both in sizes if most)
+    return [reason for reason in reasons if reason][:1]
 
 
 def _sdpa_dense(request: Request, axes: Axes) -> Candidate:
-    """Unmasked or causal calls on views: folded, trimmed, with extra keys merged."""
+    """Returns unmasked or causal calls on views: folded, trimmed, with extra keys merged."""
     reasons = _sdpa_limits(request).reasons(request.needs)
     per_axis = [dense_pieces(axis) for axis in axes]
     for number, pieces in enumerate(per_axis):
@@ -76,7 +76,7 @@ def _sdpa_dense(request: Request, axes: Axes) -> Candidate:
 def _product(
     request: Request, per_axis: list[list[Piece]]
 ) -> tuple[str, tuple[str, ...], Program] | Reason:
-    """The calls of every combination of pieces, or why a combination is not sayable."""
+    """Returns the calls of all combinations of pieces, or why SDPA does not support one of them."""
     if request.layout == "contiguous":
         per_axis = [*per_axis[:-1], [fold_into_heads(piece) for piece in per_axis[-1]]]
     calls: list[Call] = []
@@ -91,20 +91,20 @@ def _product(
 
 
 def _arguments(pieces: tuple[Piece, ...]) -> meaning.NoMask | meaning.TopLeftCausal | Reason:
-    """What a dense kernel is told: causal when the one long axis is."""
+    """Returns the arguments of a dense kernel: causal if the only axis longer than 1 is causal."""
     long = [n for n, p in enumerate(pieces) if max(p.query.length, p.key.length) > 1]
     causal = [n for n in long if pieces[n].band == CAUSAL]
     if not causal:
         return meaning.NoMask()
     if long == causal[:1]:
         return meaning.TopLeftCausal(long[0])
-    other = next(n for n in long if n != causal[0])
-    text = f"causal on axis {causal[0]} while axis {other} is long"
-    return Reason("mask", f"{text}: a product, not the raster order of is_causal")
+    second = next(n for n in long if n != causal[0])
+    text = f"axis {causal[0]} is causal and axis {second} is longer than 1"
+    return Reason("mask", f"{text}: is_causal would mask in raster order over both")
 
 
 def _traits(request: Request, calls: list[Call]) -> tuple[str, ...]:
-    """The rewrites that a program took."""
+    """Returns the names of the rewrites that a program uses."""
     traits = {"fold"} if any(call.query.groups > 1 for call in calls) else set[str]()
     traits |= {"split"} if len(calls) > 1 else set()
     traits |= {"merge"} if request.extra_keys else set()
@@ -115,7 +115,7 @@ def _traits(request: Request, calls: list[Call]) -> tuple[str, ...]:
 
 
 def _sdpa_mask(request: Request, axes: Axes) -> Candidate:
-    """One call with the mask as a matrix: small problems."""
+    """Returns one call with the mask as a matrix, for small problems."""
     reasons = _sdpa_limits(request).reasons(request.needs)
     count = request.query_count * request.key_count
     if count > meaning.MASK_LIMIT:
@@ -125,9 +125,9 @@ def _sdpa_mask(request: Request, axes: Axes) -> Candidate:
     if request.extra_keys:
         reasons.append(Reason("extra_keys", "extra keys have no column in the matrix"))
     if not count:
-        reasons.append(Reason("mask", "no pairs, for which its kernel is not defined"))
+        reasons.append(Reason("mask", "does not support zero pairs of queries and keys"))
     elif geometry.has_empty_queries(axes):
-        reasons.append(Reason("mask", "rows without keys, for which it is not defined"))
+        reasons.append(Reason("mask", "does not support queries without keys"))
     program = _matrix(request, axes)
     reasons += _over_grid(request, program)
     if reasons:

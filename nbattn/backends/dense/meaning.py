@@ -1,11 +1,10 @@
-"""Dense kernels: no mask, top-left causal, or an explicit matrix. What `reference` and `sdpa` can
-say.
+"""The masks that `reference` and `sdpa` support: none, top-left causal, or an explicit matrix.
 
 Torch's `scaled_dot_product_attention` documents `is_causal` as a lower triangle from the top-left
 corner. Its CPU kernel takes one head size, divides by zero without keys, and gives rows without
 keys a logsumexp of 0. On CUDA, samples and heads are the second and third dimension of the grids of
 its Flash and memory-efficient kernels, and cuDNN takes fewer than 65,536 samples: PyTorch's issues
-142228, 146704, 181085. Newer versions cut the batch for one of the three.
+142228, 146704, 181085. Newer versions split the batch for one of the three.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ REFERENCE = Limits(name="reference")
 SDPA_CPU = Limits(name="sdpa", softcap=False, key_range=False, value_dim=False, lse_gradient=False)
 SDPA = Limits(
     name="sdpa", softcap=False, key_range=False, lse=False, deterministic=False
-)  # its public function
+)  # the public function
 SDPA_CUDA = replace(SDPA, grid=GRID)
 _CPU_KEYS = 512  # keys per block of torch's CPU kernel
 MASK_LIMIT = 1 << 22  # pairs of an explicit matrix: 16 MiB in float32
@@ -35,61 +34,63 @@ MASK_LIMIT = 1 << 22  # pairs of an explicit matrix: 16 MiB in float32
 
 @dataclass(frozen=True, slots=True)
 class NoMask:
-    """Every query reads every key."""
+    """Every query attends to every key."""
 
     def rows(self, number: int, queries: int, keys: int) -> tuple[Ints, Ints, int]:
-        """All keys, per query."""
+        """Returns all keys, per query."""
         counts = np.zeros((queries, 2), dtype=np.int64)
         counts[:, 1] = keys
         return np.zeros_like(counts), counts, 1
 
     def allowed(self, queries: tuple[int, ...], keys: tuple[int, ...]) -> NDArray[np.bool_]:
-        """All True."""
+        """Returns a matrix of True."""
         return np.ones((math.prod(queries), math.prod(keys)), dtype=np.bool_)
 
     def computed(self, queries: int, keys: int) -> int:
-        """Pairs that the kernel computes."""
+        """Returns the pairs that the kernel computes."""
         return queries * keys
 
     def blocks(self, request: Request, call: Call, *, backward: bool) -> Iterator[Block]:
-        """One block per group."""
+        """Yields one block per group."""
         return blocks_of_groups(call.query, call.key, full=True)
 
     def describe(self) -> str:
-        """In words."""
+        """Describes the arguments in words."""
         return "no mask"
 
 
 @dataclass(frozen=True, slots=True)
 class TopLeftCausal:
-    """Query i reads keys 0 … i: top-left. Only `axis` is longer than one position."""
+    """Query i attends to keys 0 … i (top-left). Only `axis` is longer than one position."""
 
     axis: int
 
     def rows(self, number: int, queries: int, keys: int) -> tuple[Ints, Ints, int]:
-        """The first i + 1 keys on the causal axis, all on the others."""
+        """Returns the first i + 1 keys on the causal axis, all keys on the others."""
         starts, counts, step = NoMask().rows(number, queries, keys)
         if number == self.axis:
             counts[:, 1] = np.minimum(np.arange(queries) + 1, keys)
         return starts, counts, step
 
     def allowed(self, queries: tuple[int, ...], keys: tuple[int, ...]) -> NDArray[np.bool_]:
-        """The lower triangle."""
+        """Returns the lower triangle."""
         return np.tri(math.prod(queries), math.prod(keys), dtype=np.bool_)
 
     def computed(self, queries: int, keys: int) -> int:
-        """Pairs that torch's CPU kernel computes: whole blocks of keys, up to its last query's."""
+        """Returns the pairs that torch's CPU kernel computes: for every block of queries, whole
+        blocks of keys up to the last query's.
+        """
         rows = 256 if queries >= 768 else 64 if queries >= 192 else 32
         ends = np.minimum(np.arange(rows, queries + rows, rows), queries)
         reach = np.minimum(-(-ends // _CPU_KEYS) * _CPU_KEYS, keys)
         return int((np.diff(ends, prepend=0) * reach).sum())
 
     def blocks(self, request: Request, call: Call, *, backward: bool) -> Iterator[Block]:
-        """One block per group."""
+        """Yields one block per group."""
         return blocks_of_groups(call.query, call.key, full=False)
 
     def describe(self) -> str:
-        """In words."""
+        """Describes the arguments in words."""
         return "is_causal, top-left"
 
 
@@ -100,25 +101,25 @@ class DenseMask:
     axes: Axes
 
     def rows(self, number: int, queries: int, keys: int) -> tuple[Ints, Ints, int]:
-        """The mask's own rows."""
+        """Returns the mask's rows."""
         starts, counts = self.axes[number].key_runs()
         return starts, counts, self.axes[number].spec.dilation
 
     def allowed(self, queries: tuple[int, ...], keys: tuple[int, ...]) -> NDArray[np.bool_]:
-        """The matrix."""
+        """Returns the mask as a matrix."""
         matrix = np.ones((1, 1), dtype=np.bool_)
         for axis in self.axes:
             matrix = np.kron(matrix, axis.dense())
         return matrix
 
     def computed(self, queries: int, keys: int) -> int:
-        """Pairs that the kernel computes."""
+        """Returns the pairs that the kernel computes."""
         return queries * keys
 
     def blocks(self, request: Request, call: Call, *, backward: bool) -> Iterator[Block]:
-        """One block per group."""
+        """Yields one block per group."""
         return blocks_of_groups(call.query, call.key, full=False)
 
     def describe(self) -> str:
-        """In words."""
+        """Describes the arguments in words."""
         return "explicit mask"

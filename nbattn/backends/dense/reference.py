@@ -1,5 +1,5 @@
-"""The reference: dense attention in plain torch. The definition; differentiable twice, any device,
-never fast.
+"""The reference: dense attention in plain torch. It defines the results, supports double backward
+and all devices, and is slow.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _library.define(
 def _dense_mask(
     like: Tensor, mask: Sequence[int], query_space: Sequence[int], key_space: Sequence[int]
 ) -> Tensor:
-    """The mask on the device of `like`: an operator, so that compilers need not look inside."""
+    """Returns the mask on the device of `like`; an operator, so that compilers do not trace it."""
     return torch.from_numpy(geometry.dense(from_code(mask), query_space, key_space)).to(like.device)
 
 
@@ -43,16 +43,16 @@ torch.library.register_fake("nbattn::dense_mask", _fake_dense_mask, lib=_library
 
 
 def attend(inputs: Inputs, mask: Mask) -> tuple[Tensor, Tensor]:
-    """Attention by the book: out `[B, *space, H, Dv]` and lse `[B, *space, H]`, both
+    """Computes dense attention: out `[B, *space, H, Dv]` and lse `[B, *space, H]`, both
     differentiable.
 
-    Scores and softmax are float32, or float64 for float64 inputs; keys outside `key_range` count as
-    absent, whatever they hold. A row with nothing to read has output 0, logsumexp -inf and no
+    Scores and softmax are float32, or float64 for float64 inputs. Keys outside `key_range` do not
+    take part, even if they are NaN. A query without keys has output 0, logsumexp -inf and no
     gradient.
     """
     device = inputs.query.device.type
     if device != "meta" and torch.is_autocast_enabled(device):
-        with torch.autocast(device, enabled=False):  # it would lower the products here
+        with torch.autocast(device, enabled=False):  # it would lower the dtype of the products
             return _attend(inputs, mask)
     return _attend(inputs, mask)
 
@@ -64,7 +64,7 @@ def _attend(inputs: Inputs, mask: Mask) -> tuple[Tensor, Tensor]:
     like = torch.empty(0, device=query.device)
     spaces = (list(space), list(inputs.key.shape[1:-2]))
     counts = [math.prod(lengths) for lengths in spaces]
-    if all(isinstance(count, int) for count in counts):  # not while a compiler traces symbols
+    if all(isinstance(count, int) for count in counts):  # symbols while a compiler traces
         geometry.check_dense(*counts)
     allowed = torch.ops.nbattn.dense_mask(like, mask.code(), *spaces).unsqueeze(0).unsqueeze(0)
     key, value = (_heads_first(t, inputs.rank) for t in (inputs.key, inputs.value))
@@ -96,12 +96,12 @@ def _attend(inputs: Inputs, mask: Mask) -> tuple[Tensor, Tensor]:
 
 
 def _softmax(scores: Tensor) -> tuple[Tensor, Tensor]:
-    """Weights and logsumexp; rows of -inf have weights 0 and -inf."""
+    """Returns weights and logsumexp; rows of only -inf have weights 0 and logsumexp -inf."""
     if scores.shape[-1] == 0:
         return scores, scores.new_full(scores.shape[:-1], float("-inf")) + scores.sum(-1)
     empty = (scores == float("-inf")).all(dim=-1, keepdim=True)
     filled = scores.masked_fill(empty, 0)
-    # written out: torch's logsumexp is differentiated through its own rounded result
+    # written out, since the gradient of torch's logsumexp uses its rounded result
     largest = filled.amax(dim=-1, keepdim=True).detach()
     powers = (filled - largest).exp()
     total = powers.sum(dim=-1, keepdim=True)
@@ -110,16 +110,16 @@ def _softmax(scores: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _heads_first(tensor: Tensor, rank: int) -> Tensor:
-    """`[B, *space, H, D]` as `[B, H, N, D]`."""
+    """Returns `[B, *space, H, D]` as `[B, H, N, D]`."""
     return tensor.flatten(1, rank).transpose(1, 2)
 
 
 def _present(key_range: Tensor, space: Sequence[int]) -> Tensor:
-    """Keys inside the range of their sample, bool `[B, Nk]`."""
+    """Returns whether a key is inside the range of its sample, bool `[B, Nk]`."""
     inside = key_range.new_ones((key_range.shape[0], 1), dtype=torch.bool)
     for axis, length in enumerate(space):
         at = torch.arange(length, device=key_range.device)
         start, stop = (key_range[:, axis, side, None] for side in (0, 1))
-        one = (at >= start) & (at < stop)
-        inside = (inside[:, :, None] & one[:, None, :]).flatten(1)
+        on_axis = (at >= start) & (at < stop)
+        inside = (inside[:, :, None] & on_axis[:, None, :]).flatten(1)
     return inside

@@ -1,9 +1,9 @@
-"""Programs of torch's scaled_dot_product_attention calls: dense, top-left causal, or with the mask
-as a matrix.
+"""Runs programs of torch's scaled_dot_product_attention calls: dense, top-left causal, or with the
+mask as a matrix.
 
-On the CPU the kernel is called below autograd, with its logsumexp, so that extra keys and sinks
-merge and the backward reuses the forward's results. Elsewhere the public function runs, and the
-backward repeats it under autograd.
+On the CPU it calls the kernel below autograd, which returns the logsumexp: extra keys and sinks can
+be merged, and the backward reuses the forward's results. On other devices it calls the public
+function, and the backward repeats it under autograd.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.
 
 
 class Sdpa:
-    """Raw SDPA calls on `[B, N, H, D]`."""
+    """SDPA as a kernel of `backends.calls`, on `[B, N, H, D]`."""
 
     def forward(
         self,
@@ -34,7 +34,7 @@ class Sdpa:
         softcap: float | None,
         into: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """Output `[B, N, H, Dv]` and, on the CPU, the logsumexp `[B, N, H]`."""
+        """Returns the output `[B, N, H, Dv]` and, on the CPU, the logsumexp `[B, N, H]`."""
         heads_first = _heads_first(arrays)
         if arrays[0].device.type != "cpu":
             return _public(arguments, heads_first, scale).transpose(1, 2), None
@@ -49,7 +49,7 @@ class Sdpa:
         scale: float,
         softcap: float | None,
     ) -> Arrays:
-        """Gradients of q, k, v, in their shapes."""
+        """Returns the gradients of q, k, v, in their shapes."""
         heads_first = _heads_first(arrays)
         grad_out = rows.grad_out.transpose(1, 2)
         if arrays[0].device.type != "cpu":
@@ -58,7 +58,7 @@ class Sdpa:
         return _heads_first(_kernel_backward(arguments, heads_first, scale, grad_out, out, lse))
 
     def without_mask(self, program: Program) -> CallArguments:
-        """The call without a mask."""
+        """Returns the arguments of a call without a mask."""
         return NoMask()
 
 
@@ -66,7 +66,7 @@ _SDPA = Sdpa()
 
 
 def forward(program: Program, inputs: Inputs, *, return_lse: bool) -> tuple[Tensor, Tensor | None]:
-    """Output and, on the CPU, the logsumexp of a program."""
+    """Returns the output and, on the CPU, the logsumexp of a program."""
     return calls.forward(program, inputs, _SDPA)
 
 
@@ -78,12 +78,12 @@ def backward(
     grad_out: Tensor,
     grad_lse: Tensor | None,
 ) -> Gradients:
-    """Gradients of a program."""
+    """Returns the gradients of a program."""
     return calls.backward(program, inputs, _SDPA, out, lse, grad_out, grad_lse)
 
 
 def _heads_first(arrays: Arrays) -> Arrays:
-    """`[B, N, H, D]` as `[B, H, N, D]`, or the way back."""
+    """Returns `[B, N, H, D]` as `[B, H, N, D]`, and the reverse."""
     query, key, value = arrays
     return query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
 
@@ -91,7 +91,7 @@ def _heads_first(arrays: Arrays) -> Arrays:
 def _kernel_arguments(
     arguments: CallArguments, arrays: Arrays, scale: float
 ) -> tuple[Arrays, dict[str, object]]:
-    """Tensors in a dtype that the CPU kernel is fast in, and its named arguments."""
+    """Returns tensors in a dtype that the CPU kernel is fast in, and its named arguments."""
     query, key, value = arrays
     group = query.shape[1] // key.shape[1]
     if query.dtype == torch.float16:
@@ -106,22 +106,22 @@ def _kernel_arguments(
 
 
 def _readable(tensor: Tensor) -> Tensor:
-    """`[B, H, N, D]` as torch's kernels read it, copied where it is not.
+    """Returns `[B, H, N, D]` with strides that torch's kernels support, copied if necessary.
 
-    They read a row as D neighbours, whatever the last stride says; the products of the CPU's take
-    the rows' stride as a leading dimension, of D or more; and it lays its output out in the order
-    of the query's strides, so that rows of it overlap where two of those are equal.
+    They ignore the last stride and load D adjacent numbers per row. The CPU kernel's products use
+    the rows' stride as a leading dimension, which must be D or more; and its output has the order
+    of the query's strides, so that its rows overlap if two of those are equal.
     """
     whole = tensor.transpose(1, 2).is_contiguous()
     return tensor if whole or rows_apart(tensor, shared=True) else tensor.contiguous()
 
 
 def _kernel(arguments: CallArguments, arrays: Arrays, scale: float) -> tuple[Tensor, Tensor]:
-    """One call: output `[B', H', N', D]` and logsumexp `[B', H', N']`."""
+    """Runs one call: returns output `[B', H', N', D]` and logsumexp `[B', H', N']`."""
     query, key, value = arrays
     group = query.shape[1] // key.shape[1]
-    # a dense mask does not ask for a query's position: the heads of a key head may be its rows,
-    # which copies queries instead of keys and values
+    # without a mask the position of a query does not matter: the query heads of a key head become
+    # rows of it, which copies queries instead of keys and values
     as_rows = group > 1 and isinstance(arguments, NoMask) and query.shape[2] < key.shape[2]
     if as_rows:
         query = query.unflatten(1, (-1, group)).flatten(2, 3)
@@ -143,7 +143,7 @@ def _kernel_backward(
 ) -> Arrays:
     tensors, named = _kernel_arguments(arguments, arrays, scale)
     causal = isinstance(arguments, TopLeftCausal)
-    # its logsumexp has the strides of [B, N, H]: keep them
+    # the kernel expects the logsumexp with the strides of [B, N, H]: keep them
     rows = [_readable(t.to(tensors[0].dtype)) for t in (grad_out, out)]
     query, key, value = _BACKWARD(rows[0], *tensors, rows[1], lse, 0.0, causal, **named)
     group = query.shape[1] // arrays[1].shape[1]
@@ -177,6 +177,6 @@ def _public_backward(
 
 @lru_cache(16)
 def _bias(mask: ByIdentity[DenseMask], dtype: torch.dtype) -> Tensor:
-    """The mask as an additive matrix."""
+    """Returns the mask as an additive matrix."""
     allowed = torch.from_numpy(mask.value.allowed((), ()))
     return torch.zeros(allowed.shape, dtype=dtype).masked_fill_(~allowed, float("-inf"))

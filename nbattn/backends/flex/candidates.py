@@ -1,4 +1,4 @@
-"""FlexAttention as a candidate: one call, whose blocks are counted only when asked for."""
+"""FlexAttention as a candidate: one call, whose blocks are counted only for backend="flex"."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from nbattn.program.request import Request
 
 
 def candidates(request: Request, axes: Axes) -> list[Candidate]:
-    """One call on the tensors as they are."""
+    """Returns one candidate: one call on whole tensors."""
     if request.backend != "flex":
         return [refused("flex", "blocks")]
     reasons = meaning.reasons(request.needs)
     if request.device.kind == "cuda":
         reasons += filter(None, [meaning.over_grid(request.batch, request.heads)])
     if not request.query_count * request.key_count:
-        reasons.append(Reason("mask", "no pairs, for which its kernel is not defined"))
+        reasons.append(Reason("mask", "does not support zero pairs of queries and keys"))
     elif geometry.has_empty_queries(axes):
-        reasons.append(Reason("mask", "rows without keys, for which it is not defined"))
+        reasons.append(Reason("mask", "does not support queries without keys"))
     if reasons:
         return [refused("flex", "blocks", *reasons)]
     call = meaning.FlexArguments(axes)

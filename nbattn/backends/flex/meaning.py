@@ -1,9 +1,9 @@
-"""FlexAttention's dialect: any mask, as a function of flat token numbers and the blocks of tokens
-that it leaves empty, partial or full.
+"""FlexAttention's form of a mask: a function of flat token numbers, and which blocks of tokens are
+empty, partial or full.
 
 Blocks are counted per axis from geometry's intervals, never from a dense matrix: the keys of a
-query before a flat position are a prefix of a product of intervals. Only a whole block
-counts as full: FlexAttention would read past the end of a shorter one.
+query before a flat position are a prefix of a product of intervals. A block at the end that is
+shorter than the block size never counts as full: FlexAttention would load past its end.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from nbattn.program.limits import GRID, Limits, Reason
 from nbattn.program.program import Call
 from nbattn.program.request import Needs, Request
 
-BLOCK = 128  # tokens; FlexAttention's own default
+BLOCK = 128  # tokens; FlexAttention's default
 _DTYPES = ("float16", "bfloat16", "float32")
 FLEX_CPU = Limits(name="flex", dtypes=_DTYPES, key_range=False, lse=False)
 FLEX = Limits(
@@ -33,17 +33,20 @@ FLEX = Limits(
 
 
 def reasons(needs: Needs) -> list[Reason]:
-    """Every limit that a request breaks. Its CPU kernel has no backward and no logsumexp."""
+    """Returns a reason for every limit that a request exceeds. The CPU kernel has no backward and
+    no logsumexp.
+    """
     on_cpu = needs.device.kind == "cpu"
-    found = (FLEX_CPU if on_cpu else FLEX).reasons(needs)
+    exceeded = (FLEX_CPU if on_cpu else FLEX).reasons(needs)
     if on_cpu and needs.training:
-        found.append(Reason("training", "its CPU kernel has no backward"))
-    return found
+        exceeded.append(Reason("training", "its CPU kernel has no backward"))
+    return exceeded
 
 
 def over_grid(samples: int, heads: int) -> Reason | None:
-    """Why so many samples and heads cannot be launched on CUDA: their product is one dimension of
-    the grid in FlexAttention's decoding kernel, and in torch before 2.9 in all of them.
+    """Returns why so many samples and heads cannot be launched on CUDA, or None: their product is
+    one dimension of the grid in FlexAttention's decoding kernel, and before torch 2.9 in all
+    kernels.
     """
     if samples * heads <= GRID:
         return None
@@ -52,7 +55,7 @@ def over_grid(samples: int, heads: int) -> Reason | None:
 
 
 class AxisTable(NamedTuple):
-    """The keys of every query of one axis: of its class `residue`, `[0, low)` and `[lo, hi)`."""
+    """The keys of every query of one axis: `[0, low)` and `[lo, hi)` of the class `residue`."""
 
     step: int
     residue: Ints
@@ -62,13 +65,13 @@ class AxisTable(NamedTuple):
 
 
 def table(axis: BoundAxis) -> AxisTable:
-    """The intervals of an axis, as its mask function looks them up."""
+    """Returns the intervals of an axis, as its mask function looks them up."""
     first, rows = axis.query_rows(0, axis.queries)
     return AxisTable(axis.spec.dilation, first, *rows)
 
 
 def _minima(values: Ints, t: Ints) -> Ints:
-    """The sum of min(value, t) over the values, for every t."""
+    """Returns the sum of min(value, t) over the values, for every t."""
     ranked = np.sort(values)
     sums = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(ranked)])
     below = np.searchsorted(ranked, t)
@@ -76,21 +79,22 @@ def _minima(values: Ints, t: Ints) -> Ints:
 
 
 def _before(axis: AxisTable, first: int, stop: int, key: Ints) -> Ints:
-    """How many keys below `key` `[E]` the queries from `first` to `stop` read, together."""
+    """Returns how many pairs the queries `[first, stop)` have with keys below `key` `[E]`."""
     total = np.zeros_like(key)
-    residue = axis.residue[first:stop]
-    for own in np.unique(residue):
-        t = -((own - key) // axis.step)
-        low, lo, hi = (side[first:stop][residue == own] for side in (axis.low, axis.lo, axis.hi))
+    residues = axis.residue[first:stop]
+    for residue in np.unique(residues):
+        t = -((residue - key) // axis.step)
+        sides = (axis.low, axis.lo, axis.hi)
+        low, lo, hi = (side[first:stop][residues == residue] for side in sides)
         total += _minima(low, t) + _minima(hi, t) - _minima(lo, t)
     return total
 
 
 class _Reach:
-    """How many keys before every block edge a stretch of queries reads, axis by axis.
+    """Counts the pairs of a stretch of queries with keys before every block edge, axis by axis.
 
-    A key lies before an edge if it is lower on the first axis, or there the same and lower on the
-    next. Stretches repeat, so what an axis says is kept.
+    A key is before an edge if it is lower on the first axis, or equal there and lower on the next.
+    Stretches repeat, so the counts of every axis are cached.
     """
 
     def __init__(self, axes: Axes, ends: Ints) -> None:
@@ -99,38 +103,42 @@ class _Reach:
         self._known: dict[tuple[int, int, int], tuple[Ints, Ints, int]] = {}
 
     def _axis(self, number: int, first: int, stop: int) -> tuple[Ints, Ints, int]:
-        """Keys of one axis before the edges, on them, and in all."""
-        found = self._known.get((number, first, stop))
-        if found is None:
+        """Returns the pairs on one axis with keys before the edges, on them, and all."""
+        counts = self._known.get((number, first, stop))
+        if counts is None:
             axis, edge = self._tables[number], self._edges[number]
             below, upto = (_before(axis, first, stop, at) for at in (edge, edge + 1))
             rows = slice(first, stop)
             count = int((axis.low[rows] + axis.hi[rows] - axis.lo[rows]).sum())
-            found = self._known[number, first, stop] = (below, upto - below, count)
-        return found
+            counts = self._known[number, first, stop] = (below, upto - below, count)
+        return counts
 
     def stretch(self, lead: tuple[int, ...], first: int, stop: int) -> Ints:
-        """Of the queries `[*lead, first:stop]`, as `[E]`."""
+        """Returns the counts of the queries `[*lead, first:stop]`, as `[E]`."""
         below, _, behind = self._axis(len(lead), first, stop)
         for number, at in reversed([*enumerate(lead)]):
-            own, on, count = self._axis(number, at, at + 1)
-            below, behind = own * behind + on * below, behind * count
+            before, on, count = self._axis(number, at, at + 1)
+            below, behind = before * behind + on * below, behind * count
         return below
 
 
 def _coordinates(flat: Ints, space: tuple[int, ...]) -> list[Ints]:
-    """Flat positions as one coordinate per axis; the end of the space is its first axis' end."""
-    found: list[Ints] = []
+    """Splits flat positions into one coordinate per axis; the end of the space is the end of its
+    first axis.
+    """
+    last_first: list[Ints] = []
     for length in reversed(space[1:]):
-        flat, rest = np.divmod(flat, length)
-        found.append(rest)
-    return [flat, *reversed(found)]
+        flat, coordinate = np.divmod(flat, length)
+        last_first.append(coordinate)
+    return [flat, *reversed(last_first)]
 
 
 def _stretches(
     space: tuple[int, ...], block: int
 ) -> Iterator[tuple[int, tuple[int, ...], int, int]]:
-    """Blocks cut at the ends of rows: block, leading coordinates, first and stop on the last."""
+    """Yields blocks cut at the ends of rows: the block's number, the coordinates on all but the
+    last axis, first and stop on the last axis.
+    """
     length = space[-1]
     for row, lead in enumerate(product(*(range(n) for n in space[:-1]))):
         first = 0
@@ -143,7 +151,7 @@ def _stretches(
 
 @lru_cache(16)
 def block_counts(axes: Axes, query_block: int, key_block: int) -> Ints:
-    """Allowed pairs in every block of flat tokens, `[query blocks, key blocks]`."""
+    """Returns the allowed pairs in every block of flat tokens, `[query blocks, key blocks]`."""
     space = tuple(axis.queries for axis in axes)
     total = math.prod(axis.keys for axis in axes)
     ends = np.minimum(np.arange(0, total + key_block, key_block, dtype=np.int64), total)
@@ -152,44 +160,44 @@ def block_counts(axes: Axes, query_block: int, key_block: int) -> Ints:
     for number, lead, first, stop in _stretches(space, query_block):
         before[number] += reach.stretch(lead, first, stop)
     blocks = np.diff(before, axis=1)
-    blocks.flags.writeable = False  # the cache's own
+    blocks.flags.writeable = False  # it stays in the cache
     return blocks
 
 
 @dataclass(frozen=True, slots=True)
 class FlexArguments:
-    """The mask by blocks of flat tokens: empty ones are skipped, full ones not masked."""
+    """The mask as blocks of flat tokens: empty ones are skipped, full ones are not masked."""
 
     axes: Axes
     query_block: int = BLOCK
     key_block: int = BLOCK
 
     def counts(self) -> Ints:
-        """Allowed pairs per block."""
+        """Returns the allowed pairs per block."""
         return block_counts(self.axes, self.query_block, self.key_block)
 
     def full(self) -> NDArray[np.bool_]:
-        """Whole blocks that are read entirely."""
+        """Returns which blocks are whole and have all of their pairs allowed."""
         return self.counts() == self.query_block * self.key_block
 
     def partial(self) -> NDArray[np.bool_]:
-        """Blocks that the mask function decides pair by pair."""
+        """Returns which blocks need the mask function for every pair."""
         return (self.counts() > 0) & ~self.full()
 
     def rows(self, number: int, queries: int, keys: int) -> tuple[Ints, Ints, int]:
-        """The mask function's rows, from its tables."""
-        own = table(self.axes[number])
-        starts = np.stack([own.residue, own.residue + own.step * own.lo], axis=1)
-        return starts, np.stack([own.low, own.hi - own.lo], axis=1), own.step
+        """Returns the mask function's rows, from its tables."""
+        axis = table(self.axes[number])
+        starts = np.stack([axis.residue, axis.residue + axis.step * axis.lo], axis=1)
+        return starts, np.stack([axis.low, axis.hi - axis.lo], axis=1), axis.step
 
     def allowed(self, queries: tuple[int, ...], keys: tuple[int, ...]) -> NDArray[np.bool_]:
-        """What the blocks compute: the mask function where they are partial."""
+        """Returns the mask that the blocks compute: the mask function where they are partial."""
         matrix = np.ones((1, 1), dtype=np.bool_)
         for axis in self.axes:
-            own, key = table(axis), np.arange(axis.keys)
-            t, r = np.divmod(key, own.step)
-            low, lo, hi = (side[:, None] for side in (own.low, own.lo, own.hi))
-            inside = (r == own.residue[:, None]) & ((t < low) | ((t >= lo) & (t < hi)))
+            bounds, key = table(axis), np.arange(axis.keys)
+            t, r = np.divmod(key, bounds.step)
+            low, lo, hi = (side[:, None] for side in (bounds.low, bounds.lo, bounds.hi))
+            inside = (r == bounds.residue[:, None]) & ((t < low) | ((t >= lo) & (t < hi)))
             matrix = np.kron(matrix, inside)
         full, partial = (
             self._spread(blocks, matrix.shape) for blocks in (self.full(), self.partial())
@@ -197,15 +205,15 @@ class FlexArguments:
         return full | (partial & matrix)
 
     def computed(self) -> int:
-        """Pairs of the blocks that are not empty."""
+        """Returns the pairs of the blocks that are not empty."""
         return int((self.counts() > 0).sum()) * self.query_block * self.key_block
 
     def blocks(self, request: Request, call: Call, *, backward: bool) -> Iterator[Block]:
-        """One block: what its kernel skips is its own."""
+        """Yields one block of all pairs, without what the kernel skips."""
         return blocks_of_groups(call.query, call.key, full=False)
 
     def describe(self) -> str:
-        """In words."""
+        """Describes the arguments in words."""
         return f"blocks of {self.query_block}x{self.key_block}"
 
     def _spread(self, blocks: NDArray[np.bool_], shape: tuple[int, ...]) -> NDArray[np.bool_]:

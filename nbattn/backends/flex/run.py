@@ -1,7 +1,7 @@
-"""FlexAttention: masks as its block masks, and programs of one compiled call.
+"""FlexAttention: builds its block masks from masks, and runs programs of one compiled call.
 
-Its function is compiled when it first runs, which takes seconds; block masks and compiled calls
-are kept.
+The first run of a function compiles it, which takes seconds. Block masks and compiled functions are
+cached.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from nbattn.geometry import Axes, BoundAxis
 from nbattn.mask import Mask, Space
 from nbattn.program.program import Program
 
-_COMPILATIONS = 256  # of one process, after which a call raises
+_COMPILATIONS = 256  # limit per process, after which a call raises an error
 MaskFunction = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
@@ -36,7 +36,7 @@ def block_mask(
     device: torch.device | str,
     block: int | Sequence[int],
 ) -> BlockMask:
-    """`Mask.to_flex`: the block mask of a mask, on flat row-major tokens."""
+    """Returns the block mask of a mask, on flat row-major tokens, for `Mask.to_flex`."""
     axes = geometry.bind(mask, query_space, key_space)
     sizes = (block, block) if isinstance(block, int) else block
     rows, columns = (whole("block", size, 1) for size in sizes)
@@ -44,7 +44,7 @@ def block_mask(
         raise MaskError(
             f"a BlockMask of {[axis.queries for axis in axes]} queries and "
             f"{[axis.keys for axis in axes]} keys has no blocks.",
-            "at least one query and one key per axis; nbattn.attention takes none, too.",
+            "at least one query and one key per axis; nbattn.attention supports empty axes.",
             repr(mask),
         )
     return _block_mask(FlexArguments(axes, rows, columns), torch.device(device))
@@ -66,14 +66,14 @@ def _block_mask(blocks: FlexArguments, device: torch.device) -> BlockMask:
 
 
 def _listed(chosen: np.ndarray[Any, Any], device: torch.device) -> tuple[Tensor, Tensor]:
-    """How many blocks a row of blocks has, and which: the chosen ones first, in order."""
+    """Returns how many blocks of every row are chosen, and all blocks, the chosen ones first."""
     order = np.argsort(~chosen, axis=1, kind="stable").astype(np.int32)
     counts = chosen.sum(axis=1, dtype=np.int32)
     return tuple(torch.from_numpy(a)[None, None].to(device) for a in (counts, order))  # pyright: ignore
 
 
 def mask_function(axes: Axes, device: torch.device) -> MaskFunction:
-    """The mask as FlexAttention's `mask_mod`: intervals of every axis, looked up by the query."""
+    """Returns the mask as FlexAttention's `mask_mod`, which looks up intervals by the query."""
     functions = [_axis_function(axis, device) for axis in axes]
     lengths = [(axis.queries, axis.keys) for axis in axes]
 
@@ -82,8 +82,8 @@ def mask_function(axes: Axes, device: torch.device) -> MaskFunction:
         for function, (queries, keys) in zip(
             reversed(functions[1:]), reversed(lengths[1:]), strict=True
         ):
-            one = function(query % queries, key % keys)
-            allowed = one if allowed is None else allowed & one
+            on_axis = function(query % queries, key % keys)
+            allowed = on_axis if allowed is None else allowed & on_axis
             query, key = query // queries, key // keys
         first = functions[0](query, key)
         return first if allowed is None else first & allowed
@@ -92,14 +92,16 @@ def mask_function(axes: Axes, device: torch.device) -> MaskFunction:
 
 
 def _axis_function(axis: BoundAxis, device: torch.device) -> Callable[[Tensor, Tensor], Tensor]:
-    """One axis: the query's class, and the key's coordinate inside one of two intervals."""
-    own = flex.table(axis)
-    step = own.step
+    """Returns the mask of one axis: whether the key is in the query's residue class and its
+    coordinate there is inside one of two intervals.
+    """
+    bounds = flex.table(axis)
+    step = bounds.step
     residue, low, lo, hi = (
         torch.from_numpy(side.astype(np.int32)).to(device)
-        for side in (own.residue, own.low, own.lo, own.hi)
+        for side in (bounds.residue, bounds.low, bounds.lo, bounds.hi)
     )
-    has_low = bool(own.low.any())
+    has_low = bool(bounds.low.any())
 
     def allowed(query: Tensor, key: Tensor) -> Tensor:
         t = key if step == 1 else key // step
@@ -118,21 +120,21 @@ def _compiled() -> Callable[..., Tensor]:
 
 @lru_cache(16)
 def _capped(cap: float | None) -> Callable[..., Tensor] | None:
-    """Softcap as FlexAttention's `score_mod`: one function per number, so that it compiles once."""
+    """Returns softcap as FlexAttention's `score_mod`, cached so that it is compiled once."""
     if cap is None:
         return None
     return lambda score, *_: cap * torch.tanh(score / cap)
 
 
 def _attend(program: Program, inputs: Inputs) -> Tensor:
-    """`[B, *space, H, Dv]`, differentiable where its device has a backward."""
+    """Returns the output `[B, *space, H, Dv]`, differentiable on devices with a backward."""
     (call,) = program.calls
     assert isinstance(call.arguments, FlexArguments)
     rank = inputs.rank
     query, key, value = (
         t.flatten(1, rank).transpose(1, 2) for t in (inputs.query, inputs.key, inputs.value)
     )
-    # every mask is one more compilation: not a sign of a shape that changes all the time
+    # every mask is compiled, so many compilations do not mean that shapes change all the time
     with torch._dynamo.config.patch(recompile_limit=_COMPILATIONS):  # pyright: ignore
         out = _compiled()(
             query,
@@ -147,7 +149,7 @@ def _attend(program: Program, inputs: Inputs) -> Tensor:
 
 
 def forward(program: Program, inputs: Inputs, *, return_lse: bool) -> tuple[Tensor, Tensor | None]:
-    """The output; its logsumexp is not asked for."""
+    """Returns the output without a logsumexp."""
     with torch.no_grad():
         return _attend(program, inputs).contiguous(), None
 
@@ -160,12 +162,12 @@ def backward(
     grad_out: Tensor,
     grad_lse: Tensor | None,
 ) -> Gradients:
-    """Gradients by repeating the call under autograd."""
-    return repeated(lambda again: _attend(program, again), inputs, grad_out)
+    """Computes the gradients by repeating the call under autograd."""
+    return repeated(lambda leaves: _attend(program, leaves), inputs, grad_out)
 
 
 def warmup(program: Program) -> None:
-    """Count the blocks."""
+    """Counts the blocks, so that the first run does not."""
     for call in program.calls:
         assert isinstance(call.arguments, FlexArguments)
         call.arguments.counts()

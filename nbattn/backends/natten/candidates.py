@@ -1,4 +1,4 @@
-"""The natten package as a candidate: one call, where every axis is a neighborhood."""
+"""The natten package as a candidate: one call, if every axis is a neighborhood."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from nbattn.program.request import Request
 
 
 def candidates(request: Request, axes: Axes) -> list[Candidate]:
-    """One call on the tensors as they are.
+    """Returns one candidate: one call on whole tensors.
 
-    It runs only by name: its cost is that of the useful pairs, which are at least what its tiles
-    compute, and would beat every other estimate.
+    It runs only if requested: its cost counts only the useful pairs, although its tiles compute
+    more, and would be lower than every other estimate.
     """
     if request.backend not in ("auto", "natten"):
         return [refused("natten", "window")]
@@ -27,7 +27,7 @@ def candidates(request: Request, axes: Axes) -> list[Candidate]:
     if isinstance(windows, Reason) or reasons:
         reasons += [windows] if isinstance(windows, Reason) else []
         return [Candidate("natten", "window", (), None, None, tuple(reasons))]
-    # its grids: tiles, heads and residue classes, samples
+    # the dimensions of its grids: tiles, heads times residue classes, samples
     classes = math.prod(axis.spec.dilation for axis in axes)
     if reason := over_grid(request.batch, request.heads * classes):
         return [refused("natten", "window", reason)]

@@ -1,7 +1,7 @@
-"""NATTEN's dialect: neighborhoods of kernel size, stride, dilation and causality per axis, of the
-kernels that natten 0.21 selects on CUDA devices; limits as its sources have them.
+"""The masks that NATTEN supports: kernel size, stride, dilation and causality per axis, with the
+limits of the kernels that natten 0.21 selects on CUDA devices, taken from its sources.
 
-Nothing here has run on a GPU yet.
+This module's masks have not been run on a GPU yet.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ NATTEN = Limits(
     lse_gradient=False,
     deterministic=False,
 )
-HEAD_DIM_STEP = 8  # cutlass-fna, which takes what the newer kernels do not
+HEAD_DIM_STEP = 8  # of cutlass-fna, which runs what the newer kernels do not support
 PACKAGE = "natten"
 
 
@@ -42,23 +42,23 @@ class NattenAxis(NamedTuple):
 
 
 def reasons(needs: Needs) -> list[Reason]:
-    """Every limit that a request breaks; of an absent package, that it is absent."""
+    """Returns a reason for every limit that a request exceeds, or that the package is absent."""
     if PACKAGE not in needs.device.providers:
         return [Reason("provider", "natten is not installed on this device")]
-    found = NATTEN.reasons(needs)
+    exceeded = NATTEN.reasons(needs)
     for name, size in (("head_dim", needs.head_dim), ("value_dim", needs.value_dim)):
         if size % HEAD_DIM_STEP:
             text = f"needs a {name} that {HEAD_DIM_STEP} divides, not {size}"
-            found.append(Reason(name, text))
+            exceeded.append(Reason(name, text))
     if needs.sink:
-        found.append(Reason("sink", "has no sink"))
+        exceeded.append(Reason("sink", "has no sink"))
     if needs.extra_keys:
-        found.append(Reason("extra_keys", "extra keys are not merged with its logsumexp here"))
-    return found
+        exceeded.append(Reason("extra_keys", "does not support extra keys"))
+    return exceeded
 
 
 def window(axis: BoundAxis) -> NattenAxis | str:
-    """An axis in NATTEN's words, or why it has none.
+    """Returns NATTEN's parameters of an axis, or why NATTEN does not support it.
 
     >>> from nbattn.geometry import bind
     >>> from nbattn.mask import Mask
@@ -67,25 +67,26 @@ def window(axis: BoundAxis) -> NattenAxis | str:
     """
     spec, length = axis.spec, axis.keys
     if axis.queries != length:
-        return f"{axis.queries} queries and {length} keys; it has one length"
+        return f"{axis.queries} queries and {length} keys; it needs equal numbers"
     if spec.offset or spec.prefix:
         name = "offset" if spec.offset else "prefix"
-        return f"{name}={getattr(spec, name)}; it has none"
+        return f"{name}={getattr(spec, name)}; it has no {name}"
     if spec.is_full and length >= 2:
         return NattenAxis(length, 1, 1, False)
     if spec.left is None or spec.right is None:
-        return "an unlimited side; its windows are finite"
+        return "an unlimited side; it supports only finite windows"
     kernel = spec.left + spec.right + 1
     if not spec.causal and spec.border != "shift":
-        return f'border="{spec.border}"; it moves windows inward'
+        return f'border="{spec.border}"; it supports border="shift"'
     if not spec.causal and spec.left != kernel // 2:
-        return f"left={spec.left}, right={spec.right}; it has {kernel // 2} and {(kernel - 1) // 2}"
+        sides = f"{kernel // 2} and {(kernel - 1) // 2}"
+        return f"left={spec.left}, right={spec.right}; it supports {sides}"
     if spec.causal and spec.border != "clip":
-        return f'a causal axis with border="{spec.border}"; it cuts windows'
+        return f'a causal axis with border="{spec.border}"; it supports border="clip"'
     if kernel < 2 or spec.stride > kernel:
-        return f"a window of {kernel} with stride={spec.stride}; it needs 2 and at least the stride"
+        return f"a window of {kernel} with stride={spec.stride}; it needs at least 2 and the stride"
     if kernel * spec.dilation > length:
-        return f"{kernel} keys x dilation {spec.dilation} are more than {length}; it refuses that"
+        return f"{kernel} keys x dilation {spec.dilation} exceed the axis length {length}"
     return NattenAxis(kernel, spec.stride, spec.dilation, spec.causal)
 
 
@@ -96,7 +97,7 @@ class NattenArguments:
     windows: tuple[NattenAxis, ...]
 
     def rows(self, number: int, queries: int, keys: int) -> tuple[Ints, Ints, int]:
-        """The published rule: the leader's window, in the coordinates of the residue class."""
+        """Applies the published rule: the leader's window, in coordinates of the residue class."""
         kernel, stride, step, causal = self.windows[number]
         u, residue = np.divmod(np.arange(queries, dtype=np.int64), step)
         members = -((residue - keys) // step)
@@ -113,7 +114,7 @@ class NattenArguments:
         return starts, np.stack([none, stop - start], axis=1), step
 
     def allowed(self, queries: tuple[int, ...], keys: tuple[int, ...]) -> NDArray[np.bool_]:
-        """The rule's pairs, as a bool matrix."""
+        """Returns the rule's pairs, as a bool matrix."""
         matrix = np.ones((1, 1), dtype=np.bool_)
         for number, (rows, columns) in enumerate(zip(queries, keys, strict=True)):
             starts, counts, step = self.rows(number, rows, columns)
@@ -123,25 +124,25 @@ class NattenArguments:
         return matrix
 
     def named(self) -> dict[str, tuple[int, ...]]:
-        """The call's arguments."""
+        """Returns the call's arguments by name."""
         return {
             name: tuple(getattr(window, name) for window in self.windows)
             for name in NattenAxis._fields
         }
 
     def blocks(self, request: Request, call: Call, *, backward: bool) -> Iterator[Block]:
-        """One block: what its kernel skips is its own."""
+        """Yields one block of all pairs, without what the kernel skips."""
         return blocks_of_groups(call.query, call.key, full=False)
 
     def describe(self) -> str:
-        """In words."""
+        """Describes the arguments in words."""
         return f"kernel {'x'.join(str(window.kernel_size) for window in self.windows)}"
 
 
 def windows(axes: Axes) -> NattenArguments | Reason:
-    """The call for a mask, or the first axis that has no words."""
-    found = [window(axis) for axis in axes]
-    for number, one in enumerate(found):
-        if isinstance(one, str):
-            return Reason("mask", f"axis {number}: {one}")
-    return NattenArguments(tuple(one for one in found if not isinstance(one, str)))
+    """Returns the call for a mask, or the reason against the first axis that is not supported."""
+    per_axis = [window(axis) for axis in axes]
+    for number, answer in enumerate(per_axis):
+        if isinstance(answer, str):
+            return Reason("mask", f"axis {number}: {answer}")
+    return NattenArguments(tuple(answer for answer in per_axis if not isinstance(answer, str)))

@@ -1,4 +1,4 @@
-"""The natten package as a backend: its generic function, which selects a kernel by itself."""
+"""Runs the natten package: its generic function, which selects a kernel itself."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ def _attend(program: Program, inputs: Inputs) -> tuple[Tensor, Tensor]:
     functional: Any = importlib.import_module("natten.functional")
     if getattr(functional, "__nbattn__", False):
         raise BackendError(
-            "natten is nbattn's own stand-in here, which would call itself.",
+            "the installed natten is nbattn's drop-in replacement, which would call itself.",
             "nbattn.integrations.natten.uninstall()",
         )
-    # a scale of 0 means its default there: put it into the queries
+    # NATTEN replaces a scale of 0 by its default: multiply the queries by 0 instead
     query, scale = (inputs.query, inputs.scale) if inputs.scale else (inputs.query * 0.0, 1.0)
     return functional.neighborhood_attention_generic(
         query, inputs.key, inputs.value, **call.arguments.named(), scale=scale, return_lse=True
@@ -31,7 +31,7 @@ def _attend(program: Program, inputs: Inputs) -> tuple[Tensor, Tensor]:
 
 
 def forward(program: Program, inputs: Inputs, *, return_lse: bool) -> tuple[Tensor, Tensor | None]:
-    """Output and logsumexp."""
+    """Returns the output and the logsumexp."""
     with torch.no_grad():
         return _attend(program, inputs)
 
@@ -44,5 +44,5 @@ def backward(
     grad_out: Tensor,
     grad_lse: Tensor | None,
 ) -> Gradients:
-    """Gradients by repeating the call under autograd, which keeps what its kernels need."""
-    return repeated(lambda again: _attend(program, again)[0], inputs, grad_out)
+    """Computes the gradients by repeating the call under autograd."""
+    return repeated(lambda leaves: _attend(program, leaves)[0], inputs, grad_out)

@@ -13,7 +13,7 @@ from nbattn.program.request import Request
 
 
 def candidates(request: Request, axes: Axes) -> list[Candidate]:
-    """Tiles of queries against the hull of their keys."""
+    """Returns one candidate: tiles of queries against the hull of their keys."""
     item = Item(
         request.batch * request.kv_heads,
         request.group,

@@ -1,4 +1,4 @@
-"""What tiles cost, and which tile is the cheapest.
+"""The cost of tiles, and the choice of the cheapest tile.
 
 The cost of a tile size is a sum over the tiles of the actual shape: matrix products at a rate that
 depends on their extents, softmax and copies at theirs, and a fixed price per torch call. The rates
@@ -22,8 +22,8 @@ from nbattn.program.costs import Cost
 from nbattn.program.request import Request
 from nbattn.rows import operations
 
-# Of one batch of tiles: larger temporaries page-fault or leave the cache, smaller ones do not fill
-# the calls.
+# Limits of one batch of tiles: larger temporaries cause page faults or leave the cache, smaller
+# ones give a call too little work.
 SCORE_BYTES = 2 << 20
 WORK_BYTES = 3 << 20  # scores, keys and values
 _ROWS_LIMIT = 512
@@ -31,18 +31,18 @@ _FEW = 16
 
 
 def of(request: Request, arguments: TiledArguments, item: Item, useful: int) -> Cost:
-    """The cost of a tiled call: on CPUs by the fitted model, elsewhere by the roofline."""
+    """Returns the cost of a tiled call: on CPUs by the fitted model, elsewhere by the roofline."""
     totals = arguments.totals()
     calls = 8 * max(1, int(batches(totals, item)))
-    found = costs.roofline(request, useful=useful, computed=totals.pairs, calls=calls)
+    estimate = costs.roofline(request, useful=useful, computed=totals.pairs, calls=calls)
     if request.device.kind != "cpu":
-        return found
+        return estimate
     seconds = float(cost(totals, item)) * (1 + costs.BACKWARD_FLOPS * request.training)
-    return replace(found, bound=seconds / costs.cpu_speed(request))
+    return replace(estimate, bound=seconds / costs.cpu_speed(request))
 
 
 class Item(NamedTuple):
-    """What one (batch, key head) of a problem looks like to the engine."""
+    """A problem for the engine: how many (sample, key head) pairs, and the sizes of one pair."""
 
     items: int
     group: int
@@ -52,7 +52,7 @@ class Item(NamedTuple):
 
 
 def choose_tile(axes: Axes, item: Item) -> tuple[int, ...]:
-    """The tile with the lowest cost: a few sizes per axis, all combinations."""
+    """Returns the tile with the lowest cost among all combinations of a few sizes per axis."""
     if math.prod(axis.queries for axis in axes) <= _FEW:  # a decode step: one tile, no search
         return tuple(_longest_class(axis) for axis in axes)
     sizes = [_sizes(axis) for axis in axes]
@@ -69,9 +69,9 @@ def choose_tile(axes: Axes, item: Item) -> tuple[int, ...]:
 
 
 def cost(totals: Sequence[Any], item: Item) -> Any:
-    """Seconds of one core for the forward pass of a problem.
+    """Returns the seconds that one core needs for the forward pass of a problem.
 
-    Totals are those of `TileTotals`, or arrays of them.
+    `totals` are the fields of `TileTotals`, or arrays of them.
     """
     _, all_rows, keys, pairs = (1.0 * total for total in totals)
     rows, width = _typical_tile(totals, item)
@@ -85,8 +85,8 @@ def cost(totals: Sequence[Any], item: Item) -> Any:
 
 
 def batches(totals: Sequence[Any], item: Item) -> Any:
-    """How many batches of tiles the engine runs: tiles of all heads, or neighbours of a few, whose
-    scores stay in the cache.
+    """Returns the number of batches that the engine runs: a batch is one tile of all heads or
+    neighbouring tiles of a few heads, with scores that stay in the cache.
     """
     ops, (rows, width) = operations(totals[0]), _typical_tile(totals, item)
     tiles, items = ops.maximum(1.0 * totals[0], 1), max(item.items, 1)
@@ -96,7 +96,7 @@ def batches(totals: Sequence[Any], item: Item) -> Any:
 
 
 def _typical_tile(totals: Sequence[Any], item: Item) -> tuple[Any, Any]:
-    """Rows and columns of the average tile."""
+    """Returns the rows and columns of the average tile."""
     ops = operations(totals[0])
     count, all_rows, keys, _ = (1.0 * total for total in totals)
     tiles = ops.maximum(count, 1)
@@ -105,7 +105,7 @@ def _typical_tile(totals: Sequence[Any], item: Item) -> tuple[Any, Any]:
 
 
 def _outer(choices: list[list[int]]) -> NDArray[np.float64]:
-    """Products of one choice per axis, for all of them."""
+    """Returns the products of all combinations of one choice per axis."""
     return np.asarray(math.prod(np.ix_(*(np.array(axis, dtype=np.float64) for axis in choices))))
 
 
@@ -114,8 +114,8 @@ def _longest_class(axis: BoundAxis) -> int:
 
 
 def _sizes(axis: BoundAxis) -> list[int]:
-    """Tile sizes worth a look on one axis: even divisions of its longest class, so that no sliver
-    remains.
+    """Returns the tile sizes to compare on one axis: even divisions of its longest class, so that
+    no small rest remains, and common sizes.
     """
     longest = _longest_class(axis)
     parts = (

@@ -21,15 +21,15 @@ TILED = Limits(name="tiled")
 
 @dataclass(frozen=True, slots=True)
 class TiledArguments:
-    """The mask by tiles of `tile` queries per axis; every tile reads the hull of its keys and masks
-    inside it.
+    """The mask as tiles of `tile` queries per axis; every tile computes the scores of the hull of
+    its keys and masks them.
     """
 
     axes: Axes
     tile: tuple[int, ...]
 
     def rows(self, number: int, queries: int, keys: int) -> tuple[Ints, Ints, int]:
-        """The rows as the tiles of one axis have them, read back from their columns."""
+        """Returns the rows of one axis, computed from the columns of its tiles."""
         d = self.axes[number].spec.dilation
         starts, counts = (
             np.zeros((queries, 2), dtype=np.int64),
@@ -49,7 +49,7 @@ class TiledArguments:
         return starts, counts, d
 
     def allowed(self, queries: tuple[int, ...], keys: tuple[int, ...]) -> NDArray[np.bool_]:
-        """What the tiles compute, tile by tile; raises if two tiles share a query."""
+        """Returns the mask that the tiles compute; raises if two tiles share a query."""
         pairs = np.zeros((math.prod(queries), math.prod(keys)), dtype=np.bool_)
         seen = np.zeros(math.prod(queries), dtype=np.int64)
         for tiles in self.visits():
@@ -71,18 +71,18 @@ class TiledArguments:
         return pairs
 
     def visits(self) -> Iterator[tuple[AxisTile, ...]]:
-        """Every tile, as one `AxisTile` per axis."""
+        """Yields every tile, as one `AxisTile` per axis."""
         return product(
             *(list(axis.tiles(size)) for axis, size in zip(self.axes, self.tile, strict=True))
         )
 
     def totals(self) -> TileTotals:
-        """Sums over all tiles."""
+        """Returns the sums over all tiles."""
         per_axis = [axis.tile_totals(size) for axis, size in zip(self.axes, self.tile, strict=True)]
         return TileTotals(*(math.prod(sums) for sums in zip(*per_axis, strict=True)))
 
     def blocks(self, request: Request, call: Call, *, backward: bool) -> Iterator[Block]:
-        """One block per tile, in the backward as in the forward."""
+        """Yields one block per tile; the backward has the same blocks as the forward."""
         steps = [axis.spec.dilation for axis in self.axes]
         for tiles in self.visits():
             parts = list(zip(tiles, steps, strict=True))
@@ -91,11 +91,11 @@ class TiledArguments:
             yield Block(queries, tuple(product(*runs)), all(tile.is_full for tile in tiles))
 
     def describe(self) -> str:
-        """In words."""
+        """Describes the arguments in words."""
         return f"tile {'x'.join(map(str, self.tile))}"
 
 
 def _key_positions(tile: AxisTile, dilation: int) -> Ints:
-    """The key of every column, and one column more, so that an empty tile has one too."""
+    """Returns the key of every column, and one more column, so that an empty tile has one, too."""
     runs = [start + dilation * np.arange(count) for start, count in tile.keys]
     return np.concatenate([*runs, np.zeros(1, dtype=np.int64)])

@@ -1,10 +1,11 @@
 """The CPU engine: tiles of queries against the hull of their keys, forward and backward, on any
 torch device.
 
-A tile holds whole rows, so an ordinary softmax is exact and the backward recomputes it from q, k
-and v alone. Scores are float32 (float64 for float64); products with values stay in bfloat16;
-float16 is upcast tile by tile. Gradients of keys gather in float32. Batches of (sample, key head)
-are sized so that temporaries stay in the cache.
+A tile has whole rows, so an ordinary softmax is exact and the backward recomputes it from q, k
+and v alone. Scores are float32 (float64 for float64 inputs). Products with bfloat16 values are
+computed in bfloat16; float16 is converted to float32 tile by tile. Gradients of keys are
+accumulated in float32. Batches of (sample, key head) are small enough for temporaries to stay in
+the cache.
 """
 
 from __future__ import annotations
@@ -26,14 +27,14 @@ _EVERY = slice(None)
 
 
 def warmup(program: Program) -> None:
-    """Cut the tiles of a program before its first run."""
+    """Computes the tiles of a program before its first run."""
     for call in program.calls:
         if isinstance(call.arguments, TiledArguments):
             schedule(call.arguments)
 
 
 def forward(program: Program, inputs: Inputs, *, return_lse: bool) -> tuple[Tensor, Tensor | None]:
-    """Output, and the logsumexp where it is wanted."""
+    """Returns the output, and the logsumexp if `return_lse`."""
     out = new_output(inputs.query, inputs.value)
     lse = new_lse(inputs.query) if return_lse else None
     for chunk in _chunks(program, inputs):
@@ -58,8 +59,8 @@ def backward(
     grad_out: Tensor,
     grad_lse: Tensor | None,
 ) -> Gradients:
-    """Gradients of every input; out and lse are not needed, since a tile's softmax is recomputed
-    whole.
+    """Returns the gradients of every input. `out` is not needed, since every tile recomputes its
+    softmax.
     """
     exact = accumulate_dtype(inputs.query.dtype)
     if grad_lse is not None:
@@ -90,18 +91,18 @@ def backward(
 
 
 class Chunk:
-    """Some samples and key heads of the inputs, as heads-first views: `[b, hk, group, *space, D]`,
-    `[b, hk, *space, D]`.
+    """A part of the samples and key heads of the inputs, as heads-first views: queries
+    `[b, hk, group, *space, D]`, keys and values `[b, hk, *space, D]`.
     """
 
     def __init__(
         self, inputs: Inputs, items: tuple[slice, slice], plan: Schedule, most: int
     ) -> None:
-        """Views of one chunk; nothing is copied."""
+        """Creates the views of one chunk; nothing is copied."""
         self.inputs, self.items = inputs, items
         self.group = inputs.query.shape[-2] // inputs.key.shape[-2]
         self.exact = accumulate_dtype(inputs.query.dtype)
-        # products with values and gradients: half precision only where the hardware has it
+        # of products with values and gradients: CPUs compute in bfloat16, but not in float16
         self.product = torch.float32 if inputs.query.dtype == torch.float16 else inputs.query.dtype
         self.query, self.key, self.value = (
             self.of_queries(inputs.query),
@@ -119,23 +120,23 @@ class Chunk:
         self.tiles = plan.tiles(inputs.query.new_empty(0, dtype=self.exact), self.group, most)
 
     def of_queries(self, tensor: Tensor) -> Tensor:
-        """`[B, *space, H, D]` as this chunk's `[b, hk, group, *space, D]`."""
+        """Returns this chunk of `[B, *space, H, D]` as `[b, hk, group, *space, D]`."""
         split = tensor.unflatten(-2, (-1, self.group))
         return split.permute(0, -3, -2, *range(1, split.dim() - 3), -1)[
             self.items[0], self.items[1]
         ]
 
     def of_keys(self, tensor: Tensor) -> Tensor:
-        """`[B, *space, Hk, D]` as this chunk's `[b, hk, *space, D]`."""
+        """Returns this chunk of `[B, *space, Hk, D]` as `[b, hk, *space, D]`."""
         return tensor.movedim(-2, 1)[self.items[0], self.items[1]]
 
     def of_heads(self, tensor: Tensor) -> Tensor:
-        """`[H]` as this chunk's `[hk, group]`."""
+        """Returns this chunk of `[H]` as `[hk, group]`."""
         return tensor.unflatten(0, (-1, self.group))[self.items[1]]
 
 
 def _chunks(program: Program, inputs: Inputs) -> Iterator[Chunk]:
-    """Batches of (sample, key head) whose scores, and whose keys and values, stay in the cache."""
+    """Yields batches of (sample, key head) with scores, keys and values that stay in the cache."""
     (call,) = program.calls
     assert isinstance(call.arguments, TiledArguments)
     plan = schedule(call.arguments)
@@ -147,7 +148,7 @@ def _chunks(program: Program, inputs: Inputs) -> Iterator[Chunk]:
     fit = min(SCORE_BYTES // max(scores, 1), WORK_BYTES // max(scores + columns, 1))
     fit = max(1, fit)
     b, h = (min(batch, fit // heads), heads) if fit >= heads else (1, -(-heads // -(-heads // fit)))
-    # equal tiles together: pays while calls are small, costs copies of keys beyond
+    # equal tiles in one call: faster for small calls, but keys are copied for every tile
     most = 1 if inputs.key_range is not None else max(1, fit // max(2 * b * h, 1))
     for at in range(0, batch, max(b, 1)):
         for head in range(0, heads, h):
@@ -155,8 +156,8 @@ def _chunks(program: Program, inputs: Inputs) -> Iterator[Chunk]:
 
 
 class _TileWork:
-    """The tensors of one tile of a chunk: rows `[n, group * rows, D]` and columns `[n, width,
-    D]`.
+    """The tensors of a chunk's tile: queries `[n, group * rows, D]`, keys and values
+    `[n, width, D]`, for n = samples x key heads x repeats.
     """
 
     def __init__(self, chunk: Chunk, tile: Tile, *, keep_capped: bool = False) -> None:
@@ -174,12 +175,12 @@ class _TileWork:
         self.capped: Tensor | None = None
 
     def rows(self, tensor: Tensor) -> Tensor:
-        """These tiles of a `[b, hk, group, *space, D]` view, as `[n, group * rows, D]`."""
+        """Returns the tile's part of `[b, hk, group, *space, D]`, as `[n, group * rows, D]`."""
         part = _split(tensor, self.tile)
         return part.reshape(self.count, self.chunk.group * self.tile.rows, tensor.shape[-1])
 
     def _columns(self, tensor: Tensor, extra: Tensor | None) -> Tensor:
-        """The tiles' keys, box after box, then the extra keys, as `[n, width, D]`."""
+        """Returns the tile's keys, box after box, then the extra keys, as `[n, width, D]`."""
         size, repeat = tensor.shape[-1], self.tile.repeat
         if repeat > 1:
             span = tensor[(_EVERY, _EVERY, *self.tile.span())]
@@ -196,7 +197,7 @@ class _TileWork:
         return torch.cat(parts, dim=1) if parts else tensor.new_empty((self.count, 0, size))
 
     def _drop_outside(self, key_range: Tensor) -> None:
-        """Zero the keys outside the range, whatever they hold, and remember which they are."""
+        """Sets keys and values outside the range to 0, since they may be NaN, and keeps which."""
         boxes = [_outside(key_range, box, self.chunk.key.shape[2:-1]) for box in self.tile.keys]
         extra = self.key.shape[1] - sum(box.shape[1] for box in boxes)
         boxes.append(key_range.new_zeros((key_range.shape[0], extra), dtype=torch.bool))
@@ -207,8 +208,8 @@ class _TileWork:
         self.key, self.value = (t.masked_fill(self.outside.mT, 0) for t in (self.key, self.value))
 
     def weights(self, *, want_lse: bool) -> tuple[Tensor, Tensor | None]:
-        """Softmax of the scores `[n, rows, width (+ 1 for the sink)]`, and the logsumexp `[n, rows,
-        1]`.
+        """Returns the softmax of the scores, `[n, rows, width (+ 1 for the sink)]`, and the
+        logsumexp `[n, rows, 1]`.
         """
         scores = self._scores()
         empty = None
@@ -229,7 +230,7 @@ class _TileWork:
         return weights, lse if empty is None else lse.masked_fill_(empty, _NO_KEYS)
 
     def _scores(self) -> Tensor:
-        """Scaled, capped and masked scores, with the sink as a last column."""
+        """Computes the scaled, capped and masked scores, with the sink as the last column."""
         chunk, exact = self.chunk, self.chunk.exact
         query, key = self.query.to(exact), self.key.to(exact)
         width = self.width + (chunk.sink is not None)
@@ -255,42 +256,42 @@ class _TileWork:
         return whole
 
     def _bias(self) -> Tensor | None:
-        """The tile's additive mask, with zeros for the extra keys."""
+        """Returns the tile's additive mask, with zeros for the extra keys."""
         bias = self.tile.bias
         extra = 0 if bias is None else self.width - bias.shape[1]
         return torch.nn.functional.pad(bias, (0, extra)) if bias is not None and extra else bias
 
     def times_values(self, weights: Tensor) -> Tensor:
-        """Weights times values; the sink has none."""
+        """Returns weights times values, without the sink, which has no value."""
         part = weights[..., : self.width].to(self.chunk.product)
         return torch.bmm(part, self.value.to(self.chunk.product))
 
 
 def _outside(key_range: Tensor, box: tuple[slice, ...], space: torch.Size) -> Tensor:
-    """Keys of a box outside the range of their sample, bool `[b, width]`."""
+    """Returns whether a key of a box is outside the range of its sample, bool `[b, width]`."""
     inside = key_range.new_ones((key_range.shape[0], 1), dtype=torch.bool)
     for axis, (part, length) in enumerate(zip(box, space, strict=True)):
         at = torch.arange(*part.indices(length), device=key_range.device)
         start, stop = (key_range[:, axis, side, None] for side in (0, 1))
-        one = (at >= start) & (at < stop)
-        inside = (inside[:, :, None] & one[:, None, :]).flatten(1)
+        on_axis = (at >= start) & (at < stop)
+        inside = (inside[:, :, None] & on_axis[:, None, :]).flatten(1)
     return ~inside
 
 
 def _split(view: Tensor, tile: Tile) -> Tensor:
-    """The rows of tiles in a `[b, hk, group, *space, D]` view, repeats after the heads."""
+    """Returns the tile's part of `[b, hk, group, *space, D]`, with repeats after the heads."""
     part = view[(_EVERY, _EVERY, _EVERY, *tile.queries)]
     return part.unflatten(-2, (tile.repeat, -1)).movedim(-3, 2) if tile.repeat > 1 else part
 
 
 def _store(view: Tensor, tile: Tile, part: Tensor) -> None:
-    """Write the rows of tiles where their queries are."""
+    """Writes the tile's rows at the positions of its queries."""
     target = _split(view, tile)
     target.copy_(part.reshape(target.shape))
 
 
 class _ChunkGradients:
-    """The gradients of one chunk, as views into the sums of all."""
+    """The gradients of one chunk, as views of the sums over all chunks."""
 
     def __init__(
         self, chunk: Chunk, sums: Gradients, grad_out: Tensor, grad_lse: Tensor | None
@@ -310,7 +311,9 @@ class _ChunkGradients:
         self.grad_lse = None if grad_lse is None else chunk.of_queries(grad_lse[..., None])
 
     def add(self, tile: Tile) -> None:
-        """Add what one tile contributes; its queries are its own."""
+        """Adds the gradients of one tile; those of its queries are written, not added, since no
+        other tile has them.
+        """
         work = _TileWork(self.chunk, tile, keep_capped=True)
         weights, _ = work.weights(want_lse=False)
         dtype = self.chunk.product
@@ -331,7 +334,9 @@ class _ChunkGradients:
         self._add(work, self.key, self.extra_key, products, work.query.to(dtype), self.scale)
 
     def _grad_scores(self, work: _TileWork, weights: Tensor, upstream: Tensor) -> Tensor:
-        """Gradient of the masked scores: weights x (dP - sum(dP x weights)), through the cap."""
+        """Returns the gradient of the scores before cap and mask: weights x (dP - sum(dP x
+        weights)), times the derivative of the cap.
+        """
         grad = torch.bmm(upstream, work.value.to(upstream.dtype).mT).to(weights.dtype)
         if self.sink is not None:
             grad = torch.nn.functional.pad(grad, (0, 1))
@@ -351,7 +356,7 @@ class _ChunkGradients:
         right: Tensor,
         alpha: float,
     ) -> None:
-        """Add alpha x left^T x right `[n, width, D]` to the columns' places."""
+        """Adds alpha x left^T x right `[n, width, D]` at the positions of the tile's keys."""
         boxes = [view[(_EVERY, _EVERY, *box)] for box in work.tile.boxes()]
         alone = len(boxes) == 1 and extra is None
         if alone and view.dim() == 4 and view.shape[0] == 1 and left.dtype == view.dtype:

@@ -1,4 +1,4 @@
-"""The tiles of a mask as slices of tensors: batches of equal ones, and the masks they share."""
+"""The tiles of a mask as slices of tensors: batches of equal tiles, and the masks they share."""
 
 from __future__ import annotations
 
@@ -14,14 +14,16 @@ from torch import Tensor
 from nbattn.backends.tiled.meaning import TiledArguments
 from nbattn.geometry import AxisTile
 
-_BIAS_BYTES = 16 << 20  # of one schedule's additive masks
+_BIAS_BYTES = 16 << 20  # limit of one schedule's additive masks
 _NO_KEYS = float("-inf")
 
 
 class AxisPart(NamedTuple):
-    """Equal neighbouring tiles of one axis: queries of all, keys of the first, extents of one.
+    """`repeat` equal neighbouring tiles of one axis: the queries of all, the keys of the first, the
+    rows and width of one.
 
-    `repeat` tiles follow one another; the keys of the next start `shift` class coordinates later.
+    The keys of every tile start `shift` positions of the residue class after those of the tile
+    before. Tiles with the same `pattern` have the same mask.
     """
 
     queries: slice
@@ -34,9 +36,9 @@ class AxisPart(NamedTuple):
 
 
 class Tile(NamedTuple):
-    """Equal tiles along the last axis: slices of q (of all of them), boxes of k (of the first).
+    """Equal tiles along the last axis: the slices of q of all tiles, the boxes of k of the first.
 
-    A tile has several boxes where windows wrap or a prefix stands apart; then it is alone.
+    A tile has several boxes if windows wrap or leave a gap after a prefix; then `repeat` is 1.
     """
 
     queries: tuple[slice, ...]
@@ -49,7 +51,7 @@ class Tile(NamedTuple):
     shift: int
 
     def boxes(self) -> Iterator[tuple[slice, ...]]:
-        """The key boxes of every tile, one after another."""
+        """Yields the key boxes of every tile, one after another."""
         if self.repeat == 1:
             yield from self.keys
             return
@@ -59,7 +61,7 @@ class Tile(NamedTuple):
             yield (*rest, slice(last.start + number * move, last.stop + number * move, last.step))
 
     def span(self) -> tuple[slice, ...]:
-        """The box of all keys of repeated tiles."""
+        """Returns the box of the keys of all repeated tiles."""
         ((*rest, last),) = self.keys
         return (
             *rest,
@@ -67,16 +69,16 @@ class Tile(NamedTuple):
         )
 
     def last_width(self) -> int:
-        """Keys of one tile on the last axis."""
+        """Returns the number of keys of one tile on the last axis."""
         last = self.keys[0][-1]
         return (last.stop - last.start - 1) // last.step + 1
 
 
 class Schedule:
-    """The tiles of a mask at its lengths, with the additive masks they share."""
+    """The tiles of a mask at its lengths, with the additive masks that they share."""
 
     def __init__(self, call: TiledArguments) -> None:
-        """Cut every axis; tiles of the space are combinations, made when iterated."""
+        """Cuts every axis into tiles; `tiles` combines those of all axes."""
         self._patterns: list[dict[tuple[object, ...], int]] = [{} for _ in call.axes]
         self._samples: list[list[AxisTile]] = [[] for _ in call.axes]
         self._axes = [
@@ -94,16 +96,16 @@ class Schedule:
         )
 
     def _part(self, axis: int, tile: AxisTile, step: int) -> AxisPart:
-        known = self._patterns[axis]
-        number = known.setdefault(tile.pattern, len(known))
+        numbers = self._patterns[axis]
+        number = numbers.setdefault(tile.pattern, len(numbers))
         if number == len(self._samples[axis]):
             self._samples[axis].append(tile)
         keys = tuple(_slice(start, count, step) for start, count in tile.keys)
         return AxisPart(_slice(*tile.queries, step), keys, tile.queries[1], tile.width, number)
 
     def tiles(self, like: Tensor, group: int, most: int) -> Iterator[Tile]:
-        """Every tile, up to `most` equal ones at once, with additive masks in the dtype and on the
-        device of `like`, for `group` heads a row.
+        """Yields all tiles, up to `most` equal ones at once, with additive masks in the dtype and
+        on the device of `like`, repeated for `group` query heads.
         """
         for parts in product(*self._axes[:-1], self._batches(most)):
             bias, has_empty_rows = self._mask(tuple(part.pattern for part in parts), like, group)
@@ -119,7 +121,9 @@ class Schedule:
             )
 
     def _batches(self, most: int) -> list[AxisPart]:
-        """The last axis with equal neighbours joined, when every other axis has one box a tile."""
+        """Returns the tiles of the last axis; equal neighbours are joined if the tiles of every
+        other axis have one box.
+        """
         if most == 1 or any(len(part.keys) != 1 for axis in self._axes[:-1] for part in axis):
             return self._axes[-1]
         if most not in self._joined:
@@ -134,20 +138,20 @@ class Schedule:
             return self._bias[key]
         samples = [self._samples[axis][number] for axis, number in enumerate(patterns)]
         no_keys = math.prod(tile.width for tile in samples) == 0
-        found: tuple[Tensor | None, bool] = (None, no_keys)
+        mask: tuple[Tensor | None, bool] = (None, no_keys)
         if not no_keys and not all(tile.is_full for tile in samples):
             allowed = _allowed(samples).repeat(group, 1).to(like.device)
             bias = like.new_zeros(allowed.shape).masked_fill_(~allowed, _NO_KEYS)
-            found = (bias, not bool(allowed.any(dim=1).all()))
-        size = 0 if found[0] is None else found[0].nbytes
+            mask = (bias, not bool(allowed.any(dim=1).all()))
+        size = 0 if mask[0] is None else mask[0].nbytes
         if self._bias_bytes + size <= _BIAS_BYTES:
-            self._bias[key] = found
+            self._bias[key] = mask
             self._bias_bytes += size
-        return found
+        return mask
 
 
 def _join(parts: list[AxisPart], most: int) -> list[AxisPart]:
-    """Neighbours that are one tile moved on, as one part of up to `most`."""
+    """Joins up to `most` neighbouring tiles that differ only by a constant shift into one part."""
     joined: list[AxisPart] = []
     for part in parts:
         last = joined[-1] if joined else None
@@ -174,9 +178,7 @@ def _slice(start: int, count: int, step: int) -> slice:
 
 
 def _allowed(tiles: list[AxisTile]) -> Tensor:
-    """The mask inside a tile of the space `[rows, width]`, columns in the order of its key
-    boxes.
-    """
+    """Returns the mask inside a tile, `[rows, width]`, with columns in the order of key boxes."""
     matrix = torch.ones((1, 1), dtype=torch.bool)
     order = torch.zeros(1, dtype=torch.int64)
     for tile in tiles:
@@ -193,12 +195,12 @@ def _allowed(tiles: list[AxisTile]) -> Tensor:
 
 
 def _column_runs(tile: AxisTile) -> list[tuple[int, int]]:
-    """The columns of every key run."""
+    """Returns the columns of every key run."""
     ends = [sum(count for _, count in tile.keys[: n + 1]) for n in range(len(tile.keys))]
     return [(end - count, end) for end, (_, count) in zip(ends, tile.keys, strict=True)]
 
 
 @lru_cache(64)
 def schedule(call: TiledArguments) -> Schedule:
-    """The schedule of a call, kept for the next run."""
+    """Returns the schedule of a call, cached for the next run."""
     return Schedule(call)
