@@ -2,9 +2,9 @@
 
 Rules hold for every NVRTC; budgets of registers are those of one (`golden/kernels.json`).
 Where kernels change on purpose, `python tests/whole/test_compile_matrix.py --update` writes it
-again; read its diff before you commit it. The quick profile has every kernel for every generation of
-instructions, and what may go wrong besides for two targets, wide heads for one of them; the deep
-one has every target, wide heads too, and every tile for those two.
+again; read its diff before you commit it. The quick profile has every kernel for every generation
+of instructions, and what may go wrong besides for two targets, wide heads for one of them; the
+deep one has every target, wide heads too, and every tile for those two.
 """
 
 from __future__ import annotations
