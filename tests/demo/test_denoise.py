@@ -1,9 +1,7 @@
-"""The demo: its non-local means against loops, its pictures, its promises and exit status."""
+"""Owns the demo of denoising: its non-local means against loops, its pictures and its promise."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +10,10 @@ import torch
 
 import nbattn
 from nbattn.cli import main
-from nbattn.demo import CONFIG, denoise, digits
+from nbattn.demo import CONFIG, denoise
 from nbattn.demo.denoise import Means
-from nbattn.demo.report import Report
 
 CONFIGURATION = nbattn.load(CONFIG)
-ROOT = Path(__file__).parents[2]
 Capture = pytest.CaptureFixture[str]
 
 
@@ -105,47 +101,6 @@ def test_weights_are_those_of_a_mean_inside_the_window() -> None:
     assert not weight.any()
 
 
-def test_the_configuration_is_the_packages_own_and_says_what_the_demo_needs() -> None:
-    assert CONFIG.parent == Path(nbattn.__file__).parent / "demo"  # so that a wheel has it
-    assert CONFIGURATION.masks["search"] == nbattn.Mask.neighborhood((21, 21))
-    assert [layer.mask.axes[0].dilation for layer in CONFIGURATION.layers.values()] == [1, 2]
-
-
-def test_the_split_is_stratified_and_the_same_for_every_seed() -> None:
-    first, second = digits.load_digits(), digits.load_digits()
-    assert torch.equal(first.test_images, second.test_images)
-    assert (len(first.images), len(first.test_images)) == (1347, 450)
-    assert torch.bincount(first.test_labels).tolist() == [45, 46, 44, 46, 45, 46, 45, 45, 43, 45]
-    assert first.images.max() == first.test_images.max() == 1
-
-
-def trained(seed: int) -> list[tuple[float, float]]:
-    data = digits.load_digits()
-    few = digits.Digits(data.images[:96], data.labels[:96], data.test_images, data.test_labels)
-    recipe = digits.Recipe(depth=2, epochs=2)
-    torch.manual_seed(seed)
-    model = digits.Classifier(CONFIGURATION.layers, recipe.depth)
-    return digits.train(model, few, recipe, seed, Report())
-
-
-def test_a_seed_decides_the_training() -> None:
-    assert trained(1) == trained(1) != trained(2)
-
-
-def test_jitter_without_amplitude_changes_nothing() -> None:
-    images = digits.load_digits().images[:5]
-    still = digits.Recipe(angle=0, shift=0)
-    assert torch.allclose(digits.jittered(images, still, torch.Generator()), images, atol=1e-6)
-    moved = digits.jittered(images, digits.Recipe(angle=0, shift=1), torch.Generator())
-    assert 0.01 < (moved - images).abs().mean() < 0.3
-
-
-def test_the_worst_pair_counts_both_ways() -> None:
-    labels, read = torch.tensor([3, 8, 8, 1, 1, 1]), torch.tensor([8, 3, 8, 7, 7, 1])
-    labels, read = torch.cat([labels, torch.tensor([3])]), torch.cat([read, torch.tensor([8])])
-    assert digits.worst_pair(digits.confusion(labels, read)) == (3, 8, 3)
-
-
 def test_denoising_keeps_its_promise_and_writes_only_into_its_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
@@ -174,55 +129,3 @@ def test_a_gain_below_the_promise_exits_with_1(
     assert main(["demo", "--part", "denoise", "--size", "32", *out]) == 1
     assert "promise BROKEN" in (printed := capsys.readouterr().out)
     assert "FAILED after" in printed
-
-
-def test_digits_learn_and_too_few_epochs_break_the_promise(tmp_path: Path, capsys: Capture) -> None:
-    assert main(["demo", "--part", "digits", "--epochs", "3", "--output", str(tmp_path)]) == 1
-    out = capsys.readouterr().out
-    promise = next(line for line in out.splitlines() if line.startswith("promise BROKEN"))
-    assert 30 < float(promise.split()[2]) < 97
-    assert out.count("training: epoch") == 3
-    assert [path.name for path in tmp_path.iterdir()] == ["digits.png"]
-
-
-def test_a_file_in_the_way_and_missing_packages_exit_with_2(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
-) -> None:
-    (tmp_path / "taken").write_text("")
-    assert main(["demo", "--output", str(tmp_path / "taken")]) == 2
-    assert "taken cannot be made: File exists" in capsys.readouterr().err
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert main(["demo"]) == 2
-    assert capsys.readouterr().err == (
-        "nbattn demo: the demo needs matplotlib, skimage, sklearn, not installed here.\n"
-        '  fix:   pip install "nbattn[demo]".\n'
-    )
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--size", "8"], "8 is below 24, the search window is 21 wide"),
-        (["--threads", "0"], "0 is below 1"),
-        (["--seed", "-1"], "-1 is not in 0 … 2^63 - 1"),
-        (["--part", "all"], "invalid choice: 'all'"),
-        (["--epochs", "x"], "invalid"),
-    ],
-)
-def test_misuse_exits_with_2(arguments: list[str], message: str, capsys: Capture) -> None:
-    with pytest.raises(SystemExit, match="2"):
-        main(["demo", *arguments])
-    assert message in capsys.readouterr().err
-
-
-def test_help_says_what_it_prints_and_the_exit_status_without_torch() -> None:
-    code = "import sys; sys.modules['torch'] = None; from nbattn.cli import main; main()"
-    run = subprocess.run(
-        [sys.executable, "-c", code, "demo", "--help"],
-        capture_output=True,
-        text=True,
-        check=True,
-        env={"PYTHONPATH": str(ROOT), "COLUMNS": "100"},
-    )
-    for text in ("examples:", "exit status:", "It prints", "--output", "--part {denoise,digits}"):
-        assert text in run.stdout

@@ -1,10 +1,9 @@
 """Owns the cost table: what it decides, what it never changes, and every file that is refused."""
 
 import json
-import multiprocessing
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -12,54 +11,14 @@ from typing import Any
 
 import pytest
 import torch
+from cost_tables import ASKED, MASK, NAMES, RATES, REVERSED, SHAPE, entry, here, plan, write
 
 import nbattn
-from nbattn import Axis, Mask, cache, execute, tune
+from nbattn import Axis, Mask, cache, execute
 from nbattn.backends.inputs import Inputs
 from nbattn.planner import cost_table, planner
-from nbattn.planner.cost_table import Entry, Rates
+from nbattn.planner.cost_table import Entry
 from nbattn.program.device import DEVICES, DeviceInfo
-
-MASK, SHAPE = Mask.neighborhood((7, 7), dilation=4), (1, 28, 28, 2, 32)
-ASKED: dict[str, Any] = {"dtype": "float32", "device": "cpu"}
-NAMES = ("sdpa/dense+fold", "tiled/tile", "sdpa/mask")  # by bound
-RATES = Rates((("float32", 170e9), ("bfloat16", 1e12)), 9e9, 3e-6)
-
-
-@pytest.fixture(autouse=True)
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A cache of its own for every test, and plans anew."""
-    folder = tmp_path / "cache"
-    folder.mkdir(mode=0o700)
-    monkeypatch.setenv("NBATTN_CACHE", str(folder))
-    planner.forget()
-    yield folder
-    monkeypatch.undo()
-    planner.forget()
-
-
-def here() -> cost_table.Fingerprint:
-    found = cost_table.fingerprint("cpu")
-    assert found is not None
-    return found
-
-
-def plan(**named: Any) -> nbattn.Plan:
-    return nbattn.plan(MASK, SHAPE, **{**ASKED, **named})
-
-
-def entry(times: dict[str, float], *, rates: Rates | None = None, **changed: Any) -> Entry:
-    """Times of the one request that these tests plan."""
-    facts = cost_table.key(plan().request)
-    return Entry(replace(here(), **changed), "2026-11-24", rates, {facts: times} if times else {})
-
-
-def write(folder: Path, *entries: Entry) -> Path:
-    path = folder / cost_table.NAME
-    path.write_text(cost_table.encode(entries))
-    path.chmod(0o600)
-    planner.forget()
-    return path
 
 
 def last_line(found: nbattn.Plan) -> str:
@@ -68,9 +27,6 @@ def last_line(found: nbattn.Plan) -> str:
 
 def order(found: nbattn.Plan) -> tuple[str, ...]:
     return tuple(one.name for one in found.candidates if not one.reasons)
-
-
-REVERSED = dict(zip(NAMES, (3e-3, 2e-3, 1e-3), strict=True))
 
 
 def test_times_of_all_candidates_reverse_the_order(folder: Path) -> None:
@@ -475,86 +431,3 @@ def test_the_standard_places(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
 def test_a_table_survives_writing_and_reading(folder: Path) -> None:
     ours = entry(REVERSED, rates=RATES)
     assert cost_table.decode(cost_table.encode((ours, entry({})))) == (ours, entry({}))
-
-
-def test_saving_keeps_other_devices_and_other_requests(folder: Path) -> None:
-    path = folder / cost_table.NAME
-    older = Entry(here(), "2026-01-01", RATES, {'{"a": 1}': {"x": 1.0}, '{"b": 2}': {"x": 2.0}})
-    foreign = entry(REVERSED, torch="1.0")
-    write(folder, older, foreign)
-    newer = Entry(here(), "2026-02-02", None, {'{"b": 2}': {"y": 3.0}})
-    assert tune.save(path, newer) == ""
-    merged, kept = cost_table.decode(path.read_bytes())
-    assert kept == foreign
-    assert merged == replace(newer, times={'{"a": 1}': {"x": 1.0}, '{"b": 2}': {"y": 3.0}})
-    assert path.stat().st_mode & 0o777 == 0o600
-    assert [one.name for one in folder.iterdir()] == [cost_table.NAME]
-
-
-def test_the_plan_after_saving_uses_it(folder: Path) -> None:
-    assert plan().chosen.name == NAMES[0]
-    tune.save(folder / cost_table.NAME, entry(REVERSED))
-    assert plan().chosen.name == NAMES[-1]
-
-
-def test_a_damaged_table_is_replaced_and_said(folder: Path) -> None:
-    path, ours = folder / cost_table.NAME, entry(REVERSED)
-    path.write_text("{")
-    assert tune.save(path, ours).startswith("is damaged: JSONDecodeError")
-    assert plan().chosen.name == NAMES[-1]
-
-
-def test_a_link_is_not_written_through(folder: Path) -> None:
-    target = folder.parent / "precious"
-    target.write_text("mine")
-    (folder / cost_table.NAME).symlink_to(target)
-    with pytest.raises(nbattn.InputError) as caught:
-        tune.save(folder / cost_table.NAME, Entry(here(), "2026-11-24"))
-    assert caught.value.problem == (
-        f"the cost table cannot be written: {folder / cost_table.NAME} is a symbolic link."
-    )
-    assert target.read_text() == "mine"
-
-
-def test_a_full_disk_leaves_the_old_table(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = write(folder, entry(REVERSED))
-    before = path.read_bytes()
-
-    def full(handle: int) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(nbattn.InputError, match="No space left on device"):
-        tune.save(path, entry({}, rates=RATES))
-    assert path.read_bytes() == before
-    assert [one.name for one in folder.iterdir()] == [cost_table.NAME]
-
-
-def test_old_entries_make_room(folder: Path) -> None:
-    many = [Entry(replace(here(), torch=str(n)), "2026-11-24") for n in range(2 * tune.ENTRIES)]
-    table = tune.joined(many, entry(REVERSED))
-    assert len(table) == tune.ENTRIES
-    assert table[0].fingerprint == here()
-
-
-def _writer(path: Path, number: int) -> None:
-    for turn in range(5):
-        times = {f'{{"n": {number}, "turn": {turn}}}': {"x": 1.0}}
-        tune.save(path, Entry(here(), "2026-11-24", None, times))
-
-
-def test_eight_processes_write_and_lose_nothing(folder: Path) -> None:
-    path = folder / cost_table.NAME
-    context = multiprocessing.get_context("fork")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # fork after threads, from 3.12 on
-        writers = [context.Process(target=_writer, args=(path, n)) for n in range(8)]
-        for one in writers:
-            one.start()
-    while any(one.is_alive() for one in writers):
-        content = cache.read(path)
-        assert content is None or len(cost_table.decode(content)) == 1
-    assert [one.exitcode for one in writers] == [0] * 8
-    (merged,) = cost_table.decode(path.read_bytes())
-    assert len(merged.times) == 40
-    assert [one.name for one in folder.iterdir()] == [cost_table.NAME]

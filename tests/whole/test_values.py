@@ -7,13 +7,11 @@ no tolerance is written down. What `attention()` takes is tried alone and togeth
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import dense_attention
 import pytest
 import torch
 from judged_values import (
-    DIFFERENTIABLE,
     FEATURES,
     MASKS,
     Feature,
@@ -30,8 +28,6 @@ from judged_values import (
     upstream,
 )
 from oracle import matrix
-from torch import Tensor
-from torch.autograd import gradcheck, gradgradcheck
 
 import nbattn
 from nbattn import Axis, BackendError, InputError, Mask
@@ -70,60 +66,6 @@ def takes(backend: str, name: str, dtype: torch.dtype, label: str) -> bool:
     return True
 
 
-STRATEGIES = {
-    "full": ("dense", "mask"),
-    "full, wide": ("dense", "mask"),
-    "causal": ("causal", "mask"),
-    "causal, tall": ("causal", "mask"),
-    "causal, dilated": ("causal", "fold", "mask"),
-    "causal, moved": ("causal", "trim"),
-    "blocks": ("fold", "mask"),
-    "ragged blocks": ("dense",),
-    "dilated": ("fold", "mask"),
-    "folded": ("causal", "fold", "mask"),
-    "folded blocks": ("fold", "mask"),
-    "clip": ("mask",),
-    "wrap": ("mask",),
-}
-
-
-@pytest.mark.parametrize("batch", [1, 2])
-@pytest.mark.parametrize("label", STRATEGIES)
-def test_values_of_every_dense_strategy(label: str, batch: int, cases: Count) -> None:
-    shape = Shape(batch=batch, heads=4, key_heads=2)
-    for strategy in STRATEGIES[label]:
-        for dtype in DTYPES:
-            feature = Feature(shape, sink=True)
-            compare(MASKS[label], feature, dtype, "sdpa", require=(strategy,))
-            cases(f"values, sdpa/{strategy}", 1)
-        if strategy != "mask":
-            extra = Feature(shape._replace(extra=2), sink=True)
-            compare(MASKS[label], extra, torch.bfloat16, "sdpa", require=(strategy, "merge"))
-
-
-@pytest.mark.parametrize("label", MASKS)
-def test_the_reference_is_masked_sdpa(label: str, cases: Count) -> None:
-    mask, queries, keys = MASKS[label]
-    allowed = torch.from_numpy(matrix(mask.axes, queries, keys))
-    made = tensors(MASKS[label], Feature(Shape(heads=4, key_heads=2)), torch.float64)
-    inputs = leaves(made)
-    out = nbattn.attention(**inputs, mask=mask, backend="reference")
-    flat = [t.flatten(1, -3).transpose(1, 2) for t in inputs.values()]
-    want = torch.nn.functional.scaled_dot_product_attention(
-        *flat, attn_mask=allowed, enable_gqa=True
-    )
-    want = torch.where(allowed.any(1)[:, None], want, 0.0).transpose(1, 2).reshape(out.shape)
-    assert (out - want).abs().max() <= 1e-10
-    upward = random(tuple(out.shape), 9)
-    for mine, theirs in zip(
-        torch.autograd.grad(out, list(inputs.values()), upward),
-        torch.autograd.grad(want, list(inputs.values()), upward),
-        strict=True,
-    ):
-        assert (mine - theirs).abs().max() <= 1e-10
-    cases("reference against sdpa", 1)
-
-
 SCALES = (1e30, -1e30, 1e-30, 5e-324, -5e-324, 0.0)
 
 
@@ -155,174 +97,6 @@ def test_scales_and_caps_at_the_ends_of_their_range(scale: float, softcap: float
             atol = 0.05 if dtype.itemsize == 2 else 1e-4
             for one, other in zip(found, wanted, strict=False):
                 torch.testing.assert_close(one.double(), other, rtol=0.05, atol=atol)
-
-
-# The same numbers with other strides.
-
-
-def heads_first(tensor: Tensor) -> Tensor:
-    return tensor.movedim(-2, 1).contiguous().movedim(1, -2)
-
-
-def step_slices(tensor: Tensor) -> Tensor:
-    """Every other place of every axis of something larger, which holds NaN between."""
-    around = torch.full([2 * size + 1 for size in tensor.shape], float("nan")).to(tensor.dtype)
-    view = around[tuple(slice(1, None, 2) for _ in tensor.shape)]
-    view.copy_(tensor)
-    return view
-
-
-def features_strided(tensor: Tensor) -> Tensor:
-    """Only the last dimension is strided."""
-    around = torch.full((*tensor.shape[:-1], 2 * tensor.shape[-1]), float("nan")).to(tensor.dtype)
-    around[..., ::2] = tensor
-    return around[..., ::2]
-
-
-def features_first(tensor: Tensor) -> Tensor:
-    return tensor.movedim(-1, 1).contiguous().movedim(1, -1)
-
-
-def reversed_dimensions(tensor: Tensor) -> Tensor:
-    order = tuple(reversed(range(tensor.dim())))
-    return tensor.permute(order).contiguous().permute(order)
-
-
-def expanded(tensor: Tensor) -> Tensor:
-    return tensor[:1].expand(tensor.shape)
-
-
-def heads_expanded(tensor: Tensor) -> Tensor:
-    return tensor[..., :1, :].expand(tensor.shape)
-
-
-def frames(tensor: Tensor, axis: int, hop: int) -> Tensor:
-    """Overlapping memory, as `unfold` gives it: the next place of an axis is `hop` numbers on."""
-    axis %= tensor.dim()
-    strides, unit = [0] * tensor.dim(), 1
-    for n in reversed(range(tensor.dim())):
-        strides[n] = hop if n == axis else unit
-        unit *= 1 if n == axis else tensor.shape[n]
-        unit += hop * tensor.shape[axis] if n == tensor.dim() - 1 else 0
-    memory = tensor.flatten().repeat(3)
-    return memory.as_strided(tensor.shape, strides)
-
-
-def frames_of_tokens(tensor: Tensor) -> Tensor:
-    return frames(tensor, 1, 1)
-
-
-def frames_of_tokens_apart(tensor: Tensor) -> Tensor:
-    return frames(tensor, 1, 3)
-
-
-def frames_of_heads(tensor: Tensor) -> Tensor:
-    return frames(tensor, -2, 1)
-
-
-def frames_of_samples(tensor: Tensor) -> Tensor:
-    return frames(tensor, 0, 1)
-
-
-def tokens_expanded(tensor: Tensor) -> Tensor:
-    return tensor[:, :1].expand(tensor.shape)
-
-
-def one_line(tensor: Tensor) -> Tensor:
-    """Every step on every axis is one number on."""
-    return tensor.flatten().as_strided(tensor.shape, [1] * tensor.dim())
-
-
-def one_number(tensor: Tensor) -> Tensor:
-    return tensor.flatten()[:1].reshape([1] * tensor.dim()).expand(tensor.shape)
-
-
-OVERLAPS = [frames_of_tokens, frames_of_tokens_apart, frames_of_heads, frames_of_samples,
-            tokens_expanded, one_line, one_number]  # fmt: skip
-LAYOUTS = [heads_first, step_slices, features_strided, features_first, reversed_dimensions,
-           expanded, heads_expanded, *OVERLAPS]  # fmt: skip
-LAYOUT_MASKS = ["clip", "causal", "causal, dilated", "blocks", "folded", "wrap", "three axes"]
-
-
-@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.__name__)
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_inputs_of_any_strides(
-    backend: str, layout: Callable[[Tensor], Tensor], cases: Count
-) -> None:
-    feature = Feature(Shape(heads=4, key_heads=2, extra=2), sink=True)
-    for label in LAYOUT_MASKS:
-        for dtype in DTYPES:
-            made = tensors(MASKS[label], feature, dtype)
-            views = {n: expanded(t) if n == "sink" else layout(t) for n, t in made.items()}
-            made = {n: t.contiguous() for n, t in views.items()}
-            grads = upstream(MASKS[label], feature.shape, dtype)
-            try:
-                found = run(MASKS[label][0], views, grads, feature, backend)
-            except BackendError:
-                assert backend == "sdpa", label
-                continue
-            exact = define(MASKS[label], made, grads, feature)
-            judge(found, low(MASKS[label], made, grads, feature, backend), exact, dtype)
-            cases(f"values, strides, {backend}", 1)
-
-
-@pytest.mark.parametrize(
-    "layout", [heads_first, step_slices, features_strided, expanded, *OVERLAPS],
-    ids=lambda layout: layout.__name__,
-)  # fmt: skip
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_output_gradients_of_any_strides(
-    backend: str, layout: Callable[[Tensor], Tensor], cases: Count
-) -> None:
-    feature = Feature(Shape(heads=4, key_heads=2, extra=2), sink=True, lse=backend != "sdpa")
-    for label in ("clip", "causal", "causal, dilated", "full", "folded"):
-        for dtype in DTYPES:
-            if backend == "sdpa" and label == "clip":
-                continue
-            made = tensors(MASKS[label], feature, dtype)
-            grads = upstream(MASKS[label], feature.shape, dtype)
-            views = [layout(grad) for grad in grads]
-            grads = [view.contiguous() for view in views]
-            found = run(MASKS[label][0], made, views, feature, backend)
-            exact = define(MASKS[label], made, grads, feature)
-            judge(found, low(MASKS[label], made, grads, feature, backend), exact, dtype)
-            cases(f"values, gradient strides, {backend}", 1)
-
-
-@pytest.mark.parametrize("layout", [features_first, features_strided], ids=lambda f: f.__name__)
-def test_saved_tensors_that_come_back_in_other_strides(layout: Callable[[Tensor], Tensor]) -> None:
-    """A hook that offloads them may: the output is read row by row, as the inputs are."""
-    made = tensors(MASKS["causal"], Feature(Shape()), torch.float32)
-    leaves = [made[name].requires_grad_() for name in ("query", "key", "value")]
-    upward = random(tuple(leaves[0].shape), 9).float()
-
-    def gradients(move: Callable[[Tensor], Tensor]) -> tuple[Tensor, ...]:
-        with torch.autograd.graph.saved_tensors_hooks(move, lambda tensor: tensor):
-            out = nbattn.attention(*leaves, MASKS["causal"][0], backend="sdpa")
-        return torch.autograd.grad(out, leaves, upward[..., : out.shape[-1]])
-
-    moved, plain = gradients(lambda t: layout(t.detach())), gradients(lambda tensor: tensor)
-    for found, wanted in zip(moved, plain, strict=True):
-        torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5)
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_packed_projections(backend: str, dtype: torch.dtype, cases: Count) -> None:
-    """q, k and v as views of one tensor [B, *space, 3, H, D], whose gradient comes back whole."""
-    for label in ("causal", "causal, dilated", "folded", "blocks", "tiles", "three axes"):
-        mask, space, _ = MASKS[label]
-        packed = random((2, *space, 3, 2, 8), 1).to(dtype).requires_grad_()
-        query, key, value = packed.unbind(-3)
-        made = {"query": query.detach(), "key": key.detach(), "value": value.detach()}
-        grads = upstream(MASKS[label], Shape(), dtype)
-        out = nbattn.attention(query, key, value, mask, backend=backend)
-        (grad,) = torch.autograd.grad(out, packed, grads[0])
-        parts = zip(("dquery", "dkey", "dvalue"), grad.unbind(-3), strict=True)
-        exact = define(MASKS[label], made, grads, Feature())
-        lowest = low(MASKS[label], made, grads, Feature(), backend)
-        judge({"out": out, **dict(parts)}, lowest, exact, dtype)
-        cases(f"values, packed, {backend}", 1)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -491,87 +265,6 @@ def test_a_key_range_as_wide_as_the_axis_changes_nothing() -> None:
             plain = nbattn.attention(**made, mask=mask, backend=backend)
             ranged = nbattn.attention(**made, mask=mask, backend=backend, key_range=whole)
             assert torch.equal(plain, ranged)
-
-
-# Derivatives by finite differences.
-
-
-TINY: dict[str, tuple[Mask, Space, Space]] = {
-    "clip": (Mask(Axis(1, 1, align="top-left")), (4,), (5,)),
-    "shift": (Mask(Axis(1, 1, border="shift", dilation=2)), (5,), (5,)),
-    "wrap": (Mask(Axis(1, 0, border="wrap")), (4,), (4,)),
-    "causal": (Mask(Axis(causal=True)), (4,), (4,)),
-    "causal, folded": (Mask(Axis(causal=True, dilation=2)), (4,), (4,)),
-    "empty rows": (Mask(Axis(causal=True, offset=-2, align="top-left")), (4,), (3,)),
-    "prefix": (Mask(Axis(0, 0, prefix=2)), (4,), (4,)),
-    "two axes": (Mask(Axis(1, causal=True), Axis(1, 1, border="shift")), (2, 3), (2, 3)),
-}
-CHECKED: dict[str, Feature] = {
-    "plain": Feature(Shape(1, 2, 1, 2, 2)),
-    "sink, extra keys": Feature(Shape(1, 2, 1, 2, 2, 1), {"scale": 0.9}, sink=True),
-    "lse, key_range": Feature(Shape(2, 1, 1, 2, 2), lse=True, key_range="some"),
-    "everything": Feature(
-        Shape(2, 2, 1, 2, 3, 1), {"softcap": 1.2}, sink=True, key_range="some", lse=True
-    ),
-}
-
-
-def differentiated(
-    label: str, feature: Feature, backend: str, **route: Any
-) -> tuple[Callable[..., tuple[Tensor, ...]], list[Tensor]]:
-    """A function of the differentiable inputs alone, and the inputs."""
-    mask = TINY[label]
-    made = tensors(mask, feature, torch.float64)
-    made = {name: tensor.nan_to_num(0.5) for name, tensor in made.items()}
-    names = [name for name in DIFFERENTIABLE if name in made]
-
-    def function(*values: Tensor) -> tuple[Tensor, ...]:
-        inputs = made | dict(zip(names, values, strict=True))
-        found = nbattn.attention(
-            **inputs, mask=mask[0], backend=backend, return_lse=feature.lse, **feature.numbers,
-            **route,
-        )  # fmt: skip
-        if isinstance(found, Tensor):
-            return (found,)
-        return found[0], torch.where(found[1].isinf(), 0.0, found[1])
-
-    return function, [made[name].requires_grad_() for name in names]
-
-
-@pytest.mark.parametrize("name", CHECKED)
-@pytest.mark.parametrize("label", TINY)
-@pytest.mark.parametrize("backend", ["reference", "tiled"])
-def test_gradients_by_finite_differences(backend: str, label: str, name: str, cases: Count) -> None:
-    function, inputs = differentiated(label, CHECKED[name], backend)
-    assert gradcheck(function, inputs, fast_mode=name == "everything")
-    cases(f"gradcheck, {backend}", 1)
-
-
-@pytest.mark.parametrize(
-    ("label", "strategy"),
-    [
-        ("causal", "causal"), ("causal", "mask"), ("causal, folded", "fold"),
-        ("empty rows", "trim"), ("clip", "mask"), ("wrap", "mask"), ("two axes", "mask"),
-    ],
-)  # fmt: skip
-@pytest.mark.parametrize("name", ["plain", "sink, extra keys"])
-def test_gradients_of_sdpa_by_finite_differences(
-    label: str, strategy: str, name: str, cases: Count
-) -> None:
-    feature = CHECKED[name]
-    if strategy == "mask":
-        feature = feature._replace(shape=feature.shape._replace(extra=0))
-    function, inputs = differentiated(label, feature, "sdpa", require=(strategy,))
-    assert gradcheck(function, inputs)
-    cases("gradcheck, sdpa", 1)
-
-
-@pytest.mark.parametrize("name", CHECKED)
-@pytest.mark.parametrize("label", TINY)
-def test_second_derivatives_of_the_reference(label: str, name: str, cases: Count) -> None:
-    function, inputs = differentiated(label, CHECKED[name], "reference")
-    assert gradgradcheck(function, inputs, fast_mode=True)
-    cases("gradgradcheck, reference", 1)
 
 
 # The rule can fail.

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import lru_cache
 from itertools import product
 from typing import Any
 
 import flash_oracle
 import numpy as np
 import pytest
+from flash_programs import PROVIDERS, found_for, played, request_for
 from hypothesis import given
 from hypothesis import strategies as st
 from oracle import axis_matrix, bound_axes, is_legal, masks, matrix
@@ -22,88 +22,11 @@ from oracle import axis_matrix, bound_axes, is_legal, masks, matrix
 import nbattn
 from nbattn import Axis, BackendError, Mask
 from nbattn.backends.flash import candidates as flash
-from nbattn.backends.flash.meaning import FlashArguments
 from nbattn.geometry import bind
 from nbattn.planner import proof
 from nbattn.program import device
-from nbattn.program.candidate import Candidate
-from nbattn.program.program import Call, View
-from nbattn.program.request import Request
 
 Count = Callable[[str, int], None]
-PROVIDERS = ("aten", "fa3", "fa4")  # fa2 reads as aten does, and has a cache besides
-
-
-def request_for(mask: Mask, queries: Any, keys: Any, **fields: Any) -> Request:
-    plain: dict[str, Any] = {
-        "batch": 1,
-        "heads": 1,
-        "kv_heads": 1,
-        "head_dim": 8,
-        "value_dim": 8,
-        "dtype": "float32",
-        "device": device.DEVICES["cpu"],
-        "backend": "flash-model",
-    }
-    return Request(mask=mask, query_space=queries, key_space=keys, **(plain | fields))
-
-
-def found_for(mask: Mask, queries: Any, keys: Any, **fields: Any) -> list[Candidate]:
-    """The model's candidates of `PROVIDERS`, and the kv-cache entry of Flash 2."""
-    request = request_for(mask, queries, keys, **fields)
-    names = [f"flash-model:{name}" for name in PROVIDERS]
-    every = flash.candidates(request, bind(mask, queries, keys))
-    return [c for c in every if c.backend in names or c.strategy == "kv-cache"]
-
-
-@lru_cache(100_000)
-def kernel(call: FlashArguments, rows: int, keys: int) -> np.ndarray:
-    """What the host code and the kernel of a call's provider compute."""
-    told = call.window
-    window = (told.left, told.right, told.causal)
-    if call.provider == "fa4":
-        return flash_oracle.flash4(rows, keys, *window)
-    if call.entry == "kvcache":
-        assert told.used is not None
-        assert told.max_keys == keys
-        found = np.zeros((rows, keys), dtype=bool)
-        host = flash_oracle.flash3 if call.provider == "fa3" else flash_oracle.flash2_cache
-        found[:, : told.used] = host(rows, told.used, *window, keys)
-        return found
-    if call.provider == "fa3":
-        return flash_oracle.flash3(rows, keys, *window)
-    lengths = (told.max_queries, told.max_keys)
-    if call.runs:
-        sizes = [(run.queries, run.keys) for run in call.runs for _ in range(run.times)]
-        return flash_oracle.sequences(rows, keys, sizes, *window, *lengths)
-    return flash_oracle.flash2(rows, keys, *window, call.entry, *lengths)
-
-
-def positions(view: View) -> np.ndarray:
-    """The positions `[groups, length]` of a view of one axis, walked one by one."""
-    (axis,) = view.axes
-    return np.array(
-        [
-            [axis.start + g * axis.group_step + t * axis.step for t in range(axis.length)]
-            for g in range(axis.groups)
-        ]
-    )
-
-
-def played(calls: tuple[Call, ...], queries: int, keys: int) -> np.ndarray:
-    """How often a program computes every pair of one axis."""
-    times = np.zeros((queries, keys), dtype=int)
-    written: set[int] = set()
-    for call in calls:
-        assert isinstance(call.arguments, FlashArguments)
-        at, to = positions(call.query), positions(call.key)
-        assert call.joins or written.isdisjoint(at.flat)
-        written |= set(at.flat)
-        keys_told = to.shape[1] + call.arguments.pad
-        allowed = kernel(call.arguments, at.shape[1], keys_told)[:, : to.shape[1]]
-        for rows, columns in zip(at, to, strict=True):
-            times[np.ix_(rows, columns)] += allowed
-    return times
 
 
 def check(axis: Axis, queries: int, keys: int, want: np.ndarray, cases: Count) -> None:
@@ -367,71 +290,6 @@ def test_every_strategy_can_be_required_and_forbidden() -> None:
     every = ("split", "virtual-pad", "pad")
     with pytest.raises(BackendError, match="uses 'split', which is forbidden"):
         nbattn.plan(Mask.causal("top-left"), *shapes, device="sm_80", backend="flash", forbid=every)
-
-
-# Sequences of one varlen call
-
-
-def test_a_trimmed_batch_is_one_call_without_a_copy() -> None:
-    """Boundaries 0, a, b, N for queries and 0, k0, k1, M for keys; the rest are rows of zeros."""
-    mask = Mask(Axis(150, 0, align=-20))  # rows 20 … 269 read, of 1000
-    shapes = (3, 1000, 2, 8), (3, 100, 2, 8)
-    plan = nbattn.plan(mask, *shapes, device="sm_80", backend="flash")
-    assert plan.chosen.name == "flash:aten/pack"
-    assert plan.chosen.program is not None
-    (call,) = plan.chosen.program.calls
-    assert isinstance(call.arguments, FlashArguments)
-    assert call.arguments.runs == ((20, 0, 1), (250, 100, 1), (730, 0, 1))
-    assert call.arguments.describe().endswith("in 3 sequences")
-    assert plan.verify()
-    assert np.array_equal(plan.support(), axis_matrix(mask.axes[0], 1000, 100))
-    others = {c.strategy: c.cost for c in plan.candidates if c.cost and c.backend == "flash:aten"}
-    assert plan.chosen.cost is not None
-    assert plan.chosen.cost.calls == 1
-    assert others["virtual-pad"].calls > 1
-    assert others["virtual-pad"].bytes > plan.chosen.cost.bytes
-    assert others["virtual-pad"].computed_pairs == plan.chosen.cost.computed_pairs
-    visits = list(plan.schedule())
-    assert {row for visit in visits for row in visit.queries[0]} == set(range(20, 270))
-
-
-def test_blocks_and_a_ragged_one_are_sequences_of_one_call() -> None:
-    """Which are two calls otherwise."""
-    for fields, runs in (
-        ({}, ((4, 4, 4), (2, 4, 1))),
-        ({"causal": True}, ((4, 4, 4), (2, 2, 1), (0, 2, 1))),
-    ):
-        axis = Axis(3, causal=True, stride=4, align=0) if fields else Axis(2, 1, stride=4, align=0)
-        every = [c for c in found_for(Mask(axis), (18,), (20,)) if c.backend.endswith("aten")]
-        found = {c.strategy: c.program for c in every if c.program}
-        packed, dense = found["pack"], found.get("translate", found.get("trim"))
-        assert dense is not None
-        assert (len(packed.calls), len(dense.calls)) == (1, 2)
-        assert packed.calls[0].arguments.runs == runs
-        assert np.array_equal(played(packed.calls, 18, 20), axis_matrix(axis, 18, 20).astype(int))
-
-
-@pytest.mark.parametrize(
-    ("axis", "text"),
-    [
-        (Axis(3, 3, border="shift"), "its pieces share keys: sequences do not"),
-        (Axis(3, 3), "one sequence: nothing to pack"),
-        (Axis(2, 1, border="wrap"), "its pieces serve the same queries: sequences do not"),
-        (Axis(2, dilation=3), "its pieces are not rows of positions, one behind the other"),
-        (Axis(9, 0, stride=4), "its pieces share keys: sequences do not"),
-    ],
-)
-def test_what_is_no_sequence_says_why(axis: Axis, text: str) -> None:
-    named = {"device": "cpu", "backend": "flash-model:aten", "require": ("pack",)}
-    with pytest.raises(BackendError, match=f"pack[^:]*: {text}"):
-        nbattn.plan(Mask(axis), (1, 24, 2, 8), **named)
-
-
-def test_too_many_sequences_for_the_grid() -> None:
-    mask = Mask(Axis(3, causal=True, stride=4, align="top-left"))
-    named = {"device": "sm_80", "backend": "flash"}
-    with pytest.raises(BackendError, match="aten/pack: 80016 sequences are over the grid of 65535"):
-        nbattn.plan(mask, (8, 40_002, 2, 8), (8, 40_004, 2, 8), **named)
 
 
 DECODES = Mask.from_transformers(5)

@@ -1,21 +1,18 @@
-"""Owns the check of Flash dialects: what each entry computes for each tuple, tiles, limits."""
+"""Owns the check of Flash dialects: what each entry computes for each tuple, and its tiles."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from itertools import product
-from types import SimpleNamespace
-from typing import Any
 
 import flash_oracle
 import numpy as np
 import pytest
 
-from nbattn.backends.flash.meaning import DIALECTS, FlashArguments, WindowArguments, flash_arguments
-from nbattn.backends.flash.providers import PROVIDERS, padded, tile
+from nbattn.backends.flash.meaning import FlashArguments, WindowArguments, flash_arguments
+from nbattn.backends.flash.providers import tile
 from nbattn.program import device
-from nbattn.program.bands import Band, first_difference, sliced, split_points, trim
+from nbattn.program.bands import Band, trim
 
 Count = Callable[[str, int], None]
 LENGTHS = range(1, 13)
@@ -26,64 +23,8 @@ def matrix(band: Band, rows: int, keys: int) -> np.ndarray:
     return flash_oracle.band(rows, keys, band.left, band.right)
 
 
-# Bands
-
-
-@pytest.mark.parametrize("keys", range(1, 7))
-def test_trimming_keeps_every_pair_and_makes_both_windows_non_negative(
-    keys: int, cases: Count
-) -> None:
-    sides = (None, *range(-8, 9))
-    for rows, left, right in product(range(1, 7), sides, sides):
-        band = Band(left, right)
-        whole = matrix(band, rows, keys)
-        found = trim(band, rows, keys)
-        cases("bands, trimmed", 1)
-        if found is None:
-            assert not whole.any()
-            continue
-        part = np.zeros_like(whole)
-        part[found.row : found.row_stop, found.key : found.key_stop] = matrix(
-            found.band, found.rows, found.keys
-        )
-        assert np.array_equal(part, whole)
-        assert whole[found.row : found.row_stop].any(1).all()
-        shift = found.keys - found.rows
-        assert found.band.left is None or found.band.left + shift >= 0
-        assert found.band.right is None or found.band.right - shift >= 0
-        assert np.array_equal(matrix(band.limits(rows, keys), rows, keys), whole)
-
-
-def test_a_difference_is_found_at_the_first_query_that_has_one(cases: Count) -> None:
-    sides = (None, *range(-3, 5))
-    bands = [Band(left, right) for left, right in product(sides, repeat=2)]
-    for rows, keys in ((1, 1), (1, 4), (4, 1), (2, 5), (5, 2), (4, 4)):
-        pictures = [matrix(band, rows, keys) for band in bands]
-        for (one, a), (other, b) in product(list(zip(bands, pictures, strict=True)), repeat=2):
-            wrong = (a != b).any(1)
-            want = int(wrong.argmax()) if wrong.any() else None
-            assert first_difference(one, other, rows, keys) == want, (one, other, rows, keys)
-        cases("bands, compared", len(bands) ** 2)
-
-
-def test_a_cut_band_is_the_band(cases: Count) -> None:
-    sides = (None, *range(10))
-    for (rows, keys), left, right in product(product(range(1, 9), repeat=2), sides, sides):
-        found = trim(Band(left, right), rows, keys)
-        if found is None:
-            continue
-        band = found.band
-        for at in [(), *split_points(band, found.keys)]:
-            part = np.zeros((found.rows, found.keys), dtype=int)
-            for one in sliced(band, found.rows, found.keys, at):
-                part[one.row : one.row_stop, one.key : one.key_stop] += matrix(
-                    one.band, one.rows, one.keys
-                )
-            assert np.array_equal(part, matrix(band, found.rows, found.keys).astype(int))
-            cases("bands, cut", 1)
-
-
 # Meanings
+
 
 SIDES = (-4, -1, 0, 1, 2, 5, 8, 11, 12, 20)
 
@@ -323,71 +264,3 @@ def test_the_blocks_of_the_seeds_own_example() -> None:
     assert set(end.tolist()) == {121}
     dense = flash_arguments("aten", Band(None, 0), 7688, 2048)
     assert dense.band(7688, 2048) == Band()  # 5640 >= 2048: unlimited, so every key is read
-
-
-# Limits
-
-FACTS = {
-    "device": replace(
-        device.DEVICES["sm_90"], providers=tuple(p.package for p in PROVIDERS.values())
-    ),
-    "dtype": "bfloat16",
-    "head_dim": 64,
-    "value_dim": 64,
-    "training": False,
-    "return_lse": False,
-    "softcap": False,
-    "key_range": False,
-    "sink": False,
-    "extra_keys": 0,
-    "deterministic": False,
-}
-LIMITS = [
-    ("aten", {"device": device.DEVICES["sm_75"]}, "runs on sm_80 to sm_121, not on sm_75"),
-    ("aten", {"dtype": "float32"}, "takes float16, bfloat16, not float32"),
-    ("aten", {"head_dim": 264}, "takes head sizes up to 256, not 264"),
-    ("aten", {"value_dim": 300}, "takes head sizes up to 256, not 300"),
-    ("aten", {"softcap": True}, "has no softcap"),
-    ("fa2", {"key_range": True}, "has no key_range"),
-    ("fa2", {"device": device.DEVICES["sm_90"]}, "needs the package flash-attn, which is"),
-    ("fa3", {"training": True, "return_lse": True}, "its backward cannot use a gradient of"),
-    ("fa3", {"head_dim": 250, "training": True, "deterministic": True}, "has no deterministic"),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(("name", "facts", "text"), LIMITS)
-def test_a_limit_of_a_provider_is_a_reason(name: str, facts: dict[str, Any], text: str) -> None:
-    assert PROVIDERS[name].reasons(SimpleNamespace(**FACTS)) == []
-    (reason,) = PROVIDERS[name].reasons(SimpleNamespace(**(FACTS | facts)))
-    assert reason.text.startswith(text)
-
-
-@pytest.mark.parametrize(
-    ("name", "on", "facts", "text"),
-    [
-        ("fa3", "sm_100", {}, "runs on sm_80 to sm_90, not on sm_100"),
-        ("fa4", "sm_80", {"training": True}, "has no backward on sm_80"),
-        ("fa4", "sm_100", {"head_dim": 192, "value_dim": 192}, "takes head sizes up to 128"),
-        ("fa4", "sm_120", {"training": True, "deterministic": True}, "has no deterministic"),
-        ("aten", "cpu", {}, "runs on cuda, not on cpu"),
-    ],
-)
-def test_a_limit_of_a_device_is_a_reason(
-    name: str, on: str, facts: dict[str, Any], text: str
-) -> None:
-    packages = FACTS["device"].providers
-    asked = FACTS | facts | {"device": replace(device.DEVICES[on], providers=packages)}
-    (reason,) = PROVIDERS[name].reasons(SimpleNamespace(**asked))
-    assert reason.text.startswith(text)
-
-
-def test_a_backward_without_windows_does_not_train() -> None:
-    one = replace(PROVIDERS["aten"], backward_windows=False)
-    assert one.reasons(SimpleNamespace(**FACTS)) == []
-    (reason,) = one.reasons(SimpleNamespace(**(FACTS | {"training": True})))
-    assert reason.text == "its backward ignores the window: wrong gradients"
-
-
-def test_providers_are_those_of_the_dialects() -> None:
-    assert set(PROVIDERS) == set(DIALECTS)
-    assert [padded(size) for size in (1, 8, 9, 250)] == [8, 8, 16, 256]
