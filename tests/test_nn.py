@@ -1,7 +1,5 @@
 """Owns the layer: values and gradients against a hand-written one, transforms, state and plans."""
 
-
-
 from __future__ import annotations
 
 import copy

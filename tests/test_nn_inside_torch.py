@@ -1,7 +1,5 @@
 """Owns the layer inside torch: compilers, autocast, checkpoints, functional calls and export."""
 
-
-
 from __future__ import annotations
 
 import copy

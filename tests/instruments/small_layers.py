@@ -1,7 +1,5 @@
 """Owns small layers: cases with their inputs, and a transform that records what it is given."""
 
-
-
 from __future__ import annotations
 
 from typing import Any
