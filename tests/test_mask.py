@@ -92,19 +92,6 @@ def test_replace_checks_again() -> None:
         replace(Axis(3, 1), causal=True)
 
 
-def test_errors_keep_their_parts_when_pickled() -> None:
-    with pytest.raises(MaskError) as error:
-        Mask(Axis(1, 1)).to_flash()
-    again = pickle.loads(pickle.dumps(error.value))
-    assert type(again) is MaskError
-    assert str(again) == str(error.value)
-    assert (again.problem, again.fix, again.where) == (
-        error.value.problem,
-        error.value.fix,
-        error.value.where,
-    )
-
-
 # Text
 
 

@@ -1,14 +1,13 @@
-"""Owns the check of devices: their data, what is refused of them, and which one is here."""
+"""Owns the check of devices as data: what they say, and what is refused of them."""
 
 import pickle
 from dataclasses import replace
 from typing import Any
 
 import pytest
-import torch
 
 import nbattn
-from nbattn import Axis, DeviceInfo, InputError, Mask
+from nbattn import DeviceInfo, InputError, Mask
 from nbattn.program import device
 from nbattn.program.request import DTYPES
 
@@ -123,21 +122,3 @@ def test_a_device_that_cannot_be_is_refused_when_it_is_made(
     with pytest.raises(InputError) as error:
         DeviceInfo(**(fields_ | {"launch": 1e-6, "source": "a guess"} | wrong))
     assert str(error.value).splitlines()[0] == text
-
-
-@pytest.mark.parametrize("kind", ["mps", "xpu", "meta"])
-def test_a_kind_without_data_says_so(kind: str) -> None:
-    for given_ in (kind, torch.device(kind)):
-        plan = nbattn.plan(Mask(Axis(1, 1)), (1, 64, 2, 16), device=given_)
-        assert (plan.request.device.kind, plan.request.device.name) == (kind, kind)
-        assert "no data" in plan.request.device.source
-        assert "no data" in plan.explain()
-        assert plan.verify()
-
-
-def test_the_default_device_is_this_machine() -> None:
-    kind = "cuda" if torch.cuda.is_available() else "cpu"
-    assert nbattn.plan(Mask.causal(), (1, 64, 2, 16)).request.device.kind == kind
-    for given_ in ("cpu", torch.device("cpu"), device.DEVICES["cpu"]):
-        plan = nbattn.plan(Mask.causal(), (1, 64, 2, 16), device=given_)
-        assert plan.request.device is device.DEVICES["cpu"]

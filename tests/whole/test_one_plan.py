@@ -16,12 +16,11 @@ from torch.utils.checkpoint import checkpoint
 
 import nbattn
 from nbattn import Axis, BackendError, Mask, MaskError, autograd, execute, known_calls, ops
-from nbattn.backends.inputs import Inputs, layout_of
+from nbattn.backends.inputs import Inputs
 from nbattn.geometry import bind
 from nbattn.planner import planner
 from nbattn.planner.plan import Plan
 from nbattn.planner.planner import Signature
-from nbattn.program.device import DEVICES
 
 Count = Callable[[str, int], None]
 LIMIT = 1e-10
@@ -290,112 +289,6 @@ def planned(inputs: Inputs, mask: Mask, **named: Any) -> Plan:
         **{"deterministic": False, "return_lse": False},
     }
     return execute.planned(mask, inputs, **options | named)
-
-
-# Plans that run themselves.
-
-
-@pytest.fixture
-def ran(monkeypatch: pytest.MonkeyPatch) -> list[Plan]:
-    """The plans that were run forward and backward; and no other is made."""
-    found: list[Plan] = []
-    forward, backward = execute.forward, execute.backward
-
-    def spy(run: Any) -> Any:
-        def spied(plan: Plan, *rest: Any, **named: Any) -> Any:
-            found.append(plan)
-            return run(plan, *rest, **named)
-
-        return spied
-
-    monkeypatch.setattr(execute, "forward", spy(forward))
-    monkeypatch.setattr(execute, "backward", spy(backward))
-    return found
-
-
-OWN = replace(DEVICES["cpu"], flops=(("float32", 1.0), ("float64", 1.0)), source="mine")
-
-
-@pytest.mark.parametrize(
-    "named",
-    [{"packed": True}, {"device": OWN}, {"require": ("mask",)}, {"return_lse": True}, {}],
-    ids=str,
-)
-def test_a_plan_runs_itself(named: dict[str, Any], ran: list[Plan]) -> None:
-    given = tensors()
-    options = {"dtype": "float64", "device": "cpu", "training": True, **named}
-    plan = nbattn.plan(CAUSAL, given[0].shape, given[1].shape, **options)
-    assert plan.verify()
-    leaves = [t.requires_grad_() for t in given]
-    out = plan.run(*leaves)
-    first = out[0] if isinstance(out, tuple) else out
-    torch.autograd.grad(first.sum(), leaves)
-    assert len(ran) == 2
-    assert all(one is plan for one in ran)
-
-
-def test_an_eager_call_plans_once(monkeypatch: pytest.MonkeyPatch, ran: list[Plan]) -> None:
-    looked: list[Signature] = []
-    look_up = planner.planned
-    monkeypatch.setattr(planner, "planned", lambda facts: looked.append(facts) or look_up(facts))
-    planner.KNOWN_CALLS.clear()
-    leaves = [t.requires_grad_() for t in tensors()]
-    torch.autograd.grad(nbattn.attention(*leaves, CAUSAL).sum(), leaves)
-    assert len(looked) == 1
-    assert ran[0] is ran[1]
-
-
-def test_a_given_plan_and_what_cannot_follow_it() -> None:
-    given = tensors()
-    plan = nbattn.plan(CAUSAL, given[0].shape, given[1].shape, dtype="float64", device="cpu")
-    refusal = r"(?s)a plan runs its own program.*fix:.*nbattn\.attention\(query, key, value, mask\)"
-    with pytest.raises(BackendError, match=refusal):
-        torch.func.vmap(plan.run)(*(torch.stack([t]) for t in given))
-    with pytest.raises(Exception, match="a plan runs its own program"):
-        torch.compile(plan.run, fullgraph=True, backend="eager")(*given)
-    broken = torch.compile(lambda *t: plan.run(*t) * 2, backend="eager")  # runs it outside
-    close(broken(*given), plan.run(*given) * 2)
-    torch._dynamo.reset()
-
-
-# What "packed" means.
-
-
-def packed(
-    shape: tuple[int, ...], heads: tuple[int, int], dim: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Views of what one projection gives."""
-    sizes = [heads[0] * dim, heads[1] * dim, heads[1] * dim]
-    joined = torch.randn(*shape, sum(sizes))
-    query, key, value = (part.unflatten(-1, (-1, dim)) for part in joined.split(sizes, dim=-1))
-    return query, key, value
-
-
-def test_layouts_of_calls() -> None:
-    query, key, value = packed((2, 6), (4, 2), 8)
-    assert layout_of(query, key, value) == "packed"
-    own = torch.randn(2, 3, 4, 8)
-    assert layout_of(own, key, value) == "packed"  # a context's keys and values
-    assert layout_of(query, key, value.clone()) == "strided"
-    assert layout_of(query, value, key) == "packed"
-    assert layout_of(*(t.clone() for t in (query, key, value))) == "contiguous"
-    first = query.transpose(1, 2).contiguous().transpose(1, 2)
-    assert layout_of(first, first, first) == "strided"
-    fused = torch.randn(2, 6, 3, 4, 8)  # x @ weight, then .unflatten(-1, (3, H, D)).unbind(2)
-    assert layout_of(*fused.unbind(2)) == "packed"
-    per_head = torch.randn(2, 6, 4, 3, 8)
-    assert layout_of(*per_head.unbind(3)) == "strided"
-
-
-def test_a_packed_plan_is_the_plan_of_a_packed_call() -> None:
-    for space, heads in (((6,), (4, 2)), ((5, 4), (2, 2))):
-        mask = Mask(*[nbattn.Axis(2, 1, dilation=2)] * len(space))
-        query, key, value = packed((2, *space), heads, 8)
-        inputs = Inputs(query, key, value, None, None, None, None, 1.0, None)
-        shapes = query.shape, key.shape
-        wanted = nbattn.plan(mask, *shapes, dtype="float32", device="cpu", packed=True)
-        assert planned(inputs, mask, training=False) == wanted
-        assert wanted.request.layout == "packed"
 
 
 def test_transformed_and_traced_calls_are_not_plain() -> None:

@@ -16,7 +16,6 @@ from oracle import axis_matrix, bound_axes
 from work import work
 
 from nbattn import Axis, Mask
-from nbattn import piecewise_sum as series
 from nbattn.backends.cuda.tile_traversal import Traversal
 from nbattn.geometry import BoundAxis, bind
 
@@ -111,14 +110,3 @@ def test_a_run_starts_where_its_window_does() -> None:
     assert Traversal(line).tile_pairs(64, 64) == 3
     line = bind(Mask(Axis(3, 3, border="wrap")), 64, 64)[0]
     assert Traversal(line).tile_pairs(64, 8) == 8
-
-
-def test_sums_in_closed_form() -> None:
-    """Whole periods, ends of periods, and what lies around a bend."""
-
-    def value(u: np.ndarray) -> np.ndarray:
-        return np.where(u < 1000, u, 3 * u - 2000) + u % 7
-
-    for start, stop in ((0, 5000), (3, 4998), (-11, 8), (990, 1010), (5, 5)):
-        wanted = int(value(np.arange(start, stop)).sum())
-        assert series.piecewise_sum(value, start, stop, 7, [1000]) == wanted
