@@ -40,10 +40,10 @@ TESTED_IN = {
     "program/band_pieces": "backends/flash/test_candidates",
     "program/blocks": "planner/test_plan",
     "program/candidate": "planner/test_planner",
-    "program/costs": "whole/test_golden_plans",
+    "program/costs": "planner/test_planner",
     "symbolic": "whole/test_compiled_masks",
     "timing": "cli/test_tune",
-    "version": "cli/test_init",
+    "version": "planner/test_cost_table",
 }
 
 
