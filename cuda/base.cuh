@@ -1,4 +1,4 @@
-// base.cuh - types and macros that differ between NVRTC, the emulator's g++, and a plain host compiler.
+// base.cuh - types and macros that differ between NVRTC, the emulator's g++ and an ordinary host compiler.
 #pragma once
 #if defined(NB_EMULATOR)
 #include "emulator.h"  // in tests/emulator: CUDA's keywords, thread indices and barriers on a CPU
@@ -11,7 +11,7 @@ typedef unsigned int uint32_t;
 typedef unsigned long long uint64_t;
 #define NB_INFINITY __int_as_float(0x7f800000)
 #define NB_DYNAMIC_SHARED(name) extern __shared__ __align__(128) unsigned char name[]
-#else  // integer arithmetic alone: window.cuh
+#else  // an ordinary host compiler, which can compile only integer arithmetic: window.cuh
 #define __device__
 #define __forceinline__ inline
 #endif

@@ -1,4 +1,4 @@
-// delta.cu - what the backward needs of every row: sum(out * grad_out) - grad_lse. A warp owns a row.
+// delta.cu - computes delta = sum(out * grad_out) - grad_lse of every row for the backward, one warp per row.
 #include "block.cuh"
 #include "element.cuh"
 

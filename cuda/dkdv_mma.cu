@@ -1,11 +1,11 @@
-// dkdv_mma.cu - gradients of keys and values on tensor cores: rows are keys, columns the queries that read
-// them, of every head that shares the key head, so that no two blocks add to one row and nothing is atomic.
-// Blocks after the mask's own have the extra keys.
+// dkdv_mma.cu - gradients of keys and values on tensor cores: rows are keys, columns the queries that attend to
+// them, in all query heads of the key head. So only one block adds to a row, without atomics. The last blocks
+// compute the extra keys.
 #include "vectors.cuh"
 
 namespace nb {
 constexpr int kRows = KeyTile::size, kColumns = QueryTile::size;
-using KeyVectors = SharedTile<kRows, kHeadDim>;  // and in the end their gradients
+using KeyVectors = SharedTile<kRows, kHeadDim>;  // the keys; at the end their gradients
 using ValueVectors = SharedTile<kRows, kValueDim>;
 using QueryVectors = SharedTile<kColumns, kHeadDim>;
 using GradVectors = SharedTile<kColumns, kValueDim>;
@@ -14,12 +14,12 @@ static_assert(kRows == 16 * kWarps * kBlocks && kColumns % 16 == 0, "fragments a
 constexpr int kStageBytes = QueryVectors::kBytes + GradVectors::kBytes + 8 * kColumns;
 static_assert(NB_SHARED_BYTES ==
                   Walk<KeyTile>::kBytes + KeyVectors::kBytes + ValueVectors::kBytes + kStages * kStageBytes,
-              "nbattn/dialects/cuda_tiles.py has drifted");
+              "nbattn/backends/cuda/tiles.py has drifted");
 
 struct Stage {  // one tile of queries in shared memory
   QueryVectors query;
   GradVectors grad_out;
-  float *lse, *delta;  // in units of log 2; of every column
+  float *lse, *delta;  // one per column; lse in units of log 2
   NB_DEVICE explicit Stage(unsigned char* at)
       : query{reinterpret_cast<Element*>(at)},
         grad_out{reinterpret_cast<Element*>(at + QueryVectors::kBytes)},
@@ -38,7 +38,7 @@ struct Stage {  // one tile of queries in shared memory
   }
 };
 
-// Scores to weights, and slopes of the cap.
+// Replaces scores by weights, and computes the slopes of the softcap.
 NB_DEVICE void weigh(Weights& s, Weights& slopes, const Stage& stage, const Scores& scores) {
 #pragma unroll
   for (int n = 0; n < kColumns / 8; ++n)
@@ -53,7 +53,7 @@ NB_DEVICE void weigh(Weights& s, Weights& slopes, const Stage& stage, const Scor
     }
 }
 
-// Weights to the gradients of the products.
+// Replaces weights by the gradients of the products.
 NB_DEVICE void grad(Weights& s, const Weights& slopes, const Weights& grads, const Stage& stage) {
 #pragma unroll
   for (int b = 0; b < kBlocks; ++b)
@@ -63,11 +63,11 @@ NB_DEVICE void grad(Weights& s, const Weights& slopes, const Weights& grads, con
       for (int e = 0; e < 4; ++e) {
         float& x = s.at[b][n][e];
         const float change = slopes.at[b][n][e] * (grads.at[b][n][e] - stage.delta[column_of(n, e % 2)]);
-        x = x == 0.f ? 0.f : x * change;  // what is not read may be infinite
+        x = x == 0.f ? 0.f : x * change;  // `change` may be infinite or NaN in masked pairs
       }
 }
 
-// Rows of the tile to a gradient `[B, *key_space, Hk, kChannels]`, or of the extra keys `[B, E, Hk, kChannels]`.
+// Writes the tile's rows to a gradient `[B, *key_space, Hk, kChannels]`, or to the extra keys' `[B, E, Hk, kChannels]`.
 template <int kChannels, class Tile, class Sums>
 NB_DEVICE void finish(const Params& p, const Walk<KeyTile>& walk, const Block& block, const Tile& staging,
                       const Sums& sums, float scale, void* grid, void* extra) {
@@ -133,7 +133,7 @@ NB_DEVICE void grad_keys(const Params& p) {
 #endif
   for (int n = 0; n < visits; ++n) {
     cp_async_wait<kStages - 2>();
-    __syncthreads();  // tile n has landed for everyone, and nobody reads tile n - 1 any more
+    __syncthreads();  // tile n is loaded for all threads, and all have used tile n - 1
     fetch(n + kStages - 1);
     const Stage here = stage(n);
     Weights s, slopes;
@@ -152,7 +152,7 @@ NB_DEVICE void grad_keys(const Params& p) {
 #endif
   }
   cp_async_wait<0>();
-  __syncthreads();  // as in the forward: rows without visits
+  __syncthreads();  // without visits, all vectors must be loaded before the gradients overwrite them
 #if NB_GRADS & 1
   finish<kValueDim>(p, walk, block, value, value_sums, 1.f, p.grad_value, p.grad_extra_value);
 #endif

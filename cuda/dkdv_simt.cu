@@ -1,5 +1,5 @@
-// dkdv_simt.cu - gradients of keys and values without tensor cores: rows are keys, columns the queries that
-// read them, of every head that shares the key head. Blocks after the mask's own have the extra keys.
+// dkdv_simt.cu - gradients of keys and values without tensor cores: rows are keys, columns the queries that attend
+// to them, in all query heads of the key head. The last blocks compute the extra keys.
 #include "simt.cuh"
 
 namespace nb {
@@ -22,7 +22,7 @@ NB_DEVICE void key_rows(Keys& arena, const Params& p, const Block& block) {
   }
 }
 
-// Queries of a visit as columns: a in the queries, b in grad_out.
+// Sets the offsets of the columns for the queries of a visit: a in the queries, b in grad_out.
 NB_DEVICE void query_columns(Keys& arena, const Params& p, const Visit& v, int sample, int head) {
   const int lane = threadIdx.x;
   if (lane >= kLanes) return;
@@ -56,7 +56,7 @@ NB_DEVICE void grad_keys(const Params& p) {
   for (int n = 0; n < visits * p.group; ++n) {
     const int head = block.head * p.group + n / visits;
     const Visit v = visit<QueryTile>(*arena.walk, n % visits, 0);
-    __syncthreads();  // offsets of the visit before have been read
+    __syncthreads();  // all threads have used the offsets of the previous visit
     query_columns(arena, p, v, block.sample, head);
     Accumulator products[kOwn], weights[kOwn], slopes[kOwn];
     arena.scores(products, key, arena.row_a, key_step, p.query, arena.column_a, p.query_stride.channel, kHeadDim);
@@ -78,9 +78,9 @@ NB_DEVICE void grad_keys(const Params& p) {
     Accumulator grads[kOwn];
     arena.scores(grads, value, arena.row_b, value_step, p.grad_out, arena.column_b, p.grad_out_stride.channel,
                  kValueDim);
-    __syncthreads();  // the weights have been read
+    __syncthreads();  // all threads have used the weights
 #pragma unroll
-    for (int r = 0; r < kOwn; ++r)  // what is not read may be infinite
+    for (int r = 0; r < kOwn; ++r)  // the gradient may be infinite or NaN in masked pairs
       arena.keep(r, weights[r] == 0 ? Accumulator(0) : weights[r] * (grads[r] - delta) * slopes[r]);
     arena.accumulate<kHeadDim>(key_sums, p.query, arena.column_a, p.query_stride.channel);
 #endif

@@ -1,10 +1,10 @@
-// dq_mma.cu - gradients of the queries on tensor cores: the forward's walk, with the weights recomputed from
-// the final logsumexp; keys serve both products of a visit.
+// dq_mma.cu - gradients of the queries on tensor cores: the same walk as the forward, with the weights recomputed
+// from the final logsumexp. Both products of a visit use the keys.
 #include "vectors.cuh"
 
 namespace nb {
 constexpr int kRows = QueryTile::size, kColumns = KeyTile::size;
-using RowVectors = SharedTile<kRows, kHeadDim>;  // queries, and in the end their gradients
+using RowVectors = SharedTile<kRows, kHeadDim>;  // the queries; at the end their gradients
 using GradVectors = SharedTile<kRows, kValueDim>;
 using KeyVectors = SharedTile<kColumns, kHeadDim>;
 using ValueVectors = SharedTile<kColumns, kValueDim>;
@@ -14,9 +14,9 @@ static_assert(kRows == 16 * kWarps * kBlocks && kColumns % 16 == 0, "fragments a
 constexpr int kStageBytes = KeyVectors::kBytes + ValueVectors::kBytes;
 static_assert(NB_SHARED_BYTES ==
                   Walk<QueryTile>::kBytes + RowVectors::kBytes + GradVectors::kBytes + kStages * kStageBytes,
-              "nbattn/dialects/cuda_tiles.py has drifted");
+              "nbattn/backends/cuda/tiles.py has drifted");
 
-struct Statistics {  // of this thread's rows: the logsumexp in units of log 2, and delta
+struct Statistics {  // this thread's rows: their logsumexp in units of log 2, and delta
   float lse[kBlocks][2], delta[kBlocks][2];
 };
 
@@ -32,7 +32,7 @@ NB_DEVICE void load(Statistics& rows, const Params& p, const Walk<QueryTile>& wa
     }
 }
 
-// Scores to the gradients of products.
+// Replaces scores by the gradients of the products.
 NB_DEVICE void grad(Weights& s, const Weights& grads, const Scores& scores, const Statistics& rows) {
 #pragma unroll
   for (int b = 0; b < kBlocks; ++b)
@@ -43,7 +43,7 @@ NB_DEVICE void grad(Weights& s, const Weights& grads, const Scores& scores, cons
         float& x = s.at[b][n][e];
         const float weight = ex2(x - rows.lse[b][e / 2]);
         const float change = weight * scores.slope(x) * (grads.at[b][n][e] - rows.delta[b][e / 2]);
-        x = weight == 0.f ? 0.f : change;  // what is not read may be infinite
+        x = weight == 0.f ? 0.f : change;  // `change` may be infinite or NaN in masked pairs
       }
 }
 
@@ -81,7 +81,7 @@ NB_DEVICE void grad_queries(const Params& p) {
   sums.clear();
   for (int n = 0; n < visits; ++n) {
     cp_async_wait<kStages - 2>();
-    __syncthreads();  // tile n has landed for everyone, and nobody reads tile n - 1 any more
+    __syncthreads();  // tile n is loaded for all threads, and all have used tile n - 1
     fetch(n + kStages - 1);
     Weights s, grads;
     dot<kColumns, kHeadDim>(s, query, key(n));
@@ -92,7 +92,7 @@ NB_DEVICE void grad_queries(const Params& p) {
     accumulate(sums, s, key(n));
   }
   cp_async_wait<0>();
-  __syncthreads();  // as in the forward: rows without visits
+  __syncthreads();  // without visits, all vectors must be loaded before the gradients overwrite them
 
   float factor[kBlocks][2];
 #pragma unroll

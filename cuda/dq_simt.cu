@@ -1,4 +1,4 @@
-// dq_simt.cu - gradients of the queries without tensor cores: a walk like the forward's, with the weights
+// dq_simt.cu - gradients of the queries without tensor cores: the same walk as the forward, with the weights
 // recomputed from the final logsumexp.
 #include "simt.cuh"
 
@@ -30,7 +30,7 @@ NB_DEVICE void grad_queries(const Params& p) {
     const Visit v = visit<KeyTile>(*arena.walk, n, p.extra);
     const void *key = v.extra ? p.extra_key : p.key, *value = v.extra ? p.extra_value : p.value;
     const long long key_step = v.extra ? 1 : p.key_stride.channel, value_step = v.extra ? 1 : p.value_stride.channel;
-    __syncthreads();  // offsets of the visit before have been read
+    __syncthreads();  // all threads have used the offsets of the previous visit
     key_columns(arena, p, v, block.sample, key_head);
     Accumulator products[kOwn], grads[kOwn];
     arena.scores(products, p.query, arena.row_a, p.query_stride.channel, key, arena.column_a, key_step, kHeadDim);

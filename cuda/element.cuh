@@ -1,4 +1,4 @@
-// element.cuh - the tensors' element types, and the accumulator that goes with each.
+// element.cuh - the tensors' element types, and the accumulator type of each.
 #pragma once
 #include "base.cuh"
 
@@ -37,7 +37,7 @@ NB_DEVICE void store(__nv_bfloat16* to, float x) { *to = __float2bfloat16_rn(x);
 NB_DEVICE void store(float* to, float x) { *to = x; }
 NB_DEVICE void store(double* to, double x) { *to = x; }
 
-// Accurate to the last places, unlike the approximations of the tensor-core kernels.
+// Accurate to a few ulp, unlike the approximations in the tensor-core kernels.
 NB_DEVICE float exp_of(float x) { return expf(x); }
 NB_DEVICE double exp_of(double x) { return exp(x); }
 NB_DEVICE float log_of(float x) { return logf(x); }

@@ -1,26 +1,26 @@
-// fwd_mma.cu - the forward pass on tensor cores: a tile of queries against tiles of keys and values, which
-// cp.async brings while the products of the tile before run; an online softmax in registers.
+// fwd_mma.cu - the forward on tensor cores: one tile of queries visits tiles of keys and values. cp.async loads a
+// tile while the previous one is used; the online softmax is in registers.
 #include "vectors.cuh"
 
 namespace nb {
 constexpr int kRows = QueryTile::size, kColumns = KeyTile::size;
 constexpr int kWide = kHeadDim > kValueDim ? kHeadDim : kValueDim;
-using RowVectors = SharedTile<kRows, kWide>;  // queries, and in the end the output
+using RowVectors = SharedTile<kRows, kWide>;  // the queries; at the end the output
 using KeyVectors = SharedTile<kColumns, kHeadDim>;
 using ValueVectors = SharedTile<kColumns, kValueDim>;
 using Weights = Fragment<kColumns>;
 using Output = Fragment<ValueVectors::kPadded>;
 static_assert(kRows == 16 * kWarps * kBlocks && kColumns % 16 == 0, "fragments are 16 x 16");
-constexpr bool kKeep = kBlocks == 1 && kHeadDim <= 128;  // queries in registers, as far as there are some
+constexpr bool kKeep = kBlocks == 1 && kHeadDim <= 128;  // whether registers suffice to keep the queries
 constexpr int kStageBytes = KeyVectors::kBytes + ValueVectors::kBytes;
 static_assert(NB_SHARED_BYTES == Walk<QueryTile>::kBytes + RowVectors::kBytes + kStages * kStageBytes,
-              "nbattn/dialects/cuda_tiles.py has drifted");
+              "nbattn/backends/cuda/tiles.py has drifted");
 
-struct State {  // of the softmax: the maximum in units of log 2, and this thread's part of the sum
+struct State {  // the running softmax: the maximum in units of log 2, and this thread's part of the sum
   float max[kBlocks][2], sum[kBlocks][2];
 };
 
-// Scores to weights against the running maximum; the output so far shrinks as it grows.
+// Replaces scores by weights relative to the running maximum, and rescales the output where the maximum grows.
 NB_DEVICE void soften(Weights& s, State& state, Output& out) {
 #pragma unroll
   for (int b = 0; b < kBlocks; ++b)
@@ -102,7 +102,7 @@ NB_DEVICE void forward(const Params& p) {
   begin_walk<false, QueryTile, KeyTile>(walk, p, block.tile, block.sample);
   if (!has_rows(walk)) return;
 
-  const auto is_visit = [&](int n) { return n < walk.total + extra_tiles(p, kColumns); };  // spares a register
+  const auto is_visit = [&](int n) { return n < walk.total + extra_tiles(p, kColumns); };  // saves a register
   const auto fetch = [&](int n) {
     if (is_visit(n))
       load_keys(key(n), value(n), walk, visit<KeyTile>(walk, n, p.extra), p, block.sample, key_head);
@@ -120,7 +120,7 @@ NB_DEVICE void forward(const Params& p) {
   KeptRows<kHeadDim> kept;
   for (int n = 0; is_visit(n); ++n) {
     cp_async_wait<kStages - 2>();
-    __syncthreads();  // tile n has landed for everyone, and nobody reads tile n - 1 any more
+    __syncthreads();  // tile n is loaded for all threads, and all have used tile n - 1
     fetch(n + kStages - 1);
     Weights s;
     if (kKeep && n == 0) kept.keep(query);
@@ -132,7 +132,7 @@ NB_DEVICE void forward(const Params& p) {
     accumulate(out, s, value(n));
   }
   cp_async_wait<0>();
-  __syncthreads();  // rows without visits: their vectors have landed before the staging overwrites them
+  __syncthreads();  // without visits, the queries must be loaded before the output overwrites them
   finish(p, walk, block, query, state, out);
 }
 }  // namespace nb

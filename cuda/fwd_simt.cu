@@ -1,16 +1,16 @@
-// fwd_simt.cu - the forward pass without tensor cores: any dtype and head size. A warp owns rows and a lane
-// a column, so that a softmax is a warp's reduction.
+// fwd_simt.cu - the forward without tensor cores, for any dtype and head size. A warp has its own rows and a lane one
+// column, so that a softmax is a reduction over a warp.
 #include "block.cuh"
 #include "simt.cuh"
 
 namespace nb {
 using Forward = Arena<QueryTile, KeyTile>;
 
-struct State {  // of the softmax of this warp's rows
+struct State {  // the running softmax of this warp's rows
   Accumulator max[Forward::kOwn], sum[Forward::kOwn];
 };
 
-// One visit: its scores join the softmax, and its weights are kept.
+// Adds the scores of one visit to the running softmax, and stores its weights.
 NB_DEVICE void join(Forward& arena, const Params& p, const Visit& v, State& state,
                     Accumulator (&out)[Chunks<kValueDim>::count][Forward::kOwn],
                     const Accumulator (&products)[Forward::kOwn]) {
@@ -56,7 +56,7 @@ NB_DEVICE void forward(const Params& p) {
   const int visits = arena.walk->total + extra_tiles(p, KeyTile::size);
   for (int n = 0; n < visits; ++n) {
     const Visit v = visit<KeyTile>(*arena.walk, n, p.extra);
-    __syncthreads();  // offsets of the visit before have been read
+    __syncthreads();  // all threads have used the offsets of the previous visit
     key_columns(arena, p, v, block.sample, key_head);
     Accumulator products[Forward::kOwn];
     arena.scores(products, p.query, arena.row_a, p.query_stride.channel, v.extra ? p.extra_key : p.key,

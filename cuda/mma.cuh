@@ -1,5 +1,5 @@
-// mma.cuh - what the tensor-core kernels share: tiles of vectors in shared memory, and the two products of
-// attention on fragments. A warp owns 16 x NB_ROW_BLOCKS rows; accumulators are laid out as ptx.cuh says.
+// mma.cuh - shared by the tensor-core kernels: tiles of vectors in shared memory, and the two matrix products of
+// attention on fragments. A warp computes 16 x NB_ROW_BLOCKS rows; ptx.cuh defines the layout of accumulators.
 #pragma once
 #include "block.cuh"
 #include "element.cuh"
@@ -10,7 +10,7 @@ constexpr int kWarps = NB_WARPS, kThreads = 32 * kWarps, kBlocks = NB_ROW_BLOCKS
 constexpr int kHeadDim = NB_HEAD_DIM, kValueDim = NB_VALUE_DIM;
 constexpr float kLog2e = 1.4426950408889634f, kLn2 = 0.6931471805599453f;
 
-// Scores of a warp's rows against kColumns columns, or sums over its rows of kColumns channels.
+// Accumulators of a warp's rows: their scores with kColumns columns, or their sums in kColumns channels.
 template <int kColumns>
 struct Fragment {
   float at[kBlocks][kColumns / 8][4];
@@ -24,8 +24,8 @@ struct Fragment {
   }
 };
 
-// kVectors vectors of channels, padded with zeros to a multiple of 16. One chunk of 16 bytes more makes their
-// number odd, so that the 8 vectors of a matrix lie in different banks.
+// kVectors vectors of channels in shared memory, padded with zeros to a multiple of 16 channels. One more chunk of
+// 16 bytes makes the number of chunks per vector odd, so the 8 vectors of a matrix are in different banks.
 template <int kVectors, int kChannels>
 struct SharedTile {
   static constexpr int kPadded = (kChannels + 15) / 16 * 16, kPitch = kPadded + 8, kChunks = kPadded / 8;
@@ -34,8 +34,8 @@ struct SharedTile {
 
   NB_DEVICE Element* chunk(int vector, int c) const { return data + vector * kPitch + c * 8; }
 
-  // Vector i comes from source(i), a pointer to kGiven channels or null; `base` is any legal address, `step` the
-  // channel stride. Lands at the next cp_async_wait and barrier.
+  // Copies vector i from source(i), a pointer to kGiven channels or null for zeros; `base` is any legal address,
+  // `step` the channel stride. The vectors can be used after the next cp_async_wait and barrier.
   template <int kGiven = kChannels, class Source>
   NB_DEVICE void load(const Source& source, const void* base, long long step) const {
 #pragma unroll 4
@@ -51,24 +51,24 @@ struct SharedTile {
     }
   }
 
-  // Rows of this warp, fragment by fragment: channels 16 k to 16 k + 15 of row block b.
+  // Loads this warp's rows as operand a: channels 16 k to 16 k + 15 of row block b.
   NB_DEVICE void rows(uint32_t (&a)[4], int b, int k) const {
     const int lane = threadIdx.x % 32, row = (threadIdx.x / 32 * kBlocks + b) * 16;
     ldmatrix_x4(a, chunk(row + lane % 16, k * 2 + lane / 16));
   }
-  // Vectors 16 n to 16 n + 15 as columns: two operands of channels 16 k to 16 k + 15.
+  // Loads vectors 16 n to 16 n + 15 as columns: two operands b with channels 16 k to 16 k + 15.
   NB_DEVICE void columns(uint32_t (&b)[4], int n, int k) const {
     const int lane = threadIdx.x % 32;
     ldmatrix_x4(b, chunk(n * 16 + lane % 8 + lane / 16 * 8, k * 2 + lane / 8 % 2));
   }
-  // Vectors 16 k to 16 k + 15 as the summed dimension: two operands of channels 16 n to 16 n + 15.
+  // Loads vectors 16 k to 16 k + 15 as the summed dimension: two operands b with channels 16 n to 16 n + 15.
   NB_DEVICE void summed(uint32_t (&b)[4], int k, int n) const {
     const int lane = threadIdx.x % 32;
     ldmatrix_x4_trans(b, chunk(k * 16 + lane % 16, n * 2 + lane / 16));
   }
 };
 
-// A tile's rows of this warp in registers: read once instead of once per visit.
+// This warp's rows of a tile in registers: loaded once instead of once per visit.
 template <int kChannels>
 struct KeptRows {
   static constexpr int kSteps = (kChannels + 15) / 16;
@@ -86,7 +86,7 @@ struct KeptRows {
   }
 };
 
-// scores = rows of this warp times vectors, over kChannels channels.
+// scores[r][c] = dot product of this warp's row r and vector c over kChannels channels.
 template <int kColumns, int kChannels, class RowTile, class ColumnTile>
 NB_DEVICE void dot(Fragment<kColumns>& scores, const RowTile& rows, const ColumnTile& vectors) {
   scores.clear();
@@ -108,7 +108,7 @@ NB_DEVICE void dot(Fragment<kColumns>& scores, const RowTile& rows, const Column
   }
 }
 
-// sums += weights, rounded to the element type, times vectors.
+// sums += weights times vectors; the weights are rounded to the element type.
 template <int kColumns, int kPadded, class ColumnTile>
 NB_DEVICE void accumulate(Fragment<kPadded>& sums, const Fragment<kColumns>& weights, const ColumnTile& vectors) {
 #pragma unroll
@@ -135,16 +135,16 @@ NB_DEVICE void accumulate(Fragment<kPadded>& sums, const Fragment<kColumns>& wei
   }
 }
 
-// Row of the tile that a thread's half h (0, 1) of row block b is.
+// The row, in the tile, of half h (0, 1) of row block b in this thread's fragment.
 NB_DEVICE int row_of(int b, int h) {
   return (threadIdx.x / 32 * kBlocks + b) * 16 + threadIdx.x % 32 / 4 + h * 8;
 }
-// Column of element j (0, 1) of a thread in fragment n.
+// The column of this thread's element j (0, 1) in fragment n.
 NB_DEVICE int column_of(int n, int j) { return n * 8 + threadIdx.x % 4 * 2 + j; }
 
-// Scores in units of log 2.
+// Computes scores in units of log 2 from products of queries and keys.
 struct Scores {
-  float scale, bend, cap;  // of plain scores; of tanh's argument; the cap: times log2(e) but for `bend`
+  float scale, bend, cap;  // score scale x log2(e); scale of tanh's argument; softcap x log2(e)
   NB_DEVICE explicit Scores(const Params& p)
       : scale(static_cast<float>(p.scale) * kLog2e),
         bend(p.softcap ? static_cast<float>(p.scale / p.softcap) : 0.f),
@@ -152,7 +152,7 @@ struct Scores {
   NB_DEVICE float of(float product) const {
 #if NB_SOFTCAP
     const float x = product * bend, square = x * x;
-    // The quotient would cancel near 0, where a large cap keeps all scores; the series is good to 3e-7 there.
+    // Near 0, where a large cap puts all scores, `far` would lose digits; the series has an error of 3e-7 there.
     const float near = x * (1.f + square * (-1.f / 3 + square * (2.f / 15 - square * (17.f / 315))));
     const float far = 1.f - 2.f * reciprocal(1.f + ex2(2 * kLog2e * x));
     return cap * (square < 0.0625f ? near : far);
@@ -160,7 +160,7 @@ struct Scores {
     return product * scale;
 #endif
   }
-  // Derivative of the cap at a score, which may be hidden.
+  // Derivative of the softcap at a score; the score may be masked (-inf).
   NB_DEVICE float slope(float score) const {
 #if NB_SOFTCAP
     const float bent = fmaxf(score, -cap) / cap;
@@ -171,10 +171,10 @@ struct Scores {
   }
 };
 
-// A logsumexp in units of log 2; 0 for rows without keys, whose scores are all hidden.
+// A logsumexp in units of log 2; 0 for rows without keys, whose scores are all masked.
 NB_DEVICE float in_log2(float lse) { return lse == -NB_INFINITY ? 0.f : lse * kLog2e; }
 
-// Products to scores.
+// Replaces products by scores.
 template <int kColumns>
 NB_DEVICE void score(Fragment<kColumns>& s, const Scores& scores) {
 #pragma unroll
@@ -185,8 +185,8 @@ NB_DEVICE void score(Fragment<kColumns>& s, const Scores& scores) {
       for (int e = 0; e < 4; ++e) s.at[b][n][e] = scores.of(s.at[b][n][e]);
 }
 
-// Rows of this warp, times a factor each, through `staging` to to(row), a pointer or null. The tile's own rows
-// of this warp must not be needed any more.
+// Writes this warp's accumulator rows, row r times factor[r], through shared memory `staging`, which overwrites this
+// warp's rows there. to(row) is the destination, or null to skip the row.
 template <int kChannels, class Tile, int kPadded, class Target>
 NB_DEVICE void store_rows(const Tile& staging, const Fragment<kPadded>& sums, const float (&factor)[kBlocks][2],
                           const Target& to) {

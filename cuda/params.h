@@ -1,17 +1,17 @@
-// params.h - the one argument that every kernel takes, by value. nbattn/kernels/layout.py packs it.
+// params.h - the one argument of every kernel, passed by value. nbattn/kernels/layout.py packs it.
 #pragma once
 #include "base.cuh"
 
 namespace nb {
 enum Border { kClip = 0, kShift = 1, kWrap = 2 };
 
-// One axis of a mask at its lengths; window.cuh says what the numbers mean. All are within +-2^29.
+// One axis of a mask with its lengths; window.cuh defines the window. All numbers are within +-2^29.
 struct Axis {
   int queries, keys;      // lengths
-  int left, right;        // neighbours on each side, in steps of the dilation
+  int left, right;        // keys on each side, in steps of the dilation
   int dilation, stride;   // at least 1
   int offset;             // position of query 0 on the key axis
-  int prefix;             // keys that every query reads
+  int prefix;             // number of first keys that every query attends to
   int border, causal;     // a Border; 0 or 1
 };
 
@@ -20,8 +20,8 @@ struct Strides {
   long long batch, axis[3], head, channel;
 };
 
-// Masks of fewer than three axes have leading axes of one query and one key. Tensors without a stride
-// here are contiguous: out, grad_* and extra_* as the tensors they belong to, lse and delta [B, *space, H].
+// Masks with fewer than three axes get leading axes of one query and one key. Tensors without a stride here are
+// contiguous: out and grad_* like their tensors, extra_* [B, E, Hk, channels], lse and delta [B, *space, H].
 struct Params {
   const void *query, *key, *value, *extra_key, *extra_value;
   const void *sink;       // [H], in the accumulator's type, or null
@@ -33,7 +33,7 @@ struct Params {
   Strides query_stride, key_stride, value_stride, grad_out_stride;
   double scale, softcap;
   Axis axis[3];
-  int batch, heads, group, extra, rank, reserved;  // group: query heads of one key head
+  int batch, heads, group, extra, rank, reserved;  // group: query heads per key head
 };
 static_assert(sizeof(Axis) == 40 && sizeof(Strides) == 48 && sizeof(Params) == 488,
               "nbattn/kernels/layout.py has drifted");

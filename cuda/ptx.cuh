@@ -1,4 +1,4 @@
-// ptx.cuh - the only inline PTX: fragments, asynchronous copies, ex2. tests/emulator/emulated_ptx.h has a twin of each.
+// ptx.cuh - all inline PTX: fragments, asynchronous copies, ex2. tests/emulator/emulated_ptx.h emulates each function.
 #pragma once
 #include "base.cuh"
 
@@ -6,13 +6,13 @@
 #include "emulated_ptx.h"
 #else
 namespace nb {
-// What PTX calls an address in shared memory.
+// The 32-bit address that PTX uses for shared memory.
 NB_DEVICE uint32_t shared_address(const void* pointer) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
 }
 
-// Four 8x8 matrices of 16-bit elements. Lane 8 i + k names the 16 bytes that are row k of matrix i; lane l receives
-// the elements 2 (l % 4) and 2 (l % 4) + 1 of row l / 4 of matrix i in fragment[i].
+// Loads four 8x8 matrices of 16-bit elements. Lane 8 i + k passes the address of row k (16 bytes) of matrix i; lane l
+// receives the elements 2 (l % 4) and 2 (l % 4) + 1 of row l / 4 of matrix i in fragment[i].
 NB_DEVICE void ldmatrix_x4(uint32_t (&fragment)[4], const void* row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(fragment[0]), "=r"(fragment[1]), "=r"(fragment[2]), "=r"(fragment[3])
@@ -20,7 +20,7 @@ NB_DEVICE void ldmatrix_x4(uint32_t (&fragment)[4], const void* row) {
                : "memory");
 }
 
-// The same, each matrix transposed.
+// Like ldmatrix_x4, with each matrix transposed.
 NB_DEVICE void ldmatrix_x4_trans(uint32_t (&fragment)[4], const void* row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(fragment[0]), "=r"(fragment[1]), "=r"(fragment[2]), "=r"(fragment[3])
@@ -28,7 +28,7 @@ NB_DEVICE void ldmatrix_x4_trans(uint32_t (&fragment)[4], const void* row) {
                : "memory");
 }
 
-// d [16, 8] += a [16, 16] b [16, 8], T being __half or __nv_bfloat16. Where g = lane / 4, c = 2 (lane % 4), a lane has
+// d [16, 8] += a [16, 16] b [16, 8], T: __half or __nv_bfloat16. With g = lane / 4, c = 2 (lane % 4), a lane has
 //   a: rows g (even registers) and g + 8 (odd), columns c, c + 1 (registers 0, 1) and c + 8, c + 9 (2, 3)
 //   b: rows c, c + 1 (b0) and c + 8, c + 9 (b1) of column g
 //   d: row g, columns c, c + 1 (0, 1) and row g + 8 (2, 3)
@@ -51,7 +51,7 @@ NB_DEVICE void mma_m16n8k16<__nv_bfloat16>(float (&d)[4], const uint32_t (&a)[4]
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
-// 16 bytes, or 16 zero bytes where the source does not exist: its address is not read then.
+// Copies 16 bytes, or writes 16 zero bytes if not `valid`: then the source is not read, but must be an address.
 NB_DEVICE void cp_async16(void* shared, const void* global, bool valid) {
   asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(shared_address(shared)),
                "l"(__cvta_generic_to_global(global)), "r"(valid ? 16 : 0)
@@ -60,20 +60,20 @@ NB_DEVICE void cp_async16(void* shared, const void* global, bool valid) {
 
 NB_DEVICE void cp_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 
-// Until at most N of this thread's groups are in flight; other threads see the bytes after a barrier.
+// Waits until at most N of this thread's groups are in flight; other threads see the bytes after a barrier.
 template <int N>
 NB_DEVICE void cp_async_wait() {
   asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
 }
 
-// 2^x in one instruction: 2 ulp, and 0 where the result would be subnormal.
+// 2^x in one instruction: error at most 2 ulp; 0 if the result would be subnormal.
 NB_DEVICE float ex2(float x) {
   float y;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
 }
 
-// 1 / x in one instruction: 1 ulp, and 0 where the result would be subnormal.
+// 1 / x in one instruction: error at most 1 ulp; 0 if the result would be subnormal.
 NB_DEVICE float reciprocal(float x) {
   float y;
   asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
@@ -83,7 +83,7 @@ NB_DEVICE float reciprocal(float x) {
 #endif
 
 namespace nb {
-// Two floats rounded to T in one register, x in the low half.
+// Rounds two floats to T and packs them into one register, x in the low half.
 template <class T>
 NB_DEVICE uint32_t pack2(float x, float y);
 

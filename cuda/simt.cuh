@@ -1,11 +1,11 @@
-// simt.cuh - what the kernels without tensor cores share: four warps, each with its own rows, and a lane
-// for every column of a visit. Products run over chunks of 32 channels in shared memory.
+// simt.cuh - shared by the kernels without tensor cores: a block has four warps, each with its own rows; each lane
+// computes one column of a visit. Products are summed over chunks of 32 channels in shared memory.
 #pragma once
 #include "block.cuh"
 #include "element.cuh"
 
 namespace nb {
-constexpr int kWarps = 4, kThreads = 128, kLanes = 32, kPitch = 33;  // an odd pitch: no bank conflicts
+constexpr int kWarps = 4, kThreads = 128, kLanes = 32, kPitch = 33;  // odd, against bank conflicts
 constexpr int kHeadDim = NB_HEAD_DIM, kValueDim = NB_VALUE_DIM;
 template <int kChannels>
 struct Chunks {
@@ -18,13 +18,13 @@ struct Arena {
   static constexpr int kRows = Rows::size, kOwn = kRows / kWarps;  // rows of one warp
   static constexpr int kBytes = Walk<Rows>::kBytes + 8 * (3 * kRows + 3 * kLanes) +
                                 (2 * kRows + kLanes) * kPitch * static_cast<int>(sizeof(Accumulator));
-  static_assert(NB_SHARED_BYTES == kBytes, "nbattn/dialects/cuda_tiles.py has drifted");
+  static_assert(NB_SHARED_BYTES == kBytes, "nbattn/backends/cuda/tiles.py has drifted");
   Walk<Rows>* walk;
-  long long *row_a, *row_b;        // offsets of the rows in two tensors, -1 outside
-  long long *column_a, *column_b;  // of the columns
-  long long *row_token, *column_token;  // heads of tokens, counted in `[B, *space, H]`
-  Accumulator *rows, *columns;      // chunks of 32 channels
-  Accumulator* weights;             // of every row and column
+  long long *row_a, *row_b;        // offsets of the rows in two tensors; -1: outside, loaded as zeros
+  long long *column_a, *column_b;  // the same for the columns
+  long long *row_token, *column_token;  // indices of (token, head) in `[B, *space, H]`; -1 outside
+  Accumulator *rows, *columns;      // vectors of 32 channels
+  Accumulator* weights;             // one per row and column
 
   NB_DEVICE explicit Arena(unsigned char* shared) {
     walk = reinterpret_cast<Walk<Rows>*>(shared);
@@ -39,7 +39,7 @@ struct Arena {
     weights = columns + kLanes * kPitch;
   }
 
-  // `count` vectors of 32 channels from `channel` on; zeros outside.
+  // Loads `count` vectors of 32 channels from `channel` on; zeros outside.
   NB_DEVICE static void load(Accumulator* to, int count, const void* from, const long long* offsets, int channel,
                              int channels, long long step) {
     for (int i = threadIdx.x; i < count * kLanes; i += kThreads) {
@@ -50,7 +50,7 @@ struct Arena {
     }
   }
 
-  // products[r] = sum over channels of row r of this warp and the lane's column.
+  // products[r] = dot product of this warp's row r and the lane's column.
   NB_DEVICE void scores(Accumulator (&products)[kOwn], const void* row_tensor, const long long* row_offsets,
                         long long row_step, const void* column_tensor, const long long* column_offsets,
                         long long column_step, int channels) {
@@ -58,7 +58,7 @@ struct Arena {
 #pragma unroll
     for (int r = 0; r < kOwn; ++r) products[r] = 0;
     for (int channel = 0; channel < channels; channel += kLanes) {
-      __syncthreads();  // the chunks before have been read
+      __syncthreads();  // all threads have used the previous chunks
       load(rows, kRows, row_tensor, row_offsets, channel, channels, row_step);
       load(columns, kLanes, column_tensor, column_offsets, channel, channels, column_step);
       __syncthreads();
@@ -68,7 +68,7 @@ struct Arena {
     }
   }
 
-  // sums[i][r] += weights of row r times the columns' channel 32 i + lane.
+  // sums[i][r] += sum over columns of row r's weight times the column's channel 32 i + lane.
   template <int kChannels>
   NB_DEVICE void accumulate(Accumulator (&sums)[Chunks<kChannels>::count][kOwn], const void* tensor,
                             const long long* offsets, long long step) {
@@ -84,12 +84,12 @@ struct Arena {
     }
   }
 
-  // Weights of this warp's rows, seen by itself at the next barrier of accumulate().
+  // Stores a weight of row r and the lane's column; this warp can use it after the next barrier of accumulate().
   NB_DEVICE void keep(int r, Accumulator weight) {
     weights[(threadIdx.x / kLanes * kOwn + r) * kPitch + threadIdx.x % kLanes] = weight;
   }
 
-  // Rows of a contiguous tensor `[B, *space, H, kChannels]`.
+  // Writes this warp's rows, row r times factor[r], to a contiguous tensor `[B, *space, H, kChannels]`.
   template <int kChannels>
   NB_DEVICE void write(void* to, const long long* tokens, const Accumulator (&sums)[Chunks<kChannels>::count][kOwn],
                        const Accumulator (&factor)[kOwn]) {
@@ -107,7 +107,7 @@ NB_DEVICE long long offset_in(const Strides& s, int sample, int head, const Plac
   return place.inside ? sample * s.batch + head * s.head + place.offset(s) : -1;
 }
 
-// Queries as rows: a in the queries, b in grad_out.
+// Sets the offsets of the rows for queries: a in the queries, b in grad_out.
 template <class Rows, class Columns>
 NB_DEVICE void query_rows(Arena<Rows, Columns>& arena, const Params& p, const Block& block) {
   for (int i = threadIdx.x; i < Rows::size; i += kThreads) {
@@ -118,7 +118,7 @@ NB_DEVICE void query_rows(Arena<Rows, Columns>& arena, const Params& p, const Bl
   }
 }
 
-// Keys of a visit as columns: a in the keys, b in the values.
+// Sets the offsets of the columns for the keys of a visit: a in the keys, b in the values.
 template <class Rows, class Columns>
 NB_DEVICE void key_columns(Arena<Rows, Columns>& arena, const Params& p, const Visit& v, int sample, int head) {
   const int lane = threadIdx.x;
@@ -135,7 +135,7 @@ NB_DEVICE void key_columns(Arena<Rows, Columns>& arena, const Params& p, const V
   }
 }
 
-// Scores from products: scaled and, where asked for, capped; `slope` is the cap's derivative.
+// The score of a product: scaled and, with NB_SOFTCAP, capped; `slope` is the softcap's derivative.
 NB_DEVICE Accumulator score_of(const Params& p, Accumulator product, Accumulator* slope) {
   const Accumulator scaled = product * static_cast<Accumulator>(p.scale);
 #if NB_SOFTCAP

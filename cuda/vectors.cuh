@@ -1,4 +1,4 @@
-// vectors.cuh - where the tensor-core kernels read a tile's vectors: rows and columns of the grid, extra keys.
+// vectors.cuh - loads a tile's vectors for the tensor-core kernels (rows, columns, extra keys) and masks its scores.
 #pragma once
 #include "mma.cuh"
 
@@ -25,7 +25,7 @@ NB_DEVICE void load_columns(const Tile& tile, const Walk<Rows>& walk, const Visi
   tile.load(source, base, s.channel);
 }
 
-// `count` extra keys or values from `first` on, contiguous `[B, E, Hk, channels]`.
+// Loads `count` extra keys or values from `first` on, from a contiguous tensor `[B, E, Hk, channels]`.
 template <class Tile>
 NB_DEVICE void load_extra(const Tile& tile, const Params& p, const void* tensor, int channels, int first, int count,
                           int sample, int head) {
@@ -34,7 +34,7 @@ NB_DEVICE void load_extra(const Tile& tile, const Params& p, const void* tensor,
   tile.load([&](int i) -> const Element* { return i < count ? base + i * next : nullptr; }, base, 1);
 }
 
-// Keys and values of a visit.
+// Loads the keys and values of a visit.
 template <class KeyVectors, class ValueVectors, class Rows>
 NB_DEVICE void load_keys(const KeyVectors& key, const ValueVectors& value, const Walk<Rows>& walk, const Visit& v,
                          const Params& p, int sample, int head) {
@@ -47,7 +47,7 @@ NB_DEVICE void load_keys(const KeyVectors& key, const ValueVectors& value, const
   }
 }
 
-// Sets what a row does not read: read(row)(column, bit), where bit numbers this thread's columns.
+// Sets every score for which read(row)(column, bit) is false to `hidden`; bit numbers this thread's columns.
 template <int kColumns, class Read>
 NB_DEVICE void hide(Fragment<kColumns>& s, float hidden, const Read& read) {
 #pragma unroll
@@ -63,7 +63,7 @@ NB_DEVICE void hide(Fragment<kColumns>& s, float hidden, const Read& read) {
     }
 }
 
-// This thread's columns inside key_range, a bit each: the same for every row.
+// Which of this thread's columns are inside key_range, one bit each: the same for every row.
 NB_DEVICE uint32_t columns_in_key_range(const Walk<QueryTile>& walk, const Visit& v) {
 #if NB_KEY_RANGE && NB_TWO_RUNS
   static_assert(KeyTile::size <= 128, "32 columns of a thread");
@@ -77,7 +77,7 @@ NB_DEVICE uint32_t columns_in_key_range(const Walk<QueryTile>& walk, const Visit
 #endif
 }
 
-// Sets what queries of the tile do not read of a visit.
+// Masks the scores of a visit's keys to which the tile's queries do not attend.
 NB_DEVICE void hide_from_queries(Fragment<KeyTile::size>& s, float hidden, const Walk<QueryTile>& walk,
                                  const Visit& v) {
   if (v.full) return;
@@ -92,7 +92,7 @@ NB_DEVICE void hide_from_queries(Fragment<KeyTile::size>& s, float hidden, const
   });
 }
 
-// The same for keys of the tile and queries of the visit.
+// Masks the scores of a visit's queries that do not attend to the tile's keys.
 NB_DEVICE void hide_from_keys(Fragment<QueryTile::size>& s, float hidden, const Walk<KeyTile>& walk, const Visit& v) {
   if (v.full) return;
   hide(s, hidden, [&](int row) {

@@ -1,11 +1,11 @@
-// walk.cuh - a block's tile of rows, and the tiles of columns it visits: rows are queries and columns keys,
-// or, in dK/dV, the other way round. The walk lies in shared memory: registers belong to the products.
+// walk.cuh - a block's tile of rows and the tiles of columns that it visits. Rows are queries and columns keys; in
+// dK/dV, rows are keys and columns queries. The walk is in shared memory, to leave the registers to the products.
 #pragma once
 #include "window.cuh"
 
 namespace nb {
 template <int A0, int A1, int A2>
-struct Extents {  // of a tile, row-major
+struct Extents {  // lengths of a tile per axis; indices are row-major
   static constexpr int size = A0 * A1 * A2, sum = A0 + A1 + A2;
   NB_DEVICE static constexpr int of(int axis) { return axis == 0 ? A0 : axis == 1 ? A1 : A2; }
   NB_DEVICE static constexpr int first(int axis) { return axis == 0 ? 0 : axis == 1 ? A0 : A0 + A1; }
@@ -16,8 +16,8 @@ struct Extents {  // of a tile, row-major
 using QueryTile = Extents<NB_QUERY_TILE_0, NB_QUERY_TILE_1, NB_QUERY_TILE_2>;
 using KeyTile = Extents<NB_KEY_TILE_0, NB_KEY_TILE_1, NB_KEY_TILE_2>;
 
-struct Side {  // class coordinates to positions
-  int origin, step, period;  // coordinates are taken modulo the period, unless it is 0
+struct Side {  // maps class coordinates to positions
+  int origin, step, period;  // coordinates wrap at the period, unless it is 0
   NB_DEVICE int wrapped(int x) const {
 #if NB_TWO_RUNS
     if (period) x += x < 0 ? period : x >= period ? -period : 0;
@@ -29,14 +29,14 @@ struct Side {  // class coordinates to positions
 
 struct AxisWalk {
   Side row, column;
-  int first, rows;       // row coordinates [first, first + rows)
-  Interval run[2];       // columns to visit
-  int tiles[2];          // of either run
-  Interval all, also;    // what every row reads
+  int first, rows;       // row coordinates: [first, first + rows)
+  Interval run[2];       // runs of columns to visit
+  int tiles[2];          // tiles of each run
+  Interval all, also;    // columns of every row: a tile inside one of them needs no mask
   Interval valid;        // keys inside key_range
 };
 
-struct RowRuns {  // columns of one row on one axis
+struct RowRuns {  // the columns of one row on one axis, up to two intervals
   Interval one, other;
 };
 
@@ -44,13 +44,13 @@ template <class Rows>
 struct Walk {
   static constexpr int kBytes = 256 + 16 * Rows::sum;
   AxisWalk axis[3];
-  int total, extra;       // tiles of the mask's columns; the first extra row, or -1
+  int total, extra;       // number of tiles of the mask's columns; the first extra key of the rows, or -1
   RowRuns runs[Rows::sum];
 };
 
 struct Visit {  // one tile of columns
   int start[3], count[3];
-  bool full, extra;  // no pair is masked; columns are the extra keys from start[2] on
+  bool full, extra;  // full: no pair is masked; extra: the columns are extra keys from start[2] on
 };
 
 NB_DEVICE Side queries_side(const Axis& a, const Class& c) {
@@ -60,7 +60,7 @@ NB_DEVICE Side keys_side(const Axis& a, const Class& c) {
   return {c.residue, a.dilation, a.border == kWrap ? c.keys : 0};
 }
 
-// Keys of a class inside the sample's key_range.
+// The keys of a class inside the sample's key_range.
 NB_DEVICE Interval valid_keys(const Params& p, int axis, int sample, const Class& c) {
 #if NB_KEY_RANGE
   const int at = axis - (3 - p.rank);
@@ -74,7 +74,7 @@ NB_DEVICE Interval valid_keys(const Params& p, int axis, int sample, const Class
   return {0, c.keys};
 }
 
-// The runs of a wrapped axis: columns past the end, each once.
+// Sets one run of a wrapped axis, which may go past the end, with each column once.
 NB_DEVICE void unwrap(AxisWalk& w, Interval hull, Interval all, int period) {
   w.run[0] = {hull.lo, min_of(hull.hi, hull.lo + period)};
   w.run[1] = {0, 0};
@@ -112,7 +112,7 @@ NB_DEVICE void key_rows(AxisWalk& w, const Axis& a, const Class& c, int t) {
   Interval all = {tail.lo, t < a.prefix && last >= a.prefix ? readers_of(a, a.prefix, c.keys).hi : head.hi};
 #if NB_KEY_RANGE
   if (!within({t, last + 1}, w.valid)) all = {0, 0};
-  if (t >= w.valid.hi || last < w.valid.lo) hull = {0, 0};  // RowMask looks at no axis of single rows and columns
+  if (t >= w.valid.hi || last < w.valid.lo) hull = {0, 0};  // RowMask skips axes with extents of 1
 #endif
   if (a.border == kWrap) return unwrap(w, hull, all, c.keys);
   w.run[0] = cut(hull, {c.start, c.start + c.queries});
@@ -120,7 +120,7 @@ NB_DEVICE void key_rows(AxisWalk& w, const Axis& a, const Class& c, int t) {
   w.all = all;
 }
 
-// What one row of the tile reads.
+// The columns of one row of the tile.
 template <bool kKeyRows>
 NB_DEVICE RowRuns runs_of(const AxisWalk& w, const Axis& a, int index, int keys) {
   const int x = w.first + index;
@@ -142,7 +142,7 @@ NB_DEVICE RowRuns runs_of(const AxisWalk& w, const Axis& a, int index, int keys)
   return runs;
 }
 
-// Row tiles of one axis: classes, slowest, times the tiles of the longest.
+// Row tiles of one axis: number of classes (slowest) times the tiles of the longest class.
 NB_DEVICE int tiles_per_class(int length, int dilation, int extent) {
   return ceil_div(ceil_div(length, dilation), extent);
 }
@@ -158,7 +158,7 @@ NB_DEVICE int row_tiles(const Params& p) {
   return tiles;
 }
 
-// Axis `axis` of row tile `tile`; without rows where its class has fewer tiles than the longest.
+// Sets up one axis of row tile `tile`; it has no rows if its class has fewer tiles than the longest one.
 template <bool kKeyRows, class Rows, class Columns>
 NB_DEVICE void begin_axis(Walk<Rows>& walk, const Params& p, int axis, int tile, int sample) {
   for (int later = 2; later > axis; --later) tile /= row_tiles<kKeyRows, Rows>(p.axis[later], later);
@@ -178,7 +178,7 @@ NB_DEVICE void begin_axis(Walk<Rows>& walk, const Params& p, int axis, int tile,
     w.tiles[run] = ceil_div(max_of(0, w.run[run].hi - w.run[run].lo), Columns::of(axis));
 }
 
-// Extra keys as rows: every query of the grid, by position.
+// Sets up one axis for extra keys as rows: they visit every query of the grid, by position.
 template <class Rows, class Columns>
 NB_DEVICE void begin_extra_axis(Walk<Rows>& walk, const Axis& a, int axis) {
   AxisWalk& w = walk.axis[axis];
@@ -192,7 +192,7 @@ NB_DEVICE void begin_extra_axis(Walk<Rows>& walk, const Axis& a, int axis) {
   w.tiles[1] = 0;
 }
 
-// Every thread of the block calls it. Tiles from row_tiles() on are tiles of the extra keys.
+// Sets up the walk; every thread of the block must call it. Tiles from row_tiles() on have the extra keys.
 template <bool kKeyRows, class Rows, class Columns>
 NB_DEVICE void begin_walk(Walk<Rows>& walk, const Params& p, int tile, int sample) {
   static_assert(sizeof(Walk<Rows>) <= Walk<Rows>::kBytes, "the shared memory of a walk");
@@ -230,7 +230,7 @@ NB_DEVICE bool has_rows(const Walk<Rows>& walk) {
   return walk.axis[0].rows > 0 && walk.axis[1].rows > 0 && walk.axis[2].rows > 0;
 }
 
-// Tile n of the columns: those of the mask, the last axis fastest, then those of the extra keys.
+// Tile n of the columns: first the mask's tiles (the last axis varies fastest), then those of the extra keys.
 template <class Columns, class Rows>
 NB_DEVICE Visit visit(const Walk<Rows>& walk, int n, int extra) {
   Visit v;
@@ -260,14 +260,14 @@ NB_DEVICE Visit visit(const Walk<Rows>& walk, int n, int extra) {
   return v;
 }
 
-// Where a row of the tile, or a column of a visit, lies on the grid.
+// The position, on the grid, of a row of the tile or a column of a visit.
 struct Place {
   int at[3];
   bool inside;
   NB_DEVICE long long offset(const Strides& s) const {
     return at[0] * s.axis[0] + at[1] * s.axis[1] + at[2] * s.axis[2];
   }
-  // The token's number, row-major.
+  // The token's row-major index.
   NB_DEVICE long long token(int n1, int n2) const {
     return (static_cast<long long>(at[0]) * n1 + at[1]) * n2 + at[2];
   }
@@ -298,7 +298,7 @@ NB_DEVICE Place column_place(const Walk<Rows>& walk, const Visit& v, int index) 
   return place;
 }
 
-// One row against one visit: which of its columns the row reads.
+// The mask of one row in one visit: the columns that belong to the row.
 template <class Rows, class Columns>
 struct RowMask {
   int lo[3], size[3];
@@ -336,7 +336,7 @@ struct RowMask {
   }
 };
 
-// Keys of a wrapped axis outside key_range lie inside its hull: column by column.
+// Whether a column is inside key_range. Runs of a wrapped axis may include keys outside, so each is checked.
 template <class Columns, class Rows>
 NB_DEVICE bool in_key_range(const Walk<Rows>& walk, const Visit& v, int column) {
   bool inside = true;
@@ -351,7 +351,7 @@ NB_DEVICE bool in_key_range(const Walk<Rows>& walk, const Visit& v, int column) 
   return inside;
 }
 
-// Places of keys: those outside key_range are nowhere, since they may hold anything.
+// Places of keys: keys outside key_range get inside = false and are never loaded, since their memory may hold NaN.
 template <class Rows>
 NB_DEVICE Place key_row_place(const Walk<Rows>& walk, int index) {
   Place place = row_place(walk, index);

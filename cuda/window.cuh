@@ -1,6 +1,6 @@
-// window.cuh - which columns a row reads, in class coordinates: the device's only window arithmetic.
-// nbattn/geometry.py gives the rules and their reasons; tests compare the two bit by bit. Integers stay
-// within +-2^31 because every number in an Axis is within +-2^29.
+// window.cuh - the keys of a query and the queries of a key, in class coordinates: the only window arithmetic
+// on the device. nbattn/geometry.py explains the rules; tests check that both give identical results. Integers
+// stay within +-2^31 because every number in an Axis is within +-2^29.
 #pragma once
 #include "params.h"
 
@@ -19,8 +19,8 @@ struct Interval {  // [lo, hi), empty when lo >= hi
 NB_DEVICE Interval cut(Interval x, Interval by) { return {max_of(x.lo, by.lo), min_of(x.hi, by.hi)}; }
 NB_DEVICE bool within(Interval x, Interval outer) { return x.lo >= outer.lo && x.hi <= outer.hi; }
 
-// One residue class: its keys are residue + dilation * t for 0 <= t < keys; its queries have the
-// coordinates start <= u < start + queries, the first of which is query `first`.
+// One residue class of the dilation. Its keys are at the positions residue + dilation * t for 0 <= t < keys. Its
+// queries have the coordinates start <= u < start + queries; coordinate `start` is query number `first`.
 struct Class {
   int residue, keys, first, start, queries;
 };
@@ -37,7 +37,7 @@ NB_DEVICE Class class_of_key(const Axis& a, int key) {
   return class_of_query(a, position - floor_div(position, a.dilation) * a.dilation);
 }
 
-// The keys of query u: [lo, hi) before wrapping, and the first `prefix`. All three never fall with u.
+// The keys of query u: [lo, hi) before wrapping, and the first `prefix` keys. No field decreases as u grows.
 struct Window {
   int lo, hi, prefix;
 };
@@ -55,7 +55,7 @@ NB_DEVICE Window window_of(const Axis& a, int u, int keys) {
   } else if (a.border == kShift) {
     lo = clamp_to(lo, 0, max_of(0, keys - size));
     hi = lo + min_of(keys, size);
-  } else if (size >= keys) {  // wrap: every key
+  } else if (size >= keys) {  // wrap: the window has every key
     lo = 0;
     hi = keys;
   }
@@ -66,13 +66,14 @@ NB_DEVICE Window window_of(const Axis& a, int u, int keys) {
   return {lo, hi, prefix};
 }
 
-// The queries that read key t, before wrapping; `lo` never falls with t, nor does `hi` from key `prefix` on.
+// The queries that attend to key t, before wrapping. `lo` never decreases as t grows; neither does `hi` for
+// t >= prefix.
 NB_DEVICE Interval readers_of(const Axis& a, int t, int keys) {
   const int step = leader_step(a), size = a.left + a.right + 1;
   int lo = ceil_div(t - a.right - step, a.stride) * a.stride;
   int hi = floor_div(t + a.left - step, a.stride) * a.stride + a.stride;
   if (a.border == kWrap) return size >= keys ? Interval{0, keys} : Interval{lo, hi};
-  if (t + a.left >= keys - 1)  // the last leaders stand on the last key
+  if (t + a.left >= keys - 1)  // the last leaders are at the last key
     hi = max_of(hi, floor_div(keys - 1, a.stride) * a.stride + a.stride);
   if (a.border == kShift) {
     if (t < size) lo = -kFar;

@@ -1,20 +1,21 @@
-"""All interval arithmetic of masks, on integers: which keys a query reads, which queries read a
-key, and how many.
+"""Masks at given lengths, in integers: the keys of every query, the queries of every key, the keys
+of tiles of queries, and how many pairs there are.
 
-A mask axis bound to its lengths is a `BoundAxis`. Its queries and keys fall into residue classes of
-the dilation; inside a class, query coordinate u reads the key coordinates `[0, low)` and
-`[lo, hi)`: one interval, or two where a window wraps or a prefix stands apart. Everything here
-follows from `window_of`, the rules of one row.
+A mask axis at its lengths is a `BoundAxis`. Its queries and keys fall into residue classes of the
+dilation; inside a class, query coordinate u attends to the key coordinates `[0, low)` and
+`[lo, hi)`: one interval, or two where a window wraps or where a gap follows the prefix. Everything
+here follows from the rule of one row, `rows.window_of`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
-from typing import NamedTuple
+from operator import sub
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,32 +25,32 @@ from nbattn.axis import Axis
 from nbattn.errors import MaskError, counted
 from nbattn.mask import Mask, Space, as_space
 from nbattn.piecewise_sum import piecewise_sum
+from nbattn.rows import Ints, Rows, bends, plain_window, readers_of, rows_of, window_of
 
-Ints = NDArray[np.int64]
 Run = tuple[int, int]  # start and count; the step is the dilation
 
-_FAR = 1 << 60  # an unlimited side: beyond every length, far from overflow
 _DENSE_LIMIT = 1 << 28
-_FEW = 64  # queries that are sooner visited than summed in closed form
+_FEW = 64  # up to so many queries, visiting each is faster than the sum in closed form
+_FEWEST = 4  # up to so many queries, ints are faster than arrays
 
 
-class Rows(NamedTuple):
-    """The keys of query rows in class coordinates: `[0, low)` and `[lo, hi)`; low <= lo <= hi."""
+class Held(NamedTuple):
+    """Which part of an axis tensors hold: of `query_length` queries those from `first_query` on, of
+    `key_length` keys those from `first_key` on.
+    """
 
-    low: Ints
-    lo: Ints
-    hi: Ints
-
-    def counts(self) -> Ints:
-        """Keys per row."""
-        return self.low + self.hi - self.lo
+    first_query: int
+    query_length: int
+    first_key: int
+    key_length: int
 
 
 class Classes(NamedTuple):
     """Neighbouring residue classes with as many keys and queries each.
 
-    Of these `size` classes, `first + c` has the keys `first + c + d * t` for t < keys and the
-    queries of coordinates `[start, start + queries)`, the earliest of which is `origin + c`.
+    Of these `size` classes, class c has the keys at `first + c + d * t` for t < keys, and queries
+    of coordinates `[start, start + queries)`, the earliest of which is `origin + c`. Of the
+    `length` keys that the class has on the axis, tensors hold `keys`, from coordinate `skip` on.
     """
 
     first: int
@@ -58,6 +59,8 @@ class Classes(NamedTuple):
     start: int
     queries: int
     origin: int
+    length: int
+    skip: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,61 +113,101 @@ class TileTotals(NamedTuple):
 class BoundAxis:
     """One axis of a mask at its lengths.
 
-    >>> line = bind(Mask.sliding_window(1), 4, None)[0]
-    >>> line.pairs(), line.key_intervals(3), line.query_intervals(0)
+    Args:
+        spec: the axis of the mask.
+        queries, keys: how many positions the tensors hold.
+        held: which part of the axis that is; None is all of it. Queries and keys are counted from
+            the first one that is held; which keys a query attends to depends on its position on the
+            whole axis.
+
+    >>> axis = bind(Mask.sliding_window(1), 4, None)[0]
+    >>> axis.pairs(), axis.key_intervals(3), axis.query_intervals(0)
     (7, ((2, 2),), ((0, 2),))
     """
 
     spec: Axis
     queries: int
     keys: int
+    held: Held | None = None
+
+    @property
+    def lengths(self) -> tuple[int, int]:
+        """Queries and keys of the whole axis."""
+        held = self.held
+        return (self.queries, self.keys) if held is None else (held.query_length, held.key_length)
+
+    @property
+    def first_key(self) -> int:
+        """Position of the first key that is held."""
+        return 0 if self.held is None else self.held.first_key
 
     @property
     def offset(self) -> int:
-        """Position of query 0 on the key axis."""
-        corner = self.keys - self.queries if self.spec.align == "bottom-right" else 0
-        return corner + self.spec.offset
+        """Position of the first query on the key axis."""
+        queries, keys = self.lengths
+        corner = keys - queries if self.spec.align == "bottom-right" else 0
+        first = 0 if self.held is None else self.held.first_query
+        return corner + self.spec.offset + first
 
     @property
     def is_placed(self) -> bool:
-        """Whether the mask says where queries stand; a full axis need not."""
-        return self.spec.align is not None or self.queries == self.keys
+        """Whether queries have positions on the key axis; a full axis needs none."""
+        queries, keys = self.lengths
+        return self.spec.align is not None or queries == keys
 
     def classes(self) -> list[Classes]:
-        """The residue classes that have queries, alike ones together: at most four groups."""
-        d, o = self.spec.dilation, self.offset
-        ends = sorted({0, o % d, (o + self.queries) % d, self.keys % d, d})
+        """The residue classes that have queries, alike ones together: at most six groups."""
+        d, o, first, length = self.spec.dilation, self.offset, self.first_key, self.lengths[1]
+        inner = (o, o + self.queries, length, first, first + self.keys)
+        ends = sorted({0, d, *(position % d for position in inner)}) if d > 1 else [0, 1]
         groups: list[Classes] = []
-        for first, end in pairwise(ends):
-            start = _ceil_div(o - first, d)
-            queries = _ceil_div(o + self.queries - first, d) - start
-            keys = max(0, _ceil_div(self.keys - first, d))
+        for residue, end in pairwise(ends):
+            start = _ceil_div(o - residue, d)
+            queries = _ceil_div(o + self.queries - residue, d) - start
+            skip = max(0, _ceil_div(first - residue, d))
+            keys = max(0, _ceil_div(first + self.keys - residue, d)) - skip
             if queries > 0:
                 groups.append(
-                    Classes(first, end - first, keys, start, queries, first + d * start - o)
+                    Classes(
+                        residue + d * skip - first,
+                        end - residue,
+                        keys,
+                        start,
+                        queries,
+                        residue + d * start - o,
+                        max(0, _ceil_div(length - residue, d)),
+                        skip,
+                    )
                 )
         return groups
 
-    def rows(self, u: Ints, keys: Ints | int) -> Rows:
-        """What the queries at class coordinates `u` read, in classes of `keys` keys."""
-        return _normal(self.spec, *window_of(self.spec, u, keys), keys)
+    def rows(self, u: Any, group: Classes) -> Rows:
+        """The keys of the queries at class coordinates `u`, counted from the first one held."""
+        raw = rows_of(self.spec, *window_of(self.spec, u, group.length), group.length)
+        return raw if self.held is None else _held_rows(raw, group.skip, group.keys)
 
     def key_intervals(self, query: int) -> tuple[Run, ...]:
-        """The keys a query reads: at most two runs (start, count), the dilation apart, in order."""
-        d = self.spec.dilation
-        u, r = divmod(query + self.offset, d)
-        low, lo, hi = (
-            int(side[0]) for side in self.rows(np.array([u]), max(0, _ceil_div(self.keys - r, d)))
-        )
-        return _runs(((0, low), (lo, hi)), r, d)
+        """The keys of a query: at most two runs (start, count), the dilation apart, in order."""
+        u, group = self._place(query + self.offset)
+        low, lo, hi = self.rows(u, group)
+        return _runs(((0, low), (lo, hi)), group.first, self.spec.dilation)
+
+    def _place(self, position: int) -> tuple[int, Classes]:
+        """The class coordinate of a query's position, and its class."""
+        d, first = self.spec.dilation, self.first_key
+        u, residue = divmod(position, d)
+        skip = max(0, _ceil_div(first - residue, d))
+        keys = max(0, _ceil_div(first + self.keys - residue, d)) - skip
+        length = max(0, _ceil_div(self.lengths[1] - residue, d))
+        return u, Classes(residue + d * skip - first, 1, keys, u, 1, 0, length, skip)
 
     def query_intervals(self, key: int) -> tuple[Run, ...]:
-        """The queries that read a key: at most two runs (start, count), in order."""
+        """The queries that attend to a key: at most two runs (start, count), in order."""
         d, o = self.spec.dilation, self.offset
-        t, r = divmod(key, d)
+        t, r = divmod(key + self.first_key, d)
         start, stop = _ceil_div(o - r, d), _ceil_div(o + self.queries - r, d)
-        keys = _ceil_div(self.keys - r, d)
-        since, until = (int(side[0]) for side in readers_of(self.spec, np.array([t]), keys))
+        keys = _ceil_div(self.lengths[1] - r, d)
+        since, until = readers_of(self.spec, t, keys)
         laps = (-keys, 0, keys) if self.spec.border == "wrap" else (0,)
         held = [(max(since + lap, start), min(until + lap, stop)) for lap in laps]
         return _runs(held, r - o, d)
@@ -184,22 +227,36 @@ class BoundAxis:
         return sum(
             group.size
             * piecewise_sum(
-                lambda u, keys=group.keys: value(self.rows(u, keys)),
+                lambda u, group=group: value(self.rows(u, group)),
                 group.start,
                 group.start + group.queries,
                 self.spec.stride,
-                bends(self.spec, (0, group.keys)),
+                self._bends(group),
             )
             for group in self.classes()
         )
 
-    def _all_rows(self, first: int, stop: int) -> tuple[Ints, Rows]:
-        """Residues and rows of the queries `first` to `stop`."""
+    def _bends(self, group: Classes) -> list[int]:
+        """Class coordinates around which rows change their dependence on the row."""
+        corners = {0, group.length}
+        if self.held is not None:
+            laps = (-group.length, 0, group.length)
+            corners |= {group.skip + end + lap for end in (0, group.keys) for lap in laps}
+        return bends(self.spec, corners)
+
+    def query_rows(self, first: int, stop: int) -> tuple[Ints, Rows]:
+        """Of the queries `first` to `stop`: the first held key of their class, and their rows."""
         d = self.spec.dilation
-        position = np.arange(first, stop, dtype=np.int64) + self.offset
-        residue = position % d
-        keys = np.maximum(0, -((residue - self.keys) // d))
-        return residue, self.rows(position // d, keys)
+        u, residue = np.divmod(np.arange(first, stop, dtype=np.int64) + self.offset, d)
+        length = np.maximum(0, -((residue - self.lengths[1]) // d))
+        rows = rows_of(self.spec, *window_of(self.spec, u, length), length)
+        if self.held is None:
+            return residue, rows
+        skip, end = (
+            np.maximum(0, -((residue - position) // d))
+            for position in (self.first_key, self.first_key + self.keys)
+        )
+        return residue + d * skip - self.first_key, _held_rows(rows, skip, end - skip)
 
     def windows(self) -> tuple[Ints, Ints, Ints]:
         """Every query's window `[lo, hi)` in class coordinates before causality and borders act on
@@ -209,40 +266,41 @@ class BoundAxis:
             np.arange(self.queries, dtype=np.int64) + self.offset, self.spec.dilation
         )
         keys = np.maximum(0, -((residue - self.keys) // self.spec.dilation))
-        return *_window(self.spec, u, keys), keys
+        return *plain_window(self.spec, u, keys), keys
 
     def key_runs(self) -> tuple[Ints, Ints]:
         """Every query's keys at once: starts and counts `[queries, 2]` of runs the dilation apart,
         empty ones first.
         """
-        residue, (low, lo, hi) = self._all_rows(0, self.queries)
-        starts = np.stack([residue, residue + self.spec.dilation * lo], axis=1)
+        first, (low, lo, hi) = self.query_rows(0, self.queries)
+        starts = np.stack([first, first + self.spec.dilation * lo], axis=1)
         return starts, np.stack([low, hi - lo], axis=1)
 
     def dense(self) -> NDArray[np.bool_]:
         """The axis as a bool matrix `[queries, keys]`."""
-        residue, rows = self._all_rows(0, self.queries)
-        t, r = np.divmod(np.arange(self.keys, dtype=np.int64), self.spec.dilation)
+        first, rows = self.query_rows(0, self.queries)
         low, lo, hi = (side[:, None] for side in rows)
-        return (r == residue[:, None]) & ((t < low) | ((t >= lo) & (t < hi)))
+        t, rest = np.divmod(np.arange(self.keys) - first[:, None], self.spec.dilation)
+        return (rest == 0) & (((t >= 0) & (t < low)) | ((t >= lo) & (t < hi)))
 
     def coverage(self, query_tile: int, key_tile: int) -> Ints:
         """Allowed pairs in each `query_tile` x `key_tile` tile: 0 is empty, its area is full."""
         edges = np.minimum(np.arange(0, self.keys + key_tile, key_tile, dtype=np.int64), self.keys)
         parts: list[Ints] = []
-        for first in range(0, self.queries, query_tile):
-            residue, rows = self._all_rows(first, min(first + query_tile, self.queries))
-            t = -((residue[:, None] - edges) // self.spec.dilation)
+        for query in range(0, self.queries, query_tile):
+            first, rows = self.query_rows(query, min(query + query_tile, self.queries))
+            t = -((first[:, None] - edges) // self.spec.dilation)
             low, lo, hi = (side[:, None] for side in rows)
             before = np.minimum(t, low) + np.clip(t, lo, hi)
             parts.append(np.diff(before, axis=1).sum(axis=0))
         return np.array(parts, dtype=np.int64).reshape(len(parts), max(0, len(edges) - 1))
 
-    def _hull(self, group: Classes, first: Ints, last: Ints) -> Rows:
-        """The hull of the keys of the queries from `first` to `last`, class coordinates."""
-        lo, _, _ = window_of(self.spec, first, group.keys)
-        _, hi, prefix = window_of(self.spec, last, group.keys)
-        return _normal(self.spec, lo, hi, prefix, group.keys)
+    def _hull(self, group: Classes, first: Any, last: Any) -> Rows:
+        """The hull of the keys of the queries from `first` to `last`."""
+        lo, _, _ = window_of(self.spec, first, group.length)
+        _, hi, prefix = window_of(self.spec, last, group.length)
+        raw = rows_of(self.spec, lo, hi, prefix, group.length)
+        return raw if self.held is None else _held_rows(raw, group.skip, group.keys)
 
     def tile_totals(self, size: int) -> TileTotals:
         """What tiles of `size` queries add up to on this axis, without visiting every tile."""
@@ -255,56 +313,80 @@ class BoundAxis:
                 first = group.start + size * tile
                 return self._hull(group, first, first + size - 1).counts()
 
-            corners = bends(self.spec, (0, group.keys)) if full else []
-            at = [(u - group.start) // size for u in corners]
+            at = [(u - group.start) // size for u in self._bends(group)] if full else []
             keys = piecewise_sum(width, 0, full, period, at) if full else 0
-            rest = np.array([group.start + full * size, group.start + group.queries - 1])
-            end = int(self._hull(group, rest[:1], rest[1:]).counts()[0])
+            last = group.start + group.queries - 1
+            end = self._hull(group, group.start + full * size, last).counts()
             rows = group.queries - full * size
             found = (full + 1, group.queries, keys + end, size * keys + rows * end)
             totals = [total + group.size * n for total, n in zip(totals, found, strict=True)]
         return TileTotals(*totals)
 
     def tiles(self, size: int) -> Iterator[AxisTile]:
-        """Every query of the axis once, in tiles of up to `size` queries of one class with their
-        key hulls.
+        """Every query of the axis once, in tiles of up to `size` queries of one class.
+
+        A tile's columns are the keys of its hull: those of `[0, hull.low)`, then those of
+        `[hull.lo, hull.hi)`. Between the two lies a gap without keys of the tile:
+
+            keys       0   hull.low         hull.lo     hull.hi
+                       ■■■■■■⬚⬚⬚⬚⬚⬚⬚⬚⬚⬚⬚■■■■■■■■■■■
+            columns    0      hull.low                  width
+
+        So a key after the gap is at the column `key - (hull.lo - hull.low)`.
         """
         d = self.spec.dilation
         for group in self.classes():
-            stop = group.start + group.queries
-            first = np.arange(group.start, stop, size, dtype=np.int64)
-            hull = self._hull(group, first, np.minimum(first + size, stop) - 1)
-            u = np.arange(group.start, stop, dtype=np.int64)
-            shift = np.repeat(hull.lo - hull.low, size)[: group.queries]
-            seam = np.repeat(hull.lo, size)[: group.queries]
-            low, lo, hi = self.rows(u, group.keys)
-            column = np.where(lo >= seam, shift, 0)
-            lows, los, his = low.tolist(), (lo - column).tolist(), (hi - column).tolist()
-            spans = list(zip(first.tolist(), *(side.tolist() for side in hull), strict=True))
+            spans, columns = self._tile_columns(group, size)
             for residue in range(group.size):
-                for start, a, b, c in spans:
-                    m = start - group.start
-                    rows = min(size, group.queries - m)
-                    part = slice(m, m + rows)
+                for start, low, lo, hi in spans:
+                    at = start - group.start
+                    rows = min(size, group.queries - at)
                     yield AxisTile(
-                        (group.origin + residue + d * m, rows),
-                        _runs(((0, a), (b, c)), group.first + residue, d),
-                        a + c - b,
-                        tuple(lows[part]),
-                        tuple(los[part]),
-                        tuple(his[part]),
+                        (group.origin + residue + d * at, rows),
+                        _runs(((0, low), (lo, hi)), group.first + residue, d),
+                        low + hi - lo,
+                        *(tuple(side[at : at + rows]) for side in columns),
                     )
+
+    def _tile_columns(
+        self, group: Classes, size: int
+    ) -> tuple[list[tuple[int, ...]], tuple[list[int], ...]]:
+        """Of every tile of a class its first query and its hull, and of every query its columns
+        low, lo and hi.
+        """
+        stop = group.start + group.queries
+        if group.queries <= min(size, _FEWEST):  # one tile of a few rows: a step of decoding
+            hull = self._hull(group, group.start, stop - 1)
+            low, lo, hi = zip(*(self.rows(u, group) for u in range(group.start, stop)), strict=True)
+            move = [hull.lo - hull.low if side >= hull.lo else 0 for side in lo]
+            columns = low, map(sub, lo, move), map(sub, hi, move)
+            return [(group.start, *map(int, hull))], tuple([*map(int, side)] for side in columns)
+        first = np.arange(group.start, stop, size, dtype=np.int64)
+        hull = self._hull(group, first, np.minimum(first + size, stop) - 1)
+        low, lo, hi = self.rows(np.arange(group.start, stop, dtype=np.int64), group)
+        gap_end, gap = (
+            np.repeat(side, size)[: group.queries] for side in (hull.lo, hull.lo - hull.low)
+        )
+        move = np.where(lo >= gap_end, gap, 0)
+        spans = list(zip(first.tolist(), *(side.tolist() for side in hull), strict=True))
+        return spans, (low.tolist(), (lo - move).tolist(), (hi - move).tolist())
 
 
 Axes = tuple[BoundAxis, ...]  # of a bound mask
 
 
-def bind(mask: Mask, query_space: Space, key_space: Space | None = None) -> Axes:
+def bind(
+    mask: Mask,
+    query_space: Space,
+    key_space: Space | None = None,
+    held: Sequence[Held | None] = (),
+) -> Axes:
     """The mask's axes at their lengths.
 
     Args:
-        query_space: one length per axis; an int for one axis.
-        key_space: default: as the queries.
+        query_space: how many queries the tensors hold, one number per axis; an int for one axis.
+        key_space: how many keys; default: as the queries.
+        held: which part of every axis that is; default: all of it.
 
     Raises:
         MaskError: another number of axes, or a rule that the lengths break, with the axis and both
@@ -321,11 +403,13 @@ def bind(mask: Mask, query_space: Space, key_space: Space | None = None) -> Axes
                 + (f", or a mask of {counted(len(space), 'axis', 'axes')}." if space else "."),
                 repr(mask),
             )
-    for number, (axis, nq, nk) in enumerate(zip(mask.axes, queries, keys, strict=True)):
-        _check_lengths(mask, number, axis, nq, nk)
-        if alignment.is_missing(axis, nq, nk):
-            raise alignment.missing(mask, number, queries, keys)
-    return tuple(map(BoundAxis, mask.axes, queries, keys))
+    axes = tuple(map(BoundAxis, mask.axes, queries, keys, held or (None,) * mask.rank))
+    lengths = tuple(zip(*(axis.lengths for axis in axes), strict=True))
+    for number, axis in enumerate(axes):
+        _check_lengths(mask, number, axis.spec, *axis.lengths)
+        if alignment.is_missing(axis.spec, *axis.lengths):
+            raise alignment.missing(mask, number, *lengths)
+    return axes
 
 
 def dense(mask: Mask, query_space: Space, key_space: Space | None = None) -> NDArray[np.bool_]:
@@ -351,7 +435,10 @@ def check_dense(queries: int, keys: int) -> None:
 @lru_cache(16)
 def _counts(axis: BoundAxis) -> Ints:
     """Keys of every query of a short axis."""
-    return axis._all_rows(0, axis.queries)[1].counts()  # pyright: ignore[reportPrivateUsage]
+    if axis.queries <= _FEWEST:
+        runs = (axis.key_intervals(query) for query in range(axis.queries))
+        return np.array([sum(count for _, count in run) for run in runs], dtype=np.int64)
+    return axis.query_rows(0, axis.queries)[1].counts()
 
 
 @lru_cache(16)  # every candidate of a request asks
@@ -401,97 +488,8 @@ def _runs(spans: Iterable[tuple[int, int]], origin: int, step: int) -> tuple[Run
     return tuple((origin + step * start, stop - start) for start, stop in runs)
 
 
-def _leader(axis: Axis) -> int:
-    """Distance from the start of a stride group to its leader."""
-    return axis.stride - 1 if axis.causal else axis.stride // 2
-
-
-def _sides(axis: Axis) -> tuple[int, int]:
-    left, right = axis.left, axis.right
-    return (_FAR if left is None else left, _FAR if right is None else right)
-
-
-def _window(axis: Axis, u: Ints, keys: Ints | int) -> tuple[Ints, Ints]:
-    """The window `[lo, hi)` around the leader of u's stride group, wherever it lies."""
-    left, right = _sides(axis)
-    base = u // axis.stride * axis.stride
-    leader = base + _leader(axis)
-    leader = np.where(base < keys, np.minimum(leader, np.asarray(keys) - 1), leader)
-    return leader - left, leader + right + 1
-
-
-def window_of(axis: Axis, u: Ints, keys: Ints | int) -> tuple[Ints, Ints, Ints]:
-    """The rules of one row: `(lo, hi, prefix)`, all of them non-decreasing in u (so that hulls are
-    their ends).
-
-    `lo >= hi` is an empty window; a wrapped one may lie past the ends by less than a lap.
-    """
-    lo, hi = _window(axis, u, keys)
-    if axis.border == "clip":
-        lo, hi = np.maximum(lo, 0), np.minimum(hi, keys)
-    elif axis.border == "shift":
-        window = hi - lo
-        lo = np.clip(lo, 0, np.maximum(0, keys - window))
-        hi = lo + np.minimum(keys, window)
-    else:
-        whole = hi - lo >= keys
-        lo, hi = np.where(whole, 0, lo), np.where(whole, keys, hi)
-    prefix = np.minimum(axis.prefix, keys)
-    if axis.causal:
-        hi = np.minimum(hi, u + 1)
-        prefix = np.clip(u + 1, 0, prefix)
-    return lo, hi, prefix + np.zeros_like(u)
-
-
-def _normal(axis: Axis, lo: Ints, hi: Ints, prefix: Ints, keys: Ints | int) -> Rows:
-    """Raw rows as the disjoint intervals `[0, low)` and `[lo, hi)`."""
-    if axis.border == "wrap":
-        start, length = lo % np.maximum(keys, 1), np.minimum(hi - lo, keys)
-        low = np.maximum(start + length - keys, 0)
-        return Rows(low, start, start + length - low)
-    empty = hi <= lo
-    apart = ~empty & (lo > prefix)
-    return Rows(
-        np.where(apart, prefix, 0),
-        np.where(apart, lo, 0),
-        np.where(empty, prefix, np.maximum(hi, prefix)),
-    )
-
-
-def readers_of(axis: Axis, t: Ints, keys: int) -> tuple[Ints, Ints]:
-    """The query coordinates `[since, until)` that read the key coordinates t: the inverse of
-    `window_of`, both ends non-decreasing in t but for a prefix.
-
-    `since >= until` is nobody; a wrapped interval may lie past the ends by less than a lap.
-
-    Windows start no earlier for later queries, so those that reach t are all from some query on,
-    and those that have not passed it all up to some query. Checked against NATTEN's inverse in
-    reference to stride and causal axes.
-    """
-    left, right = _sides(axis)
-    s, c = axis.stride, _leader(axis)
-    since = -((t - right - c) // -s) * s
-    until = (t + left - c) // s * s + s
-    if axis.border == "wrap":
-        whole = left + right + 1 >= keys
-        return (np.zeros_like(t), np.full_like(t, keys)) if whole else (since, until)
-    # the last leaders stand on the last key
-    until = np.where(t + left >= keys - 1, np.maximum(until, (keys - 1) // s * s + s), until)
-    if axis.border == "shift":
-        window = left + right + 1
-        since = np.where(t < window, -_FAR, since)
-        until = np.where(t >= keys - window, _FAR, until)
-    if axis.causal:
-        since = np.maximum(since, t)
-    since = np.where(t < axis.prefix, t if axis.causal else -_FAR, since)
-    return since, np.where(t < axis.prefix, _FAR, until)
-
-
-def bends(axis: Axis, corners: Iterable[int]) -> list[int]:
-    """Class coordinates around which intervals change their dependence on the row, given the ends
-    of rows and columns.
-    """
-    left, right = _sides(axis)
-    near = [side for side in (left, right, left + right) if side < _FAR]
-    ends = {*corners, axis.prefix}
-    return sorted({at + sign * side for at in ends for side in (0, *near) for sign in (1, -1)})
+def _held_rows(rows: Rows, skip: Ints | int, keys: Ints | int) -> Rows:
+    """Rows in the `keys` keys from coordinate `skip` on, counted from there."""
+    low, lo, hi = (np.clip(side - skip, 0, keys) for side in rows)
+    some = hi > lo
+    return Rows(low, np.where(some, lo, low), np.where(some, hi, low))

@@ -49,7 +49,7 @@ def figure(plan: Plan) -> Any:
         MaskError: an axis is longer than 2^21.
     """
     request = plan.request
-    axes = geometry.bind(request.mask, request.query_space, request.key_space)
+    axes = request.axes()
     mask_symbols.check_lengths(axes)
     columns = len(axes) + 1 if len(axes) != 2 else 3
     panels = len(axes) + 1 + (0 if len(axes) == 1 else 3 if len(axes) == 2 else 8)
@@ -91,7 +91,7 @@ def block_shares(plan: Plan) -> NDArray[np.float32] | str:
 def _block_grid(plan: Plan) -> tuple[NDArray[np.float32], NDArray[np.int64]] | str:
     """Share and number of the block of every cell."""
     request = plan.request
-    axes = geometry.bind(request.mask, request.query_space, request.key_space)
+    axes = request.axes()
     shape = tuple(axis.queries for axis in axes)
     if len(axes) == 1:
         shape = (*shape, axes[0].keys)

@@ -135,6 +135,14 @@ FAMILIES: tuple[Family, ...] = (
 )
 
 
+# How each optional package that a plan can use is installed.
+INSTALL = {
+    "cupy": 'pip install "cupy-cuda13x>=14.2,<15" "nvidia-cuda-nvrtc>=13.0,<14" '
+    '"nvidia-cuda-runtime>=13.0,<14"',
+    "flash-attn": "pip install flash-attn",
+    "flash-attn-3": "flash-attn 3, built from its hopper folder",
+    "flash-attn-4": "pip install --pre flash-attn-4",
+}
 _ROWS = {row.name: (family, row) for family in FAMILIES for row in family.backends}
 # Every name that `backend=` takes; every strategy and rewrite; every optional package.
 BACKENDS = (AUTO, *(name for _, row in _ROWS.values() for name in row.names))

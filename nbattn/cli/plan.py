@@ -11,7 +11,6 @@ from nbattn.cli import arguments
 
 if TYPE_CHECKING:
     from nbattn.planner.plan import Plan
-    from nbattn.program.candidate import Candidate
 
 _DESCRIPTION = """
 Show how the planner runs an attention: the candidate it chose, every other one
@@ -22,7 +21,7 @@ Requests come from a configuration (all of its plans, or those named), or from
 """
 _EPILOG = """
 A cost is a measured time where `nbattn tune` took one of exactly this request, else
-a bound from device data; the last line of a plan says which one decided.
+an estimate from device data; the last lines of a plan name which one ranked it.
 
 examples:
   nbattn plan configs/nat_tiny.toml
@@ -50,6 +49,7 @@ def add_parser(commands: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     arguments.add_request(parser)
+    parser.add_argument("--all", action="store_true", help="every candidate with every reason")
     parser.add_argument("--json", action="store_true", help="print data instead of text")
     parser.add_argument("--verify", action="store_true", help="prove that each plan is its mask")
     parser.set_defaults(run=run)
@@ -65,7 +65,7 @@ def run(options: argparse.Namespace) -> int:
         print(json.dumps(found, indent=1))
     else:
         proofs = {n: wrong.get(n, "exact: every pair of the mask once, no other") for n in plans}
-        _print(plans, proofs if options.verify else {})
+        _print(plans, proofs if options.verify else {}, every=options.all)
     return 1 if wrong else 0
 
 
@@ -78,7 +78,7 @@ def _wrong(plans: dict[str, Plan]) -> Iterator[tuple[str, str]]:
             yield name, f"NOT EXACT: {error}"
 
 
-def _print(plans: dict[str, Plan], proofs: dict[str, str]) -> None:
+def _print(plans: dict[str, Plan], proofs: dict[str, str], *, every: bool) -> None:
     """Every plan as text: a table on a terminal, `explain()` elsewhere."""
     from rich.console import Console
 
@@ -87,33 +87,30 @@ def _print(plans: dict[str, Plan], proofs: dict[str, str]) -> None:
         if number:
             print()
         if console.is_terminal and console.width >= _NARROW:
-            _table(console, name, plan)
+            _table(console, name, plan, every)
         else:
-            print(f"{name}\n{plan.explain()}")
+            print(f"{name}\n{plan.explain(all=every)}")
         if name in proofs:
             print(f"  proof     {proofs[name]}")
 
 
-def _table(console: Any, name: str, plan: Plan) -> None:
-    """One plan as a table: a row a candidate."""
+def _table(console: Any, name: str, plan: Plan, every: bool) -> None:
+    """One plan as a table: a row per candidate."""
     from rich.table import Table
 
+    from nbattn.planner.explain import candidate_lines, faster
+
     table = Table(title=name, title_justify="left", caption_justify="left", show_edge=False)
-    table.caption = plan.decided_by()
+    hidden = "" if every else f"\n--all lists all {len(plan.candidates)} candidates."
+    table.caption = f"{plan.decided_by()}{hidden}"
     for column in ("candidate", "cost", "x"):
         table.add_column(column, justify="left" if column == "candidate" else "right", no_wrap=True)
     table.add_column("what it does, or why not")
-    for candidate in plan.candidates:
-        style = "bold green" if candidate is plan.chosen else "dim" if candidate.reasons else ""
-        table.add_row(candidate.name, *_cells(candidate, plan), style=style)
-    console.print(f"{plan.request.mask!r}\n{plan.request.summary()}", soft_wrap=True, markup=False)
+    for line in candidate_lines(plan, every=every):
+        style = {"chosen": "bold green", "slower": ""}.get(line.state, "dim")
+        ratio = f"{line.ratio:.3g}" if line.ratio else "1" if line.state == "chosen" else ""
+        cost = line.cost or line.state
+        table.add_row(line.name, cost, ratio, "\n".join(line.reasons), style=style)
+    head = f"{plan.request.mask!r}\n{plan.request.summary()}\nfaster: {faster(plan)}"
+    console.print(head, soft_wrap=True, markup=False)
     console.print(table, highlight=False)
-
-
-def _cells(candidate: Candidate, plan: Plan) -> tuple[str, str, str]:
-    cost, best = candidate.cost, plan.chosen.cost
-    if candidate.reasons or cost is None or best is None:
-        return "refused", "", "\n".join(reason.text for reason in candidate.reasons)
-    ratio = f"{cost.seconds / max(best.seconds, 1e-12):.3g}"
-    label = "bound" if cost.measured is None else "measured"
-    return f"{label} {cost.seconds * 1e3:.3g} ms", ratio, candidate.work()

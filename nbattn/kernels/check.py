@@ -1,4 +1,4 @@
-"""Whether kernels compile and are kept on this machine, as plain data for `nbattn doctor`."""
+"""Checks whether kernels compile and are cached on this machine, for `nbattn doctor`."""
 
 from __future__ import annotations
 
@@ -9,29 +9,29 @@ from typing import Any
 from nbattn.kernels import cubins, nvrtc, toolkit
 from nbattn.kernels.variant import Variant
 
-# The smallest kernel, whose tiles mean nothing.
+# The smallest kernel; its results do not depend on tiles.
 _TILES = tuple((f"NB_{kind}_TILE_{axis}", 1) for kind in ("KEY", "QUERY") for axis in range(3))
 _CONSTANTS = (("NB_DTYPE", 2), ("NB_TWO_RUNS", 0), ("NB_VALUE_DIM", 64), *_TILES)
 _SMALL = Variant("delta.cu", "nb_delta", tuple(sorted(_CONSTANTS)), 128, 0)
 
 
 def compiler() -> dict[str, Any]:
-    """NVRTC's version and place, and that of CUDA's headers."""
+    """NVRTC's version and path, and the directory of CUDA's headers."""
     version = "{}.{}".format(*nvrtc.version())
     return {"version": version, "path": toolkit.library(), "headers": toolkit.headers()}
 
 
 def compiles(arch: str) -> dict[str, Any]:
-    """A small kernel for a target, never from the cache."""
+    """Compiles a small kernel for a target, without the cache."""
     facts = nvrtc.compile(_SMALL, arch).usage
-    found = {"kernel": _SMALL.entry, "target": f"sm_{arch}", "registers": facts.registers}
-    return {**found, "seconds": round(facts.seconds, 3)}
+    report = {"kernel": _SMALL.entry, "target": f"sm_{arch}", "registers": facts.registers}
+    return {**report, "seconds": round(facts.seconds, 3)}
 
 
 def keeps(arch: str) -> dict[str, Any]:
-    """The cache of cubins: its place, what it holds, and whether the small kernel comes back."""
-    place = cubins.folder()
-    if place is None:
+    """The cache of cubins: its path and size, and whether it stores and loads a small kernel."""
+    folder = cubins.folder()
+    if folder is None:
         return {"path": None}
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -40,8 +40,8 @@ def keeps(arch: str) -> dict[str, Any]:
         start = time.perf_counter()
         cubins.get(_SMALL, arch)
         seconds = time.perf_counter() - start
-    sizes = [path.stat().st_size for path in place.iterdir()] if place.is_dir() else []
-    found = {"path": str(place), "files": len(sizes), "bytes": sum(sizes), "works": not caught}
+    sizes = [path.stat().st_size for path in folder.iterdir()] if folder.is_dir() else []
+    report = {"path": str(folder), "files": len(sizes), "bytes": sum(sizes), "works": not caught}
     if caught:
-        return {**found, "problem": str(caught[0].message)}
-    return {**found, "seconds": round(seconds, 4)}
+        return {**report, "problem": str(caught[0].message)}
+    return {**report, "seconds": round(seconds, 4)}

@@ -1,10 +1,12 @@
-"""Compiled kernels, kept in memory and in the cache directory (`nbattn/cache.py`), below `cubins`.
+"""Caches compiled kernels in memory and in the folder `cubins` of the cache directory
+(`nbattn/cache.py`).
 
-A file's name is the hash of all that a cubin depends on: every byte of the kernel's source with its
-headers, the compiler's options, target, version and headers. It holds its own name and the hash of
-its content; one that is damaged or another's is built anew. Where the directory cannot be used,
-kernels are kept in memory, and one warning says why. Beyond `BOUND` the least recently used files
-go. A cubin is code: see SECURITY.md.
+A file's name is the hash of everything that a cubin depends on: every byte of the kernel's source
+with its headers, the compiler's options, target, version and headers. The file contains its own
+name and the hash of its content; a file that is damaged or has another name is compiled again. If
+the directory cannot be used, kernels are cached in memory only, and one warning gives the reason.
+When the files exceed `BOUND` bytes, the least recently used ones are deleted. A cubin is code: see
+SECURITY.md.
 """
 
 from __future__ import annotations
@@ -23,9 +25,9 @@ from nbattn.kernels import nvrtc, sources, toolkit
 from nbattn.kernels.nvrtc import Compiled, Usage
 from nbattn.kernels.variant import Variant
 
-BOUND = 256 << 20  # bytes of all files together
+BOUND = 256 << 20  # the most bytes of all files together
 _FORMAT = "nbattn-cubin-1"
-_ABANDONED = 3600  # seconds after which a file that was not finished belongs to a process that died
+_ABANDONED = 3600  # seconds; the process of an unfinished file that is older has ended
 _memory: dict[tuple[Variant, str], Compiled] = {}
 _warned = False
 
@@ -33,22 +35,22 @@ _warned = False
 def get(variant: Variant, arch: str) -> Compiled:
     """A kernel for one target: from memory, else from the cache directory, else compiled.
 
-    Whatever the cache directory holds: it never raises for that, and never returns another cubin.
+    No content of the cache directory makes this raise or return a cubin of another kernel.
 
     Raises:
         BackendError: as `nvrtc.compile`.
     """
-    found = _memory.get((variant, arch))
-    if found is None:
-        found = _memory[variant, arch] = _kept(variant, arch)
-    return found
+    compiled = _memory.get((variant, arch))
+    if compiled is None:
+        compiled = _memory[variant, arch] = _from_disk_or_compiler(variant, arch)
+    return compiled
 
 
 def key(variant: Variant, arch: str) -> str:
-    """The hash of all that a cubin depends on, in hexadecimal.
+    """The hash of everything that a cubin depends on, in hexadecimal.
 
     Raises:
-        BackendError: NVRTC, its headers or the source are missing.
+        BackendError: NVRTC, its headers or the source is missing.
     """
     parts = (
         _FORMAT,
@@ -63,56 +65,56 @@ def key(variant: Variant, arch: str) -> str:
 
 
 def forget() -> None:
-    """Empty the memory; files stay."""
+    """Empty the cache in memory, but keep the files."""
     _memory.clear()
 
 
 def folder() -> Path | None:
-    """Where cubins are kept; None where the cache is switched off.
+    """The folder of the cached cubins; None if the cache is switched off.
 
     Raises:
-        CacheError: the variables name no absolute path.
+        CacheError: the environment variables do not give an absolute path.
     """
     root = cache.directory()
     return None if root is None else root / "cubins"
 
 
-def _kept(variant: Variant, arch: str) -> Compiled:
+def _from_disk_or_compiler(variant: Variant, arch: str) -> Compiled:
     name = key(variant, arch)
     try:
-        place = folder()
+        directory = folder()
     except cache.CacheError as error:
         _warn(error)
-        place = None
-    if place is None:
+        directory = None
+    if directory is None:
         return nvrtc.compile(variant, arch)
-    if (found := _read(place / name)) is not None:
-        return found
+    if (cached := _read(directory / name)) is not None:
+        return cached
     compiled = nvrtc.compile(variant, arch)
     try:
-        _publish(place, name, compiled)
+        _publish(directory, name, compiled)
     except cache.CacheError as error:
         _warn(error)
     return compiled
 
 
 def _read(path: Path) -> Compiled | None:
-    """A file's cubin, if it can be trusted: whatever else lies there will be replaced."""
+    """The cubin of a file; None if the file is missing, damaged or unsafe: it will be replaced."""
     with suppress(cache.CacheError):
         content = cache.read(path)
-        found = None if content is None else _unpacked(path.name, content)
-        if found is not None:
-            with suppress(OSError):  # the directory may be one that is only read
+        compiled = None if content is None else _unpacked(path.name, content)
+        if compiled is not None:
+            with suppress(OSError):  # the directory may be read-only
                 os.utime(path)
-        return found
+        return compiled
     return None
 
 
-def _publish(place: Path, name: str, compiled: Compiled) -> None:
-    cache.prepare(place.parent)
-    cache.prepare(place)
-    cache.publish(place / name, _packed(name, compiled))
-    _evict(place, name)
+def _publish(directory: Path, name: str, compiled: Compiled) -> None:
+    cache.prepare(directory.parent)
+    cache.prepare(directory)
+    cache.publish(directory / name, _packed(name, compiled))
+    _evict(directory, name)
 
 
 def _packed(name: str, compiled: Compiled) -> bytes:
@@ -122,32 +124,32 @@ def _packed(name: str, compiled: Compiled) -> bytes:
 
 
 def _unpacked(name: str, content: bytes) -> Compiled | None:
-    """What a file holds; None where it is damaged or another's."""
+    """The kernel in a file's content; None if it is damaged or belongs to another name."""
     first, _, rest = content.partition(b"\n")
     if first != f"{_FORMAT} {name} {hashlib.sha256(rest).hexdigest()}".encode():
         return None
     facts, _, cubin = rest.partition(b"\n")
     try:
-        known = json.loads(facts)
-        return Compiled(cubin, Usage(**known["usage"]), known["log"])
+        fields = json.loads(facts)
+        return Compiled(cubin, Usage(**fields["usage"]), fields["log"])
     except (ValueError, TypeError, KeyError):
         return None
 
 
-def _evict(place: Path, newest: str) -> None:
-    """Remove the least recently used files beyond the bound, and what processes that died left."""
-    found: list[tuple[float, int, Path]] = []
+def _evict(directory: Path, newest: str) -> None:
+    """Delete the least recently used files beyond `BOUND`, and abandoned unfinished files."""
+    files: list[tuple[float, int, Path]] = []
     with suppress(OSError):
-        for path in place.iterdir():
-            with suppress(OSError):  # another process was faster
+        for path in directory.iterdir():
+            with suppress(OSError):  # another process deleted the file
                 facts = path.lstat()
                 if path.name.startswith("."):
                     if facts.st_mtime < time.time() - _ABANDONED:
                         path.unlink()
                 elif path.name != newest:
-                    found.append((facts.st_mtime, facts.st_size, path))
-    total = sum(size for _, size, _ in found)
-    for _, size, path in sorted(found):
+                    files.append((facts.st_mtime, facts.st_size, path))
+    total = sum(size for _, size, _ in files)
+    for _, size, path in sorted(files):
         if total <= BOUND:
             break
         with suppress(OSError):
@@ -156,7 +158,7 @@ def _evict(place: Path, newest: str) -> None:
 
 
 def _warn(error: cache.CacheError) -> None:
-    """Once in a process."""
+    """Warns, once per process, that the cache directory cannot be used."""
     global _warned
     if _warned:
         return

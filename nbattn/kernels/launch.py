@@ -1,7 +1,7 @@
-"""Launching kernels through CuPy, on torch's tensors and torch's current stream.
+"""Launches kernels through CuPy, on torch's tensors and torch's current stream.
 
-A kernel takes one argument by value, packed into a buffer of the thread that never moves: a launch
-builds no object per argument, and the driver copies the bytes during the call.
+A kernel takes one argument by value. It is packed into a buffer that each thread allocates once, so
+a launch creates no object per argument; the driver copies the bytes during the call.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 
 _POINTERS = struct.Struct(f"<{len(layout.POINTERS)}Q")
 _PLACE = {name: number for number, name in enumerate(layout.POINTERS)}
-_MAX_DYNAMIC_SHARED_BYTES = 8  # of CUfunction_attribute
+_MAX_DYNAMIC_SHARED_BYTES = 8  # a value of the enum CUfunction_attribute
 _ALIGNMENT = 64
 
 
 class Launcher(Protocol):
-    """Runs a variant on tensors: CuPy's below, and the emulator's among the tests."""
+    """Runs a variant on tensors: `CuPyLauncher`, or the emulator's launcher in the tests."""
 
     def launch(
         self, variant: Variant, blocks: int, tensors: Mapping[str, Tensor], numbers: bytes
@@ -37,21 +37,21 @@ class Launcher(Protocol):
         """Run a kernel.
 
         Args:
-            variant: the kernel at its constants, with threads and shared memory.
-            blocks: of the grid, which has one dimension; 0: there is nothing to do.
-            tensors: by their names in `layout.POINTERS`; those that are absent are null.
+            variant: the kernel with its constants, threads and shared memory.
+            blocks: the blocks of the one-dimensional grid; 0 launches nothing.
+            tensors: by their names in `layout.POINTERS`; absent ones are null pointers.
             numbers: `layout.pack_numbers(...)`.
         """
         ...
 
     def load(self, variant: Variant) -> None:
-        """Prepare a kernel on the current device, so that its first launch is like any other."""
+        """Load a kernel on the current device, so that its first launch does not have to."""
         ...
 
 
 @cache
 def missing() -> str | None:
-    """What this machine lacks to run kernels, with the remedy, in one line; None: nothing.
+    """What is missing on this machine to run kernels and its fix, in one line; None if nothing is.
 
     Loads NVRTC, but neither CuPy nor a driver.
     """
@@ -67,7 +67,7 @@ def missing() -> str | None:
 
 @cache
 def launcher() -> Launcher:
-    """CuPy's, one for the process.
+    """The process's `CuPyLauncher`.
 
     Raises:
         BackendError: CuPy is not installed or does not load.
@@ -76,7 +76,7 @@ def launcher() -> Launcher:
 
 
 class CuPyLauncher:
-    """Launches on the device of the tensors; modules are loaded once per device and variant."""
+    """Launches kernels on the tensors' device; loads each variant once per device."""
 
     def __init__(self) -> None:
         self._torch: Any = importlib.import_module("torch")
@@ -93,12 +93,12 @@ class CuPyLauncher:
     ) -> None:
         """Run a kernel on torch's current stream of the tensors' device.
 
-        The first launch of a variant on a device loads it, and compiles it where the cache of
-        cubins lacks it.
+        The first launch of a variant on a device loads it, and compiles it if the cache of cubins
+        does not contain it.
 
         Raises:
-            BackendError: the kernel would have to be loaded inside the capture of a CUDA graph,
-                which stays usable; it does not compile, or the driver does not take it.
+            BackendError: the kernel would have to be loaded while a CUDA graph is captured (the
+                capture stays usable); it does not compile, or the driver cannot load it.
         """
         if not blocks:
             return
@@ -123,7 +123,7 @@ class CuPyLauncher:
         )
 
     def load(self, variant: Variant) -> None:
-        """Compile and load a variant on the current device, if it is not there.
+        """Compile and load a variant on the current device, if it is not loaded yet.
 
         Raises:
             BackendError: as `launch`.
@@ -133,7 +133,7 @@ class CuPyLauncher:
             self._load(device, variant)
 
     def _load(self, device: int, variant: Variant) -> Any:
-        """A variant on the current device, ready to launch."""
+        """The CuPy function of a variant, loaded on the current device."""
         cuda = self._torch.cuda
         if cuda.is_current_stream_capturing():
             raise BackendError(
@@ -146,15 +146,15 @@ class CuPyLauncher:
         try:
             module.load(cubins.get(variant, arch).cubin)
             function = module.get_function(variant.entry)
-            # Above 48 KiB it has to be asked for.
+            # More than 48 KiB of shared memory needs this attribute.
             self._driver.funcSetAttribute(
                 function.ptr, _MAX_DYNAMIC_SHARED_BYTES, variant.shared_bytes
             )
         except self._driver.CUDADriverError as error:
             raise BackendError(
-                f"the driver does not take {variant.entry} for sm_{arch}: {error}",
+                f"the driver cannot load {variant.entry} for sm_{arch}: {error}",
                 "a driver as new as NVRTC {}.{}, or an older NVRTC: "
-                "nvidia-smi says what the driver supports.".format(*nvrtc.version()),
+                "nvidia-smi shows which CUDA version the driver supports.".format(*nvrtc.version()),
                 f"{variant}, {cuda.get_device_name(device)}",
             ) from None
         self._functions[device, variant] = function
@@ -162,14 +162,14 @@ class CuPyLauncher:
 
 
 class _Stream:
-    """All that CuPy reads of a stream."""
+    """The only attribute of a stream that CuPy uses."""
 
     __slots__ = ("ptr",)
     ptr: int
 
 
 class _Argument(threading.local):
-    """A thread's kernel argument: its bytes, and CuPy's pointer to them."""
+    """The kernel argument of one thread: its bytes and CuPy's pointer to them."""
 
     def __init__(self, pointer: Any) -> None:
         self._memory = ctypes.create_string_buffer(layout.SIZE + _ALIGNMENT)

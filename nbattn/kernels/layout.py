@@ -1,4 +1,4 @@
-"""The kernels' one argument, packed as `cuda/params.h` declares it: pointers, then numbers."""
+"""Packs the kernels' one argument as `cuda/params.h` declares it: pointers, then numbers."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ COUNTS = ("batch", "heads", "group", "extra", "rank", "reserved")
 NUMBERS = struct.Struct(f"<{6 * len(STRIDES)}q2d{3 * len(AXIS)}i{len(COUNTS)}i")
 SIZE = 8 * len(POINTERS) + NUMBERS.size
 BORDERS: Mapping[str, int] = {"clip": 0, "shift": 1, "wrap": 2}
-# What each kernel writes; it reads the rest.
+# The pointers that each kernel writes through; it only reads the others.
 WRITES: Mapping[str, tuple[str, ...]] = {
     "nb_fwd_mma": ("out", "lse"),
     "nb_fwd_simt": ("out", "lse"),
@@ -61,12 +61,12 @@ def pack_numbers(
     axes: Iterable[int],
     counts: Iterable[int],
 ) -> bytes:
-    """All but the pointers.
+    """The bytes of the argument after the pointers.
 
     Args:
-        strides: 6 of each tensor of `STRIDES`, in elements.
-        scale: of the scores.
-        softcap: 0.0 where there is none.
+        strides: 6 strides of each tensor in `STRIDES`, in elements.
+        scale: the scale of the scores.
+        softcap: 0.0 means none.
         axes: the fields of `AXIS`, for three axes.
         counts: the fields of `COUNTS`.
     """

@@ -1,4 +1,4 @@
-"""The kernels' CUDA C++: where it lies, and one text of a kernel with its headers in place."""
+"""Finds the kernels' CUDA C++ and merges a kernel and its headers into one text."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from nbattn.errors import BackendError
 
-_MARK = "params.h"  # what a directory of kernels has, and NVIDIA's Python package `cuda` does not
+_MARK = "params.h"  # the kernels' directory contains it; NVIDIA's Python package `cuda` does not
 _INCLUDE = re.compile(r'\s*#\s*include\s*"([\w.]+)"')
 _OPENS, _CLOSES = re.compile(r"\s*#\s*if"), re.compile(r"\s*#\s*endif\b")
 _ONCE = re.compile(r"\s*#\s*pragma\s+once\b")
@@ -18,10 +18,13 @@ def directory() -> Path:
     """The directory `cuda`: inside the package in a wheel, beside it in a checkout.
 
     Raises:
-        BackendError: it is in neither place.
+        BackendError: it is missing in both places.
     """
     package = Path(__file__).resolve().parents[1]
-    places = (package / "cuda", package.parent / "cuda")  # outside a checkout the second is foreign
+    places = (
+        package / "cuda",
+        package.parent / "cuda",
+    )  # outside a checkout, the second is NVIDIA's
     for place in places:
         if (place / _MARK).is_file():
             return place
@@ -32,15 +35,15 @@ def directory() -> Path:
 
 
 def amalgamate(name: str) -> str:
-    """A kernel's text with its headers in place, each once, under their own names and lines.
+    """The text of a kernel with each of its headers inserted once; `#line` keeps names and lines.
 
-    The compiler reads this text and CUDA's headers, no other file: its hash covers every byte.
+    The compiler reads only this text and CUDA's headers, so a hash of it covers every byte.
 
     Args:
-        name: a file of the directory.
+        name: a file in `directory()`.
 
     Raises:
-        BackendError: there is no such file, or a header would depend on a condition.
+        BackendError: there is no such file, or a header is included inside an #if.
     """
     return "\n".join(_lines(name, directory(), set())) + "\n"
 
@@ -51,28 +54,26 @@ def digest(name: str) -> str:
 
 
 def _lines(name: str, folder: Path, seen: set[str]) -> list[str]:
-    """A file's lines; headers that were there before leave an empty one."""
+    """The lines of a file; an empty line replaces a header that was already inserted."""
     seen.add(name)
     depth = 0
-    found = [f'#line 1 "{folder.name}/{name}"']
+    lines = [f'#line 1 "{folder.name}/{name}"']
     for number, line in enumerate(_read(folder / name).splitlines(), 1):
         depth += bool(_OPENS.match(line)) - bool(_CLOSES.match(line))
         header = _INCLUDE.match(line)
         if header is None or not (folder / header[1]).is_file():
-            found.append("" if _ONCE.match(line) else line)
+            lines.append("" if _ONCE.match(line) else line)
             continue
-        if depth:  # "once" would keep it where the condition fails, and drop it where it holds
-            raise BackendError(
-                f"{folder.name}/{name}:{number} includes {header[1]} under a condition"
-            )
+        if depth:  # then a later include outside the #if would be dropped
+            raise BackendError(f"{folder.name}/{name}:{number} includes {header[1]} inside an #if")
         if header[1] in seen:
-            found.append("")
+            lines.append("")
         else:
-            found += [
+            lines += [
                 *_lines(header[1], folder, seen),
                 f'#line {number + 1} "{folder.name}/{name}"',
             ]
-    return found
+    return lines
 
 
 def _read(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""Where NVRTC and CUDA's headers lie: by CuPy's finder, in torch's wheels, in a toolkit."""
+"""Finds NVRTC and CUDA's headers: by CuPy's finder, in torch's wheels, or in a CUDA toolkit."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from typing import Any
 
 from nbattn.errors import BackendError
 
-HEADERS = ("cuda_fp16.h", "cuda_fp16.hpp", "cuda_bf16.h", "cuda_bf16.hpp")  # that kernels include
+# The headers that kernels include.
+HEADERS = ("cuda_fp16.h", "cuda_fp16.hpp", "cuda_bf16.h", "cuda_bf16.hpp")
 _LIBRARIES = ("libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.so")
-# Of NVIDIA's wheels, below site-packages/nvidia: CUDA 13's, CUDA 12's.
+# Folders of NVIDIA's wheels, below site-packages/nvidia: of CUDA 13, of CUDA 12.
 _WHEEL_LIBRARIES, _WHEEL_HEADERS = (
     ("cu13/lib", "cuda_nvrtc/lib"),
     ("cu13/include", "cuda_runtime/include"),
@@ -27,14 +28,14 @@ FIX = 'pip install "nbattn[cuda13]"  # with a driver of CUDA 12: "nbattn[cuda12]
 
 @cache
 def library() -> str:
-    """The path of NVRTC, or its name where only the system's loader knows the path.
+    """The path of NVRTC, or its name if only the system's loader can find it.
 
     Raises:
-        BackendError: it is nowhere.
+        BackendError: NVRTC is not installed.
     """
-    found = _asked("load_nvidia_dynamic_lib", "nvrtc")
-    if found is not None:
-        return found.abs_path
+    nvrtc = _pathfinder("load_nvidia_dynamic_lib", "nvrtc")
+    if nvrtc is not None:
+        return nvrtc.abs_path
     folders = [*_wheels(_WHEEL_LIBRARIES), *_toolkits("lib64"), *_toolkits("lib")]
     for path in (folder / name for folder in folders for name in _LIBRARIES):
         if path.is_file():
@@ -53,13 +54,13 @@ def headers() -> str:
     """The directory of CUDA's headers.
 
     Raises:
-        BackendError: there is none.
+        BackendError: they are not installed.
     """
-    beside = Path(library()).resolve().parent
-    asked = _asked("find_nvidia_header_directory", "cudart")
+    libraries = Path(library()).resolve().parent
+    found_by_cupy = _pathfinder("find_nvidia_header_directory", "cudart")
     folders = [
-        beside.parent / "include",
-        *([Path(asked)] if asked else []),
+        libraries.parent / "include",
+        *([Path(found_by_cupy)] if found_by_cupy else []),
         *_wheels(_WHEEL_HEADERS),
         *_toolkits("include"),
     ]
@@ -78,12 +79,12 @@ def headers_digest() -> str:
     return total.hexdigest()
 
 
-def _asked(function: str, name: str) -> Any:
-    """What `cuda.pathfinder`, which comes with CuPy, finds; None where either is missing."""
+def _pathfinder(function: str, name: str) -> Any:
+    """The result of `cuda.pathfinder`, which comes with CuPy; None if it finds nothing."""
     try:
         pathfinder: Any = importlib.import_module("cuda.pathfinder")
         return getattr(pathfinder, function)(name)
-    except Exception:  # its errors are of many kinds, and all mean that others have to be asked
+    except Exception:  # it raises errors of many kinds, and all mean: search elsewhere
         return None
 
 

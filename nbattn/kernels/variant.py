@@ -1,4 +1,4 @@
-"""A kernel at its compile-time constants: all that the compiler, the cache and a launcher need."""
+"""A kernel with its compile-time constants, for the compiler, the cache and a launcher."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """One kernel, specialised.
+    """One kernel with all its compile-time constants.
 
     Args:
         source: the file in `cuda/`.
-        entry: its `extern "C"` kernel.
-        constants: integers that the source takes as macros, sorted by name.
-        threads: per block.
+        entry: the name of its `extern "C"` kernel.
+        constants: (macro, integer) pairs for the source, sorted by name.
+        threads: threads per block.
         shared_bytes: dynamic shared memory per block; the source asserts the same number.
 
     >>> Variant("fwd_simt.cu", "nb_fwd_simt", (("NB_HEAD_DIM", 64),), 128, 0).options
@@ -28,6 +28,6 @@ class Variant:
 
     @property
     def options(self) -> tuple[str, ...]:
-        """What the compiler is told: integers only."""
+        """The constants as options of the compiler."""
         named = (*self.constants, ("NB_SHARED_BYTES", self.shared_bytes))
         return tuple(f"-D{name}={value:d}" for name, value in named)

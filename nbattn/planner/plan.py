@@ -10,6 +10,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from nbattn.errors import InputError
+from nbattn.planner import explain as words
 from nbattn.planner import proof
 from nbattn.program.blocks import Block
 from nbattn.program.candidate import Candidate
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Plan:
     """What will run for a request, and why. An immutable value; `print(plan.explain())` shows it.
 
@@ -46,21 +47,31 @@ class Plan:
     def __str__(self) -> str:
         return self.explain()
 
-    def explain(self) -> str:
-        """What was chosen, what else it could have been, at what cost, and why not."""
-        lines = [f"plan  {self.request.mask!r}", f"      {self.request.summary()}"]
-        width = max(len(candidate.name) for candidate in self.candidates)
-        for candidate in self.candidates:
-            lines += _explain(candidate, self.chosen, width)
-        return "\n".join([*lines, f"  {self.decided_by()}"])
+    def __repr__(self) -> str:
+        cost = words.cost_of(self.chosen)
+        return f"Plan({self.chosen.name}, {cost}, {self.request.summary()}, {self.request.mask!r})"
+
+    def explain(self, *, all: bool = False) -> str:
+        """The plan in words: what was chosen, how to get a faster plan, the other candidates with
+        their costs, and why backends were refused.
+
+        Args:
+            all: list every candidate with every reason, instead of one line per refused backend.
+
+        >>> import nbattn
+        >>> plan = nbattn.plan(nbattn.Mask.causal(), (1, 64, 2, 32), dtype="float32", device="cpu")
+        >>> print(plan.explain().split(";")[0])
+        plan    sdpa/causal: estimated 0.053 ms
+        """
+        return words.explain(self, every=all)
 
     def decided_by(self) -> str:
         """What the candidates were ranked by, and where the device's rates come from."""
         measured = self.chosen.cost is not None and self.chosen.cost.measured is not None
         why = self.note or "no measurement of this request is known"
-        known = "measured times" if measured else f"bounds ({why})"
+        ranked_by = "measured times" if measured else f"estimates ({why})"
         device = self.request.device
-        return f"decided by {known}; rates of {device.name}: {device.source}"
+        return f"ranked by {ranked_by}; rates of {device.name}: {device.source}"
 
     def to_dict(self) -> dict[str, Any]:
         """The plan as plain data that JSON takes; the same for equal requests, everywhere."""
@@ -136,22 +147,3 @@ class Plan:
         from nbattn import functional
 
         return functional.run(self, query, key, value, **tensors)
-
-
-def _explain(candidate: Candidate, chosen: Candidate, width: int) -> list[str]:
-    """One candidate in a line, its reasons in further ones."""
-    if candidate.reasons:
-        first, *rest = candidate.reasons
-        return [
-            f"  refused   {candidate.name:<{width}} {first.text}",
-            *[f"{'':{width + 13}}{reason.text}" for reason in rest],
-        ]
-    cost, best = candidate.cost, chosen.cost
-    assert cost is not None
-    assert best is not None
-    label = "measured" if cost.measured is not None else "bound"
-    ratio = "" if candidate is chosen else f" ({cost.seconds / max(best.seconds, 1e-12):.3g}x)"
-    return [
-        f"  {'chosen' if candidate is chosen else 'slower':<9} {candidate.name:<{width}} "
-        f"{label} {cost.seconds * 1e3:.3g} ms{ratio}  {candidate.work()}"
-    ]

@@ -9,14 +9,13 @@ from typing import Any, NamedTuple
 
 import torch
 
-from nbattn import geometry
 from nbattn.backends import families
 from nbattn.errors import BackendError
 from nbattn.geometry import Axes
 from nbattn.mask import Mask
 from nbattn.planner import cost_table, devices
 from nbattn.planner.plan import Plan
-from nbattn.program.candidate import Candidate
+from nbattn.program.candidate import Candidate, refused
 from nbattn.program.device import DeviceInfo
 from nbattn.program.limits import Reason
 from nbattn.program.request import Request, request_of
@@ -83,7 +82,7 @@ def make(request: Request) -> Plan:
         BackendError: every candidate is refused, with all reasons.
     """
     families.check_names(request.backend, request.require, request.forbid)
-    axes = geometry.bind(request.mask, request.query_space, request.key_space)
+    axes = request.axes()
     found = candidates(request, axes)
     usable, note = _timed(request, [one for one in found if not one.reasons])
     accepted = sorted(usable, key=_seconds)
@@ -105,7 +104,13 @@ def candidates(request: Request, axes: Axes) -> list[Candidate]:
 
 def _refused(candidate: Candidate, reasons: list[Reason]) -> Candidate:
     """The candidate with these reasons against it, too."""
-    return replace(candidate, reasons=(*candidate.reasons, *reasons)) if reasons else candidate
+    if not reasons:
+        return candidate
+    name, strategy, traits = candidate.backend, candidate.strategy, candidate.traits
+    against = (*candidate.reasons, *reasons)
+    if candidate.program is None:
+        return refused(name, strategy, *against, traits=traits)
+    return Candidate(name, strategy, traits, candidate.program, candidate.cost, against)
 
 
 def _asked(request: Request, candidate: Candidate) -> list[Reason]:

@@ -96,7 +96,7 @@ def verify(request: Request, candidate: Candidate) -> bool:
     Calls that share queries must join and share no pair; together they are the mask if each reads
     only what the mask lets it and their pairs add up to the mask's.
     """
-    axes = geometry.bind(request.mask, request.query_space, request.key_space)
+    axes = request.axes()
     calls = _program(candidate).calls
     for call in calls:
         _check_groups(call)
@@ -170,30 +170,38 @@ def _check_groups(call: Call) -> None:
 
 
 def _verify_axis(number: int, axis: BoundAxis, call: Call, *, whole: bool) -> Ints:
-    """What every query of the axis reads in a call, `[queries, 2, 3]` of runs (start, count, step):
-    all of the mask's keys, or only some of them.
+    """The keys of every query of the axis in a call, as runs `[queries, 2, 3]` of (start, count,
+    step).
+
+    Raises:
+        AssertionError: with `whole`, they are not the mask's keys; else, not all of them are.
     """
-    query, key = call.query.axes[number], call.key.axes[number]
-    _check_inside("keys", key.positions(), axis.keys)
-    starts, counts, step = call.arguments.rows(number, query.length, key.length)
-    at = query.positions()
-    shift = key.group_step * np.arange(key.groups)[:, None, None]
-    reads = _canonical(
-        key.start + shift + key.step * starts,
-        np.broadcast_to(counts, (*at.shape, 2)),
-        step * key.step,
-    )
-    mask_starts, mask_counts = axis.key_runs()
-    wanted = _canonical(mask_starts[at], mask_counts[at], axis.spec.dilation)
-    wrong = (reads != wanted).any(axis=-1) if whole else ~_within(reads, wanted)
+    at = call.query.axes[number].positions()
+    computed = _computed_runs(number, axis, call)
+    starts, counts = axis.key_runs()
+    allowed = _canonical(starts[at], counts[at], axis.spec.dilation)
+    wrong = (computed != allowed).any(axis=-1) if whole else ~_within(computed, allowed)
     wrong = wrong.any(axis=-1)
     if wrong.any():
         raise AssertionError(
             f"axis {number}: query {int(at[wrong][0])} reads other keys than the mask says"
         )
-    found = np.zeros((axis.queries, 2, 3), dtype=np.int64)
-    found[at] = reads
-    return found
+    runs = np.zeros((axis.queries, 2, 3), dtype=np.int64)
+    runs[at] = computed
+    return runs
+
+
+def _computed_runs(number: int, axis: BoundAxis, call: Call) -> Ints:
+    """The runs that the kernel of a call computes, `[groups, length, 2, 3]` for the queries of its
+    view: the kernel's own rows, moved to where the view of the keys has them.
+    """
+    query, key = call.query.axes[number], call.key.axes[number]
+    _check_inside("keys", key.positions(), axis.keys)
+    starts, counts, step = call.arguments.rows(number, query.length, key.length)
+    group_start = key.start + key.group_step * np.arange(key.groups)[:, None, None]
+    shape = (query.groups, query.length, 2)
+    starts, counts = group_start + key.step * starts, np.broadcast_to(counts, shape)
+    return _canonical(starts, counts, step * key.step)
 
 
 def _within(reads: Ints, wanted: Ints) -> NDArray[np.bool_]:

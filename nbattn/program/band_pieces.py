@@ -10,13 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import chain, islice
 
 import numpy as np
 
 from nbattn.axis import Axis
 from nbattn.geometry import BoundAxis, Classes, Ints
 from nbattn.program.bands import CAUSAL, FULL, Band, trim
-from nbattn.program.dense_pieces import Piece
+from nbattn.program.dense_pieces import PART_OF_AN_AXIS, Piece
 from nbattn.program.program import AxisView
 
 _PIECE_LIMIT = 12
@@ -41,6 +42,8 @@ class Strip:
 
 def band_pieces(axis: BoundAxis) -> list[Piece] | str:
     """The axis as bands, or the reason why it is too many of them."""
+    if axis.held is not None:
+        return PART_OF_AN_AXIS
     pieces: list[Piece] = []
     for group in axis.classes():
         if not group.keys:
@@ -120,23 +123,43 @@ def _bordered(axis: Axis, start: int, stop: int, keys: int) -> list[Strip]:
 
 
 def _strided(axis: BoundAxis, group: Classes) -> list[Strip] | str:
-    """Stride above 1: the queries of a group share a window, causal ones up to themselves."""
-    s, start, stop = axis.spec.stride, group.start, group.start + group.queries
-    base = np.arange(start // s * s, stop, s, dtype=np.int64)
-    low, lo, hi = axis.rows(base + s - 1, group.keys)
-    u, u_stop = np.maximum(base, start), np.minimum(base + s, stop)
+    """Stride above 1: the queries of a stride group share a window, causal ones up to themselves.
+
+    Groups whose windows move on as they do are one strip with groups of its own; neighbouring
+    groups with the same window are one longer strip. With stride 2:
+
+        0 ■ ■ ■ ⬚ ⬚ ⬚ ⬚      the window of the first groups is cut: a strip of its own
+        1 ■ ■ ■ ⬚ ⬚ ⬚ ⬚
+        2 ⬚ ■ ■ ■ ■ ⬚ ⬚      from here on each window is the one before, moved by the stride:
+        3 ⬚ ■ ■ ■ ■ ⬚ ⬚      one strip of several groups
+        4 ⬚ ⬚ ⬚ ■ ■ ■ ■
+        5 ⬚ ⬚ ⬚ ■ ■ ■ ■
+    """
+    stride, start, stop = axis.spec.stride, group.start, group.start + group.queries
+    base = np.arange(start // stride * stride, stop, stride, dtype=np.int64)
+    low, lo, hi = axis.rows(base + stride - 1, group)
+    queries = np.maximum(base, start), np.minimum(base + stride, stop)
     band = CAUSAL if axis.spec.causal else FULL
-    found: list[Strip] = []
-    for joins, (t, t_stop) in enumerate(((lo, hi), (np.zeros_like(low), low))):
-        some = t_stop > t
-        rows = np.stack([u, u_stop, t, t_stop])[:, some]
-        for first, last, step in _runs(rows, s):
-            a, b, c, e = (int(side) for side in rows[:, first])
-            end, groups = (b, last - first + 1) if step else (int(rows[1, last]), 1)
-            found.append(Strip(a, end, c, e, band, bool(joins), groups, step))
-            if len(found) > _PIECE_LIMIT:
-                return f"needs more than {_PIECE_LIMIT} calls: stride groups with clipped windows"
-    return found
+    window = _strips_of_groups(np.stack([*queries, lo, hi]), stride, band, joins=False)
+    before = np.zeros_like(low)  # keys [0, low): a prefix, or the far end of a wrapped window
+    second = _strips_of_groups(np.stack([*queries, before, low]), stride, band, joins=True)
+    strips = list(islice(chain(window, second), _PIECE_LIMIT + 1))
+    if len(strips) > _PIECE_LIMIT:
+        return f"needs more than {_PIECE_LIMIT} calls: stride groups with clipped windows"
+    return strips
+
+
+def _strips_of_groups(groups: Ints, stride: int, band: Band, *, joins: bool) -> Iterator[Strip]:
+    """Strips of stride groups, columns of `groups`: u, u_stop, t, t_stop; groups without keys have
+    none.
+    """
+    groups = groups[:, groups[3] > groups[2]]
+    for first, last, step in _runs(groups, stride):
+        u, u_stop, t, t_stop = (int(side) for side in groups[:, first])
+        if step:
+            yield Strip(u, u_stop, t, t_stop, band, joins, last - first + 1, step)
+        else:
+            yield Strip(u, int(groups[1, last]), t, t_stop, band, joins)
 
 
 def _runs(rows: Ints, stride: int) -> Iterator[tuple[int, int, int]]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+from nbattn.errors import counted
 from nbattn.program.costs import Cost
 from nbattn.program.limits import Reason
 from nbattn.program.program import Program
@@ -42,15 +43,15 @@ class Candidate:
         return "/".join([self.backend, "+".join([self.strategy, *self.traits])])
 
     def work(self) -> str:
-        """What an accepted candidate does, in words: kernel arguments, useful pairs, calls."""
+        """What an accepted candidate does, in words: kernel arguments, computed scores, calls."""
         assert self.cost is not None
         assert self.program is not None
-        said = sorted({call.arguments.describe() for call in self.program.calls})
-        share = 100 * self.cost.useful_pairs / max(self.cost.computed_pairs, 1)
+        arguments = sorted({call.arguments.describe() for call in self.program.calls})
+        needed = 100 * self.cost.useful_pairs / max(self.cost.computed_pairs, 1)
         return (
-            f"{'; '.join(said) or 'nothing to read'}  "
-            f"{share:.0f}% of {self.cost.computed_pairs:.3g} visited pairs useful  "
-            f"{self.cost.calls} calls"
+            f"{'; '.join(arguments) or 'no pair to compute'}; "
+            f"computes {short_count(self.cost.computed_pairs)} scores, {needed:.0f} % needed; "
+            f"{counted(self.cost.calls, 'call')}"
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -63,7 +64,23 @@ class Candidate:
         }
 
 
+def short_count(number: int) -> str:
+    """A count in three digits and a letter.
+
+    >>> short_count(812), short_count(5_880_000), short_count(10**12)
+    ('812', '5.88M', '1T')
+    """
+    size, letter = next(
+        (size, letter)
+        for size, letter in ((10**12, "T"), (10**9, "G"), (10**6, "M"), (10**3, "k"), (1, ""))
+        if number >= size or size == 1
+    )
+    return f"{number / size:.3g}{letter}"
+
+
 @lru_cache(1024)
-def refused(backend: str, strategy: str, *reasons: Reason) -> Candidate:
+def refused(
+    backend: str, strategy: str, *reasons: Reason, traits: tuple[str, ...] = ()
+) -> Candidate:
     """A candidate without a program: one object for the same reasons, for most plans hold it."""
-    return Candidate(backend, strategy, (), None, None, reasons)
+    return Candidate(backend, strategy, traits, None, None, reasons)

@@ -18,6 +18,7 @@ from nbattn.program.bands import CAUSAL, FULL, Band
 from nbattn.program.program import AxisView
 
 _PIECE_LIMIT = 4
+PART_OF_AN_AXIS = "the tensors hold a part of the axis"
 _APART = "its windows wrap, or stand apart from a prefix"
 _DIFFER = "its windows differ from query to query"
 
@@ -36,6 +37,8 @@ class Piece:
 
 def dense_pieces(axis: BoundAxis) -> list[Piece] | str:
     """The axis as dense and causal pieces, or the reason why it is not."""
+    if axis.held is not None:
+        return PART_OF_AN_AXIS
     pieces: list[Piece] = []
     for group in axis.classes():
         found = _class_pieces(axis, group)
@@ -62,10 +65,9 @@ def _class_pieces(axis: BoundAxis, group: Classes) -> list[Piece] | str:
     """
     if not group.keys:
         return []
-    ends = axis.rows(np.array([group.start, group.start + group.queries - 1]), group.keys)
-    low, lo, hi = (int(side[0]) for side in ends)
-    alike = all(side[0] == side[1] for side in ends)
-    count = low + hi - lo
+    first = axis.rows(group.start, group)
+    alike = first == axis.rows(group.start + group.queries - 1, group)
+    (low, lo, hi), count = first, first.counts()
     # windows move one way, so equal ends mean equal rows, unless both are empty or only a prefix
     if alike and count and (not axis.spec.prefix or count == group.keys):
         return (
@@ -97,7 +99,7 @@ def _triangle(axis: BoundAxis, group: Classes) -> list[Piece] | str:
     rows = group.start + group.queries - start
     if rows <= 0 or not group.keys:
         return []
-    last = int(axis.rows(np.array([start + rows - 1]), group.keys).counts()[0])
+    last = axis.rows(start + rows - 1, group).counts()
     if last < min(group.keys, start + rows) or spec.stride > 1:
         return f"a window of {spec.left} to the left is neither dense nor a whole causal triangle"
     if start > 0:
@@ -107,33 +109,42 @@ def _triangle(axis: BoundAxis, group: Classes) -> list[Piece] | str:
 
 
 def _blocks(axis: BoundAxis, group: Classes) -> list[Piece] | str:
-    """Stride groups whose windows do not overlap, as one batch of dense blocks; ragged ones at the
-    ends alone.
+    """Stride groups whose windows do not overlap, as batches of dense blocks:
+
+    0 ■ ■ ⬚ ⬚ ⬚ ⬚
+    1 ■ ■ ⬚ ⬚ ⬚ ⬚
+    2 ⬚ ⬚ ■ ■ ⬚ ⬚      equal blocks, each moved by as many keys as queries: one piece
+    3 ⬚ ⬚ ■ ■ ⬚ ⬚
+    4 ⬚ ⬚ ⬚ ⬚ ■ ■      blocks of other sizes, at the ends: a piece each
     """
-    stop = group.start + group.queries
-    probes = axis.rows(
-        np.linspace(group.start, stop - 1, 4 * _PIECE_LIMIT).astype(np.int64), group.keys
-    )
-    longest = int(probes.counts().max())
-    if group.size > 1 or (longest > axis.spec.stride and _changes(probes).size > _PIECE_LIMIT):
+    if not _may_be_blocks(axis, group):
         return _DIFFER
-    rows = axis.rows(np.arange(group.start, stop), group.keys)
-    at = np.concatenate([[0], _changes(rows)])
-    length = np.diff(at, append=group.queries)
-    low, lo, hi = (side[at] for side in rows)
+    rows = axis.rows(np.arange(group.start, group.start + group.queries), group)
+    first = np.concatenate([[0], _changes(rows)])  # query of each block
+    queries = np.diff(first, append=group.queries)
+    low, lo, hi = (side[first] for side in rows)
     if (low * (hi - lo)).any():
         return _APART
-    runs = _alike(at, length, lo, hi - lo)
-    if len(runs) > _PIECE_LIMIT:
+    batches = _alike(first, queries, lo, hi - lo)
+    if len(batches) > _PIECE_LIMIT:
         return _DIFFER
     pieces: list[Piece] = []
-    for start, members in runs:
-        block = [int(side[start]) for side in (length, lo, hi)]
-        found = _uniform(
-            axis, group, group.start + int(at[start]), block[0], block[1], block[2] - block[1]
-        )
-        pieces += [_repeated(piece, members, axis.spec.dilation * block[0]) for piece in found]
+    for block, blocks in batches:
+        count, key, key_stop = (int(side[block]) for side in (queries, lo, hi))
+        start = group.start + int(first[block])
+        alone = _uniform(axis, group, start, count, key, key_stop - key)
+        pieces += [_repeated(piece, blocks, axis.spec.dilation * count) for piece in alone]
     return pieces
+
+
+def _may_be_blocks(axis: BoundAxis, group: Classes) -> bool:
+    """Whether a few rows of the class look like blocks, so that looking at all of them is worth
+    it: windows of sliding masks overlap, and change from row to row.
+    """
+    last = group.start + group.queries - 1
+    probes = axis.rows(np.linspace(group.start, last, 4 * _PIECE_LIMIT).astype(np.int64), group)
+    overlap = int(probes.counts().max()) > axis.spec.stride
+    return group.size == 1 and not (overlap and _changes(probes).size > _PIECE_LIMIT)
 
 
 def _repeated(piece: Piece, groups: int, step: int) -> Piece:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from nbattn.geometry import Axes
 from nbattn.program.request import Needs
 
 GRID = 65_535  # blocks in the second and in the third dimension of a CUDA grid
@@ -15,6 +16,15 @@ class Reason(NamedTuple):
 
     limit: str
     text: str
+
+
+def whole_axes(axes: Axes) -> list[Reason]:
+    """Why a kernel that takes whole axes cannot compute a part of one."""
+    return [
+        Reason("held", f"takes whole axes; the tensors hold a part of axis {number}")
+        for number, axis in enumerate(axes)
+        if axis.held is not None
+    ]
 
 
 def over_grid(samples: int, heads: int, most: int = GRID) -> Reason | None:

@@ -31,6 +31,8 @@ Value = TypeVar("Value")
 class AxisView:
     """Positions `start + group_step * g + step * t` of one axis, for g < groups and t < length.
 
+    Positions are those of the tensors: 0 is the first one that they hold.
+
     >>> AxisView(0, 3, step=2, groups=2, group_step=1).positions().tolist()
     [[0, 2, 4], [1, 3, 5]]
     """

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple
 
 from nbattn.errors import InputError
+from nbattn.geometry import Axes, Held, bind
 from nbattn.mask import Mask
 from nbattn.program.device import DeviceInfo
 
@@ -49,6 +50,7 @@ class Request:
         softcap, sink, key_range: whether the call has them.
         backend: a name of `backends.families.BACKENDS`, which the planner checks.
         require, forbid: strategies or backends that the plan must or must not use.
+        held: per axis, which part of it the tensors hold; empty where they hold all of it.
     """
 
     mask: Mask
@@ -72,6 +74,13 @@ class Request:
     backend: str = "auto"
     require: tuple[str, ...] = ()
     forbid: tuple[str, ...] = ()
+    held: tuple[Held, ...] = ()
+    # Counted once, for every candidate asks: query heads per key head, queries and keys of a sample
+    # and head, and what limits look at.
+    group: int = field(init=False, repr=False, compare=False)
+    query_count: int = field(init=False, repr=False, compare=False)
+    key_count: int = field(init=False, repr=False, compare=False)
+    needs: Needs = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         for name, names in (("layout", LAYOUTS), ("dtype", DTYPES)):
@@ -80,43 +89,39 @@ class Request:
                     f"{name}={getattr(self, name)!r} is not known.",
                     f"one of {', '.join(map(repr, names))}.",
                 )
+        keep = object.__setattr__
+        keep(self, "group", self.heads // self.kv_heads)
+        keep(self, "query_count", math.prod(self.query_space))
+        keep(self, "key_count", math.prod(self.key_space))
+        keep(self, "needs", Needs(*(getattr(self, name) for name in Needs._fields)))
 
-    @property
-    def needs(self) -> Needs:
-        """What limits look at."""
-        return Needs(*(getattr(self, name) for name in Needs._fields))
+    def axes(self) -> Axes:
+        """The mask's axes at the request's lengths.
 
-    @property
-    def group(self) -> int:
-        """Query heads per key head."""
-        return self.heads // self.kv_heads
-
-    @property
-    def query_count(self) -> int:
-        """Queries of one sample and head."""
-        return math.prod(self.query_space)
-
-    @property
-    def key_count(self) -> int:
-        """Keys of one sample and head."""
-        return math.prod(self.key_space)
+        Raises:
+            MaskError: the mask does not fit them.
+        """
+        return bind(self.mask, self.query_space, self.key_space, self.held)
 
     def summary(self) -> str:
         """The request in one line, as errors and `explain()` show it."""
         query = [self.batch, *self.query_space, self.heads, self.head_dim]
         key = [self.batch, *self.key_space, self.kv_heads, self.head_dim]
-        flags = [f.name for f in fields(self) if getattr(self, f.name) is True]
+        flags = [f.name for f in fields(self) if f.init and getattr(self, f.name) is True]
         extras = [f"extra_keys={self.extra_keys}"] * (self.extra_keys > 0)
         extras += [f"value_dim={self.value_dim}"] * (self.value_dim != self.head_dim)
         extras += [self.layout] * (self.layout != "contiguous")
+        extras += [f"part {tuple(part)}" for part in self.held]
         return " ".join(
             [f"query {query} key {key} {self.dtype} {self.device.name}", *extras, *flags]
         )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON; the device by name."""
-        plain = {f.name: getattr(self, f.name) for f in fields(self)}
+        plain = {f.name: getattr(self, f.name) for f in fields(self) if f.init}
         listed = {name: list(value) for name, value in plain.items() if isinstance(value, tuple)}
+        if not self.held:  # tensors of whole axes have no such entry
+            del plain["held"], listed["held"]
         return {**plain, **listed, "mask": repr(self.mask), "device": self.device.name}
 
 

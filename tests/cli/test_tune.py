@@ -109,7 +109,7 @@ def test_times_of_a_configuration_change_what_is_chosen(
     assert f"  tiled forward: {line}" in out
     assert out.endswith("(2 requests)\n")
     assert plan(training=True).chosen.name == "sdpa/mask"
-    assert "decided by measured times" in plan().explain()
+    assert "ranked by measured times" in plan().explain()
 
 
 def test_plans_for_other_devices_are_left_out(
@@ -176,7 +176,7 @@ def test_a_wrong_candidate_has_no_time_and_the_status_is_1(
     assert set(times) == {"sdpa/dense+fold", "sdpa/mask"}
     found = plan()
     assert found.chosen.name == "sdpa/dense+fold"
-    assert "decided by bounds (times of 2 of 3 candidates only: " in found.explain()
+    assert "ranked by estimates (times of 2 of 3 candidates only: " in found.explain()
 
 
 def test_a_dtype_that_the_device_lacks_has_no_rate(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,1 +1,1 @@
-"""Runs the kernels of `cuda/` on a CPU, from the same files, and finds what is wrong with them."""
+"""Runs the kernels of `cuda/` on a CPU, from the same files, and reports their mistakes."""

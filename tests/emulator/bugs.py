@@ -1,9 +1,9 @@
-"""Owns the seeded bugs: mistakes put into a copy of the kernels, and what catches each of them.
+"""Owns the seeded bugs: mistakes put into a copy of the kernels, and the checks that catch each.
 
-`cd tests && python -m emulator.bugs [name…]` prints the table and fails where something that should
-catch a bug does not; with `--one`, each bug meets one of what should, in turn. Caught means: the
-emulator reports a fault, a result is wrong by the rule that judges values, the process dies, or
-shared memory has conflicts that the kernels do not have.
+`cd tests && python -m emulator.bugs [name…]` prints the table and fails if a check misses a bug
+that it should catch. With `--one`, each bug is tried with only one of its checks, in turn. A bug is
+caught if the emulator reports a fault, a result is wrong by the rule that judges values, the
+process dies, or shared memory has conflicts that the kernels do not have.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from emulator.launcher import KernelError, Launcher, Mode
 from emulator.problem import KERNELS, Problem, Tensors, expect, judge, make, run, variant
 from nbattn import Axis, Mask
 
-# What may catch a bug: values or faults of the three fast modes, the check build, bank conflicts.
+# The checks: values and faults in the three fast modes, the check build, bank conflicts.
 CATCHERS: dict[str, Mode] = {"E": "eager", "L": "lazy", "R": "random", "C": "check", "B": "lazy"}
-SECONDS = 20  # of the CPU, for one launch
+SECONDS = 20  # CPU time of one launch
 
 PLAIN = Problem(Mask(Axis(21, 9)), (70,), (70,), stages=3)
 WIDE = Problem(Mask(Axis(40, 46)), (100,), (100,), heads=1)
@@ -66,7 +66,7 @@ CASES |= {
 
 @dataclass(frozen=True)
 class Bug:
-    """One text in one file of `cuda/` becomes another; `catch` lists who has to notice."""
+    """Replaces one text in one file of `cuda/`; `catch` lists the checks that must catch it."""
 
     name: str
     path: str
@@ -83,7 +83,7 @@ SIMT, FWD_SIMT = "simt.cuh", "fwd_simt.cu"
 # fmt: off
 BARRIER = (
     "    __syncthreads();  "
-    "// tile n has landed for everyone, and nobody reads tile n - 1 any more\n"
+    "// tile n is loaded for all threads, and all have used tile n - 1\n"
 )
 BUGS = [
     # copies and barriers
@@ -248,8 +248,8 @@ BUGS = [
         "const int e = walk.extra + row + 1;", "dkdv", "extras", "ELRC"),
     # without tensor cores
     Bug("no barrier before chunks are replaced", SIMT,
-        "      __syncthreads();  // the chunks before have been read\n", "", "fwd", "plane-simt",
-        "ELRC"),
+        "      __syncthreads();  // all threads have used the previous chunks\n", "", "fwd",
+        "plane-simt", "ELRC"),
     Bug("no barrier before a product", SIMT, "column_step);\n      __syncthreads();\n",
         "column_step);\n", "fwd", "plane-simt", "ELRC"),
     Bug("no barrier before values are replaced", SIMT,
@@ -271,7 +271,7 @@ BUGS = [
 
 @cache
 def known(case: str) -> tuple[Tensors, tuple[Tensors, Tensors]]:
-    """Inputs with what the kernels make of them, and what they should make of them."""
+    """Inputs with the correct kernels' outputs, and the expected outputs."""
     p = CASES[case]
     made = make(p)
     tensors = dict(made)
@@ -283,7 +283,7 @@ def known(case: str) -> tuple[Tensors, tuple[Tensors, Tensors]]:
 
 
 def mutated(bug: Bug, folder: Path) -> None:
-    """Copy the kernels with their bug."""
+    """Copy the kernels and put the bug into the copy."""
     shutil.copytree(build.CUDA, folder, dirs_exist_ok=True)
     text = (folder / bug.path).read_text("utf-8")
     if text.count(bug.old) != 1:
@@ -294,13 +294,13 @@ def mutated(bug: Bug, folder: Path) -> None:
 
 
 def attempt(bug: Bug, catcher: str, folder: Path) -> str:
-    """What one catcher says of a bug; nothing if it notices nothing."""
+    """The report of one check on a bug; empty if the check misses it."""
     tensors, expected = known(bug.case)
     p, launcher = CASES[bug.case], Launcher(CATCHERS[catcher], seconds=SECONDS, folder=folder)
     try:
-        found = run(p, launcher, bug.kernel, tensors)
+        outputs = run(p, launcher, bug.kernel, tensors)
         if catcher != "B":
-            judge(p, found, expected)
+            judge(p, outputs, expected)
     except (KernelError, AssertionError) as error:
         return "" if catcher == "B" else str(error).splitlines()[0]
     if catcher == "B" and launcher.counts.bank_ways > launcher.counts.matrices:
@@ -309,7 +309,7 @@ def attempt(bug: Bug, catcher: str, folder: Path) -> str:
 
 
 def in_child(bug: Bug, catcher: str, folder: Path) -> str:
-    """`attempt` in a process of its own, which a bug may end."""
+    """Runs `attempt` in a child process, which the bug may kill."""
     reader, writer = os.pipe()
     child = os.fork()
     if not child:
@@ -319,37 +319,37 @@ def in_child(bug: Bug, catcher: str, folder: Path) -> str:
             os._exit(0)
     os.close(writer)
     with os.fdopen(reader) as pipe:
-        said = pipe.read()
+        report = pipe.read()
     _, status = os.waitpid(child, 0)
-    return signal.Signals(os.WTERMSIG(status)).name if os.WIFSIGNALED(status) else said
+    return signal.Signals(os.WTERMSIG(status)).name if os.WIFSIGNALED(status) else report
 
 
 def examine(bug: Bug, catchers: Iterable[str] = CATCHERS) -> dict[str, str]:
-    """Catcher → what it says, of those that notice."""
+    """Check → its report, of the checks that catch the bug."""
     p = CASES[bug.case]
     known(bug.case)
     with tempfile.TemporaryDirectory() as scratch:
         mutated(bug, Path(scratch))
-        # before the fork: a compiler's error is no catch
+        # before the fork, since a compiler error does not count as a catch
         for checked in {CATCHERS[catcher] == "check" for catcher in catchers}:
             build.kernel(variant(p, bug.kernel), checked=checked, folder=Path(scratch))
-        said = {catcher: in_child(bug, catcher, Path(scratch)) for catcher in catchers}
-    return {catcher: words for catcher, words in said.items() if words}
+        reports = {catcher: in_child(bug, catcher, Path(scratch)) for catcher in catchers}
+    return {catcher: report for catcher, report in reports.items() if report}
 
 
 def blame(bugs: list[Bug]) -> list[str]:
-    """What catchers say of the kernels as they are, which should be nothing."""
+    """The reports of all checks on the correct kernels; there should be none."""
     clean = {(bug.case, bug.kernel): bug for bug in bugs}.values()
-    said = [
+    reports = [
         (bug, catcher, attempt(bug, catcher, build.CUDA)) for bug in clean for catcher in CATCHERS
     ]
     return [
-        f"{bug.case}, {bug.kernel}, {catcher}: {words}" for bug, catcher, words in said if words
+        f"{bug.case}, {bug.kernel}, {catcher}: {text}" for bug, catcher, text in reports if text
     ]
 
 
 def main(names: list[str], *, one: bool) -> int:
-    """Print the table; the number of bugs that somebody misses who should not."""
+    """Print the table and return the number of bugs that a check misses but should catch."""
     torch.set_num_threads(1)
     chosen = [bug for bug in BUGS if not names or bug.name in names]
     if wrong := blame(chosen):
@@ -357,18 +357,18 @@ def main(names: list[str], *, one: bool) -> int:
     missed = 0
     for place, bug in enumerate(chosen):
         wanted = bug.catch[place % len(bug.catch)] if one else bug.catch
-        said = examine(bug, wanted if one else CATCHERS)
-        late = "".join(catcher for catcher in wanted if catcher not in said)
-        missed += bool(late or not said)
-        words = said.get("C") or next(iter(said.values()), "nothing")
-        flag = f"MISSED BY {late or 'ALL'}: " if late or not said else ""
-        print(f"{bug.name:45} {''.join(said):5} {flag}{words}", flush=True)
+        reports = examine(bug, wanted if one else CATCHERS)
+        missing = "".join(catcher for catcher in wanted if catcher not in reports)
+        missed += bool(missing or not reports)
+        text = reports.get("C") or next(iter(reports.values()), "nothing")
+        flag = f"MISSED BY {missing or 'ALL'}: " if missing or not reports else ""
+        print(f"{bug.name:45} {''.join(reports):5} {flag}{text}", flush=True)
     return missed
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", metavar="name", help="bugs; default: all")
-    parser.add_argument("--one", action="store_true", help="one of what should catch each, in turn")
-    given = parser.parse_args()
-    sys.exit(bool(main(given.names, one=given.one)))
+    parser.add_argument("--one", action="store_true", help="try one check per bug, in turn")
+    arguments = parser.parse_args()
+    sys.exit(bool(main(arguments.names, one=arguments.one)))

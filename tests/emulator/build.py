@@ -1,7 +1,8 @@
-"""Builds kernels for the CPU: g++ on the files of `cuda/`, against the emulator beside this file.
+"""Builds kernels for the CPU: g++ compiles the files of `cuda/` with the emulator in this folder.
 
-A library is named after the hash of all that goes into it, and lies in a directory that only this
-user can write: `$XDG_CACHE_HOME/nbattn-emulator`, else below `~/.cache`, else a temporary one.
+The name of a library contains the hash of everything that it is built from. Libraries are in a
+directory that only this user can write: `$XDG_CACHE_HOME/nbattn-emulator`, else below `~/.cache`,
+else a temporary one.
 """
 
 from __future__ import annotations
@@ -27,13 +28,13 @@ from nbattn.kernels.variant import Variant
 
 HERE = Path(__file__).resolve().parent
 CUDA = sources.directory()
-KEEP_DAYS = 14  # builds that nobody has used for longer go
+KEEP_DAYS = 14  # libraries that were not used for longer are deleted
 _INCLUDE = re.compile(r'^\s*#\s*include\s*"([\w./]+)"', re.MULTILINE)
 _FLAGS = ("-std=c++17", "-march=x86-64-v3", "-fPIC", "-g1", "-DNB_EMULATOR")
-# Variables that nobody has set hold a pattern, so that values show it.
+# Uninitialised variables contain a pattern, so that results show their use.
 _KERNEL = ("-x", "c++", "-Wall", "-Wno-unknown-pragmas", "-ftrivial-auto-var-init=pattern")
-_FAST = ("-O1",)  # more takes longer to compile than it saves
-# Compiled for the sanitizer of threads but not linked with it: faults.cpp has its hooks.
+_FAST = ("-O1",)  # more optimisation takes longer to compile than it saves
+# Compiled for the thread sanitizer but not linked with it: faults.cpp implements its hooks.
 _CHECKED = (
     "-O1",
     "-fsanitize=thread",
@@ -44,7 +45,7 @@ _CHECKED = (
 
 @cache
 def missing() -> str | None:
-    """Why the emulator cannot be built here; None if it can."""
+    """Why the emulator cannot be built on this machine; None if it can."""
     if sys.platform != "linux" or platform.machine() != "x86_64":
         return f"the emulator runs on x86-64 Linux, not on {sys.platform} {platform.machine()}"
     if not {"avx2", "f16c", "fma"} <= set(Path("/proc/cpuinfo").read_text().split()):
@@ -61,25 +62,25 @@ def missing() -> str | None:
 
 @cache
 def runtime() -> Path:
-    """The emulator itself."""
+    """The path of the library with the emulator itself."""
     return library(sorted(HERE.glob("*.cpp")), ("-O2", "-Wall", "-Wextra", f"-I{CUDA}"))
 
 
 def kernel(variant: Variant, *, checked: bool, folder: Path = CUDA) -> Path:
-    """A kernel of a directory of sources; `checked` ones tell the emulator every access."""
-    how = (*_KERNEL, *(_CHECKED if checked else _FAST))
-    flags = (*how, *variant.options, f"-I{folder}", f"-I{CUDA}")
-    return library([folder / variant.source], flags, ahead=_headers(how))
+    """The library of a kernel in `folder`; if `checked`, the emulator checks every access."""
+    build_flags = (*_KERNEL, *(_CHECKED if checked else _FAST))
+    flags = (*build_flags, *variant.options, f"-I{folder}", f"-I{CUDA}")
+    return library([folder / variant.source], flags, ahead=_headers(build_flags))
 
 
 def library(paths: Sequence[Path], flags: Sequence[str], ahead: Path | None = None) -> Path:
-    """A shared library, built unless it is there; several processes may ask for it at once.
+    """A shared library, built if it is missing; several processes may call this at the same time.
 
     Args:
-        ahead: a header that is included first, compiled already.
+        ahead: a precompiled header to include first.
 
     Raises:
-        RuntimeError: the compiler refuses.
+        RuntimeError: the compiler fails.
     """
     target = _directory() / f"{paths[0].stem}-{_digest(paths, flags)}.so"
     if target.is_file():
@@ -87,7 +88,7 @@ def library(paths: Sequence[Path], flags: Sequence[str], ahead: Path | None = No
         return target
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".build-") as scratch:
         first = ["-include", str(ahead.with_suffix(""))] if ahead else []
-        # Linked apart from compiling: doing both at once g++ would add the sanitizer's library.
+        # Two steps, since in one step g++ would link the sanitizer's library.
         _run([*_compile(flags), *first, "-c", *(str(path.resolve()) for path in paths)], scratch)
         _run(["g++", "-shared", *(f"{path.stem}.o" for path in paths), "-o", "built.so"], scratch)
         Path(scratch, "built.so").replace(target)
@@ -96,7 +97,7 @@ def library(paths: Sequence[Path], flags: Sequence[str], ahead: Path | None = No
 
 @cache
 def _headers(flags: tuple[str, ...]) -> Path:
-    """`emulator.h` compiled ahead: half of what compiling a kernel takes."""
+    """The precompiled `emulator.h`, which halves the time to compile a kernel."""
     header = HERE / "emulator.h"
     target = _directory() / f"emulator-{_digest([header], flags)}.h.gch"
     if target.is_file():
@@ -113,9 +114,9 @@ def _compile(flags: Sequence[str]) -> list[str]:
 
 
 def _digest(paths: Sequence[Path], flags: Sequence[str]) -> str:
-    """Of all that goes into a build, but where files lie."""
-    told = [flag for flag in flags if not flag.startswith("-I")]
-    total = hashlib.sha256(repr((*_version(), *_FLAGS, *told)).encode())
+    """The hash of everything in a build, except the paths of its files."""
+    options = [flag for flag in flags if not flag.startswith("-I")]
+    total = hashlib.sha256(repr((*_version(), *_FLAGS, *options)).encode())
     for path in _closure(paths, [HERE, *(Path(flag[2:]) for flag in flags if flag[:2] == "-I")]):
         total.update(f"\n{path.name}\n".encode() + path.read_bytes())
     return total.hexdigest()[:24]
@@ -128,7 +129,7 @@ def _run(command: list[str], folder: str) -> None:
 
 
 def _closure(paths: Iterable[Path], folders: Sequence[Path]) -> Iterator[Path]:
-    """The files, and all that they include from these folders, each once."""
+    """The files and everything that they include from these folders, each once."""
     seen: set[Path] = set()
     waiting = list(paths)
     while waiting:
@@ -138,14 +139,14 @@ def _closure(paths: Iterable[Path], folders: Sequence[Path]) -> Iterator[Path]:
         seen.add(path)
         yield path
         for name in _INCLUDE.findall(path.read_text("utf-8")):
-            found = [folder / name for folder in (path.parent, *folders)]
-            waiting += [place for place in found if place.is_file()][:1]
+            places = [folder / name for folder in (path.parent, *folders)]
+            waiting += [place for place in places if place.is_file()][:1]
 
 
 @cache
 def _version() -> tuple[str, str]:
-    said = subprocess.run(["g++", "--version"], capture_output=True, text=True, check=True)
-    return said.stdout.splitlines()[0], toolkit.headers_digest()
+    result = subprocess.run(["g++", "--version"], capture_output=True, text=True, check=True)
+    return result.stdout.splitlines()[0], toolkit.headers_digest()
 
 
 @cache

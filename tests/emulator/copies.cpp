@@ -1,4 +1,4 @@
-// copies.cpp - cp.async: copies land at once, at the wait for their group, or at either by chance.
+// copies.cpp - cp.async: copies are written at once, at the wait for their group, or at either by chance.
 #include <algorithm>
 #include "runtime.h"
 
@@ -30,7 +30,7 @@ void cp_async16(void* shared, const void* global, bool valid, Site site) {
   launch->copied_bytes += valid ? 16 : 0;
   copy_issued(copy);
   if (lands_early()) return land(copy);
-  std::memset(shared, 0xff, 16);  // whoever reads too early reads NaN
+  std::memset(shared, 0xff, 16);  // a thread that reads too early reads NaN
   fiber.copies.push_back(copy);
 }
 

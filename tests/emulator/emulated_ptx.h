@@ -1,4 +1,4 @@
-// emulated_ptx.h - the host twins of the wrappers in cuda/ptx.cuh.
+// emulated_ptx.h - the functions of cuda/ptx.cuh for the emulator.
 #pragma once
 #include "emulator.h"
 

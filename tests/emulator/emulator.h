@@ -1,18 +1,18 @@
 // emulator.h - CUDA C++ for g++: the keywords, indices, barriers, warp operations and intrinsics that kernels use.
-#ifndef NB_EMULATOR_H  // no pragma: build.py compiles this file ahead
+#ifndef NB_EMULATOR_H  // not `#pragma once`: build.py precompiles this file
 #define NB_EMULATOR_H
 #include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
 
-// 16-bit types and their arithmetic are NVIDIA's own; their host halves compile with plain g++.
+// 16-bit types and their arithmetic come from NVIDIA's headers, whose host part g++ can compile.
 #include "crt/host_defines.h"
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
 namespace emulator {
-struct Site {  // where in a kernel's source a call stands
+struct Site {  // the place of a call in a kernel's source
   const char* file;
   int line;
   constexpr Site(const char* f = __builtin_FILE(), int l = __builtin_LINE()) : file(f), line(l) {}
@@ -47,7 +47,7 @@ inline T shuffle_value(unsigned mask, T value, int source_lane, Site site) {
   return value;
 }
 
-// Shuffles stay inside segments of `width` lanes; a source outside means a lane's own value.
+// Shuffles stay inside segments of `width` lanes; if the source is outside, a lane gets its own value.
 inline int in_segment(int source, int width) {
   const int lane = current->lane;
   return ((source ^ lane) & ~(width - 1)) ? lane : source;

@@ -1,5 +1,5 @@
-// faults.cpp - accesses that the compiler announces, and signals: both become faults with a place in the source.
-// Checked kernels are compiled for the thread sanitizer, but find its hooks here.
+// faults.cpp - checks memory accesses and catches signals; both give faults with a place in the source. Checked
+// kernels are compiled for the thread sanitizer; this file implements its hooks.
 #include <signal.h>
 #include <sys/time.h>
 #include <ucontext.h>
@@ -33,11 +33,11 @@ void report_signal() {
        place_text(fault_place).of);
 }
 
-// Goes on in report_signal(), on a stack of its own: the fiber's may be what is exhausted.
+// Continues in report_signal() on a separate stack, since the fiber's stack may be exhausted.
 void handle(int number, siginfo_t* info, void* context) {
   auto& registers = static_cast<ucontext_t*>(context)->uc_mcontext.gregs;
   if (!current && number == SIGVTALRM) return set_timer(1);
-  if (!current) return release_signals();  // not a kernel's: it will come again
+  if (!current) return release_signals();  // not from a kernel: the signal repeats and gets its old handler
   fault_signal = number;
   fault_address = info->si_addr;
   fault_place = reinterpret_cast<void*>(registers[REG_RIP] + 1);  // as if it were a return address

@@ -1,4 +1,4 @@
-// fibers.cpp - runs a launch: a CUDA thread is a fiber, a block is a loop over ready fibers, blocks follow one another.
+// fibers.cpp - runs a launch: a CUDA thread is a fiber, a block is a loop over ready fibers, blocks run in sequence.
 #include <dlfcn.h>
 #include <sys/mman.h>
 #include <algorithm>
@@ -9,7 +9,7 @@
 #include <random>
 #include "runtime.h"
 
-// Saves the registers that a call preserves, leaves the stack pointer in *from, and goes on where `to` stopped.
+// Saves the callee-saved registers, stores the stack pointer in *from, and continues where `to` stopped.
 extern "C" void emulator_switch(void** from, void* to);
 asm(R"(
 .text
@@ -46,10 +46,10 @@ namespace {
 constexpr size_t kPage = 4096, kStack = 256 << 10;  // the lowest page of a stack is inaccessible
 unsigned char* stacks;
 int stack_count, arrivals, finished;
-Site barrier;  // where its first thread stands
+Site barrier;  // the place of the first thread that arrived
 bool failed;
-void* scheduler;  // its stack pointer
-std::vector<int> ready;  // a ring: a thread stands in it at most once
+void* scheduler;  // the scheduler's stack pointer
+std::vector<int> ready;  // a ring buffer with each thread at most once
 unsigned ready_head, ready_count;
 std::mt19937 generator;
 
@@ -63,7 +63,7 @@ Fiber* next_ready() {
   return &fiber;
 }
 
-// Leaves this fiber for the next one that is ready, or for the scheduler.
+// Switches from this fiber to the next one that is ready, or to the scheduler.
 void leave() {
   Fiber& from = self();
   Fiber* const to = next_ready();
@@ -90,7 +90,7 @@ void start_fiber(int number) {
   fiber.number = number;
   fiber.warp = number / 32;
   fiber.lane = number % 32;
-  const size_t stagger = number * 1088 % 16384;  // else one frame of all threads falls into one set of the cache
+  const size_t stagger = number * 1088 % 16384;  // otherwise all threads' frames share one set of the cache
   void** top = reinterpret_cast<void**>(stacks + (number + 1) * kStack - stagger);
   *--top = nullptr;  // a call leaves the stack pointer 8 below a multiple of 16
   *--top = reinterpret_cast<void*>(fiber_main);
@@ -115,7 +115,7 @@ void report(const char* format, va_list arguments) {
   failed = true;
 }
 
-// Everyone waits, or is gone: who waits where.
+// Reports a deadlock: all threads wait or have ended; lists where they wait.
 void report_deadlock(const char* format, ...) {
   char text[800] = "";
   size_t used = 0;
@@ -206,7 +206,7 @@ Text place_text(const void* code) {
 }
 }  // namespace emulator
 
-// 0, or 1 and launch->error.
+// Returns 0, or 1 with the message in launch->error.
 extern "C" int emulator_run(emulator::Launch* launch) {
   using namespace emulator;
   emulator::launch = launch;

@@ -1,6 +1,6 @@
-"""Launches a kernel in the emulator: tensors go into guarded memory and outputs come back.
+"""Launches a kernel in the emulator: copies tensors into guarded memory and outputs back.
 
-It takes the place of CuPy's launcher, so that the same backend runs on CPU tensors.
+It replaces CuPy's launcher, so that the same backend runs on CPU tensors.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _PLACE = re.compile(r"<\+([0-9a-f]+)>")
 
 
 class KernelError(Exception):
-    """What a kernel does wrong, and where."""
+    """A mistake of a kernel, with its place in the source."""
 
 
 class _Buffer(ctypes.Structure):
@@ -69,13 +69,13 @@ class _Launch(ctypes.Structure):
 
 @dataclass
 class Counts:
-    """What launches have done so far.
+    """Counters of all launches so far.
 
     Args:
-        mma: `mma.sync` instructions of a warp.
-        matrices: of 8x8 elements that `ldmatrix` has read.
-        bank_ways: passes that shared memory needed for them; one each without conflicts.
-        copied_bytes: by `cp.async`, zeros not counted.
+        mma: `mma.sync` instructions, counted once per warp.
+        matrices: matrices of 8x8 elements loaded by `ldmatrix`.
+        bank_ways: passes over shared memory for these matrices; one each without bank conflicts.
+        copied_bytes: bytes copied by `cp.async`, without zeros.
     """
 
     launches: int = 0
@@ -86,7 +86,7 @@ class Counts:
     copied_bytes: int = 0
 
     def add(self, launch: _Launch) -> None:
-        """Count one launch."""
+        """Add the counters of one launch."""
         self.launches += 1
         for name in ("blocks", "mma", "matrices", "bank_ways", "copied_bytes"):
             setattr(self, name, getattr(self, name) + getattr(launch, name))
@@ -94,15 +94,15 @@ class Counts:
 
 @dataclass
 class Launcher:
-    """The protocol of `nbattn.kernels.launch`, on a CPU.
+    """Implements `nbattn.kernels.launch.Launcher` on a CPU.
 
     Args:
-        mode: when `cp.async` lands: at once ("eager"), at the wait ("lazy") or at either by chance
-            ("random", which also mixes the order of threads and blocks). "check" is lazy, and also
-            looks at every access: slower, and faults have file and line.
-        seed: of "random".
-        seconds: of the CPU, until a launch is stopped.
-        folder: the sources, for those who change them.
+        mode: when `cp.async` writes its bytes: at once ("eager"), at the wait ("lazy") or at either
+            by chance ("random", which also shuffles the order of threads and blocks). "check" is
+            lazy and checks every access: slower, but faults have file and line.
+        seed: the seed of "random".
+        seconds: CPU time after which a launch is stopped.
+        folder: the folder of the kernels' sources.
     """
 
     mode: Mode = "lazy"
@@ -121,7 +121,7 @@ class Launcher:
         """Run one kernel to its end.
 
         Raises:
-            KernelError: the kernel does something wrong.
+            KernelError: the emulator found a mistake.
         """
         check = self.mode == "check"
         path = build.kernel(variant, checked=check, folder=self.folder)
@@ -157,7 +157,7 @@ class Launcher:
 
 
 def _writes(variant: Variant) -> list[str]:
-    """What a kernel writes at its constants."""
+    """The names of the tensors that a kernel writes."""
     names = layout.WRITES.get(variant.entry, ("out", "lse"))
     grads = dict(variant.constants).get("NB_GRADS", 3)
     without = {"value"} if not grads & 1 else {"key"} if not grads & 2 else set[str]()
@@ -165,9 +165,9 @@ def _writes(variant: Variant) -> list[str]:
 
 
 class _Guarded:
-    """A tensor's span of memory, ending at a guard page; what is no element of it is NaN.
+    """A copy of a tensor in memory that ends at a guard page; gaps between its elements are NaN.
 
-    The span may be far larger than memory, so nothing here walks through it.
+    Far strides may make the span larger than the machine's memory, so no code loops over all of it.
     """
 
     def __init__(self, runtime: ctypes.CDLL, name: str, tensor: Tensor, writable: bool) -> None:
@@ -182,7 +182,7 @@ class _Guarded:
             self.index += (torch.arange(n) * stride).view(-1, *[1] * (tensor.ndim - axis - 1))
         if not writable:  # outputs stay NaN
             self.memory[self.index] = tensor.detach()
-        self.present = None if distinct == span else np.zeros(span, bool)  # torch's would touch it
+        self.present = None if distinct == span else np.zeros(span, bool)  # torch writes all zeros
         if self.present is not None:
             self.present[self.index.numpy()] = True
         self.buffer = _Buffer(
@@ -200,7 +200,7 @@ class _Guarded:
 
 @cache
 def _runtime() -> ctypes.CDLL:
-    """The emulator, whose symbols kernels find."""
+    """The emulator's library, loaded so that kernels find its symbols."""
     runtime = ctypes.CDLL(str(build.runtime()), mode=ctypes.RTLD_GLOBAL)
     runtime.emulator_allocate.restype = ctypes.c_void_p
     runtime.emulator_allocate.argtypes = [ctypes.c_size_t, ctypes.c_size_t]
@@ -209,12 +209,12 @@ def _runtime() -> ctypes.CDLL:
 
 
 def _with_places(text: str, path: Path) -> str:
-    """The text with places in the source for addresses in the library, and without directories."""
+    """The text with source lines in place of addresses in the library, without directories."""
 
-    def place(found: re.Match[str]) -> str:
-        command = ["addr2line", "-i", "-e", str(path), hex(int(found[1], 16) - 1)]
-        said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-        lines = [Path(line.split(" (")[0]).name for line in said.splitlines()]
+    def place(match: re.Match[str]) -> str:
+        command = ["addr2line", "-i", "-e", str(path), hex(int(match[1], 16) - 1)]
+        output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        lines = [Path(line.split(" (")[0]).name for line in output.splitlines()]
         kernel = [line for line in lines if line.split(":")[0] not in _OWN] or lines
         return kernel[0] + (f" (called in {', '.join(kernel[1:])})" if kernel[1:] else "")
 

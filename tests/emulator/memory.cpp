@@ -1,4 +1,4 @@
-// memory.cpp - guarded memory, and what is known of it: who wrote and read what since which barrier.
+// memory.cpp - guarded memory, and a record per two bytes of the last accesses, to find races.
 #include <sys/mman.h>
 #include <cstdio>
 #include <cstdlib>
@@ -9,8 +9,8 @@ unsigned char* shared_memory;
 
 namespace {
 constexpr size_t kSpace = 1ull << 36, kPage = 4096, kGuard = 64 << 10;
-constexpr size_t kPoisoned = 64 << 20;  // what is larger is a view with far strides
-unsigned char *space, *unused;  // inaccessible but for what allocate() gives away
+constexpr size_t kPoisoned = 64 << 20;  // larger memory is a view with far strides
+unsigned char *space, *unused;  // inaccessible, except memory from allocate()
 uint32_t epoch;                 // barriers of this launch so far
 uint32_t warp_epoch[32];        // __syncwarps of each warp
 
@@ -19,12 +19,12 @@ struct Access {
   int thread;
   const void* place;
 };
-// What is known of two bytes. Two readers are enough: of all that a later write could race with, one is kept
-// that is in another warp than the latest, if there is one, else the latest that is another lane.
+// The last accesses to two bytes. Two readers suffice to find a race with a later write: the latest one, and one in
+// another warp if there is any, otherwise the latest in another lane.
 struct Cell {
-  uint32_t block;  // that touched it last; 0: none
+  uint32_t block;  // the block that accessed it last; 0: none
   bool written;
-  const void* copy;  // a cp.async to here that has not landed
+  const void* copy;  // a cp.async to this cell that is not written yet
   Access writer, reader[2];
 };
 std::vector<Cell> shared_cells;
@@ -34,7 +34,7 @@ Access access_here(const void* place) {
   return {epoch, warp_epoch[current->warp], current->number, place};
 }
 
-// Whether no barrier lies between an access of another thread and now.
+// Whether there was no barrier since an access of another thread.
 bool unordered(const Access& access) {
   if (access.epoch != epoch || access.thread == current->number) return false;
   const int warp = access.thread / 32;
@@ -56,7 +56,7 @@ void remember_reader(Cell& cell, const Access& reader) {
        address_text(address).of, place_text(place).of, other.thread, other_what, place_text(other.place).of);
 }
 
-// One access to a cell whose memory can be written at all.
+// Checks one access to a cell of writable memory.
 void touch(Cell& cell, const unsigned char* address, bool write, const void* place, bool shared) {
   if (cell.block != block_number) {
     if (cell.block && !shared)
@@ -119,7 +119,7 @@ void check(const unsigned char* address, int bytes, bool write, const void* plac
     touch(cells[cell], buffer->begin + 2 * cell, write, place, false);
 }
 
-// The end of so many bytes or a few more, which is where a guard begins.
+// The end of memory of at least this size, where a guard page begins.
 unsigned char* allocate(size_t bytes) {
   if (!space) {
     void* map = mmap(nullptr, kSpace, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -200,7 +200,7 @@ void copy_landed(const Copy& copy) {
 }
 }  // namespace emulator
 
-// Memory for a tensor, as close to a guard page as an address that has the same remainder modulo 16 as `like`.
+// Memory for a tensor, as close to a guard page as possible for an address equal to `like` modulo 16.
 extern "C" void* emulator_allocate(size_t bytes, size_t like) {
   unsigned char* const begin = emulator::allocate(bytes) - bytes;
   return begin - (reinterpret_cast<size_t>(begin) - like) % 16;

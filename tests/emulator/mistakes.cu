@@ -1,11 +1,11 @@
-// mistakes.cu - one kernel per mistake that the emulator has to find. Comments after code name the lines it has to say.
+// mistakes.cu - one kernel per mistake that the emulator must find. Comments after code mark the lines to report.
 #include "mistakes.cuh"
 #include "ptx.cuh"
 
 using nb::Params;
 #define MISTAKE(name) extern "C" __global__ void name(const __grid_constant__ Params p)
 
-// Two warps and a block of shared memory, which each thread owns one int of.
+// Two warps and shared memory with one int per thread.
 MISTAKE(no_barrier) {
   NB_DYNAMIC_SHARED(shared);
   int* const values = reinterpret_cast<int*>(shared);
@@ -30,7 +30,7 @@ MISTAKE(writes_over_readers) {
   int* const values = reinterpret_cast<int*>(shared);
   values[threadIdx.x] = 1;
   __syncthreads();
-  if (threadIdx.x >= 32)  // the last to arrive, thread 63, goes on first
+  if (threadIdx.x >= 32)  // the last thread to arrive, 63, continues first
     static_cast<int*>(p.out)[threadIdx.x] = values[threadIdx.x - 32];   // other: writes_over_readers
   else
     values[threadIdx.x] = 2;                                            // line: writes_over_readers

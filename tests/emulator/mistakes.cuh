@@ -1,4 +1,4 @@
-// mistakes.cuh - mistakes in a header: the emulator has to name this file, and who called it.
+// mistakes.cuh - mistakes in a header: the emulator must report this file and the caller.
 #pragma once
 #include "params.h"
 

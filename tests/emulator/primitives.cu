@@ -20,7 +20,7 @@ extern "C" __global__ void ldmatrix(const __grid_constant__ Params p) {
   }
 }
 
-// Rows 128 bytes apart, as without a swizzle; the same rows 16 bytes on each, as with one.
+// Rows 128 bytes apart, with bank conflicts; or, swizzled, 144 bytes apart, without.
 extern "C" __global__ void bank_conflicts(const __grid_constant__ Params p) {
   NB_DYNAMIC_SHARED(shared);
   const int lane = threadIdx.x, swizzled = *static_cast<const int*>(p.query);
@@ -88,11 +88,11 @@ extern "C" __global__ void copies(const __grid_constant__ Params p) {
   if (thread >= 32) static_cast<float4*>(p.out)[thread] = reinterpret_cast<float4*>(shared)[thread];
 }
 
-// Reads each half of `copies` when it may not have landed; out [2].
+// Reads each copy while it may be unfinished; out [2].
 extern "C" __global__ void early_reads(const __grid_constant__ Params p) {
   NB_DYNAMIC_SHARED(shared);
   for (int group = 0; group < 2; ++group) {
-    *reinterpret_cast<float*>(shared + 16 * group) = 1.f;  // is gone at once
+    *reinterpret_cast<float*>(shared + 16 * group) = 1.f;  // overwritten at once
     nb::cp_async16(shared + 16 * group, static_cast<const float4*>(p.query) + group, true);
     nb::cp_async_commit();
   }
@@ -102,7 +102,7 @@ extern "C" __global__ void early_reads(const __grid_constant__ Params p) {
   nb::cp_async_wait<0>();
 }
 
-// Threads see what others wrote before the barrier; out [64] is query [64] reversed. Twice, to reuse the memory.
+// Threads read values that others wrote before the barrier; out [64] is query [64] reversed. Twice, to reuse memory.
 extern "C" __global__ void barriers(const __grid_constant__ Params p) {
   NB_DYNAMIC_SHARED(shared);
   int* const values = reinterpret_cast<int*>(shared);
@@ -127,7 +127,7 @@ extern "C" __global__ void arithmetic(const __grid_constant__ Params p) {
   static_cast<uint32_t*>(p.lse)[blockDim.x + i] = nb::pack2<__nv_bfloat16>(x, 2 * x);
 }
 
-// What nobody has written, in any block: shared memory, a variable, and an output; out [blocks, 3].
+// Uninitialised values of each block: shared memory, a variable, and an output; out [blocks, 3].
 extern "C" __global__ void poison(const __grid_constant__ Params p) {
   NB_DYNAMIC_SHARED(shared);
   volatile float variable;

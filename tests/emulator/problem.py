@@ -1,7 +1,7 @@
-"""A problem for the kernels alone, without planner and backend, solved launch by launch.
+"""Attention problems for the kernels alone, without planner and backend, computed launch by launch.
 
-What a kernel is told is written down here a second time, so that a mistake in the backend's
-arguments and one in the kernels' reading of them do not cancel.
+This file computes the kernels' arguments a second time, so that a mistake in the backend's
+arguments cannot cancel a mistake of the kernels.
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ class Launcher(Protocol):
 
 @dataclass(frozen=True)
 class Problem:
-    """What is computed, and by which tiles.
+    """One attention problem, and the tiles that compute it.
 
     Args:
-        rows: tile of queries in the forward and dQ, of keys in dK/dV; columns are the others.
+        rows, columns: the tiles. Rows are queries and columns keys; in dK/dV the other way round.
         row_blocks: 16-row blocks of a warp (mma).
-        vector: the kernels may copy 16 bytes at a time (mma).
-        grads: what dK/dV computes: 1 grad_value, 2 grad_key, 3 both.
-        layout: of the inputs: "plain", "packed" (views of one tensor), "channels" (step 2) or "far"
-            (a key's batch stride exceeds 32 bits).
+        vector: whether the kernels may copy 16 bytes at a time (mma).
+        grads: the gradients that dK/dV computes: 1 grad_value, 2 grad_key, 3 both.
+        layout: the inputs' layout: "plain", "packed" (views of one tensor), "channels" (step 2) or
+            "far" (a key's batch stride exceeds 32 bits).
     """
 
     mask: Mask
@@ -78,7 +78,7 @@ class Problem:
 
     @property
     def axes(self) -> list[tuple[Axis, int, int]]:
-        """Three of them: mask, queries, keys."""
+        """Three axes, each with its number of queries and keys."""
         leading = [(Axis(0, 0), 1, 1)] * (3 - self.rank)
         return leading + list(zip(self.mask.axes, self.queries, self.keys, strict=True))
 
@@ -88,7 +88,7 @@ class Problem:
 
 
 def make(p: Problem) -> Tensors:
-    """Inputs and upstream gradients; keys and values outside their range are NaN."""
+    """Inputs and upstream gradients; keys and values outside key_range are NaN."""
     generator = torch.Generator().manual_seed(p.seed)
     key_heads = p.heads // p.group
 
@@ -123,7 +123,7 @@ def make(p: Problem) -> Tensors:
 
 
 def solve(p: Problem, launcher: Launcher, made: Tensors) -> Tensors:
-    """All outputs and gradients, by the kernels."""
+    """All outputs and gradients, computed by the kernels."""
     known = dict(made)
     for kernel in KERNELS:
         known |= run(p, launcher, kernel, known)
@@ -131,7 +131,7 @@ def solve(p: Problem, launcher: Launcher, made: Tensors) -> Tensors:
 
 
 def run(p: Problem, launcher: Launcher, kernel: str, known: Tensors) -> Tensors:
-    """What one kernel writes, given the inputs and what kernels before it wrote."""
+    """The outputs of one kernel, from the inputs and the outputs of earlier kernels."""
     rows = (p.batch, *p.queries, p.heads)
     if kernel == "fwd":
         like = {"out": known["grad_out"], "lse": torch.empty(rows, dtype=p.accumulator)}
@@ -150,7 +150,7 @@ def run(p: Problem, launcher: Launcher, kernel: str, known: Tensors) -> Tensors:
 
 
 def define(p: Problem, made: Tensors, dtype: torch.dtype) -> Tensors:
-    """The same by the definition, computed in this dtype."""
+    """All outputs and gradients by the definition, computed in this dtype."""
     wide = {n: t.to(dtype) if t.is_floating_point() else t for n, t in made.items()}
     inputs = {n: t.detach().clone() for n, t in wide.items() if not n.startswith("grad")}
     wanted = [n for n in inputs if n not in ("sink", "key_range")]
@@ -159,22 +159,22 @@ def define(p: Problem, made: Tensors, dtype: torch.dtype) -> Tensors:
     allowed = torch.from_numpy(p.mask.dense(p.queries, p.keys))
     out, lse = dense_attention.attend(**inputs, allowed=allowed, softcap=p.softcap or None)
     upward = [wide["grad_out"], wide["grad_lse"].to(lse.dtype)]
-    found = torch.autograd.grad([out, lse], [inputs[n] for n in wanted], upward)
+    grads = torch.autograd.grad([out, lse], [inputs[n] for n in wanted], upward)
     return {"out": out, "lse": lse} | {
-        f"grad_{n}": grad for n, grad in zip(wanted, found, strict=True)
+        f"grad_{n}": grad for n, grad in zip(wanted, grads, strict=True)
     }
 
 
 def expect(p: Problem, made: Tensors) -> tuple[Tensors, Tensors]:
-    """What the dtype can reach, and the exact results."""
+    """The results in the problem's dtype, and the exact results."""
     return define(p, made, p.dtype), define(p, made, torch.float64)
 
 
 def judge(p: Problem, found: Tensors, expected: tuple[Tensors, Tensors]) -> None:
-    """Every output by the ratio rule.
+    """Compares every output by the ratio rule.
 
     Raises:
-        AssertionError: one is wrong.
+        AssertionError: an output is wrong.
     """
     low, exact = expected
     eps = 5e-11 if p.dtype == torch.float64 else torch.finfo(p.dtype).eps
@@ -254,9 +254,9 @@ def numbers(p: Problem, made: Tensors) -> bytes:
     for name in layout.STRIDES:
         batch, *space, head, channel = made[name].stride()
         strides += [batch, *[0] * (3 - p.rank), *space, head, channel]
-    told: list[int] = []
+    axis_numbers: list[int] = []
     for axis, queries, keys in p.axes:
-        given = {
+        known = {
             "queries": queries,
             "keys": keys,
             "left": FAR if axis.left is None else axis.left,
@@ -265,6 +265,6 @@ def numbers(p: Problem, made: Tensors) -> bytes:
             "border": layout.BORDERS[axis.border],
             "causal": int(axis.causal),
         }
-        told += [given.get(name, getattr(axis, name, 0)) for name in layout.AXIS]
+        axis_numbers += [known.get(name, getattr(axis, name, 0)) for name in layout.AXIS]
     counts = [p.batch, p.heads, p.group, p.extra, p.rank, 0]
-    return layout.pack_numbers(strides, p.head_dim**-0.5, p.softcap, told, counts)
+    return layout.pack_numbers(strides, p.head_dim**-0.5, p.softcap, axis_numbers, counts)

@@ -1,27 +1,27 @@
-// runtime.h - what the parts of the emulator share: the launch, threads as fibers, faults.
+// runtime.h - shared by the parts of the emulator: the launch, threads as fibers, faults.
 #pragma once
 #include <vector>
 #include "emulator.h"
 #include "params.h"
 
 namespace emulator {
-enum Copies { kEager, kLazy, kRandom };  // cp.async lands at once, at the wait, or at either
+enum Copies { kEager, kLazy, kRandom };  // cp.async writes at once, at the wait, or at either by chance
 
 struct Buffer {  // global memory that a kernel may touch
   unsigned char* begin;
   uint64_t bytes;
-  const unsigned char* present;  // a flag per element, or null: all elements belong to the tensor
+  const unsigned char* present;  // a flag per element, or null if all elements belong to the tensor
   const char* name;
   int element_bytes, writable;
 };
 
-struct Launch {  // launcher.py has both structs once more
+struct Launch {  // launcher.py declares this struct and Buffer, too
   void (*kernel)(nb::Params);
   const nb::Params* params;
   const Buffer* buffers;
   int buffer_count, blocks, threads, shared_bytes;
   int copies, check;
-  int seconds;    // of the CPU, until it is stopped
+  int seconds;    // CPU time after which the launch is stopped
   unsigned seed;  // 0: threads and blocks in order
   char error[1500];
   uint64_t switches, mma, matrices, bank_ways, copied_bytes, shared_accesses;
@@ -37,28 +37,28 @@ struct Copy {  // one cp.async of a thread
 
 struct Fiber : Thread {
   void* stack_pointer;
-  const char* waits;  // for what; null: it runs, or is ready to
+  const char* waits;  // what it waits for; null if it runs or is ready to run
   Site site;
   bool done;
-  int groups;                // of cp.async, committed
-  std::vector<Copy> copies;  // not landed
+  int groups;                // committed groups of cp.async
+  std::vector<Copy> copies;  // not written yet
 };
 
 extern Launch* launch;
 extern std::vector<Fiber> fibers;
 extern uint32_t block_number;  // from 1 on
-extern const void* operation;   // the place that the emulator itself touches memory for
+extern const void* operation;   // the code for which the emulator itself accesses memory
 inline Fiber& self() { return *static_cast<Fiber*>(current); }
 inline bool same(Site a, Site b) { return a.line == b.line && !std::strcmp(a.file, b.file); }
 
 // Fibers.
-void wait_for(const char* what, Site site);  // until somebody wakes this thread
+void wait_for(const char* what, Site site);  // until another thread wakes this one
 void wake(Fiber& fiber);
 bool in_stacks(const void* address);
 unsigned random_below(unsigned limit);
 void forget_meetings();
 
-// Faults. A place is an address of code in the kernel; launcher.py turns its text into file and line.
+// Faults. A place is an address of code in the kernel; launcher.py replaces it by file and line.
 struct Text {
   char of[200];
 };

@@ -1,19 +1,19 @@
-// warp.cpp - operations in which the 32 lanes of a warp meet: shuffles, votes, ldmatrix, mma.sync.
+// warp.cpp - operations of all 32 lanes of a warp together: shuffles, votes, ldmatrix, mma.sync.
 #include <immintrin.h>
 #include <algorithm>
 #include "runtime.h"
 
 namespace emulator {
 namespace {
-struct Meeting {  // the one operation that some lanes of a warp have reached
+struct Meeting {  // the operation that some lanes of a warp have reached
   const char* operation;
   Site site;
   int arrived;
-  void* lane[32];  // what each brings
+  void* lane[32];  // the arguments of each lane
 };
 Meeting meetings[32];  // a block has at most 32 warps
 
-// The last lane to arrive does it for all: finish(lanes), an array of pointers to what each lane brought.
+// The last lane to arrive computes the operation for all lanes: finish(array of pointers to their arguments).
 template <class Lane, class Finish>
 void meet(unsigned mask, const char* operation, Site site, Lane& mine, Finish finish) {
   if (mask != ~0u) fail("%s at %s:%d with mask %08x: only whole warps are emulated", operation, site.file, site.line, mask);
@@ -88,7 +88,7 @@ void ldmatrix(uint32_t* fragment, int matrices, bool transpose, const void* row,
       uint16_t matrix[8][8];
       for (int k = 0; k < 8; ++k) {
         const Lane& owner = *lanes[8 * m + k];
-        current = &fibers[caller->warp * 32 + 8 * m + k];  // its lane is the one that reads a row
+        current = &fibers[caller->warp * 32 + 8 * m + k];  // the lane that passes the row's address
         if (!in_shared(owner.row, 16) || reinterpret_cast<uintptr_t>(owner.row) % 16)
           fail("ldmatrix at %s:%d: lane %d names %s", site.file, site.line, 8 * m + k, address_text(owner.row).of);
         operation = owner.place;

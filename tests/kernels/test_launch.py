@@ -120,7 +120,7 @@ def test_a_kernel_loaded_early_is_loaded_once_and_may_be_captured(happened):
 
 def test_what_the_driver_does_not_take_says_so(happened):
     words = happened["refused"]
-    assert words.startswith("the driver does not take nb_fwd_simt for sm_90a: ")
+    assert words.startswith("the driver cannot load nb_fwd_simt for sm_90a: ")
     assert "stub says no" in words
     assert "a driver as new as NVRTC 13.0, or an older NVRTC" in words
     assert "Stub" in words

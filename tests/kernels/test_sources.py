@@ -94,7 +94,7 @@ def test_a_header_under_a_condition_is_refused(probe: Path):
     (probe / "probe.cu").write_text('int a;\n#if 0\n#  include "params.h"\n#endif\n')
     with pytest.raises(BackendError) as caught:
         sources.amalgamate("probe.cu")
-    assert str(caught.value) == "cuda/probe.cu:3 includes params.h under a condition"
+    assert str(caught.value) == "cuda/probe.cu:3 includes params.h inside an #if"
 
 
 def test_a_missing_file_says_which(probe: Path):

@@ -39,7 +39,7 @@ def test_times_of_all_candidates_reverse_the_order(folder: Path) -> None:
     text = " ".join(found.explain().split())
     assert " chosen sdpa/mask measured 1 ms explicit mask" in text
     assert " slower sdpa/dense+fold measured 3 ms (3x)" in text
-    assert " decided by measured times; rates of cpu:" in text
+    assert " ranked by measured times; rates of cpu:" in text
     assert found.to_dict()["candidates"][0]["cost"]["measured"] == 1e-3
 
 
@@ -62,7 +62,7 @@ def test_one_unmeasured_candidate_leaves_the_decision_to_bounds(folder: Path) ->
     assert order(found) == NAMES
     assert "measured 1" not in "\n".join(found.explain().splitlines()[:-1])
     assert last_line(found).startswith(
-        "  decided by bounds (times of 1 of 3 candidates only: sdpa/mask 1e-06 ms); rates of cpu"
+        "  ranked by estimates (times of 1 of 3 candidates only: sdpa/mask 1e-06 ms); rates of cpu"
     )
 
 
@@ -139,7 +139,7 @@ def test_your_own_device_data_are_never_replaced(folder: Path) -> None:
     write(folder, entry(REVERSED, rates=RATES))
     found = plan(device=mine)
     assert found.request.device == mine
-    assert "decided by bounds (the device's data are your own)" in last_line(found)
+    assert "ranked by estimates (the device's data are your own)" in last_line(found)
 
 
 @pytest.mark.parametrize(
@@ -159,7 +159,7 @@ def test_a_measurement_elsewhere_does_not_hold_here(
     found = plan()
     assert order(found) == NAMES
     assert found.request.device == DEVICES["cpu"]
-    assert f"decided by bounds (the cost table is for {said});" in last_line(found)
+    assert f"ranked by estimates (the cost table is for {said});" in last_line(found)
 
 
 def test_a_device_that_is_not_here_is_planned_by_its_data(folder: Path) -> None:

@@ -26,7 +26,7 @@ PACKAGE = ROOT / "nbattn"
 Sources = dict[str, str]  # module below the package ("" is the package itself) → source
 
 # Room → what it may import: rooms, or single modules of one. Below comes first.
-PROGRAM = "errors axis mask piecewise_sum geometry program"
+PROGRAM = "errors axis mask piecewise_sum rows geometry program"
 SHARED = "backends.inputs backends.logsumexp backends.calls"  # tensor code of several families
 FAMILIES = {f"backends.{family.name}" for family in families.FAMILIES}
 ALLOWED = {
@@ -39,8 +39,9 @@ ALLOWED = {
     "axis": "errors symbolic",
     "mask": "errors axis symbolic",
     "piecewise_sum": "",
+    "rows": "axis",
     "alignment": "errors axis mask",
-    "geometry": "errors axis mask alignment piecewise_sum",
+    "geometry": "errors axis mask alignment piecewise_sum rows",
     "kernels": "errors version cache kernels",
     "program": PROGRAM,
     "backends": f"{PROGRAM} {SHARED}",
@@ -90,7 +91,7 @@ FOREIGN = {
     **dict.fromkeys(
         ["version", "errors", "symbolic", "axis", "mask", "alignment", "doctor", "__main__", ""], ""
     ),
-    **dict.fromkeys(["piecewise_sum", "geometry", "mask_symbols", "draw", "plot"], "numpy"),
+    **dict.fromkeys(["piecewise_sum", "rows", "geometry", "mask_symbols", "draw", "plot"], "numpy"),
     **dict.fromkeys(["program"], "numpy"),
     **dict.fromkeys(["planner", "backends", "execute", "ops", "autograd"], "numpy torch"),
     **dict.fromkeys(["arguments", "known_calls", "functional", "nn"], "numpy torch"),

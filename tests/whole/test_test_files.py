@@ -41,6 +41,7 @@ TESTED_IN = {
     "program/blocks": "planner/test_plan",
     "program/candidate": "planner/test_planner",
     "program/costs": "planner/test_planner",
+    "rows": "test_geometry",
     "symbolic": "whole/test_compiled_masks",
     "timing": "cli/test_tune",
     "version": "planner/test_cost_table",

@@ -1,4 +1,4 @@
-"""The project's CUDA kernels as candidates: one call on whole tensors by each instructions."""
+"""The project's CUDA kernels as candidates: one call on whole tensors per instruction set."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from nbattn.program.limits import Reason
 from nbattn.program.program import Call, Program, whole
 from nbattn.program.request import Request
 
-_DELTA = 1  # launch of the backward's sums over channels
-_SINK = 8  # launches of a sink's gradient
+_DELTA = 1  # launches of the kernel that computes delta
+_SINK = 8  # launches to compute a sink's gradient
 
 
 def candidates(request: Request, axes: Axes) -> list[Candidate]:
-    """One candidate per instructions; one for both where no kernel can run."""
+    """One candidate per instruction set; only one if no kernel can run."""
     if request.backend not in ("auto", "cuda"):
         return [Candidate("cuda", "window", (), None, None)]
-    if found := cuda.absent(request.needs):
-        return [Candidate("cuda", "window", (), None, None, tuple(found))]
+    if reasons := cuda.absent(request.needs):
+        return [Candidate("cuda", "window", (), None, None, tuple(reasons))]
     return [_candidate(request, axes, instructions) for instructions in cuda.INSTRUCTIONS]
 
 
 def _candidate(request: Request, axes: Axes, instructions: str) -> Candidate:
-    """One call of a instructions's kernels, with the tiles that cost least."""
-    found = cuda.reasons(instructions, request.needs, axes)
+    """One call by the kernels of an instruction set, with the tiles that cost least."""
+    reasons = cuda.reasons(instructions, request.needs, axes)
     build = Build(
         request.dtype,
         request.head_dim,
@@ -39,11 +39,11 @@ def _candidate(request: Request, axes: Axes, instructions: str) -> Candidate:
         request.softcap,
         request.key_range,
     )
-    passes = {} if found else _passes(request, axes, instructions, build)
-    found += passes if isinstance(passes, list) else []
-    if isinstance(passes, list) or found:
-        return Candidate("cuda", "window", (instructions,), None, None, tuple(found))
-    forward, *backward = (one.tiles for one in passes.values())
+    passes = {} if reasons else _passes(request, axes, instructions, build)
+    reasons += passes if isinstance(passes, list) else []
+    if isinstance(passes, list) or reasons:
+        return Candidate("cuda", "window", (instructions,), None, None, tuple(reasons))
+    forward, *backward = (chosen.tiles for chosen in passes.values())
     arguments = CudaArguments(axes, build, forward, *backward)
     program = Program((Call(whole(request.query_space), whole(request.key_space), arguments),))
     cost = _cost(request, axes, instructions, build, passes)
@@ -53,19 +53,19 @@ def _candidate(request: Request, axes: Axes, instructions: str) -> Candidate:
 def _passes(
     request: Request, axes: Axes, instructions: str, build: Build
 ) -> dict[str, Pass] | list[Reason]:
-    """The tiles of every kernel that runs, or what does not fit."""
+    """The tiles of every kernel that runs, or the limits that are exceeded."""
     kernels = cuda_tiles.KERNELS if request.training else cuda_tiles.KERNELS[:1]
-    room, passes = cuda.memory(request.needs), dict[str, Pass]()
+    memory, passes = cuda.memory(request.needs), dict[str, Pass]()
     for kernel in kernels:
         heads = request.batch * (request.kv_heads if kernel == "dkdv" else request.heads)
-        one = cuda_tiles.choose(kernel, instructions, axes, build, room, heads)
-        if one is None:
+        chosen = cuda_tiles.choose(kernel, instructions, axes, build, memory, heads)
+        if chosen is None:
             text = f"no tile of head_dim {request.head_dim} and value_dim {request.value_dim} fits"
-            return [Reason("memory", f"{text} {room} bytes of shared memory")]
-        extra = -(-request.extra_keys // one.tiles.row_count) if kernel == "dkdv" else 0
-        if (blocks := (one.row_tiles + extra) * heads) > cuda.GRID:
+            return [Reason("memory", f"{text} {memory} bytes of shared memory")]
+        extra = -(-request.extra_keys // chosen.tiles.row_count) if kernel == "dkdv" else 0
+        if (blocks := (chosen.row_tiles + extra) * heads) > cuda.GRID:
             return [Reason("grid", f"{blocks} blocks are over the grid of {cuda.GRID}")]
-        passes[kernel] = one
+        passes[kernel] = chosen
     rows = request.batch * request.heads * request.query_count
     if request.training and (blocks := -(-rows // cuda_tiles.DELTA_ROWS)) > cuda.GRID:
         return [Reason("grid", f"{blocks} blocks are over the grid of {cuda.GRID}")]
@@ -75,13 +75,13 @@ def _passes(
 def _cost(
     request: Request, axes: Axes, instructions: str, build: Build, passes: dict[str, Pass]
 ) -> Cost:
-    """Pairs of all visits at the rate of the products, lowered by what else a visit takes."""
+    """The pairs of all visited tiles, at a rate lowered by the other work of a visit."""
     sizes = {kernel: cuda_tiles.products(kernel, build) for kernel in passes}
     pairs, work = (
-        {kernel: sizes[kernel] * getattr(one, name) for kernel, one in passes.items()}
+        {kernel: sizes[kernel] * getattr(chosen, name) for kernel, chosen in passes.items()}
         for name in ("pairs", "work")
     )
-    done = max(sum(pairs.values()), 1)
+    total = max(sum(pairs.values()), 1)
     launches = _DELTA + 1 + len(cuda_tiles.grads_of("dkdv", build))
     return costs.roofline(
         request,
@@ -89,8 +89,8 @@ def _cost(
         computed=passes["fwd"].pairs,
         calls=1,
         rate=cuda.rate(instructions, request.device, request.dtype)
-        * done
-        / max(sum(work.values()), done),
-        backward=round((done - pairs["fwd"]) / sizes["fwd"] / costs.BACKWARD_FLOPS),
+        * total
+        / max(sum(work.values()), total),
+        backward=round((total - pairs["fwd"]) / sizes["fwd"] / costs.BACKWARD_FLOPS),
         backward_calls=launches + _SINK * request.sink,
     )

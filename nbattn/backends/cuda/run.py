@@ -1,15 +1,14 @@
-"""The project's CUDA kernels on torch tensors: variants, their one argument, and the launches of
-forward and backward.
+"""Runs the project's CUDA kernels on torch tensors: the launches of forward and backward.
 
-Tensors are read as they lie, with any strides. What a launch needs besides pointers is kept per
-shape and strides.
+Kernels take tensors with any strides, without copies. All that a launch needs besides pointers is
+cached per shape and strides.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from functools import lru_cache
+from collections.abc import Iterator, Mapping
+from functools import lru_cache, partial
 from typing import NamedTuple
 
 import torch
@@ -17,18 +16,18 @@ from torch import Tensor
 
 from nbattn.backends.cuda import tiles as cuda_tiles
 from nbattn.backends.cuda.meaning import FAR, CudaArguments
-from nbattn.backends.cuda.tiles import RANK, Tiles
+from nbattn.backends.cuda.tiles import RANK, Build, Tiles
 from nbattn.backends.inputs import Gradients, Inputs, accumulate_dtype, new_lse, new_output
 from nbattn.backends.logsumexp import sink_gradient
-from nbattn.geometry import BoundAxis
+from nbattn.geometry import Axes, BoundAxis
 from nbattn.kernels import launch, layout
 from nbattn.kernels.launch import Launcher
 from nbattn.kernels.variant import Variant
 from nbattn.program.program import ByIdentity, Program
 
-_COPY = 16  # bytes of the tensor-core kernels' copies
+_COPY = 16  # bytes that tensor-core kernels copy at once
 _EXTRA = ("extra_key", "extra_value")
-# Gradients by NB_GRADS; 0 is the kernel of the queries' gradients.
+# The gradients that a kernel writes, by NB_GRADS; 0 is the kernel of the queries' gradients.
 _VALUES, _KEYS = ("grad_value", "grad_extra_value"), ("grad_key", "grad_extra_key")
 _WRITES = {0: ("grad_query",), 1: _VALUES, 2: _KEYS, 3: (*_VALUES, *_KEYS)}
 Tensors = dict[str, Tensor]
@@ -36,7 +35,7 @@ Strides = tuple[int, ...]
 
 
 class Launch(NamedTuple):
-    """One kernel of a call, but for its pointers; the gradients that it writes, by name."""
+    """One launch of a kernel without its pointers; `grads` names the gradients that it writes."""
 
     variant: Variant
     blocks: int
@@ -45,7 +44,7 @@ class Launch(NamedTuple):
 
 
 def warmup(program: Program, launcher: Launcher | None = None) -> None:
-    """Compile and load the kernels of a program, backward ones when it is for training."""
+    """Compile and load the kernels of a program, for training those of the backward, too."""
     window, launcher = _window(program), launcher or launch.launcher()
     kernels = {"fwd": window.forward, "dq": window.queries, "dkdv": window.keys}
     for kernel, tiles in kernels.items():
@@ -59,15 +58,15 @@ def warmup(program: Program, launcher: Launcher | None = None) -> None:
 def forward(
     program: Program, inputs: Inputs, *, return_lse: bool, launcher: Launcher | None = None
 ) -> tuple[Tensor, Tensor | None]:
-    """Output, and the logsumexp where it is wanted or a backward may follow."""
+    """Computes the output, and the logsumexp if it is requested or a backward may follow."""
     window = _window(program)
     tensors = _tensors(inputs)
-    (one,) = _launches(*_launch_key(window, inputs, tensors, None))
+    (forward_launch,) = _launches(*_launch_key(window, inputs, tensors, None))
     tensors["out"] = out = new_output(inputs.query, inputs.value)
     lse = None
     if return_lse or window.keys is not None:
         tensors["lse"] = lse = new_lse(inputs.query)
-    _run(launcher, one, tensors)
+    _run(launcher, forward_launch, tensors)
     return out, lse
 
 
@@ -80,7 +79,7 @@ def backward(
     grad_lse: Tensor | None,
     launcher: Launcher | None = None,
 ) -> Gradients:
-    """Gradients from the final output and logsumexp."""
+    """Computes the gradients from the final output and logsumexp."""
     window = _window(program)
     out, lse = out.contiguous(), lse.contiguous()
     if window.forward.row_blocks and not _in_chunks(grad_out.shape, grad_out.stride()):
@@ -92,12 +91,12 @@ def backward(
     launches = _launches(*_launch_key(window, inputs, tensors, grad_out.stride()))
     named = {name: tensors.get(name) for name in ("query", "key", "value", *_EXTRA)}
     grads = {f"grad_{n}": t.new_empty(t.shape) for n, t in named.items() if t is not None}
-    for one in launches:
-        _run(launcher, one, tensors | {name: grads[name] for name in one.grads if name in grads})
+    for step in launches:
+        _run(launcher, step, tensors | {name: grads[name] for name in step.grads if name in grads})
     sink = sink_gradient(inputs.sink, out, lse, grad_out, grad_lse)
     extra_key, extra_value = (
-        grads.get(f"grad_{name}", None if given is None else torch.zeros_like(given))
-        for name, given in zip(_EXTRA, (inputs.extra_key, inputs.extra_value), strict=True)
+        grads.get(f"grad_{name}", None if tensor is None else torch.zeros_like(tensor))
+        for name, tensor in zip(_EXTRA, (inputs.extra_key, inputs.extra_value), strict=True)
     )
     query, key, value = (grads[f"grad_{name}"] for name in ("query", "key", "value"))
     return Gradients(query, key, value, sink, extra_key, extra_value)
@@ -110,7 +109,7 @@ def _window(program: Program) -> CudaArguments:
 
 
 def _tensors(inputs: Inputs) -> Tensors:
-    """The inputs by their names in the argument, those without strides contiguous."""
+    """The inputs by their names in `layout.POINTERS`; those that have no strides are contiguous."""
     tensors = {"query": inputs.query, "key": inputs.key, "value": inputs.value}
     if inputs.extra_key is not None and inputs.extra_value is not None and inputs.has_extra:
         tensors["extra_key"] = inputs.extra_key.contiguous()
@@ -122,9 +121,9 @@ def _tensors(inputs: Inputs) -> Tensors:
     return tensors
 
 
-def _run(launcher: Launcher | None, one: Launch, tensors: Mapping[str, Tensor]) -> None:
-    if one.blocks:
-        (launcher or launch.launcher()).launch(one.variant, one.blocks, tensors, one.numbers)
+def _run(launcher: Launcher | None, step: Launch, tensors: Mapping[str, Tensor]) -> None:
+    if step.blocks:
+        (launcher or launch.launcher()).launch(step.variant, step.blocks, tensors, step.numbers)
 
 
 _LaunchKey = tuple[
@@ -135,7 +134,7 @@ _LaunchKey = tuple[
 def _launch_key(
     window: CudaArguments, inputs: Inputs, tensors: Tensors, grad_out: Strides | None
 ) -> _LaunchKey:
-    """What launches depend on, but for pointers."""
+    """The arguments of `_launches`: all that launches depend on, except pointers."""
     query, key, value = inputs.query, inputs.key, inputs.value
     strides = (query.stride(), key.stride(), value.stride())
     copied = [query, key, value, *(tensors[n] for n in (*_EXTRA, "grad_out") if n in tensors)]
@@ -162,55 +161,68 @@ def _launches(
     scale: float,
     softcap: float,
 ) -> tuple[Launch, ...]:
-    """The launches of a forward, or with a fourth tensor's strides of a backward."""
-    window, build = identity.value, identity.value.build
+    """The launches of a forward (strides of q, k, v) or a backward (and those of grad_out)."""
+    window = identity.value
     batch, heads, kv_heads = query[0], query[-2], key[-2]
-    shapes = (query, key, key, query)
-    vector = aligned and all(map(_in_chunks, shapes, strides))
+    vector = aligned and all(map(_in_chunks, (query, key, key, query), strides))
     numbers = layout.pack_numbers(
-        [n for one in (*strides, (0,) * len(query))[:4] for n in _six(one)],
+        _all_strides(strides),
         scale,
         softcap,
-        [n for axis in cuda_tiles.padded(window.axes) for n in _axis(axis)],
+        [number for axis in cuda_tiles.padded(window.axes) for number in _axis(axis)],
         (batch, heads, heads // max(kv_heads, 1), extra, len(window.axes), 0),
     )
-
-    def of(kernel: str, tiles: Tiles, items: int, more: int = 0) -> list[Launch]:
-        inverse = kernel == "dkdv"
-        tiled = zip(cuda_tiles.padded(window.axes), tiles.rows, strict=True)
-        count = math.prod(cuda_tiles.row_tiles(a, n, inverse=inverse) for a, n in tiled) + more
-        return [
-            Launch(
-                cuda_tiles.variant(kernel, tiles, build, grads=grads, vector=vector),
-                count * items,
-                numbers,
-                _WRITES[grads],
-            )
-            for grads in cuda_tiles.grads_of(kernel, build)
-        ]
-
+    launches_of = partial(_launches_of, build=window.build, numbers=numbers, vector=vector)
     if len(strides) == 3:
-        return tuple(of("fwd", window.forward, batch * heads))
+        blocks = _row_tiles(window.axes, window.forward) * batch * heads
+        return tuple(launches_of("fwd", window.forward, blocks))
     assert window.queries is not None
     assert window.keys is not None
-    rows = math.prod(query[:-1])
-    delta = cuda_tiles.delta(build.dtype, build.value_dim)
-    more = -(-extra // window.keys.row_count)
+    query_blocks = _row_tiles(window.axes, window.queries) * batch * heads
+    key_tiles = _row_tiles(window.axes, window.keys, inverse=True)
+    extra_tiles = -(-extra // window.keys.row_count)
     return (
-        Launch(delta, -(-rows // cuda_tiles.DELTA_ROWS), numbers),
-        *of("dq", window.queries, batch * heads),
-        *of("dkdv", window.keys, batch * kv_heads, more),
+        _delta_launch(math.prod(query[:-1]), window.build, numbers),
+        *launches_of("dq", window.queries, query_blocks),
+        *launches_of("dkdv", window.keys, (key_tiles + extra_tiles) * batch * kv_heads),
     )
 
 
-def _six(strides: Strides) -> Strides:
-    """Strides of `[B, *space, H, D]` as kernels take them: with all three axes."""
+def _launches_of(
+    kernel: str, tiles: Tiles, blocks: int, *, build: Build, numbers: bytes, vector: bool
+) -> Iterator[Launch]:
+    """The launches of one kernel: one, or one each for the gradients of values and of keys."""
+    for grads in cuda_tiles.grads_of(kernel, build):
+        variant = cuda_tiles.variant(kernel, tiles, build, grads=grads, vector=vector)
+        yield Launch(variant, blocks, numbers, _WRITES[grads])
+
+
+def _delta_launch(rows: int, build: Build, numbers: bytes) -> Launch:
+    """The launch that computes delta for all rows of all heads."""
+    variant = cuda_tiles.delta(build.dtype, build.value_dim)
+    return Launch(variant, -(-rows // cuda_tiles.DELTA_ROWS), numbers)
+
+
+def _row_tiles(axes: Axes, tiles: Tiles, *, inverse: bool = False) -> int:
+    """The tiles of rows of one head: of its queries or, inverse, of its keys."""
+    extents = zip(cuda_tiles.padded(axes), tiles.rows, strict=True)
+    return math.prod(cuda_tiles.row_tiles(axis, rows, inverse=inverse) for axis, rows in extents)
+
+
+def _all_strides(strides: tuple[Strides, ...]) -> list[int]:
+    """The strides of q, k, v and grad_out, one after the other; those of no grad_out are 0."""
+    four = (*strides, (0,) * len(strides[0]))[:4]
+    return [number for tensor_strides in four for number in _on_three_axes(tensor_strides)]
+
+
+def _on_three_axes(strides: Strides) -> Strides:
+    """The strides of `[B, *space, H, D]` with 0 for leading axes that the space lacks."""
     batch, *axes, head, channel = strides
     return (batch, *(0,) * (RANK - len(axes)), *axes, head, channel)
 
 
 def _axis(axis: BoundAxis) -> tuple[int, ...]:
-    """One axis as kernels take it: sides beyond every end stand for unlimited ones."""
+    """The numbers of one axis in the order of `layout.AXIS`; an unlimited side is `FAR`."""
     spec = axis.spec
     left, right = (FAR if side is None else min(side, FAR) for side in (spec.left, spec.right))
     return (
@@ -228,7 +240,9 @@ def _axis(axis: BoundAxis) -> tuple[int, ...]:
 
 
 def _in_chunks(shape: torch.Size, strides: Strides) -> bool:
-    """Whether all vectors of channels lie in 16-byte chunks of halves, once the first one does."""
+    """Whether the channels of every position start at a multiple of 16 bytes (of 2-byte elements)
+    if those of the first position do.
+    """
     step = _COPY // 2
-    sized = zip(shape[:-1], strides[:-1], strict=True)
-    return strides[-1] == 1 and not any(n > 1 and stride % step for n, stride in sized)
+    dims = zip(shape[:-1], strides[:-1], strict=True)
+    return strides[-1] == 1 and not any(n > 1 and stride % step for n, stride in dims)

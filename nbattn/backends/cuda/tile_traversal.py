@@ -16,8 +16,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from nbattn.geometry import BoundAxis, Classes, Ints, bends, readers_of, window_of
+from nbattn.geometry import BoundAxis, Classes
 from nbattn.piecewise_sum import piecewise_sum
+from nbattn.rows import Ints, bends, readers_of, window_of
 
 Span = tuple[Ints, Ints]  # [lo, hi), empty where lo >= hi
 _CHUNK = 1 << 16  # rows whose columns are joined at once
@@ -189,23 +190,29 @@ class Traversal:
     def _joined(
         self, group: Classes, x: Ints, start: int, rows: int, columns: int
     ) -> tuple[Ints, Ints]:
-        """The runs of neighbouring rows of a class: the tiles' masks, and all of full tiles."""
+        """The runs of columns that kernels compute for neighbouring rows `x` of a class: in every
+        run of a tile's hull, what the row's own mask allows, and all columns of unmasked tiles.
+        """
         begin, count = self._extent(group)
-        first = x - (x - start) % rows
+        first = x - (x - start) % rows  # of each row's tile
         hull = self._hull(group, first, np.minimum(first + rows, begin + count) - 1)
         spans: list[Span] = []
         for lo, hi in hull.runs:
-            for a, b in self._own(group, x):
-                spans.append((np.maximum(a, lo), np.minimum(b, hi)))
-            for a, b in hull.full:  # from the first tile that begins inside on
-                skipped = -((lo - np.maximum(a, lo)) // columns)
-                past = (np.minimum(b, hi) - lo) // columns
-                spans.append((lo + columns * skipped, lo + columns * past))
+            masked = [(np.maximum(a, lo), np.minimum(b, hi)) for a, b in self._own(group, x)]
+            spans += masked
+            spans += [_whole_tiles(lo, hi, full, columns) for full in hull.full]
         if self.axis.spec.border == "wrap":
-            keys = group.keys
-            laps = [(a + lap, b + lap) for a, b in spans for lap in (-keys, 0, keys)]
-            spans = [(np.maximum(a, 0), np.minimum(b, keys)) for a, b in laps]
+            laps = (-group.keys, 0, group.keys)
+            moved = [(a + lap, b + lap) for a, b in spans for lap in laps]
+            spans = [(np.maximum(a, 0), np.minimum(b, group.keys)) for a, b in moved]
         return _union(spans)
+
+
+def _whole_tiles(lo: Ints, hi: Ints, full: Span, columns: int) -> Span:
+    """The columns of the tiles of a run `[lo, hi)`, cut from its start, that lie inside `full`."""
+    skipped = -((lo - np.maximum(full[0], lo)) // columns)
+    past = (np.minimum(full[1], hi) - lo) // columns
+    return lo + columns * skipped, lo + columns * past
 
 
 def _none(like: Ints) -> Span:
@@ -214,27 +221,33 @@ def _none(like: Ints) -> Span:
 
 
 def _union(spans: list[Span]) -> tuple[Ints, Ints]:
-    """Spans joined where they touch: starts and counts `[n, 2]`, counts -1 where that is not
-    enough.
+    """The union of every row's spans as starts and counts `[n, 2]` of at most two runs; counts are
+    -1 where there are more.
+
+    The spans of a row are taken by their starts. One that starts inside the last run, or right
+    after it, makes that run longer; another one opens the next run:
+
+        spans    ■■■■■■                    run 0 opens
+                    ■■■■■■■                run 0 gets longer
+                                ■■■■       run 1 opens
     """
-    empty = np.iinfo(np.int64).max
+    never = np.iinfo(np.int64).max  # the start of an empty span: it comes last
     lo, hi = (np.stack(side) for side in zip(*spans, strict=True))
-    lo = np.where(lo < hi, lo, empty)
+    lo = np.where(lo < hi, lo, never)
     order = np.argsort(lo, axis=0)
     lo, hi = (np.take_along_axis(side, order, axis=0) for side in (lo, hi))
     starts, ends = np.zeros((2, lo.shape[1], 2), dtype=np.int64)
-    used = np.zeros(lo.shape[1], dtype=np.int64)  # runs so far
+    opened = np.zeros(lo.shape[1], dtype=np.int64)  # runs of every row so far
     row = np.arange(lo.shape[1])
-    for a, b in zip(lo, hi, strict=True):
-        here = a < empty
-        last = np.clip(used - 1, 0, 1)
-        joins = here & (used > 0) & (a <= ends[row, last])
-        ends[row, last] = np.where(joins, np.maximum(ends[row, last], b), ends[row, last])
-        opens = here & ~joins
-        used += opens
-        at = np.clip(used - 1, 0, 1)
-        starts[row, at] = np.where(opens, a, starts[row, at])
-        ends[row, at] = np.where(opens, b, ends[row, at])
+    for start, end in zip(lo, hi, strict=True):
+        last = np.clip(opened - 1, 0, 1)
+        longer = (start < never) & (opened > 0) & (start <= ends[row, last])
+        ends[row, last] = np.where(longer, np.maximum(ends[row, last], end), ends[row, last])
+        opens = (start < never) & ~longer
+        opened += opens
+        at = np.clip(opened - 1, 0, 1)
+        starts[row, at] = np.where(opens, start, starts[row, at])
+        ends[row, at] = np.where(opens, end, ends[row, at])
     counts = ends - starts
-    counts[used > 2] = -1
+    counts[opened > 2] = -1
     return starts, counts

@@ -1,8 +1,8 @@
-"""Tiles of the CUDA kernels: what fits a device, what a walk over them costs, and the compile-time
-constants that go with them.
+"""Chooses the tiles of the CUDA kernels: which tiles fit a device, what they cost, and the
+compile-time constants of the kernels that use them.
 
-Counts of registers are those of NVRTC 13.0; what a visit costs is counted from the kernels' loops.
-Neither was measured on a device.
+Register limits are those of NVRTC 13.0; the costs are counted from the kernels' loops. Neither was
+measured on a device.
 """
 
 from __future__ import annotations
@@ -20,32 +20,30 @@ from nbattn.geometry import Axes, BoundAxis
 from nbattn.kernels.variant import Variant
 
 Extents = tuple[int, int, int]
-RANK = 3  # of the kernels' grids
-DELTA_ROWS = 4  # of a block of delta.cu
+RANK = 3  # axes of the kernels' tiles
+DELTA_ROWS = 4  # rows per block of delta.cu
 KERNELS = ("fwd", "dq", "dkdv")
 DTYPES = ("float16", "bfloat16", "float32", "float64")  # in the order of NB_DTYPE
-LARGEST_MEMORY = 227 << 10  # bytes of shared memory that a block has on any device
-SPLIT = 128  # channels above which gradients of keys and of values are two launches
-_ACCUMULATORS = {"mma": 160, "simt": 128}  # of a thread, above which compilers spill
-# Where compilers spill below that: kernel, row blocks of a warp, columns → channels. Found by the
-# compile matrix, whose deep profile tries every tile.
+LARGEST_MEMORY = 227 << 10  # the most bytes of shared memory that a block has on any device
+SPLIT = 128  # above this head size, two launches compute the gradients of keys and of values
+_ACCUMULATORS = {"mma": 160, "simt": 128}  # per thread; with more, compilers spill registers
+# Exceptions, for which compilers spill with fewer: (kernel, row blocks of a warp, columns) → head
+# sizes. From the compile matrix, whose deep profile tries every tile.
 _SPILLS: Mapping[tuple[str, int, int], tuple[int, ...]] = {
     ("fwd", 2, 64): (80, 88, 96),
     ("fwd", 2, 32): (112, 120),
     ("dq", 2, 32): (88, 96),
     ("dkdv", 1, 64): (96,),
 }
-_LANES = 32
-_FEWEST = 16  # rows of a tile; none has twice as many as the problem, but for this one
-_SLOTS = 216  # blocks that run at once: two on every multiprocessor of an A100
-_PAIR_OF_TILES, _TILE = (
-    512,
-    4096,
-)  # pairs' worth of work that a visit and a tile of rows cost besides
+_LANES = 32  # threads of a warp
+_FEWEST = 16  # rows of the smallest tile; larger ones have less than twice the problem's rows
+_SLOTS = 216  # blocks that run at the same time: two per multiprocessor of an A100
+# The fixed cost of a visit and of a tile of rows, as the number of pairs that cost the same.
+_PAIR_OF_TILES, _TILE = 512, 4096
 
 _TRIVIAL = BoundAxis(Axis(), 1, 1)
 _Shapes = Mapping[int, Mapping[int, tuple[tuple[int, ...], ...]]]
-# Extents by the number of axes longer than one position, and their product.
+# Extents of a tile, by the number of axes longer than one position and by the extents' product.
 _ROWS: _Shapes = {
     1: {16: ((16,),), 32: ((32,),), 64: ((64,),), 128: ((128,),)},
     2: {16: ((4, 4),), 32: ((4, 8),), 64: ((8, 8),), 128: ((8, 16),)},
@@ -61,7 +59,8 @@ _COLUMNS: _Shapes = {
     2: {32: ((4, 8),), 64: ((8, 8), (4, 16))},
     3: {32: ((2, 4, 4), (1, 4, 8)), 64: ((4, 4, 4), (1, 8, 8))},
 }
-# Of a instructions: rows, warps, 16-row blocks and stages of a block; columns, the most that fit.
+# By instruction set: rows, warps, 16-row blocks per warp and stages of a block; then its numbers of
+# columns: the first that fits is used.
 _BLOCKS = {
     "mma": ((16, 1, 1, 2), (32, 2, 1, 2), (64, 4, 1, 2), (128, 4, 2, 2)),
     "simt": ((16, 4, 0, 0), (32, 4, 0, 0), (64, 4, 0, 0)),
@@ -74,11 +73,11 @@ class Tiles:
     """How one kernel cuts a problem.
 
     Args:
-        rows, columns: extents per axis; of queries and keys, in gradients of keys of keys and
-            queries.
-        warps: of a block.
+        rows, columns: extents per axis. Rows are queries and columns keys, except for the keys'
+            gradients, where rows are keys and columns queries.
+        warps: warps of a block.
         row_blocks: 16-row blocks of a warp; 0 without tensor cores.
-        stages: tiles of columns in flight; 0 without tensor cores.
+        stages: tiles of columns in shared memory at once; 0 without tensor cores.
     """
 
     rows: Extents
@@ -99,12 +98,12 @@ class Tiles:
 
     @property
     def instructions(self) -> str:
-        """With tensor cores "mma", else "simt"."""
+        """The instruction set: "mma" with tensor cores, otherwise "simt"."""
         return "mma" if self.row_blocks else "simt"
 
 
 class Build(NamedTuple):
-    """What kernels are compiled for besides their tiles."""
+    """The options, besides tiles, that kernels are compiled for."""
 
     dtype: str
     head_dim: int
@@ -115,7 +114,7 @@ class Build(NamedTuple):
 
 
 class Pass(NamedTuple):
-    """A kernel's tiles for a mask, with their totals per head: visits, and tiles of rows."""
+    """A kernel's tiles for a mask, with their numbers per head: visits, and tiles of rows."""
 
     tiles: Tiles
     tile_pairs: int
@@ -123,27 +122,27 @@ class Pass(NamedTuple):
 
     @property
     def pairs(self) -> int:
-        """Pairs that it computes."""
+        """Pairs of (query, key) that the kernel computes."""
         return self.tile_pairs * self.tiles.area
 
     @property
     def work(self) -> float:
-        """What they take, in pairs: every warp reads all columns of a visit from shared memory,
-        which its row blocks share, and half of which the products hide.
+        """The cost in pairs. In each visit every warp loads all columns from shared memory, once
+        for all its row blocks; the products overlap with half of the loads.
         """
-        reads = self.pairs / 2 / max(self.tiles.row_blocks, 1)
-        return self.pairs + reads + self.tile_pairs * _PAIR_OF_TILES + self.row_tiles * _TILE
+        loads = self.pairs / 2 / max(self.tiles.row_blocks, 1)
+        return self.pairs + loads + self.tile_pairs * _PAIR_OF_TILES + self.row_tiles * _TILE
 
 
 def grads_of(kernel: str, build: Build) -> tuple[int, ...]:
-    """NB_GRADS of every launch of a kernel: 1 values, 2 keys, 3 both; 0 for kernels without."""
+    """NB_GRADS of each launch of a kernel: 1 values, 2 keys, 3 both; 0 for the other kernels."""
     if kernel != "dkdv":
         return (0,)
     return (3,) if max(build.head_dim, build.value_dim) <= SPLIT else (1, 2)
 
 
 def products(kernel: str, build: Build) -> int:
-    """Multiply-adds of one pair."""
+    """Multiply-adds that one pair costs."""
     d, dv = build.head_dim, build.value_dim
     if kernel == "fwd":
         return d + dv
@@ -153,28 +152,42 @@ def products(kernel: str, build: Build) -> int:
 
 
 def shared_bytes(kernel: str, tiles: Tiles, build: Build) -> int:
-    """Dynamic shared memory of a block; the kernels assert the same number."""
+    """Bytes of dynamic shared memory of a block; the kernels assert the same number."""
+    walk = 256 + 16 * sum(tiles.rows)  # `Walk` of cuda/walk.cuh
+    if tiles.row_blocks:
+        return walk + _mma_bytes(kernel, tiles, build)
+    return walk + _simt_bytes(tiles, build)
+
+
+def _simt_bytes(tiles: Tiles, build: Build) -> int:
+    """Three offsets per row and column, 32 channels of each, and the weights of all pairs."""
     rows, columns = math.prod(tiles.rows), math.prod(tiles.columns)
-    walk = 256 + 16 * sum(tiles.rows)
-    if not tiles.row_blocks:
-        exact = 8 if build.dtype == "float64" else 4
-        places = 8 * (3 * rows + 3 * columns)
-        return walk + places + (2 * rows + columns) * (columns + 1) * exact
+    itemsize = 8 if build.dtype == "float64" else 4
+    pitch = columns + 1  # 33: 32 columns or channels, and one element against bank conflicts
+    offsets = 8 * (3 * rows + 3 * columns)
+    return offsets + (2 * rows + columns) * pitch * itemsize
+
+
+def _mma_bytes(kernel: str, tiles: Tiles, build: Build) -> int:
+    """The vectors of the tile of rows, and of the tiles of columns of all stages. The forward
+    reuses the memory of its queries for its output; delta and logsumexp are loaded for dK/dV only.
+    """
+    rows, columns = math.prod(tiles.rows), math.prod(tiles.columns)
     head, value = (2 * (-(-size // 16) * 16 + 8) for size in (build.head_dim, build.value_dim))
-    own = max(head, value) if kernel == "fwd" else head + value
+    row = max(head, value) if kernel == "fwd" else head + value
     stage = columns * (head + value + 8 * (kernel == "dkdv"))
-    return walk + rows * own + tiles.stages * stage
+    return rows * row + tiles.stages * stage
 
 
 def accumulators(kernel: str, tiles: Tiles, build: Build) -> int:
-    """32-bit registers that the sums of a thread take."""
+    """32-bit registers of a thread's accumulators."""
     columns = math.prod(tiles.columns)
     d, dv = build.head_dim, build.value_dim
     if not tiles.row_blocks:
-        rows, exact = math.prod(tiles.rows) // tiles.warps, 1 + (build.dtype == "float64")
+        rows, registers = math.prod(tiles.rows) // tiles.warps, 1 + (build.dtype == "float64")
         both = kernel == "dkdv" and grads_of(kernel, build) == (3,)
         chunks = -(-d // _LANES) + -(-dv // _LANES) if both else -(-max(d, dv) // _LANES)
-        return rows * chunks * exact
+        return rows * chunks * registers
     if kernel == "fwd":
         return tiles.row_blocks * (dv + columns) // 2
     if kernel == "dq":
@@ -184,7 +197,7 @@ def accumulators(kernel: str, tiles: Tiles, build: Build) -> int:
 
 
 def fits(kernel: str, tiles: Tiles, build: Build, memory: int) -> bool:
-    """Whether a block has registers and shared memory enough."""
+    """Whether registers and shared memory suffice for a block."""
     sums, channels = accumulators(kernel, tiles, build), max(build.head_dim, build.value_dim)
     if channels in _SPILLS.get((kernel, tiles.row_blocks, math.prod(tiles.columns)), ()):
         return False
@@ -197,56 +210,57 @@ def fits(kernel: str, tiles: Tiles, build: Build, memory: int) -> bool:
 def legal_tiles(
     kernel: str, instructions: str, long: tuple[int, ...], build: Build, memory: int
 ) -> tuple[Tiles, ...]:
-    """Every tile that may be chosen for a grid whose axes `long` are longer than one position."""
+    """All tiles to choose from for a grid in which the axes `long` are longer than one position."""
     axes = long or (RANK - 1,)
     rows, columns = _ROWS[len(axes)], _COLUMNS[len(axes)]
-    found: list[Tiles] = []
+    legal: list[Tiles] = []
     for count, warps, row_blocks, stages in _BLOCKS[instructions]:
         for width in _WIDTHS[instructions]:
-            tiles = [
+            candidates = [
                 Tiles(_placed(row, axes), _placed(column, axes), warps, row_blocks, stages)
                 for row, column in product(rows[count], columns[width])
             ]
-            fitting = [one for one in tiles if fits(kernel, one, build, memory)]
-            found += fitting
+            fitting = [tiles for tiles in candidates if fits(kernel, tiles, build, memory)]
+            legal += fitting
             if fitting:
                 break
-    return tuple(found)
+    return tuple(legal)
 
 
 def _placed(extents: tuple[int, ...], axes: tuple[int, ...]) -> Extents:
-    """Extents on some axes, 1 on the others."""
-    at = dict(zip(axes, extents, strict=True))
-    return at.get(0, 1), at.get(1, 1), at.get(2, 1)
+    """The extents on the given axes, 1 on the others."""
+    by_axis = dict(zip(axes, extents, strict=True))
+    return by_axis.get(0, 1), by_axis.get(1, 1), by_axis.get(2, 1)
 
 
 def padded(axes: Axes) -> Axes:
-    """The axes as kernels take them: leading ones of one query that reads one key."""
+    """The axes with leading ones of one query and one key, `RANK` in all."""
     return (_TRIVIAL,) * (RANK - len(axes)) + axes
 
 
 def choose(
     kernel: str, instructions: str, axes: Axes, build: Build, memory: int, heads: int
 ) -> Pass | None:
-    """The tiles with the lowest cost, with their totals; None where none fits.
+    """The tiles with the lowest cost, with their numbers of visits; None if none fit.
 
     Args:
         axes: the mask's axes.
-        memory: bytes of shared memory that a block may have.
-        heads: of all samples.
+        memory: bytes of shared memory that a block can use.
+        heads: heads of all samples together.
     """
     grid, inverse = padded(axes), kernel == "dkdv"
     count = math.prod(axis.keys if inverse else axis.queries for axis in grid)
     long = tuple(n for n, axis in enumerate(grid) if max(axis.queries, axis.keys) > 1)
-    walks = [Traversal(axis, inverse) for axis in grid]
-    counted: dict[tuple[int, int, int], int] = {}
+    traversals = [Traversal(axis, inverse) for axis in grid]
+    known: dict[tuple[int, int, int], int] = {}
 
     def tile_pairs(number: int, rows: int, columns: int) -> int:
-        at = (number, rows, columns)
-        if at not in counted:
-            here = walks[number]
-            counted[at] = 1 if here.axis is _TRIVIAL else here.tile_pairs(rows, columns)
-        return counted[at]
+        case = (number, rows, columns)
+        if case not in known:
+            traversal = traversals[number]
+            trivial = traversal.axis is _TRIVIAL
+            known[case] = 1 if trivial else traversal.tile_pairs(rows, columns)
+        return known[case]
 
     passes = [
         Pass(
@@ -260,11 +274,11 @@ def choose(
         for tiles in legal_tiles(kernel, instructions, long, build, memory)
         if tiles.row_count < max(_FEWEST + 1, 2 * count)
     ]
-    return min(passes, key=lambda one: cost(one, heads), default=None)
+    return min(passes, key=lambda choice: cost(choice, heads), default=None)
 
 
 def row_tiles(axis: BoundAxis, rows: int, *, inverse: bool) -> int:
-    """Tiles of one axis: for each of its classes as many as the longest needs."""
+    """Tiles of rows on one axis: each residue class gets as many as the longest needs."""
     length = axis.keys if inverse else axis.queries
     classes = min(axis.spec.dilation, length)
     longest = (length + axis.spec.dilation - 1) // axis.spec.dilation
@@ -272,18 +286,16 @@ def row_tiles(axis: BoundAxis, rows: int, *, inverse: bool) -> int:
 
 
 def cost(one: Pass, heads: int) -> float:
-    """What a launch takes, in pairs of one head: fewer blocks than a device has room for leave it
-    idle.
-    """
+    """The cost of a launch, in pairs of one head: higher with too few blocks for the device."""
     return one.work * max(1.0, _SLOTS / max(one.row_tiles * heads, 1))
 
 
 def variant(kernel: str, tiles: Tiles, build: Build, *, grads: int, vector: bool) -> Variant:
-    """A kernel at its constants.
+    """A kernel with the constants that it is compiled with.
 
     Args:
-        grads: of `grads_of`.
-        vector: whether 16-byte copies are legal, which only tensor-core kernels ask.
+        grads: one of `grads_of`.
+        vector: whether 16-byte copies are legal; only tensor-core kernels use them.
     """
     query, key = tiles.rows, tiles.columns
     if kernel == "dkdv":
@@ -314,35 +326,35 @@ def variant(kernel: str, tiles: Tiles, build: Build, *, grads: int, vector: bool
 
 @lru_cache(64)
 def delta(dtype: str, value_dim: int) -> Variant:
-    """The kernel of `sum(out * grad_out) - grad_lse`, which knows no tiles of its own."""
+    """The kernel of `sum(out * grad_out) - grad_lse`, which does not depend on tiles."""
     constants = {"NB_DTYPE": DTYPES.index(dtype), "NB_VALUE_DIM": value_dim}
     constants |= {f"NB_{side}_TILE_{axis}": 1 for side in ("QUERY", "KEY") for axis in range(RANK)}
     return Variant("delta.cu", "nb_delta", tuple(sorted(constants.items())), 128, 0)
 
 
 def shipped() -> Iterator[Variant]:
-    """What the deep compile matrix compiles for every target: every tile that may be chosen for
-    bfloat16 with 64 or 128 channels, and of everything else one of each.
+    """The variants that the deep compile matrix compiles for every target: all tiles for bfloat16
+    with head size 64 or 128, and one variant of everything else.
     """
-    found = dict.fromkeys(
-        one
+    variants = dict.fromkeys(
+        variant
         for size in (64, 128)
         for long in ((2,), (1, 2), (0, 1, 2))
-        for one in _variants("mma", long, Build("bfloat16", size, size), every=True)
+        for variant in _variants("mma", long, Build("bfloat16", size, size), every=True)
     )
     sizes = ((16, 16), (32, 64), (80, 80), (96, 128), (192, 128), (256, 256))
     builds = [Build("float16", *size) for size in sizes]
-    present = ((False, False), (True, False), (False, True), (True, True))
-    builds += [Build("bfloat16", 128, 128, a, b, a or b) for a, b in present[1:]]
+    options = ((False, False), (True, False), (False, True), (True, True))
+    builds += [Build("bfloat16", 128, 128, a, b, a or b) for a, b in options[1:]]
     for build in builds:
-        found |= dict.fromkeys(_variants("mma", (1, 2), build))
-        found |= dict.fromkeys(_variants("mma", (0, 1, 2), build, vector=False))
+        variants |= dict.fromkeys(_variants("mma", (1, 2), build))
+        variants |= dict.fromkeys(_variants("mma", (0, 1, 2), build, vector=False))
     for dtype in DTYPES:
         for size, value in ((32, 32), (64, 20), (512, 512)):
             build = Build(dtype, size, value, size > 32, size > 64, size > 32)
-            found |= dict.fromkeys(_variants("simt", (1, 2), build))
-        found[delta(dtype, 64)] = None
-    yield from found
+            variants |= dict.fromkeys(_variants("simt", (1, 2), build))
+        variants[delta(dtype, 64)] = None
+    yield from variants
 
 
 def _variants(
@@ -353,9 +365,9 @@ def _variants(
     every: bool = False,
     vector: bool = True,
 ) -> Iterator[Variant]:
-    """All kernels of a build: with every tile that may be chosen, or with the largest."""
+    """All kernels of a build, with every legal tile or only with the largest."""
     for kernel in KERNELS:
-        tiles = legal_tiles(kernel, instructions, long, build, LARGEST_MEMORY)
-        for one in tiles if every else tiles[-1:]:
+        legal = legal_tiles(kernel, instructions, long, build, LARGEST_MEMORY)
+        for tiles in legal if every else legal[-1:]:
             for grads in grads_of(kernel, build):
-                yield variant(kernel, one, build, grads=grads, vector=vector)
+                yield variant(kernel, tiles, build, grads=grads, vector=vector)

@@ -10,7 +10,7 @@ from nbattn.geometry import Axes
 from nbattn.program.bands import CAUSAL
 from nbattn.program.candidate import Candidate
 from nbattn.program.dense_pieces import Piece, dense_pieces, fold_into_heads
-from nbattn.program.limits import Limits, Reason, over_grid
+from nbattn.program.limits import Limits, Reason, over_grid, whole_axes
 from nbattn.program.program import Call, Program, View, whole
 from nbattn.program.request import Request
 
@@ -22,7 +22,7 @@ def candidates(request: Request, axes: Axes) -> list[Candidate]:
 
 def _reference(request: Request, axes: Axes) -> Candidate:
     """The definition, dense."""
-    reasons = meaning.REFERENCE.reasons(request.needs)
+    reasons = meaning.REFERENCE.reasons(request.needs) + whole_axes(axes)
     cost = costs.reference(request, geometry.pairs(axes))
     return Candidate("reference", "dense", (), _matrix(request, axes), cost, tuple(reasons))
 

@@ -1,7 +1,7 @@
-"""Flash kernels on CUDA: torch's built-in, flash-attn 2, 3 and 4, each called raw, forward and
-backward, behind one form of arguments.
+"""Calls the Flash kernels on CUDA, forward and backward, all with one form of arguments: torch's
+built-in, flash-attn 2, 3 and 4.
 
-Written from the providers' sources; `tests/gpu/test_flash.py` holds them to it on a GPU.
+Written from the providers' sources; `tests/gpu/test_flash.py` tests the calls on a GPU.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from nbattn.backends.inputs import Gradients, Inputs, rows_apart
 from nbattn.errors import BackendError
 from nbattn.program.program import Program
 
-_VECTOR = 16  # bytes that kernels load at once
+_VECTOR = 16  # bytes that one load instruction of the kernels reads
 _WRITES = "_flash_attention_forward_no_dropout_inplace"
 
 
 class Packed(NamedTuple):
-    """The boundaries of a varlen call, int32 `[sequences + 1]`, and the lengths it is told; without
-    boundaries it is a dense one.
+    """The boundaries of a varlen call's sequences, int32 `[sequences + 1]`, and its `max_seqlen`
+    arguments. A dense call has no boundaries.
     """
 
     query: Tensor | None
@@ -39,7 +39,7 @@ class Packed(NamedTuple):
 
 
 class Numbers(NamedTuple):
-    """What a provider is told besides tensors."""
+    """The arguments of a provider's kernel that are not tensors to compute with."""
 
     call: FlashArguments
     packed: Packed
@@ -53,7 +53,7 @@ class Numbers(NamedTuple):
 
     @property
     def window(self) -> tuple[Any, Any]:
-        """Left and right, as on the wire."""
+        """The sides (left, right), in the form that the provider takes."""
         return self.call.window.left, self.call.window.right
 
 
@@ -62,7 +62,7 @@ _Backward = Callable[[Tensor, Arrays, Tensor, Tensor, Tensor | None, Numbers], A
 
 
 class Kernels:
-    """The kernels of whichever provider a call names."""
+    """Runs each call with the kernels of the provider that the call names."""
 
     def forward(
         self,
@@ -72,7 +72,7 @@ class Kernels:
         softcap: float | None,
         into: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Output `[B, N, H, Dv]` and logsumexp `[B, N, H]`."""
+        """Computes output `[B, N, H, Dv]` and logsumexp `[B, N, H]`."""
         value_dim = arrays[2].shape[-1]
         tensors, numbers = _prepared(call, arrays, scale, softcap)
         written = None if into is None else _writable(into, tensors[0])
@@ -80,7 +80,7 @@ class Kernels:
         out, lse = call_forward(tensors, numbers, written)
         batch, rows = arrays[0].shape[:2]
         lse = _by_rows(lse, batch)
-        # Flash 2 gives rows without keys +inf
+        # Flash 2 returns +inf for rows without keys
         lse = lse[:, :rows].masked_fill(lse[:, :rows] == float("inf"), float("-inf"))
         if into is not None and out is written:
             return into, lse
@@ -90,7 +90,7 @@ class Kernels:
     def backward(
         self, call: FlashArguments, arrays: Arrays, rows: Rows, scale: float, softcap: float | None
     ) -> Arrays:
-        """Gradients of q, k, v from the rows' final output and logsumexp."""
+        """Computes the gradients of q, k, v from the rows' final output and logsumexp."""
         tensors, numbers = _prepared(call, arrays, scale, softcap)
         size = tensors[0].shape[-1]
         out, grad_out = (_sized(t, size) for t in (rows.out, rows.grad_out))
@@ -105,8 +105,8 @@ class Kernels:
         _, call_backward = _PROVIDERS[call.provider]
         grads = call_backward(grad_out, tensors, out, lse, grad_lse, numbers)
         query, key, value = (
-            part.reshape(*given.shape[:-1], size)[..., : given.shape[-1]]
-            for part, given in zip(grads, arrays, strict=True)
+            grad.reshape(*tensor.shape[:-1], size)[..., : tensor.shape[-1]]
+            for grad, tensor in zip(grads, arrays, strict=True)
         )
         return query, key, value
 
@@ -114,7 +114,9 @@ class Kernels:
 def _prepared(
     call: FlashArguments, arrays: Arrays, scale: float, softcap: float | None
 ) -> tuple[Arrays, Numbers]:
-    """Tensors in sizes and strides that kernels take, packed for a varlen call."""
+    """Tensors with head sizes and strides that the kernels take, and the other arguments. A varlen
+    call gets all samples in one dimension.
+    """
     size = padded(max(arrays[0].shape[-1], arrays[2].shape[-1]))
     query, key, value = (_sized(t, size) for t in arrays)
     rows, keys = query.shape[1], key.shape[1]
@@ -131,8 +133,8 @@ def _prepared(
 
 
 def _sized(tensor: Tensor, size: int) -> Tensor:
-    """The tensor with heads of this size, zeros at their end, in strides that kernels load: rows
-    that overlap in memory have none that a TMA box can be window.
+    """The tensor with heads padded with zeros to this size, in strides that kernels can load. Rows
+    that overlap in memory are copied: their strides cannot describe a box for TMA loads.
     """
     if tensor.shape[-1] != size:
         return pad(tensor, (0, size - tensor.shape[-1]))
@@ -144,8 +146,8 @@ def _sized(tensor: Tensor, size: int) -> Tensor:
 
 
 def _writable(into: Tensor, query: Tensor) -> Tensor | None:
-    """The rows in the shape of a kernel's output, if one can write there: heads of its size and
-    strides that it stores by; packed as its queries are.
+    """The rows `into` in the shape of the kernel's output, packed as the queries are; None if the
+    kernel cannot write them, because of their dtype, head size or strides.
     """
     if into.dtype != query.dtype or _sized(into, query.shape[-1]) is not into:
         return None
@@ -156,22 +158,21 @@ def _writable(into: Tensor, query: Tensor) -> Tensor | None:
 
 
 def _boundaries(call: FlashArguments, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
-    """Where the sequences of a varlen call start and end, int32."""
+    """The boundaries of the queries' and keys' sequences in a varlen call, int32."""
     if call.runs:
         return _of_runs(call.runs, query.shape[0], query.device)
-    found = (
+    query_boundaries, key_boundaries = (
         torch.arange(0, t.shape[0] * t.shape[1] + 1, t.shape[1], dtype=torch.int32, device=t.device)
         for t in (query, key)
     )
-    first, second = found
-    return first, second
+    return query_boundaries, key_boundaries
 
 
-@lru_cache(256)  # copying a list to a device makes the host wait, and no CUDA graph can capture it
+@lru_cache(256)  # copying a list to a device blocks the host and cannot be captured in a CUDA graph
 def _of_runs(
     runs: tuple[Sequences, ...], batch: int, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """The boundaries of runs of sequences, for all samples."""
+    """The boundaries of all samples' sequences, from the runs of one sample."""
     lengths = [(run.queries, run.keys) for run in runs for _ in range(run.times)] * batch
     at = torch.tensor([(0, 0), *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32)
     query, key = at.t().contiguous().to(device)
@@ -179,14 +180,14 @@ def _of_runs(
 
 
 def _by_rows(lse: Tensor, batch: int) -> Tensor:
-    """Logsumexps `[B, H, N]`, or `[H, B * N]` of a varlen call, as `[B, N, H]`."""
+    """Returns logsumexps `[B, H, N]`, or `[H, B * N]` of a varlen call, as `[B, N, H]`."""
     if lse.dim() == 2:
         return lse.unflatten(1, (batch, -1)).permute(1, 2, 0)
     return lse.transpose(1, 2)
 
 
 def _by_heads(rows: Tensor, varlen: bool) -> Tensor:
-    """`[B, N, H]` as the kernels want it."""
+    """Returns `[B, N, H]` in the kernels' layout: `[B, H, N]`, or `[H, B * N]` of a varlen call."""
     if varlen:
         return rows.flatten(0, 1).t().contiguous()
     return rows.transpose(1, 2).contiguous()
@@ -225,14 +226,14 @@ def _aten_backward(
 
 
 def _check_built_in() -> None:
-    """Torch's operator is Flash 2 only while nobody has put another in its place."""
+    """Raises if another implementation replaced torch's Flash operator, which is Flash 2."""
     module: Any = import_module("torch.nn.attention")
     current = getattr(module, "current_flash_attention_impl", lambda: None)()
     if current is not None:
         raise BackendError(
-            f"torch's Flash operator was replaced by {current}, which reads windows otherwise.",
-            "torch.nn.attention.restore_flash_attention_impl(), or the package by its own "
-            'name: backend="flash:fa4".',
+            f"torch's Flash operator was replaced by {current}, whose windows may differ.",
+            "torch.nn.attention.restore_flash_attention_impl(), or name the package: "
+            'backend="flash:fa4".',
         )
 
 
@@ -240,7 +241,7 @@ def _check_built_in() -> None:
 
 
 def _fa2_forward(tensors: Arrays, numbers: Numbers, into: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Below its Python functions, which take no output to write into."""
+    """Calls the extension itself, since its Python functions take no output tensor to write."""
     module: Any = import_module("flash_attn.flash_attn_interface")
     if numbers.call.entry == "kvcache":
         return _cached(module, tensors, numbers)
@@ -289,7 +290,7 @@ def _fa2_backward(
 
 
 def _cached(module: Any, tensors: Arrays, numbers: Numbers) -> tuple[Tensor, Tensor]:
-    """The kv-cache entry of flash-attn 2 and 3, which adds no keys here."""
+    """Calls the kv-cache entry of flash-attn 2 or 3 without new keys to append."""
     out, lse, *_ = module.flash_attn_with_kvcache(
         *tensors,
         cache_seqlens=numbers.call.window.used,
@@ -322,7 +323,7 @@ def _like(tensors: Arrays) -> Arrays:
 
 
 def _fa3_forward(tensors: Arrays, numbers: Numbers, into: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Its operator itself: the Python function around it may not give back what it was given."""
+    """Calls the operator itself, since its Python function may not return the `out` that it got."""
     module = import_module("flash_attn_interface")
     if numbers.call.entry == "kvcache":
         return _cached(module, tensors, numbers)
@@ -423,7 +424,7 @@ _PROVIDERS: dict[str, tuple[_Forward, _Backward]] = {
 
 
 def forward(program: Program, inputs: Inputs, *, return_lse: bool) -> tuple[Tensor, Tensor]:
-    """Output and logsumexp of a program."""
+    """Computes output and logsumexp of a program."""
     return run.forward(program, inputs, Kernels())
 
 
@@ -435,5 +436,5 @@ def backward(
     grad_out: Tensor,
     grad_lse: Tensor | None,
 ) -> Gradients:
-    """Gradients of a program."""
+    """Computes the gradients of a program."""
     return run.backward(program, inputs, Kernels(), out, lse, grad_out, grad_lse)

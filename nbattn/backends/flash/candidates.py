@@ -1,13 +1,14 @@
-"""Flash programs: windows of one axis told to every provider, by every strategy, or the reason why
-one of them does not say the mask.
+"""Builds Flash programs: the window arguments of a mask, for each provider by each strategy, or the
+reason why they cannot express it.
 
-`translate` moves the window to the bottom-right corner, `trim` first cuts off what is not read,
-`split` cuts the rows where a side stops to exclude, `virtual-pad` tells the varlen entry a longer
-`max_seqlen_k`, `pack` tells it the pieces of an axis as sequences of one call, `pad` appends keys
-up to a square and masks them with one more column of the heads; `zero-pad`, without that column, is
-never exact and says by how much. `kv-cache` gives the whole cache and says how much of it is read;
-a slice says the same with one launch less. A call is taken only if what its kernel computes, by
-`nbattn.backends.flash.meaning`, is the band that it was built for.
+`translate` counts the window from the bottom-right corner. `trim` first removes rows and keys
+without pairs. `split` cuts the rows where a side stops excluding keys. `virtual-pad` passes a
+longer `max_seqlen_k` to the varlen entry. `pack` passes the pieces of an axis as sequences of one
+varlen call. `pad` appends keys until the window is square and masks them with one more channel per
+head; `zero-pad`, without that channel, is never exact, and its reason gives the error. `kv-cache`
+passes the whole cache and the number of keys in use; slicing the keys means the same with one
+launch less. A call is accepted only if its kernel computes, by `nbattn.backends.flash.meaning`,
+exactly the band that the call was built for.
 """
 
 from __future__ import annotations
@@ -33,29 +34,30 @@ from nbattn.program.program import Call, Program, View
 from nbattn.program.request import Needs, Request
 
 MODEL = Limits(name="flash-model", key_range=False)
-_COPIES = 4  # times that folding may copy the keys
-_Pieces = list[list[Piece]]  # of every axis
+_ONE_AXIS = "Flash has one-dimensional windows"
+_COPIES = 4  # folding may copy at most this many times the keys
+_Pieces = list[list[Piece]]  # the pieces of each axis
 
 
 def candidates(request: Request, axes: Axes) -> list[Candidate]:
-    """Every provider by every strategy; one line for those that cannot run at all."""
-    asked, needs = request.backend.partition(":")[0], request.needs
-    if asked == "flash-model":
+    """One candidate per provider and strategy; one per provider that cannot run."""
+    family, needs = request.backend.partition(":")[0], request.needs
+    if family == "flash-model":
         reasons = {name: _limits("flash-model", needs) for name in PROVIDERS}
         return [refused("flash", "translate"), *_all(request, axes, "flash-model", reasons)]
     model = refused("flash-model", "translate")
-    if asked not in ("auto", "flash"):
+    if family not in ("auto", "flash"):
         return [refused("flash", "translate"), model]
     if request.device.kind != "cuda":
-        elsewhere = Reason("device", f"runs on cuda, not on {request.device.name}")
-        return [refused("flash", "translate", elsewhere), model]
+        wrong_device = Reason("device", f"runs on cuda, not on {request.device.name}")
+        return [refused("flash", "translate", wrong_device), model]
     reasons = {name: _limits(name, needs) for name in PROVIDERS}
     return [*_all(request, axes, "flash", reasons), model]
 
 
 @lru_cache(256)
 def _limits(name: str, needs: Needs) -> tuple[Reason, ...]:
-    """The limits of a provider, or of the model, that a request breaks at any length."""
+    """The limits of a provider, or of the model, that a request exceeds whatever its lengths."""
     limits = MODEL if name == MODEL.name else PROVIDERS[name]
     return tuple(limits.reasons(needs))
 
@@ -63,15 +65,15 @@ def _limits(name: str, needs: Needs) -> tuple[Reason, ...]:
 def _all(
     request: Request, axes: Axes, family: str, reasons: Mapping[str, tuple[Reason, ...]]
 ) -> Iterator[Candidate]:
-    """The candidates of all providers; the mask is taken apart once, and only if one can run."""
-    able = [name for name, found in reasons.items() if not found]
-    per_axis = _pieces(request, axes) if able else []
-    useful = geometry.pairs(axes) if able else 0
-    for name, found in reasons.items():
+    """The candidates of all providers; cuts the mask into pieces once, and only if one can run."""
+    can_run = [name for name, limits in reasons.items() if not limits]
+    per_axis = _pieces(request, axes) if can_run else []
+    useful = geometry.pairs(axes) if can_run else 0
+    for name, limits in reasons.items():
         backend = f"{family}:{name}"
-        if isinstance(per_axis, Reason) or found:
-            against = (*found, per_axis) if isinstance(per_axis, Reason) else found
-            yield refused(backend, "translate", *against)
+        if isinstance(per_axis, Reason) or limits:
+            all_reasons = (*limits, per_axis) if isinstance(per_axis, Reason) else limits
+            yield refused(backend, "translate", *all_reasons)
             continue
         for strategy, parts in _strategies(request, name, per_axis).items():
             make = _packed if strategy == "pack" else _program
@@ -85,15 +87,15 @@ def _all(
 
 
 def _pieces(request: Request, axes: Axes) -> _Pieces | Reason:
-    """Every axis as bands, residues of the last one folded into heads where that is a view."""
+    """Cuts each axis into bands; folds residues of the last one into heads where this is a view."""
     per_axis: _Pieces = []
     for number, axis in enumerate(axes):
-        # beside other axes, one whose blocks or single positions fold away is better folded
-        found = dense_pieces(axis) if len(axes) > 1 else "one axis"
-        found = band_pieces(axis) if isinstance(found, str) else found
-        if isinstance(found, str):
-            return Reason("mask", f"axis {number}: {found}")
-        per_axis.append(found)
+        # with several axes, pieces without a window come first: they fold into batch or heads
+        pieces = dense_pieces(axis) if len(axes) > 1 else "one axis"
+        pieces = band_pieces(axis) if isinstance(pieces, str) else pieces
+        if isinstance(pieces, str):
+            return Reason("mask", f"axis {number}: {pieces}")
+        per_axis.append(pieces)
     if request.layout == "contiguous":
         per_axis[-1] = [
             fold_into_heads(piece) if piece.query.group_step == 1 else piece
@@ -102,47 +104,51 @@ def _pieces(request: Request, axes: Axes) -> _Pieces | Reason:
     return per_axis
 
 
-# Strategies: every piece as pieces that one call each is arguments.
+# Strategies: turn each piece into pieces that one call each can compute.
 
 
 def _strategies(request: Request, provider: str, per_axis: _Pieces) -> dict[str, _Pieces | Reason]:
-    """What each strategy makes of the pieces, or that it changes nothing."""
+    """The pieces by strategy, or the reason why a strategy does not apply."""
     plain = [[_translate(piece) for piece in pieces] for pieces in per_axis]
     trimmed = [[part for piece in pieces for part in _trim(piece)] for pieces in per_axis]
     divided = [[part for piece in pieces for part in _split(provider, piece)] for pieces in trimmed]
-    found: dict[str, _Pieces | Reason] = {
+    strategies: dict[str, _Pieces | Reason] = {
         "translate": plain,
-        "trim": trimmed if trimmed != plain else Reason("trim", "nothing to trim"),
+        "trim": trimmed
+        if trimmed != plain
+        else Reason("trim", "every query and key has a pair: nothing to trim"),
         "split": divided
         if divided != trimmed
-        else Reason("split", "no rows to cut at where a side stops to exclude"),
+        else Reason("split", "no side stops excluding keys between two rows: nothing to split"),
     }
     if PROVIDERS[provider].varlen:
-        found |= {"virtual-pad": trimmed, "pack": trimmed}
+        strategies |= {"virtual-pad": trimmed, "pack": trimmed}
     if PROVIDERS[provider].kvcache:
-        found["kv-cache"] = _no_cache(request) or trimmed
-    return found | _padding(trimmed)
+        strategies["kv-cache"] = _no_cache(request) or trimmed
+    return strategies | _padding(trimmed)
 
 
 def _no_cache(request: Request) -> Reason | None:
-    """Why the kv-cache entry is not for a request."""
+    """Why the kv-cache entry does not support a request; None if it does."""
     if request.training:
         return Reason("backward", "the kv-cache entry has no backward")
     if sum(length > 1 for length in request.key_space) > 1:
-        return Reason("kv-cache", "a cache has one long axis of keys")
+        return Reason("kv-cache", "a cache has one axis of keys longer than 1")
     why = request.mask.decodes()
-    return None if why is None else Reason("decodes", f"not for the kv-cache entry: {why}")
+    return (
+        None if why is None else Reason("decodes", f"the kv-cache entry does not support it: {why}")
+    )
 
 
 def _padding(trimmed: _Pieces) -> dict[str, _Pieces | Reason]:
-    """Padding keys to a square: with a mask, or the error that it makes without."""
+    """Padding keys to a square: exact with masked keys; without, the reason gives the error."""
     rows, missing = max(
         ((p.query.length, _missing(p)) for axis in trimmed for p in axis),
         key=lambda sizes: sizes[1],
         default=(0, 0),
     )
     if not missing:
-        return {"pad": Reason("pad", "no window with fewer keys than queries: nothing to pad")}
+        return {"pad": Reason("pad", "no window has fewer keys than queries: nothing to pad")}
     text = (
         f"{missing} keys of zeros have score 0, not weight 0: with scores of 0 they take up to "
         f"{missing / rows:.0%} of a row"
@@ -151,32 +157,32 @@ def _padding(trimmed: _Pieces) -> dict[str, _Pieces | Reason]:
 
 
 def _missing(piece: Piece) -> int:
-    """Keys that a window lacks to be square."""
+    """The number of keys to append until a window is square."""
     return 0 if piece.band == FULL else max(0, piece.query.length - piece.key.length)
 
 
 def _translate(piece: Piece) -> Piece:
-    """The window as it is, without the sides that exclude nothing."""
+    """The whole piece, its band without sides that exclude nothing."""
     band = piece.band.limits(piece.query.length, piece.key.length)
     return Piece(piece.query, piece.key, band, piece.joins)
 
 
 def _trim(piece: Piece) -> list[Piece]:
-    """The rows that read something and the keys that they reach."""
+    """The rows that have keys, with the keys that they attend to."""
     return _sliced(piece, sliced(piece.band, piece.query.length, piece.key.length, ()))
 
 
 def _split(provider: str, whole: Piece) -> list[Piece]:
-    """A trimmed piece with the fewest cuts after which dense calls say every part."""
+    """A trimmed piece with the fewest cuts after which a dense call computes each part exactly."""
     rows, keys = whole.query.length, whole.key.length
-    for at in split_points(whole.band, keys):
-        parts = sliced(whole.band, rows, keys, at)
+    for cuts in split_points(whole.band, keys):
+        parts = sliced(whole.band, rows, keys, cuts)
         calls = (flash_arguments(provider, part.band, part.rows, part.keys) for part in parts)
-        exact = (
+        differences = (
             first_difference(call.band(part.rows, part.keys), part.band, part.rows, part.keys)
             for call, part in zip(calls, parts, strict=True)
         )
-        if len(parts) > 1 and all(row is None for row in exact):
+        if len(parts) > 1 and all(row is None for row in differences):
             return _sliced(whole, parts)
     return [whole]
 
@@ -197,9 +203,11 @@ def _sliced(piece: Piece, slices: list[Slice]) -> list[Piece]:
 
 
 def _program(request: Request, provider: str, strategy: str, per_axis: _Pieces) -> Program | Reason:
-    """The calls of every combination of pieces, or why one of them is not said."""
+    """One call per combination of pieces, or why a call does not compute its piece exactly."""
     if strategy == "pad" and request.softcap:
-        return Reason("softcap", "a softcap lifts the scores that mask padded keys")
+        return Reason("softcap", "a softcap would raise the scores that mask padded keys")
+    if several := _windows_on_axes(per_axis):
+        return several
     calls: list[Call] = []
     for pieces in product(*per_axis):
         axis = _window_axis(pieces)
@@ -220,12 +228,14 @@ def _program(request: Request, provider: str, strategy: str, per_axis: _Pieces) 
             key = key.with_part(axis, slice(0, capacity))
         calls.append(Call(query, key, replace(arguments, axis=axis), any(p.joins for p in pieces)))
     if request.extra_keys and not calls:
-        return Reason("extra_keys", "the mask reads nothing: no call that extra keys could join")
+        return Reason(
+            "extra_keys", "the mask has no pairs: no call that extra keys could be merged with"
+        )
     return _inflated(request, calls) or Program(tuple(calls))
 
 
 def _packed(request: Request, provider: str, strategy: str, per_axis: _Pieces) -> Program | Reason:
-    """One varlen call with a sequence for every piece, or why there is none."""
+    """One varlen call with one sequence per piece, or why this is impossible."""
     call = packing.call(request, provider, per_axis)
     if isinstance(call, Reason):
         return call
@@ -238,47 +248,66 @@ def _packed(request: Request, provider: str, strategy: str, per_axis: _Pieces) -
 
 
 def _capacity(request: Request, key: View, number: int) -> int:
-    """How many keys the cache has from the first of a view on, in each of its groups."""
+    """The number of keys in the cache from a view's first key on, the same in all its groups."""
     axis = key.axes[number]
     last = axis.start + axis.group_step * (axis.groups - 1)
     return (request.key_space[number] - 1 - last) // axis.step + 1
 
 
+def _windows_on_axes(per_axis: _Pieces) -> Reason | None:
+    """Why windows on several axes are not supported, in some combination of their pieces."""
+    windows = [
+        axis
+        for axis, pieces in enumerate(per_axis)
+        if any(_is_long(piece) and piece.band != FULL for piece in pieces)
+    ]
+    if len(windows) < 2:
+        return None
+    return Reason("mask", f"{_ONE_AXIS}; this mask has windows on {len(windows)} axes")
+
+
 def _window_axis(pieces: tuple[Piece, ...]) -> int | Reason:
-    """The axis whose window the kernel is told: every other one must be one position long. Without
-    a window it is the one with the most keys.
+    """The axis of the window arguments; every other axis must have length 1. Without a window it is
+    the axis with the most keys.
     """
-    long = [n for n, p in enumerate(pieces) if max(p.query.length, p.key.length) > 1]
+    long = [n for n, piece in enumerate(pieces) if _is_long(piece)]
     windows = [n for n in long if pieces[n].band != FULL]
     if not windows:
         return max(range(len(pieces)), key=lambda n: pieces[n].key.length)
     if long == windows[:1]:
         return long[0]
-    other = next(n for n in long if n != windows[0])
-    return Reason("mask", f"a window on axis {windows[0]} while axis {other} is long")
+    second = next(n for n in long if n != windows[0])
+    text = f"{_ONE_AXIS}; axis {second} is long beside the window on axis {windows[0]}"
+    return Reason("mask", text)
+
+
+def _is_long(piece: Piece) -> bool:
+    """Whether a piece has more than one query or key."""
+    return max(piece.query.length, piece.key.length) > 1
 
 
 def _wrong(call: FlashArguments, band: Band, queries: int, keys: int) -> Reason | None:
-    """Why a call does not say its band: what the kernel would read instead."""
-    said = call.band(queries, keys)
-    row = first_difference(said, band, queries, keys)
+    """Why a call does not compute its band: the first query whose keys would differ."""
+    computed = call.band(queries, keys)
+    row = first_difference(computed, band, queries, keys)
     if row is None:
         return None
     at = np.array([row])
-    wanted, found = ([int(side[0]) for side in one.rows(at, keys)] for one in (band, said))
-    text = f"{call.dialect.name} reads {call.describe()} on {queries} queries and {keys} keys as"
+    wanted, actual = ([int(side[0]) for side in b.rows(at, keys)] for b in (band, computed))
+    text = f"{call.dialect.name} with {call.describe()} on {queries} queries and {keys} keys lets"
     return Reason(
-        "window", f"{text} keys {found[0]}:{found[1]} for query {row}, not {wanted[0]}:{wanted[1]}"
+        "window",
+        f"{text} query {row} attend to keys {actual[0]}:{actual[1]}, not {wanted[0]}:{wanted[1]}",
     )
 
 
 def _too_large(request: Request, view: View) -> Reason | None:
-    """Batch and heads after folding against the grid of the kernel."""
+    """Why batch or heads after folding exceed the kernel's grid; None if they fit."""
     return over_grid(*view.batch_and_heads(request.batch, request.heads))
 
 
 def _inflated(request: Request, calls: list[Call]) -> Reason | None:
-    """Why overlapping windows of stride groups are not copied: each key once per window."""
+    """Why a program copies too much: overlapping windows would copy a key once per window."""
     copied = sum(call.key.groups * call.key.count for call in calls if costs.copies(request, call))
     times = copied / max(request.key_count, 1)
     if times <= _COPIES:
@@ -287,7 +316,7 @@ def _inflated(request: Request, calls: list[Call]) -> Reason | None:
 
 
 def _traits(request: Request, strategy: str, program: Program) -> tuple[str, ...]:
-    """The rewrites that a program took besides its strategy."""
+    """The rewrites that a program uses besides its strategy."""
     calls = program.calls
     traits = {"fold"} if any(call.query.groups > 1 for call in calls) else set[str]()
     traits |= {"split"} if len(calls) > 1 and strategy != "split" else set()

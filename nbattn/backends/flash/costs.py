@@ -1,7 +1,7 @@
-"""What Flash programs cost: blocks that kernels visit, launches, and what is copied around them.
+"""Costs of Flash programs: the blocks that kernels visit, the launches, and the copied bytes.
 
-A call writes its rows into the output itself where its heads are whole and nothing joins; else its
-output is copied there.
+A call writes its rows into the program's output itself if its heads need no padding and no parts
+are merged; otherwise its output is copied there.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from nbattn.program.costs import Cost
 from nbattn.program.program import Call, Program, View
 from nbattn.program.request import Request
 
-_JOIN = 6  # launches that merge two parts by logsumexp
+_JOIN = 6  # launches to merge two parts by logsumexp
 
 
 def cost(request: Request, provider: Provider, program: Program, useful: int) -> Cost:
-    """Pairs of the key blocks that the kernels visit, launches, and what views, heads and outputs
-    copy.
+    """The cost of a program: the pairs of the blocks that its kernels visit, its launches, and the
+    bytes copied for views, padded heads and outputs.
     """
     calls = program.calls
     joins = sum(call.joins for call in calls) + bool(request.extra_keys)
@@ -29,19 +29,19 @@ def cost(request: Request, provider: Provider, program: Program, useful: int) ->
         cached = _flash(call).entry == "kvcache"
         in_place = whole_heads and not copies(request, call)
         copied += 0 if in_place else _bytes(request, call)
-        launches += cached  # a tensor holds its lengths
+        launches += cached  # fills the tensor of the cache lengths
         if not single and (joins or cached or not in_place):
             copied += _output_bytes(request, call.query)
             launches += 1
     if not single:
-        launches += not program.writes_all(request.query_space)  # zeros
+        launches += not program.writes_all(request.query_space)  # zeros for the other rows
     visited = sum(_visited(request, provider, call) for call in calls)
-    again = (_visited(request, provider, call, backward=True) for call in calls)
+    visited_backward = (_visited(request, provider, call, backward=True) for call in calls)
     return costs.roofline(
         request,
         useful=useful,
         computed=visited,
-        backward=sum(again) if request.training else None,
+        backward=sum(visited_backward) if request.training else None,
         calls=launches + _JOIN * joins + 3 * request.sink,
         copied=copied,
         rate=provider.rate(request.device, request.dtype),
@@ -49,8 +49,8 @@ def cost(request: Request, provider: Provider, program: Program, useful: int) ->
 
 
 def copies(request: Request, call: Call) -> bool:
-    """Whether a call copies its inputs: folds that are no views, and slices of several samples
-    that a varlen call wants packed.
+    """Whether a call copies its inputs: for padded keys, for folds that are not views, and for
+    slices of several samples, which a varlen call needs packed.
     """
     return bool(_flash(call).pad) or costs.copies(request, call.query) or not _packs(request, call)
 
@@ -61,7 +61,7 @@ def _flash(call: Call) -> FlashArguments:
 
 
 def _packs(request: Request, call: Call) -> bool:
-    """Whether the samples lie one behind the other where a varlen call needs that."""
+    """Whether the samples are adjacent in memory, or the call needs no such packing."""
     spaces = ((call.query, request.query_space), (call.key, request.key_space))
     return (
         _flash(call).entry != "varlen"
@@ -71,13 +71,13 @@ def _packs(request: Request, call: Call) -> bool:
 
 
 def _whole_heads(request: Request) -> bool:
-    """Whether kernels take the heads as they are: values like queries, in vectors."""
+    """Whether kernels take the heads without padding: one aligned size for queries and values."""
     size = request.head_dim
     return size == request.value_dim and size == padded(size)
 
 
 def _bytes(request: Request, call: Call) -> float:
-    """Bytes of q, k, v and the output of one call."""
+    """Bytes of q, k, v and output of one call."""
     rows, keys = (view.groups * view.count for view in (call.query, call.key))
     positions = rows * request.heads + keys * request.kv_heads
     dims = request.head_dim + request.value_dim
@@ -91,7 +91,7 @@ def _output_bytes(request: Request, rows: View) -> float:
 
 
 def _visited(request: Request, provider: Provider, call: Call, *, backward: bool = False) -> int:
-    """Pairs of the blocks of one call, per (batch, head)."""
+    """Pairs of all blocks that one call visits, per (batch, head)."""
     arguments = _flash(call)
     size = max(request.head_dim, request.value_dim)
     shape = tile(provider.name, request.device, size, backward=backward)
@@ -107,7 +107,7 @@ def _visited(request: Request, provider: Provider, call: Call, *, backward: bool
 def _blocks(
     arguments: FlashArguments, shape: tuple[int, int], run: Sequences, *, backward: bool
 ) -> int:
-    """Pairs of the blocks of one sequence."""
+    """Pairs of all blocks that a call visits in one sequence."""
     if arguments.band(run.queries, run.keys) == FULL:
         return run.queries * run.keys
     blocks = arguments.query_blocks if backward else arguments.key_blocks

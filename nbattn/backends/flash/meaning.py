@@ -1,9 +1,10 @@
-"""What Flash kernels compute for the window they are told: every host override, in order; and which
-key blocks they visit.
+"""Models what Flash kernels compute for given window arguments, and which key blocks they visit.
 
-All Flash windows are bottom-right: the last query stands on the last key. The meanings here return
-the band from the top-left corner, `nbattn.program.bands.Band`, after what the host code does to
-the arguments. No provider is imported; `docs/seed.md` shows what the overrides do to a causal mask.
+The host code of a provider changes the window arguments before the kernel gets them; the functions
+here repeat all these overrides in order. All Flash windows are bottom-right: the last query is at
+the last key's position. The functions return the band counted from the top-left corner
+(`nbattn.program.bands.Band`). No provider is imported. `docs/seed.md` shows what the overrides do
+to a causal mask.
 """
 
 from __future__ import annotations
@@ -26,14 +27,14 @@ from nbattn.program.request import Request
 
 @dataclass(frozen=True, slots=True)
 class WindowArguments:
-    """What a call passes: `window_size=(left, right)`, the causal flag, and lengths by metadata.
+    """The window arguments of a call: `window_size=(left, right)`, the causal flag, and lengths.
 
     Args:
-        left, right: as on the wire: -1 is unlimited for Flash 2 and 3, None for Flash 4.
+        left, right: in the provider's form: -1 is unlimited for Flash 2 and 3, None for Flash 4.
         causal: the causal flag.
         max_queries, max_keys: `max_seqlen_q`, `max_seqlen_k` of a varlen call; `max_keys` of a
-            kv-cache call is the capacity of the cache. None is the true length.
-        used: `cache_seqlens` of a kv-cache call, how many of the keys it is given it reads.
+            kv-cache call is the capacity of the cache. None: the true length.
+        used: `cache_seqlens` of a kv-cache call: the number of keys in use, from the first on.
     """
 
     left: int | None = -1
@@ -48,9 +49,9 @@ Meaning = Callable[[WindowArguments, int, int], Band]
 
 
 def flash2_dense(window: WindowArguments, queries: int, keys: int) -> Band:
-    """Flash 2 and torch's built-in, dense entry: windows of `keys` or more become unlimited.
+    """Flash 2 and torch's built-in, dense entry: a side of `keys` or more becomes unlimited.
 
-    >>> flash2_dense(WindowArguments(-1, 5640), 7688, 2048)  # top-left causal was asked
+    >>> flash2_dense(WindowArguments(-1, 5640), 7688, 2048)  # meant as top-left causal
     Band(left=None, right=None)
     """
     left, right = _unlimited_from(window, keys)
@@ -58,7 +59,8 @@ def flash2_dense(window: WindowArguments, queries: int, keys: int) -> Band:
 
 
 def flash2_varlen(window: WindowArguments, queries: int, keys: int) -> Band:
-    """Flash 2 and torch's built-in, varlen entry: causal first, and `max_seqlen_k` decides.
+    """Flash 2 and torch's built-in, varlen entry: the causal flag is applied first; then sides of
+    `max_seqlen_k` or more become unlimited.
 
     >>> flash2_varlen(WindowArguments(-1, 5640, max_keys=5641), 7688, 2048)
     Band(left=11281, right=0)
@@ -71,7 +73,8 @@ def flash2_varlen(window: WindowArguments, queries: int, keys: int) -> Band:
 
 
 def flash2_kvcache(window: WindowArguments, queries: int, keys: int) -> Band:
-    """Flash 2, kv-cache entry: overrides compare with the capacity of the cache, not its filling.
+    """Flash 2, kv-cache entry: sides of the cache's capacity or more become unlimited; the number
+    of keys in use does not matter.
 
     >>> flash2_kvcache(WindowArguments(4, 0, max_keys=64), 2, 5)
     Band(left=1, right=3)
@@ -82,8 +85,8 @@ def flash2_kvcache(window: WindowArguments, queries: int, keys: int) -> Band:
 
 
 def flash3(window: WindowArguments, queries: int, keys: int) -> Band:
-    """Flash 3: sides are compared with what they can reach, so no override changes a mask. Its
-    kv-cache entry compares with the capacity of the cache, which none reaches sooner.
+    """Flash 3: only a side that reaches every position becomes unlimited, so no override changes a
+    mask. Its kv-cache entry compares with the cache's capacity, which no smaller side reaches.
 
     >>> flash3(WindowArguments(-1, 5640), 7688, 2048)
     Band(left=7687, right=0)
@@ -104,7 +107,7 @@ def flash3(window: WindowArguments, queries: int, keys: int) -> Band:
 
 
 def flash4(window: WindowArguments, queries: int, keys: int) -> Band:
-    """Flash 4: None is unlimited, negative sides are genuine, a window of no length is none.
+    """Flash 4: None is unlimited, a negative side is a number, an empty window means no window.
 
     >>> flash4(WindowArguments(None, 5640), 7688, 2048)
     Band(left=None, right=0)
@@ -122,13 +125,13 @@ def _side(side: int | None) -> int:
 
 
 def _unlimited_from(window: WindowArguments, length: int) -> tuple[int, int]:
-    """Both sides, -1 where they are as long as the key axis."""
+    """Both sides; -1 for a side of this length or more."""
     left, right = _side(window.left), _side(window.right)
     return -1 if left >= length else left, -1 if right >= length else right
 
 
 def _flash2(left: int, right: int, causal: bool, queries: int, keys: int, longest: int) -> Band:
-    """What reaches the kernel of Flash 2: full, causal, or local with both sides."""
+    """The band that Flash 2's kernel computes: full, causal, or local with both sides."""
     right = 0 if causal else right
     if left < 0 and right < 0:
         return Band()
@@ -138,19 +141,19 @@ def _flash2(left: int, right: int, causal: bool, queries: int, keys: int, longes
 
 
 def _corner(left: int | None, right: int | None, queries: int, keys: int) -> Band:
-    """A bottom-right window from the top-left corner."""
+    """The band from the top-left corner of a window that counts from the bottom-right one."""
     return Band(left, right).moved(0, queries - keys)
 
 
 class Dialect(NamedTuple):
-    """One reading of window arguments.
+    """How one generation of Flash interprets window arguments.
 
     Args:
-        name: as messages call it.
-        entries: "dense", "varlen", "kvcache" → the meaning of its calls.
-        unlimited: what stands for an unlimited side.
-        genuine: whether negative sides mean what they say.
-        every_tile: whether a tile of queries computes at least one block.
+        name: its name in messages.
+        entries: entry ("dense", "varlen", "kvcache") → the function that returns a call's band.
+        unlimited: the value for an unlimited side.
+        genuine: whether a negative side is a number like any other, rather than "unlimited".
+        every_tile: whether every tile of queries computes at least one block.
     """
 
     name: str
@@ -171,8 +174,8 @@ DIALECTS: Mapping[str, Dialect] = {"aten": FLASH2, "fa2": FLASH2, "fa3": FLASH3,
 
 
 class Sequences(NamedTuple):
-    """Sequences of a varlen call, one behind the other: so many queries and keys each. One without
-    keys gives its queries 0, one without queries leaves its keys out.
+    """`times` adjacent sequences of a varlen call, each with this number of queries and keys.
+    Queries of a sequence without keys get output 0; keys of one without queries are skipped.
     """
 
     queries: int
@@ -182,15 +185,15 @@ class Sequences(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class FlashArguments:
-    """One call of a provider: its entry and what it is window. Only `axis` may carry a window.
+    """One call of a provider: its entry and its window arguments. Only `axis` may have a window.
 
     Args:
-        provider: a name of `DIALECTS`.
+        provider: a key of `DIALECTS`.
         entry: "dense", "varlen" or "kvcache".
-        window: its window arguments.
-        axis: the axis that is longer than one position where there is a window.
-        pad: keys appended to those of the view, which one more column of the heads masks.
-        runs: the sequences of a varlen call, each with a window of its own; none: one of all.
+        window: the window arguments.
+        axis: the axis of the window; with a window, all other axes have length 1.
+        pad: keys appended to those of the view; one more channel per head masks them.
+        runs: the sequences of a varlen call, each with its own window; empty: one sequence.
     """
 
     provider: str
@@ -202,15 +205,15 @@ class FlashArguments:
 
     @property
     def dialect(self) -> Dialect:
-        """How the provider reads its arguments."""
+        """How the provider interprets its window arguments."""
         return DIALECTS[self.provider]
 
     def read(self, keys: int) -> int:
-        """How many of the keys that it is given the kernel reads, the first ones."""
+        """How many of these keys the kernel attends to, from the first on."""
         return keys if self.window.used is None else self.window.used
 
     def sequences(self, queries: int, keys: int) -> Iterator[tuple[slice, slice]]:
-        """The queries and keys of every sequence that has both, one behind the other."""
+        """The queries and keys of every sequence that has both, in order."""
         row = key = 0
         for run in self.runs or (Sequences(queries, self.read(keys)),):
             for _ in range(run.times):
@@ -220,14 +223,12 @@ class FlashArguments:
                 row, key = stop, key_stop
 
     def band(self, queries: int, keys: int) -> Band:
-        """What the kernel computes on the keys of one sequence that it reads, from the top-left
-        corner.
-        """
+        """The band that the kernel computes on one sequence, from the top-left corner."""
         return self.dialect.entries[self.entry](self.window, queries, self.read(keys) + self.pad)
 
     @property
     def has_window(self) -> bool:
-        """Whether it is told anything that excludes keys."""
+        """Whether the window arguments exclude any keys."""
         unlimited = self.dialect.unlimited
         return (self.window.left, self.window.right, self.window.causal) != (
             unlimited,
@@ -236,11 +237,11 @@ class FlashArguments:
         )
 
     def key_blocks(self, tile: tuple[int, int], queries: int, keys: int) -> tuple[Ints, Ints]:
-        """Which key blocks the forward kernel visits: first and end, per block of queries.
+        """The key blocks that the forward kernel visits: `[first, end)` per block of queries.
 
         Args:
             tile: queries and keys of a block.
-            queries, keys: the lengths.
+            queries, keys: the lengths of the sequence.
 
         >>> first, end = flash_arguments("fa3", Band(None, 0), 8, 4).key_blocks((2, 2), 8, 4)
         >>> (end - first).tolist()
@@ -257,11 +258,11 @@ class FlashArguments:
         return first, np.maximum(end, first + self.dialect.every_tile)
 
     def query_blocks(self, tile: tuple[int, int], queries: int, keys: int) -> tuple[Ints, Ints]:
-        """Which query blocks the backward kernel visits: first and end, per block of keys.
+        """The query blocks that the backward kernel visits: `[first, end)` per block of keys.
 
         Args:
             tile: queries and keys of a block.
-            queries, keys: the lengths.
+            queries, keys: the lengths of the sequence.
 
         >>> first, end = flash_arguments("fa3", Band(None, 0), 8, 4).query_blocks((2, 2), 8, 4)
         >>> first.tolist(), end.tolist()
@@ -278,36 +279,36 @@ class FlashArguments:
         return first, np.maximum(end, first)
 
     def rows(self, number: int, queries: int, keys: int) -> tuple[Ints, Ints, int]:
-        """The bands on their axis, every key on the others."""
+        """The keys of each query on one axis: those of the band on `axis`, all on the others."""
         starts, counts = np.zeros((2, queries, 2), dtype=np.int64)
         if number != self.axis:
             counts[:, 1] = keys
             return starts, counts, 1
-        for at, to in self.sequences(queries, keys):
-            lo, hi = self._rows(at, to)
-            starts[at, 1], counts[at, 1] = np.where(hi > lo, lo + to.start, 0), hi - lo
+        for rows, columns in self.sequences(queries, keys):
+            lo, hi = self._rows(rows, columns)
+            starts[rows, 1], counts[rows, 1] = np.where(hi > lo, lo + columns.start, 0), hi - lo
         return starts, counts, 1
 
     def allowed(self, queries: tuple[int, ...], keys: tuple[int, ...]) -> NDArray[np.bool_]:
-        """The call's meaning on the positions of all axes in a row, as the kernel sees them."""
-        rows, columns = math.prod(queries), math.prod(keys)
-        found = np.zeros((rows, columns), dtype=np.bool_)
-        for at, to in self.sequences(rows, columns):
-            lo, hi = (side[:, None] for side in self._rows(at, to))
-            column = np.arange(to.stop - to.start)
-            found[at, to] = (column >= lo) & (column < hi)
-        return found
+        """The mask that the kernel computes, `[queries, keys]`, with all axes flattened."""
+        query_count, key_count = math.prod(queries), math.prod(keys)
+        matrix = np.zeros((query_count, key_count), dtype=np.bool_)
+        for rows, columns in self.sequences(query_count, key_count):
+            lo, hi = (side[:, None] for side in self._rows(rows, columns))
+            column = np.arange(columns.stop - columns.start)
+            matrix[rows, columns] = (column >= lo) & (column < hi)
+        return matrix
 
-    def _rows(self, at: slice, to: slice) -> tuple[Ints, Ints]:
+    def _rows(self, rows: slice, columns: slice) -> tuple[Ints, Ints]:
         """The keys `[lo, hi)` of every query of a sequence, counted from its first key."""
-        rows, columns = at.stop - at.start, to.stop - to.start
-        return self.band(rows, columns).rows(np.arange(rows), columns)
+        queries, keys = rows.stop - rows.start, columns.stop - columns.start
+        return self.band(queries, keys).rows(np.arange(queries), keys)
 
     def blocks(self, request: Request, call: Call, *, backward: bool) -> Iterator[Block]:
-        """The blocks of every sequence of the call."""
+        """The blocks that the kernel visits in every sequence of the call."""
         lengths = (view.axes[self.axis].length for view in (call.query, call.key))
-        for at, to in self.sequences(*lengths):
-            views = call.query.with_part(self.axis, at), call.key.with_part(self.axis, to)
+        for rows, columns in self.sequences(*lengths):
+            views = call.query.with_part(self.axis, rows), call.key.with_part(self.axis, columns)
             if self.has_window:
                 yield from self._window_blocks(request, *views, backward=backward)
             else:
@@ -316,8 +317,8 @@ class FlashArguments:
     def _window_blocks(
         self, request: Request, query: View, key: View, *, backward: bool
     ) -> Iterator[Block]:
-        """The blocks of one sequence, for all groups, in the order of the kernel's loops: the keys
-        of every block of queries, or in the backward the queries of every block of keys.
+        """The blocks of one sequence, for all groups, in the order of the kernel's loops: for each
+        block of queries its key blocks, or in the backward for each block of keys its query blocks.
         """
         rows, keys = query.count, key.count
         size = max(request.head_dim, request.value_dim)
@@ -336,7 +337,7 @@ class FlashArguments:
             yield from blocks_of_groups(*parts, full=bool(full))
 
     def describe(self) -> str:
-        """The arguments in a few words."""
+        """The arguments as one short line of text."""
         window = self.window
         name = " max_seqlen_k=" if window.used is None else f" cache_seqlens={window.used} of "
         inflated = "" if window.max_keys is None else f"{name}{window.max_keys}"
@@ -358,12 +359,13 @@ def flash_arguments(
     pad: int = 0,
     capacity: int | None = None,
 ) -> FlashArguments:
-    """The call that says a band, if the provider has one; `band()` of it shows whether it does.
+    """The call for a band. Not every provider can compute every band: compare the call's `band()`.
 
-    The varlen call is told a `max_seqlen_k` above every length and side, so that no override fires:
-    padding that exists in metadata only. It is told two queries or more: with one, hosts make rows
-    of grouped heads, and then neither write the output they are given nor take other lengths. With
-    `pad` the keys are padded in fact; with `capacity` they are the first of a cache.
+    A varlen call gets a `max_seqlen_k` above every length and side, so that no override applies:
+    padding in the metadata only. Its `max_seqlen_q` is at least 2: for 1, the host code turns
+    grouped heads into rows, and then neither writes into the output tensor of the caller nor takes
+    other lengths. `pad` is the number of keys that are really appended; with `capacity`, the keys
+    are the first ones of a cache with room for so many.
 
     >>> flash_arguments("aten", Band(None, 0), 4, 4).describe()
     'dense window_size=(-1, 0)'

@@ -1,5 +1,5 @@
-"""Flash without a GPU: the same programs, every call computed densely by its dialect's meaning, in
-any dtype. For tests and inspection; never chosen by "auto".
+"""Runs Flash programs without a GPU: computes each call by dense attention with the mask that the
+kernel would compute, in any dtype. For tests and inspection; "auto" never chooses it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from nbattn.program.program import Program
 
 
 class Model:
-    """The meaning of a call, by dense attention."""
+    """Computes a call by dense attention with the call's mask."""
 
     def forward(
         self,
@@ -25,7 +25,7 @@ class Model:
         softcap: float | None,
         into: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Output and logsumexp, in the dtype of the scores."""
+        """Computes output and logsumexp, in the dtype of the scores."""
         query, *cache = arrays
         key, value = (t[:, : call.read(t.shape[1])] for t in cache)
         arrays = query, key, value
@@ -38,7 +38,7 @@ class Model:
     def backward(
         self, call: FlashArguments, arrays: Arrays, rows: Rows, scale: float, softcap: float | None
     ) -> Arrays:
-        """Gradients of q, k, v from the rows' final output and logsumexp."""
+        """Computes the gradients of q, k, v from the rows' final output and logsumexp."""
         scores, slope = _scores(call, arrays, scale, softcap)
         query, key, value = (_each_head(t, arrays[0]) for t in arrays)
         out, grad_out = (_each_head(t, arrays[0]) for t in (rows.out, rows.grad_out))
@@ -54,7 +54,7 @@ class Model:
 
 
 def _each_head(tensor: Tensor, query: Tensor) -> Tensor:
-    """`[B, N, H | Hk, D]` as `[B, H, N, D]` in the dtype of the scores."""
+    """Returns `[B, N, H | Hk, D]` as `[B, H, N, D]` in the dtype of the scores."""
     group = query.shape[2] // tensor.shape[2]
     exact = tensor.transpose(1, 2).to(accumulate_dtype(query.dtype))
     return exact.repeat_interleave(group, dim=1) if group > 1 else exact
@@ -63,7 +63,7 @@ def _each_head(tensor: Tensor, query: Tensor) -> Tensor:
 def _scores(
     call: FlashArguments, arrays: Arrays, scale: float, softcap: float | None
 ) -> tuple[Tensor, Tensor | float]:
-    """Scores `[B, H, N, M]`, -inf outside the mask, and their slope under the cap."""
+    """Scores `[B, H, N, M]`, -inf outside the mask, and the derivative of the softcap."""
     query, key = (_each_head(t, arrays[0]) for t in arrays[:2])
     scores, slope = query @ key.mT * scale, 1.0
     if softcap is not None:
@@ -75,13 +75,13 @@ def _scores(
 
 
 def _weights(scores: Tensor, lse: Tensor) -> Tensor:
-    """exp(scores - lse); 0 in rows that read nothing."""
+    """exp(scores - lse); 0 in rows without keys."""
     lse = lse[..., None]
     return (scores - lse.masked_fill(lse == float("-inf"), 0)).exp()
 
 
 def forward(program: Program, inputs: Inputs, *, return_lse: bool) -> tuple[Tensor, Tensor]:
-    """Output and logsumexp of a program."""
+    """Computes output and logsumexp of a program."""
     return run.forward(program, inputs, Model())
 
 
@@ -93,5 +93,5 @@ def backward(
     grad_out: Tensor,
     grad_lse: Tensor | None,
 ) -> Gradients:
-    """Gradients of a program."""
+    """Computes the gradients of a program."""
     return run.backward(program, inputs, Model(), out, lse, grad_out, grad_lse)

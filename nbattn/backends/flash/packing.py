@@ -1,8 +1,8 @@
-"""Pieces of one axis as sequences of one varlen call: the batch that Flash reads by boundaries.
+"""Packs the pieces of one axis as sequences of one varlen call: a batch given by boundaries.
 
-A sample is cut into sequences, boundaries for its queries and boundaries for its keys. Rows that
-read nothing are a sequence without keys, keys that nobody reads one without queries: neither does
-any work, the rows come out as 0, and no sample is copied to pack the rest.
+Each sample is cut into sequences, by boundaries for its queries and boundaries for its keys. Rows
+without keys become a sequence without keys, and keys without queries a sequence without queries:
+the kernel does no work for them, the rows get output 0, and nothing is copied to pack the rest.
 """
 
 from __future__ import annotations
@@ -23,25 +23,25 @@ from nbattn.program.request import Request
 
 
 def call(request: Request, provider: str, per_axis: list[list[Piece]]) -> Call | Reason:
-    """The call whose sequences are the pieces of the one long axis, or why there is none."""
+    """The varlen call whose sequences are the pieces of the long axis, or why there is none."""
     long = [n for n, pieces in enumerate(per_axis) if any(map(_is_long, pieces))]
     if len(long) != 1 or any(len(p) != 1 for n, p in enumerate(per_axis) if n != long[0]):
-        return Reason("pack", "needs one long axis, whose rows are the sequences")
+        return Reason("pack", "needs exactly one axis that is longer than 1 and cut into pieces")
     axis = long[0]
     queries, keys = request.query_space[axis], request.key_space[axis]
-    found = runs(per_axis[axis], queries, keys)
-    if isinstance(found, Reason):
-        return found
-    window = _window(provider, per_axis[axis], found)
+    sequences = runs(per_axis[axis], queries, keys)
+    if isinstance(sequences, Reason):
+        return sequences
+    window = _window(provider, per_axis[axis], sequences)
     if isinstance(window, Reason):
         return window
     whole = Piece(AxisView(0, queries), AxisView(0, keys))
-    pieces = [whole if n == axis else only[0] for n, only in enumerate(per_axis)]
+    pieces = [whole if n == axis else parts[0] for n, parts in enumerate(per_axis)]
     views = View(tuple(p.query for p in pieces)), View(tuple(p.key for p in pieces))
-    count = request.batch * views[0].groups * sum(run.times for run in found)
+    count = request.batch * views[0].groups * sum(run.times for run in sequences)
     if count > GRID:
         return Reason("grid", f"{count} sequences are over the grid of {GRID}")
-    return Call(*views, FlashArguments(provider, "varlen", window, axis, runs=found))
+    return Call(*views, FlashArguments(provider, "varlen", window, axis, runs=sequences))
 
 
 def _is_long(piece: Piece) -> bool:
@@ -49,10 +49,10 @@ def _is_long(piece: Piece) -> bool:
 
 
 def _window(
-    provider: str, pieces: list[Piece], found: tuple[Sequences, ...]
+    provider: str, pieces: list[Piece], sequences: tuple[Sequences, ...]
 ) -> WindowArguments | Reason:
-    """What one varlen call is told that serves every piece: they share a window. Its lengths are
-    those of the longest sequences, without work or not: kernels write zeros there.
+    """The window arguments that all pieces share, or why they differ. The lengths are those of the
+    longest sequences, also of those without keys: the kernel writes zeros to their rows.
     """
     calls = [
         flash_arguments(provider, p.band, p.query.length, p.key.length, varlen=True) for p in pieces
@@ -60,40 +60,40 @@ def _window(
     windows = sorted({(call.window.left, call.window.right) for call in calls}, key=str)
     if len(windows) > 1:
         return Reason(
-            "pack", f"its pieces need windows {windows[0]} and {windows[1]}, a call has one"
+            "pack", f"its pieces need windows {windows[0]} and {windows[1]}, but a call has one"
         )
     lengths = [(call.window.max_queries or 0, call.window.max_keys or 0) for call in calls]
-    lengths += [(run.queries, run.keys) for run in found]
-    most, longest = (max(sizes) for sizes in zip(*lengths, strict=True))
-    return replace(calls[0].window, max_queries=most, max_keys=longest)
+    lengths += [(run.queries, run.keys) for run in sequences]
+    max_queries, max_keys = (max(sizes) for sizes in zip(*lengths, strict=True))
+    return replace(calls[0].window, max_queries=max_queries, max_keys=max_keys)
 
 
 def runs(pieces: list[Piece], queries: int, keys: int) -> tuple[Sequences, ...] | Reason:
-    """The sequences of an axis of these lengths, or why its pieces are not sequences.
+    """The sequences of an axis with these lengths, or why its pieces cannot be sequences.
 
     >>> runs([Piece(AxisView(1, 3), AxisView(0, 2))], 4, 2)
     (Sequences(queries=1, keys=0, times=1), Sequences(queries=3, keys=2, times=1))
     """
-    found: list[Sequences] = []
+    sequences: list[Sequences] = []
     row = key = 0
     for piece in sorted(pieces, key=lambda piece: piece.query.start):
         if piece.joins:
-            return Reason("pack", "its pieces serve the same queries: sequences do not")
+            return Reason("pack", "its pieces share queries: sequences do not")
         if not (_in_a_row(piece.query) and _in_a_row(piece.key)):
-            return Reason("pack", "its pieces are not rows of positions, one behind the other")
+            return Reason("pack", "its pieces are not contiguous ranges of positions")
         if piece.query.start < row or piece.key.start < key:
             return Reason("pack", "its pieces share keys: sequences do not")
-        found += _gap(piece.query.start - row, piece.key.start - key)
-        found.append(Sequences(piece.query.length, piece.key.length, piece.query.groups))
+        sequences += _gap(piece.query.start - row, piece.key.start - key)
+        sequences.append(Sequences(piece.query.length, piece.key.length, piece.query.groups))
         row, key = _end(piece.query), _end(piece.key)
-    found += _gap(queries - row, keys - key)
-    if sum(run.times for run in found) < 2:
+    sequences += _gap(queries - row, keys - key)
+    if sum(run.times for run in sequences) < 2:
         return Reason("pack", "one sequence: nothing to pack")
-    return tuple(found)
+    return tuple(sequences)
 
 
 def _gap(queries: int, keys: int) -> Iterator[Sequences]:
-    """Queries without keys, and keys without queries."""
+    """One sequence for queries without keys and one for keys without queries, if there are any."""
     if queries:
         yield Sequences(queries, 0)
     if keys:
@@ -101,7 +101,7 @@ def _gap(queries: int, keys: int) -> Iterator[Sequences]:
 
 
 def _in_a_row(view: AxisView) -> bool:
-    """Whether positions and groups follow one another without a gap."""
+    """Whether the positions of all groups form one contiguous range."""
     step = view.step == 1 or view.length == 1
     blocks = view.into == "batch" and view.group_step == view.length
     return step and (view.groups == 1 or blocks)

@@ -1,6 +1,6 @@
-"""The providers of Flash kernels: what they take, where they run, and their tiles, as data.
+"""The providers of Flash kernels as data: their limits, their devices and their tiles.
 
-Facts are read from the sources of flash-attention and PyTorch; none of them was measured here.
+The facts come from the sources of flash-attention and PyTorch; none of them was measured here.
 """
 
 from __future__ import annotations
@@ -12,29 +12,30 @@ from nbattn.program.device import AMPERE_SHARE, DeviceInfo
 from nbattn.program.limits import Limits, Reason
 from nbattn.program.request import Needs
 
-ALIGNMENT = 8  # head sizes are padded to a multiple of it
+ALIGNMENT = 8  # head sizes are padded to a multiple of this
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Provider:
     """One package that runs Flash kernels.
 
-    All of them write the output of a call into rows that they are given, torch's built-in since
-    torch 2.12. Copied there instead: rows of an older torch, heads that are padded, and rows of
-    several samples in a varlen call that packs only some rows of each.
+    All of them can write a call's output into rows of a given tensor, torch's built-in since torch
+    2.12. The output is copied instead with an older torch, with padded heads, and for a varlen call
+    on some of the rows of several samples.
 
     Args:
-        name: as `backend="flash:<name>"` calls it.
-        package: the distribution that brings it; "torch" is always there.
-        limits: what it cannot do.
+        name: its name in `backend="flash:<name>"`.
+        package: the distribution that contains it; "torch" is always installed.
+        limits: what it does not support.
         capabilities: the first and the last compute capability, 80 is sm_80.
-        backward: capabilities (in tens) whose backward it has.
-        nondeterministic: capabilities (in tens), or head sizes, without a deterministic backward.
-        varlen: whether it has an entry that an inflated `max_seqlen_k` says every band with.
-        kvcache: whether it has an entry that reads the first keys of a cache, forward only.
-        backward_windows: whether its backward masks by the window that the forward was told.
-        share: its published forward rate on sm_90 against the best published one (D=128, full,
-            16k, fp16); it scales the device's peak there.
+        backward: capabilities (divided by 10) on which it has a backward.
+        nondeterministic: capabilities (divided by 10), or head sizes, without a deterministic
+            backward.
+        varlen: whether it has a varlen entry, which computes every band if `max_seqlen_k` is large.
+        kvcache: whether it has a kv-cache entry (the first keys of a cache, forward only).
+        backward_windows: whether its backward applies the forward's window arguments.
+        share: its published forward rate on sm_90, divided by the best published one (D=128, full,
+            16k, fp16); scales the device's peak there.
     """
 
     name: str
@@ -49,32 +50,36 @@ class Provider:
     share: float = 1.0
 
     def reasons(self, needs: Needs) -> list[Reason]:
-        """Every limit that a request breaks, whatever its lengths."""
-        found = self.limits.reasons(needs)
+        """Every limit that a request exceeds, whatever its lengths."""
+        reasons = self.limits.reasons(needs)
         if self.package != "torch" and self.package not in needs.device.providers:
-            found.append(Reason("package", f"needs the package {self.package}, which is not there"))
+            reasons.append(
+                Reason("package", f"needs the package {self.package}, which is not installed")
+            )
         size = max(needs.head_dim, needs.value_dim)
         number = needs.device.capability
         largest = largest_head(self.name, number)
         if size > largest:
-            found.append(Reason("head_dim", f"takes head sizes up to {largest}, not {size}"))
+            reasons.append(Reason("head_dim", f"supports head sizes up to {largest}, not {size}"))
         if number is None:
-            return found
+            return reasons
         first, last = self.capabilities
         if not first <= number <= last:
-            found.append(Reason("device", f"runs on sm_{first} to sm_{last}, not on sm_{number}"))
+            reasons.append(Reason("device", f"runs on sm_{first} to sm_{last}, not on sm_{number}"))
         if needs.training and number // 10 not in self.backward:
-            found.append(Reason("backward", f"has no backward on sm_{number}"))
+            reasons.append(Reason("backward", f"has no backward on sm_{number}"))
         if needs.training and not self.backward_windows:
-            found.append(Reason("backward", "its backward ignores the window: wrong gradients"))
-        unsteady = {number // 10, padded(size)} & {*self.nondeterministic}
-        if needs.training and needs.deterministic and unsteady:
+            reasons.append(
+                Reason("backward", "its backward ignores the window, so gradients would be wrong")
+            )
+        nondeterministic = {number // 10, padded(size)} & {*self.nondeterministic}
+        if needs.training and needs.deterministic and nondeterministic:
             text = f"has no deterministic backward on sm_{number} with head size {padded(size)}"
-            found.append(Reason("deterministic", text))
-        return found
+            reasons.append(Reason("deterministic", text))
+        return reasons
 
     def rate(self, device: DeviceInfo, dtype: str) -> float | None:
-        """FLOP/s: the device's peak, on sm_90 scaled by published rates; None is the peak."""
+        """FLOP/s on sm_90: the device's peak times `share`. None on other devices: their peak."""
         return device.peak(dtype) * self.share if device.name == "sm_90" else None
 
 
@@ -115,9 +120,9 @@ PROVIDERS: Mapping[str, Provider] = {
             kvcache=True,
             share=AMPERE_SHARE,
         ),
-        # Torch hands windows to the backward of this operator since 2.4, the first version with
-        # them; to that of its mem-efficient one only since 2.15, which is why that is none of
-        # these. Gradients with seqused_k or alibi are wrong in all versions: neither is passed.
+        # Torch passes windows to the backward of this operator since 2.4, the first version that
+        # has them; to that of its mem-efficient operator only since 2.15, so that one is not used.
+        # Gradients with seqused_k or alibi are wrong in all versions: neither is passed.
         Provider(
             name="aten",
             package="torch",
@@ -144,12 +149,13 @@ def largest_head(provider: str, number: int | None) -> int:
 
 
 def padded(size: int) -> int:
-    """A head size as kernels take it."""
+    """A head size, rounded up to a multiple of `ALIGNMENT`."""
     return -(-size // ALIGNMENT) * ALIGNMENT
 
 
-# Head size up to → queries and keys of a tile. Read in the forward and backward launch templates of
-# flash-attention (2: csrc/flash_attn/src, 3: hopper) and the tile functions of flash_attn/cute.
+# (largest head size, (queries, keys) of a tile), by size. From the forward and backward launch
+# templates of flash-attention (2: csrc/flash_attn/src, 3: hopper) and the tile functions of
+# flash_attn/cute.
 _Tiles = tuple[tuple[int, tuple[int, int]], ...]
 _AMPERE: _Tiles = ((64, (128, 128)), (192, (128, 64)), (256, (64, 64)))
 _SMALL_MEMORY: _Tiles = ((64, (128, 128)), (96, (128, 64)), (128, (128, 32)), (256, (64, 64)))
@@ -180,9 +186,9 @@ def tile(
 ) -> tuple[int, int]:
     """Queries and keys of a tile of a windowed call.
 
-    Full and causal calls of Flash 3 and 4 use slightly other ones, which counts for nothing here.
+    Full and causal calls of Flash 3 and 4 use slightly different tiles, which is ignored here.
     Devices with less than 144 KB of shared memory (sm_86, sm_89, sm_120) have smaller backward
-    tiles; a device under a name of its own is taken for one with more.
+    tiles; an unknown device is treated like one with more.
 
     >>> from nbattn.program.device import named
     >>> tile("aten", named("sm_90"), 128), tile("fa3", named("sm_90"), 64)

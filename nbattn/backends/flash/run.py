@@ -1,4 +1,4 @@
-"""Flash programs on tensors: runs any raw Flash kernel call by call, with padded keys masked."""
+"""Runs Flash programs on tensors, call by call with any Flash kernel; masks padded keys."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from nbattn.backends.flash.meaning import DIALECTS, FlashArguments, WindowArgume
 from nbattn.backends.inputs import Gradients, Inputs
 from nbattn.program.program import CallArguments, Program
 
-_SMALL = 1e-4  # a scale below it would leave padded keys in float16 a weight
+_SMALL = 1e-4  # below this scale, padded keys would get a weight above 0 in float16
 
 
 class FlashKernel(Protocol):
-    """Raw forward and backward of one Flash call without padding; as `calls.Kernel` has them."""
+    """Forward and backward of one Flash call without padded keys; compare `calls.Kernel`."""
 
     def forward(
         self,
@@ -29,19 +29,19 @@ class FlashKernel(Protocol):
         softcap: float | None,
         into: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Output `[B, N, H, Dv]` and logsumexp `[B, N, H]`, -inf for rows without keys."""
+        """Computes output `[B, N, H, Dv]` and logsumexp `[B, N, H]`, -inf for rows without keys."""
         ...
 
     def backward(
         self, call: FlashArguments, arrays: Arrays, rows: Rows, scale: float, softcap: float | None
     ) -> Arrays:
-        """Gradients of q, k, v, in their shapes."""
+        """Computes the gradients of q, k, v, in their shapes."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Padded:
-    """A Flash kernel that also takes calls with padded keys."""
+    """Extends a Flash kernel to calls with padded keys."""
 
     kernel: FlashKernel
 
@@ -53,7 +53,7 @@ class Padded:
         softcap: float | None,
         into: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Output and logsumexp of one call."""
+        """Computes output and logsumexp of one call."""
         call, arrays, scale = _without_padding(arguments, arrays, scale)
         return self.kernel.forward(call, arrays, scale, softcap, into)
 
@@ -65,18 +65,18 @@ class Padded:
         scale: float,
         softcap: float | None,
     ) -> Arrays:
-        """Gradients of one call, on its own queries and keys."""
+        """Computes the gradients of one call, without those of its padded keys."""
         call, padded, inner = _without_padding(arguments, arrays, scale)
         query, key, value = self.kernel.backward(call, padded, rows, inner, softcap)
         if call is arguments:
             return query, key, value
         size, keys = arrays[0].shape[-1], arrays[1].shape[1]
-        # the kernel has seen the queries times scale / inner
+        # the kernel's queries were the call's queries times scale / inner
         query = query[..., :size] * (scale / inner)
         return query, key[:, :keys, :, :size], value[:, :keys]
 
     def without_mask(self, program: Program) -> CallArguments:
-        """The call without a window of the program's provider."""
+        """A dense call without a window, of the program's provider."""
         first = program.calls[0].arguments
         assert isinstance(first, FlashArguments)
         unlimited = DIALECTS[first.provider].unlimited
@@ -86,10 +86,10 @@ class Padded:
 def _without_padding(
     arguments: CallArguments, arrays: Arrays, scale: float
 ) -> tuple[FlashArguments, Arrays, float]:
-    """The call with its padded keys in the tensors: one more column of the heads masks them.
+    """The call with its padded keys in the tensors, masked by one more channel per head.
 
-    Their score is -scale x 2**30 in float16, -scale x 2**80 else; a scale too small for that goes
-    into the queries.
+    Their score is -scale * 2**30 in float16, otherwise -scale * 2**80. If the scale is too small
+    for that, the queries are multiplied by it, and the kernel gets scale 1.
     """
     call, (query, key, value) = arguments, arrays
     assert isinstance(call, FlashArguments)
@@ -106,7 +106,7 @@ def _without_padding(
 
 
 def forward(program: Program, inputs: Inputs, kernel: FlashKernel) -> tuple[Tensor, Tensor]:
-    """Output and logsumexp of a program."""
+    """Computes output and logsumexp of a program."""
     out, lse = calls.forward(program, inputs, Padded(kernel))
     assert lse is not None
     return out, lse
@@ -121,5 +121,5 @@ def backward(
     grad_out: Tensor,
     grad_lse: Tensor | None,
 ) -> Gradients:
-    """Gradients of a program."""
+    """Computes the gradients of a program."""
     return calls.backward(program, inputs, Padded(kernel), out, lse, grad_out, grad_lse)

@@ -63,11 +63,8 @@ class AxisTable(NamedTuple):
 
 def table(axis: BoundAxis) -> AxisTable:
     """The intervals of an axis, as its mask function looks them up."""
-    d = axis.spec.dilation
-    position = np.arange(axis.queries, dtype=np.int64) + axis.offset
-    residue = position % d
-    keys = np.maximum(0, -((residue - axis.keys) // d))
-    return AxisTable(d, residue, *axis.rows(position // d, keys))
+    first, rows = axis.query_rows(0, axis.queries)
+    return AxisTable(axis.spec.dilation, first, *rows)
 
 
 def _minima(values: Ints, t: Ints) -> Ints:

@@ -9,7 +9,7 @@ from nbattn.backends.natten import meaning
 from nbattn.geometry import Axes
 from nbattn.program import costs
 from nbattn.program.candidate import Candidate, refused
-from nbattn.program.limits import Reason, over_grid
+from nbattn.program.limits import Reason, over_grid, whole_axes
 from nbattn.program.program import Call, Program, whole
 from nbattn.program.request import Request
 
@@ -22,7 +22,8 @@ def candidates(request: Request, axes: Axes) -> list[Candidate]:
     """
     if request.backend not in ("auto", "natten"):
         return [refused("natten", "window")]
-    reasons, windows = meaning.reasons(request.needs), meaning.windows(axes)
+    reasons = meaning.reasons(request.needs) + whole_axes(axes)
+    windows = meaning.windows(axes)
     if isinstance(windows, Reason) or reasons:
         reasons += [windows] if isinstance(windows, Reason) else []
         return [Candidate("natten", "window", (), None, None, tuple(reasons))]

@@ -20,6 +20,7 @@ from nbattn.geometry import Axes, BoundAxis, TileTotals
 from nbattn.program import costs
 from nbattn.program.costs import Cost
 from nbattn.program.request import Request
+from nbattn.rows import operations
 
 # Of one batch of tiles: larger temporaries page-fault or leave the cache, smaller ones do not fill
 # the calls.
@@ -67,15 +68,13 @@ def choose_tile(axes: Axes, item: Item) -> tuple[int, ...]:
     return tuple(choices[index] for choices, index in zip(sizes, best, strict=True))
 
 
-def cost(totals: Sequence[Any], item: Item) -> NDArray[np.float64]:
+def cost(totals: Sequence[Any], item: Item) -> Any:
     """Seconds of one core for the forward pass of a problem.
 
     Totals are those of `TileTotals`, or arrays of them.
     """
-    count, all_rows, keys, pairs = (np.asarray(total, dtype=np.float64) for total in totals)
-    tiles = np.maximum(count, 1)
-    rows = np.maximum(all_rows / tiles * item.group, 1)
-    width = np.maximum(keys / tiles + item.extra_keys, 1)
+    _, all_rows, keys, pairs = (1.0 * total for total in totals)
+    rows, width = _typical_tile(totals, item)
     scores = pairs * item.group + all_rows * item.group * item.extra_keys
     dims = item.head_dim + item.value_dim
     flops = 2 * item.items * scores * dims
@@ -85,17 +84,24 @@ def cost(totals: Sequence[Any], item: Item) -> NDArray[np.float64]:
     return flops / rate + softmax + copies + batches(totals, item) * 22e-6
 
 
-def batches(totals: Sequence[Any], item: Item) -> NDArray[np.float64]:
+def batches(totals: Sequence[Any], item: Item) -> Any:
     """How many batches of tiles the engine runs: tiles of all heads, or neighbours of a few, whose
     scores stay in the cache.
     """
-    count, all_rows, keys, _ = (np.asarray(total, dtype=np.float64) for total in totals)
-    tiles, items = np.maximum(count, 1), max(item.items, 1)
-    rows = np.maximum(all_rows / tiles * item.group, 1)
-    width = np.maximum(keys / tiles + item.extra_keys, 1)
+    ops, (rows, width) = operations(totals[0]), _typical_tile(totals, item)
+    tiles, items = ops.maximum(1.0 * totals[0], 1), max(item.items, 1)
     fit = SCORE_BYTES / (4 * rows * width)
-    batch = np.clip(fit, 1, np.maximum(items, np.minimum(fit / 2, 8 * items)))
-    return np.ceil(tiles * item.items / batch)
+    most = ops.maximum(items, ops.minimum(fit / 2, 8 * items))
+    return -(-tiles * item.items / ops.minimum(ops.maximum(fit, 1), most) // 1)
+
+
+def _typical_tile(totals: Sequence[Any], item: Item) -> tuple[Any, Any]:
+    """Rows and columns of the average tile."""
+    ops = operations(totals[0])
+    count, all_rows, keys, _ = (1.0 * total for total in totals)
+    tiles = ops.maximum(count, 1)
+    rows = ops.maximum(all_rows / tiles * item.group, 1)
+    return rows, ops.maximum(keys / tiles + item.extra_keys, 1)
 
 
 def _outer(choices: list[list[int]]) -> NDArray[np.float64]:

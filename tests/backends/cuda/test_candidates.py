@@ -70,13 +70,13 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"dtype": "float32", "require": ("mma",)},
      "window+mma: takes float16, bfloat16, not float32"),
     ({"device": device("sm_75"), "dtype": "float16", "require": ("mma",)},
-     "window+mma: runs from sm_80 on, not on sm_75"),
-    ({"head": 20, "require": ("mma",)}, "window+mma: takes a head_dim that 8 divides, not 20"),
+     "window+mma: needs sm_80 or newer, not sm_75"),
+    ({"head": 20, "require": ("mma",)}, "window+mma: takes a head_dim divisible by 8, not 20"),
     ({"head": 264, "require": ("mma",)}, "window+mma: takes a head_dim of 16 to 256, not 264"),
     ({"value_dim": 8, "require": ("mma",)}, "window+mma: takes a value_dim of 16 to 256, not 8"),
     ({"head": 520}, "window+simt: takes a head_dim of 1 to 512, not 520"),
     ({"device": "sm_90"},
-     "cuda/window: needs CuPy and NVRTC, which are not there: pip install 'nbattn[cuda13]', or "
+     "cuda/window: needs CuPy and NVRTC, which are not installed: pip install 'nbattn[cuda13]', or "
      "'nbattn[cuda12]' with a driver of CUDA 12"),
     ({"device": "cpu"}, "cuda/window: runs on cuda, not on cpu"),
     ({"length": (1 << 25) + 1}, "window+mma: takes queries up to 33554432 on axis 0, not 3355443"),

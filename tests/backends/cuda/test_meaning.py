@@ -83,7 +83,7 @@ def test_a_wrong_tile_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
             yield tile._replace(columns=tile.columns[:1]) if self.inverse else tile
 
     monkeypatch.setattr(cuda.Traversal, "tiles", lossy)
-    with pytest.raises(AssertionError, match="gradients of keys are of other pairs"):
+    with pytest.raises(AssertionError, match="the pairs of the keys' gradients differ"):
         plan.support()
     reads = cuda.Traversal.reads
     monkeypatch.setattr(cuda.Traversal, "reads", lambda self, *sizes: reads(self, *sizes)[::-1])

@@ -58,8 +58,8 @@ def test_blocks_and_a_ragged_one_are_sequences_of_one_call() -> None:
     [
         (Axis(3, 3, border="shift"), "its pieces share keys: sequences do not"),
         (Axis(3, 3), "one sequence: nothing to pack"),
-        (Axis(2, 1, border="wrap"), "its pieces serve the same queries: sequences do not"),
-        (Axis(2, dilation=3), "its pieces are not rows of positions, one behind the other"),
+        (Axis(2, 1, border="wrap"), "its pieces share queries: sequences do not"),
+        (Axis(2, dilation=3), "its pieces are not contiguous ranges of positions"),
         (Axis(9, 0, stride=4), "its pieces share keys: sequences do not"),
     ],
 )

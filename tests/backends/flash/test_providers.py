@@ -33,8 +33,8 @@ FACTS = {
 LIMITS = [
     ("aten", {"device": device.DEVICES["sm_75"]}, "runs on sm_80 to sm_121, not on sm_75"),
     ("aten", {"dtype": "float32"}, "takes float16, bfloat16, not float32"),
-    ("aten", {"head_dim": 264}, "takes head sizes up to 256, not 264"),
-    ("aten", {"value_dim": 300}, "takes head sizes up to 256, not 300"),
+    ("aten", {"head_dim": 264}, "supports head sizes up to 256, not 264"),
+    ("aten", {"value_dim": 300}, "supports head sizes up to 256, not 300"),
     ("aten", {"softcap": True}, "has no softcap"),
     ("fa2", {"key_range": True}, "has no key_range"),
     ("fa2", {"device": device.DEVICES["sm_90"]}, "needs the package flash-attn, which is"),
@@ -55,7 +55,7 @@ def test_a_limit_of_a_provider_is_a_reason(name: str, facts: dict[str, Any], tex
     [
         ("fa3", "sm_100", {}, "runs on sm_80 to sm_90, not on sm_100"),
         ("fa4", "sm_80", {"training": True}, "has no backward on sm_80"),
-        ("fa4", "sm_100", {"head_dim": 192, "value_dim": 192}, "takes head sizes up to 128"),
+        ("fa4", "sm_100", {"head_dim": 192, "value_dim": 192}, "supports head sizes up to 128"),
         ("fa4", "sm_120", {"training": True, "deterministic": True}, "has no deterministic"),
         ("aten", "cpu", {}, "runs on cuda, not on cpu"),
     ],
@@ -73,7 +73,7 @@ def test_a_backward_without_windows_does_not_train() -> None:
     one = replace(PROVIDERS["aten"], backward_windows=False)
     assert one.reasons(SimpleNamespace(**FACTS)) == []
     (reason,) = one.reasons(SimpleNamespace(**(FACTS | {"training": True})))
-    assert reason.text == "its backward ignores the window: wrong gradients"
+    assert reason.text == "its backward ignores the window, so gradients would be wrong"
 
 
 def test_providers_are_those_of_the_dialects() -> None:

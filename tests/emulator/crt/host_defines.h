@@ -8,9 +8,9 @@
 #define __grid_constant__
 #define __host__
 #define __launch_bounds__(...)
-// __shared__ has no meaning: kernels take all shared memory from NB_DYNAMIC_SHARED.
+// __shared__ is not defined: kernels get all shared memory from NB_DYNAMIC_SHARED.
 
-// What NVIDIA's other headers expect of this one.
+// Definitions that NVIDIA's other headers need from this one.
 #define CUDARTAPI
 #define CUDARTAPI_CDECL
 #define __align__(bytes) __attribute__((aligned(bytes)))

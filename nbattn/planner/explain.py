@@ -1,0 +1,167 @@
+"""A plan in words: the choice, how to get a faster one, the candidates with costs or reasons."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, NamedTuple
+
+from nbattn.backends import families
+from nbattn.errors import NbattnError
+from nbattn.program.candidate import Candidate
+from nbattn.program.request import Request
+
+if TYPE_CHECKING:
+    from nbattn.planner.plan import Plan
+
+_SLOWER = 5  # slower candidates that the short form lists
+_WORTH = 0.95  # of the chosen cost: what saves less is not advised
+
+
+class Line(NamedTuple):
+    """One line of the list of candidates.
+
+    Args:
+        state: "chosen", "slower", "refused" or "by name".
+        name: of the candidate, or of the backend whose candidates are refused.
+        cost: "estimated 1.5 ms"; empty when refused.
+        ratio: the cost over that of the chosen candidate; 0 for the chosen and for refused ones.
+        reasons: what the candidate does, or every reason against it.
+    """
+
+    state: str
+    name: str
+    cost: str
+    ratio: float
+    reasons: tuple[str, ...]
+
+
+def explain(plan: Plan, *, every: bool) -> str:
+    """The plan as text: the choice, the request, how to get a faster one, then the candidates."""
+    chosen, request = plan.chosen, plan.request
+    text = [
+        f"plan    {chosen.name}: {cost_of(chosen)}; {chosen.work()}",
+        f"        {request.mask!r}  {request.summary()}",
+        f"faster  {faster(plan)}",
+    ]
+    lines = list(candidate_lines(plan, every=every))
+    width = max(len(line.name) for line in lines)
+    for line in lines:
+        ratio = f" ({line.ratio:.3g}x)" if line.ratio else ""
+        first, *rest = line.reasons
+        text.append(
+            f"  {line.state:<9} {line.name:<{width}} "
+            f"{f'{line.cost}{ratio}  ' if line.cost else ''}{first}"
+        )
+        text += [f"{'':{width + 13}}{reason}" for reason in rest]
+    if not every:
+        text.append(f"  explain(all=True) lists all {len(plan.candidates)} candidates")
+    return "\n".join([*text, f"  {plan.decided_by()}"])
+
+
+def cost_of(candidate: Candidate) -> str:
+    """The cost in words: measured, or estimated."""
+    assert candidate.cost is not None
+    label = "estimated" if candidate.cost.measured is None else "measured"
+    return f"{label} {candidate.cost.seconds * 1e3:.3g} ms"
+
+
+def candidate_lines(plan: Plan, *, every: bool) -> Iterator[Line]:
+    """The candidates: accepted ones by cost, then refused ones.
+
+    The short form leaves out the slowest ones and what a backend refuses beside a candidate that it
+    offers; where a backend offers none, it has one line.
+    """
+    accepted = [candidate for candidate in plan.candidates if not candidate.reasons]
+    refused = [candidate for candidate in plan.candidates if candidate.reasons]
+    for candidate in accepted if every else accepted[: _SLOWER + 1]:
+        yield _accepted(candidate, plan.chosen)
+    if every:
+        for candidate in refused:
+            reasons = tuple(reason.text for reason in candidate.reasons)
+            yield Line("refused", candidate.name, "", 0.0, reasons)
+        return
+    offering = {candidate.runner for candidate in accepted}
+    by_name: list[str] = []
+    for runner in dict.fromkeys(candidate.runner for candidate in refused):
+        own = [candidate for candidate in refused if candidate.runner == runner]
+        if all(candidate.reasons[0] == families.backend(runner).by_name for candidate in own):
+            by_name.append(runner)
+        elif runner not in offering:
+            yield Line("refused", runner, "", 0.0, (_shared_reason(own),))
+    if by_name:
+        text = f"only when asked for: backend={by_name[0]!r}"
+        yield Line("by name", ", ".join(by_name), "", 0.0, (text,))
+
+
+def _accepted(candidate: Candidate, chosen: Candidate) -> Line:
+    assert candidate.cost is not None
+    assert chosen.cost is not None
+    cost = cost_of(candidate)
+    if candidate is chosen:
+        return Line("chosen", candidate.name, cost, 0.0, (candidate.work(),))
+    ratio = candidate.cost.seconds / max(chosen.cost.seconds, 1e-12)
+    return Line("slower", candidate.name, cost, ratio, (candidate.work(),))
+
+
+def _shared_reason(candidates: Sequence[Candidate]) -> str:
+    """Why a backend offers nothing: what its candidates share, else the reason of the first one
+    whose packages are installed.
+    """
+    able = [one for one in candidates if one.reasons[0].limit not in ("package", "provider")]
+    first, *others = (candidate.reasons[0].text for candidate in able or candidates)
+    different = sum(text != first for text in others)
+    return first if not different else f"{first} (and {different} more, explain(all=True))"
+
+
+def faster(plan: Plan) -> str:
+    """How to get a faster plan for the same mask and shapes, as far as costs can tell."""
+    assert plan.chosen.cost is not None
+    if plan.chosen.cost.measured is not None:
+        return "this is the fastest of the measured candidates."
+    now, best = plan.chosen.cost.seconds, ("", plan)
+    for how, request in _changes(plan.request):
+        other = _planned(request)
+        if other is not None and _seconds(other) < min(_seconds(best[1]), _WORTH * now):
+            best = how, other
+    how, other = best
+    if not how:
+        return "nothing else is estimated to be; `nbattn tune` measures candidates on this machine."
+    times = now / max(_seconds(other), 1e-12)
+    return f"{how}: {other.chosen.name}, {cost_of(other.chosen)}, {times:.3g}x as fast."
+
+
+def _changes(request: Request) -> Iterator[tuple[str, Request]]:
+    """What a user can change without changing the mask, and the request after it."""
+    if request.backend != families.AUTO or request.require or request.forbid:
+        free = replace(request, backend=families.AUTO, require=(), forbid=())
+        yield 'backend="auto" without require= and forbid=', free
+    if request.training and request.deterministic:
+        switch = "torch.use_deterministic_algorithms(False)"
+        yield switch, replace(request, deterministic=False)
+    if request.layout != "contiguous":
+        yield "contiguous query, key and value", replace(request, layout="contiguous")
+    if request.dtype in ("float64", "float32"):
+        lower = "float32" if request.dtype == "float64" else "bfloat16"
+        yield f"dtype=torch.{lower}, with its rounding", replace(request, dtype=lower)
+    if request.device.kind == "cuda":
+        for package, command in families.INSTALL.items():
+            if package not in request.device.providers:
+                providers = tuple(sorted((*request.device.providers, package)))
+                device = replace(request.device, providers=providers)
+                yield command, replace(request, device=device)
+
+
+def _planned(request: Request) -> Plan | None:
+    """The plan of a changed request; None where no backend supports it."""
+    from nbattn.planner import planner
+
+    try:
+        return planner.make(request)
+    except NbattnError:
+        return None
+
+
+def _seconds(plan: Plan) -> float:
+    assert plan.chosen.cost is not None
+    return plan.chosen.cost.seconds
