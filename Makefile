@@ -17,7 +17,7 @@ lint: $(VENV)/stamp
 	$(BIN)/ruff check
 	$(BIN)/pyright --pythonpath $(BIN)/python
 oracles: $(ORACLES)/stamp
-	$(ORACLES)/bin/pytest tests/test_outside_oracles.py
+	$(ORACLES)/bin/pytest tests/whole/test_outside_oracles.py
 bench: $(VENV)/stamp
 	$(BIN)/python benchmarks/cpu.py
 demo: $(VENV)/demo

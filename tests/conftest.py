@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
+collect_ignore = ["instruments"]  # what tests judge with has no tests of its own
 CASES = pytest.StashKey[Counter[str]]()
 
 # No clock decides: neither a deadline of an example nor how long drawing one takes.

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from probe_kernel import absent, needs_nvrtc
 
-from nbattn import cli, doctor
+from nbattn import doctor
 from nbattn.backends import families
 from nbattn.cli import doctor as command
 from nbattn.kernels import check, cubins, nvrtc
@@ -22,6 +22,7 @@ from nbattn.planner import cost_table
 
 ROOT = Path(__file__).resolve().parents[1]
 NAMES = [name for name in families.BACKENDS[1:] if not name.startswith("flash-model:")]
+
 # Backends that a CPU does not have, or not for training, and why.
 NOT_HERE = {
     "flash": "runs on cuda, not on cpu",
@@ -29,6 +30,7 @@ NOT_HERE = {
     "flex": "its CPU kernel has no backward",
     "natten": "natten is not installed on this device",
 }
+
 # What stands in for a package → how its import ends.
 BROKEN = {
     "missing": (
@@ -216,17 +218,6 @@ def test_a_table_on_a_terminal(
     assert capsys.readouterr().out.startswith("(plain: rich does not work here: ModuleNotFound")
 
 
-def test_words_for_trouble() -> None:
-    package = {"name": "natten", "extras": ["natten"], "wanted": "==0.21.7", "installed": "0.20"}
-    package |= {"fits": False, "importable": False, "error": "OSError: x"}
-    assert command._package(package) == (
-        "natten",
-        "0.20; outside ==0.21.7; does not load: OSError: x",
-    )
-    backend = {"name": "sdpa", "device": "cpu", "usable": False, "reason": "wrong by 1", "fix": "y"}
-    assert command._backend(backend) == ("sdpa on cpu", "not usable: wrong by 1; y")
-
-
 def test_a_wrong_backend_is_not_usable(monkeypatch: pytest.MonkeyPatch) -> None:
     from nbattn import functional
 
@@ -377,14 +368,6 @@ def test_kernels_without_cupy_or_nvrtc_say_what_to_install(place: Path, healthy)
     for part in ("compiler", "compile"):
         assert facts["kernels"][part]["error"].startswith("BackendError: NVRTC is nowhere. fix: ")
     assert facts["usable"] is True
-
-
-def test_exit_status(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(doctor, "_second_process", lambda names: {})
-    assert cli.main(["doctor", "--json"]) == 1
-    assert json.loads(capsys.readouterr().out)["usable"] is False
-    assert cli.main(["doctor"]) == 1
-    assert "not usable: was not tried" in capsys.readouterr().out
 
 
 def test_loading_it_loads_the_standard_library_only() -> None:

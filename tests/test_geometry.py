@@ -1,7 +1,6 @@
 """Owns the check of geometry: intervals, counts and tiles, against the enumerator and at 10^9."""
 
-from collections.abc import Callable, Iterator
-from itertools import combinations
+from collections.abc import Callable
 from math import prod
 from typing import Any
 
@@ -10,48 +9,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from oracle import axis_matrix, bound_axes, is_legal, masks, matrix, runs, tile_counts
+from short_axes import met, specimens
 from work import work
 
 from nbattn import Axis, Mask, MaskError
 from nbattn.geometry import BoundAxis, bind
 
 Count = Callable[[str, int], None]
-
-PRODUCT: dict[str, tuple[Any, ...]] = {
-    "queries": tuple(range(8)),
-    "keys": tuple(range(8)),
-    "left": (None, 0, 1, 2, 5),
-    "right": (None, 0, 1, 2, 5),
-    "dilation": (1, 2, 3),
-    "stride": (1, 2, 3, 4),
-    "align": (None, "top-left", "bottom-right"),
-    "offset": (-2, -1, 0, 1, 2),
-    "border": ("clip", "shift", "wrap"),
-    "causal": (False, True),
-    "prefix": (0, 1, 3),
-}
-TOTAL = prod(len(values) for values in PRODUCT.values())
 STEP = 41  # at which every value of every field meets every other that it may, as a test shows
 BILLION = 10**9
-
-
-def specimens(first: int, step: int) -> Iterator[tuple[dict[str, Any], int, int]]:
-    """Every step-th entry of PRODUCT from `first` on: the fields of an Axis, queries, keys."""
-    for index in range(first, TOTAL, step):
-        fields = {}
-        for name, values in PRODUCT.items():
-            index, place = divmod(index, len(values))
-            fields[name] = values[place]
-        yield fields, fields.pop("queries"), fields.pop("keys")
-
-
-def met(first: int, step: int) -> set[Any]:
-    """The pairs of values of two fields that a sample of PRODUCT has in legal axes."""
-    found: set[Any] = set()
-    for fields, queries, keys in specimens(first, step):
-        if is_legal(fields, queries, keys):
-            found.update(combinations([*fields.items(), ("queries", queries), ("keys", keys)], 2))
-    return found
 
 
 def test_the_sample_has_every_legal_pair_of_values() -> None:

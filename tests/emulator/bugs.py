@@ -19,6 +19,9 @@ from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
+if __name__ == "__main__":
+    sys.path.append(str(Path(__file__).resolve().parents[1] / "instruments"))
+
 import torch
 
 from emulator import build

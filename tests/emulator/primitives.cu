@@ -1,4 +1,4 @@
-// primitives.cu - one kernel per primitive of the emulator, for tests/test_emulator.py to compare with numpy.
+// primitives.cu - one kernel per primitive of the emulator, for tests/whole/test_emulator.py to compare with numpy.
 #include "params.h"
 #include "ptx.cuh"
 

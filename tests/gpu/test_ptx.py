@@ -12,7 +12,7 @@ import pytest
 import torch
 from emulator import build
 from emulator.launcher import Launcher
-from test_emulator import numbers
+from emulator.primitives import numbers
 from torch import Tensor
 
 from nbattn.kernels import launch, sources

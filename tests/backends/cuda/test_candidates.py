@@ -1,0 +1,150 @@
+"""The CUDA kernels as candidates: their programs are the mask, their tiles fit, their limits are
+told, and what they visit is counted in closed form. No GPU, and no kernel, takes part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from oracle import masks, matrix
+from work import lines
+
+import nbattn
+from nbattn import Axis, BackendError, Mask
+from nbattn.backends.cuda import meaning as cuda
+from nbattn.backends.cuda import tiles as cuda_tiles
+from nbattn.backends.cuda.meaning import CudaArguments
+from nbattn.backends.cuda.tiles import Build
+from nbattn.planner.plan import Plan
+from nbattn.program.device import DEVICES, DeviceInfo
+
+Count = Callable[[str, int], None]
+Space = tuple[int, ...]
+
+
+def device(name: str, providers: tuple[str, ...] = ("cupy",)) -> DeviceInfo:
+    return replace(DEVICES[name], providers=providers)
+
+
+def planned(mask: Mask, shape: Space, **named: Any) -> Plan:
+    return nbattn.plan(mask, shape, **{"device": device("sm_90"), "backend": "cuda"} | named)
+
+
+def window(plan: Plan) -> CudaArguments:
+    assert plan.chosen.program is not None
+    (call,) = plan.chosen.program.calls
+    assert isinstance(call.arguments, CudaArguments)
+    return call.arguments
+
+
+@pytest.mark.parametrize("family", cuda.INSTRUCTIONS)
+@given(drawn=masks(), training=st.booleans())
+def test_plans_are_their_masks(
+    cases: Count, drawn: tuple[Mask, Space, Space], training: bool, family: str
+) -> None:
+    """By index grids, in training those of the gradients' kernels too; and by intervals."""
+    mask, queries, keys = drawn
+    plan = planned(
+        mask,
+        (1, *queries, 2, 32),
+        key_shape=(1, *keys, 1, 32),
+        training=training,
+        require=(family,),
+    )
+    assert plan.chosen.name == f"cuda/window+{family}"
+    wanted = matrix(mask.axes, queries, keys)
+    assert np.array_equal(plan.support(), wanted)
+    assert plan.verify()
+    assert (window(plan).keys is not None) == training
+    cases("cuda plans", 1)
+
+
+REFUSED: list[tuple[dict[str, Any], str]] = [
+    ({"dtype": "float32", "require": ("mma",)},
+     "window+mma: takes float16, bfloat16, not float32"),
+    ({"device": device("sm_75"), "dtype": "float16", "require": ("mma",)},
+     "window+mma: needs sm_80 or newer, not sm_75"),
+    ({"head": 20, "require": ("mma",)}, "window+mma: takes a head_dim divisible by 8, not 20"),
+    ({"head": 264, "require": ("mma",)}, "window+mma: takes a head_dim of 16 to 256, not 264"),
+    ({"value_dim": 8, "require": ("mma",)}, "window+mma: takes a value_dim of 16 to 256, not 8"),
+    ({"head": 520}, "window+simt: takes a head_dim of 1 to 512, not 520"),
+    ({"device": device("sm_90", providers=())},
+     "cuda/window: needs CuPy and NVRTC, which are not installed: pip install 'nbattn[cuda13]', or "
+     "'nbattn[cuda12]' with a driver of CUDA 12"),
+    ({"device": "cpu"}, "cuda/window: runs on cuda, not on cpu"),
+    ({"length": (1 << 25) + 1}, "window+mma: takes queries up to 33554432 on axis 0, not 3355443"),
+    ({"length": 1 << 25, "batch": 16384}, "blocks are over the grid of 2147483647"),
+    ({"length": 1 << 25, "batch": 136, "training": True}, "2281701376 blocks are over the grid"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("named", "text"), REFUSED)
+def test_limits_are_told(named: dict[str, Any], text: str) -> None:
+    named = dict(named)
+    length, head, batch = named.pop("length", 64), named.pop("head", 32), named.pop("batch", 1)
+    with pytest.raises(BackendError) as error:
+        planned(Mask.sliding_window(3), (batch, length, 2, head), **named)
+    assert text in str(error.value)
+
+
+def test_the_planner_chooses_per_shape() -> None:
+    """Several axes and dilation: the kernels; one dense axis: Flash or torch; tiny heads: without
+    tensor cores.
+    """
+    for mask, shape, named, wanted in (
+        (Mask.neighborhood((80, 80)), (1, 256, 256, 24, 128), {}, "cuda/window+mma"),
+        (Mask.neighborhood((7, 7), dilation=8), (128, 56, 56, 2, 32), {}, "cuda/window+mma"),
+        (Mask.neighborhood((7, 7)), (8, 56, 56, 2, 32), {"dtype": "float32"}, "cuda/window+simt"),
+        (Mask.causal(), (1, 8192, 32, 128), {}, "sdpa/causal"),
+        (Mask.neighborhood((7, 7)), (8, 56, 56, 2, 20), {"forbid": ("tiled",)}, "cuda/window+simt"),
+    ):
+        named = {"device": device("sm_90"), "training": True} | named
+        assert nbattn.plan(mask, shape, **named).chosen.name == wanted
+
+
+def test_everything_that_an_attention_may_have_is_accepted() -> None:
+    plan = planned(
+        Mask(Axis(3, 3, prefix=2), Axis(2, 2, border="wrap")), (2, 9, 8, 4, 64),
+        key_shape=(2, 9, 8, 2, 64), value_dim=48, extra_keys=5, softcap=30.0, sink=True,
+        key_range=True, training=True, return_lse=True, deterministic=True,
+    )  # fmt: skip
+    assert plan.chosen.name == "cuda/window+mma"
+    build = window(plan).build
+    assert build == Build("bfloat16", 64, 48, True, True, True)
+    variant = cuda_tiles.variant("fwd", window(plan).forward, build, grads=0, vector=True)
+    assert {"-DNB_TWO_RUNS=1", "-DNB_SOFTCAP=1", "-DNB_KEY_RANGE=1"} <= {*variant.options}
+
+
+def test_costs_follow_the_kernels() -> None:
+    """Seven products of a training step where Flash has five, and split gradients of wide heads."""
+    small, wide = Build("bfloat16", 64, 64), Build("bfloat16", 256, 64)
+    assert [cuda_tiles.products(k, small) for k in cuda_tiles.KERNELS] == [128, 192, 256]
+    assert [cuda_tiles.grads_of("dkdv", build) for build in (small, wide)] == [(3,), (1, 2)]
+    plan = planned(Mask.full(), (1, 4096, 8, 64), training=True)
+    forward = planned(Mask.full(), (1, 4096, 8, 64))
+    costs = plan.chosen.cost, forward.chosen.cost
+    assert costs[0] is not None
+    assert costs[1] is not None
+    assert costs[0].flops / costs[1].flops == pytest.approx(4.5)
+    assert (costs[1].calls, costs[0].calls) == (1, 4)
+    assert costs[1].computed_pairs == costs[1].useful_pairs == 8 * 4096**2
+
+
+def test_a_decode_step_looks_at_one_tile() -> None:
+    """With the kernels among the candidates, at any length: few queries leave nothing to choose."""
+    mask = Mask.from_transformers(4096)
+
+    def step(keys: int) -> Callable[[], object]:
+        shapes = (1, 1, 32, 128), (1, keys, 8, 128)
+        return partial(nbattn.plan, mask, *shapes, device=device("sm_90"))
+
+    step(4999)()
+    for keys in (*range(5000, 5020), 10**9):
+        assert lines(step(keys)) <= 8000

@@ -1,0 +1,135 @@
+"""Owns the check of what the CUDA kernels are told: supports and schedules at any tile."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from oracle import masks, matrix
+
+import nbattn
+from nbattn import Axis, BackendError, Mask
+from nbattn.backends.cuda import meaning as cuda
+from nbattn.backends.cuda import tiles as cuda_tiles
+from nbattn.backends.cuda.meaning import CudaArguments
+from nbattn.backends.cuda.tiles import Build, Tiles
+from nbattn.geometry import bind
+from nbattn.planner.plan import Plan
+from nbattn.program.device import DEVICES, DeviceInfo
+
+Count = Callable[[str, int], None]
+Space = tuple[int, ...]
+
+
+def device(name: str) -> DeviceInfo:
+    return replace(DEVICES[name], providers=("cupy",))
+
+
+def planned(mask: Mask, shape: Space, **named: Any) -> Plan:
+    return nbattn.plan(mask, shape, **{"device": device("sm_90"), "backend": "cuda"} | named)
+
+
+def window(plan: Plan) -> CudaArguments:
+    assert plan.chosen.program is not None
+    (call,) = plan.chosen.program.calls
+    assert isinstance(call.arguments, CudaArguments)
+    return call.arguments
+
+
+TILES = {
+    1: ((1, 1, 16), (1, 1, 8), (1, 1, 3)),
+    2: ((1, 4, 4), (1, 2, 8), (1, 3, 1)),
+    3: ((2, 2, 4), (1, 2, 3), (4, 1, 2)),
+}
+
+
+@given(masks(), st.data())
+def test_support_at_any_tile(cases: Count, drawn: tuple[Mask, Space, Space], data: Any) -> None:
+    """Plans choose large tiles for small shapes: here seams and hulls are met on small ones."""
+    mask, queries, keys = drawn
+    lines = bind(mask, queries, keys)
+    pick = st.sampled_from(TILES[mask.rank])
+    tiles = [Tiles(data.draw(pick), data.draw(pick)) for _ in range(3)]
+    call = CudaArguments(lines, Build("float32", 32, 32), *tiles)
+    wanted = matrix(mask.axes, queries, keys)
+    assert np.array_equal(call.allowed(queries, keys), wanted)
+    visited = [
+        (row, visit)
+        for row, visits in call._traverse(call.forward, inverse=False)
+        for visit in visits
+    ]
+    counts = [math.prod(len(part.positions) for part in (*row, *visit)) for row, visit in visited]
+    walks = [cuda_tiles.Traversal(line) for line in cuda_tiles.padded(lines)]
+    extents = zip(walks, tiles[0].rows, tiles[0].columns, strict=True)
+    assert len(visited) == math.prod(walk.tile_pairs(*sizes) for walk, *sizes in extents)
+    assert sum(counts) >= wanted.sum()
+    cases("cuda tiles", 1)
+
+
+def test_a_wrong_tile_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The proof fails where the walk of one kernel loses a column."""
+    plan = planned(Mask.neighborhood((7, 5)), (1, 12, 20, 2, 32), training=True)
+    assert plan.verify()
+    original = cuda.Traversal.tiles
+
+    def lossy(self: Any, rows: int, columns: int) -> Any:
+        for tile in original(self, rows, columns):
+            yield tile._replace(columns=tile.columns[:1]) if self.inverse else tile
+
+    monkeypatch.setattr(cuda.Traversal, "tiles", lossy)
+    with pytest.raises(AssertionError, match="the pairs of the keys' gradients differ"):
+        plan.support()
+    reads = cuda.Traversal.reads
+    monkeypatch.setattr(cuda.Traversal, "reads", lambda self, *sizes: reads(self, *sizes)[::-1])
+    with pytest.raises(AssertionError, match="axis 0: query 0 reads other keys"):
+        plan.verify()
+
+
+def test_full_tiles_are_not_masked_and_the_schedule_shows_them() -> None:
+    plan = planned(Mask.sliding_window(255, 0), (1, 1024, 8, 64))
+    visits = list(plan.schedule())
+    sizes = window(plan).forward
+    assert all(len(visit.queries[0]) <= sizes.rows[2] for visit in visits)
+    read = matrix((Axis(255, 0),), (1024,), (1024,))
+    for visit in visits:
+        (columns,) = visit.keys[0]
+        assert visit.full <= read[np.ix_(visit.queries[0], columns)].all()
+    assert sum(visit.full for visit in visits) > len(visits) / 3
+    wrapped = planned(Mask(Axis(9, 9, border="wrap", dilation=2)), (1, 512, 1, 64)).schedule()
+    assert {len(visit.keys) for visit in wrapped} == {1, 2}  # a tile over the seam is two ranges
+
+
+@given(masks())
+def test_schedules_hold_every_pair_once(cases: Count, drawn: tuple[Mask, Space, Space]) -> None:
+    """Forward and backward, also where windows wrap."""
+    mask, queries, keys = drawn
+    shapes = {"key_shape": (1, *keys, 1, 32), "training": True}
+    plan = planned(mask, (1, *queries, 2, 32), **shapes)
+    wanted = matrix(mask.axes, queries, keys)
+    for backward in (False, True):
+        times = np.zeros((*queries, *keys), dtype=int)
+        for visit in plan.schedule(backward=backward):
+            for box in visit.keys:
+                times[np.ix_(*visit.queries, *box)] += 1
+        assert times.max(initial=0) <= 1
+        assert (times.reshape(wanted.shape) >= wanted).all()
+        cases("cuda schedules", 1)
+
+
+def test_numbers_of_an_axis_have_a_limit_each() -> None:
+    for axis, name in (
+        (Axis(1, 1, dilation=1 << 28), "dilation"),
+        (Axis(1, 1, stride=1 << 28), "stride"),
+        (Axis(1, 1, offset=-(1 << 28)), "offset"),
+    ):
+        with pytest.raises(BackendError, match=f"takes {name} up to 33554432 on axis 0, not 2684"):
+            planned(Mask(axis), (1, 8, 2, 32))
+    assert planned(
+        Mask(Axis((1 << 31) - 1, (1 << 31) - 1)), (1, 8, 2, 32)
+    ).verify()  # sides have none

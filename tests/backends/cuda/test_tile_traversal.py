@@ -1,0 +1,112 @@
+"""Tiles of rows against tiles of columns, as the CUDA kernels walk them: against the enumerator,
+and their closed-form counts against walks tile by tile, in both directions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from oracle import axis_matrix, bound_axes
+from work import work
+
+from nbattn import Axis, Mask
+from nbattn.backends.cuda.tile_traversal import Traversal
+from nbattn.geometry import BoundAxis, bind
+
+Count = Callable[[str, int], None]
+SIZES = st.sampled_from((1, 2, 3, 4, 5, 8, 16))
+SIDES = st.none() | st.integers(0, 40) | st.integers(0, 1500)
+
+
+def walked(line: BoundAxis, rows: int, columns: int, *, inverse: bool) -> np.ndarray:
+    """How often the tiles compute each pair, as they mask it."""
+    walk = Traversal(line, inverse)
+    shape = (line.keys, line.queries) if inverse else (line.queries, line.keys)
+    times = np.zeros(shape, dtype=int)
+    for tile in walk.tiles(rows, columns):
+        assert 0 < len(tile.positions) <= rows
+        for part in tile.columns:
+            assert 0 < len(part.positions) <= columns
+            assert part.reads.all() or not part.full
+            times[np.ix_(tile.positions, part.positions)] += part.reads
+    return times.T if inverse else times
+
+
+@pytest.mark.parametrize("inverse", [False, True])
+@given(bound=bound_axes(24), rows=SIZES, columns=SIZES)
+def test_walks_are_the_axis(
+    cases: Count, bound: tuple[Axis, int, int], rows: int, columns: int, inverse: bool
+) -> None:
+    """Tile by tile, and by the runs of rows that serve at any length; every row is in one tile."""
+    line = bind(Mask(bound[0]), *bound[1:])[0]
+    wanted = axis_matrix(*bound)
+    assert np.array_equal(walked(line, rows, columns, inverse=inverse), wanted)
+    walk, d = Traversal(line, inverse), bound[0].dilation
+    found = np.zeros((line.keys, line.queries) if inverse else wanted.shape, dtype=int)
+    for row, (starts, counts) in enumerate(zip(*walk.reads(rows, columns), strict=True)):
+        for start, count in zip(starts, counts, strict=True):
+            found[row, start : start + d * count : d] += 1
+            assert count == found[row, start : start + d * count : d].size
+    assert np.array_equal(found.T if inverse else found, wanted)
+    assert walk.tile_pairs(rows, columns) == sum(len(t.columns) for t in walk.tiles(rows, columns))
+    cases("walks, axes", 1)
+
+
+@pytest.mark.parametrize("inverse", [False, True])
+@given(
+    bound=bound_axes(24),
+    sides=st.tuples(SIDES, SIDES),
+    lengths=st.tuples(st.integers(0, 1000), st.integers(0, 1000)),
+    offset=st.integers(-1500, 1500),
+    sizes=st.tuples(st.sampled_from((7, 8, 16)), st.sampled_from((8, 12, 64))),
+)
+def test_counts_of_long_axes_are_those_of_their_walks(
+    cases: Count,
+    bound: tuple[Axis, int, int],
+    sides: tuple[int | None, int | None],
+    lengths: tuple[int, int],
+    offset: int,
+    sizes: tuple[int, int],
+    inverse: bool,
+) -> None:
+    """Beyond what is summed tile by tile: series between the bends of windows and borders."""
+    axis, (queries, keys) = bound[0], lengths
+    left, right = (0 if side is None and axis.border == "shift" else side for side in sides)
+    axis = replace(axis, left=left, right=0 if axis.causal else right)
+    if axis.border == "wrap":
+        queries = keys = keys - keys % (axis.dilation * axis.stride)
+    elif offset % 3 == 0:
+        axis = replace(axis, offset=offset, prefix=offset % 700 if axis.dilation == 1 else 0)
+    if axis.align is None and axis.border != "wrap":
+        keys = queries
+    walk = Traversal(bind(Mask(axis), queries, keys)[0], inverse)
+    assert walk.tile_pairs(*sizes) == sum(len(tile.columns) for tile in walk.tiles(*sizes))
+    cases("walks, long axes", 1)
+
+
+def test_two_thousand_million_tokens_are_counted_at_once() -> None:
+    line = bind(Mask(Axis(4095, 0)), 2**31, 2**31)[0]
+    found = Traversal(line).tile_pairs(64, 64), Traversal(line, inverse=True).tile_pairs(64, 64)
+    for inverse in (False, True):
+        took = work(partial(Traversal(line, inverse).tile_pairs, 64, 64))
+        assert took.lines <= 2000
+        assert took.peak <= 1 << 17
+    # a tile's own 64 keys and the 4095 before them: 65 tiles, but for the first 64 tiles of rows
+    assert found[0] == 2**25 * 65 - sum(64 - tile for tile in range(64))
+    assert found[1] == found[0]
+
+
+def test_a_run_starts_where_its_window_does() -> None:
+    """128 keys are two tiles of 64 wherever they lie, and a prefix is a run of its own."""
+    line = bind(Mask(Axis(63, 64, offset=100, align="top-left")), 1, 4096)[0]
+    assert Traversal(line).tile_pairs(64, 64) == 2
+    line = bind(Mask(Axis(63, 64, offset=1000, prefix=3, align="top-left")), 1, 4096)[0]
+    assert Traversal(line).tile_pairs(64, 64) == 3
+    line = bind(Mask(Axis(3, 3, border="wrap")), 64, 64)[0]
+    assert Traversal(line).tile_pairs(64, 8) == 8

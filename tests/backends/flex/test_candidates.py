@@ -1,0 +1,55 @@
+"""Owns the check of flex as a candidate: its limits, and that auto leaves it alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+import nbattn
+from nbattn import Axis, BackendError, Mask
+
+# The backend.
+
+
+SHAPE = (1, 13, 20, 2, 32)
+MASK = Mask(Axis(2, 2, border="shift", dilation=2), Axis(3, 3, border="wrap"))
+
+
+def reasons(mask: Mask = MASK, shape: tuple[int, ...] = SHAPE, **named: Any) -> list[str]:
+    """Why flex is refused, asked by name on a CPU."""
+    named = {"backend": "flex", "dtype": "float32", "device": "cpu"} | named
+    with pytest.raises(BackendError) as error:
+        nbattn.plan(mask, shape, **named)
+    lines = str(error.value).splitlines()
+    return [line.split(": ", 1)[1] for line in lines if line.startswith("  flex/blocks: ")]
+
+
+@pytest.mark.parametrize(
+    ("named", "text"),
+    [
+        ({"training": True}, "its CPU kernel has no backward"),
+        ({"return_lse": True},
+         "returns no logsumexp, which return_lse, sink and extra keys need"),
+        ({"dtype": "float64"}, "takes float16, bfloat16, float32, not float64"),
+        ({"key_range": True}, "has no key_range"),
+        ({"mask": Mask(Axis(0, causal=True, stride=4)), "shape": (1, 9, 2, 8)},
+         "rows without keys, for which it is not defined"),
+        ({"mask": Mask.full(), "shape": (1, 0, 2, 8)},
+         "no pairs, for which its kernel is not defined"),
+        ({"training": True, "deterministic": True, "device": "sm_90"},
+         "its backward does not repeat bit by bit"),
+        ({"mask": Mask.full(), "shape": (32_768, 16, 2, 8), "device": "sm_90"},
+         "32768 samples x 2 heads are 65536, over the grid of 65535"),
+    ],
+)  # fmt: skip
+def test_its_limits_are_told(named: dict[str, Any], text: str) -> None:
+    assert reasons(**named) == [text]
+
+
+def test_auto_never_starts_its_compilation() -> None:
+    plan = nbattn.plan(MASK, SHAPE, dtype="float32", device="cpu")
+    (own,) = [one for one in plan.candidates if one.backend == "flex"]
+    assert [reason.text for reason in own.reasons] == [
+        "compiles for seconds: runs only by name: backend='flex'"
+    ]

@@ -1,0 +1,88 @@
+"""Owns the check of natten as a candidate: what it cannot say, its limits, and its absence."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+import nbattn
+from nbattn import Axis, BackendError, Mask
+from nbattn.backends.natten.meaning import window
+from nbattn.geometry import bind
+from nbattn.program import device
+
+HERE = replace(device.DEVICES["sm_90"], providers=("natten",))
+
+
+def planned(mask: Mask, space: tuple[int, ...], **named: Any) -> Any:
+    shape = (1, *space, 2, 32)
+    return nbattn.plan(mask, shape, device=HERE, **{"backend": "natten"} | named)
+
+
+@pytest.mark.parametrize(
+    ("axis", "keys", "text"),
+    [
+        (Axis(3, 3), None, 'border="clip"; it moves windows inward'),
+        (Axis(3, 3, border="wrap"), None, 'border="wrap"; it moves windows inward'),
+        (Axis(3, causal=True, border="shift"), None,
+         'a causal axis with border="shift"; it cuts windows'),
+        (Axis(3, 1, border="shift"), None, "left=3, right=1; it has 2 and 2"),
+        (Axis(causal=True), None, "an unlimited side; its windows are finite"),
+        (Axis(3, causal=True, offset=1), None, "offset=1; it has none"),
+        (Axis(3, causal=True, prefix=1), None, "prefix=1; it has none"),
+        (Axis(0, 0, border="shift"), None,
+         "a window of 1 with stride=1; it needs 2 and at least the stride"),
+        (Axis(1, 1, border="shift", stride=4), None,
+         "a window of 3 with stride=4; it needs 2 and at least the stride"),
+        (Axis(2, 2, border="shift", dilation=3), None,
+         "5 keys x dilation 3 are more than 12; it refuses that"),
+        (Axis(2, 2, border="shift", align=0), 14, "12 queries and 14 keys; it has one length"),
+    ],
+)  # fmt: skip
+def test_what_it_cannot_say(axis: Axis, keys: int | None, text: str) -> None:
+    assert window(bind(Mask(axis), 12, keys)[0]) == text
+
+
+@pytest.mark.parametrize(
+    ("named", "text"),
+    [
+        ({"dtype": "float64"}, "takes float16, bfloat16, float32, not float64"),
+        ({"value_dim": 12}, "needs a value_dim that 8 divides, not 12"),
+        ({"softcap": 2.0}, "has no softcap"),
+        ({"sink": True}, "has no sink"),
+        ({"extra_keys": 3}, "extra keys are not merged with its logsumexp here"),
+        ({"training": True, "return_lse": True},
+         "its backward cannot use a gradient of the logsumexp"),
+        ({"training": True, "deterministic": True}, "its backward does not repeat bit by bit"),
+    ],
+)  # fmt: skip
+def test_its_limits_are_told(named: dict[str, Any], text: str) -> None:
+    with pytest.raises(BackendError) as error:
+        planned(Mask.neighborhood(7), (20,), **named)
+    assert f"  natten/window: {text}\n" in str(error.value)
+
+
+def test_its_grid_has_heads_and_residue_classes_in_one_dimension() -> None:
+    mask = Mask.neighborhood((3, 3), dilation=(8, 4))
+    for shape, text in (
+        ((65_536, 24, 12, 1, 8), "65536 samples"),
+        ((1, 24, 12, 2_048, 8), "65536 heads"),
+    ):
+        with pytest.raises(BackendError, match=f"{text} after folding are over the grid of 65535"):
+            nbattn.plan(mask, shape, device=HERE, backend="natten")
+    nbattn.plan(mask, (65_535, 24, 12, 2_047, 8), device=HERE, backend="natten")
+
+
+def test_an_absent_package_is_the_reason() -> None:
+    with pytest.raises(BackendError, match="natten/window: natten is not installed on this dev"):
+        nbattn.plan(Mask.neighborhood(7), (1, 20, 2, 32), device="sm_90", backend="natten")
+
+
+def test_auto_does_not_trust_what_has_not_run_on_a_gpu() -> None:
+    plan = planned(Mask.neighborhood(7), (20,), backend="auto")
+    (own,) = [one for one in plan.candidates if one.backend == "natten"]
+    assert [reason.text for reason in own.reasons] == [
+        "not yet run on a GPU: runs only by name: backend='natten'"
+    ]

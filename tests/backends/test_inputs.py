@@ -1,0 +1,61 @@
+"""Owns the check of what inputs tell of their layout: that of a packed projection among them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import nbattn
+from nbattn import Mask, execute
+from nbattn.backends.inputs import Inputs, layout_of
+from nbattn.planner.plan import Plan
+
+
+def planned(inputs: Inputs, mask: Mask, **named: Any) -> Plan:
+    options: dict[str, Any] = {
+        **{"backend": "auto", "require": (), "forbid": (), "training": True},
+        **{"deterministic": False, "return_lse": False},
+    }
+    return execute.planned(mask, inputs, **options | named)
+
+
+# What "packed" means.
+
+
+def packed(
+    shape: tuple[int, ...], heads: tuple[int, int], dim: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Views of what one projection gives."""
+    sizes = [heads[0] * dim, heads[1] * dim, heads[1] * dim]
+    joined = torch.randn(*shape, sum(sizes))
+    query, key, value = (part.unflatten(-1, (-1, dim)) for part in joined.split(sizes, dim=-1))
+    return query, key, value
+
+
+def test_layouts_of_calls() -> None:
+    query, key, value = packed((2, 6), (4, 2), 8)
+    assert layout_of(query, key, value) == "packed"
+    own = torch.randn(2, 3, 4, 8)
+    assert layout_of(own, key, value) == "packed"  # a context's keys and values
+    assert layout_of(query, key, value.clone()) == "strided"
+    assert layout_of(query, value, key) == "packed"
+    assert layout_of(*(t.clone() for t in (query, key, value))) == "contiguous"
+    first = query.transpose(1, 2).contiguous().transpose(1, 2)
+    assert layout_of(first, first, first) == "strided"
+    fused = torch.randn(2, 6, 3, 4, 8)  # x @ weight, then .unflatten(-1, (3, H, D)).unbind(2)
+    assert layout_of(*fused.unbind(2)) == "packed"
+    per_head = torch.randn(2, 6, 4, 3, 8)
+    assert layout_of(*per_head.unbind(3)) == "strided"
+
+
+def test_a_packed_plan_is_the_plan_of_a_packed_call() -> None:
+    for space, heads in (((6,), (4, 2)), ((5, 4), (2, 2))):
+        mask = Mask(*[nbattn.Axis(2, 1, dilation=2)] * len(space))
+        query, key, value = packed((2, *space), heads, 8)
+        inputs = Inputs(query, key, value, None, None, None, None, 1.0, None)
+        shapes = query.shape, key.shape
+        wanted = nbattn.plan(mask, *shapes, dtype="float32", device="cpu", packed=True)
+        assert planned(inputs, mask, training=False) == wanted
+        assert wanted.request.layout == "packed"

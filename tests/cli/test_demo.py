@@ -1,0 +1,57 @@
+"""Owns the command `demo`: its misuse and its help."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from nbattn.cli import main
+
+ROOT = Path(__file__).parents[2]
+Capture = pytest.CaptureFixture[str]
+
+
+def test_a_file_in_the_way_and_missing_packages_exit_with_2(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    (tmp_path / "taken").write_text("")
+    assert main(["demo", "--output", str(tmp_path / "taken")]) == 2
+    assert "taken cannot be created: File exists" in capsys.readouterr().err
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert main(["demo"]) == 2
+    assert capsys.readouterr().err == (
+        "nbattn demo: the demo needs matplotlib, skimage, sklearn, which is not installed.\n"
+        '  fix:   pip install "nbattn[demo]".\n'
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--size", "8"], "8 is below 24; the search window is 21 wide"),
+        (["--threads", "0"], "0 is below 1"),
+        (["--seed", "-1"], "-1 is not in 0 … 2^63 - 1"),
+        (["--part", "all"], "invalid choice: 'all'"),
+        (["--epochs", "x"], "invalid"),
+    ],
+)
+def test_misuse_exits_with_2(arguments: list[str], message: str, capsys: Capture) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["demo", *arguments])
+    assert message in capsys.readouterr().err
+
+
+def test_help_says_what_it_prints_and_the_exit_status_without_torch() -> None:
+    code = "import sys; sys.modules['torch'] = None; from nbattn.cli import main; main()"
+    run = subprocess.run(
+        [sys.executable, "-c", code, "demo", "--help"],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={"PYTHONPATH": str(ROOT), "COLUMNS": "100"},
+    )
+    for text in ("examples:", "exit status:", "prints:", "--output", "--part {denoise,digits}"):
+        assert text in run.stdout

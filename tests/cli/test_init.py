@@ -1,0 +1,117 @@
+"""The command line as a whole: streams, statuses, and options that must not be ignored."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from nbattn.cli import COMMANDS, main
+from nbattn.planner import cost_table
+
+ROOT = Path(__file__).parents[2]
+NAT = str(ROOT / "configs" / "nat_tiny.toml")
+
+
+def run(command: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """A shell line in which `nbattn` is this program."""
+    line = command.replace("nbattn ", f"{sys.executable} -m nbattn ")
+    env = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
+    return subprocess.run(
+        line, shell=True, capture_output=True, text=True, env=env, cwd=ROOT, timeout=600
+    )
+
+
+@pytest.mark.parametrize("command", [f"plan {NAT} --device cpu", "schema"])
+def test_a_closed_output_is_no_failure(command: str) -> None:
+    done = run(f"nbattn {command} >&-", PYTHONWARNINGS="error::ResourceWarning")
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+def test_a_full_disk_is_one_line() -> None:
+    done = run("nbattn schema > /dev/full")
+    assert (done.returncode, done.stderr) == (2, "nbattn schema: No space left on device.\n")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_is_printed_on_ascii_terminals(command: str) -> None:
+    done = run(f"nbattn {command} --help", PYTHONIOENCODING="ascii")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith(f"usage: nbattn {command}")
+
+
+def test_names_beyond_ascii_are_printed_escaped(tmp_path: Path) -> None:
+    path = tmp_path / "a.toml"
+    path.write_text(
+        '[masks]\nm = { full = {} }\n[plans]\n"blöck" = { mask = "m", query = [1, 8, 2, 8] }\n'
+    )
+    done = run(f"nbattn plan {path} --device cpu", PYTHONIOENCODING="ascii")
+    assert done.returncode == 0
+    assert done.stdout.startswith("bl\\xf6ck\n")
+
+
+IGNORED = """
+tune --dtype float32 --dry-run
+nbattn tune: the request is missing: give CONFIG, or --mask and --query.
+
+tune --key 1,4,2,8 --dry-run
+nbattn tune: the request is missing: give CONFIG, or --mask and --query.
+
+mask --mask full() --query 4 --device sm_1
+nbattn mask: --device applies to the figure's plan, but --png is missing.
+
+mask --mask full() --query 4 --head-dim 0
+nbattn mask: --head-dim applies to the figure's plan, but --png is missing.
+
+mask --mask full() --query 4 --png a.svg
+nbattn mask: a.svg does not end in .png, the format of the file.
+
+bench --mask full() --query 1,8,2,8 --png a.svg
+nbattn bench: a.svg does not end in .png, the format of the file.
+
+demo --size 700
+argument --size: 700 is above 512, the side of the photograph
+
+bench --mask full() --query 1,8,2,8 --threads 99999999999
+argument --threads: '99999999999' is not a whole number from 1 to 1000000
+
+plan --mask full() --query 1,3000000000,2,8
+nbattn plan: query_shape: 3000000000 is beyond 2147483647.
+
+plan --mask full() --query 1,99999999999999999999999,2,8
+nbattn plan: query_shape: 99999999999999999999999 is beyond 2147483647.
+"""
+
+
+@pytest.mark.parametrize("case", IGNORED.strip().split("\n\n"), ids=lambda c: c.split("\n")[0])
+def test_nothing_is_ignored(capsys: pytest.CaptureFixture[str], case: str) -> None:
+    command, said = case.split("\n")
+    try:
+        status = main(command.split())
+    except SystemExit as stop:  # argparse
+        status = stop.code
+    out, err = capsys.readouterr()
+    assert (status, out) == (2, "")
+    assert said in err
+
+
+@pytest.fixture
+def costs() -> Iterator[None]:
+    """Tables are read again, before a test and after it."""
+    cost_table.forget()
+    yield
+    cost_table.forget()
+
+
+@pytest.mark.usefixtures("costs")
+def test_a_relative_cache_is_one_message(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NBATTN_CACHE", "somewhere")
+    assert main(["tune", "--dry-run", "--device", "cpu"]) == 2
+    assert "NBATTN_CACHE='somewhere' is neither an absolute path" in capsys.readouterr().err

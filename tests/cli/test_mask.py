@@ -1,0 +1,281 @@
+"""Owns the command `mask`: exact output, exact misuse."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from textwrap import dedent
+from types import ModuleType, SimpleNamespace
+
+import pytest
+from oracle import axis_matrix, tile_counts
+
+from nbattn import Axis, Mask, cli
+from nbattn.cli import mask as command
+from nbattn.cli.mask_text import parse_mask
+
+ROOT = Path(__file__).resolve().parents[2]
+Capture = pytest.CaptureFixture[str]
+
+
+def shell(line: str, **variables: str) -> subprocess.CompletedProcess[bytes]:
+    """A line of shell in which `nbattn` is this checkout's."""
+    script = f'set -o pipefail; nbattn() {{ "{sys.executable}" -m nbattn "$@"; }}; {line}'
+    env = {**os.environ, "PYTHONPATH": str(ROOT), **variables}
+    return subprocess.run(["bash", "-c", script], env=env, capture_output=True, timeout=600)
+
+
+def test_a_picture_in_a_pipe() -> None:
+    done = shell(
+        "nbattn mask --mask 'Axis(1, 1, border=\"shift\"), Axis(0, 0, align=0)' --query 4,2 "
+        "--key 4,3 | cat"
+    )
+    assert done.stderr == b""
+    assert done.stdout.decode("utf-8") == dedent("""\
+        Mask(Axis(1, 1, border='shift'), Axis(0, 0, align='top-left'))
+
+        24 of 96 pairs; 3 keys per query
+
+        axis 0: 4 queries, 4 keys, 12 of 16 pairs
+        1 left, itself, 1 right; shift
+        3 keys per query
+          0 1 2 3
+        0 ◆ ■ ▣ ⬚
+        1 ■ ◆ ■ ⬚
+        2 ⬚ ■ ◆ ■
+        3 ⬚ ▣ ■ ◆
+
+        axis 1: 2 queries, 3 keys, 2 of 6 pairs
+        itself; top-left
+        1 keys per query
+          0 1 2
+        0 ◆ ⬚ ⬚
+        1 ⬚ ◆ ⬚
+
+        ■ attended   ◆ attended, own position   ▣ attended, moved or wrapped   ⬚ not attended
+        """)
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252", "utf-16"])
+def test_outputs_without_these_signs(encoding: str) -> None:
+    done = shell("nbattn mask --mask 'Axis(1, 0, dilation=2)' --query 3", PYTHONIOENCODING=encoding)
+    assert (done.returncode, done.stderr) == (0, b"")
+    text = done.stdout.decode(encoding)
+    if encoding == "ascii":
+        assert text == dedent("""\
+            Mask(Axis(1, 0, dilation=2))
+
+            axis 0: 3 queries, 3 keys, 4 of 9 pairs
+            1 left, itself; dilation 2
+            1-2 keys per query
+              0 1 2
+            0<@ : .
+            1<: @ :
+            2 # : @
+
+            # attended   @ attended, own position   . not attended   : not on this query's dilation grid   < > window cut
+            """)
+    assert "own position" in text
+
+
+def test_a_reader_that_stops_early() -> None:
+    done = shell("nbattn mask --mask 'causal()' --query 48 | head -1")
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout == b"Mask(Axis(None, 0, causal=True))\n"
+
+
+@pytest.mark.parametrize("name", ["mask", "doctor"])
+def test_help_on_outputs_without_these_signs(name: str) -> None:
+    done = shell(f"nbattn {name} --help", PYTHONIOENCODING="ascii")
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_a_missing_package_is_one_message(tmp_path: Path) -> None:
+    (tmp_path / "numpy.py").write_text("raise ImportError('numpy is broken')")
+    places = os.pathsep.join(map(str, (tmp_path, ROOT)))
+    done = shell("nbattn mask --mask 'causal()' --query 3", PYTHONPATH=places)
+    assert (done.returncode, done.stdout) == (2, b"")
+    assert done.stderr.decode() == (
+        "nbattn mask: numpy is broken.\n"
+        "  fix:   `nbattn doctor` shows what is missing or broken, and what to install.\n"
+    )
+
+
+def test_a_narrow_terminal(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", "40")
+    assert cli.main(["mask", "--mask", "causal()", "--query", "100"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "a cell is 6 x 6 pairs" in lines[2]
+    assert max(map(len, lines[5:23])) <= 40
+    monkeypatch.setenv("COLUMNS", "3")
+    assert cli.main(["mask", "--mask", "causal()", "--query", "100"]) == 0
+
+
+def test_json(capsys: Capture) -> None:
+    text = 'Axis(1, 0, align="bottom-right"), Axis(3, 3, align="top-left")'
+    assert cli.main(["mask", "--mask", text, "--query", "5,60", "--key", "2,100", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    mask = Mask(Axis(1, 0, align="bottom-right"), Axis(3, 3, align="top-left"))
+    parts = [axis_matrix(axis, *n) for axis, n in zip(mask.axes, ((5, 2), (60, 100)), strict=True)]
+    counts = [part.sum(axis=1) for part in parts]
+    assert found["mask"] == repr(mask)
+    assert (found["query"], found["key"]) == ([5, 60], [2, 100])
+    assert found["pairs"] == parts[0].sum() * parts[1].sum()
+    assert found["keys_a_query"] == {"fewest": 0, "most": 2 * 7, "queries_without_keys": 3 * 60}
+    for axis, part, count in zip(found["axes"], parts, counts, strict=True):
+        assert axis["pairs"] == part.sum()
+        assert axis["keys_a_query"] == {
+            "fewest": count.min(),
+            "most": count.max(),
+            "queries_without_keys": (count == 0).sum(),
+        }
+        assert axis["pairs_of_cells"] == tile_counts(part, *axis["cell"]).tolist()
+    assert [axis["position_of_query_0"] for axis in found["axes"]] == [-3, 0]
+    assert [axis["cell"] for axis in found["axes"]] == [[1, 1], [2, 3]]
+
+
+def test_json_names_no_place_where_the_mask_says_none(capsys: Capture) -> None:
+    asked = ["mask", "--mask", "full(2)", "--query", "5,6", "--key", "5,7", "--json"]
+    assert cli.main(asked) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [axis["position_of_query_0"] for axis in found["axes"]] == [0, None]
+
+
+def test_lengths_that_differ_ask_for_an_alignment(capsys: Capture) -> None:
+    text = ["--query", "1", "--key", "40"]
+    assert cli.main(["mask", "--mask", "sliding_window(15)", *text]) == 2
+    error = capsys.readouterr().err
+    assert "axis 0 (1 query, 40 keys): the lengths differ" in error
+    fix = "Mask(Axis(15, 0, align='bottom-right'))"
+    assert f"fix:   {fix} puts the last query on the last key" in error
+    assert cli.main(["mask", "--mask", fix, *text]) == 0
+
+
+def test_png(tmp_path: Path, capsys: Capture) -> None:
+    path = tmp_path / "a.png"
+    line = ["mask", "--mask", "neighborhood((3, 3))", "--query", "6,7", "--png", str(path)]
+    assert cli.main([*line, "--device", "sm_90", "--dtype", "bfloat16"]) == 0
+    assert path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    assert capsys.readouterr().out.startswith("Mask(")
+
+
+@pytest.fixture
+def configured(monkeypatch: pytest.MonkeyPatch) -> dict[str, Mask]:
+    """A stand-in for configuration files."""
+    masks = {"encoder": Mask.causal(), "nat": Mask.neighborhood(3)}
+    module = ModuleType("nbattn.config")
+    module.load = lambda path: SimpleNamespace(masks=masks)  # pyright: ignore
+    monkeypatch.setitem(sys.modules, "nbattn.config", module)
+    return masks
+
+
+def test_a_mask_of_a_file(configured: dict[str, Mask], capsys: Capture) -> None:
+    assert cli.main(["mask", "x.toml", "nat", "--query", "5"]) == 0
+    assert capsys.readouterr().out.splitlines()[0] == repr(configured["nat"])
+    del configured["nat"]
+    assert cli.main(["mask", "x.toml", "--query", "5"]) == 0
+    assert capsys.readouterr().out.splitlines()[0] == repr(configured["encoder"])
+
+
+NAMES = ", ".join(command.parse_mask.__globals__["MAKERS"])
+FIELDS = "left, right, dilation, stride, causal, align, offset, border, prefix"
+FORMS = "neighborhood((7, 7), dilation=2), or sliding_window(511), or one Axis(…) per axis."
+MISUSE = [
+    (["--query", "3"],
+     "no mask is given.\n  fix:   either CONFIG NAME, or --mask 'neighborhood((7, 7))'."),
+    (["x.toml", "--mask", "causal()", "--query", "3"],
+     "two masks are given.\n  fix:   either CONFIG NAME, or --mask 'neighborhood((7, 7))'."),
+    (["x.toml", "encodr", "--query", "3"],
+     "x.toml has no mask 'encodr'.\n  fix:   did you mean 'encoder'? It has: encoder, nat."),
+    (["x.toml", "--query", "3"], "x.toml has 2 masks.\n  fix:   name one of: encoder, nat."),
+    (["--mask", "causal()", "--query", "3,x"],
+     "--query '3,x': 'x' is not a length.\n"
+     "  fix:   --query 8,24,24: whole numbers >= 0, one per axis."),
+    (["--mask", "causal()", "--query", "3", "--key", "-1"],
+     "--key '-1': '-1' is not a length.\n"
+     "  fix:   --key 8,24,24: whole numbers >= 0, one per axis."),
+    (["--mask", "causal()", "--query", ""],
+     "--query '': '' is not a length.\n"
+     "  fix:   --query 8,24,24: whole numbers >= 0, one per axis."),
+    (["--mask", "causal()", "--query", "99999999999"],
+     "--query '99999999999': '99999999999' is not a length.\n"
+     "  fix:   --query 8,24,24: whole numbers >= 0, one per axis."),
+    (["--mask", "causal()", "--query", "3,4"],
+     "the mask has 1 axis, the space of the queries 2: (3, 4).\n"
+     "  given: Mask(Axis(None, 0, causal=True))\n"
+     "  fix:   one length per axis of the mask, or a mask of 2 axes."),
+    (["--mask", "causal()", "--query", "9999999999"],
+     "axis 0 has 9999999999 queries and 9999999999 keys; pictures go up to 2097152.\n"
+     "  fix:   a shorter axis shows the same rules."),
+    (["--mask", "Axis(1, 1", "--query", "3"],
+     "the mask is not valid Python syntax: '(' was never closed.\n"
+     f"  given: Axis(1, 1\n  fix:   {FORMS}"),
+    (["--mask", "", "--query", "3"], f"the mask is empty.\n  fix:   {FORMS}"),
+    (["--mask", "[Axis(1)]", "--query", "3"],
+     f"'[Axis(1)]' is neither an axis nor a mask.\n  given: [Axis(1)]\n  fix:   {FORMS}"),
+    (["--mask", "neighbourhood(7)", "--query", "3"],
+     "'neighbourhood' is not a mask constructor.\n  given: neighbourhood(7)\n"
+     f"  fix:   did you mean 'neighborhood'? One of {NAMES}."),
+    (["--mask", "open('x')", "--query", "3"],
+     f"'open' is not a mask constructor.\n  given: open('x')\n  fix:   One of {NAMES}."),
+    (["--mask", "Axis(1, right=open('x'))", "--query", "3"],
+     "Axis, right: \"open('x')\" is not a literal.\n  given: Axis(1, right=open('x'))\n"
+     "  fix:   numbers, strings, True, False, None and tuples of them."),
+    (["--mask", "Axis(1, 2, dilaton=2)", "--query", "3"],
+     "Axis has no 'dilaton'.\n  given: Axis(1, 2, dilaton=2)\n"
+     f"  fix:   did you mean 'dilation'? One of {FIELDS}."),
+    (["--mask", "Axis(**{'left': 1})", "--query", "3"],
+     f"Axis has no '**'.\n  given: Axis(**{{'left': 1}})\n  fix:   One of {FIELDS}."),
+    (["--mask", "Axis(1, 2, 3)", "--query", "3"],
+     "Axis has 3 positional arguments.\n  given: Axis(1, 2, 3)\n"
+     "  fix:   at most 2: left, right; the others by keyword."),
+    (["--mask", "Axis(1, left=2)", "--query", "3"],
+     "Axis has 'left' twice.\n  given: Axis(1, left=2)\n  fix:   left once."),
+    (["--mask", "neighborhood()", "--query", "3"],
+     f"neighborhood needs kernel_size.\n  given: neighborhood()\n  fix:   {FORMS}"),
+    (["--mask", "causal(), Axis(1)", "--query", "3"],
+     f"a Mask is one of 2 parts; only axes can be combined.\n  given: causal(), Axis(1)\n"
+     f"  fix:   {FORMS}"),
+    (["--mask", "Mask(3)", "--query", "3"],
+     f"'3' is neither an axis nor a mask.\n  given: Mask(3)\n  fix:   {FORMS}"),
+    (["--mask", "Mask(causal())", "--query", "3"],
+     "the arguments of Mask must be axes.\n  given: Mask(causal())\n"
+     "  fix:   Mask(Axis(3, 3), Axis(3, 3))."),
+    (["--mask", "full(1000000000)", "--query", "3"],
+     "a mask has 1 to 3 axes, not 1000000000.\n  fix:   Mask(Axis(3, 3), Axis(3, 3))"),
+    (["--mask", "causal" * 500, "--query", "3"],
+     f"the mask has 3000 characters, the limit is 2000.\n  given: {('causal' * 500)[:200]}\n"
+     f"  fix:   {FORMS}"),
+    (["--mask", "causal()", "--query", "3", "--png", "no/such.png"],
+     "no/such.png cannot be created: no is not a directory.\n"
+     "  fix:   a file in a directory that exists."),
+    (["--mask", "causal()", "--query", "3", "--png", "x.png", "--device", "sm_1"],
+     "device='sm_1' is not known.\n"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("line", "text"), MISUSE, ids=[" ".join(m[0])[:40] for m in MISUSE])
+def test_misuse_is_one_message_and_exit_code_2(
+    line: list[str], text: str, configured: object, capsys: Capture
+) -> None:
+    assert cli.main(["mask", *line]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith(f"nbattn mask: {text}")
+    assert err == f"nbattn mask: {text}\n" or text.endswith("\n")
+
+
+def test_help_is_a_page(capsys: Capture) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["mask", "--help"])
+    assert caught.value.code == 0
+    text = capsys.readouterr().out
+    for part in ("usage: nbattn mask", "examples:", "exit status:", "--png", "drawn by tiles"):
+        assert part in text
+    for line in text.split("examples:")[1].splitlines():
+        if "--mask" in line:
+            assert isinstance(parse_mask(line.split("'")[1]), Mask)

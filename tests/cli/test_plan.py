@@ -1,0 +1,217 @@
+"""`nbattn plan` and `nbattn schema`: what they print, their exit status, and misuse."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from textwrap import dedent
+from typing import Any
+
+import jsonschema
+import pytest
+
+import nbattn
+from nbattn.cli import main
+from nbattn.planner import proof
+
+ROOT = Path(__file__).parents[2]
+NAT = str(ROOT / "configs" / "nat_tiny.toml")
+VIDEO = str(ROOT / "configs" / "video_3d.toml")
+Capture = pytest.CaptureFixture[str]
+
+
+def nbattn_(capsys: Capture, *arguments: str) -> tuple[int, str, str]:
+    """Exit status, output and errors of a command line."""
+    try:
+        status = main(arguments)
+    except SystemExit as stop:  # argparse
+        status = int(stop.code or 0)
+    captured = capsys.readouterr()
+    return status, captured.out, captured.err
+
+
+def test_a_plan_of_a_file_is_explained(capsys: Capture) -> None:
+    status, out, err = nbattn_(capsys, "plan", NAT, "stage4", "--device", "cpu")
+    plan = nbattn.load(NAT).plans["stage4"].plan(device="cpu")
+    assert (status, out, err) == (0, f"stage4\n{plan.explain()}\n", "")
+    assert "chosen    sdpa/dense" in out
+
+
+def test_all_plans_of_a_file_in_its_order(capsys: Capture) -> None:
+    _, out, _ = nbattn_(capsys, "plan", NAT, "--device", "sm_90")
+    titles = [part.splitlines()[0] for part in out.split("\n\n")]
+    assert titles == ["stage1", "stage2", "stage3", "stage4"]
+    assert out.count("float32 sm_90 training") == 4
+
+
+def test_a_mask_and_a_shape_are_a_plan(capsys: Capture) -> None:
+    mask, shape = "neighborhood((7, 7), dilation=8)", "8,56,56,2,32"
+    options = ["--query", shape, "--dtype", "float32", "--device", "cpu", "--training"]
+    status, out, _ = nbattn_(capsys, "plan", "--mask", mask, *options)
+    assert status == 0
+    assert out.startswith(f"{mask}\nplan    sdpa/dense+fold: estimated ")
+    assert "chosen    sdpa/dense+fold" in out
+
+
+def test_a_mask_of_a_file_with_another_shape(capsys: Capture) -> None:
+    shape = ["--query", "1,8,8,8,2,16", "--device", "cpu"]
+    status, out, _ = nbattn_(capsys, "plan", VIDEO, "--mask", "encoder", *shape)
+    assert status == 0
+    assert "Axis(8, 0, causal=True)" in out
+
+
+def test_every_option_changes_the_request(capsys: Capture) -> None:
+    options = [
+        *(
+            "--mask",
+            'causal("top-left")',
+            "--query",
+            "1,8,4,16",
+            "--key",
+            "1,9,2,16",
+            "--value-dim",
+            "8",
+        ),
+        *("--dtype", "float64", "--device", "sm_80", "--backend", "tiled", "--require", "tile"),
+        *("--forbid", "fold,split", "--extra-keys", "3", "--softcap", "5", "--training", "--json"),
+        *("--return-lse", "--sink", "--key-range", "--deterministic", "--packed"),
+    ]
+    status, out, _ = nbattn_(capsys, "plan", *options)
+    (found,) = json.loads(out)
+    expected = nbattn.plan(
+        nbattn.Mask.causal("top-left"),
+        (1, 8, 4, 16),
+        (1, 9, 2, 16),
+        value_dim=8,
+        dtype="float64",
+        device="sm_80",
+        backend="tiled",
+        require=("tile",),
+        forbid=("fold", "split"),
+        extra_keys=3,
+        softcap=5.0,
+        training=True,
+        return_lse=True,
+        sink=True,
+        key_range=True,
+        deterministic=True,
+        packed=True,
+    )
+    assert (status, found) == (0, {"name": 'causal("top-left")'} | expected.to_dict())
+
+
+def test_data_and_proof(capsys: Capture) -> None:
+    status, out, _ = nbattn_(capsys, "plan", NAT, "--device", "cpu", "--json", "--verify")
+    found = json.loads(out)
+    assert status == 0
+    assert [one["name"] for one in found] == ["stage1", "stage2", "stage3", "stage4"]
+    assert all(one["verified"] is True for one in found)
+    _, out, _ = nbattn_(capsys, "plan", NAT, "stage1", "--device", "cpu", "--verify")
+    assert out.endswith("\n  proof     exact: every pair of the mask once, no other\n")
+
+
+def test_a_plan_that_is_not_its_mask_fails(
+    capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def wrong(*_: Any) -> bool:
+        raise AssertionError("axis 0: query 3 reads other keys than the mask says")
+
+    monkeypatch.setattr(proof, "verify", wrong)
+    status, out, _ = nbattn_(capsys, "plan", NAT, "stage1", "--device", "cpu", "--verify")
+    assert status == 1
+    assert out.endswith(
+        "proof     NOT EXACT: axis 0: query 3 reads other keys than the mask says\n"
+    )
+    status, out, _ = nbattn_(capsys, "plan", NAT, "stage1", "--verify", "--json")
+    assert (status, json.loads(out)[0]["verified"]) == (1, False)
+
+
+MISUSE = """
+plan
+    nbattn plan: the request is missing: give CONFIG, or --mask and --query.
+      fix:   nbattn plan CONFIG, or nbattn plan --mask 'sliding_window(511)' --query 1,4096,8,64
+
+plan NAT stage5
+    nbattn plan: NAT has no plan 'stage5'.
+      fix:   plans of NAT: stage1, stage2, stage3, stage4.
+
+plan NAT stage1 --device sm90
+    nbattn plan: device='sm90' is not known.
+      fix:   one of 'cpu', 'sm_75', 'sm_80', 'sm_86', 'sm_89', 'sm_90', 'sm_100', 'sm_103', 'sm_120', a torch.device, or your own DeviceInfo.
+
+plan NAT stage1 --query 1,8,2,32
+    nbattn plan: query has 4 dimensions [1, 8, 2, 32]; a mask of 2 axes needs 5.
+      given: Mask(Axis(3, 3, border='shift'), Axis(3, 3, border='shift'))
+      fix:   query as [B, X, Y, H, D], or a mask of 1 axis.
+
+plan NAT --mask blok --query 1,8,8,2,32
+    nbattn plan: NAT has no mask 'blok'.
+      fix:   masks of NAT: block.
+
+plan NAT stage1 --mask block --query 1,8,8,2,32
+    nbattn plan: --mask defines the request, so plan names are unused: stage1.
+      fix:   give either --mask or plan names.
+
+plan NAT --mask block
+    nbattn plan: the request is missing: give CONFIG, or --mask and --query.
+      fix:   nbattn plan CONFIG, or nbattn plan --mask 'sliding_window(511)' --query 1,4096,8,64
+
+plan absent.toml
+    nbattn plan: absent.toml: cannot be read: No such file or directory.
+
+plan --mask causal() --query 1,8,2,8 --backend tile
+    nbattn plan: backend='tile' is not known.
+      fix:   one of 'auto', 'reference', 'sdpa', 'tiled', 'flash', 'flash:aten', 'flash:fa2', 'flash:fa3', 'flash:fa4', 'flash-model', 'flash-model:aten', 'flash-model:fa2', 'flash-model:fa3', 'flash-model:fa4', 'cuda', 'flex', 'natten'.
+"""  # noqa: E501  the texts stand here as users see them
+
+
+@pytest.mark.parametrize("case", MISUSE.strip().split("\n\n"), ids=lambda case: case.split("\n")[0])
+def test_misuse_is_one_message_and_status_2(capsys: Capture, case: str) -> None:
+    command, _, expected = case.partition("\n")
+    arguments = [NAT if part == "NAT" else part for part in command.split()]
+    status, out, err = nbattn_(capsys, *arguments)
+    assert (status, out) == (2, "")
+    assert err == dedent(expected).replace("NAT", NAT) + "\n"
+
+
+def test_shapes_and_words_are_checked_by_the_parser(capsys: Capture) -> None:
+    status, _, err = nbattn_(capsys, "plan", "--query", "1,x")
+    assert status == 2
+    assert err.endswith("argument --query: '1,x' is not a shape; write 1,56,56,2,32\n")
+    status, _, err = nbattn_(capsys, "plann")
+    assert status == 2
+    assert "invalid choice: 'plann'" in err
+
+
+@pytest.mark.parametrize("command", [[], ["plan"], ["schema"]], ids=" ".join)
+def test_help_reads_like_a_page(capsys: Capture, command: list[str]) -> None:
+    status, out, _ = nbattn_(capsys, *command, "--help")
+    assert status == 0
+    assert all(len(line) <= 100 for line in out.splitlines())
+    assert "examples:" in out or "exit status:" in out
+
+
+def test_the_schema_is_one(capsys: Capture) -> None:
+    status, out, _ = nbattn_(capsys, "schema")
+    assert status == 0
+    jsonschema.Draft202012Validator.check_schema(json.loads(out))
+
+
+def test_piped_output_is_plain_and_head_may_close_it() -> None:
+    command = f"{sys.executable} -m nbattn plan {NAT} --device cpu | head -1"
+    run = subprocess.run(command, shell=True, capture_output=True, text=True, cwd=ROOT)
+    assert (run.stdout, run.stderr) == ("stage1\n", "")
+
+
+def test_a_terminal_gets_a_table(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "120")
+    status, out, _ = nbattn_(capsys, "plan", NAT, "stage1", "--device", "cpu", "--verify")
+    assert status == 0
+    assert "\x1b[" in out
+    assert "what it does, or why not" in out
+    assert "axis 1: its windows differ" not in out
+    out = nbattn_(capsys, "plan", NAT, "stage1", "--device", "cpu", "--all")[1]
+    assert "axis 1: its windows differ from query to query" in out

@@ -1,0 +1,42 @@
+"""Owns the product of short axes: samples of it, and which pairs of values meet in them."""
+
+from collections.abc import Iterator
+from itertools import combinations
+from math import prod
+from typing import Any
+
+from oracle import is_legal
+
+PRODUCT: dict[str, tuple[Any, ...]] = {
+    "queries": tuple(range(8)),
+    "keys": tuple(range(8)),
+    "left": (None, 0, 1, 2, 5),
+    "right": (None, 0, 1, 2, 5),
+    "dilation": (1, 2, 3),
+    "stride": (1, 2, 3, 4),
+    "align": (None, "top-left", "bottom-right"),
+    "offset": (-2, -1, 0, 1, 2),
+    "border": ("clip", "shift", "wrap"),
+    "causal": (False, True),
+    "prefix": (0, 1, 3),
+}
+TOTAL = prod(len(values) for values in PRODUCT.values())
+
+
+def specimens(first: int, step: int) -> Iterator[tuple[dict[str, Any], int, int]]:
+    """Every step-th entry of PRODUCT from `first` on: the fields of an Axis, queries, keys."""
+    for index in range(first, TOTAL, step):
+        fields = {}
+        for name, values in PRODUCT.items():
+            index, place = divmod(index, len(values))
+            fields[name] = values[place]
+        yield fields, fields.pop("queries"), fields.pop("keys")
+
+
+def met(first: int, step: int) -> set[Any]:
+    """The pairs of values of two fields that a sample of PRODUCT has in legal axes."""
+    found: set[Any] = set()
+    for fields, queries, keys in specimens(first, step):
+        if is_legal(fields, queries, keys):
+            found.update(combinations([*fields.items(), ("queries", queries), ("keys", keys)], 2))
+    return found

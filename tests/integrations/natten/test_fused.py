@@ -1,0 +1,207 @@
+"""Owns today's functions of NATTEN: published masks, gradients, signatures, refusals."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import dense_attention
+import oracle
+import pytest
+import torch
+from torch import Tensor
+
+from nbattn import InputError
+from nbattn.integrations import natten
+from nbattn.integrations.natten import fused, modules
+
+
+def random(*shape: int, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, generator=generator, dtype=torch.float64, requires_grad=True)
+
+
+WINDOWS: list[tuple[tuple[int, ...], dict[str, Any]]] = [
+    ((20,), {"kernel_size": 6, "stride": 4}),
+    ((17,), {"kernel_size": 5, "dilation": 3}),
+    ((17,), {"kernel_size": 4, "stride": 3, "is_causal": True}),
+    ((9,), {"kernel_size": 9, "is_causal": True}),
+    ((9, 11), {"kernel_size": (4, 3), "stride": (2, 1), "dilation": (2, 3)}),
+    ((9, 8), {"kernel_size": (3, 8), "is_causal": (True, False)}),
+    ((5, 6, 7), {"kernel_size": (3, 2, 3), "stride": (1, 2, 3), "dilation": (1, 3, 2)}),
+]
+DEFAULTS = {"stride": 1, "dilation": 1, "is_causal": False}
+
+
+@pytest.mark.parametrize(("space", "window"), WINDOWS)
+@pytest.mark.parametrize("extra", [0, 2])
+def test_todays_functions_are_the_published_mask(space, window, extra, cases) -> None:
+    """Values, logsumexp and all gradients, with fewer key heads and another value size."""
+    given = {
+        "query": random(2, *space, 4, 8),
+        "key": random(2, *space, 2, 8, seed=1),
+        "value": random(2, *space, 2, 5, seed=2),
+    }
+    if extra:
+        given["extra_key"] = random(2, extra, 2, 8, seed=3)
+        given["extra_value"] = random(2, extra, 2, 5, seed=4)
+    renamed = {name.replace("extra_", "additional_"): t for name, t in given.items()}
+    named = {n + "s" if n.startswith("additional") else n: t for n, t in renamed.items()}
+    function = getattr(natten, f"na{len(space)}d")
+    found = function(**named, **window, scale=0.7, return_lse=True)
+    full = DEFAULTS | window
+    allowed = torch.from_numpy(
+        oracle.natten_matrix(
+            space, full["kernel_size"], full["stride"], full["dilation"], full["is_causal"]
+        )
+    )
+    wanted = dense_attention.attend(**given, allowed=allowed, scale=0.7)
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-11, atol=1e-11)
+    upward = [random(*t.shape, seed=7).detach() for t in wanted]
+    grads = [torch.autograd.grad(t, list(given.values()), upward) for t in (found, wanted)]
+    for one, other in zip(*grads, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
+    cases("natten functions", 1)
+
+
+def test_a_scale_of_zero_is_no_default() -> None:
+    query, value = random(1, 9, 1, 4).detach(), random(1, 9, 1, 4, seed=1).detach()
+    found = natten.na1d(query, query, value, 3, scale=0.0)
+    torch.testing.assert_close(found[0, 4], value[0, 3:6].mean(0))
+
+
+def test_positional_arguments_stand_where_each_generation_has_them() -> None:
+    query = random(1, 12, 12, 2, 4).detach()
+    today = natten.na2d(query, query, query, 3, 2, 4)
+    assert torch.equal(today, natten.na2d(query, query, query, 3, stride=2, dilation=4))
+    before = fused.older_na2d(query, query, query, 3, 4)
+    assert torch.equal(before, natten.na2d(query, query, query, 3, dilation=4))
+    assert not torch.equal(before, natten.na2d(query, query, query, 3, stride=3))
+
+
+def test_attention_and_merge_join_halves_with_exact_gradients() -> None:
+    query, key = random(1, 10, 2, 4), random(1, 12, 2, 4, seed=1)
+    whole = natten.attention(query, key, key)
+    halves = [natten.attention(query, k, k, return_lse=True) for k in key.split(6, dim=1)]
+    out, _ = natten.merge_attentions(*zip(*halves, strict=True))
+    torch.testing.assert_close(out, whole, rtol=1e-12, atol=1e-12)
+    grads = [torch.autograd.grad(t.square().sum(), (query, key)) for t in (out, whole)]
+    for one, other in zip(*grads, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-11, atol=1e-11)
+    causal = natten.attention(query, query, query, is_causal=True)
+    wanted, _ = dense_attention.attend(query, query, query, torch.ones(10, 10).tril().bool())
+    torch.testing.assert_close(causal, wanted, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(("queries", "keys"), [(5, 9), (9, 5), (1, 7)])
+def test_causal_attention_of_two_lengths_is_top_left(queries: int, keys: int) -> None:
+    query, key = random(1, queries, 2, 4), random(1, keys, 2, 4, seed=1)
+    found = natten.attention(query, key, key, is_causal=True)
+    wanted, _ = dense_attention.attend(query, key, key, torch.ones(queries, keys).tril().bool())
+    torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)
+
+
+def test_what_tunes_changes_nothing() -> None:
+    query = random(1, 12, 12, 2, 4).detach()
+    tuned = natten.na2d(
+        query, query, query, 3, q_tile_shape=(8, 8), kv_tile_shape=(8, 8), torch_compile=True,
+        backward_q_tile_shape=(8, 8), backward_kv_tile_shape=(8, 8), backward_kv_splits=(1, 1),
+        backward_use_pt_reduction=True, run_persistent_kernel=False, kernel_schedule="coop",
+        attention_kwargs={"q_tile_size": 64, "backend": None}, backend="tiled",
+    )  # fmt: skip
+    torch.testing.assert_close(tuned, natten.na2d(query, query, query, 3))
+
+
+LINE, PLANE = torch.zeros(1, 9, 2, 4), torch.zeros(1, 8, 9, 2, 4)
+REFUSED = {
+    "NATTEN's kernel": (
+        lambda: natten.na1d(LINE, LINE, LINE, 3, backend="cutlass-fna"),
+        "backend='cutlass-fna' is not one of nbattn's, and a kernel asked for by name is never "
+        "replaced by another.",
+    ),
+    "kwargs that change": (
+        lambda: natten.na1d(LINE, LINE, LINE, 3, attention_kwargs={"is_causal": True}),
+        "attention_kwargs has 'is_causal', which would change the result.",
+    ),
+    "other spaces": (
+        lambda: natten.na1d(LINE, LINE[:, :5], LINE[:, :5], 3),
+        "query is [1, 9, 2, 4], key [1, 5, 2, 4]: other spaces.",
+    ),
+    "rank": (
+        lambda: natten.na2d(LINE, LINE, LINE, 3),
+        "query is [1, 9, 2, 4], not of 5 dimensions.",
+    ),
+    "window": (
+        lambda: natten.na2d(PLANE, PLANE, PLANE, (9, 3)),
+        "axis 0: kernel_size 9 x dilation 1 = 9 is more than its 8 tokens.",
+    ),
+    "no tensor": (
+        lambda: natten.neighborhood_attention_generic(LINE, [1], LINE, 3),
+        "key is a list, not a tensor.",
+    ),
+    "keys without values": (
+        lambda: natten.na1d(LINE, LINE, LINE, 3, additional_keys=LINE[:, :2]),
+        "additional_values is missing.",
+    ),
+    "values without keys": (
+        lambda: fused.older_na2d(
+            PLANE, PLANE, PLANE, 3, rpb=torch.zeros(2, 5, 5), additional_values=LINE[:, :2]
+        ),
+        "additional_keys is missing.",
+    ),
+    "a plane as a sequence": (
+        lambda: natten.attention(PLANE, PLANE, PLANE),
+        "query is [1, 8, 9, 2, 4], not of 4 dimensions.",
+    ),
+    "packed": (
+        lambda: natten.attention(LINE, LINE, LINE, seqlens_Q=torch.tensor([4, 5])),
+        "seqlens_Q is given: packed sequences have no mask here.",
+    ),
+    "xformers": (
+        lambda: fused.older_na1d(LINE, LINE, LINE, 3, xformers_kwargs={"p": 0.1}),
+        "xformers_kwargs={'p': 0.1} has no meaning here.",
+    ),
+    "heads": (
+        lambda: natten.NeighborhoodAttention1D(10, 3, 3),
+        "10 channels are no multiple of 3 heads.",
+    ),
+    "channels": (
+        lambda: natten.NeighborhoodAttention2D(8, 2, 3)(torch.zeros(1, 8, 9, 7)),
+        "x is [1, 8, 9, 7].",
+    ),
+    "bias and causal": (
+        lambda: modules.OlderNeighborhoodAttention1D(8, 2, 3, is_causal=True, rel_pos_bias=True),
+        "rel_pos_bias with a causal axis: NATTEN has no such module.",
+    ),
+    "generation": (
+        lambda: natten.install(generation="0.19"),
+        "generation='0.19' is not known.",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_meant_is_refused_in_words(name: str) -> None:
+    call, text = REFUSED[name]
+    with pytest.raises(InputError) as error:
+        call()
+    assert error.value.problem == text
+    assert error.value.fix
+
+
+# Signatures.
+
+
+@pytest.mark.parametrize("rank", [1, 2, 3])
+def test_todays_signatures_are_those_of_0_21(rank: int) -> None:
+    window = ["kernel_size", "stride", "dilation", "is_causal"]
+    tiles = ["q_tile_shape", "kv_tile_shape", "backward_q_tile_shape", "backward_kv_tile_shape"]
+    wanted = ["query", "key", "value", *window, "scale", "additional_keys", "additional_values"]
+    wanted += ["attention_kwargs", "backend", *tiles, "backward_kv_splits"]
+    wanted += ["backward_use_pt_reduction", "run_persistent_kernel", "kernel_schedule"]
+    wanted += ["torch_compile", "return_lse"]
+    assert [*inspect.signature(getattr(natten, f"na{rank}d")).parameters] == wanted
+    kind = getattr(natten, f"NeighborhoodAttention{rank}D")
+    given = ["embed_dim", "num_heads", *window, "qkv_bias", "qk_scale", "proj_drop"]
+    assert [*inspect.signature(kind).parameters] == given

@@ -1,0 +1,291 @@
+"""nbattn as the module natten: what each generation has, its switches and helpers, the order of
+imports, and what stands where before and after.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import logging
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from own_warnings import STRICT
+
+from nbattn import InputError
+from nbattn.integrations import natten
+from nbattn.integrations.natten import fused, modules
+
+ROOT = Path(__file__).parents[3]
+GENERATIONS = ("0.21", "0.17", "0.14")
+
+
+@pytest.fixture
+def clean() -> Iterator[None]:
+    yield
+    natten.uninstall()
+    assert not natten.is_installed()
+
+
+def run(code: str, path: Path | None = None) -> str:
+    """What a fresh interpreter prints, with another folder to import from."""
+    start = f"import sys; sys.path[:0] = [{str(path or ROOT)!r}, {str(ROOT)!r}]\n"
+    command = [sys.executable, "-c", STRICT + start + code]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def other(folder: Path) -> Path:
+    """A folder with another natten."""
+    (folder / "natten").mkdir()
+    (folder / "natten" / "__init__.py").write_text("na2d = 'real'\n")
+    (folder / "natten" / "functional.py").write_text("na2d = 'real'\n")
+    (folder / "natten" / "extra.py").write_text("")
+    return folder
+
+
+INSTALL = "from nbattn.integrations import natten as drop\n"
+ORDERS = {
+    "installed first": (
+        INSTALL + "drop.install(replace=True)\nimport natten, natten.functional as f\n"
+        "print(natten.na2d is f.na2d is drop.na2d)",
+        "True",
+    ),
+    "the real one first": (
+        "import natten.functional, natten.extra\n" + INSTALL + "drop.install(replace=True)\n"
+        "from natten.functional import na2d\nprint(na2d is drop.na2d)",
+        "True",
+    ),
+    "back to the real one": (
+        "import natten, natten.functional as first\nnatten.mark = 1\n"
+        + INSTALL
+        + "drop.install(replace=True)\nimport natten.modules\ndrop.uninstall()\n"
+        "import natten, natten.extra\nfrom natten.functional import na2d\n"
+        "print(natten.mark, na2d, sys.modules['natten.functional'] is first,"
+        " 'natten.modules' in sys.modules)",
+        "1 real True False",
+    ),
+    "never loaded before": (
+        INSTALL + "drop.install(replace=True)\nimport natten\ndrop.uninstall()\nimport natten\n"
+        "print(natten.na2d)",
+        "real",
+    ),
+    "names taken earlier stay": (
+        "from natten import na2d\n" + INSTALL + "drop.install(replace=True)\nprint(na2d)",
+        "real",
+    ),
+    "not without being told": (
+        INSTALL + "try:\n    drop.install()\nexcept Exception as e:\n    print(e.problem)\n"
+        "import natten\nprint(natten.na2d)",
+        "natten is installed; two modules cannot have one name.\nreal",
+    ),
+    "twice, and another generation": (
+        INSTALL + "drop.install(replace=True)\ndrop.install(generation='0.17')\nimport natten\n"
+        "print(natten.__version__[:6]); drop.uninstall()\nimport natten\nprint(natten.na2d)",
+        "0.17.5\nreal",
+    ),
+    "the module that is returned": (
+        INSTALL + "found = drop.install(replace=True)\nimport natten\nprint(found is natten)",
+        "True",
+    ),
+}
+
+
+FORKS = """
+import json, os, torch  # loaded once: every order starts from here
+for code in json.loads({codes!r}):
+    sys.stdout.flush()
+    if not os.fork():
+        exec(code, {{"sys": sys}})
+        print(end={end!r}, flush=True)
+        os._exit(0)
+    assert os.wait()[1] == 0, code
+"""
+END = "the end of an order"
+
+
+@pytest.fixture(scope="module")
+def printed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """What every order prints, each in a process without natten and nbattn."""
+    codes = json.dumps([code for code, _ in ORDERS.values()])
+    said = run(FORKS.format(codes=codes, end=END), other(tmp_path_factory.mktemp("natten")))
+    return dict(zip(ORDERS, map(str.strip, said.split(END)), strict=False))
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_beside_a_real_natten(order: str, printed: dict[str, str]) -> None:
+    assert printed[order] == ORDERS[order][1]
+
+
+def test_transformers_sees_it_whenever_it_is_installed() -> None:
+    pytest.importorskip("transformers")
+    code = (
+        "from transformers.utils import is_natten_available as seen\n"
+        "from nbattn.integrations import natten\n"
+        "before = seen()\nnatten.install(replace=True)\nwithin = seen()\nnatten.uninstall()\n"
+        "print(within, seen() == before)"
+    )
+    assert run(code) == "True True"
+
+
+@pytest.mark.parametrize("generation", GENERATIONS)
+def test_every_submodule_imports(generation: str, clean: None) -> None:
+    natten.install(replace=True, generation=generation)
+    names = ["functional", "modules", "context", "types", "utils", "utils.log", "utils.checks"]
+    names += [] if generation == "0.21" else ["na1d", "na2d", "natten1d", "natten2d"]
+    for name in names:
+        module = importlib.import_module(f"natten.{name}")
+        assert set(module.__all__) <= set(vars(module))
+    top = importlib.import_module("natten")
+    prefix = {"0.21": "", "0.17": "Older", "0.14": "Oldest"}[generation]
+    wanted = getattr(modules, f"{prefix}NeighborhoodAttention2D")
+    assert top.NeighborhoodAttention2D is top.modules.NeighborhoodAttention2D is wanted
+    assert top.functional.natten2dqkrpb is natten.natten2dqkrpb
+    function = {"0.21": natten.na2d, "0.17": fused.older_na2d}.get(generation)
+    assert getattr(top.functional, "na2d", None) is function
+    assert hasattr(top, "NeighborhoodAttention3D") == (generation != "0.14")
+    code = "from natten.types import CausalArg2DTypeOrDed, Dimension3DType, DimensionTypeOrDed\n"
+    code += "from natten.utils import check_all_args, log\nlogger = log.get_logger('x')"
+    found: dict[str, Any] = {}
+    exec(code, found)
+    assert found["CausalArg2DTypeOrDed"] == bool | tuple[bool, bool]
+    assert found["Dimension3DType"] == tuple[int, int, int]
+    assert isinstance(found["logger"], logging.Logger)
+    strides = [(1, 1)] if generation == "0.21" else []
+    given = (3, *([1] * len(strides)), (1, 2), False)
+    wanted = ((3, 3), *strides, (1, 2), (False, False))
+    assert found["check_all_args"](2, *given) == wanted
+    with pytest.raises(InputError, match=r"dilation=.* has 3 values for 2 axes"):
+        found["check_all_args"](2, *given[:-2], (1, 2, 3), False)
+    if generation != "0.21":
+        assert sys.modules["natten.na2d"].NeighborhoodAttention2D is top.NeighborhoodAttention2D
+
+
+def test_switches_are_remembered_and_change_nothing(clean: None) -> None:
+    query = torch.randn(1, 9, 9, 2, 8, generator=torch.Generator().manual_seed(0))
+    before = natten.na2d(query, query, query, 3)
+    top: Any = natten.install(replace=True)
+    assert not top.is_fused_na_enabled()
+    top.use_fused_na(True, kv_parallel=True, use_flex_attention=False)
+    assert top.is_fna_enabled()
+    assert top.context.is_fna_enabled()
+    top.use_fna(False)
+    assert not top.is_fused_na_enabled()
+    top.use_kv_parallelism_in_fused_na(False)
+    assert not top.is_kv_parallelism_in_fused_na_enabled()
+    assert top.is_memory_usage_default()
+    top.set_memory_usage_preference("unrestricted")
+    assert top.is_memory_usage_unrestricted()
+    assert top.get_memory_usage_preference().name == "Unrestricted"
+    top.use_autotuner()
+    assert not top.is_autotuner_enabled()
+    top.use_autotuner(forward_pass=True, backward_pass=False, thorough_mode_forward=True)
+    assert top.is_autotuner_enabled()
+    assert top.is_autotuner_thorough_for_forward()
+    assert not top.is_autotuner_enabled_for_backward()
+    top.disable_autotuner()
+    assert not top.is_autotuner_enabled()
+    top.use_flex_attention()
+    assert top.should_use_flex_attention()
+    assert not top.should_force_flex_attention()
+    assert not top.disable_tf32()
+    assert top.enable_gemm_na()
+    assert top.is_gemm_na_enabled()
+    top.allow_flex_compile()
+    assert top.is_flex_compile_allowed()
+    assert not top.disable_flex_compile()
+    assert not top.is_flex_compile_allowed()
+    assert top.has_fna()
+    assert top.HAS_LIBNATTEN
+    assert top.has_cuda() == torch.cuda.is_available()
+    assert not top.has_gemm()
+    top.use_deterministic_algorithms(False)
+    assert top.are_deterministic_algorithms_enabled() is False
+    assert torch.equal(top.na2d(query, query, query, 3), before)
+    natten.install(replace=True)
+    assert not importlib.import_module("natten").is_memory_usage_unrestricted()  # as at first
+
+
+REFUSED = {
+    "a kernel by force": (
+        lambda top: top.use_fused_na(force_flex_attention=True),
+        "force_flex_attention asks for a kernel, which no other replaces.\n"
+        '  fix:   nbattn.attention(..., backend="flex").',
+    ),
+    "determinism": (
+        lambda top: top.use_deterministic_algorithms(),
+        "NATTEN's own switch for determinism means its kernels.\n"
+        "  fix:   torch.use_deterministic_algorithms(True), which nbattn keeps.",
+    ),
+    "a preference": (
+        lambda top: top.set_memory_usage_preference("greedy"),
+        "pref='greedy' is not known.\n  fix:   'default' or 'strict' or 'unrestricted'.",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_asks_for_more_is_refused_in_words(name: str, clean: None) -> None:
+    call, text = REFUSED[name]
+    top = natten.install(replace=True)
+    with pytest.raises(InputError) as error:
+        call(top)
+    assert str(error.value) == text
+
+
+def test_code_of_its_day_runs_unchanged(clean: None) -> None:
+    """As public models write it: switches at import, a subclass with a forward of its own."""
+    natten.install(replace=True, generation="0.17")
+    code = """
+import natten
+import torch
+from natten import NeighborhoodAttention2D, use_fused_na
+from natten.context import is_fna_enabled
+from natten.functional import na2d, na2d_av, na2d_qk
+from natten.types import CausalArg2DTypeOrDed, Dimension2DTypeOrDed
+from natten.utils import check_all_args, log
+
+natten.use_fused_na()
+natten.use_kv_parallelism_in_fused_na(True)
+natten.set_memory_usage_preference("unrestricted")
+logger = log.get_logger(__name__)
+
+
+class Own(NeighborhoodAttention2D):
+    def forward(self, x):
+        B, H, W, C = x.shape
+        kernel, dilation, causal = check_all_args(2, self.kernel_size, self.dilation, False)
+        qkv = self.qkv(x).reshape(B, H, W, 3, self.num_heads, self.head_dim)
+        if is_fna_enabled():
+            q, k, v = qkv.permute(3, 0, 1, 2, 4, 5)
+            x = na2d(q, k, v, kernel_size=kernel, dilation=dilation, is_causal=causal,
+                     rpb=self.rpb, scale=self.scale)
+        else:
+            q, k, v = qkv.permute(3, 0, 4, 1, 2, 5)
+            attn = na2d_qk(q * self.scale, k, kernel_size=kernel, dilation=dilation,
+                           is_causal=causal, rpb=self.rpb)
+            attn = self.attn_drop(attn.softmax(dim=-1))
+            x = na2d_av(attn, v, kernel_size=kernel, dilation=dilation, is_causal=causal)
+            x = x.permute(0, 2, 3, 1, 4)
+        return self.proj_drop(self.proj(x.reshape(B, H, W, C)))
+
+
+torch.manual_seed(0)
+own = Own(dim=16, num_heads=2, kernel_size=3, dilation=2, rel_pos_bias=True)
+theirs = NeighborhoodAttention2D(16, 2, 3, 2, rel_pos_bias=True)
+theirs.load_state_dict(own.state_dict())
+x = torch.randn(1, 8, 9, 16)
+fused = own(x)
+use_fused_na(False)
+unfused, wanted = own(x), theirs(x)
+"""
+    found: dict[str, Any] = {"__name__": "model"}
+    exec(code, found)
+    for one in ("fused", "unfused"):
+        torch.testing.assert_close(found[one], found["wanted"])

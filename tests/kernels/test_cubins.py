@@ -1,0 +1,501 @@
+"""The cache of cubins: what its key covers, what it trusts, and many processes that die at once.
+
+Most tests put a compiler in NVRTC's place that packs what it is told.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import random
+import signal
+import stat
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import probe_kernel
+import pytest
+from probe_kernel import needs_nvrtc
+from work import work
+
+from nbattn import cache
+from nbattn.errors import BackendError
+from nbattn.kernels import cubins, nvrtc, sources, toolkit
+from nbattn.kernels.nvrtc import Compiled, Usage
+from nbattn.kernels.variant import Variant
+
+ROOT = Path(__file__).resolve().parents[2]
+INSTRUMENTS = ROOT / "tests" / "instruments"
+KILLED = 100
+FACTS = Usage(32, 0, 0, 0, 0, 1, 0.25)
+
+
+def made(variant: Variant, arch: str, times: int = 50) -> Compiled:
+    """A "cubin" that says what it is, with newlines in it."""
+    text = f"\x7fELF\n{variant.options} {arch}\n{sources.digest(variant.source)}\n"
+    return Compiled(text.encode() * times, FACTS, f"log of {arch}")
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A cache of its own, sources of its own, memory empty; gives the directory of the cubins."""
+    folder = probe_kernel.write(tmp_path)
+    monkeypatch.setattr(sources, "directory", lambda: folder)
+    monkeypatch.setenv(cache.VARIABLE, str(tmp_path / "cache"))
+    monkeypatch.setattr(cubins, "_warned", False)
+    cubins.forget()
+    yield tmp_path / "cache" / "cubins"
+    cubins.forget()
+
+
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Variant, str]]:
+    """What the compiler in NVRTC's place was asked for."""
+    asked: list[tuple[Variant, str]] = []
+
+    def compile(variant: Variant, arch: str) -> Compiled:
+        asked.append((variant, arch))
+        return made(variant, arch)
+
+    pretend(monkeypatch.setattr)
+    monkeypatch.setattr(nvrtc, "compile", compile)
+    return asked
+
+
+def pretend(put: Callable[[object, str, object], None]) -> None:
+    """No NVRTC is needed."""
+    put(nvrtc, "identity", lambda: "13.0 (9 bytes)")
+    put(toolkit, "headers_digest", lambda: "0" * 64)
+    put(nvrtc, "compile", made)
+
+
+def again(variant: Variant | None = None, arch: str = "80") -> Compiled:
+    """As in a new process."""
+    cubins.forget()
+    return cubins.get(variant or probe_kernel.variant(), arch)
+
+
+def test_compiled_once_then_from_memory_then_from_the_file(told, place: Path):
+    variant = probe_kernel.variant()
+    first = cubins.get(variant, "80")
+    assert cubins.get(variant, "80") is first
+    assert again() == first == made(variant, "80")
+    assert told == [(variant, "80")]
+    (path,) = place.iterdir()
+    assert path.name == cubins.key(variant, "80")
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert [stat.S_IMODE(f.stat().st_mode) for f in (place, place.parent)] == [0o700, 0o700]
+
+
+def test_only_the_file_is_read_where_memory_is_empty(told, monkeypatch: pytest.MonkeyPatch):
+    again()
+    monkeypatch.setattr(nvrtc, "compile", None)
+    assert again() == made(probe_kernel.variant(), "80")
+
+
+CHANGES: dict[str, Callable[[pytest.MonkeyPatch, Path], object]] = {
+    **{
+        f"a byte of {name}": lambda put, sources, name=name: (sources / name).write_text(
+            probe_kernel.FILES[name].replace("128", "0x80").replace("SCALE 2", "SCALE 02") + "//"
+        )
+        for name in probe_kernel.FILES
+    },
+    "NVRTC": lambda put, _: put.setattr(nvrtc, "identity", lambda: "13.0 (10 bytes)"),
+    "CUDA's headers": lambda put, _: put.setattr(toolkit, "headers_digest", lambda: "1" * 64),
+    "a flag": lambda put, _: put.setattr(nvrtc, "_FLAGS", (*nvrtc._FLAGS, "-lineinfo")),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_the_key_covers(change: str, told, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    again()
+    again()
+    assert len(told) == 1
+    CHANGES[change](monkeypatch, tmp_path / "cuda")
+    again()
+    assert len(told) == 2
+
+
+def test_the_key_covers_the_variant_and_the_target(told):
+    probe = probe_kernel.variant(64)
+    other = Variant(probe.source, "nb_other", probe.constants, probe.threads, 0)
+    wanted = {
+        (probe, "90a"), (probe, "80"), (probe_kernel.variant(65), "90a"), (other, "90a"),
+        (probe_kernel.variant(64, shared_bytes=16), "90a"),
+    }  # fmt: skip
+    for variant, arch in wanted:
+        again(variant, arch)
+    assert set(told) == wanted
+    assert len(told) == len({cubins.key(*one) for one in wanted}) == len(wanted)
+
+
+def test_memory_tells_targets_and_variants_apart(told):
+    for variant in (probe_kernel.variant(64), probe_kernel.variant(32)):
+        for arch in ("80", "86"):
+            assert cubins.get(variant, arch) == made(variant, arch)
+    assert len(told) == 4
+
+
+def test_the_key_covers_no_place_time_or_machine(
+    told, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    first = cubins.key(probe_kernel.variant(), "80")
+    elsewhere = probe_kernel.write(tmp_path / "elsewhere")
+    monkeypatch.setattr(sources, "directory", lambda: elsewhere)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    os.utime(elsewhere / "probe.cu", (1, 1))
+    assert cubins.key(probe_kernel.variant(), "80") == first
+
+
+def flipped(path: Path, at: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[at] ^= 1
+    path.write_bytes(content)
+
+
+def another(path: Path) -> None:
+    """A sound file, under a name that is not its own."""
+    other = probe_kernel.variant(128)
+    cubins.get(other, "80")
+    (path.parent / cubins.key(other, "80")).replace(path)
+
+
+def link(path: Path) -> None:
+    path.rename(path.parent.parent / "elsewhere")
+    path.symlink_to(path.parent.parent / "elsewhere")
+
+
+def pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+def later_format(path: Path) -> None:
+    path.write_bytes(path.read_bytes().replace(b"nbattn-cubin-1", b"nbattn-cubin-2", 1))
+
+
+SPOILED: dict[str, Callable[[Path], object]] = {
+    "empty": lambda path: path.write_bytes(b""),
+    "cut short": lambda path: path.write_bytes(path.read_bytes()[:-1]),
+    "a byte more": lambda path: path.write_bytes(path.read_bytes() + b"\0"),
+    "a bit of the cubin": lambda path: flipped(path, -100),
+    "a bit of the facts": lambda path: flipped(path, 160),
+    "a bit of the hash": lambda path: flipped(path, 100),
+    "a bare cubin": lambda path: path.write_bytes(b"\x7fELF" + bytes(4000)),
+    "another's file": another,
+    "a later format": later_format,
+    "too large": lambda path: path.write_bytes(bytes(cache.LIMIT + 1)),
+    "a link": link,
+    "a pipe": pipe,
+    "group may write it": lambda path: path.chmod(0o660),
+    "all may write it": lambda path: path.chmod(0o606),
+    "unreadable by its hash": lambda path: path.write_bytes(
+        cubins._packed(path.name, Compiled(b"\x7fELF", FACTS, "")).replace(b"{", b"[", 1)
+    ),
+}
+
+
+@pytest.mark.parametrize("how", SPOILED)
+def test_a_spoiled_file_is_built_anew(how: str, told, place: Path):
+    wanted = again()
+    path = place / cubins.key(probe_kernel.variant(), "80")
+    before = path.read_bytes()
+    SPOILED[how](path)
+    told.clear()
+    assert again() == wanted
+    assert told == [(probe_kernel.variant(), "80")]
+    assert path.read_bytes() == before
+    assert stat.S_IMODE(path.lstat().st_mode) == 0o600
+    assert again() == wanted
+    assert len(told) == 1
+
+
+def test_every_flipped_bit_is_seen(told, place: Path, cases):
+    again()
+    (path,) = place.iterdir()
+    content = path.read_bytes()
+    for at in range(len(content)):
+        spoiled = bytearray(content)
+        spoiled[at] ^= 1 << at % 8
+        assert cubins._unpacked(path.name, bytes(spoiled)) is None
+        cases("cubins: spoiled bytes", 1)
+    for size in range(len(content)):
+        assert cubins._unpacked(path.name, content[:size]) is None
+    assert cubins._unpacked(path.name, content) == made(probe_kernel.variant(), "80")
+
+
+def test_facts_of_another_version_are_no_reason_to_fail(told, place: Path):
+    """Hash and name are right, but the facts lack a field."""
+    again()
+    (path,) = place.iterdir()
+    head = b'{"usage": {"registers": 1}, "log": ""}\n\x7fELF'
+    hashed = cubins.hashlib.sha256(head).hexdigest()
+    path.write_bytes(f"{cubins._FORMAT} {path.name} {hashed}\n".encode() + head)
+    assert again() == made(probe_kernel.variant(), "80")
+    assert len(told) == 2
+
+
+def linked(place: Path) -> str:
+    place.rename(place.parent / "elsewhere")
+    place.symlink_to(place.parent / "elsewhere")
+    return "is a symbolic link"
+
+
+def writable(place: Path) -> str:
+    place.chmod(0o777)
+    return "is writable by others: chmod go-w"
+
+
+def a_file(place: Path) -> str:
+    place.rename(place.parent / "elsewhere")
+    place.touch()
+    return "cubins cannot be created: File exists"
+
+
+UNSAFE: dict[str, Callable[[Path], str]] = {
+    "a link": linked,
+    "others may write it": writable,
+    "a file": a_file,
+}
+
+
+@pytest.mark.parametrize("how", UNSAFE)
+def test_an_unsafe_directory_is_neither_read_nor_written(how: str, told, place: Path):
+    again()
+    said = UNSAFE[how](place)
+    memory_only(said, told)
+
+
+def test_another_users_directory_is_neither_read_nor_written(
+    told, place: Path, monkeypatch: pytest.MonkeyPatch
+):
+    again()
+    mine = os.geteuid()
+    monkeypatch.setattr(os, "geteuid", lambda: mine + 1)
+    memory_only(f"belongs to user {mine}, not to {mine + 1}", told)
+
+
+def memory_only(said: str, told: list[tuple[Variant, str]]) -> None:
+    """Three kernels are compiled, kept in memory, and one warning says why."""
+    told.clear()
+    cubins.forget()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for size in (64, 72, 80):
+            variant = probe_kernel.variant(size)
+            assert cubins.get(variant, "80") == made(variant, "80")
+            assert cubins.get(variant, "80") is cubins.get(variant, "80")
+    assert len(told) == 3
+    (warning,) = caught
+    text = str(warning.message)
+    assert warning.category is RuntimeWarning
+    assert text.startswith("compiled kernels are kept in memory only: ")
+    assert said in text
+    assert text.endswith(
+        "NBATTN_CACHE=/another/directory keeps them there, NBATTN_CACHE=off silences this"
+    )
+
+
+def test_a_directory_that_is_only_read_serves_what_it_has(
+    told, place: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Asked by `os.access`, since root may write anything."""
+    kept = again()
+    place.chmod(0o500)
+    access = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: path != place and access(path, mode))
+    assert again() == kept
+    assert len(told) == 1
+    told.clear()
+    with pytest.warns(RuntimeWarning, match="cubins cannot be written"):
+        assert again(arch="90a") == made(probe_kernel.variant(), "90a")
+    assert len(list(place.iterdir())) == 1
+    place.chmod(0o700)
+
+
+def test_a_full_disk_leaves_no_part(told, place: Path, monkeypatch: pytest.MonkeyPatch):
+    def full(handle: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.warns(RuntimeWarning, match="No space left on device"):
+        assert again() == made(probe_kernel.variant(), "80")
+    assert list(place.iterdir()) == []
+
+
+def test_switched_off_nothing_is_kept(told, place: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv(cache.VARIABLE, "off")
+    assert again() is cubins.get(probe_kernel.variant(), "80")
+    again()
+    assert len(told) == 2
+    assert not place.parent.exists()
+
+
+def test_a_relative_place_is_refused(told, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv(cache.VARIABLE, "cache")
+    memory_only("NBATTN_CACHE='cache' is neither an absolute path nor \"off\"", told)
+
+
+def test_where_warnings_are_errors_the_next_call_works(told, place: Path):
+    place.parent.touch()
+    with pytest.raises(RuntimeWarning):
+        again()
+    assert again() == made(probe_kernel.variant(), "80")
+
+
+def test_a_failure_is_not_kept(told, place: Path, monkeypatch: pytest.MonkeyPatch):
+    def refuse(variant: Variant, arch: str) -> Compiled:
+        raise BackendError("no")
+
+    monkeypatch.setattr(nvrtc, "compile", refuse)
+    for _ in range(2):
+        with pytest.raises(BackendError, match="no"):
+            cubins.get(probe_kernel.variant(), "80")
+    assert not place.exists()
+
+
+def test_the_least_recently_used_go(told, place: Path, monkeypatch: pytest.MonkeyPatch):
+    variants = [probe_kernel.variant(16 * n) for n in range(1, 9)]
+    paths = [place / cubins.key(variant, "80") for variant in variants]
+    for number, variant in enumerate(variants[:7]):
+        again(variant)
+        os.utime(paths[number], (1000 + number,) * 2)
+    again(variants[1])  # a hit makes it young
+    monkeypatch.setattr(cubins, "BOUND", 4 * paths[0].stat().st_size + 50)
+    again(variants[7])
+    assert [n for n, path in enumerate(paths) if path.exists()] == [1, 4, 5, 6, 7]
+
+
+def test_the_newest_stays_whatever_its_size(told, place: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(cubins, "BOUND", 0)
+    for size in (16, 32):
+        again(probe_kernel.variant(size))
+        assert [path.name for path in place.iterdir()] == [
+            cubins.key(probe_kernel.variant(size), "80")
+        ]
+
+
+def test_what_dead_processes_left_goes(told, place: Path):
+    again()
+    for name, age in ((".abandoned", 7200), (".in-work", 60)):
+        (place / name).write_bytes(b"part")
+        os.utime(place / name, (time.time() - age,) * 2)
+    again(arch="86")
+    assert {path.name for path in place.iterdir() if path.name[0] == "."} == {".in-work"}
+
+
+# Many processes
+
+
+def large(variant: Variant, arch: str) -> Compiled:
+    """Of a megabyte, so that many die while they write it."""
+    return made(variant, arch, 8000)
+
+
+def toil(seed: int, place: Path) -> None:
+    """Ask for kernels in random order and check every answer; 1 as the exit status: a wrong one."""
+    pretend(setattr)
+    nvrtc.compile = large
+    dice = random.Random(seed)
+    parent = os.getppid()
+    while os.getppid() == parent:  # until it is killed
+        variant = probe_kernel.variant(16 * dice.randint(1, 6))
+        cubins.forget()
+        if cubins.get(variant, "80") != large(variant, "80"):
+            os._exit(1)
+        if dice.random() < 0.2:  # so that there is always something to write
+            (place / cubins.key(variant, "80")).unlink(missing_ok=True)
+    os._exit(0)
+
+
+def contest(root: Path) -> int:
+    """Sixteen processes with one cache, some of which are killed all the time; how many there were.
+
+    Wherever they die, nobody ever reads a part, and what is left is whole.
+    """
+    folder, place = probe_kernel.write(root), root / "cache" / "cubins"
+    os.environ[cache.VARIABLE] = str(place.parent)
+    sources.directory = lambda: folder
+    cubins.BOUND = 4 << 20  # eviction is busy as well
+    pretend(setattr)
+    context = multiprocessing.get_context("fork")
+    dice = random.Random(0)
+    started = 0
+
+    def start() -> multiprocessing.process.BaseProcess:
+        nonlocal started
+        started += 1
+        one = context.Process(target=toil, args=(started, place))
+        one.start()
+        return one
+
+    alive = [start() for _ in range(16)]
+    for _ in range(KILLED):
+        time.sleep(0.005)  # for somebody to be somewhere else
+        number = dice.randrange(16)
+        os.kill(alive[number].pid, signal.SIGKILL)
+        alive[number].join()
+        assert alive[number].exitcode == -signal.SIGKILL
+        alive[number] = start()
+    for one in alive:
+        os.kill(one.pid, signal.SIGKILL)
+        one.join()
+        assert one.exitcode == -signal.SIGKILL  # not 1: none has read a wrong one
+    names = {cubins.key(probe_kernel.variant(16 * n), "80"): 16 * n for n in range(1, 7)}
+    for path in place.iterdir():
+        if not path.name.startswith("."):
+            found = cubins._unpacked(path.name, path.read_bytes())
+            assert found == large(probe_kernel.variant(names[path.name]), "80")
+    return started
+
+
+def test_sixteen_processes_under_kill(tmp_path: Path, cases):
+    """From a process that holds little, and so forks at once."""
+    done = subprocess.run(
+        [sys.executable, __file__, str(tmp_path)],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (ROOT, INSTRUMENTS)))},
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    cases("cubins: processes killed", int(done.stdout))
+
+
+@needs_nvrtc
+def test_a_real_cubin_comes_back_as_it_was(place: Path):
+    variant = probe_kernel.variant()
+    first = cubins.get(variant, "90a")
+    found = again(variant, "90a")
+    assert found == first
+    assert found.cubin[:4] == b"\x7fELF"
+    assert found.usage.registers > 0
+
+
+def test_a_kept_kernel_is_read_once_and_nothing_is_compiled(
+    told, place: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A megabyte, nine times a kernel's: a few copies of it, and no line for each of its own."""
+    monkeypatch.setattr(nvrtc, "compile", large)
+    again()
+    monkeypatch.setattr(nvrtc, "compile", None)
+    (kept,) = place.iterdir()
+    found = work(again)
+    assert found.lines <= 2500
+    assert found.peak <= cache.LIMIT + 4 * kept.stat().st_size
+
+
+@needs_nvrtc
+def test_real_sources_that_change_are_compiled_again(place: Path, tmp_path: Path):
+    """A changed header gives another kernel."""
+    first = again(arch="90a").cubin
+    path = tmp_path / "cuda" / "base.cuh"
+    path.write_text(path.read_text().replace("SCALE 2", "SCALE 3"))
+    assert again(arch="90a").cubin != first
+
+
+if __name__ == "__main__":
+    print(contest(Path(sys.argv[1])))

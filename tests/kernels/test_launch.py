@@ -1,0 +1,211 @@
+"""Launches through CuPy: all that reaches a stub of the driver, and the words of refusals."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import struct
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import stub_driver
+from own_warnings import STRICT, script
+from stub_driver import NUMBERS
+
+from nbattn.errors import BackendError
+from nbattn.kernels import launch, layout, nvrtc, toolkit
+
+ROOT = Path(__file__).resolve().parents[2]
+FIX = 'pip install "nbattn[cuda13]"  # with a driver of CUDA 12: "nbattn[cuda12]"'
+
+
+@pytest.fixture(scope="module")
+def happened(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What the stub recorded, by scenario."""
+    folder = tmp_path_factory.mktemp("driver")
+    if importlib.util.find_spec("cupy") is None:
+        pytest.skip("no CuPy")
+    try:
+        library = stub_driver.build(folder)
+    except FileNotFoundError:
+        pytest.skip("no gcc")
+    done = subprocess.run(
+        [sys.executable, *script(ROOT / "tests" / "instruments" / "stub_driver.py"), library],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "CUPY_CACHE_DIR": str(folder)},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def argument(**pointers: int) -> str:
+    """The bytes of `Params`, packed here field by field."""
+    content = b"".join(struct.pack("<Q", pointers.get(name, 0)) for name in layout.POINTERS)
+    assert len(content + NUMBERS) == 488
+    return (content + NUMBERS).hex()
+
+
+def test_everything_arrives(happened):
+    found = happened["first"]
+    assert found["grid"] == [2**31 - 1, 1, 1]
+    assert found["block"] == [128, 1, 1]
+    assert (found["shared_bytes"], found["shared_limit"]) == (70_000, 70_000)
+    assert found["stream"] == 0xABC000
+    assert (found["entry"], found["image"]) == ("nb_fwd_simt", "nb_fwd_simt 90a")
+    every = {name: 0x1000 + number for number, name in enumerate(layout.POINTERS)}
+    assert found["parameter"] == argument(**every)
+    assert found["address"] % 64 == 0
+
+
+def test_absent_tensors_are_null_and_the_module_is_loaded_once(happened):
+    first, found = happened["first"], happened["again"]
+    assert found["parameter"] == argument(query=2**63 + 16, out=48)
+    assert found["grid"] == [7, 1, 1]
+    assert (found["loads"], found["launches"]) == (1, 2)
+    assert found["calls"] == first["calls"] + 1  # the launch
+    assert (found["address"], found["function"]) == (first["address"], first["function"])
+
+
+def test_without_blocks_nothing_is_launched(happened):
+    assert happened["no blocks"] == happened["again"]
+
+
+def test_another_kernel_is_another_module(happened):
+    found = happened["another kernel"]
+    assert (found["entry"], found["image"]) == ("nb_delta", "nb_delta 90a")
+    assert (found["block"], found["shared_bytes"]) == ([96, 1, 1], 0)
+    assert (found["loads"], found["function"]) == (2, 2)
+
+
+def test_another_device_has_a_guard_a_module_and_a_stream_of_its_own(happened):
+    found = happened["another device"]
+    assert (found["guards"], found["current"]) == ([1], 0)
+    assert (found["stream"], found["image"]) == (0xABC001, "nb_fwd_simt 86")
+    assert (found["loads"], found["function"]) == (3, 3)
+    assert found["parameter"] == argument(key=64)
+    assert happened["another device again"]["loads"] == 3
+    assert happened["captured warm"]["function"] == 1  # device 0 kept its own
+
+
+def test_a_warm_kernel_is_captured(happened):
+    found = happened["captured warm"]
+    assert found["grid"] == [9, 1, 1]
+    assert found["calls"] == happened["another device again"]["calls"] + 1
+
+
+def test_a_cold_kernel_in_a_capture_says_what_to_do_and_touches_nothing(happened):
+    found = happened["captured cold"]
+    assert found["calls"] == 0
+    assert found["words"] == (
+        "nb_fwd_simt is launched for the first time while a CUDA graph is captured, which allows "
+        "no loading; the capture goes on.\n"
+        "  fix:   plan.warmup(), or one call of the same shapes, before the capture."
+    )
+    assert (
+        happened["cold after the capture"]["launches"] == happened["captured warm"]["launches"] + 1
+    )
+
+
+def test_a_kernel_loaded_early_is_loaded_once_and_may_be_captured(happened):
+    before = happened["cold after the capture"]["launches"]
+    assert happened["loaded early"] == {"loads": 0, "launches": before}
+    assert happened["launched then"] == {"loads": 0, "launches": before + 1}
+
+
+def test_what_the_driver_does_not_take_says_so(happened):
+    words = happened["refused"]
+    assert words.startswith("the driver cannot load nb_fwd_simt for sm_90a: ")
+    assert "stub says no" in words
+    assert "a driver as new as NVRTC 13.0, or an older NVRTC" in words
+    assert "Stub" in words
+    after = happened["refused, then taken"]
+    assert after["launches"] == happened["launched then"]["launches"] + 1
+
+
+@pytest.mark.parametrize(
+    ("name", "error"),
+    [
+        ("unknown tensor", "KeyError"),
+        ("short numbers", "ValueError"),
+        ("long numbers", "ValueError"),
+    ],
+)
+def test_what_does_not_fit_is_not_launched(name: str, error: str, happened):
+    assert happened[name] == {"error": error, "launches": 0}
+
+
+def test_every_thread_has_a_buffer_that_stays(happened, cases):
+    addresses = [found for (found,) in happened["threads"].values()]
+    assert len(set(addresses)) == len(addresses) == 16
+    assert all(address % 64 == 0 for address in addresses)
+    assert all(abs(a - b) >= layout.SIZE for a in addresses for b in addresses if a != b)
+    cases("launches on a stub driver", happened["first"]["launches"] + 16 * 50)
+
+
+def test_a_launch_takes_few_lines_of_the_host(happened):
+    """The module is loaded: three lines for each tensor, one of the stub's, and few more."""
+    assert happened["lines"] <= 3 * len(layout.POINTERS) + 30
+
+
+# What is missing
+
+
+@pytest.fixture(autouse=True)
+def anew():
+    yield
+    launch.missing.cache_clear()
+    launch.launcher.cache_clear()
+
+
+def test_nothing_is_missing_where_all_is_there(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(launch.importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(nvrtc, "version", lambda: (13, 0))
+    monkeypatch.setattr(toolkit, "headers", lambda: "include")
+    launch.missing.cache_clear()
+    assert launch.missing() is None
+
+
+def test_without_cupy(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(launch.importlib.util, "find_spec", lambda name: None)
+    launch.missing.cache_clear()
+    assert launch.missing() == f"CuPy is not installed: {FIX}"
+
+
+def test_without_nvrtc(monkeypatch: pytest.MonkeyPatch):
+    def none() -> str:
+        raise BackendError("NVRTC is not installed.", fix=FIX)
+
+    monkeypatch.setattr(launch.importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(nvrtc, "version", none)
+    launch.missing.cache_clear()
+    assert launch.missing() == " ".join(f"NVRTC is not installed. {FIX}".split())
+
+
+def test_asking_what_is_missing_loads_no_cupy(tmp_path: Path):
+    code = (
+        "import sys; from nbattn.kernels import launch; launch.missing()\n"
+        "print([m for m in ('cupy', 'torch', 'numpy') if m in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", STRICT + code],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_a_broken_cupy_says_so(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    monkeypatch.setitem(sys.modules, "cupy.cuda.function", None)
+    with pytest.raises(BackendError) as caught:
+        launch.launcher()
+    assert str(caught.value).startswith("CuPy does not load: ")
+    assert FIX in str(caught.value)

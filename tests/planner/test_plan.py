@@ -1,0 +1,158 @@
+"""Owns the check of plans: their data, their schedules, and that they are values."""
+
+import copy
+import json
+import math
+import os
+import pickle
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import fields, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from small_requests import (
+    all_of,
+    each,
+    oracle_of,
+    program_of,
+    request_for,
+    requests,
+    sayable_requests,
+    told,
+)
+
+import nbattn
+from nbattn import Axis, Mask
+from nbattn.planner import planner
+from nbattn.planner.plan import Plan
+from nbattn.program.request import Request
+
+Count = Callable[[str, int], None]
+ROOT = Path(__file__).resolve().parents[2]
+
+BLOCKS = request_for(Mask.neighborhood(4, stride=4), 16)
+RING = request_for(Mask(Axis(1, 2, border="wrap")), 9)
+
+
+@settings(max_examples=80)
+@given(requests())
+def test_a_plan_is_json(request_: Request) -> None:
+    plan = planner.make(request_)
+    found = plan.to_dict()
+    text = json.dumps(found, allow_nan=False)
+    assert json.loads(text) == found
+    assert found["chosen"] == plan.chosen.name
+    assert [c["name"] for c in found["candidates"]] == [c.name for c in plan.candidates]
+    assert set(found["request"]) == {f.name for f in fields(Request) if f.init} - {"held"}
+    again = Mask(*request_.mask.axes)
+    assert json.dumps(planner.make(replace(request_, mask=again)).to_dict()) == text
+
+
+PRINT_PLANS = """
+import json, nbattn
+from nbattn import Axis, Mask
+for mask, shape in [
+    (Mask.causal(), (1, 64, 2, 16)),
+    (Mask(Axis(dilation=3)), (2, 12, 4, 16)),
+    (Mask(Axis(2, 2, dilation=3)), (2, 10, 4, 16)),
+    (Mask.neighborhood((4, 4), stride=4), (2, 16, 16, 4, 16)),
+    (Mask(Axis(3, 3), Axis(6, 6, border="wrap")), (1, 21, 40, 8, 64)),
+]:
+    for device in ("cpu", "sm_90"):
+        plan = nbattn.plan(mask, shape, device=device, training=True, extra_keys=1)
+        print(json.dumps(plan.to_dict()))
+        print(plan.explain())
+"""
+
+
+def test_a_plan_does_not_depend_on_the_hash_seed() -> None:
+    outputs = [
+        subprocess.run(
+            [sys.executable, "-c", PRINT_PLANS],
+            env=os.environ | {"PYTHONHASHSEED": seed, "PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in ("1", "2")
+    ]
+    assert outputs[0] == outputs[1]
+    assert len(outputs[0].splitlines()) > 40
+
+
+# Values and the cache
+
+
+@settings(max_examples=80)
+@given(requests())
+def test_plans_are_values(request_: Request) -> None:
+    plan = planner.make(request_)
+    for other in (copy.copy(plan), copy.deepcopy(plan), pickle.loads(pickle.dumps(plan))):
+        assert other == plan
+        assert hash(other) == hash(plan)
+        assert other.explain() == plan.explain()
+        assert other.to_dict() == plan.to_dict()
+    with pytest.raises(AttributeError):
+        plan.chosen = None
+    assert plan != planner.make(replace(request_, batch=request_.batch + 1))
+
+
+# schedule
+
+
+def pairs_of(space: tuple[int, ...], ranges: tuple[range, ...]) -> np.ndarray:
+    """Row-major numbers of a product of ranges."""
+    grids = np.meshgrid(*[np.array(one, dtype=int) for one in ranges], indexing="ij")
+    flat = [grid.reshape(-1) for grid in grids]
+    return np.ravel_multi_index(flat, space) if math.prod(space) else np.zeros(0, dtype=int)
+
+
+def check_schedule(plan: Plan, *, backward: bool = False) -> None:
+    request, allowed = plan.request, oracle_of(plan.request)
+    visits = np.zeros(allowed.shape, dtype=int)
+    for visit in plan.schedule(backward=backward):
+        rows = pairs_of(request.query_space, visit.queries)
+        columns = [pairs_of(request.key_space, box) for box in visit.keys]
+        together = np.concatenate([*columns, np.zeros(0, dtype=int)])
+        assert len(set(together.tolist())) == len(together)
+        visits[np.ix_(rows, together)] += 1
+        if visit.full:
+            assert allowed[np.ix_(rows, together)].all()
+    assert (visits[allowed] == 1).all()
+    assert visits.max(initial=0) <= 1
+
+
+@given(st.one_of(requests(), sayable_requests()))
+def test_a_schedule_visits_every_pair_once(cases: Count, request_: Request) -> None:
+    for candidate in all_of(request_):
+        if candidate.program is not None:
+            check_schedule(Plan(request_, candidate, (candidate,)))
+            cases(f"planner, schedule: {candidate.backend}/{candidate.strategy}", 1)
+            if request_.training:
+                check_schedule(Plan(request_, candidate, (candidate,)), backward=True)
+
+
+def test_a_schedule_marks_full_blocks() -> None:
+    blocks = program_of(BLOCKS, "sdpa/dense+fold")
+    visits = list(Plan(BLOCKS, blocks, (blocks,)).schedule())
+    assert [visit.full for visit in visits] == [True] * 4
+    assert [visit.queries for visit in visits] == [(range(n, n + 4),) for n in (0, 4, 8, 12)]
+    assert [visit.keys for visit in visits] == [((range(n, n + 4),),) for n in (0, 4, 8, 12)]
+    ring = program_of(RING, "tiled/tile")
+    parts = replace(each(ring)[0].arguments, tile=(3,))
+    first = next(Plan(RING, told(ring, parts), (ring,)).schedule())
+    assert not first.full
+    assert first.queries == (range(3),)
+    assert first.keys == ((range(5),), (range(8, 9),))
+
+
+def test_schedules_are_lazy() -> None:
+    plan = nbattn.plan(Mask.neighborhood((80, 80)), (1, 256, 256, 24, 128), device="cpu")
+    visits = plan.schedule()
+    assert isinstance(visits, Iterator)
+    assert next(visits).queries[0].start == 0

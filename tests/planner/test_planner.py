@@ -1,0 +1,208 @@
+"""Owns the check of the planner: its choice, what may be required and forbidden, and its cache."""
+
+import copy
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from small_requests import all_of, requests, sayable_requests
+
+import nbattn
+from nbattn import Axis, BackendError, Mask
+from nbattn.backends import families
+from nbattn.planner import cost_table, devices, planner
+from nbattn.program import device
+from nbattn.program.candidate import Candidate
+from nbattn.program.request import Request
+
+Count = Callable[[str, int], None]
+
+
+# The choice
+
+
+def traits_of(candidate: Candidate) -> set[str]:
+    return {candidate.runner, candidate.backend, candidate.strategy, *candidate.traits}
+
+
+@given(requests())
+def test_candidates_are_ranked_and_every_refusal_has_a_reason(request_: Request) -> None:
+    plan = planner.make(request_)
+    assert plan.candidates[0] is plan.chosen
+    assert not plan.chosen.reasons
+    refused = [bool(candidate.reasons) for candidate in plan.candidates]
+    assert refused == sorted(refused)
+    seconds = [c.cost.seconds for c in plan.candidates if not c.reasons and c.cost is not None]
+    assert seconds == sorted(seconds)
+    assert len(seconds) == refused.count(False)
+    names = [candidate.name for candidate in plan.candidates]
+    assert len(set(names)) == len(names)
+    for candidate in plan.candidates:
+        assert candidate.backend in families.BACKENDS[1:]
+        assert {candidate.strategy, *candidate.traits} <= set(families.STRATEGIES)
+        assert (candidate.program is None) == (candidate.cost is None)
+        assert candidate.program is not None or candidate.reasons
+        for reason in candidate.reasons:
+            assert reason.limit
+            assert len(reason.text.split()) > 1
+            assert "\n" not in reason.text
+
+
+@settings(max_examples=80)
+@given(requests())
+def test_auto_never_picks_the_reference(request_: Request) -> None:
+    assert planner.make(request_).chosen.backend != "reference"
+    for asked in ({"require": ("reference",)}, {"forbid": ("tiled", "sdpa", "flash", "cuda")}):
+        with pytest.raises(BackendError):
+            planner.make(replace(request_, **asked))
+
+
+@given(requests(), st.sampled_from(families.BACKENDS[1:]))
+def test_an_explicit_backend_runs_or_raises(cases: Count, request_: Request, backend: str) -> None:
+    able = [
+        c for c in all_of(replace(request_, backend=backend)) if backend in (c.backend, c.runner)
+    ]
+    willing = [c for c in able if {reason.limit for reason in c.reasons} <= {"backend"}]
+    if willing:
+        plan = planner.make(replace(request_, backend=backend))
+        assert backend in (plan.chosen.backend, plan.chosen.runner)
+        others = (c for c in plan.candidates if backend not in (c.backend, c.runner))
+        assert all(c.reasons for c in others)
+        cases("planner, explicit backend runs", 1)
+        return
+    with pytest.raises(BackendError) as error:
+        planner.make(replace(request_, backend=backend))
+    for candidate in able:
+        for reason in candidate.reasons:
+            assert reason.limit == "backend" or f"{candidate.name}: {reason.text}" in str(
+                error.value
+            )
+    cases("planner, explicit backend refused", 1)
+
+
+@given(st.one_of(requests(), sayable_requests()), st.data())
+def test_require_and_forbid_are_obeyed(
+    cases: Count, request_: Request, data: st.DataObject
+) -> None:
+    plan = planner.make(request_)
+    some = st.lists(
+        st.sampled_from((*families.STRATEGIES, *families.BACKENDS[1:])), max_size=2
+    ).map(tuple)
+    require, forbid = data.draw(some), data.draw(some)
+    able = [
+        candidate
+        for candidate in plan.candidates
+        if not candidate.reasons
+        and traits_of(candidate) >= set(require)
+        and not traits_of(candidate) & set(forbid)
+    ]
+    try:
+        found = planner.make(replace(request_, require=require, forbid=forbid)).chosen
+    except BackendError:
+        assert not able
+        cases("planner, nothing left", 1)
+    else:
+        assert found == able[0]
+        cases("planner, required and forbidden", 1)
+
+
+def test_all_reasons_are_listed_when_nothing_is_left() -> None:
+    with pytest.raises(BackendError) as error:
+        nbattn.plan(Mask(Axis(1, 1)), (1, 8, 2, 16), device="cpu", softcap=1.0, backend="sdpa")
+    assert error.value.problem.splitlines() == [
+        "sdpa cannot run this:",
+        "  sdpa/dense: has no softcap",
+        "  sdpa/dense: axis 0: its windows differ from query to query",
+        "  sdpa/mask: has no softcap",
+    ]
+    with pytest.raises(BackendError) as error:
+        nbattn.plan(Mask(Axis(1, 1)), (1, 8, 2, 16), device="cpu", forbid=("tiled", "sdpa"))
+    for line in (
+        "reference/dense: runs only by name: backend='reference'",
+        "tiled/tile: uses 'tiled', which is forbidden",
+        "sdpa/dense: axis 0: its windows differ from query to query",
+        "sdpa/mask: uses 'sdpa', which is forbidden",
+    ):
+        assert f"\n  {line}\n" in f"{error.value.problem}\n"
+
+
+@settings(max_examples=80)
+@given(requests())
+def test_the_short_explanation_has_a_line_for_every_backend(request_: Request) -> None:
+    plan = planner.make(request_)
+    lines = plan.explain().splitlines()
+    assert lines[:3] == plan.explain(all=True).splitlines()[:3]
+    listed = " ".join(line.split("  ")[1] for line in lines[3:-2])
+    for runner in {candidate.runner for candidate in plan.candidates}:
+        assert runner in "\n".join(lines[3:-2]), listed
+    accepted = [candidate for candidate in plan.candidates if not candidate.reasons]
+    for candidate in accepted[:6]:
+        assert sum(line.split()[1] == candidate.name for line in lines[3:-2]) == 1
+    assert lines[-2] == f"  explain(all=True) lists all {len(plan.candidates)} candidates"
+    assert lines[-1] == plan.explain(all=True).splitlines()[-1]
+
+
+CHANGES: dict[str, tuple[dict[str, Any], str]] = {
+    "a package": (
+        {"device": replace(device.DEVICES["sm_90"], providers=())},
+        'pip install "cupy-cuda13x',
+    ),
+    "a dtype": (
+        {"device": replace(device.DEVICES["sm_90"], providers=("cupy",)), "dtype": "float32"},
+        "dtype=torch.bfloat16, with its rounding: ",
+    ),
+    "a backend": (
+        {"device": "cpu", "backend": "reference"},
+        'backend="auto" without require= and forbid=: ',
+    ),
+    "nothing": ({"device": "cpu"}, "nothing else is estimated to be; "),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_the_third_line_is_how_to_get_a_faster_plan(name: str) -> None:
+    """And what it promises is what a plan after the change says."""
+    named, start = CHANGES[name]
+    plan = nbattn.plan(Mask.neighborhood((7, 7)), (1, 64, 64, 4, 64), **named)
+    line = plan.explain().splitlines()[2]
+    assert line.startswith(f"faster  {start}")
+    changed = {
+        "a package": {"device": replace(device.DEVICES["sm_90"], providers=("cupy",))},
+        "a dtype": {"dtype": "bfloat16"},
+        "a backend": {"backend": "auto"},
+        "nothing": {},
+    }[name]
+    after = nbattn.plan(Mask.neighborhood((7, 7)), (1, 64, 64, 4, 64), **named | changed)
+    assert name == "nothing" or f": {after.chosen.name}, estimated " in line
+
+
+def test_equal_requests_share_one_plan() -> None:
+    first = nbattn.plan(Mask.causal(), (1, 77, 2, 16), device="cpu")
+    assert nbattn.plan(Mask.causal(), [1, 77, 2, 16], device="cpu") is first
+    assert nbattn.plan(Mask(Axis(causal=True)), torch.Size((1, 77, 2, 16)), device="cpu") is first
+    assert planner.make(copy.deepcopy(first.request)) is first
+
+
+def test_caches_of_plans_are_bounded() -> None:
+    for cached in (
+        planner.make,
+        planner.planned,
+        devices._data,
+        cost_table._rated,
+        cost_table._holding,
+        cost_table._devices,
+    ):
+        limit = cached.cache_parameters()["maxsize"]
+        assert limit is not None
+        assert 0 < limit <= 1 << 14
+        assert cached.cache_info().currsize <= limit
+
+
+def test_a_refusal_is_not_cached_as_a_plan() -> None:
+    for _ in range(2):
+        with pytest.raises(BackendError):
+            nbattn.plan(Mask(Axis(1, 1)), (1, 8, 2, 16), device="cpu", require=("causal",))

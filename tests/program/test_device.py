@@ -1,0 +1,124 @@
+"""Owns the check of devices as data: what they say, and what is refused of them."""
+
+import pickle
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+import nbattn
+from nbattn import DeviceInfo, InputError, Mask
+from nbattn.program import device
+from nbattn.program.request import DTYPES
+
+NAMES = tuple(device.DEVICES)
+
+
+# Devices
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_device_is_data(name: str) -> None:
+    info = device.named(name)
+    assert info.name == name
+    assert info.kind == ("cpu" if name == "cpu" else "cuda")
+    assert info.source
+    assert info.bandwidth > 1e9
+    assert 0 < info.launch < 1e-3
+    rates = dict(info.flops)
+    assert set(rates) <= set(DTYPES)
+    assert {"float16", "float32", "float64"} <= set(rates)
+    assert all(info.peak(dtype) > 0 for dtype in DTYPES)
+    assert info.peak("float16") >= info.peak("float32") >= info.peak("float64")
+    assert hash(info) == hash(pickle.loads(pickle.dumps(info)))
+    plan = nbattn.plan(Mask.causal(), (1, 64, 2, 16), device=name)
+    assert plan.request.device is info
+    assert plan.verify()
+    assert name in plan.explain()
+    assert info.source in plan.explain()
+
+
+def test_a_dtype_without_a_rate_counts_as_float32() -> None:
+    turing = device.named("sm_75")
+    assert "bfloat16" not in dict(turing.flops)
+    assert turing.peak("bfloat16") == turing.peak("float32")
+
+
+@pytest.mark.parametrize(
+    ("capability", "name"),
+    [
+        ((7, 5), "sm_75"),
+        ((8, 0), "sm_80"),
+        ((8, 6), "sm_86"),
+        ((8, 7), "sm_86"),
+        ((8, 9), "sm_89"),
+        ((9, 0), "sm_90"),
+        ((10, 0), "sm_100"),
+        ((10, 1), "sm_100"),
+        ((10, 3), "sm_103"),
+        ((12, 0), "sm_120"),
+        ((12, 1), "sm_120"),
+        ((15, 0), "sm_120"),
+        ((7, 0), "sm_75"),
+    ],
+)
+def test_a_capability_counts_as_the_nearest_older_one(
+    capability: tuple[int, int], name: str
+) -> None:
+    assert device.cuda(*capability).name == name
+
+
+def test_a_device_of_ones_own() -> None:
+    rates = (("float16", 1e15), ("bfloat16", 1e15), ("float32", 1e14), ("float64", 1e13))
+    mine = DeviceInfo("mine", "cuda", rates, 1e12, 1e-6, "a guess", providers=("natten",))
+    plan = nbattn.plan(Mask.causal(), (1, 64, 2, 16), device=mine)
+    assert plan.request.device == mine
+    assert "rates of mine: a guess" in plan.explain()
+    assert plan.to_dict()["request"]["device"] == "mine"
+    slow = replace(mine, flops=tuple((name, rate / 1e6) for name, rate in rates))
+    slower = nbattn.plan(Mask.causal(), (1, 64, 2, 16), device=slow)
+    assert slower != plan
+    assert slower.chosen.cost is not None
+    assert plan.chosen.cost is not None
+    assert slower.chosen.cost.bound > plan.chosen.cost.bound
+
+
+PAIRS = "are no pairs of a dtype and its rate, float32 among them."
+
+
+@pytest.mark.parametrize(
+    ("wrong", "text"),
+    [
+        ({"flops": {"float32": 1e12}}, f"flops={{'float32': 1000000000000.0}} {PAIRS}"),
+        ({"flops": ("float32",)}, f"flops=('float32',) {PAIRS}"),
+        ({"flops": (("bfloat16", 1e12),)}, f"flops=(('bfloat16', 1000000000000.0),) {PAIRS}"),
+        ({"flops": None}, f"flops=None {PAIRS}"),
+        *(
+            ({"flops": (("float32", 1e12), ("float16", rate))},
+             f"the rate of float16 is {rate!r}, which is not from 1e-03 to 1e+24 a second.")
+            for rate in (0, -1.0, 5e-324, 1e308, float("inf"), float("nan"), "1", True, None)
+        ),
+        *(
+            ({"bandwidth": rate},
+             f"bandwidth is {rate!r}, which is not from 1e-03 to 1e+24 a second.")
+            for rate in (0, -1.0, 1e-310, 1e308, float("nan"), "1")
+        ),
+        ({"bandwidth": 10**5000}, "bandwidth is 10^…, which is not from 1e-03 to 1e+24 a second."),
+        *(
+            ({"launch": time}, f"launch={time!r} is no time from 0 to 1e+06 seconds.")
+            for time in (-1e-6, 1e308, float("nan"), "1", None)
+        ),
+        ({"name": 3}, "name=3 is an int."),
+        ({"kind": None}, "kind=None is a NoneType."),
+        ({"source": 1.5}, "source=1.5 is a float."),
+        ({"providers": "natten"}, "providers='natten' is no tuple of names."),
+        ({"providers": ["natten"]}, "providers=['natten'] is no tuple of names."),
+    ],
+)  # fmt: skip
+def test_a_device_that_cannot_be_is_refused_when_it_is_made(
+    wrong: dict[str, Any], text: str
+) -> None:
+    fields_ = {"name": "mine", "kind": "cpu", "flops": (("float32", 1e12),), "bandwidth": 1e11}
+    with pytest.raises(InputError) as error:
+        DeviceInfo(**(fields_ | {"launch": 1e-6, "source": "a guess"} | wrong))
+    assert str(error.value).splitlines()[0] == text

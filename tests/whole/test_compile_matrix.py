@@ -1,0 +1,417 @@
+"""Owns the compile matrix: the kernels for every target, by NVRTC, without a GPU or a driver.
+
+Rules hold for every NVRTC; budgets of registers are those of one (`golden/kernels.json`).
+Where kernels change on purpose, `python tests/whole/test_compile_matrix.py --update` writes it
+again; read its diff before you commit it. The quick profile has every kernel for every generation
+of instructions, and what may go wrong besides for two targets, wide heads for one of them; the
+deep one has every target, wide heads too, and every tile for those two.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import product
+from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+    sys.path.insert(1, str(Path(__file__).resolve().parents[1] / "instruments"))
+
+import pytest
+from probe_kernel import needs_nvrtc, skip_where_unknown
+
+from nbattn.backends.cuda import tiles as cuda_tiles
+from nbattn.backends.cuda.tiles import KERNELS, Build, Tiles
+from nbattn.kernels import nvrtc, sources
+from nbattn.kernels.nvrtc import Compiled
+from nbattn.kernels.variant import Variant
+
+GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "kernels.json"
+RELEASE = "13.0.88"  # of NVRTC, whose registers are recorded
+# Targets, and the shared memory that a block may have there.
+TARGETS = {
+    "75": 64 << 10,
+    "80": 163 << 10,
+    "86": 99 << 10,
+    "89": 99 << 10,
+    "90a": 227 << 10,
+    "100a": 227 << 10,
+    "103a": 227 << 10,
+    "120": 99 << 10,
+}
+ANYWHERE = 99 << 10  # bytes that every target of tensor cores has
+TWO = ("80", "90a")
+WIDE = ("90a",)  # the quick profile has the widest heads here
+GENERATIONS = ("75", "80", "90a", "100a", "120")  # of instructions, each by a target of it
+DISASSEMBLED = GENERATIONS[:-1]
+SPILL_FREE = 128  # channels up to which tensor-core kernels hold all they need in registers
+REGISTER_STEP = 8  # in which a thread's registers are allotted
+SIZES = (
+    *((size, size) for size in (16, 32, 48, 64, 72, 80, 88, 96, 104, 112, 120, 128, 192, 256)),
+    (24, 40),
+    (64, 128),
+    (128, 64),
+    (192, 128),
+)
+GRIDS = ((2, False, TWO), (2, True, TWO), (1, False, ("90a",)), (3, False, ("90a",)))
+
+
+@dataclass(frozen=True)
+class Case:
+    """A variant for one target."""
+
+    variant: Variant
+    target: str
+    family: str  # "mma", "simt", or "" of the kernel without tiles
+    channels: int
+    vector: bool
+
+    @property
+    def name(self) -> str:
+        """What differs between cases, but for the target."""
+        return self.variant.entry.removeprefix("nb_") + "".join(
+            f" {name.removeprefix('NB_').lower()}={value}"
+            for name, value in self.variant.constants
+            if value != _USUAL.get(name)
+        )
+
+    @property
+    def id(self) -> str:
+        return f"{self.name} sm_{self.target}"
+
+
+_USUAL = {
+    **dict.fromkeys(("NB_TWO_RUNS", "NB_SOFTCAP", "NB_KEY_RANGE"), 0),
+    **dict.fromkeys(("NB_VECTOR", "NB_ROW_BLOCKS", "NB_QUERY_TILE_0", "NB_KEY_TILE_0"), 1),
+    **{"NB_STAGES": 2, "NB_WARPS": 4},
+}
+
+
+def of(kernel: str, tiles: Tiles, build: Build, target: str, vector: bool = True) -> Iterator[Case]:
+    """A kernel's variants: gradients of keys and values may be two."""
+    vector = vector and tiles.instructions == "mma"
+    for grads in cuda_tiles.grads_of(kernel, build):
+        variant = cuda_tiles.variant(kernel, tiles, build, grads=grads, vector=vector)
+        yield Case(
+            variant, target, tiles.instructions, max(build.head_dim, build.value_dim), vector
+        )
+
+
+def largest(kernel: str, family: str, build: Build) -> Tiles:
+    """The most rows, and the most columns with them: what large problems get."""
+    found = cuda_tiles.legal_tiles(kernel, family, (1, 2), build, ANYWHERE)
+    return max(found, key=lambda tiles: (tiles.row_count, tiles.area))
+
+
+def quick() -> Iterator[Case]:
+    """Every kernel for every generation, and what may go wrong besides for two targets."""
+    for kernel in KERNELS:
+        for size in (64, 128):
+            build = Build("bfloat16", size, size)
+            for target in GENERATIONS[1:] if size == 64 else WIDE:
+                yield from of(kernel, largest(kernel, "mma", build), build, target)
+        build = Build("float32", 64, 64)
+        for target in ("75", "90a"):
+            yield from of(kernel, largest(kernel, "simt", build), build, target)
+        everything = Build("bfloat16", 64, 64, two_runs=True, softcap=True, key_range=True)
+        tight = Build("bfloat16", 96, 96)  # where the largest tiles would spill
+        odd, double = Build("float16", 24, 40), everything._replace(dtype="float64", head_dim=32)
+        yield from of(kernel, largest(kernel, "mma", everything), everything, "90a")
+        yield from of(kernel, largest(kernel, "mma", tight), tight, "80")
+        yield from of(kernel, largest(kernel, "mma", odd), odd, "80", vector=False)
+        yield from of(kernel, largest(kernel, "simt", double), double, "90a")
+    for target in TARGETS:
+        yield Case(cuda_tiles.delta("bfloat16", 64), target, "", 64, vector=False)
+
+
+def others() -> Iterator[Case]:
+    """The targets that the quick profile leaves out, the widest heads without spills as well."""
+    for size, known in ((64, GENERATIONS), (SPILL_FREE, WIDE)):
+        build = Build("bfloat16", size, size)
+        for kernel, target in product(KERNELS, [*TARGETS][1:]):
+            if target not in known:
+                yield from of(kernel, largest(kernel, "mma", build), build, target)
+    build = Build("float32", 64, 64)
+    for kernel, target in product(KERNELS, ("80", "120")):
+        yield from of(kernel, largest(kernel, "simt", build), build, target)
+
+
+def deep() -> Iterator[Case]:
+    """Every size of tile at every size of head: grids of two axes with all features and with none,
+    of one and three with none.
+    """
+    for (rank, features, targets), kernel, size in product(GRIDS, KERNELS, SIZES):
+        build = Build("float16", *size, features, features, features)
+        for target in targets:
+            found: dict[tuple[int, int], Tiles] = {}
+            for tiles in cuda_tiles.legal_tiles(
+                kernel, "mma", (0, 1, 2)[-rank:], build, TARGETS[target]
+            ):
+                found.setdefault((tiles.row_count, tiles.area), tiles)
+            for tiles in found.values():
+                yield from of(kernel, tiles, build, target, vector=not features)
+
+
+# Rules
+
+
+def problems(case: Case, compiled: Compiled) -> list[str]:
+    """What the compiler's report shows that no kernel may have."""
+    facts, found = compiled.usage, []
+    tight = case.family == "mma" and case.channels <= SPILL_FREE
+    if tight and (facts.stack or facts.spill_stores or facts.spill_loads):
+        found.append(
+            f"{facts.stack} bytes of stack, {facts.spill_stores} and {facts.spill_loads} of spills"
+        )
+    if facts.shared:
+        found.append(f"{facts.shared} bytes of static shared memory")
+    if case.variant.shared_bytes > TARGETS[case.target]:
+        found.append(f"{case.variant.shared_bytes} bytes of shared memory: {TARGETS[case.target]}")
+    if facts.registers * case.variant.threads > 65536:
+        found.append(f"{facts.registers} registers of {case.variant.threads} threads")
+    found += [line for line in compiled.log.splitlines() if "warning" in line.lower()]
+    return found
+
+
+def instruction_problems(case: Case, sass: Counter[str]) -> list[str]:
+    """What the instructions lack or should not have."""
+
+    def some(start: str) -> int:
+        return sum(count for name, count in sass.items() if name.startswith(start))
+
+    found: list[str] = []
+    constants = dict(case.variant.constants)
+    mma = {0: "HMMA.16816.F32", 1: "HMMA.16816.F32.BF16"}.get(constants["NB_DTYPE"], "")
+    if case.family == "mma":
+        wanted = [mma, "LDSM.16.M88.4", "LDSM.16.MT88.4", *["LDGSTS"] * case.vector]
+        found += [f"no {name}" for name in wanted if not some(name)]
+        found += [f"{name} rounds" for name in sass if re.match(r"HMMA\.\d+\.F16", name)]
+        if case.channels <= SPILL_FREE:
+            found += [f"{some(name)} {name}" for name in ("LDL", "STL") if some(name)]
+    else:
+        wanted = "DFMA" if constants["NB_DTYPE"] == 3 else "FFMA"
+        found += [] if some(wanted) else [f"no {wanted}"]
+        found += [f"{name} is not exact" for name in sass if re.match("[HIB]MMA", name)]
+    # Sums of a row belong to one block: nothing is atomic, so that results repeat bit by bit.
+    found += [name for name in sass if re.match(r"(ATOM|ATOMG|ATOMS|RED|REDG)\b", name)]
+    return found
+
+
+@functools.cache
+def nvdisasm() -> str | None:
+    """Its path: the wheel's, else a toolkit's."""
+    found = importlib.util.find_spec("nvidia")
+    for root in (found and found.submodule_search_locations) or ():
+        if (path := Path(root, "cu13", "bin", "nvdisasm")).is_file():
+            return str(path)
+    return shutil.which("nvdisasm")
+
+
+def instructions(cubin: bytes, folder: Path) -> Counter[str]:
+    """How often every instruction is in a cubin."""
+    path = folder / "kernel.cubin"
+    path.write_bytes(cubin)
+    command = [str(nvdisasm()), "--print-code", "--no-dataflow", str(path)]
+    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return Counter(re.findall(r"\*/\s+(?:@!?U?P\w+ +)?([A-Z][A-Z0-9_.]+)", text))
+
+
+def allotted(registers: int) -> int:
+    """Registers that a thread takes."""
+    return -(-registers // REGISTER_STEP) * REGISTER_STEP
+
+
+def measured(case: Case, compiled: Compiled) -> dict[str, int]:
+    """What has a budget."""
+    facts = compiled.usage
+    found = {"registers": allotted(facts.registers), "shared": case.variant.shared_bytes}
+    return found | ({"stack": facts.stack} if facts.stack else {})
+
+
+def judge(case: Case, folder: Path) -> None:
+    skip_where_unknown(case.target)
+    compiled = nvrtc.compile(case.variant, case.target)
+    found = problems(case, compiled)
+    if case.target in DISASSEMBLED and nvdisasm():
+        found += instruction_problems(case, instructions(compiled.cubin, folder))
+    assert not found
+    budgets = json.loads(GOLDEN.read_text())
+    if budgets["nvrtc"] != nvrtc.identity():
+        return
+    budget = budgets["kernels"].get(case.name, {}).get(case.target)
+    if budget is not None:
+        over = {k: n for k, n in measured(case, compiled).items() if n > budget.get(k, 0)}
+        assert not over, f"over the budget {budget} of {case.id}"
+
+
+QUICK, OTHERS = list(quick()), list(others())
+
+
+@needs_nvrtc
+@pytest.mark.parametrize("case", QUICK, ids=lambda case: case.id)
+def test_a_kernel_for_a_target(case: Case, tmp_path: Path, cases):
+    judge(case, tmp_path)
+    cases("compiled kernels", 1)
+
+
+@pytest.mark.deep
+@needs_nvrtc
+@pytest.mark.parametrize("case", [*OTHERS, *deep()], ids=lambda case: case.id)
+def test_every_tile(case: Case, tmp_path: Path, cases):
+    judge(case, tmp_path)
+    cases("compiled kernels", 1)
+
+
+def test_every_case_has_a_budget_and_nothing_else():
+    budgets = json.loads(GOLDEN.read_text())["kernels"]
+    found = {name: set(targets) for name, targets in budgets.items()}
+    wanted: dict[str, set[str]] = {}
+    for case in (*QUICK, *OTHERS):
+        wanted.setdefault(case.name, set()).add(case.target)
+    assert found == wanted
+
+
+def test_budgets_are_of_the_release_that_development_installs():
+    found = json.loads(GOLDEN.read_text())
+    project = Path(__file__).resolve().parents[2] / "pyproject.toml"
+    assert found["release"] == RELEASE
+    assert f'"nvidia-cuda-nvrtc=={RELEASE}"' in project.read_text()
+
+
+def test_nvdisasm_is_there():
+    """Where it is not, no instruction is looked at."""
+    if nvdisasm() is None:
+        pytest.skip("no nvdisasm: instructions are not checked")
+
+
+# Each rule finds its violation
+
+
+@pytest.fixture
+def plain() -> Case:
+    build = Build("bfloat16", 64, 64)
+    (case,) = of("fwd", largest("fwd", "mma", build), build, "80")
+    return case
+
+
+@needs_nvrtc
+def test_fragments_that_are_indexed_at_run_time_are_found(
+    plain: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """They live in local memory."""
+    folder = tmp_path / "cuda"
+    shutil.copytree(sources.directory(), folder)
+    header = folder / "mma.cuh"
+    header.write_text(header.read_text().replace("#pragma unroll\n", "#pragma unroll 1\n"))
+    monkeypatch.setattr(sources, "directory", lambda: folder)
+    compiled = nvrtc.compile(plain.variant, plain.target)
+    (found,) = problems(plain, compiled)
+    assert re.fullmatch(r"[1-9]\d* bytes of stack, \d+ and \d+ of spills", found)
+    assert problems(replace(plain, channels=SPILL_FREE + 1), compiled) == []
+    if nvdisasm():
+        sass = instructions(compiled.cubin, tmp_path)
+        found = instruction_problems(plain, sass)
+        assert [text.split()[-1] for text in found] == ["LDL", "STL"]
+
+
+@needs_nvrtc
+def test_copies_that_wait_are_found(plain: Case, tmp_path: Path):
+    if nvdisasm() is None:
+        pytest.skip("no nvdisasm")
+    constants = tuple((n, 0 if n == "NB_VECTOR" else v) for n, v in plain.variant.constants)
+    slow = nvrtc.compile(replace(plain.variant, constants=constants), "80")
+    sass = instructions(slow.cubin, tmp_path)
+    assert instruction_problems(plain, sass) == ["no LDGSTS"]
+    assert instruction_problems(replace(plain, vector=False), sass) == []
+
+
+FINE = Counter(
+    {"HMMA.16816.F32.BF16": 8, "LDSM.16.M88.4": 8, "LDSM.16.MT88.4": 4, "LDGSTS.E.128": 2}
+)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({}, []),
+        ({"HMMA.16816.F32.BF16": 0, "HMMA.16816.F32": 8}, ["no HMMA.16816.F32.BF16"]),
+        ({"LDSM.16.M88.4": 0}, ["no LDSM.16.M88.4"]),
+        ({"LDGSTS.E.128": 0}, ["no LDGSTS"]),
+        ({"HMMA.16816.F16": 1}, ["HMMA.16816.F16 rounds"]),
+        ({"LDL.64": 3}, ["3 LDL"]),
+        ({"STL": 1}, ["1 STL"]),
+        ({"RED.E.ADD.F32": 1}, ["RED.E.ADD.F32"]),
+        ({"ATOMG.E.ADD": 1}, ["ATOMG.E.ADD"]),
+        ({"REDUX.SUM": 1}, []),
+    ],
+)
+def test_instructions(plain: Case, change: dict[str, int], said: list[str]):
+    assert instruction_problems(plain, +Counter({**FINE, **change})) == said
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"FFMA": 9}, []),
+        ({"DFMA": 9}, ["no FFMA"]),
+        ({"FFMA": 9, "HMMA.1688.F32.TF32": 1}, ["HMMA.1688.F32.TF32 is not exact"]),
+    ],
+)
+def test_instructions_without_tensor_cores(plain: Case, change: dict[str, int], said: list[str]):
+    constants = tuple((n, 2 if n == "NB_DTYPE" else v) for n, v in plain.variant.constants)
+    case = replace(plain, family="simt", variant=replace(plain.variant, constants=constants))
+    assert instruction_problems(case, Counter(change)) == said
+
+
+FACTS = nvrtc.Usage(64, 0, 0, 0, 0, 1, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("facts", "log", "said"),
+    [
+        ({}, "ptxas info : fine", []),
+        ({"stack": 8}, "", ["8 bytes of stack, 0 and 0 of spills"]),
+        ({"spill_loads": 4}, "", ["0 bytes of stack, 0 and 4 of spills"]),
+        ({"shared": 16}, "", ["16 bytes of static shared memory"]),
+        ({"registers": 513}, "", ["513 registers of 128 threads"]),
+        ({}, "warning: x", ["warning: x"]),
+    ],
+)
+def test_facts(plain: Case, facts: dict[str, int], log: str, said: list[str]):
+    assert problems(plain, Compiled(b"", replace(FACTS, **facts), log)) == said
+
+
+def test_shared_memory_beyond_a_target(plain: Case):
+    case = replace(plain, variant=replace(plain.variant, shared_bytes=(163 << 10) + 1))
+    assert problems(case, Compiled(b"", FACTS, "")) == ["166913 bytes of shared memory: 166912"]
+    assert problems(replace(case, target="90a"), Compiled(b"", FACTS, "")) == []
+
+
+@pytest.mark.parametrize(("registers", "taken"), [(1, 8), (8, 8), (161, 168), (255, 256)])
+def test_registers_are_allotted_in_eights(registers: int, taken: int):
+    assert allotted(registers) == taken
+
+
+def update() -> None:
+    """Write the budgets again."""
+    kernels: dict[str, dict[str, dict[str, int]]] = {}
+    for case in (*QUICK, *OTHERS):
+        found = measured(case, nvrtc.compile(case.variant, case.target))
+        kernels.setdefault(case.name, {})[case.target] = found
+    lines = [f"{json.dumps(n)}: {json.dumps(k)}" for n, k in kernels.items()]
+    head = json.dumps({"release": RELEASE, "nvrtc": nvrtc.identity()}, indent=1)
+    body = ",\n  ".join(lines)
+    GOLDEN.write_text(f'{head[:-2]},\n "kernels": {{\n  {body}\n }}\n}}\n')
+
+
+if __name__ == "__main__" and "--update" in sys.argv:
+    update()

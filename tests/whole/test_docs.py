@@ -1,0 +1,58 @@
+"""The pages under docs/: their Python runs, their TOML loads, and what they print is printed."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+import nbattn
+from nbattn.config import LayerConfig, PlanConfig
+from nbattn.config.grammar import CONSTRUCTORS
+
+ROOT = Path(__file__).parents[2]
+PAGES = sorted((ROOT / "docs").glob("*.md"))
+
+
+def blocks(page: Path, kind: str) -> list[str]:
+    return re.findall(rf"```{kind}\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.S)
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile:UserWarning")
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_a_page_runs_and_prints_what_it_shows(
+    page: Path,
+    capsys: pytest.CaptureFixture[str],
+    cases: Callable[[str, int], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(ROOT)
+    scope: dict[str, object] = {}
+    for block in blocks(page, "python"):
+        exec(compile(block, page.name, "exec"), scope)
+        cases("docs blocks", 1)
+    assert capsys.readouterr().out == "".join(blocks(page, "text"))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_the_configurations_of_a_page_load(page: Path, cases: Callable[[str, int], None]) -> None:
+    for block in blocks(page, "toml"):
+        assert nbattn.load(tomllib.loads(block)).masks
+        cases("docs blocks", 1)
+
+
+def test_the_page_on_configurations_names_every_key() -> None:
+    text = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
+    tables = [tomllib.loads(block) for block in blocks(ROOT / "docs" / "configuration.md", "toml")]
+    masks = {key for table in tables for mask in table["masks"].values() for key in mask}
+    assert masks == {"axes", *CONSTRUCTORS}
+    (layer,) = (table["layers"]["block"] for table in tables if "layers" in table)
+    assert {*layer} == {f.name for f in fields(LayerConfig)}
+    (plan,) = (table["plans"]["train"] for table in tables if "plans" in table)
+    assert {*plan} == {f.name for f in fields(PlanConfig)}
+    for axis in fields(nbattn.Axis):
+        assert f"`{axis.name}`" in text

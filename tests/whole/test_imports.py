@@ -1,0 +1,456 @@
+"""Arrows between rooms, and what an import loads, costs and leaves behind.
+
+`ALLOWED` is the law. Imports at module level and for type checkers keep it strictly; an import
+inside a function keeps it too, unless `EXCEPTIONS` names that function.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from own_warnings import STRICT
+
+from nbattn.backends import families
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGE = ROOT / "nbattn"
+Sources = dict[str, str]  # module below the package ("" is the package itself) → source
+
+# Room → what it may import: rooms, or single modules of one. Below comes first.
+PROGRAM = "errors axis mask piecewise_sum rows geometry program"
+SHARED = "backends.inputs backends.logsumexp backends.calls"  # tensor code of several families
+FAMILIES = {f"backends.{family.name}" for family in families.FAMILIES}
+ALLOWED = {
+    "version": "",
+    "errors": "",
+    "machine": "version",
+    "timing": "",
+    "cache": "",
+    "symbolic": "",
+    "axis": "errors symbolic",
+    "mask": "errors axis symbolic",
+    "piecewise_sum": "",
+    "rows": "axis",
+    "alignment": "errors axis mask",
+    "geometry": "errors axis mask alignment piecewise_sum rows",
+    "kernels": "errors version cache kernels",
+    "program": PROGRAM,
+    "backends": f"{PROGRAM} {SHARED}",
+    **{family: f"{PROGRAM} {SHARED} kernels {family}" for family in sorted(FAMILIES)},
+    "planner": f"{PROGRAM} version machine cache backends.families planner",
+    "execute": "mask program backends.families backends.inputs planner",
+    "ops": "errors mask geometry program backends.inputs planner execute",
+    "autograd": "errors program backends.inputs planner execute ops",
+    "arguments": "errors axis mask symbolic program backends.families planner",
+    "known_calls": "mask backends.families backends.inputs planner autograd arguments",
+    "functional": "errors mask program backends.families backends.inputs"
+    " backends.dense.reference planner execute ops autograd arguments known_calls",
+    "nn": "errors axis mask symbolic geometry program planner arguments functional",
+    "config": "errors axis mask geometry program backends.families planner arguments functional nn"
+    " config",
+    "mask_symbols": "errors axis mask geometry",
+    "draw": "errors axis mask geometry mask_symbols",
+    "plot": "errors axis mask geometry program planner mask_symbols draw",
+    "doctor": "errors version machine cache mask program backends.families kernels planner"
+    " functional config",
+    "bench": "errors machine timing geometry program planner",
+    "tune": "errors machine timing cache axis mask geometry program planner functional config"
+    " bench",
+    "demo": "errors axis mask geometry program planner functional nn config draw plot demo",
+    "cli": "errors machine timing cache axis mask geometry program backends.families planner"
+    " functional nn config mask_symbols draw plot doctor bench tune demo cli version",
+    "integrations": "errors version axis mask geometry program backends.families"
+    " backends.tiled.costs backends.tiled.schedule backends.tiled.meaning planner functional nn"
+    " config integrations",
+    "distributed": "errors axis mask geometry program planner ops functional",
+    "__main__": "cli",
+    "": "errors axis mask version",
+}
+# Functions that import upward when they are called → what they import.
+EXCEPTIONS = {
+    ("mask", "Mask.dense"): "geometry",
+    ("mask", "Mask.draw"): "draw",
+    ("mask", "Mask.to_flex"): "backends.flex.run",
+    ("planner.plan", "Plan.run"): "functional",
+    ("planner.plan", "Plan.warmup"): "functional",
+}
+# Room → packages it may import at module level. In a family only the modules that touch tensors
+# may import torch; what it means, offers and costs imports no more than numpy, anywhere.
+PLAIN = ("program", *(f"{family}.{part}" for family in FAMILIES for part in ("meaning", "costs")))
+PLAIN = (*PLAIN, *(f"{family}.candidates" for family in FAMILIES))
+FOREIGN = {
+    **dict.fromkeys(
+        ["version", "errors", "symbolic", "axis", "mask", "alignment", "doctor", "__main__", ""], ""
+    ),
+    **dict.fromkeys(["piecewise_sum", "rows", "geometry", "mask_symbols", "draw", "plot"], "numpy"),
+    **dict.fromkeys(["program"], "numpy"),
+    **dict.fromkeys(["planner", "backends", "execute", "ops", "autograd"], "numpy torch"),
+    **dict.fromkeys(["arguments", "known_calls", "functional", "nn"], "numpy torch"),
+    **dict.fromkeys(["integrations", "distributed", "bench", "tune", "demo"], "numpy torch"),
+    **dict.fromkeys(["machine", "timing", "cache", "cli", "kernels"], ""),
+    "config": "pydantic pydantic_core",
+}
+
+
+class Import(NamedTuple):
+    """One import: of a module below nbattn, or of a foreign top-level package."""
+
+    target: str
+    foreign: bool
+    level: str  # "module", "typing", or the qualified name of the function around it
+
+
+def within(module: str, names: str) -> bool:
+    """Whether a module is one of the named rooms or modules, or lies in one."""
+    return any(module == name or module.startswith(f"{name}.") for name in names.split())
+
+
+def room_of(module: str) -> str:
+    """The room of a module, which is a folder or file of the package, or the folder of a family."""
+    parts = module.split(".")
+    family = ".".join(parts[:2])
+    return family if family in FAMILIES else parts[0]
+
+
+def imports(module: str, source: str, package: bool, modules: set[str]) -> Iterator[Import]:
+    """Every import of a module, constant `import_module("nbattn…")` calls included."""
+
+    def resolve(node: ast.ImportFrom) -> str:
+        if not node.level:
+            return node.module or ""
+        parts = ["nbattn", *filter(None, module.split("."))]
+        parts = parts[: len(parts) - node.level + package]
+        return ".".join([*parts, *filter(None, [node.module])])
+
+    def names(node: ast.AST) -> list[str]:
+        if isinstance(node, ast.Import):
+            return [alias.name for alias in node.names]
+        if isinstance(node, ast.ImportFrom):
+            base = resolve(node)
+            inner = base.removeprefix("nbattn").removeprefix(".")
+            below = [f"{inner}.{alias.name}".lstrip(".") for alias in node.names]
+            return [f"nbattn.{b}" if b in modules else base for b in below]
+        if isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] == "import_module":
+            constants = [a.value for a in node.args if isinstance(a, ast.Constant)]
+            return [name for name in constants if isinstance(name, str) and name[:1] != "."]
+        return []
+
+    def walk(node: ast.AST, level: str, scope: tuple[str, ...]) -> Iterator[Import]:
+        for name in names(node):
+            top, _, rest = name.partition(".")
+            if top == "nbattn" or top not in sys.stdlib_module_names:
+                yield Import(rest if top == "nbattn" else top, top != "nbattn", level)
+        if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            scope = (*scope, node.name)
+            if not isinstance(node, ast.ClassDef):
+                level = ".".join(scope)
+        typing = isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING")
+        for field, value in ast.iter_fields(node):
+            for child in value if isinstance(value, list) else [value]:
+                if isinstance(child, ast.AST):
+                    only_types = typing and field == "body" and level == "module"
+                    yield from walk(child, "typing" if only_types else level, scope)
+
+    return walk(ast.parse(source), "module", ())
+
+
+def graph(sources: Sources, packages: set[str]) -> dict[str, list[Import]]:
+    modules = set(sources)
+    return {m: list(imports(m, s, m in packages, modules)) for m, s in sources.items()}
+
+
+def may_import(module: str, found: Import) -> bool:
+    room, target = room_of(module), found.target
+    if found.foreign:
+        if any(within(module, plain) for plain in PLAIN):
+            return found.level == "typing" or target == "numpy"
+        free = found.level not in ("module", "typing")
+        return free or found.level == "typing" or within(target, FOREIGN[room.split(".")[0]])
+    if module == "" and found.level != "module":
+        return True  # the index of public names: it loads them when they are asked for
+    if any(
+        within(target, upward)
+        for (name, function), upward in EXCEPTIONS.items()
+        if name == module and found.level in (function, "typing")
+    ):
+        return True
+    return within(target, ALLOWED[room])
+
+
+def broken_arrows(sources: Sources, packages: set[str]) -> list[str]:
+    return [
+        f"nbattn.{module} -> {'' if found.foreign else 'nbattn.'}{found.target} ({found.level})"
+        for module, all_found in graph(sources, packages).items()
+        for found in all_found
+        if room_of(module) in ALLOWED and not may_import(module, found)
+    ]
+
+
+def rooms_without_a_law(sources: Sources) -> list[str]:
+    return sorted({room_of(module) for module in sources} - set(ALLOWED))
+
+
+def cycle(sources: Sources, packages: set[str]) -> list[str]:
+    edges = {
+        module: {f.target for f in found if not f.foreign and f.level == "module"}
+        for module, found in graph(sources, packages).items()
+    }
+    try:
+        TopologicalSorter(edges).prepare()
+    except CycleError as error:
+        return error.args[1]
+    return []
+
+
+def stale_exceptions(sources: Sources, packages: set[str]) -> list[str]:
+    """Exceptions whose function exists but no longer imports upward."""
+    found = graph(sources, packages)
+    return [
+        f"{module} {function}"
+        for (module, function), upward in EXCEPTIONS.items()
+        if f"def {function.split('.')[-1]}(" in sources.get(module, "")
+        if not any(i.level == function and within(i.target, upward) for i in found[module])
+    ]
+
+
+def read_package() -> tuple[Sources, set[str]]:
+    sources: Sources = {}
+    packages: set[str] = set()
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+        sources[name] = path.read_text("utf-8")
+        if parts[-1] == "__init__":
+            packages.add(name)
+    return sources, packages
+
+
+def test_the_table_lists_rooms_from_the_bottom_up():
+    order = list(ALLOWED)
+    for room, allowed in ALLOWED.items():
+        for target in map(room_of, allowed.split()):
+            below = order.index(target) < order.index(room)
+            assert target == room or below, (room, target)
+    assert set(FOREIGN) == set(ALLOWED) - FAMILIES
+
+
+def test_every_import_of_the_package_follows_an_arrow(cases):
+    sources, packages = read_package()
+    assert "mask" in sources
+    cases("arrows", sum(map(len, graph(sources, packages).values())))
+    assert rooms_without_a_law(sources) == []
+    assert broken_arrows(sources, packages) == []
+    assert cycle(sources, packages) == []
+    assert stale_exceptions(sources, packages) == []
+
+
+BROKEN = {
+    "upward": ("mask", "from nbattn import geometry"),
+    "upward_plain_import": ("mask", "import nbattn.geometry"),
+    "upward_relative": ("planner.plan", "from ..backends.tiled import run"),
+    "upward_for_types": (
+        "geometry",
+        "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import nbattn.ops",
+    ),
+    "upward_in_a_function": ("geometry", "def f():\n    from nbattn.planner import plan"),
+    "upward_in_another_method": (
+        "mask",
+        "class Mask:\n    def area(self):\n        import nbattn.geometry",
+    ),
+    "upward_in_a_class_body": ("mask", "class Mask:\n    import nbattn.geometry"),
+    "upward_by_string": ("geometry", "import importlib\nimportlib.import_module('nbattn.ops')"),
+    "errors_import_anything": ("errors", "from nbattn.axis import Axis"),
+    "backend_to_backend": ("backends.tiled", "from nbattn.backends.dense.run import run"),
+    "family_to_family_relative": ("backends.tiled.run", "from ..dense import run"),
+    "family_to_planner": ("backends.tiled.run", "from nbattn.planner.plan import Plan"),
+    "family_to_reference": ("backends.tiled.run", "from nbattn.backends.dense import reference"),
+    "table_to_family": ("backends.families", "from nbattn.backends.dense import reference"),
+    "operator_to_reference": (
+        "ops",
+        "def f():\n    from nbattn.backends.dense.reference import attend",
+    ),
+    "package_itself": ("planner.plan", "from nbattn import Mask"),
+    "eager_package": ("", "from nbattn.functional import attention"),
+    "mask_loads_numpy": ("mask", "import numpy as np"),
+    "geometry_loads_torch": ("geometry", "import torch"),
+    "meaning_calls_torch": ("backends.flash.meaning", "def f():\n    import torch"),
+    "optional_package": (
+        "backends.cuda",
+        "try:\n    import cupy\nexcept ImportError:\n    cupy = None",
+    ),
+}
+KEPT = {
+    "downward": ("geometry", "from nbattn.mask import Mask\nimport numpy as np\nimport math"),
+    "exception": ("mask", "class Mask:\n    def draw(self):\n        from nbattn import draw"),
+    "programs": ("backends.tiled.run", "from nbattn.program import program\nimport torch"),
+    "optional_when_called": ("backends.cuda", "def f():\n    import cupy"),
+    "execute_runs_families": ("execute", "from nbattn.backends import families"),
+    "definition": ("functional", "from nbattn.backends.dense import reference"),
+    "lazy_package": ("", "def __getattr__(name):\n    from nbattn.functional import attention"),
+    "foreign_types": (
+        "mask",
+        "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import numpy",
+    ),
+}
+MODULES = """
+    errors axis mask geometry draw ops functional execute program program.program
+    planner planner.plan planner.cost_table backends backends.families backends.cuda
+    backends.cuda.run backends.dense backends.dense.run backends.dense.reference
+    backends.flash.meaning backends.tiled backends.tiled.run
+"""
+PACKAGES = {"", "program", "planner", "backends", "backends.tiled", "backends.dense"}
+
+
+def sample(module: str, source: str) -> Sources:
+    return {**dict.fromkeys(["", *MODULES.split()], ""), module: source}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_arrow_is_found(name):
+    assert len(broken_arrows(sample(*BROKEN[name]), PACKAGES)) == 1
+
+
+@pytest.mark.parametrize("name", KEPT)
+def test_a_kept_arrow_passes(name):
+    assert broken_arrows(sample(*KEPT[name]), PACKAGES) == []
+
+
+def test_a_new_room_a_cycle_and_a_stale_exception_are_found():
+    assert rooms_without_a_law(sample("shed", "")) == ["shed"]
+    circle = {
+        **sample("planner.plan", "from nbattn.planner import cost_table"),
+        "planner.cost_table": "from .plan import Plan",
+    }
+    assert set(cycle(circle, PACKAGES)) == {"planner.plan", "planner.cost_table"}
+    assert stale_exceptions(sample("mask", "class Mask:\n    def draw(self): ..."), PACKAGES)
+
+
+# What follows runs in fresh interpreters, outside the checkout.
+
+OPTIONAL = [
+    "cupy",
+    "flash_attn",
+    "natten",
+    "pydantic",
+    "rich",
+    "yaml",
+    "matplotlib",
+    "transformers",
+]
+
+
+def fresh(code: str, tmp_path: Path, *flags: str) -> object:
+    """What the code leaves in `result`, from an interpreter of its own."""
+    run = subprocess.run(
+        [
+            sys.executable,
+            *flags,
+            "-c",
+            f"{STRICT}{code}\nimport json; print(json.dumps(result))",
+        ],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert run.returncode == 0, run.stderr
+    return json.loads(run.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "import nbattn",
+        "import nbattn.mask",
+        "from nbattn import Axis, Mask",
+        "import nbattn.errors",
+    ],
+)
+def test_masks_load_neither_torch_nor_numpy(statement, tmp_path):
+    heavy = ["torch", "numpy", *OPTIONAL]
+    code = f"import sys\n{statement}\nresult = [m for m in {heavy} if m in sys.modules]"
+    assert fresh(code, tmp_path) == []
+
+
+def test_attention_loads_torch_and_no_optional_package(tmp_path):
+    code = f"""
+import sys, nbattn
+before = "torch" in sys.modules
+nbattn.attention
+result = [before, "torch" in sys.modules, [m for m in {OPTIONAL} if m in sys.modules]]
+"""
+    assert fresh(code, tmp_path) == [False, True, []]
+
+
+def test_attention_works_where_optional_packages_are_absent(tmp_path):
+    code = f"""
+import sys
+for name in {OPTIONAL}:
+    sys.modules[name] = None
+import torch, nbattn
+query = torch.randn(1, 5, 2, 4)
+result = list(nbattn.attention(query, query, query, nbattn.Mask.sliding_window(1)).shape)
+"""
+    assert fresh(code, tmp_path) == [1, 5, 2, 4]
+
+
+@pytest.mark.parametrize("statement", ["import nbattn", "import torch, nbattn"])
+def test_import_writes_no_file_and_adds_no_handler(statement, tmp_path):
+    *foreign, ours = statement.removeprefix("import ").split(", ")
+    code = f"""
+import logging, os, sys
+for name in {foreign}:
+    __import__(name)
+writes = os.O_WRONLY | os.O_RDWR | os.O_CREAT
+result = []
+
+def watch(event, args):
+    if event == "open" and isinstance(args[2], int) and args[2] & writes:
+        result.append(str(args[0]))
+    elif event in ("os.mkdir", "os.rename", "os.remove", "socket.connect", "subprocess.Popen"):
+        result.append(event)
+
+loggers = lambda: [logging.getLogger(), *logging.root.manager.loggerDict.values()]
+handlers = lambda: [h for l in loggers() for h in getattr(l, "handlers", [])]
+before = handlers()
+sys.addaudithook(watch)
+import {ours}
+if {foreign}:
+    nbattn.attention
+result += [repr(h) for h in handlers() if h not in before and type(h) is not logging.NullHandler]
+"""
+    assert fresh(code, tmp_path, "-B") == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_importing_attention_does_little_beyond_torch(tmp_path):
+    """Counted in modules and in lines of Python, the import system's own included."""
+    code = f"""
+import sys
+sys.path.append({str(ROOT / "tests" / "instruments")!r})
+import torch.utils.flop_counter  # which brings triton, where torch is built with it
+from work import lines
+before = set(sys.modules)
+
+def load():
+    import nbattn
+    nbattn.attention
+
+took = lines(load)
+result = [took, sorted(set(sys.modules) - before)]
+"""
+    took, loaded = fresh(code, tmp_path)
+    packages = {module.split(".")[0] for module in loaded}
+    assert packages - sys.stdlib_module_names <= {"nbattn", "numpy", "torch"}
+    assert len(loaded) <= 90
+    assert took <= 200_000

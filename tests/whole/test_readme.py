@@ -1,0 +1,69 @@
+"""The README: every Python block runs, in order, as one program; what it shows is what there is."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+
+import dialect_table
+import pytest
+
+from nbattn.backends import families
+from nbattn.cli import COMMANDS
+
+ROOT = Path(__file__).parents[2]
+TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+VIDEO = ROOT / "configs" / "video_3d.toml"
+BLOCKS = re.findall(r"```python\n(.*?)```", TEXT, flags=re.S)
+
+
+def test_every_block_runs(
+    capsys: pytest.CaptureFixture[str],
+    cases: Callable[[str, int], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(ROOT)
+    scope: dict[str, object] = {}
+    for block in BLOCKS:
+        exec(compile(block, "README.md", "exec"), scope)
+        cases("README blocks", 1)
+    printed = capsys.readouterr().out
+    assert len(BLOCKS) >= 5
+    assert "axis 2  6 left, itself, 6 right; dilation 2, wrap" in printed
+    assert "chosen    sdpa/dense+fold" in printed
+    assert "sdpa cannot run this" in printed
+
+
+def test_the_table_of_dialects_is_what_the_converters_say() -> None:
+    assert dialect_table.table() in TEXT, (
+        "python tests/instruments/dialect_table.py prints the table"
+    )
+
+
+def test_the_config_that_is_shown_is_part_of_the_file() -> None:
+    (shown,) = re.findall(r"```toml\n(.*?)```", TEXT, flags=re.S)
+    shown, whole = tomllib.loads(shown), tomllib.loads(VIDEO.read_text())
+    for section, tables in shown.items():
+        for name, table in tables.items():
+            assert table.items() <= whole[section][name].items()
+
+
+def test_every_backend_is_in_the_table_of_backends() -> None:
+    names = {name.partition(":")[0] for name in families.BACKENDS[1:]}
+    rows = TEXT[TEXT.index("## Backends today") : TEXT.index("## Limits")]
+    assert {*re.findall(r"^\| `([\w-]+)` \|", rows, flags=re.M)} == names
+
+
+def test_every_file_and_command_that_is_named_exists() -> None:
+    named = re.findall(
+        r"\]\((?!http)([^)#]+)\)|`((?:configs|docs|examples|benchmarks)/[\w./]*)`", TEXT
+    )
+    for path in map("".join, named):
+        assert (ROOT / path).exists(), path
+    for command in re.findall(r"^ {4}nbattn (\w+)", TEXT, flags=re.M):
+        assert command in COMMANDS, command
+    targets = (ROOT / "Makefile").read_text()
+    for target in re.findall(r"^ {4}make (\w+)", TEXT, flags=re.M):
+        assert f"\n{target}:" in f"\n{targets}", target

@@ -1,0 +1,101 @@
+"""Owns that tests lie as the modules do: each module has its file, and each file names a module.
+
+`nbattn/a/b.py` has `tests/a/test_b.py`, and may have `tests/a/test_b_*.py` besides; `__init__.py`
+has `test_init.py`, where it holds more than a docstring. What has no file of its own is in
+`TESTED_IN`, with the file that tests it. `tests/whole/` proves what no single module owns.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+ELSEWHERE = {"whole", "gpu", "emulator", "instruments"}
+TESTED_IN = {
+    "__init__": "whole/test_imports",
+    "__main__": "cli/test_init",
+    "backends/calls": "backends/flash/test_run",
+    "backends/dense/costs": "whole/test_golden_plans",
+    "backends/families": "planner/test_planner",
+    "backends/flash/costs": "backends/flash/test_candidates",
+    "backends/logsumexp": "whole/test_values",
+    "backends/tiled/candidates": "planner/test_planner",
+    "backends/tiled/costs": "planner/test_planner",
+    "backends/tiled/meaning": "planner/test_proof",
+    "backends/tiled/schedule": "backends/tiled/test_run",
+    "cache": "planner/test_cost_table",
+    "cli/arguments": "cli/test_init",
+    "cli/bench_chart": "cli/test_bench",
+    "cli/schema": "cli/test_plan",
+    "cli/values": "cli/test_plan",
+    "demo/pictures": "demo/test_denoise",
+    "demo/report": "demo/test_digits",
+    "integrations/natten/__init__": "integrations/natten/test_install",
+    "integrations/natten/context": "integrations/natten/test_install",
+    "integrations/natten/parameters": "integrations/natten/test_fused",
+    "kernels/check": "test_doctor",
+    "kernels/layout": "kernels/test_launch",
+    "kernels/variant": "kernels/test_nvrtc",
+    "mask_symbols": "test_draw",
+    "program/band_pieces": "backends/flash/test_candidates",
+    "program/blocks": "planner/test_plan",
+    "program/candidate": "planner/test_planner",
+    "program/costs": "planner/test_planner",
+    "rows": "test_geometry",
+    "symbolic": "whole/test_compiled_masks",
+    "timing": "cli/test_tune",
+    "version": "planner/test_cost_table",
+}
+
+
+def stem_of(module: str) -> str:
+    """What follows `test_` in the name of a module's file."""
+    return module.rpartition("/")[2].strip("_")
+
+
+def modules() -> set[str]:
+    """Every module that is more than a docstring, as a path without its end."""
+    package = ROOT / "nbattn"
+    paths = [path for path in package.rglob("*.py") if len(path.read_text().splitlines()) > 1]
+    return {path.relative_to(package).with_suffix("").as_posix() for path in paths}
+
+
+def files() -> set[str]:
+    """Every file of tests, as a path without its end."""
+    tests = ROOT / "tests"
+    return {path.relative_to(tests).with_suffix("").as_posix() for path in tests.rglob("test_*.py")}
+
+
+def owners(file: str, known: set[str]) -> set[str]:
+    """The modules that a file of tests names: its own, or the start of its name."""
+    folder, _, name = file.rpartition("/")
+    said = name.removeprefix("test_")
+    here = {module for module in known if module.rpartition("/")[0] == folder}
+    return {one for one in here if said == stem_of(one) or said.startswith(f"{stem_of(one)}_")}
+
+
+def own_file(module: str) -> str:
+    folder = module.rpartition("/")[0]
+    return f"{folder}/test_{stem_of(module)}" if folder else f"test_{stem_of(module)}"
+
+
+def test_every_module_has_a_file_or_is_in_the_table() -> None:
+    missing = {module for module in modules() if own_file(module) not in files()}
+    assert missing == set(TESTED_IN)
+    assert set(TESTED_IN.values()) <= files()
+
+
+def test_every_file_names_a_module() -> None:
+    known = modules()
+    own = {file for file in files() if file.split("/")[0] not in ELSEWHERE}
+    assert len(own) > 60
+    assert not [file for file in sorted(own) if not owners(file, known)]
+
+
+def test_a_file_that_names_no_module_is_found() -> None:
+    known = {"mask", "cli/__init__", "planner/plan"}
+    assert owners("test_mask", known) == owners("test_mask_converters", known) == {"mask"}
+    assert owners("cli/test_init", known) == {"cli/__init__"}
+    assert owners("planner/test_plan", known) == {"planner/plan"}
+    for file in ("test_masks", "cli/test_mask", "planner/test_planner", "test_init"):
+        assert not owners(file, known)
