@@ -444,7 +444,7 @@ MUTANTS = [
            "transformers transformers_models"),
     Mutant("hf-cross-keys", HF, "query.shape[2], key.shape[2])", "query.shape[2], query.shape[2])",
            "transformers transformers_models"),
-    Mutant("hf-sizes", HF, "if given.sizes != sizes:", "if False:", "transformers"),
+    Mutant("hf-sizes", HF, "if attention_mask.sizes != sizes:", "if False:", "transformers"),
     # the drop-in
     Mutant("natten-scale-of-zero", FUSED, "scale=scale,\n        extra_key",
            "scale=scale or None,\n        extra_key", "natten_dropin"),
