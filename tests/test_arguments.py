@@ -53,8 +53,8 @@ def test_the_warning_is_code_that_moves_the_axes() -> None:
     (text,) = warned((2, 8, 1024, 4))
     assert text == (
         "query [2, 8, 1024, 4] is taken as [B, N, H, D]: 1024 heads. If it is [B, H, N, D], as "
-        "torch's scaled_dot_product_attention has it, pass query.movedim(1, -2), key and value "
-        "alike, and take out.movedim(-2, 1)."
+        "for torch's scaled_dot_product_attention, pass query.movedim(1, -2), key and value "
+        "likewise, and use out.movedim(-2, 1)."
     )
     assert torch.zeros(2, 8, 1024, 4).movedim(1, -2).shape == (2, 1024, 8, 4)
 

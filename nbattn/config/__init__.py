@@ -1,4 +1,4 @@
-"""Configurations: files and mappings that declare masks, layers and plan requests.
+"""Loads configurations: files and mappings that declare masks, layers and plan requests.
 
 [masks.encoder]
 axes = [{ left = 8, causal = true }, { left = 6, right = 6, border = "wrap" }]
@@ -34,7 +34,7 @@ SECTIONS = ("masks", "layers", "plans")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
-    """What a configuration declares, by name. Every mask, layer and request in it is legal.
+    """The masks, layers and plan requests of a configuration, by name; all of them are legal.
 
     Args:
         masks: `nbattn.Mask` objects.
@@ -49,7 +49,7 @@ class Config:
     plans: dict[str, PlanConfig] = field(default_factory=dict[str, PlanConfig])
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
-        """Plain data that `load` takes: every mask by its axes, defaults left out.
+        """Returns plain data for `load`: every mask by its axes, without defaults.
 
         >>> config = load({"masks": {"nat": {"neighborhood": {"kernel_size": 3}}}})
         >>> config.to_dict()
@@ -70,17 +70,17 @@ _ADAPTER: TypeAdapter[Config] = TypeAdapter(Config)
 
 
 def load(source: str | os.PathLike[str] | Mapping[str, Any]) -> Config:
-    """Read a configuration.
+    """Reads a configuration.
 
-    A file with masks only needs no torch. Nothing in a file is executed; files are read up to
-    1 MiB, YAML without aliases and with the plain values of YAML 1.2.
+    A file with masks only needs no torch. Nothing in a file is executed. Files may have up to
+    1 MiB; YAML may have no aliases, and has the plain values of YAML 1.2.
 
     Args:
         source: the path of a TOML, YAML or JSON file, or a mapping (OmegaConf's too).
 
     Raises:
-        ConfigError: everything that is wrong, a line each: file, key path, what was found, what is
-            legal, and a guess at what was meant.
+        ConfigError: lists every mistake, one per line: file, key path, the value, what is legal,
+            and a guess at what was meant.
 
     >>> config = load({"masks": {"local": {"sliding_window": {"left": 511}}}})
     >>> config.masks["local"]
@@ -98,19 +98,17 @@ def load(source: str | os.PathLike[str] | Mapping[str, Any]) -> Config:
 
 
 def schema() -> dict[str, Any]:
-    """The grammar as a JSON schema, for editors: `nbattn schema > nbattn.schema.json`."""
-    found = _ADAPTER.json_schema()
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **found}
+    """Returns the grammar as a JSON schema, for editors: `nbattn schema > nbattn.schema.json`."""
+    grammar = _ADAPTER.json_schema()
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **grammar}
 
 
 class _Loading:
-    """One configuration on its way in: entries are read one by one, so that no mistake hides
-    another.
-    """
+    """Loads one configuration, entry by entry, so that all mistakes are found at once."""
 
     def __init__(self, source: str, data: dict[str, Any]) -> None:
         self.source, self.data = source, data
-        self.found: list[Mistake] = []
+        self.mistakes: list[Mistake] = []
         self.masks: dict[str, Mask | None] = {}
 
     def config(self) -> Config:
@@ -119,8 +117,8 @@ class _Loading:
             self.masks[name] = self._entry("masks", name)
         layers = {name: self._checked("layers", name) for name in self._names("layers")}
         plans = {name: self._checked("plans", name) for name in self._names("plans")}
-        if self.found:
-            raise ConfigError(self.source, self.found)
+        if self.mistakes:
+            raise ConfigError(self.source, self.mistakes)
         return Config(masks=self.masks, layers=layers, plans=plans)  # pyright: ignore[reportArgumentType]
 
     def _check_sections(self) -> None:
@@ -135,30 +133,30 @@ class _Loading:
         return list(table) if isinstance(table, dict) else []
 
     def _entry(self, section: str, name: str) -> Any:
-        """One validated entry, or None, its mistakes noted."""
+        """Returns one validated entry, or None if it has mistakes, which are collected."""
         config = self._validate({section: {name: self.data[section][name]}})
         return None if config is None else getattr(config, section)[name]
 
     def _checked(self, section: str, name: str) -> Any:
-        """The entry, with the checks that need all its fields."""
+        """Returns the entry after the checks that need all its fields."""
         entry = self._entry(section, name)
         if entry is not None:
             for key, error in entry.mistakes():
                 path = (section, name, key) if key else (section, name)
-                self.found.append(mistakes.of_exception(path, error))
+                self.mistakes.append(mistakes.of_exception(path, error))
         return entry
 
     def _validate(self, data: dict[str, Any]) -> Config | None:
         try:
-            # JSON, because strict validation refuses the dicts and lists that files are made of
+            # JSON, because strict validation of Python objects refuses the dicts and lists of files
             return _ADAPTER.validate_json(json.dumps(data), context=self.masks)
         except ValidationError as error:
-            self.found += mistakes.of_errors(error.errors(), data)
+            self.mistakes += mistakes.of_errors(error.errors(), data)
         return None
 
 
 def _plain(value: Any) -> dict[str, Any]:
-    """The fields of a dataclass that differ from their defaults."""
+    """Returns the fields of a dataclass that differ from their defaults."""
     default = {name: f.default for name, f in value.__dataclass_fields__.items()}
     plain = {name: getattr(value, name) for name in default}
     return {

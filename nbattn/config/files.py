@@ -1,7 +1,7 @@
-"""Reading: a TOML, YAML or JSON file, or a mapping, as plain data within limits, or what is wrong.
+"""Reads a TOML, YAML or JSON file, or a mapping, as plain data within limits.
 
-A file is data from somebody else: nothing in it is executed or imported, and its size, depth and
-number of values are bounded before anything is made of it.
+Files are not trusted: nothing in them is executed or imported, and their size, depth and number of
+values are checked before their data is used.
 """
 
 from __future__ import annotations
@@ -22,45 +22,45 @@ MAX_BYTES = 1 << 20
 MAX_DEPTH = 16
 MAX_VALUES = 100_000
 _MAX_INTEGER = 2**63 - 1
-_SHOWN = 40  # characters of a foreign text in a message
+_SHOWN = 40  # most characters of a file's text in a message
 KeyPath = tuple[str | int, ...]
 
 
 def read(path: str | os.PathLike[str]) -> tuple[str, object]:
-    """The name of a file for messages, and what it holds.
+    """Returns the name of a file for messages, and its data.
 
     Raises:
-        ConfigError: it cannot be read, is too large, or is no TOML, YAML or JSON.
+        ConfigError: the file cannot be read, is too large, or is not TOML, YAML or JSON.
     """
     name = os.fsdecode(path)
     parse = PARSERS.get(Path(name).suffix.lower())
     if parse is None:
         raise ConfigError(name, [Mistake("", "unknown kind of file", ", ".join(PARSERS))])
     try:
-        if not stat.S_ISREG(Path(name).stat().st_mode):  # a pipe would be waited for
-            raise OSError(0, "is no regular file")
+        if not stat.S_ISREG(Path(name).stat().st_mode):  # opening a pipe would wait
+            raise OSError(0, "is not a regular file")
         with open(name, "rb") as file:  # noqa: PTH123 - a Path would normalise the name
             content = file.read(MAX_BYTES + 1)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise ConfigError(name, [Mistake("", f"cannot be read: {reason}")]) from None
     if len(content) > MAX_BYTES:
-        found = f"larger than {MAX_BYTES} bytes"
-        raise ConfigError(name, [Mistake("", found, f"up to {MAX_BYTES} bytes")])
+        problem = f"larger than {MAX_BYTES} bytes"
+        raise ConfigError(name, [Mistake("", problem, f"up to {MAX_BYTES} bytes")])
     try:
         return name, parse(content.decode("utf-8-sig"))
     except ImportError:
-        found, fix = "YAML needs PyYAML, which is not installed", 'pip install "nbattn[yaml]"'
-        raise ConfigError(name, [Mistake("", found, fix=fix)]) from None
+        problem, fix = "YAML needs PyYAML, which is not installed", 'pip install "nbattn[yaml]"'
+        raise ConfigError(name, [Mistake("", problem, fix=fix)]) from None
     except UnicodeDecodeError as error:
-        found = f"byte {error.start} is not UTF-8"
-        raise ConfigError(name, [Mistake("", found, "UTF-8 text")]) from None
+        problem = f"byte {error.start} is not UTF-8"
+        raise ConfigError(name, [Mistake("", problem, "UTF-8 text")]) from None
     except (ValueError, LookupError, AttributeError, RecursionError) as error:
-        found = (
+        problem = (
             f"nested deeper than {MAX_DEPTH}" if isinstance(error, RecursionError) else f"{error}"
         )
-        found = " ".join(found.split())
-        raise ConfigError(name, [Mistake("", f"not {Path(name).suffix[1:]}: {found}")]) from None
+        problem = " ".join(problem.split())
+        raise ConfigError(name, [Mistake("", f"not {Path(name).suffix[1:]}: {problem}")]) from None
 
 
 def _toml(text: str) -> object:
@@ -72,7 +72,7 @@ def _json(text: str) -> object:
         table: dict[str, object] = {}
         for name, value in pairs:
             if name in table:
-                raise ValueError(f"key {name[:_SHOWN]!r} stands twice")
+                raise ValueError(f"key {name[:_SHOWN]!r} occurs twice")
             table[name] = value
         return table
 
@@ -80,11 +80,10 @@ def _json(text: str) -> object:
 
 
 def _yaml(text: str) -> object:
-    """YAML by a safe loader without aliases, tags or duplicate keys, its plain values those of YAML
-    1.2.
+    """Parses YAML without aliases, tags or duplicate keys, with the plain values of YAML 1.2.
 
-    YAML 1.1 would read `no` as False, `012` as 10 and `12:30` as 750. A tag would bring that back,
-    and sets, dates and bytes, which no value here is.
+    YAML 1.1 parses `no` as False, `012` as 10 and `12:30` as 750. Tags would allow these values,
+    and sets, dates and bytes, which no key here takes.
     """
     import yaml
 
@@ -95,11 +94,13 @@ def _yaml(text: str) -> object:
         def compose_node(self, parent: Any, index: Any) -> Any:
             if self.check_event(yaml.AliasEvent):
                 line = self.peek_event().start_mark.line + 1
-                raise ValueError(f"line {line}: aliases are not read; write it out")
+                raise ValueError(f"line {line}: aliases are not supported; write the value out")
             if tag := getattr(self.peek_event(), "tag", None):
                 line = self.peek_event().start_mark.line + 1
                 shown = tag.replace("tag:yaml.org,2002:", "!!")[:_SHOWN]
-                raise ValueError(f"line {line}: tags are not read; write the value without {shown}")
+                raise ValueError(
+                    f"line {line}: tags are not supported; write the value without {shown}"
+                )
             self.depth += 1
             if self.depth > MAX_DEPTH:
                 raise RecursionError
@@ -112,7 +113,7 @@ def _yaml(text: str) -> object:
             for key, _ in node.value:
                 if isinstance(key, yaml.ScalarNode) and key.value in seen:
                     line = key.start_mark.line + 1
-                    raise ValueError(f"line {line}: key {key.value!r} stands twice")
+                    raise ValueError(f"line {line}: key {key.value!r} occurs twice")
                 seen |= {key.value} if isinstance(key, yaml.ScalarNode) else set[str]()
             return super().construct_mapping(node, deep)
 
@@ -142,15 +143,15 @@ PARSERS: dict[str, Callable[[str], object]] = {
 
 
 class _TooLargeError(Exception):
-    """The data break a limit; the argument says which."""
+    """The data exceeds a limit, which the argument names."""
 
 
 def plain(source: str, value: object) -> dict[str, Any]:
-    """Data as dicts with text keys, lists, text, numbers, bools and None; containers of other
-    libraries (OmegaConf's) resolved.
+    """Returns data as dicts with text keys, lists, text, numbers, bools and None; resolves the
+    containers of other libraries (OmegaConf).
 
     Raises:
-        ConfigError: it is no mapping, holds anything else, or breaks a limit.
+        ConfigError: the data is not a mapping, has other types, or exceeds a limit.
     """
     mistakes: list[Mistake] = []
     reader = _Reader(mistakes)
@@ -166,7 +167,7 @@ def plain(source: str, value: object) -> dict[str, Any]:
 
 
 class _Reader:
-    """One walk over foreign data: counts values, collects mistakes."""
+    """Walks once over untrusted data, counts values and collects mistakes."""
 
     def __init__(self, mistakes: list[Mistake]) -> None:
         self.mistakes, self.count = mistakes, 0
@@ -191,19 +192,19 @@ class _Reader:
             if isinstance(name, str) and _is_text(name):
                 yield name
             else:
-                what = "not Unicode" if isinstance(name, str) else kind(name)
-                self._wrong(path, f"key {_short(name)} is {what}", "text keys")
+                problem = "not Unicode" if isinstance(name, str) else kind(name)
+                self._wrong(path, f"key {_short(name)} is {problem}", "text keys")
 
     def _item(self, container: Any, key: Any, path: KeyPath) -> object:
         return self.plain(self._read((*path, key), lambda: container[key], None), (*path, key))
 
-    def _read(self, path: KeyPath, get: Callable[[], Any], instead: Any) -> Any:
-        """What a foreign container gives; it raises what it likes, for a missing value, say."""
+    def _read(self, path: KeyPath, get: Callable[[], Any], default: Any) -> Any:
+        """Reads from a foreign container, which may raise anything, as for a missing value."""
         try:
             return get()
         except Exception as error:
             self._wrong(path, f"cannot be read: {str(error).strip().splitlines()[0]}", "")
-        return instead
+        return default
 
     def _leaf(self, value: object, path: KeyPath) -> object:
         if value is None or isinstance(value, (bool, float)):
@@ -214,7 +215,7 @@ class _Reader:
             return self._wrong(path, "text that is not Unicode", "UTF-8 text")
         try:
             number = operator.index(cast("Any", value))
-        except Exception:  # a TypeError; foreign types raise what they like
+        except Exception:  # a TypeError; foreign types may raise anything
             return self._wrong(
                 path, f"is {kind(value)}", "tables, lists, text, numbers, true, false"
             )
@@ -222,8 +223,8 @@ class _Reader:
             return self._wrong(path, "an integer beyond 64 bits", f"up to {_MAX_INTEGER}")
         return number
 
-    def _wrong(self, path: KeyPath, found: str, legal: str) -> None:
-        self.mistakes.append(Mistake(show(path), found, legal))
+    def _wrong(self, path: KeyPath, problem: str, legal: str) -> None:
+        self.mistakes.append(Mistake(show(path), problem, legal))
 
 
 def _is_text(text: str) -> bool:
@@ -243,7 +244,7 @@ def _short(value: object) -> str:
 
 
 def show(path: KeyPath) -> str:
-    """A key path as people write it.
+    """Returns a key path in the notation of messages.
 
     >>> show(("masks", "my mask", "axes", 0, "left"))
     'masks."my mask".axes[0].left'
@@ -259,6 +260,6 @@ def show(path: KeyPath) -> str:
 
 
 def quoted(value: object) -> str:
-    """A value as JSON on one line, its letters as they are."""
+    """Returns a value as JSON on one line, without escapes of printable letters."""
     text = json.dumps(value, ensure_ascii=False)
     return text if text.isprintable() else json.dumps(value)

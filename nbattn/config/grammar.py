@@ -1,5 +1,5 @@
-"""The grammar of configurations: masks, layers and plans as dataclasses, one adapter over them, and
-the checks that need more than one field.
+"""The grammar of configurations: masks, layers and plans as dataclasses, their pydantic schemas,
+and the checks that need more than one field.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ CONSTRUCTORS: Mapping[str, Callable[..., Mask]] = {
 
 
 class _Arguments:
-    """A table that is the arguments of a mask constructor, read off its signature."""
+    """The table of a mask constructor's arguments, made from its signature."""
 
     def __init__(self, constructor: Callable[..., Mask]) -> None:
         self.constructor = constructor
@@ -65,7 +65,7 @@ class _Arguments:
 
 
 class MaskTable:
-    """A mask as a table of one entry: `axes`, or the constructor of another library's counting."""
+    """A mask as a table of one entry: `axes`, or the name of a mask constructor."""
 
     arguments: Mapping[str, _Arguments] = {
         name: _Arguments(function) for name, function in CONSTRUCTORS.items()
@@ -95,18 +95,18 @@ class MaskTable:
         return core_schema.no_info_after_validator_function(self.build, schema)
 
     def build(self, table: Any) -> Mask:
-        """The mask of a validated table."""
-        given = {name: value for name, value in vars(table).items() if value is not None}
-        if len(given) != 1:
-            found = " and ".join(given) or "nothing"
-            raise MaskError(f"says {found}", f"exactly one of {', '.join(self.keys)}")
-        (value,) = given.values()
+        """Returns the mask of a validated table."""
+        entries = {name: value for name, value in vars(table).items() if value is not None}
+        if len(entries) != 1:
+            names = " and ".join(entries) or "nothing"
+            raise MaskError(f"defines {names}", f"exactly one of {', '.join(self.keys)}")
+        (value,) = entries.values()
         return value if isinstance(value, Mask) else Mask(*value)
 
 
 class _Named:
-    """A mask by the name it has in the same file. The context maps names to masks; None stands for
-    one whose own mistakes are reported already.
+    """A mask by its name in the same file. The context maps names to masks; None is a mask whose
+    mistakes are reported already.
     """
 
     def __get_pydantic_core_schema__(
@@ -124,7 +124,7 @@ class _Named:
 
 
 class UnknownNameError(ValueError):
-    """A name that means nothing; the arguments are it and the known ones."""
+    """An unknown name; the arguments are the name and the known names."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,10 +149,10 @@ class LayerConfig:
     backend: Annotated[str, WithJsonSchema({"enum": [*families.BACKENDS]})] = "auto"
 
     def build(self, **modules: Any) -> NeighborhoodAttention:
-        """The layer.
+        """Makes the layer.
 
         Args:
-            **modules: what a file cannot say: `qk_transform=`.
+            **modules: the argument that a file cannot have: `qk_transform=`.
 
         Raises:
             InputError: the arguments do not fit.
@@ -162,23 +162,25 @@ class LayerConfig:
         return NeighborhoodAttention(**_values(self), **modules)
 
     def mistakes(self) -> Iterator[tuple[str, Exception]]:
-        """What the layer would refuse: every field by itself, or what they do together.
+        """Yields the errors of the layer: of every field alone, else of all fields together.
 
-        Where the mask is missing, its own mistakes being told already, any mask stands in.
+        If the mask has mistakes, which are reported already, a full mask replaces it.
         """
         import torch
 
         from nbattn.nn import NeighborhoodAttention
 
-        given = _values(self) | {"mask": self.mask or Mask.full()}
-        del given["backend"]
+        arguments = _values(self) | {"mask": self.mask or Mask.full()}
+        del arguments["backend"]
         heads = max(1, self.kv_heads or 1)
-        base = {"mask": given["mask"], "dim": 1, "num_heads": heads, "head_dim": 1}
+        base = {"mask": arguments["mask"], "dim": 1, "num_heads": heads, "head_dim": 1}
         with torch.device("meta"):
-            found = list(_unknown("backend", (self.backend,), families.BACKENDS))
-            said = {n: value for n, value in given.items() if value is not None and n != "mask"}
-            found += _each(NeighborhoodAttention, base, said)
-            yield from found or _caught("", lambda: _built(NeighborhoodAttention, given))
+            errors = list(_unknown("backend", (self.backend,), families.BACKENDS))
+            values = {
+                n: value for n, value in arguments.items() if value is not None and n != "mask"
+            }
+            errors += _each(NeighborhoodAttention, base, values)
+            yield from errors or _caught("", lambda: _built(NeighborhoodAttention, arguments))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -187,8 +189,8 @@ class PlanConfig:
 
     Args:
         mask: in a file, the name of a mask.
-        query, key: shapes `[B, *space, H, D]` and `[B, *key_space, Hk, D]`; key as query if absent.
-        device: by name; absent is this machine's.
+        query, key: shapes `[B, *space, H, D]` and `[B, *key_space, Hk, D]`; key: default query.
+        device: a name; default: the device of this machine.
         The others are as in `nbattn.plan`.
 
     >>> mask = Mask.causal("top-left")
@@ -216,10 +218,10 @@ class PlanConfig:
     packed: bool = False
 
     def plan(self, **changes: Any) -> Plan:
-        """The plan.
+        """Makes the plan.
 
         Args:
-            **changes: arguments that replace those of the file, `device="sm_90"`.
+            **changes: arguments that replace those of the file, such as `device="sm_90"`.
 
         Raises:
             InputError, MaskError, BackendError: as `nbattn.plan`.
@@ -231,7 +233,7 @@ class PlanConfig:
         return functional.plan(values.pop("mask"), *shapes, **values)
 
     def mistakes(self) -> Iterator[tuple[str, Exception]]:
-        """What `plan` would refuse on every machine, each with the key it belongs to."""
+        """Yields the errors that `plan` would raise on every machine, each with its key."""
         from nbattn import arguments, geometry
         from nbattn.planner import devices
 
@@ -245,8 +247,8 @@ class PlanConfig:
 
         names = ("query", "key", "value_dim", "extra_keys")
         base = dict(zip(names, ((1,), None, None, 0), strict=True)) | {"flags": {}}
-        found = list(_each(arguments.check_plan, base, {n: getattr(self, n) for n in names}))
-        yield from found or _caught("", shapes)
+        errors = list(_each(arguments.check_plan, base, {n: getattr(self, n) for n in names}))
+        yield from errors or _caught("", shapes)
         yield from _caught("softcap", lambda: arguments.check_numbers(None, self.softcap))
         if self.device is not None and not devices.is_device(self.device):
             yield "device", UnknownNameError(self.device, tuple(DEVICES))
@@ -264,17 +266,17 @@ def _values(config: LayerConfig | PlanConfig) -> dict[str, Any]:
 def _each(
     function: Callable[..., object],
     base: Mapping[str, Any],
-    given: Mapping[str, Any],
+    tested: Mapping[str, Any],
 ) -> Iterator[tuple[str, Exception]]:
-    """What a function refuses of each argument by itself, the others being harmless."""
-    for name, value in given.items():
+    """Yields the errors of each tested argument alone; `base` has legal other arguments."""
+    for name, value in tested.items():
         yield from _caught(name, lambda n=name, v=value: function(**{**base, n: v}))
 
 
-def _built(layer: Callable[..., object], given: Mapping[str, Any]) -> None:
-    """Build a layer; torch's own words for sizes beyond every memory are not for authors."""
+def _built(layer: Callable[..., object], arguments: Mapping[str, Any]) -> None:
+    """Builds a layer; replaces torch's message for weights that no memory can hold."""
     try:
-        layer(**given)
+        layer(**arguments)
     except (RuntimeError, TypeError) as error:
         if isinstance(error, NbattnError):
             raise
@@ -282,15 +284,15 @@ def _built(layer: Callable[..., object], given: Mapping[str, Any]) -> None:
 
 
 def axis_mistakes(axis: Mapping[str, Any]) -> Iterator[tuple[str, Exception]]:
-    """What every field of an axis breaks by itself."""
+    """Yields the errors of every field of an axis alone."""
     known = {f.name for f in fields(Axis)}
     return _each(Axis, {}, {n: v for n, v in axis.items() if n in known and n != "border"})
 
 
 def constructor_mistakes(name: str, given: Mapping[str, Any]) -> Iterator[tuple[str, Exception]]:
-    """What every argument of a mask constructor breaks by itself."""
-    needed = {"neighborhood": {"kernel_size": 2**31 - 1}, "sliding_window": {"left": 0}}
-    return _each(CONSTRUCTORS[name], needed.get(name, {}), given)
+    """Yields the errors of every argument of a mask constructor alone."""
+    required = {"neighborhood": {"kernel_size": 2**31 - 1}, "sliding_window": {"left": 0}}
+    return _each(CONSTRUCTORS[name], required.get(name, {}), given)
 
 
 def _unknown(

@@ -1,5 +1,5 @@
-"""Mistakes: what pydantic and the mask's own rules say of a table, in the words and key paths of
-its author.
+"""Turns errors of pydantic and of the mask's own rules into mistakes with the key paths and values
+of the file.
 """
 
 from __future__ import annotations
@@ -32,34 +32,34 @@ _LEGAL = {
     "dataclass_type": "a table",
     "dict_type": "a table",
 }
-_SHOWN = 40  # characters of a value
-_LISTED = 30  # names that are legal
+_SHOWN = 40  # most characters of a value in a message
+_LISTED = 30  # most legal names in a message
 
 
 def of_errors(errors: Sequence[Mapping[str, Any]], data: object) -> list[Mistake]:
-    """The mistakes behind pydantic's errors, one a key path.
+    """Returns the mistakes behind pydantic's errors, one per key path.
 
-    Where several types are legal, pydantic reports each: of those that look at the same value, the
-    one that got deepest stays, and equally deep ones are joined.
+    Where several types are legal, pydantic reports an error for each: of those for the same value,
+    the deepest is used, and equally deep ones are joined.
     """
     placed = [(_path(error["loc"], data), error) for error in errors]
     paths = [path for path, _ in placed]
     joined: dict[KeyPath, list[Mapping[str, Any]]] = {}
     for path, error in placed:
-        if not any(len(other) > len(path) and other[: len(path)] == path for other in paths):
+        if not any(len(deep) > len(path) and deep[: len(path)] == path for deep in paths):
             joined.setdefault(path, []).append(error)
-    found = {path: _mistake(path, group) for path, group in joined.items()}
+    mistakes = {path: _mistake(path, group) for path, group in joined.items()}
     for path in dict.fromkeys(filter(None, map(_owner, joined))):
-        told = {other[len(path)] for other in found if len(other) > len(path) == len(_owner(other))}
-        broken = _field_mistakes(path, _at(data, path), told)
+        reported = {p[len(path)] for p in mistakes if len(p) > len(path) == len(_owner(p))}
+        broken = _field_mistakes(path, _at(data, path), reported)
         if broken:
-            found.pop(path, None)
-        found |= broken
-    return list(found.values())
+            mistakes.pop(path, None)
+        mistakes |= broken
+    return list(mistakes.values())
 
 
 def _owner(path: KeyPath) -> KeyPath:
-    """The table of an axis or of a constructor's arguments that a path is in, or nothing."""
+    """Returns the path of the axis or constructor table that contains this path, or ()."""
     match path:
         case ("masks", _, "axes", int(), *_):
             return path[:4]
@@ -69,15 +69,17 @@ def _owner(path: KeyPath) -> KeyPath:
             return ()
 
 
-def _field_mistakes(path: KeyPath, table: object, told: set[str | int]) -> dict[KeyPath, Mistake]:
-    """What fields break by themselves, besides those whose mistake is told: pydantic stops before
-    them, and a mask's own rules at the first.
+def _field_mistakes(
+    path: KeyPath, table: object, reported: set[str | int]
+) -> dict[KeyPath, Mistake]:
+    """Returns the mistakes of single fields that are not reported yet: pydantic does not check
+    them, and a mask raises only its first error.
     """
     if not isinstance(table, dict):
         return {}
-    rest = {name: value for name, value in table.items() if name not in told}
-    own = axis_mistakes(rest) if len(path) == 4 else constructor_mistakes(str(path[2]), rest)
-    return {(*path, name): of_exception((*path, name), error) for name, error in own}
+    rest = {name: value for name, value in table.items() if name not in reported}
+    errors = axis_mistakes(rest) if len(path) == 4 else constructor_mistakes(str(path[2]), rest)
+    return {(*path, name): of_exception((*path, name), error) for name, error in errors}
 
 
 def _at(data: Any, path: KeyPath) -> object:
@@ -87,13 +89,13 @@ def _at(data: Any, path: KeyPath) -> object:
 
 
 def of_exception(path: KeyPath, error: Exception) -> Mistake:
-    """The mistake behind an error of nbattn's own rules."""
+    """Returns the mistake behind an error of nbattn's own rules."""
     if isinstance(error, UnknownNameError):
         name, known = error.args
-        found, legal = f"{_found(name)} is not known", ", ".join(map(quoted, known[:_LISTED]))
+        problem, legal = f"{_shown(name)} is not known", ", ".join(map(quoted, known[:_LISTED]))
         legal += f" and {len(known) - _LISTED} more" if len(known) > _LISTED else ""
         return Mistake(
-            show(path), found, legal or "nothing: none is defined", guess=_guess(name, known, '"')
+            show(path), problem, legal or "nothing: none is defined", guess=_guess(name, known, '"')
         )
     if isinstance(error, NbattnError):
         return Mistake(show(path), error.problem, fix=error.fix)
@@ -101,8 +103,8 @@ def of_exception(path: KeyPath, error: Exception) -> Mistake:
 
 
 def _path(location: Sequence[str | int], data: Any) -> KeyPath:
-    """The part of a location that is keys and indices of the data, and a key that is missing there;
-    names of alternatives, which pydantic puts in between, left out.
+    """Returns the keys and indices of a location, the last of which may be missing in the data;
+    without the names of type alternatives that pydantic adds.
     """
     path: list[str | int] = []
     for number, part in enumerate(location):
@@ -116,7 +118,7 @@ def _path(location: Sequence[str | int], data: Any) -> KeyPath:
 
 
 def _mistake(path: KeyPath, errors: Sequence[Mapping[str, Any]]) -> Mistake:
-    """One mistake from the errors at one path."""
+    """Makes one mistake from the errors at one path."""
     first = errors[0]
     if first["type"] == "unexpected_keyword_argument":
         known = tuple(keys(path[:-1]))
@@ -131,11 +133,11 @@ def _mistake(path: KeyPath, errors: Sequence[Mapping[str, Any]]) -> Mistake:
         expected = error.get("ctx", {}).get("expected", "").replace("'", '"')
         legal.append(expected or _LEGAL.get(error["type"]) or error["msg"])
         guess = guess or _guess(error["input"], expected.replace(" or ", ", ").split(", "), '"')
-    return Mistake(show(path), f"found {_found(first['input'])}", " or ".join(legal), guess=guess)
+    return Mistake(show(path), f"found {_shown(first['input'])}", " or ".join(legal), guess=guess)
 
 
 def keys(path: KeyPath) -> Iterator[str]:
-    """The legal keys of the table at a path.
+    """Returns the legal keys of the table at a path.
 
     >>> list(keys(("masks", "encoder", "causal")))
     ['align']
@@ -155,14 +157,14 @@ def keys(path: KeyPath) -> Iterator[str]:
     return (f.name for f in fields(table))
 
 
-def _guess(given: object, known: Sequence[str], quote: str = "") -> str:
-    """The known name that was probably meant, or nothing."""
-    found = likely(given, [name.strip('"') for name in known])
-    return found and f"{quote}{found}{quote}"
+def _guess(value: object, known: Sequence[str], quote: str = "") -> str:
+    """Returns the known name that was probably meant, or an empty string."""
+    guess = likely(value, [name.strip('"') for name in known])
+    return guess and f"{quote}{guess}{quote}"
 
 
-def _found(value: object) -> str:
-    """A value as its author wrote it, or what it is where it is long."""
+def _shown(value: object) -> str:
+    """Returns a value for a message as it is in the file; tables and lists by their type."""
     if isinstance(value, (dict, list)):
         return "a table" if isinstance(value, dict) else "a list"
     text = quoted(value)

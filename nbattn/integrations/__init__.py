@@ -1,1 +1,1 @@
-"""Where nbattn meets other libraries: modules that plug it in, loaded only when asked for."""
+"""Modules that make other libraries use nbattn; none is loaded before it is imported by name."""

@@ -1,9 +1,8 @@
-"""Reads transformers' mask functions: the keys that one lets a query read, as a single window.
+"""Turns transformers' mask functions into windows: the keys that a query attends to.
 
-A model hands over its mask as a Python function of four indices, built from a handful of public
-parts. Parts are known by their code object, and their numbers by the names of what they close over;
-`check` tries both on real indices, so that a release that changed a part is noticed. What is not
-known is refused: it could mean anything.
+A model's mask is a Python function of four indices, made of a few public parts. `read` recognises a
+part by its code object, and takes its numbers from its closure by name; `check` compares both with
+real indices, so that it detects releases with changed parts. Unknown parts raise an error.
 """
 
 from __future__ import annotations
@@ -23,16 +22,16 @@ _FAR = 2**31
 
 
 class Window(NamedTuple):
-    """Keys that a query may read, relative to its own position; None is unlimited.
+    """Keys that a query attends to, relative to its own position; None is unlimited.
 
-    -1 on either side: not even its own; such a window is empty.
+    With -1 on a side, the window is without the own position and empty.
     """
 
     left: int | None = None
     right: int | None = None
 
     def contains(self, other: Window) -> bool:
-        """Whether every key of the other window is in this one."""
+        """Whether this window has every key of the other window."""
         pairs = zip(self, other, strict=True)
         return all((_FAR if a is None else a) >= (_FAR if b is None else b) for a, b in pairs)
 
@@ -43,21 +42,21 @@ Reader = Callable[[Values, int], Window]
 
 
 def read(function: object, end: int) -> Window:
-    """The window that a mask function stands for.
+    """Returns the window of a mask function.
 
     Args:
         function: of (batch, head, query, key) indices, made by transformers.
         end: one more than the last key, on the scale of those indices.
 
     Raises:
-        InputError: the function has no window, or is not one that transformers makes.
+        InputError: the function is not a window, or not made by transformers.
     """
     code = getattr(function, "__code__", None)
     reader = _readers().get(code) if isinstance(code, CodeType) else None
     if reader is None or code is None:
         name = getattr(function, "__qualname__", repr(function))
         raise InputError(
-            f"the model masks with a function of its own, {name}, which nbattn cannot read.",
+            f"the model has a mask function of its own, {name}, which nbattn does not know.",
             _OTHERWISE,
         )
     cells = getattr(function, "__closure__", None) or ()
@@ -67,11 +66,11 @@ def read(function: object, end: int) -> Window:
 
 @cache
 def _readers() -> dict[CodeType, Reader]:
-    """The code of every part that transformers builds masks from, and what it means."""
+    """The code of every part of transformers' masks, and the function that returns its window."""
     from transformers import masking_utils as parts
 
-    some, ids = parts.causal_mask_function, torch.zeros(1, 1, dtype=torch.int64)
-    made: dict[Any, Reader] = {
+    rule, ids = parts.causal_mask_function, torch.zeros(1, 1, dtype=torch.int64)
+    readers: dict[Any, Reader] = {
         parts.causal_mask_function: lambda values, end: Window(right=0),
         parts.bidirectional_mask_function: lambda values, end: Window(),
         parts.sliding_window_overlay(1): lambda values, end: Window(
@@ -80,18 +79,18 @@ def _readers() -> dict[CodeType, Reader]:
         parts.sliding_window_bidirectional_overlay(1): lambda values, end: Window(
             values["sliding_window"], values["sliding_window"]
         ),
-        parts.and_masks(some, some): _both,
-        parts.or_masks(some, some): _either,
+        parts.and_masks(rule, rule): _both,
+        parts.or_masks(rule, rule): _either,
         parts.chunked_overlay(1, ids[0]): _chunks,
         parts.blockwise_overlay(ids): _blocks,
         parts.packed_sequence_mask_function(ids): _one_sequence,
-        parts.remap_positions_for_packed_sequence(some, ids): _positions,
+        parts.remap_positions_for_packed_sequence(rule, ids): _positions,
     }
-    return {function.__code__: reader for function, reader in made.items()}
+    return {function.__code__: reader for function, reader in readers.items()}
 
 
 def _both(values: Values, end: int) -> Window:
-    """The keys in all of several windows."""
+    """The intersection of several windows."""
     windows = [read(function, end) for function in values["mask_functions"]]
     sides = zip(*windows, strict=True)
     left, right = (min((s for s in side if s is not None), default=None) for side in sides)
@@ -99,41 +98,42 @@ def _both(values: Values, end: int) -> Window:
 
 
 def _either(values: Values, end: int) -> Window:
-    """The keys in any of several windows: one of them has to contain the others."""
+    """The union of several windows, one of which must contain the others."""
     windows = [read(function, end) for function in values["mask_functions"]]
     for window in windows:
-        if all(window.contains(other) for other in windows):
+        if all(window.contains(smaller) for smaller in windows):
             return window
     shown = ", ".join(map(str, windows))
     raise InputError(
-        f"the model joins windows of which none contains the others: {shown}.", _OTHERWISE
+        f"the model joins windows, none of which contains the others: {shown}.", _OTHERWISE
     )
 
 
 def _chunks(values: Values, end: int) -> Window:
-    """No limit while one chunk, which begins where a sample's left padding ends, has every key."""
+    """No limit if one chunk, which begins after a sample's left padding, has every key."""
     size, padding = values["chunk_size"], values["left_padding"]
     longest = end - int(padding.min()) if padding.numel() else 0
     if longest > size:
         raise InputError(
             f"chunked attention: {longest} keys do not fit into one chunk of {size}. "
-            "Chunks end at their own borders, which no window does.",
+            "A chunk ends at a fixed border, which is not a window.",
             f"inputs of up to {size} tokens, or {_OTHERWISE}",
         )
     return Window()
 
 
 def _blocks(values: Values, end: int) -> Window:
-    """Nothing while no token is in a block."""
+    """The empty window if no token is in a block."""
     if bool((values["block_sequence_ids"] >= 0).any()):
         raise InputError(
-            "some tokens read their whole block (blockwise attention): it is no window.", _OTHERWISE
+            "some tokens attend to their whole block (blockwise attention): not a window.",
+            _OTHERWISE,
         )
     return EMPTY
 
 
 def _one_sequence(values: Values, end: int) -> Window:
-    """No limit while a row is one sequence; compilers ask before they can know."""
+    """No limit if every row is one sequence."""
     numbers = values["packed_sequence_mask"]
     if not bool((numbers == numbers[:, :1]).all()):
         raise _packed()
@@ -141,7 +141,7 @@ def _one_sequence(values: Values, end: int) -> Window:
 
 
 def _positions(values: Values, end: int) -> Window:
-    """A window counts steps, so positions that go up by one only move it along."""
+    """The inner window: it is relative, so positions that go up by one do not change it."""
     positions = values["position_ids"]
     if not bool((positions.diff(dim=-1) == 1).all()):
         raise _packed()
@@ -150,17 +150,17 @@ def _positions(values: Values, end: int) -> Window:
 
 def _packed() -> InputError:
     return InputError(
-        "position_ids do not go up by one: several sequences in a row, which is no window.",
-        "one sequence a row, with attention_mask= for its padding (of ones, where there is "
-        f"none and the positions are no packing); or {_OTHERWISE}",
+        "position_ids do not go up by one: several sequences in a row, which is not a window.",
+        "one sequence per row, with attention_mask= for its padding (all ones, if there is "
+        f"none and the positions are not packed); or {_OTHERWISE}",
     )
 
 
 def check() -> None:
-    """That transformers' parts mean what is read from them, on all pairs of a few positions.
+    """Checks the windows of transformers' parts on all pairs of a few positions.
 
     Raises:
-        InputError: they do not: this release of transformers is not known.
+        InputError: a part differs from its window: this release of transformers is not known.
     """
     from transformers import masking_utils as parts
 
@@ -189,17 +189,17 @@ def check() -> None:
             raise _unknown_release(f"{function.__qualname__} is not {window}")
 
 
-def _unknown_release(what: str) -> InputError:
+def _unknown_release(reason: str) -> InputError:
     import transformers
 
     return InputError(
-        f"transformers {transformers.__version__} has masks that nbattn does not know: {what}.",
+        f"transformers {transformers.__version__} has masks that nbattn does not know: {reason}.",
         'pip install "nbattn[transformers]"',
     )
 
 
 def _dense(window: Window, at: Tensor) -> Tensor:
-    """A window as a matrix, written out."""
+    """Returns a window as a matrix, by its definition."""
     distance = at[None, :] - at[:, None]
     left, right = (_FAR if side is None else side for side in window)
     return (distance >= -left) & (distance <= right)

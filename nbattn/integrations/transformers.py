@@ -1,4 +1,6 @@
-"""Owns `attn_implementation="nbattn"`: its mask function, its attention function, their names."""
+"""Implements `attn_implementation="nbattn"`: its mask function, its attention function, and their
+registration.
+"""
 
 from __future__ import annotations
 
@@ -19,42 +21,42 @@ from nbattn.integrations.mask_functions import Window
 from nbattn.mask import Mask
 
 _EAGER = 'attn_implementation="eager".'
-# What models and trainers hand through to every layer and what changes no attention that has a
-# mask: the window is in the mask already. Everything else that is set is refused.
+# Arguments that models and trainers pass to every layer and that change no attention with a mask,
+# which has the window already. Any other argument that is set raises an error.
 _NO_EFFECT = {
     *("position_ids", "position_embeddings", "sliding_window", "deterministic", "layer_idx"),
     *("cache", "past_key_values", "use_cache", "num_items_in_batch", "logits_to_keep"),
     *("output_hidden_states", "output_router_logits", "return_dict"),
 }
-# What mask functions are told for the sake of other implementations.
-_OTHERS = {
+# Arguments that mask functions get for other implementations.
+_UNUSED = {
     *("allow_is_causal_skip", "allow_is_bidirectional_skip", "allow_torch_fix", "use_vmap"),
     *("local_size", "dtype", "device", "config"),
 }
 _WHY = {
-    "output_attentions": "nbattn never has the attention weights",
+    "output_attentions": "nbattn never computes the attention weights",
     "head_mask": "nbattn cannot switch heads off",
     "position_bias": "nbattn adds no bias to scores",
     **dict.fromkeys(
         ["cu_seq_lens_q", "cu_seq_lens_k", "cu_seqlens", "max_length_q", "max_length_k", "seq_idx"],
-        "packed sequences are no window",
+        "packed sequences are not a window",
     ),
 }
 
 
 @dataclass(frozen=True, eq=False)
 class LayerMask(BlockMask):
-    """What the mask function hands to the attention function, through model, generate() and
+    """The mask function's result, which the attention function gets through model, generate() and
     checkpoints.
 
-    Transformers passes on untouched what is a tensor of 4 dimensions or a `BlockMask`; this is one
-    in name only.
+    Transformers passes on tensors of 4 dimensions and `BlockMask`s unchanged, so this is a subclass
+    of `BlockMask`, but has none of its contents.
 
     Args:
-        window: the keys that a query reads, around its own position.
-        offset: where query 0 stands on the keys of this call: another number in every step of a
-            decode, which compilers are told from the first on.
-        key_range: int32 `[B, 1, 2]`: the keys that are no padding; None where all are valid.
+        window: the keys that a query attends to, relative to its own position.
+        offset: the position of query 0 on the keys of this call. It differs in every decode step,
+            so it is dynamic for compilers from the first step on.
+        key_range: int32 `[B, 1, 2]`: the keys that are not padding; None if all are valid.
         sizes: (B, 1, queries, keys).
     """
 
@@ -65,7 +67,7 @@ class LayerMask(BlockMask):
 
     @property
     def mask(self) -> Mask:
-        """The mask, of one axis."""
+        """The mask, which has one axis."""
         left, right = self.window
         return Mask(Axis(left, right, causal=right == 0, align=self.offset))
 
@@ -78,7 +80,7 @@ class LayerMask(BlockMask):
         return repr(self)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> LayerMask:
-        """The mask for a layer on another device, as models spread over several ask for it."""
+        """Returns the mask for a layer on another device, for models on several devices."""
         if isinstance(device, torch.dtype):
             raise _combined("casts")
         if self.key_range is None:
@@ -97,13 +99,13 @@ class LayerMask(BlockMask):
 
 def _combined(verb: str) -> InputError:
     return InputError(
-        f"the model {verb} its attention mask, which nbattn keeps as a rule and not as a matrix.",
+        f"the model {verb} its attention mask, which nbattn stores as a window, not as a matrix.",
         _EAGER,
     )
 
 
 @torch.compiler.disable(  # pyright: ignore[reportUntypedFunctionDecorator]
-    reason="nbattn reads the padding's values to make a mask"
+    reason="nbattn needs the padding's values to make a mask"
 )
 def layer_mask(
     batch_size: int,
@@ -115,26 +117,26 @@ def layer_mask(
     attention_mask: Tensor | None = None,
     **named: Any,
 ) -> LayerMask:
-    """The mask function: what a model asks for, as an nbattn mask, key range and offset.
+    """The mask function: turns a model's mask into an nbattn window, key range and offset.
 
     Args:
         batch_size, q_length, kv_length: sizes of the call.
         q_offset, kv_offset: positions of its first query and of its first key.
         mask_function: transformers' rule for pairs of positions.
         attention_mask: `[B, length]` bool, True where a key is valid, from position 0 on.
-        **named: what transformers tells other implementations.
+        **named: arguments of transformers for other implementations.
 
     Raises:
-        InputError: the rule is no window, or the padding leaves more than one run of valid keys.
+        InputError: the rule is not a window, or a sample's valid keys are not one run.
     """
-    for name in named.keys() - _OTHERS:
+    for name in named.keys() - _UNUSED:
         raise InputError(
             f"transformers passes {name}= to mask functions, which nbattn does not know.",
             'pip install "nbattn[transformers]"',
         )
     if torch.compiler.is_exporting():
         raise InputError(
-            "torch.export: a mask is made of the values of the padding, which it does not have.",
+            "torch.export has no values of the padding, from which nbattn makes its mask.",
             f"export with {_EAGER}",
         )
     window = mask_functions.read(mask_function, kv_offset + kv_length)
@@ -143,38 +145,38 @@ def layer_mask(
     if attention_mask is None:
         return LayerMask(window, offset, None, sizes)
     valid = _valid(attention_mask, batch_size, kv_length, kv_offset)
-    read = _last_read(window, offset + q_length, kv_length)
-    # a padded text keeps its range when its padding has left a window: compilers tell the two apart
+    stop = _stop(window, offset + q_length, kv_length)
+    # padded text has a range even if no window reaches the padding, or compilers would recompile
     padded = not bool(attention_mask.all())
-    return LayerMask(window, offset, _key_range(valid[:, :read], padded=padded), sizes)
+    return LayerMask(window, offset, _key_range(valid[:, :stop], padded=padded), sizes)
 
 
 def _changing(number: int) -> int:
-    """A number that compilers take for one of many, where torch (2.9 or newer) has a way to say so;
-    elsewhere they find out at its second value.
+    """Makes a number dynamic for compilers (torch 2.9 or newer); older ones recompile at its second
+    value.
     """
     dynamic = getattr(sym_node, "DynamicInt", int)
     return dynamic(number)
 
 
 def _valid(attention_mask: Tensor, batch: int, kv_length: int, kv_offset: int) -> Tensor:
-    """Which keys of the call are valid, `[B, kv_length]`: those the mask does not reach are not."""
+    """Returns which keys of the call are valid, `[B, kv_length]`; keys after the mask are not."""
     if attention_mask.dim() != 2 or attention_mask.shape[0] != batch:
         raise InputError(
             f"attention_mask is {list(attention_mask.shape)}, the batch {batch}.",
             f"attention_mask as [{batch}, length], 1 for tokens and 0 for padding.",
         )
-    kept = attention_mask[:, kv_offset : kv_offset + kv_length].bool()
-    return torch.nn.functional.pad(kept, (0, kv_length - kept.shape[1]))
+    valid = attention_mask[:, kv_offset : kv_offset + kv_length].bool()
+    return torch.nn.functional.pad(valid, (0, kv_length - valid.shape[1]))
 
 
-def _last_read(window: Window, rows: int, keys: int) -> int:
-    """One more than the last key that any query reads: what lies beyond needs no range."""
+def _stop(window: Window, rows: int, keys: int) -> int:
+    """One more than the last key that any query attends to; later keys need no range."""
     return keys if window.right is None else max(0, min(keys, rows + window.right))
 
 
 def _key_range(valid: Tensor, *, padded: bool) -> Tensor | None:
-    """The run of valid keys of every sample, int32 `[B, 1, 2]`; None without padding."""
+    """Returns the run of valid keys of every sample, int32 `[B, 1, 2]`; None without padding."""
     if not padded and bool(valid.all()):
         return None
     count = valid.sum(dim=1)
@@ -206,22 +208,22 @@ def attend(
     """The attention function.
 
     Args:
-        module: the layer that calls.
+        module: the calling layer.
         query: `[B, H, queries, D]`.
         key, value: `[B, Hk, keys, D | Dv]`, not repeated.
-        attention_mask: what `layer_mask` returned.
+        attention_mask: the result of `layer_mask`.
         dropout: of attention weights; 0 outside training.
-        scaling: of the scores; default `D ** -0.5`.
+        scaling: factor of the scores; default `D ** -0.5`.
         softcap: c, for `c * tanh(scores / c)`.
         s_aux: `[H]` sinks.
-        is_causal: what the layer says of itself.
-        **named: what models hand to every implementation.
+        is_causal: whether the layer is causal.
+        **named: arguments that models pass to every implementation.
 
     Returns:
         `[B, queries, H, Dv]`, and None for the weights.
 
     Raises:
-        InputError: something is asked for that nbattn cannot do.
+        InputError: an argument asks for something that nbattn does not support.
     """
     _refuse(module, dropout, named)
     sizes = (query.shape[0], 1, query.shape[2], key.shape[2])
@@ -241,64 +243,65 @@ def attend(
 
 
 def _refuse(module: torch.nn.Module, dropout: float, named: dict[str, Any]) -> None:
-    """What nbattn cannot honour is refused, never dropped."""
+    """Raises an InputError for every argument that nbattn does not support."""
     # transformers checks this switch only when it is set after the implementation
     if getattr(getattr(module, "config", None), "output_attentions", False):
         named = {**named, "output_attentions": True}
     if dropout > 0:
         raise InputError(
-            f"dropout={dropout} of attention weights, which nbattn never has.",
+            f"dropout={dropout} of attention weights, which nbattn does not support.",
             "config.attention_dropout = 0.0 (the name differs between models), or "
             f"model.eval(), or {_EAGER}",
         )
     for name, value in named.items():
         if value is None or value is False or name in _NO_EFFECT:
             continue
-        why = _WHY.get(name, "nbattn does not know what it means")
-        raise InputError(f"{name} is set: {why}.", _EAGER)
+        reason = _WHY.get(name, "nbattn does not know this argument")
+        raise InputError(f"{name} is set: {reason}.", _EAGER)
 
 
 def _read_mask(
-    given: object, sizes: tuple[int, ...], is_causal: bool | None, causal: bool
+    attention_mask: object, sizes: tuple[int, ...], is_causal: bool | None, causal: bool
 ) -> tuple[Mask, Tensor | None]:
-    """Mask and key range of a layer."""
-    if given is None:
+    """Returns mask and key range of a layer."""
+    if attention_mask is None:
         if causal:
             raise InputError(
-                "a causal layer has no mask: the model never asked nbattn's mask function.", _EAGER
+                "a causal layer has no mask: the model did not call nbattn's mask function.", _EAGER
             )
         return Mask.full(), None
-    if not isinstance(given, LayerMask):
-        shape = f" {list(given.shape)}" if isinstance(given, Tensor) else ""
+    if not isinstance(attention_mask, LayerMask):
+        shape = f" {list(attention_mask.shape)}" if isinstance(attention_mask, Tensor) else ""
         raise InputError(
-            f"attention_mask is {kind(given)}{shape}, made by the caller or by the model.",
+            f"attention_mask is {kind(attention_mask)}{shape}, made by the caller or by the model.",
             f"attention_mask as [B, length], 1 for tokens and 0 for padding; or {_EAGER}",
         )
-    if given.sizes != sizes:
+    if attention_mask.sizes != sizes:
         raise InputError(
-            f"the mask is for (batch, 1, queries, keys) = {given.sizes}, the layer has {sizes}.",
+            f"the mask is for (batch, 1, queries, keys) = {attention_mask.sizes}, "
+            f"the layer has {sizes}.",
             _EAGER,
         )
-    if is_causal is False and given.window.right == 0 and sizes[2] > 1:
+    if is_causal is False and attention_mask.window.right == 0 and sizes[2] > 1:
         raise InputError(
             "is_causal=False contradicts the causal mask that the model made.",
             "config.is_causal = False makes the model's masks bidirectional.",
         )
-    return given.mask, given.key_range
+    return attention_mask.mask, attention_mask.key_range
 
 
 def register(name: str = "nbattn") -> None:
-    """Make `attn_implementation=name` work in every transformers model that uses its interface.
+    """Makes `attn_implementation=name` work in every transformers model that uses its interface.
 
-    Registers the attention function and the mask function; doing it twice changes nothing.
+    Registers the attention function and the mask function; a second call changes nothing.
 
     Args:
         name: for `from_pretrained(..., attn_implementation=name)`, `from_config`, and
             `model.set_attn_implementation(name)`.
 
     Raises:
-        InputError: a name that means something else to transformers, or a release of transformers
-            whose masks are not known.
+        InputError: transformers uses the name for something else, or nbattn does not know the masks
+            of this release of transformers.
         ImportError: transformers is not installed.
 
     >>> register()
@@ -315,21 +318,23 @@ def register(name: str = "nbattn") -> None:
 
 
 def unregister(name: str = "nbattn") -> None:
-    """Take back what `register` did; a name that is not nbattn's stays."""
+    """Reverses `register`; names of other implementations stay."""
     from transformers import AttentionInterface, AttentionMaskInterface
 
     for interface, function in ((AttentionInterface, attend), (AttentionMaskInterface, layer_mask)):
-        known = interface._global_mapping  # pyright: ignore[reportPrivateUsage]
-        if known.get(name) is function:
-            del known[name]
+        functions = interface._global_mapping  # pyright: ignore[reportPrivateUsage]
+        if functions.get(name) is function:
+            del functions[name]
 
 
-def _check_name(name: object, known: object) -> None:
-    """Transformers gives a meaning to "eager", to "/", "|" and "flash" in names."""
+def _check_name(name: object, current: object) -> None:
+    """Refuses "eager", and "/", "|" and "flash" in names: they have a meaning in transformers."""
     if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z]\w*", name) or "flash" in name:
         raise InputError(
-            f"name={name!r} is no name of an implementation.",
+            f"name={name!r} cannot be the name of an implementation.",
             'letters, digits and "_", without "flash": register("nbattn").',
         )
-    if name == "eager" or known not in (None, attend):
-        raise InputError(f"{name!r} is an attention implementation already.", 'register("nbattn").')
+    if name == "eager" or current not in (None, attend):
+        raise InputError(
+            f"{name!r} is already another attention implementation.", 'register("nbattn").'
+        )

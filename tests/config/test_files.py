@@ -32,7 +32,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
 
     assert said("absent.toml") == "cannot be read: No such file or directory."
     (tmp_path / "folder.toml").mkdir()
-    assert said("folder.toml") == "cannot be read: is no regular file."
+    assert said("folder.toml") == "cannot be read: is not a regular file."
     assert said("masks.ini", b"") == "unknown kind of file; legal: .toml, .yaml, .yml, .json."
     assert said("masks") == "unknown kind of file; legal: .toml, .yaml, .yml, .json."
     assert said("latin.toml", b"# \xe9") == "byte 2 is not UTF-8; legal: UTF-8 text."
@@ -40,7 +40,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     for name in ("large.toml", "large.yaml", "large.json"):
         assert said(name, b" " * 10_000_000) == large
     os.mkfifo(tmp_path / "pipe.toml")
-    assert said("pipe.toml") == "cannot be read: is no regular file."
+    assert said("pipe.toml") == "cannot be read: is not a regular file."
     assert said("bom.toml", "\ufeff[masks.a]\nfull = 1".encode()) == (
         "masks.a.full: found 1; legal: a table."
     )
@@ -69,7 +69,10 @@ def test_an_alias_bomb_is_refused_before_it_is_built(tmp_path: Path) -> None:
     lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 12)]
     path = tmp_path / "bomb.yaml"
     path.write_text("\n".join(lines))
-    assert mistakes_of(path) == f"{path}: not yaml: line 2: aliases are not read; write it out."
+    assert (
+        mistakes_of(path)
+        == f"{path}: not yaml: line 2: aliases are not supported; write the value out."
+    )
     bomb: Any = "x"
     for _ in range(10):
         bomb = [bomb] * 9
@@ -80,7 +83,7 @@ def test_an_alias_bomb_is_refused_before_it_is_built(tmp_path: Path) -> None:
 def test_python_tags_are_refused(tmp_path: Path, tag: str) -> None:
     path = tmp_path / "bad.yaml"
     path.write_text(f"masks: !!python/{tag}")
-    assert "line 1: tags are not read; write the value without !!python/" in mistakes_of(path)
+    assert "line 1: tags are not supported; write the value without !!python/" in mistakes_of(path)
 
 
 @pytest.mark.parametrize(
@@ -105,7 +108,7 @@ def test_tags_are_refused(tmp_path: Path, text: str, tag: str) -> None:
     path = tmp_path / "bad.yaml"
     path.write_text(text)
     line = 1 + text.count("\n") * text.startswith("%")
-    says = f"not yaml: line {line}: tags are not read; write the value without {tag}."
+    says = f"not yaml: line {line}: tags are not supported; write the value without {tag}."
     assert mistakes_of(path) == f"{path}: {says}"
 
 

@@ -119,17 +119,17 @@ four axes
     axes = [{}, {}, {}, {}]
 masks.video: a mask has 1 to 3 axes, not 4; fix: Mask(Axis(3, 3), Axis(3, 3)).
 
-mask that says nothing
+mask that defines nothing
     toml
     [masks.video]
-masks.video: says nothing; fix: exactly one of axes, neighborhood, sliding_window, causal, full, from_flash, from_cudnn, from_transformers.
+masks.video: defines nothing; fix: exactly one of axes, neighborhood, sliding_window, causal, full, from_flash, from_cudnn, from_transformers.
 
 mask said twice
     toml
     [masks.video]
     axes = [{ left = 1 }]
     full = { rank = 2 }
-masks.video: says axes and full; fix: exactly one of axes, neighborhood, sliding_window, causal, full, from_flash, from_cudnn, from_transformers.
+masks.video: defines axes and full; fix: exactly one of axes, neighborhood, sliding_window, causal, full, from_flash, from_cudnn, from_transformers.
 
 every field of an axis by itself
     toml
@@ -392,24 +392,24 @@ key twice in YAML
     masks:
       a: {full: {}}
       a: {causal: {}}
-not yaml: line 3: key 'a' stands twice.
+not yaml: line 3: key 'a' occurs twice.
 
 key twice in JSON
     json
     {"masks": {"a": {"full": {}}, "a": {"causal": {}}}}
-not json: key 'a' stands twice.
+not json: key 'a' occurs twice.
 
 alias
     yaml
     masks:
       a: &a {full: {}}
       b: *a
-not yaml: line 3: aliases are not read; write it out.
+not yaml: line 3: aliases are not supported; write the value out.
 
 tag that would run code
     yaml
     masks: !!python/object/apply:os.system ["true"]
-not yaml: line 1: tags are not read; write the value without !!python/object/apply:os.system.
+not yaml: line 1: tags are not supported; write the value without !!python/object/apply:os.system.
 
 norway, octal, sexagesimal and exponent of YAML 1.1
     yaml
@@ -439,7 +439,7 @@ is a NoneType; legal: a table.
 tag with nothing to convert
     yaml
     masks: {m: {full: {rank: !!int ''}}}
-not yaml: line 1: tags are not read; write the value without !!int.
+not yaml: line 1: tags are not supported; write the value without !!int.
 
 text after the end
     json

@@ -92,16 +92,16 @@ REFUSED = {
     ),
     "packed": (
         lambda: ask(position_ids=RESTARTING, use_cache=False),
-        "position_ids do not go up by one: several sequences in a row, which is no window.\n"
-        "  fix:   one sequence a row, with attention_mask= for its padding (of ones, where there "
-        "is none and the positions are no packing); or "
+        "position_ids do not go up by one: several sequences in a row, which is not a window.\n"
+        "  fix:   one sequence per row, with attention_mask= for its padding (all ones, if there "
+        "is none and the positions are not packed); or "
         'attn_implementation="sdpa", which takes any mask.',
     ),
     "packed_by_number": (
         lambda: rule(masking_utils.packed_sequence_mask_function(torch.arange(8).view(2, 4))),
-        "position_ids do not go up by one: several sequences in a row, which is no window.\n"
-        "  fix:   one sequence a row, with attention_mask= for its padding (of ones, where there "
-        "is none and the positions are no packing); or "
+        "position_ids do not go up by one: several sequences in a row, which is not a window.\n"
+        "  fix:   one sequence per row, with attention_mask= for its padding (all ones, if there "
+        "is none and the positions are not packed); or "
         'attn_implementation="sdpa", which takes any mask.',
     ),
     "positions_in_steps_of_2": (
@@ -110,30 +110,30 @@ REFUSED = {
                 masking_utils.causal_mask_function, torch.arange(0, 8, 2)[None]
             )
         ),
-        "position_ids do not go up by one: several sequences in a row, which is no window.\n"
-        "  fix:   one sequence a row, with attention_mask= for its padding (of ones, where there "
-        "is none and the positions are no packing); or "
+        "position_ids do not go up by one: several sequences in a row, which is not a window.\n"
+        "  fix:   one sequence per row, with attention_mask= for its padding (all ones, if there "
+        "is none and the positions are not packed); or "
         'attn_implementation="sdpa", which takes any mask.',
     ),
     "dropout": (
         lambda: ask(changes={"attention_dropout": 0.1}),
-        "dropout=0.1 of attention weights, which nbattn never has.\n"
+        "dropout=0.1 of attention weights, which nbattn does not support.\n"
         "  fix:   config.attention_dropout = 0.0 (the name differs between models), or "
         'model.eval(), or attn_implementation="eager".',
     ),
     "output_attentions": (
         lambda: ask(output_attentions=True),
-        "output_attentions is set: nbattn never has the attention weights.\n"
+        "output_attentions is set: nbattn never computes the attention weights.\n"
         '  fix:   attn_implementation="eager".',
     ),
     "output_attentions_by_configuration": (
         lambda: ask("vit", input_ids=None, pixel_values=PIXELS, switch="output_attentions"),
-        "output_attentions is set: nbattn never has the attention weights.\n"
+        "output_attentions is set: nbattn never computes the attention weights.\n"
         '  fix:   attn_implementation="eager".',
     ),
     "export": (
         lambda: torch.export.export(ready("mistral"), (tokens(BATCH, LENGTH),)),
-        "torch.export: a mask is made of the values of the padding, which it does not have.\n"
+        "torch.export has no values of the padding, from which nbattn makes its mask.\n"
         '  fix:   export with attn_implementation="eager".',
     ),
     "head_mask": (
@@ -142,7 +142,7 @@ REFUSED = {
     ),
     "packed_lengths": (
         lambda: ask(cu_seq_lens_q=torch.tensor([0, 9, LENGTH])),
-        "cu_seq_lens_q is set: packed sequences are no window.\n"
+        "cu_seq_lens_q is set: packed sequences are not a window.\n"
         '  fix:   attn_implementation="eager".',
     ),
     "position_bias": (
@@ -152,7 +152,7 @@ REFUSED = {
     ),
     "unknown_argument": (
         lambda: layer(rule(WHOLE), temperature=2.0),
-        "temperature is set: nbattn does not know what it means.\n"
+        "temperature is set: nbattn does not know this argument.\n"
         '  fix:   attn_implementation="eager".',
     ),
     "encoder_of_a_decoder": (
@@ -162,7 +162,7 @@ REFUSED = {
     ),
     "no_mask": (
         lambda: layer(None),
-        "a causal layer has no mask: the model never asked nbattn's mask function.\n"
+        "a causal layer has no mask: the model did not call nbattn's mask function.\n"
         '  fix:   attn_implementation="eager".',
     ),
     "mask_of_other_lengths": (
@@ -172,23 +172,23 @@ REFUSED = {
     ),
     "mask_as_a_matrix": (
         lambda: rule(WHOLE) + torch.zeros(1),
-        "the model calls add on its attention mask, which nbattn keeps as a rule and not as a "
+        "the model calls add on its attention mask, which nbattn stores as a window, not as a "
         'matrix.\n  fix:   attn_implementation="eager".',
     ),
     "mask_of_another_dtype": (
         lambda: rule(WHOLE).to(torch.float16),
-        "the model casts its attention mask, which nbattn keeps as a rule and not as a "
+        "the model casts its attention mask, which nbattn stores as a window, not as a "
         'matrix.\n  fix:   attn_implementation="eager".',
     ),
     "mask_by_index": (
         lambda: rule(WHOLE)[:, :, :, :2],
-        "the model indexes its attention mask, which nbattn keeps as a rule and not as a "
+        "the model indexes its attention mask, which nbattn stores as a window, not as a "
         'matrix.\n  fix:   attn_implementation="eager".',
     ),
     "chunks": (
         lambda: rule(masking_utils.chunked_causal_mask_function(3, torch.tensor([0, 2]))),
-        "chunked attention: 4 keys do not fit into one chunk of 3. Chunks end at their own "
-        "borders, which no window does.\n"
+        "chunked attention: 4 keys do not fit into one chunk of 3. A chunk ends at a "
+        "fixed border, which is not a window.\n"
         "  fix:   inputs of up to 3 tokens, or "
         'attn_implementation="sdpa", which takes any mask.',
     ),
@@ -199,20 +199,20 @@ REFUSED = {
                 torch.arange(5, 9)[None],
             )
         ),
-        "chunked attention: 9 keys do not fit into one chunk of 8. Chunks end at their own "
-        "borders, which no window does.\n"
+        "chunked attention: 9 keys do not fit into one chunk of 8. A chunk ends at a "
+        "fixed border, which is not a window.\n"
         "  fix:   inputs of up to 8 tokens, or "
         'attn_implementation="sdpa", which takes any mask.',
     ),
     "blocks": (
         lambda: parts(block_sequence_ids=torch.tensor([[-1, 0, 0, -1]] * BATCH)),
-        "some tokens read their whole block (blockwise attention): it is no window.\n"
+        "some tokens attend to their whole block (blockwise attention): not a window.\n"
         '  fix:   attn_implementation="sdpa", which takes any mask.',
     ),
     "own_function": (
         lambda: parts(and_mask_function=lambda batch, head, query, key: key > 2),
-        "the model masks with a function of its own, <lambda>.<locals>.<lambda>, which nbattn "
-        'cannot read.\n  fix:   attn_implementation="sdpa", which takes any mask.',
+        "the model has a mask function of its own, <lambda>.<locals>.<lambda>, which nbattn "
+        'does not know.\n  fix:   attn_implementation="sdpa", which takes any mask.',
     ),
     "windows_side_by_side": (
         lambda: rule(
@@ -221,7 +221,7 @@ REFUSED = {
                 masking_utils.sliding_window_bidirectional_mask_function(1),
             )
         ),
-        "the model joins windows of which none contains the others: "
+        "the model joins windows, none of which contains the others: "
         "Window(left=2, right=0), Window(left=1, right=1).\n"
         '  fix:   attn_implementation="sdpa", which takes any mask.',
     ),
@@ -232,16 +232,16 @@ REFUSED = {
     ),
     "name_of_another": (
         lambda: integration.register("sdpa"),
-        "'sdpa' is an attention implementation already.\n  fix:   register(\"nbattn\").",
+        "'sdpa' is already another attention implementation.\n  fix:   register(\"nbattn\").",
     ),
     "name_of_the_default": (
         lambda: integration.register("eager"),
-        "'eager' is an attention implementation already.\n  fix:   register(\"nbattn\").",
+        "'eager' is already another attention implementation.\n  fix:   register(\"nbattn\").",
     ),
     **{
         f"name_{name}": (
             lambda name=name: integration.register(name),
-            f"name={name!r} is no name of an implementation.\n"
+            f"name={name!r} cannot be the name of an implementation.\n"
             '  fix:   letters, digits and "_", without "flash": register("nbattn").',
         )
         for name in ("paged|nbattn", "org/nbattn", "nbattn_flash", "", None)

@@ -1,8 +1,8 @@
 """NATTEN's functions and modules, of its current and its older generation, run by nbattn.
 
     from nbattn.integrations import natten
-    natten.install()                      # import natten, from now on, is nbattn
-    natten.install(generation="0.17")     # with the argument orders of 0.17 and before
+    natten.install()                      # from now on, `import natten` gives nbattn
+    natten.install(generation="0.17")     # with the argument orders up to 0.17
 
 Or import single names from here: `from nbattn.integrations.natten import na2d, natten2dqkrpb`.
 """

@@ -1,5 +1,5 @@
-"""NATTEN's switches, of both generations: what tunes its kernels is remembered and changes nothing
-here; what asks for a kernel or for determinism is refused, with what does that.
+"""NATTEN's switches, of both generations. Those that tune its kernels are stored and have no
+effect; those that ask for a kernel or for determinism raise an error with nbattn's way to get it.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from nbattn.errors import InputError
 
 
 class MemoryUsagePreference(Enum):
-    """How much memory NATTEN's backward may take: no effect here."""
+    """How much memory NATTEN's backward may use; it has no effect in nbattn."""
 
     Default = 0
     Strict = 1
     Unrestricted = 2
 
 
-# A setter, what reads it, and what it is before anyone sets it.
+# A setter, its getter, and the initial value.
 _SWITCHES = (
     ("use_fused_na", "is_fused_na_enabled", False),
     ("use_kv_parallelism_in_fused_na", "is_kv_parallelism_in_fused_na_enabled", True),
@@ -31,14 +31,14 @@ _SWITCHES = (
     ("allow_flex_compile", "is_flex_compile_allowed", False),
     ("allow_flex_compile_backprop", "is_flex_compile_backprop_allowed", False),
 )
-# What use_autotuner() may be told, and what reads it.
+# The arguments of use_autotuner(), and their getters.
 _TUNED = {
     "forward_pass": "is_autotuner_enabled_for_forward",
     "backward_pass": "is_autotuner_enabled_for_backward",
     "thorough_mode_forward": "is_autotuner_thorough_for_forward",
     "thorough_mode_backward": "is_autotuner_thorough_for_backward",
 }
-# A name that sets a switch to a value, and answers with it.
+# Functions that set a switch to a value, and return that value.
 _ONE_WAY = {
     "enable_tf32": ("use_tf32_in_gemm_na", True),
     "disable_tf32": ("use_tf32_in_gemm_na", False),
@@ -49,7 +49,7 @@ _ONE_WAY = {
     "disable_flex_compile": ("allow_flex_compile", False),
     "disable_flex_compile_backprop": ("allow_flex_compile_backprop", False),
 }
-# What NATTEN was built with: its functions are all there, tensor cores of its own are not.
+# What NATTEN was built with: all its functions exist, its own tensor-core kernels do not.
 _ABILITIES = {
     **dict.fromkeys(("has_half", "has_bfloat", "has_fna", "has_fused_na"), True),
     **dict.fromkeys(("has_gemm", "has_tf32_gemm", "has_fp32_gemm", "has_fp64_gemm"), False),
@@ -58,7 +58,7 @@ _ALIASES = {"use_fna": "use_fused_na", "is_fna_enabled": "is_fused_na_enabled"}
 
 
 def switches() -> dict[str, Any]:
-    """All of them by name, as they stand before anyone has set one.
+    """Returns all switches by name, with their initial values.
 
     >>> made = switches()
     >>> made["use_fused_na"](True)
@@ -66,16 +66,16 @@ def switches() -> dict[str, Any]:
     True
     """
     state: dict[str, Any] = {"memory": MemoryUsagePreference.Default}
-    made: dict[str, Any] = {"MemoryUsagePreference": MemoryUsagePreference}
-    for name, reader, before in _SWITCHES:
-        state[name] = before
-        made |= {name: _setter(name, state), reader: _reader(name, state)}
-    made |= {name: _one_way(*to, state) for name, to in _ONE_WAY.items()}
-    made |= {name: lambda *_, found=found: found for name, found in _ABILITIES.items()}
-    made |= _fused(state)
-    made |= {name: made[other] for name, other in _ALIASES.items()}
-    found = made | _autotuner() | _memory(state) | _determinism()
-    return found | {"has_cuda": torch.cuda.is_available}
+    functions: dict[str, Any] = {"MemoryUsagePreference": MemoryUsagePreference}
+    for name, getter, initial in _SWITCHES:
+        state[name] = initial
+        functions |= {name: _setter(name, state), getter: _getter(name, state)}
+    functions |= {name: _one_way(*setting, state) for name, setting in _ONE_WAY.items()}
+    functions |= {name: lambda *_, value=value: value for name, value in _ABILITIES.items()}
+    functions |= _fused(state)
+    functions |= {name: functions[current] for name, current in _ALIASES.items()}
+    functions |= _autotuner() | _memory(state) | _determinism()
+    return functions | {"has_cuda": torch.cuda.is_available}
 
 
 def _setter(name: str, state: dict[str, Any]) -> Callable[[bool], None]:
@@ -85,11 +85,11 @@ def _setter(name: str, state: dict[str, Any]) -> Callable[[bool], None]:
     return use
 
 
-def _reader(name: str, state: dict[str, Any]) -> Callable[[], Any]:
-    def read() -> Any:
+def _getter(name: str, state: dict[str, Any]) -> Callable[[], Any]:
+    def get() -> Any:
         return state[name]
 
-    return read
+    return get
 
 
 def _fused(state: dict[str, Any]) -> dict[str, Any]:
@@ -101,7 +101,7 @@ def _fused(state: dict[str, Any]) -> dict[str, Any]:
     ) -> None:
         if force_flex_attention:
             raise InputError(
-                "force_flex_attention asks for a kernel, which no other replaces.",
+                "force_flex_attention names a kernel, and nbattn replaces no named kernel.",
                 'nbattn.attention(..., backend="flex").',
             )
         state["use_fused_na"], state["flex"] = mode, mode and use_flex_attention
@@ -111,7 +111,7 @@ def _fused(state: dict[str, Any]) -> dict[str, Any]:
         "use_fused_na": use_fused_na,
         "use_flex_attention": lambda: use_fused_na(use_flex_attention=True),
         "force_flex_attention": lambda: use_fused_na(force_flex_attention=True),
-        "should_use_flex_attention": _reader("flex", state),
+        "should_use_flex_attention": _getter("flex", state),
         "should_force_flex_attention": lambda: False,
     }
 
@@ -120,8 +120,8 @@ def _autotuner() -> dict[str, Any]:
     state = dict.fromkeys(_TUNED, False)
 
     def use_autotuner(*values: Any, **named: Any) -> None:
-        told = dict(zip(_TUNED, values, strict=False)) | named
-        state.update({n: told[n] for n in _TUNED if told.get(n) is not None})
+        arguments = dict(zip(_TUNED, values, strict=False)) | named
+        state.update({n: arguments[n] for n in _TUNED if arguments.get(n) is not None})
 
     def disable_autotuner() -> None:
         state.update(dict.fromkeys(_TUNED, False))
@@ -130,7 +130,7 @@ def _autotuner() -> dict[str, Any]:
         "use_autotuner": use_autotuner,
         "disable_autotuner": disable_autotuner,
         "is_autotuner_enabled": lambda: state["forward_pass"] or state["backward_pass"],
-        **{reader: _reader(name, state) for name, reader in _TUNED.items()},
+        **{getter: _getter(name, state) for name, getter in _TUNED.items()},
     }
 
 
@@ -144,26 +144,29 @@ def _one_way(name: str, value: bool, state: dict[str, Any]) -> Callable[[], bool
 
 def _memory(state: dict[str, Any]) -> dict[str, Any]:
     def choose(pref: str = "default") -> None:
-        known = {kind.name.lower(): kind for kind in MemoryUsagePreference}
-        if pref not in known:
-            names = " or ".join(map(repr, known))
+        kinds = {kind.name.lower(): kind for kind in MemoryUsagePreference}
+        if pref not in kinds:
+            names = " or ".join(map(repr, kinds))
             raise InputError(f"pref={pref!r} is not known.", f"{names}.")
-        state["memory"] = known[pref]
+        state["memory"] = kinds[pref]
 
-    made: dict[str, Any] = {
+    functions: dict[str, Any] = {
         f"is_memory_usage_{kind.name.lower()}": lambda kind=kind: state["memory"] == kind
         for kind in MemoryUsagePreference
     }
-    reader = _reader("memory", state)
-    return made | {"set_memory_usage_preference": choose, "get_memory_usage_preference": reader}
+    getter = _getter("memory", state)
+    return functions | {
+        "set_memory_usage_preference": choose,
+        "get_memory_usage_preference": getter,
+    }
 
 
 def _determinism() -> dict[str, Any]:
     def use(mode: bool = True) -> None:
         if mode:
             raise InputError(
-                "NATTEN's own switch for determinism means its kernels.",
-                "torch.use_deterministic_algorithms(True), which nbattn keeps.",
+                "NATTEN's own switch for determinism is about its kernels.",
+                "torch.use_deterministic_algorithms(True), which nbattn follows.",
             )
 
     return {

@@ -1,7 +1,7 @@
-"""Repairs transformers' DiNAT, whose attention hands NATTEN tensors that are not heads first.
+"""Repairs transformers' DiNAT, whose attention passes NATTEN tensors that are not heads first.
 
-In transformers 5.24 its heads come out as `[B, X, Y, H, D]`, which no NATTEN runs: rows of the map
-stand where heads belong. Weights, configuration and everything around the attention are untouched.
+In transformers 5.24 these tensors are `[B, X, Y, H, D]`, which no NATTEN supports: rows of the map
+are in the place of heads. Weights, configuration and the rest of the model do not change.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ _ORIGINAL: list[Callable[..., Any]] = []
 
 
 def repair_dinat() -> None:
-    """Give DiNAT's attention a forward pass with the layout of its published weights.
+    """Gives DiNAT's attention a forward pass with the layout of its published weights.
 
-    For the whole process, until `restore_dinat()`; what transformers does right by itself stays
-    the same. Needs transformers, and `install()` first: DiNAT asks whether natten is there.
+    It holds for the whole process, until `restore_dinat()`; results that were right stay the same.
+    Needs transformers, and `install()` first, as DiNAT checks that natten is installed.
     """
     attention: Any = importlib.import_module(_MODULE).NeighborhoodAttention
     if not _ORIGINAL:
@@ -32,7 +32,7 @@ def repair_dinat() -> None:
 
 
 def restore_dinat() -> None:
-    """Undo `repair_dinat()`."""
+    """Reverses `repair_dinat()`."""
     if _ORIGINAL:
         attention: Any = sys.modules[_MODULE].NeighborhoodAttention  # pyright: ignore
         attention.forward = _ORIGINAL.pop()
@@ -41,7 +41,7 @@ def restore_dinat() -> None:
 def _forward(
     self: Any, hidden_states: Tensor, output_attentions: bool | None = False
 ) -> tuple[Tensor, ...]:
-    """`[B, Y, X, C]` to the same, and the weights where they are asked for."""
+    """Maps `[B, Y, X, C]` to `[B, Y, X, C]`; also returns the weights if `output_attentions`."""
     shape = (self.num_attention_heads, self.attention_head_size)
     query, key, value = (
         projection(hidden_states).unflatten(-1, shape).movedim(-2, 1)
@@ -50,5 +50,5 @@ def _forward(
     window = {"kernel_size": self.kernel_size, "dilation": self.dilation}
     scores = unfused.scores(query * shape[1] ** -0.5, key, **window, rpb=self.rpb)
     weights = self.dropout(scores.softmax(dim=-1))
-    found = unfused.weighted(weights, value, **window).movedim(1, -2).flatten(-2)
-    return (found, weights) if output_attentions else (found,)
+    out = unfused.weighted(weights, value, **window).movedim(1, -2).flatten(-2)
+    return (out, weights) if output_attentions else (out,)

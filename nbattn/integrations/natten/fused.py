@@ -1,7 +1,7 @@
-"""NATTEN's functions of 0.21 and of 0.17: one attention of a space, with nbattn's planner below.
+"""NATTEN's fused functions of 0.21 and of 0.17, run by nbattn's planner.
 
-Layout `[B, *space, H, D]`. The two generations differ in what follows `kernel_size`: stride today,
-dilation before. No call tells which is meant, so each has functions of its own.
+Layout `[B, *space, H, D]`. The generations differ in the argument after `kernel_size`: stride in
+0.21, dilation in 0.17. A call does not show which is meant, so each generation has its functions.
 """
 
 from __future__ import annotations
@@ -44,22 +44,22 @@ def neighborhood_attention_generic(
     torch_compile: bool = False,
     return_lse: bool = False,
 ) -> Result:
-    """Neighborhood attention of one to three axes, as NATTEN 0.21 has it; differentiable anywhere.
+    """Neighborhood attention of one to three axes, as in NATTEN 0.21; always differentiable.
 
     Args:
         query: `[B, *space, H, D]`.
         key: `[B, *space, Hk, D]`, Hk a divisor of H; value: `[B, *space, Hk, Dv]`.
         kernel_size, stride, dilation, is_causal: per axis, or one value for all.
-        scale: of the scores; default `D ** -0.5`; 0.0 is honoured.
-        additional_keys, additional_values: `[B, E, Hk, D | Dv]`, which every query reads.
-        attention_kwargs: tuning of the attention over them; what would change it is refused.
-        backend: None, or a name that nbattn knows; NATTEN's kernels cannot be asked for.
-        return_lse: also return the logsumexp `[B, *space, H]`, differentiable.
+        scale: factor of the scores; default `D ** -0.5`; 0.0 means 0.
+        additional_keys, additional_values: `[B, E, Hk, D | Dv]`; every query attends to them.
+        attention_kwargs: tuning of the attention over them; other arguments are an error.
+        backend: None, or a backend of nbattn; the names of NATTEN's kernels are an error.
+        return_lse: whether to return the logsumexp `[B, *space, H]` as well, differentiable.
 
-    What else there is tunes NATTEN's kernels and cannot change a result: it has no effect.
+    The other arguments only tune NATTEN's kernels; they have no effect.
 
     Raises:
-        InputError, MaskError, BackendError: what does not fit, also where NATTEN refuses it.
+        InputError, MaskError, BackendError: an argument does not fit, also by NATTEN's own rules.
 
     >>> import torch
     >>> query = torch.randn(1, 16, 16, 4, 32)
@@ -71,8 +71,8 @@ def neighborhood_attention_generic(
     parameters.check_additional(additional_keys, additional_values)
     if query.shape[1:-2] != key.shape[1:-2]:
         raise InputError(
-            f"query is {list(query.shape)}, key {list(key.shape)}: other spaces.",
-            "nbattn.attention(query, key, value, mask), where they may differ.",
+            f"query is {list(query.shape)}, key {list(key.shape)}: their spaces differ.",
+            "nbattn.attention(query, key, value, mask), which supports different spaces.",
         )
     mask = parameters.window(
         query.shape[1:-2], kernel_size, stride=stride, dilation=dilation, is_causal=is_causal
@@ -114,19 +114,19 @@ def attention(
     torch_compile: bool = False,
     return_lse: bool = False,
 ) -> Result:
-    """Full or causal attention of sequences, as NATTEN 0.21 has it.
+    """Full or causal attention of sequences, as in NATTEN 0.21.
 
     Args:
         query: `[B, N, H, D]`; key `[B, M, Hk, D]`; value `[B, M, Hk, Dv]`.
-        is_causal: query i reads keys up to i, where N and M differ, too.
+        is_causal: query i attends to keys up to i, also if N and M differ.
         scale, backend, return_lse: as in `neighborhood_attention_generic`.
         seqlens_Q, seqlens_KV, cumulative_seqlen_Q, cumulative_seqlen_KV, max_seqlen_Q,
-            max_seqlen_KV: packed sequences, which are refused.
+            max_seqlen_KV: packed sequences, which are an error.
 
-    What else there is tunes NATTEN's kernels and cannot change a result: it has no effect.
+    The other arguments only tune NATTEN's kernels; they have no effect.
 
     Raises:
-        InputError, BackendError: what does not fit.
+        InputError, BackendError: an argument does not fit.
 
     >>> import torch
     >>> query = torch.randn(1, 16, 4, 32)
@@ -141,10 +141,10 @@ def attention(
         "max_seqlen_Q": max_seqlen_Q,
         "max_seqlen_KV": max_seqlen_KV,
     }
-    for name, given in packed.items():
-        if given is not None:
+    for name, argument in packed.items():
+        if argument is not None:
             raise InputError(
-                f"{name} is given: packed sequences have no mask here.",
+                f"{name} is given: packed sequences are not supported.",
                 "one call per sequence, or a padded batch with nbattn.attention(..., key_range=).",
             )
     for name, tensor in (("query", query), ("key", key), ("value", value)):
@@ -166,7 +166,7 @@ def merge_attentions(
     torch_compile: bool = True,
     use_autograd_fix: bool = True,
 ) -> tuple[Tensor, Tensor]:
-    """`nbattn.merge`: exact gradients through outputs and logsumexps, with nothing to switch.
+    """Calls `nbattn.merge`, whose gradients are exact; the switches have no effect.
 
     >>> import torch
     >>> query = torch.randn(1, 16, 4, 32)
@@ -191,21 +191,21 @@ def older(
     additional_values: Tensor | None = None,
     xformers_kwargs: Mapping[str, Any] | None = None,
 ) -> Tensor:
-    """Neighborhood attention as NATTEN 0.17 had it: dilation after kernel_size, and a bias table.
+    """Neighborhood attention as in NATTEN 0.17: dilation after kernel_size, and a bias table.
 
     Args:
         rpb: `[H, 2 K - 1]` per axis; with it the unfused functions run.
-        xformers_kwargs: refused unless empty.
+        xformers_kwargs: None or empty.
 
-    What else there is means what it means in `neighborhood_attention_generic`.
+    The other arguments are those of `neighborhood_attention_generic`.
     """
     if xformers_kwargs:
         raise InputError(
-            f"xformers_kwargs={dict(xformers_kwargs)!r} has no meaning here.",
+            f"xformers_kwargs={dict(xformers_kwargs)!r} is not supported.",
             "xformers_kwargs=None.",
         )
     if rpb is None:
-        found = neighborhood_attention_generic(
+        out = neighborhood_attention_generic(
             query,
             key,
             value,
@@ -217,8 +217,8 @@ def older(
             additional_keys,
             additional_values,
         )
-        assert isinstance(found, Tensor)
-        return found
+        assert isinstance(out, Tensor)
+        return out
     parameters.check_tensors(query=query, key=key, value=value)
     parameters.check_additional(additional_keys, additional_values)
     factor = query.shape[-1] ** -0.5 if scale is None else scale
@@ -233,7 +233,7 @@ def older(
 
 
 def _of_rank(function: Callable[..., Any], rank: int, generation: str) -> Callable[..., Any]:
-    """A function for spaces of this many axes."""
+    """Makes the function for spaces of this many axes."""
 
     def ranked(query: Tensor, *arguments: Any, **named: Any) -> Any:
         layout = f"[B, {', '.join('XYZ'[:rank])}, H, D]"
@@ -242,7 +242,7 @@ def _of_rank(function: Callable[..., Any], rank: int, generation: str) -> Callab
 
     axes = counted(rank, "axis", "axes")
     ranked.__name__ = ranked.__qualname__ = f"na{rank}d"
-    ranked.__doc__ = f"`fused.{function.__name__}` of {axes}, as NATTEN {generation} has it."
+    ranked.__doc__ = f"`fused.{function.__name__}` of {axes}, as in NATTEN {generation}."
     ranked.__wrapped__ = function  # pyright: ignore[reportFunctionMemberAccess]
     return ranked
 

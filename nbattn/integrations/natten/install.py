@@ -1,4 +1,4 @@
-"""Puts the drop-in where `import natten` finds it, and takes it away again."""
+"""Installs the drop-in as the module `natten`, and removes it."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ from nbattn.version import __version__
 
 _RELEASES = {"0.21": "0.21.7", "0.17": "0.17.5", "0.14": "0.14.6"}
 _CLASSES = {"0.21": "", "0.17": "Older", "0.14": "Oldest"}
-_SHADOWED: dict[str, ModuleType] = {}  # modules of the real natten, while the drop-in stands there
+_SHADOWED: dict[str, ModuleType] = {}  # modules of the real natten, while the drop-in replaces them
 
 
 def install(*, replace: bool = False, generation: str = "0.21") -> ModuleType:
-    """Make nbattn importable as `natten`, with its submodules of functions, classes, types and
+    """Makes nbattn importable as `natten`, with its submodules of functions, classes, types and
     switches.
 
-    Call it before what imports natten: names that a module has already taken stay what they are.
+    Call it before modules that import natten: names that they have imported do not change.
 
     Args:
-        replace: stand in front of an installed natten, too.
-        generation: "0.21"; "0.17", whose `na2d` and modules take dilation where stride is today; or
-            "0.14" (to 0.15), whose modules have a bias table unless told otherwise. The unfused
-            functions, with every older order of arguments, are part of all, switches as well.
+        replace: whether to replace an installed natten as well.
+        generation: "0.21"; "0.17", whose `na2d` and modules take dilation in the place of stride;
+            or "0.14" (to 0.15), whose modules have a bias table by default. All generations have
+            the switches, and the unfused functions with every older order of arguments.
 
     Returns:
         The module that `import natten` then gives.
 
     Raises:
-        InputError: natten is installed and replace is False; or an unknown generation.
+        InputError: natten is installed and replace is False, or the generation is unknown.
 
     >>> module = install(replace=True)
     >>> from natten.functional import na2d, natten2dqkrpb
@@ -59,7 +59,7 @@ def install(*, replace: bool = False, generation: str = "0.21") -> ModuleType:
 
 
 def uninstall() -> None:
-    """Take the drop-in away; an installed natten is found again. Nothing happens without one."""
+    """Removes the drop-in, if there is one; then `import natten` gives an installed natten."""
     if not is_installed():
         return
     for name in _loaded():
@@ -70,7 +70,7 @@ def uninstall() -> None:
 
 
 def _loaded() -> dict[str, ModuleType]:
-    """Natten and its submodules, whosever they are."""
+    """The loaded modules of that name, of NATTEN or of the drop-in."""
     return {n: m for n, m in sys.modules.items() if n == "natten" or n.startswith("natten.")}
 
 
@@ -80,12 +80,12 @@ def is_installed() -> bool:
 
 
 def _build(generation: str) -> ModuleType:
-    """The modules, registered."""
+    """Makes and registers the modules; returns `natten`."""
     contents = _contents(generation)
     for name, content in contents.items():
-        words = f"nbattn in the place of {name} {_RELEASES[generation]}."
-        module = sys.modules[name] = ModuleType(name, words)
-        package = any(other.startswith(f"{name}.") for other in contents)
+        text = f"nbattn in the place of {name} {_RELEASES[generation]}."
+        module = sys.modules[name] = ModuleType(name, text)
+        package = any(inner.startswith(f"{name}.") for inner in contents)
         module.__spec__ = ModuleSpec(name, None, origin="nbattn", is_package=package)
         module.__dict__.update(content, __nbattn__=True, __all__=sorted(content))
         if package:
@@ -97,14 +97,14 @@ def _build(generation: str) -> ModuleType:
 
 
 def _contents(generation: str) -> dict[str, dict[str, Any]]:
-    """What stands in every module, parents first."""
+    """The contents of every module, parents first."""
     functions, classes, changes = _functions(generation), _classes(generation), switches()
     checks = {"check_all_args": _checker(generation)}
     facts = {
         "__version__": f"{_RELEASES[generation]}+nbattn.{__version__}",
         "HAS_LIBNATTEN": True,
     }
-    found = {
+    contents = {
         "natten": functions | classes | changes | facts,
         "natten.functional": functions,
         "natten.modules": classes,
@@ -114,11 +114,11 @@ def _contents(generation: str) -> dict[str, dict[str, Any]]:
         "natten.utils.checks": checks,
         "natten.utils.log": {"get_logger": logging.getLogger},
     }
-    if generation != "0.21":  # a module for each rank, beside functions of the same names
+    if generation != "0.21":  # also one module per rank, named like its function
         for name, kind in classes.items():
             for start in ("na", "natten"):
-                found[f"natten.{start}{name[-2:].lower()}"] = {name: kind}
-    return found
+                contents[f"natten.{start}{name[-2:].lower()}"] = {name: kind}
+    return contents
 
 
 def _functions(generation: str) -> dict[str, Any]:
@@ -134,12 +134,12 @@ def _functions(generation: str) -> dict[str, Any]:
 
 def _classes(generation: str) -> dict[str, Any]:
     names = [f"NeighborhoodAttention{n}D" for n in (1, 2, 3)]
-    found = {name: getattr(modules, _CLASSES[generation] + name, None) for name in names}
-    return {name: kind for name, kind in found.items() if kind is not None}
+    classes = {name: getattr(modules, _CLASSES[generation] + name, None) for name in names}
+    return {name: kind for name, kind in classes.items() if kind is not None}
 
 
 def _checker(generation: str) -> Any:
-    """`natten.utils.check_all_args`: parameters as one tuple each."""
+    """Makes `natten.utils.check_all_args`, which returns each parameter as a tuple."""
     names = ("kernel_size", "stride", "dilation", "is_causal")
     names = names if generation == "0.21" else (names[0], *names[2:])
 
@@ -153,8 +153,8 @@ def _checker(generation: str) -> Any:
 
 
 def _forget_availability() -> None:
-    """Transformers remembers whether it has seen natten."""
-    known = sys.modules.get("transformers.utils.import_utils")
-    for probe in filter(None, (getattr(known, "is_natten_available", None),)):
+    """Clears transformers' cached answer to whether natten is installed."""
+    imports = sys.modules.get("transformers.utils.import_utils")
+    for probe in filter(None, (getattr(imports, "is_natten_available", None),)):
         if hasattr(probe, "cache_clear"):
             probe.cache_clear()

@@ -1,4 +1,4 @@
-"""The names and argument orders of NATTEN before 0.20: `na2d_qk`, `natten2dqkrpb` and their kin."""
+"""The names and argument orders of NATTEN before 0.20: `na2d_qk`, `natten2dqkrpb` and others."""
 
 from __future__ import annotations
 
@@ -57,8 +57,8 @@ def _na_av(rank: int) -> Callable[..., Tensor]:
 def _natten_qkrpb(rank: int) -> Callable[..., Tensor]:
     def qkrpb(query: Tensor, key: Tensor, rpb: Tensor | None, *window: Any, **named: Any) -> Tensor:
         _ranked("query", query, rank)
-        own = None if rpb is None else (rpb.shape[-1] + 1) // 2
-        kernel_size, dilation = _window(rank, window, named, own)
+        kernel = None if rpb is None else (rpb.shape[-1] + 1) // 2
+        kernel_size, dilation = _window(rank, window, named, kernel)
         return scores(query, key, kernel_size, dilation, rpb=rpb)
 
     name, order = f"natten{rank}dqkrpb", _order(rank)
@@ -78,8 +78,8 @@ def _natten_qk(rank: int) -> Callable[..., Tensor]:
 def _natten_av(rank: int) -> Callable[..., Tensor]:
     def av(attn: Tensor, value: Tensor, *window: Any, **named: Any) -> Tensor:
         _ranked("value", value, rank)
-        own = None if rank == 3 else parameters.root(attn.shape[-1], rank)
-        return weighted(attn, value, *_window(rank, window, named, own))
+        kernel = None if rank == 3 else parameters.root(attn.shape[-1], rank)
+        return weighted(attn, value, *_window(rank, window, named, kernel))
 
     name, order = f"natten{rank}dav", _order(rank)
     old = "" if rank == 3 else f" Up to 0.14.4: `{name}(attn, value, dilation)`."
@@ -97,18 +97,23 @@ def _order(rank: int) -> str:
 
 
 def _window(
-    rank: int, given: tuple[Any, ...], named: dict[str, Any], own: int | None
+    rank: int, args: tuple[Any, ...], named: dict[str, Any], kernel: int | None
 ) -> tuple[Sizes, Sizes]:
-    """kernel_size and dilation of either argument order.
+    """Returns kernel_size and dilation of either argument order.
 
-    Up to 0.14.4 the dilation came alone, and the tensors told the kernel size, `own`.
+    Up to 0.14.4 only the dilation is an argument; the tensors give the kernel size, `kernel`.
     """
     names = _names(rank)
-    if rank < 3 and own is not None and len(given) + len(named) == 1 and "kernel_size" not in named:
-        given, named = (own,), {"dilation": given[0]} if given else named
-    values = dict(zip(names, given, strict=False)) | named
-    if len(given) > len(names) or set(values) != {*names} or len(given) + len(named) != len(names):
-        shown = [*map(repr, given), *(f"{name}={value!r}" for name, value in named.items())]
+    if (
+        rank < 3
+        and kernel is not None
+        and len(args) + len(named) == 1
+        and "kernel_size" not in named
+    ):
+        args, named = (kernel,), {"dilation": args[0]} if args else named
+    values = dict(zip(names, args, strict=False)) | named
+    if len(args) > len(names) or set(values) != {*names} or len(args) + len(named) != len(names):
+        shown = [*map(repr, args), *(f"{name}={value!r}" for name, value in named.items())]
         raise InputError(f"the window is ({', '.join(shown)}), not ({_order(rank)}).", _order(rank))
     if rank < 3:
         return values["kernel_size"], values["dilation"]

@@ -1,4 +1,4 @@
-"""NATTEN's modules of 0.21 and of 0.17, with their weights' names."""
+"""NATTEN's modules of 0.21, 0.17 and 0.14, with the same names of weights."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from nbattn.integrations.natten.parameters import Causal, Sizes
 
 
 class _Projected(nn.Module):
-    """What the modules of both generations share: projections, and one window per axis."""
+    """The base of the modules of all generations: projections, and one window per axis."""
 
     rank: int
 
@@ -27,7 +27,7 @@ class _Projected(nn.Module):
                 f"{dim} channels are no multiple of {num_heads} heads.",
                 f"num_heads: a divisor of {dim}.",
             )
-        # as large as any: that a window fits its axis is for the input to show
+        # a space as large as any: forward checks that a window fits its axis
         parameters.window((1 << 40,) * self.rank, **window)
         self.num_heads, self.head_dim = num_heads, dim // num_heads
         self.scale = self.head_dim**-0.5 if qk_scale is None else qk_scale
@@ -40,11 +40,11 @@ class _Projected(nn.Module):
         self.proj_drop = nn.Dropout(proj_drop)
 
     def window(self) -> dict[str, Any]:
-        """The parameters of the window, by name."""
+        """Returns the parameters of the window, by name."""
         return {name: getattr(self, name) for name in self._window}
 
     def heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Query, key and value `[B, *space, H, D]` of `[B, *space, C]`."""
+        """Projects `[B, *space, C]` to query, key and value `[B, *space, H, D]`."""
         dim = self.num_heads * self.head_dim
         if x.dim() != self.rank + 2 or x.shape[-1] != dim:
             space = ", ".join("XYZ"[: self.rank])
@@ -53,24 +53,24 @@ class _Projected(nn.Module):
         return query, key, value
 
     def extra_repr(self) -> str:
-        """Heads and window."""
+        """Returns heads and window."""
         shown = {"head_dim": self.head_dim, "num_heads": self.num_heads, **self.window()}
         return ", ".join(f"{name}={value}" for name, value in shown.items())
 
 
 class _Current(_Projected):
-    """Neighborhood attention with its projections, as NATTEN 0.21 has it.
+    """Neighborhood attention with its projections, as in NATTEN 0.21.
 
     Args:
-        embed_dim: channels of `[B, *space, embed_dim]`, in and out.
+        embed_dim: channels of input and output `[B, *space, embed_dim]`.
         num_heads: H.
         kernel_size, stride, dilation, is_causal: per axis, or one value for all.
         qkv_bias: whether the first projection has a bias.
-        qk_scale: of the scores; default `head_dim ** -0.5`.
-        proj_drop: dropout after the last projection.
+        qk_scale: factor of the scores; default `head_dim ** -0.5`.
+        proj_drop: probability of dropout after the last projection.
 
     Raises:
-        InputError, MaskError: what is not legal; in forward also a window larger than its axis.
+        InputError, MaskError: an argument is not legal; in forward, a window exceeds its axis.
     """
 
     def __init__(
@@ -86,28 +86,28 @@ class _Current(_Projected):
         self.embed_dim = embed_dim
 
     def forward(self, x: Tensor) -> Tensor:
-        """`[B, *space, embed_dim]` to the same."""
-        found = fused.neighborhood_attention_generic(
+        """Maps `[B, *space, embed_dim]` to the same shape."""
+        out = fused.neighborhood_attention_generic(
             *self.heads(x), **self.window(), scale=self.scale
         )
-        assert isinstance(found, Tensor)
-        return self.proj_drop(self.proj(found.flatten(-2)))
+        assert isinstance(out, Tensor)
+        return self.proj_drop(self.proj(out.flatten(-2)))
 
 
 class _Older(_Projected):
-    """Neighborhood attention with its projections, as NATTEN 0.17 had it.
+    """Neighborhood attention with its projections, as in NATTEN 0.17.
 
     Args:
-        dim: channels of `[B, *space, dim]`, in and out.
+        dim: channels of input and output `[B, *space, dim]`.
         num_heads: H.
         kernel_size, dilation, is_causal: per axis, or one value for all.
         rel_pos_bias: whether there is a bias table `rpb`, `[H, 2 K - 1]` per axis.
-        qkv_bias, qk_scale, proj_drop: as today.
-        attn_drop: dropout of the weights; honoured, also where NATTEN's fused kernels left it out.
-        use_experimental_ops: which of NATTEN's kernels runs: no effect.
+        qkv_bias, qk_scale, proj_drop: as in 0.21.
+        attn_drop: dropout of the weights; applied also where NATTEN's fused kernels ignore it.
+        use_experimental_ops: selects one of NATTEN's kernels; no effect.
 
     Raises:
-        InputError, MaskError: what is not legal; in forward also a window larger than its axis.
+        InputError, MaskError: an argument is not legal; in forward, a window exceeds its axis.
     """
 
     def __init__(
@@ -132,27 +132,27 @@ class _Older(_Projected):
         self.attn_drop = nn.Dropout(attn_drop)
 
     def forward(self, x: Tensor) -> Tensor:
-        """`[B, *space, dim]` to the same."""
+        """Maps `[B, *space, dim]` to the same shape."""
         query, key, value = self.heads(x)
         if self.rpb is None and not (self.training and self.attn_drop.p):
-            found = fused.older(query, key, value, **self.window(), scale=self.scale)
+            out = fused.older(query, key, value, **self.window(), scale=self.scale)
         else:
             query, key, value = (t.movedim(-2, 1) for t in (query * self.scale, key, value))
             weights = unfused.scores(query, key, **self.window(), rpb=self.rpb).softmax(-1)
-            found = unfused.weighted(self.attn_drop(weights), value, **self.window())
-            found = found.movedim(1, -2)
-        return self.proj_drop(self.proj(found.flatten(-2)))
+            out = unfused.weighted(self.attn_drop(weights), value, **self.window())
+            out = out.movedim(1, -2)
+        return self.proj_drop(self.proj(out.flatten(-2)))
 
     def extra_repr(self) -> str:
-        """Heads, window, and whether there is a bias."""
+        """Returns heads, window, and whether there is a bias."""
         return f"{super().extra_repr()}, has_bias={self.rpb is not None}"
 
 
 class _Oldest(_Older):
-    """Neighborhood attention with its projections, as NATTEN 0.14.6 to 0.15 had it.
+    """Neighborhood attention with its projections, as in NATTEN 0.14.6 to 0.15.
 
     Inputs smaller than the window are padded with zeros on the right before the projections, and
-    the padding is attended to, as there.
+    queries attend to the padding, as in NATTEN.
 
     Args:
         dim, num_heads, kernel_size, dilation, qkv_bias, qk_scale, attn_drop, proj_drop: as in 0.17;
@@ -160,7 +160,7 @@ class _Oldest(_Older):
         bias: whether there is a bias table `rpb`.
 
     Raises:
-        InputError, MaskError: what is not legal.
+        InputError, MaskError: an argument is not legal.
     """
 
     def __init__(
@@ -174,19 +174,19 @@ class _Oldest(_Older):
         )  # fmt: skip
 
     def forward(self, x: Tensor) -> Tensor:
-        """`[B, *space, dim]` to the same."""
+        """Maps `[B, *space, dim]` to the same shape."""
         sizes: Any = self.kernel_size
         steps: Any = self.dilation
         space = x.shape[1:-1]
         padding = [0, 0]
         for length, size, step in reversed([*zip(space, sizes, steps, strict=False)]):
             padding += [0, max(0, size * step - length)]
-        found = super().forward(nn.functional.pad(x, padding))
-        return found[(slice(None), *(slice(length) for length in space))]
+        out = super().forward(nn.functional.pad(x, padding))
+        return out[(slice(None), *(slice(length) for length in space))]
 
 
 def _of_rank(parent: type[_Projected], rank: int, prefix: str = "") -> Any:
-    """The class of a number of axes, under a name that pickle finds again."""
+    """Makes the class for a number of axes, with a name that pickle can import."""
     name = f"NeighborhoodAttention{rank}D"
     fields = {"rank": rank, "__doc__": parent.__doc__, "__module__": __name__}
     return type(name, (parent,), {**fields, "__qualname__": prefix + name})

@@ -1,8 +1,8 @@
-"""Scores and weighted sums by window slot: the products behind NATTEN's unfused functions.
+"""Computes scores and weighted sums by window slot, for NATTEN's unfused functions.
 
-Slot t of a query is the t-th key of its window. A tile of queries meets the hull of its keys in
-one dense product, from which slots are gathered, or into which they are scattered. The three
-operators are the derivatives of one another, so they can be differentiated as often as one likes.
+Slot t of a query is the t-th key of its window. For a tile of queries, one dense product with the
+hull of its keys is computed; slots are gathered from it, or scattered into its matrix. The three
+operators are one another's derivatives, so they can be differentiated any number of times.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from nbattn.backends.tiled import costs
 from nbattn.geometry import AxisTile, Ints
 from nbattn.mask import from_code
 
-_WORK_BYTES = 2 << 20  # dense scores of one product: what stays in the cache
+_WORK_BYTES = 2 << 20  # dense scores of one product, which should fit in the cache
 _Code = Sequence[int]
 
 
 class Tile(NamedTuple):
-    """A tile of queries, the hull of its keys, and where in it the slots are.
+    """A tile of queries, the hull of its keys, and the columns of the slots in the hull.
 
     `columns` is int64 `[rows, slots]`; `missing` marks slots without a key, whose column is 0. Both
-    are numpy's, since tiles are kept: tensors made under a transform, or in inference mode, are of
-    no use outside.
+    are numpy arrays, since tiles are cached: tensors made under a transform or in inference mode
+    cannot be used outside.
     """
 
     queries: tuple[slice, ...]
@@ -44,28 +44,28 @@ class Tile(NamedTuple):
 
 
 def axis_slots(code: _Code) -> tuple[int, ...]:
-    """Slots of every axis: the keys of a window that no border cuts."""
+    """The number of slots of every axis: the keys of a window that no border cuts."""
     return tuple(1 + (a.left or 0) + (a.right or 0) for a in from_code(code).axes)
 
 
 @lru_cache(64)
 def _tiles(code: tuple[int, ...], space: tuple[int, ...], head_dim: int) -> tuple[Tile, ...]:
-    """The tiles of a space; equal ones share their columns."""
+    """Returns the tiles of a space; equal tiles share their columns."""
     axes = geometry.bind(from_code(code), space)
     item = costs.Item(16, 1, head_dim, head_dim, 0)
     sizes = costs.choose_tile(axes, item)
     per_axis = [list(axis.tiles(size)) for axis, size in zip(axes, sizes, strict=True)]
-    known: dict[tuple[object, ...], tuple[Ints, NDArray[np.bool_] | None]] = {}
-    found: list[Tile] = []
+    columns: dict[tuple[object, ...], tuple[Ints, NDArray[np.bool_] | None]] = {}
+    tiles: list[Tile] = []
     for parts in product(*per_axis):
         pattern = tuple(part.pattern for part in parts)
-        if pattern not in known:
-            known[pattern] = _columns(parts, axis_slots(code))
+        if pattern not in columns:
+            columns[pattern] = _columns(parts, axis_slots(code))
         steps = [axis.spec.dilation for axis in axes]
         queries = tuple(_slice(p.queries, d) for p, d in zip(parts, steps, strict=True))
         keys = tuple(_slice(p.keys[0], d) for p, d in zip(parts, steps, strict=True))
-        found.append(Tile(queries, keys, math.prod(p.width for p in parts), *known[pattern]))
-    return tuple(found)
+        tiles.append(Tile(queries, keys, math.prod(p.width for p in parts), *columns[pattern]))
+    return tuple(tiles)
 
 
 def _slice(run: geometry.Run, step: int) -> slice:
@@ -76,22 +76,22 @@ def _slice(run: geometry.Run, step: int) -> slice:
 def _columns(
     parts: tuple[AxisTile, ...], slots: tuple[int, ...]
 ) -> tuple[Ints, NDArray[np.bool_] | None]:
-    """The column of every slot `[rows, slots]`, row-major over axes, and which have no key."""
+    """Returns the column of every slot `[rows, slots]`, row-major, and the slots without a key."""
     columns, missing = np.zeros((1, 1), dtype=np.int64), np.zeros((1, 1), dtype=np.bool_)
     for part, count in zip(parts, slots, strict=True):
         first, stop = np.array(part.lo, dtype=np.int64), np.array(part.hi, dtype=np.int64)
-        own = first[:, None] + np.arange(count)
-        inside = np.minimum(own, part.width - 1)
-        rows, width = columns.shape[0] * len(own), columns.shape[1] * count
+        key = first[:, None] + np.arange(count)
+        inside = np.minimum(key, part.width - 1)
+        rows, width = columns.shape[0] * len(key), columns.shape[1] * count
         columns = columns[:, None, :, None] * part.width + inside[:, None]
-        absent = missing[:, None, :, None] | (own >= stop[:, None])[:, None]
+        absent = missing[:, None, :, None] | (key >= stop[:, None])[:, None]
         columns, missing = columns.reshape(rows, width), absent.reshape(rows, width)
     columns[missing] = 0
     return columns, missing if missing.any() else None
 
 
 def _parts(code: _Code, like: Tensor) -> Iterator[tuple[slice, Tile, Tensor]]:
-    """Every tile with every batch of heads of `[N, *space, C]`, and its columns for that batch."""
+    """Yields every tile with every batch of heads of `[N, *space, C]`, and its columns for it."""
     for tile in _tiles(tuple(code), tuple(like.shape[1:-1]), like.shape[-1]):
         rows, slots = tile.columns.shape
         batch = max(1, _WORK_BYTES // (like.element_size() * max(rows * tile.width, 1)))
@@ -102,37 +102,37 @@ def _parts(code: _Code, like: Tensor) -> Iterator[tuple[slice, Tile, Tensor]]:
 
 
 def _rows(tensor: Tensor, heads: slice, place: tuple[slice, ...]) -> Tensor:
-    """Part of `[N, *space, C]` as `[n, rows, C]`."""
+    """Returns a part of `[N, *space, C]` as `[n, rows, C]`."""
     return tensor[(heads, *place)].flatten(1, -2)
 
 
-def _kept(part: Tensor, tile: Tile) -> Tensor:
-    """Slots with a key as they are, 0 in the others."""
+def _with_keys(part: Tensor, tile: Tile) -> Tensor:
+    """Returns the slots, with 0 in those without a key."""
     if tile.missing is None:
         return part
     return part.masked_fill(torch.from_numpy(tile.missing).to(part.device), 0)
 
 
 def _matrix(weights: Tensor, tile: Tile, columns: Tensor) -> Tensor:
-    """Weights by slot as a matrix over the hull `[n, rows, width]`."""
+    """Scatters weights by slot into a matrix over the hull `[n, rows, width]`."""
     matrix = weights.new_zeros((*weights.shape[:2], tile.width))
-    # missing slots share column 0 with one that has a key: 0 is added there
+    # missing slots share column 0 with a slot that has a key, so their 0 is added
     put = matrix.scatter_ if tile.missing is None else matrix.scatter_add_
-    return put(2, columns, _kept(weights, tile))
+    return put(2, columns, _with_keys(weights, tile))
 
 
 def _products(query: Tensor, key: Tensor, mask: _Code) -> Tensor:
-    """By slot, the product of a query with its key; 0 where there is none."""
+    """Computes by slot the product of query and key; 0 in slots without a key."""
     out = query.new_empty((*query.shape[:-1], math.prod(axis_slots(mask))))
     for heads, tile, columns in _parts(mask, query):
         matrix = _rows(query, heads, tile.queries) @ _rows(key, heads, tile.keys).mT
         place = out[(heads, *tile.queries)]
-        place.copy_(_kept(matrix.gather(2, columns), tile).view(place.shape))
+        place.copy_(_with_keys(matrix.gather(2, columns), tile).view(place.shape))
     return out
 
 
 def _sums(weights: Tensor, value: Tensor, mask: _Code) -> Tensor:
-    """For every query, the sum of its keys' values by the weights of its slots."""
+    """Computes for every query the sum of its keys' values, weighted by slot."""
     out = torch.empty_like(value, memory_format=torch.contiguous_format)
     for heads, tile, columns in _parts(mask, value):
         matrix = _matrix(_rows(weights, heads, tile.queries), tile, columns)
@@ -142,7 +142,9 @@ def _sums(weights: Tensor, value: Tensor, mask: _Code) -> Tensor:
 
 
 def _returns(weights: Tensor, query: Tensor, mask: _Code) -> Tensor:
-    """For every key, the sum of its readers' rows by the weights of their slots."""
+    """Computes for every key the sum of the rows of the queries that attend to it, weighted by
+    slot.
+    """
     out = torch.zeros_like(query, memory_format=torch.contiguous_format)
     for heads, tile, columns in _parts(mask, query):
         matrix = _matrix(_rows(weights, heads, tile.queries), tile, columns)
@@ -160,7 +162,7 @@ def _axis_steps(code: tuple[int, ...], space: tuple[int, ...], number: int) -> T
 
 
 def _steps_of(like: Tensor, mask: _Code, space: Sequence[int], axis: int) -> Tensor:
-    """How far from its query every slot's key lies on one axis, in steps, `[length, slots]`."""
+    """The distance of every slot's key from its query on one axis, in steps, `[length, slots]`."""
     return _axis_steps(tuple(mask), tuple(space), axis).to(like.device, copy=True)
 
 
@@ -176,9 +178,9 @@ def _fake_rows(weights: Tensor, rows: Tensor, mask: _Code) -> Tensor:
     return rows.new_empty(rows.shape)
 
 
-def _in_batch(info: Any, dims: tuple[int | None, ...], *given: Any) -> tuple[Tensor, ...]:
-    """For vmap: two tensors whose mapped axis is part of N."""
-    pairs = zip(given[:2], dims[:2], strict=True)
+def _in_batch(info: Any, dims: tuple[int | None, ...], *arguments: Any) -> tuple[Tensor, ...]:
+    """For vmap: moves the mapped axis of the two tensors into N."""
+    pairs = zip(arguments[:2], dims[:2], strict=True)
     whole = (
         t.expand(info.batch_size, *t.shape) if d is None else t.movedim(d, 0) for t, d in pairs
     )
@@ -186,7 +188,7 @@ def _in_batch(info: Any, dims: tuple[int | None, ...], *given: Any) -> tuple[Ten
 
 
 def _derivatives(name: str, a: Tensor, b: Tensor, grad: Tensor, mask: _Code) -> Any:
-    """Gradients of the two tensors of an operator."""
+    """Returns the gradients of the two tensors of an operator."""
     if name == "products":
         return sums(grad, b, mask), returns(grad, a, mask)
     if name == "sums":
@@ -195,8 +197,8 @@ def _derivatives(name: str, a: Tensor, b: Tensor, grad: Tensor, mask: _Code) -> 
 
 
 def _plain(name: str, a: Tensor, b: Tensor, mask: _Code) -> Tensor:
-    """An operator out of torch's own functions, for forward-mode derivatives: an operator of a
-    library drops tangents, and a node's `jvp` under a second one drops those of the first.
+    """Computes an operator by torch's own functions, for forward-mode derivatives: a library
+    operator drops tangents, and a node's `jvp` under a second one drops those of the first.
     """
     space = tuple(b.shape[1:-1])
     places = torch.arange(math.prod(space), device=b.device).view(space)
@@ -212,21 +214,21 @@ def _plain(name: str, a: Tensor, b: Tensor, mask: _Code) -> Tensor:
         )
         columns = torch.from_numpy(tile.columns).to(b.device).expand(b.shape[0], -1, -1)
         if name == "products":
-            part = _kept((first @ second.mT).gather(2, columns), tile)
+            part = _with_keys((first @ second.mT).gather(2, columns), tile)
         else:
-            none = b.new_zeros((*columns.shape[:2], tile.width))
-            matrix = none.scatter_add(2, columns, _kept(first, tile))
+            zeros = b.new_zeros((*columns.shape[:2], tile.width))
+            matrix = zeros.scatter_add(2, columns, _with_keys(first, tile))
             part = (matrix.mT if name == "returns" else matrix) @ second
         parts.append(part)
         at.append(places[tile.keys if name == "returns" else tile.queries].flatten())
-    found = torch.cat(parts, dim=1)
-    whole = b.new_zeros((b.shape[0], places.numel(), found.shape[-1]))
-    return whole.index_add(1, torch.cat(at), found).unflatten(1, space)
+    rows = torch.cat(parts, dim=1)
+    whole = b.new_zeros((b.shape[0], places.numel(), rows.shape[-1]))
+    return whole.index_add(1, torch.cat(at), rows).unflatten(1, space)
 
 
 class _Transformable(torch.autograd.Function):
-    """An operator for `torch.func`, which asks for a node of this kind: of a name, two tensors and
-    a mask, since a list of integers would be a tree of arguments.
+    """An operator for `torch.func`, which needs a node of this kind. Its arguments are a name, two
+    tensors and a mask: a list of integers would be a tree of arguments.
     """
 
     generate_vmap_rule = True
@@ -249,13 +251,13 @@ class _Transformable(torch.autograd.Function):
 
 _apply: Any = _Transformable.apply
 
-# Operators, so that compilers need not look inside. `[N, *space, C]`, float32 or float64.
+# Operators, which compilers do not trace into. `[N, *space, C]`, float32 or float64.
 OPERATORS: dict[str, Any] = {}
 _library = torch.library.Library("nbattn", "FRAGMENT")
 
 
 def _define(name: str, body: Any, fake: Any) -> Any:
-    """An operator of two tensors, its derivatives and its rule for vmap; called by its function."""
+    """Defines an operator of two tensors, its derivatives and vmap rule; returns its function."""
     full = f"slot_{name}"
     _library.define(
         f"{full}(Tensor a, Tensor b, int[] mask) -> Tensor", tags=(torch.Tag.pt2_compliant_tag,)
@@ -270,9 +272,9 @@ def _define(name: str, body: Any, fake: Any) -> Any:
         a, b = ctx.saved_tensors
         return (*_derivatives(name, a, b, grad, ctx.mask), None)
 
-    def batched(info: Any, dims: tuple[int | None, ...], *given: Any) -> tuple[Tensor, int]:
-        found = OPERATORS[name](*_in_batch(info, dims, *given), given[2])
-        return found.unflatten(0, (info.batch_size, -1)), 0
+    def batched(info: Any, dims: tuple[int | None, ...], *arguments: Any) -> tuple[Tensor, int]:
+        out = OPERATORS[name](*_in_batch(info, dims, *arguments), arguments[2])
+        return out.unflatten(0, (info.batch_size, -1)), 0
 
     def run(a: Tensor, b: Tensor, mask: _Code) -> Any:
         if forward_ad._current_level >= 0:  # pyright: ignore[reportPrivateUsage]

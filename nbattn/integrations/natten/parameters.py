@@ -1,4 +1,4 @@
-"""NATTEN's parameters: what it accepts, and the mask that they mean."""
+"""Checks NATTEN's parameters, and makes their mask."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from nbattn.mask import Mask
 Sizes = int | Sequence[int]
 Causal = bool | Sequence[bool] | None
 
-# What tunes NATTEN's kernels and cannot change a result. nbattn plans by itself: no effect.
+# Arguments that only tune NATTEN's kernels; they have no effect, as nbattn plans by itself.
 TUNING = (
     "q_tile_shape",
     "kv_tile_shape",
@@ -36,7 +36,7 @@ TUNING = (
 
 
 class KernelSchedule(Enum):
-    """How NATTEN's Hopper kernels are scheduled: no effect here."""
+    """The schedules of NATTEN's Hopper kernels; it has no effect in nbattn."""
 
     NonPersistent = 0
     WarpSpecializedCooperative = 1
@@ -51,7 +51,7 @@ def window(
     dilation: Sizes = 1,
     is_causal: Causal = False,
 ) -> Mask:
-    """The mask of NATTEN's parameters for a space, by NATTEN's own rules of what is legal.
+    """Returns the mask of NATTEN's parameters for a space, checked by NATTEN's own rules.
 
     Raises:
         InputError, MaskError: a parameter is not legal, or a window is larger than its axis.
@@ -60,13 +60,13 @@ def window(
     Mask(Axis(1, 1, dilation=2, border='shift'), Axis(1, 1, dilation=3, border='shift'))
     """
     rank = len(space)
-    given = {
+    arguments = {
         "kernel_size": kernel_size,
         "stride": stride,
         "dilation": dilation,
         "is_causal": False if is_causal is None else is_causal,
     }
-    values = {name: per_axis(name, value, rank) for name, value in given.items()}
+    values = {name: per_axis(name, value, rank) for name, value in arguments.items()}
     mask = Mask.neighborhood(**values)
     for axis, length in enumerate(space):
         kernel, step = values["kernel_size"][axis], values["dilation"][axis]
@@ -77,13 +77,13 @@ def window(
                 f"axis {axis}: kernel_size {kernel} x dilation {step} = {kernel * step} is more "
                 f"than its {length} tokens.",
                 f"dilation={max(1, length // kernel)} or less, or "
-                "nbattn.attention(query, key, value, mask), where such a window reads all.",
+                "nbattn.attention(query, key, value, mask), where such a window has all keys.",
             )
     return mask
 
 
 def per_axis(name: str, value: Any, rank: int) -> tuple[Any, ...]:
-    """One value per axis, from one for all or a sequence of them."""
+    """Returns one value per axis, from one value for all or a sequence of values."""
     if not isinstance(value, (tuple, list)):
         return (value,) * rank
     if len(value) != rank:
@@ -96,23 +96,23 @@ def per_axis(name: str, value: Any, rank: int) -> tuple[Any, ...]:
 
 
 def check_rank(name: str, tensor: Tensor, rank: int, layout: str) -> None:
-    """A tensor has the dimensions of its function."""
+    """Checks that a tensor has as many dimensions as its function needs."""
     if not isinstance(tensor, Tensor) or tensor.dim() != rank + 3:
-        found = list(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__
+        actual = list(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__
         raise InputError(
-            f"{name} is {found}, not of {rank + 3} dimensions.", f"{name} as {layout}."
+            f"{name} is {actual}, not of {rank + 3} dimensions.", f"{name} as {layout}."
         )
 
 
 def check_tensors(**named: object) -> None:
-    """What has to be a tensor is one."""
+    """Checks that arguments are tensors."""
     for name, tensor in named.items():
         if not isinstance(tensor, Tensor):
             raise InputError(f"{name} is {kind(tensor)}, not a tensor.", f"{name}: a tensor.")
 
 
 def check_additional(keys: object, values: object) -> None:
-    """Additional keys come with values."""
+    """Checks that additional keys have values."""
     if (keys is None) != (values is None):
         missing = "additional_keys" if keys is None else "additional_values"
         raise InputError(
@@ -121,41 +121,42 @@ def check_additional(keys: object, values: object) -> None:
 
 
 def check_fits(name: str, tensor: object, like: Tensor) -> None:
-    """A tensor that is computed with another one, in float32 or float64: nothing is rounded."""
+    """Checks that a tensor can be used with `like` without rounding: device and dtype."""
     check_tensors(**{name: tensor})
     assert isinstance(tensor, Tensor)
     exact = torch.promote_types(like.dtype, torch.float32)
-    found, most = (str(t.dtype).removeprefix("torch.") for t in (tensor, like))
+    actual, expected = (str(t.dtype).removeprefix("torch.") for t in (tensor, like))
     if not tensor.is_floating_point():
-        raise InputError(f"{name} is {found}, no floating dtype.", f"{name}.float().")
+        raise InputError(f"{name} is {actual}, not a floating dtype.", f"{name}.float().")
     if torch.promote_types(tensor.dtype, exact) != exact:
         raise InputError(
-            f"{name} is {found}, and would be rounded beside {most}.", f"{name}.to({most})."
+            f"{name} is {actual} and would be rounded for use with {expected}.",
+            f"{name}.to({expected}).",
         )
     if tensor.device != like.device:
         raise InputError(
-            f"{name} is on {tensor.device}, what it belongs to on {like.device}.",
+            f"{name} is on {tensor.device}, the tensor that it is used with on {like.device}.",
             f"{name}.to({str(like.device)!r}).",
         )
 
 
 def root(count: int, rank: int) -> int:
-    """K, when count is K to the power of the rank.
+    """Returns K for a count of K to the power of the rank.
 
     >>> root(49, 2)
     7
     """
-    found = round(count ** (1 / rank))
-    if found**rank != count:
+    size = round(count ** (1 / rank))
+    if size**rank != count:
         raise InputError(
-            f"{count} slots are no window of one kernel_size on {counted(rank, 'axis', 'axes')}.",
-            "give kernel_size and dilation.",
+            f"{count} slots do not fit one kernel_size on {counted(rank, 'axis', 'axes')}.",
+            "pass kernel_size and dilation.",
         )
-    return found
+    return size
 
 
 def backend_name(backend: str | None) -> str:
-    """None is "auto"; nbattn's own names stand; NATTEN's kernels cannot be asked for.
+    """Returns nbattn's backend: "auto" for None; the names of NATTEN's kernels are an error.
 
     >>> backend_name(None)
     'auto'
@@ -165,42 +166,42 @@ def backend_name(backend: str | None) -> str:
     if backend not in BACKENDS:
         names = ", ".join(map(repr, BACKENDS))
         raise InputError(
-            f"backend={backend!r} is not one of nbattn's, and a kernel asked for by name is never "
-            "replaced by another.",
+            f"backend={backend!r} is not one of nbattn's, and nbattn never replaces a named kernel "
+            "by another.",
             f"backend=None, or one of {names}.",
         )
     return backend
 
 
 def check_tuning(attention_kwargs: Mapping[str, Any] | None) -> None:
-    """`attention_kwargs` may tune the attention over additional keys, not change it."""
+    """Checks that `attention_kwargs` only tunes the attention over additional keys."""
     for name, value in (attention_kwargs or {}).items():
         if name == "backend":
             backend_name(value)
         elif name not in TUNING:
             raise InputError(
                 f"attention_kwargs has {name!r}, which would change the result.",
-                f"only backend or what tunes: {', '.join(TUNING)}.",
+                f"only backend, or the tuning arguments {', '.join(TUNING)}.",
             )
 
 
 def slots(kernel_size: Sizes, rank: int) -> int:
-    """Keys of a whole window."""
+    """Returns the number of keys of a window that no border cuts."""
     return math.prod(per_axis("kernel_size", kernel_size, rank))
 
 
 def types() -> dict[str, Any]:
-    """The names of `natten.types`: what a parameter may be.
+    """Returns the names of `natten.types`: the types of parameters.
 
     >>> types()["Dimension2DTypeOrDed"]
     int | tuple[int, int]
     """
-    made: dict[str, Any] = {}
-    for name, one in (("Dimension", int), ("CausalArg", bool)):
+    named: dict[str, Any] = {}
+    for name, single in (("Dimension", int), ("CausalArg", bool)):
         whole: Any = None
         for rank in (1, 2, 3):
-            axes: Any = tuple[(one,) * rank]
-            made |= {f"{name}{rank}DType": axes, f"{name}{rank}DTypeOrDed": one | axes}
+            axes: Any = tuple[(single,) * rank]
+            named |= {f"{name}{rank}DType": axes, f"{name}{rank}DTypeOrDed": single | axes}
             whole = axes if whole is None else whole | axes
-        made |= {f"{name}Type": whole, f"{name}TypeOrDed": one | whole}
-    return made | {"KernelSchedule": KernelSchedule}
+        named |= {f"{name}Type": whole, f"{name}TypeOrDed": single | whole}
+    return named | {"KernelSchedule": KernelSchedule}

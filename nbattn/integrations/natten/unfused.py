@@ -1,9 +1,10 @@
 """NATTEN's unfused functions: scores by window slot, with relative position bias and extra keys,
-and weighted sums, heads first, differentiable any number of times.
+and weighted sums; heads first, differentiable any number of times.
 
 Layout `[B, H, *space, D]`; scores and weights `[B, H, *space, slots]`, slots row-major over the
-axes, extra keys after them. Slot t of an axis is key `start + t` of the window, in steps of the
-dilation; a causal axis cut at its start misses the last ones: -inf. No scale is applied.
+axes, then extra keys. Slot t of an axis is key `start + t` of the window, in steps of the dilation.
+A causal window that is cut at the start has no keys for its last slots: -inf. The scores
+are not scaled.
 """
 
 from __future__ import annotations
@@ -26,19 +27,19 @@ def scores(
     is_causal: Causal = False,
     rpb: Tensor | None = None,
 ) -> Tensor:
-    """Products of every query with the keys of its window, by slot.
+    """Computes the products of every query with the keys of its window, by slot.
 
     Args:
         query, key: `[B, H, *space, D]`, one to three axes.
         kernel_size, dilation, is_causal: per axis, or one value for all.
-        additional_keys: `[B, H, E, D]`, which every query reads.
-        rpb: `[H, 2 K - 1]` per axis: bias by the distance of key and query, in steps, plus K - 1.
+        additional_keys: `[B, H, E, D]`; every query attends to them.
+        rpb: `[H, 2 K - 1]` per axis: bias, by the distance of key and query in steps, plus K - 1.
 
     Returns:
-        `[B, H, *space, slots + E]`, in the query's dtype; -inf where a causal window has no key.
+        `[B, H, *space, slots + E]`, in the query's dtype; -inf in slots without a key.
 
     Raises:
-        InputError, MaskError: shapes or parameters that do not fit.
+        InputError, MaskError: shapes or parameters do not fit.
 
     >>> query = torch.randn(1, 2, 8, 9, 16)
     >>> scores(query, query, 3, rpb=torch.zeros(2, 5, 5)).shape
@@ -55,17 +56,17 @@ def scores(
     flat = neighborhood_gather.products(
         query.flatten(0, 1).to(exact), key.flatten(0, 1).to(exact), code
     )
-    found = flat.unflatten(0, query.shape[:2])
+    out = flat.unflatten(0, query.shape[:2])
     if rpb is not None:
         parameters.check_fits("rpb", rpb, query)
-        found = found + _bias(rpb.to(exact), mask, query.shape)
+        out = out + _bias(rpb.to(exact), mask, query.shape)
     if any(axis.causal for axis in mask.axes):
-        found = found.masked_fill(_missing(mask, query), float("-inf"))
+        out = out.masked_fill(_missing(mask, query), float("-inf"))
     if additional_keys is not None:
         _check_additional("additional_keys", additional_keys, query)
         extra = query.flatten(2, -2).to(exact) @ additional_keys.to(exact).mT
-        found = torch.cat([found, extra.unflatten(2, query.shape[2:-1])], dim=rank + 2)
-    return found.to(query.dtype)
+        out = torch.cat([out, extra.unflatten(2, query.shape[2:-1])], dim=rank + 2)
+    return out.to(query.dtype)
 
 
 def weighted(
@@ -76,19 +77,19 @@ def weighted(
     additional_values: Tensor | None = None,
     is_causal: Causal = False,
 ) -> Tensor:
-    """Sums of the values of every query's window, weighted by slot.
+    """Computes the sums of the values of every query's window, weighted by slot.
 
     Args:
-        attn: `[B, H, *space, slots + E]`; what stands in slots without a key is not read.
+        attn: `[B, H, *space, slots + E]`; slots without a key may have any weight.
         value: `[B, H, *space, Dv]`.
-        kernel_size, dilation, is_causal: those of the scores.
+        kernel_size, dilation, is_causal: as for the scores.
         additional_values: `[B, H, E, Dv]`.
 
     Returns:
         `[B, H, *space, Dv]`, in the values' dtype.
 
     Raises:
-        InputError, MaskError: shapes or parameters that do not fit.
+        InputError, MaskError: shapes or parameters do not fit.
     """
     rank = _check("value", value)
     parameters.check_fits("attn", attn, value)
@@ -107,25 +108,25 @@ def weighted(
     flat = neighborhood_gather.sums(
         window.flatten(0, 1), value.flatten(0, 1).to(exact), mask.code()
     )
-    found = flat.unflatten(0, value.shape[:2])
+    out = flat.unflatten(0, value.shape[:2])
     if additional_values is not None:
         more = rest.flatten(2, -2) @ additional_values.to(exact)
-        found = found + more.unflatten(2, value.shape[2:-1])
-    return found.to(value.dtype)
+        out = out + more.unflatten(2, value.shape[2:-1])
+    return out.to(value.dtype)
 
 
 def _exact(dtype: torch.dtype) -> torch.dtype:
-    """Float32 for halves: hulls overlap, and their sums would round at every tile."""
+    """Returns the dtype of sums: float32 for halves, which would round at every tile."""
     return torch.promote_types(dtype, torch.float32)
 
 
 def _check(name: str, tensor: Tensor) -> int:
-    """The axes of the space of `[B, H, *space, D]`."""
+    """Checks a tensor `[B, H, *space, D]`; returns the number of axes of its space."""
     if not isinstance(tensor, Tensor) or not 4 <= tensor.dim() <= 6:
-        found = list(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__
+        actual = list(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__
         raise InputError(
-            f"{name} is {found}, not [B, H, *space, D] of one to three axes.",
-            f"{name}: heads before the space, as NATTEN's unfused functions have them.",
+            f"{name} is {actual}, not [B, H, *space, D] of one to three axes.",
+            f"{name}: heads before the space, as in NATTEN's unfused functions.",
         )
     parameters.check_fits(name, tensor, tensor)
     return tensor.dim() - 3
@@ -133,24 +134,24 @@ def _check(name: str, tensor: Tensor) -> int:
 
 def _check_additional(name: str, extra: Tensor, like: Tensor) -> None:
     parameters.check_fits(name, extra, like)
-    wanted = (*like.shape[:2], extra.shape[2] if extra.dim() == 4 else "E", like.shape[-1])
-    if tuple(extra.shape) != wanted:
+    expected = (*like.shape[:2], extra.shape[2] if extra.dim() == 4 else "E", like.shape[-1])
+    if tuple(extra.shape) != expected:
         raise InputError(
-            f"{name} is {list(extra.shape)}.", f"{name} as [{', '.join(map(str, wanted))}]."
+            f"{name} is {list(extra.shape)}.", f"{name} as [{', '.join(map(str, expected))}]."
         )
 
 
 def _bias(rpb: Tensor, mask: Mask, shape: torch.Size) -> Tensor:
-    """The bias of every slot `[H, *space, slots]`: the table, axis by axis."""
+    """Returns the bias of every slot `[H, *space, slots]`, from the table, axis by axis."""
     if any(axis.causal for axis in mask.axes):
         raise InputError(
             "rpb with a causal axis: NATTEN has no such function.",
-            "is_causal=False, or add a bias of your own to the scores.",
+            "is_causal=False, or add your own bias to the scores.",
         )
     counts = neighborhood_gather.axis_slots(mask.code())
-    wanted = (shape[1], *(2 * count - 1 for count in counts))
-    if tuple(rpb.shape) != wanted:
-        raise InputError(f"rpb is {list(rpb.shape)}.", f"rpb as {list(wanted)}: H, 2 K - 1.")
+    expected = (shape[1], *(2 * count - 1 for count in counts))
+    if tuple(rpb.shape) != expected:
+        raise InputError(f"rpb is {list(rpb.shape)}.", f"rpb as {list(expected)}: H, 2 K - 1.")
     space, rank = shape[2:-1], mask.rank
     for axis, (length, count) in enumerate(zip(space, counts, strict=True)):
         index = neighborhood_gather.steps(rpb, mask.code(), space, axis).flatten() + count - 1
@@ -160,7 +161,9 @@ def _bias(rpb: Tensor, mask: Mask, shape: torch.Size) -> Tensor:
 
 
 def _missing(mask: Mask, like: Tensor) -> Tensor:
-    """Slots without a key, bool `[*space, slots]`: on a causal axis those after the query."""
+    """Returns the slots without a key, bool `[*space, slots]`: on causal axes those after the
+    query.
+    """
     space, counts, rank = like.shape[2:-1], neighborhood_gather.axis_slots(mask.code()), mask.rank
     missing = torch.zeros((*space, *counts), dtype=torch.bool, device=like.device)
     for axis, (length, count) in enumerate(zip(space, counts, strict=True)):

@@ -117,8 +117,8 @@ LINE, PLANE = torch.zeros(1, 9, 2, 4), torch.zeros(1, 8, 9, 2, 4)
 REFUSED = {
     "NATTEN's kernel": (
         lambda: natten.na1d(LINE, LINE, LINE, 3, backend="cutlass-fna"),
-        "backend='cutlass-fna' is not one of nbattn's, and a kernel asked for by name is never "
-        "replaced by another.",
+        "backend='cutlass-fna' is not one of nbattn's, and nbattn never replaces a named "
+        "kernel by another.",
     ),
     "kwargs that change": (
         lambda: natten.na1d(LINE, LINE, LINE, 3, attention_kwargs={"is_causal": True}),
@@ -126,7 +126,7 @@ REFUSED = {
     ),
     "other spaces": (
         lambda: natten.na1d(LINE, LINE[:, :5], LINE[:, :5], 3),
-        "query is [1, 9, 2, 4], key [1, 5, 2, 4]: other spaces.",
+        "query is [1, 9, 2, 4], key [1, 5, 2, 4]: their spaces differ.",
     ),
     "rank": (
         lambda: natten.na2d(LINE, LINE, LINE, 3),
@@ -156,11 +156,11 @@ REFUSED = {
     ),
     "packed": (
         lambda: natten.attention(LINE, LINE, LINE, seqlens_Q=torch.tensor([4, 5])),
-        "seqlens_Q is given: packed sequences have no mask here.",
+        "seqlens_Q is given: packed sequences are not supported.",
     ),
     "xformers": (
         lambda: fused.older_na1d(LINE, LINE, LINE, 3, xformers_kwargs={"p": 0.1}),
-        "xformers_kwargs={'p': 0.1} has no meaning here.",
+        "xformers_kwargs={'p': 0.1} is not supported.",
     ),
     "heads": (
         lambda: natten.NeighborhoodAttention1D(10, 3, 3),

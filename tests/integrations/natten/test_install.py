@@ -215,13 +215,13 @@ def test_switches_are_remembered_and_change_nothing(clean: None) -> None:
 REFUSED = {
     "a kernel by force": (
         lambda top: top.use_fused_na(force_flex_attention=True),
-        "force_flex_attention asks for a kernel, which no other replaces.\n"
+        "force_flex_attention names a kernel, and nbattn replaces no named kernel.\n"
         '  fix:   nbattn.attention(..., backend="flex").',
     ),
     "determinism": (
         lambda top: top.use_deterministic_algorithms(),
-        "NATTEN's own switch for determinism means its kernels.\n"
-        "  fix:   torch.use_deterministic_algorithms(True), which nbattn keeps.",
+        "NATTEN's own switch for determinism is about its kernels.\n"
+        "  fix:   torch.use_deterministic_algorithms(True), which nbattn follows.",
     ),
     "a preference": (
         lambda top: top.set_memory_usage_preference("greedy"),

@@ -349,7 +349,7 @@ REFUSED = {
         lambda: natten.na2d_qk(QUERY, QUERY, 3, 3),
         "axis 0: kernel_size 3 x dilation 3 = 9 is more than its 8 tokens.\n"
         "  fix:   dilation=2 or less, or nbattn.attention(query, key, value, mask), "
-        "where such a window reads all.",
+        "where such a window has all keys.",
     ),
     "kernel of one": (
         lambda: natten.na2d_qk(QUERY, QUERY, 1),
@@ -362,7 +362,7 @@ REFUSED = {
     "no tensor": (
         lambda: unfused.scores([1], QUERY, 3),  # pyright: ignore
         "query is list, not [B, H, *space, D] of one to three axes.\n"
-        "  fix:   query: heads before the space, as NATTEN's unfused functions have them.",
+        "  fix:   query: heads before the space, as in NATTEN's unfused functions.",
     ),
     "other key": (
         lambda: natten.na2d_qk(QUERY, QUERY[:, :, :5], 3),
@@ -374,23 +374,23 @@ REFUSED = {
     ),
     "key of a wider dtype": (
         lambda: natten.na2d_qk(QUERY, QUERY.double(), 3),
-        "key is float64, and would be rounded beside float32.\n  fix:   key.to(float32).",
+        "key is float64 and would be rounded for use with float32.\n  fix:   key.to(float32).",
     ),
     "bias of a wider dtype": (
         lambda: natten.na2d_qk(QUERY, QUERY, 3, rpb=torch.zeros(2, 5, 5).double()),
-        "rpb is float64, and would be rounded beside float32.\n  fix:   rpb.to(float32).",
+        "rpb is float64 and would be rounded for use with float32.\n  fix:   rpb.to(float32).",
     ),
     "bias elsewhere": (
         lambda: natten.na2d_qk(QUERY, QUERY, 3, rpb=torch.zeros(2, 5, 5, device="meta")),
-        "rpb is on meta, what it belongs to on cpu.\n  fix:   rpb.to('cpu').",
+        "rpb is on meta, the tensor that it is used with on cpu.\n  fix:   rpb.to('cpu').",
     ),
     "integers": (
         lambda: natten.na2d_qk(QUERY.long(), QUERY.long(), 3),
-        "query is int64, no floating dtype.\n  fix:   query.float().",
+        "query is int64, not a floating dtype.\n  fix:   query.float().",
     ),
     "weights of a wider dtype": (
         lambda: natten.na2d_av(torch.zeros(1, 2, 8, 9, 9).double(), QUERY, 3),
-        "attn is float64, and would be rounded beside float32.\n  fix:   attn.to(float32).",
+        "attn is float64 and would be rounded for use with float32.\n  fix:   attn.to(float32).",
     ),
     "extra values that are none": (
         lambda: natten.na2d_av(torch.zeros(1, 2, 8, 9, 9), QUERY, 3, additional_values=[1]),
@@ -403,7 +403,7 @@ REFUSED = {
     "bias and causal": (
         lambda: natten.na2d_qk(QUERY, QUERY, 3, is_causal=True, rpb=torch.zeros(2, 5, 5)),
         "rpb with a causal axis: NATTEN has no such function.\n"
-        "  fix:   is_causal=False, or add a bias of your own to the scores.",
+        "  fix:   is_causal=False, or add your own bias to the scores.",
     ),
     "weights of another window": (
         lambda: natten.na2d_av(torch.zeros(1, 2, 8, 9, 25), QUERY, 3),
@@ -421,8 +421,7 @@ REFUSED = {
     ),
     "no window of a square": (
         lambda: natten.natten2dav(torch.zeros(1, 2, 8, 9, 15), QUERY, 1),
-        "15 slots are no window of one kernel_size on 2 axes.\n"
-        "  fix:   give kernel_size and dilation.",
+        "15 slots do not fit one kernel_size on 2 axes.\n  fix:   pass kernel_size and dilation.",
     ),
 }
 
