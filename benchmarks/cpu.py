@@ -1,4 +1,4 @@
-"""The CPU benchmark: nbattn against SDPA, FlexAttention and gathered keys, one process."""
+"""Compare nbattn with SDPA, FlexAttention and gathered keys on a CPU, in one process."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from nbattn.timing import Samples, clock, extra_memory, interleave
 
 PEERS = {
     OWN: Peer("nbattn.attention, backend chosen by the planner, heads last", peers.own("auto")),
-    "tiled": Peer("nbattn.attention by its tiled engine", peers.own("tiled")),
+    "tiled": Peer("nbattn.attention, backend 'tiled'", peers.own("tiled")),
     "sdpa-mask": Peer("SDPA with the dense boolean mask", peers.sdpa_mask),
     "sdpa-causal": Peer("SDPA with is_causal", peers.sdpa_causal),
     "sdpa-unmasked": Peer("SDPA without a mask, tokens sorted beforehand", peers.sdpa_unmasked),
@@ -39,9 +39,9 @@ PEERS = {
 }
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 PASSES = ("forward", "training")
-TRAINING_FLOPS = 3.5  # of a forward pass
-# Root mean square error over that of the expected values: far above rounding, far below a key too
-# many in every row, which changes it by about 1 / sqrt(keys of a row).
+TRAINING_FLOPS = 3.5  # FLOPs of forward + backward, relative to a forward pass
+# Limits of the RMS error divided by the RMS of the expected values: far above rounding errors, and
+# far below the error of one extra key in every row, about 1 / sqrt(keys of a row).
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2, torch.float16: 1e-2}
 QUICK = {"workloads": "W3-14,W3-28,W7b", "rounds": 3, "budget": 1.0}
 
@@ -55,7 +55,7 @@ class Job(NamedTuple):
 
     @property
     def fields(self) -> Row:
-        """What every row of the job says."""
+        """The fields that all rows of the job share."""
         return {
             "workload": self.workload.name,
             "shape": str(self.workload),
@@ -66,34 +66,34 @@ class Job(NamedTuple):
 
 
 def expected(job: Job) -> list[Tensor]:
-    """Output and gradients of the first sample and head `[n, D]`, by the reference in float32."""
+    """Return the reference's float32 output and gradients of the first sample and head `[n, D]`."""
     cut = (slice(0, 1), ..., slice(0, 1), slice(None))
     *qkv, grad = (t[cut].float() for t in job.workload.tensors(job.dtype))
     for tensor in qkv:
         tensor.requires_grad_(job.training)
     out = nbattn.attention(*qkv, job.workload.mask, backend="reference")
-    found = (out, *torch.autograd.grad(out, qkv, grad)) if job.training else (out,)
-    return [t.detach().reshape(-1, t.shape[-1]) for t in found]
+    results = (out, *torch.autograd.grad(out, qkv, grad)) if job.training else (out,)
+    return [t.detach().reshape(-1, t.shape[-1]) for t in results]
 
 
 def error(prepared: Prepared, wanted: list[Tensor]) -> float:
-    """The largest relative error over the output and the gradients of a run."""
+    """Return the largest relative error of the output and the gradients of a run."""
     errors: list[float] = []
-    for found, want in zip(prepared.results(), wanted, strict=False):
-        part = want[: len(found)]
-        errors.append(float((found.float() - part).norm() / part.norm()))
+    for result, want in zip(prepared.results(), wanted, strict=False):
+        part = want[: len(result)]
+        errors.append(float((result.float() - part).norm() / part.norm()))
     return max(errors)
 
 
 def prepare(job: Job, name: str, wanted: list[Tensor]) -> tuple[Prepared | None, Row]:
-    """A peer, checked; or the row that says why it does not run."""
+    """Prepare and check a peer; return it (None if it cannot run), and its row."""
     row = {**job.fields, "peer": name}
     try:
         prepared = PEERS[name].prepare(*job)
         row["error"] = error(prepared, wanted)
     except RefusedError as refused:
         return None, {**row, "reason": str(refused)}
-    except Exception as failure:  # a foreign library's failure is a result; our own is raised
+    except Exception as failure:  # a peer's failure is a result; nbattn's own is raised
         if name in (OWN, "tiled"):
             raise
         return None, {**row, "reason": f"fails: {type(failure).__name__}: {failure}"[:300]}
@@ -105,8 +105,8 @@ def prepare(job: Job, name: str, wanted: list[Tensor]) -> tuple[Prepared | None,
 def measure(
     job: Job, names: list[str], options: argparse.Namespace, progress: Progress
 ) -> list[Row]:
-    """The rows of one job: every peer checked, its memory measured, then all timed in turn."""
-    torch._dynamo.reset()  # compiled peers of other jobs count towards its limit of recompilations
+    """Check every peer of a job, measure its memory, time all in turn; return the rows."""
+    torch._dynamo.reset()  # earlier jobs count towards the recompilation limit
     gc.collect()
     task = progress.add_task(" ".join(_words(job)), total=len(names) * (options.rounds + 2))
     wanted, ready, rows = expected(job), {}, {}
@@ -123,8 +123,8 @@ def measure(
         {name: prepared.run for name, prepared in ready.items()}, clock=clock(options.threads),
         rounds=options.rounds, budget=options.budget, done=lambda name: progress.advance(task),
     )  # fmt: skip
-    for name, found in samples.items():
-        rows[name] |= _times(job, found, ready[name].share)
+    for name, taken in samples.items():
+        rows[name] |= _times(job, taken, ready[name].share)
     progress.remove_task(task)
     _compare(job, rows)
     return list(rows.values())
@@ -147,36 +147,36 @@ def _times(job: Job, samples: Samples, share: float) -> Row:
 
 
 def _compare(job: Job, rows: dict[str, Row]) -> None:
-    """Ratios and targets, where nbattn ran."""
-    mine = rows.get(OWN, {})
-    if "seconds" not in mine:
+    """Add ratios and targets to the rows, if nbattn was timed."""
+    ours = rows.get(OWN, {})
+    if "seconds" not in ours:
         return
     for name, row in rows.items():
         if name == OWN or "seconds" not in row:
             continue
-        row["ratio"] = row["seconds"] / mine["seconds"]
+        row["ratio"] = row["seconds"] / ours["seconds"]
         row["target"] = targets.ratio(job.workload, name, job.fields["pass"])
         row["met"] = None if row["target"] is None else row["ratio"] >= row["target"]
-    if mine["extra_bytes"] is None:
+    if ours["extra_bytes"] is None:
         return
-    mine["memory_limit"] = targets.memory(job.workload, job.dtype.itemsize, job.training)
-    mine["memory_met"] = mine["extra_bytes"] <= mine["memory_limit"]
+    ours["memory_limit"] = targets.memory(job.workload, job.dtype.itemsize, job.training)
+    ours["memory_met"] = ours["extra_bytes"] <= ours["memory_limit"]
     gathered = rows.get("gather", {})
     if not job.training and gathered.get("target") and gathered["extra_bytes"]:
-        gathered["memory_ratio"] = gathered["extra_bytes"] / max(1, mine["extra_bytes"])
+        gathered["memory_ratio"] = gathered["extra_bytes"] / max(1, ours["extra_bytes"])
         gathered["memory_met"] = gathered["memory_ratio"] >= targets.GATHER_MEMORY
 
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     add = parser.add_argument
-    add("--workloads", default="all", help="names, separated by commas")
-    add("--peers", default=",".join(PEERS), help=f"of {', '.join(PEERS)}")
-    add("--dtypes", default="float32,bfloat16", help=f"of {', '.join(DTYPES)}")
-    add("--passes", default=",".join(PASSES), help=f"of {', '.join(PASSES)}")
+    add("--workloads", default="all", help="workload names, separated by commas")
+    add("--peers", default=",".join(PEERS), help=f"some of {', '.join(PEERS)}")
+    add("--dtypes", default="float32,bfloat16", help=f"some of {', '.join(DTYPES)}")
+    add("--passes", default=",".join(PASSES), help=f"some of {', '.join(PASSES)}")
     add("--threads", type=int, default=1)
     add("--rounds", type=int, default=7)
-    add("--budget", type=float, default=60.0, help="seconds of a job after which no round begins")
+    add("--budget", type=float, default=60.0, help="no round of a job begins after these seconds")
     add("--quick", action="store_true", help="small workloads, few rounds, no file")
     records.add_output(parser, "cpu-DATE-THREADSt.json")
     options = parser.parse_args()
@@ -188,7 +188,7 @@ def arguments() -> argparse.Namespace:
 
 
 def jobs(options: argparse.Namespace) -> Iterator[Job]:
-    """Every job that was asked for."""
+    """Yield every selected job."""
     dtypes = known(options.dtypes.split(","), DTYPES, "dtype")
     names = known(options.passes.split(","), PASSES, "pass")
     for workload, dtype, name in product(select(options.workloads), dtypes, names):
@@ -198,15 +198,15 @@ def jobs(options: argparse.Namespace) -> Iterator[Job]:
 def method(options: argparse.Namespace) -> str:
     return (
         f"{options.threads} thread(s), {clock(options.threads).title} of up to {options.rounds} "
-        f"interleaved rounds in one process; extra memory: peak resident over before, outputs "
-        "included"
+        f"interleaved rounds in one process; extra memory: peak resident minus before, "
+        "outputs included"
     )
 
 
 def main() -> int:
-    """Measure, print, write; exit status 1 if a peer was wrong."""
+    """Measure, print and write; return 1 if a peer was wrong."""
     options = arguments()
-    path, every = None, list(jobs(options))
+    path, selected = None, list(jobs(options))
     if options.output or not options.quick:
         path = records.destination(options, f"cpu-{machine.today()}-{options.threads}t.json")
     names = known(options.peers.split(","), PEERS, "peer")
@@ -222,9 +222,9 @@ def main() -> int:
     }
     screen = report.console()
     if options.threads > 1 and (machine.load() or 0) > 0.5:
-        screen.print("This machine is busy: wall times of several threads will be far too long.")
+        screen.print("This machine is busy: wall times of several threads will be too long.")
     with Progress(console=screen, disable=not screen.is_terminal, transient=True) as progress:
-        _run(every, names, options, record, path, progress)
+        _run(selected, names, options, record, path, progress)
     screen.print(report.ratio_table(record["rows"]))
     for line in (
         *report.legend(record["peers"], record["method"]),
@@ -235,12 +235,12 @@ def main() -> int:
 
 
 def _run(
-    every: list[Job], names: list[str], options: argparse.Namespace, record: dict[str, Any],
+    selected: list[Job], names: list[str], options: argparse.Namespace, record: dict[str, Any],
     path: Path | None, progress: Progress,
 ) -> None:  # fmt: skip
-    """Every job; the file is whole after each."""
-    total: TaskID = progress.add_task("all", total=len(every))
-    for job in every:
+    """Measure selected job; write the complete file after each."""
+    total: TaskID = progress.add_task("all", total=len(selected))
+    for job in selected:
         rows = measure(job, names, options, progress)
         record["rows"] += rows
         progress.console.print(report.job_table(rows), *report.absent(rows), sep="\n")

@@ -1,4 +1,4 @@
-"""Sweeps tile sizes of the tiled engine: samples to fit its cost model to, and its regret."""
+"""Time tile sizes of the tiled backend: samples for fitting its cost model, and its regret."""
 
 from __future__ import annotations
 
@@ -34,22 +34,22 @@ PASSES = ("forward", "training")
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One tile size of a workload, and what its tiles add up to."""
+    """One tile size of a workload, and the totals of its tiles."""
 
     tile: tuple[int, ...]
     totals: TileTotals
 
     @property
     def rows(self) -> int:
-        """Queries of a tile."""
+        """The number of queries of a tile."""
         return math.prod(self.tile)
 
 
 def candidates(lines: tuple[BoundAxis, ...], count: int) -> list[Candidate]:
-    """About `count` tile sizes from few rows to many, picked by geometry alone.
+    """Return about `count` tile sizes from few rows to many, selected by geometry only.
 
-    Every range of rows gives its tile with the least halo and, where another is nearly as good,
-    the one that is longest on the last axis, which memory likes.
+    Every range of rows gives its tile with the smallest halo and, of those nearly as good, the one
+    that is longest on the last axis, which is contiguous in memory.
     """
     every = [_candidate(lines, tile) for tile in product(*(_sizes(line) for line in lines))]
     every = [c for c in every if _ROWS[0] <= c.rows <= _ROWS[1]] or every
@@ -74,7 +74,7 @@ def _candidate(lines: tuple[BoundAxis, ...], tile: tuple[int, ...]) -> Candidate
 
 
 def _sizes(line: BoundAxis) -> list[int]:
-    """Even divisions of the longest class of an axis, and powers of two."""
+    """Return even divisions of the longest residue class of an axis, and powers of two."""
     longest = max(group.queries for group in line.classes())
     parts = [p for p in range(1, longest + 1) if p < 32 or (p & (p - 1)) == 0]
     powers = [1 << n for n in range(longest.bit_length())]
@@ -83,12 +83,12 @@ def _sizes(line: BoundAxis) -> list[int]:
 
 
 def runner(workload: Workload, tile: tuple[int, ...], dtype: torch.dtype, training: bool) -> Action:
-    """The engine with an explicit tile: its forward pass, or forward and backward."""
+    """Return a function that runs the backend with an explicit tile: forward, or both passes."""
     call = Call(whole(workload.space), whole(workload.keys), model.Tiled(workload.lines, tile))
     program = Program((call,))
     query, key, value, grad = workload.tensors(dtype)
     inputs = Inputs(query, key, value, None, None, None, None, workload.head_dim**-0.5, None)
-    lse = torch.zeros(query.shape[:-1])  # the engine's backward recomputes what it needs
+    lse = torch.zeros(query.shape[:-1])  # the backward recomputes the logsumexp
 
     def run() -> object:
         out, _ = engine.forward(program, inputs, return_lse=False)
@@ -98,7 +98,7 @@ def runner(workload: Workload, tile: tuple[int, ...], dtype: torch.dtype, traini
 
 
 def item(workload: Workload) -> model.Item:
-    """What the cost model is told about a workload."""
+    """Return the cost model's input for a workload."""
     count = workload.batch * workload.heads
     return model.Item(count, 1, workload.head_dim, workload.head_dim, 0)
 
@@ -110,7 +110,7 @@ def sweep(
     options: argparse.Namespace,
     progress: Progress,
 ) -> dict[str, Any]:
-    """Times of every candidate tile of one workload, the model's choice always among them."""
+    """Time every candidate tile of one workload, including the model's choice."""
     dtype = DTYPES[dtype_name]
     chosen = model.choose_tile(workload.lines, item(workload))
     tiles = {c.tile: c for c in candidates(workload.lines, options.candidates)}
@@ -150,19 +150,19 @@ def _words(tile: tuple[int, ...] | list[int]) -> str:
 
 
 def table(sweeps: list[dict[str, Any]]) -> Table:
-    """Per workload the fastest tile, the model's choice and what the choice loses."""
+    """Return a table: per workload the fastest tile, the model's choice and its regret."""
     shown = Table(title="tile sizes", title_justify="left", box=SIMPLE_HEAD)
     for name in ("workload", "dtype", "pass", "best tile", "ms", "chosen", "ms", "regret", "next"):
         shown.add_column(
             name, no_wrap=True, justify="right" if name in ("ms", "regret") else "left"
         )
-    for one in sweeps:
-        times = {_words(row["tile"]): row["seconds"] for row in one["samples"]}
+    for result in sweeps:
+        times = {_words(row["tile"]): row["seconds"] for row in result["samples"]}
         (best, least), *others = times.items()
-        mine = _words(one["chosen"])
+        chosen = _words(result["chosen"])
         shown.add_row(
-            one["workload"], one["dtype"], one["pass"], best, f"{1e3 * least:.1f}", mine,
-            f"{1e3 * times[mine]:.1f}", f"{times[mine] / least:.2f}",
+            result["workload"], result["dtype"], result["pass"], best, f"{1e3 * least:.1f}", chosen,
+            f"{1e3 * times[chosen]:.1f}", f"{times[chosen] / least:.2f}",
             ", ".join(f"{tile} {seconds / least:.2f}" for tile, seconds in others[:3]),
         )  # fmt: skip
     return shown
@@ -171,19 +171,19 @@ def table(sweeps: list[dict[str, Any]]) -> Table:
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     add = partial(parser.add_argument)
-    add("--workloads", default="W1,W2,W3,W4b,W5,W5b,W6", help='names, or "all"')
+    add("--workloads", default="W1,W2,W3,W4b,W5,W5b,W6", help='workload names, or "all"')
     add("--dtypes", default="float32", help=", ".join(DTYPES))
     add("--passes", default="forward", help=", ".join(PASSES))
     add("--threads", type=int, default=1)
-    add("--candidates", type=int, default=12, help="about how many tiles a workload")
+    add("--candidates", type=int, default=12, help="approximate number of tiles per workload")
     add("--rounds", type=int, default=5)
-    add("--budget", type=float, default=60.0, help="seconds a workload, after three rounds")
+    add("--budget", type=float, default=60.0, help="seconds per workload, after three rounds")
     add("--output", type=Path, help="JSON with every sample")
     return parser.parse_args()
 
 
 def main() -> None:
-    """Sweep, print, write."""
+    """Measure, print and write."""
     options = arguments()
     torch.set_num_threads(options.threads)
     console, sweeps = report.console(), []

@@ -1,4 +1,4 @@
-"""FlexAttention's rows: its mask as formulas, as a table, and as one over tokens sorted by tile."""
+"""FlexAttention as peer: the mask as formula, as table, and as table over tokens sorted by tile."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ MaskFunction = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
 def written(workload: Workload, dtype: torch.dtype, training: bool) -> Prepared:
-    """A mask function with div and mod over row-major tokens, blocks of 128: what users write."""
+    """Prepare a usual mask function with div and mod on row-major tokens, blocks of 128."""
     return _prepare(workload, formula(workload), heads_first(workload, dtype, False), training)
 
 
 def lookup(workload: Workload, dtype: torch.dtype, training: bool) -> Prepared:
-    """A mask function that looks into the dense boolean matrix, blocks of 128."""
+    """Prepare a mask function that indexes the dense boolean matrix, blocks of 128."""
     table = workload.dense()
     return _prepare(workload, _table(table), heads_first(workload, dtype, False), training)
 
 
 def tiled(workload: Workload, dtype: torch.dtype, training: bool) -> Prepared:
-    """The table over tokens sorted so that a block is a tile; the sorting is not counted."""
+    """Prepare the table over tokens sorted so that a block is a tile; sorting is not timed."""
     steps = tuple(axis.dilation for axis in workload.mask.axes)
     limits = _TILES[len(steps)]
     lengths = class_lengths(workload)
@@ -40,11 +40,11 @@ def tiled(workload: Workload, dtype: torch.dtype, training: bool) -> Prepared:
     query, key, value, grad = heads_first(workload, dtype, False)
     inputs = (query[:, :, queries], key[:, :, keys], value[:, :, keys], grad)
     back = queries.argsort()
-    found = _prepare(
+    prepared = _prepare(
         workload, _table(workload.dense()[queries][:, keys]), inputs, training, math.prod(sides)
     )
     note = f"tile {'x'.join(map(str, sides))}; sorting not counted"
-    return Prepared(found.run, lambda t: t[0, 0][back], note)
+    return Prepared(prepared.run, lambda t: t[0, 0][back], note)
 
 
 def _prepare(
@@ -54,7 +54,7 @@ def _prepare(
     training: bool,
     block: int = 128,
 ) -> Prepared:
-    """A compiled `flex_attention` over the blocks that the mask touches."""
+    """Compile `flex_attention` with the block mask of the mask function."""
     if training:
         _probe_backward()
     sizes = (workload.queries, workload.key_count)
@@ -68,7 +68,7 @@ def _prepare(
 
 
 def _probe_backward() -> None:
-    """Ask whether this torch has a backward pass at all."""
+    """Raise RefusedError if this torch has no backward of `flex_attention`."""
     tiny = torch.zeros(1, 1, 16, 16, requires_grad=True)
     try:
         flex_attention(tiny, tiny, tiny)
@@ -77,7 +77,7 @@ def _probe_backward() -> None:
 
 
 def formula(workload: Workload) -> MaskFunction:
-    """The mask as arithmetic on row-major token numbers."""
+    """Return the mask as arithmetic on row-major token numbers."""
     axes = workload.mask.axes
     if len(axes) == 1:
         return lambda b, h, q, k: _allowed(axes[0], workload.space[0], q, k)
@@ -85,8 +85,8 @@ def formula(workload: Workload) -> MaskFunction:
     def mask(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
         allowed = None
         for axis, length in zip(reversed(axes), reversed(workload.space), strict=True):
-            one = _allowed(axis, length, q % length, k % length)
-            allowed = one if allowed is None else allowed & one
+            condition = _allowed(axis, length, q % length, k % length)
+            allowed = condition if allowed is None else allowed & condition
             q, k = q // length, k // length
         assert allowed is not None
         return allowed
@@ -95,7 +95,7 @@ def formula(workload: Workload) -> MaskFunction:
 
 
 def _allowed(axis: Axis, length: int, q: Tensor, k: Tensor) -> Tensor:
-    """One axis, with a dilation that divides its length."""
+    """Return the condition of one axis, whose dilation divides its length."""
     d = axis.dilation
     row, column = (q, k) if d == 1 else (q // d, k // d)
     if axis.border == "shift":
@@ -118,5 +118,5 @@ def _table(table: Tensor) -> MaskFunction:
 
 
 def _divisor(length: int, limit: int) -> int:
-    """The largest divisor up to a limit."""
+    """Return the largest divisor of `length` up to `limit`."""
     return max(n for n in range(1, min(length, limit) + 1) if length % n == 0)

@@ -1,9 +1,9 @@
-"""Flash on a GPU: planned calls against the provider called by hand, against peers, and the regret
+"""Time Flash on a GPU: planned calls, the provider called directly, other libraries, and the regret
 of the chosen strategy.
 
     PYTHONPATH=. python benchmarks/gpu_flash.py --output benchmarks/results/gpu-flash-DATE.json
 
-Needs a CUDA device and nothing but torch. No number of it has been taken yet.
+Needs only a CUDA device and torch. It has not been run yet.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ Tensors = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 def tensors(queries: int, keys: int, dim: int, batch: int = 1) -> Tensors:
-    """q, k, v and the gradient of the output, bfloat16."""
+    """Create q, k, v and the gradient of the output in bfloat16."""
     torch.manual_seed(0)
     sizes = (queries, keys, keys, queries)
     made = (torch.randn(batch, n, _HEADS, dim, device="cuda", dtype=torch.bfloat16) for n in sizes)
@@ -42,19 +42,19 @@ def tensors(queries: int, keys: int, dim: int, batch: int = 1) -> Tensors:
 
 
 def forward_and_backward(attend: Callable[..., Tensor], made: Tensors) -> Action:
-    """A run of both passes."""
+    """Return a function that runs both passes."""
     *inputs, grad = made
     leaves = [t.detach().requires_grad_() for t in inputs]
     return lambda: torch.autograd.grad(attend(*leaves), leaves, grad)
 
 
 def planned(mask: Mask, **named: Any) -> Callable[..., Tensor]:
-    """nbattn, by torch's built-in FlashArguments."""
+    """Return nbattn with torch's built-in Flash."""
     return partial(nbattn.attention, mask=mask, backend="flash:aten", **named)
 
 
 def by_hand(window: tuple[int, int], made: Tensors, training: bool) -> Action:
-    """The raw operators with the best exact arguments for a square sliding window."""
+    """Return a call of the raw operators with the best arguments for a square sliding window."""
     query, key, value, grad = made
     rows, keys = query.shape[1], key.shape[1]
     named = {
@@ -76,14 +76,14 @@ def by_hand(window: tuple[int, int], made: Tensors, training: bool) -> Action:
 
 
 def flex(window: int, made: Tensors, training: bool) -> Action:
-    """Compiled FlexAttention; compilation is not counted."""
+    """Return compiled FlexAttention; compilation is not timed."""
     heads_first = tuple(t.transpose(1, 2).contiguous() for t in made)
     rows = made[0].shape[1]
 
-    def reads(_b: Any, _h: Any, q: Any, k: Any) -> Any:
+    def allowed(_b: Any, _h: Any, q: Any, k: Any) -> Any:
         return (q >= k) & (q - k <= window)
 
-    blocks = create_block_mask(reads, None, None, rows, rows, device="cuda")
+    blocks = create_block_mask(allowed, None, None, rows, rows, device="cuda")
     compiled = torch.compile(flex_attention)
     attend = partial(compiled, block_mask=blocks)
     return (
@@ -94,7 +94,7 @@ def flex(window: int, made: Tensors, training: bool) -> Action:
 
 
 def sdpa(made: Tensors, training: bool) -> Action:
-    """SDPA without a window: causal, what it does instead."""
+    """Return causal SDPA without a window, its closest mask."""
     heads_first = tuple(t.transpose(1, 2).contiguous() for t in made)
     attend = partial(torch.nn.functional.scaled_dot_product_attention, is_causal=True)
     return (
@@ -105,7 +105,7 @@ def sdpa(made: Tensors, training: bool) -> Action:
 
 
 def windows(quick: bool) -> Iterator[dict[str, Any]]:
-    """Sliding windows: nbattn, by hand, FlexAttention and SDPA in the same rounds."""
+    """Time sliding windows: nbattn, direct calls, FlexAttention and SDPA in the same rounds."""
     grid = product((64, 128), (512, 1024, 2048, 4096), (8192, 16384, 32768), (False, True))
     for dim, window, length, training in [*grid][:2] if quick else grid:
         made = tensors(length, length, dim)
@@ -119,8 +119,8 @@ def windows(quick: bool) -> Iterator[dict[str, Any]]:
             "flex": flex(window, made, training),
             "sdpa, causal without a window": sdpa(made, training),
         }
-        found = interleave(functions, clock=clock(device="cuda"), rounds=_ROUNDS)
-        seconds = {name: samples.typical for name, samples in found.items()}
+        timings = interleave(functions, clock=clock(device="cuda"), rounds=_ROUNDS)
+        seconds = {name: samples.typical for name, samples in timings.items()}
         yield {
             "kind": "window", "head_dim": dim, "window": window, "length": length,
             "training": training, "seconds": seconds,
@@ -141,7 +141,7 @@ MASKS = {
 
 
 def regrets(quick: bool) -> Iterator[dict[str, Any]]:
-    """Every strategy of a shape, and how far the chosen one is from the best."""
+    """Time every strategy of a shape; the regret compares the chosen one with the best."""
     grid = product(SHAPES[:1] if quick else SHAPES, MASKS.items())
     for (queries, keys), (name, axis) in grid:
         made, mask = tensors(queries, keys, 128), Mask(axis)
@@ -152,8 +152,8 @@ def regrets(quick: bool) -> Iterator[dict[str, Any]]:
             if not candidate.reasons:
                 named = {"require": (candidate.strategy, *candidate.traits)}
                 functions[candidate.name] = partial(planned(mask, **named), *made[:3])
-        found = interleave(functions, clock=clock(device="cuda"), rounds=_ROUNDS)
-        seconds = {label: samples.typical for label, samples in found.items()}
+        timings = interleave(functions, clock=clock(device="cuda"), rounds=_ROUNDS)
+        seconds = {label: samples.typical for label, samples in timings.items()}
         yield {
             "kind": "regret", "mask": name, "queries": queries, "keys": keys,
             "chosen": plan.chosen.name, "seconds": seconds,
@@ -162,7 +162,7 @@ def regrets(quick: bool) -> Iterator[dict[str, Any]]:
 
 
 def host(_: bool) -> Iterator[dict[str, Any]]:
-    """Host time of a small call, planned and by hand: nothing waits for the device."""
+    """Time a small call on the host, planned and direct, without waiting for the device."""
     made = tensors(128, 128, 64)
     functions: dict[str, Action] = {
         "nbattn": partial(planned(Mask.sliding_window(64)), *made[:3]),
@@ -183,7 +183,7 @@ def host(_: bool) -> Iterator[dict[str, Any]]:
 
 
 def main() -> int:
-    """Measure, print a line per row, write the file."""
+    """Measure, print a line per row, and write the file."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, help="a JSON file to write")
     parser.add_argument("--quick", action="store_true", help="a few rows of each kind")
@@ -200,8 +200,8 @@ def main() -> int:
         except BackendError as error:
             print(f"{part.__name__}: {error}", file=sys.stderr)
             return 1
-    found = [row["regret"] for row in rows if row["kind"] == "regret"]
-    print(f"worst regret of {len(found)} shapes: {max(found):.1%}")
+    values = [row["regret"] for row in rows if row["kind"] == "regret"]
+    print(f"worst regret of {len(values)} shapes: {max(values):.1%}")
     if options.output:
         record = {
             "date": machine.now(),

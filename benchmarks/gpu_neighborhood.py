@@ -1,9 +1,9 @@
-"""The CUDA kernels on a GPU: published workloads against FlexAttention and dense SDPA, with the
-share of visited pairs that are useful and the kernels' own dense rate.
+"""Time the CUDA kernels on a GPU: published workloads against FlexAttention and dense SDPA, with
+the useful fraction of visited pairs and the kernels' dense rate.
 
     PYTHONPATH=. python benchmarks/gpu_neighborhood.py --output FILE.json
 
-Needs a CUDA device, torch and CuPy. No number of it has been taken yet.
+Needs a CUDA device, torch and CuPy. It has not been run yet.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _CALLS = 200
 @dataclass(frozen=True)
 class Workload:
     """One problem. `tile` is FlexAttention's best tiling of the grid, 128 tokens; `published` is
-    NATTEN's Hopper forward in useful TFLOP/s, its own documentation of 0.20, without permutation.
+    NATTEN's Hopper forward in useful TFLOP/s, from its documentation of 0.20, without permutation.
     """
 
     name: str
@@ -53,18 +53,18 @@ class Workload:
 
     @property
     def tokens(self) -> int:
-        """Of one sample."""
+        """The number of tokens of one sample."""
         return math.prod(self.space)
 
     @property
     def useful(self) -> float:
-        """FLOPs of the forward pass that the mask asks for."""
+        """FLOPs of the forward pass over the pairs that the mask allows."""
         pairs = geometry.pairs(geometry.bind(self.mask, self.space))
         return 4.0 * self.batch * self.heads * pairs * self.dim
 
 
 def workloads() -> Iterator[Workload]:
-    """Those of NATTEN's documentation, Cosmos-Predict2's layers, and NAT's and DiNAT's stages."""
+    """Yield the workloads of NATTEN's documentation, Cosmos-Predict2, NAT and DiNAT."""
     hood = Mask.neighborhood
     flux, video = (256, 256), (30, 48, 80)
     yield Workload("FLUX", flux, hood((80, 80)), 24, 128, 1, (8, 16), 318)
@@ -89,14 +89,14 @@ def workloads() -> Iterator[Workload]:
 
 
 def tensors(load: Workload, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """q, k, v and the gradient of the output, heads last."""
+    """Create q, k, v and the gradient of the output, heads last."""
     torch.manual_seed(0)
     shape = (load.batch, *load.space, load.heads, load.dim)
     return tuple(torch.randn(shape, device="cuda", dtype=dtype) for _ in range(4))  # pyright: ignore
 
 
 def run_of(attend: Callable[..., Tensor], made: tuple[Tensor, ...], training: bool) -> Action:
-    """Forward, or forward and backward."""
+    """Return a function that runs the forward, or forward and backward."""
     *inputs, grad = made
     if not training:
         return partial(attend, *inputs)
@@ -105,7 +105,7 @@ def run_of(attend: Callable[..., Tensor], made: tuple[Tensor, ...], training: bo
 
 
 def tile_order(space: tuple[int, ...], tile: tuple[int, ...]) -> Tensor:
-    """Row-major token numbers, sorted so that 128 neighbours are a tile."""
+    """Return row-major token numbers, sorted so that each tile is contiguous."""
     grid = torch.arange(math.prod(space)).reshape(
         [n for pair in zip((s // t for s, t in zip(space, tile, strict=True)), tile, strict=True)
          for n in pair]
@@ -115,7 +115,7 @@ def tile_order(space: tuple[int, ...], tile: tuple[int, ...]) -> Tensor:
 
 
 def tiled_blocks(load: Workload, device: str = "cuda") -> BlockMask:
-    """The block mask of tokens in tile order, from geometry's counts."""
+    """Return the block mask of tokens in tile order, from the counts of pairs per tile."""
     assert load.tile is not None
     lines = geometry.bind(load.mask, load.space)
     allowed, full = np.ones((1, 1), np.int64), np.ones((1, 1), np.int64)
@@ -140,19 +140,19 @@ def tiled_blocks(load: Workload, device: str = "cuda") -> BlockMask:
 
 
 def flex(load: Workload, made: tuple[Tensor, ...], blocks: BlockMask, training: bool) -> Action:
-    """Compiled FlexAttention on heads-first copies; neither they nor compilation are counted."""
+    """Return compiled FlexAttention on heads-first copies; copies and compilation are not timed."""
     first = tuple(t.flatten(1, -3).transpose(1, 2).contiguous() for t in made)
     return run_of(partial(torch.compile(flex_attention), block_mask=blocks), first, training)
 
 
 def dense(made: tuple[Tensor, ...], training: bool) -> Action:
-    """SDPA without a mask: what sparsity is compared with."""
+    """Return SDPA without a mask, the dense baseline."""
     first = tuple(t.flatten(1, -3).transpose(1, 2).contiguous() for t in made)
     return run_of(torch.nn.functional.scaled_dot_product_attention, first, training)
 
 
 def measure(load: Workload, dtype: torch.dtype, training: bool) -> dict[str, Any]:
-    """All peers of one workload in the same rounds."""
+    """Time all peers of one workload in the same rounds."""
     made = tensors(load, dtype)
     attend = partial(nbattn.attention, mask=load.mask, backend="cuda")
     plan = nbattn.plan(
@@ -166,8 +166,8 @@ def measure(load: Workload, dtype: torch.dtype, training: bool) -> dict[str, Any
         functions["flex, tiled"] = flex(load, made, tiled_blocks(load), training)
     if load.tokens <= 1 << 15:
         functions["sdpa, dense"] = dense(made, training)
-    found = interleave(functions, clock=clock(device="cuda"), rounds=_ROUNDS)
-    seconds = {name: samples.typical for name, samples in found.items()}
+    timings = interleave(functions, clock=clock(device="cuda"), rounds=_ROUNDS)
+    seconds = {name: samples.typical for name, samples in timings.items()}
     cost = plan.chosen.cost
     assert cost is not None
     flops = load.useful * (3.5 if training else 1.0)
@@ -181,21 +181,21 @@ def measure(load: Workload, dtype: torch.dtype, training: bool) -> dict[str, Any
 
 
 def dense_rate(dim: int, dtype: torch.dtype) -> dict[str, Any]:
-    """The kernel's own rate where every visited pair is useful."""
+    """Measure the kernel's rate where every visited pair is useful."""
     load = Workload("dense", (16384,), Mask.full(), 16, dim)
     made = tensors(load, dtype)
     attend = partial(nbattn.attention, mask=load.mask, backend="cuda")
-    found = interleave(
+    timings = interleave(
         {"nbattn": run_of(attend, made, False), "sdpa": dense(made, False)},
         clock=clock(device="cuda"),
         rounds=_ROUNDS,
     )
-    rates = {name: load.useful / samples.typical * 1e-12 for name, samples in found.items()}
+    rates = {name: load.useful / samples.typical * 1e-12 for name, samples in timings.items()}
     return {"kind": "dense", "dim": dim, "dtype": str(dtype)[6:], "tflops": rates}
 
 
 def host() -> dict[str, Any]:
-    """Host time of a small call, of the first call of a variant, and of one from the cache."""
+    """Measure the host time of the first call of a variant and of later calls."""
     load = Workload("small", (16, 16), Mask.neighborhood((7, 7)), 2, 64)
     made = tensors(load, torch.bfloat16)
     run = run_of(partial(nbattn.attention, mask=load.mask, backend="cuda"), made, False)
@@ -212,7 +212,7 @@ def host() -> dict[str, Any]:
 
 
 def rows(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """Every row; a workload that fails says so and does not stop the others."""
+    """Yield every row; a failed workload gives a row and does not stop the others."""
     yield host()
     dtypes = (torch.bfloat16,) if options.quick else (torch.float16, torch.bfloat16)
     for dtype in dtypes:
@@ -230,11 +230,11 @@ def rows(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
 
 def main() -> int:
-    """Measure, print a line per row, write the file after each."""
+    """Measure, print a line per row, and write the file after each."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, help="a JSON file to write")
     parser.add_argument("--quick", action="store_true", help="bfloat16 only")
-    parser.add_argument("--only", help="workloads whose name has this in it")
+    parser.add_argument("--only", help="only workloads whose name contains this")
     options = parser.parse_args()
     if not torch.cuda.is_available():
         print("gpu_neighborhood: this machine has no CUDA device.", file=sys.stderr)

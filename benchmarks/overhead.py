@@ -1,7 +1,7 @@
-"""Costs on the host, apart from arithmetic: tiny calls, plans warm and cold, proofs, counts in
-closed form, what a kernel needs before it runs, the import.
+"""Time the host side without arithmetic: tiny calls, warm and cold plans, proofs, closed-form
+counts, the work before a kernel launch, the import.
 
-`tests/` count the same work and assert no time.
+The tests count the same work and assert no time.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _TURN = 0.02
 _NOW = time.process_time
 _DECODE = Mask.from_transformers(512)
 
-# A new process for each, so that nothing is warm but what the line before the clock warms.
+# Each runs in a new process, so that only the line before the clock has warmed anything.
 _COLD = """
 import time
 import nbattn
@@ -92,7 +92,7 @@ LARGE: dict[str, tuple[Mask, tuple[int, ...]]] = {
 
 
 def per_call(run: Action, repeats: int) -> float:
-    """Seconds of a call: the least over turns of many calls, since overhead only ever adds."""
+    """Return the seconds of a call: the least of several turns, since other load only adds time."""
     run()
     before = _NOW()
     run()
@@ -107,7 +107,7 @@ def per_call(run: Action, repeats: int) -> float:
 
 
 def tiny_calls() -> dict[str, Action]:
-    """Calls whose arithmetic is next to nothing, and what torch's own attention takes for them."""
+    """Return calls with little arithmetic, for nbattn and for torch's own attention."""
     mask = Mask.sliding_window(3)
     plain = torch.randn(1, _SPACE, _HEADS, _DIM)
     leaf, grad = plain.clone().requires_grad_(), torch.ones_like(plain)
@@ -138,12 +138,12 @@ def tiny_calls() -> dict[str, Action]:
 
 
 def decode(steps: int) -> dict[str, list[float]]:
-    """First sight of every length while one query after another is decoded."""
+    """Time the first call of every length during decoding, and a second call."""
     key = torch.randn(1, 1024 + steps, 8, 64)
     query = torch.randn(1, 1, 8, 64)
     times: dict[str, list[float]] = {"nbattn.plan": [], "nbattn.attention": [], "known length": []}
 
-    def plan(length: int) -> object:  # of training, so that it is not the plan of the call below
+    def plan(length: int) -> object:  # training: a different plan than that of the call below
         shapes = (1, 1, 8, 64), (1, length, 8, 64)
         return nbattn.plan(_DECODE, *shapes, dtype="float32", device="cpu", training=True)
 
@@ -152,7 +152,7 @@ def decode(steps: int) -> dict[str, list[float]]:
 
     attend(1023)
     gc.collect()
-    gc.disable()  # as timeit does: a full collection takes longer than all of this
+    gc.disable()  # as timeit does: a full collection would take longer than the calls
     for length in range(1024, 1024 + steps):
         for name, run in (
             ("nbattn.plan", plan),
@@ -167,24 +167,24 @@ def decode(steps: int) -> dict[str, list[float]]:
 
 
 def planning(device: str) -> dict[str, Action]:
-    """Large plans and a step of decoding, made anew in a process that is warm."""
+    """Return functions that plan large requests and a decoding step again in a warm process."""
     shapes = {name: (mask, shape, shape) for name, (mask, shape) in LARGE.items()}
     shapes["decode, 1 of 10^9 keys"] = (_DECODE, (1, 1, 32, 128), (1, 10**9, 8, 128))
 
-    def anew(mask: Mask, query: tuple[int, ...], key: tuple[int, ...]) -> None:
+    def plan_again(mask: Mask, query: tuple[int, ...], key: tuple[int, ...]) -> None:
         planner.forget()
         nbattn.plan(mask, query, key, device=device)
 
-    return {name: partial(anew, *each) for name, each in shapes.items()}
+    return {name: partial(plan_again, *shape) for name, shape in shapes.items()}
 
 
 def proving(device: str) -> dict[str, Action]:
-    """`plan.verify()` of large plans."""
+    """Return `plan.verify` of large plans."""
     return {name: nbattn.plan(*large, device=device).verify for name, large in LARGE.items()}
 
 
 def counting() -> dict[str, Action]:
-    """Closed forms and the text picture, at lengths that nobody walks through."""
+    """Return closed forms and the text picture at lengths that are too large for loops."""
     window = Mask.sliding_window(4095)
     (line,) = geometry.bind(window, 10**9, 10**9)
     (long,) = geometry.bind(window, 2**31, 2**31)
@@ -192,13 +192,13 @@ def counting() -> dict[str, Action]:
         "pairs, 10^9 queries": line.pairs,
         "queries without keys, 10^9": line.empty_queries,
         "tiles that kernels visit, 2^31": lambda: Traversal(long).tile_pairs(64, 64),
-        "the same of keys": lambda: Traversal(long, inverse=True).tile_pairs(64, 64),
+        "the same for keys": lambda: Traversal(long, inverse=True).tile_pairs(64, 64),
         "draw(10^6)": lambda: Mask.causal().draw(10**6),
     }
 
 
 class _Nothing:
-    """A launcher that launches nothing."""
+    """A launcher that launches no kernel."""
 
     def launch(self, *_: Any) -> None: ...
 
@@ -206,12 +206,12 @@ class _Nothing:
 
 
 def launching() -> dict[str, Action]:
-    """A forward of the CUDA kernels on the host: all but the launches, a kernel from its file where
-    there is a compiler, and all of it where there is a GPU.
+    """Return the host side of a forward with the CUDA kernels: without launches; loading a kernel
+    from its file where a compiler is installed; with launches where a GPU is available.
     """
-    here = torch.cuda.is_available() and launch.missing() is None
-    device = "cuda" if here else "cpu"
-    info = None if here else replace(named("sm_90"), providers=("cupy",))
+    available = torch.cuda.is_available() and launch.missing() is None
+    device = "cuda" if available else "cpu"
+    info = None if available else replace(named("sm_90"), providers=("cupy",))
     mask, shape = Mask.neighborhood((7, 7)), (2, 20, 20, 4, 64)
     program = nbattn.plan(mask, shape, device=info, backend="cuda").chosen.program
     assert program is not None
@@ -228,19 +228,19 @@ def launching() -> dict[str, Action]:
         recorder.launch = lambda variant, *_: variants.append(variant)  # pyright: ignore
         forward(recorder)
 
-        def kept() -> None:
+        def load_stored() -> None:
             cubins.forget()
             cubins.get(variants[0], "90a")
 
         if cubins.folder() is not None:
-            calls["its kernel, from the cache directory"] = kept
-    if here:
+            calls["its kernel, from the cache directory"] = load_stored
+    if available:
         calls["forward, launched"] = lambda: forward(launch.launcher())
     return calls
 
 
 def fresh(code: str, repeats: int) -> list[float]:
-    """What a script prints, in that many new processes."""
+    """Run a script in new processes; return the number that each of them prints."""
     paths = [str(records.ROOT.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
     command = [sys.executable, "-c", code]
@@ -250,7 +250,7 @@ def fresh(code: str, repeats: int) -> list[float]:
 
 
 def collect(options: argparse.Namespace, progress: Progress) -> list[dict[str, Any]]:
-    """Every row: what, typical and worst seconds, and how often it was taken."""
+    """Measure all rows: group, name, typical and worst seconds, number of runs."""
     rows: list[dict[str, Any]] = []
     calls = tiny_calls()
     groups = {
@@ -291,7 +291,7 @@ def collect(options: argparse.Namespace, progress: Progress) -> list[dict[str, A
 
 
 def table(rows: list[dict[str, Any]]) -> Table:
-    """All rows, in microseconds below a millisecond."""
+    """Return the table of all rows, in microseconds below a millisecond."""
     shown = Table(title="host side", title_justify="left", box=SIMPLE_HEAD)
     for name in ("what", "", "time", "worst", "runs"):
         shown.add_column(name, justify="left" if name in ("what", "") else "right", no_wrap=True)
@@ -308,16 +308,16 @@ def _time(seconds: float) -> str:
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     add = parser.add_argument
-    add("--device", default="cpu", help="what cold plans are for: cpu, sm_90, ...")
-    add("--repeats", type=int, default=20, help="turns of a tiny call")
-    add("--steps", type=int, default=64, help="lengths of the decode")
+    add("--device", default="cpu", help="device of the plans: cpu, sm_90, ...")
+    add("--repeats", type=int, default=20, help="turns per tiny call")
+    add("--steps", type=int, default=64, help="number of decoded lengths")
     add("--processes", type=int, default=5, help="new processes for a cold plan or an import")
     records.add_output(parser, "overhead-DATE.json")
     return parser.parse_args()
 
 
 def main() -> None:
-    """Measure, print, write."""
+    """Measure, print and write."""
     options = arguments()
     path = records.destination(options, f"overhead-{machine.today()}.json")
     torch.set_num_threads(1)

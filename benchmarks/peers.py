@@ -1,4 +1,4 @@
-"""The peers: nbattn, SDPA and gathered keys, each prepared in the layout it likes best."""
+"""The peers: nbattn, SDPA and gathered keys, each prepared in its fastest layout."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ import nbattn
 from nbattn.axis import Axis
 from nbattn.timing import Action
 
-GATHER_BYTES = 1 << 30  # of gathered keys and values that a run may hold
+GATHER_BYTES = 1 << 30  # the most bytes of gathered keys and values per run
 _SAME = tuple[Tensor, ...]
 
 
 class RefusedError(Exception):
-    """A peer has no way to run a workload; the message says why."""
+    """A peer cannot run a workload; the message is the reason."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,12 +27,12 @@ class Prepared:
     """A peer ready to run.
 
     Args:
-        run: what is timed; returns the output, or the output and the gradients of q, k and v.
-        restore: brings one of these tensors to `[n, D]`: first sample, first head, row-major; a
+        run: the timed function; returns the output, or the output and the gradients of q, k and v.
+        restore: converts one of these tensors to `[n, D]`: first sample, first head, row-major; a
             peer that runs a part of the queries returns those.
-        note: what the reader of the number must know.
-        share: the part of the work that a run does; times and memory are divided by it.
-        checked: how many of the returned tensors `restore` is right for.
+        note: remark for the table.
+        share: fraction of the work that a run does; times and memory are divided by it.
+        checked: number of returned tensors for which `restore` is valid.
     """
 
     run: Action
@@ -42,10 +42,10 @@ class Prepared:
     checked: int = 4
 
     def results(self) -> list[Tensor]:
-        """One run, restored."""
-        found = self.run()
-        several = found if isinstance(found, tuple) else (found,)
-        return [self.restore(tensor.detach()) for tensor in several[: self.checked]]
+        """Run once; return the restored tensors."""
+        result = self.run()
+        tensors = result if isinstance(result, tuple) else (result,)
+        return [self.restore(tensor.detach()) for tensor in tensors[: self.checked]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,9 +53,9 @@ class Peer:
     """One way to compute a workload.
 
     Args:
-        title: what it is, for the table's legend.
-        prepare: makes its tensors and everything else that is not timed; takes the workload, the
-            dtype and whether a backward pass follows.
+        title: description for the table's legend.
+        prepare: creates the tensors and everything else that is not timed; its arguments are the
+            workload, the dtype and whether a backward pass follows.
 
     `prepare` raises `RefusedError` where the peer cannot run.
     """
@@ -65,7 +65,7 @@ class Peer:
 
 
 def passes(function: Callable[..., Tensor], inputs: _SAME, training: bool) -> Action:
-    """A function's forward pass on q, k, v, or forward and backward with the output's gradient."""
+    """Return the forward of a function on q, k, v, or forward and backward with a gradient."""
     *qkv, grad = inputs
 
     def forward() -> Tensor:
@@ -83,22 +83,22 @@ def passes(function: Callable[..., Tensor], inputs: _SAME, training: bool) -> Ac
 
 
 def heads_first(workload: Workload, dtype: torch.dtype, training: bool) -> _SAME:
-    """Contiguous `[B, H, N, D]`, tokens row-major."""
-    found = [t.flatten(1, -3).transpose(1, 2).contiguous() for t in workload.tensors(dtype)]
-    for tensor in found[:3]:
+    """Return contiguous `[B, H, N, D]` tensors, tokens row-major."""
+    tensors = [t.flatten(1, -3).transpose(1, 2).contiguous() for t in workload.tensors(dtype)]
+    for tensor in tensors[:3]:
         tensor.requires_grad_(training)
-    return tuple(found)
+    return tuple(tensors)
 
 
 def first_head(tensor: Tensor) -> Tensor:
-    """`[B, H, N, D]` as `[N, D]`."""
+    """Return the first head of `[B, H, N, D]` as `[N, D]`."""
     return tensor[0, 0]
 
 
 def order(space: tuple[int, ...], dilation: tuple[int, ...], tile: tuple[int, ...]) -> Tensor:
-    """Row-major positions of a space, sorted by residue class, then by tile, then inside the tile.
+    """Return row-major positions sorted by residue class, then by tile, then inside the tile.
 
-    Dilation and tile divide the space.
+    The dilation times the tile must divide the space.
     """
     rank = len(space)
     split = [(n // (d * t), t, d) for n, d, t in zip(space, dilation, tile, strict=True)]
@@ -108,7 +108,7 @@ def order(space: tuple[int, ...], dilation: tuple[int, ...], tile: tuple[int, ..
 
 
 def class_lengths(workload: Workload) -> tuple[int, ...]:
-    """Positions per residue class of every axis.
+    """Return the number of positions per residue class of every axis.
 
     Raises:
         RefusedError: a dilation does not divide its axis, or queries and keys differ in length.
@@ -125,7 +125,7 @@ def class_lengths(workload: Workload) -> tuple[int, ...]:
 
 
 def own(backend: str) -> Callable[[Workload, torch.dtype, bool], Prepared]:
-    """`nbattn.attention`, heads last."""
+    """Return the peer `nbattn.attention`, heads last."""
 
     def prepare(workload: Workload, dtype: torch.dtype, training: bool) -> Prepared:
         inputs = workload.tensors(dtype, requires_grad=training)
@@ -147,7 +147,7 @@ def own(backend: str) -> Callable[[Workload, torch.dtype, bool], Prepared]:
 
 
 def sdpa_mask(workload: Workload, dtype: torch.dtype, training: bool) -> Prepared:
-    """SDPA with the dense boolean mask."""
+    """Prepare SDPA with the dense boolean mask."""
     mask = workload.dense()
 
     def function(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -157,7 +157,7 @@ def sdpa_mask(workload: Workload, dtype: torch.dtype, training: bool) -> Prepare
 
 
 def sdpa_causal(workload: Workload, dtype: torch.dtype, training: bool) -> Prepared:
-    """SDPA with `is_causal`, which is top-left."""
+    """Prepare SDPA with `is_causal`, which is top-left."""
     if workload.mask not in (nbattn.Mask.causal(), nbattn.Mask.causal("top-left")):
         raise RefusedError("the mask is not plain causal")
 
@@ -168,10 +168,10 @@ def sdpa_causal(workload: Workload, dtype: torch.dtype, training: bool) -> Prepa
 
 
 def sdpa_unmasked(workload: Workload, dtype: torch.dtype, training: bool) -> Prepared:
-    """SDPA without a mask, where every residue class is covered by one window."""
+    """Prepare SDPA without a mask, where one window covers every residue class."""
     lengths = class_lengths(workload)
     if not all(_covered(axis, n) for axis, n in zip(workload.mask.axes, lengths, strict=True)):
-        raise RefusedError("no single tile covers everything")
+        raise RefusedError("no window covers a whole residue class")
     at = order(workload.space, tuple(axis.dilation for axis in workload.mask.axes), lengths)
     back, count = at.argsort(), math.prod(lengths)
 
@@ -191,7 +191,7 @@ def sdpa_unmasked(workload: Workload, dtype: torch.dtype, training: bool) -> Pre
 
 
 def _covered(axis: Axis, length: int) -> bool:
-    """Whether every window of an axis with this many positions a class is the whole class."""
+    """Whether every window of an axis with `length` positions per class is the whole class."""
     if axis.left is None or axis.right is None:
         return axis.left is None and axis.right is None
     if axis.border == "shift":
@@ -200,7 +200,7 @@ def _covered(axis: Axis, length: int) -> bool:
 
 
 def gather(workload: Workload, dtype: torch.dtype, training: bool) -> Prepared:
-    """The keys of every query copied out, as unfold does, then a batch of one-row products."""
+    """Prepare copies of every query's keys, as unfold does, then a batch of one-row products."""
     mask = workload.dense()
     width = int(mask.sum(dim=1).max())
     filled = width * len(mask) == int(mask.sum())
@@ -230,7 +230,7 @@ def gather(workload: Workload, dtype: torch.dtype, training: bool) -> Prepared:
 
 
 def _affordable(workload: Workload, width: int, itemsize: int) -> tuple[int, int]:
-    """Heads (over all samples) and queries whose gathered keys and values fit `GATHER_BYTES`."""
+    """Return how many heads (of all samples) and queries fit in `GATHER_BYTES` when gathered."""
     queries, every = workload.queries, workload.batch * workload.heads
     row = 2 * width * workload.head_dim * itemsize
     heads = min(every, GATHER_BYTES // (row * queries))

@@ -1,4 +1,4 @@
-"""Which commit a benchmark ran, and where its JSON goes."""
+"""Versions, commit and JSON file of a benchmark."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ RESULTS = ROOT / "results"
 
 
 def versions() -> dict[str, str | None]:
-    """Of everything that has a say in the numbers; the commit where git knows it."""
+    """Return the versions of all packages that affect measurements, and the commit."""
     return {**machine.versions(), "commit": commit()}
 
 
 def commit() -> str | None:
-    """The commit of the sources, with "+" where the package differs from it; None without git."""
+    """Return the commit, with "+" if the package has uncommitted changes; None without git."""
     try:
         head = _git("rev-parse", "HEAD")
         changed = _git("status", "--porcelain", "--", "nbattn")
@@ -30,25 +30,25 @@ def commit() -> str | None:
 
 
 def add_output(parser: argparse.ArgumentParser, default: str) -> None:
-    """The options that `destination` reads."""
+    """Add the options that `destination` uses."""
     parser.add_argument("--output", type=Path, help=f"JSON; default: results/{default}")
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier file")
 
 
 def destination(options: argparse.Namespace, default: str) -> Path:
-    """Where the JSON goes: no run replaces another unless told to.
+    """Return the path of the JSON file; only --overwrite replaces an existing file.
 
     Raises:
-        SystemExit: there is a file of that name.
+        SystemExit: the file exists.
     """
     path = options.output or RESULTS / default
     if path.exists() and not options.overwrite:
-        raise SystemExit(f"{path} exists. --overwrite replaces it, --output names another.")
+        raise SystemExit(f"{path} exists. --overwrite replaces it, --output selects another file.")
     return path
 
 
 def write(path: Path, record: dict[str, Any]) -> None:
-    """Write JSON as a whole or not at all."""
+    """Write JSON atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")
     part.write_text(json.dumps(record, indent=1) + "\n")

@@ -1,4 +1,4 @@
-"""The tables of a head-to-head: one per job as it ends, then all ratios with their targets."""
+"""The tables of a comparison: one per finished job, then all ratios with their targets."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ Row = dict[str, Any]
 
 
 def console() -> Console:
-    """Rich on a terminal; plain text, wide enough for every table, elsewhere."""
+    """Return a rich console on a terminal; plain text of 170 columns elsewhere."""
     return Console() if sys.stdout.isatty() else Console(width=170, force_terminal=False)
 
 
 def job_table(rows: list[Row]) -> Table:
-    """What every peer took for one workload, dtype and pass."""
+    """Return the table of all peers for one workload, dtype and pass."""
     first = rows[0]
     title = f"{first['workload']} {first['dtype']} {first['pass']}: {first['shape']}"
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
@@ -39,7 +39,7 @@ def job_table(rows: list[Row]) -> Table:
 
 
 def absent(rows: list[Row]) -> list[str]:
-    """Who did not run in a job, and why."""
+    """Return the lines of peers that did not run in a job, with reasons."""
     reasons: dict[str, list[str]] = {}
     for row in rows:
         if "reason" in row:
@@ -58,7 +58,7 @@ def _target(row: Row) -> str:
 
 
 def _memory(row: Row) -> str:
-    """The extra memory, with its target where one is set."""
+    """Format the extra memory, with its target where one is set."""
     extra = row["extra_bytes"]
     if extra is None:
         return "unknown"
@@ -75,9 +75,9 @@ def _verdict(row: Row) -> str:
 
 
 def ratio_table(rows: list[Row]) -> Table:
-    """Every peer's time over nbattn's; "!" behind the ones that miss their target."""
+    """Return the table of peer time / nbattn time; "!" marks missed targets."""
     peers = list(dict.fromkeys(row["peer"] for row in rows if row["peer"] != OWN))
-    title = 'times of peers over nbattn\'s (above 1: nbattn is faster; "!": below its target)'
+    title = 'peer time / nbattn time (above 1: nbattn is faster; "!": below the target)'
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
     for name in ("workload", "dtype", "pass", "nbattn ms", "GF/s", *peers):
         justify = "left" if name in ("workload", "dtype", "pass") else "right"
@@ -86,12 +86,12 @@ def ratio_table(rows: list[Row]) -> Table:
     for row in rows:
         job = (row["workload"], row["dtype"], row["pass"])
         jobs.setdefault(job, {})[row["peer"]] = row
-    for job, found in jobs.items():
-        mine = found.get(OWN, {})
-        timed = "seconds" in mine
+    for job, named in jobs.items():
+        ours = named.get(OWN, {})
+        timed = "seconds" in ours
         table.add_row(
-            *job, f"{1e3 * mine['seconds']:.1f}" if timed else "-",
-            f"{mine['gflops']:.0f}" if timed else "-", *(_cell(found.get(peer)) for peer in peers),
+            *job, f"{1e3 * ours['seconds']:.1f}" if timed else "-",
+            f"{ours['gflops']:.0f}" if timed else "-", *(_cell(named.get(peer)) for peer in peers),
         )  # fmt: skip
     return table
 
@@ -103,21 +103,21 @@ def _cell(row: Row | None) -> str:
 
 
 def summary(rows: list[Row]) -> list[str]:
-    """How many targets are met, and which are not."""
+    """Return the number of met targets and the missed ones."""
     checked = [(row, "met") for row in rows if row.get("met") is not None]
     checked += [(row, "memory_met") for row in rows if row.get("memory_met") is not None]
     missed = [(row, kind) for row, kind in checked if not row[kind]]
     lines = [f"targets met: {len(checked) - len(missed)} of {len(checked)}"]
     for row, kind in missed:
-        what = f"{row['ratio']:.2f}, target {row['target']:g}" if kind == "met" else _memory(row)
+        value = f"{row['ratio']:.2f}, target {row['target']:g}" if kind == "met" else _memory(row)
         subject = "time" if kind == "met" else "extra MiB"
         lines.append(
             f"  missed: {row['workload']} {row['dtype']} {row['pass']} "
-            f"{row['peer']}: {subject} {what}"
+            f"{row['peer']}: {subject} {value}"
         )
     return lines
 
 
 def legend(titles: dict[str, str], method: str) -> list[str]:
-    """What the peers are, and how they were timed."""
+    """Return the descriptions of the peers and of the method."""
     return [*(f"  {name:<13} {title}" for name, title in titles.items()), f"  {method}"]

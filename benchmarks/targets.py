@@ -1,12 +1,12 @@
-"""What the CPU engine must reach: times of peers over nbattn's, and its extra memory."""
+"""Targets of the CPU backend: ratios of peer time to nbattn time, and extra memory."""
 
 from __future__ import annotations
 
 from workloads import Workload
 
 _MIB = 1 << 20
-NEVER_SLOWER = 0.95  # than SDPA, where dense attention is the best there is
-GATHER_MEMORY = 50  # times less extra memory than gathered keys, forward
+NEVER_SLOWER = 0.95  # target against SDPA where dense attention is the fastest method
+GATHER_MEMORY = 50  # least ratio of gathered keys' extra memory to nbattn's, forward
 
 Ratios = dict[str, float]
 
@@ -37,14 +37,14 @@ RATIOS: dict[tuple[str, str], Ratios] = {
 
 
 def ratio(workload: Workload, peer: str, pass_name: str) -> float | None:
-    """The least that the peer's time over nbattn's must be; None where nothing is promised."""
+    """Return the least allowed ratio of peer time to nbattn time; None without a target."""
     return RATIOS.get((peer, pass_name), {}).get(workload.name)
 
 
 def memory(workload: Workload, itemsize: int, training: bool) -> int:
-    """The most extra memory nbattn may take, outputs included: independent of the window.
+    """Return the limit of nbattn's extra memory, outputs included; independent of the window.
 
-    Forward, the output and 48 MiB; training, also the gradients, the float32 sums of the keys'
+    Forward: the output and 48 MiB. Training: also the gradients, the float32 sums of the keys'
     and values' gradients, and 64 MiB instead of 48.
     """
     queries, keys = (

@@ -1,4 +1,4 @@
-"""A small Mistral in transformers on a CPU: attn_implementation "nbattn" against "sdpa"."""
+"""Time a small Mistral of transformers on a CPU: attn_implementation "nbattn" against "sdpa"."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from nbattn import machine
 from nbattn.integrations import transformers as integration
 from nbattn.timing import Samples, clock, interleave
 
-EQUAL, FASTER = 1.05, 1.0  # the most that nbattn's time may be, relative to sdpa's
+EQUAL, FASTER = 1.05, 1.0  # limits of nbattn's time / sdpa's time
 HIDDEN, HEADS, KV_HEADS, HEAD_DIM, LAYERS, MIDDLE = 512, 8, 2, 64, 4, 1792
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 class Case(NamedTuple):
-    """One forward pass: a row of tokens, a window, and how long it may take relative to sdpa."""
+    """One forward pass: number of tokens, window, and limit of its time relative to sdpa's."""
 
     tokens: int
     window: int
@@ -46,7 +46,7 @@ CASES = [
 
 
 def models(case: Case, dtype: torch.dtype) -> dict[str, Any]:
-    """The same model on either implementation."""
+    """Return the same model with both implementations."""
     try:
         import transformers
     except ImportError:
@@ -73,7 +73,7 @@ def models(case: Case, dtype: torch.dtype) -> dict[str, Any]:
 
 
 def measure(case: Case, dtype: str, threads: int, rounds: int) -> dict[str, Any]:
-    """One row: both times, their ratio, how far the outputs are apart, what the plan chose."""
+    """Measure one row: both times, their ratio, the difference of the outputs, the plan."""
     pair = models(case, DTYPES[dtype])
     generator = torch.Generator().manual_seed(1)
     text = torch.randint(3, 1000, (1, case.tokens), generator=generator)
@@ -99,20 +99,20 @@ def measure(case: Case, dtype: str, threads: int, rounds: int) -> dict[str, Any]
 
 
 def paired(first: Samples, second: Samples) -> float:
-    """The median ratio of rounds: what slows a round down slows both."""
+    """Return the median ratio of rounds, since a slow phase affects both times of a round."""
     pairs = zip(first.seconds, second.seconds, strict=True)
     return statistics.median(a / b for a, b in pairs)
 
 
 def plan(case: Case, dtype: str) -> str:
-    """What a layer's attention runs."""
+    """Return the name of the candidate that a layer's attention runs."""
     mask = nbattn.Mask.from_transformers(case.window, offset=0)
     shapes = (1, case.tokens, HEADS, HEAD_DIM), (1, case.tokens, KV_HEADS, HEAD_DIM)
     return nbattn.plan(mask, *shapes, dtype=dtype, device="cpu").chosen.name
 
 
 def table(rows: list[dict[str, Any]]) -> Table:
-    """All rows."""
+    """Return the table of all rows."""
     shown = Table(title="small Mistral, forward", title_justify="left", box=SIMPLE_HEAD)
     for name in ("tokens", "window", "dtype", "sdpa ms", "nbattn ms", "ratio", "target", "apart"):
         shown.add_column(name, justify="right", no_wrap=True)
@@ -132,7 +132,7 @@ def main() -> None:
     """Measure, print a table and write JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=7, help="of each case; default 7")
+    parser.add_argument("--rounds", type=int, default=7, help="rounds per case; default 7")
     parser.add_argument("--quick", action="store_true", help="short cases; writes no file")
     parser.add_argument("--dtypes", default=",".join(DTYPES))
     default = f"transformers-{machine.today()}.json"

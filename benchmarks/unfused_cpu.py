@@ -1,5 +1,5 @@
-"""The unfused functions of the NATTEN drop-in on one CPU thread, against natten 0.17 in the same
-process where it is installed.
+"""Time the unfused functions of the NATTEN drop-in on one CPU thread, against natten 0.17 in the
+same process where it is installed.
 
 Scores, softmax, weighted sums; heads first, float32. For a fair peer build natten==0.17.5 with
 CXXFLAGS="-O3 -march=native -fopenmp -DCPU_CAPABILITY_AVX2 -DCPU_CAPABILITY=AVX2".
@@ -26,11 +26,11 @@ from nbattn import machine
 from nbattn.integrations.natten import legacy
 from nbattn.timing import clock, interleave
 
-TARGET = 1.5  # the most that nbattn's time may be, relative to natten's
+TARGET = 1.5  # limit of nbattn's time / natten's time
 
 
 class Case(NamedTuple):
-    """One map with its heads and window."""
+    """One feature map with its heads and window."""
 
     space: tuple[int, ...]
     heads: int
@@ -51,8 +51,8 @@ CASES = [
 
 
 def natten() -> Any:
-    """The functions of natten 0.17, or None."""
-    # its import asks for two things that newer torch without CUDA does not have
+    """Return the functions of natten 0.17, or None."""
+    # its import needs two attributes that newer torch without CUDA does not have
     torch.cuda._device_t = typing.Union[torch.device, str, int, None]  # noqa: UP007
     torch.cuda.get_device_capability = lambda *_: (0, 0)
     try:
@@ -65,7 +65,7 @@ def natten() -> Any:
 
 
 def passes(case: Case, functions: Any) -> dict[str, Callable[[], Any]]:
-    """Forward, and forward and backward, of one library on the same tensors."""
+    """Return functions for forward, and for forward and backward, of one library."""
     rank, shape = len(case.space), (1, case.heads, *case.space, case.head_dim)
     torch.manual_seed(0)
     leaves = [torch.randn(shape, requires_grad=True) for _ in range(3)]
@@ -91,7 +91,7 @@ def passes(case: Case, functions: Any) -> dict[str, Callable[[], Any]]:
 
 
 def measure(case: Case, peer: Any, rounds: int) -> list[dict[str, Any]]:
-    """A row per pass."""
+    """Measure one row per pass."""
     libraries = {"nbattn": legacy} | ({"natten": peer} if peer else {})
     runs = {name: passes(case, functions) for name, functions in libraries.items()}
     rows: list[dict[str, Any]] = []
@@ -111,24 +111,24 @@ def measure(case: Case, peer: Any, rounds: int) -> list[dict[str, Any]]:
 
 
 def table(rows: list[dict[str, Any]]) -> Table:
-    """All rows: milliseconds, and nbattn's over natten's."""
-    found = Table(title="unfused, ms, one thread", title_justify="left", box=SIMPLE_HEAD)
+    """Return the table of all rows: milliseconds, and the ratio of nbattn to natten."""
+    shown = Table(title="unfused, ms, one thread", title_justify="left", box=SIMPLE_HEAD)
     for name in ("map", "heads", "K", "d", "bias", "pass", "nbattn", "natten 0.17", "ratio"):
-        found.add_column(name, justify="right")
+        shown.add_column(name, justify="right")
     for row in rows:
         peer = row["seconds"].get("natten")
-        found.add_row(
+        shown.add_row(
             "x".join(map(str, row["space"])), f"{row['heads']}x{row['head_dim']}",
             str(row["kernel_size"]), str(row["dilation"]), "yes" if row["bias"] else "",
             row["pass"], f"{1e3 * row['seconds']['nbattn']:.1f}",
             "absent" if peer is None else f"{1e3 * peer:.1f}",
             "" if peer is None else f"{row['ratio']:.2f}{'' if row['met'] else '!'}",
         )  # fmt: skip
-    return found
+    return shown
 
 
 def main() -> None:
-    """Measure, print, and write the JSON."""
+    """Measure, print and write JSON."""
     default = f"unfused-{machine.today()}.json"
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=9)

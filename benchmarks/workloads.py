@@ -1,4 +1,4 @@
-"""The workloads: masks and shapes that CPU benchmarks time, and the tensors for them."""
+"""The workloads of the CPU benchmarks: masks, shapes and tensors."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from nbattn import Mask, geometry
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workload:
-    """One attention: `[B, *space, H, D]` queries and a mask; keys have that shape or their own."""
+    """One attention: `[B, *space, H, D]` queries and a mask; keys can have another space."""
 
     name: str
     title: str
@@ -32,12 +32,12 @@ class Workload:
 
     @property
     def queries(self) -> int:
-        """How many queries a head has."""
+        """The number of queries per head."""
         return math.prod(self.space)
 
     @property
     def key_count(self) -> int:
-        """How many keys a head has."""
+        """The number of keys per head."""
         return math.prod(self.keys)
 
     @property
@@ -52,7 +52,7 @@ class Workload:
 
     @property
     def lines(self) -> tuple[geometry.BoundAxis, ...]:
-        """The mask at this workload's lengths."""
+        """The mask bound to this workload's lengths."""
         return geometry.bind(self.mask, self.space, self.keys)
 
     @property
@@ -61,16 +61,16 @@ class Workload:
         return 4 * self.batch * self.heads * geometry.pairs(self.lines) * self.head_dim
 
     def tensors(self, dtype: torch.dtype, *, requires_grad: bool = False) -> tuple[Tensor, ...]:
-        """Random q, k, v, heads last, the same at every call, and the gradient of the output."""
+        """Create random q, k, v and output gradient, heads last, with a fixed seed."""
         generator = torch.Generator().manual_seed(0)
         shapes = (self.query_shape, self.key_shape, self.key_shape, self.query_shape)
-        drawn = [torch.randn(shape, generator=generator).to(dtype) for shape in shapes]
-        for tensor in drawn[:3]:
+        tensors = [torch.randn(shape, generator=generator).to(dtype) for shape in shapes]
+        for tensor in tensors[:3]:
             tensor.requires_grad_(requires_grad)
-        return tuple(drawn)
+        return tuple(tensors)
 
     def dense(self) -> Tensor:
-        """The mask as a bool matrix `[Nq, Nk]`, row-major."""
+        """Return the mask as a bool matrix `[Nq, Nk]`, row-major."""
         return torch.from_numpy(self.mask.dense(self.space, self.keys))
 
     def __str__(self) -> str:
@@ -135,7 +135,7 @@ WORKLOADS = {workload.name: workload for workload in _ALL}
 
 
 def select(names: str) -> list[Workload]:
-    """The workloads of a comma-separated list; "all" is every one.
+    """Return the workloads of a comma-separated list; "all" returns all.
 
     Raises:
         SystemExit: a name is unknown; the message lists the known ones.
@@ -146,10 +146,10 @@ def select(names: str) -> list[Workload]:
 
 
 def known(names: Iterable[str], table: Iterable[str], kind: str) -> list[str]:
-    """The names, all of which are in the table.
+    """Return the stripped names, all of which must be in the table.
 
     Raises:
-        SystemExit: one is not; the message lists the known ones.
+        SystemExit: a name is unknown; the message lists the known ones.
     """
     names, table = [name.strip() for name in names], list(table)
     for name in names:

@@ -1,8 +1,8 @@
-"""Transformers' DiNAT trained on real handwritten digits on a CPU, with nbattn in NATTEN's place.
+"""Train transformers' DiNAT on handwritten digits on a CPU, with nbattn as replacement of NATTEN.
 
-Run it: `python examples/dinat_digits.py`. Its code and its weights are those of transformers; the
-digits are scikit-learn's. Longer (epochs, channels): `python examples/dinat_digits.py 30 64`.
-`nbattn demo digits` trains a model of nbattn's own layers instead.
+Run it: `python examples/dinat_digits.py`. The model comes from transformers, the digits from
+scikit-learn. Longer (epochs, channels): `python examples/dinat_digits.py 30 64`.
+`nbattn demo --part digits` trains a model with nbattn's own layers instead.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from nbattn.demo.digits import load_digits
 from nbattn.integrations import natten
 
-SIZE = 32  # pixels after enlarging; DiNAT's first layers make 8 x 8 tokens of them
+SIZE = 32  # pixels after enlarging; DiNAT's first layers reduce them to 8 x 8 tokens
 
 
 def build(channels: int) -> nn.Module:
-    """A small DiNAT: two blocks on 8 x 8 tokens, the second dilated, and one on 4 x 4."""
+    """Build a small DiNAT: two blocks on 8 x 8 tokens, the second dilated, and one on 4 x 4."""
     from transformers import DinatConfig, DinatForImageClassification
 
     config = DinatConfig(
@@ -32,18 +32,18 @@ def build(channels: int) -> nn.Module:
         dilations=[[1, 2], [1]],
         num_labels=10,
         drop_path_rate=0.0,
-        initializer_range=0.15,  # of few channels; its default is for wide models
+        initializer_range=0.15,  # the default is for models with many channels
     )
     return DinatForImageClassification(config)
 
 
 def enlarged(images: Tensor) -> Tensor:
-    """`[N, 8, 8]` to `[N, 1, 32, 32]`."""
+    """Enlarge `[N, 8, 8]` to `[N, 1, 32, 32]`."""
     return nn.functional.interpolate(images[:, None], size=SIZE, mode="bilinear")
 
 
 def train(model: nn.Module, images: Tensor, labels: Tensor, epochs: int) -> list[float]:
-    """Train in place; the mean loss of every epoch."""
+    """Train in place; return the mean loss of every epoch."""
     steps = epochs * -(-len(images) // 32)
     optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=steps)
@@ -62,10 +62,10 @@ def train(model: nn.Module, images: Tensor, labels: Tensor, epochs: int) -> list
 
 
 def main(epochs: int = 3, channels: int = 32) -> float:
-    """The share of unseen digits that is read after training."""
+    """Train, and return the accuracy on the test digits."""
     if not all(map(importlib.util.find_spec, ("sklearn", "transformers"))):
         sys.exit("This needs two packages: pip install scikit-learn 'transformers>=5.24,<6'")
-    natten.install(replace=True)  # before transformers asks whether there is one
+    natten.install(replace=True)  # before transformers checks whether natten is installed
     natten.repair_dinat()
     try:
         torch.manual_seed(0)
@@ -78,9 +78,9 @@ def main(epochs: int = 3, channels: int = 32) -> float:
         natten.uninstall()
     accuracy = (logits.argmax(-1) == digits.test_labels).double().mean().item()
     count = sum(parameter.numel() for parameter in model.parameters())
-    print(f"{type(model).__name__} of {count:,} parameters, {len(digits.images)} digits to learn")
+    print(f"{type(model).__name__} of {count:,} parameters, {len(digits.images)} training digits")
     print(f"loss by epoch: {', '.join(f'{loss:.2f}' for loss in history)}")
-    print(f"{100 * accuracy:.1f} % of {len(logits)} unseen digits are read")
+    print(f"{100 * accuracy:.1f} % of {len(logits)} test digits correct")
     return accuracy
 
 

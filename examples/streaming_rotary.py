@@ -1,10 +1,11 @@
-"""Endless text with rotary embeddings: attention sinks, a rolling window, and two ways to count.
+"""Decode text of any length with rotary embeddings: attention sinks, a rolling window, and two
+kinds of positions.
 
-Run it: `python examples/streaming_rotary.py`. Sinks can keep their places in the text, so that the
-distance to them grows for ever; or, as StreamingLLM has it, tokens are counted within the cache,
-so that no distance exceeds its size. Either way decoding token by token from a cache of fixed size
-is compared with one pass over the whole text. At full size (length, window, sinks, channels,
-heads): `python examples/streaming_rotary.py 8192 1024 4 1024 16`.
+Run it: `python examples/streaming_rotary.py`. With positions in the text the distance to the sinks
+grows without limit; with positions in the cache, as in StreamingLLM, no distance exceeds the cache
+size. In both cases decoding token by token with a cache of fixed size is compared with one pass
+over the whole text. At full size (length, window, sinks, channels, heads):
+`python examples/streaming_rotary.py 8192 1024 4 1024 16`.
 """
 
 from __future__ import annotations
@@ -22,9 +23,9 @@ Places = Literal["in the text", "in the cache"]
 
 
 def turn(tokens: Tensor, places: Tensor) -> Tensor:
-    """Tokens `[B, N, H, D]` turned by their places `[N]`; scores depend on distances alone.
+    """Rotate tokens `[B, N, H, D]` by their positions `[N]`; scores depend on distances only.
 
-    Angles are computed in float64: at place 10**6 those of float32 are off by 0.03.
+    Angles are computed in float64: at position 10**6 float32 has an error of 0.03.
     """
     count = tokens.shape[-1] // 2
     speeds = BASE ** -(torch.arange(count, device=tokens.device, dtype=torch.float64) / count)
@@ -38,10 +39,10 @@ class Streaming(nn.Module):
     """Attention over the first keys and the newest ones, in one pass or token by token.
 
     Args:
-        dim, heads: of the text `[B, N, dim]`.
-        window: newest keys that a token reads, itself among them.
-        sinks: first keys that every token reads.
-        places: where the sinks stand for a token that has left them behind.
+        dim, heads: channels of the text `[B, N, dim]`, and heads.
+        window: number of newest keys that a token attends to, including itself.
+        sinks: number of first keys that every token attends to.
+        places: which positions define the distance to the sinks.
     """
 
     def __init__(self, dim: int, heads: int, window: int, sinks: int, places: Places) -> None:
@@ -51,13 +52,13 @@ class Streaming(nn.Module):
         self.layer = nbattn.NeighborhoodAttention(dim, heads, mask)
 
     def before_sinks(self, places: Tensor) -> Tensor:
-        """Where queries of these places in the text stand when they look at the sinks."""
+        """Return the query positions for attention to the sinks, from positions in the text."""
         if self.places == "in the text":
             return places
-        return places.clamp(max=self.sinks + self.window - 1)  # the last place of the cache
+        return places.clamp(max=self.sinks + self.window - 1)  # the last position of the cache
 
     def forward(self, text: Tensor) -> Tensor:
-        """All tokens in one pass."""
+        """Compute all tokens in one pass."""
         query, key, value, _, _ = self.layer.qkv(text, None, None)
         places = torch.arange(text.shape[1], device=text.device)
         key = turn(key, places)
@@ -79,14 +80,15 @@ class Streaming(nn.Module):
 
 
 class Cache:
-    """Keys turned by their places in the text, and values: the first ones and a ring of the newest.
+    """Values, and keys rotated by their positions in the text: the first ones and a ring of the
+    newest.
 
-    A key is turned once. Within the window both ways to count give the same distances; only the
-    queries turn once more for the sinks.
+    A key is rotated once. Within the window both kinds of positions give the same distances; only
+    queries are rotated a second time, for the sinks.
 
     Args:
-        model: whose keys they are.
-        batch: of the text.
+        model: the model that computes the keys.
+        batch: batch size of the text.
     """
 
     def __init__(self, model: Streaming, batch: int) -> None:
@@ -96,7 +98,7 @@ class Cache:
         self.key, self.value = layer.qkv.weight.new_zeros(2, *shape)
 
     def step(self, token: Tensor) -> Tensor:
-        """The output `[B, 1, dim]` of the next token."""
+        """Return the output `[B, 1, dim]` of the next token."""
         model, sinks = self.model, self.model.sinks
         query, key, value, _, _ = model.layer.qkv(token, None, None)
         place = torch.tensor([self.seen], device=token.device)
@@ -105,14 +107,14 @@ class Cache:
         self.value[:, slot : slot + 1] = value
         self.seen += 1
         parts = [
-            self._read(turn(query, model.before_sinks(place)), slice(0, sinks), self.seen),
-            self._read(turn(query, place), slice(sinks, None), self.seen - sinks),
+            self._attend(turn(query, model.before_sinks(place)), slice(0, sinks), self.seen),
+            self._attend(turn(query, place), slice(sinks, None), self.seen - sinks),
         ]
         out, _ = nbattn.merge(*zip(*parts, strict=True))
         return model.layer.proj(out.flatten(-2))
 
-    def _read(self, query: Tensor, slots: slice, filled: int) -> tuple[Tensor, Tensor]:
-        """Output and logsumexp over the slots that are filled; the order of keys is free."""
+    def _attend(self, query: Tensor, slots: slice, filled: int) -> tuple[Tensor, Tensor]:
+        """Return output and logsumexp over the filled slots, in any order."""
         key, value = self.key[:, slots], self.value[:, slots]
         stop = min(max(filled, 0), key.shape[1])
         key_range = torch.tensor([[[0, stop]]] * len(query), dtype=torch.int32, device=key.device)
@@ -123,27 +125,27 @@ class Cache:
 def main(
     length: int = 200, window: int = 32, sinks: int = 4, dim: int = 64, heads: int = 4
 ) -> dict[str, float]:
-    """How far decoding is from one pass, for both ways to count, and these from each other."""
+    """Return the largest differences of decoding from one pass, and of both kinds of positions."""
     torch.manual_seed(0)
     models = {p: Streaming(dim, heads, window, sinks, p) for p in ("in the text", "in the cache")}
     models["in the cache"].load_state_dict(models["in the text"].state_dict())
     text = torch.randn(2, length, dim)
-    found: dict[str, float] = {}
+    differences: dict[str, float] = {}
     passes = []
     with torch.no_grad():
         for places, model in models.items():
             cache = Cache(model, batch=2)
             stream = torch.cat([cache.step(token) for token in text.split(1, dim=1)], dim=1)
             passes.append(model(text))
-            found[places] = (stream - passes[-1]).abs().max().item()
+            differences[places] = (stream - passes[-1]).abs().max().item()
     late = (passes[0] - passes[1])[:, sinks + window :].abs()
-    found["apart"] = late.max().item() if late.numel() else 0.0
+    differences["apart"] = late.max().item() if late.numel() else 0.0
     print(model.layer)
-    print(f"{length} tokens from a cache of {sinks} + {window}; outputs to {passes[0].max():.2f}")
+    print(f"{length} tokens, cache of {sinks} + {window} keys; outputs up to {passes[0].max():.2f}")
     for places in models:
-        print(f"places {places}: largest difference from one pass {found[places]:.1e}")
-    print(f"the two differ by {found['apart']:.1e} once the cache is full")
-    return found
+        print(f"positions {places}: largest difference from one pass {differences[places]:.1e}")
+    print(f"both kinds differ by {differences['apart']:.1e} once the cache is full")
+    return differences
 
 
 if __name__ == "__main__":

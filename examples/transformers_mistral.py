@@ -1,6 +1,6 @@
-"""A transformers Mistral whose sliding window is computed by nbattn, and the text it writes.
+"""Generate text with a Mistral of transformers whose attention nbattn computes.
 
-Run it: `python examples/transformers_mistral.py`. The model is small and random; a real one is
+Run it: `python examples/transformers_mistral.py`. The model is small and random; load a real one by
 `AutoModelForCausalLM.from_pretrained(name, attn_implementation="nbattn")`.
 """
 
@@ -34,13 +34,13 @@ CONFIG = MistralConfig(
 
 
 def main() -> bool:
-    """Continue two prompts, one of them padded, on both implementations."""
+    """Continue two prompts, one of them padded, with both implementations; return if equal."""
     register()
     torch.manual_seed(0)
     model = MistralForCausalLM(CONFIG).eval()
     prompts = torch.randint(1, CONFIG.vocab_size, (2, 100))
     attention_mask = torch.ones_like(prompts)
-    attention_mask[1, :30] = prompts[1, :30] = 0  # padding, on the left
+    attention_mask[1, :30] = prompts[1, :30] = 0  # padding on the left
     texts = []
     for implementation in ("eager", "nbattn"):
         model.set_attn_implementation(implementation)
@@ -51,7 +51,7 @@ def main() -> bool:
     same = torch.equal(*texts)
     print(model.model.layers[0].self_attn)
     print(nbattn.Mask.from_transformers(WINDOW))
-    print(f"{texts[1].numel()} tokens, {'the same' if same else 'NOT the same'} as eager's")
+    print(f"{texts[1].numel()} tokens, {'equal' if same else 'NOT equal'} to eager's")
     return same
 
 

@@ -1,5 +1,5 @@
-"""What a mask needs to say where queries and keys differ in number, and the error where it does
-not.
+"""Finds masks without an alignment for different numbers of queries and keys, and makes their
+error.
 """
 
 from __future__ import annotations
@@ -19,23 +19,21 @@ _MEANING: dict[Align, str] = {
 
 
 def is_missing(axis: Axis, queries: int, keys: int) -> bool:
-    """Whether what these queries read depends on an alignment that the axis does not say."""
+    """Whether the keys of these queries depend on an alignment that the axis does not have."""
     return queries != keys and axis.align is None and not axis.is_full
 
 
 def missing(mask: Mask, number: int, queries: Sequence[int], keys: Sequence[int]) -> MaskError:
-    """The error of axis `number`: its lengths, what else they may mean, and the mask with either
-    alignment.
-    """
+    """Makes the error of axis `number`: its lengths, and the mask with either alignment."""
     few, many = sorted((queries[number], keys[number]))
     sizes = f"{counted(queries[number], 'query', 'queries')}, {counted(keys[number], 'key')}"
     problem = (
-        f"axis {number} ({sizes}): the lengths differ, and align=None does not say "
-        "which query stands on which key."
+        f"axis {number} ({sizes}): the lengths differ, and align=None does not "
+        "align queries with keys."
     )
     if few > 1 and many % few == 0:
         problem += " Grids of different resolution are not supported."
-    # whoever has fewer queries than keys mostly has a cache
+    # fewer queries than keys mostly means a cache: bottom-right comes first
     order = ALIGNMENTS if few == keys[number] else reversed(ALIGNMENTS)
     choices = [
         f"{written(_aligned(mask, align, queries, keys))} puts {_MEANING[align]}" for align in order
@@ -44,14 +42,14 @@ def missing(mask: Mask, number: int, queries: Sequence[int], keys: Sequence[int]
 
 
 def _circular(axis: Axis) -> bool:
-    """Whether an axis has no alignment to say: its own rule refuses different lengths."""
+    """Whether an axis is circular: it has no alignment, and different lengths are an error."""
     return axis.border == "wrap"
 
 
 def _aligned(
     mask: Mask, align: Align, queries: Sequence[int], keys: Sequence[int]
 ) -> tuple[Axis, ...]:
-    """The axes with this alignment wherever one is missing."""
+    """Returns the axes, with this alignment where it is missing."""
     return tuple(
         replace(axis, align=align) if is_missing(axis, *lengths) and not _circular(axis) else axis
         for axis, *lengths in zip(mask.axes, queries, keys, strict=True)

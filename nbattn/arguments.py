@@ -1,6 +1,4 @@
-"""What `attention()` accepts: the checks of its tensors and numbers, each with both numbers and the
-fix.
-"""
+"""Checks the arguments of `attention()` and `plan()`; every error has both numbers and a fix."""
 
 from __future__ import annotations
 
@@ -19,16 +17,16 @@ from nbattn.program.device import known as known_devices
 from nbattn.program.request import DTYPES, Request
 from nbattn.symbolic import holds
 
-_NEEDED = ("query", "key", "value")
+_REQUIRED = ("query", "key", "value")
 _OF_ANY_DTYPE = ("sink", "key_range")
-LONGEST = 2**31 - 1  # positions of an axis: their products of two still fit 64 bits
-_MANY_HEADS, _MOST_HEADS = 64, 128  # from here on heads may be tokens; models have up to these
-_SAID: set[str] = set()  # warnings of this process
-_LARGE = 1e30  # scales and caps beyond it lose their scores in float32
+LONGEST = 2**31 - 1  # positions of an axis: the product of two still fits 64 bits
+_MANY_HEADS, _MOST_HEADS = 64, 128  # from 64 on, heads may be tokens; models have up to 128
+_WARNED: set[str] = set()  # warnings that this process has given
+_LARGE = 1e30  # largest scale and softcap for which float32 can hold the scores
 
 
 def check_mask(mask: object) -> None:
-    """A mask is a Mask."""
+    """Raises an InputError if the mask is not a Mask."""
     if not isinstance(mask, Mask):
         raise InputError(
             f"mask is {kind(mask)}, not an nbattn.Mask.", "mask=nbattn.Mask(nbattn.Axis(3, 3), …)."
@@ -38,7 +36,7 @@ def check_mask(mask: object) -> None:
 def check_shapes(
     mask: Mask, query: Sequence[int], key: Sequence[int], value: Sequence[int]
 ) -> None:
-    """The shapes fit one another and the mask."""
+    """Checks that the shapes fit one another and the mask."""
     for name, shape in (("query", query), ("key", key), ("value", value)):
         if len(shape) != mask.rank + 3:
             space, rank = ", ".join("XYZ"[: mask.rank]), len(shape) - 3
@@ -50,12 +48,12 @@ def check_shapes(
                 + (f", or a mask of {counted(rank, 'axis', 'axes')}." if fits else "."),
                 repr(mask),
             )
-    same = [holds(query[at] == key[at]) for at in (0, -1)]
-    if not all(same):
-        what, at = ("head_dim", -1) if same[0] else ("batch", 0)
+    equal = [holds(query[at] == key[at]) for at in (0, -1)]
+    if not all(equal):
+        size, at = ("head_dim", -1) if equal[0] else ("batch", 0)
         raise InputError(
-            f"{what} differs: {query[at]} in query, {key[at]} in key.",
-            f"the same {what} in both.",
+            f"{size} differs: {query[at]} in query, {key[at]} in key.",
+            f"the same {size} in both.",
             _where(query, key, value),
         )
     if not all(holds(a == b) for a, b in zip(key[:-1], value[:-1], strict=True)):
@@ -78,7 +76,7 @@ def check_shapes(
         raise InputError(
             f"{query[-2]} query heads are no multiple of {key[-2]} key heads.",
             f"a number of key heads that divides {query[-2]}; "
-            "query head h reads key head h // (H // Hk).",
+            "query head h uses key head h // (H // Hk).",
             _where(query, key, value),
         )
 
@@ -88,11 +86,11 @@ def _where(query: Sequence[int], key: Sequence[int], value: Sequence[int]) -> st
 
 
 def warn_of_heads_first(query: Sequence[int], key: Sequence[int]) -> None:
-    """Say once that queries look as if heads came before positions, which shapes alone cannot
-    refuse: many more heads than positions, in queries and keys alike. A step of decoding, which is
-    one query, is no sign of it, nor are keys of fewer heads.
+    """Warns once if queries and keys have many more heads than positions: heads may come before
+    positions, which shapes alone cannot prove. Decode steps (one query) and keys with fewer heads
+    give no warning.
     """
-    if _is_traced() or query[-2] < _MANY_HEADS or "heads" in _SAID:
+    if _is_traced() or query[-2] < _MANY_HEADS or "heads" in _WARNED:
         return
     heads = query[-2]
     rank = len(query) - 3
@@ -100,52 +98,54 @@ def warn_of_heads_first(query: Sequence[int], key: Sequence[int]) -> None:
         most = max(query[1], key[1])
         times = 2 if heads > _MOST_HEADS else 8
         suspicious = min(query[1], key[1]) > 1 and heads >= times * most
-    else:  # a square behind its heads, which are few
+    else:  # a square grid after few heads
         suspicious = query[-3] == heads and 8 * query[1] <= heads
     if not suspicious or key[-2] != heads:
         return
-    _SAID.add("heads")
+    _WARNED.add("heads")
     space = ", ".join("NXYZ"[rank > 1 :][:rank])
     warnings.warn(
-        f"query {list(query)} is read as [B, {space}, H, D]: {heads} heads. If it is "
-        f"[B, H, {space}, D], as torch's scaled_dot_product_attention has it, give "
-        "query.movedim(1, -2), key and value alike, and take out.movedim(-2, 1).",
+        f"query {list(query)} is taken as [B, {space}, H, D]: {heads} heads. If it is "
+        f"[B, H, {space}, D], as for torch's scaled_dot_product_attention, pass "
+        "query.movedim(1, -2), key and value likewise, and use out.movedim(-2, 1).",
         stacklevel=4,
     )
 
 
 def warn_of_channels_first(shape: Sequence[int], dim: int) -> None:
-    """Say once that tokens look as if channels came before the space: both axes have the layer's
-    number of them, and the space would be no square, cube or line.
+    """Warns once if channels may come before the space: dimension 1 has `dim` entries as well, and
+    the space is no square or cube of that length.
     """
-    if _is_traced() or shape[1] != dim or "channels" in _SAID:
+    if _is_traced() or shape[1] != dim or "channels" in _WARNED:
         return
     if all(size == dim for size in shape[2:]):
         return
-    _SAID.add("channels")
+    _WARNED.add("channels")
     space = ", ".join("XYZ"[: len(shape) - 2])
     warnings.warn(
-        f"x {list(shape)} is read as [B, {space}, dim]: its last axis holds the channels. If it is "
-        f"[B, dim, {space}], give x.movedim(1, -1), and take y.movedim(-1, 1).",
+        f"x {list(shape)} is taken as [B, {space}, dim], with channels last. If it is "
+        f"[B, dim, {space}], pass x.movedim(1, -1), and use y.movedim(-1, 1).",
         stacklevel=6,
     )
 
 
 def _is_traced() -> bool:
-    """Whether sizes may be something else than numbers."""
+    """Whether a tracer runs, so that sizes may be symbolic."""
     return torch.compiler.is_compiling() or torch._C._is_tracing()  # pyright: ignore
 
 
 def check_tensors(query: Tensor, named: dict[str, Tensor | None]) -> None:
-    """Every tensor is one, on the query's device, and floating ones of its dtype."""
+    """Checks that every tensor is one, on the query's device, and of its dtype; sink and
+    key_range have dtypes of their own.
+    """
     for name, tensor in (("query", query), *named.items()):
-        if tensor is None and name not in _NEEDED:
+        if tensor is None and name not in _REQUIRED:
             continue
         if not isinstance(tensor, Tensor):
-            what = "None" if tensor is None else kind(tensor)
+            actual = "None" if tensor is None else kind(tensor)
             fix = f"{name} as [B, *space, H, D]."
             raise InputError(
-                f"{name} is {what}, not a tensor.",
+                f"{name} is {actual}, not a tensor.",
                 fix
                 if tensor is None
                 else "torch.tensor(key_range, dtype=torch.int32)."
@@ -169,13 +169,13 @@ def check_tensors(query: Tensor, named: dict[str, Tensor | None]) -> None:
             )
         if name == "query" and _name(tensor.dtype) not in DTYPES:
             raise InputError(
-                f"query is {_name(tensor.dtype)}, not a dtype that attention runs in.",
-                f"query.float(); it runs in {', '.join(DTYPES)}.",
+                f"query is {_name(tensor.dtype)}, not a dtype that attention supports.",
+                f"query.float(); it supports {', '.join(DTYPES)}.",
             )
 
 
 def check_numbers(scale: object, softcap: object) -> None:
-    """Scale and softcap are numbers that float32 can hold and divide by."""
+    """Checks that scale and softcap are numbers that float32 can hold and divide by."""
     if scale is None and softcap is None:
         return
     limits = (("scale", scale, -_LARGE, "-1e+30"), ("softcap", softcap, 1 / _LARGE, "1e-30"))
@@ -188,7 +188,7 @@ def check_numbers(scale: object, softcap: object) -> None:
             )
         if not low <= value <= _LARGE:
             raise InputError(
-                f"{_named(name, value)} is not between {least} and 1e+30, as float32 needs it.",
+                f"{_named(name, value)} is not between {least} and 1e+30, the range for float32.",
                 f"{name}=None, or a number from {least} to 1e+30.",
             )
     if scale is not None and softcap is not None:
@@ -196,7 +196,7 @@ def check_numbers(scale: object, softcap: object) -> None:
 
 
 def _check_quotient(scale: float, softcap: float) -> None:
-    """Kernels multiply by scale / softcap, in float32."""
+    """Checks scale / softcap, by which kernels multiply in float32."""
     least = abs(scale) / _LARGE
     if softcap < least:
         if torch.compiler.is_compiling():
@@ -205,20 +205,20 @@ def _check_quotient(scale: float, softcap: float) -> None:
             times, bound = f"{abs(scale) / softcap:.3g}", f"{least!r}"
         raise InputError(
             f"{_named('scale', scale)} is {times} times {_named('softcap', softcap)}; "
-            "kernels divide them, and take quotients up to 1e+30.",
+            "kernels divide them and support quotients up to 1e+30.",
             f"softcap={bound} or more, or None.",
         )
 
 
 def _named(name: str, value: float) -> str:
-    """An argument and its number, which compilers cannot write into a message."""
+    """An argument and its number for a message; only its name while torch compiles."""
     if torch.compiler.is_compiling():
         return name
     return f"{name}={value}" if abs(value) < 10 or not isinstance(value, int) else f"{name}=10^…"
 
 
 def check_flags(flags: Mapping[str, object]) -> None:
-    """Switches are bools."""
+    """Checks that switches are bools."""
     for name, flag in flags.items():
         if flag is not True and flag is not False:
             raise InputError(
@@ -227,7 +227,7 @@ def check_flags(flags: Mapping[str, object]) -> None:
 
 
 def check_names(backend: object, dtype: object, device: object) -> None:
-    """What becomes part of the plan cache's key can be one."""
+    """Checks the types of arguments that become part of the plan cache's key."""
     if not isinstance(backend, str):
         raise InputError(f"backend={backend!r} is {kind(backend)}.", 'backend="auto".')
     if not isinstance(dtype, (str, torch.dtype)):
@@ -237,12 +237,12 @@ def check_names(backend: object, dtype: object, device: object) -> None:
 
 
 def check_run(request: Request, query: Tensor, named: dict[str, Any]) -> None:
-    """The tensors of `Plan.run` are tensors, of shapes that fit, under names that it takes."""
+    """Checks the names of the arguments of `Plan.run`, and that its tensors' shapes fit."""
     known = ("key", "value", "sink", "key_range", "extra_key", "extra_value", "scale", "softcap")
     for name in named:
         if name not in known:
             raise InputError(
-                f"run() takes no {name!r}; the plan has decided it.",
+                f"run() takes no argument {name!r}; the plan fixes it.",
                 f"only {', '.join(known[2:])} besides query, key and value.",
             )
     check_tensors(query, {n: t for n, t in named.items() if n not in ("scale", "softcap")})
@@ -261,7 +261,7 @@ def check_extras(
     extra_key: Tensor | None,
     extra_value: Tensor | None,
 ) -> None:
-    """Shapes and dtypes of the optional tensors."""
+    """Checks shapes and dtypes of the optional tensors."""
     batch, rank, heads = query.shape[0], query.dim() - 3, key.shape[-2]
     if sink is not None:
         _shaped("sink", sink, (query.shape[-2],), "one logit per query head")
@@ -296,23 +296,24 @@ def _shaped(name: str, tensor: Tensor, shape: Sequence[Any], meaning: str) -> No
     if len(sizes) != len(shape) or not all(
         holds(a == b) for a, b in zip(sizes, shape, strict=True)
     ):
-        wanted = f"[{', '.join(map(str, shape))}]"
+        expected = f"[{', '.join(map(str, shape))}]"
         raise InputError(
-            f"{name} has shape {list(tensor.shape)}, not {wanted}.", f"{name}: {meaning}, {wanted}."
+            f"{name} has shape {list(tensor.shape)}, not {expected}.",
+            f"{name}: {meaning}, {expected}.",
         )
 
 
 def check_backend(backend: str, require: Sequence[str], forbid: Sequence[str]) -> None:
-    """Names are known, and require= and forbid= are tuples of them."""
-    if backend in families.BACKENDS:  # names of traits come later: these say more
+    """Checks that names are known, and that require= and forbid= are tuples of them."""
+    if backend in families.BACKENDS:  # first, as its message is clearer
         check_traits_given(require, forbid)
     families.check_names(backend, tuple(require), tuple(forbid))
 
 
 def check_traits_given(require: object, forbid: object) -> None:
-    """require= and forbid= are sequences of names, not one name."""
+    """Checks that require= and forbid= are sequences of names, not one name."""
     if type(require) is tuple and type(forbid) is tuple:
-        return  # the usual case: every plan look-up comes by
+        return  # the usual case, which every plan look-up takes
     for name, traits in (("require", require), ("forbid", forbid)):
         if isinstance(traits, str):
             raise InputError(f"{name}={traits!r} is a string.", f"{name}=({traits!r},).")
@@ -328,14 +329,14 @@ def check_plan(
     extra_keys: int,
     flags: Mapping[str, object],
 ) -> None:
-    """The sizes and switches of a plan request, before they become a key of the cache."""
+    """Checks the sizes and switches of a plan request, before they become a key of the cache."""
     for name, shape in (("query_shape", query), ("key_shape", key)):
         if shape is None:
             continue
         fix = f"{name}=[B, *space, H, D], whole numbers >= 0."
         plain = type(shape) is tuple or type(shape) is list
         if not plain and (not isinstance(shape, Sequence) or isinstance(shape, str)):
-            raise InputError(f"{name}={shape!r} is no shape.", fix)
+            raise InputError(f"{name}={shape!r} is not a shape.", fix)
         if {*map(type, shape)} != {int} or min(shape) < 0 or max(shape) > LONGEST:
             if not shape:
                 raise InputError(f"{name}={shape!r} has no length.", fix)
@@ -357,7 +358,7 @@ def check_plan(
 def check_parts(
     outputs: Sequence[Tensor], lses: Sequence[Tensor]
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """The parts of `merge` as lists, of one shape, dtype and device."""
+    """Returns the arguments of `merge` as lists, checked for one shape, dtype and device."""
     if isinstance(outputs, Tensor) or isinstance(lses, Tensor):
         problem = "merge takes lists of outputs and logsumexps, not one tensor."
         raise InputError(problem, "merge([out_a, out_b], [lse_a, lse_b]).")
@@ -368,9 +369,9 @@ def check_parts(
             "as many of both, at least one: merge([a, b], [x, y]).",
         )
     for out, lse in zip(outputs, lses, strict=True):
-        for name, given in (("an output", out), ("a logsumexp", lse)):
-            if not isinstance(given, Tensor):
-                raise InputError(f"{name} is {kind(given)}, not a tensor.", "torch.as_tensor.")
+        for name, part in (("an output", out), ("a logsumexp", lse)):
+            if not isinstance(part, Tensor):
+                raise InputError(f"{name} is {kind(part)}, not a tensor.", "torch.as_tensor.")
         if out.shape != outputs[0].shape or lse.shape != out.shape[:-1]:
             raise InputError(
                 f"output {list(out.shape)} and logsumexp {list(lse.shape)} "

@@ -1,4 +1,4 @@
-"""One axis of a mask: its fields, the rules between them, its words and its integers."""
+"""One axis of a mask: its fields, the rules between them, its description and its integer code."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ ALIGNMENTS: tuple[Align, ...] = ("top-left", "bottom-right")
 BORDERS: tuple[Border, ...] = ("clip", "shift", "wrap")
 CODE_FIELDS = 9
 _LIMIT = 2**31 - 1
-_UNLIMITED = -(2**62)  # as a side in code: beyond all that an index could become by mistake
+_UNLIMITED = -(2**62)  # encodes an unlimited side; no legal field can reach this number
 _CHOICES = {
-    "align": "align='top-left' puts query 0 on key 0, 'bottom-right' the last query on the last "
-    "key, an int query 0 on that key.",
+    "align": "align='top-left' puts query 0 on key 0, 'bottom-right' puts the last query on the "
+    "last key, an int puts query 0 on that key.",
     "border": "border='clip' cuts windows, 'shift' moves them inward, 'wrap' is circular.",
 }
-_ELSEWHERE = {  # what others call the values of align and border
+_ELSEWHERE = {  # names of the same values of align and border in other libraries
     "top-left": ("upper-left", "causal-upper-left", "start", "first"),
     "bottom-right": ("lower-right", "causal-lower-right", "end", "last"),
     "clip": ("cut", "crop", "truncate"),
@@ -35,7 +35,7 @@ _ELSEWHERE = {  # what others call the values of align and border
 
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """Which keys of one axis a query may read: `left` and `right` neighbours around its own
+    """The keys of one axis that a query attends to: `left` and `right` neighbours of its own
     position.
 
         Axis(1, 1) on 5 queries and 5 keys        Axis(1, 1, border="shift")
@@ -49,22 +49,26 @@ class Axis:
         left: neighbours before the centre, in dilated steps; None is unlimited.
         right: neighbours after the centre; None is unlimited. With stride 1 a window has
             `left + right + 1` keys.
-        dilation: distance between neighbouring keys; a query reads keys of its own residue class.
-        stride: this many consecutive queries of a class share their leader's window.
-        causal: read no key after the query's own position; then `right` is 0.
-        align: where lengths differ: "top-left" puts query 0 on key 0, "bottom-right" the last
-            query on the last key; an int is stored as "top-left" with that offset. None takes
-            equal lengths only, or an axis that reads everything.
+        dilation: distance between neighbouring keys. A query attends only to keys whose distance
+            from it is a multiple of the dilation.
+        stride: every `stride` neighbouring queries share one window; stride = kernel size is
+            Swin's window attention where it divides the grid. With a dilation, neighbours are
+            queries on the same dilation grid.
+        causal: the query attends to no key after its own position; then `right` is 0.
+        align: needed where lengths differ: "top-left" puts query 0 on key 0, "bottom-right" puts
+            the last query on the last key; an int is stored as "top-left" with that offset. None
+            needs equal lengths, or an axis without limits.
         offset: moves the queries this many keys to the right, after the alignment.
         border: where a window leaves the axis, "clip" cuts it (Flash, sliding windows),
             "shift" moves it inward (NATTEN), "wrap" continues at the other end (circular axes).
-        prefix: the first keys, which every query reads too (causal: those not after it).
+        prefix: every query also attends to this many first keys (causal: only to those not after
+            it).
 
     Raises:
-        MaskError: a field is no integer, is negative, or breaks a rule of its border.
+        MaskError: a field is not an integer, is negative, or breaks a rule of its border.
 
-    With `causal` and `stride > left + 1`, and wherever queries lie outside the key axis, rows can
-    be empty: their output is 0 and their logsumexp minus infinity.
+    Queries can be without keys if `causal` and `stride > left + 1`, or if they lie outside the key
+    axis: their output is 0 and their logsumexp is minus infinity.
 
     >>> Axis(7, causal=True) == Axis(7, 0, causal=True)
     True
@@ -110,12 +114,13 @@ class Axis:
 
     @property
     def is_full(self) -> bool:
-        """Whether every query reads every key, at any lengths and alignment."""
+        """Whether every query attends to every key, at any lengths and alignment."""
         return self.dilation == 1 and self.left is None and self.right is None
 
     @property
     def has_causal_gaps(self) -> bool:
-        """Whether a causal stride leaves rows without keys: the leader's window starts after them.
+        """Whether a causal stride leaves queries without keys: the window that their group shares
+        starts after them.
 
         >>> Axis(2, causal=True, stride=4).has_causal_gaps
         True
@@ -129,13 +134,15 @@ class Axis:
 
 
 def whole(name: str, value: SupportsIndex, low: int | None, hint: str = "") -> int:
-    """The value as an int, or a MaskError that names the field, what was found and what is
-    legal.
+    """Returns the value as an int.
+
+    Raises:
+        MaskError: it is not a whole number in the legal range; names the field and the range.
     """
     if type(value) is int or is_symbolic(value):
-        known = cast("int", value)
-        if holds((-_LIMIT if low is None else low) <= known) and holds(known <= _LIMIT):
-            return known
+        integer = cast("int", value)
+        if holds((-_LIMIT if low is None else low) <= integer) and holds(integer <= _LIMIT):
+            return integer
     legal = (
         f"{name} is a whole number"
         + ("" if low is None else f" >= {low}")
@@ -155,7 +162,7 @@ def whole(name: str, value: SupportsIndex, low: int | None, hint: str = "") -> i
 
 
 def truth(name: str, value: object) -> bool:
-    """The value as it is, or a MaskError when it is no bool."""
+    """Returns the value unchanged; raises a MaskError if it is not a bool."""
     if not isinstance(value, bool):
         problem = f"{name}={value!r} is {kind(value)}, not a bool."
         raise MaskError(problem, f"{name}=True or {name}=False.")
@@ -163,7 +170,7 @@ def truth(name: str, value: object) -> bool:
 
 
 def likely(given: object, known: Sequence[str]) -> str:
-    """The known name that was probably meant, or nothing.
+    """Returns the known name that was probably meant, or an empty string.
 
     >>> likely("bottom_right", ALIGNMENTS), likely("periodic", BORDERS), likely("spiral", BORDERS)
     ('bottom-right', 'wrap', '')
@@ -172,44 +179,44 @@ def likely(given: object, known: Sequence[str]) -> str:
         return ""
     plain = given.lower().replace("_", "-").replace(" ", "-")
     words = {word: name for name in known for word in (name, *_ELSEWHERE.get(name, ()))}
-    near = get_close_matches(given, known, n=1)
-    return words.get(plain) or (near[0] if near else "")
+    matches = get_close_matches(given, known, n=1)
+    return words.get(plain) or (matches[0] if matches else "")
 
 
 def _one_of(name: str, value: object, known: Sequence[str]) -> None:
     if value not in known:
-        near = likely(value, known)
+        guess = likely(value, known)
         names = ", ".join(map(repr, known))
         raise MaskError(
             f"{name}={value!r} is not one of {names}.",
-            f"{name}={near!r}." if near else _CHOICES[name],
+            f"{name}={guess!r}." if guess else _CHOICES[name],
         )
 
 
 def _place(align: SupportsIndex, offset: int) -> int:
-    """The offset that an integer alignment is."""
+    """Returns the offset that an integer alignment stands for."""
     place = whole("align", align, None, 'or "top-left", or "bottom-right"')
     if not holds(offset == 0):
         place, offset = operator.index(place), operator.index(offset)
         raise MaskError(
-            f"align={place} and offset={offset} both say where query 0 stands.",
+            f"align={place} and offset={offset} both set the position of query 0.",
             f'align={place + offset}, or align={place}, or align="top-left", offset={offset}.',
         )
     return place
 
 
 def _plain(side: int | None) -> int | None:
-    """A number for a message: of those that compilers do not know they print none."""
+    """Returns a side as a plain int for a message: compilers cannot format symbolic numbers."""
     return None if side is None else operator.index(side)
 
 
 def _check_rules(axis: Axis) -> None:
-    """The rules between fields that need no shape."""
+    """Checks the rules between fields that need no shape."""
     if axis.causal and (axis.right is None or not holds(axis.right == 0)):
         raise MaskError(
-            f"causal=True reads nothing to the right, but right={_plain(axis.right)}.",
-            f"Axis({_plain(axis.left)}, 0, causal=True), or causal=False to look "
-            f"{_plain(axis.right)} ahead.",
+            f"causal=True allows no keys to the right, but right={_plain(axis.right)}.",
+            f"Axis({_plain(axis.left)}, 0, causal=True), or causal=False for "
+            f"{_plain(axis.right)} keys ahead.",
         )
     if axis.border == "shift" and (axis.left is None or axis.right is None):
         raise MaskError(
@@ -224,21 +231,22 @@ def _check_rules(axis: Axis) -> None:
         }
         for name, (is_plain, legal) in plain.items():
             if not is_plain:
+                value = getattr(axis, name)
                 raise MaskError(
-                    f'border="wrap" is circular: it has no {name}={getattr(axis, name)!r}.',
+                    f'border="wrap" is circular and does not support {name}={value!r}.',
                     f'{name}={legal!r}, or border="clip".',
                 )
     if not holds(axis.prefix == 0) and (axis.border == "wrap" or not holds(axis.dilation == 1)):
         dilation = _plain(axis.dilation)
-        other = 'border="wrap"' if dilation == 1 else f"dilation={dilation}"
+        conflict = 'border="wrap"' if dilation == 1 else f"dilation={dilation}"
         raise MaskError(
-            f"prefix={_plain(axis.prefix)} and {other} cannot be combined.",
+            f"prefix={_plain(axis.prefix)} and {conflict} cannot be combined.",
             "prefix=0, and pass those keys as extra_key= and extra_value=.",
         )
 
 
 def describe(axis: Axis) -> str:
-    """One axis in words, as `print(mask)` shows it.
+    """Describes one axis in words, as `print(mask)` shows it.
 
     >>> describe(Axis(8, dilation=2, causal=True, align="bottom-right"))
     '8 left, itself; dilation 2, causal, bottom-right'
@@ -260,7 +268,7 @@ def describe(axis: Axis) -> str:
 
 
 def encode(axis: Axis) -> tuple[int, ...]:
-    """The fields as integers; `decode` is the way back."""
+    """Returns the fields as integers; `decode` is the inverse."""
     return (
         _UNLIMITED if axis.left is None else axis.left,
         _UNLIMITED if axis.right is None else axis.right,
@@ -275,7 +283,7 @@ def encode(axis: Axis) -> tuple[int, ...]:
 
 
 def decode(code: Sequence[int]) -> Axis:
-    """The axis of `encode(axis)`."""
+    """Returns the axis whose `encode` gave these integers."""
     left, right, dilation, stride, causal, align, offset, border, prefix = code
     return Axis(
         None if left == _UNLIMITED else left,

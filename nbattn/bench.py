@@ -1,5 +1,5 @@
-"""Measuring plans on this device: every usable candidate, checked against the chosen one, then
-timed in interleaved rounds.
+"""Measure plans on this device: check every usable candidate against the chosen one, then time
+them in interleaved rounds.
 """
 
 from __future__ import annotations
@@ -22,27 +22,30 @@ from nbattn.program.costs import ITEMSIZE, tensor_bytes
 from nbattn.program.request import Request
 from nbattn.timing import Action, Clock, Samples, clock, interleave
 
-TRAINING_FLOPS = 3.5  # of a forward pass
-# The largest error of a row over its own size and that of a typical row together: four times and
-# more what rounding does. A key too many in one row of n is off by about 0.3 / sqrt(n).
+TRAINING_FLOPS = 3.5  # FLOPs of forward + backward, relative to a forward pass
+# Limits of a row's error divided by (the row's norm + a typical row's norm): at least four times
+# the rounding error. One extra key in a row of n keys gives an error of about 0.3 / sqrt(n).
 TOLERANCE = {"float64": 1e-11, "float32": 2e-5, "bfloat16": 2e-2, "float16": 4e-3}
-DENSE_BYTES = 1 << 30  # of scores that the reference may hold
-_DENSE_COPIES = {False: 3, True: 6}  # of the scores, at the reference's peak: forward, training
+DENSE_BYTES = 1 << 30  # the most bytes of scores for which the reference is measured
+_DENSE_COPIES = {
+    False: 3,
+    True: 6,
+}  # copies of the scores at the reference's memory peak, by training
 SOFTCAP = 20.0
 QUIET = 0.3  # cores that other programs may use while several threads are timed
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One candidate of a job: its time, or why it has none.
+    """One candidate of a job: its time, or the reason why it has none.
 
     Args:
-        name: as the plan lists it.
-        bound: the planner's, in seconds; None where there is none.
+        name: the candidate's name in the plan.
+        bound: the planner's lower bound in seconds; None where there is none.
         error: the largest relative error of a row of the output or of a gradient, against the
             chosen candidate's.
         reason: why it was not timed; empty when it was.
-        wrong: it ran and disagreed with the chosen one, or failed.
+        wrong: it failed, or its results differ from the chosen candidate's.
         samples: its times.
     """
 
@@ -55,18 +58,18 @@ class Row:
 
     @property
     def seconds(self) -> float | None:
-        """What is reported."""
+        """The reported time; None when it was not timed."""
         return None if self.samples is None else self.samples.typical
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One plan as measured: a forward pass, or forward and backward.
+    """The measurement of one plan: a forward pass, or forward and backward.
 
     Args:
-        name: the plan's.
-        plan: made for `training` or not, as measured.
-        rows: the chosen candidate first.
+        name: the plan's name.
+        plan: the measured plan, whose request has `training` or not.
+        rows: one per candidate, the chosen one first.
         skipped: why nothing was measured; empty when something was.
     """
 
@@ -82,16 +85,16 @@ class Job:
 
     @property
     def timed(self) -> list[tuple[str, float]]:
-        """Names and seconds of what was timed, fastest first."""
-        found = [(row.name, row.seconds) for row in self.rows if row.seconds is not None]
-        return sorted(found, key=lambda pair: pair[1])
+        """(name, seconds) of every timed candidate, fastest first."""
+        pairs = [(row.name, row.seconds) for row in self.rows if row.seconds is not None]
+        return sorted(pairs, key=lambda pair: pair[1])
 
     @property
     def regret(self) -> float | None:
-        """The chosen candidate's time over the best one's."""
+        """The chosen candidate's time divided by the best time; None when it was not timed."""
         times = dict(self.timed)
-        mine = times.get(self.plan.chosen.name)
-        return None if mine is None else mine / min(times.values())
+        chosen = times.get(self.plan.chosen.name)
+        return None if chosen is None else chosen / min(times.values())
 
     @property
     def useful_flops(self) -> float:
@@ -109,12 +112,12 @@ class Effort:
     """How long to measure.
 
     Args:
-        clock: which clock; default: the device's, see `timing.clock`.
-        rounds: of every job.
-        seconds: of a job after which no round begins, and of one run by its bound: a candidate
-            over it is skipped.
-        backends: those to measure beside the chosen one; None is all.
-        by_name: also candidates that only run by name, the reference among them.
+        clock: default: the device's clock, see `timing.clock`.
+        rounds: number of rounds per job.
+        seconds: no round of a job begins after this time, and a candidate whose bound for one run
+            exceeds it is skipped.
+        backends: backends to measure beside the chosen one; None means all.
+        by_name: include candidates that only run by name, such as the reference.
     """
 
     clock: Clock | None = None
@@ -125,35 +128,35 @@ class Effort:
 
 
 def disturbance(kind: str) -> str:
-    """Why times would mislead now: several threads, timed by wall time, beside other programs."""
+    """Return why times are unreliable now (several threads beside other programs); empty if not."""
     threads = torch.get_num_threads()
     if kind != "cpu" or threads == 1:
         return ""
-    others = machine.busy()
-    if others is None or others <= QUIET:
+    busy = machine.busy()
+    if busy is None or busy <= QUIET:
         return ""
-    return f"other programs use {others:.1f} cores: wall times of {threads} threads mislead"
+    return f"other programs use {busy:.1f} cores: wall times of {threads} threads are unreliable"
 
 
 def passes(plan: Plan) -> Iterator[Plan]:
-    """The plans that a plan is measured as: a forward pass, and with training both passes."""
+    """Yield the plans to measure for a plan: forward, and with training forward and backward."""
     if plan.request.training:
         yield planner.make(replace(plan.request, training=False))
     yield plan
 
 
 def elsewhere(request: Request) -> str:
-    """Why a request cannot run on this machine; empty when it can."""
-    mine = ["cpu"]
+    """Return why a request cannot run on this machine; empty when it can."""
+    names = ["cpu"]
     if torch.cuda.is_available():
-        mine.append(devices.device_info("cuda").name)
+        names.append(devices.device_info("cuda").name)
     if request.device.kind == "meta":
-        return "the meta device computes nothing"
+        return "the meta device has no data to compute with"
     if request.device.kind not in ("cpu", "cuda"):
-        mine += [request.device.kind] * _present(request.device.kind)
-    if request.device.name in mine:
+        names += [request.device.kind] * _present(request.device.kind)
+    if request.device.name in names:
         return ""
-    return f"planned for {request.device.name}; this machine has {' and '.join(mine)}"
+    return f"planned for {request.device.name}; this machine has {' and '.join(names)}"
 
 
 def _present(kind: str) -> bool:
@@ -165,30 +168,30 @@ def _present(kind: str) -> bool:
 
 
 def candidates(plan: Plan, effort: Effort) -> list[Candidate]:
-    """Those to measure, the chosen one first; "flash-model", a model of kernels for proofs, only
-    where its name is given.
+    """Return the candidates to measure, the chosen one first. "flash-model", which simulates
+    kernels, is measured only when named.
     """
 
-    def wanted(one: Candidate) -> bool:
-        if one.program is None or any(reason.limit != "backend" for reason in one.reasons):
+    def selected(candidate: Candidate) -> bool:
+        if candidate.program is None or any(r.limit != "backend" for r in candidate.reasons):
             return False
-        if one.reasons and not effort.by_name:
+        if candidate.reasons and not effort.by_name:
             return False
         if effort.backends is None:
-            return one.runner != "flash-model"
-        return bool({one.backend, one.runner} & {*effort.backends})
+            return candidate.runner != "flash-model"
+        return bool({candidate.backend, candidate.runner} & {*effort.backends})
 
-    others = (one for one in plan.candidates if one is not plan.chosen)
-    return [plan.chosen, *filter(wanted, others)]
+    others = (candidate for candidate in plan.candidates if candidate is not plan.chosen)
+    return [plan.chosen, *filter(selected, others)]
 
 
 def obstacle(request: Request, candidate: Candidate, seconds: float) -> str:
-    """Why a usable candidate is not run: memory, or time, as far as the planner knows it."""
+    """Return why a usable candidate is not run: dense memory or planned time; empty if it is."""
     if candidate.backend == "reference":
         scores = request.batch * request.heads * request.query_count * request.key_count
-        held = scores * max(4, ITEMSIZE[request.dtype]) * _DENSE_COPIES[request.training]
-        if held > DENSE_BYTES:
-            return f"{held / 2**30:.3g} GiB of dense scores, the limit is {DENSE_BYTES >> 30} GiB"
+        size = scores * max(4, ITEMSIZE[request.dtype]) * _DENSE_COPIES[request.training]
+        if size > DENSE_BYTES:
+            return f"{size / 2**30:.3g} GiB of dense scores, the limit is {DENSE_BYTES >> 30} GiB"
     cost = candidate.cost
     if cost is None or cost.seconds <= seconds:
         return ""
@@ -199,12 +202,12 @@ def obstacle(request: Request, candidate: Candidate, seconds: float) -> str:
 def measure(
     name: str, plan: Plan, effort: Effort, done: Callable[[str], None] = lambda name: None
 ) -> Job:
-    """Check and time the candidates of one plan, as it is: see `passes`.
+    """Check and time the candidates of one plan, without splitting it by `passes`.
 
     Args:
-        name: the plan's.
-        plan: for a device of this machine; for others nothing is measured.
-        effort: how long.
+        name: the plan's name.
+        plan: for a device of this machine; for other devices nothing is measured.
+        effort: rounds, time and backends.
         done: called after every turn, with the candidate's name.
 
     >>> from nbattn import Mask, plan
@@ -217,9 +220,9 @@ def measure(
     skipped = elsewhere(request) or _too_large(request)
     if skipped:
         return Job(name, plan, (), skipped)
-    waiting = {one.name: _row(request, one, effort.seconds) for one in candidates(plan, effort)}
+    waiting = {c.name: _row(request, c, effort.seconds) for c in candidates(plan, effort)}
     first = waiting[plan.chosen.name]
-    if first.reason:  # nothing to compare the others with
+    if first.reason:  # without it there is no result to compare the others with
         return Job(name, plan, tuple(waiting.values()), f"{first.name}: {first.reason}")
     with _deterministic(request.deterministic):
         rows, ready = _prepare(plan, Tensors.of(request), waiting)
@@ -242,57 +245,59 @@ def _row(request: Request, candidate: Candidate, seconds: float) -> Row:
 def _prepare(
     plan: Plan, inputs: Tensors, waiting: dict[str, Row]
 ) -> tuple[list[Row], dict[str, Action]]:
-    """Every candidate run once and compared with the chosen one, which comes first."""
+    """Run every candidate once, the chosen one first, and compare the others with it."""
     rows: list[Row] = []
     ready: dict[str, Action] = {}
     expected: list[Tensor] = []
-    by_name = {one.name: one for one in plan.candidates}
+    by_name = {candidate.name: candidate for candidate in plan.candidates}
     for name, row in waiting.items():
         if not row.reason:
-            row, run, found = _try(plan, inputs, by_name[name], row, expected)
+            row, run, outputs = _try(plan, inputs, by_name[name], row, expected)
             if run is not None:
                 ready[name] = run
-                expected = expected or found
+                expected = expected or outputs
         rows.append(row)
         if not expected:
-            break  # the chosen one failed: there is nothing to compare the others with
+            break  # the chosen one failed: the others cannot be compared
     return rows, ready
 
 
 def _try(
     plan: Plan, inputs: Tensors, candidate: Candidate, row: Row, expected: list[Tensor]
 ) -> tuple[Row, Action | None, list[Tensor]]:
-    """One candidate's first run: its row, and what to time unless it failed or disagrees."""
+    """Run one candidate once; return its row, the function to time (None if wrong), its outputs."""
     run = inputs.runner(plan, candidate)
     try:
-        found = run()
+        outputs = run()
     except (NbattnError, RuntimeError) as failure:
         return replace(row, reason=f"fails: {str(failure)[:200]}", wrong=True), None, []
-    error, limit = disagreement(found, expected or found), TOLERANCE[plan.request.dtype]
+    error, limit = disagreement(outputs, expected or outputs), TOLERANCE[plan.request.dtype]
     if error <= limit:
-        return replace(row, error=error), run, found
-    reason = f"WRONG: a row is off by {error:.2g} of its size, the limit is {limit:g}"
+        return replace(row, error=error), run, outputs
+    reason = f"WRONG: a row differs by {error:.2g} of its norm, the limit is {limit:g}"
     return replace(row, error=error, reason=reason, wrong=True), None, []
 
 
-def disagreement(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
-    """The largest error of a row `[D]` over its size and the root mean square of all together."""
+def disagreement(results: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
+    """Return the largest of: norm of a row's error / (norm of the row + RMS of all norms)."""
     worst = 0.0
-    for one, other in zip(found, expected, strict=True):
-        if one.shape != other.shape:
+    for actual, wanted in zip(results, expected, strict=True):
+        if actual.shape != wanted.shape:
             return math.inf
-        if not one.numel():
+        if not actual.numel():
             continue
-        a, b = one.double(), other.double()
+        a, b = actual.double(), wanted.double()
         finite = torch.isfinite(b)
-        if not torch.equal(a[~finite], b[~finite]):  # the -inf of rows without keys; never NaN
+        if not torch.equal(
+            a[~finite], b[~finite]
+        ):  # equal where rows without keys have -inf; NaN is never equal
             return math.inf
         a, b = torch.where(finite, a, 0.0), torch.where(finite, b, 0.0)
         size = b.norm(dim=-1)
         typical = size.square().mean().sqrt()
         error = (a - b).norm(dim=-1) / (size + typical).clamp_min(1e-300)
         largest = float(error.max())
-        if not largest <= worst:  # NaN too
+        if not largest <= worst:  # also true for NaN
             worst = largest
             if math.isnan(worst):
                 return math.inf
@@ -301,7 +306,7 @@ def disagreement(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Tensors:
-    """What a request is measured on: random, the same every time."""
+    """The input tensors of a request: random, with a fixed seed."""
 
     query: Tensor
     key: Tensor
@@ -311,37 +316,37 @@ class Tensors:
 
     @classmethod
     def of(cls, request: Request) -> Tensors:
-        """Tensors of the request's shapes, dtype, device and layout."""
+        """Create tensors of the request's shapes, dtype, device and layout."""
         device = torch.device(request.device.kind)
         generator = torch.Generator().manual_seed(0)
 
-        def drawn(*shape: int) -> Tensor:
+        def random(*shape: int) -> Tensor:
             dtype = getattr(torch, request.dtype)
             return torch.randn(shape, generator=generator, dtype=dtype).to(device)
 
         batch, heads, kv_heads = request.batch, request.heads, request.kv_heads
         dim, value_dim, extra = request.head_dim, request.value_dim, request.extra_keys
         keys = (batch, *request.key_space)
-        query = drawn(batch, *request.query_space, heads, dim)
-        key, value = drawn(*keys, kv_heads, dim), drawn(*keys, kv_heads, value_dim)
+        query = random(batch, *request.query_space, heads, dim)
+        key, value = random(*keys, kv_heads, dim), random(*keys, kv_heads, value_dim)
         if request.layout == "packed":
             query, key, value = _packed(query, key, value)
         extras: dict[str, Any] = {}
         if extra:
-            extras["extra_key"] = drawn(batch, extra, kv_heads, dim)
-            extras["extra_value"] = drawn(batch, extra, kv_heads, value_dim)
+            extras["extra_key"] = random(batch, extra, kv_heads, dim)
+            extras["extra_value"] = random(batch, extra, kv_heads, value_dim)
         if request.sink:
-            extras["sink"] = drawn(heads)
+            extras["sink"] = random(heads)
         if request.softcap:
             extras["softcap"] = SOFTCAP
-        if request.key_range:  # an eighth of every axis is padding
+        if request.key_range:  # the last eighth of every axis is padding
             ranges = [[0, length - length // 8] for length in request.key_space]
             extras["key_range"] = torch.tensor([ranges] * batch, dtype=torch.int32, device=device)
-        return cls(query, key, value, drawn(*query.shape[:-1], value_dim), extras)
+        return cls(query, key, value, random(*query.shape[:-1], value_dim), extras)
 
     def runner(self, plan: Plan, candidate: Candidate) -> Callable[[], list[Tensor]]:
-        """A function that runs one candidate's program and returns the output, then the logsumexp
-        and the gradients where the request has them.
+        """Return a function that runs one candidate's program and returns the output, then the
+        logsumexp and the gradients if the request has them.
         """
         request = plan.request
         leaves = {"query": self.query, "key": self.key, "value": self.value}
@@ -350,12 +355,12 @@ class Tensors:
         }
         if request.training:
             leaves = {n: t.detach().requires_grad_() for n, t in leaves.items()}
-        given: dict[str, Any] = {**self.extras, **leaves}
-        own = replace(plan, chosen=candidate)
+        inputs: dict[str, Any] = {**self.extras, **leaves}
+        variant = replace(plan, chosen=candidate)
 
         def run() -> list[Tensor]:
             with torch.set_grad_enabled(request.training):
-                out = own.run(**given)
+                out = variant.run(**inputs)
                 outputs = list(out) if isinstance(out, tuple) else [out]
                 if not request.training:
                     return outputs
@@ -366,8 +371,8 @@ class Tensors:
 
 
 def _packed(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The same as views of one tensor, head after head; of two where queries and keys differ in
-    space.
+    """Return the tensors as views of one tensor, head after head; of key and value only where
+    queries and keys differ in space.
     """
     together = [query, key, value] if query.shape[:-2] == key.shape[:-2] else [key, value]
     joined = torch.cat([t.flatten(-2) for t in together], dim=-1)
@@ -377,19 +382,19 @@ def _packed(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, 
 
 
 def _too_large(request: Request) -> str:
-    """Whether the tensors alone, with gradients, are over half of this machine's memory."""
+    """Return a text if the tensors and gradients exceed half of the memory; else an empty one."""
     needed = tensor_bytes(request) * (1 + 2 * request.training)
-    have = machine.memory()
+    available = machine.memory()
     if request.device.kind == "cuda":
-        have = torch.cuda.get_device_properties(torch.device("cuda")).total_memory
-    if not have or needed <= have / 2:
+        available = torch.cuda.get_device_properties(torch.device("cuda")).total_memory
+    if not available or needed <= available / 2:
         return ""
-    return f"its tensors take {needed / 2**30:.3g} GiB of {have / 2**30:.3g} GiB of memory"
+    return f"its tensors take {needed / 2**30:.3g} GiB of {available / 2**30:.3g} GiB of memory"
 
 
 @contextmanager
 def _deterministic(wanted: bool) -> Generator[None]:
-    """Torch's switch as the request has it."""
+    """Set torch's deterministic switch as the request has it, and restore it afterwards."""
     before = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(wanted)
     try:
@@ -399,7 +404,7 @@ def _deterministic(wanted: bool) -> Generator[None]:
 
 
 def record(jobs: Sequence[Job], effort: Effort) -> dict[str, Any]:
-    """Everything that was measured, as plain data for JSON."""
+    """Return all measurements as plain data for JSON."""
     return {
         "format": 1,
         "date": machine.now(),

@@ -1,8 +1,9 @@
-"""The directory of files that nbattn keeps between processes: where it lies, and what is trusted.
+"""The cache directory: its location, and reading and writing its files securely.
 
-It is `$NBATTN_CACHE`, else `$XDG_CACHE_HOME/nbattn`, else `~/.cache/nbattn`; `NBATTN_CACHE=off` is
-none. A file counts only if nobody but this user could have written it: neither it nor its directory
-may be a symbolic link, another user's, or writable by others. Files appear whole or not at all.
+It is `$NBATTN_CACHE`, else `$XDG_CACHE_HOME/nbattn`, else `~/.cache/nbattn`; `NBATTN_CACHE=off`
+disables it. A file is trusted only if no other user could have written it: the file and its
+directory must belong to this user, be no symbolic links and not be writable by others. Files are
+written atomically.
 """
 
 from __future__ import annotations
@@ -15,18 +16,18 @@ from collections.abc import Generator
 from pathlib import Path
 
 VARIABLE = "NBATTN_CACHE"
-LIMIT = 16 << 20  # bytes of a file that is read
+LIMIT = 16 << 20  # the most bytes of a file that is read
 
 
 class CacheError(Exception):
-    """Why the cache cannot be used, in one line."""
+    """The cache cannot be used; the message is one line."""
 
 
 def directory() -> Path | None:
-    """Where it lies, whether or not it exists; None when it is switched off.
+    """Return the path of the directory, which may not exist; None when the cache is off.
 
     Raises:
-        CacheError: the variables name no absolute path.
+        CacheError: the environment variables do not name an absolute path.
     """
     own, shared = os.environ.get(VARIABLE, ""), os.environ.get("XDG_CACHE_HOME", "")
     if own.lower() == "off":
@@ -35,7 +36,7 @@ def directory() -> Path | None:
         if not Path(own).is_absolute():
             raise CacheError(f'{VARIABLE}={own!r} is neither an absolute path nor "off"')
         return Path(own)
-    if Path(shared).is_absolute():  # others are to be ignored, says the XDG standard
+    if Path(shared).is_absolute():  # the XDG standard ignores relative paths
         return Path(shared) / "nbattn"
     try:
         return Path.home() / ".cache" / "nbattn"
@@ -44,19 +45,18 @@ def directory() -> Path | None:
 
 
 def read(path: Path) -> bytes | None:
-    """A file of the cache; None where there is none.
+    """Return the content of a cache file; None if it does not exist.
 
     Raises:
-        CacheError: it cannot be read or trusted.
+        CacheError: the file cannot be read or is not trusted.
     """
     try:
         _check(path.parent, os.lstat(path.parent), stat.S_ISDIR)
-        _check(path, os.lstat(path), stat.S_ISREG)  # first: opening a pipe would wait
+        _check(path, os.lstat(path), stat.S_ISREG)  # before open(), which would block on a pipe
         handle = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0))
         with open(handle, "rb") as file:  # noqa: PTH123 (a descriptor)
-            _check(
-                path, os.fstat(handle), stat.S_ISREG
-            )  # the file opened, not one put in its place
+            # again, since the file may have been replaced before open()
+            _check(path, os.fstat(handle), stat.S_ISREG)
             content = file.read(LIMIT + 1)
     except (FileNotFoundError, NotADirectoryError):
         return None
@@ -68,25 +68,25 @@ def read(path: Path) -> bytes | None:
 
 
 def prepare(folder: Path) -> None:
-    """Make the directory, for this user alone, where there is none.
+    """Create the directory, accessible to this user only, if it does not exist.
 
     Raises:
-        CacheError: it cannot be made, written or trusted.
+        CacheError: it cannot be created or written, or is not trusted.
     """
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         _check(folder, os.lstat(folder), stat.S_ISDIR)
     except OSError as error:
-        raise CacheError(f"{folder} cannot be made: {error.strerror}") from None
+        raise CacheError(f"{folder} cannot be created: {error.strerror}") from None
     if not os.access(folder, os.W_OK | os.X_OK):
         raise CacheError(f"{folder} cannot be written")
 
 
 def publish(path: Path, content: bytes) -> None:
-    """Put a file in place as a whole, readable by this user alone.
+    """Write a file atomically, readable by this user only.
 
     Raises:
-        CacheError: it cannot be written.
+        CacheError: the file cannot be written.
     """
     try:
         handle, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)  # mode 0600
@@ -106,9 +106,9 @@ def publish(path: Path, content: bytes) -> None:
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Generator[None]:
-    """One writer at a time between reading a file and replacing it; readers need no lock.
+    """Lock the folder while a file is read and replaced; readers need no lock.
 
-    Where the system has no file locks the last writer wins.
+    On systems without file locks the last writer wins.
     """
     try:
         import fcntl
@@ -117,23 +117,23 @@ def locked(folder: Path) -> Generator[None]:
         return
     handle = os.open(folder, os.O_RDONLY)
     try:
-        with contextlib.suppress(OSError):  # network file systems may have no locks
+        with contextlib.suppress(OSError):  # some network file systems have no locks
             fcntl.flock(handle, fcntl.LOCK_EX)
         yield
     finally:
         os.close(handle)
 
 
-def _check(path: Path, found: os.stat_result, is_kind: object) -> None:
-    """Raise unless only this user could have written it."""
+def _check(path: Path, status: os.stat_result, is_kind: object) -> None:
+    """Raise CacheError unless only this user could have written the file or directory."""
     kind = "directory" if is_kind is stat.S_ISDIR else "file"
-    if stat.S_ISLNK(found.st_mode):
+    if stat.S_ISLNK(status.st_mode):
         raise CacheError(f"{path} is a symbolic link")
-    if not is_kind(found.st_mode):  # pyright: ignore
-        raise CacheError(f"{path} is no {kind}")
-    if not hasattr(os, "geteuid"):  # Windows keeps a profile private by other means
+    if not is_kind(status.st_mode):  # pyright: ignore
+        raise CacheError(f"{path} is not a {kind}")
+    if not hasattr(os, "geteuid"):  # Windows protects the user profile itself
         return
-    if found.st_uid != os.geteuid():
-        raise CacheError(f"{path} belongs to user {found.st_uid}, not to {os.geteuid()}")
-    if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+    if status.st_uid != os.geteuid():
+        raise CacheError(f"{path} belongs to user {status.st_uid}, not to {os.geteuid()}")
+    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         raise CacheError(f"{path} is writable by others: chmod go-w {path}")

@@ -1,7 +1,7 @@
-"""What of nbattn works on this machine, and what to do where it does not; never raises.
+"""Report what of nbattn works on this machine, and how to repair the rest; never raises.
 
-Standard library only when loaded. Everything that may be broken is loaded in a second process,
-which may crash or hang: torch, every optional package, a small attention on every backend.
+This module imports only the standard library. A second process, which may crash or hang, loads
+whatever may be broken: torch, every optional package, a small attention on every backend.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from nbattn.version import __version__
 
 Report = dict[str, Any]
 
-SECONDS = 120  # of the second process
-VARIABLES = {"NBATTN_CACHE": "where costs and cubins are kept; off: nowhere"}  # all that is read
+SECONDS = 120  # time limit of the second process
+VARIABLES = {"NBATTN_CACHE": "folder of costs and cubins, or off"}  # every one nbattn reads
 _IMPORT_NAMES = {
     "pyyaml": "yaml",
     "scikit-image": "skimage",
@@ -45,16 +45,18 @@ _FILES = 10_000
 
 
 def report() -> Report:
-    """Everything that is known, as plain data; a part that fails says why instead.
+    """Return all facts as plain data; a part that fails holds its error instead.
 
     Returns:
-        What it is about → facts: nbattn, python, machine, torch, packages, backends, kernels,
-        environment, cache; and `usable`, whether at least one backend is.
+        Topic → facts: nbattn, python, machine, torch, packages, backends, kernels, environment,
+        cache; and `usable`: whether at least one backend is usable.
     """
     packages = _guarded(_packages)
     names = [p["import_name"] for p in packages if p["installed"]] if _is_list(packages) else []
-    found = _guarded(lambda: _second_process([name for name in names if name and name != "torch"]))
-    probed = found if "error" not in found else {"crash": found["error"]}
+    findings = _guarded(
+        lambda: _second_process([name for name in names if name and name != "torch"])
+    )
+    probed = findings if "error" not in findings else {"crash": findings["error"]}
     if _is_list(packages):
         for package in packages:
             package |= _loads(package, probed)
@@ -74,7 +76,7 @@ def report() -> Report:
 
 
 def _guarded(part: Callable[[], Any]) -> Any:
-    """What a part finds, or what it raised, whatever that is."""
+    """Return the result of a part, or {"error": text} for any exception."""
     try:
         return part()
     except KeyboardInterrupt:
@@ -84,7 +86,7 @@ def _guarded(part: Callable[[], Any]) -> Any:
 
 
 def _text(error: BaseException) -> str:
-    """An exception in one line; its own `str` may be broken, too."""
+    """Format an exception as one line, even where its `str` raises."""
     try:
         words = " ".join(str(error).split())
     except Exception:
@@ -92,8 +94,8 @@ def _text(error: BaseException) -> str:
     return f"{type(error).__name__}: {words[:500]}" if words else type(error).__name__
 
 
-def _is_list(found: Any) -> bool:
-    return isinstance(found, list)
+def _is_list(value: Any) -> bool:
+    return isinstance(value, list)
 
 
 def _python() -> Report:
@@ -117,12 +119,12 @@ def _machine() -> Report:
 
 
 def _first(pattern: str, path: str) -> str | None:
-    """What a pattern finds in a file, if there is one."""
+    """Return the first group of a pattern's match in a file; None without file or match."""
     try:
-        found = re.search(pattern, Path(path).read_text("utf-8", "replace"))
+        match = re.search(pattern, Path(path).read_text("utf-8", "replace"))
     except OSError:
         return None
-    return found[1].strip() if found else None
+    return match[1].strip() if match else None
 
 
 def _number(text: str | None) -> int | None:
@@ -137,32 +139,34 @@ def _memory() -> int | None:
 
 
 def _requirements() -> Iterator[tuple[str, str, str]]:
-    """Every package that nbattn or an extra of it names: (name, version range, extra)."""
+    """Yield every package that nbattn or an extra requires: (name, version range, extra)."""
     project = Path(__file__).parents[1] / "pyproject.toml"
-    if project.is_file():  # a checkout: its own words, not those of an older installation
+    if project.is_file():  # a checkout, not the metadata of an older installation
         import tomllib
 
         table = tomllib.loads(project.read_text("utf-8"))["project"]
-        given = [(text, "") for text in table["dependencies"]]
+        requirements = [(text, "") for text in table["dependencies"]]
         extras = table["optional-dependencies"].items()
-        given += [(text, extra) for extra, texts in extras if extra != "dev" for text in texts]
+        requirements += [
+            (text, extra) for extra, texts in extras if extra != "dev" for text in texts
+        ]
     else:
         texts = importlib.metadata.requires("nbattn") or []
         parts = [re.split(r";\s*", text, maxsplit=1) for text in texts]
-        given = [(part[0], _extra(part[1:])) for part in parts]
-    for text, extra in given:
-        found = re.match(r"([A-Za-z0-9._-]+)\s*(?:\[[^]]*\])?\s*\(?([^)]*)", text)
-        if found and found[1] != "nbattn" and extra != "dev":
-            yield found[1].lower(), found[2].strip(), extra
+        requirements = [(part[0], _extra(part[1:])) for part in parts]
+    for text, extra in requirements:
+        match = re.match(r"([A-Za-z0-9._-]+)\s*(?:\[[^]]*\])?\s*\(?([^)]*)", text)
+        if match and match[1] != "nbattn" and extra != "dev":
+            yield match[1].lower(), match[2].strip(), extra
 
 
 def _extra(marker: list[str]) -> str:
-    found = re.search(r"extra\s*==\s*['\"]([^'\"]+)", marker[0]) if marker else None
-    return found[1] if found else ""
+    match = re.search(r"extra\s*==\s*['\"]([^'\"]+)", marker[0]) if marker else None
+    return match[1] if match else ""
 
 
 def _packages() -> list[Report]:
-    """Every package, once: its range, what is installed, whether that fits."""
+    """List every package once: required range, installed version, whether it is in the range."""
     packages: dict[str, Report] = {}
     for name, wanted, extra in _requirements():
         if name in packages:
@@ -189,21 +193,21 @@ def _installed(name: str) -> str | None:
         return None
 
 
-def _fits(wanted: str, version: str) -> bool | None:
-    """Whether a version lies in a range such as ">=14.2,<15", by its numbers; None: no range."""
+def _fits(required: str, version: str) -> bool | None:
+    """Whether a version is in a range such as ">=14.2,<15"; None if the range is not parsable."""
     signs: dict[str, Callable[[list[int], list[int]], bool]] = {
         ">=": lambda a, b: a >= b,
         "<": lambda a, b: a < b,
         "==": lambda a, b: a == b,
     }
-    for part in filter(None, wanted.split(",")):
-        found = re.match(r"(>=|<|==)\s*(\S+)", part.strip())
-        if found is None:
+    for part in filter(None, required.split(",")):
+        match = re.match(r"(>=|<|==)\s*(\S+)", part.strip())
+        if match is None:
             return None
-        have, need = _numbers(version), _numbers(found[2])
+        have, need = _numbers(version), _numbers(match[2])
         size = max(len(have), len(need))
         pad = [side + [0] * (size - len(side)) for side in (have, need)]
-        if not signs[found[1]](*pad):
+        if not signs[match[1]](*pad):
             return False
     return True
 
@@ -214,7 +218,7 @@ def _numbers(version: str) -> list[int]:
 
 
 def _loads(package: Report, probed: Report) -> Report:
-    """Whether a package loads, and why not."""
+    """Return whether a package can be imported, and the error if not."""
     name = package["import_name"]
     if not package["installed"] or not name or name == "torch":
         torch = _torch(probed)
@@ -235,9 +239,9 @@ def _untried(probed: Report) -> Report:
 
 
 def _backends(probed: Report) -> list[Report]:
-    """Every backend on every device: usable, or why not and what to do."""
+    """List every backend on every device: usable, or the reason and a fix."""
     torch = _torch(probed)
-    found: list[Report] = []
+    backends: list[Report] = []
     for name in _names():
         for device in [d["name"] for d in torch.get("devices", [])] or ["cpu"]:
             facts: Report = probed.get(f"{name} on {device}", {})
@@ -246,19 +250,19 @@ def _backends(probed: Report) -> list[Report]:
                 facts["fix"] = "python -X faulthandler -c 'import torch' shows where it stops."
             if "error" in torch:
                 facts = {"usable": False, "reason": torch["error"], "fix": torch.get("fix", "")}
-            found.append({"name": name, "device": device, "usable": False, **facts})
-    return found
+            backends.append({"name": name, "device": device, "usable": False, **facts})
+    return backends
 
 
 def _names() -> list[str]:
-    """The backends to try: every provider of Flash, and its model once."""
+    """Return the backends to test: every provider of Flash, and `flash-model` once."""
     from nbattn.backends import families
 
     return [name for name in families.BACKENDS[1:] if not name.startswith("flash-model:")]
 
 
 def _cache() -> Report:
-    """The cache folder, if there is one, and what was measured for the planner."""
+    """Describe the cache folder and the measurements in it."""
     path = cache.directory()
     if path is None:
         return {"path": None, "exists": False}
@@ -281,16 +285,16 @@ def _cache() -> Report:
 
 
 def _costs() -> str:
-    """What the planner has of `nbattn tune`, or why it cannot use it."""
+    """Describe the measurements of `nbattn tune`, or why the planner cannot use them."""
     from nbattn.planner import cost_table
 
     table = cost_table.table()
-    dates = [f"{one.fingerprint.device} on {one.date}" for one in table.entries]
+    dates = [f"{entry.fingerprint.device} on {entry.date}" for entry in table.entries]
     return table.problem or ", ".join(dates) or "nothing measured"
 
 
 def _second_process(names: list[str]) -> Report:
-    """What another process finds; "crash" says how it ended, if not well."""
+    """Return the findings of a second process; "crash" describes an abnormal end."""
     paths = [path or str(Path.cwd()) for path in [str(Path(__file__).parents[1]), *sys.path]]
     command = [sys.executable, "-c", "from nbattn import doctor; doctor.probe()", *names]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONIOENCODING": "utf-8"}
@@ -304,23 +308,23 @@ def _second_process(names: list[str]) -> Report:
         output, errors = child.communicate()
         end = f"the process took longer than {SECONDS} s"
     last = errors.decode("utf-8", "replace").strip().splitlines()[-1:]
-    found: Report = {}
+    findings: Report = {}
     for line in output.decode("utf-8", "replace").splitlines():
-        if line.startswith(_MARK):  # packages may print what they like, too
+        if line.startswith(_MARK):  # packages may print other lines
             with suppress(ValueError):
-                found |= json.loads(line.removeprefix(_MARK))
-    at = found.pop("at", "starting")
-    return {**found, "crash": ", ".join([f"{end} at: {at}", *last])} if end else found
+                findings |= json.loads(line.removeprefix(_MARK))
+    at = findings.pop("at", "starting")
+    return {**findings, "crash": ", ".join([f"{end} at: {at}", *last])} if end else findings
 
 
 def probe() -> None:
-    """In the second process: one line per finding, before and after everything that may crash."""
+    """Print, in the second process, one line before and one after each part that may crash."""
     for key, part in _probes(sys.argv[1:]):
-        _say({"at": key})
-        _say({key: part()})
+        _emit({"at": key})
+        _emit({key: part()})
 
 
-def _say(facts: Report) -> None:
+def _emit(facts: Report) -> None:
     print(f"\n{_MARK}{json.dumps(facts)}", flush=True)
 
 
@@ -347,26 +351,28 @@ def _guarded_facts(part: Callable[[], Report]) -> Report:
 
 
 def _import(name: str) -> str | None:
-    """None, or why a package does not load."""
-    found = _guarded(lambda: importlib.import_module(name))
-    return found["error"] if isinstance(found, dict) else None
+    """Import a package; return None, or the error."""
+    result = _guarded(lambda: importlib.import_module(name))
+    return result["error"] if isinstance(result, dict) else None
 
 
 def _kernels(part: str, torch: Report) -> Report:
-    """One part of running kernels: what launches them, NVRTC, compiling, keeping."""
+    """Check one part of the kernel tools: the launcher, NVRTC, a compilation, or the cache."""
     from nbattn.kernels import check, launch, nvrtc
 
     if part == "launcher":
         return {"missing": launch.missing()}
     if part == "compiler":
         return check.compiler()
-    found = [device["capability"] for device in torch.get("devices", []) if "capability" in device]
-    arch = nvrtc.arch_of((found[0][0], found[0][1])) if found else "80"
+    capabilities = [
+        device["capability"] for device in torch.get("devices", []) if "capability" in device
+    ]
+    arch = nvrtc.arch_of((capabilities[0][0], capabilities[0][1])) if capabilities else "80"
     return check.compiles(arch) if part == "compile" else check.keeps(arch)
 
 
 def _torch_facts() -> Report:
-    """Of torch: version, switches, devices."""
+    """Return the version, settings and devices of torch."""
     import torch
 
     return {
@@ -376,8 +382,8 @@ def _torch_facts() -> Report:
         "threads": torch.get_num_threads(),
         "deterministic": torch.are_deterministic_algorithms_enabled(),
         "backends": {
-            name: _guarded(found)
-            for name, found in {
+            name: _guarded(query)
+            for name, query in {
                 "mkldnn": torch.backends.mkldnn.is_available,
                 "mkl": torch.backends.mkl.is_available,
                 "openmp": torch.backends.openmp.is_available,
@@ -394,11 +400,11 @@ def _torch_facts() -> Report:
 
 
 def _devices(torch: Any) -> list[Report]:
-    """The CPU and whatever accelerators torch sees."""
-    found: list[Report] = [{"name": "cpu"}]
+    """List the CPU and the accelerators that torch supports."""
+    devices: list[Report] = [{"name": "cpu"}]
     for number in range(torch.cuda.device_count()):
         facts = torch.cuda.get_device_properties(number)
-        found.append(
+        devices.append(
             {
                 "name": f"cuda:{number}",
                 "model": facts.name,
@@ -408,12 +414,12 @@ def _devices(torch: Any) -> list[Report]:
         )
     for kind in ("mps", "xpu"):
         if hasattr(torch, kind) and getattr(torch, kind).is_available():
-            found.append({"name": kind})
-    return found
+            devices.append({"name": kind})
+    return devices
 
 
 def _try(backend: str, device: str) -> Report:
-    """A small attention, forward and backward, compared with the reference on the CPU."""
+    """Run a small attention, forward and backward, and compare it with the reference on the CPU."""
     import torch
 
     from nbattn import functional
@@ -423,23 +429,23 @@ def _try(backend: str, device: str) -> Report:
     attend: Any = functional.attention
     dtype = torch.float16 if backend.partition(":")[0] == "flash" else torch.float32
 
-    def run(name: str, place: str) -> list[Any]:
+    def run(name: str, location: str) -> list[Any]:
         torch.manual_seed(0)
-        tensors = [torch.randn(1, 9, 2, 16).to(place, dtype).requires_grad_() for _ in range(3)]
+        tensors = [torch.randn(1, 9, 2, 16).to(location, dtype).requires_grad_() for _ in range(3)]
         out = attend(*tensors, Mask.neighborhood(3), backend=name)
         out.square().sum().backward()
         return [out.detach().float().cpu(), *(tensor.grad.float().cpu() for tensor in tensors)]  # pyright: ignore
 
     try:
-        found, wanted = run(backend, device), run("reference", "cpu")
+        results, expected = run(backend, device), run("reference", "cpu")
     except NbattnError as error:
         lines = [line.strip().partition(": ")[2] or line for line in error.problem.splitlines()]
         reason = "; ".join(dict.fromkeys(lines[1:])) or error.problem
         return {"usable": False, "reason": reason, "fix": error.fix}
     except Exception as error:
-        fix = "report it with this output; backend= names another one."
+        fix = "report it with this output; select another backend with backend=."
         return {"usable": False, "reason": _text(error), "fix": fix}
-    errors = [float((a - b).abs().max()) for a, b in zip(found, wanted, strict=True)]
+    errors = [float((a - b).abs().max()) for a, b in zip(results, expected, strict=True)]
     if not max(errors) <= 1e-2:  # TF32 rounds products to 10 bits; a wrong key is off by 0.1
         return {"usable": False, "reason": f"wrong by {max(errors):.3g}", "fix": "report it."}
     return {"usable": True, "max_error": max(errors)}

@@ -1,4 +1,4 @@
-"""Text pictures of masks: one matrix per axis, with what borders and alignment do; long axes by
+"""Draws masks as text: one matrix per axis, with the effect of borders and alignment; long axes by
 tiles.
 """
 
@@ -29,7 +29,7 @@ CELLS = 48
 def picture(
     mask: Mask, query_space: Space, key_space: Space | None = None, *, cells: int = CELLS
 ) -> str:
-    """Every axis of a mask as a matrix of at most `cells` cells a side, with a legend.
+    """Draws every axis of a mask as a matrix of at most `cells` x `cells`, with a legend.
 
     Raises:
         MaskError: the mask does not fit the lengths, or an axis is longer than 2^21.
@@ -48,7 +48,7 @@ def picture(
 
 
 def _axis(number: int, axis: BoundAxis, cells: int) -> str:
-    """One axis: what it does, the numbers of its keys, its rows."""
+    """Draws one axis: its description, its key numbers, its rows."""
     rows, columns = (max(1, -(-length // cells)) for length in (axis.queries, axis.keys))
     short = rows == columns == 1
     share = f"{axis.pairs()} of {axis.queries * axis.keys} pairs"
@@ -64,7 +64,7 @@ def _axis(number: int, axis: BoundAxis, cells: int) -> str:
 
 
 def _pairs(axis: BoundAxis) -> list[str]:
-    """Rows of a short axis, with marks where a window is cut and where p lies outside the keys."""
+    """Rows of a short axis; marks cut windows and positions p outside the keys."""
     rows = zip(
         signs(axis).tolist(), *(ends.tolist() for ends in clipped_windows(axis)), strict=True
     )
@@ -75,9 +75,9 @@ def _pairs(axis: BoundAxis) -> list[str]:
 
 
 def _tiles(axis: BoundAxis, rows: int, columns: int) -> list[str]:
-    """Rows of a long axis: every cell a tile."""
-    found = axis.coverage(rows, columns)
+    """Rows of a long axis: every cell is a tile of pairs."""
+    counts = axis.coverage(rows, columns)
     sides = (rows, axis.queries), (columns, axis.keys)
     high, wide = (np.minimum(tile, size - np.arange(0, size, tile)) for tile, size in sides)
-    rules = [found == 0, found == high[:, None] * wide]
+    rules = [counts == 0, counts == high[:, None] * wide]
     return [f" {' '.join(row)}" for row in np.select(rules, [NONE, READ], PART).tolist()]

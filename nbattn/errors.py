@@ -1,4 +1,4 @@
-"""The exceptions of nbattn and the one form their messages take: what, where, how to fix it."""
+"""The exceptions of nbattn, whose messages all have one form: problem, where, fix."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from typing import NamedTuple
 
 
 class NbattnError(Exception):
-    """Base class of every error nbattn raises on purpose."""
+    """Base class of every error that nbattn raises on purpose."""
 
     def __init__(self, problem: str, fix: str = "", where: str = "") -> None:
-        """Keep the parts, so that a public function can add what an inner one did not know. They
-        come by position: of an error raised while it traces, torch.compile shows nothing else.
+        """Stores the parts, so that a public function can add what an inner one did not know. They
+        are positional: of an error raised while it traces, torch.compile shows only these.
 
         Args:
             problem: what is wrong, with both numbers.
             fix: what to write instead, as code.
-            where: the mask, shapes and arguments it happened with.
+            where: the mask, shapes and arguments of the call.
         """
         self.problem, self.fix, self.where = problem, fix, where
         self.args = (problem, fix, where)  # torch.compile cannot trace super().__init__ here
@@ -38,7 +38,7 @@ def _rebuild(kind: type[NbattnError], problem: str, fix: str, where: str) -> Nba
 
 
 class MaskError(NbattnError, ValueError):
-    """A mask breaks a rule of its own, or one of a shape that it is used with."""
+    """A mask breaks a rule of masks, or does not fit the shape that it is used with."""
 
 
 class InputError(NbattnError, ValueError):
@@ -46,7 +46,7 @@ class InputError(NbattnError, ValueError):
 
 
 class BackendError(NbattnError, RuntimeError):
-    """No backend can do what was asked; the message lists every reason."""
+    """No backend supports the request; the message lists every reason."""
 
 
 class Mistake(NamedTuple):
@@ -55,8 +55,8 @@ class Mistake(NamedTuple):
     Args:
         path: its key path; empty for the whole file.
         found: what is wrong.
-        legal: what may stand there.
-        fix: or what to write instead, as code.
+        legal: what is allowed at this path.
+        fix: what to write instead, as code.
         guess: what was probably meant.
     """
 
@@ -75,7 +75,7 @@ class Mistake(NamedTuple):
 
 
 class ConfigError(NbattnError, ValueError):
-    """A configuration has mistakes; the message lists every one of them, a line each.
+    """A configuration has mistakes; the message lists all of them, one per line.
 
     Args:
         source: the file, or "mapping".
@@ -91,11 +91,11 @@ class ConfigError(NbattnError, ValueError):
 
 
 def kind(value: object) -> str:
-    """The type of a value with its article: "an int", "a float"."""
+    """Returns the type of a value with its article: "an int", "a float"."""
     name = type(value).__name__
     return f"{'an' if name[0].lower() in 'aeiou' else 'a'} {name}"
 
 
 def counted(number: int, one: str, many: str = "") -> str:
-    """A number and its noun: "1 axis", "2 axes"."""
+    """Returns a number and its noun: "1 axis", "2 axes"."""
     return f"{number} {one if number == 1 else many or one + 's'}"

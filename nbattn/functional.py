@@ -79,27 +79,27 @@ def attention(
     forbid: Sequence[str] = (),
     return_lse: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """Attention of every query over the keys that the mask lets it read.
+    """Computes attention of every query over the keys that the mask allows.
 
     Heads come after the space. Tensors in the layout of torch's `scaled_dot_product_attention`,
-    `[B, H, N, D]`, fit a mask of one axis as well, and are then attended over heads: no shape can
-    tell, so a warning does where heads look like tokens. Give `query.transpose(1, 2)`.
+    `[B, H, N, D]`, also fit a mask of one axis, but attention would then run over heads. Shapes
+    alone cannot prove this; a warning is given if it is likely. Pass `query.transpose(1, 2)`.
 
     Args:
         query: `[B, *space, H, D]`, any strides.
-        key: `[B, *key_space, Hk, D]`; query head h reads key head `h // (H // Hk)`.
+        key: `[B, *key_space, Hk, D]`; query head h uses key head `h // (H // Hk)`.
         value: `[B, *key_space, Hk, Dv]`.
-        mask: what is read, one axis per axis of the space.
-        scale: of the scores; default `D ** -0.5`; 0.0 is honoured.
+        mask: the keys that each query attends to; one `Axis` per axis of the space.
+        scale: factor of the scores; default `D ** -0.5`; 0.0 means 0.
         softcap: c, for `c * tanh(scores / c)` after the scale.
-        sink: `[H]` logits that take part in every softmax and in the logsumexp, without a value.
-        key_range: int32 `[B, rank, 2]`: keys outside [start, stop) are not read (padding), whatever
-            they hold. It never moves a window.
-        extra_key, extra_value: `[B, E, Hk, D]`, `[B, E, Hk, Dv]`: keys that every query reads.
-        backend: "auto", or a name, which then runs or raises; "reference" can be differentiated
-            twice.
+        sink: `[H]` logits that are added to every softmax and to the logsumexp, without a value.
+        key_range: int32 `[B, rank, 2]`: no query attends to keys outside [start, stop), which may
+            hold anything (padding). It never moves a window.
+        extra_key, extra_value: `[B, E, Hk, D]`, `[B, E, Hk, Dv]`: keys that every query attends to.
+        backend: "auto", or the name of a backend, which runs or raises; "reference" supports double
+            backward.
         require, forbid: strategies or backends that must or must not be used.
-        return_lse: also return the logsumexp.
+        return_lse: whether to return the logsumexp as well.
 
     Returns:
         `[B, *space, H, Dv]` in the query's dtype; with `return_lse` also `[B, *space, H]`, natural
@@ -109,7 +109,7 @@ def attention(
     Raises:
         InputError: an argument does not fit, with both numbers and the fix.
         MaskError: the mask does not fit the shape.
-        BackendError: no backend can, with every reason.
+        BackendError: no backend supports the call; the message has every reason.
 
     >>> query = torch.randn(1, 56, 56, 2, 32)
     >>> attention(query, query, query, Mask.neighborhood((7, 7))).shape
@@ -136,7 +136,7 @@ def _checked(
     forbid: Sequence[str],
     return_lse: bool,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """Attention with every argument checked; a plain call is kept for the next one like it."""
+    """Checks every argument and computes attention; stores a plain call for later ones like it."""
     arguments.check_mask(mask)
     names = ("key", "value", "sink", "key_range", "extra_key", "extra_value")
     query, named = _autocast(tensors[0], dict(zip(names, tensors[1:], strict=True)))
@@ -154,7 +154,9 @@ def _checked(
     training = autograd.trains(tensors)
     deterministic = torch.are_deterministic_algorithms_enabled()
     inputs = Inputs(*tensors, scale=factor, softcap=cap)
-    if backend == "reference" and not (require or forbid):  # nothing to plan: torch looks inside
+    if backend == "reference" and not (
+        require or forbid
+    ):  # nothing to plan, and torch differentiates its operations
         out, lse = reference.attend(inputs, mask)
     elif backend == "reference" or autograd.is_plain(tensors):
         plan = execute.planned(
@@ -179,7 +181,7 @@ def _checked(
             cap,
             backend,
             ops.joined_traits(require, forbid),
-            False,  # where it differentiates, it sees for itself: a trace serves both
+            False,  # training: the operator finds out when it runs, as a trace is used for both
             deterministic,
             return_lse,
         )
@@ -188,7 +190,7 @@ def _checked(
 
 
 def _attend(plan: Plan, inputs: Inputs, *, training: bool) -> tuple[Tensor, Tensor | None]:
-    """Output, and the logsumexp when the plan has it as a result, by a given plan."""
+    """Runs a plan; returns the output, and the logsumexp if the plan computes it."""
     request = plan.request
     if plan.chosen.runner == "reference":
         return reference.attend(inputs, request.mask)
@@ -196,11 +198,11 @@ def _attend(plan: Plan, inputs: Inputs, *, training: bool) -> tuple[Tensor, Tens
 
 
 def _operator(tensors: tuple[Tensor | None, ...], options: ops.Options) -> tuple[Tensor, Tensor]:
-    """Output and logsumexp of the operator, for whatever looks at attention from outside."""
+    """Calls the operator, for compilers, transforms and modes; returns output and logsumexp."""
     arguments = (*tensors, *(None,) * (len(ops.TENSORS) - len(tensors)), *options)
     if not autograd.is_transformed():
         return ops.FORWARD(*arguments)
-    if torch.compiler.is_compiling():  # which has no autograd functions below transforms
+    if torch.compiler.is_compiling():  # torch.compile has no autograd functions under transforms
         why = "torch.func's transforms of attention run outside of compiled graphs"
         torch._dynamo.graph_break(msg=why)  # pyright: ignore[reportPrivateUsage]
         return torch.compiler.disable(autograd.transformed)(*arguments)  # pyright: ignore
@@ -208,19 +210,19 @@ def _operator(tensors: tuple[Tensor | None, ...], options: ops.Options) -> tuple
 
 
 def _distinct(tensors: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
-    """For compilers, which refuse one tensor given twice to an autograd function."""
+    """Makes repeated tensors distinct for compilers: their autograd functions refuse repeats."""
     if not torch.compiler.is_compiling():
         return tensors
-    found: list[Tensor | None] = []
+    distinct: list[Tensor | None] = []
     for tensor in tensors:
-        again = tensor is not None and any(tensor is other for other in found)
-        found.append(tensor.view_as(tensor) if again and tensor is not None else tensor)
-    return tuple(found)
+        is_repeat = tensor is not None and any(tensor is earlier for earlier in distinct)
+        distinct.append(tensor.view_as(tensor) if is_repeat and tensor is not None else tensor)
+    return tuple(distinct)
 
 
 def _autocast(query: Tensor, named: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
-    """Under autocast, float32 and half tensors in the autocast dtype; float64 stays, as in
-    torch.
+    """Casts float32 and half tensors to the autocast dtype, if autocast is on; float64 stays, as
+    in torch.
     """
     if (
         not isinstance(query, Tensor)
@@ -235,8 +237,8 @@ def _autocast(query: Tensor, named: dict[str, Any]) -> tuple[Tensor, dict[str, A
             return tensor
         return tensor.to(dtype)
 
-    kept = {name: named[name] for name in ("sink", "key_range")}
-    return cast(query), {name: cast(t) for name, t in named.items()} | kept  # pyright: ignore
+    uncast = {name: named[name] for name in ("sink", "key_range")}
+    return cast(query), {name: cast(t) for name, t in named.items()} | uncast  # pyright: ignore
 
 
 def plan(
@@ -259,23 +261,23 @@ def plan(
     deterministic: bool | None = None,
     packed: bool = False,
 ) -> Plan:
-    """What `attention` would run for these shapes, what else it could, at what cost, and why not.
-    Needs no device.
+    """Plans `attention` for these shapes: the chosen program, all others, their costs, and the
+    reasons against them. Needs no device.
 
     Args:
         mask: the mask.
         query_shape: `[B, *space, H, D]`.
-        key_shape: `[B, *key_space, Hk, D]`; default: as the query.
+        key_shape: `[B, *key_space, Hk, D]`; default: that of the query.
         value_dim: Dv; default D.
         dtype: a torch dtype or its name.
-        device: None is this machine's; a torch device; "cpu", "sm_80", "sm_90" …; or a
-            `DeviceInfo`.
-        training: a backward pass follows.
+        device: None is the device of this machine; or a torch device; "cpu", "sm_80", "sm_90" …; or
+            a `DeviceInfo`.
+        training: whether a backward pass follows.
         backend, require, forbid, return_lse: as in `attention`.
-        extra_keys: E.
+        extra_keys: E, the number of extra keys.
         softcap: as in `attention`; sink, key_range: whether there is one.
-        deterministic: None is torch's switch.
-        packed: q, k and v are views of one tensor.
+        deterministic: None is the setting of torch.
+        packed: whether q, k and v are views of one tensor.
 
     Raises:
         InputError, MaskError, BackendError: as `attention`.
@@ -335,7 +337,7 @@ def _check_once(
     require: tuple[str, ...],
     forbid: tuple[str, ...],
 ) -> None:
-    """What of a plan's arguments is known to fit needs no second look."""
+    """Checks the arguments of a plan; the cache skips those that were checked before."""
     arguments.check_shapes(mask, query, key, (*key[:-1], value_dim))
     arguments.check_backend(backend, require, forbid)
 
@@ -343,8 +345,8 @@ def _check_once(
 def run(
     plan: Plan, query: Tensor, key: Tensor, value: Tensor, **tensors: Any
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """`Plan.run`: attention by a plan made before, on the tensors it was made for."""
-    if torch.compiler.is_compiling():  # outside of the graph; the compiler is loaded by now
+    """`Plan.run`: computes attention by a given plan, on tensors of its shapes."""
+    if torch.compiler.is_compiling():  # runs outside of the graph
         why = "a plan runs its own program, outside of compiled graphs"
         torch._dynamo.graph_break(msg=why)  # pyright: ignore[reportPrivateUsage]
         return torch.compiler.disable(_run)(plan, query, key, value, **tensors)  # pyright: ignore
@@ -358,18 +360,18 @@ def _run(
     numbers = {name: tensors.pop(name, None) for name in ("scale", "softcap")}
     query, named = _autocast(query, {"key": key, "value": value, **tensors})
     arguments.check_run(request, query, {**named, **numbers})
-    given = (query, *(named.get(name) for name in ops.TENSORS[1:7]))
-    training = autograd.trains(given)
-    _check_plan_is_for(request, given, softcap=numbers["softcap"], training=training)
-    if not autograd.is_plain(given):
+    operands = (query, *(named.get(name) for name in ops.TENSORS[1:7]))
+    training = autograd.trains(operands)
+    _check_plan_is_for(request, operands, softcap=numbers["softcap"], training=training)
+    if not autograd.is_plain(operands):
         raise BackendError(
-            "a plan runs its own program, which compilers, transforms and modes cannot follow.",
-            "nbattn.attention(query, key, value, mask), which plans for them.",
+            "a plan runs its own program, which compilers, transforms and modes cannot trace.",
+            "nbattn.attention(query, key, value, mask), which supports them.",
             request.summary(),
         )
     scale, softcap = numbers["scale"], numbers["softcap"]
     factor = query.shape[-1] ** -0.5 if scale is None else float(scale)
-    inputs = Inputs(*given, scale=factor, softcap=None if softcap is None else float(softcap))  # pyright: ignore
+    inputs = Inputs(*operands, scale=factor, softcap=None if softcap is None else float(softcap))  # pyright: ignore
     out, lse = _attend(plan, inputs, training=training)
     return (out, lse) if request.return_lse else out  # pyright: ignore
 
@@ -377,20 +379,20 @@ def _run(
 def _check_plan_is_for(
     request: Request, tensors: Sequence[Tensor | None], *, softcap: object, training: bool
 ) -> None:
-    """The tensors are those that a plan was made for; their strides may be others."""
+    """Checks that a plan was made for these tensors; their strides may differ."""
     query, key, value, sink, key_range, extra, _ = tensors
     assert query is not None
     assert key is not None
     assert value is not None
-    here = devices.device_info(query.device)
+    device = devices.device_info(query.device)
     known = request.device.name in DEVICES
-    if here.kind != request.device.kind or (known and here.name != request.device.name):
+    if device.kind != request.device.kind or (known and device.name != request.device.name):
         raise InputError(
             f"the plan is for {request.device.name}, the tensors are on {query.device}.",
             f"nbattn.plan(..., device={str(query.device)!r}).",
             request.summary(),
         )
-    wanted: dict[str, object] = {
+    sizes: dict[str, object] = {
         "batch": query.shape[0],
         "query_space": tuple(query.shape[1:-2]),
         "key_space": tuple(key.shape[1:-2]),
@@ -405,7 +407,7 @@ def _check_plan_is_for(
         "key_range": key_range is not None,
         "training": request.training or training,
     }
-    for name, size in wanted.items():
+    for name, size in sizes.items():
         if getattr(request, name) != size:
             raise InputError(
                 f"the plan is for {name}={getattr(request, name)}, the tensors have {size}.",
@@ -415,23 +417,23 @@ def _check_plan_is_for(
 
 
 def warmup(plan: Plan) -> None:
-    """`Plan.warmup`: what the first run would prepare."""
+    """`Plan.warmup`: prepares what the first run would prepare."""
     backend = families.runner(plan.chosen.runner)
     if hasattr(backend, "warmup"):
         backend.warmup(plan.chosen.program)
 
 
 def merge(outputs: Sequence[Tensor], lses: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Join attentions of the same queries over disjoint sets of keys, as if it were one.
+    """Joins attention outputs of the same queries over disjoint sets of keys into one.
 
     Args:
         outputs: each `[B, *space, H, Dv]`.
-        lses: each `[B, *space, H]`, natural logarithm; -inf where nothing was read: what the output
-            holds there does not matter.
+        lses: each `[B, *space, H]`, natural logarithm; -inf for queries without keys, whose output
+            may be anything.
 
     Returns:
         The joint output in the outputs' dtype, and the logsumexp in float32 or wider;
-        differentiable in all of them, as often as you like.
+        differentiable in all of them, any number of times.
 
     Raises:
         InputError: nothing to merge, or shapes, dtypes or devices that differ.
@@ -450,10 +452,10 @@ def merge(outputs: Sequence[Tensor], lses: Sequence[Tensor]) -> tuple[Tensor, Te
     safe = torch.where(empty, 0.0, stacked)
     lse = safe.logsumexp(dim=0)
     weights = torch.where(empty, 0.0, (safe - lse).exp())
-    # what a part without keys holds is nobody's: kernels leave 0 there, or NaN
+    # outputs of queries without keys are ignored: kernels leave 0 there, or NaN
     out = sum(
-        weight[..., None] * part.to(weight.dtype).masked_fill(nothing[..., None], 0)
-        for weight, part, nothing in zip(weights, outputs, stacked == float("-inf"), strict=True)
+        weight[..., None] * part.to(weight.dtype).masked_fill(no_keys[..., None], 0)
+        for weight, part, no_keys in zip(weights, outputs, stacked == float("-inf"), strict=True)
     )
     assert isinstance(out, Tensor)
     return out.to(outputs[0].dtype), lse.masked_fill(empty, float("-inf"))

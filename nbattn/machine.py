@@ -1,4 +1,4 @@
-"""Where a measurement was taken: processor, versions and date, as plain data."""
+"""Describe the environment of a measurement: processor, versions and date, as plain data."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ _FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
 
 
 def machine() -> dict[str, Any]:
-    """The processor: model, cores this process may use, memory, instruction sets that matter."""
+    """Describe the machine: processor, usable cores, memory, relevant instruction sets."""
     import torch
 
     flags = _cpu_fields().get("flags", "").split()
-    found: dict[str, Any] = {
+    facts: dict[str, Any] = {
         "cpu": cpu_model(),
         "family_model": cpu_family(),
         "cores": cores(),
@@ -32,12 +32,12 @@ def machine() -> dict[str, Any]:
         "system": f"{platform.system()} {platform.release()}",
     }
     if torch.cuda.is_available():
-        found["gpu"] = torch.cuda.get_device_name()
-    return found
+        facts["gpu"] = torch.cuda.get_device_name()
+    return facts
 
 
 def versions() -> dict[str, str | None]:
-    """Of everything that has a say in the numbers."""
+    """Return the versions of all packages that affect measurements."""
     import torch
 
     return {
@@ -49,28 +49,28 @@ def versions() -> dict[str, str | None]:
 
 
 def today() -> str:
-    """The date, UTC."""
+    """Return the UTC date."""
     return datetime.datetime.now(datetime.UTC).date().isoformat()
 
 
 def now() -> str:
-    """The time, to the second, UTC."""
+    """Return the UTC time with seconds."""
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
 def cpu_model() -> str:
-    """The processor's name, as it calls itself."""
+    """Return the processor's model name."""
     return _cpu_fields().get("model name") or platform.processor() or platform.machine()
 
 
 def cpu_family() -> str:
-    """Family and model number: under hypervisors generations share one name. "/" if unknown."""
+    """Return "family/model", since hypervisors may show one name for all; "/" if unknown."""
     return f"{_cpu_fields().get('cpu family', '')}/{_cpu_fields().get('model', '')}"
 
 
 @cache
 def _cpu_fields() -> dict[str, str]:
-    """The first processor in /proc/cpuinfo; empty where there is none."""
+    """Return the fields of the first processor in /proc/cpuinfo; empty without that file."""
     try:
         text = Path("/proc/cpuinfo").read_text()
     except OSError:
@@ -80,19 +80,19 @@ def _cpu_fields() -> dict[str, str]:
 
 
 def cores() -> int:
-    """Cores that this process may use."""
+    """Return the number of cores that this process can use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def load() -> float | None:
-    """Programs that ran or waited for a core during the last minute; None where unknown."""
+    """Return the load average of the last minute; None where unknown."""
     return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
 
 
 def busy(seconds: float = 0.2) -> float | None:
-    """Cores that other programs use while this one sleeps; None where the system does not tell."""
+    """Return how many cores other programs use, measured over `seconds`; None where unknown."""
     before, start = _idle(), time.perf_counter()
     time.sleep(seconds)
     after, taken = _idle(), time.perf_counter() - start
@@ -102,7 +102,7 @@ def busy(seconds: float = 0.2) -> float | None:
 
 
 def _idle() -> float | None:
-    """Seconds that all cores together have been idle, or waited for a disk."""
+    """Return the idle and disk-wait seconds of all cores together; None where unknown."""
     try:
         words = Path("/proc/stat").read_text().split("\n", 1)[0].split()
         return (int(words[4]) + int(words[5])) / os.sysconf("SC_CLK_TCK")
@@ -111,7 +111,7 @@ def _idle() -> float | None:
 
 
 def memory() -> int:
-    """Bytes of main memory; 0 where unknown."""
+    """Return the bytes of main memory; 0 where unknown."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, OSError, ValueError):

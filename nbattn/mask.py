@@ -1,7 +1,7 @@
-"""What to attend: masks of one to three axes, and converters from other libraries' windows.
+"""Masks of one to three axes, and converters from other libraries' windows.
 
-Plain frozen data: no shape, no tensor, no torch. The meaning of the fields is computed in
-`geometry`.
+A mask is plain frozen data: it holds no shape and no tensor, and needs no torch. `geometry`
+computes which keys it allows.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ MAX_RANK = 3
 
 @dataclass(frozen=True, slots=True, init=False, repr=False)
 class Mask:
-    """The AND of one to three axes: query i reads key j when every axis says so.
+    """The AND of one to three axes: query i attends to key j when every axis allows it.
 
     Args:
         *axes: one `Axis` per axis of the space, slowest first, as in `[B, *space, H, D]`.
 
     Raises:
-        MaskError: no axis, more than three, or something that is no `Axis`.
+        MaskError: no axis, more than three, or an argument that is not an `Axis`.
 
-    Causal on two axes is a product of half-lines, not raster order.
+    Causal on two axes limits each axis separately; it is not raster order.
 
     >>> mask = Mask(Axis(8, causal=True), Axis(3, 3, border="shift"))
     >>> mask.rank
@@ -63,7 +63,7 @@ class Mask:
 
     @property
     def rank(self) -> int:
-        """How many axes the mask has: the length of the space in `[B, *space, H, D]`."""
+        """The number of axes: the length of the space in `[B, *space, H, D]`."""
         return len(self.axes)
 
     def __repr__(self) -> str:
@@ -79,11 +79,11 @@ class Mask:
         axes = [f"  axis {number}  {describe(axis)}" for number, axis in enumerate(self.axes)]
         return "\n".join([f"Mask of {counted(self.rank, 'axis', 'axes')}", *axes])
 
-    # Constructors: each keeps the counting of the library it is named after.
+    # Constructors: each counts window sizes as the library it is named after does.
 
     @classmethod
     def full(cls, rank: int = 1) -> Mask:
-        """Every query reads every key.
+        """Every query attends to every key.
 
         >>> Mask.full(rank=2)
         Mask(Axis(), Axis())
@@ -93,12 +93,12 @@ class Mask:
 
     @classmethod
     def causal(cls, align: Align | int | None = None) -> Mask:
-        """One axis: query i reads keys up to its own position (torch SDPA's `is_causal` is
+        """One axis: query i attends to keys up to its own position (torch SDPA's `is_causal` is
         top-left).
 
         Args:
-            align: "top-left", "bottom-right", or an int: top-left with that offset. None where
-                queries and keys have one length.
+            align: "top-left", "bottom-right", or an int: top-left with that offset. None needs
+                as many queries as keys.
 
         >>> Mask.causal("bottom-right")
         Mask(Axis(None, 0, causal=True, align='bottom-right'))
@@ -118,9 +118,9 @@ class Mask:
 
         Args:
             left: keys before the query; None is unlimited.
-            right: keys after it.
-            align: "top-left", "bottom-right", or an int: top-left with that offset. None where
-                queries and keys have one length.
+            right: keys after the query; None is unlimited.
+            align: "top-left", "bottom-right", or an int: top-left with that offset. None needs
+                as many queries as keys.
             dilation: distance between neighbours.
 
         >>> Mask.sliding_window(511)
@@ -137,36 +137,37 @@ class Mask:
         stride: int | Sequence[int] = 1,
         is_causal: bool | Sequence[bool] = False,
     ) -> Mask:
-        """NATTEN's meaning: exactly `kernel_size` keys, windows shifted inward at the borders.
+        """NATTEN's windows: exactly `kernel_size` keys, shifted inward at the borders.
 
         An even kernel has one more key on the left; a causal axis is cut at its start instead.
-        Checked against NATTEN 0.21's own mask. Queries and keys have one length, as there.
+        Tests compare this with NATTEN 0.21's own mask. It needs as many queries as keys.
 
         Args:
-            kernel_size: keys per axis; an int, or one per axis. A single int means one axis unless
-                another argument has more.
+            kernel_size: keys per axis; an int, or one int per axis. A single int means one axis
+                unless another argument has more.
             dilation: distance between keys, per axis.
-            stride: queries that share a window (GNA), at most `kernel_size`.
-            is_causal: per axis.
+            stride: every `stride` neighbouring queries share one window (GNA); at most
+                `kernel_size`, which is Swin's window attention where it divides the grid.
+            is_causal: whether the axis is causal; a bool, or one bool per axis.
 
         >>> Mask.neighborhood((7, 7), dilation=2)
         Mask(Axis(3, 3, dilation=2, border='shift'), Axis(3, 3, dilation=2, border='shift'))
         """
-        given = {
+        arguments = {
             "kernel_size": kernel_size,
             "dilation": dilation,
             "stride": stride,
             "is_causal": is_causal,
         }
-        lengths = {name: len(g) for name, g in given.items() if isinstance(g, (tuple, list))}
+        lengths = {n: len(v) for n, v in arguments.items() if isinstance(v, (tuple, list))}
         if len({*lengths.values()}) > 1:
-            found = ", ".join(f"{name} {length}" for name, length in lengths.items())
+            shown = ", ".join(f"{name} {length}" for name, length in lengths.items())
             raise MaskError(
-                f"per-axis arguments have different lengths: {found}.",
+                f"per-axis arguments have different lengths: {shown}.",
                 "one value for every axis, or an int that holds for all of them.",
             )
         rank = (*lengths.values(), 1)[0]  # next() has no default in the compiler of torch 2.8
-        per_axis = [g if isinstance(g, (tuple, list)) else (g,) * rank for g in given.values()]
+        per_axis = [v if isinstance(v, (tuple, list)) else (v,) * rank for v in arguments.values()]
         return cls(*[_natten_axis(*values) for values in zip(*per_axis, strict=True)])
 
     @classmethod
@@ -177,12 +178,12 @@ class Mask:
         *,
         align: Align | int | None = "bottom-right",
     ) -> Mask:
-        """Flash's documented meaning: keys `[i + Nk - Nq - left, i + Nk - Nq + right]`,
+        """Flash Attention's documented window: keys `[i + Nk - Nq - left, i + Nk - Nq + right]`,
         bottom-right.
 
         Args:
-            window_size: (left, right), the query itself not counted; negative or None is unlimited.
-            causal: as Flash has it: right becomes 0.
+            window_size: (left, right), without the query itself; negative or None is unlimited.
+            causal: right becomes 0, as in Flash.
             align: an int is a top-left offset.
 
         >>> Mask.from_flash((512, 0))
@@ -209,8 +210,9 @@ class Mask:
         """The diagonal band of cuDNN: keys `(p - left_bound, p + right_bound]`, left exclusive.
 
         Args:
-            left_bound: keys up to and with the query's own position, 1 or more; None is unlimited.
-            right_bound: keys after it; None is unlimited.
+            left_bound: keys up to and including the query's own position, 1 or more; None is
+                unlimited.
+            right_bound: keys after the query; None is unlimited.
             align: `diagonal_alignment`; an int is a top-left offset.
 
         >>> Mask.from_cudnn(512, 0)
@@ -225,11 +227,11 @@ class Mask:
     def from_transformers(
         cls, sliding_window: int | None = None, causal: bool = True, offset: int | None = None
     ) -> Mask:
-        """Transformers' `sliding_window=W`: W keys with the query itself if causal, else 2W + 1.
+        """Transformers' `sliding_window=W`: W keys including the own one if causal, else 2W + 1.
 
         Args:
             sliding_window: W; None is unlimited.
-            causal: a decoder's layer.
+            causal: True for a decoder layer.
             offset: position of query 0 on the key axis (static caches), aligned top-left; None
                 aligns bottom-right.
 
@@ -245,10 +247,10 @@ class Mask:
         return cls(Axis(window, window, align=align))
 
     def to_flash(self) -> tuple[int, int]:
-        """The `window_size` with which Flash's documentation promises this mask, -1 for unlimited.
+        """Returns Flash's `window_size` for this mask, by Flash's documentation; -1 is unlimited.
 
         Raises:
-            MaskError: Flash has no such window, with the reason.
+            MaskError: Flash has no such window; the message has the reason.
 
         >>> Mask.sliding_window(511, align="bottom-right").to_flash()
         (511, 0)
@@ -266,41 +268,41 @@ class Mask:
         return (-1 if left is None else left - shift, -1 if right is None else right + shift)
 
     def decodes(self) -> str | None:
-        """None when prefill followed by decode, axis 0 growing, equals one pass; else the reason.
+        """Returns None if prefill and decode, axis 0 growing, equal one pass; else the reason.
 
-        A decode step brings the newest queries against all keys so far, aligned bottom-right.
+        A decode step has the newest queries and all keys so far, aligned bottom-right.
 
         >>> Mask.from_transformers(512).decodes() is None
         True
         >>> Mask.sliding_window(8, 8, align="bottom-right").decodes()
-        'right=8 reads keys that come later; right=0 does not'
+        'right=8 attends to keys that come later; right=0 does not'
         """
         axis = self.axes[0]
         if axis.right != 0:
-            return f"right={axis.right} reads keys that come later; right=0 does not"
+            return f"right={axis.right} attends to keys that come later; right=0 does not"
         if axis.stride != 1:
-            return f"stride={axis.stride} lets later queries decide a window; stride=1 does not"
+            return f"stride={axis.stride} makes windows depend on later queries; stride=1 does not"
         if axis.border != "clip" and not axis.causal:
             return f'border="{axis.border}" moves windows as keys grow; border="clip" does not'
         if axis.prefix and not axis.causal:
-            return f"prefix={axis.prefix} reads keys that come later; causal=True does not"
+            return f"prefix={axis.prefix} attends to keys that come later; causal=True does not"
         if axis.align is None:
-            return 'align=None does not say where a decoded query stands; "bottom-right" does'
+            return 'align=None gives a decoded query no key position; "bottom-right" does'
         if axis.align == "top-left":
             return 'align="top-left" puts a decoded query on key 0; "bottom-right" does not'
         if axis.offset > 0:
-            return f"offset={axis.offset} reads keys that come later; offset=0 does not"
+            return f"offset={axis.offset} attends to keys that come later; offset=0 does not"
         return None
 
-    # What needs arrays, imported when called: a mask itself is plain data.
+    # These methods need arrays, which they import when they are called.
 
     def dense(self, query_space: Space, key_space: Space | None = None) -> NDArray[np.bool_]:
-        """The mask as a boolean matrix `[Nq, Nk]`, row-major over the spaces, True where it is
-        read.
+        """The mask as a boolean matrix `[Nq, Nk]`, row-major over the spaces; True where the query
+        attends to the key.
 
         Args:
             query_space: length of every query axis; an int for one axis.
-            key_space: length of every key axis; default: as the queries.
+            key_space: length of every key axis; default: that of the queries.
 
         Raises:
             MaskError: the mask does not fit the shape.
@@ -313,12 +315,12 @@ class Mask:
         return geometry.dense(self, query_space, key_space)
 
     def draw(self, query_space: Space, key_space: Space | None = None) -> str:
-        """A text picture, one matrix per axis, with what borders and alignment do; long axes by
-        tiles.
+        """A text picture: one matrix per axis, with the effect of borders and alignment. Long axes
+        are drawn by tiles.
 
         Args:
             query_space: length of every query axis; an int for one axis.
-            key_space: length of every key axis; default: as the queries.
+            key_space: length of every key axis; default: that of the queries.
 
         Raises:
             MaskError: the mask does not fit the shape, or an axis is longer than 2^21.
@@ -326,13 +328,13 @@ class Mask:
         >>> print(Mask.sliding_window(1).draw(3))
         axis 0: 3 queries, 3 keys, 5 of 9 pairs
         1 left, itself
-        1–2 keys a query
+        1–2 keys per query
           0 1 2
         0‹◆ ⬚ ⬚
         1 ■ ◆ ⬚
         2 ⬚ ■ ◆
         <BLANKLINE>
-        ■ read   ◆ read, own position   ⬚ not read   ‹ › window cut
+        ■ attended   ◆ attended, own position   ⬚ not attended   ‹ › window cut
         """
         from nbattn import draw
 
@@ -346,19 +348,19 @@ class Mask:
         device: torch.device | str = "cpu",
         block: int | Sequence[int] = 128,
     ) -> BlockMask:
-        """The mask as FlexAttention's `BlockMask` on flat row-major tokens, its `mask_mod` inside.
+        """The mask as FlexAttention's `BlockMask` on flat row-major tokens, with its `mask_mod`.
 
-        Built from intervals, without a dense matrix: full blocks are all the whole ones, no empty
-        block is listed. Needs torch. A query that reads nothing is NaN or 0 there, as torch has it.
+        It is built from intervals, without a dense matrix: every full block is listed as full, and
+        no empty block is listed. Needs torch. There, torch gives queries without keys NaN or 0.
 
         Args:
             query_space: length of every query axis; an int for one axis.
-            key_space: length of every key axis; default: as the queries.
-            device: where its tensors are.
+            key_space: length of every key axis; default: that of the queries.
+            device: the device of its tensors.
             block: tokens per block, one number or (queries, keys).
 
         Raises:
-            MaskError: the mask does not fit the shape, or there is no query or no key.
+            MaskError: the mask does not fit the shape, or there are no queries or no keys.
 
         >>> blocks = Mask.sliding_window(100).to_flex(1000)
         >>> blocks.kv_num_blocks[0, 0].tolist(), blocks.shape
@@ -369,18 +371,16 @@ class Mask:
         return flex.block_mask(self, query_space, key_space, device, block)
 
     def code(self) -> list[int]:
-        """The mask as a flat list of integers, nine per axis: what operators and kernels
-        receive.
-        """
+        """The mask as a flat list of integers, nine per axis, for operators and kernels."""
         return [number for axis in self.axes for number in encode(axis)]
 
 
 def as_space(space: Space, name: str = "space") -> tuple[int, ...]:
-    """A space as a tuple of lengths; an integer is one axis."""
+    """Returns a space as a tuple of lengths; an integer means one axis."""
     lengths: tuple[Any, ...] = tuple(space) if isinstance(space, Iterable) else (space,)
     for length in lengths:
-        whole = hasattr(length, "__index__") and not isinstance(length, bool)
-        if not whole or operator.index(length) < 0:
+        is_whole = hasattr(length, "__index__") and not isinstance(length, bool)
+        if not is_whole or operator.index(length) < 0:
             raise MaskError(
                 f"{name}={space!r}: {length!r} is no length.", "whole numbers >= 0, one per axis."
             )
@@ -388,7 +388,7 @@ def as_space(space: Space, name: str = "space") -> tuple[int, ...]:
 
 
 def from_code(code: Sequence[int]) -> Mask:
-    """The mask of `Mask.code()`.
+    """Returns the mask whose `code()` gave these integers.
 
     >>> from_code(Mask.causal().code())
     Mask(Axis(None, 0, causal=True))
@@ -398,7 +398,7 @@ def from_code(code: Sequence[int]) -> Mask:
 
 
 def written(axes: Sequence[Axis]) -> str:
-    """The mask of these axes as code."""
+    """The mask of these axes as Python code."""
     return f"Mask({', '.join(map(repr, axes))})"
 
 
@@ -436,29 +436,29 @@ def _flash_side(name: str, side: int | None) -> int | None:
 
 
 def _instead_of_flash(mask: Mask) -> str:
-    """The window with the alignment said, where nothing else is in Flash's way."""
+    """The fix: this mask aligned bottom-right, if that makes it a Flash window; else nbattn."""
     exact, axis = "nbattn.attention(query, key, value, mask) runs it exactly.", mask.axes[0]
     if mask.rank > 1 or axis.align is not None or axis.border != "clip":
         return exact
-    said = Mask(replace(axis, align="bottom-right"))
-    return exact if _why_not_flash(said) else f"{said!r}.to_flash(), or {exact}"
+    aligned = Mask(replace(axis, align="bottom-right"))
+    return exact if _why_not_flash(aligned) else f"{aligned!r}.to_flash(), or {exact}"
 
 
 def _why_not_flash(mask: Mask) -> str | None:
     axis = mask.axes[0]
     if mask.rank > 1:
-        return f"it has {mask.rank} axes, Flash one."
+        return f"it has {mask.rank} axes, Flash supports one."
     if axis.is_full:
         return None
     for name, plain in (("dilation", 1), ("stride", 1), ("border", "clip"), ("prefix", 0)):
         if getattr(axis, name) != plain:
-            return f"{name}={getattr(axis, name)!r}; Flash has {name}={plain!r} only."
+            return f"{name}={getattr(axis, name)!r}; Flash supports {name}={plain!r} only."
     if axis.align != "bottom-right":
-        return f"align={axis.align!r}; Flash aligns bottom-right, which differs when lengths do."
+        return f"align={axis.align!r}; Flash aligns bottom-right, which differs if lengths differ."
     for name, side, sign in (("left", axis.left, -1), ("right", axis.right, 1)):
         if side is not None and (shifted := side + sign * axis.offset) < 0:
             return (
                 f"{name}={side} with offset={axis.offset} is the window {shifted}; "
-                "Flash reads negative windows as unlimited."
+                "Flash takes a negative number as unlimited."
             )
     return None

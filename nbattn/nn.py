@@ -1,4 +1,6 @@
-"""The layer: a Module that projects tokens to heads, attends over a mask, and projects back."""
+"""The layer: a Module that projects tokens to heads, computes attention with a mask, and projects
+back.
+"""
 
 from __future__ import annotations
 
@@ -19,33 +21,33 @@ from nbattn.symbolic import holds
 
 
 class NeighborhoodAttention(nn.Module):
-    """Multi-head attention of tokens on a grid, each over the keys that a mask lets it read.
+    """Multi-head attention of tokens on a grid, each over the keys that a mask allows.
 
-    Channels come last: `x` is `[B, *space, dim]`. An image `[B, C, H, W]` is `x.movedim(1, -1)`;
-    as it is, it fits where W is `dim`, and no shape can tell.
+    Channels come last: `x` is `[B, *space, dim]`. Pass an image `[B, C, H, W]` as
+    `x.movedim(1, -1)`; unmoved, it fits if W is `dim`, which no shape check can detect.
 
-    The state dict has NATTEN's names, `qkv.weight`, `qkv.bias`, `proj.weight`, `proj.bias`, and
-    what `qk_transform` holds. Rows of qkv are those of q, of k, of v, each head by head. The mask
-    is no part of it. All arguments but mask and qk_transform are plain data, as a file holds them.
+    The state dict has NATTEN's names, `qkv.weight`, `qkv.bias`, `proj.weight`, `proj.bias`, and the
+    names of `qk_transform`. The rows of qkv are those of q, then k, then v, each head by head. The
+    mask is not in it. All arguments except mask and qk_transform are plain data, as in a file.
 
     Args:
-        dim: channels that come in and go out.
+        dim: channels of input and output.
         num_heads: query heads H.
-        mask: what is read, one axis per axis of the space.
+        mask: the keys that each query attends to; one `Axis` per axis of the space.
         kv_heads: key and value heads Hk, a divisor of `num_heads`, which is the default.
         head_dim: D, the channels of every head; default `dim // num_heads`.
-        qkv_bias: whether q, k and v have a bias; the output projection always has.
+        qkv_bias: whether q, k and v have a bias; the output projection always has one.
         proj_drop: probability of dropout after the output projection.
         qk_transform: a Module between projection and attention, for rotary embeddings or QK norm:
             `(query, key) -> (query, key)`, `[B, *space, H, D]` and `[B, *key_space, Hk, D]`, of the
-            same shapes; the results are brought back to the dtype of the projection. It does not
-            see extra tokens, which have no place on the grid. To be used with them it needs a
-            method `extra_key(key) -> key` for their keys `[B, E, Hk, D]`: a norm normalises them,
-            a rotation leaves them alone.
-        backend: as in `attention`; an explicit one never falls back.
+            same shapes; the results are cast to the dtype of the projection. It does not get extra
+            tokens, which have no position on the grid. To support them it needs a method
+            `extra_key(key) -> key` for their keys `[B, E, Hk, D]`: a norm normalises them, a
+            rotation returns them unchanged.
+        backend: as in `attention`; a named backend has no fallback.
 
     Raises:
-        InputError: a number or name is not legal, or mask is no Mask.
+        InputError: a number or name is not legal, or mask is not a Mask.
 
     >>> layer = NeighborhoodAttention(64, 4, Mask.neighborhood((7, 7)))
     >>> layer(torch.randn(2, 14, 14, 64)).shape
@@ -95,17 +97,17 @@ class NeighborhoodAttention(nn.Module):
         extra_tokens: Tensor | None = None,
         key_range: Tensor | None = None,
     ) -> Tensor:
-        """Attention of x over itself, or over a context.
+        """Computes attention of x over itself, or over a context.
 
         Args:
             x: `[B, *space, dim]`.
-            context: `[B, *key_space, dim]`, where keys and values come from; default x.
-            extra_tokens: `[B, E, dim]` that every query reads, through the same key and value
-                projections (registers, text); they are no queries.
-            key_range: int32 `[B, rank, 2]`: keys outside [start, stop) are not read (padding).
+            context: `[B, *key_space, dim]`, the source of keys and values; default x.
+            extra_tokens: `[B, E, dim]` that every query attends to, through the same key and value
+                projections (registers, text); they are not queries.
+            key_range: int32 `[B, rank, 2]`: no query attends to keys outside [start, stop).
 
         Returns:
-            `[B, *space, dim]`. A query that reads nothing gives `proj.bias`.
+            `[B, *space, dim]`. A query without keys gives `proj.bias`.
 
         Raises:
             InputError, MaskError, BackendError: as `attention`.
@@ -136,17 +138,17 @@ class NeighborhoodAttention(nn.Module):
         device: torch.device | str | DeviceInfo | None = None,
         training: bool | None = None,
     ) -> Plan:
-        """What forward would run for these shapes, here and now.
+        """Plans what forward would run for these shapes, with the current settings.
 
         Args:
             shape: of x, `[B, *space, dim]`.
             context_shape: of the context, `[B, *key_space, dim]`.
             extra_tokens: their number E.
             key_range: whether there is one.
-            dtype: default that of the parameters, or of autocast where it is on.
-            device: default that of the parameters; a name such as "sm_90" needs no device.
-            training: whether a backward pass follows; default whether grad mode is on and a
-                parameter of q, k or v is trained. A frozen layer cannot know whether x is.
+            dtype: default: that of the parameters, or of autocast if it is on.
+            device: default: that of the parameters; a name such as "sm_90" needs no device.
+            training: whether a backward pass follows; default: whether grad mode is on and a
+                parameter of q, k or v is trained. Pass it if only x needs a gradient.
 
         Raises:
             InputError, MaskError, BackendError: as forward.
@@ -175,7 +177,7 @@ class NeighborhoodAttention(nn.Module):
         )
 
     def extra_repr(self) -> str:
-        """The constructor's arguments; optional ones where they differ from their defaults."""
+        """The constructor's arguments; optional ones if they differ from their defaults."""
         defaults = {
             "kv_heads": self.num_heads,
             "head_dim": self.dim / self.num_heads,
@@ -184,13 +186,13 @@ class NeighborhoodAttention(nn.Module):
             "backend": "auto",
         }
         bias: Any = self.qkv.bias
-        found = {name: getattr(self, name, None) for name in defaults}
-        found |= {"qkv_bias": bias is not None, "proj_drop": self.proj_drop.p}
-        changed = [f"{n}={found[n]!r}" for n, default in defaults.items() if found[n] != default]
+        values = {name: getattr(self, name, None) for name in defaults}
+        values |= {"qkv_bias": bias is not None, "proj_drop": self.proj_drop.p}
+        changed = [f"{n}={values[n]!r}" for n, default in defaults.items() if values[n] != default]
         return ", ".join([f"{self.dim}, {self.num_heads}, {self.mask!r}", *changed])
 
     def _trains(self) -> bool:
-        """Whether q, k or v would need a gradient for the sake of a parameter."""
+        """Whether q, k or v would need a gradient because of a parameter."""
         modules = filter(None, (self.qkv, self.qk_transform))
         trained = (p.requires_grad for module in modules for p in module.parameters())
         return torch.is_grad_enabled() and any(trained)
@@ -198,7 +200,7 @@ class NeighborhoodAttention(nn.Module):
     def _transform(
         self, query: Tensor, key: Tensor, extra_key: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """What the transform makes of queries and keys, laid out as they left the projection."""
+        """Applies the transform to queries and keys; results have the layout of the projection."""
         transform: Any = self.qk_transform
         if transform is None:
             return query, key, extra_key
@@ -215,13 +217,13 @@ class NeighborhoodAttention(nn.Module):
         return new_query, new_key, extra_key
 
     def _check(self, x: Tensor, context: Tensor | None, extra_tokens: Tensor | None) -> None:
-        """The shapes fit the layer and one another."""
+        """Checks that the shapes fit the layer and one another."""
         for name, tokens in (("x", x), ("context", context), ("extra_tokens", extra_tokens)):
             if tokens is None and name != "x":
                 continue
             if not isinstance(tokens, Tensor):
-                what = "None" if tokens is None else kind(tokens)
-                raise InputError(f"{name} is {what}, not a tensor.", self._wanted(name))
+                actual = "None" if tokens is None else kind(tokens)
+                raise InputError(f"{name} is {actual}, not a tensor.", self._expected(name))
             if tokens.is_nested or tokens.layout != torch.strided:
                 raise InputError(
                     f"{name} is a sparse or nested tensor.",
@@ -234,21 +236,21 @@ class NeighborhoodAttention(nn.Module):
             self._check_extra_key()
 
     def _check_extra_key(self) -> None:
-        """A transform says what becomes of the keys of extra tokens."""
+        """Checks that the transform, if any, has a method for the keys of extra tokens."""
         if self.qk_transform is not None and not callable(
             getattr(self.qk_transform, "extra_key", None)
         ):
             raise InputError(
-                f"extra_tokens with {kind(self.qk_transform)} as qk_transform, which does not say "
-                "what becomes of their keys.",
-                "give it a method: def extra_key(self, key): return key.",
+                f"extra_tokens with {kind(self.qk_transform)} as qk_transform, which has no method "
+                "extra_key for their keys.",
+                "give it the method: def extra_key(self, key): return key.",
             )
 
     def _check_shape(self, name: str, shape: Sequence[int]) -> None:
         rank = 1 if name == "extra_tokens" else self.mask.rank
         if len(shape) == rank + 2 and holds(shape[-1] == self.dim):
             return
-        fix = self._wanted(name)
+        fix = self._expected(name)
         if len(shape) != rank + 2:
             problem = (
                 f"{name} has {counted(len(shape), 'dimension')} {list(shape)}, not {rank + 2}."
@@ -259,25 +261,25 @@ class NeighborhoodAttention(nn.Module):
         problem = f"{name} has {counted(shape[-1], 'channel')} {list(shape)}, not {self.dim}."
         raise InputError(problem, fix, repr(self.mask))
 
-    def _wanted(self, name: str) -> str:
+    def _expected(self, name: str) -> str:
         space = "E" if name == "extra_tokens" else ", ".join("XYZ"[: self.mask.rank])
         return f"{name} as [B, {space}, {self.dim}]."
 
     def _sizes(self, name: str, shape: Sequence[int]) -> tuple[int, ...]:
-        """A shape as plain integers."""
+        """Returns a shape as plain integers."""
         if not isinstance(shape, Sequence) or isinstance(shape, str):
-            raise InputError(f"{name} is {kind(shape)}, no shape.", f"{name}=x.shape.")
+            raise InputError(f"{name} is {kind(shape)}, not a shape.", f"{name}=x.shape.")
         sizes = tuple(_whole(f"{name}[{n}]", size, 0) for n, size in enumerate(shape))
         self._check_shape(name, sizes)
         return sizes
 
 
 class Projection(nn.Linear):
-    """One matrix for q, k and v, whose parts are applied apart.
+    """One matrix for q, k and v, whose parts are applied separately.
 
-    So each comes out contiguous without a copy, and no part of a cross attention is computed in
-    vain. It is called as a module, once per forward, so that hooks, parametrisations and sharding
-    see it. What replaces it (adapters, quantised layers) has to take and return the same.
+    So each result is contiguous without a copy, and cross attention computes no unused part. It is
+    called as a module, once per forward, so that hooks, parametrisations and sharding work. Its
+    replacements (adapters, quantised layers) must take and return the same.
     """
 
     def __init__(self, dim: int, heads: tuple[int, int, int], head_dim: int, *, bias: bool) -> None:
@@ -287,8 +289,8 @@ class Projection(nn.Linear):
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, x: Tensor, context: Tensor | None, extra_tokens: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
-        """Query of x, key and value of the context, key and value of extra tokens, in heads."""
-        weight = self.weight  # once: a parametrisation computes it
+        """Returns query of x, key and value of context, key and value of extra tokens, in heads."""
+        weight = self.weight  # taken once: a parametrisation computes it
         x = _fitting("x", x, weight)
         context = x if context is None else _fitting("context", context, weight)
         query, key, value = self._parts(weight)
@@ -299,9 +301,9 @@ class Projection(nn.Linear):
         return *grid, _heads(extra_tokens, *key), _heads(extra_tokens, *value)
 
     def _parts(self, weight: Tensor) -> list[tuple[Tensor, Tensor | None, tuple[int, int]]]:
-        """Weight, bias and (heads, head_dim) of q, k, v."""
+        """Returns weight, bias and (heads, head_dim) of q, k, v."""
         rows = [heads * self.head_dim for heads in self.heads]
-        bias: Any = self.bias  # None where there is none, whatever torch's annotation says
+        bias: Any = self.bias  # may be None, though torch's annotation excludes it
         biases = [None] * 3 if bias is None else bias.split(rows)
         shapes = [(heads, self.head_dim) for heads in self.heads]
         return list(zip(weight.split(rows), biases, shapes, strict=True))
@@ -312,7 +314,7 @@ def _heads(tokens: Tensor, weight: Tensor, bias: Tensor | None, shape: tuple[int
 
 
 def _autocast(weight: Tensor) -> torch.dtype | None:
-    """The dtype that autocast computes in where this weight is, if it is on; float64 stays."""
+    """The autocast dtype on the device of this weight; None if autocast is off, or for float64."""
     place = weight.device.type
     if weight.dtype == torch.float64 or place == "meta" or not torch.is_autocast_enabled(place):
         return None
@@ -320,7 +322,7 @@ def _autocast(weight: Tensor) -> torch.dtype | None:
 
 
 def _fitting(name: str, tokens: Tensor, weight: Tensor) -> Tensor:
-    """Tokens that a weight can be applied to; under autocast cast here, once for all parts."""
+    """Checks tokens against a weight; under autocast casts them once for all parts."""
     if tokens.device != weight.device:
         raise InputError(
             f"{name} is on {tokens.device}, the layer on {weight.device}.",
@@ -330,32 +332,34 @@ def _fitting(name: str, tokens: Tensor, weight: Tensor) -> Tensor:
     if cast is not None and tokens.is_floating_point() and tokens.dtype != torch.float64:
         return tokens.to(cast)
     if tokens.dtype != weight.dtype:
-        own, wanted = (str(t.dtype).removeprefix("torch.") for t in (tokens, weight))
-        raise InputError(f"{name} is {own}, the layer {wanted}.", f"{name}.to({weight.dtype}).")
+        actual, expected = (str(t.dtype).removeprefix("torch.") for t in (tokens, weight))
+        raise InputError(
+            f"{name} is {actual}, the layer {expected}.", f"{name}.to({weight.dtype})."
+        )
     return tokens
 
 
 def _whole(name: str, value: int, low: int) -> int:
-    """An integer, or an InputError in the words that masks use."""
+    """Returns an integer; raises an InputError with the message of masks."""
     try:
         return whole(name, value, low)
     except MaskError as error:
         raise InputError(error.problem, error.fix) from None
 
 
-def _kv_heads(heads: int, given: int | None) -> int:
-    kv_heads = heads if given is None else _whole("kv_heads", given, 1)
+def _kv_heads(heads: int, argument: int | None) -> int:
+    kv_heads = heads if argument is None else _whole("kv_heads", argument, 1)
     if heads % kv_heads:
         raise InputError(
             f"num_heads={heads} is no multiple of kv_heads={kv_heads}.",
-            f"a kv_heads that divides {heads}; query head h reads key head h // (H // Hk).",
+            f"a kv_heads that divides {heads}; query head h uses key head h // (H // Hk).",
         )
     return kv_heads
 
 
-def _head_dim(dim: int, heads: int, given: int | None) -> int:
-    if given is not None:
-        return _whole("head_dim", given, 1)
+def _head_dim(dim: int, heads: int, argument: int | None) -> int:
+    if argument is not None:
+        return _whole("head_dim", argument, 1)
     if dim % heads:
         raise InputError(
             f"dim={dim} is no multiple of num_heads={heads}.",
@@ -369,24 +373,24 @@ def _check_probability(name: str, value: float) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise InputError(f"{name}={value!r} is {kind(value)}, not a number.", legal)
     if not 0 <= value <= 1:
-        raise InputError(f"{name}={value} is no probability.", legal)
+        raise InputError(f"{name}={value} is not a probability.", legal)
 
 
-def _same_batch(x: Sequence[int], name: str, other: Sequence[int], first: str = "x") -> None:
-    if not holds(x[0] == other[0]):
+def _same_batch(x: Sequence[int], name: str, shape: Sequence[int], first: str = "x") -> None:
+    if not holds(x[0] == shape[0]):
         raise InputError(
-            f"batch differs: {x[0]} in {first}, {other[0]} in {name}.",
+            f"batch differs: {x[0]} in {first}, {shape[0]} in {name}.",
             "the same batch in both.",
-            f"{first} {list(x)} {name} {list(other)}",
+            f"{first} {list(x)} {name} {list(shape)}",
         )
 
 
 def _like(name: str, result: object, before: Tensor) -> Tensor:
-    """What a transform returned, in the dtype and layout of what it was given."""
+    """Returns a transform's result in the dtype and layout of its input; checks its shape."""
     if not isinstance(result, Tensor) or result.shape != before.shape:
-        found = list(result.shape) if isinstance(result, Tensor) else kind(result)
+        actual = list(result.shape) if isinstance(result, Tensor) else kind(result)
         raise InputError(
-            f"qk_transform made the {name} {list(before.shape)} into {found}.",
+            f"qk_transform made the {name} {list(before.shape)} into {actual}.",
             "a result of the same shape.",
         )
     return result.to(before.dtype).contiguous()

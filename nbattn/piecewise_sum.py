@@ -1,4 +1,4 @@
-"""Sums in closed form of functions that are linear between bends, up to a period."""
+"""Closed-form sums of functions that are periodic plus piecewise linear."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ Ints = NDArray[np.int64]
 def piecewise_sum(
     value: Callable[[Ints], Ints], start: int, stop: int, period: int, bends: Iterable[int]
 ) -> int:
-    """Sum of `value(u)` over [start, stop), where sums over whole periods are linear in the period
-    between bends.
+    """Return the sum of `value(u)` over [start, stop). Between two bends, the sum over one period
+    must be a linear function of the period's number.
 
-    Periods near a bend are summed row by row; between them the first and the last period give the
-    series.
+    Periods near a bend are summed one by one; between bends the sums form an arithmetic series,
+    which its first and last period determine.
 
     >>> piecewise_sum(lambda u: np.minimum(u // 2, 100), 0, 10**9, 2, [200])
     99999989900

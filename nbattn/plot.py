@@ -1,5 +1,5 @@
-"""Figures of a plan's mask: a matrix per axis, the blocks a kernel visits, neighborhoods of a few
-queries. Needs matplotlib, loaded when a figure is made.
+"""Draws a plan's mask with matplotlib: a matrix per axis, the blocks that a kernel visits, and the
+keys of a few queries. Imports matplotlib when a figure is made.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from nbattn.planner.plan import Plan
 from nbattn.program.blocks import Block
 
 CELLS = 160  # longer axes are drawn by tiles
-LINED = 48  # cells a side that have lines between them
-PAIRS = 1 << 21  # of a picture of blocks
+LINED = 48  # up to this many cells per side have lines between them
+PAIRS = 1 << 21  # most cells of a picture of blocks
 BLOCKS = 20_000
 _BEYOND, _OFF = "beyond", "off"
-# Colours of Okabe and Ito, which differ for every kind of colour vision.
+# Okabe and Ito's colours, which are distinct for every kind of colour vision.
 COLOURS = {
-    mask_symbols.READ: ("#0072B2", "read"),
-    mask_symbols.MOVED: ("#E69F00", "read, moved or wrapped"),
-    mask_symbols.PREFIX: ("#009E73", "read, prefix"),
+    mask_symbols.READ: ("#0072B2", "attended"),
+    mask_symbols.MOVED: ("#E69F00", "attended, moved or wrapped"),
+    mask_symbols.PREFIX: ("#009E73", "attended, prefix"),
     _BEYOND: ("#F3C4D6", "window beyond the axis"),
-    mask_symbols.NONE: ("#E6E6E6", "not read"),
-    mask_symbols.OTHER: ("#F7F7F7", "other residue class"),
+    mask_symbols.NONE: ("#E6E6E6", "not attended"),
+    mask_symbols.OTHER: ("#F7F7F7", "not on this query's dilation grid"),
     _OFF: ("#FFFFFF", ""),
 }
 _KINDS = list(COLOURS)
@@ -42,7 +42,7 @@ _INK = "#222222"
 
 
 def figure(plan: Plan) -> Any:
-    """The mask of a plan, and what the plan visits, as a `matplotlib.figure.Figure`.
+    """Draws the mask of a plan, and the blocks that the plan visits, as a matplotlib `Figure`.
 
     Raises:
         InputError: matplotlib is missing.
@@ -65,7 +65,7 @@ def figure(plan: Plan) -> Any:
 
 
 def save(made: Any, path: str | Path) -> None:
-    """Write a figure as a PNG, the same bytes for the same figure.
+    """Writes a figure as a PNG; the same figure gives the same bytes.
 
     Raises:
         InputError: the path cannot be written.
@@ -76,20 +76,20 @@ def save(made: Any, path: str | Path) -> None:
     except OSError as error:
         raise InputError(
             f"{str(path)!r} cannot be written: {error.strerror or error}.",
-            "a path in a folder that exists and is yours.",
+            "a path in a folder that exists and is writable.",
         ) from None
 
 
 def block_shares(plan: Plan) -> NDArray[np.float32] | str:
-    """The useful share of the block that computes each pair `[Nq, Nk]`, for several axes that each
-    query `[*space]` lies in; NaN where nothing is visited. Or why there is no picture of it.
+    """The share of allowed pairs in the block that computes each pair `[Nq, Nk]`; for several axes,
+    in the block of each query `[*space]`. NaN where no block is. Or the reason for no picture.
     """
-    found = _block_grid(plan)
-    return found if isinstance(found, str) else found[0]
+    grid = _block_grid(plan)
+    return grid if isinstance(grid, str) else grid[0]
 
 
 def _block_grid(plan: Plan) -> tuple[NDArray[np.float32], NDArray[np.int64]] | str:
-    """Share and number of the block of every cell."""
+    """The share of allowed pairs, and the number, of the block of every cell."""
     request = plan.request
     axes = request.axes()
     shape = tuple(axis.queries for axis in axes)
@@ -115,7 +115,7 @@ def _block_grid(plan: Plan) -> tuple[NDArray[np.float32], NDArray[np.int64]] | s
 
 
 def _share(visit: Block, matrices: Sequence[NDArray[np.bool_]]) -> float:
-    """Allowed pairs of a block in all its pairs."""
+    """The share of a block's pairs that the mask allows."""
     allowed = visited = 0
     for keys in visit.keys:
         parts = [m[np.ix_(q, k)] for m, q, k in zip(matrices, visit.queries, keys, strict=True)]
@@ -126,7 +126,7 @@ def _share(visit: Block, matrices: Sequence[NDArray[np.bool_]]) -> float:
 
 def axis_kinds(axis: BoundAxis) -> tuple[NDArray[np.int64], int]:
     """Index into `COLOURS` per query and key of a short axis, with columns before and after the
-    axis that show what of a window lies there; and the number of columns before.
+    axis that show the part of a window there. Also returns the number of columns before.
     """
     lo, hi, keys = axis.windows()
     far = 1 << 40  # unlimited sides end with the axis
@@ -145,14 +145,14 @@ def axis_kinds(axis: BoundAxis) -> tuple[NDArray[np.int64], int]:
 
 
 def _indices(signs: NDArray[np.str_]) -> NDArray[np.int64]:
-    """Signs as indices into `COLOURS`; own positions by whether they are read."""
+    """Signs as indices into `COLOURS`; an own position becomes attended or not attended."""
     plain = np.where(signs == mask_symbols.OWN, mask_symbols.READ, signs)
     plain = np.where(signs == mask_symbols.OWN_UNREAD, mask_symbols.NONE, plain)
     return np.select([plain == kind for kind in _KINDS], range(len(_KINDS)))
 
 
 def _axis_panel(axes: Any, number: int, axis: BoundAxis) -> None:
-    """Queries down, keys across."""
+    """Draws one axis: queries down, keys across."""
     title = textwrap.fill(f"axis {number}: {describe(axis.spec)}", 44)
     axes.set_title(f"{title}\n{mask_symbols.keys_read([axis])}", fontsize=10)
     axes.set_xlabel("key")
@@ -172,20 +172,20 @@ def _axis_panel(axes: Any, number: int, axis: BoundAxis) -> None:
     own = np.arange(axis.queries) + axis.offset
     inside = (own >= -before) & (own < width - before) & axis.is_placed
     rows = np.flatnonzero(inside)
-    own_read = (mask_symbols.signs(axis) == mask_symbols.OWN).any(axis=1)
-    read = own_read[rows].tolist()
-    _dots(axes, own[rows], rows, read, max(axis.queries, width))
+    attends_own = (mask_symbols.signs(axis) == mask_symbols.OWN).any(axis=1)
+    attended = attends_own[rows].tolist()
+    _dots(axes, own[rows], rows, attended, max(axis.queries, width))
     return None
 
 
-def _dots(axes: Any, x: Any, y: Any, read: Sequence[bool], cells: int) -> None:
-    """Own positions: full where they are read, else hollow."""
-    face = [_INK if one else "none" for one in read]
+def _dots(axes: Any, x: Any, y: Any, attended: Sequence[bool], cells: int) -> None:
+    """Draws own positions: filled where they are attended to, else hollow."""
+    face = [_INK if is_attended else "none" for is_attended in attended]
     axes.scatter(x, y, s=min(24, 2500 / cells**1.5), c=face, edgecolors=_INK, linewidths=0.7)
 
 
 def _kinds(axes: Any, kinds: NDArray[np.int64], extent: tuple[float, ...] | None = None) -> None:
-    """Cells by their kind, with thin lines between them."""
+    """Draws cells in the colours of their kinds, with thin lines between them."""
     colours = _matplotlib("colors").ListedColormap(
         [colour for colour, _ in COLOURS.values()], name="kinds"
     )
@@ -200,7 +200,7 @@ def _kinds(axes: Any, kinds: NDArray[np.int64], extent: tuple[float, ...] | None
 
 
 def _shares(axes: Any, shares: Any, shape: tuple[int, ...], tile: tuple[int, ...] = (1, 1)) -> None:
-    """Cells of `tile` rows and columns by a share between 0 and 1; the last ones may be cut."""
+    """Draws shares from 0 to 1 as cells of `tile` rows and columns; the last cells may be cut."""
     down, across = (n * size - 0.5 for n, size in zip(shares.shape, tile, strict=True))
     look: dict[str, Any] = {"cmap": "cividis", "vmin": 0, "vmax": 1, "interpolation": "nearest"}
     look |= {"extent": (-0.5, across, down, -0.5), "aspect": _aspect(shape)}
@@ -209,12 +209,12 @@ def _shares(axes: Any, shares: Any, shape: tuple[int, ...], tile: tuple[int, ...
     axes.set_xlim(-0.5, shape[1] - 0.5)
     axes.set_ylim(shape[0] - 0.5, -0.5)
     _integers(axes)
-    label = "share of the pairs that is read; grey: none"
+    label = "share of pairs that are attended; grey: none"
     axes.figure.colorbar(drawn, ax=axes, shrink=0.7, label=label)
 
 
 def _tile(shape: Sequence[int]) -> tuple[int, ...]:
-    """How many rows and columns a cell stands for, so that at most `CELLS` a side are drawn."""
+    """The rows and columns per cell with which at most `CELLS` cells per side are drawn."""
     return tuple(-(-size // CELLS) for size in shape)
 
 
@@ -234,14 +234,14 @@ def _words(axes: Any, text: str) -> None:
 
 
 def _blocks_panel(made: Any, panel: Any, plan: Plan, axes: Sequence[BoundAxis]) -> None:
-    """The blocks that the chosen program computes, by how much of each is read."""
+    """Draws the blocks that the chosen program computes, in the colour of their attended share."""
     cost, name = plan.chosen.cost, f"{plan.chosen.name} on {plan.request.device.name}"
     useful = 100 * cost.useful_pairs / max(cost.computed_pairs, 1) if cost else 0
-    panel.set_title(f"blocks of {name}\n{useful:.3g}% of visited pairs are read", fontsize=10)
-    found = _block_grid(plan)
-    if isinstance(found, str) or not found[0].size:
-        return _words(panel, found if isinstance(found, str) else "no pairs")
-    shares, numbers = found
+    panel.set_title(f"blocks of {name}\n{useful:.3g}% of visited pairs are attended", fontsize=10)
+    grid = _block_grid(plan)
+    if isinstance(grid, str) or not grid[0].size:
+        return _words(panel, grid if isinstance(grid, str) else "no pairs")
+    shares, numbers = grid
     names = ("query", "key") if len(axes) == 1 else ("query, axis 0", "query, axis 1")
     if len(axes) == 3:
         shares, numbers = shares[len(shares) // 2], numbers[len(numbers) // 2]
@@ -254,7 +254,7 @@ def _blocks_panel(made: Any, panel: Any, plan: Plan, axes: Sequence[BoundAxis]) 
 
 
 def _outline(axes: Any, numbers: NDArray[np.int64]) -> None:
-    """Lines between different blocks, unless blocks are interleaved or the picture is large."""
+    """Draws lines between different blocks, unless blocks interleave or the picture is large."""
     if max(numbers.shape) > 512:
         return
     down = np.argwhere(numbers[:, 1:] != numbers[:, :-1])
@@ -268,7 +268,9 @@ def _outline(axes: Any, numbers: NDArray[np.int64]) -> None:
 
 
 def _neighborhoods(panels: Sequence[Any], axes: Sequence[BoundAxis]) -> None:
-    """The keys of a corner, an edge and the centre on the key grid; in space, slices of two."""
+    """Draws the keys of a corner, an edge and a centre query on the key grid; for three axes, four
+    slices each of a corner and a centre query.
+    """
     centre = tuple(axis.queries // 2 for axis in axes)
     if not panels or not math.prod(axis.queries * axis.keys for axis in axes):
         return
@@ -285,27 +287,29 @@ def _neighborhoods(panels: Sequence[Any], axes: Sequence[BoundAxis]) -> None:
 
 
 def _slices(axis: BoundAxis, query: int) -> list[int]:
-    """Four keys of an axis: of those that a query reads, then their neighbours."""
+    """Four keys of an axis: first keys that the query attends to, then their neighbours."""
     d = axis.spec.dilation
     runs = axis.key_intervals(query)
-    read = [key for start, count in runs for key in range(start, start + d * count, d)]
-    spread = np.linspace(0, len(read) - 1, min(4, len(read))).round().astype(int).tolist()
-    chosen = [read[index] for index in sorted(set(spread))]
+    attended = [key for start, count in runs for key in range(start, start + d * count, d)]
+    spread = np.linspace(0, len(attended) - 1, min(4, len(attended))).round().astype(int).tolist()
+    chosen = [attended[index] for index in sorted(set(spread))]
     middle = chosen[0] if chosen else axis.offset + query
-    others = sorted(set(range(axis.keys)) - set(read), key=lambda key: abs(key - middle))
-    return sorted([*chosen, *others[: 4 - len(chosen)]])
+    nearest = sorted(set(range(axis.keys)) - set(attended), key=lambda key: abs(key - middle))
+    return sorted([*chosen, *nearest[: 4 - len(chosen)]])
 
 
 def _grid(
     panel: Any, title: str, axes: Sequence[BoundAxis], query: tuple[int, ...], at: int | None = None
 ) -> None:
-    """The keys of one query on a grid of the last two axes; in space, those at `at` on axis 0."""
+    """Draws the keys of one query on a grid of the last two axes; with `at`, those at key `at` of
+    axis 0.
+    """
     shape = tuple(axis.keys for axis in axes[-2:])
     if max(axis.keys for axis in axes) > CELLS:
-        read = _read_shares(axes[0], query[0], 1)[at] if at is not None else 1
+        factor = _attended_shares(axes[0], query[0], 1)[at] if at is not None else 1
         sizes = _tile(shape)
-        rows = [_read_shares(*one) for one in zip(axes[-2:], query[-2:], sizes, strict=True)]
-        _shares(panel, read * np.multiply.outer(*rows), shape, sizes)
+        rows = [_attended_shares(*axis) for axis in zip(axes[-2:], query[-2:], sizes, strict=True)]
+        _shares(panel, factor * np.multiply.outer(*rows), shape, sizes)
     else:
         kinds = grid_kinds(axes, query, at)
         _kinds(panel, kinds)
@@ -314,8 +318,8 @@ def _grid(
     inside = all(0 <= s < n for s, n in zip(spots[-2:], shape, strict=True))
     if inside and at in (None, spots[0]) and all(axis.is_placed for axis in axes):
         pairs = zip(axes, query, spots, strict=True)
-        read = all(_reads(axis, place, spot) for axis, place, spot in pairs)
-        _dots(panel, [spots[-1]], [spots[-2]], [read], max(shape))
+        attended = all(_attends(axis, place, spot) for axis, place, spot in pairs)
+        _dots(panel, [spots[-1]], [spots[-2]], [attended], max(shape))
     panel.set_title(title, fontsize=10)
     panel.set_ylabel(f"key, axis {len(axes) - 2}")
     panel.set_xlabel(f"key, axis {len(axes) - 1}")
@@ -328,18 +332,18 @@ def grid_kinds(
     rows = [
         _indices(mask_symbols.signs(axis)[place]) for axis, place in zip(axes, query, strict=True)
     ]
-    # a key is what the last kind in the table says that one of its axes has: not read, if any is
+    # of the kinds on its axes a key gets the last in COLOURS: not attended, if one axis is
     grid = np.maximum.outer(*rows[-2:])
     return grid if at is None else np.maximum(grid, rows[0][at])
 
 
-def _reads(axis: BoundAxis, query: int, key: int) -> bool:
+def _attends(axis: BoundAxis, query: int, key: int) -> bool:
     d = axis.spec.dilation
     return any(key in range(a, a + d * n, d) for a, n in axis.key_intervals(query))
 
 
-def _read_shares(axis: BoundAxis, query: int, tile: int) -> NDArray[np.float64]:
-    """How much of every tile of keys a query reads."""
+def _attended_shares(axis: BoundAxis, query: int, tile: int) -> NDArray[np.float64]:
+    """The share of every tile of keys that a query attends to."""
     row = np.zeros(axis.keys)
     for start, count in axis.key_intervals(query):
         row[start : start + axis.spec.dilation * count : axis.spec.dilation] = 1
@@ -347,7 +351,7 @@ def _read_shares(axis: BoundAxis, query: int, tile: int) -> NDArray[np.float64]:
 
 
 def _finish(made: Any, panels: Sequence[Any], plan: Plan, axes: Axes) -> None:
-    """Title, legend, and no empty frames."""
+    """Adds title and legend, and removes empty frames."""
     for panel in panels:
         if not panel.has_data() and not panel.texts:
             panel.set_axis_off()
@@ -366,7 +370,9 @@ def _finish(made: Any, panels: Sequence[Any], plan: Plan, axes: Axes) -> None:
     if handles:
         look: dict[str, Any] = {"color": _INK, "marker": "o", "linestyle": "", "markersize": 5}
         handles.append(axis([], [], **look, label="own position"))
-        handles.append(axis([], [], **look, markerfacecolor="none", label="own position, not read"))
+        handles.append(
+            axis([], [], **look, markerfacecolor="none", label="own position, not attended")
+        )
         made.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=9, frameon=False)
 
 
@@ -375,7 +381,7 @@ def _is_kinds(image: Any) -> bool:
 
 
 def _matplotlib(part: str) -> Any:
-    """A module of matplotlib, or what to install."""
+    """Imports a module of matplotlib, or raises an InputError with what to install."""
     try:
         return importlib.import_module(f"matplotlib.{part}")
     except ImportError as error:

@@ -1,7 +1,7 @@
-"""Numbers that a tracer does not know yet: what can be asked of them without pinning their value.
+"""Checks conditions on numbers that a tracer does not know yet, without fixing their value.
 
-While torch compiles or exports, lengths and the numbers of a mask may stand for many values. What
-their checks cannot decide there, the operator checks when it runs.
+While torch compiles or exports, lengths and the numbers of a mask may be symbols for many values. A
+check that cannot be decided then is repeated by the operator when it runs.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import warnings
 
 
 def is_symbolic(value: object) -> bool:
-    """Whether a value is a number that a tracer has not fixed. Compilers show theirs as an int."""
+    """Whether a value is a number that a tracer has not fixed; to isinstance it may be an int."""
     return type(value).__name__ == "SymInt"
 
 
@@ -20,17 +20,19 @@ def _is_open(condition: object) -> bool:
 
 
 def holds(condition: object) -> bool:
-    """Whether a condition on numbers holds; one that cannot be known yet counts as holding.
+    """Whether a condition on numbers holds; a condition that is not decidable yet counts as true.
 
     >>> holds(3 < 4), holds(4 < 3)
     (True, False)
     """
-    if condition is True or condition is False:  # what nearly every check comes with
+    if condition is True or condition is False:  # nearly every check
         return condition
-    torch = sys.modules.get("torch")  # masks need none, and without it nothing is symbolic
+    torch = sys.modules.get("torch")  # masks need no torch; without torch nothing is symbolic
     if torch is None or not (_is_open(condition) or torch.compiler.is_compiling()):
         return bool(condition)
-    if isinstance(condition, torch.Tensor):  # torch.jit.trace's: known, and warned of when read
+    if isinstance(
+        condition, torch.Tensor
+    ):  # of torch.jit.trace: its value is known, but torch warns
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return bool(condition)

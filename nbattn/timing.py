@@ -1,4 +1,4 @@
-"""The clocks: interleaved timing of functions in one process, and the extra memory of one."""
+"""Time functions in one process, interleaved, and measure a function's extra memory."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from pathlib import Path
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 _PEAK_RESET = "5"
 MIN_ROUNDS = 3
-TURN = 0.05  # seconds that a turn is timed for, at least
-LONG = 1.0  # seconds of a run from which on the state of the caches does not matter
+TURN = 0.05  # the least seconds of timed runs per turn
+LONG = 1.0  # seconds; longer runs need no warm-up, since cache state hardly matters
 
 Action = Callable[[], object]
 Statistic = Callable[[Sequence[float]], float]
@@ -26,10 +26,10 @@ class Clock:
     """A way to time functions.
 
     Args:
-        title: what it reads and reports, for tables and files.
-        time: seconds of one run.
-        of_turn: which number stands for the runs of a turn.
-        of_rounds: which number of all turns is reported.
+        title: name of the clock and the statistic, for tables and files.
+        time: returns the seconds of one run.
+        of_turn: reduces the runs of a turn to one number.
+        of_rounds: reduces all turns to the reported number.
     """
 
     title: str
@@ -40,30 +40,30 @@ class Clock:
 
 @dataclass(frozen=True, slots=True)
 class Samples:
-    """The times of one function, in seconds, in the order in which they were taken."""
+    """The times of one function in seconds, in the order of measurement."""
 
     seconds: tuple[float, ...]
     clock: Clock
 
     @property
     def median(self) -> float:
-        """The middle one."""
+        """The median time."""
         return statistics.median(self.seconds)
 
     @property
     def best(self) -> float:
-        """The shortest."""
+        """The shortest time."""
         return min(self.seconds)
 
     @property
     def typical(self) -> float:
-        """What is reported: the clock says which."""
+        """The reported time: the clock's `of_rounds` of all turns."""
         return self.clock.of_rounds(self.seconds)
 
 
 def clock(threads: int = 1, device: str = "cpu") -> Clock:
-    """The clock for a device: CPU time of the process for one thread, which other load does not
-    stretch; wall time for several; events on the stream for CUDA.
+    """Return the clock for a device: CPU time of the process for one thread (independent of other
+    load); wall time for several; events on the stream for CUDA.
 
     >>> clock(1).title, clock(2).title
     ('median process CPU time', 'shortest wall time')
@@ -91,7 +91,7 @@ def _by(now: Callable[[], float]) -> Callable[[Action], float]:
 
 
 def _events(run: Action) -> float:
-    """Between two events of the current stream, so that the host's lead does not count."""
+    """Return the time between two events of the stream, without the host's launch overhead."""
     import torch
 
     start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
@@ -103,7 +103,7 @@ def _events(run: Action) -> float:
 
 
 def _synchronised(device: str) -> Callable[[Action], float]:
-    """Wall time until an accelerator without events of its own here (mps, xpu) is done."""
+    """Return a wall clock that synchronises an accelerator (mps, xpu) before and after a run."""
     import torch
 
     module = torch.get_device_module(device)
@@ -126,21 +126,20 @@ def interleave(
     budget: float = float("inf"),
     done: Callable[[str], None] = lambda name: None,
 ) -> dict[str, Samples]:
-    """Time functions in rounds A, B, C, A, B, C: a slow minute of the machine hits all of them.
+    """Time functions in rounds A, B, C, A, B, C: a slow phase of the machine affects all of them.
 
-    A turn begins with a run that is not timed, so that nobody pays for what the one before left in
-    the caches; short functions then repeat for `TURN` seconds. Functions that take longer than
-    `LONG` run once.
+    A turn begins with an untimed run, so that the caches do not depend on the previous function;
+    short functions then repeat for `TURN` seconds. Functions that take longer than `LONG` run once.
 
     Args:
         functions: what to time, by name.
-        clock: which clock is read.
-        rounds: how often each runs.
-        budget: seconds of wall time after which no round begins, once there are `MIN_ROUNDS`.
+        clock: measures each run.
+        rounds: turns per function.
+        budget: seconds of wall time after which no round begins, after at least `MIN_ROUNDS`.
         done: called after every turn.
 
     Returns:
-        The samples of every function, one a round.
+        The samples of every function, one per round.
     """
     taken: dict[str, list[float]] = {name: [] for name in functions}
     repeats = {name: _repeats(run, clock) for name, run in functions.items()}
@@ -155,7 +154,7 @@ def interleave(
 
 
 def _repeats(run: Action, clock: Clock) -> int:
-    """Runs that fill a turn, after one that warms up; 0 where one run is long enough by itself."""
+    """Return the number of runs that fill a turn; 0 where one run takes longer than `LONG`."""
     seconds = 0.0
     for _ in range(2):
         seconds = clock.time(run)
@@ -165,17 +164,17 @@ def _repeats(run: Action, clock: Clock) -> int:
 
 
 def _turn(run: Action, repeats: int, clock: Clock) -> float:
-    """Seconds of one run, from the runs of a turn."""
+    """Run one turn and return its seconds per run."""
     if repeats:
         run()
     return clock.of_turn([clock.time(run) for _ in range(max(1, repeats))])
 
 
 def extra_memory(run: Action) -> int | None:
-    """Bytes of resident memory at the peak of a run, over what was resident before.
+    """Return the peak of resident memory during a run minus the resident memory before, in bytes.
 
     Returns:
-        None where the system cannot tell: no /proc, or no permission to reset the peak.
+        None where it cannot be measured: no /proc, or no permission to reset the peak.
     """
     gc.collect()
     try:
@@ -191,7 +190,7 @@ def extra_memory(run: Action) -> int | None:
 
 
 def _resident(field: str) -> int:
-    """A line of /proc/self/status, in bytes."""
+    """Return a field of /proc/self/status in bytes."""
     for line in _STATUS.read_text().splitlines():
         if line.startswith(f"{field}:"):
             return int(line.split()[1]) * 1024

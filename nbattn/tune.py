@@ -1,4 +1,4 @@
-"""Measuring this device for the planner: its rates, times of candidates, the table."""
+"""Measure this device for the planner: rates, times of candidates, and the cost table."""
 
 from __future__ import annotations
 
@@ -20,51 +20,54 @@ from nbattn.program.request import DTYPES
 from nbattn.timing import Action, Clock, clock, interleave
 
 QUICK, FULL = Effort(rounds=3, seconds=5.0), Effort(rounds=7, seconds=20.0)
-ENTRIES = 64  # of a table: the latest are kept
-_PRODUCTS = {"cpu": (256, 1024), "cuda": (1024, 8192)}  # extents, the second where it is fast
-_SLOW = 0.25  # seconds of a product that is not worth measuring
-_COPIED = {"cpu": 64 << 20, "cuda": 512 << 20}  # bytes, more than caches hold
+ENTRIES = 64  # the most entries of a table; older ones are dropped
+_PRODUCTS = {
+    "cpu": (256, 1024),
+    "cuda": (1024, 8192),
+}  # sizes of square matrices; the second only where it is fast
+_SLOW = 0.25  # seconds; products that take longer are not measured
+_COPIED = {"cpu": 64 << 20, "cuda": 512 << 20}  # bytes, larger than the caches
 
 
 def this_device(info: DeviceInfo) -> Fingerprint:
-    """What a measurement of this machine's device holds for.
+    """Return the fingerprint of this machine's device, for which a measurement is valid.
 
     Raises:
         InputError: the machine has no such device, or several models of it.
     """
-    found = cost_table.fingerprint(info.name)
-    if found is None:
+    device = cost_table.fingerprint(info.name)
+    if device is None:
         raise InputError(
             f"{info.name} cannot be measured: this machine has none, or several models of it.",
             '--device cpu, or CUDA_VISIBLE_DEVICES="0".',
         )
-    return found
+    return device
 
 
 def check_quiet(kind: str) -> None:
-    """Refuse to write what other programs have distorted: plans would follow it.
+    """Refuse to measure on a busy machine, since plans would follow distorted times.
 
     Raises:
         InputError: several threads are timed and the machine is busy.
     """
     disturbed = bench.disturbance(kind)
     if disturbed:
-        fix = "--threads 1, which is timed by CPU time, or wait until the machine is idle."
+        fix = "--threads 1 (uses CPU time), or wait until the machine is idle."
         raise InputError(f"{disturbed}.", fix)
 
 
 def rates(kind: str, *, effort: Effort) -> Rates:
-    """The speeds of a device: products of square matrices, the best over sizes; copies of memory;
-    and one small attention of torch, as the cost of a call.
+    """Measure a device: products of square matrices (best of all sizes), copies of memory, and one
+    small attention of torch as the cost of a call.
 
     Args:
         kind: "cpu" or "cuda".
-        effort: rounds and clock; with fewer rounds than `FULL` only small products.
+        effort: rounds and clock; fewer rounds than `FULL` measure only small products.
     """
-    reads = effort.clock or clock(torch.get_num_threads(), kind)
+    timer = effort.clock or clock(torch.get_num_threads(), kind)
     flops: dict[str, float] = {}
     for dtype in DTYPES:
-        best = _product_rate(kind, dtype, reads, effort)
+        best = _product_rate(kind, dtype, timer, effort)
         if best:
             flops[dtype] = best
     source = torch.empty(_COPIED[kind], dtype=torch.uint8, device=kind)
@@ -75,14 +78,14 @@ def rates(kind: str, *, effort: Effort) -> Rates:
         "copy": lambda: target.copy_(source),
         "call": lambda: attend(small, small, small),
     }
-    times = interleave(runs, clock=reads, rounds=effort.rounds, budget=effort.seconds)
+    times = interleave(runs, clock=timer, rounds=effort.rounds, budget=effort.seconds)
     return Rates(
         tuple(flops.items()), 2 * source.numel() / times["copy"].typical, times["call"].typical
     )
 
 
-def _product_rate(kind: str, dtype: str, reads: Clock, effort: Effort) -> float:
-    """FLOP/s of matrix products; 0 where the device has none in this dtype."""
+def _product_rate(kind: str, dtype: str, timer: Clock, effort: Effort) -> float:
+    """Measure FLOP/s of matrix products; 0 where the device does not support the dtype."""
     best = 0.0
     for extent in _PRODUCTS[kind][: 1 if effort.rounds < FULL.rounds else 2]:
         flops = 2.0 * extent**3
@@ -90,29 +93,29 @@ def _product_rate(kind: str, dtype: str, reads: Clock, effort: Effort) -> float:
             break
         try:
             matrix = torch.ones(extent, extent, dtype=getattr(torch, dtype), device=kind)
-            taken = interleave(
-                {dtype: lambda matrix=matrix: matrix @ matrix}, clock=reads, rounds=effort.rounds
+            samples = interleave(
+                {dtype: lambda matrix=matrix: matrix @ matrix}, clock=timer, rounds=effort.rounds
             )
-        except RuntimeError:  # not every device has every dtype
+        except RuntimeError:  # the device does not support this dtype
             break
-        best = max(best, flops / taken[dtype].typical)
+        best = max(best, flops / samples[dtype].typical)
     return best
 
 
 def wanted(plans: dict[str, Plan], info: DeviceInfo) -> tuple[dict[str, list[Plan]], list[str]]:
-    """What to measure of each plan, whatever backend it names: a forward pass, and with training
-    both passes; and why the others are left out.
+    """Return the passes to measure for each plan, with any backend (forward, and with training
+    forward and backward), and the reasons for plans that are left out.
     """
-    kept: dict[str, list[Plan]] = {}
+    selected: dict[str, list[Plan]] = {}
     left_out: list[str] = []
     for name, plan in plans.items():
         if plan.request.device.name != info.name:
             device = plan.request.device.name
-            left_out.append(f"{name}: planned for {device}; this measures {info.name}")
+            left_out.append(f"{name}: planned for {device}; tune measures {info.name}")
             continue
         free = planner.make(replace(plan.request, backend="auto", require=(), forbid=()))
-        kept[name] = list(bench.passes(free))
-    return kept, left_out
+        selected[name] = list(bench.passes(free))
+    return selected, left_out
 
 
 def times(
@@ -121,21 +124,21 @@ def times(
     effort: Effort,
     done: Callable[[str], None] = lambda name: None,
 ) -> list[Job]:
-    """Every accepted candidate of every plan, checked and timed as `nbattn bench` does."""
+    """Check and time every accepted candidate of every plan, as `nbattn bench` does."""
     return [bench.measure(name, plan, replace(effort, by_name=False), done) for name, plan in plans]
 
 
-def entry(here: Fingerprint, found: Rates, jobs: Sequence[Job]) -> Entry:
-    """What was measured, for the table. A candidate that was wrong has no time in it."""
+def entry(fingerprint: Fingerprint, measured: Rates, jobs: Sequence[Job]) -> Entry:
+    """Return the table entry of the measurements; it has no times of wrong candidates."""
     by_request = {cost_table.key(job.plan.request): dict(job.timed) for job in jobs if job.timed}
-    return Entry(here, machine.today(), found, by_request)
+    return Entry(fingerprint, machine.today(), measured, by_request)
 
 
 def destination() -> Path:
-    """Where the table of this user goes; the directory exists then, private and writable.
+    """Return the path of this user's table, and create its private directory.
 
     Raises:
-        InputError: the cache is off, or nothing can be written there.
+        InputError: the cache is off, or the directory cannot be written.
     """
     path = intended()
     try:
@@ -146,17 +149,17 @@ def destination() -> Path:
         raise _unwritable(error) from None
     if path is None:
         raise InputError(
-            f"{cache.VARIABLE}=off: there is no place for the cost table.",
+            f"{cache.VARIABLE}=off: the cost table has no folder.",
             f"--output FILE, or unset {cache.VARIABLE}.",
         )
     return path
 
 
 def intended() -> Path | None:
-    """Where the table would go; None where the cache is off. Makes nothing.
+    """Return the path of the table without creating it; None where the cache is off.
 
     Raises:
-        InputError: the variables name no absolute path.
+        InputError: the environment variables do not name an absolute path.
     """
     try:
         return cost_table.path()
@@ -167,19 +170,19 @@ def intended() -> Path | None:
 def _unwritable(error: CacheError) -> InputError:
     return InputError(
         f"the cost table cannot be written: {error}.",
-        f"--output FILE, or {cache.VARIABLE}=DIRECTORY, an absolute path that is yours.",
+        f"--output FILE, or {cache.VARIABLE}=DIRECTORY, an absolute path of yours.",
     )
 
 
 def save(path: Path, new: Entry) -> str:
     """Add an entry to a table: its rates replace those of the same device, its times those of the
-    same requests. Processes may do so at the same time; plans made from here on use it.
+    same requests. Safe with concurrent processes; plans made afterwards use the new table.
 
     Returns:
-        What was wrong with the file before, which is then replaced; empty if nothing was.
+        The problem of the old file, which is then replaced; empty if it was valid.
 
     Raises:
-        InputError: it cannot be written.
+        InputError: the table cannot be written.
     """
     try:
         with cache.locked(path.parent):
@@ -196,8 +199,8 @@ def save(path: Path, new: Entry) -> str:
 
 
 def joined(old: Sequence[Entry], new: Entry) -> tuple[Entry, ...]:
-    """A table with an entry added, the latest first."""
-    same = [one for one in old if one.fingerprint == new.fingerprint]
-    others = [one for one in old if one.fingerprint != new.fingerprint]
-    known = {facts: taken for one in reversed(same) for facts, taken in one.times.items()}
+    """Return the table with an entry added, the latest first."""
+    same = [entry for entry in old if entry.fingerprint == new.fingerprint]
+    others = [entry for entry in old if entry.fingerprint != new.fingerprint]
+    known = {key: times for entry in reversed(same) for key, times in entry.times.items()}
     return (replace(new, times={**known, **new.times}), *others)[:ENTRIES]

@@ -35,7 +35,7 @@ alignment and offset
     toml
     [masks.video]
     axes = [{ align = 8, offset = 2 }]
-masks.video.axes[0]: align=8 and offset=2 both say where query 0 stands; fix: align=10, or align=8, or align="top-left", offset=2.
+masks.video.axes[0]: align=8 and offset=2 both set the position of query 0; fix: align=10, or align=8, or align="top-left", offset=2.
 
 lengths that differ and no alignment
     toml
@@ -45,7 +45,7 @@ lengths that differ and no alignment
     mask = "text"
     query = [1, 1, 2, 8]
     key = [1, 40, 2, 8]
-plans.step: axis 0 (1 query, 40 keys): the lengths differ, and align=None does not say which query stands on which key; fix: Mask(Axis(15, 0, align='bottom-right')) puts the last query on the last key, as Flash and KV caches do (one query against a cache: align="bottom-right"); or Mask(Axis(15, 0, align='top-left')) puts query 0 on key 0, as SDPA's is_causal does.
+plans.step: axis 0 (1 query, 40 keys): the lengths differ, and align=None does not align queries with keys; fix: Mask(Axis(15, 0, align='bottom-right')) puts the last query on the last key, as Flash and KV caches do (one query against a cache: align="bottom-right"); or Mask(Axis(15, 0, align='top-left')) puts query 0 on key 0, as SDPA's is_causal does.
 
 truth for a number
     toml
@@ -82,7 +82,7 @@ rule between two fields
     toml
     [masks.video]
     axes = [{ left = 1, right = 2, causal = true }]
-masks.video.axes[0]: causal=True reads nothing to the right, but right=2; fix: Axis(1, 0, causal=True), or causal=False to look 2 ahead.
+masks.video.axes[0]: causal=True allows no keys to the right, but right=2; fix: Axis(1, 0, causal=True), or causal=False for 2 keys ahead.
 
 every mistake of a file at once
     toml
@@ -94,7 +94,7 @@ every mistake of a file at once
     mask = "d"
     query = "all"
 masks.a.axes[0].left: found "1"; legal: a whole number.
-masks.a.axes[1]: causal=True reads nothing to the right, but right=2; fix: Axis(1, 0, causal=True), or causal=False to look 2 ahead.
+masks.a.axes[1]: causal=True allows no keys to the right, but right=2; fix: Axis(1, 0, causal=True), or causal=False for 2 keys ahead.
 masks.a.axes[2]: found 3; legal: a table.
 masks.b.neighborhood.kernel_size[1]: found "x"; legal: a whole number.
 masks.b.neighborhood.dilatin: unknown key; legal: kernel_size, dilation, stride, is_causal. Did you mean dilation?
@@ -162,7 +162,7 @@ masks.video: a mask has 1 to 3 axes, not 0; fix: Mask(Axis(3, 3), Axis(3, 3)).
 layers.block.backend: "tile" is not known; legal: "auto", "reference", "sdpa", "tiled", "flash", "flash:aten", "flash:fa2", "flash:fa3", "flash:fa4", "flash-model", "flash-model:aten", "flash-model:fa2", "flash-model:fa3", "flash-model:fa4", "cuda", "flex", "natten". Did you mean "tiled"?
 layers.block.dim: dim=-1 is below 1; fix: dim is a whole number >= 1.
 layers.block.num_heads: num_heads=0 is below 1; fix: num_heads is a whole number >= 1.
-layers.block.proj_drop: proj_drop=3.0 is no probability; fix: 0 <= proj_drop <= 1.
+layers.block.proj_drop: proj_drop=3.0 is not a probability; fix: 0 <= proj_drop <= 1.
 
 fields of a layer that do not fit one another
     toml
@@ -326,7 +326,7 @@ shapes that do not fit one another
     mask = "encoder"
     query = [1, 8, 5, 8]
     key = [1, 8, 2, 8]
-plans.train: 5 query heads are no multiple of 2 key heads; fix: a number of key heads that divides 5; query head h reads key head h // (H // Hk).
+plans.train: 5 query heads are no multiple of 2 key heads; fix: a number of key heads that divides 5; query head h uses key head h // (H // Hk).
 
 shape that the mask refuses
     toml
@@ -357,7 +357,7 @@ unknown names in a plan, all of them
     dtype = "bfloat"
     device = "sm90"
     softcap = -1
-plans.train.softcap: softcap=-1.0 is not between 1e-30 and 1e+30, as float32 needs it; fix: softcap=None, or a number from 1e-30 to 1e+30.
+plans.train.softcap: softcap=-1.0 is not between 1e-30 and 1e+30, the range for float32; fix: softcap=None, or a number from 1e-30 to 1e+30.
 plans.train.device: "sm90" is not known; legal: "cpu", "sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_103", "sm_120". Did you mean "sm_90"?
 plans.train.dtype: "bfloat" is not known; legal: "float16", "bfloat16", "float32", "float64". Did you mean "bfloat16"?
 

@@ -51,7 +51,7 @@ ROWS = (
         "Mask.from_flash((512, 0), causal=True)",
     ),
 )
-HEAD = ("You have", "Write", "A query at p reads", "Keys", "Lengths differ", "At a border")
+HEAD = ("You have", "Write", "A query at p attends to", "Keys", "Lengths differ", "At a border")
 LENGTH, MIDDLE = 4096, 2048
 BORDERS = {"clip": "cut", "shift": "moved inward", "wrap": "continued"}
 

@@ -304,7 +304,7 @@ MUTANTS = [
     Mutant("sink-gradient-tiled", TILED, "self.sink.add_(", "self.sink.sub_(", "values"),
     Mutant("sink-gradient-joined", "nbattn/backends/logsumexp.py", "return -(weight * delta)",
            "return (weight * delta)", "values"),
-    Mutant("merge-empty-part", FUNCTIONAL, ".masked_fill(nothing[..., None], 0)", "", "merge"),
+    Mutant("merge-empty-part", FUNCTIONAL, ".masked_fill(no_keys[..., None], 0)", "", "merge"),
     Mutant("merge-empty-row", FUNCTIONAL, "safe = torch.where(empty, 0.0, stacked)",
            "safe = stacked", "merge"),
     Mutant("merge-in-halves", FUNCTIONAL, ".to(torch.promote_types(exact, torch.float32))", "",
@@ -603,8 +603,8 @@ MUTANTS = [
            "    if False:\n        return Operator", "operators compiled_masks"),
     Mutant("packed-unseen", INPUTS, 'return "packed" if alone or _side_by_side(query, key)',
            'return "packed" if False', "one_plan"),
-    Mutant("another-program", "nbattn/bench.py", "own = replace(plan, chosen=candidate)",
-           "own = plan", "bench"),
+    Mutant("another-program", "nbattn/bench.py", "variant = replace(plan, chosen=candidate)",
+           "variant = plan", "bench"),
     # numbers that tracers do not know
     Mutant("unlimited-is-a-side", "nbattn/axis.py", "_UNLIMITED = -(2**62)", "_UNLIMITED = -1",
            "compiled_masks"),
@@ -618,8 +618,8 @@ MUTANTS = [
            "allows.\"\"\"\n        np.zeros(min(self.queries, 10**7))\n", "geometry"),
     Mutant("counts-visits-by-rows", TILE_TRAVERSAL, "visit, in closed form.\"\"\"\n",
            "visit.\"\"\"\n        np.zeros(min(self.axis.queries, 10**7))\n", "walks"),
-    Mutant("draws-row-by-row", DRAW, "    found = axis.coverage(rows, columns)\n",
-           "    found = axis.coverage(rows, columns)\n"
+    Mutant("draws-row-by-row", DRAW, "    counts = axis.coverage(rows, columns)\n",
+           "    counts = axis.coverage(rows, columns)\n"
            "    for _ in range(axis.queries):\n        pass\n", "draw"),
     Mutant("proves-row-by-row", PROOF, "    calls = _program(candidate).calls\n    for call",
            "    calls = _program(candidate).calls\n"

@@ -15,7 +15,7 @@ Shape = tuple[int, ...]
 
 @pytest.fixture(autouse=True)
 def nothing_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(arguments, "_SAID", set[str]())
+    monkeypatch.setattr(arguments, "_WARNED", set[str]())
 
 
 def warned(query: Shape, key: Shape | None = None) -> list[str]:
@@ -46,14 +46,14 @@ def warned(query: Shape, key: Shape | None = None) -> list[str]:
 )
 def test_heads_that_look_like_tokens_are_said_once(shape: Shape) -> None:
     (text,) = warned(shape)
-    assert text.startswith(f"query {list(shape)} is read as")
+    assert text.startswith(f"query {list(shape)} is taken as")
 
 
 def test_the_warning_is_code_that_moves_the_axes() -> None:
     (text,) = warned((2, 8, 1024, 4))
     assert text == (
-        "query [2, 8, 1024, 4] is read as [B, N, H, D]: 1024 heads. If it is [B, H, N, D], as "
-        "torch's scaled_dot_product_attention has it, give query.movedim(1, -2), key and value "
+        "query [2, 8, 1024, 4] is taken as [B, N, H, D]: 1024 heads. If it is [B, H, N, D], as "
+        "torch's scaled_dot_product_attention has it, pass query.movedim(1, -2), key and value "
         "alike, and take out.movedim(-2, 1)."
     )
     assert torch.zeros(2, 8, 1024, 4).movedim(1, -2).shape == (2, 1024, 8, 4)
@@ -98,8 +98,8 @@ def test_channels_that_may_come_first_are_said_once() -> None:
     layer = NeighborhoodAttention(12, 2, Mask.neighborhood((3, 3)))
     (text,) = spoken(layer, (2, 12, 5, 12))
     assert text == (
-        "x [2, 12, 5, 12] is read as [B, X, Y, dim]: its last axis holds the channels. If it is "
-        "[B, dim, X, Y], give x.movedim(1, -1), and take y.movedim(-1, 1)."
+        "x [2, 12, 5, 12] is taken as [B, X, Y, dim], with channels last. If it is "
+        "[B, dim, X, Y], pass x.movedim(1, -1), and use y.movedim(-1, 1)."
     )
 
 
@@ -123,6 +123,6 @@ def test_compilers_see_no_warning() -> None:
 
     x = torch.zeros(1, 2, 64)
     torch.compile(both, fullgraph=True, backend="eager")(x)
-    assert not arguments._SAID
-    with pytest.warns(UserWarning, match="is read as"):
+    assert not arguments._WARNED
+    with pytest.warns(UserWarning, match="is taken as"):
         both(x)

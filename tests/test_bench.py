@@ -7,6 +7,7 @@ import pty
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -201,8 +202,8 @@ def test_a_wrong_mask_is_reported_and_not_timed(monkeypatch: pytest.MonkeyPatch)
         assert row.wrong
         assert row.seconds is None
         limit = bench.TOLERANCE[dtype]
-        assert row.reason.startswith("WRONG: a row is off by 0.0")
-        assert row.reason.endswith(f" of its size, the limit is {limit:g}")
+        assert row.reason.startswith("WRONG: a row differs by 0.0")
+        assert row.reason.endswith(f" of its norm, the limit is {limit:g}")
         assert "tiled/tile" not in dict(job.timed)
 
 
@@ -346,7 +347,8 @@ def test_json_and_png_are_written(
     assert found["versions"]["torch"] == torch.__version__
     assert found["machine"]["cores"] >= 1
     for job in found["jobs"]:
-        assert set(job["request"]) == set(Request.__dataclass_fields__)
+        names = {field.name for field in fields(Request) if field.init}
+        assert set(job["request"]) == names - {"held"}
         assert {one["name"] for one in job["candidates"]} >= {job["chosen"], job["best"]}
         assert all(len(one["samples"]) == 7 for one in job["candidates"])
     assert png.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
@@ -379,7 +381,7 @@ def test_a_wrong_candidate_is_exit_status_1(
     monkeypatch.setattr(bench, "TOLERANCE", {"float32": 0.0})
     assert main(["bench", "any.toml", "--backends", "tiled"]) == 1
     out = capsys.readouterr().out
-    assert "WRONG: a row is off by " in out
+    assert "WRONG: a row differs by " in out
     assert out.splitlines()[-1] == "WRONG or failed: tiled/tile on dinat forward"
 
 
@@ -392,7 +394,7 @@ def test_a_busy_machine_is_said_on_stderr(
     monkeypatch.setattr(bench.machine, "busy", lambda: 1.25)
     assert main(["bench", "any.toml"]) == 0
     assert capsys.readouterr().err == (
-        "nbattn bench: other programs use 1.2 cores: wall times of 2 threads mislead\n"
+        "nbattn bench: other programs use 1.2 cores: wall times of 2 threads are unreliable\n"
     )
 
 
@@ -422,10 +424,13 @@ def test_a_mask_in_words(
 MISUSE: list[tuple[list[str], str]] = [
     (
         [],
-        "nbattn bench: there is no request: CONFIG, or --mask and --query.\n"
+        "nbattn bench: the request is missing: give CONFIG, or --mask and --query.\n"
         "  fix:   nbattn bench CONFIG, or nbattn bench --mask ",
     ),
-    (["--mask", "causal()"], "nbattn bench: there is no request: CONFIG, or --mask and --query.\n"),
+    (
+        ["--mask", "causal()"],
+        "nbattn bench: the request is missing: give CONFIG, or --mask and --query.\n",
+    ),
     (
         ["a.toml", "nobody"],
         "nbattn bench: a.toml has no plan 'nobody'.\n  fix:   plans of a.toml: dinat.\n",
@@ -436,19 +441,31 @@ MISUSE: list[tuple[list[str], str]] = [
     ),
     (
         ["a.toml", "--json", "no/such/folder.json"],
-        "nbattn bench: no/such/folder.json cannot be made: no/such is no directory.\n"
+        "nbattn bench: no/such/folder.json cannot be created: no/such is not a directory.\n"
         "  fix:   a file in a directory that exists.\n",
     ),
     (["a.toml", "--png", "."], "nbattn bench: . is a directory.\n"),
     (["a.toml", "--device", "abacus"], "nbattn bench: device='abacus' is not known.\n"),
-    (["a.toml", "--rounds", "0"], "argument --rounds: '0' is not a whole number from 1\n"),
-    (["a.toml", "--rounds", "²"], "argument --rounds: '²' is not a whole number from 1\n"),
-    (["a.toml", "--threads", "x"], "argument --threads: 'x' is not a whole number from 1\n"),
+    (
+        ["a.toml", "--rounds", "0"],
+        "argument --rounds: '0' is not a whole number from 1 to 1000000\n",
+    ),
+    (
+        ["a.toml", "--rounds", "²"],
+        "argument --rounds: '²' is not a whole number from 1 to 1000000\n",
+    ),
+    (
+        ["a.toml", "--threads", "x"],
+        "argument --threads: 'x' is not a whole number from 1 to 1000000\n",
+    ),
     (
         ["a.toml", "--seconds", "nan"],
         "argument --seconds: 'nan' is not a number of seconds above 0",
     ),
-    (["--mask", "causal()", "--query", "1,b"], "argument --query: '1,b' is no shape; write 1,56"),
+    (
+        ["--mask", "causal()", "--query", "1,b"],
+        "argument --query: '1,b' is not a shape; write 1,56",
+    ),
 ]
 
 
@@ -481,7 +498,7 @@ def test_png_without_matplotlib(
     assert main(["bench", "a.toml", "--png", "a.png"]) == 2
     assert capsys.readouterr().err == (
         "nbattn bench: --png needs matplotlib, which is not installed.\n"
-        "  fix:   pip install 'nbattn[viz]', or leave --png out.\n"
+        "  fix:   pip install 'nbattn[viz]', or omit --png.\n"
     )
 
 

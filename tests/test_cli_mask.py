@@ -39,11 +39,11 @@ def test_a_picture_in_a_pipe() -> None:
     assert done.stdout.decode("utf-8") == dedent("""\
         Mask(Axis(1, 1, border='shift'), Axis(0, 0, align='top-left'))
 
-        24 of 96 pairs; 3 keys a query
+        24 of 96 pairs; 3 keys per query
 
         axis 0: 4 queries, 4 keys, 12 of 16 pairs
         1 left, itself, 1 right; shift
-        3 keys a query
+        3 keys per query
           0 1 2 3
         0 ◆ ■ ▣ ⬚
         1 ■ ◆ ■ ⬚
@@ -52,12 +52,12 @@ def test_a_picture_in_a_pipe() -> None:
 
         axis 1: 2 queries, 3 keys, 2 of 6 pairs
         itself; top-left
-        1 keys a query
+        1 keys per query
           0 1 2
         0 ◆ ⬚ ⬚
         1 ⬚ ◆ ⬚
 
-        ■ read   ◆ read, own position   ▣ read, moved or wrapped   ⬚ not read
+        ■ attended   ◆ attended, own position   ▣ attended, moved or wrapped   ⬚ not attended
         """)
 
 
@@ -72,13 +72,13 @@ def test_outputs_without_these_signs(encoding: str) -> None:
 
             axis 0: 3 queries, 3 keys, 4 of 9 pairs
             1 left, itself; dilation 2
-            1-2 keys a query
+            1-2 keys per query
               0 1 2
             0<@ : .
             1<: @ :
             2 # : @
 
-            # read   @ read, own position   . not read   : other class   < > window cut
+            # attended   @ attended, own position   . not attended   : not on this query's dilation grid   < > window cut
             """)
     assert "own position" in text
 
@@ -102,7 +102,7 @@ def test_a_missing_package_is_one_message(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout) == (2, b"")
     assert done.stderr.decode() == (
         "nbattn mask: numpy is broken.\n"
-        "  fix:   `nbattn doctor` says what is missing or broken, and what to install.\n"
+        "  fix:   `nbattn doctor` shows what is missing or broken, and what to install.\n"
     )
 
 
@@ -188,21 +188,23 @@ FIELDS = "left, right, dilation, stride, causal, align, offset, border, prefix"
 FORMS = "neighborhood((7, 7), dilation=2), or sliding_window(511), or one Axis(…) per axis."
 MISUSE = [
     (["--query", "3"],
-     "no mask is named.\n  fix:   either CONFIG NAME, or --mask 'neighborhood((7, 7))'."),
+     "no mask is given.\n  fix:   either CONFIG NAME, or --mask 'neighborhood((7, 7))'."),
     (["x.toml", "--mask", "causal()", "--query", "3"],
-     "two masks are named.\n  fix:   either CONFIG NAME, or --mask 'neighborhood((7, 7))'."),
+     "two masks are given.\n  fix:   either CONFIG NAME, or --mask 'neighborhood((7, 7))'."),
     (["x.toml", "encodr", "--query", "3"],
      "x.toml has no mask 'encodr'.\n  fix:   did you mean 'encoder'? It has: encoder, nat."),
     (["x.toml", "--query", "3"], "x.toml has 2 masks.\n  fix:   name one of: encoder, nat."),
     (["--mask", "causal()", "--query", "3,x"],
-     "--query '3,x': 'x' is no length.\n"
+     "--query '3,x': 'x' is not a length.\n"
      "  fix:   --query 8,24,24: whole numbers >= 0, one per axis."),
     (["--mask", "causal()", "--query", "3", "--key", "-1"],
-     "--key '-1': '-1' is no length.\n  fix:   --key 8,24,24: whole numbers >= 0, one per axis."),
+     "--key '-1': '-1' is not a length.\n"
+     "  fix:   --key 8,24,24: whole numbers >= 0, one per axis."),
     (["--mask", "causal()", "--query", ""],
-     "--query '': '' is no length.\n  fix:   --query 8,24,24: whole numbers >= 0, one per axis."),
+     "--query '': '' is not a length.\n"
+     "  fix:   --query 8,24,24: whole numbers >= 0, one per axis."),
     (["--mask", "causal()", "--query", "99999999999"],
-     "--query '99999999999': '99999999999' is no length.\n"
+     "--query '99999999999': '99999999999' is not a length.\n"
      "  fix:   --query 8,24,24: whole numbers >= 0, one per axis."),
     (["--mask", "causal()", "--query", "3,4"],
      "the mask has 1 axis, the space of the queries 2: (3, 4).\n"
@@ -212,18 +214,18 @@ MISUSE = [
      "axis 0 has 9999999999 queries and 9999999999 keys; pictures go up to 2097152.\n"
      "  fix:   a shorter axis shows the same rules."),
     (["--mask", "Axis(1, 1", "--query", "3"],
-     "the mask is not written as in Python: '(' was never closed.\n"
+     "the mask is not valid Python syntax: '(' was never closed.\n"
      f"  given: Axis(1, 1\n  fix:   {FORMS}"),
     (["--mask", "", "--query", "3"], f"the mask is empty.\n  fix:   {FORMS}"),
     (["--mask", "[Axis(1)]", "--query", "3"],
-     f"'[Axis(1)]' is no axis and no mask.\n  given: [Axis(1)]\n  fix:   {FORMS}"),
+     f"'[Axis(1)]' is neither an axis nor a mask.\n  given: [Axis(1)]\n  fix:   {FORMS}"),
     (["--mask", "neighbourhood(7)", "--query", "3"],
-     "'neighbourhood' makes no mask.\n  given: neighbourhood(7)\n"
+     "'neighbourhood' is not a mask constructor.\n  given: neighbourhood(7)\n"
      f"  fix:   did you mean 'neighborhood'? One of {NAMES}."),
     (["--mask", "open('x')", "--query", "3"],
-     f"'open' makes no mask.\n  given: open('x')\n  fix:   One of {NAMES}."),
+     f"'open' is not a mask constructor.\n  given: open('x')\n  fix:   One of {NAMES}."),
     (["--mask", "Axis(1, right=open('x'))", "--query", "3"],
-     "Axis, right: \"open('x')\" is no literal.\n  given: Axis(1, right=open('x'))\n"
+     "Axis, right: \"open('x')\" is not a literal.\n  given: Axis(1, right=open('x'))\n"
      "  fix:   numbers, strings, True, False, None and tuples of them."),
     (["--mask", "Axis(1, 2, dilaton=2)", "--query", "3"],
      "Axis has no 'dilaton'.\n  given: Axis(1, 2, dilaton=2)\n"
@@ -231,25 +233,27 @@ MISUSE = [
     (["--mask", "Axis(**{'left': 1})", "--query", "3"],
      f"Axis has no '**'.\n  given: Axis(**{{'left': 1}})\n  fix:   One of {FIELDS}."),
     (["--mask", "Axis(1, 2, 3)", "--query", "3"],
-     "Axis has 3 arguments without a name.\n  given: Axis(1, 2, 3)\n"
-     "  fix:   at most 2: left, right; the others by name."),
+     "Axis has 3 positional arguments.\n  given: Axis(1, 2, 3)\n"
+     "  fix:   at most 2: left, right; the others by keyword."),
     (["--mask", "Axis(1, left=2)", "--query", "3"],
      "Axis has 'left' twice.\n  given: Axis(1, left=2)\n  fix:   left once."),
     (["--mask", "neighborhood()", "--query", "3"],
      f"neighborhood needs kernel_size.\n  given: neighborhood()\n  fix:   {FORMS}"),
     (["--mask", "causal(), Axis(1)", "--query", "3"],
-     f"a whole mask stands among 2 parts.\n  given: causal(), Axis(1)\n  fix:   {FORMS}"),
+     f"a Mask is one of 2 parts; only axes can be combined.\n  given: causal(), Axis(1)\n"
+     f"  fix:   {FORMS}"),
     (["--mask", "Mask(3)", "--query", "3"],
-     f"'3' is no axis and no mask.\n  given: Mask(3)\n  fix:   {FORMS}"),
+     f"'3' is neither an axis nor a mask.\n  given: Mask(3)\n  fix:   {FORMS}"),
     (["--mask", "Mask(causal())", "--query", "3"],
-     "a Mask is made of axes.\n  given: Mask(causal())\n  fix:   Mask(Axis(3, 3), Axis(3, 3))."),
+     "the arguments of Mask must be axes.\n  given: Mask(causal())\n"
+     "  fix:   Mask(Axis(3, 3), Axis(3, 3))."),
     (["--mask", "full(1000000000)", "--query", "3"],
      "a mask has 1 to 3 axes, not 1000000000.\n  fix:   Mask(Axis(3, 3), Axis(3, 3))"),
     (["--mask", "causal" * 500, "--query", "3"],
-     f"the mask has 3000 characters; 2000 are read.\n  given: {('causal' * 500)[:200]}\n"
+     f"the mask has 3000 characters, the limit is 2000.\n  given: {('causal' * 500)[:200]}\n"
      f"  fix:   {FORMS}"),
     (["--mask", "causal()", "--query", "3", "--png", "no/such.png"],
-     "no/such.png cannot be made: no is no directory.\n"
+     "no/such.png cannot be created: no is not a directory.\n"
      "  fix:   a file in a directory that exists."),
     (["--mask", "causal()", "--query", "3", "--png", "x.png", "--device", "sm_1"],
      "device='sm_1' is not known.\n"),

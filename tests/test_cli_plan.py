@@ -51,7 +51,7 @@ def test_a_mask_and_a_shape_are_a_plan(capsys: Capture) -> None:
     options = ["--query", shape, "--dtype", "float32", "--device", "cpu", "--training"]
     status, out, _ = nbattn_(capsys, "plan", "--mask", mask, *options)
     assert status == 0
-    assert out.startswith(f"{mask}\nplan  Mask(Axis(3, 3, dilation=8, border='shift'), ")
+    assert out.startswith(f"{mask}\nplan    sdpa/dense+fold: estimated ")
     assert "chosen    sdpa/dense+fold" in out
 
 
@@ -130,7 +130,7 @@ def test_a_plan_that_is_not_its_mask_fails(
 
 MISUSE = """
 plan
-    nbattn plan: there is no request: CONFIG, or --mask and --query.
+    nbattn plan: the request is missing: give CONFIG, or --mask and --query.
       fix:   nbattn plan CONFIG, or nbattn plan --mask 'sliding_window(511)' --query 1,4096,8,64
 
 plan NAT stage5
@@ -151,11 +151,11 @@ plan NAT --mask blok --query 1,8,8,2,32
       fix:   masks of NAT: block.
 
 plan NAT stage1 --mask block --query 1,8,8,2,32
-    nbattn plan: --mask makes a request of its own, but plans are named: stage1.
-      fix:   either --mask, or names of plans.
+    nbattn plan: --mask defines the request, so plan names are unused: stage1.
+      fix:   give either --mask or plan names.
 
 plan NAT --mask block
-    nbattn plan: there is no request: CONFIG, or --mask and --query.
+    nbattn plan: the request is missing: give CONFIG, or --mask and --query.
       fix:   nbattn plan CONFIG, or nbattn plan --mask 'sliding_window(511)' --query 1,4096,8,64
 
 plan absent.toml
@@ -179,7 +179,7 @@ def test_misuse_is_one_message_and_status_2(capsys: Capture, case: str) -> None:
 def test_shapes_and_words_are_checked_by_the_parser(capsys: Capture) -> None:
     status, _, err = nbattn_(capsys, "plan", "--query", "1,x")
     assert status == 2
-    assert err.endswith("argument --query: '1,x' is no shape; write 1,56,56,2,32\n")
+    assert err.endswith("argument --query: '1,x' is not a shape; write 1,56,56,2,32\n")
     status, _, err = nbattn_(capsys, "plann")
     assert status == 2
     assert "invalid choice: 'plann'" in err
@@ -212,4 +212,6 @@ def test_a_terminal_gets_a_table(capsys: Capture, monkeypatch: pytest.MonkeyPatc
     assert status == 0
     assert "\x1b[" in out
     assert "what it does, or why not" in out
+    assert "axis 1: its windows differ" not in out
+    out = nbattn_(capsys, "plan", NAT, "stage1", "--device", "cpu", "--all")[1]
     assert "axis 1: its windows differ from query to query" in out

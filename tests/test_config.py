@@ -526,4 +526,4 @@ config = nbattn.load({{"masks": {{"a": {{"neighborhood": {{"kernel_size": [7, 7]
 print(config.masks["a"].draw({(2, 2)!r}).splitlines()[0])
 """
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
-    assert run.stdout == "16 of 16 pairs; 4 keys a query\n", run.stderr
+    assert run.stdout == "16 of 16 pairs; 4 keys per query\n", run.stderr

@@ -31,8 +31,8 @@ Count = Callable[[str, int], None]
 Space = tuple[int, ...]
 
 
-def device(name: str) -> DeviceInfo:
-    return replace(DEVICES[name], providers=("cupy",))
+def device(name: str, providers: tuple[str, ...] = ("cupy",)) -> DeviceInfo:
+    return replace(DEVICES[name], providers=providers)
 
 
 def planned(mask: Mask, shape: Space, **named: Any) -> Plan:
@@ -211,7 +211,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"head": 264, "require": ("mma",)}, "window+mma: takes a head_dim of 16 to 256, not 264"),
     ({"value_dim": 8, "require": ("mma",)}, "window+mma: takes a value_dim of 16 to 256, not 8"),
     ({"head": 520}, "window+simt: takes a head_dim of 1 to 512, not 520"),
-    ({"device": "sm_90"},
+    ({"device": device("sm_90", providers=())},
      "cuda/window: needs CuPy and NVRTC, which are not installed: pip install 'nbattn[cuda13]', or "
      "'nbattn[cuda12]' with a driver of CUDA 12"),
     ({"device": "cpu"}, "cuda/window: runs on cuda, not on cpu"),

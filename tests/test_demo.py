@@ -1,4 +1,4 @@
-"""The demo: its non-local means against loops, its pictures, its promises and exit status."""
+"""The demo: its non-local means against loops, its pictures, its targets and exit status."""
 
 from __future__ import annotations
 
@@ -146,7 +146,7 @@ def test_the_worst_pair_counts_both_ways() -> None:
     assert digits.worst_pair(digits.confusion(labels, read)) == (3, 8, 3)
 
 
-def test_denoising_keeps_its_promise_and_writes_only_into_its_folder(
+def test_denoising_meets_its_target_and_writes_only_into_its_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -162,25 +162,25 @@ def test_denoising_keeps_its_promise_and_writes_only_into_its_folder(
     gains = [float(line.split()[-4]) for line in out.splitlines() if line.startswith("scikit")]
     assert len(gains) == 2
     assert all(gain > 5 for gain in gains)
-    assert "promise kept" in out
-    assert "every promise kept" in out
+    assert "target met" in out
+    assert "all targets met" in out
 
 
-def test_a_gain_below_the_promise_exits_with_1(
+def test_a_gain_below_the_target_exits_with_1(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
     monkeypatch.setattr(denoise, "GAIN_DB", 50.0)
     out = ["--output", str(tmp_path)]
     assert main(["demo", "--part", "denoise", "--size", "32", *out]) == 1
-    assert "promise BROKEN" in (printed := capsys.readouterr().out)
+    assert "target MISSED" in (printed := capsys.readouterr().out)
     assert "FAILED after" in printed
 
 
-def test_digits_learn_and_too_few_epochs_break_the_promise(tmp_path: Path, capsys: Capture) -> None:
+def test_digits_learn_and_too_few_epochs_miss_the_target(tmp_path: Path, capsys: Capture) -> None:
     assert main(["demo", "--part", "digits", "--epochs", "3", "--output", str(tmp_path)]) == 1
     out = capsys.readouterr().out
-    promise = next(line for line in out.splitlines() if line.startswith("promise BROKEN"))
-    assert 30 < float(promise.split()[2]) < 97
+    verdict = next(line for line in out.splitlines() if line.startswith("target MISSED"))
+    assert 30 < float(verdict.split()[2]) < 97
     assert out.count("training: epoch") == 3
     assert [path.name for path in tmp_path.iterdir()] == ["digits.png"]
 
@@ -190,11 +190,11 @@ def test_a_file_in_the_way_and_missing_packages_exit_with_2(
 ) -> None:
     (tmp_path / "taken").write_text("")
     assert main(["demo", "--output", str(tmp_path / "taken")]) == 2
-    assert "taken cannot be made: File exists" in capsys.readouterr().err
+    assert "taken cannot be created: File exists" in capsys.readouterr().err
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert main(["demo"]) == 2
     assert capsys.readouterr().err == (
-        "nbattn demo: the demo needs matplotlib, skimage, sklearn, not installed here.\n"
+        "nbattn demo: the demo needs matplotlib, skimage, sklearn, which is not installed.\n"
         '  fix:   pip install "nbattn[demo]".\n'
     )
 
@@ -202,7 +202,7 @@ def test_a_file_in_the_way_and_missing_packages_exit_with_2(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--size", "8"], "8 is below 24, the search window is 21 wide"),
+        (["--size", "8"], "8 is below 24; the search window is 21 wide"),
         (["--threads", "0"], "0 is below 1"),
         (["--seed", "-1"], "-1 is not in 0 … 2^63 - 1"),
         (["--part", "all"], "invalid choice: 'all'"),
@@ -224,5 +224,5 @@ def test_help_says_what_it_prints_and_the_exit_status_without_torch() -> None:
         check=True,
         env={"PYTHONPATH": str(ROOT), "COLUMNS": "100"},
     )
-    for text in ("examples:", "exit status:", "It prints", "--output", "--part {denoise,digits}"):
+    for text in ("examples:", "exit status:", "prints:", "--output", "--part {denoise,digits}"):
         assert text in run.stdout

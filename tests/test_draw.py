@@ -31,27 +31,27 @@ PICTURES = [
 ("causal", Mask.causal(), (4,), None, """
     axis 0: 4 queries, 4 keys, 10 of 16 pairs
     all left, itself; causal
-    1–4 keys a query
+    1–4 keys per query
       0 1 2 3
     0 ◆ ⬚ ⬚ ⬚
     1 ■ ◆ ⬚ ⬚
     2 ■ ■ ◆ ⬚
     3 ■ ■ ■ ◆
 
-    ■ read   ◆ read, own position   ⬚ not read"""),
+    ■ attended   ◆ attended, own position   ⬚ not attended"""),
 ("causal, bottom-right, wide", Mask.causal("bottom-right"), (2,), (5,), """
     axis 0: 2 queries, 5 keys, 9 of 10 pairs
     all left, itself; causal, bottom-right
-    4–5 keys a query
+    4–5 keys per query
       0 1 2 3 4
     0 ■ ■ ■ ◆ ⬚
     1 ■ ■ ■ ■ ◆
 
-    ■ read   ◆ read, own position   ⬚ not read"""),
+    ■ attended   ◆ attended, own position   ⬚ not attended"""),
 ("causal, bottom-right, tall", Mask.causal("bottom-right"), (5,), (2,), """
     axis 0: 5 queries, 2 keys, 3 of 10 pairs
     all left, itself; causal, bottom-right
-    0–2 keys a query; 3 queries read no key
+    0–2 keys per query; 3 queries have no keys
       0 1
     0 ⬚ ⬚  p=-3
     1 ⬚ ⬚  p=-2
@@ -59,11 +59,11 @@ PICTURES = [
     3 ◆ ⬚
     4 ■ ◆
 
-    ■ read   ◆ read, own position   ⬚ not read   p= own position, off axis"""),
+    ■ attended   ◆ attended, own position   ⬚ not attended   p= own position, off axis"""),
 ("neighborhood", Mask.neighborhood(3), (5,), None, """
     axis 0: 5 queries, 5 keys, 15 of 25 pairs
     1 left, itself, 1 right; shift
-    3 keys a query
+    3 keys per query
       0 1 2 3 4
     0 ◆ ■ ▣ ⬚ ⬚
     1 ■ ◆ ■ ⬚ ⬚
@@ -71,11 +71,11 @@ PICTURES = [
     3 ⬚ ⬚ ■ ◆ ■
     4 ⬚ ⬚ ▣ ■ ◆
 
-    ■ read   ◆ read, own position   ▣ read, moved or wrapped   ⬚ not read"""),
+    ■ attended   ◆ attended, own position   ▣ attended, moved or wrapped   ⬚ not attended"""),
 ("wrap", Mask(Axis(1, 1, border="wrap")), (5,), None, """
     axis 0: 5 queries, 5 keys, 15 of 25 pairs
     1 left, itself, 1 right; wrap
-    3 keys a query
+    3 keys per query
       0 1 2 3 4
     0 ◆ ■ ⬚ ⬚ ▣
     1 ■ ◆ ■ ⬚ ⬚
@@ -83,11 +83,11 @@ PICTURES = [
     3 ⬚ ⬚ ■ ◆ ■
     4 ▣ ⬚ ⬚ ■ ◆
 
-    ■ read   ◆ read, own position   ▣ read, moved or wrapped   ⬚ not read"""),
+    ■ attended   ◆ attended, own position   ▣ attended, moved or wrapped   ⬚ not attended"""),
 ("dilated", Mask(Axis(1, 0, dilation=2)), (5,), None, """
     axis 0: 5 queries, 5 keys, 8 of 25 pairs
     1 left, itself; dilation 2
-    1–2 keys a query
+    1–2 keys per query
       0 1 2 3 4
     0‹◆ · ⬚ · ⬚
     1‹· ◆ · ⬚ ·
@@ -95,22 +95,22 @@ PICTURES = [
     3 · ■ · ◆ ·
     4 ⬚ · ■ · ◆
 
-    ■ read   ◆ read, own position   ⬚ not read   · other class   ‹ › window cut"""),
+    ■ attended   ◆ attended, own position   ⬚ not attended   · not on this query's dilation grid   ‹ › window cut"""),
 ("stride with rows without keys", Mask(Axis(0, causal=True, stride=2)), (4,), None, """
     axis 0: 4 queries, 4 keys, 2 of 16 pairs
     itself; stride 2, causal, rows without keys: stride > left + 1
-    0–1 keys a query; 2 queries read no key
+    0–1 keys per query; 2 queries have no keys
       0 1 2 3
     0 ◇ ⬚ ⬚ ⬚
     1 ⬚ ◆ ⬚ ⬚
     2 ⬚ ⬚ ◇ ⬚
     3 ⬚ ⬚ ⬚ ◆
 
-    ◆ read, own position   ◇ own position, not read   ⬚ not read"""),
+    ◆ attended, own position   ◇ own position, not attended   ⬚ not attended"""),
 ("prefix", Mask(Axis(1, causal=True, prefix=1)), (5,), None, """
     axis 0: 5 queries, 5 keys, 12 of 25 pairs
     1 left, itself; causal, prefix 1
-    1–3 keys a query
+    1–3 keys per query
       0 1 2 3 4
     0‹◆ ⬚ ⬚ ⬚ ⬚
     1 ■ ◆ ⬚ ⬚ ⬚
@@ -118,30 +118,30 @@ PICTURES = [
     3 ▤ ⬚ ■ ◆ ⬚
     4 ▤ ⬚ ⬚ ■ ◆
 
-    ■ read   ◆ read, own position   ▤ read, prefix   ⬚ not read   ‹ › window cut"""),
+    ■ attended   ◆ attended, own position   ▤ attended, prefix   ⬚ not attended   ‹ › window cut"""),
 ("two axes", Mask(Axis(causal=True, align="top-left"), Axis(1, 1)), (2, 3), (3, 3), """
-    21 of 54 pairs; 2–6 keys a query
+    21 of 54 pairs; 2–6 keys per query
 
     axis 0: 2 queries, 3 keys, 3 of 6 pairs
     all left, itself; causal, top-left
-    1–2 keys a query
+    1–2 keys per query
       0 1 2
     0 ◆ ⬚ ⬚
     1 ■ ◆ ⬚
 
     axis 1: 3 queries, 3 keys, 7 of 9 pairs
     1 left, itself, 1 right
-    2–3 keys a query
+    2–3 keys per query
       0 1 2
     0‹◆ ■ ⬚
     1 ■ ◆ ■
     2 ⬚ ■ ◆›
 
-    ■ read   ◆ read, own position   ⬚ not read   ‹ › window cut"""),
+    ■ attended   ◆ attended, own position   ⬚ not attended   ‹ › window cut"""),
 ("numbers are aligned", Mask(Axis(0, 0, align="top-left")), (11,), (2,), """
     axis 0: 11 queries, 2 keys, 2 of 22 pairs
     itself; top-left
-    0–1 keys a query; 9 queries read no key
+    0–1 keys per query; 9 queries have no keys
        0 1
      0 ◆ ⬚
      1 ⬚ ◆
@@ -155,53 +155,53 @@ PICTURES = [
      9 ⬚ ⬚  p=9
     10 ⬚ ⬚  p=10
 
-    ◆ read, own position   ⬚ not read   p= own position, off axis"""),
+    ◆ attended, own position   ⬚ not attended   p= own position, off axis"""),
 ("no keys", Mask.full(), (2,), (0,), """
     axis 0: 2 queries, 0 keys, 0 of 0 pairs
     every key
-    0 keys a query; 2 queries read no key
+    0 keys per query; 2 queries have no keys
     0
     1"""),
 ("all keys, wherever queries stand", Mask.full(), (2,), (3,), """
     axis 0: 2 queries, 3 keys, 6 of 6 pairs
     every key
-    3 keys a query
+    3 keys per query
       0 1 2
     0 ■ ■ ■
     1 ■ ■ ■
 
-    ■ read"""),
+    ■ attended"""),
 ("no queries", Mask.full(), (0,), (2,), """
     axis 0: 0 queries, 2 keys, 0 of 0 pairs
     every key
-    0 keys a query
+    0 keys per query
       0 1"""),
 ("nothing", Mask.full(), (0,), None, """
     axis 0: 0 queries, 0 keys, 0 of 0 pairs
     every key
-    0 keys a query"""),
+    0 keys per query"""),
 ("long keys", Mask.sliding_window(200, 10, align="top-left"), (2,), (98,), """
     axis 0: 2 queries, 98 keys, 23 of 196 pairs, a cell is 1 x 3 pairs
     200 left, itself, 10 right; top-left
-    11–12 keys a query
+    11–12 keys per query
       0         15        30        45        60        75        90
     0 ■ ■ ■ ◧ ⬚ ⬚ ⬚ ⬚ ⬚ ⬚ ⬚ ⬚ ⬚ ⬚ ⬚ ⬚ ⬚ ⬚ ⬚ ⬚ ⬚ ⬚ ⬚ ⬚ ⬚ ⬚ ⬚ ⬚ ⬚ ⬚ ⬚ ⬚ ⬚
     1 ■ ■ ■ ■ ⬚ ⬚ ⬚ ⬚ ⬚ ⬚ ⬚ ⬚ ⬚ ⬚ ⬚ ⬚ ⬚ ⬚ ⬚ ⬚ ⬚ ⬚ ⬚ ⬚ ⬚ ⬚ ⬚ ⬚ ⬚ ⬚ ⬚ ⬚ ⬚
 
-    ■ read   ◧ some of the cell's pairs   ⬚ not read"""),
+    ■ attended   ◧ some of the cell's pairs   ⬚ not attended"""),
 ("long queries", Mask.causal("top-left"), (200,), (3,), """
     axis 0: 200 queries, 3 keys, 597 of 600 pairs, a cell is 5 x 1 pairs
     all left, itself; causal, top-left
-    1–3 keys a query
+    1–3 keys per query
         0 1 2
       0 ■ ◧ ◧
 """ + "\n".join(f"    {5 * n:>3} ■ ■ ■" for n in range(1, 40)) + """
 
-    ■ read   ◧ some of the cell's pairs"""),
+    ■ attended   ◧ some of the cell's pairs"""),
 ("shift with dilation", Mask(Axis(1, 1, dilation=2, border="shift")), (7,), None, """
     axis 0: 7 queries, 7 keys, 21 of 49 pairs
     1 left, itself, 1 right; dilation 2, shift
-    3 keys a query
+    3 keys per query
       0 1 2 3 4 5 6
     0 ◆ · ■ · ▣ · ⬚
     1 · ◆ · ■ · ▣ ·
@@ -211,11 +211,11 @@ PICTURES = [
     5 · ▣ · ■ · ◆ ·
     6 ⬚ · ▣ · ■ · ◆
 
-    ■ read   ◆ read, own position   ▣ read, moved or wrapped   ⬚ not read   · other class"""),
+    ■ attended   ◆ attended, own position   ▣ attended, moved or wrapped   ⬚ not attended   · not on this query's dilation grid"""),
 ("queries beyond the keys", Mask(Axis(2, 1, align="top-left")), (5,), (3,), """
     axis 0: 5 queries, 3 keys, 11 of 15 pairs
     2 left, itself, 1 right; top-left
-    1–3 keys a query
+    1–3 keys per query
       0 1 2
     0‹◆ ■ ⬚
     1‹■ ◆ ■
@@ -223,26 +223,26 @@ PICTURES = [
     3 ⬚ ■ ■› p=3
     4 ⬚ ⬚ ■› p=4
 
-    ■ read   ◆ read, own position   ⬚ not read   ‹ › window cut   p= own position, off axis"""),
+    ■ attended   ◆ attended, own position   ⬚ not attended   ‹ › window cut   p= own position, off axis"""),
 ("no key of its class", Mask(Axis(None, 0, dilation=2, offset=1)), (1,), None, """
     axis 0: 1 queries, 1 keys, 0 of 1 pairs
     all left, itself; dilation 2, offset +1
-    0 keys a query; 1 query reads no key
+    0 keys per query; 1 query has no keys
       0
     0 ·  p=1
 
-    · other class   p= own position, off axis"""),
+    · not on this query's dilation grid   p= own position, off axis"""),
 ("cut by stride group", Mask(Axis(2, causal=True, stride=2)), (4,), None, """
     axis 0: 4 queries, 4 keys, 8 of 16 pairs
     2 left, itself; stride 2, causal
-    1–3 keys a query
+    1–3 keys per query
       0 1 2 3
     0‹◆ ⬚ ⬚ ⬚
     1‹■ ◆ ⬚ ⬚
     2 ⬚ ■ ◆ ⬚
     3 ⬚ ■ ■ ◆
 
-    ■ read   ◆ read, own position   ⬚ not read   ‹ › window cut"""),
+    ■ attended   ◆ attended, own position   ⬚ not attended   ‹ › window cut"""),
 ]
 # fmt: on
 
@@ -329,8 +329,8 @@ def test_short_axes_are_drawn_pair_by_pair(cases: Count, chosen: tuple[Axis, int
         counts = want.sum(axis=1)
         low, high, none = counts.min(), counts.max(), int((counts == 0).sum())
         text = f"{low if low == high else f'{low}–{high}'} keys"
-        text += " a query"
-        text += f"; {none} quer{'y reads' if none == 1 else 'ies read'} no key" * (none > 0)
+        text += " per query"
+        text += f"; {none} quer{'y has' if none == 1 else 'ies have'} no keys" * (none > 0)
         assert text == picture.splitlines()[2]
     cases("draw, short axes", 1)
 

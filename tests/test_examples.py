@@ -138,7 +138,7 @@ def test_rotary_has_nothing_that_a_cast_or_an_empty_start_could_spoil() -> None:
         (Mask(Axis(1)), "Rotary2d is for masks of 2 axes, not 1: Mask(Axis(1, None))"),
         (
             Mask(Axis(1, 1), Axis(1, 1, border="wrap")),
-            "Rotary2d knows no circles; an axis wraps: Mask(Axis(1, 1), Axis(1, 1, border='wrap'))",
+            "Rotary2d does not support border='wrap': Mask(Axis(1, 1), Axis(1, 1, border='wrap'))",
         ),
     ],
 )

@@ -465,7 +465,7 @@ def test_the_cache_entry_by_name_and_never_by_itself(provider: str) -> None:
     ("mask", "fields", "text"),
     [
         (Mask.causal("top-left"), {}, 'align="top-left" puts a decoded query on key 0'),
-        (Mask(Axis(2, 2, align="bottom-right")), {}, "right=2 reads keys that come later"),
+        (Mask(Axis(2, 2, align="bottom-right")), {}, "right=2 attends to keys that come later"),
         (DECODES, {"training": True}, "the kv-cache entry has no backward"),
     ],
 )

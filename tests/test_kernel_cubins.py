@@ -252,7 +252,7 @@ def writable(place: Path) -> str:
 def a_file(place: Path) -> str:
     place.rename(place.parent / "elsewhere")
     place.touch()
-    return "cubins cannot be made: File exists"
+    return "cubins cannot be created: File exists"
 
 
 UNSAFE: dict[str, Callable[[Path], str]] = {

@@ -79,18 +79,18 @@ REFUSED = [
     ({"align": True}, "align=True is a bool"),
     ({"align": ("top-left",)}, "align=('top-left',) is a tuple"),
     ({"align": 2**31}, "align=2147483648 is beyond 2147483647"),
-    ({"align": 3, "offset": -1}, "align=3 and offset=-1 both say where query 0 stands"),
-    ({"align": 0, "offset": 2}, "align=0 and offset=2 both say where query 0 stands"),
+    ({"align": 3, "offset": -1}, "align=3 and offset=-1 both set the position of query 0"),
+    ({"align": 0, "offset": 2}, "align=0 and offset=2 both set the position of query 0"),
     ({"border": "reflect"}, "border='reflect' is not one of"),
     ({"border": 0}, "border=0 is not one of"),
-    ({"right": 1, "causal": True}, "causal=True reads nothing to the right, but right=1"),
+    ({"right": 1, "causal": True}, "causal=True allows no keys to the right, but right=1"),
     ({"left": 1, "border": "shift"}, "needs two finite sides, but left=1, right=None"),
     ({"right": 1, "border": "shift"}, "needs two finite sides, but left=None, right=1"),
     ({"causal": True, "border": "shift"}, "needs two finite sides, but left=None, right=0"),
-    ({"border": "wrap", "causal": True}, "it has no causal=True"),
-    ({"border": "wrap", "align": "bottom-right"}, "it has no align='bottom-right'"),
-    ({"border": "wrap", "offset": -1}, "it has no offset=-1"),
-    ({"border": "wrap", "align": 2}, "it has no offset=2"),
+    ({"border": "wrap", "causal": True}, "does not support causal=True"),
+    ({"border": "wrap", "align": "bottom-right"}, "does not support align='bottom-right'"),
+    ({"border": "wrap", "offset": -1}, "does not support offset=-1"),
+    ({"border": "wrap", "align": 2}, "does not support offset=2"),
     ({"prefix": 2, "dilation": 3}, "prefix=2 and dilation=3 cannot be combined"),
     ({"prefix": 2, "border": "wrap"}, 'prefix=2 and border="wrap" cannot be combined'),
 ]
@@ -707,35 +707,35 @@ SAYABLE = [
     (Mask(Axis(None, 5, offset=2, **BOTTOM)), (-1, 7)),
 ]
 UNSAYABLE = [
-    (Mask(Axis(), Axis()), "it has 2 axes, Flash one."),
-    (Mask(Axis(1, 1, dilation=2, **BOTTOM)), "dilation=2; Flash has dilation=1 only."),
-    (Mask(Axis(dilation=2, **BOTTOM)), "dilation=2; Flash has dilation=1 only."),
-    (Mask(Axis(1, 1, stride=3, **BOTTOM)), "stride=3; Flash has stride=1 only."),
+    (Mask(Axis(), Axis()), "it has 2 axes, Flash supports one."),
+    (Mask(Axis(1, 1, dilation=2, **BOTTOM)), "dilation=2; Flash supports dilation=1 only."),
+    (Mask(Axis(dilation=2, **BOTTOM)), "dilation=2; Flash supports dilation=1 only."),
+    (Mask(Axis(1, 1, stride=3, **BOTTOM)), "stride=3; Flash supports stride=1 only."),
     (
         Mask(Axis(1, 1, border="shift", **BOTTOM)),
-        "border='shift'; Flash has border='clip' only.",
+        "border='shift'; Flash supports border='clip' only.",
     ),
-    (Mask(Axis(1, 1, border="wrap")), "border='wrap'; Flash has border='clip' only."),
-    (Mask(Axis(1, 0, prefix=2, **BOTTOM)), "prefix=2; Flash has prefix=0 only."),
+    (Mask(Axis(1, 1, border="wrap")), "border='wrap'; Flash supports border='clip' only."),
+    (Mask(Axis(1, 0, prefix=2, **BOTTOM)), "prefix=2; Flash supports prefix=0 only."),
     (
         Mask(Axis(1, 1, align="top-left")),
-        "align='top-left'; Flash aligns bottom-right, which differs when lengths do.",
+        "align='top-left'; Flash aligns bottom-right, which differs if lengths differ.",
     ),
     (
         Mask.causal(),
-        "align=None; Flash aligns bottom-right, which differs when lengths do.",
+        "align=None; Flash aligns bottom-right, which differs if lengths differ.",
     ),
     (
         Mask(Axis(1, 1, offset=2, **BOTTOM)),
-        "left=1 with offset=2 is the window -1; Flash reads negative windows as unlimited.",
+        "left=1 with offset=2 is the window -1; Flash takes a negative number as unlimited.",
     ),
     (
         Mask(Axis(1, 1, offset=-2, **BOTTOM)),
-        "right=1 with offset=-2 is the window -1; Flash reads negative windows as unlimited.",
+        "right=1 with offset=-2 is the window -1; Flash takes a negative number as unlimited.",
     ),
     (
         Mask(Axis(causal=True, offset=-1, **BOTTOM)),
-        "right=0 with offset=-1 is the window -1; Flash reads negative windows as unlimited.",
+        "right=0 with offset=-1 is the window -1; Flash takes a negative number as unlimited.",
     ),
 ]
 
@@ -814,11 +814,11 @@ def test_a_flash_window_survives_the_round_trip(left: int | None, right: int | N
 # decodes
 
 REASONS = [
-    (Axis(8, 8, **BOTTOM), "right=8 reads keys that come later; right=0 does not"),
-    (Axis(8, **BOTTOM), "right=None reads keys that come later; right=0 does not"),
+    (Axis(8, 8, **BOTTOM), "right=8 attends to keys that come later; right=0 does not"),
+    (Axis(8, **BOTTOM), "right=None attends to keys that come later; right=0 does not"),
     (
         Axis(8, causal=True, stride=2, **BOTTOM),
-        "stride=2 lets later queries decide a window; stride=1 does not",
+        "stride=2 makes windows depend on later queries; stride=1 does not",
     ),
     (
         Axis(8, 0, border="shift", **BOTTOM),
@@ -830,11 +830,11 @@ REASONS = [
     ),
     (
         Axis(8, 0, prefix=4, **BOTTOM),
-        "prefix=4 reads keys that come later; causal=True does not",
+        "prefix=4 attends to keys that come later; causal=True does not",
     ),
     (
         Axis(8, 0),
-        'align=None does not say where a decoded query stands; "bottom-right" does',
+        'align=None gives a decoded query no key position; "bottom-right" does',
     ),
     (
         Axis(8, 0, align="top-left"),
@@ -842,7 +842,7 @@ REASONS = [
     ),
     (
         Axis(8, causal=True, offset=2, **BOTTOM),
-        "offset=2 reads keys that come later; offset=0 does not",
+        "offset=2 attends to keys that come later; offset=0 does not",
     ),
 ]
 

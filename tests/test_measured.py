@@ -427,7 +427,7 @@ UNSAFE: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "the file is a link": (link, "costs.json is a symbolic link"),
     "the directory is a link": (linked_folder, "cache is a symbolic link"),
-    "the file is a pipe": (pipe, "costs.json is no file"),
+    "the file is a pipe": (pipe, "costs.json is not a file"),
 }
 
 

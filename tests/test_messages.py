@@ -103,12 +103,12 @@ Axis(1, 1, causal="yes")
       fix:   causal=True or causal=False.
 
 Axis(1, 2, causal=True)
-    MaskError: causal=True reads nothing to the right, but right=2.
-      fix:   Axis(1, 0, causal=True), or causal=False to look 2 ahead.
+    MaskError: causal=True allows no keys to the right, but right=2.
+      fix:   Axis(1, 0, causal=True), or causal=False for 2 keys ahead.
 
 Axis(1, 1, align="center")
     MaskError: align='center' is not one of 'top-left', 'bottom-right'.
-      fix:   align='top-left' puts query 0 on key 0, 'bottom-right' the last query on the last key, an int query 0 on that key.
+      fix:   align='top-left' puts query 0 on key 0, 'bottom-right' puts the last query on the last key, an int puts query 0 on that key.
 
 Axis(3, 3, align="bottom_right")
     MaskError: align='bottom_right' is not one of 'top-left', 'bottom-right'.
@@ -119,7 +119,7 @@ Axis(1, 1, align=1.5)
       fix:   align is a whole number; or "top-left", or "bottom-right".
 
 Axis(1, 1, align=8, offset=2)
-    MaskError: align=8 and offset=2 both say where query 0 stands.
+    MaskError: align=8 and offset=2 both set the position of query 0.
       fix:   align=10, or align=8, or align="top-left", offset=2.
 
 Axis(3, 3, border="circular")
@@ -139,15 +139,15 @@ Axis(causal=True, border="shift")
       fix:   Axis(3, 3, border="shift"), or border="clip" with unlimited sides.
 
 Axis(1, 1, border="wrap", align="bottom-right")
-    MaskError: border="wrap" is circular: it has no align='bottom-right'.
+    MaskError: border="wrap" is circular and does not support align='bottom-right'.
       fix:   align=None, or border="clip".
 
 Axis(1, causal=True, border="wrap")
-    MaskError: border="wrap" is circular: it has no causal=True.
+    MaskError: border="wrap" is circular and does not support causal=True.
       fix:   causal=False, or border="clip".
 
 Axis(1, 1, border="wrap", offset=1)
-    MaskError: border="wrap" is circular: it has no offset=1.
+    MaskError: border="wrap" is circular and does not support offset=1.
       fix:   offset=0, or border="clip".
 
 Axis(1, 1, dilation=2, prefix=3)
@@ -265,37 +265,37 @@ Mask.from_transformers(4, offset=1.5)
       fix:   offset is a whole number.
 
 Mask(Axis(), Axis()).to_flash()
-    MaskError: Flash has no window_size for this mask: it has 2 axes, Flash one.
+    MaskError: Flash has no window_size for this mask: it has 2 axes, Flash supports one.
       given: Mask(Axis(), Axis())
       fix:   nbattn.attention(query, key, value, mask) runs it exactly.
 
 Mask(Axis(1, 1, dilation=2, align="bottom-right")).to_flash()
-    MaskError: Flash has no window_size for this mask: dilation=2; Flash has dilation=1 only.
+    MaskError: Flash has no window_size for this mask: dilation=2; Flash supports dilation=1 only.
       given: Mask(Axis(1, 1, dilation=2, align='bottom-right'))
       fix:   nbattn.attention(query, key, value, mask) runs it exactly.
 
 Mask(Axis(1, 1, border="shift")).to_flash()
-    MaskError: Flash has no window_size for this mask: border='shift'; Flash has border='clip' only.
+    MaskError: Flash has no window_size for this mask: border='shift'; Flash supports border='clip' only.
       given: Mask(Axis(1, 1, border='shift'))
       fix:   nbattn.attention(query, key, value, mask) runs it exactly.
 
 Mask.causal("top-left").to_flash()
-    MaskError: Flash has no window_size for this mask: align='top-left'; Flash aligns bottom-right, which differs when lengths do.
+    MaskError: Flash has no window_size for this mask: align='top-left'; Flash aligns bottom-right, which differs if lengths differ.
       given: Mask(Axis(None, 0, causal=True, align='top-left'))
       fix:   nbattn.attention(query, key, value, mask) runs it exactly.
 
 Mask.causal().to_flash()
-    MaskError: Flash has no window_size for this mask: align=None; Flash aligns bottom-right, which differs when lengths do.
+    MaskError: Flash has no window_size for this mask: align=None; Flash aligns bottom-right, which differs if lengths differ.
       given: Mask(Axis(None, 0, causal=True))
       fix:   Mask(Axis(None, 0, causal=True, align='bottom-right')).to_flash(), or nbattn.attention(query, key, value, mask) runs it exactly.
 
 Mask(Axis(1, 1, offset=2)).to_flash()
-    MaskError: Flash has no window_size for this mask: align=None; Flash aligns bottom-right, which differs when lengths do.
+    MaskError: Flash has no window_size for this mask: align=None; Flash aligns bottom-right, which differs if lengths differ.
       given: Mask(Axis(1, 1, offset=2))
       fix:   nbattn.attention(query, key, value, mask) runs it exactly.
 
 Mask(Axis(1, 1, align="bottom-right", offset=3)).to_flash()
-    MaskError: Flash has no window_size for this mask: left=1 with offset=3 is the window -2; Flash reads negative windows as unlimited.
+    MaskError: Flash has no window_size for this mask: left=1 with offset=3 is the window -2; Flash takes a negative number as unlimited.
       given: Mask(Axis(1, 1, align='bottom-right', offset=3))
       fix:   nbattn.attention(query, key, value, mask) runs it exactly.
 """
@@ -338,17 +338,17 @@ Mask(Axis(1, 1, border="wrap")).draw(4, 5)
       fix:   border="clip" and an align allow different lengths, or give axis 0 one length.
 
 Mask.sliding_window(15).dense(1, 40)
-    MaskError: axis 0 (1 query, 40 keys): the lengths differ, and align=None does not say which query stands on which key.
+    MaskError: axis 0 (1 query, 40 keys): the lengths differ, and align=None does not align queries with keys.
       given: Mask(Axis(15, 0))
       fix:   Mask(Axis(15, 0, align='bottom-right')) puts the last query on the last key, as Flash and KV caches do (one query against a cache: align="bottom-right"); or Mask(Axis(15, 0, align='top-left')) puts query 0 on key 0, as SDPA's is_causal does.
 
 Mask(Axis(3, 3), Axis(3, 3)).dense((28, 28), (14, 14))
-    MaskError: axis 0 (28 queries, 14 keys): the lengths differ, and align=None does not say which query stands on which key. Grids of different resolution are not supported.
+    MaskError: axis 0 (28 queries, 14 keys): the lengths differ, and align=None does not align queries with keys. Grids of different resolution are not supported.
       given: Mask(Axis(3, 3), Axis(3, 3))
       fix:   Mask(Axis(3, 3, align='top-left'), Axis(3, 3, align='top-left')) puts query 0 on key 0, as SDPA's is_causal does; or Mask(Axis(3, 3, align='bottom-right'), Axis(3, 3, align='bottom-right')) puts the last query on the last key, as Flash and KV caches do (one query against a cache: align="bottom-right").
 
 Mask.neighborhood((3, 3)).draw((8, 9), (8, 7))
-    MaskError: axis 1 (9 queries, 7 keys): the lengths differ, and align=None does not say which query stands on which key.
+    MaskError: axis 1 (9 queries, 7 keys): the lengths differ, and align=None does not align queries with keys.
       given: Mask(Axis(1, 1, border='shift'), Axis(1, 1, border='shift'))
       fix:   Mask(Axis(1, 1, border='shift'), Axis(1, 1, align='top-left', border='shift')) puts query 0 on key 0, as SDPA's is_causal does; or Mask(Axis(1, 1, border='shift'), Axis(1, 1, align='bottom-right', border='shift')) puts the last query on the last key, as Flash and KV caches do (one query against a cache: align="bottom-right").
 
@@ -405,8 +405,8 @@ attention(q, q, q.half(), window)
       fix:   value.to(query.dtype).
 
 attention(q.int(), q.int(), q.int(), window)
-    InputError: query is int32, not a dtype that attention runs in.
-      fix:   query.float(); it runs in float16, bfloat16, float32, float64.
+    InputError: query is int32, not a dtype that attention supports.
+      fix:   query.float(); it supports float16, bfloat16, float32, float64.
 
 attention(t(1, 4, 4, 2, 16), q, q, window)
     InputError: query has 5 dimensions [1, 4, 4, 2, 16]; a mask of 1 axis needs 4.
@@ -461,7 +461,7 @@ attention(q, q, t(1, 8, 2, 0), window)
 attention(t(1, 8, 3, 16), q, q, window)
     InputError: 3 query heads are no multiple of 2 key heads.
       given: query [1, 8, 3, 16] key [1, 8, 2, 16] value [1, 8, 2, 16]
-      fix:   a number of key heads that divides 3; query head h reads key head h // (H // Hk).
+      fix:   a number of key heads that divides 3; query head h uses key head h // (H // Hk).
 
 attention(q, q, q, ring)
     MaskError: axis 0 (8 queries, 8 keys): border="wrap" needs a length that dilation x stride = 3 divides, but 8 leaves 2.
@@ -474,7 +474,7 @@ attention(q, t(1, 9, 2, 16), t(1, 9, 2, 16), Mask(Axis(1, 1, border="wrap")))
       fix:   border="clip" and an align allow different lengths, or give axis 0 one length.
 
 attention(q, q, q, window, scale=float("nan"))
-    InputError: scale=nan is not between -1e+30 and 1e+30, as float32 needs it.
+    InputError: scale=nan is not between -1e+30 and 1e+30, the range for float32.
       fix:   scale=None, or a number from -1e+30 to 1e+30.
 
 attention(q, q, q, window, scale="0.5")
@@ -486,19 +486,19 @@ attention(q, q, q, window, scale=True)
       fix:   scale=None or a float.
 
 attention(q, q, q, window, softcap=0)
-    InputError: softcap=0 is not between 1e-30 and 1e+30, as float32 needs it.
+    InputError: softcap=0 is not between 1e-30 and 1e+30, the range for float32.
       fix:   softcap=None, or a number from 1e-30 to 1e+30.
 
 attention(q, q, q, window, softcap=float("inf"))
-    InputError: softcap=inf is not between 1e-30 and 1e+30, as float32 needs it.
+    InputError: softcap=inf is not between 1e-30 and 1e+30, the range for float32.
       fix:   softcap=None, or a number from 1e-30 to 1e+30.
 
 attention(q, q, q, window, scale=1e30, softcap=1e-30)
-    InputError: scale=1e+30 is 1e+60 times softcap=1e-30; kernels divide them, and take quotients up to 1e+30.
+    InputError: scale=1e+30 is 1e+60 times softcap=1e-30; kernels divide them and support quotients up to 1e+30.
       fix:   softcap=1.0 or more, or None.
 
 attention(q, q, q, window, scale=-(10**12), softcap=1e-20)
-    InputError: scale=-1000000000000.0 is 1e+32 times softcap=1e-20; kernels divide them, and take quotients up to 1e+30.
+    InputError: scale=-1000000000000.0 is 1e+32 times softcap=1e-20; kernels divide them and support quotients up to 1e+30.
       fix:   softcap=1e-18 or more, or None.
 
 attention(q, q, q, window, softcap="30")
@@ -644,7 +644,7 @@ plan("x", shape)
       fix:   mask=nbattn.Mask(nbattn.Axis(3, 3), …).
 
 plan(window, 8)
-    InputError: query_shape=8 is no shape.
+    InputError: query_shape=8 is not a shape.
       fix:   query_shape=[B, *space, H, D], whole numbers >= 0.
 
 plan(window, (1, 8, 2))
@@ -667,7 +667,7 @@ plan(window, (1, -8, 2, 16))
 plan(window, shape, (1, 8, 3, 16))
     InputError: 2 query heads are no multiple of 3 key heads.
       given: query [1, 8, 2, 16] key [1, 8, 3, 16] value [1, 8, 3, 16]
-      fix:   a number of key heads that divides 2; query head h reads key head h // (H // Hk).
+      fix:   a number of key heads that divides 2; query head h uses key head h // (H // Hk).
 
 plan(window, shape, value_dim=0)
     InputError: value_dim is 0.
@@ -707,7 +707,7 @@ plan(window, shape, device="cuda")
       fix:   one of 'cpu', 'sm_75', 'sm_80', 'sm_86', 'sm_89', 'sm_90', 'sm_100', 'sm_103', 'sm_120', a torch.device, or your own DeviceInfo.
 
 plan(window, shape, softcap=-1.0)
-    InputError: softcap=-1.0 is not between 1e-30 and 1e+30, as float32 needs it.
+    InputError: softcap=-1.0 is not between 1e-30 and 1e+30, the range for float32.
       fix:   softcap=None, or a number from 1e-30 to 1e+30.
 
 plan(window, shape, training="yes")

@@ -651,11 +651,11 @@ Layer(64, 4, mask, head_dim=16.0)
 
 Layer(64, 8, mask, kv_heads=3)
     InputError: num_heads=8 is no multiple of kv_heads=3.
-      fix:   a kv_heads that divides 8; query head h reads key head h // (H // Hk).
+      fix:   a kv_heads that divides 8; query head h uses key head h // (H // Hk).
 
 Layer(64, 4, mask, kv_heads=8)
     InputError: num_heads=4 is no multiple of kv_heads=8.
-      fix:   a kv_heads that divides 4; query head h reads key head h // (H // Hk).
+      fix:   a kv_heads that divides 4; query head h uses key head h // (H // Hk).
 
 Layer(64, 4, mask, kv_heads=0)
     InputError: kv_heads=0 is below 1.
@@ -670,15 +670,15 @@ Layer(64, 4, mask, qkv_bias=1)
       fix:   qkv_bias=True or qkv_bias=False.
 
 Layer(64, 4, mask, proj_drop=1.5)
-    InputError: proj_drop=1.5 is no probability.
+    InputError: proj_drop=1.5 is not a probability.
       fix:   0 <= proj_drop <= 1.
 
 Layer(64, 4, mask, proj_drop=-0.1)
-    InputError: proj_drop=-0.1 is no probability.
+    InputError: proj_drop=-0.1 is not a probability.
       fix:   0 <= proj_drop <= 1.
 
 Layer(64, 4, mask, proj_drop=float("nan"))
-    InputError: proj_drop=nan is no probability.
+    InputError: proj_drop=nan is not a probability.
       fix:   0 <= proj_drop <= 1.
 
 Layer(64, 4, mask, proj_drop=True)
@@ -805,17 +805,17 @@ ring(t(1, 6, 8), t(1, 5, 8))
       fix:   border="clip" and an align allow different lengths, or give axis 0 one length.
 
 line(t(1, 1, 8), t(1, 40, 8))
-    MaskError: axis 0 (1 query, 40 keys): the lengths differ, and align=None does not say which query stands on which key.
+    MaskError: axis 0 (1 query, 40 keys): the lengths differ, and align=None does not align queries with keys.
       given: Mask(Axis(3, 1))
       fix:   Mask(Axis(3, 1, align='bottom-right')) puts the last query on the last key, as Flash and KV caches do (one query against a cache: align="bottom-right"); or Mask(Axis(3, 1, align='top-left')) puts query 0 on key 0, as SDPA's is_causal does.
 
 plain(t(1, 6, 8), extra_tokens=t(1, 2, 8))
-    InputError: extra_tokens with a Plain as qk_transform, which does not say what becomes of their keys.
-      fix:   give it a method: def extra_key(self, key): return key.
+    InputError: extra_tokens with a Plain as qk_transform, which has no method extra_key for their keys.
+      fix:   give it the method: def extra_key(self, key): return key.
 
 plain.plan_for((1, 6, 8), extra_tokens=2)
-    InputError: extra_tokens with a Plain as qk_transform, which does not say what becomes of their keys.
-      fix:   give it a method: def extra_key(self, key): return key.
+    InputError: extra_tokens with a Plain as qk_transform, which has no method extra_key for their keys.
+      fix:   give it the method: def extra_key(self, key): return key.
 
 wide(t(1, 6, 8))
     InputError: qk_transform made the key [1, 6, 2, 4] into [1, 5, 2, 4].
@@ -830,11 +830,11 @@ single(t(1, 6, 8))
       fix:   return query, key.
 
 layer.plan_for(64)
-    InputError: shape is an int, no shape.
+    InputError: shape is an int, not a shape.
       fix:   shape=x.shape.
 
 layer.plan_for("2, 6, 7, 64")
-    InputError: shape is a str, no shape.
+    InputError: shape is a str, not a shape.
       fix:   shape=x.shape.
 
 layer.plan_for((2, 6, 64))

@@ -531,7 +531,7 @@ def test_a_large_plan_is_proved_in_lines_and_memory_of_its_rows(name: str, cases
     """No loop over 131,072 rows, and a few numbers for each; never a matrix."""
     mask, shape = LARGE[name]
     rows = sum(shape[1:-2])
-    for on in ("cpu", "sm_90"):
+    for on in ("cpu", replace(device.DEVICES["sm_90"], providers=())):
         plan = nbattn.plan(mask, shape, device=on)
         for candidate in plan.candidates:
             if candidate.program is None:
@@ -576,7 +576,7 @@ def test_candidates_are_ranked_and_every_refusal_has_a_reason(request_: Request)
 @given(requests())
 def test_auto_never_picks_the_reference(request_: Request) -> None:
     assert planner.make(request_).chosen.backend != "reference"
-    for asked in ({"require": ("reference",)}, {"forbid": ("tiled", "sdpa", "flash")}):
+    for asked in ({"require": ("reference",)}, {"forbid": ("tiled", "sdpa", "flash", "cuda")}):
         with pytest.raises(BackendError):
             planner.make(replace(request_, **asked))
 
@@ -1158,7 +1158,7 @@ def test_a_plan_is_json(request_: Request) -> None:
     assert json.loads(text) == found
     assert found["chosen"] == plan.chosen.name
     assert [c["name"] for c in found["candidates"]] == [c.name for c in plan.candidates]
-    assert set(found["request"]) == {f.name for f in fields(Request)} - {"held"}
+    assert set(found["request"]) == {f.name for f in fields(Request) if f.init} - {"held"}
     again = Mask(*request_.mask.axes)
     assert json.dumps(planner.make(replace(request_, mask=again)).to_dict()) == text
 

@@ -114,7 +114,7 @@ def test_the_panel_shows_the_shares_and_the_total() -> None:
     figure = plot.figure(made)
     cost = made.chosen.cost
     useful = f"{100 * cost.useful_pairs / cost.computed_pairs:.3g}"
-    axes = panels(figure)[f"blocks of tiled/tile on cpu\n{useful}% of visited pairs are read"]
+    axes = panels(figure)[f"blocks of tiled/tile on cpu\n{useful}% of visited pairs are attended"]
     np.testing.assert_allclose(images(axes)[0].filled(np.nan), plot.block_shares(made))
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("query, axis 1", "query, axis 0")
 
@@ -154,18 +154,18 @@ def test_own_positions_are_full_where_they_are_read() -> None:
 def test_titles_and_legend_say_what_is_there() -> None:
     figure = plot.figure(plan(Mask(Axis(1, 0, border="shift"), Axis(1, 1)), (5, 5)))
     assert figure.get_suptitle() == (
-        "Mask(Axis(1, 0, border='shift'), Axis(1, 1))\n130 of 625 pairs; 4–6 keys a query"
+        "Mask(Axis(1, 0, border='shift'), Axis(1, 1))\n130 of 625 pairs; 4–6 keys per query"
     )
     words = [text.get_text() for text in figure.legends[0].get_texts()]
     assert words == [
-        "read",
-        "read, moved or wrapped",
+        "attended",
+        "attended, moved or wrapped",
         "window beyond the axis",
-        "not read",
+        "not attended",
         "own position",
-        "own position, not read",
+        "own position, not attended",
     ]
-    assert figure.axes[0].get_title() == "axis 0: 1 left, itself; shift\n2 keys a query"
+    assert figure.axes[0].get_title() == "axis 0: 1 left, itself; shift\n2 keys per query"
 
 
 def test_long_axes_are_drawn_by_tiles_whose_shares_are_counted() -> None:
@@ -224,7 +224,7 @@ def test_a_path_that_cannot_be_written(tmp_path: Path) -> None:
         plot.save(figure, tmp_path / "no" / "such.png")
     assert str(caught.value) == (
         f"{str(tmp_path / 'no' / 'such.png')!r} cannot be written: No such file or directory.\n"
-        "  fix:   a path in a folder that exists and is yours."
+        "  fix:   a path in a folder that exists and is writable."
     )
 
 

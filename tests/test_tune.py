@@ -119,7 +119,7 @@ def test_plans_for_other_devices_are_left_out(
         pytest.skip("a CUDA device is here")
     config(gpu=planned(device="sm_90"))
     assert main(["tune", "any.toml"]) == 0
-    assert "  not measured: gpu: planned for sm_90; this measures cpu\n" in capsys.readouterr().out
+    assert "  not measured: gpu: planned for sm_90; tune measures cpu\n" in capsys.readouterr().out
 
 
 def test_a_dry_run_measures_and_writes_nothing(
@@ -171,7 +171,7 @@ def test_a_wrong_candidate_has_no_time_and_the_status_is_1(
     monkeypatch.setattr(nbattn.Plan, "run", tampered)
     config(one=planned())
     assert main(["tune", "any.toml", "--device", "cpu"]) == 1
-    assert "\n    tiled/tile: WRONG: a row is off by " in capsys.readouterr().out
+    assert "\n    tiled/tile: WRONG: a row differs by " in capsys.readouterr().out
     ((times,),) = [one.times.values() for one in table(folder)]
     assert set(times) == {"sdpa/dense+fold", "sdpa/mask"}
     found = plan()
@@ -206,7 +206,7 @@ def test_the_real_clock_gives_rates(monkeypatch: pytest.MonkeyPatch) -> None:
 def off(folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setenv("NBATTN_CACHE", "off")
     return (
-        "nbattn tune: NBATTN_CACHE=off: there is no place for the cost table.\n"
+        "nbattn tune: NBATTN_CACHE=off: the cost table has no folder.\n"
         "  fix:   --output FILE, or unset NBATTN_CACHE.\n"
     )
 
@@ -214,7 +214,7 @@ def off(folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 def refused(reason: str) -> str:
     return (
         f"nbattn tune: the cost table cannot be written: {reason}.\n"
-        "  fix:   --output FILE, or NBATTN_CACHE=DIRECTORY, an absolute path that is yours.\n"
+        "  fix:   --output FILE, or NBATTN_CACHE=DIRECTORY, an absolute path of yours.\n"
     )
 
 
@@ -239,7 +239,7 @@ def read_only(folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 def below_a_file(folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     folder.write_text("")
     monkeypatch.setenv("NBATTN_CACHE", str(folder / "deeper"))
-    return refused(f"{folder / 'deeper'} cannot be made: Not a directory")
+    return refused(f"{folder / 'deeper'} cannot be created: Not a directory")
 
 
 @pytest.mark.parametrize("case", [off, relative, writable_by_others, read_only, below_a_file])
@@ -256,15 +256,18 @@ def test_what_cannot_be_written_is_said_before_measuring(
 
 
 MISUSE: list[tuple[list[str], str]] = [
-    (["--query", "1,2,3,4"], "nbattn tune: there is no request: CONFIG, or --mask and --query.\n"),
+    (
+        ["--query", "1,2,3,4"],
+        "nbattn tune: the request is missing: give CONFIG, or --mask and --query.\n",
+    ),
     (
         ["a.toml", "nobody"],
         "nbattn tune: a.toml has no plan 'nobody'.\n  fix:   plans of a.toml",
     ),
     (["--device", "abacus"], "nbattn tune: device='abacus' is not known.\n"),
     (["--device", "sm_75"], "nbattn tune: sm_75 cannot be measured: this machine has none, or "),
-    (["--output", "no/file"], "nbattn tune: no/file cannot be made: no is no directory.\n"),
-    (["--threads", "0"], "argument --threads: '0' is not a whole number from 1\n"),
+    (["--output", "no/file"], "nbattn tune: no/file cannot be created: no is not a directory.\n"),
+    (["--threads", "0"], "argument --threads: '0' is not a whole number from 1 to 1000000\n"),
 ]
 
 
@@ -295,8 +298,8 @@ def test_several_threads_on_a_busy_machine_are_not_measured(
     monkeypatch.setattr(tune, "rates", None)  # never called
     assert main(["tune", "--device", "cpu"]) == 2
     assert capsys.readouterr().err == (
-        "nbattn tune: other programs use 1.2 cores: wall times of 2 threads mislead.\n"
-        "  fix:   --threads 1, which is timed by CPU time, or wait until the machine is idle.\n"
+        "nbattn tune: other programs use 1.2 cores: wall times of 2 threads are unreliable.\n"
+        "  fix:   --threads 1 (uses CPU time), or wait until the machine is idle.\n"
     )
     assert not (folder / "costs.json").exists()
     for others in (0.2, None):

@@ -1,7 +1,7 @@
-"""The command line: one module per command, and what they share: exit codes and error messages.
+"""The command line: one module per command; this module has exit codes and error messages.
 
 A command module imports only the standard library when it is loaded, so that `doctor` works where
-torch is broken. It offers `add_parser(commands)`, which registers `run(options) -> int`.
+torch is broken. It defines `add_parser(commands)`, which registers `run(options) -> int`.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ COMMANDS = ("plan", "mask", "doctor", "bench", "tune", "demo", "schema")
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 _EPILOG = """
 exit status:
-  0   done
-  1   done, and the answer is no: a plan that is not exact, a backend that failed
-  2   the command, a file or a shape does not fit; one message on stderr says what to write
+  0   success
+  1   the command ran, and its result is negative: a plan is not exact, a backend failed
+  2   the command, a file or a shape is invalid; the message on stderr shows a correct form
   130 interrupted
 """
 
@@ -32,31 +32,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Args:
-        arguments: default: those of the process.
+        arguments: default: the arguments of the process.
 
     Returns:
-        The exit status: see `_EPILOG`.
+        The exit status, see `_EPILOG`.
     """
-    if sys.stdout is None:  # closed by the caller
+    if sys.stdout is None:  # the caller has closed it
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115
-        atexit.register(sys.stdout.close)  # left open, it would be warned of
-    if isinstance(sys.stdout, io.TextIOWrapper):  # names of files and plans may be beyond ASCII
+        atexit.register(sys.stdout.close)  # without it Python warns about an unclosed file
+    if isinstance(sys.stdout, io.TextIOWrapper):  # file and plan names may not be ASCII
         sys.stdout.reconfigure(errors="backslashreplace")
     options = parser().parse_args(arguments)
     try:
         status = options.run(options)
-        sys.stdout.flush()  # here a closed pipe is met, not at exit
+        sys.stdout.flush()  # a closed pipe raises here, not at exit
         return status
     except NbattnError as error:
         print(f"nbattn {options.command}: {error}", file=sys.stderr)
         return USAGE
     except ImportError as error:
-        hint = "  fix:   `nbattn doctor` says what is missing or broken, and what to install."
+        hint = "  fix:   `nbattn doctor` shows what is missing or broken, and what to install."
         print(f"nbattn {options.command}: {error}.\n{hint}", file=sys.stderr)
         return USAGE
     except KeyboardInterrupt:
         return INTERRUPTED
-    except BrokenPipeError:  # the reader, head(1) say, has seen enough
+    except BrokenPipeError:  # the reader, for example `head`, has closed the pipe
         _silence()
         return OK
     except (OSError, MemoryError) as error:
@@ -69,12 +69,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _silence() -> None:
-    """What is left to print goes nowhere, so that nothing fails at exit."""
+    """Discard the rest of the output, so that nothing fails at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def parser() -> argparse.ArgumentParser:
-    """The parser of all commands."""
+    """Return the parser with all commands."""
     top = argparse.ArgumentParser(
         prog="nbattn",
         description="Neighborhood attention: masks, plans and measurements.",

@@ -1,4 +1,4 @@
-"""Which plans a command is about: those of a configuration, or one of a mask and a shape."""
+"""Options that select plans: the plans of a configuration, or one from a mask and a shape."""
 
 from __future__ import annotations
 
@@ -14,25 +14,27 @@ if TYPE_CHECKING:
 
 _SWITCHES = {
     "training": "a backward pass follows",
-    "return-lse": "the logsumexp is an output",
-    "sink": "a sink takes part in the softmax",
+    "return-lse": "the logsumexp is returned too",
+    "sink": "the softmax has a sink",
     "key-range": "keys have valid ranges (padding)",
-    "deterministic": "the same bits every time",
+    "deterministic": "every run gives the same bits",
     "packed": "q, k and v are views of one tensor",
 }
 
 
 def add_request(parser: argparse.ArgumentParser) -> None:
-    """The arguments that say which plans; `plans` reads them."""
+    """Add the options that select plans; `plans` evaluates them."""
     parser.add_argument("config", nargs="?", metavar="CONFIG", help="TOML, YAML or JSON file")
-    parser.add_argument("names", nargs="*", metavar="PLAN", help="plans of the file; default: all")
+    parser.add_argument(
+        "names", nargs="*", metavar="PLAN", help="plan names in the file; default: all"
+    )
     group = parser.add_argument_group("request")
-    text = "a mask, 'Axis(3, 3), Axis(6, 6, border=\"wrap\")', or one's name in CONFIG"
+    text = "a mask, 'Axis(3, 3), Axis(6, 6, border=\"wrap\")', or a mask's name in CONFIG"
     group.add_argument("--mask", metavar="MASK", help=text)
     shape = "comma-separated"
     group.add_argument("--query", type=values.shape, metavar="B,X,...,H,D", help=f"{shape} shape")
     group.add_argument(
-        "--key", type=values.shape, metavar="B,X,…,Hk,D", help="default: as the query"
+        "--key", type=values.shape, metavar="B,X,…,Hk,D", help="default: like the query"
     )
     group.add_argument("--value-dim", type=int, metavar="DV", help="default: D")
     group.add_argument("--dtype", help="float16, bfloat16 (default), float32 or float64")
@@ -41,58 +43,59 @@ def add_request(parser: argparse.ArgumentParser) -> None:
     for name in ("require", "forbid"):
         text = f"strategies or backends to {name}"
         group.add_argument(f"--{name}", type=values.names, metavar="NAME,...", help=text)
-    group.add_argument("--extra-keys", type=int, metavar="E", help="keys that every query reads")
-    group.add_argument("--softcap", type=float, metavar="C", help="cap of the scores")
+    group.add_argument("--extra-keys", type=int, metavar="E", help="extra keys for every query")
+    group.add_argument("--softcap", type=float, metavar="C", help="soft cap of the scores")
     for name, text in _SWITCHES.items():
         group.add_argument(f"--{name}", action="store_true", default=None, help=text)
 
 
 def is_asked(options: argparse.Namespace) -> bool:
-    """Whether a plan is asked for: a configuration, or anything of a request but the device."""
+    """Whether the options select plans: a configuration, or a request option besides --device."""
     request = ("config", "mask", "query", "key", "value_dim", "dtype", "backend", "require")
     more = ("forbid", "extra_keys", "softcap", *(name.replace("-", "_") for name in _SWITCHES))
     return any(getattr(options, name) is not None for name in (*request, *more))
 
 
 def plans(options: argparse.Namespace) -> dict[str, Plan]:
-    """The plans that were asked for, by name.
+    """Return the selected plans by name.
 
     Raises:
-        NbattnError: of a file, a mask, a shape or a name; nothing was asked for; no backend can.
+        NbattnError: a file, mask, shape or name is invalid; nothing is selected; no backend
+            supports a plan.
     """
     return {name: request.plan() for name, request in requests(options)}
 
 
 def requests(options: argparse.Namespace) -> list[tuple[str, PlanConfig]]:
-    """The plan requests that the command line means, by name.
+    """Return the selected plan requests as (name, request) pairs.
 
     Raises:
-        ConfigError, InputError: a file, name or option that does not fit.
+        ConfigError, InputError: a file, name or option is invalid.
     """
     from dataclasses import fields, replace
 
     from nbattn.config import PlanConfig
 
-    given = {f.name: getattr(options, f.name, None) for f in fields(PlanConfig) if f.name != "mask"}
-    changes = {name: value for name, value in given.items() if value is not None}
+    flags = {f.name: getattr(options, f.name, None) for f in fields(PlanConfig) if f.name != "mask"}
+    changes = {name: value for name, value in flags.items() if value is not None}
     if options.mask is None and options.config is not None:
         return [(name, replace(plan, **changes)) for name, plan in _named(options)]
     if options.mask is None or options.query is None:
         raise InputError(
-            "there is no request: CONFIG, or --mask and --query.",
+            "the request is missing: give CONFIG, or --mask and --query.",
             f"nbattn {options.command} CONFIG, or nbattn {options.command} "
             "--mask 'sliding_window(511)' --query 1,4096,8,64",
         )
     if options.names:
         raise InputError(
-            f"--mask makes a request of its own, but plans are named: {', '.join(options.names)}.",
-            "either --mask, or names of plans.",
+            f"--mask defines the request, so plan names are unused: {', '.join(options.names)}.",
+            "give either --mask or plan names.",
         )
     return [(options.mask, PlanConfig(mask=_mask(options), **changes))]
 
 
 def _named(options: argparse.Namespace) -> list[tuple[str, PlanConfig]]:
-    """The plans of the file that are asked for."""
+    """Return the selected plans of the file."""
     from nbattn.config import load
 
     plans = load(options.config).plans
@@ -107,7 +110,7 @@ def _named(options: argparse.Namespace) -> list[tuple[str, PlanConfig]]:
 
 
 def _mask(options: argparse.Namespace) -> Any:
-    """The mask that --mask says: a name in the file, else the mask itself."""
+    """Return the mask of --mask: a mask of that name in the file, else the parsed text."""
     from nbattn.cli.mask_text import parse_mask
 
     if options.config is not None:

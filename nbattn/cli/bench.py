@@ -1,4 +1,4 @@
-"""`nbattn bench`: every usable backend on the plans of a configuration, timed side by side."""
+"""`nbattn bench`: time every usable backend on the plans of a configuration, side by side."""
 
 from __future__ import annotations
 
@@ -20,13 +20,14 @@ if TYPE_CHECKING:
 
 _DESCRIPTION = """
 Measure every candidate that can run a plan on this machine, in interleaved rounds: forward, and for
-training plans also forward and backward. Before it is timed, each must agree with the one that the
-planner chose; one that does not is reported, not timed.
+training plans also forward and backward. A candidate whose result differs from the result of the
+planner's choice is reported and not timed.
 
-Prints a table per plan and pass: time, time over the chosen one's, useful GFLOP/s (of the pairs
-that the mask allows), the planner's bound, which is no time, and the regret: the chosen one's time
-over the best one's. One thread is timed by the CPU time of the process (median), several by wall
-time (shortest), CUDA by events (median). "reference" runs where its dense scores fit in 1 GiB.
+Prints a table per plan and pass: time, time divided by the chosen candidate's, useful GFLOP/s
+(over the pairs that the mask allows), the planner's bound (not a time), and the regret: the chosen
+candidate's time divided by the best time. One thread is timed by the CPU time of the process
+(median), several threads by wall time (shortest), CUDA by events (median). "reference" runs where
+its dense scores fit in 1 GiB.
 """
 _EPILOG = """
 examples:
@@ -35,9 +36,9 @@ examples:
   nbattn bench --mask 'neighborhood((7, 7))' --query 1,56,56,2,32 --backends tiled,sdpa
 
 exit status:
-  0   everything that was timed agrees with the chosen candidate
-  1   a candidate was wrong or failed, or nothing could be measured here
-  2   the command, the configuration or a shape does not fit
+  0   all timed candidates agree with the chosen one
+  1   a candidate was wrong or failed, or nothing could be measured on this machine
+  2   the command, the configuration or a shape is invalid
 """
 
 
@@ -58,18 +59,18 @@ def add_parser(commands: Any) -> None:
         type=values.seconds,
         default=20.0,
         metavar="S",
-        help="of a job after which no round begins; a candidate with a larger bound is skipped; "
-        "default 20",
+        help="no round of a job begins after S seconds, and a candidate whose bound exceeds S is "
+        "skipped; default 20",
     )
-    add("--threads", type=values.whole, metavar="N", help="of torch; default: what torch has")
-    add("--backends", metavar="A,B", help="beside the chosen one; default: all")
-    add("--json", type=Path, metavar="FILE", help="write everything measured")
-    add("--png", type=Path, metavar="FILE", help="draw it (matplotlib)")
+    add("--threads", type=values.whole, metavar="N", help="threads of torch; default: unchanged")
+    add("--backends", metavar="A,B", help="backends beside the chosen one; default: all")
+    add("--json", type=Path, metavar="FILE", help="write all measurements as JSON")
+    add("--png", type=Path, metavar="FILE", help="draw the times (matplotlib)")
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Measure and report; the exit status of the epilog."""
+    """Measure and report; return the exit status that the epilog lists."""
     values.check_writable(options.json)
     values.check_writable(options.png, ".png")
     if options.png is not None:
@@ -106,7 +107,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def measure(plans: dict[tuple[str, bool], Plan], effort: Effort) -> list[Job]:
-    """Every job, with a bar on a terminal."""
+    """Measure every job, with a progress bar on a terminal."""
     from rich.console import Console
     from rich.progress import Progress
 
@@ -130,7 +131,7 @@ def _advance(progress: Any, task: Any) -> Callable[[str], None]:
 
 
 def report(jobs: list[Job]) -> None:
-    """The tables, and what they add up to; plain text where stdout is no terminal."""
+    """Print the tables and the totals; plain text where stdout is not a terminal."""
     screen = console()
     with screen.capture() as captured:
         for job in jobs:
@@ -143,7 +144,7 @@ def report(jobs: list[Job]) -> None:
 
 
 def console() -> Console:
-    """Rich on a terminal; plain and wide elsewhere."""
+    """Return a rich console on a terminal, a plain one of 160 columns elsewhere."""
     from rich.console import Console
 
     screen = Console(markup=False, highlight=False, soft_wrap=True)
@@ -171,8 +172,8 @@ def _table(job: Job) -> Table:
             continue
         ratio = f"{row.seconds / times[chosen]:.2f}" if chosen in times else ""
         flops = f"{job.useful_flops / row.seconds / 1e9:.3g}"
-        said = "chosen" if row.name == chosen else ""
-        table.add_row(f"  {row.name}", _ms(row.seconds), ratio, flops, bound, said)
+        mark = "chosen" if row.name == chosen else ""
+        table.add_row(f"  {row.name}", _ms(row.seconds), ratio, flops, bound, mark)
     return table
 
 
@@ -181,19 +182,19 @@ def _ms(seconds: float) -> str:
 
 
 def _verdict(job: Job) -> str:
-    """What the measurement says of the planner's choice."""
+    """Compare the planner's choice with the fastest candidate, as text."""
     if job.regret is None:
         return f"not measured: {job.skipped}"
     if len(job.timed) == 1:
-        return "regret unknown: nothing else was timed"
+        return "regret unknown: no other candidate was timed"
     best = job.timed[0][0]
     if best == job.plan.chosen.name:
-        return "regret 1.00: the chosen one is the fastest"
+        return "regret 1.00: the chosen candidate is the fastest"
     return f"regret {job.regret:.2f}: {best} is faster than the chosen {job.plan.chosen.name}"
 
 
 def _totals(jobs: list[Job]) -> str:
-    """The last lines: how it was measured, and what went wrong."""
+    """Return the last lines: threads, clocks, and failed candidates."""
     import torch
 
     clocks = {

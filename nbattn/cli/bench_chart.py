@@ -1,4 +1,4 @@
-"""The picture of `nbattn bench`: a bar per candidate, a panel per plan and pass."""
+"""The chart of `nbattn bench`: one bar per candidate, one panel per plan and pass."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _WIDTH, _BAR, _PANEL = 8.0, 0.34, 0.95  # inches
 
 
 def check_installed() -> None:
-    """Fail before measuring, not after.
+    """Check for matplotlib before the measurement starts.
 
     Raises:
         InputError: matplotlib is not installed.
@@ -23,16 +23,12 @@ def check_installed() -> None:
     try:
         import matplotlib as matplotlib
     except ImportError:
-        fix = "pip install 'nbattn[viz]', or leave --png out."
+        fix = "pip install 'nbattn[viz]', or omit --png."
         raise InputError("--png needs matplotlib, which is not installed.", fix) from None
 
 
 def save(jobs: list[Job], path: Path) -> None:
-    """Draw what was timed; a job without times is left out.
-
-    Raises:
-        InputError: nothing was timed, or the file's ending is no picture format.
-    """
+    """Write the chart as a PNG. Jobs without times are left out; with none at all, no file."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -49,7 +45,7 @@ def save(jobs: list[Job], path: Path) -> None:
 
 
 def _panel(axes: Any, job: Job) -> None:
-    """Times of one job, the fastest on top; the bound of each as a tick."""
+    """Draw the times of one job, the fastest on top, and each bound as a tick."""
     names = [name for name, _ in job.timed]
     times = [1e3 * seconds for _, seconds in job.timed]
     bounds = {row.name: row.bound for row in job.rows}
@@ -64,8 +60,8 @@ def _panel(axes: Any, job: Job) -> None:
         if bound is not None:
             axes.plot([1e3 * bound] * 2, [place - 0.31, place + 0.31], color=_BOUND, linewidth=1.5)
     axes.invert_yaxis()
-    every = [*times, *(1e3 * b for b in bounds.values() if b)]
-    if max(every) > 30 * min(every):
+    values = [*times, *(1e3 * b for b in bounds.values() if b)]
+    if max(values) > 30 * min(values):
         axes.set_xscale("log")
     axes.margins(x=0.12)
     axes.set_xlabel("ms (blue: chosen by the planner; red tick: its bound)", size=8)

@@ -1,4 +1,4 @@
-"""`nbattn demo`: a photograph denoised and digits learnt on this machine's CPU."""
+"""`nbattn demo`: denoise a photograph and train a classifier of digits on the CPU."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from nbattn.cli import values
 from nbattn.errors import InputError
 
 _DESCRIPTION = """\
-Denoise a photograph and learn handwritten digits by neighborhood attention, on the CPU, with
-nothing to download: the photograph comes with scikit-image, the digits with scikit-learn.
+Denoise a photograph and classify handwritten digits by neighborhood attention, on the CPU and
+without downloads: scikit-image contains the photograph, scikit-learn the digits.
 
-It prints, all of it computed in the run:
+The command computes and prints:
   denoise  the plan and its proof; PSNR, SSIM and time of non-local means as one attention call,
            beside scikit-image's own; the largest error against the dense reference
-  digits   the loss of every epoch; the accuracy on digits not trained on; what was confused
+  digits   the loss of every epoch; the accuracy on the test set; the most frequent confusion
 
-Pictures go to the output folder, and nothing is written elsewhere.
+Pictures go to the output folder. The command writes no other files.
 """
 _EPILOG = """\
 examples:
@@ -31,9 +31,9 @@ needs:
   pip install "nbattn[demo]"                matplotlib, scikit-image, scikit-learn
 
 exit status:
-  0   done, and every promise kept: at least 5 dB gained, at least 97 % of the test set read
-  1   a promise broken
-  2   an argument does not fit, or a package is missing
+  0   all targets are met: a gain of at least 5 dB, at least 97 % of the test set correct
+  1   a target is missed
+  2   an argument is invalid, or a package is missing
 """
 _PACKAGES = ("matplotlib", "skimage", "sklearn")
 
@@ -42,7 +42,7 @@ def add_parser(commands: Any) -> None:
     """Register the command."""
     parser = commands.add_parser(
         "demo",
-        help="denoise a photograph and learn digits, here and now",
+        help="denoise a photograph and classify digits",
         description=_DESCRIPTION,
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -51,28 +51,28 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--output", type=Path, default=Path("demo-output"), help="folder; default: %(default)s"
     )
-    parser.add_argument("--threads", type=_positive, default=1, help="of torch; default: 1")
-    parser.add_argument("--seed", type=_seed, default=0, help="of everything random; default: 0")
+    parser.add_argument("--threads", type=_positive, default=1, help="threads of torch; default: 1")
+    parser.add_argument("--seed", type=_seed, default=0, help="random seed; default: 0")
     parser.add_argument(
         "--size", type=_side, help="denoise the middle SIZE x SIZE pixels; default: all 512"
     )
-    parser.add_argument("--epochs", type=_positive, help="of training; default: 30")
+    parser.add_argument("--epochs", type=_positive, help="training epochs; default: 30")
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Run the chosen parts."""
+    """Run the selected parts; return the exit status that the epilog lists."""
     missing = [name for name in _PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         raise InputError(
-            f"the demo needs {', '.join(missing)}, not installed here.",
+            f"the demo needs {', '.join(missing)}, which is not installed.",
             'pip install "nbattn[demo]".',
         )
     from nbattn import demo
 
     values.check_folder(options.output)
     parts = demo.PARTS if options.part is None else (options.part,)
-    kept = demo.run(
+    all_met = demo.run(
         options.output,
         parts=parts,
         seed=options.seed,
@@ -80,7 +80,7 @@ def run(options: argparse.Namespace) -> int:
         size=options.size,
         epochs=options.epochs,
     )
-    return 0 if kept else 1
+    return 0 if all_met else 1
 
 
 def _positive(text: str) -> int:
@@ -100,7 +100,7 @@ def _seed(text: str) -> int:
 def _side(text: str) -> int:
     number = int(text)
     if number < 24:  # the search window is 21 pixels wide
-        raise argparse.ArgumentTypeError(f"{number} is below 24, the search window is 21 wide")
+        raise argparse.ArgumentTypeError(f"{number} is below 24; the search window is 21 wide")
     if number > 512:
         raise argparse.ArgumentTypeError(f"{number} is above 512, the side of the photograph")
     return number

@@ -1,4 +1,4 @@
-"""The command `doctor`: what works on this machine, as a table or as JSON."""
+"""`nbattn doctor`: report what works on this machine, as a table or as JSON."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from typing import Any
 
 _DESCRIPTION = """
-Says what of nbattn works on this machine, and what to do where it does not: versions, devices,
-optional packages, and every backend, each tried with a small attention forward and backward.
+Reports which parts of nbattn work on this machine and how to repair the others: versions, devices,
+optional packages, and every backend, tested with a small attention forward and backward.
 Works where torch is missing or broken. Takes some seconds.
 """
 _EPILOG = """
@@ -21,16 +21,16 @@ examples:
 
 exit status:
   0  at least one backend is usable
-  1  none is
+  1  no backend is usable
 """
-Row = tuple[str, str, str]  # part, name, what was found
+Row = tuple[str, str, str]  # part, name, value
 
 
 def add_parser(commands: Any) -> None:
     """Register the command."""
     parser = commands.add_parser(
         "doctor",
-        help="say what works on this machine",
+        help="report what works on this machine",
         description=_DESCRIPTION,
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -52,31 +52,31 @@ def run(options: argparse.Namespace) -> int:
 
 
 def rows(facts: dict[str, Any]) -> Iterator[Row]:
-    """The report line by line."""
+    """Return the report as rows (part, name, value)."""
     for part in ("nbattn", "python", "machine", "torch"):
-        for name, found in facts[part].items():
+        for name, value in facts[part].items():
             if name == "devices":
-                for device in found:
+                for device in value:
                     name, *rest = device.items()
                     yield part, f"device {name[1]}", _words(dict(rest)) or "no further facts"
             else:
-                yield part, name, _amount(name, found)
+                yield part, name, _amount(name, value)
     yield from _listed("package", facts["packages"], _package)
     yield from _listed("backend", facts["backends"], _backend)
-    for name, found in facts["kernels"].items():
-        yield "kernels", name, _words(found)
+    for name, value in facts["kernels"].items():
+        yield "kernels", name, _words(value)
     for name, value in facts["environment"].items():
         yield "environment", name, "not set" if value is None else value
-    for name, found in facts["cache"].items():
-        yield "cache", name, _amount(name, found)
+    for name, value in facts["cache"].items():
+        yield "cache", name, _amount(name, value)
 
 
-def _listed(part: str, found: Any, line: Any) -> Iterator[Row]:
-    if isinstance(found, dict):
-        yield part, "error", found["error"]
+def _listed(part: str, items: Any, line: Any) -> Iterator[Row]:
+    if isinstance(items, dict):
+        yield part, "error", items["error"]
         return
-    for one in found:
-        yield part, *line(one)
+    for item in items:
+        yield part, *line(item)
 
 
 def _package(package: dict[str, Any]) -> tuple[str, str]:
@@ -94,30 +94,30 @@ def _package(package: dict[str, Any]) -> tuple[str, str]:
 def _backend(backend: dict[str, Any]) -> tuple[str, str]:
     name = f"{backend['name']} on {backend['device']}"
     if backend["usable"]:
-        return name, f"usable; off from the reference by {backend['max_error']:.2g}"
+        return name, f"usable; largest difference from the reference {backend['max_error']:.2g}"
     fix = f"; {backend['fix']}" if backend.get("fix") else ""
     return name, f"not usable: {backend.get('reason') or backend.get('error')}{fix}"
 
 
-def _amount(name: str, found: Any) -> str:
-    if name.endswith("bytes") and isinstance(found, int):
-        return f"{found / 2**30:.3g} GiB" if found >= 2**20 else f"{found} bytes"
-    return _words(found)
+def _amount(name: str, value: Any) -> str:
+    if name.endswith("bytes") and isinstance(value, int):
+        return f"{value / 2**30:.3g} GiB" if value >= 2**20 else f"{value} bytes"
+    return _words(value)
 
 
-def _words(found: Any) -> str:
-    """A value in words; a table as its pairs."""
-    if isinstance(found, dict):
-        return ", ".join(f"{key} {_amount(key, value)}" for key, value in found.items())
-    if isinstance(found, bool):
-        return "yes" if found else "no"
-    if isinstance(found, list):
-        return ".".join(map(str, found))
-    return "none" if found is None else str(found)
+def _words(value: Any) -> str:
+    """Format a value as text, a dict as its key value pairs."""
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_amount(key, item)}" for key, item in value.items())
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list):
+        return ".".join(map(str, value))
+    return "none" if value is None else str(value)
 
 
 def show(table: list[Row]) -> None:
-    """The rows: a table on a terminal, plain columns in a pipe or where rich does not load."""
+    """Print the rows: a table on a terminal, plain columns in a pipe or where rich fails."""
     if sys.stdout.isatty():
         try:
             _show_rich(table)
@@ -125,8 +125,8 @@ def show(table: list[Row]) -> None:
         except Exception as error:
             print(f"(plain: rich does not work here: {type(error).__name__})")
     last = ""
-    for part, name, found in table:
-        text = f"{part if part != last else '':<12} {name:<22} {found}".rstrip()
+    for part, name, value in table:
+        text = f"{part if part != last else '':<12} {name:<22} {value}".rstrip()
         encoding = sys.stdout.encoding or "ascii"
         print(text.encode(encoding, "replace").decode(encoding))
         last = part
@@ -138,10 +138,10 @@ def _show_rich(table: list[Row]) -> None:
         drawn.add_column(column, overflow="fold")
     text = importlib.import_module("rich.text").Text
     last = table[0][0]
-    for part, name, found in table:
+    for part, name, value in table:
         if part != last:
             drawn.add_section()
-        style = "red" if found.startswith("not usable") else ""
-        drawn.add_row(part, name, text(found, style=style))
+        style = "red" if value.startswith("not usable") else ""
+        drawn.add_row(part, name, text(value, style=style))
         last = part
     importlib.import_module("rich.console").Console().print(drawn)

@@ -1,4 +1,4 @@
-"""The command `mask`: a mask in words, as a text picture, as JSON, as a PNG."""
+"""`nbattn mask`: show a mask as text, as a text picture, as JSON or as a PNG."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 
 _ASCII = str.maketrans("■◆◇▣▤◧⬚·‹›–×", "#@o$=+.:<>-x")
 _DESCRIPTION = """
-Shows which keys every query of a mask reads: per axis what it does, how many keys a query reads,
+Shows which keys every query attends to: a description of each axis, the number of keys per query,
 and a matrix of queries (down) and keys (across). A long axis is drawn by tiles.
 
-The mask comes from a configuration file (CONFIG NAME) or from --mask, written as in Python.
-The legend explains the signs that occur. Where the output cannot show them, others stand in.
+The mask comes from a configuration file (CONFIG NAME) or from --mask, in Python syntax.
+The legend explains the symbols. An output without Unicode gets ASCII symbols instead.
 """
 _EPILOG = """
 examples:
@@ -36,8 +36,8 @@ examples:
   nbattn mask configs/video_3d.toml encoder --query 8,24,24 --json
 
 exit status:
-  0  shown
-  2  the mask, a file or a length does not fit
+  0  the mask was shown
+  2  the mask, a file or a length is invalid
 """
 
 
@@ -48,40 +48,47 @@ def add_parser(commands: Any) -> None:
     """Register the command."""
     parser = commands.add_parser(
         "mask",
-        help="show which keys a mask reads",
+        help="show which keys each query attends to",
         description=_DESCRIPTION,
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
     add("config", nargs="?", metavar="CONFIG", help="a TOML or YAML file with [masks.NAME]")
-    add("name", nargs="?", metavar="NAME", help="which of its masks; may be left out for one")
-    add("--mask", metavar="TEXT", help="a mask as in Python, instead of CONFIG")
+    add("name", nargs="?", metavar="NAME", help="mask name; optional if CONFIG has one mask")
+    add("--mask", metavar="TEXT", help="a mask in Python syntax, instead of CONFIG")
     add("--query", required=True, metavar="N,N", help="queries per axis: 8,24,24")
-    add("--key", metavar="N,N", help="keys per axis (default: as the queries)")
-    add("--json", action="store_true", help="the same facts as JSON, pairs of every cell included")
-    add("--png", metavar="PATH", help="also a figure: matrices, tiles of a plan, neighborhoods")
+    add("--key", metavar="N,N", help="keys per axis (default: like --query)")
+    add("--json", action="store_true", help="print JSON, with the pairs of every cell")
+    add(
+        "--png",
+        metavar="PATH",
+        help="also write a figure: matrices, tiles of a plan, neighborhoods",
+    )
     add(
         "--device",
         metavar="NAME",
-        help="of the plan in the figure: sm_90 and so on (default: cpu)",
+        help="device of the plan in the figure, for example sm_90 (default: cpu)",
     )
-    add("--dtype", metavar="NAME", help="of that plan (default: float32)")
-    add("--heads", type=int, metavar="H", help="of that plan (default: 8)")
-    add("--head-dim", type=int, metavar="D", help="of that plan (default: 64)")
-    add("--backend", metavar="NAME", help="of that plan (default: auto)")
+    add("--dtype", metavar="NAME", help="dtype of that plan (default: float32)")
+    add("--heads", type=int, metavar="H", help="heads of that plan (default: 8)")
+    add("--head-dim", type=int, metavar="D", help="head size of that plan (default: 64)")
+    add("--backend", metavar="NAME", help="backend of that plan (default: auto)")
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print the picture or its facts; write the figure."""
+    """Print the text picture or JSON, and write the figure."""
     from nbattn import draw
 
     mask = find(options)
-    given = [name for name in _FIGURE if getattr(options, name) is not None]
-    if given and options.png is None:
-        name = given[0].replace("_", "-")
-        raise InputError(f"--{name} is of the figure's plan.", f"--png mask.png --{name} …")
+    used = [name for name in _FIGURE if getattr(options, name) is not None]
+    if used and options.png is None:
+        name = used[0].replace("_", "-")
+        raise InputError(
+            f"--{name} applies to the figure's plan, but --png is missing.",
+            f"--png mask.png --{name} …",
+        )
     if options.png is not None:
         values.check_writable(Path(options.png), ".png")
     query = parse_lengths("--query", options.query)
@@ -97,25 +104,25 @@ def run(options: argparse.Namespace) -> int:
 
 
 def find(options: argparse.Namespace) -> Mask:
-    """The mask of `--mask`, or of CONFIG and NAME."""
+    """Return the mask of `--mask`, or of CONFIG and NAME."""
     if (options.mask is None) == (options.config is None):
-        problem = "two masks are named" if options.mask else "no mask is named"
+        problem = "two masks are given" if options.mask else "no mask is given"
         raise InputError(f"{problem}.", "either CONFIG NAME, or --mask 'neighborhood((7, 7))'.")
     return _configured(options) if options.mask is None else parse_mask(options.mask)
 
 
 def facts(mask: Mask, query: Space, key: Space) -> dict[str, Any]:
-    """What the picture shows, as plain data."""
+    """Return the content of the picture as plain data."""
     from nbattn import draw, geometry, mask_symbols
     from nbattn.axis import describe
 
     axes = geometry.bind(mask, query, key)
     mask_symbols.check_lengths(axes)
 
-    def counts(some: Any) -> dict[str, Any]:
-        low, high, none = mask_symbols.key_counts(some)
-        keys = {"fewest": low, "most": high, "queries_without_keys": none}
-        return {"pairs": geometry.pairs(some), "keys_a_query": keys}
+    def counts(bound_axes: Any) -> dict[str, Any]:
+        low, high, empty = mask_symbols.key_counts(bound_axes)
+        keys = {"fewest": low, "most": high, "queries_without_keys": empty}
+        return {"pairs": geometry.pairs(bound_axes), "keys_a_query": keys}
 
     shown: list[dict[str, Any]] = []
     for axis in axes:
@@ -147,7 +154,7 @@ def _configured(options: argparse.Namespace) -> Mask:
         raise InputError(f"{options.config} has {len(masks)} masks.", f"name one of: {known}.")
     if options.name not in masks:
         near = difflib.get_close_matches(options.name, masks, 1)
-        hint = "".join(f"did you mean {one!r}? " for one in near)
+        hint = "".join(f"did you mean {candidate!r}? " for candidate in near)
         raise InputError(
             f"{options.config} has no mask {options.name!r}.", f"{hint}It has: {known}."
         )
@@ -155,7 +162,7 @@ def _configured(options: argparse.Namespace) -> Mask:
 
 
 def _cells(query: Space) -> int:
-    """As many cells as the terminal is wide, up to the usual number; piped: the usual number."""
+    """Return the number of cells that fit the terminal, at most `CELLS`; `CELLS` in a pipe."""
     from nbattn.draw import CELLS
 
     if not sys.stdout.isatty():
@@ -165,7 +172,7 @@ def _cells(query: Space) -> int:
 
 
 def _printable(text: str) -> str:
-    """The text, or with other signs where the output has no such characters."""
+    """Return the text, with ASCII symbols where the output encoding lacks the others."""
     encoding = sys.stdout.encoding or "ascii"
     try:
         text.encode(encoding)
@@ -178,10 +185,10 @@ def _write_png(options: argparse.Namespace, mask: Mask, query: Space, key: Space
     from nbattn import plot
     from nbattn.functional import plan
 
-    given: dict[str, Any] = {
+    settings: dict[str, Any] = {
         name: default if getattr(options, name) is None else getattr(options, name)
         for name, default in _FIGURE.items()
     }
-    heads = given.pop("heads"), given.pop("head_dim")
+    heads = settings.pop("heads"), settings.pop("head_dim")
     shapes = [(1, *space, *heads) for space in (query, key)]
-    plot.save(plot.figure(plan(mask, *shapes, **given)), options.png)
+    plot.save(plot.figure(plan(mask, *shapes, **settings)), options.png)

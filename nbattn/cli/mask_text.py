@@ -1,4 +1,4 @@
-"""Masks and lengths written on the command line: parsed as literals, never evaluated."""
+"""Parse masks and lengths of the command line as literals, without evaluating code."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ _EXAMPLES = "neighborhood((7, 7), dilation=2), or sliding_window(511), or one Ax
 
 
 def parse_mask(text: str) -> Mask:
-    """The mask that a text names: axes, a `Mask`, or one of its constructors, with literals.
+    """Return the mask of a text: axes, a `Mask`, or a constructor call with literal arguments.
 
     Args:
-        text: as in Python: `Axis(8, 0), Axis(3, 3, border="shift")`, `neighborhood((7, 7))`; what
-            `repr(mask)` prints, too.
+        text: Python syntax: `Axis(8, 0), Axis(3, 3, border="shift")`, `neighborhood((7, 7))`, or
+            the output of `repr(mask)`.
 
     Raises:
-        InputError: the text is no such call, or an argument is no literal, or has no such name.
-        MaskError: the arguments break a rule of masks.
+        InputError: the text is not such a call, or an argument is not a literal or is unknown.
+        MaskError: the arguments are invalid.
 
     >>> parse_mask('Axis(8, 0), Axis(3, 3, border="shift")')
     Mask(Axis(8, 0), Axis(3, 3, border='shift'))
@@ -46,14 +46,14 @@ def parse_mask(text: str) -> Mask:
     made = [_call(node, text) for node in (tree.elts if isinstance(tree, ast.Tuple) else [tree])]
     if len(made) == 1 and isinstance(made[0], Mask):
         return made[0]
-    for one in made:
-        if isinstance(one, Mask):
-            raise _wrong(f"a whole mask stands among {len(made)} parts", text)
+    for part in made:
+        if isinstance(part, Mask):
+            raise _wrong(f"a Mask is one of {len(made)} parts; only axes can be combined", text)
     return Mask(*made)
 
 
 def parse_lengths(option: str, text: str) -> tuple[int, ...]:
-    """Lengths separated by commas.
+    """Return the lengths of a comma-separated text.
 
     >>> parse_lengths("--query", "8,24,24")
     (8, 24, 24)
@@ -62,7 +62,7 @@ def parse_lengths(option: str, text: str) -> tuple[int, ...]:
     for part in parts:
         if not (part.isascii() and part.isdigit() and len(part) <= 10):
             raise InputError(
-                f"{option} {text!r:.200}: {part!r:.50} is no length.",
+                f"{option} {text!r:.200}: {part!r:.50} is not a length.",
                 f"{option} 8,24,24: whole numbers >= 0, one per axis.",
             )
     return tuple(map(int, parts))
@@ -73,37 +73,39 @@ def _wrong(problem: str, text: str, fix: str = "") -> InputError:
 
 
 def _tree(text: str) -> ast.expr:
-    """The text as a syntax tree, however broken or deep it is."""
+    """Return the syntax tree of the text; broken or too deep text raises InputError."""
     if not text:
         raise _wrong("the mask is empty", text)
     if len(text) > LONGEST_TEXT:
-        raise _wrong(f"the mask has {len(text)} characters; {LONGEST_TEXT} are read", text)
+        raise _wrong(f"the mask has {len(text)} characters, the limit is {LONGEST_TEXT}", text)
     try:
         return ast.parse(text, mode="eval").body
     except SyntaxError as error:
-        raise _wrong(f"the mask is not written as in Python: {error.msg}", text) from None
+        raise _wrong(f"the mask is not valid Python syntax: {error.msg}", text) from None
     except (ValueError, RecursionError, MemoryError):
-        raise _wrong("the mask is not written as in Python", text) from None
+        raise _wrong("the mask is not valid Python syntax", text) from None
 
 
 def _written(node: ast.expr, text: str) -> str:
-    """A part of the text, cut where it is long."""
+    """Return the node's source text, at most 50 characters."""
     return (ast.get_source_segment(text, node) or "")[:50]
 
 
 def _call(node: ast.expr, text: str) -> Any:
-    """An axis or a mask from one call."""
+    """Build an axis or a mask from one call."""
     if not isinstance(node, ast.Call):
-        raise _wrong(f"{_written(node, text)!r} is no axis and no mask", text)
+        raise _wrong(f"{_written(node, text)!r} is neither an axis nor a mask", text)
     name = _written(node.func, text)
     plain = name.removeprefix("nbattn.")
     plain = plain if plain == "Mask" else plain.removeprefix("Mask.")
     if plain not in MAKERS:
-        raise _wrong(f"{name!r} makes no mask", text, _names(plain, list(MAKERS)))
+        raise _wrong(f"{name!r} is not a mask constructor", text, _names(plain, list(MAKERS)))
     if plain == "Mask":
         axes = [_call(inner, text) for inner in node.args]
         if node.keywords or not all(isinstance(axis, Axis) for axis in axes):
-            raise _wrong("a Mask is made of axes", text, "Mask(Axis(3, 3), Axis(3, 3)).")
+            raise _wrong(
+                "the arguments of Mask must be axes", text, "Mask(Axis(3, 3), Axis(3, 3))."
+            )
         return Mask(*axes)
     arguments = [_literal(plain, inner, text) for inner in node.args]
     named = {
@@ -118,31 +120,31 @@ def _literal(where: str, node: ast.expr, text: str) -> Any:
     try:
         return ast.literal_eval(node)
     except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
-        found = _written(node, text)
+        source = _written(node, text)
         fix = "numbers, strings, True, False, None and tuples of them."
-        raise _wrong(f"{where}: {found!r} is no literal", text, fix) from None
+        raise _wrong(f"{where}: {source!r} is not a literal", text, fix) from None
 
 
-def _check_names(maker: str, given: list[Any], named: dict[str, Any], text: str) -> None:
-    """Every argument has a place in the signature, and none two."""
+def _check_names(maker: str, positional: list[Any], named: dict[str, Any], text: str) -> None:
+    """Check that the arguments match the constructor's signature."""
     known = inspect.signature(MAKERS[maker]).parameters
     ordered = [name for name, p in known.items() if p.kind is not p.KEYWORD_ONLY]
     for name in named:
         if name not in known:
             raise _wrong(f"{maker} has no {name!r}", text, _names(name, list(known)))
-    if len(given) > len(ordered):
-        legal = f"at most {len(ordered)}: {', '.join(ordered)}; the others by name."
-        raise _wrong(f"{maker} has {len(given)} arguments without a name", text, legal)
-    for name in ordered[: len(given)]:
+    if len(positional) > len(ordered):
+        legal = f"at most {len(ordered)}: {', '.join(ordered)}; the others by keyword."
+        raise _wrong(f"{maker} has {len(positional)} positional arguments", text, legal)
+    for name in ordered[: len(positional)]:
         if name in named:
             raise _wrong(f"{maker} has {name!r} twice", text, f"{name} once.")
     needed = [name for name, p in known.items() if p.default is p.empty]
-    for name in needed[len(given) :]:
+    for name in needed[len(positional) :]:
         if name not in named:
             raise _wrong(f"{maker} needs {name}", text, _EXAMPLES + ".")
 
 
 def _names(name: str, known: list[str]) -> str:
-    """The legal names, the likely one first."""
+    """Return a hint with the legal names, the most similar one first."""
     near = difflib.get_close_matches(name, known, 1)
-    return "".join(f"did you mean {one!r}? " for one in near) + f"One of {', '.join(known)}."
+    return "".join(f"did you mean {guess!r}? " for guess in near) + f"One of {', '.join(known)}."

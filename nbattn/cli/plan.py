@@ -1,4 +1,4 @@
-"""`nbattn plan`: what would run, what else could, at what cost, and why not."""
+"""`nbattn plan`: show the chosen candidate, the others with costs, and why some are refused."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ if TYPE_CHECKING:
     from nbattn.planner.plan import Plan
 
 _DESCRIPTION = """
-Show how the planner runs an attention: the candidate it chose, every other one
-with its cost, and the reason against each that is refused. Needs no device.
+Show how the planner runs an attention: the chosen candidate, all other ones with
+their costs, and the reason for each refusal. Needs no device.
 
-Requests come from a configuration (all of its plans, or those named), or from
---mask and --query. Options replace what the configuration says.
+Requests come from a configuration (all plans or the named ones), or from --mask
+and --query. Options override the configuration.
 """
 _EPILOG = """
-A cost is a measured time where `nbattn tune` took one of exactly this request, else
-an estimate from device data; the last lines of a plan name which one ranked it.
+A cost is a measured time where `nbattn tune` has measured exactly this request, else
+an estimate from device data; the last line of a plan shows which of them ranked it.
 
 examples:
   nbattn plan configs/nat_tiny.toml
@@ -31,27 +31,29 @@ examples:
 
 exit status:
   0  planned, and with --verify proved exact
-  1  with --verify: a plan is not the mask
-  2  a file, mask or shape does not fit, or no backend can
+  1  with --verify: a plan computes other pairs than its mask
+  2  a file, mask or shape is invalid, or no backend supports the request
 """
 
 
-_NARROW = 70  # columns of a terminal below which reasons find no room in a table
+_NARROW = 70  # columns; a narrower terminal gets plain text instead of a table
 
 
 def add_parser(commands: Any) -> None:
     """Register the command."""
     parser = commands.add_parser(
         "plan",
-        help="show what would run, and why",
+        help="show which kernel would run, and why",
         description=_DESCRIPTION,
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     arguments.add_request(parser)
     parser.add_argument("--all", action="store_true", help="every candidate with every reason")
-    parser.add_argument("--json", action="store_true", help="print data instead of text")
-    parser.add_argument("--verify", action="store_true", help="prove that each plan is its mask")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of text")
+    parser.add_argument(
+        "--verify", action="store_true", help="prove that each plan computes exactly its mask"
+    )
     parser.set_defaults(run=run)
 
 
@@ -61,8 +63,8 @@ def run(options: argparse.Namespace) -> int:
     wrong = dict(_wrong(plans)) if options.verify else {}
     if options.json:
         exact = {name: {"verified": name not in wrong} for name in plans if options.verify}
-        found = [{"name": n} | p.to_dict() | exact.get(n, {}) for n, p in plans.items()]
-        print(json.dumps(found, indent=1))
+        records = [{"name": n} | p.to_dict() | exact.get(n, {}) for n, p in plans.items()]
+        print(json.dumps(records, indent=1))
     else:
         proofs = {n: wrong.get(n, "exact: every pair of the mask once, no other") for n in plans}
         _print(plans, proofs if options.verify else {}, every=options.all)
@@ -70,7 +72,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _wrong(plans: dict[str, Plan]) -> Iterator[tuple[str, str]]:
-    """Plans that are not their mask, with the first difference."""
+    """Yield each plan that does not compute its mask, with the first difference."""
     for name, plan in plans.items():
         try:
             plan.verify()
@@ -79,7 +81,7 @@ def _wrong(plans: dict[str, Plan]) -> Iterator[tuple[str, str]]:
 
 
 def _print(plans: dict[str, Plan], proofs: dict[str, str], *, every: bool) -> None:
-    """Every plan as text: a table on a terminal, `explain()` elsewhere."""
+    """Print every plan: a table on a wide terminal, `explain()` elsewhere."""
     from rich.console import Console
 
     console = Console()
@@ -95,7 +97,7 @@ def _print(plans: dict[str, Plan], proofs: dict[str, str], *, every: bool) -> No
 
 
 def _table(console: Any, name: str, plan: Plan, every: bool) -> None:
-    """One plan as a table: a row per candidate."""
+    """Print one plan as a table with one row per candidate."""
     from rich.table import Table
 
     from nbattn.planner.explain import candidate_lines, faster

@@ -1,4 +1,4 @@
-"""`nbattn schema`: the grammar of configurations as a JSON schema."""
+"""`nbattn schema`: print the JSON schema of configurations."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 _DESCRIPTION = """
 Print the JSON schema of configurations: masks, layers and plan requests.
-Editors that know it complete keys and mark mistakes while you type.
+Editors use it to complete keys and to mark mistakes.
 """
 _EPILOG = """
 examples:

@@ -1,4 +1,4 @@
-"""`nbattn tune`: measure this device, and write the cost table that the planner uses."""
+"""`nbattn tune`: measure this device and write the planner's cost table."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ if TYPE_CHECKING:
     from nbattn.program.device import DeviceInfo
 
 _DESCRIPTION = """
-Measure this device and write what was found into the cost table that the planner reads: the rates
-of matrix products, copies and calls; and, with a configuration or a mask, the seconds of every
-candidate of every plan (as `nbattn bench` measures them), forward and where it trains both passes.
+Measure this device and write the planner's cost table: the rates of matrix products, copies and
+calls; and, with a configuration or a mask, the time of every candidate of every plan (as `nbattn
+bench` measures it), forward and, for training plans, both passes.
 
 The planner then ranks the candidates of exactly these requests by their times, if all of them have
-one; all other requests by bounds, at the measured rates. `plan.explain()` says which of the two
-decided. A table never changes what is computed. It holds for one device model, number of threads,
-torch and nbattn; measuring again replaces what it measured before.
+one; all other requests by bounds, at the measured rates. `plan.explain()` shows which of the two
+decided. A table never changes results. It is valid for one device model, number of threads, torch
+and nbattn version; a new measurement replaces the old one.
 """
 _EPILOG = """
 files:
-  costs.json in $NBATTN_CACHE, else $XDG_CACHE_HOME/nbattn, else ~/.cache/nbattn; a directory that
-  others may write is refused. NBATTN_CACHE=off: no table is read or written.
+  costs.json in $NBATTN_CACHE, else $XDG_CACHE_HOME/nbattn, else ~/.cache/nbattn. A directory that
+  other users can write is refused. With NBATTN_CACHE=off no table is read or written.
 
 examples:
   nbattn tune
@@ -36,9 +36,9 @@ examples:
   nbattn tune configs/nat_tiny.toml stage1 --quick --dry-run
 
 exit status:
-  0   measured, and written where the last line says
-  1   a candidate was wrong or failed; the others are written
-  2   the command or the configuration does not fit, or the table cannot be written
+  0   the measurements are written to the file in the last line
+  1   a candidate was wrong or failed; the other times are written
+  2   the command or the configuration is invalid, or the table cannot be written
 """
 
 
@@ -53,15 +53,15 @@ def add_parser(commands: Any) -> None:
     )
     arguments.add_request(parser)
     add = parser.add_argument
-    add("--output", type=Path, metavar="FILE", help="write there instead; the planner ignores it")
+    add("--output", type=Path, metavar="FILE", help="write to FILE instead; the planner ignores it")
     add("--quick", action="store_true", help="fewer rounds, small matrices")
-    add("--dry-run", action="store_true", help="say what would be measured, and where it would go")
-    add("--threads", type=values.whole, metavar="N", help="of torch; default: what torch has")
+    add("--dry-run", action="store_true", help="only list what would be measured and written")
+    add("--threads", type=values.whole, metavar="N", help="threads of torch; default: unchanged")
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Measure, print, write; the exit status of the epilog."""
+    """Measure, print and write; return the exit status that the epilog lists."""
     values.check_writable(options.output)
     import torch
 
@@ -72,20 +72,20 @@ def run(options: argparse.Namespace) -> int:
         torch.set_num_threads(options.threads)
     path = None if options.output or options.dry_run else tune.destination()
     info = devices.device_info(options.device)
-    here = tune.this_device(info)
+    device = tune.this_device(info)
     plans, left_out = tune.wanted(_asked(options), info)
     effort = tune.QUICK if options.quick else tune.FULL
-    threads = f", {counted(here.threads, 'thread')}" if here.threads else ""
-    print(f"{here.device}: {here.model}{threads}, torch {here.torch}")
+    threads = f", {counted(device.threads, 'thread')}" if device.threads else ""
+    print(f"{device.device}: {device.model}{threads}, torch {device.torch}")
     for reason in left_out:
         print(f"  not measured: {reason}")
     if options.dry_run:
         return _dry(plans, options.output or tune.intended())
     tune.check_quiet(info.kind)
-    found = tune.rates(info.kind, effort=effort)
-    _print_rates(found, info)
+    measured = tune.rates(info.kind, effort=effort)
+    _print_rates(measured, info)
     jobs = _times(plans, effort)
-    new = tune.entry(here, found, jobs)
+    new = tune.entry(device, measured, jobs)
     many = counted(len(new.times), "request")
     if path is None:
         options.output.write_text(cost_table.encode((new,)))
@@ -93,13 +93,13 @@ def run(options: argparse.Namespace) -> int:
     else:
         problem = tune.save(path, new)
         if problem:
-            print(f"replaced: the table before {problem}")
+            print(f"replaced: the old table {problem}")
         print(f"written: {path} ({many})")
     return int(any(row.wrong for job in jobs for row in job.rows))
 
 
 def _asked(options: argparse.Namespace) -> dict[str, Plan]:
-    """The plans to measure; none, where only the rates are wanted."""
+    """Return the plans to measure; none if the options select no plan."""
     return arguments.plans(options) if arguments.is_asked(options) else {}
 
 
@@ -107,24 +107,28 @@ def _dry(plans: dict[str, list[Plan]], path: Path | None) -> int:
     print("would measure: products, copies, calls")
     for name, parts in plans.items():
         for part in parts:
-            names = ", ".join(one.name for one in part.candidates if not one.reasons)
+            names = ", ".join(c.name for c in part.candidates if not c.reasons)
             which = "forward + backward" if part.request.training else "forward"
             print(f"would measure: {name} {which}: {names}")
     print(f"would write: {path or 'nothing: NBATTN_CACHE=off'}")
     return 0
 
 
-def _print_rates(found: Rates, info: DeviceInfo) -> None:
-    for dtype, rate in found.flops:
+def _print_rates(measured: Rates, info: DeviceInfo) -> None:
+    for dtype, rate in measured.flops:
         known = dict(info.flops).get(dtype)
-        said = f" (so far: {known / 1e9:.3g})" if known else ""
-        print(f"  {dtype + ' products':<18}{rate / 1e9:8.3g} GFLOP/s{said}")
-    print(f"  {'copies':<18}{found.bandwidth / 1e9:8.3g} GB/s (so far: {info.bandwidth / 1e9:.3g})")
-    print(f"  {'a small call':<18}{found.launch * 1e6:8.3g} us (so far: {info.launch * 1e6:.3g})")
+        before = f" (so far: {known / 1e9:.3g})" if known else ""
+        print(f"  {dtype + ' products':<18}{rate / 1e9:8.3g} GFLOP/s{before}")
+    print(
+        f"  {'copies':<18}{measured.bandwidth / 1e9:8.3g} GB/s (so far: {info.bandwidth / 1e9:.3g})"
+    )
+    print(
+        f"  {'a small call':<18}{measured.launch * 1e6:8.3g} us (so far: {info.launch * 1e6:.3g})"
+    )
 
 
 def _times(plans: dict[str, list[Plan]], effort: Effort) -> list[Job]:
-    """Every plan, with a bar on a terminal and a line when it is done."""
+    """Measure every plan, with a progress bar on a terminal, and print a line for each."""
     from rich.console import Console
     from rich.progress import Progress
 

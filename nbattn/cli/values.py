@@ -1,4 +1,4 @@
-"""Values of command line options: read, checked, and refused in words."""
+"""Parse and check the values of command line options."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ from nbattn.errors import InputError
 
 
 def shape(text: str) -> tuple[int, ...]:
-    """Lengths separated by commas, a tensor's shape."""
+    """Parse a tensor's shape: lengths separated by commas."""
     try:
         return tuple(int(part) for part in text.strip("[]() ").split(","))
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no shape; write 1,56,56,2,32") from None
+        raise argparse.ArgumentTypeError(f"{text!r} is not a shape; write 1,56,56,2,32") from None
 
 
 def names(text: str) -> tuple[str, ...]:
-    """Names separated by commas."""
+    """Parse names separated by commas."""
     return tuple(part.strip() for part in text.split(","))
 
 
 def whole(text: str) -> int:
-    """A whole number from 1 to a million."""
+    """Parse a whole number from 1 to a million."""
     if not text.isascii() or not text.isdigit() or not 1 <= int(text[:9]) <= 10**6:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 to 1000000")
     return int(text)
 
 
 def seconds(text: str) -> float:
-    """A number above 0."""
+    """Parse a finite number of seconds above 0."""
     try:
         number = float(text)
     except ValueError:
@@ -44,10 +44,10 @@ def seconds(text: str) -> float:
 def names_of(
     known: Callable[[], Sequence[str]], kind: str, text: str | None
 ) -> tuple[str, ...] | None:
-    """Names separated by commas, all of them known; None for None.
+    """Parse names separated by commas, all of which must be known; None for None.
 
     Raises:
-        InputError: one is not, with those that are.
+        InputError: a name is unknown; the fix lists the known ones.
     """
     if text is None:
         return None
@@ -61,32 +61,36 @@ def names_of(
 
 
 def check_folder(path: Path) -> None:
-    """Make the folder of results before the work, not after.
+    """Create the output folder before the work starts.
 
     Raises:
-        InputError: it cannot be made.
+        InputError: the folder cannot be created.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         reason = error.strerror or error
-        raise InputError(f"{path} cannot be made: {reason}.", "--output FOLDER.") from None
+        raise InputError(f"{path} cannot be created: {reason}.", "--output FOLDER.") from None
 
 
 def check_writable(path: Path | None, ending: str = "") -> None:
-    """Fail before measuring, not after.
+    """Check that a file can be written, before the measurement starts.
 
     Raises:
-        InputError: no file can be made there, or its name promises another kind of file.
+        InputError: the file cannot be created, or its name lacks the ending of its format.
     """
     if path is None:
         return
     if path.is_dir() or not path.parent.is_dir():
-        what = (
-            "is a directory" if path.is_dir() else f"cannot be made: {path.parent} is no directory"
+        problem = (
+            "is a directory"
+            if path.is_dir()
+            else f"cannot be created: {path.parent} is not a directory"
         )
-        raise InputError(f"{path} {what}.", "a file in a directory that exists.")
+        raise InputError(f"{path} {problem}.", "a file in a directory that exists.")
     if not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise InputError(f"{path} cannot be written.", "a file that you may write.")
+        raise InputError(f"{path} cannot be written.", "a file that you can write.")
     if ending and path.suffix.lower() != ending:
-        raise InputError(f"{path} would not be what its name says.", f"{path.stem}{ending}.")
+        raise InputError(
+            f"{path} does not end in {ending}, the format of the file.", f"{path.stem}{ending}."
+        )

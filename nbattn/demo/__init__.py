@@ -1,5 +1,5 @@
-"""The demo: a photograph denoised and digits learnt, by neighborhood attention, with what it
-promises checked in the same run.
+"""The demo: denoise a photograph and classify digits by neighborhood attention, and check the
+results against targets.
 """
 
 from __future__ import annotations
@@ -27,22 +27,22 @@ def run(
     size: int | None = None,
     epochs: int | None = None,
 ) -> bool:
-    """Run parts of the demo and say on stdout what they found.
+    """Run parts of the demo and print their results.
 
     Args:
-        output: the folder for pictures, made if it is missing; nothing is written elsewhere.
-        parts: of `PARTS`.
-        seed: of the noise, the weights and the order of training.
-        threads: of torch while this runs. At these sizes a second one gains little, and loses a lot
-            where other programs want the cores.
+        output: the folder for pictures, created if it is missing; no other folder is written.
+        parts: a selection of `PARTS`.
+        seed: seed of the noise, the weights and the order of training.
+        threads: threads of torch during the run. At these sizes a second thread gains little and
+            costs a lot where other programs use the cores.
         size: denoise only the size × size pixels in the middle of the photograph; default: all.
-        epochs: of training; default: those of `digits.Recipe`.
+        epochs: training epochs; default: those of `digits.Recipe`.
 
     Returns:
-        Whether every promise was kept: 5 dB less noise, 97 % of unseen digits read.
+        Whether all targets are met: 5 dB less noise, 97 % of the test digits correct.
 
     Raises:
-        ConfigError: the configuration that comes with the demo is damaged.
+        ConfigError: the demo's configuration file is damaged.
         OSError: the folder cannot be written.
     """
     started, before = time.perf_counter(), torch.get_num_threads()

@@ -1,5 +1,5 @@
-"""Denoising a photograph: non-local means as one neighborhood attention, measured against
-scikit-image's.
+"""Denoise a photograph: non-local means as one neighborhood attention, compared with
+scikit-image's implementation.
 """
 
 from __future__ import annotations
@@ -21,26 +21,27 @@ import nbattn.functional
 from nbattn import geometry
 from nbattn.demo import pictures
 from nbattn.demo.report import Report
+from nbattn.demo.trial import Trial
 from nbattn.mask import Mask
 
-SIGMA = 0.1  # of the noise; pictures range from 0 to 1
-GAIN_DB = 5.0  # what the demo promises
-# Pixels whose weights are drawn, as shares of height and width.
+SIGMA = 0.1  # standard deviation of the noise; pictures range from 0 to 1
+GAIN_DB = 5.0  # target of the demo
+# Pixels whose weights are drawn, as fractions of height and width.
 LOOK = ((0.0, 0.6), (0.17, 0.36), (0.32, 0.5), (0.55, 0.62), (0.8, 0.9))
 CROP = 56  # side of the corner that is compared with the dense reference
 
 
 @dataclass(frozen=True)
 class Means:
-    """Non-local means.
+    """Settings of non-local means.
 
     Args:
         sigma: standard deviation of the noise.
         patch: side of the square patches that are compared.
-        components: principal components of the patches that are compared; noise spreads over all of
-            them, the picture lives in the first few. `None` = all: then distances are exactly
-            those of the patches.
-        strength: how different patches may be, h, in units of sigma, per value of a patch.
+        components: number of principal components of the patches that are compared. Noise spreads
+            over all of them, the picture mostly over the first few. `None` = all: distances are
+            exactly those of the patches.
+        strength: filter strength h in units of sigma, per value of a patch.
     """
 
     sigma: float = SIGMA
@@ -49,49 +50,41 @@ class Means:
     strength: float = 0.55
 
 
-@dataclass(frozen=True)
-class Trial:
-    """A denoised picture and what it cost."""
-
-    name: str
-    picture: np.ndarray  # [H, W, C]
-    seconds: float
-    processor_seconds: float
-    memory: int  # bytes by which the peak of the process grew
-
-
 def patch_features(picture: Tensor, patch: int, components: int | None) -> Tensor:
-    """Principal components of the patch around every pixel, mirrored at the borders.
+    """Return the principal components of the patch around every pixel, mirrored at the borders.
 
     Args:
         picture: `[H, W, C]`.
         patch: side of the patches, odd.
-        components: how many; `None` = all `patch² · C`.
+        components: number of components; `None` = all `patch² · C`.
 
     Returns:
-        `[H, W, components]`, centred, so that their squares stay small and exact.
+        `[H, W, components]`, centred, so that the squares stay small and accurate.
     """
     height, width, _ = picture.shape
     mirrored = functional.pad(picture.movedim(-1, 0)[None], (patch // 2,) * 4, mode="reflect")
     patches = functional.unfold(mirrored, patch)[0].T
     patches = patches - patches.mean(0)
-    _, basis = torch.linalg.eigh(patches.T @ patches)  # ascending: the last ones matter most
-    kept = basis if components is None else basis[:, -components:]
-    return (patches @ kept).view(height, width, -1)
+    _, basis = torch.linalg.eigh(
+        patches.T @ patches
+    )  # ascending: the last components have the most variance
+    selected = basis if components is None else basis[:, -components:]
+    return (patches @ selected).view(height, width, -1)
 
 
 def attention_inputs(features: Tensor, width: float) -> tuple[Tensor, Tensor]:
-    """Queries and keys whose softmax weighs key j of query i by exp(-|f_i - f_j|² / width).
+    """Return queries and keys whose softmax weight of key j for query i is proportional to
+    exp(-|f_i - f_j|² / width).
 
-    -|f_i - f_j|² = 2 f_i·f_j - |f_j|² - |f_i|², and a softmax over j drops |f_i|²: one more column
-    holds |f_j|² in the key and its factor in the query.
+    -|f_i - f_j|² = 2 f_i·f_j - |f_j|² - |f_i|², and a softmax over j cancels |f_i|². An additional
+    column has |f_j|² in the key and -1 in the query.
 
     Args:
         features: `[H, W, K]`.
         width: h², in the units of the features' squares.
 
     Returns:
-        Two tensors `[1, H, W, 1, K + 1]`, to be used with scale 1.
+        Query and key `[1, H, W, 1, K + 1]`, for scale 1.
     """
     squares = features.square().sum(-1, keepdim=True)
     query = torch.cat([2 * features, -torch.ones_like(squares)], -1) / width
@@ -102,16 +95,16 @@ def attention_inputs(features: Tensor, width: float) -> tuple[Tensor, Tensor]:
 def nonlocal_means(
     noisy: Tensor, features: Tensor, mask: Mask, means: Means, *, backend: str = "auto"
 ) -> Tensor:
-    """Every pixel as the mean of those that the mask lets it read, weighed by their patches.
+    """Replace every pixel by the mean of the pixels it attends to, weighted by patch distance.
 
     Two noisy patches of the same picture differ by 2 sigma² per component, but a patch does not
-    differ from itself, so its own pixel weighs too much. Its weight is known, exp(0) over the
-    softmax's sum, which the logsumexp gives: it is scaled to what another noisy copy would get.
+    differ from itself, so the weight of a pixel itself is too large. That weight is exp(0) divided
+    by the softmax's sum, which the logsumexp gives; it is reduced to the weight of a noisy copy.
 
     Args:
         noisy: `[H, W, C]`.
-        features: `[H, W, K]`, of the patch around each pixel.
-        mask: two axes; every query reads its own pixel.
+        features: `[H, W, K]`, features of the patch around each pixel.
+        mask: two axes; every query attends to its own pixel.
         means: the settings.
         backend: as in `nbattn.attention`.
 
@@ -131,19 +124,19 @@ def nonlocal_means(
 
 
 def denoised(noisy: Tensor, mask: Mask, means: Means) -> Tensor:
-    """A noisy picture `[H, W, C]` without most of its noise."""
+    """Return the denoised picture `[H, W, C]`."""
     features = patch_features(noisy, means.patch, means.components)
     return nonlocal_means(noisy, features, mask, means)
 
 
 def reference_error(noisy: Tensor, mask: Mask, means: Means) -> tuple[float, int]:
-    """The largest difference from the dense float64 reference, in a corner of the picture.
+    """Compare with the dense float64 reference in a corner of the picture.
 
-    The corner's own borders are the picture's on two sides; along the two cuts windows differ from
-    those of the whole picture, so pixels there are left out.
+    Two sides of the corner are borders of the picture. Along the other two sides the windows differ
+    from those of the whole picture, so pixels there are left out.
 
     Returns:
-        The difference, and the side of the square of pixels compared.
+        The largest difference, and the side of the square of compared pixels.
     """
     features = patch_features(noisy, means.patch, means.components)
     ours = nonlocal_means(noisy, features, mask, means)
@@ -152,15 +145,15 @@ def reference_error(noisy: Tensor, mask: Mask, means: Means) -> tuple[float, int
     exact = nonlocal_means(
         noisy[corner].double(), features[corner].double(), mask, means, backend="reference"
     )
-    kept = side - max(mask.axes[0].left or 0, mask.axes[0].right or 0)
-    difference = ours[corner][:kept, -kept:] - exact[:kept, -kept:]
-    return difference.abs().max().item(), kept
+    compared = side - max(mask.axes[0].left or 0, mask.axes[0].right or 0)
+    difference = ours[corner][:compared, -compared:] - exact[:compared, -compared:]
+    return difference.abs().max().item(), compared
 
 
 def weights_of(
     noisy: Tensor, mask: Mask, means: Means, pixels: Sequence[tuple[int, int]]
 ) -> np.ndarray:
-    """The weights that single pixels give the others: their gradients with respect to the values.
+    """Return the attention weights of single pixels: their gradients with respect to the values.
 
     Args:
         noisy: `[H, W, C]`.
@@ -183,10 +176,10 @@ def weights_of(
 def windows_of(
     shape: tuple[int, int], mask: Mask, pixels: Sequence[tuple[int, int]]
 ) -> list[tuple[slice, slice]]:
-    """The rows and columns that single pixels read, of a mask without gaps."""
+    """Return the rows and columns that single pixels attend to; the mask has no gaps."""
     axes = geometry.bind(mask, shape)
     runs = [
-        [axis.key_intervals(place)[0] for axis, place in zip(axes, pixel, strict=True)]
+        [axis.key_intervals(query)[0] for axis, query in zip(axes, pixel, strict=True)]
         for pixel in pixels
     ]
     return [
@@ -196,7 +189,7 @@ def windows_of(
 
 
 def photograph(size: int | None) -> Tensor:
-    """A photograph that scikit-image's wheel contains, or the middle of it, `[H, W, 3]` in 0–1."""
+    """Load the photograph of scikit-image, or its middle, as `[H, W, 3]` with values 0–1."""
     from skimage import data
 
     photo = torch.from_numpy(data.astronaut().copy()).float() / 255
@@ -207,24 +200,24 @@ def photograph(size: int | None) -> Tensor:
 
 
 def quality(photo: np.ndarray, picture: np.ndarray) -> tuple[float, float]:
-    """PSNR in dB and SSIM of a picture, cut to the range a display has."""
+    """Return PSNR in dB and SSIM of a picture, clipped to 0–1."""
     from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-    shown = picture.clip(0, 1)
-    psnr: Any = peak_signal_noise_ratio(photo, shown, data_range=1)
-    ssim: Any = structural_similarity(photo, shown, channel_axis=-1, data_range=1)
+    clipped = picture.clip(0, 1)
+    psnr: Any = peak_signal_noise_ratio(photo, clipped, data_range=1)
+    ssim: Any = structural_similarity(photo, clipped, channel_axis=-1, data_range=1)
     return float(psnr), float(ssim)
 
 
 def contenders(noisy: Tensor, mask: Mask, means: Means) -> dict[str, Callable[[], Any]]:
-    """Ours, and both of scikit-image's with the same patches and search window.
+    """Return the denoisers by name: ours, and both of scikit-image with equal patches and window.
 
-    All settings were chosen on this photograph at seed 0, as the best PSNR of several between 0.4
-    and 0.9 sigma: ours in `Means`, scikit-image's h here.
+    All filter strengths give the best PSNR on this photograph at seed 0, of several values between
+    0.4 and 0.9 sigma: ours is in `Means`, scikit-image's h is in this function.
     """
     from skimage.restoration import denoise_nl_means
 
-    theirs: dict[str, Any] = {
+    settings: dict[str, Any] = {
         "image": noisy.numpy(),
         "patch_size": means.patch,
         "patch_distance": max(mask.axes[0].left or 0, mask.axes[0].right or 0),
@@ -234,16 +227,16 @@ def contenders(noisy: Tensor, mask: Mask, means: Means) -> dict[str, Callable[[]
     return {
         "neighborhood attention": lambda: denoised(noisy, mask, means).numpy(),
         "scikit-image, fast": lambda: denoise_nl_means(
-            h=0.55 * means.sigma, fast_mode=True, **theirs
+            h=0.55 * means.sigma, fast_mode=True, **settings
         ),
         "scikit-image, exact": lambda: denoise_nl_means(
-            h=0.8 * means.sigma, fast_mode=False, **theirs
+            h=0.8 * means.sigma, fast_mode=False, **settings
         ),
     }
 
 
 def peak_memory() -> int:
-    """The most bytes that this process has held at once; 0 where the system does not say."""
+    """Return the peak resident memory of this process in bytes; 0 where unknown."""
     try:
         import resource
     except ImportError:  # Windows
@@ -253,7 +246,7 @@ def peak_memory() -> int:
 
 
 def measured(name: str, run: Callable[[], Any]) -> Trial:
-    """One run, the first, by the clock and by the processors."""
+    """Run a denoiser once; measure wall time, CPU time and memory."""
     clock, processor = time.perf_counter(), time.process_time()
     before = peak_memory()
     picture = run()
@@ -262,7 +255,7 @@ def measured(name: str, run: Callable[[], Any]) -> Trial:
 
 
 def run(report: Report, mask: Mask, output: Path, *, seed: int, size: int | None) -> None:
-    """Denoise the photograph, print what came of it, and draw it."""
+    """Denoise the photograph, print the results, and write the pictures."""
     means = Means()
     photo = photograph(size)
     generator = torch.Generator().manual_seed(seed)
@@ -279,7 +272,7 @@ def run(report: Report, mask: Mask, output: Path, *, seed: int, size: int | None
     dense = 4 * (photo.shape[0] * photo.shape[1]) ** 2
     report.line(
         f"\nmemory: at most {trials[1].memory / 2**20:.0f} MiB more than before; "
-        f"dense scores alone would be {dense / 2**30:,.2f} GiB"
+        f"dense scores alone would take {dense / 2**30:,.2f} GiB"
     )
     error, side = reference_error(noisy, mask, means)
     report.line(
@@ -291,7 +284,7 @@ def run(report: Report, mask: Mask, output: Path, *, seed: int, size: int | None
     pictures.comparison(report.picture(output / "comparison.png"), photo.numpy(), trials, psnr)
     _draw_weights(report.picture(output / "weights.png"), noisy, mask, means)
     gain = psnr[1] - psnr[0]
-    report.promise(gain >= GAIN_DB, f"{gain:.2f} dB gained; promised: {GAIN_DB:g}")
+    report.check_target(gain >= GAIN_DB, f"{gain:.2f} dB gained; target: {GAIN_DB:g}")
 
 
 def _draw_weights(path: Path, noisy: Tensor, mask: Mask, means: Means) -> None:
@@ -303,7 +296,7 @@ def _draw_weights(path: Path, noisy: Tensor, mask: Mask, means: Means) -> None:
 
 
 def _introduce(report: Report, photo: Tensor, mask: Mask, means: Means) -> None:
-    """What is about to be done, and the plan for it."""
+    """Print the task and its plan."""
     height, width, channels = photo.shape
     count = means.components or means.patch**2 * channels
     report.heading("Denoising a photograph by attention")
@@ -326,7 +319,7 @@ def _introduce(report: Report, photo: Tensor, mask: Mask, means: Means) -> None:
 
 
 def _compare(report: Report, trials: list[Trial], scores: Sequence[tuple[float, float]]) -> None:
-    """The table of all trials, and how far ours is from the others."""
+    """Print the table of all trials, and the differences between ours and the others."""
     noisy, ours = scores[:2]
     rows = [("noisy", f"{noisy[0]:.2f}", "", f"{noisy[1]:.3f}", "", "")]
     rows += [
@@ -343,8 +336,8 @@ def _compare(report: Report, trials: list[Trial], scores: Sequence[tuple[float, 
     report.line()
     report.table(["", "PSNR, dB", "gain", "SSIM", "seconds", "CPU seconds"], rows)
     report.line()
-    for rival, (psnr, ssim) in zip(trials[2:], scores[2:], strict=True):
+    for peer, (psnr, ssim) in zip(trials[2:], scores[2:], strict=True):
         report.line(
-            f"against {rival.name}: {ours[0] - psnr:+.2f} dB, {ours[1] - ssim:+.3f} SSIM, "
-            f"{trials[1].seconds / rival.seconds:.2f} of its time"
+            f"against {peer.name}: {ours[0] - psnr:+.2f} dB, {ours[1] - ssim:+.3f} SSIM, "
+            f"{trials[1].seconds / peer.seconds:.2f} of its time"
         )

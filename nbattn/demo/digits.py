@@ -1,6 +1,4 @@
-"""Learning handwritten digits: a small transformer of dilated neighborhood attention, trained and
-tested.
-"""
+"""Train and test a small transformer with dilated neighborhood attention on handwritten digits."""
 
 from __future__ import annotations
 
@@ -23,24 +21,24 @@ from nbattn.errors import InputError
 if TYPE_CHECKING:
     from nbattn.config import LayerConfig
 
-ACCURACY = 0.97  # what the demo promises
-SPLIT = 0  # which quarter is the test set; no other number of the recipe was chosen by it
+ACCURACY = 0.97  # target of the demo
+SPLIT = 0  # seed that selects the test set; no setting was tuned on the test set
 
 
 @dataclass(frozen=True)
 class Recipe:
     """How the classifier is trained.
 
-    Every number was chosen on a part of the training set, never on the test set.
+    Every value was tuned on a part of the training set, never on the test set.
 
     Args:
-        depth: blocks; layers alternate.
+        depth: number of blocks; their layers alternate.
         epochs: passes over the training set.
         batch: images per step.
-        rate: the peak of the learning rate.
-        angle: images are turned by up to this, in radians.
-        shift: and moved by up to this, in pixels.
-        smoothing: of the labels.
+        rate: peak learning rate.
+        angle: the largest random rotation of an image, in radians.
+        shift: the largest random shift of an image, in pixels.
+        smoothing: label smoothing.
     """
 
     depth: int = 4
@@ -54,7 +52,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Digits:
-    """Scikit-learn's digits: images `[N, 8, 8]` in 0–1 and labels `[N]`, in two parts."""
+    """Scikit-learn's digits, split in two: images `[N, 8, 8]` in 0–1 and labels `[N]`."""
 
     images: Tensor
     labels: Tensor
@@ -63,27 +61,27 @@ class Digits:
 
 
 class Block(nn.Module):
-    """Attention over neighbours, then a perceptron per pixel, each added to what it was given."""
+    """A residual attention over neighbors, then a residual perceptron per pixel."""
 
     def __init__(self, dim: int, attention: nn.Module) -> None:
         super().__init__()
         self.attend = nn.Sequential(nn.LayerNorm(dim), attention)
-        self.think = nn.Sequential(
+        self.mlp = nn.Sequential(
             nn.LayerNorm(dim), nn.Linear(dim, 2 * dim), nn.GELU(), nn.Linear(2 * dim, dim)
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """`[B, 8, 8, dim]` to the same."""
+        """Map `[B, 8, 8, dim]` to the same shape."""
         x = x + self.attend(x)
-        return x + self.think(x)
+        return x + self.mlp(x)
 
 
 class Classifier(nn.Module):
-    """Images `[B, 8, 8]` to logits `[B, 10]`: a token per pixel, blocks, their mean.
+    """Map images `[B, 8, 8]` to logits `[B, 10]`: one token per pixel, blocks, mean over tokens.
 
     Args:
-        layers: configurations of `NeighborhoodAttention`, which blocks take in turn.
-        depth: blocks.
+        layers: configurations of `NeighborhoodAttention`; the blocks alternate between them.
+        depth: number of blocks.
     """
 
     def __init__(self, layers: Mapping[str, LayerConfig], depth: int) -> None:
@@ -91,25 +89,25 @@ class Classifier(nn.Module):
         kinds = list(layers.values())
         dim = kinds[0].dim
         self.tokens = nn.Conv2d(1, dim, 3, padding=1)
-        self.places = nn.Parameter(torch.zeros(8, 8, dim))
+        self.positions = nn.Parameter(torch.zeros(8, 8, dim))
         self.blocks = nn.Sequential(
             *(Block(dim, kinds[n % len(kinds)].build()) for n in range(depth))
         )
         self.head = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, 10))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits of every image."""
-        x = self.tokens(images[:, None]).movedim(1, -1) + self.places
+        """Return the logits of every image."""
+        x = self.tokens(images[:, None]).movedim(1, -1) + self.positions
         return self.head(self.blocks(x).mean((1, 2)))
 
 
 def load_digits() -> Digits:
-    """The 1,797 digits that scikit-learn contains, a quarter of each kind kept for the test."""
+    """Load the 1,797 digits of scikit-learn; a quarter of each class is the test set."""
     try:
         from sklearn.datasets import load_digits
         from sklearn.model_selection import train_test_split
     except ImportError:
-        problem = "the digits are those of scikit-learn, which is not installed."
+        problem = "the digits come from scikit-learn, which is not installed."
         raise InputError(problem, "pip install scikit-learn.") from None
 
     data: Any = load_digits()
@@ -121,10 +119,10 @@ def load_digits() -> Digits:
 
 
 def jittered(images: Tensor, recipe: Recipe, generator: torch.Generator) -> Tensor:
-    """Images `[B, 8, 8]`, each turned and moved a little."""
+    """Rotate and shift each image of `[B, 8, 8]` randomly."""
     turn, down, right = 2 * torch.rand(3, len(images), generator=generator) - 1
     cos, sin = (recipe.angle * turn).cos(), (recipe.angle * turn).sin()
-    pixel = 2 / images.shape[-1]  # a grid runs from -1 to 1
+    pixel = 2 / images.shape[-1]  # grid coordinates go from -1 to 1
     rows = [cos, -sin, recipe.shift * pixel * right, sin, cos, recipe.shift * pixel * down]
     maps = torch.stack(rows, -1).view(-1, 2, 3)
     grid = functional.affine_grid(maps, [len(images), 1, *images.shape[1:]], align_corners=False)
@@ -134,7 +132,7 @@ def jittered(images: Tensor, recipe: Recipe, generator: torch.Generator) -> Tens
 def train(
     model: Classifier, digits: Digits, recipe: Recipe, seed: int, report: Report
 ) -> list[tuple[float, float]]:
-    """Train in place; of every epoch the mean loss and the share that was read correctly."""
+    """Train in place; return the mean loss and the accuracy of every epoch."""
     generator = torch.Generator().manual_seed(seed)
     steps = recipe.epochs * math.ceil(len(digits.images) / recipe.batch)
     optimizer = torch.optim.AdamW(model.parameters(), recipe.rate, weight_decay=0.05)
@@ -164,12 +162,12 @@ def train(
 
 
 def confusion(labels: Tensor, predicted: Tensor) -> np.ndarray:
-    """How often each label (row) was read as each digit (column), `[10, 10]`."""
+    """Return the confusion matrix `[10, 10]`: rows are labels, columns are predictions."""
     return torch.bincount(10 * labels + predicted, minlength=100).view(10, 10).numpy()
 
 
 def worst_pair(counts: np.ndarray) -> tuple[int, int, int]:
-    """The two digits that were confused most, the smaller first, and how often, either way."""
+    """Return the most often confused pair of digits, the smaller first, and its error count."""
     both = np.triu(counts + counts.T, 1)
     first, second = np.unravel_index(both.argmax(), both.shape)
     return int(first), int(second), int(both.max())
@@ -183,7 +181,7 @@ def run(
     seed: int,
     epochs: int | None,
 ) -> None:
-    """Train on three quarters of the digits, test on the rest, print and draw what came of it."""
+    """Train on three quarters of the digits, test on the rest, print and draw the results."""
     recipe = Recipe() if epochs is None else Recipe(epochs=epochs)
     digits = load_digits()
     with torch.random.fork_rng(devices=[]):
@@ -200,7 +198,7 @@ def run(
     counts = confusion(digits.test_labels, predicted)
     report.line(
         f"\ntrained in {seconds:.1f} s, {on_processors:.1f} s of them on processors; "
-        f"{right} of {total} unseen digits read correctly"
+        f"{right} of {total} test digits correct"
     )
     first, second, times = worst_pair(counts)
     if times:
@@ -208,25 +206,25 @@ def run(
     images, labels = digits.test_images.numpy(), digits.test_labels.numpy()
     path = report.picture(output / "digits.png")
     pictures.digits(path, images, labels, predicted.numpy(), history)
-    report.promise(
+    report.check_target(
         accuracy >= ACCURACY,
-        f"{100 * accuracy:.2f} % of the test set; promised: {100 * ACCURACY:g} %",
+        f"{100 * accuracy:.2f} % of the test set correct; target: {100 * ACCURACY:g} %",
     )
 
 
 def _introduce(
     report: Report, model: Classifier, digits: Digits, layers: Mapping[str, LayerConfig]
 ) -> None:
-    """The model, its data and what one of its layers will run."""
-    report.heading("Learning digits by dilated neighborhood attention")
+    """Print the data, the model, and the kernel of each layer."""
+    report.heading("Classifying digits by dilated neighborhood attention")
     count = sum(parameter.numel() for parameter in model.parameters())
     report.line(
-        f"data: scikit-learn's handwritten digits, 8 x 8 pixels, {len(digits.images):,} to learn, "
-        f"{len(digits.test_images)} to be tested on\n"
-        f"model: {count:,} parameters, {len(model.blocks)} blocks that alternate"
+        f"data: scikit-learn's handwritten digits, 8 x 8 pixels, {len(digits.images):,} for "
+        f"training, {len(digits.test_images)} for testing\n"
+        f"model: {count:,} parameters, {len(model.blocks)} blocks with alternating layers"
     )
     for name, layer in layers.items():
-        built = layer.build()
-        plan = built.plan_for((Recipe.batch, 8, 8, layer.dim))
-        report.line(f"  {name:<5} {built.mask!r}: {plan.chosen.name}")
+        module = layer.build()
+        plan = module.plan_for((Recipe.batch, 8, 8, layer.dim))
+        report.line(f"  {name:<5} {module.mask!r}: {plan.chosen.name}")
     report.line()

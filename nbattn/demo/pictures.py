@@ -1,15 +1,14 @@
-"""The demo's pictures, drawn by matplotlib without a display."""
+"""Draw the demo's pictures with matplotlib, without a display."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from nbattn.demo.denoise import Trial
+from nbattn.demo.trial import Trial
 
 INK, ACCENT = "#1f2933", "#e8590c"
 STYLE: dict[Any, Any] = {
@@ -26,13 +25,13 @@ STYLE: dict[Any, Any] = {
 def comparison(
     path: Path, photo: np.ndarray, trials: Sequence[Trial], psnr: Sequence[float]
 ) -> None:
-    """The photograph and every trial; below each an enlarged part, and what is wrong with it.
+    """Draw the photograph and every trial; below each, an enlarged part and its errors.
 
     Args:
         path: where to write the PNG.
         photo: `[H, W, 3]`.
         trials: pictures of the same shape.
-        psnr: in dB, one per trial.
+        psnr: PSNR in dB, one per trial.
     """
     height, width, _ = photo.shape
     side = height // 5
@@ -54,12 +53,12 @@ def comparison(
 
 
 def before_and_after(path: Path, trials: Sequence[Trial], psnr: Sequence[float]) -> None:
-    """Two pictures beside each other, the noisy one first.
+    """Draw the first two trials side by side.
 
     Args:
         path: where to write the PNG.
-        trials: at least two.
-        psnr: in dB, one per trial.
+        trials: at least two, the noisy picture first.
+        psnr: PSNR in dB, one per trial.
     """
     figure, axes = _figure(1, 2, (8, 4.2))
     for axis, trial, db in zip(axes[0], trials, psnr, strict=False):
@@ -75,30 +74,30 @@ def weights(
     pixels: Sequence[tuple[int, int]],
     windows: Sequence[tuple[slice, slice]],
 ) -> None:
-    """What single pixels read: their windows in the noisy picture, and the weights in them.
+    """Draw the windows of single pixels in the noisy picture, and the attention weights in them.
 
     Args:
         path: where to write the PNG.
         noisy: `[H, W, 3]`.
-        weight: `[N, H, W]`, what each of N pixels gives every other.
-        pixels: (row, column).
-        windows: their rows and columns.
+        weight: `[N, H, W]`, the weights of each of N pixels.
+        pixels: N (row, column).
+        windows: rows and columns of each pixel's window.
     """
     figure, axes = _figure(2, 1 + len(pixels), (2.7 * (1 + len(pixels)), 5.7))
     axes[0, 0].imshow(noisy.clip(0, 1), interpolation="lanczos")
     axes[0, 0].set_title("queries and their windows")
     _note(axes[1, 0], "right: each window,\nand the weights in it\n\nthe cross is the query")
-    for column, ((row, place), window) in enumerate(zip(pixels, windows, strict=True), 1):
+    for column, ((y, x), window) in enumerate(zip(pixels, windows, strict=True), 1):
         rows, columns = window
         _frame(axes[0, 0], columns.start, rows.start, columns.stop - columns.start)
         part, share = axes[:, column]
         part.imshow(noisy[window].clip(0, 1), interpolation="nearest")
-        part.set_title(f"row {row}, column {place}")
+        part.set_title(f"row {y}, column {x}")
         share.imshow(
             weight[column - 1][window].clip(0) ** 0.4, cmap="magma", interpolation="nearest"
         )
         for axis in (part, share):
-            axis.plot(place - columns.start, row - rows.start, "+", color="white", markersize=10)
+            axis.plot(x - columns.start, y - rows.start, "+", color="white", markersize=10)
     _save(figure, path)
 
 
@@ -109,13 +108,13 @@ def digits(
     predicted: np.ndarray,
     history: Sequence[tuple[float, float]],
 ) -> None:
-    """How training went, and tested digits: those misread first, then others.
+    """Draw the training curve and test digits, misclassified ones first.
 
     Args:
         path: where to write the PNG.
         images: `[N, 8, 8]`.
         labels, predicted: `[N]`.
-        history: the loss and the share read correctly, of every epoch.
+        history: (loss, accuracy) of every epoch.
     """
     order = np.argsort(labels == predicted, kind="stable")
     figure, axes = _figure(4, 10, (13, 5.6))
@@ -125,21 +124,21 @@ def digits(
     for axis, index in zip(axes[:, 4:].flat, order, strict=False):
         right = labels[index] == predicted[index]
         axis.imshow(images[index], cmap="gray_r", interpolation="nearest")
-        text = f"{labels[index]}" if right else f"{labels[index]} read as {predicted[index]}"
+        text = f"{labels[index]}" if right else f"{labels[index]} as {predicted[index]}"
         axis.set_title(text, fontsize=9, color=INK if right else ACCENT)
         for spine in axis.spines.values():
             spine.set_color("#cbd2d9" if right else ACCENT)
     right = int((labels == predicted).sum())
-    figure.suptitle(f"{right} of {len(labels)} unseen digits read correctly; misread ones first")
+    figure.suptitle(f"{right} of {len(labels)} test digits correct; wrong ones first")
     _save(figure, path)
 
 
 def _curve(axis: Any, history: Sequence[tuple[float, float]]) -> None:
-    """The share of the training set that was not yet read correctly, by epoch."""
+    """Draw the error rate on the training set by epoch."""
     epochs = range(1, len(history) + 1)
     axis.semilogy(epochs, [100 * (1 - share) for _, share in history], color=ACCENT, linewidth=2)
     axis.set_xlabel("epoch")
-    axis.set_ylabel("misread while training, %")
+    axis.set_ylabel("training errors, %")
     axis.set_ylim(top=100)
     axis.yaxis.set_major_formatter("{x:g}")
     axis.yaxis.set_minor_formatter("")
@@ -149,7 +148,7 @@ def _curve(axis: Any, history: Sequence[tuple[float, float]]) -> None:
 
 
 def _figure(rows: int, columns: int, size: tuple[float, float]) -> tuple[Any, Any]:
-    """A figure and its bare axes, without pyplot, which would look for a display."""
+    """Create a figure and axes without ticks; pyplot is not used, since it needs a display."""
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -176,7 +175,7 @@ def _note(axis: Any, text: str) -> None:
 
 
 def _save(figure: Any, path: Path, dpi: int = 130) -> None:
-    """As PNG, whatever backend a user's settings name."""
+    """Write a PNG, independent of the user's matplotlib backend."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     FigureCanvasAgg(figure).print_figure(path, dpi=dpi)

@@ -1,4 +1,4 @@
-"""What the demo prints: headings, lines, tables and progress, plain where stdout is no terminal."""
+"""Print the demo's headings, lines, tables and progress; plain where stdout is not a terminal."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ from pathlib import Path
 
 
 class Report:
-    """The demo's voice, and the promises it has heard kept or broken."""
+    """Prints the demo's output; collects missed targets and picture paths."""
 
     def __init__(self) -> None:
         from rich.console import Console
 
         terminal = sys.stdout.isatty()
         self.console = Console(highlight=False, width=None if terminal else 100)
-        self.broken: list[str] = []
+        self.missed: list[str] = []
         self.pictures: list[Path] = []
 
     def heading(self, text: str) -> None:
-        """A line that starts a part."""
+        """Print the heading of a part."""
         self.console.print(f"\n[bold cyan]{text}[/]\n")
 
     def line(self, text: str = "") -> None:
-        """Text as it stands, however long its lines."""
+        """Print text without wrapping or markup."""
         self.console.print(text, markup=False, soft_wrap=True)
 
     def table(self, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        """Rows under headings; the first column is text, the others are numbers."""
+        """Print rows under column names; the first column is text, the others are numbers."""
         from rich.table import Table
 
         table = Table(box=None, pad_edge=False, header_style="bold")
@@ -40,8 +40,8 @@ class Report:
 
     @contextmanager
     def progress(self, label: str, total: int) -> Generator[Callable[[str], None]]:
-        """A function to call with a line after each of `total` steps: it moves a bar on a terminal,
-        and prints the line elsewhere.
+        """Yield a function to call with a text after each of `total` steps: it moves a progress bar
+        on a terminal and prints the text elsewhere.
         """
         if not self.console.is_terminal:
             yield lambda text: self.line(f"{label}: {text}")
@@ -58,24 +58,24 @@ class Report:
             task = bar.add_task(label, total=total, text="")
             yield lambda text: bar.update(task, advance=1, text=text)
 
-    def promise(self, kept: bool, text: str) -> None:
-        """Say whether what was promised came true, and remember it."""
-        style, word = ("green", "kept") if kept else ("bold red", "BROKEN")
-        self.console.print(f"[{style}]promise {word}:[/] {text}")
-        if not kept:
-            self.broken.append(text)
+    def check_target(self, met: bool, text: str) -> None:
+        """Print whether a target is met, and collect the missed ones."""
+        style, word = ("green", "met") if met else ("bold red", "MISSED")
+        self.console.print(f"[{style}]target {word}:[/] {text}")
+        if not met:
+            self.missed.append(text)
 
     def picture(self, path: Path) -> Path:
-        """The path of a picture, to be named at the end."""
+        """Return the path of a picture, which `conclude` prints."""
         self.pictures.append(path)
         return path
 
     def conclude(self, output: Path, seconds: float) -> bool:
-        """The last lines; whether every promise was kept."""
+        """Print the last lines; return whether all targets are met."""
         names = ", ".join(path.name for path in self.pictures)
         self.line(f"\npictures in {output}: {names}")
-        if self.broken:
-            self.line(f"FAILED after {seconds:.0f} s: " + "; ".join(self.broken))
+        if self.missed:
+            self.line(f"FAILED after {seconds:.0f} s: " + "; ".join(self.missed))
         else:
-            self.line(f"every promise kept, in {seconds:.0f} s")
-        return not self.broken
+            self.line(f"all targets met in {seconds:.0f} s")
+        return not self.missed

@@ -10,6 +10,7 @@ from typing import Any, cast
 
 from nbattn.errors import InputError, kind
 
+ASSUMED = ("cupy",)  # packages that plans for named GPUs assume: CuPy and NVRTC, from pip
 RATES = (1e-3, 1e24)  # of a device, per second: others are mistakes and make costs overflow
 LONGEST = 1e6  # seconds
 # The forward rate on sm_90 of kernels with Ampere's tensor-core instructions, divided by that of
@@ -114,7 +115,7 @@ def _gpu(name: str, half: float, single: float, bandwidth: float, source: str) -
     rates = {"float16": half, "bfloat16": half, "float32": single, "float64": single / 2}
     if name == "sm_75":
         del rates["bfloat16"]
-    return DeviceInfo(name, "cuda", tuple(rates.items()), bandwidth, 5e-6, source)
+    return DeviceInfo(name, "cuda", tuple(rates.items()), bandwidth, 5e-6, source, ASSUMED)
 
 
 DEVICES: Mapping[str, DeviceInfo] = {

@@ -34,6 +34,7 @@ from nbattn.program.program import Call, Program, View
 from nbattn.program.request import Needs, Request
 
 MODEL = Limits(name="flash-model", key_range=False)
+_ONE_AXIS = "Flash has one-dimensional windows"
 _COPIES = 4  # folding may copy at most this many times the keys
 _Pieces = list[list[Piece]]  # the pieces of each axis
 
@@ -205,6 +206,8 @@ def _program(request: Request, provider: str, strategy: str, per_axis: _Pieces) 
     """One call per combination of pieces, or why a call does not compute its piece exactly."""
     if strategy == "pad" and request.softcap:
         return Reason("softcap", "a softcap would raise the scores that mask padded keys")
+    if several := _windows_on_axes(per_axis):
+        return several
     calls: list[Call] = []
     for pieces in product(*per_axis):
         axis = _window_axis(pieces)
@@ -251,18 +254,36 @@ def _capacity(request: Request, key: View, number: int) -> int:
     return (request.key_space[number] - 1 - last) // axis.step + 1
 
 
+def _windows_on_axes(per_axis: _Pieces) -> Reason | None:
+    """Why windows on several axes are not supported, in some combination of their pieces."""
+    windows = [
+        axis
+        for axis, pieces in enumerate(per_axis)
+        if any(_is_long(piece) and piece.band != FULL for piece in pieces)
+    ]
+    if len(windows) < 2:
+        return None
+    return Reason("mask", f"{_ONE_AXIS}; this mask has windows on {len(windows)} axes")
+
+
 def _window_axis(pieces: tuple[Piece, ...]) -> int | Reason:
     """The axis of the window arguments; every other axis must have length 1. Without a window it is
     the axis with the most keys.
     """
-    long = [n for n, p in enumerate(pieces) if max(p.query.length, p.key.length) > 1]
+    long = [n for n, piece in enumerate(pieces) if _is_long(piece)]
     windows = [n for n in long if pieces[n].band != FULL]
     if not windows:
         return max(range(len(pieces)), key=lambda n: pieces[n].key.length)
     if long == windows[:1]:
         return long[0]
     second = next(n for n in long if n != windows[0])
-    return Reason("mask", f"a window on axis {windows[0]} while axis {second} is longer than 1")
+    text = f"{_ONE_AXIS}; axis {second} is long beside the window on axis {windows[0]}"
+    return Reason("mask", text)
+
+
+def _is_long(piece: Piece) -> bool:
+    """Whether a piece has more than one query or key."""
+    return max(piece.query.length, piece.key.length) > 1
 
 
 def _wrong(call: FlashArguments, band: Band, queries: int, keys: int) -> Reason | None:
