@@ -343,7 +343,7 @@ layer.plan_for((2, 6, 7, 64), training=1)
       fix:   training=True or training=False.
 
 layer.plan_for((2, 6, 7, 64), dtype="float8")
-    InputError: dtype=float8 is not one that attention runs in.
+    InputError: dtype=float8 is not supported.
       fix:   one of float16, bfloat16, float32, float64.
 """
 BLOCKS = [block.split("\n", 1) for block in TABLE.strip().split("\n\n")]

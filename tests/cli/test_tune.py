@@ -176,7 +176,7 @@ def test_a_wrong_candidate_has_no_time_and_the_status_is_1(
     assert set(times) == {"sdpa/dense+fold", "sdpa/mask"}
     found = plan()
     assert found.chosen.name == "sdpa/dense+fold"
-    assert "ranked by estimates (times of 2 of 3 candidates only: " in found.explain()
+    assert "ranked by estimates (only 2 of 3 candidates are measured: " in found.explain()
 
 
 def test_a_dtype_that_the_device_lacks_has_no_rate(monkeypatch: pytest.MonkeyPatch) -> None:

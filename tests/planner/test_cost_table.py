@@ -62,7 +62,8 @@ def test_one_unmeasured_candidate_leaves_the_decision_to_bounds(folder: Path) ->
     assert order(found) == NAMES
     assert "measured 1" not in "\n".join(found.explain().splitlines()[:-1])
     assert last_line(found).startswith(
-        "  ranked by estimates (times of 1 of 3 candidates only: sdpa/mask 1e-06 ms); rates of cpu"
+        "  ranked by estimates (only 1 of 3 candidates are measured: sdpa/mask 1e-06 ms); rates of "
+        "cpu"
     )
 
 
@@ -85,7 +86,7 @@ def test_another_request_has_no_times(folder: Path, other: dict[str, Any]) -> No
     write(folder, entry(REVERSED))
     found = plan(**other)
     assert all(one.cost is None or one.cost.measured is None for one in found.candidates)
-    assert "(the cost table does not have this request)" in last_line(found)
+    assert "(the cost table has no times for this request)" in last_line(found)
 
 
 def test_different_masks_have_different_keys(cases: Callable[[str, int], None]) -> None:
@@ -139,7 +140,7 @@ def test_your_own_device_data_are_never_replaced(folder: Path) -> None:
     write(folder, entry(REVERSED, rates=RATES))
     found = plan(device=mine)
     assert found.request.device == mine
-    assert "ranked by estimates (the device's data are your own)" in last_line(found)
+    assert "ranked by estimates (the device is your own DeviceInfo)" in last_line(found)
 
 
 @pytest.mark.parametrize(
@@ -168,7 +169,7 @@ def test_a_device_that_is_not_here_is_planned_by_its_data(folder: Path) -> None:
     found = plan(device="sm_90", dtype="float16")
     if not torch.cuda.is_available():
         assert found.request.device == DEVICES["sm_90"]
-        assert "(the cost table is of another machine's sm_90)" in last_line(found)
+        assert "(the cost table is for another machine's sm_90)" in last_line(found)
     assert order(plan()) == NAMES
 
 
@@ -285,15 +286,15 @@ BROKEN: dict[str, tuple[Callable[[Path], bytes], str]] = {
     ),
     "negative time": (
         spoiled(lambda t: first(t)["times"][0]["seconds"].update({"sdpa/mask": -1})),
-        "is damaged: ValueError: -1 is not from 1e-12 to 1e+06",
+        "is damaged: ValueError: -1 is not between 1e-12 and 1e+06",
     ),
     "nan": (
         spoiled(lambda t: first(t)["times"][0]["seconds"].update({"sdpa/mask": float("nan")})),
-        "is damaged: ValueError: nan is not from 1e-12 to 1e+06",
+        "is damaged: ValueError: nan is not between 1e-12 and 1e+06",
     ),
     "time a text": (
         spoiled(lambda t: first(t)["times"][0]["seconds"].update({"sdpa/mask": "1"})),
-        "is damaged: TypeError: '1' is no number",
+        "is damaged: TypeError: '1' is not a number",
     ),
     "huge integer": (
         spoiled(lambda t: first(t)["rates"].update(bandwidth=10**400)),
@@ -302,13 +303,13 @@ BROKEN: dict[str, tuple[Callable[[Path], bytes], str]] = {
     **{
         f"{what} {number}": (
             spoiled(lambda t, what=what, number=number: spoil(first(t), what, number)),
-            f"is damaged: ValueError: {number} is not from {legal}",
+            f"is damaged: ValueError: {number} is not between {legal}",
         )
         for what, numbers, legal in (
-            ("float32", (1e308, 1e22, 0.9, 1e-310, 5e-324), "1e+00 to 1e+21"),
-            ("bandwidth", (1e308, 1e22, 0.9, 1e-310, 5e-324), "1e+00 to 1e+21"),
-            ("launch", (1e308, 2e6, 1e-320), "1e-12 to 1e+06"),
-            ("time", (1e308, 2e6, 1e-13, 5e-324), "1e-12 to 1e+06"),
+            ("float32", (1e308, 1e22, 0.9, 1e-310, 5e-324), "1e+00 and 1e+21"),
+            ("bandwidth", (1e308, 1e22, 0.9, 1e-310, 5e-324), "1e+00 and 1e+21"),
+            ("launch", (1e308, 2e6, 1e-320), "1e-12 and 1e+06"),
+            ("time", (1e308, 2e6, 1e-13, 5e-324), "1e-12 and 1e+06"),
         )
         for number in numbers
     },

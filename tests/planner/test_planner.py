@@ -122,7 +122,7 @@ def test_all_reasons_are_listed_when_nothing_is_left() -> None:
     with pytest.raises(BackendError) as error:
         nbattn.plan(Mask(Axis(1, 1)), (1, 8, 2, 16), device="cpu", forbid=("tiled", "sdpa"))
     for line in (
-        "reference/dense: runs only by name: backend='reference'",
+        "reference/dense: runs only if requested: backend='reference'",
         "tiled/tile: uses 'tiled', which is forbidden",
         "sdpa/dense: axis 0: its windows differ from query to query",
         "sdpa/mask: uses 'sdpa', which is forbidden",
@@ -193,7 +193,7 @@ def test_caches_of_plans_are_bounded() -> None:
         planner.planned,
         devices._data,
         cost_table._rated,
-        cost_table._holding,
+        cost_table._valid_entries,
         cost_table._devices,
     ):
         limit = cached.cache_parameters()["maxsize"]

@@ -83,7 +83,7 @@ def test_a_device_of_ones_own() -> None:
     assert slower.chosen.cost.bound > plan.chosen.cost.bound
 
 
-PAIRS = "are no pairs of a dtype and its rate, float32 among them."
+PAIRS = "is not a tuple of pairs of a dtype and its rate that includes float32."
 
 
 @pytest.mark.parametrize(
@@ -95,24 +95,25 @@ PAIRS = "are no pairs of a dtype and its rate, float32 among them."
         ({"flops": None}, f"flops=None {PAIRS}"),
         *(
             ({"flops": (("float32", 1e12), ("float16", rate))},
-             f"the rate of float16 is {rate!r}, which is not from 1e-03 to 1e+24 a second.")
+             f"the rate of float16 is {rate!r}, which is not between 1e-03 and 1e+24 per second.")
             for rate in (0, -1.0, 5e-324, 1e308, float("inf"), float("nan"), "1", True, None)
         ),
         *(
             ({"bandwidth": rate},
-             f"bandwidth is {rate!r}, which is not from 1e-03 to 1e+24 a second.")
+             f"bandwidth is {rate!r}, which is not between 1e-03 and 1e+24 per second.")
             for rate in (0, -1.0, 1e-310, 1e308, float("nan"), "1")
         ),
-        ({"bandwidth": 10**5000}, "bandwidth is 10^…, which is not from 1e-03 to 1e+24 a second."),
+        ({"bandwidth": 10**5000},
+         "bandwidth is 10^…, which is not between 1e-03 and 1e+24 per second."),
         *(
-            ({"launch": time}, f"launch={time!r} is no time from 0 to 1e+06 seconds.")
+            ({"launch": time}, f"launch={time!r} is not a time from 0 to 1e+06 seconds.")
             for time in (-1e-6, 1e308, float("nan"), "1", None)
         ),
         ({"name": 3}, "name=3 is an int."),
         ({"kind": None}, "kind=None is a NoneType."),
         ({"source": 1.5}, "source=1.5 is a float."),
-        ({"providers": "natten"}, "providers='natten' is no tuple of names."),
-        ({"providers": ["natten"]}, "providers=['natten'] is no tuple of names."),
+        ({"providers": "natten"}, "providers='natten' is not a tuple of names."),
+        ({"providers": ["natten"]}, "providers=['natten'] is not a tuple of names."),
     ],
 )  # fmt: skip
 def test_a_device_that_cannot_be_is_refused_when_it_is_made(

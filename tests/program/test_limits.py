@@ -53,7 +53,7 @@ LIMITS: list[tuple[str, Any, dict[str, Any], str, str]] = [
         False,
         {"training": True, "deterministic": True},
         "deterministic",
-        "its backward does not repeat bit by bit",
+        "its backward is not deterministic",
     ),
 ]
 

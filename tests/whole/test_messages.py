@@ -584,42 +584,42 @@ attention(t(1, 4096, 2, 16), t(1, 4096, 2, 16), t(1, 4096, 2, 16), window, backe
       sdpa/dense: axis 0: its windows differ from query to query
       sdpa/mask: a matrix of 16777216 pairs is over the limit of 4194304
       given: Mask(Axis(2, 0))  query [1, 4096, 2, 16] key [1, 4096, 2, 16] float32 cpu
-      fix:   backend="auto", or backend="reference", which runs whatever fits in memory densely.
+      fix:   backend="auto", or backend="reference", which needs memory for all pairs.
 
 attention(q, q, q, Mask.causal(), backend="sdpa", softcap=30.0)
     BackendError: sdpa cannot run this:
       sdpa/causal: has no softcap
       sdpa/mask: has no softcap
       given: Mask(Axis(None, 0, causal=True))  query [1, 8, 2, 16] key [1, 8, 2, 16] float32 cpu softcap
-      fix:   backend="auto", or backend="reference", which runs whatever fits in memory densely.
+      fix:   backend="auto", or backend="reference", which needs memory for all pairs.
 
 attention(q, q, t(1, 8, 2, 8), Mask.causal(), backend="sdpa")
     BackendError: sdpa cannot run this:
       sdpa/causal: needs value_dim = head_dim, not 8 and 16
       sdpa/mask: needs value_dim = head_dim, not 8 and 16
       given: Mask(Axis(None, 0, causal=True))  query [1, 8, 2, 16] key [1, 8, 2, 16] float32 cpu value_dim=8
-      fix:   backend="auto", or backend="reference", which runs whatever fits in memory densely.
+      fix:   backend="auto", or backend="reference", which needs memory for all pairs.
 
 attention(q, q, q, Mask.causal(), backend="sdpa", key_range=t(1, 1, 2).int())
     BackendError: sdpa cannot run this:
       sdpa/causal: has no key_range
       sdpa/mask: has no key_range
       given: Mask(Axis(None, 0, causal=True))  query [1, 8, 2, 16] key [1, 8, 2, 16] float32 cpu key_range
-      fix:   backend="auto", or backend="reference", which runs whatever fits in memory densely.
+      fix:   backend="auto", or backend="reference", which needs memory for all pairs.
 
 attention(q, q, q, window, forbid=("tile", "sdpa"))
     BackendError: no backend can run this:
-      reference/dense: runs only by name: backend='reference'
+      reference/dense: runs only if requested: backend='reference'
       sdpa/dense: axis 0: its windows differ from query to query
       sdpa/dense: uses 'sdpa', which is forbidden
       sdpa/mask: uses 'sdpa', which is forbidden
       tiled/tile: uses 'tile', which is forbidden
       flash/translate: runs on cuda, not on cpu
-      flash-model/translate: runs only by name: backend='flash-model'
+      flash-model/translate: runs only if requested: backend='flash-model'
       cuda/window: runs on cuda, not on cpu
-      flex/blocks: compiles for seconds: runs only by name: backend='flex'
+      flex/blocks: takes seconds to compile, runs only if requested: backend='flex'
       natten/window: natten is not installed on this device
-      natten/window: axis 0: border="clip"; it moves windows inward
+      natten/window: axis 0: border="clip"; it supports border="shift"
       given: Mask(Axis(2, 0))  query [1, 8, 2, 16] key [1, 8, 2, 16] float32 cpu
       fix:   relax require= or forbid=.
 
@@ -634,7 +634,7 @@ attention(*[t(1, 1 << 15, 2, 16, device="meta")] * 3, window, backend="reference
       fix:   backend="auto" runs it at any size; plan.verify() proves it, mask.draw() shows it by tiles.
 
 twice_differentiated()
-    BackendError: gradients of gradients are implemented by the reference alone.
+    BackendError: double backward needs backend='reference'.
       fix:   nbattn.attention(..., backend="reference").
 """
 
@@ -687,11 +687,11 @@ plan(window, shape, extra_keys="x")
       fix:   extra_keys is a whole number >= 0.
 
 plan(window, shape, dtype="bf16")
-    InputError: dtype=bf16 is not one that attention runs in.
+    InputError: dtype=bf16 is not supported.
       fix:   one of float16, bfloat16, float32, float64.
 
 plan(window, shape, dtype=torch.int32)
-    InputError: dtype=int32 is not one that attention runs in.
+    InputError: dtype=int32 is not supported.
       fix:   one of float16, bfloat16, float32, float64.
 
 plan(window, shape, device="sm_91")
@@ -736,7 +736,7 @@ plan(window, (1, 4096, 2, 16), backend="sdpa", device="sm_90", softcap=2.0, retu
       sdpa/mask: returns no logsumexp, which return_lse, sink and extra keys need
       sdpa/mask: a matrix of 16777216 pairs is over the limit of 4194304
       given: Mask(Axis(2, 0))  query [1, 4096, 2, 16] key [1, 4096, 2, 16] bfloat16 sm_90 return_lse softcap
-      fix:   backend="auto", or backend="reference", which runs whatever fits in memory densely.
+      fix:   backend="auto", or backend="reference", which needs memory for all pairs.
 
 plan(window, shape, backend="sdpa", device="cpu", training=True, return_lse=True)
     BackendError: sdpa cannot run this:
@@ -744,34 +744,34 @@ plan(window, shape, backend="sdpa", device="cpu", training=True, return_lse=True
       sdpa/dense: axis 0: its windows differ from query to query
       sdpa/mask: its backward cannot use a gradient of the logsumexp
       given: Mask(Axis(2, 0))  query [1, 8, 2, 16] key [1, 8, 2, 16] bfloat16 cpu training return_lse
-      fix:   backend="auto", or backend="reference", which runs whatever fits in memory densely.
+      fix:   backend="auto", or backend="reference", which needs memory for all pairs.
 
 plan(window, shape, backend="sdpa", device="sm_90", training=True, deterministic=True)
     BackendError: sdpa cannot run this:
-      sdpa/dense: its backward does not repeat bit by bit
+      sdpa/dense: its backward is not deterministic
       sdpa/dense: axis 0: its windows differ from query to query
-      sdpa/mask: its backward does not repeat bit by bit
+      sdpa/mask: its backward is not deterministic
       given: Mask(Axis(2, 0))  query [1, 8, 2, 16] key [1, 8, 2, 16] bfloat16 sm_90 training deterministic
-      fix:   backend="auto", or backend="reference", which runs whatever fits in memory densely.
+      fix:   backend="auto", or backend="reference", which needs memory for all pairs.
 
 plan(Mask(Axis(causal=True), Axis(causal=True)), (1, 4, 4, 2, 16), device="cpu", require=("causal",))
     BackendError: no backend can run this:
       reference/dense: does not use 'causal'
-      reference/dense: runs only by name: backend='reference'
-      sdpa/dense: causal on axis 0 while axis 1 is long: a product, not the raster order of is_causal
+      reference/dense: runs only if requested: backend='reference'
+      sdpa/dense: axis 0 is causal and axis 1 is longer than 1: is_causal would mask in raster order over both
       sdpa/dense: does not use 'causal'
       sdpa/mask: does not use 'causal'
       tiled/tile: does not use 'causal'
       flash/translate: runs on cuda, not on cpu
       flash/translate: does not use 'causal'
-      flash-model/translate: runs only by name: backend='flash-model'
+      flash-model/translate: runs only if requested: backend='flash-model'
       flash-model/translate: does not use 'causal'
       cuda/window: runs on cuda, not on cpu
       cuda/window: does not use 'causal'
-      flex/blocks: compiles for seconds: runs only by name: backend='flex'
+      flex/blocks: takes seconds to compile, runs only if requested: backend='flex'
       flex/blocks: does not use 'causal'
       natten/window: natten is not installed on this device
-      natten/window: axis 0: an unlimited side; its windows are finite
+      natten/window: axis 0: an unlimited side; it supports only finite windows
       natten/window: does not use 'causal'
       given: Mask(Axis(None, 0, causal=True), Axis(None, 0, causal=True))  query [1, 4, 4, 2, 16] key [1, 4, 4, 2, 16] bfloat16 cpu
       fix:   relax require= or forbid=.

@@ -34,11 +34,11 @@ def reasons(mask: Mask = MASK, shape: tuple[int, ...] = SHAPE, **named: Any) -> 
         ({"dtype": "float64"}, "takes float16, bfloat16, float32, not float64"),
         ({"key_range": True}, "has no key_range"),
         ({"mask": Mask(Axis(0, causal=True, stride=4)), "shape": (1, 9, 2, 8)},
-         "rows without keys, for which it is not defined"),
+         "does not support queries without keys"),
         ({"mask": Mask.full(), "shape": (1, 0, 2, 8)},
-         "no pairs, for which its kernel is not defined"),
+         "does not support zero pairs of queries and keys"),
         ({"training": True, "deterministic": True, "device": "sm_90"},
-         "its backward does not repeat bit by bit"),
+         "its backward is not deterministic"),
         ({"mask": Mask.full(), "shape": (32_768, 16, 2, 8), "device": "sm_90"},
          "32768 samples x 2 heads are 65536, over the grid of 65535"),
     ],
@@ -51,5 +51,5 @@ def test_auto_never_starts_its_compilation() -> None:
     plan = nbattn.plan(MASK, SHAPE, dtype="float32", device="cpu")
     (own,) = [one for one in plan.candidates if one.backend == "flex"]
     assert [reason.text for reason in own.reasons] == [
-        "compiles for seconds: runs only by name: backend='flex'"
+        "takes seconds to compile, runs only if requested: backend='flex'"
     ]

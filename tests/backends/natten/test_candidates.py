@@ -24,21 +24,21 @@ def planned(mask: Mask, space: tuple[int, ...], **named: Any) -> Any:
 @pytest.mark.parametrize(
     ("axis", "keys", "text"),
     [
-        (Axis(3, 3), None, 'border="clip"; it moves windows inward'),
-        (Axis(3, 3, border="wrap"), None, 'border="wrap"; it moves windows inward'),
+        (Axis(3, 3), None, 'border="clip"; it supports border="shift"'),
+        (Axis(3, 3, border="wrap"), None, 'border="wrap"; it supports border="shift"'),
         (Axis(3, causal=True, border="shift"), None,
-         'a causal axis with border="shift"; it cuts windows'),
-        (Axis(3, 1, border="shift"), None, "left=3, right=1; it has 2 and 2"),
-        (Axis(causal=True), None, "an unlimited side; its windows are finite"),
-        (Axis(3, causal=True, offset=1), None, "offset=1; it has none"),
-        (Axis(3, causal=True, prefix=1), None, "prefix=1; it has none"),
+         'a causal axis with border="shift"; it supports border="clip"'),
+        (Axis(3, 1, border="shift"), None, "left=3, right=1; it supports 2 and 2"),
+        (Axis(causal=True), None, "an unlimited side; it supports only finite windows"),
+        (Axis(3, causal=True, offset=1), None, "offset=1; it has no offset"),
+        (Axis(3, causal=True, prefix=1), None, "prefix=1; it has no prefix"),
         (Axis(0, 0, border="shift"), None,
-         "a window of 1 with stride=1; it needs 2 and at least the stride"),
+         "a window of 1 with stride=1; it needs at least 2 and the stride"),
         (Axis(1, 1, border="shift", stride=4), None,
-         "a window of 3 with stride=4; it needs 2 and at least the stride"),
+         "a window of 3 with stride=4; it needs at least 2 and the stride"),
         (Axis(2, 2, border="shift", dilation=3), None,
-         "5 keys x dilation 3 are more than 12; it refuses that"),
-        (Axis(2, 2, border="shift", align=0), 14, "12 queries and 14 keys; it has one length"),
+         "5 keys x dilation 3 exceed the axis length 12"),
+        (Axis(2, 2, border="shift", align=0), 14, "12 queries and 14 keys; it needs equal numbers"),
     ],
 )  # fmt: skip
 def test_what_it_cannot_say(axis: Axis, keys: int | None, text: str) -> None:
@@ -52,10 +52,10 @@ def test_what_it_cannot_say(axis: Axis, keys: int | None, text: str) -> None:
         ({"value_dim": 12}, "needs a value_dim that 8 divides, not 12"),
         ({"softcap": 2.0}, "has no softcap"),
         ({"sink": True}, "has no sink"),
-        ({"extra_keys": 3}, "extra keys are not merged with its logsumexp here"),
+        ({"extra_keys": 3}, "does not support extra keys"),
         ({"training": True, "return_lse": True},
          "its backward cannot use a gradient of the logsumexp"),
-        ({"training": True, "deterministic": True}, "its backward does not repeat bit by bit"),
+        ({"training": True, "deterministic": True}, "its backward is not deterministic"),
     ],
 )  # fmt: skip
 def test_its_limits_are_told(named: dict[str, Any], text: str) -> None:
@@ -84,5 +84,5 @@ def test_auto_does_not_trust_what_has_not_run_on_a_gpu() -> None:
     plan = planned(Mask.neighborhood(7), (20,), backend="auto")
     (own,) = [one for one in plan.candidates if one.backend == "natten"]
     assert [reason.text for reason in own.reasons] == [
-        "not yet run on a GPU: runs only by name: backend='natten'"
+        "not yet run on a GPU, runs only if requested: backend='natten'"
     ]

@@ -74,6 +74,6 @@ def test_the_drop_in_is_no_backend(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(BackendError) as error:
         backend.forward(program, inputs, return_lse=False)
     assert str(error.value) == (
-        "natten is nbattn's own stand-in here, which would call itself.\n"
+        "the installed natten is nbattn's drop-in replacement, which would call itself.\n"
         "  fix:   nbattn.integrations.natten.uninstall()"
     )
