@@ -20,8 +20,9 @@ from workloads import Workload, known, select
 
 from nbattn import machine
 from nbattn.backends.inputs import Inputs
-from nbattn.backends.tiled import meaning as model
+from nbattn.backends.tiled import costs as model
 from nbattn.backends.tiled import run as engine
+from nbattn.backends.tiled.meaning import TiledArguments
 from nbattn.geometry import BoundAxis, TileTotals
 from nbattn.program.program import Call, Program, whole
 from nbattn.timing import Action, Samples, clock, interleave
@@ -84,7 +85,7 @@ def _sizes(line: BoundAxis) -> list[int]:
 
 def runner(workload: Workload, tile: tuple[int, ...], dtype: torch.dtype, training: bool) -> Action:
     """Return a function that runs the backend with an explicit tile: forward, or both passes."""
-    call = Call(whole(workload.space), whole(workload.keys), model.Tiled(workload.lines, tile))
+    call = Call(whole(workload.space), whole(workload.keys), TiledArguments(workload.lines, tile))
     program = Program((call,))
     query, key, value, grad = workload.tensors(dtype)
     inputs = Inputs(query, key, value, None, None, None, None, workload.head_dim**-0.5, None)
