@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from nbattn import geometry, machine
+from nbattn.backends import families
 from nbattn.errors import NbattnError
 from nbattn.planner import devices, planner
 from nbattn.planner.plan import Plan
@@ -168,8 +169,8 @@ def _present(kind: str) -> bool:
 
 
 def candidates(plan: Plan, effort: Effort) -> list[Candidate]:
-    """Return the candidates to measure, the chosen one first. "flash-model", which simulates
-    kernels, is measured only when named.
+    """Return the candidates to measure, the chosen one first. Models of other backends are measured
+    only when named.
     """
 
     def selected(candidate: Candidate) -> bool:
@@ -178,7 +179,7 @@ def candidates(plan: Plan, effort: Effort) -> list[Candidate]:
         if candidate.reasons and not effort.by_name:
             return False
         if effort.backends is None:
-            return candidate.runner != "flash-model"
+            return not families.backend(candidate.runner).is_model
         return bool({candidate.backend, candidate.runner} & {*effort.backends})
 
     others = (candidate for candidate in plan.candidates if candidate is not plan.chosen)

@@ -255,10 +255,14 @@ def _backends(probed: Report) -> list[Report]:
 
 
 def _names() -> list[str]:
-    """Return the backends to test: every provider of Flash, and `flash-model` once."""
+    """The backends to try: every provider of each, and models once."""
     from nbattn.backends import families
 
-    return [name for name in families.BACKENDS[1:] if not name.startswith("flash-model:")]
+    return [
+        name
+        for name in families.BACKENDS[1:]
+        if ":" not in name or not families.backend(name).is_model
+    ]
 
 
 def _cache() -> Report:
@@ -423,11 +427,12 @@ def _try(backend: str, device: str) -> Report:
     import torch
 
     from nbattn import functional
+    from nbattn.backends import families
     from nbattn.errors import NbattnError
     from nbattn.mask import Mask
 
     attend: Any = functional.attention
-    dtype = torch.float16 if backend.partition(":")[0] == "flash" else torch.float32
+    dtype = getattr(torch, families.backend(backend).example_dtype)
 
     def run(name: str, location: str) -> list[Any]:
         torch.manual_seed(0)

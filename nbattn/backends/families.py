@@ -40,6 +40,9 @@ class Backend:
         by_name: why `backend="auto"` never chooses it; None if it may.
         gives_lse_on: device types on which its forward returns a logsumexp; None means all.
         needs_lse_on: device types on which its backward needs the true logsumexp; None means all.
+        example_dtype: a dtype that it supports, in which `nbattn doctor` tries it.
+        is_model: whether it only models another backend: then it is not timed, and doctor tries it
+            without its providers.
     """
 
     name: str
@@ -48,6 +51,8 @@ class Backend:
     by_name: Reason | None = None
     gives_lse_on: tuple[str, ...] | None = None
     needs_lse_on: tuple[str, ...] | None = None
+    example_dtype: str = "float32"
+    is_model: bool = False
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -102,8 +107,19 @@ FAMILIES: tuple[Family, ...] = (
         name="flash",
         folder="nbattn.backends.flash",
         backends=(
-            Backend(name="flash", module="adapters", providers=_FLASH_PROVIDERS),
-            Backend(name="flash-model", module="model", providers=_FLASH_PROVIDERS, by_name=_MODEL),
+            Backend(
+                name="flash",
+                module="adapters",
+                providers=_FLASH_PROVIDERS,
+                example_dtype="float16",
+            ),
+            Backend(
+                name="flash-model",
+                module="model",
+                providers=_FLASH_PROVIDERS,
+                by_name=_MODEL,
+                is_model=True,
+            ),
         ),
         strategies=(
             *("translate", "trim", "split", "virtual-pad", "pack", "pad", "zero-pad", "kv-cache"),

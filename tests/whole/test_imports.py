@@ -62,7 +62,7 @@ ALLOWED = {
     "plot": "errors axis mask geometry program planner mask_symbols draw",
     "doctor": "errors version machine cache mask program backends.families kernels planner"
     " functional config",
-    "bench": "errors machine timing geometry program planner",
+    "bench": "errors machine timing geometry program backends.families planner",
     "tune": "errors machine timing cache axis mask geometry program planner functional config"
     " bench",
     "demo": "errors axis mask geometry program planner functional nn config draw plot demo",
