@@ -432,9 +432,9 @@ def _try(backend: str, device: str) -> Report:
     from nbattn.mask import Mask
 
     attend: Any = functional.attention
-    dtype = getattr(torch, families.backend(backend).example_dtype)
 
     def run(name: str, location: str) -> list[Any]:
+        dtype = getattr(torch, families.backend(backend).example_dtype)
         torch.manual_seed(0)
         tensors = [torch.randn(1, 9, 2, 16).to(location, dtype).requires_grad_() for _ in range(3)]
         out = attend(*tensors, Mask.neighborhood(3), backend=name)

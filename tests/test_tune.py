@@ -6,6 +6,7 @@ import warnings
 from dataclasses import replace
 from pathlib import Path
 
+import cost_tables
 import pytest
 from cost_tables import NAMES, RATES, REVERSED, entry, here, plan, write
 
@@ -13,6 +14,8 @@ import nbattn
 from nbattn import cache, tune
 from nbattn.planner import cost_table
 from nbattn.planner.cost_table import Entry
+
+folder = cost_tables.folder  # the fixture: a cache of its own for every test
 
 
 def test_saving_keeps_other_devices_and_other_requests(folder: Path) -> None:

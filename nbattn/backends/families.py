@@ -14,7 +14,6 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from nbattn.errors import InputError
-from nbattn.program.limits import Reason
 
 if TYPE_CHECKING:
     from nbattn.geometry import Axes
@@ -22,10 +21,10 @@ if TYPE_CHECKING:
     from nbattn.program.request import Request
 
 AUTO = "auto"
-_REFERENCE = Reason("backend", "runs only if requested: backend='reference'")
-_MODEL = Reason("backend", "runs only if requested: backend='flash-model'")
-_FLEX = Reason("compile", "takes seconds to compile, runs only if requested: backend='flex'")
-_NATTEN = Reason("unproven", "not yet run on a GPU, runs only if requested: backend='natten'")
+_REFERENCE = ("backend", "runs only if requested: backend='reference'")
+_MODEL = ("backend", "runs only if requested: backend='flash-model'")
+_FLEX = ("compile", "takes seconds to compile, runs only if requested: backend='flex'")
+_NATTEN = ("unproven", "not yet run on a GPU, runs only if requested: backend='natten'")
 _FLASH_PROVIDERS = ("aten", "fa2", "fa3", "fa4")
 
 
@@ -37,7 +36,8 @@ class Backend:
         name: the name, "flash".
         module: the module of the family's folder that runs it, with `forward` and `backward`.
         providers: names that may follow a colon, "flash:aten".
-        by_name: why `backend="auto"` never chooses it; None if it may.
+        by_name: why `backend="auto"` never chooses it, as the limit and the text of a `Reason`;
+            None if it may.
         gives_lse_on: device types on which its forward returns a logsumexp; None means all.
         needs_lse_on: device types on which its backward needs the true logsumexp; None means all.
         example_dtype: a dtype that it supports, in which `nbattn doctor` tries it.
@@ -48,7 +48,7 @@ class Backend:
     name: str
     module: str = "run"
     providers: tuple[str, ...] = ()
-    by_name: Reason | None = None
+    by_name: tuple[str, str] | None = None
     gives_lse_on: tuple[str, ...] | None = None
     needs_lse_on: tuple[str, ...] | None = None
     example_dtype: str = "float32"

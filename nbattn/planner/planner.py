@@ -133,7 +133,8 @@ def _not_requested(request: Request, candidate: Candidate) -> list[Reason]:
         why = families.backend(candidate.runner).by_name
         if why is None or candidate.reasons:
             return reasons
-        return [why, *reasons] if candidate.program is None else [*reasons, why]
+        by_name = [Reason(*why)]
+        return by_name + reasons if candidate.program is None else reasons + by_name
     if request.backend not in (candidate.runner, candidate.backend):
         reasons.append(Reason("backend", f"backend={request.backend!r} is requested"))
     return reasons

@@ -9,6 +9,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import cost_tables
 import pytest
 import torch
 from cost_tables import ASKED, MASK, NAMES, RATES, REVERSED, SHAPE, entry, here, plan, write
@@ -19,6 +20,8 @@ from nbattn.backends.inputs import Inputs
 from nbattn.planner import cost_table, planner
 from nbattn.planner.cost_table import Entry
 from nbattn.program.device import DEVICES, DeviceInfo
+
+folder = cost_tables.folder  # the fixture: a cache of its own for every test
 
 
 def last_line(found: nbattn.Plan) -> str:
