@@ -119,7 +119,7 @@ def attention(
     call = None
     if not torch.compiler.is_dynamo_compiling():
         call = known_calls.key(tensors, mask, softcap, backend, require, forbid, return_lse)
-        known = known_calls.look_up(call, mask)
+        known = known_calls.look_up(call)
         if known is not None:
             return known_calls.run(known, tensors, scale, softcap)
     return _checked(call, tensors, mask, scale, softcap, backend, require, forbid, return_lse)

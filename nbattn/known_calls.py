@@ -29,7 +29,7 @@ class KnownCall(NamedTuple):
     """The cached data of a call.
 
     Args:
-        mask: the mask, since the key has only its identity.
+        mask: the mask. The key has only its identity, which no other object can get while it lives.
         plan: the call's plan.
         forward: the function that runs the plan's program.
     """
@@ -104,10 +104,9 @@ def _form(tensor: Tensor | None) -> object:
     return None if tensor is None else (tensor.shape, tensor.dtype, tensor.device, tensor.layout)
 
 
-def look_up(key: Key | None, mask: Mask) -> KnownCall | None:
-    """Returns the cached data of a call with the same mask object, or None."""
-    known: KnownCall | None = None if key is None else KNOWN_CALLS.get(key)
-    return known if known is not None and known.mask is mask else None
+def look_up(key: Key | None) -> KnownCall | None:
+    """Returns the cached data of a call with the same key, or None."""
+    return None if key is None else KNOWN_CALLS.get(key)
 
 
 def keep(key: Key, mask: Mask, plan: Plan) -> None:

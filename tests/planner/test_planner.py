@@ -3,7 +3,6 @@
 import copy
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import pytest
 import torch
@@ -15,7 +14,6 @@ import nbattn
 from nbattn import Axis, BackendError, Mask
 from nbattn.backends import families
 from nbattn.planner import cost_table, devices, planner
-from nbattn.program import device
 from nbattn.program.candidate import Candidate
 from nbattn.program.request import Request
 
@@ -128,56 +126,6 @@ def test_all_reasons_are_listed_when_nothing_is_left() -> None:
         "sdpa/mask: uses 'sdpa', which is forbidden",
     ):
         assert f"\n  {line}\n" in f"{error.value.problem}\n"
-
-
-@settings(max_examples=80)
-@given(requests())
-def test_the_short_explanation_has_a_line_for_every_backend(request_: Request) -> None:
-    plan = planner.make(request_)
-    lines = plan.explain().splitlines()
-    assert lines[:3] == plan.explain(all=True).splitlines()[:3]
-    listed = " ".join(line.split("  ")[1] for line in lines[3:-2])
-    for runner in {candidate.runner for candidate in plan.candidates}:
-        assert runner in "\n".join(lines[3:-2]), listed
-    accepted = [candidate for candidate in plan.candidates if not candidate.reasons]
-    for candidate in accepted[:6]:
-        assert sum(line.split()[1] == candidate.name for line in lines[3:-2]) == 1
-    assert lines[-2] == f"  explain(all=True) lists all {len(plan.candidates)} candidates"
-    assert lines[-1] == plan.explain(all=True).splitlines()[-1]
-
-
-CHANGES: dict[str, tuple[dict[str, Any], str]] = {
-    "a package": (
-        {"device": replace(device.DEVICES["sm_90"], providers=())},
-        'pip install "cupy-cuda13x',
-    ),
-    "a dtype": (
-        {"device": replace(device.DEVICES["sm_90"], providers=("cupy",)), "dtype": "float32"},
-        "dtype=torch.bfloat16, with its rounding: ",
-    ),
-    "a backend": (
-        {"device": "cpu", "backend": "reference"},
-        'backend="auto" without require= and forbid=: ',
-    ),
-    "nothing": ({"device": "cpu"}, "nothing else is estimated to be; "),
-}
-
-
-@pytest.mark.parametrize("name", CHANGES)
-def test_the_third_line_is_how_to_get_a_faster_plan(name: str) -> None:
-    """And what it promises is what a plan after the change says."""
-    named, start = CHANGES[name]
-    plan = nbattn.plan(Mask.neighborhood((7, 7)), (1, 64, 64, 4, 64), **named)
-    line = plan.explain().splitlines()[2]
-    assert line.startswith(f"faster  {start}")
-    changed = {
-        "a package": {"device": replace(device.DEVICES["sm_90"], providers=("cupy",))},
-        "a dtype": {"dtype": "bfloat16"},
-        "a backend": {"backend": "auto"},
-        "nothing": {},
-    }[name]
-    after = nbattn.plan(Mask.neighborhood((7, 7)), (1, 64, 64, 4, 64), **named | changed)
-    assert name == "nothing" or f": {after.chosen.name}, estimated " in line
 
 
 def test_equal_requests_share_one_plan() -> None:

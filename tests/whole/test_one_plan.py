@@ -102,7 +102,7 @@ def disagreeing(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
         return replace(plan, chosen=chosen)
 
     monkeypatch.setattr(planner, "planned", other)
-    monkeypatch.setattr(known_calls, "look_up", lambda key, mask: None)
+    monkeypatch.setattr(known_calls, "look_up", lambda key: None)
 
 
 SUBSETS = ((0,), (1,), (2,), (0, 1), (0, 2), (1, 2), (0, 1, 2))

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from nbattn.backends.tiled.meaning import TiledArguments
 from nbattn.geometry import AxisTile
+from nbattn.program.program import ByIdentity
 
 _BIAS_BYTES = 16 << 20  # limit of one schedule's additive masks
 _NO_KEYS = float("-inf")
@@ -200,7 +201,11 @@ def _column_runs(tile: AxisTile) -> list[tuple[int, int]]:
     return [(end - count, end) for end, (_, count) in zip(ends, tile.keys, strict=True)]
 
 
-@lru_cache(64)
 def schedule(call: TiledArguments) -> Schedule:
     """Returns the schedule of a call, cached for the next run."""
-    return Schedule(call)
+    return _schedule(ByIdentity(call))
+
+
+@lru_cache(64)
+def _schedule(call: ByIdentity[TiledArguments]) -> Schedule:
+    return Schedule(call.value)
