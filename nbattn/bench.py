@@ -42,7 +42,7 @@ class Row:
 
     Args:
         name: the candidate's name in the plan.
-        bound: the planner's lower bound in seconds; None where there is none.
+        bound: the planner's estimate in seconds; None where there is none.
         error: the largest relative error of a row of the output or of a gradient, against the
             chosen candidate's.
         reason: why it was not timed; empty when it was.
@@ -115,8 +115,8 @@ class Effort:
     Args:
         clock: default: the device's clock, see `timing.clock`.
         rounds: number of rounds per job.
-        seconds: no round of a job begins after this time, and a candidate whose bound for one run
-            exceeds it is skipped.
+        seconds: no round of a job begins after this time, and a candidate whose estimate for one
+            run exceeds it is skipped.
         backends: backends to measure beside the chosen one; None means all.
         by_name: include candidates that only run by name, such as the reference.
     """
@@ -196,7 +196,7 @@ def obstacle(request: Request, candidate: Candidate, seconds: float) -> str:
     cost = candidate.cost
     if cost is None or cost.seconds <= seconds:
         return ""
-    which = "bound" if cost.measured is None else "measured time"
+    which = "estimate" if cost.measured is None else "measured time"
     return f"its {which} is {cost.seconds:.3g} s, the limit {seconds:g} s"
 
 

@@ -90,7 +90,7 @@ class AxisTile:
 
     @property
     def is_full(self) -> bool:
-        """Whether every row reads every column."""
+        """Whether every row attends to every column."""
         return self.pairs == self.width * len(self.lo)
 
     def allowed(self) -> NDArray[np.bool_]:
@@ -217,7 +217,7 @@ class BoundAxis:
         return int(_counts(self).sum()) if self.queries <= _FEW else self._sum(Rows.counts)
 
     def empty_queries(self) -> int:
-        """How many queries of the axis read no key."""
+        """How many queries of the axis have no key."""
         if self.queries <= _FEW:
             return self.queries - int(np.count_nonzero(_counts(self)))
         return self._sum(lambda rows: (rows.counts() == 0).astype(np.int64))
@@ -448,7 +448,7 @@ def pairs(axes: Axes) -> int:
 
 
 def has_empty_queries(axes: Axes) -> bool:
-    """Whether any query of a bound mask reads no key."""
+    """Whether any query of a bound mask has no key."""
     return any(axis.empty_queries() for axis in axes)
 
 

@@ -204,7 +204,7 @@ def test_what_is_too_large_or_too_slow_is_skipped_with_both_numbers() -> None:
         "1.15e+03 GiB of dense scores, the limit is 1 GiB"
     )
     job = bench.measure("flux", flux, Effort(seconds=1.0))
-    assert job.skipped.startswith("sdpa/") or job.skipped.startswith("tiled/tile: its bound is ")
+    assert job.skipped.startswith("sdpa/") or job.skipped.startswith("tiled/tile: its estimate is ")
     assert job.skipped.endswith(" s, the limit 1 s")
     assert all(row.reason and not row.wrong for row in job.rows)
 

@@ -24,8 +24,8 @@ training plans also forward and backward. A candidate whose result differs from 
 planner's choice is reported and not timed.
 
 Prints a table per plan and pass: time, time divided by the chosen candidate's, useful GFLOP/s
-(over the pairs that the mask allows), the planner's bound (not a time), and the regret: the chosen
-candidate's time divided by the best time. One thread is timed by the CPU time of the process
+(over the pairs that the mask allows), the planner's estimate (not a time), and the regret: the
+chosen candidate's time divided by the best time. One thread is timed by the CPU time of the process
 (median), several threads by wall time (shortest), CUDA by events (median). "reference" runs where
 its dense scores fit in 1 GiB.
 """
@@ -59,8 +59,8 @@ def add_parser(commands: Any) -> None:
         type=values.seconds,
         default=20.0,
         metavar="S",
-        help="no round of a job begins after S seconds, and a candidate whose bound exceeds S is "
-        "skipped; default 20",
+        help="no round of a job begins after S seconds, and a candidate whose estimate exceeds S "
+        "is skipped; default 20",
     )
     add("--threads", type=values.whole, metavar="N", help="threads of torch; default: unchanged")
     add("--backends", metavar="A,B", help="backends beside the chosen one; default: all")
@@ -160,7 +160,7 @@ def _table(job: Job) -> Table:
 
     table = Table(box=None, padding=(0, 3, 0, 0))
     table.add_column("  candidate", no_wrap=True)
-    for name in ("ms", "x chosen", "GFLOP/s", "bound ms"):
+    for name in ("ms", "x chosen", "GFLOP/s", "estimate ms"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("", overflow="fold")
     times = dict(job.timed)

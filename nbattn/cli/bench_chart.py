@@ -45,7 +45,7 @@ def save(jobs: list[Job], path: Path) -> None:
 
 
 def _panel(axes: Any, job: Job) -> None:
-    """Draw the times of one job, the fastest on top, and each bound as a tick."""
+    """Draw the times of one job, the fastest on top, and each estimate as a tick."""
     names = [name for name, _ in job.timed]
     times = [1e3 * seconds for _, seconds in job.timed]
     bounds = {row.name: row.bound for row in job.rows}
@@ -64,7 +64,7 @@ def _panel(axes: Any, job: Job) -> None:
     if max(values) > 30 * min(values):
         axes.set_xscale("log")
     axes.margins(x=0.12)
-    axes.set_xlabel("ms (blue: chosen by the planner; red tick: its bound)", size=8)
+    axes.set_xlabel("ms (blue: chosen by the planner; red tick: its estimate)", size=8)
     axes.set_title(f"{job.title}\n{job.plan.request.summary()}", size=9, loc="left")
     axes.tick_params(labelsize=8)
     axes.spines[["top", "right"]].set_visible(False)

@@ -21,7 +21,7 @@ calls; and, with a configuration or a mask, the time of every candidate of every
 bench` measures it), forward and, for training plans, both passes.
 
 The planner then ranks the candidates of exactly these requests by their times, if all of them have
-one; all other requests by bounds, at the measured rates. `plan.explain()` shows which of the two
+one; all other requests by estimates, at the measured rates. `plan.explain()` shows which of the two
 decided. A table never changes results. It is valid for one device model, number of threads, torch
 and nbattn version; a new measurement replaces the old one.
 """

@@ -42,9 +42,11 @@ def support(request: Request, candidate: Candidate) -> NDArray[np.bool_]:
         return np.zeros((nq, nk), dtype=np.bool_)
     if times.max() > 1:
         b, h, i, j = np.argwhere(times > 1)[0].tolist()
-        raise AssertionError(f"query {i} reads key {j} {times.max()} times (sample {b}, head {h})")
+        raise AssertionError(
+            f"query {i} attends to key {j} {times.max()} times (sample {b}, head {h})"
+        )
     if (times != times[:1, :1]).any():
-        raise AssertionError("samples or heads read different keys")
+        raise AssertionError("samples or heads attend to different keys")
     return times[0, 0].astype(np.bool_)
 
 
@@ -93,8 +95,8 @@ def _count_call(
 def verify(request: Request, candidate: Candidate) -> bool:
     """Whether the program's calls are the mask, per axis: every query's keys, and how many pairs.
 
-    Calls that share queries must join and share no pair; together they are the mask if each reads
-    only what the mask lets it and their pairs add up to the mask's.
+    Calls that share queries must join and share no pair. Together they are the mask if each of them
+    computes allowed pairs only, and their pairs are as many as the mask's.
     """
     axes = request.axes()
     calls = _program(candidate).calls
@@ -102,7 +104,7 @@ def verify(request: Request, candidate: Candidate) -> bool:
         _check_groups(call)
     shared = _sharing(calls, axes)
     joined = {place for pair in shared for place in pair}
-    reads = [
+    runs = [
         [
             _verify_axis(number, axis, call, whole=place not in joined)
             for number, axis in enumerate(axes)
@@ -110,10 +112,10 @@ def verify(request: Request, candidate: Candidate) -> bool:
         for place, call in enumerate(calls)
     ]
     for first, second in shared:
-        if all(_meet(a, b) for a, b in zip(reads[first], reads[second], strict=True)):
+        if all(_meet(a, b) for a, b in zip(runs[first], runs[second], strict=True)):
             raise AssertionError(f"calls {first} and {second} share pairs")
     useful = geometry.pairs(axes)
-    done = sum(math.prod(int(read[..., 1].sum()) for read in per_axis) for per_axis in reads)
+    done = sum(math.prod(int(run[..., 1].sum()) for run in per_axis) for per_axis in runs)
     if done != useful:
         raise AssertionError(f"the calls compute {done} pairs, the mask has {useful}")
     return True
@@ -184,7 +186,7 @@ def _verify_axis(number: int, axis: BoundAxis, call: Call, *, whole: bool) -> In
     wrong = wrong.any(axis=-1)
     if wrong.any():
         raise AssertionError(
-            f"axis {number}: query {int(at[wrong][0])} reads other keys than the mask says"
+            f"axis {number}: query {int(at[wrong][0])} attends to other keys than the mask allows"
         )
     runs = np.zeros((axis.queries, 2, 3), dtype=np.int64)
     runs[at] = computed

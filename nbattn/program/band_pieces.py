@@ -25,7 +25,8 @@ _PIECE_LIMIT = 12
 
 @dataclass(frozen=True, slots=True)
 class Strip:
-    """Queries `[u, u_stop)` read, of the keys `[t, t_stop)`, those of the band: class coordinates.
+    """Queries `[u, u_stop)` attend to those of the keys `[t, t_stop)` that lie in the band; all in
+    class coordinates.
 
     `groups` copies of it follow one another, each `step` queries and keys further on.
     """
@@ -164,7 +165,7 @@ def _strips_of_groups(groups: Ints, stride: int, band: Band, *, joins: bool) -> 
 
 def _runs(rows: Ints, stride: int) -> Iterator[tuple[int, int, int]]:
     """Neighbouring groups, columns u, u_stop, t, t_stop, that are one group moved on by its stride
-    or that read the same keys: the first, the last, and how far each is moved.
+    or that have the same keys: the first, the last, and how far each is moved.
     """
     u, u_stop, t, t_stop = rows
     alike = np.diff(t_stop - t) == 0

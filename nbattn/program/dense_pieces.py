@@ -1,9 +1,9 @@
-"""Rewrites that turn one axis of a mask into pieces a dense kernel can say, without changing a
-pair.
+"""Rewrites that turn one axis of a mask into pieces that a dense kernel supports, without changing
+a pair.
 
-A piece is a view of the axis's queries and one of its keys; inside every group each query reads all
-keys (dense) or the first i + 1 (causal). Pieces share no query; queries in no piece read nothing. A
-mask whose every axis has pieces is the product of them.
+A piece is a view of the axis's queries and one of its keys. Inside a group, query i attends to all
+keys (dense) or to the first i + 1 (causal). Pieces share no query; queries without keys are in no
+piece. A mask whose every axis has pieces is the product of them.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ _DIFFER = "its windows differ from query to query"
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Queries of one axis that one kernel can serve at once: inside every group they read the keys
-    of a band. With `joins`, other pieces serve the same queries over other keys.
+    """Queries of one axis that one call can compute: inside every group they attend to the keys of
+    a band. With `joins`, other pieces have the same queries and other keys.
     """
 
     query: AxisView
@@ -81,7 +81,9 @@ def _class_pieces(axis: BoundAxis, group: Classes) -> list[Piece] | str:
 def _uniform(
     axis: BoundAxis, group: Classes, start: int, rows: int, lo: int, count: int
 ) -> list[Piece]:
-    """All `rows` queries from coordinate `start` read the keys [lo, lo + count) of their class."""
+    """The piece of `rows` queries from coordinate `start` that attend to the keys
+    [lo, lo + count) of their class.
+    """
     if rows <= 0 or count <= 0:
         return []
     d = axis.spec.dilation
@@ -103,7 +105,7 @@ def _triangle(axis: BoundAxis, group: Classes) -> list[Piece] | str:
     if last < min(group.keys, start + rows) or spec.stride > 1:
         return f"a window of {spec.left} to the left is neither dense nor a whole causal triangle"
     if start > 0:
-        return f"its first query stands on key {start}: a bottom-right triangle, not a top-left one"
+        return f"its first query is at key {start}: a bottom-right triangle, not a top-left one"
     (piece,) = _uniform(axis, group, start, rows, 0, min(group.keys, rows))
     return [replace(piece, band=CAUSAL)]
 
@@ -157,7 +159,7 @@ def _repeated(piece: Piece, groups: int, step: int) -> Piece:
 
 
 def _changes(rows: Rows) -> Ints:
-    """Where a row reads other keys than the one before."""
+    """The rows whose keys are not those of the row before."""
     return np.flatnonzero(np.any([np.diff(side) != 0 for side in rows], axis=0)) + 1
 
 

@@ -116,13 +116,13 @@ def test_a_plan_that_is_not_its_mask_fails(
     capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def wrong(*_: Any) -> bool:
-        raise AssertionError("axis 0: query 3 reads other keys than the mask says")
+        raise AssertionError("axis 0: query 3 attends to other keys than the mask allows")
 
     monkeypatch.setattr(proof, "verify", wrong)
     status, out, _ = nbattn_(capsys, "plan", NAT, "stage1", "--device", "cpu", "--verify")
     assert status == 1
     assert out.endswith(
-        "proof     NOT EXACT: axis 0: query 3 reads other keys than the mask says\n"
+        "proof     NOT EXACT: axis 0: query 3 attends to other keys than the mask allows\n"
     )
     status, out, _ = nbattn_(capsys, "plan", NAT, "stage1", "--verify", "--json")
     assert (status, json.loads(out)[0]["verified"]) == (1, False)

@@ -25,14 +25,14 @@ _CHUNK = 1 << 16  # rows whose columns are joined at once
 
 
 class Hull(NamedTuple):
-    """Columns of tiles of rows, in class coordinates: runs to visit, and what every row reads."""
+    """Columns of tiles of rows, in class coordinates: runs to visit, and those of every row."""
 
     runs: tuple[Span, Span]
     full: tuple[Span, Span]
 
 
 class ColumnTile(NamedTuple):
-    """Columns of one visit: their positions, whether none is masked, and which rows read which."""
+    """Columns of one visit: their positions, whether none is masked, and the mask."""
 
     positions: Ints
     full: bool
@@ -75,7 +75,7 @@ class Traversal:
         return Hull(runs, ((tail, head), (tail - lap, head - lap)))
 
     def _of_queries(self, group: Classes, first: Ints, last: Ints) -> Hull:
-        """The keys that queries read: a prefix, and the hull of windows after it."""
+        """The keys of queries: a prefix, and the hull of windows after it."""
         axis, zero = self.axis.spec, np.zeros_like(first)
         lo, head, some = window_of(axis, first, group.keys)
         tail, hi, prefix = window_of(axis, last, group.keys)
@@ -84,7 +84,7 @@ class Traversal:
         return Hull(((zero, prefix), (lo, hi)), ((tail, head), (zero, some)))
 
     def _of_keys(self, group: Classes, first: Ints, last: Ints) -> Hull:
-        """The queries that read keys; those of a prefix are read to the end."""
+        """The queries that attend to keys; to keys of a prefix all queries from some one on do."""
         axis, stop = self.axis.spec, group.start + group.queries
         (lo, head), (tail, hi) = (readers_of(axis, t, group.keys) for t in (first, last))
         if axis.prefix:
@@ -167,7 +167,7 @@ class Traversal:
         return origin + residue + self.axis.spec.dilation * (x - start)
 
     def reads(self, rows: int, columns: int) -> tuple[Ints, Ints]:
-        """What every row reads, tile by tile: starts and counts `[rows, 2]` of runs of positions
+        """The columns of all rows, tile by tile: starts and counts `[rows, 2]` of runs of positions
         the dilation apart; -1 counts where more than two runs remain.
 
         Time and memory grow with the rows.

@@ -87,7 +87,7 @@ def test_a_wrong_tile_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
         plan.support()
     reads = cuda.Traversal.reads
     monkeypatch.setattr(cuda.Traversal, "reads", lambda self, *sizes: reads(self, *sizes)[::-1])
-    with pytest.raises(AssertionError, match="axis 0: query 0 reads other keys"):
+    with pytest.raises(AssertionError, match="axis 0: query 0 attends to other keys"):
         plan.verify()
 
 
