@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-from nbattn import geometry
+from nbattn.backends.cuda import costs
 from nbattn.backends.cuda import meaning as cuda
 from nbattn.backends.cuda import tiles as cuda_tiles
 from nbattn.backends.cuda.meaning import CudaArguments
 from nbattn.backends.cuda.tiles import Build, Pass
 from nbattn.geometry import Axes
-from nbattn.program import costs
 from nbattn.program.candidate import Candidate
-from nbattn.program.costs import Cost
 from nbattn.program.limits import Reason
 from nbattn.program.program import Call, Program, whole
 from nbattn.program.request import Request
-
-_DELTA = 1  # launches of the kernel that computes delta
-_SINK = 8  # launches to compute a sink's gradient
 
 
 def candidates(request: Request, axes: Axes) -> list[Candidate]:
@@ -46,7 +41,7 @@ def _candidate(request: Request, axes: Axes, instructions: str) -> Candidate:
     forward, *backward = (chosen.tiles for chosen in passes.values())
     arguments = CudaArguments(axes, build, forward, *backward)
     program = Program((Call(whole(request.query_space), whole(request.key_space), arguments),))
-    cost = _cost(request, axes, instructions, build, passes)
+    cost = costs.of(request, axes, instructions, build, passes)
     return Candidate("cuda", "window", (instructions,), program, cost)
 
 
@@ -70,27 +65,3 @@ def _passes(
     if request.training and (blocks := -(-rows // cuda_tiles.DELTA_ROWS)) > cuda.GRID:
         return [Reason("grid", f"{blocks} blocks are over the grid of {cuda.GRID}")]
     return passes
-
-
-def _cost(
-    request: Request, axes: Axes, instructions: str, build: Build, passes: dict[str, Pass]
-) -> Cost:
-    """The pairs of all visited tiles, at a rate lowered by the other work of a visit."""
-    sizes = {kernel: cuda_tiles.products(kernel, build) for kernel in passes}
-    pairs, work = (
-        {kernel: sizes[kernel] * getattr(chosen, name) for kernel, chosen in passes.items()}
-        for name in ("pairs", "work")
-    )
-    total = max(sum(pairs.values()), 1)
-    launches = _DELTA + 1 + len(cuda_tiles.grads_of("dkdv", build))
-    return costs.roofline(
-        request,
-        useful=geometry.pairs(axes),
-        computed=passes["fwd"].pairs,
-        calls=1,
-        rate=cuda.rate(instructions, request.device, request.dtype)
-        * total
-        / max(sum(work.values()), total),
-        backward=round((total - pairs["fwd"]) / sizes["fwd"] / costs.BACKWARD_FLOPS),
-        backward_calls=launches + _SINK * request.sink,
-    )

@@ -18,7 +18,6 @@ from nbattn.backends.cuda.tile_traversal import ColumnTile, RowTile, Traversal
 from nbattn.backends.cuda.tiles import RANK, Build, Extents, Tiles
 from nbattn.geometry import Axes, Ints
 from nbattn.program.blocks import Block, ranges_of
-from nbattn.program.device import AMPERE_SHARE, DeviceInfo
 from nbattn.program.limits import Limits, Reason, whole_axes
 from nbattn.program.program import Call
 from nbattn.program.request import Needs, Request
@@ -34,7 +33,6 @@ _OLDEST = {"mma": 80, "simt": 75}  # compute capabilities
 _HEADS = {"mma": (16, 256), "simt": (1, 512)}  # smallest and largest head size
 _HEAD_STEP = 8  # tensor-core kernels need head sizes in steps of 16 bytes
 _HALVES = ("float16", "bfloat16")
-_NEWER = (90, 100, 103, 110)  # have newer tensor-core instructions than the kernels use
 # Bytes of shared memory that a block can use, by capability.
 _MEMORY = {
     **dict.fromkeys((75,), 64 << 10),
@@ -80,17 +78,6 @@ def reasons(instructions: str, needs: Needs, axes: Axes) -> list[Reason]:
             if size > LARGEST
         ]
     return reasons
-
-
-def rate(instructions: str, device: DeviceInfo, dtype: str) -> float:
-    """FLOP/s of the matrix products. On Hopper and newer devices, Ampere's tensor-core instructions
-    reach only a share of the peak (published for Flash 2). Without tensor cores every multiply-add
-    waits for shared memory, which delivers to one lane in four.
-    """
-    if instructions == "simt":
-        return device.peak(dtype if dtype == "float64" else "float32") / 4
-    newer = device.capability in _NEWER
-    return device.peak(dtype) * (AMPERE_SHARE if newer else 1.0)
 
 
 def memory(needs: Needs) -> int:

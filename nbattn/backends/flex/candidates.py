@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from nbattn import geometry
-from nbattn.backends.flex import meaning
+from nbattn.backends.flex import costs, meaning
 from nbattn.geometry import Axes
-from nbattn.program import costs
 from nbattn.program.candidate import Candidate, refused
 from nbattn.program.limits import Reason
 from nbattn.program.program import Call, Program, whole
@@ -26,6 +25,6 @@ def candidates(request: Request, axes: Axes) -> list[Candidate]:
     if reasons:
         return [refused("flex", "blocks", *reasons)]
     call = meaning.FlexArguments(axes)
-    cost = costs.one_call(request, geometry.pairs(axes), call.computed())
+    cost = costs.of(request, call)
     program = Program((Call(whole(request.query_space), whole(request.key_space), call),))
     return [Candidate("flex", "blocks", (), program, cost)]

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import math
 
-from nbattn import geometry
-from nbattn.backends.natten import meaning
+from nbattn.backends.natten import costs, meaning
 from nbattn.geometry import Axes
-from nbattn.program import costs
 from nbattn.program.candidate import Candidate, refused
 from nbattn.program.limits import Reason, over_grid, whole_axes
 from nbattn.program.program import Call, Program, whole
@@ -33,7 +31,6 @@ def candidates(request: Request, axes: Axes) -> list[Candidate]:
         return [refused("natten", "window", reason)]
     if request.backend == "auto":
         return [refused("natten", "window")]
-    useful = geometry.pairs(axes)
-    cost = costs.one_call(request, useful, useful)
+    cost = costs.of(request, axes)
     program = Program((Call(whole(request.query_space), whole(request.key_space), windows),))
     return [Candidate("natten", "window", (), program, cost)]
