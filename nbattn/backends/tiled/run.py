@@ -100,6 +100,10 @@ class Chunk:
     ) -> None:
         """Creates the views of one chunk; nothing is copied."""
         self.inputs, self.items = inputs, items
+        samples, heads = items  # most calls have one chunk, for which no slice is needed
+        self.is_all = samples.start == heads.start == 0 and (
+            samples.stop >= inputs.key.shape[0] and heads.stop >= inputs.key.shape[-2]
+        )
         self.group = inputs.query.shape[-2] // inputs.key.shape[-2]
         self.exact = accumulate_dtype(inputs.query.dtype)
         # of products with values and gradients: CPUs compute in bfloat16, but not in float16
@@ -121,14 +125,14 @@ class Chunk:
 
     def of_queries(self, tensor: Tensor) -> Tensor:
         """Returns this chunk of `[B, *space, H, D]` as `[b, hk, group, *space, D]`."""
-        split = tensor.unflatten(-2, (-1, self.group))
-        return split.permute(0, -3, -2, *range(1, split.dim() - 3), -1)[
-            self.items[0], self.items[1]
-        ]
+        split = torch.unflatten(tensor, -2, (-1, self.group))
+        view = split.permute(0, -3, -2, *range(1, split.dim() - 3), -1)
+        return view if self.is_all else view[self.items]
 
     def of_keys(self, tensor: Tensor) -> Tensor:
         """Returns this chunk of `[B, *space, Hk, D]` as `[b, hk, *space, D]`."""
-        return tensor.movedim(-2, 1)[self.items[0], self.items[1]]
+        view = tensor.movedim(-2, 1)
+        return view if self.is_all else view[self.items]
 
     def of_heads(self, tensor: Tensor) -> Tensor:
         """Returns this chunk of `[H]` as `[hk, group]`."""

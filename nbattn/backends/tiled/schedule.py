@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from itertools import product
 from typing import NamedTuple
@@ -16,6 +16,7 @@ from nbattn.geometry import AxisTile
 from nbattn.program.program import ByIdentity
 
 _BIAS_BYTES = 16 << 20  # limit of one schedule's additive masks
+_KEPT_TILES = 64
 _NO_KEYS = float("-inf")
 
 
@@ -88,6 +89,7 @@ class Schedule:
         ]
         self._bias: dict[tuple[object, ...], tuple[Tensor | None, bool]] = {}
         self._bias_bytes = 0
+        self._tiles: dict[tuple[object, ...], tuple[Tile, ...]] = {}
         self._joined: dict[int, list[AxisPart]] = {}
         self.max_rows = math.prod(
             max((part.rows for part in parts), default=0) for parts in self._axes
@@ -104,10 +106,23 @@ class Schedule:
         keys = tuple(_slice(start, count, step) for start, count in tile.keys)
         return AxisPart(_slice(*tile.queries, step), keys, tile.queries[1], tile.width, number)
 
-    def tiles(self, like: Tensor, group: int, most: int) -> Iterator[Tile]:
-        """Yields all tiles, up to `most` equal ones at once, with additive masks in the dtype and
-        on the device of `like`, repeated for `group` query heads.
+    def tiles(self, like: Tensor, group: int, most: int) -> Iterable[Tile]:
+        """Returns all tiles, up to `most` equal ones at once, with additive masks in the dtype and
+        on the device of `like`, repeated for `group` query heads. A few tiles are kept.
         """
+        key = (like.dtype, like.device, group, most)
+        if key in self._tiles:
+            return self._tiles[key]
+        tiles = self._make_tiles(like, group, most)
+        if math.prod(len(parts) for parts in self._axes) > _KEPT_TILES:
+            return tiles
+        few = tuple(tiles)
+        if self._bias_bytes < _BIAS_BYTES // 2:  # then their masks are kept anyway
+            self._tiles[key] = few
+        return few
+
+    def _make_tiles(self, like: Tensor, group: int, most: int) -> Iterator[Tile]:
+        """Yields the tiles, one after another."""
         for parts in product(*self._axes[:-1], self._batches(most)):
             bias, has_empty_rows = self._mask(tuple(part.pattern for part in parts), like, group)
             yield Tile(
