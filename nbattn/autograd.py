@@ -46,7 +46,9 @@ def is_transformed() -> bool:
 
 
 def _is_plain_tensor(tensor: Tensor) -> bool:
-    return type(tensor) in (Tensor, torch.nn.Parameter) and not tensor.is_meta
+    # Kernels do not see torch's negative bit; the operators compute such a tensor first.
+    is_plain = type(tensor) in (Tensor, torch.nn.Parameter) and not tensor.is_meta
+    return is_plain and not tensor.is_neg()
 
 
 def _is_batched(tensor: Tensor | None) -> bool:

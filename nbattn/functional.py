@@ -360,7 +360,8 @@ def _run(
     numbers = {name: tensors.pop(name, None) for name in ("scale", "softcap")}
     query, named = _autocast(query, {"key": key, "value": value, **tensors})
     arguments.check_run(request, query, {**named, **numbers})
-    operands = (query, *(named.get(name) for name in ops.TENSORS[1:7]))
+    given = (query, *(named.get(name) for name in ops.TENSORS[1:7]))
+    operands = tuple(None if t is None else t.resolve_neg() for t in given)
     training = autograd.trains(operands)
     _check_plan_is_for(request, operands, softcap=numbers["softcap"], training=training)
     if not autograd.is_plain(operands):

@@ -68,8 +68,11 @@ def key(
     device = query.device
     if device.type == "meta" or torch.is_autocast_enabled(device.type):
         return None
-    plain = query.is_contiguous() and key.is_contiguous() and value.is_contiguous()
     has_optional = optional != [None, None, None, None]
+    given = tensors if has_optional else (query, key, value)
+    if not all(map(_is_readable, given)):
+        return None
+    plain = query.is_contiguous() and key.is_contiguous() and value.is_contiguous()
     return (
         id(mask),
         query.shape,
@@ -99,9 +102,16 @@ def key(
     )
 
 
+def _is_readable(tensor: Tensor | None) -> bool:
+    """Whether the tensor is absent, or kernels can read its memory as it is."""
+    return tensor is None or (
+        tensor.layout is torch.strided and not tensor.is_nested and not tensor.is_neg()
+    )
+
+
 def _form(tensor: Tensor | None) -> object:
     """Returns what is checked of an optional tensor."""
-    return None if tensor is None else (tensor.shape, tensor.dtype, tensor.device, tensor.layout)
+    return None if tensor is None else (tensor.shape, tensor.dtype, tensor.device)
 
 
 def look_up(key: Key | None) -> KnownCall | None:

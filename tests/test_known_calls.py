@@ -14,12 +14,13 @@ import torch
 from work import lines
 
 import nbattn
-from nbattn import Axis, Mask, known_calls
+from nbattn import Axis, Mask, execute, known_calls
 from nbattn.planner import planner
 
 MASK = Mask.sliding_window(3)
 FLAT = torch.randn(2, 12, 4, 8)
 NARROW = torch.randn(2, 12, 2, 8)
+OPTIONS = (MASK, None, "auto", (), (), False)  # of a call with defaults
 
 
 def base() -> dict[str, Any]:
@@ -84,16 +85,22 @@ CALLS: dict[str, Callable[[], dict[str, Any]]] = {
     "a parameter": lambda: given(query=torch.nn.Parameter(FLAT)),
     "a trained sink": lambda: given(sink=torch.zeros(4, requires_grad=True)),
     "the reference": lambda: given(backend="reference"),
+    "sparse": lambda: given(query=FLAT.to_sparse()),
+    "sparse rows": lambda: given(key=FLAT[0, :, 0].to_sparse_csr()),
+    "of another library": lambda: given(value=FLAT.to_mkldnn()),
+    "nested": lambda: given(query=torch.nested.nested_tensor([FLAT[0], FLAT[1]])),
+    "a nested sink": lambda: given(sink=torch.nested.nested_tensor([FLAT[0], FLAT[1]])),
+    "negated views": lambda: given(value=torch.complex(FLAT, FLAT).conj().imag),
 }
 
 
 def outcome(arguments: dict[str, Any]) -> tuple[str, list[torch.Tensor]]:
-    """What a call gives: its error, or the form of its results; and their values."""
+    """What a call gives: nbattn's error or warning, or the form and the values of its results."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             found = nbattn.attention(**arguments)
-    except Exception as error:
+    except (nbattn.errors.NbattnError, UserWarning) as error:
         return f"{type(error).__name__}: {error}", []
     results = list(found) if isinstance(found, tuple) else [found]
     form = [(t.shape, t.dtype, t.device.type, t.requires_grad) for t in results]
@@ -118,6 +125,33 @@ def test_a_call_after_a_known_one_is_as_if_alone(known: str, name: str) -> None:
             torch.testing.assert_close(one, other, rtol=0, atol=0, equal_nan=True)
 
 
+def test_kernels_never_get_a_negated_view(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Torch keeps the sign of such a view in a bit, which the memory does not show."""
+    negated = torch.complex(FLAT, FLAT).conj().imag
+    read: list[Any] = []
+    forward = execute.forward
+
+    def watched(plan: Any, inputs: Any, **named: Any) -> Any:
+        read.extend(inputs.tensors[:3])
+        return forward(plan, inputs, **named)
+
+    monkeypatch.setattr(execute, "forward", watched)
+    plan = nbattn.plan(MASK, FLAT.shape, dtype="float32", device="cpu")
+    for _ in range(3):
+        torch.testing.assert_close(
+            nbattn.attention(FLAT, negated, FLAT, MASK), nbattn.attention(FLAT, -FLAT, FLAT, MASK)
+        )
+    torch.testing.assert_close(
+        plan.run(FLAT, negated, FLAT), nbattn.attention(FLAT, -FLAT, FLAT, MASK)
+    )
+    for at in range(3):
+        tensors = [negated if n == at else FLAT for n in range(3)]
+        assert known_calls.key((*tensors, *[None] * 4), *OPTIONS) is None
+    assert negated.is_neg()
+    assert len(read) >= 12
+    assert not any(tensor.is_neg() for tensor in read)
+
+
 def test_what_torch_has_to_see_is_never_known() -> None:
     nbattn.attention(**base())
     run = partial(nbattn.attention, mask=MASK)
@@ -133,7 +167,7 @@ def test_what_torch_has_to_see_is_never_known() -> None:
     before = torch.are_deterministic_algorithms_enabled()
     try:
         torch.use_deterministic_algorithms(True)
-        key = known_calls.key((FLAT, FLAT, FLAT, *[None] * 4), MASK, None, "auto", (), (), False)
+        key = known_calls.key((FLAT, FLAT, FLAT, *[None] * 4), *OPTIONS)
     finally:
         torch.use_deterministic_algorithms(before)
     assert known_calls.look_up(key) is None
