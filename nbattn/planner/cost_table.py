@@ -74,13 +74,13 @@ class Entry:
     rates: Rates | None = None
     times: Mapping[str, Times] = field(default_factory=dict[str, Times])
 
-    def device(self) -> DeviceInfo:
+    def device(self, info: DeviceInfo) -> DeviceInfo:
         """Returns the planner's data of the device, with the measured rates.
 
-        The CPU's bounds are a model that was fitted as a whole: all of its rates change by one
+        The CPU's estimates are a model that was fitted as a whole: all of its rates change by one
         factor, the one measured for float32 products, so that rates alone never reorder candidates.
         """
-        info, rates = DEVICES[self.fingerprint.device], self.rates
+        rates = self.rates
         if rates is None:
             return info
         measured_on = self.fingerprint
@@ -204,7 +204,7 @@ def device(info: DeviceInfo) -> DeviceInfo:
 @lru_cache(64)
 def _rated(info: DeviceInfo, threads: int) -> DeviceInfo:
     rated = (entry for entry in _valid_entries(info.name, threads)[0] if entry.rates is not None)
-    return next((entry.device() for entry in rated), info)
+    return next((entry.device(info) for entry in rated), info)
 
 
 def look_up(request: Request) -> tuple[Times, str]:
@@ -218,7 +218,7 @@ def look_up(request: Request) -> tuple[Times, str]:
     name = request.device.name
     if not table_names(name):
         return {}, table().problem
-    if request.device not in _devices(name):
+    if replace(request.device, providers=()) not in _devices(name):
         return {}, "the device is your own DeviceInfo"
     entries, why = _valid_entries(name, torch_threads())
     if not entries:
@@ -304,10 +304,11 @@ def _valid_entries(name: str, threads: int) -> tuple[tuple[Entry, ...], str]:
 @lru_cache(64)
 def _devices(name: str) -> frozenset[DeviceInfo]:
     """Returns all data that the planner may have of a device of that name, with and without
-    measured rates.
+    measured rates; without its packages, which differ between machines.
     """
+    info = replace(DEVICES[name], providers=())
     same_name = [entry for entry in table().entries if entry.fingerprint.device == name]
-    return frozenset([DEVICES[name], *(entry.device() for entry in same_name)])
+    return frozenset([info, *(entry.device(info) for entry in same_name)])
 
 
 @lru_cache(1)

@@ -14,7 +14,7 @@ from nbattn.planner import explain as words
 from nbattn.planner import proof
 from nbattn.program.blocks import Block
 from nbattn.program.candidate import Candidate
-from nbattn.program.device import ASSUMED, DEVICES
+from nbattn.program.device import ASSUMED
 from nbattn.program.request import Request
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ class Plan:
         why = self.note or "no measurement of this request is known"
         ranked_by = "measured times" if measured else f"estimates ({why})"
         device = self.request.device
-        assumed = device.providers == ASSUMED and device == DEVICES.get(device.name)
+        assumed = set(ASSUMED) <= set(device.providers)
         return (
             f"ranked by {ranked_by}; rates of {device.name}: {device.source}"
             + "; assumes that CuPy and NVRTC are installed" * assumed

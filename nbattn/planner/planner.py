@@ -143,8 +143,8 @@ def _not_requested(request: Request, candidate: Candidate) -> list[Reason]:
 def _timed(request: Request, usable: list[Candidate]) -> tuple[list[Candidate], str]:
     """Returns candidates with their measured times if all of them have one, else the reason.
 
-    A measured time is not comparable with a bound, which a model computes: if one candidate is not
-    measured, all are ranked by their bounds.
+    A measured time is not comparable with an estimate: if one candidate is not measured, all are
+    ranked by their estimates.
     """
     times, note = cost_table.look_up(request)
     measured = [candidate.name for candidate in usable if candidate.name in times]

@@ -131,11 +131,30 @@ def test_rates_scale_every_bound_of_the_cpu_alike(folder: Path) -> None:
 
 def test_rates_of_a_gpu_are_what_was_measured() -> None:
     gpu = cost_table.Fingerprint("sm_90", "H100", 0, "2.13.0", "0.1.0")
-    found = Entry(gpu, "2026-11-24", RATES).device()
+    found = Entry(gpu, "2026-11-24", RATES).device(DEVICES["sm_90"])
     assert found.peak("float32") == 170e9
     assert found.peak("float16") == DEVICES["sm_90"].peak("float16")
     assert (found.bandwidth, found.launch) == (9e9, 3e-6)
     assert found.source == "nbattn tune, 2026-11-24, H100"
+
+
+@pytest.mark.parametrize("installed", [(), ("cupy",), ("cupy", "natten")])
+def test_measurements_of_a_gpu_hold_with_the_packages_that_are_here(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, installed: tuple[str, ...]
+) -> None:
+    gpu = cost_table.Fingerprint("sm_90", "H100", 0, torch.__version__, nbattn.__version__)
+    monkeypatch.setattr(cost_table, "fingerprint", lambda _name: gpu)
+    here = replace(DEVICES["sm_90"], providers=installed)
+    before = plan(device=here)
+    reverse = order(before)[::-1]
+    times = {name: 1e-3 * (1 + place) for place, name in enumerate(reverse)}
+    write(folder, Entry(gpu, "2026-11-24", RATES, {cost_table.key(before.request): times}))
+    rated = cost_table.device(here)
+    assert rated == replace(rated, providers=installed, bandwidth=9e9)
+    for device in (here, rated):
+        found = plan(device=device)
+        assert order(found) == reverse
+        assert last_line(found).startswith("  ranked by measured times; rates of sm_90: ")
 
 
 def test_your_own_device_data_are_never_replaced(folder: Path) -> None:
