@@ -24,8 +24,8 @@ def piecewise_sum(
     99999989900
     """
     first, last = -(-start // period), stop // period
-    near = {k for at in bends for k in range(at // period - 2, at // period + 4)}
-    pieces = sorted({first, last, *(k for k in near if first < k < last)})
+    near = np.array([*bends], dtype=np.int64)[:, None] // period + np.arange(-2, 4)
+    pieces = sorted({first, last, *near[(first < near) & (near < last)].tolist()})
     if (last - first) * period <= 2 * len(pieces) * period + 64:
         return int(value(np.arange(start, stop, dtype=np.int64)).sum())
     head, tail = range(start, first * period), range(last * period, stop)
