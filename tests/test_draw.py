@@ -95,7 +95,8 @@ PICTURES = [
     3 · ■ · ◆ ·
     4 ⬚ · ■ · ◆
 
-    ■ attended   ◆ attended, own position   ⬚ not attended   · not on this query's dilation grid   ‹ › window cut"""),
+    ■ attended   ◆ attended, own position   ⬚ not attended\
+   · not on this query's dilation grid   ‹ › window cut"""),
 ("stride with rows without keys", Mask(Axis(0, causal=True, stride=2)), (4,), None, """
     axis 0: 4 queries, 4 keys, 2 of 16 pairs
     itself; stride 2, causal, rows without keys: stride > left + 1
@@ -118,7 +119,8 @@ PICTURES = [
     3 ▤ ⬚ ■ ◆ ⬚
     4 ▤ ⬚ ⬚ ■ ◆
 
-    ■ attended   ◆ attended, own position   ▤ attended, prefix   ⬚ not attended   ‹ › window cut"""),
+    ■ attended   ◆ attended, own position   ▤ attended, prefix   ⬚ not attended\
+   ‹ › window cut"""),
 ("two axes", Mask(Axis(causal=True, align="top-left"), Axis(1, 1)), (2, 3), (3, 3), """
     21 of 54 pairs; 2–6 keys per query
 
@@ -211,7 +213,8 @@ PICTURES = [
     5 · ▣ · ■ · ◆ ·
     6 ⬚ · ▣ · ■ · ◆
 
-    ■ attended   ◆ attended, own position   ▣ attended, moved or wrapped   ⬚ not attended   · not on this query's dilation grid"""),
+    ■ attended   ◆ attended, own position   ▣ attended, moved or wrapped   ⬚ not attended\
+   · not on this query's dilation grid"""),
 ("queries beyond the keys", Mask(Axis(2, 1, align="top-left")), (5,), (3,), """
     axis 0: 5 queries, 3 keys, 11 of 15 pairs
     2 left, itself, 1 right; top-left
@@ -223,7 +226,8 @@ PICTURES = [
     3 ⬚ ■ ■› p=3
     4 ⬚ ⬚ ■› p=4
 
-    ■ attended   ◆ attended, own position   ⬚ not attended   ‹ › window cut   p= own position, off axis"""),
+    ■ attended   ◆ attended, own position   ⬚ not attended   ‹ › window cut\
+   p= own position, off axis"""),
 ("no key of its class", Mask(Axis(None, 0, dilation=2, offset=1)), (1,), None, """
     axis 0: 1 queries, 1 keys, 0 of 1 pairs
     all left, itself; dilation 2, offset +1

@@ -76,7 +76,8 @@ def test_outputs_without_these_signs(encoding: str) -> None:
             1<: @ :
             2 # : @
 
-            # attended   @ attended, own position   . not attended   : not on this query's dilation grid   < > window cut
+            # attended   @ attended, own position   . not attended\
+   : not on this query's dilation grid   < > window cut
             """)
     assert "own position" in text
 
