@@ -386,8 +386,8 @@ def _check_plan_is_for(
     assert key is not None
     assert value is not None
     device = devices.device_info(query.device)
-    known = request.device.name in DEVICES
-    if device.kind != request.device.kind or (known and device.name != request.device.name):
+    is_model = request.device.name in DEVICES
+    if device.kind != request.device.kind or (is_model and device.name != request.device.name):
         raise InputError(
             f"the plan is for {request.device.name}, the tensors are on {query.device}.",
             f"nbattn.plan(..., device={str(query.device)!r}).",

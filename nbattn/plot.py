@@ -54,14 +54,14 @@ def figure(plan: Plan) -> Any:
     columns = len(axes) + 1 if len(axes) != 2 else 3
     panels = len(axes) + 1 + (0 if len(axes) == 1 else 3 if len(axes) == 2 else 8)
     size = (4.5 * columns, 4.6 * -(-panels // columns) + 0.9)
-    made = _matplotlib("figure").Figure(figsize=size, dpi=130, layout="constrained")
-    flat = made.subplots(-(-panels // columns), columns, squeeze=False).ravel().tolist()
+    drawing = _matplotlib("figure").Figure(figsize=size, dpi=130, layout="constrained")
+    flat = drawing.subplots(-(-panels // columns), columns, squeeze=False).ravel().tolist()
     for number, axis in enumerate(axes):
         _axis_panel(flat[number], number, axis)
-    _blocks_panel(made, flat[len(axes)], plan, axes)
+    _blocks_panel(drawing, flat[len(axes)], plan, axes)
     _neighborhoods(flat[len(axes) + 1 :], axes)
-    _finish(made, flat, plan, axes)
-    return made
+    _finish(drawing, flat, plan, axes)
+    return drawing
 
 
 def save(made: Any, path: str | Path) -> None:
@@ -233,7 +233,7 @@ def _words(axes: Any, text: str) -> None:
     axes.text(0.5, 0.5, textwrap.fill(text, 36), ha="center", va="center", transform=axes.transAxes)
 
 
-def _blocks_panel(made: Any, panel: Any, plan: Plan, axes: Sequence[BoundAxis]) -> None:
+def _blocks_panel(drawing: Any, panel: Any, plan: Plan, axes: Sequence[BoundAxis]) -> None:
     """Draws the blocks that the chosen program computes, in the colour of their attended share."""
     cost, name = plan.chosen.cost, f"{plan.chosen.name} on {plan.request.device.name}"
     useful = 100 * cost.useful_pairs / max(cost.computed_pairs, 1) if cost else 0
@@ -350,7 +350,7 @@ def _attended_shares(axis: BoundAxis, query: int, tile: int) -> NDArray[np.float
     return np.array([row[at : at + tile].mean() for at in range(0, axis.keys, tile)])
 
 
-def _finish(made: Any, panels: Sequence[Any], plan: Plan, axes: Axes) -> None:
+def _finish(drawing: Any, panels: Sequence[Any], plan: Plan, axes: Axes) -> None:
     """Adds title and legend, and removes empty frames."""
     for panel in panels:
         if not panel.has_data() and not panel.texts:
@@ -358,7 +358,7 @@ def _finish(made: Any, panels: Sequence[Any], plan: Plan, axes: Axes) -> None:
     total = math.prod(axis.queries * axis.keys for axis in axes)
     pairs = f"{geometry.pairs(axes)} of {total} pairs; {mask_symbols.keys_read(axes)}"
     title = textwrap.fill(repr(plan.request.mask), 48 * max(2, len(axes)))
-    made.suptitle(f"{title}\n{pairs}", fontsize=11)
+    drawing.suptitle(f"{title}\n{pairs}", fontsize=11)
     patch, axis = _matplotlib("patches").Patch, _matplotlib("lines").Line2D
     images = [image for panel in panels for image in panel.images if _is_kinds(image)]
     seen = {int(kind) for image in images for kind in np.unique(image.get_array())}
@@ -373,7 +373,9 @@ def _finish(made: Any, panels: Sequence[Any], plan: Plan, axes: Axes) -> None:
         handles.append(
             axis([], [], **look, markerfacecolor="none", label="own position, not attended")
         )
-        made.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=9, frameon=False)
+        drawing.legend(
+            handles=handles, loc="outside lower center", ncols=4, fontsize=9, frameon=False
+        )
 
 
 def _is_kinds(image: Any) -> bool:

@@ -60,9 +60,9 @@ _ALIASES = {"use_fna": "use_fused_na", "is_fna_enabled": "is_fused_na_enabled"}
 def switches() -> dict[str, Any]:
     """Returns all switches by name, with their initial values.
 
-    >>> made = switches()
-    >>> made["use_fused_na"](True)
-    >>> made["is_fna_enabled"]()
+    >>> functions = switches()
+    >>> functions["use_fused_na"](True)
+    >>> functions["is_fna_enabled"]()
     True
     """
     state: dict[str, Any] = {"memory": MemoryUsagePreference.Default}
