@@ -231,9 +231,9 @@ def _check_rules(axis: Axis) -> None:
         }
         for name, (is_plain, legal) in plain.items():
             if not is_plain:
-                value = getattr(axis, name)
                 raise MaskError(
-                    f'border="wrap" is circular and does not support {name}={value!r}.',
+                    'border="wrap" is circular and does not support '
+                    f"{name}={getattr(axis, name)!r}.",
                     f'{name}={legal!r}, or border="clip".',
                 )
     if not holds(axis.prefix == 0) and (axis.border == "wrap" or not holds(axis.dilation == 1)):

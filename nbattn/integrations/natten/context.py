@@ -74,8 +74,8 @@ def switches() -> dict[str, Any]:
     functions |= {name: lambda *_, value=value: value for name, value in _ABILITIES.items()}
     functions |= _fused(state)
     functions |= {name: functions[current] for name, current in _ALIASES.items()}
-    functions |= _autotuner() | _memory(state) | _determinism()
-    return functions | {"has_cuda": torch.cuda.is_available}
+    everything = functions | _autotuner() | _memory(state) | _determinism()
+    return everything | {"has_cuda": torch.cuda.is_available}
 
 
 def _setter(name: str, state: dict[str, Any]) -> Callable[[bool], None]:
