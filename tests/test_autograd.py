@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
-from operator_calls import CAUSAL, DIM, equal, inputs, random, train
+from operator_calls import BACKENDS, CAUSAL, COMPILES, DIM, ENGINES, equal, inputs, random, train
 from torch import Tensor
 from torch.autograd import forward_ad, gradgradcheck
 from torch.utils.checkpoint import checkpoint
@@ -15,20 +13,7 @@ import nbattn
 import nbattn.functional  # defines the operators
 from nbattn import BackendError
 
-pytestmark = [  # what torch's own compiler and forward AD warn of
-    pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning"),
-]
-
-BACKENDS = ("reference", "tiled", "sdpa")
-ENGINES = ("tiled", "sdpa")
-
-
-@pytest.fixture(autouse=True)
-def fresh_compiler() -> Iterator[None]:
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
+pytestmark = COMPILES
 
 
 @pytest.mark.parametrize("backend", ENGINES)

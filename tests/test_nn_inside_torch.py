@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from operator_calls import COMPILES
 from small_layers import CROSS, PLANE, Recorder, build, case, random
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounter
@@ -16,13 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 import nbattn
 
-pytestmark = [  # what torch's own compiler warns of
-    pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning"),
-]
-
-
-# Inside torch.
+pytestmark = COMPILES
 
 
 def train(layer: Callable[..., Tensor], *tokens: Tensor, **named: Any) -> list[Tensor]:
@@ -40,14 +35,6 @@ def same(found: list[Tensor], wanted: list[Tensor], limit: float = 1e-10) -> Non
         torch.testing.assert_close(one, other, rtol=limit, atol=limit)
 
 
-@pytest.fixture
-def fresh_compiler() -> Iterator[None]:
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
-
-
-@pytest.mark.usefixtures("fresh_compiler")
 @pytest.mark.parametrize("name", ["plane_context", "line_grouped_heads", "reference"])
 def test_compiled_equals_eager(name: str) -> None:
     layer, _, tokens, named = case(name)
@@ -60,7 +47,6 @@ def test_compiled_equals_eager(name: str) -> None:
         same([compiled(*given, **rest)], [layer(*given, **rest)])
 
 
-@pytest.mark.usefixtures("fresh_compiler")
 def test_a_batch_of_another_size_compiles_at_most_once_more() -> None:
     layer, counter = build(PLANE, kv_heads=2, qk_transform=Recorder()), CompileCounter()
     layer.qk_transform.forward = lambda query, key: (query * 2, key)
@@ -71,7 +57,6 @@ def test_a_batch_of_another_size_compiles_at_most_once_more() -> None:
     assert counter.frame_count <= 2
 
 
-@pytest.mark.usefixtures("fresh_compiler")
 @pytest.mark.parametrize("compiled", [False, True])
 def test_autocast_is_the_layer_in_that_dtype(compiled: bool) -> None:
     """Exactly: inputs are cast once, and nothing inside once more."""
@@ -97,7 +82,6 @@ def test_autocast_is_the_layer_in_that_dtype(compiled: bool) -> None:
         )
 
 
-@pytest.mark.usefixtures("fresh_compiler")
 @pytest.mark.parametrize("fullgraph", [False, True])
 def test_a_mistake_is_told_from_inside_a_compiled_layer(fullgraph: bool) -> None:
     compiled = torch.compile(build(PLANE), fullgraph=fullgraph, backend="eager")

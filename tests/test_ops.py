@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from operator_calls import (
+    BACKENDS,
     BATCH,
     CAUSAL,
+    COMPILES,
     DIM,
+    ENGINES,
     HEADS,
     KEY_HEADS,
     MASKS,
@@ -29,22 +32,8 @@ import nbattn
 import nbattn.functional  # defines the operators
 from nbattn import Axis, BackendError, Mask
 
-pytestmark = [  # what torch's own compiler and forward AD warn of
-    pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning"),
-]
+pytestmark = COMPILES
 Count = Callable[[str, int], None]
-Tensors = dict[str, Tensor]
-
-BACKENDS = ("reference", "tiled", "sdpa")
-ENGINES = ("tiled", "sdpa")
-
-
-@pytest.fixture(autouse=True)
-def fresh_compiler() -> Iterator[None]:
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
 
 
 # The operators themselves.

@@ -5,11 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
 from nbattn import Axis, Mask
 
+# Of tests that compile: no graphs of other tests, and what torch's own compiler and forward AD warn
+# of.
+COMPILES = [
+    pytest.mark.usefixtures("fresh_compiler"),
+    pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning"),
+]
+BACKENDS = ("reference", "tiled", "sdpa")
+ENGINES = ("tiled", "sdpa")
 Tensors = dict[str, Tensor]
 CAUSAL = Mask(Axis(causal=True))
 WINDOW = Mask(Axis(3, 2))

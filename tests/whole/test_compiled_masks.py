@@ -17,18 +17,12 @@ from torch.fx.experimental import sym_node
 import nbattn
 from nbattn import Axis, Mask, MaskError, NeighborhoodAttention
 
+pytestmark = pytest.mark.usefixtures("fresh_compiler")
 Count = Callable[[str, int], None]
 STEPS, CACHE = 200, 300
 # Torch 2.8's compiler shows no words of our errors with `fullgraph`, and is told to capture lengths
 # that come from data.
 OLD = not hasattr(sym_node, "DynamicInt")
-
-
-@pytest.fixture(autouse=True)
-def fresh_compiler() -> Iterator[None]:
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:

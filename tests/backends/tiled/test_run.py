@@ -40,7 +40,8 @@ def check(mask: Mask, queries: Space, keys: Space, tile: Space, seed: int = 0) -
     loss = (out * upward).sum() + (lse.masked_fill(lse == -torch.inf, 0) * lse_upward).sum()
     wanted = torch.autograd.grad(loss, leaves, allow_unused=True)
 
-    program = Program((Call(whole(queries), whole(keys), TiledArguments(geometry.bind(mask, queries, keys), tile)),))  # fmt: skip  # noqa: E501
+    arguments = TiledArguments(geometry.bind(mask, queries, keys), tile)
+    program = Program((Call(whole(queries), whole(keys), arguments),))
     plain = [t.detach() for t in leaves]
     rest = (plain[3], None, plain[4], plain[5]) if extras else (None,) * 4
     inputs = Inputs(*plain[:3], *rest, scale=0.5, softcap=None)
