@@ -7,11 +7,12 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from work import lines
+from work import frames, lines
 
 import nbattn
 from nbattn import Axis, Mask, execute, known_calls
@@ -20,6 +21,7 @@ from nbattn.planner import planner
 MASK = Mask.sliding_window(3)
 FLAT = torch.randn(2, 12, 4, 8)
 NARROW = torch.randn(2, 12, 2, 8)
+PACKAGE = str(Path(nbattn.__file__).parent)
 OPTIONS = (MASK, None, "auto", (), (), False)  # of a call with defaults
 
 
@@ -186,6 +188,12 @@ def test_a_known_call_runs_few_lines_of_python() -> None:
     """Of 500 that checks and look-ups took every time."""
     nbattn.attention(**base())
     assert lines(partial(nbattn.attention, **base())) <= 280
+    tokens = torch.randn(1, 16, 4, 32)
+    call = partial(nbattn.attention, tokens, tokens, tokens, MASK)
+    call()
+    entered = frames(call)
+    assert len(entered) <= 40
+    assert len({file for file in entered if file.startswith(PACKAGE)}) <= 6
 
 
 def test_what_is_kept_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:

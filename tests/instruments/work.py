@@ -47,6 +47,26 @@ def lines(run: Callable[[], object]) -> int:
     return count
 
 
+def frames(run: Callable[[], object]) -> list[str]:
+    """The file of every Python function that a call enters."""
+    files: list[str] = []
+
+    def see(frame: FrameType, event: str, _argument: object) -> None:
+        if event == "call":
+            files.append(frame.f_code.co_filename)
+
+    before, collects = sys.getprofile(), gc.isenabled()
+    gc.disable()
+    sys.setprofile(see)
+    try:
+        run()
+    finally:
+        sys.setprofile(before)
+        if collects:
+            gc.enable()
+    return files
+
+
 def peak(run: Callable[[], object]) -> int:
     """Bytes that a call holds at its peak, above what there was; numpy's arrays are among them.
 
