@@ -319,7 +319,7 @@ def check_traits_given(require: object, forbid: object) -> None:
             raise InputError(f"{name}={traits!r} is a string.", f"{name}=({traits!r},).")
         if not isinstance(traits, Sequence):
             names = tuple(sorted(traits)) if isinstance(traits, (set, frozenset)) else ()
-            raise InputError(f"{name}={traits!r} is no tuple of names.", f"{name}={names!r}.")
+            raise InputError(f"{name}={traits!r} is not a tuple of names.", f"{name}={names!r}.")
 
 
 def check_plan(
@@ -344,7 +344,7 @@ def check_plan(
             shown = tuple(shape)
             if type(wrong) is int and wrong > LONGEST:
                 raise InputError(f"{name}: {wrong} is beyond {LONGEST}.", fix)
-            raise InputError(f"{name}={shown!r}: {wrong!r} is no length.", fix)
+            raise InputError(f"{name}={shown!r}: {wrong!r} is not a length.", fix)
     for name, value, low in (("value_dim", value_dim, 1), ("extra_keys", extra_keys, 0)):
         if (value is None and low) or (type(value) is int and value >= 0):
             continue

@@ -10,8 +10,8 @@ class NbattnError(Exception):
     """Base class of every error that nbattn raises on purpose."""
 
     def __init__(self, problem: str, fix: str = "", where: str = "") -> None:
-        """Stores the parts, so that a public function can add what an inner one did not know. They
-        are positional: of an error raised while it traces, torch.compile shows only these.
+        """Stores the parts, so that a public function can add what an inner one does not have. They
+        are positional: of an error raised during tracing, torch.compile shows only these.
 
         Args:
             problem: what is wrong, with both numbers.

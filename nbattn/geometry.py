@@ -318,8 +318,8 @@ class BoundAxis:
             last = group.start + group.queries - 1
             end = self._hull(group, group.start + full * size, last).counts()
             rows = group.queries - full * size
-            found = (full + 1, group.queries, keys + end, size * keys + rows * end)
-            totals = [total + group.size * n for total, n in zip(totals, found, strict=True)]
+            of_group = (full + 1, group.queries, keys + end, size * keys + rows * end)
+            totals = [total + group.size * n for total, n in zip(totals, of_group, strict=True)]
         return TileTotals(*totals)
 
     def tiles(self, size: int) -> Iterator[AxisTile]:

@@ -382,7 +382,8 @@ def as_space(space: Space, name: str = "space") -> tuple[int, ...]:
         is_whole = hasattr(length, "__index__") and not isinstance(length, bool)
         if not is_whole or operator.index(length) < 0:
             raise MaskError(
-                f"{name}={space!r}: {length!r} is no length.", "whole numbers >= 0, one per axis."
+                f"{name}={space!r}: {length!r} is not a length.",
+                "whole numbers >= 0, one per axis.",
             )
     return tuple(map(operator.index, lengths))
 

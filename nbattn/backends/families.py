@@ -156,7 +156,8 @@ INSTALL = {
     "cupy": 'pip install "cupy-cuda13x>=14.2,<15" "nvidia-cuda-nvrtc>=13.0,<14" '
     '"nvidia-cuda-runtime>=13.0,<14"',
     "flash-attn": "pip install flash-attn",
-    "flash-attn-3": "flash-attn 3, built from its hopper folder",
+    "flash-attn-3": "pip install "
+    '"git+https://github.com/Dao-AILab/flash-attention#subdirectory=hopper"',
     "flash-attn-4": "pip install --pre flash-attn-4",
 }
 _ROWS = {row.name: (family, row) for family in FAMILIES for row in family.backends}

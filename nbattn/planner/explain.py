@@ -90,7 +90,7 @@ def candidate_lines(plan: Plan, *, every: bool) -> Iterator[Line]:
         elif runner not in offering:
             yield Line("refused", runner, "", 0.0, (_shared_reason(own),))
     if by_name:
-        text = f"only when asked for: backend={by_name[0]!r}"
+        text = f"only if requested: backend={by_name[0]!r}"
         yield Line("by name", ", ".join(by_name), "", 0.0, (text,))
 
 
@@ -108,8 +108,9 @@ def _shared_reason(candidates: Sequence[Candidate]) -> str:
     """Why a backend offers nothing: what its candidates share, else the reason of the first one
     whose packages are installed.
     """
-    able = [one for one in candidates if one.reasons[0].limit not in ("package", "provider")]
-    first, *others = (candidate.reasons[0].text for candidate in able or candidates)
+    reasons = [candidate.reasons[0] for candidate in candidates]
+    installed = [reason for reason in reasons if reason.limit not in ("package", "provider")]
+    first, *others = (reason.text for reason in installed or reasons)
     different = sum(text != first for text in others)
     return first if not different else f"{first} (and {different} more, explain(all=True))"
 

@@ -83,14 +83,14 @@ def _pieces(axis: BoundAxis, group: Classes, strip: Strip) -> Iterator[Piece]:
 def _strips(axis: Axis, group: Classes) -> list[Strip]:
     """Stride 1: the window's own band, with its borders, and the prefix."""
     start, stop, keys = group.start, group.start + group.queries, group.keys
-    found = [
+    strips = [
         replace(strip, u=max(strip.u, start), u_stop=min(strip.u_stop, stop))
         for strip in _bordered(axis, start, stop, keys)
     ]
     prefix = min(axis.prefix, keys)
     if not prefix or (axis.causal and axis.left is None):
-        return found
-    rest = [_from_key(strip, prefix) for strip in found]
+        return strips
+    rest = [_from_key(strip, prefix) for strip in strips]
     return [*rest, Strip(start, stop, 0, prefix, CAUSAL if axis.causal else FULL, joins=True)]
 
 

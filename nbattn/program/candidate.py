@@ -21,7 +21,7 @@ class Candidate:
         strategy: the name of what it does, one of its family's strategies.
         traits: the rewrites that it uses in addition.
         program: its calls, or None if they cannot express the mask.
-        cost: its work and bound, or None without a program.
+        cost: its work and estimated time, or None without a program.
         reasons: why it is refused; empty if it is accepted.
     """
 

@@ -1,9 +1,10 @@
 """The cost of a candidate: its work, counted in closed form, and the one number that ranks
 candidates.
 
-That number is the measured time if there is one, else a bound: max(flops / rate, bytes /
-bandwidth) + copies / bandwidth + calls x launch, with the rates of `program/device.py`. On the CPU
-the tiled engine's bound is the fitted model of `backends/tiled/costs.py`.
+That number is the measured time if there is one, else an estimate, the roofline bound max(flops /
+rate, bytes / bandwidth) + copies / bandwidth + calls x launch, with the rates of
+`program/device.py`. On the CPU the tiled engine's estimate is the fitted model of
+`backends/tiled/costs.py`.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ class Cost:
         flops: of the computed pairs, forward and backward.
         bytes: the least that is moved: inputs and outputs once, copies twice.
         calls: kernel launches.
-        bound: the fewest seconds that this model allows; never a measured time.
+        bound: estimated seconds, the roofline bound of this model; never a measured time.
         measured: seconds on this device, or None.
     """
 
@@ -45,7 +46,7 @@ class Cost:
 
     @property
     def seconds(self) -> float:
-        """The number that ranks candidates: the measured time, else the bound."""
+        """The number that ranks candidates: the measured time, else the estimate."""
         return self.bound if self.measured is None else self.measured
 
     def to_dict(self) -> dict[str, Any]:

@@ -41,10 +41,10 @@ def dense_pieces(axis: BoundAxis) -> list[Piece] | str:
         return PART_OF_AN_AXIS
     pieces: list[Piece] = []
     for group in axis.classes():
-        found = _class_pieces(axis, group)
-        if isinstance(found, str):
-            return found
-        pieces += found
+        of_group = _class_pieces(axis, group)
+        if isinstance(of_group, str):
+            return of_group
+        pieces += of_group
         if len(pieces) > _PIECE_LIMIT:
             return f"needs more than {_PIECE_LIMIT} dense pieces"
     return pieces

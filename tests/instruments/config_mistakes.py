@@ -345,7 +345,7 @@ negative length
     [plans.train]
     mask = "encoder"
     query = [1, -8, 2, 8]
-plans.train.query: query_shape=(1, -8, 2, 8): -8 is no length; fix: query_shape=[B, *space, H, D], whole numbers >= 0.
+plans.train.query: query_shape=(1, -8, 2, 8): -8 is not a length; fix: query_shape=[B, *space, H, D], whole numbers >= 0.
 
 unknown names in a plan, all of them
     toml

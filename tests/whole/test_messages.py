@@ -302,15 +302,15 @@ Mask(Axis(1, 1, align="bottom-right", offset=3)).to_flash()
 
 LENGTHS = """
 Mask(Axis(1, 1)).dense(-1)
-    MaskError: query_space=-1: -1 is no length.
+    MaskError: query_space=-1: -1 is not a length.
       fix:   whole numbers >= 0, one per axis.
 
 Mask(Axis(1, 1)).dense(3.0)
-    MaskError: query_space=3.0: 3.0 is no length.
+    MaskError: query_space=3.0: 3.0 is not a length.
       fix:   whole numbers >= 0, one per axis.
 
 Mask(Axis(1, 1)).dense(4, "5")
-    MaskError: key_space='5': '5' is no length.
+    MaskError: key_space='5': '5' is not a length.
       fix:   whole numbers >= 0, one per axis.
 
 Mask(Axis(1, 1)).dense(1 << 20)
@@ -568,7 +568,7 @@ attention(q, q, q, window, require="tile")
       fix:   require=('tile',).
 
 attention(q, q, q, window, require=None)
-    InputError: require=None is no tuple of names.
+    InputError: require=None is not a tuple of names.
       fix:   require=().
 
 attention(q, q, q, window, require=("crop",))
@@ -653,15 +653,15 @@ plan(window, (1, 8, 2))
       fix:   query as [B, X, H, D].
 
 plan(window, (-1, 8, 2, 16))
-    InputError: query_shape=(-1, 8, 2, 16): -1 is no length.
+    InputError: query_shape=(-1, 8, 2, 16): -1 is not a length.
       fix:   query_shape=[B, *space, H, D], whole numbers >= 0.
 
 plan(window, (1, 8, 2.0, 16))
-    InputError: query_shape=(1, 8, 2.0, 16): 2.0 is no length.
+    InputError: query_shape=(1, 8, 2.0, 16): 2.0 is not a length.
       fix:   query_shape=[B, *space, H, D], whole numbers >= 0.
 
 plan(window, (1, -8, 2, 16))
-    InputError: query_shape=(1, -8, 2, 16): -8 is no length.
+    InputError: query_shape=(1, -8, 2, 16): -8 is not a length.
       fix:   query_shape=[B, *space, H, D], whole numbers >= 0.
 
 plan(window, shape, (1, 8, 3, 16))
