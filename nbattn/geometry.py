@@ -155,31 +155,9 @@ class BoundAxis:
         queries, keys = self.lengths
         return self.spec.align is not None or queries == keys
 
-    def classes(self) -> list[Classes]:
+    def classes(self) -> tuple[Classes, ...]:
         """The residue classes that have queries, alike ones together: at most six groups."""
-        d, o, first, length = self.spec.dilation, self.offset, self.first_key, self.lengths[1]
-        inner = (o, o + self.queries, length, first, first + self.keys)
-        ends = sorted({0, d, *(position % d for position in inner)}) if d > 1 else [0, 1]
-        groups: list[Classes] = []
-        for residue, end in pairwise(ends):
-            start = _ceil_div(o - residue, d)
-            queries = _ceil_div(o + self.queries - residue, d) - start
-            skip = max(0, _ceil_div(first - residue, d))
-            keys = max(0, _ceil_div(first + self.keys - residue, d)) - skip
-            if queries > 0:
-                groups.append(
-                    Classes(
-                        residue + d * skip - first,
-                        end - residue,
-                        keys,
-                        start,
-                        queries,
-                        residue + d * start - o,
-                        max(0, _ceil_div(length - residue, d)),
-                        skip,
-                    )
-                )
-        return groups
+        return _classes(self)
 
     def rows(self, u: Any, group: Classes) -> Rows:
         """The keys of the queries at class coordinates `u`, counted from the first one held."""
@@ -188,11 +166,11 @@ class BoundAxis:
 
     def key_intervals(self, query: int) -> tuple[Run, ...]:
         """The keys of a query: at most two runs (start, count), the dilation apart, in order."""
-        u, group = self._place(query + self.offset)
+        u, group = self.place(query + self.offset)
         low, lo, hi = self.rows(u, group)
         return _runs(((0, low), (lo, hi)), group.first, self.spec.dilation)
 
-    def _place(self, position: int) -> tuple[int, Classes]:
+    def place(self, position: int) -> tuple[int, Classes]:
         """The class coordinate of a query's position, and its class."""
         d, first = self.spec.dilation, self.first_key
         u, residue = divmod(position, d)
@@ -432,12 +410,40 @@ def check_dense(queries: int, keys: int) -> None:
         )
 
 
+@lru_cache(16)  # every candidate of a request asks
+def _classes(axis: BoundAxis) -> tuple[Classes, ...]:
+    """The residue classes of an axis."""
+    d, o, first, length = axis.spec.dilation, axis.offset, axis.first_key, axis.lengths[1]
+    inner = (o, o + axis.queries, length, first, first + axis.keys)
+    ends = sorted({0, d, *(position % d for position in inner)}) if d > 1 else [0, 1]
+    groups: list[Classes] = []
+    for residue, end in pairwise(ends):
+        start = _ceil_div(o - residue, d)
+        queries = _ceil_div(o + axis.queries - residue, d) - start
+        skip = max(0, _ceil_div(first - residue, d))
+        keys = max(0, _ceil_div(first + axis.keys - residue, d)) - skip
+        if queries > 0:
+            groups.append(
+                Classes(
+                    residue + d * skip - first,
+                    end - residue,
+                    keys,
+                    start,
+                    queries,
+                    residue + d * start - o,
+                    max(0, _ceil_div(length - residue, d)),
+                    skip,
+                )
+            )
+    return tuple(groups)
+
+
 @lru_cache(16)
 def _counts(axis: BoundAxis) -> Ints:
     """Keys of every query of a short axis."""
     if axis.queries <= _FEWEST:
-        runs = (axis.key_intervals(query) for query in range(axis.queries))
-        return np.array([sum(count for _, count in run) for run in runs], dtype=np.int64)
+        rows = (axis.rows(*axis.place(u + axis.offset)) for u in range(axis.queries))
+        return np.array([row.counts() for row in rows], dtype=np.int64)
     return axis.query_rows(0, axis.queries)[1].counts()
 
 

@@ -113,6 +113,7 @@ def outcome(arguments: dict[str, Any]) -> tuple[str, list[torch.Tensor]]:
     "known", ["the same", "a softcap", "extra keys", "with its logsumexp", "trained"]
 )
 @pytest.mark.parametrize("name", CALLS)
+@pytest.mark.filterwarnings("ignore:Sparse CSR:UserWarning", "ignore:.*nested tensors:UserWarning")
 def test_a_call_after_a_known_one_is_as_if_alone(known: str, name: str) -> None:
     arguments = CALLS[name]()
     planner.KNOWN_CALLS.clear()
@@ -154,6 +155,7 @@ def test_kernels_never_get_a_negated_view(monkeypatch: pytest.MonkeyPatch) -> No
     assert not any(tensor.is_neg() for tensor in read)
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")  # torch's own tangents
 def test_what_torch_has_to_see_is_never_known() -> None:
     nbattn.attention(**base())
     run = partial(nbattn.attention, mask=MASK)

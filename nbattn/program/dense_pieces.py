@@ -54,6 +54,8 @@ def fold_into_heads(piece: Piece) -> Piece:
     """The piece with its groups in the heads: of the last axis of a contiguous tensor that is a
     view.
     """
+    if piece.query.groups == piece.key.groups == 1:
+        return piece
     return replace(
         piece, query=replace(piece.query, into="heads"), key=replace(piece.key, into="heads")
     )
@@ -66,7 +68,8 @@ def _class_pieces(axis: BoundAxis, group: Classes) -> list[Piece] | str:
     if not group.keys:
         return []
     first = axis.rows(group.start, group)
-    alike = first == axis.rows(group.start + group.queries - 1, group)
+    last = group.start + group.queries - 1
+    alike = last == group.start or first == axis.rows(last, group)
     (low, lo, hi), count = first, first.counts()
     # windows move one way, so equal ends mean equal rows, unless both are empty or only a prefix
     if alike and count and (not axis.spec.prefix or count == group.keys):

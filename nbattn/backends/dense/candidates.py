@@ -14,28 +14,29 @@ from nbattn.program.limits import Limits, Reason, over_grid, whole_axes
 from nbattn.program.program import Call, Program, View, whole
 from nbattn.program.request import Request
 
+_SDPA_ON = {"cpu": meaning.SDPA_CPU, "cuda": meaning.SDPA_CUDA}
+
 
 def candidates(request: Request, axes: Axes) -> list[Candidate]:
     """Returns the reference, SDPA by pieces, and SDPA with the mask as a matrix."""
-    return [make(request, axes) for make in (_reference, _sdpa_dense, _sdpa_mask)]
+    call = Call(whole(request.query_space), whole(request.key_space), meaning.DenseMask(axes))
+    matrix, useful = Program((call,)), geometry.pairs(axes)
+    return [
+        _reference(request, axes, matrix, useful),
+        _sdpa_dense(request, axes, useful),
+        _sdpa_mask(request, axes, matrix, useful),
+    ]
 
 
-def _reference(request: Request, axes: Axes) -> Candidate:
+def _reference(request: Request, axes: Axes, matrix: Program, useful: int) -> Candidate:
     """Returns the reference, which computes all pairs."""
     reasons = meaning.REFERENCE.reasons(request.needs) + whole_axes(axes)
-    cost = costs.reference(request, geometry.pairs(axes))
-    return Candidate("reference", "dense", (), _matrix(request, axes), cost, tuple(reasons))
-
-
-def _matrix(request: Request, axes: Axes) -> Program:
-    """Returns one call on whole tensors with the mask as a matrix."""
-    call = Call(whole(request.query_space), whole(request.key_space), meaning.DenseMask(axes))
-    return Program((call,))
+    cost = costs.reference(request, useful)
+    return Candidate("reference", "dense", (), matrix, cost, tuple(reasons))
 
 
 def _sdpa_limits(request: Request) -> Limits:
-    by_kind = {"cpu": meaning.SDPA_CPU, "cuda": meaning.SDPA_CUDA}
-    return by_kind.get(request.device.kind, meaning.SDPA)
+    return _SDPA_ON.get(request.device.kind, meaning.SDPA)
 
 
 def _over_grid(request: Request, program: Program) -> list[Reason]:
@@ -46,7 +47,7 @@ def _over_grid(request: Request, program: Program) -> list[Reason]:
     return [reason for reason in reasons if reason][:1]
 
 
-def _sdpa_dense(request: Request, axes: Axes) -> Candidate:
+def _sdpa_dense(request: Request, axes: Axes, useful: int) -> Candidate:
     """Returns unmasked or causal calls on views: folded, trimmed, with extra keys merged."""
     reasons = _sdpa_limits(request).reasons(request.needs)
     per_axis = [dense_pieces(axis) for axis in axes]
@@ -68,7 +69,7 @@ def _sdpa_dense(request: Request, axes: Axes) -> Candidate:
         strategy,
         traits,
         program,
-        costs.sdpa(request, program, geometry.pairs(axes)),
+        costs.sdpa(request, program, useful),
         tuple(reasons),
     )
 
@@ -114,7 +115,7 @@ def _traits(request: Request, calls: list[Call]) -> tuple[str, ...]:
     return tuple(sorted(traits))
 
 
-def _sdpa_mask(request: Request, axes: Axes) -> Candidate:
+def _sdpa_mask(request: Request, axes: Axes, matrix: Program, useful: int) -> Candidate:
     """Returns one call with the mask as a matrix, for small problems."""
     reasons = _sdpa_limits(request).reasons(request.needs)
     count = request.query_count * request.key_count
@@ -128,10 +129,7 @@ def _sdpa_mask(request: Request, axes: Axes) -> Candidate:
         reasons.append(Reason("mask", "does not support zero pairs of queries and keys"))
     elif geometry.has_empty_queries(axes):
         reasons.append(Reason("mask", "does not support queries without keys"))
-    program = _matrix(request, axes)
-    reasons += _over_grid(request, program)
+    reasons += _over_grid(request, matrix)
     if reasons:
         return Candidate("sdpa", "mask", (), None, None, tuple(reasons))
-    return Candidate(
-        "sdpa", "mask", (), program, costs.sdpa(request, program, geometry.pairs(axes))
-    )
+    return Candidate("sdpa", "mask", (), matrix, costs.sdpa(request, matrix, useful))

@@ -121,7 +121,7 @@ class Chunk:
         )
         self.sink = None if inputs.sink is None else self.of_heads(inputs.sink)
         self.key_range = None if inputs.key_range is None else inputs.key_range[items[0]]
-        self.tiles = plan.tiles(inputs.query.new_empty(0, dtype=self.exact), self.group, most)
+        self.tiles = plan.tiles(self.exact, inputs.query.device, self.group, most)
 
     def of_queries(self, tensor: Tensor) -> Tensor:
         """Returns this chunk of `[B, *space, H, D]` as `[b, hk, group, *space, D]`."""
@@ -191,8 +191,7 @@ class _TileWork:
             windows = span.unfold(-2, self.tile.last_width(), self.tile.shift)
             parts = [windows.movedim(-3, 2).mT.reshape(self.count, -1, size)]
         else:
-            boxes = (tensor[(_EVERY, _EVERY, *box)] for box in self.tile.keys)
-            parts = [box.reshape(self.count, -1, size) for box in boxes]
+            parts = [box.reshape(self.count, -1, size) for box in _boxes(tensor, self.tile)]
         if extra is not None:
             copies = extra[:, :, None].expand(-1, -1, repeat, -1, -1)
             parts.append(copies.reshape(self.count, -1, size))
@@ -236,15 +235,16 @@ class _TileWork:
     def _scores(self) -> Tensor:
         """Computes the scaled, capped and masked scores, with the sink as the last column."""
         chunk, exact = self.chunk, self.chunk.exact
-        query, key = self.query.to(exact), self.key.to(exact)
+        query, key = _cast(self.query, exact), _cast(self.key, exact)
         width = self.width + (chunk.sink is not None)
         whole = query.new_empty((query.shape[0], query.shape[1], width))
-        scores = whole[..., : self.width]
+        scores = self.without_sink(whole)
         cap, bias = chunk.inputs.softcap, self._bias()
         scale = chunk.inputs.scale if cap is None else chunk.inputs.scale / cap
-        start = query.new_zeros(()) if bias is None or cap is not None else bias
-        beta = 0 if start.dim() == 0 else 1
-        torch.baddbmm(start, query, key.mT, beta=beta, alpha=scale, out=scores)
+        if bias is None or cap is not None:
+            scores.baddbmm_(query, key.mT, beta=0, alpha=scale)
+        else:
+            torch.baddbmm(bias, query, key.mT, alpha=scale, out=scores)
         if cap is not None:
             scores.tanh_()
             self.capped = scores.clone() if self.keep_capped else None
@@ -266,9 +266,24 @@ class _TileWork:
         return torch.nn.functional.pad(bias, (0, extra)) if bias is not None and extra else bias
 
     def times_values(self, weights: Tensor) -> Tensor:
-        """Returns weights times values, without the sink, which has no value."""
-        part = weights[..., : self.width].to(self.chunk.product)
-        return torch.bmm(part, self.value.to(self.chunk.product))
+        """Returns weights times values."""
+        dtype = self.chunk.product
+        return torch.bmm(_cast(self.without_sink(weights), dtype), _cast(self.value, dtype))
+
+    def without_sink(self, columns: Tensor) -> Tensor:
+        """Returns the columns of the keys; the last column is the sink's, if there is one."""
+        return columns if self.chunk.sink is None else columns[..., : self.width]
+
+
+def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    return tensor if tensor.dtype is dtype else tensor.to(dtype)  # torch's own check costs a call
+
+
+def _boxes(view: Tensor, tile: Tile) -> list[Tensor]:
+    """Returns the tile's keys in `[b, hk, *space, D]`, box after box."""
+    if tile.has_all_keys:
+        return [view]
+    return [view[(_EVERY, _EVERY, *box)] for box in tile.boxes()]
 
 
 def _outside(key_range: Tensor, box: tuple[slice, ...], space: torch.Size) -> Tensor:
@@ -284,7 +299,7 @@ def _outside(key_range: Tensor, box: tuple[slice, ...], space: torch.Size) -> Te
 
 def _split(view: Tensor, tile: Tile) -> Tensor:
     """Returns the tile's part of `[b, hk, group, *space, D]`, with repeats after the heads."""
-    part = view[(_EVERY, _EVERY, _EVERY, *tile.queries)]
+    part = view if tile.has_all_queries else view[(_EVERY, _EVERY, _EVERY, *tile.queries)]
     return part.unflatten(-2, (tile.repeat, -1)).movedim(-3, 2) if tile.repeat > 1 else part
 
 
@@ -321,34 +336,39 @@ class _ChunkGradients:
         work = _TileWork(self.chunk, tile, keep_capped=True)
         weights, _ = work.weights(want_lse=False)
         dtype = self.chunk.product
-        upstream = work.rows(self.grad_out).to(dtype)
+        upstream = _cast(work.rows(self.grad_out), dtype)
         grad_scores = self._grad_scores(work, weights, upstream)
         self._add(
-            work, self.value, self.extra_value, weights[..., : work.width].to(dtype), upstream, 1.0
+            work,
+            self.value,
+            self.extra_value,
+            _cast(work.without_sink(weights), dtype),
+            upstream,
+            1.0,
         )
         if self.sink is not None:
             sizes = (*self.chunk.heads, tile.repeat, self.chunk.group, -1)
             self.sink.add_(grad_scores[..., -1].reshape(sizes).sum(dim=(0, 2, 4)))
-        products = grad_scores[..., : work.width].to(dtype)
+        products = _cast(work.without_sink(grad_scores), dtype)
         _store(
             self.query,
             tile,
-            torch.bmm(products, work.key.to(dtype)).mul_(self.scale),
+            torch.bmm(products, _cast(work.key, dtype)).mul_(self.scale),
         )
-        self._add(work, self.key, self.extra_key, products, work.query.to(dtype), self.scale)
+        self._add(work, self.key, self.extra_key, products, _cast(work.query, dtype), self.scale)
 
     def _grad_scores(self, work: _TileWork, weights: Tensor, upstream: Tensor) -> Tensor:
         """Returns the gradient of the scores before cap and mask: weights x (dP - sum(dP x
         weights)), times the derivative of the cap.
         """
-        grad = torch.bmm(upstream, work.value.to(upstream.dtype).mT).to(weights.dtype)
+        grad = _cast(torch.bmm(upstream, _cast(work.value, upstream.dtype).mT), weights.dtype)
         if self.sink is not None:
             grad = torch.nn.functional.pad(grad, (0, 1))
         grad = torch.ops.aten._softmax_backward_data(grad, weights, -1, weights.dtype)
         if self.grad_lse is not None:
             grad.addcmul_(weights, work.rows(self.grad_lse))
         if work.capped is not None:
-            grad[..., : work.width].mul_(1 - work.capped.square())
+            work.without_sink(grad).mul_(1 - work.capped.square())
         return grad
 
     def _add(
@@ -361,7 +381,7 @@ class _ChunkGradients:
         alpha: float,
     ) -> None:
         """Adds alpha x left^T x right `[n, width, D]` at the positions of the tile's keys."""
-        boxes = [view[(_EVERY, _EVERY, *box)] for box in work.tile.boxes()]
+        boxes = _boxes(view, work.tile)
         alone = len(boxes) == 1 and extra is None
         if alone and view.dim() == 4 and view.shape[0] == 1 and left.dtype == view.dtype:
             boxes[0][0].baddbmm_(left.mT, right, alpha=alpha)

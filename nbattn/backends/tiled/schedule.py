@@ -40,7 +40,8 @@ class AxisPart(NamedTuple):
 class Tile(NamedTuple):
     """Equal tiles along the last axis: the slices of q of all tiles, the boxes of k of the first.
 
-    A tile has several boxes if windows wrap or leave a gap after a prefix; then `repeat` is 1.
+    A tile has several boxes if windows wrap or leave a gap after a prefix; then `repeat` is 1. With
+    `has_all_queries` or `has_all_keys`, its slices are those of the whole tensor.
     """
 
     queries: tuple[slice, ...]
@@ -51,6 +52,8 @@ class Tile(NamedTuple):
     has_empty_rows: bool
     repeat: int
     shift: int
+    has_all_queries: bool
+    has_all_keys: bool
 
     def boxes(self) -> Iterator[tuple[slice, ...]]:
         """Yields the key boxes of every tile, one after another."""
@@ -81,6 +84,7 @@ class Schedule:
 
     def __init__(self, call: TiledArguments) -> None:
         """Cuts every axis into tiles; `tiles` combines those of all axes."""
+        self._spaces = [(range(axis.queries), range(axis.keys)) for axis in call.axes]
         self._patterns: list[dict[tuple[object, ...], int]] = [{} for _ in call.axes]
         self._samples: list[list[AxisTile]] = [[] for _ in call.axes]
         self._axes = [
@@ -106,14 +110,16 @@ class Schedule:
         keys = tuple(_slice(start, count, step) for start, count in tile.keys)
         return AxisPart(_slice(*tile.queries, step), keys, tile.queries[1], tile.width, number)
 
-    def tiles(self, like: Tensor, group: int, most: int) -> Iterable[Tile]:
-        """Returns all tiles, up to `most` equal ones at once, with additive masks in the dtype and
-        on the device of `like`, repeated for `group` query heads. A few tiles are kept.
+    def tiles(
+        self, dtype: torch.dtype, device: torch.device, group: int, most: int
+    ) -> Iterable[Tile]:
+        """Returns all tiles, up to `most` equal ones at once, with additive masks of this dtype on
+        this device, repeated for `group` query heads. A few tiles are kept.
         """
-        key = (like.dtype, like.device, group, most)
+        key = (dtype, device, group, most)
         if key in self._tiles:
             return self._tiles[key]
-        tiles = self._make_tiles(like, group, most)
+        tiles = self._make_tiles(*key)
         if math.prod(len(parts) for parts in self._axes) > _KEPT_TILES:
             return tiles
         few = tuple(tiles)
@@ -121,20 +127,32 @@ class Schedule:
             self._tiles[key] = few
         return few
 
-    def _make_tiles(self, like: Tensor, group: int, most: int) -> Iterator[Tile]:
+    def _make_tiles(
+        self, dtype: torch.dtype, device: torch.device, group: int, most: int
+    ) -> Iterator[Tile]:
         """Yields the tiles, one after another."""
         for parts in product(*self._axes[:-1], self._batches(most)):
-            bias, has_empty_rows = self._mask(tuple(part.pattern for part in parts), like, group)
+            patterns = tuple(part.pattern for part in parts)
+            bias, has_empty_rows = self._mask(patterns, dtype, device, group)
+            queries = tuple(part.queries for part in parts)
+            boxes = tuple(product(*(part.keys for part in parts)))
             yield Tile(
-                tuple(part.queries for part in parts),
-                tuple(product(*(part.keys for part in parts))),
+                queries,
+                boxes,
                 math.prod(part.rows for part in parts),
                 math.prod(part.width for part in parts),
                 bias,
                 has_empty_rows,
                 parts[-1].repeat,
                 parts[-1].shift,
+                self._is_whole(queries, 0),
+                len(boxes) == 1 and self._is_whole(boxes[0], 1),
             )
+
+    def _is_whole(self, box: tuple[slice, ...], side: int) -> bool:
+        """Whether a box has all queries (side 0) or all keys (side 1), in order."""
+        spaces = (both[side] for both in self._spaces)
+        return all(space[part] == space for part, space in zip(box, spaces, strict=True))
 
     def _batches(self, most: int) -> list[AxisPart]:
         """Returns the tiles of the last axis; equal neighbours are joined if the tiles of every
@@ -147,17 +165,18 @@ class Schedule:
         return self._joined[most]
 
     def _mask(
-        self, patterns: tuple[int, ...], like: Tensor, group: int
+        self, patterns: tuple[int, ...], dtype: torch.dtype, device: torch.device, group: int
     ) -> tuple[Tensor | None, bool]:
-        key = (patterns, like.dtype, like.device, group)
+        key = (patterns, dtype, device, group)
         if key in self._bias:
             return self._bias[key]
         samples = [self._samples[axis][number] for axis, number in enumerate(patterns)]
         no_keys = math.prod(tile.width for tile in samples) == 0
         mask: tuple[Tensor | None, bool] = (None, no_keys)
         if not no_keys and not all(tile.is_full for tile in samples):
-            allowed = _allowed(samples).repeat(group, 1).to(like.device)
-            bias = like.new_zeros(allowed.shape).masked_fill_(~allowed, _NO_KEYS)
+            allowed = _allowed(samples).repeat(group, 1).to(device)
+            bias = torch.zeros(allowed.shape, dtype=dtype, device=device)
+            bias.masked_fill_(~allowed, _NO_KEYS)
             mask = (bias, not bool(allowed.any(dim=1).all()))
         size = 0 if mask[0] is None else mask[0].nbytes
         if self._bias_bytes + size <= _BIAS_BYTES:
