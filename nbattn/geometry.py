@@ -367,8 +367,7 @@ def bind(
         held: which part of every axis that is; default: all of it.
 
     Raises:
-        MaskError: another number of axes, or a rule that the lengths break, with the axis and both
-            numbers.
+        MaskError: another number of axes, or lengths that break a rule, with the axis and both.
     """
     queries = as_space(query_space, "query_space")
     keys = queries if key_space is None else as_space(key_space, "key_space")

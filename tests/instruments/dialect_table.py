@@ -16,7 +16,7 @@ ROWS = (
     ("NATTEN `kernel_size=7`", "Mask.neighborhood(7)"),
     ("NATTEN `kernel_size=8, dilation=2`", "Mask.neighborhood(8, dilation=2)"),
     ("NATTEN `kernel_size=7, is_causal=True`", "Mask.neighborhood(7, is_causal=True)"),
-    ("flash-attn 2, 3; torch `varlen_attn` `window_size=(512, 0)`", "Mask.from_flash((512, 0))"),
+    ("`window_size=(512, 0)` of flash-attn 2, 3, torch `varlen_attn`", "Mask.from_flash((512, 0))"),
     ("flash-attn `causal=True`", "Mask.from_flash(causal=True)"),
     ("flash-attn 4 `window_size=(None, 64)`", "Mask.from_flash((None, 64))"),
     ("FlashInfer `window_left=512, causal=True`", "Mask.from_flash((512, -1), causal=True)"),

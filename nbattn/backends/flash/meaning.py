@@ -3,8 +3,8 @@
 The host code of a provider changes the window arguments before the kernel gets them; the functions
 here repeat all these overrides in order. All Flash windows are bottom-right: the last query is at
 the last key's position. The functions return the band counted from the top-left corner
-(`nbattn.program.bands.Band`). No provider is imported. `docs/seed.md` shows what the overrides do
-to a causal mask.
+(`nbattn.program.bands.Band`). No provider is imported. `docs/flash_causal.md` shows what the
+overrides do to a causal mask.
 """
 
 from __future__ import annotations
