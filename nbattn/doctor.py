@@ -239,7 +239,7 @@ def _untried(probed: Report) -> Report:
 
 
 def _backends(probed: Report) -> list[Report]:
-    """List every backend on every device: usable, or the reason and a fix."""
+    """List every backend on every device: usable, or the reason, and a fix if there is one."""
     torch = _torch(probed)
     backends: list[Report] = []
     for name in _names():
@@ -446,7 +446,7 @@ def _try(backend: str, device: str) -> Report:
     except NbattnError as error:
         lines = [line.strip().partition(": ")[2] or line for line in error.problem.splitlines()]
         reason = "; ".join(dict.fromkeys(lines[1:])) or error.problem
-        return {"usable": False, "reason": reason, "fix": error.fix}
+        return {"usable": False, "reason": reason}  # its fix, another backend, repairs nothing
     except Exception as error:
         fix = "report it with this output; select another backend with backend=."
         return {"usable": False, "reason": _text(error), "fix": fix}

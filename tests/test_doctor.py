@@ -28,7 +28,7 @@ NOT_HERE = {
     "flash": "runs on cuda, not on cpu",
     "cuda": "runs on cuda, not on cpu",
     "flex": "its CPU kernel has no backward",
-    "natten": "natten is not installed on this device",
+    "natten": "needs the package natten, which is not installed",
 }
 
 # What stands in for a package → how its import ends.
@@ -195,9 +195,9 @@ def test_text_says_what_json_says(healthy, capsys: pytest.CaptureFixture[str]) -
         assert f"{backend['name']} on {backend['device']}" in text
     for package in healthy["packages"]:
         assert re.search(rf"^(package| ) +{re.escape(package['name'])} ", text, re.M)
-    assert f"version                {healthy['torch']['version']}" in text
-    assert 'natten                 not installed; pip install "nbattn[natten]"' in text
-    assert "NBATTN_CACHE           off" in text
+    assert re.search(rf"^torch +version +{re.escape(healthy['torch']['version'])}$", text, re.M)
+    assert re.search(r'^ +natten +not installed; pip install "nbattn\[natten\]"$', text, re.M)
+    assert re.search(r"^environment +NBATTN_CACHE +off$", text, re.M)
 
 
 def test_a_table_on_a_terminal(
@@ -233,11 +233,10 @@ def test_a_wrong_backend_is_not_usable(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found["reason"].startswith("wrong by ")
 
 
-def test_a_refusal_keeps_its_reason_and_fix() -> None:
+def test_a_refusal_keeps_its_reason() -> None:
     found = doctor._try("no-such-backend", "cpu")
     assert found["usable"] is False
     assert "no-such-backend" in found["reason"]
-    assert found["fix"]
 
 
 @pytest.mark.parametrize(

@@ -58,17 +58,18 @@ def rows(facts: dict[str, Any]) -> Iterator[Row]:
             if name == "devices":
                 for device in value:
                     name, *rest = device.items()
-                    yield part, f"device {name[1]}", _words(dict(rest)) or "no further facts"
+                    yield part, "device", ", ".join(filter(None, [name[1], _text(dict(rest))]))
             else:
-                yield part, name, _amount(name, value)
+                yield part, _label(name), _amount(name, value)
     yield from _listed("package", facts["packages"], _package)
     yield from _listed("backend", facts["backends"], _backend)
     for name, value in facts["kernels"].items():
-        yield "kernels", name, _words(value)
+        is_ready = value == {"missing": None}
+        yield "kernels", name, "ready" if is_ready else _text(value)
     for name, value in facts["environment"].items():
         yield "environment", name, "not set" if value is None else value
     for name, value in facts["cache"].items():
-        yield "cache", name, _amount(name, value)
+        yield "cache", _label(name), _amount(name, value)
 
 
 def _listed(part: str, items: Any, line: Any) -> Iterator[Row]:
@@ -80,7 +81,8 @@ def _listed(part: str, items: Any, line: Any) -> Iterator[Row]:
 
 
 def _package(package: dict[str, Any]) -> tuple[str, str]:
-    extras = " or ".join(f'pip install "nbattn[{extra}]"' for extra in package["extras"])
+    for_users = [extra for extra in package["extras"] if extra != "oracles"] or package["extras"]
+    extras = " or ".join(f'pip install "nbattn[{extra}]"' for extra in for_users)
     if package["installed"] is None:
         return package["name"], f"not installed; {extras or 'pip install ' + package['name']}"
     notes = [package["installed"]]
@@ -99,16 +101,21 @@ def _backend(backend: dict[str, Any]) -> tuple[str, str]:
     return name, f"not usable: {backend.get('reason') or backend.get('error')}{fix}"
 
 
+def _label(name: str) -> str:
+    """Names a fact: "memory_bytes" is the memory, "bytes" the size."""
+    return "size" if name == "bytes" else name.removesuffix("_bytes").replace("_", " ")
+
+
 def _amount(name: str, value: Any) -> str:
     if name.endswith("bytes") and isinstance(value, int):
         return f"{value / 2**30:.3g} GiB" if value >= 2**20 else f"{value} bytes"
-    return _words(value)
+    return _text(value)
 
 
-def _words(value: Any) -> str:
+def _text(value: Any) -> str:
     """Format a value as text, a dict as its key value pairs."""
     if isinstance(value, dict):
-        return ", ".join(f"{key} {_amount(key, item)}" for key, item in value.items())
+        return ", ".join(f"{_label(key)} {_amount(key, item)}" for key, item in value.items())
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, list):
@@ -125,8 +132,9 @@ def show(table: list[Row]) -> None:
         except Exception as error:
             print(f"(plain: rich does not work here: {type(error).__name__})")
     last = ""
+    width = max(len(name) for _, name, _ in table)
     for part, name, value in table:
-        text = f"{part if part != last else '':<12} {name:<22} {value}".rstrip()
+        text = f"{part if part != last else '':<12} {name:<{width}} {value}".rstrip()
         encoding = sys.stdout.encoding or "ascii"
         print(text.encode(encoding, "replace").decode(encoding))
         last = part

@@ -42,6 +42,11 @@ def _data(device: torch.device | str | None) -> DeviceInfo:
     return device_data.DEVICES["cpu"] if parsed.type == "cpu" else device_data.other(parsed.type)
 
 
+def is_here(info: DeviceInfo) -> bool:
+    """Whether this machine has such a device: the CPU, or an accelerator of the same name."""
+    return info.kind == "cpu" or info.name == device_info(None).name
+
+
 def is_device(name: str) -> bool:
     """Whether a name is valid for a device: one with data, or one that torch supports."""
     return name in device_data.DEVICES or _torch_device(name) is not None

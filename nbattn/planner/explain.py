@@ -16,16 +16,17 @@ if TYPE_CHECKING:
 
 _SLOWER = 5  # slower candidates that the short form lists
 _WORTH = 0.95  # of the chosen cost: what saves less is not advised
+_SAME = 1.005  # of the chosen cost: with three digits, no difference
 
 
 class Line(NamedTuple):
     """One line of the list of candidates.
 
     Args:
-        state: "chosen", "slower", "refused" or "by name".
-        name: of the candidate, or of the backend whose candidates are refused.
+        state: "chosen", "equal", "slower", "refused" or "by name".
+        name: of the candidate, or of the backends whose candidates are refused.
         cost: "estimated 1.5 ms"; empty when refused.
-        ratio: the cost over that of the chosen candidate; 0 for the chosen and for refused ones.
+        ratio: the cost over that of the chosen candidate, if it is slower; else 0.
         reasons: what the candidate does, or every reason against it.
     """
 
@@ -63,14 +64,15 @@ def cost_of(candidate: Candidate) -> str:
     """The cost in words: measured, or estimated."""
     assert candidate.cost is not None
     label = "estimated" if candidate.cost.measured is None else "measured"
-    return f"{label} {candidate.cost.seconds * 1e3:.3g} ms"
+    seconds = candidate.cost.seconds
+    return f"{label} {seconds:.3g} s" if seconds >= 1 else f"{label} {seconds * 1e3:.3g} ms"
 
 
 def candidate_lines(plan: Plan, *, every: bool) -> Iterator[Line]:
     """The candidates: accepted ones by cost, then refused ones.
 
     The short form leaves out the slowest ones and what a backend refuses beside a candidate that it
-    offers; where a backend offers none, it has one line.
+    offers. A backend that offers none has one line; those that are not requested share one.
     """
     accepted = [candidate for candidate in plan.candidates if not candidate.reasons]
     refused = [candidate for candidate in plan.candidates if candidate.reasons]
@@ -83,14 +85,22 @@ def candidate_lines(plan: Plan, *, every: bool) -> Iterator[Line]:
         return
     offering = {candidate.runner for candidate in accepted}
     by_name: list[str] = []
+    others: list[str] = []
     for runner in dict.fromkeys(candidate.runner for candidate in refused):
         own = [candidate for candidate in refused if candidate.runner == runner]
+        limits = {reason.limit for reason in own[0].reasons}
         if all(candidate.reasons[0] == families.backend(runner).by_name for candidate in own):
             by_name.append(runner)
+        elif plan.request.backend != families.AUTO and "backend" in limits:
+            others.append(runner)
         elif runner not in offering:
             yield Line("refused", runner, "", 0.0, (_shared_reason(own),))
+    if others:
+        text = f"backend={plan.request.backend!r} is requested"
+        yield Line("refused", ", ".join(others), "", 0.0, (text,))
     if by_name:
-        text = f"only if requested: backend={by_name[0]!r}"
+        example = ":" if len(by_name) == 1 else ", for example"
+        text = f"only if requested{example} backend={by_name[0]!r}"
         yield Line("by name", ", ".join(by_name), "", 0.0, (text,))
 
 
@@ -101,6 +111,8 @@ def _accepted(candidate: Candidate, chosen: Candidate) -> Line:
     if candidate is chosen:
         return Line("chosen", candidate.name, cost, 0.0, (candidate.work(),))
     ratio = candidate.cost.seconds / max(chosen.cost.seconds, 1e-12)
+    if ratio < _SAME:
+        return Line("equal", candidate.name, cost, 0.0, (candidate.work(),))
     return Line("slower", candidate.name, cost, ratio, (candidate.work(),))
 
 
@@ -116,7 +128,9 @@ def _shared_reason(candidates: Sequence[Candidate]) -> str:
 
 
 def faster(plan: Plan) -> str:
-    """How to get a faster plan for the same mask and shapes, as far as costs can tell."""
+    """How to get a faster plan for the same mask and shapes, as far as costs show it."""
+    from nbattn.planner import devices
+
     assert plan.chosen.cost is not None
     if plan.chosen.cost.measured is not None:
         return "this is the fastest of the measured candidates."
@@ -127,7 +141,8 @@ def faster(plan: Plan) -> str:
             best = how, other
     how, other = best
     if not how:
-        return "nothing else is estimated to be; `nbattn tune` measures candidates on this machine."
+        tune = "; `nbattn tune` measures the candidates" * devices.is_here(plan.request.device)
+        return f"no faster choice is known{tune}."
     times = now / max(_seconds(other), 1e-12)
     return f"{how}: {other.chosen.name}, {cost_of(other.chosen)}, {times:.3g}x as fast."
 
@@ -144,7 +159,7 @@ def _changes(request: Request) -> Iterator[tuple[str, Request]]:
         yield "contiguous query, key and value", replace(request, layout="contiguous")
     if request.dtype in ("float64", "float32"):
         lower = "float32" if request.dtype == "float64" else "bfloat16"
-        yield f"dtype=torch.{lower}, with its rounding", replace(request, dtype=lower)
+        yield f"dtype=torch.{lower}, which rounds more", replace(request, dtype=lower)
     if request.device.kind == "cuda":
         for package, command in families.INSTALL.items():
             if package not in request.device.providers:

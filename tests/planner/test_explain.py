@@ -1,5 +1,6 @@
 """Owns the check of a plan's text: every candidate and reason, what decided, and its one line."""
 
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -8,13 +9,21 @@ from hypothesis import given, settings
 from small_requests import requests
 
 import nbattn
-from nbattn import Mask
+from nbattn import Axis, Mask
 from nbattn.planner import planner
 from nbattn.planner.plan import Plan
 from nbattn.program import device
+from nbattn.program.candidate import Candidate
 from nbattn.program.request import Request
 
-# explain and to_dict
+
+def state(plan: Plan, candidate: Candidate) -> str:
+    """What explain() calls a candidate."""
+    if candidate is plan.chosen or candidate.reasons:
+        return "refused" if candidate.reasons else "chosen"
+    assert candidate.cost is not None
+    assert plan.chosen.cost is not None
+    return "slower" if candidate.cost.seconds > 1.005 * plan.chosen.cost.seconds else "equal"
 
 
 @settings(max_examples=80)
@@ -28,10 +37,11 @@ def test_explain_names_every_candidate_and_reason(request_: Request) -> None:
     assert lines[1].strip() == f"{request_.mask!r}  {request_.summary()}"
     assert lines[2].startswith("faster  ")
     for candidate in plan.candidates:
-        state = (
-            "chosen" if candidate is plan.chosen else "refused" if candidate.reasons else "slower"
-        )
-        (line,) = [one for one in lines[3:-1] if one.split()[:2] == [state, candidate.name]]
+        (line,) = [
+            one
+            for one in lines[3:-1]
+            if one.split()[:2] == [state(plan, candidate), candidate.name]
+        ]
         for reason in candidate.reasons:
             assert reason.text in text
         if not candidate.reasons:
@@ -76,6 +86,30 @@ def test_the_short_explanation_has_a_line_for_every_backend(request_: Request) -
     assert lines[-1] == plan.explain(all=True).splitlines()[-1]
 
 
+def test_only_a_slower_candidate_is_called_slower() -> None:
+    """Times as three digits, in seconds from one second on."""
+    mask = Mask(Axis(2, 2, align="bottom-right"))
+    text = nbattn.plan(mask, (1, 1, 8, 64), (1, 10_000, 8, 64), device="sm_80").explain()
+    assert re.search(r"^  equal +flash:aten/trim +estimated 0\.015 ms  no mask; ", text, re.M)
+    assert "(1x)" not in text
+    text = nbattn.plan(Mask.full(), (8, 80_000, 16, 64), dtype="float32", device="cpu").explain()
+    assert re.search(r"^plan    sdpa/dense: estimated \d[.\de+]* s; ", text)
+
+
+def test_backends_that_are_not_requested_share_a_line() -> None:
+    mask = Mask.neighborhood((7, 7))
+    text = nbattn.plan(mask, (1, 56, 56, 2, 32), device="sm_90", backend="tiled").explain()
+    line = "  refused   reference, sdpa, flash, flash-model, cuda, flex, natten backend='tiled' is"
+    assert [one for one in text.splitlines() if "is requested" in one] == [f"{line} requested"]
+    text = nbattn.plan(mask, (1, 56, 56, 2, 32), device="sm_90").explain()
+    assert "reference, flash-model, flex only if requested, for example backend='ref" in text
+
+
+def test_nothing_is_measured_on_a_device_that_is_not_here() -> None:
+    text = nbattn.plan(Mask.full(), (1, 4096, 16, 64), device="sm_90").explain()
+    assert text.splitlines()[2] == "faster  no faster choice is known."
+
+
 CHANGES: dict[str, tuple[dict[str, Any], str]] = {
     "a package": (
         {"device": replace(device.DEVICES["sm_90"], providers=())},
@@ -83,13 +117,13 @@ CHANGES: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "a dtype": (
         {"device": replace(device.DEVICES["sm_90"], providers=("cupy",)), "dtype": "float32"},
-        "dtype=torch.bfloat16, with its rounding: ",
+        "dtype=torch.bfloat16, which rounds more: ",
     ),
     "a backend": (
         {"device": "cpu", "backend": "reference"},
         'backend="auto" without require= and forbid=: ',
     ),
-    "nothing": ({"device": "cpu"}, "nothing else is estimated to be; "),
+    "nothing": ({"device": "cpu"}, "no faster choice is known; `nbattn tune` measures the"),
 }
 
 

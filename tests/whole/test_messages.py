@@ -618,7 +618,7 @@ attention(q, q, q, window, forbid=("tile", "sdpa"))
       flash-model/translate: runs only if requested: backend='flash-model'
       cuda/window: runs on cuda, not on cpu
       flex/blocks: takes seconds to compile, runs only if requested: backend='flex'
-      natten/window: natten is not installed on this device
+      natten/window: needs the package natten, which is not installed
       natten/window: axis 0: border="clip"; it supports border="shift"
       given: Mask(Axis(2, 0))  query [1, 8, 2, 16] key [1, 8, 2, 16] float32 cpu
       fix:   relax require= or forbid=.
@@ -770,7 +770,7 @@ plan(Mask(Axis(causal=True), Axis(causal=True)), (1, 4, 4, 2, 16), device="cpu",
       cuda/window: does not use 'causal'
       flex/blocks: takes seconds to compile, runs only if requested: backend='flex'
       flex/blocks: does not use 'causal'
-      natten/window: natten is not installed on this device
+      natten/window: needs the package natten, which is not installed
       natten/window: axis 0: an unlimited side; it supports only finite windows
       natten/window: does not use 'causal'
       given: Mask(Axis(None, 0, causal=True), Axis(None, 0, causal=True))  query [1, 4, 4, 2, 16] key [1, 4, 4, 2, 16] bfloat16 cpu

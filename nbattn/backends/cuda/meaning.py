@@ -184,10 +184,11 @@ class CudaArguments:
     def describe(self) -> str:
         """The forward kernel's tile as one short line of text."""
         rank = max(len(self.axes), 1)
-        return f"tile {_words(self.forward.rows, rank)} on {_words(self.forward.columns, rank)}"
+        queries, keys = (_by(size, rank) for size in (self.forward.rows, self.forward.columns))
+        return f"tiles of {queries} queries and {keys} keys"
 
 
-def _words(extents: Extents, rank: int) -> str:
+def _by(extents: Extents, rank: int) -> str:
     return "x".join(map(str, extents[RANK - rank :]))
 
 

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nbattn.backends.flash.providers import tile
+from nbattn.errors import counted
 from nbattn.geometry import Ints
 from nbattn.program.bands import Band
 from nbattn.program.blocks import Block, blocks_of_groups
@@ -339,14 +340,16 @@ class FlashArguments:
     def describe(self) -> str:
         """The arguments as one short line of text."""
         window = self.window
-        name = " max_seqlen_k=" if window.used is None else f" cache_seqlens={window.used} of "
-        inflated = "" if window.max_keys is None else f"{name}{window.max_keys}"
-        inflated += f" {self.pad} padded keys" if self.pad else ""
-        inflated += f" in {sum(run.times for run in self.runs)} sequences" if self.runs else ""
-        if not self.has_window:
-            return "no mask" + inflated
-        flag = "causal" if window.causal else f"window_size=({window.left}, {window.right})"
-        return f"{self.entry} {flag}{inflated}"
+        parts = ["no mask"]
+        if self.has_window:
+            flag = "causal" if window.causal else f"window_size=({window.left}, {window.right})"
+            parts = [f"{self.entry} {flag}"]
+        if window.max_keys is not None:
+            name = "max_seqlen_k=" if window.used is None else f"cache_seqlens={window.used} of "
+            parts.append(f"{name}{window.max_keys}")
+        parts += [counted(self.pad, "padded key")] * bool(self.pad)
+        parts += [counted(sum(run.times for run in self.runs), "sequence")] * bool(self.runs)
+        return ", ".join(parts)
 
 
 def flash_arguments(
@@ -370,7 +373,7 @@ def flash_arguments(
     >>> flash_arguments("aten", Band(None, 0), 4, 4).describe()
     'dense window_size=(-1, 0)'
     >>> flash_arguments("fa2", Band(None, 0), 6, 2, varlen=True).describe()
-    'varlen window_size=(-1, 4) max_seqlen_k=6'
+    'varlen window_size=(-1, 4), max_seqlen_k=6'
     """
     unlimited, shift = DIALECTS[provider].unlimited, keys + pad - queries
     left = unlimited if band.left is None else band.left + shift

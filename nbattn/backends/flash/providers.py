@@ -67,7 +67,7 @@ class Provider:
         if not first <= number <= last:
             reasons.append(Reason("device", f"runs on sm_{first} to sm_{last}, not on sm_{number}"))
         if needs.training and number // 10 not in self.backward:
-            reasons.append(Reason("backward", f"has no backward on sm_{number}"))
+            reasons.append(Reason("backward", f"its backward does not run on sm_{number}"))
         if needs.training and not self.backward_windows:
             reasons.append(
                 Reason("backward", "its backward ignores the window, so gradients would be wrong")

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from nbattn.errors import counted
 from nbattn.geometry import Axes, BoundAxis, Ints
 from nbattn.program.blocks import Block, blocks_of_groups
 from nbattn.program.limits import Limits, Reason
@@ -44,7 +45,7 @@ class NattenAxis(NamedTuple):
 def reasons(needs: Needs) -> list[Reason]:
     """Returns a reason for every limit that a request exceeds, or that the package is absent."""
     if PACKAGE not in needs.device.providers:
-        return [Reason("provider", "natten is not installed on this device")]
+        return [Reason("provider", "needs the package natten, which is not installed")]
     exceeded = NATTEN.reasons(needs)
     for name, size in (("head_dim", needs.head_dim), ("value_dim", needs.value_dim)):
         if size % HEAD_DIM_STEP:
@@ -67,7 +68,8 @@ def window(axis: BoundAxis) -> NattenAxis | str:
     """
     spec, length = axis.spec, axis.keys
     if axis.queries != length:
-        return f"{axis.queries} queries and {length} keys; it needs equal numbers"
+        both = counted(axis.queries, "query", "queries"), counted(length, "key")
+        return f"{' and '.join(both)}; it needs equal numbers"
     if spec.offset or spec.prefix:
         name = "offset" if spec.offset else "prefix"
         return f"{name}={getattr(spec, name)}; it has no {name}"

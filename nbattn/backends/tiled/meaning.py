@@ -92,7 +92,7 @@ class TiledArguments:
 
     def describe(self) -> str:
         """Describes the arguments in words."""
-        return f"tile {'x'.join(map(str, self.tile))}"
+        return f"tiles of {'x'.join(map(str, self.tile))} queries"
 
 
 def _key_positions(tile: AxisTile, dilation: int) -> Ints:

@@ -310,7 +310,7 @@ def test_the_cache_entry_by_name_and_never_by_itself(provider: str) -> None:
     late = nbattn.plan(behind, **named, require=("kv-cache",))
     assert late.chosen.program is not None
     (call,) = late.chosen.program.calls
-    assert call.arguments.describe() == "kvcache window_size=(4, 0) cache_seqlens=7 of 27"
+    assert call.arguments.describe() == "kvcache window_size=(4, 0), cache_seqlens=7 of 27"
     assert late.verify()
     assert {keys.stop for visit in late.schedule() for (keys,) in visit.keys} == {10}
     cheaper, costs = plan.chosen.cost, asked.chosen.cost
@@ -356,7 +356,7 @@ def test_zero_padding_is_refused_with_its_error() -> None:
     masked = nbattn.plan(Mask.causal("top-left"), *shapes, device="sm_80", require=("pad",))
     assert masked.chosen.program is not None
     (call,) = masked.chosen.program.calls
-    assert call.arguments.describe() == "dense window_size=(-1, 0) 7 padded keys"
+    assert call.arguments.describe() == "dense window_size=(-1, 0), 7 padded keys"
     assert masked.verify()
     capped = {"device": "cpu", "backend": "flash-model", "require": ("pad",), "softcap": 2.0}
     with pytest.raises(

@@ -98,7 +98,7 @@ def test_flash_3_compares_with_the_capacity_of_its_cache(cases: Count) -> None:
 def test_a_cache_is_read_as_far_as_it_is_filled(provider: str) -> None:
     """4 queries on the last of 6 keys, in a cache of 9."""
     call = flash_arguments(provider, Band(0, 2), 4, 6, capacity=9)
-    assert call.describe() == "kvcache window_size=(2, 0) cache_seqlens=6 of 9"
+    assert call.describe() == "kvcache window_size=(2, 0), cache_seqlens=6 of 9"
     want = np.zeros((4, 9), dtype=bool)
     want[:, :6] = matrix(Band(0, 2), 4, 6)
     assert np.array_equal(call.allowed((4,), (9,)), want)
@@ -251,7 +251,7 @@ def test_the_tiles_of_a_backward(provider: str, on: str, size: int) -> None:
 def test_the_blocks_of_the_seeds_own_example() -> None:
     """7,688 queries, 2,048 keys, causal from the top-left corner, tiles of 128 x 64."""
     call = flash_arguments("aten", Band(None, 0), 7688, 2048, varlen=True)
-    assert call.describe() == "varlen window_size=(-1, 5640) max_seqlen_k=7688"
+    assert call.describe() == "varlen window_size=(-1, 5640), max_seqlen_k=7688"
     first, end = call.key_blocks(tile("aten", device.named("sm_90"), 128), 7688, 2048)
     assert len(first) == 61
     assert not first.any()

@@ -24,7 +24,7 @@ def test_a_trimmed_batch_is_one_call_without_a_copy() -> None:
     (call,) = plan.chosen.program.calls
     assert isinstance(call.arguments, FlashArguments)
     assert call.arguments.runs == ((20, 0, 1), (250, 100, 1), (730, 0, 1))
-    assert call.arguments.describe().endswith("in 3 sequences")
+    assert call.arguments.describe().endswith(", 3 sequences")
     assert plan.verify()
     assert np.array_equal(plan.support(), axis_matrix(mask.axes[0], 1000, 100))
     others = {c.strategy: c.cost for c in plan.candidates if c.cost and c.backend == "flash:aten"}

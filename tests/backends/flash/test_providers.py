@@ -54,7 +54,7 @@ def test_a_limit_of_a_provider_is_a_reason(name: str, facts: dict[str, Any], tex
     ("name", "on", "facts", "text"),
     [
         ("fa3", "sm_100", {}, "runs on sm_80 to sm_90, not on sm_100"),
-        ("fa4", "sm_80", {"training": True}, "has no backward on sm_80"),
+        ("fa4", "sm_80", {"training": True}, "its backward does not run on sm_80"),
         ("fa4", "sm_100", {"head_dim": 192, "value_dim": 192}, "supports head sizes up to 128"),
         ("fa4", "sm_120", {"training": True, "deterministic": True}, "has no deterministic"),
         ("aten", "cpu", {}, "runs on cuda, not on cpu"),

@@ -76,7 +76,7 @@ def test_its_grid_has_heads_and_residue_classes_in_one_dimension() -> None:
 
 
 def test_an_absent_package_is_the_reason() -> None:
-    with pytest.raises(BackendError, match="natten/window: natten is not installed on this dev"):
+    with pytest.raises(BackendError, match="natten/window: needs the package natten"):
         nbattn.plan(Mask.neighborhood(7), (1, 20, 2, 32), device="sm_90", backend="natten")
 
 
