@@ -246,6 +246,7 @@ def check_run(request: Request, query: Tensor, named: dict[str, Any]) -> None:
                 f"only {', '.join(known[2:])} besides query, key and value.",
             )
     check_tensors(query, {n: t for n, t in named.items() if n not in ("scale", "softcap")})
+    check_numbers(named["scale"], named["softcap"])
     key, value = named["key"], named["value"]
     check_shapes(request.mask, query.shape, key.shape, value.shape)
     optional = (named.get(n) for n in known[2:6])
@@ -312,7 +313,7 @@ def check_backend(backend: str, require: Sequence[str], forbid: Sequence[str]) -
 
 def check_traits_given(require: object, forbid: object) -> None:
     """Checks that require= and forbid= are sequences of names, not one name."""
-    if type(require) is tuple and type(forbid) is tuple:
+    if require == () == forbid:
         return  # the usual case, which every plan look-up takes
     for name, traits in (("require", require), ("forbid", forbid)):
         if isinstance(traits, str):
@@ -320,6 +321,10 @@ def check_traits_given(require: object, forbid: object) -> None:
         if not isinstance(traits, Sequence):
             names = tuple(sorted(traits)) if isinstance(traits, (set, frozenset)) else ()
             raise InputError(f"{name}={traits!r} is not a tuple of names.", f"{name}={names!r}.")
+        if not all(isinstance(trait, str) for trait in traits):
+            names = tuple(trait for trait in traits if isinstance(trait, str))
+            problem = f"{name}={tuple(traits)!r} has values that are not names of strategies."
+            raise InputError(problem, f"{name}={names!r}.")
 
 
 def check_plan(

@@ -91,8 +91,9 @@ class ConfigError(NbattnError, ValueError):
 
 
 def kind(value: object) -> str:
-    """Returns the type of a value with its article: "an int", "a float"."""
-    name = type(value).__name__
+    """Returns the type of a value with its article: "an int", "a float", "a numpy.bool"."""
+    module, name = type(value).__module__, type(value).__name__
+    name = f"{module}.{name}" if module == "numpy" else name
     return f"{'an' if name[0].lower() in 'aeiou' else 'a'} {name}"
 
 

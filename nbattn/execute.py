@@ -56,6 +56,7 @@ def planned(
             backend=backend,
             require=require,
             forbid=forbid,
+            threads=torch.get_num_threads(),
         )
     )
 

@@ -237,8 +237,8 @@ def _autocast(query: Tensor, named: dict[str, Any]) -> tuple[Tensor, dict[str, A
             return tensor
         return tensor.to(dtype)
 
-    uncast = {name: named[name] for name in ("sink", "key_range")}
-    return cast(query), {name: cast(t) for name, t in named.items()} | uncast  # pyright: ignore
+    uncast = ("sink", "key_range")
+    return cast(query), {n: t if n in uncast else cast(t) for n, t in named.items()}  # pyright: ignore
 
 
 def plan(
@@ -323,6 +323,7 @@ def plan(
             backend=backend,
             require=tuple(require),
             forbid=tuple(forbid),
+            threads=torch.get_num_threads(),
         )
     )
 

@@ -60,6 +60,7 @@ def key(
         or type(backend) is not str
         or type(require) is not tuple
         or type(forbid) is not tuple
+        or ((require or forbid) and not all(type(name) is str for name in require + forbid))
         or type(return_lse) is not bool
         or autograd.is_watched()
         or autograd.may_have_tangents()
@@ -95,6 +96,7 @@ def key(
             or (has_optional and autograd.trains(optional))
         ),
         torch._C._get_deterministic_algorithms(),  # pyright: ignore
+        torch.get_num_threads(),  # measured times are for one number
         backend,
         require,
         forbid,

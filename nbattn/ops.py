@@ -208,6 +208,10 @@ class _Mapped(NamedTuple):
 
 def _run_per_element(op: Any, mapped: _Mapped) -> tuple[Tensor, ...]:
     """Runs the operator once per mapped element, and stacks the outputs."""
+    if not mapped.size:
+        fake: Any = _fake_forward if op is FORWARD else _fake_backward
+        results = fake(*_empty_element(mapped), *mapped.options)
+        return tuple(t.new_empty((0, *t.shape)) for t in results)
     parts = [op(*_element(mapped, number), *mapped.options) for number in range(mapped.size)]
     return tuple(torch.stack(group) for group in zip(*parts, strict=True))
 
@@ -220,17 +224,27 @@ def _element(mapped: _Mapped, number: int) -> list[Tensor | None]:
     ]
 
 
+def _empty_element(mapped: _Mapped) -> list[Tensor | None]:
+    """Returns tensors of the shapes of one mapped element, for a mapped axis without elements."""
+    return [
+        t if t is None or d is None else t.new_empty((*t.shape[:d], *t.shape[d + 1 :]))
+        for t, d in zip(mapped.tensors, mapped.dims, strict=True)
+    ]
+
+
 def _run_folded(op: Any, mapped: _Mapped, shared: list[int]) -> tuple[Tensor, ...]:
     """Runs the operator once, with the mapped axis in the batch axis of all but shared tensors."""
-    size = mapped.size
+    size, (first, *_) = mapped.size, mapped.tensors
+    assert first is not None
+    dim = mapped.dims[0]
+    batch = first.shape[0] if dim is None else first.movedim(dim, 0).shape[1]
     folded = [
         t if n in shared else _fold(t, d, size)
         for n, (t, d) in enumerate(zip(mapped.tensors, mapped.dims, strict=True))
     ]
     outputs = op(*folded, *mapped.options)
     return tuple(
-        t.unflatten(0, (size, t.shape[0] // max(size, 1))) if t.dim() > 1 else t.expand(size, 0)
-        for t in outputs
+        t.unflatten(0, (size, batch)) if t.dim() > 1 else t.expand(size, 0) for t in outputs
     )
 
 

@@ -2,9 +2,17 @@
 
 import pickle
 
+import numpy as np
 import pytest
 
 from nbattn import Axis, Mask, MaskError
+from nbattn.errors import kind
+
+
+def test_a_numpy_type_is_named_as_one() -> None:
+    assert [kind(value) for value in (True, 1, np.True_, np.float32(1))] == [
+        *("a bool", "an int", "a numpy.bool", "a numpy.float32")
+    ]
 
 
 def test_errors_keep_their_parts_when_pickled() -> None:

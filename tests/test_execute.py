@@ -69,6 +69,25 @@ def test_an_eager_call_plans_once(monkeypatch: pytest.MonkeyPatch, ran: list[Pla
     assert ran[0] is ran[1]
 
 
+def test_a_plan_checks_its_numbers_as_attention_does() -> None:
+    given = tensors()
+    plan = nbattn.plan(CAUSAL, given[0].shape, given[1].shape, dtype="float64", device="cpu")
+    for wrong in ({"scale": float("nan")}, {"scale": "2"}, {"scale": True}, {"softcap": 0.0}):
+        with pytest.raises(nbattn.errors.InputError) as refused:
+            plan.run(*given, **wrong)
+        with pytest.raises(nbattn.errors.InputError) as expected:
+            nbattn.attention(*given, CAUSAL, **wrong)
+        assert refused.value.problem == expected.value.problem
+
+
+def test_a_plan_runs_under_autocast() -> None:
+    given = [t.float() for t in tensors()]
+    plan = nbattn.plan(CAUSAL, given[0].shape, given[1].shape, dtype="bfloat16", device="cpu")
+    with torch.autocast("cpu", torch.bfloat16):
+        out = plan.run(*given)
+    assert torch.equal(out, plan.run(*(t.bfloat16() for t in given)))
+
+
 def test_a_given_plan_and_what_cannot_follow_it() -> None:
     given = tensors()
     plan = nbattn.plan(CAUSAL, given[0].shape, given[1].shape, dtype="float64", device="cpu")

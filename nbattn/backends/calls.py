@@ -69,11 +69,8 @@ def forward(program: Program, inputs: Inputs, kernel: Kernel) -> tuple[Tensor, T
     if inputs.scale < TINY:
         inputs, _ = positive(inputs)
     calls = program.calls
-    if (
-        len(calls) == 1
-        and inputs.extra_key is None
-        and calls[0].query.covers(inputs.query.shape[1:-2])
-    ):
+    is_whole = len(calls) == 1 and calls[0].query.covers(inputs.query.shape[1:-2])
+    if is_whole and (inputs.extra_key is None or not inputs.has_extra):
         out, lse = _whole(calls[0], inputs, kernel)
     else:
         out, lse = _joined(program, inputs, kernel)

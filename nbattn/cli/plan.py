@@ -84,6 +84,8 @@ def _print(plans: dict[str, Plan], proofs: dict[str, str], *, every: bool) -> No
     """Print every plan: a table on a wide terminal, `explain()` elsewhere."""
     from rich.console import Console
 
+    from nbattn.planner.explain import explain
+
     console = Console()
     for number, (name, plan) in enumerate(plans.items()):
         if number:
@@ -91,7 +93,7 @@ def _print(plans: dict[str, Plan], proofs: dict[str, str], *, every: bool) -> No
         if console.is_terminal and console.width >= _NARROW:
             _table(console, name, plan, every)
         else:
-            print(f"{name}\n{plan.explain(all=every)}")
+            print(f"{name}\n{explain(plan, every=every, how='--all')}")
         if name in proofs:
             print(f"  proof     {proofs[name]}")
 
@@ -105,7 +107,7 @@ def _table(console: Any, name: str, plan: Plan, every: bool) -> None:
     table = Table(title=name, title_justify="left", caption_justify="left", show_edge=False)
     hidden = "" if every else f"\n--all lists all {len(plan.candidates)} candidates."
     table.caption = f"{plan.decided_by()}{hidden}"
-    for column in ("candidate", "cost", "x"):
+    for column in ("candidate", "cost", "times"):
         table.add_column(column, justify="left" if column == "candidate" else "right", no_wrap=True)
     table.add_column("what it does, or why not")
     for line in candidate_lines(plan, every=every):

@@ -37,8 +37,11 @@ class Line(NamedTuple):
     reasons: tuple[str, ...]
 
 
-def explain(plan: Plan, *, every: bool) -> str:
-    """The plan as text: the choice, the request, how to get a faster one, then the candidates."""
+def explain(plan: Plan, *, every: bool, how: str = "explain(all=True)") -> str:
+    """The plan as text: the choice, the request, how to get a faster one, then the candidates.
+
+    `how` lists all candidates.
+    """
     chosen, request = plan.chosen, plan.request
     text = [
         f"plan    {chosen.name}: {cost_of(chosen)}; {chosen.work()}",
@@ -56,7 +59,7 @@ def explain(plan: Plan, *, every: bool) -> str:
         )
         text += [f"{'':{width + 13}}{reason}" for reason in rest]
     if not every:
-        text.append(f"  explain(all=True) lists all {len(plan.candidates)} candidates")
+        text.append(f"  {how} lists all {len(plan.candidates)} candidates")
     return "\n".join([*text, f"  {plan.decided_by()}"])
 
 
@@ -88,10 +91,12 @@ def candidate_lines(plan: Plan, *, every: bool) -> Iterator[Line]:
     others: list[str] = []
     for runner in dict.fromkeys(candidate.runner for candidate in refused):
         own = [candidate for candidate in refused if candidate.runner == runner]
-        limits = {reason.limit for reason in own[0].reasons}
         if all(candidate.reasons[0] == families.backend(runner).by_name for candidate in own):
-            by_name.append(runner)
-        elif plan.request.backend != families.AUTO and "backend" in limits:
+            own = _if_requested(plan.request, runner)
+            if not all(candidate.reasons for candidate in own):
+                by_name.append(runner)
+                continue
+        if plan.request.backend != families.AUTO and own[0].reasons[-1].limit == "backend":
             others.append(runner)
         elif runner not in offering:
             yield Line("refused", runner, "", 0.0, (_shared_reason(own),))
@@ -102,6 +107,15 @@ def candidate_lines(plan: Plan, *, every: bool) -> Iterator[Line]:
         example = ":" if len(by_name) == 1 else ", for example"
         text = f"only if requested{example} backend={by_name[0]!r}"
         yield Line("by name", ", ".join(by_name), "", 0.0, (text,))
+
+
+def _if_requested(request: Request, runner: str) -> list[Candidate]:
+    """The candidates of a backend that runs only if requested, as if it were."""
+    from nbattn.planner import planner
+
+    request = replace(request, backend=runner)
+    candidates = planner.candidates(request, request.axes())
+    return [candidate for candidate in candidates if candidate.runner == runner]
 
 
 def _accepted(candidate: Candidate, chosen: Candidate) -> Line:
@@ -124,7 +138,7 @@ def _shared_reason(candidates: Sequence[Candidate]) -> str:
     installed = [reason for reason in reasons if reason.limit not in ("package", "provider")]
     first, *others = (reason.text for reason in installed or reasons)
     different = sum(text != first for text in others)
-    return first if not different else f"{first} (and {different} more, explain(all=True))"
+    return first if not different else f"{first} (and {different} more)"
 
 
 def faster(plan: Plan) -> str:
@@ -132,18 +146,21 @@ def faster(plan: Plan) -> str:
     from nbattn.planner import devices
 
     assert plan.chosen.cost is not None
-    if plan.chosen.cost.measured is not None:
-        return "this is the fastest of the measured candidates."
-    now, best = plan.chosen.cost.seconds, ("", plan)
+    now, best = plan.chosen.cost, ("", plan)
     for how, request in _changes(plan.request):
         other = _planned(request)
-        if other is not None and _seconds(other) < min(_seconds(best[1]), _WORTH * now):
+        if other is None or _is_measured(other) != _is_measured(plan):
+            continue  # an estimate does not compare with a measured time
+        if _seconds(other) < min(_seconds(best[1]), _WORTH * now.seconds):
             best = how, other
     how, other = best
+    if not how and _is_measured(plan):
+        return "this is the fastest of the measured candidates."
     if not how:
-        tune = "; `nbattn tune` measures the candidates" * devices.is_here(plan.request.device)
+        is_here = devices.is_here(plan.request.device)
+        tune = "; `nbattn tune` with this mask and query measures the candidates" * is_here
         return f"no faster choice is known{tune}."
-    times = now / max(_seconds(other), 1e-12)
+    times = now.seconds / max(_seconds(other), 1e-12)
     return f"{how}: {other.chosen.name}, {cost_of(other.chosen)}, {times:.3g}x as fast."
 
 
@@ -158,7 +175,9 @@ def _changes(request: Request) -> Iterator[tuple[str, Request]]:
     if request.layout != "contiguous":
         yield "contiguous query, key and value", replace(request, layout="contiguous")
     if request.dtype in ("float64", "float32"):
-        lower = "float32" if request.dtype == "float64" else "bfloat16"
+        is_old = request.device.kind == "cuda" and "bfloat16" not in dict(request.device.flops)
+        half = "float16" if is_old else "bfloat16"
+        lower = "float32" if request.dtype == "float64" else half
         yield f"dtype=torch.{lower}, which rounds more", replace(request, dtype=lower)
     if request.device.kind == "cuda":
         for package, command in families.INSTALL.items():
@@ -176,6 +195,10 @@ def _planned(request: Request) -> Plan | None:
         return planner.make(request)
     except NbattnError:
         return None
+
+
+def _is_measured(plan: Plan) -> bool:
+    return plan.chosen.cost is not None and plan.chosen.cost.measured is not None
 
 
 def _seconds(plan: Plan) -> float:

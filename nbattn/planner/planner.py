@@ -27,7 +27,8 @@ class Signature(NamedTuple):
     """Everything that a plan of a call or of `nbattn.plan` depends on, with torch's types: the key
     of the cache.
 
-    The shapes are `[B, *space, H, D]` and `[B, *key_space, Hk, D]`; the rest is as in `Request`.
+    The shapes are `[B, *space, H, D]` and `[B, *key_space, Hk, D]`; `threads` is torch's number of
+    them, since measured times are for one; the rest is as in `Request`.
     """
 
     mask: Mask
@@ -47,10 +48,12 @@ class Signature(NamedTuple):
     backend: str
     require: tuple[str, ...]
     forbid: tuple[str, ...]
+    threads: int
 
     def request(self) -> Request:
         """Returns the request; a device of None becomes this machine's."""
         options: dict[str, Any] = self._asdict()
+        del options["threads"]
         options["device"] = devices.device_info(self.device)
         return request_of(**options)
 
@@ -69,19 +72,24 @@ def forget() -> None:
     """Clears all caches, so that new plans use the current cost table."""
     cost_table.forget()
     KNOWN_CALLS.clear()
-    for cached in (planned, make):
+    for cached in (planned, _make):
         cached.cache_clear()
 
 
-@lru_cache(CACHE_SIZE)
 def make(request: Request) -> Plan:
-    """Makes the plan of a request.
+    """Makes the plan of a request, or returns the one that was made for it before.
 
     Raises:
         InputError: a name of a backend or a strategy is not known.
         MaskError: the mask does not fit the shape.
         BackendError: every candidate is refused, with all reasons.
     """
+    return _make(request, cost_table.torch_threads())
+
+
+@lru_cache(CACHE_SIZE)
+def _make(request: Request, threads: int) -> Plan:
+    """Makes the plan of a request; measured times are for one number of threads."""
     families.check_names(request.backend, request.require, request.forbid)
     axes = request.axes()
     offered = candidates(request, axes)

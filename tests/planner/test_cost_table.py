@@ -24,6 +24,9 @@ from nbattn.program.device import DEVICES, DeviceInfo
 folder = cost_tables.folder  # the fixture: a cache of its own for every test
 
 
+REVERSED_FIRST = min(REVERSED, key=lambda name: REVERSED[name])
+
+
 def last_line(found: nbattn.Plan) -> str:
     return found.explain().splitlines()[-1]
 
@@ -201,12 +204,50 @@ def test_a_change_of_threads_is_seen(folder: Path) -> None:
     assert plan().chosen.name == "sdpa/mask"
     try:
         torch.set_num_threads(threads + 1)
-        planner.planned.cache_clear()
         found = plan()
+        made = planner.make(found.request)
     finally:
         torch.set_num_threads(threads)
     assert found.request.device == DEVICES["cpu"]
-    assert f"(the cost table is for threads {threads} (here {threads + 1}))" in last_line(found)
+    said = f"(the cost table is for threads {threads} (here {threads + 1}))"
+    assert said in last_line(found)
+    assert said in last_line(made)
+    assert plan().chosen.name == "sdpa/mask"
+
+
+def test_known_calls_follow_the_number_of_threads(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads = torch.get_num_threads()
+    write(folder, entry(REVERSED))
+    ran: list[str] = []
+    forward = execute.forward
+    monkeypatch.setattr(
+        execute, "forward", lambda p, *a, **k: (ran.append(p.chosen.name), forward(p, *a, **k))[1]
+    )
+    query = torch.randn(SHAPE)
+    try:
+        for number in (threads, threads + 1):
+            torch.set_num_threads(number)
+            nbattn.attention(query, query, query, MASK)
+    finally:
+        torch.set_num_threads(threads)
+    assert ran == [REVERSED_FIRST, NAMES[0]]
+
+
+def test_the_way_to_a_faster_plan_is_measured_like_the_plan(folder: Path) -> None:
+    write(folder, entry(REVERSED))
+    assert plan().explain().splitlines()[2] == (
+        "faster  this is the fastest of the measured candidates."
+    )
+    slow = plan(forbid=(REVERSED_FIRST.split("/")[1],))
+    assert (
+        slow.explain()
+        .splitlines()[2]
+        .startswith(
+            f'faster  backend="auto" without require= and forbid=: {REVERSED_FIRST}, measured '
+        )
+    )
 
 
 def test_the_users_times_come_before_the_packages(

@@ -102,7 +102,25 @@ def test_backends_that_are_not_requested_share_a_line() -> None:
     line = "  refused   reference, sdpa, flash, flash-model, cuda, flex, natten backend='tiled' is"
     assert [one for one in text.splitlines() if "is requested" in one] == [f"{line} requested"]
     text = nbattn.plan(mask, (1, 56, 56, 2, 32), device="sm_90").explain()
-    assert "reference, flash-model, flex only if requested, for example backend='ref" in text
+    assert re.search(r"reference, flex +only if requested, for example backend='ref", text)
+
+
+def test_a_backend_by_name_is_one_that_runs_if_requested() -> None:
+    mask = Mask.neighborhood((7, 7))
+    options = {"dtype": "float32", "device": "cpu"}
+    lines = nbattn.plan(mask, (1, 56, 56, 2, 32), **options, training=True).explain().splitlines()
+    shown = [line.split(maxsplit=2) for line in lines]
+    assert ["refused", "flex", "its CPU kernel has no backward"] in shown
+    assert "  by name   reference" in "\n".join(lines)
+    (model,) = [rest for state, name, rest in shown if name == "flash-model"]
+    assert model.startswith("Flash has one-dimensional windows; this mask has windows on 2 axes")
+    inference = nbattn.plan(mask, (1, 56, 56, 2, 32), **options).explain()
+    assert "  by name   reference, flex " in inference
+
+
+def test_a_dtype_that_the_device_has_is_advised() -> None:
+    plan = nbattn.plan(Mask.full(), (1, 4096, 4, 64), dtype="float32", device="sm_75")
+    assert "dtype=torch.float16, which rounds more: " in plan.explain()
 
 
 def test_nothing_is_measured_on_a_device_that_is_not_here() -> None:
@@ -123,7 +141,7 @@ CHANGES: dict[str, tuple[dict[str, Any], str]] = {
         {"device": "cpu", "backend": "reference"},
         'backend="auto" without require= and forbid=: ',
     ),
-    "nothing": ({"device": "cpu"}, "no faster choice is known; `nbattn tune` measures the"),
+    "nothing": ({"device": "cpu"}, "no faster choice is known; `nbattn tune` with "),
 }
 
 

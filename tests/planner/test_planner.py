@@ -137,7 +137,7 @@ def test_equal_requests_share_one_plan() -> None:
 
 def test_caches_of_plans_are_bounded() -> None:
     for cached in (
-        planner.make,
+        planner._make,
         planner.planned,
         devices._data,
         cost_table._rated,

@@ -31,6 +31,7 @@ from torch._dynamo.testing import CompileCounter
 import nbattn
 import nbattn.functional  # defines the operators
 from nbattn import Axis, Mask
+from nbattn.planner import planner
 
 pytestmark = COMPILES
 Count = Callable[[str, int], None]
@@ -255,6 +256,28 @@ def test_vmap_over_any_inputs(backend: str, at: list[int], dim: int, cases: Coun
     cases("vmap", 2)
 
 
+@pytest.mark.parametrize("backend", ["reference", "tiled"])
+@pytest.mark.parametrize("at", [[0], [1, 2], [3], list(range(7))], ids=str)
+def test_vmap_over_no_elements(backend: str, at: list[int]) -> None:
+    """Results have the shapes of one element, after an axis of length 0."""
+    names = list(extras())
+
+    def function(*tensors: Tensor) -> Any:
+        rest = dict(zip(names, tensors[3:], strict=True))
+        return nbattn.attention(*tensors[:3], WINDOW, backend=backend, return_lse=True, **rest)
+
+    def gradients(*tensors: Tensor) -> Any:
+        loss = lambda *t: function(*t)[0].sum()  # noqa: E731
+        return torch.func.grad(loss, argnums=(0, 1, 2, 3, 5, 6))(*tensors)
+
+    tensors, dims = mapped([*inputs(), *extras().values()], at, 1)
+    empty = [t if d is None else t.narrow(d, 0, 0) for t, d in zip(tensors, dims, strict=True)]
+    for run in (function, gradients):
+        found = torch.func.vmap(run, in_dims=tuple(dims))(*empty)
+        expected = torch.func.vmap(run, in_dims=tuple(dims))(*tensors)
+        assert [t.shape for t in found] == [(0, *t.shape[1:]) for t in expected]
+
+
 @pytest.mark.parametrize("at", [[0], [1, 2], [0, 1, 2], [3], [0, 1, 2, 3]], ids=str)
 def test_vmap_of_sdpa(at: list[int]) -> None:
     def function(*tensors: Tensor) -> Tensor:
@@ -284,6 +307,17 @@ def test_vmap_inside_autograd_and_twice(backend: str) -> None:
 
 
 # Switches and threads.
+
+
+@pytest.mark.parametrize("backend", ["sdpa", "tiled", "flash-model"])
+def test_the_default_device_does_not_matter(backend: str) -> None:
+    """What a first call keeps for later ones is made on the CPU, or where its tensors are."""
+    mask = Mask(Axis(2, 1, prefix=2))
+    tensors = [t.float() for t in inputs((9,))]
+    planner.forget()
+    with torch.device("meta"):
+        first = nbattn.attention(*tensors, mask, backend=backend)
+    equal(first, nbattn.attention(*tensors, mask, backend="reference"), 1e-5)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -63,7 +63,7 @@ Axis("3")
       fix:   left is a whole number >= 0; None is unlimited.
 
 Axis(np.array([1, 2]))
-    MaskError: left=array([1, 2]) is a ndarray, not an integer.
+    MaskError: left=array([1, 2]) is a numpy.ndarray, not an integer.
       fix:   left is a whole number >= 0; None is unlimited.
 
 Axis(2**31)
@@ -209,7 +209,7 @@ Mask.neighborhood(7.0)
       fix:   kernel_size is a whole number >= 1.
 
 Mask.neighborhood(np.array([7, 7]))
-    MaskError: kernel_size=array([7, 7]) is a ndarray, not an integer.
+    MaskError: kernel_size=array([7, 7]) is a numpy.ndarray, not an integer.
       fix:   kernel_size is a whole number >= 1.
 
 Mask.neighborhood((7, 7), dilation=(1, 2, 3))
@@ -377,7 +377,7 @@ attention([1], q, q, window)
       fix:   torch.as_tensor(query).
 
 attention(q, q.numpy(), q, window)
-    InputError: key is a ndarray, not a tensor.
+    InputError: key is a numpy.ndarray, not a tensor.
       fix:   torch.as_tensor(key).
 
 attention(q, q, None, window)

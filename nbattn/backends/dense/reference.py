@@ -83,7 +83,7 @@ def _attend(inputs: Inputs, mask: Mask) -> tuple[Tensor, Tensor]:
         scores = inputs.softcap * torch.tanh(scores / inputs.softcap)
     scores = torch.where(allowed, scores, float("-inf"))
     if inputs.sink is not None:
-        column = inputs.sink.to(exact).view(1, -1, 1, 1).expand(*scores.shape[:-1], 1)
+        column = inputs.sink.to(exact).view(1, query.shape[-2], 1, 1).expand(*scores.shape[:-1], 1)
         scores = torch.cat([scores, column], dim=-1)
         value = torch.nn.functional.pad(value, (0, 0, 0, 1))
     weights, lse = _softmax(scores)

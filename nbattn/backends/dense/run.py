@@ -179,4 +179,5 @@ def _public_backward(
 def _bias(mask: ByIdentity[DenseMask], dtype: torch.dtype) -> Tensor:
     """Returns the mask as an additive matrix."""
     allowed = torch.from_numpy(mask.value.allowed((), ()))
-    return torch.zeros(allowed.shape, dtype=dtype).masked_fill_(~allowed, float("-inf"))
+    zeros = torch.zeros(allowed.shape, dtype=dtype, device=allowed.device)
+    return zeros.masked_fill_(~allowed, float("-inf"))

@@ -174,7 +174,8 @@ def _of_runs(
 ) -> tuple[Tensor, Tensor]:
     """The boundaries of all samples' sequences, from the runs of one sample."""
     lengths = [(run.queries, run.keys) for run in runs for _ in range(run.times)] * batch
-    at = torch.tensor([(0, 0), *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32)
+    at = torch.tensor([(0, 0), *lengths], dtype=torch.int32, device="cpu")
+    at = at.cumsum(0, dtype=torch.int32)
     query, key = at.t().contiguous().to(device)
     return query, key
 

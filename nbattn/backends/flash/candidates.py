@@ -206,7 +206,7 @@ def _program(request: Request, provider: str, strategy: str, per_axis: _Pieces) 
     """One call per combination of pieces, or why a call does not compute its piece exactly."""
     if strategy == "pad" and request.softcap:
         return Reason("softcap", "a softcap would raise the scores that mask padded keys")
-    if several := _windows_on_axes(per_axis):
+    if all(per_axis) and (several := _windows_on_axes(per_axis)):  # an axis without pieces: no call
         return several
     calls: list[Call] = []
     for pieces in product(*per_axis):

@@ -8,11 +8,12 @@ from functools import lru_cache
 from itertools import product
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from nbattn.backends.tiled.meaning import TiledArguments
-from nbattn.geometry import AxisTile
+from nbattn.geometry import AxisTile, Ints
 from nbattn.program.program import ByIdentity
 
 _BIAS_BYTES = 16 << 20  # limit of one schedule's additive masks
@@ -214,19 +215,18 @@ def _slice(start: int, count: int, step: int) -> slice:
 
 def _allowed(tiles: list[AxisTile]) -> Tensor:
     """Returns the mask inside a tile, `[rows, width]`, with columns in the order of key boxes."""
-    matrix = torch.ones((1, 1), dtype=torch.bool)
-    order = torch.zeros(1, dtype=torch.int64)
+    matrix = np.ones((1, 1), dtype=np.bool_)
     for tile in tiles:
-        matrix = torch.kron(matrix, torch.from_numpy(tile.allowed()))
+        matrix = np.kron(matrix, tile.allowed())
     if any(len(tile.keys) > 1 for tile in tiles):
-        boxes: list[Tensor] = []
+        boxes: list[Ints] = []
         for runs in product(*(_column_runs(tile) for tile in tiles)):
-            order = torch.zeros(1, dtype=torch.int64)
+            order = np.zeros(1, dtype=np.int64)
             for tile, run in zip(tiles, runs, strict=True):
-                order = (order[:, None] * tile.width + torch.arange(run[0], run[1])).flatten()
+                order = (order[:, None] * tile.width + np.arange(run[0], run[1])).ravel()
             boxes.append(order)
-        matrix = matrix[:, torch.cat(boxes)]
-    return matrix
+        matrix = matrix[:, np.concatenate(boxes)]
+    return torch.from_numpy(matrix)  # not by torch's functions, which have a default device
 
 
 def _column_runs(tile: AxisTile) -> list[tuple[int, int]]:

@@ -345,6 +345,17 @@ def test_the_cache_is_the_one_long_axis_of_keys() -> None:
         nbattn.plan(mask, (1, 1, 3, 2, 8), (1, 4, 9, 2, 8), **named, require=("kv-cache",))
 
 
+@pytest.mark.parametrize("strategy", ["translate", "virtual-pad"])
+def test_a_mask_without_pairs_needs_no_call(strategy: str) -> None:
+    """Also with windows on several axes: one that is empty leaves nothing to compute."""
+    far = Axis(1, 1, align="top-left", offset=50)
+    mask = Mask(Axis(1, 1), Axis(1, 1), far)
+    options = {"dtype": "float32", "device": "cpu", "backend": "flash-model:fa2"}
+    plan = nbattn.plan(mask, (1, 8, 8, 8, 2, 16), require=(strategy,), **options)
+    assert plan.chosen.program.calls == ()
+    assert plan.verify()
+
+
 def test_zero_padding_is_refused_with_its_error() -> None:
     """Seven of ten keys of the last row would be zeros: at equal scores they take 70 % of it."""
     shapes = (1, 10, 2, 8), (1, 3, 2, 8)

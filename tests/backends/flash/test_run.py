@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import flash_stand_ins
 import pytest
@@ -11,7 +12,7 @@ import torch
 from flash_cases import MASKS, compare, even, part_of, tensors, through
 
 import nbattn
-from nbattn import BackendError
+from nbattn import BackendError, Mask
 from nbattn.backends.dense.meaning import NoMask
 from nbattn.backends.flash import adapters as flash_backend
 from nbattn.program.program import AxisView, Call, Program, View
@@ -54,6 +55,16 @@ def test_kernels_write_their_rows_into_the_output(label: str, provider: str, cas
         assert given == places
         assert all(part_of(one, out) for one in flash_stand_ins.WRITTEN)
         cases(f"flash rows, {provider} written in place", len(rows))
+
+
+def test_no_extra_keys_round_like_none() -> None:
+    """A sink is merged before the output is rounded, with 0 extra keys, too."""
+    query = torch.randn(2, 40, 2, 32).half()
+    none = torch.empty(2, 0, 2, 32, dtype=torch.float16)
+    options = {"sink": torch.randn(2), "backend": "flash-model", "return_lse": True}
+    run = partial(nbattn.attention, query, query, query, Mask.sliding_window(3), **options)
+    for found, expected in zip(run(extra_key=none, extra_value=none), run(), strict=True):
+        assert torch.equal(found, expected)
 
 
 @pytest.mark.usefixtures("providers")
