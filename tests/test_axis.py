@@ -249,7 +249,7 @@ def test_text_says_that_rows_have_no_keys() -> None:
 
 
 @given(axes(("clip", "shift")))
-def test_gaps_are_told_where_they_are(axis: Axis) -> None:
+def test_has_causal_gaps_matches_the_mask(axis: Axis) -> None:
     """On an axis whose every query lies on it, as the repr has no lengths to look at."""
     axis = replace(axis, offset=0, align="top-left")
     n = 2 * axis.dilation * axis.stride

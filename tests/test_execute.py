@@ -88,7 +88,7 @@ def test_a_plan_runs_under_autocast() -> None:
     assert torch.equal(out, plan.run(*(t.bfloat16() for t in given)))
 
 
-def test_a_given_plan_and_what_cannot_follow_it() -> None:
+def test_plan_run_refuses_vmap_and_fullgraph_compilers() -> None:
     given = tensors()
     plan = nbattn.plan(CAUSAL, given[0].shape, given[1].shape, dtype="float64", device="cpu")
     refusal = r"(?s)a plan runs its own program.*fix:.*nbattn\.attention\(query, key, value, mask\)"

@@ -87,7 +87,9 @@ def test_parts_of_the_keys_join_to_the_whole(
 
 
 @given(st.lists(st.integers(0, 14), max_size=4), st.integers(0, 9), st.integers(-6, 6))
-def test_any_cut_joins_to_the_whole(cases: Count, cuts: list[int], left: int, offset: int) -> None:
+def test_merge_of_any_split_of_the_keys_is_exact(
+    cases: Count, cuts: list[int], left: int, offset: int
+) -> None:
     query, key = random(1, 8, 2, 4, seed=1), random(1, 14, 2, 4, seed=2)
     mask = Mask(Axis(left, 2, align=offset))
     whole = nbattn.attention(query, key, key, mask, backend="tiled", return_lse=True)
@@ -121,7 +123,7 @@ def test_an_empty_part_adds_nothing() -> None:
     assert close(merged[1], lse, 1e-14)
 
 
-def test_rows_empty_in_every_part_stay_empty_and_have_no_gradient() -> None:
+def test_merge_of_rows_without_keys_is_zero_without_gradient() -> None:
     outputs = [random(2, 5, 3, 4, seed=seed).requires_grad_() for seed in (1, 2)]
     lses = [random(2, 5, 3, seed=seed) for seed in (3, 4)]
     lses[0][:, :2] = lses[1][:, :2] = -INFINITY  # empty in both
@@ -211,7 +213,7 @@ def test_transforms_and_compilers_go_through() -> None:
     torch._dynamo.reset()
 
 
-def test_gradients_by_finite_differences() -> None:
+def test_merge_gradients_by_finite_differences() -> None:
     outputs = [random(1, 3, 2, 2, seed=seed).requires_grad_() for seed in (1, 2, 3)]
     lses = [random(1, 3, 2, seed=seed).requires_grad_() for seed in (4, 5, 6)]
     assert gradcheck(lambda *t: nbattn.merge(t[:3], t[3:]), [*outputs, *lses])
@@ -243,7 +245,7 @@ def test_half_outputs_keep_their_dtype(dtype: torch.dtype) -> None:
     assert close(lse.double(), exact[1], 4 * eps * exact[1].abs().max().item())
 
 
-def test_sizes_of_zero() -> None:
+def test_merge_of_sizes_of_zero() -> None:
     for shape in ((0, 5, 2, 4), (2, 0, 2, 4), (2, 0, 3, 2, 4)):
         out, lse = nbattn.merge([torch.zeros(shape)] * 2, [torch.zeros(shape[:-1])] * 2)
         assert out.shape == shape
@@ -270,7 +272,7 @@ OUT, LSE = torch.zeros(2, 5, 3, 4), torch.zeros(2, 5, 3)
         ([[1.0]], [LSE], "an output is a list, not a tensor."),
     ],
 )
-def test_what_does_not_fit_is_refused_in_words(
+def test_merge_arguments_that_do_not_fit_have_a_message(
     outputs: list[Tensor], lses: list[Tensor], words: str
 ) -> None:
     with pytest.raises(InputError, match=words) as refused:

@@ -115,7 +115,7 @@ def test_tiles_count_their_pairs(
 
 
 @given(bound_axes())
-def test_no_two_runs_could_be_one(cases: Count, chosen: tuple[Axis, int, int]) -> None:
+def test_key_and_query_intervals_are_maximal(cases: Count, chosen: tuple[Axis, int, int]) -> None:
     axis, queries, keys = chosen
     want, only = axis_matrix(*chosen), bound(*chosen)
     for i in range(queries):

@@ -147,7 +147,7 @@ def test_equal_codes_are_equal_masks(first: tuple, second: tuple) -> None:
     assert (first[0].code() == second[0].code()) is (first[0] == second[0])
 
 
-def test_a_code_is_pinned() -> None:
+def test_mask_codes_are_unchanged() -> None:
     axis = Axis(None, 3, dilation=2, stride=4, align="bottom-right", offset=-5)
     assert Mask(axis).code() == [-(2**62), 3, 2, 4, 0, 1, -5, 0, 0]
     wrapped = Axis(1, None, border="wrap")

@@ -232,7 +232,7 @@ CONVERTERS_REFUSE = [
 
 
 @pytest.mark.parametrize(("code", "text"), CONVERTERS_REFUSE, ids=[c for c, _ in CONVERTERS_REFUSE])
-def test_a_converter_refuses_what_its_library_does_not_say(code: str, text: str) -> None:
+def test_converters_refuse_what_the_library_cannot_express(code: str, text: str) -> None:
     with pytest.raises(MaskError) as error:
         eval(code, {"Mask": Mask})
     assert text in error.value.problem

@@ -62,9 +62,7 @@ def by_hand(
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_values_and_gradients_are_those_of_the_layer_by_hand(
-    name: str, cases: Callable[[str, int], None]
-) -> None:
+def test_layer_equals_a_hand_written_layer(name: str, cases: Callable[[str, int], None]) -> None:
     layer, matrix, tokens, named = case(name)
     leaves = [*tokens, *(t for t in named.values() if t.is_floating_point())]
     leaves = [t.requires_grad_() for t in leaves]

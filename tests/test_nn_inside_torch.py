@@ -36,7 +36,7 @@ def same(found: list[Tensor], wanted: list[Tensor], limit: float = 1e-10) -> Non
 
 
 @pytest.mark.parametrize("name", ["plane_context", "line_grouped_heads", "reference"])
-def test_compiled_equals_eager(name: str) -> None:
+def test_compiled_layer_equals_eager(name: str) -> None:
     layer, _, tokens, named = case(name)
     compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
     for batch in (2, 1):

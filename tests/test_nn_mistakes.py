@@ -351,7 +351,7 @@ MESSAGES = {call: dedent(text).strip() for call, text in BLOCKS}
 
 
 @pytest.mark.parametrize(("call", "text"), MESSAGES.items(), ids=MESSAGES)
-def test_a_mistake_is_told_in_these_words(call: str, text: str) -> None:
+def test_message_of_every_mistake_with_the_layer(call: str, text: str) -> None:
     with pytest.raises(NbattnError) as error:
         eval(call, NAMES)
     assert f"{type(error.value).__name__}: {error.value}" == text

@@ -236,7 +236,7 @@ MISUSE: list[tuple[list[str], str]] = [
 
 
 @pytest.mark.parametrize(("words", "said"), MISUSE, ids=lambda case: " ".join(case)[:40])
-def test_misuse_is_one_message_and_exit_status_2(
+def test_bench_misuse_is_one_message_and_exit_status_2(
     words: list[str],
     said: str,
     capsys: pytest.CaptureFixture[str],
@@ -268,7 +268,7 @@ def test_png_without_matplotlib(
     )
 
 
-def test_help_reads_like_a_manual(capsys: pytest.CaptureFixture[str]) -> None:
+def test_bench_help_has_examples_and_exit_status(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["bench", "--help"])
     out = capsys.readouterr().out

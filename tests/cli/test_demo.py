@@ -38,7 +38,9 @@ def test_a_file_in_the_way_and_missing_packages_exit_with_2(
         (["--epochs", "x"], "invalid"),
     ],
 )
-def test_misuse_exits_with_2(arguments: list[str], message: str, capsys: Capture) -> None:
+def test_demo_misuse_exits_with_status_2(
+    arguments: list[str], message: str, capsys: Capture
+) -> None:
     with pytest.raises(SystemExit, match="2"):
         main(["demo", *arguments])
     assert message in capsys.readouterr().err

@@ -260,7 +260,7 @@ MISUSE = [
 
 
 @pytest.mark.parametrize(("line", "text"), MISUSE, ids=[" ".join(m[0])[:40] for m in MISUSE])
-def test_misuse_is_one_message_and_exit_code_2(
+def test_mask_misuse_is_one_message_and_exit_status_2(
     line: list[str], text: str, configured: object, capsys: Capture
 ) -> None:
     assert cli.main(["mask", *line]) == 2
@@ -270,7 +270,7 @@ def test_misuse_is_one_message_and_exit_code_2(
     assert err == f"nbattn mask: {text}\n" or text.endswith("\n")
 
 
-def test_help_is_a_page(capsys: Capture) -> None:
+def test_mask_help_has_examples_that_parse(capsys: Capture) -> None:
     with pytest.raises(SystemExit) as caught:
         cli.main(["mask", "--help"])
     assert caught.value.code == 0

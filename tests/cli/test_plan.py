@@ -169,7 +169,7 @@ plan --mask causal() --query 1,8,2,8 --backend tile
 
 
 @pytest.mark.parametrize("case", MISUSE.strip().split("\n\n"), ids=lambda case: case.split("\n")[0])
-def test_misuse_is_one_message_and_status_2(capsys: Capture, case: str) -> None:
+def test_plan_misuse_is_one_message_and_exit_status_2(capsys: Capture, case: str) -> None:
     command, _, expected = case.partition("\n")
     arguments = [NAT if part == "NAT" else part for part in command.split()]
     status, out, err = nbattn_(capsys, *arguments)
@@ -187,7 +187,7 @@ def test_shapes_and_words_are_checked_by_the_parser(capsys: Capture) -> None:
 
 
 @pytest.mark.parametrize("command", [[], ["plan"], ["schema"]], ids=" ".join)
-def test_help_reads_like_a_page(capsys: Capture, command: list[str]) -> None:
+def test_plan_help_is_narrow_and_has_examples(capsys: Capture, command: list[str]) -> None:
     status, out, _ = nbattn_(capsys, *command, "--help")
     assert status == 0
     assert all(len(line) <= 100 for line in out.splitlines())

@@ -272,7 +272,7 @@ MISUSE: list[tuple[list[str], str]] = [
 
 
 @pytest.mark.parametrize(("words", "said"), MISUSE, ids=lambda case: " ".join(case)[:40])
-def test_misuse_is_one_message_and_exit_status_2(
+def test_tune_misuse_is_one_message_and_exit_status_2(
     words: list[str],
     said: str,
     capsys: pytest.CaptureFixture[str],
@@ -319,7 +319,7 @@ def test_a_second_run_adds_to_the_first(
     assert json.loads((folder / "costs.json").read_text())["format"] == 1
 
 
-def test_help_reads_like_a_manual(capsys: pytest.CaptureFixture[str]) -> None:
+def test_tune_help_has_examples_and_exit_status(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["tune", "--help"])
     out = capsys.readouterr().out

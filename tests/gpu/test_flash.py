@@ -205,7 +205,7 @@ def judge(found: list[Tensor], low: list[Tensor], exact: list[Tensor]) -> None:
 @pytest.mark.parametrize("sizes", [(64, 64), (40, 40), (128, 64), (96, 128)], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("label", MASKS)
-def test_values_and_gradients(
+def test_flash_values_and_gradients(
     provider: str, label: str, dtype: torch.dtype, sizes: tuple[int, int], cases: Count
 ) -> None:
     mask, queries, keys = MASKS[label]

@@ -186,7 +186,7 @@ def test_the_support_is_the_mask(label: str, dtype: torch.dtype, cases: Count) -
 
 @pytest.mark.parametrize("dtype", [*HALVES, torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("label", PROBLEMS)
-def test_values_and_gradients(label: str, dtype: torch.dtype, cases: Count) -> None:
+def test_cuda_values_and_gradients(label: str, dtype: torch.dtype, cases: Count) -> None:
     problem = PROBLEMS[label]
     judge(problem, random(problem, dtype))
     cases("gpu, cuda values", 1)
@@ -350,7 +350,7 @@ def test_the_sanitizer_finds_nothing(tool: str) -> None:
         pytest.skip("compute-sanitizer is not installed")
     names = ("1-D dilated, remainder", "2-D causal and wrap")
     command = [program, "--tool", tool, "--error-exitcode", "99", sys.executable, "-m", "pytest"]
-    slices = [f"{__file__}::test_values_and_gradients[{label}-{dtype}]" for label in names
+    slices = [f"{__file__}::test_cuda_values_and_gradients[{label}-{dtype}]" for label in names
               for dtype in (torch.bfloat16, torch.float32)]  # fmt: skip
     done = subprocess.run([*command, "-q", *slices], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-3000:]

@@ -146,7 +146,7 @@ def test_every_device_has_its_own(launcher: CuPyLauncher):
         assert tensors["lse"].item() == 5
 
 
-def test_a_launch_takes_few_lines_of_the_host(launcher: CuPyLauncher):
+def test_a_launch_on_a_gpu_takes_few_lines_of_the_host(launcher: CuPyLauncher):
     """Its time is measured by `benchmarks/overhead.py`."""
     tensors, variant = {"query": number(0), "lse": number(0)}, probe()
     launcher.load(variant)

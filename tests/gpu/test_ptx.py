@@ -58,7 +58,7 @@ def random_bits(*shape: int) -> Tensor:
     return torch.randint(-(2**31), 2**31 - 1, shape, dtype=torch.int32)
 
 
-def test_ldmatrix(both: Both):
+def test_ldmatrix_on_a_gpu(both: Both):
     torch.manual_seed(0)
     out = torch.zeros(2, 4, 32, dtype=torch.int32)
     same_bits(*both("ldmatrix", query=random_bits(32, 4), out=out))
@@ -76,7 +76,7 @@ def test_mma_fragments(both: Both, dtype: torch.dtype, seed: int):
 
 
 @pytest.mark.parametrize("rows", [0, 1, 17, 33, 64])
-def test_copies_fill_with_zeros(both: Both, rows: int):
+def test_copies_fill_with_zeros_on_a_gpu(both: Both, rows: int):
     torch.manual_seed(0)
     key = torch.tensor([rows], dtype=torch.int32)
     query, out = torch.randn(64, 4), torch.full((64, 4), float("nan"))
@@ -85,7 +85,7 @@ def test_copies_fill_with_zeros(both: Both, rows: int):
 
 @pytest.mark.parametrize("width", [32, 16, 4])
 @pytest.mark.parametrize("argument", [0, 1, 3, 16])
-def test_shuffles(both: Both, argument: int, width: int):
+def test_shuffles_on_a_gpu(both: Both, argument: int, width: int):
     torch.manual_seed(0)
     key = torch.tensor([argument, width], dtype=torch.int32)
     out = torch.zeros(4, 64, dtype=torch.float64)

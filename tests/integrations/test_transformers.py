@@ -267,7 +267,7 @@ def test_a_decoder_as_an_encoder(received):
     torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-6)
 
 
-def test_a_layer_that_says_it_is_not_causal_needs_no_mask():
+def test_layer_with_is_causal_false_needs_no_mask():
     query = torch.randn(1, 2, 4, 8)
     found, weights = integration.attend(
         torch.nn.Identity(), query, query, query, None, is_causal=False

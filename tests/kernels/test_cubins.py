@@ -111,7 +111,9 @@ CHANGES: dict[str, Callable[[pytest.MonkeyPatch, Path], object]] = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_the_key_covers(change: str, told, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_cubin_key_changes_with_every_input(
+    change: str, told, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     again()
     again()
     assert len(told) == 1
@@ -328,7 +330,7 @@ def test_a_full_disk_leaves_no_part(told, place: Path, monkeypatch: pytest.Monke
     assert list(place.iterdir()) == []
 
 
-def test_switched_off_nothing_is_kept(told, place: Path, monkeypatch: pytest.MonkeyPatch):
+def test_cache_off_writes_no_cubin(told, place: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv(cache.VARIABLE, "off")
     assert again() is cubins.get(probe_kernel.variant(), "80")
     again()

@@ -51,7 +51,7 @@ def argument(**pointers: int) -> str:
     return (content + NUMBERS).hex()
 
 
-def test_everything_arrives(happened):
+def test_all_launch_arguments_reach_the_kernel(happened):
     found = happened["first"]
     assert found["grid"] == [2**31 - 1, 1, 1]
     assert found["block"] == [128, 1, 1]
@@ -99,7 +99,7 @@ def test_a_warm_kernel_is_captured(happened):
     assert found["calls"] == happened["another device again"]["calls"] + 1
 
 
-def test_a_cold_kernel_in_a_capture_says_what_to_do_and_touches_nothing(happened):
+def test_uncompiled_kernel_in_graph_capture_raises_before_any_launch(happened):
     found = happened["captured cold"]
     assert found["calls"] == 0
     assert found["words"] == (
@@ -136,7 +136,7 @@ def test_what_the_driver_does_not_take_says_so(happened):
         ("long numbers", "ValueError"),
     ],
 )
-def test_what_does_not_fit_is_not_launched(name: str, error: str, happened):
+def test_arguments_that_do_not_fit_are_not_launched(name: str, error: str, happened):
     assert happened[name] == {"error": error, "launches": 0}
 
 

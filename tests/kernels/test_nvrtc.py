@@ -135,7 +135,7 @@ def test_targets_of_devices(capability: tuple[int, int], arch: str):
     assert nvrtc.arch_of(capability) == arch
 
 
-def test_flags_are_these():
+def test_compiler_options():
     assert nvrtc.options(probe_kernel.variant(64, 1024), "90a") == (
         "-arch=sm_90a",
         "-std=c++17",
@@ -195,7 +195,7 @@ anything = st.one_of(
 
 
 @given(name=anything, value=anything, arch=st.text() | st.sampled_from(ARCHS))
-def test_whatever_is_told_only_integers_arrive(name, value, arch, cases):
+def test_compiler_options_contain_only_integers(name, value, arch, cases):
     """Read by another rule: split at the equals sign, letters by their code points."""
     cases("kernel options", 1)
     variant = Variant("probe.cu", "nb_probe", ((name, value),), 32, 0)

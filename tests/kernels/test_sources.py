@@ -33,7 +33,7 @@ def preprocessed(text: str, *flags: str) -> list[str]:
     return done.stdout.split()
 
 
-def test_a_checkout_has_them_beside_the_package():
+def test_checkout_has_kernel_sources_beside_the_package():
     assert sources.directory() == ROOT / "cuda"
 
 
@@ -72,7 +72,7 @@ def test_the_text_is_what_the_files_say(probe: Path):
 
 
 @pytest.mark.parametrize("name", probe_kernel.FILES)
-def test_every_byte_counts(name: str, probe: Path):
+def test_digest_changes_with_every_file(name: str, probe: Path):
     """The hash sees one more blank at the end, in every file."""
     before = sources.digest("probe.cu")
     assert sources.digest("probe.cu") == before
@@ -81,7 +81,7 @@ def test_every_byte_counts(name: str, probe: Path):
     assert sources.digest("probe.cu") != before
 
 
-def test_the_place_does_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_digest_does_not_depend_on_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     found = set()
     for place in ("here", "there"):
         folder = probe_kernel.write(tmp_path / place)
@@ -126,7 +126,7 @@ def test_inside_the_package_comes_first(
     assert sources.directory() == tmp_path / places[0]
 
 
-def test_a_wheel_has_them_inside_the_package(tmp_path: Path):
+def test_wheel_contains_kernel_sources(tmp_path: Path):
     wheel = built(tmp_path)
     place = tmp_path / "site"
     subprocess.run([sys.executable, "-m", "zipfile", "-e", wheel, place], check=True)
@@ -155,7 +155,9 @@ def built(folder: Path) -> Path:
     return wheel
 
 
-def test_nowhere_says_where(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+def test_missing_sources_error_lists_the_searched_folders(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
     monkeypatch.setattr(sources, "__file__", str(tmp_path / "nbattn" / "kernels" / "sources.py"))
     with pytest.raises(BackendError) as caught:
         sources.directory()

@@ -43,7 +43,7 @@ def test_every_program_is_its_mask(cases: Count, request_: Request) -> None:
     check_law(request_, cases)
 
 
-def test_the_law_without_batch() -> None:
+def test_proofs_with_an_empty_batch() -> None:
     request = request_for(Mask(Axis(1, 1)), 5, batch=0)
     for candidate in all_of(request):
         assert candidate.program is not None or candidate.reasons

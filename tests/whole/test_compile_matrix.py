@@ -386,7 +386,9 @@ FACTS = nvrtc.Usage(64, 0, 0, 0, 0, 1, 0.1)
         ({}, "warning: x", ["warning: x"]),
     ],
 )
-def test_facts(plain: Case, facts: dict[str, int], log: str, said: list[str]):
+def test_kernel_problems_are_reported(
+    plain: Case, facts: dict[str, int], log: str, said: list[str]
+):
     assert problems(plain, Compiled(b"", replace(FACTS, **facts), log)) == said
 
 

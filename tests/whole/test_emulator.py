@@ -137,7 +137,7 @@ def test_shuffles(entry: str, dtype: torch.dtype, cases):
 
 
 @pytest.mark.parametrize("pattern", [0, 0xFFFFFFFF, 0x80000001, 0x00F0F000])
-def test_votes(pattern: int, cases):
+def test_warp_ballot_any_all(pattern: int, cases):
     bits = (pattern >> np.arange(32)) & 1
     query = torch.from_numpy(np.concatenate([bits, 1 - bits]).astype(np.int32))
     out = ints(3, 64)
@@ -162,7 +162,7 @@ def test_copies_land_and_fill_with_zeros(mode: Mode, rows: int, cases):
     cases("emulator: primitives", 1)
 
 
-def test_copies_land_when_the_mode_says():
+def test_async_copies_complete_as_the_mode_requires():
     query, seen = torch.ones(2, 4), set()
     for mode, seed in (("eager", 1), ("lazy", 1), *(("random", s) for s in range(1, 9))):
         out = floats(2)
@@ -198,7 +198,7 @@ def test_arithmetic():
         assert torch.equal(found.view(dtype)[1::2].nan_to_num(), (2 * x).to(dtype).nan_to_num())
 
 
-def test_what_nobody_has_written_is_poison():
+def test_unwritten_memory_is_nan():
     out = floats(3, 3)
     launch("poison", "lazy", threads=1, blocks=3, out=out)
     assert out[:, 0].isnan().all()

@@ -42,7 +42,7 @@ COMPILED = {"reference": MASKS[2:3], "tiled": MASKS[1::2], "sdpa": MASKS[3:]}
 
 @pytest.mark.parametrize("dynamic", [False, True])
 @pytest.mark.parametrize("backend", COMPILED)
-def test_compiled_equals_eager(backend: str, dynamic: bool, cases: Count) -> None:
+def test_compiled_attention_equals_eager(backend: str, dynamic: bool, cases: Count) -> None:
     for mask, space in COMPILED[backend]:
         torch._dynamo.reset()
 

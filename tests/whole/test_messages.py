@@ -866,7 +866,7 @@ MESSAGES = {call: text for table in TABLES for call, text in cases_of(table).ite
 
 
 @pytest.mark.parametrize(("call", "text"), MESSAGES.items(), ids=MESSAGES)
-def test_a_mistake_is_told_in_these_words(call: str, text: str) -> None:
+def test_message_of_every_mistake(call: str, text: str) -> None:
     """One exception, without a stack of internal ones behind it: problem, given, fix."""
     if "cuda" in call and torch.cuda.is_available():
         pytest.skip("there is a CUDA device")

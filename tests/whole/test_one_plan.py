@@ -253,7 +253,7 @@ def test_the_operators_keep_the_true_logsumexp(cases: Count) -> None:
 
 
 @pytest.mark.parametrize("backend", ["tiled", "sdpa"])
-def test_a_backward_on_nan_runs_what_computes_it_again(backend: str) -> None:
+def test_nan_lse_selects_a_backend_that_recomputes_it(backend: str) -> None:
     given, upward = tensors(), drawn(2, 7, 4, 4, seed=9)
     inputs = Inputs(*given, None, None, None, None, scale=0.5, softcap=None)
     plan = planned(inputs, CAUSAL)

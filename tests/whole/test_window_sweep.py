@@ -160,7 +160,7 @@ def check(fields: dict[str, Any], queries: int, keys: int, tiles: Any) -> None:
     assert np.array_equal(check_pairs(mask, queries, keys, tiles), line.dense())
 
 
-def test_the_sample_has_every_legal_pair_of_values() -> None:
+def test_the_sample_for_cuda_has_every_legal_pair_of_values() -> None:
     assert met(0, STEP) == met(1, 31) | met(3, 17)
 
 

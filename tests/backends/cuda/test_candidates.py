@@ -86,7 +86,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("named", "text"), REFUSED)
-def test_limits_are_told(named: dict[str, Any], text: str) -> None:
+def test_each_limit_of_cuda_has_a_reason(named: dict[str, Any], text: str) -> None:
     named = dict(named)
     length, head, batch = named.pop("length", 64), named.pop("head", 32), named.pop("batch", 1)
     with pytest.raises(BackendError) as error:

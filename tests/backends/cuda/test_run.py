@@ -132,7 +132,7 @@ def check_values(
 @needs_emulator
 @pytest.mark.usefixtures("emulated")
 @pytest.mark.parametrize("name", FEATURES)
-def test_values_of_every_feature(name: str, cases: Count) -> None:
+def test_cuda_values_of_every_feature(name: str, cases: Count) -> None:
     """Each feature on a few masks, every mask with some features; dtypes in turn."""
     number = list(FEATURES).index(name)
     labels, half = list(MASKS), (len(MASKS) + 1) // 2
@@ -475,7 +475,7 @@ def test_a_decode_step_and_a_plan_that_runs(emulated: Launcher) -> None:
     assert emulated.counts.launches == 1
 
 
-def test_a_launch_takes_few_lines_of_the_host() -> None:
+def test_an_emulated_launch_takes_few_lines_of_the_host() -> None:
     """What a forward does besides torch's allocations and the driver: all else is kept."""
     plan = nbattn.plan(Mask.neighborhood((7, 7)), (2, 20, 20, 4, 64), device=DEVICE, backend="cuda")
     query = torch.zeros(2, 20, 20, 4, 64, dtype=torch.bfloat16)

@@ -40,7 +40,7 @@ def walked(line: BoundAxis, rows: int, columns: int, *, inverse: bool) -> np.nda
 
 @pytest.mark.parametrize("inverse", [False, True])
 @given(bound=bound_axes(24), rows=SIZES, columns=SIZES)
-def test_walks_are_the_axis(
+def test_traversal_visits_every_pair_of_the_axis_once(
     cases: Count, bound: tuple[Axis, int, int], rows: int, columns: int, inverse: bool
 ) -> None:
     """Tile by tile, and by the runs of rows that serve at any length; every row is in one tile."""

@@ -22,9 +22,7 @@ from nbattn.program.request import Request
         (request_for(Mask.causal(), 8, extra_keys=2), "sdpa/mask", "extra_keys"),
     ],
 )
-def test_sdpa_is_refused_where_it_cannot_say_the_mask(
-    request_: Request, name: str, limit: str
-) -> None:
+def test_sdpa_refuses_unsupported_masks(request_: Request, name: str, limit: str) -> None:
     (found,) = [candidate for candidate in all_of(request_) if candidate.name == name]
     assert [reason.limit for reason in found.reasons] == [limit]
     assert found.program is None

@@ -24,7 +24,7 @@ STRATEGIES = ("translate", "trim", "split", "virtual-pad", "pack", "pad")
 @pytest.mark.usefixtures("providers")
 @pytest.mark.parametrize("provider", PROVIDERS)
 @pytest.mark.parametrize("label", MASKS)
-def test_an_adapter_says_what_the_program_means(label: str, provider: str, cases: Count) -> None:
+def test_adapter_computes_the_program(label: str, provider: str, cases: Count) -> None:
     mask, queries, keys = MASKS[label]
     for strategy in STRATEGIES:
         features, numbers = FEATURES["everything"]

@@ -123,7 +123,7 @@ def test_the_full_grid_of_borders(border: str, cases: Count) -> None:
 
 
 @given(bound_axes(24))
-def test_any_axis(cases: Count, bound: tuple[Axis, int, int]) -> None:
+def test_programs_of_random_axes_are_the_mask(cases: Count, bound: tuple[Axis, int, int]) -> None:
     axis, queries, keys = bound
     want = axis_matrix(axis, queries, keys).astype(int)
     for candidate in found_for(Mask(axis), (queries,), (keys,)):
@@ -195,7 +195,7 @@ def test_the_two_proposals_of_the_seed_are_wrong_where_the_document_says() -> No
     assert len(plain) == 132
 
 
-def test_the_planner_says_it_for_every_shape(cases: Count) -> None:
+def test_causal_top_left_programs_are_exact_for_every_shape(cases: Count) -> None:
     for rows, keys in product(range(1, 13), repeat=2):
         axis = Axis(None, 0, align="top-left")
         check(axis, rows, keys, flash_oracle.band(rows, keys, None, 0), cases)
@@ -296,7 +296,7 @@ DECODES = Mask.from_transformers(5)
 
 
 @pytest.mark.parametrize("provider", ["fa2", "fa3"])
-def test_the_cache_entry_by_name_and_never_by_itself(provider: str) -> None:
+def test_kv_cache_runs_only_if_required(provider: str) -> None:
     """A slice says the same with one launch less."""
     shapes: dict[str, Any] = {"query_shape": (2, 3, 2, 8), "key_shape": (2, 30, 2, 8)}
     named = shapes | {"device": "cpu", "dtype": "float32", "backend": f"flash-model:{provider}"}
@@ -409,7 +409,7 @@ def test_flash_never_runs_on_a_cpu() -> None:
         nbattn.plan(Mask.causal("top-left"), (1, 9, 2, 8), device="cpu", backend="flash")
 
 
-def test_a_provider_by_name_is_that_one_or_an_error() -> None:
+def test_named_provider_never_falls_back() -> None:
     full = replace(
         device.DEVICES["sm_90"], providers=("flash-attn", "flash-attn-3", "flash-attn-4")
     )

@@ -52,7 +52,7 @@ def test_flash_2_dense_is_its_host_code(causal: bool, cases: Count) -> None:
 
 
 @pytest.mark.parametrize("entry", ["varlen", "kvcache"])
-def test_flash_2_compares_with_the_length_it_is_told(entry: str, cases: Count) -> None:
+def test_flash_2_uses_the_maximum_lengths_that_are_given(entry: str, cases: Count) -> None:
     shapes = product((1, 2, 3, 5, 9), repeat=2)
     sides = (-2, -1, 0, 1, 3, 6, 9, 10)
     for (rows, keys), left, right, more, causal, one in product(
@@ -128,7 +128,7 @@ TABLE = {
 
 
 @pytest.mark.parametrize("window", TABLE)
-def test_one_tuple_has_three_meanings(window: tuple[int, int]) -> None:
+def test_same_window_size_differs_between_flash_versions(window: tuple[int, int]) -> None:
     """Keys per row of a 4 x 4 problem, literally."""
     for provider, want in zip(("fa2", "fa3", "fa4"), TABLE[window], strict=True):
         counts = (
@@ -143,7 +143,7 @@ def test_a_window_stays_on_its_axis() -> None:
     assert call.rows(1, 3, 3)[1].tolist() == [[0, 1], [0, 2], [0, 3]]
 
 
-def test_a_varlen_call_says_every_trimmed_band(cases: Count) -> None:
+def test_one_call_computes_every_trimmed_band(cases: Count) -> None:
     sides = (None, *range(13))
     for (rows, keys), left, right in product(product(range(1, 9), repeat=2), sides, sides):
         found = trim(Band(left, right), rows, keys)

@@ -63,7 +63,7 @@ def test_blocks_and_a_ragged_one_are_sequences_of_one_call() -> None:
         (Axis(9, 0, stride=4), "its pieces share keys: sequences do not"),
     ],
 )
-def test_what_is_no_sequence_says_why(axis: Axis, text: str) -> None:
+def test_pack_refusals_have_a_reason(axis: Axis, text: str) -> None:
     named = {"device": "cpu", "backend": "flash-model:aten", "require": ("pack",)}
     with pytest.raises(BackendError, match=f"pack[^:]*: {text}"):
         nbattn.plan(Mask(axis), (1, 24, 2, 8), **named)

@@ -43,7 +43,7 @@ def reasons(mask: Mask = MASK, shape: tuple[int, ...] = SHAPE, **named: Any) -> 
          "32768 samples x 2 heads are 65536, over the grid of 65535"),
     ],
 )  # fmt: skip
-def test_its_limits_are_told(named: dict[str, Any], text: str) -> None:
+def test_each_limit_of_flex_has_a_reason(named: dict[str, Any], text: str) -> None:
     assert reasons(**named) == [text]
 
 

@@ -41,7 +41,7 @@ def planned(mask: Mask, space: tuple[int, ...], **named: Any) -> Any:
         (Axis(2, 2, border="shift", align=0), 14, "12 queries and 14 keys; it needs equal numbers"),
     ],
 )  # fmt: skip
-def test_what_it_cannot_say(axis: Axis, keys: int | None, text: str) -> None:
+def test_unsupported_masks_are_refused(axis: Axis, keys: int | None, text: str) -> None:
     assert window(bind(Mask(axis), 12, keys)[0]) == text
 
 
@@ -58,7 +58,7 @@ def test_what_it_cannot_say(axis: Axis, keys: int | None, text: str) -> None:
         ({"training": True, "deterministic": True}, "its backward is not deterministic"),
     ],
 )  # fmt: skip
-def test_its_limits_are_told(named: dict[str, Any], text: str) -> None:
+def test_each_limit_of_natten_has_a_reason(named: dict[str, Any], text: str) -> None:
     with pytest.raises(BackendError) as error:
         planned(Mask.neighborhood(7), (20,), **named)
     assert f"  natten/window: {text}\n" in str(error.value)

@@ -80,7 +80,7 @@ def test_scores_weights_and_gradients_are_those_of_brute_force(window, extra, bi
 
 
 @pytest.mark.parametrize("window", [WINDOWS[0], WINDOWS[2], WINDOWS[8], WINDOWS[15]])
-def test_they_can_be_differentiated_twice(window) -> None:
+def test_unfused_functions_have_second_derivatives(window) -> None:
     space, kernel, dilation, causal = window
     space, kernel = (space, kernel) if len(space) < 3 else ((3, 2, 5), (2, 2, 2))
     query, key, value = (random(1, 1, *space, 2, seed=n) for n in range(3))
@@ -157,7 +157,7 @@ def test_tangents_are_differences_and_can_be_differentiated(causal: bool) -> Non
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")  # torch's own jvp
-def test_what_is_kept_of_inference_and_transforms_serves_training() -> None:
+def test_tiles_cached_in_inference_and_transforms_work_in_training() -> None:
     """Tiles are kept per shape: here the first to ask for them may not leave tensors behind."""
     query, other = random(1, 1, 11, 3), random(1, 1, 11, 3, seed=1)
 
@@ -216,7 +216,7 @@ def test_transforms_go_through(causal: bool) -> None:
     torch.testing.assert_close(torch.func.jacfwd(along)(step), torch.func.grad(along)(step))
 
 
-def test_a_mapped_axis_may_stand_anywhere() -> None:
+def test_vmap_over_any_axis() -> None:
     code = parameters.window((5, 6), 3).code()
     query, weights = random(2, 3, 5, 6, 4).detach(), random(3, 2, 5, 6, 9, seed=1).detach()
     for name, first in (("products", query.movedim(0, 1)), ("sums", weights), ("returns", weights)):
@@ -427,7 +427,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_does_not_fit_is_refused_in_words(name: str) -> None:
+def test_unfused_arguments_that_do_not_fit_have_a_message(name: str) -> None:
     call, text = REFUSED[name]
     with pytest.raises(InputError) as error:
         call()
