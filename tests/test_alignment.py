@@ -34,19 +34,19 @@ def test_an_alignment_is_never_guessed(axis: Axis, queries: int, keys: int) -> N
     assert np.array_equal(Mask(axis).dense(7), axis_matrix(axis, 7, 7))
 
 
-def test_an_offset_counts_where_lengths_are_equal() -> None:
+def test_an_offset_needs_no_alignment_where_lengths_are_equal() -> None:
     assert np.array_equal(Mask(Axis(0, 0, offset=1)).dense(3), np.eye(3, k=1, dtype=bool))
 
 
 @pytest.mark.parametrize("axis", [Axis(), Axis(stride=3), Axis(prefix=2), Axis(offset=5)], ids=repr)
-def test_an_axis_that_reads_everything_takes_any_lengths(axis: Axis) -> None:
+def test_an_unlimited_axis_takes_any_lengths(axis: Axis) -> None:
     for queries, keys in ((1, 40), (28, 14), (0, 3), (3, 0), (5, 5)):
         assert Mask(axis).dense(queries, keys).shape == (queries, keys)
         assert Mask(axis).dense(queries, keys).all()
         assert Mask(axis).draw(queries, keys)
 
 
-def test_a_circle_needs_one_length_with_or_without_an_alignment() -> None:
+def test_wrap_needs_equal_lengths_with_or_without_an_alignment() -> None:
     for axis in (Axis(1, 1, border="wrap"), Axis(1, 1, border="wrap", align="top-left")):
         assert np.array_equal(Mask(axis).dense(5), axis_matrix(axis, 5, 5))
         with pytest.raises(MaskError, match="needs as many queries as keys"):

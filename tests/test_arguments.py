@@ -44,12 +44,12 @@ def warned(query: Shape, key: Shape | None = None) -> list[str]:
         (1, 8, 5, 64, 64, 4),
     ],
 )
-def test_heads_that_look_like_tokens_are_said_once(shape: Shape) -> None:
+def test_heads_that_look_like_tokens_warn_once(shape: Shape) -> None:
     (text,) = warned(shape)
     assert text.startswith(f"query {list(shape)} is taken as")
 
 
-def test_the_warning_is_code_that_moves_the_axes() -> None:
+def test_warning_contains_the_code_that_moves_the_axes() -> None:
     (text,) = warned((2, 8, 1024, 4))
     assert text == (
         "query [2, 8, 1024, 4] is taken as [B, N, H, D]: 1024 heads. If it is [B, H, N, D], as "
@@ -82,7 +82,7 @@ def test_the_warning_is_code_that_moves_the_axes() -> None:
         ((0, 8, 1024, 4), (0, 8, 1, 4)),
     ],
 )
-def test_heads_that_are_heads_are_not_warned_of(query: Shape, key: Shape | None) -> None:
+def test_plausible_heads_do_not_warn(query: Shape, key: Shape | None) -> None:
     assert warned(query, key) == []
 
 
@@ -94,7 +94,7 @@ def spoken(layer: NeighborhoodAttention, shape: Shape) -> list[str]:
     return [str(one.message) for one in said]
 
 
-def test_channels_that_may_come_first_are_said_once() -> None:
+def test_channels_that_may_come_first_warn_once() -> None:
     layer = NeighborhoodAttention(12, 2, Mask.neighborhood((3, 3)))
     (text,) = spoken(layer, (2, 12, 5, 12))
     assert text == (
@@ -107,7 +107,7 @@ def test_channels_that_may_come_first_are_said_once() -> None:
     ("rank", "shape"),
     [(2, (2, 12, 12, 12)), (2, (2, 5, 12, 12)), (1, (2, 12, 12)), (3, (1, 12, 12, 12, 12))],
 )
-def test_squares_and_lines_are_not_warned_of(rank: int, shape: Shape) -> None:
+def test_channels_that_fit_only_last_do_not_warn(rank: int, shape: Shape) -> None:
     mask = Mask(*[Axis(1, 1)] * rank)
     assert spoken(NeighborhoodAttention(12, 2, mask), shape) == []
 

@@ -63,7 +63,7 @@ def test_forward_derivatives_of_the_reference() -> None:
 
 @pytest.mark.parametrize("backend", ENGINES)
 @pytest.mark.parametrize("wanted", [0, 1, 2, "upward"])
-def test_second_derivatives_name_who_can(backend: str, wanted: int | str) -> None:
+def test_error_of_second_derivatives_names_the_reference(backend: str, wanted: int | str) -> None:
     leaves = inputs(grad=True)
     out = nbattn.attention(*leaves, CAUSAL, backend=backend)
     upward = torch.ones_like(out).requires_grad_()

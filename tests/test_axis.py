@@ -183,7 +183,7 @@ def test_a_misspelt_border_suggests_what_was_meant(name: str, near: str) -> None
     assert error.value.fix == f"border={near!r}."
 
 
-def test_defaults_are_everything_read() -> None:
+def test_default_axis_has_no_limits() -> None:
     axis = Axis()
     assert dataclasses.asdict(axis) == {
         "left": None,
@@ -219,7 +219,7 @@ def test_causal_is_right_zero() -> None:
         (Axis(None, 9, align=0), False),
     ],
 )
-def test_a_full_axis_reads_everything(axis: Axis, full: bool) -> None:
+def test_is_full_is_attention_to_every_key(axis: Axis, full: bool) -> None:
     assert axis.is_full is full
     lengths = [(4, 4)] if axis.border == "wrap" else [(4, 4), (13, 4), (4, 13), (12, 12), (1, 0)]
     if full:
@@ -231,7 +231,7 @@ def test_a_full_axis_reads_everything(axis: Axis, full: bool) -> None:
 GAPS = Axis(1, causal=True, stride=3)
 
 
-def test_text_says_that_rows_have_no_keys() -> None:
+def test_text_shows_that_rows_have_no_keys() -> None:
     mask = Mask(Axis(3, 3), GAPS, Axis(0, causal=True, stride=2))
     assert repr(mask) == (
         "Mask(Axis(3, 3), Axis(1, 0, stride=3, causal=True), Axis(0, 0, stride=2, causal=True))"
@@ -281,6 +281,6 @@ def test_has_causal_gaps_matches_the_mask(axis: Axis) -> None:
         ),
     ],
 )
-def test_an_axis_in_words(axis: Axis, words: str) -> None:
+def test_description_of_an_axis(axis: Axis, words: str) -> None:
     assert describe(axis) == words
     assert str(Mask(axis)) == f"Mask of 1 axis\n  axis 0  {words}"

@@ -158,7 +158,7 @@ def test_a_wrong_gradient_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [row.name for row in job.rows if row.wrong] == ["tiled/tile"]
 
 
-def test_one_that_fails_does_not_stop_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failing_candidate_does_not_stop_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
     run = Plan.run
 
     def failing(self: Plan, **named: Any) -> Any:
@@ -192,7 +192,7 @@ NAN, INF = math.nan, math.inf
         ([[0.0, 1.0]], [[0.0, 0.0]], INF),
     ],
 )
-def test_disagreement(found: Any, expected: Any, error: float) -> None:
+def test_disagreement_is_the_worst_relative_error(found: Any, expected: Any, error: float) -> None:
     got = bench.disagreement([torch.tensor(found)], [torch.tensor(expected)])
     assert got == pytest.approx(error) or (error == INF and got > 1e100)
 

@@ -93,7 +93,7 @@ def test_every_backend_of_the_planner_is_tried(healthy) -> None:
     assert healthy["usable"] is True
 
 
-def test_facts_of_this_machine(healthy) -> None:
+def test_report_of_this_machine(healthy) -> None:
     assert healthy["torch"]["version"].split("+")[0] == metadata.version("torch").split("+")[0]
     assert healthy["torch"]["devices"][0] == {"name": "cpu"}
     assert healthy["nbattn"]["path"] == str(ROOT / "nbattn")
@@ -170,7 +170,7 @@ def test_an_import_that_hangs_is_ended(place: Path, monkeypatch: pytest.MonkeyPa
     assert facts["usable"] is False
 
 
-def test_parts_that_fail_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failing_parts_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise RuntimeError("no such luck")
 
@@ -186,7 +186,7 @@ def test_parts_that_fail_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
     assert ("backend", "error", "RuntimeError: no such luck") in rows
 
 
-def test_text_says_what_json_says(healthy, capsys: pytest.CaptureFixture[str]) -> None:
+def test_text_and_json_reports_agree(healthy, capsys: pytest.CaptureFixture[str]) -> None:
     command.show(list(command.rows(healthy)))
     text = capsys.readouterr().out
     assert text.isascii()
@@ -282,7 +282,7 @@ def test_environment_variables_are_those_the_source_reads() -> None:
     assert found == set(doctor.VARIABLES)
 
 
-def test_cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_report_of_the_cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert doctor._cache() == {"path": None, "exists": False}  # the tests have NBATTN_CACHE=off
     monkeypatch.delenv("NBATTN_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
@@ -310,7 +310,7 @@ def test_cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @needs_nvrtc
-def test_kernels_compile_and_are_kept(place: Path) -> None:
+def test_kernels_compile_and_are_cached(place: Path) -> None:
     done = run("--json", path=place, NBATTN_CACHE=str(place / "cache"))
     facts = json.loads(done.stdout)["kernels"]
     assert facts["compiler"]["version"] == "{}.{}".format(*nvrtc.version())
@@ -323,7 +323,7 @@ def test_kernels_compile_and_are_kept(place: Path) -> None:
 
 
 @needs_nvrtc
-def test_a_kept_kernel_is_not_compiled_again(
+def test_a_cached_kernel_is_not_compiled_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("NBATTN_CACHE", str(tmp_path / "cache"))
@@ -339,7 +339,7 @@ def test_a_kept_kernel_is_not_compiled_again(
 
 
 @needs_nvrtc
-def test_a_cache_of_kernels_that_others_may_write_is_said(place: Path) -> None:
+def test_kernel_cache_writable_by_others_is_reported(place: Path) -> None:
     folder = place / "cache" / "cubins"
     folder.mkdir(parents=True)
     folder.chmod(0o777)
@@ -350,7 +350,7 @@ def test_a_cache_of_kernels_that_others_may_write_is_said(place: Path) -> None:
     assert list(folder.iterdir()) == []
 
 
-def test_kernels_without_cupy_or_nvrtc_say_what_to_install(place: Path, healthy) -> None:
+def test_kernels_without_cupy_or_nvrtc_name_what_to_install(place: Path, healthy) -> None:
     assert healthy["kernels"]["cubins"] == {"path": None} or absent()
     (place / "sitecustomize.py").write_text(
         "import sys, importlib.util as u\n"

@@ -65,7 +65,7 @@ MASKS = [
 
 @pytest.mark.parametrize(("mask", "queries", "keys"), MASKS)
 @pytest.mark.parametrize("backend", ["reference", "tiled"])
-def test_parts_of_the_keys_join_to_the_whole(
+def test_merge_of_parts_is_attention_over_all_keys(
     backend: str, mask: Mask, queries: tuple[int, ...], keys: tuple[int, ...], cases: Count
 ) -> None:
     query = random(2, *queries, 4, 8, seed=1).requires_grad_()
@@ -108,7 +108,7 @@ def test_the_order_of_parts_does_not_matter() -> None:
     assert close(first[1], second[1])
 
 
-def test_one_part_is_itself() -> None:
+def test_merge_of_one_part_is_that_part() -> None:
     out, lse = random(2, 5, 3, 4), random(2, 5, 3, seed=1)
     merged = nbattn.merge([out], [lse])
     assert close(merged[0], out, 1e-14)
@@ -143,7 +143,7 @@ def test_merge_of_rows_without_keys_is_zero_without_gradient() -> None:
     assert not grads[2][:, 2].any()
 
 
-def test_what_an_empty_part_holds_does_not_matter() -> None:
+def test_numbers_in_an_empty_part_are_ignored() -> None:
     """Some kernels leave NaN in rows without keys."""
     outputs = [random(2, 5, 3, 4, seed=seed) for seed in (1, 2)]
     lses = [random(2, 5, 3, seed=seed) for seed in (3, 4)]
@@ -158,7 +158,7 @@ def test_what_an_empty_part_holds_does_not_matter() -> None:
         assert grad.isfinite().all()
 
 
-def test_it_computes_in_the_wider_dtype_and_at_least_in_float32() -> None:
+def test_merge_computes_in_the_wider_dtype_and_at_least_in_float32() -> None:
     outputs, lses = [random(1, 5, 3, 4)] * 2, [random(1, 5, 3).float()] * 2
     out, lse = nbattn.merge(outputs, lses)
     assert out.dtype == lse.dtype == torch.float64
@@ -221,7 +221,7 @@ def test_merge_gradients_by_finite_differences() -> None:
 
 
 @pytest.mark.parametrize("far", [1e4, -1e4])
-def test_very_different_logsumexps_join(far: float) -> None:
+def test_merge_of_very_different_logsumexps(far: float) -> None:
     outputs = [random(1, 3, 2, 2, seed=seed, dtype=torch.float32) for seed in (1, 2)]
     lses = [torch.full((1, 3, 2), far), torch.zeros(1, 3, 2)]
     out, lse = nbattn.merge(outputs, lses)
@@ -280,7 +280,7 @@ def test_merge_arguments_that_do_not_fit_have_a_message(
     assert "fix:" in str(refused.value)
 
 
-def test_one_tensor_is_no_list_of_them() -> None:
+def test_merge_refuses_a_tensor_instead_of_a_list() -> None:
     out, lse = torch.zeros(1, 4, 2, 8), torch.zeros(1, 4, 2)
     with pytest.raises(InputError, match="merge takes lists of outputs and logsumexps, not one"):
         nbattn.merge(out, lse)

@@ -158,7 +158,7 @@ def test_kernels_never_get_a_negated_view(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")  # torch's own tangents
-def test_what_torch_has_to_see_is_never_known() -> None:
+def test_calls_under_transforms_autocast_and_switches_are_never_known() -> None:
     nbattn.attention(**base())
     run = partial(nbattn.attention, mask=MASK)
     many = torch.stack([FLAT, FLAT])
@@ -200,7 +200,7 @@ def test_a_known_call_runs_few_lines_of_python() -> None:
     assert len({file for file in entered if file.startswith(PACKAGE)}) <= 6
 
 
-def test_what_is_kept_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_number_of_known_calls_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(known_calls, "CACHE_SIZE", 3)
     planner.KNOWN_CALLS.clear()
     for length in range(2, 12):

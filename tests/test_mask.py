@@ -131,7 +131,7 @@ def test_a_repr_shows_what_is_not_default(value: Any, text: str) -> None:
 
 
 @given(masks())
-def test_codes_are_plain_integers_and_lead_back(cases: Count, chosen: tuple) -> None:
+def test_codes_are_integers_and_give_the_mask_back(cases: Count, chosen: tuple) -> None:
     mask = chosen[0]
     code = mask.code()
     assert isinstance(code, list)
@@ -200,7 +200,7 @@ REASONS = [
 
 
 @pytest.mark.parametrize(("axis", "reason"), REASONS, ids=[repr(axis) for axis, _ in REASONS])
-def test_decodes_says_why_not(axis: Axis, reason: str) -> None:
+def test_decodes_returns_the_reason_against(axis: Axis, reason: str) -> None:
     assert Mask(axis).decodes() == reason
     assert Mask(axis, Axis(1, 1)).decodes() == reason
 
@@ -218,7 +218,7 @@ def test_decodes_says_why_not(axis: Axis, reason: str) -> None:
         Mask(Axis(4, causal=True, **BOTTOM), Axis(3, 3, border="shift"), Axis(2, 2, border="wrap")),
     ],
 )
-def test_what_decodes(mask: Mask) -> None:
+def test_masks_that_can_be_decoded(mask: Mask) -> None:
     assert mask.decodes() is None
 
 
@@ -240,7 +240,7 @@ def forward_only(axis: Axis) -> Axis:
 
 
 @given(st.one_of(axes(most=6), st.builds(forward_only, axes(("clip", "shift"), most=6))))
-def test_what_decodes_equals_one_pass(cases: Count, axis: Axis) -> None:
+def test_masks_that_decode_equal_one_pass(cases: Count, axis: Axis) -> None:
     reason = Mask(axis).decodes()
     if reason is None:
         assert grows_into_itself(axis)
@@ -255,7 +255,7 @@ def test_what_decodes_equals_one_pass(cases: Count, axis: Axis) -> None:
     [axis for axis, _ in REASONS if axis.border != "wrap" and axis.align],
     ids=lambda axis: repr(axis),
 )
-def test_what_does_not_decode_differs_from_one_pass(axis: Axis) -> None:
+def test_masks_that_do_not_decode_differ_from_one_pass(axis: Axis) -> None:
     assert not grows_into_itself(axis, longest=12)
 
 

@@ -112,7 +112,7 @@ DIALECTS: list[tuple[str, Mask, Formula]] = [
 @pytest.mark.parametrize(
     ("mask", "formula"), [row[1:] for row in DIALECTS], ids=[row[0] for row in DIALECTS]
 )
-def test_a_converter_means_what_the_library_says(
+def test_converters_match_the_formula_of_their_library(
     cases: Count, mask: Mask, formula: Formula
 ) -> None:
     for queries in (*SHORT, 11):
@@ -321,7 +321,7 @@ def test_to_flash_gives_the_window(mask: Mask, window: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize(("mask", "reason"), UNSAYABLE, ids=[repr(m) for m, _ in UNSAYABLE])
-def test_to_flash_says_why_not(mask: Mask, reason: str) -> None:
+def test_to_flash_refusals_have_a_reason(mask: Mask, reason: str) -> None:
     with pytest.raises(MaskError) as error:
         mask.to_flash()
     assert error.value.problem == f"Flash has no window_size for this mask: {reason}"

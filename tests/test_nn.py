@@ -81,7 +81,7 @@ def test_layer_equals_a_hand_written_layer(name: str, cases: Callable[[str, int]
         cases("layer, gradients", 1)
 
 
-def test_a_query_that_reads_nothing_gives_the_bias_of_the_projection() -> None:
+def test_query_without_keys_gives_the_bias_of_the_projection() -> None:
     layer, _, tokens, _ = case("line_rows_without_keys")
     assert torch.equal(layer(*tokens)[:, 0], layer.proj.bias.expand(2, 12))
 
@@ -106,7 +106,7 @@ def seen_by_attention(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("space", [(6,), (4, 5), (2, 3, 4)])
-def test_query_key_and_value_are_contiguous_whatever_comes_in(
+def test_query_key_and_value_are_contiguous_for_any_input(
     space: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = seen_by_attention(monkeypatch)
@@ -260,7 +260,7 @@ def test_copies_and_pickles_behave_the_same() -> None:
         assert repr(twin) == repr(layer)
 
 
-def test_made_on_meta_and_filled_later() -> None:
+def test_layer_made_on_meta_and_filled_later() -> None:
     layer, x = build(PLANE, kv_heads=2), random(2, 4, 5, 12)
     with torch.device("meta"):
         empty = NeighborhoodAttention(12, 4, PLANE, kv_heads=2).double()

@@ -83,7 +83,7 @@ def test_autocast_is_the_layer_in_that_dtype(compiled: bool) -> None:
 
 
 @pytest.mark.parametrize("fullgraph", [False, True])
-def test_a_mistake_is_told_from_inside_a_compiled_layer(fullgraph: bool) -> None:
+def test_a_compiled_layer_raises_the_error_of_a_mistake(fullgraph: bool) -> None:
     compiled = torch.compile(build(PLANE), fullgraph=fullgraph, backend="eager")
     kind = torch._dynamo.exc.Unsupported if fullgraph else nbattn.InputError
     told = r"x has 5 channels \[2, 4, 5, 5\], not 12"

@@ -37,7 +37,7 @@ def panels(figure) -> dict[str, object]:
 
 @given(bound_axes(longest=16))
 @settings(max_examples=100)
-def test_cells_are_read_where_the_mask_reads(cases: Count, chosen: tuple[Axis, int, int]) -> None:
+def test_cells_show_the_pairs_of_the_mask(cases: Count, chosen: tuple[Axis, int, int]) -> None:
     axis, queries, keys = chosen
     (line,) = geometry.bind(Mask(axis), queries, keys)
     kinds, before = plot.axis_kinds(line)
@@ -144,14 +144,14 @@ def test_slices_of_a_video(cases: Count) -> None:
         cases("plot, slices", 1)
 
 
-def test_own_positions_are_full_where_they_are_read() -> None:
+def test_dots_are_full_where_queries_attend_to_themselves() -> None:
     figure = plot.figure(plan(Mask(Axis(0, causal=True, stride=2)), (4,)))
     dots = figure.axes[0].collections[-1]
     assert dots.get_offsets().tolist() == [[0, 0], [1, 1], [2, 2], [3, 3]]
     assert [face[3] > 0 for face in dots.get_facecolors()] == [False, True, False, True]
 
 
-def test_titles_and_legend_say_what_is_there() -> None:
+def test_titles_and_legend_describe_the_figure() -> None:
     figure = plot.figure(plan(Mask(Axis(1, 0, border="shift"), Axis(1, 1)), (5, 5)))
     assert figure.get_suptitle() == (
         "Mask(Axis(1, 0, border='shift'), Axis(1, 1))\n130 of 625 pairs; 4–6 keys per query"
@@ -205,7 +205,7 @@ def test_a_million_is_drawn_in_bounds() -> None:
         (Mask.full(3), (1, 1, 1), None),
     ],
 )
-def test_nothing_to_read(mask: Mask, query, key, tmp_path: Path) -> None:
+def test_figures_of_masks_with_few_or_no_pairs(mask: Mask, query, key, tmp_path: Path) -> None:
     plot.save(plot.figure(plan(mask, query, key)), tmp_path / "empty.png")
     assert (tmp_path / "empty.png").stat().st_size > 1000
 

@@ -38,7 +38,7 @@ def test_the_plan_after_saving_uses_it(folder: Path) -> None:
     assert plan().chosen.name == NAMES[-1]
 
 
-def test_a_damaged_table_is_replaced_and_said(folder: Path) -> None:
+def test_a_damaged_table_is_replaced_and_reported(folder: Path) -> None:
     path, ours = folder / cost_table.NAME, entry(REVERSED)
     path.write_text("{")
     assert tune.save(path, ours).startswith("is damaged: JSONDecodeError")
@@ -71,7 +71,7 @@ def test_a_full_disk_leaves_the_old_table(folder: Path, monkeypatch: pytest.Monk
     assert [one.name for one in folder.iterdir()] == [cost_table.NAME]
 
 
-def test_old_entries_make_room(folder: Path) -> None:
+def test_the_oldest_entries_are_dropped(folder: Path) -> None:
     many = [Entry(replace(here(), torch=str(n)), "2026-11-24") for n in range(2 * tune.ENTRIES)]
     table = tune.joined(many, entry(REVERSED))
     assert len(table) == tune.ENTRIES

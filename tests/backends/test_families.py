@@ -174,17 +174,17 @@ def used(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return json.loads(run.stdout.splitlines()[-1])
 
 
-def test_it_is_planned_and_proved(used: dict[str, Any]) -> None:
+def test_a_new_family_is_planned_and_proved(used: dict[str, Any]) -> None:
     assert used["chosen"] == used["asked"] == "mean/everything"
     assert used["proved"]
     assert used["blocks"] == 1
 
 
-def test_it_runs_forward_and_backward(used: dict[str, Any]) -> None:
+def test_a_new_family_runs_forward_and_backward(used: dict[str, Any]) -> None:
     assert max(used["errors"]) < 1e-4
 
 
-def test_it_is_refused_with_all_its_reasons(used: dict[str, Any]) -> None:
+def test_a_new_family_is_refused_with_all_its_reasons(used: dict[str, Any]) -> None:
     assert "mean/everything: has no softcap" in used["refusal"]
     assert "mean/everything: computes full masks only" in used["refusal"]
     (line,) = [
@@ -193,7 +193,7 @@ def test_it_is_refused_with_all_its_reasons(used: dict[str, Any]) -> None:
     assert line.endswith("computes full masks only")
 
 
-def test_explain_and_doctor_show_it(used: dict[str, Any]) -> None:
+def test_explain_and_doctor_show_a_new_family(used: dict[str, Any]) -> None:
     assert used["explained"].startswith("plan    mean/everything: estimated ")
     assert not used["doctor"]["usable"]  # doctor tries a window
     assert used["doctor"]["reason"] == "computes full masks only"

@@ -151,7 +151,7 @@ def test_a_wrong_candidate_is_exit_status_1(
     assert out.splitlines()[-1] == "WRONG or failed: tiled/tile on dinat forward"
 
 
-def test_a_busy_machine_is_said_on_stderr(
+def test_a_busy_machine_is_reported_on_stderr(
     capsys: pytest.CaptureFixture[str], config: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config(small=plan(Mask.neighborhood(3), (1, 16, 2, 8)))
@@ -164,7 +164,7 @@ def test_a_busy_machine_is_said_on_stderr(
     )
 
 
-def test_a_mask_in_words(
+def test_bench_of_a_mask_given_as_text(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     use(monkeypatch, *range(2, 20))

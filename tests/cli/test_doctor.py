@@ -10,7 +10,7 @@ from nbattn import cli, doctor
 from nbattn.cli import doctor as command
 
 
-def test_words_for_trouble() -> None:
+def test_descriptions_of_broken_packages_and_backends() -> None:
     package = {"name": "natten", "extras": ["natten"], "wanted": "==0.21.7", "installed": "0.20"}
     package |= {"fits": False, "importable": False, "error": "OSError: x"}
     assert command._package(package) == (

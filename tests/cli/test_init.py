@@ -89,7 +89,7 @@ nbattn plan: query_shape: 99999999999999999999999 is beyond 2147483647.
 
 
 @pytest.mark.parametrize("case", IGNORED.strip().split("\n\n"), ids=lambda c: c.split("\n")[0])
-def test_nothing_is_ignored(capsys: pytest.CaptureFixture[str], case: str) -> None:
+def test_options_without_effect_are_refused(capsys: pytest.CaptureFixture[str], case: str) -> None:
     command, said = case.split("\n")
     try:
         status = main(command.split())

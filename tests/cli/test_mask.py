@@ -82,7 +82,7 @@ def test_outputs_without_these_signs(encoding: str) -> None:
     assert "own position" in text
 
 
-def test_a_reader_that_stops_early() -> None:
+def test_a_closed_pipe_is_no_error() -> None:
     done = shell("nbattn mask --mask 'causal()' --query 48 | head -1")
     assert (done.returncode, done.stderr) == (0, b"")
     assert done.stdout == b"Mask(Axis(None, 0, causal=True))\n"
@@ -139,7 +139,7 @@ def test_json(capsys: Capture) -> None:
     assert [axis["cell"] for axis in found["axes"]] == [[1, 1], [2, 3]]
 
 
-def test_json_names_no_place_where_the_mask_says_none(capsys: Capture) -> None:
+def test_json_has_no_position_where_the_mask_has_none(capsys: Capture) -> None:
     asked = ["mask", "--mask", "full(2)", "--query", "5,6", "--key", "5,7", "--json"]
     assert cli.main(asked) == 0
     found = json.loads(capsys.readouterr().out)

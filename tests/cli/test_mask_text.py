@@ -12,7 +12,7 @@ from nbattn.cli.mask_text import parse_lengths, parse_mask
 
 
 @given(masks())
-def test_what_repr_prints_can_be_read(cases, drawn: tuple[Mask, object, object]) -> None:
+def test_repr_of_a_mask_can_be_parsed(cases, drawn: tuple[Mask, object, object]) -> None:
     mask, _, _ = drawn
     assert parse_mask(repr(mask)) == mask
     assert parse_mask(", ".join(map(repr, mask.axes))) == mask
@@ -43,7 +43,7 @@ PIECES = ["Axis", "Mask", "causal", "(", ")", ",", "1", "-", "=", "left", "**", 
 
 
 @given(st.lists(st.sampled_from(PIECES), max_size=12).map("".join) | st.text(max_size=40))
-def test_nothing_but_our_errors_leaves_the_parser(cases, text: str) -> None:
+def test_the_parser_raises_only_nbattn_errors(cases, text: str) -> None:
     for parse in (parse_mask, lambda text: parse_lengths("--query", text)):
         try:
             parse(text)

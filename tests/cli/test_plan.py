@@ -103,7 +103,7 @@ def test_every_option_changes_the_request(capsys: Capture) -> None:
     assert (status, found) == (0, {"name": 'causal("top-left")'} | expected.to_dict())
 
 
-def test_data_and_proof(capsys: Capture) -> None:
+def test_json_and_verify(capsys: Capture) -> None:
     status, out, _ = nbattn_(capsys, "plan", NAT, "--device", "cpu", "--json", "--verify")
     found = json.loads(out)
     assert status == 0
@@ -177,7 +177,7 @@ def test_plan_misuse_is_one_message_and_exit_status_2(capsys: Capture, case: str
     assert err == dedent(expected).replace("NAT", NAT) + "\n"
 
 
-def test_shapes_and_words_are_checked_by_the_parser(capsys: Capture) -> None:
+def test_shapes_and_choices_are_checked_by_the_parser(capsys: Capture) -> None:
     status, _, err = nbattn_(capsys, "plan", "--query", "1,x")
     assert status == 2
     assert err.endswith("argument --query: '1,x' is not a shape; write 1,56,56,2,32\n")
@@ -194,7 +194,7 @@ def test_plan_help_is_narrow_and_has_examples(capsys: Capture, command: list[str
     assert "examples:" in out or "exit status:" in out
 
 
-def test_the_schema_is_one(capsys: Capture) -> None:
+def test_schema_prints_a_valid_json_schema(capsys: Capture) -> None:
     status, out, _ = nbattn_(capsys, "schema")
     assert status == 0
     jsonschema.Draft202012Validator.check_schema(json.loads(out))

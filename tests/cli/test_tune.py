@@ -243,7 +243,7 @@ def below_a_file(folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 @pytest.mark.parametrize("case", [off, relative, writable_by_others, read_only, below_a_file])
-def test_what_cannot_be_written_is_said_before_measuring(
+def test_unwritable_folders_are_reported_before_measuring(
     folder: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,

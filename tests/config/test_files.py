@@ -128,7 +128,7 @@ def test_keys_that_yaml_1_1_reads_otherwise_are_text(tmp_path: Path, text: str, 
     assert mistakes_of(path) == f"{path}: {key}: unknown key; legal: masks, layers, plans."
 
 
-def test_yaml_without_its_package_says_what_to_install(
+def test_yaml_without_its_package_names_what_to_install(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "yaml", None)

@@ -107,7 +107,7 @@ def loads_or_says_why(cases: Count, source: Any) -> None:
 
 
 @given(st.dictionaries(KEYS | st.text(max_size=3), TREES, max_size=3))
-def test_any_mapping_loads_or_says_why(cases: Count, tree: dict[str, Any]) -> None:
+def test_any_mapping_loads_or_raises_config_error(cases: Count, tree: dict[str, Any]) -> None:
     loads_or_says_why(cases, tree)
 
 
@@ -119,7 +119,7 @@ def test_a_valid_configuration_with_one_value_replaced(
 
 
 @given(st.sampled_from([".toml", ".yaml", ".json"]), st.binary(max_size=40) | st.text(max_size=40))
-def test_any_file_loads_or_says_why(
+def test_any_file_loads_or_raises_config_error(
     cases: Count, tmp_path_factory: pytest.TempPathFactory, suffix: str, text: bytes | str
 ) -> None:
     path = tmp_path_factory.getbasetemp() / f"fuzz{suffix}"

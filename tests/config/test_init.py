@@ -75,7 +75,7 @@ def test_a_real_files_layers_are_built(path: Path, cases: Count) -> None:
             cases("layers of configs built", 1)
 
 
-def test_files_mean_these_masks() -> None:
+def test_files_load_as_these_masks() -> None:
     def masks_of(name: str) -> dict[str, Mask]:
         return nbattn.load(ROOT / "configs" / name).masks
 
@@ -172,7 +172,7 @@ def test_every_option_of_a_plan_reaches_the_planner() -> None:
 
 
 @given(masks(), masks())
-def test_what_is_dumped_loads_as_it_was(cases: Count, one: Any, other: Any) -> None:
+def test_dumped_configurations_load_unchanged(cases: Count, one: Any, other: Any) -> None:
     first, second = one[0], other[0]
 
     def table(mask: Mask) -> dict[str, Any]:
@@ -192,7 +192,7 @@ def test_a_real_file_survives_dumping(path: Path) -> None:
     assert nbattn.load(config.to_dict()) == config
 
 
-def test_only_paths_and_mappings_are_loaded() -> None:
+def test_load_takes_only_paths_and_mappings() -> None:
     with pytest.raises(nbattn.InputError, match="load takes a path or a mapping, not a list"):
         nbattn.load([])  # pyright: ignore
 

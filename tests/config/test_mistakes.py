@@ -39,7 +39,7 @@ def mistakes_of(source: Any) -> str:
     [case[1:] for case in MALFORMED],
     ids=[c[0] for c in MALFORMED],
 )
-def test_a_malformed_file_is_answered_in_these_words(
+def test_message_of_every_malformed_file(
     tmp_path: Path, suffix: str, content: str, expected: str
 ) -> None:
     path = tmp_path / f"bad.{suffix}"
@@ -48,12 +48,12 @@ def test_a_malformed_file_is_answered_in_these_words(
     assert mistakes_of(path) == "\n".join(lines)
 
 
-def test_a_mapping_is_answered_in_the_same_words() -> None:
+def test_a_mapping_gets_the_message_of_a_file() -> None:
     bad = {"masks": {"a": {"axes": [{"lefft": 1}]}}}
     assert mistakes_of(bad).startswith("mapping: masks.a.axes[0].lefft: unknown key; legal: left,")
 
 
-def test_the_mistakes_are_data_too() -> None:
+def test_config_errors_hold_their_mistakes_as_data() -> None:
     with pytest.raises(ConfigError) as caught:
         nbattn.load({"masks": {"a": {"axes": [{"border": "wrapp"}]}}})
     (mistake,) = caught.value.mistakes

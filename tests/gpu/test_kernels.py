@@ -276,7 +276,7 @@ def test_a_cuda_graph_replays_both_passes() -> None:
     assert all(map(torch.equal, captured, run()))
 
 
-def test_a_cold_kernel_in_a_capture_says_what_to_do() -> None:
+def test_error_of_a_kernel_not_loaded_before_a_capture() -> None:
     query = torch.randn(1, 40, 1, 248, device=DEVICE, dtype=torch.float16)  # nobody else's size
     graph, mask = torch.cuda.CUDAGraph(), Mask.sliding_window(7)
     with torch.cuda.graph(graph):

@@ -86,7 +86,7 @@ def test_it_runs_on_the_current_stream(launcher: CuPyLauncher):
     assert lse.item() == 11
 
 
-def test_a_warm_kernel_in_a_graph(launcher: CuPyLauncher):
+def test_a_loaded_kernel_in_a_graph(launcher: CuPyLauncher):
     query, lse = number(1), number(0)
     tensors = {"query": query, "lse": lse}
     launcher.load(probe())
@@ -120,7 +120,7 @@ def test_another_thread_may_be_the_first_to_launch_in_a_graph(launcher: CuPyLaun
     assert tensors["lse"].item() == 1
 
 
-def test_a_cold_kernel_leaves_the_capture_usable(launcher: CuPyLauncher):
+def test_a_kernel_not_loaded_leaves_the_capture_usable(launcher: CuPyLauncher):
     query, lse = number(1), number(0)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
@@ -134,7 +134,7 @@ def test_a_cold_kernel_leaves_the_capture_usable(launcher: CuPyLauncher):
     assert lse.item() == 3
 
 
-def test_every_device_has_its_own(launcher: CuPyLauncher):
+def test_every_device_loads_its_own_kernel(launcher: CuPyLauncher):
     if torch.cuda.device_count() < 2:
         pytest.skip("one device")
     for device in (1, 0, 1):

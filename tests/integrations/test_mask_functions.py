@@ -97,7 +97,7 @@ def test_pairs_are_those_of_transformers_own_matrix(rule, side, cases):
         cases("transformers masks", 1)
 
 
-def test_keys_that_nobody_reads_need_no_range():
+def test_keys_outside_the_causal_mask_need_no_range():
     """A static cache that is not full: causality keeps queries from the rest of it already."""
     where = (2, 5, 40, 0, 0, masking_utils.causal_mask_function)
     assert integration.layer_mask(*where, torch.ones(2, 5).bool()).key_range is None

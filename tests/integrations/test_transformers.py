@@ -250,7 +250,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_cannot_be_honoured_is_refused_in_words(case):
+def test_message_of_every_unsupported_argument(case):
     act, text = REFUSED[case]
     with pytest.raises(InputError) as error:
         act()
@@ -282,7 +282,7 @@ def registered_names() -> tuple[bool, bool]:
     return tuple("nbattn" in interface for interface in interfaces)
 
 
-def test_registering_twice_and_taking_it_back():
+def test_register_and_unregister_twice():
     assert registered_names() == (True, True)
     integration.register()
     integration.unregister()
@@ -294,7 +294,7 @@ def test_registering_twice_and_taking_it_back():
         make("mistral").set_attn_implementation("nbattn")
 
 
-def test_another_name(received):
+def test_register_under_another_name(received):
     integration.register("window")
     model = make("mistral", torch.float32)
     model.set_attn_implementation("window")

@@ -192,7 +192,7 @@ def test_generate_gives_eagers_tokens(name, cache, received):
 @pytest.mark.parametrize("side", ["none", "left"])
 @pytest.mark.parametrize("cache", CACHES)
 @pytest.mark.parametrize("name", DECODERS)
-def test_a_text_in_pieces_is_one_text(name, cache, side, cases):
+def test_a_text_in_pieces_gives_the_logits_of_one_pass(name, cache, side, cases):
     """Several queries at once on a cache that has keys, before and after it rolls."""
     model, mask = make(name), padding(side, BATCH, LENGTH)
     text = tokens(BATCH, LENGTH)

@@ -122,7 +122,7 @@ def test_cubin_key_changes_with_every_input(
     assert len(told) == 2
 
 
-def test_the_key_covers_the_variant_and_the_target(told):
+def test_cubin_key_changes_with_variant_and_target(told):
     probe = probe_kernel.variant(64)
     other = Variant(probe.source, "nb_other", probe.constants, probe.threads, 0)
     wanted = {
@@ -135,14 +135,14 @@ def test_the_key_covers_the_variant_and_the_target(told):
     assert len(told) == len({cubins.key(*one) for one in wanted}) == len(wanted)
 
 
-def test_memory_tells_targets_and_variants_apart(told):
+def test_memory_separates_targets_and_variants(told):
     for variant in (probe_kernel.variant(64), probe_kernel.variant(32)):
         for arch in ("80", "86"):
             assert cubins.get(variant, arch) == made(variant, arch)
     assert len(told) == 4
 
 
-def test_the_key_covers_no_place_time_or_machine(
+def test_cubin_key_ignores_folder_time_and_home(
     told, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     first = cubins.key(probe_kernel.variant(), "80")
@@ -203,7 +203,7 @@ SPOILED: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.parametrize("how", SPOILED)
-def test_a_spoiled_file_is_built_anew(how: str, told, place: Path):
+def test_a_damaged_file_is_compiled_again(how: str, told, place: Path):
     wanted = again()
     path = place / cubins.key(probe_kernel.variant(), "80")
     before = path.read_bytes()
@@ -231,7 +231,7 @@ def test_every_flipped_bit_is_seen(told, place: Path, cases):
     assert cubins._unpacked(path.name, content) == made(probe_kernel.variant(), "80")
 
 
-def test_facts_of_another_version_are_no_reason_to_fail(told, place: Path):
+def test_a_file_without_a_known_field_is_compiled_again(told, place: Path):
     """Hash and name are right, but the facts lack a field."""
     again()
     (path,) = place.iterdir()
@@ -303,9 +303,7 @@ def memory_only(said: str, told: list[tuple[Variant, str]]) -> None:
     )
 
 
-def test_a_directory_that_is_only_read_serves_what_it_has(
-    told, place: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_read_only_directory_is_still_read(told, place: Path, monkeypatch: pytest.MonkeyPatch):
     """Asked by `os.access`, since root may write anything."""
     kept = again()
     place.chmod(0o500)
@@ -320,7 +318,7 @@ def test_a_directory_that_is_only_read_serves_what_it_has(
     place.chmod(0o700)
 
 
-def test_a_full_disk_leaves_no_part(told, place: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_full_disk_leaves_no_partial_file(told, place: Path, monkeypatch: pytest.MonkeyPatch):
     def full(handle: int) -> None:
         raise OSError(28, "No space left on device")
 
@@ -338,7 +336,7 @@ def test_cache_off_writes_no_cubin(told, place: Path, monkeypatch: pytest.Monkey
     assert not place.parent.exists()
 
 
-def test_a_relative_place_is_refused(told, monkeypatch: pytest.MonkeyPatch):
+def test_a_relative_cache_path_is_refused(told, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv(cache.VARIABLE, "cache")
     memory_only("NBATTN_CACHE='cache' is neither an absolute path nor \"off\"", told)
 
@@ -350,7 +348,7 @@ def test_where_warnings_are_errors_the_next_call_works(told, place: Path):
     assert again() == made(probe_kernel.variant(), "80")
 
 
-def test_a_failure_is_not_kept(told, place: Path, monkeypatch: pytest.MonkeyPatch):
+def test_compile_errors_are_not_cached(told, place: Path, monkeypatch: pytest.MonkeyPatch):
     def refuse(variant: Variant, arch: str) -> Compiled:
         raise BackendError("no")
 
@@ -361,7 +359,7 @@ def test_a_failure_is_not_kept(told, place: Path, monkeypatch: pytest.MonkeyPatc
     assert not place.exists()
 
 
-def test_the_least_recently_used_go(told, place: Path, monkeypatch: pytest.MonkeyPatch):
+def test_least_recently_used_cubins_are_deleted(told, place: Path, monkeypatch: pytest.MonkeyPatch):
     variants = [probe_kernel.variant(16 * n) for n in range(1, 9)]
     paths = [place / cubins.key(variant, "80") for variant in variants]
     for number, variant in enumerate(variants[:7]):
@@ -373,7 +371,9 @@ def test_the_least_recently_used_go(told, place: Path, monkeypatch: pytest.Monke
     assert [n for n, path in enumerate(paths) if path.exists()] == [1, 4, 5, 6, 7]
 
 
-def test_the_newest_stays_whatever_its_size(told, place: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_newest_cubin_stays_whatever_its_size(
+    told, place: Path, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setattr(cubins, "BOUND", 0)
     for size in (16, 32):
         again(probe_kernel.variant(size))
@@ -382,7 +382,7 @@ def test_the_newest_stays_whatever_its_size(told, place: Path, monkeypatch: pyte
         ]
 
 
-def test_what_dead_processes_left_goes(told, place: Path):
+def test_old_partial_files_are_deleted(told, place: Path):
     again()
     for name, age in ((".abandoned", 7200), (".in-work", 60)):
         (place / name).write_bytes(b"part")
@@ -456,7 +456,7 @@ def contest(root: Path) -> int:
     return started
 
 
-def test_sixteen_processes_under_kill(tmp_path: Path, cases):
+def test_cache_survives_sixteen_processes_being_killed(tmp_path: Path, cases):
     """From a process that holds little, and so forks at once."""
     done = subprocess.run(
         [sys.executable, __file__, str(tmp_path)],
@@ -468,7 +468,7 @@ def test_sixteen_processes_under_kill(tmp_path: Path, cases):
 
 
 @needs_nvrtc
-def test_a_real_cubin_comes_back_as_it_was(place: Path):
+def test_a_real_cubin_is_read_back_unchanged(place: Path):
     variant = probe_kernel.variant()
     first = cubins.get(variant, "90a")
     found = again(variant, "90a")
@@ -477,7 +477,7 @@ def test_a_real_cubin_comes_back_as_it_was(place: Path):
     assert found.usage.registers > 0
 
 
-def test_a_kept_kernel_is_read_once_and_nothing_is_compiled(
+def test_a_cached_kernel_is_read_once_and_nothing_is_compiled(
     told, place: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """A megabyte, nine times a kernel's: a few copies of it, and no line for each of its own."""

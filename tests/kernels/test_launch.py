@@ -93,7 +93,7 @@ def test_another_device_has_a_guard_a_module_and_a_stream_of_its_own(happened):
     assert happened["captured warm"]["function"] == 1  # device 0 kept its own
 
 
-def test_a_warm_kernel_is_captured(happened):
+def test_a_loaded_kernel_is_captured(happened):
     found = happened["captured warm"]
     assert found["grid"] == [9, 1, 1]
     assert found["calls"] == happened["another device again"]["calls"] + 1
@@ -118,7 +118,7 @@ def test_a_kernel_loaded_early_is_loaded_once_and_may_be_captured(happened):
     assert happened["launched then"] == {"loads": 0, "launches": before + 1}
 
 
-def test_what_the_driver_does_not_take_says_so(happened):
+def test_error_of_a_kernel_that_the_driver_refuses(happened):
     words = happened["refused"]
     assert words.startswith("the driver cannot load nb_fwd_simt for sm_90a: ")
     assert "stub says no" in words
@@ -140,7 +140,7 @@ def test_arguments_that_do_not_fit_are_not_launched(name: str, error: str, happe
     assert happened[name] == {"error": error, "launches": 0}
 
 
-def test_every_thread_has_a_buffer_that_stays(happened, cases):
+def test_every_thread_has_its_own_argument_buffer(happened, cases):
     addresses = [found for (found,) in happened["threads"].values()]
     assert len(set(addresses)) == len(addresses) == 16
     assert all(address % 64 == 0 for address in addresses)
@@ -163,7 +163,7 @@ def anew():
     launch.launcher.cache_clear()
 
 
-def test_nothing_is_missing_where_all_is_there(monkeypatch: pytest.MonkeyPatch):
+def test_nothing_is_missing_with_cupy_nvrtc_and_headers(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(launch.importlib.util, "find_spec", lambda name: name)
     monkeypatch.setattr(nvrtc, "version", lambda: (13, 0))
     monkeypatch.setattr(toolkit, "headers", lambda: "include")
@@ -171,13 +171,13 @@ def test_nothing_is_missing_where_all_is_there(monkeypatch: pytest.MonkeyPatch):
     assert launch.missing() is None
 
 
-def test_without_cupy(monkeypatch: pytest.MonkeyPatch):
+def test_missing_names_cupy(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(launch.importlib.util, "find_spec", lambda name: None)
     launch.missing.cache_clear()
     assert launch.missing() == f"CuPy is not installed: {FIX}"
 
 
-def test_without_nvrtc(monkeypatch: pytest.MonkeyPatch):
+def test_missing_names_nvrtc(monkeypatch: pytest.MonkeyPatch):
     def none() -> str:
         raise BackendError("NVRTC is not installed.", fix=FIX)
 
@@ -202,7 +202,7 @@ def test_asking_what_is_missing_loads_no_cupy(tmp_path: Path):
     assert done.stdout.strip() == "[]", done.stderr
 
 
-def test_a_broken_cupy_says_so(monkeypatch: pytest.MonkeyPatch):
+def test_error_of_a_broken_cupy(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "cupy", None)
     monkeypatch.setitem(sys.modules, "cupy.cuda.function", None)
     with pytest.raises(BackendError) as caught:

@@ -41,7 +41,7 @@ def test_a_kernel_compiles_for_every_target(arch: str, probe: Path):
 
 
 @needs_nvrtc
-def test_facts_are_those_of_the_kernel(probe: Path):
+def test_reported_resources_are_those_of_the_kernel(probe: Path):
     """Local memory, static shared memory, barriers and spills are seen, also beside a function."""
     (probe / "probe.cu").write_text("""
 __device__ __noinline__ float pick(float x, int n) {
@@ -161,19 +161,19 @@ PLANTED = [
 
 
 @pytest.mark.parametrize("name", PLANTED)
-def test_no_name_brings_another_option(name: str):
+def test_names_cannot_add_an_option(name: str):
     with pytest.raises(BackendError, match="is not a valid compiler option"):
         nvrtc.options(Variant("probe.cu", "nb_probe", ((name, 1),), 32, 0), "80")
 
 
 @pytest.mark.parametrize("value", ["1", "1 -I/", 1.0, None, -1, "٣"])
-def test_no_value_but_a_natural_number(value: object):
+def test_values_are_natural_numbers(value: object):
     with pytest.raises(BackendError, match="is not a valid compiler option"):
         nvrtc.options(Variant("probe.cu", "nb_probe", (("NB_A", value),), 32, 0), "80")  # pyright: ignore
 
 
 @pytest.mark.parametrize("arch", ["90a -I/", "90a\n", "sm_90", "", "9", "90aa", "compute_90", "٩٠"])
-def test_no_target_brings_another_option(arch: str):
+def test_targets_cannot_add_an_option(arch: str):
     with pytest.raises(BackendError, match="is not a valid compiler option"):
         nvrtc.options(probe_kernel.variant(), arch)
 
@@ -212,7 +212,7 @@ def test_compiler_options_contain_only_integers(name, value, arch, cases):
         assert set(number) <= set("0123456789")
 
 
-def test_a_library_that_does_not_load_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+def test_error_of_a_library_that_does_not_load(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     broken = tmp_path / "libnvrtc.so.13"
     broken.write_bytes(b"not a library")
     monkeypatch.setattr(toolkit, "library", lambda: str(broken))

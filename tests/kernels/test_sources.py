@@ -63,7 +63,7 @@ def test_lines_keep_their_file_and_number(probe: Path, cases):
             cases("kernel sources: lines", 1)
 
 
-def test_the_text_is_what_the_files_say(probe: Path):
+def test_the_text_has_the_tokens_of_the_files(probe: Path):
     """gcc reading the files and gcc reading the one text see the same tokens."""
     (probe / "cuda_bf16.h").write_text("")
     flags = ("-P", f"-I{probe}")
@@ -97,7 +97,7 @@ def test_a_header_under_a_condition_is_refused(probe: Path):
     assert str(caught.value) == "cuda/probe.cu:3 includes params.h inside an #if"
 
 
-def test_a_missing_file_says_which(probe: Path):
+def test_error_of_a_missing_file_names_it(probe: Path):
     with pytest.raises(BackendError, match=re.escape(str(probe / "other.cu"))) as caught:
         sources.amalgamate("other.cu")
     assert "pip install --force-reinstall nbattn" in str(caught.value)
@@ -114,7 +114,7 @@ def test_the_kernels_of_this_version_can_be_read(cases):
 
 
 @pytest.mark.parametrize("places", [("nbattn/cuda", "cuda"), ("nbattn/cuda",), ("cuda",)])
-def test_inside_the_package_comes_first(
+def test_sources_inside_the_package_come_first(
     places: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """In site-packages, NVIDIA's package `cuda` lies beside it."""

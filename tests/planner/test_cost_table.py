@@ -290,7 +290,7 @@ def test_the_state_is_what_doctor_shows(folder: Path, monkeypatch: pytest.Monkey
     assert cost_table.state() == {"path": None, "devices": [], "problem": said}
 
 
-def test_off_reads_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cache_off_reads_no_table(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(folder, entry(REVERSED))
     monkeypatch.setenv("NBATTN_CACHE", "off")
     planner.forget()
@@ -386,7 +386,9 @@ BROKEN: dict[str, tuple[Callable[[Path], bytes], str]] = {
 
 @pytest.mark.parametrize("number", [1.0, 1e21])
 @pytest.mark.parametrize("what", ["float32", "bandwidth"])
-def test_the_ends_of_what_a_table_may_say_plan(folder: Path, what: str, number: float) -> None:
+def test_smallest_and_largest_rates_of_a_table_can_be_planned(
+    folder: Path, what: str, number: float
+) -> None:
     """The rates of all dtypes move with float32's, and stay in the range of a device."""
     path = folder / cost_table.NAME
     path.write_bytes(spoiled(lambda t: spoil(first(t), what, number))(folder))
@@ -480,7 +482,7 @@ def test_where_warnings_are_errors_the_second_plan_works(folder: Path) -> None:
         assert order(plan()) == NAMES
 
 
-def test_the_standard_places(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_default_folders_of_the_cost_table(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("NBATTN_CACHE")
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("XDG_CACHE_HOME", "relative")

@@ -39,7 +39,7 @@ Count = Callable[[str, int], None]
 
 
 @given(requests())
-def test_every_program_is_its_mask(cases: Count, request_: Request) -> None:
+def test_every_program_computes_its_mask(cases: Count, request_: Request) -> None:
     check_law(request_, cases)
 
 
@@ -313,7 +313,9 @@ def spoiled(draw: st.DrawFn) -> tuple[Request, Candidate]:
 
 @settings(max_examples=200)
 @given(spoiled())
-def test_both_proofs_judge_alike(cases: Count, chosen: tuple[Request, Candidate]) -> None:
+def test_both_proofs_accept_the_same_candidates(
+    cases: Count, chosen: tuple[Request, Candidate]
+) -> None:
     by_intervals, by_pairs = verdicts(*chosen)
     assert by_intervals == by_pairs, each(chosen[1])
     cases("planner, proofs agree on " + ("right" if by_pairs else "wrong"), 1)

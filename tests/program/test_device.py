@@ -68,7 +68,7 @@ def test_a_capability_counts_as_the_nearest_older_one(
     assert device.cuda(*capability).name == name
 
 
-def test_a_device_of_ones_own() -> None:
+def test_plans_for_a_custom_device() -> None:
     rates = (("float16", 1e15), ("bfloat16", 1e15), ("float32", 1e14), ("float64", 1e13))
     mine = DeviceInfo("mine", "cuda", rates, 1e12, 1e-6, "a guess", providers=("natten",))
     plan = nbattn.plan(Mask.causal(), (1, 64, 2, 16), device=mine)
@@ -116,9 +116,7 @@ PAIRS = "is not a tuple of pairs of a dtype and its rate that includes float32."
         ({"providers": ["natten"]}, "providers=['natten'] is not a tuple of names."),
     ],
 )  # fmt: skip
-def test_a_device_that_cannot_be_is_refused_when_it_is_made(
-    wrong: dict[str, Any], text: str
-) -> None:
+def test_impossible_device_data_are_refused(wrong: dict[str, Any], text: str) -> None:
     fields_ = {"name": "mine", "kind": "cpu", "flops": (("float32", 1e12),), "bandwidth": 1e11}
     with pytest.raises(InputError) as error:
         DeviceInfo(**(fields_ | {"launch": 1e-6, "source": "a guess"} | wrong))

@@ -266,7 +266,7 @@ def test_a_kernel_for_a_target(case: Case, tmp_path: Path, cases):
 @pytest.mark.deep
 @needs_nvrtc
 @pytest.mark.parametrize("case", [*OTHERS, *deep()], ids=lambda case: case.id)
-def test_every_tile(case: Case, tmp_path: Path, cases):
+def test_a_kernel_for_every_tile(case: Case, tmp_path: Path, cases):
     judge(case, tmp_path)
     cases("compiled kernels", 1)
 
@@ -354,7 +354,7 @@ FINE = Counter(
         ({"REDUX.SUM": 1}, []),
     ],
 )
-def test_instructions(plain: Case, change: dict[str, int], said: list[str]):
+def test_instruction_problems_are_reported(plain: Case, change: dict[str, int], said: list[str]):
     assert instruction_problems(plain, +Counter({**FINE, **change})) == said
 
 
@@ -366,7 +366,9 @@ def test_instructions(plain: Case, change: dict[str, int], said: list[str]):
         ({"FFMA": 9, "HMMA.1688.F32.TF32": 1}, ["HMMA.1688.F32.TF32 is not exact"]),
     ],
 )
-def test_instructions_without_tensor_cores(plain: Case, change: dict[str, int], said: list[str]):
+def test_instruction_problems_without_tensor_cores(
+    plain: Case, change: dict[str, int], said: list[str]
+):
     constants = tuple((n, 2 if n == "NB_DTYPE" else v) for n, v in plain.variant.constants)
     case = replace(plain, family="simt", variant=replace(plain.variant, constants=constants))
     assert instruction_problems(case, Counter(change)) == said

@@ -301,7 +301,7 @@ def test_errors_raised_while_tracing_keep_their_fix(name: str, dynamic: bool) ->
 
 
 @pytest.mark.parametrize("dynamic", [False, True])
-def test_numbers_that_a_tracer_cannot_write_are_told_in_words(dynamic: bool) -> None:
+def test_errors_describe_numbers_that_a_tracer_cannot_print(dynamic: bool) -> None:
     def function(x: Tensor, scale: float, softcap: float) -> Tensor:
         return nbattn.attention(x, x, x, Mask.causal(), scale=scale, softcap=softcap)
 

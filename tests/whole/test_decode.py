@@ -120,7 +120,7 @@ def in_steps(mask: Mask, lengths: list[int], backend: str) -> tuple[torch.Tensor
     st.builds(forward_only, axes(("clip", "shift"), most=6)),
     st.lists(st.integers(1, 5), min_size=2, max_size=5),
 )
-def test_what_decodes_is_one_pass(
+def test_decoding_in_steps_equals_one_pass(
     backend: str, cases: Count, axis: Axis, lengths: list[int]
 ) -> None:
     mask = Mask(axis)
@@ -131,7 +131,7 @@ def test_what_decodes_is_one_pass(
     cases(f"decode, {backend}", len(lengths))
 
 
-def test_what_does_not_decode_is_another_pass() -> None:
+def test_steps_of_a_mask_that_looks_ahead_differ_from_one_pass() -> None:
     """Its reason is a real one: the first chunk cannot read what comes later."""
     found, want = in_steps(Mask(Axis(2, 2, align="bottom-right")), [3, 2], "tiled")
     assert not torch.allclose(found, want)

@@ -152,7 +152,7 @@ def test_warp_ballot_any_all(pattern: int, cases):
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("rows", [0, 20, 32, 50, 64])
-def test_copies_land_and_fill_with_zeros(mode: Mode, rows: int, cases):
+def test_async_copies_fill_with_zeros(mode: Mode, rows: int, cases):
     query, out = torch.randn(max(rows, 1), 4), floats(64, 4)
     key = torch.tensor([rows], dtype=torch.int32)
     counts = launch("copies", mode, query=query, key=key, out=out)
@@ -229,7 +229,7 @@ def test_a_view_that_spans_more_than_memory(mode: Mode):
     assert out.tolist() == [3.0, 5.0]
 
 
-def test_gaps_of_a_view_are_poison_and_found():
+def test_gaps_of_a_view_are_nan_and_reads_of_them_are_found():
     view = torch.randn(64)[::2][:20]
     out = floats(20)
     launch("strided", "lazy", threads=20, channel_stride=1, query=view, out=out)
@@ -398,7 +398,7 @@ def test_a_build_is_found_again_and_follows_its_headers(tmp_path: Path):
     assert build.kernel(variant, checked=False, folder=tmp_path) != here
 
 
-def test_a_refused_kernel_says_why(tmp_path: Path):
+def test_error_of_a_kernel_that_does_not_build(tmp_path: Path):
     (tmp_path / "bad.cu").write_text('#include "params.h"\n__shared__ int x;\n')
     with pytest.raises(RuntimeError, match=r"bad\.cu:2:\d+: error: .*__shared__"):
         build.kernel(Variant("bad.cu", "bad", (), 32, 0), checked=False, folder=tmp_path)

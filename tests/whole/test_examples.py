@@ -97,7 +97,7 @@ def turned_by_hand(tokens: Tensor, first: tuple[int, int], base: float) -> Tenso
     return out
 
 
-def test_rotary_turns_a_query_by_its_place_on_the_key_grid() -> None:
+def test_rotary_turns_a_query_by_its_position_among_the_keys() -> None:
     query, key = random(2, 3, 4, 4, 12), random(2, 5, 6, 2, 12, seed=1)
     found = ROTARY.Rotary2d(SHORTER, base=50.0)(query, key)
     wanted = turned_by_hand(query, (5 - 3, 2), 50.0), turned_by_hand(key, (0, 0), 50.0)
@@ -142,7 +142,7 @@ def test_rotary_has_nothing_that_a_cast_or_an_empty_start_could_spoil() -> None:
         ),
     ],
 )
-def test_rotary_refuses_what_it_cannot_mean(mask: Mask, text: str) -> None:
+def test_rotary_refuses_unsupported_masks(mask: Mask, text: str) -> None:
     with pytest.raises(ValueError, match="Rotary2d") as error:
         ROTARY.Rotary2d(mask)
     assert str(error.value) == text
@@ -296,7 +296,7 @@ def test_the_two_ways_to_count_differ_once_the_cache_is_full() -> None:
     assert STREAM_ROTARY.main(11, 8, 3, 32, 2)["apart"] == 0
 
 
-def test_places_far_out_still_turn_by_their_distance() -> None:
+def test_rotary_of_far_positions_depends_on_their_distance() -> None:
     query, key = random(1, 1, 1, 64).float(), random(1, 1, 1, 64, seed=1).float()
     near, far = (
         (STREAM_ROTARY.turn(query, at + 3) * STREAM_ROTARY.turn(key, at)).sum()
@@ -334,7 +334,7 @@ def test_rotary_of_three_axes_turns_each_third_by_its_place() -> None:
 
 
 @pytest.mark.parametrize("mask", [Mask(Axis(1)), Mask(Axis(), Axis(), Axis(1, 1, border="wrap"))])
-def test_rotary_of_three_axes_refuses_what_it_cannot_mean(mask: Mask) -> None:
+def test_rotary_of_three_axes_refuses_unsupported_masks(mask: Mask) -> None:
     with pytest.raises(ValueError, match="for 3 axes that do not wrap"):
         VIDEO.Rotary3d(mask)
     with pytest.raises(ValueError, match="needs a head_dim that 6 divides, not 8"):

@@ -281,5 +281,5 @@ def test_the_rule_finds_its_violation(rule: Callable[[Files], list[str]], files:
 
 
 @pytest.mark.parametrize(("rule", "files"), LEGAL)
-def test_the_rule_lets_the_limit_pass(rule: Callable[[Files], list[str]], files: Files):
+def test_the_rule_accepts_files_at_the_limit(rule: Callable[[Files], list[str]], files: Files):
     assert rule(files) == []

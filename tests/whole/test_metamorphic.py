@@ -156,7 +156,7 @@ def test_every_window_lies_inside_the_unlimited_one(cases: Count, chosen: Bound)
 
 
 @given(bound_axes(borders=("shift", "wrap")))
-def test_shift_and_wrap_read_a_full_window_or_the_whole_class(cases: Count, chosen: Bound) -> None:
+def test_shift_and_wrap_give_a_full_window_or_the_whole_class(cases: Count, chosen: Bound) -> None:
     axis, queries, keys = chosen
     assume(not axis.causal)
     axis = replace(axis, prefix=0)

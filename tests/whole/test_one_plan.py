@@ -236,7 +236,7 @@ def kept_lse(mask: Mask, given: list[Tensor], backend: str, *, training: bool = 
     return ops.FORWARD(*given, *(None,) * (len(ops.TENSORS) - 3), *options)[1]
 
 
-def test_the_operators_keep_the_true_logsumexp(cases: Count) -> None:
+def test_the_operators_save_the_true_logsumexp(cases: Count) -> None:
     for number, (mask, queries, keys) in enumerate(masks(100)):
         given = tensors(queries, keys, seed=number)
         _, wanted = nbattn.attention(*given, mask, scale=0.5, backend="reference", return_lse=True)

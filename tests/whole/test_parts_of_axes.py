@@ -136,7 +136,7 @@ def replace_held(held: Held, **changes: int) -> Held:
     return held._replace(**changes)
 
 
-def test_pieces_refuse_a_part_in_words() -> None:
+def test_pieces_refuse_a_part_with_a_reason() -> None:
     (axis,) = bind(Mask(Axis(2, 2)), 4, 12, (Held(4, 12, 0, 12),))
     for pieces in (dense_pieces, band_pieces):
         assert pieces(axis) == "the tensors hold a part of the axis"
@@ -173,7 +173,7 @@ def test_a_plan_of_a_part_is_proved_and_runs(case: Case, heads: int) -> None:
     torch.testing.assert_close(lse, scores.logsumexp(-1).transpose(1, 2), rtol=1e-10, atol=1e-10)
 
 
-def test_a_part_is_seen_in_the_summary_and_in_data() -> None:
+def test_summary_and_data_show_a_part() -> None:
     shape = (1, 4, 1, 8), (1, 12, 1, 8)
     named_ = {"value_dim": 8, "dtype": "float32", "device": named("cpu")}
     part = request_of(Mask(Axis(2, 2)), *shape, **named_, held=(Held(4, 12, 0, 12),))

@@ -130,7 +130,7 @@ def test_explain_shows_what_a_prefix_costs(backend: str) -> None:
 
 
 @pytest.mark.parametrize("provider", ["aten", "fa2", "fa3", "fa4"])
-def test_flash_reads_a_prefix_by_one_more_call(provider: str) -> None:
+def test_flash_computes_a_prefix_by_one_more_call(provider: str) -> None:
     """The first keys by one call, the window over the others, joined; nothing is read twice."""
     backend = f"flash-model:{provider}"
     plan = nbattn.plan(SINKS, (1, 4096, 8, 64), device="sm_90", backend=backend)

@@ -36,7 +36,7 @@ def test_every_block_runs(
     assert "sdpa cannot run this" in printed
 
 
-def test_the_table_of_dialects_is_what_the_converters_say() -> None:
+def test_the_table_of_dialects_matches_the_converters() -> None:
     assert dialect_table.table() in TEXT, (
         "python tests/instruments/dialect_table.py prints the table"
     )

@@ -51,7 +51,7 @@ both_halves = pytest.mark.parametrize("half", [0, pytest.param(1, marks=pytest.m
 @both_halves
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("route", ROUTES, ids=lambda route: "/".join([route[0], *route[1]]))
-def test_a_backend_reads_exactly_the_pairs_of_the_mask(
+def test_a_backend_computes_exactly_the_pairs_of_the_mask(
     route: tuple[Any, ...], dtype: torch.dtype, half: int, cases: Count
 ) -> None:
     done: Counter[str] = Counter()
@@ -66,7 +66,7 @@ def test_a_backend_reads_exactly_the_pairs_of_the_mask(
 
 @both_halves
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_many_tiles_and_chunks_read_exactly_the_pairs_of_the_mask(
+def test_many_tiles_and_chunks_compute_exactly_the_pairs_of_the_mask(
     dtype: torch.dtype, half: int, cases: Count
 ) -> None:
     routes = [route for route in ROUTES if route[0] != "reference"]

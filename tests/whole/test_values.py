@@ -271,7 +271,7 @@ def test_a_key_range_as_wide_as_the_axis_changes_nothing() -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_the_rule_finds_an_error(dtype: torch.dtype) -> None:
+def test_wrong_values_are_rejected(dtype: torch.dtype) -> None:
     feature = Feature(lse=True)
     made = tensors(MASKS["clip"], feature, dtype)
     grads = upstream(MASKS["clip"], feature.shape, dtype)

@@ -181,7 +181,7 @@ def test_every_small_axis_equals_geometry(first: int, cases: Count) -> None:
 
 
 @given(masks(), st.sampled_from(TILES), st.data())
-def test_walks_of_any_rank(cases: Count, drawn: Any, tiles: Any, data: Any) -> None:
+def test_traversal_of_any_rank(cases: Count, drawn: Any, tiles: Any, data: Any) -> None:
     """Against the enumerator, without and with ranges of valid keys."""
     mask, queries, keys = drawn
     wanted = matrix(mask.axes, queries, keys)

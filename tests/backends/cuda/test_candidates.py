@@ -46,7 +46,7 @@ def window(plan: Plan) -> CudaArguments:
 
 @pytest.mark.parametrize("family", cuda.INSTRUCTIONS)
 @given(drawn=masks(), training=st.booleans())
-def test_plans_are_their_masks(
+def test_cuda_plans_compute_their_masks(
     cases: Count, drawn: tuple[Mask, Space, Space], training: bool, family: str
 ) -> None:
     """By index grids, in training those of the gradients' kernels too; and by intervals."""

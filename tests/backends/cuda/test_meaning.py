@@ -72,7 +72,7 @@ def test_support_at_any_tile(cases: Count, drawn: tuple[Mask, Space, Space], dat
     cases("cuda tiles", 1)
 
 
-def test_a_wrong_tile_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_proofs_find_a_wrong_traversal(monkeypatch: pytest.MonkeyPatch) -> None:
     """The proof fails where the walk of one kernel loses a column."""
     plan = planned(Mask.neighborhood((7, 5)), (1, 12, 20, 2, 32), training=True)
     assert plan.verify()

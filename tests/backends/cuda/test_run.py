@@ -475,7 +475,7 @@ def test_a_decode_step_and_a_plan_that_runs(emulated: Launcher) -> None:
     assert emulated.counts.launches == 1
 
 
-def test_an_emulated_launch_takes_few_lines_of_the_host() -> None:
+def test_a_forward_takes_few_lines_of_the_host() -> None:
     """What a forward does besides torch's allocations and the driver: all else is kept."""
     plan = nbattn.plan(Mask.neighborhood((7, 7)), (2, 20, 20, 4, 64), device=DEVICE, backend="cuda")
     query = torch.zeros(2, 20, 20, 4, 64, dtype=torch.bfloat16)

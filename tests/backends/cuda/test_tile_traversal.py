@@ -66,7 +66,7 @@ def test_traversal_visits_every_pair_of_the_axis_once(
     offset=st.integers(-1500, 1500),
     sizes=st.tuples(st.sampled_from((7, 8, 16)), st.sampled_from((8, 12, 64))),
 )
-def test_counts_of_long_axes_are_those_of_their_walks(
+def test_pair_counts_of_long_axes_are_those_of_their_tiles(
     cases: Count,
     bound: tuple[Axis, int, int],
     sides: tuple[int | None, int | None],
@@ -102,7 +102,7 @@ def test_two_thousand_million_tokens_are_counted_at_once() -> None:
     assert found[1] == found[0]
 
 
-def test_a_run_starts_where_its_window_does() -> None:
+def test_the_first_tile_starts_at_the_window() -> None:
     """128 keys are two tiles of 64 wherever they lie, and a prefix is a run of its own."""
     line = bind(Mask(Axis(63, 64, offset=100, align="top-left")), 1, 4096)[0]
     assert Traversal(line).tile_pairs(64, 64) == 2

@@ -68,7 +68,7 @@ def test_no_extra_keys_round_like_none() -> None:
 
 
 @pytest.mark.usefixtures("providers")
-def test_what_a_kernel_cannot_write_is_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_that_a_kernel_cannot_write_are_copied(monkeypatch: pytest.MonkeyPatch) -> None:
     """Heads of another size, packed rows of several samples, a torch without the operator."""
     mask, queries, keys = MASKS["rows outside"]
     attend = through("aten", mask, "trim", queries, keys)  # heads of 5, values of 3
@@ -85,7 +85,7 @@ def test_what_a_kernel_cannot_write_is_copied(monkeypatch: pytest.MonkeyPatch) -
     assert not flash_stand_ins.WRITTEN
 
 
-def test_a_call_that_joins_writes_no_rows() -> None:
+def test_a_call_that_is_merged_writes_no_rows_of_its_own() -> None:
     halves = [View((AxisView(start, 3),)) for start in (0, 3)]
     whole = Program(tuple(Call(half, half, NoMask()) for half in halves))
     assert whole.writes_all((6,))

@@ -47,7 +47,7 @@ def test_each_limit_of_flex_has_a_reason(named: dict[str, Any], text: str) -> No
     assert reasons(**named) == [text]
 
 
-def test_auto_never_starts_its_compilation() -> None:
+def test_auto_never_compiles_flex() -> None:
     plan = nbattn.plan(MASK, SHAPE, dtype="float32", device="cpu")
     (own,) = [one for one in plan.candidates if one.backend == "flex"]
     assert [reason.text for reason in own.reasons] == [

@@ -117,7 +117,7 @@ def test_a_block_without_tokens_is_refused() -> None:
 
 
 @pytest.mark.parametrize(("mask", "queries", "keys", "sizes"), NAMED[:5])
-def test_its_plans_are_proved(mask: Mask, queries: Any, keys: Any, sizes: Any) -> None:
+def test_flex_plans_are_proved(mask: Mask, queries: Any, keys: Any, sizes: Any) -> None:
     """With blocks of 128, several of which these spaces, made larger, have."""
     scale = 6 if mask.rank == 1 else 2
     queries, keys = ([scale * n for n in space] for space in (queries, keys))

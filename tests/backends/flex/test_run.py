@@ -19,7 +19,7 @@ MASK = Mask(Axis(2, 2, border="shift", dilation=2), Axis(3, 3, border="wrap"))
     not any(map(shutil.which, ("g++", "c++", "clang++"))), reason="FlexAttention compiles C++"
 )
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
-def test_it_runs_on_a_cpu_when_asked_by_name() -> None:
+def test_flex_runs_on_a_cpu_when_named() -> None:
     generator = torch.Generator().manual_seed(0)
     query, key, value = (
         torch.randn(1, 13, 20, heads, 32, generator=generator) for heads in (4, 2, 2)

@@ -64,7 +64,7 @@ def test_each_limit_of_natten_has_a_reason(named: dict[str, Any], text: str) -> 
     assert f"  natten/window: {text}\n" in str(error.value)
 
 
-def test_its_grid_has_heads_and_residue_classes_in_one_dimension() -> None:
+def test_natten_grid_has_heads_and_residue_classes_in_one_dimension() -> None:
     mask = Mask.neighborhood((3, 3), dilation=(8, 4))
     for shape, text in (
         ((65_536, 24, 12, 1, 8), "65536 samples"),

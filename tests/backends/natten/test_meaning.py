@@ -33,7 +33,7 @@ def planned(mask: Mask, space: tuple[int, ...], **named: Any) -> Any:
 
 
 @pytest.mark.parametrize(("space", "given"), SPACES)
-def test_its_plans_are_the_published_mask(space: tuple[int, ...], given: dict[str, Any]) -> None:
+def test_natten_plans_are_the_published_mask(space: tuple[int, ...], given: dict[str, Any]) -> None:
     mask = Mask.neighborhood(**given)
     rank, full = len(space), DEFAULTS | given
     plan = planned(mask, space)

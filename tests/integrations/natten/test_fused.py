@@ -71,7 +71,7 @@ def test_a_scale_of_zero_is_no_default() -> None:
     torch.testing.assert_close(found[0, 4], value[0, 3:6].mean(0))
 
 
-def test_positional_arguments_stand_where_each_generation_has_them() -> None:
+def test_order_of_positional_arguments_in_each_generation() -> None:
     query = random(1, 12, 12, 2, 4).detach()
     today = natten.na2d(query, query, query, 3, 2, 4)
     assert torch.equal(today, natten.na2d(query, query, query, 3, stride=2, dilation=4))
@@ -102,7 +102,7 @@ def test_causal_attention_of_two_lengths_is_top_left(queries: int, keys: int) ->
     torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)
 
 
-def test_what_tunes_changes_nothing() -> None:
+def test_tuning_arguments_change_nothing() -> None:
     query = random(1, 12, 12, 2, 4).detach()
     tuned = natten.na2d(
         query, query, query, 3, q_tile_shape=(8, 8), kv_tile_shape=(8, 8), torch_compile=True,
@@ -182,7 +182,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_cannot_be_meant_is_refused_in_words(name: str) -> None:
+def test_message_of_every_unsupported_natten_argument(name: str) -> None:
     call, text = REFUSED[name]
     with pytest.raises(InputError) as error:
         call()

@@ -231,7 +231,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_asks_for_more_is_refused_in_words(name: str, clean: None) -> None:
+def test_message_of_every_unsupported_natten_feature(name: str, clean: None) -> None:
     call, text = REFUSED[name]
     top = natten.install(replace=True)
     with pytest.raises(InputError) as error:
@@ -239,7 +239,7 @@ def test_what_asks_for_more_is_refused_in_words(name: str, clean: None) -> None:
     assert str(error.value) == text
 
 
-def test_code_of_its_day_runs_unchanged(clean: None) -> None:
+def test_code_written_for_natten_0_17_runs_unchanged(clean: None) -> None:
     """As public models write it: switches at import, a subclass with a forward of its own."""
     natten.install(replace=True, generation="0.17")
     code = """

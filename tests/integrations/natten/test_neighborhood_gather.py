@@ -26,7 +26,7 @@ def test_literal_slots_of_a_causal_axis() -> None:
     ]
 
 
-def test_what_stands_in_missing_slots_is_not_read() -> None:
+def test_values_in_missing_slots_are_ignored() -> None:
     value = torch.ones(1, 1, 4, 1)
     attn = torch.full((1, 1, 4, 3), float("nan"))
     attn[0, 0, 0, 0], attn[0, 0, 1, :2], attn[0, 0, 2:] = 1, 0.5, 0.25
@@ -34,7 +34,7 @@ def test_what_stands_in_missing_slots_is_not_read() -> None:
     assert found.flatten().tolist() == [1, 1, 0.75, 0.75]
 
 
-def test_memory_is_no_matter_of_all_pairs() -> None:
+def test_memory_does_not_grow_with_all_pairs() -> None:
     """Dense scores of this line would take 64 GiB."""
     line = torch.randn(1, 1, 1 << 17, 2, requires_grad=True)
     natten.na1d_qk(line, line, 3, 5).sum().backward()

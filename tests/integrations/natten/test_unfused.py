@@ -279,7 +279,7 @@ def test_one_and_three_axes_have_their_orders_too() -> None:
     )
 
 
-def test_halves_are_summed_in_float32() -> None:
+def test_bfloat16_is_summed_in_float32() -> None:
     query = random(1, 2, 12, 12, 32).detach()
     low = query.bfloat16()
     found = natten.na2d_av(natten.na2d_qk(low * 0.2, low, 5).softmax(-1), low, 5)
@@ -293,7 +293,7 @@ def test_halves_are_summed_in_float32() -> None:
     assert low.grad.dtype == torch.bfloat16
 
 
-def test_gradients_of_halves_are_rounded_once() -> None:
+def test_gradients_of_bfloat16_are_rounded_once() -> None:
     """Keys that several tiles read would be rounded at each of them."""
     weights = random(1, 1, 40, 9).detach().bfloat16()
     value = random(1, 1, 40, 8, seed=1).detach().bfloat16()
@@ -331,7 +331,7 @@ def test_they_compile_as_one_graph() -> None:
     torch._dynamo.reset()
 
 
-def test_the_operators_keep_torchs_rules() -> None:
+def test_the_operators_pass_opcheck() -> None:
     code = parameters.window((5, 6), 3, is_causal=(True, False)).code()
     query, weights = random(2, 5, 6, 3), random(2, 5, 6, 9, seed=1)
     for operator, first in (
