@@ -14,7 +14,7 @@ Shape = tuple[int, ...]
 
 
 @pytest.fixture(autouse=True)
-def nothing_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def no_warning_yet(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(arguments, "_WARNED", set[str]())
 
 

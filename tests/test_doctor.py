@@ -63,7 +63,7 @@ def run(
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Path:
+def import_folder(tmp_path: Path) -> Path:
     """A folder to import from first, with nothing in the place of what takes seconds to load."""
     for name in ("matplotlib", "skimage", "sklearn", "transformers"):
         (tmp_path / f"{name}.py").touch()
@@ -110,10 +110,10 @@ def test_report_of_this_machine(healthy) -> None:
 
 
 @pytest.mark.parametrize("way", BROKEN)
-def test_a_broken_torch_is_reported_not_raised(way: str, place: Path) -> None:
+def test_a_broken_torch_is_reported_not_raised(way: str, import_folder: Path) -> None:
     source, words = BROKEN[way]
-    (place / "torch.py").write_text(source)
-    done = run("--json", path=place)
+    (import_folder / "torch.py").write_text(source)
+    done = run("--json", path=import_folder)
     assert (done.returncode, done.stderr) == (1, "")
     facts = json.loads(done.stdout)
     assert words in facts["torch"]["error"]
@@ -123,10 +123,10 @@ def test_a_broken_torch_is_reported_not_raised(way: str, place: Path) -> None:
     assert facts["usable"] is False
 
 
-def test_a_broken_numpy_and_rich_and_yaml(place: Path) -> None:
+def test_a_broken_numpy_and_rich_and_yaml(import_folder: Path) -> None:
     for name in ("numpy", "rich", "yaml"):
-        (place / f"{name}.py").write_text(f"raise RuntimeError('{name} is broken')")
-    done = run("--json", path=place)
+        (import_folder / f"{name}.py").write_text(f"raise RuntimeError('{name} is broken')")
+    done = run("--json", path=import_folder)
     facts = json.loads(done.stdout)
     packages = {package["name"]: package for package in facts["packages"]}
     for name in ("numpy", "rich", "pyyaml"):
@@ -137,9 +137,9 @@ def test_a_broken_numpy_and_rich_and_yaml(place: Path) -> None:
     assert not any(backend["usable"] for backend in facts["backends"])
 
 
-def test_an_optional_package_that_crashes_costs_no_backend(place: Path) -> None:
-    (place / "yaml.py").write_text("import os\nos.abort()")
-    done = run("--json", path=place)
+def test_an_optional_package_that_crashes_costs_no_backend(import_folder: Path) -> None:
+    (import_folder / "yaml.py").write_text("import os\nos.abort()")
+    done = run("--json", path=import_folder)
     facts = json.loads(done.stdout)
     assert done.returncode == 0
     usable = {backend["name"] for backend in facts["backends"] if backend["usable"]}
@@ -148,12 +148,14 @@ def test_an_optional_package_that_crashes_costs_no_backend(place: Path) -> None:
     assert yaml["error"] == "the process ended with status -6 at: import yaml"
 
 
-def test_an_import_that_hangs_is_ended(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    there = place / "there"
-    (place / "torch.py").write_text(
+def test_an_import_that_hangs_is_ended(
+    import_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = import_folder / "there"
+    (import_folder / "torch.py").write_text(
         f"import time\nopen({str(there)!r}, 'w').close()\ntime.sleep(3600)"
     )
-    monkeypatch.syspath_prepend(place)
+    monkeypatch.syspath_prepend(import_folder)
     monkeypatch.setattr(doctor, "SECONDS", 1)
 
     class Started(subprocess.Popen):
@@ -310,13 +312,13 @@ def test_report_of_the_cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 @needs_nvrtc
-def test_kernels_compile_and_are_cached(place: Path) -> None:
-    done = run("--json", path=place, NBATTN_CACHE=str(place / "cache"))
+def test_kernels_compile_and_are_cached(import_folder: Path) -> None:
+    done = run("--json", path=import_folder, NBATTN_CACHE=str(import_folder / "cache"))
     facts = json.loads(done.stdout)["kernels"]
     assert facts["compiler"]["version"] == "{}.{}".format(*nvrtc.version())
     assert facts["compile"]["kernel"] == "nb_delta"
     assert 0 < facts["compile"]["registers"] <= 255
-    (kept,) = (place / "cache" / "cubins").iterdir()
+    (kept,) = (import_folder / "cache" / "cubins").iterdir()
     assert facts["cubins"]["path"] == str(kept.parent)
     assert (facts["cubins"]["files"], facts["cubins"]["bytes"]) == (1, kept.stat().st_size)
     assert facts["cubins"]["works"] is True
@@ -339,20 +341,20 @@ def test_a_cached_kernel_is_not_compiled_again(
 
 
 @needs_nvrtc
-def test_kernel_cache_writable_by_others_is_reported(place: Path) -> None:
-    folder = place / "cache" / "cubins"
+def test_kernel_cache_writable_by_others_is_reported(import_folder: Path) -> None:
+    folder = import_folder / "cache" / "cubins"
     folder.mkdir(parents=True)
     folder.chmod(0o777)
-    done = run(path=place, NBATTN_CACHE=str(place / "cache"))
+    done = run(path=import_folder, NBATTN_CACHE=str(import_folder / "cache"))
     (line,) = (line for line in done.stdout.splitlines() if line.split()[:1] == ["cubins"])
     assert "works no" in line
     assert f"{folder} is writable by others: chmod go-w {folder}" in line
     assert list(folder.iterdir()) == []
 
 
-def test_kernels_without_cupy_or_nvrtc_name_what_to_install(place: Path, healthy) -> None:
+def test_kernels_without_cupy_or_nvrtc_name_what_to_install(import_folder: Path, healthy) -> None:
     assert healthy["kernels"]["cubins"] == {"path": None} or absent()
-    (place / "sitecustomize.py").write_text(
+    (import_folder / "sitecustomize.py").write_text(
         "import sys, importlib.util as u\n"
         "find = u.find_spec\n"
         "u.find_spec = lambda name, *rest: None if name == 'cupy' else find(name, *rest)\n"
@@ -361,7 +363,7 @@ def test_kernels_without_cupy_or_nvrtc_name_what_to_install(place: Path, healthy
         "def library(): raise BackendError('NVRTC is nowhere.', fix=toolkit.FIX)\n"
         "toolkit.library = library\n"
     )
-    facts = json.loads(run("--json", path=place).stdout)
+    facts = json.loads(run("--json", path=import_folder).stdout)
     fix = 'pip install "nbattn[cuda13]"'
     assert facts["kernels"]["launcher"]["missing"].startswith(f"CuPy is not installed: {fix}")
     for part in ("compiler", "compile"):

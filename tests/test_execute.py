@@ -20,7 +20,7 @@ from nbattn.program.device import DEVICES
 
 
 @pytest.fixture
-def ran(monkeypatch: pytest.MonkeyPatch) -> list[Plan]:
+def plans_that_ran(monkeypatch: pytest.MonkeyPatch) -> list[Plan]:
     """The plans that were run forward and backward; and no other is made."""
     found: list[Plan] = []
     forward, backward = execute.forward, execute.backward
@@ -45,7 +45,7 @@ OWN = replace(DEVICES["cpu"], flops=(("float32", 1.0), ("float64", 1.0)), source
     [{"packed": True}, {"device": OWN}, {"require": ("mask",)}, {"return_lse": True}, {}],
     ids=str,
 )
-def test_a_plan_runs_itself(named: dict[str, Any], ran: list[Plan]) -> None:
+def test_a_plan_runs_itself(named: dict[str, Any], plans_that_ran: list[Plan]) -> None:
     given = tensors()
     options = {"dtype": "float64", "device": "cpu", "training": True, **named}
     plan = nbattn.plan(CAUSAL, given[0].shape, given[1].shape, **options)
@@ -54,11 +54,13 @@ def test_a_plan_runs_itself(named: dict[str, Any], ran: list[Plan]) -> None:
     out = plan.run(*leaves)
     first = out[0] if isinstance(out, tuple) else out
     torch.autograd.grad(first.sum(), leaves)
-    assert len(ran) == 2
-    assert all(one is plan for one in ran)
+    assert len(plans_that_ran) == 2
+    assert all(one is plan for one in plans_that_ran)
 
 
-def test_an_eager_call_plans_once(monkeypatch: pytest.MonkeyPatch, ran: list[Plan]) -> None:
+def test_an_eager_call_plans_once(
+    monkeypatch: pytest.MonkeyPatch, plans_that_ran: list[Plan]
+) -> None:
     looked: list[Signature] = []
     look_up = planner.planned
     monkeypatch.setattr(planner, "planned", lambda facts: looked.append(facts) or look_up(facts))
@@ -66,7 +68,7 @@ def test_an_eager_call_plans_once(monkeypatch: pytest.MonkeyPatch, ran: list[Pla
     leaves = [t.requires_grad_() for t in tensors()]
     torch.autograd.grad(nbattn.attention(*leaves, CAUSAL).sum(), leaves)
     assert len(looked) == 1
-    assert ran[0] is ran[1]
+    assert plans_that_ran[0] is plans_that_ran[1]
 
 
 def test_a_plan_checks_its_numbers_as_attention_does() -> None:

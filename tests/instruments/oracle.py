@@ -24,11 +24,11 @@ def position(axis: Any, i: int, queries: int, keys: int) -> int:
     """Where query i sits on the key axis; bottom-right puts the last query on the last key."""
     if axis.align == "bottom-right":
         return keys - 1 - (queries - 1 - i) + axis.offset
-    assert axis.align == "top-left" or queries == keys or reads_all(axis)
+    assert axis.align == "top-left" or queries == keys or has_no_limit(axis)
     return i + axis.offset
 
 
-def reads_all(axis: Any) -> bool:
+def has_no_limit(axis: Any) -> bool:
     """Whether it makes no difference where a query sits: nothing is ever left out."""
     limits = axis.left is not None or axis.right is not None or axis.causal
     return not limits and axis.dilation == 1
@@ -56,7 +56,7 @@ def leader_of(axis: Any, own: int, members: int) -> int:
     return leader
 
 
-def slide(leader: int, left: int, right: int, members: int) -> list[int]:
+def shifted_window(leader: int, left: int, right: int, members: int) -> list[int]:
     """The window moved one step at a time until it lies inside its class."""
     window = list(range(leader - left, leader + right + 1))
     if len(window) >= members:
@@ -68,7 +68,7 @@ def slide(leader: int, left: int, right: int, members: int) -> list[int]:
     return window
 
 
-def around(leader: int, left: int, right: int, members: int) -> list[int]:
+def wrapped_window(leader: int, left: int, right: int, members: int) -> list[int]:
     """The neighbours met when walking a circle of `members` places from the leader, each once."""
     if members == 0:
         return []
@@ -92,9 +92,9 @@ def keys_read(axis: Any, i: int, queries: int, keys: int) -> set[int]:
     left = INFINITE if axis.left is None else axis.left
     right = 0 if axis.causal else INFINITE if axis.right is None else axis.right
     if axis.border == "shift":
-        window = slide(leader, left, right, len(members))
+        window = shifted_window(leader, left, right, len(members))
     elif axis.border == "wrap":
-        window = around(leader, left, right, len(members))
+        window = wrapped_window(leader, left, right, len(members))
     else:
         window = [t for t in range(len(members)) if leader - t <= left and t - leader <= right]
     read = {members[t] for t in window if t <= own or not axis.causal}
@@ -257,7 +257,7 @@ def bound_axes(
     axis = draw(axes(borders, most=min(12, longest + 2)))
     if axis.border != "wrap":
         queries = draw(st.integers(0, longest))
-        alike = axis.align is None and not reads_all(axis)
+        alike = axis.align is None and not has_no_limit(axis)
         return axis, queries, queries if alike else draw(st.integers(0, longest))
     circle = axis.dilation * axis.stride
     if circle > longest:

@@ -71,10 +71,10 @@ def requests(draw: st.DrawFn, max_rank: int = 3) -> Request:
     )
 
 
-# The law
+# Programs against the mask
 
 
-SAYABLE = [
+DENSE_AXES = [
     Axis(),
     Axis(causal=True, align="top-left"),
     Axis(dilation=2, align="top-left"),
@@ -99,11 +99,11 @@ SAYABLE = [
 
 
 @st.composite
-def sayable_requests(draw: st.DrawFn, shortest: int = 0, max_rank: int = 3) -> Request:
+def requests_with_dense_programs(draw: st.DrawFn, shortest: int = 0, max_rank: int = 3) -> Request:
     """Requests that dense kernels often have programs for: folds, triangles, blocks, slices."""
     rank = draw(st.integers(1, max_rank))
     longest = {1: 17, 2: 6, 3: 4}[rank]
-    axes = [draw(st.sampled_from(SAYABLE)) for _ in range(rank)]
+    axes = [draw(st.sampled_from(DENSE_AXES)) for _ in range(rank)]
     spaces = [tuple(draw(st.integers(shortest, longest)) for _ in range(rank)) for _ in range(2)]
     return request_for(
         Mask(*axes),
@@ -116,7 +116,7 @@ def sayable_requests(draw: st.DrawFn, shortest: int = 0, max_rank: int = 3) -> R
     )
 
 
-def check_law(request: Request, cases: Count) -> None:
+def check_programs_compute_the_mask(request: Request, cases: Count) -> None:
     want = oracle_of(request)
     for candidate in all_of(request):
         if candidate.program is None:
@@ -138,11 +138,11 @@ def with_calls(candidate: Candidate, *calls: Call) -> Candidate:
     return replace(candidate, program=Program(tuple(calls)))
 
 
-def each(candidate: Candidate) -> tuple[Call, ...]:
+def calls_of(candidate: Candidate) -> tuple[Call, ...]:
     assert candidate.program is not None
     return candidate.program.calls
 
 
-def told(candidate: Candidate, arguments: Any) -> Candidate:
-    one, *rest = each(candidate)
+def with_arguments(candidate: Candidate, arguments: Any) -> Candidate:
+    one, *rest = calls_of(candidate)
     return with_calls(candidate, replace(one, arguments=arguments), *rest)

@@ -18,7 +18,7 @@ def float64(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def received(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Mask, Tensor | None]]:
+def attention_arguments(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Mask, Tensor | None]]:
     """Mask and key range of every call of nbattn.attention by a layer."""
     found: list[tuple[Mask, Tensor | None]] = []
     attention = integration.attention

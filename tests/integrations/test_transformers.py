@@ -258,12 +258,12 @@ def test_message_of_every_unsupported_argument(case):
 
 
 @pytest.mark.usefixtures("float64")
-def test_a_decoder_as_an_encoder(received):
+def test_a_decoder_as_an_encoder(attention_arguments):
     model, text = make("gemma2"), tokens(BATCH, LENGTH)
     wanted = model(text, is_causal=False, use_cache=False).logits
     model.set_attn_implementation("nbattn")
     found = model(text, is_causal=False, use_cache=False).logits
-    assert [mask for mask, _ in received] == [Mask(AROUND), Mask(EVERY_KEY)]
+    assert [mask for mask, _ in attention_arguments] == [Mask(AROUND), Mask(EVERY_KEY)]
     torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-6)
 
 
@@ -294,12 +294,12 @@ def test_register_and_unregister_twice():
         make("mistral").set_attn_implementation("nbattn")
 
 
-def test_register_under_another_name(received):
+def test_register_under_another_name(attention_arguments):
     integration.register("window")
     model = make("mistral", torch.float32)
     model.set_attn_implementation("window")
     model(tokens(1, 8))
-    assert [mask for mask, _ in received] == [Mask(SLIDING)] * 2
+    assert [mask for mask, _ in attention_arguments] == [Mask(SLIDING)] * 2
     integration.unregister("window")
     assert registered_names() == (True, True)
 

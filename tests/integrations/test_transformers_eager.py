@@ -80,12 +80,12 @@ PAIRS = [(n, s) for n in MODELS for s in SIDES if n != "vit" or s == "none"]
 
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize(("name", "side"), PAIRS)
-def test_logits_and_gradients_are_those_of_eager(name, side, received, cases):
+def test_logits_and_gradients_are_those_of_eager(name, side, attention_arguments, cases):
     model = make(name)
     wanted = results(model, "eager", side)
-    assert received == []
+    assert attention_arguments == []
     found = results(model, "nbattn", side)
-    assert len(received) == 2
+    assert len(attention_arguments) == 2
     assert len(found) > 10
     cases("transformers tensors", len(found))
     assert distance(found, wanted) < 1e-6
@@ -108,13 +108,13 @@ def test_a_window_off_by_one_is_noticed(name, step, monkeypatch):
 
 
 @pytest.mark.parametrize(("name", "side"), PAIRS)
-def test_layers_get_the_masks_of_their_kind(name, side, received):
+def test_layers_get_the_masks_of_their_kind(name, side, attention_arguments):
     model = make(name, torch.float32)
     model.set_attn_implementation("nbattn")
     given, _ = inputs(name, side)
     model(**{n: t.float() if t.is_floating_point() else t for n, t in given.items()})
-    assert [mask for mask, _ in received] == [Mask(axis) for axis in RECEIVED[name]]
-    for _, key_range in received:
+    assert [mask for mask, _ in attention_arguments] == [Mask(axis) for axis in RECEIVED[name]]
+    for _, key_range in attention_arguments:
         if side == "none":
             assert key_range is None
         else:
@@ -162,7 +162,7 @@ SLIDING_LAYERS = {"growing": set(), "rolling": {True, False}, "static": {True, F
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("cache", CACHES)
 @pytest.mark.parametrize("name", DECODERS)
-def test_generate_gives_eagers_tokens(name, cache, received):
+def test_generate_gives_eagers_tokens(name, cache, attention_arguments):
     """A left-padded batch, from a prompt and to an end beyond the window."""
     model, answers = make(name), []
     for implementation in ("eager", "nbattn"):
@@ -181,7 +181,7 @@ def test_generate_gives_eagers_tokens(name, cache, received):
         if cache != "growing":
             assert {False, *state.is_sliding} == SLIDING_LAYERS[cache]
     wanted, found = answers
-    assert len(received) == 2 * 14
+    assert len(attention_arguments) == 2 * 14
     assert len(wanted.sequences[:, LENGTH:].unique()) > 8
     assert torch.equal(found.sequences, wanted.sequences)
     for ours, theirs in zip(found.logits, wanted.logits, strict=True):
@@ -213,7 +213,7 @@ def test_a_text_in_pieces_gives_the_logits_of_one_pass(name, cache, side, cases)
     assert at == LENGTH
 
 
-def test_masks_go_where_their_layers_are(received):
+def test_masks_go_where_their_layers_are(attention_arguments):
     """As accelerate's hooks send everything that has a `to` to the device of the layer."""
     model = make("gemma2")
     wanted = results(model, "nbattn", "left")
@@ -232,13 +232,13 @@ def test_masks_go_where_their_layers_are(received):
 
 
 @pytest.mark.parametrize("use_reentrant", [True, False])
-def test_masks_survive_gradient_checkpointing(use_reentrant, received):
+def test_masks_survive_gradient_checkpointing(use_reentrant, attention_arguments):
     model = make("gemma2")
     wanted = results(model, "nbattn", "left")
     model.train().activation_checkpointing_enable({"use_reentrant": use_reentrant})
     assert distance(results(model, "nbattn", "left"), wanted) < 1e-12
-    assert len(received) == 2 + 4
-    assert [mask for mask, _ in received[-2:]] == [Mask(CAUSAL), Mask(SLIDING)]
+    assert len(attention_arguments) == 2 + 4
+    assert [mask for mask, _ in attention_arguments[-2:]] == [Mask(CAUSAL), Mask(SLIDING)]
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")

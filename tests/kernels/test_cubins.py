@@ -1,6 +1,6 @@
 """The cache of cubins: what its key covers, what it trusts, and many processes that die at once.
 
-Most tests put a compiler in NVRTC's place that packs what it is told.
+Most tests replace NVRTC by a compiler that returns its own arguments as the cubin.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def made(variant: Variant, arch: str, times: int = 50) -> Compiled:
 
 
 @pytest.fixture(autouse=True)
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def cubin_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A cache of its own, sources of its own, memory empty; gives the directory of the cubins."""
     folder = probe_kernel.write(tmp_path)
     monkeypatch.setattr(sources, "directory", lambda: folder)
@@ -53,8 +53,8 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 @pytest.fixture
-def told(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Variant, str]]:
-    """What the compiler in NVRTC's place was asked for."""
+def compiler_calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Variant, str]]:
+    """The calls of the compiler that replaces NVRTC."""
     asked: list[tuple[Variant, str]] = []
 
     def compile(variant: Variant, arch: str) -> Compiled:
@@ -79,19 +79,24 @@ def again(variant: Variant | None = None, arch: str = "80") -> Compiled:
     return cubins.get(variant or probe_kernel.variant(), arch)
 
 
-def test_compiled_once_then_from_memory_then_from_the_file(told, place: Path):
+def test_compiled_once_then_from_memory_then_from_the_file(compiler_calls, cubin_directory: Path):
     variant = probe_kernel.variant()
     first = cubins.get(variant, "80")
     assert cubins.get(variant, "80") is first
     assert again() == first == made(variant, "80")
-    assert told == [(variant, "80")]
-    (path,) = place.iterdir()
+    assert compiler_calls == [(variant, "80")]
+    (path,) = cubin_directory.iterdir()
     assert path.name == cubins.key(variant, "80")
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    assert [stat.S_IMODE(f.stat().st_mode) for f in (place, place.parent)] == [0o700, 0o700]
+    assert [stat.S_IMODE(f.stat().st_mode) for f in (cubin_directory, cubin_directory.parent)] == [
+        0o700,
+        0o700,
+    ]
 
 
-def test_only_the_file_is_read_where_memory_is_empty(told, monkeypatch: pytest.MonkeyPatch):
+def test_only_the_file_is_read_where_memory_is_empty(
+    compiler_calls, monkeypatch: pytest.MonkeyPatch
+):
     again()
     monkeypatch.setattr(nvrtc, "compile", None)
     assert again() == made(probe_kernel.variant(), "80")
@@ -112,17 +117,17 @@ CHANGES: dict[str, Callable[[pytest.MonkeyPatch, Path], object]] = {
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_cubin_key_changes_with_every_input(
-    change: str, told, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    change: str, compiler_calls, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     again()
     again()
-    assert len(told) == 1
+    assert len(compiler_calls) == 1
     CHANGES[change](monkeypatch, tmp_path / "cuda")
     again()
-    assert len(told) == 2
+    assert len(compiler_calls) == 2
 
 
-def test_cubin_key_changes_with_variant_and_target(told):
+def test_cubin_key_changes_with_variant_and_target(compiler_calls):
     probe = probe_kernel.variant(64)
     other = Variant(probe.source, "nb_other", probe.constants, probe.threads, 0)
     wanted = {
@@ -131,19 +136,19 @@ def test_cubin_key_changes_with_variant_and_target(told):
     }  # fmt: skip
     for variant, arch in wanted:
         again(variant, arch)
-    assert set(told) == wanted
-    assert len(told) == len({cubins.key(*one) for one in wanted}) == len(wanted)
+    assert set(compiler_calls) == wanted
+    assert len(compiler_calls) == len({cubins.key(*one) for one in wanted}) == len(wanted)
 
 
-def test_memory_separates_targets_and_variants(told):
+def test_memory_separates_targets_and_variants(compiler_calls):
     for variant in (probe_kernel.variant(64), probe_kernel.variant(32)):
         for arch in ("80", "86"):
             assert cubins.get(variant, arch) == made(variant, arch)
-    assert len(told) == 4
+    assert len(compiler_calls) == 4
 
 
 def test_cubin_key_ignores_folder_time_and_home(
-    told, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    compiler_calls, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     first = cubins.key(probe_kernel.variant(), "80")
     elsewhere = probe_kernel.write(tmp_path / "elsewhere")
@@ -203,23 +208,23 @@ SPOILED: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.parametrize("how", SPOILED)
-def test_a_damaged_file_is_compiled_again(how: str, told, place: Path):
+def test_a_damaged_file_is_compiled_again(how: str, compiler_calls, cubin_directory: Path):
     wanted = again()
-    path = place / cubins.key(probe_kernel.variant(), "80")
+    path = cubin_directory / cubins.key(probe_kernel.variant(), "80")
     before = path.read_bytes()
     SPOILED[how](path)
-    told.clear()
+    compiler_calls.clear()
     assert again() == wanted
-    assert told == [(probe_kernel.variant(), "80")]
+    assert compiler_calls == [(probe_kernel.variant(), "80")]
     assert path.read_bytes() == before
     assert stat.S_IMODE(path.lstat().st_mode) == 0o600
     assert again() == wanted
-    assert len(told) == 1
+    assert len(compiler_calls) == 1
 
 
-def test_every_flipped_bit_is_seen(told, place: Path, cases):
+def test_every_flipped_bit_is_seen(compiler_calls, cubin_directory: Path, cases):
     again()
-    (path,) = place.iterdir()
+    (path,) = cubin_directory.iterdir()
     content = path.read_bytes()
     for at in range(len(content)):
         spoiled = bytearray(content)
@@ -231,31 +236,31 @@ def test_every_flipped_bit_is_seen(told, place: Path, cases):
     assert cubins._unpacked(path.name, content) == made(probe_kernel.variant(), "80")
 
 
-def test_a_file_without_a_known_field_is_compiled_again(told, place: Path):
+def test_a_file_without_a_known_field_is_compiled_again(compiler_calls, cubin_directory: Path):
     """Hash and name are right, but the facts lack a field."""
     again()
-    (path,) = place.iterdir()
+    (path,) = cubin_directory.iterdir()
     head = b'{"usage": {"registers": 1}, "log": ""}\n\x7fELF'
     hashed = cubins.hashlib.sha256(head).hexdigest()
     path.write_bytes(f"{cubins._FORMAT} {path.name} {hashed}\n".encode() + head)
     assert again() == made(probe_kernel.variant(), "80")
-    assert len(told) == 2
+    assert len(compiler_calls) == 2
 
 
-def linked(place: Path) -> str:
-    place.rename(place.parent / "elsewhere")
-    place.symlink_to(place.parent / "elsewhere")
+def linked(cubin_directory: Path) -> str:
+    cubin_directory.rename(cubin_directory.parent / "elsewhere")
+    cubin_directory.symlink_to(cubin_directory.parent / "elsewhere")
     return "is a symbolic link"
 
 
-def writable(place: Path) -> str:
-    place.chmod(0o777)
+def writable(cubin_directory: Path) -> str:
+    cubin_directory.chmod(0o777)
     return "is writable by others: chmod go-w"
 
 
-def a_file(place: Path) -> str:
-    place.rename(place.parent / "elsewhere")
-    place.touch()
+def a_file(cubin_directory: Path) -> str:
+    cubin_directory.rename(cubin_directory.parent / "elsewhere")
+    cubin_directory.touch()
     return "cubins cannot be created: File exists"
 
 
@@ -267,24 +272,26 @@ UNSAFE: dict[str, Callable[[Path], str]] = {
 
 
 @pytest.mark.parametrize("how", UNSAFE)
-def test_an_unsafe_directory_is_neither_read_nor_written(how: str, told, place: Path):
+def test_an_unsafe_directory_is_neither_read_nor_written(
+    how: str, compiler_calls, cubin_directory: Path
+):
     again()
-    said = UNSAFE[how](place)
-    memory_only(said, told)
+    said = UNSAFE[how](cubin_directory)
+    memory_only(said, compiler_calls)
 
 
 def test_another_users_directory_is_neither_read_nor_written(
-    told, place: Path, monkeypatch: pytest.MonkeyPatch
+    compiler_calls, cubin_directory: Path, monkeypatch: pytest.MonkeyPatch
 ):
     again()
     mine = os.geteuid()
     monkeypatch.setattr(os, "geteuid", lambda: mine + 1)
-    memory_only(f"belongs to user {mine}, not to {mine + 1}", told)
+    memory_only(f"belongs to user {mine}, not to {mine + 1}", compiler_calls)
 
 
-def memory_only(said: str, told: list[tuple[Variant, str]]) -> None:
+def memory_only(said: str, compiler_calls: list[tuple[Variant, str]]) -> None:
     """Three kernels are compiled, kept in memory, and one warning says why."""
-    told.clear()
+    compiler_calls.clear()
     cubins.forget()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -292,7 +299,7 @@ def memory_only(said: str, told: list[tuple[Variant, str]]) -> None:
             variant = probe_kernel.variant(size)
             assert cubins.get(variant, "80") == made(variant, "80")
             assert cubins.get(variant, "80") is cubins.get(variant, "80")
-    assert len(told) == 3
+    assert len(compiler_calls) == 3
     (warning,) = caught
     text = str(warning.message)
     assert warning.category is RuntimeWarning
@@ -303,52 +310,62 @@ def memory_only(said: str, told: list[tuple[Variant, str]]) -> None:
     )
 
 
-def test_a_read_only_directory_is_still_read(told, place: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_read_only_directory_is_still_read(
+    compiler_calls, cubin_directory: Path, monkeypatch: pytest.MonkeyPatch
+):
     """Asked by `os.access`, since root may write anything."""
     kept = again()
-    place.chmod(0o500)
+    cubin_directory.chmod(0o500)
     access = os.access
-    monkeypatch.setattr(os, "access", lambda path, mode: path != place and access(path, mode))
+    monkeypatch.setattr(
+        os, "access", lambda path, mode: path != cubin_directory and access(path, mode)
+    )
     assert again() == kept
-    assert len(told) == 1
-    told.clear()
+    assert len(compiler_calls) == 1
+    compiler_calls.clear()
     with pytest.warns(RuntimeWarning, match="cubins cannot be written"):
         assert again(arch="90a") == made(probe_kernel.variant(), "90a")
-    assert len(list(place.iterdir())) == 1
-    place.chmod(0o700)
+    assert len(list(cubin_directory.iterdir())) == 1
+    cubin_directory.chmod(0o700)
 
 
-def test_a_full_disk_leaves_no_partial_file(told, place: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_full_disk_leaves_no_partial_file(
+    compiler_calls, cubin_directory: Path, monkeypatch: pytest.MonkeyPatch
+):
     def full(handle: int) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.warns(RuntimeWarning, match="No space left on device"):
         assert again() == made(probe_kernel.variant(), "80")
-    assert list(place.iterdir()) == []
+    assert list(cubin_directory.iterdir()) == []
 
 
-def test_cache_off_writes_no_cubin(told, place: Path, monkeypatch: pytest.MonkeyPatch):
+def test_cache_off_writes_no_cubin(
+    compiler_calls, cubin_directory: Path, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setenv(cache.VARIABLE, "off")
     assert again() is cubins.get(probe_kernel.variant(), "80")
     again()
-    assert len(told) == 2
-    assert not place.parent.exists()
+    assert len(compiler_calls) == 2
+    assert not cubin_directory.parent.exists()
 
 
-def test_a_relative_cache_path_is_refused(told, monkeypatch: pytest.MonkeyPatch):
+def test_a_relative_cache_path_is_refused(compiler_calls, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv(cache.VARIABLE, "cache")
-    memory_only("NBATTN_CACHE='cache' is neither an absolute path nor \"off\"", told)
+    memory_only("NBATTN_CACHE='cache' is neither an absolute path nor \"off\"", compiler_calls)
 
 
-def test_where_warnings_are_errors_the_next_call_works(told, place: Path):
-    place.parent.touch()
+def test_where_warnings_are_errors_the_next_call_works(compiler_calls, cubin_directory: Path):
+    cubin_directory.parent.touch()
     with pytest.raises(RuntimeWarning):
         again()
     assert again() == made(probe_kernel.variant(), "80")
 
 
-def test_compile_errors_are_not_cached(told, place: Path, monkeypatch: pytest.MonkeyPatch):
+def test_compile_errors_are_not_cached(
+    compiler_calls, cubin_directory: Path, monkeypatch: pytest.MonkeyPatch
+):
     def refuse(variant: Variant, arch: str) -> Compiled:
         raise BackendError("no")
 
@@ -356,12 +373,14 @@ def test_compile_errors_are_not_cached(told, place: Path, monkeypatch: pytest.Mo
     for _ in range(2):
         with pytest.raises(BackendError, match="no"):
             cubins.get(probe_kernel.variant(), "80")
-    assert not place.exists()
+    assert not cubin_directory.exists()
 
 
-def test_least_recently_used_cubins_are_deleted(told, place: Path, monkeypatch: pytest.MonkeyPatch):
+def test_least_recently_used_cubins_are_deleted(
+    compiler_calls, cubin_directory: Path, monkeypatch: pytest.MonkeyPatch
+):
     variants = [probe_kernel.variant(16 * n) for n in range(1, 9)]
-    paths = [place / cubins.key(variant, "80") for variant in variants]
+    paths = [cubin_directory / cubins.key(variant, "80") for variant in variants]
     for number, variant in enumerate(variants[:7]):
         again(variant)
         os.utime(paths[number], (1000 + number,) * 2)
@@ -372,23 +391,23 @@ def test_least_recently_used_cubins_are_deleted(told, place: Path, monkeypatch: 
 
 
 def test_the_newest_cubin_stays_whatever_its_size(
-    told, place: Path, monkeypatch: pytest.MonkeyPatch
+    compiler_calls, cubin_directory: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(cubins, "BOUND", 0)
     for size in (16, 32):
         again(probe_kernel.variant(size))
-        assert [path.name for path in place.iterdir()] == [
+        assert [path.name for path in cubin_directory.iterdir()] == [
             cubins.key(probe_kernel.variant(size), "80")
         ]
 
 
-def test_old_partial_files_are_deleted(told, place: Path):
+def test_old_partial_files_are_deleted(compiler_calls, cubin_directory: Path):
     again()
     for name, age in ((".abandoned", 7200), (".in-work", 60)):
-        (place / name).write_bytes(b"part")
-        os.utime(place / name, (time.time() - age,) * 2)
+        (cubin_directory / name).write_bytes(b"part")
+        os.utime(cubin_directory / name, (time.time() - age,) * 2)
     again(arch="86")
-    assert {path.name for path in place.iterdir() if path.name[0] == "."} == {".in-work"}
+    assert {path.name for path in cubin_directory.iterdir() if path.name[0] == "."} == {".in-work"}
 
 
 # Many processes
@@ -399,7 +418,7 @@ def large(variant: Variant, arch: str) -> Compiled:
     return made(variant, arch, 8000)
 
 
-def toil(seed: int, place: Path) -> None:
+def toil(seed: int, cubin_directory: Path) -> None:
     """Ask for kernels in random order and check every answer; 1 as the exit status: a wrong one."""
     pretend(setattr)
     nvrtc.compile = large
@@ -411,7 +430,7 @@ def toil(seed: int, place: Path) -> None:
         if cubins.get(variant, "80") != large(variant, "80"):
             os._exit(1)
         if dice.random() < 0.2:  # so that there is always something to write
-            (place / cubins.key(variant, "80")).unlink(missing_ok=True)
+            (cubin_directory / cubins.key(variant, "80")).unlink(missing_ok=True)
     os._exit(0)
 
 
@@ -420,8 +439,8 @@ def contest(root: Path) -> int:
 
     Wherever they die, nobody ever reads a part, and what is left is whole.
     """
-    folder, place = probe_kernel.write(root), root / "cache" / "cubins"
-    os.environ[cache.VARIABLE] = str(place.parent)
+    folder, cubin_directory = probe_kernel.write(root), root / "cache" / "cubins"
+    os.environ[cache.VARIABLE] = str(cubin_directory.parent)
     sources.directory = lambda: folder
     cubins.BOUND = 4 << 20  # eviction is busy as well
     pretend(setattr)
@@ -432,7 +451,7 @@ def contest(root: Path) -> int:
     def start() -> multiprocessing.process.BaseProcess:
         nonlocal started
         started += 1
-        one = context.Process(target=toil, args=(started, place))
+        one = context.Process(target=toil, args=(started, cubin_directory))
         one.start()
         return one
 
@@ -449,7 +468,7 @@ def contest(root: Path) -> int:
         one.join()
         assert one.exitcode == -signal.SIGKILL  # not 1: none has read a wrong one
     names = {cubins.key(probe_kernel.variant(16 * n), "80"): 16 * n for n in range(1, 7)}
-    for path in place.iterdir():
+    for path in cubin_directory.iterdir():
         if not path.name.startswith("."):
             found = cubins._unpacked(path.name, path.read_bytes())
             assert found == large(probe_kernel.variant(names[path.name]), "80")
@@ -468,7 +487,7 @@ def test_cache_survives_sixteen_processes_being_killed(tmp_path: Path, cases):
 
 
 @needs_nvrtc
-def test_a_real_cubin_is_read_back_unchanged(place: Path):
+def test_a_real_cubin_is_read_back_unchanged(cubin_directory: Path):
     variant = probe_kernel.variant()
     first = cubins.get(variant, "90a")
     found = again(variant, "90a")
@@ -478,20 +497,20 @@ def test_a_real_cubin_is_read_back_unchanged(place: Path):
 
 
 def test_a_cached_kernel_is_read_once_and_nothing_is_compiled(
-    told, place: Path, monkeypatch: pytest.MonkeyPatch
+    compiler_calls, cubin_directory: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """A megabyte, nine times a kernel's: a few copies of it, and no line for each of its own."""
     monkeypatch.setattr(nvrtc, "compile", large)
     again()
     monkeypatch.setattr(nvrtc, "compile", None)
-    (kept,) = place.iterdir()
+    (kept,) = cubin_directory.iterdir()
     found = work(again)
     assert found.lines <= 2500
     assert found.peak <= cache.LIMIT + 4 * kept.stat().st_size
 
 
 @needs_nvrtc
-def test_real_sources_that_change_are_compiled_again(place: Path, tmp_path: Path):
+def test_real_sources_that_change_are_compiled_again(cubin_directory: Path, tmp_path: Path):
     """A changed header gives another kernel."""
     first = again(arch="90a").cubin
     path = tmp_path / "cuda" / "base.cuh"

@@ -24,7 +24,7 @@ FIX = 'pip install "nbattn[cuda13]"  # with a driver of CUDA 12: "nbattn[cuda12]
 
 
 @pytest.fixture(scope="module")
-def happened(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def recorded_by_scenario(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What the stub recorded, by scenario."""
     folder = tmp_path_factory.mktemp("driver")
     if importlib.util.find_spec("cupy") is None:
@@ -51,8 +51,8 @@ def argument(**pointers: int) -> str:
     return (content + NUMBERS).hex()
 
 
-def test_all_launch_arguments_reach_the_kernel(happened):
-    found = happened["first"]
+def test_all_launch_arguments_reach_the_kernel(recorded_by_scenario):
+    found = recorded_by_scenario["first"]
     assert found["grid"] == [2**31 - 1, 1, 1]
     assert found["block"] == [128, 1, 1]
     assert (found["shared_bytes"], found["shared_limit"]) == (70_000, 70_000)
@@ -63,8 +63,8 @@ def test_all_launch_arguments_reach_the_kernel(happened):
     assert found["address"] % 64 == 0
 
 
-def test_absent_tensors_are_null_and_the_module_is_loaded_once(happened):
-    first, found = happened["first"], happened["again"]
+def test_absent_tensors_are_null_and_the_module_is_loaded_once(recorded_by_scenario):
+    first, found = recorded_by_scenario["first"], recorded_by_scenario["again"]
     assert found["parameter"] == argument(query=2**63 + 16, out=48)
     assert found["grid"] == [7, 1, 1]
     assert (found["loads"], found["launches"]) == (1, 2)
@@ -72,35 +72,35 @@ def test_absent_tensors_are_null_and_the_module_is_loaded_once(happened):
     assert (found["address"], found["function"]) == (first["address"], first["function"])
 
 
-def test_without_blocks_nothing_is_launched(happened):
-    assert happened["no blocks"] == happened["again"]
+def test_without_blocks_nothing_is_launched(recorded_by_scenario):
+    assert recorded_by_scenario["no blocks"] == recorded_by_scenario["again"]
 
 
-def test_another_kernel_is_another_module(happened):
-    found = happened["another kernel"]
+def test_another_kernel_is_another_module(recorded_by_scenario):
+    found = recorded_by_scenario["another kernel"]
     assert (found["entry"], found["image"]) == ("nb_delta", "nb_delta 90a")
     assert (found["block"], found["shared_bytes"]) == ([96, 1, 1], 0)
     assert (found["loads"], found["function"]) == (2, 2)
 
 
-def test_another_device_has_a_guard_a_module_and_a_stream_of_its_own(happened):
-    found = happened["another device"]
+def test_another_device_has_a_guard_a_module_and_a_stream_of_its_own(recorded_by_scenario):
+    found = recorded_by_scenario["another device"]
     assert (found["guards"], found["current"]) == ([1], 0)
     assert (found["stream"], found["image"]) == (0xABC001, "nb_fwd_simt 86")
     assert (found["loads"], found["function"]) == (3, 3)
     assert found["parameter"] == argument(key=64)
-    assert happened["another device again"]["loads"] == 3
-    assert happened["captured warm"]["function"] == 1  # device 0 kept its own
+    assert recorded_by_scenario["another device again"]["loads"] == 3
+    assert recorded_by_scenario["captured warm"]["function"] == 1  # device 0 kept its own
 
 
-def test_a_loaded_kernel_is_captured(happened):
-    found = happened["captured warm"]
+def test_a_loaded_kernel_is_captured(recorded_by_scenario):
+    found = recorded_by_scenario["captured warm"]
     assert found["grid"] == [9, 1, 1]
-    assert found["calls"] == happened["another device again"]["calls"] + 1
+    assert found["calls"] == recorded_by_scenario["another device again"]["calls"] + 1
 
 
-def test_uncompiled_kernel_in_graph_capture_raises_before_any_launch(happened):
-    found = happened["captured cold"]
+def test_uncompiled_kernel_in_graph_capture_raises_before_any_launch(recorded_by_scenario):
+    found = recorded_by_scenario["captured cold"]
     assert found["calls"] == 0
     assert found["words"] == (
         "nb_fwd_simt is launched for the first time while a CUDA graph is captured, which allows "
@@ -108,24 +108,25 @@ def test_uncompiled_kernel_in_graph_capture_raises_before_any_launch(happened):
         "  fix:   plan.warmup(), or one call of the same shapes, before the capture."
     )
     assert (
-        happened["cold after the capture"]["launches"] == happened["captured warm"]["launches"] + 1
+        recorded_by_scenario["cold after the capture"]["launches"]
+        == recorded_by_scenario["captured warm"]["launches"] + 1
     )
 
 
-def test_a_kernel_loaded_early_is_loaded_once_and_may_be_captured(happened):
-    before = happened["cold after the capture"]["launches"]
-    assert happened["loaded early"] == {"loads": 0, "launches": before}
-    assert happened["launched then"] == {"loads": 0, "launches": before + 1}
+def test_a_kernel_loaded_early_is_loaded_once_and_may_be_captured(recorded_by_scenario):
+    before = recorded_by_scenario["cold after the capture"]["launches"]
+    assert recorded_by_scenario["loaded early"] == {"loads": 0, "launches": before}
+    assert recorded_by_scenario["launched then"] == {"loads": 0, "launches": before + 1}
 
 
-def test_error_of_a_kernel_that_the_driver_refuses(happened):
-    words = happened["refused"]
+def test_error_of_a_kernel_that_the_driver_refuses(recorded_by_scenario):
+    words = recorded_by_scenario["refused"]
     assert words.startswith("the driver cannot load nb_fwd_simt for sm_90a: ")
     assert "stub says no" in words
     assert "a driver as new as NVRTC 13.0, or an older NVRTC" in words
     assert "Stub" in words
-    after = happened["refused, then taken"]
-    assert after["launches"] == happened["launched then"]["launches"] + 1
+    after = recorded_by_scenario["refused, then taken"]
+    assert after["launches"] == recorded_by_scenario["launched then"]["launches"] + 1
 
 
 @pytest.mark.parametrize(
@@ -136,28 +137,28 @@ def test_error_of_a_kernel_that_the_driver_refuses(happened):
         ("long numbers", "ValueError"),
     ],
 )
-def test_arguments_that_do_not_fit_are_not_launched(name: str, error: str, happened):
-    assert happened[name] == {"error": error, "launches": 0}
+def test_arguments_that_do_not_fit_are_not_launched(name: str, error: str, recorded_by_scenario):
+    assert recorded_by_scenario[name] == {"error": error, "launches": 0}
 
 
-def test_every_thread_has_its_own_argument_buffer(happened, cases):
-    addresses = [found for (found,) in happened["threads"].values()]
+def test_every_thread_has_its_own_argument_buffer(recorded_by_scenario, cases):
+    addresses = [found for (found,) in recorded_by_scenario["threads"].values()]
     assert len(set(addresses)) == len(addresses) == 16
     assert all(address % 64 == 0 for address in addresses)
     assert all(abs(a - b) >= layout.SIZE for a in addresses for b in addresses if a != b)
-    cases("launches on a stub driver", happened["first"]["launches"] + 16 * 50)
+    cases("launches on a stub driver", recorded_by_scenario["first"]["launches"] + 16 * 50)
 
 
-def test_a_launch_takes_few_lines_of_the_host(happened):
+def test_a_launch_takes_few_lines_of_the_host(recorded_by_scenario):
     """The module is loaded: three lines for each tensor, one of the stub's, and few more."""
-    assert happened["lines"] <= 3 * len(layout.POINTERS) + 30
+    assert recorded_by_scenario["lines"] <= 3 * len(layout.POINTERS) + 30
 
 
 # What is missing
 
 
 @pytest.fixture(autouse=True)
-def anew():
+def clear_launcher_caches():
     yield
     launch.missing.cache_clear()
     launch.launcher.cache_clear()

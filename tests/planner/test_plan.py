@@ -17,13 +17,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_requests import (
     all_of,
-    each,
+    calls_of,
     oracle_of,
     program_of,
     request_for,
     requests,
-    sayable_requests,
-    told,
+    requests_with_dense_programs,
+    with_arguments,
 )
 
 import nbattn
@@ -127,7 +127,7 @@ def check_schedule(plan: Plan, *, backward: bool = False) -> None:
     assert visits.max(initial=0) <= 1
 
 
-@given(st.one_of(requests(), sayable_requests()))
+@given(st.one_of(requests(), requests_with_dense_programs()))
 def test_a_schedule_visits_every_pair_once(cases: Count, request_: Request) -> None:
     for candidate in all_of(request_):
         if candidate.program is not None:
@@ -144,8 +144,8 @@ def test_a_schedule_marks_full_blocks() -> None:
     assert [visit.queries for visit in visits] == [(range(n, n + 4),) for n in (0, 4, 8, 12)]
     assert [visit.keys for visit in visits] == [((range(n, n + 4),),) for n in (0, 4, 8, 12)]
     ring = program_of(RING, "tiled/tile")
-    parts = replace(each(ring)[0].arguments, tile=(3,))
-    first = next(Plan(RING, told(ring, parts), (ring,)).schedule())
+    parts = replace(calls_of(ring)[0].arguments, tile=(3,))
+    first = next(Plan(RING, with_arguments(ring, parts), (ring,)).schedule())
     assert not first.full
     assert first.queries == (range(3),)
     assert first.keys == ((range(5),), (range(8, 9),))

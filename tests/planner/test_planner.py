@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_requests import all_of, requests, sayable_requests
+from small_requests import all_of, requests, requests_with_dense_programs
 
 import nbattn
 from nbattn import Axis, BackendError, Mask
@@ -82,7 +82,7 @@ def test_an_explicit_backend_runs_or_raises(cases: Count, request_: Request, bac
     cases("planner, explicit backend refused", 1)
 
 
-@given(st.one_of(requests(), sayable_requests()), st.data())
+@given(st.one_of(requests(), requests_with_dense_programs()), st.data())
 def test_require_and_forbid_are_obeyed(
     cases: Count, request_: Request, data: st.DataObject
 ) -> None:

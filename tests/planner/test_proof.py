@@ -12,14 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_requests import (
     all_of,
-    check_law,
-    each,
+    calls_of,
+    check_programs_compute_the_mask,
     oracle_of,
     program_of,
     request_for,
     requests,
-    sayable_requests,
-    told,
+    requests_with_dense_programs,
+    with_arguments,
     with_calls,
 )
 from work import work
@@ -40,7 +40,7 @@ Count = Callable[[str, int], None]
 
 @given(requests())
 def test_every_program_computes_its_mask(cases: Count, request_: Request) -> None:
-    check_law(request_, cases)
+    check_programs_compute_the_mask(request_, cases)
 
 
 def test_proofs_with_an_empty_batch() -> None:
@@ -54,7 +54,7 @@ def test_proofs_with_an_empty_batch() -> None:
 # Programs made wrong on purpose: what follows can fail
 
 
-def verdicts(request: Request, candidate: Candidate) -> tuple[bool, bool]:
+def both_proofs(request: Request, candidate: Candidate) -> tuple[bool, bool]:
     """What verify and support make of a candidate: True where they let it pass."""
     try:
         by_intervals = proof.verify(request, candidate)
@@ -89,12 +89,12 @@ Wrong = tuple[Request, str, Callable[[Candidate], Candidate]]
 
 
 def first_query(candidate: Candidate, **fields: Any) -> Candidate:
-    one, *rest = each(candidate)
+    one, *rest = calls_of(candidate)
     return with_calls(candidate, replace(one, query=moved(one.query, 0, **fields)), *rest)
 
 
 def first_key(candidate: Candidate, **fields: Any) -> Candidate:
-    one, *rest = each(candidate)
+    one, *rest = calls_of(candidate)
     return with_calls(candidate, replace(one, key=moved(one.key, 0, **fields)), *rest)
 
 
@@ -159,54 +159,58 @@ WRONG: dict[str, Wrong] = {
     "the first call dropped": (
         PIECES,
         "sdpa/dense+fold+split",
-        lambda c: with_calls(c, *each(c)[1:]),
+        lambda c: with_calls(c, *calls_of(c)[1:]),
     ),
     "the last call dropped": (
         PIECES,
         "sdpa/dense+fold+split",
-        lambda c: with_calls(c, *each(c)[:-1]),
+        lambda c: with_calls(c, *calls_of(c)[:-1]),
     ),
     "every call dropped": (PIECES, "sdpa/dense+fold+split", with_calls),
     "a call twice": (
         PIECES,
         "sdpa/dense+fold+split",
-        lambda c: with_calls(c, *each(c), each(c)[1]),
+        lambda c: with_calls(c, *calls_of(c), calls_of(c)[1]),
     ),
-    "the only call twice": (TRIANGLE, "sdpa/causal", lambda c: with_calls(c, *each(c) * 2)),
+    "the only call twice": (TRIANGLE, "sdpa/causal", lambda c: with_calls(c, *calls_of(c) * 2)),
     "a joined call twice": (
         PREFIX,
         "flash-model:aten/split+merge",
-        lambda c: with_calls(c, *each(c), each(c)[-1]),
+        lambda c: with_calls(c, *calls_of(c), calls_of(c)[-1]),
     ),
     "a call instead of another": (
         PIECES,
         "sdpa/dense+fold+split",
-        lambda c: with_calls(c, each(c)[0], each(c)[0], *each(c)[2:]),
+        lambda c: with_calls(c, calls_of(c)[0], calls_of(c)[0], *calls_of(c)[2:]),
     ),
     "a call instead of another with as many pairs": (
         EQUAL,
         "sdpa/dense+split",
-        lambda c: with_calls(c, each(c)[0], each(c)[0]),
+        lambda c: with_calls(c, calls_of(c)[0], calls_of(c)[0]),
     ),
-    "causal run dense": (TRIANGLE, "sdpa/causal", lambda c: told(c, NoMask())),
-    "dense run causal": (FOLDED, "sdpa/dense+fold", lambda c: told(c, TopLeftCausal(0))),
-    "causal on another axis": (PLANE, "sdpa/causal", lambda c: told(c, NoMask())),
+    "causal run dense": (TRIANGLE, "sdpa/causal", lambda c: with_arguments(c, NoMask())),
+    "dense run causal": (FOLDED, "sdpa/dense+fold", lambda c: with_arguments(c, TopLeftCausal(0))),
+    "causal on another axis": (PLANE, "sdpa/causal", lambda c: with_arguments(c, NoMask())),
     "a triangle moved along the keys": (WIDE, "sdpa/causal+trim", lambda c: first_key(c, start=1)),
     "a triangle of fewer keys": (WIDE, "sdpa/causal+trim", lambda c: first_key(c, length=3)),
     "a matrix of a wider mask": (
         RING,
         "reference/dense",
-        lambda c: told(c, DenseMask(widened(each(c)[0].arguments.axes))),
+        lambda c: with_arguments(c, DenseMask(widened(calls_of(c)[0].arguments.axes))),
     ),
     "tiles of a wider mask": (
         TILES,
         "tiled/tile",
-        lambda c: told(c, replace(each(c)[0].arguments, axes=widened(each(c)[0].arguments.axes))),
+        lambda c: with_arguments(
+            c, replace(calls_of(c)[0].arguments, axes=widened(calls_of(c)[0].arguments.axes))
+        ),
     ),
     "tiles of a wider ring": (
         RING,
         "tiled/tile",
-        lambda c: told(c, replace(each(c)[0].arguments, axes=widened(each(c)[0].arguments.axes))),
+        lambda c: with_arguments(
+            c, replace(calls_of(c)[0].arguments, axes=widened(calls_of(c)[0].arguments.axes))
+        ),
     ),
 }
 
@@ -216,18 +220,18 @@ def test_proofs_notice_a_wrong_program(
     request_: Request, name: str, spoil: Callable[[Candidate], Candidate]
 ) -> None:
     right = program_of(request_, name)
-    assert verdicts(request_, right) == (True, True)
+    assert both_proofs(request_, right) == (True, True)
     wrong = spoil(right)
     assert wrong != right
-    assert verdicts(request_, wrong) == (False, False)
+    assert both_proofs(request_, wrong) == (False, False)
 
 
 def test_any_tile_size_is_right() -> None:
     """Tiles are a choice of speed alone; the wrong ones below are wrong in their columns."""
     candidate = program_of(TILES, "tiled/tile")
     for tile in product((1, 2, 3, 9), (1, 2, 5)):
-        other = told(candidate, replace(each(candidate)[0].arguments, tile=tile))
-        assert verdicts(TILES, other) == (True, True)
+        other = with_arguments(candidate, replace(calls_of(candidate)[0].arguments, tile=tile))
+        assert both_proofs(TILES, other) == (True, True)
 
 
 @pytest.mark.parametrize(
@@ -261,11 +265,11 @@ def test_any_tile_size_is_right() -> None:
 def test_proofs_notice_wrong_tiles(monkeypatch: pytest.MonkeyPatch, spoil: Callable) -> None:
     request = request_for(Mask(Axis(1, 1, dilation=2)), 12)
     arguments = TiledArguments(bind(request.mask, 12, 12), (3,))
-    candidate = told(program_of(request, "tiled/tile"), arguments)
-    assert verdicts(request, candidate) == (True, True)
+    candidate = with_arguments(program_of(request, "tiled/tile"), arguments)
+    assert both_proofs(request, candidate) == (True, True)
     honest = BoundAxis.tiles
     monkeypatch.setattr(BoundAxis, "tiles", lambda self, n: iter(spoil(list(honest(self, n)))))
-    assert verdicts(request, candidate) == (False, False)
+    assert both_proofs(request, candidate) == (False, False)
 
 
 def fits(view: AxisView, length: int) -> bool:
@@ -274,14 +278,14 @@ def fits(view: AxisView, length: int) -> bool:
 
 
 @st.composite
-def spoiled(draw: st.DrawFn) -> tuple[Request, Candidate]:
+def candidates_with_other_views(draw: st.DrawFn) -> tuple[Request, Candidate]:
     """A candidate whose views of one axis are others, inside the tensors and grouped alike."""
-    request = draw(sayable_requests(1, 2))
+    request = draw(requests_with_dense_programs(1, 2))
     able = [c for c in all_of(request) if c.program is not None and c.program.calls]
     candidate = draw(st.sampled_from(able))
-    number = draw(st.integers(0, len(each(candidate)) - 1))
+    number = draw(st.integers(0, len(calls_of(candidate)) - 1))
     axis = draw(st.integers(0, request.mask.rank - 1))
-    call = each(candidate)[number]
+    call = calls_of(candidate)[number]
     keeps_rows = isinstance(
         call.arguments, DenseMask | TiledArguments
     )  # they have as many as the mask
@@ -307,17 +311,17 @@ def spoiled(draw: st.DrawFn) -> tuple[Request, Candidate]:
             )
         )
         call = replace(call, **{side: view})
-    before, after = each(candidate)[:number], each(candidate)[number + 1 :]
+    before, after = calls_of(candidate)[:number], calls_of(candidate)[number + 1 :]
     return request, with_calls(candidate, *before, call, *after)
 
 
 @settings(max_examples=200)
-@given(spoiled())
+@given(candidates_with_other_views())
 def test_both_proofs_accept_the_same_candidates(
     cases: Count, chosen: tuple[Request, Candidate]
 ) -> None:
-    by_intervals, by_pairs = verdicts(*chosen)
-    assert by_intervals == by_pairs, each(chosen[1])
+    by_intervals, by_pairs = both_proofs(*chosen)
+    assert by_intervals == by_pairs, calls_of(chosen[1])
     cases("planner, proofs agree on " + ("right" if by_pairs else "wrong"), 1)
 
 
@@ -325,7 +329,7 @@ def test_both_proofs_accept_the_same_candidates(
 def test_a_view_out_of_bounds_is_no_proof(side: str, start: int) -> None:
     request = request_for(Mask(Axis()), 5)
     candidate = program_of(request, "sdpa/dense")
-    (call,) = each(candidate)
+    (call,) = calls_of(candidate)
     outside = replace(call, **{side: moved(getattr(call, side), 0, start=start)})
     with pytest.raises(AssertionError):
         proof.verify(request, with_calls(candidate, outside))

@@ -62,7 +62,9 @@ def masks(count: int) -> Iterator[tuple[Mask, int, int]]:
 
 
 @pytest.fixture(params=["families", "tables"])
-def disagreeing(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def operators_with_other_plans(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[None]:
     """Every plan prefers another backend than the one before: as with another batch, other strides,
     another device's data or a cost table that came in between.
     """
@@ -88,7 +90,7 @@ def disagreeing(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
 SUBSETS = ((0,), (1,), (2,), (0, 1), (0, 2), (1, 2), (0, 1, 2))
 
 
-@pytest.mark.usefixtures("disagreeing")
+@pytest.mark.usefixtures("operators_with_other_plans")
 def test_transforms_whose_operators_plan_differently(cases: Count) -> None:
     """jacrev, vmap of grad and of vjp over every subset of inputs, against the reference."""
     for number, (mask, queries, keys) in enumerate(masks(120)):
@@ -216,7 +218,7 @@ def test_checkpoints_with_other_strides(reentrant: bool, cases: Count) -> None:
         cases("one plan: checkpoints", 1)
 
 
-@pytest.mark.usefixtures("disagreeing")
+@pytest.mark.usefixtures("operators_with_other_plans")
 def test_a_checkpoint_whose_second_forward_has_another_plan(cases: Count) -> None:
     """The first plan's backward is given what the second forward kept, NaN for a logsumexp too."""
     for number, (mask, queries, keys) in enumerate(masks(60)):

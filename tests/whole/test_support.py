@@ -22,7 +22,7 @@ Count = Callable[[str, int], None]
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 # backend, required strategies, least number of specimens it must have taken
-ROUTES = [
+BACKENDS_AND_STRATEGIES = [
     ("reference", (), 160),
     ("tiled", (), 160),
     ("sdpa", ("dense",), 20),
@@ -50,7 +50,9 @@ both_halves = pytest.mark.parametrize("half", [0, pytest.param(1, marks=pytest.m
 
 @both_halves
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("route", ROUTES, ids=lambda route: "/".join([route[0], *route[1]]))
+@pytest.mark.parametrize(
+    "route", BACKENDS_AND_STRATEGIES, ids=lambda route: "/".join([route[0], *route[1]])
+)
 def test_a_backend_computes_exactly_the_pairs_of_the_mask(
     route: tuple[Any, ...], dtype: torch.dtype, half: int, cases: Count
 ) -> None:
@@ -69,7 +71,7 @@ def test_a_backend_computes_exactly_the_pairs_of_the_mask(
 def test_many_tiles_and_chunks_compute_exactly_the_pairs_of_the_mask(
     dtype: torch.dtype, half: int, cases: Count
 ) -> None:
-    routes = [route for route in ROUTES if route[0] != "reference"]
+    routes = [route for route in BACKENDS_AND_STRATEGIES if route[0] != "reference"]
     for specimen in LARGE[(DTYPES.index(dtype) + half) % 2 :: 2]:
         for route in routes:
             done = check(specimen, route, dtype)
