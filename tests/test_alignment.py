@@ -27,10 +27,10 @@ def test_an_alignment_is_never_guessed(axis: Axis, queries: int, keys: int) -> N
                 use(*spaces)
             assert error.value.where == repr(mask)
     for align in ("top-left", "bottom-right", 2):
-        said = replace(axis, align=align, offset=0 if align == 2 else axis.offset)
-        assert np.array_equal(Mask(said).dense(queries, keys), axis_matrix(said, queries, keys)), (
-            align
-        )
+        aligned = replace(axis, align=align, offset=0 if align == 2 else axis.offset)
+        assert np.array_equal(
+            Mask(aligned).dense(queries, keys), axis_matrix(aligned, queries, keys)
+        ), align
     assert np.array_equal(Mask(axis).dense(7), axis_matrix(axis, 7, 7))
 
 

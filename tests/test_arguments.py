@@ -18,18 +18,18 @@ def no_warning_yet(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(arguments, "_WARNED", set[str]())
 
 
-def warned(query: Shape, key: Shape | None = None) -> list[str]:
-    """What attention over these shapes says, in two calls."""
+def attention_warnings(query: Shape, key: Shape | None = None) -> list[str]:
+    """The warnings of attention over these shapes, in two calls."""
     made, mask = torch.zeros(query), Mask(*[Axis(1, 0, align="bottom-right")] * (len(query) - 3))
     keys = made if key is None else torch.zeros(key)
-    with warnings.catch_warnings(record=True) as said:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         for _ in range(2):
             nbattn.attention(made, keys, keys, mask)
-    for one in said:
+    for one in caught:
         assert one.category is UserWarning
         assert one.filename == __file__
-    return [str(one.message) for one in said]
+    return [str(one.message) for one in caught]
 
 
 @pytest.mark.parametrize(
@@ -45,12 +45,12 @@ def warned(query: Shape, key: Shape | None = None) -> list[str]:
     ],
 )
 def test_heads_that_look_like_tokens_warn_once(shape: Shape) -> None:
-    (text,) = warned(shape)
+    (text,) = attention_warnings(shape)
     assert text.startswith(f"query {list(shape)} is taken as")
 
 
 def test_warning_contains_the_code_that_moves_the_axes() -> None:
-    (text,) = warned((2, 8, 1024, 4))
+    (text,) = attention_warnings((2, 8, 1024, 4))
     assert text == (
         "query [2, 8, 1024, 4] is taken as [B, N, H, D]: 1024 heads. If it is [B, H, N, D], as "
         "for torch's scaled_dot_product_attention, pass query.movedim(1, -2), key and value "
@@ -76,27 +76,27 @@ def test_warning_contains_the_code_that_moves_the_axes() -> None:
         ((1, 4, 32, 4), None),  # a short text and a small model
         ((1, 8, 56, 4), None),
         ((1, 7, 7, 64, 4), None),
-        ((1, 4, 32, 32, 4), None),  # too few to tell
+        ((1, 4, 32, 32, 4), None),  # too few to be sure
         ((1, 8, 64, 128, 4), None),
         ((1, 64, 64, 64, 4), None),
         ((0, 8, 1024, 4), (0, 8, 1, 4)),
     ],
 )
 def test_plausible_heads_do_not_warn(query: Shape, key: Shape | None) -> None:
-    assert warned(query, key) == []
+    assert attention_warnings(query, key) == []
 
 
-def spoken(layer: NeighborhoodAttention, shape: Shape) -> list[str]:
-    with warnings.catch_warnings(record=True) as said:
+def layer_warnings(layer: NeighborhoodAttention, shape: Shape) -> list[str]:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         for _ in range(2):
             layer(torch.zeros(shape))
-    return [str(one.message) for one in said]
+    return [str(one.message) for one in caught]
 
 
 def test_channels_that_may_come_first_warn_once() -> None:
     layer = NeighborhoodAttention(12, 2, Mask.neighborhood((3, 3)))
-    (text,) = spoken(layer, (2, 12, 5, 12))
+    (text,) = layer_warnings(layer, (2, 12, 5, 12))
     assert text == (
         "x [2, 12, 5, 12] is taken as [B, X, Y, dim], with channels last. If it is "
         "[B, dim, X, Y], pass x.movedim(1, -1), and use y.movedim(-1, 1)."
@@ -109,7 +109,7 @@ def test_channels_that_may_come_first_warn_once() -> None:
 )
 def test_channels_that_fit_only_last_do_not_warn(rank: int, shape: Shape) -> None:
     mask = Mask(*[Axis(1, 1)] * rank)
-    assert spoken(NeighborhoodAttention(12, 2, mask), shape) == []
+    assert layer_warnings(NeighborhoodAttention(12, 2, mask), shape) == []
 
 
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # torch's

@@ -48,7 +48,7 @@ def test_every_candidate_runs_its_own_program(
 def test_a_backend_of_the_plan_does_not_hide_the_others() -> None:
     made = plan(backend="sdpa", require=("mask",))
     names = [one.name for one in bench.candidates(made, Effort())]
-    assert names == ["sdpa/mask"]  # require= is the user's word
+    assert names == ["sdpa/mask"]  # require= is the user's choice
     names = [one.name for one in bench.candidates(plan(backend="tiled"), Effort())]
     assert names[0] == "tiled/tile"
     assert set(names[1:]) == {"sdpa/dense+fold", "sdpa/mask", "reference/dense"}

@@ -31,7 +31,7 @@ NOT_HERE = {
     "natten": "needs the package natten, which is not installed",
 }
 
-# What stands in for a package → how its import ends.
+# What replaces a package → how its import ends.
 BROKEN = {
     "missing": (
         "raise ModuleNotFoundError(\"No module named 'torch'\")",
@@ -318,9 +318,9 @@ def test_kernels_compile_and_are_cached(import_folder: Path) -> None:
     assert facts["compiler"]["version"] == "{}.{}".format(*nvrtc.version())
     assert facts["compile"]["kernel"] == "nb_delta"
     assert 0 < facts["compile"]["registers"] <= 255
-    (kept,) = (import_folder / "cache" / "cubins").iterdir()
-    assert facts["cubins"]["path"] == str(kept.parent)
-    assert (facts["cubins"]["files"], facts["cubins"]["bytes"]) == (1, kept.stat().st_size)
+    (cubin,) = (import_folder / "cache" / "cubins").iterdir()
+    assert facts["cubins"]["path"] == str(cubin.parent)
+    assert (facts["cubins"]["files"], facts["cubins"]["bytes"]) == (1, cubin.stat().st_size)
     assert facts["cubins"]["works"] is True
 
 

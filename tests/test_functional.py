@@ -83,7 +83,7 @@ def test_merge_of_parts_is_attention_over_all_keys(
         assert close(lse, whole[1])
         for found, want in zip(gradients(out, lse), wanted, strict=True):
             assert close(found, want)
-        cases("law 8, merge", 1)
+        cases("merge, parts", 1)
 
 
 @given(st.lists(st.integers(0, 14), max_size=4), st.integers(0, 9), st.integers(-6, 6))
@@ -96,7 +96,7 @@ def test_merge_of_any_split_of_the_keys_is_exact(
     merged = nbattn.merge(*split(query, key, key, mask, sorted([0, *cuts, 14]), "tiled"))
     assert close(merged[0], whole[0])
     assert close(merged[1], whole[1])
-    cases("law 8, merge, any cut", 1)
+    cases("merge, any split", 1)
 
 
 def test_the_order_of_parts_does_not_matter() -> None:

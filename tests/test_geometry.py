@@ -103,7 +103,7 @@ def test_illegal_axes_are_refused(cases: Count) -> None:
 @given(bound_axes())
 def test_long_axes_equal_the_enumerator(cases: Count, chosen: tuple[Axis, int, int]) -> None:
     check_axis(*chosen)
-    cases("geometry, drawn axes", 1)
+    cases("geometry, random axes", 1)
 
 
 @given(bound_axes(), st.integers(1, 50), st.integers(1, 50))
@@ -111,7 +111,7 @@ def test_tiles_count_their_pairs(
     cases: Count, chosen: tuple[Axis, int, int], query_tile: int, key_tile: int
 ) -> None:
     check_tiles(bound(*chosen), axis_matrix(*chosen), query_tile, key_tile)
-    cases("geometry, drawn tiles", 1)
+    cases("geometry, random tiles", 1)
 
 
 @given(bound_axes())
@@ -123,7 +123,7 @@ def test_key_and_query_intervals_are_maximal(cases: Count, chosen: tuple[Axis, i
     for j in range(keys):
         column = np.flatnonzero(want[:, j]).tolist()
         assert list(only.query_intervals(j)) == runs(column, axis.dilation)
-    cases("geometry, drawn runs", 1)
+    cases("geometry, random intervals", 1)
 
 
 @given(masks())
@@ -136,7 +136,7 @@ def test_masks_of_any_rank_equal_the_enumerator(
     assert np.array_equal(mask.dense(query_space, key_space), want)
     assert tuple(part.spec for part in parts) == mask.axes
     assert prod(part.pairs() for part in parts) == want.sum()
-    cases("geometry, drawn masks", 1)
+    cases("geometry, random masks", 1)
 
 
 def test_bind_wants_one_size_per_axis() -> None:

@@ -22,10 +22,10 @@ def test_tiles_are_the_rows_of_the_axis(
 ) -> None:
     """Every query is in one tile, whose columns are the keys of its runs, mask included."""
     axis, queries, keys = bound
-    line, d = geometry.bind(Mask(axis), queries, keys)[0], axis.dilation
+    bound_axis, d = geometry.bind(Mask(axis), queries, keys)[0], axis.dilation
     found = np.zeros((queries, keys), dtype=int)
     totals = np.zeros(4, dtype=int)
-    for tile in line.tiles(size):
+    for tile in bound_axis.tiles(size):
         rows = [tile.queries[0] + d * n for n in range(tile.queries[1])]
         columns = [start + d * n for start, count in tile.keys for n in range(count)]
         assert len(columns) == tile.width
@@ -35,7 +35,7 @@ def test_tiles_are_the_rows_of_the_axis(
         totals += [1, len(rows), tile.width, len(rows) * tile.width]
     assert np.array_equal(found, axis_matrix(axis, queries, keys))
     assert totals[1] == queries
-    assert line.tile_totals(size) == tuple(totals.tolist())
+    assert bound_axis.tile_totals(size) == tuple(totals.tolist())
     cases("tiles, axes", 1)
 
 
@@ -63,17 +63,17 @@ def test_totals_of_long_axes_are_the_sums_of_their_tiles(
         queries = keys = keys - keys % (axis.dilation * axis.stride)
     elif axis.align is None:
         keys = queries
-    line = geometry.bind(Mask(axis), queries, keys)[0]
-    tiles = [(tile.queries[1], tile.width) for tile in line.tiles(size)]
+    bound_axis = geometry.bind(Mask(axis), queries, keys)[0]
+    tiles = [(tile.queries[1], tile.width) for tile in bound_axis.tiles(size)]
     rows, widths = (sum(side) for side in zip(*tiles, strict=True)) if tiles else (0, 0)
     pairs = sum(row * width for row, width in tiles)
-    assert line.tile_totals(size) == (len(tiles), rows, widths, pairs)
+    assert bound_axis.tile_totals(size) == (len(tiles), rows, widths, pairs)
     cases("tiles, long axes", 1)
 
 
 def test_totals_of_two_thousand_million_tokens_are_exact() -> None:
-    (line,) = geometry.bind(Mask(Axis(4095, 0)), 2**31 - 1, 2**31 - 1)
-    tiles, rows, keys, pairs = line.tile_totals(64)
+    (bound_axis,) = geometry.bind(Mask(Axis(4095, 0)), 2**31 - 1, 2**31 - 1)
+    tiles, rows, keys, pairs = bound_axis.tile_totals(64)
     assert (tiles, rows) == (2**25, 2**31 - 1)
     # a tile's keys: its own and the 4095 before them, which the first 64 tiles have in part
     missing = sum(max(0, 4095 - 64 * tile) for tile in range(64))

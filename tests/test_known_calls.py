@@ -180,7 +180,7 @@ def test_calls_under_transforms_autocast_and_switches_are_never_known() -> None:
 
 
 def test_results_of_known_calls_may_be_modified() -> None:
-    """Results are no views: autograd lets nobody write into views that were made without it."""
+    """Results are no views: autograd refuses writes into views that were made without it."""
     leaf = torch.ones((), requires_grad=True)
     for _ in range(3):
         free = nbattn.attention(**base())

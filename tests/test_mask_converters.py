@@ -139,12 +139,12 @@ def test_causal_equals_the_biases_of_torch(queries: int, keys: int) -> None:
 @pytest.mark.parametrize(("queries", "keys"), [(5, 5), (3, 6), (6, 3)])
 def test_causal_equals_is_causal_as_it_runs(queries: int, keys: int) -> None:
     scores = torch.randn(queries, 4, dtype=torch.float64)
-    kept = torch.from_numpy(Mask.causal("top-left").dense(queries, keys))
+    causal_matrix = torch.from_numpy(Mask.causal("top-left").dense(queries, keys))
     key, value = torch.randn(2, 1, 1, keys, 4, dtype=torch.float64)
     run = torch.nn.functional.scaled_dot_product_attention
     query = scores[None, None]
     wanted = run(query, key[None], value[None], is_causal=True)
-    torch.testing.assert_close(run(query, key[None], value[None], attn_mask=kept), wanted)
+    torch.testing.assert_close(run(query, key[None], value[None], attn_mask=causal_matrix), wanted)
 
 
 @given(sides(7), sides(7), st.booleans(), st.sampled_from(SHORT), st.sampled_from(SHORT))
@@ -264,7 +264,7 @@ def test_alignments_default_to_the_library() -> None:
 
 
 BOTTOM: dict[str, Any] = {"align": "bottom-right"}
-SAYABLE = [
+TO_FLASH = [
     (Mask(Axis()), (-1, -1)),
     (Mask(Axis(align="top-left")), (-1, -1)),
     (Mask(Axis(align="bottom-right", offset=4, stride=3, prefix=2)), (-1, -1)),
@@ -279,7 +279,7 @@ SAYABLE = [
     (Mask(Axis(5, 5, offset=5, **BOTTOM)), (0, 10)),
     (Mask(Axis(None, 5, offset=2, **BOTTOM)), (-1, 7)),
 ]
-UNSAYABLE = [
+NOT_TO_FLASH = [
     (Mask(Axis(), Axis()), "it has 2 axes, Flash supports one."),
     (Mask(Axis(1, 1, dilation=2, **BOTTOM)), "dilation=2; Flash supports dilation=1 only."),
     (Mask(Axis(dilation=2, **BOTTOM)), "dilation=2; Flash supports dilation=1 only."),
@@ -313,14 +313,14 @@ UNSAYABLE = [
 ]
 
 
-@pytest.mark.parametrize(("mask", "window"), SAYABLE, ids=[repr(m) for m, _ in SAYABLE])
+@pytest.mark.parametrize(("mask", "window"), TO_FLASH, ids=[repr(m) for m, _ in TO_FLASH])
 def test_to_flash_gives_the_window(mask: Mask, window: tuple[int, int]) -> None:
     found = mask.to_flash()
     assert found == window
     assert isinstance(found, tuple)
 
 
-@pytest.mark.parametrize(("mask", "reason"), UNSAYABLE, ids=[repr(m) for m, _ in UNSAYABLE])
+@pytest.mark.parametrize(("mask", "reason"), NOT_TO_FLASH, ids=[repr(m) for m, _ in NOT_TO_FLASH])
 def test_to_flash_refusals_have_a_reason(mask: Mask, reason: str) -> None:
     with pytest.raises(MaskError) as error:
         mask.to_flash()

@@ -1,6 +1,6 @@
 """Owns the exact words of the layer about what is wrong, found before anything else is done."""
 
-# ruff: noqa: E501  the texts stand here as users see them
+# ruff: noqa: E501  the texts are as users see them
 
 from __future__ import annotations
 

@@ -127,12 +127,14 @@ def test_outputs_are_fresh_and_as_the_fakes_say(backend: str, layout: str, cases
                     fake = torch.ops.nbattn.forward(*fakes, *rest)
                     up = mode.from_tensor(grad)
                     fake_grads = torch.ops.nbattn.backward(up, None, *fake, *fakes, *rest)
-                kept = {t.untyped_storage().data_ptr() for t in tensors if t is not None} - {0}
+                input_storages = {
+                    t.untyped_storage().data_ptr() for t in tensors if t is not None
+                } - {0}
                 for found, like in zip((*real, *grads), (*fake, *fake_grads), strict=True):
                     assert found.shape == like.shape
                     assert found.dtype == like.dtype
                     assert found.stride() == like.stride()
-                    assert found.untyped_storage().data_ptr() not in kept
+                    assert found.untyped_storage().data_ptr() not in input_storages
                 cases("operators, strides", 1)
 
 

@@ -39,8 +39,8 @@ def panels(figure) -> dict[str, object]:
 @settings(max_examples=100)
 def test_cells_show_the_pairs_of_the_mask(cases: Count, chosen: tuple[Axis, int, int]) -> None:
     axis, queries, keys = chosen
-    (line,) = geometry.bind(Mask(axis), queries, keys)
-    kinds, before = plot.axis_kinds(line)
+    (bound_axis,) = geometry.bind(Mask(axis), queries, keys)
+    kinds, before = plot.axis_kinds(bound_axis)
     inside = kinds[:, before : before + keys]
     np.testing.assert_array_equal(inside < KINDS.index("beyond"), axis_matrix(axis, queries, keys))
     outside = np.delete(kinds, range(before, before + keys), axis=1)
@@ -49,8 +49,8 @@ def test_cells_show_the_pairs_of_the_mask(cases: Count, chosen: tuple[Axis, int,
 
 
 def test_a_clipped_window_is_shown_beyond_the_axis() -> None:
-    (line,) = geometry.bind(Mask(Axis(2, 1)), 4, 4)
-    kinds, before = plot.axis_kinds(line)
+    (bound_axis,) = geometry.bind(Mask(Axis(2, 1)), 4, 4)
+    kinds, before = plot.axis_kinds(bound_axis)
     signs = {"■": "r", "beyond": "b", "off": ".", "⬚": "_"}
     rows = ["".join(signs[KINDS[kind]] for kind in row) for row in kinds]
     assert before == 2
@@ -58,12 +58,12 @@ def test_a_clipped_window_is_shown_beyond_the_axis() -> None:
 
 
 def test_a_moved_window_and_a_prefix_have_their_colours() -> None:
-    (line,) = geometry.bind(Mask(Axis(1, 1, border="shift")), 4, 4)
-    kinds, before = plot.axis_kinds(line)
+    (bound_axis,) = geometry.bind(Mask(Axis(1, 1, border="shift")), 4, 4)
+    kinds, before = plot.axis_kinds(bound_axis)
     moved = kinds[:, before : before + 4] == KINDS.index("▣")
     assert np.argwhere(moved).tolist() == [[0, 2], [3, 1]]
-    (line,) = geometry.bind(Mask(Axis(0, causal=True, prefix=1)), 4, 4)
-    prefix = plot.axis_kinds(line)[0] == KINDS.index("▤")
+    (bound_axis,) = geometry.bind(Mask(Axis(0, causal=True, prefix=1)), 4, 4)
+    prefix = plot.axis_kinds(bound_axis)[0] == KINDS.index("▤")
     assert np.argwhere(prefix).tolist() == [[1, 0], [2, 0], [3, 0]]
 
 

@@ -25,8 +25,8 @@ def test_saving_keeps_other_devices_and_other_requests(folder: Path) -> None:
     write(folder, older, foreign)
     newer = Entry(here(), "2026-02-02", None, {'{"b": 2}': {"y": 3.0}})
     assert tune.save(path, newer) == ""
-    merged, kept = cost_table.decode(path.read_bytes())
-    assert kept == foreign
+    merged, unchanged = cost_table.decode(path.read_bytes())
+    assert unchanged == foreign
     assert merged == replace(newer, times={'{"a": 1}': {"x": 1.0}, '{"b": 2}': {"y": 3.0}})
     assert path.stat().st_mode & 0o777 == 0o600
     assert [one.name for one in folder.iterdir()] == [cost_table.NAME]

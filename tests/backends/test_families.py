@@ -187,10 +187,10 @@ def test_a_new_family_runs_forward_and_backward(used: dict[str, Any]) -> None:
 def test_a_new_family_is_refused_with_all_its_reasons(used: dict[str, Any]) -> None:
     assert "mean/everything: has no softcap" in used["refusal"]
     assert "mean/everything: computes full masks only" in used["refusal"]
-    (line,) = [
+    (reason,) = [
         one for one in used["refused"].splitlines() if one.split()[:2] == ["refused", "mean"]
     ]
-    assert line.endswith("computes full masks only")
+    assert reason.endswith("computes full masks only")
 
 
 def test_explain_and_doctor_show_a_new_family(used: dict[str, Any]) -> None:

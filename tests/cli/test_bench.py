@@ -28,14 +28,14 @@ def config(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """`config(name=plan, …)`: what `nbattn.config.load` finds in any file."""
 
     def install(**plans: nbattn.Plan) -> None:
-        found = Config(plans={name: said(plan.request) for name, plan in plans.items()})
+        found = Config(plans={name: plan_config(plan.request) for name, plan in plans.items()})
         monkeypatch.setattr("nbattn.config.load", lambda path: found)
 
     return install
 
 
-def said(request: Request) -> PlanConfig:
-    """A request as configurations say it."""
+def plan_config(request: Request) -> PlanConfig:
+    """A request as a configuration has it."""
     return PlanConfig(
         mask=request.mask,
         query=(request.batch, *request.query_space, request.heads, request.head_dim),
@@ -235,10 +235,10 @@ MISUSE: list[tuple[list[str], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("words", "said"), MISUSE, ids=lambda case: " ".join(case)[:40])
+@pytest.mark.parametrize(("words", "message"), MISUSE, ids=lambda case: " ".join(case)[:40])
 def test_bench_misuse_is_one_message_and_exit_status_2(
     words: list[str],
-    said: str,
+    message: str,
     capsys: pytest.CaptureFixture[str],
     config: Callable[..., None],
     monkeypatch: pytest.MonkeyPatch,
@@ -252,7 +252,7 @@ def test_bench_misuse_is_one_message_and_exit_status_2(
         status = stopped.code
     out, err = capsys.readouterr()
     assert (status, out) == (2, "")
-    assert said in err
+    assert message in err
     assert "Traceback" not in err
 
 

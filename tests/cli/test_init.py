@@ -90,14 +90,14 @@ nbattn plan: query_shape: 99999999999999999999999 is beyond 2147483647.
 
 @pytest.mark.parametrize("case", IGNORED.strip().split("\n\n"), ids=lambda c: c.split("\n")[0])
 def test_options_without_effect_are_refused(capsys: pytest.CaptureFixture[str], case: str) -> None:
-    command, said = case.split("\n")
+    command, message = case.split("\n")
     try:
         status = main(command.split())
     except SystemExit as stop:  # argparse
         status = stop.code
     out, err = capsys.readouterr()
     assert (status, out) == (2, "")
-    assert said in err
+    assert message in err
 
 
 @pytest.fixture

@@ -21,9 +21,9 @@ ROOT = Path(__file__).resolve().parents[2]
 Capture = pytest.CaptureFixture[str]
 
 
-def shell(line: str, **variables: str) -> subprocess.CompletedProcess[bytes]:
-    """A line of shell in which `nbattn` is this checkout's."""
-    script = f'set -o pipefail; nbattn() {{ "{sys.executable}" -m nbattn "$@"; }}; {line}'
+def shell(command: str, **variables: str) -> subprocess.CompletedProcess[bytes]:
+    """A command of the shell in which `nbattn` is this checkout's."""
+    script = f'set -o pipefail; nbattn() {{ "{sys.executable}" -m nbattn "$@"; }}; {command}'
     env = {**os.environ, "PYTHONPATH": str(ROOT), **variables}
     return subprocess.run(["bash", "-c", script], env=env, capture_output=True, timeout=600)
 
@@ -158,8 +158,8 @@ def test_lengths_that_differ_ask_for_an_alignment(capsys: Capture) -> None:
 
 def test_png(tmp_path: Path, capsys: Capture) -> None:
     path = tmp_path / "a.png"
-    line = ["mask", "--mask", "neighborhood((3, 3))", "--query", "6,7", "--png", str(path)]
-    assert cli.main([*line, "--device", "sm_90", "--dtype", "bfloat16"]) == 0
+    arguments = ["mask", "--mask", "neighborhood((3, 3))", "--query", "6,7", "--png", str(path)]
+    assert cli.main([*arguments, "--device", "sm_90", "--dtype", "bfloat16"]) == 0
     assert path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     assert capsys.readouterr().out.startswith("Mask(")
 
@@ -259,11 +259,11 @@ MISUSE = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("line", "text"), MISUSE, ids=[" ".join(m[0])[:40] for m in MISUSE])
+@pytest.mark.parametrize(("arguments", "text"), MISUSE, ids=[" ".join(m[0])[:40] for m in MISUSE])
 def test_mask_misuse_is_one_message_and_exit_status_2(
-    line: list[str], text: str, configured: object, capsys: Capture
+    arguments: list[str], text: str, configured: object, capsys: Capture
 ) -> None:
-    assert cli.main(["mask", *line]) == 2
+    assert cli.main(["mask", *arguments]) == 2
     out, err = capsys.readouterr()
     assert out == ""
     assert err.startswith(f"nbattn mask: {text}")

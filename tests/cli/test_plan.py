@@ -165,7 +165,7 @@ plan absent.toml
 plan --mask causal() --query 1,8,2,8 --backend tile
     nbattn plan: backend='tile' is not known.
       fix:   one of 'auto', 'reference', 'sdpa', 'tiled', 'flash', 'flash:aten', 'flash:fa2', 'flash:fa3', 'flash:fa4', 'flash-model', 'flash-model:aten', 'flash-model:fa2', 'flash-model:fa3', 'flash-model:fa4', 'cuda', 'flex', 'natten'.
-"""  # noqa: E501  the texts stand here as users see them
+"""  # noqa: E501  the texts are as users see them
 
 
 @pytest.mark.parametrize("case", MISUSE.strip().split("\n\n"), ids=lambda case: case.split("\n")[0])

@@ -46,11 +46,11 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 def ticking(seconds: Sequence[float]) -> timing.Clock:
     """Every function its own time, in the order in which functions are first timed."""
     known: dict[int, float] = {}
-    kept: list[object] = []
+    alive: list[object] = []
 
     def time(run: timing.Action) -> float:
         if id(run) not in known:
-            kept.append(run)
+            alive.append(run)
             known[id(run)] = seconds[len(known)]
         return known[id(run)]
 
@@ -249,10 +249,10 @@ def test_unwritable_folders_are_reported_before_measuring(
     monkeypatch: pytest.MonkeyPatch,
     case: Callable[[Path, pytest.MonkeyPatch], str],
 ) -> None:
-    said = case(folder, monkeypatch)
+    message = case(folder, monkeypatch)
     monkeypatch.setattr(tune, "rates", None)  # never called
     assert main(["tune", "--device", "cpu"]) == 2
-    assert capsys.readouterr() == ("", said)
+    assert capsys.readouterr() == ("", message)
 
 
 MISUSE: list[tuple[list[str], str]] = [
@@ -271,10 +271,10 @@ MISUSE: list[tuple[list[str], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("words", "said"), MISUSE, ids=lambda case: " ".join(case)[:40])
+@pytest.mark.parametrize(("words", "message"), MISUSE, ids=lambda case: " ".join(case)[:40])
 def test_tune_misuse_is_one_message_and_exit_status_2(
     words: list[str],
-    said: str,
+    message: str,
     capsys: pytest.CaptureFixture[str],
     config: Callable[..., None],
     monkeypatch: pytest.MonkeyPatch,
@@ -287,7 +287,7 @@ def test_tune_misuse_is_one_message_and_exit_status_2(
         status = stopped.code
     out, err = capsys.readouterr()
     assert (status, out) == (2, "")
-    assert said in err
+    assert message in err
 
 
 def test_several_threads_on_a_busy_machine_are_not_measured(

@@ -24,27 +24,27 @@ def mistakes_of(source: Any) -> str:
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
-    def said(name: str, content: bytes | None = None) -> str:
+    def message_of(name: str, content: bytes | None = None) -> str:
         path = tmp_path / name
         if content is not None:
             path.write_bytes(content)
         return mistakes_of(path).removeprefix(f"{path}: ")
 
-    assert said("absent.toml") == "cannot be read: No such file or directory."
+    assert message_of("absent.toml") == "cannot be read: No such file or directory."
     (tmp_path / "folder.toml").mkdir()
-    assert said("folder.toml") == "cannot be read: is not a regular file."
-    assert said("masks.ini", b"") == "unknown kind of file; legal: .toml, .yaml, .yml, .json."
-    assert said("masks") == "unknown kind of file; legal: .toml, .yaml, .yml, .json."
-    assert said("latin.toml", b"# \xe9") == "byte 2 is not UTF-8; legal: UTF-8 text."
+    assert message_of("folder.toml") == "cannot be read: is not a regular file."
+    assert message_of("masks.ini", b"") == "unknown kind of file; legal: .toml, .yaml, .yml, .json."
+    assert message_of("masks") == "unknown kind of file; legal: .toml, .yaml, .yml, .json."
+    assert message_of("latin.toml", b"# \xe9") == "byte 2 is not UTF-8; legal: UTF-8 text."
     large = "larger than 1048576 bytes; legal: up to 1048576 bytes."
     for name in ("large.toml", "large.yaml", "large.json"):
-        assert said(name, b" " * 10_000_000) == large
+        assert message_of(name, b" " * 10_000_000) == large
     os.mkfifo(tmp_path / "pipe.toml")
-    assert said("pipe.toml") == "cannot be read: is not a regular file."
-    assert said("bom.toml", "\ufeff[masks.a]\nfull = 1".encode()) == (
+    assert message_of("pipe.toml") == "cannot be read: is not a regular file."
+    assert message_of("bom.toml", "\ufeff[masks.a]\nfull = 1".encode()) == (
         "masks.a.full: found 1; legal: a table."
     )
-    nul = said("nul\0.toml")  # the rest is Python's
+    nul = message_of("nul\0.toml")  # the rest is Python's
     assert re.fullmatch(r"cannot be read: (stat: )?embedded null (byte|character in path)\.", nul)
 
 

@@ -28,14 +28,16 @@ def test_an_unlimited_side_is_absent_or_null(tmp_path: Path) -> None:
 
 def test_an_alignment_is_absent_null_a_name_or_a_number(tmp_path: Path) -> None:
     path = tmp_path / "a.yaml"
-    said = {
+    alignments = {
         "absent": "",
         "none": "align: null",
         "name": "align: bottom-right",
         "number": "align: 8",
     }
-    lines = [f"  {n}: {{axes: [{{left: 3, right: 0, {text}}}]}}" for n, text in said.items()]
-    lines += [f"  {n} made: {{sliding_window: {{left: 3, {text}}}}}" for n, text in said.items()]
+    lines = [f"  {n}: {{axes: [{{left: 3, right: 0, {text}}}]}}" for n, text in alignments.items()]
+    lines += [
+        f"  {n} made: {{sliding_window: {{left: 3, {text}}}}}" for n, text in alignments.items()
+    ]
     path.write_text("\n".join(["masks:", *lines]))
     masks = nbattn.load(path).masks
     for made in ("", " made"):

@@ -1,4 +1,4 @@
-"""What every GPU test has: memory that nobody has written is NaN."""
+"""What every GPU test has: unwritten memory is NaN."""
 
 from __future__ import annotations
 

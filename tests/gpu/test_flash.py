@@ -62,13 +62,13 @@ def windows(provider: str, rows: int, keys: int) -> Iterator[tuple[Any, Any, boo
 
 
 def want(call: FlashArguments, rows: int, keys: int) -> np.ndarray:
-    told = call.window
-    window = (told.left, told.right, told.causal)
+    window_arguments = call.window
+    window = (window_arguments.left, window_arguments.right, window_arguments.causal)
     if call.provider == "fa4":
         return flash_oracle.flash4(rows, keys, *window)
     if call.provider == "fa3":
         return flash_oracle.flash3(rows, keys, *window)
-    lengths = (told.max_queries, told.max_keys)
+    lengths = (window_arguments.max_queries, window_arguments.max_keys)
     return flash_oracle.flash2(rows, keys, *window, call.entry, *lengths)
 
 
@@ -117,10 +117,10 @@ def test_a_dialect_is_what_its_kernel_does(
         calls = [FlashArguments(provider, "dense", WindowArguments(left, right, causal))]
         if PROVIDERS[provider].varlen:
             longest = max(rows, keys)
-            told = (
+            window_arguments = (
                 WindowArguments(left, right, causal, rows, most) for most in (longest, longest + 70)
             )
-            calls += [FlashArguments(provider, "varlen", one) for one in told]
+            calls += [FlashArguments(provider, "varlen", one) for one in window_arguments]
         for call in calls:
             allowed = torch.from_numpy(want(call, rows, keys))
             forward, backward = probed(call, rows, keys)

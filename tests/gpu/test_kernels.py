@@ -277,7 +277,9 @@ def test_a_cuda_graph_replays_both_passes() -> None:
 
 
 def test_error_of_a_kernel_not_loaded_before_a_capture() -> None:
-    query = torch.randn(1, 40, 1, 248, device=DEVICE, dtype=torch.float16)  # nobody else's size
+    query = torch.randn(
+        1, 40, 1, 248, device=DEVICE, dtype=torch.float16
+    )  # a size of no other test
     graph, mask = torch.cuda.CUDAGraph(), Mask.sliding_window(7)
     with torch.cuda.graph(graph):
         doubled = query * 2
@@ -332,9 +334,11 @@ def test_compiled_checkpointed_and_under_autocast() -> None:
     plain = attend(*made.values())
     compiled = torch.compile(attend, fullgraph=True)(*made.values())
     torch.testing.assert_close(compiled, plain)
-    kept = torch.autograd.grad(plain.sum(), list(made.values()))
+    plain_gradients = torch.autograd.grad(plain.sum(), list(made.values()))
     again = checkpoint(attend, *made.values(), use_reentrant=False)
-    for one, other in zip(torch.autograd.grad(again.sum(), list(made.values())), kept, strict=True):
+    for one, other in zip(
+        torch.autograd.grad(again.sum(), list(made.values())), plain_gradients, strict=True
+    ):
         assert torch.equal(one, other)
     with torch.autocast("cuda", torch.bfloat16):
         half = attend(*made.values())

@@ -1,10 +1,10 @@
-"""Malformed configurations and every word that is said of them.
+"""Malformed configurations and the exact error message of each.
 
 Below a title stand the kind of file and its text, indented, then the lines of the error without
 the file's name.
 """
 
-# ruff: noqa: E501  the texts stand here as users see them
+# ruff: noqa: E501  the texts are as users see them
 
 CASES = """
 misspelt key of an axis

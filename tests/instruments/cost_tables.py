@@ -20,7 +20,7 @@ RATES = Rates((("float32", 170e9), ("bfloat16", 1e12)), 9e9, 3e-6)
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A cache of its own for every test, and plans anew."""
+    """A cache folder for each test, and no plans from earlier tests."""
     folder = tmp_path / "cache"
     folder.mkdir(mode=0o700)
     monkeypatch.setenv("NBATTN_CACHE", str(folder))

@@ -65,18 +65,22 @@ def table() -> str:
 def row(there: str, here: str) -> tuple[str, ...]:
     """One converter: what it makes of a query far from every border."""
     mask: nbattn.Mask = eval(here, {"Mask": nbattn.Mask})
-    (line,) = geometry.bind(mask, LENGTH, LENGTH)
-    ((first, count),) = line.key_intervals(MIDDLE)
-    step = line.spec.dilation
+    (bound_axis,) = geometry.bind(mask, LENGTH, LENGTH)
+    ((first, count),) = bound_axis.key_intervals(MIDDLE)
+    step = bound_axis.spec.dilation
     last = first + step * (count - 1)
-    unlimited = [None in (line.spec.left, line.spec.right), first == 0, last == LENGTH - 1]
-    left = "0" if unlimited[1] else relative(first - line.offset)
-    right = "the last" if unlimited[2] else relative(last - line.offset)
+    unlimited = [
+        None in (bound_axis.spec.left, bound_axis.spec.right),
+        first == 0,
+        last == LENGTH - 1,
+    ]
+    left = "0" if unlimited[1] else relative(first - bound_axis.offset)
+    right = "the last" if unlimited[2] else relative(last - bound_axis.offset)
     reads = f"{left} … {right}" + (f" in steps of {step}" if step > 1 else "")
     keys = "all of these" if unlimited[0] else str(count)
-    offset = f", offset {line.spec.offset:+d}" if line.spec.offset else ""
-    placed = (line.spec.align or "refused") + offset
-    return there, f"`{here}`", reads, keys, placed, BORDERS[line.spec.border]
+    offset = f", offset {bound_axis.spec.offset:+d}" if bound_axis.spec.offset else ""
+    placed = (bound_axis.spec.align or "refused") + offset
+    return there, f"`{here}`", reads, keys, placed, BORDERS[bound_axis.spec.border]
 
 
 def relative(key: int) -> str:

@@ -18,11 +18,11 @@ def fake(*seconds: float) -> timing.Clock:
     is run. Above `timing.LONG`, so that a turn is one run.
     """
     known: dict[int, float] = {}
-    kept: list[object] = []  # so that no two share an id
+    alive: list[object] = []  # so that no two share an id
 
     def time(run: timing.Action) -> float:
         if id(run) not in known:
-            kept.append(run)
+            alive.append(run)
             known[id(run)] = seconds[len(known)]
         return known[id(run)]
 

@@ -53,13 +53,13 @@ def flash2(
     found = np.zeros((rows, keys), dtype=bool)
     for i in range(rows):
         for j in range(keys):
-            kept = True
+            visible = True
             if host["causal"]:
-                kept = j < min(keys, i + 1 + keys - rows)
+                visible = j < min(keys, i + 1 + keys - rows)
             elif local:
-                kept = j < min(keys, i + 1 + keys - rows + host["right"])
-                kept = kept and j >= max(0, i + keys - rows - host["left"])
-            found[i, j] = kept
+                visible = j < min(keys, i + 1 + keys - rows + host["right"])
+                visible = visible and j >= max(0, i + keys - rows - host["left"])
+            found[i, j] = visible
     return found
 
 

@@ -45,20 +45,20 @@ def found_for(mask: Mask, queries: Any, keys: Any, **fields: Any) -> list[Candid
 @lru_cache(100_000)
 def kernel(call: FlashArguments, rows: int, keys: int) -> np.ndarray:
     """What the host code and the kernel of a call's provider compute."""
-    told = call.window
-    window = (told.left, told.right, told.causal)
+    window_arguments = call.window
+    window = (window_arguments.left, window_arguments.right, window_arguments.causal)
     if call.provider == "fa4":
         return flash_oracle.flash4(rows, keys, *window)
     if call.entry == "kvcache":
-        assert told.used is not None
-        assert told.max_keys == keys
+        assert window_arguments.used is not None
+        assert window_arguments.max_keys == keys
         found = np.zeros((rows, keys), dtype=bool)
         host = flash_oracle.flash3 if call.provider == "fa3" else flash_oracle.flash2_cache
-        found[:, : told.used] = host(rows, told.used, *window, keys)
+        found[:, : window_arguments.used] = host(rows, window_arguments.used, *window, keys)
         return found
     if call.provider == "fa3":
         return flash_oracle.flash3(rows, keys, *window)
-    lengths = (told.max_queries, told.max_keys)
+    lengths = (window_arguments.max_queries, window_arguments.max_keys)
     if call.runs:
         sizes = [(run.queries, run.keys) for run in call.runs for _ in range(run.times)]
         return flash_oracle.sequences(rows, keys, sizes, *window, *lengths)

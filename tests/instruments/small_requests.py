@@ -126,7 +126,7 @@ def check_programs_compute_the_mask(request: Request, cases: Count) -> None:
         assert found.dtype == np.bool_
         assert np.array_equal(found, want), candidate.name
         assert proof.verify(request, candidate) is True
-        cases(f"planner, law: {candidate.backend}/{candidate.strategy}", 1)
+        cases(f"planner, programs: {candidate.backend}/{candidate.strategy}", 1)
 
 
 def program_of(request: Request, name: str) -> Candidate:

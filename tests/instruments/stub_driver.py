@@ -1,7 +1,7 @@
 """A driver that records, and a torch that answers, for tests of the launcher in a second process.
 
-`python stub_driver.py LIBRARY` prints what happened as JSON. Nothing may compile there: NVRTC does
-not survive this driver.
+`python stub_driver.py LIBRARY` prints what it recorded as JSON. Nothing may compile there: NVRTC
+does not survive this driver.
 """
 
 from __future__ import annotations
@@ -107,12 +107,12 @@ def install(library: str) -> Recorded:
         ("getDeviceCount", stub.stub_device_count, b"int (int __pyx_skip_dispatch)"),
         ("_ensure_context", stub.stub_context, b"PyObject *(void)"),
     ):
-        KEPT.append(form)  # a capsule keeps the address of its name
+        CAPSULE_NAMES.append(form)  # a capsule keeps the address of its name
         runtime.__pyx_capi__[name] = new(ctypes.cast(function, ctypes.c_void_p), form, None)
     return Recorded.in_dll(stub, "stub")
 
 
-KEPT: list[bytes] = []
+CAPSULE_NAMES: list[bytes] = []
 
 
 def seen(stub: Recorded) -> dict[str, Any]:
@@ -132,7 +132,7 @@ def seen(stub: Recorded) -> dict[str, Any]:
     }
 
 
-def told(variant: Variant, arch: str) -> Compiled:
+def fake_cubin(variant: Variant, arch: str) -> Compiled:
     """A "cubin" that says what it is for."""
     return Compiled(
         f"{variant.entry} {arch}".encode().ljust(64, b"\0"), Usage(1, 0, 0, 0, 0, 0, 0), ""
@@ -148,7 +148,7 @@ def refusal(launcher: launch.Launcher, *arguments: Any) -> str:
 
 
 def scenarios(stub: Recorded, torch: Torch) -> Iterator[tuple[str, Any]]:
-    """What happens, by name."""
+    """Records of every scenario, by its name."""
     launcher = launch.launcher()
     every = {name: Tensor(0x1000 + number) for number, name in enumerate(layout.POINTERS)}
     some = {"query": Tensor(2**63 + 16), "out": Tensor(48)}
@@ -237,7 +237,7 @@ def threads(stub: Recorded, launcher: launch.Launcher) -> dict[str, Any]:
 def main(library: str) -> None:
     stub, torch = install(library), Torch()
     sys.modules["torch"] = torch  # pyright: ignore
-    cubins.get = told
+    cubins.get = fake_cubin
     nvrtc.version = lambda: (13, 0)
     print(json.dumps(dict(scenarios(stub, torch))))
 

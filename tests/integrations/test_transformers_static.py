@@ -94,7 +94,7 @@ def test_as_many_graphs_and_the_same_tokens(name: str, side: str) -> None:
     wanted, most = generated(model, peer, side)
     found, count = generated(model, "nbattn", side)
     assert torch.equal(found, wanted)
-    known = hasattr(sym_node, "DynamicInt")  # since torch 2.9; before, the second value tells
+    known = hasattr(sym_node, "DynamicInt")  # since torch 2.9; before, a second value adds a graph
     assert 0 < count <= most + (not known)
     assert LENGTH > WINDOW
     torch._dynamo.reset()

@@ -186,7 +186,7 @@ def later_format(path: Path) -> None:
     path.write_bytes(path.read_bytes().replace(b"nbattn-cubin-1", b"nbattn-cubin-2", 1))
 
 
-SPOILED: dict[str, Callable[[Path], object]] = {
+DAMAGED: dict[str, Callable[[Path], object]] = {
     "empty": lambda path: path.write_bytes(b""),
     "cut short": lambda path: path.write_bytes(path.read_bytes()[:-1]),
     "a byte more": lambda path: path.write_bytes(path.read_bytes() + b"\0"),
@@ -207,12 +207,12 @@ SPOILED: dict[str, Callable[[Path], object]] = {
 }
 
 
-@pytest.mark.parametrize("how", SPOILED)
+@pytest.mark.parametrize("how", DAMAGED)
 def test_a_damaged_file_is_compiled_again(how: str, compiler_calls, cubin_directory: Path):
     wanted = again()
     path = cubin_directory / cubins.key(probe_kernel.variant(), "80")
     before = path.read_bytes()
-    SPOILED[how](path)
+    DAMAGED[how](path)
     compiler_calls.clear()
     assert again() == wanted
     assert compiler_calls == [(probe_kernel.variant(), "80")]
@@ -230,7 +230,7 @@ def test_every_flipped_bit_is_seen(compiler_calls, cubin_directory: Path, cases)
         spoiled = bytearray(content)
         spoiled[at] ^= 1 << at % 8
         assert cubins._unpacked(path.name, bytes(spoiled)) is None
-        cases("cubins: spoiled bytes", 1)
+        cases("cubins: damaged bytes", 1)
     for size in range(len(content)):
         assert cubins._unpacked(path.name, content[:size]) is None
     assert cubins._unpacked(path.name, content) == made(probe_kernel.variant(), "80")
@@ -276,8 +276,8 @@ def test_an_unsafe_directory_is_neither_read_nor_written(
     how: str, compiler_calls, cubin_directory: Path
 ):
     again()
-    said = UNSAFE[how](cubin_directory)
-    memory_only(said, compiler_calls)
+    expected_warning = UNSAFE[how](cubin_directory)
+    memory_only(expected_warning, compiler_calls)
 
 
 def test_another_users_directory_is_neither_read_nor_written(
@@ -289,8 +289,8 @@ def test_another_users_directory_is_neither_read_nor_written(
     memory_only(f"belongs to user {mine}, not to {mine + 1}", compiler_calls)
 
 
-def memory_only(said: str, compiler_calls: list[tuple[Variant, str]]) -> None:
-    """Three kernels are compiled, kept in memory, and one warning says why."""
+def memory_only(expected_warning: str, compiler_calls: list[tuple[Variant, str]]) -> None:
+    """Three kernels are compiled and cached in memory only; one warning gives the reason."""
     compiler_calls.clear()
     cubins.forget()
     with warnings.catch_warnings(record=True) as caught:
@@ -304,7 +304,7 @@ def memory_only(said: str, compiler_calls: list[tuple[Variant, str]]) -> None:
     text = str(warning.message)
     assert warning.category is RuntimeWarning
     assert text.startswith("compiled kernels are kept in memory only: ")
-    assert said in text
+    assert expected_warning in text
     assert text.endswith(
         "NBATTN_CACHE=/another/directory keeps them there, NBATTN_CACHE=off silences this"
     )
@@ -314,13 +314,13 @@ def test_a_read_only_directory_is_still_read(
     compiler_calls, cubin_directory: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """Asked by `os.access`, since root may write anything."""
-    kept = again()
+    cached = again()
     cubin_directory.chmod(0o500)
     access = os.access
     monkeypatch.setattr(
         os, "access", lambda path, mode: path != cubin_directory and access(path, mode)
     )
-    assert again() == kept
+    assert again() == cached
     assert len(compiler_calls) == 1
     compiler_calls.clear()
     with pytest.warns(RuntimeWarning, match="cubins cannot be written"):
@@ -418,7 +418,7 @@ def large(variant: Variant, arch: str) -> Compiled:
     return made(variant, arch, 8000)
 
 
-def toil(seed: int, cubin_directory: Path) -> None:
+def read_and_write(seed: int, cubin_directory: Path) -> None:
     """Ask for kernels in random order and check every answer; 1 as the exit status: a wrong one."""
     pretend(setattr)
     nvrtc.compile = large
@@ -437,7 +437,7 @@ def toil(seed: int, cubin_directory: Path) -> None:
 def contest(root: Path) -> int:
     """Sixteen processes with one cache, some of which are killed all the time; how many there were.
 
-    Wherever they die, nobody ever reads a part, and what is left is whole.
+    Wherever they die, no process reads a partial file, and the files left are complete.
     """
     folder, cubin_directory = probe_kernel.write(root), root / "cache" / "cubins"
     os.environ[cache.VARIABLE] = str(cubin_directory.parent)
@@ -451,7 +451,7 @@ def contest(root: Path) -> int:
     def start() -> multiprocessing.process.BaseProcess:
         nonlocal started
         started += 1
-        one = context.Process(target=toil, args=(started, cubin_directory))
+        one = context.Process(target=read_and_write, args=(started, cubin_directory))
         one.start()
         return one
 
@@ -503,10 +503,10 @@ def test_a_cached_kernel_is_read_once_and_nothing_is_compiled(
     monkeypatch.setattr(nvrtc, "compile", large)
     again()
     monkeypatch.setattr(nvrtc, "compile", None)
-    (kept,) = cubin_directory.iterdir()
+    (cached,) = cubin_directory.iterdir()
     found = work(again)
     assert found.lines <= 2500
-    assert found.peak <= cache.LIMIT + 4 * kept.stat().st_size
+    assert found.peak <= cache.LIMIT + 4 * cached.stat().st_size
 
 
 @needs_nvrtc

@@ -169,7 +169,7 @@ def test_your_own_device_data_are_never_replaced(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changed", "said"),
+    ("changed", "reason"),
     [
         ({"torch": "1.0"}, f"torch 1.0 (here {torch.__version__})"),
         ({"threads": 99}, f"threads 99 (here {torch.get_num_threads()})"),
@@ -179,13 +179,13 @@ def test_your_own_device_data_are_never_replaced(folder: Path) -> None:
     ids=["torch", "threads", "nbattn", "model"],
 )
 def test_a_measurement_elsewhere_does_not_hold_here(
-    folder: Path, changed: dict[str, Any], said: str
+    folder: Path, changed: dict[str, Any], reason: str
 ) -> None:
     write(folder, entry(REVERSED, rates=RATES, **changed))
     found = plan()
     assert order(found) == NAMES
     assert found.request.device == DEVICES["cpu"]
-    assert f"ranked by estimates (the cost table is for {said});" in last_line(found)
+    assert f"ranked by estimates (the cost table is for {reason});" in last_line(found)
 
 
 def test_a_device_that_is_not_here_is_planned_by_its_data(folder: Path) -> None:
@@ -286,8 +286,8 @@ def test_the_state_is_what_doctor_shows(folder: Path, monkeypatch: pytest.Monkey
     assert (found["device"], found["torch"], found["requests"]) == ("cpu", torch.__version__, 1)
     monkeypatch.setenv("NBATTN_CACHE", "cache")
     cost_table.forget()
-    said = "NBATTN_CACHE='cache' is neither an absolute path nor \"off\""
-    assert cost_table.state() == {"path": None, "devices": [], "problem": said}
+    reason = "NBATTN_CACHE='cache' is neither an absolute path nor \"off\""
+    assert cost_table.state() == {"path": None, "devices": [], "problem": reason}
 
 
 def test_cache_off_reads_no_table(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -298,14 +298,14 @@ def test_cache_off_reads_no_table(folder: Path, monkeypatch: pytest.MonkeyPatch)
     assert "(no measurement of this request is known)" in last_line(plan())
 
 
-# Tables that cannot be used: planning goes on, by bounds, with one warning that says why.
+# Tables that cannot be used: planning goes on, by bounds, with one warning that gives the reason.
 
 
 def good(folder: Path) -> dict[str, Any]:
     return json.loads(cost_table.encode((entry(REVERSED, rates=RATES),)))
 
 
-def spoiled(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], bytes]:
+def damaged_table(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], bytes]:
     def make(folder: Path) -> bytes:
         table = good(folder)
         change(table)
@@ -318,7 +318,7 @@ def first(table: dict[str, Any]) -> dict[str, Any]:
     return table["devices"][0]
 
 
-def spoil(entry: dict[str, Any], what: str, number: float) -> None:
+def replace_rate(entry: dict[str, Any], what: str, number: float) -> None:
     """One number of an entry."""
     if what == "time":
         entry["times"][0]["seconds"]["sdpa/mask"] = number
@@ -335,37 +335,45 @@ BROKEN: dict[str, tuple[Callable[[Path], bytes], str]] = {
     "deep": (lambda f: b"[" * 100_000, "is damaged: RecursionError"),
     "a list": (lambda f: b"[]", "has format 'list', this version reads 1"),
     "no format": (lambda f: b"{}", "has format None, this version reads 1"),
-    "later format": (spoiled(lambda t: t.update(format=2)), "has format 2, this version reads 1"),
-    "no devices": (spoiled(lambda t: t.pop("devices")), "is damaged: KeyError: 'devices'"),
-    "device a number": (spoiled(lambda t: t.update(devices=[1])), "is damaged: TypeError"),
-    "no fingerprint": (spoiled(lambda t: first(t).pop("fingerprint")), "is damaged: KeyError"),
+    "later format": (
+        damaged_table(lambda t: t.update(format=2)),
+        "has format 2, this version reads 1",
+    ),
+    "no devices": (damaged_table(lambda t: t.pop("devices")), "is damaged: KeyError: 'devices'"),
+    "device a number": (damaged_table(lambda t: t.update(devices=[1])), "is damaged: TypeError"),
+    "no fingerprint": (
+        damaged_table(lambda t: first(t).pop("fingerprint")),
+        "is damaged: KeyError",
+    ),
     "unknown device": (
-        spoiled(lambda t: first(t)["fingerprint"].update(device="abacus")),
+        damaged_table(lambda t: first(t)["fingerprint"].update(device="abacus")),
         "is damaged: ValueError: device 'abacus' is not known",
     ),
     "threads true": (
-        spoiled(lambda t: first(t)["fingerprint"].update(threads=True)),
+        damaged_table(lambda t: first(t)["fingerprint"].update(threads=True)),
         "is damaged: ValueError: threads is True",
     ),
     "negative time": (
-        spoiled(lambda t: first(t)["times"][0]["seconds"].update({"sdpa/mask": -1})),
+        damaged_table(lambda t: first(t)["times"][0]["seconds"].update({"sdpa/mask": -1})),
         "is damaged: ValueError: -1 is not between 1e-12 and 1e+06",
     ),
     "nan": (
-        spoiled(lambda t: first(t)["times"][0]["seconds"].update({"sdpa/mask": float("nan")})),
+        damaged_table(
+            lambda t: first(t)["times"][0]["seconds"].update({"sdpa/mask": float("nan")})
+        ),
         "is damaged: ValueError: nan is not between 1e-12 and 1e+06",
     ),
     "time a text": (
-        spoiled(lambda t: first(t)["times"][0]["seconds"].update({"sdpa/mask": "1"})),
+        damaged_table(lambda t: first(t)["times"][0]["seconds"].update({"sdpa/mask": "1"})),
         "is damaged: TypeError: '1' is not a number",
     ),
     "huge integer": (
-        spoiled(lambda t: first(t)["rates"].update(bandwidth=10**400)),
+        damaged_table(lambda t: first(t)["rates"].update(bandwidth=10**400)),
         "is damaged: ValueError: 1000",
     ),
     **{
         f"{what} {number}": (
-            spoiled(lambda t, what=what, number=number: spoil(first(t), what, number)),
+            damaged_table(lambda t, what=what, number=number: replace_rate(first(t), what, number)),
             f"is damaged: ValueError: {number} is not between {legal}",
         )
         for what, numbers, legal in (
@@ -377,7 +385,7 @@ BROKEN: dict[str, tuple[Callable[[Path], bytes], str]] = {
         for number in numbers
     },
     "no float32": (
-        spoiled(lambda t: first(t)["rates"]["flops"].pop("float32")),
+        damaged_table(lambda t: first(t)["rates"]["flops"].pop("float32")),
         "is damaged: ValueError: float32 has no rate",
     ),
     "huge file": (lambda f: b" " * (cache.LIMIT + 1), "is over 16 MiB"),
@@ -391,7 +399,7 @@ def test_smallest_and_largest_rates_of_a_table_can_be_planned(
 ) -> None:
     """The rates of all dtypes move with float32's, and stay in the range of a device."""
     path = folder / cost_table.NAME
-    path.write_bytes(spoiled(lambda t: spoil(first(t), what, number))(folder))
+    path.write_bytes(damaged_table(lambda t: replace_rate(first(t), what, number))(folder))
     path.chmod(0o600)
     cost_table.forget()
     for device in ("cpu", "sm_90"):
@@ -401,14 +409,14 @@ def test_smallest_and_largest_rates_of_a_table_can_be_planned(
 
 @pytest.mark.parametrize("name", BROKEN)
 def test_a_broken_table_is_left_alone_with_one_warning(folder: Path, name: str) -> None:
-    make, said = BROKEN[name]
+    make, reason = BROKEN[name]
     path = folder / cost_table.NAME
     path.write_bytes(make(folder))
     path.chmod(0o600)
-    refused(f"{path} {said}")
+    refused(f"{path} {reason}")
 
 
-def refused(said: str) -> None:
+def refused(reason: str) -> None:
     planner.forget()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -416,9 +424,9 @@ def refused(said: str) -> None:
         nbattn.plan(MASK, (3, *SHAPE[1:]), **ASKED)
     assert len(caught) == 1
     assert str(caught[0].message).startswith("nbattn plans without measured costs: ")
-    assert said in str(caught[0].message)
+    assert reason in str(caught[0].message)
     assert order(found) == NAMES
-    assert said in last_line(found)
+    assert reason in last_line(found)
 
 
 def link(folder: Path) -> None:
@@ -454,10 +462,10 @@ UNSAFE: dict[str, tuple[Callable[[Path], object], str]] = {
 
 @pytest.mark.parametrize("name", UNSAFE)
 def test_a_table_that_others_could_have_written_is_refused(folder: Path, name: str) -> None:
-    change, said = UNSAFE[name]
+    change, reason = UNSAFE[name]
     write(folder, entry(REVERSED))
     change(folder)
-    refused(said)
+    refused(reason)
 
 
 def test_another_users_table_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

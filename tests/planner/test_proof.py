@@ -215,13 +215,13 @@ WRONG: dict[str, Wrong] = {
 }
 
 
-@pytest.mark.parametrize(("request_", "name", "spoil"), WRONG.values(), ids=WRONG)
+@pytest.mark.parametrize(("request_", "name", "make_wrong"), WRONG.values(), ids=WRONG)
 def test_proofs_notice_a_wrong_program(
-    request_: Request, name: str, spoil: Callable[[Candidate], Candidate]
+    request_: Request, name: str, make_wrong: Callable[[Candidate], Candidate]
 ) -> None:
     right = program_of(request_, name)
     assert both_proofs(request_, right) == (True, True)
-    wrong = spoil(right)
+    wrong = make_wrong(right)
     assert wrong != right
     assert both_proofs(request_, wrong) == (False, False)
 
@@ -235,7 +235,7 @@ def test_any_tile_size_is_right() -> None:
 
 
 @pytest.mark.parametrize(
-    "spoil",
+    "make_wrong",
     [
         lambda tiles: tiles[1:],
         lambda tiles: tiles[:-1],
@@ -262,13 +262,15 @@ def test_any_tile_size_is_right() -> None:
         "another tile's queries",
     ],
 )
-def test_proofs_notice_wrong_tiles(monkeypatch: pytest.MonkeyPatch, spoil: Callable) -> None:
+def test_proofs_notice_wrong_tiles(monkeypatch: pytest.MonkeyPatch, make_wrong: Callable) -> None:
     request = request_for(Mask(Axis(1, 1, dilation=2)), 12)
     arguments = TiledArguments(bind(request.mask, 12, 12), (3,))
     candidate = with_arguments(program_of(request, "tiled/tile"), arguments)
     assert both_proofs(request, candidate) == (True, True)
-    honest = BoundAxis.tiles
-    monkeypatch.setattr(BoundAxis, "tiles", lambda self, n: iter(spoil(list(honest(self, n)))))
+    original_tiles = BoundAxis.tiles
+    monkeypatch.setattr(
+        BoundAxis, "tiles", lambda self, n: iter(make_wrong(list(original_tiles(self, n))))
+    )
     assert both_proofs(request, candidate) == (False, False)
 
 

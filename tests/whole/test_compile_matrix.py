@@ -340,7 +340,7 @@ FINE = Counter(
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "expected"),
     [
         ({}, []),
         ({"HMMA.16816.F32.BF16": 0, "HMMA.16816.F32": 8}, ["no HMMA.16816.F32.BF16"]),
@@ -354,12 +354,14 @@ FINE = Counter(
         ({"REDUX.SUM": 1}, []),
     ],
 )
-def test_instruction_problems_are_reported(plain: Case, change: dict[str, int], said: list[str]):
-    assert instruction_problems(plain, +Counter({**FINE, **change})) == said
+def test_instruction_problems_are_reported(
+    plain: Case, change: dict[str, int], expected: list[str]
+):
+    assert instruction_problems(plain, +Counter({**FINE, **change})) == expected
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "expected"),
     [
         ({"FFMA": 9}, []),
         ({"DFMA": 9}, ["no FFMA"]),
@@ -367,18 +369,18 @@ def test_instruction_problems_are_reported(plain: Case, change: dict[str, int], 
     ],
 )
 def test_instruction_problems_without_tensor_cores(
-    plain: Case, change: dict[str, int], said: list[str]
+    plain: Case, change: dict[str, int], expected: list[str]
 ):
     constants = tuple((n, 2 if n == "NB_DTYPE" else v) for n, v in plain.variant.constants)
     case = replace(plain, family="simt", variant=replace(plain.variant, constants=constants))
-    assert instruction_problems(case, Counter(change)) == said
+    assert instruction_problems(case, Counter(change)) == expected
 
 
 FACTS = nvrtc.Usage(64, 0, 0, 0, 0, 1, 0.1)
 
 
 @pytest.mark.parametrize(
-    ("facts", "log", "said"),
+    ("facts", "log", "expected"),
     [
         ({}, "ptxas info : fine", []),
         ({"stack": 8}, "", ["8 bytes of stack, 0 and 0 of spills"]),
@@ -389,9 +391,9 @@ FACTS = nvrtc.Usage(64, 0, 0, 0, 0, 1, 0.1)
     ],
 )
 def test_kernel_problems_are_reported(
-    plain: Case, facts: dict[str, int], log: str, said: list[str]
+    plain: Case, facts: dict[str, int], log: str, expected: list[str]
 ):
-    assert problems(plain, Compiled(b"", replace(FACTS, **facts), log)) == said
+    assert problems(plain, Compiled(b"", replace(FACTS, **facts), log)) == expected
 
 
 def test_shared_memory_beyond_a_target(plain: Case):

@@ -20,8 +20,8 @@ from nbattn import Axis, Mask, MaskError, NeighborhoodAttention
 pytestmark = pytest.mark.usefixtures("fresh_compiler")
 Count = Callable[[str, int], None]
 STEPS, CACHE = 200, 300
-# Torch 2.8's compiler shows no words of our errors with `fullgraph`, and is told to capture lengths
-# that come from data.
+# Torch 2.8's compiler shows no text of our errors with `fullgraph`, and needs a switch to capture
+# lengths that come from data.
 OLD = not hasattr(sym_node, "DynamicInt")
 
 
@@ -74,9 +74,9 @@ DECODES: dict[str, tuple[Callable[..., Tensor], Callable[[int], Any]]] = {
 def test_a_static_cache_decodes_in_two_graphs(
     name: str, dynamic: bool | None, cases: Count
 ) -> None:
-    function, told = DECODES[name]
+    function, argument_at = DECODES[name]
     key = random(1, CACHE, 2, 8)
-    calls = [(random(1, 1, 2, 8, seed=at), key, told(at)) for at in range(64, 64 + STEPS)]
+    calls = [(random(1, 1, 2, 8, seed=at), key, argument_at(at)) for at in range(64, 64 + STEPS)]
     assert graphs(function, calls, dynamic=dynamic) <= 2
     cases("compiled decode steps", STEPS)
 
@@ -126,7 +126,7 @@ def test_a_schedule_takes_two_graphs(name: str, dynamic: bool | None) -> None:
 
 
 def test_a_schedule_held_by_a_module() -> None:
-    """Integers of modules are constants for torch.compile, unless it is told otherwise."""
+    """Integers of modules are constants for torch.compile, unless it is configured otherwise."""
 
     class Layer(nn.Module):
         mask = Mask.sliding_window(1, 1)

@@ -62,7 +62,7 @@ def requests(steps: int) -> list[tuple[Mask, int, int]]:
 
 
 def planned(steps: list[tuple[Mask, int, int]], device: str) -> list[int]:
-    """Lines of Python of every step, each planned anew."""
+    """Lines of Python of every step, each with a new plan."""
     planner.forget()
     took: list[int] = []
     for mask, queries, keys in steps:

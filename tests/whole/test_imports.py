@@ -1,6 +1,6 @@
 """Arrows between rooms, and what an import loads, costs and leaves behind.
 
-`ALLOWED` is the law. Imports at module level and for type checkers keep it strictly; an import
+`ALLOWED` is the rule. Imports at module level and for type checkers follow it strictly; an import
 inside a function keeps it too, unless `EXCEPTIONS` names that function.
 """
 
@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "nbattn"
 Sources = dict[str, str]  # module below the package ("" is the package itself) → source
 
-# Room → what it may import: rooms, or single modules of one. Below comes first.
+# Component → what it may import: components, or single modules of one. The lowest comes first.
 PROGRAM = "errors axis mask piecewise_sum rows geometry program"
 SHARED = "backends.inputs backends.logsumexp backends.calls"  # tensor code of several families
 FAMILIES = {f"backends.{family.name}" for family in families.FAMILIES}
@@ -83,8 +83,8 @@ EXCEPTIONS = {
     ("planner.plan", "Plan.run"): "functional",
     ("planner.plan", "Plan.warmup"): "functional",
 }
-# Room → packages it may import at module level. In a family only the modules that touch tensors
-# may import torch; what it means, offers and costs imports no more than numpy, anywhere.
+# Component → packages it may import at module level. In a family only the modules that touch
+# tensors may import torch; its meaning, candidates and costs import no more than numpy, anywhere.
 PLAIN = ("program", *(f"{family}.{part}" for family in FAMILIES for part in ("meaning", "costs")))
 PLAIN = (*PLAIN, *(f"{family}.candidates" for family in FAMILIES))
 FOREIGN = {
@@ -110,12 +110,12 @@ class Import(NamedTuple):
 
 
 def within(module: str, names: str) -> bool:
-    """Whether a module is one of the named rooms or modules, or lies in one."""
+    """Whether a module is one of the named components or modules, or lies in one."""
     return any(module == name or module.startswith(f"{name}.") for name in names.split())
 
 
-def room_of(module: str) -> str:
-    """The room of a module, which is a folder or file of the package, or the folder of a family."""
+def component_of(module: str) -> str:
+    """The component of a module: a folder or file of the package, or the folder of a family."""
     parts = module.split(".")
     family = ".".join(parts[:2])
     return family if family in FAMILIES else parts[0]
@@ -169,12 +169,12 @@ def graph(sources: Sources, packages: set[str]) -> dict[str, list[Import]]:
 
 
 def may_import(module: str, found: Import) -> bool:
-    room, target = room_of(module), found.target
+    component, target = component_of(module), found.target
     if found.foreign:
         if any(within(module, plain) for plain in PLAIN):
             return found.level == "typing" or target == "numpy"
         free = found.level not in ("module", "typing")
-        return free or found.level == "typing" or within(target, FOREIGN[room.split(".")[0]])
+        return free or found.level == "typing" or within(target, FOREIGN[component.split(".")[0]])
     if module == "" and found.level != "module":
         return True  # the index of public names: it loads them when they are asked for
     if any(
@@ -183,20 +183,20 @@ def may_import(module: str, found: Import) -> bool:
         if name == module and found.level in (function, "typing")
     ):
         return True
-    return within(target, ALLOWED[room])
+    return within(target, ALLOWED[component])
 
 
-def broken_arrows(sources: Sources, packages: set[str]) -> list[str]:
+def forbidden_imports(sources: Sources, packages: set[str]) -> list[str]:
     return [
         f"nbattn.{module} -> {'' if found.foreign else 'nbattn.'}{found.target} ({found.level})"
         for module, all_found in graph(sources, packages).items()
         for found in all_found
-        if room_of(module) in ALLOWED and not may_import(module, found)
+        if component_of(module) in ALLOWED and not may_import(module, found)
     ]
 
 
-def rooms_without_a_law(sources: Sources) -> list[str]:
-    return sorted({room_of(module) for module in sources} - set(ALLOWED))
+def components_without_a_rule(sources: Sources) -> list[str]:
+    return sorted({component_of(module) for module in sources} - set(ALLOWED))
 
 
 def cycle(sources: Sources, packages: set[str]) -> list[str]:
@@ -234,26 +234,26 @@ def read_package() -> tuple[Sources, set[str]]:
     return sources, packages
 
 
-def test_the_table_lists_modules_from_the_bottom_up():
+def test_the_table_lists_components_from_the_bottom_up():
     order = list(ALLOWED)
-    for room, allowed in ALLOWED.items():
-        for target in map(room_of, allowed.split()):
-            below = order.index(target) < order.index(room)
-            assert target == room or below, (room, target)
+    for component, allowed in ALLOWED.items():
+        for target in map(component_of, allowed.split()):
+            below = order.index(target) < order.index(component)
+            assert target == component or below, (component, target)
     assert set(FOREIGN) == set(ALLOWED) - FAMILIES
 
 
 def test_every_import_of_the_package_is_allowed(cases):
     sources, packages = read_package()
     assert "mask" in sources
-    cases("arrows", sum(map(len, graph(sources, packages).values())))
-    assert rooms_without_a_law(sources) == []
-    assert broken_arrows(sources, packages) == []
+    cases("imports", sum(map(len, graph(sources, packages).values())))
+    assert components_without_a_rule(sources) == []
+    assert forbidden_imports(sources, packages) == []
     assert cycle(sources, packages) == []
     assert stale_exceptions(sources, packages) == []
 
 
-BROKEN = {
+FORBIDDEN = {
     "upward": ("mask", "from nbattn import geometry"),
     "upward_plain_import": ("mask", "import nbattn.geometry"),
     "upward_relative": ("planner.plan", "from ..backends.tiled import run"),
@@ -288,7 +288,7 @@ BROKEN = {
         "try:\n    import cupy\nexcept ImportError:\n    cupy = None",
     ),
 }
-KEPT = {
+PERMITTED = {
     "downward": ("geometry", "from nbattn.mask import Mask\nimport numpy as np\nimport math"),
     "exception": ("mask", "class Mask:\n    def draw(self):\n        from nbattn import draw"),
     "programs": ("backends.tiled.run", "from nbattn.program import program\nimport torch"),
@@ -314,18 +314,18 @@ def sample(module: str, source: str) -> Sources:
     return {**dict.fromkeys(["", *MODULES.split()], ""), module: source}
 
 
-@pytest.mark.parametrize("name", BROKEN)
+@pytest.mark.parametrize("name", FORBIDDEN)
 def test_forbidden_import_is_found(name):
-    assert len(broken_arrows(sample(*BROKEN[name]), PACKAGES)) == 1
+    assert len(forbidden_imports(sample(*FORBIDDEN[name]), PACKAGES)) == 1
 
 
-@pytest.mark.parametrize("name", KEPT)
+@pytest.mark.parametrize("name", PERMITTED)
 def test_allowed_import_is_accepted(name):
-    assert broken_arrows(sample(*KEPT[name]), PACKAGES) == []
+    assert forbidden_imports(sample(*PERMITTED[name]), PACKAGES) == []
 
 
-def test_unknown_module_import_cycle_and_unused_exception_are_found():
-    assert rooms_without_a_law(sample("shed", "")) == ["shed"]
+def test_unknown_component_import_cycle_and_unused_exception_are_found():
+    assert components_without_a_rule(sample("shed", "")) == ["shed"]
     circle = {
         **sample("planner.plan", "from nbattn.planner import cost_table"),
         "planner.cost_table": "from .plan import Plan",

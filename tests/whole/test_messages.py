@@ -1,6 +1,6 @@
 """Owns the exact text of every message: what is wrong with both numbers, and the fix as code."""
 
-# ruff: noqa: E501  the texts stand here as users see them
+# ruff: noqa: E501  the texts are as users see them
 
 from textwrap import dedent
 

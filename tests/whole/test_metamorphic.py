@@ -48,7 +48,7 @@ def test_flipping_an_axis_swaps_left_and_right(cases: Count, chosen: Bound) -> N
         align = other[axis.align]
         flipped = replace(flipped, align=align, offset=-axis.offset)
     assert np.array_equal(dense(axis, queries, keys)[::-1, ::-1], dense(flipped, queries, keys))
-    cases("law 3, flip", 1)
+    cases("mask properties, flip", 1)
 
 
 @given(axes(STRAIGHT, most=3), st.integers(20, 40), st.integers(20, 40))
@@ -68,7 +68,7 @@ def test_shifting_by_a_period_changes_nothing_away_from_borders(
         assert not mask[i, keys - period :].any()
         assert not mask[i + period, :period].any()
         compared += 1
-    cases("law 4, equal rows away from borders", compared)
+    cases("mask properties, equal rows away from borders", compared)
 
 
 @given(bound_axes(borders=("wrap",)))
@@ -77,7 +77,7 @@ def test_wrap_commutes_with_turning_the_circle(cases: Count, chosen: Bound) -> N
     period = axis.dilation * axis.stride
     mask = dense(axis, queries, keys)
     assert np.array_equal(np.roll(mask, (period, period), axis=(0, 1)), mask)
-    cases("law 4, wrap", 1)
+    cases("mask properties, wrap", 1)
 
 
 @given(bound_axes())
@@ -93,7 +93,7 @@ def test_dilation_is_that_many_smaller_problems(cases: Count, chosen: Bound) -> 
         assert np.array_equal(part, dense(alone, *part.shape))
         pairs += part.sum()
     assert pairs == mask.sum()
-    cases("law 5, dilation", 1)
+    cases("mask properties, dilation", 1)
 
 
 @given(masks(max_rank=2), axes(), st.data())
@@ -109,7 +109,7 @@ def test_an_axis_of_size_one_drops_or_empties(
     reads = dense(single, 1, 1).item()
     want = mask.dense(query_space, key_space) & reads
     assert np.array_equal(spread.dense(*given_spaces), want)
-    cases(f"law 6, size-1 axis that {'reads' if reads else 'misses'} its key", 1)
+    cases(f"mask properties, size-1 axis {'with' if reads else 'without'} its key", 1)
 
 
 @given(masks())
@@ -122,7 +122,7 @@ def test_swapping_axes_commutes(cases: Count, chosen: Spaces) -> None:
         spaces = [tuple(space[a] for a in order) for space in (query_space, key_space)]
         want = whole.transpose(*order, *(rank + a for a in order))
         assert np.array_equal(swapped.dense(*spaces).reshape(want.shape), want)
-    cases("law 7, swap", 1)
+    cases("mask properties, swapped axes", 1)
 
 
 @given(bound_axes(), st.integers(0, 5), st.integers(0, 5), st.integers(0, 5))
@@ -140,7 +140,7 @@ def test_a_larger_window_has_a_larger_support(
     if axis.border != "shift":
         unlimited = replace(wider, left=None, right=0 if axis.causal else None)
         assert subset(small, dense(unlimited, queries, keys))
-    cases("law 10, wider", 1)
+    cases("mask properties, wider window", 1)
 
 
 @given(bound_axes())
@@ -152,7 +152,7 @@ def test_every_window_lies_inside_the_unlimited_one(cases: Count, chosen: Bound)
     if axis.causal:
         past = replace(classes, causal=True, right=0)
         assert subset(mask, dense(past, queries, keys))
-    cases("law 11, inside", 1)
+    cases("mask properties, inside the unlimited", 1)
 
 
 @given(bound_axes(borders=("shift", "wrap")))
@@ -166,7 +166,7 @@ def test_shift_and_wrap_give_a_full_window_or_the_whole_class(cases: Count, chos
     for i, row in enumerate(dense(axis, queries, keys)):
         residue = (first + i) % axis.dilation
         assert row.sum() == min(window, len(range(residue, keys, axis.dilation)))
-    cases("law 11, keys per query", 1)
+    cases("mask properties, keys per query", 1)
 
 
 @given(masks())
@@ -179,7 +179,7 @@ def test_a_mask_is_the_and_of_its_axes(cases: Count, chosen: Spaces) -> None:
         shape[a], shape[mask.rank + a] = query_space[a], key_space[a]
         want &= dense(axis, query_space[a], key_space[a]).reshape(shape)
     assert np.array_equal(whole, want)
-    cases("law 12, and", 1)
+    cases("mask properties, and of axes", 1)
 
 
 @given(bound_axes())
@@ -200,7 +200,7 @@ def test_windows_of_keys_are_the_transpose(cases: Count, chosen: Bound) -> None:
     }
     assert forward == backward
     assert len(forward) == only.pairs()
-    cases("law 17, transpose", 1)
+    cases("mask properties, transpose", 1)
 
 
 def natten_inverse(n: int, kernel: int, stride: int, causal: bool, j: int) -> tuple[int, int]:
@@ -226,7 +226,7 @@ def test_windows_of_keys_equal_the_published_inverse(causal: bool, cases: Count)
                     start, end = natten_inverse(n, kernel, stride, causal, j)
                     want = ((start, end - start),) if end > start else ()
                     assert only.query_intervals(j) == want
-                cases("law 17, published inverse", 1)
+                cases("mask properties, published inverse", 1)
 
 
 @given(bound_axes(borders=STRAIGHT), st.data())

@@ -28,14 +28,14 @@ def load(generation: str) -> Any:
         pytest.skip("natten is not installed")
     # 0.17 asks for two things that newer torch without CUDA does not have
     torch.cuda._device_t = typing.Union[torch.device, str, int, None]  # type: ignore # noqa: UP007
-    kept, torch.cuda.get_device_capability = torch.cuda.get_device_capability, lambda *_: (0, 0)
+    original, torch.cuda.get_device_capability = torch.cuda.get_device_capability, lambda *_: (0, 0)
     try:
         package = importlib.import_module("natten")
         importlib.import_module("natten.functional")
     except ImportError as error:
         pytest.skip(f"no natten: {error}")
     finally:
-        torch.cuda.get_device_capability = kept
+        torch.cuda.get_device_capability = original
     if not package.__version__.startswith(generation):
         pytest.skip(f"natten {package.__version__} is installed, not {generation}")
     return package
@@ -149,11 +149,11 @@ def test_weights_of_modules_of_natten_0_17_load_and_give_its_outputs(rank: int, 
 
 def _is_own(name: str, value: object, module: str) -> bool:
     """What a module defines for others to use."""
-    kept = {"NattenContext", "AutotunerContext"}  # where its switches keep their state
-    kept |= {"NoneType", "QKTileShapeType", "FnaTileShapeType", "ListOrNestedTensor"}
-    kept |= {"create_dim_from_int", "create_causal_arg_from_bool"}
+    ignored = {"NattenContext", "AutotunerContext"}  # where its switches keep their state
+    ignored |= {"NoneType", "QKTileShapeType", "FnaTileShapeType", "ListOrNestedTensor"}
+    ignored |= {"create_dim_from_int", "create_causal_arg_from_bool"}
     defined = getattr(value, "__module__", None) in (module, "typing")
-    return defined and name[0] != "_" and name not in kept | {*dir(typing)}
+    return defined and name[0] != "_" and name not in ignored | {*dir(typing)}
 
 
 @pytest.mark.filterwarnings("ignore")

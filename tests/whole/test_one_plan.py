@@ -220,7 +220,7 @@ def test_checkpoints_with_other_strides(reentrant: bool, cases: Count) -> None:
 
 @pytest.mark.usefixtures("operators_with_other_plans")
 def test_a_checkpoint_whose_second_forward_has_another_plan(cases: Count) -> None:
-    """The first plan's backward is given what the second forward kept, NaN for a logsumexp too."""
+    """The first plan's backward is given what the second forward saved, NaN for a logsumexp too."""
     for number, (mask, queries, keys) in enumerate(masks(60)):
         given = tensors(queries, keys, seed=number)
         run = attend(mask)
@@ -229,7 +229,7 @@ def test_a_checkpoint_whose_second_forward_has_another_plan(cases: Count) -> Non
         cases("one plan: checkpoints", 1)
 
 
-# The logsumexp that is kept.
+# The logsumexp that is saved.
 
 
 def kept_lse(mask: Mask, given: list[Tensor], backend: str, *, training: bool = True) -> Tensor:

@@ -153,8 +153,8 @@ def test_the_local_mask_of_flash_attn_4(cases: Count) -> None:
         same(Mask.from_flash((left, right)), queries, keys, want)
         lo, hi = flash4(WindowArguments(left, right), queries, keys).rows(np.arange(queries), keys)
         column = np.arange(keys)
-        said = (column >= lo[:, None]) & (column < hi[:, None])
-        assert np.array_equal(said, want.numpy()), (queries, keys, left, right)
+        expected = (column >= lo[:, None]) & (column < hi[:, None])
+        assert np.array_equal(expected, want.numpy()), (queries, keys, left, right)
         cases("outside, flash-attn 4", 1)
 
 

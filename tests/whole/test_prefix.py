@@ -39,7 +39,7 @@ def tensors(queries: int, keys: int, dtype: torch.dtype = torch.float64) -> dict
 
 
 def allowed(mask: Mask, queries: int, keys: int) -> Tensor:
-    """By the words of `Axis`: the window without a prefix, and the first keys."""
+    """As the docstring of `Axis` defines it: the window without a prefix, and the first keys."""
     axis: Any = mask.axes[0]
     offset = keys - queries if axis.align == "bottom-right" else 0
     matrix = torch.zeros(queries, keys, dtype=torch.bool)

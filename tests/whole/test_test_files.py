@@ -72,9 +72,9 @@ def files() -> set[str]:
 def owners(file: str, known: set[str]) -> set[str]:
     """The modules that a file of tests names: its own, or the start of its name."""
     folder, _, name = file.rpartition("/")
-    said = name.removeprefix("test_")
+    stem = name.removeprefix("test_")
     here = {module for module in known if module.rpartition("/")[0] == folder}
-    return {one for one in here if said == stem_of(one) or said.startswith(f"{stem_of(one)}_")}
+    return {one for one in here if stem == stem_of(one) or stem.startswith(f"{stem_of(one)}_")}
 
 
 def own_file(module: str) -> str:

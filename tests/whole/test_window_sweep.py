@@ -56,25 +56,25 @@ def pointer(array: np.ndarray) -> ctypes.c_void_p:
     return ctypes.c_void_p(array.ctypes.data)
 
 
-def numbers(line: BoundAxis) -> np.ndarray:
-    return np.array(cuda._axis(line), dtype=np.int32)
+def numbers(bound_axis: BoundAxis) -> np.ndarray:
+    return np.array(cuda._axis(bound_axis), dtype=np.int32)
 
 
-def windows(line: BoundAxis, u: np.ndarray, keys: int) -> np.ndarray:
+def windows(bound_axis: BoundAxis, u: np.ndarray, keys: int) -> np.ndarray:
     at, out = u.astype(np.int32), np.zeros((len(u), 3), dtype=np.int32)
-    device().sweep_windows(pointer(numbers(line)), pointer(at), len(at), keys, pointer(out))
+    device().sweep_windows(pointer(numbers(bound_axis)), pointer(at), len(at), keys, pointer(out))
     return out
 
 
-def readers(line: BoundAxis, t: np.ndarray, keys: int) -> np.ndarray:
+def readers(bound_axis: BoundAxis, t: np.ndarray, keys: int) -> np.ndarray:
     at, out = t.astype(np.int32), np.zeros((len(t), 2), dtype=np.int32)
-    device().sweep_readers(pointer(numbers(line)), pointer(at), len(at), keys, pointer(out))
+    device().sweep_readers(pointer(numbers(bound_axis)), pointer(at), len(at), keys, pointer(out))
     return out
 
 
-def class_of(line: BoundAxis, index: int, *, of_key: bool) -> list[int]:
+def class_of(bound_axis: BoundAxis, index: int, *, of_key: bool) -> list[int]:
     out = np.zeros(5, dtype=np.int32)
-    device().sweep_class(pointer(numbers(line)), int(of_key), index, pointer(out))
+    device().sweep_class(pointer(numbers(bound_axis)), int(of_key), index, pointer(out))
     return out.tolist()
 
 
@@ -86,66 +86,73 @@ def sampled(first: int, count: int) -> np.ndarray:
     return np.unique(np.concatenate([inner, inner[0] + np.arange(9), inner[-1] - np.arange(9)]))
 
 
-def check_arithmetic(line: BoundAxis) -> None:
+def check_arithmetic(bound_axis: BoundAxis) -> None:
     """Classes, windows and inverse windows of an axis."""
-    d = line.spec.dilation
-    for group in line.classes():
+    d = bound_axis.spec.dilation
+    for group in bound_axis.classes():
         for residue in {0, group.size - 1}:
             first = group.origin + residue
             wanted = [group.first + residue, group.keys, first, group.start, group.queries]
-            assert class_of(line, first, of_key=False) == wanted
+            assert class_of(bound_axis, first, of_key=False) == wanted
             if group.keys:
-                assert class_of(line, group.first + residue, of_key=True) == wanted
+                assert class_of(bound_axis, group.first + residue, of_key=True) == wanted
         u, start, stop = (
             sampled(group.start, group.queries),
             group.start,
             group.start + group.queries,
         )
-        wanted = np.stack(geometry.window_of(line.spec, u, group.keys), axis=1)
-        found = windows(line, u, group.keys)
+        wanted = np.stack(geometry.window_of(bound_axis.spec, u, group.keys), axis=1)
+        found = windows(bound_axis, u, group.keys)
         assert np.array_equal(found[:, 2], wanted[:, 2])
         # empty windows lie anywhere before their borders are cut
         same = (found == wanted).all(axis=1)
         assert (same | ((found[:, 0] >= found[:, 1]) & (wanted[:, 0] >= wanted[:, 1]))).all()
         t = sampled(0, group.keys)
-        inverse = np.stack(geometry.readers_of(line.spec, t, group.keys), axis=1)
-        bounds = (start, stop) if line.spec.border != "wrap" else (-2 * FAR, 2 * FAR)
+        inverse = np.stack(geometry.readers_of(bound_axis.spec, t, group.keys), axis=1)
+        bounds = (start, stop) if bound_axis.spec.border != "wrap" else (-2 * FAR, 2 * FAR)
         assert np.array_equal(
-            np.clip(readers(line, t, group.keys), *bounds), np.clip(inverse, *bounds)
+            np.clip(readers(bound_axis, t, group.keys), *bounds), np.clip(inverse, *bounds)
         )
-    for key in range(min(d, line.keys)):  # classes of keys that no query is in
-        residue, keys, *_, queries = class_of(line, key, of_key=True)
+    for key in range(min(d, bound_axis.keys)):  # classes of keys that no query is in
+        residue, keys, *_, queries = class_of(bound_axis, key, of_key=True)
         assert residue == key
-        assert keys == len(range(key, line.keys, d))
-        assert queries == sum((i + line.offset) % d == key for i in range(min(line.queries, d))) * (
-            len(range((key - line.offset) % d, line.queries, d))
-        )
+        assert keys == len(range(key, bound_axis.keys, d))
+        assert queries == sum(
+            (i + bound_axis.offset) % d == key for i in range(min(bound_axis.queries, d))
+        ) * (len(range((key - bound_axis.offset) % d, bound_axis.queries, d)))
 
 
 def check_pairs(
     mask: Mask, queries: Any, keys: Any, tiles: Any, key_range: np.ndarray | None = None
 ) -> np.ndarray:
     """What row tiles compute, queries' and keys', each pair once; and how much they visit."""
-    lines = padded(bind(mask, queries, keys))
-    axes = np.concatenate([numbers(line) for line in lines]).tolist()
+    axes_of_mask = padded(bind(mask, queries, keys))
+    axes = np.concatenate([numbers(bound_axis) for bound_axis in axes_of_mask]).tolist()
     pointers = [0] * len(layout.POINTERS)
     if key_range is not None:
         pointers[layout.POINTERS.index("key_range")] = key_range.ctypes.data
     params = struct.pack(f"<{len(pointers)}Q", *pointers) + layout.pack_numbers(
         [0] * 24, 1.0, 0.0, axes, (1, 1, 1, 0, mask.rank, 0)
     )
-    two = any(line.spec.border == "wrap" or line.spec.prefix for line in lines)
+    two = any(
+        bound_axis.spec.border == "wrap" or bound_axis.spec.prefix for bound_axis in axes_of_mask
+    )
     library = device(tiles, two_runs=two, key_range=key_range is not None)
     found: list[np.ndarray] = []
-    sizes = math.prod(line.queries for line in lines), math.prod(line.keys for line in lines)
+    sizes = (
+        math.prod(bound_axis.queries for bound_axis in axes_of_mask),
+        math.prod(bound_axis.keys for bound_axis in axes_of_mask),
+    )
     for inverse in (False, True):
         shape = sizes[::-1] if inverse else sizes
         times = np.zeros(shape, dtype=np.uint8)
         visits = library.sweep_pairs(params, int(inverse), pointer(times), shape[1])
         row, column = tiles[::-1] if inverse else tiles
         if key_range is None:
-            walks = zip(lines, row, column, strict=True)
-            assert visits == math.prod(Traversal(a, inverse).tile_pairs(n, m) for a, n, m in walks)
+            sizes_of_axes = zip(axes_of_mask, row, column, strict=True)
+            assert visits == math.prod(
+                Traversal(a, inverse).tile_pairs(n, m) for a, n, m in sizes_of_axes
+            )
         assert visits >= 0
         found.append(times.T if inverse else times)
     assert np.array_equal(*found)
@@ -155,9 +162,9 @@ def check_pairs(
 
 def check(fields: dict[str, Any], queries: int, keys: int, tiles: Any) -> None:
     mask = Mask(Axis(**fields))
-    (line,) = bind(mask, queries, keys)
-    check_arithmetic(line)
-    assert np.array_equal(check_pairs(mask, queries, keys, tiles), line.dense())
+    (bound_axis,) = bind(mask, queries, keys)
+    check_arithmetic(bound_axis)
+    assert np.array_equal(check_pairs(mask, queries, keys, tiles), bound_axis.dense())
 
 
 def test_the_sample_for_cuda_has_every_legal_pair_of_values() -> None:
@@ -234,19 +241,19 @@ def test_large_numbers_stay_exact(
         fields |= {"causal": causal, "prefix": prefix if dilation == 1 else 0}
         fields |= {"align": "top-left", "offset": offset}
     fields |= {"left": left, "right": 0 if fields.get("causal") else right}
-    (line,) = bind(Mask(Axis(**fields)), queries, keys)
-    for group in line.classes():
+    (bound_axis,) = bind(Mask(Axis(**fields)), queries, keys)
+    for group in bound_axis.classes():
         u = sampled(group.start, group.queries)
-        wanted = np.stack(geometry.window_of(line.spec, u, group.keys), axis=1)
-        found = windows(line, u, group.keys)
+        wanted = np.stack(geometry.window_of(bound_axis.spec, u, group.keys), axis=1)
+        found = windows(bound_axis, u, group.keys)
         empty = (found[:, 0] >= found[:, 1]) & (wanted[:, 0] >= wanted[:, 1])
         assert np.array_equal(found[~empty], wanted[~empty])
         t = sampled(0, group.keys)
         bounds = (group.start, group.start + group.queries)
         if border == "wrap":
             bounds = (-2 * FAR, 2 * FAR)
-        inverse = np.stack(geometry.readers_of(line.spec, t, group.keys), axis=1)
+        inverse = np.stack(geometry.readers_of(bound_axis.spec, t, group.keys), axis=1)
         assert np.array_equal(
-            np.clip(readers(line, t, group.keys), *bounds), np.clip(inverse, *bounds)
+            np.clip(readers(bound_axis, t, group.keys), *bounds), np.clip(inverse, *bounds)
         )
     cases("window.cuh, large axes", 1)

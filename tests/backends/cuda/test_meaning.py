@@ -53,10 +53,10 @@ TILES = {
 def test_support_at_any_tile(cases: Count, drawn: tuple[Mask, Space, Space], data: Any) -> None:
     """Plans choose large tiles for small shapes: here seams and hulls are met on small ones."""
     mask, queries, keys = drawn
-    lines = bind(mask, queries, keys)
+    axes_of_mask = bind(mask, queries, keys)
     pick = st.sampled_from(TILES[mask.rank])
     tiles = [Tiles(data.draw(pick), data.draw(pick)) for _ in range(3)]
-    call = CudaArguments(lines, Build("float32", 32, 32), *tiles)
+    call = CudaArguments(axes_of_mask, Build("float32", 32, 32), *tiles)
     wanted = matrix(mask.axes, queries, keys)
     assert np.array_equal(call.allowed(queries, keys), wanted)
     visited = [
@@ -65,15 +65,17 @@ def test_support_at_any_tile(cases: Count, drawn: tuple[Mask, Space, Space], dat
         for visit in visits
     ]
     counts = [math.prod(len(part.positions) for part in (*row, *visit)) for row, visit in visited]
-    walks = [cuda_tiles.Traversal(line) for line in cuda_tiles.padded(lines)]
-    extents = zip(walks, tiles[0].rows, tiles[0].columns, strict=True)
-    assert len(visited) == math.prod(walk.tile_pairs(*sizes) for walk, *sizes in extents)
+    traversals = [
+        cuda_tiles.Traversal(bound_axis) for bound_axis in cuda_tiles.padded(axes_of_mask)
+    ]
+    extents = zip(traversals, tiles[0].rows, tiles[0].columns, strict=True)
+    assert len(visited) == math.prod(traversal.tile_pairs(*sizes) for traversal, *sizes in extents)
     assert sum(counts) >= wanted.sum()
     cases("cuda tiles", 1)
 
 
 def test_proofs_find_a_wrong_traversal(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The proof fails where the walk of one kernel loses a column."""
+    """The proof fails where the traversal of one kernel loses a column."""
     plan = planned(Mask.neighborhood((7, 5)), (1, 12, 20, 2, 32), training=True)
     assert plan.verify()
     original = cuda.Traversal.tiles

@@ -281,9 +281,9 @@ BIG: dict[str, tuple[tuple[Mask, Any, Any], Tiles]] = {
 def test_values_of_large_tiles(name: str, cases: Count) -> None:
     """Tiles that the planner takes where there is work for a whole device."""
     mask, tiles = BIG[name]
-    lines = bind(*mask)
-    two = any(line.spec.border == "wrap" for line in lines)
-    window = CudaArguments(lines, Build("bfloat16", 16, 16, two), tiles, tiles, tiles)
+    axes_of_mask = bind(*mask)
+    two = any(bound_axis.spec.border == "wrap" for bound_axis in axes_of_mask)
+    window = CudaArguments(axes_of_mask, Build("bfloat16", 16, 16, two), tiles, tiles, tiles)
     made = drawn(mask, torch.bfloat16)
     judged(mask, made, solved(mask, window, made))
     cases("cuda large tiles", 1)
@@ -476,7 +476,7 @@ def test_a_decode_step_and_a_plan_that_runs(emulated: Launcher) -> None:
 
 
 def test_a_forward_takes_few_lines_of_the_host() -> None:
-    """What a forward does besides torch's allocations and the driver: all else is kept."""
+    """What a forward does besides torch's allocations and the driver: all else is cached."""
     plan = nbattn.plan(Mask.neighborhood((7, 7)), (2, 20, 20, 4, 64), device=DEVICE, backend="cuda")
     query = torch.zeros(2, 20, 20, 4, 64, dtype=torch.bfloat16)
     inputs = Inputs(query, query, query, None, None, None, None, 0.125, None)

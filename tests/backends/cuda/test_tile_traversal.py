@@ -24,12 +24,14 @@ SIZES = st.sampled_from((1, 2, 3, 4, 5, 8, 16))
 SIDES = st.none() | st.integers(0, 40) | st.integers(0, 1500)
 
 
-def walked(line: BoundAxis, rows: int, columns: int, *, inverse: bool) -> np.ndarray:
+def pairs_of_tiles(bound_axis: BoundAxis, rows: int, columns: int, *, inverse: bool) -> np.ndarray:
     """How often the tiles compute each pair, as they mask it."""
-    walk = Traversal(line, inverse)
-    shape = (line.keys, line.queries) if inverse else (line.queries, line.keys)
+    traversal = Traversal(bound_axis, inverse)
+    shape = (
+        (bound_axis.keys, bound_axis.queries) if inverse else (bound_axis.queries, bound_axis.keys)
+    )
     times = np.zeros(shape, dtype=int)
-    for tile in walk.tiles(rows, columns):
+    for tile in traversal.tiles(rows, columns):
         assert 0 < len(tile.positions) <= rows
         for part in tile.columns:
             assert 0 < len(part.positions) <= columns
@@ -44,18 +46,20 @@ def test_traversal_visits_every_pair_of_the_axis_once(
     cases: Count, bound: tuple[Axis, int, int], rows: int, columns: int, inverse: bool
 ) -> None:
     """Tile by tile, and by the runs of rows that serve at any length; every row is in one tile."""
-    line = bind(Mask(bound[0]), *bound[1:])[0]
+    bound_axis = bind(Mask(bound[0]), *bound[1:])[0]
     wanted = axis_matrix(*bound)
-    assert np.array_equal(walked(line, rows, columns, inverse=inverse), wanted)
-    walk, d = Traversal(line, inverse), bound[0].dilation
-    found = np.zeros((line.keys, line.queries) if inverse else wanted.shape, dtype=int)
-    for row, (starts, counts) in enumerate(zip(*walk.reads(rows, columns), strict=True)):
+    assert np.array_equal(pairs_of_tiles(bound_axis, rows, columns, inverse=inverse), wanted)
+    traversal, d = Traversal(bound_axis, inverse), bound[0].dilation
+    found = np.zeros((bound_axis.keys, bound_axis.queries) if inverse else wanted.shape, dtype=int)
+    for row, (starts, counts) in enumerate(zip(*traversal.reads(rows, columns), strict=True)):
         for start, count in zip(starts, counts, strict=True):
             found[row, start : start + d * count : d] += 1
             assert count == found[row, start : start + d * count : d].size
     assert np.array_equal(found.T if inverse else found, wanted)
-    assert walk.tile_pairs(rows, columns) == sum(len(t.columns) for t in walk.tiles(rows, columns))
-    cases("walks, axes", 1)
+    assert traversal.tile_pairs(rows, columns) == sum(
+        len(t.columns) for t in traversal.tiles(rows, columns)
+    )
+    cases("tile traversals, axes", 1)
 
 
 @pytest.mark.parametrize("inverse", [False, True])
@@ -85,16 +89,21 @@ def test_pair_counts_of_long_axes_are_those_of_their_tiles(
         axis = replace(axis, offset=offset, prefix=offset % 700 if axis.dilation == 1 else 0)
     if axis.align is None and axis.border != "wrap":
         keys = queries
-    walk = Traversal(bind(Mask(axis), queries, keys)[0], inverse)
-    assert walk.tile_pairs(*sizes) == sum(len(tile.columns) for tile in walk.tiles(*sizes))
-    cases("walks, long axes", 1)
+    traversal = Traversal(bind(Mask(axis), queries, keys)[0], inverse)
+    assert traversal.tile_pairs(*sizes) == sum(
+        len(tile.columns) for tile in traversal.tiles(*sizes)
+    )
+    cases("tile traversals, long axes", 1)
 
 
 def test_two_thousand_million_tokens_are_counted_at_once() -> None:
-    line = bind(Mask(Axis(4095, 0)), 2**31, 2**31)[0]
-    found = Traversal(line).tile_pairs(64, 64), Traversal(line, inverse=True).tile_pairs(64, 64)
+    bound_axis = bind(Mask(Axis(4095, 0)), 2**31, 2**31)[0]
+    found = (
+        Traversal(bound_axis).tile_pairs(64, 64),
+        Traversal(bound_axis, inverse=True).tile_pairs(64, 64),
+    )
     for inverse in (False, True):
-        took = work(partial(Traversal(line, inverse).tile_pairs, 64, 64))
+        took = work(partial(Traversal(bound_axis, inverse).tile_pairs, 64, 64))
         assert took.lines <= 2000
         assert took.peak <= 1 << 17
     # a tile's own 64 keys and the 4095 before them: 65 tiles, but for the first 64 tiles of rows
@@ -104,9 +113,9 @@ def test_two_thousand_million_tokens_are_counted_at_once() -> None:
 
 def test_the_first_tile_starts_at_the_window() -> None:
     """128 keys are two tiles of 64 wherever they lie, and a prefix is a run of its own."""
-    line = bind(Mask(Axis(63, 64, offset=100, align="top-left")), 1, 4096)[0]
-    assert Traversal(line).tile_pairs(64, 64) == 2
-    line = bind(Mask(Axis(63, 64, offset=1000, prefix=3, align="top-left")), 1, 4096)[0]
-    assert Traversal(line).tile_pairs(64, 64) == 3
-    line = bind(Mask(Axis(3, 3, border="wrap")), 64, 64)[0]
-    assert Traversal(line).tile_pairs(64, 8) == 8
+    bound_axis = bind(Mask(Axis(63, 64, offset=100, align="top-left")), 1, 4096)[0]
+    assert Traversal(bound_axis).tile_pairs(64, 64) == 2
+    bound_axis = bind(Mask(Axis(63, 64, offset=1000, prefix=3, align="top-left")), 1, 4096)[0]
+    assert Traversal(bound_axis).tile_pairs(64, 64) == 3
+    bound_axis = bind(Mask(Axis(3, 3, border="wrap")), 64, 64)[0]
+    assert Traversal(bound_axis).tile_pairs(64, 8) == 8

@@ -29,7 +29,7 @@ def matrix(band: Band, rows: int, keys: int) -> np.ndarray:
 SIDES = (-4, -1, 0, 1, 2, 5, 8, 11, 12, 20)
 
 
-def said(call: FlashArguments, rows: int, keys: int) -> np.ndarray:
+def pairs_of(call: FlashArguments, rows: int, keys: int) -> np.ndarray:
     """The call's meaning, once as rows and once as a matrix."""
     allowed = call.allowed((rows,), (keys,))
     starts, counts, step = call.rows(0, rows, keys)
@@ -47,7 +47,7 @@ def test_flash_2_dense_is_its_host_code(causal: bool, cases: Count) -> None:
     for (rows, keys), left, right in product(SHAPES, SIDES, SIDES):
         call = FlashArguments("fa2", "dense", WindowArguments(left, right, causal))
         want = flash_oracle.flash2(rows, keys, left, right, causal)
-        assert np.array_equal(said(call, rows, keys), want), (rows, keys, left, right)
+        assert np.array_equal(pairs_of(call, rows, keys), want), (rows, keys, left, right)
         cases("meaning, flash 2 dense", 1)
 
 
@@ -58,12 +58,14 @@ def test_flash_2_uses_the_maximum_lengths_that_are_given(entry: str, cases: Coun
     for (rows, keys), left, right, more, causal, one in product(
         shapes, sides, sides, (0, 1, 4), (False, True), (False, True)
     ):
-        told = WindowArguments(left, right, causal, 1 if one else rows, keys + more)
+        window_arguments = WindowArguments(left, right, causal, 1 if one else rows, keys + more)
         want = flash_oracle.flash2(
             rows, keys, left, right, causal, entry, 1 if one else rows, keys + more
         )
-        assert np.array_equal(said(FlashArguments("aten", entry, told), rows, keys), want), (
-            told,
+        assert np.array_equal(
+            pairs_of(FlashArguments("aten", entry, window_arguments), rows, keys), want
+        ), (
+            window_arguments,
             rows,
         )
         cases(f"meaning, flash 2 {entry}", 1)
@@ -74,7 +76,7 @@ def test_flash_3_is_its_host_code(causal: bool, cases: Count) -> None:
     for (rows, keys), left, right in product(SHAPES, SIDES, SIDES):
         call = FlashArguments("fa3", "dense", WindowArguments(left, right, causal))
         want = flash_oracle.flash3(rows, keys, left, right, causal)
-        assert np.array_equal(said(call, rows, keys), want), (rows, keys, left, right)
+        assert np.array_equal(pairs_of(call, rows, keys), want), (rows, keys, left, right)
         cases("meaning, flash 3", 1)
 
 
@@ -85,11 +87,11 @@ def test_flash_3_compares_with_the_capacity_of_its_cache(cases: Count) -> None:
     for (rows, keys), left, right, extra, causal in product(
         shapes, sides, sides, more, (False, True)
     ):
-        told = WindowArguments(left, right, causal, max_keys=keys + extra, used=keys)
-        found = FlashArguments("fa3", "kvcache", told).allowed((rows,), (keys + extra,))
+        window_arguments = WindowArguments(left, right, causal, max_keys=keys + extra, used=keys)
+        found = FlashArguments("fa3", "kvcache", window_arguments).allowed((rows,), (keys + extra,))
         assert not found[:, keys:].any()
         want = flash_oracle.flash3(rows, keys, left, right, causal, keys + extra)
-        assert np.array_equal(found[:, :keys], want), (told, rows)
+        assert np.array_equal(found[:, :keys], want), (window_arguments, rows)
         assert np.array_equal(want, flash_oracle.flash3(rows, keys, left, right, causal))
         cases("meaning, flash 3 kvcache", 1)
 
@@ -113,7 +115,7 @@ def test_flash_4_is_its_host_code(causal: bool, cases: Count) -> None:
     for (rows, keys), left, right in product(SHAPES, sides, sides):
         call = FlashArguments("fa4", "dense", WindowArguments(left, right, causal))
         want = flash_oracle.flash4(rows, keys, left, right, causal)
-        assert np.array_equal(said(call, rows, keys), want), (rows, keys, left, right)
+        assert np.array_equal(pairs_of(call, rows, keys), want), (rows, keys, left, right)
         cases("meaning, flash 4", 1)
 
 
@@ -155,7 +157,7 @@ def test_one_call_computes_every_trimmed_band(cases: Count) -> None:
                 provider, found.band, found.rows, found.keys, varlen=provider == "aten"
             )
             assert np.array_equal(call.allowed((found.rows,), (found.keys,)), want)
-            cases("told, one call after trimming", 1)
+            cases("meaning, one call after trimming", 1)
 
 
 # Tiles
@@ -204,7 +206,7 @@ def test_the_blocks_a_backward_visits_hold_every_pair(tile_: tuple[int, int], ca
 
 
 def test_the_blocks_of_a_backward_are_those_of_its_loop(cases: Count) -> None:
-    """Every trimmed band, told to each provider, in two tile shapes."""
+    """Every trimmed band, as arguments of each provider, in two tile shapes."""
     sides = (None, *range(9))
     for (rows, keys), left, right in product(product(range(1, 8), repeat=2), sides, sides):
         found = trim(Band(left, right), rows, keys)

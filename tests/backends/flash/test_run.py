@@ -96,7 +96,7 @@ def test_a_call_that_is_merged_writes_no_rows_of_its_own() -> None:
 @pytest.mark.parametrize("provider", ["aten", "fa4"])
 @pytest.mark.parametrize("label", MASKS)
 def test_rows_that_no_call_writes_are_zero(label: str, provider: str) -> None:
-    """In memory that is full of NaN where nobody has written."""
+    """In memory that is NaN until it is written."""
     mask, queries, keys = MASKS[label]
     made = {name: t.detach() for name, t in tensors(queries, keys).items()}
     want, want_lse = nbattn.attention(**made, mask=mask, backend="reference", return_lse=True)

@@ -80,7 +80,7 @@ ORDERS = {
         "from natten import na2d\n" + INSTALL + "drop.install(replace=True)\nprint(na2d)",
         "real",
     ),
-    "not without being told": (
+    "not without replace=True": (
         INSTALL + "try:\n    drop.install()\nexcept Exception as e:\n    print(e.problem)\n"
         "import natten\nprint(natten.na2d)",
         "natten is installed; two modules cannot have one name.\nreal",
@@ -114,8 +114,8 @@ END = "the end of an order"
 def printed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """What every order prints, each in a process without natten and nbattn."""
     codes = json.dumps([code for code, _ in ORDERS.values()])
-    said = run(FORKS.format(codes=codes, end=END), other(tmp_path_factory.mktemp("natten")))
-    return dict(zip(ORDERS, map(str.strip, said.split(END)), strict=False))
+    output = run(FORKS.format(codes=codes, end=END), other(tmp_path_factory.mktemp("natten")))
+    return dict(zip(ORDERS, map(str.strip, output.split(END)), strict=False))
 
 
 @pytest.mark.parametrize("order", ORDERS)

@@ -35,7 +35,7 @@ def test_values_in_missing_slots_are_ignored() -> None:
 
 
 def test_memory_does_not_grow_with_all_pairs() -> None:
-    """Dense scores of this line would take 64 GiB."""
-    line = torch.randn(1, 1, 1 << 17, 2, requires_grad=True)
-    natten.na1d_qk(line, line, 3, 5).sum().backward()
-    assert line.grad is not None
+    """Dense scores of this axis would take 64 GiB."""
+    long_axis = torch.randn(1, 1, 1 << 17, 2, requires_grad=True)
+    natten.na1d_qk(long_axis, long_axis, 3, 5).sum().backward()
+    assert long_axis.grad is not None

@@ -158,7 +158,7 @@ def test_tangents_are_differences_and_can_be_differentiated(causal: bool) -> Non
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")  # torch's own jvp
 def test_tiles_cached_in_inference_and_transforms_work_in_training() -> None:
-    """Tiles are kept per shape: here the first to ask for them may not leave tensors behind."""
+    """Tiles are cached per shape: here the first to ask for them may not leave tensors behind."""
     query, other = random(1, 1, 11, 3), random(1, 1, 11, 3, seed=1)
 
     def run(query: Tensor) -> Tensor:
@@ -261,12 +261,12 @@ def test_every_order_of_arguments_means_the_same() -> None:
 
 
 def test_one_and_three_axes_have_their_orders_too() -> None:
-    line, table = random(1, 2, 9, 4).detach(), random(2, 5).detach()
+    tokens, table = random(1, 2, 9, 4).detach(), random(2, 5).detach()
     for call in (
-        natten.natten1dqkrpb(line, line, table, 3, 2),
-        natten.natten1dqkrpb(line, line, table, 2),
+        natten.natten1dqkrpb(tokens, tokens, table, 3, 2),
+        natten.natten1dqkrpb(tokens, tokens, table, 2),
     ):
-        assert torch.equal(call, unfused.scores(line, line, 3, 2, rpb=table))
+        assert torch.equal(call, unfused.scores(tokens, tokens, 3, 2, rpb=table))
     box, table = random(1, 2, 4, 6, 7, 4).detach(), random(2, 3, 5, 5).detach()
     found = natten.natten3dqkrpb(box, box, table, 2, 3, 2, 1)
     assert torch.equal(found, unfused.scores(box, box, (2, 3, 3), (2, 1, 1), rpb=table))
