@@ -1,4 +1,4 @@
-"""What every test run shares: hypothesis profiles, one thread per worker, and counts of cases."""
+"""Settings of every test run: hypothesis profiles, one thread per worker, and counts of cases."""
 
 from __future__ import annotations
 

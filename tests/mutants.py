@@ -1,4 +1,4 @@
-"""Owns the mutations: small mistakes put into a copy of the package, and which test files see them.
+"""Small mistakes to put into a copy of the package, and which test files catch each.
 
 `python tests/mutants.py [name…]` is run by hand: every mutant, or those named. It fails where a
 mutant survives all of its files, its text is not there exactly once, or a file fails without it.

@@ -1,4 +1,4 @@
-"""Owns the check of alignments: none is guessed, and the fix is the mask with one."""
+"""Tests of alignments: none is guessed, and the suggested fix is the mask with one."""
 
 from dataclasses import replace
 

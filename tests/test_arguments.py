@@ -1,4 +1,4 @@
-"""Owns the warnings of `arguments`: layouts that fit by chance; its errors are in test_messages."""
+"""Tests of warnings about layouts that fit by chance; the errors are in test_messages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Owns derivatives: which are refused, what is saved for them, checkpoints and inference."""
+"""Tests of derivatives: which are refused, what is saved for them, checkpoints and inference."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Owns the check of Axis as a value: its rules, its defaults, its words."""
+"""Tests of Axis as a value: its rules, defaults and text."""
 
 import dataclasses
 from dataclasses import replace

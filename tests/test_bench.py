@@ -1,4 +1,4 @@
-"""Owns the measuring of `nbattn bench`: who is measured, who is refused and why."""
+"""Tests of measuring for `nbattn bench`: what is measured, and what is skipped and why."""
 
 import math
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Owns the doctor: the truth of its report, and that nothing broken on a machine makes it fail."""
+"""Tests of the doctor: its report is true, and nothing broken on a machine makes it fail."""
 
 from __future__ import annotations
 

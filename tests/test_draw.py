@@ -1,4 +1,4 @@
-"""Owns the text pictures of masks: their exact cells, tiles of long axes, and their cost."""
+"""Tests of the text pictures of masks: their exact cells, tiles of long axes, and their cost."""
 
 import re
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Owns the check of errors as values: they keep their parts when they are pickled."""
+"""Tests that errors keep their parts when they are pickled."""
 
 import pickle
 

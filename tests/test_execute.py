@@ -1,4 +1,4 @@
-"""Owns the check of plans that run: an eager call runs one, a given one runs itself."""
+"""Tests of running plans: an eager call runs one plan, and a given plan runs itself."""
 
 from __future__ import annotations
 

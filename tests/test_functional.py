@@ -1,4 +1,4 @@
-"""Owns merge(): attentions over disjoint keys, joined by logsumexp, are the attention over all."""
+"""Tests that merge() of attentions over disjoint keys is attention over all the keys."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Owns the check of geometry: intervals, counts and tiles, against the enumerator and at 10^9."""
+"""Tests of geometry: intervals, counts and tiles, against the enumerator and at 10^9."""
 
 from collections.abc import Callable
 from math import prod

@@ -1,4 +1,4 @@
-"""Owns the check of tiles of rows: against the enumerator, and their totals in closed form."""
+"""Tests of tiles of rows: against the enumerator, and their totals in closed form."""
 
 from __future__ import annotations
 

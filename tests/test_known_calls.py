@@ -1,5 +1,5 @@
-"""Calls that are known run as unknown ones do: the same values, the same errors, whatever of the
-arguments changed since.
+"""Tests that known calls run as unknown ones do: the same values and errors, whatever argument has
+changed since.
 """
 
 from __future__ import annotations

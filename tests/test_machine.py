@@ -1,4 +1,4 @@
-"""Owns the check of what a machine is said to be doing."""
+"""Tests of measuring how busy a machine is."""
 
 from nbattn import machine
 

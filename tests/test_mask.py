@@ -1,4 +1,4 @@
-"""Owns the check of masks as values: rules, text, integers, what decodes, what is dense."""
+"""Tests of masks as values: rules, text, integer codes, decoding and dense matrices."""
 
 import copy
 import dataclasses

@@ -1,4 +1,4 @@
-"""Owns the check of each converter against its library's words, and of the way back to Flash."""
+"""Tests of converters between masks and the windows of other libraries."""
 
 import warnings
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Owns the layer: values and gradients against a hand-written one, transforms, state and plans."""
+"""Tests of the layer: against one written by hand, transforms, state, copies and plans."""
 
 from __future__ import annotations
 

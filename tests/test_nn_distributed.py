@@ -1,4 +1,4 @@
-"""Owns the layer in two processes: DDP and FSDP2 give the gradients of one process."""
+"""Tests of the layer in two processes: DDP and FSDP2 give the gradients of one process."""
 
 from __future__ import annotations
 

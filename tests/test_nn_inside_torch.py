@@ -1,4 +1,4 @@
-"""Owns the layer inside torch: compilers, autocast, checkpoints, functional calls and export."""
+"""Tests of the layer inside torch: compilers, autocast, checkpoints, functional calls, export."""
 
 from __future__ import annotations
 

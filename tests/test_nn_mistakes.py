@@ -1,4 +1,4 @@
-"""Owns the exact words of the layer about what is wrong, found before anything else is done."""
+"""Tests of the exact error messages of the layer, which come before any computation."""
 
 # ruff: noqa: E501  the texts are as users see them
 

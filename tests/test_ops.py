@@ -1,4 +1,4 @@
-"""Owns the operators themselves: opcheck, fresh outputs, fakes, meta tensors, export and counts."""
+"""Tests of the operators: opcheck, fresh outputs, fake and meta tensors, export and counts."""
 
 from __future__ import annotations
 

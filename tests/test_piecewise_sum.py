@@ -1,4 +1,4 @@
-"""Owns the check of sums in closed form."""
+"""Tests of sums in closed form."""
 
 from __future__ import annotations
 

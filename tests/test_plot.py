@@ -1,6 +1,4 @@
-"""Owns the figures: what their artists hold, checked against an independent count, and that they
-stay bounded.
-"""
+"""Tests of the figures: their contents against an independent count, and their limited size."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Owns the writing of cost tables: what is kept, what makes room, and many writers at once."""
+"""Tests of writing cost tables: what stays, what is dropped, and many writers at once."""
 
 import multiprocessing
 import os

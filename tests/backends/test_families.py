@@ -1,4 +1,4 @@
-"""Owns the table of families: a small family made up here, a folder and a row and nothing else, is
+"""Tests that a new kernel family needs only its folder and one row: the small family made here is
 planned, refused with reasons, run, listed by doctor and shown by explain().
 """
 

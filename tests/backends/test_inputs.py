@@ -1,4 +1,4 @@
-"""Owns the check of what inputs tell of their layout: that of a packed projection among them."""
+"""Tests of the layouts that tensors have, among them that of a packed projection."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Owns the command `bench`: what is printed and written, its misuse and its exit status."""
+"""Tests of the command `bench`: what is printed and written, misuse and exit status."""
 
 import json
 import os

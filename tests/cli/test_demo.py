@@ -1,4 +1,4 @@
-"""Owns the command `demo`: its misuse and its help."""
+"""Tests of the command `demo`: misuse and help."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Owns the command `doctor`: its words for trouble and its exit status."""
+"""Tests of the command `doctor`: its text about problems and its exit status."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command line as a whole: streams, statuses, and options that must not be ignored."""
+"""Tests of the command line as a whole: streams, exit status and options without effect."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Owns the command `mask`: exact output, exact misuse."""
+"""Tests of the command `mask`: exact output and misuse."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Owns masks written on the command line: ways to write one, and text that is none."""
+"""Tests of masks written on the command line: accepted forms and refused text."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`nbattn plan` and `nbattn schema`: what they print, their exit status, and misuse."""
+"""Tests of `nbattn plan` and `nbattn schema`: output, exit status and misuse."""
 
 from __future__ import annotations
 

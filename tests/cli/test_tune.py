@@ -1,4 +1,4 @@
-"""Owns `nbattn tune`: what it measures, what it prints, where it writes, and when it refuses."""
+"""Tests of `nbattn tune`: what it measures, prints, writes and refuses."""
 
 import json
 import math

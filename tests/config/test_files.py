@@ -1,4 +1,4 @@
-"""Owns hostile files of configurations: what cannot be read, what nests or expands, and tags."""
+"""Tests of hostile configuration files: unreadable, deeply nested, expanding, or with tags."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Owns the grammar of configurations: what an option may say, any tree, and its schema."""
+"""Tests of the grammar of configurations: options, random trees and the schema."""
 
 from __future__ import annotations
 

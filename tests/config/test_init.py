@@ -1,4 +1,4 @@
-"""Owns configurations as they are used: real files, three formats, layers, plans and dumps."""
+"""Tests of configurations in use: real files, three formats, layers, plans and dumps."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Owns the exact words about every mistake of a configuration."""
+"""Tests of the exact error message of every mistake in a configuration."""
 
 from __future__ import annotations
 

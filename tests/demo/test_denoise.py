@@ -1,4 +1,4 @@
-"""Owns the demo of denoising: its non-local means against loops, its pictures and its target."""
+"""Tests of the denoising demo: non-local means against loops, pictures and target."""
 
 from __future__ import annotations
 

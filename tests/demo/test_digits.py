@@ -1,4 +1,4 @@
-"""Owns the demo of digits: its split, its training, its picture, and its promise."""
+"""Tests of the digits demo: its split, training, picture and target."""
 
 from __future__ import annotations
 

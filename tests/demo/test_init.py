@@ -1,4 +1,4 @@
-"""Owns the configuration of the demo."""
+"""Tests of the configuration of the demo."""
 
 from __future__ import annotations
 

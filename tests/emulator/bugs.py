@@ -1,4 +1,4 @@
-"""Owns the seeded bugs: mistakes put into a copy of the kernels, and the checks that catch each.
+"""Bugs to put into a copy of the kernels, and the checks that catch each.
 
 `cd tests && python -m emulator.bugs [name…]` prints the table and fails if a check misses a bug
 that it should catch. With `--one`, each bug is tried with only one of its checks, in turn. A bug is

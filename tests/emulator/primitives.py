@@ -1,4 +1,4 @@
-"""Owns the numbers with which the kernels of `primitives.cu` are launched."""
+"""The numbers with which the kernels of `primitives.cu` are launched."""
 
 from __future__ import annotations
 

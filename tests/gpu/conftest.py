@@ -1,4 +1,4 @@
-"""What every GPU test has: unwritten memory is NaN."""
+"""Fixture of every GPU test: unwritten memory is NaN."""
 
 from __future__ import annotations
 

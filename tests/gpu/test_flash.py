@@ -1,4 +1,4 @@
-"""Owns what only a GPU can show of FlashArguments: that each dialect is what the real kernel does.
+"""Tests on a GPU that FlashArguments computes the pairs of the real Flash kernels.
 
 `PYTHONPATH=. python -m pytest tests/gpu` runs it without installing anything; providers that are
 absent are skipped by name. Probes have no tolerance: zero queries give every key that a row reads

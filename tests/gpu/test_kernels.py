@@ -1,5 +1,4 @@
-"""Owns what only a GPU can show of the CUDA kernels: supports, values, gradients, and what a launch
-promises.
+"""Tests of the CUDA kernels on a GPU: supports, values, gradients, graphs, streams and devices.
 
 `PYTHONPATH=. python -m pytest tests/gpu` runs it without installing anything. Supports have no
 tolerance: zero queries give every key that a row reads the same weight, so one-hot values show

@@ -1,4 +1,4 @@
-"""Owns what only a GPU can show of launches: bytes that arrive, streams, graphs, devices, work."""
+"""Tests of launches on a GPU: argument bytes, streams, graphs, devices and work of the host."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Owns what only a GPU can show of the PTX wrappers: that each does to the bit what its twin in the
-emulator does.
-"""
+"""Tests on a GPU that each PTX wrapper gives the same bits as its counterpart in the emulator."""
 
 from __future__ import annotations
 

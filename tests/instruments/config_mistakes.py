@@ -1,6 +1,6 @@
 """Malformed configurations and the exact error message of each.
 
-Below a title stand the kind of file and its text, indented, then the lines of the error without
+Below a title are the kind of file and its text, indented, then the lines of the error without
 the file's name.
 """
 

@@ -1,4 +1,4 @@
-"""Owns entries of cost tables, and the one plan that they are of."""
+"""Entries of cost tables for tests, and the one plan they belong to."""
 
 from collections.abc import Iterator
 from dataclasses import replace

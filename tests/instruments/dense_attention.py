@@ -1,4 +1,4 @@
-"""Owns masked attention by its definition, in plain float64, and the rule that judges values.
+"""Masked attention by its definition, in plain float64, and the rule that judges values.
 
 Nothing here comes from the package: weights are exponentials over a boolean matrix, divided by
 their sum, head by head. Autograd through it gives the gradients that backends are judged by.

@@ -2,7 +2,7 @@
 
     python tests/instruments/dialect_table.py
 
-prints it. What a query reads is asked of the mask, not written down: a converter that counts
+prints it. The keys of a query are taken from the mask, not written down: a converter that counts
 wrongly changes the table, and the README's test sees it.
 """
 

@@ -1,4 +1,4 @@
-"""Owns plans to measure and a clock that is told what it shows."""
+"""Plans to measure, and a clock that shows given times."""
 
 from collections.abc import Sequence
 from typing import Any

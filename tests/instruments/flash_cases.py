@@ -1,4 +1,4 @@
-"""Owns cases of Flash programs: masks, tensors and features, and ways to run and judge them."""
+"""Cases of Flash programs: masks, tensors and features, and ways to run and judge them."""
 
 from __future__ import annotations
 

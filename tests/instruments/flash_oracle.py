@@ -1,4 +1,4 @@
-"""Owns an independent model of Flash's host code and kernels, pair by pair, and of bands.
+"""An independent model of Flash's host code, kernels and bands, pair by pair.
 
 It follows the order of the C++ statements with a dictionary of parameters and asks of each element
 whether the kernel's mask keeps it. Nothing is imported from the package.

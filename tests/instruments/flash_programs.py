@@ -1,4 +1,4 @@
-"""Owns what Flash programs are asked: requests, candidates, and the pairs of calls."""
+"""Helpers for tests of Flash programs: requests, candidates, and the pairs of calls."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Owns providers that are not there: modules with the providers' own signatures, computed densely.
+"""Modules that replace Flash providers: the providers' own signatures, computed densely.
 
 Their masks come from the host code of `flash_oracle`, their layouts, signs and refusals from the
 providers: what an adapter gets wrong shows as a wrong number or an error.

@@ -1,5 +1,5 @@
-"""Owns the judge of values: the masks and features to try, and outputs, logsumexps and gradients
-against float64.
+"""Judging of values: masks and features to try, and outputs, logsumexps and gradients against
+float64.
 
 The bound is relative to what the reference reaches in the same dtype on the same rounded inputs, so
 no tolerance is written down.

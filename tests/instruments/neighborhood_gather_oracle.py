@@ -1,4 +1,4 @@
-"""Owns NATTEN's unfused functions by brute force: windows listed query by query, in plain torch."""
+"""NATTEN's unfused functions by brute force: windows listed query by query, in plain torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Owns calls of the operators: masks, inputs, extras, and what a step of training gives."""
+"""Calls of the operators: masks, inputs, extra arguments, and the result of a training step."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Owns the independent enumerator of masks, the foreign oracles, and strategies that draw masks.
+"""The independent enumerator of masks, masks of other libraries, and random masks for hypothesis.
 
 The enumerator shares no code with the package and takes anything with an Axis's attributes. Where
 a closed form clamps and divides, it walks: along a class, back to the start of a group, key by key

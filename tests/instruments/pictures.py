@@ -1,4 +1,4 @@
-"""Owns the literal pictures of one-axis masks: a name, the axis, a row of ■ and . per query."""
+"""Literal pictures of one-axis masks: a name, the axis, a row of ■ and . per query."""
 
 # fmt: off
 from nbattn import Axis

@@ -1,4 +1,4 @@
-"""Owns calls whose plans are judged: masks, exact tensors, and that two results are equal."""
+"""Calls for tests of plans: masks, exact tensors, and the comparison of two results."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Owns the product of short axes: samples of it, and which pairs of values meet in them."""
+"""All short axes: samples of their product, and which pairs of values occur in them."""
 
 from collections.abc import Iterator
 from itertools import combinations

@@ -1,4 +1,4 @@
-"""Owns small layers: cases with their inputs, and a transform that records what it is given."""
+"""Small layers: cases with their inputs, and a transform that records its arguments."""
 
 from __future__ import annotations
 

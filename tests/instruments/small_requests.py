@@ -1,4 +1,4 @@
-"""Owns small requests: made from a mask and lengths, drawn at random, and what they are asked."""
+"""Small requests, fixed or random, and the checks of their candidates."""
 
 from collections.abc import Callable
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Owns what tests of transformers watch: exact softmax, and masks as attention receives them."""
+"""Fixtures for tests of transformers: exact softmax, and the masks that attention receives."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Owns the check of mask functions: pairs are those of transformers' own matrix."""
+"""Tests that mask functions give the pairs of transformers' own matrix."""
 
 from __future__ import annotations
 

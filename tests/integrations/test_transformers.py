@@ -1,4 +1,4 @@
-"""Owns the registration of attn_implementation="nbattn", and words about what it refuses."""
+"""Tests of registering attn_implementation="nbattn", and of the messages of its refusals."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Owns attn_implementation="nbattn" in seven models, against transformers' eager attention."""
+"""Tests of attn_implementation="nbattn" in seven models, against transformers' eager attention."""
 
 from __future__ import annotations
 

@@ -1,6 +1,5 @@
-"""attn_implementation="nbattn" in models beyond the chosen seven, and in ways to generate: encoders
-and decoders joined, head sizes by layer, values of another size, chunks; transformers' eager
-attention is the oracle.
+"""Tests of attn_implementation="nbattn" in more models and ways to generate, against transformers'
+eager attention: encoders joined to decoders, head sizes by layer, values of another size, chunks.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""Owns compiled decoding from static caches in transformers: as many graphs as its own attention
-takes, and the same tokens.
+"""Tests of compiled decoding from static caches in transformers: no more graphs than its own
+attention, and the same tokens.
 """
 
 from __future__ import annotations

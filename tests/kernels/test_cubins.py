@@ -1,4 +1,4 @@
-"""The cache of cubins: what its key covers, what it trusts, and many processes that die at once.
+"""Tests of the cache of cubins: its keys, what it trusts, and many processes that die at once.
 
 Most tests replace NVRTC by a compiler that returns its own arguments as the cubin.
 """

@@ -1,4 +1,4 @@
-"""Launches through CuPy: all that reaches a stub of the driver, and the words of refusals."""
+"""Tests of launches through CuPy: what reaches a recording driver, and the messages of refusals."""
 
 from __future__ import annotations
 

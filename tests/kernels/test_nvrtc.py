@@ -1,4 +1,4 @@
-"""The compiler: what reaches it, what it says, and the words where it is missing or refuses."""
+"""Tests of the compiler: its options, its messages, and errors where it is missing or refuses."""
 
 from __future__ import annotations
 

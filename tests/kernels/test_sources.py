@@ -1,4 +1,4 @@
-"""The text of kernels: found in checkout and wheel, each header once, errors at their place."""
+"""Tests of kernel sources: found in checkout and wheel, each header once, errors at their line."""
 
 from __future__ import annotations
 

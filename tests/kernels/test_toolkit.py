@@ -1,4 +1,4 @@
-"""Owns the check of where NVRTC and its headers are found, and of the words where they are not."""
+"""Tests of where NVRTC and its headers are found, and of the errors where they are missing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Owns the cost table: what it decides, what it never changes, and every file that is refused."""
+"""Tests of the cost table: what it decides, what it never changes, and which files are refused."""
 
 import json
 import os

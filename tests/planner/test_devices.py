@@ -1,4 +1,4 @@
-"""Owns the check of the devices of this machine, and of kinds without data."""
+"""Tests of the devices of this machine, and of devices without data."""
 
 import pytest
 import torch

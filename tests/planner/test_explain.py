@@ -1,4 +1,4 @@
-"""Owns the check of a plan's text: every candidate and reason, what decided, and its one line."""
+"""Tests of a plan's explanation: all candidates and reasons, what decided, and one-line form."""
 
 import re
 from dataclasses import replace

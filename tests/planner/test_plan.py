@@ -1,4 +1,4 @@
-"""Owns the check of plans: their data, their schedules, and that they are values."""
+"""Tests of plans: their data, their schedules, and that they are values."""
 
 import copy
 import json

@@ -1,4 +1,4 @@
-"""Owns the check of the planner: its choice, what may be required and forbidden, and its cache."""
+"""Tests of the planner: its choice, required and forbidden strategies, and its cache."""
 
 import copy
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Owns the check of proofs: the law on every candidate, wrong programs, real sizes."""
+"""Tests of proofs: every candidate computes its mask, wrong programs are found, real sizes."""
 
 from collections.abc import Callable
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Owns the check of bands: trimmed, compared and cut, against their pairs."""
+"""Tests of bands: trimmed, compared and cut, against their pairs."""
 
 from __future__ import annotations
 

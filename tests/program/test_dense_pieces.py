@@ -1,4 +1,4 @@
-"""Owns the law of dense pieces: their programs are the mask, by folds, blocks, slices."""
+"""Tests that dense programs (folds, blocks and slices) compute exactly the mask."""
 
 from collections.abc import Callable
 from itertools import product

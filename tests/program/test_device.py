@@ -1,4 +1,4 @@
-"""Owns the check of devices as data: what they say, and what is refused of them."""
+"""Tests of devices as data: rates, capabilities and refused values."""
 
 import pickle
 from dataclasses import replace

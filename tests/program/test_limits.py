@@ -1,4 +1,4 @@
-"""Owns the check of limits: each is a reason, and all of them are told at once."""
+"""Tests of limits: each is a reason, and all reasons are reported at once."""
 
 from dataclasses import fields
 from types import SimpleNamespace

@@ -1,4 +1,4 @@
-"""Owns the check of views: the positions that they stand for."""
+"""Tests of views: which positions they contain."""
 
 from hypothesis import given
 from hypothesis import strategies as st

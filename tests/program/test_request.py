@@ -1,4 +1,4 @@
-"""Owns the check of requests: what of a call reaches them, their defaults and their names."""
+"""Tests of requests: the arguments that reach them, their defaults and legal names."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Owns the compile matrix: the kernels for every target, by NVRTC, without a GPU or a driver.
+"""Tests of compiling the kernels for every target with NVRTC, without a GPU or a driver.
 
 Rules hold for every NVRTC; budgets of registers are those of one (`golden/kernels.json`).
 Where kernels change on purpose, `python tests/whole/test_compile_matrix.py --update` writes it

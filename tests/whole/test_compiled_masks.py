@@ -1,5 +1,5 @@
-"""Owns masks whose numbers a compiler or an exporter does not know: how many graphs they make, what
-they compute, what they say when they are wrong, and that exported graphs train.
+"""Tests of masks whose numbers a compiler or exporter does not know: the number of graphs, values,
+errors, and training of exported graphs.
 """
 
 from __future__ import annotations

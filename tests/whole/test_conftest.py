@@ -1,4 +1,4 @@
-"""The counts of cases reach the summary, with workers and without."""
+"""Tests that counts of cases reach the summary, with workers and without."""
 
 import subprocess
 import sys

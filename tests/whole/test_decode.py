@@ -1,4 +1,4 @@
-"""Owns decoding: re-planning at every length in time, and steps that add up to one pass.
+"""Tests of decoding: planning at every length in time, and steps that add up to one pass.
 
 Queries arrive one or a few at a time against keys that grow. A cache that grows is aligned
 bottom-right; a static one holds all its keys from the start and says where the query stands.

@@ -1,4 +1,4 @@
-"""Owns derivatives by finite differences: of every engine, and the reference's second ones."""
+"""Tests of derivatives by finite differences: of every engine, and the reference's second ones."""
 
 from __future__ import annotations
 

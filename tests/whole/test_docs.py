@@ -1,4 +1,4 @@
-"""The pages under docs/: their Python runs, their TOML loads, and what they print is printed."""
+"""Tests of the pages under docs/: Python runs, TOML loads, and shown output is the output."""
 
 from __future__ import annotations
 

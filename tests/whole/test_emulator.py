@@ -1,4 +1,4 @@
-"""The emulator itself: its primitives against numpy, and mistakes it has to find, with lines."""
+"""Tests of the emulator: its primitives against numpy, and mistakes it must find, with lines."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Owns the examples: they run, and their transforms are what they say."""
+"""Tests of the examples: they run, and their transforms compute what they promise."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Owns the golden plans of real configurations: the choice, every refusal, and SDPA's programs.
+"""Tests of the plans of real configurations against stored ones: choice, refusals and SDPA's
+programs.
 
 Costs and tile sizes are tuned, so they are not in the file. Where the choice of a plan is meant to
 change, `python tests/whole/test_golden_plans.py --update` writes tests/golden/plans.json again;

@@ -1,4 +1,4 @@
-"""Owns the check of the GPU benchmarks where there is no GPU: they say so."""
+"""Tests that GPU benchmarks report when there is no GPU."""
 
 from __future__ import annotations
 

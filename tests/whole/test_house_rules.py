@@ -1,4 +1,4 @@
-"""House rules: budgets of size, annotations, module docstrings, and what no file may contain.
+"""Tests of house rules: budgets of size, annotations, module docstrings, and forbidden content.
 
 Every rule is a function from files to a list of violations, so that it can be shown to fail: each
 has a sample here that breaks it. A function's length runs from `def` to its last line without its
@@ -96,7 +96,7 @@ def module_docstrings(files: Files) -> list[str]:
         first = (ast.get_docstring(ast.parse(text)) or "").split("\n\n")[0]
         sentence = " ".join(first.split())
         if not re.fullmatch(r"[A-Z`\"'].*\.", sentence) or len(sentence.split()) < 4:
-            found.append(f"{path}: its docstring does not start with what it owns: {sentence!r}")
+            found.append(f"{path}: its docstring does not start with a sentence: {sentence!r}")
     return found
 
 
@@ -126,7 +126,7 @@ def contributing_size(files: Files) -> list[str]:
 
 def drawers(files: Files) -> list[str]:
     parts = {path: {Path(part).stem.lower() for part in Path(path).parts} for path in files}
-    return [f"{path}: name what it owns" for path, names in parts.items() if names & DRAWERS]
+    return [f"{path}: name what it holds" for path, names in parts.items() if names & DRAWERS]
 
 
 def empty_files(files: Files) -> list[str]:
@@ -236,7 +236,7 @@ VIOLATIONS: list[tuple[Callable[[Files], list[str]], Files]] = [
     (annotations, {"a.py": "class C:\n    @staticmethod\n    def f(x) -> int: ..."}),
     (annotations, {"a.py": "class C:\n    def f(self) -> None:\n        def g(x) -> None: ..."}),
     (module_docstrings, {"a.py": "x = 1"}),
-    (module_docstrings, {"a.py": '"""Owns the whole of nothing"""'}),
+    (module_docstrings, {"a.py": '"""Tests of nothing at all"""'}),
     (module_docstrings, {"a.py": '"""Tools."""'}),
     (drawing_size, {"nbattn/draw.py": '"""Doc."""\n' + "x = 1\n" * 81}),
     (cuda_sizes, {"cuda/fwd.cu": "\n" * 401}),

@@ -1,7 +1,7 @@
-"""Arrows between rooms, and what an import loads, costs and leaves behind.
+"""Tests of which components may import which, and of what an import loads, costs and leaves behind.
 
 `ALLOWED` is the rule. Imports at module level and for type checkers follow it strictly; an import
-inside a function keeps it too, unless `EXCEPTIONS` names that function.
+inside a function follows it too, unless `EXCEPTIONS` names that function.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Owns how attention behaves inside torch: compile, autocast, func, switches and threads."""
+"""Tests of attention inside torch: compile, autocast, func, switches and threads."""
 
 from __future__ import annotations
 

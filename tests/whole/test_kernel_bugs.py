@@ -1,4 +1,4 @@
-"""Seeded bugs in the project's kernels: the emulator and the rule that judges values catch each."""
+"""Tests that the emulator and the rule that judges values catch bugs put into the kernels."""
 
 from __future__ import annotations
 

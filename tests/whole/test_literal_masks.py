@@ -1,4 +1,4 @@
-"""Owns the check of the enumerator and the package against pictures written out by hand."""
+"""Tests of the enumerator and the package against pictures written by hand."""
 
 from collections.abc import Callable
 

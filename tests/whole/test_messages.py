@@ -1,4 +1,4 @@
-"""Owns the exact text of every message: what is wrong with both numbers, and the fix as code."""
+"""Tests of the exact text of every message: what is wrong with both numbers, and the fix as code."""
 
 # ruff: noqa: E501  the texts are as users see them
 

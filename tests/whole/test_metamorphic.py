@@ -1,4 +1,4 @@
-"""Owns the laws that relate one mask to another: they need no oracle, only two dense masks."""
+"""Tests of properties that relate one mask to another, for which two dense masks are enough."""
 
 from collections.abc import Callable
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Agreement with the real natten where it is installed: 0.21 on its CPU path (masks, values and
+"""Tests against the real natten where it is installed: 0.21 on its CPU path (masks, values and
 logsumexp), 0.17 with its native kernels (unfused functions and their gradients).
 
 Neither is a dependency of the tests; without one they are skipped, which the summary says.

@@ -1,4 +1,4 @@
-"""Owns the check that Mask.neighborhood means what NATTEN means by its parameters."""
+"""Tests that Mask.neighborhood has the meaning of NATTEN's parameters."""
 
 from collections.abc import Callable, Iterator
 from random import Random

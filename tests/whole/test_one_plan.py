@@ -1,5 +1,5 @@
-"""Owns that a forward and its backward never disagree: plans handed on, plans made apart under
-other batches, strides, layouts and cost tables, and the logsumexp between them.
+"""Tests that a forward and its backward fit together when their plans differ: other batches,
+strides, layouts or cost tables, and the logsumexp between them.
 """
 
 from __future__ import annotations

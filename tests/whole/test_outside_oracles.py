@@ -1,4 +1,4 @@
-"""Owns the converters and dialects against other libraries' own masks, computed on a CPU.
+"""Tests of the converters against other libraries' own masks, computed on a CPU.
 
 Each test runs where its library is installed and is skipped with the reason elsewhere. `make
 oracles` installs all of them, in the versions of the extra `oracles`, beside the environment of

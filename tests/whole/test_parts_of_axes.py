@@ -1,4 +1,4 @@
-"""What tensors hold of an axis, kept apart from the axis: parts of it have the mask's own pairs.
+"""Tests of tensors that hold a part of an axis: the part has the mask's own pairs.
 
 A part is judged by the dense matrix of the whole axis, of which it is a block of rows and columns.
 """

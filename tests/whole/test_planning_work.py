@@ -1,7 +1,7 @@
-"""Owns the guards on what planning does, counted: lines of Python and memory at its peak.
+"""Tests of the work of planning, counted in lines of Python and peak memory.
 
-Against work in proportion to a length and caches that miss. How long all this takes is measured by
-`benchmarks/overhead.py`.
+They guard against work in proportion to a length and caches that miss. How long all this takes is
+measured by `benchmarks/overhead.py`.
 """
 
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Owns prefix keys on every backend: the same mask, values and gradients, and what they cost."""
+"""Tests of prefix keys on every backend: the same mask, values and gradients, and their cost."""
 
 from __future__ import annotations
 

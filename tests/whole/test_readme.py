@@ -1,4 +1,4 @@
-"""The README: every Python block runs, in order, as one program; what it shows is what there is."""
+"""Tests of the README: all Python blocks run in order as one program, and what it shows exists."""
 
 from __future__ import annotations
 

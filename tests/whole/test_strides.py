@@ -1,4 +1,4 @@
-"""Owns that the same numbers with other strides give the same values and gradients."""
+"""Tests that the same numbers with other strides give the same values and gradients."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Owns the support test: which (query, key) pairs a backend computes, found with one-hot probes.
+"""Tests of which (query, key) pairs each backend computes, found with one-hot probes.
 
 Zero queries give every key that a row reads the same weight 1/n, so that one-hot values show in the
 output which keys were read; one-hot gradients and keys show the same for every gradient. Nothing

@@ -1,8 +1,8 @@
-"""Owns that tests lie as the modules do: each module has its file, and each file names a module.
+"""Tests that test files mirror modules: each module has its file, and each file names a module.
 
 `nbattn/a/b.py` has `tests/a/test_b.py`, and may have `tests/a/test_b_*.py` besides; `__init__.py`
 has `test_init.py`, where it holds more than a docstring. What has no file of its own is in
-`TESTED_IN`, with the file that tests it. `tests/whole/` proves what no single module owns.
+`TESTED_IN`, with the file that tests it. `tests/whole/` tests what no single module does alone.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Owns the values of every backend: outputs, logsumexps and gradients, judged against float64.
+"""Tests of the values of every backend: outputs, logsumexps and gradients, against float64.
 
 The bound is relative to what the reference reaches in the same dtype on the same rounded inputs, so
 no tolerance is written down. What `attention()` takes is tried alone and together.

@@ -1,5 +1,5 @@
-"""`cuda/window.cuh` and `cuda/walk.cuh` compiled by g++, against geometry and the walks of the
-dialect bit by bit: classes, windows, inverse windows, and what row tiles visit, mask and position.
+"""Tests of `cuda/window.cuh` and `cuda/walk.cuh`, compiled by g++, against geometry and tile
+traversals, bit by bit: classes, windows, inverse windows, and the tiles that rows visit.
 """
 
 from __future__ import annotations

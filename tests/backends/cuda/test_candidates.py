@@ -1,6 +1,4 @@
-"""The CUDA kernels as candidates: their programs are the mask, their tiles fit, their limits are
-told, and what they visit is counted in closed form. No GPU, and no kernel, takes part.
-"""
+"""Tests of the CUDA kernels as candidates: programs, tiles, limits, costs and choice."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Owns the check of what the CUDA kernels are told: supports and schedules at any tile."""
+"""Tests of the arguments of the CUDA kernels: supports and schedules at any tile size."""
 
 from __future__ import annotations
 

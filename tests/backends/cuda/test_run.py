@@ -1,5 +1,5 @@
-"""The CUDA kernels as a backend of `attention()`, run by the emulator on CPU tensors: the pairs
-that they compute, and values and gradients against float64.
+"""Tests of the CUDA kernels as a backend of `attention()`, run by the emulator on CPU tensors: the
+pairs they compute, and values and gradients against float64.
 
 Planner, operators, backend and kernels are the ones that run on a GPU; only the device is a
 stand-in, and the launcher is the emulator's.

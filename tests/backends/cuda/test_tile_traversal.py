@@ -1,5 +1,5 @@
-"""Tiles of rows against tiles of columns, as the CUDA kernels walk them: against the enumerator,
-and their closed-form counts against walks tile by tile, in both directions.
+"""Tests of traversals of tiles, as in the CUDA kernels: against the enumerator, and their counts in
+closed form against counting tile by tile, in both directions.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Owns the check of tiles: they fit device and threads, and every choice is shipped."""
+"""Tests of the tile sizes of the CUDA kernels: they fit device and threads, and all are shipped."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Owns the check of dense candidates: what SDPA is refused for, and the matrix it takes."""
+"""Tests of dense candidates: why SDPA is refused, and the largest matrix that it accepts."""
 
 import pytest
 from small_requests import all_of, request_for

@@ -1,4 +1,4 @@
-"""Owns the check of SDPA's declared limits, and of its grid on CUDA."""
+"""Tests of SDPA's declared limits, and of its grid on CUDA."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Owns the check of the reference: it is SDPA with the mask as a matrix."""
+"""Tests that the reference is SDPA with the mask as a matrix."""
 
 from __future__ import annotations
 

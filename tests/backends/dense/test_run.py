@@ -1,4 +1,4 @@
-"""Owns the values of SDPA, of every dense strategy."""
+"""Tests of the values of every dense strategy of SDPA."""
 
 from __future__ import annotations
 

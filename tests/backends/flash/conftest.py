@@ -1,4 +1,4 @@
-"""Owns the providers of Flash that stand in for the real ones, which need a GPU."""
+"""Fixtures that replace the Flash providers, which need a GPU, by stand-ins."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Owns the check of every Flash provider's adapter, on stand-ins, in one pass and step by step."""
+"""Tests of the adapter of every Flash provider, with stand-ins, in one pass and step by step."""
 
 from __future__ import annotations
 

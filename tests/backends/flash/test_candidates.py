@@ -1,4 +1,4 @@
-"""Owns the proof of Flash programs: every mask of one axis, said exactly by every strategy.
+"""Tests that every Flash strategy computes exactly the mask, for every mask of one axis.
 
 Two judges that share no code: programs are played pair by pair, their calls by the host code of
 `flash_oracle`, and compared with the enumerator of `oracle`; `plan.verify()` proves intervals.

@@ -1,4 +1,4 @@
-"""Owns the check of Flash dialects: what each entry computes for each tuple, and its tiles."""
+"""Tests of what each Flash entry computes for each window_size, and of its tiles."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Owns the check of the model of Flash: values and gradients of every strategy, and its rows."""
+"""Tests of the model of Flash: values and gradients of every strategy, and the rows it writes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Owns the check of packing: what is a sequence of one varlen call, and why something is none."""
+"""Tests of packing: which pieces are sequences of one varlen call, and why others are not."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Owns the check of Flash providers: their limits, and those of devices, are reasons."""
+"""Tests that the limits of Flash providers and devices are reasons of refusals."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Owns the check of runs of Flash programs: rows that kernels write, and what is copied."""
+"""Tests of running Flash programs: which rows kernels write, and what is copied."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Owns the check of flex as a candidate: its limits, and that auto leaves it alone."""
+"""Tests of FlexAttention as a candidate: its limits, and that auto never chooses it."""
 
 from __future__ import annotations
 

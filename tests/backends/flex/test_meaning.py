@@ -1,4 +1,4 @@
-"""Owns the check of masks as FlexAttention's block masks, against the enumerator."""
+"""Tests of masks as FlexAttention's block masks, against the enumerator."""
 
 from __future__ import annotations
 

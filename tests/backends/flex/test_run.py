@@ -1,4 +1,4 @@
-"""Owns the check of `backend="flex"` on a CPU, when asked by name."""
+"""Tests of `backend="flex"` on a CPU, where it runs only by name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Owns the check of natten as a candidate: what it cannot say, its limits, and its absence."""
+"""Tests of natten as a candidate: unsupported masks, its limits, and its absence."""
 
 from __future__ import annotations
 

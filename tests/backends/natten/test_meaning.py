@@ -1,4 +1,4 @@
-"""Owns the check of which masks the natten package can say: all that it publishes."""
+"""Tests that natten plans are exactly the masks which natten publishes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Owns the check of the call that the natten package receives.
+"""Tests of the call that the natten package receives.
 
 natten's kernels need a GPU; here a stand-in in plain torch takes the call.
 """

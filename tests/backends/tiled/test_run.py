@@ -1,4 +1,4 @@
-"""The engine at every tile size: values where tiles are small.
+"""Tests of the values of the tiled engine at every tile size.
 
 Plans choose large tiles for small shapes; here sizes are forced, so that seams, hulls and tiles
 that run as one batch are met on shapes small enough for the oracle.

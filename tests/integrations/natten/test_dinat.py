@@ -1,4 +1,4 @@
-"""Owns transformers' DiNAT on nbattn, against attention in plain torch."""
+"""Tests of transformers' DiNAT on nbattn, against attention in plain torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Owns today's functions of NATTEN: published masks, gradients, signatures, refusals."""
+"""Tests of today's functions of NATTEN: published masks, gradients, signatures and refusals."""
 
 from __future__ import annotations
 

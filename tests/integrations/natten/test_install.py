@@ -1,5 +1,5 @@
-"""nbattn as the module natten: what each generation has, its switches and helpers, the order of
-imports, and what stands where before and after.
+"""Tests of nbattn installed as the module natten: names of each generation, switches, the order of
+imports, and refusals.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Owns the older fused function of NATTEN, which adds a table of biases."""
+"""Tests of NATTEN's older fused function, which adds a table of biases."""
 
 from __future__ import annotations
 

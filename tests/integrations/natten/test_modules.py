@@ -1,4 +1,4 @@
-"""Owns NATTEN's modules and weights of both generations."""
+"""Tests of NATTEN's modules and weights of both generations."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Owns the slots of neighborhoods: which keys stand in them, missing ones, and memory."""
+"""Tests of the slots of neighborhoods: their keys, missing slots, and memory."""
 
 from __future__ import annotations
 

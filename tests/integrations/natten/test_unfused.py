@@ -1,5 +1,5 @@
-"""NATTEN's unfused functions against brute force in float64: values, gradients, gradients of
-gradients, tangents, orders of arguments, and what is refused.
+"""Tests of NATTEN's unfused functions against brute force in float64: values, first and second
+gradients, tangents, orders of arguments, and refusals.
 """
 
 from __future__ import annotations
