@@ -71,15 +71,17 @@ def import_folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def healthy() -> dict[str, object]:
+def healthy_report() -> dict[str, object]:
     done = run("--json")
     assert (done.returncode, done.stderr) == (0, "")
     return json.loads(done.stdout)
 
 
-def test_every_backend_of_the_planner_is_tried(healthy) -> None:
+def test_every_backend_of_the_planner_is_tried(healthy_report) -> None:
     found = {
-        backend["name"]: backend for backend in healthy["backends"] if backend["device"] == "cpu"
+        backend["name"]: backend
+        for backend in healthy_report["backends"]
+        if backend["device"] == "cpu"
     }
     assert list(found) == NAMES
     for name, backend in found.items():
@@ -90,15 +92,17 @@ def test_every_backend_of_the_planner_is_tried(healthy) -> None:
         assert backend["usable"]
         assert backend["max_error"] <= 1e-4
     assert found["reference"]["max_error"] == 0
-    assert healthy["usable"] is True
+    assert healthy_report["usable"] is True
 
 
-def test_report_of_this_machine(healthy) -> None:
-    assert healthy["torch"]["version"].split("+")[0] == metadata.version("torch").split("+")[0]
-    assert healthy["torch"]["devices"][0] == {"name": "cpu"}
-    assert healthy["nbattn"]["path"] == str(ROOT / "nbattn")
-    assert healthy["machine"]["cores"] == os.cpu_count()
-    packages = {package["name"]: package for package in healthy["packages"]}
+def test_report_of_this_machine(healthy_report) -> None:
+    assert (
+        healthy_report["torch"]["version"].split("+")[0] == metadata.version("torch").split("+")[0]
+    )
+    assert healthy_report["torch"]["devices"][0] == {"name": "cpu"}
+    assert healthy_report["nbattn"]["path"] == str(ROOT / "nbattn")
+    assert healthy_report["machine"]["cores"] == os.cpu_count()
+    packages = {package["name"]: package for package in healthy_report["packages"]}
     assert list(packages)[:4] == ["torch", "numpy", "pydantic", "rich"]
     assert packages["numpy"]["installed"] == metadata.version("numpy")
     assert packages["pyyaml"]["extras"] == ["yaml"]
@@ -188,26 +192,28 @@ def test_failing_parts_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     assert ("backend", "error", "RuntimeError: no such luck") in rows
 
 
-def test_text_and_json_reports_agree(healthy, capsys: pytest.CaptureFixture[str]) -> None:
-    command.show(list(command.rows(healthy)))
+def test_text_and_json_reports_agree(healthy_report, capsys: pytest.CaptureFixture[str]) -> None:
+    command.show(list(command.rows(healthy_report)))
     text = capsys.readouterr().out
     assert text.isascii()
     assert "\x1b" not in text
-    for backend in healthy["backends"]:
+    for backend in healthy_report["backends"]:
         assert f"{backend['name']} on {backend['device']}" in text
-    for package in healthy["packages"]:
+    for package in healthy_report["packages"]:
         assert re.search(rf"^(package| ) +{re.escape(package['name'])} ", text, re.M)
-    assert re.search(rf"^torch +version +{re.escape(healthy['torch']['version'])}$", text, re.M)
+    assert re.search(
+        rf"^torch +version +{re.escape(healthy_report['torch']['version'])}$", text, re.M
+    )
     assert re.search(r'^ +natten +not installed; pip install "nbattn\[natten\]"$', text, re.M)
     assert re.search(r"^environment +NBATTN_CACHE +off$", text, re.M)
 
 
 def test_a_table_on_a_terminal(
-    healthy, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    healthy_report, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
     monkeypatch.setenv("COLUMNS", "50")
-    table = list(command.rows(healthy))
+    table = list(command.rows(healthy_report))
     command.show(table)
     text = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out)
     assert "│" in text
@@ -352,8 +358,10 @@ def test_kernel_cache_writable_by_others_is_reported(import_folder: Path) -> Non
     assert list(folder.iterdir()) == []
 
 
-def test_kernels_without_cupy_or_nvrtc_name_what_to_install(import_folder: Path, healthy) -> None:
-    assert healthy["kernels"]["cubins"] == {"path": None} or absent()
+def test_kernels_without_cupy_or_nvrtc_name_what_to_install(
+    import_folder: Path, healthy_report
+) -> None:
+    assert healthy_report["kernels"]["cubins"] == {"path": None} or absent()
     (import_folder / "sitecustomize.py").write_text(
         "import sys, importlib.util as u\n"
         "find = u.find_spec\n"

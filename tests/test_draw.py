@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from oracle import (
     INFINITE,
+    attends,
     axis_matrix,
     bound_axes,
     box,
@@ -17,7 +18,6 @@ from oracle import (
     leader_of,
     masks,
     position,
-    reads,
 )
 from work import work
 
@@ -274,17 +274,17 @@ def cells(picture: str) -> list[list[str]]:
 
 
 def sign(axis: Axis, i: int, j: int, queries: int, keys: int) -> str:
-    """What stands for a pair, found by walking, not by the package's arithmetic."""
-    read = reads(axis, i, j, queries, keys)
+    """The sign of a pair, found step by step, not by the package's arithmetic."""
+    attended = attends(axis, i, j, queries, keys)
     at = position(axis, i, queries, keys)
     if at == j and is_placed(axis, queries, keys):
-        return "◆" if read else "◇"
+        return "◆" if attended else "◇"
     residue, own = coordinate(at, axis.dilation)
     if j % axis.dilation != residue:
         return "·"
-    if not read:
+    if not attended:
         return "⬚"
-    if not reads(replace(axis, prefix=0), i, j, queries, keys):
+    if not attends(replace(axis, prefix=0), i, j, queries, keys):
         return "▤"
     leader = leader_of(axis, own, len(range(residue, keys, axis.dilation)))
     steps = (j - (residue + axis.dilation * leader)) // axis.dilation
@@ -294,12 +294,12 @@ def sign(axis: Axis, i: int, j: int, queries: int, keys: int) -> str:
 
 
 def is_placed(axis: Axis, queries: int, keys: int) -> bool:
-    """Whether there is an own position: a full axis need not say where its queries stand."""
+    """Whether queries have a position among the keys: on a full axis they need none."""
     return queries == keys or axis.align in ("top-left", "bottom-right")
 
 
 def cut(axis: Axis, i: int, queries: int, keys: int) -> tuple[bool, bool]:
-    """Whether the window stands across the first key of its class, and across the last."""
+    """Whether the window crosses the first key of its class, and the last."""
     residue, own = coordinate(position(axis, i, queries, keys), axis.dilation)
     members = len(range(residue, keys, axis.dilation))
     leader = leader_of(axis, own, members)

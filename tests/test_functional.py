@@ -25,7 +25,7 @@ def random(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Te
 
 
 def moved(mask: Mask, first: int) -> Mask:
-    """The mask seen from key `first` of axis 0 on: its queries stand further left."""
+    """The mask seen from key `first` of axis 0 on: its queries are further left."""
     axis = mask.axes[0]
     assert axis.align != "bottom-right"
     at = axis.offset - first

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from oracle import axis_matrix, bound_axes, is_legal, masks, matrix, runs, tile_counts
-from short_axes import met, specimens
+from short_axes import specimens, value_pairs_of_sample
 from work import work
 
 from nbattn import Axis, Mask, MaskError
@@ -21,9 +21,9 @@ BILLION = 10**9
 
 
 def test_the_sample_has_every_legal_pair_of_values() -> None:
-    everything = met(1, 31) | met(3, 17)
+    everything = value_pairs_of_sample(1, 31) | value_pairs_of_sample(3, 17)
     assert len(everything) > 1000
-    assert met(0, STEP) == everything
+    assert value_pairs_of_sample(0, STEP) == everything
 
 
 def bound(axis: Axis, queries: int, keys: int) -> BoundAxis:
@@ -47,7 +47,7 @@ def check_runs(found: tuple[tuple[int, int], ...], want: np.ndarray, step: int) 
 
 
 def check_axis(axis: Axis, queries: int, keys: int) -> np.ndarray:
-    """Everything a bound axis says except its tiles; returns the enumerator's matrix."""
+    """Everything a bound axis computes except its tiles; returns the enumerator's matrix."""
     want = axis_matrix(axis, queries, keys)
     only = bound(axis, queries, keys)
     dense = only.dense()

@@ -150,7 +150,7 @@ print(json.dumps({
 
 
 @pytest.fixture(scope="module")
-def used(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def results_with_the_family(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What a copy of the package with the family gives."""
     root = tmp_path_factory.mktemp("family")
     shutil.copytree(PACKAGE, root / "nbattn", ignore=shutil.ignore_patterns("__pycache__"))
@@ -174,29 +174,35 @@ def used(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return json.loads(run.stdout.splitlines()[-1])
 
 
-def test_a_new_family_is_planned_and_proved(used: dict[str, Any]) -> None:
-    assert used["chosen"] == used["asked"] == "mean/everything"
-    assert used["proved"]
-    assert used["blocks"] == 1
+def test_a_new_family_is_planned_and_proved(results_with_the_family: dict[str, Any]) -> None:
+    assert (
+        results_with_the_family["chosen"] == results_with_the_family["asked"] == "mean/everything"
+    )
+    assert results_with_the_family["proved"]
+    assert results_with_the_family["blocks"] == 1
 
 
-def test_a_new_family_runs_forward_and_backward(used: dict[str, Any]) -> None:
-    assert max(used["errors"]) < 1e-4
+def test_a_new_family_runs_forward_and_backward(results_with_the_family: dict[str, Any]) -> None:
+    assert max(results_with_the_family["errors"]) < 1e-4
 
 
-def test_a_new_family_is_refused_with_all_its_reasons(used: dict[str, Any]) -> None:
-    assert "mean/everything: has no softcap" in used["refusal"]
-    assert "mean/everything: computes full masks only" in used["refusal"]
+def test_a_new_family_is_refused_with_all_its_reasons(
+    results_with_the_family: dict[str, Any],
+) -> None:
+    assert "mean/everything: has no softcap" in results_with_the_family["refusal"]
+    assert "mean/everything: computes full masks only" in results_with_the_family["refusal"]
     (reason,) = [
-        one for one in used["refused"].splitlines() if one.split()[:2] == ["refused", "mean"]
+        one
+        for one in results_with_the_family["refused"].splitlines()
+        if one.split()[:2] == ["refused", "mean"]
     ]
     assert reason.endswith("computes full masks only")
 
 
-def test_explain_and_doctor_show_a_new_family(used: dict[str, Any]) -> None:
-    assert used["explained"].startswith("plan    mean/everything: estimated ")
-    assert not used["doctor"]["usable"]  # doctor tries a window
-    assert used["doctor"]["reason"] == "computes full masks only"
+def test_explain_and_doctor_show_a_new_family(results_with_the_family: dict[str, Any]) -> None:
+    assert results_with_the_family["explained"].startswith("plan    mean/everything: estimated ")
+    assert not results_with_the_family["doctor"]["usable"]  # doctor tries a window
+    assert results_with_the_family["doctor"]["reason"] == "computes full masks only"
 
 
 # The table itself.

@@ -101,14 +101,14 @@ def test_options_without_effect_are_refused(capsys: pytest.CaptureFixture[str], 
 
 
 @pytest.fixture
-def costs() -> Iterator[None]:
+def forget_cost_tables() -> Iterator[None]:
     """Tables are read again, before a test and after it."""
     cost_table.forget()
     yield
     cost_table.forget()
 
 
-@pytest.mark.usefixtures("costs")
+@pytest.mark.usefixtures("forget_cost_tables")
 def test_a_relative_cache_is_one_message(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -26,7 +26,7 @@ import torch
 
 from emulator import build
 from emulator.launcher import KernelError, Launcher, Mode
-from emulator.problem import KERNELS, Problem, Tensors, expect, judge, make, run, variant
+from emulator.problem import KERNELS, Problem, Tensors, expected_results, judge, make, run, variant
 from nbattn import Axis, Mask
 
 # The checks: values and faults in the three fast modes, the check build, bank conflicts.
@@ -270,14 +270,14 @@ BUGS = [
 
 
 @cache
-def known(case: str) -> tuple[Tensors, tuple[Tensors, Tensors]]:
+def cached_case(case: str) -> tuple[Tensors, tuple[Tensors, Tensors]]:
     """Inputs with the correct kernels' outputs, and the expected outputs."""
     p = CASES[case]
     made = make(p)
     tensors = dict(made)
     for kernel in KERNELS:
         tensors |= run(p, Launcher("eager"), kernel, tensors)
-    low, exact = expect(p, made)
+    low, exact = expected_results(p, made)
     delta = (exact["out"] * made["grad_out"].double()).sum(-1) - made["grad_lse"].double()
     return tensors, (low | {"delta": delta}, exact | {"delta": delta})
 
@@ -293,9 +293,9 @@ def mutated(bug: Bug, folder: Path) -> None:
     (folder / bug.path).write_text(text.replace(bug.old, bug.new), "utf-8")
 
 
-def attempt(bug: Bug, catcher: str, folder: Path) -> str:
+def report_of_check(bug: Bug, catcher: str, folder: Path) -> str:
     """The report of one check on a bug; empty if the check misses it."""
-    tensors, expected = known(bug.case)
+    tensors, expected = cached_case(bug.case)
     p, launcher = CASES[bug.case], Launcher(CATCHERS[catcher], seconds=SECONDS, folder=folder)
     try:
         outputs = run(p, launcher, bug.kernel, tensors)
@@ -309,12 +309,12 @@ def attempt(bug: Bug, catcher: str, folder: Path) -> str:
 
 
 def in_child(bug: Bug, catcher: str, folder: Path) -> str:
-    """Runs `attempt` in a child process, which the bug may kill."""
+    """Runs `report_of_check` in a child process, which the bug may kill."""
     reader, writer = os.pipe()
     child = os.fork()
     if not child:
         try:
-            os.write(writer, attempt(bug, catcher, folder).encode()[:4000])
+            os.write(writer, report_of_check(bug, catcher, folder).encode()[:4000])
         finally:
             os._exit(0)
     os.close(writer)
@@ -324,10 +324,10 @@ def in_child(bug: Bug, catcher: str, folder: Path) -> str:
     return signal.Signals(os.WTERMSIG(status)).name if os.WIFSIGNALED(status) else report
 
 
-def examine(bug: Bug, catchers: Iterable[str] = CATCHERS) -> dict[str, str]:
+def reports_by_check(bug: Bug, catchers: Iterable[str] = CATCHERS) -> dict[str, str]:
     """Check → its report, of the checks that catch the bug."""
     p = CASES[bug.case]
-    known(bug.case)
+    cached_case(bug.case)
     with tempfile.TemporaryDirectory() as scratch:
         mutated(bug, Path(scratch))
         # before the fork, since a compiler error does not count as a catch
@@ -337,11 +337,13 @@ def examine(bug: Bug, catchers: Iterable[str] = CATCHERS) -> dict[str, str]:
     return {catcher: report for catcher, report in reports.items() if report}
 
 
-def blame(bugs: list[Bug]) -> list[str]:
+def reports_on_correct_kernels(bugs: list[Bug]) -> list[str]:
     """The reports of all checks on the correct kernels; there should be none."""
     clean = {(bug.case, bug.kernel): bug for bug in bugs}.values()
     reports = [
-        (bug, catcher, attempt(bug, catcher, build.CUDA)) for bug in clean for catcher in CATCHERS
+        (bug, catcher, report_of_check(bug, catcher, build.CUDA))
+        for bug in clean
+        for catcher in CATCHERS
     ]
     return [
         f"{bug.case}, {bug.kernel}, {catcher}: {text}" for bug, catcher, text in reports if text
@@ -352,12 +354,12 @@ def main(names: list[str], *, one: bool) -> int:
     """Print the table and return the number of bugs that a check misses but should catch."""
     torch.set_num_threads(1)
     chosen = [bug for bug in BUGS if not names or bug.name in names]
-    if wrong := blame(chosen):
+    if wrong := reports_on_correct_kernels(chosen):
         raise SystemExit("without a bug:\n" + "\n".join(wrong))
     missed = 0
     for place, bug in enumerate(chosen):
         wanted = bug.catch[place % len(bug.catch)] if one else bug.catch
-        reports = examine(bug, wanted if one else CATCHERS)
+        reports = reports_by_check(bug, wanted if one else CATCHERS)
         missing = "".join(catcher for catcher in wanted if catcher not in reports)
         missed += bool(missing or not reports)
         text = reports.get("C") or next(iter(reports.values()), "nothing")

@@ -149,7 +149,7 @@ def run(p: Problem, launcher: Launcher, kernel: str, known: Tensors) -> Tensors:
     return writes
 
 
-def define(p: Problem, made: Tensors, dtype: torch.dtype) -> Tensors:
+def by_definition(p: Problem, made: Tensors, dtype: torch.dtype) -> Tensors:
     """All outputs and gradients by the definition, computed in this dtype."""
     wide = {n: t.to(dtype) if t.is_floating_point() else t for n, t in made.items()}
     inputs = {n: t.detach().clone() for n, t in wide.items() if not n.startswith("grad")}
@@ -165,9 +165,9 @@ def define(p: Problem, made: Tensors, dtype: torch.dtype) -> Tensors:
     }
 
 
-def expect(p: Problem, made: Tensors) -> tuple[Tensors, Tensors]:
+def expected_results(p: Problem, made: Tensors) -> tuple[Tensors, Tensors]:
     """The results in the problem's dtype, and the exact results."""
-    return define(p, made, p.dtype), define(p, made, torch.float64)
+    return by_definition(p, made, p.dtype), by_definition(p, made, torch.float64)
 
 
 def judge(p: Problem, found: Tensors, expected: tuple[Tensors, Tensors]) -> None:

@@ -81,7 +81,7 @@ def one_hot(count: int, first: int) -> Tensor:
 
 
 def probed(call: FlashArguments, rows: int, keys: int) -> tuple[Tensor, Tensor]:
-    """Which keys rows read, from the outputs and from the gradients of the values."""
+    """Which keys rows attend to, from the outputs and from the gradients of the values."""
     query, key = (
         torch.zeros(2, count, 1, WIDTH, dtype=torch.float16, device=DEVICE)
         for count in (rows, keys)

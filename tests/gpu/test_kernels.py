@@ -149,7 +149,7 @@ def one_hot(space: Space, first: int, width: int, dtype: torch.dtype) -> Tensor:
 
 
 def supports(problem: Problem, dtype: torch.dtype, width: int = 64) -> tuple[Tensor, ...]:
-    """Which keys rows read: by the outputs, by gradients of values, and by those of keys."""
+    """Which keys rows attend to: by the outputs, by gradients of values, and by those of keys."""
     mask, queries, keys = problem
     query = torch.zeros(1, *queries, 1, width, dtype=dtype, device=DEVICE)
     key, value = (torch.zeros(1, *keys, 1, width, dtype=dtype, device=DEVICE) for _ in range(2))

@@ -96,7 +96,7 @@ FEATURES: dict[str, tuple[tuple[str, ...], dict[str, float]]] = {
 }
 
 
-def through(
+def attention_by_adapter(
     provider: str, mask: Mask, strategy: str, queries: Space, keys: Space, **asked: Any
 ) -> Callable[..., Any]:
     """Attention by a provider's adapter: the model's program, which no device refuses."""
@@ -144,8 +144,8 @@ def part_of(piece: Tensor, whole: Tensor) -> bool:
     return piece.untyped_storage().data_ptr() == whole.untyped_storage().data_ptr()
 
 
-def even(mask: Mask, queries: Space, keys: Space, **asked: Any) -> tuple[Any, Any, Tensor]:
-    """A program on heads of 8, which no kernel wants padded: it, its inputs, what they give."""
+def unpadded_case(mask: Mask, queries: Space, keys: Space, **asked: Any) -> tuple[Any, Any, Tensor]:
+    """A program on heads of 8, which need no padding, with its inputs and expected output."""
     sizes = {"query": (queries, 4), "key": (keys, 2), "value": (keys, 2)}
     made = {
         name: random((2, *space, heads, 8), n)

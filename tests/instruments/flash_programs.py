@@ -34,7 +34,7 @@ def request_for(mask: Mask, queries: Any, keys: Any, **fields: Any) -> Request:
     return Request(mask=mask, query_space=queries, key_space=keys, **(plain | fields))
 
 
-def found_for(mask: Mask, queries: Any, keys: Any, **fields: Any) -> list[Candidate]:
+def flash_candidates_for(mask: Mask, queries: Any, keys: Any, **fields: Any) -> list[Candidate]:
     """The model's candidates of `PROVIDERS`, and the kv-cache entry of Flash 2."""
     request = request_for(mask, queries, keys, **fields)
     names = [f"flash-model:{name}" for name in PROVIDERS]
@@ -66,7 +66,7 @@ def kernel(call: FlashArguments, rows: int, keys: int) -> np.ndarray:
 
 
 def positions(view: View) -> np.ndarray:
-    """The positions `[groups, length]` of a view of one axis, walked one by one."""
+    """The positions `[groups, length]` of a view of one axis, computed one by one."""
     (axis,) = view.axes
     return np.array(
         [
@@ -76,7 +76,7 @@ def positions(view: View) -> np.ndarray:
     )
 
 
-def played(calls: tuple[Call, ...], queries: int, keys: int) -> np.ndarray:
+def pair_counts(calls: tuple[Call, ...], queries: int, keys: int) -> np.ndarray:
     """How often a program computes every pair of one axis."""
     times = np.zeros((queries, keys), dtype=int)
     written: set[int] = set()
@@ -85,8 +85,8 @@ def played(calls: tuple[Call, ...], queries: int, keys: int) -> np.ndarray:
         at, to = positions(call.query), positions(call.key)
         assert call.joins or written.isdisjoint(at.flat)
         written |= set(at.flat)
-        keys_told = to.shape[1] + call.arguments.pad
-        allowed = kernel(call.arguments, at.shape[1], keys_told)[:, : to.shape[1]]
+        keys_given = to.shape[1] + call.arguments.pad
+        allowed = kernel(call.arguments, at.shape[1], keys_given)[:, : to.shape[1]]
         for rows, columns in zip(at, to, strict=True):
             times[np.ix_(rows, columns)] += allowed
     return times

@@ -171,7 +171,7 @@ def run(
     return results(out, lse, inputs, grads)
 
 
-def define(
+def by_definition(
     mask: tuple[Mask, Space, Space], made: Tensors, grads: list[Tensor], feature: Feature,
     dtype: torch.dtype = torch.float64,
 ) -> Tensors:  # fmt: skip
@@ -190,7 +190,7 @@ def define(
     return found
 
 
-def low(
+def best_in_dtype(
     mask: tuple[Mask, Space, Space], made: Tensors, grads: list[Tensor], feature: Feature,
     backend: str,
 ) -> Tensors:  # fmt: skip
@@ -199,7 +199,7 @@ def low(
         return run(mask[0], made, grads, feature, "reference")
     dtype = made["query"].dtype
     wide = torch.float64 if dtype == torch.float64 else torch.float32
-    found = define(mask, made, grads, feature, wide)
+    found = by_definition(mask, made, grads, feature, wide)
     return {n: t if n in ("lse", "terms") else t.to(dtype) for n, t in found.items()}
 
 
@@ -224,8 +224,10 @@ def known(key: tuple[Any, ...]) -> tuple[Tensors, list[Tensor], Tensors, dict[st
     feature = Feature(shape, dict(numbers), sink, key_range, lse)
     place = (mask, queries, keys)
     made, grads = tensors(place, feature, dtype), upstream(place, shape, dtype)
-    reached = {name: low(place, made, grads, feature, name) for name in ("reference", "others")}
-    return made, grads, define(place, made, grads, feature), reached
+    reached = {
+        name: best_in_dtype(place, made, grads, feature, name) for name in ("reference", "others")
+    }
+    return made, grads, by_definition(place, made, grads, feature), reached
 
 
 def compare(

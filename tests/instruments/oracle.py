@@ -1,8 +1,9 @@
 """The independent enumerator of masks, masks of other libraries, and random masks for hypothesis.
 
 The enumerator shares no code with the package and takes anything with an Axis's attributes. Where
-a closed form clamps and divides, it walks: along a class, back to the start of a group, key by key
-around a circle. The package is imported for one purpose: strategies yield its Axis and Mask.
+a closed form clamps and divides, it goes step by step: along a class, back to the start of a group,
+key by key around a circle. The package is imported only for its Axis and Mask, which strategies
+yield.
 """
 
 from collections.abc import Iterable, Sequence
@@ -83,8 +84,8 @@ def wrapped_window(leader: int, left: int, right: int, members: int) -> list[int
     return found
 
 
-def keys_read(axis: Any, i: int, queries: int, keys: int) -> set[int]:
-    """The keys that query i reads on one axis."""
+def attended_keys(axis: Any, i: int, queries: int, keys: int) -> set[int]:
+    """The keys that query i attends to on one axis."""
     at = position(axis, i, queries, keys)
     residue, own = coordinate(at, axis.dilation)
     members = [j for j in range(keys) if j % axis.dilation == residue]
@@ -102,16 +103,16 @@ def keys_read(axis: Any, i: int, queries: int, keys: int) -> set[int]:
     return read | sinks
 
 
-def reads(axis: Any, i: int, j: int, queries: int, keys: int) -> bool:
-    """Whether query i reads key j on one axis."""
-    return j in keys_read(axis, i, queries, keys)
+def attends(axis: Any, i: int, j: int, queries: int, keys: int) -> bool:
+    """Whether query i attends to key j on one axis."""
+    return j in attended_keys(axis, i, queries, keys)
 
 
 def axis_matrix(axis: Any, queries: int, keys: int) -> np.ndarray:
     """bool [queries, keys] of one axis."""
     matrix = np.zeros((queries, keys), dtype=bool)
     for i in range(queries):
-        for j in keys_read(axis, i, queries, keys):
+        for j in attended_keys(axis, i, queries, keys):
             matrix[i, j] = True
     return matrix
 

@@ -33,7 +33,7 @@ def specimens(first: int, step: int) -> Iterator[tuple[dict[str, Any], int, int]
         yield fields, fields.pop("queries"), fields.pop("keys")
 
 
-def met(first: int, step: int) -> set[Any]:
+def value_pairs_of_sample(first: int, step: int) -> set[Any]:
     """The pairs of values of two fields that a sample of PRODUCT has in legal axes."""
     found: set[Any] = set()
     for fields, queries, keys in specimens(first, step):

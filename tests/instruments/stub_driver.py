@@ -60,7 +60,7 @@ class Tensor:
 
 
 class Torch:
-    """What the launcher asks of torch: devices, streams, captures, each as this test says."""
+    """What the launcher asks of torch: devices, streams, captures, each as the test sets it."""
 
     def __init__(self) -> None:
         self.current, self.capturing, self.guards = 0, False, []

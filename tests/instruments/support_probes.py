@@ -1,7 +1,7 @@
 """Probes of support: which (query, key) pairs a backend computes, found with one-hot tensors.
 
-Zero queries give every key that a row reads the same weight 1/n, so that one-hot values show in the
-output which keys were read; one-hot gradients and keys show the same for every gradient. Nothing
+Zero queries give every key of a row the same weight 1/n, so that one-hot values show in the
+output which keys were used; one-hot gradients and keys show the same for every gradient. Nothing
 here has a tolerance: the pairs found must equal the enumerator's matrix.
 """
 

@@ -73,7 +73,7 @@ PADDINGS = {
 
 
 def pairs(layer: integration.LayerMask) -> Tensor:
-    """Which keys every query of every sample reads, bool `[B, 1, queries, keys]`."""
+    """The keys that every query of every sample attends to, bool `[B, 1, queries, keys]`."""
     batch, _, queries, keys = layer.shape
     matrix = torch.from_numpy(layer.mask.dense(queries, keys)).expand(batch, 1, -1, -1)
     if layer.key_range is None:

@@ -113,7 +113,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     return found
 
 
-def both(model: Any, run: Callable[[Any], Tensor]) -> tuple[Tensor, Tensor]:
+def with_eager_and_nbattn(model: Any, run: Callable[[Any], Tensor]) -> tuple[Tensor, Tensor]:
     """What eager and nbattn give."""
     results: list[Tensor] = []
     for implementation in ("eager", "nbattn"):
@@ -124,7 +124,7 @@ def both(model: Any, run: Callable[[Any], Tensor]) -> tuple[Tensor, Tensor]:
 
 
 def same(model: Any, run: Callable[[Any], Tensor], rows: Tensor | None = None) -> None:
-    wanted, found = both(model, run)
+    wanted, found = with_eager_and_nbattn(model, run)
     rows = torch.ones(wanted.shape[:1], dtype=torch.bool) if rows is None else rows.bool()
     torch.testing.assert_close(found[rows], wanted[rows], rtol=1e-6, atol=1e-6)
 
@@ -135,7 +135,7 @@ def test_decoders_of_other_shapes(name, calls):
     same(model, lambda m: m(IDS).logits)
     assert len(calls) == 4
     same(model, lambda m: m(IDS, attention_mask=LEFT).logits, LEFT)
-    wanted, found = both(
+    wanted, found = with_eager_and_nbattn(
         model,
         lambda m: m.generate(IDS, attention_mask=LEFT, max_new_tokens=8, do_sample=False),
     )
@@ -264,7 +264,7 @@ def test_ways_to_generate(name, way, calls):
     model = make(name)
     if name == "gpt_oss" and way == "drafts of a helper":
         model.generation_config.pad_token_id = None  # it writes token 0, which is no padding here
-    wanted, found = both(model, WAYS[way])
+    wanted, found = with_eager_and_nbattn(model, WAYS[way])
     assert calls
     if wanted.dtype == torch.int64:
         assert torch.equal(found, wanted)

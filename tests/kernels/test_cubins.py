@@ -42,7 +42,7 @@ def made(variant: Variant, arch: str, times: int = 50) -> Compiled:
 
 @pytest.fixture(autouse=True)
 def cubin_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A cache of its own, sources of its own, memory empty; gives the directory of the cubins."""
+    """Separate cache and sources, nothing in memory; the directory of the cubins."""
     folder = probe_kernel.write(tmp_path)
     monkeypatch.setattr(sources, "directory", lambda: folder)
     monkeypatch.setenv(cache.VARIABLE, str(tmp_path / "cache"))

@@ -46,7 +46,7 @@ def test_each_header_once_at_its_first_place(probe: Path):
 
 
 def test_lines_keep_their_file_and_number(probe: Path, cases):
-    """Every line is where a preprocessor that knows nothing of it says it is."""
+    """Every line has the file and number that #line markers give it."""
     place = ("", 0)
     found: dict[tuple[str, int], str] = {}
     for line in sources.amalgamate("probe.cu").splitlines():

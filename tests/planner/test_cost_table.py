@@ -265,7 +265,7 @@ def test_the_users_times_come_before_the_packages(
 
 
 def test_no_table_comes_with_the_package_unmeasured() -> None:
-    """Where one does, it decodes, and this test says what it was measured on."""
+    """If one does, it can be decoded, and this test names what it was measured on."""
     assert not cost_table.SHIPPED.exists()
 
 

@@ -147,7 +147,7 @@ CHANGES: dict[str, tuple[dict[str, Any], str]] = {
 
 @pytest.mark.parametrize("name", CHANGES)
 def test_the_third_line_is_how_to_get_a_faster_plan(name: str) -> None:
-    """And what it promises is what a plan after the change says."""
+    """The plan that it promises is the plan after the change."""
     named, start = CHANGES[name]
     plan = nbattn.plan(Mask.neighborhood((7, 7)), (1, 64, 64, 4, 64), **named)
     line = plan.explain().splitlines()[2]

@@ -275,7 +275,7 @@ def test_proofs_notice_wrong_tiles(monkeypatch: pytest.MonkeyPatch, make_wrong: 
 
 
 def fits(view: AxisView, length: int) -> bool:
-    """Whether a view reads only positions that there are."""
+    """Whether all positions of a view exist."""
     return bool(view.positions().min() >= 0 and view.positions().max() < length)
 
 

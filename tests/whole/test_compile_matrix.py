@@ -96,7 +96,9 @@ _USUAL = {
 }
 
 
-def of(kernel: str, tiles: Tiles, build: Build, target: str, vector: bool = True) -> Iterator[Case]:
+def variants_of(
+    kernel: str, tiles: Tiles, build: Build, target: str, vector: bool = True
+) -> Iterator[Case]:
     """A kernel's variants: gradients of keys and values may be two."""
     vector = vector and tiles.instructions == "mma"
     for grads in cuda_tiles.grads_of(kernel, build):
@@ -118,17 +120,17 @@ def quick() -> Iterator[Case]:
         for size in (64, 128):
             build = Build("bfloat16", size, size)
             for target in GENERATIONS[1:] if size == 64 else WIDE:
-                yield from of(kernel, largest(kernel, "mma", build), build, target)
+                yield from variants_of(kernel, largest(kernel, "mma", build), build, target)
         build = Build("float32", 64, 64)
         for target in ("75", "90a"):
-            yield from of(kernel, largest(kernel, "simt", build), build, target)
+            yield from variants_of(kernel, largest(kernel, "simt", build), build, target)
         everything = Build("bfloat16", 64, 64, two_runs=True, softcap=True, key_range=True)
         tight = Build("bfloat16", 96, 96)  # where the largest tiles would spill
         odd, double = Build("float16", 24, 40), everything._replace(dtype="float64", head_dim=32)
-        yield from of(kernel, largest(kernel, "mma", everything), everything, "90a")
-        yield from of(kernel, largest(kernel, "mma", tight), tight, "80")
-        yield from of(kernel, largest(kernel, "mma", odd), odd, "80", vector=False)
-        yield from of(kernel, largest(kernel, "simt", double), double, "90a")
+        yield from variants_of(kernel, largest(kernel, "mma", everything), everything, "90a")
+        yield from variants_of(kernel, largest(kernel, "mma", tight), tight, "80")
+        yield from variants_of(kernel, largest(kernel, "mma", odd), odd, "80", vector=False)
+        yield from variants_of(kernel, largest(kernel, "simt", double), double, "90a")
     for target in TARGETS:
         yield Case(cuda_tiles.delta("bfloat16", 64), target, "", 64, vector=False)
 
@@ -139,10 +141,10 @@ def others() -> Iterator[Case]:
         build = Build("bfloat16", size, size)
         for kernel, target in product(KERNELS, [*TARGETS][1:]):
             if target not in known:
-                yield from of(kernel, largest(kernel, "mma", build), build, target)
+                yield from variants_of(kernel, largest(kernel, "mma", build), build, target)
     build = Build("float32", 64, 64)
     for kernel, target in product(KERNELS, ("80", "120")):
-        yield from of(kernel, largest(kernel, "simt", build), build, target)
+        yield from variants_of(kernel, largest(kernel, "simt", build), build, target)
 
 
 def deep() -> Iterator[Case]:
@@ -158,7 +160,7 @@ def deep() -> Iterator[Case]:
             ):
                 found.setdefault((tiles.row_count, tiles.area), tiles)
             for tiles in found.values():
-                yield from of(kernel, tiles, build, target, vector=not features)
+                yield from variants_of(kernel, tiles, build, target, vector=not features)
 
 
 # Rules
@@ -297,15 +299,15 @@ def test_nvdisasm_is_there():
 
 
 @pytest.fixture
-def plain() -> Case:
+def plain_case() -> Case:
     build = Build("bfloat16", 64, 64)
-    (case,) = of("fwd", largest("fwd", "mma", build), build, "80")
+    (case,) = variants_of("fwd", largest("fwd", "mma", build), build, "80")
     return case
 
 
 @needs_nvrtc
 def test_fragments_that_are_indexed_at_run_time_are_found(
-    plain: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    plain_case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """They live in local memory."""
     folder = tmp_path / "cuda"
@@ -313,25 +315,25 @@ def test_fragments_that_are_indexed_at_run_time_are_found(
     header = folder / "mma.cuh"
     header.write_text(header.read_text().replace("#pragma unroll\n", "#pragma unroll 1\n"))
     monkeypatch.setattr(sources, "directory", lambda: folder)
-    compiled = nvrtc.compile(plain.variant, plain.target)
-    (found,) = problems(plain, compiled)
+    compiled = nvrtc.compile(plain_case.variant, plain_case.target)
+    (found,) = problems(plain_case, compiled)
     assert re.fullmatch(r"[1-9]\d* bytes of stack, \d+ and \d+ of spills", found)
-    assert problems(replace(plain, channels=SPILL_FREE + 1), compiled) == []
+    assert problems(replace(plain_case, channels=SPILL_FREE + 1), compiled) == []
     if nvdisasm():
         sass = instructions(compiled.cubin, tmp_path)
-        found = instruction_problems(plain, sass)
+        found = instruction_problems(plain_case, sass)
         assert [text.split()[-1] for text in found] == ["LDL", "STL"]
 
 
 @needs_nvrtc
-def test_copies_that_wait_are_found(plain: Case, tmp_path: Path):
+def test_copies_that_wait_are_found(plain_case: Case, tmp_path: Path):
     if nvdisasm() is None:
         pytest.skip("no nvdisasm")
-    constants = tuple((n, 0 if n == "NB_VECTOR" else v) for n, v in plain.variant.constants)
-    slow = nvrtc.compile(replace(plain.variant, constants=constants), "80")
+    constants = tuple((n, 0 if n == "NB_VECTOR" else v) for n, v in plain_case.variant.constants)
+    slow = nvrtc.compile(replace(plain_case.variant, constants=constants), "80")
     sass = instructions(slow.cubin, tmp_path)
-    assert instruction_problems(plain, sass) == ["no LDGSTS"]
-    assert instruction_problems(replace(plain, vector=False), sass) == []
+    assert instruction_problems(plain_case, sass) == ["no LDGSTS"]
+    assert instruction_problems(replace(plain_case, vector=False), sass) == []
 
 
 FINE = Counter(
@@ -355,9 +357,9 @@ FINE = Counter(
     ],
 )
 def test_instruction_problems_are_reported(
-    plain: Case, change: dict[str, int], expected: list[str]
+    plain_case: Case, change: dict[str, int], expected: list[str]
 ):
-    assert instruction_problems(plain, +Counter({**FINE, **change})) == expected
+    assert instruction_problems(plain_case, +Counter({**FINE, **change})) == expected
 
 
 @pytest.mark.parametrize(
@@ -369,10 +371,12 @@ def test_instruction_problems_are_reported(
     ],
 )
 def test_instruction_problems_without_tensor_cores(
-    plain: Case, change: dict[str, int], expected: list[str]
+    plain_case: Case, change: dict[str, int], expected: list[str]
 ):
-    constants = tuple((n, 2 if n == "NB_DTYPE" else v) for n, v in plain.variant.constants)
-    case = replace(plain, family="simt", variant=replace(plain.variant, constants=constants))
+    constants = tuple((n, 2 if n == "NB_DTYPE" else v) for n, v in plain_case.variant.constants)
+    case = replace(
+        plain_case, family="simt", variant=replace(plain_case.variant, constants=constants)
+    )
     assert instruction_problems(case, Counter(change)) == expected
 
 
@@ -391,13 +395,13 @@ FACTS = nvrtc.Usage(64, 0, 0, 0, 0, 1, 0.1)
     ],
 )
 def test_kernel_problems_are_reported(
-    plain: Case, facts: dict[str, int], log: str, expected: list[str]
+    plain_case: Case, facts: dict[str, int], log: str, expected: list[str]
 ):
-    assert problems(plain, Compiled(b"", replace(FACTS, **facts), log)) == expected
+    assert problems(plain_case, Compiled(b"", replace(FACTS, **facts), log)) == expected
 
 
-def test_shared_memory_beyond_a_target(plain: Case):
-    case = replace(plain, variant=replace(plain.variant, shared_bytes=(163 << 10) + 1))
+def test_shared_memory_beyond_a_target(plain_case: Case):
+    case = replace(plain_case, variant=replace(plain_case.variant, shared_bytes=(163 << 10) + 1))
     assert problems(case, Compiled(b"", FACTS, "")) == ["166913 bytes of shared memory: 166912"]
     assert problems(replace(case, target="90a"), Compiled(b"", FACTS, "")) == []
 

@@ -147,7 +147,7 @@ def test_a_schedule_held_by_a_module() -> None:
 
 
 @pytest.fixture
-def scalars() -> Iterator[None]:
+def capture_scalars() -> Iterator[None]:
     config: Any = torch._dynamo.config
     with config.patch(capture_scalar_outputs=True, capture_dynamic_output_shape_ops=OLD):
         yield
@@ -194,7 +194,7 @@ UNBACKED: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }  # fmt: skip
 
 
-@pytest.mark.usefixtures("scalars")
+@pytest.mark.usefixtures("capture_scalars")
 @pytest.mark.parametrize("backend", ["eager", "inductor"])
 @pytest.mark.parametrize("name", UNBACKED)
 def test_unbacked_numbers_take_one_graph(name: str, backend: str) -> None:
@@ -203,7 +203,7 @@ def test_unbacked_numbers_take_one_graph(name: str, backend: str) -> None:
     assert graphs(UNBACKED[name], calls, backend) == 1
 
 
-@pytest.mark.usefixtures("scalars")
+@pytest.mark.usefixtures("capture_scalars")
 @pytest.mark.parametrize("number", [-5, -1, -(2**31), 2**40])
 def test_the_operator_checks_what_a_compiler_could_not(number: int) -> None:
     """A side below 0 is no other way to write an unlimited one."""

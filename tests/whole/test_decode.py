@@ -1,7 +1,7 @@
 """Tests of decoding: planning at every length in time, and steps that add up to one pass.
 
 Queries arrive one or a few at a time against keys that grow. A cache that grows is aligned
-bottom-right; a static one holds all its keys from the start and says where the query stands.
+bottom-right; a static one holds all its keys from the start and is given the position of the query.
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ def test_decoding_in_steps_equals_one_pass(
 
 
 def test_steps_of_a_mask_that_looks_ahead_differ_from_one_pass() -> None:
-    """Its reason is a real one: the first chunk cannot read what comes later."""
+    """The reason is real: the first chunk cannot attend to what comes later."""
     found, want = in_steps(Mask(Axis(2, 2, align="bottom-right")), [3, 2], "tiled")
     assert not torch.allclose(found, want)
 

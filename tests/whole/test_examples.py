@@ -62,7 +62,7 @@ def run(path: Path, without: tuple[str, ...] = ()) -> subprocess.CompletedProces
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.stem)
 def test_every_example_runs_as_a_program(path: Path) -> None:
-    """Without the packages that it does not say it needs."""
+    """Without the packages that it does not declare."""
     found = run(path, () if path.stem in NEEDED else OPTIONAL)
     assert found.returncode == 0, found.stderr
     assert found.stdout.startswith(
@@ -315,7 +315,7 @@ def test_a_video_is_read_backwards_and_frame_by_frame(sizes: tuple[int, ...]) ->
 
 
 def test_rotary_of_three_axes_turns_each_third_by_its_place() -> None:
-    """A third at a time: the two others stand on the first place of a grid of their own."""
+    """A third at a time: the two others are at position 0 of their axes."""
     mask = Mask(Axis(2, causal=True, align="bottom-right"), Axis(1, 1, offset=2), Axis(1, 1))
     query, key = random(1, 2, 3, 4, 2, 12), random(1, 5, 3, 4, 1, 12, seed=1)
     found = VIDEO.Rotary3d(mask, base=50.0)(query, key)

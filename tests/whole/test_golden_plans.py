@@ -235,7 +235,7 @@ CASES = without_cupy(nat() | images_and_video() | language() | others()) | kerne
 
 
 def golden(name: str) -> dict[str, Any]:
-    """What of a plan stands in the file."""
+    """The part of a plan that the file stores."""
     mask, shape, named = CASES[name]
     plan = nbattn.plan(mask, shape, **({"deterministic": False} | named))
     candidates: dict[str, Any] = {}
@@ -255,14 +255,14 @@ def golden(name: str) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def committed() -> dict[str, Any]:
+def stored_plans() -> dict[str, Any]:
     return json.loads(GOLDEN.read_text("utf-8"))
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_plan_is_the_committed_one(name: str, committed: dict[str, Any]) -> None:
-    assert name in committed, "python tests/whole/test_golden_plans.py --update"
-    assert golden(name) == committed[name]
+def test_a_plan_is_the_committed_one(name: str, stored_plans: dict[str, Any]) -> None:
+    assert name in stored_plans, "python tests/whole/test_golden_plans.py --update"
+    assert golden(name) == stored_plans[name]
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -271,8 +271,8 @@ def test_a_golden_plan_is_proved(name: str) -> None:
     assert nbattn.plan(mask, shape, **named).verify()
 
 
-def test_the_file_holds_these_cases_and_no_other(committed: dict[str, Any]) -> None:
-    assert list(committed) == list(CASES)
+def test_the_file_holds_these_cases_and_no_other(stored_plans: dict[str, Any]) -> None:
+    assert list(stored_plans) == list(CASES)
     assert len(CASES) >= 60
     devices = {named["device"] for _, _, named in CASES.values()}
     assert {getattr(device, "name", device) for device in devices} == {"cpu", "sm_75", *GPUS}

@@ -204,7 +204,7 @@ def test_windows_of_keys_are_the_transpose(cases: Count, chosen: Bound) -> None:
 
 
 def natten_inverse(n: int, kernel: int, stride: int, causal: bool, j: int) -> tuple[int, int]:
-    """First query that reads key j and the one after the last, as published for NATTEN."""
+    """First query that attends to key j and the one after the last, as published for NATTEN."""
     if causal:
         last = (j + kernel) // stride + (j + kernel >= n)
         return j, min(last * stride, n)

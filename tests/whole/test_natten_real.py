@@ -23,7 +23,7 @@ from nbattn.integrations.natten import fused, modules, unfused
 
 
 def load(generation: str) -> Any:
-    """The real natten of a generation, or a skip that says what is there."""
+    """The real natten of a generation, or a skip that names the installed one."""
     if importlib.util.find_spec("natten") is None:
         pytest.skip("natten is not installed")
     # 0.17 asks for two things that newer torch without CUDA does not have

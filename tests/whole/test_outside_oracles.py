@@ -32,7 +32,7 @@ SIDES = (None, 0, 1, 2, 4, 9)
 
 
 def library(name: str) -> Any:
-    """A module of another library, or a skipped test that says why it is not to be had."""
+    """A module of another library, or a skipped test with the reason why it is missing."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

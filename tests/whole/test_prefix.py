@@ -74,7 +74,7 @@ def test_a_prefix_is_the_same_on_every_backend(
 @pytest.mark.parametrize("name", MASKS)
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile:UserWarning")
 def test_a_prefix_is_the_same_in_flex(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its mask function without its compiler; which blocks it visits, its proof says."""
+    """Its mask function without its compiler; its proof covers the blocks it visits."""
     monkeypatch.setattr(flex, "_compiled", lambda: flex_attention)
     mask, queries, keys = MASKS[name]
     made = {side: t.detach() for side, t in tensors(queries, keys, torch.float32).items()}
@@ -131,7 +131,7 @@ def test_explain_shows_what_a_prefix_costs(backend: str) -> None:
 
 @pytest.mark.parametrize("provider", ["aten", "fa2", "fa3", "fa4"])
 def test_flash_computes_a_prefix_by_one_more_call(provider: str) -> None:
-    """The first keys by one call, the window over the others, joined; nothing is read twice."""
+    """The first keys by one call, the window over the others, joined; no pair is computed twice."""
     backend = f"flash-model:{provider}"
     plan = nbattn.plan(SINKS, (1, 4096, 8, 64), device="sm_90", backend=backend)
     window, sinks = sorted(plan.chosen.program.calls, key=lambda call: call.joins)

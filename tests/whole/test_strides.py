@@ -10,9 +10,9 @@ from judged_values import (
     MASKS,
     Feature,
     Shape,
-    define,
+    best_in_dtype,
+    by_definition,
     judge,
-    low,
     random,
     run,
     tensors,
@@ -133,8 +133,8 @@ def test_inputs_of_any_strides(
             except BackendError:
                 assert backend == "sdpa", label
                 continue
-            exact = define(MASKS[label], made, grads, feature)
-            judge(found, low(MASKS[label], made, grads, feature, backend), exact, dtype)
+            exact = by_definition(MASKS[label], made, grads, feature)
+            judge(found, best_in_dtype(MASKS[label], made, grads, feature, backend), exact, dtype)
             cases(f"values, strides, {backend}", 1)
 
 
@@ -156,8 +156,8 @@ def test_output_gradients_of_any_strides(
             views = [layout(grad) for grad in grads]
             grads = [view.contiguous() for view in views]
             found = run(MASKS[label][0], made, views, feature, backend)
-            exact = define(MASKS[label], made, grads, feature)
-            judge(found, low(MASKS[label], made, grads, feature, backend), exact, dtype)
+            exact = by_definition(MASKS[label], made, grads, feature)
+            judge(found, best_in_dtype(MASKS[label], made, grads, feature, backend), exact, dtype)
             cases(f"values, gradient strides, {backend}", 1)
 
 
@@ -191,7 +191,7 @@ def test_packed_projections(backend: str, dtype: torch.dtype, cases: Count) -> N
         out = nbattn.attention(query, key, value, mask, backend=backend)
         (grad,) = torch.autograd.grad(out, packed, grads[0])
         parts = zip(("dquery", "dkey", "dvalue"), grad.unbind(-3), strict=True)
-        exact = define(MASKS[label], made, grads, Feature())
-        lowest = low(MASKS[label], made, grads, Feature(), backend)
+        exact = by_definition(MASKS[label], made, grads, Feature())
+        lowest = best_in_dtype(MASKS[label], made, grads, Feature(), backend)
         judge({"out": out, **dict(parts)}, lowest, exact, dtype)
         cases(f"values, packed, {backend}", 1)

@@ -17,11 +17,11 @@ from judged_values import (
     Feature,
     Shape,
     Space,
+    best_in_dtype,
+    by_definition,
     compare,
-    define,
     judge,
     leaves,
-    low,
     random,
     run,
     tensors,
@@ -118,10 +118,10 @@ def test_scores_of_ten_thousand(backend: str, dtype: torch.dtype, cases: Count) 
         # a kernel that keeps only the logsumexp recomputes weights to its last float32 digit
         digit = torch.finfo(torch.float32).eps * scores.abs().max().item()
         found = run(MASKS[label][0], made, grads, feature, backend)
-        exact = define(MASKS[label], made, grads, feature)
+        exact = by_definition(MASKS[label], made, grads, feature)
         judge(
             found,
-            low(MASKS[label], made, grads, feature, backend),
+            best_in_dtype(MASKS[label], made, grads, feature, backend),
             exact,
             dtype,
             digit if backend == "sdpa" else 0.0,
@@ -275,8 +275,8 @@ def test_wrong_values_are_rejected(dtype: torch.dtype) -> None:
     feature = Feature(lse=True)
     made = tensors(MASKS["clip"], feature, dtype)
     grads = upstream(MASKS["clip"], feature.shape, dtype)
-    exact = define(MASKS["clip"], made, grads, feature)
-    lowest = low(MASKS["clip"], made, grads, feature, "tiled")
+    exact = by_definition(MASKS["clip"], made, grads, feature)
+    lowest = best_in_dtype(MASKS["clip"], made, grads, feature, "tiled")
     judge(lowest, lowest, exact, dtype)
     for name in lowest:
         size = 0.2 if torch.finfo(dtype).bits == 16 else 1e-3

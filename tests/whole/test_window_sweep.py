@@ -18,7 +18,7 @@ from emulator import build, launcher
 from hypothesis import given
 from hypothesis import strategies as st
 from oracle import is_legal, masks, matrix
-from short_axes import met, specimens
+from short_axes import specimens, value_pairs_of_sample
 
 from nbattn import Axis, Mask, geometry
 from nbattn.backends.cuda import run as cuda
@@ -168,7 +168,9 @@ def check(fields: dict[str, Any], queries: int, keys: int, tiles: Any) -> None:
 
 
 def test_the_sample_for_cuda_has_every_legal_pair_of_values() -> None:
-    assert met(0, STEP) == met(1, 31) | met(3, 17)
+    assert value_pairs_of_sample(0, STEP) == value_pairs_of_sample(1, 31) | value_pairs_of_sample(
+        3, 17
+    )
 
 
 def test_small_axes_equal_geometry(cases: Count) -> None:

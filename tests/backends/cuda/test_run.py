@@ -234,8 +234,8 @@ def judged(mask: tuple[Mask, Any, Any], made: dict[str, Tensor], found: dict[str
     given = {name: t for name, t in made.items() if name != "grad_out"}
     grads = [made["grad_out"], torch.zeros(())]
     dtype = made["query"].dtype
-    exact = judged_values.define(mask, given, grads, feature)
-    lowest = judged_values.low(mask, given, grads, feature, "tiled")
+    exact = judged_values.by_definition(mask, given, grads, feature)
+    lowest = judged_values.best_in_dtype(mask, given, grads, feature, "tiled")
     judged_values.judge(found, lowest, exact, dtype, judged_values.last_digit(given, feature))
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from flash_cases import FEATURES, MASKS, compare, tensors, through
+from flash_cases import FEATURES, MASKS, attention_by_adapter, compare, tensors
 from oracle import matrix
 
 import nbattn
@@ -34,7 +34,7 @@ def test_adapter_computes_the_program(label: str, provider: str, cases: Count) -
             numbers = {"scale": numbers["scale"]}
         try:
             softcap = numbers.get("softcap")
-            attend = through(provider, mask, strategy, queries, keys, softcap=softcap)
+            attend = attention_by_adapter(provider, mask, strategy, queries, keys, softcap=softcap)
         except BackendError:
             continue
         made = tensors(queries, keys, *features)
@@ -44,7 +44,7 @@ def test_adapter_computes_the_program(label: str, provider: str, cases: Count) -
 
 @pytest.mark.usefixtures("providers")
 def test_a_replaced_built_in_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    attend = through("aten", Mask.causal(), "translate", (4,), (4,))
+    attend = attention_by_adapter("aten", Mask.causal(), "translate", (4,), (4,))
     module = torch.nn.attention
     monkeypatch.setattr(module, "current_flash_attention_impl", lambda: "FA4", raising=False)
     with pytest.raises(BackendError, match="operator was replaced by FA4"):

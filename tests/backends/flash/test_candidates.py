@@ -1,6 +1,6 @@
 """Tests that every Flash strategy computes exactly the mask, for every mask of one axis.
 
-Two judges that share no code: programs are played pair by pair, their calls by the host code of
+Two judges that share no code: programs are computed pair by pair, their calls by the host code of
 `flash_oracle`, and compared with the enumerator of `oracle`; `plan.verify()` proves intervals.
 """
 
@@ -14,7 +14,7 @@ from typing import Any
 import flash_oracle
 import numpy as np
 import pytest
-from flash_programs import PROVIDERS, found_for, played, request_for
+from flash_programs import PROVIDERS, flash_candidates_for, pair_counts, request_for
 from hypothesis import given
 from hypothesis import strategies as st
 from oracle import axis_matrix, bound_axes, is_legal, masks, matrix
@@ -32,12 +32,12 @@ Count = Callable[[str, int], None]
 def check(axis: Axis, queries: int, keys: int, want: np.ndarray, cases: Count) -> None:
     """Every accepted candidate is the mask, and each provider has one."""
     able: set[str] = set()
-    for candidate in found_for(Mask(axis), (queries,), (keys,)):
+    for candidate in flash_candidates_for(Mask(axis), (queries,), (keys,)):
         if candidate.program is None:
             assert candidate.reasons
             continue
         able.add(candidate.backend.removesuffix("fa2"))
-        times = played(candidate.program.calls, queries, keys)
+        times = pair_counts(candidate.program.calls, queries, keys)
         assert np.array_equal(times, want.astype(int)), (axis, queries, keys, candidate.name)
         cases(f"flash programs, {candidate.strategy}", 1)
     assert len(able - {"flash-model:"}) == len(PROVIDERS), (axis, queries, keys)
@@ -126,9 +126,9 @@ def test_the_full_grid_of_borders(border: str, cases: Count) -> None:
 def test_programs_of_random_axes_are_the_mask(cases: Count, bound: tuple[Axis, int, int]) -> None:
     axis, queries, keys = bound
     want = axis_matrix(axis, queries, keys).astype(int)
-    for candidate in found_for(Mask(axis), (queries,), (keys,)):
+    for candidate in flash_candidates_for(Mask(axis), (queries,), (keys,)):
         if candidate.program is not None:
-            assert np.array_equal(played(candidate.program.calls, queries, keys), want)
+            assert np.array_equal(pair_counts(candidate.program.calls, queries, keys), want)
             assert proof.verify(request_for(Mask(axis), (queries,), (keys,)), candidate)
             cases("flash programs, any axis", 1)
 
@@ -162,7 +162,7 @@ def test_long_axes_by_intervals(
         left, right = left or 5, right or 4
     axis = Axis(left, right, align=align, border=border, dilation=dilation)
     request = request_for(Mask(axis), (queries,), (keys,), batch=2)
-    for candidate in found_for(Mask(axis), (queries,), (keys,), batch=2):
+    for candidate in flash_candidates_for(Mask(axis), (queries,), (keys,), batch=2):
         if candidate.program is not None:
             assert proof.verify(request, candidate)
             cases("flash programs, long axes", 1)
@@ -250,7 +250,7 @@ def test_the_schedule_of_the_seeds_example_lists_the_blocks() -> None:
 
 
 def test_the_backward_of_the_seeds_example_lists_the_blocks() -> None:
-    """Block n of 128 keys is read from query 128 n on: of 121 blocks of 64 queries all but 2 n."""
+    """Queries from 128 n on attend to block n of 128 keys: all 121 blocks of 64 queries but 2 n."""
     shapes = (1, 7688, 8, 128), (1, 2048, 8, 128)
     plan = nbattn.plan(
         Mask.causal("top-left"), *shapes, device="sm_90", backend="flash", training=True
@@ -297,7 +297,7 @@ DECODES = Mask.from_transformers(5)
 
 @pytest.mark.parametrize("provider", ["fa2", "fa3"])
 def test_kv_cache_runs_only_if_required(provider: str) -> None:
-    """A slice says the same with one launch less."""
+    """A slice computes the same with one launch less."""
     shapes: dict[str, Any] = {"query_shape": (2, 3, 2, 8), "key_shape": (2, 30, 2, 8)}
     named = shapes | {"device": "cpu", "dtype": "float32", "backend": f"flash-model:{provider}"}
     plan = nbattn.plan(DECODES, **named)
@@ -387,7 +387,7 @@ def test_the_number_of_calls_does_not_grow_with_the_length() -> None:
     for axis, calls in axes.items():
         for length in (64, 4000, 1 << 16):
             size = length if axis.border == "wrap" else length + 1
-            found = found_for(Mask(axis), (size,), (size,))
+            found = flash_candidates_for(Mask(axis), (size,), (size,))
             counts = {
                 len(c.program.calls) for c in found if c.strategy == "translate" and c.program
             }

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from flash_cases import FEATURES, MASKS, compare, even, part_of, tensors
+from flash_cases import FEATURES, MASKS, compare, part_of, tensors, unpadded_case
 from torch import Tensor
 
 import nbattn
@@ -54,7 +54,7 @@ def test_the_model_differentiates_every_strategy(label: str, feature: str, cases
 def test_the_model_writes_where_kernels_do(provider: str) -> None:
     """The rows a kernel is given are memory of the output, for the model as for the providers."""
     mask, queries, keys = MASKS["shift"]
-    program, inputs, want = even(mask, queries, keys, backend=f"flash-model:{provider}")
+    program, inputs, want = unpadded_case(mask, queries, keys, backend=f"flash-model:{provider}")
     given: list[Tensor] = []
 
     class Watched(flash_model.Model):

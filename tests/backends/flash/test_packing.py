@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from flash_programs import found_for, played
+from flash_programs import flash_candidates_for, pair_counts
 from oracle import axis_matrix
 
 import nbattn
@@ -44,13 +44,17 @@ def test_blocks_and_a_ragged_one_are_sequences_of_one_call() -> None:
         ({"causal": True}, ((4, 4, 4), (2, 2, 1), (0, 2, 1))),
     ):
         axis = Axis(3, causal=True, stride=4, align=0) if fields else Axis(2, 1, stride=4, align=0)
-        every = [c for c in found_for(Mask(axis), (18,), (20,)) if c.backend.endswith("aten")]
+        every = [
+            c for c in flash_candidates_for(Mask(axis), (18,), (20,)) if c.backend.endswith("aten")
+        ]
         found = {c.strategy: c.program for c in every if c.program}
         packed, dense = found["pack"], found.get("translate", found.get("trim"))
         assert dense is not None
         assert (len(packed.calls), len(dense.calls)) == (1, 2)
         assert packed.calls[0].arguments.runs == runs
-        assert np.array_equal(played(packed.calls, 18, 20), axis_matrix(axis, 18, 20).astype(int))
+        assert np.array_equal(
+            pair_counts(packed.calls, 18, 20), axis_matrix(axis, 18, 20).astype(int)
+        )
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from functools import partial
 import flash_stand_ins
 import pytest
 import torch
-from flash_cases import MASKS, compare, even, part_of, tensors, through
+from flash_cases import MASKS, attention_by_adapter, compare, part_of, tensors, unpadded_case
 
 import nbattn
 from nbattn import BackendError, Mask
@@ -31,7 +31,7 @@ def test_kernels_write_their_rows_into_the_output(label: str, provider: str, cas
     mask, queries, keys = MASKS[label]
     for strategy in ("translate", "trim", "split"):
         try:
-            program, inputs, want = even(
+            program, inputs, want = unpadded_case(
                 mask, queries, keys, backend=f"flash-model:{provider}", require=(strategy,)
             )
         except BackendError:
@@ -71,15 +71,17 @@ def test_no_extra_keys_round_like_none() -> None:
 def test_rows_that_a_kernel_cannot_write_are_copied(monkeypatch: pytest.MonkeyPatch) -> None:
     """Heads of another size, packed rows of several samples, a torch without the operator."""
     mask, queries, keys = MASKS["rows outside"]
-    attend = through("aten", mask, "trim", queries, keys)  # heads of 5, values of 3
+    attend = attention_by_adapter("aten", mask, "trim", queries, keys)  # heads of 5, values of 3
     compare(mask, queries, keys, tensors(queries, keys), {}, attend, lse_gradient=False)
-    program, inputs, want = even(
+    program, inputs, want = unpadded_case(
         mask, queries, keys, backend="flash-model:aten", require=("virtual-pad",)
     )
     found, _ = flash_backend.forward(program, inputs, return_lse=True)
     torch.testing.assert_close(found, want, rtol=0, atol=1e-12)
     monkeypatch.setattr(flash_backend, "_WRITES", "of another version")
-    program, inputs, want = even(mask, queries, keys, backend="flash-model:aten", require=("trim",))
+    program, inputs, want = unpadded_case(
+        mask, queries, keys, backend="flash-model:aten", require=("trim",)
+    )
     found, _ = flash_backend.forward(program, inputs, return_lse=True)
     torch.testing.assert_close(found, want, rtol=0, atol=1e-12)
     assert not flash_stand_ins.WRITTEN

@@ -50,7 +50,7 @@ def check(mask: Mask, queries: Any, keys: Any, sizes: tuple[int, int]) -> None:
     assert listed(blocks.full_kv_num_blocks, blocks.full_kv_indices) == full
     assert listed(blocks.kv_num_blocks, blocks.kv_indices) == some - full
     turned = {(row, column) for column, row in some - full}
-    assert listed(blocks.q_num_blocks, blocks.q_indices) == turned  # what its backward walks
+    assert listed(blocks.q_num_blocks, blocks.q_indices) == turned  # what its backward visits
     lines = bind(mask, queries, keys)
     assert np.array_equal(flex.FlexArguments(lines, *sizes).counts(), counts)
     assert np.array_equal(flex.FlexArguments(lines, *sizes).allowed(queries, keys), wanted)

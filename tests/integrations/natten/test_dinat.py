@@ -22,7 +22,7 @@ def random(*shape: int, seed: int = 0) -> Tensor:
 
 
 @pytest.fixture
-def clean() -> Iterator[None]:
+def natten_uninstalled_after() -> Iterator[None]:
     yield
     natten.restore_dinat()
     natten.uninstall()
@@ -52,7 +52,7 @@ def dense_forward(self: Any, hidden: Tensor, output_attentions: Any = False) -> 
 
 
 @pytest.fixture
-def dinat_model(clean: None) -> Any:
+def dinat_model(natten_uninstalled_after: None) -> Any:
     pytest.importorskip("transformers")
     natten.install(replace=True)
     natten.repair_dinat()

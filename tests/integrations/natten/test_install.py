@@ -26,7 +26,7 @@ GENERATIONS = ("0.21", "0.17", "0.14")
 
 
 @pytest.fixture
-def clean() -> Iterator[None]:
+def natten_uninstalled_after() -> Iterator[None]:
     yield
     natten.uninstall()
     assert not natten.is_installed()
@@ -111,7 +111,7 @@ END = "the end of an order"
 
 
 @pytest.fixture(scope="module")
-def printed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+def output_by_order(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """What every order prints, each in a process without natten and nbattn."""
     codes = json.dumps([code for code, _ in ORDERS.values()])
     output = run(FORKS.format(codes=codes, end=END), other(tmp_path_factory.mktemp("natten")))
@@ -119,8 +119,8 @@ def printed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("order", ORDERS)
-def test_beside_a_real_natten(order: str, printed: dict[str, str]) -> None:
-    assert printed[order] == ORDERS[order][1]
+def test_beside_a_real_natten(order: str, output_by_order: dict[str, str]) -> None:
+    assert output_by_order[order] == ORDERS[order][1]
 
 
 def test_transformers_sees_it_whenever_it_is_installed() -> None:
@@ -135,7 +135,7 @@ def test_transformers_sees_it_whenever_it_is_installed() -> None:
 
 
 @pytest.mark.parametrize("generation", GENERATIONS)
-def test_every_submodule_imports(generation: str, clean: None) -> None:
+def test_every_submodule_imports(generation: str, natten_uninstalled_after: None) -> None:
     natten.install(replace=True, generation=generation)
     names = ["functional", "modules", "context", "types", "utils", "utils.log", "utils.checks"]
     names += [] if generation == "0.21" else ["na1d", "na2d", "natten1d", "natten2d"]
@@ -167,7 +167,7 @@ def test_every_submodule_imports(generation: str, clean: None) -> None:
         assert sys.modules["natten.na2d"].NeighborhoodAttention2D is top.NeighborhoodAttention2D
 
 
-def test_switches_are_remembered_and_change_nothing(clean: None) -> None:
+def test_switches_are_remembered_and_change_nothing(natten_uninstalled_after: None) -> None:
     query = torch.randn(1, 9, 9, 2, 8, generator=torch.Generator().manual_seed(0))
     before = natten.na2d(query, query, query, 3)
     top: Any = natten.install(replace=True)
@@ -231,7 +231,9 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_message_of_every_unsupported_natten_feature(name: str, clean: None) -> None:
+def test_message_of_every_unsupported_natten_feature(
+    name: str, natten_uninstalled_after: None
+) -> None:
     call, text = REFUSED[name]
     top = natten.install(replace=True)
     with pytest.raises(InputError) as error:
@@ -239,7 +241,7 @@ def test_message_of_every_unsupported_natten_feature(name: str, clean: None) -> 
     assert str(error.value) == text
 
 
-def test_code_written_for_natten_0_17_runs_unchanged(clean: None) -> None:
+def test_code_written_for_natten_0_17_runs_unchanged(natten_uninstalled_after: None) -> None:
     """As public models write it: switches at import, a subclass with a forward of its own."""
     natten.install(replace=True, generation="0.17")
     code = """

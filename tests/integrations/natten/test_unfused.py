@@ -294,7 +294,7 @@ def test_bfloat16_is_summed_in_float32() -> None:
 
 
 def test_gradients_of_bfloat16_are_rounded_once() -> None:
-    """Keys that several tiles read would be rounded at each of them."""
+    """Keys of several tiles would be rounded at each of them."""
     weights = random(1, 1, 40, 9).detach().bfloat16()
     value = random(1, 1, 40, 8, seed=1).detach().bfloat16()
     halves, doubles = value.requires_grad_(), value.detach().double().requires_grad_()
@@ -435,7 +435,7 @@ def test_unfused_arguments_that_do_not_fit_have_a_message(name: str) -> None:
 
 
 def test_a_kernel_size_that_contradicts_the_table_is_refused() -> None:
-    """Whatever order of arguments is meant, the table says K."""
+    """For any order of arguments, the table determines K."""
     with pytest.raises(InputError, match=r"rpb is \[2, 5, 5\]"):
         natten.natten2dqkrpb(QUERY, QUERY, torch.zeros(2, 5, 5), 2, 1)
     with pytest.raises(MaskError, match="stride=4 is larger than kernel_size=3"):
