@@ -834,7 +834,7 @@ def index() -> str:
     lines: list[str] = []
     for path in sorted({mutant.path for mutant in MUTANTS}):
         lines += ["", path]
-        for mutant in (one for one in MUTANTS if one.path == path):
+        for mutant in (mutation for mutation in MUTANTS if mutation.path == path):
             lines.append(f"  {mutant.name}")
             lines += [f"    - {line}" for line in mutant.old.strip("\n").splitlines()]
             lines += [f"    + {line}" for line in mutant.new.strip("\n").splitlines()]

@@ -26,10 +26,10 @@ def attention_warnings(query: Shape, key: Shape | None = None) -> list[str]:
         warnings.simplefilter("always")
         for _ in range(2):
             nbattn.attention(made, keys, keys, mask)
-    for one in caught:
-        assert one.category is UserWarning
-        assert one.filename == __file__
-    return [str(one.message) for one in caught]
+    for warning in caught:
+        assert warning.category is UserWarning
+        assert warning.filename == __file__
+    return [str(warning.message) for warning in caught]
 
 
 @pytest.mark.parametrize(
@@ -91,7 +91,7 @@ def layer_warnings(layer: NeighborhoodAttention, shape: Shape) -> list[str]:
         warnings.simplefilter("always")
         for _ in range(2):
             layer(torch.zeros(shape))
-    return [str(one.message) for one in caught]
+    return [str(warning.message) for warning in caught]
 
 
 def test_channels_that_may_come_first_warn_once() -> None:

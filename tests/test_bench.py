@@ -37,19 +37,19 @@ def test_every_candidate_runs_its_own_program(
     masks = [Mask.full(2), Mask.causal(), DINAT, Mask.neighborhood((7, 7)), Mask.sliding_window(9)]
     for mask in masks:
         made = plan(mask, (1, *(28,) * mask.rank, 2, 32))
-        for one in bench.candidates(made, Effort()):
-            if one.backend == "reference":
+        for candidate in bench.candidates(made, Effort()):
+            if candidate.backend == "reference":
                 continue  # runs as plain torch
-            Tensors.of(made.request).runner(made, one)()
-            assert ran.pop() is one
+            Tensors.of(made.request).runner(made, candidate)()
+            assert ran.pop() is candidate
             cases("bench: candidates by themselves", 1)
 
 
 def test_a_backend_of_the_plan_does_not_hide_the_others() -> None:
     made = plan(backend="sdpa", require=("mask",))
-    names = [one.name for one in bench.candidates(made, Effort())]
+    names = [candidate.name for candidate in bench.candidates(made, Effort())]
     assert names == ["sdpa/mask"]  # require= is the user's choice
-    names = [one.name for one in bench.candidates(plan(backend="tiled"), Effort())]
+    names = [candidate.name for candidate in bench.candidates(plan(backend="tiled"), Effort())]
     assert names[0] == "tiled/tile"
     assert set(names[1:]) == {"sdpa/dense+fold", "sdpa/mask", "reference/dense"}
 
@@ -66,7 +66,7 @@ def test_training_plans_are_measured_forward_and_both_ways() -> None:
     forward, both = bench.passes(plan(training=True))
     assert (forward.request.training, both.request.training) == (False, True)
     assert len(list(bench.passes(plan()))) == 1
-    flops = [bench.Job("", one).useful_flops for one in (forward, both)]
+    flops = [bench.Job("", job_plan).useful_flops for job_plan in (forward, both)]
     assert flops == [2 * 2 * 28**2 * 49 * 64, 3.5 * flops[0]]
 
 
@@ -199,7 +199,7 @@ def test_disagreement_is_the_worst_relative_error(found: Any, expected: Any, err
 
 def test_what_is_too_large_or_too_slow_is_skipped_with_both_numbers() -> None:
     flux = plan(Mask.neighborhood((80, 80)), (1, 256, 256, 24, 128))
-    reference = next(one for one in flux.candidates if one.backend == "reference")
+    reference = next(candidate for candidate in flux.candidates if candidate.backend == "reference")
     assert bench.obstacle(flux.request, reference, 1e9) == (
         "1.15e+03 GiB of dense scores, the limit is 1 GiB"
     )

@@ -29,7 +29,7 @@ def test_saving_keeps_other_devices_and_other_requests(folder: Path) -> None:
     assert unchanged == foreign
     assert merged == replace(newer, times={'{"a": 1}': {"x": 1.0}, '{"b": 2}': {"y": 3.0}})
     assert path.stat().st_mode & 0o777 == 0o600
-    assert [one.name for one in folder.iterdir()] == [cost_table.NAME]
+    assert [file.name for file in folder.iterdir()] == [cost_table.NAME]
 
 
 def test_the_plan_after_saving_uses_it(folder: Path) -> None:
@@ -68,7 +68,7 @@ def test_a_full_disk_leaves_the_old_table(folder: Path, monkeypatch: pytest.Monk
     with pytest.raises(nbattn.InputError, match="No space left on device"):
         tune.save(path, entry({}, rates=RATES))
     assert path.read_bytes() == before
-    assert [one.name for one in folder.iterdir()] == [cost_table.NAME]
+    assert [file.name for file in folder.iterdir()] == [cost_table.NAME]
 
 
 def test_the_oldest_entries_are_dropped(folder: Path) -> None:
@@ -98,4 +98,4 @@ def test_eight_processes_write_and_lose_nothing(folder: Path) -> None:
     assert [one.exitcode for one in writers] == [0] * 8
     (merged,) = cost_table.decode(path.read_bytes())
     assert len(merged.times) == 40
-    assert [one.name for one in folder.iterdir()] == [cost_table.NAME]
+    assert [file.name for file in folder.iterdir()] == [cost_table.NAME]

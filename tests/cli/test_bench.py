@@ -115,8 +115,11 @@ def test_json_and_png_are_written(
     for job in found["jobs"]:
         names = {field.name for field in fields(Request) if field.init}
         assert set(job["request"]) == names - {"held"}
-        assert {one["name"] for one in job["candidates"]} >= {job["chosen"], job["best"]}
-        assert all(len(one["samples"]) == 7 for one in job["candidates"])
+        assert {candidate["name"] for candidate in job["candidates"]} >= {
+            job["chosen"],
+            job["best"],
+        }
+        assert all(len(candidate["samples"]) == 7 for candidate in job["candidates"])
     assert png.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
 
 

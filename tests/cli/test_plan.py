@@ -107,8 +107,8 @@ def test_json_and_verify(capsys: Capture) -> None:
     status, out, _ = nbattn_(capsys, "plan", NAT, "--device", "cpu", "--json", "--verify")
     found = json.loads(out)
     assert status == 0
-    assert [one["name"] for one in found] == ["stage1", "stage2", "stage3", "stage4"]
-    assert all(one["verified"] is True for one in found)
+    assert [entry["name"] for entry in found] == ["stage1", "stage2", "stage3", "stage4"]
+    assert all(entry["verified"] is True for entry in found)
     _, out, _ = nbattn_(capsys, "plan", NAT, "stage1", "--device", "cpu", "--verify")
     assert out.endswith("\n  proof     exact: every pair of the mask once, no other\n")
 

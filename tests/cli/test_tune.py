@@ -172,7 +172,7 @@ def test_a_wrong_candidate_has_no_time_and_the_status_is_1(
     config(one=planned())
     assert main(["tune", "any.toml", "--device", "cpu"]) == 1
     assert "\n    tiled/tile: WRONG: a row differs by " in capsys.readouterr().out
-    ((times,),) = [one.times.values() for one in table(folder)]
+    ((times,),) = [entry.times.values() for entry in table(folder)]
     assert set(times) == {"sdpa/dense+fold", "sdpa/mask"}
     found = plan()
     assert found.chosen.name == "sdpa/dense+fold"

@@ -28,12 +28,12 @@ def scores(tensors: Arrays, allowed: Any, scale: float, softcap: float) -> tuple
     """Scores `[B, H, N, M]` of tensors `[B, N, H, D]`, and their slope."""
     query, key = (t.transpose(1, 2).double() for t in tensors[:2])
     key = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
-    found = query @ key.mT * scale
-    slope = torch.ones_like(found)
+    scaled = query @ key.mT * scale
+    slope = torch.ones_like(scaled)
     if softcap:
-        slope = 1 - torch.tanh(found / softcap) ** 2
-        found = softcap * torch.tanh(found / softcap)
-    return found.masked_fill(~torch.from_numpy(allowed), float("-inf")), slope
+        slope = 1 - torch.tanh(scaled / softcap) ** 2
+        scaled = softcap * torch.tanh(scaled / softcap)
+    return scaled.masked_fill(~torch.from_numpy(allowed), float("-inf")), slope
 
 
 def forward(
@@ -41,11 +41,11 @@ def forward(
 ) -> tuple[Tensor, Tensor]:
     """Output `[B, N, H, D]` and logsumexp `[B, H, N]`, `empty` for rows without keys."""
     check(tensors, scale)
-    found, _ = scores(tensors, allowed, scale, softcap)
-    lse = found.logsumexp(-1)
+    scaled, _ = scores(tensors, allowed, scale, softcap)
+    lse = scaled.logsumexp(-1)
     value = tensors[2].transpose(1, 2).double()
-    value = value.repeat_interleave(found.shape[1] // value.shape[1], dim=1)
-    out = torch.softmax(found, -1).nan_to_num(0) @ value
+    value = value.repeat_interleave(scaled.shape[1] // value.shape[1], dim=1)
+    out = torch.softmax(scaled, -1).nan_to_num(0) @ value
     out = out.transpose(1, 2).contiguous().to(tensors[0].dtype)
     return out, lse.masked_fill(lse == float("-inf"), empty).to(tensors[0].dtype)
 
@@ -58,13 +58,13 @@ def backward(
     check(tensors, scale)
     grad_out, out, lse = rows
     assert grad_out.shape == out.shape == tensors[0].shape
-    found, slope = scores(tensors, allowed, scale, softcap)
+    scaled, slope = scores(tensors, allowed, scale, softcap)
     assert lse.is_contiguous()
-    assert lse.shape == found.shape[:3]
+    assert lse.shape == scaled.shape[:3]
     nothing = torch.from_numpy(~allowed.any(1)).expand_as(lse)
     assert (lse[nothing] != -empty).all()
-    weights = (found - lse.double()[..., None]).exp().nan_to_num(0)
-    group = found.shape[1] // tensors[1].shape[2]
+    weights = (scaled - lse.double()[..., None]).exp().nan_to_num(0)
+    group = scaled.shape[1] // tensors[1].shape[2]
     query, key, value = (t.transpose(1, 2).double() for t in tensors)
     key, value = (t.repeat_interleave(group, dim=1) for t in (key, value))
     upward = grad_out.transpose(1, 2).double()
@@ -117,8 +117,8 @@ class Flash2Extension:
         allowed = flash_oracle.flash2(
             q.shape[1], k.shape[1], window_size_left, window_size_right, causal
         )
-        found, lse = forward((q, k, v), allowed, softmax_scale, softcap, float("inf"))
-        return written(found, out), lse, None, None
+        result, lse = forward((q, k, v), allowed, softmax_scale, softcap, float("inf"))
+        return written(result, out), lse, None, None
 
     def varlen_fwd(
         self, q, k, v, out, cu_seqlens_q, cu_seqlens_k, seqused_k, leftpad_k, block_table,
@@ -128,7 +128,7 @@ class Flash2Extension:
         assert (dropout_p, zero_tensors, return_softmax) == (0.0, False, False)
         unused = (seqused_k, leftpad_k, block_table, alibi_slopes, generator)
         assert all(one is None for one in unused)
-        found, lse = torch.empty_like(q), q.new_empty(q.shape[1], q.shape[0])
+        result, lse = torch.empty_like(q), q.new_empty(q.shape[1], q.shape[0])
         for at, _, tensors in sequences((q, k, v), (cu_seqlens_q, cu_seqlens_k)):
             rows, keys = (t.shape[1] for t in tensors[:2])
             assert rows <= max_seqlen_q
@@ -138,11 +138,11 @@ class Flash2Extension:
                 max_seqlen_k,
             )  # fmt: skip
             out_of, lse_of = forward(tensors, allowed, softmax_scale, softcap, float("inf"))
-            found[at], lse[:, at] = out_of[0], lse_of[0]
+            result[at], lse[:, at] = out_of[0], lse_of[0]
         swaps = max_seqlen_q == 1 and q.shape[1] > k.shape[1]
         swaps = swaps and window_size_left < 0 and window_size_right < 0
         assert not (swaps and out is not None)  # it would not write there
-        return written(found, out), lse, None, None
+        return written(result, out), lse, None, None
 
 
 def cached(
@@ -183,8 +183,8 @@ class Flash2:
             q.shape[1], k.shape[1], window_size_left, window_size_right, causal
         )
         rows = (dout, out, softmax_lse)
-        found = backward((q, k, v), rows, allowed, softmax_scale, softcap, float("inf"))
-        for into, part in zip((dq, dk, dv), found, strict=True):
+        grads = backward((q, k, v), rows, allowed, softmax_scale, softcap, float("inf"))
+        for into, part in zip((dq, dk, dv), grads, strict=True):
             into.copy_(part)
 
     def _flash_attn_varlen_backward(
@@ -199,8 +199,8 @@ class Flash2:
                 tensors[0].shape[1], tensors[1].shape[1], window_size_left, window_size_right,
                 causal, "varlen", max_seqlen_q, max_seqlen_k,
             )  # fmt: skip
-            found = backward(tensors, rows, allowed, softmax_scale, softcap, float("inf"))
-            for into, part, place in zip((dq, dk, dv), found, (at, to, to), strict=True):
+            grads = backward(tensors, rows, allowed, softmax_scale, softcap, float("inf"))
+            for into, part, place in zip((dq, dk, dv), grads, (at, to, to), strict=True):
                 into[place] = part[0]
 
 
@@ -278,8 +278,8 @@ def flash3_forward(
     allowed = flash_oracle.flash3(
         q.shape[1], k.shape[1], window_size_left, window_size_right, is_causal
     )
-    found, lse = forward((q, k, v), allowed, softmax_scale, softcap, float("-inf"))
-    return written(found, out), lse, torch.empty(0), torch.empty(0)
+    result, lse = forward((q, k, v), allowed, softmax_scale, softcap, float("-inf"))
+    return written(result, out), lse, torch.empty(0), torch.empty(0)
 
 
 class Flash3:
@@ -309,8 +309,8 @@ class Flash3:
             q.shape[1], k.shape[1], window_size_left, window_size_right, is_causal
         )
         rows = (dout, out, softmax_lse)
-        found = backward((q, k, v), rows, allowed, softmax_scale, softcap, float("-inf"))
-        for into, part in zip((dq, dk, dv), found, strict=True):
+        grads = backward((q, k, v), rows, allowed, softmax_scale, softcap, float("-inf"))
+        for into, part in zip((dq, dk, dv), grads, strict=True):
             into.copy_(part)
 
 
@@ -326,8 +326,8 @@ class Flash4:
         allowed = flash_oracle.flash4(
             q.shape[1], k.shape[1], window_size_left, window_size_right, causal
         )
-        found, lse = forward((q, k, v), allowed, softmax_scale, softcap or 0.0, float("-inf"))
-        return written(found, out), lse
+        result, lse = forward((q, k, v), allowed, softmax_scale, softcap or 0.0, float("-inf"))
+        return written(result, out), lse
 
     def _flash_attn_bwd(
         self, q, k, v, out, dout, lse, *, softmax_scale=None, causal=False, softcap=0.0,

@@ -451,9 +451,9 @@ def contest(root: Path) -> int:
     def start() -> multiprocessing.process.BaseProcess:
         nonlocal started
         started += 1
-        one = context.Process(target=read_and_write, args=(started, cubin_directory))
-        one.start()
-        return one
+        process = context.Process(target=read_and_write, args=(started, cubin_directory))
+        process.start()
+        return process
 
     alive = [start() for _ in range(16)]
     for _ in range(KILLED):
@@ -463,10 +463,10 @@ def contest(root: Path) -> int:
         alive[number].join()
         assert alive[number].exitcode == -signal.SIGKILL
         alive[number] = start()
-    for one in alive:
-        os.kill(one.pid, signal.SIGKILL)
-        one.join()
-        assert one.exitcode == -signal.SIGKILL  # not 1: none has read a wrong one
+    for process in alive:
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+        assert process.exitcode == -signal.SIGKILL  # not 1: none has read a wrong one
     names = {cubins.key(probe_kernel.variant(16 * n), "80"): 16 * n for n in range(1, 7)}
     for path in cubin_directory.iterdir():
         if not path.name.startswith("."):

@@ -52,24 +52,24 @@ def argument(**pointers: int) -> str:
 
 
 def test_all_launch_arguments_reach_the_kernel(recorded_by_scenario):
-    found = recorded_by_scenario["first"]
-    assert found["grid"] == [2**31 - 1, 1, 1]
-    assert found["block"] == [128, 1, 1]
-    assert (found["shared_bytes"], found["shared_limit"]) == (70_000, 70_000)
-    assert found["stream"] == 0xABC000
-    assert (found["entry"], found["image"]) == ("nb_fwd_simt", "nb_fwd_simt 90a")
+    record = recorded_by_scenario["first"]
+    assert record["grid"] == [2**31 - 1, 1, 1]
+    assert record["block"] == [128, 1, 1]
+    assert (record["shared_bytes"], record["shared_limit"]) == (70_000, 70_000)
+    assert record["stream"] == 0xABC000
+    assert (record["entry"], record["image"]) == ("nb_fwd_simt", "nb_fwd_simt 90a")
     every = {name: 0x1000 + number for number, name in enumerate(layout.POINTERS)}
-    assert found["parameter"] == argument(**every)
-    assert found["address"] % 64 == 0
+    assert record["parameter"] == argument(**every)
+    assert record["address"] % 64 == 0
 
 
 def test_absent_tensors_are_null_and_the_module_is_loaded_once(recorded_by_scenario):
-    first, found = recorded_by_scenario["first"], recorded_by_scenario["again"]
-    assert found["parameter"] == argument(query=2**63 + 16, out=48)
-    assert found["grid"] == [7, 1, 1]
-    assert (found["loads"], found["launches"]) == (1, 2)
-    assert found["calls"] == first["calls"] + 1  # the launch
-    assert (found["address"], found["function"]) == (first["address"], first["function"])
+    first, record = recorded_by_scenario["first"], recorded_by_scenario["again"]
+    assert record["parameter"] == argument(query=2**63 + 16, out=48)
+    assert record["grid"] == [7, 1, 1]
+    assert (record["loads"], record["launches"]) == (1, 2)
+    assert record["calls"] == first["calls"] + 1  # the launch
+    assert (record["address"], record["function"]) == (first["address"], first["function"])
 
 
 def test_without_blocks_nothing_is_launched(recorded_by_scenario):
@@ -77,32 +77,32 @@ def test_without_blocks_nothing_is_launched(recorded_by_scenario):
 
 
 def test_another_kernel_is_another_module(recorded_by_scenario):
-    found = recorded_by_scenario["another kernel"]
-    assert (found["entry"], found["image"]) == ("nb_delta", "nb_delta 90a")
-    assert (found["block"], found["shared_bytes"]) == ([96, 1, 1], 0)
-    assert (found["loads"], found["function"]) == (2, 2)
+    record = recorded_by_scenario["another kernel"]
+    assert (record["entry"], record["image"]) == ("nb_delta", "nb_delta 90a")
+    assert (record["block"], record["shared_bytes"]) == ([96, 1, 1], 0)
+    assert (record["loads"], record["function"]) == (2, 2)
 
 
 def test_another_device_has_a_guard_a_module_and_a_stream_of_its_own(recorded_by_scenario):
-    found = recorded_by_scenario["another device"]
-    assert (found["guards"], found["current"]) == ([1], 0)
-    assert (found["stream"], found["image"]) == (0xABC001, "nb_fwd_simt 86")
-    assert (found["loads"], found["function"]) == (3, 3)
-    assert found["parameter"] == argument(key=64)
+    record = recorded_by_scenario["another device"]
+    assert (record["guards"], record["current"]) == ([1], 0)
+    assert (record["stream"], record["image"]) == (0xABC001, "nb_fwd_simt 86")
+    assert (record["loads"], record["function"]) == (3, 3)
+    assert record["parameter"] == argument(key=64)
     assert recorded_by_scenario["another device again"]["loads"] == 3
     assert recorded_by_scenario["captured warm"]["function"] == 1  # device 0 kept its own
 
 
 def test_a_loaded_kernel_is_captured(recorded_by_scenario):
-    found = recorded_by_scenario["captured warm"]
-    assert found["grid"] == [9, 1, 1]
-    assert found["calls"] == recorded_by_scenario["another device again"]["calls"] + 1
+    record = recorded_by_scenario["captured warm"]
+    assert record["grid"] == [9, 1, 1]
+    assert record["calls"] == recorded_by_scenario["another device again"]["calls"] + 1
 
 
 def test_uncompiled_kernel_in_graph_capture_raises_before_any_launch(recorded_by_scenario):
-    found = recorded_by_scenario["captured cold"]
-    assert found["calls"] == 0
-    assert found["words"] == (
+    record = recorded_by_scenario["captured cold"]
+    assert record["calls"] == 0
+    assert record["words"] == (
         "nb_fwd_simt is launched for the first time while a CUDA graph is captured, which allows "
         "no loading; the capture goes on.\n"
         "  fix:   plan.warmup(), or one call of the same shapes, before the capture."
@@ -142,7 +142,7 @@ def test_arguments_that_do_not_fit_are_not_launched(name: str, error: str, recor
 
 
 def test_every_thread_has_its_own_argument_buffer(recorded_by_scenario, cases):
-    addresses = [found for (found,) in recorded_by_scenario["threads"].values()]
+    addresses = [address for (address,) in recorded_by_scenario["threads"].values()]
     assert len(set(addresses)) == len(addresses) == 16
     assert all(address % 64 == 0 for address in addresses)
     assert all(abs(a - b) >= layout.SIZE for a in addresses for b in addresses if a != b)

@@ -27,26 +27,26 @@ folder = cost_tables.folder  # the fixture: a cache of its own for every test
 REVERSED_FIRST = min(REVERSED, key=lambda name: REVERSED[name])
 
 
-def last_line(found: nbattn.Plan) -> str:
-    return found.explain().splitlines()[-1]
+def last_line(current_plan: nbattn.Plan) -> str:
+    return current_plan.explain().splitlines()[-1]
 
 
-def order(found: nbattn.Plan) -> tuple[str, ...]:
-    return tuple(one.name for one in found.candidates if not one.reasons)
+def order(current_plan: nbattn.Plan) -> tuple[str, ...]:
+    return tuple(candidate.name for candidate in current_plan.candidates if not candidate.reasons)
 
 
 def test_times_of_all_candidates_reverse_the_order(folder: Path) -> None:
     assert order(plan()) == NAMES
     write(folder, entry(REVERSED))
-    found = plan()
-    assert order(found) == NAMES[::-1]
-    assert found.chosen.name == "sdpa/mask"
-    assert found.verify()
-    text = " ".join(found.explain().split())
+    current_plan = plan()
+    assert order(current_plan) == NAMES[::-1]
+    assert current_plan.chosen.name == "sdpa/mask"
+    assert current_plan.verify()
+    text = " ".join(current_plan.explain().split())
     assert " chosen sdpa/mask measured 1 ms explicit mask" in text
     assert " slower sdpa/dense+fold measured 3 ms (3x)" in text
     assert " ranked by measured times; rates of cpu:" in text
-    assert found.to_dict()["candidates"][0]["cost"]["measured"] == 1e-3
+    assert current_plan.to_dict()["candidates"][0]["cost"]["measured"] == 1e-3
 
 
 def test_attention_runs_what_was_measured_fastest(folder: Path) -> None:
@@ -64,10 +64,10 @@ def test_attention_runs_what_was_measured_fastest(folder: Path) -> None:
 
 def test_one_unmeasured_candidate_leaves_the_decision_to_bounds(folder: Path) -> None:
     write(folder, entry({"sdpa/mask": 1e-9}))
-    found = plan()
-    assert order(found) == NAMES
-    assert "measured 1" not in "\n".join(found.explain().splitlines()[:-1])
-    assert last_line(found).startswith(
+    current_plan = plan()
+    assert order(current_plan) == NAMES
+    assert "measured 1" not in "\n".join(current_plan.explain().splitlines()[:-1])
+    assert last_line(current_plan).startswith(
         "  ranked by estimates (only 1 of 3 candidates are measured: sdpa/mask 1e-06 ms); rates of "
         "cpu"
     )
@@ -90,9 +90,12 @@ def test_what_only_selects_candidates_shares_their_times(folder: Path) -> None:
 )  # fmt: skip
 def test_another_request_has_no_times(folder: Path, other: dict[str, Any]) -> None:
     write(folder, entry(REVERSED))
-    found = plan(**other)
-    assert all(one.cost is None or one.cost.measured is None for one in found.candidates)
-    assert "(the cost table has no times for this request)" in last_line(found)
+    current_plan = plan(**other)
+    assert all(
+        candidate.cost is None or candidate.cost.measured is None
+        for candidate in current_plan.candidates
+    )
+    assert "(the cost table has no times for this request)" in last_line(current_plan)
 
 
 def test_different_masks_have_different_keys(cases: Callable[[str, int], None]) -> None:
@@ -134,11 +137,11 @@ def test_rates_scale_every_bound_of_the_cpu_alike(folder: Path) -> None:
 
 def test_rates_of_a_gpu_are_what_was_measured() -> None:
     gpu = cost_table.Fingerprint("sm_90", "H100", 0, "2.13.0", "0.1.0")
-    found = Entry(gpu, "2026-11-24", RATES).device(DEVICES["sm_90"])
-    assert found.peak("float32") == 170e9
-    assert found.peak("float16") == DEVICES["sm_90"].peak("float16")
-    assert (found.bandwidth, found.launch) == (9e9, 3e-6)
-    assert found.source == "nbattn tune, 2026-11-24, H100"
+    measured_device = Entry(gpu, "2026-11-24", RATES).device(DEVICES["sm_90"])
+    assert measured_device.peak("float32") == 170e9
+    assert measured_device.peak("float16") == DEVICES["sm_90"].peak("float16")
+    assert (measured_device.bandwidth, measured_device.launch) == (9e9, 3e-6)
+    assert measured_device.source == "nbattn tune, 2026-11-24, H100"
 
 
 @pytest.mark.parametrize("installed", [(), ("cupy",), ("cupy", "natten")])
@@ -155,17 +158,17 @@ def test_measurements_of_a_gpu_hold_with_the_packages_that_are_here(
     rated = cost_table.device(here)
     assert rated == replace(rated, providers=installed, bandwidth=9e9)
     for device in (here, rated):
-        found = plan(device=device)
-        assert order(found) == reverse
-        assert last_line(found).startswith("  ranked by measured times; rates of sm_90: ")
+        current_plan = plan(device=device)
+        assert order(current_plan) == reverse
+        assert last_line(current_plan).startswith("  ranked by measured times; rates of sm_90: ")
 
 
 def test_your_own_device_data_are_never_replaced(folder: Path) -> None:
     mine = DeviceInfo("cpu", "cpu", (("float32", 1e9),), 1e9, 1e-6, "a guess")
     write(folder, entry(REVERSED, rates=RATES))
-    found = plan(device=mine)
-    assert found.request.device == mine
-    assert "ranked by estimates (the device is your own DeviceInfo)" in last_line(found)
+    current_plan = plan(device=mine)
+    assert current_plan.request.device == mine
+    assert "ranked by estimates (the device is your own DeviceInfo)" in last_line(current_plan)
 
 
 @pytest.mark.parametrize(
@@ -182,19 +185,19 @@ def test_a_measurement_elsewhere_does_not_hold_here(
     folder: Path, changed: dict[str, Any], reason: str
 ) -> None:
     write(folder, entry(REVERSED, rates=RATES, **changed))
-    found = plan()
-    assert order(found) == NAMES
-    assert found.request.device == DEVICES["cpu"]
-    assert f"ranked by estimates (the cost table is for {reason});" in last_line(found)
+    current_plan = plan()
+    assert order(current_plan) == NAMES
+    assert current_plan.request.device == DEVICES["cpu"]
+    assert f"ranked by estimates (the cost table is for {reason});" in last_line(current_plan)
 
 
 def test_a_device_that_is_not_here_is_planned_by_its_data(folder: Path) -> None:
     gpu = replace(here(), device="sm_90", model="H100", threads=0)
     write(folder, Entry(gpu, "2026-11-24", RATES))
-    found = plan(device="sm_90", dtype="float16")
+    current_plan = plan(device="sm_90", dtype="float16")
     if not torch.cuda.is_available():
-        assert found.request.device == DEVICES["sm_90"]
-        assert "(the cost table is for another machine's sm_90)" in last_line(found)
+        assert current_plan.request.device == DEVICES["sm_90"]
+        assert "(the cost table is for another machine's sm_90)" in last_line(current_plan)
     assert order(plan()) == NAMES
 
 
@@ -204,14 +207,14 @@ def test_a_change_of_threads_is_seen(folder: Path) -> None:
     assert plan().chosen.name == "sdpa/mask"
     try:
         torch.set_num_threads(threads + 1)
-        found = plan()
-        made = planner.make(found.request)
+        changed = plan()
+        made = planner.make(changed.request)
     finally:
         torch.set_num_threads(threads)
-    assert found.request.device == DEVICES["cpu"]
-    said = f"(the cost table is for threads {threads} (here {threads + 1}))"
-    assert said in last_line(found)
-    assert said in last_line(made)
+    assert changed.request.device == DEVICES["cpu"]
+    reason = f"(the cost table is for threads {threads} (here {threads + 1}))"
+    assert reason in last_line(changed)
+    assert reason in last_line(made)
     assert plan().chosen.name == "sdpa/mask"
 
 
@@ -240,14 +243,9 @@ def test_the_way_to_a_faster_plan_is_measured_like_the_plan(folder: Path) -> Non
     assert plan().explain().splitlines()[2] == (
         "faster  this is the fastest of the measured candidates."
     )
-    slow = plan(forbid=(REVERSED_FIRST.split("/")[1],))
-    assert (
-        slow.explain()
-        .splitlines()[2]
-        .startswith(
-            f'faster  backend="auto" without require= and forbid=: {REVERSED_FIRST}, measured '
-        )
-    )
+    text = plan(forbid=(REVERSED_FIRST.split("/")[1],)).explain()
+    advice = f'faster  backend="auto" without require= and forbid=: {REVERSED_FIRST}, measured '
+    assert text.splitlines()[2].startswith(advice)
 
 
 def test_the_users_times_come_before_the_packages(
@@ -259,9 +257,9 @@ def test_the_users_times_come_before_the_packages(
     planner.forget()
     assert plan().chosen.name == "tiled/tile"
     write(folder, entry({"sdpa/dense+fold": 1e-6}))
-    found = plan()
-    assert order(found) == ("sdpa/dense+fold", "tiled/tile", "sdpa/mask")
-    assert found.request.device.peak("float32") == 170e9
+    current_plan = plan()
+    assert order(current_plan) == ("sdpa/dense+fold", "tiled/tile", "sdpa/mask")
+    assert current_plan.request.device.peak("float32") == 170e9
 
 
 def test_no_table_comes_with_the_package_unmeasured() -> None:
@@ -282,8 +280,8 @@ def test_the_file_is_read_once(folder: Path, monkeypatch: pytest.MonkeyPatch) ->
 def test_the_state_is_what_doctor_shows(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert cost_table.state() == {"path": str(folder / "costs.json"), "devices": [], "problem": ""}
     write(folder, entry(REVERSED))
-    (found,) = cost_table.state()["devices"]
-    assert (found["device"], found["torch"], found["requests"]) == ("cpu", torch.__version__, 1)
+    (device,) = cost_table.state()["devices"]
+    assert (device["device"], device["torch"], device["requests"]) == ("cpu", torch.__version__, 1)
     monkeypatch.setenv("NBATTN_CACHE", "cache")
     cost_table.forget()
     reason = "NBATTN_CACHE='cache' is neither an absolute path nor \"off\""
@@ -420,13 +418,13 @@ def refused(reason: str) -> None:
     planner.forget()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        found = plan()
+        current_plan = plan()
         nbattn.plan(MASK, (3, *SHAPE[1:]), **ASKED)
     assert len(caught) == 1
     assert str(caught[0].message).startswith("nbattn plans without measured costs: ")
     assert reason in str(caught[0].message)
-    assert order(found) == NAMES
-    assert reason in last_line(found)
+    assert order(current_plan) == NAMES
+    assert reason in last_line(current_plan)
 
 
 def link(folder: Path) -> None:

@@ -110,8 +110,8 @@ def variants_of(
 
 def largest(kernel: str, family: str, build: Build) -> Tiles:
     """The most rows, and the most columns with them: what large problems get."""
-    found = cuda_tiles.legal_tiles(kernel, family, (1, 2), build, ANYWHERE)
-    return max(found, key=lambda tiles: (tiles.row_count, tiles.area))
+    legal = cuda_tiles.legal_tiles(kernel, family, (1, 2), build, ANYWHERE)
+    return max(legal, key=lambda tiles: (tiles.row_count, tiles.area))
 
 
 def quick() -> Iterator[Case]:
@@ -154,12 +154,12 @@ def deep() -> Iterator[Case]:
     for (rank, features, targets), kernel, size in product(GRIDS, KERNELS, SIZES):
         build = Build("float16", *size, features, features, features)
         for target in targets:
-            found: dict[tuple[int, int], Tiles] = {}
+            tiles_by_size: dict[tuple[int, int], Tiles] = {}
             for tiles in cuda_tiles.legal_tiles(
                 kernel, "mma", (0, 1, 2)[-rank:], build, TARGETS[target]
             ):
-                found.setdefault((tiles.row_count, tiles.area), tiles)
-            for tiles in found.values():
+                tiles_by_size.setdefault((tiles.row_count, tiles.area), tiles)
+            for tiles in tiles_by_size.values():
                 yield from variants_of(kernel, tiles, build, target, vector=not features)
 
 
@@ -168,20 +168,20 @@ def deep() -> Iterator[Case]:
 
 def problems(case: Case, compiled: Compiled) -> list[str]:
     """What the compiler's report shows that no kernel may have."""
-    facts, found = compiled.usage, []
+    facts, faults = compiled.usage, []
     tight = case.family == "mma" and case.channels <= SPILL_FREE
     if tight and (facts.stack or facts.spill_stores or facts.spill_loads):
-        found.append(
+        faults.append(
             f"{facts.stack} bytes of stack, {facts.spill_stores} and {facts.spill_loads} of spills"
         )
     if facts.shared:
-        found.append(f"{facts.shared} bytes of static shared memory")
+        faults.append(f"{facts.shared} bytes of static shared memory")
     if case.variant.shared_bytes > TARGETS[case.target]:
-        found.append(f"{case.variant.shared_bytes} bytes of shared memory: {TARGETS[case.target]}")
+        faults.append(f"{case.variant.shared_bytes} bytes of shared memory: {TARGETS[case.target]}")
     if facts.registers * case.variant.threads > 65536:
-        found.append(f"{facts.registers} registers of {case.variant.threads} threads")
-    found += [line for line in compiled.log.splitlines() if "warning" in line.lower()]
-    return found
+        faults.append(f"{facts.registers} registers of {case.variant.threads} threads")
+    faults += [line for line in compiled.log.splitlines() if "warning" in line.lower()]
+    return faults
 
 
 def instruction_problems(case: Case, sass: Counter[str]) -> list[str]:
@@ -190,22 +190,22 @@ def instruction_problems(case: Case, sass: Counter[str]) -> list[str]:
     def some(start: str) -> int:
         return sum(count for name, count in sass.items() if name.startswith(start))
 
-    found: list[str] = []
+    faults: list[str] = []
     constants = dict(case.variant.constants)
     mma = {0: "HMMA.16816.F32", 1: "HMMA.16816.F32.BF16"}.get(constants["NB_DTYPE"], "")
     if case.family == "mma":
         wanted = [mma, "LDSM.16.M88.4", "LDSM.16.MT88.4", *["LDGSTS"] * case.vector]
-        found += [f"no {name}" for name in wanted if not some(name)]
-        found += [f"{name} rounds" for name in sass if re.match(r"HMMA\.\d+\.F16", name)]
+        faults += [f"no {name}" for name in wanted if not some(name)]
+        faults += [f"{name} rounds" for name in sass if re.match(r"HMMA\.\d+\.F16", name)]
         if case.channels <= SPILL_FREE:
-            found += [f"{some(name)} {name}" for name in ("LDL", "STL") if some(name)]
+            faults += [f"{some(name)} {name}" for name in ("LDL", "STL") if some(name)]
     else:
         wanted = "DFMA" if constants["NB_DTYPE"] == 3 else "FFMA"
-        found += [] if some(wanted) else [f"no {wanted}"]
-        found += [f"{name} is not exact" for name in sass if re.match("[HIB]MMA", name)]
+        faults += [] if some(wanted) else [f"no {wanted}"]
+        faults += [f"{name} is not exact" for name in sass if re.match("[HIB]MMA", name)]
     # Sums of a row belong to one block: nothing is atomic, so that results repeat bit by bit.
-    found += [name for name in sass if re.match(r"(ATOM|ATOMG|ATOMS|RED|REDG)\b", name)]
-    return found
+    faults += [name for name in sass if re.match(r"(ATOM|ATOMG|ATOMS|RED|REDG)\b", name)]
+    return faults
 
 
 @functools.cache
@@ -235,17 +235,17 @@ def allotted(registers: int) -> int:
 def measured(case: Case, compiled: Compiled) -> dict[str, int]:
     """What has a budget."""
     facts = compiled.usage
-    found = {"registers": allotted(facts.registers), "shared": case.variant.shared_bytes}
-    return found | ({"stack": facts.stack} if facts.stack else {})
+    resources = {"registers": allotted(facts.registers), "shared": case.variant.shared_bytes}
+    return resources | ({"stack": facts.stack} if facts.stack else {})
 
 
 def judge(case: Case, folder: Path) -> None:
     skip_where_unknown(case.target)
     compiled = nvrtc.compile(case.variant, case.target)
-    found = problems(case, compiled)
+    faults = problems(case, compiled)
     if case.target in DISASSEMBLED and nvdisasm():
-        found += instruction_problems(case, instructions(compiled.cubin, folder))
-    assert not found
+        faults += instruction_problems(case, instructions(compiled.cubin, folder))
+    assert not faults
     budgets = json.loads(GOLDEN.read_text())
     if budgets["nvrtc"] != nvrtc.identity():
         return
@@ -316,13 +316,13 @@ def test_fragments_that_are_indexed_at_run_time_are_found(
     header.write_text(header.read_text().replace("#pragma unroll\n", "#pragma unroll 1\n"))
     monkeypatch.setattr(sources, "directory", lambda: folder)
     compiled = nvrtc.compile(plain_case.variant, plain_case.target)
-    (found,) = problems(plain_case, compiled)
-    assert re.fullmatch(r"[1-9]\d* bytes of stack, \d+ and \d+ of spills", found)
+    (fault,) = problems(plain_case, compiled)
+    assert re.fullmatch(r"[1-9]\d* bytes of stack, \d+ and \d+ of spills", fault)
     assert problems(replace(plain_case, channels=SPILL_FREE + 1), compiled) == []
     if nvdisasm():
         sass = instructions(compiled.cubin, tmp_path)
-        found = instruction_problems(plain_case, sass)
-        assert [text.split()[-1] for text in found] == ["LDL", "STL"]
+        faults = instruction_problems(plain_case, sass)
+        assert [text.split()[-1] for text in faults] == ["LDL", "STL"]
 
 
 @needs_nvrtc
@@ -415,8 +415,8 @@ def update() -> None:
     """Write the budgets again."""
     kernels: dict[str, dict[str, dict[str, int]]] = {}
     for case in (*QUICK, *OTHERS):
-        found = measured(case, nvrtc.compile(case.variant, case.target))
-        kernels.setdefault(case.name, {})[case.target] = found
+        resources = measured(case, nvrtc.compile(case.variant, case.target))
+        kernels.setdefault(case.name, {})[case.target] = resources
     lines = [f"{json.dumps(n)}: {json.dumps(k)}" for n, k in kernels.items()]
     head = json.dumps({"release": RELEASE, "nvrtc": nvrtc.identity()}, indent=1)
     body = ",\n  ".join(lines)

@@ -49,30 +49,32 @@ def percentile(values: list[int], share: float) -> int:
 
 def module_sizes(files: Files) -> list[str]:
     sizes = {path: len(text.splitlines()) for path, text in files.items()}
-    found = [f"{p}: {n} lines > {MODULE_LINES}" for p, n in sizes.items() if n > MODULE_LINES]
+    violations = [f"{p}: {n} lines > {MODULE_LINES}" for p, n in sizes.items() if n > MODULE_LINES]
     if sizes and (median := statistics.median(sizes.values())) > MODULE_MEDIAN:
-        found.append(f"median module: {median} lines > {MODULE_MEDIAN}")
-    return found
+        violations.append(f"median module: {median} lines > {MODULE_MEDIAN}")
+    return violations
 
 
 def function_sizes(files: Files) -> list[str]:
     sizes: list[int] = []
-    found: list[str] = []
+    violations: list[str] = []
     for path, text in files.items():
         for function in functions(ast.parse(text)):
             limit = REASONS_LINES if function.name == "reasons" else FUNCTION_LINES
             sizes.append(size := length(function))
             if size > limit:
-                found.append(f"{path}:{function.lineno} {function.name}: {size} lines > {limit}")
+                violations.append(
+                    f"{path}:{function.lineno} {function.name}: {size} lines > {limit}"
+                )
     if sizes and (median := statistics.median(sizes)) > FUNCTION_MEDIAN:
-        found.append(f"median function: {median} lines > {FUNCTION_MEDIAN}")
+        violations.append(f"median function: {median} lines > {FUNCTION_MEDIAN}")
     if sizes and (p90 := percentile(sizes, 0.9)) > FUNCTION_P90:
-        found.append(f"90th percentile of functions: {p90} lines > {FUNCTION_P90}")
-    return found
+        violations.append(f"90th percentile of functions: {p90} lines > {FUNCTION_P90}")
+    return violations
 
 
 def annotations(files: Files) -> list[str]:
-    found: list[str] = []
+    violations: list[str] = []
     for path, text in files.items():
         tree = ast.parse(text)
         methods = {f for c in ast.walk(tree) if isinstance(c, ast.ClassDef) for f in c.body}
@@ -85,19 +87,19 @@ def annotations(files: Files) -> list[str]:
             named = [*positional, *known.kwonlyargs, known.vararg, known.kwarg]
             missing = [a.arg for a in named if a is not None and a.annotation is None]
             missing += [] if function.returns else ["return"]
-            found += [f"{path}:{function.lineno} {function.name}: {name}" for name in missing]
-    return found
+            violations += [f"{path}:{function.lineno} {function.name}: {name}" for name in missing]
+    return violations
 
 
 def module_docstrings(files: Files) -> list[str]:
     """A first paragraph that is a sentence: a capital, four words or more, a full stop."""
-    found: list[str] = []
+    violations: list[str] = []
     for path, text in files.items():
         first = (ast.get_docstring(ast.parse(text)) or "").split("\n\n")[0]
         sentence = " ".join(first.split())
         if not re.fullmatch(r"[A-Z`\"'].*\.", sentence) or len(sentence.split()) < 4:
-            found.append(f"{path}: its docstring does not start with a sentence: {sentence!r}")
-    return found
+            violations.append(f"{path}: its docstring does not start with a sentence: {sentence!r}")
+    return violations
 
 
 def drawing_size(files: Files) -> list[str]:
@@ -200,14 +202,14 @@ TREE_RULES = [
 def test_the_package_keeps_the_rule(rule: Callable[[Files], list[str]], package: Files, cases):
     assert package, "no module found"
     cases("house rules: modules", len(package))
-    assert not (found := rule(package)), "\n".join(found)
+    assert not (violations := rule(package)), "\n".join(violations)
 
 
 @pytest.mark.parametrize("rule", TREE_RULES, ids=lambda rule: rule.__name__)
 def test_the_tree_keeps_the_rule(rule: Callable[[Files], list[str]], tree: Files, cases):
     assert "pyproject.toml" in tree
     cases("house rules: files", len(tree))
-    assert not (found := rule(tree)), "\n".join(found)
+    assert not (violations := rule(tree)), "\n".join(violations)
 
 
 def body(lines: int, name: str = "f", doc: str = "") -> str:

@@ -74,12 +74,12 @@ def operators_with_other_plans(
     def other(signature: Signature) -> Plan:
         turn[0] += 1
         plan = make(signature.request())
-        accepted = [one for one in plan.candidates if not one.reasons]
+        accepted = [candidate for candidate in plan.candidates if not candidate.reasons]
         chosen = accepted[turn[0] % len(accepted)]
         if request.param == "tables":  # cheapest by a time, as a table has it
             assert chosen.cost is not None
             timed = replace(chosen, cost=replace(chosen.cost, measured=1e-9))
-            rest = [one for one in plan.candidates if one is not chosen]
+            rest = [candidate for candidate in plan.candidates if candidate is not chosen]
             return replace(plan, chosen=timed, candidates=(timed, *rest))
         return replace(plan, chosen=chosen)
 
@@ -259,7 +259,11 @@ def test_nan_lse_selects_a_backend_that_recomputes_it(backend: str) -> None:
     given, upward = tensors(), drawn(2, 7, 4, 4, seed=9)
     inputs = Inputs(*given, None, None, None, None, scale=0.5, softcap=None)
     plan = planned(inputs, CAUSAL)
-    (chosen,) = (one for one in plan.candidates if one.runner == backend and one.strategy != "mask")
+    (chosen,) = (
+        candidate
+        for candidate in plan.candidates
+        if candidate.runner == backend and candidate.strategy != "mask"
+    )
     out, lse = nbattn.attention(*given, CAUSAL, scale=0.5, backend="reference", return_lse=True)
     wanted = gradients(attend(CAUSAL, "reference", scale=0.5), given, upward)
     for known in (lse, execute.unknown_lse(given[0])):

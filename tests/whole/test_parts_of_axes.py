@@ -159,7 +159,9 @@ def test_a_plan_of_a_part_is_proved_and_runs(case: Case, heads: int) -> None:
     plan = planner.make(request)
     np.testing.assert_array_equal(plan.support(), wanted)
     assert plan.verify()
-    by_name = {one.name: [r.limit for r in one.reasons] for one in plan.candidates}
+    by_name = {
+        candidate.name: [r.limit for r in candidate.reasons] for candidate in plan.candidates
+    }
     assert "held" in by_name["reference/dense"]
     assert by_name["tiled/tile"] == []
     tiled = planner.make(replace(request, backend="tiled")).chosen

@@ -61,11 +61,11 @@ def test_tiles_fit_the_device(name: str, dtype: str, sizes: tuple[int, int], cas
         Mask.neighborhood((5, 7, 7)), (2, 8, 30, 40, 4, sizes[0]), value_dim=sizes[1], dtype=dtype,
         device=device(name), training=True,
     )  # fmt: skip
-    for one in plan.candidates:
-        if one.backend != "cuda" or one.reasons:
+    for candidate in plan.candidates:
+        if candidate.backend != "cuda" or candidate.reasons:
             continue
-        assert one.program is not None
-        call = one.program.calls[0].arguments
+        assert candidate.program is not None
+        call = candidate.program.calls[0].arguments
         assert isinstance(call, CudaArguments)
         for kernel, tiles in zip(
             cuda_tiles.KERNELS, (call.forward, call.queries, call.keys), strict=True

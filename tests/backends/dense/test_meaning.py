@@ -62,10 +62,10 @@ def test_sdpa_on_cuda_is_refused_beyond_its_grid(
     wanted = [f"{text} after folding are over the grid of 65535"]
     for on, expected in (("sm_90", wanted), ("cpu", [])):
         plan = nbattn.plan(mask, shape, device=on)
-        (found,) = [one for one in plan.candidates if one.name == name]
+        (found,) = [candidate for candidate in plan.candidates if candidate.name == name]
         assert [r.text for r in found.reasons if r.limit == "grid"] == expected
     most = tuple(65_535 if size == 65_536 else size for size in shape)
     if most != shape:
         plan = nbattn.plan(mask, most, device="sm_90")
-        (found,) = [one for one in plan.candidates if one.name == name]
+        (found,) = [candidate for candidate in plan.candidates if candidate.name == name]
         assert not found.reasons

@@ -398,7 +398,7 @@ def test_auto_never_runs_the_model() -> None:
     for on in ("cpu", "sm_80", "sm_90"):
         plan = nbattn.plan(Mask.sliding_window(3), (1, 9, 2, 8), device=on)
         assert plan.chosen.runner != "flash-model"
-        (model,) = (one for one in plan.candidates if one.runner == "flash-model")
+        (model,) = (candidate for candidate in plan.candidates if candidate.runner == "flash-model")
         assert model.reasons[0].text == "runs only if requested: backend='flash-model'"
     with pytest.raises(BackendError, match="flash-model/translate: runs only if requested"):
         nbattn.plan(Mask.causal("top-left"), (1, 9, 2, 8), device="cpu", require=("flash-model",))

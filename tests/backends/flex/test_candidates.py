@@ -49,7 +49,7 @@ def test_each_limit_of_flex_has_a_reason(named: dict[str, Any], text: str) -> No
 
 def test_auto_never_compiles_flex() -> None:
     plan = nbattn.plan(MASK, SHAPE, dtype="float32", device="cpu")
-    (own,) = [one for one in plan.candidates if one.backend == "flex"]
+    (own,) = [candidate for candidate in plan.candidates if candidate.backend == "flex"]
     assert [reason.text for reason in own.reasons] == [
         "takes seconds to compile, runs only if requested: backend='flex'"
     ]

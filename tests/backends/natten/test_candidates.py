@@ -82,7 +82,7 @@ def test_an_absent_package_is_the_reason() -> None:
 
 def test_auto_does_not_trust_what_has_not_run_on_a_gpu() -> None:
     plan = planned(Mask.neighborhood(7), (20,), backend="auto")
-    (own,) = [one for one in plan.candidates if one.backend == "natten"]
+    (own,) = [candidate for candidate in plan.candidates if candidate.backend == "natten"]
     assert [reason.text for reason in own.reasons] == [
         "not yet run on a GPU, runs only if requested: backend='natten'"
     ]
