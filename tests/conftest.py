@@ -51,7 +51,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 def cases(pytestconfig: pytest.Config) -> Callable[[str, int], None]:
     """`cases(group, n)` adds n to the cases that a group of tests has run.
 
-    One test may try a thousand masks; the totals stand in the summary, so that a sweep that has
+    One test may try a thousand masks; the summary prints the totals, so that a sweep that has
     become empty is seen. Under hypothesis call `cases(group, 1)` in each example.
     """
     totals = pytestconfig.stash[CASES]

@@ -141,7 +141,7 @@ def test_inference_mode(backend: str) -> None:
         assert torch.equal(nbattn.attention(*leaves, CAUSAL, backend=backend), want)
 
 
-def test_only_what_is_asked_for_gets_a_gradient() -> None:
+def test_only_requested_inputs_get_a_gradient() -> None:
     for backend in BACKENDS:
         for wanted in range(3):
             tensors = inputs()

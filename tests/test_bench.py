@@ -102,7 +102,7 @@ def _keys(named: dict[str, Any]) -> dict[str, Any]:
     return {"key_shape": (2, 13, 9, 1, 32)} if "key_shape" in named else {}
 
 
-def test_the_tensors_are_what_the_request_says() -> None:
+def test_the_tensors_match_the_request() -> None:
     made = plan(key_shape=(1, 28, 28, 1, 32), packed=True, extra_keys=2, key_range=True).request
     tensors = bench.Tensors.of(made)
     assert tensors.query.shape == SHAPE
@@ -197,7 +197,7 @@ def test_disagreement_is_the_worst_relative_error(found: Any, expected: Any, err
     assert got == pytest.approx(error) or (error == INF and got > 1e100)
 
 
-def test_what_is_too_large_or_too_slow_is_skipped_with_both_numbers() -> None:
+def test_large_or_slow_candidates_are_skipped_with_both_numbers() -> None:
     flux = plan(Mask.neighborhood((80, 80)), (1, 256, 256, 24, 128))
     reference = next(candidate for candidate in flux.candidates if candidate.backend == "reference")
     assert bench.obstacle(flux.request, reference, 1e9) == (

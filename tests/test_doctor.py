@@ -379,7 +379,7 @@ def test_kernels_without_cupy_or_nvrtc_name_what_to_install(
     assert facts["usable"] is True
 
 
-def test_loading_it_loads_the_standard_library_only() -> None:
+def test_importing_doctor_loads_only_the_standard_library() -> None:
     code = (
         "import sys; before = set(sys.modules); import nbattn.doctor, nbattn.cli.doctor\n"
         "new = {name.split('.')[0] for name in set(sys.modules) - before}\n"

@@ -164,7 +164,7 @@ PICTURES = [
     0 keys per query; 2 queries have no keys
     0
     1"""),
-("all keys, wherever queries stand", Mask.full(), (2,), (3,), """
+("all keys, wherever queries are", Mask.full(), (2,), (3,), """
     axis 0: 2 queries, 3 keys, 6 of 6 pairs
     every key
     3 keys per query
@@ -254,7 +254,7 @@ PICTURES = [
 @pytest.mark.parametrize(
     ("mask", "queries", "keys", "text"), [row[1:] for row in PICTURES], ids=[p[0] for p in PICTURES]
 )
-def test_a_picture(
+def test_text_of_every_picture(
     mask: Mask, queries: tuple[int, ...], keys: tuple[int, ...] | None, text: str
 ) -> None:
     assert mask.draw(queries, keys) == dedent(text).strip("\n")

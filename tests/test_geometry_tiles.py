@@ -17,7 +17,7 @@ Count = Callable[[str, int], None]
 
 @given(bound_axes(24), st.integers(1, 9))
 @example((Axis(0, causal=True, stride=4, prefix=3), 8, 8), 3)  # windows that are empty at first
-def test_tiles_are_the_rows_of_the_axis(
+def test_tiles_hold_every_row_of_the_axis(
     cases: Count, bound: tuple[Axis, int, int], size: int
 ) -> None:
     """Every query is in one tile, whose columns are the keys of its runs, mask included."""

@@ -221,7 +221,7 @@ def test_a_transform_changes_queries_keys_and_extra_keys_and_no_value() -> None:
     torch.testing.assert_close(found, layer.proj(out.flatten(-2)))
 
 
-def test_what_a_transform_returns_is_brought_back_to_the_layers_dtype_and_layout(
+def test_results_of_a_transform_get_the_dtype_and_layout_of_the_layer(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     calls = seen_by_attention(monkeypatch)

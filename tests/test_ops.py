@@ -103,7 +103,7 @@ LAYOUTS = {
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("backend", ENGINES)
-def test_outputs_are_fresh_and_as_the_fakes_say(backend: str, layout: str, cases: Count) -> None:
+def test_outputs_are_fresh_and_match_their_fakes(backend: str, layout: str, cases: Count) -> None:
     for mask, space in MASKS:
         for names in ((), ("sink", "extra_key", "extra_value")):
             if backend == "sdpa" and names and mask in (WINDOW, PLANE):

@@ -32,7 +32,7 @@ def test_saving_keeps_other_devices_and_other_requests(folder: Path) -> None:
     assert [file.name for file in folder.iterdir()] == [cost_table.NAME]
 
 
-def test_the_plan_after_saving_uses_it(folder: Path) -> None:
+def test_plans_use_saved_times(folder: Path) -> None:
     assert plan().chosen.name == NAMES[0]
     tune.save(folder / cost_table.NAME, entry(REVERSED))
     assert plan().chosen.name == NAMES[-1]

@@ -46,7 +46,7 @@ def test_demo_misuse_exits_with_status_2(
     assert message in capsys.readouterr().err
 
 
-def test_help_says_what_it_prints_and_the_exit_status_without_torch() -> None:
+def test_demo_help_shows_output_and_exit_status_without_torch() -> None:
     code = "import sys; sys.modules['torch'] = None; from nbattn.cli import main; main()"
     run = subprocess.run(
         [sys.executable, "-c", code, "demo", "--help"],

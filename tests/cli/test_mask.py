@@ -28,7 +28,7 @@ def shell(command: str, **variables: str) -> subprocess.CompletedProcess[bytes]:
     return subprocess.run(["bash", "-c", script], env=env, capture_output=True, timeout=600)
 
 
-def test_a_picture_in_a_pipe() -> None:
+def test_picture_written_to_a_pipe() -> None:
     done = shell(
         "nbattn mask --mask 'Axis(1, 1, border=\"shift\"), Axis(0, 0, align=0)' --query 4,2 "
         "--key 4,3 | cat"

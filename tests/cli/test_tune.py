@@ -95,7 +95,7 @@ def test_rates_alone(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert folder.stat().st_mode & 0o777 == 0o700
 
 
-def test_times_of_a_configuration_change_what_is_chosen(
+def test_times_of_a_configuration_change_the_choice(
     folder: Path, capsys: pytest.CaptureFixture[str], config: Callable[..., None]
 ) -> None:
     config(both=planned(training=True), tiled=planned(backend="tiled"), gpu=planned(device="sm_90"))

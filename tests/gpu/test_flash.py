@@ -109,7 +109,7 @@ def probed(call: FlashArguments, rows: int, keys: int) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_a_dialect_is_what_its_kernel_does(
+def test_flash_arguments_compute_the_pairs_of_the_kernel(
     provider: str, shape: tuple[int, int], cases: Count
 ) -> None:
     rows, keys = shape
@@ -130,7 +130,7 @@ def test_a_dialect_is_what_its_kernel_does(
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_the_cache_entry_is_what_its_kernel_does(
+def test_kv_cache_arguments_compute_the_pairs_of_the_kernel(
     provider: str, shape: tuple[int, int], cases: Count
 ) -> None:
     """Forward only; the cache holds large numbers behind its filling."""
@@ -257,7 +257,7 @@ def test_no_rows_are_copied(provider: str, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.parametrize("label", ["causal, tall", "shift", "wrap"])
-def test_a_cuda_graph_replays_it(provider: str, label: str) -> None:
+def test_a_cuda_graph_replays_flash(provider: str, label: str) -> None:
     mask, queries, keys = MASKS[label]
     made = {name: t.detach() for name, t in inputs(queries, keys, torch.bfloat16).items()}
 

@@ -71,7 +71,7 @@ def test_every_byte_of_the_argument_arrives(
     assert found == b"".join(a.to_bytes(8, "little") for a in addresses) + NUMBERS
 
 
-def test_it_runs_on_the_current_stream(launcher: CuPyLauncher):
+def test_a_launch_runs_on_the_current_stream(launcher: CuPyLauncher):
     """After what was put there before, and before what comes after, while other streams wait."""
     query, lse = number(1), number(0)
     launcher.launch(probe(), 1, {"query": query, "lse": lse}, NUMBERS)

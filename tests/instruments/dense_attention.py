@@ -146,7 +146,7 @@ def judge(
 ) -> None:
     """max|found - exact| <= 2 * (max|low - exact| + eps * max|exact|), and all of it finite.
 
-    Where `exact` is a sum that cancels, `terms` is the size of what it adds up and stands for
+    Where `exact` is a sum that cancels, `terms` is the size of what it adds up and replaces
     max|exact|. A logsumexp of -inf must be -inf in both.
     """
     assert found.shape == exact.shape, f"{name}: {list(found.shape)}, not {list(exact.shape)}"

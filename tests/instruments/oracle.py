@@ -18,7 +18,7 @@ import nbattn
 
 BORDERS = ("clip", "shift", "wrap")
 ALIGNMENTS = (None, "top-left", "bottom-right")
-INFINITE = 10**6  # stands for an unlimited side; every oracle length is far below it
+INFINITE = 10**6  # an unlimited side; every oracle length is far below it
 
 
 def position(axis: Any, i: int, queries: int, keys: int) -> int:

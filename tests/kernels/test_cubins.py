@@ -227,9 +227,9 @@ def test_every_flipped_bit_is_seen(compiler_calls, cubin_directory: Path, cases)
     (path,) = cubin_directory.iterdir()
     content = path.read_bytes()
     for at in range(len(content)):
-        spoiled = bytearray(content)
-        spoiled[at] ^= 1 << at % 8
-        assert cubins._unpacked(path.name, bytes(spoiled)) is None
+        flipped_copy = bytearray(content)
+        flipped_copy[at] ^= 1 << at % 8
+        assert cubins._unpacked(path.name, bytes(flipped_copy)) is None
         cases("cubins: damaged bytes", 1)
     for size in range(len(content)):
         assert cubins._unpacked(path.name, content[:size]) is None

@@ -188,7 +188,7 @@ def test_missing_names_nvrtc(monkeypatch: pytest.MonkeyPatch):
     assert launch.missing() == " ".join(f"NVRTC is not installed. {FIX}".split())
 
 
-def test_asking_what_is_missing_loads_no_cupy(tmp_path: Path):
+def test_missing_loads_no_cupy(tmp_path: Path):
     code = (
         "import sys; from nbattn.kernels import launch; launch.missing()\n"
         "print([m for m in ('cupy', 'torch', 'numpy') if m in sys.modules])"

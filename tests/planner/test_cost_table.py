@@ -73,7 +73,7 @@ def test_one_unmeasured_candidate_leaves_the_decision_to_bounds(folder: Path) ->
     )
 
 
-def test_what_only_selects_candidates_shares_their_times(folder: Path) -> None:
+def test_requests_that_only_select_candidates_share_times(folder: Path) -> None:
     write(folder, entry(REVERSED))
     assert order(plan(backend="sdpa")) == ("sdpa/mask", "sdpa/dense+fold")
     assert order(plan(forbid=("mask",))) == ("tiled/tile", "sdpa/dense+fold")

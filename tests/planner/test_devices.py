@@ -9,7 +9,7 @@ from nbattn.program import device
 
 
 @pytest.mark.parametrize("kind", ["mps", "xpu", "meta"])
-def test_a_kind_without_data_says_so(kind: str) -> None:
+def test_explanations_report_a_device_without_data(kind: str) -> None:
     for given_ in (kind, torch.device(kind)):
         plan = nbattn.plan(Mask(Axis(1, 1)), (1, 64, 2, 16), device=given_)
         assert (plan.request.device.kind, plan.request.device.name) == (kind, kind)

@@ -59,7 +59,7 @@ def test_a_plan_is_one_line() -> None:
     )
 
 
-def test_explain_says_when_measurements_decided() -> None:
+def test_explain_shows_when_measurements_decided() -> None:
     plan = nbattn.plan(Mask.causal(), (1, 64, 2, 16), device="cpu")
     assert plan.chosen.cost is not None
     timed = replace(plan.chosen, cost=replace(plan.chosen.cost, measured=2e-3))

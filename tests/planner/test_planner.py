@@ -108,7 +108,7 @@ def test_require_and_forbid_are_obeyed(
         cases("planner, required and forbidden", 1)
 
 
-def test_all_reasons_are_listed_when_nothing_is_left() -> None:
+def test_all_reasons_are_listed_when_every_candidate_is_refused() -> None:
     with pytest.raises(BackendError) as error:
         nbattn.plan(Mask(Axis(1, 1)), (1, 8, 2, 16), device="cpu", softcap=1.0, backend="sdpa")
     assert error.value.problem.splitlines() == [

@@ -384,14 +384,14 @@ def test_python_packs_what_the_struct_declares(tmp_path: Path):
     assert offsets_in_cpp([name for name, _ in members], tmp_path) == expected
 
 
-def test_a_build_is_found_again_and_follows_its_headers(tmp_path: Path):
+def test_a_build_is_reused_until_a_header_changes(tmp_path: Path):
     for name in ("mistakes.cu", "mistakes.cuh"):
         (tmp_path / name).write_bytes((build.HERE / name).read_bytes())
     variant = Variant("mistakes.cu", "no_barrier", (), 64, SHARED)
     here = build.kernel(variant, checked=False, folder=build.HERE)
     assert (
         build.kernel(variant, checked=False, folder=tmp_path) == here
-    )  # where it lies is no matter
+    )  # the folder does not matter
     assert build.kernel(variant, checked=True, folder=build.HERE) != here
     header = tmp_path / "mistakes.cuh"
     header.write_text(header.read_text() + "// changed\n")
@@ -405,7 +405,7 @@ def test_error_of_a_kernel_that_does_not_build(tmp_path: Path):
 
 
 @pytest.mark.parametrize(("grads", "names"), [(1, ["value"]), (2, ["key"]), (3, ["key", "value"])])
-def test_what_a_kernel_does_not_write_stays_as_it_is(grads: int, names: list[str]):
+def test_tensors_that_a_kernel_does_not_write_stay_unchanged(grads: int, names: list[str]):
     p = problem.Problem(Mask(Axis(2, 2)), (20,), (20,), extra=3, grads=grads)
     launcher, known = Launcher("check"), problem.make(p)
     for kernel in ("fwd", "delta"):

@@ -71,7 +71,7 @@ def test_every_example_runs_as_a_program(path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", NEEDED)
-def test_an_example_without_its_packages_says_what_to_install(name: str) -> None:
+def test_an_example_without_its_packages_names_what_to_install(name: str) -> None:
     found = run(EXAMPLES / f"{name}.py", OPTIONAL)
     assert (found.returncode, found.stderr) == (1, NEEDED[name])
 
@@ -314,7 +314,7 @@ def test_a_video_is_read_backwards_and_frame_by_frame(sizes: tuple[int, ...]) ->
     assert found["one by one"] < 2e-6
 
 
-def test_rotary_of_three_axes_turns_each_third_by_its_place() -> None:
+def test_rotary_of_three_axes_turns_each_third_by_its_position() -> None:
     """A third at a time: the two others are at position 0 of their axes."""
     mask = Mask(Axis(2, causal=True, align="bottom-right"), Axis(1, 1, offset=2), Axis(1, 1))
     query, key = random(1, 2, 3, 4, 2, 12), random(1, 5, 3, 4, 1, 12, seed=1)

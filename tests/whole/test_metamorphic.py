@@ -337,7 +337,7 @@ def test_plain_causal_windows_decode(axis: Axis) -> None:
         Axis(7, 0, border="shift", align="bottom-right"),
         Axis(7, 0, border="wrap"),
         Axis(7, causal=True, stride=2, align="bottom-right"),
-        Axis(7, causal=True, align="top-left"),  # a single new query would stand on key 0
+        Axis(7, causal=True, align="top-left"),  # a single new query would be at key 0
         Axis(7, causal=True),  # and without an alignment nowhere
         Axis(7, causal=True, align="bottom-right", offset=1),
         Axis(7, 0, prefix=4, align="bottom-right"),

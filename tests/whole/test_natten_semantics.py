@@ -65,7 +65,7 @@ def test_sampled_configurations_of_more_axes(rank: int, cases: Count) -> None:
         ((9,), 4, 3, 2, True),
     ],
 )
-def test_one_value_stands_for_every_axis(
+def test_one_value_applies_to_every_axis(
     space: tuple[int, ...], kernel: Any, stride: Any, dilation: Any, causal: Any
 ) -> None:
     assert agrees(space, kernel, stride, dilation, causal)

@@ -235,7 +235,7 @@ def test_a_sink_of_minus_infinity_is_no_sink(backend: str) -> None:
 
 @pytest.mark.parametrize("backend", ["reference", "tiled"])
 @pytest.mark.parametrize("label", ["clip", "wrap", "tiles", "three axes"])
-def test_what_lies_outside_a_key_range_changes_no_bit(backend: str, label: str) -> None:
+def test_values_outside_a_key_range_change_no_bit(backend: str, label: str) -> None:
     """Garbage, infinities and zeros outside: the same outputs and gradients, bit by bit."""
     mask, _, keys = MASKS[label]
     feature = Feature(key_range="some", lse=True)

@@ -438,7 +438,7 @@ def test_warmup_prepares_what_a_training_step_launches(monkeypatch: pytest.Monke
     assert [one.entry for one in taken.loaded] == ["nb_fwd_mma"]
 
 
-def test_without_cupy_the_backend_says_how_to_get_it() -> None:
+def test_error_without_cupy_names_what_to_install() -> None:
     bare = replace(DEVICES["sm_90"], providers=())
     with pytest.raises(BackendError) as error:
         nbattn.plan(Mask.causal(), (1, 8, 2, 64), device=bare, backend="cuda")

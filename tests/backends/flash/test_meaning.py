@@ -43,7 +43,7 @@ def pairs_of(call: FlashArguments, rows: int, keys: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("causal", [False, True])
-def test_flash_2_dense_is_its_host_code(causal: bool, cases: Count) -> None:
+def test_flash_2_dense_equals_its_host_code(causal: bool, cases: Count) -> None:
     for (rows, keys), left, right in product(SHAPES, SIDES, SIDES):
         call = FlashArguments("fa2", "dense", WindowArguments(left, right, causal))
         want = flash_oracle.flash2(rows, keys, left, right, causal)
@@ -72,7 +72,7 @@ def test_flash_2_uses_the_maximum_lengths_that_are_given(entry: str, cases: Coun
 
 
 @pytest.mark.parametrize("causal", [False, True])
-def test_flash_3_is_its_host_code(causal: bool, cases: Count) -> None:
+def test_flash_3_equals_its_host_code(causal: bool, cases: Count) -> None:
     for (rows, keys), left, right in product(SHAPES, SIDES, SIDES):
         call = FlashArguments("fa3", "dense", WindowArguments(left, right, causal))
         want = flash_oracle.flash3(rows, keys, left, right, causal)
@@ -97,7 +97,7 @@ def test_flash_3_compares_with_the_capacity_of_its_cache(cases: Count) -> None:
 
 
 @pytest.mark.parametrize("provider", ["fa2", "fa3"])
-def test_a_cache_is_read_as_far_as_it_is_filled(provider: str) -> None:
+def test_only_the_filled_part_of_a_cache_is_used(provider: str) -> None:
     """4 queries on the last of 6 keys, in a cache of 9."""
     call = flash_arguments(provider, Band(0, 2), 4, 6, capacity=9)
     assert call.describe() == "kvcache window_size=(2, 0), cache_seqlens=6 of 9"
@@ -110,7 +110,7 @@ def test_a_cache_is_read_as_far_as_it_is_filled(provider: str) -> None:
 
 
 @pytest.mark.parametrize("causal", [False, True])
-def test_flash_4_is_its_host_code(causal: bool, cases: Count) -> None:
+def test_flash_4_equals_its_host_code(causal: bool, cases: Count) -> None:
     sides = (None, *SIDES, -7)
     for (rows, keys), left, right in product(SHAPES, sides, sides):
         call = FlashArguments("fa4", "dense", WindowArguments(left, right, causal))

@@ -123,7 +123,7 @@ def test_beside_a_real_natten(order: str, output_by_order: dict[str, str]) -> No
     assert output_by_order[order] == ORDERS[order][1]
 
 
-def test_transformers_sees_it_whenever_it_is_installed() -> None:
+def test_transformers_detects_natten_while_it_is_installed() -> None:
     pytest.importorskip("transformers")
     code = (
         "from transformers.utils import is_natten_available as seen\n"
