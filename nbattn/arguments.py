@@ -307,11 +307,11 @@ def _shaped(name: str, tensor: Tensor, shape: Sequence[Any], meaning: str) -> No
 def check_backend(backend: str, require: Sequence[str], forbid: Sequence[str]) -> None:
     """Checks that names are known, and that require= and forbid= are tuples of them."""
     if backend in families.BACKENDS:  # first, as its message is clearer
-        check_traits_given(require, forbid)
+        check_names_given(require, forbid)
     families.check_names(backend, tuple(require), tuple(forbid))
 
 
-def check_traits_given(require: object, forbid: object) -> None:
+def check_names_given(require: object, forbid: object) -> None:
     """Checks that require= and forbid= are sequences of names, not one name."""
     if require == () == forbid:
         return  # the usual case, which every plan look-up takes

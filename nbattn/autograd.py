@@ -111,7 +111,7 @@ class PlannedAttention(torch.autograd.Function):
             # a compiled backward, or gradients that are batched by torch.autograd.grad
             batched = _is_batched(grad_out) or _is_batched(grad_lse)
             if batched or not is_plain((*tensors, *rows)):
-                return BACKWARD(grad_out, grad_lse, out, lse, *_operands(plan, inputs))
+                return BACKWARD(grad_out, grad_lse, out, lse, *_backward_arguments(plan, inputs))
             _check_saved(ctx.place, (*tensors, *rows))
             computed = execute.backward(plan, inputs, *rows)
             return tuple(getattr(computed, name, None) for name in GRADIENTS)
@@ -175,7 +175,7 @@ def _differentiable(*arguments: Any) -> tuple[Tensor, Tensor]:
 ops.register_autograd(_differentiable)
 
 
-def _operands(plan: Plan, inputs: Inputs) -> tuple[Any, ...]:
+def _backward_arguments(plan: Plan, inputs: Inputs) -> tuple[Any, ...]:
     """Returns the arguments of the backward operator for what a plan was made for.
 
     If the forward's backend recomputes the logsumexp, they name that backend.
@@ -189,7 +189,7 @@ def _operands(plan: Plan, inputs: Inputs) -> tuple[Any, ...]:
         inputs.scale,
         inputs.softcap,
         plan.chosen.backend if execute.recomputes_lse(plan.chosen, inputs) else request.backend,
-        ops.joined_traits(request.require, request.forbid),
+        ops.joined_names(request.require, request.forbid),
         True,
         request.deterministic,
         request.return_lse,

@@ -42,7 +42,7 @@ class Row:
 
     Args:
         name: the candidate's name in the plan.
-        bound: the planner's estimate in seconds; None where there is none.
+        estimate: the planner's, in seconds; None where there is none.
         error: the largest relative error of a row of the output or of a gradient, against the
             chosen candidate's.
         reason: why it was not timed; empty when it was.
@@ -51,7 +51,7 @@ class Row:
     """
 
     name: str
-    bound: float | None
+    estimate: float | None
     error: float | None = None
     reason: str = ""
     wrong: bool = False
@@ -128,7 +128,7 @@ class Effort:
     by_name: bool = True
 
 
-def disturbance(kind: str) -> str:
+def why_unreliable(kind: str) -> str:
     """Return why times are unreliable now (several threads beside other programs); empty if not."""
     threads = torch.get_num_threads()
     if kind != "cpu" or threads == 1:
@@ -146,7 +146,7 @@ def passes(plan: Plan) -> Iterator[Plan]:
     yield plan
 
 
-def elsewhere(request: Request) -> str:
+def why_not_here(request: Request) -> str:
     """Return why a request cannot run on this machine; empty when it can."""
     names = ["cpu"]
     if torch.cuda.is_available():
@@ -186,7 +186,7 @@ def candidates(plan: Plan, effort: Effort) -> list[Candidate]:
     return [plan.chosen, *filter(selected, others)]
 
 
-def obstacle(request: Request, candidate: Candidate, seconds: float) -> str:
+def why_skipped(request: Request, candidate: Candidate, seconds: float) -> str:
     """Return why a usable candidate is not run: dense memory or planned time; empty if it is."""
     if candidate.backend == "reference":
         scores = request.batch * request.heads * request.query_count * request.key_count
@@ -218,7 +218,7 @@ def measure(
     (True, True)
     """
     request = plan.request
-    skipped = elsewhere(request) or _too_large(request)
+    skipped = why_not_here(request) or _too_large(request)
     if skipped:
         return Job(name, plan, (), skipped)
     waiting = {c.name: _row(request, c, effort.seconds) for c in candidates(plan, effort)}
@@ -239,8 +239,8 @@ def measure(
 
 
 def _row(request: Request, candidate: Candidate, seconds: float) -> Row:
-    bound = None if candidate.cost is None else candidate.cost.bound
-    return Row(candidate.name, bound, reason=obstacle(request, candidate, seconds))
+    estimate = None if candidate.cost is None else candidate.cost.estimate
+    return Row(candidate.name, estimate, reason=why_skipped(request, candidate, seconds))
 
 
 def _prepare(
@@ -431,7 +431,7 @@ def _plain(job: Job) -> dict[str, Any]:
         "candidates": [
             {
                 "name": row.name,
-                "bound": row.bound,
+                "estimate": row.estimate,
                 "error": row.error if row.error is None or math.isfinite(row.error) else "inf",
                 "reason": row.reason,
                 "wrong": row.wrong,

@@ -1,4 +1,4 @@
-"""Runs a given plan on tensors, for the operators, autograd, `Plan.run` and `bench`.
+"""Plans a call's tensors, and runs a given plan, for the operators, autograd, `Plan.run`, `bench`.
 
 The logsumexp that is saved for a backward is the true one, or NaN if the forward's backend returns
 none. Every backward supports a true one from any backend; on NaN only a backend runs that computes

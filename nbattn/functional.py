@@ -180,7 +180,7 @@ def _checked(
             factor,
             cap,
             backend,
-            ops.joined_traits(require, forbid),
+            ops.joined_names(require, forbid),
             False,  # training: the operator finds out when it runs, as a trace is used for both
             deterministic,
             return_lse,
@@ -199,14 +199,14 @@ def _attend(plan: Plan, inputs: Inputs, *, training: bool) -> tuple[Tensor, Tens
 
 def _operator(tensors: tuple[Tensor | None, ...], options: ops.Options) -> tuple[Tensor, Tensor]:
     """Calls the operator, for compilers, transforms and modes; returns output and logsumexp."""
-    arguments = (*tensors, *(None,) * (len(ops.TENSORS) - len(tensors)), *options)
+    operands = (*tensors, *(None,) * (len(ops.TENSORS) - len(tensors)), *options)
     if not autograd.is_transformed():
-        return ops.FORWARD(*arguments)
+        return ops.FORWARD(*operands)
     if torch.compiler.is_compiling():  # torch.compile has no autograd functions under transforms
         why = "torch.func's transforms of attention run outside of compiled graphs"
         torch._dynamo.graph_break(msg=why)  # pyright: ignore[reportPrivateUsage]
-        return torch.compiler.disable(autograd.transformed)(*arguments)  # pyright: ignore
-    return autograd.transformed(*arguments)
+        return torch.compiler.disable(autograd.transformed)(*operands)  # pyright: ignore
+    return autograd.transformed(*operands)
 
 
 def _distinct(tensors: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
@@ -299,7 +299,7 @@ def plan(
     arguments.check_mask(mask)
     arguments.check_plan(query_shape, key_shape, value_dim, extra_keys, flags)
     arguments.check_numbers(None, softcap)
-    arguments.check_traits_given(require, forbid)
+    arguments.check_names_given(require, forbid)
     arguments.check_names(backend, dtype, device)
     dim = query_shape[-1] if value_dim is None else value_dim
     key_shape = query_shape if key_shape is None else key_shape

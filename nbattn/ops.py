@@ -52,7 +52,7 @@ _library.define(
 class Options(NamedTuple):
     """The arguments of the operators that are not tensors, in the order of the schema.
 
-    `mask` is `Mask.code()`. `traits` is `joined_traits(require, forbid)`, since not every tracer of
+    `mask` is `Mask.code()`. `traits` is `joined_names(require, forbid)`, since not every tracer of
     torch supports lists of names.
     """
 
@@ -68,10 +68,10 @@ class Options(NamedTuple):
     return_lse: bool
 
 
-def joined_traits(require: Any, forbid: Any) -> str:
+def joined_names(require: Any, forbid: Any) -> str:
     """Joins the names to require and to forbid into one string.
 
-    >>> joined_traits(("fold",), ("merge", "split"))
+    >>> joined_names(("fold",), ("merge", "split"))
     '+fold -merge -split'
     """
     return " ".join([*(f"+{name}" for name in require), *(f"-{name}" for name in forbid)])
@@ -79,7 +79,7 @@ def joined_traits(require: Any, forbid: Any) -> str:
 
 @lru_cache(256)
 def split_traits(traits: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Splits the string of `joined_traits` into the names to require and to forbid.
+    """Splits the string of `joined_names` into the names to require and to forbid.
 
     >>> split_traits("+fold -merge -split")
     (('fold',), ('merge', 'split'))

@@ -37,10 +37,10 @@ def this_device(info: DeviceInfo) -> Fingerprint:
     """
     device = cost_table.fingerprint(info.name)
     if device is None:
-        raise InputError(
-            f"{info.name} cannot be measured: this machine has none, or several models of it.",
-            '--device cpu, or CUDA_VISIBLE_DEVICES="0".',
-        )
+        is_one_of_several = info.kind == "cuda" and torch.cuda.device_count() > 1
+        why = "none, or several models of it" if is_one_of_several else "none"
+        fix = '--device cpu, or CUDA_VISIBLE_DEVICES="0".' if is_one_of_several else "--device cpu."
+        raise InputError(f"{info.name} cannot be measured: this machine has {why}.", fix)
     return device
 
 
@@ -50,7 +50,7 @@ def check_quiet(kind: str) -> None:
     Raises:
         InputError: several threads are timed and the machine is busy.
     """
-    disturbed = bench.disturbance(kind)
+    disturbed = bench.why_unreliable(kind)
     if disturbed:
         fix = "--threads 1 (uses CPU time), or wait until the machine is idle."
         raise InputError(f"{disturbed}.", fix)
@@ -102,7 +102,9 @@ def _product_rate(kind: str, dtype: str, timer: Clock, effort: Effort) -> float:
     return best
 
 
-def wanted(plans: dict[str, Plan], info: DeviceInfo) -> tuple[dict[str, list[Plan]], list[str]]:
+def plans_to_measure(
+    plans: dict[str, Plan], info: DeviceInfo
+) -> tuple[dict[str, list[Plan]], list[str]]:
     """Return the passes to measure for each plan, with any backend (forward, and with training
     forward and backward), and the reasons for plans that are left out.
     """
@@ -134,13 +136,13 @@ def entry(fingerprint: Fingerprint, measured: Rates, jobs: Sequence[Job]) -> Ent
     return Entry(fingerprint, machine.today(), measured, by_request)
 
 
-def destination() -> Path:
+def prepared_table_path() -> Path:
     """Return the path of this user's table, and create its private directory.
 
     Raises:
         InputError: the cache is off, or the directory cannot be written.
     """
-    path = intended()
+    path = table_path()
     try:
         if path is not None:
             cache.prepare(path.parent)
@@ -155,7 +157,7 @@ def destination() -> Path:
     return path
 
 
-def intended() -> Path | None:
+def table_path() -> Path | None:
     """Return the path of the table without creating it; None where the cache is off.
 
     Raises:

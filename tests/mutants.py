@@ -388,7 +388,7 @@ MUTANTS = [
            "    if False:\n        assert",
            "backends/flash/run backends/flash/adapters backends/flash/model"),
     Mutant("own-lse-in-backward", CALLS, "_rows(call.query, all_rows)",
-           "_rows(call.query, Rows(out, lse + 1, grad_out, grad_lse))",
+           "_rows(call.query, RowTensors(out, lse + 1, grad_out, grad_lse))",
            "backends/flash/run backends/flash/adapters backends/flash/model"),
     Mutant("backward-windows", "nbattn/backends/flash/providers.py",
            "if needs.training and not self.backward_windows:", "if False:",

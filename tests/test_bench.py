@@ -200,7 +200,7 @@ def test_disagreement_is_the_worst_relative_error(found: Any, expected: Any, err
 def test_large_or_slow_candidates_are_skipped_with_both_numbers() -> None:
     flux = plan(Mask.neighborhood((80, 80)), (1, 256, 256, 24, 128))
     reference = next(candidate for candidate in flux.candidates if candidate.backend == "reference")
-    assert bench.obstacle(flux.request, reference, 1e9) == (
+    assert bench.why_skipped(flux.request, reference, 1e9) == (
         "1.15e+03 GiB of dense scores, the limit is 1 GiB"
     )
     job = bench.measure("flux", flux, Effort(seconds=1.0))

@@ -19,7 +19,7 @@ _UNSAFE_VIEW = torch.ops.aten._unsafe_view.default
 
 
 @dataclass(frozen=True, slots=True)
-class Rows:
+class RowTensors:
     """The rows of a call in the backward: out and its gradient `[B, N, H, D]`, lse and its gradient
     `[B, N, H]`.
     """
@@ -52,7 +52,7 @@ class Kernel(Protocol):
         self,
         arguments: CallArguments,
         arrays: Arrays,
-        rows: Rows,
+        rows: RowTensors,
         scale: float,
         softcap: float | None,
     ) -> Arrays:
@@ -148,7 +148,10 @@ def backward(
     exp(scores - lse), whichever other keys are part of the softmax.
     """
     inputs, sign = positive(inputs)
-    all_rows, tensors = Rows(out, lse, grad_out, grad_lse), (inputs.query, inputs.key, inputs.value)
+    all_rows, tensors = (
+        RowTensors(out, lse, grad_out, grad_lse),
+        (inputs.query, inputs.key, inputs.value),
+    )
     several = len(program.calls) + inputs.has_extra > 1
     totals: list[Tensor | None] = [None, None, None]
     for call in program.calls:
@@ -185,7 +188,9 @@ def _added(
     return total
 
 
-def _extra_backward(program: Program, inputs: Inputs, kernel: Kernel, rows: Rows) -> Arrays | None:
+def _extra_backward(
+    program: Program, inputs: Inputs, kernel: Kernel, rows: RowTensors
+) -> Arrays | None:
     """Computes what the extra keys add to the gradient of the queries, and the gradients of the
     extra keys and values; None without extra keys.
     """
@@ -195,7 +200,7 @@ def _extra_backward(program: Program, inputs: Inputs, kernel: Kernel, rows: Rows
     out, lse, grad_out = (t.flatten(1, rank) for t in (rows.out, rows.lse, rows.grad_out))
     grad_lse = None if rows.grad_lse is None else rows.grad_lse.flatten(1, rank)
     arguments, arrays = kernel.without_mask(program), _extra_arrays(inputs)
-    flat = Rows(out, lse, grad_out, grad_lse)
+    flat = RowTensors(out, lse, grad_out, grad_lse)
     return kernel.backward(arguments, arrays, flat, inputs.scale, inputs.softcap)
 
 
@@ -232,7 +237,7 @@ def _extra_arrays(inputs: Inputs) -> Arrays:
     return _flat(inputs.query), inputs.extra_key, inputs.extra_value
 
 
-def _rows(view: View, rows: Rows) -> Rows:
+def _rows(view: View, rows: RowTensors) -> RowTensors:
     """Returns the rows of a call's view."""
     out, grad_out = (_flat(view.folded(t)) for t in (rows.out, rows.grad_out))
     lse, grad_lse = (
@@ -240,4 +245,4 @@ def _rows(view: View, rows: Rows) -> Rows:
         for t in (rows.lse, rows.grad_lse)
     )
     assert lse is not None
-    return Rows(out, lse, grad_out, grad_lse)
+    return RowTensors(out, lse, grad_out, grad_lse)

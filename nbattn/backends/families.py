@@ -66,7 +66,6 @@ class Family:
 
     Args:
         name: the family's name.
-        folder: the package that contains its modules.
         backends: its values of `backend=`.
         strategies: the names of its candidates' strategies and rewrites, for `require=`.
         packages: optional distributions that it needs on a device, as `DeviceInfo.providers` lists
@@ -76,11 +75,15 @@ class Family:
     """
 
     name: str
-    folder: str
     backends: tuple[Backend, ...]
     strategies: tuple[str, ...]
     packages: tuple[str, ...] = ()
     missing: str = ""
+
+    @property
+    def folder(self) -> str:
+        """The package that contains its modules."""
+        return f"nbattn.backends.{self.name}"
 
     def candidates(self, request: Request, axes: Axes) -> Sequence[Candidate]:
         """Returns the family's candidates for a request, including refused ones."""
@@ -90,7 +93,6 @@ class Family:
 FAMILIES: tuple[Family, ...] = (
     Family(
         name="dense",
-        folder="nbattn.backends.dense",
         backends=(
             Backend(name="reference", module="reference", by_name=_REFERENCE),
             Backend(name="sdpa", gives_lse_on=("cpu",), needs_lse_on=("cpu",)),
@@ -99,13 +101,11 @@ FAMILIES: tuple[Family, ...] = (
     ),
     Family(
         name="tiled",
-        folder="nbattn.backends.tiled",
         backends=(Backend(name="tiled", needs_lse_on=()),),
         strategies=("tile",),
     ),
     Family(
         name="flash",
-        folder="nbattn.backends.flash",
         backends=(
             Backend(
                 name="flash",
@@ -129,7 +129,6 @@ FAMILIES: tuple[Family, ...] = (
     ),
     Family(
         name="cuda",
-        folder="nbattn.backends.cuda",
         backends=(Backend(name="cuda"),),
         strategies=("window", "mma", "simt"),
         packages=("cupy",),
@@ -137,13 +136,11 @@ FAMILIES: tuple[Family, ...] = (
     ),
     Family(
         name="flex",
-        folder="nbattn.backends.flex",
         backends=(Backend(name="flex", by_name=_FLEX, gives_lse_on=(), needs_lse_on=()),),
         strategies=("blocks",),
     ),
     Family(
         name="natten",
-        folder="nbattn.backends.natten",
         backends=(Backend(name="natten", by_name=_NATTEN, needs_lse_on=()),),
         strategies=("window",),
         packages=("natten",),

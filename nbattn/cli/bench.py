@@ -91,7 +91,7 @@ def run(options: argparse.Namespace) -> int:
         for part in bench.passes(plan)
     }
     effort = bench.Effort(rounds=options.rounds, seconds=options.seconds, backends=backends)
-    disturbed = bench.disturbance("cpu")
+    disturbed = bench.why_unreliable("cpu")
     if disturbed:
         print(f"nbattn bench: {disturbed}", file=sys.stderr)
     jobs = measure(plans, effort)
@@ -166,14 +166,14 @@ def _table(job: Job) -> Table:
     times = dict(job.timed)
     chosen = job.plan.chosen.name
     for row in sorted(job.rows, key=lambda row: times.get(row.name, float("inf"))):
-        bound = "" if row.bound is None else _ms(row.bound)
+        estimate = "" if row.estimate is None else _ms(row.estimate)
         if row.seconds is None:
-            table.add_row(f"  {row.name}", "", "", "", bound, row.reason)
+            table.add_row(f"  {row.name}", "", "", "", estimate, row.reason)
             continue
         ratio = f"{row.seconds / times[chosen]:.2f}" if chosen in times else ""
         flops = f"{job.useful_flops / row.seconds / 1e9:.3g}"
         mark = "chosen" if row.name == chosen else ""
-        table.add_row(f"  {row.name}", _ms(row.seconds), ratio, flops, bound, mark)
+        table.add_row(f"  {row.name}", _ms(row.seconds), ratio, flops, estimate, mark)
     return table
 
 

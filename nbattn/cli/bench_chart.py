@@ -10,7 +10,7 @@ from nbattn.errors import InputError
 if TYPE_CHECKING:
     from nbattn.bench import Job
 
-_CHOSEN, _OTHER, _BOUND = "#1f6f8b", "#b8c4c9", "#c8553d"
+_CHOSEN, _OTHER, _ESTIMATE = "#1f6f8b", "#b8c4c9", "#c8553d"
 _WIDTH, _BAR, _PANEL = 8.0, 0.34, 0.95  # inches
 
 
@@ -48,7 +48,7 @@ def _panel(axes: Any, job: Job) -> None:
     """Draw the times of one job, the fastest on top, and each estimate as a tick."""
     names = [name for name, _ in job.timed]
     times = [1e3 * seconds for _, seconds in job.timed]
-    bounds = {row.name: row.bound for row in job.rows}
+    estimates = {row.name: row.estimate for row in job.rows}
     colours = [_CHOSEN if name == job.plan.chosen.name else _OTHER for name in names]
     axes.barh(names, times, color=colours, height=0.62)
     for place, (name, time) in enumerate(zip(names, times, strict=True)):
@@ -56,11 +56,13 @@ def _panel(axes: Any, job: Job) -> None:
             f"{time:.3g}", (time, place), (5, 0), textcoords="offset points", va="center", size=8,
             bbox={"facecolor": "white", "edgecolor": "none", "pad": 1}, zorder=3,
         )  # fmt: skip
-        bound = bounds[name]
-        if bound is not None:
-            axes.plot([1e3 * bound] * 2, [place - 0.31, place + 0.31], color=_BOUND, linewidth=1.5)
+        estimate = estimates[name]
+        if estimate is not None:
+            axes.plot(
+                [1e3 * estimate] * 2, [place - 0.31, place + 0.31], color=_ESTIMATE, linewidth=1.5
+            )
     axes.invert_yaxis()
-    values = [*times, *(1e3 * b for b in bounds.values() if b)]
+    values = [*times, *(1e3 * b for b in estimates.values() if b)]
     if max(values) > 30 * min(values):
         axes.set_xscale("log")
     axes.margins(x=0.12)

@@ -70,17 +70,17 @@ def run(options: argparse.Namespace) -> int:
 
     if options.threads is not None:
         torch.set_num_threads(options.threads)
-    path = None if options.output or options.dry_run else tune.destination()
+    path = None if options.output or options.dry_run else tune.prepared_table_path()
     info = devices.device_info(options.device)
     device = tune.this_device(info)
-    plans, left_out = tune.wanted(_asked(options), info)
+    plans, left_out = tune.plans_to_measure(_asked(options), info)
     effort = tune.QUICK if options.quick else tune.FULL
     threads = f", {counted(device.threads, 'thread')}" if device.threads else ""
     print(f"{device.device}: {device.model}{threads}, torch {device.torch}")
     for reason in left_out:
         print(f"  not measured: {reason}")
     if options.dry_run:
-        return _dry(plans, options.output or tune.intended())
+        return _dry(plans, options.output or tune.table_path())
     tune.check_quiet(info.kind)
     measured = tune.rates(info.kind, effort=effort)
     _print_rates(measured, info)

@@ -10,7 +10,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from nbattn.errors import InputError
-from nbattn.planner import explain as words
+from nbattn.planner import explain as explanation
 from nbattn.planner import proof
 from nbattn.program.blocks import Block
 from nbattn.program.candidate import Candidate
@@ -49,7 +49,7 @@ class Plan:
         return self.explain()
 
     def __repr__(self) -> str:
-        cost = words.cost_of(self.chosen)
+        cost = explanation.cost_of(self.chosen)
         return f"Plan({self.chosen.name}, {cost}, {self.request.summary()}, {self.request.mask!r})"
 
     def explain(self, *, all: bool = False) -> str:
@@ -64,7 +64,7 @@ class Plan:
         >>> print(plan.explain().split(";")[0])
         plan    sdpa/causal: estimated 0.053 ms
         """
-        return words.explain(self, every=all)
+        return explanation.explain(self, every=all)
 
     def decided_by(self) -> str:
         """What the candidates were ranked by, and where the device's rates come from."""

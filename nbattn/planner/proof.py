@@ -33,7 +33,7 @@ def support(request: Request, candidate: Candidate) -> NDArray[np.bool_]:
         )
     program = _program(candidate)
     batch, kv_heads = min(request.batch, 2), min(request.kv_heads, 2)
-    heads = kv_heads * request.group
+    heads = kv_heads * request.heads_per_key_head
     times = np.zeros((batch, heads, nq, nk), dtype=np.int8)
     written = np.zeros((batch, heads, nq), dtype=np.bool_)
     for call in program.calls:
@@ -80,10 +80,16 @@ def _count_call(
             if not (len(i) and len(j)):
                 continue
             origin = {*zip(sample.tolist(), head.tolist(), strict=True)}
-            source = {*zip(key_sample.tolist(), (key_head * request.group).tolist(), strict=True)}
+            source = {
+                *zip(
+                    key_sample.tolist(),
+                    (key_head * request.heads_per_key_head).tolist(),
+                    strict=True,
+                )
+            }
             first = next(iter(origin))
             if origin != {first} or source != {
-                (first[0], first[1] // request.group * request.group)
+                (first[0], first[1] // request.heads_per_key_head * request.heads_per_key_head)
             }:
                 raise AssertionError("a call mixes samples or heads")
             if written[first[0], first[1], i].any() and not call.joins:
@@ -199,7 +205,7 @@ def _computed_runs(number: int, axis: BoundAxis, call: Call) -> Ints:
     """
     query, key = call.query.axes[number], call.key.axes[number]
     _check_inside("keys", key.positions(), axis.keys)
-    starts, counts, step = call.arguments.rows(number, query.length, key.length)
+    starts, counts, step = call.arguments.key_runs(number, query.length, key.length)
     group_start = key.start + key.group_step * np.arange(key.groups)[:, None, None]
     shape = (query.groups, query.length, 2)
     starts, counts = group_start + key.step * starts, np.broadcast_to(counts, shape)

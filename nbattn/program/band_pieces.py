@@ -1,9 +1,9 @@
-"""One axis of a mask as pieces that a windowed kernel can say: every border, stride and prefix as
-bands.
+"""One axis of a mask as bands, the masks that windowed kernels support: every border, stride and
+prefix.
 
 A strip is a run of queries of a residue class, a run of its keys, and the band between them. Strips
-of one class share no pair; where a window wraps or a prefix stands apart, two serve the same
-queries, and the later one joins.
+of one class share no pair. Where a window wraps, or there is a gap between the prefix and the
+window, two strips have the same queries, and the later one joins.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Strip:
 
 
 def band_pieces(axis: BoundAxis) -> list[Piece] | str:
-    """The axis as bands, or the reason why it is too many of them."""
+    """The axis as bands, or the reason why it needs too many."""
     if axis.held is not None:
         return PART_OF_AN_AXIS
     pieces: list[Piece] = []

@@ -22,7 +22,8 @@ class Candidate:
         traits: the rewrites that it uses in addition.
         program: its calls, or None if they cannot express the mask.
         cost: its work and estimated time, or None without a program.
-        reasons: why it is refused; empty if it is accepted.
+        reasons: why it is refused; empty if it is accepted. The planner adds the reasons that
+            follow from `backend=`, `require=` and `forbid=`.
     """
 
     backend: str

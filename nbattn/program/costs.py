@@ -31,7 +31,7 @@ class Cost:
         flops: of the computed pairs, forward and backward.
         bytes: the least that is moved: inputs and outputs once, copies twice.
         calls: kernel launches.
-        bound: estimated seconds, the roofline bound of this model; never a measured time.
+        estimate: seconds by this model, the roofline bound; never a measured time.
         measured: seconds on this device, or None.
     """
 
@@ -41,13 +41,13 @@ class Cost:
     flops: float
     bytes: float
     calls: int
-    bound: float
+    estimate: float
     measured: float | None = None
 
     @property
     def seconds(self) -> float:
         """The number that ranks candidates: the measured time, else the estimate."""
-        return self.bound if self.measured is None else self.measured
+        return self.estimate if self.measured is None else self.measured
 
     def to_dict(self) -> dict[str, Any]:
         """Returns plain data, rounded so that it prints the same on every machine."""
@@ -98,7 +98,7 @@ def roofline(
     count = calls + again * request.training
     device = request.device
     work = max(flops / (rate or device.peak(request.dtype)), moved / device.bandwidth)
-    bound = work + 2 * copied * passes / device.bandwidth + count * device.launch
+    estimate = work + 2 * copied * passes / device.bandwidth + count * device.launch
     moved += 2 * copied * passes
     return Cost(
         useful_pairs=items * (useful + extra),
@@ -107,7 +107,7 @@ def roofline(
         flops=flops,
         bytes=moved,
         calls=count,
-        bound=bound,
+        estimate=estimate,
     )
 
 

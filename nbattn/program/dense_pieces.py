@@ -19,7 +19,7 @@ from nbattn.program.program import AxisView
 
 _PIECE_LIMIT = 4
 PART_OF_AN_AXIS = "the tensors hold a part of the axis"
-_APART = "its windows wrap, or stand apart from a prefix"
+_APART = "its windows wrap, or there is a gap between prefix and window"
 _DIFFER = "its windows differ from query to query"
 
 
@@ -36,7 +36,7 @@ class Piece:
 
 
 def dense_pieces(axis: BoundAxis) -> list[Piece] | str:
-    """The axis as dense and causal pieces, or the reason why it is not."""
+    """The axis as dense and causal pieces, or the reason why it has no such pieces."""
     if axis.held is not None:
         return PART_OF_AN_AXIS
     pieces: list[Piece] = []

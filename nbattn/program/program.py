@@ -212,7 +212,7 @@ class ByIdentity(Generic[Value]):
 class CallArguments(Protocol):
     """The arguments of one kernel call, and the mask that the kernel computes with them."""
 
-    def rows(self, number: int, queries: int, keys: int) -> tuple[Ints, Ints, int]:
+    def key_runs(self, number: int, queries: int, keys: int) -> tuple[Ints, Ints, int]:
         """Returns the keys that every query of one axis attends to, as two runs: starts
         `[queries, 2]`, counts `[queries, 2]`, step.
         """

@@ -77,7 +77,7 @@ class Request:
     held: tuple[Held, ...] = ()
     # Computed once, since every candidate needs them: query heads per key head, queries and keys of
     # a sample and head, and what limits check.
-    group: int = field(init=False, repr=False, compare=False)
+    heads_per_key_head: int = field(init=False, repr=False, compare=False)
     query_count: int = field(init=False, repr=False, compare=False)
     key_count: int = field(init=False, repr=False, compare=False)
     needs: Needs = field(init=False, repr=False, compare=False)
@@ -90,7 +90,7 @@ class Request:
                     f"one of {', '.join(map(repr, names))}.",
                 )
         assign = object.__setattr__
-        assign(self, "group", self.heads // self.kv_heads)
+        assign(self, "heads_per_key_head", self.heads // self.kv_heads)
         assign(self, "query_count", math.prod(self.query_space))
         assign(self, "key_count", math.prod(self.key_space))
         assign(self, "needs", Needs(*(getattr(self, name) for name in Needs._fields)))

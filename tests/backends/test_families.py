@@ -39,7 +39,7 @@ MEAN = Limits(name="mean", kinds=("cpu",), softcap=False, key_range=False, lse=F
 class Everything:
     """Every query attends to every key."""
 
-    def rows(self, number, queries, keys):
+    def key_runs(self, number, queries, keys):
         counts = np.zeros((queries, 2), dtype=np.int64)
         counts[:, 1] = keys
         return np.zeros_like(counts), counts, 1
@@ -75,8 +75,8 @@ def candidates(request, axes):
     reasons = MEAN.reasons(request.needs) + whole_axes(axes)
     if not all(axis.spec.is_full for axis in axes):
         reasons.append(Reason("mask", "computes full masks only"))
-    if request.group != 1:
-        reasons.append(Reason("heads", f"needs one head per key head, not {request.group}"))
+    if request.heads_per_key_head != 1:
+        reasons.append(Reason("heads", f"needs one head per key head, not {request.heads_per_key_head}"))
     if reasons:
         return [refused("mean", "everything", *reasons)]
     call = Call(whole(request.query_space), whole(request.key_space), Everything())
@@ -107,7 +107,6 @@ def backward(program, inputs, out, lse, grad_out, grad_lse):
 }
 ROW = """    Family(
         name="mean",
-        folder="nbattn.backends.mean",
         backends=(Backend(name="mean", gives_lse_on=(), needs_lse_on=()),),
         strategies=("everything",),
     ),

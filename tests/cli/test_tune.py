@@ -265,7 +265,7 @@ MISUSE: list[tuple[list[str], str]] = [
         "nbattn tune: a.toml has no plan 'nobody'.\n  fix:   plans of a.toml",
     ),
     (["--device", "abacus"], "nbattn tune: device='abacus' is not known.\n"),
-    (["--device", "sm_75"], "nbattn tune: sm_75 cannot be measured: this machine has none, or "),
+    (["--device", "sm_75"], "nbattn tune: sm_75 cannot be measured: this machine has none."),
     (["--output", "no/file"], "nbattn tune: no/file cannot be created: no is not a directory.\n"),
     (["--threads", "0"], "argument --threads: '0' is not a whole number from 1 to 1000000\n"),
 ]
@@ -304,7 +304,7 @@ def test_several_threads_on_a_busy_machine_are_not_measured(
     assert not (folder / "costs.json").exists()
     for others in (0.2, None):
         monkeypatch.setattr(bench.machine, "busy", lambda others=others: others)
-        assert bench.disturbance("cpu") == ""
+        assert bench.why_unreliable("cpu") == ""
 
 
 def test_a_second_run_adds_to_the_first(

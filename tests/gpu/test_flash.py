@@ -20,7 +20,7 @@ from torch import Tensor
 import nbattn
 from nbattn import Axis, BackendError, Mask
 from nbattn.backends import calls, families
-from nbattn.backends.calls import Rows
+from nbattn.backends.calls import RowTensors
 from nbattn.backends.flash.adapters import Kernels
 from nbattn.backends.flash.meaning import FlashArguments, WindowArguments
 from nbattn.backends.flash.providers import PROVIDERS
@@ -97,7 +97,7 @@ def probed(call: FlashArguments, rows: int, keys: int) -> tuple[Tensor, Tensor]:
     value = torch.zeros_like(key)
     for first in range(0, rows, WIDTH):
         upward = one_hot(rows, first)
-        known = Rows(torch.zeros_like(out), lse, upward, None)
+        known = RowTensors(torch.zeros_like(out), lse, upward, None)
         grads = Kernels().backward(call, (query, key, value), known, 1.0, None)
         assert all(grad.isfinite().all() for grad in grads)
         backward.append((grads[2] != 0)[..., : rows - first])

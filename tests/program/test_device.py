@@ -80,7 +80,7 @@ def test_plans_for_a_custom_device() -> None:
     assert slower != plan
     assert slower.chosen.cost is not None
     assert plan.chosen.cost is not None
-    assert slower.chosen.cost.bound > plan.chosen.cost.bound
+    assert slower.chosen.cost.estimate > plan.chosen.cost.estimate
 
 
 PAIRS = "is not a tuple of pairs of a dtype and its rate that includes float32."

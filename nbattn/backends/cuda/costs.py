@@ -1,4 +1,4 @@
-"""What the CUDA kernels cost: the pairs of all visited tiles at the rate of the products."""
+"""The costs of the CUDA kernels: the pairs of all visited tiles at the rate of the products."""
 
 from __future__ import annotations
 

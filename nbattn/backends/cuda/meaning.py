@@ -1,4 +1,4 @@
-"""Models what the project's CUDA kernels (`cuda/`) compute: any mask in one call, tile by tile.
+"""What the project's CUDA kernels (`cuda/`) compute: any mask in one call, tile by tile.
 
 There are kernels with tensor cores ("mma": half precision) and without ("simt": any dtype). Nothing
 here has run on a GPU yet; the tests run the kernels in an emulator and compare them with the mask.
@@ -108,7 +108,7 @@ class CudaArguments:
     queries: Tiles | None = None
     keys: Tiles | None = None
 
-    def rows(self, number: int, queries: int, keys: int) -> tuple[Ints, Ints, int]:
+    def key_runs(self, number: int, queries: int, keys: int) -> tuple[Ints, Ints, int]:
         """The keys of each query on one axis, by the tiles of the forward kernel."""
         axis, at = self.axes[number], RANK - len(self.axes) + number
         starts, counts = Traversal(axis).reads(self.forward.rows[at], self.forward.columns[at])

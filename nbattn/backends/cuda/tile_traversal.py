@@ -1,9 +1,9 @@
-"""Tiles of rows against tiles of the columns they have to visit, as the CUDA kernels walk them.
+"""Lists, for every tile of rows, the tiles of columns that the CUDA kernels compute.
 
 Rows are queries and columns keys or, for gradients of keys, the other way round. A tile of rows
-lies in one class of the dilation. It visits every run of the hull of its columns, each cut from its
-own start; a wrapped hull is one run past the end of the axis. `cuda/walk.cuh` is the same code on
-the device.
+lies in one class of the dilation. The tiles of columns are every run of their hull, each cut from
+its own start; a wrapped hull is one run past the end of the axis. `cuda/walk.cuh` is the same code
+on the device.
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ _CHUNK = 1 << 16  # rows whose columns are joined at once
 
 
 class Hull(NamedTuple):
-    """Columns of tiles of rows, in class coordinates: runs to visit, and those of every row."""
+    """Columns of tiles of rows, in class coordinates: `runs` are the columns that some row of the
+    tile attends to, `full` those that every row attends to.
+    """
 
     runs: tuple[Span, Span]
     full: tuple[Span, Span]

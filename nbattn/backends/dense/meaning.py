@@ -36,7 +36,7 @@ MASK_LIMIT = 1 << 22  # pairs of an explicit matrix: 16 MiB in float32
 class NoMask:
     """Every query attends to every key."""
 
-    def rows(self, number: int, queries: int, keys: int) -> tuple[Ints, Ints, int]:
+    def key_runs(self, number: int, queries: int, keys: int) -> tuple[Ints, Ints, int]:
         """Returns all keys, per query."""
         counts = np.zeros((queries, 2), dtype=np.int64)
         counts[:, 1] = keys
@@ -65,9 +65,9 @@ class TopLeftCausal:
 
     axis: int
 
-    def rows(self, number: int, queries: int, keys: int) -> tuple[Ints, Ints, int]:
+    def key_runs(self, number: int, queries: int, keys: int) -> tuple[Ints, Ints, int]:
         """Returns the first i + 1 keys on the causal axis, all keys on the others."""
-        starts, counts, step = NoMask().rows(number, queries, keys)
+        starts, counts, step = NoMask().key_runs(number, queries, keys)
         if number == self.axis:
             counts[:, 1] = np.minimum(np.arange(queries) + 1, keys)
         return starts, counts, step
@@ -100,7 +100,7 @@ class DenseMask:
 
     axes: Axes
 
-    def rows(self, number: int, queries: int, keys: int) -> tuple[Ints, Ints, int]:
+    def key_runs(self, number: int, queries: int, keys: int) -> tuple[Ints, Ints, int]:
         """Returns the mask's rows."""
         starts, counts = self.axes[number].key_runs()
         return starts, counts, self.axes[number].spec.dilation

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from nbattn.backends import calls
-from nbattn.backends.calls import Arrays, Rows
+from nbattn.backends.calls import Arrays, RowTensors
 from nbattn.backends.dense.meaning import DenseMask, NoMask, TopLeftCausal
 from nbattn.backends.inputs import Gradients, Inputs, rows_apart
 from nbattn.program.program import ByIdentity, CallArguments, Program
@@ -45,7 +45,7 @@ class Sdpa:
         self,
         arguments: CallArguments,
         arrays: Arrays,
-        rows: Rows,
+        rows: RowTensors,
         scale: float,
         softcap: float | None,
     ) -> Arrays:

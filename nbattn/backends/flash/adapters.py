@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from nbattn.backends.calls import Arrays, Rows
+from nbattn.backends.calls import Arrays, RowTensors
 from nbattn.backends.flash import run
 from nbattn.backends.flash.meaning import FlashArguments, Sequences
 from nbattn.backends.flash.providers import padded
@@ -38,7 +38,7 @@ class Packed(NamedTuple):
     max_key: int
 
 
-class Numbers(NamedTuple):
+class KernelOptions(NamedTuple):
     """The arguments of a provider's kernel that are not tensors to compute with."""
 
     call: FlashArguments
@@ -57,8 +57,8 @@ class Numbers(NamedTuple):
         return self.call.window.left, self.call.window.right
 
 
-_Forward = Callable[[Arrays, Numbers, Tensor | None], tuple[Tensor, Tensor]]
-_Backward = Callable[[Tensor, Arrays, Tensor, Tensor, Tensor | None, Numbers], Arrays]
+_Forward = Callable[[Arrays, KernelOptions, Tensor | None], tuple[Tensor, Tensor]]
+_Backward = Callable[[Tensor, Arrays, Tensor, Tensor, Tensor | None, KernelOptions], Arrays]
 
 
 class Kernels:
@@ -74,10 +74,10 @@ class Kernels:
     ) -> tuple[Tensor, Tensor]:
         """Computes output `[B, N, H, Dv]` and logsumexp `[B, N, H]`."""
         value_dim = arrays[2].shape[-1]
-        tensors, numbers = _prepared(call, arrays, scale, softcap)
+        tensors, options = _prepared(call, arrays, scale, softcap)
         written = None if into is None else _writable(into, tensors[0])
-        call_forward, _ = _PROVIDERS[call.provider]
-        out, lse = call_forward(tensors, numbers, written)
+        call_forward, _ = _ENTRY_POINTS[call.provider]
+        out, lse = call_forward(tensors, options, written)
         batch, rows = arrays[0].shape[:2]
         lse = _by_rows(lse, batch)
         # Flash 2 returns +inf for rows without keys
@@ -88,22 +88,27 @@ class Kernels:
         return out[..., :value_dim], lse
 
     def backward(
-        self, call: FlashArguments, arrays: Arrays, rows: Rows, scale: float, softcap: float | None
+        self,
+        call: FlashArguments,
+        arrays: Arrays,
+        rows: RowTensors,
+        scale: float,
+        softcap: float | None,
     ) -> Arrays:
         """Computes the gradients of q, k, v from the rows' final output and logsumexp."""
-        tensors, numbers = _prepared(call, arrays, scale, softcap)
+        tensors, options = _prepared(call, arrays, scale, softcap)
         size = tensors[0].shape[-1]
         out, grad_out = (_sized(t, size) for t in (rows.out, rows.grad_out))
         lse = rows.lse
         if call.provider in ("aten", "fa2"):
             lse = lse.masked_fill(lse == float("-inf"), float("inf"))
-        varlen = numbers.packed.query is not None
+        varlen = options.packed.query is not None
         lse, grad_lse = (None if t is None else _by_heads(t, varlen) for t in (lse, rows.grad_lse))
         if varlen:
             out, grad_out = out.flatten(0, 1), grad_out.flatten(0, 1)
         assert lse is not None
-        _, call_backward = _PROVIDERS[call.provider]
-        grads = call_backward(grad_out, tensors, out, lse, grad_lse, numbers)
+        _, call_backward = _ENTRY_POINTS[call.provider]
+        grads = call_backward(grad_out, tensors, out, lse, grad_lse, options)
         query, key, value = (
             grad.reshape(*tensor.shape[:-1], size)[..., : tensor.shape[-1]]
             for grad, tensor in zip(grads, arrays, strict=True)
@@ -113,7 +118,7 @@ class Kernels:
 
 def _prepared(
     call: FlashArguments, arrays: Arrays, scale: float, softcap: float | None
-) -> tuple[Arrays, Numbers]:
+) -> tuple[Arrays, KernelOptions]:
     """Tensors with head sizes and strides that the kernels take, and the other arguments. A varlen
     call gets all samples in one dimension.
     """
@@ -129,7 +134,7 @@ def _prepared(
             keys if window.max_keys is None else window.max_keys,
         )
         query, key, value = (t.flatten(0, 1) for t in (query, key, value))
-    return (query, key, value), Numbers(call, packed, scale, softcap or 0.0)
+    return (query, key, value), KernelOptions(call, packed, scale, softcap or 0.0)
 
 
 def _sized(tensor: Tensor, size: int) -> Tensor:
@@ -197,11 +202,13 @@ def _by_heads(rows: Tensor, varlen: bool) -> Tensor:
 # torch's built-in
 
 
-def _aten_forward(tensors: Arrays, numbers: Numbers, into: Tensor | None) -> tuple[Tensor, Tensor]:
+def _aten_forward(
+    tensors: Arrays, options: KernelOptions, into: Tensor | None
+) -> tuple[Tensor, Tensor]:
     _check_built_in()
-    packed, (left, right) = numbers.packed, numbers.window
-    rest = (*tensors, *packed, 0.0, numbers.causal, False)
-    named = {"scale": numbers.scale, "window_size_left": left, "window_size_right": right}
+    packed, (left, right) = options.packed, options.window
+    rest = (*tensors, *packed, 0.0, options.causal, False)
+    named = {"scale": options.scale, "window_size_left": left, "window_size_right": right}
     write: Any = getattr(torch.ops.aten, _WRITES, None)  # since torch 2.12
     if into is not None and write is not None:
         return into, write(into, *rest, **named)
@@ -215,14 +222,14 @@ def _aten_backward(
     out: Tensor,
     lse: Tensor,
     grad_lse: Tensor | None,
-    numbers: Numbers,
+    options: KernelOptions,
 ) -> Arrays:
     _check_built_in()
-    packed, (left, right) = numbers.packed, numbers.window
+    packed, (left, right) = options.packed, options.window
     seed = torch.zeros(2, dtype=torch.uint64, device=out.device)
     return torch.ops.aten._flash_attention_backward(
-        grad_out, *tensors, out, lse, *packed, 0.0, numbers.causal, seed, torch.empty_like(seed),
-        scale=numbers.scale, window_size_left=left, window_size_right=right,
+        grad_out, *tensors, out, lse, *packed, 0.0, options.causal, seed, torch.empty_like(seed),
+        scale=options.scale, window_size_left=left, window_size_right=right,
     )  # fmt: skip
 
 
@@ -241,21 +248,23 @@ def _check_built_in() -> None:
 # flash-attn 2
 
 
-def _fa2_forward(tensors: Arrays, numbers: Numbers, into: Tensor | None) -> tuple[Tensor, Tensor]:
+def _fa2_forward(
+    tensors: Arrays, options: KernelOptions, into: Tensor | None
+) -> tuple[Tensor, Tensor]:
     """Calls the extension itself, since its Python functions take no output tensor to write."""
     module: Any = import_module("flash_attn.flash_attn_interface")
-    if numbers.call.entry == "kvcache":
-        return _cached(module, tensors, numbers)
-    packed = numbers.packed
-    rest = (numbers.causal, *numbers.window, numbers.softcap, False, None)
+    if options.call.entry == "kvcache":
+        return _cached(module, tensors, options)
+    packed = options.packed
+    rest = (options.causal, *options.window, options.softcap, False, None)
     if packed.query is None:
         out, lse, *_ = module.flash_attn_gpu.fwd(
-            *tensors, into, None, 0.0, numbers.scale, *rest
+            *tensors, into, None, 0.0, options.scale, *rest
         )  # fmt: skip
     else:
         out, lse, *_ = module.flash_attn_gpu.varlen_fwd(
             *tensors, into, packed.query, packed.key, None, None, None, None,
-            packed.max_query, packed.max_key, 0.0, numbers.scale, False, *rest,
+            packed.max_query, packed.max_key, 0.0, options.scale, False, *rest,
         )  # fmt: skip
     return out if into is None else into, lse
 
@@ -266,18 +275,18 @@ def _fa2_backward(
     out: Tensor,
     lse: Tensor,
     grad_lse: Tensor | None,
-    numbers: Numbers,
+    options: KernelOptions,
 ) -> Arrays:
     module: Any = import_module("flash_attn.flash_attn_interface")
-    packed, (left, right) = numbers.packed, numbers.window
+    packed, (left, right) = options.packed, options.window
     grads = _like(tensors)
     named = {
         "dropout_p": 0.0,
-        "softmax_scale": numbers.scale,
-        "causal": numbers.causal,
+        "softmax_scale": options.scale,
+        "causal": options.causal,
         "window_size_left": left,
         "window_size_right": right,
-        "softcap": numbers.softcap,
+        "softcap": options.softcap,
         "alibi_slopes": None,
         "deterministic": torch.are_deterministic_algorithms_enabled(),
     }
@@ -290,15 +299,15 @@ def _fa2_backward(
     return grads
 
 
-def _cached(module: Any, tensors: Arrays, numbers: Numbers) -> tuple[Tensor, Tensor]:
+def _cached(module: Any, tensors: Arrays, options: KernelOptions) -> tuple[Tensor, Tensor]:
     """Calls the kv-cache entry of flash-attn 2 or 3 without new keys to append."""
     out, lse, *_ = module.flash_attn_with_kvcache(
         *tensors,
-        cache_seqlens=numbers.call.window.used,
-        softmax_scale=numbers.scale,
-        causal=numbers.causal,
-        window_size=numbers.window,
-        softcap=numbers.softcap,
+        cache_seqlens=options.call.window.used,
+        softmax_scale=options.scale,
+        causal=options.causal,
+        window_size=options.window,
+        softcap=options.softcap,
         return_softmax_lse=True,
     )
     return out, lse
@@ -323,20 +332,22 @@ def _like(tensors: Arrays) -> Arrays:
 # flash-attn 3
 
 
-def _fa3_forward(tensors: Arrays, numbers: Numbers, into: Tensor | None) -> tuple[Tensor, Tensor]:
+def _fa3_forward(
+    tensors: Arrays, options: KernelOptions, into: Tensor | None
+) -> tuple[Tensor, Tensor]:
     """Calls the operator itself, since its Python function may not return the `out` that it got."""
     module = import_module("flash_attn_interface")
-    if numbers.call.entry == "kvcache":
-        return _cached(module, tensors, numbers)
-    left, right = numbers.window
+    if options.call.entry == "kvcache":
+        return _cached(module, tensors, options)
+    left, right = options.window
     out, lse, *_ = torch.ops.flash_attn_3.fwd(
         *tensors,
         out=into,
-        softmax_scale=numbers.scale,
-        is_causal=numbers.causal,
+        softmax_scale=options.scale,
+        is_causal=options.causal,
         window_size_left=left,
         window_size_right=right,
-        softcap=numbers.softcap,
+        softcap=options.softcap,
         num_splits=1,
     )
     return out if into is None else into, lse
@@ -348,10 +359,10 @@ def _fa3_backward(
     out: Tensor,
     lse: Tensor,
     grad_lse: Tensor | None,
-    numbers: Numbers,
+    options: KernelOptions,
 ) -> Arrays:
     module: Any = import_module("flash_attn_interface")
-    left, right = numbers.window
+    left, right = options.window
     query, key, value = grads = _like(tensors)
     module._flash_attn_backward(
         grad_out,
@@ -361,11 +372,11 @@ def _fa3_backward(
         dq=query,
         dk=key,
         dv=value,
-        softmax_scale=numbers.scale,
-        is_causal=numbers.causal,
+        softmax_scale=options.scale,
+        is_causal=options.causal,
         window_size_left=left,
         window_size_right=right,
-        softcap=numbers.softcap,
+        softcap=options.softcap,
         deterministic=torch.are_deterministic_algorithms_enabled(),
     )
     return grads
@@ -374,16 +385,18 @@ def _fa3_backward(
 # flash-attn 4
 
 
-def _fa4_forward(tensors: Arrays, numbers: Numbers, into: Tensor | None) -> tuple[Tensor, Tensor]:
+def _fa4_forward(
+    tensors: Arrays, options: KernelOptions, into: Tensor | None
+) -> tuple[Tensor, Tensor]:
     module: Any = import_module("flash_attn.cute.interface")
-    left, right = numbers.window
+    left, right = options.window
     out, lse, *_ = module._flash_attn_fwd(
         *tensors,
-        softmax_scale=numbers.scale,
-        causal=numbers.causal,
+        softmax_scale=options.scale,
+        causal=options.causal,
         window_size_left=left,
         window_size_right=right,
-        softcap=numbers.softcap or None,
+        softcap=options.softcap or None,
         return_lse=True,
         out=into,
     )
@@ -396,27 +409,27 @@ def _fa4_backward(
     out: Tensor,
     lse: Tensor,
     grad_lse: Tensor | None,
-    numbers: Numbers,
+    options: KernelOptions,
 ) -> Arrays:
     module: Any = import_module("flash_attn.cute.interface")
-    left, right = numbers.window
+    left, right = options.window
     query, key, value, *_ = module._flash_attn_bwd(
         *tensors,
         out,
         grad_out,
         lse,
-        softmax_scale=numbers.scale,
-        causal=numbers.causal,
+        softmax_scale=options.scale,
+        causal=options.causal,
         window_size_left=left,
         window_size_right=right,
-        softcap=numbers.softcap,
+        softcap=options.softcap,
         deterministic=torch.are_deterministic_algorithms_enabled(),
         **({} if grad_lse is None else {"dlse": grad_lse}),
     )
     return query, key, value
 
 
-_PROVIDERS: dict[str, tuple[_Forward, _Backward]] = {
+_ENTRY_POINTS: dict[str, tuple[_Forward, _Backward]] = {
     "aten": (_aten_forward, _aten_backward),
     "fa2": (_fa2_forward, _fa2_backward),
     "fa3": (_fa3_forward, _fa3_backward),

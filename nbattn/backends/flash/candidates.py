@@ -259,7 +259,7 @@ def _windows_on_axes(per_axis: _Pieces) -> Reason | None:
     windows = [
         axis
         for axis, pieces in enumerate(per_axis)
-        if any(_is_long(piece) and piece.band != FULL for piece in pieces)
+        if any(packing.is_long(piece) and piece.band != FULL for piece in pieces)
     ]
     if len(windows) < 2:
         return None
@@ -270,7 +270,7 @@ def _window_axis(pieces: tuple[Piece, ...]) -> int | Reason:
     """The axis of the window arguments; every other axis must have length 1. Without a window it is
     the axis with the most keys.
     """
-    long = [n for n, piece in enumerate(pieces) if _is_long(piece)]
+    long = [n for n, piece in enumerate(pieces) if packing.is_long(piece)]
     windows = [n for n in long if pieces[n].band != FULL]
     if not windows:
         return max(range(len(pieces)), key=lambda n: pieces[n].key.length)
@@ -279,11 +279,6 @@ def _window_axis(pieces: tuple[Piece, ...]) -> int | Reason:
     second = next(n for n in long if n != windows[0])
     text = f"{_ONE_AXIS}; axis {second} is long beside the window on axis {windows[0]}"
     return Reason("mask", text)
-
-
-def _is_long(piece: Piece) -> bool:
-    """Whether a piece has more than one query or key."""
-    return max(piece.query.length, piece.key.length) > 1
 
 
 def _wrong(call: FlashArguments, band: Band, queries: int, keys: int) -> Reason | None:

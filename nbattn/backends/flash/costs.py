@@ -1,4 +1,4 @@
-"""Costs of Flash programs: the blocks that kernels visit, the launches, and the copied bytes.
+"""The costs of Flash programs: the blocks that kernels compute, the launches, and the copied bytes.
 
 A call writes its rows into the program's output itself if its heads need no padding and no parts
 are merged; otherwise its output is copied there.

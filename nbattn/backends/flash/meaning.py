@@ -1,4 +1,4 @@
-"""Models what Flash kernels compute for given window arguments, and which key blocks they visit.
+"""What Flash kernels compute for given window arguments, and which key blocks they visit.
 
 The host code of a provider changes the window arguments before the kernel gets them; the functions
 here repeat all these overrides in order. All Flash windows are bottom-right: the last query is at
@@ -279,7 +279,7 @@ class FlashArguments:
             end = np.minimum(end, -((-column - tile[1] - band.left) // tile[0]))
         return first, np.maximum(end, first)
 
-    def rows(self, number: int, queries: int, keys: int) -> tuple[Ints, Ints, int]:
+    def key_runs(self, number: int, queries: int, keys: int) -> tuple[Ints, Ints, int]:
         """The keys of each query on one axis: those of the band on `axis`, all on the others."""
         starts, counts = np.zeros((2, queries, 2), dtype=np.int64)
         if number != self.axis:

@@ -7,7 +7,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from nbattn.backends.calls import Arrays, Rows
+from nbattn.backends.calls import Arrays, RowTensors
 from nbattn.backends.flash import run
 from nbattn.backends.flash.meaning import FlashArguments
 from nbattn.backends.inputs import Gradients, Inputs, accumulate_dtype
@@ -36,7 +36,12 @@ class Model:
         return out if into is None else into.copy_(out), lse.transpose(1, 2)
 
     def backward(
-        self, call: FlashArguments, arrays: Arrays, rows: Rows, scale: float, softcap: float | None
+        self,
+        call: FlashArguments,
+        arrays: Arrays,
+        rows: RowTensors,
+        scale: float,
+        softcap: float | None,
     ) -> Arrays:
         """Computes the gradients of q, k, v from the rows' final output and logsumexp."""
         scores, slope = _scores(call, arrays, scale, softcap)

@@ -24,7 +24,7 @@ from nbattn.program.request import Request
 
 def call(request: Request, provider: str, per_axis: list[list[Piece]]) -> Call | Reason:
     """The varlen call whose sequences are the pieces of the long axis, or why there is none."""
-    long = [n for n, pieces in enumerate(per_axis) if any(map(_is_long, pieces))]
+    long = [n for n, pieces in enumerate(per_axis) if any(map(is_long, pieces))]
     if len(long) != 1 or any(len(p) != 1 for n, p in enumerate(per_axis) if n != long[0]):
         return Reason("pack", "needs exactly one axis that is longer than 1 and cut into pieces")
     axis = long[0]
@@ -44,7 +44,8 @@ def call(request: Request, provider: str, per_axis: list[list[Piece]]) -> Call |
     return Call(*views, FlashArguments(provider, "varlen", window, axis, runs=sequences))
 
 
-def _is_long(piece: Piece) -> bool:
+def is_long(piece: Piece) -> bool:
+    """Whether a piece has more than one query or key."""
     return max(piece.query.length, piece.key.length) > 1
 
 

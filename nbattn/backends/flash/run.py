@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from nbattn.backends import calls
-from nbattn.backends.calls import Arrays, Rows
+from nbattn.backends.calls import Arrays, RowTensors
 from nbattn.backends.flash.meaning import DIALECTS, FlashArguments, WindowArguments
 from nbattn.backends.inputs import Gradients, Inputs
 from nbattn.program.program import CallArguments, Program
@@ -33,7 +33,12 @@ class FlashKernel(Protocol):
         ...
 
     def backward(
-        self, call: FlashArguments, arrays: Arrays, rows: Rows, scale: float, softcap: float | None
+        self,
+        call: FlashArguments,
+        arrays: Arrays,
+        rows: RowTensors,
+        scale: float,
+        softcap: float | None,
     ) -> Arrays:
         """Computes the gradients of q, k, v, in their shapes."""
         ...
@@ -61,7 +66,7 @@ class Padded:
         self,
         arguments: CallArguments,
         arrays: Arrays,
-        rows: Rows,
+        rows: RowTensors,
         scale: float,
         softcap: float | None,
     ) -> Arrays:

@@ -1,4 +1,4 @@
-"""What one call of FlexAttention costs."""
+"""The cost of one call of FlexAttention."""
 
 from __future__ import annotations
 

@@ -94,7 +94,10 @@ class _Reach:
     """Counts the pairs of a stretch of queries with keys before every block edge, axis by axis.
 
     A key is before an edge if it is lower on the first axis, or equal there and lower on the next.
-    Stretches repeat, so the counts of every axis are cached.
+    Stretches repeat, so the counts of every axis are cached. On 2 x 3 keys, before the edge (1, 2):
+
+        ■ ■ ■       lower on axis 0: all of axis 1
+        ■ ■ ⬚       equal on axis 0: lower on axis 1
     """
 
     def __init__(self, axes: Axes, ends: Ints) -> None:
@@ -184,7 +187,7 @@ class FlexArguments:
         """Returns which blocks need the mask function for every pair."""
         return (self.counts() > 0) & ~self.full()
 
-    def rows(self, number: int, queries: int, keys: int) -> tuple[Ints, Ints, int]:
+    def key_runs(self, number: int, queries: int, keys: int) -> tuple[Ints, Ints, int]:
         """Returns the mask function's rows, from its tables."""
         axis = table(self.axes[number])
         starts = np.stack([axis.residue, axis.residue + axis.step * axis.lo], axis=1)

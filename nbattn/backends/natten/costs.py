@@ -1,4 +1,4 @@
-"""What one call of the natten package costs."""
+"""The cost of one call of the natten package."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from nbattn.program.request import Request
 
 
 def of(request: Request, axes: Axes) -> Cost:
-    """The useful pairs, which are at least what its tiles compute: their number has no model."""
+    """The cost of the useful pairs: its tiles compute at least as many, but their number has no
+    model.
+    """
     useful = geometry.pairs(axes)
     return costs.one_call(request, useful, useful)

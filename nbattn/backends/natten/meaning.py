@@ -98,7 +98,7 @@ class NattenArguments:
 
     windows: tuple[NattenAxis, ...]
 
-    def rows(self, number: int, queries: int, keys: int) -> tuple[Ints, Ints, int]:
+    def key_runs(self, number: int, queries: int, keys: int) -> tuple[Ints, Ints, int]:
         """Applies the published rule: the leader's window, in coordinates of the residue class."""
         kernel, stride, step, causal = self.windows[number]
         u, residue = np.divmod(np.arange(queries, dtype=np.int64), step)
@@ -119,7 +119,7 @@ class NattenArguments:
         """Returns the rule's pairs, as a bool matrix."""
         matrix = np.ones((1, 1), dtype=np.bool_)
         for number, (rows, columns) in enumerate(zip(queries, keys, strict=True)):
-            starts, counts, step = self.rows(number, rows, columns)
+            starts, counts, step = self.key_runs(number, rows, columns)
             distance = np.arange(columns) - starts[:, 1:]
             inside = (distance >= 0) & (distance < step * counts[:, 1:]) & (distance % step == 0)
             matrix = np.kron(matrix, inside)

@@ -16,7 +16,7 @@ def candidates(request: Request, axes: Axes) -> list[Candidate]:
     """Returns one candidate: tiles of queries against the hull of their keys."""
     item = Item(
         request.batch * request.kv_heads,
-        request.group,
+        request.heads_per_key_head,
         request.head_dim,
         request.value_dim,
         request.extra_keys,

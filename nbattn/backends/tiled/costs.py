@@ -34,11 +34,11 @@ def of(request: Request, arguments: TiledArguments, item: Item, useful: int) -> 
     """Returns the cost of a tiled call: on CPUs by the fitted model, elsewhere by the roofline."""
     totals = arguments.totals()
     calls = 8 * max(1, int(batches(totals, item)))
-    estimate = costs.roofline(request, useful=useful, computed=totals.pairs, calls=calls)
+    roofline = costs.roofline(request, useful=useful, computed=totals.pairs, calls=calls)
     if request.device.kind != "cpu":
-        return estimate
+        return roofline
     seconds = float(cost(totals, item)) * (1 + costs.BACKWARD_FLOPS * request.training)
-    return replace(estimate, bound=seconds / costs.cpu_speed(request))
+    return replace(roofline, estimate=seconds / costs.cpu_speed(request))
 
 
 class Item(NamedTuple):

@@ -28,7 +28,7 @@ class TiledArguments:
     axes: Axes
     tile: tuple[int, ...]
 
-    def rows(self, number: int, queries: int, keys: int) -> tuple[Ints, Ints, int]:
+    def key_runs(self, number: int, queries: int, keys: int) -> tuple[Ints, Ints, int]:
         """Returns the rows of one axis, computed from the columns of its tiles."""
         d = self.axes[number].spec.dilation
         starts, counts = (

@@ -32,7 +32,7 @@ SIDES = (-4, -1, 0, 1, 2, 5, 8, 11, 12, 20)
 def pairs_of(call: FlashArguments, rows: int, keys: int) -> np.ndarray:
     """The call's meaning, once as rows and once as a matrix."""
     allowed = call.allowed((rows,), (keys,))
-    starts, counts, step = call.rows(0, rows, keys)
+    starts, counts, step = call.key_runs(0, rows, keys)
     assert step == 1
     again = np.zeros_like(allowed)
     for i in range(rows):
@@ -104,7 +104,7 @@ def test_only_the_filled_part_of_a_cache_is_used(provider: str) -> None:
     want = np.zeros((4, 9), dtype=bool)
     want[:, :6] = matrix(Band(0, 2), 4, 6)
     assert np.array_equal(call.allowed((4,), (9,)), want)
-    assert call.rows(0, 4, 9)[1][:, 1].tolist() == want.sum(1).tolist()
+    assert call.key_runs(0, 4, 9)[1][:, 1].tolist() == want.sum(1).tolist()
     first, end = call.key_blocks((2, 2), 4, 9)
     assert (first.tolist(), end.tolist()) == ([0, 1], [2, 3])
 
@@ -141,8 +141,8 @@ def test_same_window_size_differs_between_flash_versions(window: tuple[int, int]
 
 def test_a_window_stays_on_its_axis() -> None:
     call = FlashArguments("fa2", "dense", WindowArguments(-1, 0), axis=1)
-    assert call.rows(0, 1, 3)[1].tolist() == [[0, 3]]
-    assert call.rows(1, 3, 3)[1].tolist() == [[0, 1], [0, 2], [0, 3]]
+    assert call.key_runs(0, 1, 3)[1].tolist() == [[0, 3]]
+    assert call.key_runs(1, 3, 3)[1].tolist() == [[0, 1], [0, 2], [0, 3]]
 
 
 def test_one_call_computes_every_trimmed_band(cases: Count) -> None:
