@@ -122,21 +122,17 @@ def attention(
         known = known_calls.look_up(call)
         if known is not None:
             return known_calls.run(known, tensors, scale, softcap)
-    return _checked(call, tensors, mask, scale, softcap, backend, require, forbid, return_lse)
+    inputs = _checked(tensors, mask, scale, softcap)
+    arguments.check_flags({"return_lse": return_lse})
+    arguments.check_backend(backend, require, forbid)
+    out, lse = _computed(call, inputs, mask, backend, tuple(require), tuple(forbid), return_lse)
+    return (out, lse) if return_lse else out  # pyright: ignore
 
 
 def _checked(
-    call: tuple[object, ...] | None,
-    tensors: tuple[Any, ...],
-    mask: Mask,
-    scale: float | None,
-    softcap: float | None,
-    backend: str,
-    require: Sequence[str],
-    forbid: Sequence[str],
-    return_lse: bool,
-) -> Tensor | tuple[Tensor, Tensor]:
-    """Checks every argument and computes attention; stores a plain call for later ones like it."""
+    tensors: tuple[Any, ...], mask: Mask, scale: float | None, softcap: float | None
+) -> Inputs:
+    """Checks tensors, mask and numbers; returns them, cast for autocast, with their defaults."""
     arguments.check_mask(mask)
     names = ("key", "value", "sink", "key_range", "extra_key", "extra_value")
     query, named = _autocast(tensors[0], dict(zip(names, tensors[1:], strict=True)))
@@ -146,47 +142,55 @@ def _checked(
     arguments.check_shapes(mask, query.shape, key.shape, value.shape)
     arguments.warn_of_heads_first(query.shape, key.shape)
     arguments.check_numbers(scale, softcap)
-    arguments.check_flags({"return_lse": return_lse})
     arguments.check_extras(query, key, value, *optional)
-    arguments.check_backend(backend, require, forbid)
     factor = query.shape[-1] ** -0.5 if scale is None else float(scale)
-    cap = None if softcap is None else float(softcap)
-    training = autograd.trains(tensors)
+    return Inputs(*tensors, scale=factor, softcap=None if softcap is None else float(softcap))
+
+
+def _computed(
+    call: tuple[object, ...] | None,
+    inputs: Inputs,
+    mask: Mask,
+    backend: str,
+    require: tuple[str, ...],
+    forbid: tuple[str, ...],
+    return_lse: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """Computes attention by the reference, by a plan, or by the operators; stores the plan of a
+    plain call for later ones like it.
+    """
+    if backend == "reference" and not (require or forbid):
+        return reference.attend(inputs, mask)  # nothing to plan; torch differentiates it
     deterministic = torch.are_deterministic_algorithms_enabled()
-    inputs = Inputs(*tensors, scale=factor, softcap=cap)
-    if backend == "reference" and not (
-        require or forbid
-    ):  # nothing to plan, and torch differentiates its operations
-        out, lse = reference.attend(inputs, mask)
-    elif backend == "reference" or autograd.is_plain(tensors):
-        plan = execute.planned(
-            mask,
-            inputs,
-            backend=backend,
-            require=tuple(require),
-            forbid=tuple(forbid),
-            training=training,
-            deterministic=deterministic,
-            return_lse=return_lse,
-        )
-        out, lse = _attend(plan, inputs, training=training)
-        if call is not None and backend != "reference":
-            known_calls.keep(call, mask, plan)
-    else:
+    if backend != "reference" and not autograd.is_plain(inputs.tensors):
         options = ops.Options(
             mask.code(),
             [],
             [],
-            factor,
-            cap,
+            inputs.scale,
+            inputs.softcap,
             backend,
             ops.joined_names(require, forbid),
             False,  # training: the operator finds out when it runs, as a trace is used for both
             deterministic,
             return_lse,
         )
-        out, lse = _operator(_distinct(tensors), options)
-    return (out, lse) if return_lse else out  # pyright: ignore
+        return _operator(_distinct(inputs.tensors), options)
+    training = autograd.trains(inputs.tensors)
+    plan = execute.planned(
+        mask,
+        inputs,
+        backend=backend,
+        require=require,
+        forbid=forbid,
+        training=training,
+        deterministic=deterministic,
+        return_lse=return_lse,
+    )
+    results = _attend(plan, inputs, training=training)
+    if call is not None and backend != "reference":
+        known_calls.keep(call, mask, plan)
+    return results
 
 
 def _attend(plan: Plan, inputs: Inputs, *, training: bool) -> tuple[Tensor, Tensor | None]:

@@ -76,7 +76,7 @@ def candidates(request, axes):
     if not all(axis.spec.is_full for axis in axes):
         reasons.append(Reason("mask", "computes full masks only"))
     if request.heads_per_key_head != 1:
-        reasons.append(Reason("heads", f"needs one head per key head, not {request.heads_per_key_head}"))
+        reasons.append(Reason("heads", "needs as many heads as key heads"))
     if reasons:
         return [refused("mean", "everything", *reasons)]
     call = Call(whole(request.query_space), whole(request.key_space), Everything())
