@@ -10,7 +10,7 @@ from functools import partial
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from oracle import axis_matrix, bound_axes
 from work import work
@@ -42,6 +42,7 @@ def pairs_of_tiles(bound_axis: BoundAxis, rows: int, columns: int, *, inverse: b
 
 @pytest.mark.parametrize("inverse", [False, True])
 @given(bound=bound_axes(24), rows=SIZES, columns=SIZES)
+@example(bound=(Axis(0, 0, prefix=1), 6, 6), rows=2, columns=2)  # a tile with a key of the prefix
 def test_traversal_visits_every_pair_of_the_axis_once(
     cases: Count, bound: tuple[Axis, int, int], rows: int, columns: int, inverse: bool
 ) -> None:
