@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
+from cuda_plans import arguments, device, planned
 from hypothesis import given
 from hypothesis import strategies as st
 from oracle import masks, matrix
@@ -18,28 +18,10 @@ import nbattn
 from nbattn import Axis, BackendError, Mask
 from nbattn.backends.cuda import meaning as cuda
 from nbattn.backends.cuda import tiles as cuda_tiles
-from nbattn.backends.cuda.meaning import CudaArguments
 from nbattn.backends.cuda.tiles import Build
-from nbattn.planner.plan import Plan
-from nbattn.program.device import DEVICES, DeviceInfo
 
 Count = Callable[[str, int], None]
 Space = tuple[int, ...]
-
-
-def device(name: str, providers: tuple[str, ...] = ("cupy",)) -> DeviceInfo:
-    return replace(DEVICES[name], providers=providers)
-
-
-def planned(mask: Mask, shape: Space, **named: Any) -> Plan:
-    return nbattn.plan(mask, shape, **{"device": device("sm_90"), "backend": "cuda"} | named)
-
-
-def window(plan: Plan) -> CudaArguments:
-    assert plan.chosen.program is not None
-    (call,) = plan.chosen.program.calls
-    assert isinstance(call.arguments, CudaArguments)
-    return call.arguments
 
 
 @pytest.mark.parametrize("family", cuda.INSTRUCTIONS)
@@ -60,7 +42,7 @@ def test_cuda_plans_compute_their_masks(
     wanted = matrix(mask.axes, queries, keys)
     assert np.array_equal(plan.support(), wanted)
     assert plan.verify()
-    assert (window(plan).keys is not None) == training
+    assert (arguments(plan).keys is not None) == training
     cases("cuda plans", 1)
 
 
@@ -114,9 +96,9 @@ def test_everything_that_an_attention_may_have_is_accepted() -> None:
         key_range=True, training=True, return_lse=True, deterministic=True,
     )  # fmt: skip
     assert plan.chosen.name == "cuda/window+mma"
-    build = window(plan).build
+    build = arguments(plan).build
     assert build == Build("bfloat16", 64, 48, True, True, True)
-    variant = cuda_tiles.variant("fwd", window(plan).forward, build, grads=0, vector=True)
+    variant = cuda_tiles.variant("fwd", arguments(plan).forward, build, grads=0, vector=True)
     assert {"-DNB_TWO_RUNS=1", "-DNB_SOFTCAP=1", "-DNB_KEY_RANGE=1"} <= {*variant.options}
 
 

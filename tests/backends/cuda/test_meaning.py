@@ -4,42 +4,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
+from cuda_plans import arguments, planned
 from hypothesis import given
 from hypothesis import strategies as st
 from oracle import masks, matrix
 
-import nbattn
 from nbattn import Axis, BackendError, Mask
 from nbattn.backends.cuda import meaning as cuda
 from nbattn.backends.cuda import tiles as cuda_tiles
 from nbattn.backends.cuda.meaning import CudaArguments
 from nbattn.backends.cuda.tiles import Build, Tiles
 from nbattn.geometry import bind
-from nbattn.planner.plan import Plan
-from nbattn.program.device import DEVICES, DeviceInfo
 
 Count = Callable[[str, int], None]
 Space = tuple[int, ...]
-
-
-def device(name: str) -> DeviceInfo:
-    return replace(DEVICES[name], providers=("cupy",))
-
-
-def planned(mask: Mask, shape: Space, **named: Any) -> Plan:
-    return nbattn.plan(mask, shape, **{"device": device("sm_90"), "backend": "cuda"} | named)
-
-
-def window(plan: Plan) -> CudaArguments:
-    assert plan.chosen.program is not None
-    (call,) = plan.chosen.program.calls
-    assert isinstance(call.arguments, CudaArguments)
-    return call.arguments
 
 
 TILES = {
@@ -96,7 +78,7 @@ def test_proofs_find_a_wrong_traversal(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_full_tiles_are_not_masked_and_the_schedule_shows_them() -> None:
     plan = planned(Mask.sliding_window(255, 0), (1, 1024, 8, 64))
     visits = list(plan.schedule())
-    sizes = window(plan).forward
+    sizes = arguments(plan).forward
     assert all(len(visit.queries[0]) <= sizes.rows[2] for visit in visits)
     read = matrix((Axis(255, 0),), (1024,), (1024,))
     for visit in visits:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
-from typing import Any
 
 import pytest
+from cuda_plans import arguments, device, planned
 
 import nbattn
 from nbattn import Mask
@@ -15,26 +14,10 @@ from nbattn.backends.cuda import meaning as cuda
 from nbattn.backends.cuda import tiles as cuda_tiles
 from nbattn.backends.cuda.meaning import CudaArguments
 from nbattn.backends.cuda.tiles import Build
-from nbattn.planner.plan import Plan
-from nbattn.program.device import DEVICES, DeviceInfo
+from nbattn.program.device import DEVICES
 
 Count = Callable[[str, int], None]
 Space = tuple[int, ...]
-
-
-def device(name: str) -> DeviceInfo:
-    return replace(DEVICES[name], providers=("cupy",))
-
-
-def planned(mask: Mask, shape: Space, **named: Any) -> Plan:
-    return nbattn.plan(mask, shape, **{"device": device("sm_90"), "backend": "cuda"} | named)
-
-
-def window(plan: Plan) -> CudaArguments:
-    assert plan.chosen.program is not None
-    (call,) = plan.chosen.program.calls
-    assert isinstance(call.arguments, CudaArguments)
-    return call.arguments
 
 
 # Bytes of shared memory that a block may have, as the CUDA programming guide's table has them.
@@ -99,7 +82,7 @@ def test_shipped_variants_hold_every_choice() -> None:
         for size in (64, 128):
             mask = Mask.neighborhood((3,) * len(space) if min(space) > 2 else (1, 3, 3))
             plan = planned(mask, (4, *space, 8, size), training=True)
-            call = window(plan)
+            call = arguments(plan)
             for kernel, tiles in zip(
                 cuda_tiles.KERNELS, (call.forward, call.queries, call.keys), strict=True
             ):
