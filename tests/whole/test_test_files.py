@@ -7,6 +7,7 @@ has `test_init.py`, where it holds more than a docstring. What has no file of it
 
 from __future__ import annotations
 
+import ast
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -59,7 +60,7 @@ def stem_of(module: str) -> str:
 def modules() -> set[str]:
     """Every module that is more than a docstring, as a path without its end."""
     package = ROOT / "nbattn"
-    paths = [path for path in package.rglob("*.py") if len(path.read_text().splitlines()) > 1]
+    paths = [path for path in package.rglob("*.py") if len(ast.parse(path.read_text()).body) > 1]
     return {path.relative_to(package).with_suffix("").as_posix() for path in paths}
 
 

@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
+from natten_plans import HERE, planned
 
 import nbattn
 from nbattn import Axis, BackendError, Mask
 from nbattn.backends.natten.meaning import window
 from nbattn.geometry import bind
-from nbattn.program import device
-
-HERE = replace(device.DEVICES["sm_90"], providers=("natten",))
-
-
-def planned(mask: Mask, space: tuple[int, ...], **named: Any) -> Any:
-    shape = (1, *space, 2, 32)
-    return nbattn.plan(mask, shape, device=HERE, **{"backend": "natten"} | named)
 
 
 @pytest.mark.parametrize(

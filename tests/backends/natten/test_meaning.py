@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import oracle
 import pytest
+from natten_plans import planned
 
-import nbattn
 from nbattn import Axis, Mask
 from nbattn.backends.natten.meaning import NattenAxis, window
 from nbattn.geometry import bind
-from nbattn.program import device
 
-HERE = replace(device.DEVICES["sm_90"], providers=("natten",))
 SPACES: list[tuple[tuple[int, ...], dict[str, Any]]] = [
     ((20,), {"kernel_size": 6, "stride": 4}),
     ((17,), {"kernel_size": 5, "dilation": 3}),
@@ -25,11 +22,6 @@ SPACES: list[tuple[tuple[int, ...], dict[str, Any]]] = [
     ((5, 6, 7), {"kernel_size": (3, 2, 3), "stride": (1, 2, 3), "dilation": (1, 3, 2)}),
 ]
 DEFAULTS = {"stride": 1, "dilation": 1, "is_causal": False}
-
-
-def planned(mask: Mask, space: tuple[int, ...], **named: Any) -> Any:
-    shape = (1, *space, 2, 32)
-    return nbattn.plan(mask, shape, device=HERE, **{"backend": "natten"} | named)
 
 
 @pytest.mark.parametrize(("space", "given"), SPACES)

@@ -6,7 +6,6 @@ natten's kernels need a GPU; here a stand-in in plain torch takes the call.
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,20 +13,12 @@ import dense_attention
 import oracle
 import pytest
 import torch
+from natten_plans import planned
 from torch import Tensor
 
-import nbattn
 from nbattn import BackendError, Mask
 from nbattn.backends.inputs import Inputs
 from nbattn.backends.natten import run as backend
-from nbattn.program import device
-
-HERE = replace(device.DEVICES["sm_90"], providers=("natten",))
-
-
-def planned(mask: Mask, space: tuple[int, ...], **named: Any) -> Any:
-    shape = (1, *space, 2, 32)
-    return nbattn.plan(mask, shape, device=HERE, **{"backend": "natten"} | named)
 
 
 def stand_in(query: Tensor, key: Tensor, value: Tensor, **named: Any) -> tuple[Tensor, Tensor]:
