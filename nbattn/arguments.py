@@ -313,7 +313,7 @@ def check_backend(backend: str, require: Sequence[str], forbid: Sequence[str]) -
 
 def check_names_given(require: object, forbid: object) -> None:
     """Checks that require= and forbid= are sequences of names, not one name."""
-    if require == () == forbid:
+    if type(require) is tuple and type(forbid) is tuple and not require and not forbid:
         return  # the usual case, which every plan look-up takes
     for name, traits in (("require", require), ("forbid", forbid)):
         if isinstance(traits, str):
@@ -323,7 +323,9 @@ def check_names_given(require: object, forbid: object) -> None:
             raise InputError(f"{name}={traits!r} is not a tuple of names.", f"{name}={names!r}.")
         if not all(isinstance(trait, str) for trait in traits):
             names = tuple(trait for trait in traits if isinstance(trait, str))
-            problem = f"{name}={tuple(traits)!r} has values that are not names of strategies."
+            problem = (
+                f"{name}={tuple(traits)!r} has values that are not names of strategies or backends."
+            )
             raise InputError(problem, f"{name}={names!r}.")
 
 

@@ -236,10 +236,10 @@ def _autocast(query: Tensor, named: dict[str, Any]) -> tuple[Tensor, dict[str, A
         return query, named
     dtype = torch.get_autocast_dtype(query.device.type)
 
-    def cast(tensor: Tensor | None) -> Tensor | None:
-        if tensor is None or not tensor.is_floating_point() or tensor.dtype == torch.float64:
-            return tensor
-        return tensor.to(dtype)
+    def cast(given: Any) -> Any:
+        if not isinstance(given, Tensor) or not given.is_floating_point():
+            return given  # what is no tensor is refused by a later check
+        return given if given.dtype == torch.float64 else given.to(dtype)
 
     uncast = ("sink", "key_range")
     return cast(query), {n: t if n in uncast else cast(t) for n, t in named.items()}  # pyright: ignore
@@ -415,9 +415,12 @@ def _check_plan_is_for(
     }
     for name, size in sizes.items():
         if getattr(request, name) != size:
+            again = "plan again for these shapes"
+            if name in ("dtype", "extra_keys", "sink", "key_range", "training"):
+                again = f"nbattn.plan(..., {name}={size!r})"
             raise InputError(
                 f"the plan is for {name}={getattr(request, name)}, the tensors have {size}.",
-                "plan again for these shapes, or nbattn.attention(query, key, value, mask).",
+                f"{again}, or nbattn.attention(query, key, value, mask).",
                 request.summary(),
             )
 

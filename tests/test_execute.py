@@ -88,6 +88,14 @@ def test_a_plan_runs_under_autocast() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         out = plan.run(*given)
     assert torch.equal(out, plan.run(*(t.bfloat16() for t in given)))
+    query, key, value = given
+    with torch.autocast("cpu", torch.bfloat16):
+        for wrong in ({"return_lse": True}, {"extra_key": 1.0}):
+            with pytest.raises(nbattn.errors.InputError):
+                plan.run(query, key, value, **wrong)
+        for run in (plan.run, lambda *t: nbattn.attention(*t, CAUSAL)):
+            with pytest.raises(nbattn.errors.InputError, match="key is a list, not a tensor"):
+                run(query, [1], value)
 
 
 def test_plan_run_refuses_vmap_and_fullgraph_compilers() -> None:

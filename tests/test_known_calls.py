@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from work import frames, lines
@@ -79,6 +80,8 @@ CALLS: dict[str, Callable[[], dict[str, Any]]] = {
     "required": lambda: given(require=("tile",)),
     "required in a list": lambda: given(require=["tile"]),
     "required without a name": lambda: given(require=([],)),
+    "required in an array": lambda: given(require=np.array(["fold", "x"])),
+    "forbidden in an empty array": lambda: given(forbid=np.array([])),
     "forbidden without a name": lambda: given(forbid=("sdpa", None)),
     "required as a string": lambda: given(require="tile"),
     "forbidden": lambda: given(forbid=("sdpa",)),

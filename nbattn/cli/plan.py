@@ -111,8 +111,8 @@ def _table(console: Any, name: str, plan: Plan, every: bool) -> None:
         table.add_column(column, justify="left" if column == "candidate" else "right", no_wrap=True)
     table.add_column("what it does, or why not")
     for line in candidate_lines(plan, every=every):
-        style = {"chosen": "bold green", "slower": ""}.get(line.state, "dim")
-        ratio = f"{line.ratio:.3g}" if line.ratio else "1" if line.state == "chosen" else ""
+        style = {"chosen": "bold green", "equal": "", "slower": ""}.get(line.state, "dim")
+        ratio = f"{line.ratio:.3g}" if line.ratio else "1" * (line.state in ("chosen", "equal"))
         cost = line.cost or line.state
         table.add_row(line.name, cost, ratio, "\n".join(line.reasons), style=style)
     head = f"{plan.request.mask!r}\n{plan.request.summary()}\nfaster: {faster(plan)}"

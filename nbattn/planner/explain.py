@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
 _SLOWER = 5  # slower candidates that the short form lists
 _WORTH = 0.95  # of the chosen cost: what saves less is not advised
-_SAME = 1.005  # of the chosen cost: with three digits, no difference
 
 
 class Line(NamedTuple):
@@ -84,6 +83,8 @@ def candidate_lines(plan: Plan, *, every: bool) -> Iterator[Line]:
     if every:
         for candidate in refused:
             reasons = tuple(reason.text for reason in candidate.reasons)
+            if candidate.reasons[0] == families.backend(candidate.runner).by_name:
+                reasons += _against(_if_requested(plan.request, candidate.runner))
             yield Line("refused", candidate.name, "", 0.0, reasons)
         return
     offering = {candidate.runner for candidate in accepted}
@@ -92,11 +93,12 @@ def candidate_lines(plan: Plan, *, every: bool) -> Iterator[Line]:
     for runner in dict.fromkeys(candidate.runner for candidate in refused):
         own = [candidate for candidate in refused if candidate.runner == runner]
         if all(candidate.reasons[0] == families.backend(runner).by_name for candidate in own):
-            own = _if_requested(plan.request, runner)
-            if not all(candidate.reasons for candidate in own):
+            against = _against(_if_requested(plan.request, runner))
+            if against:
+                yield Line("refused", runner, "", 0.0, against)
+            else:
                 by_name.append(runner)
-                continue
-        if plan.request.backend != families.AUTO and own[0].reasons[-1].limit == "backend":
+        elif plan.request.backend != families.AUTO and own[0].reasons[-1].limit == "backend":
             others.append(runner)
         elif runner not in offering:
             yield Line("refused", runner, "", 0.0, (_shared_reason(own),))
@@ -118,6 +120,12 @@ def _if_requested(request: Request, runner: str) -> list[Candidate]:
     return [candidate for candidate in candidates if candidate.runner == runner]
 
 
+def _against(candidates: Sequence[Candidate]) -> tuple[str, ...]:
+    """The first reason against a backend; none if it accepts one of the candidates."""
+    is_refused = all(candidate.reasons for candidate in candidates)
+    return (candidates[0].reasons[0].text,) if is_refused else ()
+
+
 def _accepted(candidate: Candidate, chosen: Candidate) -> Line:
     assert candidate.cost is not None
     assert chosen.cost is not None
@@ -125,7 +133,7 @@ def _accepted(candidate: Candidate, chosen: Candidate) -> Line:
     if candidate is chosen:
         return Line("chosen", candidate.name, cost, 0.0, (candidate.work(),))
     ratio = candidate.cost.seconds / max(chosen.cost.seconds, 1e-12)
-    if ratio < _SAME:
+    if cost == cost_of(chosen):
         return Line("equal", candidate.name, cost, 0.0, (candidate.work(),))
     return Line("slower", candidate.name, cost, ratio, (candidate.work(),))
 
@@ -137,7 +145,7 @@ def _shared_reason(candidates: Sequence[Candidate]) -> str:
     reasons = [candidate.reasons[0] for candidate in candidates]
     installed = [reason for reason in reasons if reason.limit not in ("package", "provider")]
     first, *others = (reason.text for reason in installed or reasons)
-    different = sum(text != first for text in others)
+    different = len({*others} - {first})
     return first if not different else f"{first} (and {different} more)"
 
 

@@ -793,7 +793,7 @@ run(t(1, 9, 2, 16), t(1, 9, 2, 16), t(1, 9, 2, 16))
 run(q.half(), q.half(), q.half())
     InputError: the plan is for dtype=float32, the tensors have float16.
       given: query [1, 8, 2, 16] key [1, 8, 2, 16] float32 cpu
-      fix:   plan again for these shapes, or nbattn.attention(query, key, value, mask).
+      fix:   nbattn.plan(..., dtype='float16'), or nbattn.attention(query, key, value, mask).
 
 run(meta, meta, meta)
     InputError: the plan is for cpu, the tensors are on meta.
@@ -818,17 +818,17 @@ run(q, q, q, softcap=2.0)
 run(q, q, q, key_range=t(1, 1, 2).int())
     InputError: the plan is for key_range=False, the tensors have True.
       given: query [1, 8, 2, 16] key [1, 8, 2, 16] float32 cpu
-      fix:   plan again for these shapes, or nbattn.attention(query, key, value, mask).
+      fix:   nbattn.plan(..., key_range=True), or nbattn.attention(query, key, value, mask).
 
 run(q, q, q, sink=t(2))
     InputError: the plan is for sink=False, the tensors have True.
       given: query [1, 8, 2, 16] key [1, 8, 2, 16] float32 cpu
-      fix:   plan again for these shapes, or nbattn.attention(query, key, value, mask).
+      fix:   nbattn.plan(..., sink=True), or nbattn.attention(query, key, value, mask).
 
 run(q, q, q, extra_key=t(1, 3, 2, 16), extra_value=t(1, 3, 2, 16))
     InputError: the plan is for extra_keys=0, the tensors have 3.
       given: query [1, 8, 2, 16] key [1, 8, 2, 16] float32 cpu
-      fix:   plan again for these shapes, or nbattn.attention(query, key, value, mask).
+      fix:   nbattn.plan(..., extra_keys=3), or nbattn.attention(query, key, value, mask).
 
 plan(window, shape, dtype="float32", device="sm_90").run(q, q, q)
     InputError: the plan is for sm_90, the tensors are on cpu.

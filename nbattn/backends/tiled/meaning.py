@@ -92,7 +92,8 @@ class TiledArguments:
 
     def describe(self) -> str:
         """Describes the arguments in words."""
-        return f"tiles of {'x'.join(map(str, self.tile))} queries"
+        sizes = "x".join(map(str, self.tile))
+        return "tiles of 1 query" if sizes == "1" else f"tiles of {sizes} queries"
 
 
 def _key_positions(tile: AxisTile, dilation: int) -> Ints:
