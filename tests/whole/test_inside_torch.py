@@ -267,7 +267,9 @@ def test_vmap_over_no_elements(backend: str, at: list[int]) -> None:
         return nbattn.attention(*tensors[:3], WINDOW, backend=backend, return_lse=True, **rest)
 
     def gradients(*tensors: Tensor) -> Any:
-        loss = lambda *t: function(*t)[0].sum()  # noqa: E731
+        def loss(*tensors: Tensor) -> Tensor:
+            return function(*tensors)[0].sum()
+
         return torch.func.grad(loss, argnums=(0, 1, 2, 3, 5, 6))(*tensors)
 
     tensors, dims = mapped([*inputs(), *extras().values()], at, 1)
