@@ -37,9 +37,9 @@ def this_device(info: DeviceInfo) -> Fingerprint:
     """
     device = cost_table.fingerprint(info.name)
     if device is None:
-        is_one_of_several = info.kind == "cuda" and torch.cuda.device_count() > 1
-        why = "none, or several models of it" if is_one_of_several else "none"
-        fix = '--device cpu, or CUDA_VISIBLE_DEVICES="0".' if is_one_of_several else "--device cpu."
+        has_several = info.kind == "cuda" and torch.cuda.device_count() > 1
+        why = "none, or several models of it" if has_several else "none"
+        fix = '--device cpu, or CUDA_VISIBLE_DEVICES="0".' if has_several else "--device cpu."
         raise InputError(f"{info.name} cannot be measured: this machine has {why}.", fix)
     return device
 

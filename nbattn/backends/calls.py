@@ -148,10 +148,8 @@ def backward(
     exp(scores - lse), whichever other keys are part of the softmax.
     """
     inputs, sign = positive(inputs)
-    all_rows, tensors = (
-        RowTensors(out, lse, grad_out, grad_lse),
-        (inputs.query, inputs.key, inputs.value),
-    )
+    all_rows = RowTensors(out, lse, grad_out, grad_lse)
+    tensors = (inputs.query, inputs.key, inputs.value)
     several = len(program.calls) + inputs.has_extra > 1
     totals: list[Tensor | None] = [None, None, None]
     for call in program.calls:

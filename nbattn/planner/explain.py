@@ -176,7 +176,10 @@ def _changes(request: Request) -> Iterator[tuple[str, Request]]:
     """What a user can change without changing the mask, and the request after it."""
     if request.backend != families.AUTO or request.require or request.forbid:
         free = replace(request, backend=families.AUTO, require=(), forbid=())
-        yield 'backend="auto" without require= and forbid=', free
+        auto = ['backend="auto"'] * (request.backend != families.AUTO)
+        given = [f"{name}=" for name in ("require", "forbid") if getattr(request, name)]
+        without = ["without " + " and ".join(given)] * bool(given)
+        yield " ".join(auto + without), free
     if request.training and request.deterministic:
         switch = "torch.use_deterministic_algorithms(False)"
         yield switch, replace(request, deterministic=False)

@@ -244,6 +244,9 @@ def test_the_way_to_a_faster_plan_is_measured_like_the_plan(folder: Path) -> Non
         "faster  this is the fastest of the measured candidates."
     )
     text = plan(forbid=(REVERSED_FIRST.split("/")[1],)).explain()
+    advice = f"faster  without forbid=: {REVERSED_FIRST}, measured "
+    assert text.splitlines()[2].startswith(advice)
+    text = plan(backend="sdpa", require=("fold",), forbid=("mask",)).explain()
     advice = f'faster  backend="auto" without require= and forbid=: {REVERSED_FIRST}, measured '
     assert text.splitlines()[2].startswith(advice)
 

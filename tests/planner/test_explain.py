@@ -140,7 +140,7 @@ CHANGES: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "a backend": (
         {"device": "cpu", "backend": "reference"},
-        'backend="auto" without require= and forbid=: ',
+        'backend="auto": ',
     ),
     "nothing": ({"device": "cpu"}, "no faster choice is known; `nbattn tune` with "),
 }
