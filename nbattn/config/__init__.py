@@ -73,7 +73,7 @@ def load(source: str | os.PathLike[str] | Mapping[str, Any]) -> Config:
     """Reads a configuration.
 
     A file with masks only needs no torch. Nothing in a file is executed. Files may have up to
-    1 MiB; YAML may have no aliases, and has the plain values of YAML 1.2.
+    1 MiB; YAML may have no aliases; plain values are null, bools, decimal numbers, else text.
 
     Args:
         source: the path of a TOML, YAML or JSON file, or a mapping (OmegaConf's too).

@@ -80,10 +80,11 @@ def _json(text: str) -> object:
 
 
 def _yaml(text: str) -> object:
-    """Parses YAML without aliases, tags or duplicate keys, with the plain values of YAML 1.2.
+    """Parses YAML without aliases, tags or duplicate keys, whose plain values are null, bools or
+    decimal numbers, else text.
 
-    YAML 1.1 parses `no` as False, `012` as 10 and `12:30` as 750. Tags would allow these values,
-    and sets, dates and bytes, which no key here takes.
+    YAML 1.1 parses `no` as False, `012` as 10 and `12:30` as 750.
+    Tags would allow these values, and sets, dates and bytes, which no key here takes.
     """
     import yaml
 
