@@ -1,31 +1,67 @@
-// delta.cu - computes delta = sum(out * grad_out) - grad_lse of every row for the backward, one warp per row.
+// delta.cu - prepares the backward: for every row, its logsumexp in units of log 2 (0 for rows without keys, whose
+// scores are all masked) and delta = sum(out * grad_out) - grad_lse. Lanes in powers of two share a row.
 #include "block.cuh"
 #include "element.cuh"
 
 namespace nb {
+constexpr int kValueDim = Variant::kValueDim;
+// A lane reads 16 bytes at once if the rows allow it.
+constexpr int kWide = Variant::kVector && kValueDim * sizeof(Element) % 16 == 0 ? 16 / sizeof(Element) : 1;
+constexpr int lanes_of(int chunks) { return chunks >= 32 ? 32 : chunks <= 1 ? 1 : 2 * lanes_of((chunks + 1) / 2); }
+constexpr int kLanes = lanes_of(kValueDim / kWide), kRowsPerBlock = 128 / kLanes;
+
+NB_DEVICE long long grad_offset(const Params& p, long long row) {
+  const Held* held = p.held;
+  unsigned long long at = row / p.heads;
+  const int head = static_cast<int>(row - static_cast<long long>(at) * p.heads);
+  Coord coord = {{0, 0, 0}, true};
+#pragma unroll
+  for (int axis = 2; axis >= 0; --axis) {
+    const unsigned length = held[axis].queries;
+    unsigned long long more;  // 32-bit divisions where they suffice
+    if (at >> 32) more = at / length;
+    else more = static_cast<unsigned>(at) / length;
+    coord.at[axis] = static_cast<int>(at - more * length);
+    at = more;
+  }
+  const Strides& s = p.grad_out_stride;
+  return static_cast<long long>(at) * s.batch + head * s.head + coord.offset(s);
+}
+
 NB_DEVICE void delta(const Params& p) {
   static_assert(NB_SHARED_BYTES == 0, "no shared memory");
-  const Axis* a = p.axis;
-  const long long tokens = static_cast<long long>(a[0].queries) * a[1].queries * a[2].queries;
-  const int lane = threadIdx.x % 32;
-  const long long row = static_cast<long long>(blockIdx.x) * (blockDim.x / 32) + threadIdx.x / 32;
-  if (row >= tokens * p.batch * p.heads) return;
-  const int head = static_cast<int>(row % p.heads);
-  const long long token = row / p.heads % tokens, sample = row / p.heads / tokens;
-  const Place place = {{static_cast<int>(token / a[2].queries / a[1].queries),
-                        static_cast<int>(token / a[2].queries % a[1].queries), static_cast<int>(token % a[2].queries)},
-                       true};
-  const Strides& s = p.grad_out_stride;
-  const Element* const grad =
-      static_cast<const Element*>(p.grad_out) + sample * s.batch + head * s.head + place.offset(s);
-  const Element* const out = static_cast<const Element*>(p.out) + row * NB_VALUE_DIM;
+  const long long rows =
+      static_cast<long long>(p.held[0].queries) * p.held[1].queries * p.held[2].queries * p.batch * p.heads;
+  const int lane = threadIdx.x % kLanes;
+  const long long row = static_cast<long long>(blockIdx.x) * kRowsPerBlock + threadIdx.x / kLanes;
+  const bool inside = row < rows;  // all lanes stay, for the shuffles
   Accumulator sum = 0;
-  for (int c = lane; c < NB_VALUE_DIM; c += 32) sum += widen(out[c]) * widen(grad[c * s.channel]);
+  if (inside) {
+    const Element* const grad = static_cast<const Element*>(p.grad_out) + grad_offset(p, row);
+    const Element* const out = static_cast<const Element*>(p.out) + row * kValueDim;
+    const long long step = p.grad_out_stride.channel;
 #pragma unroll
-  for (int step = 16; step; step /= 2) sum += __shfl_xor_sync(~0u, sum, step);
-  if (lane) return;
+    for (int c = lane * kWide; c < kValueDim; c += kLanes * kWide) {
+      alignas(16) Element a[kWide], b[kWide];
+      if constexpr (kWide > 1) {
+        *reinterpret_cast<uint4*>(a) = *reinterpret_cast<const uint4*>(out + c);
+        *reinterpret_cast<uint4*>(b) = *reinterpret_cast<const uint4*>(grad + c);
+      } else {
+        a[0] = out[c];
+        b[0] = grad[c * step];
+      }
+#pragma unroll
+      for (int e = 0; e < kWide; ++e) sum += widen(a[e]) * widen(b[e]);
+    }
+  }
+#pragma unroll
+  for (int step = kLanes / 2; step; step /= 2) sum += __shfl_xor_sync(~0u, sum, step);
+  if (lane || !inside) return;
   if (p.grad_lse) sum -= static_cast<const Accumulator*>(p.grad_lse)[row];
-  static_cast<Accumulator*>(p.delta)[row] = sum;
+  const Accumulator lse = static_cast<const Accumulator*>(p.lse)[row], log2e = 1.4426950408889634;
+  Accumulator* const terms = static_cast<Accumulator*>(p.delta) + 2 * row;
+  terms[0] = lse == -NB_INFINITY ? Accumulator(0) : lse * log2e;
+  terms[1] = sum;
 }
 }  // namespace nb
 

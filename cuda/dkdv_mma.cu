@@ -1,164 +1,179 @@
 // dkdv_mma.cu - gradients of keys and values on tensor cores: rows are keys, columns the queries that attend to
 // them, in all query heads of the key head. So only one block adds to a row, without atomics. The last blocks
 // compute the extra keys.
-#include "vectors.cuh"
+#include "backward.cuh"
+#include "epilogue.cuh"
 
 namespace nb {
-constexpr int kRows = KeyTile::size, kColumns = QueryTile::size;
+constexpr int kHeadDim = Variant::kHeadDim, kValueDim = Variant::kValueDim, kStages = Variant::kStages;
+constexpr int kRows = KeyTile::size, kColumns = QueryTile::size, kRowBlocks = Variant::kRowBlocks;
 using KeyVectors = SharedTile<kRows, kHeadDim>;  // the keys; at the end their gradients
 using ValueVectors = SharedTile<kRows, kValueDim>;
 using QueryVectors = SharedTile<kColumns, kHeadDim>;
 using GradVectors = SharedTile<kColumns, kValueDim>;
-using Weights = Fragment<kColumns>;
-static_assert(kRows == 16 * kWarps * kBlocks && kColumns % 16 == 0, "fragments are 16 x 16");
+static_assert(kRows == 16 * Variant::kWarps * kRowBlocks && kColumns % 16 == 0, "fragments are 16 x 16");
 constexpr int kStageBytes = QueryVectors::kBytes + GradVectors::kBytes + 8 * kColumns;
-static_assert(NB_SHARED_BYTES ==
-                  Walk<KeyTile>::kBytes + KeyVectors::kBytes + ValueVectors::kBytes + kStages * kStageBytes,
-              "nbattn/backends/cuda/tiles.py has drifted");
 
 struct Stage {  // one tile of queries in shared memory
   QueryVectors query;
   GradVectors grad_out;
-  float *lse, *delta;  // one per column; lse in units of log 2
+  RowTerms* terms;  // one per column
   NB_DEVICE explicit Stage(unsigned char* at)
-      : query{reinterpret_cast<Element*>(at)},
-        grad_out{reinterpret_cast<Element*>(at + QueryVectors::kBytes)},
-        lse(reinterpret_cast<float*>(at + QueryVectors::kBytes + GradVectors::kBytes)),
-        delta(lse + kColumns) {}
+      : query(at),
+        grad_out(at + QueryVectors::kBytes),
+        terms(reinterpret_cast<RowTerms*>(at + QueryVectors::kBytes + GradVectors::kBytes)) {}
+};
 
-  NB_DEVICE void load(const Walk<KeyTile>& walk, const Params& p, const Visit& v, int sample, int head) const {
-    load_columns<QueryTile>(query, walk, v, p.query, p.query_stride, sample, head);
-    load_columns<QueryTile>(grad_out, walk, v, p.grad_out, p.grad_out_stride, sample, head);
-    for (int i = threadIdx.x; i < kColumns; i += kThreads) {
-      const Place place = column_place<QueryTile>(walk, v, i);
-      const long long token = place.inside ? token_head(p, sample, place, head, false) : 0;
-      lse[i] = place.inside ? in_log2(static_cast<const float*>(p.lse)[token]) : 0.f;
-      delta[i] = place.inside ? static_cast<const float*>(p.delta)[token] : 0.f;
+struct Arena {  // the block's shared memory
+  static constexpr int kVisits = Traversal<KeyTile>::kBytes, kMasks = kVisits + Visits::kBytes,
+                       kVectors = kMasks + MaskTable<QueryTile>::kBytes,
+                       kStage = kVectors + KeyVectors::kBytes + ValueVectors::kBytes;
+  static_assert(NB_SHARED_BYTES == kStage + kStages * kStageBytes, "nbattn/backends/cuda/tiles.py has drifted");
+  unsigned char* base;
+  NB_DEVICE Traversal<KeyTile>& traversal() const { return *reinterpret_cast<Traversal<KeyTile>*>(base); }
+  NB_DEVICE Visits visits() const { return Visits(base + kVisits); }
+  NB_DEVICE MaskTable<QueryTile> masks() const { return MaskTable<QueryTile>(base + kMasks); }
+  NB_DEVICE KeyVectors key() const { return KeyVectors(base + kVectors); }
+  NB_DEVICE ValueVectors value() const { return ValueVectors(base + kVectors + KeyVectors::kBytes); }
+  NB_DEVICE Stage stage(int n) const { return Stage(base + kStage + n % kStages * kStageBytes); }
+};
+
+// Queries, their output's gradients and their terms, of all query heads of a key head.
+struct QueryColumns {
+  BoxCopy<QueryTile, QueryVectors, kHeadDim> query;
+  BoxCopy<QueryTile, GradVectors, kValueDim> grad_out;
+  TokenSteps tokens;
+  const unsigned char* terms;  // this thread's column
+  NB_DEVICE QueryColumns(const Params& p, bool by_position)
+      : query(p.query, box_steps(p, p.query_stride, by_position)),
+        grad_out(p.grad_out, box_steps(p, p.grad_out_stride, by_position)),
+        tokens(token_steps<false>(p)),
+        terms(static_cast<const unsigned char*>(p.delta)) {
+#pragma unroll
+    for (int axis = 0; axis < 3; ++axis)
+      terms += QueryTile::coordinate(axis, threadIdx.x) * (by_position ? 1 : p.axis[axis].dilation) *
+               tokens.axis[axis] * 8;
+  }
+  NB_DEVICE void fill(StagedVisit& staged, int n, const Params& p, const Traversal<KeyTile>& traversal,
+                      const Block& block) const {
+    const Visit v = visit<QueryTile>(traversal, n % traversal.total, 0);
+    const int head = block.head * p.group + n / traversal.total;
+    set(staged, v);
+    const Coord corner = column_coord<QueryTile>(traversal, v, 0);
+    staged.offset[0] = offset_of(p.query_stride, block.sample, head, corner);
+    staged.offset[1] = offset_of(p.grad_out_stride, block.sample, head, corner);
+    staged.offset[2] = tokens.of(block.sample, head, corner) * 8;
+  }
+  NB_DEVICE void load(const Stage& to, const StagedVisit& v) const {
+    Interval inside[3];
+    columns_inside(inside, v);
+    query.load(to.query, v.offset[0], inside);
+    grad_out.load(to.grad_out, v.offset[1], inside);
+    static_assert(kColumns <= Variant::kThreads, "a thread for each column's terms");
+    if (threadIdx.x < kColumns) {
+      bool valid = true;
+#pragma unroll
+      for (int axis = 0; axis < 3; ++axis)
+        valid = valid && QueryTile::coordinate(axis, threadIdx.x) < v.count[axis];
+      cp_async<8>(to.terms + threadIdx.x, terms + v.offset[2], valid);
     }
   }
 };
 
-// Replaces scores by weights, and computes the slopes of the softcap.
-NB_DEVICE void weigh(Weights& s, Weights& slopes, const Stage& stage, const Scores& scores) {
-#pragma unroll
-  for (int n = 0; n < kColumns / 8; ++n)
-#pragma unroll
-    for (int e = 0; e < 4; ++e) {
-      const float lse = stage.lse[column_of(n, e % 2)];
-#pragma unroll
-      for (int b = 0; b < kBlocks; ++b) {
-        slopes.at[b][n][e] = scores.slope(s.at[b][n][e]);
-        s.at[b][n][e] = ex2(s.at[b][n][e] - lse);
-      }
-    }
-}
-
-// Replaces weights by the gradients of the products.
-NB_DEVICE void grad(Weights& s, const Weights& slopes, const Weights& grads, const Stage& stage) {
-#pragma unroll
-  for (int b = 0; b < kBlocks; ++b)
-#pragma unroll
-    for (int n = 0; n < kColumns / 8; ++n)
-#pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        float& x = s.at[b][n][e];
-        const float change = slopes.at[b][n][e] * (grads.at[b][n][e] - stage.delta[column_of(n, e % 2)]);
-        x = x == 0.f ? 0.f : x * change;  // `change` may be infinite or NaN in masked pairs
-      }
+NB_DEVICE void load_key_rows(const KeyVectors& key, const ValueVectors& value, const Traversal<KeyTile>& traversal,
+                             const Params& p, const Block& block) {
+  if (Variant::kExtra && traversal.extra >= 0) {
+    const int count = min_of(kRows, p.extra - traversal.extra);
+    load_extra<kHeadDim, kRows>(key, p, p.extra_key, traversal.extra, count, block.sample, block.head);
+    load_extra<kValueDim, kRows>(value, p, p.extra_value, traversal.extra, count, block.sample, block.head);
+  } else {
+    load_rows<kHeadDim, true>(key, p, traversal, p.key, p.key_stride, block.sample, block.head);
+    load_rows<kValueDim, true>(value, p, traversal, p.value, p.value_stride, block.sample, block.head);
+  }
 }
 
 // Writes the tile's rows to a gradient `[B, *key_space, Hk, kChannels]`, or to the extra keys' `[B, E, Hk, kChannels]`.
 template <int kChannels, class Tile, class Sums>
-NB_DEVICE void finish(const Params& p, const Walk<KeyTile>& walk, const Block& block, const Tile& staging,
-                      const Sums& sums, float scale, void* grid, void* extra) {
-  float factor[kBlocks][2];
+NB_DEVICE void epilogue(const Params& p, const Traversal<KeyTile>& traversal, const Block& block, const Tile& staging,
+                        const Sums& sums, float scale, void* grid, void* extra) {
+  const TokenSteps steps = token_steps<true>(p);
+  float factor[kRowBlocks][2];
 #pragma unroll
-  for (int b = 0; b < kBlocks; ++b) factor[b][0] = factor[b][1] = scale;
+  for (int b = 0; b < kRowBlocks; ++b) factor[b][0] = factor[b][1] = scale;
   store_rows<kChannels>(staging, sums, factor, [&](int row) -> Element* {
-    if (walk.extra >= 0) {
-      const int e = walk.extra + row;
+    if (Variant::kExtra && traversal.extra >= 0) {
+      const int e = traversal.extra + row;
       if (e >= p.extra) return nullptr;
       return static_cast<Element*>(extra) + extra_offset(p, block.sample, e, block.head, kChannels);
     }
-    const Place place = row_place(walk, row);
-    if (!place.inside) return nullptr;
-    return static_cast<Element*>(grid) + token_head(p, block.sample, place, block.head, true) * kChannels;
+    const Coord coord = row_coord(traversal, row);
+    if (!coord.inside) return nullptr;
+    return static_cast<Element*>(grid) + steps.of(block.sample, block.head, coord) * kChannels;
   });
-}
-
-NB_DEVICE void load_key_rows(const KeyVectors& key, const ValueVectors& value, const Walk<KeyTile>& walk,
-                             const Params& p, const Block& block) {
-  if (walk.extra >= 0) {
-    const int count = min_of(kRows, p.extra - walk.extra);
-    load_extra(key, p, p.extra_key, kHeadDim, walk.extra, count, block.sample, block.head);
-    load_extra(value, p, p.extra_value, kValueDim, walk.extra, count, block.sample, block.head);
-  } else {
-    load_rows<kHeadDim, true>(key, walk, p.key, p.key_stride, block.sample, block.head);
-    load_rows<kValueDim, true>(value, walk, p.value, p.value_stride, block.sample, block.head);
-  }
 }
 
 NB_DEVICE void grad_keys(const Params& p) {
   NB_DYNAMIC_SHARED(shared);
-  auto& walk = *reinterpret_cast<Walk<KeyTile>*>(shared);
-  unsigned char* const vectors = shared + Walk<KeyTile>::kBytes;
-  const KeyVectors key{reinterpret_cast<Element*>(vectors)};
-  const ValueVectors value{reinterpret_cast<Element*>(vectors + KeyVectors::kBytes)};
-  const auto stage = [&](int n) {
-    return Stage(vectors + KeyVectors::kBytes + ValueVectors::kBytes + n % kStages * kStageBytes);
-  };
-  const Block block = block_of(p, row_tiles<true, KeyTile>(p) + extra_tiles(p, kRows), p.heads / p.group);
-  begin_walk<true, KeyTile, QueryTile>(walk, p, block.tile, block.sample);
-  if (walk.extra < 0 && !has_rows(walk)) return;
+  const Arena arena{shared};
+  auto& traversal = arena.traversal();
+  const Visits visits = arena.visits();
+  const MaskTable<QueryTile> masks = arena.masks();
+  const KeyVectors key = arena.key();
+  const ValueVectors value = arena.value();
+  const Block block = block_of(row_tiles<true, KeyTile>(p) + extra_tiles(p, kRows), p.heads / p.group);
+  begin_traversal<true, KeyTile, QueryTile>(traversal, p, block.tile, block.sample);
+  if (traversal.extra < 0 && !has_rows(traversal)) return;
 
-  const int visits = walk.total * p.group;
+  const int total = traversal.total * p.group;
+  const QueryColumns columns(p, Variant::kExtra && traversal.extra >= 0);
+  const auto stage = [&](int n) {
+    visits.stage(n, total, [&](StagedVisit& staged, int at) { columns.fill(staged, at, p, traversal, block); });
+  };
   const auto fetch = [&](int n) {
-    if (n < visits)
-      stage(n).load(walk, p, visit<QueryTile>(walk, n % walk.total, 0), block.sample,
-                    block.head * p.group + n / walk.total);
+    if (n < total) columns.load(arena.stage(n), visits[n]);
     cp_async_commit();
   };
-  load_key_rows(key, value, walk, p, block);
+  load_key_rows(key, value, traversal, p, block);
+  stage(0);
+  masks.fill();
+  __syncthreads();  // the first visits are staged
 #pragma unroll
   for (int n = 0; n < kStages - 1; ++n) fetch(n);
 
   const Scores scores(p);
-#if NB_GRADS & 1
   Fragment<GradVectors::kPadded> value_sums;
-  value_sums.clear();
-#endif
-#if NB_GRADS & 2
   Fragment<QueryVectors::kPadded> key_sums;
+  value_sums.clear();
   key_sums.clear();
-#endif
-  for (int n = 0; n < visits; ++n) {
+  // A visit of 64 x 64 at head size 64 issues about 650 instructions, with 128 HMMA: tests/golden/kernels.json.
+  for (int n = 0; n < total; ++n) {
     cp_async_wait<kStages - 2>();
     __syncthreads();  // tile n is loaded for all threads, and all have used tile n - 1
+    stage(n + kStages);
     fetch(n + kStages - 1);
-    const Stage here = stage(n);
-    Weights s, slopes;
+    const Stage here = arena.stage(n);
+    Fragment<kColumns> s, grads;
     dot<kColumns, kHeadDim>(s, key, here.query);
-    score(s, scores);
-    hide_from_keys(s, -NB_INFINITY, walk, visit<QueryTile>(walk, n % walk.total, 0));
-    weigh(s, slopes, here, scores);
-#if NB_GRADS & 1
-    accumulate(value_sums, s, here.grad_out);
-#endif
-#if NB_GRADS & 2
-    Weights grads;
-    dot<kColumns, kValueDim>(grads, value, here.grad_out);
-    grad(s, slopes, grads, here);
-    accumulate(key_sums, s, here.query);
-#endif
+    scores.softcap(s);
+    if (Variant::kGradKey) dot<kColumns, kValueDim>(grads, value, here.grad_out);
+    recompute_p<Variant::kGradKey>(s, grads, scores,
+                                   [&](int, int n, int e) { return here.terms[column_of(n, e % 2)]; });
+    const StagedVisit& v = visits[n];
+    if (!v.full()) {
+      const MaskWords<KeyTile, QueryTile> words(traversal, masks, v);
+      if (Variant::kGradValue) apply_mask(s, words, 0.f);
+      if (Variant::kGradKey) apply_mask(grads, words, 0.f);
+    }
+    if (Variant::kGradValue) accumulate(value_sums, s, here.grad_out);
+    if (Variant::kGradKey) accumulate(key_sums, grads, here.query);
   }
   cp_async_wait<0>();
   __syncthreads();  // without visits, all vectors must be loaded before the gradients overwrite them
-#if NB_GRADS & 1
-  finish<kValueDim>(p, walk, block, value, value_sums, 1.f, p.grad_value, p.grad_extra_value);
-#endif
-#if NB_GRADS & 2
-  finish<kHeadDim>(p, walk, block, key, key_sums, static_cast<float>(p.scale), p.grad_key, p.grad_extra_key);
-#endif
+  if (Variant::kGradValue)
+    epilogue<kValueDim>(p, traversal, block, value, value_sums, 1.f, p.grad_value, p.grad_extra_value);
+  if (Variant::kGradKey)
+    epilogue<kHeadDim>(p, traversal, block, key, key_sums, static_cast<float>(p.scale), p.grad_key,
+                       p.grad_extra_key);
 }
 }  // namespace nb
 

@@ -6,7 +6,8 @@ namespace nb {
 using Keys = Arena<KeyTile, QueryTile>;
 
 NB_DEVICE void key_rows(Keys& arena, const Params& p, const Block& block) {
-  const int extra = arena.walk->extra;
+  const int extra = arena.traversal->extra;
+  const TokenSteps steps = token_steps<true>(p);
   for (int i = threadIdx.x; i < Keys::kRows; i += kThreads) {
     if (extra >= 0) {
       const bool inside = extra + i < p.extra;
@@ -14,10 +15,10 @@ NB_DEVICE void key_rows(Keys& arena, const Params& p, const Block& block) {
       arena.row_b[i] = inside ? extra_offset(p, block.sample, extra + i, block.head, kValueDim) : -1;
       arena.row_token[i] = inside ? extra_offset(p, block.sample, extra + i, block.head, 1) : -1;
     } else {
-      const Place place = row_place(*arena.walk, i), valid = key_row_place(*arena.walk, i);
+      const Coord coord = row_coord(*arena.traversal, i), valid = key_row_coord(*arena.traversal, i);
       arena.row_a[i] = offset_in(p.key_stride, block.sample, block.head, valid);
       arena.row_b[i] = offset_in(p.value_stride, block.sample, block.head, valid);
-      arena.row_token[i] = place.inside ? token_head(p, block.sample, place, block.head, true) : -1;
+      arena.row_token[i] = coord.inside ? steps.of(block.sample, block.head, coord) : -1;
     }
   }
 }
@@ -26,10 +27,10 @@ NB_DEVICE void key_rows(Keys& arena, const Params& p, const Block& block) {
 NB_DEVICE void query_columns(Keys& arena, const Params& p, const Visit& v, int sample, int head) {
   const int lane = threadIdx.x;
   if (lane >= kLanes) return;
-  const Place place = column_place<QueryTile>(*arena.walk, v, lane);
-  arena.column_a[lane] = offset_in(p.query_stride, sample, head, place);
-  arena.column_b[lane] = offset_in(p.grad_out_stride, sample, head, place);
-  arena.column_token[lane] = place.inside ? token_head(p, sample, place, head, false) : -1;
+  const Coord coord = column_coord<QueryTile>(*arena.traversal, v, lane);
+  arena.column_a[lane] = offset_in(p.query_stride, sample, head, coord);
+  arena.column_b[lane] = offset_in(p.grad_out_stride, sample, head, coord);
+  arena.column_token[lane] = coord.inside ? token_steps<false>(p).of(sample, head, coord) : -1;
 }
 
 NB_DEVICE void grad_keys(const Params& p) {
@@ -37,11 +38,11 @@ NB_DEVICE void grad_keys(const Params& p) {
   NB_DYNAMIC_SHARED(shared);
   Keys arena(shared);
   const Block block =
-      block_of(p, row_tiles<true, KeyTile>(p) + extra_tiles(p, KeyTile::size), p.heads / p.group);
+      block_of(row_tiles<true, KeyTile>(p) + extra_tiles(p, KeyTile::size), p.heads / p.group);
   const int lane = threadIdx.x % kLanes, own = threadIdx.x / kLanes * kOwn;
-  begin_walk<true, KeyTile, QueryTile>(*arena.walk, p, block.tile, block.sample);
-  const bool extra = arena.walk->extra >= 0;
-  if (!extra && !has_rows(*arena.walk)) return;
+  begin_traversal<true, KeyTile, QueryTile>(*arena.traversal, p, block.tile, block.sample);
+  const bool extra = arena.traversal->extra >= 0;
+  if (!extra && !has_rows(*arena.traversal)) return;
   key_rows(arena, p, block);
   const void *key = extra ? p.extra_key : p.key, *value = extra ? p.extra_value : p.value;
   const long long key_step = extra ? 1 : p.key_stride.channel, value_step = extra ? 1 : p.value_stride.channel;
@@ -52,10 +53,10 @@ NB_DEVICE void grad_keys(const Params& p) {
 #if NB_GRADS & 2
   Accumulator key_sums[Chunks<kHeadDim>::count][kOwn] = {};
 #endif
-  const int visits = arena.walk->total;
+  const int visits = arena.traversal->total;
   for (int n = 0; n < visits * p.group; ++n) {
     const int head = block.head * p.group + n / visits;
-    const Visit v = visit<QueryTile>(*arena.walk, n % visits, 0);
+    const Visit v = visit<QueryTile>(*arena.traversal, n % visits, 0);
     __syncthreads();  // all threads have used the offsets of the previous visit
     query_columns(arena, p, v, block.sample, head);
     Accumulator products[kOwn], weights[kOwn], slopes[kOwn];
@@ -65,7 +66,7 @@ NB_DEVICE void grad_keys(const Params& p) {
 #pragma unroll
     for (int r = 0; r < kOwn; ++r) {
       const Accumulator score = score_of(p, products[r], &slopes[r]);
-      const bool read = v.full || RowMask<KeyTile, QueryTile>(*arena.walk, v, own + r).reads(lane);
+      const bool read = v.full || attends<KeyTile, QueryTile>(*arena.traversal, v, own + r, lane);
       weights[r] = read ? exp_of(score - lse) : Accumulator(0);
     }
 #if NB_GRADS & 1
@@ -74,7 +75,7 @@ NB_DEVICE void grad_keys(const Params& p) {
     arena.accumulate<kValueDim>(value_sums, p.grad_out, arena.column_b, p.grad_out_stride.channel);
 #endif
 #if NB_GRADS & 2
-    const Accumulator delta = token < 0 ? Accumulator(0) : static_cast<const Accumulator*>(p.delta)[token];
+    const Accumulator delta = token < 0 ? Accumulator(0) : static_cast<const Accumulator*>(p.delta)[2 * token + 1];
     Accumulator grads[kOwn];
     arena.scores(grads, value, arena.row_b, value_step, p.grad_out, arena.column_b, p.grad_out_stride.channel,
                  kValueDim);

@@ -1,106 +1,111 @@
-// dq_mma.cu - gradients of the queries on tensor cores: the same walk as the forward, with the weights recomputed
-// from the final logsumexp. Both products of a visit use the keys.
-#include "vectors.cuh"
+// dq_mma.cu - gradients of the queries on tensor cores: the same traversal as the forward, with the weights
+// recomputed from the final logsumexp. Both products of a visit use the keys.
+#include "backward.cuh"
+#include "epilogue.cuh"
 
 namespace nb {
-constexpr int kRows = QueryTile::size, kColumns = KeyTile::size;
+constexpr int kHeadDim = Variant::kHeadDim, kValueDim = Variant::kValueDim, kStages = Variant::kStages;
+constexpr int kRows = QueryTile::size, kColumns = KeyTile::size, kRowBlocks = Variant::kRowBlocks;
 using RowVectors = SharedTile<kRows, kHeadDim>;  // the queries; at the end their gradients
 using GradVectors = SharedTile<kRows, kValueDim>;
 using KeyVectors = SharedTile<kColumns, kHeadDim>;
 using ValueVectors = SharedTile<kColumns, kValueDim>;
-using Weights = Fragment<kColumns>;
-using Sums = Fragment<KeyVectors::kPadded>;
-static_assert(kRows == 16 * kWarps * kBlocks && kColumns % 16 == 0, "fragments are 16 x 16");
+static_assert(kRows == 16 * Variant::kWarps * kRowBlocks && kColumns % 16 == 0, "fragments are 16 x 16");
 constexpr int kStageBytes = KeyVectors::kBytes + ValueVectors::kBytes;
-static_assert(NB_SHARED_BYTES ==
-                  Walk<QueryTile>::kBytes + RowVectors::kBytes + GradVectors::kBytes + kStages * kStageBytes,
-              "nbattn/backends/cuda/tiles.py has drifted");
 
-struct Statistics {  // this thread's rows: their logsumexp in units of log 2, and delta
-  float lse[kBlocks][2], delta[kBlocks][2];
+struct Arena {  // the block's shared memory
+  static constexpr int kVisits = Traversal<QueryTile>::kBytes, kMasks = kVisits + Visits::kBytes,
+                       kVectors = kMasks + MaskTable<KeyTile>::kBytes,
+                       kStage = kVectors + RowVectors::kBytes + GradVectors::kBytes;
+  static_assert(NB_SHARED_BYTES == kStage + kStages * kStageBytes, "nbattn/backends/cuda/tiles.py has drifted");
+  unsigned char* base;
+  NB_DEVICE Traversal<QueryTile>& traversal() const { return *reinterpret_cast<Traversal<QueryTile>*>(base); }
+  NB_DEVICE Visits visits() const { return Visits(base + kVisits); }
+  NB_DEVICE MaskTable<KeyTile> masks() const { return MaskTable<KeyTile>(base + kMasks); }
+  NB_DEVICE RowVectors query() const { return RowVectors(base + kVectors); }
+  NB_DEVICE GradVectors grad_out() const { return GradVectors(base + kVectors + RowVectors::kBytes); }
+  NB_DEVICE KeyVectors key(int n) const { return KeyVectors(base + kStage + n % kStages * kStageBytes); }
+  NB_DEVICE ValueVectors value(int n) const {
+    return ValueVectors(base + kStage + n % kStages * kStageBytes + KeyVectors::kBytes);
+  }
 };
 
-NB_DEVICE void load(Statistics& rows, const Params& p, const Walk<QueryTile>& walk, const Block& block) {
+NB_DEVICE void load_terms(RowTerms (&terms)[kRowBlocks][2], const Params& p, const Traversal<QueryTile>& traversal,
+                          const Block& block, const TokenSteps& steps) {
 #pragma unroll
-  for (int b = 0; b < kBlocks; ++b)
+  for (int b = 0; b < kRowBlocks; ++b)
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      const Place place = row_place(walk, row_of(b, h));
-      const long long token = place.inside ? token_head(p, block.sample, place, block.head, false) : 0;
-      rows.lse[b][h] = place.inside ? in_log2(static_cast<const float*>(p.lse)[token]) : 0.f;
-      rows.delta[b][h] = place.inside ? static_cast<const float*>(p.delta)[token] : 0.f;
+      const Coord coord = row_coord(traversal, row_of(b, h));
+      terms[b][h] = {0.f, 0.f};
+      if (coord.inside)
+        terms[b][h] = static_cast<const RowTerms*>(p.delta)[steps.of(block.sample, block.head, coord)];
     }
-}
-
-// Replaces scores by the gradients of the products.
-NB_DEVICE void grad(Weights& s, const Weights& grads, const Scores& scores, const Statistics& rows) {
-#pragma unroll
-  for (int b = 0; b < kBlocks; ++b)
-#pragma unroll
-    for (int n = 0; n < kColumns / 8; ++n)
-#pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        float& x = s.at[b][n][e];
-        const float weight = ex2(x - rows.lse[b][e / 2]);
-        const float change = weight * scores.slope(x) * (grads.at[b][n][e] - rows.delta[b][e / 2]);
-        x = weight == 0.f ? 0.f : change;  // `change` may be infinite or NaN in masked pairs
-      }
 }
 
 NB_DEVICE void grad_queries(const Params& p) {
   NB_DYNAMIC_SHARED(shared);
-  auto& walk = *reinterpret_cast<Walk<QueryTile>*>(shared);
-  unsigned char* const vectors = shared + Walk<QueryTile>::kBytes;
-  const RowVectors query{reinterpret_cast<Element*>(vectors)};
-  const GradVectors grad_out{reinterpret_cast<Element*>(vectors + RowVectors::kBytes)};
-  const auto stage = [&](int n) {
-    return vectors + RowVectors::kBytes + GradVectors::kBytes + n % kStages * kStageBytes;
-  };
-  const auto key = [&](int n) { return KeyVectors{reinterpret_cast<Element*>(stage(n))}; };
-  const auto value = [&](int n) { return ValueVectors{reinterpret_cast<Element*>(stage(n) + KeyVectors::kBytes)}; };
-  const Block block = block_of(p, row_tiles<false, QueryTile>(p), p.heads);
+  const Arena arena{shared};
+  auto& traversal = arena.traversal();
+  const Visits visits = arena.visits();
+  const MaskTable<KeyTile> masks = arena.masks();
+  const RowVectors query = arena.query();
+  const GradVectors grad_out = arena.grad_out();
+  const Block block = block_of(row_tiles<false, QueryTile>(p), p.heads);
   const int key_head = block.head / p.group;
-  begin_walk<false, QueryTile, KeyTile>(walk, p, block.tile, block.sample);
-  if (!has_rows(walk)) return;
+  begin_traversal<false, QueryTile, KeyTile>(traversal, p, block.tile, block.sample);
+  if (!has_rows(traversal)) return;
 
-  const int visits = walk.total + extra_tiles(p, kColumns);
+  const int total = traversal.total + extra_tiles(p, kColumns);
+  const KeyColumns<KeyVectors, ValueVectors> columns(p);
+  const auto stage = [&](int n) {
+    visits.stage(n, total, [&](StagedVisit& staged, int at) {
+      columns.fill(staged, at, p, traversal, block.sample, key_head);
+    });
+  };
   const auto fetch = [&](int n) {
-    if (n < visits)
-      load_keys(key(n), value(n), walk, visit<KeyTile>(walk, n, p.extra), p, block.sample, key_head);
+    if (n < total) columns.load(arena.key(n), arena.value(n), visits[n], p, block.sample, key_head);
     cp_async_commit();
   };
-  load_rows<kHeadDim>(query, walk, p.query, p.query_stride, block.sample, block.head);
-  load_rows<kValueDim>(grad_out, walk, p.grad_out, p.grad_out_stride, block.sample, block.head);
+  load_rows<kHeadDim>(query, p, traversal, p.query, p.query_stride, block.sample, block.head);
+  load_rows<kValueDim>(grad_out, p, traversal, p.grad_out, p.grad_out_stride, block.sample, block.head);
+  stage(0);
+  masks.fill();
+  __syncthreads();  // the first visits are staged
 #pragma unroll
   for (int n = 0; n < kStages - 1; ++n) fetch(n);
 
   const Scores scores(p);
-  Statistics rows;
-  load(rows, p, walk, block);
-  Sums sums;
+  const TokenSteps steps = token_steps<false>(p);
+  RowTerms terms[kRowBlocks][2];
+  load_terms(terms, p, traversal, block, steps);
+  Fragment<KeyVectors::kPadded> sums;
   sums.clear();
-  for (int n = 0; n < visits; ++n) {
+  // A visit of 64 x 64 at head size 128 issues about 650 instructions, with 192 HMMA: tests/golden/kernels.json.
+  for (int n = 0; n < total; ++n) {
     cp_async_wait<kStages - 2>();
     __syncthreads();  // tile n is loaded for all threads, and all have used tile n - 1
+    stage(n + kStages);
     fetch(n + kStages - 1);
-    Weights s, grads;
-    dot<kColumns, kHeadDim>(s, query, key(n));
-    score(s, scores);
-    hide_from_queries(s, -NB_INFINITY, walk, visit<KeyTile>(walk, n, p.extra));
-    dot<kColumns, kValueDim>(grads, grad_out, value(n));
-    grad(s, grads, scores, rows);
-    accumulate(sums, s, key(n));
+    Fragment<kColumns> s, grads;
+    dot<kColumns, kHeadDim>(s, query, arena.key(n));
+    scores.softcap(s);
+    dot<kColumns, kValueDim>(grads, grad_out, arena.value(n));
+    recompute_p<true>(s, grads, scores, [&](int b, int, int e) { return terms[b][e / 2]; });
+    const StagedVisit& v = visits[n];
+    if (!v.full()) apply_mask(grads, MaskWords<QueryTile, KeyTile>(traversal, masks, v), 0.f);
+    accumulate(sums, grads, arena.key(n));
   }
   cp_async_wait<0>();
   __syncthreads();  // without visits, all vectors must be loaded before the gradients overwrite them
 
-  float factor[kBlocks][2];
+  float factor[kRowBlocks][2];
 #pragma unroll
-  for (int b = 0; b < kBlocks; ++b) factor[b][0] = factor[b][1] = static_cast<float>(p.scale);
+  for (int b = 0; b < kRowBlocks; ++b) factor[b][0] = factor[b][1] = static_cast<float>(p.scale);
   store_rows<kHeadDim>(query, sums, factor, [&](int row) -> Element* {
-    const Place place = row_place(walk, row);
-    if (!place.inside) return nullptr;
-    return static_cast<Element*>(p.grad_query) + token_head(p, block.sample, place, block.head, false) * kHeadDim;
+    const Coord coord = row_coord(traversal, row);
+    if (!coord.inside) return nullptr;
+    return static_cast<Element*>(p.grad_query) + steps.of(block.sample, block.head, coord) * kHeadDim;
   });
 }
 }  // namespace nb

@@ -1,4 +1,4 @@
-// dq_simt.cu - gradients of the queries without tensor cores: the same walk as the forward, with the weights
+// dq_simt.cu - gradients of the queries without tensor cores: the same traversal as the forward, with the weights
 // recomputed from the final logsumexp.
 #include "simt.cuh"
 
@@ -9,10 +9,10 @@ NB_DEVICE void grad_queries(const Params& p) {
   constexpr int kOwn = Queries::kOwn;
   NB_DYNAMIC_SHARED(shared);
   Queries arena(shared);
-  const Block block = block_of(p, row_tiles<false, QueryTile>(p), p.heads);
+  const Block block = block_of(row_tiles<false, QueryTile>(p), p.heads);
   const int key_head = block.head / p.group, lane = threadIdx.x % kLanes, own = threadIdx.x / kLanes * kOwn;
-  begin_walk<false, QueryTile, KeyTile>(*arena.walk, p, block.tile, block.sample);
-  if (!has_rows(*arena.walk)) return;
+  begin_traversal<false, QueryTile, KeyTile>(*arena.traversal, p, block.tile, block.sample);
+  if (!has_rows(*arena.traversal)) return;
   query_rows(arena, p, block);
   __syncthreads();
   Accumulator lse[kOwn], delta[kOwn], scale[kOwn];
@@ -20,14 +20,14 @@ NB_DEVICE void grad_queries(const Params& p) {
   for (int r = 0; r < kOwn; ++r) {
     const long long token = arena.row_token[own + r];
     lse[r] = token < 0 ? Accumulator(0) : static_cast<const Accumulator*>(p.lse)[token];
-    delta[r] = token < 0 ? Accumulator(0) : static_cast<const Accumulator*>(p.delta)[token];
+    delta[r] = token < 0 ? Accumulator(0) : static_cast<const Accumulator*>(p.delta)[2 * token + 1];
     scale[r] = static_cast<Accumulator>(p.scale);
   }
 
   Accumulator sums[Chunks<kHeadDim>::count][kOwn] = {};
-  const int visits = arena.walk->total + extra_tiles(p, KeyTile::size);
+  const int visits = arena.traversal->total + extra_tiles(p, KeyTile::size);
   for (int n = 0; n < visits; ++n) {
-    const Visit v = visit<KeyTile>(*arena.walk, n, p.extra);
+    const Visit v = visit<KeyTile>(*arena.traversal, n, p.extra);
     const void *key = v.extra ? p.extra_key : p.key, *value = v.extra ? p.extra_value : p.value;
     const long long key_step = v.extra ? 1 : p.key_stride.channel, value_step = v.extra ? 1 : p.value_stride.channel;
     __syncthreads();  // all threads have used the offsets of the previous visit
@@ -36,13 +36,13 @@ NB_DEVICE void grad_queries(const Params& p) {
     arena.scores(products, p.query, arena.row_a, p.query_stride.channel, key, arena.column_a, key_step, kHeadDim);
     arena.scores(grads, p.grad_out, arena.row_b, p.grad_out_stride.channel, value, arena.column_b, value_step,
                  kValueDim);
-    const bool inside = v.extra ? lane < v.count[2] : in_key_range<KeyTile>(*arena.walk, v, lane);
+    const bool inside = !v.extra || lane < v.count[2];
 #pragma unroll
     for (int r = 0; r < kOwn; ++r) {
       Accumulator slope;
       const Accumulator score = score_of(p, products[r], &slope);
       const bool read =
-          inside && (v.full || v.extra || RowMask<QueryTile, KeyTile>(*arena.walk, v, own + r).reads(lane));
+          inside && (v.full || v.extra || attends<QueryTile, KeyTile>(*arena.traversal, v, own + r, lane));
       arena.keep(r, read ? exp_of(score - lse[r]) * (grads[r] - delta[r]) * slope : Accumulator(0));
     }
     arena.accumulate<kHeadDim>(sums, key, arena.column_a, key_step);

@@ -1,139 +1,146 @@
 // fwd_mma.cu - the forward on tensor cores: one tile of queries visits tiles of keys and values. cp.async loads a
 // tile while the previous one is used; the online softmax is in registers.
-#include "vectors.cuh"
+#include "epilogue.cuh"
+#include "mask.cuh"
+#include "softmax.cuh"
 
 namespace nb {
-constexpr int kRows = QueryTile::size, kColumns = KeyTile::size;
+constexpr int kHeadDim = Variant::kHeadDim, kValueDim = Variant::kValueDim, kStages = Variant::kStages;
+constexpr int kRows = QueryTile::size, kColumns = KeyTile::size, kRowBlocks = Variant::kRowBlocks;
 constexpr int kWide = kHeadDim > kValueDim ? kHeadDim : kValueDim;
 using RowVectors = SharedTile<kRows, kWide>;  // the queries; at the end the output
 using KeyVectors = SharedTile<kColumns, kHeadDim>;
 using ValueVectors = SharedTile<kColumns, kValueDim>;
-using Weights = Fragment<kColumns>;
 using Output = Fragment<ValueVectors::kPadded>;
-static_assert(kRows == 16 * kWarps * kBlocks && kColumns % 16 == 0, "fragments are 16 x 16");
-constexpr bool kKeep = kBlocks == 1 && kHeadDim <= 128;  // whether registers suffice to keep the queries
+static_assert(kRows == 16 * Variant::kWarps * kRowBlocks && kColumns % 16 == 0, "fragments are 16 x 16");
+constexpr bool kKeep = kRowBlocks == 1 && kHeadDim <= 128;  // whether registers suffice to keep the queries
 constexpr int kStageBytes = KeyVectors::kBytes + ValueVectors::kBytes;
-static_assert(NB_SHARED_BYTES == Walk<QueryTile>::kBytes + RowVectors::kBytes + kStages * kStageBytes,
-              "nbattn/backends/cuda/tiles.py has drifted");
 
-struct State {  // the running softmax: the maximum in units of log 2, and this thread's part of the sum
-  float max[kBlocks][2], sum[kBlocks][2];
+struct Arena {  // the block's shared memory
+  static constexpr int kVisits = Traversal<QueryTile>::kBytes, kMasks = kVisits + Visits::kBytes,
+                       kVectors = kMasks + MaskTable<KeyTile>::kBytes, kStage = kVectors + RowVectors::kBytes;
+  static_assert(NB_SHARED_BYTES == kStage + kStages * kStageBytes, "nbattn/backends/cuda/tiles.py has drifted");
+  unsigned char* base;
+  NB_DEVICE Traversal<QueryTile>& traversal() const { return *reinterpret_cast<Traversal<QueryTile>*>(base); }
+  NB_DEVICE Visits visits() const { return Visits(base + kVisits); }
+  NB_DEVICE MaskTable<KeyTile> masks() const { return MaskTable<KeyTile>(base + kMasks); }
+  NB_DEVICE RowVectors query() const { return RowVectors(base + kVectors); }
+  NB_DEVICE KeyVectors key(int n) const { return KeyVectors(base + kStage + n % kStages * kStageBytes); }
+  NB_DEVICE ValueVectors value(int n) const {
+    return ValueVectors(base + kStage + n % kStages * kStageBytes + KeyVectors::kBytes);
+  }
 };
 
-// Replaces scores by weights relative to the running maximum, and rescales the output where the maximum grows.
-NB_DEVICE void soften(Weights& s, State& state, Output& out) {
+// Changes the signs of this warp's queries: then the scale is positive, and the largest product is the largest score.
+NB_DEVICE void negate_rows(const RowVectors& query) {
+  const int first = threadIdx.x / 32 * kRowBlocks * 16;
+  for (int i = threadIdx.x % 32; i < kRowBlocks * 16 * RowVectors::kChunks; i += 32) {
+    uint32_t* const pair =
+        reinterpret_cast<uint32_t*>(query.chunk(first + i / RowVectors::kChunks, i % RowVectors::kChunks));
+    for (int e = 0; e < 4; ++e) pair[e] ^= 0x80008000u;
+  }
+  __syncwarp();
+}
+
+NB_DEVICE void begin(Softmax& state, const Params& p, const Traversal<QueryTile>& traversal, const Block& block) {
 #pragma unroll
-  for (int b = 0; b < kBlocks; ++b)
+  for (int b = 0; b < kRowBlocks; ++b)
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      float top = state.max[b][h];
-#pragma unroll
-      for (int n = 0; n < kColumns / 8; ++n) top = fmaxf(top, fmaxf(s.at[b][n][2 * h], s.at[b][n][2 * h + 1]));
-      top = fmaxf(top, __shfl_xor_sync(~0u, top, 1));
-      top = fmaxf(top, __shfl_xor_sync(~0u, top, 2));
-      const float base = top == -NB_INFINITY ? 0.f : top, shrink = ex2(state.max[b][h] - base);
-      state.max[b][h] = top;
-      float sum = state.sum[b][h] * shrink;
-#pragma unroll
-      for (int n = 0; n < kColumns / 8; ++n)
-#pragma unroll
-        for (int j = 0; j < 2; ++j) {
-          float& x = s.at[b][n][2 * h + j];
-          x = ex2(x - base);
-          sum += x;
-        }
-      state.sum[b][h] = sum;
-#pragma unroll
-      for (int n = 0; n < ValueVectors::kPadded / 8; ++n) {
-        out.at[b][n][2 * h] *= shrink;
-        out.at[b][n][2 * h + 1] *= shrink;
+      float sink = -NB_INFINITY;
+      if (p.sink) {
+        const Coord coord = row_coord(traversal, row_of(b, h));
+        const int more = p.packed > 1 && coord.inside ? coord.at[0] : 0;
+        sink = static_cast<const float*>(p.sink)[block.head * p.packed + more];
       }
+      state.begin(b, h, sink);
     }
 }
 
-NB_DEVICE void begin(State& state, const Params& p, int head) {
-  const float sink = p.sink ? static_cast<const float*>(p.sink)[head] * kLog2e : -NB_INFINITY;
+NB_DEVICE void epilogue(const Params& p, const Traversal<QueryTile>& traversal, const Block& block,
+                        const RowVectors& staging, const Softmax& state, const Output& out) {
+  const TokenSteps steps = token_steps<false>(p);
+  float inverse[kRowBlocks][2];
 #pragma unroll
-  for (int b = 0; b < kBlocks; ++b)
-#pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      state.max[b][h] = sink;
-      state.sum[b][h] = sink != -NB_INFINITY && threadIdx.x % 4 == 0 ? 1.f : 0.f;
-    }
-}
-
-NB_DEVICE void finish(const Params& p, const Walk<QueryTile>& walk, const Block& block, const RowVectors& staging,
-                      const State& state, const Output& out) {
-  float inverse[kBlocks][2];
-#pragma unroll
-  for (int b = 0; b < kBlocks; ++b)
+  for (int b = 0; b < kRowBlocks; ++b)
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
       float sum = state.sum[b][h];
       sum += __shfl_xor_sync(~0u, sum, 1);
       sum += __shfl_xor_sync(~0u, sum, 2);
       inverse[b][h] = sum == 0.f ? 0.f : 1.f / sum;
-      const Place place = row_place(walk, row_of(b, h));
-      if (p.lse && place.inside && threadIdx.x % 4 == 0)
-        static_cast<float*>(p.lse)[token_head(p, block.sample, place, block.head, false)] =
+      const Coord coord = row_coord(traversal, row_of(b, h));
+      if (p.lse && coord.inside && threadIdx.x % 4 == 0)
+        static_cast<float*>(p.lse)[steps.of(block.sample, block.head, coord)] =
             sum == 0.f ? -NB_INFINITY : (state.max[b][h] + log2f(sum)) * kLn2;
     }
   store_rows<kValueDim>(staging, out, inverse, [&](int row) -> Element* {
-    const Place place = row_place(walk, row);
-    if (!place.inside) return nullptr;
-    return static_cast<Element*>(p.out) + token_head(p, block.sample, place, block.head, false) * kValueDim;
+    const Coord coord = row_coord(traversal, row);
+    if (!coord.inside) return nullptr;
+    return static_cast<Element*>(p.out) + steps.of(block.sample, block.head, coord) * kValueDim;
   });
 }
 
 NB_DEVICE void forward(const Params& p) {
   NB_DYNAMIC_SHARED(shared);
-  auto& walk = *reinterpret_cast<Walk<QueryTile>*>(shared);
-  unsigned char* const vectors = shared + Walk<QueryTile>::kBytes;
-  const RowVectors query{reinterpret_cast<Element*>(vectors)};
-  const auto key = [&](int n) {
-    return KeyVectors{reinterpret_cast<Element*>(vectors + RowVectors::kBytes + n % kStages * kStageBytes)};
-  };
-  const auto value = [&](int n) {
-    return ValueVectors{reinterpret_cast<Element*>(vectors + RowVectors::kBytes + n % kStages * kStageBytes +
-                                                   KeyVectors::kBytes)};
-  };
-  const Block block = block_of(p, row_tiles<false, QueryTile>(p), p.heads);
+  const Arena arena{shared};
+  auto& traversal = arena.traversal();
+  const Visits visits = arena.visits();
+  const MaskTable<KeyTile> masks = arena.masks();
+  const RowVectors query = arena.query();
+  const Block block = block_of(row_tiles<false, QueryTile>(p), p.heads);
   const int key_head = block.head / p.group;
-  begin_walk<false, QueryTile, KeyTile>(walk, p, block.tile, block.sample);
-  if (!has_rows(walk)) return;
+  begin_traversal<false, QueryTile, KeyTile>(traversal, p, block.tile, block.sample);
+  if (!has_rows(traversal)) return;
 
-  const auto is_visit = [&](int n) { return n < walk.total + extra_tiles(p, kColumns); };  // saves a register
+  const int total = traversal.total + extra_tiles(p, kColumns);
+  const KeyColumns<KeyVectors, ValueVectors> columns(p);
+  const auto stage = [&](int n) {
+    visits.stage(n, total, [&](StagedVisit& staged, int at) {
+      columns.fill(staged, at, p, traversal, block.sample, key_head);
+    });
+  };
   const auto fetch = [&](int n) {
-    if (is_visit(n))
-      load_keys(key(n), value(n), walk, visit<KeyTile>(walk, n, p.extra), p, block.sample, key_head);
+    if (n < total) columns.load(arena.key(n), arena.value(n), visits[n], p, block.sample, key_head);
     cp_async_commit();
   };
-  load_rows<kHeadDim>(query, walk, p.query, p.query_stride, block.sample, block.head);
+  load_rows<kHeadDim>(query, p, traversal, p.query, p.query_stride, block.sample, block.head);
+  cp_async_commit();
+  stage(0);
+  masks.fill();
+  __syncthreads();  // the first visits are staged
 #pragma unroll
   for (int n = 0; n < kStages - 1; ++n) fetch(n);
 
-  const Scores scores(p);
-  State state;
-  begin(state, p, block.head);
+  Scores scores(p);
+  Softmax state;
+  begin(state, p, traversal, block);
   Output out;
   out.clear();
+  cp_async_wait<kStages - 1>();
+  __syncthreads();  // the queries are loaded for all threads
+  if (!Variant::kSoftcap) {
+    if (scores.factor < 0.f) negate_rows(query);
+    scores.factor = fmaxf(fabsf(scores.factor), 1e-30f);  // with 0, masked scores would be NaN
+  }
   KeptRows<kHeadDim> kept;
-  for (int n = 0; is_visit(n); ++n) {
+  if (kKeep) kept.keep(query);
+  // A visit of 64 x 64 at head size 128 issues about 520 instructions, with 128 HMMA: tests/golden/kernels.json.
+  for (int n = 0; n < total; ++n) {
     cp_async_wait<kStages - 2>();
     __syncthreads();  // tile n is loaded for all threads, and all have used tile n - 1
+    stage(n + kStages);
     fetch(n + kStages - 1);
-    Weights s;
-    if (kKeep && n == 0) kept.keep(query);
-    if (kKeep) dot<kColumns, kHeadDim>(s, kept, key(n));
-    else dot<kColumns, kHeadDim>(s, query, key(n));
-    score(s, scores);
-    hide_from_queries(s, -NB_INFINITY, walk, visit<KeyTile>(walk, n, p.extra));
-    soften(s, state, out);
-    accumulate(out, s, value(n));
+    Fragment<kColumns> s;
+    if (kKeep) dot<kColumns, kHeadDim>(s, kept, arena.key(n));
+    else dot<kColumns, kHeadDim>(s, query, arena.key(n));
+    scores.softcap(s);
+    const StagedVisit& v = visits[n];
+    if (!v.full()) apply_mask(s, MaskWords<QueryTile, KeyTile>(traversal, masks, v), -NB_INFINITY);
+    online_softmax(s, state, out, scores.factor);
+    accumulate(out, s, arena.value(n));
   }
-  cp_async_wait<0>();
-  __syncthreads();  // without visits, the queries must be loaded before the output overwrites them
-  finish(p, walk, block, query, state, out);
+  epilogue(p, traversal, block, query, state, out);
 }
 }  // namespace nb
 

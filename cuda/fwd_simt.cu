@@ -1,6 +1,5 @@
 // fwd_simt.cu - the forward without tensor cores, for any dtype and head size. A warp has its own rows and a lane one
 // column, so that a softmax is a reduction over a warp.
-#include "block.cuh"
 #include "simt.cuh"
 
 namespace nb {
@@ -15,12 +14,12 @@ NB_DEVICE void join(Forward& arena, const Params& p, const Visit& v, State& stat
                     Accumulator (&out)[Chunks<kValueDim>::count][Forward::kOwn],
                     const Accumulator (&products)[Forward::kOwn]) {
   const int lane = threadIdx.x % kLanes, own = threadIdx.x / kLanes * Forward::kOwn;
-  const bool inside = v.extra ? lane < v.count[2] : in_key_range<KeyTile>(*arena.walk, v, lane);
+  const bool inside = !v.extra || lane < v.count[2];
 #pragma unroll
   for (int r = 0; r < Forward::kOwn; ++r) {
     Accumulator slope, score = score_of(p, products[r], &slope);
     const bool read =
-        inside && (v.full || v.extra || RowMask<QueryTile, KeyTile>(*arena.walk, v, own + r).reads(lane));
+        inside && (v.full || v.extra || attends<QueryTile, KeyTile>(*arena.traversal, v, own + r, lane));
     if (!read) score = -NB_INFINITY;
     const Accumulator top = larger(state.max[r], warp_max(score));
     const Accumulator base = top == -NB_INFINITY ? Accumulator(0) : top;
@@ -33,29 +32,36 @@ NB_DEVICE void join(Forward& arena, const Params& p, const Visit& v, State& stat
   }
 }
 
+// The sink of a row: packed query heads are its coordinate on axis 0.
+NB_DEVICE Accumulator sink_of(const Params& p, const Traversal<QueryTile>& traversal, const Block& block, int row) {
+  const Coord coord = row_coord(traversal, row);
+  const int more = p.packed > 1 && coord.inside ? coord.at[0] : 0;
+  return static_cast<const Accumulator*>(p.sink)[block.head * p.packed + more];
+}
+
 NB_DEVICE void forward(const Params& p) {
   NB_DYNAMIC_SHARED(shared);
   Forward arena(shared);
   const int tiles = row_tiles<false, QueryTile>(p);
-  const Block block = block_of(p, tiles, p.heads);
+  const Block block = block_of(tiles, p.heads);
   const int key_head = block.head / p.group, thread = threadIdx.x;
-  begin_walk<false, QueryTile, KeyTile>(*arena.walk, p, block.tile, block.sample);
-  if (!has_rows(*arena.walk)) return;
+  begin_traversal<false, QueryTile, KeyTile>(*arena.traversal, p, block.tile, block.sample);
+  if (!has_rows(*arena.traversal)) return;
   query_rows(arena, p, block);
   __syncthreads();
 
   State state;
-  const Accumulator sink =
-      p.sink ? static_cast<const Accumulator*>(p.sink)[block.head] : Accumulator(-NB_INFINITY);
 #pragma unroll
   for (int r = 0; r < Forward::kOwn; ++r) {
+    const Accumulator sink = p.sink ? sink_of(p, *arena.traversal, block, thread / kLanes * Forward::kOwn + r)
+                                    : Accumulator(-NB_INFINITY);
     state.max[r] = sink;
     state.sum[r] = sink == -NB_INFINITY ? 0 : 1;
   }
   Accumulator out[Chunks<kValueDim>::count][Forward::kOwn] = {};
-  const int visits = arena.walk->total + extra_tiles(p, KeyTile::size);
+  const int visits = arena.traversal->total + extra_tiles(p, KeyTile::size);
   for (int n = 0; n < visits; ++n) {
-    const Visit v = visit<KeyTile>(*arena.walk, n, p.extra);
+    const Visit v = visit<KeyTile>(*arena.traversal, n, p.extra);
     __syncthreads();  // all threads have used the offsets of the previous visit
     key_columns(arena, p, v, block.sample, key_head);
     Accumulator products[Forward::kOwn];

@@ -5,14 +5,19 @@
 namespace nb {
 enum Border { kClip = 0, kShift = 1, kWrap = 2 };
 
-// One axis of a mask with its lengths; window.cuh defines the window. All numbers are within +-2^29.
+// One axis of a mask at its length; window.cuh defines the window. All numbers are within +-2^29.
 struct Axis {
-  int queries, keys;      // lengths
+  int keys;               // length of the key axis
   int left, right;        // keys on each side, in steps of the dilation
   int dilation, stride;   // at least 1
-  int offset;             // position of query 0 on the key axis
+  int offset;             // position of the first query of the tensors on the key axis
   int prefix;             // number of first keys that every query attends to
   int border, causal;     // a Border; 0 or 1
+};
+
+// What the tensors hold of an axis: all of it, or the part of one rank.
+struct Held {
+  int queries, first_key, keys;  // lengths of the tensors; position of their first key
 };
 
 // Strides of a [B, a0, a1, a2, H, D] tensor, in elements: batch, three axes, head, channel.
@@ -21,20 +26,21 @@ struct Strides {
 };
 
 // Masks with fewer than three axes get leading axes of one query and one key. Tensors without a stride here are
-// contiguous: out and grad_* like their tensors, extra_* [B, E, Hk, channels], lse and delta [B, *space, H].
+// contiguous: out and grad_* like their tensors, extra_* [B, E, Hk, channels], lse [B, *space, H].
 struct Params {
   const void *query, *key, *value, *extra_key, *extra_value;
   const void *sink;       // [H], in the accumulator's type, or null
   const int *key_range;   // [B, rank, 2], or null
   void *out, *lse;        // lse may be null in the forward kernels
   const void *grad_out, *grad_lse;  // grad_lse may be null
-  void *delta;            // sum(out * grad_out) - grad_lse
+  void *delta;  // [B, *space, H, 2]: lse in units of log 2 (0 for rows without keys), sum(out * grad_out) - grad_lse
   void *grad_query, *grad_key, *grad_value, *grad_extra_key, *grad_extra_value;
   Strides query_stride, key_stride, value_stride, grad_out_stride;
   double scale, softcap;
   Axis axis[3];
-  int batch, heads, group, extra, rank, reserved;  // group: query heads per key head
+  Held held[3];
+  int batch, heads, group, extra, rank, packed;  // group: query heads per key head; packed: of them on axis 0
 };
-static_assert(sizeof(Axis) == 40 && sizeof(Strides) == 48 && sizeof(Params) == 488,
+static_assert(sizeof(Axis) == 36 && sizeof(Held) == 12 && sizeof(Strides) == 48 && sizeof(Params) == 512,
               "nbattn/kernels/layout.py has drifted");
 }  // namespace nb

@@ -6,7 +6,7 @@
 
 namespace nb {
 constexpr int kWarps = 4, kThreads = 128, kLanes = 32, kPitch = 33;  // odd, against bank conflicts
-constexpr int kHeadDim = NB_HEAD_DIM, kValueDim = NB_VALUE_DIM;
+constexpr int kHeadDim = Variant::kHeadDim, kValueDim = Variant::kValueDim;
 template <int kChannels>
 struct Chunks {
   static constexpr int count = (kChannels + kLanes - 1) / kLanes;
@@ -16,10 +16,10 @@ template <class Rows, class Columns>
 struct Arena {
   static_assert(Rows::size % kWarps == 0 && Columns::size == kLanes, "a lane for every column");
   static constexpr int kRows = Rows::size, kOwn = kRows / kWarps;  // rows of one warp
-  static constexpr int kBytes = Walk<Rows>::kBytes + 8 * (3 * kRows + 3 * kLanes) +
+  static constexpr int kBytes = Traversal<Rows>::kBytes + 8 * (3 * kRows + 3 * kLanes) +
                                 (2 * kRows + kLanes) * kPitch * static_cast<int>(sizeof(Accumulator));
   static_assert(NB_SHARED_BYTES == kBytes, "nbattn/backends/cuda/tiles.py has drifted");
-  Walk<Rows>* walk;
+  Traversal<Rows>* traversal;
   long long *row_a, *row_b;        // offsets of the rows in two tensors; -1: outside, loaded as zeros
   long long *column_a, *column_b;  // the same for the columns
   long long *row_token, *column_token;  // indices of (token, head) in `[B, *space, H]`; -1 outside
@@ -27,8 +27,8 @@ struct Arena {
   Accumulator* weights;             // one per row and column
 
   NB_DEVICE explicit Arena(unsigned char* shared) {
-    walk = reinterpret_cast<Walk<Rows>*>(shared);
-    row_a = reinterpret_cast<long long*>(shared + Walk<Rows>::kBytes);
+    traversal = reinterpret_cast<Traversal<Rows>*>(shared);
+    row_a = reinterpret_cast<long long*>(shared + Traversal<Rows>::kBytes);
     row_b = row_a + kRows;
     row_token = row_b + kRows;
     column_a = row_token + kRows;
@@ -103,18 +103,19 @@ struct Arena {
   }
 };
 
-NB_DEVICE long long offset_in(const Strides& s, int sample, int head, const Place& place) {
-  return place.inside ? sample * s.batch + head * s.head + place.offset(s) : -1;
+NB_DEVICE long long offset_in(const Strides& s, int sample, int head, const Coord& coord) {
+  return coord.inside ? sample * s.batch + head * s.head + coord.offset(s) : -1;
 }
 
 // Sets the offsets of the rows for queries: a in the queries, b in grad_out.
 template <class Rows, class Columns>
 NB_DEVICE void query_rows(Arena<Rows, Columns>& arena, const Params& p, const Block& block) {
+  const TokenSteps steps = token_steps<false>(p);
   for (int i = threadIdx.x; i < Rows::size; i += kThreads) {
-    const Place place = row_place(*arena.walk, i);
-    arena.row_a[i] = offset_in(p.query_stride, block.sample, block.head, place);
-    arena.row_b[i] = offset_in(p.grad_out_stride, block.sample, block.head, place);
-    arena.row_token[i] = place.inside ? token_head(p, block.sample, place, block.head, false) : -1;
+    const Coord coord = row_coord(*arena.traversal, i);
+    arena.row_a[i] = offset_in(p.query_stride, block.sample, block.head, coord);
+    arena.row_b[i] = offset_in(p.grad_out_stride, block.sample, block.head, coord);
+    arena.row_token[i] = coord.inside ? steps.of(block.sample, block.head, coord) : -1;
   }
 }
 
@@ -129,23 +130,22 @@ NB_DEVICE void key_columns(Arena<Rows, Columns>& arena, const Params& p, const V
     arena.column_a[lane] = inside ? extra_offset(p, sample, e, head, kHeadDim) : -1;
     arena.column_b[lane] = inside ? extra_offset(p, sample, e, head, kValueDim) : -1;
   } else {
-    const Place place = key_column_place<Columns>(*arena.walk, v, lane);
-    arena.column_a[lane] = offset_in(p.key_stride, sample, head, place);
-    arena.column_b[lane] = offset_in(p.value_stride, sample, head, place);
+    const Coord coord = column_coord<Columns>(*arena.traversal, v, lane);
+    arena.column_a[lane] = offset_in(p.key_stride, sample, head, coord);
+    arena.column_b[lane] = offset_in(p.value_stride, sample, head, coord);
   }
 }
 
 // The score of a product: scaled and, with NB_SOFTCAP, capped; `slope` is the softcap's derivative.
 NB_DEVICE Accumulator score_of(const Params& p, Accumulator product, Accumulator* slope) {
   const Accumulator scaled = product * static_cast<Accumulator>(p.scale);
-#if NB_SOFTCAP
-  const Accumulator cap = static_cast<Accumulator>(p.softcap), bent = tanh_of(scaled / cap);
-  *slope = 1 - bent * bent;
-  return cap * bent;
-#else
+  if constexpr (Variant::kSoftcap) {
+    const Accumulator cap = static_cast<Accumulator>(p.softcap), bent = tanh_of(scaled / cap);
+    *slope = 1 - bent * bent;
+    return cap * bent;
+  }
   *slope = 1;
   return scaled;
-#endif
 }
 
 NB_DEVICE Accumulator warp_max(Accumulator x) {

@@ -1,5 +1,5 @@
 // window.cuh - the keys of a query and the queries of a key, in class coordinates: the only window arithmetic
-// on the device. nbattn/geometry.py explains the rules; tests check that both give identical results. Integers
+// on the device. nbattn/rows.py explains the rules; tests check that both give identical results. Integers
 // stay within +-2^31 because every number in an Axis is within +-2^29.
 #pragma once
 #include "params.h"
@@ -12,29 +12,37 @@ NB_DEVICE int max_of(int a, int b) { return a > b ? a : b; }
 NB_DEVICE int clamp_to(int x, int lo, int hi) { return min_of(max_of(x, lo), hi); }
 NB_DEVICE int floor_div(int a, int b) { return a / b - (a % b < 0); }  // b > 0
 NB_DEVICE int ceil_div(int a, int b) { return a / b + (a % b > 0); }
+NB_DEVICE int floor_mod(int a, int b) { return a - floor_div(a, b) * b; }
 
 struct Interval {  // [lo, hi), empty when lo >= hi
   int lo, hi;
+  NB_DEVICE int size() const { return max_of(0, hi - lo); }
+  NB_DEVICE Interval plus(int x) const { return {lo + x, hi + x}; }
+  NB_DEVICE bool has(int x) const { return x >= lo && x < hi; }
 };
 NB_DEVICE Interval cut(Interval x, Interval by) { return {max_of(x.lo, by.lo), min_of(x.hi, by.hi)}; }
 NB_DEVICE bool within(Interval x, Interval outer) { return x.lo >= outer.lo && x.hi <= outer.hi; }
 
-// One residue class of the dilation. Its keys are at the positions residue + dilation * t for 0 <= t < keys. Its
-// queries have the coordinates start <= u < start + queries; coordinate `start` is query number `first`.
+// One residue class of the dilation: coordinate x is at position residue + dilation * x of the key axis. The window
+// rules need the keys of the whole axis; the tensors hold the keys and queries at the given coordinates.
 struct Class {
-  int residue, keys, first, start, queries;
+  int residue, keys;
+  Interval held_keys, held_queries;
 };
-NB_DEVICE int members(int length, int first, int dilation) {
-  return first < length ? ceil_div(length - first, dilation) : 0;
+// The coordinates of a class whose positions are in [first, first + count).
+NB_DEVICE Interval members(int first, int count, int residue, int dilation) {
+  return {ceil_div(first - residue, dilation), ceil_div(first + count - residue, dilation)};
 }
-NB_DEVICE Class class_of_query(const Axis& a, int query) {
-  const int start = floor_div(query + a.offset, a.dilation);
-  const int residue = query + a.offset - start * a.dilation;
-  return {residue, members(a.keys, residue, a.dilation), query, start, members(a.queries, query, a.dilation)};
+NB_DEVICE Class class_of(const Axis& a, const Held& held, int residue) {
+  return {residue, members(0, a.keys, residue, a.dilation).hi, members(held.first_key, held.keys, residue, a.dilation),
+          members(a.offset, held.queries, residue, a.dilation)};
 }
-NB_DEVICE Class class_of_key(const Axis& a, int key) {
-  const int position = key - a.offset;
-  return class_of_query(a, position - floor_div(position, a.dilation) * a.dilation);
+// The class of the tensors' first queries or first keys, by number.
+NB_DEVICE Class class_of_query(const Axis& a, const Held& held, int query) {
+  return class_of(a, held, floor_mod(a.offset + query, a.dilation));
+}
+NB_DEVICE Class class_of_key(const Axis& a, const Held& held, int key) {
+  return class_of(a, held, floor_mod(held.first_key + key, a.dilation));
 }
 
 // The keys of query u: [lo, hi) before wrapping, and the first `prefix` keys. No field decreases as u grows.

@@ -27,7 +27,6 @@ POINTERS = (
 )
 STRIDES = ("query", "key", "value", "grad_out")  # 6 each: batch, three axes, head, channel
 AXIS = (
-    "queries",
     "keys",
     "left",
     "right",
@@ -38,8 +37,11 @@ AXIS = (
     "border",
     "causal",
 )
-COUNTS = ("batch", "heads", "group", "extra", "rank", "reserved")
-NUMBERS = struct.Struct(f"<{6 * len(STRIDES)}q2d{3 * len(AXIS)}i{len(COUNTS)}i")
+HELD = ("queries", "first_key", "keys")  # what the tensors hold of an axis
+COUNTS = ("batch", "heads", "group", "extra", "rank", "packed")
+NUMBERS = struct.Struct(
+    f"<{6 * len(STRIDES)}q2d{3 * len(AXIS)}i{3 * len(HELD)}i{len(COUNTS)}i"
+)
 SIZE = 8 * len(POINTERS) + NUMBERS.size
 BORDERS: Mapping[str, int] = {"clip": 0, "shift": 1, "wrap": 2}
 # The pointers that each kernel writes through; it only reads the others.
@@ -59,6 +61,7 @@ def pack_numbers(
     scale: float,
     softcap: float,
     axes: Iterable[int],
+    held: Iterable[int],
     counts: Iterable[int],
 ) -> bytes:
     """The bytes of the argument after the pointers.
@@ -68,6 +71,7 @@ def pack_numbers(
         scale: the scale of the scores.
         softcap: 0.0 means none.
         axes: the fields of `AXIS`, for three axes.
+        held: the fields of `HELD`, for three axes.
         counts: the fields of `COUNTS`.
     """
-    return NUMBERS.pack(*strides, scale, softcap, *axes, *counts)
+    return NUMBERS.pack(*strides, scale, softcap, *axes, *held, *counts)

@@ -8,9 +8,9 @@ void land(const Copy& copy) {
   operation = copy.place;
   copy_landed(copy);
   if (copy.valid)
-    std::memcpy(copy.to, copy.from, 16);
+    std::memcpy(copy.to, copy.from, copy.bytes);
   else
-    std::memset(copy.to, 0, 16);
+    std::memset(copy.to, 0, copy.bytes);
 }
 
 bool lands_early() {
@@ -18,19 +18,19 @@ bool lands_early() {
 }
 }  // namespace
 
-void cp_async16(void* shared, const void* global, bool valid, Site site) {
+void cp_async(void* shared, const void* global, int bytes, bool valid, Site site) {
   Fiber& fiber = self();
-  const Copy copy{static_cast<unsigned char*>(shared), static_cast<const unsigned char*>(global), valid, fiber.groups,
-                  __builtin_return_address(0)};
-  if (!in_shared(shared, 16) || reinterpret_cast<uintptr_t>(shared) % 16)
+  const Copy copy{static_cast<unsigned char*>(shared), static_cast<const unsigned char*>(global), bytes, valid,
+                  fiber.groups, __builtin_return_address(0)};
+  if (!in_shared(shared, bytes) || reinterpret_cast<uintptr_t>(shared) % bytes)
     fail("cp.async at %s:%d: thread %d copies to %s", site.file, site.line, fiber.number, address_text(shared).of);
-  if (reinterpret_cast<uintptr_t>(global) % 16)
-    fail("cp.async at %s:%d: thread %d copies from %s, no multiple of 16", site.file, site.line, fiber.number,
-         address_text(global).of);
-  launch->copied_bytes += valid ? 16 : 0;
+  if (reinterpret_cast<uintptr_t>(global) % bytes)
+    fail("cp.async at %s:%d: thread %d copies from %s, no multiple of %d", site.file, site.line, fiber.number,
+         address_text(global).of, bytes);
+  launch->copied_bytes += valid ? bytes : 0;
   copy_issued(copy);
   if (lands_early()) return land(copy);
-  std::memset(shared, 0xff, 16);  // a thread that reads too early reads NaN
+  std::memset(shared, 0xff, bytes);  // a thread that reads too early reads NaN
   fiber.copies.push_back(copy);
 }
 

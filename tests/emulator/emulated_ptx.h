@@ -18,8 +18,17 @@ inline void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uin
   emulator::mma_m16n8k16(d, a, b, std::is_same<T, __nv_bfloat16>::value, site);
 }
 
-inline void cp_async16(void* shared, const void* global, bool valid, emulator::Site site = {}) {
-  emulator::cp_async16(shared, global, valid, site);
+template <class T>
+inline void mma_m16n8k16_first(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1,
+                               emulator::Site site = {}) {
+  for (float& x : d) x = 0.f;
+  mma_m16n8k16<T>(d, a, b0, b1, site);
+}
+
+template <int kBytes>
+inline void cp_async(void* shared, const void* global, bool valid, emulator::Site site = {}) {
+  static_assert(kBytes == 8 || kBytes == 16, "no such copy");
+  emulator::cp_async(shared, global, kBytes, valid, site);
 }
 
 inline void cp_async_commit() { emulator::cp_async_commit(); }

@@ -32,7 +32,7 @@ uint64_t shuffle(unsigned mask, uint64_t value, int source_lane, Site);
 unsigned ballot(unsigned mask, bool predicate, Site);
 void ldmatrix(uint32_t* fragment, int matrices, bool transpose, const void* row, Site);
 void mma_m16n8k16(float* d, const uint32_t* a, const uint32_t* b, bool bfloat16, Site);
-void cp_async16(void* shared, const void* global, bool valid, Site);
+void cp_async(void* shared, const void* global, int bytes, bool valid, Site);
 void cp_async_commit();
 void cp_async_wait(int groups);
 [[noreturn]] void fail(const char* format, ...) __attribute__((format(printf, 1, 2)));

@@ -188,15 +188,15 @@ void check_write(const void* address, int bytes, const void* place) {
 
 void copy_issued(const Copy& copy) {
   if (!launch->check) return;
-  if (copy.valid) check_read(copy.from, 16, copy.place);
-  check_write(copy.to, 16, copy.place);
-  for (int i = 0; i < 8; ++i) shared_cells[(copy.to - shared_memory) / 2 + i].copy = copy.place;
+  if (copy.valid) check_read(copy.from, copy.bytes, copy.place);
+  check_write(copy.to, copy.bytes, copy.place);
+  for (int i = 0; i < copy.bytes / 2; ++i) shared_cells[(copy.to - shared_memory) / 2 + i].copy = copy.place;
 }
 
 void copy_landed(const Copy& copy) {
   if (!launch->check) return;
-  for (int i = 0; i < 8; ++i) shared_cells[(copy.to - shared_memory) / 2 + i].copy = nullptr;
-  check_write(copy.to, 16, copy.place);
+  for (int i = 0; i < copy.bytes / 2; ++i) shared_cells[(copy.to - shared_memory) / 2 + i].copy = nullptr;
+  check_write(copy.to, copy.bytes, copy.place);
 }
 }  // namespace emulator
 

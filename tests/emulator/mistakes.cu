@@ -148,7 +148,7 @@ MISTAKE(half_a_warp) {
 MISTAKE(no_wait) {
   NB_DYNAMIC_SHARED(shared);
   float4* const mine = reinterpret_cast<float4*>(shared) + threadIdx.x;
-  nb::cp_async16(mine, p.query, true);                                  // other: no_wait
+  nb::cp_async<16>(mine, p.query, true);                                  // other: no_wait
   nb::cp_async_commit();
   static_cast<float*>(p.out)[threadIdx.x] = mine->x;                    // line: no_wait
 }
@@ -156,7 +156,7 @@ MISTAKE(no_wait) {
 MISTAKE(waits_for_too_few) {
   NB_DYNAMIC_SHARED(shared);
   float4* const mine = reinterpret_cast<float4*>(shared) + threadIdx.x;
-  nb::cp_async16(mine, p.query, true);                                  // other: waits_for_too_few
+  nb::cp_async<16>(mine, p.query, true);                                  // other: waits_for_too_few
   nb::cp_async_commit();
   nb::cp_async_wait<1>();
   static_cast<float*>(p.out)[threadIdx.x] = mine->x;                    // line: waits_for_too_few
@@ -167,7 +167,7 @@ MISTAKE(wait_without_barrier) {
   float4* const rows = reinterpret_cast<float4*>(shared);
   rows[threadIdx.x] = float4{1, 2, 3, 4};
   __syncthreads();
-  nb::cp_async16(rows + threadIdx.x, p.query, true);                    // other: wait_without_barrier
+  nb::cp_async<16>(rows + threadIdx.x, p.query, true);                    // other: wait_without_barrier
   nb::cp_async_commit();
   nb::cp_async_wait<0>();
   static_cast<float*>(p.out)[threadIdx.x] = rows[threadIdx.x ^ 32].x;   // line: wait_without_barrier
@@ -175,7 +175,7 @@ MISTAKE(wait_without_barrier) {
 
 MISTAKE(never_waits) {
   NB_DYNAMIC_SHARED(shared);
-  nb::cp_async16(shared + 16 * threadIdx.x, p.query, true);             // line: never_waits
+  nb::cp_async<16>(shared + 16 * threadIdx.x, p.query, true);             // line: never_waits
 }
 
 MISTAKE(copies_over_readers) {
@@ -184,7 +184,7 @@ MISTAKE(copies_over_readers) {
   rows[threadIdx.x] = float4{1, 2, 3, 4};
   __syncthreads();
   static_cast<float*>(p.out)[threadIdx.x] = rows[threadIdx.x ^ 32].x;   // other: copies_over_readers
-  nb::cp_async16(rows + threadIdx.x, p.query, true);                    // line: copies_over_readers
+  nb::cp_async<16>(rows + threadIdx.x, p.query, true);                    // line: copies_over_readers
   nb::cp_async_commit();
   nb::cp_async_wait<0>();
 }
@@ -192,19 +192,19 @@ MISTAKE(copies_over_readers) {
 MISTAKE(copies_from_outside) {
   NB_DYNAMIC_SHARED(shared);
   const float4* const rows = static_cast<const float4*>(p.query);
-  nb::cp_async16(shared + 16 * threadIdx.x, rows + threadIdx.x, true);  // line: copies_from_outside
+  nb::cp_async<16>(shared + 16 * threadIdx.x, rows + threadIdx.x, true);  // line: copies_from_outside
   nb::cp_async_commit();
   nb::cp_async_wait<0>();
 }
 
 MISTAKE(copies_to_outside) {
   NB_DYNAMIC_SHARED(shared);
-  nb::cp_async16(shared + NB_SHARED_BYTES, p.query, true);              // line: copies_to_outside
+  nb::cp_async<16>(shared + NB_SHARED_BYTES, p.query, true);              // line: copies_to_outside
 }
 
 MISTAKE(copies_unaligned) {
   NB_DYNAMIC_SHARED(shared);
-  nb::cp_async16(shared, static_cast<const int*>(p.query) + 1, true);   // line: copies_unaligned
+  nb::cp_async<16>(shared, static_cast<const int*>(p.query) + 1, true);   // line: copies_unaligned
 }
 
 MISTAKE(ldmatrix_unaligned) {

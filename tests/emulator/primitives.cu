@@ -77,7 +77,7 @@ extern "C" __global__ void copies(const __grid_constant__ Params p) {
   for (int group = 0; group < 2; ++group) {
     const int row = 32 * group + thread % 32;
     if (thread < 32)
-      nb::cp_async16(shared + 16 * row, static_cast<const float4*>(p.query) + (row < rows ? row : 0), row < rows);
+      nb::cp_async<16>(shared + 16 * row, static_cast<const float4*>(p.query) + (row < rows ? row : 0), row < rows);
     nb::cp_async_commit();
   }
   nb::cp_async_wait<1>();
@@ -93,7 +93,7 @@ extern "C" __global__ void early_reads(const __grid_constant__ Params p) {
   NB_DYNAMIC_SHARED(shared);
   for (int group = 0; group < 2; ++group) {
     *reinterpret_cast<float*>(shared + 16 * group) = 1.f;  // overwritten at once
-    nb::cp_async16(shared + 16 * group, static_cast<const float4*>(p.query) + group, true);
+    nb::cp_async<16>(shared + 16 * group, static_cast<const float4*>(p.query) + group, true);
     nb::cp_async_commit();
   }
   static_cast<float*>(p.out)[0] = *reinterpret_cast<float*>(shared);

@@ -25,7 +25,7 @@ KERNELS = ("fwd", "delta", "dq", "dkdv")
 _INPUTS = ("query", "key", "value", "extra_key", "extra_value", "key_range")
 READS = {
     "fwd": (*_INPUTS, "sink"),
-    "delta": ("out", "grad_out", "grad_lse"),
+    "delta": ("out", "lse", "grad_out", "grad_lse"),
     "dq": (*_INPUTS, "grad_out", "lse", "delta"),
     "dkdv": (*_INPUTS, "grad_out", "lse", "delta"),
 }
@@ -136,7 +136,7 @@ def run(p: Problem, launcher: Launcher, kernel: str, known: Tensors) -> Tensors:
     if kernel == "fwd":
         like = {"out": known["grad_out"], "lse": torch.empty(rows, dtype=p.accumulator)}
     elif kernel == "delta":
-        like = {"delta": known["lse"]}
+        like = {"delta": torch.empty((*rows, 2), dtype=p.accumulator)}
     elif kernel == "dq":
         like = {"grad_query": known["query"]}
     else:
@@ -196,10 +196,12 @@ def variant(p: Problem, kernel: str) -> Variant:
         "NB_TWO_RUNS": int(two_runs),
         "NB_SOFTCAP": int(p.softcap > 0),
         "NB_KEY_RANGE": int(bool(p.ranges)),
+        "NB_EXTRA": int(p.extra > 0),
     }
     if by_keys:
         constants["NB_GRADS"] = p.grads
     if kernel == "delta":
+        constants["NB_VECTOR"] = int(_delta_wide(p) > 1)
         return Variant("delta.cu", "nb_delta", tuple(sorted(constants.items())), 128, 0)
     threads = 128
     if p.family == "mma":
@@ -218,9 +220,9 @@ def variant(p: Problem, kernel: str) -> Variant:
 
 
 def _shared(p: Problem, kernel: str) -> int:
-    rows, columns, walk = math.prod(p.rows), math.prod(p.columns), 256 + 16 * sum(p.rows)
+    rows, columns, traversal = math.prod(p.rows), math.prod(p.columns), 256 + 16 * sum(p.rows)
     if p.family == "simt":
-        return walk + 8 * (3 * rows + 96) + (2 * rows + 32) * 33 * p.accumulator.itemsize
+        return traversal + 8 * (3 * rows + 96) + (2 * rows + 32) * 33 * p.accumulator.itemsize
 
     def vectors(count: int, channels: int) -> int:
         return count * (-(-channels // 16) * 16 + 8) * 2
@@ -231,7 +233,14 @@ def _shared(p: Problem, kernel: str) -> int:
         "dq": vectors(rows, p.head_dim) + vectors(rows, p.value_dim),
         "dkdv": vectors(rows, p.head_dim) + vectors(rows, p.value_dim),
     }[kernel]
-    return walk + own + p.stages * (stage + (8 * columns if kernel == "dkdv" else 0))
+    visits, masks = 32 * 48, 16 * (sum(p.columns) + 3)
+    return traversal + visits + masks + own + p.stages * (stage + (8 * columns if kernel == "dkdv" else 0))
+
+
+def _delta_wide(p: Problem) -> int:
+    """Elements that the kernel of delta reads at once."""
+    wide = 16 // p.dtype.itemsize
+    return wide if p.vector and p.family == "mma" and p.value_dim % wide == 0 else 1
 
 
 def blocks(p: Problem, kernel: str) -> int:
@@ -239,7 +248,10 @@ def blocks(p: Problem, kernel: str) -> int:
         return -(-length // by)
 
     if kernel == "delta":
-        return parts(p.batch * p.heads * math.prod(p.queries), 4)
+        lanes = 1
+        while lanes < min(32, p.value_dim // _delta_wide(p)):
+            lanes *= 2
+        return parts(p.batch * p.heads * math.prod(p.queries), 128 // lanes)
     tiles = 1
     for (axis, queries, keys), extent in zip(p.axes, p.rows, strict=True):
         length = keys if kernel == "dkdv" else queries
@@ -255,9 +267,9 @@ def numbers(p: Problem, made: Tensors) -> bytes:
         batch, *space, head, channel = made[name].stride()
         strides += [batch, *[0] * (3 - p.rank), *space, head, channel]
     axis_numbers: list[int] = []
+    held = [n for _, queries, keys in p.axes for n in (queries, 0, keys)]
     for axis, queries, keys in p.axes:
         known = {
-            "queries": queries,
             "keys": keys,
             "left": FAR if axis.left is None else axis.left,
             "right": FAR if axis.right is None else axis.right,
@@ -266,5 +278,5 @@ def numbers(p: Problem, made: Tensors) -> bytes:
             "causal": int(axis.causal),
         }
         axis_numbers += [known.get(name, getattr(axis, name, 0)) for name in layout.AXIS]
-    counts = [p.batch, p.heads, p.group, p.extra, p.rank, 0]
-    return layout.pack_numbers(strides, p.head_dim**-0.5, p.softcap, axis_numbers, counts)
+    counts = [p.batch, p.heads, p.group, p.extra, p.rank, 1]
+    return layout.pack_numbers(strides, p.head_dim**-0.5, p.softcap, axis_numbers, held, counts)

@@ -30,6 +30,7 @@ struct Launch {  // launcher.py declares this struct and Buffer, too
 struct Copy {  // one cp.async of a thread
   unsigned char* to;
   const unsigned char* from;
+  int bytes;
   bool valid;
   int group;
   const void* place;

@@ -21,7 +21,7 @@ from nbattn.kernels.variant import Variant
 
 Extents = tuple[int, int, int]
 RANK = 3  # axes of the kernels' tiles
-DELTA_ROWS = 4  # rows per block of delta.cu
+DELTA_THREADS = 128  # of a block of delta.cu
 KERNELS = ("fwd", "dq", "dkdv")
 DTYPES = ("float16", "bfloat16", "float32", "float64")  # in the order of NB_DTYPE
 LARGEST_MEMORY = 227 << 10  # the most bytes of shared memory that a block has on any device
@@ -111,6 +111,7 @@ class Build(NamedTuple):
     two_runs: bool = False
     softcap: bool = False
     key_range: bool = False
+    extra: bool = False
 
 
 class Pass(NamedTuple):
@@ -153,10 +154,11 @@ def products(kernel: str, build: Build) -> int:
 
 def shared_bytes(kernel: str, tiles: Tiles, build: Build) -> int:
     """Bytes of dynamic shared memory of a block; the kernels assert the same number."""
-    walk = 256 + 16 * sum(tiles.rows)  # `Walk` of cuda/walk.cuh
-    if tiles.row_blocks:
-        return walk + _mma_bytes(kernel, tiles, build)
-    return walk + _simt_bytes(tiles, build)
+    traversal = 256 + 16 * sum(tiles.rows)  # `Traversal` of cuda/tile_traversal.cuh
+    if not tiles.row_blocks:
+        return traversal + _simt_bytes(tiles, build)
+    visits, masks = 32 * 48, 16 * (sum(tiles.columns) + RANK)  # cuda/visits.cuh, cuda/mask.cuh
+    return traversal + visits + masks + _mma_bytes(kernel, tiles, build)
 
 
 def _simt_bytes(tiles: Tiles, build: Build) -> int:
@@ -307,6 +309,7 @@ def variant(kernel: str, tiles: Tiles, build: Build, *, grads: int, vector: bool
         "NB_TWO_RUNS": int(build.two_runs),
         "NB_SOFTCAP": int(build.softcap),
         "NB_KEY_RANGE": int(build.key_range),
+        "NB_EXTRA": int(build.extra),
     }
     constants |= {f"NB_QUERY_TILE_{axis}": extent for axis, extent in enumerate(query)}
     constants |= {f"NB_KEY_TILE_{axis}": extent for axis, extent in enumerate(key)}
@@ -325,11 +328,27 @@ def variant(kernel: str, tiles: Tiles, build: Build, *, grads: int, vector: bool
 
 
 @lru_cache(64)
-def delta(dtype: str, value_dim: int) -> Variant:
-    """The kernel of `sum(out * grad_out) - grad_lse`, which does not depend on tiles."""
-    constants = {"NB_DTYPE": DTYPES.index(dtype), "NB_VALUE_DIM": value_dim}
+def delta(dtype: str, value_dim: int, *, vector: bool) -> Variant:
+    """The kernel that prepares the backward; it does not depend on tiles.
+
+    Args:
+        vector: whether rows may be read 16 bytes at a time.
+    """
+    constants = {
+        "NB_DTYPE": DTYPES.index(dtype),
+        "NB_VALUE_DIM": value_dim,
+        "NB_VECTOR": int(vector),
+    }
     constants |= {f"NB_{side}_TILE_{axis}": 1 for side in ("QUERY", "KEY") for axis in range(RANK)}
-    return Variant("delta.cu", "nb_delta", tuple(sorted(constants.items())), 128, 0)
+    return Variant("delta.cu", "nb_delta", tuple(sorted(constants.items())), DELTA_THREADS, 0)
+
+
+def delta_rows(dtype: str, value_dim: int, *, vector: bool) -> int:
+    """Rows per block of that kernel: a power of two of lanes shares a row."""
+    itemsize = {"float32": 4, "float64": 8}.get(dtype, 2)
+    wide = 16 // itemsize if vector and value_dim * itemsize % 16 == 0 else 1
+    lanes = min(_LANES, 1 << (value_dim // wide - 1).bit_length())
+    return DELTA_THREADS // lanes
 
 
 def shipped() -> Iterator[Variant]:
@@ -353,7 +372,7 @@ def shipped() -> Iterator[Variant]:
         for size, value in ((32, 32), (64, 20), (512, 512)):
             build = Build(dtype, size, value, size > 32, size > 64, size > 32)
             variants |= dict.fromkeys(_variants("simt", (1, 2), build))
-        variants[delta(dtype, 64)] = None
+        variants[delta(dtype, 64, vector=False)] = None
     yield from variants
 
 

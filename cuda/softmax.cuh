@@ -1,0 +1,108 @@
+// softmax.cuh - scores, the online softmax of the forward, and the weights that the backward recomputes.
+#pragma once
+#include "mma.cuh"
+#include "params.h"
+
+namespace nb {
+constexpr float kLog2e = 1.4426950408889634f, kLn2 = 0.6931471805599453f;
+constexpr float kLowest = -3.402823466e38f;  // the maximum of a row without scores: finite, so that differences are
+constexpr float kSlack = 8;  // how far, in units of log 2, scores may pass the maximum that weights are relative to
+
+// Scores in units of log 2. Without a softcap they are `factor` x products, which the exponent's FFMA multiplies.
+struct Scores {
+  float factor, bend, cap;  // scale x log2(e), or 1; scale of tanh's argument; softcap x log2(e)
+  NB_DEVICE explicit Scores(const Params& p)
+      : factor(Variant::kSoftcap ? 1.f : static_cast<float>(p.scale) * kLog2e),
+        bend(p.softcap ? static_cast<float>(p.scale / p.softcap) : 0.f),
+        cap(static_cast<float>(p.softcap) * kLog2e) {}
+
+  NB_DEVICE float capped(float product) const {
+    const float x = product * bend, square = x * x;
+    // Near 0, where a large cap puts all scores, `far` would lose digits; the series has an error of 3e-7 there.
+    const float near = x * (1.f + square * (-1.f / 3 + square * (2.f / 15 - square * (17.f / 315))));
+    const float far = 1.f - 2.f * reciprocal(1.f + ex2(2 * kLog2e * x));
+    return cap * (square < 0.0625f ? near : far);
+  }
+  // Replaces products by capped scores.
+  template <int kColumns>
+  NB_DEVICE void softcap(Fragment<kColumns>& s) const {
+    if constexpr (Variant::kSoftcap) {
+#pragma unroll
+      for (int b = 0; b < Variant::kRowBlocks; ++b)
+#pragma unroll
+        for (int n = 0; n < kColumns / 8; ++n)
+#pragma unroll
+          for (int e = 0; e < 4; ++e) s.at[b][n][e] = capped(s.at[b][n][e]);
+    }
+  }
+  // Derivative of the softcap at a score.
+  NB_DEVICE float slope(float score) const {
+    if (!Variant::kSoftcap) return 1.f;
+    const float bent = fmaxf(score, -cap) / cap;
+    return 1.f - bent * bent;
+  }
+};
+
+// The running softmax of this thread's rows: the maximum that weights are relative to, in units of log 2, and this
+// thread's part of their sum.
+struct Softmax {
+  float max[Variant::kRowBlocks][2], sum[Variant::kRowBlocks][2];
+
+  // A sink is one more score of a row, counted by one of its four lanes.
+  NB_DEVICE void begin(int b, int h, float sink) {
+    max[b][h] = fmaxf(sink * kLog2e, kLowest);
+    sum[b][h] = sink != -NB_INFINITY && threadIdx.x % 4 == 0 ? 1.f : 0.f;
+  }
+};
+
+// The largest score of a row in a visit, over its four lanes; -inf if all are masked.
+template <int kColumns>
+NB_DEVICE float row_max(const float (&s)[kColumns / 8][4], int h) {
+  float top = fmaxf(s[0][2 * h], s[0][2 * h + 1]);
+#pragma unroll
+  for (int n = 1; n < kColumns / 8; ++n) top = fmaxf(top, fmaxf(s[n][2 * h], s[n][2 * h + 1]));
+  top = fmaxf(top, __shfl_xor_sync(~0u, top, 1));
+  return fmaxf(top, __shfl_xor_sync(~0u, top, 2));
+}
+
+// Replaces scores by weights relative to the running maximum. The maximum moves, and the output is rescaled, only
+// when some score of the warp's rows passes it by kSlack: weights stay below 2^8, and most visits skip the rescaling.
+// `factor` is positive. Per element: FMNMX, FFMA, MUFU, FADD.
+template <int kColumns, int kPadded>
+NB_DEVICE void online_softmax(Fragment<kColumns>& s, Softmax& state, Fragment<kPadded>& out, float factor) {
+  float top[Variant::kRowBlocks][2];
+  bool moves = false;
+#pragma unroll
+  for (int b = 0; b < Variant::kRowBlocks; ++b)
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      top[b][h] = row_max<kColumns>(s.at[b], h);
+      moves = moves || top[b][h] * factor - state.max[b][h] > kSlack;
+    }
+  if (__any_sync(~0u, moves)) {
+#pragma unroll
+    for (int b = 0; b < Variant::kRowBlocks; ++b)
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        const float max = fmaxf(state.max[b][h], top[b][h] * factor), shrink = ex2(state.max[b][h] - max);
+        state.max[b][h] = max;
+        state.sum[b][h] *= shrink;
+#pragma unroll
+        for (int n = 0; n < kPadded / 8; ++n) {
+          out.at[b][n][2 * h] *= shrink;
+          out.at[b][n][2 * h + 1] *= shrink;
+        }
+      }
+  }
+#pragma unroll
+  for (int b = 0; b < Variant::kRowBlocks; ++b)
+#pragma unroll
+    for (int n = 0; n < kColumns / 8; ++n)
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        float& x = s.at[b][n][e];
+        x = ex2(x * factor - state.max[b][e / 2]);
+        state.sum[b][e / 2] += x;
+      }
+}
+}  // namespace nb
