@@ -1,8 +1,10 @@
 """Tests of compiling the kernels for every target with NVRTC, without a GPU or a driver.
 
-Rules hold for every NVRTC; budgets of registers are those of one (`golden/kernels.json`).
+Rules hold for every NVRTC; budgets are those of one (`golden/kernels.json`): registers, shared
+memory, and the instructions of one visit (`instruments/sass_paths.py`), where nvdisasm is installed.
 Where kernels change on purpose, `python tests/whole/test_compile_matrix.py --update` writes it
-again; read its diff before you commit it. The quick profile has every kernel for every generation
+again; read its diff before you commit it. `--path NAME TARGET` prints the instructions of a visit,
+`--model` what they cost in clocks (a model, not a measurement). The quick profile has every kernel for every generation
 of instructions, and what may go wrong besides for two targets, wide heads for one of them; the
 deep one has every target, wide heads too, and every tile for those two.
 """
@@ -16,6 +18,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -27,6 +30,7 @@ if __name__ == "__main__":
     sys.path.insert(1, str(Path(__file__).resolve().parents[1] / "instruments"))
 
 import pytest
+import sass_paths
 from probe_kernel import needs_nvrtc, skip_where_unknown
 
 from nbattn.backends.cuda import tiles as cuda_tiles
@@ -62,6 +66,16 @@ SIZES = (
     (128, 64),
     (192, 128),
 )
+TABLE = (  # kernel, head size, rows, columns, row blocks of a warp
+    ("fwd", 128, (1, 8, 16), (1, 4, 8), 2),
+    ("fwd", 128, (1, 8, 8), (1, 8, 8), 1),
+    ("fwd", 64, (1, 8, 16), (1, 8, 8), 2),
+    ("fwd", 64, (1, 8, 8), (1, 8, 8), 1),
+    ("dq", 128, (1, 8, 8), (1, 8, 8), 1),
+    ("dq", 64, (1, 8, 16), (1, 4, 8), 2),
+    ("dkdv", 128, (1, 8, 8), (1, 4, 8), 1),
+    ("dkdv", 64, (1, 8, 8), (1, 8, 8), 1),
+)
 GRIDS = ((2, False, TWO), (2, True, TWO), (1, False, ("90a",)), (3, False, ("90a",)))
 
 
@@ -87,6 +101,15 @@ class Case:
     @property
     def id(self) -> str:
         return f"{self.name} sm_{self.target}"
+
+    @property
+    def kernel(self) -> str:
+        return self.variant.source.partition("_")[0]
+
+    @property
+    def is_counted(self) -> bool:
+        """Whether the instructions of its visits are counted."""
+        return self.family == "mma" and self.vector and self.target in DISASSEMBLED
 
 
 _USUAL = {
@@ -136,6 +159,20 @@ def quick() -> Iterator[Case]:
 
 
 def others() -> Iterator[Case]:
+    """What has a budget and is not in the quick profile."""
+    known = {case.id for case in quick()}
+    yield from (case for case in (*other_targets(), *table()) if case.id not in known)
+
+
+def table() -> Iterator[Case]:
+    """The tiles that large problems get on most devices, for the model of pipes."""
+    for kernel, size, rows, columns, row_blocks in TABLE:
+        build, tiles = Build("bfloat16", size, size), Tiles(rows, columns, 4, row_blocks, 2)
+        for target in TWO:
+            yield from variants_of(kernel, tiles, build, target)
+
+
+def other_targets() -> Iterator[Case]:
     """The targets that the quick profile leaves out, the widest heads without spills as well."""
     for size, known in ((64, GENERATIONS), (SPILL_FREE, WIDE)):
         build = Build("bfloat16", size, size)
@@ -218,13 +255,24 @@ def nvdisasm() -> str | None:
     return shutil.which("nvdisasm")
 
 
-def instructions(cubin: bytes, folder: Path) -> Counter[str]:
-    """How often every instruction is in a cubin."""
-    path = folder / "kernel.cubin"
-    path.write_bytes(cubin)
-    command = [str(nvdisasm()), "--print-code", "--no-dataflow", str(path)]
-    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+def disassembled(cubin: bytes) -> str:
+    """nvdisasm's text."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        command = [str(nvdisasm()), "--print-code", "--no-dataflow", file.name]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def instructions(text: str) -> Counter[str]:
+    """How often every instruction is in nvdisasm's text."""
     return Counter(re.findall(r"\*/\s+(?:@!?U?P\w+ +)?([A-Z][A-Z0-9_.]+)", text))
+
+
+def visit_of(case: Case, text: str) -> sass_paths.Visit:
+    """The paths of a visit of a tensor-core kernel."""
+    need = sass_paths.need_of(case.kernel, dict(case.variant.constants))
+    return sass_paths.visit(text, need, sass_paths.extra_parameters(case.target))
 
 
 def allotted(registers: int) -> int:
@@ -232,27 +280,56 @@ def allotted(registers: int) -> int:
     return -(-registers // REGISTER_STEP) * REGISTER_STEP
 
 
-def measured(case: Case, compiled: Compiled) -> dict[str, int]:
-    """What has a budget."""
+Budget = dict[str, "int | dict[str, int]"]
+
+
+def measured(case: Case, compiled: Compiled, text: str | None) -> Budget:
+    """What has a budget: of a path, its instructions by kind, and all of them."""
     facts = compiled.usage
-    resources = {"registers": allotted(facts.registers), "shared": case.variant.shared_bytes}
-    return resources | ({"stack": facts.stack} if facts.stack else {})
+    resources: Budget = {
+        "registers": allotted(facts.registers),
+        "shared": case.variant.shared_bytes,
+    }
+    resources |= {"stack": facts.stack} if facts.stack else {}
+    if text and case.is_counted:
+        for name, path in visit_of(case, text)._asdict().items():
+            if path is not None:
+                resources[name] = {"all": path.length} | path.kinds
+    return resources
 
 
-def judge(case: Case, folder: Path) -> None:
+def over(budget: Budget, found: Budget) -> list[str]:
+    """What is over its budget."""
+    faults: list[str] = []
+    for name, amount in found.items():
+        limit = budget.get(name, 0)
+        if isinstance(amount, dict) and isinstance(limit, dict):
+            faults += [f"{name}: {fault}" for fault in over({**limit}, {**amount})]
+        elif isinstance(amount, dict):
+            faults.append(f"{name}: has no budget")
+        elif isinstance(limit, dict) or amount > limit:
+            faults.append(f"{amount} {name}: {limit}")
+    return faults
+
+
+def text_of(case: Case, compiled: Compiled) -> str | None:
+    """nvdisasm's text, where there is one."""
+    return disassembled(compiled.cubin) if case.target in DISASSEMBLED and nvdisasm() else None
+
+
+def judge(case: Case) -> None:
     skip_where_unknown(case.target)
     compiled = nvrtc.compile(case.variant, case.target)
     faults = problems(case, compiled)
-    if case.target in DISASSEMBLED and nvdisasm():
-        faults += instruction_problems(case, instructions(compiled.cubin, folder))
+    text = text_of(case, compiled)
+    faults += instruction_problems(case, instructions(text)) if text else []
     assert not faults
     budgets = json.loads(GOLDEN.read_text())
     if budgets["nvrtc"] != nvrtc.identity():
         return
     budget = budgets["kernels"].get(case.name, {}).get(case.target)
     if budget is not None:
-        over = {k: n for k, n in measured(case, compiled).items() if n > budget.get(k, 0)}
-        assert not over, f"over the budget {budget} of {case.id}"
+        assert not over(budget, measured(case, compiled, text)), f"over the budget of {case.id}"
 
 
 QUICK, OTHERS = list(quick()), list(others())
@@ -260,16 +337,16 @@ QUICK, OTHERS = list(quick()), list(others())
 
 @needs_nvrtc
 @pytest.mark.parametrize("case", QUICK, ids=lambda case: case.id)
-def test_a_kernel_for_a_target(case: Case, tmp_path: Path, cases):
-    judge(case, tmp_path)
+def test_a_kernel_for_a_target(case: Case, cases):
+    judge(case)
     cases("compiled kernels", 1)
 
 
 @pytest.mark.deep
 @needs_nvrtc
 @pytest.mark.parametrize("case", [*OTHERS, *deep()], ids=lambda case: case.id)
-def test_a_kernel_for_every_tile(case: Case, tmp_path: Path, cases):
-    judge(case, tmp_path)
+def test_a_kernel_for_every_tile(case: Case, cases):
+    judge(case)
     cases("compiled kernels", 1)
 
 
@@ -320,18 +397,18 @@ def test_fragments_that_are_indexed_at_run_time_are_found(
     assert re.fullmatch(r"[1-9]\d* bytes of stack, \d+ and \d+ of spills", fault)
     assert problems(replace(plain_case, channels=SPILL_FREE + 1), compiled) == []
     if nvdisasm():
-        sass = instructions(compiled.cubin, tmp_path)
+        sass = instructions(disassembled(compiled.cubin))
         faults = instruction_problems(plain_case, sass)
         assert [text.split()[-1] for text in faults] == ["LDL", "STL"]
 
 
 @needs_nvrtc
-def test_copies_that_wait_are_found(plain_case: Case, tmp_path: Path):
+def test_copies_that_wait_are_found(plain_case: Case):
     if nvdisasm() is None:
         pytest.skip("no nvdisasm")
     constants = tuple((n, 0 if n == "NB_VECTOR" else v) for n, v in plain_case.variant.constants)
     slow = nvrtc.compile(replace(plain_case.variant, constants=constants), "80")
-    sass = instructions(slow.cubin, tmp_path)
+    sass = instructions(disassembled(slow.cubin))
     assert instruction_problems(plain_case, sass) == ["no LDGSTS"]
     assert instruction_problems(replace(plain_case, vector=False), sass) == []
 
@@ -413,9 +490,10 @@ def test_registers_are_allotted_in_eights(registers: int, taken: int):
 
 def update() -> None:
     """Write the budgets again."""
-    kernels: dict[str, dict[str, dict[str, int]]] = {}
+    kernels: dict[str, dict[str, Budget]] = {}
     for case in (*QUICK, *OTHERS):
-        resources = measured(case, nvrtc.compile(case.variant, case.target))
+        compiled = nvrtc.compile(case.variant, case.target)
+        resources = measured(case, compiled, text_of(case, compiled))
         kernels.setdefault(case.name, {})[case.target] = resources
     lines = [f"{json.dumps(n)}: {json.dumps(k)}" for n, k in kernels.items()]
     head = json.dumps({"release": RELEASE, "nvrtc": nvrtc.identity()}, indent=1)
@@ -423,5 +501,23 @@ def update() -> None:
     GOLDEN.write_text(f'{head[:-2]},\n "kernels": {{\n  {body}\n }}\n}}\n')
 
 
-if __name__ == "__main__" and "--update" in sys.argv:
-    update()
+def show_path(name: str, target: str) -> None:
+    """Print the instructions of an interior, a masked and a rescaling visit."""
+    for case in (*QUICK, *OTHERS):
+        if case.target == target and case.name == name and case.is_counted:
+            text = disassembled(nvrtc.compile(case.variant, target).cubin)
+            for kind, path in visit_of(case, text)._asdict().items():
+                print(f"{kind}: {sass_paths.listing(path) if path else 'none'}\n")
+            return
+    names = dict.fromkeys(case.name for case in (*QUICK, *OTHERS) if case.is_counted)
+    sys.exit("\n".join([f"no {name!r} for {target!r}; names:", *names]))
+
+
+if __name__ == "__main__":
+    match sys.argv[1:]:
+        case ["--update"]:
+            update()
+        case ["--path", name, target]:
+            show_path(name, target)
+        case _:
+            sys.exit("--update, --path NAME TARGET, --model or --fit")
