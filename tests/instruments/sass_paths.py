@@ -14,13 +14,17 @@ loop is the largest strongly connected part with HMMAs, and a path goes from its
 Every instruction on the path counts once, predicated or not. "Cheapest" leaves out what only some
 visits or warps do. Three rules keep what no complete visit leaves out:
 
-* Blocks that read the parameters of extra keys are not on the path, unless every path has them.
+* Blocks that read the parameters of extra keys are not on the path, unless every path has them. A
+  register counts as one where it is loaded with it before the loop and not written in the loop.
 * A branch does not jump over a block of 64-bit multiplications (IMAD.WIDE) that copies nothing: it
   computes a column's address, and all columns of a complete visit are inside.
 * A call of a function is as long as its instruction.
 
-What the rules do not see: logsumexp and delta of a visit's queries in dK/dV are loaded by some
-warps only and are not counted; nor is the length of a loop that has neither HMMAs nor copies.
+A path may combine branches that no visit takes together, and then counts too little: the remainder
+of one tensor's unrolled loop of copies with the whole rounds of another's (18 instructions less for
+a copy, in kernels whose loops have remainders); in dK/dV a branch for extra keys that reads no
+parameter (215 less, twice, in kernels that find each visit by divisions). Logsumexp and delta of a
+visit's queries are loaded by some warps of dK/dV only, and are not counted.
 """
 
 from __future__ import annotations
@@ -31,6 +35,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple
 
 from nbattn.kernels import layout
@@ -43,8 +48,31 @@ KINDS: Mapping[str, tuple[str, ...]] = {
     "MUFU": ("MUFU",),
     "FP32": ("FMUL", "FADD", "FFMA", "FMUL2", "FADD2", "FFMA2"),
     "ALU": (
-        *("FMNMX", "FMNMX3", "FSEL", "FSETP", "F2FP", "ISETP", "SEL", "LOP3", "LOP", "PLOP3", "SHF"),
-        *("LEA", "IADD3", "IADD", "VIADD", "VIMNMX", "VIMNMX3", "VIADDMNMX", "IMNMX", "IABS", "MOV"),
+        *(
+            "FMNMX",
+            "FMNMX3",
+            "FSEL",
+            "FSETP",
+            "F2FP",
+            "ISETP",
+            "SEL",
+            "LOP3",
+            "LOP",
+            "PLOP3",
+            "SHF",
+        ),
+        *(
+            "LEA",
+            "IADD3",
+            "IADD",
+            "VIADD",
+            "VIMNMX",
+            "VIMNMX3",
+            "VIADDMNMX",
+            "IMNMX",
+            "IABS",
+            "MOV",
+        ),
         *("PRMT", "R2P", "P2R", "LEPC", "CS2R", "BMSK", "SGXT", "ISCADD"),
     ),
     "IMAD": ("IMAD",),
@@ -64,8 +92,17 @@ _LINE = re.compile(r"^\s+/\*([0-9a-f]{4,})\*/\s+(.*?)\s*;", re.MULTILINE)
 _LABEL = re.compile(r"^(\.L_[A-Za-z0-9_]+|\$\S+):", re.MULTILINE)
 _TARGET = re.compile(r"`\((\.L_[A-Za-z0-9_]+|\$[^)]+)\)")
 _NAME = re.compile(r"(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9]*)")
-_HIDES = re.compile(r"@!?P\d\s+(?:MOV|IMAD\.MOV\.U32|CS2R|FSEL)\b.*(?:RZ|-INF|0xff800000|-0x800000)$")
+_HIDES = re.compile(
+    r"@!?P\d\s+(?:MOV|IMAD\.MOV\.U32|CS2R|FSEL)\b.*(?:RZ|-INF|0xff800000|-0x800000)$"
+)
+_LOAD = re.compile(r"U?LDCU?(?:\.\d+)?\s+U?R\d+, c\[0x0\]\[(0x[0-9a-f]+)\]")
+_REGISTER = re.compile(r"\bU?R\d+\b")
+_WRITES = re.compile(r"(?:@!?U?P\w+\s+)?([A-Z0-9.a-z_]+)\s+(?:U?P\w+, )*(U?R)(\d+)\b")
 _CONSTANT = re.compile(r"c\[0x0\]\[(0x[0-9a-f]+)\]")
+
+
+Done = tuple[int, int, int, int]  # HMMAs, copies, what is counted, whether through a block
+State = tuple[int, Done]  # a block, and what was done before it
 
 
 class Need(NamedTuple):
@@ -125,6 +162,21 @@ def name_of(line: str) -> str:
     return found[1] if found else ""
 
 
+def writes(line: str) -> list[str]:
+    """The registers that a line writes, in order: its first operand and, where it is wide, the
+    registers after that.
+    """
+    found = _WRITES.match(line)
+    if not found or found[1].partition(".")[0].endswith("SETP"):
+        return []
+    name, file, first = found[1], found[2], int(found[3])
+    if re.search(r"^HMMA|\.128|^LDSM.*\.4", name):
+        wide = 4
+    else:
+        wide = 2 if re.search(r"\.64|\.WIDE|^CS2R(?!\.32)|^LDSM.*\.2", name) else 1
+    return [f"{file}{first + n}" for n in range(wide)]
+
+
 def graph(text: str) -> list[Block]:
     """The basic blocks of the first kernel in nvdisasm's text, in the order of their addresses."""
     body = re.split(r"^\.text\.\S+:$", text, maxsplit=1, flags=re.MULTILINE)[-1]
@@ -139,7 +191,7 @@ def graph(text: str) -> list[Block]:
     edges = [*sorted(at for at in leaders if at < len(lines)), len(lines)]
     number = {at: n for n, at in enumerate(edges[:-1])}
     blocks: list[Block] = []
-    for n, (start, end) in enumerate(zip(edges, edges[1:], strict=False)):
+    for n, (start, end) in enumerate(pairwise(edges)):
         after = [number[labels[x]] for x in _jumps(lines, end - 1) if labels[x] < len(lines)]
         if end < len(lines) and not _leaves(lines[end - 1]):
             after.append(n + 1)
@@ -271,22 +323,36 @@ class Loop:
             n: tuple(x for x in blocks[n].after if x in self.loop and not self._skips(n, x))
             for n in self.loop
         }
+        held = self._held(extra)
         for n in sorted(self.loop):
-            if self._reads(n, extra) and self._is_avoidable(n):
+            if self._reads(n, extra, held) and self._is_avoidable(n):
                 self.allowed.discard(n)
 
-    def _reads(self, number: int, offsets: tuple[int, ...]) -> bool:
-        """Whether a block reads one of the constants."""
-        lines = self.blocks[number].lines
-        return any(int(x, 16) in offsets for line in lines for x in _CONSTANT.findall(line))
+    def _reads(self, number: int, offsets: tuple[int, ...], held: frozenset[str]) -> bool:
+        """Whether a block reads one of the constants, or a register that holds one."""
+        for line in self.blocks[number].lines:
+            if any(int(x, 16) in offsets for x in _CONSTANT.findall(line)):
+                return True
+            if held & {*_REGISTER.findall(line)}:
+                return True
+        return False
+
+    def _held(self, offsets: tuple[int, ...]) -> frozenset[str]:
+        """Registers that the loop only reads, and that were last loaded with a constant."""
+        last: dict[str, int | None] = {}
+        for block in self.blocks[: self.entry]:
+            for line in block.lines:
+                found = _LOAD.match(line)
+                for n, register in enumerate(writes(line)):
+                    last[register] = int(found[1], 16) + 4 * n if found else None
+        written = {x for n in self.loop for line in self.blocks[n].lines for x in writes(line)}
+        return frozenset(r for r, at in last.items() if at in offsets and r not in written)
 
     def _is_avoidable(self, number: int) -> bool:
         if number == self.entry:
             return False
         rest = self.allowed - {number}
-        return self.entry in _reached(
-            self.entry, lambda n: [x for x in self.after[n] if x in rest]
-        )
+        return self.entry in _reached(self.entry, lambda n: [x for x in self.after[n] if x in rest])
 
     def _skips(self, number: int, target: int) -> bool:
         """Whether an edge jumps over the next block, which computes an address."""
@@ -306,18 +372,19 @@ class Loop:
         """
         gains = {n: self._gain(n, count, through) for n in self.allowed}
         goal = (need.hmma, need.copies or 0, least, int(through is not None))
-        queue: list[tuple[int, int, tuple[int, ...]]] = [(0, self.entry, (0, 0, 0, 0))]
-        come: dict[tuple[int, tuple[int, ...]], tuple[int, tuple[int, ...]] | None] = {}
-        best = {(self.entry, (0, 0, 0, 0)): 0}
+        start = (self.entry, (0, 0, 0, 0))
+        queue: list[tuple[int, int, Done]] = [(0, *start)]
+        come: dict[State, State] = {}
+        best: dict[State, int] = {start: 0}
         while queue:
             cost, at, done = heapq.heappop(queue)
             if cost > best[at, done]:
                 continue
-            have = tuple(a + b for a, b in zip(done, gains[at], strict=True))
-            have = (*have[:2], min(have[2], goal[2]), min(have[3], goal[3]))
-            if have[0] > goal[0] or (need.copies is not None and have[1] > goal[1]):
+            hmma, copies, counted, passed = (a + b for a, b in zip(done, gains[at], strict=True))
+            copies = 0 if need.copies is None else copies
+            have = (hmma, copies, min(counted, least), passed and 1)
+            if hmma > goal[0] or copies > goal[1]:
                 continue
-            have = have if need.copies is not None else (have[0], 0, *have[2:])
             for n in self.after[at]:
                 total = cost + len(self.blocks[at].lines)
                 if n == self.entry:
@@ -329,16 +396,12 @@ class Loop:
                     heapq.heappush(queue, (total, n, have))
         return None
 
-    def _gain(self, number: int, count: Callable[[Block], int], through: int | None) -> tuple[int, ...]:
+    def _gain(self, number: int, count: Callable[[Block], int], through: int | None) -> Done:
         block = self.blocks[number]
         names = block.names
         return names["HMMA"], names["LDGSTS"], count(block), int(number == through)
 
-    def _walk(
-        self,
-        come: Mapping[tuple[int, tuple[int, ...]], tuple[int, tuple[int, ...]] | None],
-        last: tuple[int, tuple[int, ...]],
-    ) -> Path:
+    def _walk(self, come: Mapping[State, State], last: State) -> Path:
         numbers = [last[0]]
         state = come.get(last)
         while state is not None:
@@ -382,7 +445,8 @@ def extra_parameters(target: str) -> tuple[int, ...]:
     start = _PARAMETERS.get(target, _NEWEST)
     pointers = [8 * layout.POINTERS.index(name) for name in ("extra_key", "extra_value")]
     count = layout.SIZE - 4 * (len(layout.COUNTS) - layout.COUNTS.index("extra"))
-    return tuple(start + x for at in pointers for x in (at, at + 4)) + (start + count,)
+    words = [x for at in pointers for x in (at, at + 4)]
+    return tuple(start + x for x in (*words, count))
 
 
 def listing(path: Path) -> str:

@@ -1,24 +1,24 @@
 """Tests of compiling the kernels for every target with NVRTC, without a GPU or a driver.
 
 Rules hold for every NVRTC; budgets are those of one (`golden/kernels.json`): registers, shared
-memory, and the instructions of one visit (`instruments/sass_paths.py`), where nvdisasm is installed.
+memory, and the instructions of one visit (`instruments/sass_paths.py`), where nvdisasm is there.
 Where kernels change on purpose, `python tests/whole/test_compile_matrix.py --update` writes it
 again; read its diff before you commit it. `--path NAME TARGET` prints the instructions of a visit,
-`--model` what they cost in clocks (a model, not a measurement). The quick profile has every kernel for every generation
-of instructions, and what may go wrong besides for two targets, wide heads for one of them; the
-deep one has every target, wide heads too, and every tile for those two.
+`--model` what they cost in clocks, and `--fit` the planner's coefficients for them: counts and
+models, nothing measured.
+
+The quick profile has every kernel for every generation of instructions, and what may go wrong
+besides for two targets, wide heads for one of them; the deep one has every target, wide heads too,
+the tiles of `TABLE`, and every tile for those two. All but the last have budgets, which is checked
+in the quick profile.
 """
 
 from __future__ import annotations
 
-import functools
-import importlib.util
 import json
 import re
 import shutil
-import subprocess
 import sys
-import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -31,6 +31,7 @@ if __name__ == "__main__":
 
 import pytest
 import sass_paths
+from disassembly import disassembled, instructions, nvdisasm
 from probe_kernel import needs_nvrtc, skip_where_unknown
 
 from nbattn.backends.cuda import tiles as cuda_tiles
@@ -243,30 +244,6 @@ def instruction_problems(case: Case, sass: Counter[str]) -> list[str]:
     # Sums of a row belong to one block: nothing is atomic, so that results repeat bit by bit.
     faults += [name for name in sass if re.match(r"(ATOM|ATOMG|ATOMS|RED|REDG)\b", name)]
     return faults
-
-
-@functools.cache
-def nvdisasm() -> str | None:
-    """Its path: the wheel's, else a toolkit's."""
-    found = importlib.util.find_spec("nvidia")
-    for root in (found and found.submodule_search_locations) or ():
-        if (path := Path(root, "cu13", "bin", "nvdisasm")).is_file():
-            return str(path)
-    return shutil.which("nvdisasm")
-
-
-def disassembled(cubin: bytes) -> str:
-    """nvdisasm's text."""
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        command = [str(nvdisasm()), "--print-code", "--no-dataflow", file.name]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
-
-
-def instructions(text: str) -> Counter[str]:
-    """How often every instruction is in nvdisasm's text."""
-    return Counter(re.findall(r"\*/\s+(?:@!?U?P\w+ +)?([A-Z][A-Z0-9_.]+)", text))
 
 
 def visit_of(case: Case, text: str) -> sass_paths.Visit:
