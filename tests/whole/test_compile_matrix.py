@@ -29,6 +29,7 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
     sys.path.insert(1, str(Path(__file__).resolve().parents[1] / "instruments"))
 
+import counted_visits
 import pytest
 import sass_paths
 from disassembly import disassembled, instructions, nvdisasm
@@ -496,5 +497,9 @@ if __name__ == "__main__":
             update()
         case ["--path", name, target]:
             show_path(name, target)
+        case ["--model"]:
+            counted_visits.print_model()
+        case ["--fit"]:
+            counted_visits.print_fit()
         case _:
             sys.exit("--update, --path NAME TARGET, --model or --fit")
