@@ -85,8 +85,8 @@ class DeviceInfo:
         )
         if not both and (count, clock) != (0, 0):
             raise InputError(
-                f"multiprocessors={_short(count)} and clock={_short(clock)} are not a number from 1 "
-                f"to {MOST} and a rate in Hz.",
+                f"multiprocessors={_short(count)}, clock={_short(clock)} are not a number up to "
+                f"{MOST} and a rate in Hz.",
                 "multiprocessors=108, clock=1.41e9, or neither.",
             )
 

@@ -7,6 +7,7 @@ the tables call clocks is computed from counts. Nothing is measured.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -18,12 +19,34 @@ from rich.table import Table
 from nbattn.backends.cuda import pipes
 from nbattn.backends.cuda import tiles as cuda_tiles
 from nbattn.backends.cuda.pipes import Machine, Part, Work
-from nbattn.backends.cuda.tiles import Build, Tiles
+from nbattn.backends.cuda.tiles import Build, Extents, Tiles
 from nbattn.program.device import DEVICES
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "kernels.json"
 DEVICE = {"80": "sm_80", "90a": "sm_90"}  # by target: those that the model is fitted to
 Kinds = dict[str, int]
+_COMMON, _EACH = ("COPY", "MASK", "OUTPUT"), ("VISIT", "SCORE")  # of `pipes.py`
+
+
+def _tile(
+    kernel: str, size: int, rows: Extents, columns: Extents, row_blocks: int
+) -> tuple[str, Tiles, Build]:
+    warps = math.prod(rows) // 16 // row_blocks
+    return kernel, Tiles(rows, columns, warps, row_blocks, 2), Build("bfloat16", size, size)
+
+
+# The tiles that large problems get on most devices.
+TABLE = (
+    _tile("fwd", 128, (1, 8, 16), (1, 4, 8), 2),
+    _tile("fwd", 128, (1, 8, 8), (1, 8, 8), 1),
+    _tile("fwd", 64, (1, 8, 16), (1, 8, 8), 2),
+    _tile("fwd", 64, (1, 8, 8), (1, 8, 8), 1),
+    _tile("dq", 128, (1, 8, 8), (1, 8, 8), 1),
+    _tile("dq", 64, (1, 8, 16), (1, 4, 8), 2),
+    _tile("dkdv", 128, (1, 8, 8), (1, 4, 8), 1),
+    _tile("dkdv", 128, (1, 8, 16), (1, 4, 8), 1),
+    _tile("dkdv", 64, (1, 8, 8), (1, 8, 8), 1),
+)
 
 
 class Counted(NamedTuple):
@@ -36,6 +59,7 @@ class Counted(NamedTuple):
     interior: Kinds
     masked: Kinds
     rescale: Kinds | None
+    registers: int
 
     @property
     def label(self) -> str:
@@ -53,7 +77,7 @@ def counted() -> list[Counted]:
     """All tensor-core kernels with counts for one of the targets, without optional features."""
     kernels = json.loads(GOLDEN.read_text())["kernels"]
     found = [
-        Counted(*_read(name), target, b["interior"], b["masked"], b.get("rescale"))
+        Counted(*_read(name), target, b["interior"], b["masked"], b.get("rescale"), b["registers"])
         for name, budgets in kernels.items()
         if "_mma" in name and "softcap" not in name
         for target, b in budgets.items()
@@ -66,13 +90,16 @@ def _read(name: str) -> tuple[str, Tiles, Build]:
     """A kernel by its name in the file."""
     kernel, *words = name.split()
     values = {key: int(value) for key, _, value in (word.partition("=") for word in words)}
-    query, key = (
-        tuple(values.get(f"{side}_tile_{n}", 1) for n in range(3)) for side in ("query", "key")
-    )
+    query, key = (_extents(values, side) for side in ("query", "key"))
     rows, columns = (key, query) if kernel.startswith("dkdv") else (query, key)
     tiles = Tiles(rows, columns, values.get("warps", 4), values.get("row_blocks", 1), 2)
     dtype = cuda_tiles.DTYPES[values["dtype"]]
     return kernel.partition("_")[0], tiles, Build(dtype, values["head_dim"], values["value_dim"])
+
+
+def _extents(values: Kinds, side: str) -> Extents:
+    first, second, third = (values.get(f"{side}_tile_{n}", 1) for n in range(3))
+    return first, second, third
 
 
 def work_of(kinds: Kinds) -> Work:
@@ -91,20 +118,14 @@ def modelled(one: Counted, *, masked: bool = False) -> Work:
 def fit() -> dict[str, Part]:
     """The coefficients by name that fit best, each error relative to what is counted."""
     ones = counted()
-    columns = [
-        *("COPY", "MASK", "OUTPUT"),
-        *(f"{n} {k}" for k in cuda_tiles.KERNELS for n in _EACH),
-    ]
+    columns = [*_COMMON, *(f"{name} {k}" for k in cuda_tiles.KERNELS for name in _EACH)]
     found: dict[str, list[float]] = {name: [] for name in columns}
     for part in Part._fields:
         rows, wanted = zip(*_equations(ones, columns, part), strict=True)
         solution = _least_squares(np.array(rows), np.array(wanted))
         for name, value in zip(columns, solution, strict=True):
-            found[name].append(round(float(value), 2))
+            found[name].append(float(value))
     return {name: Part(*values) for name, values in found.items()}
-
-
-_EACH = ("VISIT", "SCORE")
 
 
 def _equations(
@@ -113,8 +134,7 @@ def _equations(
     """What the coefficients should sum up to, for an interior and a masked visit of each kernel."""
     for one in ones:
         scores = one.tiles.row_blocks * one.tiles.area // one.tiles.row_count / 2
-        channels = one.build.head_dim + one.build.value_dim
-        copies = one.tiles.area // one.tiles.row_count * channels / 8 / (32 * one.tiles.warps)
+        copies = one.interior["LDGSTS"]
         outputs = one.tiles.row_blocks * one.build.value_dim / 2 * (one.kernel == "fwd")
         for kinds, hidden in ((one.interior, 0.0), (one.masked, scores)):
             terms = {"COPY": copies, "MASK": hidden, "OUTPUT": outputs}
@@ -138,8 +158,13 @@ def _least_squares(rows: np.ndarray, wanted: np.ndarray) -> np.ndarray:
 
 
 def print_fit() -> None:
-    for name, part in fit().items():
-        print(f"{name}: {part}")
+    """The coefficients as `nbattn/backends/cuda/pipes.py` has them."""
+    parts = {name: f"Part{tuple(round(x, 1) for x in part)}" for name, part in fit().items()}
+    for name in _COMMON:
+        print(f"{name} = {parts[name]}")
+    for name in _EACH:
+        rows = "".join(f'    "{k}": {parts[f"{name} {k}"]},\n' for k in cuda_tiles.KERNELS)
+        print(f"{name}: Mapping[str, Part] = {{\n{rows}}}")
 
 
 def print_model() -> None:

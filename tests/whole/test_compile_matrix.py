@@ -32,6 +32,7 @@ if __name__ == "__main__":
 import counted_visits
 import pytest
 import sass_paths
+from counted_visits import TABLE
 from disassembly import disassembled, instructions, nvdisasm
 from probe_kernel import needs_nvrtc, skip_where_unknown
 
@@ -67,16 +68,6 @@ SIZES = (
     (64, 128),
     (128, 64),
     (192, 128),
-)
-TABLE = (  # kernel, head size, rows, columns, row blocks of a warp
-    ("fwd", 128, (1, 8, 16), (1, 4, 8), 2),
-    ("fwd", 128, (1, 8, 8), (1, 8, 8), 1),
-    ("fwd", 64, (1, 8, 16), (1, 8, 8), 2),
-    ("fwd", 64, (1, 8, 8), (1, 8, 8), 1),
-    ("dq", 128, (1, 8, 8), (1, 8, 8), 1),
-    ("dq", 64, (1, 8, 16), (1, 4, 8), 2),
-    ("dkdv", 128, (1, 8, 8), (1, 4, 8), 1),
-    ("dkdv", 64, (1, 8, 8), (1, 8, 8), 1),
 )
 GRIDS = ((2, False, TWO), (2, True, TWO), (1, False, ("90a",)), (3, False, ("90a",)))
 
@@ -168,8 +159,7 @@ def others() -> Iterator[Case]:
 
 def table() -> Iterator[Case]:
     """The tiles that large problems get on most devices, for the model of pipes."""
-    for kernel, size, rows, columns, row_blocks in TABLE:
-        build, tiles = Build("bfloat16", size, size), Tiles(rows, columns, 4, row_blocks, 2)
+    for kernel, tiles, build in TABLE:
         for target in TWO:
             yield from variants_of(kernel, tiles, build, target)
 
@@ -193,11 +183,11 @@ def deep() -> Iterator[Case]:
     for (rank, features, targets), kernel, size in product(GRIDS, KERNELS, SIZES):
         build = Build("float16", *size, features, features, features)
         for target in targets:
-            tiles_by_size: dict[tuple[int, int], Tiles] = {}
+            tiles_by_size: dict[tuple[int, int, int], Tiles] = {}
             for tiles in cuda_tiles.legal_tiles(
                 kernel, "mma", (0, 1, 2)[-rank:], build, TARGETS[target]
             ):
-                tiles_by_size.setdefault((tiles.row_count, tiles.area), tiles)
+                tiles_by_size.setdefault((tiles.row_count, tiles.area, tiles.warps), tiles)
             for tiles in tiles_by_size.values():
                 yield from variants_of(kernel, tiles, build, target, vector=not features)
 

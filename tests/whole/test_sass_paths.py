@@ -83,8 +83,11 @@ def test_a_loop_of_copies_goes_round_as_often_as_needed() -> None:
 
 def test_the_dearest_mask_counts() -> None:
     """Extra keys have one of their own."""
-    other = ("@P5 BRA other", HIDE, HIDE, "BRA full", "other:", "ISETP.LT.AND P1, PT, R1, R2, PT")
-    assert lengths(changed((10, other))) == (11, 15, None)
+    test = "ISETP.LT.AND P1, PT, R1, R2, PT"
+    for less, more in ((0, 2), (5, 2)):
+        first, then = [test] * less, [test] * more
+        other = ("@P5 BRA other", *first, HIDE, HIDE, "BRA full", "other:", *then)
+        assert lengths(changed((10, other))) == (11, 14 + max(less + 1, more), None)
 
 
 def test_predicated_moves_mask_too() -> None:
@@ -100,6 +103,8 @@ def test_a_rescale_is_found_by_its_multiplications() -> None:
     text, need = changed((13, scale)), NEED._replace(output=2)
     assert lengths(text, need) == (12, 14, 14)
     assert lengths(text, need._replace(output=3)) == (12, 14, None)
+    double = text.replace("FMUL R21", "FMUL2 R22")
+    assert lengths(double, need._replace(output=3)) == (12, 14, 14)
     assert lengths(text, need._replace(output=0)) == (12, 14, None)
 
 
@@ -155,6 +160,8 @@ def test_the_main_loop_is_the_largest_with_products() -> None:
     blocks = graph(text)
     assert [len(block.lines) for block in blocks] == [10, 1, 2, 1, 1]
     assert main_loop(blocks) == ({1, 2, 3}, 1)
+    two = sass("a:", MMA, "@P0 BRA a", "b:", MMA, "@P1 BRA c", MMA, "c:", "@P2 BRA b", "EXIT")
+    assert main_loop(graph(two)) == ({1, 2, 3}, 1)
     with pytest.raises(ValueError, match="no loop with HMMAs"):
         main_loop(graph(sass("a:", "@P0 BRA a", MMA, "EXIT")))
 

@@ -17,9 +17,9 @@ from typing import NamedTuple
 
 from nbattn.backends.cuda import tiles as cuda_tiles
 from nbattn.backends.cuda.tiles import Build, Tiles
+from nbattn.program.costs import ITEMSIZE
 from nbattn.program.device import DEVICES, DeviceInfo
 
-ITEMSIZE = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 SCHEDULERS = 4  # of a multiprocessor
 REGISTERS = 65536  # of a multiprocessor
 RESERVED = 1 << 10  # bytes of shared memory that the system takes for every block
@@ -55,18 +55,18 @@ class Part(NamedTuple):
 
 # Fitted to the kernels for sm_80 and sm_90: per 16-byte copy, per score that is masked, per output
 # accumulator that is rescaled; then by kernel per visit and per score.
-COPY = Part(74.4, 29.9, 8.7)
-MASK = Part(5.5, 4.1, 0.2)
-OUTPUT = Part(1.4, 0.2, 0.1)
+COPY = Part(73.7, 29.6, 8.8)
+MASK = Part(6.3, 4.3, 0.2)
+OUTPUT = Part(1.3, 0.2, 0.1)
 VISIT: Mapping[str, Part] = {
-    "fwd": Part(272.0, 95.0, 15.6),
-    "dq": Part(315.0, 121.0, 16.0),
-    "dkdv": Part(178.0, 43.5, 12.8),
+    "fwd": Part(277.4, 97.5, 15.2),
+    "dq": Part(320.0, 123.5, 15.3),
+    "dkdv": Part(228.8, 71.3, 12.2),
 }
 SCORE: Mapping[str, Part] = {
-    "fwd": Part(5.8, 1.4, 0.0),
-    "dq": Part(7.0, 1.7, 0.0),
-    "dkdv": Part(10.4, 3.9, 0.4),
+    "fwd": Part(5.5, 1.3, 0.0),
+    "dq": Part(6.6, 1.6, 0.0),
+    "dkdv": Part(8.7, 3.0, 0.4),
 }
 
 
@@ -139,7 +139,7 @@ def visit(kernel: str, tiles: Tiles, build: Build, *, masked: float = 0.0) -> li
     """
     columns, blocks = math.prod(tiles.columns), tiles.row_blocks
     head, value = (-(-size // 16) for size in (build.head_dim, build.value_dim))
-    copies = columns * 2 * (head + value) / (32 * tiles.warps)
+    copies = sum(-(-columns * 2 * chunks // (32 * tiles.warps)) for chunks in (head, value))
     scores = blocks * columns / 2
     outputs = 8 * blocks * value * (kernel == "fwd")
     other = [
@@ -215,8 +215,9 @@ def seconds(
         masked: the share of them in which some pair is masked.
     """
     mine = -(-blocks // on.multiprocessors)  # of the busiest multiprocessor
-    together = min(mine, blocks_at_once(kernel, tiles, build, on))
-    busy = 1 - IDLE ** (together * tiles.warps / SCHEDULERS)
+    together = min(max(mine, 1), blocks_at_once(kernel, tiles, build, on))
+    warps = together * tiles.warps / SCHEDULERS
+    busy = 1 - IDLE**warps if warps > 1 else (1 - IDLE) * warps
     # The first visit's columns are loaded before anything else can be done: one visit more.
     work = (visits + 1) * clocks(kernel, tiles, build, on, masked) / busy + BLOCK / together
     channels = build.head_dim + build.value_dim
