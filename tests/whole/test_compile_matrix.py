@@ -154,7 +154,8 @@ def quick() -> Iterator[Case]:
 def others() -> Iterator[Case]:
     """What has a budget and is not in the quick profile."""
     known = {case.id for case in quick()}
-    yield from (case for case in (*other_targets(), *table()) if case.id not in known)
+    cases = {case.id: case for case in (*other_targets(), *table())}
+    yield from (case for name, case in cases.items() if name not in known)
 
 
 def table() -> Iterator[Case]:
