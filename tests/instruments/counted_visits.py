@@ -25,6 +25,7 @@ from nbattn.program.device import DEVICES
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "kernels.json"
 DEVICE = {"80": "sm_80", "90a": "sm_90"}  # by target: those that the model is fitted to
 Kinds = dict[str, int]
+Budget = dict[str, int | dict[str, int]]  # of a kernel for a target, as the file has it
 _COMMON, _EACH = ("COPY", "MASK", "OUTPUT"), ("VISIT", "SCORE")  # of `pipes.py`
 
 
@@ -100,6 +101,20 @@ def _read(name: str) -> tuple[str, Tiles, Build]:
 def _extents(values: Kinds, side: str) -> Extents:
     first, second, third = (values.get(f"{side}_tile_{n}", 1) for n in range(3))
     return first, second, third
+
+
+def over(budget: Budget, found: Budget) -> list[str]:
+    """What is over its budget."""
+    faults: list[str] = []
+    for name, amount in found.items():
+        limit = budget.get(name, 0)
+        if isinstance(amount, dict) and isinstance(limit, dict):
+            faults += [f"{name}: {fault}" for fault in over({**limit}, {**amount})]
+        elif isinstance(amount, dict):
+            faults.append(f"{name}: has no budget")
+        elif isinstance(limit, dict) or amount > limit:
+            faults.append(f"{amount} {name}: {limit}")
+    return faults
 
 
 def work_of(kinds: Kinds) -> Work:

@@ -32,7 +32,7 @@ if __name__ == "__main__":
 import counted_visits
 import pytest
 import sass_paths
-from counted_visits import TABLE
+from counted_visits import TABLE, Budget, over
 from disassembly import disassembled, instructions, nvdisasm
 from probe_kernel import needs_nvrtc, skip_where_unknown
 
@@ -249,9 +249,6 @@ def allotted(registers: int) -> int:
     return -(-registers // REGISTER_STEP) * REGISTER_STEP
 
 
-Budget = dict[str, "int | dict[str, int]"]
-
-
 def measured(case: Case, compiled: Compiled, text: str | None) -> Budget:
     """What has a budget: of a path, its instructions by kind, and all of them."""
     facts = compiled.usage
@@ -265,20 +262,6 @@ def measured(case: Case, compiled: Compiled, text: str | None) -> Budget:
             if path is not None:
                 resources[name] = {"all": path.length} | path.kinds
     return resources
-
-
-def over(budget: Budget, found: Budget) -> list[str]:
-    """What is over its budget."""
-    faults: list[str] = []
-    for name, amount in found.items():
-        limit = budget.get(name, 0)
-        if isinstance(amount, dict) and isinstance(limit, dict):
-            faults += [f"{name}: {fault}" for fault in over({**limit}, {**amount})]
-        elif isinstance(amount, dict):
-            faults.append(f"{name}: has no budget")
-        elif isinstance(limit, dict) or amount > limit:
-            faults.append(f"{amount} {name}: {limit}")
-    return faults
 
 
 def text_of(case: Case, compiled: Compiled) -> str | None:

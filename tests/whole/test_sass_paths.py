@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from counted_visits import Budget, over
 from sass_paths import Need, extra_parameters, graph, main_loop, need_of, visit, writes
 
 from nbattn.backends.cuda import tiles as cuda_tiles
@@ -215,3 +216,20 @@ def test_what_a_visit_needs(
 def test_parameters_of_extra_keys_are_where_the_struct_has_them() -> None:
     assert EXTRA == (0x178, 0x17C, 0x180, 0x184, 0x33C)
     assert extra_parameters("90a")[-1] == 0x3EC
+
+
+@pytest.mark.parametrize(
+    ("change", "faults"),
+    [
+        ({}, []),
+        ({"registers": 160, "interior": {"all": 9, "HMMA": 4}}, []),
+        ({"registers": 176}, ["176 registers: 168"]),
+        ({"stack": 8}, ["8 stack: 0"]),
+        ({"interior": {"all": 11, "HMMA": 4}}, ["interior: 11 all: 10"]),
+        ({"interior": {"all": 10, "SHFL": 1}}, ["interior: 1 SHFL: 0"]),
+        ({"rescale": {"all": 12}}, ["rescale: has no budget"]),
+    ],
+)
+def test_what_grows_is_over_its_budget(change: Budget, faults: list[str]) -> None:
+    budget: Budget = {"registers": 168, "interior": {"all": 10, "HMMA": 4}}
+    assert over(budget, budget | change) == faults
