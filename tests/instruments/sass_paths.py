@@ -287,7 +287,8 @@ def visit(text: str, need: Need, extra: tuple[int, ...] = ()) -> Visit:
     loop = Loop(blocks, extra)
     interior = loop.path(need, lambda block: 0, 0)
     if interior is None:
-        raise ValueError(f"no path with {need.hmma} HMMAs and {need.copies} copies")
+        text = f"no path with {need.hmma} HMMAs and {need.copies} copies"
+        raise ValueError(f"{text}; there are {loop.totals(3 * need.hmma, 3 * (need.copies or 0))}")
     hidden = sum(map(selects, interior.blocks)) + need.scores
     masked = [
         path
@@ -395,6 +396,24 @@ class Loop:
                     come[n, have] = (at, done)
                     heapq.heappush(queue, (total, n, have))
         return None
+
+    def totals(self, hmma: int, copies: int) -> list[tuple[int, int]]:
+        """The HMMAs and copies of all paths once round, up to these numbers."""
+        seen = {(self.entry, 0, 0)}
+        todo, found = [*seen], set[tuple[int, int]]()
+        while todo:
+            at, had, copied = todo.pop()
+            names = self.blocks[at].names
+            one, two = had + names["HMMA"], copied + names["LDGSTS"]
+            if one > hmma or two > copies:
+                continue
+            for n in self.after[at]:
+                if n == self.entry:
+                    found.add((one, two))
+                elif n in self.allowed and (n, one, two) not in seen:
+                    seen.add((n, one, two))
+                    todo.append((n, one, two))
+        return sorted(found)
 
     def _gain(self, number: int, count: Callable[[Block], int], through: int | None) -> Done:
         block = self.blocks[number]

@@ -58,8 +58,11 @@ def test_a_visit_copies_and_does_not_mask() -> None:
 @pytest.mark.parametrize(
     ("need", "text"),
     [
-        (NEED._replace(hmma=5), "no path with 5 HMMAs and 2 copies"),
-        (NEED._replace(copies=3), "no path with 4 HMMAs and 3 copies"),
+        (
+            NEED._replace(hmma=5),
+            r"no path with 5 HMMAs and 2 copies; there are \[\(4, 0\), \(4, 2\)\]",
+        ),
+        (NEED._replace(copies=3), "no path with 4 HMMAs and 3 copies; there are"),
         (NEED._replace(scores=3), "no path with 3 more selects"),
     ],
 )
