@@ -28,8 +28,8 @@ ALU, MUFU = 2, 8
 # The matrix instructions of Ampere reach this share of the peak of newer devices: published for
 # H100 (arXiv 2501.12084), assumed for the others.
 NEWER, SHARE = (90, 100, 103, 110), 0.62
-# Bytes per clock that a multiprocessor gets from L2, which is 5.6 TB/s of an H100: microbenchmarks
-# (Chips and Cheese, "Nvidia's H100") find 5.5 to 6; assumed for the others.
+# Bytes per clock that a multiprocessor gets from L2: assumed, 5.8 TB/s of an H100 in all, half of
+# the 5120 bytes per clock that NVIDIA states for the whole of an A100.
 L2 = 24
 # A warp alone keeps its scheduler busy half of the time, and each further one half of the rest:
 # with two warps, as most tiles have, kernels like these reach about three quarters of the bound.
