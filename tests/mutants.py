@@ -43,6 +43,7 @@ FLASH_CANDIDATES = "nbattn/backends/flash/candidates.py"
 FLASH_COSTS = "nbattn/backends/flash/costs.py"
 FLASH_PACKING = "nbattn/backends/flash/packing.py"
 CUDA_MEANING = "nbattn/backends/cuda/meaning.py"
+CUDA_PIPES = "nbattn/backends/cuda/pipes.py"
 CUDA_TILES = "nbattn/backends/cuda/tiles.py"
 TILE_TRAVERSAL = "nbattn/backends/cuda/tile_traversal.py"
 CUDA = "nbattn/backends/cuda/run.py"
@@ -213,6 +214,16 @@ MUTANTS = [
     Mutant("cuda-accumulators", CUDA_TILES, "return tiles.row_blocks * (dv + columns) // 2",
            "return tiles.row_blocks * (dv + columns) // 4",
            "backends/cuda/tiles backends/cuda/candidates"),
+    Mutant("cuda-l2-unread", CUDA_PIPES, "return mine * max(work, read)", "return mine * work",
+           "backends/cuda/pipes"),
+    Mutant("cuda-one-block", CUDA_PIPES, "min(on.memory // memory, REGISTERS // registers)",
+           "1", "backends/cuda/pipes backends/cuda/choice"),
+    Mutant("cuda-shared-memory-for-one", CUDA_PIPES, '"shared": SCHEDULERS * self.words',
+           '"shared": self.words', "backends/cuda/pipes"),
+    Mutant("cuda-nothing-masked", "nbattn/backends/cuda/choice.py",
+           "min(1.0, 2 - 2 * useful / max(one.pairs, 1))", "0.0", "backends/cuda/choice"),
+    Mutant("cuda-narrow-columns", CUDA_TILES, '"mma": (64, 32)', '"mma": (64,)',
+           "backends/cuda/choice backends/cuda/tiles"),
     Mutant("cuda-memory", CUDA_MEANING, "dict.fromkeys((86, 89, 120, 121), 99 << 10)",
            "dict.fromkeys((86, 89, 120, 121), 163 << 10)",
            "backends/cuda/tiles"),

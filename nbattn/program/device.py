@@ -14,6 +14,7 @@ from nbattn.errors import InputError, kind
 ASSUMED = ("cupy",)
 RATES = (1e-3, 1e24)  # of a device, per second: others are mistakes and make costs overflow
 LONGEST = 1e6  # seconds
+MOST = 1 << 20  # multiprocessors
 # The forward rate on sm_90 of kernels with Ampere's tensor-core instructions, divided by that of
 # kernels with Hopper's: Flash 2 and 3, published for D=128, no mask, length 16k, fp16.
 AMPERE_SHARE = 370 / 648
@@ -32,6 +33,8 @@ class DeviceInfo:
         launch: seconds that one call costs before it computes.
         source: where the numbers come from.
         providers: optional packages assumed to be installed.
+        multiprocessors: of a GPU; 0 if unknown.
+        clock: of them in Hz, at which `flops` are reached; 0 if unknown.
     """
 
     name: str
@@ -41,6 +44,8 @@ class DeviceInfo:
     launch: float
     source: str
     providers: tuple[str, ...] = ()
+    multiprocessors: int = 0
+    clock: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("name", "kind", "source"):
@@ -73,6 +78,16 @@ class DeviceInfo:
             raise InputError(
                 f"providers={_short(self.providers)} is not a tuple of names.",
                 'providers=("natten",).',
+            )
+        count, clock = self.multiprocessors, self.clock
+        both = (
+            is_between(count, 1, MOST) and isinstance(count, int) and is_between(clock, low, high)
+        )
+        if not both and (count, clock) != (0, 0):
+            raise InputError(
+                f"multiprocessors={_short(count)}, clock={_short(clock)} are not a number up to "
+                f"{MOST} and a rate in Hz.",
+                "multiprocessors=108, clock=1.41e9, or neither.",
             )
 
     @property
@@ -112,11 +127,21 @@ def _short(value: object) -> str:
     return text if len(text) <= 60 else f"{text[:57]}…"
 
 
-def _gpu(name: str, half: float, single: float, bandwidth: float, source: str) -> DeviceInfo:
+def _gpu(
+    name: str,
+    half: float,
+    single: float,
+    bandwidth: float,
+    processors: tuple[int, float],
+    source: str,
+) -> DeviceInfo:
+    """A GPU by its datasheet; processors: how many, and the boost clock of the rates."""
     rates = {"float16": half, "bfloat16": half, "float32": single, "float64": single / 2}
     if name == "sm_75":
         del rates["bfloat16"]
-    return DeviceInfo(name, "cuda", tuple(rates.items()), bandwidth, 5e-6, source, ASSUMED)
+    return DeviceInfo(
+        name, "cuda", tuple(rates.items()), bandwidth, 5e-6, source, ASSUMED, *processors
+    )
 
 
 DEVICES: Mapping[str, DeviceInfo] = {
@@ -130,14 +155,14 @@ DEVICES: Mapping[str, DeviceInfo] = {
             4e-6,
             _CPU,
         ),
-        _gpu("sm_75", 65e12, 8.1e12, 0.32e12, "NVIDIA T4 datasheet"),
-        _gpu("sm_80", 312e12, 19.5e12, 2.04e12, "NVIDIA A100 80GB SXM datasheet"),
-        _gpu("sm_86", 150e12, 37.4e12, 0.696e12, "NVIDIA A40 datasheet"),
-        _gpu("sm_89", 362e12, 91.6e12, 0.864e12, "NVIDIA L40S datasheet"),
-        _gpu("sm_90", 989e12, 67e12, 3.35e12, "NVIDIA H100 SXM datasheet"),
-        _gpu("sm_100", 2250e12, 75e12, 8.0e12, "NVIDIA B200 datasheet"),
-        _gpu("sm_103", 2500e12, 77e12, 8.0e12, "NVIDIA B300 datasheet"),
-        _gpu("sm_120", 209e12, 105e12, 1.79e12, "NVIDIA RTX 5090 datasheet"),
+        _gpu("sm_75", 65e12, 8.1e12, 0.32e12, (40, 1.59e9), "NVIDIA T4 datasheet"),
+        _gpu("sm_80", 312e12, 19.5e12, 2.04e12, (108, 1.41e9), "NVIDIA A100 80GB SXM datasheet"),
+        _gpu("sm_86", 150e12, 37.4e12, 0.696e12, (84, 1.74e9), "NVIDIA A40 datasheet"),
+        _gpu("sm_89", 362e12, 91.6e12, 0.864e12, (142, 2.52e9), "NVIDIA L40S datasheet"),
+        _gpu("sm_90", 989e12, 67e12, 3.35e12, (132, 1.83e9), "NVIDIA H100 SXM datasheet"),
+        _gpu("sm_100", 2250e12, 75e12, 8.0e12, (148, 1.86e9), "NVIDIA B200 datasheet"),
+        _gpu("sm_103", 2500e12, 77e12, 8.0e12, (160, 1.91e9), "NVIDIA B300 datasheet"),
+        _gpu("sm_120", 209e12, 105e12, 1.79e12, (170, 2.41e9), "NVIDIA RTX 5090 datasheet"),
     )
 }
 

@@ -1,5 +1,6 @@
 """Tests of devices as data: rates, capabilities and refused values."""
 
+import math
 import pickle
 from dataclasses import replace
 from typing import Any
@@ -112,6 +113,15 @@ PAIRS = "is not a tuple of pairs of a dtype and its rate that includes float32."
         ({"name": 3}, "name=3 is an int."),
         ({"kind": None}, "kind=None is a NoneType."),
         ({"source": 1.5}, "source=1.5 is a float."),
+        *(
+            ({"multiprocessors": count, "clock": clock},
+             f"multiprocessors={count!r}, clock={clock!r} are not a number up to 1048576 and a "
+             "rate in Hz.")
+            for count, clock in (
+                (108, 0.0), (0, 1e9), (-1, 1e9), (1.5, 1e9), (True, 1e9), (1 << 21, 1e9),
+                (108, float("nan")), (108, -1e9), ("108", 1e9), (None, None),
+            )
+        ),
         ({"providers": "natten"}, "providers='natten' is not a tuple of names."),
         ({"providers": ["natten"]}, "providers=['natten'] is not a tuple of names."),
     ],
@@ -121,3 +131,13 @@ def test_impossible_device_data_are_refused(wrong: dict[str, Any], text: str) ->
     with pytest.raises(InputError) as error:
         DeviceInfo(**(fields_ | {"launch": 1e-6, "source": "a guess"} | wrong))
     assert str(error.value).splitlines()[0] == text
+
+
+def test_gpus_reach_their_rates_at_the_clock_given() -> None:
+    """A multiprocessor does a power of two of half-precision multiply-adds in a clock."""
+    for name, info in device.DEVICES.items():
+        if info.kind == "cuda":
+            each = info.peak("float16") / 2 / info.multiprocessors / info.clock
+            assert each == pytest.approx(2 ** round(math.log2(each)), rel=0.02), name
+    count, clock = device.DEVICES["cpu"].multiprocessors, device.DEVICES["cpu"].clock
+    assert (count, clock) == (0, 0)

@@ -1,20 +1,23 @@
 """Tests of compiling the kernels for every target with NVRTC, without a GPU or a driver.
 
-Rules hold for every NVRTC; budgets of registers are those of one (`golden/kernels.json`).
+Rules hold for every NVRTC; budgets are those of one (`golden/kernels.json`): registers, shared
+memory, and the instructions of one visit (`instruments/sass_paths.py`), where nvdisasm is there.
 Where kernels change on purpose, `python tests/whole/test_compile_matrix.py --update` writes it
-again; read its diff before you commit it. The quick profile has every kernel for every generation
-of instructions, and what may go wrong besides for two targets, wide heads for one of them; the
-deep one has every target, wide heads too, and every tile for those two.
+again; read its diff before you commit it. `--path NAME TARGET` prints the instructions of a visit,
+`--model` what they cost in clocks, and `--fit` the planner's coefficients for them: counts and
+models, nothing measured.
+
+The quick profile has every kernel for every generation of instructions, and what may go wrong
+besides for two targets, wide heads for one of them; the deep one has every target, wide heads too,
+the tiles of `TABLE`, and every tile for those two. All but the last have budgets, which is checked
+in the quick profile.
 """
 
 from __future__ import annotations
 
-import functools
-import importlib.util
 import json
 import re
 import shutil
-import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -26,7 +29,11 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
     sys.path.insert(1, str(Path(__file__).resolve().parents[1] / "instruments"))
 
+import counted_visits
 import pytest
+import sass_paths
+from counted_visits import TABLE, Budget, over
+from disassembly import disassembled, instructions, nvdisasm
 from probe_kernel import needs_nvrtc, skip_where_unknown
 
 from nbattn.backends.cuda import tiles as cuda_tiles
@@ -88,6 +95,15 @@ class Case:
     def id(self) -> str:
         return f"{self.name} sm_{self.target}"
 
+    @property
+    def kernel(self) -> str:
+        return self.variant.source.partition("_")[0]
+
+    @property
+    def is_counted(self) -> bool:
+        """Whether the instructions of its visits are counted."""
+        return self.family == "mma" and self.vector and self.target in DISASSEMBLED
+
 
 _USUAL = {
     **dict.fromkeys(("NB_TWO_RUNS", "NB_SOFTCAP", "NB_KEY_RANGE"), 0),
@@ -136,6 +152,20 @@ def quick() -> Iterator[Case]:
 
 
 def others() -> Iterator[Case]:
+    """What has a budget and is not in the quick profile."""
+    known = {case.id for case in quick()}
+    cases = {case.id: case for case in (*other_targets(), *table())}
+    yield from (case for name, case in cases.items() if name not in known)
+
+
+def table() -> Iterator[Case]:
+    """The tiles that large problems get on most devices, for the model of pipes."""
+    for kernel, tiles, build in TABLE:
+        for target in TWO:
+            yield from variants_of(kernel, tiles, build, target)
+
+
+def other_targets() -> Iterator[Case]:
     """The targets that the quick profile leaves out, the widest heads without spills as well."""
     for size, known in ((64, GENERATIONS), (SPILL_FREE, WIDE)):
         build = Build("bfloat16", size, size)
@@ -154,11 +184,11 @@ def deep() -> Iterator[Case]:
     for (rank, features, targets), kernel, size in product(GRIDS, KERNELS, SIZES):
         build = Build("float16", *size, features, features, features)
         for target in targets:
-            tiles_by_size: dict[tuple[int, int], Tiles] = {}
+            tiles_by_size: dict[tuple[int, int, int], Tiles] = {}
             for tiles in cuda_tiles.legal_tiles(
                 kernel, "mma", (0, 1, 2)[-rank:], build, TARGETS[target]
             ):
-                tiles_by_size.setdefault((tiles.row_count, tiles.area), tiles)
+                tiles_by_size.setdefault((tiles.row_count, tiles.area, tiles.warps), tiles)
             for tiles in tiles_by_size.values():
                 yield from variants_of(kernel, tiles, build, target, vector=not features)
 
@@ -208,23 +238,10 @@ def instruction_problems(case: Case, sass: Counter[str]) -> list[str]:
     return faults
 
 
-@functools.cache
-def nvdisasm() -> str | None:
-    """Its path: the wheel's, else a toolkit's."""
-    found = importlib.util.find_spec("nvidia")
-    for root in (found and found.submodule_search_locations) or ():
-        if (path := Path(root, "cu13", "bin", "nvdisasm")).is_file():
-            return str(path)
-    return shutil.which("nvdisasm")
-
-
-def instructions(cubin: bytes, folder: Path) -> Counter[str]:
-    """How often every instruction is in a cubin."""
-    path = folder / "kernel.cubin"
-    path.write_bytes(cubin)
-    command = [str(nvdisasm()), "--print-code", "--no-dataflow", str(path)]
-    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    return Counter(re.findall(r"\*/\s+(?:@!?U?P\w+ +)?([A-Z][A-Z0-9_.]+)", text))
+def visit_of(case: Case, text: str) -> sass_paths.Visit:
+    """The paths of a visit of a tensor-core kernel."""
+    need = sass_paths.need_of(case.kernel, dict(case.variant.constants))
+    return sass_paths.visit(text, need, sass_paths.extra_parameters(case.target))
 
 
 def allotted(registers: int) -> int:
@@ -232,27 +249,39 @@ def allotted(registers: int) -> int:
     return -(-registers // REGISTER_STEP) * REGISTER_STEP
 
 
-def measured(case: Case, compiled: Compiled) -> dict[str, int]:
-    """What has a budget."""
+def measured(case: Case, compiled: Compiled, text: str | None) -> Budget:
+    """What has a budget: of a path, its instructions by kind, and all of them."""
     facts = compiled.usage
-    resources = {"registers": allotted(facts.registers), "shared": case.variant.shared_bytes}
-    return resources | ({"stack": facts.stack} if facts.stack else {})
+    resources: Budget = {
+        "registers": allotted(facts.registers),
+        "shared": case.variant.shared_bytes,
+    }
+    resources |= {"stack": facts.stack} if facts.stack else {}
+    if text and case.is_counted:
+        for name, path in visit_of(case, text)._asdict().items():
+            if path is not None:
+                resources[name] = {"all": path.length} | path.kinds
+    return resources
 
 
-def judge(case: Case, folder: Path) -> None:
+def text_of(case: Case, compiled: Compiled) -> str | None:
+    """nvdisasm's text, where there is one."""
+    return disassembled(compiled.cubin) if case.target in DISASSEMBLED and nvdisasm() else None
+
+
+def judge(case: Case) -> None:
     skip_where_unknown(case.target)
     compiled = nvrtc.compile(case.variant, case.target)
     faults = problems(case, compiled)
-    if case.target in DISASSEMBLED and nvdisasm():
-        faults += instruction_problems(case, instructions(compiled.cubin, folder))
+    text = text_of(case, compiled)
+    faults += instruction_problems(case, instructions(text)) if text else []
     assert not faults
     budgets = json.loads(GOLDEN.read_text())
     if budgets["nvrtc"] != nvrtc.identity():
         return
     budget = budgets["kernels"].get(case.name, {}).get(case.target)
     if budget is not None:
-        over = {k: n for k, n in measured(case, compiled).items() if n > budget.get(k, 0)}
-        assert not over, f"over the budget {budget} of {case.id}"
+        assert not over(budget, measured(case, compiled, text)), f"over the budget of {case.id}"
 
 
 QUICK, OTHERS = list(quick()), list(others())
@@ -260,16 +289,16 @@ QUICK, OTHERS = list(quick()), list(others())
 
 @needs_nvrtc
 @pytest.mark.parametrize("case", QUICK, ids=lambda case: case.id)
-def test_a_kernel_for_a_target(case: Case, tmp_path: Path, cases):
-    judge(case, tmp_path)
+def test_a_kernel_for_a_target(case: Case, cases):
+    judge(case)
     cases("compiled kernels", 1)
 
 
 @pytest.mark.deep
 @needs_nvrtc
 @pytest.mark.parametrize("case", [*OTHERS, *deep()], ids=lambda case: case.id)
-def test_a_kernel_for_every_tile(case: Case, tmp_path: Path, cases):
-    judge(case, tmp_path)
+def test_a_kernel_for_every_tile(case: Case, cases):
+    judge(case)
     cases("compiled kernels", 1)
 
 
@@ -320,18 +349,18 @@ def test_fragments_that_are_indexed_at_run_time_are_found(
     assert re.fullmatch(r"[1-9]\d* bytes of stack, \d+ and \d+ of spills", fault)
     assert problems(replace(plain_case, channels=SPILL_FREE + 1), compiled) == []
     if nvdisasm():
-        sass = instructions(compiled.cubin, tmp_path)
+        sass = instructions(disassembled(compiled.cubin))
         faults = instruction_problems(plain_case, sass)
         assert [text.split()[-1] for text in faults] == ["LDL", "STL"]
 
 
 @needs_nvrtc
-def test_copies_that_wait_are_found(plain_case: Case, tmp_path: Path):
+def test_copies_that_wait_are_found(plain_case: Case):
     if nvdisasm() is None:
         pytest.skip("no nvdisasm")
     constants = tuple((n, 0 if n == "NB_VECTOR" else v) for n, v in plain_case.variant.constants)
     slow = nvrtc.compile(replace(plain_case.variant, constants=constants), "80")
-    sass = instructions(slow.cubin, tmp_path)
+    sass = instructions(disassembled(slow.cubin))
     assert instruction_problems(plain_case, sass) == ["no LDGSTS"]
     assert instruction_problems(replace(plain_case, vector=False), sass) == []
 
@@ -413,9 +442,10 @@ def test_registers_are_allotted_in_eights(registers: int, taken: int):
 
 def update() -> None:
     """Write the budgets again."""
-    kernels: dict[str, dict[str, dict[str, int]]] = {}
+    kernels: dict[str, dict[str, Budget]] = {}
     for case in (*QUICK, *OTHERS):
-        resources = measured(case, nvrtc.compile(case.variant, case.target))
+        compiled = nvrtc.compile(case.variant, case.target)
+        resources = measured(case, compiled, text_of(case, compiled))
         kernels.setdefault(case.name, {})[case.target] = resources
     lines = [f"{json.dumps(n)}: {json.dumps(k)}" for n, k in kernels.items()]
     head = json.dumps({"release": RELEASE, "nvrtc": nvrtc.identity()}, indent=1)
@@ -423,5 +453,27 @@ def update() -> None:
     GOLDEN.write_text(f'{head[:-2]},\n "kernels": {{\n  {body}\n }}\n}}\n')
 
 
-if __name__ == "__main__" and "--update" in sys.argv:
-    update()
+def show_path(name: str, target: str) -> None:
+    """Print the instructions of an interior, a masked and a rescaling visit."""
+    for case in (*QUICK, *OTHERS):
+        if case.target == target and case.name == name and case.is_counted:
+            text = disassembled(nvrtc.compile(case.variant, target).cubin)
+            for kind, path in visit_of(case, text)._asdict().items():
+                print(f"{kind}: {sass_paths.listing(path) if path else 'none'}\n")
+            return
+    names = dict.fromkeys(case.name for case in (*QUICK, *OTHERS) if case.is_counted)
+    sys.exit("\n".join([f"no {name!r} for {target!r}; names:", *names]))
+
+
+if __name__ == "__main__":
+    match sys.argv[1:]:
+        case ["--update"]:
+            update()
+        case ["--path", name, target]:
+            show_path(name, target)
+        case ["--model"]:
+            counted_visits.print_model()
+        case ["--fit"]:
+            counted_visits.print_fit()
+        case _:
+            sys.exit("--update, --path NAME TARGET, --model or --fit")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from nbattn.backends.cuda import costs
+from nbattn.backends.cuda import choice, costs, pipes
 from nbattn.backends.cuda import meaning as cuda
 from nbattn.backends.cuda import tiles as cuda_tiles
+from nbattn.backends.cuda.choice import Pass
 from nbattn.backends.cuda.meaning import CudaArguments
-from nbattn.backends.cuda.tiles import Build, Pass
+from nbattn.backends.cuda.tiles import Build
 from nbattn.geometry import Axes
 from nbattn.program.candidate import Candidate
 from nbattn.program.limits import Reason
@@ -41,7 +42,7 @@ def _candidate(request: Request, axes: Axes, instructions: str) -> Candidate:
     forward, *backward = (chosen.tiles for chosen in passes.values())
     arguments = CudaArguments(axes, build, forward, *backward)
     program = Program((Call(whole(request.query_space), whole(request.key_space), arguments),))
-    cost = costs.of(request, axes, instructions, build, passes)
+    cost = costs.of(request, axes, build, passes)
     return Candidate("cuda", "window", (instructions,), program, cost)
 
 
@@ -51,9 +52,11 @@ def _passes(
     """The tiles of every kernel that runs, or the limits that are exceeded."""
     kernels = cuda_tiles.KERNELS if request.training else cuda_tiles.KERNELS[:1]
     memory, passes = cuda.memory(request.needs), dict[str, Pass]()
+    machine = pipes.machine(request.device, request.dtype, memory)
     for kernel in kernels:
-        heads = request.batch * (request.kv_heads if kernel == "dkdv" else request.heads)
-        chosen = cuda_tiles.choose(kernel, instructions, axes, build, memory, heads)
+        group = request.heads // request.kv_heads if kernel == "dkdv" else 1
+        heads = request.batch * request.heads // group
+        chosen = choice.choose(kernel, instructions, axes, build, machine, heads=heads, group=group)
         if chosen is None:
             text = f"no tile of head_dim {request.head_dim} and value_dim {request.value_dim} fits"
             return [Reason("memory", f"{text} {memory} bytes of shared memory")]

@@ -1,51 +1,41 @@
-"""The costs of the CUDA kernels: the pairs of all visited tiles at the rate of the products."""
+"""The costs of the CUDA kernels: the pairs of all visited tiles, in the time by `pipes.py`."""
 
 from __future__ import annotations
 
 from nbattn import geometry
 from nbattn.backends.cuda import tiles
-from nbattn.backends.cuda.tiles import Build, Pass
+from nbattn.backends.cuda.choice import Pass
+from nbattn.backends.cuda.tiles import Build
 from nbattn.geometry import Axes
 from nbattn.program import costs
 from nbattn.program.costs import Cost
-from nbattn.program.device import AMPERE_SHARE, DeviceInfo
 from nbattn.program.request import Request
 
 _DELTA = 1  # launches of the kernel that computes delta
 _SINK = 8  # launches to compute a sink's gradient
-_NEWER = (90, 100, 103, 110)  # have newer tensor-core instructions than the kernels use
 
 
-def of(
-    request: Request, axes: Axes, instructions: str, build: Build, passes: dict[str, Pass]
-) -> Cost:
-    """The pairs of all visited tiles, at a rate lowered by the other work of a visit."""
+def of(request: Request, axes: Axes, build: Build, passes: dict[str, Pass]) -> Cost:
+    """The pairs of all visited tiles, at the rate at which the chosen tiles compute them."""
     sizes = {kernel: tiles.products(kernel, build) for kernel in passes}
-    pairs, work = (
-        {kernel: sizes[kernel] * getattr(chosen, name) for kernel, chosen in passes.items()}
-        for name in ("pairs", "work")
-    )
+    pairs = {kernel: sizes[kernel] * chosen.pairs for kernel, chosen in passes.items()}
     total = max(sum(pairs.values()), 1)
+    time = sum(chosen.seconds for chosen in passes.values()) + _delta(request)
     launches = _DELTA + 1 + len(tiles.grads_of("dkdv", build))
     return costs.roofline(
         request,
         useful=geometry.pairs(axes),
         computed=passes["fwd"].pairs,
         calls=1,
-        rate=rate(instructions, request.device, request.dtype)
-        * total
-        / max(sum(work.values()), total),
+        rate=2.0 * request.batch * request.heads * total / time if time else None,
         backward=round((total - pairs["fwd"]) / sizes["fwd"] / costs.BACKWARD_FLOPS),
         backward_calls=launches + _SINK * request.sink,
     )
 
 
-def rate(instructions: str, device: DeviceInfo, dtype: str) -> float:
-    """FLOP/s of the matrix products. On Hopper and newer devices, Ampere's tensor-core instructions
-    reach only a share of the peak (published for Flash 2). Without tensor cores every multiply-add
-    waits for shared memory, which delivers to one lane in four.
-    """
-    if instructions == "simt":
-        return device.peak(dtype if dtype == "float64" else "float32") / 4
-    newer = device.capability in _NEWER
-    return device.peak(dtype) * (AMPERE_SHARE if newer else 1.0)
+def _delta(request: Request) -> float:
+    """The time of the kernel that computes delta: it reads the output and its gradient."""
+    if not request.training:
+        return 0.0
+    rows = request.batch * request.heads * request.query_count
+    return rows * 2 * request.value_dim * costs.ITEMSIZE[request.dtype] / request.device.bandwidth

@@ -1,8 +1,7 @@
-"""Chooses the tiles of the CUDA kernels: which tiles fit a device, what they cost, and the
-compile-time constants of the kernels that use them.
+"""Lists the tiles of the CUDA kernels: which fit a device, and the compile-time constants of the
+kernels that use them.
 
-Register limits are those of NVRTC 13.0; the costs are counted from the kernels' loops. Neither was
-measured on a device.
+Register limits are those of NVRTC 13.0.
 """
 
 from __future__ import annotations
@@ -15,7 +14,6 @@ from itertools import product
 from typing import NamedTuple
 
 from nbattn.axis import Axis
-from nbattn.backends.cuda.tile_traversal import Traversal
 from nbattn.geometry import Axes, BoundAxis
 from nbattn.kernels.variant import Variant
 
@@ -36,12 +34,8 @@ _SPILLS: Mapping[tuple[str, int, int], tuple[int, ...]] = {
     ("dkdv", 1, 64): (96,),
 }
 _LANES = 32  # threads of a warp
-_FEWEST = 16  # rows of the smallest tile; larger ones have less than twice the problem's rows
-_SLOTS = 216  # blocks that run at the same time: two per multiprocessor of an A100
-# The fixed cost of a visit and of a tile of rows, as the number of pairs that cost the same.
-_PAIR_OF_TILES, _TILE = 512, 4096
 
-_TRIVIAL = BoundAxis(Axis(), 1, 1)
+TRIVIAL = BoundAxis(Axis(), 1, 1)
 _Shapes = Mapping[int, Mapping[int, tuple[tuple[int, ...], ...]]]
 # Extents of a tile, by the number of axes longer than one position and by the extents' product.
 _ROWS: _Shapes = {
@@ -60,11 +54,13 @@ _COLUMNS: _Shapes = {
     3: {32: ((2, 4, 4), (1, 4, 8)), 64: ((4, 4, 4), (1, 8, 8))},
 }
 # By instruction set: rows, warps, 16-row blocks per warp and stages of a block; then its numbers of
-# columns: the first that fits is used.
+# columns. Eight warps have the registers of one block only: in the gradients of keys, whose rows
+# are loaded from shared memory in every visit, half as many visits are worth that.
 _BLOCKS = {
     "mma": ((16, 1, 1, 2), (32, 2, 1, 2), (64, 4, 1, 2), (128, 4, 2, 2)),
     "simt": ((16, 4, 0, 0), (32, 4, 0, 0), (64, 4, 0, 0)),
 }
+_WIDE_BLOCKS = {("dkdv", "mma"): ((128, 8, 1, 2),)}
 _WIDTHS = {"mma": (64, 32), "simt": (_LANES,)}
 
 
@@ -112,27 +108,6 @@ class Build(NamedTuple):
     softcap: bool = False
     key_range: bool = False
     extra: bool = False
-
-
-class Pass(NamedTuple):
-    """A kernel's tiles for a mask, with their numbers per head: visits, and tiles of rows."""
-
-    tiles: Tiles
-    tile_pairs: int
-    row_tiles: int
-
-    @property
-    def pairs(self) -> int:
-        """Pairs of (query, key) that the kernel computes."""
-        return self.tile_pairs * self.tiles.area
-
-    @property
-    def work(self) -> float:
-        """The cost in pairs. In each visit every warp loads all columns from shared memory, once
-        for all its row blocks; the products overlap with half of the loads.
-        """
-        loads = self.pairs / 2 / max(self.tiles.row_blocks, 1)
-        return self.pairs + loads + self.tile_pairs * _PAIR_OF_TILES + self.row_tiles * _TILE
 
 
 def grads_of(kernel: str, build: Build) -> tuple[int, ...]:
@@ -216,16 +191,13 @@ def legal_tiles(
     axes = long or (RANK - 1,)
     rows, columns = _ROWS[len(axes)], _COLUMNS[len(axes)]
     legal: list[Tiles] = []
-    for count, warps, row_blocks, stages in _BLOCKS[instructions]:
-        for width in _WIDTHS[instructions]:
-            candidates = [
-                Tiles(_placed(row, axes), _placed(column, axes), warps, row_blocks, stages)
-                for row, column in product(rows[count], columns[width])
-            ]
-            fitting = [tiles for tiles in candidates if fits(kernel, tiles, build, memory)]
-            legal += fitting
-            if fitting:
-                break
+    blocks = (*_BLOCKS[instructions], *_WIDE_BLOCKS.get((kernel, instructions), ()))
+    for (count, warps, row_blocks, stages), width in product(blocks, _WIDTHS[instructions]):
+        candidates = (
+            Tiles(_placed(row, axes), _placed(column, axes), warps, row_blocks, stages)
+            for row, column in product(rows[count], columns[width])
+        )
+        legal += [tiles for tiles in candidates if fits(kernel, tiles, build, memory)]
     return tuple(legal)
 
 
@@ -237,46 +209,7 @@ def _placed(extents: tuple[int, ...], axes: tuple[int, ...]) -> Extents:
 
 def padded(axes: Axes) -> Axes:
     """The axes with leading ones of one query and one key, `RANK` in all."""
-    return (_TRIVIAL,) * (RANK - len(axes)) + axes
-
-
-def choose(
-    kernel: str, instructions: str, axes: Axes, build: Build, memory: int, heads: int
-) -> Pass | None:
-    """The tiles with the lowest cost, with their numbers of visits; None if none fit.
-
-    Args:
-        axes: the mask's axes.
-        memory: bytes of shared memory that a block can use.
-        heads: heads of all samples together.
-    """
-    grid, inverse = padded(axes), kernel == "dkdv"
-    count = math.prod(axis.keys if inverse else axis.queries for axis in grid)
-    long = tuple(n for n, axis in enumerate(grid) if max(axis.queries, axis.keys) > 1)
-    traversals = [Traversal(axis, inverse) for axis in grid]
-    known: dict[tuple[int, int, int], int] = {}
-
-    def tile_pairs(number: int, rows: int, columns: int) -> int:
-        case = (number, rows, columns)
-        if case not in known:
-            traversal = traversals[number]
-            trivial = traversal.axis is _TRIVIAL
-            known[case] = 1 if trivial else traversal.tile_pairs(rows, columns)
-        return known[case]
-
-    passes = [
-        Pass(
-            tiles,
-            math.prod(map(tile_pairs, range(RANK), tiles.rows, tiles.columns)),
-            math.prod(
-                row_tiles(axis, rows, inverse=inverse)
-                for axis, rows in zip(grid, tiles.rows, strict=True)
-            ),
-        )
-        for tiles in legal_tiles(kernel, instructions, long, build, memory)
-        if tiles.row_count < max(_FEWEST + 1, 2 * count)
-    ]
-    return min(passes, key=lambda choice: cost(choice, heads), default=None)
+    return (TRIVIAL,) * (RANK - len(axes)) + axes
 
 
 def row_tiles(axis: BoundAxis, rows: int, *, inverse: bool) -> int:
@@ -285,11 +218,6 @@ def row_tiles(axis: BoundAxis, rows: int, *, inverse: bool) -> int:
     classes = min(axis.spec.dilation, length)
     longest = (length + axis.spec.dilation - 1) // axis.spec.dilation
     return classes * ((longest + rows - 1) // rows)
-
-
-def cost(one: Pass, heads: int) -> float:
-    """The cost of a launch, in pairs of one head: higher with too few blocks for the device."""
-    return one.work * max(1.0, _SLOTS / max(one.row_tiles * heads, 1))
 
 
 def variant(kernel: str, tiles: Tiles, build: Build, *, grads: int, vector: bool) -> Variant:

@@ -80,7 +80,7 @@ def test_the_planner_chooses_per_shape() -> None:
     """
     for mask, shape, named, wanted in (
         (Mask.neighborhood((80, 80)), (1, 256, 256, 24, 128), {}, "cuda/window+mma"),
-        (Mask.neighborhood((7, 7), dilation=8), (128, 56, 56, 2, 32), {}, "cuda/window+mma"),
+        (Mask.neighborhood((13, 13), dilation=4), (8, 224, 224, 4, 64), {}, "cuda/window+mma"),
         (Mask.neighborhood((7, 7)), (8, 56, 56, 2, 32), {"dtype": "float32"}, "cuda/window+simt"),
         (Mask.causal(), (1, 8192, 32, 128), {}, "sdpa/causal"),
         (Mask.neighborhood((7, 7)), (8, 56, 56, 2, 20), {"forbid": ("tiled",)}, "cuda/window+simt"),

@@ -1,0 +1,110 @@
+"""Chooses the tiles of a CUDA kernel: of all that fit the device, those that `pipes.py` finds to be
+the fastest.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+from nbattn import geometry
+from nbattn.backends.cuda import pipes
+from nbattn.backends.cuda.pipes import Machine
+from nbattn.backends.cuda.tile_traversal import Traversal
+from nbattn.backends.cuda.tiles import (
+    RANK,
+    TRIVIAL,
+    Build,
+    Tiles,
+    legal_tiles,
+    padded,
+    row_tiles,
+)
+from nbattn.geometry import Axes
+
+_FEWEST = 16  # rows of the smallest tile; larger ones have less than twice the problem's rows
+
+
+class Pass(NamedTuple):
+    """A kernel's tiles for a mask, with their numbers per head: visits, and tiles of rows; and the
+    estimated time of its launches.
+    """
+
+    tiles: Tiles
+    tile_pairs: int
+    row_tiles: int
+    seconds: float = 0.0
+
+    @property
+    def pairs(self) -> int:
+        """Pairs of (query, key) that the kernel computes."""
+        return self.tile_pairs * self.tiles.area
+
+
+def choose(
+    kernel: str,
+    instructions: str,
+    axes: Axes,
+    build: Build,
+    machine: Machine,
+    *,
+    heads: int,
+    group: int = 1,
+) -> Pass | None:
+    """The tiles with the shortest estimate, with their numbers of visits; None if none fit.
+
+    Args:
+        axes: the mask's axes.
+        heads: heads of all samples together: of keys for their gradients, else of queries.
+        group: query heads of each, for the gradients of keys.
+    """
+    grid, inverse = padded(axes), kernel == "dkdv"
+    count = math.prod(axis.keys if inverse else axis.queries for axis in grid)
+    long = tuple(n for n, axis in enumerate(grid) if max(axis.queries, axis.keys) > 1)
+    traversals = [Traversal(axis, inverse) for axis in grid]
+    known: dict[tuple[int, int, int], int] = {}
+
+    def tile_pairs(number: int, rows: int, columns: int) -> int:
+        case = (number, rows, columns)
+        if case not in known:
+            traversal = traversals[number]
+            trivial = traversal.axis is TRIVIAL
+            known[case] = 1 if trivial else traversal.tile_pairs(rows, columns)
+        return known[case]
+
+    passes = [
+        Pass(
+            tiles,
+            math.prod(map(tile_pairs, range(RANK), tiles.rows, tiles.columns)),
+            math.prod(
+                row_tiles(axis, rows, inverse=inverse)
+                for axis, rows in zip(grid, tiles.rows, strict=True)
+            ),
+        )
+        for tiles in legal_tiles(kernel, instructions, long, build, machine.memory - pipes.RESERVED)
+        if tiles.row_count < max(_FEWEST + 1, 2 * count)
+    ]
+    useful = geometry.pairs(axes)
+    timed = [
+        one._replace(seconds=_seconds(kernel, one, build, machine, useful, heads, group))
+        for one in passes
+    ]
+    return min(timed, key=lambda one: one.seconds, default=None)
+
+
+def _seconds(
+    kernel: str, one: Pass, build: Build, machine: Machine, useful: int, heads: int, group: int
+) -> float:
+    """The estimated time of a kernel's launches. Half of the pairs of a masked visit count as
+    useful: so many visits are masked.
+    """
+    masked = min(1.0, 2 - 2 * useful / max(one.pairs, 1))
+    return pipes.seconds(
+        kernel,
+        one.tiles,
+        build,
+        machine,
+        blocks=one.row_tiles * heads,
+        visits=one.tile_pairs * group / max(one.row_tiles, 1),
+        masked=masked,
+    )
