@@ -62,7 +62,7 @@ struct QueryColumns {
     const Coord corner = column_coord<QueryTile>(traversal, v, 0);
     staged.offset[0] = offset_of(p.query_stride, block.sample, head, corner);
     staged.offset[1] = offset_of(p.grad_out_stride, block.sample, head, corner);
-    staged.offset[2] = tokens.of(block.sample, head, corner) * 8;
+    staged.terms = tokens.of(block.sample, head, corner) * 8;
   }
   NB_DEVICE void load(const Stage& to, const StagedVisit& v) const {
     Interval inside[3];
@@ -75,7 +75,7 @@ struct QueryColumns {
 #pragma unroll
       for (int axis = 0; axis < 3; ++axis)
         valid = valid && QueryTile::coordinate(axis, threadIdx.x) < v.count[axis];
-      cp_async<8>(to.terms + threadIdx.x, terms + v.offset[2], valid);
+      cp_async<8>(to.terms + threadIdx.x, terms + v.terms, valid);
     }
   }
 };
@@ -155,15 +155,11 @@ NB_DEVICE void grad_keys(const Params& p) {
     Fragment<kColumns> s, grads;
     dot<kColumns, kHeadDim>(s, key, here.query);
     scores.softcap(s);
+    const StagedVisit& v = visits[n];
+    if (!v.full()) apply_mask(s, MaskWords<KeyTile, QueryTile>(traversal, masks, v), scores.hidden());
     if (Variant::kGradKey) dot<kColumns, kValueDim>(grads, value, here.grad_out);
     recompute_p<Variant::kGradKey>(s, grads, scores,
                                    [&](int, int n, int e) { return here.terms[column_of(n, e % 2)]; });
-    const StagedVisit& v = visits[n];
-    if (!v.full()) {
-      const MaskWords<KeyTile, QueryTile> words(traversal, masks, v);
-      if (Variant::kGradValue) apply_mask(s, words, 0.f);
-      if (Variant::kGradKey) apply_mask(grads, words, 0.f);
-    }
     if (Variant::kGradValue) accumulate(value_sums, s, here.grad_out);
     if (Variant::kGradKey) accumulate(key_sums, grads, here.query);
   }

@@ -90,10 +90,10 @@ NB_DEVICE void grad_queries(const Params& p) {
     Fragment<kColumns> s, grads;
     dot<kColumns, kHeadDim>(s, query, arena.key(n));
     scores.softcap(s);
+    const StagedVisit& v = visits[n];
+    if (!v.full()) apply_mask(s, MaskWords<QueryTile, KeyTile>(traversal, masks, v), scores.hidden());
     dot<kColumns, kValueDim>(grads, grad_out, arena.value(n));
     recompute_p<true>(s, grads, scores, [&](int b, int, int e) { return terms[b][e / 2]; });
-    const StagedVisit& v = visits[n];
-    if (!v.full()) apply_mask(grads, MaskWords<QueryTile, KeyTile>(traversal, masks, v), 0.f);
     accumulate(sums, grads, arena.key(n));
   }
   cp_async_wait<0>();

@@ -119,9 +119,9 @@ NB_DEVICE void forward(const Params& p) {
   out.clear();
   cp_async_wait<kStages - 1>();
   __syncthreads();  // the queries are loaded for all threads
-  if (!Variant::kSoftcap) {
-    if (scores.factor < 0.f) negate_rows(query);
-    scores.factor = fmaxf(fabsf(scores.factor), 1e-30f);  // with 0, masked scores would be NaN
+  if (scores.factor < 0.f) {
+    negate_rows(query);
+    scores.factor = -scores.factor;
   }
   KeptRows<kHeadDim> kept;
   if (kKeep) kept.keep(query);
@@ -136,7 +136,7 @@ NB_DEVICE void forward(const Params& p) {
     else dot<kColumns, kHeadDim>(s, query, arena.key(n));
     scores.softcap(s);
     const StagedVisit& v = visits[n];
-    if (!v.full()) apply_mask(s, MaskWords<QueryTile, KeyTile>(traversal, masks, v), -NB_INFINITY);
+    if (!v.full()) apply_mask(s, MaskWords<QueryTile, KeyTile>(traversal, masks, v), scores.hidden());
     online_softmax(s, state, out, scores.factor);
     accumulate(out, s, arena.value(n));
   }

@@ -6,7 +6,7 @@
 #include "visits.cuh"
 
 namespace nb {
-// For each axis and coordinate k, and each quarter q of a lane: the bits of the columns with coordinates below k.
+// For each axis, each q = lane % 4 and each coordinate k: the bits of the columns with coordinates below k.
 // Bit 2 n + j is column_of(n, j).
 template <class Columns>
 struct MaskTable {
@@ -22,19 +22,20 @@ struct MaskTable {
 #pragma unroll
     for (int axis = 0; axis < 3; ++axis)
       for (int i = threadIdx.x; i < 4 * (Columns::of(axis) + 1); i += Variant::kThreads) {
+        const int q = i / (Columns::of(axis) + 1), k = i % (Columns::of(axis) + 1);
         uint32_t bits = 0;
         for (int bit = 0; bit < kBits; ++bit) {
-          const int column = bit / 2 * 8 + i % 4 * 2 + bit % 2;
-          bits |= static_cast<uint32_t>(Columns::coordinate(axis, column) < i / 4) << bit;
+          const int column = bit / 2 * 8 + q * 2 + bit % 2;
+          bits |= static_cast<uint32_t>(Columns::coordinate(axis, column) < k) << bit;
         }
         word[first(axis) + i] = bits;
       }
   }
 
-  // The bits of the columns in an interval of coordinates.
-  NB_DEVICE uint32_t between(int axis, Interval x) const {
-    const uint32_t* const own = word + first(axis) + threadIdx.x % 4;
-    return own[4 * x.hi] & ~own[4 * x.lo];
+  // The bits of the columns in an interval of coordinates, moved by `start` and cut to `count`.
+  NB_DEVICE uint32_t between(int axis, Interval x, int start, int count) const {
+    const uint32_t* const own = word + (threadIdx.x % 4 * (Columns::of(axis) + 1) + first(axis));
+    return own[__viaddmin_s32_relu(x.hi, -start, count)] & ~own[__viaddmin_s32_relu(x.lo, -start, count)];
   }
 };
 
@@ -46,13 +47,10 @@ NB_DEVICE uint32_t mask_word(const Traversal<Rows>& traversal, const MaskTable<C
 #pragma unroll
   for (int axis = 0; axis < 3; ++axis) {
     if (Rows::of(axis) == 1 && Columns::of(axis) == 1) continue;
-    const RowRuns& runs = traversal.runs[Rows::first(axis) + Rows::coordinate(axis, row)];
+    const RowRuns runs = traversal.runs[Rows::first(axis) + Rows::coordinate(axis, row)];
     const int start = v.start[axis], count = v.count[axis];
-    const auto bits = [&](Interval run) {
-      return table.between(axis, {clamp_to(run.lo - start, 0, count), clamp_to(run.hi - start, 0, count)});
-    };
-    uint32_t here = bits(runs.one);
-    if (Variant::kTwoRuns) here |= bits(runs.other);
+    uint32_t here = table.between(axis, runs.one, start, count);
+    if (Variant::kTwoRuns) here |= table.between(axis, runs.other, start, count);
     word &= here;
   }
   return word;

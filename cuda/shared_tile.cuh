@@ -16,20 +16,21 @@ struct SharedTile {
   NB_DEVICE explicit SharedTile(unsigned char* at) : data(reinterpret_cast<Element*>(at)) {}
   NB_DEVICE Element* chunk(int vector, int c) const { return data + vector * kPitch + c * 8; }
 
-  // Operand a: channels 16 k to 16 k + 15 of row block b of this warp.
+  // Operand a: channels 16 k to 16 k + 15 of row block b of this warp. Here and below, all of an address that depends
+  // on the lane is one term, so that the rest is in the instruction.
   NB_DEVICE void load_a(uint32_t (&a)[4], int b, int k) const {
-    const int lane = threadIdx.x % 32, row = (threadIdx.x / 32 * Variant::kRowBlocks + b) * 16;
-    ldmatrix_x4(a, chunk(row + lane % 16, k * 2 + lane / 16));
+    const int lane = threadIdx.x % 32, row = threadIdx.x / 32 * Variant::kRowBlocks * 16 + lane % 16;
+    ldmatrix_x4(a, data + (row * kPitch + lane / 16 * 8) + (b * 16 * kPitch + k * 16));
   }
   // Two operands b: channels 16 k to 16 k + 15 of the columns 16 n to 16 n + 15.
   NB_DEVICE void load_b(uint32_t (&b)[4], int n, int k) const {
     const int lane = threadIdx.x % 32;
-    ldmatrix_x4(b, chunk(n * 16 + lane % 8 + lane / 16 * 8, k * 2 + lane / 8 % 2));
+    ldmatrix_x4(b, data + ((lane % 8 + lane / 16 * 8) * kPitch + lane / 8 % 2 * 8) + (n * 16 * kPitch + k * 16));
   }
   // Two operands b, transposed: the vectors 16 k to 16 k + 15 are summed; channels 16 n to 16 n + 15 are columns.
   NB_DEVICE void load_b_trans(uint32_t (&b)[4], int k, int n) const {
     const int lane = threadIdx.x % 32;
-    ldmatrix_x4_trans(b, chunk(k * 16 + lane % 16, n * 2 + lane / 16));
+    ldmatrix_x4_trans(b, data + (lane % 16 * kPitch + lane / 16 * 8) + (k * 16 * kPitch + n * 16));
   }
 };
 

@@ -6,6 +6,7 @@
 namespace nb {
 constexpr float kLog2e = 1.4426950408889634f, kLn2 = 0.6931471805599453f;
 constexpr float kLowest = -3.402823466e38f;  // the maximum of a row without scores: finite, so that differences are
+constexpr float kLeast = 1e-30f;  // a factor of 0: no product gets past rounding
 constexpr float kSlack = 8;  // how far, in units of log 2, scores may pass the maximum that weights are relative to
 
 // Scores in units of log 2. Without a softcap they are `factor` x products, which the exponent's FFMA multiplies.
@@ -14,7 +15,12 @@ struct Scores {
   NB_DEVICE explicit Scores(const Params& p)
       : factor(Variant::kSoftcap ? 1.f : static_cast<float>(p.scale) * kLog2e),
         bend(p.softcap ? static_cast<float>(p.scale / p.softcap) : 0.f),
-        cap(static_cast<float>(p.softcap) * kLog2e) {}
+        cap(static_cast<float>(p.softcap) * kLog2e) {
+    if (fabsf(factor) < kLeast) factor = factor < 0.f ? -kLeast : kLeast;  // 0 x infinity is NaN
+  }
+
+  // What masked products become: times the factor, it is -infinity.
+  NB_DEVICE float hidden() const { return factor < 0.f ? NB_INFINITY : -NB_INFINITY; }
 
   NB_DEVICE float capped(float product) const {
     const float x = product * bend, square = x * x;

@@ -20,7 +20,7 @@ struct AxisTraversal {
   int keys;              // keys of the class on the whole axis
 };
 
-struct RowRuns {  // the columns of one row on one axis, up to two intervals
+struct alignas(16) RowRuns {  // the columns of one row on one axis, up to two intervals
   Interval one, other;
 };
 

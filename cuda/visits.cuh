@@ -6,9 +6,10 @@
 
 namespace nb {
 struct alignas(16) StagedVisit {
-  long long offset[3];  // of the first column in the tensors of columns, in bytes
+  long long offset[2];  // of the first column in the tensors of columns, in bytes
   int start[3];
   unsigned char count[3], flags;
+  long long terms, unused;  // dK/dV: the same in Params::delta
   static constexpr int kFull = 1, kExtra = 2;
   NB_DEVICE bool full() const { return flags & kFull; }
   NB_DEVICE bool extra() const { return Variant::kExtra && flags & kExtra; }

@@ -39,9 +39,7 @@ AXIS = (
 )
 HELD = ("queries", "first_key", "keys")  # what the tensors hold of an axis
 COUNTS = ("batch", "heads", "group", "extra", "rank", "packed")
-NUMBERS = struct.Struct(
-    f"<{6 * len(STRIDES)}q2d{3 * len(AXIS)}i{3 * len(HELD)}i{len(COUNTS)}i"
-)
+NUMBERS = struct.Struct(f"<{6 * len(STRIDES)}q2d{3 * len(AXIS)}i{3 * len(HELD)}i{len(COUNTS)}i")
 SIZE = 8 * len(POINTERS) + NUMBERS.size
 BORDERS: Mapping[str, int] = {"clip": 0, "shift": 1, "wrap": 2}
 # The pointers that each kernel writes through; it only reads the others.

@@ -107,6 +107,10 @@ inline T __ldg(const T* pointer) {
   return *pointer;
 }
 inline int __popc(unsigned x) { return __builtin_popcount(x); }
+inline int __viaddmin_s32_relu(int a, int b, int most) {
+  const int sum = a + b < most ? a + b : most;
+  return sum < 0 ? 0 : sum;
+}
 template <class T>
 inline T min(T a, T b) {
   return b < a ? b : a;

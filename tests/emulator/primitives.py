@@ -10,5 +10,10 @@ def numbers(channel_stride: int = 1) -> bytes:
     strides = [0] * 6 * len(layout.STRIDES)
     strides[5] = channel_stride
     return layout.pack_numbers(
-        strides, 0.0, 0.0, [0] * 3 * len(layout.AXIS), [0] * len(layout.COUNTS)
+        strides,
+        0.0,
+        0.0,
+        [0] * 3 * len(layout.AXIS),
+        [0] * 3 * len(layout.HELD),
+        [0] * len(layout.COUNTS),
     )

@@ -234,7 +234,13 @@ def _shared(p: Problem, kernel: str) -> int:
         "dkdv": vectors(rows, p.head_dim) + vectors(rows, p.value_dim),
     }[kernel]
     visits, masks = 32 * 48, 16 * (sum(p.columns) + 3)
-    return traversal + visits + masks + own + p.stages * (stage + (8 * columns if kernel == "dkdv" else 0))
+    return (
+        traversal
+        + visits
+        + masks
+        + own
+        + p.stages * (stage + (8 * columns if kernel == "dkdv" else 0))
+    )
 
 
 def _delta_wide(p: Problem) -> int:

@@ -148,7 +148,7 @@ def quick() -> Iterator[Case]:
         yield from variants_of(kernel, largest(kernel, "mma", odd), odd, "80", vector=False)
         yield from variants_of(kernel, largest(kernel, "simt", double), double, "90a")
     for target in TARGETS:
-        yield Case(cuda_tiles.delta("bfloat16", 64), target, "", 64, vector=False)
+        yield Case(cuda_tiles.delta("bfloat16", 64, vector=True), target, "", 64, vector=True)
 
 
 def others() -> Iterator[Case]:

@@ -34,6 +34,7 @@ def _candidate(request: Request, axes: Axes, instructions: str) -> Candidate:
         cuda.two_runs(axes),
         request.softcap,
         request.key_range,
+        request.extra_keys > 0,
     )
     passes = {} if reasons else _passes(request, axes, instructions, build)
     reasons += passes if isinstance(passes, list) else []
@@ -65,6 +66,7 @@ def _passes(
             return [Reason("grid", f"{blocks} blocks are over the grid of {cuda.GRID}")]
         passes[kernel] = chosen
     rows = request.batch * request.heads * request.query_count
-    if request.training and (blocks := -(-rows // cuda_tiles.DELTA_ROWS)) > cuda.GRID:
+    per_block = cuda_tiles.delta_rows(request.dtype, request.value_dim, vector=False)
+    if request.training and (blocks := -(-rows // per_block)) > cuda.GRID:
         return [Reason("grid", f"{blocks} blocks are over the grid of {cuda.GRID}")]
     return passes

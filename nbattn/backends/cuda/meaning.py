@@ -98,15 +98,15 @@ class CudaArguments:
         axes: the mask's axes.
         build: the options that the kernels are compiled for.
         forward: the tiles of the forward kernel.
-        queries, keys: the tiles of the kernels that compute the queries' gradients and the keys'
-            gradients; None without a backward.
+        grad_query, grad_key: the tiles of the kernels that compute the queries' gradients and those
+            of keys and values; None without a backward.
     """
 
     axes: Axes
     build: Build
     forward: Tiles
-    queries: Tiles | None = None
-    keys: Tiles | None = None
+    grad_query: Tiles | None = None
+    grad_key: Tiles | None = None
 
     def key_runs(self, number: int, queries: int, keys: int) -> tuple[Ints, Ints, int]:
         """The keys of each query on one axis, by the tiles of the forward kernel."""
@@ -119,7 +119,7 @@ class CudaArguments:
         computes a pair twice, or if the gradients' pairs differ from the forward's.
         """
         forward = self._pairs(self.forward, queries, keys, inverse=False)
-        for tiles, inverse in ((self.queries, False), (self.keys, True)):
+        for tiles, inverse in ((self.grad_query, False), (self.grad_key, True)):
             if tiles is None:
                 continue
             backward = self._pairs(tiles, queries, keys, inverse=inverse)
@@ -168,7 +168,7 @@ class CudaArguments:
 
     def blocks(self, request: Request, call: Call, *, backward: bool) -> Iterator[Block]:
         """The blocks that the forward kernel computes, or the kernel of the keys' gradients."""
-        tiles = self.keys if backward else self.forward
+        tiles = self.grad_key if backward else self.forward
         assert tiles is not None
         steps = [axis.spec.dilation for axis in self.axes]
         for row, visits in self._traverse(tiles, inverse=backward):

@@ -46,13 +46,13 @@ class Launch(NamedTuple):
 def warmup(program: Program, launcher: Launcher | None = None) -> None:
     """Compile and load the kernels of a program, for training those of the backward, too."""
     window, launcher = _window(program), launcher or launch.launcher()
-    kernels = {"fwd": window.forward, "dq": window.queries, "dkdv": window.keys}
+    kernels = {"fwd": window.forward, "dq": window.grad_query, "dkdv": window.grad_key}
     for kernel, tiles in kernels.items():
         for grads in cuda_tiles.grads_of(kernel, window.build) if tiles else ():
             assert tiles is not None
             launcher.load(cuda_tiles.variant(kernel, tiles, window.build, grads=grads, vector=True))
-    if window.keys is not None:
-        launcher.load(cuda_tiles.delta(window.build.dtype, window.build.value_dim))
+    if window.grad_key is not None:
+        launcher.load(_delta(window, vector=True))
 
 
 def forward(
@@ -64,7 +64,7 @@ def forward(
     (forward_launch,) = _launches(*_launch_key(window, inputs, tensors, None))
     tensors["out"] = out = new_output(inputs.query, inputs.value)
     lse = None
-    if return_lse or window.keys is not None:
+    if return_lse or window.grad_key is not None:
         tensors["lse"] = lse = new_lse(inputs.query)
     _run(launcher, forward_launch, tensors)
     return out, lse
@@ -87,7 +87,7 @@ def backward(
     tensors = _tensors(inputs)
     tensors |= {"out": out, "lse": lse, "grad_out": grad_out}
     tensors |= {} if grad_lse is None else {"grad_lse": grad_lse.contiguous()}
-    tensors["delta"] = torch.empty_like(lse)
+    tensors["delta"] = lse.new_empty((*lse.shape, 2))
     launches = _launches(*_launch_key(window, inputs, tensors, grad_out.stride()))
     named = {name: tensors.get(name) for name in ("query", "key", "value", *_EXTRA)}
     grads = {f"grad_{n}": t.new_empty(t.shape) for n, t in named.items() if t is not None}
@@ -137,7 +137,8 @@ def _launch_key(
     """The arguments of `_launches`: all that launches depend on, except pointers."""
     query, key, value = inputs.query, inputs.key, inputs.value
     strides = (query.stride(), key.stride(), value.stride())
-    copied = [query, key, value, *(tensors[n] for n in (*_EXTRA, "grad_out") if n in tensors)]
+    others = (*_EXTRA, "out", "grad_out")
+    copied = [query, key, value, *(tensors[name] for name in others if name in tensors)]
     return (
         ByIdentity(window),
         query.shape,
@@ -163,6 +164,7 @@ def _launches(
 ) -> tuple[Launch, ...]:
     """The launches of a forward (strides of q, k, v) or a backward (and those of grad_out)."""
     window = identity.value
+    assert window.build.extra or not extra, "kernels without extra keys"
     batch, heads, kv_heads = query[0], query[-2], key[-2]
     vector = aligned and all(map(_in_chunks, (query, key, key, query), strides))
     numbers = layout.pack_numbers(
@@ -170,21 +172,22 @@ def _launches(
         scale,
         softcap,
         [number for axis in cuda_tiles.padded(window.axes) for number in _axis(axis)],
-        (batch, heads, heads // max(kv_heads, 1), extra, len(window.axes), 0),
+        [number for axis in cuda_tiles.padded(window.axes) for number in _held(axis)],
+        (batch, heads, heads // max(kv_heads, 1), extra, len(window.axes), 1),
     )
     launches_of = partial(_launches_of, build=window.build, numbers=numbers, vector=vector)
     if len(strides) == 3:
         blocks = _row_tiles(window.axes, window.forward) * batch * heads
         return tuple(launches_of("fwd", window.forward, blocks))
-    assert window.queries is not None
-    assert window.keys is not None
-    query_blocks = _row_tiles(window.axes, window.queries) * batch * heads
-    key_tiles = _row_tiles(window.axes, window.keys, inverse=True)
-    extra_tiles = -(-extra // window.keys.row_count)
+    assert window.grad_query is not None
+    assert window.grad_key is not None
+    query_blocks = _row_tiles(window.axes, window.grad_query) * batch * heads
+    key_tiles = _row_tiles(window.axes, window.grad_key, inverse=True)
+    extra_tiles = -(-extra // window.grad_key.row_count)
     return (
-        _delta_launch(math.prod(query[:-1]), window.build, numbers),
-        *launches_of("dq", window.queries, query_blocks),
-        *launches_of("dkdv", window.keys, (key_tiles + extra_tiles) * batch * kv_heads),
+        _delta_launch(math.prod(query[:-1]), window, numbers, vector=vector),
+        *launches_of("dq", window.grad_query, query_blocks),
+        *launches_of("dkdv", window.grad_key, (key_tiles + extra_tiles) * batch * kv_heads),
     )
 
 
@@ -197,10 +200,18 @@ def _launches_of(
         yield Launch(variant, blocks, numbers, _WRITES[grads])
 
 
-def _delta_launch(rows: int, build: Build, numbers: bytes) -> Launch:
-    """The launch that computes delta for all rows of all heads."""
-    variant = cuda_tiles.delta(build.dtype, build.value_dim)
-    return Launch(variant, -(-rows // cuda_tiles.DELTA_ROWS), numbers)
+def _delta(window: CudaArguments, *, vector: bool) -> Variant:
+    build, vector = window.build, vector and window.forward.row_blocks > 0
+    return cuda_tiles.delta(build.dtype, build.value_dim, vector=vector)
+
+
+def _delta_launch(rows: int, window: CudaArguments, numbers: bytes, *, vector: bool) -> Launch:
+    """The launch that prepares the backward for all rows of all heads."""
+    variant = _delta(window, vector=vector)
+    per_block = cuda_tiles.delta_rows(
+        window.build.dtype, window.build.value_dim, vector=vector and window.forward.row_blocks > 0
+    )
+    return Launch(variant, -(-rows // per_block), numbers)
 
 
 def _row_tiles(axes: Axes, tiles: Tiles, *, inverse: bool = False) -> int:
@@ -226,17 +237,21 @@ def _axis(axis: BoundAxis) -> tuple[int, ...]:
     spec = axis.spec
     left, right = (FAR if side is None else min(side, FAR) for side in (spec.left, spec.right))
     return (
-        axis.queries,
-        axis.keys,
+        axis.lengths[1],
         left,
         right,
         spec.dilation,
         spec.stride,
         axis.offset,
-        min(spec.prefix, axis.keys),
+        min(spec.prefix, axis.lengths[1]),
         layout.BORDERS[spec.border],
         int(spec.causal),
     )
+
+
+def _held(axis: BoundAxis) -> tuple[int, ...]:
+    """What the tensors hold of one axis, in the order of `layout.HELD`."""
+    return axis.queries, axis.first_key, axis.keys
 
 
 def _in_chunks(shape: torch.Size, strides: Strides) -> bool:
