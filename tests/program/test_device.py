@@ -114,6 +114,12 @@ PAIRS = "is not a tuple of pairs of a dtype and its rate that includes float32."
         ({"source": 1.5}, "source=1.5 is a float."),
         ({"providers": "natten"}, "providers='natten' is not a tuple of names."),
         ({"providers": ["natten"]}, "providers=['natten'] is not a tuple of names."),
+        *(
+            ({"torch": wrong}, f"torch={wrong!r} is not the first two numbers of a version.")
+            for wrong in ("2.13", (2,), (2, 13, 0), (2, "13"), [2, 13], None)
+        ),
+        ({"cudnn": "9.20"}, "cudnn='9.20' is a str, not an int."),
+        ({"cudnn": True}, "cudnn=True is a bool, not an int."),
     ],
 )  # fmt: skip
 def test_impossible_device_data_are_refused(wrong: dict[str, Any], text: str) -> None:
@@ -121,3 +127,10 @@ def test_impossible_device_data_are_refused(wrong: dict[str, Any], text: str) ->
     with pytest.raises(InputError) as error:
         DeviceInfo(**(fields_ | {"launch": 1e-6, "source": "a guess"} | wrong))
     assert str(error.value).splitlines()[0] == text
+
+
+def test_versions_in_words() -> None:
+    known = device.DEVICES["sm_90"]
+    assert known.versions == "torch 2.13 with cuDNN 9.20.0"
+    assert replace(known, torch=(2, 9), cudnn=91002).versions == "torch 2.9 with cuDNN 9.10.2"
+    assert replace(known, torch=(2, 8), cudnn=0).versions == "torch 2.8 with no cuDNN"
