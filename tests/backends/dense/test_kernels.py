@@ -333,3 +333,38 @@ def test_every_sdpa_program_on_a_named_gpu_names_its_kernel() -> None:
             for found in all_of(request):
                 if found.backend == "sdpa" and found.program is not None:
                     assert "by torch's" in found.work()
+
+
+def bytes_and_flops(found: Candidate) -> tuple[float, float]:
+    assert found.cost is not None
+    return found.cost.bytes, found.cost.flops
+
+
+def test_a_backward_on_a_gpu_repeats_the_forward() -> None:
+    """Five products and two again, beside the forward's two; the CPU keeps the forward's results."""
+    shape = (1, 1024, 4, 64)
+    for on, products in (("sm_80", 9 / 2), ("cpu", 7 / 2)):
+        (_, once), (_, trained) = (
+            bytes_and_flops(sdpa(Mask.full(), shape, "sdpa/dense", device=on, training=training))
+            for training in (False, True)
+        )
+        assert trained == pytest.approx(products * once)
+
+
+def test_repeated_heads_are_written_and_read() -> None:
+    shape, key = (2, 512, 8, 64), (2, 256, 2, 64)
+    mask, named = Mask.causal("top-left"), {"key_shape": key}
+    (repeated, _), (grouped, _) = (
+        bytes_and_flops(sdpa(mask, shape, device=device("sm_80", version), **named))
+        for version in ((2, 13), (2, 14))
+    )
+    assert repeated - grouped == 2 * (2 * 256 * 8) * (64 + 64) * 2
+
+
+def test_a_mask_over_an_odd_number_of_keys_is_padded_for_each_head() -> None:
+    (odd, _), (even, _) = (
+        bytes_and_flops(sdpa(Mask.sliding_window(3), (2, length, 4, 64), "sdpa/mask"))
+        for length in (100, 112)
+    )
+    inputs = 4 * 2 * 4 * 64 * 2
+    assert (odd, even) == (100 * inputs + 2 * 2 * 4 * 100 * 100 * 2, 112 * inputs)
