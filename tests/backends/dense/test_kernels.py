@@ -341,7 +341,7 @@ def bytes_and_flops(found: Candidate) -> tuple[float, float]:
 
 
 def test_a_backward_on_a_gpu_repeats_the_forward() -> None:
-    """Five products and two again, beside the forward's two; the CPU keeps the forward's results."""
+    """Five products and two again, beside the forward's two; the CPU keeps its results."""
     shape = (1, 1024, 4, 64)
     for on, products in (("sm_80", 9 / 2), ("cpu", 7 / 2)):
         (_, once), (_, trained) = (
