@@ -42,6 +42,8 @@ FLASH_MEANING = "nbattn/backends/flash/meaning.py"
 FLASH_CANDIDATES = "nbattn/backends/flash/candidates.py"
 FLASH_COSTS = "nbattn/backends/flash/costs.py"
 FLASH_PACKING = "nbattn/backends/flash/packing.py"
+FLASH_RANGES = "nbattn/backends/flash/ranges.py"
+SDPA_KERNELS = "nbattn/backends/dense/kernels.py"
 CUDA_MEANING = "nbattn/backends/cuda/meaning.py"
 CUDA_PIPES = "nbattn/backends/cuda/pipes.py"
 CUDA_TILES = "nbattn/backends/cuda/tiles.py"
@@ -353,6 +355,16 @@ MUTANTS = [
            "safe = stacked", "functional"),
     Mutant("merge-in-halves", FUNCTIONAL, ".to(torch.promote_types(exact, torch.float32))", "",
            "functional"),
+    # the kernels that torch takes, and padding on Flash
+    Mutant("flash-takes-two-lengths", SDPA_KERNELS, "if call.causal and call.queries != call.keys:",
+           "if False:", "backends/dense/kernels"),
+    Mutant("cudnn-one-version-early", SDPA_KERNELS, "device.cudnn > 91500", "device.cudnn >= 91500",
+           "backends/dense/kernels"),
+    Mutant("range-without-keys", FLASH_RANGES, "return start, torch.maximum(start, stop)",
+           "return start, stop", "backends/flash/ranges"),
+    Mutant("range-past-the-ends", FLASH_RANGES, ".clamp(0, keys)", "", "backends/flash/ranges"),
+    Mutant("range-under-a-window", FLASH_PACKING, "if any(piece.band != FULL for piece in pieces):",
+           "if False:", "backends/flash/ranges"),
     # rewrites for dense kernels
     Mutant("triangle-limited", DENSE_PIECES, "if last < min(group.keys, start + rows) or",
            "if", "program/dense_pieces planner/proof backends/dense/candidates whole/support"),

@@ -123,7 +123,7 @@ FAMILIES: tuple[Family, ...] = (
         ),
         strategies=(
             *("translate", "trim", "split", "virtual-pad", "pack", "pad", "zero-pad", "kv-cache"),
-            *("fold", "merge"),
+            *("key-range", "fold", "merge"),
         ),
         packages=("flash-attn", "flash-attn-3", "flash-attn-4"),
     ),

@@ -20,7 +20,7 @@ from typing import Any
 
 from nbattn import cache, machine
 from nbattn.cache import CacheError
-from nbattn.program.device import DEVICES, DeviceInfo
+from nbattn.program.device import CUDNN, DEVICES, TORCH, DeviceInfo
 from nbattn.program.request import Request
 from nbattn.version import __version__
 
@@ -218,7 +218,7 @@ def look_up(request: Request) -> tuple[Times, str]:
     name = request.device.name
     if not table_names(name):
         return {}, table().problem
-    if replace(request.device, providers=()) not in _devices(name):
+    if _bare(request.device) not in _devices(name):
         return {}, "the device is your own DeviceInfo"
     entries, why = _valid_entries(name, torch_threads())
     if not entries:
@@ -304,11 +304,16 @@ def _valid_entries(name: str, threads: int) -> tuple[tuple[Entry, ...], str]:
 @lru_cache(64)
 def _devices(name: str) -> frozenset[DeviceInfo]:
     """Returns all data that the planner may have of a device of that name, with and without
-    measured rates; without its packages, which differ between machines.
+    measured rates; bare.
     """
-    info = replace(DEVICES[name], providers=())
+    info = _bare(DEVICES[name])
     same_name = [entry for entry in table().entries if entry.fingerprint.device == name]
     return frozenset([info, *(entry.device(info) for entry in same_name)])
+
+
+def _bare(info: DeviceInfo) -> DeviceInfo:
+    """Returns a device's data without packages and versions, which differ between machines."""
+    return replace(info, providers=(), torch=TORCH, cudnn=CUDNN)
 
 
 @lru_cache(1)

@@ -38,8 +38,19 @@ def _data(device: torch.device | str | None) -> DeviceInfo:
             problem = f"device={device!r}: this machine has no CUDA device."
             raise InputError(problem, device_data.known())
         info = device_data.cuda(*torch.cuda.get_device_capability(parsed))
-        return replace(info, providers=families.installed())
+        return replace(info, providers=families.installed(), torch=_version(), cudnn=_cudnn())
     return device_data.DEVICES["cpu"] if parsed.type == "cpu" else device_data.other(parsed.type)
+
+
+def _version() -> tuple[int, int]:
+    """Returns the first two numbers of torch's version, which may be a nightly's."""
+    major, minor = torch.__version__.split(".")[:2]
+    return int(major), int(minor)
+
+
+def _cudnn() -> int:
+    """Returns the version of the cuDNN that torch loads; 0 without one."""
+    return torch.backends.cudnn.version() or 0
 
 
 def is_here(info: DeviceInfo) -> bool:

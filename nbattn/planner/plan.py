@@ -67,7 +67,9 @@ class Plan:
         return explanation.explain(self, every=all)
 
     def decided_by(self) -> str:
-        """What the candidates were ranked by, and where the device's rates come from."""
+        """What the candidates were ranked by, where the device's rates come from, and for which
+        versions the kernels of torch were looked up.
+        """
         measured = self.chosen.cost is not None and self.chosen.cost.measured is not None
         why = self.note or "no measurement of this request is known"
         ranked_by = "measured times" if measured else f"estimates ({why})"
@@ -76,6 +78,7 @@ class Plan:
         return (
             f"ranked by {ranked_by}; rates of {device.name}: {device.source}"
             + "; assumes that CuPy and NVRTC are installed" * assumed
+            + f"; for {device.versions}" * (device.kind == "cuda")
         )
 
     def to_dict(self) -> dict[str, Any]:

@@ -76,6 +76,7 @@ def roofline(
     copied: float = 0,
     rate: float | None = None,
     backward_calls: int | None = None,
+    backward_flops: float = BACKWARD_FLOPS,
 ) -> Cost:
     """Returns the cost of work at a device's rates.
 
@@ -86,13 +87,14 @@ def roofline(
         copied: bytes of copies.
         rate: FLOP/s; default: the device's peak.
         backward_calls: launches of the backward; default: twice the forward's.
+        backward_flops: of a pair in the backward, in those of the forward.
     """
     items = request.batch * request.heads
     extra = request.query_count * request.extra_keys
-    passes = 1 + BACKWARD_FLOPS * request.training
+    passes = 1 + backward_flops * request.training
     pairs = items * (computed + extra)
     backward = items * ((computed if backward is None else backward) + extra) * request.training
-    flops = 2.0 * (pairs + BACKWARD_FLOPS * backward) * (request.head_dim + request.value_dim)
+    flops = 2.0 * (pairs + backward_flops * backward) * (request.head_dim + request.value_dim)
     moved = tensor_bytes(request) * (1 + 2 * request.training)
     again = 2 * calls if backward_calls is None else backward_calls
     count = calls + again * request.training

@@ -12,6 +12,9 @@ from nbattn.errors import InputError, kind
 
 # Packages of the named GPUs: CuPy and NVRTC, which pip can install on every machine.
 ASSUMED = ("cupy",)
+# Assumed where torch is not asked, as for named devices: torch 2.13 and the cuDNN 9.20.0 of its
+# wheels. Plans for them are the same whichever torch makes them.
+TORCH, CUDNN = (2, 13), 92000
 RATES = (1e-3, 1e24)  # of a device, per second: others are mistakes and make costs overflow
 LONGEST = 1e6  # seconds
 MOST = 1 << 20  # multiprocessors
@@ -35,6 +38,8 @@ class DeviceInfo:
         providers: optional packages assumed to be installed.
         multiprocessors: of a GPU; 0 if unknown.
         clock: of them in Hz, at which `flops` are reached; 0 if unknown.
+        torch: the first two numbers of torch's version, which kernels of torch depend on.
+        cudnn: cuDNN's version as `torch.backends.cudnn.version()` returns it.
     """
 
     name: str
@@ -46,6 +51,8 @@ class DeviceInfo:
     providers: tuple[str, ...] = ()
     multiprocessors: int = 0
     clock: float = 0.0
+    torch: tuple[int, int] = TORCH
+    cudnn: int = CUDNN
 
     def __post_init__(self) -> None:
         for name in ("name", "kind", "source"):
@@ -89,12 +96,28 @@ class DeviceInfo:
                 f"{MOST} and a rate in Hz.",
                 "multiprocessors=108, clock=1.41e9, or neither.",
             )
+        if not _is_version(self.torch):
+            raise InputError(
+                f"torch={_short(self.torch)} is not the first two numbers of a version.",
+                f"torch={TORCH}.",
+            )
+        if isinstance(self.cudnn, bool) or not isinstance(self.cudnn, int):
+            raise InputError(
+                f"cudnn={_short(self.cudnn)} is {kind(self.cudnn)}, not an int.", f"cudnn={CUDNN}."
+            )
 
     @property
     def capability(self) -> int | None:
         """The compute capability, 90 for sm_90; None for devices with other names."""
         digits = self.name.removeprefix("sm_")
         return int(digits) if digits != self.name and digits.isdigit() else None
+
+    @property
+    def versions(self) -> str:
+        """The versions of torch and cuDNN in words, "torch 2.13 with cuDNN 9.20.0"."""
+        numbers = (self.cudnn // 10000, self.cudnn // 100 % 100, self.cudnn % 100)
+        cudnn = f"cuDNN {numbers[0]}.{numbers[1]}.{numbers[2]}" if self.cudnn else "no cuDNN"
+        return f"torch {self.torch[0]}.{self.torch[1]} with {cudnn}"
 
     def peak(self, dtype: str) -> float:
         """Returns the FLOP/s for a dtype; a dtype without a rate has that of float32."""
@@ -117,6 +140,12 @@ def _are_pairs(flops: object) -> bool:
         return False
     names = [cast("tuple[object, object]", pair)[0] for pair in pairs]
     return all(isinstance(name, str) for name in names) and "float32" in names
+
+
+def _is_version(value: object) -> bool:
+    if not isinstance(value, tuple) or len(cast("Any", value)) != 2:
+        return False
+    return all(type(number) is int for number in cast("tuple[object, ...]", value))
 
 
 def _short(value: object) -> str:

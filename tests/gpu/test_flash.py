@@ -239,6 +239,31 @@ def test_sinks_and_extra_keys(provider: str) -> None:
     )
 
 
+def test_key_range_leaves_the_keys_that_it_says(provider: str, cases: Count) -> None:
+    """What lies outside is NaN; samples without keys give zeros."""
+    if not PROVIDERS[provider].limits.key_range:
+        pytest.skip(f"{provider} has no key_range")
+    made = inputs(300, 555, torch.bfloat16)
+    for ranges in (((0, 400), (100, 555)), ((7, 7), (130, 131)), ((555, 0), (-9, 600))):
+        key_range = torch.tensor(ranges, dtype=torch.int32, device=DEVICE)[:, None]
+        at = torch.arange(555, device=DEVICE)
+        outside = (at < key_range[:, :, 0]) | (at >= key_range[:, :, 1])
+        with torch.no_grad():
+            for side in ("key", "value"):
+                made[side][outside] = float("nan")
+        double = {name: t.detach().double().requires_grad_() for name, t in made.items()}
+        named = {"key_range": key_range}
+        judge(
+            results(Mask.full(), made, backend=f"flash:{provider}", **named),
+            results(Mask.full(), made, backend="reference", **named),
+            results(Mask.full(), double, backend="reference", **named),
+        )
+        with torch.no_grad():
+            for side in ("key", "value"):
+                made[side].copy_(torch.randn_like(made[side]))
+        cases(f"gpu, {provider} key-range", 1)
+
+
 def test_no_rows_are_copied(provider: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Three calls of a shifted window write into one output."""
     mask, queries, keys = MASKS["shift"]

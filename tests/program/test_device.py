@@ -124,6 +124,12 @@ PAIRS = "is not a tuple of pairs of a dtype and its rate that includes float32."
         ),
         ({"providers": "natten"}, "providers='natten' is not a tuple of names."),
         ({"providers": ["natten"]}, "providers=['natten'] is not a tuple of names."),
+        *(
+            ({"torch": wrong}, f"torch={wrong!r} is not the first two numbers of a version.")
+            for wrong in ("2.13", (2,), (2, 13, 0), (2, "13"), [2, 13], None)
+        ),
+        ({"cudnn": "9.20"}, "cudnn='9.20' is a str, not an int."),
+        ({"cudnn": True}, "cudnn=True is a bool, not an int."),
     ],
 )  # fmt: skip
 def test_impossible_device_data_are_refused(wrong: dict[str, Any], text: str) -> None:
@@ -141,3 +147,10 @@ def test_gpus_reach_their_rates_at_the_clock_given() -> None:
             assert each == pytest.approx(2 ** round(math.log2(each)), rel=0.02), name
     count, clock = device.DEVICES["cpu"].multiprocessors, device.DEVICES["cpu"].clock
     assert (count, clock) == (0, 0)
+
+
+def test_versions_in_words() -> None:
+    known = device.DEVICES["sm_90"]
+    assert known.versions == "torch 2.13 with cuDNN 9.20.0"
+    assert replace(known, torch=(2, 9), cudnn=91002).versions == "torch 2.9 with cuDNN 9.10.2"
+    assert replace(known, torch=(2, 8), cudnn=0).versions == "torch 2.8 with no cuDNN"

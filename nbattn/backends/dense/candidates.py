@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import product
 
 from nbattn import geometry
-from nbattn.backends.dense import costs, meaning
+from nbattn.backends.dense import costs, kernels, meaning
+from nbattn.backends.dense.kernels import SdpaCall, Taken
 from nbattn.geometry import Axes
 from nbattn.program.bands import CAUSAL
 from nbattn.program.candidate import Candidate
@@ -39,6 +41,63 @@ def _sdpa_limits(request: Request) -> Limits:
     return _SDPA_ON.get(request.device.kind, meaning.SDPA)
 
 
+def _with_kernels(request: Request, program: Program) -> tuple[Program, list[Reason]]:
+    """Returns the program with the kernels that torch takes for its calls on CUDA, and the reasons
+    against the first call that one of them cannot run.
+    """
+    if request.device.kind != "cuda" or request.device.capability is None:
+        return program, _over_grid(request, program)
+    calls, reasons = [], []
+    for call in program.calls:
+        one = _torch_call(request, call)
+        taken = kernels.of_call(request.device, one, training=request.training)
+        assert isinstance(call.arguments, meaning.DenseArguments)
+        arguments = replace(call.arguments, taken=taken)
+        calls.append(replace(call, arguments=arguments))
+        reasons += _against(request, calls[-1], taken, one)
+    return Program(tuple(calls)), reasons[:1]
+
+
+def _torch_call(request: Request, call: Call) -> SdpaCall:
+    """Returns what torch's checks see of a call."""
+    _, heads = call.query.batch_and_heads(request.batch, request.heads)
+    return SdpaCall(
+        queries=call.query.count,
+        keys=call.key.count,
+        heads=heads,
+        kv_heads=heads // request.heads_per_key_head,
+        head_dim=request.head_dim,
+        value_dim=request.value_dim,
+        dtype=request.dtype,
+        causal=isinstance(call.arguments, meaning.TopLeftCausal),
+        masked=isinstance(call.arguments, meaning.DenseMask),
+        deterministic=request.deterministic,
+    )
+
+
+def _against(request: Request, call: Call, taken: Taken, one: SdpaCall) -> list[Reason]:
+    """Returns the reasons against the kernels of one call: their grid, the math kernel's memory,
+    gradients that can be NaN.
+    """
+    samples, heads = call.query.batch_and_heads(request.batch, request.heads)
+    reasons: list[Reason] = []
+    used = {taken.forward, taken.backward} - {""}
+    if used != {"math"}:
+        reasons += [reason for reason in [over_grid(samples, heads)] if reason]
+    scores = kernels.score_bytes(request.dtype, samples * heads * one.queries * one.keys)
+    if "math" in used and scores > meaning.SCORES_LIMIT:
+        why = kernels.why_not("efficient", request.device, one)
+        text = (
+            f"torch would take its math kernel ({why}) and keep {scores / 1e9:.3g} GB of scores, "
+            f"over the limit of {meaning.SCORES_LIMIT / 1e9:.3g} GB"
+        )
+        reasons.append(Reason("memory", text))
+    if taken.backward == "cudnn":
+        wrong = kernels.nan_gradients(request.device, one._replace(gradient=True))
+        reasons += [Reason("gradients", wrong)] * bool(wrong)
+    return reasons
+
+
 def _over_grid(request: Request, program: Program) -> list[Reason]:
     """Returns the reason against the first call that exceeds the grid, if there is one."""
     most = _sdpa_limits(request).grid
@@ -63,7 +122,8 @@ def _sdpa_dense(request: Request, axes: Axes, useful: int) -> Candidate:
     if programs is None:
         return Candidate("sdpa", "dense", (), None, None, tuple(reasons))
     strategy, traits, program = programs
-    reasons += _over_grid(request, program)
+    program, against = _with_kernels(request, program)
+    reasons += against
     return Candidate(
         "sdpa",
         strategy,
@@ -129,7 +189,8 @@ def _sdpa_mask(request: Request, axes: Axes, matrix: Program, useful: int) -> Ca
         reasons.append(Reason("mask", "does not support zero pairs of queries and keys"))
     elif geometry.has_empty_queries(axes):
         reasons.append(Reason("mask", "does not support queries without keys"))
-    reasons += _over_grid(request, matrix)
+    matrix, against = _with_kernels(request, matrix)
+    reasons += against
     if reasons:
         return Candidate("sdpa", "mask", (), None, None, tuple(reasons))
     return Candidate("sdpa", "mask", (), matrix, costs.sdpa(request, matrix, useful))

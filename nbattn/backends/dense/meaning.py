@@ -2,9 +2,10 @@
 
 Torch's `scaled_dot_product_attention` documents `is_causal` as a lower triangle from the top-left
 corner. Its CPU kernel takes one head size, divides by zero without keys, and gives rows without
-keys a logsumexp of 0. On CUDA, samples and heads are the second and third dimension of the grids of
-its Flash and memory-efficient kernels, and cuDNN takes fewer than 65,536 samples: PyTorch's issues
-142228, 146704, 181085. Newer versions split the batch for one of the three.
+keys a logsumexp of 0. On CUDA it takes one of four kernels (`kernels.py`). Samples and heads are
+the second and third dimension of the grids of its Flash and memory-efficient kernels, and cuDNN
+takes fewer than 65,536 samples: PyTorch's issues 142228, 146704, 181085. Newer versions split the
+batch for one of the three. The math kernel has no grid of its own; it keeps all scores.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from nbattn.backends.dense.kernels import TILES, Taken
 from nbattn.geometry import Axes, Ints
 from nbattn.program.blocks import Block, blocks_of_groups
 from nbattn.program.limits import GRID, Limits
@@ -28,13 +30,19 @@ SDPA = Limits(
     name="sdpa", softcap=False, key_range=False, lse=False, deterministic=False
 )  # the public function
 SDPA_CUDA = replace(SDPA, grid=GRID)
+SCORES_LIMIT = 1 << 34  # bytes of scores of the math kernel: all memory of a T4, the smallest GPU
 _CPU_KEYS = 512  # keys per block of torch's CPU kernel
 MASK_LIMIT = 1 << 22  # pairs of an explicit matrix: 16 MiB in float32
 
 
 @dataclass(frozen=True, slots=True)
 class NoMask:
-    """Every query attends to every key."""
+    """Every query attends to every key.
+
+    `taken` is, here and below, what torch runs on CUDA.
+    """
+
+    taken: Taken | None = None
 
     def key_runs(self, number: int, queries: int, keys: int) -> tuple[Ints, Ints, int]:
         """Returns all keys, per query."""
@@ -56,7 +64,7 @@ class NoMask:
 
     def describe(self) -> str:
         """Describes the arguments in words."""
-        return "no mask"
+        return _described("no mask", self.taken)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +72,7 @@ class TopLeftCausal:
     """Query i attends to keys 0 … i (top-left). Only `axis` is longer than one position."""
 
     axis: int
+    taken: Taken | None = None
 
     def key_runs(self, number: int, queries: int, keys: int) -> tuple[Ints, Ints, int]:
         """Returns the first i + 1 keys on the causal axis, all keys on the others."""
@@ -77,12 +86,16 @@ class TopLeftCausal:
         return np.tri(math.prod(queries), math.prod(keys), dtype=np.bool_)
 
     def computed(self, queries: int, keys: int) -> int:
-        """Returns the pairs that torch's CPU kernel computes: for every block of queries, whole
-        blocks of keys up to the last query's.
+        """Returns the pairs that the kernel computes: for every block of queries, whole blocks of
+        keys up to the last query's; all pairs in torch's math kernel.
         """
-        rows = 256 if queries >= 768 else 64 if queries >= 192 else 32
+        rows, columns = 256 if queries >= 768 else 64 if queries >= 192 else 32, _CPU_KEYS
+        if self.taken is not None:
+            if self.taken.forward not in TILES:
+                return queries * keys
+            rows, columns = TILES[self.taken.forward]
         ends = np.minimum(np.arange(rows, queries + rows, rows), queries)
-        reach = np.minimum(-(-ends // _CPU_KEYS) * _CPU_KEYS, keys)
+        reach = np.minimum(-(-ends // columns) * columns, keys)
         return int((np.diff(ends, prepend=0) * reach).sum())
 
     def blocks(self, request: Request, call: Call, *, backward: bool) -> Iterator[Block]:
@@ -91,7 +104,7 @@ class TopLeftCausal:
 
     def describe(self) -> str:
         """Describes the arguments in words."""
-        return "is_causal, top-left"
+        return _described("is_causal, top-left", self.taken)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +112,7 @@ class DenseMask:
     """The mask itself, as a matrix."""
 
     axes: Axes
+    taken: Taken | None = None
 
     def key_runs(self, number: int, queries: int, keys: int) -> tuple[Ints, Ints, int]:
         """Returns the mask's rows."""
@@ -122,4 +136,12 @@ class DenseMask:
 
     def describe(self) -> str:
         """Describes the arguments in words."""
-        return "explicit mask"
+        return _described("explicit mask", self.taken)
+
+
+def _described(arguments: str, taken: Taken | None) -> str:
+    """Returns a call's arguments in words, with the kernels that torch takes for them."""
+    return arguments if taken is None else f"{arguments}, {taken.describe()}"
+
+
+DenseArguments = NoMask | TopLeftCausal | DenseMask

@@ -3,7 +3,8 @@ mask as a matrix.
 
 On the CPU it calls the kernel below autograd, which returns the logsumexp: extra keys and sinks can
 be merged, and the backward reuses the forward's results. On other devices it calls the public
-function, and the backward repeats it under autograd.
+function, and the backward repeats it under autograd. On CUDA that function chooses a kernel itself,
+the one that the plan names (`kernels.py`) unless the user's switches exclude it.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from nbattn.backends import calls
 from nbattn.backends.calls import Arrays, RowTensors
-from nbattn.backends.dense.meaning import DenseMask, NoMask, TopLeftCausal
+from nbattn.backends.dense.meaning import DenseArguments, DenseMask, NoMask, TopLeftCausal
 from nbattn.backends.inputs import Gradients, Inputs, rows_apart
 from nbattn.program.program import ByIdentity, CallArguments, Program
 
@@ -158,12 +159,19 @@ def _public(arguments: CallArguments, arrays: Arrays, scale: float) -> Tensor:
         if isinstance(arguments, DenseMask)
         else None
     )
+    assert isinstance(arguments, DenseArguments)
+    group = arrays[0].shape[1] // arrays[1].shape[1]
+    query, key, value = (_readable(t) for t in arrays)
+    if group > 1 and arguments.taken is not None and arguments.taken.repeats:
+        key, value = (t.repeat_interleave(group, dim=1) for t in (key, value))
     return torch.nn.functional.scaled_dot_product_attention(
-        *(_readable(t) for t in arrays),
+        query,
+        key,
+        value,
         attn_mask=bias,
         is_causal=isinstance(arguments, TopLeftCausal),
         scale=scale,
-        enable_gqa=arrays[0].shape[1] != arrays[1].shape[1],
+        enable_gqa=query.shape[1] != key.shape[1],
     )
 
 

@@ -7,6 +7,7 @@ Written from the providers' sources; `tests/gpu/test_flash.py` tests the calls o
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import lru_cache
 from importlib import import_module
 from typing import Any, NamedTuple
@@ -16,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from nbattn.backends.calls import Arrays, RowTensors
-from nbattn.backends.flash import run
+from nbattn.backends.flash import ranges, run
 from nbattn.backends.flash.meaning import FlashArguments, Sequences
 from nbattn.backends.flash.providers import padded
 from nbattn.backends.inputs import Gradients, Inputs, rows_apart
@@ -61,8 +62,15 @@ _Forward = Callable[[Arrays, KernelOptions, Tensor | None], tuple[Tensor, Tensor
 _Backward = Callable[[Tensor, Arrays, Tensor, Tensor, Tensor | None, KernelOptions], Arrays]
 
 
+@dataclass(frozen=True, slots=True)
 class Kernels:
-    """Runs each call with the kernels of the provider that the call names."""
+    """Runs each call with the kernels of the provider that the call names.
+
+    Args:
+        key_range: int32 `[B, rank, 2]`, for calls that are `ranged`.
+    """
+
+    key_range: Tensor | None = None
 
     def forward(
         self,
@@ -74,7 +82,7 @@ class Kernels:
     ) -> tuple[Tensor, Tensor]:
         """Computes output `[B, N, H, Dv]` and logsumexp `[B, N, H]`."""
         value_dim = arrays[2].shape[-1]
-        tensors, options = _prepared(call, arrays, scale, softcap)
+        tensors, options = _prepared(call, arrays, scale, softcap, self.key_range)
         written = None if into is None else _writable(into, tensors[0])
         call_forward, _ = _ENTRY_POINTS[call.provider]
         out, lse = call_forward(tensors, options, written)
@@ -96,7 +104,7 @@ class Kernels:
         softcap: float | None,
     ) -> Arrays:
         """Computes the gradients of q, k, v from the rows' final output and logsumexp."""
-        tensors, options = _prepared(call, arrays, scale, softcap)
+        tensors, options = _prepared(call, arrays, scale, softcap, self.key_range)
         size = tensors[0].shape[-1]
         out, grad_out = (_sized(t, size) for t in (rows.out, rows.grad_out))
         lse = rows.lse
@@ -117,7 +125,11 @@ class Kernels:
 
 
 def _prepared(
-    call: FlashArguments, arrays: Arrays, scale: float, softcap: float | None
+    call: FlashArguments,
+    arrays: Arrays,
+    scale: float,
+    softcap: float | None,
+    key_range: Tensor | None,
 ) -> tuple[Arrays, KernelOptions]:
     """Tensors with head sizes and strides that the kernels take, and the other arguments. A varlen
     call gets all samples in one dimension.
@@ -129,7 +141,7 @@ def _prepared(
     if call.entry == "varlen":
         window = call.window
         packed = Packed(
-            *_boundaries(call, query, key),
+            *_boundaries(call, query, key, key_range),
             rows if window.max_queries is None else window.max_queries,
             keys if window.max_keys is None else window.max_keys,
         )
@@ -162,8 +174,13 @@ def _writable(into: Tensor, query: Tensor) -> Tensor | None:
     return into.flatten(0, 1) if merged else None
 
 
-def _boundaries(call: FlashArguments, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+def _boundaries(
+    call: FlashArguments, query: Tensor, key: Tensor, key_range: Tensor | None
+) -> tuple[Tensor, Tensor]:
     """The boundaries of the queries' and keys' sequences in a varlen call, int32."""
+    if call.ranged:
+        assert key_range is not None
+        return ranges.boundaries(key_range, call.axis, query.shape[1], key.shape[1])
     if call.runs:
         return _of_runs(call.runs, query.shape[0], query.device)
     query_boundaries, key_boundaries = (
@@ -439,7 +456,7 @@ _ENTRY_POINTS: dict[str, tuple[_Forward, _Backward]] = {
 
 def forward(program: Program, inputs: Inputs, *, return_lse: bool) -> tuple[Tensor, Tensor]:
     """Computes output and logsumexp of a program."""
-    return run.forward(program, inputs, Kernels())
+    return run.forward(program, inputs, Kernels(inputs.key_range))
 
 
 def backward(
@@ -451,4 +468,4 @@ def backward(
     grad_lse: Tensor | None,
 ) -> Gradients:
     """Computes the gradients of a program."""
-    return run.backward(program, inputs, Kernels(), out, lse, grad_out, grad_lse)
+    return run.backward(program, inputs, Kernels(inputs.key_range), out, lse, grad_out, grad_lse)

@@ -7,8 +7,9 @@ longer `max_seqlen_k` to the varlen entry. `pack` passes the pieces of an axis a
 varlen call. `pad` appends keys until the window is square and masks them with one more channel per
 head; `zero-pad`, without that channel, is never exact, and its reason gives the error. `kv-cache`
 passes the whole cache and the number of keys in use; slicing the keys means the same with one
-launch less. A call is accepted only if its kernel computes, by `nbattn.backends.flash.meaning`,
-exactly the band that the call was built for.
+launch less. `key-range` passes the keys that `key_range` leaves of each sample as sequences of one
+varlen call, if no window would move with them. A call is accepted only if its kernel computes, by
+`nbattn.backends.flash.meaning`, exactly the band that the call was built for.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from nbattn.program.limits import Limits, Reason, over_grid
 from nbattn.program.program import Call, Program, View
 from nbattn.program.request import Needs, Request
 
-MODEL = Limits(name="flash-model", key_range=False)
+MODEL = Limits(name="flash-model")
 _ONE_AXIS = "Flash has one-dimensional windows"
 _COPIES = 4  # folding may copy at most this many times the keys
 _Pieces = list[list[Piece]]  # the pieces of each axis
@@ -76,7 +77,7 @@ def _all(
             yield refused(backend, "translate", *all_reasons)
             continue
         for strategy, parts in _strategies(request, name, per_axis).items():
-            make = _packed if strategy == "pack" else _program
+            make = _packed if strategy in ("pack", "key-range") else _program
             program = parts if isinstance(parts, Reason) else make(request, name, strategy, parts)
             if isinstance(program, Reason):
                 yield refused(backend, strategy, program)
@@ -110,6 +111,9 @@ def _pieces(request: Request, axes: Axes) -> _Pieces | Reason:
 def _strategies(request: Request, provider: str, per_axis: _Pieces) -> dict[str, _Pieces | Reason]:
     """The pieces by strategy, or the reason why a strategy does not apply."""
     plain = [[_translate(piece) for piece in pieces] for pieces in per_axis]
+    if request.key_range:
+        no_varlen = Reason("key_range", "has no key_range: it is not run by a varlen entry")
+        return {"key-range": plain if PROVIDERS[provider].varlen else no_varlen}
     trimmed = [[part for piece in pieces for part in _trim(piece)] for pieces in per_axis]
     divided = [[part for piece in pieces for part in _split(provider, piece)] for pieces in trimmed]
     strategies: dict[str, _Pieces | Reason] = {
@@ -236,7 +240,8 @@ def _program(request: Request, provider: str, strategy: str, per_axis: _Pieces) 
 
 def _packed(request: Request, provider: str, strategy: str, per_axis: _Pieces) -> Program | Reason:
     """One varlen call with one sequence per piece, or why this is impossible."""
-    call = packing.call(request, provider, per_axis)
+    pack = packing.call_by_range if strategy == "key-range" else packing.call
+    call = pack(request, provider, per_axis)
     if isinstance(call, Reason):
         return call
     arguments = call.arguments

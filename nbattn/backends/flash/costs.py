@@ -15,6 +15,7 @@ from nbattn.program.program import Call, Program, View
 from nbattn.program.request import Request
 
 _JOIN = 6  # launches to merge two parts by logsumexp
+_RANGES = 18  # launches to compute the boundaries of sequences from key_range
 
 
 def cost(request: Request, provider: Provider, program: Program, useful: int) -> Cost:
@@ -30,6 +31,7 @@ def cost(request: Request, provider: Provider, program: Program, useful: int) ->
         in_place = whole_heads and not copies(request, call)
         copied += 0 if in_place else _bytes(request, call)
         launches += cached  # fills the tensor of the cache lengths
+        launches += _RANGES * _flash(call).ranged
         if not single and (joins or cached or not in_place):
             copied += _output_bytes(request, call.query)
             launches += 1

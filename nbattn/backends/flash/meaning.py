@@ -195,6 +195,8 @@ class FlashArguments:
         axis: the axis of the window; with a window, all other axes have length 1.
         pad: keys appended to those of the view; one more channel per head masks them.
         runs: the sequences of a varlen call, each with its own window; empty: one sequence.
+        ranged: whether the sequence of a sample has only its keys in `key_range`, whose numbers a
+            plan does not know: the mask here is that without it.
     """
 
     provider: str
@@ -203,6 +205,7 @@ class FlashArguments:
     axis: int = 0
     pad: int = 0
     runs: tuple[Sequences, ...] = ()
+    ranged: bool = False
 
     @property
     def dialect(self) -> Dialect:
@@ -349,6 +352,7 @@ class FlashArguments:
             parts.append(f"{name}{window.max_keys}")
         parts += [counted(self.pad, "padded key")] * bool(self.pad)
         parts += [counted(sum(run.times for run in self.runs), "sequence")] * bool(self.runs)
+        parts += ["the keys of each sample by key_range"] * self.ranged
         return ", ".join(parts)
 
 

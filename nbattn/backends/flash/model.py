@@ -4,18 +4,23 @@ kernel would compute, in any dtype. For tests and inspection; "auto" never choos
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 from nbattn.backends.calls import Arrays, RowTensors
-from nbattn.backends.flash import run
+from nbattn.backends.flash import ranges, run
 from nbattn.backends.flash.meaning import FlashArguments
 from nbattn.backends.inputs import Gradients, Inputs, accumulate_dtype
 from nbattn.program.program import Program
 
 
+@dataclass(frozen=True)
 class Model:
-    """Computes a call by dense attention with the call's mask."""
+    """Computes a call by dense attention with the call's mask, and `key_range` if it is ranged."""
+
+    key_range: Tensor | None = None
 
     def forward(
         self,
@@ -28,8 +33,10 @@ class Model:
         """Computes output and logsumexp, in the dtype of the scores."""
         query, *cache = arrays
         key, value = (t[:, : call.read(t.shape[1])] for t in cache)
+        outside = self._outside(call, key)
+        key, value = (_zeroed(t, outside) for t in (key, value))
         arrays = query, key, value
-        scores, _ = _scores(call, arrays, scale, softcap)
+        scores, _ = _scores(call, arrays, scale, softcap, outside)
         lse = torch.logsumexp(scores, dim=-1)
         weights = scores.softmax(dim=-1).masked_fill(lse[..., None] == float("-inf"), 0)
         out = (weights @ _each_head(value, query)).transpose(1, 2)
@@ -44,7 +51,9 @@ class Model:
         softcap: float | None,
     ) -> Arrays:
         """Computes the gradients of q, k, v from the rows' final output and logsumexp."""
-        scores, slope = _scores(call, arrays, scale, softcap)
+        outside = self._outside(call, arrays[1])
+        arrays = arrays[0], _zeroed(arrays[1], outside), _zeroed(arrays[2], outside)
+        scores, slope = _scores(call, arrays, scale, softcap, outside)
         query, key, value = (_each_head(t, arrays[0]) for t in arrays)
         out, grad_out = (_each_head(t, arrays[0]) for t in (rows.out, rows.grad_out))
         weights = _weights(scores, rows.lse.transpose(1, 2).to(scores.dtype))
@@ -57,6 +66,18 @@ class Model:
         of_key, of_value = (t.unflatten(1, (-1, group)).sum(2) for t in (of_key, of_value))
         return of_query.transpose(1, 2), of_key.transpose(1, 2), of_value.transpose(1, 2)
 
+    def _outside(self, call: FlashArguments, key: Tensor) -> Tensor | None:
+        """Whether a key is outside `key_range`, bool `[B, M]`; None without one."""
+        if not call.ranged:
+            return None
+        assert self.key_range is not None
+        return ranges.outside(self.key_range, call.axis, key.shape[1])
+
+
+def _zeroed(tensor: Tensor, outside: Tensor | None) -> Tensor:
+    """`[B, M, Hk, D]` with zeros for keys outside `key_range`, which may hold anything."""
+    return tensor if outside is None else tensor.masked_fill(outside[..., None, None], 0)
+
 
 def _each_head(tensor: Tensor, query: Tensor) -> Tensor:
     """Returns `[B, N, H | Hk, D]` as `[B, H, N, D]` in the dtype of the scores."""
@@ -66,7 +87,11 @@ def _each_head(tensor: Tensor, query: Tensor) -> Tensor:
 
 
 def _scores(
-    call: FlashArguments, arrays: Arrays, scale: float, softcap: float | None
+    call: FlashArguments,
+    arrays: Arrays,
+    scale: float,
+    softcap: float | None,
+    outside: Tensor | None,
 ) -> tuple[Tensor, Tensor | float]:
     """Scores `[B, H, N, M]`, -inf outside the mask, and the derivative of the softcap."""
     query, key = (_each_head(t, arrays[0]) for t in arrays[:2])
@@ -76,6 +101,8 @@ def _scores(
         scores, slope = softcap * capped, 1 - capped**2
     allowed = call.allowed((query.shape[2],), (key.shape[2],))
     inside = torch.from_numpy(allowed).to(query.device)
+    if outside is not None:
+        inside = inside & ~outside[:, None, None]
     return scores.masked_fill(~inside, float("-inf")), slope
 
 
@@ -87,7 +114,7 @@ def _weights(scores: Tensor, lse: Tensor) -> Tensor:
 
 def forward(program: Program, inputs: Inputs, *, return_lse: bool) -> tuple[Tensor, Tensor]:
     """Computes output and logsumexp of a program."""
-    return run.forward(program, inputs, Model())
+    return run.forward(program, inputs, Model(inputs.key_range))
 
 
 def backward(
@@ -99,4 +126,4 @@ def backward(
     grad_lse: Tensor | None,
 ) -> Gradients:
     """Computes the gradients of a program."""
-    return run.backward(program, inputs, Model(), out, lse, grad_out, grad_lse)
+    return run.backward(program, inputs, Model(inputs.key_range), out, lse, grad_out, grad_lse)

@@ -3,6 +3,7 @@
 Each sample is cut into sequences, by boundaries for its queries and boundaries for its keys. Rows
 without keys become a sequence without keys, and keys without queries a sequence without queries:
 the kernel does no work for them, the rows get output 0, and nothing is copied to pack the rest.
+With `key_range`, the boundaries of the keys are computed on the device (`ranges.py`).
 """
 
 from __future__ import annotations
@@ -11,14 +12,16 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from nbattn.backends.flash.meaning import (
+    DIALECTS,
     FlashArguments,
     Sequences,
     WindowArguments,
     flash_arguments,
 )
+from nbattn.program.bands import FULL
 from nbattn.program.dense_pieces import Piece
-from nbattn.program.limits import GRID, Reason
-from nbattn.program.program import AxisView, Call, View
+from nbattn.program.limits import GRID, Reason, over_grid
+from nbattn.program.program import AxisView, Call, View, whole
 from nbattn.program.request import Request
 
 
@@ -42,6 +45,38 @@ def call(request: Request, provider: str, per_axis: list[list[Piece]]) -> Call |
     if count > GRID:
         return Reason("grid", f"{count} sequences are over the grid of {GRID}")
     return Call(*views, FlashArguments(provider, "varlen", window, axis, runs=sequences))
+
+
+def call_by_range(request: Request, provider: str, per_axis: list[list[Piece]]) -> Call | Reason:
+    """The varlen call whose sequences have the keys in `key_range`, or why there is none.
+
+    Flash counts a window from a sequence's last key, so it would follow the end of the range. The
+    numbers of the range are on the device: where it starts and ends does not matter to the plan.
+    """
+    for number, pieces in enumerate(per_axis):
+        count = request.key_space[number]
+        wanted = [(0, request.query_space[number], 1), (0, count, 1)]
+        if any(piece.band != FULL for piece in pieces):
+            text = f"axis {number} has a window, which Flash counts from a sample's last key"
+            return Reason("key_range", f"{text}: it would move with the end of key_range")
+        if [(v.start, v.length, v.groups) for p in pieces for v in (p.query, p.key)] != wanted:
+            text = f"axis {number} is not one piece with all its queries and keys"
+            return Reason("key_range", f"{text}: key_range counts keys of the whole axis")
+    long = [number for number, count in enumerate(request.key_space) if count > 1]
+    if len(long) > 1:
+        text = f"axes {long[0]} and {long[1]} are longer than 1: keys in a box are no sequence"
+        return Reason("key_range", text)
+    count = 3 * request.batch
+    if count > GRID:
+        return Reason("grid", f"{count} sequences are over the grid of {GRID}")
+    if too_many_heads := over_grid(1, request.heads):
+        return too_many_heads
+    views = whole(request.query_space), whole(request.key_space)
+    side, longest = DIALECTS[provider].unlimited, max(views[1].count, 1)
+    rows = max(views[0].count, 2)  # as in `flash_arguments`
+    window = WindowArguments(side, side, max_queries=rows, max_keys=longest)
+    axis = long[0] if long else 0
+    return Call(*views, FlashArguments(provider, "varlen", window, axis, ranged=True))
 
 
 def is_long(piece: Piece) -> bool:

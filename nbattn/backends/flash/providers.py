@@ -111,9 +111,7 @@ PROVIDERS: Mapping[str, Provider] = {
         Provider(
             name="fa2",
             package="flash-attn",
-            limits=Limits(
-                name="fa2", kinds=("cuda",), dtypes=_HALVES, key_range=False, lse_gradient=False
-            ),
+            limits=Limits(name="fa2", kinds=("cuda",), dtypes=_HALVES, lse_gradient=False),
             capabilities=(80, 121),
             backward=_EVERY,
             varlen=True,
@@ -122,7 +120,8 @@ PROVIDERS: Mapping[str, Provider] = {
         ),
         # Torch passes windows to the backward of this operator since 2.4, the first version that
         # has them; to that of its mem-efficient operator only since 2.15, so that one is not used.
-        # Gradients with seqused_k or alibi are wrong in all versions: neither is passed.
+        # Gradients with seqused_k or alibi are wrong in all versions: neither is passed. A
+        # key_range becomes boundaries of sequences, which the backward takes, too.
         Provider(
             name="aten",
             package="torch",
@@ -130,7 +129,6 @@ PROVIDERS: Mapping[str, Provider] = {
                 name="aten",
                 kinds=("cuda",),
                 dtypes=_HALVES,
-                key_range=False,
                 lse_gradient=False,
                 softcap=False,
             ),

@@ -36,7 +36,7 @@ LIMITS = [
     ("aten", {"head_dim": 264}, "supports head sizes up to 256, not 264"),
     ("aten", {"value_dim": 300}, "supports head sizes up to 256, not 300"),
     ("aten", {"softcap": True}, "has no softcap"),
-    ("fa2", {"key_range": True}, "has no key_range"),
+    ("fa3", {"key_range": True}, "has no key_range"),
     ("fa2", {"device": device.DEVICES["sm_90"]}, "needs the package flash-attn, which is"),
     ("fa3", {"training": True, "return_lse": True}, "its backward cannot use a gradient of"),
     ("fa3", {"head_dim": 250, "training": True, "deterministic": True}, "has no deterministic"),
