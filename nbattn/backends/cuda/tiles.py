@@ -38,7 +38,7 @@ _Shapes = Mapping[int, Mapping[int, tuple[tuple[int, ...], ...]]]
 # Extents of a tile, by the number of axes longer than one position and by the extents' product.
 _ROWS: _Shapes = {
     1: {16: ((16,),), 32: ((32,),), 64: ((64,),), 128: ((128,),)},
-    2: {16: ((4, 4), (2, 8)), 32: ((4, 8),), 64: ((8, 8),), 128: ((8, 16),)},
+    2: {16: ((4, 4), (2, 8)), 32: ((4, 8),), 64: ((8, 8), (4, 16)), 128: ((8, 16),)},
     3: {
         16: ((1, 4, 4),),
         32: ((2, 4, 4),),
