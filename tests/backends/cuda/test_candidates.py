@@ -42,7 +42,7 @@ def test_cuda_plans_compute_their_masks(
     wanted = matrix(mask.axes, queries, keys)
     assert np.array_equal(plan.support(), wanted)
     assert plan.verify()
-    assert (arguments(plan).keys is not None) == training
+    assert (arguments(plan).grad_key is not None) == training
     cases("cuda plans", 1)
 
 
