@@ -1,12 +1,13 @@
-// delta.cu - prepares the backward: for every row, its logsumexp in units of log 2 (0 for rows without keys, whose
-// scores are all masked) and delta = sum(out * grad_out) - grad_lse. Lanes in powers of two share a row.
+// delta.cu - prepares the backward: for every row, its logsumexp in units of log 2 and
+// delta = sum(out * grad_out) - grad_lse; both are 0 for rows without keys, whose scores are all masked. Lanes in powers of two share a row.
 #include "block.cuh"
 #include "element.cuh"
 
 namespace nb {
 constexpr int kValueDim = Variant::kValueDim;
-// A lane reads 16 bytes at once if the rows allow it.
-constexpr int kWide = Variant::kVector && kValueDim * sizeof(Element) % 16 == 0 ? 16 / sizeof(Element) : 1;
+// A lane has whole chunks of 16 bytes, and loads them at once if the tensors allow it: the order of sums, and so every
+// bit, is the same for all strides.
+constexpr int kWide = kValueDim * sizeof(Element) % 16 == 0 ? 16 / sizeof(Element) : 1;
 constexpr int lanes_of(int chunks) { return chunks >= 32 ? 32 : chunks <= 1 ? 1 : 2 * lanes_of((chunks + 1) / 2); }
 constexpr int kLanes = lanes_of(kValueDim / kWide), kRowsPerBlock = 128 / kLanes;
 
@@ -43,12 +44,15 @@ NB_DEVICE void delta(const Params& p) {
 #pragma unroll
     for (int c = lane * kWide; c < kValueDim; c += kLanes * kWide) {
       alignas(16) Element a[kWide], b[kWide];
-      if constexpr (kWide > 1) {
+      if constexpr (Variant::kVector && kWide > 1) {
         *reinterpret_cast<uint4*>(a) = *reinterpret_cast<const uint4*>(out + c);
         *reinterpret_cast<uint4*>(b) = *reinterpret_cast<const uint4*>(grad + c);
       } else {
-        a[0] = out[c];
-        b[0] = grad[c * step];
+#pragma unroll
+        for (int e = 0; e < kWide; ++e) {
+          a[e] = out[c + e];
+          b[e] = grad[(c + e) * step];
+        }
       }
 #pragma unroll
       for (int e = 0; e < kWide; ++e) sum += widen(a[e]) * widen(b[e]);
@@ -60,8 +64,9 @@ NB_DEVICE void delta(const Params& p) {
   if (p.grad_lse) sum -= static_cast<const Accumulator*>(p.grad_lse)[row];
   const Accumulator lse = static_cast<const Accumulator*>(p.lse)[row], log2e = 1.4426950408889634;
   Accumulator* const terms = static_cast<Accumulator*>(p.delta) + 2 * row;
-  terms[0] = lse == -NB_INFINITY ? Accumulator(0) : lse * log2e;
-  terms[1] = sum;
+  const bool empty = lse == -NB_INFINITY;  // no gradient of such a row may reach another one
+  terms[0] = empty ? Accumulator(0) : lse * log2e;
+  terms[1] = empty ? Accumulator(0) : sum;
 }
 }  // namespace nb
 

@@ -43,16 +43,18 @@ struct QueryColumns {
   BoxCopy<QueryTile, QueryVectors, kHeadDim> query;
   BoxCopy<QueryTile, GradVectors, kValueDim> grad_out;
   TokenSteps tokens;
-  const unsigned char* terms;  // this thread's column
+  long long step[3];           // bytes from one column's terms to the next
+  const unsigned char* terms;  // this thread's part of every address
   NB_DEVICE QueryColumns(const Params& p, bool by_position)
       : query(p.query, box_steps(p, p.query_stride, by_position)),
         grad_out(p.grad_out, box_steps(p, p.grad_out_stride, by_position)),
         tokens(token_steps<false>(p)),
         terms(static_cast<const unsigned char*>(p.delta)) {
 #pragma unroll
-    for (int axis = 0; axis < 3; ++axis)
-      terms += QueryTile::coordinate(axis, threadIdx.x) * (by_position ? 1 : p.axis[axis].dilation) *
-               tokens.axis[axis] * 8;
+    for (int axis = 0; axis < 3; ++axis) {
+      step[axis] = tokens.axis[axis] * ((Variant::kExtra && by_position ? 1 : p.axis[axis].dilation) * 8);
+      terms += QueryTile::coordinate(axis, threadIdx.x) * step[axis];
+    }
   }
   NB_DEVICE void fill(StagedVisit& staged, int n, const Params& p, const Traversal<KeyTile>& traversal,
                       const Block& block) const {
@@ -69,13 +71,19 @@ struct QueryColumns {
     columns_inside(inside, v);
     query.load(to.query, v.offset[0], inside);
     grad_out.load(to.grad_out, v.offset[1], inside);
-    static_assert(kColumns <= Variant::kThreads, "a thread for each column's terms");
-    if (threadIdx.x < kColumns) {
+    constexpr int kThreads = Variant::kThreads, kCopies = kColumns > kThreads ? kColumns / kThreads : 1;
+    if (kThreads > kColumns && threadIdx.x >= kColumns) return;
+#pragma unroll
+    for (int j = 0; j < kCopies; ++j) {
+      const unsigned char* from = terms + v.terms;
       bool valid = true;
 #pragma unroll
-      for (int axis = 0; axis < 3; ++axis)
-        valid = valid && QueryTile::coordinate(axis, threadIdx.x) < v.count[axis];
-      cp_async<8>(to.terms + threadIdx.x, terms + v.terms, valid);
+      for (int axis = 0; axis < 3; ++axis) {
+        const int c = QueryTile::coordinate(axis, j * kThreads);
+        from += c * step[axis];
+        valid = valid && QueryTile::coordinate(axis, threadIdx.x) + c < v.count[axis];
+      }
+      cp_async<8>(to.terms + threadIdx.x + j * kThreads, from, valid);
     }
   }
 };

@@ -201,7 +201,7 @@ def variant(p: Problem, kernel: str) -> Variant:
     if by_keys:
         constants["NB_GRADS"] = p.grads
     if kernel == "delta":
-        constants["NB_VECTOR"] = int(_delta_wide(p) > 1)
+        constants["NB_VECTOR"] = int(p.vector and p.family == "mma")
         return Variant("delta.cu", "nb_delta", tuple(sorted(constants.items())), 128, 0)
     threads = 128
     if p.family == "mma":
@@ -244,9 +244,8 @@ def _shared(p: Problem, kernel: str) -> int:
 
 
 def _delta_wide(p: Problem) -> int:
-    """Elements that the kernel of delta reads at once."""
-    wide = 16 // p.dtype.itemsize
-    return wide if p.vector and p.family == "mma" and p.value_dim % wide == 0 else 1
+    """Elements of a lane's chunk in the kernel of delta."""
+    return 1 if p.value_dim * p.dtype.itemsize % 16 else 16 // p.dtype.itemsize
 
 
 def blocks(p: Problem, kernel: str) -> int:

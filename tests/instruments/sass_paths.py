@@ -3,28 +3,17 @@
 A visit is one iteration of the main loop. nvdisasm's text becomes a graph of basic blocks; the main
 loop is the largest strongly connected part with HMMAs, and a path goes from its entry back to it.
 
-* Interior: the cheapest path with the whole number of HMMAs and of 16-byte copies (LDGSTS) of the
-  tile, both known in closed form. Inner loops go round as often as these numbers need.
+* Interior: the cheapest path with the whole number of HMMAs and of copies (LDGSTS) of the tile,
+  both known in closed form. Inner loops go round as often as these numbers need.
 * Masked: the cheapest path that besides puts each of the thread's scores through a select: an FSEL,
-  or a predicated move of zero or of minus infinity. Where several parts of the code can mask (extra
-  keys may have one of their own), the dearest counts.
+  or a predicated move of zero or of minus infinity.
 * Rescale: the cheapest path with one more FMUL for each of the thread's output accumulators; None
   where no path has them, as when every visit rescales.
 
 Every instruction on the path counts once, predicated or not. "Cheapest" leaves out what only some
-visits or warps do. Three rules keep what no complete visit leaves out:
-
-* Blocks that read the parameters of extra keys are not on the path, unless every path has them. A
-  register counts as one where it is loaded with it before the loop and not written in the loop.
-* A branch does not jump over a block of 64-bit multiplications (IMAD.WIDE) that copies nothing: it
-  computes a column's address, and all columns of a complete visit are inside.
-* A call of a function is as long as its instruction.
-
-A path may combine branches that no visit takes together, and then counts too little: the remainder
-of one tensor's unrolled loop of copies with the whole rounds of another's (18 instructions less for
-a copy, in kernels whose loops have remainders); in dK/dV a branch for extra keys that reads no
-parameter (215 less, twice, in kernels that find each visit by divisions). Logsumexp and delta of a
-visit's queries are loaded by some warps of dK/dV only, and are not counted.
+visits or warps do: one warp in 16 visits computes the next 16, and a visit to extra keys copies
+them. In dK/dV a thread that copies the logsumexp and delta of a query counts. A call of a function
+is as long as its instruction.
 """
 
 from __future__ import annotations
@@ -37,8 +26,6 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
-
-from nbattn.kernels import layout
 
 KINDS: Mapping[str, tuple[str, ...]] = {
     "HMMA": ("HMMA",),
@@ -84,10 +71,6 @@ KINDS: Mapping[str, tuple[str, ...]] = {
 }
 OTHER = "other"  # uniform instructions, constants, conversions, special registers, global memory
 _KIND = {name: kind for kind, names in KINDS.items() for name in names}
-# Bytes of a kernel's parameters from the start of the constants, by the first digits of a target.
-_PARAMETERS = {"80": 0x160, "86": 0x160, "89": 0x160, "90a": 0x210}
-_NEWEST = 0x380  # of other targets
-
 _LINE = re.compile(r"^\s+/\*([0-9a-f]{4,})\*/\s+(.*?)\s*;", re.MULTILINE)
 _LABEL = re.compile(r"^(\.L_[A-Za-z0-9_]+|\$\S+):", re.MULTILINE)
 _TARGET = re.compile(r"`\((\.L_[A-Za-z0-9_]+|\$[^)]+)\)")
@@ -95,18 +78,14 @@ _NAME = re.compile(r"(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9]*)")
 _HIDES = re.compile(
     r"@!?P\d\s+(?:MOV|IMAD\.MOV\.U32|CS2R|FSEL)\b.*(?:RZ|-INF|0xff800000|-0x800000)$"
 )
-_LOAD = re.compile(r"U?LDCU?(?:\.\d+)?\s+U?R\d+, c\[0x0\]\[(0x[0-9a-f]+)\]")
-_REGISTER = re.compile(r"\bU?R\d+\b")
-_WRITES = re.compile(r"(?:@!?U?P\w+\s+)?([A-Z0-9.a-z_]+)\s+(?:U?P\w+, )*(U?R)(\d+)\b")
-_CONSTANT = re.compile(r"c\[0x0\]\[(0x[0-9a-f]+)\]")
 
 
-Done = tuple[int, int, int, int]  # HMMAs, copies, what is counted, whether through a block
+Done = tuple[int, int, int]  # HMMAs, copies, what is counted
 State = tuple[int, Done]  # a block, and what was done before it
 
 
 class Need(NamedTuple):
-    """What one visit of a thread executes, in closed form: HMMAs, 16-byte copies (None where their
+    """What one visit of a thread executes, in closed form: HMMAs, copies (None where their
     number is not known), scores, and accumulators of the output (0 if nothing is rescaled).
     """
 
@@ -160,21 +139,6 @@ def name_of(line: str) -> str:
     """The instruction's name without its suffixes."""
     found = _NAME.match(line)
     return found[1] if found else ""
-
-
-def writes(line: str) -> list[str]:
-    """The registers that a line writes, in order: its first operand and, where it is wide, the
-    registers after that.
-    """
-    found = _WRITES.match(line)
-    if not found or found[1].partition(".")[0].endswith("SETP"):
-        return []
-    name, file, first = found[1], found[2], int(found[3])
-    if re.search(r"^HMMA|\.128|^LDSM.*\.4", name):
-        wide = 4
-    else:
-        wide = 2 if re.search(r"\.64|\.WIDE|^CS2R(?!\.32)|^LDSM.*\.2", name) else 1
-    return [f"{file}{first + n}" for n in range(wide)]
 
 
 def graph(text: str) -> list[Block]:
@@ -275,32 +239,25 @@ def _reached(start: int, after: Callable[[int], Iterable[int]]) -> set[int]:
     return seen
 
 
-def visit(text: str, need: Need, extra: tuple[int, ...] = ()) -> Visit:
+def visit(text: str, need: Need) -> Visit:
     """The paths of one visit.
 
     Args:
         text: nvdisasm's.
         need: what a visit executes.
-        extra: offsets, in the constant bank, of the parameters of extra keys.
     """
-    blocks = graph(text)
-    loop = Loop(blocks, extra)
+    loop = Loop(graph(text))
     interior = loop.path(need, lambda block: 0, 0)
     if interior is None:
         text = f"no path with {need.hmma} HMMAs and {need.copies} copies"
         raise ValueError(f"{text}; there are {loop.totals(3 * need.hmma, 3 * (need.copies or 0))}")
     hidden = sum(map(selects, interior.blocks)) + need.scores
-    masked = [
-        path
-        for block in (blocks[n] for n in loop.allowed)
-        if selects(block) and block not in interior.blocks
-        if (path := loop.path(need, selects, hidden, through=block.number))
-    ]
-    if not masked:
+    masked = loop.path(need, selects, hidden)
+    if masked is None:
         raise ValueError(f"no path with {need.scores} more selects")
     scaled = sum(map(multiplies, interior.blocks)) + need.output
     rescale = loop.path(need, multiplies, scaled) if need.output else None
-    return Visit(interior, max(masked, key=lambda path: path.length), rescale)
+    return Visit(interior, masked, rescale)
 
 
 def selects(block: Block) -> int:
@@ -314,66 +271,20 @@ def multiplies(block: Block) -> int:
 
 
 class Loop:
-    """The main loop's graph, without what no complete visit to keys of the grid does."""
+    """The main loop's graph."""
 
-    def __init__(self, blocks: list[Block], extra: tuple[int, ...]) -> None:
+    def __init__(self, blocks: list[Block]) -> None:
         self.blocks = blocks
         self.loop, self.entry = main_loop(blocks)
-        self.allowed = set(self.loop)
-        self.after = {
-            n: tuple(x for x in blocks[n].after if x in self.loop and not self._skips(n, x))
-            for n in self.loop
-        }
-        held = self._held(extra)
-        for n in sorted(self.loop):
-            if self._reads(n, extra, held) and self._is_avoidable(n):
-                self.allowed.discard(n)
+        self.after = {n: tuple(x for x in blocks[n].after if x in self.loop) for n in self.loop}
 
-    def _reads(self, number: int, offsets: tuple[int, ...], held: frozenset[str]) -> bool:
-        """Whether a block reads one of the constants, or a register that holds one."""
-        for line in self.blocks[number].lines:
-            if any(int(x, 16) in offsets for x in _CONSTANT.findall(line)):
-                return True
-            if held & {*_REGISTER.findall(line)}:
-                return True
-        return False
-
-    def _held(self, offsets: tuple[int, ...]) -> frozenset[str]:
-        """Registers that the loop only reads, and that were last loaded with a constant."""
-        last: dict[str, int | None] = {}
-        for block in self.blocks[: self.entry]:
-            for line in block.lines:
-                found = _LOAD.match(line)
-                for n, register in enumerate(writes(line)):
-                    last[register] = int(found[1], 16) + 4 * n if found else None
-        written = {x for n in self.loop for line in self.blocks[n].lines for x in writes(line)}
-        return frozenset(r for r, at in last.items() if at in offsets and r not in written)
-
-    def _is_avoidable(self, number: int) -> bool:
-        if number == self.entry:
-            return False
-        rest = self.allowed - {number}
-        return self.entry in _reached(self.entry, lambda n: [x for x in self.after[n] if x in rest])
-
-    def _skips(self, number: int, target: int) -> bool:
-        """Whether an edge jumps over the next block, which computes an address."""
-        over = number + 1
-        if target == over or over not in self.blocks[number].after:
-            return False
-        block = self.blocks[over]
-        wide = any(re.match(r"(@\S+ )?IMAD\.WIDE", line) for line in block.lines)
-        does = block.names
-        return wide and target in block.after and not (does["LDGSTS"] or does["HMMA"])
-
-    def path(
-        self, need: Need, count: Callable[[Block], int], least: int, through: int | None = None
-    ) -> Path | None:
+    def path(self, need: Need, count: Callable[[Block], int], least: int) -> Path | None:
         """The cheapest path once round with exactly the HMMAs and copies, and with at least `least`
-        of what `count` counts, through one block if that is given.
+        of what `count` counts.
         """
-        gains = {n: self._gain(n, count, through) for n in self.allowed}
-        goal = (need.hmma, need.copies or 0, least, int(through is not None))
-        start = (self.entry, (0, 0, 0, 0))
+        gains = {n: self._gain(n, count) for n in self.loop}
+        goal = (need.hmma, need.copies or 0, least)
+        start = (self.entry, (0, 0, 0))
         queue: list[tuple[int, int, Done]] = [(0, *start)]
         come: dict[State, State] = {}
         best: dict[State, int] = {start: 0}
@@ -381,9 +292,9 @@ class Loop:
             cost, at, done = heapq.heappop(queue)
             if cost > best[at, done]:
                 continue
-            hmma, copies, counted, passed = (a + b for a, b in zip(done, gains[at], strict=True))
+            hmma, copies, counted = (a + b for a, b in zip(done, gains[at], strict=True))
             copies = 0 if need.copies is None else copies
-            have = (hmma, copies, min(counted, least), passed and 1)
+            have = (hmma, copies, min(counted, least))
             if hmma > goal[0] or copies > goal[1]:
                 continue
             for n in self.after[at]:
@@ -391,7 +302,7 @@ class Loop:
                 if n == self.entry:
                     if have == goal:
                         return self._walk(come, (at, done))
-                elif n in self.allowed and total < best.get((n, have), 1 << 30):
+                elif total < best.get((n, have), 1 << 30):
                     best[n, have] = total
                     come[n, have] = (at, done)
                     heapq.heappush(queue, (total, n, have))
@@ -410,15 +321,15 @@ class Loop:
             for n in self.after[at]:
                 if n == self.entry:
                     found.add((one, two))
-                elif n in self.allowed and (n, one, two) not in seen:
+                elif (n, one, two) not in seen:
                     seen.add((n, one, two))
                     todo.append((n, one, two))
         return sorted(found)
 
-    def _gain(self, number: int, count: Callable[[Block], int], through: int | None) -> Done:
+    def _gain(self, number: int, count: Callable[[Block], int]) -> Done:
         block = self.blocks[number]
         names = block.names
-        return names["HMMA"], names["LDGSTS"], count(block), int(number == through)
+        return names["HMMA"], names["LDGSTS"], count(block)
 
     def _walk(self, come: Mapping[State, State], last: State) -> Path:
         numbers = [last[0]]
@@ -450,22 +361,17 @@ def need_of(kernel: str, constants: Mapping[str, int]) -> Need:
     }[kernel]
     if (grads := constants.get("NB_GRADS", 3)) != 3:
         products = head + value if grads == 1 else 2 * head + value
-    copies = sum(-(-columns * 2 * chunks // threads) for chunks in (head, value))
+    copies = 0
+    for chunks in (2 * head, 2 * value):  # a power of two of lanes shares a vector
+        lanes = math.gcd(chunks, 64)
+        copies += max(1, columns * lanes // threads) * chunks // lanes
+    copies += kernel == "dkdv"  # the terms of a query
     return Need(
         hmma=blocks * columns // 8 * products,
         copies=copies if constants["NB_VECTOR"] else None,
         scores=blocks * columns // 2,
         output=8 * blocks * value if kernel == "fwd" else 0,
     )
-
-
-def extra_parameters(target: str) -> tuple[int, ...]:
-    """Offsets, in a target's constants, of all words of the parameters of extra keys."""
-    start = _PARAMETERS.get(target, _NEWEST)
-    pointers = [8 * layout.POINTERS.index(name) for name in ("extra_key", "extra_value")]
-    count = layout.SIZE - 4 * (len(layout.COUNTS) - layout.COUNTS.index("extra"))
-    words = [x for at in pointers for x in (at, at + 4)]
-    return tuple(start + x for x in (*words, count))
 
 
 def listing(path: Path) -> str:

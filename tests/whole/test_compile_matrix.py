@@ -241,7 +241,7 @@ def instruction_problems(case: Case, sass: Counter[str]) -> list[str]:
 def visit_of(case: Case, text: str) -> sass_paths.Visit:
     """The paths of a visit of a tensor-core kernel."""
     need = sass_paths.need_of(case.kernel, dict(case.variant.constants))
-    return sass_paths.visit(text, need, sass_paths.extra_parameters(case.target))
+    return sass_paths.visit(text, need)
 
 
 def allotted(registers: int) -> int:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import pytest
 from counted_visits import Budget, over
-from sass_paths import Need, extra_parameters, graph, main_loop, need_of, visit, writes
+from sass_paths import Need, graph, main_loop, need_of, visit
 
 from nbattn.backends.cuda import tiles as cuda_tiles
 from nbattn.backends.cuda.tiles import Build, Tiles
 
 NEED = Need(hmma=4, copies=2, scores=2, output=0)
-EXTRA = extra_parameters("80")
 MMA = "HMMA.16816.F32 R4, R8, R12, R4"
 COPY = "LDGSTS.E.BYPASS.128 [R1], [R2.64], P0"
 HIDE = "FSEL R4, R4, -INF, P1"
@@ -44,8 +43,8 @@ def changed(*pairs: tuple[int, tuple[str, ...]]) -> str:
     return sass(*lines)
 
 
-def lengths(text: str, need: Need = NEED, extra: tuple[int, ...] = EXTRA) -> tuple[int | None, ...]:
-    return tuple(path and path.length for path in visit(text, need, extra))
+def lengths(text: str, need: Need = NEED) -> tuple[int | None, ...]:
+    return tuple(path and path.length for path in visit(text, need))
 
 
 def test_a_visit_copies_and_does_not_mask() -> None:
@@ -85,15 +84,6 @@ def test_a_loop_of_copies_goes_round_as_often_as_needed() -> None:
         assert found == (4 + 2 * copies, 6 + 2 * copies, None)
 
 
-def test_the_dearest_mask_counts() -> None:
-    """Extra keys have one of their own."""
-    test = "ISETP.LT.AND P1, PT, R1, R2, PT"
-    for less, more in ((0, 2), (5, 2)):
-        first, then = [test] * less, [test] * more
-        other = ("@P5 BRA other", *first, HIDE, HIDE, "BRA full", "other:", *then)
-        assert lengths(changed((10, other))) == (11, 14 + max(less + 1, more), None)
-
-
 def test_predicated_moves_mask_too() -> None:
     hidden = ("@P1 MOV R4, 0xff800000", "@!P1 IMAD.MOV.U32 R5, RZ, RZ, RZ", "MOV R6, RZ")
     text = sass(*(x for x in KERNEL[:10]), *hidden, *KERNEL[12:])
@@ -110,38 +100,6 @@ def test_a_rescale_is_found_by_its_multiplications() -> None:
     double = text.replace("FMUL R21", "FMUL2 R22")
     assert lengths(double, need._replace(output=3)) == (12, 14, 14)
     assert lengths(text, need._replace(output=0)) == (12, 14, None)
-
-
-@pytest.mark.parametrize("line", ["LDC R7, c[0x0][0x178]", "IADD3 R7, R7, c[0x0][0x33c], RZ"])
-def test_branches_for_extra_keys_are_not_taken(line: str) -> None:
-    """Unless they cannot be avoided."""
-    long = ("@P5 BRA extra", *["MOV R1, R2"] * 9, "BRA join", "extra:", line, "join:")
-    assert lengths(changed((3, long))) == (22, 24, None)
-    assert lengths(changed((3, (line,)))) == (12, 14, None)
-    assert lengths(changed((3, long)), extra=()) == (13, 15, None)
-
-
-@pytest.mark.parametrize(
-    ("load", "found"),
-    [
-        ("LDC R17, c[0x0][0x178]", 22),
-        ("LDC.64 R16, c[0x0][0x174]", 22),
-        ("LDC R17, c[0x0][0x160]", 13),
-    ],
-)
-def test_registers_may_hold_the_parameters_of_extra_keys(load: str, found: int) -> None:
-    long = ("@P5 BRA extra", *["MOV R1, R2"] * 9, "BRA join", "extra:", "MOV R9, R17", "join:")
-    assert lengths(changed((0, (load,)), (3, long)))[0] == found
-    rewritten = (*long, "MOV R17, RZ")  # then it is another number
-    assert lengths(changed((0, (load,)), (3, rewritten)))[0] == 14
-
-
-def test_no_column_of_a_complete_visit_is_outside() -> None:
-    """Its address is computed, though a branch could jump over that."""
-    address = ("@P5 BRA zero", "IMAD.WIDE R2, R3, R5, R2", "MOV R9, RZ", "zero:")
-    assert lengths(changed((4, address)))[0] == 14
-    other = tuple(line.replace("IMAD.WIDE", "LEA") for line in address)
-    assert lengths(changed((4, other)))[0] == 12
 
 
 def test_a_far_jump_by_a_call() -> None:
@@ -170,26 +128,15 @@ def test_the_main_loop_is_the_largest_with_products() -> None:
         main_loop(graph(sass("a:", "@P0 BRA a", MMA, "EXIT")))
 
 
-def test_registers_that_a_line_writes() -> None:
-    for line, wanted in (
-        ("@!P0 MOV R7, R8", ["R7"]),
-        ("ISETP.LT.AND P0, PT, R1, R2, PT", []),
-        ("IMAD.WIDE.U32 R8, R1, R2, R4", ["R8", "R9"]),
-        ("LDCU.128 UR20, c[0x0][0x390]", ["UR20", "UR21", "UR22", "UR23"]),
-        (MMA, ["R4", "R5", "R6", "R7"]),
-    ):
-        assert writes(line) == wanted
-
-
 @pytest.mark.parametrize(
     ("kernel", "rows", "columns", "size", "warps", "row_blocks", "wanted"),
     [
         ("fwd", (1, 8, 16), (1, 4, 8), 128, 4, 2, Need(128, 8, 32, 128)),
         ("fwd", (1, 8, 8), (1, 8, 8), 64, 4, 1, Need(64, 8, 32, 32)),
         ("dq", (1, 8, 8), (1, 8, 8), 128, 4, 1, Need(192, 16, 32, 0)),
-        ("dkdv", (1, 8, 8), (1, 4, 8), 128, 4, 1, Need(128, 8, 16, 0)),
-        ("dkdv", (1, 8, 16), (1, 4, 8), 64, 8, 1, Need(64, 2, 16, 0)),
-        ("dkdv", (1, 4, 4), (1, 4, 8), 256, 1, 1, Need(128, 64, 16, 0)),
+        ("dkdv", (1, 8, 8), (1, 4, 8), 128, 4, 1, Need(128, 9, 16, 0)),
+        ("dkdv", (1, 8, 16), (1, 4, 8), 64, 8, 1, Need(64, 3, 16, 0)),
+        ("dkdv", (1, 4, 4), (1, 4, 8), 256, 1, 1, Need(128, 65, 16, 0)),
     ],
 )
 def test_what_a_visit_needs(
@@ -214,11 +161,6 @@ def test_what_a_visit_needs(
     assert sum(need.hmma for need in found) * 2048 == (
         tiles.area // warps * cuda_tiles.products(kernel, build)
     )
-
-
-def test_parameters_of_extra_keys_are_where_the_struct_has_them() -> None:
-    assert EXTRA == (0x178, 0x17C, 0x180, 0x184, 0x33C)
-    assert extra_parameters("90a")[-1] == 0x3EC
 
 
 @pytest.mark.parametrize(

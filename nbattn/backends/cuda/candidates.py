@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from nbattn.backends.cuda import choice, costs, pipes
 from nbattn.backends.cuda import meaning as cuda
 from nbattn.backends.cuda import tiles as cuda_tiles
@@ -41,10 +43,16 @@ def _candidate(request: Request, axes: Axes, instructions: str) -> Candidate:
     if isinstance(passes, list) or reasons:
         return Candidate("cuda", "window", (instructions,), None, None, tuple(reasons))
     forward, *backward = (chosen.tiles for chosen in passes.values())
-    arguments = CudaArguments(axes, build, forward, *backward)
+    packed = passes["fwd"].packed
+    arguments = CudaArguments(axes, build, forward, *backward, packed=packed)
     program = Program((Call(whole(request.query_space), whole(request.key_space), arguments),))
     cost = costs.of(request, axes, build, passes)
     return Candidate("cuda", "window", (instructions,), program, cost)
+
+
+def _packs(request: Request, axes: Axes) -> bool:
+    """Whether the query heads of a key head can be rows of the same tile, as one more axis."""
+    return request.heads > request.kv_heads and len(axes) < cuda_tiles.RANK
 
 
 def _passes(
@@ -57,16 +65,21 @@ def _passes(
     for kernel in kernels:
         group = request.heads // request.kv_heads if kernel == "dkdv" else 1
         heads = request.batch * request.heads // group
-        chosen = choice.choose(kernel, instructions, axes, build, machine, heads=heads, group=group)
+        choose = partial(choice.choose, kernel, instructions, axes, build, machine)
+        chosen = choose(heads=heads, group=group)
+        if kernel == "fwd" and chosen is not None and _packs(request, axes):
+            together = request.heads // request.kv_heads
+            packed = choose(heads=request.batch * request.kv_heads, packed=together)
+            chosen = min(chosen, packed or chosen, key=lambda one: one.seconds)
         if chosen is None:
             text = f"no tile of head_dim {request.head_dim} and value_dim {request.value_dim} fits"
             return [Reason("memory", f"{text} {memory} bytes of shared memory")]
         extra = -(-request.extra_keys // chosen.tiles.row_count) if kernel == "dkdv" else 0
-        if (blocks := (chosen.row_tiles + extra) * heads) > cuda.GRID:
+        if (blocks := (chosen.row_tiles + extra) * heads // chosen.packed) > cuda.GRID:
             return [Reason("grid", f"{blocks} blocks are over the grid of {cuda.GRID}")]
         passes[kernel] = chosen
     rows = request.batch * request.heads * request.query_count
-    per_block = cuda_tiles.delta_rows(request.dtype, request.value_dim, vector=False)
+    per_block = cuda_tiles.delta_rows(request.dtype, request.value_dim)
     if request.training and (blocks := -(-rows // per_block)) > cuda.GRID:
         return [Reason("grid", f"{blocks} blocks are over the grid of {cuda.GRID}")]
     return passes

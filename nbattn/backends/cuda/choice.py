@@ -8,6 +8,7 @@ import math
 from typing import NamedTuple
 
 from nbattn import geometry
+from nbattn.axis import Axis
 from nbattn.backends.cuda import pipes
 from nbattn.backends.cuda.pipes import Machine
 from nbattn.backends.cuda.tile_traversal import Traversal
@@ -20,25 +21,26 @@ from nbattn.backends.cuda.tiles import (
     padded,
     row_tiles,
 )
-from nbattn.geometry import Axes
+from nbattn.geometry import Axes, BoundAxis
 
 _FEWEST = 16  # rows of the smallest tile; larger ones have less than twice the problem's rows
 
 
 class Pass(NamedTuple):
     """A kernel's tiles for a mask, with their numbers per head: visits, and tiles of rows; and the
-    estimated time of its launches.
+    estimated time of its launches. Where query heads are packed, a head is that of a key.
     """
 
     tiles: Tiles
     tile_pairs: int
     row_tiles: int
     seconds: float = 0.0
+    packed: int = 1
 
     @property
     def pairs(self) -> int:
-        """Pairs of (query, key) that the kernel computes."""
-        return self.tile_pairs * self.tiles.area
+        """Pairs of (query, key) that the kernel computes, per query head."""
+        return -(-self.tile_pairs * self.tiles.area // self.packed)
 
 
 def choose(
@@ -50,6 +52,7 @@ def choose(
     *,
     heads: int,
     group: int = 1,
+    packed: int = 1,
 ) -> Pass | None:
     """The tiles with the shortest estimate, with their numbers of visits; None if none fit.
 
@@ -57,10 +60,15 @@ def choose(
         axes: the mask's axes.
         heads: heads of all samples together: of keys for their gradients, else of queries.
         group: query heads of each, for the gradients of keys.
+        packed: query heads of each key head that are rows of the same tile; `heads` are of keys.
     """
-    grid, inverse = padded(axes), kernel == "dkdv"
-    count = math.prod(axis.keys if inverse else axis.queries for axis in grid)
-    long = tuple(n for n, axis in enumerate(grid) if max(axis.queries, axis.keys) > 1)
+    grid, inverse = packed_grid(axes, packed), kernel == "dkdv"
+    lengths = [(axis.queries, axis.keys) for axis in grid]
+    rows, columns = zip(*(pair[::-1] if inverse else pair for pair in lengths), strict=True)
+    count = math.prod(rows)
+    long, long_columns = (
+        tuple(n for n, length in enumerate(side) if length > 1) for side in (rows, columns)
+    )
     traversals = [Traversal(axis, inverse) for axis in grid]
     known: dict[tuple[int, int, int], int] = {}
 
@@ -80,8 +88,11 @@ def choose(
                 row_tiles(axis, rows, inverse=inverse)
                 for axis, rows in zip(grid, tiles.rows, strict=True)
             ),
+            packed=packed,
         )
-        for tiles in legal_tiles(kernel, instructions, long, build, machine.memory - pipes.RESERVED)
+        for tiles in legal_tiles(
+            kernel, instructions, long, build, machine.memory - pipes.RESERVED, long_columns
+        )
         if tiles.row_count < max(_FEWEST + 1, 2 * count)
     ]
     useful = geometry.pairs(axes)
@@ -90,6 +101,15 @@ def choose(
         for one in passes
     ]
     return min(timed, key=lambda one: one.seconds, default=None)
+
+
+def packed_grid(axes: Axes, packed: int) -> Axes:
+    """The kernels' three axes; packed query heads are the first, which a mask may not need."""
+    grid = padded(axes)
+    if packed == 1:
+        return grid
+    assert grid[0] is TRIVIAL, "a mask of three axes leaves none to heads"
+    return (BoundAxis(Axis(align="top-left"), packed, 1), *grid[1:])
 
 
 def _seconds(

@@ -100,6 +100,7 @@ class CudaArguments:
         forward: the tiles of the forward kernel.
         grad_query, grad_key: the tiles of the kernels that compute the queries' gradients and those
             of keys and values; None without a backward.
+        packed: query heads of one key head in each tile of the forward: its first extent.
     """
 
     axes: Axes
@@ -107,6 +108,7 @@ class CudaArguments:
     forward: Tiles
     grad_query: Tiles | None = None
     grad_key: Tiles | None = None
+    packed: int = 1
 
     def key_runs(self, number: int, queries: int, keys: int) -> tuple[Ints, Ints, int]:
         """The keys of each query on one axis, by the tiles of the forward kernel."""
@@ -185,7 +187,8 @@ class CudaArguments:
         """The forward kernel's tile as one short line of text."""
         rank = max(len(self.axes), 1)
         queries, keys = (_by(size, rank) for size in (self.forward.rows, self.forward.columns))
-        return f"tiles of {queries} queries and {keys} keys"
+        heads = f" of {self.forward.rows[0]} heads" if self.packed > 1 else ""
+        return f"tiles of {queries} queries{heads} and {keys} keys"
 
 
 def _by(extents: Extents, rank: int) -> str:

@@ -55,18 +55,18 @@ class Part(NamedTuple):
 
 # Fitted to the kernels for sm_80 and sm_90: per 16-byte copy, per score that is masked, per output
 # accumulator that is rescaled; then by kernel per visit and per score.
-COPY = Part(73.7, 29.6, 8.8)
-MASK = Part(6.3, 4.3, 0.2)
-OUTPUT = Part(1.3, 0.2, 0.1)
+COPY = Part(2.9, 2.9, 0.0)
+MASK = Part(3.5, 2.5, 0.4)
+OUTPUT = Part(0.3, 0.1, 0.1)
 VISIT: Mapping[str, Part] = {
-    "fwd": Part(277.4, 97.5, 15.2),
-    "dq": Part(320.0, 123.5, 15.3),
-    "dkdv": Part(228.8, 71.3, 12.2),
+    "fwd": Part(97.8, 37.7, 12.7),
+    "dq": Part(123.1, 45.3, 13.0),
+    "dkdv": Part(171.7, 53.2, 22.3),
 }
 SCORE: Mapping[str, Part] = {
-    "fwd": Part(5.5, 1.3, 0.0),
-    "dq": Part(6.6, 1.6, 0.0),
-    "dkdv": Part(8.7, 3.0, 0.4),
+    "fwd": Part(4.3, 1.4, 0.0),
+    "dq": Part(3.7, 0.0, 0.0),
+    "dkdv": Part(4.1, 0.7, 0.1),
 }
 
 
@@ -139,7 +139,7 @@ def visit(kernel: str, tiles: Tiles, build: Build, *, masked: float = 0.0) -> li
     """
     columns, blocks = math.prod(tiles.columns), tiles.row_blocks
     head, value = (-(-size // 16) for size in (build.head_dim, build.value_dim))
-    copies = sum(-(-columns * 2 * chunks // (32 * tiles.warps)) for chunks in (head, value))
+    copies = sum(_copies(columns, 2 * steps, 32 * tiles.warps) for steps in (head, value))
     scores = blocks * columns / 2
     outputs = 8 * blocks * value * (kernel == "fwd")
     other = [
@@ -156,6 +156,14 @@ def visit(kernel: str, tiles: Tiles, build: Build, *, masked: float = 0.0) -> li
             Work(hmma, scores, issued + hmma + loads + copies, alu, words + 4 * (loads + copies))
         )
     return works
+
+
+def _copies(columns: int, chunks: int, threads: int) -> int:
+    """Copies of 16 bytes of a busy thread for a tile of columns: as many lanes as the largest power
+    of two in `chunks` share a vector (cuda/box_copy.cuh).
+    """
+    lanes = chunks & -chunks
+    return max(1, columns * lanes // threads) * (chunks // lanes)
 
 
 def _products(kernel: str, tiles: Tiles, build: Build) -> list[tuple[int, int]]:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from nbattn.backends.cuda import tiles as cuda_tiles
+from nbattn.backends.cuda.choice import packed_grid
 from nbattn.backends.cuda.meaning import FAR, CudaArguments
 from nbattn.backends.cuda.tiles import RANK, Build, Tiles
 from nbattn.backends.inputs import Gradients, Inputs, accumulate_dtype, new_lse, new_output
@@ -165,19 +166,21 @@ def _launches(
     """The launches of a forward (strides of q, k, v) or a backward (and those of grad_out)."""
     window = identity.value
     assert window.build.extra or not extra, "kernels without extra keys"
-    batch, heads, kv_heads = query[0], query[-2], key[-2]
+    batch, heads, kv_heads = query[0], query[-2], max(key[-2], 1)
     vector = aligned and all(map(_in_chunks, (query, key, key, query), strides))
+    packed = window.packed if len(strides) == 3 else 1
+    grid = packed_grid(window.axes, packed)
     numbers = layout.pack_numbers(
-        _all_strides(strides),
+        _all_strides(strides, packed),
         scale,
         softcap,
-        [number for axis in cuda_tiles.padded(window.axes) for number in _axis(axis)],
-        [number for axis in cuda_tiles.padded(window.axes) for number in _held(axis)],
-        (batch, heads, heads // max(kv_heads, 1), extra, len(window.axes), 1),
+        [number for axis in grid for number in _axis(axis)],
+        [number for axis in grid for number in _held(axis)],
+        (batch, heads // packed, heads // packed // kv_heads, extra, len(window.axes), packed),
     )
     launches_of = partial(_launches_of, build=window.build, numbers=numbers, vector=vector)
     if len(strides) == 3:
-        blocks = _row_tiles(window.axes, window.forward) * batch * heads
+        blocks = _row_tiles(grid, window.forward) * batch * (heads // packed)
         return tuple(launches_of("fwd", window.forward, blocks))
     assert window.grad_query is not None
     assert window.grad_key is not None
@@ -208,9 +211,7 @@ def _delta(window: CudaArguments, *, vector: bool) -> Variant:
 def _delta_launch(rows: int, window: CudaArguments, numbers: bytes, *, vector: bool) -> Launch:
     """The launch that prepares the backward for all rows of all heads."""
     variant = _delta(window, vector=vector)
-    per_block = cuda_tiles.delta_rows(
-        window.build.dtype, window.build.value_dim, vector=vector and window.forward.row_blocks > 0
-    )
+    per_block = cuda_tiles.delta_rows(window.build.dtype, window.build.value_dim)
     return Launch(variant, -(-rows // per_block), numbers)
 
 
@@ -220,10 +221,17 @@ def _row_tiles(axes: Axes, tiles: Tiles, *, inverse: bool = False) -> int:
     return math.prod(cuda_tiles.row_tiles(axis, rows, inverse=inverse) for axis, rows in extents)
 
 
-def _all_strides(strides: tuple[Strides, ...]) -> list[int]:
-    """The strides of q, k, v and grad_out, one after the other; those of no grad_out are 0."""
-    four = (*strides, (0,) * len(strides[0]))[:4]
-    return [number for tensor_strides in four for number in _on_three_axes(tensor_strides)]
+def _all_strides(strides: tuple[Strides, ...], packed: int) -> list[int]:
+    """The strides of q, k, v and grad_out, one after the other; those of no grad_out are 0. Packed
+    heads of queries are axis 0.
+    """
+    query, *others = (
+        _on_three_axes(tensor_strides) for tensor_strides in (*strides, (0,) * len(strides[0]))[:4]
+    )
+    if packed > 1:
+        batch, _, *space, head, channel = query
+        query = (batch, head, *space, packed * head, channel)
+    return [number for tensor_strides in (query, *others) for number in tensor_strides]
 
 
 def _on_three_axes(strides: Strides) -> Strides:

@@ -185,16 +185,27 @@ def fits(kernel: str, tiles: Tiles, build: Build, memory: int) -> bool:
 
 @lru_cache(1024)
 def legal_tiles(
-    kernel: str, instructions: str, long: tuple[int, ...], build: Build, memory: int
+    kernel: str,
+    instructions: str,
+    long: tuple[int, ...],
+    build: Build,
+    memory: int,
+    long_columns: tuple[int, ...] | None = None,
 ) -> tuple[Tiles, ...]:
-    """All tiles to choose from for a grid in which the axes `long` are longer than one position."""
+    """All tiles to choose from for a grid of rows and columns.
+
+    Args:
+        long: the axes on which there is more than one row.
+        long_columns: those with more than one column; default: the same.
+    """
     axes = long or (RANK - 1,)
-    rows, columns = _ROWS[len(axes)], _COLUMNS[len(axes)]
+    column_axes = axes if long_columns is None else long_columns or (RANK - 1,)
+    rows, columns = _ROWS[len(axes)], _COLUMNS[len(column_axes)]
     legal: list[Tiles] = []
     blocks = (*_BLOCKS[instructions], *_WIDE_BLOCKS.get((kernel, instructions), ()))
     for (count, warps, row_blocks, stages), width in product(blocks, _WIDTHS[instructions]):
         candidates = (
-            Tiles(_placed(row, axes), _placed(column, axes), warps, row_blocks, stages)
+            Tiles(_placed(row, axes), _placed(column, column_axes), warps, row_blocks, stages)
             for row, column in product(rows[count], columns[width])
         )
         legal += [tiles for tiles in candidates if fits(kernel, tiles, build, memory)]
@@ -271,10 +282,10 @@ def delta(dtype: str, value_dim: int, *, vector: bool) -> Variant:
     return Variant("delta.cu", "nb_delta", tuple(sorted(constants.items())), DELTA_THREADS, 0)
 
 
-def delta_rows(dtype: str, value_dim: int, *, vector: bool) -> int:
-    """Rows per block of that kernel: a power of two of lanes shares a row."""
+def delta_rows(dtype: str, value_dim: int) -> int:
+    """Rows per block of that kernel: as many lanes as a row has chunks of 16 bytes share a row."""
     itemsize = {"float32": 4, "float64": 8}.get(dtype, 2)
-    wide = 16 // itemsize if vector and value_dim * itemsize % 16 == 0 else 1
+    wide = 1 if value_dim * itemsize % 16 else 16 // itemsize
     lanes = min(_LANES, 1 << (value_dim // wide - 1).bit_length())
     return DELTA_THREADS // lanes
 

@@ -97,7 +97,7 @@ def test_everything_that_an_attention_may_have_is_accepted() -> None:
     )  # fmt: skip
     assert plan.chosen.name == "cuda/window+mma"
     build = arguments(plan).build
-    assert build == Build("bfloat16", 64, 48, True, True, True)
+    assert build == Build("bfloat16", 64, 48, True, True, True, True)
     variant = cuda_tiles.variant("fwd", arguments(plan).forward, build, grads=0, vector=True)
     assert {"-DNB_TWO_RUNS=1", "-DNB_SOFTCAP=1", "-DNB_KEY_RANGE=1"} <= {*variant.options}
 

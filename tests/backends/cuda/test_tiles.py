@@ -51,7 +51,7 @@ def test_tiles_fit_the_device(name: str, dtype: str, sizes: tuple[int, int], cas
         call = candidate.program.calls[0].arguments
         assert isinstance(call, CudaArguments)
         for kernel, tiles in zip(
-            cuda_tiles.KERNELS, (call.forward, call.queries, call.keys), strict=True
+            cuda_tiles.KERNELS, (call.forward, call.grad_query, call.grad_key), strict=True
         ):
             assert tiles is not None
             used = cuda_tiles.shared_bytes(kernel, tiles, call.build)
@@ -84,7 +84,7 @@ def test_shipped_variants_hold_every_choice() -> None:
             plan = planned(mask, (4, *space, 8, size), training=True)
             call = arguments(plan)
             for kernel, tiles in zip(
-                cuda_tiles.KERNELS, (call.forward, call.queries, call.keys), strict=True
+                cuda_tiles.KERNELS, (call.forward, call.grad_query, call.grad_key), strict=True
             ):
                 assert tiles is not None
                 (grads,) = cuda_tiles.grads_of(kernel, call.build)
