@@ -1,5 +1,6 @@
 // delta.cu - prepares the backward: for every row, its logsumexp in units of log 2 and
-// delta = sum(out * grad_out) - grad_lse; both are 0 for rows without keys, whose scores are all masked. Lanes in powers of two share a row.
+// delta = sum(out * grad_out) - grad_lse; both are 0 for rows without keys, whose scores are all masked. Lanes in
+// powers of two share a row.
 #include "block.cuh"
 #include "element.cuh"
 

@@ -125,7 +125,7 @@ NB_DEVICE void forward(const Params& p) {
   }
   KeptRows<kHeadDim> kept;
   if (kKeep) kept.keep(query);
-  // A visit of 64 x 64 at head size 128 issues about 520 instructions, with 128 HMMA: tests/golden/kernels.json.
+  // A visit of 64 x 64 at head size 128 issues 507 instructions on sm_90, with 128 HMMA: tests/golden/kernels.json.
   for (int n = 0; n < total; ++n) {
     cp_async_wait<kStages - 2>();
     __syncthreads();  // tile n is loaded for all threads, and all have used tile n - 1

@@ -24,14 +24,12 @@ KERNELS = ("fwd", "dq", "dkdv")
 DTYPES = ("float16", "bfloat16", "float32", "float64")  # in the order of NB_DTYPE
 LARGEST_MEMORY = 227 << 10  # the most bytes of shared memory that a block has on any device
 SPLIT = 128  # above this head size, two launches compute the gradients of keys and of values
-_ACCUMULATORS = {"mma": 160, "simt": 128}  # per thread; with more, compilers spill registers
+_ACCUMULATORS = {"mma": 192, "simt": 128}  # per thread; with more, compilers spill registers
 # Exceptions, for which compilers spill with fewer: (kernel, row blocks of a warp, columns) → head
 # sizes. From the compile matrix, whose deep profile tries every tile.
 _SPILLS: Mapping[tuple[str, int, int], tuple[int, ...]] = {
-    ("fwd", 2, 64): (80, 88, 96),
-    ("fwd", 2, 32): (112, 120),
-    ("dq", 2, 32): (88, 96),
-    ("dkdv", 1, 64): (96,),
+    ("fwd", 2, 64): (120, 128),
+    ("dq", 2, 64): (64,),
 }
 _LANES = 32  # threads of a warp
 
@@ -40,18 +38,21 @@ _Shapes = Mapping[int, Mapping[int, tuple[tuple[int, ...], ...]]]
 # Extents of a tile, by the number of axes longer than one position and by the extents' product.
 _ROWS: _Shapes = {
     1: {16: ((16,),), 32: ((32,),), 64: ((64,),), 128: ((128,),)},
-    2: {16: ((4, 4),), 32: ((4, 8),), 64: ((8, 8),), 128: ((8, 16),)},
+    2: {16: ((4, 4), (2, 8)), 32: ((4, 8),), 64: ((8, 8), (4, 16)), 128: ((8, 16),)},
     3: {
         16: ((1, 4, 4),),
         32: ((2, 4, 4),),
         64: ((4, 4, 4), (1, 8, 8)),
-        128: ((4, 4, 8), (2, 8, 8)),
+        128: ((4, 4, 8), (2, 8, 8), (8, 4, 4)),
     },
 }
 _COLUMNS: _Shapes = {
     1: {32: ((32,),), 64: ((64,),)},
-    2: {32: ((4, 8),), 64: ((8, 8), (4, 16))},
-    3: {32: ((2, 4, 4), (1, 4, 8)), 64: ((4, 4, 4), (1, 8, 8))},
+    2: {32: ((4, 8), (2, 16)), 64: ((8, 8), (4, 16))},
+    3: {
+        32: ((2, 4, 4), (1, 4, 8), (4, 2, 4), (2, 2, 8)),
+        64: ((4, 4, 4), (1, 8, 8), (4, 2, 8), (2, 2, 16)),
+    },
 }
 # By instruction set: rows, warps, 16-row blocks per warp and stages of a block; then its numbers of
 # columns. Eight warps have the registers of one block only: in the gradients of keys, whose rows

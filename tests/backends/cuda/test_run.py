@@ -519,3 +519,67 @@ def test_softcaps_of_any_size(emulated: Launcher, softcap: float) -> None:
     )  # fmt: skip
     assert (found[1].double() - exact[1]).abs().max() < 2e-6
     assert (found[0].double() - exact[0]).abs().max() < 2e-3
+
+
+# Packed query heads: rows of one tile
+
+PACKED: dict[str, tuple[Mask, tuple[int, ...], tuple[int, ...], dict[str, Any]]] = {
+    "decode": (Mask.sliding_window(40, 0, align="bottom-right"), (1,), (130,), {}),
+    "few queries": (Mask(Axis(causal=True, align="bottom-right", prefix=3)), (5,), (70,), {}),
+    "a plane": (Mask(Axis(2, 2, border="shift"), Axis(3, 1)), (3, 4), (3, 4), {}),
+    "a sink and extra keys": (Mask(Axis(9, causal=True)), (21,), (21,), {"extra": 3, "sink": True}),
+    "padding": (Mask(Axis()), (2,), (50,), {"ranges": True}),
+}
+
+
+@needs_emulator
+@pytest.mark.parametrize("name", PACKED)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_packed_heads_give_the_values_of_heads_apart(
+    emulated: Launcher, name: str, dtype: torch.dtype, cases: Count
+) -> None:
+    """By the ratio rule against float64, and every head's own sink."""
+    mask, queries, keys, more = PACKED[name]
+    torch.manual_seed(0)
+    query = torch.randn(2, *queries, 6, 32).to(dtype)
+    key, value = (torch.randn(2, *keys, 2, 32).to(dtype) for _ in range(2))
+    given: dict[str, Any] = {}
+    if "extra" in more:
+        given["extra_key"], given["extra_value"] = (
+            torch.randn(2, 3, 2, 32).to(dtype) for _ in "kv"
+        )
+        given["sink"] = torch.randn(6)
+    if "ranges" in more:
+        given["key_range"] = torch.tensor([[[0, 50]], [[7, 31]]]).int()
+    plan = nbattn.plan(
+        mask, query.shape, key_shape=key.shape, dtype=dtype, backend="cuda",
+        require=(family(dtype),), extra_keys=3 * ("extra" in more), sink="sink" in more,
+        key_range="ranges" in more, return_lse=True,
+    )  # fmt: skip
+    program = plan.chosen.program
+    assert program is not None
+    call = program.calls[0]
+    assert isinstance(call.arguments, CudaArguments)
+    tiles = Tiles((4, 2, 8), (1, 4, 16) if len(queries) == 2 else (1, 1, 64), 4, 1, 2)
+    if family(dtype) == "simt":
+        tiles = Tiles((4, 1, 4), (1, 2, 16) if len(queries) == 2 else (1, 1, 32))
+    outputs = []
+    for packed in (1, 3):
+        arguments = replace(call.arguments, forward=tiles, packed=packed)
+        one = Program((replace(call, arguments=arguments),))
+        inputs = Inputs(
+            query, key, value, given.get("sink"), given.get("key_range"),
+            given.get("extra_key"), given.get("extra_value"), 32**-0.5, None,
+        )  # fmt: skip
+        outputs.append(cuda.forward(one, inputs, return_lse=True))
+    wide = {n: t.double() if t.is_floating_point() else t for n, t in given.items()}
+    exact = nbattn.attention(
+        query.double(), key.double(), value.double(), mask, backend="reference", **wide
+    )
+    eps = torch.finfo(dtype).eps
+    for out, lse in outputs:
+        assert lse is not None
+        assert torch.equal(lse.isinf(), outputs[0][1].isinf())
+        torch.testing.assert_close(out.double(), exact, rtol=8 * eps, atol=8 * eps)
+    assert torch.allclose(outputs[0][1], outputs[1][1], rtol=1e-5, atol=1e-5)
+    cases("cuda packed heads", 1)
