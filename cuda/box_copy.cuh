@@ -28,6 +28,7 @@ struct BoxCopy {
   static constexpr int kThreads = Variant::kThreads, kLanes = power_of_two_in(Tile::kChunks);
   static constexpr int kChunksPerLane = Tile::kChunks / kLanes, kStep = kThreads / kLanes;
   static constexpr int kCopies = kStep < Box::size ? Box::size / kStep : 1;
+  static constexpr int kUnroll = Variant::kVector ? kCopies : 1;  // elements one by one take few registers this way
   static_assert(kThreads % kLanes == 0 && power_of_two_in(kThreads) == kThreads, "threads in whole vectors");
   static_assert(power_of_two_in(Box::of(0)) == Box::of(0) && power_of_two_in(Box::of(1)) == Box::of(1) &&
                     power_of_two_in(Box::of(2)) == Box::of(2),
@@ -53,7 +54,7 @@ struct BoxCopy {
     if (kStep > Box::size && first() >= Box::size) return;
     const unsigned char* const base = own + offset;
     Element* const to = tile.chunk(first(), lane());
-#pragma unroll
+#pragma unroll kUnroll
     for (int j = 0; j < kCopies; ++j) {
       const unsigned char* from = base;
       bool valid = true;
@@ -65,7 +66,7 @@ struct BoxCopy {
         valid = valid && own_coordinate < inside[axis].hi - c;
         if (!kFromZero) valid = valid && own_coordinate >= inside[axis].lo - c;
       }
-#pragma unroll
+#pragma unroll(Variant::kVector ? kChunksPerLane : 1)
       for (int i = 0; i < kChunksPerLane; ++i)
         chunk(to + j * kStep * Tile::kPitch + i * kLanes * 8, from, i * kLanes,
               valid && (kGiven == Tile::kPadded || (i * kLanes + lane()) * 8 < kGiven));
@@ -78,7 +79,7 @@ struct BoxCopy {
     if constexpr (Variant::kVector) {
       cp_async<16>(to, from + more * 16, valid);
     } else {
-#pragma unroll
+#pragma unroll 1
       for (int e = 0; e < 8; ++e)
         to[e] = valid ? *reinterpret_cast<const Element*>(from + (more * 8 + e) * steps.channel) : Element(0.f);
     }

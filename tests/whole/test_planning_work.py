@@ -18,6 +18,7 @@ from nbattn.planner import planner
 # Lines of Python and bytes: what it takes today, and half as much again or twice.
 PLAN_AGAIN, CALL_AGAIN = 150, 60
 DECODE = Work(lines=7000, peak=64 << 10)
+DECODE_ON_GPU = Work(lines=12_000, peak=64 << 10)  # a dozen tiles are compared, packed heads too
 LARGEST = Work(lines=60_000, peak=4 << 20)
 
 
@@ -79,12 +80,13 @@ WINDOWS = {
 @pytest.mark.parametrize("device", ["cpu", "sm_90"])
 @pytest.mark.parametrize("name", WINDOWS)
 def test_a_decode_step_takes_as_much_at_any_length(name: str, device: str) -> None:
+    limit = DECODE if device == "cpu" else DECODE_ON_GPU
     for queries in (1, 16):
         found = {
             keys: work(cold(WINDOWS[name], (1, queries, 32, 128), (1, keys, 8, 128), device))
             for keys in (10**3, 10**6, 10**9)
         }
-        assert all(within(one, DECODE) for one in found.values()), (queries, found)
+        assert all(within(one, limit) for one in found.values()), (queries, found)
         far, further = found[10**6], found[10**9]
         assert further.lines <= 1.05 * far.lines, (queries, found)
         assert further.peak <= far.peak + (8 << 10), (queries, found)

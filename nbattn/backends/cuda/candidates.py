@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 from nbattn.backends.cuda import choice, costs, pipes
 from nbattn.backends.cuda import meaning as cuda
 from nbattn.backends.cuda import tiles as cuda_tiles
@@ -15,6 +13,9 @@ from nbattn.program.candidate import Candidate
 from nbattn.program.limits import Reason
 from nbattn.program.program import Call, Program, whole
 from nbattn.program.request import Request
+
+
+_FULL = 64  # queries of a head that fill a tile
 
 
 def candidates(request: Request, axes: Axes) -> list[Candidate]:
@@ -51,8 +52,10 @@ def _candidate(request: Request, axes: Axes, instructions: str) -> Candidate:
 
 
 def _packs(request: Request, axes: Axes) -> bool:
-    """Whether the query heads of a key head can be rows of the same tile, as one more axis."""
-    return request.heads > request.kv_heads and len(axes) < cuda_tiles.RANK
+    """Whether query heads of a key head are rows of the same tile: where the queries of one head
+    would leave rows empty, and the mask leaves an axis to heads.
+    """
+    return request.query_count < _FULL and len(axes) < cuda_tiles.RANK
 
 
 def _passes(
@@ -62,15 +65,15 @@ def _passes(
     kernels = cuda_tiles.KERNELS if request.training else cuda_tiles.KERNELS[:1]
     memory, passes = cuda.memory(request.needs), dict[str, Pass]()
     machine = pipes.machine(request.device, request.dtype, memory)
+    together = request.heads // request.kv_heads
     for kernel in kernels:
-        group = request.heads // request.kv_heads if kernel == "dkdv" else 1
+        group = together if kernel == "dkdv" else 1
         heads = request.batch * request.heads // group
-        choose = partial(choice.choose, kernel, instructions, axes, build, machine)
-        chosen = choose(heads=heads, group=group)
-        if kernel == "fwd" and chosen is not None and _packs(request, axes):
-            together = request.heads // request.kv_heads
-            packed = choose(heads=request.batch * request.kv_heads, packed=together)
-            chosen = min(chosen, packed or chosen, key=lambda one: one.seconds)
+        packed = together if kernel == "fwd" and _packs(request, axes) else 1
+        chosen = choice.choose(
+            kernel, instructions, axes, build, machine,
+            heads=heads // packed, group=group, packed=packed,
+        )  # fmt: skip
         if chosen is None:
             text = f"no tile of head_dim {request.head_dim} and value_dim {request.value_dim} fits"
             return [Reason("memory", f"{text} {memory} bytes of shared memory")]

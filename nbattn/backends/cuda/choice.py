@@ -65,7 +65,6 @@ def choose(
     grid, inverse = packed_grid(axes, packed), kernel == "dkdv"
     lengths = [(axis.queries, axis.keys) for axis in grid]
     rows, columns = zip(*(pair[::-1] if inverse else pair for pair in lengths), strict=True)
-    count = math.prod(rows)
     long, long_columns = (
         tuple(n for n, length in enumerate(side) if length > 1) for side in (rows, columns)
     )
@@ -90,10 +89,12 @@ def choose(
             ),
             packed=packed,
         )
-        for tiles in legal_tiles(
-            kernel, instructions, long, build, machine.memory - pipes.RESERVED, long_columns
+        for tiles in _no_larger(
+            legal_tiles(
+                kernel, instructions, long, build, machine.memory - pipes.RESERVED, long_columns
+            ),
+            rows,
         )
-        if tiles.row_count < max(_FEWEST + 1, 2 * count)
     ]
     useful = geometry.pairs(axes)
     timed = [
@@ -101,6 +102,18 @@ def choose(
         for one in passes
     ]
     return min(timed, key=lambda one: one.seconds, default=None)
+
+
+def _no_larger(legal: tuple[Tiles, ...], lengths: tuple[int, ...]) -> list[Tiles]:
+    """The tiles with less than twice the problem's rows, on every axis if there are such."""
+    few = max(_FEWEST + 1, 2 * math.prod(lengths))
+    fewer = [tiles for tiles in legal if tiles.row_count < few]
+    inside = [
+        tiles
+        for tiles in fewer
+        if all(rows < 2 * length for rows, length in zip(tiles.rows, lengths, strict=True))
+    ]
+    return inside or fewer
 
 
 def packed_grid(axes: Axes, packed: int) -> Axes:

@@ -37,7 +37,7 @@ IDLE = 0.5
 # Clocks that a block takes besides visits, to find its windows and to write its rows: a guess.
 BLOCK = 3000
 # Registers of a thread besides accumulators; more than the device has are never used.
-OTHER_REGISTERS, MOST_REGISTERS = 112, 256
+OTHER_REGISTERS, MOST_REGISTERS = 80, 256
 # Without tensor cores every multiply-add waits for shared memory, which delivers to one lane in
 # four; instructions of a visit besides.
 WAIT, SIMT_VISIT = 4, 500

@@ -25,11 +25,12 @@ DTYPES = ("float16", "bfloat16", "float32", "float64")  # in the order of NB_DTY
 LARGEST_MEMORY = 227 << 10  # the most bytes of shared memory that a block has on any device
 SPLIT = 128  # above this head size, two launches compute the gradients of keys and of values
 _ACCUMULATORS = {"mma": 192, "simt": 128}  # per thread; with more, compilers spill registers
-# Exceptions, for which compilers spill with fewer: (kernel, row blocks of a warp, columns) → head
-# sizes. From the compile matrix, whose deep profile tries every tile.
-_SPILLS: Mapping[tuple[str, int, int], tuple[int, ...]] = {
-    ("fwd", 2, 64): (120, 128),
-    ("dq", 2, 64): (64,),
+# Exceptions, for which compilers spill with fewer: (kernel, row blocks of a warp, columns) → the
+# limit without options and with some. From the compile matrix, whose deep profile tries every tile.
+_LIMITS: Mapping[tuple[str, int, int], tuple[int, int]] = {
+    ("fwd", 2, 64): (176, 176),
+    ("dq", 2, 64): (176, 176),
+    ("dq", 2, 32): (192, 184),
 }
 _LANES = 32  # threads of a warp
 
@@ -171,16 +172,17 @@ def accumulators(kernel: str, tiles: Tiles, build: Build) -> int:
     if kernel == "dq":
         return tiles.row_blocks * (d + 2 * columns) // 2
     sums = d + dv if grads_of(kernel, build) == (3,) else max(d, dv)
-    return tiles.row_blocks * (sums + (2 + build.softcap) * columns) // 2
+    return tiles.row_blocks * (sums + 2 * columns) // 2
 
 
 def fits(kernel: str, tiles: Tiles, build: Build, memory: int) -> bool:
     """Whether registers and shared memory suffice for a block."""
-    sums, channels = accumulators(kernel, tiles, build), max(build.head_dim, build.value_dim)
-    if channels in _SPILLS.get((kernel, tiles.row_blocks, math.prod(tiles.columns)), ()):
-        return False
+    most = _ACCUMULATORS[tiles.instructions]
+    limits = _LIMITS.get((kernel, tiles.row_blocks, math.prod(tiles.columns)), (most, most))
+    options = build.two_runs or build.softcap or build.key_range or build.extra
     return (
-        sums <= _ACCUMULATORS[tiles.instructions] and shared_bytes(kernel, tiles, build) <= memory
+        accumulators(kernel, tiles, build) <= limits[options]
+        and shared_bytes(kernel, tiles, build) <= memory
     )
 
 

@@ -61,7 +61,8 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"device": "cpu"}, "cuda/window: runs on cuda, not on cpu"),
     ({"length": (1 << 25) + 1}, "window+mma: takes queries up to 33554432 on axis 0, not 3355443"),
     ({"length": 1 << 25, "batch": 16384}, "blocks are over the grid of 2147483647"),
-    ({"length": 1 << 25, "batch": 136, "training": True}, "2281701376 blocks are over the grid"),
+    ({"length": 1 << 25, "batch": 1024, "training": True, "head": 256},
+     "2147483648 blocks are over the grid"),
 ]  # fmt: skip
 
 
