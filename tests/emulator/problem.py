@@ -45,6 +45,7 @@ class Problem:
         row_blocks: 16-row blocks of a warp (mma).
         vector: whether the kernels may copy 16 bytes at a time (mma).
         grads: the gradients that dK/dV computes: 1 grad_value, 2 grad_key, 3 both.
+        packed: query heads that are rows of the same tile in the forward: its first axis.
         layout: the inputs' layout: "plain", "packed" (views of one tensor), "channels" (step 2) or
             "far" (a key's batch stride exceeds 32 bits).
     """
@@ -66,7 +67,9 @@ class Problem:
     head_dim: int = 16
     value_dim: int = 16
     extra: int = 0
+    scale: float | None = None
     softcap: float = 0.0
+    packed: int = 1
     sink: bool = False
     ranges: tuple[tuple[tuple[int, int], ...], ...] = ()
     layout: str = "plain"
@@ -76,11 +79,16 @@ class Problem:
     def rank(self) -> int:
         return len(self.queries)
 
-    @property
-    def axes(self) -> list[tuple[Axis, int, int]]:
+    def axes(self, kernel: str) -> list[tuple[Axis, int, int]]:
         """Three axes, each with its number of queries and keys."""
         leading = [(Axis(0, 0), 1, 1)] * (3 - self.rank)
+        if self.packed_in(kernel) > 1:
+            leading[0] = (Axis(align="top-left"), self.packed, 1)
         return leading + list(zip(self.mask.axes, self.queries, self.keys, strict=True))
+
+    def packed_in(self, kernel: str) -> int:
+        """Query heads that are rows of the same tile of a kernel."""
+        return self.packed if kernel == "fwd" else 1
 
     @property
     def accumulator(self) -> torch.dtype:
@@ -145,7 +153,9 @@ def run(p: Problem, launcher: Launcher, kernel: str, known: Tensors) -> Tensors:
         like = {f"grad_{n}": known[n] for n in names}
     writes = {n: torch.empty(t.shape, dtype=t.dtype) for n, t in like.items()}
     reads = {n: known[n] for n in READS[kernel] if n in known}
-    launcher.launch(variant(p, kernel), blocks(p, kernel), reads | writes, numbers(p, known))
+    launcher.launch(
+        variant(p, kernel), blocks(p, kernel), reads | writes, numbers(p, kernel, known)
+    )
     return writes
 
 
@@ -157,7 +167,9 @@ def by_definition(p: Problem, made: Tensors, dtype: torch.dtype) -> Tensors:
     for name in wanted:
         inputs[name].requires_grad_()
     allowed = torch.from_numpy(p.mask.dense(p.queries, p.keys))
-    out, lse = dense_attention.attend(**inputs, allowed=allowed, softcap=p.softcap or None)
+    out, lse = dense_attention.attend(
+        **inputs, allowed=allowed, scale=p.scale, softcap=p.softcap or None
+    )
     upward = [wide["grad_out"], wide["grad_lse"].to(lse.dtype)]
     grads = torch.autograd.grad([out, lse], [inputs[n] for n in wanted], upward)
     return {"out": out, "lse": lse} | {
@@ -185,8 +197,8 @@ def judge(p: Problem, found: Tensors, expected: tuple[Tensors, Tensors]) -> None
 def variant(p: Problem, kernel: str) -> Variant:
     by_keys = kernel == "dkdv"
     query_tile, key_tile = (p.columns, p.rows) if by_keys else (p.rows, p.columns)
-    borders = {axis.border for axis, _, _ in p.axes}
-    two_runs = "wrap" in borders or any(axis.prefix for axis, _, _ in p.axes)
+    axes = p.mask.axes
+    two_runs = any(axis.border == "wrap" or axis.prefix for axis in axes)
     constants = {
         "NB_DTYPE": DTYPES.index(p.dtype),
         "NB_HEAD_DIM": p.head_dim,
@@ -258,22 +270,24 @@ def blocks(p: Problem, kernel: str) -> int:
             lanes *= 2
         return parts(p.batch * p.heads * math.prod(p.queries), 128 // lanes)
     tiles = 1
-    for (axis, queries, keys), extent in zip(p.axes, p.rows, strict=True):
+    for (axis, queries, keys), extent in zip(p.axes(kernel), p.rows, strict=True):
         length = keys if kernel == "dkdv" else queries
         tiles *= min(axis.dilation, length) * parts(parts(length, axis.dilation), extent)
     if kernel == "dkdv":
         return (tiles + parts(p.extra, math.prod(p.rows))) * p.batch * p.heads // p.group
-    return tiles * p.batch * p.heads
+    return tiles * p.batch * p.heads // p.packed_in(kernel)
 
 
-def numbers(p: Problem, made: Tensors) -> bytes:
-    strides: list[int] = []
+def numbers(p: Problem, kernel: str, made: Tensors) -> bytes:
+    strides, packed = [], p.packed_in(kernel)
     for name in layout.STRIDES:
         batch, *space, head, channel = made[name].stride()
-        strides += [batch, *[0] * (3 - p.rank), *space, head, channel]
-    axis_numbers: list[int] = []
-    held = [n for _, queries, keys in p.axes for n in (queries, 0, keys)]
-    for axis, queries, keys in p.axes:
+        together = packed if name == "query" else 1
+        leading = [head if together > 1 else 0, 0][: 3 - p.rank]
+        strides += [batch, *leading, *space, together * head, channel]
+    axes, axis_numbers = p.axes(kernel), list[int]()
+    held = [n for _, queries, keys in axes for n in (queries, 0, keys)]
+    for axis, queries, keys in axes:
         known = {
             "keys": keys,
             "left": FAR if axis.left is None else axis.left,
@@ -283,5 +297,6 @@ def numbers(p: Problem, made: Tensors) -> bytes:
             "causal": int(axis.causal),
         }
         axis_numbers += [known.get(name, getattr(axis, name, 0)) for name in layout.AXIS]
-    counts = [p.batch, p.heads, p.group, p.extra, p.rank, 1]
-    return layout.pack_numbers(strides, p.head_dim**-0.5, p.softcap, axis_numbers, held, counts)
+    counts = [p.batch, p.heads // packed, p.group // packed, p.extra, p.rank, packed]
+    scale = p.head_dim**-0.5 if p.scale is None else p.scale
+    return layout.pack_numbers(strides, scale, p.softcap, axis_numbers, held, counts)

@@ -14,8 +14,8 @@ FILES = {
     "params.h": """\
 #pragma once
 #include "base.cuh"
-struct Params { unsigned long long pointer[17]; char numbers[352]; };
-static_assert(sizeof(Params) == 488, "layout");
+struct Params { unsigned long long pointer[17]; char numbers[376]; };
+static_assert(sizeof(Params) == 512, "layout");
 """,
     "base.cuh": """\
 #pragma once

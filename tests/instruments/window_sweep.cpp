@@ -1,5 +1,5 @@
-// window_sweep.cpp - the device's window arithmetic and walk, called from Python on a CPU, axis by axis.
-#include "walk.cuh"
+// window_sweep.cpp - the device's window arithmetic and traversal, called from Python on a CPU, axis by axis.
+#include "tile_traversal.cuh"
 
 using namespace nb;
 
@@ -15,45 +15,54 @@ extern "C" void sweep_readers(const Axis* a, const int* t, int count, int keys, 
     out[2 * i] = x.lo, out[2 * i + 1] = x.hi;
   }
 }
-extern "C" void sweep_class(const Axis* a, int of_key, int index, int* out) {
-  const Class c = of_key ? class_of_key(*a, index) : class_of_query(*a, index);
-  out[0] = c.residue, out[1] = c.keys, out[2] = c.first, out[3] = c.start, out[4] = c.queries;
+extern "C" void sweep_class(const Axis* a, const Held* held, int of_key, int index, int* out) {
+  const Class c = of_key ? class_of_key(*a, *held, index) : class_of_query(*a, *held, index);
+  out[0] = c.residue, out[1] = c.keys, out[2] = c.held_keys.lo, out[3] = c.held_keys.hi;
+  out[4] = c.held_queries.lo, out[5] = c.held_queries.hi;
 }
 
 namespace {
+long long index_of(const Coord& c, const Params& p, bool keys) {
+  long long index = 0;
+  for (int axis = 0; axis < 3; ++axis) index = index * (keys ? p.held[axis].keys : p.held[axis].queries) + c.at[axis];
+  return index;
+}
+
+// What begin_traversal() does, without threads.
+template <bool kKeyRows, class Rows, class Columns>
+void begin(Traversal<Rows>& traversal, const Params& p, int tile) {
+  traversal.total = 1;
+  traversal.extra = -1;
+  for (int axis = 0; axis < 3; ++axis) {
+    begin_axis<kKeyRows, Rows, Columns>(traversal, p, axis, tile, 0);
+    const AxisTraversal& t = traversal.axis[axis];
+    traversal.total *= t.tiles[0] + t.tiles[1];
+    for (int i = 0; i < Rows::of(axis) && t.rows; ++i)
+      traversal.runs[Rows::first(axis) + i] = runs_of<kKeyRows>(t, p.axis[axis], i, t.keys);
+  }
+}
+
 template <bool kKeyRows, class Rows, class Columns>
 int pairs(const Params& p, unsigned char* times, int columns_of_grid) {
   int visits = 0;
   for (int tile = 0; tile < row_tiles<kKeyRows, Rows>(p); ++tile) {
-    Walk<Rows> walk;
-    int total = 1;
-    for (int axis = 0; axis < 3; ++axis) {  // what begin_walk() does, without threads
-      begin_axis<kKeyRows, Rows, Columns>(walk, p, axis, tile, 0);
-      const AxisWalk& w = walk.axis[axis];
-      total *= w.tiles[0] + w.tiles[1];
-      if (w.rows == 0) continue;
-      const int keys = members(p.axis[axis].keys, kKeyRows ? w.row.origin : w.column.origin, p.axis[axis].dilation);
-      for (int i = 0; i < Rows::of(axis); ++i)
-        walk.runs[Rows::first(axis) + i] = runs_of<kKeyRows>(w, p.axis[axis], i, keys);
-    }
-    walk.total = total;
-    if (!has_rows(walk)) continue;
-    visits += total;
-    for (int n = 0; n < total; ++n) {
-      const Visit v = visit<Columns>(walk, n, 0);
+    Traversal<Rows> traversal;
+    begin<kKeyRows, Rows, Columns>(traversal, p, tile);
+    if (!has_rows(traversal)) continue;
+    visits += traversal.total;
+    for (int n = 0; n < traversal.total; ++n) {
+      const Visit v = visit<Columns>(traversal, n, 0);
+      for (int axis = 0; axis < 3; ++axis)
+        if (v.count[axis] < 1 || v.count[axis] > Columns::of(axis)) return -1;  // a visit without columns
       for (int row = 0; row < Rows::size; ++row) {
-        const Place r = row_place(walk, row);
-        const RowMask<Rows, Columns> mask(walk, v, row);
+        const Coord r = row_coord(traversal, row);
         for (int column = 0; column < Columns::size; ++column) {
-          const bool inside = kKeyRows || in_key_range<Columns>(walk, v, column);
-          const bool reads = v.full || (mask.reads(column) && inside);
-          if (!r.inside || !reads) continue;
-          const Place c = column_place<Columns>(walk, v, column);
-          if (!c.inside) return -1;  // a column outside the visit that is read
-          const Axis* a = p.axis;
-          const long long i = kKeyRows ? r.token(a[1].keys, a[2].keys) : r.token(a[1].queries, a[2].queries);
-          const long long j = kKeyRows ? c.token(a[1].queries, a[2].queries) : c.token(a[1].keys, a[2].keys);
-          ++times[i * columns_of_grid + j];
+          if (!r.inside || !(v.full || attends<Rows, Columns>(traversal, v, row, column))) continue;
+          const Coord c = column_coord<Columns>(traversal, v, column);
+          if (!c.inside) return -2;  // a column outside the visit that is attended to
+          for (int axis = 0; axis < 3; ++axis)
+            if (c.at[axis] < 0 || c.at[axis] >= (kKeyRows ? p.held[axis].queries : p.held[axis].keys)) return -3;
+          ++times[index_of(r, p, kKeyRows) * columns_of_grid + index_of(c, p, !kKeyRows)];
         }
       }
     }
@@ -62,7 +71,7 @@ int pairs(const Params& p, unsigned char* times, int columns_of_grid) {
 }
 }  // namespace
 
-// How often every row meets every column; the number of visits, or -1.
+// How often every row meets every column; the number of visits, or what is wrong as a negative number.
 extern "C" int sweep_pairs(const Params* p, int key_rows, unsigned char* times, int columns) {
   return key_rows ? pairs<true, KeyTile, QueryTile>(*p, times, columns)
                   : pairs<false, QueryTile, KeyTile>(*p, times, columns);

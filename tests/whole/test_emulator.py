@@ -375,6 +375,7 @@ def test_python_packs_what_the_struct_declares(tmp_path: Path):
         members += [(f"{tensor}_stride.{part}", "q") for part in parts]
     members += [("scale", "d"), ("softcap", "d")]
     members += [(f"axis[{i}].{name}", "i") for i in range(3) for name in layout.AXIS]
+    members += [(f"held[{i}].{name}", "i") for i in range(3) for name in layout.HELD]
     members += [(name, "i") for name in layout.COUNTS]
     packed = struct.Struct("<" + "".join(kind for _, kind in members))
     expected = [
@@ -414,7 +415,10 @@ def test_tensors_that_a_kernel_does_not_write_stay_unchanged(grads: int, names: 
     tensors = {n: known[n] for n in problem.READS["dkdv"] if n in known}
     tensors |= {f"grad_{n}": t.fill_(7) for n, t in every.items()}
     launcher.launch(
-        problem.variant(p, "dkdv"), problem.blocks(p, "dkdv"), tensors, problem.numbers(p, known)
+        problem.variant(p, "dkdv"),
+        problem.blocks(p, "dkdv"),
+        tensors,
+        problem.numbers(p, "dkdv", known),
     )
     for name, tensor in every.items():
         assert (tensor == 7).all() == (name.removeprefix("extra_") not in names)

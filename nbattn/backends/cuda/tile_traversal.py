@@ -2,8 +2,8 @@
 
 Rows are queries and columns keys or, for gradients of keys, the other way round. A tile of rows
 lies in one class of the dilation. The tiles of columns are every run of their hull, each cut from
-its own start; a wrapped hull is one run past the end of the axis. `cuda/walk.cuh` is the same code
-on the device.
+its own start; a wrapped hull is two runs where the axis ends inside it. `cuda/tile_traversal.cuh`
+is the same code on the device.
 """
 
 from __future__ import annotations
@@ -71,10 +71,7 @@ class Traversal:
         hull = (self._of_keys if self.inverse else self._of_queries)(group, first, last)
         if self.axis.spec.border != "wrap":
             return hull
-        (lo, hi), (tail, head) = hull.runs[1], hull.full[0]
-        lap = group.keys
-        runs = (_none(first), (lo, np.minimum(hi, lo + lap)))
-        return Hull(runs, ((tail, head), (tail - lap, head - lap)))
+        return _wrapped(hull.runs[1], hull.full[0], group.keys)
 
     def _of_queries(self, group: Classes, first: Ints, last: Ints) -> Hull:
         """The keys of queries: a prefix, and the hull of windows after it."""
@@ -159,12 +156,10 @@ class Traversal:
         else:
             lo, hi, prefix = window_of(axis, rows, keys)
             also = np.zeros_like(rows), prefix
-        return (lo, hi), (lo - keys, hi - keys) if axis.border == "wrap" else also
+        return _laps((lo, hi), lo, keys) if axis.border == "wrap" else ((lo, hi), also)
 
     def _places(self, group: Classes, residue: int, x: Ints, keys: bool) -> Ints:
         """Class coordinates as positions."""
-        if self.axis.spec.border == "wrap":
-            x = x % max(group.keys, 1)
         origin, start = (group.first, 0) if keys else (group.origin, group.start)
         return origin + residue + self.axis.spec.dilation * (x - start)
 
@@ -203,11 +198,20 @@ class Traversal:
             masked = [(np.maximum(a, lo), np.minimum(b, hi)) for a, b in self._own(group, x)]
             spans += masked
             spans += [_whole_tiles(lo, hi, full, columns) for full in hull.full]
-        if self.axis.spec.border == "wrap":
-            laps = (-group.keys, 0, group.keys)
-            moved = [(a + lap, b + lap) for a, b in spans for lap in laps]
-            spans = [(np.maximum(a, 0), np.minimum(b, group.keys)) for a, b in moved]
         return _union(spans)
+
+
+def _laps(span: Span, lo: Ints, keys: int) -> tuple[Span, Span]:
+    """A span moved by whole laps: so that `lo` is on the axis, and by one lap less."""
+    lap = lo % keys - lo
+    return (span[0] + lap, span[1] + lap), (span[0] + lap - keys, span[1] + lap - keys)
+
+
+def _wrapped(hull: Span, full: Span, keys: int) -> Hull:
+    """The hull of a wrapped axis, cut where the axis ends; each column is in it once."""
+    lo, hi = hull
+    (start, end), (_, past) = _laps((lo, np.minimum(hi, lo + keys)), lo, keys)
+    return Hull(((start, np.minimum(end, keys)), (0 * lo, past)), _laps(full, lo, keys))
 
 
 def _whole_tiles(lo: Ints, hi: Ints, full: Span, columns: int) -> Span:

@@ -113,10 +113,13 @@ def test_two_thousand_million_tokens_are_counted_at_once() -> None:
 
 
 def test_the_first_tile_starts_at_the_window() -> None:
-    """128 keys are two tiles of 64 wherever they lie, and a prefix is a run of its own."""
+    """128 keys are two tiles of 64 wherever they lie; a prefix, and what a window has past the end
+    of a wrapped axis, is a run of its own.
+    """
     bound_axis = bind(Mask(Axis(63, 64, offset=100, align="top-left")), 1, 4096)[0]
     assert Traversal(bound_axis).tile_pairs(64, 64) == 2
     bound_axis = bind(Mask(Axis(63, 64, offset=1000, prefix=3, align="top-left")), 1, 4096)[0]
     assert Traversal(bound_axis).tile_pairs(64, 64) == 3
     bound_axis = bind(Mask(Axis(3, 3, border="wrap")), 64, 64)[0]
-    assert Traversal(bound_axis).tile_pairs(64, 8) == 8
+    assert Traversal(bound_axis).tile_pairs(64, 8) == 1 + 8  # 61 to 63, and 0 to 60
+    assert Traversal(bound_axis).tile_pairs(8, 16) == 8 + 2  # one more for each tile at the seam

@@ -1,0 +1,89 @@
+"""The problems on which bugs are put into the kernels: each reaches what others do not."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from emulator.problem import Problem, Tile
+from nbattn import Axis, Mask
+
+# fmt: off
+CASES = {
+    "plain": Problem(Mask(Axis(21, 9)), (70,), (70,), stages=3),
+    "wide": Problem(Mask(Axis(40, 46)), (100,), (100,), heads=1),  # tiles that are not masked
+    "padded": Problem(
+        Mask(Axis()), (40,), (60,), ranges=(((3, 41),), ((0, 60),)), batch=2, heads=1,
+    ),
+    "strided": Problem(Mask(Axis(4, 3, stride=4, dilation=2)), (41,), (41,)),
+    "far": Problem(Mask(Axis(5, 3)), (40,), (40,), batch=2, heads=1, layout="far"),
+    "outside": Problem(  # rows without keys
+        Mask(Axis(2, 1, align="top-left", offset=-9)), (50,), (37,), dtype=torch.bfloat16,
+    ),
+    "plane": Problem(
+        Mask(Axis(2, 1, border="shift"), Axis(3, 4, stride=3, dilation=2, offset=-3)),
+        (9, 13), (9, 13), rows=(1, 4, 8), columns=(1, 4, 4), heads=4, group=2,
+        head_dim=24, value_dim=40,
+    ),
+    "circle": Problem(
+        Mask(Axis(5, 4, border="wrap"), Axis(2, 1)), (12, 10), (12, 10),
+        rows=(1, 4, 8), columns=(1, 4, 4), ranges=(((2, 11), (0, 9)), ((0, 12), (3, 10))), batch=2,
+    ),
+    "ring": Problem(Mask(Axis(50, 46, border="wrap")), (160,), (160,), heads=1),
+    "cube": Problem(
+        Mask(Axis(1, 1), Axis(2, 1), Axis(3, 2)), (3, 4, 9), (3, 4, 9),
+        rows=(1, 4, 8), columns=(1, 4, 4), heads=1, ranges=(((1, 3), (0, 4), (1, 9)),),
+    ),
+    "extras": Problem(
+        Mask(Axis(4, causal=True, stride=2, prefix=3, align="bottom-right")), (40,), (50,),
+        extra=21, sink=True, softcap=2.0, ranges=(((1, 43),), ((0, 50),)), batch=2,
+    ),
+    "ragged": Problem(  # extra keys next to a dilation; channels two apart
+        Mask(Axis(3, 2, dilation=3), Axis(1, 1)), (11, 5), (11, 5),
+        rows=(1, 8, 4), columns=(1, 4, 4), extra=5, vector=False, layout="channels",
+        head_dim=40, value_dim=24,
+    ),
+    "many": Problem(  # fifty visits, all of them masked: the ring of visits goes round
+        Mask(Axis(), Axis(3, 2)), (4, 7), (100, 7), rows=(1, 4, 8), columns=(1, 4, 4), heads=1,
+        stages=3,
+    ),
+    "tall": Problem(  # the same for gradients of keys
+        Mask(Axis(), Axis(3, 2)), (100, 7), (4, 7), rows=(1, 4, 8), columns=(1, 4, 4), heads=1,
+        stages=3,
+    ),
+    "big": Problem(  # two row blocks; several copies of a thread
+        Mask(Axis(3, 2), Axis(6, 4)), (9, 13), (9, 13), rows=(1, 8, 8), columns=(1, 4, 8),
+        row_blocks=2, heads=2, group=2, head_dim=64, value_dim=96,
+    ),
+    "narrow": Problem(  # a warp, with more columns than threads
+        Mask(Axis(30, 20)), (90,), (90,), rows=(1, 1, 16), columns=(1, 1, 64), heads=1,
+        head_dim=80, value_dim=24,
+    ),
+    "eight": Problem(  # eight warps, and fewer vectors than threads copy
+        Mask(Axis(30, 20)), (150,), (150,), rows=(1, 1, 128), columns=(1, 1, 64), heads=2, group=2,
+        head_dim=80, value_dim=96, dtype=torch.bfloat16, vector=False,
+    ),
+    "loud": Problem(Mask(Axis(21, 9)), (70,), (70,), scale=4.0),  # maxima move by more than 2^8
+    "negative": Problem(
+        Mask(Axis(40, 12)), (90,), (90,), rows=(1, 1, 64), row_blocks=2, heads=1, scale=-0.7,
+    ),
+    "kept": Problem(Mask(Axis(21, 9)), (50,), (50,), heads=1, scale=-0.7),  # and queries kept
+    "zero": Problem(Mask(Axis(7, 3)), (40,), (40,), heads=1, scale=0.0),
+    "packed": Problem(
+        Mask(Axis(2, 1), Axis(3, 5)), (6, 9), (6, 9), rows=(2, 1, 16), columns=(1, 4, 4),
+        batch=2, heads=6, group=3, packed=3, sink=True,
+    ),
+}
+# fmt: on
+
+
+def simt(case: Problem) -> Problem:
+    """The same problem without tensor cores."""
+    line = case.rank == 1
+    rows: Tile = (2, 1, 4) if case.packed > 1 else (1, 1, 8) if line else (1, 2, 4)
+    columns: Tile = (1, 1, 32) if line else (1, 4, 8)
+    return replace(case, family="simt", dtype=torch.float32, rows=rows, columns=columns)
+
+
+CASES |= {f"{name}-simt": simt(case) for name, case in CASES.items()}
