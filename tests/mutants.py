@@ -252,8 +252,12 @@ MUTANTS = [
     Mutant("bank-conflicts", WARP, "launch->bank_ways += *std::max_element(in_bank, in_bank + 8);",
            "launch->bank_ways += 1;", "whole/emulator"),
     Mutant("syncwarp-orders", WARP, "warp_passed(current->warp);", "", "whole/emulator"),
-    Mutant("shuffle-segment", EMULATOR, "return ((source ^ lane) & ~(width - 1)) ? lane : source;",
+    Mutant("shuffle-later", EMULATOR, "return source <= last ? source : current->lane;",
            "return source & 31;", "whole/emulator"),
+    Mutant("shuffle-earlier", EMULATOR, "const int source = emulator::current->lane ^ (bits & 31);",
+           "const int inside = emulator::current->lane ^ (bits & 31 & (width - 1)),\n"
+           "            source = bits < width ? inside : emulator::current->lane;",
+           "whole/emulator"),
     Mutant("race-in-warp", MEMORY,
            "return warp != current->warp || access.warp_epoch == warp_epoch[warp];",
            "return warp != current->warp;", "whole/emulator"),
