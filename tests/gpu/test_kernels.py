@@ -40,7 +40,7 @@ pytestmark = [
 DEVICE = "cuda"
 FAR = (1 << 31) // (16 * 64) + 4096  # rows of more than 2^31 elements, of 16 heads of 64
 ROOT = Path(__file__).parents[2]
-SANITIZER_SECONDS = 300
+SANITIZER_SECONDS, CHILD_SECONDS = 300, 120
 HALVES = (torch.float16, torch.bfloat16)
 Space = tuple[int, ...]
 Problem = tuple[Mask, Space, Space]
@@ -277,6 +277,54 @@ def test_a_cuda_graph_replays_both_passes() -> None:
         t.copy_(torch.randn_like(t))
     graph.replay()
     assert all(map(torch.equal, captured, run()))
+
+
+def child(script: str, **environment: str | None) -> subprocess.CompletedProcess[str]:
+    """A process of its own; an environment variable of None is absent there."""
+    given = {**os.environ, "PYTHONPATH": f"{ROOT}:{Path(small_attention.__file__).parent}"}
+    known = {n: value for n, value in {**given, **environment}.items() if value is not None}
+    command = [sys.executable, "-c", script]
+    return subprocess.run(command, env=known, capture_output=True, text=True, timeout=CHILD_SECONDS)
+
+
+FIRST_BACKWARD = """
+import torch, small_attention, nbattn
+shape = (1, *small_attention.SPACE, 2, 64)
+nbattn.plan(small_attention.MASK, shape, device="cuda", backend="cuda", training=True).warmup()
+leaves = [torch.randn(shape, device="cuda", dtype=torch.bfloat16).requires_grad_() for _ in "qkv"]
+
+def run():
+    out = nbattn.attention(*leaves, small_attention.MASK, backend="cuda")
+    return [out, *torch.autograd.grad(out, leaves, torch.ones_like(out))]
+
+graph = torch.cuda.CUDAGraph()
+with torch.cuda.graph(graph):
+    captured = run()
+graph.replay()
+torch.cuda.synchronize()
+print(all(map(torch.equal, captured, run())))
+"""
+
+
+def test_the_first_backward_of_a_process_in_a_graph() -> None:
+    """Autograd's thread launches for the first time while the capture forbids calls "globally"."""
+    done = child(FIRST_BACKWARD)
+    assert done.stdout == "True\n", done.stderr[-3000:]
+
+
+DETERMINISTIC = """
+import torch, small_attention
+torch.use_deterministic_algorithms(True)
+for family in small_attention.DTYPES:
+    first, again = (small_attention.attend(family, "cuda") for _ in range(2))
+    print(all(map(torch.equal, first, again)))
+"""
+
+
+def test_without_cublas_workspace() -> None:
+    """The kernels call no cuBLAS, which torch 2.8 and 2.9 refuse without the variable."""
+    done = child(DETERMINISTIC, CUBLAS_WORKSPACE_CONFIG=None)
+    assert done.stdout == "True\nTrue\n", done.stderr[-3000:]
 
 
 def test_error_of_a_kernel_not_loaded_before_a_capture() -> None:
