@@ -14,7 +14,7 @@ from torch import Tensor
 
 
 def inside(key_range: Tensor, space: Sequence[int]) -> Tensor:
-    """bool [B, prod(space)], where key_range is: keys whose every coordinate is in [start, stop)."""
+    """bool [B, prod(space)] on key_range's device: keys with all coordinates in [start, stop)."""
     places = torch.tensor(list(product(*(range(length) for length in space))))
     places = places.to(key_range.device)[None].long()  # [1, keys, rank]
     start, stop = key_range.long()[:, None].unbind(-1)  # [B, 1, rank]

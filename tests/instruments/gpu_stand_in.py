@@ -17,11 +17,11 @@ from typing import Any
 
 import pytest
 import torch
+from emulator import build
+from emulator.launcher import Launcher
 from torch import Tensor
 from torch.overrides import TorchFunctionMode, resolve_name
 
-from emulator import build
-from emulator.launcher import Launcher
 from nbattn.kernels import cubins, launch, layout, sources
 from nbattn.kernels.nvrtc import Compiled, Usage
 from nbattn.planner import devices
@@ -277,7 +277,7 @@ class Function:
 
 
 def cubin(variant: Any, arch: str, real: Callable[..., Compiled] = cubins.get) -> Compiled:
-    """Kernels that the tests write are compiled for the device, too; the project's are elsewhere."""
+    """Kernels that the tests write are compiled for the device, too; the project's are not."""
     if sources.directory() != build.CUDA:
         return real(variant, arch)
     return Compiled(b"", Usage(1, 0, 0, 0, 0, 0, 0), "")
