@@ -24,6 +24,7 @@ def about() -> dict[str, Any]:
         "gpu": torch.cuda.get_device_name() if there else None,
         "capability": list(torch.cuda.get_device_capability()) if there else None,
         "versions": records.versions() | {"cuda": torch.version.cuda},
+        "commit": records.commit() or os.environ.get("COMMIT"),  # a copy may have no history
         "date": machine.now(),
     }
 
@@ -55,11 +56,15 @@ class Findings:
 
 
 def append(path: Path, row: dict[str, Any]) -> None:
-    """Append one line."""
+    """Append one line in one write, which other processes cannot cut; after a line that was cut off
+    by the end of its process, a new one.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    handle = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
     try:
-        os.write(handle, (json.dumps(row) + "\n").encode())
+        size = os.fstat(handle).st_size
+        is_cut = size > 0 and os.pread(handle, 1, size - 1) != b"\n"
+        os.write(handle, (is_cut * "\n" + json.dumps(row) + "\n").encode())
     finally:
         os.close(handle)
 
