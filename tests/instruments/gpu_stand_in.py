@@ -104,7 +104,8 @@ class Device(TorchFunctionMode):
         args = tuple(torch.device("cpu") if moves(a) else a for a in args)
         if "device" in kwargs and is_cuda(target):
             kwargs["device"] = torch.device("cpu")
-        if CAPTURE.graph is not None and name.endswith("_") and not name.startswith("__"):
+        changes = name.endswith("_") and not name.startswith("__") and name != "requires_grad_"
+        if CAPTURE.graph is not None and changes:
             CAPTURE.graph.append(lambda: func(*args, **kwargs))  # runs at the replay only
             return args[0]
         found = func(*args, **kwargs)

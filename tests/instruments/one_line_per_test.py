@@ -3,13 +3,14 @@
 `pytest -p one_line_per_test --findings FILE --part 1/8 --each 120`. It needs no other plugin:
 several parts in several processes share one file. A test that hangs ends its process after `--each`
 seconds; a test that loses the device ends it, too (exit status 3). The next process goes on, and a
-test that has started twice without an end is answered as such.
+test during which a process was ended twice from outside counts as one without an end.
 """
 
 from __future__ import annotations
 
 import faulthandler
 import os
+import threading
 from collections import Counter
 from pathlib import Path
 
@@ -58,7 +59,16 @@ class Lines:
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
         findings.append(self.path, {"test": nodeid, "started": True})
-        faulthandler.dump_traceback_later(self.each, exit=True)
+        self.watch = threading.Timer(self.each, self.stop, (nodeid,))
+        self.watch.daemon = True
+        self.watch.start()
+
+    def stop(self, nodeid: str) -> None:
+        """End the process: a kernel that hangs cannot be stopped from inside."""
+        text = f"no end after {self.each:g} s"
+        findings.append(self.path, {"test": nodeid, "outcome": "no end", "text": text})
+        faulthandler.dump_traceback()
+        os._exit(LOST)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.when != "call" and report.passed:
@@ -70,7 +80,7 @@ class Lines:
         )  # fmt: skip
 
     def pytest_runtest_logfinish(self, nodeid: str) -> None:
-        faulthandler.cancel_dump_traceback_later()
+        self.watch.cancel()
         if torch.cuda.is_available():
             try:
                 torch.cuda.synchronize()
