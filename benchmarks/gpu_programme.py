@@ -5,7 +5,7 @@
 Every step is a command with a time limit of its own. What it finds is a JSON line, written when
 found, in the folder $OUT or `benchmarks/results/gpu`: one file per kind of finding, and
 `programme.jsonl` with a line per step. A step that has ended is left out; a step that was stopped
-goes on where it was. `--dry` runs every step here, without a GPU, with stand-ins.
+goes on where it was. An empty $OUT starts with what `benchmarks/results/gpu` knows. `--dry` runs every step here, without a GPU, with stand-ins.
 """
 
 from __future__ import annotations
@@ -126,14 +126,19 @@ STEPS = (
 )  # fmt: skip
 
 
-def environment(out: Path) -> dict[str, str]:
+def begin(out: Path) -> None:
+    """Create the folder; if it has no findings, copy those of earlier calls."""
+    out.mkdir(parents=True, exist_ok=True)
+    if not [*out.glob("*.jsonl")]:
+        for path in RESULTS.glob("*.jsonl"):
+            shutil.copyfile(path, out / path.name)
+
+
+def environment() -> dict[str, str]:
     """Return the variables of every command: nothing is installed, and all share one cache."""
     folders = (ROOT, ROOT / "tests", ROOT / "tests" / "instruments", ROOT / "benchmarks")
-    cache = out / "cache"
-    cache.mkdir(mode=0o700, parents=True, exist_ok=True)
     return {
-        "PYTHONPATH": os.pathsep.join(map(str, folders)),
-        "NBATTN_CACHE": str(cache.resolve()),
+        "NBATTN_CACHE": str(Path.home() / ".cache" / "nbattn-gpu"),
         "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
         **os.environ,
     } | {"PYTHONPATH": os.pathsep.join(map(str, folders))}  # fmt: skip
@@ -155,7 +160,7 @@ def commands(step: Step, out: Path, seconds: float, dry: bool) -> list[list[str]
 
 def run(step: Step, out: Path, seconds: float, dry: bool) -> dict[str, Any]:
     """Run a step; processes that lost the device are started again while there is time."""
-    start, known = time.monotonic(), environment(out)
+    start, known = time.monotonic(), environment()
     waiting = commands(step, out, seconds - 10, dry)
     statuses: list[int] = []
     text, timed_out = "", False
@@ -251,7 +256,7 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, help=f"default: $OUT, else {RESULTS}")
     options = parser.parse_args(words)
     out: Path = (options.output or Path(os.environ.get("OUT") or RESULTS)).resolve()
-    out.mkdir(parents=True, exist_ok=True)
+    begin(out)
     end = time.monotonic() + options.seconds
     for step in STEPS:
         rows = [r for r in read(out / "programme.jsonl") if r["step"] == step.name]

@@ -75,6 +75,20 @@ def test_a_second_call_runs_only_what_has_not_ended(
     assert {"machine", "gpu", "versions", "date", "commit"} <= rows[0].keys()
 
 
+def test_an_empty_folder_goes_on_from_the_results(
+    programme: ModuleType, steps: Callable[..., None], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(programme, "RESULTS", tmp_path / "results")
+    steps(a=APPEND.format("a"))
+    assert programme.main([f"--output={tmp_path / 'results'}"]) == 0
+    monkeypatch.setenv("OUT", str(tmp_path / "out"))
+    steps(a=APPEND.format("a"), b=APPEND.format("b"))
+    assert programme.main([]) == 0
+    assert (tmp_path / "out" / "order").read_text() == "b"
+    assert [row["step"] for row in known(tmp_path / "out")] == ["a", "b"]
+
+
 def test_only_runs_the_named_step(
     programme: ModuleType, steps: Callable[..., None], tmp_path: Path
 ) -> None:

@@ -79,7 +79,7 @@ def test_the_gpu_suite_on_the_stand_in(tmp_path: Path) -> None:
     words = (f"{GPU}/test_launches.py", f"{GPU}/test_ptx.py", *KERNELS, str(scripts))
     output, counts = dry(*words, f"--rootdir={ROOT}")
     assert counts.get("failed", 0) == counts.get("error", 0) == 0, output[-3000:]
-    assert counts.get("passed", 0) >= 55, output[-3000:]
+    assert counts.get("passed", 0) >= 50, output[-3000:]
 
 
 @pytest.mark.deep

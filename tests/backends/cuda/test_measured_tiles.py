@@ -23,7 +23,7 @@ from nbattn.planner import cost_table, devices, planner
 from nbattn.planner.cost_table import Entry
 
 folder = cost_tables.folder  # the fixture: a cache of its own for every test
-MASK, SHAPE = Mask(Axis(3, 3, border="shift"), Axis(6, 6)), (1, 20, 40, 2, 64)
+MASK, SHAPE = Mask(Axis(3, 3, border="shift"), Axis(6, 6)), (1, 12, 24, 1, 64)
 GPU = cost_table.Fingerprint("sm_90", "H100", 0, torch.__version__, nbattn.__version__)
 
 
