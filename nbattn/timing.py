@@ -15,8 +15,7 @@ _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 _PEAK_RESET = "5"
 MIN_ROUNDS = 3
 TURN = 0.05  # the least seconds of timed runs per turn
-# Cycles that a GPU sleeps before the first event, half a millisecond or more, while the host launches.
-AHEAD = 1_000_000
+AHEAD = 200_000  # cycles, about 0.1 ms, that a GPU sleeps before an event while the host launches
 LONG = 1.0  # seconds; longer runs need no warm-up, since cache state hardly matters
 
 Action = Callable[[], object]
