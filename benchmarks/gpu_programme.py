@@ -5,7 +5,8 @@
 Every step is a command with a time limit of its own. What it finds is a JSON line, written when
 found, in the folder $OUT or `benchmarks/results/gpu`: one file per kind of finding, and
 `programme.jsonl` with a line per step. A step that has ended is left out; a step that was stopped
-goes on where it was. An empty $OUT starts with what `benchmarks/results/gpu` knows. `--dry` runs every step here, without a GPU, with stand-ins.
+goes on where it was. An empty $OUT starts with what `benchmarks/results/gpu` knows.
+`--dry` runs every step here, without a GPU, with stand-ins.
 """
 
 from __future__ import annotations

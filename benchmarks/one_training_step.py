@@ -9,7 +9,7 @@ import nbattn
 
 
 def main() -> None:
-    """Warm up outside of what `ncu --launch-count` keeps is not needed: it replays every kernel."""
+    """Run without a warm-up: a profiler that replays each kernel needs none."""
     load = next(iter(workloads()))
     torch.manual_seed(0)
     *given, grad = (torch.randn(load.shape, device="cuda", dtype=torch.bfloat16) for _ in range(4))

@@ -131,7 +131,7 @@ def run_tests(programme: ModuleType, out: Path, hang: bool) -> dict[str, list[st
     """A step of tests in two processes; test → its outcomes."""
     file = out / "test_sample.py"
     file.write_text(SAMPLE.format(hang=hang))
-    words = programme.tests(str(file), f"--rootdir={out}", "--each=2", "-p", "no:xdist")
+    words = programme.tests(str(file), f"--rootdir={out}", "--each=1", "-p", "no:xdist")
     step = programme.Step("tests", "?", words, 60, 2)
     row = programme.run(step, out, 60, False)
     assert row["ended"], row
