@@ -55,17 +55,17 @@ class Part(NamedTuple):
 
 # Fitted to the kernels for sm_80 and sm_90: per 16-byte copy, per score that is masked, per output
 # accumulator that is rescaled; then by kernel per visit and per score.
-COPY = Part(2.9, 2.9, 0.0)
-MASK = Part(3.5, 2.5, 0.4)
-OUTPUT = Part(0.3, 0.1, 0.1)
+COPY = Part(3.1, 3.6, 0.0)
+MASK = Part(3.4, 2.5, 0.4)
+OUTPUT = Part(0.2, 0.1, 0.1)
 VISIT: Mapping[str, Part] = {
-    "fwd": Part(97.8, 37.7, 12.7),
-    "dq": Part(123.1, 45.3, 13.0),
-    "dkdv": Part(171.7, 53.2, 22.3),
+    "fwd": Part(105.7, 44.2, 13.3),
+    "dq": Part(116.1, 37.9, 13.3),
+    "dkdv": Part(155.2, 40.3, 22.3),
 }
 SCORE: Mapping[str, Part] = {
-    "fwd": Part(4.3, 1.4, 0.0),
-    "dq": Part(3.7, 0.0, 0.0),
+    "fwd": Part(4.0, 1.1, 0.0),
+    "dq": Part(4.0, 0.1, 0.0),
     "dkdv": Part(4.1, 0.7, 0.1),
 }
 
