@@ -18,6 +18,9 @@ lint: $(VENV)/stamp
 	$(BIN)/pyright --pythonpath $(BIN)/python
 oracles: $(ORACLES)/stamp
 	$(ORACLES)/bin/pytest tests/whole/test_outside_oracles.py
+# On a machine with a GPU, of whose Python everything is used as it is: `make gpu ARGS="--seconds 580"`.
+gpu:
+	PYTHONPATH=. $(PYTHON) benchmarks/gpu_programme.py $(ARGS)
 bench: $(VENV)/stamp
 	$(BIN)/python benchmarks/cpu.py
 demo: $(VENV)/demo
@@ -36,4 +39,4 @@ $(ORACLES)/stamp: pyproject.toml
 	$(PYTHON) -m venv --clear $(ORACLES)
 	$(ORACLES)/bin/pip install --quiet "$(TORCH)" --editable ".[dev,oracles]"
 	touch $@
-.PHONY: demo test deep strict lint bench oracles clean
+.PHONY: demo test deep strict lint gpu bench oracles clean

@@ -1,9 +1,10 @@
 """Time Flash on a GPU: planned calls, the provider called directly, other libraries, and the regret
 of the chosen strategy.
 
-    PYTHONPATH=. python benchmarks/gpu_flash.py --output benchmarks/results/gpu-flash-DATE.json
+    PYTHONPATH=. python benchmarks/gpu_flash.py --output FILE.jsonl
 
-Needs only a CUDA device and torch. It has not been run yet.
+One JSON line per row, written when measured; a second run goes on. Needs only a CUDA device and
+torch. It has not been run on a GPU yet.
 """
 
 from __future__ import annotations
@@ -18,16 +19,18 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import gpu_timing
 import torch
+from findings import Findings
 from torch import Tensor
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 import nbattn
-from nbattn import Axis, Mask, machine
-from nbattn.errors import BackendError
-from nbattn.timing import Action, clock, interleave
+from nbattn import Axis, Mask
+from nbattn.errors import NbattnError
+from nbattn.planner import cost_table
+from nbattn.timing import Action
 
-_ROUNDS = 7
 _CPU_CALLS = 200
 _HEADS = 8
 Tensors = tuple[Tensor, Tensor, Tensor, Tensor]
@@ -104,28 +107,44 @@ def sdpa(made: Tensors, training: bool) -> Action:
     )
 
 
-def windows(quick: bool) -> Iterator[dict[str, Any]]:
-    """Time sliding windows: nbattn, direct calls, FlexAttention and SDPA in the same rounds."""
+Known = Callable[..., bool]
+
+
+def times(peers: dict[str, Callable[[], Action]]) -> tuple[dict[str, float], dict[str, str]]:
+    """Return the seconds of every peer, and the errors of those that fail. Compiled graphs are
+    forgotten before each: dynamo keeps few, and then runs without them.
+    """
+    seconds: dict[str, float] = {}
+    errors: dict[str, str] = {}
+    for name, peer in peers.items():
+        torch.compiler.reset()
+        try:
+            seconds[name] = gpu_timing.seconds(peer())
+        except Exception as error:  # whatever a compiler or a driver raises
+            errors[name] = f"{type(error).__name__}: {error}"[:300]
+    return seconds, errors
+
+
+def windows(quick: bool, known: Known) -> Iterator[dict[str, Any]]:
+    """Time sliding windows: nbattn first, then direct calls, FlexAttention and SDPA."""
     grid = product((64, 128), (512, 1024, 2048, 4096), (8192, 16384, 32768), (False, True))
     for dim, window, length, training in [*grid][:2] if quick else grid:
-        made = tensors(length, length, dim)
-        mask = Mask.sliding_window(window)
-        attend = planned(mask)
-        functions = {
-            "nbattn": forward_and_backward(attend, made)
-            if training
-            else partial(attend, *made[:3]),
-            "by hand": by_hand((window, 0), made, training),
-            "flex": flex(window, made, training),
-            "sdpa, causal without a window": sdpa(made, training),
-        }
-        timings = interleave(functions, clock=clock(device="cuda"), rounds=_ROUNDS)
-        seconds = {name: samples.typical for name, samples in timings.items()}
-        yield {
+        about = {
             "kind": "window", "head_dim": dim, "window": window, "length": length,
-            "training": training, "seconds": seconds,
-            "over_by_hand": seconds["nbattn"] / seconds["by hand"] - 1,
+            "training": training,
         }  # fmt: skip
+        if known(**about):
+            continue
+        made = tensors(length, length, dim)
+        attend = planned(Mask.sliding_window(window))
+        ours = forward_and_backward(attend, made) if training else partial(attend, *made[:3])
+        seconds, errors = times({
+            "nbattn": lambda run=ours: run,
+            "by hand": partial(by_hand, (window, 0), made, training),
+            "flex": partial(flex, window, made, training),
+            "sdpa, causal without a window": partial(sdpa, made, training),
+        })  # fmt: skip
+        yield {**about, "seconds": seconds, "errors": errors}
 
 
 SHAPES = [
@@ -140,29 +159,47 @@ MASKS = {
 }
 
 
-def regrets(quick: bool) -> Iterator[dict[str, Any]]:
+def regrets(quick: bool, known: Known) -> Iterator[dict[str, Any]]:
     """Time every strategy of a shape; the regret compares the chosen one with the best."""
     grid = product(SHAPES[:1] if quick else SHAPES, MASKS.items())
     for (queries, keys), (name, axis) in grid:
+        about = {"kind": "regret", "mask": name, "queries": queries, "keys": keys}
+        if known(**about):
+            continue
         made, mask = tensors(queries, keys, 128), Mask(axis)
         shapes = made[0].shape, made[1].shape
-        plan = nbattn.plan(mask, *shapes, device="cuda", backend="flash:aten")
-        functions: dict[str, Action] = {}
+        plan = nbattn.plan(mask, *shapes, dtype=torch.bfloat16, device="cuda", backend="flash:aten")
+        functions: dict[str, Callable[[], Action]] = {}
         for candidate in plan.candidates:
             if not candidate.reasons:
                 named = {"require": (candidate.strategy, *candidate.traits)}
-                functions[candidate.name] = partial(planned(mask, **named), *made[:3])
-        timings = interleave(functions, clock=clock(device="cuda"), rounds=_ROUNDS)
-        seconds = {label: samples.typical for label, samples in timings.items()}
+                run = partial(planned(mask, **named), *made[:3])
+                functions[candidate.name] = lambda run=run: run
+        seconds, errors = times(functions)
+        chosen = seconds.get(plan.chosen.name)
         yield {
-            "kind": "regret", "mask": name, "queries": queries, "keys": keys,
-            "chosen": plan.chosen.name, "seconds": seconds,
-            "regret": seconds[plan.chosen.name] / min(seconds.values()) - 1,
+            **about, "chosen": plan.chosen.name, "seconds": seconds, "errors": errors,
+            "request": json.loads(cost_table.key(plan.request)),
+            "regret": None if chosen is None else chosen / min(seconds.values()) - 1,
         }  # fmt: skip
 
 
-def host(_: bool) -> Iterator[dict[str, Any]]:
+def sdpa_kernels(_: bool, known: Known) -> Iterator[dict[str, Any]]:
+    """Name the kernel that SDPA takes for causal masks with two lengths, and its rate."""
+    for queries, keys, dim in ((4096, 4096, 128), (4096, 8192, 128), (8192, 4096, 128)):
+        about = {"kind": "sdpa kernel", "queries": queries, "keys": keys, "head_dim": dim}
+        if known(**about):
+            continue
+        run = sdpa(tensors(queries, keys, dim), False)
+        seconds, errors = times({"sdpa": lambda run=run: run})
+        row = {**about, "seconds": seconds, "errors": errors}
+        yield row if errors else {**row, "kernels": gpu_timing.by_kernel(run)}
+
+
+def host(_: bool, known: Known) -> Iterator[dict[str, Any]]:
     """Time a small call on the host, planned and direct, without waiting for the device."""
+    if known(kind="host"):
+        return
     made = tensors(128, 128, 64)
     functions: dict[str, Action] = {
         "nbattn": partial(planned(Mask.sliding_window(64)), *made[:3]),
@@ -182,35 +219,26 @@ def host(_: bool) -> Iterator[dict[str, Any]]:
     }  # fmt: skip
 
 
-def main() -> int:
-    """Measure, print a line per row, and write the file."""
+def main(words: list[str] | None = None) -> int:
+    """Measure until all is known or the time is up; 3 if something is left."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--output", type=Path, help="a JSON file to write")
+    parser.add_argument("--output", type=Path, help="a file of JSON lines, which is continued")
     parser.add_argument("--quick", action="store_true", help="a few rows of each kind")
-    options = parser.parse_args()
+    parser.add_argument("--seconds", type=float, default=1e9, help="stop after this time")
+    options = parser.parse_args(words)
     if not torch.cuda.is_available():
         print("gpu_flash: this machine has no CUDA device.", file=sys.stderr)
         return 2
-    rows: list[dict[str, Any]] = []
-    for part in (host, windows, regrets):
+    end, found = time.monotonic() + options.seconds, Findings(options.output)
+    for part in (host, sdpa_kernels, regrets, windows):
         try:
-            for row in part(options.quick):
-                rows.append(row)
-                print(json.dumps(row), flush=True)
-        except BackendError as error:
-            print(f"{part.__name__}: {error}", file=sys.stderr)
-            return 1
-    values = [row["regret"] for row in rows if row["kind"] == "regret"]
-    print(f"worst regret of {len(values)} shapes: {max(values):.1%}")
-    if options.output:
-        record = {
-            "date": machine.now(),
-            "machine": machine.machine(),
-            "versions": machine.versions() | {"cuda": torch.version.cuda},
-            "clock": clock(device="cuda").title,
-            "rows": rows,
-        }
-        options.output.write_text(json.dumps(record, indent=1) + "\n", "utf-8")
+            for row in part(options.quick, found.known):
+                found.add(row)
+                if time.monotonic() > end:
+                    print("gpu_flash: the time is up; the next run goes on.", file=sys.stderr)
+                    return 3
+        except NbattnError as error:
+            found.add({"kind": part.__name__, "error": str(error)[:500]})
     return 0
 
 

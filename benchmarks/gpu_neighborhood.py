@@ -1,15 +1,15 @@
 """Time the CUDA kernels on a GPU: published workloads against FlexAttention and dense SDPA, with
 the useful fraction of visited pairs and the kernels' dense rate.
 
-    PYTHONPATH=. python benchmarks/gpu_neighborhood.py --output FILE.json
+    PYTHONPATH=. python benchmarks/gpu_neighborhood.py --output FILE.jsonl [--only FLUX]
 
-Needs a CUDA device, torch and CuPy. It has not been run yet.
+One JSON line per workload, pass and peer, written when measured; a second run goes on. Needs a CUDA
+device, torch and CuPy. It has not been run on a GPU yet.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import sys
 import time
@@ -20,19 +20,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import gpu_timing
 import numpy as np
-import records
 import torch
+from findings import Findings
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 import nbattn
-from nbattn import Axis, Mask, geometry, machine
+from nbattn import Axis, Mask, geometry
 from nbattn.backends.flex.run import mask_function
-from nbattn.errors import BackendError
-from nbattn.timing import Action, clock, interleave
+from nbattn.timing import Action
 
-_ROUNDS = 7
+OURS = "nbattn"
 _CALLS = 200
 
 
@@ -88,11 +88,11 @@ def workloads() -> Iterator[Workload]:
             yield Workload(f"DiNAT {side} d{dilation}", (side, side), dilated, heads, 32, 128)
 
 
-def tensors(load: Workload, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def tensors(load: Workload, dtype: torch.dtype, device: str = "cuda") -> tuple[Tensor, ...]:
     """Create q, k, v and the gradient of the output, heads last."""
     torch.manual_seed(0)
     shape = (load.batch, *load.space, load.heads, load.dim)
-    return tuple(torch.randn(shape, device="cuda", dtype=dtype) for _ in range(4))  # pyright: ignore
+    return tuple(torch.randn(shape, device=device, dtype=dtype) for _ in range(4))
 
 
 def run_of(attend: Callable[..., Tensor], made: tuple[Tensor, ...], training: bool) -> Action:
@@ -151,47 +151,89 @@ def dense(made: tuple[Tensor, ...], training: bool) -> Action:
     return run_of(torch.nn.functional.scaled_dot_product_attention, first, training)
 
 
-def measure(load: Workload, dtype: torch.dtype, training: bool) -> dict[str, Any]:
-    """Time all peers of one workload in the same rounds."""
-    made = tensors(load, dtype)
+Peer = Callable[[], Action]
+
+
+def peers(load: Workload, dtype: torch.dtype, training: bool) -> dict[str, Peer]:
+    """Return functions that prepare each peer, ours first. Each has tensors of its own, which are
+    freed before the next one's.
+    """
     attend = partial(nbattn.attention, mask=load.mask, backend="cuda")
-    plan = nbattn.plan(
-        load.mask, made[0].shape, dtype=dtype, device="cuda", backend="cuda", training=training
-    )
-    functions: dict[str, Action] = {"nbattn": run_of(attend, made, training)}
-    functions["flex, row-major"] = flex(
-        load, made, load.mask.to_flex(load.space, device="cuda"), training
-    )
+
+    def of(prepare: Callable[[tuple[Tensor, ...]], Action]) -> Peer:
+        return lambda: prepare(tensors(load, dtype))
+
+    found: dict[str, Peer] = {OURS: of(lambda made: run_of(attend, made, training))}
     if load.tile is not None:
-        functions["flex, tiled"] = flex(load, made, tiled_blocks(load), training)
+        found["flex, tiled"] = of(lambda made: flex(load, made, tiled_blocks(load), training))
+    found["flex, row-major"] = of(
+        lambda made: flex(load, made, load.mask.to_flex(load.space, device="cuda"), training)
+    )
     if load.tokens <= 1 << 15:
-        functions["sdpa, dense"] = dense(made, training)
-    timings = interleave(functions, clock=clock(device="cuda"), rounds=_ROUNDS)
-    seconds = {name: samples.typical for name, samples in timings.items()}
+        found["sdpa, dense"] = of(lambda made: dense(made, training))
+    return found
+
+
+def fresh() -> None:
+    """Forget compiled graphs, of which dynamo keeps few, and memory of the peer before."""
+    torch.compiler.reset()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def failure(error: Exception) -> dict[str, Any]:
+    """Return the finding of a peer that cannot run."""
+    return {"error": f"{type(error).__name__}: {error}"[:500]}
+
+
+def measured(peer: Peer, flops: float, timer: gpu_timing.Timer, detail: bool) -> dict[str, Any]:
+    """Return a peer's time, or why it has none: its failure costs only its own finding."""
+    fresh()
+    try:
+        run = peer()
+        seconds = timer(run)
+        if seconds is None:
+            return {"dry": True}
+        found: dict[str, Any] = {"seconds": seconds, "useful_tflops": flops / seconds * 1e-12}
+        if detail:
+            found["kernels"] = gpu_timing.by_kernel(run)
+    except Exception as error:  # whatever a compiler or a driver raises
+        return failure(error)
+    return found
+
+
+def measure(
+    load: Workload, dtype: torch.dtype, training: bool, known: Callable[..., bool]
+) -> Iterator[dict[str, Any]]:
+    """Yield the finding of every peer of one workload that is not known."""
+    plan = nbattn.plan(
+        load.mask, (load.batch, *load.space, load.heads, load.dim), dtype=dtype, device="cuda",
+        backend="cuda", training=training,
+    )  # fmt: skip
     cost = plan.chosen.cost
     assert cost is not None
-    flops = load.useful * (3.5 if training else 1.0)
-    return {
-        "kind": "workload", "name": load.name, "dtype": str(dtype)[6:], "training": training,
-        "plan": plan.chosen.work(), "seconds": seconds,
-        "useful_tflops": {name: flops / s * 1e-12 for name, s in seconds.items()},
-        "useful_over_visited": cost.useful_pairs / cost.computed_pairs,
+    about = {
+        "kind": "workload", "name": load.name, "dtype": str(dtype)[6:], "training": training
+    }  # fmt: skip
+    ours = {
+        "plan": plan.chosen.work(), "useful_over_visited": cost.useful_pairs / cost.computed_pairs,
         "published_forward_tflops": None if training else load.published,
     }  # fmt: skip
+    flops = load.useful * (3.5 if training else 1.0)
+    for name, peer in peers(load, dtype, training).items():
+        if not known(**about, peer=name):
+            more = ours if name == OURS else {}
+            found = measured(peer, flops, gpu_timing.seconds, name == OURS)
+            yield {**about, "peer": name, **more, **found}
 
 
-def dense_rate(dim: int, dtype: torch.dtype) -> dict[str, Any]:
-    """Measure the kernel's rate where every visited pair is useful."""
+def dense_rate(dim: int, dtype: torch.dtype) -> Iterator[dict[str, Any]]:
+    """Yield the rates of kernels where every visited pair is useful."""
     load = Workload("dense", (16384,), Mask.full(), 16, dim)
-    made = tensors(load, dtype)
-    attend = partial(nbattn.attention, mask=load.mask, backend="cuda")
-    timings = interleave(
-        {"nbattn": run_of(attend, made, False), "sdpa": dense(made, False)},
-        clock=clock(device="cuda"),
-        rounds=_ROUNDS,
-    )
-    rates = {name: load.useful / samples.typical * 1e-12 for name, samples in timings.items()}
-    return {"kind": "dense", "dim": dim, "dtype": str(dtype)[6:], "tflops": rates}
+    for name, peer in peers(load, dtype, False).items():
+        if not name.startswith("flex"):
+            about = {"kind": "dense", "dim": dim, "dtype": str(dtype)[6:], "peer": name}
+            yield about | measured(peer, load.useful, gpu_timing.seconds, False)
 
 
 def host() -> dict[str, Any]:
@@ -211,47 +253,42 @@ def host() -> dict[str, Any]:
     return {"kind": "host", "first_call_seconds": first, "call_seconds": call}
 
 
-def rows(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """Yield every row; a failed workload gives a row and does not stop the others."""
-    yield host()
+def rows(options: argparse.Namespace, known: Callable[..., bool]) -> Iterator[dict[str, Any]]:
+    """Yield every finding that is not known; a failed one does not stop the others."""
     dtypes = (torch.bfloat16,) if options.quick else (torch.float16, torch.bfloat16)
+    if not options.only and not known(kind="host"):
+        try:
+            yield host()
+        except Exception as error:
+            yield {"kind": "host", **failure(error)}
     for dtype in dtypes:
         for dim in (32, 64, 128):
-            yield dense_rate(dim, dtype)
+            name = str(dtype)[6:]
+            if not options.only and not known(kind="dense", dim=dim, dtype=name):
+                yield from dense_rate(dim, dtype)
         for load in workloads():
-            if options.only and options.only not in load.name:
-                continue
-            for training in (False, True):
-                try:
-                    yield measure(load, dtype, training)
-                except (BackendError, RuntimeError) as error:
-                    yield {"kind": "failed", "name": load.name, "error": str(error)[:500]}
-                torch.cuda.empty_cache()
+            if not options.only or options.only in load.name:
+                for training in (False, True):
+                    yield from measure(load, dtype, training, known)
 
 
-def main() -> int:
-    """Measure, print a line per row, and write the file after each."""
+def main(words: list[str] | None = None) -> int:
+    """Measure until all is known or the time is up; 3 if something is left."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--output", type=Path, help="a JSON file to write")
+    parser.add_argument("--output", type=Path, help="a file of JSON lines, which is continued")
     parser.add_argument("--quick", action="store_true", help="bfloat16 only")
     parser.add_argument("--only", help="only workloads whose name contains this")
-    options = parser.parse_args()
+    parser.add_argument("--seconds", type=float, default=1e9, help="stop after this time")
+    options = parser.parse_args(words)
     if not torch.cuda.is_available():
         print("gpu_neighborhood: this machine has no CUDA device.", file=sys.stderr)
         return 2
-    about = {
-        "date": time.strftime("%Y-%m-%d"),
-        "machine": machine.machine(),
-        "device": torch.cuda.get_device_name(),
-        "versions": records.versions(),
-        "method": f"median of {_ROUNDS} interleaved rounds between CUDA events; random inputs",
-    }
-    done: list[dict[str, Any]] = []
-    for row in rows(options):
-        done.append(row)
-        print(json.dumps(row), flush=True)
-        if options.output:
-            records.write(options.output, {**about, "rows": done})
+    end, found = time.monotonic() + options.seconds, Findings(options.output)
+    for row in rows(options, found.known):
+        found.add(row)
+        if time.monotonic() > end:
+            print("gpu_neighborhood: the time is up; the next run goes on.", file=sys.stderr)
+            return 3
     return 0
 
 

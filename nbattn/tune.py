@@ -1,31 +1,38 @@
-"""Measure this device for the planner: rates, times of candidates, and the cost table."""
+"""Measure this device for the planner: rates, times of tiles and candidates, and the cost table."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from nbattn import bench, cache, machine
+from nbattn.backends.cuda import kernel_times, measured_tiles
+from nbattn.backends.cuda.meaning import CudaArguments
+from nbattn.backends.families import FAMILIES
+from nbattn.backends.inputs import Inputs
 from nbattn.bench import Effort, Job
 from nbattn.cache import CacheError
-from nbattn.errors import InputError
+from nbattn.errors import InputError, NbattnError
 from nbattn.planner import cost_table, planner
 from nbattn.planner.cost_table import Entry, Fingerprint, Rates
 from nbattn.planner.plan import Plan
+from nbattn.program.candidate import Candidate
 from nbattn.program.device import DeviceInfo
 from nbattn.program.request import DTYPES
 from nbattn.timing import Action, Clock, clock, interleave
 
 QUICK, FULL = Effort(rounds=3, seconds=5.0), Effort(rounds=7, seconds=20.0)
+TILES = 6  # the most tiles of a kernel that are measured, those with the lowest estimates
 ENTRIES = 64  # the most entries of a table; older ones are dropped
 _PRODUCTS = {
     "cpu": (256, 1024),
     "cuda": (1024, 8192),
 }  # sizes of square matrices; the second only where it is fast
 _SLOW = 0.25  # seconds; products that take longer are not measured
+Tiles = Mapping[str, float]  # kernel and tile → seconds
 _COPIED = {"cpu": 64 << 20, "cuda": 512 << 20}  # bytes, larger than the caches
 
 
@@ -130,10 +137,98 @@ def times(
     return [bench.measure(name, plan, replace(effort, by_name=False), done) for name, plan in plans]
 
 
-def entry(fingerprint: Fingerprint, measured: Rates, jobs: Sequence[Job]) -> Entry:
-    """Return the table entry of the measurements; it has no times of wrong candidates."""
+def tiles(plan: Plan, *, effort: Effort, known: Mapping[str, float] | None = None) -> Tiles:
+    """Check and time tiles of every CUDA kernel of a plan, each kernel alone.
+
+    Args:
+        plan: for this machine's device; with a backward for the kernels of the backward.
+        effort: rounds and clock.
+        known: tiles measured before, which are not measured again.
+
+    Returns:
+        Seconds by kernel and tile; none of a tile whose results differ or that fails. Empty for
+        plans without CUDA kernels.
+    """
+    if bench.why_not_here(plan.request):
+        return {}
+    found = dict(known or {})
+    for candidate in plan.candidates:
+        if candidate.backend == "cuda" and candidate.program and not candidate.reasons:
+            found |= _tiles_of(plan, candidate, effort, found)
+    return found
+
+
+def _tiles_of(plan: Plan, candidate: Candidate, effort: Effort, known: Tiles) -> Tiles:
+    request, axes = plan.request, plan.request.axes()
+    assert candidate.program is not None
+    arguments = candidate.program.calls[0].arguments
+    assert isinstance(arguments, CudaArguments)
+    made = bench.Tensors.of(request)
+    named = {n: made.extras.get(n) for n in ("sink", "key_range", "extra_key", "extra_value")}
+    inputs = Inputs(
+        made.query,
+        made.key,
+        made.value,
+        **named,
+        scale=request.head_dim**-0.5,
+        softcap=made.extras.get("softcap"),
+    )
+    found: dict[str, float] = {}
+    for kernel, field in measured_tiles.FIELDS.items():
+        own = getattr(arguments, field)
+        if own is None:
+            continue
+        ranked = measured_tiles.ranked(kernel, candidate.traits[0], request, axes, arguments.build)[
+            :TILES
+        ]
+        others = [one.tiles for one in ranked if one.tiles != own]
+        new = [t for t in (own, *others) if measured_tiles.name(kernel, t) not in known]
+        ready = dict[str, Action]()
+        expected: list[torch.Tensor] = []
+        for one, attempt in kernel_times.kernels(candidate.program, kernel, new, inputs, made.grad):
+            try:
+                ran = attempt()
+            except (NbattnError, RuntimeError):
+                continue  # bench reports what fails
+            expected = expected or ran.results
+            if bench.disagreement(ran.results, expected) <= bench.TOLERANCE[request.dtype]:
+                ready[measured_tiles.name(kernel, one)] = ran.run
+        timer = effort.clock or clock(torch.get_num_threads(), request.device.kind)
+        samples = interleave(ready, clock=timer, rounds=effort.rounds, budget=effort.seconds)
+        found |= {name: one.typical for name, one in samples.items()}
+    return found
+
+
+def retiled(plan: Plan, measured: Tiles) -> Plan:
+    """Return the plan with the tiles that were measured fastest; its candidates are then timed."""
+    if not measured:
+        return plan
+    axes = plan.request.axes()
+    families = {family.name: family for family in FAMILIES}
+
+    def better(candidate: Candidate) -> Candidate:
+        if candidate.backend not in families:
+            return candidate
+        return families[candidate.backend].retiled(candidate, plan.request, axes, measured)
+
+    chosen, *others = (better(c) for c in (plan.chosen, *plan.candidates))
+    return replace(plan, chosen=chosen, candidates=tuple(others))
+
+
+def entry(
+    fingerprint: Fingerprint,
+    measured: Rates | None,
+    jobs: Sequence[Job],
+    by_tile: Mapping[str, Tiles] | None = None,
+) -> Entry:
+    """Return the table entry of the measurements; it has no times of wrong candidates.
+
+    Args:
+        by_tile: the times of tiles by `cost_table.tile_key`.
+    """
     by_request = {cost_table.key(job.plan.request): dict(job.timed) for job in jobs if job.timed}
-    return Entry(fingerprint, machine.today(), measured, by_request)
+    by_tile = {key: times for key, times in (by_tile or {}).items() if times}
+    return Entry(fingerprint, machine.today(), measured, by_request, by_tile)
 
 
 def prepared_table_path() -> Path:
@@ -205,4 +300,7 @@ def joined(old: Sequence[Entry], new: Entry) -> tuple[Entry, ...]:
     same = [entry for entry in old if entry.fingerprint == new.fingerprint]
     others = [entry for entry in old if entry.fingerprint != new.fingerprint]
     known = {key: times for entry in reversed(same) for key, times in entry.times.items()}
-    return (replace(new, times={**known, **new.times}), *others)[:ENTRIES]
+    tiles = {key: times for entry in reversed(same) for key, times in entry.tiles.items()}
+    for key, times in new.tiles.items():
+        tiles[key] = {**tiles.get(key, {}), **times}
+    return (replace(new, times={**known, **new.times}, tiles=tiles), *others)[:ENTRIES]

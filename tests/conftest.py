@@ -22,7 +22,9 @@ settings.register_profile(
 settings.register_profile(
     "deep", settings.get_profile("clockless"), max_examples=5000, derandomize=False
 )
-os.environ["NBATTN_CACHE"] = "off"  # no plan depends on what a user has measured
+# No plan depends on what a user has measured. A variable that is set wins: on a GPU, processes that
+# share a cache compile each kernel once.
+os.environ.setdefault("NBATTN_CACHE", "off")
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 
 

@@ -49,6 +49,10 @@ CUDA_PIPES = "nbattn/backends/cuda/pipes.py"
 CUDA_TILES = "nbattn/backends/cuda/tiles.py"
 TILE_TRAVERSAL = "nbattn/backends/cuda/tile_traversal.py"
 CUDA = "nbattn/backends/cuda/run.py"
+MEASURED_TILES = "nbattn/backends/cuda/measured_tiles.py"
+KERNEL_TIMES = "nbattn/backends/cuda/kernel_times.py"
+COST_TABLE = "nbattn/planner/cost_table.py"
+TUNE = "nbattn/tune.py"
 FLEX = "nbattn/backends/flex/run.py"
 FLEX_MEANING = "nbattn/backends/flex/meaning.py"
 PLANNER = "nbattn/planner/planner.py"
@@ -272,8 +276,22 @@ MUTANTS = [
     Mutant("bank-conflicts", WARP, "launch->bank_ways += *std::max_element(in_bank, in_bank + 8);",
            "launch->bank_ways += 1;", "whole/emulator"),
     Mutant("syncwarp-orders", WARP, "warp_passed(current->warp);", "", "whole/emulator"),
-    Mutant("shuffle-segment", EMULATOR, "return ((source ^ lane) & ~(width - 1)) ? lane : source;",
+    Mutant("slowest-tile", MEASURED_TILES, "return min(measured, key",
+           "return max(measured, key", "backends/cuda/measured_tiles"),
+    Mutant("tiles-of-any-request", COST_TABLE, "for name in (*_SELECTION, *_PASSES):",
+           'for name in (*_SELECTION, *_PASSES, "dtype"):', "backends/cuda/measured_tiles"),
+    Mutant("tile-with-other-results", TUNE, "if bench.disagreement(ran.results, expected) <=",
+           "if -bench.disagreement(ran.results, expected) <=", "backends/cuda/kernel_times"),
+    Mutant("all-kernels-at-once", KERNEL_TIMES, 'one[0].entry.startswith(f"nb_{kernel}")',
+           'one[0].entry.startswith("nb_")', "backends/cuda/kernel_times"),
+    Mutant("tiles-forgotten", COST_TABLE, '_times(raw.get("tiles", [])),', "{},",
+           "backends/cuda/kernel_times backends/cuda/measured_tiles"),
+    Mutant("shuffle-later", EMULATOR, "return source <= last ? source : current->lane;",
            "return source & 31;", "whole/emulator"),
+    Mutant("shuffle-earlier", EMULATOR, "const int source = emulator::current->lane ^ (bits & 31);",
+           "const int inside = emulator::current->lane ^ (bits & 31 & (width - 1)),\n"
+           "            source = bits < width ? inside : emulator::current->lane;",
+           "whole/emulator"),
     Mutant("race-in-warp", MEMORY,
            "return warp != current->warp || access.warp_epoch == warp_epoch[warp];",
            "return warp != current->warp;", "whole/emulator"),

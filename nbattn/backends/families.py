@@ -7,7 +7,7 @@ its backends. All other code finds families in this table.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from types import ModuleType
@@ -72,6 +72,7 @@ class Family:
             them.
         missing: "module:function", which returns why its packages do not work on this machine, or
             None if they do; default: a package works if it is installed.
+        has_tiles: whether its kernels have tiles that are measured, in its `measured_tiles.py`.
     """
 
     name: str
@@ -79,6 +80,7 @@ class Family:
     strategies: tuple[str, ...]
     packages: tuple[str, ...] = ()
     missing: str = ""
+    has_tiles: bool = False
 
     @property
     def folder(self) -> str:
@@ -88,6 +90,14 @@ class Family:
     def candidates(self, request: Request, axes: Axes) -> Sequence[Candidate]:
         """Returns the family's candidates for a request, including refused ones."""
         return _module(f"{self.folder}.candidates").candidates(request, axes)
+
+    def retiled(
+        self, candidate: Candidate, request: Request, axes: Axes, times: Mapping[str, float]
+    ) -> Candidate:
+        """Returns a candidate of the family with the tiles that were measured fastest."""
+        if not self.has_tiles or not times:
+            return candidate
+        return _module(f"{self.folder}.measured_tiles").retiled(candidate, request, axes, times)
 
 
 FAMILIES: tuple[Family, ...] = (
@@ -133,6 +143,7 @@ FAMILIES: tuple[Family, ...] = (
         strategies=("window", "mma", "simt"),
         packages=("cupy",),
         missing="nbattn.kernels.launch:missing",  # CuPy runs kernels with NVRTC only
+        has_tiles=True,
     ),
     Family(
         name="flex",

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 _DESCRIPTION = """
 Measure this device and write the planner's cost table: the rates of matrix products, copies and
 calls; and, with a configuration or a mask, the time of every candidate of every plan (as `nbattn
-bench` measures it), forward and, for training plans, both passes.
+bench` measures it), forward and, for training plans, both passes. Of the CUDA kernels the tiles
+with the lowest estimates are measured first, each kernel alone.
 
 The planner then ranks the candidates of exactly these requests by their times, if all of them have
 one; all other requests by estimates, at the measured rates. `plan.explain()` shows which of the two
@@ -84,8 +85,9 @@ def run(options: argparse.Namespace) -> int:
     tune.check_quiet(info.kind)
     measured = tune.rates(info.kind, effort=effort)
     _print_rates(measured, info)
-    jobs = _times(plans, effort)
-    new = tune.entry(device, measured, jobs)
+    by_tile = dict[str, dict[str, float]]()
+    jobs = _times(plans, effort, by_tile)
+    new = tune.entry(device, measured, jobs, by_tile)
     many = counted(len(new.times), "request")
     if path is None:
         options.output.write_text(cost_table.encode((new,)))
@@ -127,22 +129,32 @@ def _print_rates(measured: Rates, info: DeviceInfo) -> None:
     )
 
 
-def _times(plans: dict[str, list[Plan]], effort: Effort) -> list[Job]:
-    """Measure every plan, with a progress bar on a terminal, and print a line for each."""
+def _times(
+    plans: dict[str, list[Plan]], effort: Effort, by_tile: dict[str, dict[str, float]]
+) -> list[Job]:
+    """Measure every plan, with a progress bar on a terminal, and print a line for each. The times
+    of its kernels' tiles are added to `by_tile` first; its candidates then run with the fastest.
+    """
     from rich.console import Console
     from rich.progress import Progress
 
     from nbattn import bench, tune
+    from nbattn.planner import cost_table
 
     screen, jobs = Console(stderr=True), list[bench.Job]()
     with Progress(console=screen, disable=not screen.is_terminal, transient=True) as progress:
         whole = progress.add_task("plans", total=sum(map(len, plans.values())))
         for name, parts in plans.items():
             for part in parts:
-                jobs += tune.times([(name, part)], effort=effort)
+                known = by_tile.setdefault(cost_table.tile_key(part.request), {})
+                known |= tune.tiles(part, effort=effort, known=known)
+                jobs += tune.times([(name, tune.retiled(part, known))], effort=effort)
                 progress.advance(whole)
     for job in jobs:
         print(_line(job))
+    count = sum(map(len, by_tile.values()))
+    if count:
+        print(f"  {counted(count, 'tile')} of kernels measured")
     return jobs
 
 

@@ -3,7 +3,8 @@ and why others are not.
 
 The table is `costs.json` in the cache directory (`nbattn.cache`), read once per process when the
 first plan is made. It never changes what is computed: its times reorder accepted candidates, and
-its rates replace those of `program/device.py`. An entry is valid for one device model, number of
+its rates replace those of `program/device.py`; its times of tiles choose among the tiles of a
+candidate's kernels. An entry is valid for one device model, number of
 threads, torch and nbattn version; a time is valid for one request. No content of the table can make
 planning fail.
 """
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import lru_cache
 from pathlib import Path
@@ -30,7 +31,9 @@ NAME = "costs.json"
 SHIPPED = Path(__file__).with_name(NAME)  # the package may include measured tables
 # Fields of a request that select among candidates or name the device, and do not change times.
 _SELECTION = ("device", "backend", "require", "forbid")
-Times = Mapping[str, float]  # candidate → seconds
+# Fields that select among passes, and do not change the time of one kernel.
+_PASSES = ("training", "deterministic", "return_lse", "layout", "sink")
+Times = Mapping[str, float]  # candidate, or kernel with its tile → seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,12 +70,15 @@ class Rates:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """What was measured on one device: its rates, and the times of candidates by request."""
+    """What was measured on one device: its rates, the times of candidates by request (`key`), and
+    those of the tiles of kernels (`tile_key`).
+    """
 
     fingerprint: Fingerprint
     date: str
     rates: Rates | None = None
     times: Mapping[str, Times] = field(default_factory=dict[str, Times])
+    tiles: Mapping[str, Times] = field(default_factory=dict[str, Times])
 
     def device(self, info: DeviceInfo) -> DeviceInfo:
         """Returns the planner's data of the device, with the measured rates.
@@ -154,14 +160,19 @@ def encode(entries: tuple[Entry, ...]) -> str:
                 "bandwidth": entry.rates.bandwidth,
                 "launch": entry.rates.launch,
             },
-            "times": [
-                {"request": json.loads(request), "seconds": dict(times)}
-                for request, times in entry.times.items()
-            ],
+            "times": _listed(entry.times),
+            **({"tiles": _listed(entry.tiles)} if entry.tiles else {}),
         }
         for entry in entries
     ]
     return json.dumps({"format": FORMAT, "devices": devices}, indent=1) + "\n"
+
+
+def _listed(times: Mapping[str, Times]) -> list[dict[str, Any]]:
+    return [
+        {"request": json.loads(request), "seconds": dict(seconds)}
+        for request, seconds in times.items()
+    ]
 
 
 def key(request: Request) -> str:
@@ -174,6 +185,20 @@ def key(request: Request) -> str:
     """
     plain = request.to_dict()
     for name in _SELECTION:
+        del plain[name]
+    return json.dumps(plain, sort_keys=True)
+
+
+def tile_key(request: Request) -> str:
+    """Returns the key of the times of a request's tiles, which its forward and training share.
+
+    >>> from nbattn import Mask, plan
+    >>> request = plan(Mask.causal(), (1, 64, 2, 16), device="cpu").request
+    >>> tile_key(request) == tile_key(replace(request, training=True))
+    True
+    """
+    plain = request.to_dict()
+    for name in (*_SELECTION, *_PASSES):
         del plain[name]
     return json.dumps(plain, sort_keys=True)
 
@@ -215,19 +240,38 @@ def look_up(request: Request) -> tuple[Times, str]:
     pending = _warnings()
     while pending:  # removed first, so that it is shown once even if warnings are errors
         warnings.warn(f"nbattn plans without measured costs: {pending.pop()}", stacklevel=2)
-    name = request.device.name
-    if not table_names(name):
-        return {}, table().problem
-    if _bare(request.device) not in _devices(name):
-        return {}, "the device is your own DeviceInfo"
-    entries, why = _valid_entries(name, torch_threads())
+    entries, why = _entries(request)
     if not entries:
         return {}, why
     of_request = key(request)
-    times = {
-        c: s for entry in reversed(entries) for c, s in entry.times.get(of_request, {}).items()
-    }
+    times = _joined(entry.times.get(of_request, {}) for entry in entries)
     return times, "" if times else "the cost table has no times for this request"
+
+
+def tiles(request: Request) -> Times:
+    """Returns the measured seconds of the tiles of a request's kernels, by kernel and tile, as
+    `backends/cuda/measured_tiles.py` names them; empty if there are none.
+    """
+    entries = [entry for entry in _entries(request)[0] if entry.tiles]
+    if not entries:
+        return {}
+    of_request = tile_key(request)
+    return _joined(entry.tiles.get(of_request, {}) for entry in entries)
+
+
+def _entries(request: Request) -> tuple[tuple[Entry, ...], str]:
+    """Returns the entries that are valid for a request's device, or why there are none."""
+    name = request.device.name
+    if not table_names(name):
+        return (), table().problem
+    if _bare(request.device) not in _devices(name):
+        return (), "the device is your own DeviceInfo"
+    return _valid_entries(name, torch_threads())
+
+
+def _joined(times: Iterable[Times]) -> Times:
+    """Returns all times; of several of the same name the first."""
+    return {name: seconds for one in reversed([*times]) for name, seconds in one.items()}
 
 
 def table_names(name: str) -> bool:
@@ -334,13 +378,18 @@ def _entry(raw: dict[str, Any]) -> Entry:
         Fingerprint(**{name: values[name] for name in kinds}),
         str(raw["date"]),
         None if raw["rates"] is None else _rates(raw["rates"]),
-        {
-            json.dumps(times["request"], sort_keys=True): {
-                str(name): _number(seconds, _TIMES) for name, seconds in times["seconds"].items()
-            }
-            for times in raw["times"]
-        },
+        _times(raw["times"]),
+        _times(raw.get("tiles", [])),  # tables of earlier versions have none
     )
+
+
+def _times(raw: list[dict[str, Any]]) -> dict[str, Times]:
+    return {
+        json.dumps(times["request"], sort_keys=True): {
+            str(name): _number(seconds, _TIMES) for name, seconds in times["seconds"].items()
+        }
+        for times in raw
+    }
 
 
 def _rates(raw: dict[str, Any]) -> Rates:

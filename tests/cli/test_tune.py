@@ -203,6 +203,29 @@ def test_the_real_clock_gives_rates(monkeypatch: pytest.MonkeyPatch) -> None:
         assert 0 < rate < math.inf
 
 
+def test_a_gpu_sleeps_while_the_host_launches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else events around a short kernel would time the host."""
+    order: list[str] = []
+
+    class Event:
+        def __init__(self, enable_timing: bool) -> None:
+            assert enable_timing
+
+        def record(self) -> None:
+            order.append("event")
+
+        def synchronize(self) -> None:
+            order.append("wait")
+
+        def elapsed_time(self, other: "Event") -> float:
+            return 3.0
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "_sleep", lambda _: order.append("sleep"))
+    assert timing.clock(device="cuda").time(lambda: order.append("run")) == pytest.approx(3e-3)
+    assert order == ["sleep", "event", "run", "event", "wait"]
+
+
 def off(folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setenv("NBATTN_CACHE", "off")
     return (

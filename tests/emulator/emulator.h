@@ -47,11 +47,12 @@ inline T shuffle_value(unsigned mask, T value, int source_lane, Site site) {
   return value;
 }
 
-// Shuffles stay inside segments of `width` lanes; if the source is outside, a lane gets its own value.
-inline int in_segment(int source, int width) {
-  const int lane = current->lane;
-  return ((source ^ lane) & ~(width - 1)) ? lane : source;
-}
+// `shfl` of the PTX ISA, with the clamp and the segment mask that CUDA's functions pass for a width: a source past the end
+// (up: before the start) of the lane's segment is replaced by the lane itself. So xor may read EARLIER segments.
+inline int first_lane(int width) { return current->lane & (32 - width); }
+inline int last_lane(int width) { return first_lane(width) | (width - 1); }
+inline int not_after(int source, int last) { return source <= last ? source : current->lane; }
+inline int not_before(int source, int first) { return source >= first ? source : current->lane; }
 }  // namespace emulator
 
 #define NB_DYNAMIC_SHARED(name) unsigned char* const name = emulator::shared_memory
@@ -76,20 +77,22 @@ inline int __all_sync(unsigned mask, int predicate, emulator::Site site = {}) {
 }
 template <class T>
 inline T __shfl_sync(unsigned mask, T value, int source, int width = 32, emulator::Site site = {}) {
-  const int first = emulator::current->lane & ~(width - 1);
-  return emulator::shuffle_value(mask, value, first | (source & (width - 1)), site);
+  return emulator::shuffle_value(mask, value, emulator::first_lane(width) | (source & (width - 1)), site);
 }
 template <class T>
 inline T __shfl_xor_sync(unsigned mask, T value, int bits, int width = 32, emulator::Site site = {}) {
-  return emulator::shuffle_value(mask, value, emulator::in_segment(emulator::current->lane ^ bits, width), site);
+  const int source = emulator::current->lane ^ (bits & 31);
+  return emulator::shuffle_value(mask, value, emulator::not_after(source, emulator::last_lane(width)), site);
 }
 template <class T>
 inline T __shfl_up_sync(unsigned mask, T value, int delta, int width = 32, emulator::Site site = {}) {
-  return emulator::shuffle_value(mask, value, emulator::in_segment(emulator::current->lane - delta, width), site);
+  const int source = emulator::current->lane - (delta & 31);
+  return emulator::shuffle_value(mask, value, emulator::not_before(source, emulator::first_lane(width)), site);
 }
 template <class T>
 inline T __shfl_down_sync(unsigned mask, T value, int delta, int width = 32, emulator::Site site = {}) {
-  return emulator::shuffle_value(mask, value, emulator::in_segment(emulator::current->lane + delta, width), site);
+  const int source = emulator::current->lane + (delta & 31);
+  return emulator::shuffle_value(mask, value, emulator::not_after(source, emulator::last_lane(width)), site);
 }
 
 inline int __float_as_int(float x) {

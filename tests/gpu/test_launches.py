@@ -101,8 +101,11 @@ def test_a_loaded_kernel_in_a_graph(launcher: CuPyLauncher):
     assert lse.item() == 1 + 2 + 2 + 3
 
 
-def test_another_thread_may_be_the_first_to_launch_in_a_graph(launcher: CuPyLauncher):
-    """As autograd's is, in a backward under capture; CuPy asks the runtime once per thread."""
+@pytest.mark.parametrize("mode", ["global", "thread_local", "relaxed"])
+def test_another_thread_may_be_the_first_to_launch_in_a_graph(launcher: CuPyLauncher, mode: str):
+    """As autograd's is, in a backward under capture. CuPy asks the runtime for the device's memory
+    once per thread, and "global" forbids some calls to every thread.
+    """
     tensors = {"query": number(1), "lse": number(0)}
     launcher.load(probe())
     graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
@@ -111,7 +114,7 @@ def test_another_thread_may_be_the_first_to_launch_in_a_graph(launcher: CuPyLaun
         with torch.cuda.stream(stream):
             launcher.launch(probe(), 1, tensors, NUMBERS)
 
-    with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+    with torch.cuda.graph(graph, stream=stream, capture_error_mode=mode):
         worker = threading.Thread(target=work)
         worker.start()
         worker.join()
@@ -144,6 +147,23 @@ def test_every_device_loads_its_own_kernel(launcher: CuPyLauncher):
             launcher.launch(probe(shared_bytes=64 << 10), 1, tensors, NUMBERS)
             assert torch.cuda.current_device() == 0
         assert tensors["lse"].item() == 5
+
+
+@pytest.mark.parametrize("first", [1, 0])
+def test_a_fresh_thread_launches_on_every_device(launcher: CuPyLauncher, first: int):
+    """CuPy makes the context of a thread for one device: the others must still be right."""
+    if torch.cuda.device_count() < 2:
+        pytest.skip("one device")
+    names = [f"cuda:{number}" for number in (first, 1 - first, first)]
+    tensors = [{"query": number(5, name), "lse": number(0, name)} for name in names]
+    worker = threading.Thread(
+        target=lambda: [launcher.launch(probe(), 1, one, NUMBERS) for one in tensors]
+    )
+    worker.start()
+    worker.join()
+    for number_of_device in (0, 1):
+        torch.cuda.synchronize(number_of_device)
+    assert [one["lse"].item() for one in tensors] == [5, 5, 5]
 
 
 def test_a_launch_on_a_gpu_takes_few_lines_of_the_host(launcher: CuPyLauncher):

@@ -82,7 +82,7 @@ def test_copies_fill_with_zeros_on_a_gpu(on_device_and_in_emulator: DeviceAndEmu
 
 
 @pytest.mark.parametrize("width", [32, 16, 4])
-@pytest.mark.parametrize("argument", [0, 1, 3, 16])
+@pytest.mark.parametrize("argument", [0, 1, 3, 16, 31])
 def test_shuffles_on_a_gpu(on_device_and_in_emulator: DeviceAndEmulator, argument: int, width: int):
     torch.manual_seed(0)
     key = torch.tensor([argument, width], dtype=torch.int32)

@@ -14,13 +14,11 @@ from torch import Tensor
 
 
 def inside(key_range: Tensor, space: Sequence[int]) -> Tensor:
-    """bool [B, prod(space)]: keys whose every coordinate lies in [start, stop)."""
-    places = list(product(*(range(length) for length in space)))
-    rows = [
-        [all(a <= x < b for x, (a, b) in zip(place, box, strict=True)) for place in places]
-        for box in key_range.tolist()
-    ]
-    return torch.tensor(rows, dtype=torch.bool).reshape(len(rows), len(places))
+    """bool [B, prod(space)] on key_range's device: keys with all coordinates in [start, stop)."""
+    places = torch.tensor(list(product(*(range(length) for length in space))))
+    places = places.to(key_range.device)[None].long()  # [1, keys, rank]
+    start, stop = key_range.long()[:, None].unbind(-1)  # [B, 1, rank]
+    return ((start <= places) & (places < stop)).all(dim=-1)
 
 
 def attend(
@@ -101,7 +99,7 @@ def score_gradients(
     with torch.no_grad():
         fixed = {name: t.detach() for name, t in inputs.items()}
         out, lse = attend(**fixed, allowed=allowed, **numbers)
-        present = torch.ones(fixed["key"].shape[:-2]).flatten(1).bool()
+        present = allowed.new_ones(fixed["key"].shape[:-2]).flatten(1)
         if "key_range" in fixed:
             present = inside(fixed["key_range"], fixed["key"].shape[1:-2])
         key, value = (

@@ -176,7 +176,7 @@ def by_definition(
     dtype: torch.dtype = torch.float64,
 ) -> Tensors:  # fmt: skip
     """The definition in float64, or in another dtype."""
-    allowed = torch.from_numpy(matrix(mask[0].axes, *mask[1:]))
+    allowed = torch.from_numpy(matrix(mask[0].axes, *mask[1:])).to(made["query"].device)
     wide = {n: t.to(dtype) if t.is_floating_point() else t for n, t in made.items()}
     inputs = leaves(wide)
     out, lse = dense_attention.attend(**inputs, allowed=allowed, **feature.numbers)

@@ -116,12 +116,29 @@ def test_mma_keeps_subnormals_infinities_and_nan():
 
 
 def shuffled(x: np.ndarray, argument: int, width: int) -> np.ndarray:
-    """By index, xor, up and down inside `width` lanes; a source outside is the lane itself."""
-    thread = np.arange(64)
-    first = thread - thread % width
-    sources = (first + argument % width, thread ^ argument, thread - argument, thread + argument)
-    inside = [(first <= s) & (s < first + width) for s in sources]
-    return np.stack([x[np.where(i, s, thread)] for i, s in zip(inside, sources, strict=True)])
+    """By index, xor, up and down, lane by lane, as the PTX ISA writes `shfl`: c is the clamp with
+    the segment mask in bits 8 to 12, as CUDA's functions pass it.
+    """
+    out = np.empty((4, len(x)), x.dtype)
+    for thread in range(len(x)):
+        lane, b, mask = thread % 32, argument % 32, 32 - width
+        for row, mode in enumerate(("idx", "bfly", "up", "down")):
+            c = 0 if mode == "up" else 31
+            most, least = (lane & mask) | (c & ~mask & 31), lane & mask
+            j = {"idx": least | (b & ~mask), "bfly": lane ^ b, "up": lane - b, "down": lane + b}
+            source = j[mode]
+            valid = source >= most if mode == "up" else source <= most
+            out[row, thread] = x[thread - lane + (source if valid else lane)]
+    return out
+
+
+def test_xor_may_read_earlier_segments_but_no_later_ones():
+    """The case that differs from "stays inside": lane 16 of width 16 reads lane 0."""
+    out = ints(4, 64)
+    key = torch.tensor([16, 16], dtype=torch.int32)
+    launch("shuffle_int", "lazy", query=torch.arange(64, dtype=torch.int32), key=key, out=out)
+    warp = [*range(16), *range(16)]
+    assert out[1].tolist() == [*warp, *(32 + lane for lane in warp)]
 
 
 @pytest.mark.parametrize(("entry", "dtype"), [("int", torch.int32), ("double", torch.float64)])

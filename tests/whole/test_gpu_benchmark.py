@@ -1,19 +1,187 @@
-"""Tests that GPU benchmarks report when there is no GPU."""
+"""Tests of the GPU benchmarks without a GPU: findings are written at once, a second run goes
+on, a peer's failure costs only its own finding, and no dry run has a number.
+"""
 
 from __future__ import annotations
 
-import subprocess
-import sys
+import json
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
 
+import nbattn
+from nbattn import Mask
+from nbattn.backends.cuda import measured_tiles
+from nbattn.planner import cost_table
+from nbattn.planner.cost_table import Fingerprint
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+ABOUT = {"machine", "gpu", "capability", "versions", "commit", "date"}
+
+
+@pytest.fixture
+def module(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ModuleType]:
+    """Modules of the benchmarks, whose folder is on the path for this test."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    return __import__
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-@pytest.mark.parametrize("name", ["gpu_flash", "gpu_neighborhood"])
-def test_gpu_benchmarks_without_a_gpu_exit_with_a_message(name: str) -> None:
-    script = Path(__file__).parents[2] / "benchmarks" / f"{name}.py"
-    done = subprocess.run([sys.executable, script, "--quick"], capture_output=True, text=True)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == f"{name}: this machine has no CUDA device.\n"
+@pytest.mark.parametrize("name", ["gpu_flash", "gpu_neighborhood", "gpu_tiles"])
+def test_gpu_benchmarks_without_a_gpu_exit_with_a_message(
+    name: str, module: Callable[[str], ModuleType], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert module(name).main([]) == 2
+    assert capsys.readouterr() == ("", f"{name}: this machine has no CUDA device.\n")
+
+
+def test_the_sweep_goes_on_and_never_invents_a_time(
+    module: Callable[[str], ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiles, path = module("gpu_tiles"), tmp_path / "tiles.jsonl"
+    words = ["--dry", "--only", "NAT 7", f"--output={path}"]
+    assert tiles.main(words) == 0
+    first = lines(path)
+    assert {row["kernel"] for row in first} == {"fwd", "dq", "dkdv"}
+    assert all(row["dry"] and "seconds" not in row and row.keys() >= ABOUT for row in first)
+    assert len({row["tile"] for row in first}) == len(first) > 6
+    for row in first:
+        assert json.loads(cost_table.tile_key(plan_of(tiles, row))) == row["request"]
+    # As if measured: only what is not known runs, errors included.
+    known = [{**row, "dry": False, "seconds": 1.0} for row in first[1:]]
+    known[0] = {**known[0], "error": "no such luck"}
+    path.write_text("".join(json.dumps(row) + "\n" for row in known) + '{"kind": "ti')
+    assert tiles.main(words) == 0
+    assert [row["tile"] for row in lines_that_parse(path)[len(known) :]] == [first[0]["tile"]]
+    assert tiles.main([*words, "--seconds=0"]) == 3
+
+
+def plan_of(tiles: ModuleType, row: dict[str, Any]) -> Any:
+    load = next(one for one in tiles.workloads() if one.name == row["workload"])
+    return tiles.Bench.of(True).plan(load).request
+
+
+def lines_that_parse(path: Path) -> list[dict[str, Any]]:
+    found = []
+    for line in path.read_text().splitlines():
+        try:
+            found.append(json.loads(line))
+        except ValueError:
+            continue
+    return found
+
+
+def test_an_error_of_a_tile_is_its_finding(
+    module: Callable[[str], ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiles, path = module("gpu_tiles"), tmp_path / "tiles.jsonl"
+    launched: list[str] = []
+
+    def launch(self: Any, variant: Any, *_: Any) -> None:
+        launched.append(variant.entry)
+        if variant.entry == "nb_dq_mma":
+            raise RuntimeError("too many resources requested for launch")
+
+    monkeypatch.setattr(tiles.Nothing, "launch", launch)
+    assert tiles.main(["--dry", "--only", "NAT 7", f"--output={path}"]) == 0
+    found = {(row["kernel"], "error" in row) for row in lines(path)}
+    assert found == {("fwd", False), ("dq", True), ("dkdv", True)}
+
+
+def test_every_workload_of_the_sweep_is_planned(module: Callable[[str], ModuleType]) -> None:
+    """Sizes that only a GPU computes: LTX-2.5's stages have 2.9 million tokens."""
+    tiles = module("gpu_tiles")
+    loads = {load.name: load for load in tiles.workloads()}
+    assert loads["LTX stage 5"].shape == (1, 79, 192, 192, 4, 64)
+    assert {load.dim for load in loads.values()} == {32, 64, 128}
+    for load in loads.values():
+        assert tiles.Bench.of(True).plan(load).chosen.name == "cuda/window+mma"
+
+
+def test_a_peer_that_fails_costs_only_its_own_finding(
+    module: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = module("gpu_neighborhood")
+    order: list[str] = []
+    monkeypatch.setattr(bench.gpu_timing, "seconds", lambda run: run() or 2.0)
+    monkeypatch.setattr(bench.gpu_timing, "by_kernel", lambda run: {"nb_fwd_mma": 1.0})
+    monkeypatch.setattr(torch.compiler, "reset", lambda: order.append("reset"))
+
+    def peer(name: str, error: Exception | None = None) -> Callable[[], Callable[[], None]]:
+        def prepare() -> Callable[[], None]:
+            order.append(name)
+            if error:
+                raise error
+            return lambda: None
+
+        return prepare
+
+    peers = {
+        bench.OURS: peer(bench.OURS),
+        "flex, tiled": peer("flex", ValueError("457 GB")),
+        "sdpa, dense": peer("sdpa"),
+    }
+    monkeypatch.setattr(bench, "peers", lambda *_: peers)
+    planned = nbattn.plan
+    monkeypatch.setattr(
+        nbattn, "plan", lambda *a, **k: planned(*a, **{**k, "device": "sm_90", "backend": "cuda"})
+    )
+    load = bench.Workload("small", (16, 16), Mask.neighborhood((7, 7)), 2, 64)
+    rows = list(bench.measure(load, torch.bfloat16, False, lambda **_: False))
+    assert order == ["reset", bench.OURS, "reset", "flex", "reset", "sdpa"]
+    assert [row.get("seconds") for row in rows] == [2.0, None, 2.0]
+    assert rows[0]["kernels"] == {"nb_fwd_mma": 1.0}
+    assert rows[0]["useful_tflops"] == pytest.approx(load.useful / 2.0 * 1e-12)
+    assert rows[1]["error"] == "ValueError: 457 GB"
+    again = list(bench.measure(load, torch.bfloat16, False, lambda **k: k["peer"] == bench.OURS))
+    assert [row["peer"] for row in again] == ["flex, tiled", "sdpa, dense"]
+
+
+def test_ours_is_the_first_peer_of_every_workload(module: Callable[[str], ModuleType]) -> None:
+    bench = module("gpu_neighborhood")
+    for load in bench.workloads():
+        assert next(iter(bench.peers(load, torch.bfloat16, True))) == bench.OURS
+
+
+def test_a_cost_table_of_findings(
+    module: Callable[[str], ModuleType], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Only measured lines, the median of several, per device and versions."""
+    fit, tiles = module("fit_costs"), module("gpu_tiles")
+    load = next(one for one in tiles.workloads() if one.name == "NAT 7")
+    request = tiles.Bench.of(True).plan(load).request
+    about = {
+        "gpu": "NVIDIA H100", "capability": [9, 0], "date": "2026-12-01T10:00:00",
+        "versions": {"torch": "2.11.0", "nbattn": "0.1.0"},
+    }  # fmt: skip
+    tile = {"kind": "tile", "request": json.loads(cost_table.tile_key(request)), **about}
+    name = measured_tiles.name("fwd", tiles.cuda_tiles.Tiles((1, 8, 8), (1, 8, 8), 4, 1, 2))
+    candidate = {
+        "kind": "regret", "request": json.loads(cost_table.key(request)),
+        "seconds": {"flash:aten/pack": 3.0, "flash:aten/split": 4.0}, **about,
+    }  # fmt: skip
+    rows = [
+        *({**tile, "tile": name, "seconds": seconds} for seconds in (1.0, 3.0, 2.0)),
+        {**tile, "tile": "fwd dry", "dry": True}, {**tile, "tile": "fwd bad", "error": "x"},
+        {**tile, "tile": name, "seconds": 9.0, "gpu": "NVIDIA H200"}, candidate,
+    ]  # fmt: skip
+    (tmp_path / "gpu_tiles.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert fit.main([str(tmp_path), f"--output={tmp_path / 'costs.json'}"]) == 0
+    h100, h200 = cost_table.decode((tmp_path / "costs.json").read_bytes())
+    assert h100.fingerprint == Fingerprint("sm_90", "NVIDIA H100", 0, "2.11.0", "0.1.0")
+    assert h100.tiles == {cost_table.tile_key(request): {name: 2.0}}
+    assert h100.times == {cost_table.key(request): candidate["seconds"]}
+    assert (h200.fingerprint.model, h200.date) == ("NVIDIA H200", "2026-12-01")
+    assert h200.tiles == {cost_table.tile_key(request): {name: 9.0}}
+    assert "NVIDIA H100, torch 2.11.0: 1 tiles of 1 requests" in capsys.readouterr().out
+    (tmp_path / "gpu_tiles.jsonl").write_text(json.dumps({**tile, "dry": True, "gpu": None}))
+    assert fit.main([str(tmp_path), f"--output={tmp_path / 'none.json'}"]) == 1
+    assert not (tmp_path / "none.json").exists()

@@ -64,7 +64,7 @@ ALLOWED = {
     " functional config",
     "bench": "errors machine timing geometry program backends.families planner",
     "tune": "errors machine timing cache axis mask geometry program planner functional config"
-    " bench",
+    " bench backends.families backends.inputs backends.cuda",
     "demo": "errors axis mask geometry program planner functional nn config draw plot demo",
     "cli": "errors machine timing cache axis mask geometry program backends.families planner"
     " functional nn config mask_symbols draw plot doctor bench tune demo cli version",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nbattn.backends.cuda import choice, costs, pipes
+from nbattn.backends.cuda import choice, costs
 from nbattn.backends.cuda import meaning as cuda
 from nbattn.backends.cuda import tiles as cuda_tiles
 from nbattn.backends.cuda.choice import Pass
@@ -13,9 +13,6 @@ from nbattn.program.candidate import Candidate
 from nbattn.program.limits import Reason
 from nbattn.program.program import Call, Program, whole
 from nbattn.program.request import Request
-
-
-_FULL = 64  # queries of a head that fill a tile
 
 
 def candidates(request: Request, axes: Axes) -> list[Candidate]:
@@ -51,32 +48,20 @@ def _candidate(request: Request, axes: Axes, instructions: str) -> Candidate:
     return Candidate("cuda", "window", (instructions,), program, cost)
 
 
-def _packs(request: Request, axes: Axes) -> bool:
-    """Whether query heads of a key head are rows of the same tile: where the queries of one head
-    would leave rows empty, and the mask leaves an axis to heads.
-    """
-    return request.query_count < _FULL and len(axes) < cuda_tiles.RANK
-
-
 def _passes(
     request: Request, axes: Axes, instructions: str, build: Build
 ) -> dict[str, Pass] | list[Reason]:
     """The tiles of every kernel that runs, or the limits that are exceeded."""
     kernels = cuda_tiles.KERNELS if request.training else cuda_tiles.KERNELS[:1]
-    memory, passes = cuda.memory(request.needs), dict[str, Pass]()
-    machine = pipes.machine(request.device, request.dtype, memory)
-    together = request.heads // request.kv_heads
+    passes: dict[str, Pass] = {}
     for kernel in kernels:
-        group = together if kernel == "dkdv" else 1
-        heads = request.batch * request.heads // group
-        packed = together if kernel == "fwd" and _packs(request, axes) else 1
-        chosen = choice.choose(
-            kernel, instructions, axes, build, machine,
-            heads=heads // packed, group=group, packed=packed,
-        )  # fmt: skip
-        if chosen is None:
+        ranked = choice.of_request(kernel, instructions, request, axes, build)
+        if not ranked:
+            memory = cuda.memory(request.needs)
             text = f"no tile of head_dim {request.head_dim} and value_dim {request.value_dim} fits"
             return [Reason("memory", f"{text} {memory} bytes of shared memory")]
+        chosen = ranked[0]
+        heads = request.batch * (request.kv_heads if kernel == "dkdv" else request.heads)
         extra = -(-request.extra_keys // chosen.tiles.row_count) if kernel == "dkdv" else 0
         if (blocks := (chosen.row_tiles + extra) * heads // chosen.packed) > cuda.GRID:
             return [Reason("grid", f"{blocks} blocks are over the grid of {cuda.GRID}")]

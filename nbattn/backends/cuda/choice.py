@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from nbattn import geometry
 from nbattn.axis import Axis
-from nbattn.backends.cuda import pipes
+from nbattn.backends.cuda import meaning, pipes
 from nbattn.backends.cuda.pipes import Machine
 from nbattn.backends.cuda.tile_traversal import Traversal
 from nbattn.backends.cuda.tiles import (
@@ -22,7 +22,9 @@ from nbattn.backends.cuda.tiles import (
     row_tiles,
 )
 from nbattn.geometry import Axes, BoundAxis
+from nbattn.program.request import Request
 
+_FULL = 64  # queries of a head that fill a tile
 _FEWEST = 16  # rows of the smallest tile; larger ones have less than twice the problem's rows
 
 
@@ -43,7 +45,28 @@ class Pass(NamedTuple):
         return -(-self.tile_pairs * self.tiles.area // self.packed)
 
 
-def choose(
+def of_request(
+    kernel: str, instructions: str, request: Request, axes: Axes, build: Build
+) -> list[Pass]:
+    """All tiles that fit a request's device, those with the shortest estimate first."""
+    machine = pipes.machine(request.device, request.dtype, meaning.memory(request.needs))
+    together = request.heads // request.kv_heads
+    group = together if kernel == "dkdv" else 1
+    packed = together if kernel == "fwd" and _packs(request, axes) else 1
+    heads = request.batch * request.heads // group // packed
+    return ranked(
+        kernel, instructions, axes, build, machine, heads=heads, group=group, packed=packed
+    )
+
+
+def _packs(request: Request, axes: Axes) -> bool:
+    """Whether query heads of a key head are rows of the same tile: where the queries of one head
+    would leave rows empty, and the mask leaves an axis to heads.
+    """
+    return request.query_count < _FULL and len(axes) < RANK
+
+
+def ranked(
     kernel: str,
     instructions: str,
     axes: Axes,
@@ -53,8 +76,8 @@ def choose(
     heads: int,
     group: int = 1,
     packed: int = 1,
-) -> Pass | None:
-    """The tiles with the shortest estimate, with their numbers of visits; None if none fit.
+) -> list[Pass]:
+    """All tiles that fit, those with the shortest estimate first, with their numbers of visits.
 
     Args:
         axes: the mask's axes.
@@ -101,7 +124,7 @@ def choose(
         one._replace(seconds=_seconds(kernel, one, build, machine, useful, heads, group))
         for one in passes
     ]
-    return min(timed, key=lambda one: one.seconds, default=None)
+    return sorted(timed, key=lambda one: one.seconds)
 
 
 def _no_larger(legal: tuple[Tiles, ...], lengths: tuple[int, ...]) -> list[Tiles]:

@@ -7,9 +7,11 @@ import math
 import pytest
 from cuda_plans import device
 
+import nbattn
 from nbattn import Mask
 from nbattn.backends.cuda import choice, pipes
 from nbattn.backends.cuda.choice import Pass
+from nbattn.backends.cuda.meaning import CudaArguments
 from nbattn.backends.cuda.pipes import Machine, Part
 from nbattn.backends.cuda.tiles import KERNELS, Build, legal_tiles
 from nbattn.geometry import bind
@@ -26,9 +28,7 @@ def chosen(
     mask: Mask, space: tuple[int, ...], size: int, name: str, kernel: str = "fwd", heads: int = 4
 ) -> Pass:
     build = Build("bfloat16", size, size)
-    found = choice.choose(kernel, "mma", bind(mask, space), build, machine(name), heads=heads)
-    assert found is not None
-    return found
+    return choice.ranked(kernel, "mma", bind(mask, space), build, machine(name), heads=heads)[0]
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
@@ -41,8 +41,7 @@ def test_the_estimate_is_the_least_of_all_tiles(name: str, kernel: str) -> None:
     for tiles in legal_tiles(kernel, "mma", (1, 2), build, SHARED[name]):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(choice, "legal_tiles", lambda *_, only=tiles: (only,))
-            one = choice.choose(kernel, "mma", axes, build, on, heads=4)
-        assert one is not None
+            (one,) = choice.ranked(kernel, "mma", axes, build, on, heads=4)
         assert one.tiles == tiles
         times[tiles] = one.seconds
     assert len(times) > 5
@@ -107,18 +106,31 @@ def test_a_group_of_heads_is_in_one_block() -> None:
     """Gradients of keys visit the queries of every head: as long as with as many more visits."""
     axes, build = bind(Mask.neighborhood((9, 9)), (256, 256)), Build("bfloat16", 64, 64)
     one, four = (
-        choice.choose("dkdv", "mma", axes, build, machine("sm_90"), heads=8, group=group)
+        choice.ranked("dkdv", "mma", axes, build, machine("sm_90"), heads=8, group=group)[0]
         for group in (1, 4)
     )
-    assert one is not None
-    assert four is not None
     assert 3 < four.seconds / one.seconds < 4
+
+
+def test_heads_are_packed_where_queries_of_one_leave_rows_empty() -> None:
+    mask = Mask.sliding_window(100, 0, align="bottom-right")
+    for queries, packed in ((1, 8), (63, 8), (64, 1)):
+        plan = nbattn.plan(
+            mask, (1, queries, 32, 64), key_shape=(1, 4096, 4, 64), device="sm_90", backend="cuda"
+        )
+        assert plan.chosen.program is not None
+        arguments = plan.chosen.program.calls[0].arguments
+        assert isinstance(arguments, CudaArguments)
+        assert arguments.packed == packed
+        assert (arguments.forward.rows[0] > 1) == (packed > 1)
+        assert plan.chosen.cost is not None
+        assert plan.chosen.cost.computed_pairs >= plan.chosen.cost.useful_pairs
 
 
 def test_nothing_is_chosen_where_nothing_fits() -> None:
     axes, build = bind(Mask.neighborhood((9, 9)), (32, 32)), Build("bfloat16", 256, 256)
     small = machine("sm_90")._replace(memory=20 << 10)
-    assert choice.choose("fwd", "mma", axes, build, small, heads=1) is None
+    assert choice.ranked("fwd", "mma", axes, build, small, heads=1) == []
 
 
 def test_masked_visits_count() -> None:

@@ -1,0 +1,98 @@
+"""Runs one kernel of a program alone, for measuring tiles: its launches are recorded in a pass of
+the whole program and repeated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from torch import Tensor
+
+from nbattn.backends.cuda import measured_tiles, run
+from nbattn.backends.cuda.meaning import CudaArguments
+from nbattn.backends.cuda.tiles import Tiles
+from nbattn.backends.inputs import Inputs
+from nbattn.kernels import launch
+from nbattn.kernels.launch import Launcher
+from nbattn.kernels.variant import Variant
+from nbattn.program.program import Program
+
+
+@dataclass
+class Recorder:
+    """A launcher that keeps what another one launched."""
+
+    launcher: Launcher
+    launches: list[tuple[Variant, int, dict[str, Tensor], bytes]] = field(default_factory=list[Any])
+
+    def launch(
+        self, variant: Variant, blocks: int, tensors: Mapping[str, Tensor], numbers: bytes
+    ) -> None:
+        """Launch and keep the arguments, tensors included."""
+        self.launcher.launch(variant, blocks, tensors, numbers)
+        self.launches.append((variant, blocks, dict(tensors), numbers))
+
+    def load(self, variant: Variant) -> None:
+        """As the other launcher."""
+        self.launcher.load(variant)
+
+    def of(self, kernel: str) -> Callable[[], None]:
+        """A function that repeats the launches of one kernel: of fwd, delta, dq or dkdv."""
+        launches = [one for one in self.launches if one[0].entry.startswith(f"nb_{kernel}")]
+        if not launches:
+            raise ValueError(f"no launch of {kernel}")
+
+        def repeat() -> None:
+            for one in launches:
+                self.launcher.launch(*one)
+
+        return repeat
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One kernel with one tile: a function that launches it alone, and what it has computed."""
+
+    run: Callable[[], None]
+    results: list[Tensor]
+
+
+def kernels(
+    program: Program,
+    kernel: str,
+    tiles: Iterable[Tiles],
+    inputs: Inputs,
+    grad_out: Tensor,
+    launcher: Launcher | None = None,
+) -> Iterable[tuple[Tiles, Callable[[], Kernel]]]:
+    """Every tile of one kernel, with a function that runs the passes that it belongs to once.
+
+    Args:
+        program: a program of the CUDA kernels; its other kernels keep their tiles.
+        kernel: "fwd", "dq" or "dkdv"; the last two need a program with a backward.
+        inputs, grad_out: what the passes are run on.
+    """
+    (call,) = program.calls
+    arguments = call.arguments
+    assert isinstance(arguments, CudaArguments)
+    known = launcher or launch.launcher()
+    for one in tiles:
+        named: dict[str, Any] = {measured_tiles.FIELDS[kernel]: one}
+        changed = Program((replace(call, arguments=replace(arguments, **named)),))
+        yield one, lambda changed=changed: _passes(changed, kernel, inputs, grad_out, known)
+
+
+def _passes(
+    program: Program, kernel: str, inputs: Inputs, grad_out: Tensor, launcher: Launcher
+) -> Kernel:
+    """Run the forward and, for its kernels, the backward."""
+    taken = Recorder(launcher)
+    out, lse = run.forward(program, inputs, return_lse=True, launcher=taken)
+    assert lse is not None
+    if kernel == "fwd":
+        return Kernel(taken.of(kernel), [out, lse])
+    grads = run.backward(program, inputs, out, lse, grad_out, None, launcher=taken)
+    results = [grads.query] if kernel == "dq" else [grads.key, grads.value]
+    return Kernel(taken.of(kernel), results)
