@@ -10,16 +10,20 @@ from emulator.problem import Problem, Tile
 from nbattn import Axis, Mask
 
 # fmt: off
-CASES = {
+CASES: dict[str, Problem] = {
     "plain": Problem(Mask(Axis(21, 9)), (70,), (70,), stages=3),
     "wide": Problem(Mask(Axis(40, 46)), (100,), (100,), heads=1),  # tiles that are not masked
     "padded": Problem(
         Mask(Axis()), (40,), (60,), ranges=(((3, 41),), ((0, 60),)), batch=2, heads=1,
+        rows=(1, 1, 64),
     ),
     "strided": Problem(Mask(Axis(4, 3, stride=4, dilation=2)), (41,), (41,)),
     "far": Problem(Mask(Axis(5, 3)), (40,), (40,), batch=2, heads=1, layout="far"),
     "outside": Problem(  # rows without keys
         Mask(Axis(2, 1, align="top-left", offset=-9)), (50,), (37,), dtype=torch.bfloat16,
+    ),
+    "few": Problem(  # fewer queries than classes
+        Mask(Axis(2, 1, dilation=5, align="top-left", offset=3)), (3,), (40,), heads=1,
     ),
     "plane": Problem(
         Mask(Axis(2, 1, border="shift"), Axis(3, 4, stride=3, dilation=2, offset=-3)),
@@ -66,7 +70,7 @@ CASES = {
     ),
     "loud": Problem(Mask(Axis(21, 9)), (70,), (70,), scale=4.0),  # maxima move by more than 2^8
     "negative": Problem(
-        Mask(Axis(40, 12)), (90,), (90,), rows=(1, 1, 64), row_blocks=2, heads=1, scale=-0.7,
+        Mask(Axis(40, 12)), (90,), (90,), rows=(1, 1, 128), row_blocks=2, heads=1, scale=-0.7,
     ),
     "kept": Problem(Mask(Axis(21, 9)), (50,), (50,), heads=1, scale=-0.7),  # and queries kept
     "zero": Problem(Mask(Axis(7, 3)), (40,), (40,), heads=1, scale=0.0),

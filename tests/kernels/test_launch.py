@@ -47,7 +47,7 @@ def recorded_by_scenario(tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
 def argument(**pointers: int) -> str:
     """The bytes of `Params`, packed here field by field."""
     content = b"".join(struct.pack("<Q", pointers.get(name, 0)) for name in layout.POINTERS)
-    assert len(content + NUMBERS) == 488
+    assert len(content + NUMBERS) == 512
     return (content + NUMBERS).hex()
 
 
