@@ -4,8 +4,8 @@
 #include "softmax.cuh"
 
 namespace nb {
-struct RowTerms {  // of one query: its logsumexp in units of log 2, and delta
-  float lse, delta;
+struct RowTerms {  // of one query, as delta.cu writes them
+  float lse_log2, delta;
 };
 
 // Replaces scores by weights and, if kGrads, the gradients of weights by those of products. terms(n, e) are the
@@ -19,7 +19,7 @@ NB_DEVICE void recompute_p(Fragment<kColumns>& s, Fragment<kColumns>& grads, con
 #pragma unroll
       for (int b = 0; b < Variant::kRowBlocks; ++b) {
         const RowTerms t = terms(b, n, e);
-        const float score = s.at[b][n][e], weight = ex2(score * scores.factor - t.lse);
+        const float score = s.at[b][n][e], weight = ex2(score * scores.factor - t.lse_log2);
         s.at[b][n][e] = weight;
         if constexpr (kGrads) {
           const float slope = Variant::kSoftcap ? weight * scores.slope(score) : weight;

@@ -632,7 +632,7 @@ MUTANTS = [
            "entry.device(info) for entry in rated", "entry.device(DEVICES[info.name]) for entry in "
            "rated", "planner/cost_table"),
     Mutant("packages-make-it-yours", "nbattn/planner/cost_table.py",
-           "if replace(request.device, providers=()) not in", "if request.device not in",
+           "if _bare(request.device) not in", "if request.device not in",
            "planner/cost_table"),
     Mutant("unfused-rounds", PARAMETERS, "torch.promote_types(tensor.dtype, exact) != exact",
            "False", "integrations/natten/unfused"),

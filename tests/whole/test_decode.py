@@ -24,7 +24,8 @@ from nbattn import Axis, Mask
 from nbattn.planner import planner
 
 Count = Callable[[str, int], None]
-STEPS, LINES = 1000, 10_000
+STEPS = 1000
+LINES = {"cpu": 10_000, "sm_90": 16_000}  # on a GPU more backends and tiles are compared
 CAPACITY = 100_000
 
 
@@ -75,7 +76,7 @@ def planned(steps: list[tuple[Mask, int, int]], device: str) -> list[int]:
 @pytest.mark.parametrize("device", ["cpu", "sm_90"])
 def test_a_thousand_steps_are_planned_in_few_lines_each(device: str, cases: Count) -> None:
     took = planned(requests(STEPS + 20), device)[20:]  # imports and lazy set-up
-    assert max(took) <= LINES
+    assert max(took) <= LINES[device]
     cases("decode, planned", STEPS)
 
 

@@ -59,14 +59,14 @@ COPY = Part(3.1, 3.6, 0.0)
 MASK = Part(3.4, 2.5, 0.4)
 OUTPUT = Part(0.2, 0.1, 0.1)
 VISIT: Mapping[str, Part] = {
-    "fwd": Part(105.7, 44.2, 13.3),
-    "dq": Part(116.1, 37.9, 13.3),
-    "dkdv": Part(155.2, 40.3, 22.3),
+    "fwd": Part(106.4, 44.5, 13.1),
+    "dq": Part(115.0, 38.2, 13.1),
+    "dkdv": Part(152.6, 39.6, 23.3),
 }
 SCORE: Mapping[str, Part] = {
     "fwd": Part(4.0, 1.1, 0.0),
-    "dq": Part(4.0, 0.1, 0.0),
-    "dkdv": Part(4.1, 0.7, 0.1),
+    "dq": Part(4.1, 0.1, 0.0),
+    "dkdv": Part(4.3, 0.8, 0.0),
 }
 
 
