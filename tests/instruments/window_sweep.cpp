@@ -43,7 +43,7 @@ void begin(Traversal<Rows>& traversal, const Params& p, int tile) {
 }
 
 template <bool kKeyRows, class Rows, class Columns>
-int pairs(const Params& p, unsigned char* times, int columns_of_grid) {
+int pairs(const Params& p, unsigned char* times, int columns_of_grid, int* full) {
   int visits = 0;
   for (int tile = 0; tile < row_tiles<kKeyRows, Rows>(p); ++tile) {
     Traversal<Rows> traversal;
@@ -52,6 +52,7 @@ int pairs(const Params& p, unsigned char* times, int columns_of_grid) {
     visits += traversal.total;
     for (int n = 0; n < traversal.total; ++n) {
       const Visit v = visit<Columns>(traversal, n, 0);
+      *full += v.full;
       for (int axis = 0; axis < 3; ++axis)
         if (v.count[axis] < 1 || v.count[axis] > Columns::of(axis)) return -1;  // a visit without columns
       for (int row = 0; row < Rows::size; ++row) {
@@ -71,8 +72,9 @@ int pairs(const Params& p, unsigned char* times, int columns_of_grid) {
 }
 }  // namespace
 
-// How often every row meets every column; the number of visits, or what is wrong as a negative number.
-extern "C" int sweep_pairs(const Params* p, int key_rows, unsigned char* times, int columns) {
-  return key_rows ? pairs<true, KeyTile, QueryTile>(*p, times, columns)
-                  : pairs<false, QueryTile, KeyTile>(*p, times, columns);
+// How often every row meets every column, and how many visits need no mask; the number of visits, or what is wrong as
+// a negative number.
+extern "C" int sweep_pairs(const Params* p, int key_rows, unsigned char* times, int columns, int* full) {
+  return key_rows ? pairs<true, KeyTile, QueryTile>(*p, times, columns, full)
+                  : pairs<false, QueryTile, KeyTile>(*p, times, columns, full);
 }

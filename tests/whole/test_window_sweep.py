@@ -158,12 +158,22 @@ def check_pairs(axes: Axes, tiles: Any, key_range: np.ndarray | None = None) -> 
     for inverse in (False, True):
         shape = sizes[::-1] if inverse else sizes
         times = np.zeros(shape, dtype=np.uint8)
-        visits = library.sweep_pairs(params, int(inverse), pointer(times), shape[1])
+        full = np.zeros(1, dtype=np.int32)
+        arrays = pointer(times), shape[1], pointer(full)
+        visits = library.sweep_pairs(params, int(inverse), *arrays)
         row, column = tiles[::-1] if inverse else tiles
         if key_range is None and all(bound_axis.held is None for bound_axis in axes):
-            sizes_of_axes = zip(axes_of_mask, row, column, strict=True)
+            sizes_of_axes = [*zip(axes_of_mask, row, column, strict=True)]
             assert visits == math.prod(
                 Traversal(a, inverse).tile_pairs(n, m) for a, n, m in sizes_of_axes
+            )
+            assert full[0] == math.prod(
+                sum(
+                    visit.full
+                    for tile in Traversal(a, inverse).tiles(n, m)
+                    for visit in tile.columns
+                )
+                for a, n, m in sizes_of_axes
             )
         assert visits >= 0
         found.append(times.T if inverse else times)
@@ -207,6 +217,12 @@ def test_small_axes_equal_geometry(cases: Count) -> None:
             if number % 3 == 0:
                 check_part(fields, queries, keys, TILES[number % 2], number * 31)
                 cases("window.cuh, parts of axes", 1)
+
+
+@pytest.mark.parametrize("sides", [(9, 9), (0, 13), (17, 2)], ids=str)
+def test_tiles_that_need_no_mask_are_found_on_both_sides_of_a_seam(sides: tuple[int, int]) -> None:
+    """As the enumerator finds them; masking them would be right, and slow."""
+    check({"left": sides[0], "right": sides[1], "border": "wrap"}, 41, 41, TILES[0])
 
 
 @pytest.mark.deep
