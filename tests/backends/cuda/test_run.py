@@ -362,6 +362,23 @@ def test_any_strides_give_the_same_bits(dtype: torch.dtype, cases: Count) -> Non
 
 
 @needs_emulator
+def test_an_axis_of_one_position_may_have_any_stride(emulated: Launcher, cases: Count) -> None:
+    """No address depends on it, also where a tile is longer than the axis."""
+    mask = Mask.sliding_window(9, 0, align="bottom-right")
+    torch.manual_seed(0)
+    query = torch.randn(2, 1, 1, 16).half()
+    key, value = (torch.randn(2, 12, 1, 16).half() for _ in "kv")
+    wanted = nbattn.attention(query, key, value, mask, backend="reference")
+    for step in (0, 1, 19, 1 << 40):
+        moved = query.as_strided(query.shape, (16, step, 16, 1)).requires_grad_()
+        found = nbattn.attention(moved, key, value, mask, backend="cuda", require=("mma",))
+        torch.testing.assert_close(found, wanted, rtol=4e-3, atol=4e-3)
+        found.backward(torch.ones_like(found).as_strided(found.shape, (16, step, 16, 1)))
+        cases("cuda strides", 1)
+    assert emulated.counts.launches > 4
+
+
+@needs_emulator
 def test_sixteen_bytes_are_copied_only_where_they_may_be() -> None:
     """The constant of the variant follows pointers and strides."""
     mask = (Mask(Axis(2, 2), Axis(3, 1)), (7, 9), (7, 9))
