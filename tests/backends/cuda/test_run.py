@@ -511,7 +511,8 @@ def test_rows_without_keys_leave_gradients_alone(emulated: Launcher, dtype: torc
     mask = Mask(Axis(2, causal=True, stride=6))
     torch.manual_seed(0)
     leaves = [torch.randn(1, 40, 1, 16).to(dtype).requires_grad_() for _ in range(3)]
-    out, lse = nbattn.attention(*leaves, mask, backend="cuda", return_lse=True)
+    leaves.append(torch.full((1,), -torch.inf, requires_grad=True))  # a sink without weight
+    out, lse = nbattn.attention(*leaves[:3], mask, sink=leaves[3], backend="cuda", return_lse=True)
     assert lse.isinf().any()
     results = []
     for unread in (0.0, torch.nan, torch.inf):
