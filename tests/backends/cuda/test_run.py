@@ -27,7 +27,7 @@ from work import lines
 import nbattn
 from nbattn import Axis, BackendError, Mask
 from nbattn.backends.cuda import run as cuda
-from nbattn.backends.cuda.meaning import CudaArguments
+from nbattn.backends.cuda.meaning import LARGEST, LARGEST_DILATION, CudaArguments
 from nbattn.backends.cuda.tiles import Build, Tiles
 from nbattn.backends.inputs import Inputs
 from nbattn.geometry import bind
@@ -287,6 +287,18 @@ def test_values_of_large_tiles(name: str, cases: Count) -> None:
     made = drawn(mask, torch.bfloat16)
     judged(mask, made, solved(mask, window, made))
     cases("cuda large tiles", 1)
+
+
+@needs_emulator
+@pytest.mark.parametrize("offset", [LARGEST, 3, -LARGEST])
+def test_positions_of_the_largest_dilation_fit_32_bits(offset: int) -> None:
+    """Those past the end of the largest tile, too: a launch checks every sum and product."""
+    axis = Axis(5, 5, dilation=LARGEST_DILATION, offset=offset, align="top-left")
+    mask = (Mask(axis), (3,), (3,))
+    tiles = Tiles((1, 1, 128), (1, 1, 64), 4, 2, 2)
+    window = CudaArguments(bind(*mask), Build("bfloat16", 16, 16), tiles, tiles, tiles)
+    made = drawn(mask, torch.bfloat16)
+    judged(mask, made, solved(mask, window, made, Launcher("check")))
 
 
 def _frames(tensor: Tensor, hop: int, axis: int) -> Tensor:
