@@ -47,12 +47,14 @@ def share(lse: Tensor, joint: Tensor) -> Tensor:
 def sink_gradient(
     sink: Tensor | None, out: Tensor, lse: Tensor, grad_out: Tensor, grad_lse: Tensor | None = None
 ) -> Tensor | None:
-    """Returns the sink's weight times grad_lse - sum(grad_out * out), summed over rows."""
+    """Returns the sink's weight times grad_lse - sum(grad_out * out), summed over rows. Whatever
+    comes back for a logsumexp of -inf counts as 0.
+    """
     if sink is None:
         return None
     exact = accumulate_dtype(out.dtype)
     delta = (grad_out.to(exact) * out.to(exact)).sum(-1)
     if grad_lse is not None:
-        delta = delta - grad_lse
+        delta = delta - grad_lse.masked_fill(lse == float("-inf"), 0)
     weight = share(sink.to(exact).expand_as(lse), lse).squeeze(-1)
     return -(weight * delta).flatten(0, -2).sum(0).to(sink.dtype)

@@ -27,8 +27,10 @@ PACKAGE = "cupy"  # installed together with NVRTC
 INSTRUCTIONS = ("mma", "simt")
 GRID = (1 << 31) - 1  # the largest number of blocks in a launch
 FAR = 1 << 29  # an unlimited side: longer than every axis
-# The largest number of an axis: then positions of a whole tile past the end fit 32 bits, too.
+# The largest numbers of an axis: then positions of a whole tile past the end fit 32 bits, too. A
+# tile has up to 128 rows, a dilation apart.
 LARGEST = 1 << 25
+LARGEST_DILATION = 1 << 23
 _OLDEST = {"mma": 80, "simt": 75}  # compute capabilities
 _HEADS = {"mma": (16, 256), "simt": (1, 512)}  # smallest and largest head size
 _HEAD_STEP = 8  # tensor-core kernels need head sizes in steps of 16 bytes
@@ -72,10 +74,11 @@ def reasons(instructions: str, needs: Needs, axes: Axes) -> list[Reason]:
     for number, axis in enumerate(axes):
         sizes = {"queries": axis.queries, "keys": axis.keys, "offset": abs(axis.offset)}
         sizes |= {"dilation": axis.spec.dilation, "stride": axis.spec.stride}
+        limits = dict.fromkeys(sizes, LARGEST) | {"dilation": LARGEST_DILATION}
         reasons += [
-            Reason("size", f"takes {name} up to {LARGEST} on axis {number}, not {size}")
+            Reason("size", f"takes {name} up to {limits[name]} on axis {number}, not {size}")
             for name, size in sizes.items()
-            if size > LARGEST
+            if size > limits[name]
         ]
     return reasons
 

@@ -7,7 +7,7 @@ cached per shape and strides.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache, partial
 from typing import NamedTuple
 
@@ -171,7 +171,7 @@ def _launches(
     packed = window.packed if len(strides) == 3 else 1
     grid = packed_grid(window.axes, packed)
     numbers = layout.pack_numbers(
-        _all_strides(strides, packed),
+        _all_strides((query, key, key, query), strides, packed),
         scale,
         softcap,
         [number for axis in grid for number in _axis(axis)],
@@ -221,23 +221,27 @@ def _row_tiles(axes: Axes, tiles: Tiles, *, inverse: bool = False) -> int:
     return math.prod(cuda_tiles.row_tiles(axis, rows, inverse=inverse) for axis, rows in extents)
 
 
-def _all_strides(strides: tuple[Strides, ...], packed: int) -> list[int]:
+def _all_strides(
+    shapes: Iterable[torch.Size], strides: tuple[Strides, ...], packed: int
+) -> list[int]:
     """The strides of q, k, v and grad_out, one after the other; those of no grad_out are 0. Packed
     heads of queries are axis 0.
     """
-    query, *others = (
-        _on_three_axes(tensor_strides) for tensor_strides in (*strides, (0,) * len(strides[0]))[:4]
-    )
+    given = (*strides, (0,) * len(strides[0]))[:4]
+    query, *others = map(_on_three_axes, shapes, given)
     if packed > 1:
         batch, _, *space, head, channel = query
         query = (batch, head, *space, packed * head, channel)
     return [number for tensor_strides in (query, *others) for number in tensor_strides]
 
 
-def _on_three_axes(strides: Strides) -> Strides:
-    """The strides of `[B, *space, H, D]` with 0 for leading axes that the space lacks."""
+def _on_three_axes(shape: torch.Size, strides: Strides) -> Strides:
+    """The strides of `[B, *space, H, D]` with 0 for leading axes that the space lacks, and for axes
+    of one position: a tile may be longer, and the addresses of what it lacks must be aligned, too.
+    """
     batch, *axes, head, channel = strides
-    return (batch, *(0,) * (RANK - len(axes)), *axes, head, channel)
+    steps = (step if n > 1 else 0 for n, step in zip(shape[1:-2], axes, strict=True))
+    return (batch, *(0,) * (RANK - len(axes)), *steps, head, channel)
 
 
 def _axis(axis: BoundAxis) -> tuple[int, ...]:

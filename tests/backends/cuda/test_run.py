@@ -27,7 +27,7 @@ from work import lines
 import nbattn
 from nbattn import Axis, BackendError, Mask
 from nbattn.backends.cuda import run as cuda
-from nbattn.backends.cuda.meaning import CudaArguments
+from nbattn.backends.cuda.meaning import LARGEST, LARGEST_DILATION, CudaArguments
 from nbattn.backends.cuda.tiles import Build, Tiles
 from nbattn.backends.inputs import Inputs
 from nbattn.geometry import bind
@@ -289,6 +289,18 @@ def test_values_of_large_tiles(name: str, cases: Count) -> None:
     cases("cuda large tiles", 1)
 
 
+@needs_emulator
+@pytest.mark.parametrize("offset", [LARGEST, 3, -LARGEST])
+def test_positions_of_the_largest_dilation_fit_32_bits(offset: int) -> None:
+    """Those past the end of the largest tile, too: a launch checks every sum and product."""
+    axis = Axis(5, 5, dilation=LARGEST_DILATION, offset=offset, align="top-left")
+    mask = (Mask(axis), (3,), (3,))
+    tiles = Tiles((1, 1, 128), (1, 1, 64), 4, 2, 2)
+    window = CudaArguments(bind(*mask), Build("bfloat16", 16, 16), tiles, tiles, tiles)
+    made = drawn(mask, torch.bfloat16)
+    judged(mask, made, solved(mask, window, made, Launcher("check")))
+
+
 def _frames(tensor: Tensor, hop: int, axis: int) -> Tensor:
     """Rows that overlap in memory: the next place of an axis is `hop` numbers on."""
     strides = list(tensor.stride())
@@ -359,6 +371,23 @@ def test_any_strides_give_the_same_bits(dtype: torch.dtype, cases: Count) -> Non
             assert tensor.is_contiguous()
             assert torch.equal(tensor, wanted[what]), (name, what)
         cases("cuda strides", 1)
+
+
+@needs_emulator
+def test_an_axis_of_one_position_may_have_any_stride(emulated: Launcher, cases: Count) -> None:
+    """No address depends on it, also where a tile is longer than the axis."""
+    mask = Mask.sliding_window(9, 0, align="bottom-right")
+    torch.manual_seed(0)
+    query = torch.randn(2, 1, 1, 16).half()
+    key, value = (torch.randn(2, 12, 1, 16).half() for _ in "kv")
+    wanted = nbattn.attention(query, key, value, mask, backend="reference")
+    for step in (0, 1, 19, 1 << 40):
+        moved = query.as_strided(query.shape, (16, step, 16, 1)).requires_grad_()
+        found = nbattn.attention(moved, key, value, mask, backend="cuda", require=("mma",))
+        torch.testing.assert_close(found, wanted, rtol=4e-3, atol=4e-3)
+        found.backward(torch.ones_like(found).as_strided(found.shape, (16, step, 16, 1)))
+        cases("cuda strides", 1)
+    assert emulated.counts.launches > 4
 
 
 @needs_emulator
@@ -494,7 +523,8 @@ def test_rows_without_keys_leave_gradients_alone(emulated: Launcher, dtype: torc
     mask = Mask(Axis(2, causal=True, stride=6))
     torch.manual_seed(0)
     leaves = [torch.randn(1, 40, 1, 16).to(dtype).requires_grad_() for _ in range(3)]
-    out, lse = nbattn.attention(*leaves, mask, backend="cuda", return_lse=True)
+    leaves.append(torch.full((1,), -torch.inf, requires_grad=True))  # a sink without weight
+    out, lse = nbattn.attention(*leaves[:3], mask, sink=leaves[3], backend="cuda", return_lse=True)
     assert lse.isinf().any()
     results = []
     for unread in (0.0, torch.nan, torch.inf):
