@@ -25,8 +25,8 @@ import nbattn
 from nbattn import Mask, geometry
 from nbattn.backends.cuda import kernel_times, measured_tiles
 from nbattn.backends.cuda import tiles as cuda_tiles
-from nbattn.backends.cuda.meaning import CudaArguments
 from nbattn.backends.cuda.choice import Pass
+from nbattn.backends.cuda.meaning import CudaArguments
 from nbattn.backends.inputs import Inputs
 from nbattn.kernels import launch
 from nbattn.planner import cost_table
