@@ -139,10 +139,11 @@ def tiled_blocks(load: Workload, device: str = "cuda") -> BlockMask:
     )
 
 
-def flex(load: Workload, made: tuple[Tensor, ...], blocks: BlockMask, training: bool) -> Action:
+def flex(made: tuple[Tensor, ...], blocks: BlockMask, training: bool, **options: str) -> Action:
     """Return compiled FlexAttention on heads-first copies; copies and compilation are not timed."""
     first = tuple(t.flatten(1, -3).transpose(1, 2).contiguous() for t in made)
-    return run_of(partial(torch.compile(flex_attention), block_mask=blocks), first, training)
+    attend = partial(torch.compile(flex_attention), block_mask=blocks, kernel_options=options)
+    return run_of(attend, first, training)
 
 
 def dense(made: tuple[Tensor, ...], training: bool) -> Action:
@@ -165,9 +166,13 @@ def peers(load: Workload, dtype: torch.dtype, training: bool) -> dict[str, Peer]
 
     found: dict[str, Peer] = {OURS: of(lambda made: run_of(attend, made, training))}
     if load.tile is not None:
-        found["flex, tiled"] = of(lambda made: flex(load, made, tiled_blocks(load), training))
+        found["flex, tiled"] = of(lambda made: flex(made, tiled_blocks(load), training))
+        # Flash 4's kernels, where they are installed.
+        found["flex, tiled, FLASH"] = of(
+            lambda made: flex(made, tiled_blocks(load), training, BACKEND="FLASH")
+        )
     found["flex, row-major"] = of(
-        lambda made: flex(load, made, load.mask.to_flex(load.space, device="cuda"), training)
+        lambda made: flex(made, load.mask.to_flex(load.space, device="cuda"), training)
     )
     if load.tokens <= 1 << 15:
         found["sdpa, dense"] = of(lambda made: dense(made, training))
