@@ -24,14 +24,11 @@ KERNELS = ("fwd", "dq", "dkdv")
 DTYPES = ("float16", "bfloat16", "float32", "float64")  # in the order of NB_DTYPE
 LARGEST_MEMORY = 227 << 10  # the most bytes of shared memory that a block has on any device
 SPLIT = 128  # above this head size, two launches compute the gradients of keys and of values
-_ACCUMULATORS = {"mma": 192, "simt": 128}  # per thread; with more, compilers spill registers
-# Exceptions, for which compilers spill with fewer: (kernel, row blocks of a warp, columns) → the
-# limit without options and with some. From the compile matrix, whose deep profile tries every tile.
-_LIMITS: Mapping[tuple[str, int, int], tuple[int, int]] = {
-    ("fwd", 2, 64): (176, 176),
-    ("dq", 2, 64): (176, 176),
-    ("dq", 2, 32): (192, 184),
-}
+# Accumulators per thread without options and with some: with more, compilers spill registers. The
+# exceptions are by (kernel, row blocks of a warp, columns). From the compile matrix, whose deep
+# profile tries every tile.
+_ACCUMULATORS = {"mma": (192, 184), "simt": (128, 128)}
+_FEWER: Mapping[tuple[str, int, int], int] = {("fwd", 2, 64): 176, ("dq", 2, 64): 176}
 _LANES = 32  # threads of a warp
 
 TRIVIAL = BoundAxis(Axis(), 1, 1)
@@ -177,11 +174,11 @@ def accumulators(kernel: str, tiles: Tiles, build: Build) -> int:
 
 def fits(kernel: str, tiles: Tiles, build: Build, memory: int) -> bool:
     """Whether registers and shared memory suffice for a block."""
-    most = _ACCUMULATORS[tiles.instructions]
-    limits = _LIMITS.get((kernel, tiles.row_blocks, math.prod(tiles.columns)), (most, most))
     options = build.two_runs or build.softcap or build.key_range or build.extra
+    most = _ACCUMULATORS[tiles.instructions][options]
+    fewer = _FEWER.get((kernel, tiles.row_blocks, math.prod(tiles.columns)), most)
     return (
-        accumulators(kernel, tiles, build) <= limits[options]
+        accumulators(kernel, tiles, build) <= min(most, fewer)
         and shared_bytes(kernel, tiles, build) <= memory
     )
 
