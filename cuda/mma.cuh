@@ -26,7 +26,7 @@ NB_DEVICE int row_of(int b, int h) {
 NB_DEVICE int column_of(int n, int j) { return n * 8 + threadIdx.x % 4 * 2 + j; }
 
 // products[r][c] = dot product of this warp's row r and vector c over kChannels channels.
-// Per visit: kRowBlocks x kColumns / 8 x kChannels / 16 HMMA, and an LDSM for every two of a row block.
+// HMMA of a visit: kRowBlocks x kColumns / 8 x kChannels / 16. An LDSM loads two column operands for all row blocks.
 template <int kColumns, int kChannels, class RowTile, class ColumnTile>
 NB_DEVICE void dot(Fragment<kColumns>& products, const RowTile& rows, const ColumnTile& vectors) {
 #pragma unroll

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -121,9 +122,9 @@ def over(budget: Budget, found: Budget) -> list[str]:
 
 def work_of(kinds: Kinds) -> Work:
     """What a warp does in a visit whose instructions are counted."""
-    get: Callable[[str], int] = lambda kind: kinds.get(kind, 0)  # noqa: E731
-    words = 4 * (get("LDSM") + get("LDGSTS")) + get("LDS") + get("SHFL")
-    return Work(get("HMMA"), get("MUFU"), kinds["all"], get("ALU"), words)
+    of = Counter(kinds)
+    words = 4 * (of["LDSM"] + of["LDGSTS"]) + of["LDS"] + of["SHFL"]
+    return Work(of["HMMA"], of["MUFU"], of["all"], of["ALU"], words)
 
 
 def modelled(one: Counted, *, masked: bool = False) -> Work:
