@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+
+from nbattn.geometry import BoundAxis
 
 # In the order of the struct.
 POINTERS = (
@@ -41,6 +43,8 @@ HELD = ("queries", "first_key", "keys")  # what the tensors hold of an axis
 COUNTS = ("batch", "heads", "group", "extra", "rank", "packed")
 NUMBERS = struct.Struct(f"<{6 * len(STRIDES)}q2d{3 * len(AXIS)}i{3 * len(HELD)}i{len(COUNTS)}i")
 SIZE = 8 * len(POINTERS) + NUMBERS.size
+FAR = 1 << 29  # an unlimited side: longer than every axis
+_RANK = 3  # axes of the kernels
 BORDERS: Mapping[str, int] = {"clip": 0, "shift": 1, "wrap": 2}
 # The pointers that each kernel writes through; it only reads the others.
 WRITES: Mapping[str, tuple[str, ...]] = {
@@ -73,3 +77,34 @@ def pack_numbers(
         counts: the fields of `COUNTS`.
     """
     return NUMBERS.pack(*strides, scale, softcap, *axes, *held, *counts)
+
+
+def axis_numbers(axis: BoundAxis) -> tuple[int, ...]:
+    """The numbers of one axis in the order of `AXIS`; an unlimited side is `FAR`."""
+    spec = axis.spec
+    left, right = (FAR if side is None else min(side, FAR) for side in (spec.left, spec.right))
+    return (
+        axis.lengths[1],
+        left,
+        right,
+        spec.dilation,
+        spec.stride,
+        axis.offset,
+        min(spec.prefix, axis.lengths[1]),
+        BORDERS[spec.border],
+        int(spec.causal),
+    )
+
+
+def held_numbers(axis: BoundAxis) -> tuple[int, ...]:
+    """What the tensors hold of one axis, in the order of `HELD`."""
+    return axis.queries, axis.first_key, axis.keys
+
+
+def on_three_axes(shape: Sequence[int], strides: Sequence[int]) -> tuple[int, ...]:
+    """The strides of `[B, *space, H, D]` with 0 for leading axes that the space lacks, and for axes
+    of one position: a tile may be longer, and the addresses of what it lacks must be aligned, too.
+    """
+    batch, *axes, head, channel = strides
+    steps = (step if n > 1 else 0 for n, step in zip(shape[1:-2], axes, strict=True))
+    return (batch, *(0,) * (_RANK - len(axes)), *steps, head, channel)

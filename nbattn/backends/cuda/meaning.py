@@ -26,7 +26,6 @@ CUDA = Limits(name="cuda", kinds=("cuda",))
 PACKAGE = "cupy"  # installed together with NVRTC
 INSTRUCTIONS = ("mma", "simt")
 GRID = (1 << 31) - 1  # the largest number of blocks in a launch
-FAR = 1 << 29  # an unlimited side: longer than every axis
 # The largest numbers of an axis: then positions of a whole tile past the end fit 32 bits, too. A
 # tile has up to 128 rows, a dilation apart.
 LARGEST = 1 << 25

@@ -16,11 +16,11 @@ from torch import Tensor
 
 from nbattn.backends.cuda import tiles as cuda_tiles
 from nbattn.backends.cuda.choice import packed_grid
-from nbattn.backends.cuda.meaning import FAR, CudaArguments
-from nbattn.backends.cuda.tiles import RANK, Build, Tiles
+from nbattn.backends.cuda.meaning import CudaArguments
+from nbattn.backends.cuda.tiles import Build, Tiles
 from nbattn.backends.inputs import Gradients, Inputs, accumulate_dtype, new_lse, new_output
 from nbattn.backends.logsumexp import sink_gradient
-from nbattn.geometry import Axes, BoundAxis
+from nbattn.geometry import Axes
 from nbattn.kernels import launch, layout
 from nbattn.kernels.launch import Launcher
 from nbattn.kernels.variant import Variant
@@ -174,8 +174,8 @@ def _launches(
         _all_strides((query, key, key, query), strides, packed),
         scale,
         softcap,
-        [number for axis in grid for number in _axis(axis)],
-        [number for axis in grid for number in _held(axis)],
+        [number for axis in grid for number in layout.axis_numbers(axis)],
+        [number for axis in grid for number in layout.held_numbers(axis)],
         (batch, heads // packed, heads // packed // kv_heads, extra, len(window.axes), packed),
     )
     launches_of = partial(_launches_of, build=window.build, numbers=numbers, vector=vector)
@@ -228,42 +228,11 @@ def _all_strides(
     heads of queries are axis 0.
     """
     given = (*strides, (0,) * len(strides[0]))[:4]
-    query, *others = map(_on_three_axes, shapes, given)
+    query, *others = map(layout.on_three_axes, shapes, given)
     if packed > 1:
         batch, _, *space, head, channel = query
         query = (batch, head, *space, packed * head, channel)
     return [number for tensor_strides in (query, *others) for number in tensor_strides]
-
-
-def _on_three_axes(shape: torch.Size, strides: Strides) -> Strides:
-    """The strides of `[B, *space, H, D]` with 0 for leading axes that the space lacks, and for axes
-    of one position: a tile may be longer, and the addresses of what it lacks must be aligned, too.
-    """
-    batch, *axes, head, channel = strides
-    steps = (step if n > 1 else 0 for n, step in zip(shape[1:-2], axes, strict=True))
-    return (batch, *(0,) * (RANK - len(axes)), *steps, head, channel)
-
-
-def _axis(axis: BoundAxis) -> tuple[int, ...]:
-    """The numbers of one axis in the order of `layout.AXIS`; an unlimited side is `FAR`."""
-    spec = axis.spec
-    left, right = (FAR if side is None else min(side, FAR) for side in (spec.left, spec.right))
-    return (
-        axis.lengths[1],
-        left,
-        right,
-        spec.dilation,
-        spec.stride,
-        axis.offset,
-        min(spec.prefix, axis.lengths[1]),
-        layout.BORDERS[spec.border],
-        int(spec.causal),
-    )
-
-
-def _held(axis: BoundAxis) -> tuple[int, ...]:
-    """What the tensors hold of one axis, in the order of `layout.HELD`."""
-    return axis.queries, axis.first_key, axis.keys
 
 
 def _in_chunks(shape: torch.Size, strides: Strides) -> bool:

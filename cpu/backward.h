@@ -1,0 +1,104 @@
+// backward.h - the backward passes of a tile: weights from the logsumexp, then sums over its columns. Rows are queries
+// for dQ, keys for dK and dV, so that every gradient is written once.
+#pragma once
+#include "forward.h"
+
+namespace nb {
+// The weights p and the gradients of scaled scores, p (dP - delta), of a piece: `lse` and `delta` are those of lanes or
+// of columns.
+template <int M, class F, class Lse, class Delta>
+NB_INLINE void weights_of(Worker<F>& w, Tile<F>& t, const Gate<F>& gate, const Piece<F>& at, Wide<F>* p, Wide<F>* ds,
+                          const Lse& lse, const Delta& delta) {
+  Wide<F> s[M], g[M], slope[M];
+  scores_of<M>(w, t, at.a, s, slope);
+  NB_UNROLL for (int m = 0; m < M; ++m) s[m] = exp2_of(s[m] - lse(m));
+  if (!at.whole) hide<M>(s, gate, at.first, F(0));
+  NB_UNROLL for (int m = 0; m < M; ++m) p[m] = s[m];
+  dot<M>(at.b, w.row_b, t.b, w.row_b, g);
+  NB_UNROLL for (int m = 0; m < M; ++m) ds[m] = p[m] * (g[m] - delta(m));
+  if (w.p.softcap != 0)
+    NB_UNROLL for (int m = 0; m < M; ++m) ds[m] = ds[m] * slope[m];
+}
+template <class F>
+inline void clear(Wide<F>* x, int n) {
+  for (int i = 0; i < n; ++i) x[i] = Wide<F>{};
+}
+
+template <class F>
+struct GradQuery {
+  static constexpr bool kForward = false;
+
+  static void begin(Worker<F>& w, Tile<F>& t, const Side& a, const Side& b, int sample) {
+    const Params& p = w.p;
+    w.load(t, a, sample, w.scale_in, t.a);
+    w.load(t, b, sample, F(1), t.b);
+    const Side out = {p.out, contiguous(p, p.heads, w.e, false), w.e};
+    w.load(t, out, sample, F(1), t.sum_b);
+    t.total = Wide<F>{};
+    for (int c = 0; c < w.lanes_b; ++c) t.total = t.total + t.b[c] * t.sum_b[c];
+    const Strides s = contiguous(p, p.heads, 1, false);
+    for (int lane = 0; lane < kLanes; ++lane) {
+      t.top.lane(lane) = 0;
+      if (!(t.rows >> lane & 1)) continue;
+      const long long at = w.offset(t, s, sample, lane);
+      const F lse = static_cast<const F*>(p.lse)[at];
+      t.top.lane(lane) = lse == F(-INFINITY) ? F(0) : lse * F(kLog2E);  // without keys, any number
+      if (p.grad_lse) t.total.lane(lane) -= static_cast<const F*>(p.grad_lse)[at];
+      F* const numbers = static_cast<F*>(p.delta) + 2 * at;
+      numbers[0] = t.top.lane(lane);
+      numbers[1] = t.total.lane(lane);
+    }
+    clear(t.sum_a, w.lanes_a);
+  }
+
+  template <int M>
+  static void piece(Worker<F>& w, Tile<F>& t, const Gate<F>& gate, const Piece<F>& at) {
+    const Wide<F> lse = t.top, delta = t.total;
+    weights_of<M>(
+        w, t, gate, at, w.scores + w.count, w.gradients + w.count, [&](int) { return lse; },
+        [&](int) { return delta; });
+  }
+
+  static void flush(Worker<F>& w, Tile<F>& t) {
+    const Wide<F> one = wide(F(1));
+    add_rows(w.at_a, w.gradients, w.count, w.row_a, t.sum_a, &one);
+    w.count = 0;
+  }
+
+  static void finish(Worker<F>& w, Tile<F>& t, int sample) {
+    const Params& p = w.p;
+    w.store(t, p.grad_query, contiguous(p, p.heads, w.d, false), w.d, sample, t.sum_a, wide(F(p.scale)));
+  }
+};
+
+template <class F>
+struct GradKey {
+  static void begin(Worker<F>& w, Tile<F>& t, const Side& a, const Side& b, int sample) {
+    w.load(t, a, sample, w.scale_in, t.a);
+    w.load(t, b, sample, F(1), t.b);
+    clear(t.sum_a, w.lanes_a);
+    clear(t.sum_b, w.lanes_b);
+  }
+
+  template <int M>
+  static void piece(Worker<F>& w, Tile<F>& t, const Gate<F>& gate, const Piece<F>& at) {
+    const F *lse = w.lse + at.row, *delta = w.delta + at.row;
+    weights_of<M>(
+        w, t, gate, at, w.scores + w.count, w.gradients + w.count, [&](int m) { return wide(lse[m]); },
+        [&](int m) { return wide(delta[m]); });
+  }
+
+  static void flush(Worker<F>& w, Tile<F>& t) {
+    const Wide<F> one = wide(F(1));
+    add_rows(w.at_a, w.gradients, w.count, w.row_a, t.sum_a, &one);
+    add_rows(w.at_b, w.scores, w.count, w.row_b, t.sum_b, &one);
+    w.count = 0;
+  }
+
+  static void finish(Worker<F>& w, Tile<F>& t, void* grad_a, void* grad_b, const Strides& a, const Strides& b,
+                     int sample) {
+    w.store(t, grad_a, a, w.d, sample, t.sum_a, wide(F(w.p.scale)));
+    w.store(t, grad_b, b, w.e, sample, t.sum_b, wide(F(1)));
+  }
+};
+}  // namespace nb

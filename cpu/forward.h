@@ -1,0 +1,91 @@
+// forward.h - the forward pass of a tile: an online softmax from one flush of scores to the next.
+#pragma once
+#include <math.h>
+
+#include "visit.h"
+
+namespace nb {
+constexpr double kLog2E = 1.4426950408889634, kLn2 = 0.6931471805599453;
+
+// The scores in units of log 2: lanes times rows of columns, softly capped. `slope` gets the derivative of the cap.
+template <int M, class F>
+NB_INLINE void scores_of(const Worker<F>& w, const Tile<F>& t, const F* rows, Wide<F> (&s)[M], Wide<F>* slope) {
+  dot<M>(rows, w.row_a, t.a, w.row_a, s);
+  if (w.p.softcap == 0) return;
+  const Wide<F> cap = wide(F(w.p.softcap * kLog2E)), one = wide(F(1));
+  NB_UNROLL for (int m = 0; m < M; ++m) {
+    const Wide<F> x = tanh_of(s[m]);
+    s[m] = cap * x;
+    if (slope) slope[m] = one - x * x;
+  }
+}
+
+template <class F>
+struct Forward {
+  static constexpr bool kForward = true;
+  static constexpr F kNone = F(-INFINITY);
+
+  static void begin(Worker<F>& w, Tile<F>& t, const Side& a, int sample) {
+    w.load(t, a, sample, w.scale_in, t.a);
+    t.started = false;
+    for (int lane = 0; lane < kLanes; ++lane) {
+      const int head = min_of(t.head + lane_coordinate(w.job.tile, 0, lane), w.p.heads - 1);
+      const F sink = w.p.sink ? F(static_cast<const F*>(w.p.sink)[head] * F(kLog2E)) : kNone;
+      t.top.lane(lane) = sink;
+      t.total.lane(lane) = F(sink != kNone);
+    }
+    w.highest = wide(kNone);
+  }
+
+  template <int M>
+  static void piece(Worker<F>& w, Tile<F>& t, const Gate<F>& gate, const Piece<F>& at) {
+    Wide<F> s[M];
+    scores_of<M>(w, t, at.a, s, static_cast<Wide<F>*>(nullptr));
+    if (!at.whole) hide<M>(s, gate, at.first, kNone);
+    Wide<F> highest = w.highest;
+    NB_UNROLL for (int m = 0; m < M; ++m) highest = max_of(highest, s[m]);
+    w.highest = highest;
+    NB_UNROLL for (int m = 0; m < M; ++m) w.scores[w.count + m] = s[m];
+  }
+
+  static void flush(Worker<F>& w, Tile<F>& t) {
+    const Wide<F> top = max_of(t.top, w.highest);
+    const Wide<F> base = where_below(top, -Exp2Most(), wide(F(0)));  // of a lane without a score, any number
+    const Wide<F> alpha = exp2_of(t.top - base);
+    Wide<F> total = t.total * alpha;
+    for (int i = 0; i < w.count; ++i) {
+      const Wide<F> weight = exp2_of(w.scores[i] - base);
+      total = total + weight;
+      w.scores[i] = weight;
+    }
+    add_rows(w.at_b, w.scores, w.count, w.row_b, t.sum_b, t.started ? &alpha : nullptr);
+    t.started = true;
+    t.top = top;
+    t.total = total;
+    w.highest = wide(kNone);
+    w.count = 0;
+  }
+
+  static void finish(Worker<F>& w, Tile<F>& t, int sample) {
+    if (!t.started)
+      for (int c = 0; c < w.lanes_b; ++c) t.sum_b[c] = wide(F(0));
+    Wide<F> factor;
+    for (int lane = 0; lane < kLanes; ++lane) {
+      const F total = t.total.lane(lane);
+      factor.lane(lane) = total == 0 ? F(0) : 1 / total;
+    }
+    w.store(t, w.p.out, contiguous(w.p, w.p.heads, w.e, false), w.e, sample, t.sum_b, factor);
+    if (!w.p.lse) return;
+    const Strides s = contiguous(w.p, w.p.heads, 1, false);
+    for (int lane = 0; lane < kLanes; ++lane) {
+      if (!(t.rows >> lane & 1)) continue;
+      const F total = t.total.lane(lane);
+      static_cast<F*>(w.p.lse)[w.offset(t, s, sample, lane)] =
+          total == 0 ? kNone : F(kLn2) * (t.top.lane(lane) + F(log2(total)));
+    }
+  }
+
+ private:
+  static constexpr F Exp2Most() { return sizeof(F) == 4 ? F(3.4e38) : F(1.7e308); }
+};
+}  // namespace nb

@@ -1,0 +1,229 @@
+// kernels.cpp - attention with any mask on a CPU: the work items of a call, and the library's C interface.
+#include <stdlib.h>
+
+#include "backward.h"
+#include "pool.h"
+
+namespace nb {
+// A call's tensors: those of rows (the lanes) and of columns, [D] and [E] numbers a row.
+struct Sides {
+  Side row_a, row_b, column_a, column_b, extra_a, extra_b;
+};
+inline Sides sides_of(const Job& job) {
+  const Params& p = job.params;
+  const int d = job.head_dim, e = job.value_dim, kv_heads = p.heads / p.group;
+  const Side query = {p.query, p.query_stride, d}, key = {p.key, p.key_stride, d}, value = {p.value, p.value_stride, e},
+             grad_out = {p.grad_out, p.grad_out_stride, e}, extra_key = {p.extra_key, of_extra(p, kv_heads, d), d},
+             extra_value = {p.extra_value, of_extra(p, kv_heads, e), e};
+  if (job.pass == kGradKey) return {key, value, query, grad_out, extra_key, extra_value};
+  return {query, grad_out, key, value, extra_key, extra_value};
+}
+
+struct Call {
+  const Job& job;
+  Sides sides;
+  int groups[3], head_groups, kv_heads;
+  long extra_items, items, next;
+};
+
+// The boxes of columns that a group packs, one after the other, as large as fit.
+template <class F, class Use>
+inline void each_box(const Worker<F>& w, const Use& use) {
+  for (const Interval& z : w.group[0].run)
+    for (const Interval& y : w.group[1].run)
+      for (const Interval& x : w.group[2].run) {
+        const Interval run[3] = {z, y, x};
+        int step[3];
+        long room = w.capacity;
+        bool empty = false;
+        for (int axis = 2; axis >= 0; --axis) {
+          const int size = run[axis].size(), most = int(room < 1 ? 1 : room < size ? room : size);
+          empty = empty || size == 0;
+          if (empty) break;
+          step[axis] = ceil_div(size, ceil_div(size, most));
+          room /= step[axis];
+        }
+        if (empty) continue;
+        Interval box[3];
+        for (box[0].lo = z.lo; box[0].lo < z.hi; box[0].lo = box[0].hi) {
+          box[0].hi = min_of(z.hi, box[0].lo + step[0]);
+          for (box[1].lo = y.lo; box[1].lo < y.hi; box[1].lo = box[1].hi) {
+            box[1].hi = min_of(y.hi, box[1].lo + step[1]);
+            for (box[2].lo = x.lo; box[2].lo < x.hi; box[2].lo = box[2].hi) {
+              box[2].hi = min_of(x.hi, box[2].lo + step[2]);
+              use(box);
+            }
+          }
+        }
+      }
+}
+
+// The tiles of a group of the key head's query heads from `head` on; returns how many there are.
+template <bool kKeyRows, class F>
+inline int set_tiles(Worker<F>& w, int head, int heads) {
+  const Job& job = w.job;
+  const int per_tile = kKeyRows ? 1 : job.tile[0];
+  int n = 0;
+  for (int first = 0; first < heads; first += per_tile) {
+    unsigned real = 0;
+    for (int lane = 0; lane < kLanes; ++lane)
+      real |= unsigned(kKeyRows || first + lane_coordinate(job.tile, 0, lane) < heads) << lane;
+    for (int z = 0; z < w.group[0].tiles; ++z)
+      for (int y = 0; y < w.group[1].tiles; ++y)
+        for (int x = 0; x < w.group[2].tiles; ++x) {
+          Tile<F>& t = w.tile[n++];
+          const int at[3] = {z, y, x};
+          t.rows = t.valid = real;
+          for (int axis = 0; axis < 3; ++axis) {
+            t.axis[axis] = &w.group[axis].tile[at[axis]];
+            t.rows &= t.axis[axis]->rows;
+            t.valid &= t.axis[axis]->valid;
+          }
+          t.head = head + first;
+        }
+  }
+  return n;
+}
+
+// The columns that are extra keys: every lane of every tile attends to them.
+template <class Rule, class F>
+inline void visit_extra(Worker<F>& w, const Call& call, int tiles, int sample, int kv_head) {
+  const Side &a = call.sides.extra_a, &b = call.sides.extra_b;
+  const Gate<F> gate = {};
+  const Interval every[2] = {{0, kFar}, {0, 0}};
+  for (int first = 0; first < w.p.extra; first += int(w.capacity)) {
+    const int count = min_of(int(w.capacity), w.p.extra - first);
+    for (int i = 0; i < count; ++i) {
+      const long long at_a = sample * a.stride.batch + kv_head * a.stride.head + (first + i) * a.stride.axis[2];
+      const long long at_b = sample * b.stride.batch + kv_head * b.stride.head + (first + i) * b.stride.axis[2];
+      w.pack_row(a, b, at_a, at_b, i);
+    }
+    for (int n = 0; n < tiles; ++n) {
+      visit_line<Rule>(w, w.tile[n], gate, 0, 0, count, true, every);
+      if (w.count) Rule::flush(w, w.tile[n]);
+    }
+  }
+}
+
+template <class Rule, class F>
+inline void visit_all(Worker<F>& w, const Call& call, int tiles, int sample, int head) {
+  each_box(w, [&](const Interval(&box)[3]) {
+    w.pack(call.sides.column_a, call.sides.column_b, box, sample, head);
+    for (int n = 0; n < tiles; ++n) visit<Rule>(w, w.tile[n], box);
+  });
+}
+
+// Sets up the three axes of a spatial group, unless they are the last ones.
+template <bool kKeyRows, class F>
+inline void begin_groups(Worker<F>& w, const Call& call, long number, int sample) {
+  const long volume = long(call.groups[0]) * call.groups[1] * call.groups[2], key = sample * volume + number;
+  if (key == w.group_number) return;
+  w.group_number = key;
+  for (int axis = 2; axis >= 0; --axis) {
+    begin_group<kKeyRows>(w.group[axis], w.job, axis, int(number % call.groups[axis]), sample);
+    number /= call.groups[axis];
+  }
+}
+
+template <class Rule, class F>
+inline void run_queries(Worker<F>& w, const Call& call, long item) {
+  const Params& p = w.p;
+  const int kv_head = int(item % call.kv_heads);
+  item /= call.kv_heads;
+  const int heads_of_group = w.job.tile[0] * w.job.group[0], first = int(item % call.head_groups) * heads_of_group;
+  item /= call.head_groups;
+  const long volume = long(call.groups[0]) * call.groups[1] * call.groups[2];
+  const int sample = int(item / volume);
+  begin_groups<false>(w, call, item % volume, sample);
+  const int tiles = set_tiles<false>(w, kv_head * p.group + first, min_of(heads_of_group, p.group - first));
+  for (int n = 0; n < tiles; ++n) {
+    if constexpr (Rule::kForward) Rule::begin(w, w.tile[n], call.sides.row_a, sample);
+    else Rule::begin(w, w.tile[n], call.sides.row_a, call.sides.row_b, sample);
+  }
+  visit_extra<Rule>(w, call, tiles, sample, kv_head);
+  visit_all<Rule>(w, call, tiles, sample, kv_head);
+  for (int n = 0; n < tiles; ++n) Rule::finish(w, w.tile[n], sample);
+}
+
+template <class F>
+inline void run_keys(Worker<F>& w, const Call& call, long item) {
+  typedef GradKey<F> Rule;
+  const Params& p = w.p;
+  const bool extra = item < call.extra_items;
+  if (!extra) item -= call.extra_items;
+  const int kv_head = int(item % call.kv_heads);
+  item /= call.kv_heads;
+  const long volume = extra ? ceil_div(p.extra, kLanes) : long(call.groups[0]) * call.groups[1] * call.groups[2];
+  const int sample = int(item / volume);
+  if (extra) {
+    w.group_number = -1;
+    for (int axis = 0; axis < 3; ++axis) begin_extra_group(w.group[axis], p, axis, int(item % volume) * kLanes);
+  } else {
+    begin_groups<true>(w, call, item % volume, sample);
+  }
+  const int tiles = set_tiles<true>(w, kv_head, 1);
+  const Side &a = extra ? call.sides.extra_a : call.sides.row_a, &b = extra ? call.sides.extra_b : call.sides.row_b;
+  for (int n = 0; n < tiles; ++n) Rule::begin(w, w.tile[n], a, b, sample);
+  for (int head = kv_head * p.group; head < (kv_head + 1) * p.group; ++head) visit_all<Rule>(w, call, tiles, sample, head);
+  for (int n = 0; n < tiles; ++n) {
+    if (extra)
+      Rule::finish(w, w.tile[n], p.grad_extra_key, p.grad_extra_value, a.stride, b.stride, sample);
+    else
+      Rule::finish(w, w.tile[n], p.grad_key, p.grad_value, contiguous(p, call.kv_heads, w.d, true),
+                   contiguous(p, call.kv_heads, w.e, true), sample);
+  }
+}
+
+// A thread's scratch memory: it grows, is kept for the next call, and ends with the thread.
+static pthread_key_t scratch_key;
+__attribute__((constructor)) static void make_scratch_key() { pthread_key_create(&scratch_key, free); }
+struct Scratch {
+  long bytes;
+  char pad[56];
+};
+static char* scratch(long bytes) {
+  Scratch* own = static_cast<Scratch*>(pthread_getspecific(scratch_key));
+  if (!own || own->bytes < bytes) {
+    free(own);
+    pthread_setspecific(scratch_key, nullptr);
+    own = static_cast<Scratch*>(aligned_alloc(64, (sizeof(Scratch) + bytes + 63) / 64 * 64));
+    if (!own) abort();
+    own->bytes = bytes;
+    pthread_setspecific(scratch_key, own);
+  }
+  return reinterpret_cast<char*>(own + 1);
+}
+
+template <class F>
+static void work(void* data) {
+  Call& call = *static_cast<Call*>(data);
+  Worker<F> w(call.job);
+  w.lay_out(scratch(w.bytes()));
+  for (long item; (item = __atomic_fetch_add(&call.next, 1, __ATOMIC_RELAXED)) < call.items;) {
+    if (call.job.pass == kForward) run_queries<Forward<F>>(w, call, item);
+    else if (call.job.pass == kGradQuery) run_queries<GradQuery<F>>(w, call, item);
+    else run_keys(w, call, item);
+  }
+}
+}  // namespace nb
+
+#define NB_EXPORT extern "C" __attribute__((visibility("default")))
+NB_EXPORT int nb_native_version() { return 1; }
+NB_EXPORT int nb_native_lanes() { return nb::kVectorBytes / 4; }
+NB_EXPORT void nb_native_run(const nb::Job* job) {
+  using namespace nb;
+  const Params& p = job->params;
+  const bool keys = job->pass == kGradKey;
+  Call call = {*job, sides_of(*job), {}, 1, p.heads / p.group, 0, 0, 0};
+  call.items = long(p.batch) * call.kv_heads;
+  for (int axis = 0; axis < 3; ++axis) call.items *= call.groups[axis] = groups_of(*job, axis, keys);
+  if (keys) {
+    call.extra_items = long(p.batch) * call.kv_heads * ceil_div(p.extra, kLanes);
+  } else {
+    call.head_groups = ceil_div(p.group, job->tile[0] * job->group[0]);
+    call.items *= call.head_groups;
+  }
+  call.items += call.extra_items;
+  const long threads = call.items < job->threads ? call.items : job->threads;
+  run_on(int(threads), job->type == kDouble ? work<double> : work<float>, &call);
+}

@@ -1,0 +1,133 @@
+// visit.h - a tile's columns inside a packed box, in pieces of a few neighbouring columns.
+#pragma once
+#include "products.h"
+#include "worker.h"
+
+namespace nb {
+template <class F>
+struct Gate {  // each lane's columns on the last axis, none where the line of the box is outside the lane's windows
+  Words<F> lo, size, lo_2, size_2;
+  bool two;
+};
+
+template <class F>
+NB_INLINE Words<F> inside(const Words<F>& lo, const Words<F>& size, int x) {
+  typedef typename Simd<F>::U U;
+  Words<F> y;
+  const U at = typename Simd<F>::Word(x) - U{};
+  NB_UNROLL for (int v = 0; v < kVectors<F>; ++v) y.v[v] = U(at - lo.v[v] < size.v[v]);
+  return y;
+}
+// All bits of the lanes that have column x on an axis.
+template <class F>
+NB_INLINE Words<F> attends(const AxisTile<F>& axis, int x) {
+  Words<F> y = inside<F>(axis.lo, axis.size, x);
+  if (axis.two) {
+    const Words<F> other = inside<F>(axis.lo_2, axis.size_2, x);
+    NB_UNROLL for (int v = 0; v < kVectors<F>; ++v) y.v[v] |= other.v[v];
+  }
+  return y;
+}
+template <class F>
+NB_INLINE Gate<F> gate_of(const AxisTile<F>& axis, const Words<F>& one, const Words<F>& other) {
+  Gate<F> gate;
+  gate.lo = axis.lo;
+  gate.lo_2 = axis.lo_2;
+  gate.two = axis.two;
+  NB_UNROLL for (int v = 0; v < kVectors<F>; ++v) {
+    gate.size.v[v] = axis.size.v[v] & one.v[v] & other.v[v];
+    gate.size_2.v[v] = axis.size_2.v[v] & one.v[v] & other.v[v];
+  }
+  return gate;
+}
+// x[m] = `hidden` in the lanes that do not attend to column `first` + m.
+template <int M, class F>
+NB_INLINE void hide(Wide<F> (&x)[M], const Gate<F>& gate, int first, F hidden) {
+  typedef typename Simd<F>::U U;
+  const typename Simd<F>::V none = splat<F>(hidden);
+  NB_UNROLL for (int v = 0; v < kVectors<F>; ++v) {
+    const U size = gate.size.v[v];
+    U at = (typename Simd<F>::Word(first) - U{}) - gate.lo.v[v];
+    if (!gate.two) {
+      NB_UNROLL for (int m = 0; m < M; ++m, at += 1) x[m].v[v] = at < size ? x[m].v[v] : none;
+    } else {
+      const U size_2 = gate.size_2.v[v];
+      U at_2 = (typename Simd<F>::Word(first) - U{}) - gate.lo_2.v[v];
+      NB_UNROLL for (int m = 0; m < M; ++m, at += 1, at_2 += 1)
+        x[m].v[v] = ((at < size) | (at_2 < size_2)) ? x[m].v[v] : none;
+    }
+  }
+}
+
+template <class F>
+struct Piece {      // neighbouring columns
+  const F *a, *b;   // their packed rows
+  long row;         // number of the first of these rows
+  int first;        // coordinate of the first on the last axis
+  bool whole;       // every lane attends to all of them
+};
+
+inline bool in_full(const Interval (&full)[2], Interval x) { return within(x, full[0]) || within(x, full[1]); }
+
+// The kernels of a pass for 1 to `kRowsAtOnce` columns.
+template <class Rule, class F>
+struct Pieces {
+  typedef void (*Kernel)(Worker<F>&, Tile<F>&, const Gate<F>&, const Piece<F>&);
+  static constexpr int at_most(int m) { return m < kRowsAtOnce<F> ? m : kRowsAtOnce<F>; }
+  static constexpr Kernel of[] = {Rule::template piece<at_most(1)>, Rule::template piece<at_most(2)>,
+                                  Rule::template piece<at_most(3)>, Rule::template piece<at_most(4)>,
+                                  Rule::template piece<at_most(5)>, Rule::template piece<at_most(6)>,
+                                  Rule::template piece<at_most(7)>, Rule::template piece<at_most(8)>,
+                                  Rule::template piece<at_most(9)>, Rule::template piece<at_most(10)>};
+  static_assert(kRowsAtOnce<F> <= 10, "a kernel for each number of columns");
+};
+
+// `count` neighbouring columns from coordinate x on, the first of which is packed row `row`.
+template <class Rule, class F>
+inline void visit_line(Worker<F>& w, Tile<F>& t, const Gate<F>& gate, long row, int x, int count, bool full,
+                       const Interval (&within_full)[2]) {
+  constexpr int kMost = kRowsAtOnce<F>;
+  const int pieces = (count + kMost - 1) / kMost, first = x;
+  for (int i = 0; i < pieces; ++i) {
+    const int size = first + count * (i + 1) / pieces - x;
+    if (w.count + size > kScores) Rule::flush(w, t);
+    const bool whole = full && in_full(within_full, {x, x + size});
+    Pieces<Rule, F>::of[size - 1](w, t, gate,
+                                  {w.packed_a + row * w.row_a, w.packed_b + row * w.row_b, row, x, whole});
+    for (int m = 0; m < size; ++m) {
+      w.at_a[w.count + m] = w.packed_a + (row + m) * w.row_a;
+      w.at_b[w.count + m] = w.packed_b + (row + m) * w.row_b;
+    }
+    w.count += size;
+    row += size;
+    x += size;
+  }
+}
+
+// All columns of a tile inside a packed box.
+template <class Rule, class F>
+inline void visit(Worker<F>& w, Tile<F>& t, const Interval (&box)[3]) {
+  const AxisTile<F> &z_axis = *t.axis[0], &y_axis = *t.axis[1], &x_axis = *t.axis[2];
+  const int ny = box[1].size(), nx = box[2].size();
+  for (const Interval& z_run : z_axis.run) {
+    const Interval zs = cut(z_run, box[0]);
+    for (int z = zs.lo; z < zs.hi; ++z) {
+      const Words<F> at_z = attends(z_axis, z);
+      const bool z_full = in_full(z_axis.full, {z, z + 1});
+      for (const Interval& y_run : y_axis.run) {
+        const Interval ys = cut(y_run, box[1]);
+        for (int y = ys.lo; y < ys.hi; ++y) {
+          const Gate<F> gate = gate_of(x_axis, at_z, attends(y_axis, y));
+          const bool full = z_full && in_full(y_axis.full, {y, y + 1});
+          const long line = (long(z - box[0].lo) * ny + (y - box[1].lo)) * nx - box[2].lo;
+          for (const Interval& x_run : x_axis.run) {
+            const Interval xs = cut(x_run, box[2]);
+            if (xs.size()) visit_line<Rule>(w, t, gate, line + xs.lo, xs.lo, xs.size(), full, x_axis.full);
+          }
+        }
+      }
+    }
+  }
+  if (w.count) Rule::flush(w, t);
+}
+}  // namespace nb

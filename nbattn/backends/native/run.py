@@ -1,0 +1,168 @@
+"""Runs the native kernels (`cpu/`) on torch tensors: one call for the forward, two for the backward.
+
+Kernels take tensors with any strides, without copies. All that a call needs besides pointers is
+cached per shape and strides.
+"""
+
+from __future__ import annotations
+
+import struct
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from nbattn.backends.inputs import Gradients, Inputs, accumulate_dtype, new_lse, new_output
+from nbattn.backends.logsumexp import sink_gradient
+from nbattn.backends.native.meaning import NativeArguments
+from nbattn.axis import Axis
+from nbattn.backends.native.tiles import RANK
+from nbattn.geometry import BoundAxis
+from nbattn.kernels import host, layout
+from nbattn.program.program import ByIdentity, Program
+
+_POINTERS = struct.Struct(f"<{len(layout.POINTERS)}Q")
+_JOB = struct.Struct("<14i")  # what follows the parameters in `Job` of `cpu/job.h`
+_FORWARD, _GRAD_QUERY, _GRAD_KEY = range(3)
+_TYPES = {torch.float16: 0, torch.bfloat16: 1, torch.float32: 2, torch.float64: 3}
+_SHARE = 2e6  # products that are worth waking a thread: about 50 us
+_TRIVIAL = BoundAxis(Axis(), 1, 1)
+Strides = tuple[int, ...]
+
+
+def warmup(program: Program) -> None:
+    """Compiles the kernels, once per machine, and loads them."""
+    host.library()
+
+
+def forward(program: Program, inputs: Inputs, *, return_lse: bool) -> tuple[Tensor, Tensor | None]:
+    """Computes the output, and the logsumexp if it is requested or a backward may follow."""
+    window = _window(program)
+    tensors = _tensors(inputs)
+    tensors["out"] = out = new_output(inputs.query, inputs.value)
+    lse = None
+    if return_lse or window.grad_key is not None:
+        tensors["lse"] = lse = new_lse(inputs.query)
+    _run(_pass(window, _FORWARD, inputs, None), tensors)
+    return out, lse
+
+
+def backward(
+    program: Program,
+    inputs: Inputs,
+    out: Tensor,
+    lse: Tensor,
+    grad_out: Tensor,
+    grad_lse: Tensor | None,
+) -> Gradients:
+    """Computes the gradients from the final output and logsumexp."""
+    window = _window(program)
+    out, lse = out.contiguous(), lse.contiguous()
+    tensors = _tensors(inputs) | {"out": out, "lse": lse, "grad_out": grad_out}
+    if grad_lse is not None:
+        tensors["grad_lse"] = grad_lse.contiguous()
+    tensors["delta"] = lse.new_empty((*lse.shape, 2))
+    grads = {
+        name: tensor.new_empty(tensor.shape)
+        for name in ("query", "key", "value", "extra_key", "extra_value")
+        if (tensor := tensors.get(name)) is not None
+    }
+    tensors |= {f"grad_{name}": tensor for name, tensor in grads.items()}
+    for number in (_GRAD_QUERY, _GRAD_KEY):
+        _run(_pass(window, number, inputs, grad_out), tensors)
+    sink = sink_gradient(inputs.sink, out, lse, grad_out, grad_lse)
+    extra_key, extra_value = (
+        grads.get(name, None if tensor is None else torch.zeros_like(tensor))
+        for name, tensor in (
+            ("extra_key", inputs.extra_key),
+            ("extra_value", inputs.extra_value),
+        )
+    )
+    return Gradients(grads["query"], grads["key"], grads["value"], sink, extra_key, extra_value)
+
+
+def _window(program: Program) -> NativeArguments:
+    (call,) = program.calls
+    assert isinstance(call.arguments, NativeArguments)
+    return call.arguments
+
+
+def _tensors(inputs: Inputs) -> dict[str, Tensor]:
+    """The inputs by their names in `layout.POINTERS`; those that have no strides are contiguous."""
+    tensors = {"query": inputs.query, "key": inputs.key, "value": inputs.value}
+    if inputs.extra_key is not None and inputs.extra_value is not None and inputs.has_extra:
+        tensors["extra_key"] = inputs.extra_key.contiguous()
+        tensors["extra_value"] = inputs.extra_value.contiguous()
+    if inputs.sink is not None:
+        tensors["sink"] = inputs.sink.to(accumulate_dtype(inputs.query.dtype)).contiguous()
+    if inputs.key_range is not None:
+        tensors["key_range"] = inputs.key_range.to(torch.int32).contiguous()
+    return tensors
+
+
+def _run(numbers: bytes, tensors: dict[str, Tensor]) -> None:
+    pointers = _POINTERS.pack(
+        *(tensors[name].data_ptr() if name in tensors else 0 for name in layout.POINTERS)
+    )
+    host.library().nb_native_run(pointers + numbers)
+
+
+def _pass(window: NativeArguments, number: int, inputs: Inputs, grad_out: Tensor | None) -> bytes:
+    query, key, value, extra = inputs.query, inputs.key, inputs.value, inputs.extra_key
+    return _numbers(
+        ByIdentity(window),
+        number,
+        query.dtype,
+        query.shape,
+        key.shape,
+        value.shape[-1],
+        query.stride(),
+        key.stride(),
+        value.stride(),
+        (0,) * query.dim() if grad_out is None else grad_out.stride(),
+        0 if extra is None else extra.shape[1],
+        inputs.scale,
+        inputs.softcap or 0.0,
+        torch.get_num_threads(),
+    )
+
+
+@lru_cache(1024)
+def _numbers(
+    identity: ByIdentity[NativeArguments],
+    number: int,
+    dtype: torch.dtype,
+    query: torch.Size,
+    key: torch.Size,
+    value_dim: int,
+    query_stride: Strides,
+    key_stride: Strides,
+    value_stride: Strides,
+    grad_stride: Strides,
+    extra: int,
+    scale: float,
+    softcap: float,
+    threads: int,
+
+) -> bytes:
+    """All of a pass that does not depend on pointers."""
+    window = identity.value
+    tiles = (window.forward, window.grad_query, window.grad_key)[number]
+    assert tiles is not None
+    batch, heads, head_dim, kv_heads = query[0], query[-2], query[-1], max(key[-2], 1)
+    grid = (*(_TRIVIAL,) * (RANK - len(window.axes)), *window.axes)
+    shapes, strides = (query, key, key, query), (query_stride, key_stride, value_stride, grad_stride)
+    numbers = layout.pack_numbers(
+        [n for each in map(layout.on_three_axes, shapes, strides) for n in each],
+        scale,
+        softcap,
+        [n for axis in grid for n in layout.axis_numbers(axis)],
+        [n for axis in grid for n in layout.held_numbers(axis)],
+        (batch, heads, heads // kv_heads, extra, len(window.axes), 1),
+    )
+    share = batch * heads * window.columns(number) * (head_dim + value_dim)
+    threads = min(threads, 1 + int(share // _SHARE))
+    job = _JOB.pack(
+        _TYPES[dtype], number, *tiles.tile, *tiles.group, threads, head_dim, value_dim, 0
+    )
+    return numbers + job
