@@ -36,15 +36,15 @@ struct GradQuery {
     w.load(t, out, sample, F(1), t.sum_b);
     t.total = Wide<F>{};
     for (int c = 0; c < w.lanes_b; ++c) t.total = t.total + t.b[c] * t.sum_b[c];
-    const Strides s = contiguous(p, p.heads, 1, false);
+    long long at[kLanes];
+    w.offsets(t, contiguous(p, p.heads, 1, false), sample, t.rows, at);
     for (int lane = 0; lane < kLanes; ++lane) {
       t.top.lane(lane) = 0;
-      if (!(t.rows >> lane & 1)) continue;
-      const long long at = w.offset(t, s, sample, lane);
-      const F lse = static_cast<const F*>(p.lse)[at];
+      if (at[lane] == kNowhere) continue;
+      const F lse = static_cast<const F*>(p.lse)[at[lane]];
       t.top.lane(lane) = lse == F(-INFINITY) ? F(0) : lse * F(kLog2E);  // without keys, any number
-      if (p.grad_lse) t.total.lane(lane) -= static_cast<const F*>(p.grad_lse)[at];
-      F* const numbers = static_cast<F*>(p.delta) + 2 * at;
+      if (p.grad_lse) t.total.lane(lane) -= static_cast<const F*>(p.grad_lse)[at[lane]];
+      F* const numbers = static_cast<F*>(p.delta) + 2 * at[lane];
       numbers[0] = t.top.lane(lane);
       numbers[1] = t.total.lane(lane);
     }
@@ -59,7 +59,7 @@ struct GradQuery {
         [&](int) { return delta; });
   }
 
-  static void flush(Worker<F>& w, Tile<F>& t) {
+  NB_APART static void flush(Worker<F>& w, Tile<F>& t) {
     const Wide<F> one = wide(F(1));
     add_rows(w.at_a, w.gradients, w.count, w.row_a, t.sum_a, &one);
     w.count = 0;
@@ -88,7 +88,7 @@ struct GradKey {
         [&](int m) { return wide(delta[m]); });
   }
 
-  static void flush(Worker<F>& w, Tile<F>& t) {
+  NB_APART static void flush(Worker<F>& w, Tile<F>& t) {
     const Wide<F> one = wide(F(1));
     add_rows(w.at_a, w.gradients, w.count, w.row_a, t.sum_a, &one);
     add_rows(w.at_b, w.scores, w.count, w.row_b, t.sum_b, &one);

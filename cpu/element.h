@@ -50,35 +50,71 @@ NB_INLINE void set(Half& to, float x) {
 NB_INLINE void set(float& to, float x) { to = x; }
 NB_INLINE void set(double& to, double x) { to = x; }
 
+// Elements of one row, `step` apart, to `to`.
 template <class T, class F>
-NB_INLINE void load_row_of(const void* data, long long at, long long step, int n, F* to) {
-  const T* from = static_cast<const T*>(data) + at;
-  if (step == 1)
-    for (int i = 0; i < n; ++i) to[i] = number(from[i]);
-  else
-    for (int i = 0; i < n; ++i) to[i] = number(from[i * step]);
-}
-template <class T, class F>
-NB_INLINE void store_row_of(void* data, long long at, int n, const F* from) {
-  T* to = static_cast<T*>(data) + at;
-  for (int i = 0; i < n; ++i) set(to[i], from[i]);
+NB_INLINE void load_row(const T* from, long long step, int n, F* to) {
+  int i = 0;
+  if (step == 1) {
+    if constexpr (sizeof(T) == sizeof(F)) {
+      typedef typename Simd<F>::V V;
+      typedef V Loose __attribute__((aligned(1), may_alias));
+      for (constexpr int L = kVectorBytes / int(sizeof(F)); i + L <= n; i += L)
+        *reinterpret_cast<Loose*>(to + i) = *reinterpret_cast<const Loose*>(from + i);
+    }
+    for (; i < n; ++i) to[i] = number(from[i]);
+  } else {
+    for (; i < n; ++i) to[i] = number(from[i * step]);
+  }
 }
 
-// A row of n elements that lie `step` apart, from element `at` on.
-inline void load_row(int type, const void* data, long long at, long long step, int n, float* to) {
-  if (type == kFloat) load_row_of<float>(data, at, step, n, to);
-  else if (type == kBfloat) load_row_of<Bfloat>(data, at, step, n, to);
-  else load_row_of<Half>(data, at, step, n, to);
+constexpr long long kNowhere = -(1ll << 62);  // the offset of a row that is not read, and counts as 0
+
+// Rows of n elements at the given offsets to rows of `width` numbers; what a row lacks is 0.
+template <class T, class F>
+NB_INLINE void load_rows_of(const void* data, const long long* at, int rows, long long step, int n, F* to, int width) {
+  for (int row = 0; row < rows; ++row, to += width) {
+    int i = 0;
+    if (at[row] != kNowhere) {
+      load_row(static_cast<const T*>(data) + at[row], step, n, to);
+      i = n;
+    }
+    for (; i < width; ++i) to[i] = 0;
+  }
 }
-inline void load_row(int, const void* data, long long at, long long step, int n, double* to) {
-  load_row_of<double>(data, at, step, n, to);
+template <class T, class F>
+NB_INLINE void store_rows_of(void* data, const long long* at, int rows, int n, const F* from, int width) {
+  for (int row = 0; row < rows; ++row, from += width) {
+    if (at[row] == kNowhere) continue;
+    T* const to = static_cast<T*>(data) + at[row];
+    for (int i = 0; i < n; ++i) set(to[i], from[i]);
+  }
 }
-inline void store_row(int type, void* data, long long at, int n, const float* from) {
-  if (type == kFloat) store_row_of<float>(data, at, n, from);
-  else if (type == kBfloat) store_row_of<Bfloat>(data, at, n, from);
-  else store_row_of<Half>(data, at, n, from);
+NB_APART inline void load_rows(int type, const void* data, const long long* at, int rows, long long step, int n,
+                               float* to, int width) {
+  if (type == kFloat) load_rows_of<float>(data, at, rows, step, n, to, width);
+  else if (type == kBfloat) load_rows_of<Bfloat>(data, at, rows, step, n, to, width);
+  else load_rows_of<Half>(data, at, rows, step, n, to, width);
 }
-inline void store_row(int, void* data, long long at, int n, const double* from) {
-  store_row_of<double>(data, at, n, from);
+NB_APART inline void load_rows(int, const void* data, const long long* at, int rows, long long step, int n, double* to,
+                               int width) {
+  load_rows_of<double>(data, at, rows, step, n, to, width);
+}
+NB_APART inline void store_rows(int type, void* data, const long long* at, int rows, int n, const float* from,
+                                int width) {
+  if (type == kFloat) store_rows_of<float>(data, at, rows, n, from, width);
+  else if (type == kBfloat) store_rows_of<Bfloat>(data, at, rows, n, from, width);
+  else store_rows_of<Half>(data, at, rows, n, from, width);
+}
+NB_APART inline void store_rows(int, void* data, const long long* at, int rows, int n, const double* from, int width) {
+  store_rows_of<double>(data, at, rows, n, from, width);
+}
+// Asks for rows that will be loaded soon.
+inline void fetch_rows(int type, const void* data, const long long* at, int rows, int n) {
+  const int size = type == kDouble ? 8 : type == kFloat ? 4 : 2;
+  for (int row = 0; row < rows; ++row) {
+    if (at[row] == kNowhere) continue;
+    const char* const from = static_cast<const char*>(data) + at[row] * size;
+    for (int i = 0; i < n * size; i += 64) __builtin_prefetch(from + i);
+  }
 }
 }  // namespace nb

@@ -28,12 +28,14 @@ struct Forward {
   static void begin(Worker<F>& w, Tile<F>& t, const Side& a, int sample) {
     w.load(t, a, sample, w.scale_in, t.a);
     t.started = false;
-    for (int lane = 0; lane < kLanes; ++lane) {
-      const int head = min_of(t.head + lane_coordinate(w.job.tile, 0, lane), w.p.heads - 1);
-      const F sink = w.p.sink ? F(static_cast<const F*>(w.p.sink)[head] * F(kLog2E)) : kNone;
-      t.top.lane(lane) = sink;
-      t.total.lane(lane) = F(sink != kNone);
-    }
+    t.top = wide(kNone);
+    t.total = wide(F(0));
+    if (w.p.sink)
+      for (int lane = 0; lane < kLanes; ++lane) {
+        const int head = min_of(t.head + w.coordinate[0][lane], w.p.heads - 1);
+        t.top.lane(lane) = static_cast<const F*>(w.p.sink)[head] * F(kLog2E);
+        t.total.lane(lane) = F(t.top.lane(lane) != kNone);
+      }
     w.highest = wide(kNone);
   }
 
@@ -48,7 +50,7 @@ struct Forward {
     NB_UNROLL for (int m = 0; m < M; ++m) w.scores[w.count + m] = s[m];
   }
 
-  static void flush(Worker<F>& w, Tile<F>& t) {
+  NB_APART static void flush(Worker<F>& w, Tile<F>& t) {
     const Wide<F> top = max_of(t.top, w.highest);
     const Wide<F> base = where_below(top, -Exp2Most(), wide(F(0)));  // of a lane without a score, any number
     const Wide<F> alpha = exp2_of(t.top - base);
@@ -76,12 +78,12 @@ struct Forward {
     }
     w.store(t, w.p.out, contiguous(w.p, w.p.heads, w.e, false), w.e, sample, t.sum_b, factor);
     if (!w.p.lse) return;
-    const Strides s = contiguous(w.p, w.p.heads, 1, false);
+    long long at[kLanes];
+    w.offsets(t, contiguous(w.p, w.p.heads, 1, false), sample, t.rows, at);
     for (int lane = 0; lane < kLanes; ++lane) {
-      if (!(t.rows >> lane & 1)) continue;
+      if (at[lane] == kNowhere) continue;
       const F total = t.total.lane(lane);
-      static_cast<F*>(w.p.lse)[w.offset(t, s, sample, lane)] =
-          total == 0 ? kNone : F(kLn2) * (t.top.lane(lane) + F(log2(total)));
+      static_cast<F*>(w.p.lse)[at[lane]] = total == 0 ? kNone : F(kLn2) * (t.top.lane(lane) + F(log2(total)));
     }
   }
 

@@ -67,7 +67,7 @@ inline int set_tiles(Worker<F>& w, int head, int heads) {
   for (int first = 0; first < heads; first += per_tile) {
     unsigned real = 0;
     for (int lane = 0; lane < kLanes; ++lane)
-      real |= unsigned(kKeyRows || first + lane_coordinate(job.tile, 0, lane) < heads) << lane;
+      real |= unsigned(kKeyRows || first + w.coordinate[0][lane] < heads) << lane;
     for (int z = 0; z < w.group[0].tiles; ++z)
       for (int y = 0; y < w.group[1].tiles; ++y)
         for (int x = 0; x < w.group[2].tiles; ++x) {
@@ -96,7 +96,7 @@ inline void visit_extra(Worker<F>& w, const Call& call, int tiles, int sample, i
     for (int i = 0; i < count; ++i) {
       const long long at_a = sample * a.stride.batch + kv_head * a.stride.head + (first + i) * a.stride.axis[2];
       const long long at_b = sample * b.stride.batch + kv_head * b.stride.head + (first + i) * b.stride.axis[2];
-      w.pack_row(a, b, at_a, at_b, i);
+      w.pack_rows(a, b, &at_a, &at_b, 1, i);
     }
     for (int n = 0; n < tiles; ++n) {
       visit_line<Rule>(w, w.tile[n], gate, 0, 0, count, true, every);
@@ -120,7 +120,7 @@ inline void begin_groups(Worker<F>& w, const Call& call, long number, int sample
   if (key == w.group_number) return;
   w.group_number = key;
   for (int axis = 2; axis >= 0; --axis) {
-    begin_group<kKeyRows>(w.group[axis], w.job, axis, int(number % call.groups[axis]), sample);
+    begin_group<kKeyRows>(w.group[axis], w.job, w.coordinate[axis + 1], axis, int(number % call.groups[axis]), sample);
     number /= call.groups[axis];
   }
 }
@@ -137,6 +137,7 @@ inline void run_queries(Worker<F>& w, const Call& call, long item) {
   begin_groups<false>(w, call, item % volume, sample);
   const int tiles = set_tiles<false>(w, kv_head * p.group + first, min_of(heads_of_group, p.group - first));
   for (int n = 0; n < tiles; ++n) {
+    if (n + 1 < tiles) w.fetch(w.tile[n + 1], call.sides.row_a, sample);
     if constexpr (Rule::kForward) Rule::begin(w, w.tile[n], call.sides.row_a, sample);
     else Rule::begin(w, w.tile[n], call.sides.row_a, call.sides.row_b, sample);
   }

@@ -25,7 +25,7 @@ NB_INLINE void dot(const F* rows, long step, const Wide<F>* lanes, int n, Wide<F
 
 // to[m] = factor * to[m] + sum over j of row[j][m] * weights[j]; with no factor, to[m] is set.
 template <int M, class F>
-NB_INLINE void add_columns(const F* const* row, int at, const Wide<F>* weights, int n, Wide<F>* to,
+NB_APART void add_columns(const F* const* row, long at, const Wide<F>* weights, int n, Wide<F>* to,
                            const Wide<F>* factor) {
   Wide<F> sum[M];
   NB_UNROLL for (int m = 0; m < M; ++m) sum[m] = factor ? to[m] * *factor : Wide<F>{};
@@ -42,7 +42,7 @@ template <class F>
 inline void add_rows(const F* const* row, const Wide<F>* weights, int n, int columns, Wide<F>* to,
                      const Wide<F>* factor) {
   constexpr int M = kColumnsAtOnce<F>;
-  int at = 0;
+  long at = 0;
   for (; at + M <= columns; at += M) add_columns<M>(row, at, weights, n, to + at, factor);
   if constexpr (M > 8)
     for (; at + 8 <= columns; at += 8) add_columns<8>(row, at, weights, n, to + at, factor);

@@ -49,7 +49,8 @@ inline int groups_of(const Job& job, int axis, bool key_rows) {
 
 // Sets up a group; it has no tiles if its class has fewer groups than the longest one.
 template <bool kKeyRows, class F>
-inline void begin_group(AxisGroup<F>& group, const Job& job, int axis, int number, int sample) {
+inline void begin_group(AxisGroup<F>& group, const Job& job, const int (&coordinate)[kLanes], int axis, int number,
+                        int sample) {
   const Params& p = job.params;
   const Axis& a = p.axis[axis];
   const Held& held = p.held[axis];
@@ -81,7 +82,7 @@ inline void begin_group(AxisGroup<F>& group, const Job& job, int axis, int numbe
     tile.two = false;
     tile.rows = tile.valid = 0;
     for (int lane = 0; lane < kLanes; ++lane) {
-      const int x = lane_coordinate(job.tile, axis + 1, lane);
+      const int x = coordinate[lane];
       set_lane(tile, lane, runs_of<kKeyRows>(t, a, x, t.keys));
       tile.position[lane] = t.row.position(t.first + x);
       if (x >= t.rows) continue;

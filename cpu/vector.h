@@ -3,6 +3,7 @@
 #include <stdint.h>
 
 #define NB_INLINE inline __attribute__((always_inline))
+#define NB_APART __attribute__((noinline))  // for loops whose registers must be theirs alone
 #define NB_LIKE(type, bytes) typedef type __attribute__((vector_size(bytes)))
 #ifdef __clang__
 #define NB_UNROLL _Pragma("clang loop unroll(full)")
@@ -204,9 +205,9 @@ struct Square {
   static NB_INLINE void transpose(V (&x)[L]) { exchange<1>(x); }
 };
 
-// to[c] = the numbers of column c in 16 rows of `columns` numbers, a multiple of 16.
+// to[c] = factor times the numbers of column c in 16 rows of `columns` numbers, a multiple of 16.
 template <class F>
-inline void rows_to_lanes(const F* rows, int columns, Wide<F>* to) {
+inline void rows_to_lanes(const F* rows, int columns, Wide<F>* to, F factor) {
   constexpr int L = Square<F>::L;
   typedef typename Simd<F>::V V;
   for (int v = 0; v < kVectors<F>; ++v)
@@ -214,18 +215,18 @@ inline void rows_to_lanes(const F* rows, int columns, Wide<F>* to) {
       V x[L];
       NB_UNROLL for (int i = 0; i < L; ++i) x[i] = *reinterpret_cast<const V*>(rows + (v * L + i) * columns + c);
       Square<F>::transpose(x);
-      NB_UNROLL for (int i = 0; i < L; ++i) to[c + i].v[v] = x[i];
+      NB_UNROLL for (int i = 0; i < L; ++i) to[c + i].v[v] = x[i] * splat<F>(factor);
     }
 }
-// The inverse.
+// The inverse; each lane has its factor.
 template <class F>
-inline void lanes_to_rows(const Wide<F>* from, int columns, F* rows) {
+inline void lanes_to_rows(const Wide<F>* from, int columns, F* rows, const Wide<F>& factor) {
   constexpr int L = Square<F>::L;
   typedef typename Simd<F>::V V;
   for (int v = 0; v < kVectors<F>; ++v)
     for (int c = 0; c < columns; c += L) {
       V x[L];
-      NB_UNROLL for (int i = 0; i < L; ++i) x[i] = from[c + i].v[v];
+      NB_UNROLL for (int i = 0; i < L; ++i) x[i] = from[c + i].v[v] * factor.v[v];
       Square<F>::transpose(x);
       NB_UNROLL for (int i = 0; i < L; ++i) *reinterpret_cast<V*>(rows + (v * L + i) * columns + c) = x[i];
     }

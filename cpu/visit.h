@@ -84,7 +84,7 @@ struct Pieces {
 
 // `count` neighbouring columns from coordinate x on, the first of which is packed row `row`.
 template <class Rule, class F>
-inline void visit_line(Worker<F>& w, Tile<F>& t, const Gate<F>& gate, long row, int x, int count, bool full,
+NB_APART void visit_line(Worker<F>& w, Tile<F>& t, const Gate<F>& gate, long row, int x, int count, bool full,
                        const Interval (&within_full)[2]) {
   constexpr int kMost = kRowsAtOnce<F>;
   const int pieces = (count + kMost - 1) / kMost, first = x;

@@ -29,6 +29,7 @@ struct Worker {
   F scale_in;              // of the lanes' numbers a
   Wide<F> highest;         // of the scores since the last flush
   int count = 0;           // of these scores
+  int coordinate[4][kLanes];  // of the lanes in a tile: head, then the three axes
 
   static constexpr bool has_b(int pass) { return pass != kForward; }
   static constexpr bool has_sum_a(int pass) { return pass != kForward; }
@@ -78,70 +79,85 @@ struct Worker {
     kv_heads = p.heads / p.group;
     capacity = kRowBytes / (long(sizeof(F)) * (row_a + row_b));
     if (capacity < 16) capacity = 16;
+    for (int axis = 0; axis < 4; ++axis)
+      for (int lane = 0; lane < kLanes; ++lane) coordinate[axis][lane] = lane_coordinate(job.tile, axis, lane);
     scale_in = F(p.softcap ? p.scale / p.softcap : p.scale * 1.4426950408889634);
   }
   long bytes() { return lay_out(nullptr) - static_cast<char*>(nullptr); }
 
-  long long offset(const Tile<F>& t, const Strides& s, int sample, int lane) const {
-    long long at = sample * s.batch + (t.head + lane_coordinate(job.tile, 0, lane)) * s.head;
-    for (int axis = 0; axis < 3; ++axis) at += t.axis[axis]->position[lane] * s.axis[axis];
-    return at;
+  // Where the rows of a tile are; those that are not in `lanes` are nowhere.
+  void offsets(const Tile<F>& t, const Strides& s, int sample, unsigned lanes, long long* at) const {
+    const long long from = sample * s.batch + t.head * s.head;
+    for (int lane = 0; lane < kLanes; ++lane) {
+      at[lane] = from + coordinate[0][lane] * s.head;
+      for (int axis = 0; axis < 3; ++axis) at[lane] += t.axis[axis]->position[lane] * s.axis[axis];
+      if (!(lanes >> lane & 1)) at[lane] = kNowhere;
+    }
   }
-
+  void fetch(const Tile<F>& t, const Side& side, int sample) const {
+    long long at[kLanes];
+    offsets(t, side.stride, sample, t.valid, at);
+    fetch_rows(job.type, side.data, at, kLanes, side.length);
+  }
   // to[c] = factor * channel c of the tile's rows; 0 for rows that may not be read.
   void load(const Tile<F>& t, const Side& side, int sample, F factor, Wide<F>* to) {
     const int size = rounded(side.length, kLanes);
-    for (int lane = 0; lane < kLanes; ++lane) {
-      F* const row = rows + lane * size;
-      const int n = t.valid >> lane & 1 ? side.length : 0;
-      if (n) load_row(job.type, side.data, offset(t, side.stride, sample, lane), side.stride.channel, n, row);
-      for (int c = n; c < size; ++c) row[c] = 0;
-    }
-    rows_to_lanes(rows, size, to);
-    if (factor != 1)
-      for (int c = 0; c < size; ++c) to[c] = to[c] * wide(factor);
+    long long at[kLanes];
+    offsets(t, side.stride, sample, t.valid, at);
+    load_rows(job.type, side.data, at, kLanes, side.stride.channel, side.length, rows, size);
+    rows_to_lanes(rows, size, to, factor);
   }
   // The inverse, into a contiguous tensor.
-  void store(const Tile<F>& t, void* data, const Strides& s, int length, int sample, Wide<F>* from,
+  void store(const Tile<F>& t, void* data, const Strides& s, int length, int sample, const Wide<F>* from,
              const Wide<F>& factor) {
     const int size = rounded(length, kLanes);
-    for (int c = 0; c < size; ++c) from[c] = from[c] * factor;
-    lanes_to_rows(from, size, rows);
-    for (int lane = 0; lane < kLanes; ++lane)
-      if (t.rows >> lane & 1) store_row(job.type, data, offset(t, s, sample, lane), length, rows + lane * size);
+    long long at[kLanes];
+    offsets(t, s, sample, t.rows, at);
+    lanes_to_rows(from, size, rows, factor);
+    store_rows(job.type, data, at, kLanes, length, rows, size);
   }
 
-  // Copies one row of a column to row `n` of the packed ones.
-  void pack_row(const Side& a, const Side& b, long long at_a_row, long long at_b_row, long n) {
-    F *const to_a = packed_a + n * row_a, *const to_b = packed_b + n * row_b;
-    load_row(job.type, a.data, at_a_row, a.stride.channel, d, to_a);
-    for (int c = d; c < row_a; ++c) to_a[c] = 0;
-    load_row(job.type, b.data, at_b_row, b.stride.channel, e, to_b);
-    for (int c = e; c < row_b; ++c) to_b[c] = 0;
+  // Copies rows to the packed ones, from number `first` on.
+  void pack_rows(const Side& a, const Side& b, const long long* at_a, const long long* at_b, int count, long first) {
+    load_rows(job.type, a.data, at_a, count, a.stride.channel, d, packed_a + first * row_a, row_a);
+    load_rows(job.type, b.data, at_b, count, b.stride.channel, e, packed_b + first * row_b, row_b);
   }
-  // Copies the rows of a box of columns, the last axis fastest, of one sample and head.
-  void pack(const Side& a, const Side& b, const Interval (&box)[3], int sample, int head) {
-    const AxisMap &z_map = group[0].column, &y_map = group[1].column, &x_map = group[2].column;
-    const int heads = p.heads;
+  // Copies the rows of a box of columns, the last axis fastest, of one sample and head: a few rows at a time, after
+  // asking for the next few.
+  NB_APART void pack(const Side& a, const Side& b, const Interval (&box)[3], int sample, int head) {
+    constexpr int kFew = 16;
+    const long total = long(box[0].size()) * box[1].size() * box[2].size();
     const long long from_a = sample * a.stride.batch + head * a.stride.head;
     const long long from_b = sample * b.stride.batch + head * b.stride.head;
-    long n = 0;
-    for (int z = box[0].lo; z < box[0].hi; ++z)
-      for (int y = box[1].lo; y < box[1].hi; ++y) {
-        const long long pz = z_map.position(z), py = y_map.position(y);
-        const long long line_a = from_a + pz * a.stride.axis[0] + py * a.stride.axis[1];
-        const long long line_b = from_b + pz * b.stride.axis[0] + py * b.stride.axis[1];
-        const long long line = ((static_cast<long long>(sample) * p.held[0].queries + pz) * p.held[1].queries + py) *
-                               p.held[2].queries;
-        for (int x = box[2].lo; x < box[2].hi; ++x, ++n) {
-          const long long px = x_map.position(x);
-          pack_row(a, b, line_a + px * a.stride.axis[2], line_b + px * b.stride.axis[2], n);
-          if (job.pass != kGradKey) continue;
-          const F* const numbers = static_cast<const F*>(p.delta) + ((line + px) * heads + head) * 2;
-          lse[n] = numbers[0];
-          delta[n] = numbers[1];
+    int x[3] = {box[0].lo, box[1].lo, box[2].lo};
+    long long at_a[2][kFew], at_b[2][kFew];
+    for (long n = -kFew; n < total; n += kFew) {
+      const int next = int(n / kFew & 1), now = 1 - next;  // halves of the two lists
+      const long start = n + kFew;
+      const int coming = int(total - start < kFew ? total - start : kFew);
+      for (int i = 0; i < coming; ++i) {
+        at_a[next][i] = from_a;
+        at_b[next][i] = from_b;
+        long long row = sample;
+        for (int axis = 0; axis < 3; ++axis) {
+          const long long at = group[axis].column.position(x[axis]);
+          at_a[next][i] += at * a.stride.axis[axis];
+          at_b[next][i] += at * b.stride.axis[axis];
+          row = row * p.held[axis].queries + at;
         }
+        if (job.pass == kGradKey) {
+          const F* const numbers = static_cast<const F*>(p.delta) + (row * p.heads + head) * 2;
+          lse[start + i] = numbers[0];
+          delta[start + i] = numbers[1];
+        }
+        for (int axis = 2; axis >= 0 && ++x[axis] == box[axis].hi; --axis) x[axis] = box[axis].lo;
       }
+      if (coming > 0) {
+        fetch_rows(job.type, a.data, at_a[next], coming, d);
+        fetch_rows(job.type, b.data, at_b[next], coming, e);
+      }
+      if (n >= 0) pack_rows(a, b, at_a[now], at_b[now], int(total - n < kFew ? total - n : kFew), n);
+    }
   }
 };
 }  // namespace nb
