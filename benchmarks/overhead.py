@@ -29,12 +29,12 @@ from rich.table import Table
 import nbattn
 from nbattn import Axis, Mask, geometry, machine
 from nbattn.backends.cuda import run as cuda
-from nbattn.backends.cuda.tile_traversal import Traversal
 from nbattn.backends.inputs import Inputs
 from nbattn.kernels import cubins, launch
 from nbattn.kernels.launch import Launcher
 from nbattn.planner import planner
 from nbattn.program.device import named
+from nbattn.program.tile_traversal import Traversal
 from nbattn.timing import Action
 
 _SPACE, _HEADS, _DIM = 16, 1, 16

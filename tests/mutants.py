@@ -47,7 +47,7 @@ SDPA_KERNELS = "nbattn/backends/dense/kernels.py"
 CUDA_MEANING = "nbattn/backends/cuda/meaning.py"
 CUDA_PIPES = "nbattn/backends/cuda/pipes.py"
 CUDA_TILES = "nbattn/backends/cuda/tiles.py"
-TILE_TRAVERSAL = "nbattn/backends/cuda/tile_traversal.py"
+TILE_TRAVERSAL = "nbattn/program/tile_traversal.py"
 CUDA = "nbattn/backends/cuda/run.py"
 MEASURED_TILES = "nbattn/backends/cuda/measured_tiles.py"
 KERNEL_TIMES = "nbattn/backends/cuda/kernel_times.py"
@@ -200,26 +200,26 @@ MUTANTS = [
     Mutant("bends-of-prefix", ROWS, "ends = {*corners, axis.prefix}", "ends = {*corners}",
            "geometry"),
     Mutant("bends-of-walks", TILE_TRAVERSAL, "for u in bends(self.axis.spec, corners)]",
-           "for u in bends(self.axis.spec, corners[:1])]", "backends/cuda/tile_traversal"),
+           "for u in bends(self.axis.spec, corners[:1])]", "program/tile_traversal"),
     Mutant("series-short", PIECEWISE_SUM,
            "(b - a) // 2 for n", "(b - a - 1) // 2 for n",
-           "piecewise_sum backends/cuda/tile_traversal geometry_tiles"),
+           "piecewise_sum program/tile_traversal geometry_tiles"),
     # walks of the CUDA kernels
     Mutant("walk-first-column", TILE_TRAVERSAL, "lo = np.maximum(lo, prefix)",
-           "lo = np.maximum(lo + 1, prefix)", "backends/cuda/tile_traversal"),
+           "lo = np.maximum(lo + 1, prefix)", "program/tile_traversal"),
     Mutant("walk-lap", TILE_TRAVERSAL, "(lo, np.minimum(hi, lo + keys))", "(lo, hi)",
-           "backends/cuda/tile_traversal"),
+           "program/tile_traversal"),
     Mutant("walk-seam", TILE_TRAVERSAL, "(0 * lo, past))", "(0 * lo + 1, past))",
-           "backends/cuda/tile_traversal"),
+           "program/tile_traversal"),
     Mutant("walk-lap-end", TILE_TRAVERSAL, "span[1] + lap - keys)", "span[1] + lap - keys + 1)",
-           "backends/cuda/tile_traversal"),
+           "program/tile_traversal"),
     Mutant("held-of-the-whole-axis", CUDA, "return axis.queries, axis.first_key, axis.keys",
            "return axis.lengths[0], axis.first_key, axis.lengths[1]", "whole/window_sweep"),
     Mutant("walk-full-too-early", TILE_TRAVERSAL, "((tail, head), (zero, some))",
-           "((lo, head), (zero, some))", "backends/cuda/tile_traversal"),
+           "((lo, head), (zero, some))", "program/tile_traversal"),
     Mutant("walk-prefix-seam", TILE_TRAVERSAL, "np.where(prefixed & (last >= axis.prefix), after,",
            "np.where(prefixed, head,",
-           "backends/cuda/tile_traversal"),
+           "program/tile_traversal"),
     # the CUDA kernels: tiles, arguments, launches
     Mutant("cuda-shared-bytes", CUDA_TILES, "stage = columns * (head + value + 8 *",
            "stage = columns * (head + value + 4 *", "backends/cuda/run"),
@@ -802,7 +802,7 @@ MUTANTS = [
            "allows.\"\"\"\n        np.zeros(min(self.queries, 10**7))\n", "geometry"),
     Mutant("counts-visits-by-rows", TILE_TRAVERSAL, "visit, in closed form.\"\"\"\n",
            "visit.\"\"\"\n        np.zeros(min(self.axis.queries, 10**7))\n",
-           "backends/cuda/tile_traversal"),
+           "program/tile_traversal"),
     Mutant("draws-row-by-row", DRAW, "    counts = axis.coverage(rows, columns)\n",
            "    counts = axis.coverage(rows, columns)\n"
            "    for _ in range(axis.queries):\n        pass\n", "draw"),

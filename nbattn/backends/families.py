@@ -68,8 +68,9 @@ class Family:
         name: the family's name.
         backends: its values of `backend=`.
         strategies: the names of its candidates' strategies and rewrites, for `require=`.
-        packages: optional distributions that it needs on a device, as `DeviceInfo.providers` lists
-            them.
+        packages: optional distributions that it needs on a device, or "c++" for a compiler, as
+            `DeviceInfo.providers` lists them.
+        packages_on: the device type on which it needs them.
         missing: "module:function", which returns why its packages do not work on this machine, or
             None if they do; default: a package works if it is installed.
         has_tiles: whether its kernels have tiles that are measured, in its `measured_tiles.py`.
@@ -79,6 +80,7 @@ class Family:
     backends: tuple[Backend, ...]
     strategies: tuple[str, ...]
     packages: tuple[str, ...] = ()
+    packages_on: str = "cuda"
     missing: str = ""
     has_tiles: bool = False
 
@@ -146,6 +148,14 @@ FAMILIES: tuple[Family, ...] = (
         has_tiles=True,
     ),
     Family(
+        name="native",
+        backends=(Backend(name="native"),),
+        strategies=("window",),
+        packages=("c++",),
+        packages_on="cpu",
+        missing="nbattn.kernels.host:missing",  # a compiler, or a library that one has built
+    ),
+    Family(
         name="flex",
         backends=(Backend(name="flex", by_name=_FLEX, gives_lse_on=(), needs_lse_on=()),),
         strategies=("blocks",),
@@ -161,6 +171,7 @@ FAMILIES: tuple[Family, ...] = (
 
 # How to install each optional package that a plan can use.
 INSTALL = {
+    "c++": "pip install ziglang",
     "cupy": 'pip install "cupy-cuda13x>=14.2,<15" "nvidia-cuda-nvrtc>=13.0,<14" '
     '"nvidia-cuda-runtime>=13.0,<14"',
     "flash-attn": "pip install flash-attn",
@@ -190,12 +201,25 @@ def runner(name: str) -> Any:
     return _module(f"{family.folder}.{row.module}")
 
 
-def installed() -> tuple[str, ...]:
-    """Returns the optional packages that work on this machine, sorted, without importing them."""
+def packages_on(kind: str) -> tuple[str, ...]:
+    """Returns the optional packages that families need on devices of a type.
+
+    >>> packages_on("cpu")
+    ('c++',)
+    """
+    return tuple(name for row in FAMILIES if row.packages_on == kind for name in row.packages)
+
+
+def installed(kind: str) -> tuple[str, ...]:
+    """Returns the optional packages for devices of a type that work on this machine, sorted,
+    without importing them.
+    """
     from importlib import metadata
 
     working: set[str] = set()
     for family in FAMILIES:
+        if family.packages_on != kind:
+            continue
         if not family.missing:
             working |= {name for name in family.packages if [*metadata.distributions(name=name)]}
         elif _function(family.missing)() is None:

@@ -38,8 +38,11 @@ def _data(device: torch.device | str | None) -> DeviceInfo:
             problem = f"device={device!r}: this machine has no CUDA device."
             raise InputError(problem, device_data.known())
         info = device_data.cuda(*torch.cuda.get_device_capability(parsed))
-        return replace(info, providers=families.installed(), torch=_version(), cudnn=_cudnn())
-    return device_data.DEVICES["cpu"] if parsed.type == "cpu" else device_data.other(parsed.type)
+        providers = families.installed("cuda")
+        return replace(info, providers=providers, torch=_version(), cudnn=_cudnn())
+    if parsed.type == "cpu":
+        return replace(device_data.DEVICES["cpu"], providers=families.installed("cpu"))
+    return device_data.other(parsed.type)
 
 
 def _version() -> tuple[int, int]:

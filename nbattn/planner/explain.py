@@ -190,12 +190,12 @@ def _changes(request: Request) -> Iterator[tuple[str, Request]]:
         half = "float16" if is_old else "bfloat16"
         lower = "float32" if request.dtype == "float64" else half
         yield f"dtype=torch.{lower}, which rounds more", replace(request, dtype=lower)
-    if request.device.kind == "cuda":
-        for package, command in families.INSTALL.items():
-            if package not in request.device.providers:
-                providers = tuple(sorted((*request.device.providers, package)))
-                device = replace(request.device, providers=providers)
-                yield command, replace(request, device=device)
+    for package in families.INSTALL:
+        here = package in families.packages_on(request.device.kind)
+        if here and package not in request.device.providers:
+            providers = tuple(sorted((*request.device.providers, package)))
+            device = replace(request.device, providers=providers)
+            yield families.INSTALL[package], replace(request, device=device)
 
 
 def _planned(request: Request) -> Plan | None:

@@ -23,6 +23,12 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+_ASSUMES = {
+    "cuda": "; assumes that CuPy and NVRTC are installed",
+    "cpu": "; assumes a C++ compiler",
+}
+
+
 @dataclass(frozen=True, slots=True, repr=False)
 class Plan:
     """What will run for a request, and why. An immutable value; `print(plan.explain())` shows it.
@@ -37,7 +43,7 @@ class Plan:
     >>> mask, shape = nbattn.Mask.neighborhood((7, 7)), (1, 56, 56, 2, 32)
     >>> plan = nbattn.plan(mask, shape, dtype="float32", device="cpu")
     >>> plan.chosen.backend, plan.verify()
-    ('tiled', True)
+    ('native', True)
     """
 
     request: Request
@@ -74,10 +80,11 @@ class Plan:
         why = self.note or "no measurement of this request is known"
         ranked_by = "measured times" if measured else f"estimates ({why})"
         device = self.request.device
-        assumed = set(ASSUMED) <= set(device.providers)
+        needed = set(ASSUMED.get(device.kind, ()))
+        assumed = _ASSUMES.get(device.kind, "") if needed <= set(device.providers) else ""
         return (
             f"ranked by {ranked_by}; rates of {device.name}: {device.source}"
-            + "; assumes that CuPy and NVRTC are installed" * assumed
+            + assumed
             + f"; for {device.versions}" * (device.kind == "cuda")
         )
 

@@ -10,8 +10,9 @@ from typing import Any, cast
 
 from nbattn.errors import InputError, kind
 
-# Packages of the named GPUs: CuPy and NVRTC, which pip can install on every machine.
-ASSUMED = ("cupy",)
+# What named devices are assumed to have, by device type: CuPy and NVRTC, or a C++ compiler. Pip can
+# install both on every machine.
+ASSUMED: Mapping[str, tuple[str, ...]] = {"cuda": ("cupy",), "cpu": ("c++",)}
 # Assumed where torch is not asked, as for named devices: torch 2.13 and the cuDNN 9.20.0 of its
 # wheels. Plans for them are the same whichever torch makes them.
 TORCH, CUDNN = (2, 13), 92000
@@ -35,7 +36,7 @@ class DeviceInfo:
         bandwidth: bytes per second, read plus written.
         launch: seconds that one call costs before it computes.
         source: where the numbers come from.
-        providers: optional packages assumed to be installed.
+        providers: optional packages assumed to be installed; "c++" is a compiler.
         multiprocessors: of a GPU; 0 if unknown.
         clock: of them in Hz, at which `flops` are reached; 0 if unknown.
         torch: the first two numbers of torch's version, which kernels of torch depend on.
@@ -169,7 +170,7 @@ def _gpu(
     if name == "sm_75":
         del rates["bfloat16"]
     return DeviceInfo(
-        name, "cuda", tuple(rates.items()), bandwidth, 5e-6, source, ASSUMED, *processors
+        name, "cuda", tuple(rates.items()), bandwidth, 5e-6, source, ASSUMED["cuda"], *processors
     )
 
 
@@ -183,6 +184,7 @@ DEVICES: Mapping[str, DeviceInfo] = {
             8e9,
             4e-6,
             _CPU,
+            ASSUMED["cpu"],
         ),
         _gpu("sm_75", 65e12, 8.1e12, 0.32e12, (40, 1.59e9), "NVIDIA T4 datasheet"),
         _gpu("sm_80", 312e12, 19.5e12, 2.04e12, (108, 1.41e9), "NVIDIA A100 80GB SXM datasheet"),

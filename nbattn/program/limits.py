@@ -9,6 +9,10 @@ from nbattn.geometry import Axes
 from nbattn.program.request import Needs
 
 GRID = 65_535  # blocks in the second and in the third dimension of a CUDA grid
+# The largest numbers of an axis for kernels that compute windows in 32 bits (`cuda/window.cuh`):
+# then positions of a whole tile past the end fit, too. A tile has up to 128 rows, a dilation apart.
+LARGEST = 1 << 25
+LARGEST_DILATION = 1 << 23
 
 
 class Reason(NamedTuple):
@@ -27,6 +31,24 @@ def whole_axes(axes: Axes) -> list[Reason]:
         for number, axis in enumerate(axes)
         if axis.held is not None
     ]
+
+
+def over_int32(axes: Axes) -> list[Reason]:
+    """Returns the reasons against kernels that compute windows in 32 bits: one for every number of
+    an axis that is too large.
+    """
+    reasons: list[Reason] = []
+    for number, axis in enumerate(axes):
+        queries, keys = axis.lengths
+        sizes = {"queries": queries, "keys": keys, "offset": abs(axis.offset)}
+        sizes |= {"dilation": axis.spec.dilation, "stride": axis.spec.stride}
+        limits = dict.fromkeys(sizes, LARGEST) | {"dilation": LARGEST_DILATION}
+        reasons += [
+            Reason("size", f"takes {name} up to {limits[name]} on axis {number}, not {size}")
+            for name, size in sizes.items()
+            if size > limits[name]
+        ]
+    return reasons
 
 
 def over_grid(samples: int, heads: int, most: int = GRID) -> Reason | None:

@@ -229,7 +229,10 @@ def test_every_family_has_its_four_files() -> None:
 
 def test_packages_are_those_that_families_need() -> None:
     assert set(families.INSTALL) <= set(families.PACKAGES)
-    assert set(families.installed()) <= set(families.PACKAGES)
+    assert families.packages_on("cpu") == ("c++",)
+    for kind in ("cpu", "cuda", "mps"):
+        assert set(families.installed(kind)) <= set(families.packages_on(kind))
+    assert {*families.packages_on("cpu"), *families.packages_on("cuda")} == set(families.PACKAGES)
     assert "torch" not in families.PACKAGES
 
 

@@ -321,4 +321,4 @@ def test_another_stream_and_device(provider: str) -> None:
 
 def test_the_planner_knows_the_packages_of_this_machine() -> None:
     info = devices.device_info(torch.device("cuda"))
-    assert set(info.providers) == set(families.installed())
+    assert set(info.providers) == set(families.installed("cuda"))

@@ -23,11 +23,12 @@ from short_axes import specimens, value_pairs_of_sample
 
 from nbattn import Axis, Mask, geometry
 from nbattn.backends.cuda import run as cuda
-from nbattn.backends.cuda.meaning import FAR, LARGEST, two_runs
-from nbattn.backends.cuda.tile_traversal import Traversal
+from nbattn.backends.cuda.meaning import FAR, two_runs
 from nbattn.backends.cuda.tiles import padded
 from nbattn.geometry import Axes, BoundAxis, Held, bind
 from nbattn.kernels import layout
+from nbattn.program.limits import LARGEST
+from nbattn.program.tile_traversal import Traversal
 
 pytestmark = pytest.mark.skipif(build.missing() is not None, reason=str(build.missing()))
 

@@ -11,7 +11,6 @@ from nbattn import geometry
 from nbattn.axis import Axis
 from nbattn.backends.cuda import meaning, pipes
 from nbattn.backends.cuda.pipes import Machine
-from nbattn.backends.cuda.tile_traversal import Traversal
 from nbattn.backends.cuda.tiles import (
     RANK,
     TRIVIAL,
@@ -23,6 +22,7 @@ from nbattn.backends.cuda.tiles import (
 )
 from nbattn.geometry import Axes, BoundAxis
 from nbattn.program.request import Request
+from nbattn.program.tile_traversal import Traversal
 
 _FULL = 64  # queries of a head that fill a tile
 _FEWEST = 16  # rows of the smallest tile; larger ones have less than twice the problem's rows

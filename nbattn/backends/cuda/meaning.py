@@ -6,7 +6,6 @@ here has run on a GPU yet; the tests run the kernels in an emulator and compare 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
@@ -14,22 +13,19 @@ from itertools import product
 import numpy as np
 from numpy.typing import NDArray
 
-from nbattn.backends.cuda.tile_traversal import ColumnTile, RowTile, Traversal
 from nbattn.backends.cuda.tiles import RANK, Build, Extents, Tiles
 from nbattn.geometry import Axes, Ints
+from nbattn.program import tile_traversal
 from nbattn.program.blocks import Block, ranges_of
-from nbattn.program.limits import Limits, Reason, whole_axes
+from nbattn.program.limits import Limits, Reason, over_int32, whole_axes
 from nbattn.program.program import Call
 from nbattn.program.request import Needs, Request
+from nbattn.program.tile_traversal import Traversal
 
 CUDA = Limits(name="cuda", kinds=("cuda",))
 PACKAGE = "cupy"  # installed together with NVRTC
 INSTRUCTIONS = ("mma", "simt")
 GRID = (1 << 31) - 1  # the largest number of blocks in a launch
-# The largest numbers of an axis: then positions of a whole tile past the end fit 32 bits, too. A
-# tile has up to 128 rows, a dilation apart.
-LARGEST = 1 << 25
-LARGEST_DILATION = 1 << 23
 _OLDEST = {"mma": 80, "simt": 75}  # compute capabilities
 _HEADS = {"mma": (16, 256), "simt": (1, 512)}  # smallest and largest head size
 _HEAD_STEP = 8  # tensor-core kernels need head sizes in steps of 16 bytes
@@ -69,17 +65,7 @@ def reasons(instructions: str, needs: Needs, axes: Axes) -> list[Reason]:
         elif instructions == "mma" and size % _HEAD_STEP:
             text = f"takes a {name} divisible by {_HEAD_STEP}, not {size}"
             reasons.append(Reason(name, text))
-    reasons += whole_axes(axes)
-    for number, axis in enumerate(axes):
-        sizes = {"queries": axis.queries, "keys": axis.keys, "offset": abs(axis.offset)}
-        sizes |= {"dilation": axis.spec.dilation, "stride": axis.spec.stride}
-        limits = dict.fromkeys(sizes, LARGEST) | {"dilation": LARGEST_DILATION}
-        reasons += [
-            Reason("size", f"takes {name} up to {limits[name]} on axis {number}, not {size}")
-            for name, size in sizes.items()
-            if size > limits[name]
-        ]
-    return reasons
+    return reasons + whole_axes(axes) + over_int32(axes)
 
 
 def memory(needs: Needs) -> int:
@@ -122,62 +108,35 @@ class CudaArguments:
         """The mask that the kernels compute, tile by tile. Raises AssertionError if a kernel
         computes a pair twice, or if the gradients' pairs differ from the forward's.
         """
-        forward = self._pairs(self.forward, queries, keys, inverse=False)
+        forward = self._pairs(self.forward, inverse=False)
         for tiles, inverse in ((self.grad_query, False), (self.grad_key, True)):
             if tiles is None:
                 continue
-            backward = self._pairs(tiles, queries, keys, inverse=inverse)
-            if not np.array_equal(backward, forward):
+            if not np.array_equal(self._pairs(tiles, inverse=inverse), forward):
                 kernel = "keys" if inverse else "queries"
                 raise AssertionError(
                     f"the pairs of the {kernel}' gradients differ from the output's"
                 )
         return forward
 
-    def _pairs(
-        self, tiles: Tiles, queries: tuple[int, ...], keys: tuple[int, ...], *, inverse: bool
-    ) -> NDArray[np.bool_]:
+    def _pairs(self, tiles: Tiles, *, inverse: bool) -> NDArray[np.bool_]:
         """The pairs that one kernel computes, as a bool matrix `[queries, keys]`."""
-        rows, columns = (keys, queries) if inverse else (queries, keys)
-        times = np.zeros((math.prod(rows), math.prod(columns)), dtype=np.int8)
-        written = np.zeros(math.prod(rows), dtype=np.int8)
-        for row, visits in self._traverse(tiles, inverse=inverse):
-            at = _flat([part.positions for part in row], rows)
-            written[at] += 1
-            for visit in visits:
-                allowed = np.ones((1, 1), dtype=np.bool_)
-                for part in visit:
-                    allowed = np.kron(allowed, part.reads)
-                if all(part.full for part in visit):
-                    allowed[:] = True  # the kernel does not mask full tiles
-                times[at[:, None], _flat([part.positions for part in visit], columns)] += allowed
-        if times.size and times.max() > 1:
-            row, column = np.argwhere(times > 1)[0].tolist()
-            raise AssertionError(f"row {row} visits column {column} more than once")
-        if written.size and written.max() > 1:
-            raise AssertionError(f"row {int(written.argmax())} is in two tiles")
-        return (times.T if inverse else times).astype(np.bool_)
+        return tile_traversal.pairs(self.axes, *self._extents(tiles), inverse=inverse)
 
-    def _traverse(
-        self, tiles: Tiles, *, inverse: bool
-    ) -> Iterator[tuple[tuple[RowTile, ...], Iterator[tuple[ColumnTile, ...]]]]:
-        """Every tile of rows (one part per axis) with the tiles of columns that it visits."""
+    def _extents(self, tiles: Tiles) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Rows and columns of a tile on the axes of the mask."""
         first = RANK - len(self.axes)
-        per_axis = [
-            list(Traversal(axis, inverse).tiles(tiles.rows[at], tiles.columns[at]))
-            for at, axis in enumerate(self.axes, first)
-        ]
-        for row in product(*per_axis):
-            yield row, product(*(part.columns for part in row))
+        return tiles.rows[first:], tiles.columns[first:]
 
     def blocks(self, request: Request, call: Call, *, backward: bool) -> Iterator[Block]:
         """The blocks that the forward kernel computes, or the kernel of the keys' gradients."""
         tiles = self.grad_key if backward else self.forward
         assert tiles is not None
         steps = [axis.spec.dilation for axis in self.axes]
-        for row, visits in self._traverse(tiles, inverse=backward):
+        row_tiles = tile_traversal.row_tiles(self.axes, *self._extents(tiles), inverse=backward)
+        for row in row_tiles:
             rows = [ranges_of(part.positions, d) for part, d in zip(row, steps, strict=True)]
-            for visit in visits:
+            for visit in product(*(part.columns for part in row)):
                 columns = [
                     ranges_of(part.positions, d) for part, d in zip(visit, steps, strict=True)
                 ]
@@ -195,11 +154,3 @@ class CudaArguments:
 
 def _by(extents: Extents, rank: int) -> str:
     return "x".join(map(str, extents[RANK - rank :]))
-
-
-def _flat(positions: list[Ints], space: tuple[int, ...]) -> Ints:
-    """Positions on all axes as row-major indices."""
-    flat = np.zeros(1, dtype=np.int64)
-    for at, length in zip(positions, space, strict=True):
-        flat = (flat[:, None] * length + at).reshape(-1)
-    return flat

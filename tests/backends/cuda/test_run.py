@@ -27,7 +27,7 @@ from work import lines
 import nbattn
 from nbattn import Axis, BackendError, Mask
 from nbattn.backends.cuda import run as cuda
-from nbattn.backends.cuda.meaning import LARGEST, LARGEST_DILATION, CudaArguments
+from nbattn.backends.cuda.meaning import CudaArguments
 from nbattn.backends.cuda.tiles import Build, Tiles
 from nbattn.backends.inputs import Inputs
 from nbattn.geometry import bind
@@ -35,6 +35,7 @@ from nbattn.kernels import launch
 from nbattn.kernels.variant import Variant
 from nbattn.planner import devices, planner
 from nbattn.program.device import DEVICES
+from nbattn.program.limits import LARGEST, LARGEST_DILATION
 from nbattn.program.program import Call, Program, whole
 
 Count = Callable[[str, int], None]

@@ -140,5 +140,5 @@ def test_the_cache_entry_of_a_provider(name: str, provider: str, cases: Count) -
 
 
 def test_the_data_of_a_cuda_device_lists_what_is_installed() -> None:
-    assert "torch" not in families.installed()
-    assert set(families.installed()) <= {"flash-attn", "flash-attn-3", "flash-attn-4", "cupy"}
+    assert "torch" not in families.installed("cuda")
+    assert set(families.installed("cuda")) <= {"flash-attn", "flash-attn-3", "flash-attn-4", "cupy"}

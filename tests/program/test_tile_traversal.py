@@ -16,8 +16,8 @@ from oracle import axis_matrix, bound_axes
 from work import work
 
 from nbattn import Axis, Mask
-from nbattn.backends.cuda.tile_traversal import Traversal
 from nbattn.geometry import BoundAxis, bind
+from nbattn.program.tile_traversal import Traversal
 
 Count = Callable[[str, int], None]
 SIZES = st.sampled_from((1, 2, 3, 4, 5, 8, 16))

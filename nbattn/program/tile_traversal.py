@@ -1,22 +1,23 @@
-"""Lists, for every tile of rows, the tiles of columns that the CUDA kernels compute.
+"""Lists, for every tile of rows, the tiles of columns that the project's kernels compute.
 
 Rows are queries and columns keys or, for gradients of keys, the other way round. A tile of rows
 lies in one class of the dilation. The tiles of columns are every run of their hull, each cut from
-its own start; a wrapped hull is two runs where the axis ends inside it. `cuda/tile_traversal.cuh`
-is the same code on the device.
+its own start; a wrapped hull is two runs where the axis ends inside it. Of a part of an axis, rows
+and columns are those that tensors hold. `cuda/tile_traversal.cuh` is the same code on the device.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from nbattn.geometry import BoundAxis, Classes
+from nbattn.geometry import Axes, BoundAxis, Classes
 from nbattn.piecewise_sum import piecewise_sum
 from nbattn.rows import Ints, bends, readers_of, window_of
 
@@ -64,20 +65,25 @@ class Traversal:
 
     def _extent(self, group: Classes) -> tuple[int, int]:
         """The first row of a class and how many it has."""
-        return (0, group.keys) if self.inverse else (group.start, group.queries)
+        return (group.skip, group.keys) if self.inverse else (group.start, group.queries)
 
     def _hull(self, group: Classes, first: Ints, last: Ints) -> Hull:
         """The columns of the rows from `first` to `last`."""
         hull = (self._of_keys if self.inverse else self._of_queries)(group, first, last)
-        if self.axis.spec.border != "wrap":
-            return hull
-        return _wrapped(hull.runs[1], hull.full[0], group.keys)
+        if self.axis.spec.border == "wrap":
+            hull = _wrapped(hull.runs[1], hull.full[0], group.length)
+        return hull if self.axis.held is None else _cut(hull, *self._columns(group))
+
+    def _columns(self, group: Classes) -> tuple[int, int]:
+        """The first column of a class that tensors hold, and the end of those."""
+        start, count = Traversal(self.axis, not self.inverse)._extent(group)
+        return start, start + count
 
     def _of_queries(self, group: Classes, first: Ints, last: Ints) -> Hull:
         """The keys of queries: a prefix, and the hull of windows after it."""
         axis, zero = self.axis.spec, np.zeros_like(first)
-        lo, head, some = window_of(axis, first, group.keys)
-        tail, hi, prefix = window_of(axis, last, group.keys)
+        lo, head, some = window_of(axis, first, group.length)
+        tail, hi, prefix = window_of(axis, last, group.length)
         if axis.border != "wrap":
             lo = np.maximum(lo, prefix)
         return Hull(((zero, prefix), (lo, hi)), ((tail, head), (zero, some)))
@@ -85,10 +91,10 @@ class Traversal:
     def _of_keys(self, group: Classes, first: Ints, last: Ints) -> Hull:
         """The queries that attend to keys; to keys of a prefix all queries from some one on do."""
         axis, stop = self.axis.spec, group.start + group.queries
-        (lo, head), (tail, hi) = (readers_of(axis, t, group.keys) for t in (first, last))
+        (lo, head), (tail, hi) = (readers_of(axis, t, group.length) for t in (first, last))
         if axis.prefix:
             prefixed = first < axis.prefix
-            after = readers_of(axis, np.full_like(first, axis.prefix), group.keys)[1]
+            after = readers_of(axis, np.full_like(first, axis.prefix), group.length)[1]
             head = np.where(prefixed & (last >= axis.prefix), after, head)
             hi = np.where(prefixed, stop, hi)
         if axis.border != "wrap":
@@ -118,13 +124,18 @@ class Traversal:
         if not full:
             return end
         period = math.lcm(self.axis.spec.stride, columns)
-        corners = [0, group.keys]
-        corners += [group.start, group.start + group.queries] if self.inverse else []
+        corners = {0, group.length}
+        corners |= {group.start, group.start + group.queries} if self.inverse else set()
+        if self.axis.held is not None:
+            laps = (-group.length, 0, group.length)
+            corners |= {end + lap for end in self._columns(group) for lap in laps}
         at = [(u - start) // rows for u in bends(self.axis.spec, corners)]
         return piecewise_sum(tiles, 0, full, period // math.gcd(period, rows), at) + end
 
     def tiles(self, rows: int, columns: int) -> Iterator[RowTile]:
-        """Every tile of rows with every tile of columns that it visits: small shapes only."""
+        """Every tile of rows with every tile of columns that it visits: small shapes only. With 0
+        `columns`, a tile visits every run of its hull at once.
+        """
         for group in self.axis.classes():
             start, count = self._extent(group)
             for residue in range(group.size):
@@ -139,18 +150,19 @@ class Traversal:
     ) -> Iterator[ColumnTile]:
         spans = self._own(group, rows)
         for lo, hi in ((int(lo[0]), int(hi[0])) for lo, hi in hull.runs):
-            for first in range(lo, hi, columns):
-                y = np.arange(first, min(first + columns, hi))
-                whole = any(first >= a[0] and first + columns <= b[0] for a, b in hull.full)
+            width = columns or max(hi - lo, 1)
+            for first in range(lo, hi, width):
+                y = np.arange(first, min(first + width, hi))
+                whole = any(first >= a[0] and first + width <= b[0] for a, b in hull.full)
                 read = [(y >= a[:, None]) & (y < b[:, None]) for a, b in spans]
-                full = len(y) == columns and whole
+                full = len(y) == width and whole
                 yield ColumnTile(
                     self._places(group, residue, y, not self.inverse), full, read[0] | read[1]
                 )
 
     def _own(self, group: Classes, rows: Ints) -> tuple[Span, Span]:
         """The columns of each row by itself: the tile's mask."""
-        axis, keys = self.axis.spec, group.keys
+        axis, keys = self.axis.spec, group.length
         if self.inverse:
             (lo, hi), also = readers_of(axis, rows, keys), _none(rows)
         else:
@@ -160,7 +172,7 @@ class Traversal:
 
     def _places(self, group: Classes, residue: int, x: Ints, keys: bool) -> Ints:
         """Class coordinates as positions."""
-        origin, start = (group.first, 0) if keys else (group.origin, group.start)
+        origin, start = (group.first, group.skip) if keys else (group.origin, group.start)
         return origin + residue + self.axis.spec.dilation * (x - start)
 
     def reads(self, rows: int, columns: int) -> tuple[Ints, Ints]:
@@ -201,6 +213,52 @@ class Traversal:
         return _union(spans)
 
 
+def row_tiles(
+    axes: Axes, rows: Sequence[int], columns: Sequence[int], *, inverse: bool
+) -> Iterator[tuple[RowTile, ...]]:
+    """Every tile of rows of all axes, one part per axis, with the tiles of columns of each part."""
+    sizes = zip(axes, rows, columns, strict=True)
+    return product(*(list(Traversal(axis, inverse).tiles(r, c)) for axis, r, c in sizes))
+
+
+def pairs(
+    axes: Axes, rows: Sequence[int], columns: Sequence[int], *, inverse: bool
+) -> NDArray[np.bool_]:
+    """The pairs that a kernel with such tiles computes, as a bool matrix `[queries, keys]`.
+
+    Raises:
+        AssertionError: it computes a pair twice, or a row is in two tiles.
+    """
+    spaces = [tuple(axis.queries for axis in axes), tuple(axis.keys for axis in axes)]
+    of_rows, of_columns = reversed(spaces) if inverse else spaces
+    times = np.zeros((math.prod(of_rows), math.prod(of_columns)), dtype=np.int8)
+    written = np.zeros(math.prod(of_rows), dtype=np.int8)
+    for row in row_tiles(axes, rows, columns, inverse=inverse):
+        at = _flat([part.positions for part in row], of_rows)
+        written[at] += 1
+        for visit in product(*(part.columns for part in row)):
+            allowed = np.ones((1, 1), dtype=np.bool_)
+            for part in visit:
+                allowed = np.kron(allowed, part.reads)
+            if all(part.full for part in visit):
+                allowed[:] = True  # the kernel does not mask full tiles
+            times[at[:, None], _flat([part.positions for part in visit], of_columns)] += allowed
+    if times.size and times.max() > 1:
+        first, second = np.argwhere(times > 1)[0].tolist()
+        raise AssertionError(f"row {first} visits column {second} more than once")
+    if written.size and written.max() > 1:
+        raise AssertionError(f"row {int(written.argmax())} is in two tiles")
+    return (times.T if inverse else times).astype(np.bool_)
+
+
+def _flat(positions: list[Ints], space: tuple[int, ...]) -> Ints:
+    """Positions on all axes as row-major indices."""
+    flat = np.zeros(1, dtype=np.int64)
+    for at, length in zip(positions, space, strict=True):
+        flat = (flat[:, None] * length + at).reshape(-1)
+    return flat
+
+
 def _laps(span: Span, lo: Ints, keys: int) -> tuple[Span, Span]:
     """A span moved by whole laps: so that `lo` is on the axis, and by one lap less."""
     lap = lo % keys - lo
@@ -219,6 +277,16 @@ def _whole_tiles(lo: Ints, hi: Ints, full: Span, columns: int) -> Span:
     skipped = -((lo - np.maximum(full[0], lo)) // columns)
     past = (np.minimum(full[1], hi) - lo) // columns
     return lo + columns * skipped, lo + columns * past
+
+
+def _cut(hull: Hull, start: int, stop: int) -> Hull:
+    """A hull without columns outside [start, stop)."""
+    (one, two), full = hull
+    return Hull((_inside(one, start, stop), _inside(two, start, stop)), full)
+
+
+def _inside(span: Span, start: int, stop: int) -> Span:
+    return np.maximum(span[0], start), np.minimum(span[1], stop)
 
 
 def _none(like: Ints) -> Span:

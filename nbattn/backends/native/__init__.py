@@ -1,0 +1,1 @@
+"""The project's C++ kernels for CPUs: any mask, forward and backward, in tiles of 16 rows."""

@@ -1,0 +1,26 @@
+"""The native kernels as a candidate: one call on whole tensors, in the cheapest tiles."""
+
+from __future__ import annotations
+
+from nbattn import geometry
+from nbattn.backends.native import costs, meaning, tiles
+from nbattn.backends.native.meaning import NativeArguments
+from nbattn.geometry import Axes
+from nbattn.program.candidate import Candidate, refused
+from nbattn.program.program import Call, Program, whole
+from nbattn.program.request import Request
+
+
+def candidates(request: Request, axes: Axes) -> list[Candidate]:
+    """Returns one candidate: each kernel with the tiles that cost least."""
+    if request.backend not in ("auto", "native"):
+        return [refused("native", "window")]
+    if reasons := meaning.reasons(request.needs, axes):
+        return [refused("native", "window", *reasons)]
+    kernels = costs.KERNELS if request.training else costs.KERNELS[:1]
+    passes = {kernel: tiles.choose(kernel, request, axes) for kernel in kernels}
+    arguments = NativeArguments(axes, **{kernel: one.tiles for kernel, one in passes.items()})
+    program = Program((Call(whole(request.query_space), whole(request.key_space), arguments),))
+    works = {kernel: one.work for kernel, one in passes.items()}
+    cost = costs.of(request, geometry.pairs(axes), works)
+    return [Candidate("native", "window", (), program, cost)]

@@ -1,0 +1,92 @@
+"""What the native kernels cost: the cycles of one core for columns, copies and tiles, and the
+seconds that follow.
+
+A column of a tile costs one vector product per channel and kernel, and one exponential; all lanes
+of the tile share it. Copying columns costs by element, a tile its loads, stores and transposes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import NamedTuple
+
+from nbattn.program import costs
+from nbattn.program.costs import Cost
+from nbattn.program.request import Request
+
+LANES = 16  # rows of a tile
+KERNELS = ("forward", "grad_query", "grad_key")
+
+# The coefficients, of a core that begins one vector product of 16 floats per cycle.
+CLOCK = 3.6e9  # cycles per second
+PRODUCT = 1.25  # cycles per column and channel, with the loads of the column
+SCORE = 14.0  # cycles per column: the mask, the exponential, the running maximum
+COPY = {"float16": 0.8, "bfloat16": 0.8, "float32": 0.6, "float64": 1.2}  # cycles per element
+TILE = 250.0  # cycles per tile
+CHANNEL = 3.0  # cycles per tile and channel of its rows: loads, stores, transposes
+WIDE = {"float64": 2.0}  # of 16 rows there are two vectors of such elements
+ITEM = 0.3e-6  # seconds per item: a thread takes it, and finds its columns
+CALL = 12e-6  # seconds per kernel: arguments, threads that start and end
+
+
+class Work(NamedTuple):
+    """The work of one kernel per sample and key head.
+
+    Args:
+        columns: columns of all tiles, those of every query head counted.
+        extra: the same for extra keys.
+        tiles: tiles that have rows.
+        copied: columns that are copied for groups of tiles.
+        items: groups, each the work of one thread.
+    """
+
+    columns: int
+    extra: int
+    tiles: int
+    copied: int
+    items: int
+
+
+def products(kernel: str, request: Request) -> int:
+    """Returns the vector products of one column: scores and what is summed with them."""
+    keys, values = request.head_dim, request.value_dim
+    sizes = {
+        "forward": keys + values,
+        "grad_query": 2 * keys + values,
+        "grad_key": 2 * (keys + values),
+    }
+    return sizes[kernel]
+
+
+def seconds(kernel: str, request: Request, work: Work) -> float:
+    """Returns the seconds that one core needs for a kernel."""
+    channels, vectors = request.head_dim + request.value_dim, WIDE.get(request.dtype, 1.0)
+    rows = channels * (1 if kernel == "forward" else 2)  # gradients are read and written, too
+    column = vectors * (PRODUCT * products(kernel, request) + SCORE)
+    cycles = (
+        (work.columns + work.extra) * column
+        + work.copied * channels * COPY[request.dtype]
+        + work.tiles * (TILE + CHANNEL * rows * vectors)
+    )
+    return request.batch * request.kv_heads * (cycles / CLOCK + work.items * ITEM) + CALL
+
+
+def of(request: Request, useful: int, works: Mapping[str, Work]) -> Cost:
+    """Returns the cost of the kernels that run. Pairs are those of all lanes; a pair of the
+    backward counts as much as its products do.
+    """
+    per_head = LANES / request.heads_per_key_head
+    pairs = {kernel: -(-work.columns * per_head // 1) for kernel, work in works.items()}
+    channels = request.head_dim + request.value_dim
+    others = sum(pairs[kernel] * products(kernel, request) for kernel in [*works][1:])
+    cost = costs.roofline(
+        request,
+        useful=useful,
+        computed=int(pairs["forward"]),
+        calls=1,
+        backward=round(others / channels / costs.BACKWARD_FLOPS),
+        backward_calls=len(works) - 1,
+    )
+    total = sum(seconds(kernel, request, work) for kernel, work in works.items())
+    return replace(cost, estimate=total / costs.cpu_speed(request))

@@ -1,0 +1,117 @@
+"""What the native kernels (`cpu/`) compute: any mask in one call, in tiles of 16 rows against the
+hull of their columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import product
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nbattn.backends.native.tiles import RANK, Extents, Tiles
+from nbattn.geometry import Axes, Ints
+from nbattn.program import tile_traversal
+from nbattn.program.blocks import Block, ranges_of
+from nbattn.program.limits import Limits, Reason, over_int32
+from nbattn.program.program import Call
+from nbattn.program.request import Needs, Request
+from nbattn.program.tile_traversal import Traversal
+
+NATIVE = Limits(name="native", kinds=("cpu",))
+PACKAGE = "c++"
+COMPILERS = "g++ 10 or clang 14 or newer by the system's package manager, or pip install ziglang"
+_SINGLE = 1  # columns that a kernel may leave unmasked: each that every row of its tile attends to
+
+
+def reasons(needs: Needs, axes: Axes) -> list[Reason]:
+    """Every limit that a request exceeds, or that there is no compiler."""
+    exceeded = NATIVE.reasons(needs)
+    if not exceeded and PACKAGE not in needs.device.providers:
+        exceeded.append(Reason("package", f"needs a C++ compiler, and found none: {COMPILERS}"))
+    return exceeded + over_int32(axes)
+
+
+@dataclass(frozen=True, slots=True)
+class NativeArguments:
+    """One call on whole tensors, with the tiles of its kernels.
+
+    Args:
+        axes: the mask's axes.
+        forward: the tiles of the forward kernel.
+        grad_query, grad_key: the tiles of the kernels that compute the queries' gradients and those
+            of keys and values; None without a backward.
+    """
+
+    axes: Axes
+    forward: Tiles
+    grad_query: Tiles | None = None
+    grad_key: Tiles | None = None
+
+    def key_runs(self, number: int, queries: int, keys: int) -> tuple[Ints, Ints, int]:
+        """The keys of each query on one axis, by the tiles of the forward kernel."""
+        axis, rows = self.axes[number], _on_axes(self.forward.tile, len(self.axes))[number]
+        starts, counts = Traversal(axis).reads(rows, _SINGLE)
+        return starts, counts, axis.spec.dilation
+
+    def allowed(self, queries: tuple[int, ...], keys: tuple[int, ...]) -> NDArray[np.bool_]:
+        """The mask that the kernels compute, tile by tile. Raises AssertionError if a kernel
+        computes a pair twice, or if the gradients' pairs differ from the forward's.
+        """
+        forward = self._pairs(self.forward, inverse=False)
+        for tiles, inverse in ((self.grad_query, False), (self.grad_key, True)):
+            if tiles is None:
+                continue
+            if not np.array_equal(self._pairs(tiles, inverse=inverse), forward):
+                kernel = "keys" if inverse else "queries"
+                raise AssertionError(
+                    f"the pairs of the {kernel}' gradients differ from the output's"
+                )
+        return forward
+
+    def _pairs(self, tiles: Tiles, *, inverse: bool) -> NDArray[np.bool_]:
+        """The pairs that one kernel computes, as a bool matrix `[queries, keys]`. The mask is the
+        same for all heads of a tile.
+        """
+        return tile_traversal.pairs(self.axes, *self._extents(tiles), inverse=inverse)
+
+    def _extents(self, tiles: Tiles) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Rows and columns of a tile on the axes of the mask: its columns are its hull."""
+        rank = len(self.axes)
+        return _on_axes(tiles.tile, rank), (0,) * rank
+
+    def blocks(self, request: Request, call: Call, *, backward: bool) -> Iterator[Block]:
+        """The tiles of the forward kernel, or of the kernel of the keys' gradients: each one
+        against the hull of its columns.
+        """
+        tiles = self.grad_key if backward else self.forward
+        assert tiles is not None
+        steps = [axis.spec.dilation for axis in self.axes]
+        extents = self._extents(tiles)
+        for row in tile_traversal.row_tiles(self.axes, *extents, inverse=backward):
+            rows = [ranges_of(part.positions, d)[0] for part, d in zip(row, steps, strict=True)]
+            runs = [
+                [ranges_of(column.positions, d)[0] for column in part.columns]
+                for part, d in zip(row, steps, strict=True)
+            ]
+            full = all(bool(column.reads.all()) for part in row for column in part.columns)
+            boxes = tuple(product(*runs))
+            if not backward:
+                yield Block(tuple(rows), boxes, full)
+            else:
+                yield from (Block(box, (tuple(rows),), full) for box in boxes)
+
+    def describe(self) -> str:
+        """The forward kernel's tile and its group as one short line of text."""
+        rank = len(self.axes)
+        queries = "x".join(map(str, _on_axes(self.forward.tile, rank)))
+        group = "x".join(map(str, _on_axes(self.forward.rows, rank)))
+        heads = f" of {self.forward.tile[0]} heads" if self.forward.tile[0] > 1 else ""
+        return f"tiles of {queries} queries{heads}, keys copied for {group}"
+
+
+def _on_axes(extents: Extents, rank: int) -> tuple[int, ...]:
+    """The extents on the axes of the mask."""
+    return extents[1 + RANK - rank :]

@@ -1,0 +1,184 @@
+"""Chooses how the native kernels cut a problem: their tiles of 16 rows, and the groups of
+neighbouring tiles for which columns are copied once.
+
+Both choices minimise the cost model of `costs.py` over the tiles of the actual shape, in closed
+form per axis. A group's columns depend on its extents only, so tile and group are chosen one after
+the other. The number of threads plays no part, so results never depend on it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
+from itertools import product
+from typing import NamedTuple
+
+from nbattn.backends.native import costs
+from nbattn.backends.native.costs import LANES, Work
+from nbattn.geometry import Axes, BoundAxis
+from nbattn.program.request import Request
+from nbattn.program.tile_traversal import Traversal
+
+Extents = tuple[int, int, int, int]
+RANK = 3  # axes of the kernels; a space of fewer has leading axes of 1
+MOST = 64  # tiles of a group on one axis
+STATE = 384 << 10  # bytes of all tiles of a group: queries, sums and gradients stay in the cache
+WORTH = 20e-6  # seconds of an item's work: with less, items take longer to hand out than to do
+# Work is cut as if eight threads shared it: at the end, each waits for half of an item on average.
+# A fixed number, since results must not depend on the threads that are there.
+_WAITING = 8 / 2
+
+
+class Tiles(NamedTuple):
+    """How one kernel cuts a problem, as heads of one key head and the extents of three axes.
+
+    Args:
+        tile: rows of a tile; their product is the number of lanes.
+        group: tiles of a group.
+    """
+
+    tile: Extents
+    group: Extents
+
+    @property
+    def rows(self) -> Extents:
+        """Rows of a group."""
+        heads, *axes = (t * g for t, g in zip(self.tile, self.group, strict=True))
+        return (heads, axes[0], axes[1], axes[2])
+
+
+class Pass(NamedTuple):
+    """The tiles of one kernel, and its work per sample and key head."""
+
+    tiles: Tiles
+    work: Work
+
+
+def choose(kernel: str, request: Request, axes: Axes) -> Pass:
+    """Returns the tiles with the lowest cost: the tile for its columns, then the group for what is
+    copied, with items enough to share.
+    """
+    rows = _Rows(kernel, request, axes)
+    tile = min(rows.tiles(), key=rows.tile_seconds)
+    return rows.best_group(tile)
+
+
+def work(kernel: str, request: Request, axes: Axes, tiles: Tiles) -> Work:
+    """Returns the work of given tiles."""
+    rows = _Rows(kernel, request, axes)
+    first = RANK - len(axes)
+    extents = (tiles.tile[0], *tiles.tile[first + 1 :])
+    groups = tiles.group[0], *tiles.group[first + 1 :]
+    return rows.work(extents, tuple(e * g for e, g in zip(extents, groups, strict=True)))
+
+
+def state(kernel: str, request: Request) -> int:
+    """Returns the bytes that one tile keeps while columns pass."""
+    channels = sum(-(-size // LANES) * LANES for size in (request.head_dim, request.value_dim))
+    both = 1 if kernel == "forward" else 2  # the rows of the inputs, and their gradients
+    return LANES * channels * both * (8 if request.dtype == "float64" else 4)
+
+
+def fair(seconds: float, items: float) -> float:
+    """Returns the seconds of one thread, with what is lost when its items are shared."""
+    return seconds * (1 + _WAITING / min(items, max(seconds / WORTH, 1.0)))
+
+
+class _Rows:
+    """The rows of one kernel: heads of a key head, then the axes of the mask."""
+
+    def __init__(self, kernel: str, request: Request, axes: Axes) -> None:
+        self.kernel, self.request = kernel, request
+        self.inverse = kernel == "grad_key"
+        self.heads = 1 if self.inverse else request.heads_per_key_head
+        self.useful = (
+            _power(self.heads),
+            *(_power(_longest(axis, inverse=self.inverse)) for axis in axes),
+        )
+        self.sums = [_sums(axis, inverse=self.inverse) for axis in axes]
+        self.copies = request.batch * request.kv_heads
+
+    def tiles(self) -> Iterator[tuple[int, ...]]:
+        """Yields tiles of all lanes, with extents that are no larger than useful where the problem
+        has as many rows.
+        """
+        largest = [min(extent, LANES) for extent in self.useful]
+        if math.prod(largest) <= LANES:
+            *others, last = largest
+            yield (*others, last * (LANES // math.prod(largest)))
+            return
+        extents = ([1 << n for n in range(most.bit_length())] for most in largest)
+        yield from (tile for tile in product(*extents) if math.prod(tile) == LANES)
+
+    def tile_seconds(self, tile: tuple[int, ...]) -> float:
+        """Returns the cost of a tile with each tile in a group of its own."""
+        return costs.seconds(self.kernel, self.request, self.work(tile, tile))
+
+    def best_group(self, tile: tuple[int, ...]) -> Pass:
+        """Returns the group that costs least, counting what is lost when items are shared."""
+        extents = [
+            [e << n for n in range(MOST.bit_length()) if n == 0 or e << n <= max(e, useful)]
+            for e, useful in zip(tile, self.useful, strict=True)
+        ]
+        most = LANES * max(STATE // state(self.kernel, self.request), 1)
+        fitting = [rows for rows in product(*extents) if math.prod(rows) <= most]
+        works = [self.work(tile, rows) for rows in fitting]
+        loads = [costs.seconds(self.kernel, self.request, one) for one in works]
+        scores = [
+            fair(load, max(one.items * self.copies, 1))
+            for load, one in zip(loads, works, strict=True)
+        ]
+        at = scores.index(min(scores))
+        group = [rows // extent for rows, extent in zip(fitting[at], tile, strict=True)]
+        return Pass(Tiles(_on_three_axes(tile), _on_three_axes(group)), works[at])
+
+    def work(self, tile: tuple[int, ...], rows: tuple[int, ...]) -> Work:
+        """Returns the work of tiles and of groups of `rows` rows, per sample and key head."""
+        (tiles, columns), (groups, packed) = self._totals(tile), self._totals(rows)
+        extra, queries = self.request.extra_keys, self.request.query_count
+        if self.inverse:  # every query head of the key head, and extra keys as rows
+            times, extra_tiles = self.request.heads_per_key_head, -(-extra // LANES)
+            others = extra_tiles * queries * times
+            copied = (packed + bool(extra) * queries) * times
+            return Work(columns * times, others, tiles + extra_tiles, copied, groups + bool(extra))
+        return Work(columns, tiles * extra, tiles, packed + groups * extra, groups)
+
+    def _totals(self, rows: tuple[int, ...]) -> tuple[int, int]:
+        """Returns how many tiles of `rows` rows there are, and the columns of all of them."""
+        of_heads = -(-self.heads // rows[0])
+        sums = [of(size) for of, size in zip(self.sums, rows[1:], strict=True)]
+        return of_heads * math.prod(n for n, _ in sums), of_heads * math.prod(n for _, n in sums)
+
+
+def _sums(axis: BoundAxis, *, inverse: bool) -> Callable[[int], tuple[int, int]]:
+    """Returns a function of a number of rows: how many tiles of so many one axis has, and the
+    columns of all of them.
+    """
+
+    @cache
+    def of(rows: int) -> tuple[int, int]:
+        if not inverse:
+            totals = axis.tile_totals(rows)
+            return totals.tiles, totals.keys
+        tiles = sum(group.size * -(-group.keys // rows) for group in axis.classes())
+        return tiles, Traversal(axis, inverse=True).tile_pairs(rows, 1)
+
+    return of
+
+
+def _longest(axis: BoundAxis, *, inverse: bool) -> int:
+    """Returns the rows of the longest class."""
+    counts = (group.keys if inverse else group.queries for group in axis.classes())
+    return max(counts, default=1)
+
+
+def _power(number: int) -> int:
+    """Returns the smallest power of two that is not less."""
+    return 1 << max(number - 1, 0).bit_length()
+
+
+def _on_three_axes(extents: Sequence[int]) -> Extents:
+    heads, *axes = extents
+    first, second, third = (*(1,) * (RANK - len(axes)), *axes)
+    return heads, first, second, third
