@@ -15,6 +15,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,7 +112,9 @@ def examine(command: Sequence[str]) -> Compiler:
     kind, version = _kind(command, macros)
     name = f"{kind} {version[0]}.{version[1]}"
     if version[0] < _OLDEST[kind]:
-        raise _UnfitError(f"{_shown(command)} is {name}, older than {kind} {_OLDEST[kind]}")
+        raise _UnfitError(
+            f"{_shown(command)} is {name}, and {_OLDEST[kind]} is the oldest that works"
+        )
     own = _OF_GCC if kind == "g++" else _OF_CLANG
     flags = (*FLAGS, *own, *([native] if native else []))
     text = "\n".join([name, *flags, *LIBRARIES, *sorted(macros.splitlines())])
@@ -122,16 +125,17 @@ def _named(text: str) -> Compiler:
     """The compiler that $CXX names, "ccache g++" for example."""
     remove = f"export {VARIABLE}=/path/to/g++, or unset {VARIABLE}: then nbattn looks for one"
     try:
-        command = shlex.split(text)
-        if shutil.which(command[0]) is None:
-            raise _UnfitError(f"there is no program {command[0]}")
-        return examine(command)
+        name, *rest = shlex.split(text)
+        if (path := shutil.which(name)) is None:
+            raise _UnfitError(f"there is no program {name}")
+        return examine([str(Path(path).absolute()), *rest])
     except (_UnfitError, ValueError) as error:
         raise BackendError(f"{VARIABLE}={text!r}: {error}", remove) from None
 
 
 def _commands() -> list[list[str]]:
-    found = [path for name in _NAMES if (path := shutil.which(name))]
+    paths = [path for name in _NAMES if (path := shutil.which(name))]
+    found = [str(Path(path).absolute()) for path in paths]  # they run in another folder
     if sys.platform == "darwin" and not _has_xcode():
         found = [path for path in found if not path.startswith("/usr/bin/")]
     commands = [[path] for path in found]
@@ -159,7 +163,8 @@ def _macros(command: Sequence[str]) -> tuple[str, str]:
     """All that a compiler defines; or nothing, and the reason."""
     asked = [*command, "-dM", "-E", "-x", "c++", os.devnull]
     try:
-        done = run(asked, _SECONDS)
+        with tempfile.TemporaryDirectory(prefix="nbattn-") as folder:
+            done = run(asked, _SECONDS, Path(folder))
     except OSError as error:
         return "", error.strerror or str(error)
     except subprocess.TimeoutExpired:
@@ -170,20 +175,16 @@ def _macros(command: Sequence[str]) -> tuple[str, str]:
     return done.stdout, ""
 
 
-def run(
-    command: Sequence[str], seconds: float, folder: Path | None = None
-) -> subprocess.CompletedProcess[str]:
-    """Runs a compiler, with messages in English; zig's own files go into the folder."""
-    environment = {**os.environ, "LC_ALL": "C"}
-    if folder is not None:
-        environment |= dict.fromkeys(("ZIG_GLOBAL_CACHE_DIR", "ZIG_LOCAL_CACHE_DIR"), str(folder))
+def run(command: Sequence[str], seconds: float, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Runs a compiler in a folder, where zig's own files go too, with messages in English."""
+    zig = dict.fromkeys(("ZIG_GLOBAL_CACHE_DIR", "ZIG_LOCAL_CACHE_DIR"), str(folder))
     return subprocess.run(
         command,
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
         errors="replace",
-        env=environment,
+        env={**os.environ, "LC_ALL": "C", **zig},
         cwd=folder,
         timeout=seconds,
     )

@@ -16,8 +16,9 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from pathlib import Path
+from typing import Any
 
 from nbattn import cache
 from nbattn.errors import BackendError
@@ -32,7 +33,7 @@ _LINES = 12  # of the compiler's messages that an error shows
 _lock = threading.Lock()
 _library: ctypes.CDLL | None = None
 _failure: BackendError | None = None
-_entry_facts: dict[str, object] = {}
+_facts: dict[str, Any] = {}  # of the loaded library
 _reason: list[str | None] = []  # of `missing`, once it is known
 
 
@@ -52,7 +53,7 @@ def library() -> ctypes.CDLL:
             if _failure is not None:
                 raise BackendError(_failure.problem, _failure.fix, _failure.where)
             try:
-                _library = _loaded(_entry())
+                _library = _loaded(*_found_or_built())
             except BackendError as error:
                 _failure = error
                 raise
@@ -72,18 +73,42 @@ def missing() -> str | None:
     return _reason[0]
 
 
+def facts() -> dict[str, Any]:
+    """The loaded library's compiler, the seconds that it took, and the key of its file.
+
+    Raises:
+        BackendError: as `library`.
+    """
+    library()
+    return dict(_facts)
+
+
 def forget() -> None:
-    """Forgets what this process knows, but keeps the files and what is loaded."""
+    """Forgets what this process knows, but keeps the files."""
     global _library, _failure
     _library = _failure = None
     _reason.clear()
 
 
+def key(compiler: Compiler, text: str) -> str:
+    """The hash of everything that a library depends on; `text` is that of the sources."""
+    return f"{_base(text)}-{compiler.identity[:32]}"
+
+
+def _base(text: str) -> str:
+    """The first half of a key: everything but the compiler."""
+    parts = (STORE.form, VERSION, text, compilers.FLAGS, processor.identity())
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
+
+
+def _text() -> str:
+    return sources.amalgamate(sources.HOST, sources.host_directory())
+
+
 def _why_not() -> str | None:
     try:
-        if not compilers.is_named() and _any_stored(_base()) is not None:
-            return None
-        compilers.find()
+        if _stored(_text()) is None:
+            compilers.find()
     except BackendError as error:
         return _line(error)
     return None
@@ -93,44 +118,31 @@ def _line(error: BackendError) -> str:
     return " ".join(f"{error.problem}: {error.fix}".split())
 
 
-def _text() -> str:
-    return sources.amalgamate(sources.HOST, sources.host_directory())
+def _stored(text: str) -> tuple[str, Entry] | None:
+    """A library of any compiler, with its key; none where $CXX asks for a certain compiler."""
+    keys = [] if compilers.is_named() else STORE.keys(f"{_base(text)}-")
+    found = ((key, STORE.read(key)) for key in keys)
+    return next(((key, entry) for key, entry in found if entry is not None), None)
 
 
-def _base() -> str:
-    """The first half of the name: everything but the compiler."""
-    parts = (STORE.form, VERSION, _text(), compilers.FLAGS, processor.identity())
-    return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
-
-
-def key(compiler: Compiler) -> str:
-    """The name of a compiler's library."""
-    return f"{_base()}-{compiler.identity[:32]}"
-
-
-def _any_stored(base: str) -> Entry | None:
-    found = (STORE.read(name) for name in STORE.keys(f"{base}-"))
-    return next((entry for entry in found if entry is not None), None)
-
-
-def _entry() -> Entry:
-    """The library: read, or else compiled by one process while others wait."""
+def _found_or_built() -> tuple[str, Entry]:
+    """The key and the library: read, or else compiled by one process while others wait."""
+    text = _text()
     try:
         compiler = compilers.find()
     except BackendError:
-        entry = None if compilers.is_named() else _any_stored(_base())
-        if entry is None:
+        if (stored := _stored(text)) is None:
             raise
-        return entry
-    name = key(compiler)
+        return stored
+    name = key(compiler, text)
     if (entry := STORE.read(name)) is not None:
-        return entry
+        return name, entry
     with STORE.locked() as folder:
         if (entry := STORE.read(name)) is None:
             with _announced(compiler, "for this process" if folder is None else "once per machine"):
-                entry = build(compiler)
+                entry = build(compiler, text)
             STORE.publish(name, entry)
-    return entry
+    return name, entry
 
 
 @contextlib.contextmanager
@@ -150,7 +162,7 @@ def _announced(compiler: Compiler, how: str) -> Generator[None]:
         say(f"{end}\n")
 
 
-def build(compiler: Compiler) -> Entry:
+def build(compiler: Compiler, text: str) -> Entry:
     """Compiles the kernels in a private temporary folder, without the cache.
 
     Raises:
@@ -159,7 +171,7 @@ def build(compiler: Compiler) -> Entry:
     start = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="nbattn-", ignore_cleanup_errors=True) as name:
         source, result = Path(name, sources.HOST), Path(name, "kernels.so")
-        source.write_text(_text(), "utf-8")
+        source.write_text(text, "utf-8")
         command = [*compiler.command, *compiler.flags, str(source), "-o", str(result)]
         try:
             done = compilers.run([*command, *compilers.LIBRARIES], _SECONDS, Path(name))
@@ -173,11 +185,11 @@ def build(compiler: Compiler) -> Entry:
                 f"{compilers.VARIABLE}=/path/to/another/g++; or {compilers.ZIG}",
                 " ".join([*compiler.command, *compiler.flags]),
             )
-        facts = {"compiler": compiler.name, "seconds": round(time.perf_counter() - start, 3)}
-        return Entry(facts, result.read_bytes())
+        seconds = round(time.perf_counter() - start, 3)
+        return Entry({"compiler": compiler.name, "seconds": seconds}, result.read_bytes())
 
 
-def _loaded(entry: Entry) -> ctypes.CDLL:
+def _loaded(key: str, entry: Entry) -> ctypes.CDLL:
     library = _opened(entry.code)
     library.nb_native_run.argtypes = (ctypes.c_void_p,)
     library.nb_native_run.restype = None
@@ -187,7 +199,7 @@ def _loaded(entry: Entry) -> ctypes.CDLL:
             f"the CPU kernels have interface {found}, this nbattn needs {VERSION}",
             "pip install --force-reinstall nbattn",
         )
-    _entry_facts.update(entry.facts)
+    _facts.update(entry.facts, key=key)
     return library
 
 
@@ -200,9 +212,7 @@ def _opened(code: bytes) -> ctypes.CDLL:
     The folder of libraries comes first, since /tmp is often mounted without execution.
     """
     problem = ""
-    for folder in dict.fromkeys([STORE.prepare(), Path(tempfile.gettempdir())]):
-        if folder is None:
-            continue
+    for folder in _private_folders():
         try:
             with tempfile.NamedTemporaryFile(prefix=".load-", suffix=".so", dir=folder) as file:
                 file.write(code)
@@ -214,3 +224,12 @@ def _opened(code: bytes) -> ctypes.CDLL:
         f"the CPU kernels do not load: {problem}",
         f"{cache.VARIABLE}=/a/folder/of/yours, on a file system that allows execution",
     )
+
+
+def _private_folders() -> Iterator[str]:
+    with contextlib.suppress(cache.CacheError):
+        folder = STORE.folder()
+        if folder is not None and folder.is_dir():
+            cache.prepare(folder)
+            yield str(folder)
+    yield tempfile.gettempdir()
