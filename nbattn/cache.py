@@ -12,6 +12,7 @@ import contextlib
 import os
 import stat
 import tempfile
+import time
 from collections.abc import Generator
 from pathlib import Path
 
@@ -105,10 +106,10 @@ def publish(path: Path, content: bytes) -> None:
 
 
 @contextlib.contextmanager
-def locked(folder: Path) -> Generator[None]:
+def locked(folder: Path, patience: float | None = None) -> Generator[None]:
     """Lock the folder while a file is read and replaced; readers need no lock.
 
-    On systems without file locks the last writer wins.
+    On systems without file locks, or after `patience` seconds, the last writer wins.
     """
     try:
         import fcntl
@@ -118,10 +119,25 @@ def locked(folder: Path) -> Generator[None]:
     handle = os.open(folder, os.O_RDONLY)
     try:
         with contextlib.suppress(OSError):  # some network file systems have no locks
-            fcntl.flock(handle, fcntl.LOCK_EX)
+            if patience is None:
+                fcntl.flock(handle, fcntl.LOCK_EX)
+            else:
+                _try_to_lock(handle, patience)
         yield
     finally:
         os.close(handle)
+
+
+def _try_to_lock(handle: int, seconds: float) -> None:
+    import fcntl
+
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        try:
+            return fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(0.05)
+    return None
 
 
 def _check(path: Path, status: os.stat_result, is_kind: object) -> None:

@@ -26,7 +26,7 @@ from nbattn.version import __version__
 Report = dict[str, Any]
 
 SECONDS = 120  # time limit of the second process
-VARIABLES = {"NBATTN_CACHE": "folder of costs and cubins, or off"}  # every one nbattn reads
+VARIABLES = {"NBATTN_CACHE": "folder of costs and kernels, or off"}  # every one of nbattn's own
 _IMPORT_NAMES = {
     "pyyaml": "yaml",
     "scikit-image": "skimage",
@@ -39,7 +39,7 @@ _IMPORT_NAMES = {
     "nvidia-cuda-nvrtc-cu12": "",
     "nvidia-cuda-runtime-cu12": "",
 }
-_KERNELS = ("launcher", "compiler", "compile", "cubins")
+_KERNELS = ("launcher", "compiler", "compile", "cubins", "CPU compiler", "CPU library")
 _MARK = "nbattn-doctor "
 _FILES = 10_000
 
@@ -361,9 +361,13 @@ def _import(name: str) -> str | None:
 
 
 def _kernels(part: str, torch: Report) -> Report:
-    """Check one part of the kernel tools: the launcher, NVRTC, a compilation, or the cache."""
+    """Check one part of the kernel tools: the launcher, NVRTC, a compilation, the caches."""
     from nbattn.kernels import check, launch, nvrtc
 
+    if part == "CPU compiler":
+        return check.host_compiler()
+    if part == "CPU library":
+        return check.host_library()
     if part == "launcher":
         return {"missing": launch.missing()}
     if part == "compiler":

@@ -1,1 +1,1 @@
-"""CUDA kernels from source to launch: sources, variants, compiler, cache, launcher."""
+"""Kernels from source to launch: sources, compilers, the cache, CUDA's variants and launcher."""

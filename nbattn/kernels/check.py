@@ -6,7 +6,8 @@ import time
 import warnings
 from typing import Any
 
-from nbattn.kernels import cubins, nvrtc, toolkit
+from nbattn import cache
+from nbattn.kernels import compilers, cubins, host, nvrtc, toolkit
 from nbattn.kernels.variant import Variant
 
 # The smallest kernel; its results do not depend on tiles.
@@ -45,3 +46,32 @@ def keeps(arch: str) -> dict[str, Any]:
     if caught:
         return {**report, "problem": str(caught[0].message)}
     return {**report, "seconds": round(seconds, 4)}
+
+
+def host_compiler() -> dict[str, Any]:
+    """The C++ compiler's version and command."""
+    compiler = compilers.find()
+    return {"version": compiler.name, "path": " ".join(compiler.command)}
+
+
+def host_library() -> dict[str, Any]:
+    """The kernels of this CPU: how they were compiled, and their file in the cache.
+
+    Compiles them where the cache has none.
+    """
+    facts = host.facts()
+    report = {
+        "lanes": host.library().nb_native_lanes(),
+        "compiler": facts["compiler"],
+        "seconds": facts["seconds"],
+    }
+    folder = host.STORE.folder()
+    if folder is None:
+        return {**report, "path": None}
+    path = folder / facts["key"]
+    try:
+        content = cache.read(path)
+        size = 0 if content is None else len(content)
+        return {**report, "path": str(path), "bytes": size, "works": bool(size)}
+    except cache.CacheError as error:
+        return {**report, "path": str(folder), "works": False, "problem": str(error)}

@@ -1,15 +1,18 @@
-"""Finds the kernels' CUDA C++ and merges a kernel and its headers into one text."""
+"""Finds the sources of the kernels and merges a file and its headers into one text."""
 
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from pathlib import Path
 
 from nbattn.errors import BackendError
 
-_MARK = "params.h"  # the kernels' directory contains it; NVIDIA's Python package `cuda` does not
-_INCLUDE = re.compile(r'\s*#\s*include\s*"([\w.]+)"')
+HOST = "kernels.cpp"  # the kernels of CPUs, in `host_directory()`
+# A file of each directory: NVIDIA's Python package `cuda` has none.
+_MARKS = {"cuda": "params.h", "cpu": HOST}
+_INCLUDE = re.compile(r'\s*#\s*include\s*"((?:\.\./cuda/)?[\w.]+)"')
 _OPENS, _CLOSES = re.compile(r"\s*#\s*if"), re.compile(r"\s*#\s*endif\b")
 _ONCE = re.compile(r"\s*#\s*pragma\s+once\b")
 
@@ -20,59 +23,69 @@ def directory() -> Path:
     Raises:
         BackendError: it is missing in both places.
     """
+    return _place("cuda")
+
+
+def host_directory() -> Path:
+    """The directory `cpu`, which lies beside `cuda`.
+
+    Raises:
+        BackendError: as `directory`.
+    """
+    return _place("cpu")
+
+
+def _place(name: str) -> Path:
     package = Path(__file__).resolve().parents[1]
-    places = (
-        package / "cuda",
-        package.parent / "cuda",
-    )  # outside a checkout, the second is NVIDIA's
+    places = (package / name, package.parent / name)  # outside a checkout, the second is foreign
     for place in places:
-        if (place / _MARK).is_file():
+        if (place / _MARKS[name]).is_file():
             return place
     raise BackendError(
-        f"the kernels' sources are missing: neither {places[0]} nor {places[1]} has {_MARK}",
+        f"the kernels' sources are missing: neither {places[0]} nor {places[1]} has {_MARKS[name]}",
         "pip install --force-reinstall nbattn",
     )
 
 
-def amalgamate(name: str) -> str:
-    """The text of a kernel with each of its headers inserted once; `#line` keeps names and lines.
+def amalgamate(name: str, folder: Path | None = None) -> str:
+    """The text of a file with each of its headers inserted once; `#line` keeps names and lines.
 
-    The compiler reads only this text and CUDA's headers, so a hash of it covers every byte.
+    The compiler reads only this text and the system's or CUDA's headers, so a hash of it covers
+    every byte.
 
     Args:
-        name: a file in `directory()`.
+        name: a file in the folder.
+        folder: `directory()` unless given. Headers lie in the folder, or in `../cuda`.
 
     Raises:
         BackendError: there is no such file, or a header is included inside an #if.
     """
-    return "\n".join(_lines(name, directory(), set())) + "\n"
+    return "\n".join(_lines((folder or directory()) / name, set())) + "\n"
 
 
 def digest(name: str) -> str:
-    """SHA-256 of a kernel's text with its headers, in hexadecimal."""
+    """SHA-256 of a GPU kernel's text with its headers, in hexadecimal."""
     return hashlib.sha256(amalgamate(name).encode()).hexdigest()
 
 
-def _lines(name: str, folder: Path, seen: set[str]) -> list[str]:
+def _lines(path: Path, seen: set[Path]) -> list[str]:
     """The lines of a file; an empty line replaces a header that was already inserted."""
-    seen.add(name)
-    depth = 0
-    lines = [f'#line 1 "{folder.name}/{name}"']
-    for number, line in enumerate(_read(folder / name).splitlines(), 1):
+    seen.add(path)
+    depth, shown = 0, f"{path.parent.name}/{path.name}"
+    lines = [f'#line 1 "{shown}"']
+    for number, line in enumerate(_read(path).splitlines(), 1):
         depth += bool(_OPENS.match(line)) - bool(_CLOSES.match(line))
-        header = _INCLUDE.match(line)
-        if header is None or not (folder / header[1]).is_file():
+        found = _INCLUDE.match(line)
+        header = found and Path(os.path.normpath(path.parent / found[1]))
+        if not header or not header.is_file():
             lines.append("" if _ONCE.match(line) else line)
             continue
         if depth:  # then a later include outside the #if would be dropped
-            raise BackendError(f"{folder.name}/{name}:{number} includes {header[1]} inside an #if")
-        if header[1] in seen:
+            raise BackendError(f"{shown}:{number} includes {header.name} inside an #if")
+        if header in seen:
             lines.append("")
         else:
-            lines += [
-                *_lines(header[1], folder, seen),
-                f'#line {number + 1} "{folder.name}/{name}"',
-            ]
+            lines += [*_lines(header, seen), f'#line {number + 1} "{shown}"']
     return lines
 
 

@@ -5,6 +5,7 @@ Most tests replace NVRTC by a compiler that returns its own arguments as the cub
 
 from __future__ import annotations
 
+import hashlib
 import multiprocessing
 import os
 import random
@@ -24,7 +25,7 @@ from work import work
 
 from nbattn import cache
 from nbattn.errors import BackendError
-from nbattn.kernels import cubins, nvrtc, sources, toolkit
+from nbattn.kernels import cubins, nvrtc, sources, store, toolkit
 from nbattn.kernels.nvrtc import Compiled, Usage
 from nbattn.kernels.variant import Variant
 
@@ -46,7 +47,7 @@ def cubin_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator
     folder = probe_kernel.write(tmp_path)
     monkeypatch.setattr(sources, "directory", lambda: folder)
     monkeypatch.setenv(cache.VARIABLE, str(tmp_path / "cache"))
-    monkeypatch.setattr(cubins, "_warned", False)
+    monkeypatch.setattr(store, "_warned", False)
     cubins.forget()
     yield tmp_path / "cache" / "cubins"
     cubins.forget()
@@ -71,6 +72,15 @@ def pretend(put: Callable[[object, str, object], None]) -> None:
     put(nvrtc, "identity", lambda: "13.0 (9 bytes)")
     put(toolkit, "headers_digest", lambda: "0" * 64)
     put(nvrtc, "compile", made)
+
+
+def packed(name: str, compiled: Compiled) -> bytes:
+    return cubins.STORE.packed(name, cubins._entry(compiled))
+
+
+def unpacked(name: str, content: bytes) -> Compiled | None:
+    entry = cubins.STORE.unpacked(name, content)
+    return entry and cubins._compiled(entry)
 
 
 def again(variant: Variant | None = None, arch: str = "80") -> Compiled:
@@ -202,7 +212,7 @@ DAMAGED: dict[str, Callable[[Path], object]] = {
     "group may write it": lambda path: path.chmod(0o660),
     "all may write it": lambda path: path.chmod(0o606),
     "unreadable by its hash": lambda path: path.write_bytes(
-        cubins._packed(path.name, Compiled(b"\x7fELF", FACTS, "")).replace(b"{", b"[", 1)
+        packed(path.name, Compiled(b"\x7fELF", FACTS, "")).replace(b"{", b"[", 1)
     ),
 }
 
@@ -229,11 +239,11 @@ def test_every_flipped_bit_is_seen(compiler_calls, cubin_directory: Path, cases)
     for at in range(len(content)):
         flipped_copy = bytearray(content)
         flipped_copy[at] ^= 1 << at % 8
-        assert cubins._unpacked(path.name, bytes(flipped_copy)) is None
+        assert unpacked(path.name, bytes(flipped_copy)) is None
         cases("cubins: damaged bytes", 1)
     for size in range(len(content)):
-        assert cubins._unpacked(path.name, content[:size]) is None
-    assert cubins._unpacked(path.name, content) == made(probe_kernel.variant(), "80")
+        assert unpacked(path.name, content[:size]) is None
+    assert unpacked(path.name, content) == made(probe_kernel.variant(), "80")
 
 
 def test_a_file_without_a_known_field_is_compiled_again(compiler_calls, cubin_directory: Path):
@@ -241,8 +251,8 @@ def test_a_file_without_a_known_field_is_compiled_again(compiler_calls, cubin_di
     again()
     (path,) = cubin_directory.iterdir()
     head = b'{"usage": {"registers": 1}, "log": ""}\n\x7fELF'
-    hashed = cubins.hashlib.sha256(head).hexdigest()
-    path.write_bytes(f"{cubins._FORMAT} {path.name} {hashed}\n".encode() + head)
+    hashed = hashlib.sha256(head).hexdigest()
+    path.write_bytes(f"{cubins.STORE.form} {path.name} {hashed}\n".encode() + head)
     assert again() == made(probe_kernel.variant(), "80")
     assert len(compiler_calls) == 2
 
@@ -385,7 +395,7 @@ def test_least_recently_used_cubins_are_deleted(
         again(variant)
         os.utime(paths[number], (1000 + number,) * 2)
     again(variants[1])  # a hit makes it young
-    monkeypatch.setattr(cubins, "BOUND", 4 * paths[0].stat().st_size + 50)
+    monkeypatch.setattr(cubins.STORE, "bound", 4 * paths[0].stat().st_size + 50)
     again(variants[7])
     assert [n for n, path in enumerate(paths) if path.exists()] == [1, 4, 5, 6, 7]
 
@@ -393,7 +403,7 @@ def test_least_recently_used_cubins_are_deleted(
 def test_the_newest_cubin_stays_whatever_its_size(
     compiler_calls, cubin_directory: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(cubins, "BOUND", 0)
+    monkeypatch.setattr(cubins.STORE, "bound", 0)
     for size in (16, 32):
         again(probe_kernel.variant(size))
         assert [path.name for path in cubin_directory.iterdir()] == [
@@ -442,7 +452,7 @@ def contest(root: Path) -> int:
     folder, cubin_directory = probe_kernel.write(root), root / "cache" / "cubins"
     os.environ[cache.VARIABLE] = str(cubin_directory.parent)
     sources.directory = lambda: folder
-    cubins.BOUND = 4 << 20  # eviction is busy as well
+    cubins.STORE.bound = 4 << 20  # eviction is busy as well
     pretend(setattr)
     context = multiprocessing.get_context("fork")
     dice = random.Random(0)
@@ -470,7 +480,7 @@ def contest(root: Path) -> int:
     names = {cubins.key(probe_kernel.variant(16 * n), "80"): 16 * n for n in range(1, 7)}
     for path in cubin_directory.iterdir():
         if not path.name.startswith("."):
-            found = cubins._unpacked(path.name, path.read_bytes())
+            found = unpacked(path.name, path.read_bytes())
             assert found == large(probe_kernel.variant(names[path.name]), "80")
     return started
 
