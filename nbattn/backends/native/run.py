@@ -1,4 +1,4 @@
-"""Runs the native kernels (`cpu/`) on torch tensors: one call for the forward, two for the backward.
+"""Runs the native kernels (`cpu/`) on torch tensors: one call forward, two calls backward.
 
 Kernels take tensors with any strides, without copies. All that a call needs besides pointers is
 cached per shape and strides.
@@ -6,16 +6,17 @@ cached per shape and strides.
 
 from __future__ import annotations
 
+import math
 import struct
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 
+from nbattn.axis import Axis
 from nbattn.backends.inputs import Gradients, Inputs, accumulate_dtype, new_lse, new_output
 from nbattn.backends.logsumexp import sink_gradient
 from nbattn.backends.native.meaning import NativeArguments
-from nbattn.axis import Axis
 from nbattn.backends.native.tiles import RANK
 from nbattn.geometry import BoundAxis
 from nbattn.kernels import host, layout
@@ -25,7 +26,7 @@ _POINTERS = struct.Struct(f"<{len(layout.POINTERS)}Q")
 _JOB = struct.Struct("<14i")  # what follows the parameters in `Job` of `cpu/job.h`
 _FORWARD, _GRAD_QUERY, _GRAD_KEY = range(3)
 _TYPES = {torch.float16: 0, torch.bfloat16: 1, torch.float32: 2, torch.float64: 3}
-_SHARE = 2e6  # products that are worth waking a thread: about 50 us
+_SHARE = 1e5  # products of a vector that are worth waking a thread: about 40 us
 _TRIVIAL = BoundAxis(Axis(), 1, 1)
 Strides = tuple[int, ...]
 
@@ -143,7 +144,6 @@ def _numbers(
     scale: float,
     softcap: float,
     threads: int,
-
 ) -> bytes:
     """All of a pass that does not depend on pointers."""
     window = identity.value
@@ -151,7 +151,10 @@ def _numbers(
     assert tiles is not None
     batch, heads, head_dim, kv_heads = query[0], query[-2], query[-1], max(key[-2], 1)
     grid = (*(_TRIVIAL,) * (RANK - len(window.axes)), *window.axes)
-    shapes, strides = (query, key, key, query), (query_stride, key_stride, value_stride, grad_stride)
+    shapes, strides = (
+        (query, key, key, query),
+        (query_stride, key_stride, value_stride, grad_stride),
+    )
     numbers = layout.pack_numbers(
         [n for each in map(layout.on_three_axes, shapes, strides) for n in each],
         scale,
@@ -160,8 +163,10 @@ def _numbers(
         [n for axis in grid for n in layout.held_numbers(axis)],
         (batch, heads, heads // kv_heads, extra, len(window.axes), 1),
     )
-    share = batch * heads * window.columns(number) * (head_dim + value_dim)
-    threads = min(threads, 1 + int(share // _SHARE))
+    extents = zip(window.axes, tiles.tile[1 + RANK - len(window.axes) :], strict=True)
+    columns = math.prod(axis.tile_totals(rows).keys for axis, rows in extents)
+    products = batch * heads * columns * (head_dim + value_dim) // tiles.tile[0]
+    threads = min(threads, 1 + int(products / _SHARE))
     job = _JOB.pack(
         _TYPES[dtype], number, *tiles.tile, *tiles.group, threads, head_dim, value_dim, 0
     )
