@@ -105,6 +105,19 @@ inline void visit_extra(Worker<F>& w, const Call& call, int tiles, int sample, i
   }
 }
 
+// Asks for the first columns of a group and for its first rows, before anything waits for either.
+template <class F>
+inline void fetch_first(const Worker<F>& w, const Call& call, const Side& a, const Side& b, int sample, int head) {
+  w.fetch(w.tile[0], a, sample);
+  if (w.job.pass != kForward) w.fetch(w.tile[0], b, sample);
+  Interval box[3];
+  for (int axis = 0; axis < 3; ++axis) {
+    const Interval(&run)[2] = w.group[axis].run;
+    box[axis] = run[0].size() ? run[0] : run[1];
+  }
+  w.fetch_box(call.sides.column_a, call.sides.column_b, box, sample, head);
+}
+
 template <class Rule, class F>
 inline void visit_all(Worker<F>& w, const Call& call, int tiles, int sample, int head) {
   each_box(w, [&](const Interval(&box)[3]) {
@@ -136,10 +149,17 @@ inline void run_queries(Worker<F>& w, const Call& call, long item) {
   const int sample = int(item / volume);
   begin_groups<false>(w, call, item % volume, sample);
   const int tiles = set_tiles<false>(w, kv_head * p.group + first, min_of(heads_of_group, p.group - first));
+  const Side &a = call.sides.row_a, &b = call.sides.row_b;
+  if (tiles == 0) return;
+  fetch_first(w, call, a, b, sample, kv_head);
   for (int n = 0; n < tiles; ++n) {
-    if (n + 1 < tiles) w.fetch(w.tile[n + 1], call.sides.row_a, sample);
-    if constexpr (Rule::kForward) Rule::begin(w, w.tile[n], call.sides.row_a, sample);
-    else Rule::begin(w, w.tile[n], call.sides.row_a, call.sides.row_b, sample);
+    if (n + 1 < tiles) w.fetch(w.tile[n + 1], a, sample);
+    if constexpr (Rule::kForward) {
+      Rule::begin(w, w.tile[n], a, sample);
+    } else {
+      if (n + 1 < tiles) w.fetch(w.tile[n + 1], b, sample);
+      Rule::begin(w, w.tile[n], a, b, sample);
+    }
   }
   visit_extra<Rule>(w, call, tiles, sample, kv_head);
   visit_all<Rule>(w, call, tiles, sample, kv_head);
@@ -164,7 +184,15 @@ inline void run_keys(Worker<F>& w, const Call& call, long item) {
   }
   const int tiles = set_tiles<true>(w, kv_head, 1);
   const Side &a = extra ? call.sides.extra_a : call.sides.row_a, &b = extra ? call.sides.extra_b : call.sides.row_b;
-  for (int n = 0; n < tiles; ++n) Rule::begin(w, w.tile[n], a, b, sample);
+  if (tiles == 0) return;
+  fetch_first(w, call, a, b, sample, kv_head * p.group);
+  for (int n = 0; n < tiles; ++n) {
+    if (n + 1 < tiles) {
+      w.fetch(w.tile[n + 1], a, sample);
+      w.fetch(w.tile[n + 1], b, sample);
+    }
+    Rule::begin(w, w.tile[n], a, b, sample);
+  }
   for (int head = kv_head * p.group; head < (kv_head + 1) * p.group; ++head) visit_all<Rule>(w, call, tiles, sample, head);
   for (int n = 0; n < tiles; ++n) {
     if (extra)

@@ -122,42 +122,67 @@ struct Worker {
     load_rows(job.type, a.data, at_a, count, a.stride.channel, d, packed_a + first * row_a, row_a);
     load_rows(job.type, b.data, at_b, count, b.stride.channel, e, packed_b + first * row_b, row_b);
   }
-  // Copies the rows of a box of columns, the last axis fastest, of one sample and head: a few rows at a time, after
-  // asking for the next few.
-  NB_APART void pack(const Side& a, const Side& b, const Interval (&box)[3], int sample, int head) {
-    constexpr int kFew = 16;
+  // The offsets of the rows of a box of columns, the last axis fastest, a few at a time.
+  struct Rows {
+    const Side &a, &b;
+    const Interval (&box)[3];
+    const int sample, head;
+    int x[3];
+    long done, total;  // rows
+  };
+  Rows rows_of(const Side& a, const Side& b, const Interval (&box)[3], int sample, int head) const {
     const long total = long(box[0].size()) * box[1].size() * box[2].size();
-    const long long from_a = sample * a.stride.batch + head * a.stride.head;
-    const long long from_b = sample * b.stride.batch + head * b.stride.head;
-    int x[3] = {box[0].lo, box[1].lo, box[2].lo};
-    long long at_a[2][kFew], at_b[2][kFew];
-    for (long n = -kFew; n < total; n += kFew) {
-      const int next = int(n / kFew & 1), now = 1 - next;  // halves of the two lists
-      const long start = n + kFew;
-      const int coming = int(total - start < kFew ? total - start : kFew);
-      for (int i = 0; i < coming; ++i) {
-        at_a[next][i] = from_a;
-        at_b[next][i] = from_b;
-        long long row = sample;
-        for (int axis = 0; axis < 3; ++axis) {
-          const long long at = group[axis].column.position(x[axis]);
-          at_a[next][i] += at * a.stride.axis[axis];
-          at_b[next][i] += at * b.stride.axis[axis];
-          row = row * p.held[axis].queries + at;
-        }
-        if (job.pass == kGradKey) {
-          const F* const numbers = static_cast<const F*>(p.delta) + (row * p.heads + head) * 2;
-          lse[start + i] = numbers[0];
-          delta[start + i] = numbers[1];
-        }
-        for (int axis = 2; axis >= 0 && ++x[axis] == box[axis].hi; --axis) x[axis] = box[axis].lo;
+    return {a, b, box, sample, head, {box[0].lo, box[1].lo, box[2].lo}, 0, total};
+  }
+  static constexpr int kFew = 16;
+  struct Few {
+    long first;
+    int count;
+    long long at_a[kFew], at_b[kFew];
+  };
+  // The next few rows, which are asked for; dK and dV also need numbers of the queries.
+  NB_APART void next(Rows& r, Few& few, bool numbers) const {
+    const long long from_a = r.sample * r.a.stride.batch + r.head * r.a.stride.head;
+    const long long from_b = r.sample * r.b.stride.batch + r.head * r.b.stride.head;
+    few.first = r.done;
+    few.count = int(r.total - r.done < kFew ? r.total - r.done : kFew);
+    for (int i = 0; i < few.count; ++i) {
+      long long at_a = from_a, at_b = from_b, row = r.sample;
+      for (int axis = 0; axis < 3; ++axis) {
+        const long long at = group[axis].column.position(r.x[axis]);
+        at_a += at * r.a.stride.axis[axis];
+        at_b += at * r.b.stride.axis[axis];
+        row = row * p.held[axis].queries + at;
       }
-      if (coming > 0) {
-        fetch_rows(job.type, a.data, at_a[next], coming, d);
-        fetch_rows(job.type, b.data, at_b[next], coming, e);
+      few.at_a[i] = at_a;
+      few.at_b[i] = at_b;
+      if (numbers) {
+        const F* const from = static_cast<const F*>(p.delta) + (row * p.heads + r.head) * 2;
+        lse[r.done + i] = from[0];
+        delta[r.done + i] = from[1];
       }
-      if (n >= 0) pack_rows(a, b, at_a[now], at_b[now], int(total - n < kFew ? total - n : kFew), n);
+      for (int axis = 2; axis >= 0 && ++r.x[axis] == r.box[axis].hi; --axis) r.x[axis] = r.box[axis].lo;
     }
+    r.done += few.count;
+    fetch_rows(job.type, r.a.data, few.at_a, few.count, d);
+    fetch_rows(job.type, r.b.data, few.at_b, few.count, e);
+  }
+  // Copies the rows of a box, a few at a time, after asking for the next few.
+  void pack(const Side& a, const Side& b, const Interval (&box)[3], int sample, int head) {
+    Rows r = rows_of(a, b, box, sample, head);
+    Few few[2];
+    const bool numbers = job.pass == kGradKey;
+    next(r, few[0], numbers);
+    for (int now = 0; few[now].count; now = 1 - now) {
+      next(r, few[1 - now], numbers);
+      pack_rows(a, b, few[now].at_a, few[now].at_b, few[now].count, few[now].first);
+    }
+  }
+  // Asks for the first rows of a box.
+  void fetch_box(const Side& a, const Side& b, const Interval (&box)[3], int sample, int head) const {
+    Rows r = rows_of(a, b, box, sample, head);
+    Few few;
+    next(r, few, false);
   }
 };
 }  // namespace nb
