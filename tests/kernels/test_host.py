@@ -383,6 +383,13 @@ def test_a_compiler_that_never_ends(compiler: Path, monkeypatch: pytest.MonkeyPa
         host.library()
 
 
+def test_no_temporary_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    compiler = compilers.find()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "none"))
+    with pytest.raises(BackendError, match=r"do not compile .*\n.*No such file or directory"):
+        host.build(compiler, "")
+
+
 def test_what_is_not_a_library(compiler: Path, tmp_path: Path):
     (tmp_path / "text").write_text("no library")
     fake(compiler, result=tmp_path / "text")
