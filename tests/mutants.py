@@ -75,8 +75,9 @@ FUSED, UNFUSED, NEIGHBORHOOD_GATHER, LEGACY, MODULES, PARAMETERS, DINAT = (
         *("fused", "unfused", "neighborhood_gather", "legacy", "modules", "parameters", "dinat"),
     )
 )
-SOURCES, NVRTC, CUBINS, LAUNCH = (
-    f"nbattn/kernels/{name}.py" for name in ("sources", "nvrtc", "cubins", "launch")
+SOURCES, NVRTC, CUBINS, LAUNCH, STORE, HOST, COMPILERS = (
+    f"nbattn/kernels/{name}.py"
+    for name in ("sources", "nvrtc", "cubins", "launch", "store", "host", "compilers")
 )
 WARP, MEMORY, COPIES, FIBERS, EMULATOR, TWINS = (
     f"tests/emulator/{name}"
@@ -702,14 +703,38 @@ MUTANTS = [
            "kernels/cubins"),
     Mutant("memory-of-one-target", CUBINS, "_memory.get((variant, arch))",
            "next((c for (v, _), c in _memory.items() if v == variant), None)", "kernels/cubins"),
-    Mutant("cubin-not-hashed", CUBINS, "hashlib.sha256(rest)", "hashlib.sha256(rest[:200])",
+    Mutant("cubin-not-hashed", STORE, "hashlib.sha256(rest)", "hashlib.sha256(rest[:200])",
+           "kernels/cubins kernels/host"),
+    Mutant("parts-are-evicted", STORE, 'if path.name.startswith("."):', "if False:",
            "kernels/cubins"),
-    Mutant("parts-are-evicted", CUBINS, 'if path.name.startswith("."):', "if False:",
-           "kernels/cubins"),
-    Mutant("youngest-go-first", CUBINS, "in sorted(files)", "in sorted(files, reverse=True)",
+    Mutant("youngest-go-first", STORE, "in sorted(files)", "in sorted(files, reverse=True)",
            "kernels/cubins"),
     Mutant("published-in-place", "nbattn/cache.py", "            part.replace(path)",
            "            part.unlink()\n            path.write_bytes(content)", "kernels/cubins"),
+    Mutant("library-of-other-sources", HOST, "(STORE.form, VERSION, text,", "(STORE.form, VERSION,",
+           "kernels/host"),
+    Mutant("library-of-another-processor", HOST, "compilers.FLAGS, processor.identity())",
+           "compilers.FLAGS)", "kernels/host"),
+    Mutant("library-of-another-compiler", HOST, "{_base(text)}-{compiler.identity[:32]}",
+           "{_base(text)}-", "kernels/host"),
+    Mutant("all-processes-compile", HOST, "    with STORE.locked() as folder:\n        if (entry",
+           "    folder = STORE.prepare()\n    if True:\n        if (entry", "kernels/host"),
+    Mutant("waiting-processes-compile", HOST, "        if (entry := STORE.read(name)) is None:",
+           "        if True:", "kernels/host"),
+    Mutant("failures-are-tried-again", HOST, "                _failure = error\n", "",
+           "kernels/host"),
+    Mutant("loads-the-cached-path", HOST, "return ctypes.CDLL(file.name)",
+           "return ctypes.CDLL(str(next(Path(folder).glob('[0-9a-f]*'))))", "kernels/host"),
+    Mutant("wrong-cxx-falls-back", COMPILERS, "        return _named(named)\n",
+           "        try:\n            return _named(named)\n"
+           "        except BackendError:\n            pass\n",
+           "kernels/compilers kernels/host"),
+    Mutant("old-compilers-are-taken", COMPILERS, "if version[0] < _OLDEST[kind]:", "if False:",
+           "kernels/compilers"),
+    Mutant("kind-by-name", COMPILERS, 'if "__clang_major__" not in found:',
+           'if "g++" in command[0]:', "kernels/compilers"),
+    Mutant("identity-without-target", COMPILERS, ", *sorted(macros.splitlines())", "",
+           "kernels/compilers kernels/host"),
     Mutant("tiles-that-spill", "nbattn/backends/cuda/tiles.py", '("fwd", 2, 64): 176',
            '("fwd", 2, 64): 192', "whole/compile_matrix"),
     # launches
@@ -810,7 +835,7 @@ MUTANTS = [
            "    calls = _program(candidate).calls\n"
            "    for _ in range(request.query_count):\n        pass\n    for call",
            "planner/proof planner/plan config/init"),
-    Mutant("reads-a-cubin-line-by-line", CUBINS, '    first, _, rest = content.partition(b"\\n")\n',
+    Mutant("reads-a-cubin-line-by-line", STORE, '    first, _, rest = content.partition(b"\\n")\n',
            '    for _ in content.split(b"\\n"):\n        pass\n'
            '    first, _, rest = content.partition(b"\\n")\n', "kernels/cubins"),
     Mutant("launches-made-again", CUDA, "@lru_cache(1024)\ndef _launches(",
@@ -828,7 +853,7 @@ MUTANTS = [
 
 def copied(source: Path, target: Path) -> None:
     """What the tests need, without caches."""
-    for name in ("nbattn", "tests", "configs", "cuda"):
+    for name in ("nbattn", "tests", "configs", "cpu", "cuda"):
         shutil.copytree(source / name, target / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(source / name, target)
