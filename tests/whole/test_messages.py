@@ -561,7 +561,7 @@ attention(q, q, q, window, extra_key=t(1, 3, 2, 16).half(), extra_value=t(1, 3, 
 BACKENDS = """
 attention(q, q, q, window, backend="magic")
     InputError: backend='magic' is not known.
-      fix:   one of 'auto', 'reference', 'sdpa', 'tiled', 'flash', 'flash:aten', 'flash:fa2', 'flash:fa3', 'flash:fa4', 'flash-model', 'flash-model:aten', 'flash-model:fa2', 'flash-model:fa3', 'flash-model:fa4', 'cuda', 'flex', 'natten'.
+      fix:   one of 'auto', 'reference', 'sdpa', 'tiled', 'flash', 'flash:aten', 'flash:fa2', 'flash:fa3', 'flash:fa4', 'flash-model', 'flash-model:aten', 'flash-model:fa2', 'flash-model:fa3', 'flash-model:fa4', 'cuda', 'native', 'flex', 'natten'.
 
 attention(q, q, q, window, require="tile")
     InputError: require='tile' is a string.
@@ -573,11 +573,11 @@ attention(q, q, q, window, require=None)
 
 attention(q, q, q, window, require=("crop",))
     InputError: require names 'crop', which is neither a strategy nor a backend.
-      fix:   one of 'dense', 'causal', 'mask', 'fold', 'trim', 'split', 'merge', 'tile', 'translate', 'virtual-pad', 'pack', 'pad', 'zero-pad', 'kv-cache', 'key-range', 'window', 'mma', 'simt', 'blocks', 'reference', 'sdpa', 'tiled', 'flash', 'flash:aten', 'flash:fa2', 'flash:fa3', 'flash:fa4', 'flash-model', 'flash-model:aten', 'flash-model:fa2', 'flash-model:fa3', 'flash-model:fa4', 'cuda', 'flex', 'natten'.
+      fix:   one of 'dense', 'causal', 'mask', 'fold', 'trim', 'split', 'merge', 'tile', 'translate', 'virtual-pad', 'pack', 'pad', 'zero-pad', 'kv-cache', 'key-range', 'window', 'mma', 'simt', 'blocks', 'reference', 'sdpa', 'tiled', 'flash', 'flash:aten', 'flash:fa2', 'flash:fa3', 'flash:fa4', 'flash-model', 'flash-model:aten', 'flash-model:fa2', 'flash-model:fa3', 'flash-model:fa4', 'cuda', 'native', 'flex', 'natten'.
 
 attention(q, q, q, window, forbid=("crop",))
     InputError: forbid names 'crop', which is neither a strategy nor a backend.
-      fix:   one of 'dense', 'causal', 'mask', 'fold', 'trim', 'split', 'merge', 'tile', 'translate', 'virtual-pad', 'pack', 'pad', 'zero-pad', 'kv-cache', 'key-range', 'window', 'mma', 'simt', 'blocks', 'reference', 'sdpa', 'tiled', 'flash', 'flash:aten', 'flash:fa2', 'flash:fa3', 'flash:fa4', 'flash-model', 'flash-model:aten', 'flash-model:fa2', 'flash-model:fa3', 'flash-model:fa4', 'cuda', 'flex', 'natten'.
+      fix:   one of 'dense', 'causal', 'mask', 'fold', 'trim', 'split', 'merge', 'tile', 'translate', 'virtual-pad', 'pack', 'pad', 'zero-pad', 'kv-cache', 'key-range', 'window', 'mma', 'simt', 'blocks', 'reference', 'sdpa', 'tiled', 'flash', 'flash:aten', 'flash:fa2', 'flash:fa3', 'flash:fa4', 'flash-model', 'flash-model:aten', 'flash-model:fa2', 'flash-model:fa3', 'flash-model:fa4', 'cuda', 'native', 'flex', 'natten'.
 
 attention(t(1, 4096, 2, 16), t(1, 4096, 2, 16), t(1, 4096, 2, 16), window, backend="sdpa")
     BackendError: sdpa cannot run this:
@@ -716,7 +716,7 @@ plan(window, shape, training="yes")
 
 plan(window, shape, backend="magic")
     InputError: backend='magic' is not known.
-      fix:   one of 'auto', 'reference', 'sdpa', 'tiled', 'flash', 'flash:aten', 'flash:fa2', 'flash:fa3', 'flash:fa4', 'flash-model', 'flash-model:aten', 'flash-model:fa2', 'flash-model:fa3', 'flash-model:fa4', 'cuda', 'flex', 'natten'.
+      fix:   one of 'auto', 'reference', 'sdpa', 'tiled', 'flash', 'flash:aten', 'flash:fa2', 'flash:fa3', 'flash:fa4', 'flash-model', 'flash-model:aten', 'flash-model:fa2', 'flash-model:fa3', 'flash-model:fa4', 'cuda', 'native', 'flex', 'natten'.
 
 plan(window, shape, require="tile")
     InputError: require='tile' is a string.
