@@ -166,9 +166,8 @@ inline void run_queries(Worker<F>& w, const Call& call, long item) {
   for (int n = 0; n < tiles; ++n) Rule::finish(w, w.tile[n], sample);
 }
 
-template <class F>
+template <class Rule, class F>
 inline void run_keys(Worker<F>& w, const Call& call, long item) {
-  typedef GradKey<F> Rule;
   const Params& p = w.p;
   const bool extra = item < call.extra_items;
   if (!extra) item -= call.extra_items;
@@ -223,15 +222,15 @@ static char* scratch(long bytes) {
   return reinterpret_cast<char*>(own + 1);
 }
 
-template <class F>
+template <class F, bool kPairs>
 static void work(void* data) {
   Call& call = *static_cast<Call*>(data);
   Worker<F> w(call.job);
   w.lay_out(scratch(w.bytes()));
   for (long item; (item = __atomic_fetch_add(&call.next, 1, __ATOMIC_RELAXED)) < call.items;) {
-    if (call.job.pass == kForward) run_queries<Forward<F>>(w, call, item);
-    else if (call.job.pass == kGradQuery) run_queries<GradQuery<F>>(w, call, item);
-    else run_keys(w, call, item);
+    if (call.job.pass == kForward) run_queries<Forward<F, kPairs>>(w, call, item);
+    else if (call.job.pass == kGradQuery) run_queries<GradQuery<F, kPairs>>(w, call, item);
+    else run_keys<GradKey<F, kPairs>>(w, call, item);
   }
 }
 }  // namespace nb
@@ -254,5 +253,8 @@ NB_EXPORT void nb_native_run(const nb::Job* job) {
   }
   call.items += call.extra_items;
   const long threads = call.items < job->threads ? call.items : job->threads;
-  run_on(int(threads), job->type == kDouble ? work<double> : work<float>, &call);
+  void (*run)(void*) = job->type == kDouble ? work<double, false> : work<float, false>;
+  if constexpr (kHasPairs)
+    if (job->type == kBfloat) run = work<float, true>;
+  run_on(int(threads), run, &call);
 }

@@ -205,9 +205,9 @@ struct Square {
   static NB_INLINE void transpose(V (&x)[L]) { exchange<1>(x); }
 };
 
-// to[c] = factor times the numbers of column c in 16 rows of `columns` numbers, a multiple of 16.
+// to[c] = the numbers of column c in 16 rows of `columns` numbers, a multiple of 16; bits are kept.
 template <class F>
-inline void rows_to_lanes(const F* rows, int columns, Wide<F>* to, F factor) {
+inline void rows_to_lanes(const F* rows, int columns, Wide<F>* to) {
   constexpr int L = Square<F>::L;
   typedef typename Simd<F>::V V;
   for (int v = 0; v < kVectors<F>; ++v)
@@ -215,7 +215,7 @@ inline void rows_to_lanes(const F* rows, int columns, Wide<F>* to, F factor) {
       V x[L];
       NB_UNROLL for (int i = 0; i < L; ++i) x[i] = *reinterpret_cast<const V*>(rows + (v * L + i) * columns + c);
       Square<F>::transpose(x);
-      NB_UNROLL for (int i = 0; i < L; ++i) to[c + i].v[v] = x[i] * splat<F>(factor);
+      NB_UNROLL for (int i = 0; i < L; ++i) to[c + i].v[v] = x[i];
     }
 }
 // The inverse; each lane has its factor.
