@@ -28,11 +28,10 @@ template <class F, bool kPairs>
 struct GradQuery {
   static constexpr bool kForward = false;
 
-  static void begin(Worker<F>& w, Tile<F>& t, const Side& a, const Side& b, int sample) {
+  static void begin(Worker<F>& w, Tile<F>& t, const Side& a, const Side& b, const Side& out, int sample) {
     const Params& p = w.p;
     w.load_factors(t, a, sample, t.a);
     w.load(t, b, sample, t.b);
-    const Side out = {p.out, contiguous(p, p.heads, w.e, false), w.e};
     w.load(t, out, sample, t.sum_b);
     t.total = Wide<F>{};
     for (int c = 0; c < w.lanes_b; ++c) t.total = t.total + t.b[c] * t.sum_b[c];

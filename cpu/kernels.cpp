@@ -7,17 +7,19 @@
 namespace nb {
 // A call's tensors: those of rows (the lanes) and of columns, [D] and [E] numbers a row.
 struct Sides {
-  Side row_a, row_b, column_a, column_b, extra_a, extra_b;
+  Side row_a, row_b, column_a, column_b, extra_a, extra_b, out;
 };
 inline Sides sides_of(const Job& job) {
   const Params& p = job.params;
   const int d = job.head_dim, e = job.value_dim, kv_heads = p.heads / p.group;
   const Side query = {p.query, p.query_stride, d}, key = {p.key, p.key_stride, d}, value = {p.value, p.value_stride, e},
              grad_out = {p.grad_out, p.grad_out_stride, e}, extra_key = {p.extra_key, of_extra(p, kv_heads, d), d},
-             extra_value = {p.extra_value, of_extra(p, kv_heads, e), e};
-  if (job.pass == kGradKey) return {key, value, query, grad_out, extra_key, extra_value};
-  return {query, grad_out, key, value, extra_key, extra_value};
+             extra_value = {p.extra_value, of_extra(p, kv_heads, e), e}, out = {p.out, contiguous(p, p.heads, e, false), e};
+  if (job.pass == kGradKey) return {key, value, query, grad_out, extra_key, extra_value, out};
+  return {query, grad_out, key, value, extra_key, extra_value, out};
 }
+
+constexpr int kAhead = 2;  // tiles whose rows are asked for before they are needed
 
 struct Call {
   const Job& job;
@@ -105,17 +107,23 @@ inline void visit_extra(Worker<F>& w, const Call& call, int tiles, int sample, i
   }
 }
 
-// Asks for the first columns of a group and for its first rows, before anything waits for either.
+// Asks for the rows of tile n, if there is one.
 template <class F>
-inline void fetch_first(const Worker<F>& w, const Call& call, const Side& a, const Side& b, int sample, int head) {
-  w.fetch(w.tile[0], a, sample);
-  if (w.job.pass != kForward) w.fetch(w.tile[0], b, sample);
+inline void fetch_tile(const Worker<F>& w, const Sides& s, const Side& a, const Side& b, int n, int tiles, int sample) {
+  if (n >= tiles) return;
+  w.fetch(w.tile[n], a, sample);
+  if (w.job.pass != kForward) w.fetch(w.tile[n], b, sample);
+  if (w.job.pass == kGradQuery) w.fetch(w.tile[n], s.out, sample);
+}
+// Asks for the first columns of a group.
+template <class F>
+inline void fetch_columns(const Worker<F>& w, const Sides& s, int sample, int head) {
   Interval box[3];
   for (int axis = 0; axis < 3; ++axis) {
     const Interval(&run)[2] = w.group[axis].run;
     box[axis] = run[0].size() ? run[0] : run[1];
   }
-  w.fetch_box(call.sides.column_a, call.sides.column_b, box, sample, head);
+  w.fetch_box(s.column_a, s.column_b, box, sample, head);
 }
 
 template <class Rule, class F>
@@ -151,15 +159,12 @@ inline void run_queries(Worker<F>& w, const Call& call, long item) {
   const int tiles = set_tiles<false>(w, kv_head * p.group + first, min_of(heads_of_group, p.group - first));
   const Side &a = call.sides.row_a, &b = call.sides.row_b;
   if (tiles == 0) return;
-  fetch_first(w, call, a, b, sample, kv_head);
+  for (int n = 0; n < kAhead; ++n) fetch_tile(w, call.sides, a, b, n, tiles, sample);
+  fetch_columns(w, call.sides, sample, kv_head);
   for (int n = 0; n < tiles; ++n) {
-    if (n + 1 < tiles) w.fetch(w.tile[n + 1], a, sample);
-    if constexpr (Rule::kForward) {
-      Rule::begin(w, w.tile[n], a, sample);
-    } else {
-      if (n + 1 < tiles) w.fetch(w.tile[n + 1], b, sample);
-      Rule::begin(w, w.tile[n], a, b, sample);
-    }
+    fetch_tile(w, call.sides, a, b, n + kAhead, tiles, sample);
+    if constexpr (Rule::kForward) Rule::begin(w, w.tile[n], a, sample);
+    else Rule::begin(w, w.tile[n], a, b, call.sides.out, sample);
   }
   visit_extra<Rule>(w, call, tiles, sample, kv_head);
   visit_all<Rule>(w, call, tiles, sample, kv_head);
@@ -184,12 +189,10 @@ inline void run_keys(Worker<F>& w, const Call& call, long item) {
   const int tiles = set_tiles<true>(w, kv_head, 1);
   const Side &a = extra ? call.sides.extra_a : call.sides.row_a, &b = extra ? call.sides.extra_b : call.sides.row_b;
   if (tiles == 0) return;
-  fetch_first(w, call, a, b, sample, kv_head * p.group);
+  for (int n = 0; n < kAhead; ++n) fetch_tile(w, call.sides, a, b, n, tiles, sample);
+  fetch_columns(w, call.sides, sample, kv_head * p.group);
   for (int n = 0; n < tiles; ++n) {
-    if (n + 1 < tiles) {
-      w.fetch(w.tile[n + 1], a, sample);
-      w.fetch(w.tile[n + 1], b, sample);
-    }
+    fetch_tile(w, call.sides, a, b, n + kAhead, tiles, sample);
     Rule::begin(w, w.tile[n], a, b, sample);
   }
   for (int head = kv_head * p.group; head < (kv_head + 1) * p.group; ++head) visit_all<Rule>(w, call, tiles, sample, head);
