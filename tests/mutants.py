@@ -234,7 +234,7 @@ MUTANTS = [
     # the native kernels: tiles, costs, arguments
     Mutant("native-lanes-unfilled", NATIVE_TILES, "last * (LANES // math.prod(largest))", "last",
            "backends/native/tiles"),
-    Mutant("native-scratch", NATIVE_TILES, "most = LANES * max(STATE //", "most = LANES * max(8 * STATE //",
+    Mutant("native-scratch", NATIVE_TILES, "LANES * max(STATE", "LANES * max(8 * STATE",
            "backends/native/tiles"),
     Mutant("native-few-items", NATIVE_TILES, "_WAITING = 8 / 2", "_WAITING = 0",
            "backends/native/tiles"),
