@@ -48,6 +48,9 @@ CUDA_MEANING = "nbattn/backends/cuda/meaning.py"
 CUDA_PIPES = "nbattn/backends/cuda/pipes.py"
 CUDA_TILES = "nbattn/backends/cuda/tiles.py"
 TILE_TRAVERSAL = "nbattn/program/tile_traversal.py"
+NATIVE_MEANING = "nbattn/backends/native/meaning.py"
+NATIVE_TILES = "nbattn/backends/native/tiles.py"
+NATIVE_COSTS = "nbattn/backends/native/costs.py"
 CUDA = "nbattn/backends/cuda/run.py"
 MEASURED_TILES = "nbattn/backends/cuda/measured_tiles.py"
 KERNEL_TIMES = "nbattn/backends/cuda/kernel_times.py"
@@ -201,7 +204,15 @@ MUTANTS = [
     Mutant("bends-of-prefix", ROWS, "ends = {*corners, axis.prefix}", "ends = {*corners}",
            "geometry"),
     Mutant("bends-of-walks", TILE_TRAVERSAL, "for u in bends(self.axis.spec, corners)]",
-           "for u in bends(self.axis.spec, corners[:1])]", "program/tile_traversal"),
+           "for u in bends(self.axis.spec, {0})]", "program/tile_traversal"),
+    Mutant("bends-of-held-walks", TILE_TRAVERSAL, "corners |= {end + lap for end in",
+           "corners |= {0 * end * lap for end in", "whole/parts_of_axes"),
+    Mutant("walk-held-keys", TILE_TRAVERSAL, "(group.first, group.skip) if keys",
+           "(group.first, 0) if keys", "whole/parts_of_axes backends/native/meaning"),
+    Mutant("walk-held-rows", TILE_TRAVERSAL, "(group.skip, group.keys) if self.inverse",
+           "(0, group.keys) if self.inverse", "whole/parts_of_axes backends/native/meaning"),
+    Mutant("walk-not-cut", TILE_TRAVERSAL, "return hull if self.axis.held is None else",
+           "return hull if self.axis.held != () else", "whole/parts_of_axes"),
     Mutant("series-short", PIECEWISE_SUM,
            "(b - a) // 2 for n", "(b - a - 1) // 2 for n",
            "piecewise_sum program/tile_traversal geometry_tiles"),
@@ -221,6 +232,33 @@ MUTANTS = [
     Mutant("walk-prefix-seam", TILE_TRAVERSAL, "np.where(prefixed & (last >= axis.prefix), after,",
            "np.where(prefixed, head,",
            "program/tile_traversal"),
+    # the native kernels: tiles, costs, arguments
+    Mutant("native-lanes-unfilled", NATIVE_TILES, "last * (LANES // math.prod(largest))", "last",
+           "backends/native/tiles"),
+    Mutant("native-scratch", NATIVE_TILES, "LANES * max(STATE", "LANES * max(8 * STATE",
+           "backends/native/tiles"),
+    Mutant("native-few-items", NATIVE_TILES, "_WAITING = 8 / 2", "_WAITING = 0",
+           "backends/native/tiles"),
+    Mutant("native-tiny-items", NATIVE_TILES, "WORTH = 20e-6", "WORTH = 1e-9",
+           "backends/native/tiles"),
+    Mutant("native-heads-of-columns", NATIVE_TILES, "return Work(columns * times, others,",
+           "return Work(columns, others,", "backends/native/tiles"),
+    Mutant("native-inverse-by-queries", NATIVE_TILES, "Traversal(axis, inverse=True)",
+           "Traversal(axis)", "backends/native/tiles"),
+    Mutant("native-tiles-of-one-head", NATIVE_TILES, "of_heads = -(-self.heads // rows[0])",
+           "of_heads = self.heads // rows[0]", "backends/native/tiles"),
+    Mutant("native-products", NATIVE_COSTS, '"grad_key": 2 * (keys + values)',
+           '"grad_key": 2 * keys + values', "backends/native/costs"),
+    Mutant("native-pairs-of-lanes", NATIVE_COSTS, "per_head = LANES / request",
+           "per_head = 1 / request", "backends/native/costs"),
+    Mutant("native-free-extra-keys", NATIVE_COSTS, "(work.columns + work.extra)", "(work.columns)",
+           "backends/native/costs"),
+    Mutant("native-without-compiler", NATIVE_MEANING, "if not exceeded and PACKAGE",
+           "if exceeded and PACKAGE", "backends/native/candidates"),
+    Mutant("native-backward-unproved", NATIVE_MEANING, "(self.grad_key, True))",
+           "(self.grad_query, False))", "backends/native/meaning"),
+    Mutant("native-blocks-inverse", NATIVE_MEANING, "*extents, inverse=backward",
+           "*extents, inverse=False", "backends/native/meaning"),
     # the CUDA kernels: tiles, arguments, launches
     Mutant("cuda-shared-bytes", CUDA_TILES, "stage = columns * (head + value + 8 *",
            "stage = columns * (head + value + 4 *", "backends/cuda/run"),

@@ -162,6 +162,7 @@ def test_the_third_line_is_how_to_get_a_faster_plan(name: str) -> None:
     assert line.startswith(f"faster  {start}")
     changed = {
         "a package": {"device": replace(device.DEVICES["sm_90"], providers=("cupy",))},
+        "a compiler": {"device": "cpu"},
         "a dtype": {"dtype": "bfloat16"},
         "a backend": {"backend": "auto"},
         "nothing": {},

@@ -607,7 +607,7 @@ attention(q, q, q, Mask.causal(), backend="sdpa", key_range=t(1, 1, 2).int())
       given: Mask(Axis(None, 0, causal=True))  query [1, 8, 2, 16] key [1, 8, 2, 16] float32 cpu key_range
       fix:   backend="auto", or backend="reference", which needs memory for all pairs.
 
-attention(q, q, q, window, forbid=("tile", "sdpa"))
+attention(q, q, q, window, forbid=("tile", "sdpa", "native"))
     BackendError: no backend can run this:
       reference/dense: runs only if requested: backend='reference'
       sdpa/dense: axis 0: its windows differ from query to query
@@ -617,6 +617,7 @@ attention(q, q, q, window, forbid=("tile", "sdpa"))
       flash/translate: runs on cuda, not on cpu
       flash-model/translate: runs only if requested: backend='flash-model'
       cuda/window: runs on cuda, not on cpu
+      native/window: uses 'native', which is forbidden
       flex/blocks: takes seconds to compile, runs only if requested: backend='flex'
       natten/window: needs the package natten, which is not installed
       natten/window: axis 0: border="clip"; it supports border="shift"
@@ -768,6 +769,7 @@ plan(Mask(Axis(causal=True), Axis(causal=True)), (1, 4, 4, 2, 16), device="cpu",
       flash-model/translate: does not use 'causal'
       cuda/window: runs on cuda, not on cpu
       cuda/window: does not use 'causal'
+      native/window: does not use 'causal'
       flex/blocks: takes seconds to compile, runs only if requested: backend='flex'
       flex/blocks: does not use 'causal'
       natten/window: needs the package natten, which is not installed
