@@ -213,7 +213,7 @@ def main() -> int:
     torch.set_num_threads(options.threads)
     record: dict[str, Any] = {
         "date": machine.now(),
-        "machine": machine.machine(),
+        "machine": records.machine(),
         "versions": records.versions(),
         "threads": options.threads,
         "method": method(options),

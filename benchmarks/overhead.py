@@ -327,7 +327,7 @@ def main() -> None:
     screen.print(table(rows))
     record = {
         "date": machine.now(),
-        "machine": machine.machine(),
+        "machine": records.machine(),
         "versions": records.versions(),
         "method": "process CPU time, 1 thread; tiny calls: least of many turns, else median",
         "rows": rows,
