@@ -17,7 +17,7 @@ from nbattn.timing import clock
 
 SOURCE = Path(__file__).with_suffix(".cpp")
 FLAGS = ("-O3", "-march=native", "-ffp-contract=fast", "-shared", "-fPIC")
-_CHAINS, _STEPS, _RUNS = 12, 1_000_000, 5
+_CHAINS, _STEPS, _RUNS = 12, 2_000_000, 7
 
 
 def gflops(threads: int = 1) -> float | None:
