@@ -18,6 +18,11 @@ def console() -> Console:
     return Console() if sys.stdout.isatty() else Console(width=170, force_terminal=False)
 
 
+def short(seconds: float) -> str:
+    """Format a time, in microseconds below a millisecond."""
+    return f"{1e6 * seconds:.1f} us" if seconds < 1e-3 else f"{1e3 * seconds:.1f} ms"
+
+
 def job_table(rows: list[Row], own: str) -> Table:
     """Return the table of all peers for one workload, dtype and pass."""
     first = rows[0]
