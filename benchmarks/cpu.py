@@ -47,7 +47,6 @@ PEERS = OURS | {
     "natten-0.17": Peer("NATTEN 0.17: scores, softmax, sums", natten_017.prepare),
     "gather": Peer("every query's keys copied out (unfold)", peers.gather),
 }
-DEFAULT = [name for name in PEERS if not name.startswith("native")]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 PASSES = ("forward", "training")
 TRAINING_FLOPS = 3.5  # FLOPs of forward + backward, relative to a forward pass
@@ -195,11 +194,16 @@ def arguments() -> argparse.Namespace:
     add(
         "--own", default="nbattn", choices=("nbattn", "native"), help="what peers are compared with"
     )
-    add("--peers", default=",".join(DEFAULT), help=f"some of {', '.join(PEERS)}")
+    add("--peers", help=f"some of {', '.join(PEERS)}; default: 'tiled', the own ones, all others")
     add("--threads", type=int, default=1)
     add_selection(parser)
     records.add_output(parser, "cpu-DATE-THREADSt.json")
     return quick(parser, parser.parse_args())
+
+
+def default_peers(own: str) -> list[str]:
+    """Return the tile loop, and every peer that is not another way to call nbattn."""
+    return [own, f"{own}-float32", "tiled", *(name for name in PEERS if name not in OURS)]
 
 
 def add_selection(parser: argparse.ArgumentParser) -> None:
@@ -244,8 +248,10 @@ def main() -> int:
     path, selected = None, list(jobs(options))
     if options.output or not options.quick:
         path = records.destination(options, f"cpu-{machine.today()}-{options.threads}t.json")
-    names = known(options.peers.split(","), PEERS, "peer")
-    names = list(dict.fromkeys((options.own, *names)))
+    names = default_peers(options.own)
+    if options.peers is not None:
+        names = [options.own, *known(options.peers.split(","), PEERS, "peer")]
+    names = list(dict.fromkeys(names))
     torch.set_num_threads(options.threads)
     record: dict[str, Any] = {
         "date": machine.now(),
