@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import typing
 from functools import cache
-from importlib import util
+from importlib import metadata
 from typing import Any
 
 import torch
@@ -17,23 +17,20 @@ from workloads import Workload
 @cache
 def functions() -> Any:
     """Return the module `natten.functional` of natten 0.17, or None."""
-    if util.find_spec("natten") is None:
+    if not (version() or "").startswith("0.17"):
         return None
     # its import needs two attributes that newer torch without CUDA does not have
     torch.cuda._device_t = typing.Union[torch.device, str, int, None]  # noqa: UP007
     torch.cuda.get_device_capability = lambda *_: (0, 0)
-    try:
-        package = importlib.import_module("natten")
-    except ImportError:
-        return None
-    if not package.__version__.startswith("0.17"):
-        return None
     return importlib.import_module("natten.functional")
 
 
 def version() -> str | None:
-    """Return the version of natten 0.17; None without it."""
-    return None if functions() is None else importlib.import_module("natten").__version__
+    """Return the version of the installed natten; None without one."""
+    try:
+        return metadata.version("natten")
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def prepare(workload: Workload, dtype: torch.dtype, training: bool) -> Prepared:

@@ -143,4 +143,4 @@ def peak_line(facts: dict[str, Any] | None) -> list[str]:
 
 def legend(titles: dict[str, str], method: str) -> list[str]:
     """Return the descriptions of the peers and of the method."""
-    return [*(f"  {name:<13} {title}" for name, title in titles.items()), f"  {method}"]
+    return [*(f"  {name:<14} {title}" for name, title in titles.items()), f"  {method}"]

@@ -127,9 +127,8 @@ def main() -> None:
         rows += measure(case, peer, options.rounds)
     report.console().print(table(rows))
     worst = math.inf if not peer else max(row["ratio"] for row in rows)
-    print(
-        f"natten: {natten_017.version() or 'absent'}; target: at most {TARGET}, worst {worst:.2f}"
-    )
+    found = natten_017.version() if peer else "absent"
+    print(f"natten: {found}; target: at most {TARGET}, worst {worst:.2f}")
     if path is not None:
         flags = os.environ.get("NATTEN_CXXFLAGS", "as installed")
         record = {"machine": records.machine(), "versions": records.versions(), "rows": rows}
