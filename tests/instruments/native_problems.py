@@ -315,7 +315,7 @@ def main(first: int, last: int) -> int:
     for seed in range(first, last):
         try:
             check(seed)
-        except Exception as error:  # noqa: BLE001
+        except Exception as error:
             wrong += 1
             print(f"seed {seed}: {type(error).__name__} {error}", flush=True)
         if seed % 500 == 499:

@@ -48,7 +48,12 @@ SDPA = {"plain", "grouped heads", "one key head", "scale 0", "negative scale", "
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("name", FEATURES)
 def test_values_of_every_feature(name: str, dtype: torch.dtype, cases: Count) -> None:
-    for backend in ("reference", "tiled", "sdpa", *NAMES):  # together: what they should give is the same
+    for backend in (
+        "reference",
+        "tiled",
+        "sdpa",
+        *NAMES,
+    ):  # together: what they should give is the same
         taken = sum(takes(backend, name, dtype, label) for label in MASKS)
         assert taken == len(MASKS) or backend == "sdpa"
         assert (taken >= 8) == (backend != "sdpa" or name in SDPA)
