@@ -60,6 +60,7 @@ class Problem:
     tensors: dict[str, Tensor] = field(default_factory=dict)
     scale: float = 1.0
     softcap: float | None = None
+    pairs: Tensor | None = None  # those of long axes, which the enumerator takes long for
 
     @property
     def queries(self) -> Space:
@@ -71,7 +72,9 @@ class Problem:
 
     @property
     def allowed(self) -> Tensor:
-        """The pairs, by the enumerator."""
+        """The pairs, by the enumerator unless they are known."""
+        if self.pairs is not None:
+            return self.pairs
         parts = zip(self.mask.axes, self.lengths, self.rows, self.columns, strict=True)
         blocks = [axis_matrix(axis, *n)[row, column] for axis, n, row, column in parts]
         return torch.from_numpy(box(blocks))
@@ -188,6 +191,40 @@ def problem(seed: int) -> Problem:
     made.scale = random.choice((dim**-0.5,) * 4 + (0.0, -0.3))
     sizes = (random.choice((1, 2)), groups * key_heads, key_heads, dim, value_dim)
     made.tensors = drawn_tensors(random, made, sizes)
+    return made
+
+
+def line(length: int) -> Tiles:
+    """Tiles of sixteen neighbours on the last axis, and so many of them."""
+    return Tiles((1, 1, 1, LANES), (1, 1, 1, length))
+
+
+def problem_of(
+    mask: Mask, queries: Space, keys: Space, sizes: Sequence[int], *,
+    dtype: torch.dtype = torch.float32, tiles: Sequence[Tiles] = (line(1),) * 3,
+    extra: int = 0, sink: bool = False, softcap: float | None = None,
+    pairs: Tensor | None = None,
+) -> Problem:  # fmt: skip
+    """A problem with sizes batch, heads, key heads, D and Dv; all else is as usual."""
+    lengths = [*zip(queries, keys, strict=True)]
+    rows, columns = ([slice(0, n) for n in side] for side in (queries, keys))
+    made = Problem(mask, lengths, rows, columns, dtype, [*tiles], softcap=softcap, pairs=pairs)
+    batch, heads, key_heads, dim, value_dim = sizes
+    made.scale = dim**-0.5
+    generator = torch.Generator().manual_seed(dim + 7 * value_dim)
+    exact = torch.float64 if dtype == torch.float64 else torch.float32
+    shapes = {
+        "query": (*queries, heads, dim), "key": (*keys, key_heads, dim),
+        "value": (*keys, key_heads, value_dim), "grad_out": (*queries, heads, value_dim),
+    }  # fmt: skip
+    if extra:
+        shapes |= {"extra_key": (extra, key_heads, dim)}
+        shapes |= {"extra_value": (extra, key_heads, value_dim)}
+    for name, shape in shapes.items():
+        made.tensors[name] = torch.randn(batch, *shape, generator=generator).to(dtype)
+    made.tensors["grad_lse"] = torch.randn(batch, *queries, heads, generator=generator).to(exact)
+    if sink:
+        made.tensors["sink"] = torch.randn(heads, generator=generator).to(exact)
     return made
 
 
