@@ -42,8 +42,10 @@ struct GradQuery {
       t.top.lane(lane) = 0;
       if (at[lane] == kNowhere) continue;
       const F lse = static_cast<const F*>(p.lse)[at[lane]];
-      t.top.lane(lane) = lse == F(-INFINITY) ? F(0) : lse * F(kLog2E);  // without keys, any number
-      if (p.grad_lse) t.total.lane(lane) -= static_cast<const F*>(p.grad_lse)[at[lane]];
+      const bool empty = lse == F(-INFINITY);  // then any numbers, but none of grad_lse, which may be NaN
+      t.top.lane(lane) = empty ? F(0) : lse * F(kLog2E);
+      if (empty) t.total.lane(lane) = 0;
+      else if (p.grad_lse) t.total.lane(lane) -= static_cast<const F*>(p.grad_lse)[at[lane]];
       F* const numbers = static_cast<F*>(p.delta) + 2 * at[lane];
       numbers[0] = t.top.lane(lane);
       numbers[1] = t.total.lane(lane);

@@ -123,7 +123,8 @@ NB_INLINE typename Simd<F>::V exp2_of(typename Simd<F>::V x) {
   const V c = x < least ? least : x, t = c + magic, r = c - (t - magic);
   V p = splat<F>(E::c[0]);
   NB_UNROLL for (unsigned i = 1; i < sizeof(E::c) / sizeof(F); ++i) p = p * r + E::c[i];
-  const V y = (V)((I)p + ((I)t << E::kShift));
+  // A product, since the sum of p's bits and the exponent would be a number for some NaN.
+  const V y = p * (V)(((I)t << E::kShift) + (I)splat<F>(F(1)));
   return x < least ? V{} : y;
 }
 template <class F>
