@@ -17,17 +17,17 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-import cpu
 import records
 import report
 import targets
 import torch
-from cpu import Job
 from report import Row
 from rich.box import SIMPLE_HEAD
 from rich.progress import Progress
 from rich.table import Table
 
+import cpu
+from cpu import Job
 from nbattn import machine
 from nbattn.cache import VARIABLE as CACHE
 from nbattn.timing import clock, interleave

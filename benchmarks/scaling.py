@@ -13,18 +13,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import cpu
 import records
 import report
 import targets
 import torch
-from cpu import Job
 from report import Row
 from rich.box import SIMPLE_HEAD
 from rich.progress import Progress
 from rich.table import Table
 from workloads import known
 
+import cpu
+from cpu import Job
 from nbattn import machine
 from nbattn.timing import Action, Clock, clock, interleave
 
