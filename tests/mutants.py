@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 PROCESSES = 2
-SEEN = frozenset({"fails", "hangs"})
+SEEN = frozenset({"fails", "hangs", "crashes"})
 SECONDS = 300  # of one file; a mutant that hangs it is caught
 GEOMETRY = "nbattn/geometry.py"
 ROWS = "nbattn/rows.py"
@@ -927,7 +927,7 @@ def place(file: str) -> str:
 
 
 def outcome(root: Path, file: str) -> str:
-    """What becomes of a test file: it passes, fails, hangs, or ends in an error."""
+    """What becomes of a test file: it passes, fails, hangs, crashes, or ends in an error."""
     options = ["-x", "-q", "-p", "no:cacheprovider"]
     env = {"PYTHONPATH": str(root), "HYPOTHESIS_PROFILE": "quick", "OMP_NUM_THREADS": "1"}
     try:
@@ -937,6 +937,8 @@ def outcome(root: Path, file: str) -> str:
         )  # fmt: skip
     except subprocess.TimeoutExpired:
         return "hangs"
+    if done.returncode < 0:  # a mistake in C++ may end the process
+        return "crashes"
     if done.returncode not in (0, 1):
         return f"error {done.returncode}: {(done.stdout + done.stderr).strip()[-300:]}"
     return "fails" if done.returncode else "passes"

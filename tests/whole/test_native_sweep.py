@@ -26,7 +26,7 @@ from nbattn.program.tile_traversal import Traversal
 
 pytestmark = needs_library
 Count = Callable[[str, int], None]
-STEP = 797  # `make deep` tries every axis
+STEP = 1597  # `make deep` tries every axis
 
 
 def cut(random: Random, rank: int, heads: int) -> Tiles:
