@@ -52,6 +52,7 @@ NATIVE_MEANING = "nbattn/backends/native/meaning.py"
 NATIVE_TILES = "nbattn/backends/native/tiles.py"
 NATIVE_COSTS = "nbattn/backends/native/costs.py"
 CUDA = "nbattn/backends/cuda/run.py"
+LAYOUT = "nbattn/kernels/layout.py"
 NATIVE = "nbattn/backends/native/run.py"
 CPU_KERNELS, CPU_TILES, CPU_VISIT = "cpu/kernels.cpp", "cpu/tiles.h", "cpu/visit.h"
 CPU_FORWARD, CPU_BACKWARD, CPU_WORKER = "cpu/forward.h", "cpu/backward.h", "cpu/worker.h"
@@ -229,7 +230,7 @@ MUTANTS = [
            "program/tile_traversal"),
     Mutant("walk-lap-end", TILE_TRAVERSAL, "span[1] + lap - keys)", "span[1] + lap - keys + 1)",
            "program/tile_traversal"),
-    Mutant("held-of-the-whole-axis", CUDA, "return axis.queries, axis.first_key, axis.keys",
+    Mutant("held-of-the-whole-axis", LAYOUT, "return axis.queries, axis.first_key, axis.keys",
            "return axis.lengths[0], axis.first_key, axis.lengths[1]", "whole/window_sweep"),
     Mutant("walk-full-too-early", TILE_TRAVERSAL, "((tail, head), (zero, some))",
            "((lo, head), (zero, some))", "program/tile_traversal"),
@@ -293,11 +294,11 @@ MUTANTS = [
     Mutant("cuda-two-runs", CUDA_MEANING, 'axis.spec.border == "wrap" or axis.spec.prefix',
            'axis.spec.border == "wrap"',
            "backends/cuda/run backends/cuda/meaning backends/cuda/candidates"),
-    Mutant("cuda-offset", CUDA, "        axis.offset,\n", "        axis.spec.offset,\n",
+    Mutant("cuda-offset", LAYOUT, "        axis.offset,\n", "        axis.spec.offset,\n",
            "backends/cuda/run whole/window_sweep"),
-    Mutant("cuda-side", CUDA, "FAR if side is None else min(side, FAR)",
+    Mutant("cuda-side", LAYOUT, "FAR if side is None else min(side, FAR)",
            "axis.keys if side is None else min(side, FAR)", "whole/window_sweep"),
-    Mutant("cuda-strides", CUDA, "(0,) * (RANK - len(axes)), *steps, head",
+    Mutant("cuda-strides", LAYOUT, "(0,) * (RANK - len(axes)), *steps, head",
            "(0,) * (RANK - len(axes)), *[*steps][::-1], head", "backends/cuda/run"),
     Mutant("cuda-vector-pointers", CUDA, "tensor.data_ptr() % _COPY", "0", "backends/cuda/run"),
     Mutant("cuda-vector-strides", CUDA, "vector = aligned and all(",
@@ -307,7 +308,7 @@ MUTANTS = [
     Mutant("cuda-lse-of-training", CUDA, "if return_lse or window.grad_key is not None:",
            "if return_lse:", "backends/cuda/run"),
     Mutant("cuda-grads-of-keys", CUDA, "2: _KEYS, 3", "2: _VALUES, 3", "backends/cuda/run"),
-    Mutant("cuda-backward-unproved", CUDA_MEANING, "if not np.array_equal(backward, forward):",
+    Mutant("cuda-backward-unproved", CUDA_MEANING, "if not np.array_equal(self._pairs(tiles, inverse=inverse), forward):",
            "if False:", "backends/cuda/meaning backends/cuda/candidates"),
     # the emulator of the CUDA kernels
     Mutant("ldmatrix-trans", WARP, "transpose ? matrix[c][r] : matrix[r][c]", "matrix[r][c]",
@@ -724,7 +725,7 @@ MUTANTS = [
     Mutant("flex-class", FLEX, "(key % step == residue[query])", "(key % step == query % step)",
            "backends/flex/run backends/flex/meaning backends/flex/candidates"),
     # kernels: sources, compiler, cache
-    Mutant("headers-twice", SOURCES, "seen.add(name)", "pass", "kernels/sources"),
+    Mutant("headers-twice", SOURCES, "seen.add(path)", "pass", "kernels/sources"),
     Mutant("line-after-header", SOURCES, "#line {number + 1}", "#line {number}", "kernels/sources"),
     Mutant("conditional-header", SOURCES, "        if depth:", "        if False:",
            "kernels/sources"),
@@ -927,9 +928,9 @@ MUTANTS = [
     Mutant("native-scale-of-keys", CPU_BACKWARD,
            "w.store(t, grad_a, a, w.d, sample, t.sum_a, wide(F(w.p.scale)));",
            "w.store(t, grad_a, a, w.d, sample, t.sum_a, wide(F(1)));", "backends/native/run"),
-    Mutant("native-value-heads", CPU_WORKER, "sample * b.stride.batch + head * b.stride.head;",
-           "sample * b.stride.batch + head * a.stride.head;", "backends/native/run"),
-    Mutant("native-delta-of-the-first-head", CPU_WORKER, "(row * p.heads + head) * 2",
+    Mutant("native-value-heads", CPU_WORKER, "r.sample * r.b.stride.batch + r.head * r.b.stride.head;",
+           "r.sample * r.b.stride.batch + r.head * r.a.stride.head;", "backends/native/run"),
+    Mutant("native-delta-of-the-first-head", CPU_WORKER, "(row * p.heads + r.head) * 2",
            "row * p.heads * 2", "whole/native_sweep backends/native/run"),
     Mutant("native-nan-becomes-a-number", CPU_VECTOR,
            "p * (V)(((I)t << E::kShift) + (I)splat<F>(F(1)))", "(V)((I)p + ((I)t << E::kShift))",
