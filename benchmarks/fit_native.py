@@ -26,13 +26,14 @@ from nbattn.backends.native.costs import KERNELS, LANES, Work
 from nbattn.backends.native.meaning import NativeArguments
 from nbattn.backends.native.tiles import STATE, Tiles
 from nbattn.planner import devices
+from nbattn.program.costs import tensor_bytes
 from nbattn.program.program import Call, Program, whole
 from nbattn.program.request import Request, request_of
 from nbattn.timing import clock, interleave
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 # The coefficients of `costs.seconds`, in cycles but for the last two.
-NAMES = ("PRODUCT", "SCORE", "COPY", "TILE", "CHANNEL", "ITEM", "CALL")
+NAMES = ("PRODUCT", "SCORE", "COPY", "TILE", "CHANNEL", "MEMORY", "ITEM", "CALL")
 
 
 class Case(NamedTuple):
@@ -122,7 +123,9 @@ def features(row: dict[str, Any], request: Request) -> list[float]:
         columns * costs.products(kernel, request) * wide, columns * wide,
         work.copied * channels, work.tiles, work.tiles * channels * gradients * wide,
     )  # fmt: skip
-    return [copies * x / costs.CLOCK for x in cycles] + [copies * work.items, 1.0]
+    moved = tensor_bytes(request) * (1.0 if kernel == "forward" else 1.5)
+    memory = max(0.0, moved - costs.CACHE) / costs.CLOCK
+    return [*(copies * x / costs.CLOCK for x in cycles), memory, copies * work.items, 1.0]
 
 
 def fit(rows: list[dict[str, Any]], requests: dict[str, Request]) -> dict[str, float]:
