@@ -26,7 +26,6 @@ from nbattn.backends.native.costs import KERNELS, LANES, Work
 from nbattn.backends.native.meaning import NativeArguments
 from nbattn.backends.native.tiles import STATE, Tiles
 from nbattn.planner import devices
-from nbattn.program.costs import tensor_bytes
 from nbattn.program.program import Call, Program, whole
 from nbattn.program.request import Request, request_of
 from nbattn.timing import clock, interleave
@@ -123,8 +122,7 @@ def features(row: dict[str, Any], request: Request) -> list[float]:
         columns * costs.products(kernel, request) * wide, columns * wide,
         work.copied * channels, work.tiles, work.tiles * channels * gradients * wide,
     )  # fmt: skip
-    moved = tensor_bytes(request) * (1.0 if kernel == "forward" else 1.5)
-    memory = max(0.0, moved - costs.CACHE) / costs.CLOCK
+    memory = max(0.0, costs.moved(kernel, request, work) - costs.CACHE) / costs.CLOCK
     return [*(copies * x / costs.CLOCK for x in cycles), memory, copies * work.items, 1.0]
 
 

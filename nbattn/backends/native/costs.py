@@ -73,9 +73,17 @@ def seconds(kernel: str, request: Request, work: Work) -> float:
         + work.tiles * (TILE + CHANNEL * rows * vectors)
     )
     heads = request.batch * request.kv_heads
-    moved = costs.tensor_bytes(request) * (1.0 if kernel == "forward" else 1.5)
-    memory = max(0.0, moved - CACHE) * MEMORY
+    memory = max(0.0, moved(kernel, request, work) - CACHE) * MEMORY
     return (heads * cycles + memory) / CLOCK + heads * work.items * ITEM + CALL
+
+
+def moved(kernel: str, request: Request, work: Work) -> float:
+    """Returns the bytes of the rows and of the columns that a kernel reads or writes."""
+    queries, keys = request.query_count * request.heads_per_key_head, request.key_count
+    rows, columns = (keys, queries) if kernel == "grad_key" else (queries, keys)
+    channels = (request.head_dim + request.value_dim) * costs.ITEMSIZE[request.dtype]
+    positions = request.batch * request.kv_heads * (rows + min(columns, work.copied))
+    return positions * channels * (1.0 if kernel == "forward" else 1.5)
 
 
 def of(request: Request, useful: int, works: Mapping[str, Work]) -> Cost:
