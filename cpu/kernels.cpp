@@ -1,5 +1,6 @@
 // kernels.cpp - attention with any mask on a CPU: the work items of a call, and the library's C interface.
 #include <stdlib.h>
+#include <sys/mman.h>
 
 #include "backward.h"
 #include "pool.h"
@@ -225,6 +226,34 @@ static char* scratch(long bytes) {
   return reinterpret_cast<char*>(own + 1);
 }
 
+// Asks for large pages under a new tensor of `rows` rows: each first touch of a small one is a fault, and faults of
+// several threads wait for each other.
+static void ask_for_large_pages(void* data, long long rows, int length, int type) {
+#ifdef MADV_HUGEPAGE
+  constexpr uintptr_t kPage = 2 << 20;
+  const long long bytes = rows * length * (type == kDouble ? 8 : type == kFloat ? 4 : 2);
+  const uintptr_t first = (reinterpret_cast<uintptr_t>(data) + kPage - 1) / kPage * kPage,
+                  stop = (reinterpret_cast<uintptr_t>(data) + uintptr_t(bytes)) / kPage * kPage;
+  if (data && stop > first) madvise(reinterpret_cast<void*>(first), stop - first, MADV_HUGEPAGE);
+#endif
+}
+static void ask_for_large_pages(const Job& job) {
+  const Params& p = job.params;
+  long long queries = p.batch * (long long)(p.heads), keys = queries / p.group;
+  for (const Held& held : p.held) {
+    queries *= held.queries;
+    keys *= held.keys;
+  }
+  if (job.pass == kForward) {
+    ask_for_large_pages(p.out, queries, job.value_dim, job.type);
+  } else if (job.pass == kGradQuery) {
+    ask_for_large_pages(p.grad_query, queries, job.head_dim, job.type);
+  } else {
+    ask_for_large_pages(p.grad_key, keys, job.head_dim, job.type);
+    ask_for_large_pages(p.grad_value, keys, job.value_dim, job.type);
+  }
+}
+
 template <class F, bool kPairs>
 static void work(void* data) {
   Call& call = *static_cast<Call*>(data);
@@ -259,5 +288,6 @@ NB_EXPORT void nb_native_run(const nb::Job* job) {
   void (*run)(void*) = job->type == kDouble ? work<double, false> : work<float, false>;
   if constexpr (kHasPairs)
     if (job->type == kBfloat) run = work<float, true>;
+  ask_for_large_pages(*job);
   run_on(int(threads), run, &call);
 }
