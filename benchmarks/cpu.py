@@ -1,4 +1,4 @@
-"""Compare nbattn with SDPA, FlexAttention and gathered keys on a CPU, in one process."""
+"""Compare nbattn with SDPA, FlexAttention, NATTEN and gathered keys on a CPU, in one process."""
 
 from __future__ import annotations
 
@@ -11,13 +11,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import flex
+import natten_017
+import peak
 import peers
 import records
 import report
 import targets
 import torch
 from peers import Peer, Prepared, RefusedError
-from report import OWN, Row
+from report import Row
 from rich.progress import Progress, TaskID
 from torch import Tensor
 from workloads import Workload, known, select
@@ -26,15 +28,23 @@ import nbattn
 from nbattn import machine
 from nbattn.timing import Samples, clock, extra_memory, interleave
 
-PEERS = {
-    OWN: Peer("nbattn.attention, backend chosen by the planner, heads last", peers.own("auto")),
+OURS = {
+    "nbattn": Peer(
+        "nbattn.attention, backend chosen by the planner, heads last", peers.own("auto")
+    ),
+    "native": Peer("nbattn.attention, backend 'native'", peers.own("native")),
     "tiled": Peer("nbattn.attention, backend 'tiled'", peers.own("tiled")),
+    "nbattn-float32": Peer("nbattn in float32 (bfloat16)", peers.own("auto", widened=True)),
+    "native-float32": Peer("native in float32 (bfloat16)", peers.own("native", widened=True)),
+}
+PEERS = OURS | {
     "sdpa-mask": Peer("SDPA with the dense boolean mask", peers.sdpa_mask),
     "sdpa-causal": Peer("SDPA with is_causal", peers.sdpa_causal),
     "sdpa-unmasked": Peer("SDPA without a mask, tokens sorted beforehand", peers.sdpa_unmasked),
     "flex": Peer("FlexAttention, mask as formulas, row-major", flex.written),
     "flex-lookup": Peer("FlexAttention, mask looked up in a table, row-major", flex.lookup),
     "flex-tiled": Peer("FlexAttention, table, tokens sorted by tile beforehand", flex.tiled),
+    "natten-0.17": Peer("NATTEN 0.17: scores, softmax, sums", natten_017.prepare),
     "gather": Peer("every query's keys copied out (unfold)", peers.gather),
 }
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -94,7 +104,7 @@ def prepare(job: Job, name: str, wanted: list[Tensor]) -> tuple[Prepared | None,
     except RefusedError as refused:
         return None, {**row, "reason": str(refused)}
     except Exception as failure:  # a peer's failure is a result; nbattn's own is raised
-        if name in (OWN, "tiled"):
+        if name in OURS:
             raise
         return None, {**row, "reason": f"fails: {type(failure).__name__}: {failure}"[:300]}
     if not row["error"] <= TOLERANCE[job.dtype]:
@@ -119,14 +129,16 @@ def measure(
         extra = extra_memory(prepared.run)
         rows[name]["extra_bytes"] = None if extra is None else int(extra / prepared.share)
         progress.advance(task)
+    before = peak.gflops(options.threads)
     samples = interleave(
         {name: prepared.run for name, prepared in ready.items()}, clock=clock(options.threads),
         rounds=options.rounds, budget=options.budget, done=lambda name: progress.advance(task),
     )  # fmt: skip
+    fastest = max(before or 0, peak.gflops(options.threads) or 0)
     for name, taken in samples.items():
-        rows[name] |= _times(job, taken, ready[name].share)
+        rows[name] |= _times(job, taken, ready[name].share, fastest)
     progress.remove_task(task)
-    _compare(job, rows)
+    _compare(job, rows, options)
     return list(rows.values())
 
 
@@ -134,7 +146,7 @@ def _words(job: Job) -> tuple[str, ...]:
     return tuple(job.fields[name] for name in ("workload", "dtype", "pass"))
 
 
-def _times(job: Job, samples: Samples, share: float) -> Row:
+def _times(job: Job, samples: Samples, share: float, fastest: float) -> Row:
     seconds = samples.typical / share
     flops = job.workload.useful_flops * (TRAINING_FLOPS if job.training else 1)
     return {
@@ -143,23 +155,32 @@ def _times(job: Job, samples: Samples, share: float) -> Row:
         "best": samples.best / share,
         "rounds": len(samples.seconds),
         "gflops": flops / seconds / 1e9,
+        "peak": flops / seconds / 1e9 / fastest if fastest else None,
     }
 
 
-def _compare(job: Job, rows: dict[str, Row]) -> None:
+def _compare(job: Job, rows: dict[str, Row], options: argparse.Namespace) -> None:
     """Add ratios and targets to the rows, if nbattn was timed."""
-    ours = rows.get(OWN, {})
+    ours, shared = rows.get(options.own, {}), job.fields
     if "seconds" not in ours:
         return
     for name, row in rows.items():
-        if name == OWN or "seconds" not in row:
+        if name == options.own or "seconds" not in row:
             continue
         row["ratio"] = row["seconds"] / ours["seconds"]
-        row["target"] = targets.ratio(job.workload, name, job.fields["pass"])
+        row["target"] = targets.ratio(
+            job.workload, name, shared["pass"], shared["dtype"], options.threads
+        )
         row["met"] = None if row["target"] is None else row["ratio"] >= row["target"]
+    ours["peak_target"] = targets.peak(job.workload, shared["pass"], shared["dtype"])
+    if ours["peak"] is not None and ours["peak_target"] is not None:
+        ours["peak_met"] = ours["peak"] >= ours["peak_target"]
     if ours["extra_bytes"] is None:
         return
-    ours["memory_limit"] = targets.memory(job.workload, job.dtype.itemsize, job.training)
+    ours["memory_limit"] = targets.memory(
+        job.workload, job.dtype.itemsize, job.training,
+        native=ours["note"].startswith("native"), threads=options.threads,
+    )  # fmt: skip
     ours["memory_met"] = ours["extra_bytes"] <= ours["memory_limit"]
     gathered = rows.get("gather", {})
     if not job.training and gathered.get("target") and gathered["extra_bytes"]:
@@ -170,16 +191,34 @@ def _compare(job: Job, rows: dict[str, Row]) -> None:
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     add = parser.add_argument
+    add(
+        "--own", default="nbattn", choices=("nbattn", "native"), help="what peers are compared with"
+    )
+    add("--peers", help=f"some of {', '.join(PEERS)}; default: 'tiled', the own ones, all others")
+    add("--threads", type=int, default=1)
+    add_selection(parser)
+    records.add_output(parser, "cpu-DATE-THREADSt.json")
+    return quick(parser, parser.parse_args())
+
+
+def default_peers(own: str) -> list[str]:
+    """Return the tile loop, and every peer that is not another way to call nbattn."""
+    return [own, f"{own}-float32", "tiled", *(name for name in PEERS if name not in OURS)]
+
+
+def add_selection(parser: argparse.ArgumentParser) -> None:
+    """Add the options that select jobs, and how long to measure them."""
+    add = parser.add_argument
     add("--workloads", default="all", help="workload names, separated by commas")
-    add("--peers", default=",".join(PEERS), help=f"some of {', '.join(PEERS)}")
     add("--dtypes", default="float32,bfloat16", help=f"some of {', '.join(DTYPES)}")
     add("--passes", default=",".join(PASSES), help=f"some of {', '.join(PASSES)}")
-    add("--threads", type=int, default=1)
     add("--rounds", type=int, default=7)
     add("--budget", type=float, default=60.0, help="no round of a job begins after these seconds")
     add("--quick", action="store_true", help="small workloads, few rounds, no file")
-    records.add_output(parser, "cpu-DATE-THREADSt.json")
-    options = parser.parse_args()
+
+
+def quick(parser: argparse.ArgumentParser, options: argparse.Namespace) -> argparse.Namespace:
+    """Return the options; with --quick those that have their defaults are small."""
     if options.quick:
         for name, value in QUICK.items():
             if getattr(options, name) == parser.get_default(name):
@@ -209,14 +248,18 @@ def main() -> int:
     path, selected = None, list(jobs(options))
     if options.output or not options.quick:
         path = records.destination(options, f"cpu-{machine.today()}-{options.threads}t.json")
-    names = known(options.peers.split(","), PEERS, "peer")
+    names = default_peers(options.own)
+    if options.peers is not None:
+        names = [options.own, *known(options.peers.split(","), PEERS, "peer")]
+    names = list(dict.fromkeys(names))
     torch.set_num_threads(options.threads)
     record: dict[str, Any] = {
         "date": machine.now(),
-        "machine": machine.machine(),
+        "machine": records.machine(),
         "versions": records.versions(),
         "threads": options.threads,
         "method": method(options),
+        "own": options.own,
         "peers": {name: PEERS[name].title for name in names},
         "rows": [],
     }
@@ -225,9 +268,10 @@ def main() -> int:
         screen.print("This machine is busy: wall times of several threads will be too long.")
     with Progress(console=screen, disable=not screen.is_terminal, transient=True) as progress:
         _run(selected, names, options, record, path, progress)
-    screen.print(report.ratio_table(record["rows"]))
+    screen.print(report.ratio_table(record["rows"], options.own))
     for line in (
         *report.legend(record["peers"], record["method"]),
+        *report.peak_line(record["machine"]["fma_peak"]),
         *report.summary(record["rows"]),
     ):
         screen.print(line, highlight=False)
@@ -243,7 +287,7 @@ def _run(
     for job in selected:
         rows = measure(job, names, options, progress)
         record["rows"] += rows
-        progress.console.print(report.job_table(rows), *report.absent(rows), sep="\n")
+        progress.console.print(report.job_table(rows, options.own), *report.absent(rows), sep="\n")
         progress.advance(total)
         if path is not None:
             records.write(path, record)

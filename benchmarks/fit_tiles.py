@@ -204,7 +204,7 @@ def main() -> None:
 def _record(options: argparse.Namespace, sweeps: list[dict[str, Any]]) -> dict[str, Any]:
     return {
         "date": machine.now(),
-        "machine": machine.machine(),
+        "machine": records.machine(),
         "versions": records.versions(),
         "threads": options.threads,
         "clock": clock(options.threads).title,

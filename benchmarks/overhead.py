@@ -296,13 +296,12 @@ def table(rows: list[dict[str, Any]]) -> Table:
     for name in ("what", "", "time", "worst", "runs"):
         shown.add_column(name, justify="left" if name in ("what", "") else "right", no_wrap=True)
     for row in rows:
-        times = [_time(row["seconds"]), _time(row["worst"]) if row["runs"] > 1 else ""]
+        times = [
+            report.short(row["seconds"]),
+            report.short(row["worst"]) if row["runs"] > 1 else "",
+        ]
         shown.add_row(row["group"], row["name"], *times, str(row["runs"]))
     return shown
-
-
-def _time(seconds: float) -> str:
-    return f"{1e6 * seconds:.1f} us" if seconds < 1e-3 else f"{1e3 * seconds:.1f} ms"
 
 
 def arguments() -> argparse.Namespace:
@@ -327,7 +326,7 @@ def main() -> None:
     screen.print(table(rows))
     record = {
         "date": machine.now(),
-        "machine": machine.machine(),
+        "machine": records.machine(),
         "versions": records.versions(),
         "method": "process CPU time, 1 thread; tiny calls: least of many turns, else median",
         "rows": rows,

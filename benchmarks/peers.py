@@ -124,15 +124,25 @@ def class_lengths(workload: Workload) -> tuple[int, ...]:
 # Peers.
 
 
-def own(backend: str) -> Callable[[Workload, torch.dtype, bool], Prepared]:
-    """Return the peer `nbattn.attention`, heads last."""
+def own(
+    backend: str, *, widened: bool = False
+) -> Callable[[Workload, torch.dtype, bool], Prepared]:
+    """Return the peer `nbattn.attention`, heads last; `widened`: a 16-bit job in float32."""
 
     def prepare(workload: Workload, dtype: torch.dtype, training: bool) -> Prepared:
-        inputs = workload.tensors(dtype, requires_grad=training)
-        chosen = nbattn.plan(
-            workload.mask, workload.query_shape, workload.key_shape, dtype=dtype, device="cpu",
-            training=training, backend=backend,
-        ).chosen  # fmt: skip
+        if widened and dtype.itemsize != 2:
+            raise RefusedError("the dtype has no 16 bits")
+        run_in = torch.float32 if widened else dtype
+        try:
+            chosen = nbattn.plan(
+                workload.mask, workload.query_shape, workload.key_shape, dtype=run_in,
+                device="cpu", training=training, backend=backend,
+            ).chosen  # fmt: skip
+        except nbattn.NbattnError as error:
+            raise RefusedError(str(error).partition("\n")[0]) from None
+        inputs = tuple(tensor.to(run_in) for tensor in workload.tensors(dtype))
+        for tensor in inputs[:3]:
+            tensor.requires_grad_(training)
         words = {call.arguments.describe() for call in chosen.program.calls}
 
         def function(query: Tensor, key: Tensor, value: Tensor) -> Tensor:

@@ -8,15 +8,22 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from nbattn import machine
+import peak
+
+from nbattn import machine as here
 
 ROOT = Path(__file__).resolve().parent
 RESULTS = ROOT / "results"
 
 
+def machine() -> dict[str, Any]:
+    """Describe the machine, with its FMA peak."""
+    return {**here.machine(), "fma_peak": peak.facts()}
+
+
 def versions() -> dict[str, str | None]:
     """Return the versions of all packages that affect measurements, and the commit."""
-    return {**machine.versions(), "commit": commit()}
+    return {**here.versions(), "commit": commit()}
 
 
 def commit() -> str | None:

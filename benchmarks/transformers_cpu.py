@@ -145,7 +145,7 @@ def main() -> None:
     jobs = [(case, dtype) for dtype in options.dtypes.split(",") for case in cases]
     record: dict[str, Any] = {
         "date": machine.now(),
-        "machine": machine.machine(),
+        "machine": records.machine(),
         "versions": records.versions()
         | {"transformers": importlib.metadata.version("transformers")},
         "threads": options.threads,

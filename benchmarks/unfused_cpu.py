@@ -8,13 +8,12 @@ CXXFLAGS="-O3 -march=native -fopenmp -DCPU_CAPABILITY_AVX2 -DCPU_CAPABILITY=AVX2
 from __future__ import annotations
 
 import argparse
-import importlib
 import math
 import os
-import typing
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import natten_017
 import records
 import report
 import torch
@@ -48,20 +47,6 @@ CASES = [
     Case((2048,), 4, 64, 127),
     Case((12, 12, 12), 4, 32, 5),
 ]
-
-
-def natten() -> Any:
-    """Return the functions of natten 0.17, or None."""
-    # its import needs two attributes that newer torch without CUDA does not have
-    torch.cuda._device_t = typing.Union[torch.device, str, int, None]  # noqa: UP007
-    torch.cuda.get_device_capability = lambda *_: (0, 0)
-    try:
-        package = importlib.import_module("natten")
-    except ImportError:
-        return None
-    if not package.__version__.startswith("0.17"):
-        return None
-    return importlib.import_module("natten.functional")
 
 
 def passes(case: Case, functions: Any) -> dict[str, Callable[[], Any]]:
@@ -137,15 +122,16 @@ def main() -> None:
     options = parser.parse_args()
     path = None if options.quick else records.destination(options, default)
     torch.set_num_threads(1)
-    peer, rows = natten(), []
+    peer, rows = natten_017.functions(), []
     for case in CASES[:2] if options.quick else CASES:
         rows += measure(case, peer, options.rounds)
     report.console().print(table(rows))
     worst = math.inf if not peer else max(row["ratio"] for row in rows)
-    print(f"natten: {'0.17.5' if peer else 'absent'}; target: at most {TARGET}, worst {worst:.2f}")
+    found = natten_017.version() if peer else "absent"
+    print(f"natten: {found}; target: at most {TARGET}, worst {worst:.2f}")
     if path is not None:
         flags = os.environ.get("NATTEN_CXXFLAGS", "as installed")
-        record = {"machine": machine.machine(), "versions": records.versions(), "rows": rows}
+        record = {"machine": records.machine(), "versions": records.versions(), "rows": rows}
         records.write(path, record | {"natten_build": flags, "threads": 1, "target": TARGET})
 
 

@@ -80,11 +80,11 @@ class Workload:
         return f"{shape}, {self.title}, B{self.batch} H{self.heads} D{self.head_dim}"
 
 
-def _nat(name: str, side: int, dilation: int = 1) -> Workload:
+def _nat(name: str, side: int, dilation: int = 1, batch: int = 8) -> Workload:
     title = "NAT 7x7" if dilation == 1 else f"DiNAT 7x7 dilation {dilation}"
     mask = Mask.neighborhood((7, 7), dilation=dilation)
     return Workload(
-        name=name, title=title, mask=mask, space=(side, side), heads=2, head_dim=32, batch=8
+        name=name, title=title, mask=mask, space=(side, side), heads=2, head_dim=32, batch=batch
     )
 
 
@@ -112,8 +112,10 @@ _ALL = (
     _line("W1", "causal window 512", Mask.sliding_window(511), 8192),
     _line("W2", "window 255", Mask.neighborhood(255), 4096),
     _nat("W3", 56),
+    _nat("W3-B1", 56, batch=1),
     _nat("W3-28", 28),
     _nat("W3-14", 14),
+    _nat("W3-7", 7),
     _nat("W4", 56, dilation=8),
     _nat("W4b", 56, dilation=4),
     _nat("W4-28", 28, dilation=4),
@@ -126,6 +128,14 @@ _ALL = (
         mask=Mask.neighborhood((4, 8, 8)),
         space=(8, 24, 24),
         heads=8,
+        head_dim=64,
+    ),
+    Workload(
+        name="LTX",
+        title="11x11x11",
+        mask=Mask.neighborhood((11, 11, 11)),
+        space=(24, 24, 24),
+        heads=2,
         head_dim=64,
     ),
     _line("W7a", "top-left causal", Mask.causal("top-left"), 2048, 512),

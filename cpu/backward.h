@@ -6,15 +6,15 @@
 namespace nb {
 // The weights p and the gradients of scaled scores, p (dP - delta), of a piece: `lse` and `delta` are those of lanes or
 // of columns.
-template <int M, class F, class Lse, class Delta>
-NB_INLINE void weights_of(Worker<F>& w, Tile<F>& t, const Gate<F>& gate, const Piece<F>& at, Wide<F>* p, Wide<F>* ds,
+template <int M, bool kPairs, class F, class Lse, class Delta>
+NB_INLINE void weights_of(Worker<F>& w, Tile<F>& t, const Gate<F>& gate, const Piece& at, Wide<F>* p, Wide<F>* ds,
                           const Lse& lse, const Delta& delta) {
   Wide<F> s[M], g[M], slope[M];
-  scores_of<M>(w, t, at.a, s, slope);
+  scores_of<M, kPairs>(w, t, at.row, s, slope);
   NB_UNROLL for (int m = 0; m < M; ++m) s[m] = exp2_of(s[m] - lse(m));
   if (!at.whole) hide<M>(s, gate, at.first, F(0));
   NB_UNROLL for (int m = 0; m < M; ++m) p[m] = s[m];
-  dot<M>(at.b, w.row_b, t.b, w.row_b, g);
+  products_b<M, kPairs>(w, t, at.row, g);
   NB_UNROLL for (int m = 0; m < M; ++m) ds[m] = p[m] * (g[m] - delta(m));
   if (w.p.softcap != 0)
     NB_UNROLL for (int m = 0; m < M; ++m) ds[m] = ds[m] * slope[m];
@@ -24,26 +24,28 @@ inline void clear(Wide<F>* x, int n) {
   for (int i = 0; i < n; ++i) x[i] = Wide<F>{};
 }
 
-template <class F>
+template <class F, bool kPairs>
 struct GradQuery {
   static constexpr bool kForward = false;
 
-  static void begin(Worker<F>& w, Tile<F>& t, const Side& a, const Side& b, int sample) {
+  static void begin(Worker<F>& w, Tile<F>& t, const Side& a, const Side& b, const Side& out, int sample) {
     const Params& p = w.p;
-    w.load(t, a, sample, w.scale_in, t.a);
-    w.load(t, b, sample, F(1), t.b);
-    const Side out = {p.out, contiguous(p, p.heads, w.e, false), w.e};
-    w.load(t, out, sample, F(1), t.sum_b);
+    w.load_factors(t, a, sample, t.a);
+    w.load(t, b, sample, t.b);
+    w.load(t, out, sample, t.sum_b);
     t.total = Wide<F>{};
     for (int c = 0; c < w.lanes_b; ++c) t.total = t.total + t.b[c] * t.sum_b[c];
+    if (kPairs) w.load_factors(t, b, sample, t.b);
     long long at[kLanes];
     w.offsets(t, contiguous(p, p.heads, 1, false), sample, t.rows, at);
     for (int lane = 0; lane < kLanes; ++lane) {
       t.top.lane(lane) = 0;
       if (at[lane] == kNowhere) continue;
       const F lse = static_cast<const F*>(p.lse)[at[lane]];
-      t.top.lane(lane) = lse == F(-INFINITY) ? F(0) : lse * F(kLog2E);  // without keys, any number
-      if (p.grad_lse) t.total.lane(lane) -= static_cast<const F*>(p.grad_lse)[at[lane]];
+      const bool empty = lse == F(-INFINITY);  // then any numbers, but none of grad_lse, which may be NaN
+      t.top.lane(lane) = empty ? F(0) : lse * F(kLog2E);
+      if (empty) t.total.lane(lane) = 0;
+      else if (p.grad_lse) t.total.lane(lane) -= static_cast<const F*>(p.grad_lse)[at[lane]];
       F* const numbers = static_cast<F*>(p.delta) + 2 * at[lane];
       numbers[0] = t.top.lane(lane);
       numbers[1] = t.total.lane(lane);
@@ -52,9 +54,9 @@ struct GradQuery {
   }
 
   template <int M>
-  static void piece(Worker<F>& w, Tile<F>& t, const Gate<F>& gate, const Piece<F>& at) {
+  static void piece(Worker<F>& w, Tile<F>& t, const Gate<F>& gate, const Piece& at) {
     const Wide<F> lse = t.top, delta = t.total;
-    weights_of<M>(
+    weights_of<M, kPairs>(
         w, t, gate, at, w.scores + w.count, w.gradients + w.count, [&](int) { return lse; },
         [&](int) { return delta; });
   }
@@ -71,19 +73,19 @@ struct GradQuery {
   }
 };
 
-template <class F>
+template <class F, bool kPairs>
 struct GradKey {
   static void begin(Worker<F>& w, Tile<F>& t, const Side& a, const Side& b, int sample) {
-    w.load(t, a, sample, w.scale_in, t.a);
-    w.load(t, b, sample, F(1), t.b);
+    w.load_factors(t, a, sample, t.a);
+    w.load_factors(t, b, sample, t.b);
     clear(t.sum_a, w.lanes_a);
     clear(t.sum_b, w.lanes_b);
   }
 
   template <int M>
-  static void piece(Worker<F>& w, Tile<F>& t, const Gate<F>& gate, const Piece<F>& at) {
+  static void piece(Worker<F>& w, Tile<F>& t, const Gate<F>& gate, const Piece& at) {
     const F *lse = w.lse + at.row, *delta = w.delta + at.row;
-    weights_of<M>(
+    weights_of<M, kPairs>(
         w, t, gate, at, w.scores + w.count, w.gradients + w.count, [&](int m) { return wide(lse[m]); },
         [&](int m) { return wide(delta[m]); });
   }

@@ -99,6 +99,20 @@ NB_APART inline void load_rows(int, const void* data, const long long* at, int r
                                int width) {
   load_rows_of<double>(data, at, rows, step, n, to, width);
 }
+// Rows of n bfloat16, two in each of `width` words.
+NB_APART inline void load_pairs(const void* data, const long long* at, int rows, long long step, int n, uint32_t* to,
+                                int width) {
+  for (int row = 0; row < rows; ++row, to += width) {
+    const bool read = at[row] != kNowhere;
+    const Bfloat* const from = static_cast<const Bfloat*>(data) + (read ? at[row] : 0);
+    const int whole = read ? n / 2 : 0;
+    if (step == 1) memcpy(to, from, 4 * whole);
+    else
+      for (int i = 0; i < whole; ++i) to[i] = from[2 * i * step].bits | uint32_t(from[(2 * i + 1) * step].bits) << 16;
+    for (int i = whole; i < width; ++i) to[i] = 0;
+    if (read && n % 2) to[whole] = from[(n - 1) * step].bits;
+  }
+}
 NB_APART inline void store_rows(int type, void* data, const long long* at, int rows, int n, const float* from,
                                 int width) {
   if (type == kFloat) store_rows_of<float>(data, at, rows, n, from, width);

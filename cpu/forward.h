@@ -7,10 +7,24 @@
 namespace nb {
 constexpr double kLog2E = 1.4426950408889634, kLn2 = 0.6931471805599453;
 
-// The scores in units of log 2: lanes times rows of columns, softly capped. `slope` gets the derivative of the cap.
-template <int M, class F>
-NB_INLINE void scores_of(const Worker<F>& w, const Tile<F>& t, const F* rows, Wide<F> (&s)[M], Wide<F>* slope) {
-  dot<M>(rows, w.row_a, t.a, w.row_a, s);
+// Products of the lanes' rows with packed rows a or b.
+template <int M, bool kPairs, class F>
+NB_INLINE void products_a(const Worker<F>& w, const Tile<F>& t, long row, Wide<F> (&s)[M]) {
+  if constexpr (kPairs) dot_pairs<M>(w.pairs_a + row * w.pair_a, w.pair_a, t.a, w.pair_a, s);
+  else dot<M>(w.packed_a + row * w.row_a, w.row_a, t.a, w.row_a, s);
+}
+template <int M, bool kPairs, class F>
+NB_INLINE void products_b(const Worker<F>& w, const Tile<F>& t, long row, Wide<F> (&s)[M]) {
+  if constexpr (kPairs) dot_pairs<M>(w.pairs_b + row * w.pair_b, w.pair_b, t.b, w.pair_b, s);
+  else dot<M>(w.packed_b + row * w.row_b, w.row_b, t.b, w.row_b, s);
+}
+
+// The scores in units of log 2, softly capped. `slope` gets the derivative of the cap.
+template <int M, bool kPairs, class F>
+NB_INLINE void scores_of(const Worker<F>& w, const Tile<F>& t, long row, Wide<F> (&s)[M], Wide<F>* slope) {
+  products_a<M, kPairs>(w, t, row, s);
+  const Wide<F> scale = wide(w.scale_in);
+  NB_UNROLL for (int m = 0; m < M; ++m) s[m] = s[m] * scale;
   if (w.p.softcap == 0) return;
   const Wide<F> cap = wide(F(w.p.softcap * kLog2E)), one = wide(F(1));
   NB_UNROLL for (int m = 0; m < M; ++m) {
@@ -20,13 +34,13 @@ NB_INLINE void scores_of(const Worker<F>& w, const Tile<F>& t, const F* rows, Wi
   }
 }
 
-template <class F>
+template <class F, bool kPairs>
 struct Forward {
   static constexpr bool kForward = true;
   static constexpr F kNone = F(-INFINITY);
 
   static void begin(Worker<F>& w, Tile<F>& t, const Side& a, int sample) {
-    w.load(t, a, sample, w.scale_in, t.a);
+    w.load_factors(t, a, sample, t.a);
     t.started = false;
     t.top = wide(kNone);
     t.total = wide(F(0));
@@ -40,9 +54,9 @@ struct Forward {
   }
 
   template <int M>
-  static void piece(Worker<F>& w, Tile<F>& t, const Gate<F>& gate, const Piece<F>& at) {
+  static void piece(Worker<F>& w, Tile<F>& t, const Gate<F>& gate, const Piece& at) {
     Wide<F> s[M];
-    scores_of<M>(w, t, at.a, s, static_cast<Wide<F>*>(nullptr));
+    scores_of<M, kPairs>(w, t, at.row, s, static_cast<Wide<F>*>(nullptr));
     if (!at.whole) hide<M>(s, gate, at.first, kNone);
     Wide<F> highest = w.highest;
     NB_UNROLL for (int m = 0; m < M; ++m) highest = max_of(highest, s[m]);

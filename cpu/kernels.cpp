@@ -7,17 +7,19 @@
 namespace nb {
 // A call's tensors: those of rows (the lanes) and of columns, [D] and [E] numbers a row.
 struct Sides {
-  Side row_a, row_b, column_a, column_b, extra_a, extra_b;
+  Side row_a, row_b, column_a, column_b, extra_a, extra_b, out;
 };
 inline Sides sides_of(const Job& job) {
   const Params& p = job.params;
   const int d = job.head_dim, e = job.value_dim, kv_heads = p.heads / p.group;
   const Side query = {p.query, p.query_stride, d}, key = {p.key, p.key_stride, d}, value = {p.value, p.value_stride, e},
              grad_out = {p.grad_out, p.grad_out_stride, e}, extra_key = {p.extra_key, of_extra(p, kv_heads, d), d},
-             extra_value = {p.extra_value, of_extra(p, kv_heads, e), e};
-  if (job.pass == kGradKey) return {key, value, query, grad_out, extra_key, extra_value};
-  return {query, grad_out, key, value, extra_key, extra_value};
+             extra_value = {p.extra_value, of_extra(p, kv_heads, e), e}, out = {p.out, contiguous(p, p.heads, e, false), e};
+  if (job.pass == kGradKey) return {key, value, query, grad_out, extra_key, extra_value, out};
+  return {query, grad_out, key, value, extra_key, extra_value, out};
 }
+
+constexpr int kAhead = 2;  // tiles whose rows are asked for before they are needed
 
 struct Call {
   const Job& job;
@@ -105,6 +107,25 @@ inline void visit_extra(Worker<F>& w, const Call& call, int tiles, int sample, i
   }
 }
 
+// Asks for the rows of tile n, if there is one.
+template <class F>
+inline void fetch_tile(const Worker<F>& w, const Sides& s, const Side& a, const Side& b, int n, int tiles, int sample) {
+  if (n >= tiles) return;
+  w.fetch(w.tile[n], a, sample);
+  if (w.job.pass != kForward) w.fetch(w.tile[n], b, sample);
+  if (w.job.pass == kGradQuery) w.fetch(w.tile[n], s.out, sample);
+}
+// Asks for the first columns of a group.
+template <class F>
+inline void fetch_columns(const Worker<F>& w, const Sides& s, int sample, int head) {
+  Interval box[3];
+  for (int axis = 0; axis < 3; ++axis) {
+    const Interval(&run)[2] = w.group[axis].run;
+    box[axis] = run[0].size() ? run[0] : run[1];
+  }
+  w.fetch_box(s.column_a, s.column_b, box, sample, head);
+}
+
 template <class Rule, class F>
 inline void visit_all(Worker<F>& w, const Call& call, int tiles, int sample, int head) {
   each_box(w, [&](const Interval(&box)[3]) {
@@ -136,19 +157,22 @@ inline void run_queries(Worker<F>& w, const Call& call, long item) {
   const int sample = int(item / volume);
   begin_groups<false>(w, call, item % volume, sample);
   const int tiles = set_tiles<false>(w, kv_head * p.group + first, min_of(heads_of_group, p.group - first));
+  const Side &a = call.sides.row_a, &b = call.sides.row_b;
+  if (tiles == 0) return;
+  for (int n = 0; n < kAhead; ++n) fetch_tile(w, call.sides, a, b, n, tiles, sample);
+  fetch_columns(w, call.sides, sample, kv_head);
   for (int n = 0; n < tiles; ++n) {
-    if (n + 1 < tiles) w.fetch(w.tile[n + 1], call.sides.row_a, sample);
-    if constexpr (Rule::kForward) Rule::begin(w, w.tile[n], call.sides.row_a, sample);
-    else Rule::begin(w, w.tile[n], call.sides.row_a, call.sides.row_b, sample);
+    fetch_tile(w, call.sides, a, b, n + kAhead, tiles, sample);
+    if constexpr (Rule::kForward) Rule::begin(w, w.tile[n], a, sample);
+    else Rule::begin(w, w.tile[n], a, b, call.sides.out, sample);
   }
   visit_extra<Rule>(w, call, tiles, sample, kv_head);
   visit_all<Rule>(w, call, tiles, sample, kv_head);
   for (int n = 0; n < tiles; ++n) Rule::finish(w, w.tile[n], sample);
 }
 
-template <class F>
+template <class Rule, class F>
 inline void run_keys(Worker<F>& w, const Call& call, long item) {
-  typedef GradKey<F> Rule;
   const Params& p = w.p;
   const bool extra = item < call.extra_items;
   if (!extra) item -= call.extra_items;
@@ -164,7 +188,13 @@ inline void run_keys(Worker<F>& w, const Call& call, long item) {
   }
   const int tiles = set_tiles<true>(w, kv_head, 1);
   const Side &a = extra ? call.sides.extra_a : call.sides.row_a, &b = extra ? call.sides.extra_b : call.sides.row_b;
-  for (int n = 0; n < tiles; ++n) Rule::begin(w, w.tile[n], a, b, sample);
+  if (tiles == 0) return;
+  for (int n = 0; n < kAhead; ++n) fetch_tile(w, call.sides, a, b, n, tiles, sample);
+  fetch_columns(w, call.sides, sample, kv_head * p.group);
+  for (int n = 0; n < tiles; ++n) {
+    fetch_tile(w, call.sides, a, b, n + kAhead, tiles, sample);
+    Rule::begin(w, w.tile[n], a, b, sample);
+  }
   for (int head = kv_head * p.group; head < (kv_head + 1) * p.group; ++head) visit_all<Rule>(w, call, tiles, sample, head);
   for (int n = 0; n < tiles; ++n) {
     if (extra)
@@ -195,15 +225,15 @@ static char* scratch(long bytes) {
   return reinterpret_cast<char*>(own + 1);
 }
 
-template <class F>
+template <class F, bool kPairs>
 static void work(void* data) {
   Call& call = *static_cast<Call*>(data);
   Worker<F> w(call.job);
   w.lay_out(scratch(w.bytes()));
   for (long item; (item = __atomic_fetch_add(&call.next, 1, __ATOMIC_RELAXED)) < call.items;) {
-    if (call.job.pass == kForward) run_queries<Forward<F>>(w, call, item);
-    else if (call.job.pass == kGradQuery) run_queries<GradQuery<F>>(w, call, item);
-    else run_keys(w, call, item);
+    if (call.job.pass == kForward) run_queries<Forward<F, kPairs>>(w, call, item);
+    else if (call.job.pass == kGradQuery) run_queries<GradQuery<F, kPairs>>(w, call, item);
+    else run_keys<GradKey<F, kPairs>>(w, call, item);
   }
 }
 }  // namespace nb
@@ -226,5 +256,8 @@ NB_EXPORT void nb_native_run(const nb::Job* job) {
   }
   call.items += call.extra_items;
   const long threads = call.items < job->threads ? call.items : job->threads;
-  run_on(int(threads), job->type == kDouble ? work<double> : work<float>, &call);
+  void (*run)(void*) = job->type == kDouble ? work<double, false> : work<float, false>;
+  if constexpr (kHasPairs)
+    if (job->type == kBfloat) run = work<float, true>;
+  run_on(int(threads), run, &call);
 }

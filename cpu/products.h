@@ -1,5 +1,9 @@
 // products.h - the two matrix products: lanes are vectors, and every number of a row is broadcast to them.
 #pragma once
+#ifdef __AVX512BF16__
+#include <immintrin.h>
+#endif
+
 #include "vector.h"
 
 namespace nb {
@@ -21,6 +25,27 @@ NB_INLINE void dot(const F* rows, long step, const Wide<F>* lanes, int n, Wide<F
       const typename Simd<F>::V x = splat<F>(rows[m * step + d]);
       NB_UNROLL for (int v = 0; v < kVectors<F>; ++v) sum[m].v[v] += x * lanes[d].v[v];
     }
+}
+
+// The same for rows and lanes of bfloat16: two numbers in each word, and twice as many products at once. Products are
+// exact, sums are of floats. This is the only instruction that is not the compiler's choice.
+#ifdef __AVX512BF16__
+constexpr bool kHasPairs = true;
+NB_INLINE Simd<float>::V add_pairs(Simd<float>::V sum, uint32_t row, Simd<float>::V lanes) {
+  const __m512i both = _mm512_set1_epi32(int(row));
+  return (Simd<float>::V)_mm512_dpbf16_ps((__m512)sum, (__m512bh)both, (__m512bh)lanes);
+}
+#else
+constexpr bool kHasPairs = false;
+NB_INLINE Simd<float>::V add_pairs(Simd<float>::V sum, uint32_t, Simd<float>::V) { return sum; }
+#endif
+template <int M>
+NB_INLINE void dot_pairs(const uint32_t* rows, long step, const Wide<float>* lanes, int n, Wide<float> (&sum)[M]) {
+  NB_UNROLL for (int m = 0; m < M; ++m) sum[m] = Wide<float>{};
+  for (int d = 0; d < n; ++d)
+    NB_UNROLL for (int m = 0; m < M; ++m)
+      NB_UNROLL for (int v = 0; v < kVectors<float>; ++v)
+        sum[m].v[v] = add_pairs(sum[m].v[v], rows[m * step + d], lanes[d].v[v]);
 }
 
 // to[m] = factor * to[m] + sum over j of row[j][m] * weights[j]; with no factor, to[m] is set.

@@ -68,6 +68,7 @@ inline void begin_group(AxisGroup<F>& group, const Job& job, const int (&coordin
   };
   const int count = clamp_to((kKeyRows ? c.held_keys : c.held_queries).size() - m, 0, extent);
   group.tiles = ceil_div(count, rows);
+  group.run[0] = group.run[1] = {0, 0};
   if (count == 0) return;
   traverse(m, count);
   group.column = t.column;

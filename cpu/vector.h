@@ -123,7 +123,8 @@ NB_INLINE typename Simd<F>::V exp2_of(typename Simd<F>::V x) {
   const V c = x < least ? least : x, t = c + magic, r = c - (t - magic);
   V p = splat<F>(E::c[0]);
   NB_UNROLL for (unsigned i = 1; i < sizeof(E::c) / sizeof(F); ++i) p = p * r + E::c[i];
-  const V y = (V)((I)p + ((I)t << E::kShift));
+  // A product, since the sum of p's bits and the exponent would be a number for some NaN.
+  const V y = p * (V)(((I)t << E::kShift) + (I)splat<F>(F(1)));
   return x < least ? V{} : y;
 }
 template <class F>
@@ -205,9 +206,9 @@ struct Square {
   static NB_INLINE void transpose(V (&x)[L]) { exchange<1>(x); }
 };
 
-// to[c] = factor times the numbers of column c in 16 rows of `columns` numbers, a multiple of 16.
+// to[c] = the numbers of column c in 16 rows of `columns` numbers, a multiple of 16; bits are kept.
 template <class F>
-inline void rows_to_lanes(const F* rows, int columns, Wide<F>* to, F factor) {
+inline void rows_to_lanes(const F* rows, int columns, Wide<F>* to) {
   constexpr int L = Square<F>::L;
   typedef typename Simd<F>::V V;
   for (int v = 0; v < kVectors<F>; ++v)
@@ -215,7 +216,7 @@ inline void rows_to_lanes(const F* rows, int columns, Wide<F>* to, F factor) {
       V x[L];
       NB_UNROLL for (int i = 0; i < L; ++i) x[i] = *reinterpret_cast<const V*>(rows + (v * L + i) * columns + c);
       Square<F>::transpose(x);
-      NB_UNROLL for (int i = 0; i < L; ++i) to[c + i].v[v] = x[i] * splat<F>(factor);
+      NB_UNROLL for (int i = 0; i < L; ++i) to[c + i].v[v] = x[i];
     }
 }
 // The inverse; each lane has its factor.

@@ -1,6 +1,5 @@
 // visit.h - a tile's columns inside a packed box, in pieces of a few neighbouring columns.
 #pragma once
-#include "products.h"
 #include "worker.h"
 
 namespace nb {
@@ -59,21 +58,23 @@ NB_INLINE void hide(Wide<F> (&x)[M], const Gate<F>& gate, int first, F hidden) {
   }
 }
 
-template <class F>
-struct Piece {      // neighbouring columns
-  const F *a, *b;   // their packed rows
-  long row;         // number of the first of these rows
-  int first;        // coordinate of the first on the last axis
-  bool whole;       // every lane attends to all of them
+struct Piece {  // neighbouring columns
+  long row;     // the first one's packed row
+  int first;    // its coordinate on the last axis
+  bool whole;   // every lane attends to all of them
 };
 
 inline bool in_full(const Interval (&full)[2], Interval x) { return within(x, full[0]) || within(x, full[1]); }
 
-// The kernels of a pass for 1 to `kRowsAtOnce` columns.
+// The kernels of a pass for 1 to `kRowsAtOnce` columns, of doubles only for powers of two: they compile faster.
 template <class Rule, class F>
 struct Pieces {
-  typedef void (*Kernel)(Worker<F>&, Tile<F>&, const Gate<F>&, const Piece<F>&);
-  static constexpr int at_most(int m) { return m < kRowsAtOnce<F> ? m : kRowsAtOnce<F>; }
+  typedef void (*Kernel)(Worker<F>&, Tile<F>&, const Gate<F>&, const Piece&);
+  static constexpr int at_most(int m) {
+    if (sizeof(F) == 8) m = m >= 8 ? 8 : m >= 4 ? 4 : m >= 2 ? 2 : 1;
+    while (m > kRowsAtOnce<F>) m = sizeof(F) == 8 ? m / 2 : m - 1;
+    return m;
+  }
   static constexpr Kernel of[] = {Rule::template piece<at_most(1)>, Rule::template piece<at_most(2)>,
                                   Rule::template piece<at_most(3)>, Rule::template piece<at_most(4)>,
                                   Rule::template piece<at_most(5)>, Rule::template piece<at_most(6)>,
@@ -87,13 +88,12 @@ template <class Rule, class F>
 NB_APART void visit_line(Worker<F>& w, Tile<F>& t, const Gate<F>& gate, long row, int x, int count, bool full,
                        const Interval (&within_full)[2]) {
   constexpr int kMost = kRowsAtOnce<F>;
-  const int pieces = (count + kMost - 1) / kMost, first = x;
-  for (int i = 0; i < pieces; ++i) {
-    const int size = first + count * (i + 1) / pieces - x;
+  const int stop = x + count;
+  for (int pieces = (count + kMost - 1) / kMost; x < stop; --pieces) {  // of nearly the same size: short ones are slow
+    const int size = Pieces<Rule, F>::at_most(pieces > 1 ? (stop - x + pieces - 1) / pieces : min_of(stop - x, kMost));
     if (w.count + size > kScores) Rule::flush(w, t);
     const bool whole = full && in_full(within_full, {x, x + size});
-    Pieces<Rule, F>::of[size - 1](w, t, gate,
-                                  {w.packed_a + row * w.row_a, w.packed_b + row * w.row_b, row, x, whole});
+    Pieces<Rule, F>::of[size - 1](w, t, gate, {row, x, whole});
     for (int m = 0; m < size; ++m) {
       w.at_a[w.count + m] = w.packed_a + (row + m) * w.row_a;
       w.at_b[w.count + m] = w.packed_b + (row + m) * w.row_b;

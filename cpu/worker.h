@@ -1,5 +1,6 @@
 // worker.h - one thread's memory: the tiles of a group, packed rows of columns, scores; and how tensors get there.
 #pragma once
+#include "products.h"
 #include "tiles.h"
 
 namespace nb {
@@ -26,13 +27,17 @@ struct Worker {
   Wide<F> *scores, *gradients;
   const F **at_a, **at_b;  // for each score, the packed rows of its column
   F *packed_a, *packed_b, *lse, *delta, *rows;
-  F scale_in;              // of the lanes' numbers a
+  bool pairs;                      // bfloat16, multiplied two at a time: then tiles have pairs, too, and
+  uint32_t *pairs_a, *pairs_b;     // packed rows are kept as pairs where they are multiplied with them
+  int pair_a, pair_b;              // words of a row
+  F scale_in;                      // of scores
   Wide<F> highest;         // of the scores since the last flush
   int count = 0;           // of these scores
   int coordinate[4][kLanes];  // of the lanes in a tile: head, then the three axes
 
-  static constexpr bool has_b(int pass) { return pass != kForward; }
-  static constexpr bool has_sum_a(int pass) { return pass != kForward; }
+  // Whether rows are packed as numbers: those that are only multiplied with lanes are not, if they are pairs.
+  bool needs_a() const { return !pairs || job.pass != kForward; }
+  bool needs_b() const { return !pairs || job.pass != kGradQuery; }
 
   // Lays out the memory from `memory` on, or from null to count the bytes.
   char* lay_out(char* memory) {
@@ -62,8 +67,10 @@ struct Worker {
     at_a = reinterpret_cast<const F**>(take(kScores * long(sizeof(F*))));
     at_b = reinterpret_cast<const F**>(take(kScores * long(sizeof(F*))));
     rows = reinterpret_cast<F*>(take(kLanes * long(sizeof(F)) * max_of(lanes_a, lanes_b)));
-    packed_a = reinterpret_cast<F*>(take(capacity * row_a * long(sizeof(F))));
-    packed_b = reinterpret_cast<F*>(take(capacity * row_b * long(sizeof(F))));
+    packed_a = reinterpret_cast<F*>(take(needs_a() ? capacity * row_a * long(sizeof(F)) : 0));
+    packed_b = reinterpret_cast<F*>(take(needs_b() ? capacity * row_b * long(sizeof(F)) : 0));
+    pairs_a = reinterpret_cast<uint32_t*>(take(pairs ? capacity * pair_a * 4l : 0));
+    pairs_b = reinterpret_cast<uint32_t*>(take(pairs && job.pass != kForward ? capacity * pair_b * 4l : 0));
     lse = reinterpret_cast<F*>(take(job.pass == kGradKey ? capacity * long(sizeof(F)) : 0));
     delta = reinterpret_cast<F*>(take(job.pass == kGradKey ? capacity * long(sizeof(F)) : 0));
     return at;
@@ -77,6 +84,9 @@ struct Worker {
     lanes_a = rounded(d, kLanes);
     lanes_b = rounded(e, kLanes);
     kv_heads = p.heads / p.group;
+    pairs = kHasPairs && sizeof(F) == 4 && job.type == kBfloat;
+    pair_a = rounded(d, 4) / 2;
+    pair_b = rounded(e, 4) / 2;
     capacity = kRowBytes / (long(sizeof(F)) * (row_a + row_b));
     if (capacity < 16) capacity = 16;
     for (int axis = 0; axis < 4; ++axis)
@@ -99,13 +109,22 @@ struct Worker {
     offsets(t, side.stride, sample, t.valid, at);
     fetch_rows(job.type, side.data, at, kLanes, side.length);
   }
-  // to[c] = factor * channel c of the tile's rows; 0 for rows that may not be read.
-  void load(const Tile<F>& t, const Side& side, int sample, F factor, Wide<F>* to) {
+  // to[c] = channel c of the tile's rows; 0 for rows that may not be read.
+  void load(const Tile<F>& t, const Side& side, int sample, Wide<F>* to) {
     const int size = rounded(side.length, kLanes);
     long long at[kLanes];
     offsets(t, side.stride, sample, t.valid, at);
     load_rows(job.type, side.data, at, kLanes, side.stride.channel, side.length, rows, size);
-    rows_to_lanes(rows, size, to, factor);
+    rows_to_lanes(rows, size, to);
+  }
+  // The same for what is multiplied with packed rows: as pairs where these are pairs.
+  void load_factors(const Tile<F>& t, const Side& side, int sample, Wide<F>* to) {
+    if (!pairs) return load(t, side, sample, to);
+    const int size = rounded((side.length + 1) / 2, kLanes);
+    long long at[kLanes];
+    offsets(t, side.stride, sample, t.valid, at);
+    load_pairs(side.data, at, kLanes, side.stride.channel, side.length, reinterpret_cast<uint32_t*>(rows), size);
+    rows_to_lanes(rows, size, to);
   }
   // The inverse, into a contiguous tensor.
   void store(const Tile<F>& t, void* data, const Strides& s, int length, int sample, const Wide<F>* from,
@@ -119,45 +138,73 @@ struct Worker {
 
   // Copies rows to the packed ones, from number `first` on.
   void pack_rows(const Side& a, const Side& b, const long long* at_a, const long long* at_b, int count, long first) {
-    load_rows(job.type, a.data, at_a, count, a.stride.channel, d, packed_a + first * row_a, row_a);
-    load_rows(job.type, b.data, at_b, count, b.stride.channel, e, packed_b + first * row_b, row_b);
+    if (needs_a()) load_rows(job.type, a.data, at_a, count, a.stride.channel, d, packed_a + first * row_a, row_a);
+    if (needs_b()) load_rows(job.type, b.data, at_b, count, b.stride.channel, e, packed_b + first * row_b, row_b);
+    if (!pairs) return;
+    load_pairs(a.data, at_a, count, a.stride.channel, d, pairs_a + first * pair_a, pair_a);
+    if (job.pass != kForward) load_pairs(b.data, at_b, count, b.stride.channel, e, pairs_b + first * pair_b, pair_b);
   }
-  // Copies the rows of a box of columns, the last axis fastest, of one sample and head: a few rows at a time, after
-  // asking for the next few.
-  NB_APART void pack(const Side& a, const Side& b, const Interval (&box)[3], int sample, int head) {
-    constexpr int kFew = 16;
+  // The offsets of the rows of a box of columns, the last axis fastest, a few at a time.
+  struct Rows {
+    const Side &a, &b;
+    const Interval (&box)[3];
+    const int sample, head;
+    int x[3];
+    long done, total;  // rows
+  };
+  Rows rows_of(const Side& a, const Side& b, const Interval (&box)[3], int sample, int head) const {
     const long total = long(box[0].size()) * box[1].size() * box[2].size();
-    const long long from_a = sample * a.stride.batch + head * a.stride.head;
-    const long long from_b = sample * b.stride.batch + head * b.stride.head;
-    int x[3] = {box[0].lo, box[1].lo, box[2].lo};
-    long long at_a[2][kFew], at_b[2][kFew];
-    for (long n = -kFew; n < total; n += kFew) {
-      const int next = int(n / kFew & 1), now = 1 - next;  // halves of the two lists
-      const long start = n + kFew;
-      const int coming = int(total - start < kFew ? total - start : kFew);
-      for (int i = 0; i < coming; ++i) {
-        at_a[next][i] = from_a;
-        at_b[next][i] = from_b;
-        long long row = sample;
-        for (int axis = 0; axis < 3; ++axis) {
-          const long long at = group[axis].column.position(x[axis]);
-          at_a[next][i] += at * a.stride.axis[axis];
-          at_b[next][i] += at * b.stride.axis[axis];
-          row = row * p.held[axis].queries + at;
-        }
-        if (job.pass == kGradKey) {
-          const F* const numbers = static_cast<const F*>(p.delta) + (row * p.heads + head) * 2;
-          lse[start + i] = numbers[0];
-          delta[start + i] = numbers[1];
-        }
-        for (int axis = 2; axis >= 0 && ++x[axis] == box[axis].hi; --axis) x[axis] = box[axis].lo;
+    return {a, b, box, sample, head, {box[0].lo, box[1].lo, box[2].lo}, 0, total};
+  }
+  static constexpr int kFew = 16;
+  struct Few {
+    long first;
+    int count;
+    long long at_a[kFew], at_b[kFew];
+  };
+  // The next few rows, which are asked for; dK and dV also need numbers of the queries.
+  NB_APART void next(Rows& r, Few& few, bool numbers) const {
+    const long long from_a = r.sample * r.a.stride.batch + r.head * r.a.stride.head;
+    const long long from_b = r.sample * r.b.stride.batch + r.head * r.b.stride.head;
+    few.first = r.done;
+    few.count = int(r.total - r.done < kFew ? r.total - r.done : kFew);
+    for (int i = 0; i < few.count; ++i) {
+      long long at_a = from_a, at_b = from_b, row = r.sample;
+      for (int axis = 0; axis < 3; ++axis) {
+        const long long at = group[axis].column.position(r.x[axis]);
+        at_a += at * r.a.stride.axis[axis];
+        at_b += at * r.b.stride.axis[axis];
+        row = row * p.held[axis].queries + at;
       }
-      if (coming > 0) {
-        fetch_rows(job.type, a.data, at_a[next], coming, d);
-        fetch_rows(job.type, b.data, at_b[next], coming, e);
+      few.at_a[i] = at_a;
+      few.at_b[i] = at_b;
+      if (numbers) {
+        const F* const from = static_cast<const F*>(p.delta) + (row * p.heads + r.head) * 2;
+        lse[r.done + i] = from[0];
+        delta[r.done + i] = from[1];
       }
-      if (n >= 0) pack_rows(a, b, at_a[now], at_b[now], int(total - n < kFew ? total - n : kFew), n);
+      for (int axis = 2; axis >= 0 && ++r.x[axis] == r.box[axis].hi; --axis) r.x[axis] = r.box[axis].lo;
     }
+    r.done += few.count;
+    fetch_rows(job.type, r.a.data, few.at_a, few.count, d);
+    fetch_rows(job.type, r.b.data, few.at_b, few.count, e);
+  }
+  // Copies the rows of a box, a few at a time, after asking for the next few.
+  void pack(const Side& a, const Side& b, const Interval (&box)[3], int sample, int head) {
+    Rows r = rows_of(a, b, box, sample, head);
+    Few few[2];
+    const bool numbers = job.pass == kGradKey;
+    next(r, few[0], numbers);
+    for (int now = 0; few[now].count; now = 1 - now) {
+      next(r, few[1 - now], numbers);
+      pack_rows(a, b, few[now].at_a, few[now].at_b, few[now].count, few[now].first);
+    }
+  }
+  // Asks for the first rows of a box.
+  void fetch_box(const Side& a, const Side& b, const Interval (&box)[3], int sample, int head) const {
+    Rows r = rows_of(a, b, box, sample, head);
+    Few few;
+    next(r, few, false);
   }
 };
 }  // namespace nb

@@ -8,6 +8,7 @@ it again.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from nbattn.backends import families
 from nbattn.backends.inputs import Gradients, Inputs, accumulate_dtype, layout_of
+from nbattn.errors import BackendError
 from nbattn.mask import Mask
 from nbattn.planner import planner
 from nbattn.planner.plan import Plan
@@ -76,9 +78,17 @@ def forward(
     candidate = plan.chosen
     if keep_lse and not _gives_lse(candidate, kind):
         candidate = next((c for c in _accepted(plan) if _gives_lse(c, kind)), candidate)
-    backend = families.runner(candidate.runner)
-    with _without_autocast(kind):
-        return backend.forward(candidate.program, inputs, return_lse=return_lse or keep_lse)
+    wanted = return_lse or keep_lse
+
+    def run(candidate: Candidate) -> tuple[Tensor, Tensor | None]:
+        backend = families.runner(candidate.runner)
+        with _without_autocast(kind):
+            return backend.forward(candidate.program, inputs, return_lse=wanted)
+
+    try:
+        return run(candidate)
+    except BackendError as error:
+        return run(_instead(plan, candidate, error))
 
 
 def backward(
@@ -94,9 +104,30 @@ def backward(
     candidate = plan.chosen
     if not recomputes_lse(candidate, inputs) and _is_unknown(lse):
         candidate = next((c for c in _accepted(plan) if recomputes_lse(c, inputs)), candidate)
-    backend = families.runner(candidate.runner)
-    with _without_autocast(kind):
-        return backend.backward(candidate.program, inputs, out, lse, grad_out, grad_lse)
+
+    def run(candidate: Candidate) -> Gradients:
+        backend = families.runner(candidate.runner)
+        with _without_autocast(kind):
+            return backend.backward(candidate.program, inputs, out, lse, grad_out, grad_lse)
+
+    try:
+        return run(candidate)
+    except BackendError as error:
+        return run(_instead(plan, candidate, error))
+
+
+def _instead(plan: Plan, candidate: Candidate, error: BackendError) -> Candidate:
+    """Returns the cheapest other candidate where kernels that "auto" chose turn out not to compile
+    on this machine, with a warning. Any other error, and that of an explicit choice, is raised.
+    """
+    if plan.request.backend != families.AUTO or not families.is_missing(candidate.runner):
+        raise error
+    other = next((c for c in _accepted(plan) if c.runner != candidate.runner), None)
+    if other is None:
+        raise error
+    text = f"{candidate.name} does not work here, {other.name} runs instead: {error}"
+    warnings.warn(text, RuntimeWarning, stacklevel=2)
+    return other
 
 
 def unknown_lse(query: Tensor) -> Tensor:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import gc
 import os
+import shutil
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -22,9 +25,11 @@ settings.register_profile(
 settings.register_profile(
     "deep", settings.get_profile("clockless"), max_examples=5000, derandomize=False
 )
-# No plan depends on what a user has measured. A variable that is set wins: on a GPU, processes that
-# share a cache compile each kernel once.
-os.environ.setdefault("NBATTN_CACHE", "off")
+# No plan depends on what a user has measured, and the processes of a run share a cache: each kernel
+# is compiled once. A variable that is set wins.
+if "NBATTN_CACHE" not in os.environ:
+    os.environ["NBATTN_CACHE"] = tempfile.mkdtemp(prefix="nbattn-tests-")
+    atexit.register(shutil.rmtree, os.environ["NBATTN_CACHE"], ignore_errors=True)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 
 

@@ -48,6 +48,9 @@ CUDA_MEANING = "nbattn/backends/cuda/meaning.py"
 CUDA_PIPES = "nbattn/backends/cuda/pipes.py"
 CUDA_TILES = "nbattn/backends/cuda/tiles.py"
 TILE_TRAVERSAL = "nbattn/program/tile_traversal.py"
+NATIVE_MEANING = "nbattn/backends/native/meaning.py"
+NATIVE_TILES = "nbattn/backends/native/tiles.py"
+NATIVE_COSTS = "nbattn/backends/native/costs.py"
 CUDA = "nbattn/backends/cuda/run.py"
 MEASURED_TILES = "nbattn/backends/cuda/measured_tiles.py"
 KERNEL_TIMES = "nbattn/backends/cuda/kernel_times.py"
@@ -75,8 +78,9 @@ FUSED, UNFUSED, NEIGHBORHOOD_GATHER, LEGACY, MODULES, PARAMETERS, DINAT = (
         *("fused", "unfused", "neighborhood_gather", "legacy", "modules", "parameters", "dinat"),
     )
 )
-SOURCES, NVRTC, CUBINS, LAUNCH = (
-    f"nbattn/kernels/{name}.py" for name in ("sources", "nvrtc", "cubins", "launch")
+SOURCES, NVRTC, CUBINS, LAUNCH, STORE, HOST, COMPILERS = (
+    f"nbattn/kernels/{name}.py"
+    for name in ("sources", "nvrtc", "cubins", "launch", "store", "host", "compilers")
 )
 WARP, MEMORY, COPIES, FIBERS, EMULATOR, TWINS = (
     f"tests/emulator/{name}"
@@ -200,7 +204,15 @@ MUTANTS = [
     Mutant("bends-of-prefix", ROWS, "ends = {*corners, axis.prefix}", "ends = {*corners}",
            "geometry"),
     Mutant("bends-of-walks", TILE_TRAVERSAL, "for u in bends(self.axis.spec, corners)]",
-           "for u in bends(self.axis.spec, corners[:1])]", "program/tile_traversal"),
+           "for u in bends(self.axis.spec, {0})]", "program/tile_traversal"),
+    Mutant("bends-of-held-walks", TILE_TRAVERSAL, "corners |= {end + lap for end in",
+           "corners |= {0 * end * lap for end in", "whole/parts_of_axes"),
+    Mutant("walk-held-keys", TILE_TRAVERSAL, "(group.first, group.skip) if keys",
+           "(group.first, 0) if keys", "whole/parts_of_axes backends/native/meaning"),
+    Mutant("walk-held-rows", TILE_TRAVERSAL, "(group.skip, group.keys) if self.inverse",
+           "(0, group.keys) if self.inverse", "whole/parts_of_axes backends/native/meaning"),
+    Mutant("walk-not-cut", TILE_TRAVERSAL, "return hull if self.axis.held is None else",
+           "return hull if self.axis.held != () else", "whole/parts_of_axes"),
     Mutant("series-short", PIECEWISE_SUM,
            "(b - a) // 2 for n", "(b - a - 1) // 2 for n",
            "piecewise_sum program/tile_traversal geometry_tiles"),
@@ -220,6 +232,33 @@ MUTANTS = [
     Mutant("walk-prefix-seam", TILE_TRAVERSAL, "np.where(prefixed & (last >= axis.prefix), after,",
            "np.where(prefixed, head,",
            "program/tile_traversal"),
+    # the native kernels: tiles, costs, arguments
+    Mutant("native-lanes-unfilled", NATIVE_TILES, "last * (LANES // math.prod(largest))", "last",
+           "backends/native/tiles"),
+    Mutant("native-scratch", NATIVE_TILES, "LANES * max(STATE", "LANES * max(8 * STATE",
+           "backends/native/tiles"),
+    Mutant("native-few-items", NATIVE_TILES, "_WAITING = 8 / 2", "_WAITING = 0",
+           "backends/native/tiles"),
+    Mutant("native-tiny-items", NATIVE_TILES, "WORTH = 20e-6", "WORTH = 1e-9",
+           "backends/native/tiles"),
+    Mutant("native-heads-of-columns", NATIVE_TILES, "return Work(columns * times, others,",
+           "return Work(columns, others,", "backends/native/tiles"),
+    Mutant("native-inverse-by-queries", NATIVE_TILES, "Traversal(axis, inverse=True)",
+           "Traversal(axis)", "backends/native/tiles"),
+    Mutant("native-tiles-of-one-head", NATIVE_TILES, "of_heads = -(-self.heads // rows[0])",
+           "of_heads = self.heads // rows[0]", "backends/native/tiles"),
+    Mutant("native-products", NATIVE_COSTS, '"grad_key": 2 * (keys + values)',
+           '"grad_key": 2 * keys + values', "backends/native/costs"),
+    Mutant("native-pairs-of-lanes", NATIVE_COSTS, "per_head = LANES / request",
+           "per_head = 1 / request", "backends/native/costs"),
+    Mutant("native-free-extra-keys", NATIVE_COSTS, "(work.columns + work.extra)", "(work.columns)",
+           "backends/native/costs"),
+    Mutant("native-without-compiler", NATIVE_MEANING, "if not exceeded and PACKAGE",
+           "if exceeded and PACKAGE", "backends/native/candidates"),
+    Mutant("native-backward-unproved", NATIVE_MEANING, "(self.grad_key, True))",
+           "(self.grad_query, False))", "backends/native/meaning"),
+    Mutant("native-blocks-inverse", NATIVE_MEANING, "*extents, inverse=backward",
+           "*extents, inverse=False", "backends/native/meaning"),
     # the CUDA kernels: tiles, arguments, launches
     Mutant("cuda-shared-bytes", CUDA_TILES, "stage = columns * (head + value + 8 *",
            "stage = columns * (head + value + 4 *", "backends/cuda/run"),
@@ -702,14 +741,38 @@ MUTANTS = [
            "kernels/cubins"),
     Mutant("memory-of-one-target", CUBINS, "_memory.get((variant, arch))",
            "next((c for (v, _), c in _memory.items() if v == variant), None)", "kernels/cubins"),
-    Mutant("cubin-not-hashed", CUBINS, "hashlib.sha256(rest)", "hashlib.sha256(rest[:200])",
+    Mutant("cubin-not-hashed", STORE, "hashlib.sha256(rest)", "hashlib.sha256(rest[:200])",
+           "kernels/cubins kernels/host"),
+    Mutant("parts-are-evicted", STORE, 'if path.name.startswith("."):', "if False:",
            "kernels/cubins"),
-    Mutant("parts-are-evicted", CUBINS, 'if path.name.startswith("."):', "if False:",
-           "kernels/cubins"),
-    Mutant("youngest-go-first", CUBINS, "in sorted(files)", "in sorted(files, reverse=True)",
+    Mutant("youngest-go-first", STORE, "in sorted(files)", "in sorted(files, reverse=True)",
            "kernels/cubins"),
     Mutant("published-in-place", "nbattn/cache.py", "            part.replace(path)",
            "            part.unlink()\n            path.write_bytes(content)", "kernels/cubins"),
+    Mutant("library-of-other-sources", HOST, "(STORE.form, VERSION, text,", "(STORE.form, VERSION,",
+           "kernels/host"),
+    Mutant("library-of-another-processor", HOST, "compilers.FLAGS, processor.identity())",
+           "compilers.FLAGS)", "kernels/host"),
+    Mutant("library-of-another-compiler", HOST, "{_base(text)}-{compiler.identity[:32]}",
+           "{_base(text)}-", "kernels/host"),
+    Mutant("all-processes-compile", HOST, "    with STORE.locked() as folder:\n        if (entry",
+           "    folder = STORE.prepare()\n    if True:\n        if (entry", "kernels/host"),
+    Mutant("waiting-processes-compile", HOST, "        if (entry := STORE.read(name)) is None:",
+           "        if True:", "kernels/host"),
+    Mutant("failures-are-tried-again", HOST, "                _failure = error\n", "",
+           "kernels/host"),
+    Mutant("loads-the-cached-path", HOST, "return ctypes.CDLL(file.name)",
+           "return ctypes.CDLL(str(next(Path(folder).glob('[0-9a-f]*'))))", "kernels/host"),
+    Mutant("wrong-cxx-falls-back", COMPILERS, "        return _named(named)\n",
+           "        try:\n            return _named(named)\n"
+           "        except BackendError:\n            pass\n",
+           "kernels/compilers kernels/host"),
+    Mutant("old-compilers-are-taken", COMPILERS, "if version[0] < _OLDEST[kind]:", "if False:",
+           "kernels/compilers"),
+    Mutant("kind-by-name", COMPILERS, 'if "__clang_major__" not in found:',
+           'if "g++" in command[0]:', "kernels/compilers"),
+    Mutant("identity-without-target", COMPILERS, ", *sorted(macros.splitlines())", "",
+           "kernels/compilers kernels/host"),
     Mutant("tiles-that-spill", "nbattn/backends/cuda/tiles.py", '("fwd", 2, 64): 176',
            '("fwd", 2, 64): 192', "whole/compile_matrix"),
     # launches
@@ -810,7 +873,7 @@ MUTANTS = [
            "    calls = _program(candidate).calls\n"
            "    for _ in range(request.query_count):\n        pass\n    for call",
            "planner/proof planner/plan config/init"),
-    Mutant("reads-a-cubin-line-by-line", CUBINS, '    first, _, rest = content.partition(b"\\n")\n',
+    Mutant("reads-a-cubin-line-by-line", STORE, '    first, _, rest = content.partition(b"\\n")\n',
            '    for _ in content.split(b"\\n"):\n        pass\n'
            '    first, _, rest = content.partition(b"\\n")\n', "kernels/cubins"),
     Mutant("launches-made-again", CUDA, "@lru_cache(1024)\ndef _launches(",
@@ -828,7 +891,7 @@ MUTANTS = [
 
 def copied(source: Path, target: Path) -> None:
     """What the tests need, without caches."""
-    for name in ("nbattn", "tests", "configs", "cuda"):
+    for name in ("nbattn", "tests", "configs", "cpu", "cuda"):
         shutil.copytree(source / name, target / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(source / name, target)

@@ -6,10 +6,13 @@ from typing import Any
 
 import pytest
 import torch
+import torch_only
 from fake_bench import DINAT, SHAPE, fake, plan
 
 from nbattn import Mask, Plan, bench, execute
 from nbattn.bench import Effort, Tensors
+
+torch_only = torch_only.torch_only  # a fixture: no native kernels
 
 # Who is measured.
 

@@ -11,13 +11,15 @@ import time
 from importlib import metadata
 from pathlib import Path
 
+import host_kernels
 import pytest
+from host_kernels import needs_compiler
 from probe_kernel import absent, needs_nvrtc
 
 from nbattn import doctor
 from nbattn.backends import families
 from nbattn.cli import doctor as command
-from nbattn.kernels import check, cubins, nvrtc
+from nbattn.kernels import check, compilers, cubins, host, nvrtc, sources
 from nbattn.planner import cost_table
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -376,6 +378,66 @@ def test_kernels_without_cupy_or_nvrtc_name_what_to_install(
     assert facts["kernels"]["launcher"]["missing"].startswith(f"CuPy is not installed: {fix}")
     for part in ("compiler", "compile"):
         assert facts["kernels"][part]["error"].startswith("BackendError: NVRTC is nowhere. fix: ")
+    assert facts["usable"] is True
+
+
+@needs_compiler
+def test_cpu_kernels_are_compiled_and_cached(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cpu_kernels(tmp_path, monkeypatch)
+    compiler = check.host_compiler()
+    assert Path(compiler["path"].split()[0]).is_file()
+    report = check.host_library()
+    (path,) = (tmp_path / "cache" / "libraries").iterdir()
+    assert report == {
+        "lanes": 16,
+        "compiler": compiler["version"],
+        "seconds": report["seconds"],
+        "path": str(path),
+        "bytes": path.stat().st_size,
+        "works": True,
+    }
+    path.parent.chmod(0o777)
+    report = check.host_library()
+    assert (report["works"], report["path"]) == (False, str(path.parent))
+    assert report["problem"].startswith(f"{path.parent} is writable by others: chmod go-w")
+    monkeypatch.setenv("NBATTN_CACHE", "off")
+    assert check.host_library()["path"] is None
+    host.forget()
+
+
+@needs_compiler
+def test_cpu_kernels_that_do_not_compile_show_the_message(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = cpu_kernels(tmp_path, monkeypatch)
+    (folder / "cpu" / "lanes.h").write_text("#error no lanes\n")
+    found = doctor._guarded(lambda: doctor._kernels("CPU library", {}))
+    assert found["error"].startswith("BackendError: the CPU kernels do not compile with ")
+    assert "cpu/lanes.h:1" in found["error"]
+    assert "no lanes" in found["error"]
+    host.forget()
+
+
+def cpu_kernels(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Small kernels, and a cache of their own."""
+    host_kernels.write(folder)
+    monkeypatch.setattr(sources, "host_directory", lambda: folder / "cpu")
+    monkeypatch.setenv("NBATTN_CACHE", str(folder / "cache"))
+    host.forget()
+    return folder
+
+
+def test_without_a_compiler_the_cpu_kernels_name_what_to_install(
+    import_folder: Path,
+) -> None:
+    facts = json.loads(run("--json", path=import_folder, CXX="", PATH="/nowhere").stdout)
+    for part in ("CPU compiler", "CPU library"):
+        assert facts["kernels"][part]["error"] == (
+            "BackendError: no C++ compiler for the CPU kernels fix: "
+            + compilers.fix().replace("  ", " ")
+        )
     assert facts["usable"] is True
 
 

@@ -10,7 +10,8 @@ import torch
 from plan_calls import CAUSAL, close, tensors
 
 import nbattn
-from nbattn import BackendError, execute
+from nbattn import BackendError, Mask, execute
+from nbattn.kernels import host
 from nbattn.planner import planner
 from nbattn.planner.plan import Plan
 from nbattn.planner.planner import Signature
@@ -109,3 +110,26 @@ def test_plan_run_refuses_vmap_and_fullgraph_compilers() -> None:
     broken = torch.compile(lambda *t: plan.run(*t) * 2, backend="eager")  # runs it outside
     close(broken(*given), plan.run(*given) * 2)
     torch._dynamo.reset()
+
+
+def test_auto_runs_another_backend_where_its_kernels_turn_out_not_to_compile(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def broken() -> object:
+        raise host._failure
+
+    mask, tensors = Mask.neighborhood(5), [torch.randn(1, 40, 2, 8) for _ in range(3)]
+    plan = nbattn.plan(mask, (1, 40, 2, 8), dtype=torch.float32, training=True, device="cpu")
+    assert plan.chosen.runner == "native"
+    want = nbattn.attention(*tensors, mask, backend="reference")
+    monkeypatch.setattr(host, "_failure", BackendError("a header is missing", "apt install it."))
+    monkeypatch.setattr(host, "library", broken)
+    leaves = [tensor.requires_grad_() for tensor in tensors]
+    with pytest.warns(RuntimeWarning, match="native/window does not work here, tiled/tile runs"):
+        out = plan.run(*leaves)
+    torch.testing.assert_close(out, want)
+    out.sum().backward()  # the forward gave no logsumexp, so that tiles compute it again
+    assert all(leaf.grad is not None for leaf in leaves)
+    chosen = nbattn.plan(mask, (1, 40, 2, 8), dtype=torch.float32, backend="native", device="cpu")
+    with pytest.raises(BackendError, match="a header is missing"):
+        chosen.run(*(tensor.detach() for tensor in tensors))

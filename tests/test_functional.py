@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from native_library import backends
 from torch import Tensor
 from torch.autograd import gradcheck
 
@@ -64,7 +65,7 @@ MASKS = [
 
 
 @pytest.mark.parametrize(("mask", "queries", "keys"), MASKS)
-@pytest.mark.parametrize("backend", ["reference", "tiled"])
+@pytest.mark.parametrize("backend", backends(["reference", "tiled", "native"]))
 def test_merge_of_parts_is_attention_over_all_keys(
     backend: str, mask: Mask, queries: tuple[int, ...], keys: tuple[int, ...], cases: Count
 ) -> None:

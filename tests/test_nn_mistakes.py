@@ -156,11 +156,11 @@ Layer(64, 4, mask, proj_drop="0.1")
 
 Layer(64, 4, mask, backend="triton")
     InputError: backend='triton' is not known.
-      fix:   one of 'auto', 'reference', 'sdpa', 'tiled', 'flash', 'flash:aten', 'flash:fa2', 'flash:fa3', 'flash:fa4', 'flash-model', 'flash-model:aten', 'flash-model:fa2', 'flash-model:fa3', 'flash-model:fa4', 'cuda', 'flex', 'natten'.
+      fix:   one of 'auto', 'reference', 'sdpa', 'tiled', 'flash', 'flash:aten', 'flash:fa2', 'flash:fa3', 'flash:fa4', 'flash-model', 'flash-model:aten', 'flash-model:fa2', 'flash-model:fa3', 'flash-model:fa4', 'cuda', 'native', 'flex', 'natten'.
 
 Layer(64, 4, mask, backend=None)
     InputError: backend=None is not known.
-      fix:   one of 'auto', 'reference', 'sdpa', 'tiled', 'flash', 'flash:aten', 'flash:fa2', 'flash:fa3', 'flash:fa4', 'flash-model', 'flash-model:aten', 'flash-model:fa2', 'flash-model:fa3', 'flash-model:fa4', 'cuda', 'flex', 'natten'.
+      fix:   one of 'auto', 'reference', 'sdpa', 'tiled', 'flash', 'flash:aten', 'flash:fa2', 'flash:fa3', 'flash:fa4', 'flash-model', 'flash-model:aten', 'flash-model:fa2', 'flash-model:fa3', 'flash-model:fa4', 'cuda', 'native', 'flex', 'natten'.
 
 Layer(64, 4, mask, qk_transform=torch.nn.functional.normalize)
     InputError: qk_transform is a function, not a torch.nn.Module.

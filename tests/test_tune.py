@@ -8,6 +8,7 @@ from pathlib import Path
 
 import cost_tables
 import pytest
+import torch_only
 from cost_tables import NAMES, RATES, REVERSED, entry, here, plan, write
 
 import nbattn
@@ -16,6 +17,7 @@ from nbattn.planner import cost_table
 from nbattn.planner.cost_table import Entry
 
 folder = cost_tables.folder  # the fixture: a cache of its own for every test
+torch_only = torch_only.torch_only  # a fixture: no native kernels
 
 
 def test_saving_keeps_other_devices_and_other_requests(folder: Path) -> None:

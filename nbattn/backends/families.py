@@ -227,6 +227,12 @@ def installed(kind: str) -> tuple[str, ...]:
     return tuple(sorted(working))
 
 
+def is_missing(name: str) -> bool:
+    """Returns whether the packages of a backend's family turned out not to work on this machine."""
+    family, _ = _row(name)
+    return bool(family.missing) and _function(family.missing)() is not None
+
+
 def check_names(name: str, require: tuple[str, ...], forbid: tuple[str, ...]) -> None:
     """Checks the names of backends and strategies.
 

@@ -169,24 +169,25 @@ def build(compiler: Compiler, text: str) -> Entry:
         BackendError: the compiler fails; the message contains its last lines.
     """
     start = time.perf_counter()
-    with tempfile.TemporaryDirectory(prefix="nbattn-", ignore_cleanup_errors=True) as name:
-        source, result = Path(name, sources.HOST), Path(name, "kernels.so")
-        source.write_text(text, "utf-8")
-        command = [*compiler.command, *compiler.flags, str(source), "-o", str(result)]
-        try:
-            done = compilers.run([*command, *compilers.LIBRARIES], _SECONDS, Path(name))
-            status, log = done.returncode, done.stderr
-        except (OSError, subprocess.TimeoutExpired) as error:
-            status, log = 1, str(error)
-        if status or not result.is_file():
-            last = "\n".join(log.strip().splitlines()[-_LINES:])
-            raise BackendError(
-                f"the CPU kernels do not compile with {compiler.name}:\n{last}",
-                f"{compilers.VARIABLE}=/path/to/another/g++; or {compilers.ZIG}",
-                " ".join([*compiler.command, *compiler.flags]),
-            )
-        seconds = round(time.perf_counter() - start, 3)
-        return Entry({"compiler": compiler.name, "seconds": seconds}, result.read_bytes())
+    flags = (*compiler.command, *compiler.flags)
+    try:
+        with tempfile.TemporaryDirectory(prefix="nbattn-", ignore_cleanup_errors=True) as name:
+            source, result = Path(name, sources.HOST), Path(name, "kernels.so")
+            source.write_text(text, "utf-8")
+            command = (*flags, str(source), "-o", str(result), *compilers.LIBRARIES)
+            done = compilers.run(command, _SECONDS, Path(name))
+            if not done.returncode and result.is_file():
+                seconds = round(time.perf_counter() - start, 3)
+                return Entry({"compiler": compiler.name, "seconds": seconds}, result.read_bytes())
+        log = done.stderr
+    except (OSError, subprocess.TimeoutExpired) as error:
+        log = str(error)
+    last = "\n".join(log.strip().splitlines()[-_LINES:])
+    raise BackendError(
+        f"the CPU kernels do not compile with {compiler.name}:\n{last}",
+        f"{compilers.VARIABLE}=/path/to/another/g++; or {compilers.ZIG}",
+        " ".join(flags),
+    )
 
 
 def _loaded(key: str, entry: Entry) -> ctypes.CDLL:

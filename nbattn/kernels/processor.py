@@ -16,6 +16,7 @@ _FIELDS = (
     *("CPU implementer", "CPU architecture", "CPU variant", "CPU part", "Features"),
     *("cpu", "isa", "uarch", "features"),
 )
+_CPUINFO = Path("/proc/cpuinfo")
 _TEXTS = ("machdep.cpu.brand_string", "machdep.cpu.features", "machdep.cpu.leaf7_features")
 _BLOCK = 16 << 10  # bytes; the whole file is long, and slow to read, where cores are many
 
@@ -33,7 +34,7 @@ def identity() -> str:
 def _cpuinfo() -> list[str]:
     """The fields of the first processor; none on systems without that file."""
     try:
-        with Path("/proc/cpuinfo").open("rb", buffering=0) as file:
+        with _CPUINFO.open("rb", buffering=0) as file:
             text = file.read(_BLOCK).decode(errors="replace")
     except OSError:
         return []

@@ -41,7 +41,8 @@ def _data(device: torch.device | str | None) -> DeviceInfo:
         providers = families.installed("cuda")
         return replace(info, providers=providers, torch=_version(), cudnn=_cudnn())
     if parsed.type == "cpu":
-        return replace(device_data.DEVICES["cpu"], providers=families.installed("cpu"))
+        info, providers = device_data.DEVICES["cpu"], families.installed("cpu")
+        return info if providers == info.providers else replace(info, providers=providers)
     return device_data.other(parsed.type)
 
 

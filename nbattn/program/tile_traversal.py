@@ -9,7 +9,7 @@ and columns are those that tensors hold. `cuda/tile_traversal.cuh` is the same c
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import NamedTuple
@@ -22,7 +22,7 @@ from nbattn.piecewise_sum import piecewise_sum
 from nbattn.rows import Ints, bends, readers_of, window_of
 
 Span = tuple[Ints, Ints]  # [lo, hi), empty where lo >= hi
-_CHUNK = 1 << 16  # rows whose columns are joined at once
+_CHUNK = 1 << 13  # rows whose columns are joined at once
 
 
 class Hull(NamedTuple):
@@ -189,28 +189,27 @@ class Traversal:
             start, count = self._extent(group)
             for first in range(start, start + count, chunk):
                 x = np.arange(first, min(first + chunk, start + count))
-                lo, number = self._joined(group, x, start, rows, columns)
+                lo, number = _union(self._computed(group, x, start, rows, columns))
                 for residue in range(group.size):
                     at = self._places(group, residue, x, self.inverse)
                     starts[at] = self._places(group, residue, lo, not self.inverse)
                     counts[at] = number
         return starts, counts
 
-    def _joined(
+    def _computed(
         self, group: Classes, x: Ints, start: int, rows: int, columns: int
-    ) -> tuple[Ints, Ints]:
-        """The runs of columns that kernels compute for neighbouring rows `x` of a class: in every
-        run of a tile's hull, what the row's own mask allows, and all columns of unmasked tiles.
+    ) -> Iterator[Span]:
+        """The columns that kernels compute for neighbouring rows `x` of a class: in every run of a
+        tile's hull, what the row's own mask allows, and all columns of unmasked tiles.
         """
         begin, count = self._extent(group)
         first = x - (x - start) % rows  # of each row's tile
         hull = self._hull(group, first, np.minimum(first + rows, begin + count) - 1)
-        spans: list[Span] = []
         for lo, hi in hull.runs:
-            masked = [(np.maximum(a, lo), np.minimum(b, hi)) for a, b in self._own(group, x)]
-            spans += masked
-            spans += [_whole_tiles(lo, hi, full, columns) for full in hull.full]
-        return _union(spans)
+            for a, b in self._own(group, x):
+                yield np.maximum(a, lo), np.minimum(b, hi)
+            for full in hull.full:
+                yield _whole_tiles(lo, hi, full, columns)
 
 
 def row_tiles(
@@ -294,7 +293,7 @@ def _none(like: Ints) -> Span:
     return np.zeros_like(like), np.zeros_like(like)
 
 
-def _union(spans: list[Span]) -> tuple[Ints, Ints]:
+def _union(spans: Iterable[Span]) -> tuple[Ints, Ints]:
     """The union of every row's spans as starts and counts `[n, 2]` of at most two runs; counts are
     -1 where there are more.
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch_only
 from fake_bench import fake, plan
 from own_warnings import module
 
@@ -19,6 +20,8 @@ from nbattn import Mask, bench
 from nbattn.cli import main
 from nbattn.config import Config, PlanConfig
 from nbattn.program.request import Request
+
+torch_only = torch_only.torch_only  # a fixture: no native kernels
 
 ROOT = Path(__file__).resolve().parents[1]
 

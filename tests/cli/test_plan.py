@@ -52,8 +52,8 @@ def test_a_mask_and_a_shape_are_a_plan(capsys: Capture) -> None:
     options = ["--query", shape, "--dtype", "float32", "--device", "cpu", "--training"]
     status, out, _ = nbattn_(capsys, "plan", "--mask", mask, *options)
     assert status == 0
-    assert out.startswith(f"{mask}\nplan    sdpa/dense+fold: estimated ")
-    assert "chosen    sdpa/dense+fold" in out
+    assert out.startswith(f"{mask}\nplan    native/window: estimated ")
+    assert "chosen    native/window" in out
 
 
 def test_a_mask_of_a_file_with_another_shape(capsys: Capture) -> None:
@@ -164,7 +164,7 @@ plan absent.toml
 
 plan --mask causal() --query 1,8,2,8 --backend tile
     nbattn plan: backend='tile' is not known.
-      fix:   one of 'auto', 'reference', 'sdpa', 'tiled', 'flash', 'flash:aten', 'flash:fa2', 'flash:fa3', 'flash:fa4', 'flash-model', 'flash-model:aten', 'flash-model:fa2', 'flash-model:fa3', 'flash-model:fa4', 'cuda', 'flex', 'natten'.
+      fix:   one of 'auto', 'reference', 'sdpa', 'tiled', 'flash', 'flash:aten', 'flash:fa2', 'flash:fa3', 'flash:fa4', 'flash-model', 'flash-model:aten', 'flash-model:fa2', 'flash-model:fa3', 'flash-model:fa4', 'cuda', 'native', 'flex', 'natten'.
 """  # noqa: E501  the texts are as users see them
 
 

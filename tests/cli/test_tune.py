@@ -8,12 +8,15 @@ from typing import Any
 
 import pytest
 import torch
+import torch_only
 
 import nbattn
 from nbattn import Mask, bench, timing, tune
 from nbattn.cli import main
 from nbattn.config import Config, PlanConfig
 from nbattn.planner import cost_table, planner
+
+torch_only = torch_only.torch_only  # a fixture: no native kernels
 
 MASK, SHAPE = Mask.neighborhood((7, 7), dilation=4), (1, 28, 28, 2, 32)
 

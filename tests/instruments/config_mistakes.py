@@ -159,7 +159,7 @@ every field of a layer by itself, on a broken mask too
     proj_drop = 3.0
     backend = "tile"
 masks.video: a mask has 1 to 3 axes, not 0; fix: Mask(Axis(3, 3), Axis(3, 3)).
-layers.block.backend: "tile" is not known; legal: "auto", "reference", "sdpa", "tiled", "flash", "flash:aten", "flash:fa2", "flash:fa3", "flash:fa4", "flash-model", "flash-model:aten", "flash-model:fa2", "flash-model:fa3", "flash-model:fa4", "cuda", "flex", "natten". Did you mean "tiled"?
+layers.block.backend: "tile" is not known; legal: "auto", "reference", "sdpa", "tiled", "flash", "flash:aten", "flash:fa2", "flash:fa3", "flash:fa4", "flash-model", "flash-model:aten", "flash-model:fa2", "flash-model:fa3", "flash-model:fa4", "cuda", "native", "flex", "natten". Did you mean "tiled"?
 layers.block.dim: dim=-1 is below 1; fix: dim is a whole number >= 1.
 layers.block.num_heads: num_heads=0 is below 1; fix: num_heads is a whole number >= 1.
 layers.block.proj_drop: proj_drop=3.0 is not a probability; fix: 0 <= proj_drop <= 1.

@@ -246,13 +246,14 @@ def compare(
         lowest,
         exact,
         dtype,
-        last_digit(made, feature) if backend in ("sdpa", "cuda") else 0.0,
+        last_digit(made, feature) if backend in ("sdpa", "cuda", "native") else 0.0,
     )
 
 
 def last_digit(made: Tensors, feature: Feature) -> float:
     """What a weight loses when it is recomputed as exp(score - lse) in float32, as sdpa's are."""
-    norms = (made[name].double().norm(dim=-1).flatten().tolist() for name in ("query", "key"))
-    query, key = (max([0.0, *norm]) for norm in norms)
+    names = ("query", "key", "extra_key") if "extra_key" in made else ("query", "key")
+    norms = (made[name].double().norm(dim=-1).flatten().tolist() for name in names)
+    query, *keys = (max([0.0, *norm]) for norm in norms)
     scale = feature.numbers.get("scale") or made["query"].shape[-1] ** -0.5
-    return torch.finfo(torch.float32).eps * abs(scale) * query * key
+    return torch.finfo(torch.float32).eps * abs(scale) * query * max(keys)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from native_library import NAMES
 from torch import Tensor
 
 from nbattn import Axis, Mask
@@ -18,8 +19,8 @@ COMPILES = [
     pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning"),
 ]
-BACKENDS = ("reference", "tiled", "sdpa")
-ENGINES = ("tiled", "sdpa")
+BACKENDS = ("reference", "tiled", "sdpa", *NAMES)
+ENGINES = ("tiled", "sdpa", *NAMES)
 Tensors = dict[str, Tensor]
 CAUSAL = Mask(Axis(causal=True))
 WINDOW = Mask(Axis(3, 2))

@@ -5,8 +5,10 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
+import host_kernels
 import probe_kernel
 import pytest
 
@@ -35,6 +37,7 @@ def preprocessed(text: str, *flags: str) -> list[str]:
 
 def test_checkout_has_kernel_sources_beside_the_package():
     assert sources.directory() == ROOT / "cuda"
+    assert sources.host_directory() == ROOT / "cpu"
 
 
 def test_each_header_once_at_its_first_place(probe: Path):
@@ -97,6 +100,33 @@ def test_a_header_under_a_condition_is_refused(probe: Path):
     assert str(caught.value) == "cuda/probe.cu:3 includes params.h inside an #if"
 
 
+def test_headers_of_both_folders_once(tmp_path: Path):
+    """A header of `cuda` is the same one from `cpu` and from its own folder."""
+    folder = host_kernels.write(tmp_path)
+    text = sources.amalgamate("kernels.cpp", folder / "cpu")
+    assert text.count("#define LANES 16") == text.count("#define VERSION 1") == 1
+    assert re.findall(r'#include "(.*)"', text) == ["emulator.h"]
+    places = [line for line in text.splitlines() if line.startswith("#line")]
+    assert places == [
+        '#line 1 "cpu/kernels.cpp"', '#line 1 "cpu/lanes.h"', '#line 1 "cuda/params.h"',
+        '#line 1 "cuda/base.cuh"', '#line 3 "cuda/params.h"', '#line 3 "cpu/lanes.h"',
+        '#line 2 "cpu/kernels.cpp"',
+    ]  # fmt: skip
+    (folder / "cpu" / "base.cuh").write_text("int of_cpu;\n")
+    (folder / "cpu" / "lanes.h").write_text('#include "base.cuh"\n')
+    text = sources.amalgamate("kernels.cpp", folder / "cpu")
+    assert text.count("int of_cpu;") == text.count("#define VERSION 1") == 1
+
+
+@pytest.mark.parametrize("header", ["../secret.h", "../../cuda/base.cuh", "/etc/hosts", "a/b.h"])
+def test_headers_elsewhere_are_left_to_the_compiler(header: str, tmp_path: Path):
+    folder = host_kernels.write(tmp_path)
+    (tmp_path / "secret.h").write_text("int secret;\n")
+    (folder / "cpu" / "kernels.cpp").write_text(f'#include "{header}"\n')
+    text = sources.amalgamate("kernels.cpp", folder / "cpu")
+    assert text == f'#line 1 "cpu/kernels.cpp"\n#include "{header}"\n'
+
+
 def test_error_of_a_missing_file_names_it(probe: Path):
     with pytest.raises(BackendError, match=re.escape(str(probe / "other.cu"))) as caught:
         sources.amalgamate("other.cu")
@@ -124,6 +154,8 @@ def test_sources_inside_the_package_come_first(
         (tmp_path / place / "params.h").touch()
     monkeypatch.setattr(sources, "__file__", str(tmp_path / "nbattn" / "kernels" / "sources.py"))
     assert sources.directory() == tmp_path / places[0]
+    with pytest.raises(BackendError, match=r"nor .*cpu has kernels\.cpp"):
+        sources.host_directory()
 
 
 def test_wheel_contains_kernel_sources(tmp_path: Path):
@@ -132,7 +164,7 @@ def test_wheel_contains_kernel_sources(tmp_path: Path):
     subprocess.run([sys.executable, "-m", "zipfile", "-e", wheel, place], check=True)
     (place / "cuda").mkdir()
     (place / "cuda" / "params.h").write_text("#error foreign")
-    code = "from nbattn.kernels import sources; print(sources.directory())"
+    code = "from nbattn.kernels import sources as s; print(s.directory(), s.host_directory())"
     done = subprocess.run(
         [sys.executable, "-S", "-c", f"import sys; sys.path.insert(0, {str(place)!r}); {code}"],
         capture_output=True,
@@ -140,19 +172,28 @@ def test_wheel_contains_kernel_sources(tmp_path: Path):
         cwd=tmp_path,
         env={},
     )
-    assert done.stdout.strip() == str(place / "nbattn" / "cuda"), done.stderr
-    shipped = {path.name: path.read_bytes() for path in (place / "nbattn" / "cuda").iterdir()}
-    assert shipped == {path.name: path.read_bytes() for path in (ROOT / "cuda").iterdir()}
+    folders = [place / "nbattn" / name for name in ("cuda", "cpu")]
+    assert done.stdout.split() == [str(folder) for folder in folders], done.stderr
+    for folder in folders:
+        shipped = {path.name: path.read_bytes() for path in folder.iterdir()}
+        assert shipped == {p.name: p.read_bytes() for p in (ROOT / folder.name).iterdir()}
 
 
-def built(folder: Path) -> Path:
-    """The wheel of this checkout."""
+def test_sdist_contains_kernel_sources(tmp_path: Path):
+    with tarfile.open(built(tmp_path, "sdist")) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    for folder in ("cuda", "cpu"):
+        assert {f"{folder}/{path.name}" for path in (ROOT / folder).iterdir()} <= names
+
+
+def built(folder: Path, kind: str = "wheel") -> Path:
+    """The wheel or the sdist of this checkout."""
     pytest.importorskip("hatchling", reason="no hatchling to build a wheel with")
-    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)]
+    command = [sys.executable, "-m", "hatchling", "build", "-t", kind, "-d", str(folder)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    (wheel,) = folder.glob("*.whl")
-    return wheel
+    (made,) = folder.iterdir()
+    return made
 
 
 def test_missing_sources_error_lists_the_searched_folders(

@@ -53,7 +53,8 @@ def test_explain_names_every_candidate_and_reason(request_: Request) -> None:
 
 
 def test_a_plan_is_one_line() -> None:
-    plan = nbattn.plan(Mask.causal(), (1, 64, 2, 32), dtype="float32", device="cpu")
+    bare = replace(device.DEVICES["cpu"], providers=())
+    plan = nbattn.plan(Mask.causal(), (1, 64, 2, 32), dtype="float32", device=bare)
     assert repr(plan) == (
         "Plan(sdpa/causal, estimated 0.053 ms, query [1, 64, 2, 32] key [1, 64, 2, 32] float32 "
         "cpu, Mask(Axis(None, 0, causal=True)))"
@@ -93,15 +94,17 @@ def test_only_a_slower_candidate_is_called_slower() -> None:
     text = nbattn.plan(mask, (1, 1, 8, 64), (1, 10_000, 8, 64), device="sm_80").explain()
     assert re.search(r"^  equal +flash:aten/trim +estimated 0\.015 ms  no mask; ", text, re.M)
     assert "(1x)" not in text
-    text = nbattn.plan(Mask.full(), (8, 80_000, 16, 64), dtype="float32", device="cpu").explain()
+    bare = replace(device.DEVICES["cpu"], providers=())
+    text = nbattn.plan(Mask.full(), (8, 80_000, 16, 64), dtype="float32", device=bare).explain()
     assert re.search(r"^plan    sdpa/dense: estimated \d[.\de+]* s; ", text)
 
 
 def test_backends_that_are_not_requested_share_a_line() -> None:
     mask = Mask.neighborhood((7, 7))
     text = nbattn.plan(mask, (1, 56, 56, 2, 32), device="sm_90", backend="tiled").explain()
-    line = "  refused   reference, sdpa, flash, flash-model, cuda, flex, natten backend='tiled' is"
-    assert [one for one in text.splitlines() if "is requested" in one] == [f"{line} requested"]
+    line = "  refused   reference, sdpa, flash, flash-model, cuda, native, flex, natten "
+    end = "backend='tiled' is requested"
+    assert [one for one in text.splitlines() if "is requested" in one] == [line + end]
     text = nbattn.plan(mask, (1, 56, 56, 2, 32), device="sm_90").explain()
     assert re.search(r"reference, flex +only if requested, for example backend='ref", text)
 
@@ -134,6 +137,10 @@ CHANGES: dict[str, tuple[dict[str, Any], str]] = {
         {"device": replace(device.DEVICES["sm_90"], providers=())},
         'pip install "cupy-cuda13x',
     ),
+    "a compiler": (
+        {"device": replace(device.DEVICES["cpu"], providers=())},
+        "pip install ziglang: native/window, ",
+    ),
     "a dtype": (
         {"device": replace(device.DEVICES["sm_90"], providers=("cupy",)), "dtype": "float32"},
         "dtype=torch.bfloat16, which rounds more: ",
@@ -155,6 +162,7 @@ def test_the_third_line_is_how_to_get_a_faster_plan(name: str) -> None:
     assert line.startswith(f"faster  {start}")
     changed = {
         "a package": {"device": replace(device.DEVICES["sm_90"], providers=("cupy",))},
+        "a compiler": {"device": "cpu"},
         "a dtype": {"dtype": "bfloat16"},
         "a backend": {"backend": "auto"},
         "nothing": {},

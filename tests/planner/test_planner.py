@@ -54,7 +54,10 @@ def test_candidates_are_ranked_and_every_refusal_has_a_reason(request_: Request)
 @given(requests())
 def test_auto_never_picks_the_reference(request_: Request) -> None:
     assert planner.make(request_).chosen.backend != "reference"
-    for asked in ({"require": ("reference",)}, {"forbid": ("tiled", "sdpa", "flash", "cuda")}):
+    for asked in (
+        {"require": ("reference",)},
+        {"forbid": ("tiled", "sdpa", "flash", "cuda", "native")},
+    ):
         with pytest.raises(BackendError):
             planner.make(replace(request_, **asked))
 
@@ -118,12 +121,15 @@ def test_all_reasons_are_listed_when_every_candidate_is_refused() -> None:
         "  sdpa/mask: has no softcap",
     ]
     with pytest.raises(BackendError) as error:
-        nbattn.plan(Mask(Axis(1, 1)), (1, 8, 2, 16), device="cpu", forbid=("tiled", "sdpa"))
+        nbattn.plan(
+            Mask(Axis(1, 1)), (1, 8, 2, 16), device="cpu", forbid=("tiled", "sdpa", "native")
+        )
     for line in (
         "reference/dense: runs only if requested: backend='reference'",
         "tiled/tile: uses 'tiled', which is forbidden",
         "sdpa/dense: axis 0: its windows differ from query to query",
         "sdpa/mask: uses 'sdpa', which is forbidden",
+        "native/window: uses 'native', which is forbidden",
     ):
         assert f"\n  {line}\n" in f"{error.value.problem}\n"
 

@@ -27,6 +27,7 @@ from work import work
 import nbattn
 from nbattn import Axis, InputError, Mask
 from nbattn.backends.dense.meaning import DenseMask, NoMask, TopLeftCausal
+from nbattn.backends.native.meaning import NativeArguments
 from nbattn.backends.tiled.meaning import TiledArguments
 from nbattn.geometry import BoundAxis, bind
 from nbattn.planner import proof
@@ -205,6 +206,13 @@ WRONG: dict[str, Wrong] = {
             c, replace(calls_of(c)[0].arguments, axes=widened(calls_of(c)[0].arguments.axes))
         ),
     ),
+    "native tiles of a wider ring": (
+        RING,
+        "native/window",
+        lambda c: with_arguments(
+            c, replace(calls_of(c)[0].arguments, axes=widened(calls_of(c)[0].arguments.axes))
+        ),
+    ),
     "tiles of a wider ring": (
         RING,
         "tiled/tile",
@@ -289,7 +297,7 @@ def candidates_with_other_views(draw: st.DrawFn) -> tuple[Request, Candidate]:
     axis = draw(st.integers(0, request.mask.rank - 1))
     call = calls_of(candidate)[number]
     keeps_rows = isinstance(
-        call.arguments, DenseMask | TiledArguments
+        call.arguments, DenseMask | TiledArguments | NativeArguments
     )  # they have as many as the mask
     groups = draw(st.integers(1, 3))
     for side, space in (("query", request.query_space), ("key", request.key_space)):

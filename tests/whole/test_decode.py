@@ -16,6 +16,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from native_library import backends
 from oracle import axes
 from work import lines
 
@@ -115,7 +116,7 @@ def in_steps(mask: Mask, lengths: list[int], backend: str) -> tuple[torch.Tensor
     return torch.cat(parts, 1), whole
 
 
-@pytest.mark.parametrize("backend", ["flash-model", "flash-model:fa4", "tiled"])
+@pytest.mark.parametrize("backend", backends(["flash-model", "flash-model:fa4", "tiled", "native"]))
 @settings(max_examples=60)
 @given(
     st.builds(forward_only, axes(("clip", "shift"), most=6)),
@@ -139,7 +140,8 @@ def test_steps_of_a_mask_that_looks_ahead_differ_from_one_pass() -> None:
 
 
 @pytest.mark.parametrize(
-    "backend", ["flash-model:aten", "flash-model:fa3", "flash-model:fa4", "tiled"]
+    "backend",
+    backends(["flash-model:aten", "flash-model:fa3", "flash-model:fa4", "tiled", "native"]),
 )
 def test_a_static_cache_is_a_growing_one(backend: str, cases: Count) -> None:
     """Keys after the query exist already, as garbage: an int offset must not let them in."""

@@ -14,6 +14,7 @@ from judged_values import (
     Space,
     tensors,
 )
+from native_library import backends
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
@@ -69,7 +70,7 @@ def differentiated(
 
 @pytest.mark.parametrize("name", CHECKED)
 @pytest.mark.parametrize("label", TINY)
-@pytest.mark.parametrize("backend", ["reference", "tiled"])
+@pytest.mark.parametrize("backend", backends(["reference", "tiled", "native"]))
 def test_gradients_by_finite_differences(backend: str, label: str, name: str, cases: Count) -> None:
     function, inputs = differentiated(label, CHECKED[name], backend)
     assert gradcheck(function, inputs, fast_mode=name == "everything")

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from native_library import NAMES
 from operator_calls import (
     BACKENDS,
     BATCH,
@@ -230,7 +231,7 @@ PLACES = [*([n] for n in range(7)), [0, 1, 2], [1, 2], [3, 5], list(range(7))]
 
 @pytest.mark.parametrize("dim", [0, 1])
 @pytest.mark.parametrize("at", PLACES, ids=str)
-@pytest.mark.parametrize("backend", ["reference", "tiled"])
+@pytest.mark.parametrize("backend", ["reference", "tiled", *NAMES])
 def test_vmap_over_any_inputs(backend: str, at: list[int], dim: int, cases: Count) -> None:
     names = list(extras())
 
@@ -293,7 +294,7 @@ def test_vmap_of_sdpa(at: list[int]) -> None:
         equal(torch.func.vmap(run, in_dims=tuple(dims))(*tensors), looped(run, dims, tensors), 1e-5)
 
 
-@pytest.mark.parametrize("backend", ["reference", "tiled"])
+@pytest.mark.parametrize("backend", ["reference", "tiled", *NAMES])
 def test_vmap_inside_autograd_and_twice(backend: str) -> None:
     def function(*tensors: Tensor) -> Tensor:
         return nbattn.attention(*tensors, WINDOW, backend=backend)
@@ -311,7 +312,7 @@ def test_vmap_inside_autograd_and_twice(backend: str) -> None:
 # Switches and threads.
 
 
-@pytest.mark.parametrize("backend", ["sdpa", "tiled", "flash-model"])
+@pytest.mark.parametrize("backend", ["sdpa", "tiled", "flash-model", *NAMES])
 def test_the_default_device_does_not_matter(backend: str) -> None:
     """What a first call keeps for later ones is made on the CPU, or where its tensors are."""
     mask = Mask(Axis(2, 1, prefix=2))

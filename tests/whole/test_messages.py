@@ -561,7 +561,7 @@ attention(q, q, q, window, extra_key=t(1, 3, 2, 16).half(), extra_value=t(1, 3, 
 BACKENDS = """
 attention(q, q, q, window, backend="magic")
     InputError: backend='magic' is not known.
-      fix:   one of 'auto', 'reference', 'sdpa', 'tiled', 'flash', 'flash:aten', 'flash:fa2', 'flash:fa3', 'flash:fa4', 'flash-model', 'flash-model:aten', 'flash-model:fa2', 'flash-model:fa3', 'flash-model:fa4', 'cuda', 'flex', 'natten'.
+      fix:   one of 'auto', 'reference', 'sdpa', 'tiled', 'flash', 'flash:aten', 'flash:fa2', 'flash:fa3', 'flash:fa4', 'flash-model', 'flash-model:aten', 'flash-model:fa2', 'flash-model:fa3', 'flash-model:fa4', 'cuda', 'native', 'flex', 'natten'.
 
 attention(q, q, q, window, require="tile")
     InputError: require='tile' is a string.
@@ -573,11 +573,11 @@ attention(q, q, q, window, require=None)
 
 attention(q, q, q, window, require=("crop",))
     InputError: require names 'crop', which is neither a strategy nor a backend.
-      fix:   one of 'dense', 'causal', 'mask', 'fold', 'trim', 'split', 'merge', 'tile', 'translate', 'virtual-pad', 'pack', 'pad', 'zero-pad', 'kv-cache', 'key-range', 'window', 'mma', 'simt', 'blocks', 'reference', 'sdpa', 'tiled', 'flash', 'flash:aten', 'flash:fa2', 'flash:fa3', 'flash:fa4', 'flash-model', 'flash-model:aten', 'flash-model:fa2', 'flash-model:fa3', 'flash-model:fa4', 'cuda', 'flex', 'natten'.
+      fix:   one of 'dense', 'causal', 'mask', 'fold', 'trim', 'split', 'merge', 'tile', 'translate', 'virtual-pad', 'pack', 'pad', 'zero-pad', 'kv-cache', 'key-range', 'window', 'mma', 'simt', 'blocks', 'reference', 'sdpa', 'tiled', 'flash', 'flash:aten', 'flash:fa2', 'flash:fa3', 'flash:fa4', 'flash-model', 'flash-model:aten', 'flash-model:fa2', 'flash-model:fa3', 'flash-model:fa4', 'cuda', 'native', 'flex', 'natten'.
 
 attention(q, q, q, window, forbid=("crop",))
     InputError: forbid names 'crop', which is neither a strategy nor a backend.
-      fix:   one of 'dense', 'causal', 'mask', 'fold', 'trim', 'split', 'merge', 'tile', 'translate', 'virtual-pad', 'pack', 'pad', 'zero-pad', 'kv-cache', 'key-range', 'window', 'mma', 'simt', 'blocks', 'reference', 'sdpa', 'tiled', 'flash', 'flash:aten', 'flash:fa2', 'flash:fa3', 'flash:fa4', 'flash-model', 'flash-model:aten', 'flash-model:fa2', 'flash-model:fa3', 'flash-model:fa4', 'cuda', 'flex', 'natten'.
+      fix:   one of 'dense', 'causal', 'mask', 'fold', 'trim', 'split', 'merge', 'tile', 'translate', 'virtual-pad', 'pack', 'pad', 'zero-pad', 'kv-cache', 'key-range', 'window', 'mma', 'simt', 'blocks', 'reference', 'sdpa', 'tiled', 'flash', 'flash:aten', 'flash:fa2', 'flash:fa3', 'flash:fa4', 'flash-model', 'flash-model:aten', 'flash-model:fa2', 'flash-model:fa3', 'flash-model:fa4', 'cuda', 'native', 'flex', 'natten'.
 
 attention(t(1, 4096, 2, 16), t(1, 4096, 2, 16), t(1, 4096, 2, 16), window, backend="sdpa")
     BackendError: sdpa cannot run this:
@@ -607,7 +607,7 @@ attention(q, q, q, Mask.causal(), backend="sdpa", key_range=t(1, 1, 2).int())
       given: Mask(Axis(None, 0, causal=True))  query [1, 8, 2, 16] key [1, 8, 2, 16] float32 cpu key_range
       fix:   backend="auto", or backend="reference", which needs memory for all pairs.
 
-attention(q, q, q, window, forbid=("tile", "sdpa"))
+attention(q, q, q, window, forbid=("tile", "sdpa", "native"))
     BackendError: no backend can run this:
       reference/dense: runs only if requested: backend='reference'
       sdpa/dense: axis 0: its windows differ from query to query
@@ -617,6 +617,7 @@ attention(q, q, q, window, forbid=("tile", "sdpa"))
       flash/translate: runs on cuda, not on cpu
       flash-model/translate: runs only if requested: backend='flash-model'
       cuda/window: runs on cuda, not on cpu
+      native/window: uses 'native', which is forbidden
       flex/blocks: takes seconds to compile, runs only if requested: backend='flex'
       natten/window: needs the package natten, which is not installed
       natten/window: axis 0: border="clip"; it supports border="shift"
@@ -716,7 +717,7 @@ plan(window, shape, training="yes")
 
 plan(window, shape, backend="magic")
     InputError: backend='magic' is not known.
-      fix:   one of 'auto', 'reference', 'sdpa', 'tiled', 'flash', 'flash:aten', 'flash:fa2', 'flash:fa3', 'flash:fa4', 'flash-model', 'flash-model:aten', 'flash-model:fa2', 'flash-model:fa3', 'flash-model:fa4', 'cuda', 'flex', 'natten'.
+      fix:   one of 'auto', 'reference', 'sdpa', 'tiled', 'flash', 'flash:aten', 'flash:fa2', 'flash:fa3', 'flash:fa4', 'flash-model', 'flash-model:aten', 'flash-model:fa2', 'flash-model:fa3', 'flash-model:fa4', 'cuda', 'native', 'flex', 'natten'.
 
 plan(window, shape, require="tile")
     InputError: require='tile' is a string.
@@ -768,6 +769,7 @@ plan(Mask(Axis(causal=True), Axis(causal=True)), (1, 4, 4, 2, 16), device="cpu",
       flash-model/translate: does not use 'causal'
       cuda/window: runs on cuda, not on cpu
       cuda/window: does not use 'causal'
+      native/window: does not use 'causal'
       flex/blocks: takes seconds to compile, runs only if requested: backend='flex'
       flex/blocks: does not use 'causal'
       natten/window: needs the package natten, which is not installed

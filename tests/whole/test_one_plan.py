@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from native_library import NAMES, backends
 from plan_calls import CAUSAL, WINDOW, close, drawn, tensors
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
@@ -24,7 +25,7 @@ from nbattn.planner.plan import Plan
 from nbattn.planner.planner import Signature
 
 Count = Callable[[str, int], None]
-BACKENDS = ("auto", "tiled", "sdpa", "flash-model")
+BACKENDS = ("auto", "tiled", "sdpa", "flash-model", *NAMES)
 
 
 def attend(mask: Mask, backend: str = "auto", **named: Any) -> Callable[..., Tensor]:
@@ -118,7 +119,7 @@ def test_transforms_whose_operators_plan_differently(cases: Count) -> None:
 
 
 def test_batched_gradients_of_the_logsumexp_alone() -> None:
-    for backend in ("auto", "tiled", "flash-model"):
+    for backend in ("auto", "tiled", "flash-model", *NAMES):
         leaves = [t.requires_grad_() for t in tensors()]
         upward = torch.stack([drawn(2, 7, 4, seed=n) for n in range(3)])
         found, wanted = (
@@ -254,7 +255,7 @@ def test_the_operators_save_the_true_logsumexp(cases: Count) -> None:
     assert kept_lse(CAUSAL, tensors(), "auto", training=False).numel() == 0
 
 
-@pytest.mark.parametrize("backend", ["tiled", "sdpa"])
+@pytest.mark.parametrize("backend", backends(["tiled", "sdpa", "native"]))
 def test_nan_lse_selects_a_backend_that_recomputes_it(backend: str) -> None:
     given, upward = tensors(), drawn(2, 7, 4, 4, seed=9)
     inputs = Inputs(*given, None, None, None, None, scale=0.5, softcap=None)

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from native_library import NAMES
 
 import nbattn
 from nbattn import Mask
@@ -171,7 +172,7 @@ def test_the_reference_of_flash_attn_4(causal: bool, cases: Count) -> None:
             *made, causal=causal, window_size=(left, right), softcap=2.0, upcast=False
         )
         mask = Mask.from_flash((left, right), causal)
-        for backend in ("flash-model:fa4", "tiled"):
+        for backend in ("flash-model:fa4", "tiled", *NAMES):
             found = nbattn.attention(*made, mask, softcap=2.0, backend=backend)
             torch.testing.assert_close(found, want, rtol=0, atol=1e-12)
             cases("outside, flash-attn 4 values", 1)

@@ -13,56 +13,21 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from native_library import NAMES
+from parts_of_axes import Case, bound, parts
 
 from nbattn import Axis, Mask, MaskError
+from nbattn.backends.families import runner
 from nbattn.backends.inputs import Inputs
-from nbattn.backends.tiled import run
-from nbattn.geometry import BoundAxis, Held, bind
+from nbattn.geometry import Held, bind
 from nbattn.planner import planner
 from nbattn.program.band_pieces import band_pieces
 from nbattn.program.dense_pieces import dense_pieces
 from nbattn.program.device import named
 from nbattn.program.request import request_of
-
-Case = tuple[Axis, int, int, Held, int, int]
-
-
-def axes() -> st.SearchStrategy[Axis]:
-    sides = st.integers(0, 6)
-    plain = {"dilation": st.integers(1, 3), "stride": st.integers(1, 4)}
-    placed = {**plain, "align": st.sampled_from(["top-left", "bottom-right", 3, -2])}
-    return st.one_of(
-        st.builds(Axis, st.none() | sides, st.none() | sides, **placed),
-        st.builds(Axis, st.none() | sides, causal=st.just(True), **placed),
-        st.builds(Axis, sides, sides, border=st.just("shift"), **placed),
-        st.builds(Axis, sides, sides, border=st.just("wrap"), **plain),
-        st.builds(Axis, sides, sides, prefix=st.integers(1, 5), align=st.just("top-left")),
-        st.builds(Axis, sides, causal=st.just(True), prefix=st.integers(1, 5)),
-    )
-
-
-@st.composite
-def parts(draw: st.DrawFn) -> Case:
-    """An axis, how many of its queries and keys are held, and which."""
-    axis = draw(axes())
-    if axis.border == "wrap":
-        queries = keys = axis.dilation * axis.stride * draw(st.integers(1, 6))
-    else:
-        queries = draw(st.integers(1, 24))
-        keys = queries if axis.align is None else draw(st.integers(1, 24))
-    row, row_stop = sorted(draw(st.tuples(*[st.integers(0, queries)] * 2)))
-    key, key_stop = sorted(draw(st.tuples(*[st.integers(0, keys)] * 2)))
-    return axis, row_stop - row, key_stop - key, Held(row, queries, key, keys), row, key
-
-
-def bound(case: Case) -> tuple[BoundAxis, np.ndarray]:
-    """The part of an axis, and the block of the whole axis's matrix that it should be."""
-    spec, queries, keys, held, row, key = case
-    (axis,) = bind(Mask(spec), queries, keys, (held,))
-    whole = bind(Mask(spec), held.query_length, held.key_length)[0].dense()
-    return axis, whole[row : row + queries, key : key + keys]
+from nbattn.program.tile_traversal import Traversal
 
 
 @given(parts())
@@ -101,6 +66,53 @@ def test_tiles_of_a_part(case: Case, size: int) -> None:
     assert totals.rows == axis.queries
     assert totals.keys == sum(widths)
     assert axis.coverage(3, 4).sum() == wanted.sum()
+
+
+@settings(max_examples=100)
+@given(parts(), st.integers(1, 9), st.sampled_from([0, 1, 4]), st.booleans())
+def test_traversals_of_a_part(
+    cases: Callable[[str, int], None], case: Case, rows: int, columns: int, inverse: bool
+) -> None:
+    """Tile by tile, by the runs of rows, and counted in closed form."""
+    axis, wanted = bound(case)
+    wanted = wanted.T if inverse else wanted
+    traversal, step = Traversal(axis, inverse), axis.spec.dilation
+    found, by_runs = np.zeros(wanted.shape, dtype=int), np.zeros(wanted.shape, dtype=int)
+    visits = widths = 0
+    for tile in traversal.tiles(rows, columns):
+        for part in tile.columns:
+            found[np.ix_(tile.positions, part.positions)] += part.reads
+            assert part.reads.all() or not part.full
+            visits, widths = visits + 1, widths + len(part.positions)
+    for row, runs in enumerate(zip(*traversal.reads(rows, max(columns, 1)), strict=True)):
+        for start, count in zip(*runs, strict=True):
+            by_runs[row, start : start + step * count : step] += 1
+    np.testing.assert_array_equal(found, wanted)
+    np.testing.assert_array_equal(by_runs, wanted)
+    assert traversal.tile_pairs(rows, 1) == widths
+    assert not columns or traversal.tile_pairs(rows, columns) == visits
+    cases("parts of axes, traversals", 1)
+
+
+def test_traversals_of_long_parts_are_counted_in_closed_form() -> None:
+    draw = random.Random(6)
+    for spec in (
+        Axis(700, 300, dilation=3, stride=5),
+        Axis(400, 400, border="shift", dilation=2),
+        Axis(100, 250, border="wrap", stride=4),
+        Axis(999, causal=True, prefix=50),
+        Axis(3, 3, stride=7),
+    ):
+        length = 11200
+        for inverse in (False, True):
+            row, row_stop, key, key_stop = (draw.randrange(length) for _ in range(4))
+            (row, row_stop), (key, key_stop) = sorted((row, row_stop)), sorted((key, key_stop))
+            held = Held(row, length, key, length)
+            (axis,) = bind(Mask(spec), row_stop - row, key_stop - key, (held,))
+            traversal = Traversal(axis, inverse)
+            tiles = traversal.tiles(16, 0)
+            widths = sum(len(part.positions) for tile in tiles for part in tile.columns)
+            assert traversal.tile_pairs(16, 1) == widths
 
 
 def test_long_parts_are_counted_in_closed_form() -> None:
@@ -164,15 +176,18 @@ def test_a_plan_of_a_part_is_proved_and_runs(case: Case, heads: int) -> None:
     }
     assert "held" in by_name["reference/dense"]
     assert by_name["tiled/tile"] == []
-    tiled = planner.make(replace(request, backend="tiled")).chosen
+    assert by_name["native/window"] == ([] if NAMES else ["package"])
     query, key = torch.randn(2, queries, heads, 8).double(), torch.randn(2, keys, 1, 8).double()
     inputs = Inputs(query, key, key, None, None, None, None, 1.0, None)
-    out, lse = run.forward(tiled.program, inputs, return_lse=True)
     scores = torch.einsum("bihd,bjd->bhij", query, key[:, :, 0])
     scores = scores.masked_fill(~torch.from_numpy(wanted.copy()), -torch.inf)
     want = scores.softmax(-1).nan_to_num(0) @ key.movedim(2, 1)
-    torch.testing.assert_close(out, want.transpose(1, 2), rtol=1e-10, atol=1e-10)
-    torch.testing.assert_close(lse, scores.logsumexp(-1).transpose(1, 2), rtol=1e-10, atol=1e-10)
+    sums = scores.logsumexp(-1)
+    for backend in ("tiled", *NAMES):
+        chosen = planner.make(replace(request, backend=backend)).chosen
+        found = runner(backend).forward(chosen.program, inputs, return_lse=True)
+        for one, exact in zip(found, (want, sums), strict=True):
+            torch.testing.assert_close(one, exact.transpose(1, 2), rtol=1e-10, atol=1e-10)
 
 
 def test_summary_and_data_show_a_part() -> None:

@@ -9,6 +9,7 @@ import dense_attention
 import numpy as np
 import pytest
 import torch
+from native_library import backends
 from torch import Tensor
 from torch.nn.attention.flex_attention import flex_attention
 
@@ -26,7 +27,7 @@ MASKS: dict[str, tuple[Mask, int, int]] = {
     "shifted windows": (Mask(Axis(3, 3, border="shift", prefix=2)), 21, 21),
     "all keys": (Mask(Axis(2, 2, prefix=99, align="top-left")), 9, 11),
 }
-BACKENDS = ("tiled", "reference", "flash-model:aten", "flash-model:fa4")
+BACKENDS = backends(["tiled", "reference", "native", "flash-model:aten", "flash-model:fa4"])
 
 
 def tensors(queries: int, keys: int, dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:

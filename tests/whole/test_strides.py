@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 import torch
@@ -10,14 +10,17 @@ from judged_values import (
     MASKS,
     Feature,
     Shape,
+    Tensors,
     best_in_dtype,
     by_definition,
     judge,
+    last_digit,
     random,
     run,
     tensors,
     upstream,
 )
+from native_library import NAMES
 from torch import Tensor
 
 import nbattn
@@ -26,7 +29,7 @@ from nbattn import BackendError
 Count = Callable[[str, int], None]
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-BACKENDS = ("reference", "tiled", "sdpa")
+BACKENDS = ("reference", "tiled", "sdpa", *NAMES)
 
 
 # The same numbers with other strides.
@@ -116,49 +119,61 @@ LAYOUTS = [heads_first, step_slices, features_strided, features_first, reversed_
 LAYOUT_MASKS = ["clip", "causal", "causal, dilated", "blocks", "folded", "wrap", "three axes"]
 
 
+def judge_all(
+    label: str, views: Tensors, upward: list[Tensor], feature: Feature, dtype: torch.dtype,
+    names: Sequence[str] = BACKENDS,
+) -> Iterator[str]:  # fmt: skip
+    """Judges backends on the same numbers; yields the names of those that took them."""
+    made = {name: tensor.contiguous() for name, tensor in views.items()}
+    grads = [grad.contiguous() for grad in upward]
+    exact = by_definition(MASKS[label], made, grads, feature)
+    reference = best_in_dtype(MASKS[label], made, grads, feature, "others")
+    for backend in names:
+        try:
+            found = run(MASKS[label][0], views, upward, feature, backend)
+        except BackendError:
+            assert backend == "sdpa", label
+            continue
+        lowest = reference
+        if backend == "reference":
+            lowest = best_in_dtype(MASKS[label], made, grads, feature, backend)
+        more = last_digit(made, feature) if backend == "native" else 0.0
+        try:
+            judge(found, lowest, exact, dtype, more)
+        except AssertionError as error:
+            raise AssertionError(f"{backend}, {label}, {dtype}: {error}") from error
+        yield backend
+
+
 @pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.__name__)
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_inputs_of_any_strides(
-    backend: str, layout: Callable[[Tensor], Tensor], cases: Count
-) -> None:
+def test_inputs_of_any_strides(layout: Callable[[Tensor], Tensor], cases: Count) -> None:
     feature = Feature(Shape(heads=4, key_heads=2, extra=2), sink=True)
     for label in LAYOUT_MASKS:
         for dtype in DTYPES:
             made = tensors(MASKS[label], feature, dtype)
             views = {n: expanded(t) if n == "sink" else layout(t) for n, t in made.items()}
-            made = {n: t.contiguous() for n, t in views.items()}
             grads = upstream(MASKS[label], feature.shape, dtype)
-            try:
-                found = run(MASKS[label][0], views, grads, feature, backend)
-            except BackendError:
-                assert backend == "sdpa", label
-                continue
-            exact = by_definition(MASKS[label], made, grads, feature)
-            judge(found, best_in_dtype(MASKS[label], made, grads, feature, backend), exact, dtype)
-            cases(f"values, strides, {backend}", 1)
+            for backend in judge_all(label, views, grads, feature, dtype):
+                cases(f"values, strides, {backend}", 1)
 
 
 @pytest.mark.parametrize(
     "layout", [heads_first, step_slices, features_strided, expanded, *OVERLAPS],
     ids=lambda layout: layout.__name__,
 )  # fmt: skip
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("lse", [True, False])  # sdpa gives none that has a gradient
 def test_output_gradients_of_any_strides(
-    backend: str, layout: Callable[[Tensor], Tensor], cases: Count
+    layout: Callable[[Tensor], Tensor], lse: bool, cases: Count
 ) -> None:
-    feature = Feature(Shape(heads=4, key_heads=2, extra=2), sink=True, lse=backend != "sdpa")
-    for label in ("clip", "causal", "causal, dilated", "full", "folded"):
+    feature = Feature(Shape(heads=4, key_heads=2, extra=2), sink=True, lse=lse)
+    names = [name for name in BACKENDS if (name != "sdpa") == lse]
+    labels = ["clip"] * lse + ["causal", "causal, dilated", "full", "folded"]
+    for label in labels:
         for dtype in DTYPES:
-            if backend == "sdpa" and label == "clip":
-                continue
             made = tensors(MASKS[label], feature, dtype)
-            grads = upstream(MASKS[label], feature.shape, dtype)
-            views = [layout(grad) for grad in grads]
-            grads = [view.contiguous() for view in views]
-            found = run(MASKS[label][0], made, views, feature, backend)
-            exact = by_definition(MASKS[label], made, grads, feature)
-            judge(found, best_in_dtype(MASKS[label], made, grads, feature, backend), exact, dtype)
-            cases(f"values, gradient strides, {backend}", 1)
+            views = [layout(grad) for grad in upstream(MASKS[label], feature.shape, dtype)]
+            for backend in judge_all(label, made, views, feature, dtype, names):
+                cases(f"values, gradient strides, {backend}", 1)
 
 
 @pytest.mark.parametrize("layout", [features_first, features_strided], ids=lambda f: f.__name__)
@@ -179,8 +194,7 @@ def test_saved_tensors_that_come_back_in_other_strides(layout: Callable[[Tensor]
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_packed_projections(backend: str, dtype: torch.dtype, cases: Count) -> None:
+def test_packed_projections(dtype: torch.dtype, cases: Count) -> None:
     """q, k and v as views of one tensor [B, *space, 3, H, D], whose gradient comes back whole."""
     for label in ("causal", "causal, dilated", "folded", "blocks", "tiles", "three axes"):
         mask, space, _ = MASKS[label]
@@ -188,10 +202,12 @@ def test_packed_projections(backend: str, dtype: torch.dtype, cases: Count) -> N
         query, key, value = packed.unbind(-3)
         made = {"query": query.detach(), "key": key.detach(), "value": value.detach()}
         grads = upstream(MASKS[label], Shape(), dtype)
-        out = nbattn.attention(query, key, value, mask, backend=backend)
-        (grad,) = torch.autograd.grad(out, packed, grads[0])
-        parts = zip(("dquery", "dkey", "dvalue"), grad.unbind(-3), strict=True)
         exact = by_definition(MASKS[label], made, grads, Feature())
-        lowest = best_in_dtype(MASKS[label], made, grads, Feature(), backend)
-        judge({"out": out, **dict(parts)}, lowest, exact, dtype)
-        cases(f"values, packed, {backend}", 1)
+        for backend in BACKENDS:
+            out = nbattn.attention(query, key, value, mask, backend=backend)
+            (grad,) = torch.autograd.grad(out, packed, grads[0])
+            parts = zip(("dquery", "dkey", "dvalue"), grad.unbind(-3), strict=True)
+            lowest = best_in_dtype(MASKS[label], made, grads, Feature(), backend)
+            more = last_digit(made, Feature()) if backend == "native" else 0.0
+            judge({"out": out, **dict(parts)}, lowest, exact, dtype, more)
+            cases(f"values, packed, {backend}", 1)

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from native_library import NAMES, needs_library
 from support_probes import FIELDS, LARGE, SMALL, Probe, check, oracle
 
 from nbattn import Axis, Mask
@@ -25,6 +26,7 @@ DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 BACKENDS_AND_STRATEGIES = [
     ("reference", (), 160),
     ("tiled", (), 160),
+    ("native", (), 160),
     ("sdpa", ("dense",), 20),
     ("sdpa", ("causal",), 12),
     ("sdpa", ("fold",), 8),
@@ -51,7 +53,12 @@ both_halves = pytest.mark.parametrize("half", [0, pytest.param(1, marks=pytest.m
 @both_halves
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(
-    "route", BACKENDS_AND_STRATEGIES, ids=lambda route: "/".join([route[0], *route[1]])
+    "route",
+    [
+        pytest.param(route, marks=needs_library if route[0] == "native" else ())
+        for route in BACKENDS_AND_STRATEGIES
+    ],
+    ids=lambda route: "/".join([route[0], *route[1]]),
 )
 def test_a_backend_computes_exactly_the_pairs_of_the_mask(
     route: tuple[Any, ...], dtype: torch.dtype, half: int, cases: Count
@@ -71,11 +78,12 @@ def test_a_backend_computes_exactly_the_pairs_of_the_mask(
 def test_many_tiles_and_chunks_compute_exactly_the_pairs_of_the_mask(
     dtype: torch.dtype, half: int, cases: Count
 ) -> None:
-    routes = [route for route in BACKENDS_AND_STRATEGIES if route[0] != "reference"]
+    absent = {"reference", "native"} - {*NAMES}
+    routes = [route for route in BACKENDS_AND_STRATEGIES if route[0] not in absent]
     for specimen in LARGE[(DTYPES.index(dtype) + half) % 2 :: 2]:
         for route in routes:
             done = check(specimen, route, dtype)
-            assert done or route[0] != "tiled"
+            assert done or route[0] not in ("tiled", "native")
             cases(f"support, large, {'/'.join([route[0], *route[1]])}", len(done))
 
 

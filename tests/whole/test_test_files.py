@@ -39,6 +39,7 @@ TESTED_IN = {
     "integrations/natten/parameters": "integrations/natten/test_fused",
     "kernels/check": "test_doctor",
     "kernels/layout": "kernels/test_launch",
+    "kernels/store": "kernels/test_cubins",
     "kernels/variant": "kernels/test_nvrtc",
     "mask_symbols": "test_draw",
     "program/band_pieces": "backends/flash/test_candidates",

@@ -27,6 +27,7 @@ from judged_values import (
     tensors,
     upstream,
 )
+from native_library import NAMES, backends
 from oracle import matrix
 
 import nbattn
@@ -35,7 +36,7 @@ from nbattn import Axis, BackendError, InputError, Mask
 Count = Callable[[str, int], None]
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-BACKENDS = ("reference", "tiled", "sdpa")
+BACKENDS = ("reference", "tiled", "sdpa", "native")
 
 # what the planner must accept on sdpa, so that a refusal is no way out
 SDPA = {"plain", "grouped heads", "one key head", "scale 0", "negative scale", "sink"} | {
@@ -47,7 +48,12 @@ SDPA = {"plain", "grouped heads", "one key head", "scale 0", "negative scale", "
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("name", FEATURES)
 def test_values_of_every_feature(name: str, dtype: torch.dtype, cases: Count) -> None:
-    for backend in BACKENDS:  # together: what they should give is the same
+    for backend in (
+        "reference",
+        "tiled",
+        "sdpa",
+        *NAMES,
+    ):  # together: what they should give is the same
         taken = sum(takes(backend, name, dtype, label) for label in MASKS)
         assert taken == len(MASKS) or backend == "sdpa"
         assert (taken >= 8) == (backend != "sdpa" or name in SDPA)
@@ -85,14 +91,14 @@ def test_scales_and_caps_at_the_ends_of_their_range(scale: float, softcap: float
         want, _ = dense_attention.attend(*exact, allowed=allowed, scale=scale, softcap=softcap)
         upward = random((1, 9, 2, 4), 3).to(dtype)
         wanted = (want, *torch.autograd.grad(want, exact, upward.double()))
-        for backend in ("reference", "tiled", "sdpa", "flash-model"):
+        for backend in ("reference", "tiled", "sdpa", "flash-model", *NAMES):
             if backend == "sdpa" and softcap:
                 continue  # which it has not
             out = nbattn.attention(
                 *leaves, Mask.causal(), scale=scale, softcap=softcap, backend=backend
             )
             found = (out, *torch.autograd.grad(out, leaves, upward))
-            if backend == "sdpa" and abs(scale) > 1:
+            if backend in ("sdpa", "native") and abs(scale) > 1:
                 found = (out,)  # its backward's weights are exp(score - lse), both rounded
             atol = 0.05 if dtype.itemsize == 2 else 1e-4
             for one, other in zip(found, wanted, strict=False):
@@ -100,7 +106,7 @@ def test_scales_and_caps_at_the_ends_of_their_range(scale: float, softcap: float
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", backends(BACKENDS))
 def test_scores_of_ten_thousand(backend: str, dtype: torch.dtype, cases: Count) -> None:
     """Whole numbers, so that scores are exact in every dtype and only the softmax is judged."""
     for label in ("clip", "causal", "causal, dilated", "wrap", "full"):
@@ -124,7 +130,7 @@ def test_scores_of_ten_thousand(backend: str, dtype: torch.dtype, cases: Count) 
             best_in_dtype(MASKS[label], made, grads, feature, backend),
             exact,
             dtype,
-            digit if backend == "sdpa" else 0.0,
+            digit if backend in ("sdpa", "native") else 0.0,
         )
         cases(f"values, large scores, {backend}", 1)
 
@@ -140,7 +146,7 @@ EMPTY = {
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", backends(BACKENDS))
 def test_rows_without_keys_are_zero(backend: str, dtype: torch.dtype, cases: Count) -> None:
     for label, (mask, queries, keys) in EMPTY.items():
         none = ~torch.from_numpy(matrix(mask.axes, queries, keys)).any(1)
@@ -164,7 +170,7 @@ def test_rows_without_keys_are_zero(backend: str, dtype: torch.dtype, cases: Cou
         cases(f"values, empty rows, {backend}", 1)
 
 
-@pytest.mark.parametrize("backend", ["reference", "tiled"])
+@pytest.mark.parametrize("backend", backends(["reference", "tiled", "native"]))
 def test_gradients_of_a_logsumexp_without_keys_vanish(backend: str) -> None:
     for mask, queries, keys in EMPTY.values():
         feature = Feature(lse=True, key_range="some")
@@ -189,7 +195,7 @@ ZERO_SIZES = [
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("label", "shape", "queries", "keys"), ZERO_SIZES)
-@pytest.mark.parametrize("backend", [*BACKENDS, "auto"])
+@pytest.mark.parametrize("backend", backends([*BACKENDS, "auto"]))
 def test_sizes_of_zero(
     backend: str, label: str, shape: Shape, queries: Space, keys: Space, dtype: torch.dtype,
     cases: Count,
@@ -206,7 +212,7 @@ def test_sizes_of_zero(
                 cases(f"values, sizes of zero, {backend}", 1)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", backends(BACKENDS))
 def test_extra_keys_may_number_zero(backend: str) -> None:
     made = tensors(MASKS["causal"], Feature(), torch.float32)
     empty = {"extra_key": torch.empty(2, 0, 2, 8), "extra_value": torch.empty(2, 0, 2, 8)}
@@ -218,7 +224,7 @@ def test_extra_keys_may_number_zero(backend: str) -> None:
     assert torch.equal(out, plain)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", backends(BACKENDS))
 def test_a_sink_of_minus_infinity_is_no_sink(backend: str) -> None:
     for label in ("causal", "causal, moved", "clip, rows outside"):
         mask, queries, keys = MASKS[label]
@@ -233,7 +239,7 @@ def test_a_sink_of_minus_infinity_is_no_sink(backend: str) -> None:
             dense_attention.judge(label, out, plain, plain, 1e-6)
 
 
-@pytest.mark.parametrize("backend", ["reference", "tiled"])
+@pytest.mark.parametrize("backend", backends(["reference", "tiled", "native"]))
 @pytest.mark.parametrize("label", ["clip", "wrap", "tiles", "three axes"])
 def test_values_outside_a_key_range_change_no_bit(backend: str, label: str) -> None:
     """Garbage, infinities and zeros outside: the same outputs and gradients, bit by bit."""
@@ -261,7 +267,7 @@ def test_a_key_range_as_wide_as_the_axis_changes_nothing() -> None:
     made = tensors(MASKS["three axes"], Feature(), torch.float64)
     for box in ([[0, length] for length in keys], [[-7, length + 99] for length in keys]):
         whole = torch.tensor([box, box], dtype=torch.int32)
-        for backend in ("reference", "tiled"):
+        for backend in ("reference", "tiled", *NAMES):
             plain = nbattn.attention(**made, mask=mask, backend=backend)
             ranged = nbattn.attention(**made, mask=mask, backend=backend, key_range=whole)
             assert torch.equal(plain, ranged)

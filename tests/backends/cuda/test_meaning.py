@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from nbattn.backends.cuda import tiles as cuda_tiles
 from nbattn.backends.cuda.meaning import CudaArguments
 from nbattn.backends.cuda.tiles import Build, Tiles
 from nbattn.geometry import bind
+from nbattn.program.tile_traversal import row_tiles
 
 Count = Callable[[str, int], None]
 Space = tuple[int, ...]
@@ -43,8 +45,8 @@ def test_support_at_any_tile(cases: Count, drawn: tuple[Mask, Space, Space], dat
     assert np.array_equal(call.allowed(queries, keys), wanted)
     visited = [
         (row, visit)
-        for row, visits in call._traverse(call.forward, inverse=False)
-        for visit in visits
+        for row in row_tiles(axes_of_mask, *call._extents(call.forward), inverse=False)
+        for visit in product(*(part.columns for part in row))
     ]
     counts = [math.prod(len(part.positions) for part in (*row, *visit)) for row, visit in visited]
     traversals = [cuda.Traversal(bound_axis) for bound_axis in cuda_tiles.padded(axes_of_mask)]

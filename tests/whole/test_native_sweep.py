@@ -1,0 +1,154 @@
+"""Tests of the native kernels' traversal (`cpu/tiles.h`, `cpu/visit.h`, the groups and boxes of
+`cpu/kernels.cpp`), compiled without arithmetic: which rows meet which columns, each pair once, and
+how many columns are copied and computed, against geometry and the enumerator.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from random import Random
+from typing import Any
+
+import native_sweep
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from native_library import needs_library
+from native_sweep import BATCH, COPIES, meet
+from oracle import axis_matrix, box, is_legal, masks
+from short_axes import specimens
+
+from nbattn import Axis, Mask
+from nbattn.backends.native.tiles import RANK, Tiles
+from nbattn.geometry import Axes, Held, bind
+from nbattn.program.tile_traversal import Traversal
+
+pytestmark = needs_library
+Count = Callable[[str, int], None]
+STEP = 797  # `make deep` tries every axis
+
+
+def cut(random: Random, rank: int, heads: int) -> Tiles:
+    """Sixteen rows on some axes, and any number of neighbouring tiles."""
+    axes = [*range(1 + RANK - rank, 1 + RANK)] + [0] * (heads > 1)
+    tile, group = [1] * 4, [1] * 4
+    for _ in range(4):
+        tile[random.choice(axes)] *= 2
+    for axis in axes:
+        group[axis] = random.randint(1, 3)
+    return Tiles(tuple(tile), tuple(group))  # pyright: ignore
+
+
+def check(axes: Axes, wanted: np.ndarray, number: int, key_range: Any = None) -> None:
+    """Both directions; `wanted` are pairs `[queries, keys]`, or `[B, queries, keys]`."""
+    random = Random(number)
+    group = random.choice((1, 1, 2, 3))
+    present = np.broadcast_to(wanted, (BATCH, *wanted.shape[-2:]))
+    for inverse in (False, True):
+        tiles = cut(random, len(axes), 1 if inverse else group)
+        capacity = random.choice((1, 2, 3, 7, 50))
+        found = meet(
+            axes, tiles, inverse=inverse, capacity=capacity, group=group, key_range=key_range,
+            double=bool(number % 2),
+        )  # fmt: skip
+        pairs = found.times.swapaxes(-1, -2) if inverse else found.times
+        assert np.array_equal(pairs, np.broadcast_to(present[:, None], pairs.shape)), number
+        if not inverse or key_range is None:
+            assert (found.written == 1).all()
+        if key_range is None and all(axis.held is None for axis in axes):
+            check_sums(axes, tiles, found, inverse, group, capacity)
+
+
+def check_sums(
+    axes: Axes, tiles: Tiles, found: native_sweep.Found, inverse: bool, group: int, capacity: int
+) -> None:
+    """What is computed, copied and left unmasked is what the cost model counts in closed form."""
+    heads = (1, 1) if inverse else (tiles.tile[0], tiles.tile[0] * tiles.group[0])
+    times = [COPIES * (group if inverse else -(-group // n)) for n in heads]
+    computed, copied, full = times[0], times[1], times[0]
+    for axis, rows, more in zip(
+        axes, tiles.tile[-len(axes) :], tiles.group[-len(axes) :], strict=True
+    ):
+        walk = Traversal(axis, inverse)
+        computed *= walk.tile_pairs(rows, 1)
+        copied *= walk.tile_pairs(rows * more, 1)
+        full *= sum(visit.full for tile in walk.tiles(rows, 1) for visit in tile.columns)
+    assert found.computed == computed
+    assert found.copied == copied
+    assert found.full == full if capacity == 1 else found.full <= full
+
+
+def of_specimen(fields: dict[str, Any], queries: int, keys: int, number: int) -> None:
+    """An axis by itself, and a part of it that tensors hold."""
+    axis = Axis(**fields)
+    (whole,) = bind(Mask(axis), queries, keys)
+    check((whole,), whole.dense(), number)
+    if number % 3:
+        return
+    random = Random(number)
+    row, column = (
+        slice(*sorted((random.randint(0, n), random.randint(0, n)))) for n in (queries, keys)
+    )
+    held = Held(row.start, queries, column.start, keys)
+    (part,) = bind(Mask(axis), row.stop - row.start, column.stop - column.start, [held])
+    check((part,), whole.dense()[row, column], number + 1)
+
+
+def test_every_pair_of_small_axes_is_met_once(cases: Count) -> None:
+    for number, (fields, queries, keys) in enumerate(specimens(0, STEP)):
+        if is_legal(fields, queries, keys):
+            of_specimen(fields, queries, keys, number)
+            cases("native traversal, sampled product", 1)
+
+
+@pytest.mark.deep
+@pytest.mark.parametrize("first", range(16))
+def test_every_pair_of_every_small_axis_is_met_once(first: int, cases: Count) -> None:
+    for number, (fields, queries, keys) in enumerate(specimens(first, 16)):
+        if is_legal(fields, queries, keys):
+            of_specimen(fields, queries, keys, number)
+            cases("native traversal, full product", 1)
+
+
+@pytest.mark.parametrize("sides", [(9, 9), (0, 13), (17, 2), (30, 30)], ids=str)
+def test_both_sides_of_a_seam(sides: tuple[int, int]) -> None:
+    axes = bind(Mask(Axis(*sides, border="wrap")), 41, 41)
+    for number in range(8):
+        check(axes, axes[0].dense(), number)
+
+
+def parts(data: Any, lengths: tuple[int, ...], whole: bool) -> Iterator[slice]:
+    """A part of every axis, or all of it."""
+    for n in lengths:
+        ends = (0, n) if whole else sorted(data.draw(st.tuples(*[st.integers(0, n)] * 2)))
+        yield slice(*ends)
+
+
+@given(masks(), st.booleans(), st.booleans(), st.integers(0, 1 << 20), st.data())
+def test_every_pair_of_masks_of_any_rank_is_met_once(
+    cases: Count, drawn: Any, whole: bool, ranged: bool, number: int, data: Any
+) -> None:
+    """Against the enumerator: tensors hold all of the axes or a part, and keys may be invalid."""
+    mask, queries, keys = drawn
+    rows, columns = tuple(parts(data, queries, whole)), tuple(parts(data, keys, whole))
+    blocks, held = [], []
+    for axis, n, m, row, column in zip(mask.axes, queries, keys, rows, columns, strict=True):
+        blocks.append(axis_matrix(axis, n, m)[row, column])
+        held.append(Held(row.start, n, column.start, m))
+    own = [tuple(part.stop - part.start for part in side) for side in (rows, columns)]
+    axes = bind(mask, *own, None if whole else held)
+    wanted, key_range = box(blocks), None
+    if ranged:
+        ends = [[data.draw(st.tuples(*[st.integers(-1, n + 1)] * 2)) for n in own[1]]
+                for _ in range(BATCH)]  # fmt: skip
+        key_range = torch.tensor(ends, dtype=torch.int32)
+        valid = [
+            box([((np.arange(n) >= a) & (np.arange(n) < b))[None]
+                 for n, (a, b) in zip(own[1], sample, strict=True)])
+            for sample in ends
+        ]  # fmt: skip
+        wanted = wanted & np.stack(valid)
+    check(axes, wanted, number, key_range)
+    cases("native traversal, masks", 1)
