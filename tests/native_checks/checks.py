@@ -17,12 +17,12 @@ import torch
 from emulator.problem import Problem as Common
 from emulator.problem import Tensors
 
-from host_kernels import build, replay
-from host_kernels.cases import AVERAGES, CASES, PROBED
-from host_kernels.problem import (
+from native_checks import build, replay
+from native_checks.cases import AVERAGES, CASES, PROBED
+from native_checks.problem import (
     Problem, case_of, expected_results, judge, judge_probe, make, make_probe, probes, results_of,
 )  # fmt: skip
-from host_kernels.replay import Case
+from native_checks.replay import Case
 from nbattn import Axis, Mask
 
 SECONDS = 120  # CPU time of a child process

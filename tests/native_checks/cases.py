@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from emulator.problem import Problem as Common
 
-from host_kernels.problem import Extents, Problem
+from native_checks.problem import Extents, Problem
 from nbattn import Axis, Mask
 
 _ONE: Extents = (1, 1, 1, 1)

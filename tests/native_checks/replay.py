@@ -127,6 +127,6 @@ def main(arguments: Sequence[str]) -> None:
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-    from host_kernels import replay  # the module that the pickled classes come from
+    from native_checks import replay  # the module that the pickled classes come from
 
     replay.main(sys.argv[1:])

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 @dataclass(frozen=True)
 class Bug:
     """Replaces one text in one file of `cpu/`; `catch` lists the checks that must catch it, on a case
-    of `host_kernels.cases` or, for threads, in the scenarios.
+    of `native_checks.cases` or, for threads, in the scenarios.
     """
 
     name: str

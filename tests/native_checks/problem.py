@@ -19,7 +19,7 @@ from emulator import problem as gpu
 from emulator.problem import Tensors
 from torch import Tensor
 
-from host_kernels.replay import Case, Data, Step
+from native_checks.replay import Case, Data, Step
 from nbattn import Mask
 from nbattn.kernels import layout
 
