@@ -32,7 +32,7 @@ from nbattn.timing import clock, interleave
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 # The coefficients of `costs.seconds`, in cycles but for the last two.
-NAMES = ("PRODUCT", "SCORE", "COPY", "TILE", "CHANNEL", "ITEM", "CALL")
+NAMES = ("PRODUCT", "SCORE", "COPY", "TILE", "CHANNEL", "MEMORY", "ITEM", "CALL")
 
 
 class Case(NamedTuple):
@@ -122,7 +122,8 @@ def features(row: dict[str, Any], request: Request) -> list[float]:
         columns * costs.products(kernel, request) * wide, columns * wide,
         work.copied * channels, work.tiles, work.tiles * channels * gradients * wide,
     )  # fmt: skip
-    return [copies * x / costs.CLOCK for x in cycles] + [copies * work.items, 1.0]
+    memory = max(0.0, costs.moved(kernel, request, work) - costs.CACHE) / costs.CLOCK
+    return [*(copies * x / costs.CLOCK for x in cycles), memory, copies * work.items, 1.0]
 
 
 def fit(rows: list[dict[str, Any]], requests: dict[str, Request]) -> dict[str, float]:

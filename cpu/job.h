@@ -15,7 +15,6 @@ struct Job {
 static_assert(sizeof(Job) == 568, "nbattn/backends/native/run.py has drifted");
 
 constexpr int kScores = 512;          // columns whose scores are kept at once
-constexpr int kMostTiles = 64;        // of a group on one axis
 constexpr long kRowBytes = 256 << 10; // rows of columns that are kept at once
 
 constexpr int rounded(int n, int step) { return (n + step - 1) / step * step; }

@@ -78,12 +78,11 @@ def forward(
     candidate = plan.chosen
     if keep_lse and not _gives_lse(candidate, kind):
         candidate = next((c for c in _accepted(plan) if _gives_lse(c, kind)), candidate)
-    wanted = return_lse or keep_lse
 
     def run(candidate: Candidate) -> tuple[Tensor, Tensor | None]:
         backend = families.runner(candidate.runner)
         with _without_autocast(kind):
-            return backend.forward(candidate.program, inputs, return_lse=wanted)
+            return backend.forward(candidate.program, inputs, return_lse=return_lse or keep_lse)
 
     try:
         return run(candidate)

@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 PROCESSES = 2
-SEEN = frozenset({"fails", "hangs"})
+SEEN = frozenset({"fails", "hangs", "crashes"})
 SECONDS = 300  # of one file; a mutant that hangs it is caught
 GEOMETRY = "nbattn/geometry.py"
 ROWS = "nbattn/rows.py"
@@ -52,6 +52,11 @@ NATIVE_MEANING = "nbattn/backends/native/meaning.py"
 NATIVE_TILES = "nbattn/backends/native/tiles.py"
 NATIVE_COSTS = "nbattn/backends/native/costs.py"
 CUDA = "nbattn/backends/cuda/run.py"
+LAYOUT = "nbattn/kernels/layout.py"
+NATIVE = "nbattn/backends/native/run.py"
+CPU_KERNELS, CPU_TILES, CPU_VISIT = "cpu/kernels.cpp", "cpu/tiles.h", "cpu/visit.h"
+CPU_FORWARD, CPU_BACKWARD, CPU_WORKER = "cpu/forward.h", "cpu/backward.h", "cpu/worker.h"
+CPU_VECTOR, CPU_ELEMENT, CPU_POOL = "cpu/vector.h", "cpu/element.h", "cpu/pool.h"
 MEASURED_TILES = "nbattn/backends/cuda/measured_tiles.py"
 KERNEL_TIMES = "nbattn/backends/cuda/kernel_times.py"
 COST_TABLE = "nbattn/planner/cost_table.py"
@@ -225,7 +230,7 @@ MUTANTS = [
            "program/tile_traversal"),
     Mutant("walk-lap-end", TILE_TRAVERSAL, "span[1] + lap - keys)", "span[1] + lap - keys + 1)",
            "program/tile_traversal"),
-    Mutant("held-of-the-whole-axis", CUDA, "return axis.queries, axis.first_key, axis.keys",
+    Mutant("held-of-the-whole-axis", LAYOUT, "return axis.queries, axis.first_key, axis.keys",
            "return axis.lengths[0], axis.first_key, axis.lengths[1]", "whole/window_sweep"),
     Mutant("walk-full-too-early", TILE_TRAVERSAL, "((tail, head), (zero, some))",
            "((lo, head), (zero, some))", "program/tile_traversal"),
@@ -289,12 +294,12 @@ MUTANTS = [
     Mutant("cuda-two-runs", CUDA_MEANING, 'axis.spec.border == "wrap" or axis.spec.prefix',
            'axis.spec.border == "wrap"',
            "backends/cuda/run backends/cuda/meaning backends/cuda/candidates"),
-    Mutant("cuda-offset", CUDA, "        axis.offset,\n", "        axis.spec.offset,\n",
+    Mutant("cuda-offset", LAYOUT, "        axis.offset,\n", "        axis.spec.offset,\n",
            "backends/cuda/run whole/window_sweep"),
-    Mutant("cuda-side", CUDA, "FAR if side is None else min(side, FAR)",
+    Mutant("cuda-side", LAYOUT, "FAR if side is None else min(side, FAR)",
            "axis.keys if side is None else min(side, FAR)", "whole/window_sweep"),
-    Mutant("cuda-strides", CUDA, "(0,) * (RANK - len(axes)), *steps, head",
-           "(0,) * (RANK - len(axes)), *[*steps][::-1], head", "backends/cuda/run"),
+    Mutant("cuda-strides", LAYOUT, "(0,) * (_RANK - len(axes)), *steps, head",
+           "(0,) * (_RANK - len(axes)), *[*steps][::-1], head", "backends/cuda/run"),
     Mutant("cuda-vector-pointers", CUDA, "tensor.data_ptr() % _COPY", "0", "backends/cuda/run"),
     Mutant("cuda-vector-strides", CUDA, "vector = aligned and all(",
            "vector = aligned or all(", "backends/cuda/run"),
@@ -303,8 +308,8 @@ MUTANTS = [
     Mutant("cuda-lse-of-training", CUDA, "if return_lse or window.grad_key is not None:",
            "if return_lse:", "backends/cuda/run"),
     Mutant("cuda-grads-of-keys", CUDA, "2: _KEYS, 3", "2: _VALUES, 3", "backends/cuda/run"),
-    Mutant("cuda-backward-unproved", CUDA_MEANING, "if not np.array_equal(backward, forward):",
-           "if False:", "backends/cuda/meaning backends/cuda/candidates"),
+    Mutant("cuda-backward-unproved", CUDA_MEANING, "if not np.array_equal(",
+           "if 0 * np.array_equal(", "backends/cuda/meaning backends/cuda/candidates"),
     # the emulator of the CUDA kernels
     Mutant("ldmatrix-trans", WARP, "transpose ? matrix[c][r] : matrix[r][c]", "matrix[r][c]",
            "whole/emulator"),
@@ -720,7 +725,7 @@ MUTANTS = [
     Mutant("flex-class", FLEX, "(key % step == residue[query])", "(key % step == query % step)",
            "backends/flex/run backends/flex/meaning backends/flex/candidates"),
     # kernels: sources, compiler, cache
-    Mutant("headers-twice", SOURCES, "seen.add(name)", "pass", "kernels/sources"),
+    Mutant("headers-twice", SOURCES, "seen.add(path)", "pass", "kernels/sources"),
     Mutant("line-after-header", SOURCES, "#line {number + 1}", "#line {number}", "kernels/sources"),
     Mutant("conditional-header", SOURCES, "        if depth:", "        if False:",
            "kernels/sources"),
@@ -883,6 +888,80 @@ MUTANTS = [
            "        for number, pointer in enumerate(pointers):\n"
            '            struct.pack_into("<Q", argument.buffer, 8 * number, pointer)\n',
            "kernels/launch"),
+    # kernels of CPUs
+    Mutant("native-old-columns", CPU_TILES, "  group.run[0] = group.run[1] = {0, 0};\n", "",
+           "whole/native_sweep"),
+    Mutant("native-one-interval", CPU_TILES,
+           "tile.two = tile.two || cut(runs.other, run).size() > 0", "tile.two = false",
+           "whole/native_sweep"),
+    Mutant("native-reads-invalid-keys", CPU_TILES,
+           "if (!kKeyRows || t.valid.has(t.first + x)) ", "",
+           "whole/native_sweep backends/native/run"),
+    Mutant("native-lanes-in-another-order", CPU_TILES, "lane /= tile[later];",
+           "lane /= tile[later] + (later == 2 && tile[1] > 1);", "whole/native_sweep"),
+    Mutant("native-hides-a-prefix", CPU_VISIT, "((at < size) | (at_2 < size_2))", "(at < size)",
+           "whole/native_sweep"),
+    Mutant("native-full-on-one-axis", CPU_VISIT, "z_full && in_full(y_axis.full, {y, y + 1})",
+           "z_full", "whole/native_sweep"),
+    Mutant("native-full-piece", CPU_VISIT, "in_full(within_full, {x, x + size})",
+           "in_full(within_full, {x, x + 1})", "whole/native_sweep"),
+    Mutant("native-large-boxes", CPU_KERNELS, "          room /= step[axis];\n", "",
+           "whole/native_sweep"),
+    Mutant("native-group-of-another-sample", CPU_KERNELS, "key = sample * volume + number;",
+           "key = number;", "whole/native_sweep"),
+    Mutant("native-same-extra-keys", CPU_KERNELS,
+           "kv_head * a.stride.head + (first + i) * a.stride.axis[2]",
+           "kv_head * a.stride.head + i * a.stride.axis[2]", "backends/native/run"),
+    Mutant("native-one-head-of-the-group", CPU_KERNELS, "head < (kv_head + 1) * p.group",
+           "head < kv_head * p.group + 1", "backends/native/run"),
+    Mutant("native-sums-keep-their-size", CPU_FORWARD, "exp2_of(t.top - base);", "wide(F(1));",
+           "backends/native/run"),
+    Mutant("native-rows-without-keys", CPU_FORWARD, "where_below(top, -Exp2Most(), wide(F(0)))",
+           "top", "backends/native/run"),
+    Mutant("native-sink-of-the-first-head", CPU_FORWARD,
+           "min_of(t.head + w.coordinate[0][lane], w.p.heads - 1)", "t.head",
+           "backends/native/run"),
+    Mutant("native-unread-logsumexp", CPU_BACKWARD,
+           "if (empty) t.total.lane(lane) = 0;\n      else if", "if", "backends/native/run"),
+    Mutant("native-slope-of-softcap", CPU_BACKWARD, "ds[m] = ds[m] * slope[m]", "ds[m] = ds[m]",
+           "backends/native/run"),
+    Mutant("native-scale-of-keys", CPU_BACKWARD,
+           "w.store(t, grad_a, a, w.d, sample, t.sum_a, wide(F(w.p.scale)));",
+           "w.store(t, grad_a, a, w.d, sample, t.sum_a, wide(F(1)));", "backends/native/run"),
+    Mutant("native-value-heads", CPU_WORKER, "stride.batch + r.head * r.b.stride.head;",
+           "stride.batch + r.head * r.a.stride.head;", "backends/native/run"),
+    Mutant("native-delta-of-the-first-head", CPU_WORKER, "(row * p.heads + r.head) * 2",
+           "row * p.heads * 2", "whole/native_sweep backends/native/run"),
+    Mutant("native-nan-becomes-a-number", CPU_VECTOR,
+           "p * (V)(((I)t << E::kShift) + (I)splat<F>(F(1)))", "(V)((I)p + ((I)t << E::kShift))",
+           "backends/native/run"),
+    Mutant("native-short-tanh", CPU_VECTOR, "splat<F>(F(0.625))", "splat<F>(F(1.5))",
+           "backends/native/run"),
+    Mutant("native-short-exponential", CPU_VECTOR, "5.550328777e-02f", "5.560328777e-02f",
+           "backends/native/run"),
+    Mutant("native-ties", CPU_ELEMENT, "0x7fffu + (bits >> 16 & 1u)", "0x8000u",
+           "backends/native/run"),
+    Mutant("native-half-ties", CPU_ELEMENT, "0xc8000fffu + (size >> 13 & 1u)", "0xc8001000u",
+           "backends/native/run"),
+    Mutant("native-small-halves", CPU_ELEMENT, "size < 0x400u ? small", "size < 1u ? small",
+           "backends/native/run"),
+    Mutant("native-rounds-small-halves", CPU_ELEMENT, "y = size < 0x38800000u ? small : size",
+           "y = size < 0x33800000u ? small : size", "backends/native/run"),
+    Mutant("native-child-without-helpers", CPU_POOL,
+           "  pthread_atfork(nullptr, nullptr, reset_pool);\n", "", "backends/native/run"),
+    Mutant("native-returns-before-helpers", CPU_POOL,
+           "  while (task.active) pthread_cond_wait(&pool.done, &pool.mutex);\n", "",
+           "backends/native/run"),
+    Mutant("native-strided-gradients-of-lse", NATIVE, "grad_lse.contiguous()", "grad_lse",
+           "backends/native/run"),
+    Mutant("native-strided-extra-keys", NATIVE, "inputs.extra_key.contiguous()",
+           "inputs.extra_key", "backends/native/run"),
+    Mutant("native-half-sinks", NATIVE, ".to(accumulate_dtype(inputs.query.dtype)).contiguous()",
+           ".contiguous()", "backends/native/run"),
+    Mutant("native-no-warmup", NATIVE, "    host.library()\n\n\ndef forward",
+           "    return\n\n\ndef forward", "backends/native/run"),
+    Mutant("native-logsumexp-for-nobody", NATIVE,
+           "if return_lse or window.grad_key is not None:", "if True:", "backends/native/run"),
     Mutant("imports-a-compiler", FUNCTIONAL, "import torch\nfrom torch import Tensor\n",
            "import torch\nimport torch._dynamo\nfrom torch import Tensor\n", "whole/imports"),
 ]
@@ -891,7 +970,7 @@ MUTANTS = [
 
 def copied(source: Path, target: Path) -> None:
     """What the tests need, without caches."""
-    for name in ("nbattn", "tests", "configs", "cpu", "cuda"):
+    for name in ("nbattn", "tests", "configs", "cuda", "cpu"):
         shutil.copytree(source / name, target / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(source / name, target)
@@ -912,7 +991,7 @@ def place(file: str) -> str:
 
 
 def outcome(root: Path, file: str) -> str:
-    """What becomes of a test file: it passes, fails, hangs, or ends in an error."""
+    """What becomes of a test file: it passes, fails, hangs, crashes, or ends in an error."""
     options = ["-x", "-q", "-p", "no:cacheprovider"]
     env = {"PYTHONPATH": str(root), "HYPOTHESIS_PROFILE": "quick", "OMP_NUM_THREADS": "1"}
     try:
@@ -922,6 +1001,8 @@ def outcome(root: Path, file: str) -> str:
         )  # fmt: skip
     except subprocess.TimeoutExpired:
         return "hangs"
+    if done.returncode < 0:  # a mistake in C++ may end the process
+        return "crashes"
     if done.returncode not in (0, 1):
         return f"error {done.returncode}: {(done.stdout + done.stderr).strip()[-300:]}"
     return "fails" if done.returncode else "passes"

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
-from nbattn.geometry import BoundAxis
+if TYPE_CHECKING:
+    from nbattn.geometry import BoundAxis
 
 # In the order of the struct.
 POINTERS = (

@@ -52,8 +52,10 @@ void tiles_of(nb::Worker<F>& w, const nb::Call& call, int sample, int head, int 
   for (int other = first; other < last; ++other)
     nb::each_box(w, [&](const nb::Interval(&box)[3]) {
       const long size = long(box[0].size()) * box[1].size() * box[2].size();
-      if (size < 1 || size > w.capacity) now->wrong = 4;
-      if (!tiles) now->wrong = 5;  // columns for nothing
+      if (size < 1 || size > w.capacity || !tiles) {  // of no tiles: columns for nothing
+        now->wrong = tiles ? 4 : 5;
+        return;
+      }
       now->copied += size;
       w.pack(call.sides.column_a, call.sides.column_b, box, sample, other);
       for (int n = 0; n < tiles; ++n) nb::visit<Count<F>>(w, w.tile[n], box);
@@ -71,6 +73,7 @@ void sweep(const nb::Job& job, long capacity) {
   char* const memory = static_cast<char*>(aligned_alloc(64, bytes + 64));
   memset(memory, 0xff, bytes);
   w.lay_out(memory);
+  for (nb::AxisGroup<F>& group : w.group) group.run[0] = group.run[1] = {0, 1};  // of an item before
   const int heads = kKeyRows ? 1 : job.tile[0] * job.group[0];
   // From the last item on: what a thread finds must not depend on what it did before.
   for (int sample = job.params.batch - 1; sample >= 0; --sample)

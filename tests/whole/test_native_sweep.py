@@ -5,19 +5,18 @@ how many columns are copied and computed, against geometry and the enumerator.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from random import Random
 from typing import Any
 
 import native_sweep
 import numpy as np
 import pytest
-import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from dense_attention import inside
 from native_library import needs_library
+from native_problems import drawn_axis, drawn_part, drawn_ranges
 from native_sweep import BATCH, COPIES, meet
-from oracle import axis_matrix, box, is_legal, masks
+from oracle import axis_matrix, box, is_legal
 from short_axes import specimens
 
 from nbattn import Axis, Mask
@@ -27,7 +26,7 @@ from nbattn.program.tile_traversal import Traversal
 
 pytestmark = needs_library
 Count = Callable[[str, int], None]
-STEP = 797  # `make deep` tries every axis
+STEP = 1597  # `make deep` tries more of them
 
 
 def cut(random: Random, rank: int, heads: int) -> Tiles:
@@ -105,11 +104,11 @@ def test_every_pair_of_small_axes_is_met_once(cases: Count) -> None:
 
 @pytest.mark.deep
 @pytest.mark.parametrize("first", range(16))
-def test_every_pair_of_every_small_axis_is_met_once(first: int, cases: Count) -> None:
-    for number, (fields, queries, keys) in enumerate(specimens(first, 16)):
+def test_every_pair_of_many_small_axes_is_met_once(first: int, cases: Count) -> None:
+    for number, (fields, queries, keys) in enumerate(specimens(first, 16 * 7)):
         if is_legal(fields, queries, keys):
             of_specimen(fields, queries, keys, number)
-            cases("native traversal, full product", 1)
+            cases("native traversal, larger sample", 1)
 
 
 @pytest.mark.parametrize("sides", [(9, 9), (0, 13), (17, 2), (30, 30)], ids=str)
@@ -119,36 +118,38 @@ def test_both_sides_of_a_seam(sides: tuple[int, int]) -> None:
         check(axes, axes[0].dense(), number)
 
 
-def parts(data: Any, lengths: tuple[int, ...], whole: bool) -> Iterator[slice]:
-    """A part of every axis, or all of it."""
-    for n in lengths:
-        ends = (0, n) if whole else sorted(data.draw(st.tuples(*[st.integers(0, n)] * 2)))
-        yield slice(*ends)
-
-
-@given(masks(), st.booleans(), st.booleans(), st.integers(0, 1 << 20), st.data())
-def test_every_pair_of_masks_of_any_rank_is_met_once(
-    cases: Count, drawn: Any, whole: bool, ranged: bool, number: int, data: Any
-) -> None:
-    """Against the enumerator: tensors hold all of the axes or a part, and keys may be invalid."""
-    mask, queries, keys = drawn
-    rows, columns = tuple(parts(data, queries, whole)), tuple(parts(data, keys, whole))
-    blocks, held = [], []
-    for axis, n, m, row, column in zip(mask.axes, queries, keys, rows, columns, strict=True):
-        blocks.append(axis_matrix(axis, n, m)[row, column])
-        held.append(Held(row.start, n, column.start, m))
+def of_random(seed: int) -> None:
+    """A mask of any rank, of which tensors hold all or a part, with valid keys per sample."""
+    random = Random(seed)
+    rank = random.choice((1, 2, 2, 3))
+    drawn = [drawn_axis(random, (24, 7, 5)[rank - 1]) for _ in range(rank)]
+    rows, columns = ([slice(0, one[side]) for one in drawn] for side in (1, 2))
+    held = None
+    if random.random() < 0.3:
+        rows, columns = ([drawn_part(random, one[side]) for one in drawn] for side in (1, 2))
+        parts = zip(drawn, rows, columns, strict=True)
+        held = [Held(row.start, n, column.start, m) for (_, n, m), row, column in parts]
     own = [tuple(part.stop - part.start for part in side) for side in (rows, columns)]
-    axes = bind(mask, *own, None if whole else held)
-    wanted, key_range = box(blocks), None
-    if ranged:
-        ends = [[data.draw(st.tuples(*[st.integers(-1, n + 1)] * 2)) for n in own[1]]
-                for _ in range(BATCH)]  # fmt: skip
-        key_range = torch.tensor(ends, dtype=torch.int32)
-        valid = [
-            box([((np.arange(n) >= a) & (np.arange(n) < b))[None]
-                 for n, (a, b) in zip(own[1], sample, strict=True)])
-            for sample in ends
-        ]  # fmt: skip
-        wanted = wanted & np.stack(valid)
-    check(axes, wanted, number, key_range)
-    cases("native traversal, masks", 1)
+    axes = bind(Mask(*(one[0] for one in drawn)), *own, held)
+    parts = zip(drawn, rows, columns, strict=True)
+    wanted = box([axis_matrix(*one)[row, column] for one, row, column in parts])
+    key_range = None
+    if random.random() < 0.4 and all(own[1]):
+        key_range = drawn_ranges(random, BATCH, own[1])
+        wanted = wanted & inside(key_range, own[1]).numpy()[:, None]
+    check(axes, wanted, seed, key_range)
+
+
+def test_every_pair_of_masks_of_any_rank_is_met_once(cases: Count) -> None:
+    """Against the enumerator: tensors hold all of the axes or a part, and keys may be invalid."""
+    for seed in range(300):
+        of_random(seed)
+    cases("native traversal, masks", 300)
+
+
+@pytest.mark.deep
+@pytest.mark.parametrize("part", range(10))
+def test_every_pair_of_many_masks_is_met_once(part: int, cases: Count) -> None:
+    for seed in range(2000 * (part + 1), 2000 * (part + 2)):
+        of_random(seed)
+    cases("native traversal, masks", 2000)

@@ -18,16 +18,19 @@ from nbattn.program.request import Request
 LANES = 16  # rows of a tile
 KERNELS = ("forward", "grad_query", "grad_key")
 
-# The coefficients, of a core that begins one vector product of 16 floats per cycle.
+# The coefficients, of a core that begins one vector product of 16 floats per cycle: fitted by
+# `benchmarks/fit_native.py` to 270 tiles and groups, with a relative error of 5 %.
 CLOCK = 3.6e9  # cycles per second
-PRODUCT = 1.25  # cycles per column and channel, with the loads of the column
-SCORE = 14.0  # cycles per column: the mask, the exponential, the running maximum
-COPY = {"float16": 0.8, "bfloat16": 0.8, "float32": 0.6, "float64": 1.2}  # cycles per element
-TILE = 250.0  # cycles per tile
-CHANNEL = 3.0  # cycles per tile and channel of its rows: loads, stores, transposes
+PRODUCT = 1.26  # cycles per column and channel, with the loads of the column
+SCORE = 3.5  # cycles per column: the mask, the exponential, the running maximum
+COPY = {"float16": 0.9, "bfloat16": 0.9, "float32": 0.7, "float64": 1.4}  # cycles per element
+TILE = 1580.0  # cycles per tile
+CHANNEL = 4.0  # cycles per tile and channel of its rows: loads, stores, transposes
+MEMORY = 0.57  # cycles per byte of the tensors that are not in the cache
+CACHE = 2 << 20  # bytes of the cache: fitted, too
 WIDE = {"float64": 2.0}  # of 16 rows there are two vectors of such elements
-ITEM = 0.3e-6  # seconds per item: a thread takes it, and finds its columns
-CALL = 12e-6  # seconds per kernel: arguments, threads that start and end
+ITEM = 0.2e-6  # seconds per item: a thread takes it, and finds its columns
+CALL = 8e-6  # seconds per kernel: arguments, threads that start and end
 
 
 class Work(NamedTuple):
@@ -69,7 +72,18 @@ def seconds(kernel: str, request: Request, work: Work) -> float:
         + work.copied * channels * COPY[request.dtype]
         + work.tiles * (TILE + CHANNEL * rows * vectors)
     )
-    return request.batch * request.kv_heads * (cycles / CLOCK + work.items * ITEM) + CALL
+    heads = request.batch * request.kv_heads
+    memory = max(0.0, moved(kernel, request, work) - CACHE) * MEMORY
+    return (heads * cycles + memory) / CLOCK + heads * work.items * ITEM + CALL
+
+
+def moved(kernel: str, request: Request, work: Work) -> float:
+    """Returns the bytes of the rows and of the columns that a kernel reads or writes."""
+    queries, keys = request.query_count * request.heads_per_key_head, request.key_count
+    rows, columns = (keys, queries) if kernel == "grad_key" else (queries, keys)
+    channels = (request.head_dim + request.value_dim) * costs.ITEMSIZE[request.dtype]
+    positions = request.batch * request.kv_heads * (rows + min(columns, work.copied))
+    return positions * channels * (1.0 if kernel == "forward" else 1.5)
 
 
 def of(request: Request, useful: int, works: Mapping[str, Work]) -> Cost:
