@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
@@ -66,6 +67,11 @@ def library(kind: str, folder: Path = CPU) -> Path:
         _run(["g++", "-shared", "kernels.o", "-o", "built.so", "-lm"], scratch)
         Path(scratch, "built.so").replace(target)
     return target
+
+
+def program(source: Path, flags: Sequence[str], target: Path) -> None:
+    """Compiles an executable of one C++ file."""
+    _run(["g++", "-std=c++17", "-pthread", "-g1", *flags, str(source), "-o", str(target)], ".")
 
 
 @cache

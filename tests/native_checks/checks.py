@@ -25,6 +25,8 @@ from native_checks.problem import (
 from native_checks.replay import Case
 from nbattn import Axis, Mask
 
+TSAN = "die_after_fork=0:exitcode=66:halt_on_error=1"
+SIGNS = ("ERROR: ", "runtime error", "WARNING: ThreadSanitizer", "FATAL: ")  # of sanitizers
 SECONDS = 120  # CPU time of a child process
 Say = Callable[[str], object]
 Expected = tuple[Tensors, Tensors]
@@ -103,7 +105,7 @@ def replayed(
         "LD_PRELOAD": ":".join(str(build.runtime(name)) for name in preload),
         "ASAN_OPTIONS": "detect_leaks=0:allocator_may_return_null=1:handle_segv=1",
         "UBSAN_OPTIONS": "print_stacktrace=0",
-        "PYTHONMALLOC": "pymalloc",
+        "TSAN_OPTIONS": TSAN,
     }
     with tempfile.TemporaryDirectory() as folder:
         source, target = Path(folder, "cases"), Path(folder, "results")
@@ -129,7 +131,7 @@ def _end_of(status: int, log: str) -> str:
     """What a process was doing when it died, and why."""
     lines = log.splitlines()
     place = next((line for line in reversed(lines) if ", pass " in line), "before the first pass")
-    errors = [line for line in lines if "ERROR: " in line or "runtime error" in line]
+    errors = [line for line in lines if any(sign in line for sign in SIGNS)]
     how = signal.Signals(-status).name if status < 0 else f"status {status}"
     frames = [line.strip() for line in lines if " in nb::" in line][:1]
     return ": ".join([place, how, *errors[:1], *frames])
@@ -146,6 +148,7 @@ def in_child(action: Callable[[Say], None], seconds: int = SECONDS) -> str:
         status = 0
         try:
             signal.alarm(seconds)
+            torch.set_num_threads(1)  # the threads that torch may have had are gone
             action(lambda text: os.write(writer, text.encode()))
         except BaseException as error:
             text = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -162,18 +165,6 @@ def in_child(action: Callable[[Say], None], seconds: int = SECONDS) -> str:
     return ": ".join([*said[-2:], *ends]) or "silent"
 
 
-def guarded(library: ctypes.CDLL, names: Iterable[str], places: Iterable[str]) -> str:
-    """Runs cases in pages where a touch of anything else kills the process, and judges them."""
-
-    def action(say: Say) -> None:
-        for name in names:
-            for place in places:
-                values(library, name, place, say)
-                pairs(library, name, place, say)
-
-    return in_child(action)
-
-
 def values(library: ctypes.CDLL, name: str, place: str, say: Say) -> None:
     """Runs a case and judges its results."""
     replay.run(library, stain(CASES[name].common.accumulator), "heap", say)
@@ -185,3 +176,55 @@ def pairs(library: ctypes.CDLL, name: str, place: str, say: Say) -> None:
     if probes := recorded_probes(name):
         replay.run(library, stain(torch.float32), "heap", say)
         judge_pairs(name, [replay.run(library, probe, place, say) for probe in probes])
+
+
+def touches(library: ctypes.CDLL, name: str, say: Say) -> None:
+    """Runs a case in pages where a touch of anything but a tensor kills the process."""
+    for place in ("end", "start"):
+        replay.run(library, recorded(name), place, say)
+
+
+def guarded(library: ctypes.CDLL, name: str) -> str:
+    """Runs and judges a case and its probes between pages that may not be touched."""
+
+    def action(say: Say) -> None:
+        for place in ("end", "start"):
+            values(library, name, place, say)
+            pairs(library, name, place, say)
+
+    return in_child(action)
+
+
+def sanitized(library: Path, names: Iterable[str]) -> str:
+    """What the address sanitizer says of cases in a new process; empty if nothing."""
+    every = [one for name in names for one in (recorded(name), *recorded_probes(name))]
+    return _report_of(every, library, ("libasan.so", "libubsan.so"))
+
+
+def raced(folder: Path, names: Iterable[str]) -> str:
+    """The same of the thread sanitizer."""
+    every = [recorded(name) for name in names]
+    return _report_of(every, build.library("threads", folder), ("libtsan.so",))
+
+
+def _report_of(every: Sequence[Case], library: Path, preload: Sequence[str]) -> str:
+    try:
+        replayed(every, ("heap",), library, preload)
+    except DiedError as error:
+        return str(error)
+    return ""
+
+
+def pool(folder: Path, *flags: str) -> str:
+    """What the program of the pool alone says is wrong; empty if nothing."""
+    source = Path(__file__).with_name("pool_stress.cpp")
+    with tempfile.TemporaryDirectory() as scratch:
+        target = Path(scratch, "stress")
+        build.program(source, ("-O1", *flags, f"-I{folder}"), target)
+        environment = os.environ | {"TSAN_OPTIONS": TSAN}
+        done = subprocess.run([target], env=environment, capture_output=True, text=True)
+    if not done.returncode:
+        return ""
+    lines = [line for line in done.stderr.splitlines() if line.strip("= ")]
+    how = signal.Signals(-done.returncode).name if done.returncode < 0 else ""
+    return " ".join([*lines[:1], how]).strip() or f"status {done.returncode}"
