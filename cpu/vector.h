@@ -118,13 +118,13 @@ template <class F>
 NB_INLINE typename Simd<F>::V exp2_of(typename Simd<F>::V x) {
   typedef Exp2<F> E;
   typedef typename Simd<F>::V V;
-  typedef typename Simd<F>::I I;
+  typedef typename Simd<F>::U U;
   const V least = splat<F>(E::kLeast), magic = splat<F>(E::kMagic);
   const V c = x < least ? least : x, t = c + magic, r = c - (t - magic);
   V p = splat<F>(E::c[0]);
   NB_UNROLL for (unsigned i = 1; i < sizeof(E::c) / sizeof(F); ++i) p = p * r + E::c[i];
   // A product, since the sum of p's bits and the exponent would be a number for some NaN.
-  const V y = p * (V)(((I)t << E::kShift) + (I)splat<F>(F(1)));
+  const V y = p * (V)(((U)t << E::kShift) + (U)splat<F>(F(1)));
   return x < least ? V{} : y;
 }
 template <class F>

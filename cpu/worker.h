@@ -39,11 +39,11 @@ struct Worker {
   bool needs_a() const { return !pairs || job.pass != kForward; }
   bool needs_b() const { return !pairs || job.pass != kGradQuery; }
 
-  // Lays out the memory from `memory` on, or from null to count the bytes.
-  char* lay_out(char* memory) {
-    char* at = memory;
+  // Lays out the memory from `memory` on, or from null to count the bytes, which it returns.
+  long lay_out(char* memory) {
+    uintptr_t at = reinterpret_cast<uintptr_t>(memory);  // a null pointer has no neighbours
     const auto take = [&](long bytes) {
-      char* const here = at;
+      const uintptr_t here = at;
       at += (bytes + 63) / 64 * 64;
       return here;
     };
@@ -73,7 +73,7 @@ struct Worker {
     pairs_b = reinterpret_cast<uint32_t*>(take(pairs && job.pass != kForward ? capacity * pair_b * 4l : 0));
     lse = reinterpret_cast<F*>(take(job.pass == kGradKey ? capacity * long(sizeof(F)) : 0));
     delta = reinterpret_cast<F*>(take(job.pass == kGradKey ? capacity * long(sizeof(F)) : 0));
-    return at;
+    return long(at - reinterpret_cast<uintptr_t>(memory));
   }
 
   explicit Worker(const Job& of) : job(of), p(of.params) {
@@ -93,7 +93,7 @@ struct Worker {
       for (int lane = 0; lane < kLanes; ++lane) coordinate[axis][lane] = lane_coordinate(job.tile, axis, lane);
     scale_in = F(p.softcap ? p.scale / p.softcap : p.scale * 1.4426950408889634);
   }
-  long bytes() { return lay_out(nullptr) - static_cast<char*>(nullptr); }
+  long bytes() { return lay_out(nullptr); }
 
   // Where the rows of a tile are; those that are not in `lanes` are nowhere.
   void offsets(const Tile<F>& t, const Strides& s, int sample, unsigned lanes, long long* at) const {

@@ -82,7 +82,7 @@ def library(paths: Sequence[Path], flags: Sequence[str], ahead: Path | None = No
     Raises:
         RuntimeError: the compiler fails.
     """
-    target = _directory() / f"{paths[0].stem}-{_digest(paths, flags)}.so"
+    target = directory() / f"{paths[0].stem}-{_digest(paths, flags)}.so"
     if target.is_file():
         os.utime(target)
         return target
@@ -99,7 +99,7 @@ def library(paths: Sequence[Path], flags: Sequence[str], ahead: Path | None = No
 def _headers(flags: tuple[str, ...]) -> Path:
     """The precompiled `emulator.h`, which halves the time to compile a kernel."""
     header = HERE / "emulator.h"
-    target = _directory() / f"emulator-{_digest([header], flags)}.h.gch"
+    target = directory() / f"emulator-{_digest([header], flags)}.h.gch"
     if target.is_file():
         os.utime(target)
         return target
@@ -150,7 +150,7 @@ def _version() -> tuple[str, str]:
 
 
 @cache
-def _directory() -> Path:
+def directory() -> Path:
     try:
         base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         folder = base / "nbattn-emulator"
