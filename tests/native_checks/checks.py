@@ -20,7 +20,15 @@ from emulator.problem import Tensors
 from native_checks import build, replay
 from native_checks.cases import AVERAGES, CASES, PROBED
 from native_checks.problem import (
-    Problem, case_of, expected_results, judge, judge_probe, make, make_probe, probes, results_of,
+    Problem,
+    case_of,
+    expected_results,
+    judge,
+    judge_probe,
+    make,
+    make_probe,
+    probes,
+    results_of,
 )  # fmt: skip
 from native_checks.replay import Case
 from nbattn import Axis, Mask
