@@ -227,14 +227,15 @@ static char* scratch(long bytes) {
 }
 
 // Asks for large pages under a new tensor of `rows` rows: each first touch of a small one is a fault, and faults of
-// several threads wait for each other.
+// several threads wait for each other. Only from 32 MiB on, where the C library maps memory that ends with the tensor:
+// else later tensors would take the pages, whole ones for a part.
 static void ask_for_large_pages(void* data, long long rows, int length, int type) {
 #ifdef MADV_HUGEPAGE
   constexpr uintptr_t kPage = 2 << 20;
   const long long bytes = rows * length * (type == kDouble ? 8 : type == kFloat ? 4 : 2);
   const uintptr_t first = (reinterpret_cast<uintptr_t>(data) + kPage - 1) / kPage * kPage,
                   stop = (reinterpret_cast<uintptr_t>(data) + uintptr_t(bytes)) / kPage * kPage;
-  if (data && stop > first) madvise(reinterpret_cast<void*>(first), stop - first, MADV_HUGEPAGE);
+  if (data && bytes >= 32 << 20) madvise(reinterpret_cast<void*>(first), stop - first, MADV_HUGEPAGE);
 #endif
 }
 static void ask_for_large_pages(const Job& job) {
