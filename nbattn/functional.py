@@ -287,7 +287,7 @@ def plan(
         InputError, MaskError, BackendError: as `attention`.
 
     >>> shapes = (1, 2048, 8, 64), (1, 512, 8, 64)
-    >>> plan(Mask.causal("top-left"), *shapes, dtype="float32", device="cpu").chosen.name
+    >>> plan(Mask.causal("top-left"), *shapes, dtype="bfloat16", device="sm_90").chosen.name
     'sdpa/causal'
     """
     if deterministic is None:

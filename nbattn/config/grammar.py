@@ -195,7 +195,7 @@ class PlanConfig:
 
     >>> mask = Mask.causal("top-left")
     >>> request = PlanConfig(mask=mask, query=(1, 2048, 8, 64), key=(1, 512, 8, 64))
-    >>> request.plan(dtype="float32", device="cpu").chosen.name
+    >>> request.plan(dtype="bfloat16", device="sm_90").chosen.name
     'sdpa/causal'
     """
 

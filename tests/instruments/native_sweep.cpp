@@ -14,15 +14,16 @@ Sweep* now;
 template <class F>
 struct Count {  // a rule that counts
   template <int M>
-  static void piece(nb::Worker<F>& w, nb::Tile<F>& t, const nb::Gate<F>& gate, const nb::Piece<F>& at) {
+  static void piece(nb::Worker<F>& w, nb::Tile<F>& t, const nb::Gate<F>& gate, const nb::Piece& at) {
     nb::Wide<F> one[M];
     for (int m = 0; m < M; ++m) one[m] = nb::wide(F(1));
     if (!at.whole) nb::hide<M>(one, gate, at.first, F(0));
     now->computed += M;
     now->full += at.whole * M;
     for (int m = 0; m < M; ++m) {
-      const long long column = static_cast<long long>(at.a[m * w.row_a]) - 1;
-      if (column < 0 || column >= now->columns || at.b[m * w.row_b] != at.a[m * w.row_a]) now->wrong = 1;
+      const F a = w.packed_a[(at.row + m) * w.row_a], b = w.packed_b[(at.row + m) * w.row_b];
+      const long long column = static_cast<long long>(a) - 1;
+      if (column < 0 || column >= now->columns || b != a) now->wrong = 1;
       if (w.job.pass == nb::kGradKey)
         if (w.lse[at.row + m] != column || w.delta[at.row + m] != -column) now->wrong = 2;
       for (int lane = 0; lane < nb::kLanes; ++lane) {
@@ -41,7 +42,7 @@ void tiles_of(nb::Worker<F>& w, const nb::Call& call, int sample, int head, int 
   now->tiles += tiles;
   for (int n = 0; n < tiles; ++n) {
     nb::Tile<F>& t = w.tile[n];
-    w.load(t, call.sides.row_a, sample, F(1), t.a);
+    w.load(t, call.sides.row_a, sample, t.a);
     for (int lane = 0; lane < nb::kLanes; ++lane) {
       if (!(t.rows >> lane & 1)) continue;
       if (t.valid >> lane & 1) ++now->written[static_cast<long long>(t.a[0].lane(lane)) - 1];

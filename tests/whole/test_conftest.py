@@ -1,4 +1,4 @@
-"""Tests of what every test run has: counts of cases in the summary, and a cache that is off."""
+"""Tests of what every test run has: counts of cases in the summary, and a cache of its own."""
 
 import os
 import subprocess
@@ -34,12 +34,29 @@ def test_cases_of_all_tests_are_summed_and_printed(tmp_path, arguments):
     assert run.returncode == 0
 
 
-@pytest.mark.parametrize(("given", "seen"), [(None, "off"), ("/a/cache", "/a/cache")])
-def test_the_cache_is_off_unless_the_environment_names_one(given, seen):
-    """Child processes inherit it."""
+def caches_of_a_run(given: str | None) -> list[str]:
+    """The cache folder of a run, and that of a process of its own."""
     conftest = Path(__file__).parents[1] / "conftest.py"
-    code = f"import os, runpy; runpy.run_path({str(conftest)!r}); print(os.environ['NBATTN_CACHE'])"
+    load = f"import os, runpy; runpy.run_path({str(conftest)!r}); "
+    show = "folder = os.environ['NBATTN_CACHE']; print(folder, os.path.isdir(folder), flush=True)"
+    child = f"; import subprocess, sys; subprocess.run([sys.executable, '-c', {load + show!r}])"
     env = {name: value for name, value in os.environ.items() if name != "NBATTN_CACHE"}
     env |= {} if given is None else {"NBATTN_CACHE": given}
-    run = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
-    assert (run.stdout, run.returncode) == (f"{seen}\n", 0), run.stderr
+    command = [sys.executable, "-c", load + show + child]
+    run = subprocess.run(command, env=env, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    return run.stdout.splitlines()
+
+
+def test_the_processes_of_a_run_share_a_cache_that_ends_with_it():
+    own, inherited = caches_of_a_run(None)
+    assert own == inherited
+    folder, exists = own.split()
+    assert exists == "True"
+    assert not Path(folder).exists()
+    assert caches_of_a_run(None)[0] != own
+
+
+@pytest.mark.parametrize("given", ["/a/cache", "off"])
+def test_a_cache_that_the_environment_names_is_taken(given):
+    assert caches_of_a_run(given) == [f"{given} False"] * 2

@@ -22,8 +22,7 @@ from oracle import axis_matrix, is_legal, masks, matrix
 from short_axes import specimens, value_pairs_of_sample
 
 from nbattn import Axis, Mask, geometry
-from nbattn.backends.cuda import run as cuda
-from nbattn.backends.cuda.meaning import FAR, two_runs
+from nbattn.backends.cuda.meaning import two_runs
 from nbattn.backends.cuda.tiles import padded
 from nbattn.geometry import Axes, BoundAxis, Held, bind
 from nbattn.kernels import layout
@@ -60,11 +59,11 @@ def pointer(array: np.ndarray) -> ctypes.c_void_p:
 
 
 def numbers(bound_axis: BoundAxis) -> np.ndarray:
-    return np.array(cuda._axis(bound_axis), dtype=np.int32)
+    return np.array(layout.axis_numbers(bound_axis), dtype=np.int32)
 
 
 def held_numbers(bound_axis: BoundAxis) -> np.ndarray:
-    return np.array(cuda._held(bound_axis), dtype=np.int32)
+    return np.array(layout.held_numbers(bound_axis), dtype=np.int32)
 
 
 def windows(bound_axis: BoundAxis, u: np.ndarray, keys: int) -> np.ndarray:
@@ -116,7 +115,9 @@ def check_arithmetic(bound_axis: BoundAxis) -> None:
         assert (same | ((found[:, 0] >= found[:, 1]) & (wanted[:, 0] >= wanted[:, 1]))).all()
         t = sampled(group.skip, group.keys)
         inverse = np.stack(geometry.readers_of(bound_axis.spec, t, group.length), axis=1)
-        bounds = (start, stop) if bound_axis.spec.border != "wrap" else (-2 * FAR, 2 * FAR)
+        bounds = (
+            (start, stop) if bound_axis.spec.border != "wrap" else (-2 * layout.FAR, 2 * layout.FAR)
+        )
         assert np.array_equal(
             np.clip(readers(bound_axis, t, group.length), *bounds), np.clip(inverse, *bounds)
         )
@@ -327,7 +328,7 @@ def test_large_numbers_stay_exact(
         t = sampled(0, group.keys)
         bounds = (group.start, group.start + group.queries)
         if border == "wrap":
-            bounds = (-2 * FAR, 2 * FAR)
+            bounds = (-2 * layout.FAR, 2 * layout.FAR)
         inverse = np.stack(geometry.readers_of(bound_axis.spec, t, group.keys), axis=1)
         assert np.array_equal(
             np.clip(readers(bound_axis, t, group.keys), *bounds), np.clip(inverse, *bounds)

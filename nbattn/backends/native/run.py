@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import struct
-from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -20,7 +19,7 @@ from nbattn.backends.native.meaning import NativeArguments
 from nbattn.backends.native.tiles import RANK
 from nbattn.geometry import BoundAxis
 from nbattn.kernels import host, layout
-from nbattn.program.program import ByIdentity, Program
+from nbattn.program.program import Program
 
 _POINTERS = struct.Struct(f"<{len(layout.POINTERS)}Q")
 _JOB = struct.Struct("<14i")  # what follows the parameters in `Job` of `cpu/job.h`
@@ -28,7 +27,10 @@ _FORWARD, _GRAD_QUERY, _GRAD_KEY = range(3)
 _TYPES = {torch.float16: 0, torch.bfloat16: 1, torch.float32: 2, torch.float64: 3}
 _SHARE = 1e5  # products of a vector that are worth waking a thread: about 40 us
 _TRIVIAL = BoundAxis(Axis(), 1, 1)
-Strides = tuple[int, ...]
+_PLACES = {name: place for place, name in enumerate(layout.POINTERS)}
+_CACHE_SIZE = 1024
+# Key → the window, whose identity no other object gets while it lives, and the bytes of a pass.
+_numbers: dict[tuple[object, ...], tuple[NativeArguments, bytes]] = {}
 
 
 def warmup(program: Program) -> None:
@@ -102,16 +104,18 @@ def _tensors(inputs: Inputs) -> dict[str, Tensor]:
 
 
 def _run(numbers: bytes, tensors: dict[str, Tensor]) -> None:
-    pointers = _POINTERS.pack(
-        *(tensors[name].data_ptr() if name in tensors else 0 for name in layout.POINTERS)
-    )
-    host.library().nb_native_run(pointers + numbers)
+    pointers = [0] * len(_PLACES)
+    for name, tensor in tensors.items():
+        pointers[_PLACES[name]] = tensor.data_ptr()
+    host.library().nb_native_run(_POINTERS.pack(*pointers) + numbers)
 
 
 def _pass(window: NativeArguments, number: int, inputs: Inputs, grad_out: Tensor | None) -> bytes:
+    """All of a pass that does not depend on pointers."""
     query, key, value, extra = inputs.query, inputs.key, inputs.value, inputs.extra_key
-    return _numbers(
-        ByIdentity(window),
+    threads = torch.get_num_threads()
+    known = (
+        id(window),
         number,
         query.dtype,
         query.shape,
@@ -120,54 +124,52 @@ def _pass(window: NativeArguments, number: int, inputs: Inputs, grad_out: Tensor
         query.stride(),
         key.stride(),
         value.stride(),
-        (0,) * query.dim() if grad_out is None else grad_out.stride(),
+        None if grad_out is None else grad_out.stride(),
         0 if extra is None else extra.shape[1],
         inputs.scale,
-        inputs.softcap or 0.0,
-        torch.get_num_threads(),
+        inputs.softcap,
+        threads,
     )
+    found = _numbers.get(known)
+    if found is None:
+        if len(_numbers) >= _CACHE_SIZE:
+            _numbers.clear()
+        found = window, _packed(window, number, inputs, grad_out, threads)
+        _numbers[known] = found
+    return found[1]
 
 
-@lru_cache(1024)
-def _numbers(
-    identity: ByIdentity[NativeArguments],
-    number: int,
-    dtype: torch.dtype,
-    query: torch.Size,
-    key: torch.Size,
-    value_dim: int,
-    query_stride: Strides,
-    key_stride: Strides,
-    value_stride: Strides,
-    grad_stride: Strides,
-    extra: int,
-    scale: float,
-    softcap: float,
-    threads: int,
+def _packed(
+    window: NativeArguments, number: int, inputs: Inputs, grad_out: Tensor | None, threads: int
 ) -> bytes:
-    """All of a pass that does not depend on pointers."""
-    window = identity.value
+    query, key, value, extra = inputs.query, inputs.key, inputs.value, inputs.extra_key
     tiles = (window.forward, window.grad_query, window.grad_key)[number]
     assert tiles is not None
-    batch, heads, head_dim, kv_heads = query[0], query[-2], query[-1], max(key[-2], 1)
+    batch, heads, head_dim, value_dim = query.shape[0], *query.shape[-2:], value.shape[-1]
     grid = (*(_TRIVIAL,) * (RANK - len(window.axes)), *window.axes)
-    shapes, strides = (
-        (query, key, key, query),
-        (query_stride, key_stride, value_stride, grad_stride),
-    )
+    grad_stride = (0,) * query.dim() if grad_out is None else grad_out.stride()
+    shapes = query.shape, key.shape, key.shape, query.shape
+    strides = query.stride(), key.stride(), value.stride(), grad_stride
     numbers = layout.pack_numbers(
         [n for each in map(layout.on_three_axes, shapes, strides) for n in each],
-        scale,
-        softcap,
+        inputs.scale,
+        inputs.softcap or 0.0,
         [n for axis in grid for n in layout.axis_numbers(axis)],
         [n for axis in grid for n in layout.held_numbers(axis)],
-        (batch, heads, heads // kv_heads, extra, len(window.axes), 1),
+        (
+            batch,
+            heads,
+            heads // max(key.shape[-2], 1),
+            0 if extra is None else extra.shape[1],
+            len(window.axes),
+            1,
+        ),
     )
     extents = zip(window.axes, tiles.tile[1 + RANK - len(window.axes) :], strict=True)
     columns = math.prod(axis.tile_totals(rows).keys for axis, rows in extents)
     products = batch * heads * columns * (head_dim + value_dim) // tiles.tile[0]
     threads = min(threads, 1 + int(products / _SHARE))
     job = _JOB.pack(
-        _TYPES[dtype], number, *tiles.tile, *tiles.group, threads, head_dim, value_dim, 0
+        _TYPES[query.dtype], number, *tiles.tile, *tiles.group, threads, head_dim, value_dim, 0
     )
     return numbers + job
