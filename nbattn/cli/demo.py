@@ -51,7 +51,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--output", type=Path, default=Path("demo-output"), help="folder; default: %(default)s"
     )
-    parser.add_argument("--threads", type=_positive, default=1, help="threads of torch; default: 1")
+    parser.add_argument("--threads", type=_positive, help="threads of torch; default: all cores")
     parser.add_argument("--seed", type=_seed, default=0, help="random seed; default: 0")
     parser.add_argument(
         "--size", type=_side, help="denoise the middle SIZE x SIZE pixels; default: all 512"

@@ -23,7 +23,7 @@ def run(
     *,
     parts: tuple[str, ...] = PARTS,
     seed: int = 0,
-    threads: int = 1,
+    threads: int | None = None,
     size: int | None = None,
     epochs: int | None = None,
 ) -> bool:
@@ -33,8 +33,7 @@ def run(
         output: the folder for pictures, created if it is missing; no other folder is written.
         parts: a selection of `PARTS`.
         seed: seed of the noise, the weights and the order of training.
-        threads: threads of torch during the run. At these sizes a second thread gains little and
-            costs a lot where other programs use the cores.
+        threads: threads of torch during the run; default: as many as torch uses, all cores.
         size: denoise only the size × size pixels in the middle of the photograph; default: all.
         epochs: training epochs; default: those of `digits.Recipe`.
 
@@ -49,6 +48,7 @@ def run(
     config = nbattn.config.load(CONFIG)
     report = Report()
     output.mkdir(parents=True, exist_ok=True)
+    threads = before if threads is None else threads
     torch.set_num_threads(threads)
     try:
         report.line(
