@@ -1,7 +1,7 @@
 """Runs checks in a process of its own, one after the other, each in a fork of that process.
 
 A child of fork() waits for ever in torch's OpenMP if its parent has used several threads there, as
-a process of tests may have. `python -m native_checks.apart CHECK NAME…` prints a line per name.
+a process of tests may have. `python -m native_checks.apart CHECK:NAME…` prints a line for each.
 """
 
 from __future__ import annotations
@@ -67,29 +67,33 @@ CHECKS: dict[str, Callable[[str], str]] = {
 }
 
 
-def reports(check: str, names: Iterable[str]) -> dict[str, str]:
-    """What a check says of each name; empty texts if all is well.
+def reports(**names: Iterable[str]) -> dict[str, dict[str, str]]:
+    """What each check says of its names; empty texts if all is well.
 
     Raises:
         RuntimeError: the process failed.
         TimeoutExpired: it did not end.
     """
+    asked = [f"{check}:{name}" for check, listed in names.items() for name in listed]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, _FOLDERS))}
     done = subprocess.run(
-        [sys.executable, "-m", "native_checks.apart", check, *names], env=environment, cwd=TESTS,
+        [sys.executable, "-m", "native_checks.apart", *asked], env=environment, cwd=TESTS,
         capture_output=True, text=True, timeout=WAIT,
     )  # fmt: skip
     if done.returncode:
         raise RuntimeError(done.stdout + done.stderr)
-    return dict(map(json.loads, done.stdout.splitlines()))
+    found = {check: dict[str, str]() for check in names}
+    for check, name, report in map(json.loads, done.stdout.splitlines()):
+        found[check][name] = report
+    return found
 
 
-def main(check: str, *names: str) -> None:
+def main(asked: Iterable[str]) -> None:
     torch.set_num_threads(1)
     host.library()
-    for name in names:
-        print(json.dumps([name, CHECKS[check](name)]), flush=True)
+    for check, _, name in (one.partition(":") for one in asked):
+        print(json.dumps([check, name, CHECKS[check](name)]), flush=True)
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main(sys.argv[1:])

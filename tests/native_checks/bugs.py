@@ -52,7 +52,7 @@ def threads(bug: Bug, folder: Path) -> str:
     """The first scenario that fails."""
     host._library = loaded(folder)
     try:
-        reports = ((one.__name__, in_child(one, 60)) for one in scenarios.SCENARIOS)
+        reports = ((one.__name__, in_child(one, 30)) for one in scenarios.SCENARIOS)
         return next((f"{name}: {report}" for name, report in reports if report), "")
     finally:
         host.forget()

@@ -45,6 +45,8 @@ CASES = {
     "space": case(Common(Mask(Axis(1, 1), Axis(2, 0), Axis(1, 3)), (3, 5, 7), (3, 5, 7),
                          dtype=torch.float32, head_dim=8, value_dim=8, heads=1),
                   (1, 2, 2, 4), (1, 1, 2, 1), keys=(1, 1, 4, 4)),
+    "planes": case(Common(Mask(Axis(1, 0), Axis(), Axis()), (5, 4, 11), (5, 4, 11),
+                          dtype=torch.float32, heads=1, head_dim=8, value_dim=8), (1, 2, 2, 4)),
     "dilated": case(Common(Mask(Axis(3, 2, dilation=3), Axis(1, 1)), (13, 5), (13, 5),
                            dtype=torch.float32, head_dim=12, value_dim=7, layout="channels",
                            extra=5), (1, 1, 4, 4), (1, 1, 2, 1)),
@@ -59,7 +61,7 @@ CASES = {
     "half padded": case(Common(Mask(Axis(4, 4, border="shift")), (26,), (26,), head_dim=11,
                                value_dim=19, extra=17, ranges=(((3, 21),),), sink=True),
                         (1, 1, 1, 16)),
-    "empty": case(Common(Mask(Axis(2, 0, align="top-left", offset=-6)), (20,), (9,),
+    "empty": case(Common(Mask(Axis(2, 0, align="top-left", offset=-20)), (40,), (9,),
                          dtype=torch.float32, head_dim=4, value_dim=4, heads=1),
                   (1, 1, 1, 16)),
     "heads": case(Common(Mask(Axis(2, 1), Axis(3, 5)), (5, 6), (5, 6), dtype=torch.float32,
@@ -98,7 +100,7 @@ CASES = {
 }
 # fmt: on
 PROBED = (
-    *("line", "double", "plane", "space", "dilated", "strided", "padded", "heads", "torus"),
-    "negative",
+    *("line", "double", "plane", "space", "planes", "dilated", "strided", "padded", "heads"),
+    *("torus", "negative"),
 )
 AVERAGES = ("averages of halves", "averages of bfloats")  # of two values, rounded once

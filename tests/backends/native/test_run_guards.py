@@ -24,19 +24,13 @@ SHORTENED = ("line.value", "bfloat.query", "half.out", "double.delta")
 @pages
 @needs_library
 def test_between_pages_that_may_not_be_touched(cases: Count) -> None:
-    every = apart.reports("guards", CASES)
-    assert every == dict.fromkeys(CASES, "")
-    cases("native guards", 2 * len(CASES))
-
-
-@pages
-@needs_library
-def test_an_element_too_few_is_noticed() -> None:
-    every = apart.reports("shortened", SHORTENED)
-    assert every.keys() == set(SHORTENED)
-    for name, report in every.items():
+    every = apart.reports(guards=CASES, shortened=SHORTENED)
+    assert every["guards"] == dict.fromkeys(CASES, "")
+    assert every["shortened"].keys() == set(SHORTENED)
+    for name, report in every["shortened"].items():
         assert report.startswith(f"{name.split('.')[0]}, pass ")
         assert report.endswith("SIGSEGV")
+    cases("native guards", 2 * len(CASES))
 
 
 @sanitizers

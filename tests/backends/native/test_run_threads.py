@@ -18,17 +18,11 @@ FATAL = "FATAL: ThreadSanitizer"  # it finds no place in this machine's memory
 @linux
 @needs_library
 def test_scenarios(cases: Callable[[str, int], None]) -> None:
-    every = apart.reports("threads", list(apart.SCENARIOS))
-    assert every == dict.fromkeys(apart.SCENARIOS, "")
-    cases("native threads", len(every))
-
-
-@linux
-@needs_library
-def test_a_scenario_that_fails_is_reported() -> None:
-    """With its own children, and where one waits for ever."""
-    every = apart.reports("failures", ["fails", "dies", "hangs"])
-    assert every == {
+    """And what is reported of one that fails, dies or waits for ever."""
+    every = apart.reports(threads=apart.SCENARIOS, failures=["fails", "dies", "hangs"])
+    assert every["threads"] == dict.fromkeys(apart.SCENARIOS, "")
+    cases("native threads", len(apart.SCENARIOS))
+    assert every["failures"] == {
         "fails": "it: children ended with [1]",
         "dies": "here: SIGSEGV",
         "hangs": "here: SIGALRM",
