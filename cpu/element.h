@@ -67,7 +67,7 @@ NB_INLINE void load_row(const T* from, long long step, int n, F* to) {
   }
 }
 
-constexpr long long kNowhere = -(1ll << 62);  // the offset of a row that is not read, and counts as 0
+constexpr long long kNowhere = -(1ll << 59);  // the offset of a row that is not read, and counts as 0
 
 // Rows of n elements at the given offsets to rows of `width` numbers; what a row lacks is 0.
 template <class T, class F>

@@ -45,6 +45,8 @@ CASES = {
     "space": case(Common(Mask(Axis(1, 1), Axis(2, 0), Axis(1, 3)), (3, 5, 7), (3, 5, 7),
                          dtype=torch.float32, head_dim=8, value_dim=8, heads=1),
                   (1, 2, 2, 4), (1, 1, 2, 1), keys=(1, 1, 4, 4)),
+    "planes": case(Common(Mask(Axis(1, 0), Axis(), Axis()), (5, 4, 11), (5, 4, 11),
+                          dtype=torch.float32, heads=1, head_dim=8, value_dim=8), (1, 2, 2, 4)),
     "dilated": case(Common(Mask(Axis(3, 2, dilation=3), Axis(1, 1)), (13, 5), (13, 5),
                            dtype=torch.float32, head_dim=12, value_dim=7, layout="channels",
                            extra=5), (1, 1, 4, 4), (1, 1, 2, 1)),
@@ -59,14 +61,15 @@ CASES = {
     "half padded": case(Common(Mask(Axis(4, 4, border="shift")), (26,), (26,), head_dim=11,
                                value_dim=19, extra=17, ranges=(((3, 21),),), sink=True),
                         (1, 1, 1, 16)),
-    "empty": case(Common(Mask(Axis(2, 0, align="top-left", offset=-6)), (20,), (9,),
+    "empty": case(Common(Mask(Axis(2, 0, align="top-left", offset=-20)), (40,), (9,),
                          dtype=torch.float32, head_dim=4, value_dim=4, heads=1),
                   (1, 1, 1, 16)),
     "heads": case(Common(Mask(Axis(2, 1), Axis(3, 5)), (5, 6), (5, 6), dtype=torch.float32,
                          batch=2, heads=6, group=3, sink=True, head_dim=6, value_dim=10),
                   (2, 1, 2, 4), (2, 1, 1, 1), keys=(1, 1, 4, 4)),
     "one head each": case(Common(Mask(Axis(2, 3)), (21,), (21,), dtype=torch.float32, heads=3,
-                                 group=3, head_dim=8, value_dim=3), (4, 1, 1, 4), keys=(1, 1, 1, 16)),
+                                 group=3, head_dim=8, value_dim=3), (4, 1, 1, 4),
+                          keys=(1, 1, 1, 16)),
     "long": case(Common(Mask(Axis()), (19,), (700,), dtype=torch.float32, heads=1, extra=530,
                         head_dim=16, value_dim=8), (1, 1, 1, 16)),
     "tall": case(Common(Mask(Axis()), (700,), (19,), dtype=torch.float32, heads=1, head_dim=16,
@@ -80,8 +83,8 @@ CASES = {
                              (1, 2, 4, 2), keys=(1, 2, 4, 2), key_groups=(1, 2, 1, 2)),
     "wide": case(Common(Mask(Axis(20, 20)), (24,), (24,), dtype=torch.float64, heads=1, extra=40,
                         head_dim=500, value_dim=520), (1, 1, 1, 16)),
-    "torus": case(Common(Mask(Axis(2, 1, border="wrap"), Axis(1, 3, border="wrap", dilation=2)), (7, 14),
-                         (7, 14), dtype=torch.float32, head_dim=10, value_dim=14),
+    "torus": case(Common(Mask(Axis(2, 1, border="wrap"), Axis(1, 3, border="wrap", dilation=2)),
+                         (7, 14), (7, 14), dtype=torch.float32, head_dim=10, value_dim=14),
                   (1, 1, 4, 4), (1, 1, 2, 1), keys=(1, 1, 2, 8)),
     "averages of halves": case(Common(Mask(Axis(1, 0)), (40,), (40,), heads=1, scale=0.0,
                                       value_dim=64), (1, 1, 1, 16)),
@@ -97,7 +100,7 @@ CASES = {
 }
 # fmt: on
 PROBED = (
-    *("line", "double", "plane", "space", "dilated", "strided", "padded", "heads", "torus"),
-    "negative",
+    *("line", "double", "plane", "space", "planes", "dilated", "strided", "padded", "heads"),
+    *("torus", "negative"),
 )
 AVERAGES = ("averages of halves", "averages of bfloats")  # of two values, rounded once

@@ -50,7 +50,7 @@ void meet(void* data) {
   Meeting& meeting = *static_cast<Meeting*>(data);
   timespec until;
   clock_gettime(CLOCK_REALTIME, &until);
-  until.tv_sec += 20;
+  until.tv_sec += 10;
   pthread_mutex_lock(&meeting.mutex);
   if (++meeting.there == meeting.wanted) pthread_cond_broadcast(&meeting.met);
   while (meeting.there < meeting.wanted)
@@ -72,7 +72,7 @@ void children_of_a_call(void* data) {
   if (__atomic_add_fetch(entered, 1, __ATOMIC_RELAXED) > 1) return;
   const pid_t child = fork();  // with this very work open
   if (child) return wait_for(child, "a child of a call in progress");
-  alarm(40);
+  alarm(20);
   const int before = *entered;
   all_meet(4);
   check(__atomic_load_n(entered, __ATOMIC_RELAXED) == before, "a child does its parent's work");
@@ -81,7 +81,7 @@ void children_of_a_call(void* data) {
 }  // namespace
 
 int main() {
-  alarm(120);
+  alarm(40);
   for (int threads = 2; threads < 6; ++threads) all_meet(threads);
   pthread_t threads[kCallers];
   for (long i = 0; i < kCallers; ++i)
@@ -93,7 +93,7 @@ int main() {
   pthread_mutex_lock(&nb::pool.mutex);  // as if another thread were in the pool
   const pid_t child = fork();
   if (child == 0) {
-    alarm(40);
+    alarm(20);
     all_meet(3);
     _exit(0);
   }

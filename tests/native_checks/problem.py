@@ -1,8 +1,8 @@
 """Attention problems for the kernels of CPUs alone, without planner and backend.
 
-What a problem is, its inputs and its exact results are those of the GPU kernels' emulator. This file
-computes the kernels' argument a second time, so that a mistake in the backend's arguments cannot
-cancel a mistake of the kernels.
+What a problem is, its inputs and its exact results are those of the GPU kernels' emulator. This
+file computes the kernels' argument a second time, so that a mistake in the backend's arguments
+cannot cancel a mistake of the kernels.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from nbattn.kernels import layout
 
 PASSES = ("forward", "grad_query", "grad_key")
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-# What a result may be off besides the error of its type. Gradients are sums that cancel; a missing key
-# is a thousand times as much.
+# What a result may be off besides the error of its type. Gradients are sums that cancel; a missing
+# key is a thousand times as much.
 EPS = {torch.float16: 1e-3, torch.bfloat16: 8e-3, torch.float32: 1e-5, torch.float64: 1e-12}
 LOG2E = 1.4426950408889634
 Extents = tuple[int, int, int, int]
