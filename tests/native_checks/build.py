@@ -25,7 +25,7 @@ _SANITIZED = (
 )
 KINDS = {
     "fast": ("-O0",),
-    "sanitized": ("-O0", "-fsanitize=address", *_SANITIZED),
+    "sanitized": ("-O0", "-fsanitize=address,undefined", *_SANITIZED),
     "all sanitized": ("-O1", "-fsanitize=address,undefined", *_SANITIZED),
     "threads": ("-O1", "-g1", "-fsanitize=thread"),
 }
