@@ -82,11 +82,12 @@ def serve(options: argparse.Namespace) -> None:
 
 def lanes() -> int | None:
     """Return the floats of a vector in the native library; None without one."""
-    try:
-        from nbattn.kernels import host
+    from nbattn.errors import BackendError
+    from nbattn.kernels import host
 
+    try:
         return host.library().nb_native_lanes()
-    except Exception:  # whatever is missing, the rows say it
+    except BackendError:  # the rows have the reason
         return None
 
 

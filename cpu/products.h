@@ -7,8 +7,8 @@
 #include "vector.h"
 
 namespace nb {
-// Rows of a product of scores and columns of a product of sums that keep the registers busy (measured on Zen 4: more
-// than 90 % of the peak; other numbers leave the multiplier waiting or spill).
+// Rows of a product of scores and columns of a product of sums that keep the registers busy, chosen on Zen 4: fewer
+// leave the multiplier waiting, more do not fit the registers.
 template <class F>
 constexpr int kRowsAtOnce = kRegisters == 32 ? (kVectors<F> == 1 ? 10 : kVectors<F> == 2 ? 8 : kVectors<F> == 4 ? 6 : 3)
                                              : (kVectors<F> == 2 ? 5 : kVectors<F> == 4 ? 2 : 1);

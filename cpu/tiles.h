@@ -4,8 +4,6 @@
 #include "job.h"
 
 namespace nb {
-constexpr unsigned kEvery = (1u << kLanes) - 1;  // a bit for each lane
-
 template <class F>
 struct AxisTile {
   Interval run[2], full[2];           // columns of some lane, up to two runs; columns of every lane

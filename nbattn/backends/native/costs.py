@@ -18,8 +18,9 @@ from nbattn.program.request import Request
 LANES = 16  # rows of a tile
 KERNELS = ("forward", "grad_query", "grad_key")
 
-# The coefficients, of a core that begins one vector product of 16 floats per cycle: fitted by
-# `benchmarks/fit_native.py` to 270 tiles and groups, with a relative error of 5 %.
+# The coefficients, of a core that begins one vector product of 16 floats per cycle: fitted to the
+# 239 tiles and groups of `benchmarks/results/native-tiles-2026-11-28-fp32.json`, float32, with a
+# relative error of 5 % (root mean square).
 CLOCK = 3.6e9  # cycles per second
 PRODUCT = 1.26  # cycles per column and channel, with the loads of the column
 SCORE = 3.5  # cycles per column: the mask, the exponential, the running maximum
