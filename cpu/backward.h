@@ -19,9 +19,11 @@ NB_INLINE void weights_of(Worker<F>& w, Tile<F>& t, const Gate<F>& gate, const P
   if (w.p.softcap != 0)
     NB_UNROLL for (int m = 0; m < M; ++m) ds[m] = ds[m] * slope[m];
 }
+// sum += weights times the columns' rows.
 template <class F>
-inline void clear(Wide<F>* x, int n) {
-  for (int i = 0; i < n; ++i) x[i] = Wide<F>{};
+inline void add_columns(const Worker<F>& w, F* sum, const Wide<F>* weights, const RowList<const F>& columns) {
+  const int width = int(columns.width);
+  add_rows(sums(sum, width), kLanes, columns, w.count, of_lanes(weights), width, static_cast<const F*>(nullptr));
 }
 
 template <class F, bool kPairs>
@@ -32,9 +34,10 @@ struct GradQuery {
     const Params& p = w.p;
     w.load_factors(t, a, sample, t.a);
     w.load(t, b, sample, t.b);
-    w.load(t, out, sample, t.sum_b);
+    Wide<F>* const outputs = reinterpret_cast<Wide<F>*>(t.sum_b);
+    w.load(t, out, sample, outputs);
     t.total = Wide<F>{};
-    for (int c = 0; c < w.lanes_b; ++c) t.total = t.total + t.b[c] * t.sum_b[c];
+    for (int c = 0; c < w.e; ++c) t.total = t.total + t.b[c] * outputs[c];
     if (kPairs) w.load_factors(t, b, sample, t.b);
     long long at[kLanes];
     w.offsets(t, contiguous(p, p.heads, 1, false), sample, t.rows, at);
@@ -50,7 +53,7 @@ struct GradQuery {
       numbers[0] = t.top.lane(lane);
       numbers[1] = t.total.lane(lane);
     }
-    clear(t.sum_a, w.lanes_a);
+    clear(t.sum_a, w.row_a);
   }
 
   template <int M>
@@ -62,14 +65,13 @@ struct GradQuery {
   }
 
   NB_APART static void flush(Worker<F>& w, Tile<F>& t) {
-    const Wide<F> one = wide(F(1));
-    add_rows(w.at_a, w.gradients, w.count, w.row_a, t.sum_a, &one);
+    add_columns(w, t.sum_a, w.gradients, w.columns_a());
     w.count = 0;
   }
 
   static void finish(Worker<F>& w, Tile<F>& t, int sample) {
     const Params& p = w.p;
-    w.store(t, p.grad_query, contiguous(p, p.heads, w.d, false), w.d, sample, t.sum_a, wide(F(p.scale)));
+    w.store(t, p.grad_query, contiguous(p, p.heads, w.d, false), w.d, sample, t.sum_a, w.row_a, wide(F(p.scale)));
   }
 };
 
@@ -78,8 +80,8 @@ struct GradKey {
   static void begin(Worker<F>& w, Tile<F>& t, const Side& a, const Side& b, int sample) {
     w.load_factors(t, a, sample, t.a);
     w.load_factors(t, b, sample, t.b);
-    clear(t.sum_a, w.lanes_a);
-    clear(t.sum_b, w.lanes_b);
+    clear(t.sum_a, w.row_a);
+    clear(t.sum_b, w.row_b);
   }
 
   template <int M>
@@ -91,16 +93,15 @@ struct GradKey {
   }
 
   NB_APART static void flush(Worker<F>& w, Tile<F>& t) {
-    const Wide<F> one = wide(F(1));
-    add_rows(w.at_a, w.gradients, w.count, w.row_a, t.sum_a, &one);
-    add_rows(w.at_b, w.scores, w.count, w.row_b, t.sum_b, &one);
+    add_columns(w, t.sum_a, w.gradients, w.columns_a());
+    add_columns(w, t.sum_b, w.scores, w.columns_b());
     w.count = 0;
   }
 
   static void finish(Worker<F>& w, Tile<F>& t, void* grad_a, void* grad_b, const Strides& a, const Strides& b,
                      int sample) {
-    w.store(t, grad_a, a, w.d, sample, t.sum_a, wide(F(w.p.scale)));
-    w.store(t, grad_b, b, w.e, sample, t.sum_b, wide(F(1)));
+    w.store(t, grad_a, a, w.d, sample, t.sum_a, w.row_a, wide(F(w.p.scale)));
+    w.store(t, grad_b, b, w.e, sample, t.sum_b, w.row_b, wide(F(1)));
   }
 };
 }  // namespace nb

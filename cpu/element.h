@@ -81,12 +81,14 @@ NB_INLINE void load_rows_of(const void* data, const long long* at, int rows, lon
     for (; i < width; ++i) to[i] = 0;
   }
 }
+// The inverse; each row has its factor.
 template <class T, class F>
-NB_INLINE void store_rows_of(void* data, const long long* at, int rows, int n, const F* from, int width) {
+NB_INLINE void store_rows_of(void* data, const long long* at, int rows, int n, const F* from, int width,
+                             const F* factor) {
   for (int row = 0; row < rows; ++row, from += width) {
     if (at[row] == kNowhere) continue;
     T* const to = static_cast<T*>(data) + at[row];
-    for (int i = 0; i < n; ++i) set(to[i], from[i]);
+    for (int i = 0; i < n; ++i) set(to[i], from[i] * factor[row]);
   }
 }
 NB_APART inline void load_rows(int type, const void* data, const long long* at, int rows, long long step, int n,
@@ -114,13 +116,14 @@ NB_APART inline void load_pairs(const void* data, const long long* at, int rows,
   }
 }
 NB_APART inline void store_rows(int type, void* data, const long long* at, int rows, int n, const float* from,
-                                int width) {
-  if (type == kFloat) store_rows_of<float>(data, at, rows, n, from, width);
-  else if (type == kBfloat) store_rows_of<Bfloat>(data, at, rows, n, from, width);
-  else store_rows_of<Half>(data, at, rows, n, from, width);
+                                int width, const float* factor) {
+  if (type == kFloat) store_rows_of<float>(data, at, rows, n, from, width, factor);
+  else if (type == kBfloat) store_rows_of<Bfloat>(data, at, rows, n, from, width, factor);
+  else store_rows_of<Half>(data, at, rows, n, from, width, factor);
 }
-NB_APART inline void store_rows(int, void* data, const long long* at, int rows, int n, const double* from, int width) {
-  store_rows_of<double>(data, at, rows, n, from, width);
+NB_APART inline void store_rows(int, void* data, const long long* at, int rows, int n, const double* from, int width,
+                                const double* factor) {
+  store_rows_of<double>(data, at, rows, n, from, width, factor);
 }
 // Asks for rows that will be loaded soon.
 inline void fetch_rows(int type, const void* data, const long long* at, int rows, int n) {

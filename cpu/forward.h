@@ -11,12 +11,12 @@ constexpr double kLog2E = 1.4426950408889634, kLn2 = 0.6931471805599453;
 template <int M, bool kPairs, class F>
 NB_INLINE void products_a(const Worker<F>& w, const Tile<F>& t, long row, Wide<F> (&s)[M]) {
   if constexpr (kPairs) dot_pairs<M>(w.pairs_a + row * w.pair_a, w.pair_a, t.a, w.pair_a, s);
-  else dot<M>(w.packed_a + row * w.row_a, w.row_a, t.a, w.row_a, s);
+  else dot<M>(w.packed_a + row * w.row_a, w.row_a, t.a, w.d, s);
 }
 template <int M, bool kPairs, class F>
 NB_INLINE void products_b(const Worker<F>& w, const Tile<F>& t, long row, Wide<F> (&s)[M]) {
   if constexpr (kPairs) dot_pairs<M>(w.pairs_b + row * w.pair_b, w.pair_b, t.b, w.pair_b, s);
-  else dot<M>(w.packed_b + row * w.row_b, w.row_b, t.b, w.row_b, s);
+  else dot<M>(w.packed_b + row * w.row_b, w.row_b, t.b, w.e, s);
 }
 
 // The scores in units of log 2, softly capped. `slope` gets the derivative of the cap.
@@ -34,6 +34,20 @@ NB_INLINE void scores_of(const Worker<F>& w, const Tile<F>& t, long row, Wide<F>
   }
 }
 
+// A tile's sums, and the weights that a tile's columns have for them.
+template <class F>
+inline RowList<F> sums(F* data, int width) {
+  return {data, width, kInOrder};
+}
+template <class F>
+inline Weights<F> of_lanes(const Wide<F>* weights) {
+  return {weights->numbers(), 1, kLanes};
+}
+template <class F>
+inline void clear(F* sums, int width) {
+  for (int i = 0; i < kLanes * width; ++i) sums[i] = 0;
+}
+
 template <class F, bool kPairs>
 struct Forward {
   static constexpr bool kForward = true;
@@ -41,7 +55,6 @@ struct Forward {
 
   static void begin(Worker<F>& w, Tile<F>& t, const Side& a, int sample) {
     w.load_factors(t, a, sample, t.a);
-    t.started = false;
     t.top = wide(kNone);
     t.total = wide(F(0));
     if (w.p.sink)
@@ -51,6 +64,7 @@ struct Forward {
         t.total.lane(lane) = F(t.top.lane(lane) != kNone);
       }
     w.highest = wide(kNone);
+    clear(t.sum_b, w.row_b);
   }
 
   template <int M>
@@ -74,8 +88,7 @@ struct Forward {
       total = total + weight;
       w.scores[i] = weight;
     }
-    add_rows(w.at_b, w.scores, w.count, w.row_b, t.sum_b, t.started ? &alpha : nullptr);
-    t.started = true;
+    add_rows(sums(t.sum_b, w.row_b), kLanes, w.columns_b(), w.count, of_lanes(w.scores), w.row_b, alpha.numbers());
     t.top = top;
     t.total = total;
     w.highest = wide(kNone);
@@ -83,14 +96,12 @@ struct Forward {
   }
 
   static void finish(Worker<F>& w, Tile<F>& t, int sample) {
-    if (!t.started)
-      for (int c = 0; c < w.lanes_b; ++c) t.sum_b[c] = wide(F(0));
     Wide<F> factor;
     for (int lane = 0; lane < kLanes; ++lane) {
       const F total = t.total.lane(lane);
       factor.lane(lane) = total == 0 ? F(0) : 1 / total;
     }
-    w.store(t, w.p.out, contiguous(w.p, w.p.heads, w.e, false), w.e, sample, t.sum_b, factor);
+    w.store(t, w.p.out, contiguous(w.p, w.p.heads, w.e, false), w.e, sample, t.sum_b, w.row_b, factor);
     if (!w.p.lse) return;
     long long at[kLanes];
     w.offsets(t, contiguous(w.p, w.p.heads, 1, false), sample, t.rows, at);

@@ -7,15 +7,11 @@
 #include "vector.h"
 
 namespace nb {
-// Rows of a product of scores and columns of a product of sums that keep the registers busy, chosen on Zen 4: fewer
-// leave the multiplier waiting, more do not fit the registers.
+// Columns of a product of scores that keep the registers busy, chosen on Zen 4: fewer leave the multiplier waiting, more
+// do not fit the registers.
 template <class F>
 constexpr int kRowsAtOnce = kRegisters == 32 ? (kVectors<F> == 1 ? 10 : kVectors<F> == 2 ? 8 : kVectors<F> == 4 ? 6 : 3)
                                              : (kVectors<F> == 2 ? 5 : kVectors<F> == 4 ? 2 : 1);
-template <class F>
-constexpr int kColumnsAtOnce = kRegisters == 32 ? (kVectors<F> == 1 ? 16 : kVectors<F> == 2 ? 12 : kVectors<F> == 4 ? 6 : 3)
-                                                : (kVectors<F> == 2 ? 6 : kVectors<F> == 4 ? 2 : 1);
-
 // sum[m] = sum over d of rows[m * step + d] * lanes[d]
 template <int M, class F>
 NB_INLINE void dot(const F* rows, long step, const Wide<F>* lanes, int n, Wide<F> (&sum)[M]) {
@@ -48,31 +44,79 @@ NB_INLINE void dot_pairs(const uint32_t* rows, long step, const Wide<float>* lan
         sum[m].v[v] = add_pairs(sum[m].v[v], rows[m * step + d], lanes[d].v[v]);
 }
 
-// to[m] = factor * to[m] + sum over j of row[j][m] * weights[j]; with no factor, to[m] is set.
-template <int M, class F>
-NB_APART void add_columns(const F* const* row, long at, const Wide<F>* weights, int n, Wide<F>* to,
-                           const Wide<F>* factor) {
-  Wide<F> sum[M];
-  NB_UNROLL for (int m = 0; m < M; ++m) sum[m] = factor ? to[m] * *factor : Wide<F>{};
-  for (int j = 0; j < n; ++j) {
-    const F* const from = row[j] + at;
-    NB_UNROLL for (int m = 0; m < M; ++m) {
-      const typename Simd<F>::V x = splat<F>(from[m]);
-      NB_UNROLL for (int v = 0; v < kVectors<F>; ++v) sum[m].v[v] += x * weights[j].v[v];
+// Rows of numbers in a list: row i is number[i] of those at `data`.
+template <class F>
+struct RowList {
+  F* data;
+  long width;
+  const int* number;
+  NB_INLINE F* operator[](int i) const { return data + number[i] * width; }
+};
+constexpr int kInOrder[kLanes] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+
+template <class F>
+constexpr int kChannels = kVectorBytes / int(sizeof(F));  // of a vector
+// A block of sums is so many vectors of channels wide, and so many rows high: it fits the registers, with a row's
+// vectors and a weight.
+constexpr int kBlockVectors = kRegisters == 32 ? 4 : 2;
+constexpr int block_rows(int vectors) {
+  if (kRegisters == 32) return vectors == 1 ? 16 : vectors == 4 ? 6 : 8;
+  return vectors == 1 ? 8 : 6;
+}
+// The weight of row k of what is added in sum r is data[r * sum + k * row].
+template <class F>
+struct Weights {
+  const F* data;
+  long sum, row;
+};
+
+// to[r] = to[r] * factor[r] + sum over k < n of weight(r, k) * from[k], for R sums from `first` on and C vectors of
+// channels from `at` on; without factors they count as 1.
+template <int R, int C, class F>
+NB_APART void add_block(const RowList<F>& to, int first, long at, const RowList<const F>& from, int n,
+                        const Weights<F>& weights, const F* factor) {
+  typedef typename Simd<F>::V V;
+  V sum[R][C];
+  NB_UNROLL for (int r = 0; r < R; ++r) {
+    const V* const old = reinterpret_cast<const V*>(to[first + r] + at);
+    NB_UNROLL for (int c = 0; c < C; ++c) sum[r][c] = factor ? old[c] * splat<F>(factor[first + r]) : old[c];
+  }
+  const F* weight = weights.data + first * weights.sum;
+  for (int k = 0; k < n; ++k, weight += weights.row) {
+    const V* const row = reinterpret_cast<const V*>(from[k] + at);
+    V x[C];
+    NB_UNROLL for (int c = 0; c < C; ++c) x[c] = row[c];
+    NB_UNROLL for (int r = 0; r < R; ++r) {
+      const V y = splat<F>(weight[r * weights.sum]);
+      NB_UNROLL for (int c = 0; c < C; ++c) sum[r][c] += x[c] * y;
     }
   }
-  NB_UNROLL for (int m = 0; m < M; ++m) to[m] = sum[m];
+  NB_UNROLL for (int r = 0; r < R; ++r) {
+    V* const now = reinterpret_cast<V*>(to[first + r] + at);
+    NB_UNROLL for (int c = 0; c < C; ++c) now[c] = sum[r][c];
+  }
 }
+template <int C, class F>
+inline void add_channels(const RowList<F>& to, int sums, long at, const RowList<const F>& from, int n,
+                         const Weights<F>& weights, const F* factor) {
+  constexpr int R = block_rows(C);
+  int r = 0;
+  for (; r + R <= sums; r += R) add_block<R, C>(to, r, at, from, n, weights, factor);
+  for (; r + 4 <= sums; r += 4) add_block<4, C>(to, r, at, from, n, weights, factor);
+  for (; r < sums; ++r) add_block<1, C>(to, r, at, from, n, weights, factor);
+}
+// The same for all sums and channels, a multiple of those of a vector.
 template <class F>
-inline void add_rows(const F* const* row, const Wide<F>* weights, int n, int columns, Wide<F>* to,
-                     const Wide<F>* factor) {
-  constexpr int M = kColumnsAtOnce<F>;
+inline void add_rows(const RowList<F>& to, int sums, const RowList<const F>& from, int n, const Weights<F>& weights,
+                     int channels, const F* factor) {
+  constexpr int L = kChannels<F>;
   long at = 0;
-  for (; at + M <= columns; at += M) add_columns<M>(row, at, weights, n, to + at, factor);
-  if constexpr (M > 8)
-    for (; at + 8 <= columns; at += 8) add_columns<8>(row, at, weights, n, to + at, factor);
-  if constexpr (M > 4)
-    for (; at + 4 <= columns; at += 4) add_columns<4>(row, at, weights, n, to + at, factor);
-  for (; at < columns; ++at) add_columns<1>(row, at, weights, n, to + at, factor);
+  for (; at + kBlockVectors * L <= channels; at += kBlockVectors * L)
+    add_channels<kBlockVectors>(to, sums, at, from, n, weights, factor);
+  if constexpr (kBlockVectors > 2) {
+    if (channels - at == 3 * L) return add_channels<3>(to, sums, at, from, n, weights, factor);
+    if (channels - at == 2 * L) return add_channels<2>(to, sums, at, from, n, weights, factor);
+  }
+  if (at < channels) add_channels<1>(to, sums, at, from, n, weights, factor);
 }
 }  // namespace nb

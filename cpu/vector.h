@@ -47,7 +47,8 @@ template <class F>
 struct Wide {  // a number for each lane
   typename Simd<F>::V v[kVectors<F>];
   NB_INLINE F& lane(int i) { return reinterpret_cast<F*>(v)[i]; }
-  NB_INLINE F lane(int i) const { return reinterpret_cast<const F*>(v)[i]; }
+  NB_INLINE F lane(int i) const { return numbers()[i]; }
+  NB_INLINE const F* numbers() const { return reinterpret_cast<const F*>(v); }
 };
 template <class F>
 struct Words {  // an unsigned integer for each lane, as wide as its number
@@ -217,19 +218,6 @@ inline void rows_to_lanes(const F* rows, int columns, Wide<F>* to) {
       NB_UNROLL for (int i = 0; i < L; ++i) x[i] = *reinterpret_cast<const V*>(rows + (v * L + i) * columns + c);
       Square<F>::transpose(x);
       NB_UNROLL for (int i = 0; i < L; ++i) to[c + i].v[v] = x[i];
-    }
-}
-// The inverse; each lane has its factor.
-template <class F>
-inline void lanes_to_rows(const Wide<F>* from, int columns, F* rows, const Wide<F>& factor) {
-  constexpr int L = Square<F>::L;
-  typedef typename Simd<F>::V V;
-  for (int v = 0; v < kVectors<F>; ++v)
-    for (int c = 0; c < columns; c += L) {
-      V x[L];
-      NB_UNROLL for (int i = 0; i < L; ++i) x[i] = from[c + i].v[v] * factor.v[v];
-      Square<F>::transpose(x);
-      NB_UNROLL for (int i = 0; i < L; ++i) *reinterpret_cast<V*>(rows + (v * L + i) * columns + c) = x[i];
     }
 }
 }  // namespace nb

@@ -94,10 +94,7 @@ NB_APART void visit_line(Worker<F>& w, Tile<F>& t, const Gate<F>& gate, long row
     if (w.count + size > kScores) Rule::flush(w, t);
     const bool whole = full && in_full(within_full, {x, x + size});
     Pieces<Rule, F>::of[size - 1](w, t, gate, {row, x, whole});
-    for (int m = 0; m < size; ++m) {
-      w.at_a[w.count + m] = w.packed_a + (row + m) * w.row_a;
-      w.at_b[w.count + m] = w.packed_b + (row + m) * w.row_b;
-    }
+    for (int m = 0; m < size; ++m) w.column[w.count + m] = int(row) + m;
     w.count += size;
     row += size;
     x += size;

@@ -9,9 +9,8 @@ struct Tile {  // 16 rows, and what is known of them
   const AxisTile<F>* axis[3];
   unsigned rows, valid;
   int head;          // of the first lane
-  bool started;      // the sums have been set
-  Wide<F> *a, *b;    // the rows: [D] and [E] numbers of each lane
-  Wide<F> *sum_a, *sum_b;
+  Wide<F> *a, *b;      // the rows: [D] and [E] numbers of each lane
+  F *sum_a, *sum_b;    // 16 rows of sums
   Wide<F> top, total;  // forward: the greatest score and the sum of weights; dQ: logsumexp and delta
 };
 
@@ -19,13 +18,13 @@ template <class F>
 struct Worker {
   const Job& job;
   const Params& p;
-  int d, e, row_a, row_b, lanes_a, lanes_b, kv_heads;  // sizes; of packed rows (multiples of 4), of lanes (of 16)
+  int d, e, row_a, row_b, lanes_a, lanes_b, kv_heads;  // sizes; of packed rows (whole vectors), of lanes (times 16)
   long capacity;                                       // columns that are packed at once
   AxisGroup<F> group[3];
   long group_number = -1;  // of `group`
   Tile<F>* tile;
   Wide<F> *scores, *gradients;
-  const F **at_a, **at_b;  // for each score, the packed rows of its column
+  int* column;  // for each score, the packed row of its column
   F *packed_a, *packed_b, *lse, *delta, *rows;
   bool pairs;                      // bfloat16, multiplied two at a time: then tiles have pairs, too, and
   uint32_t *pairs_a, *pairs_b;     // packed rows are kept as pairs where they are multiplied with them
@@ -58,14 +57,13 @@ struct Worker {
       Wide<F>* const numbers = reinterpret_cast<Wide<F>*>(take((job.pass == kForward ? both : 2 * both) * wide));
       if (!memory) continue;
       tile[i].a = numbers;
-      tile[i].sum_b = numbers + lanes_a;
+      tile[i].sum_b = reinterpret_cast<F*>(numbers + lanes_a);
       tile[i].b = numbers + both;
-      tile[i].sum_a = numbers + both + lanes_b;
+      tile[i].sum_a = reinterpret_cast<F*>(numbers + both + lanes_b);
     }
     scores = reinterpret_cast<Wide<F>*>(take(kScores * wide));
     gradients = reinterpret_cast<Wide<F>*>(take(job.pass == kForward ? 0 : kScores * wide));
-    at_a = reinterpret_cast<const F**>(take(kScores * long(sizeof(F*))));
-    at_b = reinterpret_cast<const F**>(take(kScores * long(sizeof(F*))));
+    column = reinterpret_cast<int*>(take(kScores * long(sizeof(int))));
     rows = reinterpret_cast<F*>(take(kLanes * long(sizeof(F)) * max_of(lanes_a, lanes_b)));
     packed_a = reinterpret_cast<F*>(take(needs_a() ? capacity * row_a * long(sizeof(F)) : 0));
     packed_b = reinterpret_cast<F*>(take(needs_b() ? capacity * row_b * long(sizeof(F)) : 0));
@@ -79,8 +77,8 @@ struct Worker {
   explicit Worker(const Job& of) : job(of), p(of.params) {
     d = job.head_dim;
     e = job.value_dim;
-    row_a = rounded(d, 4);
-    row_b = rounded(e, 4);
+    row_a = rounded(d, kChannels<F>);
+    row_b = rounded(e, kChannels<F>);
     lanes_a = rounded(d, kLanes);
     lanes_b = rounded(e, kLanes);
     kv_heads = p.heads / p.group;
@@ -126,14 +124,15 @@ struct Worker {
     load_pairs(side.data, at, kLanes, side.stride.channel, side.length, reinterpret_cast<uint32_t*>(rows), size);
     rows_to_lanes(rows, size, to);
   }
-  // The inverse, into a contiguous tensor.
-  void store(const Tile<F>& t, void* data, const Strides& s, int length, int sample, const Wide<F>* from,
-             const Wide<F>& factor) {
-    const int size = rounded(length, kLanes);
+  // The packed rows of the scores' columns.
+  RowList<const F> columns_a() const { return {packed_a, row_a, column}; }
+  RowList<const F> columns_b() const { return {packed_b, row_b, column}; }
+  // Sums of a tile to its rows in a contiguous tensor.
+  void store(const Tile<F>& t, void* data, const Strides& s, int length, int sample, const F* sums, int width,
+             const Wide<F>& factor) const {
     long long at[kLanes];
     offsets(t, s, sample, t.rows, at);
-    lanes_to_rows(from, size, rows, factor);
-    store_rows(job.type, data, at, kLanes, length, rows, size);
+    store_rows(job.type, data, at, kLanes, length, sums, width, factor.numbers());
   }
 
   // Copies rows to the packed ones, from number `first` on.
