@@ -32,13 +32,13 @@ struct GradQuery {
 
   static void begin(Worker<F>& w, Tile<F>& t, const Side& a, const Side& b, const Side& out, int sample) {
     const Params& p = w.p;
-    w.load_factors(t, a, sample, t.a);
-    w.load(t, b, sample, t.b);
+    w.load_factors(t, a, sample, t.rows_a, t.a);
+    w.load(t, b, sample, t.rows_b, t.b);
     Wide<F>* const outputs = reinterpret_cast<Wide<F>*>(t.sum_b);
-    w.load(t, out, sample, outputs);
+    w.load(t, out, sample, w.rows, outputs);
     t.total = Wide<F>{};
     for (int c = 0; c < w.e; ++c) t.total = t.total + t.b[c] * outputs[c];
-    if (kPairs) w.load_factors(t, b, sample, t.b);
+    if (kPairs) w.load_factors(t, b, sample, t.rows_b, t.b);
     long long at[kLanes];
     w.offsets(t, contiguous(p, p.heads, 1, false), sample, t.rows, at);
     for (int lane = 0; lane < kLanes; ++lane) {
@@ -49,6 +49,7 @@ struct GradQuery {
       t.top.lane(lane) = empty ? F(0) : lse * F(kLog2E);
       if (empty) t.total.lane(lane) = 0;
       else if (p.grad_lse) t.total.lane(lane) -= static_cast<const F*>(p.grad_lse)[at[lane]];
+      if (!p.delta) continue;
       F* const numbers = static_cast<F*>(p.delta) + 2 * at[lane];
       numbers[0] = t.top.lane(lane);
       numbers[1] = t.total.lane(lane);
@@ -75,11 +76,27 @@ struct GradQuery {
   }
 };
 
+// All gradients: a tile's weights are also those of its rows in its columns' sums.
+template <class F>
+struct GradAll : GradQuery<F, false> {
+  NB_APART static void flush(Worker<F>& w, Tile<F>& t) {
+    add_to_columns(w, {w.column_sum_a, w.row_a, w.column}, w.gradients, {t.rows_a, w.lanes_a, kInOrder});
+    add_to_columns(w, {w.column_sum_b, w.row_b, w.column}, w.scores, {t.rows_b, w.lanes_b, kInOrder});
+    GradQuery<F, false>::flush(w, t);
+  }
+
+ private:
+  static void add_to_columns(const Worker<F>& w, const RowList<F>& to, const Wide<F>* weights,
+                             const RowList<const F>& rows) {
+    add_rows(to, w.count, rows, kLanes, {weights->numbers(), kLanes, 1}, int(to.width), static_cast<const F*>(nullptr));
+  }
+};
+
 template <class F, bool kPairs>
 struct GradKey {
   static void begin(Worker<F>& w, Tile<F>& t, const Side& a, const Side& b, int sample) {
-    w.load_factors(t, a, sample, t.a);
-    w.load_factors(t, b, sample, t.b);
+    w.load_factors(t, a, sample, t.rows_a, t.a);
+    w.load_factors(t, b, sample, t.rows_b, t.b);
     clear(t.sum_a, w.row_a);
     clear(t.sum_b, w.row_b);
   }

@@ -125,6 +125,14 @@ NB_APART inline void store_rows(int, void* data, const long long* at, int rows, 
                                 const double* factor) {
   store_rows_of<double>(data, at, rows, n, from, width, factor);
 }
+// Adds rows of n numbers, times a factor, to those at the given offsets.
+template <class F>
+NB_APART void add_to_rows(F* data, const long long* at, int rows, int n, const F* from, long width, F factor) {
+  for (int row = 0; row < rows; ++row, from += width) {
+    F* const to = data + at[row];
+    for (int i = 0; i < n; ++i) to[i] += from[i] * factor;
+  }
+}
 // Asks for rows that will be loaded soon.
 inline void fetch_rows(int type, const void* data, const long long* at, int rows, int n) {
   const int size = type == kDouble ? 8 : type == kFloat ? 4 : 2;

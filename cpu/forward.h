@@ -54,7 +54,7 @@ struct Forward {
   static constexpr F kNone = F(-INFINITY);
 
   static void begin(Worker<F>& w, Tile<F>& t, const Side& a, int sample) {
-    w.load_factors(t, a, sample, t.a);
+    w.load_factors(t, a, sample, t.rows_a, t.a);
     t.top = wide(kNone);
     t.total = wide(F(0));
     if (w.p.sink)

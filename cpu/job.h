@@ -4,15 +4,16 @@
 #include "element.h"
 
 namespace nb {
-enum Pass { kForward = 0, kGradQuery = 1, kGradKey = 2 };
+enum Pass { kForward = 0, kGradQuery = 1, kGradKey = 2, kGradAll = 3 };
 
 struct Job {
   Params params;  // as the GPU's kernels take it; lse, out, gradients, extra keys and delta are contiguous
   int type, pass;
   int tile[4], group[4];  // rows of a tile, tiles of a group: query heads of one key head, then the three axes
-  int threads, head_dim, value_dim, spare;
+  int slab[3];            // groups of a work item of kGradAll on the three axes
+  int threads, head_dim, value_dim;
 };
-static_assert(sizeof(Job) == 568, "nbattn/backends/native/run.py has drifted");
+static_assert(sizeof(Job) == 576, "nbattn/backends/native/run.py has drifted");
 
 constexpr int kScores = 512;          // columns whose scores are kept at once
 constexpr long kRowBytes = 256 << 10; // rows of columns that are kept at once

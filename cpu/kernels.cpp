@@ -8,16 +8,18 @@
 namespace nb {
 // A call's tensors: those of rows (the lanes) and of columns, [D] and [E] numbers a row.
 struct Sides {
-  Side row_a, row_b, column_a, column_b, extra_a, extra_b, out;
+  Side row_a, row_b, column_a, column_b, extra_a, extra_b, out, grad_a, grad_b;  // the last two of columns
 };
 inline Sides sides_of(const Job& job) {
   const Params& p = job.params;
   const int d = job.head_dim, e = job.value_dim, kv_heads = p.heads / p.group;
   const Side query = {p.query, p.query_stride, d}, key = {p.key, p.key_stride, d}, value = {p.value, p.value_stride, e},
              grad_out = {p.grad_out, p.grad_out_stride, e}, extra_key = {p.extra_key, of_extra(p, kv_heads, d), d},
-             extra_value = {p.extra_value, of_extra(p, kv_heads, e), e}, out = {p.out, contiguous(p, p.heads, e, false), e};
-  if (job.pass == kGradKey) return {key, value, query, grad_out, extra_key, extra_value, out};
-  return {query, grad_out, key, value, extra_key, extra_value, out};
+             extra_value = {p.extra_value, of_extra(p, kv_heads, e), e}, out = {p.out, contiguous(p, p.heads, e, false), e},
+             grad_key = {p.grad_key, contiguous(p, kv_heads, d, true), d},
+             grad_value = {p.grad_value, contiguous(p, kv_heads, e, true), e};
+  if (job.pass == kGradKey) return {key, value, query, grad_out, extra_key, extra_value, out, {}, {}};
+  return {query, grad_out, key, value, extra_key, extra_value, out, grad_key, grad_value};
 }
 
 constexpr int kAhead = 2;  // tiles whose rows are asked for before they are needed
@@ -27,6 +29,7 @@ struct Call {
   Sides sides;
   int groups[3], head_groups, kv_heads;
   long extra_items, items, next;
+  int slabs[3], phase;  // kGradAll: slabs of a class; on the axis where there are several, every other one runs
 };
 
 // The boxes of columns that a group packs, one after the other, as large as fit.
@@ -114,7 +117,7 @@ inline void fetch_tile(const Worker<F>& w, const Sides& s, const Side& a, const 
   if (n >= tiles) return;
   w.fetch(w.tile[n], a, sample);
   if (w.job.pass != kForward) w.fetch(w.tile[n], b, sample);
-  if (w.job.pass == kGradQuery) w.fetch(w.tile[n], s.out, sample);
+  if (w.job.pass == kGradQuery || w.job.pass == kGradAll) w.fetch(w.tile[n], s.out, sample);
 }
 // Asks for the first columns of a group.
 template <class F>
@@ -131,32 +134,31 @@ template <class Rule, class F>
 inline void visit_all(Worker<F>& w, const Call& call, int tiles, int sample, int head) {
   each_box(w, [&](const Interval(&box)[3]) {
     w.pack(call.sides.column_a, call.sides.column_b, box, sample, head);
+    if (w.adds_to_columns()) w.clear_column_sums(box);
     for (int n = 0; n < tiles; ++n) visit<Rule>(w, w.tile[n], box);
+    if (w.adds_to_columns()) w.add_column_sums(call.sides.grad_a, call.sides.grad_b, box, sample, head);
   });
 }
 
-// Sets up the three axes of a spatial group, unless they are the last ones.
+// Sets up one axis of a spatial group, unless it is the last one.
+template <bool kKeyRows, class F>
+inline void begin_axis(Worker<F>& w, const Call& call, int axis, int number, int sample) {
+  const long key = long(sample) * call.groups[axis] + number;
+  if (key == w.group_number[axis]) return;
+  w.group_number[axis] = key;
+  begin_group<kKeyRows>(w.group[axis], w.job, w.coordinate[axis + 1], axis, number, sample);
+}
 template <bool kKeyRows, class F>
 inline void begin_groups(Worker<F>& w, const Call& call, long number, int sample) {
-  const long volume = long(call.groups[0]) * call.groups[1] * call.groups[2], key = sample * volume + number;
-  if (key == w.group_number) return;
-  w.group_number = key;
-  for (int axis = 2; axis >= 0; --axis) {
-    begin_group<kKeyRows>(w.group[axis], w.job, w.coordinate[axis + 1], axis, int(number % call.groups[axis]), sample);
-    number /= call.groups[axis];
-  }
+  for (int axis = 2; axis >= 0; number /= call.groups[axis--])
+    begin_axis<kKeyRows>(w, call, axis, int(number % call.groups[axis]), sample);
 }
 
+// A group of queries whose axes are set up, of some query heads of a key head.
 template <class Rule, class F>
-inline void run_queries(Worker<F>& w, const Call& call, long item) {
+inline void run_group(Worker<F>& w, const Call& call, int sample, int kv_head, int head_group) {
   const Params& p = w.p;
-  const int kv_head = int(item % call.kv_heads);
-  item /= call.kv_heads;
-  const int heads_of_group = w.job.tile[0] * w.job.group[0], first = int(item % call.head_groups) * heads_of_group;
-  item /= call.head_groups;
-  const long volume = long(call.groups[0]) * call.groups[1] * call.groups[2];
-  const int sample = int(item / volume);
-  begin_groups<false>(w, call, item % volume, sample);
+  const int heads_of_group = w.job.tile[0] * w.job.group[0], first = head_group * heads_of_group;
   const int tiles = set_tiles<false>(w, kv_head * p.group + first, min_of(heads_of_group, p.group - first));
   const Side &a = call.sides.row_a, &b = call.sides.row_b;
   if (tiles == 0) return;
@@ -171,6 +173,47 @@ inline void run_queries(Worker<F>& w, const Call& call, long item) {
   visit_all<Rule>(w, call, tiles, sample, kv_head);
   for (int n = 0; n < tiles; ++n) Rule::finish(w, w.tile[n], sample);
 }
+template <class Rule, class F>
+inline void run_queries(Worker<F>& w, const Call& call, long item) {
+  const int kv_head = int(item % call.kv_heads);
+  item /= call.kv_heads;
+  const int head_group = int(item % call.head_groups);
+  item /= call.head_groups;
+  const long volume = long(call.groups[0]) * call.groups[1] * call.groups[2];
+  const int sample = int(item / volume);
+  begin_groups<false>(w, call, item % volume, sample);
+  run_group<Rule>(w, call, sample, kv_head, head_group);
+}
+
+// How many slabs of a class run in a phase: all of them, or every other one.
+inline int slabs_of(const Call& call, int axis) {
+  return call.slabs[axis] == 1 ? 1 : (call.slabs[axis] + 1 - call.phase) / 2;
+}
+// A slab: neighbouring groups of a class, one after the other, so that sums of their columns have one order.
+template <class Rule, class F>
+inline void run_slab(Worker<F>& w, const Call& call, long item) {
+  const int kv_head = int(item % call.kv_heads);
+  item /= call.kv_heads;
+  Interval groups[3];
+  for (int axis = 2; axis >= 0; --axis) {
+    const int slabs = slabs_of(call, axis), classes = classes_of(w.job, axis, false);
+    const int per_class = call.groups[axis] / classes, at = int(item % slabs);
+    const int first = w.job.slab[axis] * (call.slabs[axis] == 1 ? at : 2 * at + call.phase);
+    item /= slabs;
+    const int start = int(item % classes) * per_class;
+    groups[axis] = {start + first, start + min_of(first + w.job.slab[axis], per_class)};
+    item /= classes;
+  }
+  const int sample = int(item);
+  for (int z = groups[0].lo; z < groups[0].hi; ++z)
+    for (int y = groups[1].lo; y < groups[1].hi; ++y)
+      for (int x = groups[2].lo; x < groups[2].hi; ++x) {
+        begin_axis<false>(w, call, 0, z, sample);
+        begin_axis<false>(w, call, 1, y, sample);
+        begin_axis<false>(w, call, 2, x, sample);
+        for (int heads = 0; heads < call.head_groups; ++heads) run_group<Rule>(w, call, sample, kv_head, heads);
+      }
+}
 
 template <class Rule, class F>
 inline void run_keys(Worker<F>& w, const Call& call, long item) {
@@ -182,8 +225,10 @@ inline void run_keys(Worker<F>& w, const Call& call, long item) {
   const long volume = extra ? ceil_div(p.extra, kLanes) : long(call.groups[0]) * call.groups[1] * call.groups[2];
   const int sample = int(item / volume);
   if (extra) {
-    w.group_number = -1;
-    for (int axis = 0; axis < 3; ++axis) begin_extra_group(w.group[axis], p, axis, int(item % volume) * kLanes);
+    for (int axis = 0; axis < 3; ++axis) {
+      w.group_number[axis] = -1;
+      begin_extra_group(w.group[axis], p, axis, int(item % volume) * kLanes);
+    }
   } else {
     begin_groups<true>(w, call, item % volume, sample);
   }
@@ -245,11 +290,9 @@ static void ask_for_large_pages(const Job& job) {
     queries *= held.queries;
     keys *= held.keys;
   }
-  if (job.pass == kForward) {
-    ask_for_large_pages(p.out, queries, job.value_dim, job.type);
-  } else if (job.pass == kGradQuery) {
-    ask_for_large_pages(p.grad_query, queries, job.head_dim, job.type);
-  } else {
+  if (job.pass == kForward) ask_for_large_pages(p.out, queries, job.value_dim, job.type);
+  if (job.pass == kGradQuery || job.pass == kGradAll) ask_for_large_pages(p.grad_query, queries, job.head_dim, job.type);
+  if (job.pass == kGradKey || job.pass == kGradAll) {
     ask_for_large_pages(p.grad_key, keys, job.head_dim, job.type);
     ask_for_large_pages(p.grad_value, keys, job.value_dim, job.type);
   }
@@ -263,8 +306,31 @@ static void work(void* data) {
   for (long item; (item = __atomic_fetch_add(&call.next, 1, __ATOMIC_RELAXED)) < call.items;) {
     if (call.job.pass == kForward) run_queries<Forward<F, kPairs>>(w, call, item);
     else if (call.job.pass == kGradQuery) run_queries<GradQuery<F, kPairs>>(w, call, item);
-    else run_keys<GradKey<F, kPairs>>(w, call, item);
+    else if (call.job.pass == kGradKey) run_keys<GradKey<F, kPairs>>(w, call, item);
+    else if constexpr (!kPairs) run_slab<GradAll<F>>(w, call, item);
   }
+}
+
+// Sets the gradients of keys and values to zero, a part at a time.
+struct Zeros {
+  char* data[2];
+  long bytes[2], next;
+};
+static void fill(void* data) {
+  constexpr long kPart = 1 << 20;
+  Zeros& zeros = *static_cast<Zeros*>(data);
+  for (long at; (at = __atomic_fetch_add(&zeros.next, kPart, __ATOMIC_RELAXED)) < max_of(zeros.bytes[0], zeros.bytes[1]);)
+    for (int i = 0; i < 2; ++i)
+      if (at < zeros.bytes[i]) memset(zeros.data[i] + at, 0, min_of(kPart, zeros.bytes[i] - at));
+}
+static void clear_gradients(const Job& job, int threads) {
+  const Params& p = job.params;
+  long keys = long(p.batch) * (p.heads / p.group) * (job.type == kDouble ? 8 : 4);
+  for (const Held& held : p.held) keys *= held.keys;
+  Zeros zeros = {{static_cast<char*>(p.grad_key), static_cast<char*>(p.grad_value)},
+                 {keys * job.head_dim, keys * job.value_dim},
+                 0};
+  run_on(threads, fill, &zeros);
 }
 }  // namespace nb
 
@@ -275,7 +341,7 @@ NB_EXPORT void nb_native_run(const nb::Job* job) {
   using namespace nb;
   const Params& p = job->params;
   const bool keys = job->pass == kGradKey;
-  Call call = {*job, sides_of(*job), {}, 1, p.heads / p.group, 0, 0, 0};
+  Call call = {*job, sides_of(*job), {}, 1, p.heads / p.group, 0, 0, 0, {1, 1, 1}, 0};
   call.items = long(p.batch) * call.kv_heads;
   for (int axis = 0; axis < 3; ++axis) call.items *= call.groups[axis] = groups_of(*job, axis, keys);
   if (keys) {
@@ -290,5 +356,18 @@ NB_EXPORT void nb_native_run(const nb::Job* job) {
   if constexpr (kHasPairs)
     if (job->type == kBfloat) run = work<float, true>;
   ask_for_large_pages(*job);
-  run_on(int(threads), run, &call);
+  if (job->pass != kGradAll) return run_on(int(threads), run, &call);
+  clear_gradients(*job, job->threads);
+  const long others = long(p.batch) * call.kv_heads;
+  int phases = 1;
+  for (int axis = 0; axis < 3; ++axis) {
+    call.slabs[axis] = ceil_div(call.groups[axis] / classes_of(*job, axis, false), job->slab[axis]);
+    if (call.slabs[axis] > 1) phases = 2;
+  }
+  for (; call.phase < phases; ++call.phase) {
+    call.items = others;
+    call.next = 0;
+    for (int axis = 0; axis < 3; ++axis) call.items *= slabs_of(call, axis) * classes_of(*job, axis, false);
+    run_on(int(min_of(call.items, long(job->threads))), run, &call);
+  }
 }

@@ -38,11 +38,15 @@ inline void set_lane(AxisTile<F>& tile, int lane, const RowRuns& runs) {
   for (const Interval& run : tile.run) tile.two = tile.two || cut(runs.other, run).size() > 0;
 }
 
-// Groups of one axis: number of classes times the groups of the longest class.
+// Groups of one axis: number of classes that have rows times the groups of the longest class.
+inline int classes_of(const Job& job, int axis, bool key_rows) {
+  const Held& held = job.params.held[axis];
+  return min_of(job.params.axis[axis].dilation, key_rows ? held.keys : held.queries);
+}
 inline int groups_of(const Job& job, int axis, bool key_rows) {
   const Held& held = job.params.held[axis];
   const int length = key_rows ? held.keys : held.queries, dilation = job.params.axis[axis].dilation;
-  return min_of(dilation, length) * tiles_per_class(length, dilation, job.tile[axis + 1] * job.group[axis + 1]);
+  return classes_of(job, axis, key_rows) * tiles_per_class(length, dilation, job.tile[axis + 1] * job.group[axis + 1]);
 }
 
 // Sets up a group; it has no tiles if its class has fewer groups than the longest one.

@@ -10,6 +10,7 @@ struct Tile {  // 16 rows, and what is known of them
   unsigned rows, valid;
   int head;          // of the first lane
   Wide<F> *a, *b;      // the rows: [D] and [E] numbers of each lane
+  F *rows_a, *rows_b;  // the same, row by row: kept where columns have sums
   F *sum_a, *sum_b;    // 16 rows of sums
   Wide<F> top, total;  // forward: the greatest score and the sum of weights; dQ: logsumexp and delta
 };
@@ -21,11 +22,12 @@ struct Worker {
   int d, e, row_a, row_b, lanes_a, lanes_b, kv_heads;  // sizes; of packed rows (whole vectors), of lanes (times 16)
   long capacity;                                       // columns that are packed at once
   AxisGroup<F> group[3];
-  long group_number = -1;  // of `group`
+  long group_number[3] = {-1, -1, -1};  // of `group`
   Tile<F>* tile;
   Wide<F> *scores, *gradients;
   int* column;  // for each score, the packed row of its column
   F *packed_a, *packed_b, *lse, *delta, *rows;
+  F *column_sum_a, *column_sum_b;  // of the packed rows
   bool pairs;                      // bfloat16, multiplied two at a time: then tiles have pairs, too, and
   uint32_t *pairs_a, *pairs_b;     // packed rows are kept as pairs where they are multiplied with them
   int pair_a, pair_b;              // words of a row
@@ -37,6 +39,8 @@ struct Worker {
   // Whether rows are packed as numbers: those that are only multiplied with lanes are not, if they are pairs.
   bool needs_a() const { return !pairs || job.pass != kForward; }
   bool needs_b() const { return !pairs || job.pass != kGradQuery; }
+
+  bool adds_to_columns() const { return job.pass == kGradAll; }
 
   // Lays out the memory from `memory` on, or from null to count the bytes, which it returns.
   long lay_out(char* memory) {
@@ -52,10 +56,14 @@ struct Worker {
       tiles *= job.group[axis + 1];
     }
     tile = reinterpret_cast<Tile<F>*>(take(tiles * long(sizeof(Tile<F>))));
+    rows = reinterpret_cast<F*>(take(kLanes * long(sizeof(F)) * max_of(lanes_a, lanes_b)));
     const long wide = sizeof(Wide<F>), both = lanes_a + lanes_b;
     for (long i = 0; i < tiles; ++i) {
       Wide<F>* const numbers = reinterpret_cast<Wide<F>*>(take((job.pass == kForward ? both : 2 * both) * wide));
+      F* const own = reinterpret_cast<F*>(take(adds_to_columns() ? both * wide : 0));
       if (!memory) continue;
+      tile[i].rows_a = adds_to_columns() ? own : rows;
+      tile[i].rows_b = adds_to_columns() ? own + kLanes * lanes_a : rows;
       tile[i].a = numbers;
       tile[i].sum_b = reinterpret_cast<F*>(numbers + lanes_a);
       tile[i].b = numbers + both;
@@ -64,11 +72,12 @@ struct Worker {
     scores = reinterpret_cast<Wide<F>*>(take(kScores * wide));
     gradients = reinterpret_cast<Wide<F>*>(take(job.pass == kForward ? 0 : kScores * wide));
     column = reinterpret_cast<int*>(take(kScores * long(sizeof(int))));
-    rows = reinterpret_cast<F*>(take(kLanes * long(sizeof(F)) * max_of(lanes_a, lanes_b)));
     packed_a = reinterpret_cast<F*>(take(needs_a() ? capacity * row_a * long(sizeof(F)) : 0));
     packed_b = reinterpret_cast<F*>(take(needs_b() ? capacity * row_b * long(sizeof(F)) : 0));
     pairs_a = reinterpret_cast<uint32_t*>(take(pairs ? capacity * pair_a * 4l : 0));
     pairs_b = reinterpret_cast<uint32_t*>(take(pairs && job.pass != kForward ? capacity * pair_b * 4l : 0));
+    column_sum_a = reinterpret_cast<F*>(take(adds_to_columns() ? capacity * row_a * long(sizeof(F)) : 0));
+    column_sum_b = reinterpret_cast<F*>(take(adds_to_columns() ? capacity * row_b * long(sizeof(F)) : 0));
     lse = reinterpret_cast<F*>(take(job.pass == kGradKey ? capacity * long(sizeof(F)) : 0));
     delta = reinterpret_cast<F*>(take(job.pass == kGradKey ? capacity * long(sizeof(F)) : 0));
     return long(at - reinterpret_cast<uintptr_t>(memory));
@@ -85,7 +94,7 @@ struct Worker {
     pairs = kHasPairs && sizeof(F) == 4 && job.type == kBfloat;
     pair_a = rounded(d, 4) / 2;
     pair_b = rounded(e, 4) / 2;
-    capacity = kRowBytes / (long(sizeof(F)) * (row_a + row_b));
+    capacity = kRowBytes / (long(sizeof(F)) * (row_a + row_b)) / (adds_to_columns() ? 2 : 1);
     if (capacity < 16) capacity = 16;
     for (int axis = 0; axis < 4; ++axis)
       for (int lane = 0; lane < kLanes; ++lane) coordinate[axis][lane] = lane_coordinate(job.tile, axis, lane);
@@ -107,8 +116,8 @@ struct Worker {
     offsets(t, side.stride, sample, t.valid, at);
     fetch_rows(job.type, side.data, at, kLanes, side.length);
   }
-  // to[c] = channel c of the tile's rows; 0 for rows that may not be read.
-  void load(const Tile<F>& t, const Side& side, int sample, Wide<F>* to) {
+  // to[c] = channel c of the tile's rows; 0 for rows that may not be read. `rows` gets them row by row.
+  void load(const Tile<F>& t, const Side& side, int sample, F* rows, Wide<F>* to) {
     const int size = rounded(side.length, kLanes);
     long long at[kLanes];
     offsets(t, side.stride, sample, t.valid, at);
@@ -116,8 +125,8 @@ struct Worker {
     rows_to_lanes(rows, size, to);
   }
   // The same for what is multiplied with packed rows: as pairs where these are pairs.
-  void load_factors(const Tile<F>& t, const Side& side, int sample, Wide<F>* to) {
-    if (!pairs) return load(t, side, sample, to);
+  void load_factors(const Tile<F>& t, const Side& side, int sample, F* rows, Wide<F>* to) {
+    if (!pairs) return load(t, side, sample, rows, to);
     const int size = rounded((side.length + 1) / 2, kLanes);
     long long at[kLanes];
     offsets(t, side.stride, sample, t.valid, at);
@@ -152,8 +161,7 @@ struct Worker {
     long done, total;  // rows
   };
   Rows rows_of(const Side& a, const Side& b, const Interval (&box)[3], int sample, int head) const {
-    const long total = long(box[0].size()) * box[1].size() * box[2].size();
-    return {a, b, box, sample, head, {box[0].lo, box[1].lo, box[2].lo}, 0, total};
+    return {a, b, box, sample, head, {box[0].lo, box[1].lo, box[2].lo}, 0, size_of(box)};
   }
   static constexpr int kFew = 16;
   struct Few {
@@ -197,6 +205,23 @@ struct Worker {
     for (int now = 0; few[now].count; now = 1 - now) {
       next(r, few[1 - now], numbers);
       pack_rows(a, b, few[now].at_a, few[now].at_b, few[now].count, few[now].first);
+    }
+  }
+  static long size_of(const Interval (&box)[3]) { return long(box[0].size()) * box[1].size() * box[2].size(); }
+  void clear_column_sums(const Interval (&box)[3]) {
+    memset(column_sum_a, 0, size_of(box) * row_a * sizeof(F));
+    memset(column_sum_b, 0, size_of(box) * row_b * sizeof(F));
+  }
+  // Adds the sums of a box to the gradients of its rows.
+  void add_column_sums(const Side& a, const Side& b, const Interval (&box)[3], int sample, int head) {
+    Rows r = rows_of(a, b, box, sample, head);
+    Few few[2];
+    next(r, few[0], false);
+    for (int now = 0; few[now].count; now = 1 - now) {
+      next(r, few[1 - now], false);
+      const Few& f = few[now];
+      add_to_rows(static_cast<F*>(p.grad_key), f.at_a, f.count, d, column_sum_a + f.first * row_a, row_a, F(p.scale));
+      add_to_rows(static_cast<F*>(p.grad_value), f.at_b, f.count, e, column_sum_b + f.first * row_b, row_b, F(1));
     }
   }
   // Asks for the first rows of a box.

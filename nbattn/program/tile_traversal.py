@@ -132,6 +132,20 @@ class Traversal:
         at = [(u - start) // rows for u in bends(self.axis.spec, corners)]
         return piecewise_sum(tiles, 0, full, period // math.gcd(period, rows), at) + end
 
+    def separate(self, rows: int) -> bool:
+        """Whether no tile of `rows` rows shares a column with the next tile but one, or with later
+        ones. Not said of wrapped axes and prefixes, whose first and last rows meet.
+        """
+        if self.axis.spec.border == "wrap" or self.axis.spec.prefix:
+            return False
+        for group in self.axis.classes():
+            start, count = self._extent(group)
+            first = np.arange(start, start + count, rows)
+            lo, hi = self._hull(group, first, np.minimum(first + rows, start + count) - 1).runs[1]
+            if (hi[:-2] > lo[2:]).any():
+                return False
+        return True
+
     def tiles(self, rows: int, columns: int) -> Iterator[RowTile]:
         """Every tile of rows with every tile of columns that it visits: small shapes only. With 0
         `columns`, a tile visits every run of its hull at once.

@@ -17,8 +17,9 @@ def candidates(request: Request, axes: Axes) -> list[Candidate]:
         return [refused("native", "window")]
     if reasons := meaning.reasons(request.needs, axes):
         return [refused("native", "window", *reasons)]
-    kernels = costs.KERNELS if request.training else costs.KERNELS[:1]
-    passes = {kernel: tiles.choose(kernel, request, axes) for kernel in kernels}
+    passes = {"forward": tiles.choose("forward", request, axes)}
+    if request.training:
+        passes |= tiles.choose_backward(request, axes)
     arguments = NativeArguments(axes, **{kernel: one.tiles for kernel, one in passes.items()})
     program = Program((Call(whole(request.query_space), whole(request.key_space), arguments),))
     works = {kernel: one.work for kernel, one in passes.items()}

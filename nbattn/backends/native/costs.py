@@ -16,7 +16,7 @@ from nbattn.program.costs import Cost
 from nbattn.program.request import Request
 
 LANES = 16  # rows of a tile
-KERNELS = ("forward", "grad_query", "grad_key")
+KERNELS = ("forward", "grad_query", "grad_key", "grad_all")
 
 # The coefficients, of a core that begins one vector product of 16 floats per cycle: fitted to the
 # 239 tiles and groups of `benchmarks/results/native-tiles-2026-11-28-fp32.json`, float32, with a
@@ -59,6 +59,7 @@ def products(kernel: str, request: Request) -> int:
         "forward": keys + values,
         "grad_query": 2 * keys + values,
         "grad_key": 2 * (keys + values),
+        "grad_all": 3 * keys + 2 * values,
     }
     return sizes[kernel]
 

@@ -42,13 +42,20 @@ class NativeArguments:
         axes: the mask's axes.
         forward: the tiles of the forward kernel.
         grad_query, grad_key: the tiles of the kernels that compute the queries' gradients and those
-            of keys and values; None without a backward.
+            of keys and values; None without a backward, or where one kernel computes all of them.
+        grad_all: the tiles of that kernel.
     """
 
     axes: Axes
     forward: Tiles
     grad_query: Tiles | None = None
     grad_key: Tiles | None = None
+    grad_all: Tiles | None = None
+
+    @property
+    def trains(self) -> bool:
+        """Whether there are kernels for a backward."""
+        return self.grad_key is not None or self.grad_all is not None
 
     def key_runs(self, number: int, queries: int, keys: int) -> tuple[Ints, Ints, int]:
         """The keys of each query on one axis, by the tiles of the forward kernel."""
@@ -61,7 +68,8 @@ class NativeArguments:
         computes a pair twice, or if the gradients' pairs differ from the forward's.
         """
         forward = self._pairs(self.forward, inverse=False)
-        for tiles, inverse in ((self.grad_query, False), (self.grad_key, True)):
+        kernels = (self.grad_query, False), (self.grad_key, True), (self.grad_all, False)
+        for tiles, inverse in kernels:
             if tiles is None:
                 continue
             if not np.array_equal(self._pairs(tiles, inverse=inverse), forward):
@@ -83,14 +91,15 @@ class NativeArguments:
         return _on_axes(tiles.tile, rank), (0,) * rank
 
     def blocks(self, request: Request, call: Call, *, backward: bool) -> Iterator[Block]:
-        """The tiles of the forward kernel, or of the kernel of the keys' gradients: each one
-        against the hull of its columns.
+        """The tiles of the forward kernel, or of the kernel that computes the keys' gradients: each
+        one against the hull of its columns.
         """
-        tiles = self.grad_key if backward else self.forward
+        tiles = (self.grad_all or self.grad_key) if backward else self.forward
         assert tiles is not None
+        inverse = backward and self.grad_all is None
         steps = [axis.spec.dilation for axis in self.axes]
         extents = self._extents(tiles)
-        for row in tile_traversal.row_tiles(self.axes, *extents, inverse=backward):
+        for row in tile_traversal.row_tiles(self.axes, *extents, inverse=inverse):
             rows = [ranges_of(part.positions, d)[0] for part, d in zip(row, steps, strict=True)]
             runs = [
                 [ranges_of(column.positions, d)[0] for column in part.columns]
@@ -98,7 +107,7 @@ class NativeArguments:
             ]
             full = all(bool(column.reads.all()) for part in row for column in part.columns)
             boxes = tuple(product(*runs))
-            if not backward:
+            if not inverse:
                 yield Block(tuple(rows), boxes, full)
             else:
                 yield from (Block(box, (tuple(rows),), full) for box in boxes)

@@ -22,8 +22,8 @@ from nbattn.kernels import host, layout
 from nbattn.program.program import Program
 
 _POINTERS = struct.Struct(f"<{len(layout.POINTERS)}Q")
-_JOB = struct.Struct("<14i")  # what follows the parameters in `Job` of `cpu/job.h`
-_FORWARD, _GRAD_QUERY, _GRAD_KEY = range(3)
+_JOB = struct.Struct("<16i")  # what follows the parameters in `Job` of `cpu/job.h`
+_FORWARD, _GRAD_QUERY, _GRAD_KEY, _GRAD_ALL = range(4)
 _TYPES = {torch.float16: 0, torch.bfloat16: 1, torch.float32: 2, torch.float64: 3}
 _SHARE = 1e5  # products of a vector that are worth waking a thread: about 40 us
 _TRIVIAL = BoundAxis(Axis(), 1, 1)
@@ -44,7 +44,7 @@ def forward(program: Program, inputs: Inputs, *, return_lse: bool) -> tuple[Tens
     tensors = _tensors(inputs)
     tensors["out"] = out = new_output(inputs.query, inputs.value)
     lse = None
-    if return_lse or window.grad_key is not None:
+    if return_lse or window.trains:
         tensors["lse"] = lse = new_lse(inputs.query)
     _run(_pass(window, _FORWARD, inputs, None), tensors)
     return out, lse
@@ -64,14 +64,17 @@ def backward(
     tensors = _tensors(inputs) | {"out": out, "lse": lse, "grad_out": grad_out}
     if grad_lse is not None:
         tensors["grad_lse"] = grad_lse.contiguous()
-    tensors["delta"] = lse.new_empty((*lse.shape, 2))
+    passes: tuple[int, ...] = (_GRAD_ALL,)
+    if window.grad_all is None:
+        passes = _GRAD_QUERY, _GRAD_KEY
+        tensors["delta"] = lse.new_empty((*lse.shape, 2))
     grads = {
         name: tensor.new_empty(tensor.shape)
         for name in ("query", "key", "value", "extra_key", "extra_value")
         if (tensor := tensors.get(name)) is not None
     }
     tensors |= {f"grad_{name}": tensor for name, tensor in grads.items()}
-    for number in (_GRAD_QUERY, _GRAD_KEY):
+    for number in passes:
         _run(_pass(window, number, inputs, grad_out), tensors)
     sink = sink_gradient(inputs.sink, out, lse, grad_out, grad_lse)
     extra_key, extra_value = (
@@ -143,7 +146,7 @@ def _packed(
     window: NativeArguments, number: int, inputs: Inputs, grad_out: Tensor | None, threads: int
 ) -> bytes:
     query, key, value, extra = inputs.query, inputs.key, inputs.value, inputs.extra_key
-    tiles = (window.forward, window.grad_query, window.grad_key)[number]
+    tiles = (window.forward, window.grad_query, window.grad_key, window.grad_all)[number]
     assert tiles is not None
     batch, heads, head_dim, value_dim = query.shape[0], *query.shape[-2:], value.shape[-1]
     grid = (*(_TRIVIAL,) * (RANK - len(window.axes)), *window.axes)
@@ -170,6 +173,7 @@ def _packed(
     products = batch * heads * columns * (head_dim + value_dim) // tiles.tile[0]
     threads = min(threads, 1 + int(products / _SHARE))
     job = _JOB.pack(
-        _TYPES[query.dtype], number, *tiles.tile, *tiles.group, threads, head_dim, value_dim, 0
+        *(_TYPES[query.dtype], number, *tiles.tile, *tiles.group, *tiles.slab),
+        *(threads, head_dim, value_dim),
     )
     return numbers + job

@@ -21,9 +21,12 @@ from nbattn.program.request import Request
 from nbattn.program.tile_traversal import Traversal
 
 Extents = tuple[int, int, int, int]
+Groups = tuple[int, int, int]
 RANK = 3  # axes of the kernels; a space of fewer has leading axes of 1
 MOST = 64  # tiles of a group on one axis
 STATE = 384 << 10  # bytes of all tiles of a group: queries, sums and gradients stay in the cache
+ADDED = ("float32", "float64")  # types whose gradients serve as sums
+SLABS = 256  # of a class: enough for any number of threads
 WORTH = 20e-6  # seconds of an item's work: with less, items take longer to hand out than to do
 # Work is cut as if eight threads shared it: at the end, each waits for half of an item on average.
 # A fixed number, since results must not depend on the threads that are there.
@@ -36,10 +39,13 @@ class Tiles(NamedTuple):
     Args:
         tile: rows of a tile; their product is the number of lanes.
         group: tiles of a group.
+        slab: groups of a work item on the three axes, of the kernel that adds to its columns: there
+            it takes all heads, and of slabs on one axis, every other one runs at a time.
     """
 
     tile: Extents
     group: Extents
+    slab: Groups = (1, 1, 1)
 
     @property
     def rows(self) -> Extents:
@@ -49,10 +55,11 @@ class Tiles(NamedTuple):
 
 
 class Pass(NamedTuple):
-    """The tiles of one kernel, and its work per sample and key head."""
+    """The tiles of one kernel, its work per sample and key head, and the seconds of all of it."""
 
     tiles: Tiles
     work: Work
+    seconds: float
 
 
 def choose(kernel: str, request: Request, axes: Axes) -> Pass:
@@ -62,6 +69,18 @@ def choose(kernel: str, request: Request, axes: Axes) -> Pass:
     rows = _Rows(kernel, request, axes)
     tile = min(rows.tiles(), key=rows.tile_seconds)
     return rows.best_group(tile)
+
+
+def choose_backward(request: Request, axes: Axes) -> dict[str, Pass]:
+    """Returns the kernels of the backward: all gradients at once where sums of columns are kept in
+    the tensors' type and slabs are enough to share, else one for the queries and one for the keys.
+    """
+    parts = {kernel: choose(kernel, request, axes) for kernel in ("grad_query", "grad_key")}
+    if request.dtype not in ADDED or request.extra_keys:
+        return parts
+    whole = choose("grad_all", request, axes)
+    split = sum(one.seconds for one in parts.values())
+    return {"grad_all": whole} if whole.seconds < split else parts
 
 
 def work(kernel: str, request: Request, axes: Axes, tiles: Tiles) -> Work:
@@ -76,7 +95,7 @@ def work(kernel: str, request: Request, axes: Axes, tiles: Tiles) -> Work:
 def state(kernel: str, request: Request) -> int:
     """Returns the bytes that one tile keeps while columns pass."""
     channels = sum(-(-size // LANES) * LANES for size in (request.head_dim, request.value_dim))
-    both = 1 if kernel == "forward" else 2  # the rows of the inputs, and their gradients
+    both = {"forward": 1, "grad_all": 3}.get(kernel, 2)  # rows of inputs, and of gradients
     return LANES * channels * both * (8 if request.dtype == "float64" else 4)
 
 
@@ -92,10 +111,10 @@ class _Rows:
         self.kernel, self.request = kernel, request
         self.inverse = kernel == "grad_key"
         self.heads = 1 if self.inverse else request.heads_per_key_head
-        self.useful = (
-            _power(self.heads),
-            *(_power(_longest(axis, inverse=self.inverse)) for axis in axes),
-        )
+        self.longest = [_longest(axis, inverse=self.inverse) for axis in axes]
+        self.useful = (_power(self.heads), *(_power(rows) for rows in self.longest))
+        self.classes = math.prod(sum(group.size for group in axis.classes()) for axis in axes)
+        self.separate = [cache(Traversal(axis).separate) for axis in axes]
         self.sums = [_sums(axis, inverse=self.inverse) for axis in axes]
         self.copies = request.batch * request.kv_heads
 
@@ -125,13 +144,44 @@ class _Rows:
         fitting = [rows for rows in product(*extents) if math.prod(rows) <= most]
         works = [self.work(tile, rows) for rows in fitting]
         loads = [costs.seconds(self.kernel, self.request, one) for one in works]
+        slabs = [self.slabs(rows) for rows in fitting] if self.kernel == "grad_all" else None
+        items = [one.items for one in works] if slabs is None else [each for _, each in slabs]
         scores = [
-            fair(load, max(one.items * self.copies, 1))
-            for load, one in zip(loads, works, strict=True)
+            fair(load, max(each * self.copies, 1)) for load, each in zip(loads, items, strict=True)
         ]
         at = scores.index(min(scores))
         group = [rows // extent for rows, extent in zip(fitting[at], tile, strict=True)]
-        return Pass(Tiles(_on_three_axes(tile), _on_three_axes(group)), works[at])
+        chosen = Tiles(_on_three_axes(tile), _on_three_axes(group))
+        if slabs is not None:
+            chosen = chosen._replace(slab=_on_three_axes((1, *slabs[at][0]))[1:])
+        return Pass(chosen, works[at], scores[at])
+
+    def slabs(self, rows: tuple[int, ...]) -> tuple[tuple[int, ...], float]:
+        """Returns the groups of a slab on each axis, and how many slabs run at a time: several of
+        a class on the axis with the most of them.
+        """
+        extents = rows[1:]
+        every = [
+            -(-longest // extent) for longest, extent in zip(self.longest, extents, strict=True)
+        ]
+        counts = [self._slab(number, extent) for number, extent in enumerate(extents)]
+        shares = [-(-groups // count) for groups, count in zip(every, counts, strict=True)]
+        most = shares.index(max(shares))
+        chosen = tuple(counts[at] if at == most else groups for at, groups in enumerate(every))
+        at_a_time = shares[most] if shares[most] == 1 else shares[most] / 2
+        return chosen, self.classes * at_a_time
+
+    def _slab(self, number: int, extent: int) -> int:
+        """Returns the fewest groups of `extent` rows on one axis so that every other slab shares no
+        column.
+        """
+        longest = self.longest[number]
+        groups = 1 << max(-(-longest // (extent * SLABS)) - 1, 0).bit_length()
+        while groups * extent < longest:
+            if self.separate[number](groups * extent):
+                return groups
+            groups *= 2
+        return -(-longest // extent)
 
     def work(self, tile: tuple[int, ...], rows: tuple[int, ...]) -> Work:
         """Returns the work of tiles and of groups of `rows` rows, per sample and key head."""
