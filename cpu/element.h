@@ -133,13 +133,15 @@ NB_APART void add_to_rows(F* data, const long long* at, int rows, int n, const F
     for (int i = 0; i < n; ++i) to[i] += from[i] * factor;
   }
 }
-// Asks for rows that will be loaded soon.
-inline void fetch_rows(int type, const void* data, const long long* at, int rows, int n) {
+// Asks for rows that will be loaded soon, into the nearest cache (3) or the next one (2).
+template <int kCache>
+NB_INLINE void fetch_row(int type, const void* data, long long at, int n) {
   const int size = type == kDouble ? 8 : type == kFloat ? 4 : 2;
-  for (int row = 0; row < rows; ++row) {
-    if (at[row] == kNowhere) continue;
-    const char* const from = static_cast<const char*>(data) + at[row] * size;
-    for (int i = 0; i < n * size; i += 64) __builtin_prefetch(from + i);
-  }
+  const char* const from = static_cast<const char*>(data) + at * size;
+  for (int i = 0; i < n * size; i += 64) __builtin_prefetch(from + i, 0, kCache);
+}
+inline void fetch_rows(int type, const void* data, const long long* at, int rows, int n) {
+  for (int row = 0; row < rows; ++row)
+    if (at[row] != kNowhere) fetch_row<3>(type, data, at[row], n);
 }
 }  // namespace nb

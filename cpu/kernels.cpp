@@ -3,66 +3,11 @@
 #include <sys/mman.h>
 
 #include "backward.h"
+#include "items.h"
 #include "pool.h"
 
 namespace nb {
-// A call's tensors: those of rows (the lanes) and of columns, [D] and [E] numbers a row.
-struct Sides {
-  Side row_a, row_b, column_a, column_b, extra_a, extra_b, out, grad_a, grad_b;  // the last two of columns
-};
-inline Sides sides_of(const Job& job) {
-  const Params& p = job.params;
-  const int d = job.head_dim, e = job.value_dim, kv_heads = p.heads / p.group;
-  const Side query = {p.query, p.query_stride, d}, key = {p.key, p.key_stride, d}, value = {p.value, p.value_stride, e},
-             grad_out = {p.grad_out, p.grad_out_stride, e}, extra_key = {p.extra_key, of_extra(p, kv_heads, d), d},
-             extra_value = {p.extra_value, of_extra(p, kv_heads, e), e}, out = {p.out, contiguous(p, p.heads, e, false), e},
-             grad_key = {p.grad_key, contiguous(p, kv_heads, d, true), d},
-             grad_value = {p.grad_value, contiguous(p, kv_heads, e, true), e};
-  if (job.pass == kGradKey) return {key, value, query, grad_out, extra_key, extra_value, out, {}, {}};
-  return {query, grad_out, key, value, extra_key, extra_value, out, grad_key, grad_value};
-}
-
 constexpr int kAhead = 2;  // tiles whose rows are asked for before they are needed
-
-struct Call {
-  const Job& job;
-  Sides sides;
-  int groups[3], head_groups, kv_heads;
-  long extra_items, items, next;
-  int slabs[3], phase;  // kGradAll: slabs of a class; on the axis where there are several, every other one runs
-};
-
-// The boxes of columns that a group packs, one after the other, as large as fit.
-template <class F, class Use>
-inline void each_box(const Worker<F>& w, const Use& use) {
-  for (const Interval& z : w.group[0].run)
-    for (const Interval& y : w.group[1].run)
-      for (const Interval& x : w.group[2].run) {
-        const Interval run[3] = {z, y, x};
-        int step[3];
-        long room = w.capacity;
-        bool empty = false;
-        for (int axis = 2; axis >= 0; --axis) {
-          const int size = run[axis].size(), most = int(room < 1 ? 1 : room < size ? room : size);
-          empty = empty || size == 0;
-          if (empty) break;
-          step[axis] = ceil_div(size, ceil_div(size, most));
-          room /= step[axis];
-        }
-        if (empty) continue;
-        Interval box[3];
-        for (box[0].lo = z.lo; box[0].lo < z.hi; box[0].lo = box[0].hi) {
-          box[0].hi = min_of(z.hi, box[0].lo + step[0]);
-          for (box[1].lo = y.lo; box[1].lo < y.hi; box[1].lo = box[1].hi) {
-            box[1].hi = min_of(y.hi, box[1].lo + step[1]);
-            for (box[2].lo = x.lo; box[2].lo < x.hi; box[2].lo = box[2].hi) {
-              box[2].hi = min_of(x.hi, box[2].lo + step[2]);
-              use(box);
-            }
-          }
-        }
-      }
-}
 
 // The tiles of a group of the key head's query heads from `head` on; returns how many there are.
 template <bool kKeyRows, class F>
@@ -119,20 +64,9 @@ inline void fetch_tile(const Worker<F>& w, const Sides& s, const Side& a, const 
   if (w.job.pass != kForward) w.fetch(w.tile[n], b, sample);
   if (w.job.pass == kGradQuery || w.job.pass == kGradAll) w.fetch(w.tile[n], s.out, sample);
 }
-// Asks for the first columns of a group.
-template <class F>
-inline void fetch_columns(const Worker<F>& w, const Sides& s, int sample, int head) {
-  Interval box[3];
-  for (int axis = 0; axis < 3; ++axis) {
-    const Interval(&run)[2] = w.group[axis].run;
-    box[axis] = run[0].size() ? run[0] : run[1];
-  }
-  w.fetch_box(s.column_a, s.column_b, box, sample, head);
-}
-
 template <class Rule, class F>
 inline void visit_all(Worker<F>& w, const Call& call, int tiles, int sample, int head) {
-  each_box(w, [&](const Interval(&box)[3]) {
+  each_box(w.columns, w.capacity, [&](const Interval(&box)[3]) {
     w.pack(call.sides.column_a, call.sides.column_b, box, sample, head);
     if (w.adds_to_columns()) w.clear_column_sums(box);
     for (int n = 0; n < tiles; ++n) visit<Rule>(w, w.tile[n], box);
@@ -140,108 +74,34 @@ inline void visit_all(Worker<F>& w, const Call& call, int tiles, int sample, int
   });
 }
 
-// Sets up one axis of a spatial group, unless it is the last one.
-template <bool kKeyRows, class F>
-inline void begin_axis(Worker<F>& w, const Call& call, int axis, int number, int sample) {
-  const long key = long(sample) * call.groups[axis] + number;
-  if (key == w.group_number[axis]) return;
-  w.group_number[axis] = key;
-  begin_group<kKeyRows>(w.group[axis], w.job, w.coordinate[axis + 1], axis, number, sample);
-}
-template <bool kKeyRows, class F>
-inline void begin_groups(Worker<F>& w, const Call& call, long number, int sample) {
-  for (int axis = 2; axis >= 0; number /= call.groups[axis--])
-    begin_axis<kKeyRows>(w, call, axis, int(number % call.groups[axis]), sample);
-}
-
 // A group of queries whose axes are set up, of some query heads of a key head.
 template <class Rule, class F>
-inline void run_group(Worker<F>& w, const Call& call, int sample, int kv_head, int head_group) {
-  const Params& p = w.p;
-  const int heads_of_group = w.job.tile[0] * w.job.group[0], first = head_group * heads_of_group;
-  const int tiles = set_tiles<false>(w, kv_head * p.group + first, min_of(heads_of_group, p.group - first));
+inline void run_queries(Worker<F>& w, const Call& call, const Place& at, int head_group) {
+  const int heads = w.job.tile[0] * w.job.group[0], first = head_group * heads, sample = at.sample;
+  const int tiles = set_tiles<false>(w, at.kv_head * w.p.group + first, min_of(heads, w.p.group - first));
   const Side &a = call.sides.row_a, &b = call.sides.row_b;
-  if (tiles == 0) return;
   for (int n = 0; n < kAhead; ++n) fetch_tile(w, call.sides, a, b, n, tiles, sample);
-  fetch_columns(w, call.sides, sample, kv_head);
   for (int n = 0; n < tiles; ++n) {
     fetch_tile(w, call.sides, a, b, n + kAhead, tiles, sample);
     if constexpr (Rule::kForward) Rule::begin(w, w.tile[n], a, sample);
     else Rule::begin(w, w.tile[n], a, b, call.sides.out, sample);
   }
-  visit_extra<Rule>(w, call, tiles, sample, kv_head);
-  visit_all<Rule>(w, call, tiles, sample, kv_head);
+  visit_extra<Rule>(w, call, tiles, sample, at.kv_head);
+  visit_all<Rule>(w, call, tiles, sample, at.kv_head);
   for (int n = 0; n < tiles; ++n) Rule::finish(w, w.tile[n], sample);
 }
+// A group of keys whose axes are set up, or extra keys.
 template <class Rule, class F>
-inline void run_queries(Worker<F>& w, const Call& call, long item) {
-  const int kv_head = int(item % call.kv_heads);
-  item /= call.kv_heads;
-  const int head_group = int(item % call.head_groups);
-  item /= call.head_groups;
-  const long volume = long(call.groups[0]) * call.groups[1] * call.groups[2];
-  const int sample = int(item / volume);
-  begin_groups<false>(w, call, item % volume, sample);
-  run_group<Rule>(w, call, sample, kv_head, head_group);
-}
-
-// How many slabs of a class run in a phase: all of them, or every other one.
-inline int slabs_of(const Call& call, int axis) {
-  return call.slabs[axis] == 1 ? 1 : (call.slabs[axis] + 1 - call.phase) / 2;
-}
-// A slab: neighbouring groups of a class, one after the other, so that sums of their columns have one order.
-template <class Rule, class F>
-inline void run_slab(Worker<F>& w, const Call& call, long item) {
-  const int kv_head = int(item % call.kv_heads);
-  item /= call.kv_heads;
-  Interval groups[3];
-  for (int axis = 2; axis >= 0; --axis) {
-    const int slabs = slabs_of(call, axis), classes = classes_of(w.job, axis, false);
-    const int per_class = call.groups[axis] / classes, at = int(item % slabs);
-    const int first = w.job.slab[axis] * (call.slabs[axis] == 1 ? at : 2 * at + call.phase);
-    item /= slabs;
-    const int start = int(item % classes) * per_class;
-    groups[axis] = {start + first, start + min_of(first + w.job.slab[axis], per_class)};
-    item /= classes;
-  }
-  const int sample = int(item);
-  for (int z = groups[0].lo; z < groups[0].hi; ++z)
-    for (int y = groups[1].lo; y < groups[1].hi; ++y)
-      for (int x = groups[2].lo; x < groups[2].hi; ++x) {
-        begin_axis<false>(w, call, 0, z, sample);
-        begin_axis<false>(w, call, 1, y, sample);
-        begin_axis<false>(w, call, 2, x, sample);
-        for (int heads = 0; heads < call.head_groups; ++heads) run_group<Rule>(w, call, sample, kv_head, heads);
-      }
-}
-
-template <class Rule, class F>
-inline void run_keys(Worker<F>& w, const Call& call, long item) {
+inline void run_keys(Worker<F>& w, const Call& call, const Place& at, bool extra) {
   const Params& p = w.p;
-  const bool extra = item < call.extra_items;
-  if (!extra) item -= call.extra_items;
-  const int kv_head = int(item % call.kv_heads);
-  item /= call.kv_heads;
-  const long volume = extra ? ceil_div(p.extra, kLanes) : long(call.groups[0]) * call.groups[1] * call.groups[2];
-  const int sample = int(item / volume);
-  if (extra) {
-    for (int axis = 0; axis < 3; ++axis) {
-      w.group_number[axis] = -1;
-      begin_extra_group(w.group[axis], p, axis, int(item % volume) * kLanes);
-    }
-  } else {
-    begin_groups<true>(w, call, item % volume, sample);
-  }
-  const int tiles = set_tiles<true>(w, kv_head, 1);
+  const int tiles = set_tiles<true>(w, at.kv_head, 1), sample = at.sample, first = at.kv_head * p.group;
   const Side &a = extra ? call.sides.extra_a : call.sides.row_a, &b = extra ? call.sides.extra_b : call.sides.row_b;
-  if (tiles == 0) return;
   for (int n = 0; n < kAhead; ++n) fetch_tile(w, call.sides, a, b, n, tiles, sample);
-  fetch_columns(w, call.sides, sample, kv_head * p.group);
   for (int n = 0; n < tiles; ++n) {
     fetch_tile(w, call.sides, a, b, n + kAhead, tiles, sample);
     Rule::begin(w, w.tile[n], a, b, sample);
   }
-  for (int head = kv_head * p.group; head < (kv_head + 1) * p.group; ++head) visit_all<Rule>(w, call, tiles, sample, head);
+  for (int head = first; head < first + p.group; ++head) visit_all<Rule>(w, call, tiles, sample, head);
   for (int n = 0; n < tiles; ++n) {
     if (extra)
       Rule::finish(w, w.tile[n], p.grad_extra_key, p.grad_extra_value, a.stride, b.stride, sample);
@@ -249,6 +109,53 @@ inline void run_keys(Worker<F>& w, const Call& call, long item) {
       Rule::finish(w, w.tile[n], p.grad_key, p.grad_value, contiguous(p, call.kv_heads, w.d, true),
                    contiguous(p, call.kv_heads, w.e, true), sample);
   }
+}
+
+// Asks for the columns of a group that comes soon.
+template <bool kKeyRows, class F>
+inline void look_ahead(Worker<F>& w, const Call& call, const Place& place, const int (&number)[3]) {
+  AxisColumns columns[3];
+  for (int axis = 0; axis < 3; ++axis)
+    columns[axis] = GroupRows<kKeyRows>(w.job, axis, number[axis], place.sample).columns();
+  const int head = kKeyRows ? place.kv_head * w.p.group : place.kv_head;
+  w.look_ahead(call.sides.column_a, call.sides.column_b, columns, place.sample, head);
+}
+// The groups of an item, one after the other, so that sums of their columns have one order. The next item of this
+// thread is likely the one after those that the other threads are about to take.
+template <class Rule, bool kKeyRows, class F>
+inline void run_item(Worker<F>& w, const Call& call, long item) {
+  const Place place = place_of(call, item), likely = place_of(call, min_of(item + call.threads, call.items - 1));
+  const int first_of_likely[3] = {likely.group[0].lo, likely.group[1].lo, likely.group[2].lo};
+  int at[3] = {place.group[0].lo, place.group[1].lo, place.group[2].lo};
+  for (bool more = true; more;) {
+    for (int axis = 0; axis < 3; ++axis) {
+      const long number = long(place.sample) * call.classes[axis] * call.groups[axis] + at[axis];
+      if (w.group_number[axis] == number) continue;
+      w.group_number[axis] = number;
+      begin_group<kKeyRows>(w.group[axis], w.columns[axis], w.job, w.coordinate[axis + 1], axis, at[axis], place.sample);
+    }
+    more = advance(at, place);
+    if (more) look_ahead<kKeyRows>(w, call, place, at);
+    else look_ahead<kKeyRows>(w, call, likely, first_of_likely);
+    if constexpr (kKeyRows) run_keys<Rule>(w, call, place, false);
+    else
+      for (int heads = place.heads.lo; heads < place.heads.hi; ++heads) run_queries<Rule>(w, call, place, heads);
+  }
+}
+// Items in front of the others: tiles of extra keys.
+template <class Rule, class F>
+inline void run_extra(Worker<F>& w, const Call& call, long item) {
+  const int tiles = ceil_div(w.p.extra, kLanes);
+  Place place;
+  place.kv_head = int(item % call.kv_heads);
+  item /= call.kv_heads;
+  place.sample = int(item / tiles);
+  for (int axis = 0; axis < 3; ++axis) {
+    w.group_number[axis] = -1;
+    begin_extra_group(w.group[axis], w.columns[axis], w.p, axis, int(item % tiles) * kLanes);
+  }
+  w.ahead.left = 0;
+  run_keys<Rule>(w, call, place, true);
 }
 
 // A thread's scratch memory: it grows, is kept for the next call, and ends with the thread.
@@ -304,10 +211,11 @@ static void work(void* data) {
   Worker<F> w(call.job);
   w.lay_out(scratch(w.bytes()));
   for (long item; (item = __atomic_fetch_add(&call.next, 1, __ATOMIC_RELAXED)) < call.items;) {
-    if (call.job.pass == kForward) run_queries<Forward<F, kPairs>>(w, call, item);
-    else if (call.job.pass == kGradQuery) run_queries<GradQuery<F, kPairs>>(w, call, item);
-    else if (call.job.pass == kGradKey) run_keys<GradKey<F, kPairs>>(w, call, item);
-    else if constexpr (!kPairs) run_slab<GradAll<F>>(w, call, item);
+    if (call.job.pass == kForward) run_item<Forward<F, kPairs>, false>(w, call, item);
+    else if (call.job.pass == kGradQuery) run_item<GradQuery<F, kPairs>, false>(w, call, item);
+    else if (call.job.pass == kGradKey && item < call.extra_items) run_extra<GradKey<F, kPairs>>(w, call, item);
+    else if (call.job.pass == kGradKey) run_item<GradKey<F, kPairs>, true>(w, call, item);
+    else if constexpr (!kPairs) run_item<GradAll<F>, false>(w, call, item);
   }
 }
 
@@ -323,14 +231,14 @@ static void fill(void* data) {
     for (int i = 0; i < 2; ++i)
       if (at < zeros.bytes[i]) memset(zeros.data[i] + at, 0, min_of(kPart, zeros.bytes[i] - at));
 }
-static void clear_gradients(const Job& job, int threads) {
+static void clear_gradients(const Job& job) {
   const Params& p = job.params;
   long keys = long(p.batch) * (p.heads / p.group) * (job.type == kDouble ? 8 : 4);
   for (const Held& held : p.held) keys *= held.keys;
   Zeros zeros = {{static_cast<char*>(p.grad_key), static_cast<char*>(p.grad_value)},
                  {keys * job.head_dim, keys * job.value_dim},
                  0};
-  run_on(threads, fill, &zeros);
+  run_on(job.threads, fill, &zeros);
 }
 }  // namespace nb
 
@@ -339,35 +247,14 @@ NB_EXPORT int nb_native_version() { return 1; }
 NB_EXPORT int nb_native_lanes() { return nb::kVectorBytes / 4; }
 NB_EXPORT void nb_native_run(const nb::Job* job) {
   using namespace nb;
-  const Params& p = job->params;
-  const bool keys = job->pass == kGradKey;
-  Call call = {*job, sides_of(*job), {}, 1, p.heads / p.group, 0, 0, 0, {1, 1, 1}, 0};
-  call.items = long(p.batch) * call.kv_heads;
-  for (int axis = 0; axis < 3; ++axis) call.items *= call.groups[axis] = groups_of(*job, axis, keys);
-  if (keys) {
-    call.extra_items = long(p.batch) * call.kv_heads * ceil_div(p.extra, kLanes);
-  } else {
-    call.head_groups = ceil_div(p.group, job->tile[0] * job->group[0]);
-    call.items *= call.head_groups;
-  }
-  call.items += call.extra_items;
-  const long threads = call.items < job->threads ? call.items : job->threads;
   void (*run)(void*) = job->type == kDouble ? work<double, false> : work<float, false>;
   if constexpr (kHasPairs)
     if (job->type == kBfloat) run = work<float, true>;
   ask_for_large_pages(*job);
-  if (job->pass != kGradAll) return run_on(int(threads), run, &call);
-  clear_gradients(*job, job->threads);
-  const long others = long(p.batch) * call.kv_heads;
-  int phases = 1;
-  for (int axis = 0; axis < 3; ++axis) {
-    call.slabs[axis] = ceil_div(call.groups[axis] / classes_of(*job, axis, false), job->slab[axis]);
-    if (call.slabs[axis] > 1) phases = 2;
-  }
-  for (; call.phase < phases; ++call.phase) {
-    call.items = others;
-    call.next = 0;
-    for (int axis = 0; axis < 3; ++axis) call.items *= slabs_of(call, axis) * classes_of(*job, axis, false);
-    run_on(int(min_of(call.items, long(job->threads))), run, &call);
+  if (job->pass == kGradAll) clear_gradients(*job);
+  Call call = call_of(*job);
+  for (int phase = 0; phase < (call.alternating < 0 ? 1 : 2); ++phase) {
+    call.begin(phase);
+    run_on(call.threads, run, &call);
   }
 }

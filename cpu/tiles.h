@@ -17,8 +17,10 @@ template <class F>
 struct AxisGroup {
   AxisTile<F>* tile;
   int tiles;
-  Interval run[2];  // columns of some tile
-  AxisMap column;
+};
+struct AxisColumns {  // of a group: those of some row, and their positions in the tensors
+  Interval run[2];
+  AxisMap map;
 };
 
 // The lanes are the rows of a tile, the last axis fastest, query heads slowest. What one lane has on one axis:
@@ -38,45 +40,62 @@ inline void set_lane(AxisTile<F>& tile, int lane, const RowRuns& runs) {
   for (const Interval& run : tile.run) tile.two = tile.two || cut(runs.other, run).size() > 0;
 }
 
-// Groups of one axis: number of classes that have rows times the groups of the longest class.
+// Classes of one axis that have rows, and groups of the longest one.
 inline int classes_of(const Job& job, int axis, bool key_rows) {
   const Held& held = job.params.held[axis];
   return min_of(job.params.axis[axis].dilation, key_rows ? held.keys : held.queries);
 }
 inline int groups_of(const Job& job, int axis, bool key_rows) {
   const Held& held = job.params.held[axis];
-  const int length = key_rows ? held.keys : held.queries, dilation = job.params.axis[axis].dilation;
-  return classes_of(job, axis, key_rows) * tiles_per_class(length, dilation, job.tile[axis + 1] * job.group[axis + 1]);
+  return tiles_per_class(key_rows ? held.keys : held.queries, job.params.axis[axis].dilation,
+                         job.tile[axis + 1] * job.group[axis + 1]);
 }
 
-// Sets up a group; it has no tiles if its class has fewer groups than the longest one.
-template <bool kKeyRows, class F>
-inline void begin_group(AxisGroup<F>& group, const Job& job, const int (&coordinate)[kLanes], int axis, int number,
-                        int sample) {
-  const Params& p = job.params;
-  const Axis& a = p.axis[axis];
-  const Held& held = p.held[axis];
-  const int rows = job.tile[axis + 1], extent = rows * job.group[axis + 1];
-  const int per_class = tiles_per_class(kKeyRows ? held.keys : held.queries, a.dilation, extent);
-  const int residue = number / per_class, m = number % per_class * extent;
-  const Class c = kKeyRows ? class_of_key(a, held, residue) : class_of_query(a, held, residue);
+// A group of rows of one axis: its class, its first row in it, how many rows it has, and its columns.
+template <bool kKeyRows>
+struct GroupRows {
+  const Params& p;
+  const int axis;
+  Class of_class;
+  int first, count;  // no rows, if the class has fewer groups than the longest one
   AxisTraversal t;
-  t.valid = valid_keys(p, axis, sample, c, p.key_range != nullptr);
-  t.keys = c.keys;
-  const auto traverse = [&](int first, int count) {
-    t.rows = count;
-    if (kKeyRows) key_rows(t, p, axis, c, first);
-    else query_rows(t, p, axis, c, first);
-  };
-  const int count = clamp_to((kKeyRows ? c.held_keys : c.held_queries).size() - m, 0, extent);
-  group.tiles = ceil_div(count, rows);
-  group.run[0] = group.run[1] = {0, 0};
-  if (count == 0) return;
-  traverse(m, count);
-  group.column = t.column;
-  for (int run = 0; run < 2; ++run) group.run[run] = t.run[run];
+
+  GroupRows(const Job& job, int axis, int number, int sample) : p(job.params), axis(axis) {
+    const Axis& a = p.axis[axis];
+    const Held& held = p.held[axis];
+    const int groups = groups_of(job, axis, kKeyRows), extent = job.tile[axis + 1] * job.group[axis + 1];
+    const int residue = number / groups;
+    of_class = kKeyRows ? class_of_key(a, held, residue) : class_of_query(a, held, residue);
+    first = number % groups * extent;
+    count = clamp_to((kKeyRows ? of_class.held_keys : of_class.held_queries).size() - first, 0, extent);
+    t.valid = valid_keys(p, axis, sample, of_class, p.key_range != nullptr);
+    t.keys = of_class.keys;
+    traverse(0, count);
+  }
+  // Sets the columns of some of the rows.
+  void traverse(int from, int rows) {
+    t.rows = rows;
+    if (rows == 0) return;
+    if (kKeyRows) key_rows(t, p, axis, of_class, first + from);
+    else query_rows(t, p, axis, of_class, first + from);
+  }
+  AxisColumns columns() const {
+    if (count == 0) return {};
+    return {{t.run[0], t.run[1]}, t.column};
+  }
+};
+
+// Sets up a group.
+template <bool kKeyRows, class F>
+inline void begin_group(AxisGroup<F>& group, AxisColumns& columns, const Job& job, const int (&coordinate)[kLanes],
+                        int axis, int number, int sample) {
+  const int rows = job.tile[axis + 1];
+  GroupRows<kKeyRows> g(job, axis, number, sample);
+  const AxisTraversal& t = g.t;
+  columns = g.columns();
+  group.tiles = ceil_div(g.count, rows);
   for (int n = 0; n < group.tiles; ++n) {
-    traverse(m + n * rows, min_of(rows, count - n * rows));
+    g.traverse(n * rows, min_of(rows, g.count - n * rows));
     AxisTile<F>& tile = group.tile[n];
     for (int run = 0; run < 2; ++run) {
       tile.run[run] = t.run[run];
@@ -86,7 +105,7 @@ inline void begin_group(AxisGroup<F>& group, const Job& job, const int (&coordin
     tile.rows = tile.valid = 0;
     for (int lane = 0; lane < kLanes; ++lane) {
       const int x = coordinate[lane];
-      set_lane(tile, lane, runs_of<kKeyRows>(t, a, x, t.keys));
+      set_lane(tile, lane, runs_of<kKeyRows>(t, job.params.axis[axis], x, t.keys));
       tile.position[lane] = t.row.position(t.first + x);
       if (x >= t.rows) continue;
       tile.rows |= 1u << lane;
@@ -97,13 +116,13 @@ inline void begin_group(AxisGroup<F>& group, const Job& job, const int (&coordin
 
 // The same for extra keys as rows, from key `first` on: every lane has every query, by position.
 template <class F>
-inline void begin_extra_group(AxisGroup<F>& group, const Params& p, int axis, int first) {
+inline void begin_extra_group(AxisGroup<F>& group, AxisColumns& columns, const Params& p, int axis, int first) {
   const Interval every = {0, p.held[axis].queries}, none = {0, 0};
   AxisTile<F>& tile = group.tile[0];
   group.tiles = 1;
-  group.column = {0, 1};
-  group.run[0] = tile.run[0] = tile.full[0] = every;
-  group.run[1] = tile.run[1] = tile.full[1] = none;
+  columns = {{every, none}, {0, 1}};
+  tile.run[0] = tile.full[0] = every;
+  tile.run[1] = tile.full[1] = none;
   tile.two = false;
   tile.rows = tile.valid = 0;
   for (int lane = 0; lane < kLanes; ++lane) {

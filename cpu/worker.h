@@ -1,7 +1,7 @@
 // worker.h - one thread's memory: the tiles of a group, packed rows of columns, scores; and how tensors get there.
 #pragma once
 #include "products.h"
-#include "tiles.h"
+#include "walk.h"
 
 namespace nb {
 template <class F>
@@ -22,6 +22,7 @@ struct Worker {
   int d, e, row_a, row_b, lanes_a, lanes_b, kv_heads;  // sizes; of packed rows (whole vectors), of lanes (times 16)
   long capacity;                                       // columns that are packed at once
   AxisGroup<F> group[3];
+  AxisColumns columns[3];
   long group_number[3] = {-1, -1, -1};  // of `group`
   Tile<F>* tile;
   Wide<F> *scores, *gradients;
@@ -34,12 +35,16 @@ struct Worker {
   F scale_in;                      // of scores
   Wide<F> highest;         // of the scores since the last flush
   int count = 0;           // of these scores
+  BoxRows ahead;           // columns of the next group: asked for, a few with each piece of the present one
+  const void *ahead_a, *ahead_b;
+  int ahead_rows;
   int coordinate[4][kLanes];  // of the lanes in a tile: head, then the three axes
 
   // Whether rows are packed as numbers: those that are only multiplied with lanes are not, if they are pairs.
   bool needs_a() const { return !pairs || job.pass != kForward; }
   bool needs_b() const { return !pairs || job.pass != kGradQuery; }
 
+  // Whether sums of columns are kept beside packed rows.
   bool adds_to_columns() const { return job.pass == kGradAll; }
 
   // Lays out the memory from `memory` on, or from null to count the bytes, which it returns.
@@ -98,6 +103,7 @@ struct Worker {
     if (capacity < 16) capacity = 16;
     for (int axis = 0; axis < 4; ++axis)
       for (int lane = 0; lane < kLanes; ++lane) coordinate[axis][lane] = lane_coordinate(job.tile, axis, lane);
+    ahead_rows = max_of(1, kAheadBytes / (int(sizeof(F)) * (d + e)));
     scale_in = F(p.softcap ? p.scale / p.softcap : p.scale * 1.4426950408889634);
   }
   long bytes() { return lay_out(nullptr); }
@@ -152,83 +158,75 @@ struct Worker {
     load_pairs(a.data, at_a, count, a.stride.channel, d, pairs_a + first * pair_a, pair_a);
     if (job.pass != kForward) load_pairs(b.data, at_b, count, b.stride.channel, e, pairs_b + first * pair_b, pair_b);
   }
-  // The offsets of the rows of a box of columns, the last axis fastest, a few at a time.
-  struct Rows {
-    const Side &a, &b;
-    const Interval (&box)[3];
-    const int sample, head;
-    int x[3];
-    long done, total;  // rows
-  };
-  Rows rows_of(const Side& a, const Side& b, const Interval (&box)[3], int sample, int head) const {
-    return {a, b, box, sample, head, {box[0].lo, box[1].lo, box[2].lo}, 0, size_of(box)};
-  }
   static constexpr int kFew = 16;
   struct Few {
-    long first;
-    int count;
+    long first = 0;  // packed row
+    int count = 0;
     long long at_a[kFew], at_b[kFew];
   };
-  // The next few rows, which are asked for; dK and dV also need numbers of the queries.
-  NB_APART void next(Rows& r, Few& few, bool numbers) const {
-    const long long from_a = r.sample * r.a.stride.batch + r.head * r.a.stride.head;
-    const long long from_b = r.sample * r.b.stride.batch + r.head * r.b.stride.head;
-    few.first = r.done;
-    few.count = int(r.total - r.done < kFew ? r.total - r.done : kFew);
-    for (int i = 0; i < few.count; ++i) {
-      long long at_a = from_a, at_b = from_b, row = r.sample;
-      for (int axis = 0; axis < 3; ++axis) {
-        const long long at = group[axis].column.position(r.x[axis]);
-        at_a += at * r.a.stride.axis[axis];
-        at_b += at * r.b.stride.axis[axis];
-        row = row * p.held[axis].queries + at;
-      }
-      few.at_a[i] = at_a;
-      few.at_b[i] = at_b;
-      if (numbers) {
-        const F* const from = static_cast<const F*>(p.delta) + (row * p.heads + r.head) * 2;
-        lse[r.done + i] = from[0];
-        delta[r.done + i] = from[1];
-      }
-      for (int axis = 2; axis >= 0 && ++r.x[axis] == r.box[axis].hi; --axis) r.x[axis] = r.box[axis].lo;
+  // The next few rows, which are asked for; with `numbers`, also those of the queries that dK and dV need.
+  NB_APART void next(BoxRows& r, long first, Few& few, bool numbers) const {
+    few.first = first;
+    for (few.count = 0; few.count < kFew && r.left; ++few.count, r.advance()) {
+      few.at_a[few.count] = r.at[0];
+      few.at_b[few.count] = r.at[1];
+      if (!numbers) continue;
+      const F* const from = static_cast<const F*>(p.delta) + 2 * r.at[2];
+      lse[first + few.count] = from[0];
+      delta[first + few.count] = from[1];
     }
-    r.done += few.count;
-    fetch_rows(job.type, r.a.data, few.at_a, few.count, d);
-    fetch_rows(job.type, r.b.data, few.at_b, few.count, e);
   }
-  // Copies the rows of a box, a few at a time, after asking for the next few.
-  void pack(const Side& a, const Side& b, const Interval (&box)[3], int sample, int head) {
-    Rows r = rows_of(a, b, box, sample, head);
+  // Uses the rows of a box, a few at a time, after asking for the next few.
+  template <class Use>
+  void each_few(const Side& a, const Side& b, const Interval (&box)[3], int sample, int head, bool numbers,
+                const Use& use) {
+    BoxRows r = {{a.stride, b.stride, contiguous(p, p.heads, 1, false)}};
+    r.begin(columns, box, sample, head);
     Few few[2];
-    const bool numbers = job.pass == kGradKey;
-    next(r, few[0], numbers);
+    const auto ask = [&](Few& to, long first) {
+      next(r, first, to, numbers);
+      fetch_rows(job.type, a.data, to.at_a, to.count, d);
+      fetch_rows(job.type, b.data, to.at_b, to.count, e);
+    };
+    ask(few[0], 0);
     for (int now = 0; few[now].count; now = 1 - now) {
-      next(r, few[1 - now], numbers);
-      pack_rows(a, b, few[now].at_a, few[now].at_b, few[now].count, few[now].first);
+      ask(few[1 - now], few[now].first + few[now].count);
+      use(few[now]);
     }
   }
-  static long size_of(const Interval (&box)[3]) { return long(box[0].size()) * box[1].size() * box[2].size(); }
+  void pack(const Side& a, const Side& b, const Interval (&box)[3], int sample, int head) {
+    each_few(a, b, box, sample, head, job.pass == kGradKey,
+             [&](const Few& few) { pack_rows(a, b, few.at_a, few.at_b, few.count, few.first); });
+  }
   void clear_column_sums(const Interval (&box)[3]) {
     memset(column_sum_a, 0, size_of(box) * row_a * sizeof(F));
     memset(column_sum_b, 0, size_of(box) * row_b * sizeof(F));
   }
   // Adds the sums of a box to the gradients of its rows.
   void add_column_sums(const Side& a, const Side& b, const Interval (&box)[3], int sample, int head) {
-    Rows r = rows_of(a, b, box, sample, head);
-    Few few[2];
-    next(r, few[0], false);
-    for (int now = 0; few[now].count; now = 1 - now) {
-      next(r, few[1 - now], false);
-      const Few& f = few[now];
-      add_to_rows(static_cast<F*>(p.grad_key), f.at_a, f.count, d, column_sum_a + f.first * row_a, row_a, F(p.scale));
-      add_to_rows(static_cast<F*>(p.grad_value), f.at_b, f.count, e, column_sum_b + f.first * row_b, row_b, F(1));
-    }
+    each_few(a, b, box, sample, head, false, [&](const Few& few) {
+      const F *from_a = column_sum_a + few.first * row_a, *from_b = column_sum_b + few.first * row_b;
+      add_to_rows(static_cast<F*>(p.grad_key), few.at_a, few.count, d, from_a, row_a, F(p.scale));
+      add_to_rows(static_cast<F*>(p.grad_value), few.at_b, few.count, e, from_b, row_b, F(1));
+    });
   }
-  // Asks for the first rows of a box.
-  void fetch_box(const Side& a, const Side& b, const Interval (&box)[3], int sample, int head) const {
-    Rows r = rows_of(a, b, box, sample, head);
-    Few few;
-    next(r, few, false);
+
+  // Begins to ask for the columns of another group.
+  void look_ahead(const Side& a, const Side& b, const AxisColumns (&of)[3], int sample, int head) {
+    Interval box[3];
+    for (int axis = 0; axis < 3; ++axis) box[axis] = of[axis].run[of[axis].run[0].size() == 0];
+    ahead.stride[0] = a.stride;
+    ahead.stride[1] = b.stride;
+    ahead_a = a.data;
+    ahead_b = b.data;
+    ahead.begin(of, box, sample, head);
+  }
+  // Asks for a few of them, into the larger cache.
+  NB_APART void ask_ahead() {
+    for (int n = 0; n < ahead_rows && ahead.left; ++n, ahead.advance()) {
+      fetch_row<2>(job.type, ahead_a, ahead.at[0], d);
+      fetch_row<2>(job.type, ahead_b, ahead.at[1], e);
+    }
   }
 };
 }  // namespace nb
