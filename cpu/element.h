@@ -133,12 +133,13 @@ NB_APART void add_to_rows(F* data, const long long* at, int rows, int n, const F
     for (int i = 0; i < n; ++i) to[i] += from[i] * factor;
   }
 }
-// Asks for rows that will be loaded soon, into the nearest cache (3) or the next one (2).
+// Asks for rows that will be loaded soon, into the nearest cache (3) or the next one (2); returns their bytes.
 template <int kCache>
-NB_INLINE void fetch_row(int type, const void* data, long long at, int n) {
+NB_INLINE int fetch_row(int type, const void* data, long long at, int n) {
   const int size = type == kDouble ? 8 : type == kFloat ? 4 : 2;
   const char* const from = static_cast<const char*>(data) + at * size;
   for (int i = 0; i < n * size; i += 64) __builtin_prefetch(from + i, 0, kCache);
+  return n * size;
 }
 inline void fetch_rows(int type, const void* data, const long long* at, int rows, int n) {
   for (int row = 0; row < rows; ++row)

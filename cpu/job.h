@@ -16,7 +16,7 @@ struct Job {
 static_assert(sizeof(Job) == 576, "nbattn/backends/native/run.py has drifted");
 
 constexpr int kScores = 512;          // columns whose scores are kept at once
-constexpr int kAheadBytes = 512;      // of the next group's columns that are asked for with each piece
+constexpr int kAheadBytes = 1024;      // of the next group's columns that are asked for with each piece
 constexpr long kRowBytes = 256 << 10; // rows of columns that are kept at once
 
 constexpr int rounded(int n, int step) { return (n + step - 1) / step * step; }

@@ -111,14 +111,21 @@ inline void run_keys(Worker<F>& w, const Call& call, const Place& at, bool extra
   }
 }
 
-// Asks for the columns of a group that comes soon.
+// Asks for the rows and columns of a group that comes soon.
 template <bool kKeyRows, class F>
 inline void look_ahead(Worker<F>& w, const Call& call, const Place& place, const int (&number)[3]) {
-  AxisColumns columns[3];
-  for (int axis = 0; axis < 3; ++axis)
-    columns[axis] = GroupRows<kKeyRows>(w.job, axis, number[axis], place.sample).columns();
-  const int head = kKeyRows ? place.kv_head * w.p.group : place.kv_head;
-  w.look_ahead(call.sides.column_a, call.sides.column_b, columns, place.sample, head);
+  AxisRuns rows[3], columns[3];
+  for (int axis = 0; axis < 3; ++axis) {
+    const GroupRows<kKeyRows> group(w.job, axis, number[axis], place.sample);
+    rows[axis] = group.rows();
+    columns[axis] = group.columns();
+  }
+  const Sides& s = call.sides;
+  const int query_head = place.kv_head * w.p.group;
+  const bool backward = w.job.pass != kForward, outputs = backward && !kKeyRows;
+  w.look_ahead(0, rows, place.sample, kKeyRows ? place.kv_head : query_head,
+               {&s.row_a, backward ? &s.row_b : nullptr, outputs ? &s.out : nullptr});
+  w.look_ahead(1, columns, place.sample, kKeyRows ? query_head : place.kv_head, {&s.column_a, &s.column_b, nullptr});
 }
 // The groups of an item, one after the other, so that sums of their columns have one order. The next item of this
 // thread is likely the one after those that the other threads are about to take.
@@ -154,7 +161,7 @@ inline void run_extra(Worker<F>& w, const Call& call, long item) {
     w.group_number[axis] = -1;
     begin_extra_group(w.group[axis], w.columns[axis], w.p, axis, int(item % tiles) * kLanes);
   }
-  w.ahead.left = 0;
+  w.ahead[0].rows.left = w.ahead[1].rows.left = 0;
   run_keys<Rule>(w, call, place, true);
 }
 

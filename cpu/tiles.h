@@ -18,7 +18,7 @@ struct AxisGroup {
   AxisTile<F>* tile;
   int tiles;
 };
-struct AxisColumns {  // of a group: those of some row, and their positions in the tensors
+struct AxisRuns {  // columns of some row of a group, or its rows; and their positions in the tensors
   Interval run[2];
   AxisMap map;
 };
@@ -79,15 +79,19 @@ struct GroupRows {
     if (kKeyRows) key_rows(t, p, axis, of_class, first + from);
     else query_rows(t, p, axis, of_class, first + from);
   }
-  AxisColumns columns() const {
+  AxisRuns columns() const {
     if (count == 0) return {};
     return {{t.run[0], t.run[1]}, t.column};
+  }
+  AxisRuns rows() const {
+    if (count == 0) return {};
+    return {{{t.first, t.first + count}, {0, 0}}, t.row};
   }
 };
 
 // Sets up a group.
 template <bool kKeyRows, class F>
-inline void begin_group(AxisGroup<F>& group, AxisColumns& columns, const Job& job, const int (&coordinate)[kLanes],
+inline void begin_group(AxisGroup<F>& group, AxisRuns& columns, const Job& job, const int (&coordinate)[kLanes],
                         int axis, int number, int sample) {
   const int rows = job.tile[axis + 1];
   GroupRows<kKeyRows> g(job, axis, number, sample);
@@ -116,7 +120,7 @@ inline void begin_group(AxisGroup<F>& group, AxisColumns& columns, const Job& jo
 
 // The same for extra keys as rows, from key `first` on: every lane has every query, by position.
 template <class F>
-inline void begin_extra_group(AxisGroup<F>& group, AxisColumns& columns, const Params& p, int axis, int first) {
+inline void begin_extra_group(AxisGroup<F>& group, AxisRuns& columns, const Params& p, int axis, int first) {
   const Interval every = {0, p.held[axis].queries}, none = {0, 0};
   AxisTile<F>& tile = group.tile[0];
   group.tiles = 1;

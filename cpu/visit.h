@@ -96,7 +96,7 @@ NB_APART void visit_line(Worker<F>& w, Tile<F>& t, const Gate<F>& gate, long row
     Pieces<Rule, F>::of[size - 1](w, t, gate, {row, x, whole});
     for (int m = 0; m < size; ++m) w.column[w.count + m] = int(row) + m;
     w.count += size;
-    if (w.ahead.left) w.ask_ahead();
+    if (w.ahead[0].rows.left | w.ahead[1].rows.left) w.ask_ahead();
     row += size;
     x += size;
   }

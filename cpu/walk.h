@@ -7,7 +7,7 @@ inline long size_of(const Interval (&box)[3]) { return long(box[0].size()) * box
 
 // The boxes of columns, one after the other, as large as fit into `capacity`.
 template <class Use>
-inline void each_box(const AxisColumns (&columns)[3], long capacity, const Use& use) {
+inline void each_box(const AxisRuns (&columns)[3], long capacity, const Use& use) {
   for (const Interval& z : columns[0].run)
     for (const Interval& y : columns[1].run)
       for (const Interval& x : columns[2].run) {
@@ -48,7 +48,7 @@ struct BoxRows {
   int x[3];
   long long at[kTensors], step[kTensors];  // offsets of the present row, and how far the next one is
 
-  void begin(const AxisColumns (&columns)[3], const Interval (&of)[3], int sample, int head) {
+  void begin(const AxisRuns (&columns)[3], const Interval (&of)[3], int sample, int head) {
     left = size_of(of);
     for (int axis = 0; axis < 3; ++axis) {
       map[axis] = columns[axis].map;

@@ -22,7 +22,7 @@ struct Worker {
   int d, e, row_a, row_b, lanes_a, lanes_b, kv_heads;  // sizes; of packed rows (whole vectors), of lanes (times 16)
   long capacity;                                       // columns that are packed at once
   AxisGroup<F> group[3];
-  AxisColumns columns[3];
+  AxisRuns columns[3];
   long group_number[3] = {-1, -1, -1};  // of `group`
   Tile<F>* tile;
   Wide<F> *scores, *gradients;
@@ -35,9 +35,10 @@ struct Worker {
   F scale_in;                      // of scores
   Wide<F> highest;         // of the scores since the last flush
   int count = 0;           // of these scores
-  BoxRows ahead;           // columns of the next group: asked for, a few with each piece of the present one
-  const void *ahead_a, *ahead_b;
-  int ahead_rows;
+  struct Ahead {
+    BoxRows rows;
+    const Side* side[BoxRows::kTensors];
+  } ahead[2];  // rows and columns of the next group: asked for, a few with each piece of the present one
   int coordinate[4][kLanes];  // of the lanes in a tile: head, then the three axes
 
   // Whether rows are packed as numbers: those that are only multiplied with lanes are not, if they are pairs.
@@ -103,7 +104,6 @@ struct Worker {
     if (capacity < 16) capacity = 16;
     for (int axis = 0; axis < 4; ++axis)
       for (int lane = 0; lane < kLanes; ++lane) coordinate[axis][lane] = lane_coordinate(job.tile, axis, lane);
-    ahead_rows = max_of(1, kAheadBytes / (int(sizeof(F)) * (d + e)));
     scale_in = F(p.softcap ? p.scale / p.softcap : p.scale * 1.4426950408889634);
   }
   long bytes() { return lay_out(nullptr); }
@@ -211,22 +211,24 @@ struct Worker {
     });
   }
 
-  // Begins to ask for the columns of another group.
-  void look_ahead(const Side& a, const Side& b, const AxisColumns (&of)[3], int sample, int head) {
+  // Begins to ask for the rows and columns of another group.
+  void look_ahead(int which, const AxisRuns (&runs)[3], int sample, int head, const Side* const (&sides)[3]) {
+    Ahead& ahead = this->ahead[which];
     Interval box[3];
-    for (int axis = 0; axis < 3; ++axis) box[axis] = of[axis].run[of[axis].run[0].size() == 0];
-    ahead.stride[0] = a.stride;
-    ahead.stride[1] = b.stride;
-    ahead_a = a.data;
-    ahead_b = b.data;
-    ahead.begin(of, box, sample, head);
+    for (int axis = 0; axis < 3; ++axis) box[axis] = runs[axis].run[runs[axis].run[0].size() == 0];
+    for (int i = 0; i < 3; ++i) {
+      ahead.side[i] = sides[i];
+      if (sides[i]) ahead.rows.stride[i] = sides[i]->stride;
+    }
+    ahead.rows.begin(runs, box, sample, head);
   }
   // Asks for a few of them, into the larger cache.
   NB_APART void ask_ahead() {
-    for (int n = 0; n < ahead_rows && ahead.left; ++n, ahead.advance()) {
-      fetch_row<2>(job.type, ahead_a, ahead.at[0], d);
-      fetch_row<2>(job.type, ahead_b, ahead.at[1], e);
-    }
+    int bytes = 0;
+    for (Ahead& a : ahead)
+      for (; a.rows.left && bytes < kAheadBytes; a.rows.advance())
+        for (int i = 0; i < 3; ++i)
+          if (a.side[i]) bytes += fetch_row<2>(job.type, a.side[i]->data, a.rows.at[i], a.side[i]->length);
   }
 };
 }  // namespace nb
