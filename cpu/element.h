@@ -6,6 +6,7 @@
 
 namespace nb {
 enum Type { kHalf = 0, kBfloat = 1, kFloat = 2, kDouble = 3 };
+inline int size_of(int type) { return type == kDouble ? 8 : type == kFloat ? 4 : 2; }
 struct Half {
   uint16_t bits;
 };
@@ -136,7 +137,7 @@ NB_APART void add_to_rows(F* data, const long long* at, int rows, int n, const F
 // Asks for rows that will be loaded soon, into the nearest cache (3) or the next one (2); returns their bytes.
 template <int kCache>
 NB_INLINE int fetch_row(int type, const void* data, long long at, int n) {
-  const int size = type == kDouble ? 8 : type == kFloat ? 4 : 2;
+  const int size = size_of(type);
   const char* const from = static_cast<const char*>(data) + at * size;
   for (int i = 0; i < n * size; i += 64) __builtin_prefetch(from + i, 0, kCache);
   return n * size;

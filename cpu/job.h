@@ -16,10 +16,19 @@ struct Job {
 static_assert(sizeof(Job) == 576, "nbattn/backends/native/run.py has drifted");
 
 constexpr int kScores = 512;          // columns whose scores are kept at once
-constexpr int kAheadBytes = 1024;      // of the next group's columns that are asked for with each piece
+constexpr int kAheadBytes = 1024;     // of the next group's rows and columns that are asked for with each piece,
+constexpr long kStaysCached = 8 << 20;  // if queries, keys and values have more bytes than this
 constexpr long kRowBytes = 256 << 10; // rows of columns that are kept at once
 
 constexpr int rounded(int n, int step) { return (n + step - 1) / step * step; }
+
+// Rows of the queries, or of the keys: of all samples, positions and heads.
+inline long long rows_of(const Job& job, bool keys) {
+  const Params& p = job.params;
+  long long rows = (long long)(p.batch) * (keys ? p.heads / p.group : p.heads);
+  for (const Held& held : p.held) rows *= keys ? held.keys : held.queries;
+  return rows;
+}
 
 // A tensor's rows: strides of the positions, and how many numbers a row has.
 struct Side {

@@ -1,10 +1,7 @@
 // kernels.cpp - attention with any mask on a CPU: the work items of a call, and the library's C interface.
-#include <stdlib.h>
-#include <sys/mman.h>
-
 #include "backward.h"
 #include "items.h"
-#include "pool.h"
+#include "memory.h"
 
 namespace nb {
 constexpr int kAhead = 2;  // tiles whose rows are asked for before they are needed
@@ -142,7 +139,8 @@ inline void run_item(Worker<F>& w, const Call& call, long item) {
       begin_group<kKeyRows>(w.group[axis], w.columns[axis], w.job, w.coordinate[axis + 1], axis, at[axis], place.sample);
     }
     more = advance(at, place);
-    if (more) look_ahead<kKeyRows>(w, call, place, at);
+    if (!call.looks_ahead) w.ahead[0].rows.left = w.ahead[1].rows.left = 0;
+    else if (more) look_ahead<kKeyRows>(w, call, place, at);
     else look_ahead<kKeyRows>(w, call, likely, first_of_likely);
     if constexpr (kKeyRows) run_keys<Rule>(w, call, place, false);
     else
@@ -165,53 +163,6 @@ inline void run_extra(Worker<F>& w, const Call& call, long item) {
   run_keys<Rule>(w, call, place, true);
 }
 
-// A thread's scratch memory: it grows, is kept for the next call, and ends with the thread.
-static pthread_key_t scratch_key;
-__attribute__((constructor)) static void make_scratch_key() { pthread_key_create(&scratch_key, free); }
-struct Scratch {
-  long bytes;
-  char pad[56];
-};
-static char* scratch(long bytes) {
-  Scratch* own = static_cast<Scratch*>(pthread_getspecific(scratch_key));
-  if (!own || own->bytes < bytes) {
-    free(own);
-    pthread_setspecific(scratch_key, nullptr);
-    own = static_cast<Scratch*>(aligned_alloc(64, (sizeof(Scratch) + bytes + 63) / 64 * 64));
-    if (!own) abort();
-    own->bytes = bytes;
-    pthread_setspecific(scratch_key, own);
-  }
-  return reinterpret_cast<char*>(own + 1);
-}
-
-// Asks for large pages under a new tensor of `rows` rows: each first touch of a small one is a fault, and faults of
-// several threads wait for each other. Only from 32 MiB on, where the C library maps memory that ends with the tensor:
-// else later tensors would take the pages, whole ones for a part.
-static void ask_for_large_pages(void* data, long long rows, int length, int type) {
-#ifdef MADV_HUGEPAGE
-  constexpr uintptr_t kPage = 2 << 20;
-  const long long bytes = rows * length * (type == kDouble ? 8 : type == kFloat ? 4 : 2);
-  const uintptr_t first = (reinterpret_cast<uintptr_t>(data) + kPage - 1) / kPage * kPage,
-                  stop = (reinterpret_cast<uintptr_t>(data) + uintptr_t(bytes)) / kPage * kPage;
-  if (data && bytes >= 32 << 20) madvise(reinterpret_cast<void*>(first), stop - first, MADV_HUGEPAGE);
-#endif
-}
-static void ask_for_large_pages(const Job& job) {
-  const Params& p = job.params;
-  long long queries = p.batch * (long long)(p.heads), keys = queries / p.group;
-  for (const Held& held : p.held) {
-    queries *= held.queries;
-    keys *= held.keys;
-  }
-  if (job.pass == kForward) ask_for_large_pages(p.out, queries, job.value_dim, job.type);
-  if (job.pass == kGradQuery || job.pass == kGradAll) ask_for_large_pages(p.grad_query, queries, job.head_dim, job.type);
-  if (job.pass == kGradKey || job.pass == kGradAll) {
-    ask_for_large_pages(p.grad_key, keys, job.head_dim, job.type);
-    ask_for_large_pages(p.grad_value, keys, job.value_dim, job.type);
-  }
-}
-
 template <class F, bool kPairs>
 static void work(void* data) {
   Call& call = *static_cast<Call*>(data);
@@ -226,27 +177,6 @@ static void work(void* data) {
   }
 }
 
-// Sets the gradients of keys and values to zero, a part at a time.
-struct Zeros {
-  char* data[2];
-  long bytes[2], next;
-};
-static void fill(void* data) {
-  constexpr long kPart = 1 << 20;
-  Zeros& zeros = *static_cast<Zeros*>(data);
-  for (long at; (at = __atomic_fetch_add(&zeros.next, kPart, __ATOMIC_RELAXED)) < max_of(zeros.bytes[0], zeros.bytes[1]);)
-    for (int i = 0; i < 2; ++i)
-      if (at < zeros.bytes[i]) memset(zeros.data[i] + at, 0, min_of(kPart, zeros.bytes[i] - at));
-}
-static void clear_gradients(const Job& job) {
-  const Params& p = job.params;
-  long keys = long(p.batch) * (p.heads / p.group) * (job.type == kDouble ? 8 : 4);
-  for (const Held& held : p.held) keys *= held.keys;
-  Zeros zeros = {{static_cast<char*>(p.grad_key), static_cast<char*>(p.grad_value)},
-                 {keys * job.head_dim, keys * job.value_dim},
-                 0};
-  run_on(job.threads, fill, &zeros);
-}
 }  // namespace nb
 
 #define NB_EXPORT extern "C" __attribute__((visibility("default")))

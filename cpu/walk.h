@@ -3,7 +3,7 @@
 #include "tiles.h"
 
 namespace nb {
-inline long size_of(const Interval (&box)[3]) { return long(box[0].size()) * box[1].size() * box[2].size(); }
+inline long rows_of(const Interval (&box)[3]) { return long(box[0].size()) * box[1].size() * box[2].size(); }
 
 // The boxes of columns, one after the other, as large as fit into `capacity`.
 template <class Use>
@@ -49,7 +49,7 @@ struct BoxRows {
   long long at[kTensors], step[kTensors];  // offsets of the present row, and how far the next one is
 
   void begin(const AxisRuns (&columns)[3], const Interval (&of)[3], int sample, int head) {
-    left = size_of(of);
+    left = rows_of(of);
     for (int axis = 0; axis < 3; ++axis) {
       map[axis] = columns[axis].map;
       box[axis] = of[axis];

@@ -199,8 +199,8 @@ struct Worker {
              [&](const Few& few) { pack_rows(a, b, few.at_a, few.at_b, few.count, few.first); });
   }
   void clear_column_sums(const Interval (&box)[3]) {
-    memset(column_sum_a, 0, size_of(box) * row_a * sizeof(F));
-    memset(column_sum_b, 0, size_of(box) * row_b * sizeof(F));
+    memset(column_sum_a, 0, rows_of(box) * row_a * sizeof(F));
+    memset(column_sum_b, 0, rows_of(box) * row_b * sizeof(F));
   }
   // Adds the sums of a box to the gradients of its rows.
   void add_column_sums(const Side& a, const Side& b, const Interval (&box)[3], int sample, int head) {

@@ -1,0 +1,71 @@
+// memory.h - a thread's scratch memory, and the memory of new tensors: large pages, zeros.
+#pragma once
+#include <stdlib.h>
+#include <sys/mman.h>
+
+#include "job.h"
+#include "pool.h"
+
+namespace nb {
+// A thread's scratch memory: it grows, is kept for the next call, and ends with the thread.
+inline pthread_key_t scratch_key;
+__attribute__((constructor)) inline void make_scratch_key() { pthread_key_create(&scratch_key, free); }
+struct Scratch {
+  long bytes;
+  char pad[56];
+};
+inline char* scratch(long bytes) {
+  Scratch* own = static_cast<Scratch*>(pthread_getspecific(scratch_key));
+  if (!own || own->bytes < bytes) {
+    free(own);
+    pthread_setspecific(scratch_key, nullptr);
+    own = static_cast<Scratch*>(aligned_alloc(64, (sizeof(Scratch) + bytes + 63) / 64 * 64));
+    if (!own) abort();
+    own->bytes = bytes;
+    pthread_setspecific(scratch_key, own);
+  }
+  return reinterpret_cast<char*>(own + 1);
+}
+
+// Asks for large pages under a new tensor of `rows` rows: each first touch of a small one is a fault, and faults of
+// several threads wait for each other. Only from 32 MiB on, where the C library maps memory that ends with the tensor:
+// else later tensors would take the pages, whole ones for a part.
+inline void ask_for_large_pages(void* data, long long bytes) {
+#ifdef MADV_HUGEPAGE
+  constexpr uintptr_t kPage = 2 << 20;
+  const uintptr_t first = (reinterpret_cast<uintptr_t>(data) + kPage - 1) / kPage * kPage,
+                  stop = (reinterpret_cast<uintptr_t>(data) + uintptr_t(bytes)) / kPage * kPage;
+  if (data && bytes >= 32 << 20) madvise(reinterpret_cast<void*>(first), stop - first, MADV_HUGEPAGE);
+#endif
+}
+inline void ask_for_large_pages(const Job& job) {
+  const Params& p = job.params;
+  const long long queries = rows_of(job, false) * size_of(job.type), keys = rows_of(job, true) * size_of(job.type);
+  if (job.pass == kForward) ask_for_large_pages(p.out, queries * job.value_dim);
+  if (job.pass == kGradQuery || job.pass == kGradAll) ask_for_large_pages(p.grad_query, queries * job.head_dim);
+  if (job.pass == kGradKey || job.pass == kGradAll) {
+    ask_for_large_pages(p.grad_key, keys * job.head_dim);
+    ask_for_large_pages(p.grad_value, keys * job.value_dim);
+  }
+}
+
+// Sets the gradients of keys and values to zero, a part at a time.
+struct Zeros {
+  char* data[2];
+  long long bytes[2], next;
+};
+inline void fill(void* data) {
+  constexpr long long kPart = 1 << 20;
+  Zeros& zeros = *static_cast<Zeros*>(data);
+  for (long long at; (at = __atomic_fetch_add(&zeros.next, kPart, __ATOMIC_RELAXED)) < max_of(zeros.bytes[0], zeros.bytes[1]);)
+    for (int i = 0; i < 2; ++i)
+      if (at < zeros.bytes[i]) memset(zeros.data[i] + at, 0, min_of(kPart, zeros.bytes[i] - at));
+}
+inline void clear_gradients(const Job& job) {
+  const long long keys = rows_of(job, true) * size_of(job.type);
+  Zeros zeros = {{static_cast<char*>(job.params.grad_key), static_cast<char*>(job.params.grad_value)},
+                 {keys * job.head_dim, keys * job.value_dim},
+                 0};
+  run_on(job.threads, fill, &zeros);
+}
+}  // namespace nb
