@@ -50,12 +50,12 @@ inline void ask_for_large_pages(const Job& job) {
 }
 
 // Sets the gradients of keys and values to zero, a part at a time.
+constexpr long long kPart = 1 << 20;
 struct Zeros {
   char* data[2];
   long long bytes[2], next;
 };
 inline void fill(void* data) {
-  constexpr long long kPart = 1 << 20;
   Zeros& zeros = *static_cast<Zeros*>(data);
   for (long long at; (at = __atomic_fetch_add(&zeros.next, kPart, __ATOMIC_RELAXED)) < max_of(zeros.bytes[0], zeros.bytes[1]);)
     for (int i = 0; i < 2; ++i)
@@ -66,6 +66,7 @@ inline void clear_gradients(const Job& job) {
   Zeros zeros = {{static_cast<char*>(job.params.grad_key), static_cast<char*>(job.params.grad_value)},
                  {keys * job.head_dim, keys * job.value_dim},
                  0};
-  run_on(job.threads, fill, &zeros);
+  const long long parts = (max_of(zeros.bytes[0], zeros.bytes[1]) + kPart - 1) / kPart;
+  run_on(int(parts < job.threads ? parts : job.threads), fill, &zeros);
 }
 }  // namespace nb
