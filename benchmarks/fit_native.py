@@ -95,11 +95,12 @@ def times(kernel: str, one: Case, options: argparse.Namespace) -> list[dict[str,
     number, grad = KERNELS.index(kernel), one.tensors["grad_out"]
     rows, runs = {}, {}
     for tiles in choices(kernel, one, options.candidates):
-        window = NativeArguments(one.workload.lines, tiles, tiles, tiles)
+        cut = native_tiles.given(kernel, one.request, one.workload.lines, tiles)
+        window = NativeArguments(one.workload.lines, *(cut.tiles,) * len(KERNELS))
         numbers = run._pass(window, number, one.inputs, grad if number else None)
         name = f"{tiles.tile} {tiles.group}"
         runs[name] = lambda numbers=numbers: run._run(numbers, one.tensors)
-        rows[name] = (tiles, native_tiles.work(kernel, one.request, one.workload.lines, tiles))
+        rows[name] = (cut.tiles, cut.work)
     timed = interleave(runs, clock=clock(1), rounds=options.rounds, budget=options.budget)
     return [
         {

@@ -124,6 +124,16 @@ inline void look_ahead(Worker<F>& w, const Call& call, const Place& place, const
                {&s.row_a, backward ? &s.row_b : nullptr, outputs ? &s.out : nullptr});
   w.look_ahead(1, columns, place.sample, kKeyRows ? query_head : place.kv_head, {&s.column_a, &s.column_b, nullptr});
 }
+// Sets up the axes of a group; those of the group before are kept.
+template <bool kKeyRows, class F>
+inline void begin_groups(Worker<F>& w, const Call& call, const Place& place, const int (&at)[3]) {
+  for (int axis = 0; axis < 3; ++axis) {
+    const long number = long(place.sample) * call.classes[axis] * call.groups[axis] + at[axis];
+    if (w.group_number[axis] == number) continue;
+    w.group_number[axis] = number;
+    begin_group<kKeyRows>(w.group[axis], w.columns[axis], w.job, w.coordinate[axis + 1], axis, at[axis], place.sample);
+  }
+}
 // The groups of an item, one after the other, so that sums of their columns have one order. The next item of this
 // thread is likely the one after those that the other threads are about to take.
 template <class Rule, bool kKeyRows, class F>
@@ -132,12 +142,7 @@ inline void run_item(Worker<F>& w, const Call& call, long item) {
   const int first_of_likely[3] = {likely.group[0].lo, likely.group[1].lo, likely.group[2].lo};
   int at[3] = {place.group[0].lo, place.group[1].lo, place.group[2].lo};
   for (bool more = true; more;) {
-    for (int axis = 0; axis < 3; ++axis) {
-      const long number = long(place.sample) * call.classes[axis] * call.groups[axis] + at[axis];
-      if (w.group_number[axis] == number) continue;
-      w.group_number[axis] = number;
-      begin_group<kKeyRows>(w.group[axis], w.columns[axis], w.job, w.coordinate[axis + 1], axis, at[axis], place.sample);
-    }
+    begin_groups<kKeyRows>(w, call, place, at);
     more = advance(at, place);
     if (!call.looks_ahead) w.ahead[0].rows.left = w.ahead[1].rows.left = 0;
     else if (more) look_ahead<kKeyRows>(w, call, place, at);

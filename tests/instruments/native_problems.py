@@ -25,8 +25,9 @@ from nbattn.backends.inputs import Inputs
 from nbattn.backends.native import run
 from nbattn.backends.native.meaning import NativeArguments
 from nbattn.backends.native.tiles import Tiles
-from nbattn.geometry import Held, bind
+from nbattn.geometry import Axes, Held, bind
 from nbattn.program.program import Call, Program, whole
+from nbattn.program.tile_traversal import Traversal
 
 Space = tuple[int, ...]
 LANES, RANK = 16, 3
@@ -56,7 +57,7 @@ class Problem:
     rows: list[slice]
     columns: list[slice]
     dtype: torch.dtype
-    tiles: list[Tiles]
+    tiles: list[Tiles | None]  # of the kernels in the order of NativeArguments
     tensors: dict[str, Tensor] = field(default_factory=dict)
     scale: float = 1.0
     softcap: float | None = None
@@ -80,15 +81,20 @@ class Problem:
         return torch.from_numpy(box(blocks))
 
     @property
-    def program(self) -> Program:
+    def axes(self) -> Axes:
         held = [
             None if (n, m) == (q, k) else Held(row.start, n, column.start, m)
             for (n, m), q, k, row, column in zip(
                 self.lengths, self.queries, self.keys, self.rows, self.columns, strict=True
             )
         ]
-        axes = bind(self.mask, self.queries, self.keys, held if any(held) else None)
-        arguments = NativeArguments(axes, *self.tiles)
+        return bind(self.mask, self.queries, self.keys, held if any(held) else None)
+
+    @property
+    def program(self) -> Program:
+        forward, *others = self.tiles
+        assert forward is not None
+        arguments = NativeArguments(self.axes, forward, *others)
         return Program((Call(whole(self.queries), whole(self.keys), arguments),))
 
     def __str__(self) -> str:
@@ -133,6 +139,22 @@ def drawn_tiles(random: Random, rank: int, heads: int) -> Tiles:
     for axis in axes:
         group[axis] = random.choice((1, 1, 2, 3))
     return Tiles(tuple(tile), tuple(group))  # pyright: ignore
+
+
+def drawn_slab(random: Random, axes: Axes, tiles: Tiles) -> Tiles:
+    """The same tiles in slabs: of one axis as many as share no key with the next but one."""
+    whole = [1] * RANK
+    extents = tiles.rows[1 + RANK - len(axes) :]
+    for number, (axis, rows) in enumerate(zip(axes, extents, strict=True)):
+        longest = max((group.queries for group in axis.classes()), default=0)
+        whole[RANK - len(axes) + number] = max(-(-longest // rows), 1)
+    number = random.randrange(len(axes))
+    place, axis = RANK - len(axes) + number, axes[number]
+    for groups in range(1, whole[place]):
+        if Traversal(axis).separate(groups * extents[number]) and random.random() < 0.8:
+            whole[place] = groups
+            break
+    return tiles._replace(slab=tuple(whole))  # pyright: ignore
 
 
 def laid_out(random: Random, tensor: Tensor) -> Tensor:
@@ -191,6 +213,9 @@ def problem(seed: int) -> Problem:
     made.scale = random.choice((dim**-0.5,) * 4 + (0.0, -0.3))
     sizes = (random.choice((1, 2)), groups * key_heads, key_heads, dim, value_dim)
     made.tensors = drawn_tensors(random, made, sizes)
+    if made.dtype.itemsize >= 4 and "extra_key" not in made.tensors and random.random() < 0.6:
+        one = drawn_slab(random, made.axes, drawn_tiles(random, rank, groups))
+        made.tiles[1:] = [None, None, one]
     return made
 
 

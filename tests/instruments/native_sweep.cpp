@@ -5,6 +5,7 @@ namespace {
 struct Sweep {
   unsigned char* times;   // [rows, columns]
   unsigned char* written;  // [rows]
+  long long* owners;       // [columns]
   long long columns;
   long long computed, copied, full, tiles, items;
   int wrong;
@@ -36,58 +37,82 @@ struct Count {  // a rule that counts
   static void flush(nb::Worker<F>& w, nb::Tile<F>&) { w.count = 0; }
 };
 
+// Columns of which an item has sums: no other one may have any at that time.
+template <class F>
+void own(const nb::Worker<F>& w, long rows, long item) {
+  for (long i = 0; i < rows; ++i) {
+    long long& owner = now->owners[static_cast<long long>(w.packed_a[i * w.row_a]) - 1];
+    if (owner && owner != item + 1) now->wrong = 6;
+    owner = item + 1;
+  }
+}
+
 template <bool kKeyRows, class F>
-void tiles_of(nb::Worker<F>& w, const nb::Call& call, int sample, int head, int heads, int kv_head) {
-  const int tiles = nb::set_tiles<kKeyRows>(w, head, heads);
+void tiles_of(nb::Worker<F>& w, const nb::Call& call, const nb::Place& place, int heads, long item) {
+  const int per_group = w.job.tile[0] * w.job.group[0], group = w.job.params.group;
+  const int tiles = kKeyRows ? nb::set_tiles<true>(w, place.kv_head, 1)
+                             : nb::set_tiles<false>(w, place.kv_head * group + heads * per_group,
+                                                    nb::min_of(per_group, group - heads * per_group));
   now->tiles += tiles;
   for (int n = 0; n < tiles; ++n) {
     nb::Tile<F>& t = w.tile[n];
-    w.load(t, call.sides.row_a, sample, t.a);
+    w.load(t, call.sides.row_a, place.sample, t.rows_a, t.a);
     for (int lane = 0; lane < nb::kLanes; ++lane) {
       if (!(t.rows >> lane & 1)) continue;
       if (t.valid >> lane & 1) ++now->written[static_cast<long long>(t.a[0].lane(lane)) - 1];
       else if (t.a[0].lane(lane) != 0) now->wrong = 3;  // a row that may not be read
     }
   }
-  const int first = kKeyRows ? kv_head * w.p.group : kv_head, last = kKeyRows ? first + w.p.group : first + 1;
+  const int first = kKeyRows ? place.kv_head * group : place.kv_head, last = kKeyRows ? first + group : first + 1;
   for (int other = first; other < last; ++other)
-    nb::each_box(w, [&](const nb::Interval(&box)[3]) {
-      const long size = long(box[0].size()) * box[1].size() * box[2].size();
+    nb::each_box(w.columns, w.capacity, [&](const nb::Interval(&box)[3]) {
+      const long size = nb::rows_of(box);
       if (size < 1 || size > w.capacity || !tiles) {  // of no tiles: columns for nothing
         now->wrong = tiles ? 4 : 5;
         return;
       }
       now->copied += size;
-      w.pack(call.sides.column_a, call.sides.column_b, box, sample, other);
+      w.pack(call.sides.column_a, call.sides.column_b, box, place.sample, other);
+      if (w.adds_to_columns()) own(w, size, item);
       for (int n = 0; n < tiles; ++n) nb::visit<Count<F>>(w, w.tile[n], box);
     });
 }
 
+// What is asked for must be in the tensors.
+template <class F>
+void check_ahead(nb::Worker<F>& w, long long rows) {
+  for (auto& ahead : w.ahead)
+    for (const long long most = &ahead == w.ahead ? rows : now->columns; ahead.rows.left; ahead.rows.advance())
+      if (ahead.rows.at[0] < 0 || ahead.rows.at[0] >= most) now->wrong = 7;
+}
+
 template <bool kKeyRows, class F>
 void sweep(const nb::Job& job, long capacity) {
-  nb::Call call = {job, nb::sides_of(job), {}, 1, job.params.heads / job.params.group, 0, 0, 0};
-  long volume = 1;
-  for (int axis = 0; axis < 3; ++axis) volume *= call.groups[axis] = nb::groups_of(job, axis, kKeyRows);
+  nb::Call call = nb::call_of(job);
   nb::Worker<F> w(job);
   w.capacity = capacity;
   const long bytes = w.bytes();
   char* const memory = static_cast<char*>(aligned_alloc(64, bytes + 64));
   memset(memory, 0xff, bytes);
   w.lay_out(memory);
-  for (nb::AxisGroup<F>& group : w.group) group.run[0] = group.run[1] = {0, 1};  // of an item before
-  const int heads = kKeyRows ? 1 : job.tile[0] * job.group[0];
-  // From the last item on: what a thread finds must not depend on what it did before.
-  for (int sample = job.params.batch - 1; sample >= 0; --sample)
-    for (long n = volume - 1; n >= 0; --n) {
-      nb::begin_groups<kKeyRows>(w, call, n, sample);
-      for (int kv_head = 0; kv_head < call.kv_heads; ++kv_head)
-        for (int first = 0; first < (kKeyRows ? 1 : job.params.group); first += heads) {
-          ++now->items;
-          const int some = nb::min_of(heads, job.params.group - first);
-          tiles_of<kKeyRows>(w, call, sample, kKeyRows ? kv_head : kv_head * job.params.group + first,
-                             kKeyRows ? 1 : some, kv_head);
-        }
+  for (nb::AxisRuns& columns : w.columns) columns.run[0] = columns.run[1] = {0, 1};  // of an item before
+  for (int phase = 0; phase < (call.alternating < 0 ? 1 : 2); ++phase) {
+    call.begin(phase);
+    memset(now->owners, 0, now->columns * sizeof(*now->owners));
+    // From the last item on: what a thread finds must not depend on what it did before.
+    for (long item = call.items - 1; item >= 0; --item) {
+      const nb::Place place = nb::place_of(call, item);
+      int at[3] = {place.group[0].lo, place.group[1].lo, place.group[2].lo};
+      do {
+        nb::begin_groups<kKeyRows>(w, call, place, at);
+        nb::look_ahead<kKeyRows>(w, call, place, at);
+        check_ahead(w, nb::rows_of(job, kKeyRows));
+        now->items += place.heads.size();
+        for (int heads = place.heads.lo; heads < place.heads.hi; ++heads)
+          tiles_of<kKeyRows>(w, call, place, heads, item);
+      } while (nb::advance(at, place));
     }
+  }
   free(memory);
 }
 }  // namespace

@@ -19,14 +19,14 @@ from nbattn.geometry import Axes
 from nbattn.kernels import compilers, layout, sources
 
 SOURCE = Path(__file__).with_name("native_sweep.cpp")
-PASS = {False: 0, True: 2}  # rows are keys or not
+PASSES = "forward", "grad_query", "grad_key", "grad_all"
 BATCH, KEY_HEADS = 2, 2
 COPIES = BATCH * KEY_HEADS
 
 
 class _Sweep(ctypes.Structure):
     _fields_ = [
-        *((name, ctypes.c_void_p) for name in ("times", "written")),
+        *((name, ctypes.c_void_p) for name in ("times", "written", "owners")),
         *((name, ctypes.c_longlong) for name in ("columns", "computed", "copied", "full")),
         *((name, ctypes.c_longlong) for name in ("tiles", "items")),
         ("wrong", ctypes.c_int),
@@ -75,7 +75,7 @@ def numbered(*shape: int) -> torch.Tensor:
 
 
 def meet(
-    axes: Axes, tiles: Tiles, *, inverse: bool, capacity: int, group: int = 1,
+    axes: Axes, tiles: Tiles, *, kernel: str, capacity: int, group: int = 1,
     key_range: torch.Tensor | None = None, double: bool = False,
 ) -> Found:  # fmt: skip
     """Runs a traversal over a mask's axes; samples and heads must be alike."""
@@ -85,8 +85,8 @@ def meet(
     query = numbered(BATCH, *queries, heads, 1).to(dtype)
     key = numbered(BATCH, *keys, KEY_HEADS, 1).to(dtype)
     inputs = Inputs(query, key, key, None, key_range, None, None, 1.0, None)
-    window = NativeArguments(axes, tiles, tiles, tiles)
-    numbers = run._pass(window, PASS[inverse], inputs, query)
+    window, inverse = NativeArguments(axes, *(tiles,) * len(PASSES)), kernel == "grad_key"
+    numbers = run._pass(window, PASSES.index(kernel), inputs, query)
     delta = torch.stack([query - 1, 1 - query], dim=-1).contiguous()
     tensors = {"query": query, "key": key, "value": key, "grad_out": query, "delta": delta}
     if key_range is not None:
@@ -97,7 +97,9 @@ def meet(
     rows, columns = (key, query) if inverse else (query, key)
     times = np.zeros((rows.numel(), columns.numel()), dtype=np.uint8)
     written = np.zeros(rows.numel(), dtype=np.uint8)
-    into = _Sweep(times.ctypes.data, written.ctypes.data, columns.numel())
+    owners = np.zeros(columns.numel(), dtype=np.int64)
+    arrays = (times, written, owners)
+    into = _Sweep(*(array.ctypes.data for array in arrays), columns.numel())
     library().sweep_pairs(pointers + numbers, ctypes.c_long(capacity), ctypes.byref(into))
     assert into.wrong == 0, into.wrong
     per_row, per_column = (1, group) if inverse else (group, 1)

@@ -63,6 +63,46 @@ def test_traversal_visits_every_pair_of_the_axis_once(
     cases("tile traversals, axes", 1)
 
 
+@given(bound=bound_axes(24), rows=SIZES)
+def test_separate_tiles_share_no_column(
+    cases: Count, bound: tuple[Axis, int, int], rows: int
+) -> None:
+    """Every tile of a class against the next but one and all later ones."""
+    bound_axis = bind(Mask(bound[0]), *bound[1:])[0]
+    if not Traversal(bound_axis).separate(rows):
+        return
+    classes: dict[int, list[set[int]]] = {}
+    for tile in Traversal(bound_axis).tiles(rows, 0):
+        columns = {int(at) for part in tile.columns for at in part.positions}
+        classes.setdefault(int(tile.positions[0]) % bound[0].dilation, []).append(columns)
+    for tiles in classes.values():
+        for number, columns in enumerate(tiles):
+            assert not columns & set().union(*tiles[number + 2 :])
+    cases("separate tiles", 1)
+
+
+@pytest.mark.parametrize(
+    ("mask", "least"),
+    [
+        (Mask.neighborhood(255), 254),
+        (Mask.sliding_window(511), 511),
+        (Mask.neighborhood(31, dilation=4), 30),
+        (Mask.causal(), 1000),
+    ],
+    ids=str,
+)
+def test_the_fewest_rows_of_separate_tiles(mask: Mask, least: int) -> None:
+    """Windows of n keys end n - 1 after they start; of two tiles, none is the next but one."""
+    traversal = Traversal(bind(mask, 2000)[0])
+    assert traversal.separate(least)
+    assert not traversal.separate(least - 1)
+
+
+def test_rows_that_meet_at_both_ends_are_not_separate() -> None:
+    for axis in (Axis(1, 1, border="wrap"), Axis(1, 1, prefix=1)):
+        assert not Traversal(bind(Mask(axis), 64)[0]).separate(32)
+
+
 @pytest.mark.parametrize("inverse", [False, True])
 @given(
     bound=bound_axes(24),

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from dense_attention import inside
 from native_library import needs_library
-from native_problems import drawn_axis, drawn_part, drawn_ranges
+from native_problems import drawn_axis, drawn_part, drawn_ranges, drawn_slab
 from native_sweep import BATCH, COPIES, meet
 from oracle import axis_matrix, box, is_legal
 from short_axes import specimens
@@ -41,15 +41,18 @@ def cut(random: Random, rank: int, heads: int) -> Tiles:
 
 
 def check(axes: Axes, wanted: np.ndarray, number: int, key_range: Any = None) -> None:
-    """Both directions; `wanted` are pairs `[queries, keys]`, or `[B, queries, keys]`."""
+    """All kernels; `wanted` are pairs `[queries, keys]`, or `[B, queries, keys]`."""
     random = Random(number)
     group = random.choice((1, 1, 2, 3))
     present = np.broadcast_to(wanted, (BATCH, *wanted.shape[-2:]))
-    for inverse in (False, True):
+    for kernel in ("forward", "grad_key", "grad_all"):
+        inverse = kernel == "grad_key"
         tiles = cut(random, len(axes), 1 if inverse else group)
+        if kernel == "grad_all":
+            tiles = drawn_slab(random, axes, tiles)
         capacity = random.choice((1, 2, 3, 7, 50))
         found = meet(
-            axes, tiles, inverse=inverse, capacity=capacity, group=group, key_range=key_range,
+            axes, tiles, kernel=kernel, capacity=capacity, group=group, key_range=key_range,
             double=bool(number % 2),
         )  # fmt: skip
         pairs = found.times.swapaxes(-1, -2) if inverse else found.times

@@ -65,7 +65,8 @@ class NativeArguments:
 
     def allowed(self, queries: tuple[int, ...], keys: tuple[int, ...]) -> NDArray[np.bool_]:
         """The mask that the kernels compute, tile by tile. Raises AssertionError if a kernel
-        computes a pair twice, or if the gradients' pairs differ from the forward's.
+        computes a pair twice, if the gradients' pairs differ from the forward's, or if two work
+        items add to the gradient of one key at a time.
         """
         forward = self._pairs(self.forward, inverse=False)
         kernels = (self.grad_query, False), (self.grad_key, True), (self.grad_all, False)
@@ -77,7 +78,28 @@ class NativeArguments:
                 raise AssertionError(
                     f"the pairs of the {kernel}' gradients differ from the output's"
                 )
+        if self.grad_all is not None:
+            self._check_slabs(self.grad_all)
         return forward
+
+    def _check_slabs(self, tiles: Tiles) -> None:
+        """Every other slab of a class runs at a time: they have no key in common."""
+        first = RANK - len(self.axes)
+        slabs = zip(self.axes, tiles.rows[first + 1 :], tiles.slab[first:], strict=True)
+        for number, (axis, rows, groups) in enumerate(slabs):
+            running: dict[tuple[int, int], NDArray[np.int64]] = {}  # times a key is in a class's
+            order: dict[int, int] = {}
+            for slab in Traversal(axis).tiles(rows * groups, 0):
+                residue = int(slab.positions[0]) % axis.spec.dilation
+                order[residue] = phase = order.get(residue, 1) ^ 1
+                times = running.setdefault((residue, phase), np.zeros(axis.keys, dtype=np.int64))
+                for columns in slab.columns:
+                    times[columns.positions] += 1
+                if times.size and times.max() > 1:
+                    raise AssertionError(
+                        f"axis {number}: two slabs of {rows * groups} queries that run at a time "
+                        f"add to the gradient of key {int(times.argmax())}"
+                    )
 
     def _pairs(self, tiles: Tiles, *, inverse: bool) -> NDArray[np.bool_]:
         """The pairs that one kernel computes, as a bool matrix `[queries, keys]`. The mask is the

@@ -83,13 +83,13 @@ def choose_backward(request: Request, axes: Axes) -> dict[str, Pass]:
     return {"grad_all": whole} if whole.seconds < split else parts
 
 
-def work(kernel: str, request: Request, axes: Axes, tiles: Tiles) -> Work:
-    """Returns the work of given tiles."""
+def given(kernel: str, request: Request, axes: Axes, tiles: Tiles) -> Pass:
+    """Returns the pass with given tiles and groups, in the slabs that suit them."""
     rows = _Rows(kernel, request, axes)
     first = RANK - len(axes)
     extents = (tiles.tile[0], *tiles.tile[first + 1 :])
     groups = tiles.group[0], *tiles.group[first + 1 :]
-    return rows.work(extents, tuple(e * g for e, g in zip(extents, groups, strict=True)))
+    return rows.cut(extents, tuple(e * g for e, g in zip(extents, groups, strict=True)))
 
 
 def state(kernel: str, request: Request) -> int:
@@ -141,20 +141,19 @@ class _Rows:
             for e, useful in zip(tile, self.useful, strict=True)
         ]
         most = LANES * max(STATE // state(self.kernel, self.request), 1)
-        fitting = [rows for rows in product(*extents) if math.prod(rows) <= most]
-        works = [self.work(tile, rows) for rows in fitting]
-        loads = [costs.seconds(self.kernel, self.request, one) for one in works]
-        slabs = [self.slabs(rows) for rows in fitting] if self.kernel == "grad_all" else None
-        items = [one.items for one in works] if slabs is None else [each for _, each in slabs]
-        scores = [
-            fair(load, max(each * self.copies, 1)) for load, each in zip(loads, items, strict=True)
-        ]
-        at = scores.index(min(scores))
-        group = [rows // extent for rows, extent in zip(fitting[at], tile, strict=True)]
-        chosen = Tiles(_on_three_axes(tile), _on_three_axes(group))
-        if slabs is not None:
-            chosen = chosen._replace(slab=_on_three_axes((1, *slabs[at][0]))[1:])
-        return Pass(chosen, works[at], scores[at])
+        groups = (rows for rows in product(*extents) if math.prod(rows) <= most)
+        return min((self.cut(tile, rows) for rows in groups), key=lambda each: each.seconds)
+
+    def cut(self, tile: tuple[int, ...], rows: tuple[int, ...]) -> Pass:
+        """Returns the pass in tiles and in groups of `rows` rows."""
+        work = self.work(tile, rows)
+        group = [row // extent for row, extent in zip(rows, tile, strict=True)]
+        tiles, items = Tiles(_on_three_axes(tile), _on_three_axes(group)), float(work.items)
+        if self.kernel == "grad_all":
+            slab, items = self.slabs(rows)
+            tiles = tiles._replace(slab=_on_three_axes((1, *slab))[1:])
+        seconds = costs.seconds(self.kernel, self.request, work)
+        return Pass(tiles, work, fair(seconds, max(items * self.copies, 1)))
 
     def slabs(self, rows: tuple[int, ...]) -> tuple[tuple[int, ...], float]:
         """Returns the groups of a slab on each axis, and how many slabs run at a time: several of

@@ -147,3 +147,20 @@ def test_a_kernel_whose_gradients_of_queries_differ_is_found() -> None:
     call = NativeArguments(axes, right, right, right)
     assert call.allowed((20,), (20,)).sum() == 100
     assert NativeArguments(axes, right).describe() == "tiles of 16 queries, keys copied for 16"
+
+
+def test_slabs_that_add_to_one_key_at_a_time_are_found() -> None:
+    """By the keys of each slab, class by class."""
+    line = Mask(Axis(127, 127, dilation=2))
+    for axes in (bind(line, 2000), bind(Mask(Axis(1, 1), *line.axes), (3, 2000))):
+        shape = tuple(axis.queries for axis in axes)
+        for groups, legal in ((8, True), (4, False), (100, True)):
+            slab = (1, 3, groups) if len(axes) == 2 else (1, 1, groups)
+            cut = native_tiles.Tiles((1, 1, 1, 16), (1, 1, 1, 2), slab)
+            call = NativeArguments(axes, cut, grad_all=cut)
+            if legal:
+                call._check_slabs(cut)
+                continue
+            with pytest.raises(AssertionError, match="add to the gradient of key 258") as caught:
+                call._check_slabs(cut)
+            assert f"axis {len(shape) - 1}: two slabs of 128 queries" in str(caught.value)

@@ -14,8 +14,9 @@ from small_requests import request_for, requests
 
 import nbattn
 from nbattn import Axis, Mask
-from nbattn.backends.native import costs, tiles
+from nbattn.backends.native import tiles
 from nbattn.backends.native.costs import KERNELS, LANES
+from nbattn.backends.native.meaning import NativeArguments
 from nbattn.backends.native.tiles import MOST, STATE, Tiles
 from nbattn.planner import planner
 from nbattn.program import device
@@ -57,9 +58,7 @@ def all_tiles(kernel: str, request: Request) -> Iterator[Tiles]:
 
 def lost(kernel: str, request: Request, cut: Tiles) -> float:
     """What the choice minimises."""
-    work = tiles.work(kernel, request, request.axes(), cut)
-    items = max(work.items * request.batch * request.kv_heads, 1)
-    return tiles.fair(costs.seconds(kernel, request, work), items)
+    return tiles.given(kernel, request, request.axes(), cut).seconds
 
 
 @settings(max_examples=60)
@@ -67,7 +66,8 @@ def lost(kernel: str, request: Request, cut: Tiles) -> float:
 def test_tiles_are_legal_for_any_request(cases: Count, request_: Request) -> None:
     request_ = replace(request_, device=CPU)
     for kernel in KERNELS:
-        cut, work = tiles.choose(kernel, request_, request_.axes())
+        chosen = tiles.choose(kernel, request_, request_.axes())
+        cut = chosen.tiles
         for extent in (*cut.tile, *cut.group):
             assert extent >= 1
             assert extent & (extent - 1) == 0
@@ -78,7 +78,8 @@ def test_tiles_are_legal_for_any_request(cases: Count, request_: Request) -> Non
         assert cut.tile[1 : 1 + lacking] == cut.group[1 : 1 + lacking] == (1,) * lacking
         if kernel == "grad_key":
             assert cut.tile[0] == cut.group[0] == 1
-        assert work == tiles.work(kernel, request_, request_.axes(), cut)
+        assert chosen == tiles.given(kernel, request_, request_.axes(), cut)
+        assert cut.slab == (1, 1, 1) or kernel == "grad_all"
         cases("native choices", 1)
 
 
@@ -89,18 +90,22 @@ def test_the_work_is_that_of_the_blocks(name: str) -> None:
     if math.prod(request.query_space) * math.prod(request.key_space) > 2e7:
         request = replace(request, batch=1)
     plan = planner.make(request)
-    for backward, kernel in ((False, "forward"), (True, "grad_key")):
-        cut, work = tiles.choose(kernel, request, request.axes())
+    arguments = plan.chosen.program.calls[0].arguments
+    assert isinstance(arguments, NativeArguments)
+    gradients = "grad_key" if arguments.grad_all is None else "grad_all"
+    for backward, kernel in ((False, "forward"), (True, gradients)):
+        cut, work, _ = tiles.choose(kernel, request, request.axes())
         blocks = list(plan.schedule(backward=backward))
         sides = [
             (math.prod(map(len, b.queries)), sum(math.prod(map(len, k)) for k in b.keys))
             for b in blocks
         ]
-        columns = sum(q if backward else k for q, k in sides)
+        inverse = kernel == "grad_key"
+        columns = sum(q if inverse else k for q, k in sides)
         heads = request.heads_per_key_head
-        times = heads if backward else -(-heads // cut.tile[0])
+        times = heads if inverse else -(-heads // cut.tile[0])
         assert work.columns == columns * times
-        if not backward:
+        if not inverse:
             assert work.tiles == len(blocks) * times
 
 
@@ -138,7 +143,7 @@ def test_work_is_cut_into_items_for_many_threads() -> None:
     """Large problems into 64 and more; small ones into none that take less time than to start."""
     large = CASES["one axis"]
     for kernel in KERNELS:
-        cut, work = tiles.choose(kernel, large, large.axes())
+        cut, work, _ = tiles.choose(kernel, large, large.axes())
         assert work.items * large.batch * large.kv_heads >= 64
         assert math.prod(cut.group) > 1
     small = request_for(Mask.neighborhood(7), 512, batch=1, heads=1, kv_heads=1)
@@ -146,6 +151,45 @@ def test_work_is_cut_into_items_for_many_threads() -> None:
     assert work.items <= 2
     one_head = request_for(Mask.causal(), 4096, batch=1, heads=1, kv_heads=1, head_dim=64)
     assert tiles.choose("forward", one_head, one_head.axes()).work.items >= 8
+
+
+def choice(request: Request) -> dict[str, Tiles]:
+    passes = tiles.choose_backward(request, request.axes())
+    return {kernel: one.tiles for kernel, one in passes.items()}
+
+
+def test_one_kernel_computes_all_gradients_where_its_sums_have_room() -> None:
+    """Sums of columns are added to tensors of their own type, and extra keys have all queries."""
+    grid = CASES["grid"]
+    assert choice(replace(grid, dtype="float32")).keys() == {"grad_all"}
+    assert choice(replace(grid, dtype="float64")).keys() == {"grad_all"}
+    for other in (
+        {"dtype": "bfloat16"},
+        {"dtype": "float16"},
+        {"dtype": "float32", "extra_keys": 3},
+    ):
+        assert choice(replace(grid, **other)).keys() == {"grad_query", "grad_key"}
+
+
+def test_a_few_long_items_are_no_way_to_share() -> None:
+    """Queries that share all keys are one item of each key head: then there are two kernels."""
+    every = request_for(
+        Mask.causal(), 4096, batch=1, heads=2, kv_heads=2, head_dim=64, dtype="float32"
+    )
+    assert choice(every).keys() == {"grad_query", "grad_key"}
+    assert choice(replace(every, batch=64)).keys() == {"grad_all"}
+
+
+def test_slabs_that_share_no_key_are_many() -> None:
+    """Windows of 255 keys: every other slab of 256 queries, on a ring one of all queries."""
+    line = CASES["one axis"]
+    cut = Tiles((1, 1, 1, 16), (1, 1, 1, 2))
+    assert tiles.given("grad_all", line, line.axes(), cut).tiles.slab == (1, 1, 8)
+    ring = replace(line, mask=Mask(Axis(127, 127, border="wrap")))
+    assert tiles.given("grad_all", ring, ring.axes(), cut).tiles.slab == (1, 1, 128)
+    grid = CASES["grid"]
+    cut = Tiles((1, 1, 4, 4), (1, 1, 1, 14))
+    assert tiles.given("grad_all", grid, grid.axes(), cut).tiles.slab == (1, 2, 1)
 
 
 def test_the_choice_does_not_depend_on_threads() -> None:
