@@ -92,7 +92,7 @@ def score_gradients(
     inputs: dict[str, Tensor], allowed: Tensor, grad_out: Tensor, grad_lse: Tensor | None,
     numbers: dict[str, float],
 ) -> dict[str, float]:  # fmt: skip
-    """The size of what gradients through scores add up: P x (|dP| + |delta| + |dlse|) x |q| or |k|.
+    """The size of what gradients add up: P x (|dP| + |delta| + |dlse|) x |q| or |k|, P x |dO|.
 
     These sums cancel, so their rounding is a matter of their terms, not of their result.
     """
@@ -128,10 +128,13 @@ def score_gradients(
         size = torch.einsum("bqhd,bkhd->bqhk", upward.abs(), value.abs()) + delta[..., None]
         size = weight * size * abs(scale)
         of_keys = largest(torch.einsum("bqhk,bqhd->bkhd", size, query.abs()))
+        own, of_values = allowed.shape[1], torch.einsum("bqhk,bqhd->bkhd", weight, upward.abs())
         sizes = {
             "dquery": largest(torch.einsum("bqhk,bkhd->bqhd", size, key.abs())),
             "dkey": of_keys,
             "dextra_key": of_keys,
+            "dvalue": largest(of_values[:, :own]),
+            "dextra_value": largest(of_values[:, own:]),
         }
         if "sink" in fixed:
             share = (fixed["sink"] - total).exp() * delta
