@@ -32,7 +32,7 @@ from nbattn.timing import clock, interleave
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 # The coefficients of `costs.seconds`, in cycles but for the last two.
-NAMES = ("PRODUCT", "SCORE", "COPY", "TILE", "CHANNEL", "MEMORY", "ITEM", "CALL")
+NAMES = ("PRODUCT", "SCORE", "COPY", "SUM", "TILE", "CHANNEL", "MEMORY", "ITEM", "CALL")
 
 
 class Case(NamedTuple):
@@ -121,7 +121,8 @@ def features(row: dict[str, Any], request: Request) -> list[float]:
     columns, gradients = work.columns + work.extra, 1 if kernel == "forward" else 2
     cycles = (
         columns * costs.products(kernel, request) * wide, columns * wide,
-        work.copied * channels, work.tiles, work.tiles * channels * gradients * wide,
+        work.copied * channels, work.copied * channels * (kernel == "grad_all"), work.tiles,
+        work.tiles * channels * gradients * wide,
     )  # fmt: skip
     memory = max(0.0, costs.moved(kernel, request, work) - costs.CACHE) / costs.CLOCK
     return [*(copies * x / costs.CLOCK for x in cycles), memory, copies * work.items, 1.0]

@@ -350,9 +350,9 @@ def judge(made: Problem, found: dict[str, Tensor]) -> None:
 
 
 def largest_score(made: Problem) -> float:
-    """The last digit of a weight that is recomputed as exp(score - lse) is that of the score."""
-    if made.softcap is not None:
-        return made.softcap
+    """The last digit of a weight that is recomputed as exp(score - lse) is that of the score; a
+    cap does not shrink the digits of a score near 0 that is a sum of large numbers.
+    """
     norms = [
         made.tensors[name].double().nan_to_num(0).norm(dim=-1).flatten().tolist()
         for name in ("query", "key", "extra_key")

@@ -24,6 +24,7 @@ KERNELS = ("forward", "grad_query", "grad_key", "grad_all")
 CLOCK = 3.6e9  # cycles per second
 PRODUCT = 1.26  # cycles per column and channel, with the loads of the column
 SCORE = 3.5  # cycles per column: the mask, the exponential, the running maximum
+SUM = 1.4  # cycles per element of copied columns that have sums: zeros, and an addition to memory
 COPY = {"float16": 0.9, "bfloat16": 0.9, "float32": 0.7, "float64": 1.4}  # cycles per element
 TILE = 1580.0  # cycles per tile
 CHANNEL = 4.0  # cycles per tile and channel of its rows: loads, stores, transposes
@@ -71,7 +72,7 @@ def seconds(kernel: str, request: Request, work: Work) -> float:
     column = vectors * (PRODUCT * products(kernel, request) + SCORE)
     cycles = (
         (work.columns + work.extra) * column
-        + work.copied * channels * COPY[request.dtype]
+        + work.copied * channels * (COPY[request.dtype] + SUM * (kernel == "grad_all"))
         + work.tiles * (TILE + CHANNEL * rows * vectors)
     )
     heads = request.batch * request.kv_heads
@@ -84,8 +85,9 @@ def moved(kernel: str, request: Request, work: Work) -> float:
     queries, keys = request.query_count * request.heads_per_key_head, request.key_count
     rows, columns = (keys, queries) if kernel == "grad_key" else (queries, keys)
     channels = (request.head_dim + request.value_dim) * costs.ITEMSIZE[request.dtype]
-    positions = request.batch * request.kv_heads * (rows + min(columns, work.copied))
-    return positions * channels * (1.0 if kernel == "forward" else 1.5)
+    with_gradients = {"forward": (1, 1), "grad_all": (1.5, 3.5)}.get(kernel, (1.5, 1.5))
+    positions = with_gradients[0] * rows + with_gradients[1] * min(columns, work.copied)
+    return request.batch * request.kv_heads * positions * channels
 
 
 def of(request: Request, useful: int, works: Mapping[str, Work]) -> Cost:
