@@ -23,7 +23,6 @@ struct Call {
   const Job& job;
   Sides sides;
   int kv_heads, head_groups, threads;
-  bool looks_ahead;
   int classes[3], groups[3];  // of the classes that have rows; of the longest class
   int slabs[3];               // items of a class
   int alternating, phase;     // on this axis, if there is one, every other slab runs in each phase
@@ -46,11 +45,8 @@ struct Call {
 inline Call call_of(const Job& job) {
   const Params& p = job.params;
   const bool keys = job.pass == kGradKey;
-  Call call = {job, sides_of(job), p.heads / p.group, 1, 0, false, {}, {}, {}, -1, 0, 0, 0, 0};
+  Call call = {job, sides_of(job), p.heads / p.group, 1, 0, {}, {}, {}, -1, 0, 0, 0, 0};
   call.head_groups = keys ? 1 : ceil_div(p.group, job.tile[0] * job.group[0]);
-  const long long channels = job.head_dim + job.value_dim;
-  const long long numbers = rows_of(job, false) * job.head_dim + rows_of(job, true) * channels;
-  call.looks_ahead = numbers * size_of(job.type) > kStaysCached;
   if (keys) call.extra_items = long(p.batch) * call.kv_heads * ceil_div(p.extra, kLanes);
   for (int axis = 0; axis < 3; ++axis) {
     call.classes[axis] = classes_of(job, axis, keys);

@@ -16,8 +16,8 @@ struct Job {
 static_assert(sizeof(Job) == 576, "nbattn/backends/native/run.py has drifted");
 
 constexpr int kScores = 512;          // columns whose scores are kept at once
-constexpr int kAheadBytes = 1024;     // of the next group's rows and columns that are asked for with each piece,
-constexpr long kStaysCached = 8 << 20;  // if queries, keys and values have more bytes than this
+constexpr int kAheadBytes = 1024;     // of the next group's rows and columns that are asked for with each piece
+constexpr long kStaysCached = 8 << 20;  // bytes of queries, keys and values that nobody needs to ask for
 constexpr long kRowBytes = 256 << 10; // rows of columns that are kept at once
 
 constexpr int rounded(int n, int step) { return (n + step - 1) / step * step; }

@@ -53,10 +53,10 @@ inline void visit_extra(Worker<F>& w, const Call& call, int tiles, int sample, i
   }
 }
 
-// Asks for the rows of tile n, if there is one.
+// Asks for the rows of tile n, if there is one and they are far.
 template <class F>
 inline void fetch_tile(const Worker<F>& w, const Sides& s, const Side& a, const Side& b, int n, int tiles, int sample) {
-  if (n >= tiles) return;
+  if (n >= tiles || !w.far) return;
   w.fetch(w.tile[n], a, sample);
   if (w.job.pass != kForward) w.fetch(w.tile[n], b, sample);
   if (w.job.pass == kGradQuery || w.job.pass == kGradAll) w.fetch(w.tile[n], s.out, sample);
@@ -144,9 +144,8 @@ inline void run_item(Worker<F>& w, const Call& call, long item) {
   for (bool more = true; more;) {
     begin_groups<kKeyRows>(w, call, place, at);
     more = advance(at, place);
-    if (!call.looks_ahead) w.ahead[0].rows.left = w.ahead[1].rows.left = 0;
-    else if (more) look_ahead<kKeyRows>(w, call, place, at);
-    else look_ahead<kKeyRows>(w, call, likely, first_of_likely);
+    if (w.far && more) look_ahead<kKeyRows>(w, call, place, at);
+    else if (w.far) look_ahead<kKeyRows>(w, call, likely, first_of_likely);
     if constexpr (kKeyRows) run_keys<Rule>(w, call, place, false);
     else
       for (int heads = place.heads.lo; heads < place.heads.hi; ++heads) run_queries<Rule>(w, call, place, heads);

@@ -39,6 +39,7 @@ struct Worker {
     BoxRows rows;
     const Side* side[BoxRows::kTensors];
   } ahead[2];  // rows and columns of the next group: asked for, a few with each piece of the present one
+  bool far;                   // the tensors are too large for the caches: rows are asked for before they are used
   int coordinate[4][kLanes];  // of the lanes in a tile: head, then the three axes
 
   // Whether rows are packed as numbers: those that are only multiplied with lanes are not, if they are pairs.
@@ -104,6 +105,8 @@ struct Worker {
     if (capacity < 16) capacity = 16;
     for (int axis = 0; axis < 4; ++axis)
       for (int lane = 0; lane < kLanes; ++lane) coordinate[axis][lane] = lane_coordinate(job.tile, axis, lane);
+    const long long keys = rows_of(job, true) * (d + e), numbers = rows_of(job, false) * d + keys;
+    far = numbers * size_of(job.type) > kStaysCached;
     scale_in = F(p.softcap ? p.scale / p.softcap : p.scale * 1.4426950408889634);
   }
   long bytes() { return lay_out(nullptr); }
@@ -176,7 +179,7 @@ struct Worker {
       delta[first + few.count] = from[1];
     }
   }
-  // Uses the rows of a box, a few at a time, after asking for the next few.
+  // Uses the rows of a box, a few at a time, after asking for the next few if they are far.
   template <class Use>
   void each_few(const Side& a, const Side& b, const Interval (&box)[3], int sample, int head, bool numbers,
                 const Use& use) {
@@ -185,6 +188,7 @@ struct Worker {
     Few few[2];
     const auto ask = [&](Few& to, long first) {
       next(r, first, to, numbers);
+      if (!far) return;
       fetch_rows(job.type, a.data, to.at_a, to.count, d);
       fetch_rows(job.type, b.data, to.at_b, to.count, e);
     };

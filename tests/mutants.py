@@ -997,7 +997,8 @@ MUTANTS = [
     Mutant("native-no-warmup", NATIVE, "    host.library()\n\n\ndef forward",
            "    return\n\n\ndef forward", "backends/native/run"),
     Mutant("native-logsumexp-for-nobody", NATIVE,
-           "if return_lse or window.trains:", "if True:", "backends/native/run"),
+           "if return_lse or window.grad_key or window.grad_all:", "if True:",
+           "backends/native/run"),
     Mutant("imports-a-compiler", FUNCTIONAL, "import torch\nfrom torch import Tensor\n",
            "import torch\nimport torch._dynamo\nfrom torch import Tensor\n", "whole/imports"),
 ]

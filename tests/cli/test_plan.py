@@ -52,8 +52,8 @@ def test_a_mask_and_a_shape_are_a_plan(capsys: Capture) -> None:
     options = ["--query", shape, "--dtype", "float32", "--device", "cpu", "--training"]
     status, out, _ = nbattn_(capsys, "plan", "--mask", mask, *options)
     assert status == 0
-    assert out.startswith(f"{mask}\nplan    sdpa/dense+fold: estimated ")
-    assert "chosen    sdpa/dense+fold" in out
+    assert out.startswith(f"{mask}\nplan    native/window: estimated ")
+    assert "chosen    native/window" in out
 
 
 def test_a_mask_of_a_file_with_another_shape(capsys: Capture) -> None:

@@ -52,11 +52,6 @@ class NativeArguments:
     grad_key: Tiles | None = None
     grad_all: Tiles | None = None
 
-    @property
-    def trains(self) -> bool:
-        """Whether there are kernels for a backward."""
-        return self.grad_key is not None or self.grad_all is not None
-
     def key_runs(self, number: int, queries: int, keys: int) -> tuple[Ints, Ints, int]:
         """The keys of each query on one axis, by the tiles of the forward kernel."""
         axis, rows = self.axes[number], _on_axes(self.forward.tile, len(self.axes))[number]

@@ -44,7 +44,7 @@ def forward(program: Program, inputs: Inputs, *, return_lse: bool) -> tuple[Tens
     tensors = _tensors(inputs)
     tensors["out"] = out = new_output(inputs.query, inputs.value)
     lse = None
-    if return_lse or window.trains:
+    if return_lse or window.grad_key or window.grad_all:
         tensors["lse"] = lse = new_lse(inputs.query)
     _run(_pass(window, _FORWARD, inputs, None), tensors)
     return out, lse

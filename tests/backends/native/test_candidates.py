@@ -28,12 +28,17 @@ def test_one_candidate_with_a_kernel_per_pass() -> None:
     inference, training = offered(request), offered(replace(request, training=True))
     assert inference.name == training.name == "native/window"
     assert inference.reasons == ()
-    for candidate, has_backward in ((inference, False), (training, True)):
+    halves = offered(replace(request, training=True, dtype="bfloat16"))
+    for candidate, kernels in (
+        (inference, set()),
+        (training, {"grad_all"}),
+        (halves, {"grad_query", "grad_key"}),
+    ):
         assert candidate.program is not None
         (call,) = candidate.program.calls
         assert call.query.covers((12, 14))
-        assert (call.arguments.grad_query is not None) is has_backward
-        assert (call.arguments.grad_key is not None) is has_backward
+        names = ("grad_query", "grad_key", "grad_all")
+        assert {name for name in names if getattr(call.arguments, name) is not None} == kernels
 
 
 def test_without_a_compiler_it_is_refused_with_the_way_to_get_one() -> None:

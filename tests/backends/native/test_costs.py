@@ -37,14 +37,18 @@ def test_pairs_are_those_of_all_lanes() -> None:
 
 
 def test_the_backward_counts_its_products() -> None:
-    """The gradients of queries take three products a pair, those of keys and values four; 2.5
-    times the two of the forward are what a pair of the backward stands for.
+    """All gradients take five products a pair; in two passes, those of queries take three and those
+    of keys and values four. 2.5 times the two of the forward are what a pair of the backward stands
+    for.
     """
-    cost = cost_of(replace(GRID, training=True))
-    assert cost.calls == 3
-    products = 3 * FORWARD + 4 * INVERSE
-    assert cost.backward_pairs == pytest.approx(2 * 16 * products / 2 / 2.5, abs=1)
-    assert cost.flops == pytest.approx(2 * 2 * 16 * (2 * FORWARD + products) * 8, rel=1e-4)
+    for dtype, calls, products in (
+        ("float32", 2, 5 * FORWARD),
+        ("bfloat16", 3, 3 * FORWARD + 4 * INVERSE),
+    ):
+        cost = cost_of(replace(GRID, training=True, dtype=dtype))
+        assert cost.calls == calls
+        assert cost.backward_pairs == pytest.approx(2 * 16 * products / 2 / 2.5, abs=1)
+        assert cost.flops == pytest.approx(2 * 2 * 16 * (2 * FORWARD + products) * 8, rel=1e-4)
 
 
 def test_one_column_costs_its_products_and_one_exponential() -> None:
@@ -58,6 +62,7 @@ def test_one_column_costs_its_products_and_one_exponential() -> None:
     assert cycles["forward"] == pytest.approx(costs.PRODUCT * 16 + costs.SCORE)
     assert cycles["grad_query"] == pytest.approx(costs.PRODUCT * 24 + costs.SCORE)
     assert cycles["grad_key"] == pytest.approx(costs.PRODUCT * 32 + costs.SCORE)
+    assert cycles["grad_all"] == pytest.approx(costs.PRODUCT * 40 + costs.SCORE)
     assert costs.seconds("forward", request, none) == costs.CALL
     extra = Work(0, 1, 0, 0, 0)
     assert costs.seconds("forward", request, extra) == costs.seconds("forward", request, one)
