@@ -19,20 +19,20 @@ LANES = 16  # rows of a tile
 KERNELS = ("forward", "grad_query", "grad_key", "grad_all")
 
 # The coefficients, of a core that begins one vector product of 16 floats per cycle: fitted to the
-# 239 tiles and groups of `benchmarks/results/native-tiles-2026-11-28-fp32.json`, float32, with a
-# relative error of 5 % (root mean square).
+# 317 tiles and groups of `benchmarks/results/native-tiles-2026-11-28-fp32.json`, float32, with a
+# relative error of 4 % (root mean square).
 CLOCK = 3.6e9  # cycles per second
-PRODUCT = 1.26  # cycles per column and channel, with the loads of the column
-SCORE = 3.5  # cycles per column: the mask, the exponential, the running maximum
-SUM = 1.4  # cycles per element of copied columns that have sums: zeros, and an addition to memory
-COPY = {"float16": 0.9, "bfloat16": 0.9, "float32": 0.7, "float64": 1.4}  # cycles per element
-TILE = 1580.0  # cycles per tile
-CHANNEL = 4.0  # cycles per tile and channel of its rows: loads, stores, transposes
-MEMORY = 0.57  # cycles per byte of the tensors that are not in the cache
+PRODUCT = 1.15  # cycles per column and channel, with the loads of the column
+SCORE = 3.1  # cycles per column: the mask, the exponential, the running maximum
+SUM = 1.16  # cycles per element of copied columns that have sums: zeros, and an addition to memory
+COPY = {"float16": 0.75, "bfloat16": 0.75, "float32": 0.58, "float64": 1.2}  # cycles per element
+TILE = 1690.0  # cycles per tile
+CHANNEL = 1.45  # cycles per tile and channel of its rows: loads, stores, transposes
+MEMORY = 0.29  # cycles per byte of the tensors that are not in the cache
 CACHE = 2 << 20  # bytes of the cache: fitted, too
 WIDE = {"float64": 2.0}  # of 16 rows there are two vectors of such elements
-ITEM = 0.2e-6  # seconds per item: a thread takes it, and finds its columns
-CALL = 8e-6  # seconds per kernel: arguments, threads that start and end
+ITEM = 0.17e-6  # seconds per item: a thread takes it, and finds its columns
+CALL = 8e-6  # seconds per kernel, not fitted: arguments, Python, threads that start and end
 
 
 class Work(NamedTuple):
