@@ -30,6 +30,8 @@ settings.register_profile(
 if "NBATTN_CACHE" not in os.environ:
     os.environ["NBATTN_CACHE"] = tempfile.mkdtemp(prefix="nbattn-tests-")
     atexit.register(shutil.rmtree, os.environ["NBATTN_CACHE"], ignore_errors=True)
+# Torch's compiler believes what the processor says of its vectors, without compiling probes of them.
+os.environ.setdefault("TORCHINDUCTOR_VEC_ISA_OK", "1")
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 
 
