@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, settings
 
 collect_ignore = ["instruments"]  # what tests judge with has no tests of its own
 CASES = pytest.StashKey[Counter[str]]()
+YOUNG = 20_000  # objects between two collections: Python's 700 are for programs that hold little
 
 # No clock decides: neither a deadline of an example nor how long drawing one takes.
 settings.register_profile("clockless", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -30,11 +31,14 @@ settings.register_profile(
 if "NBATTN_CACHE" not in os.environ:
     os.environ["NBATTN_CACHE"] = tempfile.mkdtemp(prefix="nbattn-tests-")
     atexit.register(shutil.rmtree, os.environ["NBATTN_CACHE"], ignore_errors=True)
+# Torch's compiler takes the processor's word for its vectors, and compiles no probes of them.
+os.environ.setdefault("TORCHINDUCTOR_VEC_ISA_OK", "1")
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[CASES] = Counter()
+    gc.disable()  # while modules and tests are loaded, all of which stay
     if hasattr(config, "workerinput"):
         # One thread for each worker, before torch is imported, and for its children: threads that
         # wait for a core beside another worker take ten times as long as one.
@@ -42,8 +46,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_finish() -> None:
-    gc.collect()
     gc.freeze()  # what is loaded by now stays: no collection needs to look at it again
+    gc.set_threshold(YOUNG)
+    gc.enable()
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

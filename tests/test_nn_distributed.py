@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import multiprocessing
 from pathlib import Path
 from typing import Any
 
@@ -133,4 +134,8 @@ def work(rank: int, folder: str) -> None:
 
 
 def test_two_processes_give_the_gradients_of_one(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(work, (str(tmp_path),), nprocs=2)
+    """They are forks of one process that has loaded what takes seconds."""
+    multiprocessing.set_forkserver_preload(["torch.distributed.fsdp", "nbattn.nn"])
+    torch.multiprocessing.start_processes(
+        work, (str(tmp_path),), nprocs=2, start_method="forkserver"
+    )

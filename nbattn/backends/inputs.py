@@ -127,3 +127,18 @@ def new_output(query: Tensor, value: Tensor) -> Tensor:
 def new_lse(query: Tensor) -> Tensor:
     """Returns an uninitialized logsumexp `[B, *space, H]`."""
     return query.new_empty(query.shape[:-1], dtype=accumulate_dtype(query.dtype))
+
+
+def kernel_tensors(inputs: Inputs) -> dict[str, Tensor]:
+    """Returns what the project's own kernels read, by the names in `kernels.layout.POINTERS`; what
+    they take without strides is contiguous.
+    """
+    tensors = {"query": inputs.query, "key": inputs.key, "value": inputs.value}
+    if inputs.extra_key is not None and inputs.extra_value is not None and inputs.has_extra:
+        tensors["extra_key"] = inputs.extra_key.contiguous()
+        tensors["extra_value"] = inputs.extra_value.contiguous()
+    if inputs.sink is not None:
+        tensors["sink"] = inputs.sink.to(accumulate_dtype(inputs.query.dtype)).contiguous()
+    if inputs.key_range is not None:
+        tensors["key_range"] = inputs.key_range.to(torch.int32).contiguous()
+    return tensors

@@ -22,6 +22,7 @@ from nbattn.piecewise_sum import piecewise_sum
 from nbattn.rows import Ints, bends, readers_of, window_of
 
 Span = tuple[Ints, Ints]  # [lo, hi), empty where lo >= hi
+Sizes = tuple[Sequence[int], Sequence[int]]  # of a tile's rows and columns
 _CHUNK = 1 << 13  # rows whose columns are joined at once
 
 
@@ -262,6 +263,29 @@ def pairs(
     if written.size and written.max() > 1:
         raise AssertionError(f"row {int(written.argmax())} is in two tiles")
     return (times.T if inverse else times).astype(np.bool_)
+
+
+def pairs_of_kernels(
+    axes: Axes, forward: Sizes | None, grad_query: Sizes | None, grad_key: Sizes | None
+) -> NDArray[np.bool_]:
+    """The pairs that all kernels of a call compute, as a bool matrix `[queries, keys]`.
+
+    Args:
+        axes: the mask's axes.
+        forward, grad_query, grad_key: rows and columns of each kernel's tiles; keys are the rows of
+            `grad_key`. None where there is no such kernel.
+
+    Raises:
+        AssertionError: as `pairs`, or the gradients' pairs differ from the output's.
+    """
+    assert forward is not None
+    found = pairs(axes, *forward, inverse=False)
+    for side, sizes in (("queries", grad_query), ("keys", grad_key)):
+        if sizes is None:
+            continue
+        if not np.array_equal(pairs(axes, *sizes, inverse=side == "keys"), found):
+            raise AssertionError(f"the pairs of the {side}' gradients differ from the output's")
+    return found
 
 
 def _flat(positions: list[Ints], space: tuple[int, ...]) -> Ints:

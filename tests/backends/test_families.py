@@ -133,7 +133,11 @@ for backend in ("auto", "reference"):
     (grad,) = torch.autograd.grad(out.square().sum(), query)
     results[backend] = out.detach(), grad
 errors = [float((a - b).abs().max()) for a, b in zip(*results.values())]
-backends = {b["name"]: b for b in doctor.report()["backends"]}
+tried = {}
+for name, part in doctor._probes([]):  # in the doctor's second process, which loads torch again
+    if name in ("torch", "mean on cpu"):
+        tried[name] = part()
+backends = {b["name"]: b for b in doctor._backends(tried)}
 print(json.dumps({
     "chosen": plan.chosen.name,
     "proved": plan.verify() and bool(plan.support().all()),

@@ -9,7 +9,7 @@ from torch import Tensor
 
 import nbattn
 from nbattn import Mask, execute
-from nbattn.backends.inputs import Inputs, layout_of
+from nbattn.backends.inputs import Inputs, kernel_tensors, layout_of
 from nbattn.planner.plan import Plan
 
 
@@ -59,3 +59,27 @@ def test_a_packed_plan_is_the_plan_of_a_packed_call() -> None:
         wanted = nbattn.plan(mask, *shapes, dtype="float32", device="cpu", packed=True)
         assert planned(inputs, mask, training=False) == wanted
         assert wanted.request.layout == "packed"
+
+
+# What the project's own kernels read.
+
+
+def test_kernels_read_contiguous_tensors_where_they_take_no_strides() -> None:
+    """Queries, keys and values as they lie; a sink as precise as scores; ranges of 32 bits."""
+    query, key, value = (torch.zeros(2, 2, 9, 8).half().transpose(1, 2) for _ in range(3))
+    extra, sink, ranges = torch.zeros(2, 2, 3, 8).half().transpose(1, 2), torch.zeros(4)[::2], None
+    inputs = Inputs(query, key, value, sink.half(), ranges, extra, extra + 0, 1.0, None)
+    found = kernel_tensors(inputs)
+    assert found["query"] is query
+    assert found["key"] is key
+    assert found["value"] is value
+    assert found["sink"].dtype == torch.float32
+    assert all(found[name].is_contiguous() for name in ("extra_key", "extra_value", "sink"))
+    assert "key_range" not in found
+    ranges = torch.tensor([[[1, 5]], [[0, 9]]]).mT.contiguous().mT
+    found = kernel_tensors(inputs._replace(key_range=ranges, extra_key=extra[:, :0], sink=None))
+    assert found.keys() == {"query", "key", "value", "key_range"}
+    assert found["key_range"].dtype == torch.int32
+    assert found["key_range"].is_contiguous()
+    double = inputs._replace(query=query.double(), sink=sink.double())
+    assert kernel_tensors(double)["sink"].dtype == torch.float64

@@ -16,6 +16,7 @@ import sys
 import tempfile
 from collections.abc import Iterable
 from functools import cache
+from itertools import takewhile
 from pathlib import Path
 
 if __name__ == "__main__":
@@ -27,7 +28,7 @@ from emulator import build
 from emulator.bug_table import BUGS, Bug
 from emulator.cases import CASES
 from emulator.launcher import KernelError, Launcher, Mode
-from emulator.problem import KERNELS, Tensors, expected_results, judge, make, run, variant
+from emulator.problem import Tensors, expected_results, judge, make, run, variant
 
 # The checks: values and faults in the three fast modes, the check build, bank conflicts.
 CATCHERS: dict[str, Mode] = {"E": "eager", "L": "lazy", "R": "random", "C": "check", "B": "lazy"}
@@ -36,18 +37,27 @@ LOG2E = 1.4426950408889634
 
 
 @cache
-def cached_case(case: str) -> tuple[Tensors, tuple[Tensors, Tensors]]:
-    """Inputs with the correct kernels' outputs, and the expected outputs."""
-    p = CASES[case]
-    made = make(p)
-    tensors = dict(made)
-    for kernel in KERNELS:
-        tensors |= run(p, Launcher("eager"), kernel, tensors)
-    low, exact = expected_results(p, made)
+def made_for(case: str) -> Tensors:
+    return make(CASES[case])
+
+
+@cache
+def read_by(case: str, kernel: str) -> Tensors:
+    """Inputs of a case, with what correct kernels compute of them before this one."""
+    tensors = dict(made_for(case))
+    for earlier in takewhile(kernel.__ne__, ("fwd", "delta")):  # the last two read these only
+        tensors |= run(CASES[case], Launcher("eager"), earlier, tensors)
+    return tensors
+
+
+@cache
+def expected(case: str) -> tuple[Tensors, Tensors]:
+    made = made_for(case)
+    low, exact = expected_results(CASES[case], made)
     delta = (exact["out"] * made["grad_out"].double()).sum(-1) - made["grad_lse"].double()
     terms = torch.stack([exact["lse"] * LOG2E, delta], dim=-1)
     terms[exact["lse"].isinf()] = 0.0
-    return tensors, (low | {"delta": terms}, exact | {"delta": terms})
+    return low | {"delta": terms}, exact | {"delta": terms}
 
 
 def mutated(bug: Bug, folder: Path) -> None:
@@ -63,12 +73,12 @@ def mutated(bug: Bug, folder: Path) -> None:
 
 def report_of_check(bug: Bug, catcher: str, folder: Path) -> str:
     """The report of one check on a bug; empty if the check misses it."""
-    tensors, expected = cached_case(bug.case)
+    tensors = read_by(bug.case, bug.kernel)
     p, launcher = CASES[bug.case], Launcher(CATCHERS[catcher], seconds=SECONDS, folder=folder)
     try:
         outputs = run(p, launcher, bug.kernel, tensors)
         if catcher != "B":
-            judge(p, outputs, expected)
+            judge(p, outputs, expected(bug.case))
     except (KernelError, AssertionError) as error:
         return "" if catcher == "B" else str(error).splitlines()[0]
     if catcher == "B" and launcher.counts.bank_ways > launcher.counts.matrices:
@@ -95,7 +105,7 @@ def in_child(bug: Bug, catcher: str, folder: Path) -> str:
 def reports_by_check(bug: Bug, catchers: Iterable[str] = CATCHERS) -> dict[str, str]:
     """Check → its report, of the checks that catch the bug."""
     p = CASES[bug.case]
-    cached_case(bug.case)
+    read_by(bug.case, bug.kernel), expected(bug.case)  # once, in what is forked
     with tempfile.TemporaryDirectory() as scratch:
         mutated(bug, Path(scratch))
         # before the fork, since a compiler error does not count as a catch
@@ -105,13 +115,12 @@ def reports_by_check(bug: Bug, catchers: Iterable[str] = CATCHERS) -> dict[str, 
     return {catcher: report for catcher, report in reports.items() if report}
 
 
-def reports_on_correct_kernels(bugs: list[Bug]) -> list[str]:
-    """The reports of all checks on the correct kernels; there should be none."""
-    clean = {(bug.case, bug.kernel): bug for bug in bugs}.values()
+def reports_on_correct_kernels(tried: Iterable[tuple[Bug, str]]) -> list[str]:
+    """The reports of the checks on the kernels without the bugs; there should be none."""
+    clean = {(bug.case, bug.kernel, catcher): bug for bug, checks in tried for catcher in checks}
     reports = [
         (bug, catcher, report_of_check(bug, catcher, build.CUDA))
-        for bug in clean
-        for catcher in CATCHERS
+        for (_, _, catcher), bug in clean.items()
     ]
     return [
         f"{bug.case}, {bug.kernel}, {catcher}: {text}" for bug, catcher, text in reports if text
@@ -122,12 +131,13 @@ def main(names: list[str], *, one: bool) -> int:
     """Print the table and return the number of bugs that a check misses but should catch."""
     torch.set_num_threads(1)
     chosen = [bug for bug in BUGS if not names or bug.name in names]
-    if wrong := reports_on_correct_kernels(chosen):
+    due = [bug.catch[n % len(bug.catch)] if one else bug.catch for n, bug in enumerate(chosen)]
+    tried = [wanted if one else "".join(CATCHERS) for wanted in due]
+    if wrong := reports_on_correct_kernels(zip(chosen, tried, strict=True)):
         raise SystemExit("without a bug:\n" + "\n".join(wrong))
     missed = 0
-    for place, bug in enumerate(chosen):
-        wanted = bug.catch[place % len(bug.catch)] if one else bug.catch
-        reports = reports_by_check(bug, wanted if one else CATCHERS)
+    for bug, wanted, checks in zip(chosen, due, tried, strict=True):
+        reports = reports_by_check(bug, checks)
         missing = "".join(catcher for catcher in wanted if catcher not in reports)
         missed += bool(missing or not reports)
         text = reports.get("C") or next(iter(reports.values()), "nothing")

@@ -33,7 +33,7 @@ _INCLUDE = re.compile(r'^\s*#\s*include\s*"([\w./]+)"', re.MULTILINE)
 _FLAGS = ("-std=c++17", "-march=x86-64-v3", "-fPIC", "-g1", "-DNB_EMULATOR")
 # Uninitialised variables contain a pattern, so that results show their use.
 _KERNEL = ("-x", "c++", "-Wall", "-Wno-unknown-pragmas", "-ftrivial-auto-var-init=pattern")
-_FAST = ("-O1",)  # more optimisation takes longer to compile than it saves
+_FAST = ("-Og",)  # more optimisation takes longer to compile than it saves
 # Compiled for the thread sanitizer but not linked with it: faults.cpp implements its hooks.
 _CHECKED = (
     "-O1",
@@ -70,7 +70,7 @@ def kernel(variant: Variant, *, checked: bool, folder: Path = CUDA) -> Path:
     """The library of a kernel in `folder`; if `checked`, the emulator checks every access."""
     build_flags = (*_KERNEL, *(_CHECKED if checked else _FAST))
     flags = (*build_flags, *variant.options, f"-I{folder}", f"-I{CUDA}")
-    return library([folder / variant.source], flags, ahead=_headers(build_flags))
+    return library([folder / variant.source], flags, ahead=headers(build_flags))
 
 
 def library(paths: Sequence[Path], flags: Sequence[str], ahead: Path | None = None) -> Path:
@@ -96,7 +96,7 @@ def library(paths: Sequence[Path], flags: Sequence[str], ahead: Path | None = No
 
 
 @cache
-def _headers(flags: tuple[str, ...]) -> Path:
+def headers(flags: tuple[str, ...]) -> Path:
     """The precompiled `emulator.h`, which halves the time to compile a kernel."""
     header = HERE / "emulator.h"
     target = directory() / f"emulator-{_digest([header], flags)}.h.gch"

@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,8 @@ from oracle import axis_matrix, bound_axes
 from work import work
 
 from nbattn import Axis, Mask
-from nbattn.geometry import BoundAxis, bind
+from nbattn.geometry import Axes, BoundAxis, bind
+from nbattn.program import tile_traversal
 from nbattn.program.tile_traversal import Traversal
 
 Count = Callable[[str, int], None]
@@ -163,3 +165,22 @@ def test_the_first_tile_starts_at_the_window() -> None:
     bound_axis = bind(Mask(Axis(3, 3, border="wrap")), 64, 64)[0]
     assert Traversal(bound_axis).tile_pairs(64, 8) == 1 + 8  # 61 to 63, and 0 to 60
     assert Traversal(bound_axis).tile_pairs(8, 16) == 8 + 2  # one more for each tile at the seam
+
+
+@pytest.mark.parametrize("side", ["queries", "keys"])
+def test_gradients_of_other_pairs_than_the_output_are_refused(
+    side: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    axes, sizes = bind(Mask(Axis(2, 1, border="shift")), 9), ((4,), (3,))
+    found = tile_traversal.pairs_of_kernels(axes, sizes, None, sizes)
+    assert np.array_equal(found, axis_matrix(axes[0].spec, 9, 9))
+    right, wrong = tile_traversal.pairs, ((2,), (3,))
+
+    def one_fewer(axes: Axes, rows: Any, columns: Any, *, inverse: bool) -> np.ndarray:
+        pairs = right(axes, rows, columns, inverse=inverse)
+        pairs[4, 4] &= (rows, columns) != wrong or inverse != (side == "keys")
+        return pairs
+
+    monkeypatch.setattr(tile_traversal, "pairs", one_fewer)
+    with pytest.raises(AssertionError, match=f"the {side}' gradients differ from the output's"):
+        tile_traversal.pairs_of_kernels(axes, sizes, wrong, wrong)

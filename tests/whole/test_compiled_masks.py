@@ -278,6 +278,9 @@ BAD: dict[str, Callable[[Tensor], Any]] = {
     "backend": lambda x: nbattn.attention(x, x, x, Mask.causal(), backend="best"),
     "layer": lambda x: LAYER(x),
 }
+# Where torch leaves its graph, it compiles what is called one by one, for seconds. The numbers of
+# these are symbolic then; the others run as they do without `dynamic`.
+TWICE = ("Axis(3, 3, causal=True)", "softcap")
 
 
 @pytest.mark.parametrize("dynamic", [False, True])
@@ -287,7 +290,8 @@ def test_errors_raised_while_tracing_keep_their_fix(name: str, dynamic: bool) ->
     with pytest.raises(nbattn.NbattnError) as eager:
         BAD[name](x)
     assert eager.value.fix
-    for fullgraph in (False,) if OLD else (False, True):
+    eager_again = not dynamic or name in TWICE
+    for fullgraph in (False,) if OLD else (False, True)[not eager_again :]:
         torch._dynamo.reset()
         compiled = torch.compile(BAD[name], fullgraph=fullgraph, dynamic=dynamic, backend="eager")
         with pytest.raises(Exception) as traced:  # noqa: PT011

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch_forks
 from own_warnings import script
 from torch import Tensor
 
@@ -52,12 +53,8 @@ NEEDED = {
 def run(path: Path, without: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
     """An example as a program, where some packages are not installed."""
     absent = f"import sys\nsys.modules |= dict.fromkeys({without!r})\n"
-    return subprocess.run(
-        [sys.executable, *script(path, absent), *EPOCHS.get(path.stem, [])],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-    )
+    arguments = [*script(path, absent), *EPOCHS.get(path.stem, [])]
+    return torch_forks.run(arguments, {**os.environ, "PYTHONPATH": str(ROOT)})
 
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.stem)

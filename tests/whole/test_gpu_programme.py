@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +26,15 @@ def test_sample(n):
 def test_hangs():
     if {hang}:
         time.sleep(600)
+"""
+
+
+TORCH = """
+from types import SimpleNamespace as Names
+
+__version__, version = "0", Names(cuda=None)
+cuda = Names(is_available=lambda: False)
+backends = Names(cpu=Names(get_cpu_capability=lambda: "none"))
 """
 
 
@@ -144,8 +154,17 @@ def run_tests(programme: ModuleType, out: Path, hang: bool) -> dict[str, list[st
     return found
 
 
-def test_each_test_has_one_line_and_runs_once(programme: ModuleType, tmp_path: Path) -> None:
-    """A test that hangs ends its process, and a new one runs the others."""
+def test_each_test_has_one_line_and_runs_once(
+    programme: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A test that hangs ends its process, and a new one runs the others: seven processes, in which
+    torch is the little that lines ask of it.
+    """
+    (tmp_path / "instead").mkdir()
+    (tmp_path / "instead" / "torch.py").write_text(TORCH)
+    known = programme.environment()
+    known["PYTHONPATH"] = f"{tmp_path / 'instead'}{os.pathsep}{known['PYTHONPATH']}"
+    monkeypatch.setattr(programme, "environment", lambda: known)
     expected = {f"test_sample[{n}]": ["failed" if n == 2 else "passed"] for n in range(4)}
     assert run_tests(programme, tmp_path, True) == {**expected, "test_hangs": ["no end"]}
     before = (tmp_path / "tests.jsonl").read_text()

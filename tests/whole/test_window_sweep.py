@@ -33,6 +33,7 @@ pytestmark = pytest.mark.skipif(build.missing() is not None, reason=str(build.mi
 
 Count = Callable[[str, int], None]
 SOURCE = Path(__file__).resolve().parents[1] / "instruments" / "window_sweep.cpp"
+QUICKLY = ("-O1",)  # to compile: there are sixteen builds, and each runs a second
 STEP = 89  # at which every value of every field meets every other that it may, as a test shows
 # Extents of query and key tiles.
 TILES = (
@@ -51,7 +52,8 @@ def device(tiles: Any = TILES[0], *, two_runs: bool = True, key_range: bool = Fa
     flags.append("-DNB_VALUE_DIM=16")  # used by nothing here
     for side, extents in zip(("QUERY", "KEY"), tiles, strict=True):
         flags += [f"-DNB_{side}_TILE_{axis}={n}" for axis, n in enumerate(extents)]
-    return ctypes.CDLL(str(build.library([SOURCE], ("-O2", *flags))))
+    ahead = build.headers(QUICKLY)
+    return ctypes.CDLL(str(build.library([SOURCE], (*QUICKLY, *flags), ahead)))
 
 
 def pointer(array: np.ndarray) -> ctypes.c_void_p:

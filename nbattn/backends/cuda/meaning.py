@@ -105,23 +105,12 @@ class CudaArguments:
         return starts, counts, axis.spec.dilation
 
     def allowed(self, queries: tuple[int, ...], keys: tuple[int, ...]) -> NDArray[np.bool_]:
-        """The mask that the kernels compute, tile by tile. Raises AssertionError if a kernel
-        computes a pair twice, or if the gradients' pairs differ from the forward's.
+        """The mask that the kernels compute, tile by tile. Raises
+        AssertionError if one computes a pair twice, or if their pairs differ.
         """
-        forward = self._pairs(self.forward, inverse=False)
-        for tiles, inverse in ((self.grad_query, False), (self.grad_key, True)):
-            if tiles is None:
-                continue
-            if not np.array_equal(self._pairs(tiles, inverse=inverse), forward):
-                kernel = "keys" if inverse else "queries"
-                raise AssertionError(
-                    f"the pairs of the {kernel}' gradients differ from the output's"
-                )
-        return forward
-
-    def _pairs(self, tiles: Tiles, *, inverse: bool) -> NDArray[np.bool_]:
-        """The pairs that one kernel computes, as a bool matrix `[queries, keys]`."""
-        return tile_traversal.pairs(self.axes, *self._extents(tiles), inverse=inverse)
+        kernels = (self.forward, self.grad_query, self.grad_key)
+        sizes = [None if tiles is None else self._extents(tiles) for tiles in kernels]
+        return tile_traversal.pairs_of_kernels(self.axes, *sizes)
 
     def _extents(self, tiles: Tiles) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Rows and columns of a tile on the axes of the mask."""

@@ -18,7 +18,7 @@ from nbattn.backends.cuda import tiles as cuda_tiles
 from nbattn.backends.cuda.choice import packed_grid
 from nbattn.backends.cuda.meaning import CudaArguments
 from nbattn.backends.cuda.tiles import Build, Tiles
-from nbattn.backends.inputs import Gradients, Inputs, accumulate_dtype, new_lse, new_output
+from nbattn.backends.inputs import Gradients, Inputs, kernel_tensors, new_lse, new_output
 from nbattn.backends.logsumexp import sink_gradient
 from nbattn.geometry import Axes
 from nbattn.kernels import launch, layout
@@ -61,7 +61,7 @@ def forward(
 ) -> tuple[Tensor, Tensor | None]:
     """Computes the output, and the logsumexp if it is requested or a backward may follow."""
     window = _window(program)
-    tensors = _tensors(inputs)
+    tensors = kernel_tensors(inputs)
     (forward_launch,) = _launches(*_launch_key(window, inputs, tensors, None))
     tensors["out"] = out = new_output(inputs.query, inputs.value)
     lse = None
@@ -85,7 +85,7 @@ def backward(
     out, lse = out.contiguous(), lse.contiguous()
     if window.forward.row_blocks and not _in_chunks(grad_out.shape, grad_out.stride()):
         grad_out = grad_out.contiguous()
-    tensors = _tensors(inputs)
+    tensors = kernel_tensors(inputs)
     tensors |= {"out": out, "lse": lse, "grad_out": grad_out}
     tensors |= {} if grad_lse is None else {"grad_lse": grad_lse.contiguous()}
     tensors["delta"] = lse.new_empty((*lse.shape, 2))
@@ -107,19 +107,6 @@ def _window(program: Program) -> CudaArguments:
     (call,) = program.calls
     assert isinstance(call.arguments, CudaArguments)
     return call.arguments
-
-
-def _tensors(inputs: Inputs) -> Tensors:
-    """The inputs by their names in `layout.POINTERS`; those that have no strides are contiguous."""
-    tensors = {"query": inputs.query, "key": inputs.key, "value": inputs.value}
-    if inputs.extra_key is not None and inputs.extra_value is not None and inputs.has_extra:
-        tensors["extra_key"] = inputs.extra_key.contiguous()
-        tensors["extra_value"] = inputs.extra_value.contiguous()
-    if inputs.sink is not None:
-        tensors["sink"] = inputs.sink.to(accumulate_dtype(inputs.query.dtype)).contiguous()
-    if inputs.key_range is not None:
-        tensors["key_range"] = inputs.key_range.to(torch.int32).contiguous()
-    return tensors
 
 
 def _run(launcher: Launcher | None, step: Launch, tensors: Mapping[str, Tensor]) -> None:

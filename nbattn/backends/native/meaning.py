@@ -59,23 +59,15 @@ class NativeArguments:
         return starts, counts, axis.spec.dilation
 
     def allowed(self, queries: tuple[int, ...], keys: tuple[int, ...]) -> NDArray[np.bool_]:
-        """The mask that the kernels compute, tile by tile. Raises AssertionError if a kernel
-        computes a pair twice, if the gradients' pairs differ from the forward's, or if two work
-        items add to the gradient of one key at a time.
+        """The mask that the kernels compute, tile by tile, the same for all heads of one. Raises
+        AssertionError if one computes a pair twice, if their pairs differ, or if two work items add
+        to the gradient of one key at a time.
         """
-        forward = self._pairs(self.forward, inverse=False)
-        kernels = (self.grad_query, False), (self.grad_key, True), (self.grad_all, False)
-        for tiles, inverse in kernels:
-            if tiles is None:
-                continue
-            if not np.array_equal(self._pairs(tiles, inverse=inverse), forward):
-                kernel = "keys" if inverse else "queries"
-                raise AssertionError(
-                    f"the pairs of the {kernel}' gradients differ from the output's"
-                )
+        kernels = (self.forward, self.grad_all or self.grad_query, self.grad_key)
+        sizes = [None if tiles is None else self._extents(tiles) for tiles in kernels]
         if self.grad_all is not None:
             self._check_slabs(self.grad_all)
-        return forward
+        return tile_traversal.pairs_of_kernels(self.axes, *sizes)
 
     def _check_slabs(self, tiles: Tiles) -> None:
         """Every other slab of a class runs at a time: they have no key in common."""
@@ -95,12 +87,6 @@ class NativeArguments:
                         f"axis {number}: two slabs of {rows * groups} queries that run at a time "
                         f"add to the gradient of key {int(times.argmax())}"
                     )
-
-    def _pairs(self, tiles: Tiles, *, inverse: bool) -> NDArray[np.bool_]:
-        """The pairs that one kernel computes, as a bool matrix `[queries, keys]`. The mask is the
-        same for all heads of a tile.
-        """
-        return tile_traversal.pairs(self.axes, *self._extents(tiles), inverse=inverse)
 
     def _extents(self, tiles: Tiles) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Rows and columns of a tile on the axes of the mask: its columns are its hull."""

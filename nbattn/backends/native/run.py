@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from nbattn.axis import Axis
-from nbattn.backends.inputs import Gradients, Inputs, accumulate_dtype, new_lse, new_output
+from nbattn.backends.inputs import Gradients, Inputs, new_lse, new_output
+from nbattn.backends.inputs import kernel_tensors as _tensors
 from nbattn.backends.logsumexp import sink_gradient
 from nbattn.backends.native.meaning import NativeArguments
 from nbattn.backends.native.tiles import RANK
@@ -91,19 +92,6 @@ def _window(program: Program) -> NativeArguments:
     (call,) = program.calls
     assert isinstance(call.arguments, NativeArguments)
     return call.arguments
-
-
-def _tensors(inputs: Inputs) -> dict[str, Tensor]:
-    """The inputs by their names in `layout.POINTERS`; those that have no strides are contiguous."""
-    tensors = {"query": inputs.query, "key": inputs.key, "value": inputs.value}
-    if inputs.extra_key is not None and inputs.extra_value is not None and inputs.has_extra:
-        tensors["extra_key"] = inputs.extra_key.contiguous()
-        tensors["extra_value"] = inputs.extra_value.contiguous()
-    if inputs.sink is not None:
-        tensors["sink"] = inputs.sink.to(accumulate_dtype(inputs.query.dtype)).contiguous()
-    if inputs.key_range is not None:
-        tensors["key_range"] = inputs.key_range.to(torch.int32).contiguous()
-    return tensors
 
 
 def _run(numbers: bytes, tensors: dict[str, Tensor]) -> None:

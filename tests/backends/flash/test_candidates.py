@@ -81,6 +81,13 @@ def sweep(queries: int, keys: int, most: int, cases: Count) -> None:
     cases("flash masks, clipped", len(fields))
 
 
+@pytest.mark.parametrize("keys", range(1, 10))
+def test_clipped_windows_to_length_9(keys: int, cases: Count) -> None:
+    for queries in range(1, 10):
+        sweep(queries, keys, 9, cases)
+
+
+@pytest.mark.deep
 @pytest.mark.parametrize("keys", range(1, 13))
 def test_clipped_windows_to_length_12(keys: int, cases: Count) -> None:
     for queries in range(1, 13):
