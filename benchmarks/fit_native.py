@@ -19,7 +19,7 @@ from torch import Tensor
 from workloads import Workload, known, select
 
 from nbattn import machine
-from nbattn.backends.inputs import Inputs
+from nbattn.backends.inputs import Inputs, kernel_tensors
 from nbattn.backends.native import costs, run
 from nbattn.backends.native import tiles as native_tiles
 from nbattn.backends.native.costs import KERNELS, LANES, Work
@@ -58,7 +58,7 @@ def case(workload: Workload, dtype: torch.dtype) -> Case:
     own = {"out": out, "lse": lse, "grad_out": grad, "delta": lse.new_empty((*lse.shape, 2))}
     grads = {"grad_query": query, "grad_key": key, "grad_value": value}
     own |= {name: torch.empty_like(like) for name, like in grads.items()}
-    return Case(workload, request, run._tensors(inputs) | own, inputs)
+    return Case(workload, request, kernel_tensors(inputs) | own, inputs)
 
 
 def program(workload: Workload, tiles: dict[str, Tiles]) -> Program:

@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from nbattn.axis import Axis
-from nbattn.backends.inputs import Gradients, Inputs, new_lse, new_output
-from nbattn.backends.inputs import kernel_tensors as _tensors
+from nbattn.backends.inputs import Gradients, Inputs, kernel_tensors, new_lse, new_output
 from nbattn.backends.logsumexp import sink_gradient
 from nbattn.backends.native.meaning import NativeArguments
 from nbattn.backends.native.tiles import RANK
@@ -42,7 +41,7 @@ def warmup(program: Program) -> None:
 def forward(program: Program, inputs: Inputs, *, return_lse: bool) -> tuple[Tensor, Tensor | None]:
     """Computes the output, and the logsumexp if it is requested or a backward may follow."""
     window = _window(program)
-    tensors = _tensors(inputs)
+    tensors = kernel_tensors(inputs)
     tensors["out"] = out = new_output(inputs.query, inputs.value)
     lse = None
     if return_lse or window.grad_key or window.grad_all:
@@ -62,7 +61,7 @@ def backward(
     """Computes the gradients from the final output and logsumexp."""
     window = _window(program)
     out, lse = out.contiguous(), lse.contiguous()
-    tensors = _tensors(inputs) | {"out": out, "lse": lse, "grad_out": grad_out}
+    tensors = kernel_tensors(inputs) | {"out": out, "lse": lse, "grad_out": grad_out}
     if grad_lse is not None:
         tensors["grad_lse"] = grad_lse.contiguous()
     passes: tuple[int, ...] = (_GRAD_ALL,)
