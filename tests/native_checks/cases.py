@@ -20,7 +20,11 @@ def case(
     key_groups: Extents | None = None,
     **more: object,
 ) -> Problem:
-    """The passes by queries share their tiles; those of keys have one head."""
+    """The passes by queries share their tiles; those of keys have one head. With a slab, there are
+    no passes by keys.
+    """
+    if "slab" in more:
+        return Problem(common, (rows, rows), (groups, groups), **more)
     by_key, key_groups = keys or rows, key_groups or (1, *groups[1:])
     return Problem(common, (rows, rows, by_key), (groups, groups, key_groups), **more)
 
@@ -97,10 +101,41 @@ CASES = {
     "negative": case(Common(Mask(Axis(12, 4, prefix=5)), (40,), (40,), dtype=torch.float32,
                             heads=2, scale=-0.7, head_dim=16, value_dim=9), (1, 1, 1, 16),
                      threads=3),
+    # All gradients at once.
+    "all line": case(Common(Mask(Axis(3, 2)), (100,), (100,), dtype=torch.float32, heads=1,
+                            head_dim=7, value_dim=40), (1, 1, 1, 16), slab=(1, 1, 1), threads=3),
+    "all plane": case(Common(Mask(Axis(2, 1, dilation=3), Axis(1, 2, border="shift")), (41, 7),
+                             (41, 7), dtype=torch.float32, batch=2, heads=6, group=3, head_dim=20,
+                             value_dim=12, layout="channels",
+                             ranges=(((3, 41), (0, 6)), ((-1, 30), (1, 9)))),
+                      (2, 1, 2, 4), slab=(1, 2, 2), threads=3),
+    "all double": case(Common(Mask(Axis(3, 2), Axis(2, 1)), (5, 26), (5, 26), dtype=torch.float64,
+                              head_dim=5, value_dim=21, softcap=1.5, sink=True),
+                       (1, 1, 4, 4), slab=(1, 2, 1), threads=2),
+    "all space": case(Common(Mask(Axis(1, 1), Axis(2, 0), Axis(1, 3)), (13, 5, 7), (13, 5, 7),
+                             dtype=torch.float32, heads=4, group=2, head_dim=8, value_dim=70),
+                      (1, 2, 2, 4), (1, 1, 2, 1), slab=(1, 2, 2), threads=3),
+    "all torus": case(Common(Mask(Axis(2, 1, border="wrap"),
+                                  Axis(1, 3, border="wrap", dilation=2)), (7, 14), (7, 14),
+                             dtype=torch.float32, head_dim=10, value_dim=14, layout="packed"),
+                      (1, 1, 4, 4), slab=(1, 2, 2)),
+    "all strided": case(Common(Mask(Axis(4, causal=True, stride=2, align="bottom-right")), (30,),
+                               (50,), dtype=torch.float32, sink=True, softcap=2.0, batch=2,
+                               ranges=(((1, 43),), ((0, 50),))), (1, 1, 1, 16), slab=(1, 1, 1)),
+    "all empty": case(Common(Mask(Axis(2, 0, align="top-left", offset=-20)), (40,), (9,),
+                             dtype=torch.float32, head_dim=4, value_dim=4, heads=1),
+                      (1, 1, 1, 16), (1, 1, 1, 2), slab=(1, 1, 2)),
+    "all boxes": case(Common(Mask(Axis(), Axis(2, 2), Axis()), (3, 4, 3), (11, 4, 13),
+                             dtype=torch.float32, heads=1, head_dim=160, value_dim=130),
+                      (1, 2, 4, 2), (1, 2, 1, 2), slab=(1, 1, 1)),
+    # More than a megabyte of gradients of keys, and more in all than stays in the caches.
+    "all long": case(Common(Mask(Axis()), (20,), (1450,), dtype=torch.float32, heads=1,
+                            head_dim=1480, value_dim=40), (1, 1, 1, 16), slab=(1, 1, 1),
+                     threads=2),
 }
 # fmt: on
 PROBED = (
     *("line", "double", "plane", "space", "planes", "dilated", "strided", "padded", "heads"),
-    *("torus", "negative"),
+    *("torus", "negative", "all line", "all plane", "all double", "all space", "all torus"),
 )
 AVERAGES = ("averages of halves", "averages of bfloats")  # of two values, rounded once

@@ -23,7 +23,7 @@ from native_checks.replay import Case, Data, Step
 from nbattn import Mask
 from nbattn.kernels import layout
 
-PASSES = ("forward", "grad_query", "grad_key")
+PASSES = ("forward", "grad_query", "grad_key", "grad_all")
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 # What a result may be off besides the error of its type. Gradients are sums that cancel; a missing
 # key is a thousand times as much.
@@ -40,14 +40,22 @@ class Problem:
         common: the mask, the sizes and the numbers; its tiles play no part.
         rows: the tile of each pass: heads of a key head, then three axes.
         groups: tiles of a group of each pass.
+        slab: groups of an item on each axis, of the pass that computes all gradients: then it is
+            the backward, else there are two, by queries and by keys. Of the slabs of an axis, every
+            other one may share no column.
         heads_first: whether the inputs are views of `[B, H, *space, D]`.
     """
 
     common: gpu.Problem
-    rows: tuple[Extents, Extents, Extents]
-    groups: tuple[Extents, Extents, Extents]
+    rows: tuple[Extents, ...]
+    groups: tuple[Extents, ...]
     threads: int = 1
     heads_first: bool = False
+    slab: tuple[int, int, int] | None = None
+
+    @property
+    def passes(self) -> tuple[str, ...]:
+        return PASSES[:3] if self.slab is None else (PASSES[0], PASSES[3])
 
 
 def case_of(name: str, p: Problem, made: Tensors) -> Case:
@@ -58,26 +66,29 @@ def case_of(name: str, p: Problem, made: Tensors) -> Case:
     }
     rows = math.prod(made["query"].shape[:-1])
     item = p.common.accumulator.itemsize
-    outputs = (
-        {"out": made["grad_out"].numel() * p.common.dtype.itemsize, "lse": rows * item},
-        {"grad_query": _bytes(made["query"]), "delta": 2 * rows * item},
-        {"grad_key": _bytes(made["key"]), "grad_value": _bytes(made["value"])} | extra,
-    )
+    of_query = {"grad_query": _bytes(made["query"])}
+    of_keys = {f"grad_{n}": _bytes(made[n]) for n in ("key", "value")}
+    outputs = {
+        "forward": {"out": made["grad_out"].numel() * p.common.dtype.itemsize, "lse": rows * item},
+        "grad_query": of_query | {"delta": 2 * rows * item},
+        "grad_key": of_keys | extra,
+        "grad_all": of_query | of_keys,
+    }
     numbers = gpu.numbers(p.common, "fwd", made)
     steps = []
-    for number, writes in enumerate(outputs):
+    for kind, tile, group in zip(p.passes, p.rows, p.groups, strict=True):
         job = struct.pack(
-            "<14i",
+            "<16i",
             DTYPES.index(p.common.dtype),
-            number,
-            *p.rows[number],
-            *p.groups[number],
+            PASSES.index(kind),
+            *tile,
+            *group,
+            *(p.slab or (1, 1, 1)),
             p.threads,
             p.common.head_dim,
             p.common.value_dim,
-            0,
         )
-        steps.append(Step(numbers + job, writes))
+        steps.append(Step(numbers + job, outputs[kind]))
     return Case(name, known, tuple(steps), layout.POINTERS)
 
 
@@ -113,7 +124,8 @@ def results_of(p: Problem, made: Tensors, raw: dict[str, bytes]) -> Tensors:
     shapes = {n: (t.shape, common.dtype) for n, t in like.items()}
     shapes["out"] = made["grad_out"].shape, common.dtype
     shapes["lse"] = made["grad_lse"].shape, common.accumulator
-    shapes["delta"] = (*made["grad_lse"].shape, 2), common.accumulator
+    if p.slab is None:
+        shapes["delta"] = (*made["grad_lse"].shape, 2), common.accumulator
     return {
         name: torch.frombuffer(bytearray(raw[name]), dtype=dtype).view(shape)
         for name, (shape, dtype) in shapes.items()
