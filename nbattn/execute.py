@@ -147,7 +147,10 @@ def _is_unknown(lse: Tensor) -> bool:
         return not any(
             stride for size, stride in zip(lse.shape, lse.stride(), strict=True) if size > 1
         )
-    return bool(lse.isnan().all())
+    first = lse[(0,) * lse.dim()]
+    # All are looked at only if one is NaN: the threads of a parallel operation wait in a loop for
+    # more work, on cores that the gradients need.
+    return bool(first.isnan()) and bool(lse.isnan().all())
 
 
 def _accepted(plan: Plan) -> Iterator[Candidate]:

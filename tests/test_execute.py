@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from plan_calls import CAUSAL, close, tensors
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import nbattn
 from nbattn import BackendError, Mask, execute
@@ -133,3 +134,34 @@ def test_auto_runs_another_backend_where_its_kernels_turn_out_not_to_compile(
     chosen = nbattn.plan(mask, (1, 40, 2, 8), dtype=torch.float32, backend="native", device="cpu")
     with pytest.raises(BackendError, match="a header is missing"):
         chosen.run(*(tensor.detach() for tensor in tensors))
+
+
+# What a backward asks of a logsumexp.
+
+
+class Elements(TorchDispatchMode):
+    """The most elements that an operation reads."""
+
+    most = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if not func.is_view:
+            read = (arg.numel() for arg in args if isinstance(arg, torch.Tensor))
+            self.most = max(self.most, *read, 0)
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_known_logsumexp_is_known_by_one_number() -> None:
+    """An operation on all of it would leave torch's threads waiting in a loop, on cores that the
+    gradients need.
+    """
+    known = torch.zeros(2, 300, 400, 4)
+    known[1:] = torch.nan
+    unknown = torch.full((2, 5, 4), torch.nan)
+    with Elements() as elements:
+        assert not execute._is_unknown(known)
+    assert elements.most == 1
+    assert execute._is_unknown(unknown)
+    unknown[1, 2, 3] = 0
+    assert not execute._is_unknown(unknown)
+    assert not execute._is_unknown(unknown[:0])
