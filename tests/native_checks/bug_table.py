@@ -42,7 +42,7 @@ ELEMENTS = [  # numbers and rows of the tensors
     Bug("channels next to each other", ELEMENT, "number(from[i * step])", "number(from[i])",
         "dilated", "V"),
     Bug("what a row lacks is not zero", ELEMENT, "for (; i < width; ++i) to[i] = 0;", "",
-        "all strided", "V"),
+        "all boxes", "V"),
     Bug("rows that are nowhere are read", ELEMENT, "if (at[row] != kNowhere) {\n      load_row",
         "{\n      load_row", "line", "GV"),
     Bug("rows that are nowhere are written", ELEMENT, "continue;\n    T* const to",
