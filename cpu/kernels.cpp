@@ -138,7 +138,8 @@ inline void begin_groups(Worker<F>& w, const Call& call, const Place& place, con
 // thread is likely the one after those that the other threads are about to take.
 template <class Rule, bool kKeyRows, class F>
 inline void run_item(Worker<F>& w, const Call& call, long item) {
-  const Place place = place_of(call, item), likely = place_of(call, min_of(item + call.threads, call.items - 1));
+  const long last = call.items - 1, soon = item + call.threads;
+  const Place place = place_of(call, item), likely = place_of(call, soon < last ? soon : last);
   const int first_of_likely[3] = {likely.group[0].lo, likely.group[1].lo, likely.group[2].lo};
   int at[3] = {place.group[0].lo, place.group[1].lo, place.group[2].lo};
   for (bool more = true; more;) {

@@ -53,20 +53,23 @@ inline void ask_for_large_pages(const Job& job) {
 constexpr long long kPart = 1 << 20;
 struct Zeros {
   char* data[2];
-  long long bytes[2], next;
+  long long bytes[2], most, next;
 };
 inline void fill(void* data) {
   Zeros& zeros = *static_cast<Zeros*>(data);
-  for (long long at; (at = __atomic_fetch_add(&zeros.next, kPart, __ATOMIC_RELAXED)) < max_of(zeros.bytes[0], zeros.bytes[1]);)
-    for (int i = 0; i < 2; ++i)
-      if (at < zeros.bytes[i]) memset(zeros.data[i] + at, 0, min_of(kPart, zeros.bytes[i] - at));
+  for (long long at; (at = __atomic_fetch_add(&zeros.next, kPart, __ATOMIC_RELAXED)) < zeros.most;)
+    for (int i = 0; i < 2; ++i) {
+      const long long left = zeros.bytes[i] - at;
+      if (left > 0) memset(zeros.data[i] + at, 0, left < kPart ? left : kPart);
+    }
 }
 inline void clear_gradients(const Job& job) {
   const long long keys = rows_of(job, true) * size_of(job.type);
   Zeros zeros = {{static_cast<char*>(job.params.grad_key), static_cast<char*>(job.params.grad_value)},
                  {keys * job.head_dim, keys * job.value_dim},
+                 keys * (job.head_dim > job.value_dim ? job.head_dim : job.value_dim),
                  0};
-  const long long parts = (max_of(zeros.bytes[0], zeros.bytes[1]) + kPart - 1) / kPart;
+  const long long parts = (zeros.most + kPart - 1) / kPart;
   run_on(int(parts < job.threads ? parts : job.threads), fill, &zeros);
 }
 }  // namespace nb

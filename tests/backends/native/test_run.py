@@ -404,3 +404,21 @@ def test_warmup_loads_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
     plan = nbattn.plan(Mask.neighborhood(7), (1, 40, 2, 16), device="cpu", backend="native")
     plan.warmup()
     assert asked
+
+
+@pytest.mark.deep
+def test_gradients_of_more_than_two_gibibytes() -> None:
+    """Bytes are counted in 64 bits; every query shares its gradient among all keys."""
+    keys, queries = 2_200_000, 16
+    row = torch.randn(1, 1, 1, 256)
+    given = [
+        row.expand(1, queries, 1, 256),
+        row.expand(1, keys, 1, 256),
+        row[..., :8].expand(1, keys, 1, 8),
+    ]
+    given = [tensor.detach().requires_grad_() for tensor in given]
+    out = nbattn.attention(*given, Mask(Axis()), backend="native")
+    _, of_keys, of_values = torch.autograd.grad(out, given, torch.ones_like(out))
+    assert of_keys.numel() * 4 > 2 << 30
+    assert of_keys.isfinite().all()
+    torch.testing.assert_close(of_values.sum(dim=(0, 1, 2)), torch.full((8,), float(queries)))
