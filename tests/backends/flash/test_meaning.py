@@ -15,7 +15,7 @@ from nbattn.program import device
 from nbattn.program.bands import Band, trim
 
 Count = Callable[[str, int], None]
-LENGTHS = range(1, 10)
+LENGTHS = range(1, 13)
 SHAPES = tuple(product(LENGTHS, repeat=2))
 
 
@@ -26,7 +26,7 @@ def matrix(band: Band, rows: int, keys: int) -> np.ndarray:
 # Meanings
 
 
-SIDES = (-4, -1, 0, 1, 2, 5, 8, 9, 20)
+SIDES = (-4, -1, 0, 1, 2, 5, 8, 11, 12, 20)
 
 
 def pairs_of(call: FlashArguments, rows: int, keys: int) -> np.ndarray:

@@ -80,6 +80,8 @@ def test_tiles_are_legal_for_any_request(cases: Count, request_: Request) -> Non
             assert cut.tile[0] == cut.group[0] == 1
         assert chosen == tiles.given(kernel, request_, request_.axes(), cut)
         assert cut.slab == (1, 1, 1) or kernel == "grad_all"
+        if kernel == "grad_all":  # slab by slab, by the keys of each
+            NativeArguments(request_.axes(), cut)._check_slabs(cut)
         cases("native choices", 1)
 
 
