@@ -1,5 +1,5 @@
-// backward.h - the backward passes of a tile: weights from the logsumexp, then sums over its columns. Rows are queries
-// for dQ, keys for dK and dV, so that every gradient is written once.
+// backward.h - the backward passes of a tile: weights from the logsumexp, then sums. Rows are queries for dQ and for all
+// gradients at once, where columns have sums, too; in the pass of dK and dV alone they are keys.
 #pragma once
 #include "forward.h"
 

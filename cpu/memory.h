@@ -27,7 +27,7 @@ inline char* scratch(long bytes) {
   return reinterpret_cast<char*>(own + 1);
 }
 
-// Asks for large pages under a new tensor of `rows` rows: each first touch of a small one is a fault, and faults of
+// Asks for large pages under a new tensor: each first touch of a small one is a fault, and faults of
 // several threads wait for each other. Only from 32 MiB on, where the C library maps memory that ends with the tensor:
 // else later tensors would take the pages, whole ones for a part.
 inline void ask_for_large_pages(void* data, long long bytes) {

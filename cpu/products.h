@@ -1,4 +1,5 @@
-// products.h - the two matrix products: lanes are vectors, and every number of a row is broadcast to them.
+// products.h - the two matrix products: of scores, whose vectors are lanes, and of sums, whose vectors are channels. The
+// other factor is broadcast, number by number.
 #pragma once
 #ifdef __AVX512BF16__
 #include <immintrin.h>

@@ -8,7 +8,7 @@ template <class F>
 struct Tile {  // 16 rows, and what is known of them
   const AxisTile<F>* axis[3];
   unsigned rows, valid;
-  int head;          // of the first lane
+  int head;            // of the first lane
   Wide<F> *a, *b;      // the rows: [D] and [E] numbers of each lane
   F *rows_a, *rows_b;  // the same, row by row: kept where columns have sums
   F *sum_a, *sum_b;    // 16 rows of sums
@@ -19,8 +19,8 @@ template <class F>
 struct Worker {
   const Job& job;
   const Params& p;
-  int d, e, row_a, row_b, lanes_a, lanes_b, kv_heads;  // sizes; of packed rows (whole vectors), of lanes (times 16)
-  long capacity;                                       // columns that are packed at once
+  int d, e, row_a, row_b, lanes_a, lanes_b;  // sizes; of packed rows (whole vectors), of lanes (times 16)
+  long capacity;                             // columns that are packed at once
   AxisGroup<F> group[3];
   AxisRuns columns[3];
   long group_number[3] = {-1, -1, -1};  // of `group`
@@ -97,7 +97,6 @@ struct Worker {
     row_b = rounded(e, kChannels<F>);
     lanes_a = rounded(d, kLanes);
     lanes_b = rounded(e, kLanes);
-    kv_heads = p.heads / p.group;
     pairs = kHasPairs && sizeof(F) == 4 && job.type == kBfloat;
     pair_a = rounded(d, 4) / 2;
     pair_b = rounded(e, 4) / 2;
@@ -167,7 +166,7 @@ struct Worker {
     int count = 0;
     long long at_a[kFew], at_b[kFew];
   };
-  // The next few rows, which are asked for; with `numbers`, also those of the queries that dK and dV need.
+  // Where the next few rows are; with `numbers`, also the logsumexp and delta of these queries.
   NB_APART void next(BoxRows& r, long first, Few& few, bool numbers) const {
     few.first = first;
     for (few.count = 0; few.count < kFew && r.left; ++few.count, r.advance()) {
