@@ -119,8 +119,9 @@ def features(row: dict[str, Any], request: Request) -> list[float]:
     copies = request.batch * request.kv_heads
     wide = costs.WIDE.get(request.dtype, 1.0)
     columns, gradients = work.columns + work.extra, 1 if kernel == "forward" else 2
+    scores, sums = costs.products(kernel, request)
     cycles = (
-        columns * costs.products(kernel, request) * wide, columns * wide,
+        (columns * scores + (work.summed + work.extra) * sums) * wide, columns * wide,
         work.copied * channels, work.copied * channels * (kernel == "grad_all"), work.tiles,
         work.tiles * channels * gradients * wide,
     )  # fmt: skip

@@ -19,12 +19,6 @@ NB_INLINE void weights_of(Worker<F>& w, Tile<F>& t, const Gate<F>& gate, const P
   if (w.p.softcap != 0)
     NB_UNROLL for (int m = 0; m < M; ++m) ds[m] = ds[m] * slope[m];
 }
-// sum += weights times the columns' rows.
-template <class F>
-inline void add_columns(const Worker<F>& w, F* sum, const Wide<F>* weights, const RowList<const F>& columns) {
-  const int width = int(columns.width);
-  add_rows(sums(sum, width), kLanes, columns, w.count, of_lanes(weights), width, static_cast<const F*>(nullptr));
-}
 
 template <class F, bool kPairs>
 struct GradQuery {
@@ -66,8 +60,8 @@ struct GradQuery {
   }
 
   NB_APART static void flush(Worker<F>& w, Tile<F>& t) {
-    add_columns(w, t.sum_a, w.gradients, w.columns_a());
-    w.count = 0;
+    add_columns(w, t.sum_a, w.gradients, w.columns_a(), static_cast<const F*>(nullptr));
+    w.clear_scores();
   }
 
   static void finish(Worker<F>& w, Tile<F>& t, int sample) {
@@ -88,7 +82,10 @@ struct GradAll : GradQuery<F, false> {
  private:
   static void add_to_columns(const Worker<F>& w, const RowList<F>& to, const Wide<F>* weights,
                              const RowList<const F>& rows) {
-    add_rows(to, w.count, rows, kLanes, {weights->numbers(), kLanes, 1}, int(to.width), static_cast<const F*>(nullptr));
+    w.spans.each_span(w.count, [&](int lane, int lanes, int first, int count) {
+      add_rows({to.data, to.width, to.number + first}, count, {rows.data + lane * rows.width, rows.width, kInOrder},
+               lanes, {weights[first].numbers() + lane, kLanes, 1}, int(to.width), static_cast<const F*>(nullptr));
+    });
   }
 };
 
@@ -110,9 +107,9 @@ struct GradKey {
   }
 
   NB_APART static void flush(Worker<F>& w, Tile<F>& t) {
-    add_columns(w, t.sum_a, w.gradients, w.columns_a());
-    add_columns(w, t.sum_b, w.scores, w.columns_b());
-    w.count = 0;
+    add_columns(w, t.sum_a, w.gradients, w.columns_a(), static_cast<const F*>(nullptr));
+    add_columns(w, t.sum_b, w.scores, w.columns_b(), static_cast<const F*>(nullptr));
+    w.clear_scores();
   }
 
   static void finish(Worker<F>& w, Tile<F>& t, void* grad_a, void* grad_b, const Strides& a, const Strides& b,

@@ -39,9 +39,18 @@ template <class F>
 inline RowList<F> sums(F* data, int width) {
   return {data, width, kInOrder};
 }
+// sum = sum * factor + weights times the columns' rows, for the lanes that attend to them.
 template <class F>
-inline Weights<F> of_lanes(const Wide<F>* weights) {
-  return {weights->numbers(), 1, kLanes};
+inline void add_columns(const Worker<F>& w, F* sum, const Wide<F>* weights, const RowList<const F>& columns,
+                        const F* factor) {
+  const long width = columns.width;
+  int scaled = 0;  // lanes
+  w.spans.each_run(w.count, [&](int lane, int lanes, int first, int count) {
+    const F* const own = factor && lane >= scaled ? factor + lane : nullptr;
+    scaled = lane + lanes;
+    add_rows(sums(sum + lane * width, int(width)), lanes, {columns.data, width, columns.number + first}, count,
+             {weights[first].numbers() + lane, 1, kLanes}, int(width), own);
+  });
 }
 template <class F>
 inline void clear(F* sums, int width) {
@@ -88,11 +97,11 @@ struct Forward {
       total = total + weight;
       w.scores[i] = weight;
     }
-    add_rows(sums(t.sum_b, w.row_b), kLanes, w.columns_b(), w.count, of_lanes(w.scores), w.row_b, alpha.numbers());
+    add_columns(w, t.sum_b, w.scores, w.columns_b(), alpha.numbers());
     t.top = top;
     t.total = total;
     w.highest = wide(kNone);
-    w.count = 0;
+    w.clear_scores();
   }
 
   static void finish(Worker<F>& w, Tile<F>& t, int sample) {

@@ -47,7 +47,7 @@ inline void visit_extra(Worker<F>& w, const Call& call, int tiles, int sample, i
       w.pack_rows(a, b, &at_a, &at_b, 1, i);
     }
     for (int n = 0; n < tiles; ++n) {
-      visit_line<Rule>(w, w.tile[n], gate, 0, 0, count, true, every);
+      visit_line<Rule>(w, w.tile[n], gate, {0, 0, count, true, kAllQuarters}, every);
       if (w.count) Rule::flush(w, w.tile[n]);
     }
   }

@@ -2,29 +2,43 @@
 #pragma once
 #include <stdlib.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include "job.h"
 #include "pool.h"
 
 namespace nb {
-// A thread's scratch memory: it grows, is kept for the next call, and ends with the thread.
-inline pthread_key_t scratch_key;
-__attribute__((constructor)) inline void make_scratch_key() { pthread_key_create(&scratch_key, free); }
+// A thread's scratch memory: it grows, is kept for the next call, and ends with the thread. It is mapped, not taken from
+// the heap, so that what it outgrew goes back to the system; the page behind it must not be touched.
 struct Scratch {
-  long bytes;
-  char pad[56];
+  char* end;
+  long bytes, mapped;
 };
+inline void unmap(void* own) {
+  if (own) munmap(own, static_cast<Scratch*>(own)->mapped);
+}
+inline pthread_key_t scratch_key;
+__attribute__((constructor)) inline void make_scratch_key() { pthread_key_create(&scratch_key, unmap); }
+inline Scratch* map(long bytes) {
+  const long page = sysconf(_SC_PAGESIZE), used = (long(sizeof(Scratch)) + bytes + page - 1) / page * page;
+  void* const memory = mmap(nullptr, used + page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (memory == MAP_FAILED) abort();
+  char* const end = static_cast<char*>(memory) + used;
+  mprotect(end, page, PROT_NONE);
+  Scratch* const own = static_cast<Scratch*>(memory);
+  *own = {end, bytes, used + page};
+  return own;
+}
+// Whole cache lines that end where the page behind them begins.
 inline char* scratch(long bytes) {
   Scratch* own = static_cast<Scratch*>(pthread_getspecific(scratch_key));
   if (!own || own->bytes < bytes) {
-    free(own);
+    unmap(own);
     pthread_setspecific(scratch_key, nullptr);
-    own = static_cast<Scratch*>(aligned_alloc(64, (sizeof(Scratch) + bytes + 63) / 64 * 64));
-    if (!own) abort();
-    own->bytes = bytes;
+    own = map(bytes);
     pthread_setspecific(scratch_key, own);
   }
-  return reinterpret_cast<char*>(own + 1);
+  return own->end - bytes;
 }
 
 // Asks for large pages under a new tensor: each first touch of a small one is a fault, and faults of

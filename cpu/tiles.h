@@ -7,6 +7,7 @@ namespace nb {
 template <class F>
 struct AxisTile {
   Interval run[2], full[2];           // columns of some lane, up to two runs; columns of every lane
+  Interval quarter[2][kQuarters];     // of a run: from the first to the last column of some of four neighbouring lanes
   Words<F> lo, size, lo_2, size_2;    // each lane's columns: [lo, lo + size) and [lo_2, lo_2 + size_2)
   bool two;                           // some lane has columns in its second interval
   unsigned rows, valid;               // lanes that have a row; whose row may be read
@@ -38,6 +39,11 @@ inline void set_lane(AxisTile<F>& tile, int lane, const RowRuns& runs) {
   tile.lo_2.lane(lane) = Word(runs.other.lo);
   tile.size_2.lane(lane) = size(runs.other);
   for (const Interval& run : tile.run) tile.two = tile.two || cut(runs.other, run).size() > 0;
+}
+// From the first to the last column of both.
+inline Interval hull(Interval a, Interval b) {
+  if (a.size() <= 0) return b;
+  return b.size() <= 0 ? a : Interval{min_of(a.lo, b.lo), max_of(a.hi, b.hi)};
 }
 
 // Classes of one axis that have rows, and groups of the longest one.
@@ -104,12 +110,23 @@ inline void begin_group(AxisGroup<F>& group, AxisRuns& columns, const Job& job, 
     for (int run = 0; run < 2; ++run) {
       tile.run[run] = t.run[run];
       tile.full[run] = t.full[run];
+      for (Interval& quarter : tile.quarter[run]) quarter = {0, 0};
     }
     tile.two = false;
     tile.rows = tile.valid = 0;
+    RowRuns runs[kLanes];
+    Interval own[2][kLanes];
+    for (int x = 0; x < rows; ++x) {
+      runs[x] = runs_of<kKeyRows>(t, job.params.axis[axis], x, t.keys);
+      for (int run = 0; run < 2; ++run) own[run][x] = hull(cut(runs[x].one, t.run[run]), cut(runs[x].other, t.run[run]));
+    }
     for (int lane = 0; lane < kLanes; ++lane) {
       const int x = coordinate[lane];
-      set_lane(tile, lane, runs_of<kKeyRows>(t, job.params.axis[axis], x, t.keys));
+      set_lane(tile, lane, runs[x]);
+      for (int run = 0; run < 2; ++run) {
+        Interval& quarter = tile.quarter[run][lane / kQuarter];
+        quarter = hull(quarter, own[run][x]);
+      }
       tile.position[lane] = t.row.position(t.first + x);
       if (x >= t.rows) continue;
       tile.rows |= 1u << lane;
@@ -127,6 +144,7 @@ inline void begin_extra_group(AxisGroup<F>& group, AxisRuns& columns, const Para
   columns = {{every, none}, {0, 1}};
   tile.run[0] = tile.full[0] = every;
   tile.run[1] = tile.full[1] = none;
+  for (Interval& quarter : tile.quarter[0]) quarter = every;
   tile.two = false;
   tile.rows = tile.valid = 0;
   for (int lane = 0; lane < kLanes; ++lane) {

@@ -83,16 +83,28 @@ struct Pieces {
   static_assert(kRowsAtOnce<F> <= 10, "a kernel for each number of columns");
 };
 
-// `count` neighbouring columns from coordinate x on, the first of which is packed row `row`.
+struct Line {  // of neighbouring columns on the last axis
+  long row;           // the first one's packed row
+  int x, count;       // the first one's coordinate
+  bool full;          // every lane attends to those of them that are `full` on the last axis
+  unsigned quarters;  // that attend to some of them
+};
+
 template <class Rule, class F>
-NB_APART void visit_line(Worker<F>& w, Tile<F>& t, const Gate<F>& gate, long row, int x, int count, bool full,
-                       const Interval (&within_full)[2]) {
+NB_APART void visit_line(Worker<F>& w, Tile<F>& t, const Gate<F>& gate, const Line& line,
+                         const Interval (&within_full)[2]) {
   constexpr int kMost = kRowsAtOnce<F>;
-  const int stop = x + count;
-  for (int pieces = (count + kMost - 1) / kMost; x < stop; --pieces) {  // of nearly the same size: short ones are slow
+  long row = line.row;
+  int x = line.x, pieces = (line.count + kMost - 1) / kMost;
+  const int stop = x + line.count;
+  w.spans.add(w.count, line.quarters);
+  for (; x < stop; --pieces) {  // of nearly the same size: short ones are slow
     const int size = Pieces<Rule, F>::at_most(pieces > 1 ? (stop - x + pieces - 1) / pieces : min_of(stop - x, kMost));
-    if (w.count + size > kScores) Rule::flush(w, t);
-    const bool whole = full && in_full(within_full, {x, x + size});
+    if (w.count + size > kScores) {
+      Rule::flush(w, t);
+      w.spans.add(0, line.quarters);
+    }
+    const bool whole = line.full && in_full(within_full, {x, x + size});
     Pieces<Rule, F>::of[size - 1](w, t, gate, {row, x, whole});
     for (int m = 0; m < size; ++m) w.column[w.count + m] = int(row) + m;
     w.count += size;
@@ -107,20 +119,23 @@ template <class Rule, class F>
 inline void visit(Worker<F>& w, Tile<F>& t, const Interval (&box)[3]) {
   const AxisTile<F> &z_axis = *t.axis[0], &y_axis = *t.axis[1], &x_axis = *t.axis[2];
   const int ny = box[1].size(), nx = box[2].size();
-  for (const Interval& z_run : z_axis.run) {
-    const Interval zs = cut(z_run, box[0]);
+  for (int z_run = 0; z_run < 2; ++z_run) {
+    const Interval zs = cut(z_axis.run[z_run], box[0]);
     for (int z = zs.lo; z < zs.hi; ++z) {
       const Words<F> at_z = attends(z_axis, z);
       const bool z_full = in_full(z_axis.full, {z, z + 1});
-      for (const Interval& y_run : y_axis.run) {
-        const Interval ys = cut(y_run, box[1]);
+      const unsigned z_quarters = quarters_of(z_axis.quarter[z_run], z);
+      for (int y_run = 0; y_run < 2; ++y_run) {
+        const Interval ys = cut(y_axis.run[y_run], box[1]);
         for (int y = ys.lo; y < ys.hi; ++y) {
           const Gate<F> gate = gate_of(x_axis, at_z, attends(y_axis, y));
           const bool full = z_full && in_full(y_axis.full, {y, y + 1});
-          const long line = (long(z - box[0].lo) * ny + (y - box[1].lo)) * nx - box[2].lo;
+          const unsigned quarters = z_quarters & quarters_of(y_axis.quarter[y_run], y);
+          const long row = (long(z - box[0].lo) * ny + (y - box[1].lo)) * nx - box[2].lo;
+          if (quarters == 0) continue;
           for (const Interval& x_run : x_axis.run) {
             const Interval xs = cut(x_run, box[2]);
-            if (xs.size()) visit_line<Rule>(w, t, gate, line + xs.lo, xs.lo, xs.size(), full, x_axis.full);
+            if (xs.size()) visit_line<Rule>(w, t, gate, {row + xs.lo, xs.lo, xs.size(), full, quarters}, x_axis.full);
           }
         }
       }

@@ -1,6 +1,7 @@
 // worker.h - one thread's memory: the tiles of a group, packed rows of columns, scores; and how tensors get there.
 #pragma once
 #include "products.h"
+#include "quarters.h"
 #include "walk.h"
 
 namespace nb {
@@ -35,6 +36,7 @@ struct Worker {
   F scale_in;                      // of scores
   Wide<F> highest;         // of the scores since the last flush
   int count = 0;           // of these scores
+  Spans spans;             // of these scores
   struct Ahead {
     BoxRows rows;
     const Side* side[BoxRows::kTensors];
@@ -48,6 +50,11 @@ struct Worker {
 
   // Whether sums of columns are kept beside packed rows.
   bool adds_to_columns() const { return job.pass == kGradAll; }
+
+  void clear_scores() {
+    count = 0;
+    spans.clear();
+  }
 
   // Lays out the memory from `memory` on, or from null to count the bytes, which it returns.
   long lay_out(char* memory) {
@@ -79,6 +86,7 @@ struct Worker {
     scores = reinterpret_cast<Wide<F>*>(take(kScores * wide));
     gradients = reinterpret_cast<Wide<F>*>(take(job.pass == kForward ? 0 : kScores * wide));
     column = reinterpret_cast<int*>(take(kScores * long(sizeof(int))));
+    spans.span = reinterpret_cast<Spans::Span*>(take(kScores * long(sizeof(Spans::Span))));
     packed_a = reinterpret_cast<F*>(take(needs_a() ? capacity * row_a * long(sizeof(F)) : 0));
     packed_b = reinterpret_cast<F*>(take(needs_b() ? capacity * row_b * long(sizeof(F)) : 0));
     pairs_a = reinterpret_cast<uint32_t*>(take(pairs ? capacity * pair_a * 4l : 0));
@@ -221,7 +229,7 @@ struct Worker {
     for (int axis = 0; axis < 3; ++axis) box[axis] = runs[axis].run[runs[axis].run[0].size() == 0];
     for (int i = 0; i < 3; ++i) {
       ahead.side[i] = sides[i];
-      if (sides[i]) ahead.rows.stride[i] = sides[i]->stride;
+      ahead.rows.stride[i] = sides[i] ? sides[i]->stride : Strides{};
     }
     ahead.rows.begin(runs, box, sample, head);
   }

@@ -7,10 +7,11 @@ struct Sweep {
   unsigned char* written;  // [rows]
   long long* owners;       // [columns]
   long long columns;
-  long long computed, copied, full, tiles, items;
+  long long computed, summed, copied, full, tiles, items;
   int wrong;
 };
 Sweep* now;
+unsigned lanes_of[nb::kScores];  // that attend to each score since the last flush
 
 template <class F>
 struct Count {  // a rule that counts
@@ -27,14 +28,33 @@ struct Count {  // a rule that counts
       if (column < 0 || column >= now->columns || b != a) now->wrong = 1;
       if (w.job.pass == nb::kGradKey)
         if (w.lse[at.row + m] != column || w.delta[at.row + m] != -column) now->wrong = 2;
+      lanes_of[w.count + m] = 0;
       for (int lane = 0; lane < nb::kLanes; ++lane) {
         if (one[m].lane(lane) == 0 || !(t.rows & t.valid & 1u << lane)) continue;  // nothing is stored for it
         const long long row = static_cast<long long>(t.a[0].lane(lane)) - 1;
         ++now->times[row * now->columns + column];
+        lanes_of[w.count + m] |= 1u << lane;
       }
     }
   }
-  static void flush(nb::Worker<F>& w, nb::Tile<F>&) { w.count = 0; }
+  // Sums must have each lane's scores, none of them twice.
+  static void flush(nb::Worker<F>& w, nb::Tile<F>&) {
+    unsigned of_runs[nb::kScores] = {}, of_spans[nb::kScores] = {};
+    const auto mark = [&](unsigned* to, int lane, int lanes, int first, int count) {
+      const unsigned these = ((1u << lanes) - 1) << lane;
+      for (int i = first; i < first + count; ++i) {
+        if (i >= w.count || to[i] & these) now->wrong = 8;
+        else to[i] |= these;
+      }
+    };
+    w.spans.each_run(w.count, [&](auto... run) { mark(of_runs, run...); });
+    w.spans.each_span(w.count, [&](auto... span) { mark(of_spans, span...); });
+    for (int i = 0; i < w.count; ++i) {
+      if (lanes_of[i] & ~(of_runs[i] & of_spans[i])) now->wrong = 9;
+      now->summed += __builtin_popcount(of_runs[i]);
+    }
+    w.clear_scores();
+  }
 };
 
 // Columns of which an item has sums: no other one may have any at that time.

@@ -27,8 +27,8 @@ COPIES = BATCH * KEY_HEADS
 class _Sweep(ctypes.Structure):
     _fields_ = [
         *((name, ctypes.c_void_p) for name in ("times", "written", "owners")),
-        *((name, ctypes.c_longlong) for name in ("columns", "computed", "copied", "full")),
-        *((name, ctypes.c_longlong) for name in ("tiles", "items")),
+        *((name, ctypes.c_longlong) for name in ("columns", "computed", "summed", "copied")),
+        *((name, ctypes.c_longlong) for name in ("full", "tiles", "items")),
         ("wrong", ctypes.c_int),
     ]
 
@@ -42,12 +42,14 @@ class Found:
             key head, and the same for all of them.
         written: in how many tiles each row is.
         computed, copied, full: columns of all tiles, of all groups, and those that need no mask.
+        summed: those of all lanes for which sums have them.
         items: groups, also those without rows.
     """
 
     times: np.ndarray
     written: np.ndarray
     computed: int
+    summed: int
     copied: int
     full: int
     items: int
@@ -106,7 +108,7 @@ def meet(
     return Found(
         _own(times, per_row, per_column),
         written,
-        *(getattr(into, name) for name in ("computed", "copied", "full", "items")),
+        *(getattr(into, name) for name in ("computed", "summed", "copied", "full", "items")),
     )
 
 

@@ -49,6 +49,9 @@ CASES = {
     "space": case(Common(Mask(Axis(1, 1), Axis(2, 0), Axis(1, 3)), (3, 5, 7), (3, 5, 7),
                          dtype=torch.float32, head_dim=8, value_dim=8, heads=1),
                   (1, 2, 2, 4), (1, 1, 2, 1), keys=(1, 1, 4, 4)),
+    "ring": case(Common(Mask(Axis(1, 2, border="wrap"), Axis(1, 1), Axis(2, 0)), (9, 3, 5),
+                        (9, 3, 5), dtype=torch.float32, heads=1, head_dim=8, value_dim=8),
+                 (1, 4, 2, 2)),
     "planes": case(Common(Mask(Axis(1, 0), Axis(), Axis()), (5, 4, 11), (5, 4, 11),
                           dtype=torch.float32, heads=1, head_dim=8, value_dim=8), (1, 2, 2, 4)),
     "dilated": case(Common(Mask(Axis(3, 2, dilation=3), Axis(1, 1)), (13, 5), (13, 5),
@@ -90,6 +93,8 @@ CASES = {
     "torus": case(Common(Mask(Axis(2, 1, border="wrap"), Axis(1, 3, border="wrap", dilation=2)),
                          (7, 14), (7, 14), dtype=torch.float32, head_dim=10, value_dim=14),
                   (1, 1, 4, 4), (1, 1, 2, 1), keys=(1, 1, 2, 8)),
+    "tall torus": case(Common(Mask(Axis(2, 1, border="wrap"), Axis(1, 1)), (8, 5), (8, 5),
+                              dtype=torch.float32, head_dim=8, value_dim=8), (1, 1, 8, 2)),
     "averages of halves": case(Common(Mask(Axis(1, 0)), (40,), (40,), heads=1, scale=0.0,
                                       value_dim=64), (1, 1, 1, 16)),
     "averages of bfloats": case(Common(Mask(Axis(1, 0)), (40,), (40,), dtype=torch.bfloat16,
@@ -135,7 +140,27 @@ CASES = {
 }
 # fmt: on
 PROBED = (
-    *("line", "double", "plane", "space", "planes", "dilated", "strided", "padded", "heads"),
-    *("torus", "negative", "all line", "all plane", "all double", "all space", "all torus"),
+    *(
+        "line",
+        "double",
+        "plane",
+        "space",
+        "ring",
+        "planes",
+        "dilated",
+        "strided",
+        "padded",
+        "heads",
+    ),
+    *(
+        "torus",
+        "tall torus",
+        "negative",
+        "all line",
+        "all plane",
+        "all double",
+        "all space",
+        "all torus",
+    ),
 )
 AVERAGES = ("averages of halves", "averages of bfloats")  # of two values, rounded once

@@ -1,8 +1,9 @@
 """What the native kernels cost: the cycles of one core for columns, copies and tiles, and the
 seconds that follow.
 
-A column of a tile costs one vector product per channel and kernel, and one exponential; all lanes
-of the tile share it. Copying columns costs by element, a tile its loads, stores and transposes.
+A column of a tile costs one vector product per channel of its scores, and one exponential; all
+lanes of the tile share it. Sums cost a product per channel, but not for quarters of the lanes that
+do not attend. Copying columns costs by element, a tile its loads, stores and transposes.
 """
 
 from __future__ import annotations
@@ -19,19 +20,19 @@ LANES = 16  # rows of a tile
 KERNELS = ("forward", "grad_query", "grad_key", "grad_all")
 
 # The coefficients, of a core that begins one vector product of 16 floats per cycle: fitted to the
-# 317 tiles and groups of `benchmarks/results/native-tiles-2026-11-28-fp32.json`, float32, with a
-# relative error of 4 % (root mean square).
+# 322 tiles and groups of `benchmarks/results/native-tiles-2026-11-29-fp32.json`, float32, with a
+# relative error of 5 % (root mean square).
 CLOCK = 3.6e9  # cycles per second
-PRODUCT = 1.15  # cycles per column and channel, with the loads of the column
-SCORE = 3.1  # cycles per column: the mask, the exponential, the running maximum
-SUM = 1.16  # cycles per element of copied columns that have sums: zeros, and an addition to memory
-COPY = {"float16": 0.75, "bfloat16": 0.75, "float32": 0.58, "float64": 1.2}  # cycles per element
-TILE = 1690.0  # cycles per tile
-CHANNEL = 1.45  # cycles per tile and channel of its rows: loads, stores, transposes
-MEMORY = 0.29  # cycles per byte of the tensors that are not in the cache
+PRODUCT = 1.13  # cycles per column and channel, with the loads of the column
+SCORE = 8.0  # cycles per column: the mask, the exponential, the running maximum
+SUM = 1.2  # cycles per element of copied columns that have sums: zeros, and an addition to memory
+COPY = {"float16": 0.75, "bfloat16": 0.75, "float32": 0.52, "float64": 1.2}  # cycles per element
+TILE = 1500.0  # cycles per tile
+CHANNEL = 1.21  # cycles per tile and channel of its rows: loads, stores, transposes
+MEMORY = 0.28  # cycles per byte of the tensors that are not in the cache
 CACHE = 2 << 20  # bytes of the cache: fitted, too
 WIDE = {"float64": 2.0}  # of 16 rows there are two vectors of such elements
-ITEM = 0.17e-6  # seconds per item: a thread takes it, and finds its columns
+ITEM = 0.33e-6  # seconds per item: a thread takes it, and finds its columns
 CALL = 8e-6  # seconds per kernel, not fitted: arguments, Python, threads that start and end
 
 
@@ -40,6 +41,8 @@ class Work(NamedTuple):
 
     Args:
         columns: columns of all tiles, those of every query head counted.
+        summed: the same, each counted by the share of the lanes in quarters that attend to its
+            line of columns.
         extra: the same for extra keys.
         tiles: tiles that have rows.
         copied: columns that are copied for groups of tiles.
@@ -47,31 +50,33 @@ class Work(NamedTuple):
     """
 
     columns: int
+    summed: float
     extra: int
     tiles: int
     copied: int
     items: int
 
 
-def products(kernel: str, request: Request) -> int:
-    """Returns the vector products of one column: scores and what is summed with them."""
+def products(kernel: str, request: Request) -> tuple[int, int]:
+    """Returns the vector products of one column: of its scores, and of the sums."""
     keys, values = request.head_dim, request.value_dim
-    sizes = {
-        "forward": keys + values,
-        "grad_query": 2 * keys + values,
-        "grad_key": 2 * (keys + values),
-        "grad_all": 3 * keys + 2 * values,
+    sums = {
+        "forward": values,
+        "grad_query": keys,
+        "grad_key": keys + values,
+        "grad_all": 2 * keys + values,
     }
-    return sizes[kernel]
+    return keys + (values if kernel != "forward" else 0), sums[kernel]
 
 
 def seconds(kernel: str, request: Request, work: Work) -> float:
     """Returns the seconds that one core needs for a kernel."""
     channels, vectors = request.head_dim + request.value_dim, WIDE.get(request.dtype, 1.0)
     rows = channels * (1 if kernel == "forward" else 2)  # gradients are read and written, too
-    column = vectors * (PRODUCT * products(kernel, request) + SCORE)
+    scores, sums = products(kernel, request)
     cycles = (
-        (work.columns + work.extra) * column
+        (work.columns + work.extra) * vectors * (PRODUCT * scores + SCORE)
+        + (work.summed + work.extra) * vectors * PRODUCT * sums
         + work.copied * channels * (COPY[request.dtype] + SUM * (kernel == "grad_all"))
         + work.tiles * (TILE + CHANNEL * rows * vectors)
     )
@@ -97,7 +102,7 @@ def of(request: Request, useful: int, works: Mapping[str, Work]) -> Cost:
     per_head = LANES / request.heads_per_key_head
     pairs = {kernel: -(-work.columns * per_head // 1) for kernel, work in works.items()}
     channels = request.head_dim + request.value_dim
-    others = sum(pairs[kernel] * products(kernel, request) for kernel in [*works][1:])
+    others = sum(pairs[kernel] * sum(products(kernel, request)) for kernel in [*works][1:])
     cost = costs.roofline(
         request,
         useful=useful,

@@ -22,6 +22,7 @@ from nbattn.program.tile_traversal import Traversal
 
 Extents = tuple[int, int, int, int]
 Groups = tuple[int, int, int]
+QUARTERS = 4  # of a tile's lanes: sums leave out those that do not attend to a line of columns
 RANK = 3  # axes of the kernels; a space of fewer has leading axes of 1
 MOST = 64  # tiles of a group on one axis
 STATE = 384 << 10  # bytes of all tiles of a group: queries, sums and gradients stay in the cache
@@ -185,19 +186,40 @@ class _Rows:
     def work(self, tile: tuple[int, ...], rows: tuple[int, ...]) -> Work:
         """Returns the work of tiles and of groups of `rows` rows, per sample and key head."""
         (tiles, columns), (groups, packed) = self._totals(tile), self._totals(rows)
+        summed = self._summed(tile)
         extra, queries = self.request.extra_keys, self.request.query_count
         if self.inverse:  # every query head of the key head, and extra keys as rows
             times, extra_tiles = self.request.heads_per_key_head, -(-extra // LANES)
             others = extra_tiles * queries * times
             copied = (packed + bool(extra) * queries) * times
-            return Work(columns * times, others, tiles + extra_tiles, copied, groups + bool(extra))
-        return Work(columns, tiles * extra, tiles, packed + groups * extra, groups)
+            columns, summed, tiles = columns * times, summed * times, tiles + extra_tiles
+            return Work(columns, summed, others, tiles, copied, groups + bool(extra))
+        return Work(columns, summed, tiles * extra, tiles, packed + groups * extra, groups)
 
     def _totals(self, rows: tuple[int, ...]) -> tuple[int, int]:
         """Returns how many tiles of `rows` rows there are, and the columns of all of them."""
         of_heads = -(-self.heads // rows[0])
         sums = [of(size) for of, size in zip(self.sums, rows[1:], strict=True)]
         return of_heads * math.prod(n for n, _ in sums), of_heads * math.prod(n for _, n in sums)
+
+    def _summed(self, tile: tuple[int, ...]) -> float:
+        """Returns the columns of all tiles, each counted by the share of its quarters that attend
+        to its line: the leading axes' columns are a quarter's own, those of the last a tile's.
+        """
+        quarter = _quarter(tile)
+        own = (*quarter[1:-1], tile[-1])
+        columns = math.prod(of(size)[1] for of, size in zip(self.sums, own, strict=True))
+        alike = tile[0] // quarter[0] * (tile[-1] // quarter[-1])  # quarters of the same lines
+        return -(-self.heads // tile[0]) * columns * alike / QUARTERS
+
+
+def _quarter(tile: Sequence[int]) -> list[int]:
+    """Returns the extents of four neighbouring lanes of a tile, the last axis fastest."""
+    left, extents = LANES // QUARTERS, []
+    for extent in reversed(tile):
+        extents.append(min(extent, left))
+        left //= extents[-1]
+    return extents[::-1]
 
 
 def _sums(axis: BoundAxis, *, inverse: bool) -> Callable[[int], tuple[int, int]]:

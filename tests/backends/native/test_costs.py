@@ -53,7 +53,7 @@ def test_the_backward_counts_its_products() -> None:
 
 def test_one_column_costs_its_products_and_one_exponential() -> None:
     request = replace(GRID, batch=1, heads=1, kv_heads=1)
-    none, one = Work(0, 0, 0, 0, 0), Work(1, 0, 0, 0, 0)
+    none, one = Work(0, 0, 0, 0, 0, 0), Work(1, 1, 0, 0, 0, 0)
     cycles = {
         kernel: (costs.seconds(kernel, request, one) - costs.seconds(kernel, request, none))
         * costs.CLOCK
@@ -64,7 +64,7 @@ def test_one_column_costs_its_products_and_one_exponential() -> None:
     assert cycles["grad_key"] == pytest.approx(costs.PRODUCT * 32 + costs.SCORE)
     assert cycles["grad_all"] == pytest.approx(costs.PRODUCT * 40 + costs.SCORE)
     assert costs.seconds("forward", request, none) == costs.CALL
-    extra = Work(0, 1, 0, 0, 0)
+    extra = Work(0, 0, 1, 0, 0, 0)
     assert costs.seconds("forward", request, extra) == costs.seconds("forward", request, one)
 
 

@@ -111,6 +111,31 @@ def test_the_work_is_that_of_the_blocks(name: str) -> None:
             assert work.tiles == len(blocks) * times
 
 
+@pytest.mark.parametrize(
+    ("mask", "space", "tile", "summed"),
+    [
+        # Of 16 rows on an axis, one attends to 7 columns; two to 7, 7, 8, 8, 8, 8, 7 and 7; four to
+        # 7, 10, 10 and 7; eight to 11 and 11.
+        (Mask.neighborhood((7, 7)), (16, 16), (1, 4, 4), 16 * 7 * (7 + 10 + 10 + 7) / 4),
+        (Mask.neighborhood((7, 7)), (16, 16), (1, 2, 8), 16 * 7 * (11 + 11) * 2 / 4),
+        (Mask.neighborhood((7, 7)), (16, 16), (1, 8, 2), (4 * 7 + 4 * 8) ** 2 / 4),
+        (Mask.neighborhood((7, 7)), (16, 16), (1, 16, 1), (7 + 10 + 10 + 7) * 16 * 7 / 4),
+        (Mask.neighborhood((7, 7)), (16, 16), (4, 2, 2), (4 * 7 + 4 * 8) ** 2),
+        (Mask.neighborhood((3, 3, 3)), (4, 4, 4), (1, 2, 2, 4), 12 * 12 * 4 / 4),
+        (Mask.neighborhood(7), (64,), (1, 16), 19 + 22 + 22 + 19),
+    ],
+    ids=str,
+)
+def test_columns_count_for_the_quarters_that_attend(
+    mask: Mask, space: tuple[int, ...], tile: tuple[int, ...], summed: float
+) -> None:
+    request = request_for(mask, space, heads=8, kv_heads=8 // tile[0])
+    rows = tiles._Rows("forward", request, request.axes())
+    work = rows.work(tile, tile)
+    assert work.summed == summed
+    assert work.summed <= work.columns
+
+
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("name", ["grid", "causal", "dilated", "float64"])
 def test_no_other_tiles_are_much_cheaper(name: str, kernel: str, cases: Count) -> None:
