@@ -43,7 +43,7 @@ struct Spans {
       int lo = 0, hi = kQuarters;
       while (!(quarters >> lo & 1)) ++lo;
       while (!(quarters >> (hi - 1) & 1)) --hi;
-      use(lo * kQuarter, (hi - lo) * kQuarter, span[n].first, stop(n, scores) - span[n].first);
+      use(lo * kQuarterLanes, (hi - lo) * kQuarterLanes, span[n].first, stop(n, scores) - span[n].first);
     }
   }
   // The same for each run of scores that some lanes attend to: they are quarters that attend to the same scores.
@@ -55,7 +55,7 @@ struct Spans {
         if (!(span[n].quarters >> q & 1)) continue;
         const int first = span[n].first;
         while (n + 1 < count && (span[n + 1].quarters >> q & 1)) ++n;
-        use(q * kQuarter, (next - q) * kQuarter, first, stop(n, scores) - first);
+        use(q * kQuarterLanes, (next - q) * kQuarterLanes, first, stop(n, scores) - first);
       }
     }
   }

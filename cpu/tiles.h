@@ -124,7 +124,7 @@ inline void begin_group(AxisGroup<F>& group, AxisRuns& columns, const Job& job, 
       const int x = coordinate[lane];
       set_lane(tile, lane, runs[x]);
       for (int run = 0; run < 2; ++run) {
-        Interval& quarter = tile.quarter[run][lane / kQuarter];
+        Interval& quarter = tile.quarter[run][lane / kQuarterLanes];
         quarter = hull(quarter, own[run][x]);
       }
       tile.position[lane] = t.row.position(t.first + x);

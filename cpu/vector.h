@@ -22,7 +22,7 @@ constexpr int kVectorBytes = 16, kRegisters = 32;
 constexpr int kVectorBytes = 16, kRegisters = 16;
 #endif
 constexpr int kLanes = 16;  // rows of a tile
-constexpr int kQuarters = 4, kQuarter = kLanes / kQuarters;
+constexpr int kQuarters = 4, kQuarterLanes = kLanes / kQuarters;
 
 // The vectors of a number type, and those of integers as wide.
 template <class F>

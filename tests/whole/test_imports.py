@@ -12,6 +12,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import NamedTuple
@@ -121,7 +122,8 @@ def component_of(module: str) -> str:
     return family if family in FAMILIES else parts[0]
 
 
-def imports(module: str, source: str, package: bool, modules: set[str]) -> Iterator[Import]:
+@cache
+def imports(module: str, source: str, package: bool, modules: frozenset[str]) -> list[Import]:
     """Every import of a module, constant `import_module("nbattn…")` calls included."""
 
     def resolve(node: ast.ImportFrom) -> str:
@@ -160,12 +162,12 @@ def imports(module: str, source: str, package: bool, modules: set[str]) -> Itera
                     only_types = typing and field == "body" and level == "module"
                     yield from walk(child, "typing" if only_types else level, scope)
 
-    return walk(ast.parse(source), "module", ())
+    return list(walk(ast.parse(source), "module", ()))
 
 
 def graph(sources: Sources, packages: set[str]) -> dict[str, list[Import]]:
-    modules = set(sources)
-    return {m: list(imports(m, s, m in packages, modules)) for m, s in sources.items()}
+    modules = frozenset(sources)
+    return {m: imports(m, s, m in packages, modules) for m, s in sources.items()}
 
 
 def may_import(module: str, found: Import) -> bool:
