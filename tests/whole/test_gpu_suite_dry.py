@@ -66,7 +66,7 @@ KERNELS = [
     f"{GPU}/test_kernels.py::{name}"
     for name in (
         *(f"test_cuda_values_and_gradients[1-D decode-torch.{t}]" for t in ("bfloat16", "float64")),
-        "test_everything_at_once[1-2-D-torch.bfloat16]",
+        "test_everything_at_once[1-2-D cross-torch.bfloat16]",
         "test_error_of_a_kernel_not_loaded_before_a_capture",
     )
 ]
