@@ -435,7 +435,7 @@ THREADS = [  # the pool, the counter, the scratch memory
         "  pthread_atfork(nullptr, nullptr, reset_pool);\n", "", "negative", "T"),
     Bug("a child keeps its parent's lock", POOL, "  memset(&pool, 0, sizeof(pool));\n"
         "  pthread_mutex_init(&pool.mutex, nullptr);\n", "  pool.threads = pool.idle = 0;\n",
-        "negative", "T"),
+        "negative", "P"),
     Bug("helpers take signals", POOL, "sigfillset(&every);", "sigemptyset(&every);", "negative",
         "T"),
     Bug("helpers never sleep", POOL, "      pthread_cond_wait(&pool.work, &pool.mutex);\n",
