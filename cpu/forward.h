@@ -34,12 +34,13 @@ NB_INLINE void scores_of(const Worker<F>& w, const Tile<F>& t, long row, Wide<F>
   }
 }
 
-// A tile's sums, and the weights that a tile's columns have for them.
+// A tile's sums.
 template <class F>
 inline RowList<F> sums(F* data, int width) {
   return {data, width, kInOrder};
 }
-// sum = sum * factor + weights times the columns' rows, for the lanes that attend to them.
+// sum = sum * factor + weights times the columns' rows, for the lanes that may attend to them. Lanes without a run are
+// not scaled: they have no new score, so their factor is 1, or their sums are 0.
 template <class F>
 inline void add_columns(const Worker<F>& w, F* sum, const Wide<F>* weights, const RowList<const F>& columns,
                         const F* factor) {

@@ -29,7 +29,7 @@ inline Scratch* map(long bytes) {
   *own = {end, bytes, used + page};
   return own;
 }
-// Whole cache lines that end where the page behind them begins.
+// So many bytes, a multiple of 64, up to the page that must not be touched: aligned to 64, too.
 inline char* scratch(long bytes) {
   Scratch* own = static_cast<Scratch*>(pthread_getspecific(scratch_key));
   if (!own || own->bytes < bytes) {

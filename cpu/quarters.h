@@ -34,8 +34,8 @@ struct Spans {
   }
   int stop(int n, int scores) const { return n + 1 < count ? span[n + 1].first : scores; }
 
-  // Calls use(lane, lanes, first, count) for each span of all scores, and for the lanes from the first to the last that
-  // attend to it.
+  // Calls use(lane, lanes, first, count) for each span of all scores, with the lanes from its first quarter to its last:
+  // those between have weights of 0.
   template <class Use>
   void each_span(int scores, const Use& use) const {
     for (int n = 0; n < count; ++n) {
@@ -46,7 +46,7 @@ struct Spans {
       use(lo * kQuarterLanes, (hi - lo) * kQuarterLanes, span[n].first, stop(n, scores) - span[n].first);
     }
   }
-  // The same for each run of scores that some lanes attend to: they are quarters that attend to the same scores.
+  // The same for each run of scores of some lanes. Neighbouring quarters that attend to the same scores go together.
   template <class Use>
   void each_run(int scores, const Use& use) const {
     for (int q = 0, next; q < kQuarters; q = next) {

@@ -87,7 +87,7 @@ struct Line {  // of neighbouring columns on the last axis
   long row;           // the first one's packed row
   int x, count;       // the first one's coordinate
   bool full;          // every lane attends to those of them that are `full` on the last axis
-  unsigned quarters;  // that attend to some of them
+  unsigned quarters;  // that may attend to some of them: the last axis is not looked at
 };
 
 template <class Rule, class F>

@@ -1,6 +1,6 @@
 """The bugs to put into the kernels of CPUs: one text in one file becomes another.
 
-All 199 have been caught by a check that `catch` lists, on a processor with AVX512-BF16.
+All 200 have been caught by a check that `catch` lists, on a processor with AVX512-BF16.
 """
 
 from __future__ import annotations
@@ -388,6 +388,7 @@ QUARTERS = [  # lanes that sums leave out
         "", "plane", "VS"),
     Bug("all but the last two quarters may differ", QUARTER, "(differ >> (next - 1) & 1)",
         "(differ >> next & 1)", "plane", "VS"),
+    Bug("memory for a span too few", WORKER, "(kScores + 1) *", "kScores *", "many lines", "V"),
     Bug("spans are those of the first line", QUARTER, "span[count - 1].quarters == quarters",
         "true", "plane", "VS"),
     Bug("a run ends with its first span", QUARTER, "first, stop(n, scores) - first);\n      }",

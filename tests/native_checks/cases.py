@@ -95,6 +95,10 @@ CASES = {
                   (1, 1, 4, 4), (1, 1, 2, 1), keys=(1, 1, 2, 8)),
     "tall torus": case(Common(Mask(Axis(2, 1, border="wrap"), Axis(1, 1)), (8, 5), (8, 5),
                               dtype=torch.float32, head_dim=8, value_dim=8), (1, 1, 8, 2)),
+    # More lines than a flush has scores, of one column each, in turn of two quarters.
+    "many lines": case(Common(Mask(Axis(), Axis(0, 0, align=-3), Axis()), (1, 16, 1), (257, 2, 1),
+                              dtype=torch.float32, heads=1, head_dim=8, value_dim=8),
+                       (1, 1, 16, 1), keys=(1, 8, 2, 1)),
     "averages of halves": case(Common(Mask(Axis(1, 0)), (40,), (40,), heads=1, scale=0.0,
                                       value_dim=64), (1, 1, 1, 16)),
     "averages of bfloats": case(Common(Mask(Axis(1, 0)), (40,), (40,), dtype=torch.bfloat16,
