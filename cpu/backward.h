@@ -60,7 +60,7 @@ struct GradQuery {
   }
 
   NB_APART static void flush(Worker<F>& w, Tile<F>& t) {
-    add_columns(w, t.sum_a, w.gradients, w.columns_a(), static_cast<const F*>(nullptr));
+    add_columns(w, t.sum_a, w.gradients, w.columns_a());
     w.clear_scores();
   }
 
@@ -83,8 +83,8 @@ struct GradAll : GradQuery<F, false> {
   static void add_to_columns(const Worker<F>& w, const RowList<F>& to, const Wide<F>* weights,
                              const RowList<const F>& rows) {
     w.spans.each_span(w.count, [&](int lane, int lanes, int first, int count) {
-      add_rows({to.data, to.width, to.number + first}, count, {rows.data + lane * rows.width, rows.width, kInOrder},
-               lanes, {weights[first].numbers() + lane, kLanes, 1}, int(to.width), static_cast<const F*>(nullptr));
+      add_rows<F>({to.data, to.width, to.number + first}, count, {rows.data + lane * rows.width, rows.width, kInOrder},
+               lanes, {weights[first].numbers() + lane, kLanes, 1}, int(to.width));
     });
   }
 };
@@ -107,8 +107,8 @@ struct GradKey {
   }
 
   NB_APART static void flush(Worker<F>& w, Tile<F>& t) {
-    add_columns(w, t.sum_a, w.gradients, w.columns_a(), static_cast<const F*>(nullptr));
-    add_columns(w, t.sum_b, w.scores, w.columns_b(), static_cast<const F*>(nullptr));
+    add_columns(w, t.sum_a, w.gradients, w.columns_a());
+    add_columns(w, t.sum_b, w.scores, w.columns_b());
     w.clear_scores();
   }
 

@@ -43,9 +43,9 @@ inline RowList<F> sums(F* data, int width) {
 // not scaled: they have no new score, so their factor is 1, or their sums are 0.
 template <class F>
 inline void add_columns(const Worker<F>& w, F* sum, const Wide<F>* weights, const RowList<const F>& columns,
-                        const F* factor) {
+                        const F* factor = nullptr) {
   const long width = columns.width;
-  int scaled = 0;  // lanes
+  int scaled = 0;  // lanes before this one are scaled: each is once, by its first run
   w.spans.each_run(w.count, [&](int lane, int lanes, int first, int count) {
     const F* const own = factor && lane >= scaled ? factor + lane : nullptr;
     scaled = lane + lanes;

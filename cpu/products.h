@@ -109,7 +109,7 @@ inline void add_channels(const RowList<F>& to, int sums, long at, const RowList<
 // The same for all sums and channels, a multiple of those of a vector.
 template <class F>
 inline void add_rows(const RowList<F>& to, int sums, const RowList<const F>& from, int n, const Weights<F>& weights,
-                     int channels, const F* factor) {
+                     int channels, const F* factor = nullptr) {
   constexpr int L = kChannels<F>;
   long at = 0;
   for (; at + kBlockVectors * L <= channels; at += kBlockVectors * L)

@@ -97,16 +97,13 @@ NB_APART void visit_line(Worker<F>& w, Tile<F>& t, const Gate<F>& gate, const Li
   long row = line.row;
   int x = line.x, pieces = (line.count + kMost - 1) / kMost;
   const int stop = x + line.count;
-  w.spans.add(w.count, line.quarters);
   for (; x < stop; --pieces) {  // of nearly the same size: short ones are slow
     const int size = Pieces<Rule, F>::at_most(pieces > 1 ? (stop - x + pieces - 1) / pieces : min_of(stop - x, kMost));
-    if (w.count + size > kScores) {
-      Rule::flush(w, t);
-      w.spans.add(0, line.quarters);
-    }
+    if (w.count + size > kScores) Rule::flush(w, t);
     const bool whole = line.full && in_full(within_full, {x, x + size});
     Pieces<Rule, F>::of[size - 1](w, t, gate, {row, x, whole});
     for (int m = 0; m < size; ++m) w.column[w.count + m] = int(row) + m;
+    w.spans.add(w.count, line.quarters);
     w.count += size;
     if (w.ahead[0].rows.left | w.ahead[1].rows.left) w.ask_ahead();
     row += size;
@@ -128,11 +125,11 @@ inline void visit(Worker<F>& w, Tile<F>& t, const Interval (&box)[3]) {
       for (int y_run = 0; y_run < 2; ++y_run) {
         const Interval ys = cut(y_axis.run[y_run], box[1]);
         for (int y = ys.lo; y < ys.hi; ++y) {
+          const unsigned quarters = z_quarters & quarters_of(y_axis.quarter[y_run], y);
+          if (quarters == 0) continue;
           const Gate<F> gate = gate_of(x_axis, at_z, attends(y_axis, y));
           const bool full = z_full && in_full(y_axis.full, {y, y + 1});
-          const unsigned quarters = z_quarters & quarters_of(y_axis.quarter[y_run], y);
           const long row = (long(z - box[0].lo) * ny + (y - box[1].lo)) * nx - box[2].lo;
-          if (quarters == 0) continue;
           for (const Interval& x_run : x_axis.run) {
             const Interval xs = cut(x_run, box[2]);
             if (xs.size()) visit_line<Rule>(w, t, gate, {row + xs.lo, xs.lo, xs.size(), full, quarters}, x_axis.full);

@@ -86,8 +86,7 @@ struct Worker {
     scores = reinterpret_cast<Wide<F>*>(take(kScores * wide));
     gradients = reinterpret_cast<Wide<F>*>(take(job.pass == kForward ? 0 : kScores * wide));
     column = reinterpret_cast<int*>(take(kScores * long(sizeof(int))));
-    // A line notes its span before it finds that its scores need a flush.
-    spans.span = reinterpret_cast<Spans::Span*>(take((kScores + 1) * long(sizeof(Spans::Span))));
+    spans.span = reinterpret_cast<Spans::Span*>(take(kScores * long(sizeof(Spans::Span))));
     packed_a = reinterpret_cast<F*>(take(needs_a() ? capacity * row_a * long(sizeof(F)) : 0));
     packed_b = reinterpret_cast<F*>(take(needs_b() ? capacity * row_b * long(sizeof(F)) : 0));
     pairs_a = reinterpret_cast<uint32_t*>(take(pairs ? capacity * pair_a * 4l : 0));

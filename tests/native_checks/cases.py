@@ -144,27 +144,8 @@ CASES = {
 }
 # fmt: on
 PROBED = (
-    *(
-        "line",
-        "double",
-        "plane",
-        "space",
-        "ring",
-        "planes",
-        "dilated",
-        "strided",
-        "padded",
-        "heads",
-    ),
-    *(
-        "torus",
-        "tall torus",
-        "negative",
-        "all line",
-        "all plane",
-        "all double",
-        "all space",
-        "all torus",
-    ),
+    *("line", "double", "plane", "space", "ring", "planes", "dilated", "strided", "padded"),
+    *("heads", "torus", "tall torus", "negative"),
+    *("all line", "all plane", "all double", "all space", "all torus"),
 )
 AVERAGES = ("averages of halves", "averages of bfloats")  # of two values, rounded once
