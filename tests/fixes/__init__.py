@@ -1,0 +1,1 @@
+"""Every fix of an error message, pasted and run: one table for each part of the package."""

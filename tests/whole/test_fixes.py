@@ -1,0 +1,38 @@
+"""Tests that every fix runs: what a message says to paste is pasted, and does what was wanted."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import tomllib
+from pathlib import Path
+
+import pytest
+from fixes.row import PIP, Row
+from fixes.tables import TABLES
+
+ROOT = Path(__file__).resolve().parents[2]
+ROWS = [
+    pytest.param(row, id=f"{area}-{n}")
+    for area, rows in TABLES.items()
+    for n, row in enumerate(rows)
+]
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_fix_that_is_pasted_runs(row: Row) -> None:
+    fixes = [error.fix for error in row.raised()]
+    assert any(row.pasted in fix for fix in fixes), fixes
+    if row.pasted.startswith(PIP):
+        assert set(shlex.split(row.pasted)[2:]) <= requirements()
+    else:
+        assert row.pasted in row.fixed
+    row.run_fixed()
+
+
+def requirements() -> set[str]:
+    """What `pyproject.toml` installs, as `pip install` takes it."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"].values()
+    named = {requirement for extra in extras for requirement in extra}
+    return named | {re.match(r"[\w-]+", requirement)[0] for requirement in named}  # pyright: ignore
