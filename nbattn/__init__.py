@@ -15,8 +15,9 @@ from nbattn.version import __version__
 if TYPE_CHECKING:
     from nbattn.config import load as load
     from nbattn.functional import attention as attention
-    from nbattn.functional import merge as merge
     from nbattn.functional import plan as plan
+    from nbattn.joining import merge as merge
+    from nbattn.key_ranges import key_range_from as key_range_from
     from nbattn.nn import NeighborhoodAttention as NeighborhoodAttention
     from nbattn.planner.plan import Plan as Plan
     from nbattn.program.device import DeviceInfo as DeviceInfo
@@ -34,6 +35,7 @@ __all__ = [
     "Plan",
     "__version__",
     "attention",
+    "key_range_from",
     "load",
     "merge",
     "plan",
@@ -42,7 +44,8 @@ __all__ = [
 _LAZY = {
     "attention": "nbattn.functional",
     "plan": "nbattn.functional",
-    "merge": "nbattn.functional",
+    "merge": "nbattn.joining",
+    "key_range_from": "nbattn.key_ranges",
     "load": "nbattn.config",
     "NeighborhoodAttention": "nbattn.nn",
     "Plan": "nbattn.planner.plan",

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nbattn import arguments
+from nbattn import arguments, shapes
 from nbattn.axis import whole
 from nbattn.errors import InputError, MaskError, counted, kind
 from nbattn.functional import attention, plan
@@ -231,7 +231,7 @@ class NeighborhoodAttention(nn.Module):
                 )
             self._check_shape(name, tokens.shape)
             _same_batch(x.shape, name, tokens.shape)
-        arguments.warn_of_channels_first(x.shape, self.dim)
+        shapes.warn_of_channels_first(x.shape, self.dim)
         if extra_tokens is not None:
             self._check_extra_key()
 

@@ -70,6 +70,7 @@ EXECUTE = "nbattn/execute.py"
 OPS = "nbattn/ops.py"
 AUTOGRAD = "nbattn/autograd.py"
 FUNCTIONAL = "nbattn/functional.py"
+JOINING = "nbattn/joining.py"
 LAYER = "nbattn/nn.py"
 DRAW = "nbattn/draw.py"
 FILES = "nbattn/config/files.py"
@@ -445,10 +446,10 @@ MUTANTS = [
            "whole/values whole/strides whole/derivatives"),
     Mutant("sink-gradient-joined", "nbattn/backends/logsumexp.py", "return -(weight * delta)",
            "return (weight * delta)", "whole/values whole/strides whole/derivatives"),
-    Mutant("merge-empty-part", FUNCTIONAL, ".masked_fill(no_keys[..., None], 0)", "", "functional"),
-    Mutant("merge-empty-row", FUNCTIONAL, "safe = torch.where(empty, 0.0, stacked)",
+    Mutant("merge-empty-part", JOINING, ".masked_fill(no_keys[..., None], 0)", "", "functional"),
+    Mutant("merge-empty-row", JOINING, "safe = torch.where(empty, 0.0, stacked)",
            "safe = stacked", "functional"),
-    Mutant("merge-in-halves", FUNCTIONAL, ".to(torch.promote_types(exact, torch.float32))", "",
+    Mutant("merge-in-halves", JOINING, ".to(torch.promote_types(exact, torch.float32))", "",
            "functional"),
     # the kernels that torch takes, and padding on Flash
     Mutant("flash-takes-two-lengths", SDPA_KERNELS, "if call.causal and call.queries != call.keys:",
@@ -691,10 +692,23 @@ MUTANTS = [
            "replace(SDPA, grid=0)", "backends/dense/meaning backends/dense/candidates"),
     Mutant("tags-read", FILES, 'getattr(self.peek_event(), "tag", None)', "None",
            "config/files config/mistakes config/init"),
-    Mutant("heads-never-tokens", "nbattn/arguments.py", "heads >= times * most", "False",
+    Mutant("heads-never-tokens", "nbattn/shapes.py", "heads >= times * most", "False",
            "arguments"),
-    Mutant("heads-always-tokens", "nbattn/arguments.py", "heads >= times * most", "heads > most",
+    Mutant("heads-always-tokens", "nbattn/shapes.py", "heads >= times * most", "heads > most",
            "arguments"),
+    # fixes, and ranges of keys
+    Mutant("range-of-holes", "nbattn/key_ranges.py", "!= padding.flatten(1).sum(1)",
+           "< padding.flatten(1).sum(1)", "key_ranges whole/fixes"),
+    Mutant("range-one-short", "nbattn/key_ranges.py", "count - places.flip(1).argmax(1)",
+           "count - 1 - places.flip(1).argmax(1)", "key_ranges whole/fixes"),
+    Mutant("circle-moved-by-offset", "nbattn/axis.py", "operator.index(axis.left) - offset",
+           "operator.index(axis.left) + offset", "whole/fixes"),
+    Mutant("circle-unrolled-short", "nbattn/circles.py", "{rows}{keys - left}:",
+           "{rows}{keys - right}:", "whole/fixes"),
+    Mutant("prefix-not-excluded", "nbattn/axis.py", "key_range=[[{count}, key",
+           "key_range=[[0, key", "whole/fixes"),
+    Mutant("matrix-not-compared", "nbattn/mistaken_masks.py", "if (m.dense(*_lengths(flat[0])) ==",
+           "if (m.dense(*_lengths(flat[0])) >=", "whole/fixes"),
     Mutant("any-rate", "nbattn/planner/cost_table.py", "(1.0, 1e21)", "(5e-324, 1e308)",
            "planner/cost_table"),
     Mutant("packages-of-the-data", "nbattn/planner/cost_table.py",

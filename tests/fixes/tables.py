@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from fixes import masks, sites
+from fixes import calls, masks, sites
 
-TABLES = {"masks": masks.ROWS}
+TABLES = {"masks": masks.ROWS, "calls": calls.ROWS}
 
 
 def places_without_a_row() -> list[str]:

@@ -38,11 +38,17 @@ ALLOWED = {
     "cache": "",
     "symbolic": "",
     "axis": "errors symbolic",
-    "mask": "errors axis symbolic",
+    "fixes": "errors axis",
+    "mask": "errors axis symbolic fixes",
+    "mistaken_masks": "errors axis mask fixes",
+    "shapes": "errors axis mask symbolic",
+    "key_ranges": "errors fixes",
+    "joining": "errors",
     "piecewise_sum": "",
     "rows": "axis",
     "alignment": "errors axis mask",
-    "geometry": "errors axis mask alignment piecewise_sum rows",
+    "circles": "errors axis mask",
+    "geometry": "errors axis mask fixes alignment circles piecewise_sum rows",
     "kernels": "errors version cache geometry kernels",
     "program": PROGRAM,
     "backends": f"{PROGRAM} {SHARED}",
@@ -51,11 +57,13 @@ ALLOWED = {
     "execute": "errors mask program backends.families backends.inputs planner",
     "ops": "errors mask geometry program backends.inputs planner execute",
     "autograd": "errors program backends.inputs planner execute ops",
-    "arguments": "errors axis mask symbolic program backends.families planner",
+    "arguments": "errors axis mask symbolic mistaken_masks shapes program backends.families"
+    " planner",
     "known_calls": "mask backends.families backends.inputs planner autograd arguments",
     "functional": "errors mask program backends.families backends.inputs"
-    " backends.dense.reference planner execute ops autograd arguments known_calls",
-    "nn": "errors axis mask symbolic geometry program planner arguments functional",
+    " backends.dense.reference planner execute ops autograd fixes shapes key_ranges joining"
+    " arguments known_calls",
+    "nn": "errors axis mask symbolic geometry program planner shapes arguments functional",
     "config": "errors axis mask geometry program backends.families planner arguments functional nn"
     " config",
     "mask_symbols": "errors axis mask geometry",
@@ -78,6 +86,7 @@ ALLOWED = {
 }
 # Functions that import upward when they are called → what they import.
 EXCEPTIONS = {
+    ("axis", "Axis.__new__"): "fixes",
     ("mask", "Mask.dense"): "geometry",
     ("mask", "Mask.draw"): "draw",
     ("mask", "Mask.to_flex"): "backends.flex.run",
@@ -90,9 +99,12 @@ PLAIN = ("program", *(f"{family}.{part}" for family in FAMILIES for part in ("me
 PLAIN = (*PLAIN, *(f"{family}.candidates" for family in FAMILIES))
 FOREIGN = {
     **dict.fromkeys(
-        ["version", "errors", "symbolic", "axis", "mask", "alignment", "doctor", "__main__", ""], ""
+        ["version", "errors", "symbolic", "axis", "fixes", "mask", "alignment", "circles"], ""
     ),
+    **dict.fromkeys(["doctor", "__main__", ""], ""),
     **dict.fromkeys(["piecewise_sum", "rows", "geometry", "mask_symbols", "draw", "plot"], "numpy"),
+    "mistaken_masks": "",
+    **dict.fromkeys(["shapes", "key_ranges", "joining"], "torch"),
     **dict.fromkeys(["program"], "numpy"),
     **dict.fromkeys(["planner", "backends", "execute", "ops", "autograd"], "numpy torch"),
     **dict.fromkeys(["arguments", "known_calls", "functional", "nn"], "numpy torch"),
