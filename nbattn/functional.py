@@ -180,7 +180,8 @@ def _computed(
     if backend == "reference" and not (require or forbid):
         return reference.attend(inputs, mask)  # nothing to plan; torch differentiates it
     deterministic = torch.are_deterministic_algorithms_enabled()
-    if backend != "reference" and not autograd.is_plain(inputs.tensors):
+    tensors = tuple(getattr(inputs, name) for name in ops.TENSORS[:7])  # which torch 2.8 can trace
+    if backend != "reference" and not autograd.is_plain(tensors):
         options = ops.Options(
             mask.code(),
             [],
@@ -193,8 +194,8 @@ def _computed(
             deterministic,
             return_lse,
         )
-        return _operator(_distinct(inputs.tensors), options)
-    training = autograd.trains(inputs.tensors)
+        return _operator(_distinct(tensors), options)
+    training = autograd.trains(tensors)
     plan = execute.planned(
         mask,
         inputs,

@@ -26,6 +26,7 @@ from nbattn.axis import (
 )
 from nbattn.errors import MaskError, counted, kind
 from nbattn.fixes import masks as repairs
+from nbattn.fixes.mask_names import answering
 from nbattn.symbolic import holds, is_symbolic
 
 if TYPE_CHECKING:
@@ -92,6 +93,7 @@ class Mask:
     # Constructors: each counts window sizes as the library it is named after does.
 
     @classmethod
+    @answering
     def full(cls, rank: int = 1) -> Mask:
         """Every query attends to every key.
 
@@ -102,6 +104,7 @@ class Mask:
         return cls(*[Axis()] * rank)
 
     @classmethod
+    @answering
     def causal(cls, align: Align | int | None = None) -> Mask:
         """One axis: query i attends to keys up to its own position (torch SDPA's `is_causal` is
         top-left).
@@ -116,6 +119,7 @@ class Mask:
         return cls(Axis(causal=True, align=align))
 
     @classmethod
+    @answering
     def sliding_window(
         cls,
         left: int | None,
@@ -139,6 +143,7 @@ class Mask:
         return cls(Axis(left, right, dilation=dilation, align=align))
 
     @classmethod
+    @answering
     def neighborhood(
         cls,
         kernel_size: int | Sequence[int],
@@ -180,6 +185,7 @@ class Mask:
         return cls(*[_natten_axis(*values) for values in zip(*per_axis, strict=True)])
 
     @classmethod
+    @answering
     def from_flash(
         cls,
         window_size: Sequence[int | None] = (-1, -1),
@@ -209,6 +215,7 @@ class Mask:
         return cls(Axis(left, 0 if causal else right, causal=causal, align=align))
 
     @classmethod
+    @answering
     def from_cudnn(
         cls,
         left_bound: int | None = None,
@@ -234,6 +241,7 @@ class Mask:
         return cls(Axis(None if left is None else left - 1, right, align=align))
 
     @classmethod
+    @answering
     def from_transformers(
         cls, sliding_window: int | None = None, causal: bool = True, offset: int | None = None
     ) -> Mask:

@@ -121,6 +121,22 @@ PREFIXES = [
 ]
 
 MASKS = [
+    Row(
+        "Mask.neighborhood((7, 7), causal=True)",
+        "Mask.neighborhood((7, 7), is_causal=True)",
+        "Mask.neighborhood((7, 7), is_causal=True)",
+    ),
+    Row(
+        "Mask.sliding_window(window_size=(3, 0))",
+        "Mask.from_flash((3, 0))",
+        "mask = Mask.from_flash((3, 0))",
+        "mask.axes[0].left == 3",
+    ),
+    Row(
+        "Mask.causal(alignment='top-left')",
+        "Mask.causal(align='top-left')",
+        "Mask.causal(align='top-left')",
+    ),
     Row("Mask()", "Mask.full(rank=1)", "mask = Mask.full(rank=1)"),
     Row(
         "Mask([Axis(1), Axis(2)])",

@@ -37,6 +37,7 @@ TESTED_IN = {
     "demo/trial": "demo/test_denoise",
     "fixes/axis_names": "whole/test_fixes",
     "fixes/call_names": "whole/test_fixes",
+    "fixes/mask_names": "whole/test_fixes",
     "fixes/masks": "whole/test_fixes",
     "integrations/natten/__init__": "integrations/natten/test_install",
     "integrations/natten/context": "integrations/natten/test_install",
