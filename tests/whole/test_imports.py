@@ -401,6 +401,17 @@ def test_masks_load_neither_torch_nor_numpy(statement, tmp_path):
     assert fresh(code, tmp_path) == []
 
 
+def test_a_submodule_is_loaded_when_it_is_named(tmp_path):
+    code = """
+import sys, nbattn
+names = dir(nbattn)
+before = "nbattn.program" in sys.modules
+kind = nbattn.program.device.named("sm_90").kind
+result = [before, kind, dir(nbattn) == names, dir(nbattn.integrations), "torch" in sys.modules]
+"""
+    assert fresh(code, tmp_path) == [False, "cuda", True, ["natten", "transformers"], False]
+
+
 def test_attention_loads_torch_and_no_optional_package(tmp_path):
     code = f"""
 import sys, nbattn
