@@ -49,6 +49,7 @@ def test_a_misspelt_name_is_answered_with_what_exists(name: str) -> None:
     text = f"module 'nbattn' has no attribute {name!r}. Did you mean {MEANT[name]}?"
     assert str(caught.value) == text
     assert "".join(traceback.format_exception(caught.value)).count("Did you mean") == 1
+    assert caught.value.obj is None  # else Python would print a second suggestion
     assert eval(MEANT[name], {"nbattn": nbattn}) is not None
 
 

@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from oracle import axes, axis_matrix
 
 import nbattn
@@ -39,6 +39,7 @@ def painted(svg: ElementTree.Element, path: ElementTree.Element) -> np.ndarray:
 
 @settings(max_examples=60)
 @given(axes())
+@example(Axis(1, 0, prefix=3))
 def test_a_picture_has_the_keys_of_every_query(axis: Axis) -> None:
     (svg,) = tree_of(Mask(axis)).iter("svg")
     keys, own = (painted(svg, path) for path in svg.iter("path"))
