@@ -90,6 +90,12 @@ class Mask:
         axes = [f"  axis {number}  {describe(axis)}" for number, axis in enumerate(self.axes)]
         return "\n".join([f"Mask of {counted(self.rank, 'axis', 'axes')}", *axes])
 
+    def _repr_html_(self) -> str:
+        """The axes as a table with a picture each, for notebooks."""
+        from nbattn import notebook
+
+        return notebook.of_mask(self)
+
     # Constructors: each counts window sizes as the library it is named after does.
 
     @classmethod

@@ -57,6 +57,7 @@ NATIVE = "nbattn/backends/native/run.py"
 CPU_KERNELS, CPU_TILES, CPU_VISIT = "cpu/kernels.cpp", "cpu/tiles.h", "cpu/visit.h"
 CPU_FORWARD, CPU_BACKWARD, CPU_WORKER = "cpu/forward.h", "cpu/backward.h", "cpu/worker.h"
 CPU_VECTOR, CPU_ELEMENT, CPU_POOL = "cpu/vector.h", "cpu/element.h", "cpu/pool.h"
+NOTEBOOK, NOTICES = "nbattn/notebook.py", "nbattn/planner/notices.py"
 CPU_ITEMS, CPU_WALK = "cpu/items.h", "cpu/walk.h"
 MEASURED_TILES = "nbattn/backends/cuda/measured_tiles.py"
 KERNEL_TIMES = "nbattn/backends/cuda/kernel_times.py"
@@ -887,6 +888,28 @@ MUTANTS = [
            "arguments.check_numbers(scale, softcap)", "pass", "known_calls"),
     Mutant("known-calls-unbounded", "nbattn/known_calls.py", "        KNOWN_CALLS.clear()\n",
            "        pass\n", "known_calls"),
+    Mutant("folders-are-modules", "nbattn/lazy.py", " and spec.origin is not None", "", "lazy"),
+    Mutant("two-suggestions", "nbattn/lazy.py", '{hint}", name=name)', '{hint}")', "lazy"),
+    Mutant("names-by-case", "nbattn/lazy.py", "get_close_matches(name.lower(), ",
+           "get_close_matches(name, ", "lazy"),
+    Mutant("dir-of-everything", "nbattn/__init__.py", "return sorted(_API)",
+           "return sorted(globals())", "lazy"),
+    Mutant("names-not-escaped", NOTEBOOK, "return html.escape(str(value))", "return str(value)",
+           "notebook"),
+    Mutant("prefix-not-drawn", NOTEBOOK, "for start, stop in ends if",
+           "for start, stop in ends[1:] if", "notebook"),
+    Mutant("own-position-always", NOTEBOOK, "any(position in run for run in runs)", "True",
+           "notebook"),
+    Mutant("rings-of-any-length", NOTEBOOK, "axis.stride * -(-steps // axis.stride)", "steps",
+           "notebook"),
+    Mutant("shipped-before-files", "nbattn/config/shipped.py", "or _is(given.is_file)", "",
+           "config/shipped"),
+    Mutant("told-every-time", NOTICES, "_GIVEN.add(key)  # first", "pass  # first",
+           "planner/notices"),
+    Mutant("told-at-torchs-line", NOTICES, 'in ("nbattn", "torch")', 'in ("nbattn",)',
+           "planner/notices"),
+    Mutant("plans-not-told", PLANNER, "    plan = planned(signature)\n    notices.tell(plan)\n",
+           "    plan = planned(signature)\n", "planner/notices"),
     Mutant("faster-by-nothing", "nbattn/planner/explain.py", "_seconds(other) < min(",
            "_seconds(other) > min(", "planner/explain"),
     Mutant("windows-of-no-pairs", FLASH_CANDIDATES, "if all(per_axis) and (several",

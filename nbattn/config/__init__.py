@@ -16,13 +16,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from nbattn.config import files, mistakes
+from nbattn.config import files, mistakes, shipped
 from nbattn.config.grammar import STRICT, LayerConfig, MaskTable, PlanConfig
 from nbattn.errors import ConfigError, InputError, Mistake, kind
 from nbattn.mask import Mask
@@ -30,9 +30,10 @@ from nbattn.mask import Mask
 __all__ = ["Config", "LayerConfig", "PlanConfig", "load", "schema"]
 
 SECTIONS = ("masks", "layers", "plans")
+_LISTED = 3  # names of a section that repr() lists
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Config:
     """The masks, layers and plan requests of a configuration, by name; all of them are legal.
 
@@ -47,6 +48,17 @@ class Config:
     masks: dict[str, Annotated[Mask, MaskTable()]] = field(default_factory=dict[str, Mask])
     layers: dict[str, LayerConfig] = field(default_factory=dict[str, LayerConfig])
     plans: dict[str, PlanConfig] = field(default_factory=dict[str, PlanConfig])
+
+    def __repr__(self) -> str:
+        sections = {name: list(getattr(self, name)) for name in SECTIONS}
+        named = (f"{name}: {_listed(names)}" for name, names in sections.items() if names)
+        return f"Config({'; '.join(named)})"
+
+    def _repr_html_(self) -> str:
+        """The sections as tables, for notebooks."""
+        from nbattn import notebook
+
+        return notebook.of_config(self)
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
         """Returns plain data for `load`: every mask by its axes, without defaults.
@@ -76,20 +88,24 @@ def load(source: str | os.PathLike[str] | Mapping[str, Any]) -> Config:
     1 MiB; YAML may have no aliases; plain values are null, bools, decimal numbers, else text.
 
     Args:
-        source: the path of a TOML, YAML or JSON file, or a mapping (OmegaConf's too).
+        source: the path of a TOML, YAML or JSON file, the bare name of a configuration that comes
+            with nbattn, or a mapping (OmegaConf's too). Text without a suffix and without a
+            separator of paths is such a name, unless the working directory has a file of it.
 
     Raises:
         ConfigError: lists every mistake, one per line: file, key path, the value, what is legal,
-            and a guess at what was meant.
+            and a guess at what was meant. Of an unknown name, lists those that exist.
 
     >>> config = load({"masks": {"local": {"sliding_window": {"left": 511}}}})
     >>> config.masks["local"]
     Mask(Axis(511, 0))
+    >>> load("video_3d")
+    Config(masks: encoder; layers: block; plans: train, train_hopper)
     """
     if isinstance(source, Mapping):
         name, data = "mapping", source
     elif isinstance(source, (str, os.PathLike)):
-        name, data = files.read(source)
+        name, data = files.read(shipped.path(source))
     else:
         raise InputError(
             f"load takes a path or a mapping, not {kind(source)}.", 'nbattn.load("masks.toml").'
@@ -153,6 +169,12 @@ class _Loading:
         except ValidationError as error:
             self.mistakes += mistakes.of_errors(error.errors(), data)
         return None
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Returns the first names, and how many there are if some are left out."""
+    more = f" … ({len(names)})" if len(names) > _LISTED else ""
+    return ", ".join(names[:_LISTED]) + more
 
 
 def _plain(value: Any) -> dict[str, Any]:

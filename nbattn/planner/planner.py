@@ -13,7 +13,7 @@ from nbattn.backends import families
 from nbattn.errors import BackendError
 from nbattn.geometry import Axes
 from nbattn.mask import Mask
-from nbattn.planner import cost_table, devices
+from nbattn.planner import cost_table, devices, notices
 from nbattn.planner.plan import Plan
 from nbattn.program.candidate import Candidate, refused
 from nbattn.program.device import DeviceInfo
@@ -64,6 +64,14 @@ def planned(signature: Signature) -> Plan:
     return make(signature.request())
 
 
+@lru_cache(CACHE_SIZE)
+def planned_to_run(signature: Signature) -> Plan:
+    """Returns the plan of a signature for a call that runs it, and tells of one that is new."""
+    plan = planned(signature)
+    notices.tell(plan)
+    return plan
+
+
 # The cache of `nbattn.known_calls`. It is here because it has plans and is cleared with them.
 KNOWN_CALLS: dict[tuple[object, ...], Any] = {}
 
@@ -72,7 +80,7 @@ def forget() -> None:
     """Clears all caches, so that new plans use the current cost table."""
     cost_table.forget()
     KNOWN_CALLS.clear()
-    for cached in (planned, _make):
+    for cached in (planned, planned_to_run, _make):
         cached.cache_clear()
 
 

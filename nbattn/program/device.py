@@ -4,6 +4,7 @@ without that device.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast
@@ -25,7 +26,7 @@ AMPERE_SHARE = 370 / 648
 _CPU = "one core of an AMD EPYC (Zen 4), torch 2.13, benchmarks/results"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class DeviceInfo:
     """The planner's data of one device.
 
@@ -106,6 +107,12 @@ class DeviceInfo:
             raise InputError(
                 f"cudnn={_short(self.cudnn)} is {kind(self.cudnn)}, not an int.", f"cudnn={CUDNN}."
             )
+
+    def __repr__(self) -> str:
+        dtype, rate = max(self.flops, key=operator.itemgetter(1))
+        rates = f"{rate / 1e12:.3g} TFLOP/s in {dtype}, {self.bandwidth / 1e9:.4g} GB/s"
+        packages = ", ".join(self.providers) or "no packages"
+        return f"DeviceInfo({self.name}, {self.kind}, {rates}, {packages}; {self.source})"
 
     @property
     def capability(self) -> int | None:

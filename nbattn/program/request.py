@@ -32,7 +32,7 @@ class Needs(NamedTuple):
     deterministic: bool
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Request:
     """What a plan is made for: mask, shapes, dtype, device, and what the call needs.
 
@@ -77,10 +77,10 @@ class Request:
     held: tuple[Held, ...] = ()
     # Computed once, since every candidate needs them: query heads per key head, queries and keys of
     # a sample and head, and what limits check.
-    heads_per_key_head: int = field(init=False, repr=False, compare=False)
-    query_count: int = field(init=False, repr=False, compare=False)
-    key_count: int = field(init=False, repr=False, compare=False)
-    needs: Needs = field(init=False, repr=False, compare=False)
+    heads_per_key_head: int = field(init=False, compare=False)
+    query_count: int = field(init=False, compare=False)
+    key_count: int = field(init=False, compare=False)
+    needs: Needs = field(init=False, compare=False)
 
     def __post_init__(self) -> None:
         for name, names in (("layout", LAYOUTS), ("dtype", DTYPES)):
@@ -94,6 +94,11 @@ class Request:
         assign(self, "query_count", math.prod(self.query_space))
         assign(self, "key_count", math.prod(self.key_space))
         assign(self, "needs", Needs(*(getattr(self, name) for name in Needs._fields)))
+
+    def __repr__(self) -> str:
+        choice = (f"{name}={getattr(self, name)!r}" for name in ("backend", "require", "forbid"))
+        given = [text for text in choice if not text.endswith(("='auto'", "=()"))]
+        return f"Request({', '.join([self.summary(), repr(self.mask), *given])})"
 
     def axes(self) -> Axes:
         """Returns the mask's axes at the request's lengths.

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from fixes import calls, masks, sites
+from fixes import calls, masks, sites, surface
 
-TABLES = {"masks": masks.ROWS, "calls": calls.ROWS}
+TABLES = {"masks": masks.ROWS, "calls": calls.ROWS, "surface": surface.ROWS}
 
 
 def places_without_a_row() -> list[str]:

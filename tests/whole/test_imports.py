@@ -27,11 +27,12 @@ PACKAGE = ROOT / "nbattn"
 Sources = dict[str, str]  # module below the package ("" is the package itself) → source
 
 # Component → what it may import: components, or single modules of one. The lowest comes first.
-PROGRAM = "errors axis mask piecewise_sum rows geometry program"
+PROGRAM = "lazy errors axis mask piecewise_sum rows geometry program"
 SHARED = "backends.inputs backends.logsumexp backends.calls"  # tensor code of several families
 FAMILIES = {f"backends.{family.name}" for family in families.FAMILIES}
 ALLOWED = {
     "version": "",
+    "lazy": "",
     "errors": "",
     "machine": "version",
     "timing": "",
@@ -66,6 +67,7 @@ ALLOWED = {
     "nn": "errors axis mask symbolic geometry program planner shapes arguments functional",
     "config": "errors axis mask geometry program backends.families planner arguments functional nn"
     " config",
+    "notebook": "axis mask geometry planner config",
     "mask_symbols": "errors axis mask geometry",
     "draw": "errors axis mask geometry mask_symbols",
     "plot": "errors axis mask geometry program planner mask_symbols draw",
@@ -77,12 +79,12 @@ ALLOWED = {
     "demo": "errors axis mask geometry program planner functional nn config draw plot demo",
     "cli": "errors machine timing cache axis mask geometry program backends.families planner"
     " functional nn config mask_symbols draw plot doctor bench tune demo cli version",
-    "integrations": "errors version axis mask geometry program backends.families"
+    "integrations": "lazy errors version axis mask geometry program backends.families"
     " backends.tiled.costs backends.tiled.schedule backends.tiled.meaning planner functional nn"
     " config integrations",
     "distributed": "errors axis mask geometry program planner ops functional",
     "__main__": "cli",
-    "": "errors axis mask version",
+    "": "lazy errors axis mask version",
 }
 # Functions that import upward when they are called → what they import.
 EXCEPTIONS = {
@@ -90,6 +92,9 @@ EXCEPTIONS = {
     ("mask", "Mask.dense"): "geometry",
     ("mask", "Mask.draw"): "draw",
     ("mask", "Mask.to_flex"): "backends.flex.run",
+    ("mask", "Mask._repr_html_"): "notebook",
+    ("planner.plan", "Plan._repr_html_"): "notebook",
+    ("config", "Config._repr_html_"): "notebook",
     ("planner.plan", "Plan.run"): "functional",
     ("planner.plan", "Plan.warmup"): "functional",
 }
@@ -99,9 +104,9 @@ PLAIN = ("program", *(f"{family}.{part}" for family in FAMILIES for part in ("me
 PLAIN = (*PLAIN, *(f"{family}.candidates" for family in FAMILIES))
 FOREIGN = {
     **dict.fromkeys(
-        ["version", "errors", "symbolic", "axis", "fixes", "mask", "alignment", "circles"], ""
+        ["version", "lazy", "errors", "symbolic", "axis", "fixes", "mask", "alignment"], ""
     ),
-    **dict.fromkeys(["doctor", "__main__", ""], ""),
+    **dict.fromkeys(["circles", "notebook", "doctor", "__main__", ""], ""),
     **dict.fromkeys(["piecewise_sum", "rows", "geometry", "mask_symbols", "draw", "plot"], "numpy"),
     "mistaken_masks": "",
     **dict.fromkeys(["shapes", "key_ranges", "joining"], "torch"),
@@ -394,6 +399,17 @@ def test_masks_load_neither_torch_nor_numpy(statement, tmp_path):
     heavy = ["torch", "numpy", *OPTIONAL]
     code = f"import sys\n{statement}\nresult = [m for m in {heavy} if m in sys.modules]"
     assert fresh(code, tmp_path) == []
+
+
+def test_a_submodule_is_loaded_when_it_is_named(tmp_path):
+    code = """
+import sys, nbattn
+names = dir(nbattn)
+before = "nbattn.program" in sys.modules
+kind = nbattn.program.device.named("sm_90").kind
+result = [before, kind, dir(nbattn) == names, dir(nbattn.integrations), "torch" in sys.modules]
+"""
+    assert fresh(code, tmp_path) == [False, "cuda", True, ["natten", "transformers"], False]
 
 
 def test_attention_loads_torch_and_no_optional_package(tmp_path):
