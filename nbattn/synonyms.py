@@ -54,6 +54,11 @@ STRATEGIES: Synonyms = {
     "split": ("chunk", "chunks"),
 }
 # Keys of the tables of a configuration.
+SECTIONS: Synonyms = {
+    "masks": ("attention", "patterns", "windows"),
+    "layers": ("modules", "blocks", "model"),
+    "plans": ("requests", "planner"),
+}
 LAYER_KEYS: Synonyms = {
     "mask": ("attention-mask", "attn-mask", "mask-name", "pattern"),
     "dim": (
@@ -174,6 +179,7 @@ def _plain(name: str) -> str:
 
 
 _GPU = ("gpu", "cuda", "nvidia", "accelerator")  # no certain one
+_OTHER = ("tpu", "npu", "hpu", "ipu")  # similar to "cpu", and something else
 _CAPABILITY = re.compile(r"(sm|compute|cc)?[-_ ]?(\d{1,3})(?:\.(\d))?[af]?")
 
 
@@ -197,4 +203,6 @@ def device(given: object, known: Iterable[str], gpu: str = "sm_90") -> str:
         wanted = int(number[2] + (number[3] or ""))
         older = [name for name in known if name[3:].isdigit() and int(name[3:]) <= wanted]
         return max(older, key=lambda name: int(name[3:]), default="")
-    return gpu if words & {*_GPU} else likely(given, known)
+    if words & {*_GPU}:
+        return gpu
+    return "" if plain in _OTHER else likely(given, known)

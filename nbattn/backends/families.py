@@ -270,7 +270,7 @@ def check_names(name: str, require: tuple[str, ...], forbid: tuple[str, ...]) ->
 
 def _mended(traits: tuple[str, ...], wrong: str, known: tuple[str, ...]) -> tuple[str, ...]:
     """The names with the one that was probably meant in place of a wrong one, or without it."""
-    guess = synonyms.meant(wrong, known, synonyms.STRATEGIES | synonyms.BACKENDS)
+    guess = synonyms.meant(wrong, known, {**synonyms.STRATEGIES, **synonyms.BACKENDS})
     mended = (guess if trait == wrong else trait for trait in traits)
     return tuple(dict.fromkeys(filter(None, mended)))
 

@@ -22,9 +22,9 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from nbattn.config import files, mistakes
+from nbattn.config import files, mistakes, notation
 from nbattn.config.grammar import STRICT, LayerConfig, MaskTable, PlanConfig
-from nbattn.errors import ConfigError, InputError, Mistake, kind
+from nbattn.errors import ConfigError, InputError, MaskError, Mistake, kind
 from nbattn.mask import Mask
 
 __all__ = ["Config", "LayerConfig", "PlanConfig", "load", "schema"]
@@ -91,10 +91,19 @@ def load(source: str | os.PathLike[str] | Mapping[str, Any]) -> Config:
     elif isinstance(source, (str, os.PathLike)):
         name, data = files.read(source)
     else:
-        raise InputError(
-            f"load takes a path or a mapping, not {kind(source)}.", 'nbattn.load("masks.toml").'
-        )
+        raise InputError(f"load takes a path or a mapping, not {kind(source)}.", _loaded(source))
     return _Loading(name, files.plain(name, data)).config()
+
+
+def _loaded(source: object) -> str:
+    """How to load what is neither a path nor a mapping."""
+    if isinstance(source, (bytes, bytearray)):
+        return "nbattn.load(tomllib.loads(source.decode()))"
+    if isinstance(getattr(source, "name", None), str):
+        return "nbattn.load(file.name)"
+    if isinstance(source, Config):
+        return "nbattn.load(config.to_dict())"
+    return 'nbattn.load({"masks": {"mine": {"neighborhood": {"kernel_size": 7}}}})'
 
 
 def schema() -> dict[str, Any]:
@@ -107,7 +116,7 @@ class _Loading:
     """Loads one configuration, entry by entry, so that all mistakes are found at once."""
 
     def __init__(self, source: str, data: dict[str, Any]) -> None:
-        self.source, self.data = source, data
+        self.source, self.data, self.notation = source, data, notation.of(source)
         self.mistakes: list[Mistake] = []
         self.masks: dict[str, Mask | None] = {}
 
@@ -143,7 +152,11 @@ class _Loading:
         if entry is not None:
             for key, error in entry.mistakes():
                 path = (section, name, key) if key else (section, name)
-                self.mistakes.append(mistakes.of_exception(path, error))
+                mistake = mistakes.of_exception(path, error, self.notation)
+                if isinstance(error, MaskError):
+                    place = f"in masks.{self.data[section][name]['mask']}: "
+                    mistake = mistake._replace(fix=place + mistake.fix)
+                self.mistakes.append(mistake)
         return entry
 
     def _validate(self, data: dict[str, Any]) -> Config | None:
@@ -151,7 +164,7 @@ class _Loading:
             # JSON, because strict validation of Python objects refuses the dicts and lists of files
             return _ADAPTER.validate_json(json.dumps(data), context=self.masks)
         except ValidationError as error:
-            self.mistakes += mistakes.of_errors(error.errors(), data)
+            self.mistakes += mistakes.of_errors(error.errors(), data, self.notation)
         return None
 
 

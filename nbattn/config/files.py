@@ -6,6 +6,7 @@ values are checked before their data is used.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import operator
 import os
@@ -13,6 +14,7 @@ import re
 import stat
 import tomllib
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
@@ -44,7 +46,8 @@ def read(path: str | os.PathLike[str]) -> tuple[str, object]:
             content = file.read(MAX_BYTES + 1)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        raise ConfigError(name, [Mistake("", f"cannot be read: {reason}")]) from None
+        problem = f"cannot be read: {reason}"
+        raise ConfigError(name, [Mistake("", problem, guess=_neighbour(name))]) from None
     if len(content) > MAX_BYTES:
         problem = f"larger than {MAX_BYTES} bytes"
         raise ConfigError(name, [Mistake("", problem, f"up to {MAX_BYTES} bytes")])
@@ -62,6 +65,16 @@ def read(path: str | os.PathLike[str]) -> tuple[str, object]:
         )
         problem = " ".join(problem.split())
         raise ConfigError(name, [Mistake("", f"not {Path(name).suffix[1:]}: {problem}")]) from None
+
+
+def _neighbour(name: str) -> str:
+    """The file of the same folder whose name is most similar, in quotes; else an empty string."""
+    path = Path(name)
+    with contextlib.suppress(OSError, ValueError):
+        others = [other.name for other in path.parent.iterdir() if other.suffix in PARSERS]
+        close = get_close_matches(path.name, others, 1) if path.name not in others else []
+        return f'"{path.with_name(close[0])}"' if close else ""
+    return ""
 
 
 def _toml(text: str) -> object:
