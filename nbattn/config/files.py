@@ -47,7 +47,8 @@ def read(path: str | os.PathLike[str]) -> tuple[str, object]:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         problem = f"cannot be read: {reason}"
-        raise ConfigError(name, [Mistake("", problem, guess=_neighbour(name))]) from None
+        guess = _neighbour(name) if isinstance(error, FileNotFoundError) else ""
+        raise ConfigError(name, [Mistake("", problem, guess=guess)]) from None
     if len(content) > MAX_BYTES:
         problem = f"larger than {MAX_BYTES} bytes"
         raise ConfigError(name, [Mistake("", problem, f"up to {MAX_BYTES} bytes")])

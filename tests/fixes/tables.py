@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from fixes import calls, masks, sites
+from fixes import calls, config, masks, sites
 
-TABLES = {"masks": masks.ROWS, "calls": calls.ROWS}
+TABLES = {"masks": masks.ROWS, "calls": calls.ROWS, "config": config.ROWS}
 
 
 def places_without_a_row() -> list[str]:
