@@ -254,7 +254,7 @@ def check_names(name: str, require: tuple[str, ...], forbid: tuple[str, ...]) ->
     """
     if name not in BACKENDS:
         raise InputError(
-            f"backend={name!r} is not one of {', '.join(_NAMED)} ({_PROVIDERS}).",
+            f"backend={name!r} is not known: one of {', '.join(_NAMED)} ({_PROVIDERS}).",
             f'backend="{synonyms.meant(name, BACKENDS, synonyms.BACKENDS) or AUTO}"',
         )
     known = (*STRATEGIES, *BACKENDS[1:])

@@ -114,7 +114,7 @@ def _parts(call: Any) -> list[Any]:
 
 def _axis(call: Any) -> dict[str, Any]:
     """The fields of an axis's call."""
-    if call.func.id != "Axis":
+    if ast.unparse(call.func).removeprefix("nbattn.") != "Axis":
         raise ValueError
     names = [field.name for field in fields(Axis)]
     positional = zip(names[:2], (ast.literal_eval(part) for part in call.args), strict=False)

@@ -33,7 +33,7 @@ def _data(device: torch.device | str | None) -> DeviceInfo:
     parsed = _torch_device(device)
     if parsed is None:
         gpu = "cuda" if torch.cuda.is_available() else "sm_90"
-        problem = f"device={device!r} is not {device_data.known()}."
+        problem = f"device={device!r} is not known: {device_data.known()}."
         raise InputError(problem, device_data.fix(device, gpu))
     if parsed.type == "cuda":
         if not torch.cuda.is_available():

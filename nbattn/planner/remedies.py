@@ -80,7 +80,7 @@ def _changes(request: Request, limits: frozenset[str]) -> Iterator[Change]:
     for name in {"require", "forbid"} & limits:
         yield Change(replace(request, **{name: ()}), arguments=f"{name}=()")
     if "deterministic" in limits:
-        line = "torch.use_deterministic_algorithms(False)"
+        line = "torch.use_deterministic_algorithms(False) (in a plan: deterministic=False)"
         yield Change(replace(request, deterministic=False), line)
     if "copy" in limits and request.layout != "contiguous":
         yield Change(replace(request, layout="contiguous"), tensors=".contiguous()")

@@ -236,7 +236,7 @@ def named(name: str) -> DeviceInfo:
     'cuda'
     """
     if name not in DEVICES:
-        raise InputError(f"device={name!r} is not {known()}.", fix(name))
+        raise InputError(f"device={name!r} is not known: {known()}.", fix(name))
     return DEVICES[name]
 
 

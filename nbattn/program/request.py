@@ -89,7 +89,8 @@ class Request:
                 given = getattr(self, name)
                 guess = synonyms.meant(given, names, synonyms.DTYPES) or names[0]
                 raise InputError(
-                    f"{name}={given!r} is not one of {', '.join(names)}.", f'{name}="{guess}"'
+                    f"{name}={given!r} is not known: one of {', '.join(names)}.",
+                    f'{name}="{guess}"',
                 )
         assign = object.__setattr__
         assign(self, "heads_per_key_head", self.heads // self.kv_heads)
@@ -136,7 +137,7 @@ def dtype_name(dtype: object) -> str:
     name = str(dtype).removeprefix("torch.")
     if name not in DTYPES:
         guess = synonyms.meant(name, DTYPES, synonyms.DTYPES) or "bfloat16"
-        problem = f"dtype={name} is not one of {', '.join(DTYPES)}."
+        problem = f"dtype={name} is not known: one of {', '.join(DTYPES)}."
         raise InputError(problem, f'dtype="{guess}"')
     return name
 

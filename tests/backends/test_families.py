@@ -243,7 +243,10 @@ def test_packages_are_those_that_families_need() -> None:
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (("magic", (), ()), "backend='magic' is not one of auto, reference, sdpa, tiled, flash, "),
+        (
+            ("magic", (), ()),
+            "backend='magic' is not known: one of auto, reference, sdpa, tiled, flash, ",
+        ),
         (("auto", ("crop",), ()), "require names 'crop', which is neither a strategy (dense, "),
         (("auto", (), ("crop",)), "forbid names 'crop', which is neither a strategy (dense, "),
     ],

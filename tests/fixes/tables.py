@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-from fixes import calls, config, masks, sites
+from fixes import calls, config, kernels, masks, planning, sites
 
-TABLES = {"masks": masks.ROWS, "calls": calls.ROWS, "config": config.ROWS}
+TABLES = {
+    "masks": masks.ROWS,
+    "calls": calls.ROWS,
+    "config": config.ROWS,
+    "kernels": kernels.ROWS,
+    "planning": planning.ROWS,
+}
 
 
 def places_without_a_row() -> list[str]:
