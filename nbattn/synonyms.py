@@ -27,7 +27,17 @@ BACKENDS: Synonyms = {
 }
 DTYPES: Synonyms = {
     "float16": ("half", "fp16", "f16", "16", "fp-16", "float-16"),
-    "bfloat16": ("bf16", "bfloat", "bf-16", "b16", "brain-float", "fp8", "float8"),
+    "bfloat16": (
+        "bf16",
+        "bfloat",
+        "bf-16",
+        "b16",
+        "brain-float",
+        "fp8",
+        "float8",
+        "float8-e4m3fn",
+        "float8-e5m2",
+    ),
     "float32": ("float", "fp32", "f32", "single", "32", "full", "tf32", "fp-32"),
     "float64": ("double", "fp64", "f64", "64", "fp-64"),
 }

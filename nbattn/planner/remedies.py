@@ -13,6 +13,7 @@ from nbattn.planner import devices
 from nbattn.program.device import DEVICES
 from nbattn.program.request import Request
 
+_MOST = 3  # changes of one fix
 _GPU = "sm_90"  # planned for where this machine has no GPU
 _NARROWER = {"float64": ("float32", "bfloat16", "float16"), "float32": ("bfloat16", "float16")}
 _DTYPES = ("float16", "float32", "bfloat16")
@@ -51,7 +52,7 @@ def fix(request: Request, ask: Ask) -> str:
     if request.backend == families.AUTO:
         return _relaxed(request, ask)
     auto = _auto(request, ask)
-    kept = _kept([((), request)], ask, depth=3)
+    kept = _kept(request, ask)
     if not kept:
         return auto
     needs_gpu = (kept[-1].request.device.kind, request.device.kind) == ("cuda", "cpu")
@@ -60,31 +61,36 @@ def fix(request: Request, ask: Ask) -> str:
     return _written(kept)
 
 
-def _kept(
-    level: list[tuple[tuple[Change, ...], Request]], ask: Ask, depth: int
-) -> tuple[Change, ...]:
-    """Returns the fewest changes after which the backend runs the request, in at most `depth`
-    steps; each step answers a limit that the last one has left.
+def _kept(request: Request, ask: Ask) -> tuple[Change, ...]:
+    """Returns the fewest changes after which the backend runs the request; each answers a limit
+    that the one before has left, and the device changes once.
     """
-    longer: list[tuple[tuple[Change, ...], Request]] = []
-    for changes, request in level:
-        for change in _changes(request, ask(request).limits):
-            if ask(change.request).chosen:
-                return (*changes, change)
-            longer.append(((*changes, change), change.request))
-    return _kept(longer, ask, depth - 1) if depth > 1 and longer else ()
+    level: list[tuple[Change, ...]] = [()]
+    for _ in range(_MOST):
+        longer: list[tuple[Change, ...]] = []
+        for changes in level:
+            now = changes[-1].request if changes else request
+            is_here = now.device.kind == request.device.kind
+            for change in _changes(now, ask(now).limits, may_move=is_here):
+                if ask(change.request).chosen:
+                    return (*changes, change)
+                longer.append((*changes, change))
+        level = longer
+    return ()
 
 
-def _changes(request: Request, limits: frozenset[str]) -> Iterator[Change]:
+def _changes(request: Request, limits: frozenset[str], *, may_move: bool) -> Iterator[Change]:
     """What answers a limit, and changes neither the mask nor the backend."""
-    for name in {"require", "forbid"} & limits:
+    for name in ("require", "forbid"):
+        if name not in limits:
+            continue
         yield Change(replace(request, **{name: ()}), arguments=f"{name}=()")
     if "deterministic" in limits:
         line = "torch.use_deterministic_algorithms(False) (in a plan: deterministic=False)"
         yield Change(replace(request, deterministic=False), line)
     if "copy" in limits and request.layout != "contiguous":
         yield Change(replace(request, layout="contiguous"), tensors=".contiguous()")
-    if "device" in limits and request.device.kind in ("cpu", "cuda"):
+    if "device" in limits and may_move and request.device.kind in ("cpu", "cuda"):
         yield _moved(request)
     if {"package", "provider"} & limits:
         for package in _packages(request):

@@ -56,6 +56,11 @@ def test_tensors_on_the_wrong_device_are_moved() -> None:
     assert back == 'query.cpu(), key.cpu(), value.cpu()  # in a plan: device="cpu"'
 
 
+def test_a_gpu_that_is_too_old_is_not_repaired_by_a_round_trip() -> None:
+    fix = fix_of(device="sm_75", backend="flash")
+    assert fix.startswith('backend="auto", which takes ')
+
+
 def test_with_a_gpu_tensors_are_moved_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
     from nbattn.planner import devices
 
