@@ -834,8 +834,8 @@ MUTANTS = [
     Mutant("numbers-before-pointers", LAUNCH, "argument.buffer[_POINTERS.size :] = numbers",
            "argument.buffer[: -_POINTERS.size] = numbers", "kernels/launch"),
     # work in proportion to a length, and caches that miss
-    Mutant("plans-key-by-key", PLANNER, "    offered = candidates(request, axes)\n",
-           "    offered = candidates(request, axes)\n"
+    Mutant("plans-key-by-key", PLANNER, "    offered = candidates(request, request.axes())\n",
+           "    offered = candidates(request, request.axes())\n"
            "    for _ in range(min(request.key_space[0], 10**5)):\n        pass\n",
            "whole/planning_work whole/decode backends/cuda/candidates backends/cuda/meaning"),
     # one plan, and the logsumexp between plans that are made apart

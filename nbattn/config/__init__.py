@@ -24,7 +24,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from nbattn.config import files, mistakes, notation
 from nbattn.config.grammar import STRICT, LayerConfig, MaskTable, PlanConfig
-from nbattn.errors import ConfigError, InputError, MaskError, Mistake, kind
+from nbattn.errors import ConfigError, InputError, Mistake, kind
 from nbattn.mask import Mask
 
 __all__ = ["Config", "LayerConfig", "PlanConfig", "load", "schema"]
@@ -153,7 +153,7 @@ class _Loading:
             for key, error in entry.mistakes():
                 path = (section, name, key) if key else (section, name)
                 mistake = mistakes.of_exception(path, error, self.notation)
-                if isinstance(error, MaskError):
+                if mistakes.is_of_mask(error, mistake.fix):
                     place = f"in masks.{self.data[section][name]['mask']}: "
                     mistake = mistake._replace(fix=place + mistake.fix)
                 self.mistakes.append(mistake)

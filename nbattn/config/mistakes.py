@@ -22,7 +22,7 @@ from nbattn.config.grammar import (
     constructor_mistakes,
 )
 from nbattn.config.notation import Notation
-from nbattn.errors import Mistake, NbattnError
+from nbattn.errors import MaskError, Mistake, NbattnError
 
 _LEGAL = {
     "int_type": "a whole number",
@@ -117,8 +117,16 @@ def of_exception(path: KeyPath, error: Exception, notation: Notation) -> Mistake
         legal = "" if guess and len(known) > _LISTED else _listed(path, known)
         return Mistake(show(path), f"{_shown(name)} is not known", legal, guess=guess)
     if isinstance(error, NbattnError):
-        return Mistake(show(path), error.problem, fix=notation.translated(error.fix))
+        shapes = error.fix.replace("query_shape=", "query=").replace("key_shape=", "key=")
+        fix = notation.translated(shapes)
+        legal = "" if fix or path[-1] not in ("query", "key") else _NEEDED["query"]
+        return Mistake(show(path), error.problem, legal, fix)
     return Mistake(show(path), str(error))
+
+
+def is_of_mask(error: Exception, fix: str) -> bool:
+    """Whether the fix of a layer's or a plan's error is to be written in its mask."""
+    return bool(fix) and (isinstance(error, MaskError) or fix.lstrip('"').startswith("axes"))
 
 
 def _listed(path: KeyPath, known: Sequence[str]) -> str:

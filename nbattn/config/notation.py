@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import json
 import re
 from collections.abc import Mapping
@@ -11,10 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from nbattn.axis import Axis
+from nbattn.mask import Mask
 
 _VALUE = r"""'[^']*'|"[^"]*"|-?\d[\d_.e+-]*\d|-?\d|True|False|None|\([^()]*\)|\[[^\[\]]*\]"""
 _ARGUMENT = re.compile(rf"\b([a-z_]+)=({_VALUE})(?![\w(])")
-_CALL = re.compile(r"\b(?:nbattn\.)?(Mask|Axis)\(")
+_CALL = re.compile(r"\b(?:mask=)?(?:nbattn\.)?(?:Mask(?:\.[a-z_]+)?|Axis)\(")
+_OR = re.compile(r"((?:,|;)? or )")  # between alternatives
+_BESIDE = re.compile(r", with (?:query|key|value)\.[^;]*")
+# What a file has no place for: tensors, and calls of functions.
+_TENSORS = re.compile(r"\b(?:query|key|value|x|context|torch|layer)\.|\b(?:attention|plan)\(")
 
 
 class Notation:
@@ -63,7 +69,10 @@ class Notation:
         'align = 8, or { left = 1, right = 0, causal = true } for none ahead'
         >>> TOML.translated("Mask(Axis(3, 3)); left=None"), YAML.translated("left=None")
         ('axes = [{ left = 3, right = 3 }]; no left', 'left: null')
+        >>> TOML.translated("query.unsqueeze(1), or Mask.full(rank=2)")
+        'full = { rank = 2 }'
         """
+        text = _without_tensors(text)
         done, start = "", 0
         for found in _CALL.finditer(text):
             if found.start() < start:
@@ -78,10 +87,13 @@ class Notation:
     def _call(self, code: str) -> str:
         """A mask or an axis as entries or as a table; empty if the code is not complete."""
         try:
-            call = ast.parse(code, mode="eval").body
-            if code.removeprefix("nbattn.").startswith("Axis"):
+            call: Any = ast.parse(code.removeprefix("mask="), mode="eval").body
+            name = ast.unparse(call.func).removeprefix("nbattn.")
+            if name == "Axis":
                 return self.value(_axis(call))
-            return self.entries({"axes": [_axis(axis) for axis in _parts(call)]})
+            if name == "Mask":
+                return self.entries({"axes": [_axis(axis) for axis in _parts(call)]})
+            return self.entries({name.removeprefix("Mask."): _constructor(call)})
         except (SyntaxError, ValueError, TypeError, AttributeError):
             return ""
 
@@ -103,6 +115,20 @@ def _closing(text: str, start: int) -> int:
         if not depth:
             return at + 1
     return len(text)
+
+
+def _without_tensors(text: str) -> str:
+    """The alternatives of a fix that a file can have."""
+    parts = _OR.split(_BESIDE.sub("", text))
+    kept = [n for n in range(0, len(parts), 2) if not _TENSORS.search(parts[n])]
+    return "".join(part for n in kept for part in (parts[n - 1] * (n > kept[0]), parts[n]))
+
+
+def _constructor(call: Any) -> dict[str, Any]:
+    """The arguments of a mask constructor's call."""
+    names = inspect.signature(getattr(Mask, call.func.attr)).parameters
+    positional = zip(names, map(ast.literal_eval, call.args), strict=False)
+    return dict(positional) | {part.arg: ast.literal_eval(part.value) for part in call.keywords}
 
 
 def _parts(call: Any) -> list[Any]:

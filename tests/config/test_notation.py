@@ -44,11 +44,22 @@ def test_nothing_is_a_word_except_in_toml() -> None:
         ("for all: nbattn.Mask(nbattn.Axis(1))", "for all: axes = [{ left = 1 }]"),
         ("Mask(Axis(3, 3), …)", "Mask({ left = 3, right = 3 }, …)"),
         ("Mask(Axis(1), Axis(2))", "axes = [{ left = 1 }, { left = 2 }]"),
-        ("Mask.causal()", "Mask.causal()"),
+        ("Mask.causal()", "causal = {}"),
+        (
+            "mask=Mask.neighborhood((7, 7), stride=2).",
+            "neighborhood = { kernel_size = [7, 7], stride = 2 }.",
+        ),
+        ("Mask.unheard(3)", "Mask.unheard(3)"),
         ("query=[B, *space]", "query=[B, *space]"),
         ("Axis(side, 2", "Axis(side, 2"),
         ("scale=1e-3 and n=-1", "scale = 0.001 and n = -1"),
-        ("query.to(torch.float16)", "query.to(torch.float16)"),
+        ("query.to(torch.float16)", ""),
+        ("query.mT, or dilation=2; or key.mT", "dilation = 2"),
+        ("stride=3; or query.mT; or stride=4", "stride = 3; or stride = 4"),
+        (
+            "Mask(Axis(1)), with query.flatten(1, 2); or prefix=0",
+            "axes = [{ left = 1 }]; or prefix = 0",
+        ),
     ],
 )
 def test_fixes_in_python_become_entries(python: str, toml: str) -> None:

@@ -111,13 +111,13 @@ no axis
     toml
     [masks.video]
     axes = []
-masks.video: a mask has 1 to 3 axes, not 0; fix: Mask.full(rank = 1).
+masks.video: a mask has 1 to 3 axes, not 0; fix: full = { rank = 1 }.
 
 four axes
     toml
     [masks.video]
     axes = [{}, {}, {}, {}]
-masks.video: a mask has 1 to 3 axes, not 4; fix: mask=axes = [{}, {}, {}], with query.flatten(1, 2), key and value likewise.
+masks.video: a mask has 1 to 3 axes, not 4; fix: axes = [{}, {}, {}].
 
 mask that defines nothing
     toml
@@ -158,7 +158,7 @@ every field of a layer by itself, on a broken mask too
     num_heads = 0
     proj_drop = 3.0
     backend = "tile"
-masks.video: a mask has 1 to 3 axes, not 0; fix: Mask.full(rank = 1).
+masks.video: a mask has 1 to 3 axes, not 0; fix: full = { rank = 1 }.
 layers.block.backend: "tile" is not known; legal: "auto", "reference", "sdpa", "tiled", "flash", "flash-model", "cuda", "native", "flex", "natten"; "flash" and "flash-model" also with :aten, :fa2, :fa3, :fa4. Did you mean "tiled"?
 layers.block.dim: dim=-1 is below 1; fix: dim = 1.
 layers.block.num_heads: num_heads=0 is below 1; fix: num_heads = 1.
@@ -194,8 +194,8 @@ every shape and size of a plan by itself
     key = []
     value_dim = 0
     extra_keys = -1
-plans.train.query: query_shape: 99999999999 is beyond 2147483647.
-plans.train.key: key_shape=() has no length; fix: key_shape=key.shape.
+plans.train.query: query_shape: 99999999999 is beyond 2147483647; legal: a shape [batch, *space, heads, head_dim].
+plans.train.key: key_shape=() has no length; legal: a shape [batch, *space, heads, head_dim].
 plans.train.value_dim: value_dim=0 is below 1; fix: value_dim = 1.
 plans.train.extra_keys: extra_keys=-1 is below 0; fix: extra_keys = 0.
 
@@ -289,7 +289,7 @@ broken mask is reported once
     [plans.train]
     mask = "encoder"
     query = [1, 8, 2, 8]
-masks.encoder.full.rank: a mask has 1 to 3 axes, not 9; fix: Mask.full(rank = 3).
+masks.encoder.full.rank: a mask has 1 to 3 axes, not 9; fix: full = { rank = 3 }.
 
 layer without its sizes
     toml
@@ -317,7 +317,7 @@ shape of another rank
     [plans.train]
     mask = "encoder"
     query = [1, 8, 2, 8]
-plans.train: query has 4 dimensions [1, 8, 2, 8]; a mask of 2 axes needs 5, [B, X, Y, H, D]; fix: query.unflatten(1, (2, 4)), for a grid of 2 x 4 tokens; or query.unsqueeze(-2), for one head; or mask=axes = [{}].
+plans.train: query has 4 dimensions [1, 8, 2, 8]; a mask of 2 axes needs 5, [B, X, Y, H, D]; fix: in masks.encoder: axes = [{}].
 
 shapes that do not fit one another
     toml
@@ -337,7 +337,7 @@ shape that the mask refuses
     mask = "ring"
     query = [1, 8, 2, 8]
     key = [1, 9, 2, 8]
-plans.train: axis 0 (8 queries, 9 keys): border="wrap" needs as many queries as keys; fix: in masks.ring: nbattn.attention(query, torch.cat([key[:, 8:], key, key[:, :1]], 1), torch.cat([value[:, 8:], value, value[:, :1]], 1), axes = [{ left = 1, right = 1, align = "top-left", offset = 1 }]), with query 0 on key 0.
+plans.train: axis 0 (8 queries, 9 keys): border="wrap" needs as many queries as keys.
 
 negative length
     toml
@@ -346,7 +346,7 @@ negative length
     [plans.train]
     mask = "encoder"
     query = [1, -8, 2, 8]
-plans.train.query: query_shape=(1, -8, 2, 8): -8 is not a length; fix: query_shape = [1, 0, 2, 8].
+plans.train.query: query_shape=(1, -8, 2, 8): -8 is not a length; fix: query = [1, 0, 2, 8].
 
 unknown names in a plan, all of them
     toml
