@@ -171,11 +171,6 @@ FAMILIES: tuple[Family, ...] = (
 )
 
 
-_ROWS = {row.name: (family, row) for family in FAMILIES for row in family.backends}
-# Every value of `backend=`, every strategy and rewrite, every optional package.
-BACKENDS = (AUTO, *(name for _, row in _ROWS.values() for name in row.names))
-STRATEGIES = tuple(dict.fromkeys(name for family in FAMILIES for name in family.strategies))
-PACKAGES = tuple(name for family in FAMILIES for name in family.packages)
 # How to install each optional package that a plan can use.
 INSTALL = {
     "c++": install_line("native"),
@@ -186,6 +181,11 @@ INSTALL = {
     "flash-attn-4": install_line("flash"),
     "natten": install_line("natten"),
 }
+_ROWS = {row.name: (family, row) for family in FAMILIES for row in family.backends}
+# Every value of `backend=`, every strategy and rewrite, every optional package.
+BACKENDS = (AUTO, *(name for _, row in _ROWS.values() for name in row.names))
+STRATEGIES = tuple(dict.fromkeys(name for family in FAMILIES for name in family.strategies))
+PACKAGES = tuple(name for family in FAMILIES for name in family.packages)
 _NAMED = tuple(name for name in BACKENDS if ":" not in name)  # short enough for a message
 _PROVIDERS = f"flash and flash-model also with {', '.join(f':{p}' for p in _FLASH_PROVIDERS)}"
 
