@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar
@@ -88,15 +89,21 @@ def load(source: str | os.PathLike[str] | Mapping[str, Any]) -> Config:
     """
     if isinstance(source, Mapping):
         name, data = "mapping", source
-    elif isinstance(source, (str, os.PathLike)):
+    elif isinstance(source, os.PathLike) or (isinstance(source, str) and "\n" not in source):
         name, data = files.read(source)
     else:
-        raise InputError(f"load takes a path or a mapping, not {kind(source)}.", _loaded(source))
+        given = "the text of a file" if isinstance(source, str) else kind(source)
+        raise InputError(f"load takes a path or a mapping, not {given}.", _loaded(source))
     return _Loading(name, files.plain(name, data)).config()
 
 
 def _loaded(source: object) -> str:
     """How to load what is neither a path nor a mapping."""
+    if isinstance(source, str):
+        is_toml = re.search(r"^\s*\[[^\]{]+\]\s*$", source, re.MULTILINE)
+        is_json = source.lstrip().startswith("{")
+        parse = "tomllib.loads" if is_toml else "json.loads" if is_json else "yaml.safe_load"
+        return f"nbattn.load({parse}(text))"
     if isinstance(source, (bytes, bytearray)):
         return "nbattn.load(tomllib.loads(source.decode()))"
     if isinstance(getattr(source, "name", None), str):

@@ -38,7 +38,8 @@ def read(path: str | os.PathLike[str]) -> tuple[str, object]:
     name = os.fsdecode(path)
     parse = PARSERS.get(Path(name).suffix.lower())
     if parse is None:
-        raise ConfigError(name, [Mistake("", "unknown kind of file", ", ".join(PARSERS))])
+        problem, guess = "unknown kind of file", _neighbour(name)
+        raise ConfigError(name, [Mistake("", problem, ", ".join(PARSERS), guess=guess)])
     try:
         if not stat.S_ISREG(Path(name).stat().st_mode):  # opening a pipe would wait
             raise OSError(0, "is not a regular file")

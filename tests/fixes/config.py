@@ -233,6 +233,27 @@ LOADED = [
         means="config.masks['a'] == Mask.full()",
         given="source = b'[masks.a]\\nfull = {}'",
     ),
+    *(
+        Row(
+            call="nbattn.load(text)",
+            pasted=f"nbattn.load({parse}(text))",
+            fixed=f"import json, tomllib, yaml; config = nbattn.load({parse}(text))",
+            means="config.masks['all'] == Mask.full()",
+            given=f"text = {text!r}",
+        )
+        for parse, text in (
+            ("tomllib.loads", "[masks.all]\nfull = {}"),
+            ("json.loads", FULL + "\n"),
+            ("yaml.safe_load", "masks:\n  all:\n    full: {}\n"),
+        )
+    ),
+    Row(
+        call="nbattn.load('video_3d')",
+        pasted="video_3d.toml",
+        fixed="config = nbattn.load('video_3d.toml')",
+        means="config.masks['all'] == Mask.full()",
+        given=f"{FOLDER}; (here / 'video_3d.toml').write_text('[masks.all]\\nfull = {{}}')",
+    ),
     Row(
         call="nbattn.load(config)",
         pasted="nbattn.load(config.to_dict())",

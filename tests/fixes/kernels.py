@@ -124,7 +124,7 @@ CUDA = [
     Row(
         call="launcher._load(0, variant)",
         pasted="plan.warmup() before the capture",
-        fixed="plan = nbattn.plan(mask, q.shape); "
+        fixed="plan = nbattn.plan(mask, q.shape, device='cpu', backend='tiled'); "
         "done = plan.warmup()  # plan.warmup() before the capture",
         given="from nbattn.kernels import launch; from unittest.mock import MagicMock; "
         "launcher = object.__new__(launch.CuPyLauncher); variant = MagicMock(); "

@@ -42,7 +42,7 @@ NAMES = [
     attend("backend='math'", 'backend="reference"', 'backend="reference"'),
     plan("device='cpu', backend='cpp'", 'backend="native"', "device='cpu', backend=\"native\""),
     attend("backend='pytorch'", 'backend="tiled"', 'backend="tiled"'),
-    attend("backend='magic'", 'backend="auto"', 'backend="auto"'),
+    plan("backend='magic'", 'backend="auto"', 'backend="auto"'),
     attend("require=('tiles',)", "require=('tile',)", "require=('tile',)"),
     attend("forbid=('sdpa', 'crop')", "forbid=('sdpa',)", "forbid=('sdpa',)"),
     plan("dtype='bf16'", 'dtype="bfloat16"', 'dtype="bfloat16"'),
