@@ -163,7 +163,7 @@ def check_names(backend: object, dtype: object, device: object) -> None:
         )
     if device is not None and not isinstance(device, (str, torch.device, DeviceInfo)):
         named = f'"cuda:{device}"' if type(device) is int else '"cpu"'
-        raise InputError(f"device={device!r} is not known: {known_devices()}", f"device={named}.")
+        raise InputError(f"device={device!r} is not known: {known_devices()}.", f"device={named}.")
 
 
 def check_run(request: Request, query: Tensor, named: dict[str, Any]) -> None:

@@ -19,7 +19,7 @@ from nbattn.ops import BACKWARD, FORWARD, GRADIENTS, TENSORS, Options
 from nbattn.planner.plan import Plan
 
 _FUNCTORCH: Any = torch._C._functorch  # pyright: ignore
-_REFERENCE = 'nbattn.attention(..., backend="reference").'
+_REFERENCE = 'backend="reference"'
 Gradients = tuple[Tensor | None, ...]
 
 
@@ -293,6 +293,6 @@ def _check_saved(place: tuple[torch.dtype, torch.device], tensors: Sequence[Tens
     raise BackendError(
         f"saved tensors are {saved_dtype} on {places} in the backward, but were {dtype} on "
         f"{device} in the forward.",
-        "torch.autograd.graph.saved_tensors_hooks(pack, unpack) with an unpack that returns "
-        "tensors on the device and in the dtype of the tensors that pack received.",
+        f"unpack=lambda tensor: tensor.to({str(device)!r}, {dtype}), for "
+        "torch.autograd.graph.saved_tensors_hooks(pack, unpack)",
     )

@@ -95,7 +95,7 @@ def _inputs(values: tuple[Any, ...]) -> tuple[Inputs, Options]:
     named = {**dict(zip(TENSORS, tensors, strict=True)), **options._asdict()}
     for name in _PLANNED:
         if named[name] is not None and len(named[name]):
-            raise InputError(f"no backend supports {name} yet.", f"{name}=None.")
+            raise InputError(f"no backend supports {name} yet.", f"{name}=None")
     supported = (named[name] for name in TENSORS if name not in _PLANNED)
     return Inputs(*supported, scale=options.scale, softcap=options.softcap), options
 

@@ -66,6 +66,10 @@ TUNE = "nbattn/tune.py"
 FLEX = "nbattn/backends/flex/run.py"
 FLEX_MEANING = "nbattn/backends/flex/meaning.py"
 PLANNER = "nbattn/planner/planner.py"
+REMEDIES = "nbattn/planner/remedies.py"
+SYNONYMS = "nbattn/synonyms.py"
+NOTATION = "nbattn/config/notation.py"
+ANSWERS = "nbattn/config/answers.py"
 PROOF = "nbattn/planner/proof.py"
 EXECUTE = "nbattn/execute.py"
 OPS = "nbattn/ops.py"
@@ -835,8 +839,8 @@ MUTANTS = [
     Mutant("numbers-before-pointers", LAUNCH, "argument.buffer[_POINTERS.size :] = numbers",
            "argument.buffer[: -_POINTERS.size] = numbers", "kernels/launch"),
     # work in proportion to a length, and caches that miss
-    Mutant("plans-key-by-key", PLANNER, "    offered = candidates(request, axes)\n",
-           "    offered = candidates(request, axes)\n"
+    Mutant("plans-key-by-key", PLANNER, "    offered = candidates(request, request.axes())\n",
+           "    offered = candidates(request, request.axes())\n"
            "    for _ in range(min(request.key_space[0], 10**5)):\n        pass\n",
            "whole/planning_work whole/decode backends/cuda/candidates backends/cuda/meaning"),
     # one plan, and the logsumexp between plans that are made apart
@@ -1035,6 +1039,26 @@ MUTANTS = [
            "backends/native/run"),
     Mutant("native-strided-extra-keys", INPUTS, "inputs.extra_key.contiguous()",
            "inputs.extra_key", "backends/native/run"),
+    # fixes
+    Mutant("fix-is-not-tried", REMEDIES, "if ask(change.request).chosen:", "if True:",
+           "planner/remedies"),
+    Mutant("fix-moves-back", REMEDIES, "may_move=is_here", "may_move=True", "planner/remedies"),
+    Mutant("fix-relaxes-all", REMEDIES, "if n != left_out", "if False", "planner/remedies"),
+    Mutant("synonyms-are-unknown", SYNONYMS, "in (_plain(name), *synonyms.get(name, ())):",
+           "in (_plain(name),):", "synonyms whole/fixes"),
+    Mutant("newer-device-is-meant", SYNONYMS, "int(name[3:]) <= wanted", "int(name[3:]) >= wanted",
+           "synonyms whole/fixes"),
+    Mutant("toml-has-null", NOTATION, "if value is None and not self._words[2]", "if False",
+           "config/notation config/mistakes"),
+    Mutant("tensors-in-a-file", NOTATION, "if not _TENSORS.search(parts[n])", "if parts[n]",
+           "config/notation config/mistakes"),
+    Mutant("windows-are-replaced", ANSWERS, '("mask" in table and "causal" in entries[0])',
+           "False", "config/answers"),
+    Mutant("window-counts-the-query", ANSWERS,
+           'return Answer(why, notation.entries({"left": value - 1}))',
+           'return Answer(why, notation.entries({"left": value}))', "config/answers whole/fixes"),
+    Mutant("octal-is-decimal", ANSWERS, 'r"-?(0|[1-9][0-9]*)"', 'r"-?[0-9]+"',
+           "config/answers config/mistakes"),
     Mutant("native-no-warmup", NATIVE, "    host.library()\n\n\ndef forward",
            "    return\n\n\ndef forward", "backends/native/run"),
     Mutant("native-logsumexp-for-nobody", NATIVE,

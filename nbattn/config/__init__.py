@@ -16,13 +16,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from nbattn.config import files, mistakes, shipped
+from nbattn.config import files, mistakes, notation, shipped
 from nbattn.config.grammar import STRICT, LayerConfig, MaskTable, PlanConfig
 from nbattn.errors import ConfigError, InputError, Mistake, kind
 from nbattn.mask import Mask
@@ -104,13 +105,28 @@ def load(source: str | os.PathLike[str] | Mapping[str, Any]) -> Config:
     """
     if isinstance(source, Mapping):
         name, data = "mapping", source
-    elif isinstance(source, (str, os.PathLike)):
+    elif isinstance(source, os.PathLike) or (isinstance(source, str) and "\n" not in source):
         name, data = files.read(shipped.path(source))
     else:
-        raise InputError(
-            f"load takes a path or a mapping, not {kind(source)}.", 'nbattn.load("masks.toml").'
-        )
+        given = "the text of a file" if isinstance(source, str) else kind(source)
+        raise InputError(f"load takes a path or a mapping, not {given}.", _loaded(source))
     return _Loading(name, files.plain(name, data)).config()
+
+
+def _loaded(source: object) -> str:
+    """How to load what is neither a path nor a mapping."""
+    if isinstance(source, str):
+        is_toml = re.search(r"^\s*\[[^\]{]+\]\s*$", source, re.MULTILINE)
+        is_json = source.lstrip().startswith("{")
+        parse = "tomllib.loads" if is_toml else "json.loads" if is_json else "yaml.safe_load"
+        return f"nbattn.load({parse}(text))"
+    if isinstance(source, (bytes, bytearray)):
+        return "nbattn.load(tomllib.loads(source.decode()))"
+    if isinstance(getattr(source, "name", None), str):
+        return "nbattn.load(file.name)"
+    if isinstance(source, Config):
+        return "nbattn.load(config.to_dict())"
+    return 'nbattn.load({"masks": {"mine": {"neighborhood": {"kernel_size": 7}}}})'
 
 
 def schema() -> dict[str, Any]:
@@ -123,7 +139,7 @@ class _Loading:
     """Loads one configuration, entry by entry, so that all mistakes are found at once."""
 
     def __init__(self, source: str, data: dict[str, Any]) -> None:
-        self.source, self.data = source, data
+        self.source, self.data, self.notation = source, data, notation.of(source)
         self.mistakes: list[Mistake] = []
         self.masks: dict[str, Mask | None] = {}
 
@@ -159,7 +175,11 @@ class _Loading:
         if entry is not None:
             for key, error in entry.mistakes():
                 path = (section, name, key) if key else (section, name)
-                self.mistakes.append(mistakes.of_exception(path, error))
+                mistake = mistakes.of_exception(path, error, self.notation)
+                if mistakes.is_of_mask(error, mistake.fix):
+                    place = f"in masks.{self.data[section][name]['mask']}: "
+                    mistake = mistake._replace(fix=place + mistake.fix)
+                self.mistakes.append(mistake)
         return entry
 
     def _validate(self, data: dict[str, Any]) -> Config | None:
@@ -167,7 +187,7 @@ class _Loading:
             # JSON, because strict validation of Python objects refuses the dicts and lists of files
             return _ADAPTER.validate_json(json.dumps(data), context=self.masks)
         except ValidationError as error:
-            self.mistakes += mistakes.of_errors(error.errors(), data)
+            self.mistakes += mistakes.of_errors(error.errors(), data, self.notation)
         return None
 
 

@@ -14,7 +14,7 @@ from pydantic_core import CoreSchema, core_schema
 
 from nbattn.axis import Axis
 from nbattn.backends import families
-from nbattn.errors import InputError, MaskError, NbattnError
+from nbattn.errors import InputError, NbattnError
 from nbattn.mask import Mask
 from nbattn.program.device import DEVICES
 from nbattn.program.request import DTYPES
@@ -98,8 +98,7 @@ class MaskTable:
         """Returns the mask of a validated table."""
         entries = {name: value for name, value in vars(table).items() if value is not None}
         if len(entries) != 1:
-            names = " and ".join(entries) or "nothing"
-            raise MaskError(f"defines {names}", f"exactly one of {', '.join(self.keys)}")
+            raise EntriesError(*entries)
         (value,) = entries.values()
         return value if isinstance(value, Mask) else Mask(*value)
 
@@ -121,6 +120,10 @@ class _Named:
         if name not in masks:
             raise UnknownNameError(name, tuple(masks))
         return masks[name]
+
+
+class EntriesError(ValueError):
+    """A mask's table without an entry, or with several; the arguments are their names."""
 
 
 class UnknownNameError(ValueError):

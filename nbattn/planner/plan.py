@@ -135,7 +135,7 @@ class Plan:
         if backward and not self.request.training:
             raise InputError(
                 "the plan is for inference: it has no backward to show.",
-                "nbattn.plan(..., training=True).",
+                "training=True, an argument of nbattn.plan",
                 self.request.summary(),
             )
         assert self.chosen.program is not None

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple
 
+from nbattn import synonyms
 from nbattn.errors import InputError
 from nbattn.geometry import Axes, Held, bind
 from nbattn.mask import Mask
@@ -85,9 +86,11 @@ class Request:
     def __post_init__(self) -> None:
         for name, names in (("layout", LAYOUTS), ("dtype", DTYPES)):
             if getattr(self, name) not in names:
+                given = getattr(self, name)
+                guess = synonyms.meant(given, names, synonyms.DTYPES) or names[0]
                 raise InputError(
-                    f"{name}={getattr(self, name)!r} is not known.",
-                    f"one of {', '.join(map(repr, names))}.",
+                    f"{name}={given!r} is not known: one of {', '.join(names)}.",
+                    f'{name}="{guess}"',
                 )
         assign = object.__setattr__
         assign(self, "heads_per_key_head", self.heads // self.kv_heads)
@@ -138,7 +141,9 @@ def dtype_name(dtype: object) -> str:
     """
     name = str(dtype).removeprefix("torch.")
     if name not in DTYPES:
-        raise InputError(f"dtype={name} is not supported.", f"one of {', '.join(DTYPES)}.")
+        guess = synonyms.meant(name, DTYPES, synonyms.DTYPES) or "bfloat16"
+        problem = f"dtype={name} is not known: one of {', '.join(DTYPES)}."
+        raise InputError(problem, f'dtype="{guess}"')
     return name
 
 

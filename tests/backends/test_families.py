@@ -243,19 +243,15 @@ def test_packages_are_those_that_families_need() -> None:
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (("magic", (), ()), "backend='magic' is not known."),
         (
-            ("auto", ("crop",), ()),
-            "require names 'crop', which is neither a strategy nor a backend.",
+            ("magic", (), ()),
+            "backend='magic' is not known: one of auto, reference, sdpa, tiled, flash, ",
         ),
-        (
-            ("auto", (), ("crop",)),
-            "forbid names 'crop', which is neither a strategy nor a backend.",
-        ),
+        (("auto", ("crop",), ()), "require names 'crop', which is neither a strategy (dense, "),
+        (("auto", (), ("crop",)), "forbid names 'crop', which is neither a strategy (dense, "),
     ],
 )
 def test_unknown_names_are_refused_with_the_known_ones(names: Any, message: str) -> None:
     with pytest.raises(InputError) as error:
         families.check_names(*names)
-    assert error.value.problem == message
-    assert "'flash:fa2'" in error.value.fix
+    assert error.value.problem.startswith(message)

@@ -217,7 +217,7 @@ MISUSE: list[tuple[list[str], str]] = [
         "  fix:   a file in a directory that exists.\n",
     ),
     (["a.toml", "--png", "."], "nbattn bench: . is a directory.\n"),
-    (["a.toml", "--device", "abacus"], "nbattn bench: device='abacus' is not known.\n"),
+    (["a.toml", "--device", "abacus"], "nbattn bench: device='abacus' is not known: one of cpu, "),
     (
         ["a.toml", "--rounds", "0"],
         "argument --rounds: '0' is not a whole number from 1 to 1000000\n",

@@ -255,7 +255,8 @@ MISUSE = [
      "no/such.png cannot be created: no is not a directory.\n"
      "  fix:   a file in a directory that exists."),
     (["--mask", "causal()", "--query", "3", "--png", "x.png", "--device", "sm_1"],
-     "device='sm_1' is not known.\n"),
+     "device='sm_1' is not known: one of cpu, sm_75, sm_80, sm_86, sm_89, sm_90, sm_100, sm_103, "
+     "sm_120, a torch.device or a DeviceInfo.\n  fix:   device=None\n"),
 ]  # fmt: skip
 
 

@@ -139,8 +139,8 @@ plan NAT stage5
       fix:   plans of NAT: stage1, stage2, stage3, stage4.
 
 plan NAT stage1 --device sm90
-    nbattn plan: device='sm90' is not known.
-      fix:   one of 'cpu', 'sm_75', 'sm_80', 'sm_86', 'sm_89', 'sm_90', 'sm_100', 'sm_103', 'sm_120', a torch.device, or your own DeviceInfo.
+    nbattn plan: device='sm90' is not known: one of cpu, sm_75, sm_80, sm_86, sm_89, sm_90, sm_100, sm_103, sm_120, a torch.device or a DeviceInfo.
+      fix:   device="sm_90"
 
 plan NAT stage1 --query 1,8,2,32
     nbattn plan: query has 4 dimensions [1, 8, 2, 32]; a mask of 2 axes needs 5.
@@ -163,8 +163,8 @@ plan absent.toml
     nbattn plan: absent.toml: cannot be read: No such file or directory.
 
 plan --mask causal() --query 1,8,2,8 --backend tile
-    nbattn plan: backend='tile' is not known.
-      fix:   one of 'auto', 'reference', 'sdpa', 'tiled', 'flash', 'flash:aten', 'flash:fa2', 'flash:fa3', 'flash:fa4', 'flash-model', 'flash-model:aten', 'flash-model:fa2', 'flash-model:fa3', 'flash-model:fa4', 'cuda', 'native', 'flex', 'natten'.
+    nbattn plan: backend='tile' is not known: one of auto, reference, sdpa, tiled, flash, flash-model, cuda, native, flex, natten (flash and flash-model also with :aten, :fa2, :fa3, :fa4).
+      fix:   backend="tiled"
 """  # noqa: E501  the texts are as users see them
 
 

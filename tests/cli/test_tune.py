@@ -290,7 +290,7 @@ MISUSE: list[tuple[list[str], str]] = [
         ["a.toml", "nobody"],
         "nbattn tune: a.toml has no plan 'nobody'.\n  fix:   plans of a.toml",
     ),
-    (["--device", "abacus"], "nbattn tune: device='abacus' is not known.\n"),
+    (["--device", "abacus"], "nbattn tune: device='abacus' is not known: one of cpu, "),
     (["--device", "sm_75"], "nbattn tune: sm_75 cannot be measured: this machine has none."),
     (["--output", "no/file"], "nbattn tune: no/file cannot be created: no is not a directory.\n"),
     (["--threads", "0"], "argument --threads: '0' is not a whole number from 1 to 1000000\n"),

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
-from fixes import calls, masks, sites, surface
+from fixes import calls, config, kernels, masks, planning, sites, surface
 
-TABLES = {"masks": masks.ROWS, "calls": calls.ROWS, "surface": surface.ROWS}
+TABLES = {
+    "masks": masks.ROWS,
+    "calls": calls.ROWS,
+    "config": config.ROWS,
+    "kernels": kernels.ROWS,
+    "planning": planning.ROWS,
+    "surface": surface.ROWS,
+}
 
 
 def places_without_a_row() -> list[str]:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shlex
 import subprocess
+from importlib import metadata
 from pathlib import Path
+from types import SimpleNamespace
 
 import host_kernels
 import probe_kernel
@@ -128,7 +132,7 @@ def test_headers_elsewhere_are_left_to_the_compiler(header: str, tmp_path: Path)
 def test_error_of_a_missing_file_names_it(probe: Path):
     with pytest.raises(BackendError, match=re.escape(str(probe / "other.cu"))) as caught:
         sources.amalgamate("other.cu")
-    assert "pip install --force-reinstall nbattn" in str(caught.value)
+    assert sources.again() in str(caught.value)
 
 
 def test_the_kernels_of_this_version_can_be_read(cases):
@@ -164,5 +168,37 @@ def test_missing_sources_error_lists_the_searched_folders(
         sources.directory()
     assert str(caught.value) == (
         f"the kernels' sources are missing: neither {tmp_path / 'nbattn' / 'cuda'} nor "
-        f"{tmp_path / 'cuda'} has params.h\n  fix:   pip install --force-reinstall nbattn"
+        f"{tmp_path / 'cuda'} has params.h\n  fix:   {sources.again()}"
     )
+
+
+AGAIN = "pip install --force-reinstall --no-deps"
+WHEEL = {"url": "file:///w/nbattn.whl", "archive_info": {}}
+CHECKOUT = {"url": "file:///a%20b", "dir_info": {"editable": True}}
+GIT = {"url": "https://x/n.git", "vcs_info": {"vcs": "git"}}
+
+
+@pytest.mark.parametrize(
+    ("facts", "line"),
+    [
+        (None, f"{AGAIN} nbattn"),
+        (WHEEL, f"{AGAIN} file:///w/nbattn.whl"),
+        (GIT, f"{AGAIN} git+https://x/n.git"),
+        (CHECKOUT, "git -C '/a b' restore cpu cuda"),
+    ],
+)
+def test_sources_are_repaired_from_where_nbattn_came(
+    facts: object, line: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = SimpleNamespace(read_text=lambda name: facts and json.dumps(facts))
+    monkeypatch.setattr(metadata, "distribution", lambda name: found)
+    assert sources.again() == line
+
+
+def test_sources_of_a_checkout_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(name: str) -> None:
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "distribution", absent)
+    root = shlex.quote(str(Path(sources.__file__).parents[2]))
+    assert sources.again() == f"git -C {root} restore cpu cuda"

@@ -27,7 +27,7 @@ PACKAGE = ROOT / "nbattn"
 Sources = dict[str, str]  # module below the package ("" is the package itself) → source
 
 # Component → what it may import: components, or single modules of one. The lowest comes first.
-PROGRAM = "lazy errors axis mask piecewise_sum rows geometry program"
+PROGRAM = "lazy errors axis synonyms packages mask piecewise_sum rows geometry program"
 SHARED = "backends.inputs backends.logsumexp backends.calls"  # tensor code of several families
 FAMILIES = {f"backends.{family.name}" for family in families.FAMILIES}
 ALLOWED = {
@@ -40,6 +40,8 @@ ALLOWED = {
     "symbolic": "",
     "axis": "errors symbolic",
     "fixes": "errors axis",
+    "synonyms": "axis",
+    "packages": "",
     "mask": "errors axis symbolic fixes",
     "mistaken_masks": "errors axis mask fixes",
     "shapes": "errors axis mask symbolic",
@@ -50,7 +52,7 @@ ALLOWED = {
     "alignment": "errors axis mask",
     "circles": "errors axis mask",
     "geometry": "errors axis mask fixes alignment circles piecewise_sum rows",
-    "kernels": "errors version cache geometry kernels",
+    "kernels": "errors packages version cache geometry kernels",
     "program": PROGRAM,
     "backends": f"{PROGRAM} {SHARED}",
     **{family: f"{PROGRAM} {SHARED} kernels {family}" for family in sorted(FAMILIES)},
@@ -65,18 +67,19 @@ ALLOWED = {
     " backends.dense.reference planner execute ops autograd fixes shapes key_ranges joining"
     " arguments known_calls",
     "nn": "errors axis mask symbolic geometry program planner shapes arguments functional",
-    "config": "errors axis mask geometry program backends.families planner arguments functional nn"
-    " config",
+    "config": "errors axis synonyms packages mask geometry program backends.families planner"
+    " arguments functional nn config",
     "notebook": "axis mask geometry planner config",
     "mask_symbols": "errors axis mask geometry",
     "draw": "errors axis mask geometry mask_symbols",
-    "plot": "errors axis mask geometry program planner mask_symbols draw",
+    "plot": "errors axis packages mask geometry program planner mask_symbols draw",
     "doctor": "errors version machine cache mask program backends.families kernels planner"
     " functional config",
     "bench": "errors machine timing geometry program backends.families planner",
     "tune": "errors machine timing cache axis mask geometry program planner functional config"
     " bench backends.families backends.inputs backends.cuda",
-    "demo": "errors axis mask geometry program planner functional nn config draw plot demo",
+    "demo": "errors axis packages mask geometry program planner functional nn config draw plot"
+    " demo",
     "cli": "errors machine timing cache axis mask geometry program backends.families planner"
     " functional nn config mask_symbols draw plot doctor bench tune demo cli version",
     "integrations": "lazy errors version axis mask geometry program backends.families"
@@ -104,9 +107,10 @@ PLAIN = ("program", *(f"{family}.{part}" for family in FAMILIES for part in ("me
 PLAIN = (*PLAIN, *(f"{family}.candidates" for family in FAMILIES))
 FOREIGN = {
     **dict.fromkeys(
-        ["version", "lazy", "errors", "symbolic", "axis", "fixes", "mask", "alignment"], ""
+        ["version", "lazy", "errors", "symbolic", "axis", "fixes", "synonyms", "packages", "mask"],
+        "",
     ),
-    **dict.fromkeys(["circles", "notebook", "doctor", "__main__", ""], ""),
+    **dict.fromkeys(["alignment", "circles", "notebook", "doctor", "__main__", ""], ""),
     **dict.fromkeys(["piecewise_sum", "rows", "geometry", "mask_symbols", "draw", "plot"], "numpy"),
     "mistaken_masks": "",
     **dict.fromkeys(["shapes", "key_ranges", "joining"], "torch"),

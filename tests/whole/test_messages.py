@@ -538,8 +538,8 @@ attention(q, q, q, window, extra_key=t(1, 3, 2, 16).half(), extra_value=t(1, 3, 
 
 BACKENDS = """
 attention(q, q, q, window, backend="magic")
-    InputError: backend='magic' is not known.
-      fix:   one of 'auto', 'reference', 'sdpa', 'tiled', 'flash', 'flash:aten', 'flash:fa2', 'flash:fa3', 'flash:fa4', 'flash-model', 'flash-model:aten', 'flash-model:fa2', 'flash-model:fa3', 'flash-model:fa4', 'cuda', 'native', 'flex', 'natten'.
+    InputError: backend='magic' is not known: one of auto, reference, sdpa, tiled, flash, flash-model, cuda, native, flex, natten (flash and flash-model also with :aten, :fa2, :fa3, :fa4).
+      fix:   backend="auto"
 
 attention(q, q, q, window, require="tile")
     InputError: require='tile' is a string.
@@ -550,40 +550,40 @@ attention(q, q, q, window, require=None)
       fix:   require=().
 
 attention(q, q, q, window, require=("crop",))
-    InputError: require names 'crop', which is neither a strategy nor a backend.
-      fix:   one of 'dense', 'causal', 'mask', 'fold', 'trim', 'split', 'merge', 'tile', 'translate', 'virtual-pad', 'pack', 'pad', 'zero-pad', 'kv-cache', 'key-range', 'window', 'mma', 'simt', 'blocks', 'reference', 'sdpa', 'tiled', 'flash', 'flash:aten', 'flash:fa2', 'flash:fa3', 'flash:fa4', 'flash-model', 'flash-model:aten', 'flash-model:fa2', 'flash-model:fa3', 'flash-model:fa4', 'cuda', 'native', 'flex', 'natten'.
+    InputError: require names 'crop', which is neither a strategy (dense, causal, mask, fold, trim, split, merge, tile, translate, virtual-pad, pack, pad, zero-pad, kv-cache, key-range, window, mma, simt, blocks) nor a backend.
+      fix:   require=()
 
 attention(q, q, q, window, forbid=("crop",))
-    InputError: forbid names 'crop', which is neither a strategy nor a backend.
-      fix:   one of 'dense', 'causal', 'mask', 'fold', 'trim', 'split', 'merge', 'tile', 'translate', 'virtual-pad', 'pack', 'pad', 'zero-pad', 'kv-cache', 'key-range', 'window', 'mma', 'simt', 'blocks', 'reference', 'sdpa', 'tiled', 'flash', 'flash:aten', 'flash:fa2', 'flash:fa3', 'flash:fa4', 'flash-model', 'flash-model:aten', 'flash-model:fa2', 'flash-model:fa3', 'flash-model:fa4', 'cuda', 'native', 'flex', 'natten'.
+    InputError: forbid names 'crop', which is neither a strategy (dense, causal, mask, fold, trim, split, merge, tile, translate, virtual-pad, pack, pad, zero-pad, kv-cache, key-range, window, mma, simt, blocks) nor a backend.
+      fix:   forbid=()
 
 attention(t(1, 4096, 2, 16), t(1, 4096, 2, 16), t(1, 4096, 2, 16), window, backend="sdpa")
     BackendError: sdpa cannot run this:
       sdpa/dense: axis 0: its windows differ from query to query
       sdpa/mask: a matrix of 16777216 pairs is over the limit of 4194304
       given: Mask(Axis(2, 0))  query [1, 4096, 2, 16] key [1, 4096, 2, 16] float32 cpu
-      fix:   backend="auto", or backend="reference", which needs memory for all pairs.
+      fix:   backend="auto", which takes native/window
 
 attention(q, q, q, Mask.causal(), backend="sdpa", softcap=30.0)
     BackendError: sdpa cannot run this:
       sdpa/causal: has no softcap
       sdpa/mask: has no softcap
       given: Mask(Axis(None, 0, causal=True))  query [1, 8, 2, 16] key [1, 8, 2, 16] float32 cpu softcap
-      fix:   backend="auto", or backend="reference", which needs memory for all pairs.
+      fix:   backend="auto", which takes native/window
 
 attention(q, q, t(1, 8, 2, 8), Mask.causal(), backend="sdpa")
     BackendError: sdpa cannot run this:
       sdpa/causal: needs value_dim = head_dim, not 8 and 16
       sdpa/mask: needs value_dim = head_dim, not 8 and 16
       given: Mask(Axis(None, 0, causal=True))  query [1, 8, 2, 16] key [1, 8, 2, 16] float32 cpu value_dim=8
-      fix:   backend="auto", or backend="reference", which needs memory for all pairs.
+      fix:   backend="auto", which takes native/window
 
 attention(q, q, q, Mask.causal(), backend="sdpa", key_range=t(1, 1, 2).int())
     BackendError: sdpa cannot run this:
       sdpa/causal: has no key_range
       sdpa/mask: has no key_range
       given: Mask(Axis(None, 0, causal=True))  query [1, 8, 2, 16] key [1, 8, 2, 16] float32 cpu key_range
-      fix:   backend="auto", or backend="reference", which needs memory for all pairs.
+      fix:   backend="auto", which takes native/window
 
 attention(q, q, q, window, forbid=("tile", "sdpa", "native"))
     BackendError: no backend can run this:
@@ -600,13 +600,13 @@ attention(q, q, q, window, forbid=("tile", "sdpa", "native"))
       natten/window: needs the package natten, which is not installed
       natten/window: axis 0: border="clip"; it supports border="shift"
       given: Mask(Axis(2, 0))  query [1, 8, 2, 16] key [1, 8, 2, 16] float32 cpu
-      fix:   relax require= or forbid=.
+      fix:   forbid=('tile', 'sdpa'), which takes native/window
 
 attention(q, q, q, window, backend="reference", require=("tile",))
     BackendError: reference cannot run this:
       reference/dense: does not use 'tile'
       given: Mask(Axis(2, 0))  query [1, 8, 2, 16] key [1, 8, 2, 16] float32 cpu
-      fix:   relax require= or forbid=.
+      fix:   require=()
 
 attention(*[t(1, 1 << 15, 2, 16, device="meta")] * 3, window, backend="reference")
     MaskError: a dense mask of 32768 x 32768 pairs is over the limit of 268435456.
@@ -614,7 +614,7 @@ attention(*[t(1, 1 << 15, 2, 16, device="meta")] * 3, window, backend="reference
 
 twice_differentiated()
     BackendError: double backward needs backend='reference'.
-      fix:   nbattn.attention(..., backend="reference").
+      fix:   backend="reference"
 """
 
 PLANS = """
@@ -664,24 +664,24 @@ plan(window, shape, extra_keys="x")
       fix:   extra_keys=0.
 
 plan(window, shape, dtype="bf16")
-    InputError: dtype=bf16 is not supported.
-      fix:   one of float16, bfloat16, float32, float64.
+    InputError: dtype=bf16 is not known: one of float16, bfloat16, float32, float64.
+      fix:   dtype="bfloat16"
 
 plan(window, shape, dtype=torch.int32)
-    InputError: dtype=int32 is not supported.
-      fix:   one of float16, bfloat16, float32, float64.
+    InputError: dtype=int32 is not known: one of float16, bfloat16, float32, float64.
+      fix:   dtype="bfloat16"
 
 plan(window, shape, device="sm_91")
-    InputError: device='sm_91' is not known.
-      fix:   one of 'cpu', 'sm_75', 'sm_80', 'sm_86', 'sm_89', 'sm_90', 'sm_100', 'sm_103', 'sm_120', a torch.device, or your own DeviceInfo.
+    InputError: device='sm_91' is not known: one of cpu, sm_75, sm_80, sm_86, sm_89, sm_90, sm_100, sm_103, sm_120, a torch.device or a DeviceInfo.
+      fix:   device="sm_90"
 
 plan(window, shape, device=3)
-    InputError: device=3 is not known: one of 'cpu', 'sm_75', 'sm_80', 'sm_86', 'sm_89', 'sm_90', 'sm_100', 'sm_103', 'sm_120', a torch.device, or your own DeviceInfo.
+    InputError: device=3 is not known: one of cpu, sm_75, sm_80, sm_86, sm_89, sm_90, sm_100, sm_103, sm_120, a torch.device or a DeviceInfo.
       fix:   device="cuda:3".
 
 plan(window, shape, device="cuda")
     InputError: device='cuda': this machine has no CUDA device.
-      fix:   one of 'cpu', 'sm_75', 'sm_80', 'sm_86', 'sm_89', 'sm_90', 'sm_100', 'sm_103', 'sm_120', a torch.device, or your own DeviceInfo.
+      fix:   device="sm_90", which plans for an H100 without one; device=None is this machine's
 
 plan(window, shape, softcap=-1.0)
     InputError: softcap=-1.0 is not between 1e-30 and 1e+30, the range for float32.
@@ -692,8 +692,8 @@ plan(window, shape, training="yes")
       fix:   training=True.
 
 plan(window, shape, backend="magic")
-    InputError: backend='magic' is not known.
-      fix:   one of 'auto', 'reference', 'sdpa', 'tiled', 'flash', 'flash:aten', 'flash:fa2', 'flash:fa3', 'flash:fa4', 'flash-model', 'flash-model:aten', 'flash-model:fa2', 'flash-model:fa3', 'flash-model:fa4', 'cuda', 'native', 'flex', 'natten'.
+    InputError: backend='magic' is not known: one of auto, reference, sdpa, tiled, flash, flash-model, cuda, native, flex, natten (flash and flash-model also with :aten, :fa2, :fa3, :fa4).
+      fix:   backend="auto"
 
 plan(window, shape, require="tile")
     InputError: require='tile' is a string.
@@ -713,7 +713,7 @@ plan(window, (1, 4096, 2, 16), backend="sdpa", device="sm_90", softcap=2.0, retu
       sdpa/mask: returns no logsumexp, which return_lse, sink and extra keys need
       sdpa/mask: a matrix of 16777216 pairs is over the limit of 4194304
       given: Mask(Axis(2, 0))  query [1, 4096, 2, 16] key [1, 4096, 2, 16] bfloat16 sm_90 return_lse softcap
-      fix:   backend="auto", or backend="reference", which needs memory for all pairs.
+      fix:   backend="auto", which takes cuda/window+mma
 
 plan(window, shape, backend="sdpa", device="cpu", training=True, return_lse=True)
     BackendError: sdpa cannot run this:
@@ -721,7 +721,7 @@ plan(window, shape, backend="sdpa", device="cpu", training=True, return_lse=True
       sdpa/dense: axis 0: its windows differ from query to query
       sdpa/mask: its backward cannot use a gradient of the logsumexp
       given: Mask(Axis(2, 0))  query [1, 8, 2, 16] key [1, 8, 2, 16] bfloat16 cpu training return_lse
-      fix:   backend="auto", or backend="reference", which needs memory for all pairs.
+      fix:   backend="auto", which takes native/window
 
 plan(window, shape, backend="sdpa", device="sm_90", training=True, deterministic=True)
     BackendError: sdpa cannot run this:
@@ -729,7 +729,7 @@ plan(window, shape, backend="sdpa", device="sm_90", training=True, deterministic
       sdpa/dense: axis 0: its windows differ from query to query
       sdpa/mask: its backward is not deterministic
       given: Mask(Axis(2, 0))  query [1, 8, 2, 16] key [1, 8, 2, 16] bfloat16 sm_90 training deterministic
-      fix:   backend="auto", or backend="reference", which needs memory for all pairs.
+      fix:   torch.use_deterministic_algorithms(False) (in a plan: deterministic=False)
 
 plan(Mask(Axis(causal=True), Axis(causal=True)), (1, 4, 4, 2, 16), device="cpu", require=("causal",))
     BackendError: no backend can run this:
@@ -752,7 +752,7 @@ plan(Mask(Axis(causal=True), Axis(causal=True)), (1, 4, 4, 2, 16), device="cpu",
       natten/window: axis 0: an unlimited side; it supports only finite windows
       natten/window: does not use 'causal'
       given: Mask(Axis(None, 0, causal=True), Axis(None, 0, causal=True))  query [1, 4, 4, 2, 16] key [1, 4, 4, 2, 16] bfloat16 cpu
-      fix:   relax require= or forbid=.
+      fix:   require=(), which takes native/window
 
 plan(window, (1, 1 << 15, 2, 16), device="cpu").support()
     InputError: 32768 x 32768 pairs are over the limit of 67108864.
@@ -761,7 +761,7 @@ plan(window, (1, 1 << 15, 2, 16), device="cpu").support()
 plan(window, shape, dtype="float32", device="cpu").schedule(backward=True)
     InputError: the plan is for inference: it has no backward to show.
       given: query [1, 8, 2, 16] key [1, 8, 2, 16] float32 cpu
-      fix:   nbattn.plan(..., training=True).
+      fix:   training=True, an argument of nbattn.plan
 
 run(t(1, 9, 2, 16), t(1, 9, 2, 16), t(1, 9, 2, 16))
     InputError: the plan is for query_space=(8,), the tensors have (9,).
