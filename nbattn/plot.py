@@ -19,6 +19,7 @@ from nbattn import geometry, mask_symbols
 from nbattn.axis import describe
 from nbattn.errors import InputError
 from nbattn.geometry import Axes, BoundAxis
+from nbattn.packages import install_line
 from nbattn.planner.plan import Plan
 from nbattn.program.blocks import Block
 
@@ -389,5 +390,5 @@ def _matplotlib(part: str) -> Any:
     except ImportError as error:
         raise InputError(
             f"figures need matplotlib, which does not load here: {error}.",
-            'pip install "nbattn[viz]"',
+            install_line("viz"),
         ) from None

@@ -131,10 +131,10 @@ def times(
     plans: Iterable[tuple[str, Plan]],
     *,
     effort: Effort,
-    done: Callable[[str], None] = lambda name: None,
+    seen: Callable[[bench.Row], None] = lambda row: None,
 ) -> list[Job]:
     """Check and time every accepted candidate of every plan, as `nbattn bench` does."""
-    return [bench.measure(name, plan, replace(effort, by_name=False), done) for name, plan in plans]
+    return [bench.measure(name, plan, replace(effort, by_name=False), seen) for name, plan in plans]
 
 
 def tiles(plan: Plan, *, effort: Effort, known: Mapping[str, float] | None = None) -> Tiles:

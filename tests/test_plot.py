@@ -239,5 +239,5 @@ def test_without_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
         plot.figure(plan(Mask.causal(), (3,)))
     assert str(caught.value) == (
         "figures need matplotlib, which does not load here: No module named 'matplotlib'.\n"
-        '  fix:   pip install "nbattn[viz]"'
+        "  fix:   pip install matplotlib"
     )

@@ -14,6 +14,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from nbattn.errors import InputError
+from nbattn.packages import install_line
 
 if TYPE_CHECKING:
     from nbattn.geometry import Axes
@@ -171,13 +172,12 @@ FAMILIES: tuple[Family, ...] = (
 
 # How to install each optional package that a plan can use.
 INSTALL = {
-    "c++": "pip install ziglang",
-    "cupy": 'pip install "cupy-cuda13x>=14.2,<15" "nvidia-cuda-nvrtc>=13.0,<14" '
-    '"nvidia-cuda-runtime>=13.0,<14"',
+    "c++": install_line("native"),
+    "cupy": install_line("cuda13"),
     "flash-attn": "pip install flash-attn",
     "flash-attn-3": "pip install "
     '"git+https://github.com/Dao-AILab/flash-attention#subdirectory=hopper"',
-    "flash-attn-4": "pip install --pre flash-attn-4",
+    "flash-attn-4": install_line("flash"),
 }
 _ROWS = {row.name: (family, row) for family in FAMILIES for row in family.backends}
 # Every value of `backend=`, every strategy and rewrite, every optional package.

@@ -22,7 +22,7 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from nbattn.config import files, mistakes
+from nbattn.config import files, mistakes, schema_texts
 from nbattn.config.grammar import STRICT, LayerConfig, MaskTable, PlanConfig
 from nbattn.errors import ConfigError, InputError, Mistake, kind
 from nbattn.mask import Mask
@@ -99,8 +99,10 @@ def load(source: str | os.PathLike[str] | Mapping[str, Any]) -> Config:
 
 def schema() -> dict[str, Any]:
     """Returns the grammar as a JSON schema, for editors: `nbattn schema > nbattn.schema.json`."""
-    grammar = _ADAPTER.json_schema()
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **grammar}
+    grammar = schema_texts.described(_ADAPTER.json_schema())
+    first = {"$schema": "https://json-schema.org/draft/2020-12/schema"}
+    order = ("title", "description", "type", "properties", "additionalProperties", "$defs")
+    return {**first, "title": "nbattn", **{key: grammar[key] for key in order if key in grammar}}
 
 
 class _Loading:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, ClassVar, cast
 
 from nbattn.errors import ConfigError, Mistake, kind
+from nbattn.packages import install_line
 
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 16
@@ -50,7 +51,7 @@ def read(path: str | os.PathLike[str]) -> tuple[str, object]:
     try:
         return name, parse(content.decode("utf-8-sig"))
     except ImportError:
-        problem, fix = "YAML needs PyYAML, which is not installed", 'pip install "nbattn[yaml]"'
+        problem, fix = "YAML needs PyYAML, which is not installed", install_line("yaml")
         raise ConfigError(name, [Mistake("", problem, fix=fix)]) from None
     except UnicodeDecodeError as error:
         problem = f"byte {error.start} is not UTF-8"

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nbattn.errors import BackendError
+from nbattn.packages import install_line
 
 VARIABLE = "CXX"
 FLAGS = (
@@ -37,7 +38,7 @@ _OLDEST = {"g++": 10, "clang++": 14, "Apple clang++": 14, "zig c++": 14}
 _NAMES = ("g++", "clang++", "c++")
 _SECONDS = 60  # more than any compiler needs to start
 _XCODE = "/usr/bin/xcode-select"
-ZIG = 'pip install "nbattn[native]"'
+ZIG = install_line("native")
 
 
 @dataclass(frozen=True, slots=True)

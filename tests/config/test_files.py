@@ -134,5 +134,5 @@ def test_yaml_without_its_package_names_what_to_install(
     monkeypatch.setitem(sys.modules, "yaml", None)
     path = tmp_path / "a.yaml"
     path.write_text("masks: {}")
-    expected = 'YAML needs PyYAML, which is not installed; fix: pip install "nbattn[yaml]".'
+    expected = "YAML needs PyYAML, which is not installed; fix: pip install pyyaml."
     assert mistakes_of(path) == f"{path}: {expected}"

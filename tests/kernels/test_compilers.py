@@ -17,7 +17,7 @@ from nbattn.errors import BackendError
 from nbattn.kernels import compilers
 
 FIX = (
-    '  fix:   pip install "nbattn[native]"  # or the system\'s own: '
+    '  fix:   pip install "ziglang>=0.13"  # or the system\'s own: '
     + ("xcode-select --install" if sys.platform == "darwin" else "apt-get install g++")
 )  # fmt: skip
 

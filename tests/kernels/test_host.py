@@ -349,7 +349,7 @@ def test_a_relative_cache_path_is_refused_with_one_warning(monkeypatch: pytest.M
 
 FAILED = (
     "the CPU kernels do not compile with g++ 12.2:\n{}\n"
-    '  given: {} {}\n  fix:   CXX=/path/to/another/g++; or pip install "nbattn[native]"'
+    '  given: {} {}\n  fix:   CXX=/path/to/another/g++; or pip install "ziglang>=0.13"'
 )
 
 

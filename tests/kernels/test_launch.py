@@ -20,7 +20,12 @@ from nbattn.errors import BackendError
 from nbattn.kernels import launch, layout, nvrtc, toolkit
 
 ROOT = Path(__file__).resolve().parents[2]
-FIX = 'pip install "nbattn[cuda13]"  # with a driver of CUDA 12: "nbattn[cuda12]"'
+FIX = (
+    'pip install "cupy-cuda13x>=14.2,<15" "nvidia-cuda-nvrtc>=13.0,<14" '
+    '"nvidia-cuda-runtime>=13.0,<14"  # with a driver of CUDA 12: pip install '
+    '"cupy-cuda12x>=14.2,<15" "nvidia-cuda-nvrtc-cu12>=12.6,<13" '
+    '"nvidia-cuda-runtime-cu12>=12.6,<13"'
+)
 
 
 @pytest.fixture(scope="module")

@@ -28,7 +28,7 @@ Sources = dict[str, str]  # module below the package ("" is the package itself) 
 
 # Component → what it may import: components, or single modules of one. The lowest comes first.
 PROGRAM = "errors axis mask piecewise_sum rows geometry program"
-SHARED = "backends.inputs backends.logsumexp backends.calls"  # tensor code of several families
+SHARED = "packages backends.inputs backends.logsumexp backends.calls"  # tensor code of several families
 FAMILIES = {f"backends.{family.name}" for family in families.FAMILIES}
 ALLOWED = {
     "version": "",
@@ -49,7 +49,8 @@ ALLOWED = {
     "alignment": "errors axis mask",
     "circles": "errors axis mask",
     "geometry": "errors axis mask fixes alignment circles piecewise_sum rows",
-    "kernels": "errors version cache geometry kernels",
+    "packages": "",
+    "kernels": "errors packages version cache geometry kernels",
     "program": PROGRAM,
     "backends": f"{PROGRAM} {SHARED}",
     **{family: f"{PROGRAM} {SHARED} kernels {family}" for family in sorted(FAMILIES)},
@@ -64,20 +65,21 @@ ALLOWED = {
     " backends.dense.reference planner execute ops autograd fixes shapes key_ranges joining"
     " arguments known_calls",
     "nn": "errors axis mask symbolic geometry program planner shapes arguments functional",
-    "config": "errors axis mask geometry program backends.families planner arguments functional nn"
+    "config": "errors packages axis mask geometry program backends.families planner arguments"
+    " functional nn"
     " config",
     "mask_symbols": "errors axis mask geometry",
     "draw": "errors axis mask geometry mask_symbols",
-    "plot": "errors axis mask geometry program planner mask_symbols draw",
-    "doctor": "errors version machine cache mask program backends.families kernels planner"
-    " functional config",
+    "plot": "errors packages axis mask geometry program planner mask_symbols draw",
+    "doctor": "errors packages version machine cache mask program backends.families kernels planner"
+    " functional config doctor",
     "bench": "errors machine timing geometry program backends.families planner",
     "tune": "errors machine timing cache axis mask geometry program planner functional config"
     " bench backends.families backends.inputs backends.cuda",
-    "demo": "errors axis mask geometry program planner functional nn config draw plot demo",
-    "cli": "errors machine timing cache axis mask geometry program backends.families planner"
-    " functional nn config mask_symbols draw plot doctor bench tune demo cli version",
-    "integrations": "errors version axis mask geometry program backends.families"
+    "demo": "errors packages axis mask geometry program planner functional nn config draw plot demo",
+    "cli": "errors packages machine timing cache axis mask geometry program backends.families"
+    " planner functional nn config mask_symbols draw plot doctor bench tune demo cli version",
+    "integrations": "errors packages version axis mask geometry program backends.families"
     " backends.tiled.costs backends.tiled.schedule backends.tiled.meaning planner functional nn"
     " config integrations",
     "distributed": "errors axis mask geometry program planner ops functional",
@@ -101,7 +103,7 @@ FOREIGN = {
     **dict.fromkeys(
         ["version", "errors", "symbolic", "axis", "fixes", "mask", "alignment", "circles"], ""
     ),
-    **dict.fromkeys(["doctor", "__main__", ""], ""),
+    **dict.fromkeys(["packages", "doctor", "__main__", ""], ""),
     **dict.fromkeys(["piecewise_sum", "rows", "geometry", "mask_symbols", "draw", "plot"], "numpy"),
     "mistaken_masks": "",
     **dict.fromkeys(["shapes", "key_ranges", "joining"], "torch"),
