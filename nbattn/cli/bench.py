@@ -46,6 +46,7 @@ exit status:
 
 
 _HEADS = ("candidate", "ms", "x chosen", "GFLOP/s", "estimated ms")
+_WIDTHS = (6, 8, 8, 12)  # of the numbers
 
 
 def parser() -> Parser:
@@ -176,8 +177,8 @@ def table(job: Job) -> list[str]:
 
 
 def _line(width: int, name: str, *numbers: str) -> str:
-    cells = (f"{text:>{len(head)}}" for text, head in zip(numbers, _HEADS[1:], strict=True))
-    return f"  {name:<{width}}  {'  '.join((f'{next(cells):>6}', *cells))}"
+    cells = (f"{text:>{size}}" for text, size in zip(numbers, _WIDTHS, strict=True))
+    return f"  {name:<{width}}  {'  '.join(cells)}"
 
 
 def _below(start: str, note: str, width: int) -> str:

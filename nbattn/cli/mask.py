@@ -93,13 +93,13 @@ def run(options: argparse.Namespace) -> int:
     query = parse_lengths("--query", options.query)
     key = query if options.key is None else parse_lengths("--key", options.key)
     if options.json:
-        screen.show(json.dumps(facts(mask, query, key), indent=2))
+        shown = json.dumps(facts(mask, query, key), indent=2)
     else:
-        screen.show(_coloured(text(mask, query, key, options.at)))
+        shown = _coloured(text(mask, query, key, options.at))
     if options.png is not None:
         _write_png(options, mask, query, key)
-        if not options.json:
-            screen.show(f"\nwritten: {options.png}")
+        shown += f"\n\nwritten: {options.png}" * (not options.json)
+    screen.show(shown)
     return 0
 
 
@@ -123,11 +123,16 @@ def text(mask: Mask, query: Space, key: Space, at: str | None) -> str:
 
 
 def _legend(part: str) -> str:
-    """Wraps the legend between its entries."""
+    """Wraps the legend between its entries, and sentences above a matrix."""
     if "\n" in part or "   " not in part:
-        return part
+        return "\n".join(line if line[:1] == " " else _sentence(line) for line in part.splitlines())
     entries = [entry.replace(" ", screen.TIED) for entry in part.split("   ")]
     return screen.wrapped("  ".join(entries)).replace(screen.TIED, " ")
+
+
+def _sentence(line: str) -> str:
+    is_row = line[:1].isdigit() and not {*line}.isdisjoint(_COLOURS)
+    return line if is_row else screen.wrapped(line, rest="  ")
 
 
 def _coloured(picture: str) -> str:
@@ -145,8 +150,10 @@ def find(options: argparse.Namespace) -> Mask:
     """Return the mask of `--mask`, or of CONFIG and NAME."""
     if (options.mask is None) == (options.config is None):
         problem = "two masks are given" if options.mask else "no mask is given"
-        words = ["nbattn", "mask", "--mask", options.mask or "neighborhood((7, 7))"]
         query = options.query or "16,16"
+        rank = query.count(",") + 1
+        example = "causal()" if rank == 1 else f"neighborhood(({', '.join('7' * rank)}))"
+        words = ["nbattn", "mask", "--mask", options.mask or example]
         raise InputError(
             f"{problem}: give CONFIG and NAME, or --mask.", shlex.join([*words, "--query", query])
         )

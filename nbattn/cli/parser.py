@@ -72,6 +72,8 @@ def _indented(line: str) -> str:
     head = start[0] if start else ""
     if line.lstrip().startswith(("nbattn ", "pip ")) and not head.strip():
         return screen.wrapped_command(line.lstrip(), head)
+    if len(head) > screen.width() // 2:  # no room beside the first column
+        return screen.wrapped(line.strip(), line[: len(line) - len(line.lstrip())], " " * 4)
     return screen.wrapped(line[len(head) :], head)
 
 
@@ -140,8 +142,8 @@ class Parser(argparse.ArgumentParser):
             problem = f"{name} needs a value"
         elif action.choices:
             problem = f"{name}: {self._given(name)!r} is not one of {', '.join(action.choices)}"
-        value = self._example(action, self._given(name))
-        raise InputError(f"{problem}.", self._line(_with_value(self.words, name, value)))
+        example = [self._example(action, self._given(name))] if action.nargs != 0 else []
+        raise InputError(f"{problem}.", self._line(_with_value(self.words, name, example)))
 
     def _refuse(self, word: str) -> NoReturn:
         """Raises an InputError for an option or a word that the command does not have."""
@@ -179,8 +181,8 @@ class Parser(argparse.ArgumentParser):
         return getattr(action.type, "example", None) or str(action.metavar or action.dest)
 
 
-def _with_value(words: Sequence[str], name: str, value: str) -> list[str]:
-    """Returns the words with another value of an option, which may have none so far."""
+def _with_value(words: Sequence[str], name: str, value: list[str]) -> list[str]:
+    """Returns the words with another value of an option, which may have none, before or after."""
     fixed: list[str] = []
     is_value = False
     for word in words:
@@ -188,5 +190,5 @@ def _with_value(words: Sequence[str], name: str, value: str) -> list[str]:
             is_value = False
             continue
         is_value = word == name
-        fixed += [name, value] if is_value or word.startswith(f"{name}=") else [word]
+        fixed += [name, *value] if is_value or word.startswith(f"{name}=") else [word]
     return fixed

@@ -117,8 +117,12 @@ def _candidates(lines: list[Line]) -> Iterator[str]:
         cells = [f"{cell:<{size}}" for cell, size in zip(shown, sizes, strict=False)]
         head = f"  {'  '.join(cells)}  "
         reasons = [] if line.state == "chosen" else [*line.reasons]  # said above
-        if line.cost and not is_wide:
-            block = [head.rstrip(), *(screen.wrapped(r, " " * (sizes[0] + 6)) for r in reasons)]
+        if (line.cost and not is_wide) or screen.width() - len(head) < screen.NARROWEST:
+            indent = " " * min(sizes[0] + 6, screen.width() - screen.NARROWEST)
+            block = [
+                screen.wrapped(head.strip(), "  "),
+                *(screen.wrapped(r, indent) for r in reasons),
+            ]
         else:
             first, *rest = reasons or [""]
             block = [screen.wrapped(first, head)]

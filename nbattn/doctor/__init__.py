@@ -328,24 +328,19 @@ def _second_process(words: list[str], at: Callable[[str], None]) -> Report:
     command = [sys.executable, "-c", "from nbattn.doctor import probe; probe.run()", *words]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONIOENCODING": "utf-8"}
     findings: Report = {}
+    late = threading.Event()
     with tempfile.TemporaryFile() as errors:  # a pipe that nobody reads would stop the process
-        child = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            env=environment,
-        )
-        late = threading.Event()
-        timer = threading.Timer(SECONDS, lambda: (late.set(), child.kill()))
-        timer.start()
-        try:
-            for line in child.stdout or ():
-                _note(line.decode("utf-8", "replace"), findings, at)
-            child.wait()
-        finally:
-            timer.cancel()
-            child.kill()
+        pipes: Any = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": errors}
+        with subprocess.Popen(command, env=environment, **pipes) as child:
+            timer = threading.Timer(SECONDS, lambda: (late.set(), child.kill()))
+            timer.start()
+            try:
+                for line in child.stdout or ():
+                    _note(line.decode("utf-8", "replace"), findings, at)
+                child.wait()
+            finally:
+                timer.cancel()
+                child.kill()
         errors.seek(0)
         said = errors.read().decode("utf-8", "replace").strip().splitlines()
     end = f"the process ended with status {child.returncode}" if child.returncode else ""

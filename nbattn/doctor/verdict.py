@@ -107,7 +107,7 @@ def _cache(facts: Report) -> Iterator[str]:
     if "error" in cache:
         yield f"unset NBATTN_CACHE  # {cache['error']}"
     if cache.get("others_may_write"):
-        yield f"chmod go-w {cache['path']}  # the cache is not used while others can write it"
+        yield f"chmod go-w {cache['path']}"
     for part in facts["kernels"].values():
         if "chmod go-w " in (problem := str(part.get("problem", ""))):
             yield "chmod go-w " + problem.partition("chmod go-w ")[2]
