@@ -98,13 +98,16 @@ def tried(backend: str, device: str, deep: bool) -> Report:
 
 def planned(backend: str, device: str) -> Report:
     """Return whether a backend takes a small attention on a device, without running it."""
+    import torch
+
     from nbattn import functional
     from nbattn.backends import families
     from nbattn.errors import NbattnError
     from nbattn.mask import Mask
 
     dtype = families.backend(backend).example_dtype
-    options: Any = {"dtype": dtype, "device": device, "training": True, "backend": backend}
+    here = torch.device(device)  # a name alone assumes packages that pip can add
+    options: Any = {"dtype": dtype, "device": here, "training": True, "backend": backend}
     try:
         functional.plan(Mask.neighborhood(3), (1, 9, 2, 16), **options)
     except NbattnError as error:
