@@ -92,6 +92,7 @@ def run(options: argparse.Namespace) -> int:
         raise InputError("--query is missing: the queries per axis.", shlex.join(line))
     query = parse_lengths("--query", options.query)
     key = query if options.key is None else parse_lengths("--key", options.key)
+    _check_lengths(query, key)
     if options.json:
         shown = json.dumps(facts(mask, query, key), indent=2)
     else:
@@ -101,6 +102,19 @@ def run(options: argparse.Namespace) -> int:
         shown += f"\n\nwritten: {options.png}" * (not options.json)
     screen.show(shown)
     return 0
+
+
+def _check_lengths(query: Space, key: Space) -> None:
+    from nbattn.mask_symbols import LONGEST
+
+    longest = max(*query, *key)
+    if longest > LONGEST:
+        shorter = [",".join(str(min(length, 1024)) for length in space) for space in (query, key)]
+        raise InputError(
+            f"{longest} is longer than {LONGEST}, up to which pictures go; a shorter axis shows the "
+            "same.",
+            f"--query {shorter[0]}" + f" --key {shorter[1]}" * (query != key),
+        )
 
 
 def text(mask: Mask, query: Space, key: Space, at: str | None) -> str:

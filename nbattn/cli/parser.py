@@ -133,8 +133,8 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raises an InputError with the corrected command line for an error of argparse."""
         found = sys.exc_info()[1]
-        if not isinstance(found, argparse.ArgumentError) or not found.argument_name:
-            raise InputError(f"{message}.", self._line([*self.words, "--help"]))
+        assert isinstance(found, argparse.ArgumentError), message  # no option is required
+        assert found.argument_name is not None
         name = found.argument_name.split("/")[-1]
         action = next(one for one in self._actions if name in (*one.option_strings, one.metavar))
         problem = f"{name}: {found.message}"

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from fixes import calls, masks, sites
+from fixes import calls, masks, sites, terminal
 
-TABLES = {"masks": masks.ROWS, "calls": calls.ROWS}
+TABLES = {"masks": masks.ROWS, "calls": calls.ROWS, "terminal": terminal.ROWS}
 
 
 def places_without_a_row() -> list[str]:

@@ -28,7 +28,9 @@ Sources = dict[str, str]  # module below the package ("" is the package itself) 
 
 # Component → what it may import: components, or single modules of one. The lowest comes first.
 PROGRAM = "errors axis mask piecewise_sum rows geometry program"
-SHARED = "packages backends.inputs backends.logsumexp backends.calls"  # tensor code of several families
+SHARED = (
+    "packages backends.inputs backends.logsumexp backends.calls"  # tensor code of several families
+)
 FAMILIES = {f"backends.{family.name}" for family in families.FAMILIES}
 ALLOWED = {
     "version": "",
@@ -76,7 +78,8 @@ ALLOWED = {
     "bench": "errors machine timing geometry program backends.families planner",
     "tune": "errors machine timing cache axis mask geometry program planner functional config"
     " bench backends.families backends.inputs backends.cuda",
-    "demo": "errors packages axis mask geometry program planner functional nn config draw plot demo",
+    "demo": "errors packages axis mask geometry program planner functional nn config draw plot"
+    " demo",
     "cli": "errors packages machine timing cache axis mask geometry program backends.families"
     " planner functional nn config mask_symbols draw plot doctor bench tune demo cli version",
     "integrations": "errors packages version axis mask geometry program backends.families"
