@@ -246,6 +246,8 @@ def _packages(facts: dict[str, Any]) -> Iterator[Row]:
         if all(package["installed"] for package in own):
             versions = ", ".join(f"{p['name']} {p['installed']}" for p in own)
             yield _OPTIONAL[extra], versions
+        elif extra == "native" and "version" in (compiler := facts["kernels"]["CPU compiler"]):
+            yield _OPTIONAL[extra], f"no package needed: {compiler['version']} is here"
         elif extra != other_cuda:
             yield _OPTIONAL[extra], f"not installed; {install_line(extra)}"
 

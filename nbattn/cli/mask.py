@@ -111,8 +111,8 @@ def _check_lengths(query: Space, key: Space) -> None:
     if longest > LONGEST:
         shorter = [",".join(str(min(length, 1024)) for length in space) for space in (query, key)]
         raise InputError(
-            f"{longest} is longer than {LONGEST}, up to which pictures go; a shorter axis shows the "
-            "same.",
+            f"{longest} is longer than {LONGEST}, up to which pictures go; a shorter axis shows "
+            "the same.",
             f"--query {shorter[0]}" + f" --key {shorter[1]}" * (query != key),
         )
 
@@ -127,7 +127,7 @@ def text(mask: Mask, query: Space, key: Space, at: str | None) -> str:
     if len(axes) > 1 and math.prod(query) and math.prod(key):
         one = mask_picture.middle(query) if at is None else parse_lengths("--at", at)
         mask_picture.check_query(one, query)
-        parts.append(mask_picture.picture(axes, one, screen.width()))
+        parts.append(_legend(mask_picture.picture(axes, one, screen.width())))
     elif at is not None:
         raise InputError(
             "--at chooses the query of a picture on two axes or more; this mask has one.",

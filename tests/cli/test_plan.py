@@ -154,11 +154,6 @@ plan NAT stage1 --device sm90
     nbattn plan: device='sm90' is not known.
       fix:   one of 'cpu', 'sm_75', 'sm_80', 'sm_86', 'sm_89', 'sm_90', 'sm_100', 'sm_103', 'sm_120', a torch.device, or your own DeviceInfo.
 
-plan NAT stage1 --query 1,8,2,32
-    nbattn plan: query has 4 dimensions [1, 8, 2, 32]; a mask of 2 axes needs 5.
-      given: Mask(Axis(3, 3, border='shift'), Axis(3, 3, border='shift'))
-      fix:   query as [B, X, Y, H, D], or a mask of 1 axis.
-
 plan NAT --mask blok --query 1,8,8,2,32
     nbattn plan: NAT has no mask 'blok'; its masks are block.
       fix:   --mask block
