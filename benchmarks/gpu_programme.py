@@ -79,7 +79,8 @@ NCU = (
 
 STEPS = (
     Step(
-        "doctor", "does the installation work?", ("{python}", "-m", "nbattn", "doctor", "--deep"), 90,
+        "doctor", "does the installation work?",
+        ("{python}", "-m", "nbattn", "doctor", "--deep"), 90,
     ),
     Step(
         "launches", "do arguments, streams, graphs and PTX do on hardware what they should?",
