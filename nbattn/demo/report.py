@@ -25,7 +25,7 @@ class Report:
 
     def line(self, text: str = "") -> None:
         """Print text without markup, wrapped between words."""
-        self.console.print(text, markup=False, overflow="ignore", crop=False)
+        self.console.print(text, markup=False)
 
     def table(self, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """Print rows under column names; the first column is text, the others are numbers."""
