@@ -23,7 +23,7 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from nbattn.config import files, mistakes, notation, shipped
+from nbattn.config import files, mistakes, notation, schema_texts, shipped
 from nbattn.config.grammar import STRICT, LayerConfig, MaskTable, PlanConfig
 from nbattn.errors import ConfigError, InputError, Mistake, kind
 from nbattn.mask import Mask
@@ -131,8 +131,10 @@ def _loaded(source: object) -> str:
 
 def schema() -> dict[str, Any]:
     """Returns the grammar as a JSON schema, for editors: `nbattn schema > nbattn.schema.json`."""
-    grammar = _ADAPTER.json_schema()
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **grammar}
+    grammar = schema_texts.described(_ADAPTER.json_schema())
+    first = {"$schema": "https://json-schema.org/draft/2020-12/schema"}
+    order = ("title", "description", "type", "properties", "additionalProperties", "$defs")
+    return {**first, "title": "nbattn", **{key: grammar[key] for key in order if key in grammar}}
 
 
 class _Loading:

@@ -73,6 +73,20 @@ def missing() -> str | None:
     return _reason[0]
 
 
+def stored() -> tuple[str, Entry] | None:
+    """The library in the cache that `library` would load, with its key; None if it would compile.
+
+    Compiles and writes nothing.
+    """
+    text = _text()
+    try:
+        name = key(compilers.find(), text)
+    except BackendError:
+        return _stored(text)
+    entry = STORE.read(name)
+    return None if entry is None else (name, entry)
+
+
 def facts() -> dict[str, Any]:
     """The loaded library's compiler, the seconds that it took, and the key of its file.
 

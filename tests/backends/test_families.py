@@ -115,6 +115,7 @@ ROW = """    Family(
 USE = """
 import json, torch, nbattn
 from nbattn import Axis, Mask, doctor
+from nbattn.doctor import probe
 
 shape = (2, 6, 5, 4, 8)
 named = {"dtype": "float32", "device": "cpu"}
@@ -134,7 +135,7 @@ for backend in ("auto", "reference"):
     results[backend] = out.detach(), grad
 errors = [float((a - b).abs().max()) for a, b in zip(*results.values())]
 tried = {}
-for name, part in doctor._probes([]):  # in the doctor's second process, which loads torch again
+for name, part in probe._parts([], True):  # in the doctor's second process, which loads torch again
     if name in ("torch", "mean on cpu"):
         tried[name] = part()
 backends = {b["name"]: b for b in doctor._backends(tried)}

@@ -248,11 +248,11 @@ LOADED = [
         )
     ),
     Row(
-        call="nbattn.load('video_3d')",
-        pasted="video_3d.toml",
-        fixed="config = nbattn.load('video_3d.toml')",
+        call="nbattn.load('my_masks')",
+        pasted="my_masks.toml",
+        fixed="config = nbattn.load('my_masks.toml')",
         means="config.masks['all'] == Mask.full()",
-        given=f"{FOLDER}; (here / 'video_3d.toml').write_text('[masks.all]\\nfull = {{}}')",
+        given=f"{FOLDER}; (here / 'my_masks.toml').write_text('[masks.all]\\nfull = {{}}')",
     ),
     Row(
         call="nbattn.load(config)",

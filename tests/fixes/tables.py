@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fixes import calls, config, kernels, masks, planning, sites, surface
+from fixes import calls, config, kernels, masks, planning, sites, surface, terminal
 
 TABLES = {
     "masks": masks.ROWS,
@@ -11,6 +11,7 @@ TABLES = {
     "kernels": kernels.ROWS,
     "planning": planning.ROWS,
     "surface": surface.ROWS,
+    "terminal": terminal.ROWS,
 }
 
 

@@ -73,16 +73,16 @@ ALLOWED = {
     "mask_symbols": "errors axis mask geometry",
     "draw": "errors axis mask geometry mask_symbols",
     "plot": "errors axis packages mask geometry program planner mask_symbols draw",
-    "doctor": "errors version machine cache mask program backends.families kernels planner"
-    " functional config",
+    "doctor": "errors packages version machine cache mask program backends.families kernels planner"
+    " functional config doctor",
     "bench": "errors machine timing geometry program backends.families planner",
     "tune": "errors machine timing cache axis mask geometry program planner functional config"
     " bench backends.families backends.inputs backends.cuda",
     "demo": "errors axis packages mask geometry program planner functional nn config draw plot"
     " demo",
-    "cli": "errors machine timing cache axis mask geometry program backends.families planner"
-    " functional nn config mask_symbols draw plot doctor bench tune demo cli version",
-    "integrations": "lazy errors version axis mask geometry program backends.families"
+    "cli": "errors packages machine timing cache axis mask geometry program backends.families"
+    " planner functional nn config mask_symbols draw plot doctor bench tune demo cli version",
+    "integrations": "lazy errors packages version axis mask geometry program backends.families"
     " backends.tiled.costs backends.tiled.schedule backends.tiled.meaning planner functional nn"
     " config integrations",
     "distributed": "errors axis mask geometry program planner ops functional",
