@@ -15,6 +15,7 @@ from nbattn import graph_masks, ops, standard_form
 from nbattn.backends.dense.reference import DENSE_MASK
 from nbattn.backends.inputs import Inputs
 from nbattn.mask import Mask, from_code
+from nbattn.symbolic import untraced
 
 
 def decompositions() -> dict[Any, Callable[..., Any]]:
@@ -89,7 +90,8 @@ def forward(*arguments: Any) -> tuple[Tensor, Tensor]:
 
 def attend(inputs: Inputs, mask: Mask) -> tuple[Tensor, Tensor]:
     """Computes attention in standard operators."""
-    _legal(mask.code(), inputs.space, inputs.key.shape[1:-2])
+    space, key_space = (untraced(t.shape[1:-2]) for t in (inputs.query, inputs.key))
+    _legal(mask.code(), space, key_space)
     return standard_form.attend(inputs, mask)
 
 

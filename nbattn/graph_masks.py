@@ -30,28 +30,29 @@ def refusal(
         return BackendError(
             "numbers of the mask are inputs of the exported graph, in which standard operators "
             "need constants.",
-            "int(...) around the numbers of the mask, and no dynamic_shapes for them.",
+            'align="bottom-right" in the place of a difference of lengths, or no dynamic_shapes for '
+            "the inputs that the numbers come from.",
         )
     mask = from_code(code)
     for number, axis in enumerate(mask.axes):
         queries, keys = space[number], key_space[number]
         has_one_length = is_certain(queries == keys)
         period = axis.dilation * axis.stride
+        dim = f'{period} * torch.export.Dim("n")' if period > 1 else 'torch.export.Dim("n")'
         where = f"axis {number} ({queries} queries, {keys} keys)"
         if axis.border == "wrap" and not (has_one_length and is_certain(keys % period == 0)):
             return MaskError(
                 f'{where}: border="wrap" needs as many queries as keys, a multiple of dilation x '
                 f"stride = {period}, which a graph with dynamic lengths cannot check.",
-                f"{period} * torch.export.Dim(...) as this length in dynamic_shapes, or no "
-                "dynamic length.",
+                f"{dim} for queries and keys in dynamic_shapes, or no dynamic length.",
                 repr(mask),
             )
         if not (axis.border == "wrap" or axis.align or axis.is_full or has_one_length):
             return MaskError(
                 f"{where}: align=None needs as many queries as keys, which a graph with dynamic "
                 "lengths cannot check.",
-                f"one torch.export.Dim for both in dynamic_shapes, or as axis {number} "
-                f"{replace(axis, align='top-left')!r} or {replace(axis, align='bottom-right')!r}.",
+                f'one torch.export.Dim("n") for queries and keys in dynamic_shapes, or as axis '
+                f"{number} {replace(axis, align='top-left')!r} or {replace(axis, align='bottom-right')!r}.",
                 repr(mask),
             )
     return None
