@@ -30,8 +30,8 @@ def refusal(
         return BackendError(
             "numbers of the mask are inputs of the exported graph, in which standard operators "
             "need constants.",
-            'align="bottom-right" in the place of a difference of lengths, or no dynamic_shapes for '
-            "the inputs that the numbers come from.",
+            'align="bottom-right" in the place of a difference of lengths, or no dynamic_shapes '
+            "for what the numbers come from.",
         )
     mask = from_code(code)
     for number, axis in enumerate(mask.axes):
@@ -52,7 +52,8 @@ def refusal(
                 f"{where}: align=None needs as many queries as keys, which a graph with dynamic "
                 "lengths cannot check.",
                 f'one torch.export.Dim("n") for queries and keys in dynamic_shapes, or as axis '
-                f"{number} {replace(axis, align='top-left')!r} or {replace(axis, align='bottom-right')!r}.",
+                f"{number} {replace(axis, align='top-left')!r} or "
+                f"{replace(axis, align='bottom-right')!r}.",
                 repr(mask),
             )
     return None

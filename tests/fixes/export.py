@@ -34,14 +34,6 @@ ROWS = [
     ),
     Row(
         given=_GIVEN,
-        call="rewritten(Attend(Mask(Axis(3, 1))), {1: n}, {1: m}, {1: m})",
-        pasted='torch.export.Dim("n")',
-        fixed='length = torch.export.Dim("n")\nattend = Attend(Mask(Axis(3, 1)))\n'
-        "found = rewritten(attend, {1: length}, {1: length}, {1: length})",
-        means=_MEANS,
-    ),
-    Row(
-        given=_GIVEN,
         call="mask = Mask(Axis(2, 1, border='wrap', dilation=2))\n"
         "rewritten(Attend(mask), {1: n}, {1: n}, {1: n})",
         pasted='2 * torch.export.Dim("n")',

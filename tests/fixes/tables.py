@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from fixes import calls, masks, sites
+from fixes import calls, export, masks, sites
 
-TABLES = {"masks": masks.ROWS, "calls": calls.ROWS}
+TABLES = {"masks": masks.ROWS, "calls": calls.ROWS, "export": export.ROWS}
 
 
 def places_without_a_row() -> list[str]:

@@ -99,7 +99,7 @@ def _attend(inputs: Inputs, mask: Mask) -> tuple[Tensor, Tensor]:
 
 def _softmax(scores: Tensor) -> tuple[Tensor, Tensor]:
     """Returns weights and logsumexp; rows of only -inf have weights 0 and logsumexp -inf."""
-    if scores.shape[-1] == 0:
+    if untraced(scores.shape[-1:])[0] == 0:
         return scores, scores.new_full(scores.shape[:-1], float("-inf")) + scores.sum(-1)
     empty = (scores == float("-inf")).all(dim=-1, keepdim=True)
     filled = scores.masked_fill(empty, 0)
