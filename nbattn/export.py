@@ -71,7 +71,8 @@ def is_wanted_at_once() -> bool:
     """
     if torch.compiler.is_dynamo_compiling():
         return False
-    return (torch.jit.is_tracing() or torch.is_inference_mode_enabled()) and _is_onnx_export()
+    is_traced: bool = torch._C._is_tracing()  # pyright: ignore[reportPrivateUsage]
+    return (is_traced or torch.is_inference_mode_enabled()) and _is_onnx_export()
 
 
 def _is_onnx_export() -> bool:

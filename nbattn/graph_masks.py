@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import reduce
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -109,7 +109,7 @@ class Tiling(NamedTuple):
     columns: int
 
     @property
-    def count(self) -> int:
+    def total(self) -> int:
         """Tiles of all classes."""
         return self.axis.dilation * self.tiles
 
@@ -184,12 +184,12 @@ def _class_length(axis: Axis, keys: int, residue: Tensor) -> Tensor:
     return ((keys + axis.dilation - 1 - residue) // axis.dilation).clamp(min=0)
 
 
-def _rows(axis: Axis, u: Tensor, length: Tensor) -> Rows:
+def _rows(axis: Axis, u: Any, length: Tensor) -> Rows:
     """Returns the keys of the queries at class coordinates u."""
     return rows_of(axis, *window_of(axis, u, length), length)
 
 
-def _hull(axis: Axis, first: Tensor, last: Tensor, length: Tensor) -> Rows:
+def _hull(axis: Axis, first: Any, last: Any, length: Tensor) -> Rows:
     """Returns the hull of the keys of the queries from first to last."""
     lo, _, _ = window_of(axis, first, length)
     _, hi, prefix = window_of(axis, last, length)

@@ -39,7 +39,7 @@ def best_tilings(
     attention is dense: on small grids, and where tiles keep more than half of the numbers.
     """
     lengths = list(zip(mask.axes, space, key_space, strict=True))
-    counted = [(axis, *(_LONG if is_symbolic(n) else n for n in both)) for axis, *both in lengths]
+    counted = [(axis, _counted(queries), _counted(keys)) for axis, queries, keys in lengths]
     pairs = math.prod(queries * keys for _, queries, keys in counted)
     if pairs <= DENSE_PAIRS:
         return None
@@ -47,7 +47,7 @@ def best_tilings(
     channels = inputs.key.shape[-2] * (inputs.key.shape[-1] + inputs.value.shape[-1])
 
     def kept(cuts: Sequence[Tiling]) -> int:
-        columns = math.prod(cut.count * cut.columns for cut in cuts)
+        columns = math.prod(cut.total * cut.columns for cut in cuts)
         return columns * (math.prod(cut.rows for cut in cuts) * heads + channels)
 
     sizes = [[1 << n for n in range(queries.bit_length())] for _, queries, _ in counted]
@@ -58,6 +58,10 @@ def best_tilings(
     if 2 * kept([tiling(*axis, n) for axis, n in zip(counted, best, strict=True)]) > pairs * heads:
         return None
     return [tiling(*axis, n) for axis, n in zip(lengths, best, strict=True)]
+
+
+def _counted(length: int) -> int:
+    return _LONG if is_symbolic(length) else length
 
 
 def _dense(
@@ -71,7 +75,8 @@ def _dense(
     if any(not is_symbolic(n) and n == 0 for n in key_space):  # a key that no query attends to
         key, value = (torch.nn.functional.pad(t, (0, 0, 0, 0, 0, 1)) for t in (key, value))
         allowed = torch.nn.functional.pad(allowed, (0, 1))
-    results = _attend_tiles(inputs, *(t[:, None] for t in (query, key, value, allowed)))
+    one_tile = query[:, None], key[:, None], value[:, None], allowed[:, None]
+    results = _attend_tiles(inputs, *one_tile)
     out, lse = (t.squeeze(1).unflatten(1, space) for t in results)
     return out, lse
 
@@ -83,8 +88,9 @@ def _tiled(inputs: Inputs, cuts: Sequence[Tiling]) -> tuple[Tensor, Tensor]:
     inputs, present = _readable(inputs)
     if present is not None:
         allowed = allowed & _gathered(present, keys)[:, :, None]
-    of_tiles = (_gathered(t, at) for t, at in zip(inputs[:3], (queries, keys, keys), strict=True))
-    out, lse = _attend_tiles(inputs, *of_tiles, allowed)
+    query = _gathered(inputs.query, queries)
+    key, value = (_gathered(t, keys) for t in (inputs.key, inputs.value))
+    out, lse = _attend_tiles(inputs, query, key, value, allowed)
     return _scattered(out, axes), _scattered(lse, axes)
 
 

@@ -130,7 +130,7 @@ def test_onnx_graph_of_the_reference_and_of_half_precision() -> None:
 def test_what_onnx_cannot_check_is_refused_in_words() -> None:
     pytest.importorskip("onnxscript")
     n, m = (torch.export.Dim(name, min=2, max=99) for name in "nm")
-    tensors, shapes = torch.randn(2, 2, 6, 16), ({1: n}, {1: m})
+    tensors, shapes = list(torch.randn(2, 2, 6, 16)), ({1: n}, {1: m})
     with pytest.raises(Exception, match="align=None needs as many queries as keys") as raised:
         to_onnx(layer(Mask(Axis(3, 1))), tensors, dynamic_shapes=shapes)
     assert "fix:   one torch.export.Dim" in str(raised.value)
@@ -148,7 +148,7 @@ def test_onnx_of_traces_and_in_inference_mode(
     with torch.inference_mode():
         file = to_onnx(module, (x,), dynamic_shapes=({0: BATCH},))
     same(file, module, (x,), (torch.randn(5, 20, 20, 16),))
-    traced = io.BytesIO()
+    traced: Any = io.BytesIO()
     names: Any = {"input_names": ["x"], "dynamic_axes": {"x": {0: "batch"}}}
     torch.onnx.export(module, (x,), traced, dynamo=False, **names)
     same(traced.getvalue(), module, (x,), (torch.randn(5, 20, 20, 16),))

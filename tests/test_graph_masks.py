@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,11 +17,11 @@ CPU = torch.device("cpu")
 
 def any_axis(choose: random.Random) -> Axis:
     """An axis of any rule; some raise."""
-    border = choose.choice(["clip", "shift", "wrap"])
+    border: Any = choose.choice(["clip", "shift", "wrap"])
     left, right = choose.randint(0, 4), choose.randint(0, 4)
     causal = border != "wrap" and choose.random() < 0.3
     sides = [None if border == "clip" and choose.random() < 0.2 else n for n in (left, right)]
-    align = choose.choice([None, "top-left", "bottom-right"]) if border == "clip" else None
+    align: Any = choose.choice([None, "top-left", "bottom-right"]) if border == "clip" else None
     return Axis(
         sides[0],
         0 if causal else sides[1],

@@ -28,7 +28,8 @@ Sources = dict[str, str]  # module below the package ("" is the package itself) 
 
 # Component → what it may import: components, or single modules of one. The lowest comes first.
 PROGRAM = "errors axis mask piecewise_sum rows geometry program"
-SHARED = "symbolic backends.inputs backends.logsumexp backends.calls"  # tensor code of several families
+# tensor code of several families
+SHARED = "symbolic backends.inputs backends.logsumexp backends.calls"
 FAMILIES = {f"backends.{family.name}" for family in families.FAMILIES}
 ALLOWED = {
     "version": "",
