@@ -43,8 +43,9 @@ def best_tilings(
     pairs = math.prod(queries * keys for _, queries, keys in counted)
     if pairs <= DENSE_PAIRS:
         return None
-    heads = inputs.query.shape[-2]
-    channels = inputs.key.shape[-2] * (inputs.key.shape[-1] + inputs.value.shape[-1])
+    (heads,) = untraced(inputs.query.shape[-2:-1])
+    kv_heads, dim, value_dim = untraced((*inputs.key.shape[-2:], inputs.value.shape[-1]))
+    channels = kv_heads * (dim + value_dim)
 
     def kept(cuts: Sequence[Tiling]) -> int:
         columns = math.prod(cut.total * cut.columns for cut in cuts)
@@ -167,7 +168,7 @@ def _attend_tiles(
     scores = [torch.where(allowed[:, :, None, None], scores_of(key), float("-inf"))]
     values = [value]
     if inputs.extra_key is not None and inputs.extra_value is not None:
-        count = inputs.extra_key.shape[1]
+        (count,) = untraced(inputs.extra_key.shape[1:2])
         if is_symbolic(count) or count > 0:
             scores.append(scores_of(inputs.extra_key[:, None]))
             values.append(inputs.extra_value[:, None])

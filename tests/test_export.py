@@ -107,16 +107,24 @@ def test_onnx_graph_of_a_cross_attention_with_everything() -> None:
 
 
 def test_onnx_graph_with_dynamic_lengths() -> None:
-    mask = Mask(Axis(2, 1, border="shift", dilation=2), Axis(2, causal=True, align="bottom-right"))
-    height, width, keys = (torch.export.Dim(n, min=2, max=99) for n in ("height", "width", "keys"))
-    module = layer(mask)
+    queries, keys = (torch.export.Dim(name, min=2, max=99) for name in ("queries", "keys"))
+    module = layer(Mask(Axis(2, 1, dilation=2, align="bottom-right")))
     file = to_onnx(
         module,
-        (torch.randn(2, 7, 6, 16), torch.randn(2, 7, 9, 16)),
-        dynamic_shapes=({0: BATCH, 1: height, 2: width}, {0: BATCH, 1: height, 2: keys}),
+        (torch.randn(2, 7, 16), torch.randn(2, 9, 16)),
+        dynamic_shapes=({0: BATCH, 1: queries}, {0: BATCH, 1: keys}),
     )
-    sizes = ((1, 3, 4), (1, 3, 9)), ((3, 14, 5), (3, 14, 2))
+    sizes = ((1, 3), (1, 19)), ((3, 34), (3, 7))
     same(file, module, *([torch.randn(*size, 16) for size in pair] for pair in sizes))
+
+
+@pytest.mark.deep
+def test_onnx_graph_with_dynamic_planes() -> None:
+    height, width = (torch.export.Dim(name, min=2, max=99) for name in ("height", "width"))
+    module = layer(Mask(Axis(2, 1, border="shift", dilation=2), Axis(2, causal=True)))
+    shapes = ({0: BATCH, 1: height, 2: width},)
+    file = to_onnx(module, (torch.randn(2, 7, 6, 16),), dynamic_shapes=shapes)
+    same(file, module, (torch.randn(1, 3, 9, 16),), (torch.randn(3, 34, 5, 16),))
 
 
 def test_onnx_graph_of_the_reference_and_of_half_precision() -> None:
