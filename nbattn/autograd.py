@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from nbattn import execute, ops
+from nbattn import execute, export, ops
 from nbattn.backends.inputs import Inputs
 from nbattn.errors import BackendError
 from nbattn.ops import BACKWARD, FORWARD, GRADIENTS, TENSORS, Options
@@ -165,6 +165,9 @@ def transformed(*arguments: Any) -> tuple[Tensor, Tensor]:
 def _differentiable(*arguments: Any) -> tuple[Tensor, Tensor]:
     """Runs the forward operator when it is called directly, as in compiled and exported graphs."""
     tensors, options = arguments[: len(TENSORS)], Options(*arguments[len(TENSORS) :])
+    space, key_space = (t.shape[1:-2] for t in tensors[:2])
+    if export.is_wanted(options.mask, space, key_space):
+        return export.forward(*arguments)
     refuse_tangents(tensors)
     if trains(tensors):
         return OperatorAttention.apply(*tensors, *options._replace(training=True))  # pyright: ignore

@@ -14,6 +14,7 @@ from nbattn import (
     arguments,
     autograd,
     execute,
+    export,
     key_ranges,
     known_calls,
     ops,
@@ -177,6 +178,8 @@ def _computed(
     """Computes attention by the reference, by a plan, or by the operators; stores the plan of a
     plain call for later ones like it.
     """
+    if export.is_wanted_at_once():
+        return export.attend(inputs, mask)
     if backend == "reference" and not (require or forbid):
         return reference.attend(inputs, mask)  # nothing to plan; torch differentiates it
     deterministic = torch.are_deterministic_algorithms_enabled()

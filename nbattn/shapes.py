@@ -31,19 +31,18 @@ def check_shapes(
                 _other_rank(mask, name, shape),
                 repr(mask),
             )
-    where = f"query {list(query)} key {list(key)} value {list(value)}"
     if not holds(query[0] == key[0]):
         problem = f"batch differs: {query[0]} in query, {key[0]} in key."
-        raise InputError(problem, _one_batch(query, key), where)
+        raise InputError(problem, _one_batch(query, key), _where(query, key, value))
     if not holds(query[-1] == key[-1]):
         problem = f"head_dim differs: {query[-1]} in query, {key[-1]} in key."
-        raise InputError(problem, _one_head_dim(query, key, value), where)
+        raise InputError(problem, _one_head_dim(query, key, value), _where(query, key, value))
     if not all(holds(a == b) for a, b in zip(key[:-1], value[:-1], strict=True)):
         raise InputError(
             f"key and value differ before their last dimension: "
             f"{list(key[:-1])} and {list(value[:-1])}.",
             _one_place(key, value),
-            where,
+            _where(query, key, value),
         )
     for name, size in (
         ("heads", query[-2]),
@@ -52,14 +51,20 @@ def check_shapes(
         ("value_dim", value[-1]),
     ):
         if not holds(size >= 1):
+            where = _where(query, key, value)
             raise InputError(f"{name} is {size}.", _nothing(query, value), where)
     if not holds(query[-2] % key[-2] == 0):
         raise InputError(
             f"{query[-2]} query heads are no multiple of {key[-2]} key heads; "
             "query head h uses key head h // (H // Hk).",
             _other_heads(query[-2], key[-2]),
-            where,
+            _where(query, key, value),
         )
+
+
+def _where(query: Sequence[int], key: Sequence[int], value: Sequence[int]) -> str:
+    """The shapes of a call; made for errors alone, since a trace has tensors as lengths."""
+    return f"query {list(query)} key {list(key)} value {list(value)}"
 
 
 def expected(name: str, rank: int) -> str:

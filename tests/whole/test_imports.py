@@ -28,7 +28,8 @@ Sources = dict[str, str]  # module below the package ("" is the package itself) 
 
 # Component → what it may import: components, or single modules of one. The lowest comes first.
 PROGRAM = "lazy errors axis synonyms packages mask piecewise_sum rows geometry program"
-SHARED = "backends.inputs backends.logsumexp backends.calls"  # tensor code of several families
+# tensor code of several families
+SHARED = "symbolic backends.inputs backends.logsumexp backends.calls"
 FAMILIES = {f"backends.{family.name}" for family in families.FAMILIES}
 ALLOWED = {
     "version": "",
@@ -59,12 +60,16 @@ ALLOWED = {
     "planner": f"{PROGRAM} version machine cache backends.families planner",
     "execute": "errors mask program backends.families backends.inputs planner",
     "ops": "errors mask geometry program backends.inputs planner execute",
-    "autograd": "errors program backends.inputs planner execute ops",
+    "graph_masks": "errors axis mask symbolic rows",
+    "standard_form": "mask symbolic backends.inputs graph_masks",
+    "export": "mask symbolic backends.inputs backends.dense.reference ops graph_masks"
+    " standard_form",
+    "autograd": "errors program backends.inputs planner execute ops export",
     "arguments": "errors axis mask symbolic mistaken_masks shapes program backends.families"
     " planner",
     "known_calls": "mask backends.families backends.inputs planner autograd arguments",
     "functional": "errors mask program backends.families backends.inputs"
-    " backends.dense.reference planner execute ops autograd fixes shapes key_ranges joining"
+    " backends.dense.reference planner execute ops export autograd fixes shapes key_ranges joining"
     " arguments known_calls",
     "nn": "errors axis mask symbolic geometry program planner shapes arguments functional",
     "config": "errors axis synonyms packages mask geometry program backends.families planner"
@@ -116,6 +121,7 @@ FOREIGN = {
     **dict.fromkeys(["shapes", "key_ranges", "joining"], "torch"),
     **dict.fromkeys(["program"], "numpy"),
     **dict.fromkeys(["planner", "backends", "execute", "ops", "autograd"], "numpy torch"),
+    **dict.fromkeys(["graph_masks", "standard_form", "export"], "torch"),
     **dict.fromkeys(["arguments", "known_calls", "functional", "nn"], "numpy torch"),
     **dict.fromkeys(["integrations", "distributed", "bench", "tune", "demo"], "numpy torch"),
     **dict.fromkeys(["machine", "timing", "cache", "cli", "kernels"], ""),
