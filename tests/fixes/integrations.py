@@ -8,6 +8,8 @@ from nbattn.integrations.natten import modules, unfused, legacy, fused, flops, c
 from nbattn.integrations.natten.modules import OlderNeighborhoodAttention2D as Older2D
 from nbattn.integrations.natten.modules import NeighborhoodAttention2D as Current2D
 import nbattn.integrations.natten
+import warnings
+warnings.filterwarnings("ignore", "The PyTorch API of nested tensors")
 query = key = value = image
 first = image.movedim(-2, 1)
 natten = drop.install(replace=True)

@@ -14,7 +14,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from nbattn.errors import InputError
 from nbattn.integrations.natten import neighborhood_gather, parameters
 from nbattn.integrations.natten.parameters import Causal, Sizes
-from nbattn.ops import TENSORS
 
 _Shape = Sequence[int]
 
@@ -105,7 +104,8 @@ def _formulas() -> dict[Any, Any]:
 
 
 def _attention(query: _Shape, key: _Shape, value: _Shape, *rest: Any, **_: Any) -> int:
-    extra_key, code = rest[TENSORS.index("extra_key") - 3], rest[len(TENSORS) - 3]
-    keys = math.prod(neighborhood_gather.axis_slots(code))
+    schema = torch.ops.nbattn.forward.default._schema
+    given = dict(zip((one.name for one in schema.arguments[3:]), rest, strict=False))
+    extra_key, keys = given["extra_key"], math.prod(neighborhood_gather.axis_slots(given["mask"]))
     keys += extra_key[1] if extra_key is not None else 0
     return 2 * math.prod(query[:-1]) * keys * (query[-1] + value[-1])
