@@ -63,7 +63,7 @@ def borders(chunks: Chunks, kv_offset: int) -> Borders:
 
 
 def attend(
-    attention: Callable[[Tensor, Tensor, Tensor, Mask, Tensor | None], Tensor],
+    run: Callable[[Tensor, Tensor, Tensor, Mask, Tensor | None], Tensor],
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -75,7 +75,7 @@ def attend(
     """Runs attention on up to three pieces, and joins their rows.
 
     Args:
-        attention: of (query, key, value, mask, key range).
+        run: of (query, key, value, mask, key range).
         query, key, value: `[B, N, H, D]`.
         offset: position of query 0 on the keys of this call.
         key_range: int32 `[B, 1, 2]` or None.
@@ -91,7 +91,7 @@ def attend(
             left = place.size - 1 if (start, stop) == (first, last) else None
             stride = place.size if left is not None else 1
             axis = Axis(left, causal=True, stride=stride, align=offset + top - start)
-            part = (tensor[:, start:stop] for tensor in (key, value))
+            keys_here, values_here = key[:, start:stop], value[:, start:stop]
             moved = None if key_range is None else (key_range - start).clamp(0, stop - start)
-            outputs.append(attention(query[:, top:bottom], *part, Mask(axis), moved))
+            outputs.append(run(query[:, top:bottom], keys_here, values_here, Mask(axis), moved))
     return torch.cat(outputs, dim=1)

@@ -34,6 +34,11 @@ _UNUSED = {
     *("allow_is_causal_skip", "allow_is_bidirectional_skip", "allow_torch_fix", "use_vmap"),
     *("local_size", "dtype", "device", "config"),
 }
+# What models use of a mask that is a tensor.
+_OF_MATRICES = {
+    *("dtype", "size", "dim", "view", "reshape", "expand", "repeat", "repeat_interleave"),
+    *("unsqueeze", "squeeze", "transpose", "float", "bool", "type", "type_as", "masked_fill"),
+}
 _WHY = {
     "output_attentions": "nbattn never computes the attention weights",
     "head_mask": "nbattn cannot switch heads off",
@@ -84,11 +89,6 @@ class LayerMask(BlockMask):
         """4: models ask whether a mask is one of a model, or padding of 2 dimensions."""
         return len(self.sizes)
 
-    @property
-    def dtype(self) -> torch.dtype:
-        """An InputError: only a matrix has one."""
-        raise _combined("asks for the dtype of")
-
     def __str__(self) -> str:
         return repr(self)
 
@@ -99,6 +99,11 @@ class LayerMask(BlockMask):
         if self.key_range is None:
             return self
         return replace(self, key_range=self.key_range.to(device, non_blocking=non_blocking))
+
+    def __getattr__(self, name: str) -> Any:
+        if name in _OF_MATRICES:
+            raise _combined(f"asks for the {name} of")
+        raise AttributeError(name)
 
     def __getitem__(self, index: object) -> BlockMask:
         raise _combined("indexes")
@@ -279,10 +284,9 @@ def attend(
             query, key, value, mask, scale=scaling, softcap=softcap, sink=s_aux, key_range=valid
         )
 
-    places = getattr(attention_mask, "borders", None)
-    if places is None:
+    if not isinstance(attention_mask, LayerMask) or attention_mask.borders is None:
         return run(*tensors, mask, key_range), None
-    offset = attention_mask.offset
+    places, offset = attention_mask.borders, attention_mask.offset
     return chunks.attend(run, *tensors, places, offset=offset, key_range=key_range), None
 
 

@@ -202,9 +202,9 @@ REFUSED = {
         "the model has chunks together with another window.\n"
         '  fix:   model.set_attn_implementation("sdpa"), which takes any mask.',
     ),
-    "mask_asked_for_its_dtype": (
-        lambda: rule(WHOLE).dtype,
-        "the model asks for the dtype of its attention mask, which nbattn stores as a window, not "
+    "mask_asked_for_its_size": (
+        lambda: rule(WHOLE).size(),
+        "the model asks for the size of its attention mask, which nbattn stores as a window, not "
         'as a matrix.\n  fix:   model.set_attn_implementation("eager").',
     ),
     "blocks": (

@@ -119,7 +119,7 @@ def _contents(generation: str) -> dict[str, dict[str, Any]]:
         functions |= changes
     checked = checks.names(generation)
     facts = {"__version__": f"{_RELEASES[generation]}+nbattn.{__version__}"}
-    contents = {
+    contents: dict[str, dict[str, Any]] = {
         "natten": functions | classes | changes | facts,
         "natten.functional": functions,
         "natten.flops": {name: getattr(flops, name) for name in _FLOPS},
