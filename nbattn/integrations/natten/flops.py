@@ -104,7 +104,7 @@ def _formulas() -> dict[Any, Any]:
 
 
 def _attention(query: _Shape, key: _Shape, value: _Shape, *rest: Any, **_: Any) -> int:
-    schema = torch.ops.nbattn.forward.default._schema
+    schema: Any = torch.ops.nbattn.forward.default._schema  # pyright: ignore[reportPrivateUsage]
     given = dict(zip((one.name for one in schema.arguments[3:]), rest, strict=False))
     extra_key, keys = given["extra_key"], math.prod(neighborhood_gather.axis_slots(given["mask"]))
     keys += extra_key[1] if extra_key is not None else 0
