@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import operator
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass, fields
@@ -139,6 +140,9 @@ class Axis:
 
 
 _DEFAULTS = {f.name: f.default for f in fields(Axis)}  # which compilers can read
+# Without it, help() and editors show the arguments of `__new__`.
+_signature = inspect.signature(object.__new__(Axis).__init__)
+Axis.__signature__ = _signature  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def whole(name: str, value: SupportsIndex, low: int | None, hint: str = "") -> int:

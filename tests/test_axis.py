@@ -1,6 +1,7 @@
 """Tests of Axis as a value: its rules, defaults and text."""
 
 import dataclasses
+import inspect
 from dataclasses import replace
 from typing import Any
 
@@ -105,6 +106,15 @@ def test_an_axis_that_breaks_a_rule_is_refused(fields: dict[str, Any], text: str
 def test_the_last_legal_axis_is_taken(fields: dict[str, Any]) -> None:
     axis = Axis(**fields)
     assert {name: getattr(axis, name) for name in fields} == fields
+
+
+def test_the_signature_has_the_fields() -> None:
+    """Editors, help() and the command line read it; the class has its own `__new__`."""
+    signature = inspect.signature(Axis)
+    fields = {field.name: field.default for field in dataclasses.fields(Axis)}
+    assert {name: one.default for name, one in signature.parameters.items()} == fields
+    assert [*signature.bind(1, 2, border="wrap").arguments] == ["left", "right", "border"]
+    assert Axis(3, 1) == replace(Axis(2, 1), left=3)
 
 
 def test_only_the_sides_are_positional() -> None:

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from nbattn.cli import screen
+from nbattn.cli.in_options import in_options
 from nbattn.cli.parser import Parser
 from nbattn.errors import InputError, NbattnError
 from nbattn.version import __version__
@@ -68,6 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()  # a closed pipe raises here, not at exit
         return status
     except NbattnError as error:
+        error.fix = in_options(error.fix)
         screen.complain(name, str(error))
     except ImportError as error:
         screen.complain(name, f"{error}.\n  fix:   nbattn doctor  # shows what to install")

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from nbattn.mask import Mask
     from nbattn.planner.plan import Plan
 
+CONFIG = "a TOML, YAML or JSON file, or a name that comes with nbattn, such as nat_tiny"
 _SWITCHES = {
     "training": "a backward pass follows",
     "return-lse": "the logsumexp is returned too",
@@ -27,7 +28,7 @@ _SWITCHES = {
 
 def add_request(parser: Parser) -> None:
     """Add the options that select plans; `plans` evaluates them."""
-    parser.add_argument("config", nargs="?", metavar="CONFIG", help="TOML, YAML or JSON file")
+    parser.add_argument("config", nargs="?", metavar="CONFIG", help=CONFIG)
     parser.add_argument(
         "names", nargs="*", metavar="PLAN", help="plan names in the file; default: all"
     )

@@ -33,8 +33,8 @@ One thread is timed by the CPU time of the process (median), several threads by 
 """
 _EPILOG = """
 examples:
-  nbattn bench configs/nat_tiny.toml
-  nbattn bench configs/nat_tiny.toml stage1 --threads 1 --json times.json --png times.png
+  nbattn bench nat_tiny
+  nbattn bench nat_tiny stage1 --threads 1 --json times.json --png times.png
   nbattn bench --mask 'neighborhood((7, 7))' --query 1,56,56,2,32 --backends tiled,sdpa
 
 exit status:

@@ -11,6 +11,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from nbattn.cli import mask_picture, screen, values
+from nbattn.cli.arguments import CONFIG
 from nbattn.cli.mask_text import parse_lengths, parse_mask
 from nbattn.cli.parser import Parser
 from nbattn.errors import InputError
@@ -36,7 +37,7 @@ examples:
   nbattn mask --mask 'causal("bottom-right")' --query 4 --key 12
   nbattn mask --mask 'neighborhood((7, 7))' --query 32,32 --at 0,31
   nbattn mask --mask 'neighborhood((7, 7))' --query 32,32 --png nat.png
-  nbattn mask configs/video_3d.toml encoder --query 8,24,24 --json
+  nbattn mask video_3d encoder --query 8,24,24 --json
 
 exit status:
   0  the mask was shown
@@ -52,7 +53,7 @@ def parser() -> Parser:
     """Return the parser of the command."""
     found = Parser("mask", "show which keys each query attends to", _DESCRIPTION, _EPILOG)
     add = found.add_argument
-    add("config", nargs="?", metavar="CONFIG", help="a TOML, YAML or JSON file with masks")
+    add("config", nargs="?", metavar="CONFIG", help=CONFIG)
     add("name", nargs="?", metavar="NAME", help="mask name; optional if CONFIG has one mask")
     text = "a mask in Python syntax, instead of CONFIG"
     add("--mask", metavar="TEXT", type=values.text("causal()"), help=text)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import difflib
 import inspect
+import re
+import shlex
 from collections.abc import Callable
 from typing import Any
 
@@ -122,6 +124,9 @@ def _literal(where: str, node: ast.expr, text: str) -> Any:
     except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
         source = _written(node, text)
         fix = "numbers, strings, True, False, None and tuples of them."
+        if re.fullmatch(r"[A-Za-z_-]+", source) and "," in where:
+            quoted = re.sub(rf"=\s*{source}\b", f'="{source}"', text)
+            fix = f"--mask {shlex.quote(quoted)}"
         raise _wrong(f"{where}: {source!r} is not a literal", text, fix) from None
 
 
@@ -145,10 +150,8 @@ def _check_names(maker: str, positional: list[Any], named: dict[str, Any], text:
 
 
 def _parameters(maker: Callable[..., Any]) -> dict[str, inspect.Parameter]:
-    """Return the parameters of a constructor; those of an axis are of its fields."""
-    if not isinstance(maker, type):
-        return dict(inspect.signature(maker).parameters)
-    return dict([*inspect.signature(maker.__init__).parameters.items()][1:])
+    """Return the parameters of a constructor."""
+    return dict(inspect.signature(maker).parameters)
 
 
 def _names(name: str, known: list[str]) -> str:

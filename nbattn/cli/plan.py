@@ -26,10 +26,10 @@ A cost is a measured time where `nbattn tune` has measured exactly this request,
 from device data; the last line of a plan shows which of them ranked it.
 
 examples:
-  nbattn plan configs/nat_tiny.toml
-  nbattn plan configs/video_3d.toml train --device sm_90 --verify
+  nbattn plan nat_tiny
+  nbattn plan video_3d train --device sm_90 --verify
   nbattn plan --mask 'neighborhood((7, 7), dilation=8)' --query 8,56,56,2,32 --training
-  nbattn plan configs/video_3d.toml --mask encoder --query 1,8,24,24,8,64 --json
+  nbattn plan video_3d --mask encoder --query 1,8,24,24,8,64 --json
 
 exit status:
   0  planned, and with --verify proved exact

@@ -37,8 +37,8 @@ files:
 
 examples:
   nbattn tune
-  nbattn tune configs/nat_tiny.toml --threads 1
-  nbattn tune configs/nat_tiny.toml stage1 --quick --dry-run
+  nbattn tune nat_tiny --threads 1
+  nbattn tune nat_tiny stage1 --quick --dry-run
 
 exit status:
   0   the measurements are written to the file in the last line

@@ -271,6 +271,9 @@ MISUSE = [
     (["--mask", "Axis(1, right=open('x'))", "--query", "3"],
      "Axis, right: \"open('x')\" is not a literal.\n  given: Axis(1, right=open('x'))\n"
      "  fix:   numbers, strings, True, False, None and tuples of them."),
+    (["--mask", "Axis(1, 0, align=bottom-right)", "--query", "3"],
+     "Axis, align: 'bottom-right' is not a literal.\n  given: Axis(1, 0, align=bottom-right)\n"
+     "  fix:   --mask 'Axis(1, 0, align=\"bottom-right\")'"),
     (["--mask", "Axis(1, 2, dilaton=2)", "--query", "3"],
      "Axis has no 'dilaton'.\n  given: Axis(1, 2, dilaton=2)\n"
      f"  fix:   did you mean 'dilation'? One of {FIELDS}."),
@@ -300,7 +303,7 @@ MISUSE = [
      "no/such.png cannot be created: no is not a directory.\n  fix:   --png such.png"),
     (["--mask", "causal()", "--query", "3", "--png", "x.png", "--device", "sm_1"],
      "device='sm_1' is not known: one of cpu, sm_75, sm_80, sm_86, sm_89, sm_90, sm_100, sm_103, "
-     "sm_120, a torch.device or a DeviceInfo.\n  fix:   device=None\n"),
+     "sm_120, a torch.device or a DeviceInfo.\n  fix:   leave out --device\n"),
 ]  # fmt: skip
 
 

@@ -152,7 +152,7 @@ plan NAT stage5
 
 plan NAT stage1 --device sm90
     nbattn plan: device='sm90' is not known: one of cpu, sm_75, sm_80, sm_86, sm_89, sm_90, sm_100, sm_103, sm_120, a torch.device or a DeviceInfo.
-      fix:   device="sm_90"
+      fix:   --device sm_90
 
 plan NAT --mask blok --query 1,8,8,2,32
     nbattn plan: NAT has no mask 'blok'; its masks are block.
@@ -171,7 +171,7 @@ plan absent.toml
 
 plan --mask causal() --query 1,8,2,8 --backend tile
     nbattn plan: backend='tile' is not known: one of auto, reference, sdpa, tiled, flash, flash-model, cuda, native, flex, natten (flash and flash-model also with :aten, :fa2, :fa3, :fa4).
-      fix:   backend="tiled"
+      fix:   --backend tiled
 """  # noqa: E501  the texts are as users see them
 
 

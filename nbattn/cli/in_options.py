@@ -1,0 +1,31 @@
+"""Fixes that the library writes as Python arguments, rewritten as options of the command line."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from ast import literal_eval
+
+_TEXTS = re.compile(r"\b(backend|dtype|device)=([\"'])([\w:-]+)\2\.?")
+_TUPLES = re.compile(r"\b(require|forbid|query_space|key_space)=(\([^()]*\))\.?")
+_MASK = re.compile(r"^mask=Mask\.(\w+\(.*\))\.$")
+
+
+def in_options(fix: str) -> str:
+    """Returns the fix with options in the place of arguments; other text stays as it is.
+
+    >>> print(in_options('device="sm_90", which plans for an H100 without one'))
+    --device sm_90, which plans for an H100 without one
+    >>> print(in_options("query_space=(8, 8, 8)."), in_options("mask=Mask.neighborhood((7, 7))."))
+    --query 8,8,8 --mask 'neighborhood((7, 7))'
+    """
+    fix = _MASK.sub(lambda found: f"--mask {shlex.quote(found[1])}", fix)
+    fix = _TEXTS.sub(lambda found: f"--{found[1]} {found[3]}", fix)
+    fix = fix.replace("device=None is", "without --device it is")
+    fix = re.sub(r"^device=None$", "leave out --device", fix)
+    return _TUPLES.sub(_listed, fix)
+
+
+def _listed(found: re.Match[str]) -> str:
+    values = ",".join(map(str, literal_eval(found[2])))
+    return f"--{found[1].removesuffix('_space')} {values}"
