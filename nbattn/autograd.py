@@ -165,14 +165,16 @@ def transformed(*arguments: Any) -> tuple[Tensor, Tensor]:
 def _differentiable(*arguments: Any) -> tuple[Tensor, Tensor]:
     """Runs the forward operator when it is called directly, as in compiled and exported graphs."""
     tensors, options = arguments[: len(TENSORS)], Options(*arguments[len(TENSORS) :])
+    # AOTInductor passes None for an empty list, which the schema refuses.
+    options = options._replace(grids=options.grids or [], key_grids=options.key_grids or [])
     space, key_space = (t.shape[1:-2] for t in tensors[:2])
     if export.is_wanted(options.mask, space, key_space):
-        return export.forward(*arguments)
+        return export.forward(*tensors, *options)
     refuse_tangents(tensors)
     if trains(tensors):
         return OperatorAttention.apply(*tensors, *options._replace(training=True))  # pyright: ignore
     with torch._C._AutoDispatchBelowAutograd():  # pyright: ignore[reportPrivateUsage]
-        return FORWARD(*arguments)
+        return FORWARD(*tensors, *options)
 
 
 ops.register_autograd(_differentiable)

@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 import nbattn
 import nbattn.functional  # defines the operators
-from nbattn import BackendError
+from nbattn import BackendError, autograd
 
 pytestmark = COMPILES
 
@@ -148,3 +148,14 @@ def test_only_requested_inputs_get_a_gradient() -> None:
             tensors[wanted].requires_grad_()
             nbattn.attention(*tensors, CAUSAL, backend=backend).sum().backward()
             assert [t.grad is not None for t in tensors] == [n == wanted for n in range(3)]
+
+
+@pytest.mark.parametrize("grad", [False, True])
+def test_empty_lists_may_arrive_as_none(grad: bool) -> None:
+    """AOTInductor's programs call the operator so."""
+    query, key, value = (tensor.requires_grad_(grad) for tensor in inputs()[:3])
+    absent = [None] * 7
+    options = (CAUSAL.code(), None, None, DIM**-0.5, None, "auto", "", grad, False, False)
+    out, _ = autograd._differentiable(query, key, value, *absent, *options)
+    equal(out, nbattn.attention(query, key, value, CAUSAL))
+    assert out.requires_grad is grad

@@ -4,6 +4,7 @@ read traces.
 
 from __future__ import annotations
 
+import importlib
 import io
 import warnings
 from collections.abc import Sequence
@@ -171,10 +172,11 @@ def test_onnx_of_every_kind_of_mask(dense_pairs: int, monkeypatch: pytest.Monkey
         *(Axis(2, 1, border="wrap"), Axis(3, 1, stride=2, dilation=3), Axis(causal=True)),
         *(Axis(2, causal=True, prefix=3), Axis(1, 1, border="shift", stride=2), Axis(0, 4)),
     ):
-        module, x = layer(Mask(axis)), torch.randn(2, 13, 16)
+        module = layer(Mask(axis))
+        x = torch.randn(2, 12, 16)  # 4 * length
         file = to_onnx(module, (x,), dynamic_shapes=({0: BATCH, 1: 4 * length},))
         same(file, module, (torch.randn(1, 8, 16),), (torch.randn(3, 40, 16),))
-        file = to_onnx(module, (x,), dynamic_shapes=({0: BATCH},))
+        file = to_onnx(module, (torch.randn(2, 13, 16),), dynamic_shapes=({0: BATCH},))
         same(file, module, (torch.randn(3, 13, 16),))
 
 
@@ -202,3 +204,17 @@ def test_fvcore_and_tensorboard_read_a_layer(tmp_path: Path) -> None:
     with board.SummaryWriter(tmp_path) as writer:
         writer.add_graph(module, x)
     assert b"nbattn::forward" in b"".join(file.read_bytes() for file in tmp_path.iterdir())
+
+
+@pytest.mark.deep
+def test_aotinductor_compiles_and_loads_a_layer(tmp_path: Path) -> None:
+    module, x = layer(Mask.neighborhood((3, 3))), torch.randn(2, 6, 6, 16)
+    program = torch.export.export(module, (x,), dynamic_shapes=({0: BATCH},))
+    path = str(tmp_path / "layer.pt2")
+    inductor: Any = importlib.import_module("torch._inductor")
+    inductor.aoti_compile_and_package(program, package_path=path)
+    loaded = inductor.aoti_load_package(path)
+    for run in (torch.no_grad, torch.inference_mode):
+        with run():
+            for batch in (x, x[:1]):
+                torch.testing.assert_close(loaded(batch), module(batch), rtol=2e-6, atol=2e-6)
