@@ -75,6 +75,7 @@ EXECUTE = "nbattn/execute.py"
 OPS = "nbattn/ops.py"
 AUTOGRAD = "nbattn/autograd.py"
 FUNCTIONAL = "nbattn/functional.py"
+GRAPH_MASKS = "nbattn/export/graph_masks.py"
 JOINING = "nbattn/joining.py"
 LAYER = "nbattn/nn.py"
 DRAW = "nbattn/draw.py"
@@ -938,20 +939,20 @@ MUTANTS = [
     Mutant("numbers-of-a-plan-unchecked", "nbattn/arguments.py",
            'check_numbers(named["scale"], named["softcap"])', "pass", "execute"),
     # graphs that leave torch
-    Mutant("tiles-one-key-short", "nbattn/graph_masks.py", "hull = axis.left + axis.right + 1 +",
-           "hull = axis.left + axis.right +", "graph_masks"),
-    Mutant("tiles-without-the-gap", "nbattn/graph_masks.py", "column + gap)", "column)",
-           "graph_masks"),
-    Mutant("dense-without-classes", "nbattn/graph_masks.py", "return inside if step == 1 else",
-           "return inside if step else", "graph_masks"),
-    Mutant("graph-lengths-unchecked", "nbattn/graph_masks.py",
-           "axis.is_full or has_one_length", "axis.is_full or True", "export whole/fixes"),
-    Mutant("padding-is-read", "nbattn/standard_form.py",
-           "t.masked_fill(absent, 0)", "t", "standard_form"),
-    Mutant("empty-rows-divide-by-nothing", "nbattn/standard_form.py",
-           "total.masked_fill(empty, 1)", "total", "standard_form"),
-    Mutant("onnx-keeps-the-operator", "nbattn/export.py",
-           "    return not is_captured or", "    return is_captured and", "export"),
+    Mutant("tiles-one-key-short", GRAPH_MASKS, "hull = axis.left + axis.right + 1 +",
+           "hull = axis.left + axis.right +", "export/graph_masks"),
+    Mutant("tiles-without-the-gap", GRAPH_MASKS, "column + gap)", "column)",
+           "export/graph_masks"),
+    Mutant("dense-without-classes", GRAPH_MASKS, "return inside if step == 1 else",
+           "return inside if step else", "export/graph_masks"),
+    Mutant("graph-lengths-unchecked", GRAPH_MASKS,
+           "axis.is_full or has_one_length", "axis.is_full or True", "export/init whole/fixes"),
+    Mutant("padding-is-read", "nbattn/export/standard_form.py",
+           "t.masked_fill(absent, 0)", "t", "export/standard_form"),
+    Mutant("empty-rows-divide-by-nothing", "nbattn/export/standard_form.py",
+           "total.masked_fill(empty, 1)", "total", "export/standard_form"),
+    Mutant("onnx-keeps-the-operator", "nbattn/export/__init__.py",
+           "    return not is_captured or", "    return is_captured and", "export/init"),
     Mutant("vmap-of-nothing", OPS, "t.unflatten(0, (size, batch))",
            "t.unflatten(0, (size, t.shape[0] // max(size, 1)))", "whole/inside_torch"),
     Mutant("threads-forgotten", PLANNER, "return _make(request, cost_table.torch_threads())",

@@ -60,10 +60,7 @@ ALLOWED = {
     "planner": f"{PROGRAM} version machine cache backends.families planner",
     "execute": "errors mask program backends.families backends.inputs planner",
     "ops": "errors mask geometry program backends.inputs planner execute",
-    "graph_masks": "errors axis mask symbolic rows",
-    "standard_form": "mask symbolic backends.inputs graph_masks",
-    "export": "mask symbolic backends.inputs backends.dense.reference ops graph_masks"
-    " standard_form",
+    "export": "errors axis mask symbolic rows backends.inputs backends.dense.reference ops export",
     "autograd": "errors program backends.inputs planner execute ops export",
     "arguments": "errors axis mask symbolic mistaken_masks shapes program backends.families"
     " planner",
@@ -121,7 +118,7 @@ FOREIGN = {
     **dict.fromkeys(["shapes", "key_ranges", "joining"], "torch"),
     **dict.fromkeys(["program"], "numpy"),
     **dict.fromkeys(["planner", "backends", "execute", "ops", "autograd"], "numpy torch"),
-    **dict.fromkeys(["graph_masks", "standard_form", "export"], "torch"),
+    **dict.fromkeys(["export"], "torch"),
     **dict.fromkeys(["arguments", "known_calls", "functional", "nn"], "numpy torch"),
     **dict.fromkeys(["integrations", "distributed", "bench", "tune", "demo"], "numpy torch"),
     **dict.fromkeys(["machine", "timing", "cache", "cli", "kernels"], ""),
