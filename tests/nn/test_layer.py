@@ -101,7 +101,7 @@ def seen_by_attention(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         calls.append({"query": query, "key": key, "value": value, **named})
         return nbattn.attention(query, key, value, mask, **named)
 
-    monkeypatch.setattr("nbattn.nn.attention", spy)
+    monkeypatch.setattr("nbattn.nn.layer.attention", spy)
     return calls
 
 
