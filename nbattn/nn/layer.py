@@ -72,7 +72,7 @@ class NeighborhoodAttention(nn.Module):
     'sdpa'
     """
 
-    @words.answering("NeighborhoodAttention", words.of_the_layer)
+    @words.refuse_unknown
     def __init__(
         self,
         dim: int,
@@ -123,14 +123,14 @@ class NeighborhoodAttention(nn.Module):
         self.proj_drop = nn.Dropout(proj_drop)
         self.is_head_parallel = False  # set by HeadParallel; the numbers of heads are then a rank's
 
-    @words.answering("layer", words.of_a_call)
     def forward(
         self,
         x: Tensor,
         context: Tensor | None = None,
-        *,
+        *more: Any,
         extra_tokens: Tensor | None = None,
         key_range: Any = None,
+        **others: Any,
     ) -> Tensor:
         """Computes attention of x over itself, or over a context.
 
@@ -142,6 +142,7 @@ class NeighborhoodAttention(nn.Module):
                 projections (registers, text), or `[1, E, dim]` for all of the batch; they are not
                 queries. Their channels come last in every layout.
             key_range: as in `attention`: no query attends to keys outside [start, stop).
+            more, others: arguments of other libraries' layers, which are refused in words.
 
         Returns:
             `[B, *space, dim]`. A query without keys gives `proj.bias`.
@@ -151,6 +152,10 @@ class NeighborhoodAttention(nn.Module):
         """
         if isinstance(x, fx.Proxy):
             return self._as_leaf(x, context, extra_tokens=extra_tokens, key_range=key_range)
+        if more or others:
+            given = {"x": x, "context": context, "extra_tokens": extra_tokens}
+            given = {n: v for n, v in (given | {"key_range": key_range}).items() if v is not None}
+            raise words.refused_call(self, given, more, others)
         self._check(x, context, extra_tokens)
         channels_first = self.layout == "channels_first"
         if channels_first:
@@ -317,13 +322,12 @@ class NeighborhoodAttention(nn.Module):
         """What forward returns to torch.fx: a call of this module, as one step of the graph."""
         named = {name: value for name, value in named.items() if value is not None}
         given = (x,) if context is None else (x, context)
-        try:
-            path = x.tracer.path_of_module(self)
-        except NameError:
+        path = x.tracer.path_of_module(self)
+        if not path:
             raise InputError(
                 "torch.fx traces modules that have a layer; the layer alone is one step.",
                 "torch.fx.symbolic_trace(torch.nn.Sequential(layer)).",
-            ) from None
+            )
         return x.tracer.create_proxy("call_module", path, given, named)
 
     def _check(self, x: Tensor, context: _Tokens, extra_tokens: _Tokens) -> None:

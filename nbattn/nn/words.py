@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from difflib import get_close_matches
+from functools import partial, wraps
 from types import MappingProxyType
 from typing import Any, NamedTuple, ParamSpec, TypeVar
 
@@ -70,55 +70,68 @@ class Answer(NamedTuple):
     fix: str = ""
 
 
-def answering(
-    called: str, answer: Callable[..., Answer]
-) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Makes a method refuse unknown names in words, with the whole call as it should be. Its
+def refuse_unknown(function: Callable[P, R]) -> Callable[P, R]:
+    """Makes a constructor refuse unknown names in words, with the whole call as it should be. Its
     signature stays as it is.
-
-    Args:
-        called: what a user calls: the name of a class, or of an instance.
-        answer: gets an unknown name, its value, all that was given, and the method's owner.
     """
+    names = _arguments(function)
 
-    def decorate(function: Callable[P, R]) -> Callable[P, R]:
-        parameters = [*inspect.signature(function).parameters.values()][1:]
-        names = frozenset(p.name for p in parameters)
-        order = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
+    @wraps(function)
+    def constructor(*args: P.args, **named: P.kwargs) -> R:
+        if not names.keys() >= named.keys():
+            first = zip(names, args[1:], strict=False)
+            raise _refused("NeighborhoodAttention", names, dict(first) | named, of_the_layer)
+        return function(*args, **named)
 
-        @functools.wraps(function)
-        def method(*args: P.args, **named: P.kwargs) -> R:
-            if named and not names.issuperset(named):
-                given = dict(zip(order, args[1:], strict=False)) | named
-                raise refusal(called, order, names, given, functools.partial(answer, owner=args[0]))
-            return function(*args, **named)
-
-        return method
-
-    return decorate
+    return constructor
 
 
-def refusal(
-    called: str,
-    order: Sequence[str],
-    names: frozenset[str],
-    given: Given,
-    answer: Callable[[str, Any, Given], Answer],
+def refused_call(layer: Any, given: Given, more: tuple[Any, ...], others: Given) -> InputError:
+    """The error for a call of a layer with arguments that it does not have."""
+    names = _arguments(type(layer).forward)
+    if others:
+        return _refused("layer", names, {**given, **others}, partial(of_a_call, layer=layer))
+    same = all(value is given["x"] for value in (given.get("context"), *more))
+    values = ", ".join(_codes(names, given if not same else {"x": given["x"]}))
+    return InputError(
+        f"layer takes x and a context, not {len(more) + 2} tensors: it projects queries, keys and "
+        "values itself.",
+        f"layer({values}).",
+    )
+
+
+def _arguments(function: Any) -> dict[str, bool]:
+    """The names of a method's arguments, and whether each may go without its name."""
+    parameters = [*inspect.signature(function).parameters.values()][1:]
+    return {
+        p.name: p.kind is p.POSITIONAL_OR_KEYWORD
+        for p in parameters
+        if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
+    }
+
+
+def _refused(
+    called: str, names: Mapping[str, bool], given: Given, answer: Callable[..., Answer]
 ) -> InputError:
     """The error for a call with unknown names."""
     unknown = [name for name in given if name not in names]
-    answers = [answer(name, given[name], given) for name in unknown]
+    answers = [answer(name, given[name], given, names) for name in unknown]
     complete = {name: value for name, value in given.items() if name in names}
     for found in answers:
         complete |= found.instead
-    codes = {name: code(name, value) for name, value in complete.items()}
-    first = [codes.pop(name) for name in order if name in codes]
-    call = f"{called}({', '.join([*first, *(f'{n}={c}' for n, c in codes.items())])})"
-    fix = next((found.fix for found in answers if found.fix), "")
     before = "".join(found.before for found in answers)
-    return InputError(
-        f"{called} takes no argument {unknown[0]!r}: {answers[0].why}.", f"{fix or before + call}."
-    )
+    call = f"{before}{called}({', '.join(_codes(names, complete))})"
+    fix = next((found.fix for found in answers if found.fix), call)
+    return InputError(f"{called} takes no argument {unknown[0]!r}: {answers[0].why}.", f"{fix}.")
+
+
+def _codes(names: Mapping[str, bool], given: Given) -> list[str]:
+    """The arguments of a call as code, those first that need no name."""
+    return [
+        code(name, given[name]) if bare else f"{name}={code(name, given[name])}"
+        for name, bare in names.items()
+        if name in given
+    ]
 
 
 def code(name: str, value: Any) -> str:
@@ -130,7 +143,7 @@ def code(name: str, value: Any) -> str:
     return repr(value) if all(isinstance(part, plain) for part in parts) else name
 
 
-def of_the_layer(name: str, value: Any, given: Given, owner: Any) -> Answer:
+def of_the_layer(name: str, value: Any, given: Given, names: Collection[str]) -> Answer:
     """What an unknown argument of the constructor means."""
     if name in _NEIGHBORHOOD:
         return Answer("windows are in the mask", {"mask": _mask_of(given)})
@@ -143,33 +156,31 @@ def of_the_layer(name: str, value: Any, given: Given, owner: Any) -> Answer:
         return Answer(why, _new(given, "proj_drop", value) if value else {})
     if name == "batch_first":
         return Answer("the batch always comes first")
-    return _renamed(name, value, given, _OF_THE_LAYER, type(owner).__init__)
+    return _renamed(name, value, given, _OF_THE_LAYER, names)
 
 
-def of_a_call(name: str, value: Any, given: Given, owner: Any) -> Answer:
+def of_a_call(name: str, value: Any, given: Given, names: Collection[str], *, layer: Any) -> Answer:
     """What an unknown argument of forward means."""
     if name in _PADDINGS:
         return Answer("padding is a range of keys", _padding(given, f"~{name}"))
     if name in _MASKS:
-        return _mask_in_a_call(name, value, given, owner)
+        return _mask_in_a_call(name, value, given, layer.mask)
     if name in _WEIGHTS:
         return Answer("attention stores no weights that it could return")
     if name in ("is_causal", "causal"):
-        why = "the layer's mask says what is causal"
-        before = f"layer.mask = {_causal(owner.mask)!r}; " if value else ""
-        return Answer(why, before=before)
-    return _renamed(name, value, given, _OF_A_CALL, type(owner).forward)
+        before = f"layer.mask = {_causal(layer.mask)!r}; " if value else ""
+        return Answer("the layer's mask says what is causal", before=before)
+    return _renamed(name, value, given, _OF_A_CALL, names)
 
 
 def _renamed(
-    name: str, value: Any, given: Given, synonyms: Mapping[str, str], function: Any
+    name: str, value: Any, given: Given, synonyms: Mapping[str, str], names: Collection[str]
 ) -> Answer:
     """The legal name of the same or a similar word; else the argument is left out."""
-    legal = [*inspect.signature(function).parameters][1:]
     meant = [own for own, others in synonyms.items() if name.lower() in others.split()]
-    meant += get_close_matches(name, legal, 1, 0.7)
+    meant += get_close_matches(name, names, 1, 0.7)
     if not meant:
-        return Answer(f"it has {', '.join(legal)}")
+        return Answer(f"it has {', '.join(names)}")
     tensor = Code(name) if code(name, value) == name else value
     return Answer(f"here it is {meant[0]}", _new(given, meant[0], tensor))
 
@@ -196,10 +207,13 @@ def _mask_of(given: Given) -> Any:
 
 
 def _causal(mask: Mask) -> Mask:
-    """The mask without later keys on its first axis."""
-    first = mask.axes[0]
-    border = "clip" if first.border == "shift" else first.border
-    return Mask(replace(first, right=0, causal=True, border=border), *mask.axes[1:])
+    """The mask without later keys; a window that moves inward keeps its size, as in NATTEN."""
+    axes: list[Axis] = []
+    for axis in mask.axes:
+        if axis.border == "shift" and axis.left is not None and axis.right is not None:
+            axis = replace(axis, left=axis.left + axis.right, border="clip")
+        axes.append(replace(axis, right=0, causal=True))
+    return Mask(*axes)
 
 
 def _window(value: Any) -> Code:
@@ -229,7 +243,7 @@ def _padding(given: Given, real: str) -> Given:
     return _new(given, "key_range", Code(f"nbattn.key_range_from({real})"))
 
 
-def _mask_in_a_call(name: str, value: Any, given: Given, owner: Any) -> Answer:
+def _mask_in_a_call(name: str, value: Any, given: Given, mask: Mask) -> Answer:
     """A mask where there is none: the layer has one; a mask of padding is a range of keys."""
     if isinstance(value, Mask):
         return Answer("the layer has one already", before=f"layer.mask = {value!r}; ")
@@ -237,7 +251,7 @@ def _mask_in_a_call(name: str, value: Any, given: Given, owner: Any) -> Answer:
     if isinstance(value, Tensor) and isinstance(x, Tensor) and value.shape == x.shape[:-1]:
         return Answer("padding is a range of keys", _padding(given, f"{name}.bool()"))
     what = "" if value is None else f", and {kind(value)} cannot take its place"
-    return Answer(f"the layer's mask is {owner.mask!r}{what}")
+    return Answer(f"the layer's mask is {mask!r}{what}")
 
 
 def check_mask(mask: object) -> None:
