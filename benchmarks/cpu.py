@@ -134,7 +134,8 @@ def measure(
     before = peak.gflops(options.threads)
     samples = interleave(
         {name: prepared.run for name, prepared in ready.items()}, clock=clock(options.threads),
-        rounds=options.rounds, budget=options.budget, done=lambda name: progress.advance(task),
+        rounds=options.rounds, budget=options.budget,
+        done=lambda name, so_far: progress.advance(task),
     )  # fmt: skip
     fastest = max(before or 0, peak.gflops(options.threads) or 0)
     for name, taken in samples.items():

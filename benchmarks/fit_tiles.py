@@ -120,7 +120,7 @@ def sweep(
     task = progress.add_task(workload.name, total=len(runs) * (options.rounds + 1))
     samples = interleave(
         runs, clock=clock(options.threads), rounds=options.rounds, budget=options.budget,
-        done=lambda name: progress.advance(task),
+        done=lambda name, so_far: progress.advance(task),
     )  # fmt: skip
     progress.update(task, visible=False)
     rows = [_row(c, samples[_words(c.tile)]) for c in tiles.values()]

@@ -78,7 +78,10 @@ NCU = (
 )  # fmt: skip
 
 STEPS = (
-    Step("doctor", "does the installation work?", ("{python}", "-m", "nbattn", "doctor"), 90),
+    Step(
+        "doctor", "does the installation work?",
+        ("{python}", "-m", "nbattn", "doctor", "--deep"), 90,
+    ),
     Step(
         "launches", "do arguments, streams, graphs and PTX do on hardware what they should?",
         tests(*LAUNCHES), 240, 1,

@@ -7,16 +7,23 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from nbattn import lazy
 from nbattn.axis import Axis
 from nbattn.errors import BackendError, ConfigError, InputError, MaskError, NbattnError
 from nbattn.mask import Mask
 from nbattn.version import __version__
 
 if TYPE_CHECKING:
+    from nbattn import config as config
+    from nbattn import errors as errors
+    from nbattn import integrations as integrations
+    from nbattn import nn as nn
+    from nbattn import program as program
     from nbattn.config import load as load
     from nbattn.functional import attention as attention
-    from nbattn.functional import merge as merge
     from nbattn.functional import plan as plan
+    from nbattn.joining import merge as merge
+    from nbattn.key_ranges import key_range_from as key_range_from
     from nbattn.nn import NeighborhoodAttention as NeighborhoodAttention
     from nbattn.planner.plan import Plan as Plan
     from nbattn.program.device import DeviceInfo as DeviceInfo
@@ -34,6 +41,7 @@ __all__ = [
     "Plan",
     "__version__",
     "attention",
+    "key_range_from",
     "load",
     "merge",
     "plan",
@@ -42,17 +50,40 @@ __all__ = [
 _LAZY = {
     "attention": "nbattn.functional",
     "plan": "nbattn.functional",
-    "merge": "nbattn.functional",
+    "merge": "nbattn.joining",
+    "key_range_from": "nbattn.key_ranges",
     "load": "nbattn.config",
     "NeighborhoodAttention": "nbattn.nn",
     "Plan": "nbattn.planner.plan",
     "DeviceInfo": "nbattn.program.device",
 }
+_SUBMODULES = ("config", "errors", "integrations", "nn", "program")
+_API = (*__all__, *_SUBMODULES)
+# Names that are looked for here, and what they are called.
+_ELSEWHERE = {
+    "natten": "nbattn.integrations.natten",
+    "transformers": "nbattn.integrations.transformers",
+    "register": "nbattn.integrations.transformers.register",
+    "install": "nbattn.integrations.natten.install",
+    **{name: f"nbattn.integrations.natten.{name}" for name in ("na1d", "na2d", "na3d")},
+    **dict.fromkeys(("flash_attention", "scaled_dot_product_attention"), "nbattn.attention"),
+    "named": "nbattn.program.device.named",
+    "schema": "nbattn.config.schema",
+    **{
+        name: f"nbattn.Mask.{name}"
+        for name in ("full", "causal", "sliding_window", "neighborhood", "from_flash")
+    },
+}
 
 
 def __getattr__(name: str) -> Any:
-    """Load what needs torch when it is first used."""
-    if name not in _LAZY:
-        raise AttributeError(f"module 'nbattn' has no attribute {name!r}")
-    found = globals()[name] = getattr(importlib.import_module(_LAZY[name]), name)
-    return found
+    """Loads what needs torch, and submodules, when they are first used."""
+    if name in _LAZY:
+        found = globals()[name] = getattr(importlib.import_module(_LAZY[name]), name)
+        return found
+    return lazy.submodule(__name__, name, _ELSEWHERE | {known: f"nbattn.{known}" for known in _API})
+
+
+def __dir__() -> list[str]:
+    """Returns the public names and submodules."""
+    return sorted(_API)

@@ -7,9 +7,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from nbattn.axis import ALIGNMENTS, Align, Axis
+from nbattn.axis import ALIGNMENTS, Align, Axis, written
 from nbattn.errors import MaskError, counted
-from nbattn.mask import Mask, written
+from nbattn.mask import Mask
 
 _MEANING: dict[Align, str] = {
     "top-left": "query 0 on key 0, as SDPA's is_causal does",

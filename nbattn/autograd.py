@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from nbattn import execute, ops
+from nbattn import execute, export, ops
 from nbattn.backends.inputs import Inputs
 from nbattn.errors import BackendError
 from nbattn.ops import BACKWARD, FORWARD, GRADIENTS, TENSORS, Options
 from nbattn.planner.plan import Plan
 
 _FUNCTORCH: Any = torch._C._functorch  # pyright: ignore
-_REFERENCE = 'nbattn.attention(..., backend="reference").'
+_REFERENCE = 'backend="reference"'
 Gradients = tuple[Tensor | None, ...]
 
 
@@ -165,6 +165,9 @@ def transformed(*arguments: Any) -> tuple[Tensor, Tensor]:
 def _differentiable(*arguments: Any) -> tuple[Tensor, Tensor]:
     """Runs the forward operator when it is called directly, as in compiled and exported graphs."""
     tensors, options = arguments[: len(TENSORS)], Options(*arguments[len(TENSORS) :])
+    space, key_space = (t.shape[1:-2] for t in tensors[:2])
+    if export.is_wanted(options.mask, space, key_space):
+        return export.forward(*arguments)
     refuse_tangents(tensors)
     if trains(tensors):
         return OperatorAttention.apply(*tensors, *options._replace(training=True))  # pyright: ignore
@@ -293,6 +296,6 @@ def _check_saved(place: tuple[torch.dtype, torch.device], tensors: Sequence[Tens
     raise BackendError(
         f"saved tensors are {saved_dtype} on {places} in the backward, but were {dtype} on "
         f"{device} in the forward.",
-        "torch.autograd.graph.saved_tensors_hooks(pack, unpack) with an unpack that returns "
-        "tensors on the device and in the dtype of the tensors that pack received.",
+        f"unpack=lambda tensor: tensor.to({str(device)!r}, {dtype}), for "
+        "torch.autograd.graph.saved_tensors_hooks(pack, unpack)",
     )

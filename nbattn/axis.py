@@ -6,7 +6,7 @@ import operator
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass, fields
 from difflib import get_close_matches
-from typing import Literal, SupportsIndex, cast
+from typing import Any, Literal, SupportsIndex, cast
 
 from nbattn.errors import MaskError, kind
 from nbattn.symbolic import holds, is_symbolic
@@ -17,6 +17,7 @@ Border = Literal["clip", "shift", "wrap"]
 ALIGNMENTS: tuple[Align, ...] = ("top-left", "bottom-right")
 BORDERS: tuple[Border, ...] = ("clip", "shift", "wrap")
 CODE_FIELDS = 9
+MAX_RANK = 3
 _LIMIT = 2**31 - 1
 _UNLIMITED = -(2**62)  # encodes an unlimited side; no legal field can reach this number
 _CHOICES = {
@@ -25,9 +26,9 @@ _CHOICES = {
     "border": "border='clip' cuts windows, 'shift' moves them inward, 'wrap' is circular.",
 }
 _ELSEWHERE = {  # names of the same values of align and border in other libraries
-    "top-left": ("upper-left", "causal-upper-left", "start", "first"),
-    "bottom-right": ("lower-right", "causal-lower-right", "end", "last"),
-    "clip": ("cut", "crop", "truncate"),
+    "top-left": ("upper-left", "causal-upper-left", "start", "first", "topleft"),
+    "bottom-right": ("lower-right", "causal-lower-right", "end", "last", "bottomright"),
+    "clip": ("cut", "crop", "truncate", "zero", "zeros", "none", "constant", "valid", "false"),
     "shift": ("inward", "natten", "neighborhood"),
     "wrap": ("circular", "periodic", "cyclic", "circle", "ring", "torus", "roll", "modulo"),
 }
@@ -85,6 +86,14 @@ class Axis:
     border: Border = "clip"
     prefix: int = 0
 
+    def __new__(cls, *args: Any, **named: Any) -> Axis:
+        """Refuses names of other libraries, which `__init__` would refuse without a fix."""
+        if not _DEFAULTS.keys() >= named.keys():
+            from nbattn.fixes.axis_names import unknown_field
+
+            raise unknown_field(args, named, [*_DEFAULTS])
+        return object.__new__(cls)
+
     def __post_init__(self) -> None:
         _set = object.__setattr__
         truth("causal", self.causal)
@@ -92,7 +101,9 @@ class Axis:
             _set(self, "right", 0)
         for name in ("left", "right"):
             value = getattr(self, name)
-            _set(self, name, None if value is None else whole(name, value, 0, "None is unlimited"))
+            _set(
+                self, name, None if value is None else whole(name, value, 0, f"{name}=None for all")
+            )
         for name, low in (("dilation", 1), ("stride", 1), ("prefix", 0), ("offset", None)):
             _set(self, name, whole(name, getattr(self, name), low))
         if isinstance(self.align, str):
@@ -104,13 +115,7 @@ class Axis:
         _check_rules(self)
 
     def __repr__(self) -> str:
-        sides = "" if (self.left, self.right) == (None, None) else f"{self.left}, {self.right}"
-        named = [
-            f"{f.name}={getattr(self, f.name)!r}"
-            for f in fields(self)[2:]
-            if getattr(self, f.name) != f.default
-        ]
-        return f"Axis({', '.join(filter(None, [sides, *named]))})"
+        return _changed(self)
 
     @property
     def is_full(self) -> bool:
@@ -133,40 +138,68 @@ class Axis:
         )
 
 
+_DEFAULTS = {f.name: f.default for f in fields(Axis)}  # which compilers can read
+
+
 def whole(name: str, value: SupportsIndex, low: int | None, hint: str = "") -> int:
     """Returns the value as an int.
 
     Raises:
-        MaskError: it is not a whole number in the legal range; names the field and the range.
+        MaskError: it is not a whole number in the legal range; names the field, and the nearest
+            legal number. `hint` is another fix, as code.
     """
     if type(value) is int or is_symbolic(value):
         integer = cast("int", value)
         if holds((-_LIMIT if low is None else low) <= integer) and holds(integer <= _LIMIT):
             return integer
-    legal = (
-        f"{name} is a whole number"
-        + ("" if low is None else f" >= {low}")
-        + (f"; {hint}." if hint else ".")
-    )
+    fixes = [f"{name}={nearest(value, low)}", *filter(None, [hint])]
+    if low is not None and str(value).startswith("-"):  # where it is legal, mostly "no limit"
+        fixes.reverse()
+    fix = f"{', or '.join(fixes)}."
     try:
         if isinstance(value, bool):
             raise TypeError
         number = operator.index(value)
     except TypeError:
-        raise MaskError(f"{name}={value!r} is {kind(value)}, not an integer.", legal) from None
+        raise MaskError(f"{name}={value!r} is {kind(value)}, not an integer.", fix) from None
     if low is not None and number < low:
-        raise MaskError(f"{name}={number} is below {low}.", legal)
+        raise MaskError(f"{name}={number} is below {low}.", fix)
     if abs(number) > _LIMIT:
-        raise MaskError(f"{name}={number} is beyond {_LIMIT}, the largest legal number.", legal)
+        problem = f"{name}={number} is beyond {_LIMIT}, the largest legal number."
+        raise MaskError(problem, fix)
     return number
+
+
+def nearest(value: object, low: int | None) -> int:
+    """Returns the legal whole number that was probably meant.
+
+    >>> nearest("3", 0), nearest(7.5, 0), nearest(-1, 0), nearest(None, 1), nearest(2**40, None)
+    (3, 7, 0, 1, 2147483647)
+    """
+    try:
+        number = int(float(value))  # pyright: ignore[reportArgumentType]
+    except (TypeError, ValueError, OverflowError):
+        number = 0
+    return min(max(number, -_LIMIT if low is None else low), _LIMIT)
 
 
 def truth(name: str, value: object) -> bool:
     """Returns the value unchanged; raises a MaskError if it is not a bool."""
     if not isinstance(value, bool):
         problem = f"{name}={value!r} is {kind(value)}, not a bool."
-        raise MaskError(problem, f"{name}=True or {name}=False.")
+        raise MaskError(problem, f"{name}={meant_truth(value)}.")
     return value
+
+
+def meant_truth(value: object) -> bool:
+    """Returns the bool that was probably meant.
+
+    >>> meant_truth(1), meant_truth("no")
+    (True, False)
+    """
+    if isinstance(value, str):
+        return value.strip().lower() not in ("", "0", "no", "n", "false", "off", "none")
+    return isinstance(value, (int, float)) and bool(value)
 
 
 def likely(given: object, known: Sequence[str]) -> str:
@@ -195,7 +228,7 @@ def _one_of(name: str, value: object, known: Sequence[str]) -> None:
 
 def _place(align: SupportsIndex, offset: int) -> int:
     """Returns the offset that an integer alignment stands for."""
-    place = whole("align", align, None, 'or "top-left", or "bottom-right"')
+    place = whole("align", align, None, 'align="top-left", or align="bottom-right"')
     if not holds(offset == 0):
         place, offset = operator.index(place), operator.index(offset)
         raise MaskError(
@@ -213,36 +246,94 @@ def _plain(side: int | None) -> int | None:
 def _check_rules(axis: Axis) -> None:
     """Checks the rules between fields that need no shape."""
     if axis.causal and (axis.right is None or not holds(axis.right == 0)):
+        right = _plain(axis.right)
         raise MaskError(
-            f"causal=True allows no keys to the right, but right={_plain(axis.right)}.",
-            f"Axis({_plain(axis.left)}, 0, causal=True), or causal=False for "
-            f"{_plain(axis.right)} keys ahead.",
+            f"causal=True allows no keys to the right, but right={right}.",
+            f"{_changed(axis, right=0)}, or {_changed(axis, causal=False)} for {right} keys ahead.",
         )
     if axis.border == "shift" and (axis.left is None or axis.right is None):
+        sides = [side for side in (axis.left, axis.right) if side is not None]
+        finite = _changed(
+            axis, causal=False, left=max(sides, default=3), right=max(sides, default=3)
+        )
         raise MaskError(
             f'border="shift" needs two finite sides, but left={axis.left}, right={axis.right}.',
-            'Axis(3, 3, border="shift"), or border="clip" with unlimited sides.',
+            f"{_changed(axis, border='clip')}, or {finite}.",
         )
     if axis.border == "wrap":
-        plain = {
-            "causal": (not axis.causal, False),
-            "align": (axis.align in (None, "top-left"), None),
-            "offset": (holds(axis.offset == 0), 0),
-        }
-        for name, (is_plain, legal) in plain.items():
-            if not is_plain:
-                raise MaskError(
-                    'border="wrap" is circular and does not support '
-                    f"{name}={getattr(axis, name)!r}.",
-                    f'{name}={legal!r}, or border="clip".',
-                )
+        _check_circle(axis)
     if not holds(axis.prefix == 0) and (axis.border == "wrap" or not holds(axis.dilation == 1)):
         dilation = _plain(axis.dilation)
         conflict = 'border="wrap"' if dilation == 1 else f"dilation={dilation}"
         raise MaskError(
             f"prefix={_plain(axis.prefix)} and {conflict} cannot be combined.",
-            "prefix=0, and pass those keys as extra_key= and extra_value=.",
+            _instead_of_prefix(axis),
         )
+
+
+def _check_circle(axis: Axis) -> None:
+    """Checks what a circular axis does not support."""
+    clipped = _changed(axis, border="clip")
+    if axis.causal:
+        raise MaskError(
+            'border="wrap" is circular and does not support causal=True.',
+            f"{_changed(axis, causal=False)}, which looks back around the circle, or {clipped}.",
+        )
+    if axis.align not in (None, "top-left"):
+        raise MaskError(
+            f'border="wrap" is circular and does not support align={axis.align!r}.',
+            f"{_changed(axis, align=None)}, the same for as many queries as keys, or {clipped}.",
+        )
+    if not holds(axis.offset == 0):
+        raise MaskError(
+            f'border="wrap" is circular and does not support offset={_plain(axis.offset)}.',
+            f"{_without_offset(axis)}, or {clipped}.",
+        )
+
+
+def _without_offset(axis: Axis) -> str:
+    """The code of a circular axis whose sides are moved by the offset, if that is the same."""
+    offset = operator.index(axis.offset)
+    if axis.left is None or axis.right is None:
+        return _changed(axis, offset=0)
+    left, right = operator.index(axis.left) - offset, operator.index(axis.right) + offset
+    if min(left, right) < 0 or (axis.dilation, axis.stride) != (1, 1):
+        return _changed(axis, offset=0)
+    return f"{_changed(axis, offset=0, left=left, right=right)}, which is the same"
+
+
+def _instead_of_prefix(axis: Axis) -> str:
+    """The code, for one axis, that attends to the prefix and to the window of the other keys."""
+    count, start = _plain(axis.prefix), operator.index(axis.offset)
+    rest = f"Mask({_changed(axis, prefix=0)})"
+    others = f"key_range=[[{count}, key.shape[1]]] * key.shape[0]"
+    first = f"key[:, :{count}], value[:, :{count}]"
+    if not axis.causal:
+        first = f"extra_key=key[:, :{count}], extra_value=value[:, :{count}]"
+        return f"nbattn.attention(query, key, value, {rest}, {others}, {first})."
+    own = f"{start} + key.shape[1] - query.shape[1]" if axis.align == "bottom-right" else f"{start}"
+    return (
+        f"nbattn.merge(*zip(nbattn.attention(query, key, value, {rest}, {others}, return_lse=True),"
+        f" nbattn.attention(query, {first}, Mask.causal({own}), return_lse=True)))[0]."
+    )
+
+
+def _changed(axis: Axis, **values: object) -> str:
+    """The code of an axis with other values of some fields."""
+    return _code({name: getattr(axis, name) for name in _DEFAULTS} | values)
+
+
+def _code(values: dict[str, Any]) -> str:
+    """The code of an axis with these fields; compilers cannot format symbolic numbers."""
+    values = {n: operator.index(v) if is_symbolic(v) else v for n, v in values.items()}
+    left, right = values["left"], values["right"]
+    sides = "" if (left, right) == (None, None) else f"{left}, {right}"
+    named = [
+        f"{name}={values[name]!r}"
+        for name, default in list(_DEFAULTS.items())[2:]
+        if values[name] != default
+    ]
+    return f"Axis({', '.join(filter(None, [sides, *named]))})"
 
 
 def describe(axis: Axis) -> str:
@@ -265,6 +356,11 @@ def describe(axis: Axis) -> str:
     notes += [axis.border] * (axis.border != "clip") + [f"prefix {axis.prefix}"] * (axis.prefix > 0)
     notes += ["rows without keys: stride > left + 1"] * axis.has_causal_gaps
     return "; ".join(filter(None, [keys, ", ".join(notes)]))
+
+
+def written(axes: Sequence[Axis]) -> str:
+    """The mask of these axes as Python code."""
+    return f"Mask({', '.join(map(repr, axes))})"
 
 
 def encode(axis: Axis) -> tuple[int, ...]:

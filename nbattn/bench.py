@@ -72,12 +72,14 @@ class Job:
         plan: the measured plan, whose request has `training` or not.
         rows: one per candidate, the chosen one first.
         skipped: why nothing was measured; empty when something was.
+        interrupted: whether the user stopped it, so that rounds or rows are missing.
     """
 
     name: str
     plan: Plan
     rows: tuple[Row, ...] = ()
     skipped: str = ""
+    interrupted: bool = False
 
     @property
     def title(self) -> str:
@@ -201,7 +203,7 @@ def why_skipped(request: Request, candidate: Candidate, seconds: float) -> str:
 
 
 def measure(
-    name: str, plan: Plan, effort: Effort, done: Callable[[str], None] = lambda name: None
+    name: str, plan: Plan, effort: Effort, seen: Callable[[Row], None] = lambda row: None
 ) -> Job:
     """Check and time the candidates of one plan, without splitting it by `passes`.
 
@@ -209,7 +211,10 @@ def measure(
         name: the plan's name.
         plan: for a device of this machine; for other devices nothing is measured.
         effort: rounds, time and backends.
-        done: called after every turn, with the candidate's name.
+        seen: called with every row that is new or has new samples.
+
+    Returns:
+        The job. After a KeyboardInterrupt it has what was measured, and `interrupted` is True.
 
     >>> from nbattn import Mask, plan
     >>> small = plan(Mask.neighborhood(3), (1, 16, 1, 8), dtype="float32", device="cpu")
@@ -221,21 +226,37 @@ def measure(
     skipped = why_not_here(request) or _too_large(request)
     if skipped:
         return Job(name, plan, (), skipped)
-    waiting = {c.name: _row(request, c, effort.seconds) for c in candidates(plan, effort)}
-    first = waiting[plan.chosen.name]
+    rows = {c.name: _row(request, c, effort.seconds) for c in candidates(plan, effort)}
+    first = rows[plan.chosen.name]
     if first.reason:  # without it there is no result to compare the others with
-        return Job(name, plan, tuple(waiting.values()), f"{first.name}: {first.reason}")
-    with _deterministic(request.deterministic):
-        rows, ready = _prepare(plan, Tensors.of(request), waiting)
-        samples = interleave(
-            ready,
-            clock=effort.clock or clock(torch.get_num_threads(), request.device.kind),
-            rounds=effort.rounds,
-            budget=effort.seconds,
-            done=done,
-        )
-    timed = tuple(replace(row, samples=samples.get(row.name)) for row in rows)
-    return Job(name, plan, timed, "" if ready else f"{rows[0].name}: {rows[0].reason}")
+        return Job(name, plan, tuple(rows.values()), f"{first.name}: {first.reason}")
+    interrupted = False
+    try:
+        with _deterministic(request.deterministic):
+            _time(plan, rows, effort, seen)
+    except KeyboardInterrupt:
+        interrupted = True
+    first = rows[plan.chosen.name]
+    skipped = "interrupted" if interrupted else f"{first.name}: {first.reason}"
+    is_timed = any(row.samples for row in rows.values())
+    return Job(name, plan, tuple(rows.values()), "" if is_timed else skipped, interrupted)
+
+
+def _time(plan: Plan, rows: dict[str, Row], effort: Effort, seen: Callable[[Row], None]) -> None:
+    """Check and time the candidates; their rows in `rows` follow."""
+    ready = _prepare(plan, Tensors.of(plan.request), rows, seen)
+
+    def done(name: str, so_far: Samples) -> None:
+        rows[name] = replace(rows[name], samples=so_far)
+        seen(rows[name])
+
+    interleave(
+        ready,
+        clock=effort.clock or clock(torch.get_num_threads(), plan.request.device.kind),
+        rounds=effort.rounds,
+        budget=effort.seconds,
+        done=done,
+    )
 
 
 def _row(request: Request, candidate: Candidate, seconds: float) -> Row:
@@ -244,23 +265,28 @@ def _row(request: Request, candidate: Candidate, seconds: float) -> Row:
 
 
 def _prepare(
-    plan: Plan, inputs: Tensors, waiting: dict[str, Row]
-) -> tuple[list[Row], dict[str, Action]]:
-    """Run every candidate once, the chosen one first, and compare the others with it."""
-    rows: list[Row] = []
+    plan: Plan, inputs: Tensors, rows: dict[str, Row], seen: Callable[[Row], None]
+) -> dict[str, Action]:
+    """Run every candidate once, the chosen one first, and compare the others with it. Where the
+    chosen one fails, the rows of the others are dropped: they cannot be compared.
+    """
     ready: dict[str, Action] = {}
     expected: list[Tensor] = []
     by_name = {candidate.name: candidate for candidate in plan.candidates}
-    for name, row in waiting.items():
+    for name, row in [*rows.items()]:
         if not row.reason:
-            row, run, outputs = _try(plan, inputs, by_name[name], row, expected)
+            rows[name], run, outputs = _try(plan, inputs, by_name[name], row, expected)
             if run is not None:
                 ready[name] = run
                 expected = expected or outputs
-        rows.append(row)
         if not expected:
-            break  # the chosen one failed: the others cannot be compared
-    return rows, ready
+            failed = rows.pop(name)
+            rows.clear()
+            rows[name] = failed
+        seen(rows[name])
+        if not expected:
+            break
+    return ready
 
 
 def _try(
@@ -428,6 +454,7 @@ def _plain(job: Job) -> dict[str, Any]:
         "regret": job.regret,
         "useful_flops": job.useful_flops,
         "skipped": job.skipped,
+        "interrupted": job.interrupted,
         "candidates": [
             {
                 "name": row.name,

@@ -8,7 +8,6 @@ it again.
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -20,7 +19,7 @@ from nbattn.backends import families
 from nbattn.backends.inputs import Gradients, Inputs, accumulate_dtype, layout_of
 from nbattn.errors import BackendError
 from nbattn.mask import Mask
-from nbattn.planner import planner
+from nbattn.planner import notices, planner
 from nbattn.planner.plan import Plan
 from nbattn.planner.planner import Signature
 from nbattn.program.candidate import Candidate
@@ -39,7 +38,7 @@ def planned(
 ) -> Plan:
     """Returns the plan for a call's tensors, cached for the next call like it."""
     query, key, value = inputs.query, inputs.key, inputs.value
-    return planner.planned(
+    return planner.planned_to_run(
         Signature(
             mask,
             query.shape,
@@ -78,6 +77,7 @@ def forward(
     candidate = plan.chosen
     if keep_lse and not _gives_lse(candidate, kind):
         candidate = next((c for c in _accepted(plan) if _gives_lse(c, kind)), candidate)
+        notices.tell_of_another(plan, candidate, "the backward needs its logsumexp")
 
     def run(candidate: Candidate) -> tuple[Tensor, Tensor | None]:
         backend = families.runner(candidate.runner)
@@ -103,6 +103,7 @@ def backward(
     candidate = plan.chosen
     if not recomputes_lse(candidate, inputs) and _is_unknown(lse):
         candidate = next((c for c in _accepted(plan) if recomputes_lse(c, inputs)), candidate)
+        notices.tell_of_another(plan, candidate, "it computes the logsumexp again for a backward")
 
     def run(candidate: Candidate) -> Gradients:
         backend = families.runner(candidate.runner)
@@ -125,7 +126,7 @@ def _instead(plan: Plan, candidate: Candidate, error: BackendError) -> Candidate
     if other is None:
         raise error
     text = f"{candidate.name} does not work here, {other.name} runs instead: {error}"
-    warnings.warn(text, RuntimeWarning, stacklevel=2)
+    notices.warn_once(f"{candidate.runner} does not work", text, RuntimeWarning)
     return other
 
 

@@ -1,7 +1,8 @@
-"""The public functions: attention(), plan() and merge()."""
+"""The public functions attention() and plan(), and how a given plan runs."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, Literal, overload
@@ -9,11 +10,22 @@ from typing import Any, Literal, overload
 import torch
 from torch import Tensor
 
-from nbattn import arguments, autograd, execute, known_calls, ops
+from nbattn import (
+    arguments,
+    autograd,
+    execute,
+    export,
+    key_ranges,
+    known_calls,
+    ops,
+    shapes,
+)
 from nbattn.backends import families
 from nbattn.backends.dense import reference
 from nbattn.backends.inputs import Inputs
 from nbattn.errors import BackendError, InputError
+from nbattn.fixes import call_names
+from nbattn.joining import merge as merge
 from nbattn.mask import Mask
 from nbattn.planner import devices, planner
 from nbattn.planner.plan import Plan
@@ -32,7 +44,7 @@ def attention(
     scale: float | None = None,
     softcap: float | None = None,
     sink: Tensor | None = None,
-    key_range: Tensor | None = None,
+    key_range: Tensor | Sequence[Any] | None = None,
     extra_key: Tensor | None = None,
     extra_value: Tensor | None = None,
     backend: str = "auto",
@@ -52,7 +64,7 @@ def attention(
     scale: float | None = None,
     softcap: float | None = None,
     sink: Tensor | None = None,
-    key_range: Tensor | None = None,
+    key_range: Tensor | Sequence[Any] | None = None,
     extra_key: Tensor | None = None,
     extra_value: Tensor | None = None,
     backend: str = "auto",
@@ -66,18 +78,19 @@ def attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    mask: Mask,
+    mask: Any = None,
     *,
     scale: float | None = None,
     softcap: float | None = None,
     sink: Tensor | None = None,
-    key_range: Tensor | None = None,
+    key_range: Tensor | Sequence[Any] | None = None,
     extra_key: Tensor | None = None,
     extra_value: Tensor | None = None,
     backend: str = "auto",
     require: Sequence[str] = (),
     forbid: Sequence[str] = (),
     return_lse: bool = False,
+    **unknown: Any,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Computes attention of every query over the keys that the mask allows.
 
@@ -89,12 +102,14 @@ def attention(
         query: `[B, *space, H, D]`, any strides.
         key: `[B, *key_space, Hk, D]`; query head h uses key head `h // (H // Hk)`.
         value: `[B, *key_space, Hk, Dv]`.
-        mask: the keys that each query attends to; one `Axis` per axis of the space.
+        mask: the keys that each query attends to; one `Axis` per axis of the space. It must be
+            given: `Mask.full(rank=1)` is the one without limits.
         scale: factor of the scores; default `D ** -0.5`; 0.0 means 0.
         softcap: c, for `c * tanh(scores / c)` after the scale.
         sink: `[H]` logits that are added to every softmax and to the logsumexp, without a value.
-        key_range: int32 `[B, rank, 2]`: no query attends to keys outside [start, stop), which may
-            hold anything (padding). It never moves a window.
+        key_range: whole numbers `[B, rank, 2]`, or `[B, 2]` for one axis, as a tensor or lists: no
+            query attends to keys outside [start, stop), which may hold anything (padding). It never
+            moves a window. `key_range_from` makes it from a padding mask.
         extra_key, extra_value: `[B, E, Hk, D]`, `[B, E, Hk, Dv]`: keys that every query attends to.
         backend: "auto", or the name of a backend, which runs or raises; "reference" supports double
             backward.
@@ -115,6 +130,10 @@ def attention(
     >>> attention(query, query, query, Mask.neighborhood((7, 7))).shape
     torch.Size([1, 56, 56, 2, 32])
     """
+    if unknown:
+        raise call_names.refusal("attention", unknown, _ARGUMENTS, mask)
+    if key_range is not None:
+        key_range = key_ranges.standard(key_range, query)
     tensors = (query, key, value, sink, key_range, extra_key, extra_value)
     call = None
     if not torch.compiler.is_dynamo_compiling():
@@ -133,14 +152,14 @@ def _checked(
     tensors: tuple[Any, ...], mask: Mask, scale: float | None, softcap: float | None
 ) -> Inputs:
     """Checks tensors, mask and numbers; returns them, cast for autocast, with their defaults."""
-    arguments.check_mask(mask)
+    arguments.check_mask(mask, getattr(tensors[0], "ndim", 4) - 3)
     names = ("key", "value", "sink", "key_range", "extra_key", "extra_value")
     query, named = _autocast(tensors[0], dict(zip(names, tensors[1:], strict=True)))
     arguments.check_tensors(query, named)
     tensors = (query, *(named[name] for name in names))
     _, key, value, *optional = tensors
-    arguments.check_shapes(mask, query.shape, key.shape, value.shape)
-    arguments.warn_of_heads_first(query.shape, key.shape)
+    shapes.check_shapes(mask, query.shape, key.shape, value.shape)
+    shapes.warn_of_heads_first(query.shape, key.shape)
     arguments.check_numbers(scale, softcap)
     arguments.check_extras(query, key, value, *optional)
     factor = query.shape[-1] ** -0.5 if scale is None else float(scale)
@@ -159,10 +178,13 @@ def _computed(
     """Computes attention by the reference, by a plan, or by the operators; stores the plan of a
     plain call for later ones like it.
     """
+    if export.is_wanted_at_once():
+        return export.attend(inputs, mask)
     if backend == "reference" and not (require or forbid):
         return reference.attend(inputs, mask)  # nothing to plan; torch differentiates it
     deterministic = torch.are_deterministic_algorithms_enabled()
-    if backend != "reference" and not autograd.is_plain(inputs.tensors):
+    tensors = tuple(getattr(inputs, name) for name in ops.TENSORS[:7])  # which torch 2.8 can trace
+    if backend != "reference" and not autograd.is_plain(tensors):
         options = ops.Options(
             mask.code(),
             [],
@@ -175,8 +197,8 @@ def _computed(
             deterministic,
             return_lse,
         )
-        return _operator(_distinct(inputs.tensors), options)
-    training = autograd.trains(inputs.tensors)
+        return _operator(_distinct(tensors), options)
+    training = autograd.trains(tensors)
     plan = execute.planned(
         mask,
         inputs,
@@ -264,6 +286,7 @@ def plan(
     key_range: bool = False,
     deterministic: bool | None = None,
     packed: bool = False,
+    **unknown: Any,
 ) -> Plan:
     """Plans `attention` for these shapes: the chosen program, all others, their costs, and the
     reasons against them. Needs no device.
@@ -290,6 +313,8 @@ def plan(
     >>> plan(Mask.causal("top-left"), *shapes, dtype="bfloat16", device="sm_90").chosen.name
     'sdpa/causal'
     """
+    if unknown:
+        raise call_names.refusal("plan", unknown, _PLAN_ARGUMENTS, mask)
     if deterministic is None:
         deterministic = torch.are_deterministic_algorithms_enabled()
     flags = {
@@ -307,12 +332,12 @@ def plan(
     arguments.check_names(backend, dtype, device)
     dim = query_shape[-1] if value_dim is None else value_dim
     key_shape = query_shape if key_shape is None else key_shape
-    shapes = tuple(query_shape), tuple(key_shape)
-    _check_once(mask, *shapes, dim, backend, tuple(require), tuple(forbid))
+    sizes = tuple(query_shape), tuple(key_shape)
+    _check_once(mask, *sizes, dim, backend, tuple(require), tuple(forbid))
     return planner.planned(
         Signature(
             mask,
-            *shapes,
+            *sizes,
             dim,
             dtype,
             device,
@@ -343,7 +368,7 @@ def _check_once(
     forbid: tuple[str, ...],
 ) -> None:
     """Checks the arguments of a plan; the cache skips those that were checked before."""
-    arguments.check_shapes(mask, query, key, (*key[:-1], value_dim))
+    shapes.check_shapes(mask, query, key, (*key[:-1], value_dim))
     arguments.check_backend(backend, require, forbid)
 
 
@@ -363,6 +388,8 @@ def _run(
 ) -> Tensor | tuple[Tensor, Tensor]:
     request = plan.request
     numbers = {name: tensors.pop(name, None) for name in ("scale", "softcap")}
+    if tensors.get("key_range") is not None:
+        tensors["key_range"] = key_ranges.standard(tensors["key_range"], query)
     query, named = _autocast(query, {"key": key, "value": value, **tensors})
     arguments.check_run(request, query, {**named, **numbers})
     given = (query, *(named.get(name) for name in ops.TENSORS[1:7]))
@@ -395,7 +422,7 @@ def _check_plan_is_for(
     if device.kind != request.device.kind or (is_model and device.name != request.device.name):
         raise InputError(
             f"the plan is for {request.device.name}, the tensors are on {query.device}.",
-            f"nbattn.plan(..., device={str(query.device)!r}).",
+            f"{_plan_for(tensors, request, softcap)}.",
             request.summary(),
         )
     sizes: dict[str, object] = {
@@ -415,14 +442,30 @@ def _check_plan_is_for(
     }
     for name, size in sizes.items():
         if getattr(request, name) != size:
-            again = "plan again for these shapes"
-            if name in ("dtype", "extra_keys", "sink", "key_range", "training"):
-                again = f"nbattn.plan(..., {name}={size!r})"
             raise InputError(
                 f"the plan is for {name}={getattr(request, name)}, the tensors have {size}.",
-                f"{again}, or nbattn.attention(query, key, value, mask).",
+                f"{_plan_for(tensors, request, softcap)}, "
+                "or nbattn.attention(query, key, value, mask).",
                 request.summary(),
             )
+
+
+def _plan_for(tensors: Sequence[Any], request: Request, softcap: object) -> str:
+    """The code of the plan for these tensors."""
+    query, key, value, sink, key_range, extra, _ = tensors
+    options = {
+        "value_dim": None if value.shape[-1] == query.shape[-1] else value.shape[-1],
+        "extra_keys": None if extra is None else extra.shape[1],
+        "softcap": softcap,
+        "sink": sink is not None or None,
+        "key_range": key_range is not None or None,
+        "training": request.training or autograd.trains(tensors) or None,
+        "return_lse": request.return_lse or None,
+        "dtype": dtype_name(query.dtype),
+        "device": str(query.device),
+    }
+    shown = "".join(f", {name}={given!r}" for name, given in options.items() if given is not None)
+    return f"nbattn.plan(mask, {list(query.shape)}, {list(key.shape)}{shown})"
 
 
 def warmup(plan: Plan) -> None:
@@ -432,39 +475,5 @@ def warmup(plan: Plan) -> None:
         backend.warmup(plan.chosen.program)
 
 
-def merge(outputs: Sequence[Tensor], lses: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Joins attention outputs of the same queries over disjoint sets of keys into one.
-
-    Args:
-        outputs: each `[B, *space, H, Dv]`.
-        lses: each `[B, *space, H]`, natural logarithm; -inf for queries without keys, whose output
-            may be anything.
-
-    Returns:
-        The joint output in the outputs' dtype, and the logsumexp in float32 or wider;
-        differentiable in all of them, any number of times.
-
-    Raises:
-        InputError: nothing to merge, or shapes, dtypes or devices that differ.
-
-    >>> q, k = torch.randn(1, 8, 2, 16), torch.randn(1, 8, 2, 16)
-    >>> halves = (k[:, :4], k[:, 4:])
-    >>> parts = [attention(q, half, half, Mask.full(), return_lse=True) for half in halves]
-    >>> out, lse = merge(*zip(*parts))
-    >>> torch.allclose(out, attention(q, k, k, Mask.full()), atol=1e-6)
-    True
-    """
-    outputs, lses = arguments.check_parts(outputs, lses)
-    exact = torch.promote_types(outputs[0].dtype, lses[0].dtype)
-    stacked = torch.stack(lses).to(torch.promote_types(exact, torch.float32))
-    empty = (stacked == float("-inf")).all(dim=0)
-    safe = torch.where(empty, 0.0, stacked)
-    lse = safe.logsumexp(dim=0)
-    weights = torch.where(empty, 0.0, (safe - lse).exp())
-    # outputs of queries without keys are ignored: kernels leave 0 there, or NaN
-    out = sum(
-        weight[..., None] * part.to(weight.dtype).masked_fill(no_keys[..., None], 0)
-        for weight, part, no_keys in zip(weights, outputs, stacked == float("-inf"), strict=True)
-    )
-    assert isinstance(out, Tensor)
-    return out.to(outputs[0].dtype), lse.masked_fill(empty, float("-inf"))
+_ARGUMENTS = [n for n in inspect.signature(attention).parameters if n != "unknown"]
+_PLAN_ARGUMENTS = [n for n in inspect.signature(plan).parameters if n != "unknown"]

@@ -20,9 +20,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from nbattn import alignment
+from nbattn import alignment, circles
 from nbattn.axis import Axis
 from nbattn.errors import MaskError, counted
+from nbattn.fixes import masks as repairs
 from nbattn.mask import Mask, Space, as_space
 from nbattn.piecewise_sum import piecewise_sum
 from nbattn.rows import Ints, Rows, bends, plain_window, readers_of, rows_of, window_of
@@ -376,14 +377,13 @@ def bind(
             raise MaskError(
                 f"the mask has {counted(mask.rank, 'axis', 'axes')}, "
                 f"the space of the {name} {len(space)}: {space}.",
-                "one length per axis of the mask"
-                + (f", or a mask of {counted(len(space), 'axis', 'axes')}." if space else "."),
+                repairs.other_space(mask.axes, name, queries, keys),
                 repr(mask),
             )
     axes = tuple(map(BoundAxis, mask.axes, queries, keys, held or (None,) * mask.rank))
     lengths = tuple(zip(*(axis.lengths for axis in axes), strict=True))
     for number, axis in enumerate(axes):
-        _check_lengths(mask, number, axis.spec, *axis.lengths)
+        circles.check_lengths(mask, number, axis.spec, *axis.lengths)
         if alignment.is_missing(axis.spec, *axis.lengths):
             raise alignment.missing(mask, number, *lengths)
     return axes
@@ -404,8 +404,8 @@ def check_dense(queries: int, keys: int) -> None:
     if queries * keys > _DENSE_LIMIT:
         raise MaskError(
             f"a dense mask of {queries} x {keys} pairs is over the limit of {_DENSE_LIMIT}.",
-            'backend="auto" runs it at any size; plan.verify() proves it, '
-            "mask.draw() shows it by tiles.",
+            f"nbattn.plan(mask, (1, {queries}, 1, 64), (1, {keys}, 1, 64)).verify(), or "
+            f'mask.draw({queries}, {keys}); backend="auto" runs it.',
         )
 
 
@@ -455,28 +455,6 @@ def pairs(axes: Axes) -> int:
 def has_empty_queries(axes: Axes) -> bool:
     """Whether any query of a bound mask has no key."""
     return any(axis.empty_queries() for axis in axes)
-
-
-def _check_lengths(mask: Mask, number: int, axis: Axis, queries: int, keys: int) -> None:
-    """The rules that depend on the shape."""
-    if axis.border != "wrap":
-        return
-    where = f"axis {number} ({queries} queries, {keys} keys)"
-    if queries != keys:
-        raise MaskError(
-            f'{where}: border="wrap" needs as many queries as keys.',
-            'border="clip" and an align allow different lengths, '
-            f"or give axis {number} one length.",
-            repr(mask),
-        )
-    period = axis.dilation * axis.stride
-    if keys % period:
-        raise MaskError(
-            f'{where}: border="wrap" needs a length that dilation x stride = {period} divides, '
-            f"but {keys} leaves {keys % period}.",
-            f"pad axis {number} to {keys + period - keys % period}, or dilation=1, stride=1.",
-            repr(mask),
-        )
 
 
 def _ceil_div(a: int, b: int) -> int:

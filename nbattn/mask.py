@@ -11,9 +11,23 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from nbattn.axis import CODE_FIELDS, Align, Axis, decode, describe, encode, truth, whole
+from nbattn.axis import (
+    CODE_FIELDS,
+    MAX_RANK,
+    Align,
+    Axis,
+    decode,
+    describe,
+    encode,
+    nearest,
+    truth,
+    whole,
+    written,
+)
 from nbattn.errors import MaskError, counted, kind
-from nbattn.symbolic import holds
+from nbattn.fixes import masks as repairs
+from nbattn.fixes.mask_names import answering
+from nbattn.symbolic import holds, is_symbolic
 
 if TYPE_CHECKING:
     import numpy as np
@@ -22,7 +36,6 @@ if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
 
 Space = int | Sequence[int]
-MAX_RANK = 3
 
 
 @dataclass(frozen=True, slots=True, init=False, repr=False)
@@ -53,13 +66,11 @@ class Mask:
         self.__post_init__()
 
     def __post_init__(self) -> None:
-        _check_rank(len(self.axes))
+        _check_rank(len(self.axes), [axis for axis in self.axes if isinstance(axis, Axis)])
         for number, axis in enumerate(self.axes):
             if not isinstance(axis, Axis):
-                raise MaskError(
-                    f"axis {number} is {axis!r}, {kind(axis)}, not an Axis.",
-                    "Mask(Axis(3, 3), Axis(3, 3)); Mask(*axes) for a list of them.",
-                )
+                problem = f"axis {number} is {axis!r}, {kind(axis)}, not an Axis."
+                raise MaskError(problem, repairs.instead_of_axes(self.axes))
 
     @property
     def rank(self) -> int:
@@ -79,9 +90,16 @@ class Mask:
         axes = [f"  axis {number}  {describe(axis)}" for number, axis in enumerate(self.axes)]
         return "\n".join([f"Mask of {counted(self.rank, 'axis', 'axes')}", *axes])
 
+    def _repr_html_(self) -> str:
+        """The axes as a table with a picture each, for notebooks."""
+        from nbattn import notebook
+
+        return notebook.of_mask(self)
+
     # Constructors: each counts window sizes as the library it is named after does.
 
     @classmethod
+    @answering
     def full(cls, rank: int = 1) -> Mask:
         """Every query attends to every key.
 
@@ -92,6 +110,7 @@ class Mask:
         return cls(*[Axis()] * rank)
 
     @classmethod
+    @answering
     def causal(cls, align: Align | int | None = None) -> Mask:
         """One axis: query i attends to keys up to its own position (torch SDPA's `is_causal` is
         top-left).
@@ -106,6 +125,7 @@ class Mask:
         return cls(Axis(causal=True, align=align))
 
     @classmethod
+    @answering
     def sliding_window(
         cls,
         left: int | None,
@@ -129,6 +149,7 @@ class Mask:
         return cls(Axis(left, right, dilation=dilation, align=align))
 
     @classmethod
+    @answering
     def neighborhood(
         cls,
         kernel_size: int | Sequence[int],
@@ -159,18 +180,18 @@ class Mask:
             "stride": stride,
             "is_causal": is_causal,
         }
+        arguments = {name: _per_axis(value) for name, value in arguments.items()}
         lengths = {n: len(v) for n, v in arguments.items() if isinstance(v, (tuple, list))}
         if len({*lengths.values()}) > 1:
             shown = ", ".join(f"{name} {length}" for name, length in lengths.items())
-            raise MaskError(
-                f"per-axis arguments have different lengths: {shown}.",
-                "one value for every axis, or an int that holds for all of them.",
-            )
+            problem = f"per-axis arguments have different lengths: {shown}."
+            raise MaskError(problem, repairs.of_one_length(arguments, lengths))
         rank = (*lengths.values(), 1)[0]  # next() has no default in the compiler of torch 2.8
         per_axis = [v if isinstance(v, (tuple, list)) else (v,) * rank for v in arguments.values()]
         return cls(*[_natten_axis(*values) for values in zip(*per_axis, strict=True)])
 
     @classmethod
+    @answering
     def from_flash(
         cls,
         window_size: Sequence[int | None] = (-1, -1),
@@ -191,7 +212,7 @@ class Mask:
         """
         if not isinstance(window_size, (tuple, list)) or len(window_size) != 2:
             raise MaskError(
-                f"window_size={window_size!r} is not a pair.", "window_size=(left, right)."
+                f"window_size={window_size!r} is not a pair.", repairs.pair(window_size)
             )
         left, right = (
             _flash_side(name, side)
@@ -200,6 +221,7 @@ class Mask:
         return cls(Axis(left, 0 if causal else right, causal=causal, align=align))
 
     @classmethod
+    @answering
     def from_cudnn(
         cls,
         left_bound: int | None = None,
@@ -218,12 +240,14 @@ class Mask:
         >>> Mask.from_cudnn(512, 0)
         Mask(Axis(511, 0, align='top-left'))
         """
-        hint = "None is unlimited"
-        left = None if left_bound is None else whole("left_bound", left_bound, 1, hint) - 1
-        right = None if right_bound is None else whole("right_bound", right_bound, 0, hint)
-        return cls(Axis(left, right, align=align))
+        left, right = (
+            None if bound is None else whole(name, bound, low, f"{name}=None for all")
+            for name, bound, low in (("left_bound", left_bound, 1), ("right_bound", right_bound, 0))
+        )
+        return cls(Axis(None if left is None else left - 1, right, align=align))
 
     @classmethod
+    @answering
     def from_transformers(
         cls, sliding_window: int | None = None, causal: bool = True, offset: int | None = None
     ) -> Mask:
@@ -381,10 +405,9 @@ def as_space(space: Space, name: str = "space") -> tuple[int, ...]:
     for length in lengths:
         is_whole = hasattr(length, "__index__") and not isinstance(length, bool)
         if not is_whole or operator.index(length) < 0:
-            raise MaskError(
-                f"{name}={space!r}: {length!r} is not a length.",
-                "whole numbers >= 0, one per axis.",
-            )
+            legal = tuple(nearest(length, 0) for length in lengths)
+            shown = legal if len(legal) > 1 else ", ".join(map(str, legal))
+            raise MaskError(f"{name}={space!r}: {length!r} is not a length.", f"{name}={shown}.")
     return tuple(map(operator.index, lengths))
 
 
@@ -398,16 +421,18 @@ def from_code(code: Sequence[int]) -> Mask:
     return Mask(*[decode(code[start : start + CODE_FIELDS]) for start in starts])
 
 
-def written(axes: Sequence[Axis]) -> str:
-    """The mask of these axes as Python code."""
-    return f"Mask({', '.join(map(repr, axes))})"
-
-
-def _check_rank(rank: int) -> None:
+def _check_rank(rank: int, axes: Sequence[Axis] = ()) -> None:
     if not 1 <= rank <= MAX_RANK:
         raise MaskError(
-            f"a mask has 1 to {MAX_RANK} axes, not {rank}.", "Mask(Axis(3, 3), Axis(3, 3))"
+            f"a mask has 1 to {MAX_RANK} axes, not {rank}.", repairs.fewer_axes(rank, axes)
         )
+
+
+def _per_axis(value: Any) -> Any:
+    """Returns an array of one axis as a tuple; other values unchanged."""
+    if isinstance(value, (int, tuple, list)) or is_symbolic(value):
+        return value
+    return tuple(value.tolist()) if getattr(value, "ndim", 0) == 1 else value
 
 
 def _natten_axis(kernel_size: int, dilation: int, stride: int, is_causal: bool) -> Axis:
@@ -415,7 +440,7 @@ def _natten_axis(kernel_size: int, dilation: int, stride: int, is_causal: bool) 
     if not holds(whole("stride", stride, 1) <= kernel):
         raise MaskError(
             f"stride={operator.index(stride)} is larger than kernel_size={operator.index(kernel)}.",
-            f"stride={operator.index(kernel)} or less.",
+            f"stride={operator.index(kernel)}, or less.",
         )
     if truth("is_causal", is_causal):
         return Axis(kernel - 1, dilation=dilation, stride=stride, causal=is_causal)
@@ -432,7 +457,7 @@ def _natten_axis(kernel_size: int, dilation: int, stride: int, is_causal: bool) 
 def _flash_side(name: str, side: int | None) -> int | None:
     if side is None:
         return None
-    number = whole(name, side, None, "negative or None is unlimited")
+    number = whole(name, side, None, f"{name}=None for all")
     return None if number < 0 else number
 
 

@@ -5,7 +5,7 @@ per query.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -37,8 +37,14 @@ def check_lengths(axes: Sequence[BoundAxis]) -> None:
             raise MaskError(
                 f"axis {number} has {axis.queries} queries and {axis.keys} keys; "
                 f"pictures go up to {LONGEST}.",
-                "a shorter axis shows the same rules.",
+                f"mask.draw({_shorter(a.queries for a in axes)}, "
+                f"{_shorter(a.keys for a in axes)}), which shows the same rules.",
             )
+
+
+def _shorter(lengths: Iterable[int]) -> tuple[int, ...]:
+    """Lengths that pictures can show."""
+    return tuple(min(length, 1024) for length in lengths)
 
 
 def keys_read(axes: Sequence[BoundAxis]) -> str:

@@ -89,13 +89,13 @@ def split_traits(traits: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
     return require, forbid
 
 
-def _inputs(values: tuple[Any, ...]) -> tuple[Inputs, Options]:
+def inputs_of(values: tuple[Any, ...]) -> tuple[Inputs, Options]:
     """Returns the tensors and options of an operator's arguments."""
     tensors, options = values[: len(TENSORS)], Options(*values[len(TENSORS) :])
     named = {**dict(zip(TENSORS, tensors, strict=True)), **options._asdict()}
     for name in _PLANNED:
         if named[name] is not None and len(named[name]):
-            raise InputError(f"no backend supports {name} yet.", f"{name}=None.")
+            raise InputError(f"no backend supports {name} yet.", f"{name}=None")
     supported = (named[name] for name in TENSORS if name not in _PLANNED)
     return Inputs(*supported, scale=options.scale, softcap=options.softcap), options
 
@@ -122,7 +122,7 @@ def _plan(inputs: Inputs, options: Options) -> Plan:
 
 
 def _forward(*values: Any) -> tuple[Tensor, Tensor]:
-    inputs, options = _inputs(values)
+    inputs, options = inputs_of(values)
     out, lse = execute.forward(
         _plan(inputs, options),
         inputs,
@@ -135,7 +135,7 @@ def _forward(*values: Any) -> tuple[Tensor, Tensor]:
 
 
 def _fake_forward(*values: Any) -> tuple[Tensor, Tensor]:
-    inputs, options = _inputs(values)
+    inputs, options = inputs_of(values)
     wanted = options.return_lse or options.training
     lse = new_lse(inputs.query) if wanted else inputs.query.new_empty(0, dtype=torch.float32)
     return new_output(inputs.query, inputs.value), lse
@@ -144,7 +144,7 @@ def _fake_forward(*values: Any) -> tuple[Tensor, Tensor]:
 def _backward(
     grad_out: Tensor, grad_lse: Tensor | None, out: Tensor, lse: Tensor, *values: Any
 ) -> tuple[Tensor, ...]:
-    inputs, options = _inputs(values)
+    inputs, options = inputs_of(values)
     grads = execute.backward(_plan(inputs, options), inputs, out, lse, grad_out, grad_lse)
     in_order = (getattr(grads, name, None) for name in GRADIENTS)
     return tuple(inputs.query.new_empty(0) if grad is None else grad for grad in in_order)
@@ -271,7 +271,8 @@ def _flops(values: tuple[Any, ...], products: int) -> int:
     return products * query[0] * query[-2] * all_pairs * (query[-1] + value[-1])
 
 
-def _forward_flops(*values: Any, **named: Any) -> int:
+def forward_flops(*values: Any, **named: Any) -> int:
+    """Returns the FLOPs of the forward operator, from shapes in the place of tensors."""
     return _flops(values, 2)
 
 
@@ -279,5 +280,5 @@ def _backward_flops(*values: Any, **named: Any) -> int:
     return _flops(values[4:], 5)
 
 
-register_flop_formula(torch.ops.nbattn.forward)(_forward_flops)
+register_flop_formula(torch.ops.nbattn.forward)(forward_flops)
 register_flop_formula(torch.ops.nbattn.backward)(_backward_flops)

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import importlib
 import math
+import shlex
 import textwrap
 from collections.abc import Sequence
 from itertools import islice
@@ -19,6 +20,7 @@ from nbattn import geometry, mask_symbols
 from nbattn.axis import describe
 from nbattn.errors import InputError
 from nbattn.geometry import Axes, BoundAxis
+from nbattn.packages import install_line
 from nbattn.planner.plan import Plan
 from nbattn.program.blocks import Block
 
@@ -76,8 +78,17 @@ def save(made: Any, path: str | Path) -> None:
     except OSError as error:
         raise InputError(
             f"{str(path)!r} cannot be written: {error.strerror or error}.",
-            "a path in a folder that exists and is writable.",
+            _other_place(Path(path)),
         ) from None
+
+
+def _other_place(path: Path) -> str:
+    """What to do about a path that cannot be written."""
+    if path.is_dir():
+        return repr(str(path / "mask.png"))
+    if not path.parent.exists():
+        return f"mkdir -p {shlex.quote(str(path.parent))}"
+    return f"{path.name!r}, in a folder of yours"
 
 
 def block_shares(plan: Plan) -> NDArray[np.float32] | str:
@@ -389,5 +400,5 @@ def _matplotlib(part: str) -> Any:
     except ImportError as error:
         raise InputError(
             f"figures need matplotlib, which does not load here: {error}.",
-            'pip install "nbattn[viz]"',
+            install_line("viz"),
         ) from None

@@ -8,6 +8,7 @@ other modules derive what they need from them; `cuda/window.cuh` is the same rul
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import cache
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -33,7 +34,7 @@ class Rows(NamedTuple):
 
 
 class Operations(NamedTuple):
-    """What the rules compute with: numpy's functions, or the same for single numbers."""
+    """What the rules compute with: numpy's functions, or the same for single numbers or tensors."""
 
     minimum: Callable[[Any, Any], Any]
     maximum: Callable[[Any, Any], Any]
@@ -45,8 +46,24 @@ _ARRAYS = Operations(np.minimum, np.maximum, np.where)
 
 
 def operations(numbers: object) -> Operations:
-    """Minimum, maximum and choice for a number, or for arrays."""
-    return _NUMBERS if isinstance(numbers, int | float) else _ARRAYS
+    """Minimum, maximum and choice for a number, for arrays, or for the tensors of a graph."""
+    if isinstance(numbers, int | float):
+        return _NUMBERS
+    return _ARRAYS if isinstance(numbers, np.ndarray | np.generic) else _of_tensors()
+
+
+@cache
+def _of_tensors() -> Operations:
+    """The operations for tensors, one of which may be a number."""
+    from torch import Tensor, where
+
+    def minimum(first: Any, second: Any) -> Tensor:
+        return first.clamp(max=second) if isinstance(first, Tensor) else second.clamp(max=first)
+
+    def maximum(first: Any, second: Any) -> Tensor:
+        return first.clamp(min=second) if isinstance(first, Tensor) else second.clamp(min=first)
+
+    return Operations(minimum, maximum, where)
 
 
 def leader_distance(axis: Axis) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 import warnings
+from collections.abc import Iterable
 
 
 def is_symbolic(value: object) -> bool:
@@ -39,3 +40,26 @@ def holds(condition: object) -> bool:
     from torch.fx.experimental.symbolic_shapes import guard_or_true
 
     return guard_or_true(condition)  # pyright: ignore
+
+
+def is_certain(condition: object) -> bool:
+    """Whether a condition holds for all values of the numbers that a tracer does not know."""
+    if condition is True or condition is False:
+        return condition
+    from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+    return statically_known_true(condition)  # pyright: ignore
+
+
+def untraced(lengths: Iterable[int]) -> tuple[int, ...]:
+    """Returns lengths as ints where `torch.jit.trace` has tensors; symbols stay.
+
+    >>> untraced([4, 5])
+    (4, 5)
+    """
+    lengths = tuple(lengths)
+    if all(type(length) is int or is_symbolic(length) for length in lengths):
+        return lengths
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's, that a trace keeps them
+        return tuple(length if is_symbolic(length) else int(length) for length in lengths)

@@ -128,7 +128,7 @@ def interleave(
     clock: Clock,
     rounds: int,
     budget: float = float("inf"),
-    done: Callable[[str], None] = lambda name: None,
+    done: Callable[[str, Samples], None] = lambda name, so_far: None,
 ) -> dict[str, Samples]:
     """Time functions in rounds A, B, C, A, B, C: a slow phase of the machine affects all of them.
 
@@ -140,7 +140,7 @@ def interleave(
         clock: measures each run.
         rounds: turns per function.
         budget: seconds of wall time after which no round begins, after at least `MIN_ROUNDS`.
-        done: called after every turn.
+        done: called after every turn with the function's name and its samples so far.
 
     Returns:
         The samples of every function, one per round.
@@ -153,7 +153,7 @@ def interleave(
             break
         for name, run in functions.items():
             taken[name].append(_turn(run, repeats[name], clock))
-            done(name)
+            done(name, Samples(tuple(taken[name]), clock))
     return {name: Samples(tuple(seconds), clock) for name, seconds in taken.items()}
 
 

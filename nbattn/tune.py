@@ -46,8 +46,10 @@ def this_device(info: DeviceInfo) -> Fingerprint:
     if device is None:
         has_several = info.kind == "cuda" and torch.cuda.device_count() > 1
         why = "none, or several models of it" if has_several else "none"
-        fix = '--device cpu, or CUDA_VISIBLE_DEVICES="0".' if has_several else "--device cpu."
-        raise InputError(f"{info.name} cannot be measured: this machine has {why}.", fix)
+        problem = f"{info.name} cannot be measured: this machine has {why}."
+        raise InputError(
+            problem + " CUDA_VISIBLE_DEVICES=0 shows one." * has_several, "--device cpu"
+        )
     return device
 
 
@@ -59,8 +61,10 @@ def check_quiet(kind: str) -> None:
     """
     disturbed = bench.why_unreliable(kind)
     if disturbed:
-        fix = "--threads 1 (uses CPU time), or wait until the machine is idle."
-        raise InputError(f"{disturbed}.", fix)
+        raise InputError(
+            f"{disturbed}: wait until the machine is idle, or measure one thread by its CPU time.",
+            "--threads 1",
+        )
 
 
 def rates(kind: str, *, effort: Effort) -> Rates:
@@ -131,10 +135,10 @@ def times(
     plans: Iterable[tuple[str, Plan]],
     *,
     effort: Effort,
-    done: Callable[[str], None] = lambda name: None,
+    seen: Callable[[bench.Row], None] = lambda row: None,
 ) -> list[Job]:
     """Check and time every accepted candidate of every plan, as `nbattn bench` does."""
-    return [bench.measure(name, plan, replace(effort, by_name=False), done) for name, plan in plans]
+    return [bench.measure(name, plan, replace(effort, by_name=False), seen) for name, plan in plans]
 
 
 def tiles(plan: Plan, *, effort: Effort, known: Mapping[str, float] | None = None) -> Tiles:
@@ -247,7 +251,7 @@ def prepared_table_path() -> Path:
     if path is None:
         raise InputError(
             f"{cache.VARIABLE}=off: the cost table has no folder.",
-            f"--output FILE, or unset {cache.VARIABLE}.",
+            "--output costs.json",
         )
     return path
 
@@ -266,8 +270,8 @@ def table_path() -> Path | None:
 
 def _unwritable(error: CacheError) -> InputError:
     return InputError(
-        f"the cost table cannot be written: {error}.",
-        f"--output FILE, or {cache.VARIABLE}=DIRECTORY, an absolute path of yours.",
+        f"the cost table cannot be written: {error}; {cache.VARIABLE} names another folder.",
+        "--output costs.json",
     )
 
 
@@ -290,7 +294,9 @@ def save(path: Path, new: Entry) -> str:
                 old, problem = (), str(error)
             cache.publish(path, cost_table.encode(joined(old, new)).encode())
     except CacheError as error:
-        raise InputError(f"the cost table cannot be written: {error}.", "--output FILE.") from None
+        raise InputError(
+            f"the cost table cannot be written: {error}.", "--output costs.json"
+        ) from None
     planner.forget()
     return problem
 

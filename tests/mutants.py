@@ -57,6 +57,7 @@ NATIVE = "nbattn/backends/native/run.py"
 CPU_KERNELS, CPU_TILES, CPU_VISIT = "cpu/kernels.cpp", "cpu/tiles.h", "cpu/visit.h"
 CPU_FORWARD, CPU_BACKWARD, CPU_WORKER = "cpu/forward.h", "cpu/backward.h", "cpu/worker.h"
 CPU_VECTOR, CPU_ELEMENT, CPU_POOL = "cpu/vector.h", "cpu/element.h", "cpu/pool.h"
+NOTEBOOK, NOTICES = "nbattn/notebook.py", "nbattn/planner/notices.py"
 CPU_ITEMS, CPU_WALK = "cpu/items.h", "cpu/walk.h"
 MEASURED_TILES = "nbattn/backends/cuda/measured_tiles.py"
 KERNEL_TIMES = "nbattn/backends/cuda/kernel_times.py"
@@ -65,11 +66,16 @@ TUNE = "nbattn/tune.py"
 FLEX = "nbattn/backends/flex/run.py"
 FLEX_MEANING = "nbattn/backends/flex/meaning.py"
 PLANNER = "nbattn/planner/planner.py"
+REMEDIES = "nbattn/planner/remedies.py"
+SYNONYMS = "nbattn/synonyms.py"
+NOTATION = "nbattn/config/notation.py"
+ANSWERS = "nbattn/config/answers.py"
 PROOF = "nbattn/planner/proof.py"
 EXECUTE = "nbattn/execute.py"
 OPS = "nbattn/ops.py"
 AUTOGRAD = "nbattn/autograd.py"
 FUNCTIONAL = "nbattn/functional.py"
+JOINING = "nbattn/joining.py"
 LAYER = "nbattn/nn.py"
 DRAW = "nbattn/draw.py"
 FILES = "nbattn/config/files.py"
@@ -445,10 +451,10 @@ MUTANTS = [
            "whole/values whole/strides whole/derivatives"),
     Mutant("sink-gradient-joined", "nbattn/backends/logsumexp.py", "return -(weight * delta)",
            "return (weight * delta)", "whole/values whole/strides whole/derivatives"),
-    Mutant("merge-empty-part", FUNCTIONAL, ".masked_fill(no_keys[..., None], 0)", "", "functional"),
-    Mutant("merge-empty-row", FUNCTIONAL, "safe = torch.where(empty, 0.0, stacked)",
+    Mutant("merge-empty-part", JOINING, ".masked_fill(no_keys[..., None], 0)", "", "functional"),
+    Mutant("merge-empty-row", JOINING, "safe = torch.where(empty, 0.0, stacked)",
            "safe = stacked", "functional"),
-    Mutant("merge-in-halves", FUNCTIONAL, ".to(torch.promote_types(exact, torch.float32))", "",
+    Mutant("merge-in-halves", JOINING, ".to(torch.promote_types(exact, torch.float32))", "",
            "functional"),
     # the kernels that torch takes, and padding on Flash
     Mutant("flash-takes-two-lengths", SDPA_KERNELS, "if call.causal and call.queries != call.keys:",
@@ -691,10 +697,23 @@ MUTANTS = [
            "replace(SDPA, grid=0)", "backends/dense/meaning backends/dense/candidates"),
     Mutant("tags-read", FILES, 'getattr(self.peek_event(), "tag", None)', "None",
            "config/files config/mistakes config/init"),
-    Mutant("heads-never-tokens", "nbattn/arguments.py", "heads >= times * most", "False",
+    Mutant("heads-never-tokens", "nbattn/shapes.py", "heads >= times * most", "False",
            "arguments"),
-    Mutant("heads-always-tokens", "nbattn/arguments.py", "heads >= times * most", "heads > most",
+    Mutant("heads-always-tokens", "nbattn/shapes.py", "heads >= times * most", "heads > most",
            "arguments"),
+    # fixes, and ranges of keys
+    Mutant("range-of-holes", "nbattn/key_ranges.py", "!= padding.flatten(1).sum(1)",
+           "< padding.flatten(1).sum(1)", "key_ranges whole/fixes"),
+    Mutant("range-one-short", "nbattn/key_ranges.py", "count - places.flip(1).argmax(1)",
+           "count - 1 - places.flip(1).argmax(1)", "key_ranges whole/fixes"),
+    Mutant("circle-moved-by-offset", "nbattn/axis.py", "operator.index(axis.left) - offset",
+           "operator.index(axis.left) + offset", "whole/fixes"),
+    Mutant("circle-unrolled-short", "nbattn/circles.py", "{rows}{keys - left}:",
+           "{rows}{keys - right}:", "whole/fixes"),
+    Mutant("prefix-not-excluded", "nbattn/axis.py", "key_range=[[{count}, key",
+           "key_range=[[0, key", "whole/fixes"),
+    Mutant("matrix-not-compared", "nbattn/mistaken_masks.py", "if (m.dense(*_lengths(flat[0])) ==",
+           "if (m.dense(*_lengths(flat[0])) >=", "whole/fixes"),
     Mutant("any-rate", "nbattn/planner/cost_table.py", "(1.0, 1e21)", "(5e-324, 1e308)",
            "planner/cost_table"),
     Mutant("packages-of-the-data", "nbattn/planner/cost_table.py",
@@ -820,8 +839,8 @@ MUTANTS = [
     Mutant("numbers-before-pointers", LAUNCH, "argument.buffer[_POINTERS.size :] = numbers",
            "argument.buffer[: -_POINTERS.size] = numbers", "kernels/launch"),
     # work in proportion to a length, and caches that miss
-    Mutant("plans-key-by-key", PLANNER, "    offered = candidates(request, axes)\n",
-           "    offered = candidates(request, axes)\n"
+    Mutant("plans-key-by-key", PLANNER, "    offered = candidates(request, request.axes())\n",
+           "    offered = candidates(request, request.axes())\n"
            "    for _ in range(min(request.key_space[0], 10**5)):\n        pass\n",
            "whole/planning_work whole/decode backends/cuda/candidates backends/cuda/meaning"),
     # one plan, and the logsumexp between plans that are made apart
@@ -873,12 +892,66 @@ MUTANTS = [
            "arguments.check_numbers(scale, softcap)", "pass", "known_calls"),
     Mutant("known-calls-unbounded", "nbattn/known_calls.py", "        KNOWN_CALLS.clear()\n",
            "        pass\n", "known_calls"),
+    Mutant("folders-are-modules", "nbattn/lazy.py", " and spec.origin is not None", "", "lazy"),
+    Mutant("two-suggestions", "nbattn/lazy.py", '{hint}", name=name)', '{hint}")', "lazy"),
+    Mutant("names-by-case", "nbattn/lazy.py", "get_close_matches(name.lower(), ",
+           "get_close_matches(name, ", "lazy"),
+    Mutant("dir-of-everything", "nbattn/__init__.py", "return sorted(_API)",
+           "return sorted(globals())", "lazy"),
+    Mutant("names-not-escaped", NOTEBOOK, "return html.escape(str(value))", "return str(value)",
+           "notebook"),
+    Mutant("prefix-not-drawn", NOTEBOOK, "for start, stop in ends if",
+           "for start, stop in ends[1:] if", "notebook"),
+    Mutant("own-position-always", NOTEBOOK, "any(position in run for run in runs)", "True",
+           "notebook"),
+    Mutant("rings-of-any-length", NOTEBOOK, "axis.stride * -(-steps // axis.stride)", "steps",
+           "notebook"),
+    Mutant("shipped-before-files", "nbattn/config/shipped.py", "or _is(given.is_file)", "",
+           "config/shipped"),
+    Mutant("told-every-time", NOTICES, "_GIVEN.add(key)  # first", "pass  # first",
+           "planner/notices"),
+    Mutant("told-at-torchs-line", NOTICES, 'in ("nbattn", "torch")', 'in ("nbattn",)',
+           "planner/notices"),
+    Mutant("plans-not-told", PLANNER, "    plan = planned(signature)\n    notices.tell(plan)\n",
+           "    plan = planned(signature)\n", "planner/notices"),
+    Mutant("words-are-broken", "nbattn/cli/screen.py", "break_long_words=False",
+           "break_long_words=True", "cli/screen"),
+    Mutant("colours-in-pipes", "nbattn/cli/screen.py", "return is_terminal(stream) and",
+           "return True or", "cli/screen cli/mask"),
+    Mutant("fix-keeps-the-mistake", "nbattn/cli/parser.py",
+           "near[0] + equals + value if other == word", "word if other == word", "cli/parser"),
+    Mutant("interruption-loses-times", "nbattn/bench.py",
+           "    except KeyboardInterrupt:\n        interrupted = True\n",
+           "    except KeyboardInterrupt:\n        rows.clear()\n        raise\n", "cli/bench"),
+    Mutant("advice-twice", "nbattn/doctor/verdict.py", "return list(dict.fromkeys(found))",
+           "return found", "doctor/verdict"),
+    Mutant("quick-report-compiles", "nbattn/doctor/probe.py", "if deep or is_ready", "if True",
+           "doctor/init"),
+    Mutant("picture-of-another-query", "nbattn/cli/mask_picture.py",
+           "axis.key_intervals(query)", "axis.key_intervals(0)", "cli/mask_picture"),
+    Mutant("hint-of-another-cuda", "nbattn/packages.py", '"cupy-cuda12x>=14.2,<15",',
+           '"cupy-cuda13x>=14.2,<15",', "packages"),
     Mutant("faster-by-nothing", "nbattn/planner/explain.py", "_seconds(other) < min(",
            "_seconds(other) > min(", "planner/explain"),
     Mutant("windows-of-no-pairs", FLASH_CANDIDATES, "if all(per_axis) and (several",
            "if True and (several", "backends/flash/candidates"),
     Mutant("numbers-of-a-plan-unchecked", "nbattn/arguments.py",
            'check_numbers(named["scale"], named["softcap"])', "pass", "execute"),
+    # graphs that leave torch
+    Mutant("tiles-one-key-short", "nbattn/graph_masks.py", "hull = axis.left + axis.right + 1 +",
+           "hull = axis.left + axis.right +", "graph_masks"),
+    Mutant("tiles-without-the-gap", "nbattn/graph_masks.py", "column + gap)", "column)",
+           "graph_masks"),
+    Mutant("dense-without-classes", "nbattn/graph_masks.py", "return inside if step == 1 else",
+           "return inside if step else", "graph_masks"),
+    Mutant("graph-lengths-unchecked", "nbattn/graph_masks.py",
+           "axis.is_full or has_one_length", "axis.is_full or True", "export whole/fixes"),
+    Mutant("padding-is-read", "nbattn/standard_form.py",
+           "t.masked_fill(absent, 0)", "t", "standard_form"),
+    Mutant("empty-rows-divide-by-nothing", "nbattn/standard_form.py",
+           "total.masked_fill(empty, 1)", "total", "standard_form"),
+    Mutant("onnx-keeps-the-operator", "nbattn/export.py",
+           "    return not is_captured or", "    return is_captured and", "export"),
     Mutant("vmap-of-nothing", OPS, "t.unflatten(0, (size, batch))",
            "t.unflatten(0, (size, t.shape[0] // max(size, 1)))", "whole/inside_torch"),
     Mutant("threads-forgotten", PLANNER, "return _make(request, cost_table.torch_threads())",
@@ -998,6 +1071,26 @@ MUTANTS = [
            "backends/native/run"),
     Mutant("native-strided-extra-keys", INPUTS, "inputs.extra_key.contiguous()",
            "inputs.extra_key", "backends/native/run"),
+    # fixes
+    Mutant("fix-is-not-tried", REMEDIES, "if ask(change.request).chosen:", "if True:",
+           "planner/remedies"),
+    Mutant("fix-moves-back", REMEDIES, "may_move=is_here", "may_move=True", "planner/remedies"),
+    Mutant("fix-relaxes-all", REMEDIES, "if n != left_out", "if False", "planner/remedies"),
+    Mutant("synonyms-are-unknown", SYNONYMS, "in (_plain(name), *synonyms.get(name, ())):",
+           "in (_plain(name),):", "synonyms whole/fixes"),
+    Mutant("newer-device-is-meant", SYNONYMS, "int(name[3:]) <= wanted", "int(name[3:]) >= wanted",
+           "synonyms whole/fixes"),
+    Mutant("toml-has-null", NOTATION, "if value is None and not self._words[2]", "if False",
+           "config/notation config/mistakes"),
+    Mutant("tensors-in-a-file", NOTATION, "if not _TENSORS.search(parts[n])", "if parts[n]",
+           "config/notation config/mistakes"),
+    Mutant("windows-are-replaced", ANSWERS, '("mask" in table and "causal" in entries[0])',
+           "False", "config/answers"),
+    Mutant("window-counts-the-query", ANSWERS,
+           'return Answer(why, notation.entries({"left": value - 1}))',
+           'return Answer(why, notation.entries({"left": value}))', "config/answers whole/fixes"),
+    Mutant("octal-is-decimal", ANSWERS, 'r"-?(0|[1-9][0-9]*)"', 'r"-?[0-9]+"',
+           "config/answers config/mistakes"),
     Mutant("native-no-warmup", NATIVE, "    host.library()\n\n\ndef forward",
            "    return\n\n\ndef forward", "backends/native/run"),
     Mutant("native-logsumexp-for-nobody", NATIVE,

@@ -8,14 +8,14 @@ import pytest
 import torch
 
 import nbattn
-from nbattn import Axis, Mask, NeighborhoodAttention, arguments
+from nbattn import Axis, Mask, NeighborhoodAttention, shapes
 
 Shape = tuple[int, ...]
 
 
 @pytest.fixture(autouse=True)
 def no_warning_yet(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(arguments, "_WARNED", set[str]())
+    monkeypatch.setattr(shapes, "_WARNED", set[str]())
 
 
 def attention_warnings(query: Shape, key: Shape | None = None) -> list[str]:
@@ -123,6 +123,6 @@ def test_compilers_see_no_warning() -> None:
 
     x = torch.zeros(1, 2, 64)
     torch.compile(both, fullgraph=True, backend="eager")(x)
-    assert not arguments._WARNED
+    assert not shapes._WARNED
     with pytest.warns(UserWarning, match="is taken as"):
         both(x)

@@ -110,7 +110,7 @@ def test_the_last_legal_axis_is_taken(fields: dict[str, Any]) -> None:
 def test_only_the_sides_are_positional() -> None:
     with pytest.raises(TypeError):
         Axis(1, 1, 2)
-    with pytest.raises(TypeError):
+    with pytest.raises(MaskError):
         Axis(size=3)
 
 

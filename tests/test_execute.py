@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import nbattn
 from nbattn import BackendError, Mask, execute
 from nbattn.kernels import host
-from nbattn.planner import planner
+from nbattn.planner import notices, planner
 from nbattn.planner.plan import Plan
 from nbattn.planner.planner import Signature
 from nbattn.program.device import DEVICES
@@ -64,8 +64,10 @@ def test_an_eager_call_plans_once(
     monkeypatch: pytest.MonkeyPatch, plans_that_ran: list[Plan]
 ) -> None:
     looked: list[Signature] = []
-    look_up = planner.planned
-    monkeypatch.setattr(planner, "planned", lambda facts: looked.append(facts) or look_up(facts))
+    look_up = planner.planned_to_run
+    monkeypatch.setattr(
+        planner, "planned_to_run", lambda facts: looked.append(facts) or look_up(facts)
+    )
     planner.KNOWN_CALLS.clear()
     leaves = [t.requires_grad_() for t in tensors()]
     torch.autograd.grad(nbattn.attention(*leaves, CAUSAL).sum(), leaves)
@@ -125,6 +127,7 @@ def test_auto_runs_another_backend_where_its_kernels_turn_out_not_to_compile(
     want = nbattn.attention(*tensors, mask, backend="reference")
     monkeypatch.setattr(host, "_failure", BackendError("a header is missing", "apt install it."))
     monkeypatch.setattr(host, "library", broken)
+    monkeypatch.setattr(notices, "_GIVEN", set())
     leaves = [tensor.requires_grad_() for tensor in tensors]
     with pytest.warns(RuntimeWarning, match="native/window does not work here, tiled/tile runs"):
         out = plan.run(*leaves)

@@ -13,7 +13,9 @@ from functools import cache
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from nbattn import synonyms
 from nbattn.errors import InputError
+from nbattn.packages import install_line
 
 if TYPE_CHECKING:
     from nbattn.geometry import Axes
@@ -171,19 +173,21 @@ FAMILIES: tuple[Family, ...] = (
 
 # How to install each optional package that a plan can use.
 INSTALL = {
-    "c++": "pip install ziglang",
-    "cupy": 'pip install "cupy-cuda13x>=14.2,<15" "nvidia-cuda-nvrtc>=13.0,<14" '
-    '"nvidia-cuda-runtime>=13.0,<14"',
-    "flash-attn": "pip install flash-attn",
+    "c++": install_line("native"),
+    "cupy": install_line("cuda13"),
+    "flash-attn": "pip install flash-attn --no-build-isolation",
     "flash-attn-3": "pip install "
     '"git+https://github.com/Dao-AILab/flash-attention#subdirectory=hopper"',
-    "flash-attn-4": "pip install --pre flash-attn-4",
+    "flash-attn-4": install_line("flash"),
+    "natten": install_line("natten"),
 }
 _ROWS = {row.name: (family, row) for family in FAMILIES for row in family.backends}
 # Every value of `backend=`, every strategy and rewrite, every optional package.
 BACKENDS = (AUTO, *(name for _, row in _ROWS.values() for name in row.names))
 STRATEGIES = tuple(dict.fromkeys(name for family in FAMILIES for name in family.strategies))
 PACKAGES = tuple(name for family in FAMILIES for name in family.packages)
+_NAMED = tuple(name for name in BACKENDS if ":" not in name)  # short enough for a message
+_PROVIDERS = f"flash and flash-model also with {', '.join(f':{p}' for p in _FLASH_PROVIDERS)}"
 
 
 def backend(name: str) -> Backend:
@@ -208,6 +212,15 @@ def packages_on(kind: str) -> tuple[str, ...]:
     ('c++',)
     """
     return tuple(name for row in FAMILIES if row.packages_on == kind for name in row.packages)
+
+
+def packages_of(name: str) -> tuple[str, ...]:
+    """Returns the optional packages of a backend's family, of which a backend may need one.
+
+    >>> packages_of("native"), packages_of("tiled")
+    (('c++',), ())
+    """
+    return _row(name)[0].packages
 
 
 def installed(kind: str) -> tuple[str, ...]:
@@ -241,16 +254,25 @@ def check_names(name: str, require: tuple[str, ...], forbid: tuple[str, ...]) ->
     """
     if name not in BACKENDS:
         raise InputError(
-            f"backend={name!r} is not known.", f"one of {', '.join(map(repr, BACKENDS))}."
+            f"backend={name!r} is not known: one of {', '.join(_NAMED)} ({_PROVIDERS}).",
+            f'backend="{synonyms.meant(name, BACKENDS, synonyms.BACKENDS) or AUTO}"',
         )
     known = (*STRATEGIES, *BACKENDS[1:])
     for argument, traits in (("require", require), ("forbid", forbid)):
         for trait in traits:
             if trait not in known:
                 raise InputError(
-                    f"{argument} names {trait!r}, which is neither a strategy nor a backend.",
-                    f"one of {', '.join(map(repr, known))}.",
+                    f"{argument} names {trait!r}, which is neither a strategy "
+                    f"({', '.join(STRATEGIES)}) nor a backend.",
+                    f"{argument}={_mended(traits, trait, known)}",
                 )
+
+
+def _mended(traits: tuple[str, ...], wrong: str, known: tuple[str, ...]) -> tuple[str, ...]:
+    """The names with the one that was probably meant in place of a wrong one, or without it."""
+    guess = synonyms.meant(wrong, known, {**synonyms.STRATEGIES, **synonyms.BACKENDS})
+    mended = (guess if trait == wrong else trait for trait in traits)
+    return tuple(dict.fromkeys(filter(None, mended)))
 
 
 def _row(name: str) -> tuple[Family, Backend]:

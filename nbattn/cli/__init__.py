@@ -1,30 +1,47 @@
 """The command line: one module per command; this module has exit codes and error messages.
 
 A command module imports only the standard library when it is loaded, so that `doctor` works where
-torch is broken. It defines `add_parser(commands)`, which registers `run(options) -> int`.
+torch is broken. It defines `parser() -> Parser` and `run(options) -> int`.
 """
 
 from __future__ import annotations
 
-import argparse
 import atexit
+import difflib
 import importlib
 import io
 import os
+import shlex
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
-from nbattn.errors import NbattnError
+from nbattn.cli import screen
+from nbattn.cli.parser import Parser
+from nbattn.errors import InputError, NbattnError
 from nbattn.version import __version__
 
 COMMANDS = ("plan", "mask", "doctor", "bench", "tune", "demo", "schema")
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
+_DESCRIPTION = """
+Neighborhood attention for PyTorch: masks, plans and measurements.
+
+commands:
+{commands}
+
+`nbattn COMMAND --help` has the options of a command, and examples.
+"""
 _EPILOG = """
+start here:
+  nbattn doctor
+  nbattn mask --mask 'neighborhood((7, 7))' --query 16,16
+  nbattn plan --mask 'neighborhood((7, 7))' --query 1,56,56,2,32
+
 exit status:
-  0   success
-  1   the command ran, and its result is negative: a plan is not exact, a backend failed
-  2   the command, a file or a shape is invalid; the message on stderr shows a correct form
-  130 interrupted
+  0    success
+  1    the command ran, and its result is negative: a plan is not exact, a backend failed
+  2    the command, a file or a shape is invalid; the message on stderr shows a correct form
+  130  interrupted
 """
 
 
@@ -42,19 +59,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         atexit.register(sys.stdout.close)  # without it Python warns about an unclosed file
     if isinstance(sys.stdout, io.TextIOWrapper):  # file and plan names may not be ASCII
         sys.stdout.reconfigure(errors="backslashreplace")
-    options = parser().parse_args(arguments)
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    name = "nbattn"
     try:
-        status = options.run(options)
+        if words and words[0] in COMMANDS:
+            name = f"nbattn {words[0]}"
+        status = _run(words)
         sys.stdout.flush()  # a closed pipe raises here, not at exit
         return status
     except NbattnError as error:
-        print(f"nbattn {options.command}: {error}", file=sys.stderr)
-        return USAGE
+        screen.complain(name, str(error))
     except ImportError as error:
-        hint = "  fix:   `nbattn doctor` shows what is missing or broken, and what to install."
-        print(f"nbattn {options.command}: {error}.\n{hint}", file=sys.stderr)
-        return USAGE
+        screen.complain(name, f"{error}.\n  fix:   nbattn doctor  # shows what to install")
     except KeyboardInterrupt:
+        screen.complain(name, "interrupted.")
         return INTERRUPTED
     except BrokenPipeError:  # the reader, for example `head`, has closed the pipe
         _silence()
@@ -62,10 +80,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (OSError, MemoryError) as error:
         _silence()
         reason = getattr(error, "strerror", None) or str(error) or "not enough memory"
-        if name := getattr(error, "filename", None):
-            reason = f"{name}: {reason}"
-        print(f"nbattn {options.command}: {reason}.", file=sys.stderr)
-        return USAGE
+        if file := getattr(error, "filename", None):
+            reason = f"{file}: {reason}"
+        screen.complain(name, f"{reason}.")
+    return USAGE
 
 
 def _silence() -> None:
@@ -73,16 +91,41 @@ def _silence() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def parser() -> argparse.ArgumentParser:
-    """Return the parser with all commands."""
-    top = argparse.ArgumentParser(
-        prog="nbattn",
-        description="Neighborhood attention: masks, plans and measurements.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    top.add_argument("--version", action="version", version=f"nbattn {__version__}")
-    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name in COMMANDS:
-        importlib.import_module(f"nbattn.cli.{name}").add_parser(commands)
-    return top
+def _run(words: list[str]) -> int:
+    """Run the command that the first word names. Without any word, print the help: nothing was
+    run, so the status is that of a command that is missing.
+    """
+    if not words:
+        top().print_help()
+        return USAGE
+    first, *rest = words
+    if first == "help":
+        first, rest = (rest[0], ["--help"]) if rest else ("--help", [])
+    if first.startswith("-"):
+        top().read([first])
+        return OK
+    if first not in COMMANDS:
+        _refuse(first, rest)
+    module = importlib.import_module(f"nbattn.cli.{first}")
+    options = module.parser().read(rest)
+    options.command = first
+    return module.run(options)
+
+
+def _refuse(first: str, rest: list[str]) -> NoReturn:
+    """Raise an InputError for a word that is no command."""
+    near = difflib.get_close_matches(first, COMMANDS, 1)
+    if not near:
+        known = ", ".join(COMMANDS)
+        raise InputError(f"{first!r} is not a command; the commands are {known}.", "nbattn --help")
+    problem = f"{first!r} is not a command. Did you mean {near[0]}?"
+    raise InputError(problem, shlex.join(["nbattn", near[0], *rest]))
+
+
+def top() -> Parser:
+    """Return the parser of the program itself, whose help lists the commands."""
+    parsers = (importlib.import_module(f"nbattn.cli.{name}").parser() for name in COMMANDS)
+    listed = "\n".join(f"  {one.command:<8} {one.summary}" for one in parsers)
+    found = Parser("", "", _DESCRIPTION.format(commands=listed), _EPILOG)
+    found.add_argument("--version", action="version", version=f"nbattn {__version__}")
+    return found

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING, Any
+import shlex
+from typing import TYPE_CHECKING
 
 from nbattn.cli import values
+from nbattn.cli.parser import Parser
 from nbattn.errors import InputError
 
 if TYPE_CHECKING:
     from nbattn.config import PlanConfig
+    from nbattn.mask import Mask
     from nbattn.planner.plan import Plan
 
 _SWITCHES = {
@@ -22,31 +25,32 @@ _SWITCHES = {
 }
 
 
-def add_request(parser: argparse.ArgumentParser) -> None:
+def add_request(parser: Parser) -> None:
     """Add the options that select plans; `plans` evaluates them."""
     parser.add_argument("config", nargs="?", metavar="CONFIG", help="TOML, YAML or JSON file")
     parser.add_argument(
         "names", nargs="*", metavar="PLAN", help="plan names in the file; default: all"
     )
-    group = parser.add_argument_group("request")
+    add = parser.add_argument_group("request").add_argument
     text = "a mask, 'Axis(3, 3), Axis(6, 6, border=\"wrap\")', or a mask's name in CONFIG"
-    group.add_argument("--mask", metavar="MASK", help=text)
-    shape = "comma-separated"
-    group.add_argument("--query", type=values.shape, metavar="B,X,...,H,D", help=f"{shape} shape")
-    group.add_argument(
-        "--key", type=values.shape, metavar="B,X,…,Hk,D", help="default: like the query"
-    )
-    group.add_argument("--value-dim", type=int, metavar="DV", help="default: D")
-    group.add_argument("--dtype", help="float16, bfloat16 (default), float32 or float64")
-    group.add_argument("--device", help="cpu, sm_80, sm_90, ...; default: this machine's")
-    group.add_argument("--backend", help="default: auto")
+    add("--mask", metavar="MASK", type=values.text("causal()"), help=text)
+    text = "shape of the queries: batch, one length per axis, heads, head size"
+    add("--query", type=values.shape, metavar="B,X,...,H,D", help=text)
+    add("--key", type=values.shape, metavar="B,X,...,Hk,D", help="default: like the query")
+    add("--value-dim", type=values.count, metavar="DV", help="head size of the values; default: D")
+    text = "float16, bfloat16 (default), float32 or float64"
+    add("--dtype", metavar="DTYPE", type=values.text("float32"), help=text)
+    text = "cpu, sm_80, sm_90, ...; default: this machine's"
+    add("--device", metavar="DEVICE", type=values.text("cpu"), help=text)
+    add("--backend", metavar="NAME", type=values.text("auto"), help="default: auto")
     for name in ("require", "forbid"):
         text = f"strategies or backends to {name}"
-        group.add_argument(f"--{name}", type=values.names, metavar="NAME,...", help=text)
-    group.add_argument("--extra-keys", type=int, metavar="E", help="extra keys for every query")
-    group.add_argument("--softcap", type=float, metavar="C", help="soft cap of the scores")
+        add(f"--{name}", type=values.names, metavar="NAME,...", help=text)
+    text = "extra keys for every query"
+    add("--extra-keys", type=values.whole(0, 2**31 - 1, "4"), metavar="E", help=text)
+    add("--softcap", type=values.number, metavar="C", help="soft cap of the scores")
     for name, text in _SWITCHES.items():
-        group.add_argument(f"--{name}", action="store_true", default=None, help=text)
+        add(f"--{name}", action="store_true", default=None, help=text)
 
 
 def is_asked(options: argparse.Namespace) -> bool:
@@ -80,36 +84,65 @@ def requests(options: argparse.Namespace) -> list[tuple[str, PlanConfig]]:
     changes = {name: value for name, value in flags.items() if value is not None}
     if options.mask is None and options.config is not None:
         return [(name, replace(plan, **changes)) for name, plan in _named(options)]
+    _check_complete(options)
+    return [(str(options.mask), PlanConfig(mask=_mask(options), **changes))]
+
+
+def line(options: argparse.Namespace, *words: str) -> str:
+    """Return a command line of the same command, as a fix."""
+    return shlex.join(["nbattn", options.command, *words])
+
+
+def _check_complete(options: argparse.Namespace) -> None:
+    """Check that --mask and --query are given, and no names of plans.
+
+    Raises:
+        InputError: something is missing or unused; the fix is a complete command line.
+    """
+    file = [options.config] * (options.config is not None)
     if options.mask is None or options.query is None:
+        given = {"--mask": options.mask, "--query": options.query}
+        missing = " and ".join(name for name, value in given.items() if value is None)
+        rank = _mask(options).rank if options.mask else max(1, len(options.query or "....") - 3)
+        local = f"neighborhood(({', '.join('7' * rank)}))"
+        mask = options.mask or ("sliding_window(511)" if rank == 1 else local)
+        space = (4096,) if rank == 1 else (32,) * rank
+        query = ",".join(map(str, options.query or (1, *space, 8, 64)))
+        problem = f"{missing} {'is' if ' ' not in missing else 'are'} missing"
         raise InputError(
-            "the request is missing: give CONFIG, or --mask and --query.",
-            f"nbattn {options.command} CONFIG, or nbattn {options.command} "
-            "--mask 'sliding_window(511)' --query 1,4096,8,64",
+            f"the request is incomplete: {problem}, and no plans of a CONFIG are selected.",
+            line(options, *file, "--mask", mask, "--query", query),
         )
     if options.names:
         raise InputError(
             f"--mask defines the request, so plan names are unused: {', '.join(options.names)}.",
-            "give either --mask or plan names.",
+            line(options, *file, *options.names),
         )
-    return [(options.mask, PlanConfig(mask=_mask(options), **changes))]
 
 
 def _named(options: argparse.Namespace) -> list[tuple[str, PlanConfig]]:
     """Return the selected plans of the file."""
     from nbattn.config import load
 
-    plans = load(options.config).plans
-    for name in options.names or plans or [""]:
+    config = load(options.config)
+    plans = config.plans
+    if not plans:
+        name, mask = next(iter(config.masks.items()), ("full()", None))
+        query = ",".join(map(str, (1, *((32,) * (mask.rank if mask else 1)), 8, 64)))
+        raise InputError(
+            f"{options.config} declares no plans, only masks or layers.",
+            line(options, options.config, "--mask", name, "--query", query),
+        )
+    for name in options.names:
         if name not in plans:
-            known = ", ".join(plans) or "none: it declares masks or layers only"
             raise InputError(
-                f"{options.config} has no plan {name!r}." if name else "no plan to show.",
-                f"plans of {options.config}: {known}.",
+                f"{options.config} has no plan {name!r}; its plans are {', '.join(plans)}.",
+                line(options, options.config, values.nearest(name, list(plans))),
             )
     return [(name, plans[name]) for name in options.names or plans]
 
 
-def _mask(options: argparse.Namespace) -> Any:
+def _mask(options: argparse.Namespace) -> Mask:
     """Return the mask of --mask: a mask of that name in the file, else the parsed text."""
     from nbattn.cli.mask_text import parse_mask
 
@@ -120,6 +153,8 @@ def _mask(options: argparse.Namespace) -> Any:
         if options.mask in masks:
             return masks[options.mask]
         if options.mask.isidentifier():
-            problem = f"{options.config} has no mask {options.mask!r}."
-            raise InputError(problem, f"masks of {options.config}: {', '.join(masks)}.")
+            known = f"its masks are {', '.join(masks)}" if masks else "it declares none"
+            problem = f"{options.config} has no mask {options.mask!r}; {known}."
+            near = values.nearest(options.mask, [*masks, "full()"][: len(masks) or 1])
+            raise InputError(problem, f"--mask {shlex.quote(near)}")
     return parse_mask(options.mask)

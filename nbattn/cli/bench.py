@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import sys
-from collections.abc import Callable
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Generator, Sequence
+from typing import TYPE_CHECKING
 
-from nbattn.cli import arguments, values
+from nbattn.cli import arguments, screen, values
+from nbattn.cli.parser import Parser
+from nbattn.errors import counted
 
 if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.table import Table
-
-    from nbattn.bench import Effort, Job
+    from nbattn.bench import Effort, Job, Row
     from nbattn.planner.plan import Plan
 
 _DESCRIPTION = """
@@ -24,10 +23,13 @@ training plans also forward and backward. A candidate whose result differs from 
 planner's choice is reported and not timed.
 
 Prints a table per plan and pass: time, time divided by the chosen candidate's, useful GFLOP/s
-(over the pairs that the mask allows), the planner's estimate (not a time), and the regret: the
-chosen candidate's time divided by the best time. One thread is timed by the CPU time of the process
-(median), several threads by wall time (shortest), CUDA by events (median). "reference" runs where
-its dense scores fit in 1 GiB.
+(over the pairs that the mask allows), the planner's estimate (from device data, not a time), and
+the regret: the chosen candidate's time divided by the best time. On a terminal the times so far
+are shown while they are measured. Ctrl-C stops: what was measured is printed, and written with
+--json. Nothing else is written.
+
+One thread is timed by the CPU time of the process (median), several threads by wall time
+(shortest), CUDA by events (median). "reference" runs where its dense scores fit in 1 GiB.
 """
 _EPILOG = """
 examples:
@@ -39,40 +41,37 @@ exit status:
   0   all timed candidates agree with the chosen one
   1   a candidate was wrong or failed, or nothing could be measured on this machine
   2   the command, the configuration or a shape is invalid
+  130 interrupted; what was measured until then is printed and written
 """
 
 
-def add_parser(commands: Any) -> None:
-    """Register the command."""
-    parser = commands.add_parser(
-        "bench",
-        help="time every usable backend on the plans of a configuration",
-        description=_DESCRIPTION,
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    arguments.add_request(parser)
-    add = parser.add_argument
-    add("--rounds", type=values.whole, default=7, metavar="N", help="default 7")
-    add(
-        "--seconds",
-        type=values.seconds,
-        default=20.0,
-        metavar="S",
-        help="no round of a job begins after S seconds, and a candidate whose estimate exceeds S "
-        "is skipped; default 20",
-    )
-    add("--threads", type=values.whole, metavar="N", help="threads of torch; default: unchanged")
-    add("--backends", metavar="A,B", help="backends beside the chosen one; default: all")
-    add("--json", type=Path, metavar="FILE", help="write all measurements as JSON")
-    add("--png", type=Path, metavar="FILE", help="draw the times (matplotlib)")
-    parser.set_defaults(run=run)
+_HEADS = ("candidate", "ms", "x chosen", "GFLOP/s", "estimated ms")
+_WIDTHS = (6, 8, 8, 12)  # of the numbers
+
+
+def parser() -> Parser:
+    """Return the parser of the command."""
+    summary = "time every usable backend on the plans of a configuration"
+    found = Parser("bench", summary, _DESCRIPTION, _EPILOG)
+    arguments.add_request(found)
+    add = found.add_argument
+    add("--rounds", type=values.count, default=7, metavar="N", help="default: 7")
+    text = "no round of a job begins after S seconds, and a candidate whose estimate exceeds S is "
+    text += "skipped; default: 20"
+    add("--seconds", type=values.seconds, default=20.0, metavar="S", help=text)
+    text = "threads of torch; default: unchanged"
+    add("--threads", type=values.count, metavar="N", help=text)
+    text = "backends beside the chosen one; default: all"
+    add("--backends", type=values.names, metavar="A,B", help=text)
+    add("--json", type=values.file, metavar="FILE", help="write all measurements as JSON")
+    add("--png", type=values.picture, metavar="FILE", help="draw the times (matplotlib)")
+    return found
 
 
 def run(options: argparse.Namespace) -> int:
     """Measure and report; return the exit status that the epilog lists."""
-    values.check_writable(options.json)
-    values.check_writable(options.png, ".png")
+    values.check_writable("--json", options.json)
+    values.check_writable("--png", options.png, ".png")
     if options.png is not None:
         from nbattn.cli import bench_chart
 
@@ -85,103 +84,115 @@ def run(options: argparse.Namespace) -> int:
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     backends = values.names_of(lambda: families.BACKENDS[1:], "backend", options.backends)
-    plans = {
-        (name, part.request.training): part
+    plans = [
+        (name, part)
         for name, plan in arguments.plans(options).items()
         for part in bench.passes(plan)
-    }
+    ]
     effort = bench.Effort(rounds=options.rounds, seconds=options.seconds, backends=backends)
-    disturbed = bench.why_unreliable("cpu")
-    if disturbed:
-        print(f"nbattn bench: {disturbed}", file=sys.stderr)
+    if disturbed := bench.why_unreliable("cpu"):
+        screen.complain("nbattn bench", disturbed)
     jobs = measure(plans, effort)
-    report(jobs)
+    screen.show(_totals(jobs, len(plans)))
     if options.json is not None:
         options.json.write_text(json.dumps(bench.record(jobs, effort), indent=1) + "\n")
+        screen.show(f"written: {options.json}")
     if options.png is not None:
         from nbattn.cli import bench_chart
 
-        bench_chart.save(jobs, options.png)
+        if bench_chart.save(jobs, options.png):
+            screen.show(f"written: {options.png}")
+    if jobs[-1].interrupted:
+        return 130
     failed = any(row.wrong for job in jobs for row in job.rows)
     return int(failed or not any(job.timed for job in jobs))
 
 
-def measure(plans: dict[tuple[str, bool], Plan], effort: Effort) -> list[Job]:
-    """Measure every job, with a progress bar on a terminal."""
-    from rich.console import Console
-    from rich.progress import Progress
-
+def measure(plans: Sequence[tuple[str, Plan]], effort: Effort) -> list[Job]:
+    """Measure every job and print its table; stop after an interruption."""
     from nbattn import bench
 
-    screen, jobs = Console(stderr=True), list[bench.Job]()
-    with Progress(console=screen, disable=not screen.is_terminal, transient=True) as progress:
-        whole = progress.add_task("plans", total=len(plans))
-        for (name, _), plan in plans.items():
-            turns = len(bench.candidates(plan, effort)) * effort.rounds
-            task = progress.add_task(name, total=turns)
-            done = _advance(progress, task)
-            jobs.append(bench.measure(name, plan, effort, done))
-            progress.remove_task(task)
-            progress.advance(whole)
+    jobs: list[Job] = []
+    for name, plan in plans:
+        title = f"{bench.Job(name, plan).title}: {plan.request.summary()}"
+        screen.show(screen.styled(screen.wrapped(title, rest="  "), "bold"))
+        with _shown_while_measured(name, plan) as seen:
+            job = bench.measure(name, plan, effort, seen)
+        jobs.append(job)
+        if job.rows:
+            screen.show("\n".join(table(job)))
+        screen.show(screen.wrapped(verdict(job), "  ") + "\n")
+        if job.interrupted:
+            break
     return jobs
 
 
-def _advance(progress: Any, task: Any) -> Callable[[str], None]:
-    return lambda name: progress.advance(task)
-
-
-def report(jobs: list[Job]) -> None:
-    """Print the tables and the totals; plain text where stdout is not a terminal."""
-    screen = console()
-    with screen.capture() as captured:
-        for job in jobs:
-            screen.print(f"{job.title}: {job.plan.request.summary()}", style="bold")
-            if job.rows:
-                screen.print(_table(job))
-            screen.print(f"  {_verdict(job)}\n")
-        screen.print(_totals(jobs))
-    print("\n".join(line.rstrip() for line in captured.get().splitlines()))
-
-
-def console() -> Console:
-    """Return a rich console on a terminal, a plain one of 160 columns elsewhere."""
+@contextlib.contextmanager
+def _shown_while_measured(name: str, plan: Plan) -> Generator[Callable[[Row], None]]:
+    """On a terminal, shows the table so far while it grows; it is gone at the end."""
+    if not screen.is_terminal(sys.stdout):
+        yield lambda row: None
+        return
     from rich.console import Console
+    from rich.live import Live
+    from rich.text import Text
 
-    screen = Console(markup=False, highlight=False, soft_wrap=True)
-    if screen.is_terminal:
-        return screen
-    return Console(
-        width=160, color_system=None, no_color=True, markup=False, highlight=False, soft_wrap=True
-    )
+    from nbattn.bench import Job
+
+    rows: dict[str, Row] = {}
+    with Live(console=Console(), transient=True, auto_refresh=False) as live:
+
+        def seen(row: Row) -> None:
+            rows[row.name] = row
+            lines = "\n".join(table(Job(name, plan, tuple(rows.values()))))
+            rounds = max((len(r.samples.seconds) for r in rows.values() if r.samples), default=0)
+            so_far = f"  measuring, round {rounds or 1}; Ctrl-C stops and keeps what is measured"
+            live.update(Text.from_ansi(f"{lines}\n{so_far}"), refresh=True)
+
+        yield seen
 
 
-def _table(job: Job) -> Table:
-    from rich.table import Table
-
-    table = Table(box=None, padding=(0, 3, 0, 0))
-    table.add_column("  candidate", no_wrap=True)
-    for name in ("ms", "x chosen", "GFLOP/s", "estimate ms"):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("", overflow="fold")
+def table(job: Job) -> list[str]:
+    """Return the lines of a job's table, the fastest candidate first."""
     times = dict(job.timed)
+    rows = sorted(job.rows, key=lambda row: times.get(row.name, float("inf")))
+    name = max(len(_HEADS[0]), *(len(row.name) for row in rows))
+    lines = [_line(name, *_HEADS)]
     chosen = job.plan.chosen.name
-    for row in sorted(job.rows, key=lambda row: times.get(row.name, float("inf"))):
+    for row in rows:
         estimate = "" if row.estimate is None else _ms(row.estimate)
         if row.seconds is None:
-            table.add_row(f"  {row.name}", "", "", "", estimate, row.reason)
+            note = row.reason or "checked, waits for its first round"
+            start = _line(name, row.name, "", "", "", estimate) + "  "
+            is_piped = not screen.is_terminal(sys.stdout)
+            lines.append(start + note if is_piped else _below(start, note, name))
             continue
         ratio = f"{row.seconds / times[chosen]:.2f}" if chosen in times else ""
         flops = f"{job.useful_flops / row.seconds / 1e9:.3g}"
-        mark = "chosen" if row.name == chosen else ""
-        table.add_row(f"  {row.name}", _ms(row.seconds), ratio, flops, estimate, mark)
-    return table
+        cells = _line(name, row.name, _ms(row.seconds), ratio, flops, estimate)
+        is_chosen = row.name == chosen
+        line = cells + "  chosen" * is_chosen
+        lines.append(screen.styled(line, "green") if is_chosen else line)
+    return lines
+
+
+def _line(width: int, name: str, *numbers: str) -> str:
+    cells = (f"{text:>{size}}" for text, size in zip(numbers, _WIDTHS, strict=True))
+    return f"  {name:<{width}}  {'  '.join(cells)}"
+
+
+def _below(start: str, note: str, width: int) -> str:
+    """Returns a row without times, its reason beside it or wrapped below it."""
+    if len(start) + len(note) <= screen.width():
+        return start + note
+    return f"{start.rstrip()}\n{screen.wrapped(note, ' ' * 4)}"
 
 
 def _ms(seconds: float) -> str:
     return f"{1e3 * seconds:.3g}" if seconds < 1 else f"{1e3 * seconds:.0f}"
 
 
-def _verdict(job: Job) -> str:
+def verdict(job: Job) -> str:
     """Compare the planner's choice with the fastest candidate, as text."""
     if job.regret is None:
         return f"not measured: {job.skipped}"
@@ -193,15 +204,19 @@ def _verdict(job: Job) -> str:
     return f"regret {job.regret:.2f}: {best} is faster than the chosen {job.plan.chosen.name}"
 
 
-def _totals(jobs: list[Job]) -> str:
-    """Return the last lines: threads, clocks, and failed candidates."""
+def _totals(jobs: list[Job], wanted: int) -> str:
+    """Return the last lines: clocks, what estimates are, failed candidates, an interruption."""
     import torch
 
     clocks = {
         row.samples.clock.title: None for job in jobs for row in job.rows if row.samples is not None
     }
     wrong = [f"{row.name} on {job.title}" for job in jobs for row in job.rows if row.wrong]
-    lines = [f"{torch.get_num_threads()} thread(s), {title}" for title in clocks]
+    lines = [f"{counted(torch.get_num_threads(), 'thread')}, {title}" for title in clocks]
+    lines += ["estimated: by the planner from device data, not a time"] * bool(clocks)
     lines += [f"WRONG or failed: {', '.join(wrong)}"] if wrong else []
-    lines += [] if clocks else ["nothing could be measured on this machine"]
-    return "\n".join(lines)
+    if jobs[-1].interrupted:
+        lines.append(f"interrupted in job {len(jobs)} of {wanted}; the times are of fewer rounds")
+    elif not clocks:
+        lines.append("nothing could be measured on this machine; --device cpu measures its CPU")
+    return "\n".join(screen.wrapped(line, rest="  ") for line in lines)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nbattn.errors import InputError
+from nbattn.packages import install_line
 
 if TYPE_CHECKING:
     from nbattn.bench import Job
@@ -23,18 +24,18 @@ def check_installed() -> None:
     try:
         import matplotlib as matplotlib
     except ImportError:
-        fix = "pip install 'nbattn[viz]', or omit --png."
-        raise InputError("--png needs matplotlib, which is not installed.", fix) from None
+        problem = "--png needs matplotlib, which is not installed."
+        raise InputError(problem, install_line("viz")) from None
 
 
-def save(jobs: list[Job], path: Path) -> None:
-    """Write the chart as a PNG. Jobs without times are left out; with none at all, no file."""
+def save(jobs: list[Job], path: Path) -> bool:
+    """Write the chart as a PNG; return whether there was something to draw: jobs with times."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     timed = [job for job in jobs if job.timed]
     if not timed:
-        return
+        return False
     heights = [_PANEL + _BAR * len(job.timed) for job in timed]
     figure = Figure(figsize=(_WIDTH, sum(heights) + 0.5), layout="constrained")
     FigureCanvasAgg(figure)
@@ -42,6 +43,7 @@ def save(jobs: list[Job], path: Path) -> None:
     for axes, job in zip(grid[:, 0], timed, strict=True):
         _panel(axes, job)
     figure.savefig(path, dpi=144, format="png")
+    return True
 
 
 def _panel(axes: Any, job: Job) -> None:

@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import json
-import shutil
+import math
+import re
+import shlex
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nbattn.cli import values
+from nbattn.cli import mask_picture, screen, values
 from nbattn.cli.mask_text import parse_lengths, parse_mask
+from nbattn.cli.parser import Parser
 from nbattn.errors import InputError
 
 if TYPE_CHECKING:
+    from nbattn.geometry import Axes
     from nbattn.mask import Mask
 
     Space = tuple[int, ...]
 
-_ASCII = str.maketrans("■◆◇▣▤◧⬚·‹›–×", "#@o$=+.:<>-x")
 _DESCRIPTION = """
-Shows which keys every query attends to: a description of each axis, the number of keys per query,
-and a matrix of queries (down) and keys (across). A long axis is drawn by tiles.
+Show which keys every query attends to: on two and three axes a picture of the keys of one query;
+then for every axis a description, the number of keys per query, and a matrix of queries (down) and
+keys (across). A long axis is drawn by tiles. Writes nothing without --png.
 
 The mask comes from a configuration file (CONFIG NAME) or from --mask, in Python syntax.
 The legend explains the symbols. An output without Unicode gets ASCII symbols instead.
@@ -32,6 +34,7 @@ examples:
   nbattn mask --mask 'Axis(3, 3, border="shift")' --query 12
   nbattn mask --mask 'Axis(8, 0), Axis(3, 3, dilation=2)' --query 16,24
   nbattn mask --mask 'causal("bottom-right")' --query 4 --key 12
+  nbattn mask --mask 'neighborhood((7, 7))' --query 32,32 --at 0,31
   nbattn mask --mask 'neighborhood((7, 7))' --query 32,32 --png nat.png
   nbattn mask configs/video_3d.toml encoder --query 8,24,24 --json
 
@@ -42,72 +45,132 @@ exit status:
 
 
 _FIGURE = {"device": "cpu", "dtype": "float32", "heads": 8, "head_dim": 64, "backend": "auto"}
+_COLOURS = {"■": "32", "◆": "1;33", "◇": "33", "▣": "36", "▤": "35", "◧": "32", "⬚": "2", "·": "2"}
 
 
-def add_parser(commands: Any) -> None:
-    """Register the command."""
-    parser = commands.add_parser(
-        "mask",
-        help="show which keys each query attends to",
-        description=_DESCRIPTION,
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add = parser.add_argument
-    add("config", nargs="?", metavar="CONFIG", help="a TOML or YAML file with [masks.NAME]")
+def parser() -> Parser:
+    """Return the parser of the command."""
+    found = Parser("mask", "show which keys each query attends to", _DESCRIPTION, _EPILOG)
+    add = found.add_argument
+    add("config", nargs="?", metavar="CONFIG", help="a TOML, YAML or JSON file with masks")
     add("name", nargs="?", metavar="NAME", help="mask name; optional if CONFIG has one mask")
-    add("--mask", metavar="TEXT", help="a mask in Python syntax, instead of CONFIG")
-    add("--query", required=True, metavar="N,N", help="queries per axis: 8,24,24")
-    add("--key", metavar="N,N", help="keys per axis (default: like --query)")
+    text = "a mask in Python syntax, instead of CONFIG"
+    add("--mask", metavar="TEXT", type=values.text("causal()"), help=text)
+    lengths = values.text("16,16")
+    add("--query", metavar="N,N", type=lengths, help="queries per axis: 8,24,24")
+    add("--key", metavar="N,N", type=lengths, help="keys per axis; default: like --query")
+    text = "the query whose keys are drawn, on two axes or more; default: in the middle"
+    add("--at", metavar="I,I", type=values.text("8,8"), help=text)
     add("--json", action="store_true", help="print JSON, with the pairs of every cell")
-    add(
-        "--png",
-        metavar="PATH",
-        help="also write a figure: matrices, tiles of a plan, neighborhoods",
-    )
-    add(
-        "--device",
-        metavar="NAME",
-        help="device of the plan in the figure, for example sm_90 (default: cpu)",
-    )
-    add("--dtype", metavar="NAME", help="dtype of that plan (default: float32)")
-    add("--heads", type=int, metavar="H", help="heads of that plan (default: 8)")
-    add("--head-dim", type=int, metavar="D", help="head size of that plan (default: 64)")
-    add("--backend", metavar="NAME", help="backend of that plan (default: auto)")
-    parser.set_defaults(run=run)
+    text = "also write a figure: matrices, tiles of a plan, neighborhoods"
+    add("--png", type=values.picture, metavar="FILE", help=text)
+    add = found.add_argument_group("plan of the figure").add_argument
+    text = "device, for example sm_90; default: cpu"
+    add("--device", metavar="NAME", type=values.text("cpu"), help=text)
+    add("--dtype", metavar="NAME", type=values.text("float32"), help="default: float32")
+    add("--heads", type=values.count, metavar="H", help="default: 8")
+    add("--head-dim", type=values.count, metavar="D", help="default: 64")
+    add("--backend", metavar="NAME", type=values.text("auto"), help="default: auto")
+    return found
 
 
 def run(options: argparse.Namespace) -> int:
     """Print the text picture or JSON, and write the figure."""
-    from nbattn import draw
-
     mask = find(options)
     used = [name for name in _FIGURE if getattr(options, name) is not None]
     if used and options.png is None:
         name = used[0].replace("_", "-")
         raise InputError(
             f"--{name} applies to the figure's plan, but --png is missing.",
-            f"--png mask.png --{name} …",
+            f"--png mask.png --{name} {getattr(options, used[0])}",
         )
-    if options.png is not None:
-        values.check_writable(Path(options.png), ".png")
+    values.check_writable("--png", options.png, ".png")
+    if options.query is None:
+        given = ["--mask", options.mask, options.config, options.name]
+        words = given[:2] if options.mask else [word for word in given[2:] if word]
+        line = ["nbattn", "mask", *words, "--query", ",".join(["16"] * mask.rank)]
+        raise InputError("--query is missing: the queries per axis.", shlex.join(line))
     query = parse_lengths("--query", options.query)
     key = query if options.key is None else parse_lengths("--key", options.key)
+    _check_lengths(query, key)
     if options.json:
-        text = json.dumps(facts(mask, query, key), indent=2)
+        shown = json.dumps(facts(mask, query, key), indent=2)
     else:
-        text = f"{mask!r}\n\n{draw.picture(mask, query, key, cells=_cells(query))}"
+        shown = _coloured(text(mask, query, key, options.at))
     if options.png is not None:
         _write_png(options, mask, query, key)
-    print(_printable(text))
+        shown += f"\n\nwritten: {options.png}" * (not options.json)
+    screen.show(shown)
     return 0
+
+
+def _check_lengths(query: Space, key: Space) -> None:
+    from nbattn.mask_symbols import LONGEST
+
+    longest = max(*query, *key)
+    if longest > LONGEST:
+        shorter = [",".join(str(min(length, 1024)) for length in space) for space in (query, key)]
+        raise InputError(
+            f"{longest} is longer than {LONGEST}, up to which pictures go; a shorter axis shows "
+            "the same.",
+            f"--query {shorter[0]}" + f" --key {shorter[1]}" * (query != key),
+        )
+
+
+def text(mask: Mask, query: Space, key: Space, at: str | None) -> str:
+    """Return the mask, the picture of one query's keys, and the matrices of all axes."""
+    from nbattn import draw, geometry
+
+    axes = geometry.bind(mask, query, key)
+    matrices = draw.picture(mask, query, key, **_fitting(axes))
+    parts = [screen.wrapped(repr(mask), rest="  ")]
+    if len(axes) > 1 and math.prod(query) and math.prod(key):
+        one = mask_picture.middle(query) if at is None else parse_lengths("--at", at)
+        mask_picture.check_query(one, query)
+        parts.append(_legend(mask_picture.picture(axes, one, screen.width())))
+    elif at is not None:
+        raise InputError(
+            "--at chooses the query of a picture on two axes or more; this mask has one.",
+            f"--query {','.join(map(str, query))}",
+        )
+    return "\n\n".join([*parts, *map(_legend, matrices.split("\n\n"))])
+
+
+def _legend(part: str) -> str:
+    """Wraps the legend between its entries, and sentences above a matrix."""
+    if "\n" in part or "   " not in part:
+        return "\n".join(line if line[:1] == " " else _sentence(line) for line in part.splitlines())
+    entries = [entry.replace(" ", screen.TIED) for entry in part.split("   ")]
+    return screen.wrapped("  ".join(entries)).replace(screen.TIED, " ")
+
+
+def _sentence(line: str) -> str:
+    is_row = line[:1].isdigit() and not {*line}.isdisjoint(_COLOURS)
+    return line if is_row else screen.wrapped(line, rest="  ")
+
+
+def _coloured(picture: str) -> str:
+    """Return the picture with its signs in colours, where the output has them."""
+    if not screen.has_colours(sys.stdout):
+        return picture
+
+    def coloured(run: re.Match[str]) -> str:
+        return f"\x1b[{_COLOURS[run[0][0]]}m{run[0]}\x1b[0m"
+
+    return re.sub(f"([{''.join(_COLOURS)}])( ?\\1)*", coloured, picture)
 
 
 def find(options: argparse.Namespace) -> Mask:
     """Return the mask of `--mask`, or of CONFIG and NAME."""
     if (options.mask is None) == (options.config is None):
         problem = "two masks are given" if options.mask else "no mask is given"
-        raise InputError(f"{problem}.", "either CONFIG NAME, or --mask 'neighborhood((7, 7))'.")
+        query = options.query or "16,16"
+        rank = query.count(",") + 1
+        example = "causal()" if rank == 1 else f"neighborhood(({', '.join('7' * rank)}))"
+        words = ["nbattn", "mask", "--mask", options.mask or example]
+        raise InputError(
+            f"{problem}: give CONFIG and NAME, or --mask.", shlex.join([*words, "--query", query])
+        )
     return _configured(options) if options.mask is None else parse_mask(options.mask)
 
 
@@ -144,41 +207,37 @@ def facts(mask: Mask, query: Space, key: Space) -> dict[str, Any]:
 
 
 def _configured(options: argparse.Namespace) -> Mask:
-    from nbattn.config import load  # pyright: ignore
+    from nbattn.config import load
 
     masks: dict[str, Mask] = load(options.config).masks
-    known = ", ".join(masks) or "none"
-    if options.name is None:
-        if len(masks) == 1:
-            return next(iter(masks.values()))
-        raise InputError(f"{options.config} has {len(masks)} masks.", f"name one of: {known}.")
+    if len(masks) == 1 and options.name is None:
+        return next(iter(masks.values()))
+    if not masks:
+        problem = f"{options.config} declares no masks."
+        raise InputError(problem, "--mask 'neighborhood((7, 7))'")
     if options.name not in masks:
-        near = difflib.get_close_matches(options.name, masks, 1)
-        hint = "".join(f"did you mean {candidate!r}? " for candidate in near)
-        raise InputError(
-            f"{options.config} has no mask {options.name!r}.", f"{hint}It has: {known}."
-        )
+        known = ", ".join(masks)
+        problem = f"{options.config} has {len(masks)} masks: {known}."
+        if options.name is not None:
+            problem = f"{options.config} has no mask {options.name!r}; its masks are {known}."
+            problem += values.guess(options.name, list(masks))
+        name = values.nearest(options.name or "", list(masks))
+        query = options.query or ",".join(["16"] * masks[name].rank)
+        words = ["nbattn", "mask", options.config, name, "--query", query]
+        raise InputError(problem, shlex.join(words))
     return masks[options.name]
 
 
-def _cells(query: Space) -> int:
-    """Return the number of cells that fit the terminal, at most `CELLS`; `CELLS` in a pipe."""
+def _fitting(axes: Axes) -> dict[str, Any]:
+    """Return the cells of a matrix that fit the width, and the gap between them: none where an axis
+    fits only without.
+    """
     from nbattn.draw import CELLS
 
-    if not sys.stdout.isatty():
-        return CELLS
-    digits = len(str(max(query, default=0)))
-    return max(8, min(CELLS, (shutil.get_terminal_size().columns - digits - 2) // 2))
-
-
-def _printable(text: str) -> str:
-    """Return the text, with ASCII symbols where the output encoding lacks the others."""
-    encoding = sys.stdout.encoding or "ascii"
-    try:
-        text.encode(encoding)
-    except UnicodeEncodeError:
-        text = text.translate(_ASCII).encode(encoding, "replace").decode(encoding)
-    return text
+    longest = max((max(axis.queries, axis.keys) for axis in axes), default=0)
+    room = screen.width() - len(str(longest)) - 2
+    spaced = max(8, min(CELLS, room // 2))
+    return {"cells": room, "gap": ""} if spaced < longest <= room else {"cells": spaced}
 
 
 def _write_png(options: argparse.Namespace, mask: Mask, query: Space, key: Space) -> None:
@@ -191,4 +250,4 @@ def _write_png(options: argparse.Namespace, mask: Mask, query: Space, key: Space
     }
     heads = settings.pop("heads"), settings.pop("head_dim")
     shapes = [(1, *space, *heads) for space in (query, key)]
-    plot.save(plot.figure(plan(mask, *shapes, **settings)), options.png)
+    plot.save(plot.figure(plan(mask, *shapes, **settings)), str(options.png))

@@ -24,7 +24,7 @@ MAKERS: dict[str, Callable[..., Any]] = {
     "from_transformers": Mask.from_transformers,
 }
 LONGEST_TEXT = 2000
-_EXAMPLES = "neighborhood((7, 7), dilation=2), or sliding_window(511), or one Axis(…) per axis"
+_EXAMPLE = "--mask 'Axis(3, 3)'  # an Axis per axis, or neighborhood((7, 7)), sliding_window(511)"
 
 
 def parse_mask(text: str) -> Mask:
@@ -62,14 +62,14 @@ def parse_lengths(option: str, text: str) -> tuple[int, ...]:
     for part in parts:
         if not (part.isascii() and part.isdigit() and len(part) <= 10):
             raise InputError(
-                f"{option} {text!r:.200}: {part!r:.50} is not a length.",
-                f"{option} 8,24,24: whole numbers >= 0, one per axis.",
+                f"{option} {text!r:.200}: {part!r:.50} is not a whole number >= 0, one per axis.",
+                f"{option} {','.join(['8'] * len(parts))}",
             )
     return tuple(map(int, parts))
 
 
 def _wrong(problem: str, text: str, fix: str = "") -> InputError:
-    return InputError(f"{problem}.", fix or f"{_EXAMPLES}.", text[:200])
+    return InputError(f"{problem}.", fix or _EXAMPLE, text[:200])
 
 
 def _tree(text: str) -> ast.expr:
@@ -127,7 +127,7 @@ def _literal(where: str, node: ast.expr, text: str) -> Any:
 
 def _check_names(maker: str, positional: list[Any], named: dict[str, Any], text: str) -> None:
     """Check that the arguments match the constructor's signature."""
-    known = inspect.signature(MAKERS[maker]).parameters
+    known = _parameters(MAKERS[maker])
     ordered = [name for name, p in known.items() if p.kind is not p.KEYWORD_ONLY]
     for name in named:
         if name not in known:
@@ -141,7 +141,14 @@ def _check_names(maker: str, positional: list[Any], named: dict[str, Any], text:
     needed = [name for name, p in known.items() if p.default is p.empty]
     for name in needed[len(positional) :]:
         if name not in named:
-            raise _wrong(f"{maker} needs {name}", text, _EXAMPLES + ".")
+            raise _wrong(f"{maker} needs {name}", text)
+
+
+def _parameters(maker: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    """Return the parameters of a constructor; those of an axis are of its fields."""
+    if not isinstance(maker, type):
+        return dict(inspect.signature(maker).parameters)
+    return dict([*inspect.signature(maker.__init__).parameters.items()][1:])
 
 
 def _names(name: str, known: list[str]) -> str:

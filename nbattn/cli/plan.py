@@ -5,23 +5,25 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from nbattn.cli import arguments
+from nbattn.cli import arguments, screen
+from nbattn.cli.parser import Parser
 
 if TYPE_CHECKING:
+    from nbattn.planner.explain import Line
     from nbattn.planner.plan import Plan
 
 _DESCRIPTION = """
-Show how the planner runs an attention: the chosen candidate, all other ones with
-their costs, and the reason for each refusal. Needs no device.
+Show which kernel would run an attention, and how to get a faster one; then the other candidates
+with their costs, and the reason for each refusal. Needs no device and writes nothing.
 
-Requests come from a configuration (all plans or the named ones), or from --mask
-and --query. Options override the configuration.
+Requests come from a configuration (all plans or the named ones), or from --mask and --query.
+Options override the configuration.
 """
 _EPILOG = """
-A cost is a measured time where `nbattn tune` has measured exactly this request, else
-an estimate from device data; the last line of a plan shows which of them ranked it.
+A cost is a measured time where `nbattn tune` has measured exactly this request, else an estimate
+from device data; the last line of a plan shows which of them ranked it.
 
 examples:
   nbattn plan configs/nat_tiny.toml
@@ -34,27 +36,20 @@ exit status:
   1  with --verify: a plan computes other pairs than its mask
   2  a file, mask or shape is invalid, or no backend supports the request
 """
+_LABEL = 9  # columns of the labels "choice", "faster", "request"
+_ROOM = 60  # columns for reasons beside the costs; with less they stand below
+_STYLES = {"chosen": ("bold", "green"), "refused": ("dim",), "by name": ("dim",)}
 
 
-_NARROW = 70  # columns; a narrower terminal gets plain text instead of a table
-
-
-def add_parser(commands: Any) -> None:
-    """Register the command."""
-    parser = commands.add_parser(
-        "plan",
-        help="show which kernel would run, and why",
-        description=_DESCRIPTION,
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    arguments.add_request(parser)
-    parser.add_argument("--all", action="store_true", help="every candidate with every reason")
-    parser.add_argument("--json", action="store_true", help="print JSON instead of text")
-    parser.add_argument(
-        "--verify", action="store_true", help="prove that each plan computes exactly its mask"
-    )
-    parser.set_defaults(run=run)
+def parser() -> Parser:
+    """Return the parser of the command."""
+    found = Parser("plan", "show which kernel would run, and why", _DESCRIPTION, _EPILOG)
+    arguments.add_request(found)
+    add = found.add_argument
+    add("--all", action="store_true", help="every candidate with every reason")
+    add("--json", action="store_true", help="print JSON instead of text")
+    add("--verify", action="store_true", help="prove that each plan computes exactly its mask")
+    return found
 
 
 def run(options: argparse.Namespace) -> int:
@@ -64,10 +59,13 @@ def run(options: argparse.Namespace) -> int:
     if options.json:
         exact = {name: {"verified": name not in wrong} for name in plans if options.verify}
         records = [{"name": n} | p.to_dict() | exact.get(n, {}) for n, p in plans.items()]
-        print(json.dumps(records, indent=1))
-    else:
-        proofs = {n: wrong.get(n, "exact: every pair of the mask once, no other") for n in plans}
-        _print(plans, proofs if options.verify else {}, every=options.all)
+        screen.show(json.dumps(records, indent=1))
+        return 1 if wrong else 0
+    proofs = {n: wrong.get(n, "exact: every pair of the mask once, no other") for n in plans}
+    for number, (name, plan) in enumerate(plans.items()):
+        if number:
+            screen.show()
+        screen.show(text(name, plan, proofs[name] if options.verify else "", every=options.all))
     return 1 if wrong else 0
 
 
@@ -80,41 +78,58 @@ def _wrong(plans: dict[str, Plan]) -> Iterator[tuple[str, str]]:
             yield name, f"NOT EXACT: {error}"
 
 
-def _print(plans: dict[str, Plan], proofs: dict[str, str], *, every: bool) -> None:
-    """Print every plan: a table on a wide terminal, `explain()` elsewhere."""
-    from rich.console import Console
+def text(name: str, plan: Plan, proof: str, *, every: bool) -> str:
+    """Return one plan as text: the choice and how to get a faster one first, then the request, the
+    other candidates, and what ranked them.
+    """
+    from nbattn.planner.explain import candidate_lines, cost_of, faster
 
-    from nbattn.planner.explain import explain
+    chosen = plan.chosen
+    choice = f"{chosen.name}, {cost_of(chosen)}"
+    lines = [
+        screen.styled(name, "bold"),
+        _labelled("choice", choice, "bold", "green"),
+        _labelled("", chosen.work()),
+        _labelled("faster", faster(plan)),
+        _labelled("mask", repr(plan.request.mask)),
+        _labelled("request", plan.request.summary()),
+    ]
+    if proof:
+        lines.append(_labelled("proof", proof, *(("bold", "red") if "NOT" in proof else ())))
+    lines += ["", *_candidates(list(candidate_lines(plan, every=every)))]
+    if not every:
+        lines.append(screen.wrapped(f"--all lists all {len(plan.candidates)} candidates.", "  "))
+    return "\n".join([*lines, screen.wrapped(plan.decided_by(), "  ")])
 
-    console = Console()
-    for number, (name, plan) in enumerate(plans.items()):
-        if number:
-            print()
-        if console.is_terminal and console.width >= _NARROW:
-            _table(console, name, plan, every)
+
+def _labelled(label: str, content: str, *styles: str) -> str:
+    start = f"  {label:<{_LABEL}}"
+    return start + screen.styled(screen.wrapped(content, start)[len(start) :], *styles)
+
+
+def _candidates(lines: list[Line]) -> Iterator[str]:
+    """Yield one block per candidate: state, name and cost, and what it does or why not."""
+    rows = [_row(line) for line in lines]
+    sizes = [max(len(row[number]) for row in rows) for number in range(3)]
+    is_wide = screen.width() - sum(sizes) >= _ROOM
+    for line, row in zip(lines, rows, strict=True):
+        shown = row if is_wide else row[: 2 + bool(row[2])]
+        cells = [f"{cell:<{size}}" for cell, size in zip(shown, sizes, strict=False)]
+        head = f"  {'  '.join(cells)}  "
+        reasons = [] if line.state == "chosen" else [*line.reasons]  # said above
+        if (line.cost and not is_wide) or screen.width() - len(head) < screen.NARROWEST:
+            indent = " " * min(sizes[0] + 6, screen.width() - screen.NARROWEST)
+            block = [
+                screen.wrapped(head.strip(), "  "),
+                *(screen.wrapped(r, indent) for r in reasons),
+            ]
         else:
-            print(f"{name}\n{explain(plan, every=every, how='--all')}")
-        if name in proofs:
-            print(f"  proof     {proofs[name]}")
+            first, *rest = reasons or [""]
+            block = [screen.wrapped(first, head)]
+            block += [screen.wrapped(reason, " " * len(head)) for reason in rest]
+        yield screen.styled("\n".join(block), *_STYLES.get(line.state, ()))
 
 
-def _table(console: Any, name: str, plan: Plan, every: bool) -> None:
-    """Print one plan as a table with one row per candidate."""
-    from rich.table import Table
-
-    from nbattn.planner.explain import candidate_lines, faster
-
-    table = Table(title=name, title_justify="left", caption_justify="left", show_edge=False)
-    hidden = "" if every else f"\n--all lists all {len(plan.candidates)} candidates."
-    table.caption = f"{plan.decided_by()}{hidden}"
-    for column in ("candidate", "cost", "times"):
-        table.add_column(column, justify="left" if column == "candidate" else "right", no_wrap=True)
-    table.add_column("what it does, or why not")
-    for line in candidate_lines(plan, every=every):
-        style = {"chosen": "bold green", "equal": "", "slower": ""}.get(line.state, "dim")
-        ratio = f"{line.ratio:.3g}" if line.ratio else "1" * (line.state in ("chosen", "equal"))
-        cost = line.cost or line.state
-        table.add_row(line.name, cost, ratio, "\n".join(line.reasons), style=style)
-    head = f"{plan.request.mask!r}\n{plan.request.summary()}\nfaster: {faster(plan)}"
-    console.print(head, soft_wrap=True, markup=False)
-    console.print(table, highlight=False)
+def _row(line: Line) -> tuple[str, str, str]:
+    ratio = f" ({line.ratio:.3g}x)" if line.ratio else ""
+    return line.state, line.name, f"{line.cost}{ratio}"

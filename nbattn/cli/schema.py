@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
-from typing import Any
+
+from nbattn.cli import screen
+from nbattn.cli.parser import Parser
 
 _DESCRIPTION = """
 Print the JSON schema of configurations: masks, layers and plan requests.
@@ -18,21 +20,14 @@ examples:
 """
 
 
-def add_parser(commands: Any) -> None:
-    """Register the command."""
-    parser = commands.add_parser(
-        "schema",
-        help="print the JSON schema of configurations",
-        description=_DESCRIPTION,
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.set_defaults(run=run)
+def parser() -> Parser:
+    """Return the parser of the command."""
+    return Parser("schema", "print the JSON schema of configurations", _DESCRIPTION, _EPILOG)
 
 
 def run(options: argparse.Namespace) -> int:
     """Print the schema."""
     from nbattn.config import schema
 
-    print(json.dumps(schema(), indent=1))
+    screen.show(json.dumps(schema(), indent=1))
     return 0

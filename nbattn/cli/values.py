@@ -2,60 +2,83 @@
 
 from __future__ import annotations
 
-import argparse
+import difflib
 import os
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from nbattn.cli.parser import Kind
 from nbattn.errors import InputError
 
 
-def shape(text: str) -> tuple[int, ...]:
-    """Parse a tensor's shape: lengths separated by commas."""
-    try:
-        return tuple(int(part) for part in text.strip("[]() ").split(","))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a shape; write 1,56,56,2,32") from None
+def _shape(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.strip("[]() ").split(","))
 
 
-def names(text: str) -> tuple[str, ...]:
-    """Parse names separated by commas."""
+def _names(text: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in text.split(","))
 
 
-def whole(text: str) -> int:
-    """Parse a whole number from 1 to a million."""
-    if not text.isascii() or not text.isdigit() or not 1 <= int(text[:9]) <= 10**6:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 to 1000000")
-    return int(text)
-
-
-def seconds(text: str) -> float:
-    """Parse a finite number of seconds above 0."""
-    try:
-        number = float(text)
-    except ValueError:
-        number = 0.0
+def _seconds(text: str) -> float:
+    number = float(text)
     if not 0 < number < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds above 0")
+        raise ValueError
     return number
 
 
+def whole(low: int, high: int = 10**6, example: str = "") -> Kind:
+    """Return the type of a whole number between two ends, both included."""
+
+    def read(text: str) -> int:
+        sign = text[:1] == "-"
+        if not text.isascii() or not text[sign:].isdigit() or not low <= int(text[:20]) <= high:
+            raise ValueError
+        return int(text)
+
+    return Kind(f"a whole number from {low} to {high}", example or str(low), read)
+
+
+def text(example: str) -> Kind:
+    """Return the type of any text."""
+    return Kind("text", example, str)
+
+
+shape = Kind("a shape", "1,56,56,2,32", _shape)
+names = Kind("a list of names", "tiled,sdpa", _names)
+count = whole(1, example="4")
+seconds = Kind("a number of seconds above 0", "20", _seconds)
+number = Kind("a number", "30.0", float)
+file = Kind("a file", "nbattn.json", Path)
+folder = Kind("a folder", "demo-output", Path)
+picture = Kind("a file", "nbattn.png", Path)
+
+
+def nearest(name: str, known: Sequence[str]) -> str:
+    """Return the known name that is most like another, else the first."""
+    return (difflib.get_close_matches(name, known, 1) or known)[0]
+
+
+def guess(name: str, known: Sequence[str]) -> str:
+    """Return " Did you mean …?" for a name that is like a known one, else an empty text."""
+    near = difflib.get_close_matches(name, known, 1)
+    return f" Did you mean {near[0]}?" if near else ""
+
+
 def names_of(
-    known: Callable[[], Sequence[str]], kind: str, text: str | None
+    known: Callable[[], Sequence[str]], kind: str, names: tuple[str, ...] | None
 ) -> tuple[str, ...] | None:
-    """Parse names separated by commas, all of which must be known; None for None.
+    """Return the names, all of which must be known; None for None.
 
     Raises:
-        InputError: a name is unknown; the fix lists the known ones.
+        InputError: a name is unknown; the fix has the most similar ones.
     """
-    if text is None:
-        return None
-    names = tuple(name.strip() for name in text.split(","))
-    for name in names:
+    for name in names or ():
         if name not in known():
+            fixed = dict.fromkeys(nearest(name, known()) for name in names or ())
             raise InputError(
-                f"{kind} {name!r} is not known.", f"one of {', '.join(map(repr, known()))}."
+                f"{kind} {name!r} is not known; {kind}s are {', '.join(known())}.",
+                f"--{kind}s {','.join(fixed)}",
             )
     return names
 
@@ -70,10 +93,11 @@ def check_folder(path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         reason = error.strerror or error
-        raise InputError(f"{path} cannot be created: {reason}.", "--output FOLDER.") from None
+        other = f"{path.name}-pictures"
+        raise InputError(f"{path} cannot be created: {reason}.", f"--output {other}") from None
 
 
-def check_writable(path: Path | None, ending: str = "") -> None:
+def check_writable(option: str, path: Path | None, ending: str = "") -> None:
     """Check that a file can be written, before the measurement starts.
 
     Raises:
@@ -81,16 +105,22 @@ def check_writable(path: Path | None, ending: str = "") -> None:
     """
     if path is None:
         return
-    if path.is_dir() or not path.parent.is_dir():
-        problem = (
-            "is a directory"
-            if path.is_dir()
-            else f"cannot be created: {path.parent} is not a directory"
-        )
-        raise InputError(f"{path} {problem}.", "a file in a directory that exists.")
-    if not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise InputError(f"{path} cannot be written.", "a file that you can write.")
+    problem = _why_not(path)
+    if problem:
+        name = path.name if path.suffix else f"nbattn{ending or '.json'}"
+        elsewhere = Path(name) if os.access(".", os.W_OK) else Path(tempfile.gettempdir(), name)
+        raise InputError(f"{path} {problem}.", f"{option} {elsewhere}")
     if ending and path.suffix.lower() != ending:
         raise InputError(
-            f"{path} does not end in {ending}, the format of the file.", f"{path.stem}{ending}."
+            f"{path} does not end in {ending}, the format of the file.",
+            f"{option} {path.with_suffix(ending)}",
         )
+
+
+def _why_not(path: Path) -> str:
+    if path.is_dir():
+        return "is a directory"
+    if not path.parent.is_dir():
+        return f"cannot be created: {path.parent} is not a directory"
+    can_write = os.access(path if path.exists() else path.parent, os.W_OK)
+    return "" if can_write else "cannot be written"

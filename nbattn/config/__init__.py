@@ -16,13 +16,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from nbattn.config import files, mistakes
+from nbattn.config import files, mistakes, notation, schema_texts, shipped
 from nbattn.config.grammar import STRICT, LayerConfig, MaskTable, PlanConfig
 from nbattn.errors import ConfigError, InputError, Mistake, kind
 from nbattn.mask import Mask
@@ -30,9 +31,10 @@ from nbattn.mask import Mask
 __all__ = ["Config", "LayerConfig", "PlanConfig", "load", "schema"]
 
 SECTIONS = ("masks", "layers", "plans")
+_LISTED = 3  # names of a section that repr() lists
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Config:
     """The masks, layers and plan requests of a configuration, by name; all of them are legal.
 
@@ -47,6 +49,17 @@ class Config:
     masks: dict[str, Annotated[Mask, MaskTable()]] = field(default_factory=dict[str, Mask])
     layers: dict[str, LayerConfig] = field(default_factory=dict[str, LayerConfig])
     plans: dict[str, PlanConfig] = field(default_factory=dict[str, PlanConfig])
+
+    def __repr__(self) -> str:
+        sections = {name: list(getattr(self, name)) for name in SECTIONS}
+        named = (f"{name}: {_listed(names)}" for name, names in sections.items() if names)
+        return f"Config({'; '.join(named)})"
+
+    def _repr_html_(self) -> str:
+        """The sections as tables, for notebooks."""
+        from nbattn import notebook
+
+        return notebook.of_config(self)
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
         """Returns plain data for `load`: every mask by its axes, without defaults.
@@ -76,38 +89,59 @@ def load(source: str | os.PathLike[str] | Mapping[str, Any]) -> Config:
     1 MiB; YAML may have no aliases; plain values are null, bools, decimal numbers, else text.
 
     Args:
-        source: the path of a TOML, YAML or JSON file, or a mapping (OmegaConf's too).
+        source: the path of a TOML, YAML or JSON file, the bare name of a configuration that comes
+            with nbattn, or a mapping (OmegaConf's too). Text without a suffix and without a
+            separator of paths is such a name, unless the working directory has a file of it.
 
     Raises:
         ConfigError: lists every mistake, one per line: file, key path, the value, what is legal,
-            and a guess at what was meant.
+            and a guess at what was meant. Of an unknown name, lists those that exist.
 
     >>> config = load({"masks": {"local": {"sliding_window": {"left": 511}}}})
     >>> config.masks["local"]
     Mask(Axis(511, 0))
+    >>> load("video_3d")
+    Config(masks: encoder; layers: block; plans: train, train_hopper)
     """
     if isinstance(source, Mapping):
         name, data = "mapping", source
-    elif isinstance(source, (str, os.PathLike)):
-        name, data = files.read(source)
+    elif isinstance(source, os.PathLike) or (isinstance(source, str) and "\n" not in source):
+        name, data = files.read(shipped.path(source))
     else:
-        raise InputError(
-            f"load takes a path or a mapping, not {kind(source)}.", 'nbattn.load("masks.toml").'
-        )
+        given = "the text of a file" if isinstance(source, str) else kind(source)
+        raise InputError(f"load takes a path or a mapping, not {given}.", _loaded(source))
     return _Loading(name, files.plain(name, data)).config()
+
+
+def _loaded(source: object) -> str:
+    """How to load what is neither a path nor a mapping."""
+    if isinstance(source, str):
+        is_toml = re.search(r"^\s*\[[^\]{]+\]\s*$", source, re.MULTILINE)
+        is_json = source.lstrip().startswith("{")
+        parse = "tomllib.loads" if is_toml else "json.loads" if is_json else "yaml.safe_load"
+        return f"nbattn.load({parse}(text))"
+    if isinstance(source, (bytes, bytearray)):
+        return "nbattn.load(tomllib.loads(source.decode()))"
+    if isinstance(getattr(source, "name", None), str):
+        return "nbattn.load(file.name)"
+    if isinstance(source, Config):
+        return "nbattn.load(config.to_dict())"
+    return 'nbattn.load({"masks": {"mine": {"neighborhood": {"kernel_size": 7}}}})'
 
 
 def schema() -> dict[str, Any]:
     """Returns the grammar as a JSON schema, for editors: `nbattn schema > nbattn.schema.json`."""
-    grammar = _ADAPTER.json_schema()
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **grammar}
+    grammar = schema_texts.described(_ADAPTER.json_schema())
+    first = {"$schema": "https://json-schema.org/draft/2020-12/schema"}
+    order = ("title", "description", "type", "properties", "additionalProperties", "$defs")
+    return {**first, "title": "nbattn", **{key: grammar[key] for key in order if key in grammar}}
 
 
 class _Loading:
     """Loads one configuration, entry by entry, so that all mistakes are found at once."""
 
     def __init__(self, source: str, data: dict[str, Any]) -> None:
-        self.source, self.data = source, data
+        self.source, self.data, self.notation = source, data, notation.of(source)
         self.mistakes: list[Mistake] = []
         self.masks: dict[str, Mask | None] = {}
 
@@ -143,7 +177,11 @@ class _Loading:
         if entry is not None:
             for key, error in entry.mistakes():
                 path = (section, name, key) if key else (section, name)
-                self.mistakes.append(mistakes.of_exception(path, error))
+                mistake = mistakes.of_exception(path, error, self.notation)
+                if mistakes.is_of_mask(error, mistake.fix):
+                    place = f"in masks.{self.data[section][name]['mask']}: "
+                    mistake = mistake._replace(fix=place + mistake.fix)
+                self.mistakes.append(mistake)
         return entry
 
     def _validate(self, data: dict[str, Any]) -> Config | None:
@@ -151,8 +189,14 @@ class _Loading:
             # JSON, because strict validation of Python objects refuses the dicts and lists of files
             return _ADAPTER.validate_json(json.dumps(data), context=self.masks)
         except ValidationError as error:
-            self.mistakes += mistakes.of_errors(error.errors(), data)
+            self.mistakes += mistakes.of_errors(error.errors(), data, self.notation)
         return None
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Returns the first names, and how many there are if some are left out."""
+    more = f" … ({len(names)})" if len(names) > _LISTED else ""
+    return ", ".join(names[:_LISTED]) + more
 
 
 def _plain(value: Any) -> dict[str, Any]:

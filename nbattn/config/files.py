@@ -6,6 +6,7 @@ values are checked before their data is used.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import operator
 import os
@@ -13,10 +14,12 @@ import re
 import stat
 import tomllib
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
 from nbattn.errors import ConfigError, Mistake, kind
+from nbattn.packages import install_line
 
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 16
@@ -35,7 +38,8 @@ def read(path: str | os.PathLike[str]) -> tuple[str, object]:
     name = os.fsdecode(path)
     parse = PARSERS.get(Path(name).suffix.lower())
     if parse is None:
-        raise ConfigError(name, [Mistake("", "unknown kind of file", ", ".join(PARSERS))])
+        problem, guess = "unknown kind of file", _neighbour(name)
+        raise ConfigError(name, [Mistake("", problem, ", ".join(PARSERS), guess=guess)])
     try:
         if not stat.S_ISREG(Path(name).stat().st_mode):  # opening a pipe would wait
             raise OSError(0, "is not a regular file")
@@ -43,14 +47,16 @@ def read(path: str | os.PathLike[str]) -> tuple[str, object]:
             content = file.read(MAX_BYTES + 1)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        raise ConfigError(name, [Mistake("", f"cannot be read: {reason}")]) from None
+        problem = f"cannot be read: {reason}"
+        guess = _neighbour(name) if isinstance(error, FileNotFoundError) else ""
+        raise ConfigError(name, [Mistake("", problem, guess=guess)]) from None
     if len(content) > MAX_BYTES:
         problem = f"larger than {MAX_BYTES} bytes"
         raise ConfigError(name, [Mistake("", problem, f"up to {MAX_BYTES} bytes")])
     try:
         return name, parse(content.decode("utf-8-sig"))
     except ImportError:
-        problem, fix = "YAML needs PyYAML, which is not installed", 'pip install "nbattn[yaml]"'
+        problem, fix = "YAML needs PyYAML, which is not installed", install_line("yaml")
         raise ConfigError(name, [Mistake("", problem, fix=fix)]) from None
     except UnicodeDecodeError as error:
         problem = f"byte {error.start} is not UTF-8"
@@ -61,6 +67,16 @@ def read(path: str | os.PathLike[str]) -> tuple[str, object]:
         )
         problem = " ".join(problem.split())
         raise ConfigError(name, [Mistake("", f"not {Path(name).suffix[1:]}: {problem}")]) from None
+
+
+def _neighbour(name: str) -> str:
+    """The file of the same folder whose name is most similar, in quotes; else an empty string."""
+    path = Path(name)
+    with contextlib.suppress(OSError, ValueError):
+        others = [other.name for other in path.parent.iterdir() if other.suffix in PARSERS]
+        close = get_close_matches(path.name, others, 1) if path.name not in others else []
+        return f'"{path.with_name(close[0])}"' if close else ""
+    return ""
 
 
 def _toml(text: str) -> object:

@@ -14,7 +14,7 @@ from pydantic_core import CoreSchema, core_schema
 
 from nbattn.axis import Axis
 from nbattn.backends import families
-from nbattn.errors import InputError, MaskError, NbattnError
+from nbattn.errors import InputError, NbattnError
 from nbattn.mask import Mask
 from nbattn.program.device import DEVICES
 from nbattn.program.request import DTYPES
@@ -98,8 +98,7 @@ class MaskTable:
         """Returns the mask of a validated table."""
         entries = {name: value for name, value in vars(table).items() if value is not None}
         if len(entries) != 1:
-            names = " and ".join(entries) or "nothing"
-            raise MaskError(f"defines {names}", f"exactly one of {', '.join(self.keys)}")
+            raise EntriesError(*entries)
         (value,) = entries.values()
         return value if isinstance(value, Mask) else Mask(*value)
 
@@ -123,11 +122,15 @@ class _Named:
         return masks[name]
 
 
+class EntriesError(ValueError):
+    """A mask's table without an entry, or with several; the arguments are their names."""
+
+
 class UnknownNameError(ValueError):
     """An unknown name; the arguments are the name and the known names."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class LayerConfig:
     """A layer of a configuration: the arguments of `nbattn.NeighborhoodAttention`.
 
@@ -147,6 +150,9 @@ class LayerConfig:
     qkv_bias: bool = True
     proj_drop: float = 0.0
     backend: Annotated[str, WithJsonSchema({"enum": [*families.BACKENDS]})] = "auto"
+
+    def __repr__(self) -> str:
+        return _written(self)
 
     def build(self, **modules: Any) -> NeighborhoodAttention:
         """Makes the layer.
@@ -183,7 +189,7 @@ class LayerConfig:
             yield from errors or _caught("", lambda: _built(NeighborhoodAttention, arguments))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class PlanConfig:
     """A plan request of a configuration: the arguments of `nbattn.plan`.
 
@@ -216,6 +222,9 @@ class PlanConfig:
     key_range: bool = False
     deterministic: bool | None = None
     packed: bool = False
+
+    def __repr__(self) -> str:
+        return _written(self)
 
     def plan(self, **changes: Any) -> Plan:
         """Makes the plan.
@@ -257,6 +266,14 @@ class PlanConfig:
         yield from _unknown("backend", (self.backend,), families.BACKENDS)
         yield from _unknown("require", self.require, traits)
         yield from _unknown("forbid", self.forbid, traits)
+
+
+def _written(config: LayerConfig | PlanConfig) -> str:
+    """Returns an entry as code, without defaults."""
+    default = {f.name: f.default for f in fields(config)}
+    given = ((name, value) for name, value in _values(config).items() if value != default[name])
+    listed = (f"{name}={value!r}" for name, value in given)
+    return f"{type(config).__name__}({', '.join(listed)})"
 
 
 def _values(config: LayerConfig | PlanConfig) -> dict[str, Any]:

@@ -8,9 +8,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 from typing import Any, cast
 
-from nbattn.axis import Axis, likely
+from nbattn import synonyms
+from nbattn.axis import Axis
+from nbattn.config import answers
 from nbattn.config.files import KeyPath, quoted, show
 from nbattn.config.grammar import (
+    EntriesError,
     LayerConfig,
     MaskTable,
     PlanConfig,
@@ -18,7 +21,8 @@ from nbattn.config.grammar import (
     axis_mistakes,
     constructor_mistakes,
 )
-from nbattn.errors import Mistake, NbattnError
+from nbattn.config.notation import Notation
+from nbattn.errors import MaskError, Mistake, NbattnError
 
 _LEGAL = {
     "int_type": "a whole number",
@@ -32,11 +36,23 @@ _LEGAL = {
     "dataclass_type": "a table",
     "dict_type": "a table",
 }
+# What is legal for a key without a default.
+_NEEDED = {
+    "mask": "the name of a mask",
+    "dim": "the channels, a whole number",
+    "num_heads": "a whole number",
+    "query": "a shape [batch, *space, heads, head_dim]",
+    "kernel_size": "a whole number, or one per axis",
+    "left": "a whole number",
+}
+_MISSING = "is missing"
 _SHOWN = 40  # most characters of a value in a message
 _LISTED = 30  # most legal names in a message
 
 
-def of_errors(errors: Sequence[Mapping[str, Any]], data: object) -> list[Mistake]:
+def of_errors(
+    errors: Sequence[Mapping[str, Any]], data: object, notation: Notation
+) -> list[Mistake]:
     """Returns the mistakes behind pydantic's errors, one per key path.
 
     Where several types are legal, pydantic reports an error for each: of those for the same value,
@@ -48,14 +64,19 @@ def of_errors(errors: Sequence[Mapping[str, Any]], data: object) -> list[Mistake
     for path, error in placed:
         if not any(len(deep) > len(path) and deep[: len(path)] == path for deep in paths):
             joined.setdefault(path, []).append(error)
-    mistakes = {path: _mistake(path, group) for path, group in joined.items()}
+    mistakes = {path: _mistake(path, group, data, notation) for path, group in joined.items()}
     for path in dict.fromkeys(filter(None, map(_owner, joined))):
         reported = {p[len(path)] for p in mistakes if len(p) > len(path) == len(_owner(p))}
-        broken = _field_mistakes(path, _at(data, path), reported)
+        broken = _field_mistakes(path, _at(data, path), reported, notation)
         if broken:
             mistakes.pop(path, None)
         mistakes |= broken
-    return list(mistakes.values())
+    meant = {(*path[:-1], mistake.guess) for path, mistake in mistakes.items() if path}
+    return [
+        mistake
+        for path, mistake in mistakes.items()
+        if not (path in meant and mistake.found == _MISSING)
+    ]
 
 
 def _owner(path: KeyPath) -> KeyPath:
@@ -70,7 +91,7 @@ def _owner(path: KeyPath) -> KeyPath:
 
 
 def _field_mistakes(
-    path: KeyPath, table: object, reported: set[str | int]
+    path: KeyPath, table: object, reported: set[str | int], notation: Notation
 ) -> dict[KeyPath, Mistake]:
     """Returns the mistakes of single fields that are not reported yet: pydantic does not check
     them, and a mask raises only its first error.
@@ -79,7 +100,7 @@ def _field_mistakes(
         return {}
     rest = {name: value for name, value in table.items() if name not in reported}
     errors = axis_mistakes(rest) if len(path) == 4 else constructor_mistakes(str(path[2]), rest)
-    return {(*path, name): of_exception((*path, name), error) for name, error in errors}
+    return {(*path, name): of_exception((*path, name), error, notation) for name, error in errors}
 
 
 def _at(data: Any, path: KeyPath) -> object:
@@ -88,18 +109,35 @@ def _at(data: Any, path: KeyPath) -> object:
     return data
 
 
-def of_exception(path: KeyPath, error: Exception) -> Mistake:
+def of_exception(path: KeyPath, error: Exception, notation: Notation) -> Mistake:
     """Returns the mistake behind an error of nbattn's own rules."""
     if isinstance(error, UnknownNameError):
         name, known = error.args
-        problem, legal = f"{_shown(name)} is not known", ", ".join(map(quoted, known[:_LISTED]))
-        legal += f" and {len(known) - _LISTED} more" if len(known) > _LISTED else ""
-        return Mistake(
-            show(path), problem, legal or "nothing: none is defined", guess=_guess(name, known, '"')
-        )
+        guess = _value_guess(path, name, known)
+        legal = "" if guess and len(known) > _LISTED else _listed(path, known)
+        return Mistake(show(path), f"{_shown(name)} is not known", legal, guess=guess)
     if isinstance(error, NbattnError):
-        return Mistake(show(path), error.problem, fix=error.fix)
+        shapes = error.fix.replace("query_shape=", "query=").replace("key_shape=", "key=")
+        fix = notation.translated(shapes)
+        legal = "" if fix or path[-1] not in ("query", "key") else _NEEDED["query"]
+        return Mistake(show(path), error.problem, legal, fix)
     return Mistake(show(path), str(error))
+
+
+def is_of_mask(error: Exception, fix: str) -> bool:
+    """Whether the fix of a layer's or a plan's error is to be written in its mask."""
+    return bool(fix) and (isinstance(error, MaskError) or fix.lstrip('"').startswith("axes"))
+
+
+def _listed(path: KeyPath, known: Sequence[str]) -> str:
+    """The legal names; of backends, those without a provider, and then the providers."""
+    short = [name for name in known if ":" not in name or path[-1] == "mask"]
+    listed = ", ".join(map(quoted, short[:_LISTED]))
+    listed += f" and {len(short) - _LISTED} more" if len(short) > _LISTED else ""
+    providers = [name.partition(":")[2] for name in known if name.startswith("flash:")]
+    if len(short) < len(known) and providers:
+        listed += f'; "flash" and "flash-model" also with {", ".join(f":{p}" for p in providers)}'
+    return listed or "nothing: none is defined"
 
 
 def _path(location: Sequence[str | int], data: Any) -> KeyPath:
@@ -117,23 +155,44 @@ def _path(location: Sequence[str | int], data: Any) -> KeyPath:
     return tuple(path)
 
 
-def _mistake(path: KeyPath, errors: Sequence[Mapping[str, Any]]) -> Mistake:
+def _mistake(
+    path: KeyPath, errors: Sequence[Mapping[str, Any]], data: object, notation: Notation
+) -> Mistake:
     """Makes one mistake from the errors at one path."""
     first = errors[0]
     if first["type"] == "unexpected_keyword_argument":
-        known = tuple(keys(path[:-1]))
-        return Mistake(show(path), "unknown key", ", ".join(known), guess=_guess(path[-1], known))
+        return _unknown_key(path, _at(data, path[:-1]), notation)
     if first["type"] == "missing":
-        return Mistake(show(path), "is missing")
-    if isinstance(inner := first.get("ctx", {}).get("error"), Exception):
-        return of_exception(path, inner)
+        return Mistake(show(path), _MISSING, _NEEDED.get(str(path[-1]), ""))
+    inner = first.get("ctx", {}).get("error")
+    if isinstance(inner, EntriesError):
+        legal_entries = f"exactly one of {', '.join(MaskTable.keys)}"
+        fix = answers.of_entries(cast("Any", _at(data, path)), notation)
+        found = f"defines {' and '.join(inner.args) or 'nothing'}"
+        return Mistake(show(path), found, legal_entries, fix)
+    if isinstance(inner, Exception):
+        return of_exception(path, inner, notation)
     legal: list[str] = []
     guess = ""
     for error in errors:
         expected = error.get("ctx", {}).get("expected", "").replace("'", '"')
         legal.append(expected or _LEGAL.get(error["type"]) or error["msg"])
-        guess = guess or _guess(error["input"], expected.replace(" or ", ", ").split(", "), '"')
-    return Mistake(show(path), f"found {_shown(first['input'])}", " or ".join(legal), guess=guess)
+        known = expected.replace(" or ", ", ").replace('"', "").split(", ")
+        guess = guess or _value_guess(path, error["input"], known)
+    table = _at(data, path[:-1])
+    forms = (answers.of_value(path, table, one, notation) for one in legal if path and not guess)
+    fix = next(filter(None, forms), "")
+    found = f"found {_shown(first['input'])}"
+    return Mistake(show(path), found, " or ".join(legal), fix=fix, guess=guess)
+
+
+def _unknown_key(path: KeyPath, table: Any, notation: Notation) -> Mistake:
+    """The mistake of a key that a table does not have: its name here, or what says the same."""
+    known = tuple(keys(path[:-1]))
+    answer = answers.of_key(path, table, notation)
+    problem = f"unknown key: {answer.why}" if answer.why else "unknown key"
+    guess = "" if answer.why or answer.fix else _key_guess(path, known)
+    return Mistake(show(path), problem, ", ".join(known), fix=answer.fix, guess=guess)
 
 
 def keys(path: KeyPath) -> Iterator[str]:
@@ -157,10 +216,39 @@ def keys(path: KeyPath) -> Iterator[str]:
     return (f.name for f in fields(table))
 
 
-def _guess(value: object, known: Sequence[str], quote: str = "") -> str:
-    """Returns the known name that was probably meant, or an empty string."""
-    guess = likely(value, [name.strip('"') for name in known])
-    return guess and f"{quote}{guess}{quote}"
+def _key_guess(path: KeyPath, known: Sequence[str]) -> str:
+    """Returns the known key that was probably meant, or an empty string."""
+    match path:
+        case ("layers", *_):
+            words = synonyms.LAYER_KEYS
+        case ("plans", *_):
+            words = synonyms.PLAN_KEYS
+        case ("masks", _, "axes", *_):
+            words = synonyms.AXIS_KEYS
+        case ("masks", _, _):
+            words = synonyms.MASK_KEYS
+        case ("masks", *_):
+            words = synonyms.ARGUMENTS
+        case _:
+            words = synonyms.SECTIONS
+    return synonyms.meant(path[-1], known, words)
+
+
+_OF_VALUES: Mapping[str, synonyms.Synonyms] = {
+    "dtype": synonyms.DTYPES,
+    "backend": synonyms.BACKENDS,
+    "require": {**synonyms.STRATEGIES, **synonyms.BACKENDS},
+    "forbid": {**synonyms.STRATEGIES, **synonyms.BACKENDS},
+}
+
+
+def _value_guess(path: KeyPath, value: object, known: Sequence[str]) -> str:
+    """Returns the known value that was probably meant, in quotes, or an empty string."""
+    if path[-1:] == ("device",):
+        guess = synonyms.device(value, known)
+    else:
+        guess = synonyms.meant(value, known, _OF_VALUES.get(str(path[-1]), {}))
+    return guess and f'"{guess}"'
 
 
 def _shown(value: object) -> str:

@@ -17,6 +17,7 @@ from torch.nn import functional
 from nbattn.demo import pictures
 from nbattn.demo.report import Report
 from nbattn.errors import InputError
+from nbattn.packages import install_package
 
 if TYPE_CHECKING:
     from nbattn.config import LayerConfig
@@ -108,7 +109,7 @@ def load_digits() -> Digits:
         from sklearn.model_selection import train_test_split
     except ImportError:
         problem = "the digits come from scikit-learn, which is not installed."
-        raise InputError(problem, "pip install scikit-learn.") from None
+        raise InputError(problem, install_package("scikit-learn")) from None
 
     data: Any = load_digits()
     parts = train_test_split(

@@ -24,8 +24,8 @@ class Report:
         self.console.print(f"\n[bold cyan]{text}[/]\n")
 
     def line(self, text: str = "") -> None:
-        """Print text without wrapping or markup."""
-        self.console.print(text, markup=False, soft_wrap=True)
+        """Print text without markup, wrapped between words."""
+        self.console.print(text, markup=False)
 
     def table(self, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """Print rows under column names; the first column is text, the others are numbers."""

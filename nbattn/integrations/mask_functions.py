@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from nbattn.errors import InputError
+from nbattn.packages import install_line
 
 _OTHERWISE = 'attn_implementation="sdpa", which takes any mask.'
 _FAR = 2**31
@@ -194,7 +195,7 @@ def _unknown_release(reason: str) -> InputError:
 
     return InputError(
         f"transformers {transformers.__version__} has masks that nbattn does not know: {reason}.",
-        'pip install "nbattn[transformers]"',
+        install_line("transformers"),
     )
 
 

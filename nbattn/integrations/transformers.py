@@ -19,6 +19,7 @@ from nbattn.functional import attention
 from nbattn.integrations import mask_functions
 from nbattn.integrations.mask_functions import Window
 from nbattn.mask import Mask
+from nbattn.packages import install_line
 
 _EAGER = 'attn_implementation="eager".'
 # Arguments that models and trainers pass to every layer and that change no attention with a mask,
@@ -132,7 +133,7 @@ def layer_mask(
     for name in named.keys() - _UNUSED:
         raise InputError(
             f"transformers passes {name}= to mask functions, which nbattn does not know.",
-            'pip install "nbattn[transformers]"',
+            install_line("transformers"),
         )
     if torch.compiler.is_exporting():
         raise InputError(

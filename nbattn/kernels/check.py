@@ -54,6 +54,23 @@ def host_compiler() -> dict[str, Any]:
     return {"version": compiler.name, "path": " ".join(compiler.command)}
 
 
+def host_cached() -> dict[str, Any]:
+    """The file of this CPU's kernels in the cache, which is not loaded; compiles nothing."""
+    folder, found = host.STORE.folder(), host.stored()
+    if folder is None:
+        return {"path": None, "works": False}
+    if found is None:
+        report = {"path": str(folder), "works": False}
+        try:
+            cache.read(folder / "any")  # raises where the folder is not trusted
+        except cache.CacheError as error:
+            return {**report, "problem": str(error)}
+        return report
+    key, entry = found
+    size = (folder / key).stat().st_size
+    return {**entry.facts, "path": str(folder / key), "bytes": size, "works": True}
+
+
 def host_library() -> dict[str, Any]:
     """The kernels of this CPU: how they were compiled, and their file in the cache.
 

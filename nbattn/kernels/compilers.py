@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nbattn.errors import BackendError
+from nbattn.packages import install_line
 
 VARIABLE = "CXX"
 FLAGS = (
@@ -37,7 +38,7 @@ _OLDEST = {"g++": 10, "clang++": 14, "Apple clang++": 14, "zig c++": 14}
 _NAMES = ("g++", "clang++", "c++")
 _SECONDS = 60  # more than any compiler needs to start
 _XCODE = "/usr/bin/xcode-select"
-ZIG = 'pip install "nbattn[native]"'
+ZIG = install_line("native")
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +71,7 @@ def find() -> Compiler:
     """
     if sys.platform == "win32":
         raise BackendError(
-            "the CPU kernels are compiled on Linux and macOS only", 'backend="tiled"; or WSL'
+            "the CPU kernels are compiled on Linux and macOS only", 'backend="tiled", or WSL'
         )
     if named := os.environ.get(VARIABLE, "").strip():
         return _named(named)
@@ -123,7 +124,7 @@ def examine(command: Sequence[str]) -> Compiler:
 
 def _named(text: str) -> Compiler:
     """The compiler that $CXX names, "ccache g++" for example."""
-    remove = f"export {VARIABLE}=/path/to/g++, or unset {VARIABLE}: then nbattn looks for one"
+    remove = f"unset {VARIABLE}, and nbattn looks for a compiler itself"
     try:
         name, *rest = shlex.split(text)
         if (path := shutil.which(name)) is None:

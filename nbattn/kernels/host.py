@@ -73,6 +73,20 @@ def missing() -> str | None:
     return _reason[0]
 
 
+def stored() -> tuple[str, Entry] | None:
+    """The library in the cache that `library` would load, with its key; None if it would compile.
+
+    Compiles and writes nothing.
+    """
+    text = _text()
+    try:
+        name = key(compilers.find(), text)
+    except BackendError:
+        return _stored(text)
+    entry = STORE.read(name)
+    return None if entry is None else (name, entry)
+
+
 def facts() -> dict[str, Any]:
     """The loaded library's compiler, the seconds that it took, and the key of its file.
 
@@ -185,7 +199,8 @@ def build(compiler: Compiler, text: str) -> Entry:
     last = "\n".join(log.strip().splitlines()[-_LINES:])
     raise BackendError(
         f"the CPU kernels do not compile with {compiler.name}:\n{last}",
-        f"{compilers.VARIABLE}=/path/to/another/g++; or {compilers.ZIG}",
+        f'{compilers.ZIG}; then export {compilers.VARIABLE}="python -m ziglang c++"; '
+        'or backend="tiled"',
         " ".join(flags),
     )
 
@@ -198,7 +213,7 @@ def _loaded(key: str, entry: Entry) -> ctypes.CDLL:
     if found != VERSION:
         raise BackendError(
             f"the CPU kernels have interface {found}, this nbattn needs {VERSION}",
-            "pip install --force-reinstall nbattn",
+            sources.again(),
         )
     _facts.update(entry.facts, key=key)
     return library
@@ -223,7 +238,8 @@ def _opened(code: bytes) -> ctypes.CDLL:
             problem = str(error)
     raise BackendError(
         f"the CPU kernels do not load: {problem}",
-        f"{cache.VARIABLE}=/a/folder/of/yours, on a file system that allows execution",
+        f'export {cache.VARIABLE}="$PWD/nbattn-cache", where the file system allows execution; or '
+        'backend="tiled"',
     )
 
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from nbattn.errors import BackendError
 from nbattn.kernels import cubins, layout, nvrtc, toolkit
 from nbattn.kernels.variant import Variant
+from nbattn.packages import install_line
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -139,7 +140,7 @@ class CuPyLauncher:
             raise BackendError(
                 f"{variant.entry} is launched for the first time while a CUDA graph is captured, "
                 "which allows no loading; the capture goes on.",
-                "plan.warmup(), or one call of the same shapes, before the capture.",
+                "plan.warmup() before the capture, or one call of the same shapes",
             )
         arch = nvrtc.arch_of(cuda.get_device_capability(device))
         module = self._cupy.Module()
@@ -153,12 +154,18 @@ class CuPyLauncher:
         except self._driver.CUDADriverError as error:
             raise BackendError(
                 f"the driver cannot load {variant.entry} for sm_{arch}: {error}",
-                "a driver as new as NVRTC {}.{}, or an older NVRTC: "
-                "nvidia-smi shows which CUDA version the driver supports.".format(*nvrtc.version()),
+                _older_nvrtc(nvrtc.version()),
                 f"{variant}, {cuda.get_device_name(device)}",
             ) from None
         self._functions[device, variant] = function
         return function
+
+
+def _older_nvrtc(version: tuple[int, int]) -> str:
+    """What to do where the driver is older than NVRTC: the driver alone needs an administrator."""
+    newer = "a driver as new as CUDA {}.{} (nvidia-smi shows its version)".format(*version)
+    older = install_line("cuda12") if version[0] > 12 else 'backend="tiled"'
+    return f"{older}; or {newer}"
 
 
 class _Stream:

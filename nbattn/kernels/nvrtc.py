@@ -18,6 +18,7 @@ from typing import Any
 from nbattn.errors import BackendError
 from nbattn.kernels import sources, toolkit
 from nbattn.kernels.variant import Variant
+from nbattn.packages import install_line
 
 # Targets that include the instructions of one generation only (wgmma, setmaxnreg, tcgen05).
 _WITH_OWN_INSTRUCTIONS = {(9, 0): "90a", (10, 0): "100a", (10, 3): "103a"}
@@ -203,8 +204,7 @@ def _check_target(arch: str) -> None:
         known = ", ".join(f"sm_{target}" for target in _targets())
         raise BackendError(
             "NVRTC {}.{} compiles for {}, not for sm_{}".format(*version(), known, arch),
-            "NVRTC and headers that support it, such as those of a newer torch; from CUDA 13 on: "
-            "pip install --upgrade nvidia-cuda-nvrtc nvidia-cuda-runtime",
+            f"{install_line('cuda13')} --upgrade",
             toolkit.library(),
         )
 

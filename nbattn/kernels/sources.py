@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
+import shlex
+from importlib import metadata
 from pathlib import Path
+from urllib.parse import unquote
 
 from nbattn.errors import BackendError
 
@@ -43,8 +47,28 @@ def _place(name: str) -> Path:
             return place
     raise BackendError(
         f"the kernels' sources are missing: neither {places[0]} nor {places[1]} has {_MARKS[name]}",
-        "pip install --force-reinstall nbattn",
+        again(),
     )
+
+
+def again() -> str:
+    """The line that repairs the sources: installs nbattn again from the folder or address that it
+    came from; in a checkout, restores them.
+    """
+    try:
+        origin = metadata.distribution("nbattn").read_text("direct_url.json")
+    except metadata.PackageNotFoundError:
+        return _restored(str(Path(__file__).resolve().parents[2]))
+    facts = json.loads(origin) if origin else {}
+    url = facts.get("url", "nbattn")
+    if facts.get("dir_info", {}).get("editable"):
+        return _restored(unquote(url.removeprefix("file://")))
+    vcs = facts.get("vcs_info", {}).get("vcs", "")
+    return f"pip install --force-reinstall --no-deps {shlex.quote(f'{vcs}+{url}' if vcs else url)}"
+
+
+def _restored(checkout: str) -> str:
+    return f"git -C {shlex.quote(checkout)} restore cpu cuda"
 
 
 def amalgamate(name: str, folder: Path | None = None) -> str:
@@ -95,5 +119,5 @@ def _read(path: Path) -> str:
     except OSError as error:
         raise BackendError(
             f"a kernel's source cannot be read: {path}: {error.strerror}",
-            "pip install --force-reinstall nbattn",
+            again(),
         ) from None

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from nbattn.errors import BackendError
+from nbattn.packages import install_line
 
 # The headers that kernels include.
 HEADERS = ("cuda_fp16.h", "cuda_fp16.hpp", "cuda_bf16.h", "cuda_bf16.hpp")
@@ -23,7 +24,7 @@ _WHEEL_LIBRARIES, _WHEEL_HEADERS = (
     ("cu13/include", "cuda_runtime/include"),
 )
 _SYSTEM = "/usr/local/cuda"
-FIX = 'pip install "nbattn[cuda13]"  # with a driver of CUDA 12: "nbattn[cuda12]"'
+FIX = f"{install_line('cuda13')}  # with a driver of CUDA 12: {install_line('cuda12')}"
 
 
 @cache

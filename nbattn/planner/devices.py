@@ -32,11 +32,14 @@ def _data(device: torch.device | str | None) -> DeviceInfo:
         return device_data.named(device)
     parsed = _torch_device(device)
     if parsed is None:
-        raise InputError(f"device={device!r} is not known.", device_data.known())
+        gpu = "cuda" if torch.cuda.is_available() else "sm_90"
+        problem = f"device={device!r} is not known: {device_data.known()}."
+        raise InputError(problem, device_data.fix(device, gpu))
     if parsed.type == "cuda":
         if not torch.cuda.is_available():
-            problem = f"device={device!r}: this machine has no CUDA device."
-            raise InputError(problem, device_data.known())
+            problem = f"device={str(device)!r}: this machine has no CUDA device."
+            plan = 'device="sm_90", which plans for an H100 without one'
+            raise InputError(problem, f"{plan}; device=None is this machine's")
         info = device_data.cuda(*torch.cuda.get_device_capability(parsed))
         providers = families.installed("cuda")
         return replace(info, providers=providers, torch=_version(), cudnn=_cudnn())

@@ -65,9 +65,7 @@ def explain(plan: Plan, *, every: bool, how: str = "explain(all=True)") -> str:
 def cost_of(candidate: Candidate) -> str:
     """The cost in words: measured, or estimated."""
     assert candidate.cost is not None
-    label = "estimated" if candidate.cost.measured is None else "measured"
-    seconds = candidate.cost.seconds
-    return f"{label} {seconds:.3g} s" if seconds >= 1 else f"{label} {seconds * 1e3:.3g} ms"
+    return str(candidate.cost)
 
 
 def candidate_lines(plan: Plan, *, every: bool) -> Iterator[Line]:

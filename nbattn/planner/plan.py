@@ -58,6 +58,12 @@ class Plan:
         cost = explanation.cost_of(self.chosen)
         return f"Plan({self.chosen.name}, {cost}, {self.request.summary()}, {self.request.mask!r})"
 
+    def _repr_html_(self) -> str:
+        """The choice and the candidates as a table, for notebooks."""
+        from nbattn import notebook
+
+        return notebook.of_plan(self)
+
     def explain(self, *, all: bool = False) -> str:
         """The plan in words: what was chosen, how to get a faster plan, the other candidates with
         their costs, and why backends were refused.
@@ -129,7 +135,7 @@ class Plan:
         if backward and not self.request.training:
             raise InputError(
                 "the plan is for inference: it has no backward to show.",
-                "nbattn.plan(..., training=True).",
+                "training=True, an argument of nbattn.plan",
                 self.request.summary(),
             )
         assert self.chosen.program is not None

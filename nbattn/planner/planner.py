@@ -13,8 +13,9 @@ from nbattn.backends import families
 from nbattn.errors import BackendError
 from nbattn.geometry import Axes
 from nbattn.mask import Mask
-from nbattn.planner import cost_table, devices
+from nbattn.planner import cost_table, devices, notices, remedies
 from nbattn.planner.plan import Plan
+from nbattn.planner.remedies import Outcome
 from nbattn.program.candidate import Candidate, refused
 from nbattn.program.device import DeviceInfo
 from nbattn.program.limits import Reason
@@ -64,6 +65,14 @@ def planned(signature: Signature) -> Plan:
     return make(signature.request())
 
 
+@lru_cache(CACHE_SIZE)
+def planned_to_run(signature: Signature) -> Plan:
+    """Returns the plan of a signature for a call that runs it, and tells of one that is new."""
+    plan = planned(signature)
+    notices.tell(plan)
+    return plan
+
+
 # The cache of `nbattn.known_calls`. It is here because it has plans and is cleared with them.
 KNOWN_CALLS: dict[tuple[object, ...], Any] = {}
 
@@ -72,7 +81,7 @@ def forget() -> None:
     """Clears all caches, so that new plans use the current cost table."""
     cost_table.forget()
     KNOWN_CALLS.clear()
-    for cached in (planned, _make):
+    for cached in (planned, planned_to_run, _make):
         cached.cache_clear()
 
 
@@ -91,16 +100,30 @@ def make(request: Request) -> Plan:
 def _make(request: Request, threads: int) -> Plan:
     """Makes the plan of a request; measured times are for one number of threads."""
     families.check_names(request.backend, request.require, request.forbid)
-    axes = request.axes()
-    offered = candidates(request, axes)
-    usable, note = _timed(request, [c for c in offered if not c.reasons])
-    accepted = sorted(usable, key=_seconds)
-    refused = [c for c in offered if c.reasons]
+    accepted, refused, note = _ranked(request)
     if not accepted:
         raise BackendError(
-            _refusals(request, refused), _fix(request), f"{request.mask!r}  {request.summary()}"
+            _refusals(request, refused),
+            remedies.fix(request, _outcome),
+            f"{request.mask!r}  {request.summary()}",
         )
     return Plan(request, accepted[0], (*accepted, *refused), note)
+
+
+def _ranked(request: Request) -> tuple[list[Candidate], list[Candidate], str]:
+    """Returns the accepted candidates, the cheapest first, the refused ones, and a note."""
+    offered = candidates(request, request.axes())
+    usable, note = _timed(request, [c for c in offered if not c.reasons])
+    return sorted(usable, key=_seconds), [c for c in offered if c.reasons], note
+
+
+def _outcome(request: Request) -> Outcome:
+    """Returns what would run a request, or the limits that are in the way of its backend."""
+    accepted, refused, _ = _ranked(request)
+    if accepted:
+        return Outcome(accepted[0].name, frozenset())
+    against = (reason.limit for c in _requested(request, refused) for reason in c.reasons)
+    return Outcome("", frozenset(against))
 
 
 def candidates(request: Request, axes: Axes) -> list[Candidate]:
@@ -178,20 +201,25 @@ def _seconds(candidate: Candidate) -> float:
     return float("inf") if candidate.cost is None else candidate.cost.seconds
 
 
+def _requested(request: Request, refused: list[Candidate]) -> list[Candidate]:
+    """Returns the candidates of the requested backend, with its provider if any has it; of "auto",
+    all.
+    """
+    if request.backend == families.AUTO:
+        return refused
+    runner = request.backend.partition(":")[0]
+    exact = [c for c in refused if c.backend == request.backend]
+    return exact or [c for c in refused if c.runner == runner]
+
+
 def _refusals(request: Request, refused: list[Candidate]) -> str:
     """Lists every candidate with every reason; of a requested backend only its candidates."""
     if request.backend == "auto":
         shown = [(c, c.reasons) for c in refused]
     else:
-        requested = [c for c in refused if c.runner == request.backend.partition(":")[0]]
+        requested = _requested(request, refused)
         limits = [(c, [r for r in c.reasons if r.limit != "backend"]) for c in requested]
         shown = [(c, reasons or c.reasons) for c, reasons in limits]
     subject = "no backend can" if request.backend == "auto" else f"{request.backend} cannot"
     lines = [f"  {c.name}: {reason.text}" for c, reasons in shown for reason in reasons]
     return "\n".join([f"{subject} run this:", *lines])
-
-
-def _fix(request: Request) -> str:
-    if request.require or request.forbid:
-        return "relax require= or forbid=."
-    return 'backend="auto", or backend="reference", which needs memory for all pairs.'

@@ -150,9 +150,7 @@ def _sharing(calls: tuple[Call, ...], axes: Axes) -> list[tuple[int, int]]:
 def _program(candidate: Candidate) -> Program:
     if candidate.program is None:
         reasons = "; ".join(reason.text for reason in candidate.reasons)
-        raise InputError(
-            f"{candidate.name} has no program: {reasons}", "a candidate with a program."
-        )
+        raise InputError(f"{candidate.name} has no program: {reasons}", "plan.chosen")
     return candidate.program
 
 

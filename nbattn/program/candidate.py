@@ -12,7 +12,7 @@ from nbattn.program.limits import Reason
 from nbattn.program.program import Program
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Candidate:
     """One way to run a request.
 
@@ -32,6 +32,11 @@ class Candidate:
     program: Program | None
     cost: Cost | None
     reasons: tuple[Reason, ...] = ()
+
+    def __repr__(self) -> str:
+        first = f"refused: {self.reasons[0].text}" if self.reasons else str(self.cost)
+        more = f" (and {len(self.reasons) - 1} more)" if len(self.reasons) > 1 else ""
+        return f"Candidate({self.name}, {first}{more})"
 
     @property
     def runner(self) -> str:

@@ -49,6 +49,11 @@ class Cost:
         """The number that ranks candidates: the measured time, else the estimate."""
         return self.estimate if self.measured is None else self.measured
 
+    def __str__(self) -> str:
+        label = "estimated" if self.measured is None else "measured"
+        seconds = self.seconds
+        return f"{label} {seconds:.3g} s" if seconds >= 1 else f"{label} {seconds * 1e3:.3g} ms"
+
     def to_dict(self) -> dict[str, Any]:
         """Returns plain data, rounded so that it prints the same on every machine."""
         plain = asdict(self)

@@ -4,10 +4,13 @@ without that device.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import operator
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
+from nbattn import synonyms
 from nbattn.errors import InputError, kind
 
 # What named devices are assumed to have, by device type: CuPy and NVRTC, or a C++ compiler. Pip can
@@ -22,10 +25,11 @@ MOST = 1 << 20  # multiprocessors
 # The forward rate on sm_90 of kernels with Ampere's tensor-core instructions, divided by that of
 # kernels with Hopper's: Flash 2 and 3, published for D=128, no mask, length 16k, fp16.
 AMPERE_SHARE = 370 / 648
+_TEXTS = {"name": "mine", "kind": "cuda", "source": "measured"}
 _CPU = "one core of an AMD EPYC (Zen 4), torch 2.13, benchmarks/results"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class DeviceInfo:
     """The planner's data of one device.
 
@@ -59,12 +63,15 @@ class DeviceInfo:
         for name in ("name", "kind", "source"):
             text = getattr(self, name)
             if not isinstance(text, str):
-                raise InputError(f"{name}={_short(text)} is {kind(text)}.", f'{name}="mine".')
+                raise InputError(
+                    f"{name}={_short(text)} is {kind(text)}, not text.",
+                    f'{name}="{_TEXTS[name]}"',
+                )
         if not _are_pairs(self.flops):
             raise InputError(
                 f"flops={_short(self.flops)} is not a tuple of pairs of a dtype and its rate that "
                 "includes float32.",
-                'flops=(("float32", 1e12), ("bfloat16", 1e13)).',
+                f"flops={_pairs(self.flops)}",
             )
         low, high = RATES
         for name, rate in (*self.flops, ("bandwidth", self.bandwidth)):
@@ -73,19 +80,19 @@ class DeviceInfo:
                 raise InputError(
                     f"{name if alone else f'the rate of {name}'} is {_short(rate)}, which is not "
                     f"between {low:.0e} and {high:.0e} per second.",
-                    "bandwidth=1e11." if alone else f'flops=(("{name}", 1e12), …).',
+                    "bandwidth=1e11" if alone else f"flops={_pairs(self.flops)}",
                 )
         if not is_between(self.launch, 0.0, LONGEST):
             raise InputError(
                 f"launch={_short(self.launch)} is not a time from 0 to {LONGEST:.0e} seconds.",
-                "launch=5e-6.",
+                "launch=5e-6",
             )
         if not isinstance(self.providers, tuple) or any(
             not isinstance(name, str) for name in self.providers
         ):
             raise InputError(
                 f"providers={_short(self.providers)} is not a tuple of names.",
-                'providers=("natten",).',
+                f"providers={_names(self.providers)}",
             )
         count, clock = self.multiprocessors, self.clock
         both = (
@@ -95,17 +102,23 @@ class DeviceInfo:
             raise InputError(
                 f"multiprocessors={_short(count)}, clock={_short(clock)} are not a number up to "
                 f"{MOST} and a rate in Hz.",
-                "multiprocessors=108, clock=1.41e9, or neither.",
+                "multiprocessors=108, clock=1.41e9; or leave out both",
             )
         if not _is_version(self.torch):
             raise InputError(
                 f"torch={_short(self.torch)} is not the first two numbers of a version.",
-                f"torch={TORCH}.",
+                f"torch={_version(self.torch)}",
             )
         if isinstance(self.cudnn, bool) or not isinstance(self.cudnn, int):
             raise InputError(
-                f"cudnn={_short(self.cudnn)} is {kind(self.cudnn)}, not an int.", f"cudnn={CUDNN}."
+                f"cudnn={_short(self.cudnn)} is {kind(self.cudnn)}, not an int.", f"cudnn={CUDNN}"
             )
+
+    def __repr__(self) -> str:
+        dtype, rate = max(self.flops, key=operator.itemgetter(1))
+        rates = f"{rate / 1e12:.3g} TFLOP/s in {dtype}, {self.bandwidth / 1e9:.4g} GB/s"
+        packages = ", ".join(self.providers) or "no packages"
+        return f"DeviceInfo({self.name}, {self.kind}, {rates}, {packages}; {self.source})"
 
     @property
     def capability(self) -> int | None:
@@ -147,6 +160,31 @@ def _is_version(value: object) -> bool:
     if not isinstance(value, tuple) or len(cast("Any", value)) != 2:
         return False
     return all(type(number) is int for number in cast("tuple[object, ...]", value))
+
+
+def _pairs(flops: object) -> tuple[tuple[str, float], ...]:
+    """The legal rates of what was given, with one of float32."""
+    given = cast("Any", flops)
+    pairs = given.items() if isinstance(flops, Mapping) else given
+    legal: dict[str, float] = {"float32": 1e12}
+    for pair in pairs if isinstance(pairs, Iterable) else ():
+        if isinstance(pair, (tuple, list)) and len(pair) == 2 and isinstance(pair[0], str):
+            legal[pair[0]] = pair[1] if is_between(pair[1], *RATES) else 1e12
+    return tuple(legal.items())
+
+
+def _names(providers: object) -> tuple[str, ...]:
+    """The names among what was given."""
+    if isinstance(providers, str):
+        return (providers,)
+    names = cast("Iterable[object]", providers) if isinstance(providers, Iterable) else ()
+    return tuple(name for name in names if isinstance(name, str))
+
+
+def _version(value: object) -> tuple[int, int]:
+    """The first two numbers of a version that was given in another form."""
+    numbers = re.findall(r"\d+", _short(value))
+    return (int(numbers[0]), int(numbers[1])) if len(numbers) > 1 else TORCH
 
 
 def _short(value: object) -> str:
@@ -205,13 +243,23 @@ def named(name: str) -> DeviceInfo:
     'cuda'
     """
     if name not in DEVICES:
-        raise InputError(f"device={name!r} is not known.", known())
+        raise InputError(f"device={name!r} is not known: {known()}.", fix(name))
     return DEVICES[name]
 
 
 def known() -> str:
     """Returns the values that `device=` accepts, for messages."""
-    return f"one of {', '.join(map(repr, DEVICES))}, a torch.device, or your own DeviceInfo."
+    return f"one of {', '.join(DEVICES)}, a torch.device or a DeviceInfo"
+
+
+def fix(given: object, gpu: str = "sm_90") -> str:
+    """Returns what to write instead of an unknown device; `gpu` where any GPU is meant.
+
+    >>> fix("H100"), fix("gpu"), fix("sm_87"), fix("abacus")
+    ('device="sm_90"', 'device="sm_90"', 'device="sm_86"', 'device=None')
+    """
+    guess = synonyms.device(given, DEVICES, gpu)
+    return f'device="{guess}"' if guess else "device=None"
 
 
 def cuda(major: int, minor: int) -> DeviceInfo:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple
 
+from nbattn import synonyms
 from nbattn.errors import InputError
 from nbattn.geometry import Axes, Held, bind
 from nbattn.mask import Mask
@@ -32,7 +33,7 @@ class Needs(NamedTuple):
     deterministic: bool
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Request:
     """What a plan is made for: mask, shapes, dtype, device, and what the call needs.
 
@@ -77,23 +78,30 @@ class Request:
     held: tuple[Held, ...] = ()
     # Computed once, since every candidate needs them: query heads per key head, queries and keys of
     # a sample and head, and what limits check.
-    heads_per_key_head: int = field(init=False, repr=False, compare=False)
-    query_count: int = field(init=False, repr=False, compare=False)
-    key_count: int = field(init=False, repr=False, compare=False)
-    needs: Needs = field(init=False, repr=False, compare=False)
+    heads_per_key_head: int = field(init=False, compare=False)
+    query_count: int = field(init=False, compare=False)
+    key_count: int = field(init=False, compare=False)
+    needs: Needs = field(init=False, compare=False)
 
     def __post_init__(self) -> None:
         for name, names in (("layout", LAYOUTS), ("dtype", DTYPES)):
             if getattr(self, name) not in names:
+                given = getattr(self, name)
+                guess = synonyms.meant(given, names, synonyms.DTYPES) or names[0]
                 raise InputError(
-                    f"{name}={getattr(self, name)!r} is not known.",
-                    f"one of {', '.join(map(repr, names))}.",
+                    f"{name}={given!r} is not known: one of {', '.join(names)}.",
+                    f'{name}="{guess}"',
                 )
         assign = object.__setattr__
         assign(self, "heads_per_key_head", self.heads // self.kv_heads)
         assign(self, "query_count", math.prod(self.query_space))
         assign(self, "key_count", math.prod(self.key_space))
         assign(self, "needs", Needs(*(getattr(self, name) for name in Needs._fields)))
+
+    def __repr__(self) -> str:
+        choice = (f"{name}={getattr(self, name)!r}" for name in ("backend", "require", "forbid"))
+        given = [text for text in choice if not text.endswith(("='auto'", "=()"))]
+        return f"Request({', '.join([self.summary(), repr(self.mask), *given])})"
 
     def axes(self) -> Axes:
         """Returns the mask's axes at the request's lengths.
@@ -133,7 +141,9 @@ def dtype_name(dtype: object) -> str:
     """
     name = str(dtype).removeprefix("torch.")
     if name not in DTYPES:
-        raise InputError(f"dtype={name} is not supported.", f"one of {', '.join(DTYPES)}.")
+        guess = synonyms.meant(name, DTYPES, synonyms.DTYPES) or "bfloat16"
+        problem = f"dtype={name} is not known: one of {', '.join(DTYPES)}."
+        raise InputError(problem, f'dtype="{guess}"')
     return name
 
 

@@ -115,6 +115,7 @@ ROW = """    Family(
 USE = """
 import json, torch, nbattn
 from nbattn import Axis, Mask, doctor
+from nbattn.doctor import probe
 
 shape = (2, 6, 5, 4, 8)
 named = {"dtype": "float32", "device": "cpu"}
@@ -134,7 +135,7 @@ for backend in ("auto", "reference"):
     results[backend] = out.detach(), grad
 errors = [float((a - b).abs().max()) for a, b in zip(*results.values())]
 tried = {}
-for name, part in doctor._probes([]):  # in the doctor's second process, which loads torch again
+for name, part in probe._parts([], True):  # in the doctor's second process, which loads torch again
     if name in ("torch", "mean on cpu"):
         tried[name] = part()
 backends = {b["name"]: b for b in doctor._backends(tried)}
@@ -243,19 +244,15 @@ def test_packages_are_those_that_families_need() -> None:
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (("magic", (), ()), "backend='magic' is not known."),
         (
-            ("auto", ("crop",), ()),
-            "require names 'crop', which is neither a strategy nor a backend.",
+            ("magic", (), ()),
+            "backend='magic' is not known: one of auto, reference, sdpa, tiled, flash, ",
         ),
-        (
-            ("auto", (), ("crop",)),
-            "forbid names 'crop', which is neither a strategy nor a backend.",
-        ),
+        (("auto", ("crop",), ()), "require names 'crop', which is neither a strategy (dense, "),
+        (("auto", (), ("crop",)), "forbid names 'crop', which is neither a strategy (dense, "),
     ],
 )
 def test_unknown_names_are_refused_with_the_known_ones(names: Any, message: str) -> None:
     with pytest.raises(InputError) as error:
         families.check_names(*names)
-    assert error.value.problem == message
-    assert "'flash:fa2'" in error.value.fix
+    assert error.value.problem.startswith(message)

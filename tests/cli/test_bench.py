@@ -6,7 +6,7 @@ import pty
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -61,16 +61,17 @@ def use(monkeypatch: pytest.MonkeyPatch, *seconds: float) -> None:
 
 TABLE = """\
 small forward: query [1, 16, 2, 8] key [1, 16, 2, 8] float32 cpu
-  candidate           ms   x chosen    GFLOP/s   estimate ms
-  tiled/tile        2000       0.50   1.54e-06      ESTIMATE
-  sdpa/mask         4000       1.00   7.68e-07      ESTIMATE   chosen
-  reference/dense   6000       1.50   5.12e-07      ESTIMATE
+  candidate            ms  x chosen   GFLOP/s  estimated ms
+  tiled/tile         2000      0.50  1.54e-06      ESTIMATE
+  sdpa/mask          4000      1.00  7.68e-07      ESTIMATE  chosen
+  reference/dense    6000      1.50  5.12e-07      ESTIMATE
   regret 2.00: tiled/tile is faster than the chosen sdpa/mask
 
 hopper forward: query [1, 16, 2, 8] key [1, 16, 2, 8] bfloat16 sm_90
   not measured: planned for sm_90; this machine has cpu
 
-1 thread(s), fake
+1 thread, fake
+estimated: by the planner from device data, not a time
 """
 
 
@@ -99,7 +100,7 @@ def _hide_estimates(text: str) -> str:
     for number, line in enumerate(lines):
         words = line.split()
         if len(words) >= 5 and "/" in words[0] and words[0] != "candidate":
-            lines[number] = line.replace(f"{words[4]:>11}", "   ESTIMATE", 1)
+            lines[number] = line.replace(f"{words[4]:>12}", "    ESTIMATE", 1)
     return "\n".join(lines) + "\n"
 
 
@@ -133,7 +134,9 @@ def test_nothing_usable_is_a_failure(
         pytest.skip("a CUDA device is here")
     config(hopper=plan(device="sm_90"))
     assert main(["bench", "any.toml"]) == 1
-    assert capsys.readouterr().out.endswith("nothing could be measured on this machine\n")
+    assert capsys.readouterr().out.endswith(
+        "nothing could be measured on this machine; --device cpu measures its CPU\n"
+    )
 
 
 def test_another_device_than_the_configurations(
@@ -196,47 +199,48 @@ def test_bench_of_a_mask_given_as_text(
 MISUSE: list[tuple[list[str], str]] = [
     (
         [],
-        "nbattn bench: the request is missing: give CONFIG, or --mask and --query.\n"
-        "  fix:   nbattn bench CONFIG, or nbattn bench --mask ",
+        "the request is incomplete: --mask and --query are missing, and no plans of a CONFIG are "
+        "selected.\n  fix:   nbattn bench --mask 'sliding_window(511)' --query 1,4096,8,64\n",
     ),
     (
         ["--mask", "causal()"],
-        "nbattn bench: the request is missing: give CONFIG, or --mask and --query.\n",
+        "the request is incomplete: --query is missing, and no plans of a CONFIG are selected.\n"
+        "  fix:   nbattn bench --mask 'causal()' --query 1,4096,8,64\n",
     ),
     (
         ["a.toml", "nobody"],
-        "nbattn bench: a.toml has no plan 'nobody'.\n  fix:   plans of a.toml: dinat.\n",
+        "a.toml has no plan 'nobody'; its plans are dinat.\n  fix:   nbattn bench a.toml dinat\n",
     ),
     (
         ["a.toml", "--backends", "tiled,magic"],
-        "nbattn bench: backend 'magic' is not known.\n  fix:   one of 'reference', 'sdpa', 'tiled'",
+        "backend 'magic' is not known; backends are reference, sdpa, tiled",
     ),
     (
         ["a.toml", "--json", "no/such/folder.json"],
-        "nbattn bench: no/such/folder.json cannot be created: no/such is not a directory.\n"
-        "  fix:   a file in a directory that exists.\n",
+        "no/such/folder.json cannot be created: no/such is not a directory.\n"
+        "  fix:   --json folder.json\n",
     ),
-    (["a.toml", "--png", "."], "nbattn bench: . is a directory.\n"),
-    (["a.toml", "--device", "abacus"], "nbattn bench: device='abacus' is not known.\n"),
+    (["a.toml", "--png", "."], ". is a directory.\n  fix:   --png nbattn.png\n"),
+    (["a.toml", "--device", "abacus"], "device='abacus' is not known: one of cpu, "),
     (
         ["a.toml", "--rounds", "0"],
-        "argument --rounds: '0' is not a whole number from 1 to 1000000\n",
+        "--rounds: '0' is not a whole number from 1 to 1000000.\n",
     ),
     (
         ["a.toml", "--rounds", "²"],
-        "argument --rounds: '²' is not a whole number from 1 to 1000000\n",
+        "--rounds: '²' is not a whole number from 1 to 1000000.\n",
     ),
     (
         ["a.toml", "--threads", "x"],
-        "argument --threads: 'x' is not a whole number from 1 to 1000000\n",
+        "--threads: 'x' is not a whole number from 1 to 1000000.\n",
     ),
     (
         ["a.toml", "--seconds", "nan"],
-        "argument --seconds: 'nan' is not a number of seconds above 0",
+        "--seconds: 'nan' is not a number of seconds above 0.\n",
     ),
     (
         ["--mask", "causal()", "--query", "1,b"],
-        "argument --query: '1,b' is not a shape; write 1,56",
+        "--query: '1,b' is not a shape.\n  fix:   nbattn bench --mask 'causal()' --query 1,56",
     ),
 ]
 
@@ -252,14 +256,43 @@ def test_bench_misuse_is_one_message_and_exit_status_2(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     config(dinat=plan())
-    try:
-        status = main(["bench", *words])
-    except SystemExit as stopped:  # argparse
-        status = stopped.code
+    status = main(["bench", *words])
     out, err = capsys.readouterr()
     assert (status, out) == (2, "")
-    assert message in err
-    assert "Traceback" not in err
+    assert err.startswith(f"nbattn bench: {message}")
+    assert "\n  fix:   " in err
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_ctrl_c_keeps_and_prints_what_was_measured(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    config: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    small = plan(Mask.neighborhood(3), (1, 16, 2, 8))
+    config(first=small, second=small)
+    reads = fake(*range(2, 20))
+    timed: list[object] = []
+
+    def stopping(run: Callable[[], object]) -> float:
+        timed.append(run)
+        if len(timed) == 8:  # three repeats are counted first, then the first round begins
+            raise KeyboardInterrupt
+        return reads.time(run)
+
+    monkeypatch.setattr(bench.machine, "busy", lambda: 0.0)
+    monkeypatch.setattr(bench, "clock", lambda *_: replace(reads, time=stopping))
+    out = tmp_path / "times.json"
+    assert main(["bench", "any.toml", "--json", str(out)]) == 130
+    text, errors = capsys.readouterr()
+    assert errors == ""
+    assert "second" not in text
+    assert "interrupted in job 1 of 2; the times are of fewer rounds\n" in text
+    (job,) = json.loads(out.read_text())["jobs"]
+    assert job["interrupted"] is True
+    assert any(candidate["samples"] for candidate in job["candidates"])
+    assert text.endswith(f"written: {out}\n")
 
 
 def test_png_without_matplotlib(
@@ -270,7 +303,7 @@ def test_png_without_matplotlib(
     assert main(["bench", "a.toml", "--png", "a.png"]) == 2
     assert capsys.readouterr().err == (
         "nbattn bench: --png needs matplotlib, which is not installed.\n"
-        "  fix:   pip install 'nbattn[viz]', or omit --png.\n"
+        "  fix:   pip install matplotlib\n"
     )
 
 
@@ -281,7 +314,7 @@ def test_bench_help_has_examples_and_exit_status(capsys: pytest.CaptureFixture[s
     assert all(part in out for part in ("examples:", "exit status:", "regret", "CONFIG", "--png"))
 
 
-def test_on_a_terminal_there_is_a_bar_and_bold_titles(tmp_path: Path) -> None:
+def test_on_a_terminal_rows_appear_as_they_come(tmp_path: Path) -> None:
     """The one run with the real clock, in a process of its own."""
     file = tmp_path / "small.toml"
     plan = 'small = { mask = "m", query = [1, 8, 1, 8], dtype = "float32", device = "cpu" }'
@@ -303,6 +336,7 @@ def test_on_a_terminal_there_is_a_bar_and_bold_titles(tmp_path: Path) -> None:
             seen += part
     os.close(parent)
     assert process.returncode == 0, seen.decode()
-    assert b"plans" in seen
+    assert b"checked, waits for its first round" in seen
+    assert b"measuring, round 1; Ctrl-C stops and keeps what is measured" in seen
     assert b"\x1b[1msmall forward" in seen
     assert b"median process CPU time" in seen

@@ -57,15 +57,15 @@ def test_names_beyond_ascii_are_printed_escaped(tmp_path: Path) -> None:
 
 IGNORED = """
 tune --dtype float32 --dry-run
-nbattn tune: the request is missing: give CONFIG, or --mask and --query.
+nbattn tune: the request is incomplete: --mask and --query are missing, and no plans of a CONFIG
 
 tune --key 1,4,2,8 --dry-run
-nbattn tune: the request is missing: give CONFIG, or --mask and --query.
+nbattn tune: the request is incomplete: --mask and --query are missing, and no plans of a CONFIG
 
 mask --mask full() --query 4 --device sm_1
 nbattn mask: --device applies to the figure's plan, but --png is missing.
 
-mask --mask full() --query 4 --head-dim 0
+mask --mask full() --query 4 --head-dim 1
 nbattn mask: --head-dim applies to the figure's plan, but --png is missing.
 
 mask --mask full() --query 4 --png a.svg
@@ -75,10 +75,10 @@ bench --mask full() --query 1,8,2,8 --png a.svg
 nbattn bench: a.svg does not end in .png, the format of the file.
 
 demo --size 700
-argument --size: 700 is above 512, the side of the photograph
+nbattn demo: --size: '700' is not a whole number from 24 to 512.
 
 bench --mask full() --query 1,8,2,8 --threads 99999999999
-argument --threads: '99999999999' is not a whole number from 1 to 1000000
+nbattn bench: --threads: '99999999999' is not a whole number from 1 to 1000000
 
 plan --mask full() --query 1,3000000000,2,8
 nbattn plan: query_shape: 3000000000 is beyond 2147483647.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -37,6 +38,16 @@ def test_picture_written_to_a_pipe() -> None:
     assert done.stdout.decode("utf-8") == dedent("""\
         Mask(Axis(1, 1, border='shift'), Axis(0, 0, align='top-left'))
 
+        query 2, 1 attends to 3 keys:
+
+          0
+        0 ...
+        1 .■.
+        2 .◆.
+        3 .■.
+
+        ■ attended   ◆ attended, own position   . not attended
+
         24 of 96 pairs; 3 keys per query
 
         axis 0: 4 queries, 4 keys, 12 of 16 pairs
@@ -55,7 +66,7 @@ def test_picture_written_to_a_pipe() -> None:
         0 ◆ ⬚ ⬚
         1 ⬚ ◆ ⬚
 
-        ■ attended   ◆ attended, own position   ▣ attended, moved or wrapped   ⬚ not attended
+        ■ attended  ◆ attended, own position  ▣ attended, moved or wrapped  ⬚ not attended
         """)
 
 
@@ -76,8 +87,9 @@ def test_outputs_without_these_signs(encoding: str) -> None:
             1<: @ :
             2 # : @
 
-            # attended   @ attended, own position   . not attended\
-   : not on this query's dilation grid   < > window cut
+            # attended  @ attended, own position  . not attended\
+  : not on this query's dilation grid
+            < > window cut
             """)
     assert "own position" in text
 
@@ -100,20 +112,43 @@ def test_a_missing_package_is_one_message(tmp_path: Path) -> None:
     done = shell("nbattn mask --mask 'causal()' --query 3", PYTHONPATH=places)
     assert (done.returncode, done.stdout) == (2, b"")
     assert done.stderr.decode() == (
-        "nbattn mask: numpy is broken.\n"
-        "  fix:   `nbattn doctor` shows what is missing or broken, and what to install.\n"
+        "nbattn mask: numpy is broken.\n  fix:   nbattn doctor  # shows what to install\n"
     )
 
 
-def test_a_narrow_terminal(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
-    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
-    monkeypatch.setenv("COLUMNS", "40")
-    assert cli.main(["mask", "--mask", "causal()", "--query", "100"]) == 0
+@pytest.mark.parametrize(("columns", "cells"), [(80, 1), (79, 3), (40, 6), (120, 1)])
+def test_seventy_six_keys_fit_eighty_columns(
+    columns: int, cells: int, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    """One column per cell where that fits, else tiles with a gap between the cells."""
+    monkeypatch.setenv("COLUMNS", str(columns))
+    assert cli.main(["mask", "--mask", "Axis(3, 3)", "--query", "76"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert "a cell is 6 x 6 pairs" in lines[2]
-    assert max(map(len, lines[5:23])) <= 40
+    assert ("a cell is" in " ".join(lines[2:4])) == (cells > 1)
+    assert max(map(len, lines)) <= columns
+    if cells == 1:
+        assert lines[6].startswith(" 0‹◆■■■⬚⬚")
+        assert lines[81] == f"75 {'⬚' * 72}■■■◆›"
+
+
+def test_a_very_narrow_terminal_is_no_failure(
+    monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
     monkeypatch.setenv("COLUMNS", "3")
     assert cli.main(["mask", "--mask", "causal()", "--query", "100"]) == 0
+    assert cli.main(["mask", "--mask", "neighborhood((3, 3))", "--query", "90,90"]) == 0
+
+
+def test_colours(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    command = ["mask", "--mask", "causal()", "--query", "3"]
+    assert cli.main(command) == 0
+    coloured = capsys.readouterr().out
+    assert "\x1b[32m■ ■\x1b[0m \x1b[1;33m◆\x1b[0m" in coloured
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert cli.main(command) == 0
+    plain = capsys.readouterr().out
+    assert plain == re.sub(r"\x1b\[[\d;]*m", "", coloured)
 
 
 def test_json(capsys: Capture) -> None:
@@ -184,34 +219,44 @@ def test_a_mask_of_a_file(configured: dict[str, Mask], capsys: Capture) -> None:
 
 NAMES = ", ".join(command.parse_mask.__globals__["MAKERS"])
 FIELDS = "left, right, dilation, stride, causal, align, offset, border, prefix"
-FORMS = "neighborhood((7, 7), dilation=2), or sliding_window(511), or one Axis(…) per axis."
+FORMS = "--mask 'Axis(3, 3)'  # an Axis per axis, or neighborhood((7, 7)), sliding_window(511)"
 MISUSE = [
     (["--query", "3"],
-     "no mask is given.\n  fix:   either CONFIG NAME, or --mask 'neighborhood((7, 7))'."),
+     "no mask is given: give CONFIG and NAME, or --mask.\n"
+     "  fix:   nbattn mask --mask 'causal()' --query 3"),
     (["x.toml", "--mask", "causal()", "--query", "3"],
-     "two masks are given.\n  fix:   either CONFIG NAME, or --mask 'neighborhood((7, 7))'."),
+     "two masks are given: give CONFIG and NAME, or --mask.\n"
+     "  fix:   nbattn mask --mask 'causal()' --query 3"),
     (["x.toml", "encodr", "--query", "3"],
-     "x.toml has no mask 'encodr'.\n  fix:   did you mean 'encoder'? It has: encoder, nat."),
-    (["x.toml", "--query", "3"], "x.toml has 2 masks.\n  fix:   name one of: encoder, nat."),
+     "x.toml has no mask 'encodr'; its masks are encoder, nat. Did you mean encoder?\n"
+     "  fix:   nbattn mask x.toml encoder --query 3"),
+    (["x.toml", "--query", "3"],
+     "x.toml has 2 masks: encoder, nat.\n  fix:   nbattn mask x.toml encoder --query 3"),
+    (["x.toml", "nat"],
+     "--query is missing: the queries per axis.\n  fix:   nbattn mask x.toml nat --query 16"),
+    (["--mask", "neighborhood((3, 3))", "--query", "9,9", "--at", "9,1"],
+     "--at 9,1 is not on the grid of queries, which has the lengths 9,9.\n  fix:   --at 4,4"),
+    (["--mask", "causal()", "--query", "9", "--at", "4"],
+     "--at chooses the query of a picture on two axes or more; this mask has one.\n"
+     "  fix:   --query 9"),
     (["--mask", "causal()", "--query", "3,x"],
-     "--query '3,x': 'x' is not a length.\n"
-     "  fix:   --query 8,24,24: whole numbers >= 0, one per axis."),
+     "--query '3,x': 'x' is not a whole number >= 0, one per axis.\n"
+     "  fix:   --query 8,8"),
     (["--mask", "causal()", "--query", "3", "--key", "-1"],
-     "--key '-1': '-1' is not a length.\n"
-     "  fix:   --key 8,24,24: whole numbers >= 0, one per axis."),
+     "--key '-1': '-1' is not a whole number >= 0, one per axis.\n"
+     "  fix:   --key 8"),
     (["--mask", "causal()", "--query", ""],
-     "--query '': '' is not a length.\n"
-     "  fix:   --query 8,24,24: whole numbers >= 0, one per axis."),
+     "--query '': '' is not a whole number >= 0, one per axis.\n"
+     "  fix:   --query 8"),
     (["--mask", "causal()", "--query", "99999999999"],
-     "--query '99999999999': '99999999999' is not a length.\n"
-     "  fix:   --query 8,24,24: whole numbers >= 0, one per axis."),
+     "--query '99999999999': '99999999999' is not a whole number >= 0, one per axis.\n"
+     "  fix:   --query 8"),
     (["--mask", "causal()", "--query", "3,4"],
      "the mask has 1 axis, the space of the queries 2: (3, 4).\n"
-     "  given: Mask(Axis(None, 0, causal=True))\n"
-     "  fix:   one length per axis of the mask, or a mask of 2 axes."),
+     "  given: Mask(Axis(None, 0, causal=True))\n"),
     (["--mask", "causal()", "--query", "9999999999"],
-     "axis 0 has 9999999999 queries and 9999999999 keys; pictures go up to 2097152.\n"
-     "  fix:   a shorter axis shows the same rules."),
+     "9999999999 is longer than 2097152, up to which pictures go; a shorter axis shows the same.\n"
+     "  fix:   --query 1024"),
     (["--mask", "Axis(1, 1", "--query", "3"],
      "the mask is not valid Python syntax: '(' was never closed.\n"
      f"  given: Axis(1, 1\n  fix:   {FORMS}"),
@@ -247,15 +292,15 @@ MISUSE = [
      "the arguments of Mask must be axes.\n  given: Mask(causal())\n"
      "  fix:   Mask(Axis(3, 3), Axis(3, 3))."),
     (["--mask", "full(1000000000)", "--query", "3"],
-     "a mask has 1 to 3 axes, not 1000000000.\n  fix:   Mask(Axis(3, 3), Axis(3, 3))"),
+     "a mask has 1 to 3 axes, not 1000000000.\n"),
     (["--mask", "causal" * 500, "--query", "3"],
      f"the mask has 3000 characters, the limit is 2000.\n  given: {('causal' * 500)[:200]}\n"
      f"  fix:   {FORMS}"),
     (["--mask", "causal()", "--query", "3", "--png", "no/such.png"],
-     "no/such.png cannot be created: no is not a directory.\n"
-     "  fix:   a file in a directory that exists."),
+     "no/such.png cannot be created: no is not a directory.\n  fix:   --png such.png"),
     (["--mask", "causal()", "--query", "3", "--png", "x.png", "--device", "sm_1"],
-     "device='sm_1' is not known.\n"),
+     "device='sm_1' is not known: one of cpu, sm_75, sm_80, sm_86, sm_89, sm_90, sm_100, sm_103, "
+     "sm_120, a torch.device or a DeviceInfo.\n  fix:   device=None\n"),
 ]  # fmt: skip
 
 

@@ -233,14 +233,14 @@ def off(folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setenv("NBATTN_CACHE", "off")
     return (
         "nbattn tune: NBATTN_CACHE=off: the cost table has no folder.\n"
-        "  fix:   --output FILE, or unset NBATTN_CACHE.\n"
+        "  fix:   --output costs.json\n"
     )
 
 
 def refused(reason: str) -> str:
     return (
-        f"nbattn tune: the cost table cannot be written: {reason}.\n"
-        "  fix:   --output FILE, or NBATTN_CACHE=DIRECTORY, an absolute path of yours.\n"
+        f"nbattn tune: the cost table cannot be written: {reason}; NBATTN_CACHE names another "
+        "folder.\n  fix:   --output costs.json\n"
     )
 
 
@@ -284,16 +284,17 @@ def test_unwritable_folders_are_reported_before_measuring(
 MISUSE: list[tuple[list[str], str]] = [
     (
         ["--query", "1,2,3,4"],
-        "nbattn tune: the request is missing: give CONFIG, or --mask and --query.\n",
+        "nbattn tune: the request is incomplete: --mask is missing, and no plans of a CONFIG ",
     ),
     (
         ["a.toml", "nobody"],
-        "nbattn tune: a.toml has no plan 'nobody'.\n  fix:   plans of a.toml",
+        "nbattn tune: a.toml has no plan 'nobody'; its plans are one.\n"
+        "  fix:   nbattn tune a.toml one\n",
     ),
-    (["--device", "abacus"], "nbattn tune: device='abacus' is not known.\n"),
+    (["--device", "abacus"], "nbattn tune: device='abacus' is not known: one of cpu, "),
     (["--device", "sm_75"], "nbattn tune: sm_75 cannot be measured: this machine has none."),
     (["--output", "no/file"], "nbattn tune: no/file cannot be created: no is not a directory.\n"),
-    (["--threads", "0"], "argument --threads: '0' is not a whole number from 1 to 1000000\n"),
+    (["--threads", "0"], "nbattn tune: --threads: '0' is not a whole number from 1 to 1000000.\n"),
 ]
 
 
@@ -307,10 +308,7 @@ def test_tune_misuse_is_one_message_and_exit_status_2(
 ) -> None:
     config(one=planned())
     monkeypatch.setattr(tune, "rates", None)  # never called
-    try:
-        status = main(["tune", *words])
-    except SystemExit as stopped:  # argparse
-        status = stopped.code
+    status = main(["tune", *words])
     out, err = capsys.readouterr()
     assert (status, out) == (2, "")
     assert message in err
@@ -324,8 +322,9 @@ def test_several_threads_on_a_busy_machine_are_not_measured(
     monkeypatch.setattr(tune, "rates", None)  # never called
     assert main(["tune", "--device", "cpu"]) == 2
     assert capsys.readouterr().err == (
-        "nbattn tune: other programs use 1.2 cores: wall times of 2 threads are unreliable.\n"
-        "  fix:   --threads 1 (uses CPU time), or wait until the machine is idle.\n"
+        "nbattn tune: other programs use 1.2 cores: wall times of 2 threads are unreliable: wait "
+        "until the machine is idle, or measure one thread by its CPU time.\n"
+        "  fix:   --threads 1\n"
     )
     assert not (folder / "costs.json").exists()
     for others in (0.2, None):
@@ -350,3 +349,25 @@ def test_tune_help_has_examples_and_exit_status(capsys: pytest.CaptureFixture[st
         main(["tune", "--help"])
     out = capsys.readouterr().out
     assert all(part in out for part in ("files:", "examples:", "exit status:", "NBATTN_CACHE"))
+
+
+def test_an_interruption_writes_the_finished_plans(
+    folder: Path,
+    capsys: pytest.CaptureFixture[str],
+    config: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config(one=planned(training=True))
+    measure, calls = bench.measure, list[str]()
+
+    def second_is_interrupted(*given: Any) -> bench.Job:
+        calls.append("")
+        job = measure(*given)
+        return job if len(calls) == 1 else bench.Job(job.name, job.plan, interrupted=True)
+
+    monkeypatch.setattr(bench, "measure", second_is_interrupted)
+    assert main(["tune", "any.toml", "--device", "cpu"]) == 130
+    out, err = capsys.readouterr()
+    assert out.endswith(f"written: {folder / 'costs.json'} (1 request)\n")
+    assert err == "nbattn tune: interrupted; the plans that were finished are written.\n"
+    assert len(table(folder)[0].times) == 1

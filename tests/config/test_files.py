@@ -31,6 +31,10 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
         return mistakes_of(path).removeprefix(f"{path}: ")
 
     assert message_of("absent.toml") == "cannot be read: No such file or directory."
+    (tmp_path / "video_3d.toml").write_text("")
+    guess = f"{tmp_path / 'video_3d.toml'}"
+    expected = f'cannot be read: No such file or directory. Did you mean "{guess}"?'
+    assert message_of("video3d.toml") == expected
     (tmp_path / "folder.toml").mkdir()
     assert message_of("folder.toml") == "cannot be read: is not a regular file."
     assert message_of("masks.ini", b"") == "unknown kind of file; legal: .toml, .yaml, .yml, .json."
@@ -42,7 +46,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.toml")
     assert message_of("pipe.toml") == "cannot be read: is not a regular file."
     assert message_of("bom.toml", "\ufeff[masks.a]\nfull = 1".encode()) == (
-        "masks.a.full: found 1; legal: a table."
+        "masks.a.full: found 1; legal: a table; fix: full = { rank = 1 }."
     )
     nul = message_of("nul\0.toml")  # the rest is Python's
     assert re.fullmatch(r"cannot be read: (stat: )?embedded null (byte|character in path)\.", nul)
@@ -134,5 +138,5 @@ def test_yaml_without_its_package_names_what_to_install(
     monkeypatch.setitem(sys.modules, "yaml", None)
     path = tmp_path / "a.yaml"
     path.write_text("masks: {}")
-    expected = 'YAML needs PyYAML, which is not installed; fix: pip install "nbattn[yaml]".'
+    expected = "YAML needs PyYAML, which is not installed; fix: pip install pyyaml."
     assert mistakes_of(path) == f"{path}: {expected}"

@@ -87,7 +87,7 @@ def test_files_load_as_these_masks() -> None:
     assert masks_of("mistral.toml")["decoder"] == Mask(
         Axis(4095, 0, causal=True, align="bottom-right")
     )
-    assert masks_of("weather.yaml")["far"] == Mask(
+    assert masks_of("weather.toml")["far"] == Mask(
         Axis(4, 4, dilation=4), Axis(8, 8, border="wrap", dilation=4)
     )
     cosmos = nbattn.load(ROOT / "configs" / "cosmos_predict2.toml")

@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
-from fixes import masks, sites
+from fixes import calls, config, export, kernels, masks, planning, sites, surface, terminal
 
-TABLES = {"masks": masks.ROWS}
+TABLES = {
+    "masks": masks.ROWS,
+    "calls": calls.ROWS,
+    "config": config.ROWS,
+    "export": export.ROWS,
+    "kernels": kernels.ROWS,
+    "planning": planning.ROWS,
+    "surface": surface.ROWS,
+    "terminal": terminal.ROWS,
+}
 
 
 def places_without_a_row() -> list[str]:

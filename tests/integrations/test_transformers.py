@@ -228,7 +228,7 @@ REFUSED = {
     "newer_mask_argument": (
         lambda: rule(WHOLE, strides=2),
         "transformers passes strides= to mask functions, which nbattn does not know.\n"
-        '  fix:   pip install "nbattn[transformers]"',
+        '  fix:   pip install "transformers>=5.24,<6"',
     ),
     "name_of_another": (
         lambda: integration.register("sdpa"),
@@ -316,7 +316,7 @@ def test_a_release_whose_windows_mean_something_else_is_refused(monkeypatch):
     assert str(error.value) == (
         f"transformers {transformers.__version__} has masks that nbattn does not know: "
         "and_masks.<locals>.and_mask is not Window(left=2, right=0).\n"
-        '  fix:   pip install "nbattn[transformers]"'
+        '  fix:   pip install "transformers>=5.24,<6"'
     )
 
 
@@ -328,7 +328,7 @@ def test_a_release_without_a_part_is_refused(monkeypatch):
     assert str(error.value) == (
         f"transformers {transformers.__version__} has masks that nbattn does not know: "
         "module 'transformers.masking_utils' has no attribute 'blockwise_overlay'.\n"
-        '  fix:   pip install "nbattn[transformers]"'
+        '  fix:   pip install "transformers>=5.24,<6"'
     )
 
 

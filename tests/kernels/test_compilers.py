@@ -17,7 +17,7 @@ from nbattn.errors import BackendError
 from nbattn.kernels import compilers
 
 FIX = (
-    '  fix:   pip install "nbattn[native]"  # or the system\'s own: '
+    '  fix:   pip install "ziglang>=0.13"  # or the system\'s own: '
     + ("xcode-select --install" if sys.platform == "darwin" else "apt-get install g++")
 )  # fmt: skip
 
@@ -178,7 +178,7 @@ def test_a_wrong_cxx_is_an_error_and_no_other_is_taken(
     monkeypatch.setenv("CXX", value)
     assert refusal() == (
         f"CXX={value!r}: {reason.format(programs)}\n"
-        "  fix:   export CXX=/path/to/g++, or unset CXX: then nbattn looks for one"
+        "  fix:   unset CXX, and nbattn looks for a compiler itself"
     )
     assert starts(programs / "g++") == []
 
@@ -239,7 +239,7 @@ def test_windows_has_none(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(compilers.sys, "platform", "win32")
     assert refusal() == (
         "the CPU kernels are compiled on Linux and macOS only\n"
-        '  fix:   backend="tiled"; or WSL'
+        '  fix:   backend="tiled", or WSL'
     )  # fmt: skip
 
 

@@ -310,7 +310,8 @@ def test_another_folder_is_loaded_from_where_one_allows_no_execution(
         lanes()
     assert re.fullmatch(
         r"the CPU kernels do not load: .*\.so: failed to map segment from shared object\n"
-        r"  fix:   NBATTN_CACHE=/a/folder/of/yours, on a file system that allows execution",
+        r'  fix:   export NBATTN_CACHE="\$PWD/nbattn-cache", where the file system allows '
+        r'execution; or backend="tiled"',
         str(caught.value),
     )
 
@@ -349,7 +350,8 @@ def test_a_relative_cache_path_is_refused_with_one_warning(monkeypatch: pytest.M
 
 FAILED = (
     "the CPU kernels do not compile with g++ 12.2:\n{}\n"
-    '  given: {} {}\n  fix:   CXX=/path/to/another/g++; or pip install "nbattn[native]"'
+    '  given: {} {}\n  fix:   pip install "ziglang>=0.13"; then '
+    'export CXX="python -m ziglang c++"; or backend="tiled"'
 )
 
 
@@ -448,7 +450,7 @@ def test_missing_sources_are_a_reason(monkeypatch: pytest.MonkeyPatch, tmp_path:
     monkeypatch.undo()
     monkeypatch.setattr(sources, "__file__", str(tmp_path / "a" / "b" / "kernels" / "sources.py"))
     host.forget()
-    assert host.missing().endswith("has kernels.cpp: pip install --force-reinstall nbattn")
+    assert host.missing().endswith("has kernels.cpp: " + sources.again())
     host.forget()
 
 

@@ -20,7 +20,12 @@ from nbattn.errors import BackendError
 from nbattn.kernels import launch, layout, nvrtc, toolkit
 
 ROOT = Path(__file__).resolve().parents[2]
-FIX = 'pip install "nbattn[cuda13]"  # with a driver of CUDA 12: "nbattn[cuda12]"'
+FIX = (
+    'pip install "cupy-cuda13x>=14.2,<15" "nvidia-cuda-nvrtc>=13.0,<14" '
+    '"nvidia-cuda-runtime>=13.0,<14"  # with a driver of CUDA 12: pip install '
+    '"cupy-cuda12x>=14.2,<15" "nvidia-cuda-nvrtc-cu12>=12.6,<13" '
+    '"nvidia-cuda-runtime-cu12>=12.6,<13"'
+)
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +110,7 @@ def test_uncompiled_kernel_in_graph_capture_raises_before_any_launch(recorded_by
     assert record["words"] == (
         "nb_fwd_simt is launched for the first time while a CUDA graph is captured, which allows "
         "no loading; the capture goes on.\n"
-        "  fix:   plan.warmup(), or one call of the same shapes, before the capture."
+        "  fix:   plan.warmup() before the capture, or one call of the same shapes"
     )
     assert (
         recorded_by_scenario["cold after the capture"]["launches"]
@@ -123,7 +128,7 @@ def test_error_of_a_kernel_that_the_driver_refuses(recorded_by_scenario):
     words = recorded_by_scenario["refused"]
     assert words.startswith("the driver cannot load nb_fwd_simt for sm_90a: ")
     assert "stub says no" in words
-    assert "a driver as new as NVRTC 13.0, or an older NVRTC" in words
+    assert "or a driver as new as CUDA 13.0" in words
     assert "Stub" in words
     after = recorded_by_scenario["refused, then taken"]
     assert after["launches"] == recorded_by_scenario["launched then"]["launches"] + 1

@@ -14,6 +14,7 @@ from probe_kernel import needs_nvrtc, skip_where_unknown
 from nbattn.errors import BackendError
 from nbattn.kernels import nvrtc, sources, toolkit
 from nbattn.kernels.variant import Variant
+from nbattn.packages import install_line
 
 ARCHS = ("75", "80", "86", "89", "90a", "100a", "103a", "120")
 
@@ -114,7 +115,7 @@ def test_unknown_targets_list_the_known_ones(probe: Path):
     with pytest.raises(BackendError) as caught:
         nvrtc.compile(probe_kernel.variant(), "30")  # none since CUDA 11
     assert re.match(r"NVRTC \d+\.\d+ compiles for .*sm_80.*, not for sm_30\n", str(caught.value))
-    assert "pip install --upgrade nvidia-cuda-nvrtc nvidia-cuda-runtime" in str(caught.value)
+    assert caught.value.fix == f"{install_line('cuda13')} --upgrade"
 
 
 @pytest.mark.parametrize(

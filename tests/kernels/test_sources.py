@@ -1,12 +1,14 @@
-"""Tests of kernel sources: found in checkout and wheel, each header once, errors at their line."""
+"""Tests of kernel sources: found in package and checkout, each header once, errors with lines."""
 
 from __future__ import annotations
 
+import json
 import re
+import shlex
 import subprocess
-import sys
-import tarfile
+from importlib import metadata
 from pathlib import Path
+from types import SimpleNamespace
 
 import host_kernels
 import probe_kernel
@@ -130,7 +132,7 @@ def test_headers_elsewhere_are_left_to_the_compiler(header: str, tmp_path: Path)
 def test_error_of_a_missing_file_names_it(probe: Path):
     with pytest.raises(BackendError, match=re.escape(str(probe / "other.cu"))) as caught:
         sources.amalgamate("other.cu")
-    assert "pip install --force-reinstall nbattn" in str(caught.value)
+    assert sources.again() in str(caught.value)
 
 
 def test_the_kernels_of_this_version_can_be_read(cases):
@@ -158,44 +160,6 @@ def test_sources_inside_the_package_come_first(
         sources.host_directory()
 
 
-def test_wheel_contains_kernel_sources(tmp_path: Path):
-    wheel = built(tmp_path)
-    place = tmp_path / "site"
-    subprocess.run([sys.executable, "-m", "zipfile", "-e", wheel, place], check=True)
-    (place / "cuda").mkdir()
-    (place / "cuda" / "params.h").write_text("#error foreign")
-    code = "from nbattn.kernels import sources as s; print(s.directory(), s.host_directory())"
-    done = subprocess.run(
-        [sys.executable, "-S", "-c", f"import sys; sys.path.insert(0, {str(place)!r}); {code}"],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        env={},
-    )
-    folders = [place / "nbattn" / name for name in ("cuda", "cpu")]
-    assert done.stdout.split() == [str(folder) for folder in folders], done.stderr
-    for folder in folders:
-        shipped = {path.name: path.read_bytes() for path in folder.iterdir()}
-        assert shipped == {p.name: p.read_bytes() for p in (ROOT / folder.name).iterdir()}
-
-
-def test_sdist_contains_kernel_sources(tmp_path: Path):
-    with tarfile.open(built(tmp_path, "sdist")) as archive:
-        names = {name.partition("/")[2] for name in archive.getnames()}
-    for folder in ("cuda", "cpu"):
-        assert {f"{folder}/{path.name}" for path in (ROOT / folder).iterdir()} <= names
-
-
-def built(folder: Path, kind: str = "wheel") -> Path:
-    """The wheel or the sdist of this checkout."""
-    pytest.importorskip("hatchling", reason="no hatchling to build a wheel with")
-    command = [sys.executable, "-m", "hatchling", "build", "-t", kind, "-d", str(folder)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    (made,) = folder.iterdir()
-    return made
-
-
 def test_missing_sources_error_lists_the_searched_folders(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
@@ -204,5 +168,37 @@ def test_missing_sources_error_lists_the_searched_folders(
         sources.directory()
     assert str(caught.value) == (
         f"the kernels' sources are missing: neither {tmp_path / 'nbattn' / 'cuda'} nor "
-        f"{tmp_path / 'cuda'} has params.h\n  fix:   pip install --force-reinstall nbattn"
+        f"{tmp_path / 'cuda'} has params.h\n  fix:   {sources.again()}"
     )
+
+
+AGAIN = "pip install --force-reinstall --no-deps"
+WHEEL = {"url": "file:///w/nbattn.whl", "archive_info": {}}
+CHECKOUT = {"url": "file:///a%20b", "dir_info": {"editable": True}}
+GIT = {"url": "https://x/n.git", "vcs_info": {"vcs": "git"}}
+
+
+@pytest.mark.parametrize(
+    ("facts", "line"),
+    [
+        (None, f"{AGAIN} nbattn"),
+        (WHEEL, f"{AGAIN} file:///w/nbattn.whl"),
+        (GIT, f"{AGAIN} git+https://x/n.git"),
+        (CHECKOUT, "git -C '/a b' restore cpu cuda"),
+    ],
+)
+def test_sources_are_repaired_from_where_nbattn_came(
+    facts: object, line: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = SimpleNamespace(read_text=lambda name: facts and json.dumps(facts))
+    monkeypatch.setattr(metadata, "distribution", lambda name: found)
+    assert sources.again() == line
+
+
+def test_sources_of_a_checkout_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(name: str) -> None:
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "distribution", absent)
+    root = shlex.quote(str(Path(sources.__file__).parents[2]))
+    assert sources.again() == f"git -C {root} restore cpu cuda"

@@ -29,7 +29,10 @@ def test_where_nvrtc_is_missing(monkeypatch: pytest.MonkeyPatch):
     assert str(caught.value) == (
         "NVRTC, the run-time compiler of CUDA, is not installed: no libnvrtc.so.13 in the wheels "
         "of NVIDIA, CUDA_HOME or the system's libraries.\n"
-        '  fix:   pip install "nbattn[cuda13]"  # with a driver of CUDA 12: "nbattn[cuda12]"'
+        '  fix:   pip install "cupy-cuda13x>=14.2,<15" "nvidia-cuda-nvrtc>=13.0,<14" '
+        '"nvidia-cuda-runtime>=13.0,<14"  # with a driver of CUDA 12: pip install '
+        '"cupy-cuda12x>=14.2,<15" "nvidia-cuda-nvrtc-cu12>=12.6,<13" '
+        '"nvidia-cuda-runtime-cu12>=12.6,<13"'
     )
 
 
@@ -40,7 +43,10 @@ def test_where_headers_are_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
         toolkit.headers.__wrapped__()
     assert str(caught.value) == (
         f"CUDA's headers are not installed: no cuda_fp16.h for {tmp_path}/lib/libnvrtc.so.13.\n"
-        '  fix:   pip install "nbattn[cuda13]"  # with a driver of CUDA 12: "nbattn[cuda12]"'
+        '  fix:   pip install "cupy-cuda13x>=14.2,<15" "nvidia-cuda-nvrtc>=13.0,<14" '
+        '"nvidia-cuda-runtime>=13.0,<14"  # with a driver of CUDA 12: pip install '
+        '"cupy-cuda12x>=14.2,<15" "nvidia-cuda-nvrtc-cu12>=12.6,<13" '
+        '"nvidia-cuda-runtime-cu12>=12.6,<13"'
     )
 
 

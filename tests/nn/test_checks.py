@@ -155,12 +155,12 @@ Layer(64, 4, mask, proj_drop="0.1")
       fix:   0 <= proj_drop <= 1.
 
 Layer(64, 4, mask, backend="triton")
-    InputError: backend='triton' is not known.
-      fix:   one of 'auto', 'reference', 'sdpa', 'tiled', 'flash', 'flash:aten', 'flash:fa2', 'flash:fa3', 'flash:fa4', 'flash-model', 'flash-model:aten', 'flash-model:fa2', 'flash-model:fa3', 'flash-model:fa4', 'cuda', 'native', 'flex', 'natten'.
+    InputError: backend='triton' is not known: one of auto, reference, sdpa, tiled, flash, flash-model, cuda, native, flex, natten (flash and flash-model also with :aten, :fa2, :fa3, :fa4).
+      fix:   backend="auto"
 
 Layer(64, 4, mask, backend=None)
-    InputError: backend=None is not known.
-      fix:   one of 'auto', 'reference', 'sdpa', 'tiled', 'flash', 'flash:aten', 'flash:fa2', 'flash:fa3', 'flash:fa4', 'flash-model', 'flash-model:aten', 'flash-model:fa2', 'flash-model:fa3', 'flash-model:fa4', 'cuda', 'native', 'flex', 'natten'.
+    InputError: backend=None is not known: one of auto, reference, sdpa, tiled, flash, flash-model, cuda, native, flex, natten (flash and flash-model also with :aten, :fa2, :fa3, :fa4).
+      fix:   backend="auto"
 
 Layer(64, 4, mask, qk_transform=torch.nn.functional.normalize)
     InputError: qk_transform is a function, not a torch.nn.Module.
@@ -343,8 +343,8 @@ layer.plan_for((2, 6, 7, 64), training=1)
       fix:   training=True or training=False.
 
 layer.plan_for((2, 6, 7, 64), dtype="float8")
-    InputError: dtype=float8 is not supported.
-      fix:   one of float16, bfloat16, float32, float64.
+    InputError: dtype=float8 is not known: one of float16, bfloat16, float32, float64.
+      fix:   dtype="bfloat16"
 """
 BLOCKS = [block.split("\n", 1) for block in TABLE.strip().split("\n\n")]
 MESSAGES = {call: dedent(text).strip() for call, text in BLOCKS}

@@ -139,7 +139,7 @@ CHANGES: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "a compiler": (
         {"device": replace(device.DEVICES["cpu"], providers=())},
-        "pip install ziglang: native/window, ",
+        'pip install "ziglang>=0.13": native/window, ',
     ),
     "a dtype": (
         {"device": replace(device.DEVICES["sm_90"], providers=("cupy",)), "dtype": "float32"},

@@ -110,9 +110,9 @@ PAIRS = "is not a tuple of pairs of a dtype and its rate that includes float32."
             ({"launch": time}, f"launch={time!r} is not a time from 0 to 1e+06 seconds.")
             for time in (-1e-6, 1e308, float("nan"), "1", None)
         ),
-        ({"name": 3}, "name=3 is an int."),
-        ({"kind": None}, "kind=None is a NoneType."),
-        ({"source": 1.5}, "source=1.5 is a float."),
+        ({"name": 3}, "name=3 is an int, not text."),
+        ({"kind": None}, "kind=None is a NoneType, not text."),
+        ({"source": 1.5}, "source=1.5 is a float, not text."),
         *(
             ({"multiprocessors": count, "clock": clock},
              f"multiprocessors={count!r}, clock={clock!r} are not a number up to 1048576 and a "

@@ -92,5 +92,5 @@ def test_deterministic_is_the_switch_of_torch_unless_given() -> None:
 
 @pytest.mark.parametrize(("name", "value"), [("layout", "rows"), ("dtype", "int8")])
 def test_unknown_layouts_and_dtypes_are_refused(name: str, value: str) -> None:
-    with pytest.raises(InputError, match=f"{name}='{value}' is not known"):
+    with pytest.raises(InputError, match=f"{name}='{value}' is not known: one of"):
         request_for(Mask.causal(), 4, **{name: value})

@@ -27,60 +27,82 @@ PACKAGE = ROOT / "nbattn"
 Sources = dict[str, str]  # module below the package ("" is the package itself) → source
 
 # Component → what it may import: components, or single modules of one. The lowest comes first.
-PROGRAM = "errors axis mask piecewise_sum rows geometry program"
-SHARED = "backends.inputs backends.logsumexp backends.calls"  # tensor code of several families
+PROGRAM = "lazy errors axis synonyms packages mask piecewise_sum rows geometry program"
+# tensor code of several families
+SHARED = "symbolic backends.inputs backends.logsumexp backends.calls"
 FAMILIES = {f"backends.{family.name}" for family in families.FAMILIES}
 ALLOWED = {
     "version": "",
+    "lazy": "",
     "errors": "",
     "machine": "version",
     "timing": "",
     "cache": "",
     "symbolic": "",
     "axis": "errors symbolic",
-    "mask": "errors axis symbolic",
+    "fixes": "errors axis",
+    "synonyms": "axis",
+    "packages": "",
+    "mask": "errors axis symbolic fixes",
+    "mistaken_masks": "errors axis mask fixes",
+    "shapes": "errors axis mask symbolic",
+    "key_ranges": "errors fixes",
+    "joining": "errors",
     "piecewise_sum": "",
     "rows": "axis",
     "alignment": "errors axis mask",
-    "geometry": "errors axis mask alignment piecewise_sum rows",
-    "kernels": "errors version cache geometry kernels",
+    "circles": "errors axis mask",
+    "geometry": "errors axis mask fixes alignment circles piecewise_sum rows",
+    "kernels": "errors packages version cache geometry kernels",
     "program": PROGRAM,
     "backends": f"{PROGRAM} {SHARED}",
     **{family: f"{PROGRAM} {SHARED} kernels {family}" for family in sorted(FAMILIES)},
     "planner": f"{PROGRAM} version machine cache backends.families planner",
     "execute": "errors mask program backends.families backends.inputs planner",
     "ops": "errors mask geometry program backends.inputs planner execute",
-    "autograd": "errors program backends.inputs planner execute ops",
-    "arguments": "errors axis mask symbolic program backends.families planner",
+    "graph_masks": "errors axis mask symbolic rows",
+    "standard_form": "mask symbolic backends.inputs graph_masks",
+    "export": "mask symbolic backends.inputs backends.dense.reference ops graph_masks"
+    " standard_form",
+    "autograd": "errors program backends.inputs planner execute ops export",
+    "arguments": "errors axis mask symbolic mistaken_masks shapes program backends.families"
+    " planner",
     "known_calls": "mask backends.families backends.inputs planner autograd arguments",
     "functional": "errors mask program backends.families backends.inputs"
-    " backends.dense.reference planner execute ops autograd arguments known_calls",
-    "nn": "errors axis mask symbolic geometry program planner arguments functional",
-    "config": "errors axis mask geometry program backends.families planner arguments functional nn"
-    " config",
+    " backends.dense.reference planner execute ops export autograd fixes shapes key_ranges joining"
+    " arguments known_calls",
+    "nn": "errors axis mask symbolic geometry program planner shapes arguments functional",
+    "config": "errors axis synonyms packages mask geometry program backends.families planner"
+    " arguments functional nn config",
+    "notebook": "axis mask geometry planner config",
     "mask_symbols": "errors axis mask geometry",
     "draw": "errors axis mask geometry mask_symbols",
-    "plot": "errors axis mask geometry program planner mask_symbols draw",
-    "doctor": "errors version machine cache mask program backends.families kernels planner"
-    " functional config",
+    "plot": "errors axis packages mask geometry program planner mask_symbols draw",
+    "doctor": "errors packages version machine cache mask program backends.families kernels planner"
+    " functional config doctor",
     "bench": "errors machine timing geometry program backends.families planner",
     "tune": "errors machine timing cache axis mask geometry program planner functional config"
     " bench backends.families backends.inputs backends.cuda",
-    "demo": "errors axis mask geometry program planner functional nn config draw plot demo",
-    "cli": "errors machine timing cache axis mask geometry program backends.families planner"
-    " functional nn config mask_symbols draw plot doctor bench tune demo cli version",
-    "integrations": "errors version axis mask geometry program backends.families"
+    "demo": "errors axis packages mask geometry program planner functional nn config draw plot"
+    " demo",
+    "cli": "errors packages machine timing cache axis mask geometry program backends.families"
+    " planner functional nn config mask_symbols draw plot doctor bench tune demo cli version",
+    "integrations": "lazy errors packages version axis mask geometry program backends.families"
     " backends.tiled.costs backends.tiled.schedule backends.tiled.meaning planner functional nn"
     " config integrations",
     "distributed": "errors axis mask geometry program planner ops functional",
     "__main__": "cli",
-    "": "errors axis mask version",
+    "": "lazy errors axis mask version",
 }
 # Functions that import upward when they are called → what they import.
 EXCEPTIONS = {
+    ("axis", "Axis.__new__"): "fixes",
     ("mask", "Mask.dense"): "geometry",
     ("mask", "Mask.draw"): "draw",
     ("mask", "Mask.to_flex"): "backends.flex.run",
+    ("mask", "Mask._repr_html_"): "notebook",
+    ("planner.plan", "Plan._repr_html_"): "notebook",
+    ("config", "Config._repr_html_"): "notebook",
     ("planner.plan", "Plan.run"): "functional",
     ("planner.plan", "Plan.warmup"): "functional",
 }
@@ -90,11 +112,16 @@ PLAIN = ("program", *(f"{family}.{part}" for family in FAMILIES for part in ("me
 PLAIN = (*PLAIN, *(f"{family}.candidates" for family in FAMILIES))
 FOREIGN = {
     **dict.fromkeys(
-        ["version", "errors", "symbolic", "axis", "mask", "alignment", "doctor", "__main__", ""], ""
+        ["version", "lazy", "errors", "symbolic", "axis", "fixes", "synonyms", "packages", "mask"],
+        "",
     ),
+    **dict.fromkeys(["alignment", "circles", "notebook", "doctor", "__main__", ""], ""),
     **dict.fromkeys(["piecewise_sum", "rows", "geometry", "mask_symbols", "draw", "plot"], "numpy"),
+    "mistaken_masks": "",
+    **dict.fromkeys(["shapes", "key_ranges", "joining"], "torch"),
     **dict.fromkeys(["program"], "numpy"),
     **dict.fromkeys(["planner", "backends", "execute", "ops", "autograd"], "numpy torch"),
+    **dict.fromkeys(["graph_masks", "standard_form", "export"], "torch"),
     **dict.fromkeys(["arguments", "known_calls", "functional", "nn"], "numpy torch"),
     **dict.fromkeys(["integrations", "distributed", "bench", "tune", "demo"], "numpy torch"),
     **dict.fromkeys(["machine", "timing", "cache", "cli", "kernels"], ""),
@@ -382,6 +409,17 @@ def test_masks_load_neither_torch_nor_numpy(statement, tmp_path):
     heavy = ["torch", "numpy", *OPTIONAL]
     code = f"import sys\n{statement}\nresult = [m for m in {heavy} if m in sys.modules]"
     assert fresh(code, tmp_path) == []
+
+
+def test_a_submodule_is_loaded_when_it_is_named(tmp_path):
+    code = """
+import sys, nbattn
+names = dir(nbattn)
+before = "nbattn.program" in sys.modules
+kind = nbattn.program.device.named("sm_90").kind
+result = [before, kind, dir(nbattn) == names, dir(nbattn.integrations), "torch" in sys.modules]
+"""
+    assert fresh(code, tmp_path) == [False, "cuda", True, ["natten", "transformers"], False]
 
 
 def test_attention_loads_torch_and_no_optional_package(tmp_path):

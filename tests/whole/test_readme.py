@@ -10,6 +10,7 @@ from pathlib import Path
 import dialect_table
 import pytest
 
+import nbattn
 from nbattn.backends import families
 from nbattn.cli import COMMANDS
 
@@ -23,8 +24,9 @@ def test_every_block_runs(
     capsys: pytest.CaptureFixture[str],
     cases: Callable[[str, int], None],
     monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
-    monkeypatch.chdir(ROOT)
+    monkeypatch.chdir(tmp_path)  # as for a user of the wheel, outside of the checkout
     scope: dict[str, object] = {}
     for block in BLOCKS:
         exec(compile(block, "README.md", "exec"), scope)
@@ -34,6 +36,13 @@ def test_every_block_runs(
     assert "axis 2  6 left, itself, 6 right; dilation 2, wrap" in printed
     assert re.search(r"chosen    (native/window|sdpa/dense\+fold) ", printed)  # with a compiler
     assert "sdpa cannot run this" in printed
+
+
+def test_every_name_works_after_one_import() -> None:
+    names = {*re.findall(r"\bnbattn(?:\.\w+)+", TEXT)}
+    assert {"nbattn.integrations.transformers.register", "nbattn.integrations.natten"} <= names
+    for name in names - {"nbattn.program.device"}:
+        assert eval(name, {"nbattn": nbattn}) is not None, name
 
 
 def test_the_table_of_dialects_matches_the_converters() -> None:

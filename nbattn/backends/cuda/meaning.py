@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from nbattn.backends.cuda.tiles import RANK, Build, Extents, Tiles
 from nbattn.geometry import Axes, Ints
+from nbattn.packages import install_line
 from nbattn.program import tile_traversal
 from nbattn.program.blocks import Block, ranges_of
 from nbattn.program.limits import Limits, Reason, over_int32, whole_axes
@@ -43,8 +44,9 @@ def absent(needs: Needs) -> list[Reason]:
     """Why none of the kernels can run on the device; empty if one can."""
     reasons = CUDA.reasons(needs)
     if not reasons and PACKAGE not in needs.device.providers:
-        text = "needs CuPy and NVRTC, which are not installed: pip install 'nbattn[cuda13]'"
-        reasons.append(Reason("package", f"{text}, or 'nbattn[cuda12]' with a driver of CUDA 12"))
+        text = f"needs CuPy and NVRTC, which are not installed: {install_line('cuda13')}"
+        older = f"with a driver of CUDA 12: {install_line('cuda12')}"
+        reasons.append(Reason("package", f"{text}; {older}"))
     return reasons
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from nbattn import geometry
 from nbattn.backends.inputs import Inputs, accumulate_dtype
 from nbattn.mask import Mask, from_code
+from nbattn.symbolic import untraced
 
 _library = torch.library.Library("nbattn", "FRAGMENT")
 _library.define(
@@ -40,6 +41,7 @@ def _fake_dense_mask(
 
 _library.impl("dense_mask", _dense_mask, "CompositeExplicitAutograd")
 torch.library.register_fake("nbattn::dense_mask", _fake_dense_mask, lib=_library)
+DENSE_MASK = torch.ops.nbattn.dense_mask.default
 
 
 def attend(inputs: Inputs, mask: Mask) -> tuple[Tensor, Tensor]:
@@ -58,15 +60,15 @@ def attend(inputs: Inputs, mask: Mask) -> tuple[Tensor, Tensor]:
 
 
 def _attend(inputs: Inputs, mask: Mask) -> tuple[Tensor, Tensor]:
-    query, space = inputs.query, inputs.query.shape[1:-2]
+    query = inputs.query
     exact = accumulate_dtype(query.dtype)
     group = query.shape[-2] // inputs.key.shape[-2]
     like = torch.empty(0, device=query.device)
-    spaces = (list(space), list(inputs.key.shape[1:-2]))
+    spaces = [list(untraced(t.shape[1:-2])) for t in (query, inputs.key)]
     counts = [math.prod(lengths) for lengths in spaces]
     if all(isinstance(count, int) for count in counts):  # symbols while a compiler traces
         geometry.check_dense(*counts)
-    allowed = torch.ops.nbattn.dense_mask(like, mask.code(), *spaces).unsqueeze(0).unsqueeze(0)
+    allowed = DENSE_MASK(like, mask.code(), *spaces).unsqueeze(0).unsqueeze(0)
     key, value = (_heads_first(t, inputs.rank) for t in (inputs.key, inputs.value))
     if inputs.key_range is not None:
         present = _present(inputs.key_range, inputs.key.shape[1:-2])
@@ -97,7 +99,7 @@ def _attend(inputs: Inputs, mask: Mask) -> tuple[Tensor, Tensor]:
 
 def _softmax(scores: Tensor) -> tuple[Tensor, Tensor]:
     """Returns weights and logsumexp; rows of only -inf have weights 0 and logsumexp -inf."""
-    if scores.shape[-1] == 0:
+    if untraced(scores.shape[-1:])[0] == 0:
         return scores, scores.new_full(scores.shape[:-1], float("-inf")) + scores.sum(-1)
     empty = (scores == float("-inf")).all(dim=-1, keepdim=True)
     filled = scores.masked_fill(empty, 0)

@@ -257,8 +257,8 @@ def _check_built_in() -> None:
     if current is not None:
         raise BackendError(
             f"torch's Flash operator was replaced by {current}, whose windows may differ.",
-            "torch.nn.attention.restore_flash_attention_impl(), or name the package: "
-            'backend="flash:fa4".',
+            "torch.nn.attention.restore_flash_attention_impl(); or name the package: "
+            'backend="flash:fa4"',
         )
 
 

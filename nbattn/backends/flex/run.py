@@ -44,7 +44,7 @@ def block_mask(
         raise MaskError(
             f"a BlockMask of {[axis.queries for axis in axes]} queries and "
             f"{[axis.keys for axis in axes]} keys has no blocks.",
-            "at least one query and one key per axis; nbattn.attention supports empty axes.",
+            "nbattn.attention(query, key, value, mask), which supports empty axes",
             repr(mask),
         )
     return _block_mask(FlexArguments(axes, rows, columns), torch.device(device))

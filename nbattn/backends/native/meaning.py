@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from nbattn.backends.native.tiles import RANK, Extents, Tiles
 from nbattn.geometry import Axes, Ints
+from nbattn.packages import install_line
 from nbattn.program import tile_traversal
 from nbattn.program.blocks import Block, ranges_of
 from nbattn.program.limits import Limits, Reason, over_int32
@@ -22,7 +23,9 @@ from nbattn.program.tile_traversal import Traversal
 
 NATIVE = Limits(name="native", kinds=("cpu",))
 PACKAGE = "c++"
-COMPILERS = "g++ 10 or clang 14 or newer by the system's package manager, or pip install ziglang"
+COMPILERS = (
+    f"g++ 10 or clang 14 or newer by the system's package manager, or {install_line('native')}"
+)
 _SINGLE = 1  # columns that a kernel may leave unmasked: each that every row of its tile attends to
 
 

@@ -56,8 +56,9 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"value_dim": 8, "require": ("mma",)}, "window+mma: takes a value_dim of 16 to 256, not 8"),
     ({"head": 520}, "window+simt: takes a head_dim of 1 to 512, not 520"),
     ({"device": device("sm_90", providers=())},
-     "cuda/window: needs CuPy and NVRTC, which are not installed: pip install 'nbattn[cuda13]', or "
-     "'nbattn[cuda12]' with a driver of CUDA 12"),
+     "cuda/window: needs CuPy and NVRTC, which are not installed: "
+     'pip install "cupy-cuda13x>=14.2,<15" "nvidia-cuda-nvrtc>=13.0,<14" '
+     '"nvidia-cuda-runtime>=13.0,<14"; with a driver of CUDA 12: pip install "cupy-cuda12x>=14.2'),
     ({"device": "cpu"}, "cuda/window: runs on cuda, not on cpu"),
     ({"length": (1 << 25) + 1}, "window+mma: takes queries up to 33554432 on axis 0, not 3355443"),
     ({"length": 1 << 25, "batch": 16384}, "blocks are over the grid of 2147483647"),

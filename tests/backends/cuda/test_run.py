@@ -474,7 +474,7 @@ def test_error_without_cupy_names_what_to_install() -> None:
     with pytest.raises(BackendError) as error:
         nbattn.plan(Mask.causal(), (1, 8, 2, 64), device=bare, backend="cuda")
     assert "cuda/window: needs CuPy and NVRTC" in str(error.value)
-    assert "pip install 'nbattn[cuda13]'" in str(error.value)
+    assert 'pip install "cupy-cuda13x>=14.2,<15"' in str(error.value)
 
 
 @needs_emulator

@@ -107,7 +107,7 @@ def test_a_space_without_keys_is_refused() -> None:
     assert str(error.value) == (
         "a BlockMask of [4] queries and [0] keys has no blocks.\n"
         "  given: Mask(Axis())\n"
-        "  fix:   at least one query and one key per axis; nbattn.attention supports empty axes."
+        "  fix:   nbattn.attention(query, key, value, mask), which supports empty axes"
     )
 
 

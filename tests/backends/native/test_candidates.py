@@ -48,11 +48,11 @@ def test_without_a_compiler_it_is_refused_with_the_way_to_get_one() -> None:
     assert error.value.problem.splitlines() == [
         "native cannot run this:",
         "  native/window: needs a C++ compiler, and found none: g++ 10 or clang 14 or newer by the "
-        "system's package manager, or pip install ziglang",
+        'system\'s package manager, or pip install "ziglang>=0.13"',
     ]
     plan = nbattn.plan(Mask.neighborhood(5), (1, 64, 2, 16), device=bare)
     assert plan.chosen.backend != "native"
-    assert "pip install ziglang: native/window" in plan.explain()
+    assert 'pip install "ziglang>=0.13": native/window' in plan.explain()
     assert "assumes a C++ compiler" not in plan.explain()
     assert (
         "assumes a C++ compiler"

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from importlib import metadata
 from pathlib import Path
@@ -20,10 +22,13 @@ from probe_kernel import absent, needs_nvrtc
 from nbattn import doctor
 from nbattn.backends import families
 from nbattn.cli import doctor as command
-from nbattn.kernels import check, compilers, cubins, host, nvrtc, sources
+from nbattn.doctor import probe
+from nbattn.errors import BackendError
+from nbattn.kernels import check, compilers, cubins, host, nvrtc, sources, toolkit
+from nbattn.packages import install_line
 from nbattn.planner import cost_table
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 NAMES = [name for name in families.BACKENDS[1:] if not name.startswith("flash-model:")]
 
 # Backends that a CPU does not have, or not for training, and why.
@@ -87,15 +92,22 @@ def own_cache(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def healthy_report() -> dict[str, object]:
-    done = run("--json")
+    """The quick report of this machine."""
+    return doctor.report()
+
+
+@pytest.fixture(scope="module")
+def deep_report() -> dict[str, object]:
+    """The report of this machine with compilations, as the command prints it."""
+    done = run("--json", "--deep")
     assert (done.returncode, done.stderr) == (0, "")
     return json.loads(done.stdout)
 
 
-def test_every_backend_of_the_planner_is_tried(healthy_report) -> None:
+def test_every_backend_of_the_planner_is_tried(deep_report) -> None:
     found = {
         backend["name"]: backend
-        for backend in healthy_report["backends"]
+        for backend in deep_report["backends"]
         if backend["device"] == "cpu"
     }
     assert list(found) == NAMES
@@ -107,7 +119,24 @@ def test_every_backend_of_the_planner_is_tried(healthy_report) -> None:
         assert backend["usable"]
         assert backend["max_error"] <= 1e-4
     assert found["reference"]["max_error"] == 0
-    assert healthy_report["usable"] is True
+    assert deep_report["usable"] is True
+
+
+def test_quick_report_has_the_same_backends_and_compiles_nothing(
+    healthy_report, deep_report, own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quick = [(b["name"], b["device"], b["usable"]) for b in healthy_report["backends"]]
+    assert quick == [(b["name"], b["device"], b["usable"]) for b in deep_report["backends"]]
+    assert list(healthy_report) == list(deep_report)
+    assert healthy_report["packages"][0]["importable"] is True
+    monkeypatch.setenv("NBATTN_CACHE", str(own_cache / "empty"))
+    found = doctor.report()
+    assert not (own_cache / "empty").exists()
+    (native,) = (b for b in found["backends"] if b["name"] == "native")
+    if native["usable"]:
+        assert native["tried"] is False
+        assert found["kernels"]["CPU library"]["works"] is False
+        assert found["verdict"]["cpu"] == "CPU: ready, native kernels, compiled when first needed."
 
 
 def test_report_of_this_machine(healthy_report) -> None:
@@ -124,28 +153,30 @@ def test_report_of_this_machine(healthy_report) -> None:
     assert packages["matplotlib"]["extras"] == ["viz", "demo"]
     assert "hypothesis" not in packages
     for name in ("torch", "numpy", "pydantic", "rich"):
-        assert packages[name]["importable"] is True
         assert packages[name]["fits"] is True
 
 
 @pytest.mark.parametrize("way", BROKEN)
-def test_a_broken_torch_is_reported_not_raised(way: str, import_folder: Path) -> None:
+def test_a_broken_torch_is_reported_not_raised(
+    way: str, import_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     source, words = BROKEN[way]
     (import_folder / "torch.py").write_text(source)
-    done = run("--json", path=import_folder)
-    assert (done.returncode, done.stderr) == (1, "")
-    facts = json.loads(done.stdout)
+    monkeypatch.syspath_prepend(import_folder)
+    facts = doctor.report()
     assert words in facts["torch"]["error"]
     assert facts["torch"].get("fix") == FIXES.get(way, facts["torch"].get("fix"))
     assert [backend["usable"] for backend in facts["backends"]] == [False] * len(NAMES)
     assert all(words in backend["reason"] for backend in facts["backends"])
     assert facts["usable"] is False
+    assert facts["verdict"]["cpu"] == "CPU: not ready, torch does not work."
+    assert len(facts["advice"]) == 1
 
 
 def test_a_broken_numpy_and_rich_and_yaml(import_folder: Path) -> None:
     for name in ("numpy", "rich", "yaml"):
         (import_folder / f"{name}.py").write_text(f"raise RuntimeError('{name} is broken')")
-    done = run("--json", path=import_folder)
+    done = run("--json", "--deep", path=import_folder)
     facts = json.loads(done.stdout)
     packages = {package["name"]: package for package in facts["packages"]}
     for name in ("numpy", "rich", "pyyaml"):
@@ -156,15 +187,17 @@ def test_a_broken_numpy_and_rich_and_yaml(import_folder: Path) -> None:
     assert not any(backend["usable"] for backend in facts["backends"])
 
 
-def test_an_optional_package_that_crashes_costs_no_backend(import_folder: Path) -> None:
+def test_an_optional_package_that_crashes_costs_no_backend(
+    import_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (import_folder / "yaml.py").write_text("import os\nos.abort()")
-    done = run("--json", path=import_folder)
-    facts = json.loads(done.stdout)
-    assert done.returncode == 0
-    usable = {backend["name"] for backend in facts["backends"] if backend["usable"]}
-    assert usable >= {"reference", "tiled", "sdpa", "flash-model"}
-    (yaml,) = (package for package in facts["packages"] if package["import_name"] == "yaml")
-    assert yaml["error"] == "the process ended with status -6 at: import yaml"
+    monkeypatch.syspath_prepend(import_folder)
+    monkeypatch.setattr(probe, "tried", probe.planned)
+    found = doctor._second_process(["--deep", "yaml"], lambda part: None)
+    assert found["crash"] == "the process ended with status -6 at: import yaml"
+    assert found["tiled on cpu"]["usable"] is True
+    package = {"import_name": "yaml", "installed": "6"}
+    assert doctor._loads(package, found, deep=True)["error"] == found["crash"]
 
 
 def test_an_import_that_hangs_is_ended(
@@ -175,19 +208,19 @@ def test_an_import_that_hangs_is_ended(
         f"import time\nopen({str(there)!r}, 'w').close()\ntime.sleep(3600)"
     )
     monkeypatch.syspath_prepend(import_folder)
-    monkeypatch.setattr(doctor, "SECONDS", 1)
+    monkeypatch.setattr(doctor, "SECONDS", 0.1)
 
-    class Started(subprocess.Popen):
+    class Waiting(threading.Timer):
         """Its second begins where the import hangs, however long the start of Python takes."""
 
-        def communicate(self, *given, **named):
-            while self.poll() is None and not there.exists():
+        def run(self) -> None:
+            while not there.exists():
                 time.sleep(0.01)
-            return super().communicate(*given, **named)
+            super().run()
 
-    monkeypatch.setattr(doctor.subprocess, "Popen", Started)
+    monkeypatch.setattr(doctor.threading, "Timer", Waiting)
     facts = doctor.report()
-    assert facts["torch"] == {"error": "the process took longer than 1 s at: torch"}
+    assert facts["torch"] == {"error": "the process took longer than 0.1 s at: torch"}
     assert facts["usable"] is False
 
 
@@ -202,44 +235,9 @@ def test_failing_parts_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     for part in ("python", "machine", "packages", "torch", "cache", "backends"):
         assert facts[part] == words
     assert facts["usable"] is False
-    rows = list(command.rows(facts))
-    assert ("torch", "error", "RuntimeError: no such luck") in rows
-    assert ("backend", "error", "RuntimeError: no such luck") in rows
-
-
-def test_text_and_json_reports_agree(healthy_report, capsys: pytest.CaptureFixture[str]) -> None:
-    command.show(list(command.rows(healthy_report)))
-    text = capsys.readouterr().out
-    assert text.isascii()
-    assert "\x1b" not in text
-    for backend in healthy_report["backends"]:
-        assert f"{backend['name']} on {backend['device']}" in text
-    for package in healthy_report["packages"]:
-        assert re.search(rf"^(package| ) +{re.escape(package['name'])} ", text, re.M)
-    assert re.search(
-        rf"^torch +version +{re.escape(healthy_report['torch']['version'])}$", text, re.M
-    )
-    assert re.search(r'^ +natten +not installed; pip install "nbattn\[natten\]"$', text, re.M)
-    folder = re.escape(os.environ["NBATTN_CACHE"])
-    assert re.search(rf"^environment +NBATTN_CACHE +{folder}$", text, re.M)
-
-
-def test_a_table_on_a_terminal(
-    healthy_report, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
-    monkeypatch.setenv("COLUMNS", "50")
-    table = list(command.rows(healthy_report))
-    command.show(table)
-    text = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out)
-    assert "│" in text
-    assert max(map(len, text.splitlines())) <= 50
-    assert "…" not in text
-    for _, name, _ in table:
-        assert name.split()[0][:10] in text
-    monkeypatch.setitem(sys.modules, "rich.table", None)
-    command.show(table)
-    assert capsys.readouterr().out.startswith("(plain: rich does not work here: ModuleNotFound")
+    text = "\n".join(command.lines(facts))
+    assert text.startswith("CPU: not ready, torch does not work. GPU: unknown.\nTo do:\n")
+    assert text.count("RuntimeError: no such luck") >= 5
 
 
 def test_a_wrong_backend_is_not_usable(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -251,16 +249,24 @@ def test_a_wrong_backend_is_not_usable(monkeypatch: pytest.MonkeyPatch) -> None:
         return attention(*tensors, backend=backend) * (1.1 if backend == "tiled" else 1)
 
     monkeypatch.setattr(functional, "attention", off)
-    assert doctor._try("sdpa", "cpu")["usable"] is True
-    found = doctor._try("tiled", "cpu")
+    assert probe.ran("sdpa", "cpu")["usable"] is True
+    found = probe.ran("tiled", "cpu")
     assert found["usable"] is False
     assert found["reason"].startswith("wrong by ")
 
 
 def test_a_refusal_keeps_its_reason() -> None:
-    found = doctor._try("no-such-backend", "cpu")
-    assert found["usable"] is False
-    assert "no-such-backend" in found["reason"]
+    found = probe.ran("natten", "cpu")
+    assert found == {"usable": False, "tried": True, "reason": NOT_HERE["natten"]}
+    assert probe.planned("natten", "cpu") == {**found, "tried": False}
+
+
+def test_names_of_parts_are_passed_on_before_they_are_tried() -> None:
+    seen: list[str] = []
+    facts: dict[str, object] = {}
+    doctor._note(f'{doctor.MARK}{{"at": "torch"}}\n', facts, seen.append)
+    doctor._note("nbattn-doctor is fun", facts, seen.append)
+    assert (seen, facts) == (["torch"], {"at": "torch"})
 
 
 @pytest.mark.parametrize(
@@ -291,7 +297,7 @@ def test_requirements_of_an_installation_are_those_of_the_checkout(
         "nbattn[yaml]; extra == 'all'",
         "pytest>=9; extra == 'dev'",
     ]
-    monkeypatch.setattr(doctor, "__file__", str(tmp_path / "nbattn" / "doctor.py"))
+    monkeypatch.setattr(doctor, "__file__", str(tmp_path / "nbattn" / "doctor" / "__init__.py"))
     monkeypatch.setattr(doctor.importlib.metadata, "requires", lambda name: wheel)
     assert list(doctor._requirements()) == [
         ("torch", ">=2.8", ""),
@@ -326,6 +332,10 @@ def test_report_of_the_cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert doctor._cache()["others_may_write"] is False
     cost_table.forget()
     assert doctor._cache()["costs"] == "nothing measured"
+    assert doctor._cache()["contents"] == {
+        "a": {"files": 1, "bytes": 5},
+        "gone": {"files": 1, "bytes": len("nowhere")},
+    }
     (folder / "costs.json").write_text("{}")
     cost_table.forget()
     assert (
@@ -335,8 +345,8 @@ def test_report_of_the_cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 @needs_nvrtc
-def test_kernels_compile(healthy_report) -> None:
-    facts = healthy_report["kernels"]
+def test_kernels_compile(deep_report) -> None:
+    facts = deep_report["kernels"]
     assert facts["compiler"]["version"] == "{}.{}".format(*nvrtc.version())
     assert facts["compile"]["kernel"] == "nb_delta"
     assert 0 < facts["compile"]["registers"] <= 255
@@ -371,36 +381,41 @@ def test_a_cached_kernel_is_not_compiled_again(
 
 
 @needs_nvrtc
-def test_kernel_cache_writable_by_others_is_reported(import_folder: Path, own_cache: Path) -> None:
-    folder = own_cache / "cubins"
+def test_kernel_cache_writable_by_others_is_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "cubins"
     folder.mkdir()
     folder.chmod(0o777)
-    done = run(path=import_folder, NBATTN_CACHE=str(own_cache))
-    (line,) = (line for line in done.stdout.splitlines() if line.split()[:1] == ["cubins"])
-    assert "works no" in line
-    assert f"{folder} is writable by others: chmod go-w {folder}" in line
+    monkeypatch.setenv("NBATTN_CACHE", str(tmp_path))
+    cubins.forget()
+    found = probe.kernels("cubins", {}, deep=True)
+    cubins.forget()
+    assert found["works"] is False
+    assert f"{folder} is writable by others: chmod go-w {folder}" in found["problem"]
     assert list(folder.iterdir()) == []
 
 
 def test_kernels_without_cupy_or_nvrtc_name_what_to_install(
-    import_folder: Path, healthy_report
+    deep_report, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert absent() or healthy_report["kernels"]["cubins"]["works"]
-    (import_folder / "sitecustomize.py").write_text(
-        "import sys, importlib.util as u\n"
-        "find = u.find_spec\n"
-        "u.find_spec = lambda name, *rest: None if name == 'cupy' else find(name, *rest)\n"
-        "from nbattn.errors import BackendError\n"
-        "from nbattn.kernels import toolkit\n"
-        "def library(): raise BackendError('NVRTC is nowhere.', fix=toolkit.FIX)\n"
-        "toolkit.library = library\n"
+    assert absent() or deep_report["kernels"]["cubins"]["works"]
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util,
+        "find_spec",
+        lambda name, *rest: None if name == "cupy" else find(name, *rest),
     )
-    facts = json.loads(run("--json", path=import_folder).stdout)
-    fix = 'pip install "nbattn[cuda13]"'
-    assert facts["kernels"]["launcher"]["missing"].startswith(f"CuPy is not installed: {fix}")
-    for part in ("compiler", "compile"):
-        assert facts["kernels"][part]["error"].startswith("BackendError: NVRTC is nowhere. fix: ")
-    assert facts["usable"] is True
+
+    def library() -> str:
+        raise BackendError("NVRTC is nowhere.", fix=toolkit.FIX)
+
+    monkeypatch.setattr(toolkit, "library", library)
+    fix = install_line("cuda13")
+    missing = probe.kernels("launcher", {}, deep=True)["missing"]
+    assert missing.startswith(f"CuPy is not installed: {fix}")
+    found = doctor.guarded(lambda: probe.kernels("compiler", {}, deep=False))
+    assert "NVRTC" in str(found)
 
 
 @needs_compiler
@@ -435,7 +450,7 @@ def test_cpu_kernels_that_do_not_compile_show_the_message(
 ) -> None:
     folder = cpu_kernels(tmp_path, monkeypatch)
     (folder / "cpu" / "lanes.h").write_text("#error no lanes\n")
-    found = doctor._guarded(lambda: doctor._kernels("CPU library", {}))
+    found = doctor.guarded(lambda: probe.kernels("CPU library", {}, deep=True))
     assert found["error"].startswith("BackendError: the CPU kernels do not compile with ")
     assert "cpu/lanes.h:1" in found["error"]
     assert "no lanes" in found["error"]
@@ -452,21 +467,25 @@ def cpu_kernels(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_without_a_compiler_the_cpu_kernels_name_what_to_install(
-    import_folder: Path,
+    import_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    nothing = {"CXX": "", "PATH": "/nowhere", "NBATTN_CACHE": str(import_folder / "cache")}
-    facts = json.loads(run("--json", path=import_folder, **nothing).stdout)
-    for part in ("CPU compiler", "CPU library"):
-        assert facts["kernels"][part]["error"] == (
-            "BackendError: no C++ compiler for the CPU kernels fix: "
-            + compilers.fix().replace("  ", " ")
-        )
+    for name, value in {"CXX": "", "PATH": "/nowhere", "NBATTN_CACHE": str(import_folder)}.items():
+        monkeypatch.setenv(name, value)
+    facts = doctor.report()
+    assert facts["kernels"]["CPU compiler"]["error"] == (
+        "BackendError: no C++ compiler for the CPU kernels fix: "
+        + compilers.fix().replace("  ", " ")
+    )
+    assert facts["kernels"]["CPU library"]["works"] is False
     assert facts["usable"] is True
+    assert facts["verdict"]["cpu"] == "CPU: ready, kernels in plain torch."
+    (advice,) = facts["advice"]
+    assert advice.startswith(install_line("native"))
 
 
 def test_importing_doctor_loads_only_the_standard_library() -> None:
     code = (
-        "import sys; before = set(sys.modules); import nbattn.doctor, nbattn.cli.doctor\n"
+        "import sys; before = set(sys.modules); import nbattn.doctor.probe, nbattn.cli.doctor\n"
         "new = {name.split('.')[0] for name in set(sys.modules) - before}\n"
         "print(sorted(new - set(sys.stdlib_module_names)))"
     )

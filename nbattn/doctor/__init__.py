@@ -15,12 +15,15 @@ import re
 import stat
 import subprocess
 import sys
+import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from nbattn import cache
+from nbattn.doctor import verdict
 from nbattn.version import __version__
 
 Report = dict[str, Any]
@@ -39,53 +42,62 @@ _IMPORT_NAMES = {
     "nvidia-cuda-nvrtc-cu12": "",
     "nvidia-cuda-runtime-cu12": "",
 }
-_KERNELS = ("launcher", "compiler", "compile", "cubins", "CPU compiler", "CPU library")
-_MARK = "nbattn-doctor "
+KERNELS = ("CPU compiler", "CPU library", "launcher", "compiler", "compile", "cubins")
+MARK = "nbattn-doctor "
 _FILES = 10_000
 
 
-def report() -> Report:
+def report(*, deep: bool = False, at: Callable[[str], None] = lambda part: None) -> Report:
     """Return all facts as plain data; a part that fails holds its error instead.
 
+    Args:
+        deep: also compile kernels, run every backend on every device, and import every optional
+            package; without it nothing is compiled or written, and it takes a second or two.
+        at: called with the name of every part before it is tried.
+
     Returns:
-        Topic → facts: nbattn, python, machine, torch, packages, backends, kernels, environment,
-        cache; and `usable`: whether at least one backend is usable.
+        Topic → facts: deep, nbattn, python, machine, torch, packages, backends, kernels,
+        environment, cache; `usable`: whether at least one backend is usable; and from
+        `verdict.py` the verdict (a line for the CPU, one for the GPU) and the advice.
     """
-    packages = _guarded(_packages)
-    names = [p["import_name"] for p in packages if p["installed"]] if _is_list(packages) else []
-    findings = _guarded(
-        lambda: _second_process([name for name in names if name and name != "torch"])
-    )
+    packages = guarded(_packages)
+    imports = [p["import_name"] for p in packages if p["installed"]] if _is_list(packages) else []
+    imports = [name for name in imports if name and name != "torch"] if deep else []
+    findings = guarded(lambda: _second_process(["--deep"] * deep + imports, at))
     probed = findings if "error" not in findings else {"crash": findings["error"]}
     if _is_list(packages):
         for package in packages:
-            package |= _loads(package, probed)
-    backends = _guarded(lambda: _backends(probed))
-    return {
-        "nbattn": {"version": __version__, "path": str(Path(__file__).parent)},
-        "python": _guarded(_python),
-        "machine": _guarded(_machine),
+            package |= _loads(package, probed, deep)
+    backends = guarded(lambda: _backends(probed))
+    facts: Report = {
+        "deep": deep,
+        "nbattn": {"version": __version__, "path": str(Path(__file__).parents[1])},
+        "python": guarded(_python),
+        "machine": guarded(_machine),
         "torch": _torch(probed),
         "packages": packages,
         "backends": backends,
-        "kernels": {part: probed.get(f"kernels: {part}", _untried(probed)) for part in _KERNELS},
+        "kernels": {part: probed.get(f"kernels: {part}", _untried(probed)) for part in KERNELS},
         "environment": {name: os.environ.get(name) for name in VARIABLES},
-        "cache": _guarded(_cache),
+        "cache": guarded(_cache),
         "usable": _is_list(backends) and any(backend["usable"] for backend in backends),
     }
+    facts["verdict"] = guarded(lambda: verdict.verdict(facts))
+    facts["advice"] = guarded(lambda: verdict.advice(facts))
+    return facts
 
 
-def _guarded(part: Callable[[], Any]) -> Any:
+def guarded(part: Callable[[], Any]) -> Any:
     """Return the result of a part, or {"error": text} for any exception."""
     try:
         return part()
     except KeyboardInterrupt:
         raise
     except BaseException as error:
-        return {"error": _text(error)}
+        return {"error": error_text(error)}
 
 
-def _text(error: BaseException) -> str:
+def error_text(error: BaseException) -> str:
     """Format an exception as one line, even where its `str` raises."""
     try:
         words = " ".join(str(error).split())
@@ -140,7 +152,7 @@ def _memory() -> int | None:
 
 def _requirements() -> Iterator[tuple[str, str, str]]:
     """Yield every package that nbattn or an extra requires: (name, version range, extra)."""
-    project = Path(__file__).parents[1] / "pyproject.toml"
+    project = Path(__file__).parents[2] / "pyproject.toml"
     if project.is_file():  # a checkout, not the metadata of an older installation
         import tomllib
 
@@ -217,14 +229,16 @@ def _numbers(version: str) -> list[int]:
     return [int(part) for part in release[0].split(".")] if release else []
 
 
-def _loads(package: Report, probed: Report) -> Report:
-    """Return whether a package can be imported, and the error if not."""
+def _loads(package: Report, probed: Report, deep: bool) -> Report:
+    """Return whether a package can be imported, and the error if not; None if it was not tried."""
     name = package["import_name"]
     if not package["installed"] or not name or name == "torch":
         torch = _torch(probed)
         loads = {"importable": "version" in torch, "error": torch.get("error")}
         return loads if name == "torch" else {"importable": None, "error": None}
     if f"import {name}" not in probed:
+        if not deep:
+            return {"importable": None, "error": None}
         return {"importable": None, "error": probed.get("crash", "was not tried")}
     error = probed[f"import {name}"]
     return {"importable": error is None, "error": error}
@@ -242,7 +256,7 @@ def _backends(probed: Report) -> list[Report]:
     """List every backend on every device: usable, or the reason, and a fix if there is one."""
     torch = _torch(probed)
     backends: list[Report] = []
-    for name in _names():
+    for name in names():
         for device in [d["name"] for d in torch.get("devices", [])] or ["cpu"]:
             facts: Report = probed.get(f"{name} on {device}", {})
             if not facts:
@@ -254,7 +268,7 @@ def _backends(probed: Report) -> list[Report]:
     return backends
 
 
-def _names() -> list[str]:
+def names() -> list[str]:
     """The backends to try: every provider of each, and models once."""
     from nbattn.backends import families
 
@@ -266,26 +280,37 @@ def _names() -> list[str]:
 
 
 def _cache() -> Report:
-    """Describe the cache folder and the measurements in it."""
+    """Describe the cache folder, the only one that nbattn writes by itself, and what is in it."""
     path = cache.directory()
-    if path is None:
-        return {"path": None, "exists": False}
-    if not path.is_dir():
-        return {"path": str(path), "exists": False}
-    sizes: list[int] = []
-    for folder, _, names in os.walk(path):
-        sizes += [os.lstat(Path(folder, name)).st_size for name in names[: _FILES - len(sizes)]]
+    if path is None or not path.is_dir():
+        return {"path": path and str(path), "exists": False}
+    contents = {
+        entry.name: {"files": len(sizes), "bytes": sum(sizes)}
+        for entry in sorted(path.iterdir())
+        if (sizes := _sizes(entry)) or entry.is_dir()
+    }
     mode = path.stat().st_mode
     return {
         "path": str(path),
         "exists": True,
-        "files": len(sizes),
-        "bytes": sum(sizes),
+        "files": sum(part["files"] for part in contents.values()),
+        "bytes": sum(part["bytes"] for part in contents.values()),
+        "contents": contents,
         "mode": stat.filemode(mode),
         "writable": os.access(path, os.W_OK),
         "others_may_write": bool(mode & (stat.S_IWGRP | stat.S_IWOTH)),
         "costs": _costs(),
     }
+
+
+def _sizes(entry: Path) -> list[int]:
+    """The sizes of a file, or of the files below a folder; of a link, its own."""
+    if entry.is_symlink() or not entry.is_dir():
+        return [entry.lstat().st_size]
+    sizes: list[int] = []
+    for folder, _, names in os.walk(entry):
+        sizes += [os.lstat(Path(folder, name)).st_size for name in names[: _FILES - len(sizes)]]
+    return sizes
 
 
 def _costs() -> str:
@@ -297,165 +322,37 @@ def _costs() -> str:
     return table.problem or ", ".join(dates) or "nothing measured"
 
 
-def _second_process(names: list[str]) -> Report:
+def _second_process(words: list[str], at: Callable[[str], None]) -> Report:
     """Return the findings of a second process; "crash" describes an abnormal end."""
-    paths = [path or str(Path.cwd()) for path in [str(Path(__file__).parents[1]), *sys.path]]
-    command = [sys.executable, "-c", "from nbattn import doctor; doctor.probe()", *names]
+    paths = [path or str(Path.cwd()) for path in [str(Path(__file__).parents[2]), *sys.path]]
+    command = [sys.executable, "-c", "from nbattn.doctor import probe; probe.run()", *words]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONIOENCODING": "utf-8"}
-    pipe, null = subprocess.PIPE, subprocess.DEVNULL
-    child = subprocess.Popen(command, stdin=null, stdout=pipe, stderr=pipe, env=environment)
-    try:
-        output, errors = child.communicate(timeout=SECONDS)
-        end = f"the process ended with status {child.returncode}" if child.returncode else ""
-    except subprocess.TimeoutExpired:
-        child.kill()
-        output, errors = child.communicate()
-        end = f"the process took longer than {SECONDS} s"
-    said = errors.decode("utf-8", "replace").strip().splitlines()
-    last = [line for line in said if not line.startswith("nbattn: ")][-1:]  # not of a compilation
     findings: Report = {}
-    for line in output.decode("utf-8", "replace").splitlines():
-        if line.startswith(_MARK):  # packages may print other lines
-            with suppress(ValueError):
-                findings |= json.loads(line.removeprefix(_MARK))
-    at = findings.pop("at", "starting")
-    return {**findings, "crash": ", ".join([f"{end} at: {at}", *last])} if end else findings
+    late = threading.Event()
+    with tempfile.TemporaryFile() as errors:  # a pipe that nobody reads would stop the process
+        pipes: Any = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": errors}
+        with subprocess.Popen(command, env=environment, **pipes) as child:
+            timer = threading.Timer(SECONDS, lambda: (late.set(), child.kill()))
+            timer.start()
+            try:
+                for line in child.stdout or ():
+                    _note(line.decode("utf-8", "replace"), findings, at)
+                child.wait()
+            finally:
+                timer.cancel()
+                child.kill()
+        errors.seek(0)
+        said = errors.read().decode("utf-8", "replace").strip().splitlines()
+    end = f"the process ended with status {child.returncode}" if child.returncode else ""
+    end = f"the process took longer than {SECONDS} s" if late.is_set() else end
+    last = [line for line in said if not line.startswith("nbattn: ")][-1:]  # not of a compilation
+    stopped = findings.pop("at", "starting")
+    return {**findings, "crash": ", ".join([f"{end} at: {stopped}", *last])} if end else findings
 
 
-def probe() -> None:
-    """Print, in the second process, one line before and one after each part that may crash."""
-    for key, part in _probes(sys.argv[1:]):
-        _emit({"at": key})
-        _emit({key: part()})
-
-
-def _emit(facts: Report) -> None:
-    print(f"\n{_MARK}{json.dumps(facts)}", flush=True)
-
-
-def _probes(names: list[str]) -> Iterator[tuple[str, Callable[[], Any]]]:
-    torch: Report = {}
-    yield "torch", lambda: torch.update(_guarded_facts(_torch_facts)) or torch
-    if "error" not in torch:
-        for name in _names():
-            for device in torch["devices"]:
-                where = device["name"]
-                yield f"{name} on {where}", lambda n=name, w=where: _guarded(lambda: _try(n, w))
-    for part in _KERNELS:
-        yield f"kernels: {part}", lambda p=part: _guarded(lambda: _kernels(p, torch))
-    for name in names:
-        yield f"import {name}", lambda n=name: _guarded(lambda: _import(n))
-
-
-def _guarded_facts(part: Callable[[], Report]) -> Report:
-    facts: Report = _guarded(part)
-    if "error" in facts:
-        missing = facts["error"].endswith("No module named 'torch'")
-        facts["fix"] = "pip install torch" if missing else "pip install --force-reinstall torch"
-    return facts
-
-
-def _import(name: str) -> str | None:
-    """Import a package; return None, or the error."""
-    result = _guarded(lambda: importlib.import_module(name))
-    return result["error"] if isinstance(result, dict) else None
-
-
-def _kernels(part: str, torch: Report) -> Report:
-    """Check one part of the kernel tools: the launcher, NVRTC, a compilation, the caches."""
-    from nbattn.kernels import check, launch, nvrtc
-
-    if part == "CPU compiler":
-        return check.host_compiler()
-    if part == "CPU library":
-        return check.host_library()
-    if part == "launcher":
-        return {"missing": launch.missing()}
-    if part == "compiler":
-        return check.compiler()
-    capabilities = [
-        device["capability"] for device in torch.get("devices", []) if "capability" in device
-    ]
-    arch = nvrtc.arch_of((capabilities[0][0], capabilities[0][1])) if capabilities else "80"
-    return check.compiles(arch) if part == "compile" else check.keeps(arch)
-
-
-def _torch_facts() -> Report:
-    """Return the version, settings and devices of torch."""
-    import torch
-
-    return {
-        "version": torch.__version__,
-        "cuda_build": torch.version.cuda,
-        "hip_build": torch.version.hip,
-        "threads": torch.get_num_threads(),
-        "deterministic": torch.are_deterministic_algorithms_enabled(),
-        "backends": {
-            name: _guarded(query)
-            for name, query in {
-                "mkldnn": torch.backends.mkldnn.is_available,
-                "mkl": torch.backends.mkl.is_available,
-                "openmp": torch.backends.openmp.is_available,
-                "cudnn": torch.backends.cudnn.version,
-                "flash_sdp": torch.backends.cuda.flash_sdp_enabled,
-                "mem_efficient_sdp": torch.backends.cuda.mem_efficient_sdp_enabled,
-                "math_sdp": torch.backends.cuda.math_sdp_enabled,
-                "cudnn_sdp": torch.backends.cuda.cudnn_sdp_enabled,
-                "matmul_tf32": lambda: torch.backends.cuda.matmul.allow_tf32,
-            }.items()
-        },
-        "devices": _devices(torch),
-    }
-
-
-def _devices(torch: Any) -> list[Report]:
-    """List the CPU and the accelerators that torch supports."""
-    devices: list[Report] = [{"name": "cpu"}]
-    for number in range(torch.cuda.device_count()):
-        facts = torch.cuda.get_device_properties(number)
-        devices.append(
-            {
-                "name": f"cuda:{number}",
-                "model": facts.name,
-                "capability": [facts.major, facts.minor],
-                "memory_bytes": facts.total_memory,
-            }
-        )
-    for kind in ("mps", "xpu"):
-        if hasattr(torch, kind) and getattr(torch, kind).is_available():
-            devices.append({"name": kind})
-    return devices
-
-
-def _try(backend: str, device: str) -> Report:
-    """Run a small attention, forward and backward, and compare it with the reference on the CPU."""
-    import torch
-
-    from nbattn import functional
-    from nbattn.backends import families
-    from nbattn.errors import NbattnError
-    from nbattn.mask import Mask
-
-    attend: Any = functional.attention
-
-    def run(name: str, location: str) -> list[Any]:
-        dtype = getattr(torch, families.backend(backend).example_dtype)
-        torch.manual_seed(0)
-        tensors = [torch.randn(1, 9, 2, 16).to(location, dtype).requires_grad_() for _ in range(3)]
-        out = attend(*tensors, Mask.neighborhood(3), backend=name)
-        out.square().sum().backward()
-        return [out.detach().float().cpu(), *(tensor.grad.float().cpu() for tensor in tensors)]  # pyright: ignore
-
-    try:
-        results, expected = run(backend, device), run("reference", "cpu")
-    except NbattnError as error:
-        lines = [line.strip().partition(": ")[2] or line for line in error.problem.splitlines()]
-        reason = "; ".join(dict.fromkeys(lines[1:])) or error.problem
-        return {"usable": False, "reason": reason}  # its fix, another backend, repairs nothing
-    except Exception as error:
-        fix = "report it with this output; select another backend with backend=."
-        return {"usable": False, "reason": _text(error), "fix": fix}
-    errors = [float((a - b).abs().max()) for a, b in zip(results, expected, strict=True)]
-    if not max(errors) <= 1e-2:  # TF32 rounds products to 10 bits; a wrong key is off by 0.1
-        return {"usable": False, "reason": f"wrong by {max(errors):.3g}", "fix": "report it."}
-    return {"usable": True, "max_error": max(errors)}
+def _note(line: str, findings: Report, at: Callable[[str], None]) -> None:
+    """Adds what one line of the second process says; packages may print other lines."""
+    if line.startswith(MARK):
+        with suppress(ValueError):
+            findings |= json.loads(line.removeprefix(MARK))
+            at(str(findings.get("at", "")))

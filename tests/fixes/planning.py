@@ -1,0 +1,198 @@
+"""Fixes of plans and of backends: names, devices, what a backend refuses, derivatives."""
+
+from __future__ import annotations
+
+from fixes.row import Row
+
+SHAPE = "shape = (1, 64, 8, 64)"
+NO_GPU = "monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)"
+LONG = "shape = (1, 8192, 8, 64)"
+MINE = (
+    "info = dict(name='mine', kind='cpu', flops=(('float32', 1e12),), bandwidth=1e11, "
+    "launch=1e-6, source='a guess')"
+)
+TAKEN = "plan.chosen.backend"
+
+
+def plan(wrong: str, pasted: str, right: str, means: str = "plan.verify()", given: str = "") -> Row:
+    """Arguments of a plan, and those with the fix."""
+    setup = "; ".join(filter(None, [SHAPE, given]))
+    calls = [f"plan = nbattn.plan(mask, shape, {options})" for options in (wrong, right)]
+    return Row(calls[0], pasted, calls[1], means, setup)
+
+
+def attend(wrong: str, pasted: str, right: str, means: str = "out.shape == q.shape") -> Row:
+    """Arguments of attention, and those with the fix."""
+    calls = [f"out = attention(q, k, v, mask, {options})" for options in (wrong, right)]
+    return Row(calls[0], pasted, calls[1], means)
+
+
+def device(field: str, wrong: str, pasted: str, means: str) -> Row:
+    """A field of a device of one's own, and the fix."""
+    build = "from nbattn.program.device import DeviceInfo; it = DeviceInfo(**info | dict({}))"
+    return Row(build.format(f"{field}={wrong}"), pasted, build.format(pasted), means, MINE)
+
+
+NAMES = [
+    plan(
+        "device='sm_90', backend='flash-attn'",
+        'backend="flash"',
+        "device='sm_90', backend=\"flash\"",
+    ),
+    attend("backend='math'", 'backend="reference"', 'backend="reference"'),
+    plan("device='cpu', backend='cpp'", 'backend="native"', "device='cpu', backend=\"native\""),
+    attend("backend='pytorch'", 'backend="tiled"', 'backend="tiled"'),
+    plan("backend='magic'", 'backend="auto"', 'backend="auto"'),
+    attend("require=('tiles',)", "require=('tile',)", "require=('tile',)"),
+    attend("forbid=('sdpa', 'crop')", "forbid=('sdpa',)", "forbid=('sdpa',)"),
+    plan("dtype='bf16'", 'dtype="bfloat16"', 'dtype="bfloat16"'),
+    plan("dtype=torch.int8", 'dtype="bfloat16"', 'dtype="bfloat16"'),
+    plan(
+        "device='H100'", 'device="sm_90"', 'device="sm_90"', "plan.request.device.name == 'sm_90'"
+    ),
+    plan("device='gpu'", 'device="sm_90"', 'device="sm_90"', given=NO_GPU),
+    plan("device='abacus'", "device=None", "device=None"),
+    plan("device='cuda:0'", 'device="sm_90"', 'device="sm_90"', given=NO_GPU),
+    Row(
+        call="it = named('A100')",
+        pasted='device="sm_80"',
+        fixed='plan = nbattn.plan(mask, (1, 64, 8, 64), device="sm_80")',
+        means="plan.request.device == named('sm_80')",
+        given="from nbattn.program.device import named",
+    ),
+    Row(
+        call="replace(request, layout='packd')",
+        pasted='layout="packed"',
+        fixed='it = replace(request, layout="packed")',
+        means="it.layout == 'packed'",
+        given="from dataclasses import replace; request = nbattn.plan(mask, q.shape).request",
+    ),
+]
+# A fix keeps the backend where something makes the request run on it.
+REFUSED = [
+    plan("device='cpu', backend='cuda'", 'device="sm_90"', "backend='cuda', device=\"sm_90\""),
+    plan("device='sm_90', backend='native'", 'device="cpu"', "backend='native', device=\"cpu\""),
+    plan(
+        "device='sm_90', dtype='float32', backend='flash'",
+        'dtype="bfloat16"',
+        "device='sm_90', backend='flash', dtype=\"bfloat16\"",
+        f"{TAKEN} == 'flash:aten'",
+    ),
+    plan(
+        "device='sm_90', backend='flash:fa4'",
+        'pip install "flash-attn-4>=4.0.0b36,<4.1"',
+        "device='sm_90'",
+    ),
+    plan(
+        "device='sm_90', backend='cuda', forbid=('window',)",
+        "forbid=()",
+        "device='sm_90', backend='cuda', forbid=()",
+        f"{TAKEN} == 'cuda'",
+    ),
+    plan(
+        "device='sm_90', training=True, deterministic=True, dtype='float32', backend='sdpa'",
+        "torch.use_deterministic_algorithms(False)",
+        "device='sm_90', training=True, dtype='float32', backend='sdpa'); "
+        "torch.use_deterministic_algorithms(False",
+    ),
+    Row(
+        call="attention(q, k, v, mask, backend='cuda')",
+        pasted='backend="auto"',
+        fixed='out = attention(q, k, v, mask, backend="auto")',
+        given=NO_GPU,
+    ),
+    Row(
+        call="attention(query, key, value, mask, backend='cuda')",
+        pasted="query.cuda(), key.cuda(), value.cuda()",
+        fixed="out = attention(query.cuda(), key.cuda(), value.cuda(), mask)",
+        given="query, key, value = q, k, v; "  # a tensor stays where it is on this machine
+        "monkeypatch.setattr(torch.Tensor, 'cuda', lambda tensor: tensor)",
+    ),
+    attend("backend='sdpa', softcap=30.0", 'backend="auto"', 'backend="auto", softcap=30.0'),
+    attend(
+        "backend='sdpa', softcap=30.0, require=('mma',)",
+        'backend="auto", require=()',
+        'softcap=30.0, backend="auto", require=()',
+    ),
+    attend(
+        "forbid=('tile', 'sdpa', 'native')",
+        "forbid=('tile', ",  # and "sdpa" without a compiler's "native"
+        "forbid=('tile', 'sdpa')",
+    ),
+    attend("require=('mma',)", "require=()", "require=()"),
+    plan(
+        "device='sm_90', backend='natten'",
+        'pip install "natten==0.21.7"',
+        "device='sm_90'",
+        given="mask = Mask.neighborhood(3)",
+    ),
+]
+PLANS = [
+    Row(
+        call="plan.schedule(backward=True)",
+        pasted="training=True",
+        fixed="blocks = nbattn.plan(mask, q.shape, training=True).schedule(backward=True)",
+        means="[*blocks]",
+        given="plan = nbattn.plan(mask, q.shape)",
+    ),
+    Row(
+        call="plan.support()",
+        pasted="plan.verify()",
+        fixed="proved = plan.verify()",
+        means="proved",
+        given="plan = nbattn.plan(mask, (1, 1 << 15, 2, 16))",
+    ),
+    Row(
+        call="proof.verify(plan.request, plan.candidates[-1])",
+        pasted="plan.chosen",
+        fixed="proved = proof.verify(plan.request, plan.chosen)",
+        means="proved",
+        given="from nbattn.planner import proof; plan = nbattn.plan(mask, q.shape)",
+    ),
+]
+DEVICES = [
+    device("name", "3", 'name="mine"', "it.name == 'mine'"),
+    device("flops", "{'float32': 2e12}", "flops=(('float32', 2000000000000.0),)", "it.flops"),
+    device(
+        "flops",
+        "(('float32', 2e12), ('float16', -1.0))",
+        "flops=(('float32', 2000000000000.0), ('float16', 1000000000000.0))",
+        "it.peak('float16') == 1e12",
+    ),
+    device("bandwidth", "-1.0", "bandwidth=1e11", "it.bandwidth == 1e11"),
+    device("launch", "-1.0", "launch=5e-6", "it.launch == 5e-6"),
+    device("providers", "['cupy']", "providers=('cupy',)", "it.providers == ('cupy',)"),
+    device("multiprocessors", "108", "multiprocessors=108, clock=1.41e9", "it.clock == 1.41e9"),
+    device("torch", "'2.12.1'", "torch=(2, 12)", "it.torch == (2, 12)"),
+    device("cudnn", "'9.20'", "cudnn=92000", "it.cudnn == 92000"),
+]
+DERIVATIVES = [
+    Row(
+        call="g, = torch.autograd.grad(attention(q, k, v, mask).sum(), q, create_graph=True); "
+        "g.sum().backward()",
+        pasted='backend="reference"',
+        fixed='g, = torch.autograd.grad(attention(q, k, v, mask, backend="reference").sum(), q, '
+        "create_graph=True); g.sum().backward()",
+        means="q.grad is not None",
+        given="q.requires_grad_()",
+    ),
+    Row(
+        call="torch.func.jvp(lambda q: attention(q, k, v, mask), (q,), (q,))",
+        pasted='backend="reference"',
+        fixed="out, tangent = torch.func.jvp(lambda q: attention(q, k, v, mask, "
+        'backend="reference"), (q,), (q,))',
+        means="tangent.shape == q.shape",
+    ),
+    Row(
+        call="unpack=lambda tensor: tensor.double()\n"
+        "with torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor, unpack):\n"
+        "    attention(q, k, v, mask).sum().backward()",
+        pasted="unpack=lambda tensor: tensor.to('cpu', torch.float32)",
+        fixed="unpack=lambda tensor: tensor.to('cpu', torch.float32)\n"
+        "with torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor, unpack):\n"
+        "    attention(q, k, v, mask).sum().backward()",
+        means="q.grad is not None",
+        given="q.requires_grad_()",
+    ),
+]
+ROWS = [*NAMES, *REFUSED, *PLANS, *DEVICES, *DERIVATIVES]

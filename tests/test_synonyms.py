@@ -1,0 +1,94 @@
+"""Tests of names from other libraries: each means one name of nbattn, and no other means it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import fields
+
+import pytest
+
+from nbattn import synonyms
+from nbattn.axis import Axis
+from nbattn.backends import families
+from nbattn.config import LayerConfig, PlanConfig
+from nbattn.config.grammar import MaskTable
+from nbattn.program.device import DEVICES
+from nbattn.program.request import DTYPES
+
+LAYER_SOON = {"scale", "relative_bias", "qk_norm", "context_dim", "layout"}  # of the layer alone
+TABLES = {
+    "backends": (synonyms.BACKENDS, families.BACKENDS),
+    "dtypes": (synonyms.DTYPES, DTYPES),
+    "devices": (synonyms.DEVICES, DEVICES),
+    "strategies": (synonyms.STRATEGIES, families.STRATEGIES),
+    "layers": (synonyms.LAYER_KEYS, {f.name for f in fields(LayerConfig)} | LAYER_SOON),
+    "plans": (synonyms.PLAN_KEYS, {f.name for f in fields(PlanConfig)}),
+    "masks": (synonyms.MASK_KEYS, MaskTable.keys),
+    "axes": (synonyms.AXIS_KEYS, {f.name for f in fields(Axis)}),
+}
+
+
+@pytest.mark.parametrize("place", TABLES)
+def test_a_name_means_one_name_that_exists(place: str) -> None:
+    table, known = TABLES[place]
+    assert set(table) <= set(known)
+    words = [word for others in table.values() for word in others]
+    assert [word for word, times in Counter(words).items() if times > 1] == []
+    assert [word for word in words if word in known] == []
+    assert [word for word in words if word != word.lower() or "_" in word] == []
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("flash-attn", "flash"),
+        ("flash_attention_2", "flash:fa2"),
+        ("FlashAttention", "flash"),
+        ("FLEX_ATTENTION", "flex"),
+        ("flexAttention", "flex"),
+        ("cpu", "native"),
+        ("gpu", "cuda"),
+        ("pytorch", "tiled"),
+        ("math", "reference"),
+        ("nativ", "native"),
+        ("magic", ""),
+        (None, ""),
+        (3, ""),
+    ],
+)
+def test_backends_of_other_libraries(given: object, meant: str) -> None:
+    assert synonyms.meant(given, families.BACKENDS, synonyms.BACKENDS) == meant
+
+
+def test_a_name_that_is_not_offered_is_not_meant() -> None:
+    assert synonyms.meant("bf16", ("float16",), synonyms.DTYPES) == ""
+    assert synonyms.meant("double", ("float16",), synonyms.DTYPES) == ""
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("H100", "sm_90"),
+        ("NVIDIA H100 80GB HBM3", "sm_90"),
+        ("NVIDIA A100-SXM4-80GB", "sm_80"),
+        ("NVIDIA GeForce RTX 4090", "sm_89"),
+        ("rtx 3090", "sm_86"),
+        ("hopper", "sm_90"),
+        ("sm90", "sm_90"),
+        ("sm_90a", "sm_90"),
+        ("9.0", "sm_90"),
+        ("compute_87", "sm_86"),
+        ("sm_70", ""),  # older than all
+        ("tpu", ""),
+        ("abacus", ""),
+        ("cpuu", "cpu"),
+        (3, ""),
+    ],
+)
+def test_devices_by_product_generation_and_capability(given: object, meant: str) -> None:
+    assert synonyms.device(given, DEVICES) == meant
+
+
+def test_any_gpu_is_the_one_of_this_machine() -> None:
+    assert synonyms.device("gpu", DEVICES, "cuda") == "cuda"
+    assert synonyms.device("gpu", DEVICES) == "sm_90"
