@@ -47,9 +47,16 @@ _ARRAYS = Operations(np.minimum, np.maximum, np.where)
 
 def operations(numbers: object) -> Operations:
     """Minimum, maximum and choice for a number, for arrays, or for the tensors of a graph."""
+    return _BY_TYPE.get(type(numbers)) or _of_other(numbers)
+
+
+_BY_TYPE: dict[type, Operations] = {int: _NUMBERS, float: _NUMBERS, np.ndarray: _ARRAYS}
+
+
+def _of_other(numbers: object) -> Operations:
     if isinstance(numbers, int | float):
         return _NUMBERS
-    return _ARRAYS if isinstance(numbers, np.ndarray | np.generic) else _of_tensors()
+    return _ARRAYS if isinstance(numbers, np.generic) else _of_tensors()
 
 
 @cache

@@ -616,7 +616,7 @@ MUTANTS = [
            "integrations/mask_functions integrations/transformers_eager integrations/transformers"),
     Mutant("hf-or", HF_RULES, "return all((_FAR", "return any((FAR",
            "integrations/mask_functions integrations/transformers_eager integrations/transformers"),
-    Mutant("hf-chunk", HF_RULES, "if longest > size:", "if longest > size + 1:",
+    Mutant("hf-chunk", HF_RULES, "if longest > size else", "if longest > size + 1 else",
            "integrations/mask_functions integrations/transformers_eager integrations/transformers"),
     Mutant("hf-blocks", HF_RULES, '["block_sequence_ids"] >= 0', '["block_sequence_ids"] > 0',
            "integrations/mask_functions integrations/transformers_eager integrations/transformers"),

@@ -379,7 +379,7 @@ def test_a_longer_axis_than_a_picture_is_refused() -> None:
         str(caught.value)
         == dedent("""
         axis 1 has 2147483648 queries and 7 keys; pictures go up to 2097152.
-          fix:   a shorter axis shows the same rules.""").strip()
+          fix:   mask.draw((5, 1024), (5, 7)), which shows the same rules.""").strip()
     )
 
 

@@ -7,6 +7,7 @@ its backends. All other code finds families in this table.
 from __future__ import annotations
 
 import importlib
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -181,6 +182,16 @@ INSTALL = {
     "flash-attn-4": install_line("flash"),
     "natten": install_line("natten"),
 }
+
+
+def install(package: str) -> str:
+    """The command that installs a package; CuPy for the CUDA of the torch that is loaded."""
+    torch: Any = sys.modules.get("torch")
+    if package == "cupy" and torch is not None and str(torch.version.cuda).startswith("12."):
+        return install_line("cuda12")
+    return INSTALL[package]
+
+
 _ROWS = {row.name: (family, row) for family in FAMILIES for row in family.backends}
 # Every value of `backend=`, every strategy and rewrite, every optional package.
 BACKENDS = (AUTO, *(name for _, row in _ROWS.values() for name in row.names))

@@ -18,22 +18,37 @@ from torch import Tensor
 from nbattn.errors import InputError
 from nbattn.packages import install_line
 
-_OTHERWISE = 'attn_implementation="sdpa", which takes any mask.'
+_OTHERWISE = 'model.set_attn_implementation("sdpa"), which takes any mask.'
 _FAR = 2**31
+
+
+class Chunks(NamedTuple):
+    """Runs of `size` positions; a sample's first run begins after its left padding."""
+
+    size: int
+    padding: tuple[int, ...]
 
 
 class Window(NamedTuple):
     """Keys that a query attends to, relative to its own position; None is unlimited.
 
-    With -1 on a side, the window is without the own position and empty.
+    With -1 on a side, the window is without the own position and empty. With chunks, a query
+    attends only to keys in its own chunk.
     """
 
     left: int | None = None
     right: int | None = None
+    chunks: Chunks | None = None
+
+    def __repr__(self) -> str:
+        chunks = "" if self.chunks is None else f", chunks={self.chunks}"
+        return f"Window(left={self.left}, right={self.right}{chunks})"
 
     def contains(self, other: Window) -> bool:
         """Whether this window has every key of the other window."""
-        pairs = zip(self, other, strict=True)
+        if self.chunks is not None and self.chunks != other.chunks:
+            return False
+        pairs = zip(self[:2], other[:2], strict=True)
         return all((_FAR if a is None else a) >= (_FAR if b is None else b) for a, b in pairs)
 
 
@@ -93,9 +108,12 @@ def _readers() -> dict[CodeType, Reader]:
 def _both(values: Values, end: int) -> Window:
     """The intersection of several windows."""
     windows = [read(function, end) for function in values["mask_functions"]]
-    sides = zip(*windows, strict=True)
+    sides = ([window.left for window in windows], [window.right for window in windows])
     left, right = (min((s for s in side if s is not None), default=None) for side in sides)
-    return Window(left, right)
+    chunks = {window.chunks for window in windows if window.chunks is not None}
+    if len(chunks) > 1 or (chunks and left is not None):
+        raise InputError("the model has chunks together with another window.", _OTHERWISE)
+    return Window(left, right, *chunks)
 
 
 def _either(values: Values, end: int) -> Window:
@@ -111,16 +129,10 @@ def _either(values: Values, end: int) -> Window:
 
 
 def _chunks(values: Values, end: int) -> Window:
-    """No limit if one chunk, which begins after a sample's left padding, has every key."""
+    """The chunks; no limit if one of them has every key."""
     size, padding = values["chunk_size"], values["left_padding"]
     longest = end - int(padding.min()) if padding.numel() else 0
-    if longest > size:
-        raise InputError(
-            f"chunked attention: {longest} keys do not fit into one chunk of {size}. "
-            "A chunk ends at a fixed border, which is not a window.",
-            f"inputs of up to {size} tokens, or {_OTHERWISE}",
-        )
-    return Window()
+    return Window(chunks=Chunks(size, tuple(padding.tolist())) if longest > size else None)
 
 
 def _blocks(values: Values, end: int) -> Window:
@@ -146,14 +158,19 @@ def _positions(values: Values, end: int) -> Window:
     positions = values["position_ids"]
     if not bool((positions.diff(dim=-1) == 1).all()):
         raise _packed()
-    return read(values["mask_function"], int(positions.max()) + 1 if positions.numel() else end)
+    window = read(values["mask_function"], int(positions.max()) + 1 if positions.numel() else end)
+    if window.chunks is None:
+        return window
+    first = positions[:, 0].tolist()
+    moved = (pad - start for pad, start in zip(window.chunks.padding, first, strict=False))
+    return window._replace(chunks=window.chunks._replace(padding=tuple(moved)))
 
 
 def _packed() -> InputError:
     return InputError(
         "position_ids do not go up by one: several sequences in a row, which is not a window.",
-        "one sequence per row, with attention_mask= for its padding (all ones, if there is "
-        f"none and the positions are not packed); or {_OTHERWISE}",
+        f"{_OTHERWISE} Or one sequence per row, with attention_mask= for its padding (all ones, if "
+        "there is none and the positions are not packed).",
     )
 
 
@@ -179,6 +196,7 @@ def check() -> None:
         parts.sliding_window_causal_mask_function(3),
         parts.sliding_window_bidirectional_mask_function(2),
         parts.chunked_causal_mask_function(count, padding),
+        parts.chunked_causal_mask_function(3, padding + 1),
         parts.or_masks(parts.causal_mask_function, parts.bidirectional_mask_function),
         parts.or_masks(
             parts.causal_mask_function, parts.blockwise_overlay(at.new_full((1, count), -1))
@@ -202,5 +220,9 @@ def _unknown_release(reason: str) -> InputError:
 def _dense(window: Window, at: Tensor) -> Tensor:
     """Returns a window as a matrix, by its definition."""
     distance = at[None, :] - at[:, None]
-    left, right = (_FAR if side is None else side for side in window)
-    return (distance >= -left) & (distance <= right)
+    left, right = (_FAR if side is None else side for side in window[:2])
+    near = (distance >= -left) & (distance <= right)
+    if window.chunks is None:
+        return near
+    chunk = torch.div(at - window.chunks.padding[0], window.chunks.size, rounding_mode="floor")
+    return near & (chunk[None, :] == chunk[:, None])

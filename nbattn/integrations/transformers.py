@@ -16,12 +16,12 @@ from torch.nn.attention.flex_attention import BlockMask
 from nbattn.axis import Axis
 from nbattn.errors import InputError, kind
 from nbattn.functional import attention
-from nbattn.integrations import mask_functions
+from nbattn.integrations import attention_classes, chunks, mask_functions
 from nbattn.integrations.mask_functions import Window
 from nbattn.mask import Mask
 from nbattn.packages import install_line
 
-_EAGER = 'attn_implementation="eager".'
+_EAGER = 'model.set_attn_implementation("eager").'
 # Arguments that models and trainers pass to every layer and that change no attention with a mask,
 # which has the window already. Any other argument that is set raises an error.
 _NO_EFFECT = {
@@ -33,6 +33,11 @@ _NO_EFFECT = {
 _UNUSED = {
     *("allow_is_causal_skip", "allow_is_bidirectional_skip", "allow_torch_fix", "use_vmap"),
     *("local_size", "dtype", "device", "config"),
+}
+# What models use of a mask that is a tensor.
+_OF_MATRICES = {
+    *("dtype", "size", "dim", "view", "reshape", "expand", "repeat", "repeat_interleave"),
+    *("unsqueeze", "squeeze", "transpose", "float", "bool", "type", "type_as", "masked_fill"),
 }
 _WHY = {
     "output_attentions": "nbattn never computes the attention weights",
@@ -59,23 +64,30 @@ class LayerMask(BlockMask):
             so it is dynamic for compilers from the first step on.
         key_range: int32 `[B, 1, 2]`: the keys that are not padding; None if all are valid.
         sizes: (B, 1, queries, keys).
+        borders: of chunks, if a sample has queries in several; then the mask is not one window.
     """
 
     window: Window
     offset: int
     key_range: Tensor | None
     sizes: tuple[int, int, int, int]
+    borders: chunks.Borders | None = None
 
     @property
     def mask(self) -> Mask:
         """The mask, which has one axis."""
-        left, right = self.window
+        left, right = self.window[:2]
         return Mask(Axis(left, right, causal=right == 0, align=self.offset))
 
     @property
     def shape(self) -> tuple[int, ...]:
         """(B, 1, queries, keys)."""
         return self.sizes
+
+    @property
+    def ndim(self) -> int:
+        """4: models ask whether a mask is one of a model, or padding of 2 dimensions."""
+        return len(self.sizes)
 
     def __str__(self) -> str:
         return repr(self)
@@ -87,6 +99,11 @@ class LayerMask(BlockMask):
         if self.key_range is None:
             return self
         return replace(self, key_range=self.key_range.to(device, non_blocking=non_blocking))
+
+    def __getattr__(self, name: str) -> Any:
+        if name in _OF_MATRICES:
+            raise _combined(f"asks for the {name} of")
+        raise AttributeError(name)
 
     def __getitem__(self, index: object) -> BlockMask:
         raise _combined("indexes")
@@ -138,11 +155,13 @@ def layer_mask(
     if torch.compiler.is_exporting():
         raise InputError(
             "torch.export has no values of the padding, from which nbattn makes its mask.",
-            f"export with {_EAGER}",
+            f"before the export: {_EAGER}",
         )
     window = mask_functions.read(mask_function, kv_offset + kv_length)
     offset = _changing(int(q_offset) - kv_offset)
     sizes = (batch_size, 1, q_length, kv_length)
+    if window.chunks is not None:
+        return _chunked(window, int(q_offset), kv_offset, sizes, attention_mask)
     if attention_mask is None:
         return LayerMask(window, offset, None, sizes)
     valid = _valid(attention_mask, batch_size, kv_length, kv_offset)
@@ -150,6 +169,33 @@ def layer_mask(
     # padded text has a range even if no window reaches the padding, or compilers would recompile
     padded = not bool(attention_mask.all())
     return LayerMask(window, offset, _key_range(valid[:, :stop], padded=padded), sizes)
+
+
+def _chunked(
+    window: Window,
+    q_offset: int,
+    kv_offset: int,
+    sizes: tuple[int, int, int, int],
+    attention_mask: Tensor | None,
+) -> LayerMask:
+    """The mask of a chunked layer: a causal one with a range of keys, or pieces."""
+    runs = window.chunks
+    assert runs is not None
+    batch, _, queries, keys = sizes
+    valid = None
+    if attention_mask is not None:
+        valid = _key_range(_valid(attention_mask, batch, keys, kv_offset), padded=True)
+    at = range(q_offset, q_offset + queries)
+    starts = chunks.one_chunk(runs, at, keys, kv_offset)
+    offset, window = q_offset - kv_offset, window._replace(chunks=None)
+    if starts is None:
+        places = chunks.borders(runs, kv_offset)
+        return LayerMask(window, offset, valid, sizes, places)
+    if valid is None:
+        valid = torch.tensor([[[0, keys]]] * batch, dtype=torch.int32)
+    starts = starts.expand(batch).to(valid)
+    valid = torch.stack([valid[..., 0].maximum(starts[:, None]), valid[..., 1]], dim=-1)
+    return LayerMask(window, _changing(offset), valid, sizes)
 
 
 def _changing(number: int) -> int:
@@ -165,7 +211,7 @@ def _valid(attention_mask: Tensor, batch: int, kv_length: int, kv_offset: int) -
     if attention_mask.dim() != 2 or attention_mask.shape[0] != batch:
         raise InputError(
             f"attention_mask is {list(attention_mask.shape)}, the batch {batch}.",
-            f"attention_mask as [{batch}, length], 1 for tokens and 0 for padding.",
+            f"attention_mask=torch.ones({batch}, {kv_offset + kv_length}), with 0 for padding.",
         )
     valid = attention_mask[:, kv_offset : kv_offset + kv_length].bool()
     return torch.nn.functional.pad(valid, (0, kv_length - valid.shape[1]))
@@ -188,7 +234,7 @@ def _key_range(valid: Tensor, *, padded: bool) -> Tensor | None:
         sample = int((run != valid).any(dim=1).nonzero()[0])
         raise InputError(
             f"the padding of sample {sample} has holes: its valid tokens are not one run.",
-            "padding on the left or on the right only.",
+            'model.set_attn_implementation("sdpa"), or padding on the left or on the right only.',
         )
     return torch.stack([start, start + count], dim=-1)[:, None].int()
 
@@ -230,17 +276,18 @@ def attend(
     sizes = (query.shape[0], 1, query.shape[2], key.shape[2])
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
     mask, key_range = _read_mask(attention_mask, sizes, is_causal, causal)
-    out = attention(
-        query.transpose(1, 2),
-        key.transpose(1, 2),
-        value.transpose(1, 2),
-        mask,
-        scale=scaling,
-        softcap=softcap,
-        sink=s_aux,
-        key_range=None if key_range is None else key_range.to(query.device),
-    )
-    return out, None
+    key_range = None if key_range is None else key_range.to(query.device)
+    tensors = (query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2))
+
+    def run(query: Tensor, key: Tensor, value: Tensor, mask: Mask, valid: Tensor | None) -> Tensor:
+        return attention(
+            query, key, value, mask, scale=scaling, softcap=softcap, sink=s_aux, key_range=valid
+        )
+
+    if not isinstance(attention_mask, LayerMask) or attention_mask.borders is None:
+        return run(*tensors, mask, key_range), None
+    places, offset = attention_mask.borders, attention_mask.offset
+    return chunks.attend(run, *tensors, places, offset=offset, key_range=key_range), None
 
 
 def _refuse(module: torch.nn.Module, dropout: float, named: dict[str, Any]) -> None:
@@ -251,8 +298,8 @@ def _refuse(module: torch.nn.Module, dropout: float, named: dict[str, Any]) -> N
     if dropout > 0:
         raise InputError(
             f"dropout={dropout} of attention weights, which nbattn does not support.",
-            "config.attention_dropout = 0.0 (the name differs between models), or "
-            f"model.eval(), or {_EAGER}",
+            "model.eval(), or config.attention_dropout = 0.0 (the name differs between models), or "
+            f"{_EAGER}",
         )
     for name, value in named.items():
         if value is None or value is False or name in _NO_EFFECT:
@@ -275,7 +322,7 @@ def _read_mask(
         shape = f" {list(attention_mask.shape)}" if isinstance(attention_mask, Tensor) else ""
         raise InputError(
             f"attention_mask is {kind(attention_mask)}{shape}, made by the caller or by the model.",
-            f"attention_mask as [B, length], 1 for tokens and 0 for padding; or {_EAGER}",
+            f"attention_mask=torch.ones({sizes[0]}, {sizes[3]}), with 0 for padding; or {_EAGER}",
         )
     if attention_mask.sizes != sizes:
         raise InputError(
@@ -286,7 +333,7 @@ def _read_mask(
     if is_causal is False and attention_mask.window.right == 0 and sizes[2] > 1:
         raise InputError(
             "is_causal=False contradicts the causal mask that the model made.",
-            "config.is_causal = False makes the model's masks bidirectional.",
+            "model.config.is_causal = False makes the model's masks bidirectional.",
         )
     return attention_mask.mask, attention_mask.key_range
 
@@ -316,6 +363,7 @@ def register(name: str = "nbattn") -> None:
     mask_functions.check()
     AttentionInterface.register(name, attend)
     AttentionMaskInterface.register(name, layer_mask)
+    attention_classes.watch(name)
 
 
 def unregister(name: str = "nbattn") -> None:
@@ -326,6 +374,7 @@ def unregister(name: str = "nbattn") -> None:
         functions = interface._global_mapping  # pyright: ignore[reportPrivateUsage]
         if functions.get(name) is function:
             del functions[name]
+    attention_classes.forget(name)
 
 
 def _check_name(name: object, current: object) -> None:
@@ -333,7 +382,7 @@ def _check_name(name: object, current: object) -> None:
     if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z]\w*", name) or "flash" in name:
         raise InputError(
             f"name={name!r} cannot be the name of an implementation.",
-            'letters, digits and "_", without "flash": register("nbattn").',
+            'register("nbattn"): letters, digits and "_", without "flash".',
         )
     if name == "eager" or current not in (None, attend):
         raise InputError(

@@ -79,7 +79,7 @@ def _tell_what_is_missing(plan: Plan) -> None:
     text = (
         f"nbattn computes {plan.request.mask!r} by its loop over tiles in plain torch, because "
         f"{_NAMES[device.kind]} missing. {other.chosen.name} would be {times:.3g}x as fast, by "
-        f"estimates: {'; '.join(families.INSTALL[name] for name in missing)}"
+        f"estimates: {'; '.join(families.install(name) for name in missing)}"
     )
     warn_once(key, text, UserWarning)
 

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
-from fixes import calls, config, export, kernels, masks, planning, sites, surface, terminal
+from fixes import (
+    calls,
+    config,
+    export,
+    integrations,
+    kernels,
+    masks,
+    planning,
+    sites,
+    surface,
+    terminal,
+)
 
 TABLES = {
     "masks": masks.ROWS,
     "calls": calls.ROWS,
     "config": config.ROWS,
     "export": export.ROWS,
+    "integrations": integrations.ROWS,
     "kernels": kernels.ROWS,
     "planning": planning.ROWS,
     "surface": surface.ROWS,

@@ -72,37 +72,38 @@ REFUSED = {
     "user_4d_mask": (
         lambda: ask(attention_mask=torch.ones(BATCH, 1, LENGTH, LENGTH).bool()),
         "attention_mask is a Tensor [2, 1, 19, 19], made by the caller or by the model.\n"
-        "  fix:   attention_mask as [B, length], 1 for tokens and 0 for padding; or "
-        'attn_implementation="eager".',
+        "  fix:   attention_mask=torch.ones(2, 19), with 0 for padding; or "
+        'model.set_attn_implementation("eager").',
     ),
     "user_3d_mask": (
         lambda: ask(attention_mask=torch.ones(BATCH, LENGTH, LENGTH)),
         "attention_mask is [2, 19, 19], the batch 2.\n"
-        "  fix:   attention_mask as [2, length], 1 for tokens and 0 for padding.",
+        "  fix:   attention_mask=torch.ones(2, 19), with 0 for padding.",
     ),
     "padding_of_one_row": (
         lambda: ask(attention_mask=torch.ones(1, LENGTH)),
         "attention_mask is [1, 19], the batch 2.\n"
-        "  fix:   attention_mask as [2, length], 1 for tokens and 0 for padding.",
+        "  fix:   attention_mask=torch.ones(2, 19), with 0 for padding.",
     ),
     "holes": (
         lambda: ask(attention_mask=HOLED),
         "the padding of sample 1 has holes: its valid tokens are not one run.\n"
-        "  fix:   padding on the left or on the right only.",
+        '  fix:   model.set_attn_implementation("sdpa"), or padding on the left or on the right '
+        "only.",
     ),
     "packed": (
         lambda: ask(position_ids=RESTARTING, use_cache=False),
         "position_ids do not go up by one: several sequences in a row, which is not a window.\n"
-        "  fix:   one sequence per row, with attention_mask= for its padding (all ones, if there "
-        "is none and the positions are not packed); or "
-        'attn_implementation="sdpa", which takes any mask.',
+        '  fix:   model.set_attn_implementation("sdpa"), which takes any mask. Or one sequence per '
+        "row, with attention_mask= for its padding (all ones, if there is none and the positions "
+        "are not packed).",
     ),
     "packed_by_number": (
         lambda: rule(masking_utils.packed_sequence_mask_function(torch.arange(8).view(2, 4))),
         "position_ids do not go up by one: several sequences in a row, which is not a window.\n"
-        "  fix:   one sequence per row, with attention_mask= for its padding (all ones, if there "
-        "is none and the positions are not packed); or "
-        'attn_implementation="sdpa", which takes any mask.',
+        '  fix:   model.set_attn_implementation("sdpa"), which takes any mask. Or one sequence per '
+        "row, with attention_mask= for its padding (all ones, if there is none and the positions "
+        "are not packed).",
     ),
     "positions_in_steps_of_2": (
         lambda: rule(
@@ -111,108 +112,110 @@ REFUSED = {
             )
         ),
         "position_ids do not go up by one: several sequences in a row, which is not a window.\n"
-        "  fix:   one sequence per row, with attention_mask= for its padding (all ones, if there "
-        "is none and the positions are not packed); or "
-        'attn_implementation="sdpa", which takes any mask.',
+        '  fix:   model.set_attn_implementation("sdpa"), which takes any mask. Or one sequence per '
+        "row, with attention_mask= for its padding (all ones, if there is none and the positions "
+        "are not packed).",
     ),
     "dropout": (
         lambda: ask(changes={"attention_dropout": 0.1}),
         "dropout=0.1 of attention weights, which nbattn does not support.\n"
-        "  fix:   config.attention_dropout = 0.0 (the name differs between models), or "
-        'model.eval(), or attn_implementation="eager".',
+        "  fix:   model.eval(), or config.attention_dropout = 0.0 (the name differs between "
+        'models), or model.set_attn_implementation("eager").',
     ),
     "output_attentions": (
         lambda: ask(output_attentions=True),
         "output_attentions is set: nbattn never computes the attention weights.\n"
-        '  fix:   attn_implementation="eager".',
+        '  fix:   model.set_attn_implementation("eager").',
     ),
     "output_attentions_by_configuration": (
         lambda: ask("vit", input_ids=None, pixel_values=PIXELS, switch="output_attentions"),
         "output_attentions is set: nbattn never computes the attention weights.\n"
-        '  fix:   attn_implementation="eager".',
+        '  fix:   model.set_attn_implementation("eager").',
     ),
     "export": (
         lambda: torch.export.export(ready("mistral"), (tokens(BATCH, LENGTH),)),
         "torch.export has no values of the padding, from which nbattn makes its mask.\n"
-        '  fix:   export with attn_implementation="eager".',
+        '  fix:   before the export: model.set_attn_implementation("eager").',
     ),
     "head_mask": (
         lambda: ask(head_mask=torch.ones(2, HEADS)),
-        'head_mask is set: nbattn cannot switch heads off.\n  fix:   attn_implementation="eager".',
+        "head_mask is set: nbattn cannot switch heads off.\n"
+        '  fix:   model.set_attn_implementation("eager").',
     ),
     "packed_lengths": (
         lambda: ask(cu_seq_lens_q=torch.tensor([0, 9, LENGTH])),
         "cu_seq_lens_q is set: packed sequences are not a window.\n"
-        '  fix:   attn_implementation="eager".',
+        '  fix:   model.set_attn_implementation("eager").',
     ),
     "position_bias": (
         lambda: layer(rule(WHOLE), position_bias=torch.zeros(1)),
         "position_bias is set: nbattn adds no bias to scores.\n"
-        '  fix:   attn_implementation="eager".',
+        '  fix:   model.set_attn_implementation("eager").',
     ),
     "unknown_argument": (
         lambda: layer(rule(WHOLE), temperature=2.0),
         "temperature is set: nbattn does not know this argument.\n"
-        '  fix:   attn_implementation="eager".',
+        '  fix:   model.set_attn_implementation("eager").',
     ),
     "encoder_of_a_decoder": (
         lambda: layer(rule(masking_utils.causal_mask_function), is_causal=False),
         "is_causal=False contradicts the causal mask that the model made.\n"
-        "  fix:   config.is_causal = False makes the model's masks bidirectional.",
+        "  fix:   model.config.is_causal = False makes the model's masks bidirectional.",
     ),
     "no_mask": (
         lambda: layer(None),
         "a causal layer has no mask: the model did not call nbattn's mask function.\n"
-        '  fix:   attn_implementation="eager".',
+        '  fix:   model.set_attn_implementation("eager").',
     ),
     "mask_of_other_lengths": (
         lambda: layer(rule(WHOLE, keys=7)),
         "the mask is for (batch, 1, queries, keys) = (2, 1, 4, 7), the layer has (2, 1, 4, 4).\n"
-        '  fix:   attn_implementation="eager".',
+        '  fix:   model.set_attn_implementation("eager").',
     ),
     "mask_as_a_matrix": (
         lambda: rule(WHOLE) + torch.zeros(1),
         "the model calls add on its attention mask, which nbattn stores as a window, not as a "
-        'matrix.\n  fix:   attn_implementation="eager".',
+        'matrix.\n  fix:   model.set_attn_implementation("eager").',
     ),
     "mask_of_another_dtype": (
         lambda: rule(WHOLE).to(torch.float16),
         "the model casts its attention mask, which nbattn stores as a window, not as a "
-        'matrix.\n  fix:   attn_implementation="eager".',
+        'matrix.\n  fix:   model.set_attn_implementation("eager").',
     ),
     "mask_by_index": (
         lambda: rule(WHOLE)[:, :, :, :2],
         "the model indexes its attention mask, which nbattn stores as a window, not as a "
-        'matrix.\n  fix:   attn_implementation="eager".',
+        'matrix.\n  fix:   model.set_attn_implementation("eager").',
     ),
-    "chunks": (
+    "chunks_apart": (
         lambda: rule(masking_utils.chunked_causal_mask_function(3, torch.tensor([0, 2]))),
-        "chunked attention: 4 keys do not fit into one chunk of 3. A chunk ends at a "
-        "fixed border, which is not a window.\n"
-        "  fix:   inputs of up to 3 tokens, or "
-        'attn_implementation="sdpa", which takes any mask.',
+        "left paddings of 0, 2 tokens move the borders of the chunks of 3 tokens apart.\n"
+        '  fix:   model.set_attn_implementation("sdpa"), or one call per sample, without padding.',
     ),
-    "chunks_by_positions": (
+    "chunks_in_a_window": (
         lambda: rule(
-            masking_utils.remap_positions_for_packed_sequence(
-                masking_utils.chunked_causal_mask_function(8, torch.zeros(2).long()),
-                torch.arange(5, 9)[None],
+            masking_utils.and_masks(
+                masking_utils.chunked_causal_mask_function(3, torch.zeros(2).long()),
+                masking_utils.sliding_window_overlay(2),
             )
         ),
-        "chunked attention: 9 keys do not fit into one chunk of 8. A chunk ends at a "
-        "fixed border, which is not a window.\n"
-        "  fix:   inputs of up to 8 tokens, or "
-        'attn_implementation="sdpa", which takes any mask.',
+        "the model has chunks together with another window.\n"
+        '  fix:   model.set_attn_implementation("sdpa"), which takes any mask.',
+    ),
+    "mask_asked_for_its_size": (
+        lambda: rule(WHOLE).size(),
+        "the model asks for the size of its attention mask, which nbattn stores as a window, not "
+        'as a matrix.\n  fix:   model.set_attn_implementation("eager").',
     ),
     "blocks": (
         lambda: parts(block_sequence_ids=torch.tensor([[-1, 0, 0, -1]] * BATCH)),
         "some tokens attend to their whole block (blockwise attention): not a window.\n"
-        '  fix:   attn_implementation="sdpa", which takes any mask.',
+        '  fix:   model.set_attn_implementation("sdpa"), which takes any mask.',
     ),
     "own_function": (
         lambda: parts(and_mask_function=lambda batch, head, query, key: key > 2),
         "the model has a mask function of its own, <lambda>.<locals>.<lambda>, which nbattn "
-        'does not know.\n  fix:   attn_implementation="sdpa", which takes any mask.',
+        'does not know.\n  fix:   model.set_attn_implementation("sdpa"), which takes any mask.',
     ),
     "windows_side_by_side": (
         lambda: rule(
@@ -223,7 +226,7 @@ REFUSED = {
         ),
         "the model joins windows, none of which contains the others: "
         "Window(left=2, right=0), Window(left=1, right=1).\n"
-        '  fix:   attn_implementation="sdpa", which takes any mask.',
+        '  fix:   model.set_attn_implementation("sdpa"), which takes any mask.',
     ),
     "newer_mask_argument": (
         lambda: rule(WHOLE, strides=2),
@@ -242,7 +245,7 @@ REFUSED = {
         f"name_{name}": (
             lambda name=name: integration.register(name),
             f"name={name!r} cannot be the name of an implementation.\n"
-            '  fix:   letters, digits and "_", without "flash": register("nbattn").',
+            '  fix:   register("nbattn"): letters, digits and "_", without "flash".',
         )
         for name in ("paged|nbattn", "org/nbattn", "nbattn_flash", "", None)
     },

@@ -194,7 +194,14 @@ def test_encoders_and_decoders_joined(name, calls):
     assert len(calls) >= count
 
 
-def test_chunked_layers_run_while_one_chunk_has_every_key(calls):
+CACHES: dict[str, dict[str, Any]] = {
+    "growing": {},
+    "static": {"cache_implementation": "static", "disable_compile": True},
+    "in parts": {"prefill_chunk_size": 5},
+}
+
+
+def test_chunked_layers(calls):
     model = fill(
         _causal(
             "Llama4TextConfig", attention_chunk_size=8, num_local_experts=2,
@@ -202,17 +209,33 @@ def test_chunked_layers_run_while_one_chunk_has_every_key(calls):
         )
     )  # fmt: skip
     assert set(model.config.layer_types) == {"chunked_attention", "full_attention"}
-    same(model, lambda m: m(IDS[:, :8]).logits)
-    mask = torch.tensor([[0] * 3 + [1] * 7, [0] * 4 + [1] * 6])  # chunks begin after the padding
-    same(model, lambda m: m(IDS[:, :10], attention_mask=mask).logits, mask)
-    assert len(calls) == 8
-    for beyond in (
-        lambda: model(IDS[:, :9]),
-        lambda: model(IDS[:, :10], attention_mask=mask.roll(-2, 1)),
-        lambda: model.generate(IDS[:, :4], max_new_tokens=6, do_sample=False),
-    ):
-        with pytest.raises(InputError, match=r"chunked attention: (9|10) keys do not fit into one"):
-            beyond()
+    for length in (8, 12, 19):
+        same(model, lambda m, length=length: m(IDS[:, :length]).logits)
+    mask = torch.tensor([[0] * 3 + [1] * 16, [0] * 11 + [1] * 8])  # borders at the same places
+    same(model, lambda m: m(IDS, attention_mask=mask).logits, mask)
+    for named in CACHES.values():
+        wanted, found = with_eager_and_nbattn(
+            model,
+            lambda m, named=named: m.generate(
+                IDS[:, :7], max_new_tokens=11, do_sample=False, **named
+            ),
+        )
+        assert torch.equal(found, wanted)
+    assert {shape[1] for shape in calls} >= {8, 16}  # pieces of whole chunks
+    with pytest.raises(InputError, match="left paddings of 0, 7 tokens move the borders"):
+        model(IDS, attention_mask=LEFT)
+
+
+@pytest.mark.parametrize("name", ["static", "growing"])
+def test_a_model_that_asks_how_many_dimensions_its_mask_has(name, calls):
+    config = transformers.GPT2Config(
+        vocab_size=97, n_embd=32, n_layer=2, n_head=4, n_positions=64, eos_token_id=None,
+        pad_token_id=0, bos_token_id=1,
+    )  # fmt: skip
+    model = fill(transformers.GPT2LMHeadModel(config))
+    wanted, found = with_eager_and_nbattn(model, lambda m: _greedy(m, **CACHES[name]))
+    assert torch.equal(found, wanted)
+    assert calls
 
 
 def _assisted(model: Any) -> Tensor:

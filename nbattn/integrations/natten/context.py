@@ -54,6 +54,12 @@ _ABILITIES = {
     **dict.fromkeys(("has_half", "has_bfloat", "has_fna", "has_fused_na"), True),
     **dict.fromkeys(("has_gemm", "has_tf32_gemm", "has_fp32_gemm", "has_fp64_gemm"), False),
 }
+# The switches of 0.15, which are the only ones there.
+OLDEST = (
+    *("enable_tf32", "disable_tf32", "enable_gemm_na", "disable_gemm_na"),
+    *("enable_tiled_na", "disable_tiled_na", "has_cuda", "has_half", "has_bfloat"),
+    *("has_gemm", "has_tf32_gemm", "has_fp32_gemm", "has_fp64_gemm"),
+)
 _ALIASES = {"use_fna": "use_fused_na", "is_fna_enabled": "is_fused_na_enabled"}
 
 
@@ -74,8 +80,16 @@ def switches() -> dict[str, Any]:
     functions |= {name: lambda *_, value=value: value for name, value in _ABILITIES.items()}
     functions |= _fused(state)
     functions |= {name: functions[current] for name, current in _ALIASES.items()}
-    everything = functions | _autotuner() | _memory(state) | _determinism()
-    return everything | {"has_cuda": torch.cuda.is_available}
+    tuned = dict.fromkeys(_TUNED, False)
+    everything = functions | _autotuner(tuned) | _memory(state) | _determinism()
+    contexts = {"NattenContext": _context(state), "AutotunerContext": _context(tuned)}
+    return everything | contexts | {"has_cuda": torch.cuda.is_available}
+
+
+def _context(state: dict[str, Any]) -> type:
+    """The class that resets switches to their initial values."""
+    initial = dict(state)
+    return type("Context", (), {"reset": staticmethod(lambda: state.update(initial))})
 
 
 def _setter(name: str, state: dict[str, Any]) -> Callable[[bool], None]:
@@ -102,7 +116,7 @@ def _fused(state: dict[str, Any]) -> dict[str, Any]:
         if force_flex_attention:
             raise InputError(
                 "force_flex_attention names a kernel, and nbattn replaces no named kernel.",
-                'nbattn.attention(..., backend="flex").',
+                'natten.use_fused_na(), or nbattn.attention(..., backend="flex").',
             )
         state["use_fused_na"], state["flex"] = mode, mode and use_flex_attention
 
@@ -116,9 +130,7 @@ def _fused(state: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _autotuner() -> dict[str, Any]:
-    state = dict.fromkeys(_TUNED, False)
-
+def _autotuner(state: dict[str, Any]) -> dict[str, Any]:
     def use_autotuner(*values: Any, **named: Any) -> None:
         arguments = dict(zip(_TUNED, values, strict=False)) | named
         state.update({n: arguments[n] for n in _TUNED if arguments.get(n) is not None})
@@ -146,8 +158,11 @@ def _memory(state: dict[str, Any]) -> dict[str, Any]:
     def choose(pref: str = "default") -> None:
         kinds = {kind.name.lower(): kind for kind in MemoryUsagePreference}
         if pref not in kinds:
-            names = " or ".join(map(repr, kinds))
-            raise InputError(f"pref={pref!r} is not known.", f"{names}.")
+            names = ", ".join(map(repr, kinds))
+            raise InputError(
+                f"pref={pref!r} is not known: {names}.",
+                'natten.set_memory_usage_preference("default").',
+            )
         state["memory"] = kinds[pref]
 
     functions: dict[str, Any] = {

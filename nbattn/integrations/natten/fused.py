@@ -13,7 +13,7 @@ from torch import Tensor
 
 from nbattn import functional
 from nbattn.errors import InputError, counted
-from nbattn.integrations.natten import parameters, unfused
+from nbattn.integrations.natten import generations, parameters, unfused
 from nbattn.integrations.natten.parameters import Causal, Sizes
 from nbattn.mask import Mask
 
@@ -25,8 +25,8 @@ def neighborhood_attention_generic(
     key: Tensor,
     value: Tensor,
     kernel_size: Sizes,
-    stride: Sizes = 1,
-    dilation: Sizes = 1,
+    stride: Sizes | None = 1,
+    dilation: Sizes | None = 1,
     is_causal: Causal = False,
     scale: float | None = None,
     additional_keys: Tensor | None = None,
@@ -43,6 +43,7 @@ def neighborhood_attention_generic(
     kernel_schedule: object = None,
     torch_compile: bool = False,
     return_lse: bool = False,
+    try_fuse_additional_kv: bool = False,
 ) -> Result:
     """Neighborhood attention of one to three axes, as in NATTEN 0.21; always differentiable.
 
@@ -66,13 +67,14 @@ def neighborhood_attention_generic(
     >>> neighborhood_attention_generic(query, query, query, 7, dilation=2).shape
     torch.Size([1, 16, 16, 4, 32])
     """
+    generations.check_places(dilation, is_causal)
     parameters.check_tuning(attention_kwargs)
     parameters.check_tensors(query=query, key=key, value=value)
     parameters.check_additional(additional_keys, additional_values)
     if query.shape[1:-2] != key.shape[1:-2]:
         raise InputError(
             f"query is {list(query.shape)}, key {list(key.shape)}: their spaces differ.",
-            "nbattn.attention(query, key, value, mask), which supports different spaces.",
+            f"nbattn.attention(query, key, value, {_aligned(query.dim() - 3, kernel_size)}).",
         )
     mask = parameters.window(
         query.shape[1:-2], kernel_size, stride=stride, dilation=dilation, is_causal=is_causal
@@ -145,8 +147,11 @@ def attention(
         if argument is not None:
             raise InputError(
                 f"{name} is given: packed sequences are not supported.",
-                "one call per sequence, or a padded batch with nbattn.attention(..., key_range=).",
+                "torch.cat([natten.functional.attention(q, k, v) for q, k, v in "
+                "zip(query.split(seqlens_Q.tolist(), 1), key.split(seqlens_KV.tolist(), 1), "
+                "value.split(seqlens_KV.tolist(), 1))], 1).",
             )
+    _check_not_nested("attention", query, key, value)
     for name, tensor in (("query", query), ("key", key), ("value", value)):
         parameters.check_rank(name, tensor, 1, "[B, N, H, D]")
     return functional.attention(
@@ -183,7 +188,7 @@ def older(
     key: Tensor,
     value: Tensor,
     kernel_size: Sizes,
-    dilation: Sizes = 1,
+    dilation: Sizes | None = 1,
     is_causal: Causal = False,
     rpb: Tensor | None = None,
     scale: float | None = None,
@@ -232,13 +237,32 @@ def older(
     )
 
 
+def _aligned(rank: int, kernel_size: Sizes) -> str:
+    """The mask of these windows for spaces that differ, where positions need an alignment."""
+    sizes = parameters.per_axis("kernel_size", kernel_size, rank)
+    axes = (f'nbattn.Axis({k // 2}, {(k - 1) // 2}, align="top-left")' for k in sizes)
+    return f"nbattn.Mask({', '.join(axes)})"
+
+
+def _check_not_nested(call: str, *tensors: object) -> None:
+    window = "" if call == "attention" else ", kernel_size=3"
+    parameters.check_not_nested(
+        f"[natten.functional.{call}(q[None], k[None], v[None]{window})[0] for q, k, v in "
+        "zip(query.unbind(), key.unbind(), value.unbind())].",
+        *tensors,
+    )
+
+
 def _of_rank(function: Callable[..., Any], rank: int, generation: str) -> Callable[..., Any]:
     """Makes the function for spaces of this many axes."""
+    layout = f"[B, {', '.join('XYZ'[:rank])}, H, D]"
 
     def ranked(query: Tensor, *arguments: Any, **named: Any) -> Any:
-        layout = f"[B, {', '.join('XYZ'[:rank])}, H, D]"
+        _check_not_nested(f"na{rank}d", query, *arguments[:2])
         parameters.check_rank("query", query, rank, layout)
-        return function(query, *arguments, **named)
+        return call(query, *arguments, **named)
+
+    call = generations.checked(function)
 
     axes = counted(rank, "axis", "axes")
     ranked.__name__ = ranked.__qualname__ = f"na{rank}d"

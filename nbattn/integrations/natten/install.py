@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import re
 import sys
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
 from nbattn.errors import InputError
-from nbattn.integrations.natten import fused, legacy, modules, parameters
-from nbattn.integrations.natten.context import switches
+from nbattn.integrations.natten import checks, flops, fused, legacy, modules, parameters, testing
+from nbattn.integrations.natten.context import OLDEST, switches
 from nbattn.version import __version__
 
 _RELEASES = {"0.21": "0.21.7", "0.17": "0.17.5", "0.14": "0.14.6"}
 _CLASSES = {"0.21": "", "0.17": "Older", "0.14": "Oldest"}
+_FLOPS = (
+    *("add_natten_handle", "fna_flop_count", "get_flops"),
+    *("na_av_flop_count", "na_qk_flop_count"),
+)
 _SHADOWED: dict[str, ModuleType] = {}  # modules of the real natten, while the drop-in replaces them
 
 
@@ -28,8 +33,9 @@ def install(*, replace: bool = False, generation: str = "0.21") -> ModuleType:
     Args:
         replace: whether to replace an installed natten as well.
         generation: "0.21"; "0.17", whose `na2d` and modules take dilation in the place of stride;
-            or "0.14" (to 0.15), whose modules have a bias table by default. All generations have
-            the switches, and the unfused functions with every older order of arguments.
+            or "0.14" (to 0.15), whose modules have a bias table by default, without
+            `natten.context`. All generations have the unfused functions, with every older order
+            of arguments.
 
     Returns:
         The module that `import natten` then gives.
@@ -42,12 +48,14 @@ def install(*, replace: bool = False, generation: str = "0.21") -> ModuleType:
     >>> uninstall()
     """
     if generation not in _RELEASES:
-        names = " or ".join(map(repr, _RELEASES))
-        raise InputError(f"generation={generation!r} is not known.", f"{names}.")
+        raise InputError(
+            f"generation={generation!r} is not known: {', '.join(map(repr, _RELEASES))}.",
+            f"install(generation={_nearest(generation)!r}).",
+        )
     if not is_installed() and not replace and importlib.util.find_spec("natten") is not None:
         raise InputError(
             "natten is installed; two modules cannot have one name.",
-            "install(replace=True) puts nbattn in its place until uninstall().",
+            f"install(replace=True, generation={generation!r}): nbattn, until uninstall().",
         )
     uninstall()
     _SHADOWED.update(_loaded())
@@ -67,6 +75,13 @@ def uninstall() -> None:
     sys.modules.update(_SHADOWED)
     _SHADOWED.clear()
     _forget_availability()
+
+
+def _nearest(generation: object) -> str:
+    """The generation of a release: "0.20.1" has the arguments of "0.21", "0.16" those of "0.17"."""
+    found = re.match(r"v?0\.(\d+)", str(generation))
+    number = int(found[1]) if found else 21
+    return "0.21" if number >= 20 else "0.17" if number >= 16 else "0.14"
 
 
 def _loaded() -> dict[str, ModuleType]:
@@ -97,27 +112,30 @@ def _build(generation: str) -> ModuleType:
 
 
 def _contents(generation: str) -> dict[str, dict[str, Any]]:
-    """The contents of every module, parents first."""
+    """The contents of every module, parents first; 0.14 has fewer, by which code knows it."""
     functions, classes, changes = _functions(generation), _classes(generation), switches()
-    checks = {"check_all_args": _checker(generation)}
-    facts = {
-        "__version__": f"{_RELEASES[generation]}+nbattn.{__version__}",
-        "HAS_LIBNATTEN": True,
-    }
-    contents = {
+    if generation == "0.14":
+        changes = {name: changes[name] for name in OLDEST}
+        functions |= changes
+    checked = checks.names(generation)
+    facts = {"__version__": f"{_RELEASES[generation]}+nbattn.{__version__}"}
+    contents: dict[str, dict[str, Any]] = {
         "natten": functions | classes | changes | facts,
         "natten.functional": functions,
-        "natten.modules": classes,
-        "natten.context": changes,
-        "natten.types": parameters.types(),
-        "natten.utils": checks,
-        "natten.utils.checks": checks,
+        "natten.flops": {name: getattr(flops, name) for name in _FLOPS},
+        "natten.utils": checked,
+        "natten.utils.checks": checked,
         "natten.utils.log": {"get_logger": logging.getLogger},
+        "natten.utils.testing": testing.names(),
     }
-    if generation != "0.21":  # also one module per rank, named like its function
-        for name, kind in classes.items():
-            for start in ("na", "natten"):
-                contents[f"natten.{start}{name[-2:].lower()}"] = {name: kind}
+    if generation != "0.14":
+        contents |= {"natten.context": changes, "natten.types": parameters.types()}
+    if generation == "0.21":
+        contents["natten"]["HAS_LIBNATTEN"] = True
+        return contents | {"natten.modules": classes}
+    for name, kind in classes.items():  # also one module per rank, named like its function
+        for start in ("natten",) if generation == "0.14" else ("na", "natten"):
+            contents[f"natten.{start}{name[-2:].lower()}"] = {name: kind}
     return contents
 
 
@@ -134,22 +152,7 @@ def _functions(generation: str) -> dict[str, Any]:
 
 def _classes(generation: str) -> dict[str, Any]:
     names = [f"NeighborhoodAttention{n}D" for n in (1, 2, 3)]
-    classes = {name: getattr(modules, _CLASSES[generation] + name, None) for name in names}
-    return {name: kind for name, kind in classes.items() if kind is not None}
-
-
-def _checker(generation: str) -> Any:
-    """Makes `natten.utils.check_all_args`, which returns each parameter as a tuple."""
-    names = ("kernel_size", "stride", "dilation", "is_causal")
-    names = names if generation == "0.21" else (names[0], *names[2:])
-
-    def check_all_args(na_dim: int, *values: Any) -> tuple[Any, ...]:
-        return tuple(
-            parameters.per_axis(name, value, na_dim)
-            for name, value in zip(names, values, strict=True)
-        )
-
-    return check_all_args
+    return {name: getattr(modules, _CLASSES[generation] + name) for name in names}
 
 
 def _forget_availability() -> None:

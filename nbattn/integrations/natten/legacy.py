@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from nbattn.errors import InputError
@@ -17,10 +19,43 @@ def _ranked(name: str, tensor: Tensor, rank: int) -> None:
     parameters.check_rank(name, tensor, rank, f"[B, H, {', '.join('XYZ'[:rank])}, C]")
 
 
-def _named(function: Callable[..., Tensor], name: str, text: str) -> Callable[..., Tensor]:
-    function.__name__ = function.__qualname__ = name
-    function.__doc__ = text
-    return function
+def _made(function: Callable[..., Tensor], name: str, text: str) -> Callable[..., Tensor]:
+    """Names a function, and makes it run on every sample of nested tensors."""
+
+    def each(*arguments: Any, **named: Any) -> Tensor:
+        given = [*arguments, *named.values()]
+        if not any(isinstance(one, Tensor) and one.is_nested for one in given):
+            return function(*arguments, **named)
+        samples = _samples(given)
+        outputs = [
+            function(
+                *sample[: len(arguments)], **dict(zip(named, sample[len(arguments) :], strict=True))
+            )
+            for sample in samples
+        ]
+        return torch.nested.as_nested_tensor(outputs)
+
+    each.__name__ = each.__qualname__ = name
+    each.__doc__ = f"{text} Tensors of samples may be nested: every item has all dimensions."
+    each.__wrapped__ = function  # pyright: ignore[reportFunctionMemberAccess]
+    return each
+
+
+def _samples(given: list[Any]) -> list[list[Any]]:
+    """Returns the arguments of every sample; those that are not nested are the same for all."""
+    nested = [one.unbind() for one in given if isinstance(one, Tensor) and one.is_nested]
+    counts = {len(items) for items in nested}
+    if len(counts) > 1:
+        raise InputError(
+            f"nested tensors of {' and '.join(map(str, sorted(counts)))} samples.",
+            f"torch.nested.as_nested_tensor(list(query.unbind())[:{min(counts)}]).",
+        )
+    parts = iter(nested)
+    columns = [
+        next(parts) if isinstance(one, Tensor) and one.is_nested else [one] * len(nested[0])
+        for one in given
+    ]
+    return [list(sample) for sample in zip(*columns, strict=True)]
 
 
 def _na_qk(rank: int) -> Callable[..., Tensor]:
@@ -28,7 +63,7 @@ def _na_qk(rank: int) -> Callable[..., Tensor]:
         query: Tensor,
         key: Tensor,
         kernel_size: Sizes,
-        dilation: Sizes = 1,
+        dilation: Sizes | None = 1,
         additional_keys: Tensor | None = None,
         is_causal: Causal = False,
         rpb: Tensor | None = None,
@@ -36,7 +71,8 @@ def _na_qk(rank: int) -> Callable[..., Tensor]:
         _ranked("query", query, rank)
         return scores(query, key, kernel_size, dilation, additional_keys, is_causal, rpb)
 
-    return _named(qk, f"na{rank}d_qk", f"`unfused.scores` of {rank}-D spaces (0.14.6 to 0.17.5).")
+    text = f"`unfused.scores` of {rank}-D spaces (0.14.6 to 0.17.5)."
+    return _made(_or_depth(qk, rank, "additional_keys"), f"na{rank}d_qk", text)
 
 
 def _na_av(rank: int) -> Callable[..., Tensor]:
@@ -44,46 +80,66 @@ def _na_av(rank: int) -> Callable[..., Tensor]:
         attn: Tensor,
         value: Tensor,
         kernel_size: Sizes,
-        dilation: Sizes = 1,
+        dilation: Sizes | None = 1,
         additional_values: Tensor | None = None,
         is_causal: Causal = False,
     ) -> Tensor:
         _ranked("value", value, rank)
         return weighted(attn, value, kernel_size, dilation, additional_values, is_causal)
 
-    return _named(av, f"na{rank}d_av", f"`unfused.weighted` of {rank}-D spaces (0.14.6 to 0.17.5).")
+    text = f"`unfused.weighted` of {rank}-D spaces (0.14.6 to 0.17.5)."
+    return _made(_or_depth(av, rank, "additional_values"), f"na{rank}d_av", text)
 
 
-def _natten_qkrpb(rank: int) -> Callable[..., Tensor]:
-    def qkrpb(query: Tensor, key: Tensor, rpb: Tensor | None, *window: Any, **named: Any) -> Tensor:
+def _or_depth(function: Callable[..., Tensor], rank: int, extra: str) -> Callable[..., Tensor]:
+    """Makes a function of three axes also take the order of 0.15, which has four sizes in a row,
+    where later versions have a tensor in the place of the third.
+    """
+    if rank < 3:
+        return function
+
+    @functools.wraps(function)
+    def either(first: Tensor, second: Tensor, *args: Any, **named: Any) -> Tensor:
+        if {"kernel_size_d", "dilation_d"} & {*named} or (len(args) > 2 and type(args[2]) is int):
+            kernel_size, dilation, more = _window(rank, args, named, None, extra)
+            return function(first, second, kernel_size, dilation, more)
+        return function(first, second, *args, **named)
+
+    return either
+
+
+def _qk_with_bias(rank: int, name: str, bias: str) -> Callable[..., Tensor]:
+    def qk(query: Tensor, key: Tensor, *args: Any, **named: Any) -> Tensor:
         _ranked("query", query, rank)
+        rpb, rest = (args[0], args[1:]) if args else (named.pop(bias, None), ())
         kernel = None if rpb is None else (rpb.shape[-1] + 1) // 2
-        kernel_size, dilation = _window(rank, window, named, kernel)
-        return scores(query, key, kernel_size, dilation, rpb=rpb)
+        kernel_size, dilation, more = _window(rank, rest, named, kernel, "additional_keys")
+        return scores(query, key, kernel_size, dilation, more, rpb=rpb)
 
-    name, order = f"natten{rank}dqkrpb", _order(rank)
-    old = "" if rank == 3 else f" Up to 0.14.4: `{name}(query, key, rpb, dilation)`."
-    return _named(qkrpb, name, f"Scores with bias: `{name}(query, key, rpb, {order})`.{old}")
+    old = f" Up to 0.14.4: `{name}(query, key, {bias}, dilation)`." if rank < 3 else ""
+    text = f"Scores with bias: `{name}(query, key, {bias}, {_order(rank)})`.{old}"
+    return _made(qk, name, text)
 
 
 def _natten_qk(rank: int) -> Callable[..., Tensor]:
-    def qk(query: Tensor, key: Tensor, *window: Any, **named: Any) -> Tensor:
+    def qk(query: Tensor, key: Tensor, *args: Any, **named: Any) -> Tensor:
         _ranked("query", query, rank)
-        return scores(query, key, *_window(rank, window, named, None))
+        return scores(query, key, *_window(rank, args, named, None, "additional_keys"))
 
     name = f"natten{rank}dqk"
-    return _named(qk, name, f"Scores without bias: `{name}(query, key, {_order(rank)})`.")
+    return _made(qk, name, f"Scores without bias: `{name}(query, key, {_order(rank)})`.")
 
 
 def _natten_av(rank: int) -> Callable[..., Tensor]:
-    def av(attn: Tensor, value: Tensor, *window: Any, **named: Any) -> Tensor:
+    def av(attn: Tensor, value: Tensor, *args: Any, **named: Any) -> Tensor:
         _ranked("value", value, rank)
-        kernel = None if rank == 3 else parameters.root(attn.shape[-1], rank)
-        return weighted(attn, value, *_window(rank, window, named, kernel))
+        alone = rank < 3 and len(args) + len(named) == 1
+        kernel = parameters.root(attn.shape[-1], rank) if alone else None
+        return weighted(attn, value, *_window(rank, args, named, kernel, "additional_values"))
 
     name, order = f"natten{rank}dav", _order(rank)
     old = "" if rank == 3 else f" Up to 0.14.4: `{name}(attn, value, dilation)`."
-    return _named(av, name, f"Weighted sums: `{name}(attn, value, {order})`.{old}")
+    return _made(av, name, f"Weighted sums: `{name}(attn, value, {order})`.{old}")
 
 
 def _names(rank: int) -> tuple[str, ...]:
@@ -97,32 +153,43 @@ def _order(rank: int) -> str:
 
 
 def _window(
-    rank: int, args: tuple[Any, ...], named: dict[str, Any], kernel: int | None
-) -> tuple[Sizes, Sizes]:
-    """Returns kernel_size and dilation of either argument order.
+    rank: int, args: tuple[Any, ...], named: dict[str, Any], kernel: int | None, extra: str
+) -> tuple[Sizes, Sizes | None, Tensor | None]:
+    """Returns kernel_size, dilation and additional tokens of either argument order.
 
     Up to 0.14.4 only the dilation is an argument; the tensors give the kernel size, `kernel`.
     """
     names = _names(rank)
-    if (
-        rank < 3
-        and kernel is not None
-        and len(args) + len(named) == 1
-        and "kernel_size" not in named
-    ):
+    alone = rank < 3 and len(args) + len(named) == 1 and "kernel_size" not in named
+    if alone and kernel is not None:
         args, named = (kernel,), {"dilation": args[0]} if args else named
-    values = dict(zip(names, args, strict=False)) | named
-    if len(args) > len(names) or set(values) != {*names} or len(args) + len(named) != len(names):
+    values = dict(zip((*names, extra), args, strict=False)) | named
+    known = {*names} <= {*values} <= {*names, extra} and len(args) + len(named) == len(values)
+    if not known:
         shown = [*map(repr, args), *(f"{name}={value!r}" for name, value in named.items())]
-        raise InputError(f"the window is ({', '.join(shown)}), not ({_order(rank)}).", _order(rank))
+        raise InputError(
+            f"the window is ({', '.join(shown)}), not ({_order(rank)}).",
+            f"{', '.join(f'{name}={values.get(name, _example(name))}' for name in names)}.",
+        )
+    more = values.get(extra)
     if rank < 3:
-        return values["kernel_size"], values["dilation"]
+        return values["kernel_size"], values["dilation"], more
     depth, plane = values["kernel_size_d"], values["kernel_size"]
-    return (depth, plane, plane), (values["dilation_d"], values["dilation"], values["dilation"])
+    step = (values["dilation_d"], values["dilation"], values["dilation"])
+    return (depth, plane, plane), tuple(1 if one is None else one for one in step), more
+
+
+def _example(name: str) -> int:
+    return 3 if name.startswith("kernel") else 1
 
 
 na1d_qk, na2d_qk, na3d_qk = map(_na_qk, (1, 2, 3))
 na1d_av, na2d_av, na3d_av = map(_na_av, (1, 2, 3))
-natten1dqkrpb, natten2dqkrpb, natten3dqkrpb = map(_natten_qkrpb, (1, 2, 3))
+na1d_qk_with_bias, na2d_qk_with_bias, na3d_qk_with_bias = (
+    _qk_with_bias(rank, f"na{rank}d_qk_with_bias", "bias") for rank in (1, 2, 3)
+)
+natten1dqkrpb, natten2dqkrpb, natten3dqkrpb = (
+    _qk_with_bias(rank, f"natten{rank}dqkrpb", "rpb") for rank in (1, 2, 3)
+)
 natten1dqk, natten2dqk, natten3dqk = map(_natten_qk, (1, 2, 3))
 natten1dav, natten2dav, natten3dav = map(_natten_av, (1, 2, 3))

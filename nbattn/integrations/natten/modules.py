@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from nbattn.errors import InputError
-from nbattn.integrations.natten import fused, parameters, unfused
+from nbattn.integrations.natten import fused, generations, parameters, unfused
 from nbattn.integrations.natten.parameters import Causal, Sizes
 
 
@@ -25,14 +25,13 @@ class _Projected(nn.Module):
         if dim % num_heads:
             raise InputError(
                 f"{dim} channels are no multiple of {num_heads} heads.",
-                f"num_heads: a divisor of {dim}.",
+                f"num_heads={_divisor(dim, num_heads)}.",
             )
         # a space as large as any: forward checks that a window fits its axis
         parameters.window((1 << 40,) * self.rank, **window)
         self.num_heads, self.head_dim = num_heads, dim // num_heads
         self.scale = self.head_dim**-0.5 if qk_scale is None else qk_scale
         for name, value in window.items():
-            value = False if value is None else value
             setattr(self, name, parameters.per_axis(name, value, self.rank))
         self._window = tuple(window)
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
@@ -46,9 +45,12 @@ class _Projected(nn.Module):
     def heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Projects `[B, *space, C]` to query, key and value `[B, *space, H, D]`."""
         dim = self.num_heads * self.head_dim
+        _check_not_nested(x)
         if x.dim() != self.rank + 2 or x.shape[-1] != dim:
-            space = ", ".join("XYZ"[: self.rank])
-            raise InputError(f"x is {list(x.shape)}.", f"x as [B, {space}, {dim}].")
+            raise InputError(
+                f"x is {list(x.shape)}, not [B, {', '.join('XYZ'[: self.rank])}, {dim}].",
+                _conversion(x, self.rank, dim),
+            )
         query, key, value = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).unbind(-3)
         return query, key, value
 
@@ -56,6 +58,26 @@ class _Projected(nn.Module):
         """Returns heads and window."""
         shown = {"head_dim": self.head_dim, "num_heads": self.num_heads, **self.window()}
         return ", ".join(f"{name}={value}" for name, value in shown.items())
+
+
+def _check_not_nested(x: Tensor) -> None:
+    parameters.check_not_nested("[layer(sample[None])[0] for sample in x.unbind()].", x)
+
+
+def _divisor(dim: int, num_heads: int) -> int:
+    """The largest number of heads up to this one that divides the channels."""
+    return max(n for n in range(1, max(num_heads, 1) + 1) if dim % n == 0)
+
+
+def _conversion(x: Tensor, rank: int, dim: int) -> str:
+    """What makes the channels of x its last axis, or a layer that fits x."""
+    if x.dim() == rank + 2 and x.shape[1] == dim:
+        return "layer(x.movedim(1, -1)).movedim(-1, 1)."
+    if x.dim() == rank + 1 and x.shape[-1] == dim:
+        return "layer(x[None])[0]."
+    if 3 <= x.dim() <= 5 and x.dim() != rank + 2:
+        return f"natten.NeighborhoodAttention{x.dim() - 2}D for this x."
+    return f"x = torch.randn(1, {'8, ' * rank}{dim})."
 
 
 class _Current(_Projected):
@@ -73,11 +95,13 @@ class _Current(_Projected):
         InputError, MaskError: an argument is not legal; in forward, a window exceeds its axis.
     """
 
+    @generations.checked
     def __init__(
-        self, embed_dim: int, num_heads: int, kernel_size: Sizes, stride: Sizes = 1,
-        dilation: Sizes = 1, is_causal: Causal = False, qkv_bias: bool = True,
+        self, embed_dim: int, num_heads: int, kernel_size: Sizes, stride: Sizes | None = 1,
+        dilation: Sizes | None = 1, is_causal: Causal = False, qkv_bias: bool = True,
         qk_scale: float | None = None, proj_drop: float = 0.0,
     ) -> None:  # fmt: skip
+        generations.check_places(dilation, is_causal)
         window = {"kernel_size": kernel_size, "stride": stride}
         window |= {"dilation": dilation, "is_causal": is_causal}
         super().__init__(
@@ -110,8 +134,9 @@ class _Older(_Projected):
         InputError, MaskError: an argument is not legal; in forward, a window exceeds its axis.
     """
 
+    @generations.checked
     def __init__(
-        self, dim: int, num_heads: int, kernel_size: Sizes, dilation: Sizes = 1,
+        self, dim: int, num_heads: int, kernel_size: Sizes, dilation: Sizes | None = 1,
         is_causal: Causal = False, rel_pos_bias: bool = False, qkv_bias: bool = True,
         qk_scale: float | None = None, attn_drop: float = 0.0, proj_drop: float = 0.0,
         use_experimental_ops: bool = False,
@@ -124,7 +149,7 @@ class _Older(_Projected):
         if rel_pos_bias and any(causal):
             raise InputError(
                 "rel_pos_bias with a causal axis: NATTEN has no such module.",
-                "rel_pos_bias=False or is_causal=False.",
+                "rel_pos_bias=False, or is_causal=False with the bias table.",
             )
         sizes: Any = self.kernel_size
         table = torch.empty(num_heads, *(2 * size - 1 for size in sizes))
@@ -155,26 +180,27 @@ class _Oldest(_Older):
     queries attend to the padding, as in NATTEN.
 
     Args:
-        dim, num_heads, kernel_size, dilation, qkv_bias, qk_scale, attn_drop, proj_drop: as in 0.17;
-            a dilation of None is 1.
+        dim, num_heads, kernel_size, dilation, qkv_bias, qk_scale, attn_drop, proj_drop: as in 0.17.
         bias: whether there is a bias table `rpb`.
 
     Raises:
         InputError, MaskError: an argument is not legal.
     """
 
+    @generations.checked
     def __init__(
         self, dim: int, num_heads: int, kernel_size: Sizes, dilation: Sizes | None = 1,
         bias: bool = True, qkv_bias: bool = True, qk_scale: float | None = None,
         attn_drop: float = 0.0, proj_drop: float = 0.0,
     ) -> None:  # fmt: skip
         super().__init__(
-            dim, num_heads, kernel_size, dilation or 1, rel_pos_bias=bias, qkv_bias=qkv_bias,
+            dim, num_heads, kernel_size, dilation, rel_pos_bias=bias, qkv_bias=qkv_bias,
             qk_scale=qk_scale, attn_drop=attn_drop, proj_drop=proj_drop,
         )  # fmt: skip
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps `[B, *space, dim]` to the same shape."""
+        _check_not_nested(x)
         sizes: Any = self.kernel_size
         steps: Any = self.dilation
         space = x.shape[1:-1]
@@ -183,6 +209,33 @@ class _Oldest(_Older):
             padding += [0, max(0, size * step - length)]
         out = super().forward(nn.functional.pad(x, padding))
         return out[(slice(None), *(slice(length) for length in space))]
+
+
+class _Oldest3D(_Oldest):
+    """Neighborhood attention of three axes with its projections, as in NATTEN 0.15.
+
+    Args:
+        kernel_size, dilation: of the last two axes.
+        kernel_size_d, dilation_d: of the first axis; None is that of the others.
+
+    The other arguments are those of the other modules of this generation.
+
+    Raises:
+        InputError, MaskError: an argument is not legal.
+    """
+
+    @generations.checked
+    def __init__(
+        self, dim: int, num_heads: int, kernel_size: int, kernel_size_d: int | None = None,
+        dilation: int | None = 1, dilation_d: int | None = None, bias: bool = True,
+        qkv_bias: bool = True, qk_scale: float | None = None, attn_drop: float = 0.0,
+        proj_drop: float = 0.0,
+    ) -> None:  # fmt: skip
+        step = dilation or 1
+        super().__init__(
+            dim, num_heads, (kernel_size_d or kernel_size, kernel_size, kernel_size),
+            (dilation_d or step, step, step), bias, qkv_bias, qk_scale, attn_drop, proj_drop,
+        )  # fmt: skip
 
 
 def _of_rank(parent: type[_Projected], rank: int, prefix: str = "") -> Any:
@@ -198,6 +251,7 @@ NeighborhoodAttention1D, NeighborhoodAttention2D, NeighborhoodAttention3D = (
 OlderNeighborhoodAttention1D, OlderNeighborhoodAttention2D, OlderNeighborhoodAttention3D = (
     _of_rank(_Older, rank, "Older") for rank in (1, 2, 3)
 )
-OldestNeighborhoodAttention1D, OldestNeighborhoodAttention2D = (
-    _of_rank(_Oldest, rank, "Oldest") for rank in (1, 2)
+OldestNeighborhoodAttention1D, OldestNeighborhoodAttention2D, OldestNeighborhoodAttention3D = (
+    _of_rank(parent, rank, "Oldest")
+    for rank, parent in ((1, _Oldest), (2, _Oldest), (3, _Oldest3D))
 )

@@ -17,6 +17,8 @@ from nbattn.mask import Mask
 Sizes = int | Sequence[int]
 Causal = bool | Sequence[bool] | None
 
+# What None means; kernel_size has no such value.
+_UNSET = {"stride": 1, "dilation": 1, "is_causal": False}
 # Arguments that only tune NATTEN's kernels; they have no effect, as nbattn plans by itself.
 TUNING = (
     "q_tile_shape",
@@ -32,6 +34,7 @@ TUNING = (
     "run_persistent_kernel",
     "kernel_schedule",
     "torch_compile",
+    "try_fuse_additional_kv",
 )
 
 
@@ -47,8 +50,8 @@ def window(
     space: Sequence[int],
     kernel_size: Sizes,
     *,
-    stride: Sizes = 1,
-    dilation: Sizes = 1,
+    stride: Sizes | None = 1,
+    dilation: Sizes | None = 1,
     is_causal: Causal = False,
 ) -> Mask:
     """Returns the mask of NATTEN's parameters for a space, checked by NATTEN's own rules.
@@ -64,60 +67,87 @@ def window(
         "kernel_size": kernel_size,
         "stride": stride,
         "dilation": dilation,
-        "is_causal": False if is_causal is None else is_causal,
+        "is_causal": is_causal,
     }
     values = {name: per_axis(name, value, rank) for name, value in arguments.items()}
     mask = Mask.neighborhood(**values)
     for axis, length in enumerate(space):
         kernel, step = values["kernel_size"][axis], values["dilation"][axis]
         if kernel < 2:
-            raise InputError(f"axis {axis}: kernel_size={kernel}.", "at least 2.")
+            raise InputError(f"axis {axis}: kernel_size={kernel} is less than 2.", "kernel_size=2.")
         if kernel * step > length:
             raise InputError(
                 f"axis {axis}: kernel_size {kernel} x dilation {step} = {kernel * step} is more "
                 f"than its {length} tokens.",
-                f"dilation={max(1, length // kernel)} or less, or "
-                "nbattn.attention(query, key, value, mask), where such a window has all keys.",
+                f"{_smaller(kernel, length)} or less, or nbattn.attention(query, key, value, "
+                "mask), where such a window has all keys.",
             )
     return mask
 
 
 def per_axis(name: str, value: Any, rank: int) -> tuple[Any, ...]:
-    """Returns one value per axis, from one value for all or a sequence of values."""
+    """Returns one value per axis, from one value for all, a sequence of values, or None.
+
+    >>> per_axis("dilation", None, 2)
+    (1, 1)
+    """
+    value = _UNSET.get(name) if value is None else value
     if not isinstance(value, (tuple, list)):
         return (value,) * rank
     if len(value) != rank:
         raise InputError(
             f"{name}={value!r} has {counted(len(value), 'value')} for "
             f"{counted(rank, 'axis', 'axes')}.",
-            f"{name}: one value, or {rank}.",
+            f"{name}={tuple((*value, *[value[-1] if value else 1] * rank)[:rank])}.",
         )
     return tuple(value)
+
+
+def _smaller(kernel: int, length: int) -> str:
+    return f"dilation={length // kernel}" if kernel <= length else f"kernel_size={length}"
+
+
+def _fitting(name: str, tensor: object, rank: int, layout: str) -> str:
+    """What makes a tensor fit a function of this many axes, or the function that it fits."""
+    if not isinstance(tensor, Tensor):
+        return f"{name}=torch.as_tensor({name})."
+    if tensor.dim() == rank + 2:
+        return f"{name}[None], a batch of one."
+    if 4 <= tensor.dim() <= 6:
+        unfused = "_qk" if layout.startswith("[B, H") else ""
+        axes = counted(tensor.dim() - 3, "axis", "axes")
+        return f"natten.functional.na{tensor.dim() - 3}d{unfused}, which has {axes}."
+    return f"{name} = torch.randn(1, {'8, ' * rank}2, 16)."
 
 
 def check_rank(name: str, tensor: Tensor, rank: int, layout: str) -> None:
     """Checks that a tensor has as many dimensions as its function needs."""
     if not isinstance(tensor, Tensor) or tensor.dim() != rank + 3:
         actual = list(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__
-        raise InputError(
-            f"{name} is {actual}, not of {rank + 3} dimensions.", f"{name} as {layout}."
-        )
+        raise InputError(f"{name} is {actual}, not {layout}.", _fitting(name, tensor, rank, layout))
 
 
 def check_tensors(**named: object) -> None:
     """Checks that arguments are tensors."""
     for name, tensor in named.items():
         if not isinstance(tensor, Tensor):
-            raise InputError(f"{name} is {kind(tensor)}, not a tensor.", f"{name}: a tensor.")
+            raise InputError(
+                f"{name} is {kind(tensor)}, not a tensor.", f"{name}=torch.as_tensor({name})."
+            )
+
+
+def check_not_nested(fix: str, *tensors: object) -> None:
+    """Checks that no tensor is nested: of torch's functions for shapes, few support these."""
+    if any(isinstance(tensor, Tensor) and tensor.is_nested for tensor in tensors):
+        raise InputError("nested tensors are not supported here.", fix)
 
 
 def check_additional(keys: object, values: object) -> None:
     """Checks that additional keys have values."""
+    names = ("additional_keys", "additional_values")
     if (keys is None) != (values is None):
-        missing = "additional_keys" if keys is None else "additional_values"
-        raise InputError(
-            f"{missing} is missing.", "additional_keys= and additional_values=, or neither."
-        )
+        missing, other = names if keys is None else reversed(names)
+        raise InputError(f"{missing} is missing.", f"{other}=None, or {missing}= as well.")
 
 
 def check_fits(name: str, tensor: object, like: Tensor) -> None:
@@ -131,7 +161,7 @@ def check_fits(name: str, tensor: object, like: Tensor) -> None:
     if torch.promote_types(tensor.dtype, exact) != exact:
         raise InputError(
             f"{name} is {actual} and would be rounded for use with {expected}.",
-            f"{name}.to({expected}).",
+            f"{name}.to(torch.{expected}).",
         )
     if tensor.device != like.device:
         raise InputError(
@@ -150,7 +180,7 @@ def root(count: int, rank: int) -> int:
     if size**rank != count:
         raise InputError(
             f"{count} slots do not fit one kernel_size on {counted(rank, 'axis', 'axes')}.",
-            "pass kernel_size and dilation.",
+            f"kernel_size={size}, dilation=1, and attn of {size**rank} slots.",
         )
     return size
 
@@ -181,7 +211,7 @@ def check_tuning(attention_kwargs: Mapping[str, Any] | None) -> None:
         elif name not in TUNING:
             raise InputError(
                 f"attention_kwargs has {name!r}, which would change the result.",
-                f"only backend, or the tuning arguments {', '.join(TUNING)}.",
+                f"attention_kwargs=None, or only backend and what tunes: {', '.join(TUNING)}.",
             )
 
 

@@ -22,7 +22,7 @@ def scores(
     query: Tensor,
     key: Tensor,
     kernel_size: Sizes,
-    dilation: Sizes = 1,
+    dilation: Sizes | None = 1,
     additional_keys: Tensor | None = None,
     is_causal: Causal = False,
     rpb: Tensor | None = None,
@@ -49,7 +49,7 @@ def scores(
     parameters.check_fits("key", key, query)
     if query.shape != key.shape:
         raise InputError(
-            f"query is {list(query.shape)}, key {list(key.shape)}.", "the same shape for both."
+            f"query is {list(query.shape)}, key {list(key.shape)}.", f"key.expand{(*query.shape,)}."
         )
     mask = parameters.window(query.shape[2:-1], kernel_size, dilation=dilation, is_causal=is_causal)
     code, exact = mask.code(), _exact(query.dtype)
@@ -73,7 +73,7 @@ def weighted(
     attn: Tensor,
     value: Tensor,
     kernel_size: Sizes,
-    dilation: Sizes = 1,
+    dilation: Sizes | None = 1,
     additional_values: Tensor | None = None,
     is_causal: Causal = False,
 ) -> Tensor:
@@ -101,7 +101,7 @@ def weighted(
     if tuple(attn.shape) != (*value.shape[:-1], count + extra):
         raise InputError(
             f"attn is {list(attn.shape)}, value {list(value.shape)}.",
-            f"attn as {[*value.shape[:-1], count + extra]}: {count} slots, {extra} extra keys.",
+            f"attn[..., :{count + extra}]: {count} slots, {extra} extra keys.",
         )
     exact = _exact(value.dtype)
     window, rest = attn.to(exact).split([count, extra], dim=-1)
@@ -126,7 +126,9 @@ def _check(name: str, tensor: Tensor) -> int:
         actual = list(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__
         raise InputError(
             f"{name} is {actual}, not [B, H, *space, D] of one to three axes.",
-            f"{name}: heads before the space, as in NATTEN's unfused functions.",
+            f"{name}[None]: a batch and heads come before the space."
+            if isinstance(tensor, Tensor)
+            else f"{name}=torch.as_tensor({name}).",
         )
     parameters.check_fits(name, tensor, tensor)
     return tensor.dim() - 3
@@ -137,7 +139,8 @@ def _check_additional(name: str, extra: Tensor, like: Tensor) -> None:
     expected = (*like.shape[:2], extra.shape[2] if extra.dim() == 4 else "E", like.shape[-1])
     if tuple(extra.shape) != expected:
         raise InputError(
-            f"{name} is {list(extra.shape)}.", f"{name} as [{', '.join(map(str, expected))}]."
+            f"{name} is {list(extra.shape)}, not [{', '.join(map(str, expected))}].",
+            f"{name}.expand({expected[0]}, {expected[1]}, -1, {expected[3]}).",
         )
 
 
@@ -146,12 +149,14 @@ def _bias(rpb: Tensor, mask: Mask, shape: torch.Size) -> Tensor:
     if any(axis.causal for axis in mask.axes):
         raise InputError(
             "rpb with a causal axis: NATTEN has no such function.",
-            "is_causal=False, or add your own bias to the scores.",
+            "is_causal=False, or rpb=None and a bias that you add to the scores.",
         )
     counts = neighborhood_gather.axis_slots(mask.code())
     expected = (shape[1], *(2 * count - 1 for count in counts))
     if tuple(rpb.shape) != expected:
-        raise InputError(f"rpb is {list(rpb.shape)}.", f"rpb as {list(expected)}: H, 2 K - 1.")
+        raise InputError(
+            f"rpb is {list(rpb.shape)}, not [H, 2 K - 1].", f"rpb = torch.zeros{expected}."
+        )
     space, rank = shape[2:-1], mask.rank
     for axis, (length, count) in enumerate(zip(space, counts, strict=True)):
         index = neighborhood_gather.steps(rpb, mask.code(), space, axis).flatten() + count - 1

@@ -130,7 +130,7 @@ REFUSED = {
     ),
     "rank": (
         lambda: natten.na2d(LINE, LINE, LINE, 3),
-        "query is [1, 9, 2, 4], not of 5 dimensions.",
+        "query is [1, 9, 2, 4], not [B, X, Y, H, D].",
     ),
     "window": (
         lambda: natten.na2d(PLANE, PLANE, PLANE, (9, 3)),
@@ -152,7 +152,7 @@ REFUSED = {
     ),
     "a plane as a sequence": (
         lambda: natten.attention(PLANE, PLANE, PLANE),
-        "query is [1, 8, 9, 2, 4], not of 4 dimensions.",
+        "query is [1, 8, 9, 2, 4], not [B, N, H, D].",
     ),
     "packed": (
         lambda: natten.attention(LINE, LINE, LINE, seqlens_Q=torch.tensor([4, 5])),
@@ -168,7 +168,7 @@ REFUSED = {
     ),
     "channels": (
         lambda: natten.NeighborhoodAttention2D(8, 2, 3)(torch.zeros(1, 8, 9, 7)),
-        "x is [1, 8, 9, 7].",
+        "x is [1, 8, 9, 7], not [B, X, Y, 8].",
     ),
     "bias and causal": (
         lambda: modules.OlderNeighborhoodAttention1D(8, 2, 3, is_causal=True, rel_pos_bias=True),
@@ -176,7 +176,7 @@ REFUSED = {
     ),
     "generation": (
         lambda: natten.install(generation="0.19"),
-        "generation='0.19' is not known.",
+        "generation='0.19' is not known: '0.21', '0.17', '0.14'.",
     ),
 }
 
@@ -200,7 +200,7 @@ def test_todays_signatures_are_those_of_0_21(rank: int) -> None:
     wanted = ["query", "key", "value", *window, "scale", "additional_keys", "additional_values"]
     wanted += ["attention_kwargs", "backend", *tiles, "backward_kv_splits"]
     wanted += ["backward_use_pt_reduction", "run_persistent_kernel", "kernel_schedule"]
-    wanted += ["torch_compile", "return_lse"]
+    wanted += ["torch_compile", "return_lse", "try_fuse_additional_kv"]
     assert [*inspect.signature(getattr(natten, f"na{rank}d")).parameters] == wanted
     kind = getattr(natten, f"NeighborhoodAttention{rank}D")
     given = ["embed_dim", "num_heads", *window, "qkv_bias", "qk_scale", "proj_drop"]

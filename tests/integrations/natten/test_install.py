@@ -137,34 +137,51 @@ def test_transformers_detects_natten_while_it_is_installed() -> None:
 @pytest.mark.parametrize("generation", GENERATIONS)
 def test_every_submodule_imports(generation: str, natten_uninstalled_after: None) -> None:
     natten.install(replace=True, generation=generation)
-    names = ["functional", "modules", "context", "types", "utils", "utils.log", "utils.checks"]
-    names += [] if generation == "0.21" else ["na1d", "na2d", "natten1d", "natten2d"]
+    names = ["functional", "flops", "utils", "utils.log", "utils.checks", "utils.testing"]
+    names += {
+        "0.21": ["context", "modules", "types"],
+        "0.17": ["context", "types", "na1d", "na2d", "na3d", "natten1d", "natten2d", "natten3d"],
+        "0.14": ["natten1d", "natten2d", "natten3d"],
+    }[generation]
     for name in names:
         module = importlib.import_module(f"natten.{name}")
         assert set(module.__all__) <= set(vars(module))
+    assert len([name for name in sys.modules if name.startswith("natten.")]) == len(names)
     top = importlib.import_module("natten")
     prefix = {"0.21": "", "0.17": "Older", "0.14": "Oldest"}[generation]
     wanted = getattr(modules, f"{prefix}NeighborhoodAttention2D")
-    assert top.NeighborhoodAttention2D is top.modules.NeighborhoodAttention2D is wanted
+    assert top.NeighborhoodAttention2D is wanted
     assert top.functional.natten2dqkrpb is natten.natten2dqkrpb
     function = {"0.21": natten.na2d, "0.17": fused.older_na2d}.get(generation)
     assert getattr(top.functional, "na2d", None) is function
-    assert hasattr(top, "NeighborhoodAttention3D") == (generation != "0.14")
-    code = "from natten.types import CausalArg2DTypeOrDed, Dimension3DType, DimensionTypeOrDed\n"
-    code += "from natten.utils import check_all_args, log\nlogger = log.get_logger('x')"
-    found: dict[str, Any] = {}
-    exec(code, found)
-    assert found["CausalArg2DTypeOrDed"] == bool | tuple[bool, bool]
-    assert found["Dimension3DType"] == tuple[int, int, int]
-    assert isinstance(found["logger"], logging.Logger)
-    strides = [(1, 1)] if generation == "0.21" else []
-    given = (3, *([1] * len(strides)), (1, 2), False)
-    wanted = ((3, 3), *strides, (1, 2), (False, False))
-    assert found["check_all_args"](2, *given) == wanted
+    # by these, code tells generations apart
+    assert hasattr(top, "use_fused_na") == (generation != "0.14")
+    assert hasattr(top.functional, "disable_tiled_na") == (generation == "0.14")
     with pytest.raises(InputError, match=r"dilation=.* has 3 values for 2 axes"):
-        found["check_all_args"](2, *given[:-2], (1, 2, 3), False)
+        top.utils.check_all_args(2, 3, is_causal=False, dilation=(1, 2, 3), **STRIDE[generation])
+    if generation != "0.14":
+        types = importlib.import_module("natten.types")
+        assert types.CausalArg2DTypeOrDed == bool | tuple[bool, bool]
+        assert types.Dimension3DType == tuple[int, int, int]
     if generation != "0.21":
-        assert sys.modules["natten.na2d"].NeighborhoodAttention2D is top.NeighborhoodAttention2D
+        assert sys.modules["natten.natten2d"].NeighborhoodAttention2D is wanted
+    assert isinstance(top.utils.log.get_logger("x"), logging.Logger)
+
+
+STRIDE: dict[str, dict[str, Any]] = {"0.21": {"stride": None}, "0.17": {}, "0.14": {}}
+
+
+def test_contexts_reset_their_switches(natten_uninstalled_after: None) -> None:
+    top: Any = natten.install(replace=True, generation="0.17")
+    top.use_fused_na()
+    top.set_memory_usage_preference("strict")
+    top.use_autotuner(True, True)
+    top.context.NattenContext.reset()
+    assert not top.is_fused_na_enabled()
+    assert top.is_memory_usage_default()
+    assert top.is_autotuner_enabled()
+    top.context.AutotunerContext.reset()
+    assert not top.is_autotuner_enabled()
 
 
 def test_switches_are_remembered_and_change_nothing(natten_uninstalled_after: None) -> None:
@@ -216,7 +233,7 @@ REFUSED = {
     "a kernel by force": (
         lambda top: top.use_fused_na(force_flex_attention=True),
         "force_flex_attention names a kernel, and nbattn replaces no named kernel.\n"
-        '  fix:   nbattn.attention(..., backend="flex").',
+        '  fix:   natten.use_fused_na(), or nbattn.attention(..., backend="flex").',
     ),
     "determinism": (
         lambda top: top.use_deterministic_algorithms(),
@@ -225,7 +242,8 @@ REFUSED = {
     ),
     "a preference": (
         lambda top: top.set_memory_usage_preference("greedy"),
-        "pref='greedy' is not known.\n  fix:   'default' or 'strict' or 'unrestricted'.",
+        "pref='greedy' is not known: 'default', 'strict', 'unrestricted'.\n"
+        '  fix:   natten.set_memory_usage_preference("default").',
     ),
 }
 

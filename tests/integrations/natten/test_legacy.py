@@ -1,11 +1,13 @@
-"""Tests of NATTEN's older fused function, which adds a table of biases."""
+"""Tests of NATTEN's older functions: tables of biases, orders of arguments, nested tensors."""
 
 from __future__ import annotations
 
 import neighborhood_gather_oracle as gather
+import pytest
 import torch
 from torch import Tensor
 
+from nbattn.integrations import natten
 from nbattn.integrations.natten import fused
 
 
@@ -34,3 +36,49 @@ def test_the_older_function_adds_a_bias_table() -> None:
         additional_values=extra,
     )  # fmt: skip
     torch.testing.assert_close(without, zero, rtol=1e-11, atol=1e-11)
+
+
+def test_0_15_s_order_of_three_axes() -> None:
+    """Four sizes in a row are depth and plane; later versions have a tensor in the third place."""
+    query, key, more = (
+        random(1, 2, 5, 6, 7, 4),
+        random(1, 2, 5, 6, 7, 4, seed=1),
+        random(1, 2, 3, 4),
+    )
+    wanted = natten.na3d_qk(query, key, (3, 5, 5), (1, 1, 1), more)
+    for found in (
+        natten.na3d_qk(query, key, 3, 5, 1, 1, more),
+        natten.na3d_qk(
+            query, key, kernel_size_d=3, kernel_size=5, dilation_d=None, dilation=1,
+            additional_keys=more,
+        ),
+        natten.na3d_qk_with_bias(query, key, None, 3, 5, 1, 1, more),
+        natten.natten3dqk(query, key, 3, 5, 1, 1, more),
+    ):  # fmt: skip
+        assert torch.equal(found, wanted)
+    weights = wanted.softmax(-1)
+    out = natten.na3d_av(weights, key, (3, 5, 5), 1, more)
+    assert torch.equal(natten.na3d_av(weights, key, 3, 5, 1, 1, more), out)
+    assert torch.equal(natten.natten3dav(weights, key, 3, 5, 1, 1, additional_values=more), out)
+
+
+def test_scores_with_a_bias_by_its_older_name() -> None:
+    query, bias = random(1, 2, 7, 9, 4), random(2, 5, 5, seed=1)
+    wanted = natten.na2d_qk(query, query, 3, 2, rpb=bias)
+    assert torch.equal(natten.na2d_qk_with_bias(query, query, bias, 3, 2), wanted)
+    found = natten.na2d_qk_with_bias(query, query, bias=bias, kernel_size=3, dilation=2)
+    assert torch.equal(found, wanted)
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
+def test_nested_tensors_are_one_call_per_sample() -> None:
+    samples = [random(1, 2, 7, 9, 4).detach(), random(2, 3, 8, 6, 8, seed=1).detach()]
+    more = [random(1, 2, 3, 4).detach(), random(2, 3, 3, 8).detach()]
+    nested, extra = (torch.nested.as_nested_tensor(tensors) for tensors in (samples, more))
+    scores = natten.na2d_qk(nested, nested, kernel_size=3, dilation=2, additional_keys=extra)
+    out = natten.na2d_av(scores.softmax(-1), nested, 3, 2, extra)
+    pairs = zip(samples, more, scores.unbind(), out.unbind(), strict=True)
+    for sample, tokens, score, rows in pairs:
+        wanted = natten.na2d_qk(sample, sample, 3, 2, tokens)
+        torch.testing.assert_close(score, wanted)
+        torch.testing.assert_close(rows, natten.na2d_av(wanted.softmax(-1), sample, 3, 2, tokens))

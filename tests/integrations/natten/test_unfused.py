@@ -353,32 +353,34 @@ REFUSED = {
     ),
     "kernel of one": (
         lambda: natten.na2d_qk(QUERY, QUERY, 1),
-        "axis 0: kernel_size=1.\n  fix:   at least 2.",
+        "axis 0: kernel_size=1 is less than 2.\n  fix:   kernel_size=2.",
     ),
     "wrong rank": (
         lambda: natten.na3d_qk(QUERY, QUERY, 3),
-        "query is [1, 2, 8, 9, 4], not of 6 dimensions.\n  fix:   query as [B, H, X, Y, Z, C].",
+        "query is [1, 2, 8, 9, 4], not [B, H, X, Y, Z, C].\n  fix:   query[None], a batch of one.",
     ),
     "no tensor": (
         lambda: unfused.scores([1], QUERY, 3),  # pyright: ignore
         "query is list, not [B, H, *space, D] of one to three axes.\n"
-        "  fix:   query: heads before the space, as in NATTEN's unfused functions.",
+        "  fix:   query=torch.as_tensor(query).",
     ),
     "other key": (
         lambda: natten.na2d_qk(QUERY, QUERY[:, :, :5], 3),
-        "query is [1, 2, 8, 9, 4], key [1, 2, 5, 9, 4].\n  fix:   the same shape for both.",
+        "query is [1, 2, 8, 9, 4], key [1, 2, 5, 9, 4].\n  fix:   key.expand(1, 2, 8, 9, 4).",
     ),
     "two values for three axes": (
         lambda: natten.na2d_qk(QUERY, QUERY, (3, 3, 3)),
-        "kernel_size=(3, 3, 3) has 3 values for 2 axes.\n  fix:   kernel_size: one value, or 2.",
+        "kernel_size=(3, 3, 3) has 3 values for 2 axes.\n  fix:   kernel_size=(3, 3).",
     ),
     "key of a wider dtype": (
         lambda: natten.na2d_qk(QUERY, QUERY.double(), 3),
-        "key is float64 and would be rounded for use with float32.\n  fix:   key.to(float32).",
+        "key is float64 and would be rounded for use with float32.\n"
+        "  fix:   key.to(torch.float32).",
     ),
     "bias of a wider dtype": (
         lambda: natten.na2d_qk(QUERY, QUERY, 3, rpb=torch.zeros(2, 5, 5).double()),
-        "rpb is float64 and would be rounded for use with float32.\n  fix:   rpb.to(float32).",
+        "rpb is float64 and would be rounded for use with float32.\n"
+        "  fix:   rpb.to(torch.float32).",
     ),
     "bias elsewhere": (
         lambda: natten.na2d_qk(QUERY, QUERY, 3, rpb=torch.zeros(2, 5, 5, device="meta")),
@@ -390,38 +392,42 @@ REFUSED = {
     ),
     "weights of a wider dtype": (
         lambda: natten.na2d_av(torch.zeros(1, 2, 8, 9, 9).double(), QUERY, 3),
-        "attn is float64 and would be rounded for use with float32.\n  fix:   attn.to(float32).",
+        "attn is float64 and would be rounded for use with float32.\n"
+        "  fix:   attn.to(torch.float32).",
     ),
     "extra values that are none": (
         lambda: natten.na2d_av(torch.zeros(1, 2, 8, 9, 9), QUERY, 3, additional_values=[1]),
-        "additional_values is a list, not a tensor.\n  fix:   additional_values: a tensor.",
+        "additional_values is a list, not a tensor.\n"
+        "  fix:   additional_values=torch.as_tensor(additional_values).",
     ),
     "bias of other heads": (
         lambda: natten.na2d_qk(QUERY, QUERY, 3, rpb=torch.zeros(8, 5, 5)),
-        "rpb is [8, 5, 5].\n  fix:   rpb as [2, 5, 5]: H, 2 K - 1.",
+        "rpb is [8, 5, 5], not [H, 2 K - 1].\n  fix:   rpb = torch.zeros(2, 5, 5).",
     ),
     "bias and causal": (
         lambda: natten.na2d_qk(QUERY, QUERY, 3, is_causal=True, rpb=torch.zeros(2, 5, 5)),
         "rpb with a causal axis: NATTEN has no such function.\n"
-        "  fix:   is_causal=False, or add your own bias to the scores.",
+        "  fix:   is_causal=False, or rpb=None and a bias that you add to the scores.",
     ),
     "weights of another window": (
         lambda: natten.na2d_av(torch.zeros(1, 2, 8, 9, 25), QUERY, 3),
         "attn is [1, 2, 8, 9, 25], value [1, 2, 8, 9, 4].\n"
-        "  fix:   attn as [1, 2, 8, 9, 9]: 9 slots, 0 extra keys.",
+        "  fix:   attn[..., :9]: 9 slots, 0 extra keys.",
     ),
     "extra keys of other heads": (
         lambda: natten.na2d_qk(QUERY, QUERY, 3, additional_keys=torch.zeros(1, 5, 2, 4)),
-        "additional_keys is [1, 5, 2, 4].\n  fix:   additional_keys as [1, 2, 2, 4].",
+        "additional_keys is [1, 5, 2, 4], not [1, 2, 2, 4].\n"
+        "  fix:   additional_keys.expand(1, 2, -1, 4).",
     ),
     "kernel size alone": (
         lambda: natten.natten2dqkrpb(QUERY, QUERY, torch.zeros(2, 5, 5), kernel_size=3),
         "the window is (kernel_size=3), not (kernel_size, dilation).\n"
-        "  fix:   kernel_size, dilation",
+        "  fix:   kernel_size=3, dilation=1.",
     ),
     "no window of a square": (
         lambda: natten.natten2dav(torch.zeros(1, 2, 8, 9, 15), QUERY, 1),
-        "15 slots do not fit one kernel_size on 2 axes.\n  fix:   pass kernel_size and dilation.",
+        "15 slots do not fit one kernel_size on 2 axes.\n"
+        "  fix:   kernel_size=4, dilation=1, and attn of 16 slots.",
     ),
 }
 
