@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from nbattn import arguments
+from nbattn import arguments, shapes
 from nbattn.errors import InputError
 from nbattn.functional import attention, plan
 from nbattn.mask import Mask
@@ -93,7 +93,6 @@ class NeighborhoodAttention(nn.Module):
         dtype: torch.dtype | str | None = None,
     ) -> None:
         super().__init__()
-        words.check_mask(mask)
         arguments.check_mask(mask)
         arguments.check_backend(backend, (), ())
         arguments.check_flags({"qkv_bias": qkv_bias, "qk_norm": qk_norm})
@@ -344,7 +343,7 @@ class NeighborhoodAttention(nn.Module):
             checks.same_batch(x.shape, "extra_tokens", extra_tokens.shape)
             checks.extra_key(self.qk_transform)
         if self.layout == "channels_last":
-            arguments.warn_of_channels_first(x.shape, self.dim)
+            shapes.warn_of_channels_first(x.shape, self.dim)
         if self.is_head_parallel and not projections.is_sharded(self.proj.weight):
             raise checks.proj_not_sharded()
 
