@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from nbattn import arguments, shapes
-from nbattn.errors import InputError
+from nbattn.errors import BackendError, InputError
 from nbattn.functional import attention, plan
 from nbattn.mask import Mask
 from nbattn.nn import checks, projections, words
@@ -93,6 +93,7 @@ class NeighborhoodAttention(nn.Module):
         dtype: torch.dtype | str | None = None,
     ) -> None:
         super().__init__()
+        words.check_mask(mask)
         arguments.check_mask(mask)
         arguments.check_backend(backend, (), ())
         arguments.check_flags({"qkv_bias": qkv_bias, "qk_norm": qk_norm})
@@ -251,6 +252,13 @@ class NeighborhoodAttention(nn.Module):
         values |= {"qk_norm": self.q_norm is not None}
         changed = [f"{n}={values[n]!r}" for n, default in defaults.items() if values[n] != default]
         return ", ".join([f"{self.dim}, {self.num_heads}, {self.mask!r}", *changed])
+
+    def __prepare_scriptable__(self) -> None:
+        """Refuses torch.jit.script, which cannot read forward."""
+        raise BackendError(
+            "torch.jit.script cannot compile the layer; a trace of one call works.",
+            "torch.jit.trace(layer, x).",
+        )
 
     def projections(self) -> list[nn.Module]:
         """The layers that make q, k and v."""

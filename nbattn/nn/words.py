@@ -252,3 +252,11 @@ def _mask_in_a_call(name: str, value: Any, given: Given, mask: Mask) -> Answer:
         return Answer("padding is a range of keys", _padding(given, f"{name}.bool()"))
     what = "" if value is None else f", and {kind(value)} cannot take its place"
     return Answer(f"the layer's mask is {mask!r}{what}")
+
+
+def check_mask(mask: object) -> None:
+    """Refuses a kernel size in the place of the mask."""
+    sizes = mask if isinstance(mask, (tuple, list)) else (mask,)
+    if sizes and all(type(size) is int for size in sizes):
+        made = code("mask", _mask_of({"kernel_size": mask}))
+        raise InputError(f"mask is {kind(mask)}, not an nbattn.Mask.", f"mask={made}.")
