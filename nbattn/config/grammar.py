@@ -152,7 +152,9 @@ class LayerConfig:
     scale: float | None = None
     qk_norm: bool = False
     context_dim: int | None = None
-    layout: Annotated[str, WithJsonSchema({"enum": ["channels_last", "channels_first"]})] = "channels_last"
+    layout: Annotated[str, WithJsonSchema({"enum": ["channels_last", "channels_first"]})] = (
+        "channels_last"
+    )
     dtype: str | None = None
     backend: Annotated[str, WithJsonSchema({"enum": [*families.BACKENDS]})] = "auto"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from math import gcd
 from typing import Any
 
@@ -67,7 +68,7 @@ class HeadParallel(ParallelStyle):
                 for parameter in linear.parameters():
                     parameter.copy_(rows.by_rank(parameter))
             parallelize_module(linear, device_mesh, style, src_data_rank=self.src_data_rank)
-            linear.register_state_dict_post_hook(rows.save)
+            linear.register_state_dict_post_hook(partial(RowOrder.save, rows))
             linear.register_load_state_dict_pre_hook(rows.load)
         layer.num_heads, layer.kv_heads = layer.num_heads // ranks, layer.kv_heads // ranks
         layer.is_head_parallel = True
