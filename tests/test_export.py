@@ -127,6 +127,7 @@ def test_onnx_graph_with_dynamic_planes() -> None:
     same(file, module, (torch.randn(1, 3, 9, 16),), (torch.randn(3, 34, 5, 16),))
 
 
+@pytest.mark.deep
 def test_onnx_graph_of_the_reference_and_of_half_precision() -> None:
     length = torch.export.Dim("length", min=2, max=99)
     module = layer(Mask.neighborhood(3), backend="reference").half()

@@ -44,7 +44,7 @@ class Notation:
         return ", ".join(
             f"no {name}"
             if value is None and not self._words[2]
-            else self._entry.format(name, self.value(value))
+            else self._entry.format(self._key(name), self.value(value))
             for name, value in table.items()
         )
 
@@ -60,7 +60,14 @@ class Notation:
             return f"[{', '.join(map(self.value, value))}]"
         if value is None or isinstance(value, bool):
             return self._words[2 if value is None else int(not value)]
-        return json.dumps(value, ensure_ascii=False)
+        return json.dumps(value, ensure_ascii=not str(value).isprintable())
+
+    def _key(self, name: object) -> str:
+        """A key: in quotes where it is more than a word, with its odd letters escaped."""
+        text = str(name)
+        inner = json.dumps(text, ensure_ascii=not text.isprintable())[1:-1]
+        is_bare = self._entry.startswith('"') or re.fullmatch(r"[\w-]+", text, re.ASCII)
+        return inner if is_bare else f'"{inner}"'
 
     def translated(self, text: str) -> str:
         """A fix in Python, with its arguments and masks as entries of a file.

@@ -24,7 +24,7 @@ from nbattn.backends import families
 from nbattn.cli import doctor as command
 from nbattn.doctor import probe
 from nbattn.errors import BackendError
-from nbattn.kernels import check, compilers, cubins, host, nvrtc, sources, toolkit
+from nbattn.kernels import check, compilers, cubins, host, launch, nvrtc, sources, toolkit
 from nbattn.packages import install_line
 from nbattn.planner import cost_table
 
@@ -411,6 +411,7 @@ def test_kernels_without_cupy_or_nvrtc_name_what_to_install(
         raise BackendError("NVRTC is nowhere.", fix=toolkit.FIX)
 
     monkeypatch.setattr(toolkit, "library", library)
+    monkeypatch.setattr(launch, "missing", launch.missing.__wrapped__)  # what is found is kept
     fix = install_line("cuda13")
     missing = probe.kernels("launcher", {}, deep=True)["missing"]
     assert missing.startswith(f"CuPy is not installed: {fix}")

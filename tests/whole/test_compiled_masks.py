@@ -115,7 +115,7 @@ SCHEDULES: dict[str, Callable[[Tensor, int], Mask]] = {
 }
 
 
-@pytest.mark.parametrize("dynamic", [None, True])
+@pytest.mark.parametrize("dynamic", [None, pytest.param(True, marks=pytest.mark.deep)])
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_a_schedule_takes_two_graphs(name: str, dynamic: bool | None) -> None:
     def function(x: Tensor, number: int) -> Tensor:
@@ -195,7 +195,7 @@ UNBACKED: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 
 @pytest.mark.usefixtures("capture_scalars")
-@pytest.mark.parametrize("backend", ["eager", "inductor"])
+@pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.deep)])
 @pytest.mark.parametrize("name", UNBACKED)
 def test_unbacked_numbers_take_one_graph(name: str, backend: str) -> None:
     x = random(6, 20, 2, 8)
@@ -283,7 +283,7 @@ BAD: dict[str, Callable[[Tensor], Any]] = {
 TWICE = ("Axis(3, 3, causal=True)", "softcap")
 
 
-@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize("dynamic", [pytest.param(False, marks=pytest.mark.deep), True])
 @pytest.mark.parametrize("name", BAD)
 def test_errors_raised_while_tracing_keep_their_fix(name: str, dynamic: bool) -> None:
     x = random(1, 20, 2, 8)
