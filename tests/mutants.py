@@ -560,7 +560,7 @@ MUTANTS = [
            "query, value, key, *extra = self", "nn.layer nn.layer_inside_torch nn.checks"),
     Mutant("layer-biases", PROJECTIONS, "bias.split(rows)", "bias.flip(0).split(rows)",
            "nn.layer nn.layer_inside_torch nn.checks"),
-    Mutant("layer-context", LAYER, '("context", context, keys)', '("context", x, keys)',
+    Mutant("layer-context", LAYER, '[("context", context, keys)]', '[("context", x, keys)]',
            "nn.layer nn.layer_inside_torch nn.checks"),
     Mutant("layer-key-range", LAYER, "key_range=key_range,\n            extra_key",
            "extra_key", "nn.layer nn.layer_inside_torch nn.checks"),
