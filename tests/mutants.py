@@ -77,7 +77,9 @@ AUTOGRAD = "nbattn/autograd.py"
 FUNCTIONAL = "nbattn/functional.py"
 GRAPH_MASKS = "nbattn/export/graph_masks.py"
 JOINING = "nbattn/joining.py"
-LAYER = "nbattn/nn.py"
+LAYER = "nbattn/nn/layer.py"
+LAYER_CHECKS = "nbattn/nn/checks.py"
+PROJECTIONS = "nbattn/nn/projections.py"
 DRAW = "nbattn/draw.py"
 FILES = "nbattn/config/files.py"
 GRAMMAR = "nbattn/config/grammar.py"
@@ -555,24 +557,25 @@ MUTANTS = [
            "for call in self.calls)",
            "backends/flash/run backends/flash/adapters backends/flash/model"),
     # the layer
-    Mutant("layer-parts", LAYER, "query, key, value = self._parts(",
-           "query, value, key = self._parts(", "nn nn_inside_torch nn_mistakes"),
-    Mutant("layer-biases", LAYER, "bias.split(rows)", "bias.flip(0).split(rows)",
-           "nn nn_inside_torch nn_mistakes"),
-    Mutant("layer-context", LAYER, "_heads(context, *key)", "_heads(x, *key)",
-           "nn nn_inside_torch nn_mistakes"),
+    Mutant("layer-parts", LAYER, "query, key, value, *extra = self",
+           "query, value, key, *extra = self", "nn.layer nn.layer_inside_torch nn.checks"),
+    Mutant("layer-biases", PROJECTIONS, "bias.split(rows)", "bias.flip(0).split(rows)",
+           "nn.layer nn.layer_inside_torch nn.checks"),
+    Mutant("layer-context", LAYER, '[("context", context, keys)]', '[("context", x, keys)]',
+           "nn.layer nn.layer_inside_torch nn.checks"),
     Mutant("layer-key-range", LAYER, "key_range=key_range,\n            extra_key",
-           "extra_key", "nn nn_inside_torch nn_mistakes"),
-    Mutant("layer-extra-key", LAYER, "transform.extra_key(extra_key)", "extra_key",
-           "nn nn_inside_torch nn_mistakes"),
-    Mutant("layer-layout", LAYER, "before.dtype).contiguous()", "before.dtype)",
-           "nn nn_inside_torch nn_mistakes"),
-    Mutant("layer-trains", LAYER, "(self.qkv, self.qk_transform)", "(self.qk_transform,)",
-           "nn nn_inside_torch nn_mistakes"),
+           "extra_key", "nn.layer nn.layer_inside_torch nn.checks"),
+    Mutant("layer-extra-key", LAYER, 'self._called(transform, "extra_key", extra_key)', "extra_key",
+           "nn.layer nn.layer_inside_torch nn.checks"),
+    Mutant("layer-layout", LAYER_CHECKS, "before.dtype).contiguous()", "before.dtype)",
+           "nn.layer nn.layer_inside_torch nn.checks"),
+    Mutant("layer-trains", LAYER, "[*self.projections(), *(module", "[*(module",
+           "nn.layer nn.layer_inside_torch nn.checks"),
     Mutant("layer-drop", LAYER, "self.proj_drop(self.proj(out.flatten(-2)))",
-           "self.proj(out.flatten(-2))", "nn nn_inside_torch nn_mistakes"),
-    Mutant("layer-autocast", LAYER, "(_autocast(weight) or weight.dtype)", "weight.dtype",
-           "nn nn_inside_torch nn_mistakes"),
+           "self.proj(out.flatten(-2))", "nn.layer nn.layer_inside_torch nn.checks"),
+    Mutant("layer-autocast", LAYER, "(projections.autocast_dtype(weight) or weight.dtype)",
+           "weight.dtype",
+           "nn.layer nn.layer_inside_torch nn.checks"),
     # configurations
     Mutant("config-unknown-keys", GRAMMAR, '{"extra": "forbid",', '{"extra": "ignore",',
            "config/grammar config/mistakes config/init"),
