@@ -57,16 +57,16 @@ def _instead_of(mask: Any, rank: int) -> str:
 
 def _instead_of_matrix(matrix: Any) -> str:
     """The mask of a matrix, if it is one; else the call of torch that takes a matrix."""
-    found = _found(matrix) if len(matrix.shape) >= 2 else None
-    if found is not None:
-        return f"mask={found!r}, which is this matrix."
+    meant = found(matrix) if len(matrix.shape) >= 2 else None
+    if meant is not None:
+        return f"mask={meant!r}, which is this matrix."
     if len(matrix.shape) == 2 and matrix.shape[0] != matrix.shape[1]:
         padding = "key_range=nbattn.key_range_from(mask)"
         return f"{padding}, if it is padding [B, N]; or {DENSE.format('mask')}."
     return f"{DENSE.format('mask')}."
 
 
-def _found(matrix: Any) -> Mask | None:
+def found(matrix: Any) -> Mask | None:
     """The mask of one axis that a matrix [..., Nq, Nk] of bools, or of 0 and -inf, shows."""
     import numpy as np
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from nbattn.axis import whole
+from nbattn.axis import nearest, whole
 from nbattn.errors import InputError, MaskError, counted, kind
 from nbattn.mask import MAX_RANK, Mask
 from nbattn.program.request import DTYPES
@@ -147,7 +147,8 @@ def tokens(name: str, given: object, mask: Mask, channels: int, first: bool, cal
     if not isinstance(given, Tensor):
         actual = "None" if given is None else kind(given)
         sizes = _example(name, mask, channels, first)
-        fix = f"torch.zeros{sizes}" if given is None else f"torch.as_tensor({name})"
+        is_array = isinstance(given, Sequence) or hasattr(given, "__array__")
+        fix = f"torch.as_tensor({name})" if is_array else f"torch.zeros{sizes}"
         raise InputError(f"{name} is {actual}, not a tensor: {list(sizes)}.", f"{fix}.")
     if given.is_nested or given.layout != torch.strided:
         dense = f"torch.nested.to_padded_tensor({name}, 0.0)"
@@ -340,7 +341,8 @@ def extra_key(module: object) -> None:
         raise InputError(
             f"extra_tokens with {kind(module)} as qk_transform, which has no method "
             "extra_key for their keys.",
-            "give it the method: def extra_key(self, key): return key.",
+            "type(layer.qk_transform).extra_key = lambda self, key: key, which leaves them as they "
+            "are.",
         )
 
 
@@ -366,6 +368,15 @@ def like(name: str, result: object, before: Tensor) -> Tensor:
             f"qk_transform made the {name} {list(before.shape)} into {actual}.", f"{fix}."
         )
     return result.to(before.dtype).contiguous()
+
+
+def lengths(name: str, sizes: Sequence[Any]) -> tuple[int, ...]:
+    """Returns the lengths of a shape that `plan_for` gets, as plain integers."""
+    try:
+        return tuple(whole(name, size, 0) for size in sizes)
+    except MaskError:
+        legal = tuple(nearest(size, 0) for size in sizes)
+        raise InputError(f"{name}={tuple(sizes)} is no shape.", f"{name}={legal}.") from None
 
 
 def is_shape(name: str, sizes: object) -> Sequence[Any]:

@@ -367,7 +367,7 @@ class NeighborhoodAttention(nn.Module):
     def _grid(self, name: str, shape: Sequence[int], channels: int) -> tuple[int, ...]:
         """Returns batch and space of a shape that `plan_for` gets, as plain integers."""
         given = checks.is_shape(name, shape)
-        sizes = tuple(checks.number(f"{name}[{n}]", size, 0, 1) for n, size in enumerate(given))
+        sizes = checks.lengths(name, given)
         first = self.layout == "channels_first"
         code = f"NeighborhoodAttention({self.extra_repr()})"
         checks.shape(name, sizes, self.mask, channels, first, code, is_tensor=False)

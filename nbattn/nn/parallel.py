@@ -168,8 +168,9 @@ def _checked(module: nn.Module, mesh: DeviceMesh) -> NeighborhoodAttention:
             'mesh_dim_names=("data", "heads"))["heads"].',
         )
     if module.is_head_parallel or not all(map(projections.is_plain, module.projections())):
+        made = f"nbattn.NeighborhoodAttention({module.extra_repr()})"
         raise InputError(
-            "HeadParallel shards the nn.Linear that the layer made; another tool has changed it.",
-            "parallelize_module(…) first, the other tool after it.",
+            "HeadParallel shards the nn.Linear that the layer made, before other tools change it.",
+            f"parallelize_module({made}, mesh, nbattn.nn.HeadParallel()).",
         )
     return module

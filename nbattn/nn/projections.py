@@ -45,7 +45,7 @@ def is_plain(linear: Any) -> bool:
 
 
 def project(
-    name: str, linear: nn.Module, heads: Sequence[int], head_dim: int, sources: Sequence[Source]
+    name: str, linear: Any, heads: Sequence[int], head_dim: int, sources: Sequence[Source]
 ) -> list[Sequence[Tensor]]:
     """Returns, for every source, the parts that it needs as `[B, *space, heads, head_dim]`.
 
@@ -64,9 +64,9 @@ def project(
         InputError: tokens are on another device than a plain layer's weight, or of another dtype;
             or another module returned something else than these channels.
     """
-    if is_plain(linear):
-        return _plainly(linear, heads, head_dim, sources)
     width = sum(heads) * head_dim
+    if is_plain(linear) and linear.out_features == width:
+        return _plainly(linear, heads, head_dim, sources)
     if len(sources) == 1:
         _, tokens, wanted = sources[0]
         return [_parts(_checked(name, linear, linear(tokens), width), heads, head_dim)[wanted]]

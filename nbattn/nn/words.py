@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, ParamSpec, TypeVar
 import torch
 from torch import Tensor
 
+from nbattn import mistaken_masks
 from nbattn.axis import Axis
 from nbattn.errors import InputError, kind
 from nbattn.mask import Mask
@@ -250,6 +251,9 @@ def _mask_in_a_call(name: str, value: Any, given: Given, mask: Mask) -> Answer:
     x = given.get("x")
     if isinstance(value, Tensor) and isinstance(x, Tensor) and value.shape == x.shape[:-1]:
         return Answer("padding is a range of keys", _padding(given, f"{name}.bool()"))
+    found = mistaken_masks.found(value) if mask.rank == 1 else None
+    if found is not None:
+        return Answer("a mask belongs to the layer", before=f"layer.mask = {found!r}; ")
     what = "" if value is None else f", and {kind(value)} cannot take its place"
     return Answer(f"the layer's mask is {mask!r}{what}")
 

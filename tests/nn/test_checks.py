@@ -250,7 +250,7 @@ layer(x, extra_tokens=t(2, 64, 3))
 
 layer(x, extra_tokens=4)
     InputError: extra_tokens is an int, not a tensor: [1, 4, 64].
-      fix:   torch.as_tensor(extra_tokens).
+      fix:   torch.zeros(1, 4, 64).
 
 layer(x, key_range=t(2, 2, 2))
     InputError: key_range is float32, not int32.
@@ -272,11 +272,11 @@ line(t(1, 1, 8), t(1, 40, 8))
 
 plain(t(1, 6, 8), extra_tokens=t(1, 2, 8))
     InputError: extra_tokens with a Plain as qk_transform, which has no method extra_key for their keys.
-      fix:   give it the method: def extra_key(self, key): return key.
+      fix:   type(layer.qk_transform).extra_key = lambda self, key: key, which leaves them as they are.
 
 plain.plan_for((1, 6, 8), extra_tokens=2)
     InputError: extra_tokens with a Plain as qk_transform, which has no method extra_key for their keys.
-      fix:   give it the method: def extra_key(self, key): return key.
+      fix:   type(layer.qk_transform).extra_key = lambda self, key: key, which leaves them as they are.
 
 wide(t(1, 6, 8))
     InputError: qk_transform made the key [1, 6, 2, 4] into [1, 5, 2, 4].
@@ -304,12 +304,12 @@ layer.plan_for((2, 6, 64))
       fix:   shape=(2, 2, 3, 64).
 
 layer.plan_for((2, 6.0, 7, 64))
-    InputError: shape[1]=6.0 is a float, not an integer.
-      fix:   shape[1]=6.
+    InputError: shape=(2, 6.0, 7, 64) is no shape.
+      fix:   shape=(2, 6, 7, 64).
 
 layer.plan_for((2, 6, -7, 64))
-    InputError: shape[2]=-7 is below 0.
-      fix:   shape[2]=1.
+    InputError: shape=(2, 6, -7, 64) is no shape.
+      fix:   shape=(2, 6, 0, 64).
 
 layer.plan_for((2, 6, 7, 4, 16))
     InputError: shape has 5 dimensions [2, 6, 7, 4, 16], not 4.

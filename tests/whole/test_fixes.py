@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from fixes.row import PIP, Row
-from fixes.tables import TABLES
+from fixes.tables import TABLES, places_without_a_row
 
 ROOT = Path(__file__).resolve().parents[2]
 ROWS = [
@@ -28,6 +28,10 @@ def test_fix_that_is_pasted_runs(row: Row) -> None:
     else:
         assert row.pasted in row.fixed
     row.run_fixed()
+
+
+def test_every_place_with_a_fix_has_a_row() -> None:
+    assert not places_without_a_row()
 
 
 def requirements() -> set[str]:
