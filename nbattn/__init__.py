@@ -61,6 +61,7 @@ _SUBMODULES = ("config", "errors", "integrations", "nn", "program")
 _API = (*__all__, *_SUBMODULES)
 # Names that are looked for here, and what they are called.
 _ELSEWHERE = {
+    "HeadParallel": "nbattn.nn.HeadParallel",
     "natten": "nbattn.integrations.natten",
     "transformers": "nbattn.integrations.transformers",
     "register": "nbattn.integrations.transformers.register",

@@ -75,8 +75,11 @@ EXECUTE = "nbattn/execute.py"
 OPS = "nbattn/ops.py"
 AUTOGRAD = "nbattn/autograd.py"
 FUNCTIONAL = "nbattn/functional.py"
+GRAPH_MASKS = "nbattn/export/graph_masks.py"
 JOINING = "nbattn/joining.py"
-LAYER = "nbattn/nn.py"
+LAYER = "nbattn/nn/layer.py"
+LAYER_CHECKS = "nbattn/nn/checks.py"
+PROJECTIONS = "nbattn/nn/projections.py"
 DRAW = "nbattn/draw.py"
 FILES = "nbattn/config/files.py"
 GRAMMAR = "nbattn/config/grammar.py"
@@ -554,24 +557,25 @@ MUTANTS = [
            "for call in self.calls)",
            "backends/flash/run backends/flash/adapters backends/flash/model"),
     # the layer
-    Mutant("layer-parts", LAYER, "query, key, value = self._parts(",
-           "query, value, key = self._parts(", "nn nn_inside_torch nn_mistakes"),
-    Mutant("layer-biases", LAYER, "bias.split(rows)", "bias.flip(0).split(rows)",
-           "nn nn_inside_torch nn_mistakes"),
-    Mutant("layer-context", LAYER, "_heads(context, *key)", "_heads(x, *key)",
-           "nn nn_inside_torch nn_mistakes"),
+    Mutant("layer-parts", LAYER, "query, key, value, *extra = self",
+           "query, value, key, *extra = self", "nn.layer nn.layer_inside_torch nn.checks"),
+    Mutant("layer-biases", PROJECTIONS, "bias.split(rows)", "bias.flip(0).split(rows)",
+           "nn.layer nn.layer_inside_torch nn.checks"),
+    Mutant("layer-context", LAYER, '[("context", context, keys)]', '[("context", x, keys)]',
+           "nn.layer nn.layer_inside_torch nn.checks"),
     Mutant("layer-key-range", LAYER, "key_range=key_range,\n            extra_key",
-           "extra_key", "nn nn_inside_torch nn_mistakes"),
-    Mutant("layer-extra-key", LAYER, "transform.extra_key(extra_key)", "extra_key",
-           "nn nn_inside_torch nn_mistakes"),
-    Mutant("layer-layout", LAYER, "before.dtype).contiguous()", "before.dtype)",
-           "nn nn_inside_torch nn_mistakes"),
-    Mutant("layer-trains", LAYER, "(self.qkv, self.qk_transform)", "(self.qk_transform,)",
-           "nn nn_inside_torch nn_mistakes"),
+           "extra_key", "nn.layer nn.layer_inside_torch nn.checks"),
+    Mutant("layer-extra-key", LAYER, 'self._called(transform, "extra_key", extra_key)', "extra_key",
+           "nn.layer nn.layer_inside_torch nn.checks"),
+    Mutant("layer-layout", LAYER_CHECKS, "before.dtype).contiguous()", "before.dtype)",
+           "nn.layer nn.layer_inside_torch nn.checks"),
+    Mutant("layer-trains", LAYER, "[*self.projections(), *(module", "[*(module",
+           "nn.layer nn.layer_inside_torch nn.checks"),
     Mutant("layer-drop", LAYER, "self.proj_drop(self.proj(out.flatten(-2)))",
-           "self.proj(out.flatten(-2))", "nn nn_inside_torch nn_mistakes"),
-    Mutant("layer-autocast", LAYER, "(_autocast(weight) or weight.dtype)", "weight.dtype",
-           "nn nn_inside_torch nn_mistakes"),
+           "self.proj(out.flatten(-2))", "nn.layer nn.layer_inside_torch nn.checks"),
+    Mutant("layer-autocast", LAYER, "(projections.autocast_dtype(weight) or weight.dtype)",
+           "weight.dtype",
+           "nn.layer nn.layer_inside_torch nn.checks"),
     # configurations
     Mutant("config-unknown-keys", GRAMMAR, '{"extra": "forbid",', '{"extra": "ignore",',
            "config/grammar config/mistakes config/init"),
@@ -938,20 +942,20 @@ MUTANTS = [
     Mutant("numbers-of-a-plan-unchecked", "nbattn/arguments.py",
            'check_numbers(named["scale"], named["softcap"])', "pass", "execute"),
     # graphs that leave torch
-    Mutant("tiles-one-key-short", "nbattn/graph_masks.py", "hull = axis.left + axis.right + 1 +",
-           "hull = axis.left + axis.right +", "graph_masks"),
-    Mutant("tiles-without-the-gap", "nbattn/graph_masks.py", "column + gap)", "column)",
-           "graph_masks"),
-    Mutant("dense-without-classes", "nbattn/graph_masks.py", "return inside if step == 1 else",
-           "return inside if step else", "graph_masks"),
-    Mutant("graph-lengths-unchecked", "nbattn/graph_masks.py",
-           "axis.is_full or has_one_length", "axis.is_full or True", "export whole/fixes"),
-    Mutant("padding-is-read", "nbattn/standard_form.py",
-           "t.masked_fill(absent, 0)", "t", "standard_form"),
-    Mutant("empty-rows-divide-by-nothing", "nbattn/standard_form.py",
-           "total.masked_fill(empty, 1)", "total", "standard_form"),
-    Mutant("onnx-keeps-the-operator", "nbattn/export.py",
-           "    return not is_captured or", "    return is_captured and", "export"),
+    Mutant("tiles-one-key-short", GRAPH_MASKS, "hull = axis.left + axis.right + 1 +",
+           "hull = axis.left + axis.right +", "export/graph_masks"),
+    Mutant("tiles-without-the-gap", GRAPH_MASKS, "column + gap)", "column)",
+           "export/graph_masks"),
+    Mutant("dense-without-classes", GRAPH_MASKS, "return inside if step == 1 else",
+           "return inside if step else", "export/graph_masks"),
+    Mutant("graph-lengths-unchecked", GRAPH_MASKS,
+           "axis.is_full or has_one_length", "axis.is_full or True", "export/init whole/fixes"),
+    Mutant("padding-is-read", "nbattn/export/standard_form.py",
+           "t.masked_fill(absent, 0)", "t", "export/standard_form"),
+    Mutant("empty-rows-divide-by-nothing", "nbattn/export/standard_form.py",
+           "total.masked_fill(empty, 1)", "total", "export/standard_form"),
+    Mutant("onnx-keeps-the-operator", "nbattn/export/__init__.py",
+           "    return not is_captured or", "    return is_captured and", "export/init"),
     Mutant("vmap-of-nothing", OPS, "t.unflatten(0, (size, batch))",
            "t.unflatten(0, (size, t.shape[0] // max(size, 1)))", "whole/inside_torch"),
     Mutant("threads-forgotten", PLANNER, "return _make(request, cost_table.torch_threads())",

@@ -15,7 +15,7 @@ from nbattn.config.grammar import MaskTable
 from nbattn.program.device import DEVICES
 from nbattn.program.request import DTYPES
 
-LAYER_SOON = {"scale", "relative_bias", "qk_norm", "context_dim", "layout"}  # of the layer alone
+LAYER_SOON = {"relative_bias"}  # of the layer alone
 TABLES = {
     "backends": (synonyms.BACKENDS, families.BACKENDS),
     "dtypes": (synonyms.DTYPES, DTYPES),

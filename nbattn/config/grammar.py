@@ -136,7 +136,7 @@ class LayerConfig:
 
     Args:
         mask: in a file, the name of a mask.
-        dim, num_heads, kv_heads, head_dim, qkv_bias, proj_drop, backend: as in the layer.
+        The others are as in the layer; a device is given to `build`.
 
     >>> LayerConfig(mask=Mask.neighborhood((7, 7)), dim=64, num_heads=2).num_heads
     2
@@ -149,6 +149,13 @@ class LayerConfig:
     head_dim: int | None = None
     qkv_bias: bool = True
     proj_drop: float = 0.0
+    scale: float | None = None
+    qk_norm: bool = False
+    context_dim: int | None = None
+    layout: Annotated[str, WithJsonSchema({"enum": ["channels_last", "channels_first"]})] = (
+        "channels_last"
+    )
+    dtype: str | None = None
     backend: Annotated[str, WithJsonSchema({"enum": [*families.BACKENDS]})] = "auto"
 
     def __repr__(self) -> str:

@@ -60,10 +60,7 @@ ALLOWED = {
     "planner": f"{PROGRAM} version machine cache backends.families planner",
     "execute": "errors mask program backends.families backends.inputs planner",
     "ops": "errors mask geometry program backends.inputs planner execute",
-    "graph_masks": "errors axis mask symbolic rows",
-    "standard_form": "mask symbolic backends.inputs graph_masks",
-    "export": "mask symbolic backends.inputs backends.dense.reference ops graph_masks"
-    " standard_form",
+    "export": "errors axis mask symbolic rows backends.inputs backends.dense.reference ops export",
     "autograd": "errors program backends.inputs planner execute ops export",
     "arguments": "errors axis mask symbolic mistaken_masks shapes program backends.families"
     " planner",
@@ -71,7 +68,7 @@ ALLOWED = {
     "functional": "errors mask program backends.families backends.inputs"
     " backends.dense.reference planner execute ops export autograd fixes shapes key_ranges joining"
     " arguments known_calls",
-    "nn": "errors axis mask symbolic geometry program planner shapes arguments functional",
+    "nn": "errors axis mask symbolic program planner shapes arguments functional nn",
     "config": "errors axis synonyms packages mask geometry program backends.families planner"
     " arguments functional nn config",
     "notebook": "axis mask geometry planner config",
@@ -121,7 +118,7 @@ FOREIGN = {
     **dict.fromkeys(["shapes", "key_ranges", "joining"], "torch"),
     **dict.fromkeys(["program"], "numpy"),
     **dict.fromkeys(["planner", "backends", "execute", "ops", "autograd"], "numpy torch"),
-    **dict.fromkeys(["graph_masks", "standard_form", "export"], "torch"),
+    **dict.fromkeys(["export"], "torch"),
     **dict.fromkeys(["arguments", "known_calls", "functional", "nn"], "numpy torch"),
     **dict.fromkeys(["integrations", "distributed", "bench", "tune", "demo"], "numpy torch"),
     **dict.fromkeys(["machine", "timing", "cache", "cli", "kernels"], ""),

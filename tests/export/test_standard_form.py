@@ -11,9 +11,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from nbattn import Axis, Mask, standard_form
+from nbattn import Axis, Mask
 from nbattn.backends.dense import reference
 from nbattn.backends.inputs import Inputs
+from nbattn.export import standard_form
 
 MASKS = {
     "dilation": (Mask(Axis(2, 1, border="shift", dilation=2)), (13,), (13,)),

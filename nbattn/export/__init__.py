@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nbattn import graph_masks, ops, standard_form
+from nbattn import ops
 from nbattn.backends.dense.reference import DENSE_MASK
 from nbattn.backends.inputs import Inputs
+from nbattn.export import graph_masks, standard_form
 from nbattn.mask import Mask, from_code
 from nbattn.symbolic import untraced
 

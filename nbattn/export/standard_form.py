@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from nbattn.backends.inputs import Inputs, accumulate_dtype
-from nbattn.graph_masks import Tiles, Tiling, dense_mask, outer, tiles, tiling
+from nbattn.export.graph_masks import Tiles, Tiling, dense_mask, outer, tiles, tiling
 from nbattn.mask import Mask
 from nbattn.symbolic import is_symbolic, untraced
 

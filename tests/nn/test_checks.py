@@ -64,95 +64,95 @@ NAMES = {
 TABLE = """
 Layer(64, 4, (7, 7))
     InputError: mask is a tuple, not an nbattn.Mask.
-      fix:   mask=nbattn.Mask(nbattn.Axis(3, 3), …).
+      fix:   mask=Mask.neighborhood((7, 7)).
 
 Layer(64, 4, "encoder")
-    InputError: mask is a str, not an nbattn.Mask.
-      fix:   mask=nbattn.Mask(nbattn.Axis(3, 3), …).
+    InputError: mask is a str, not an Mask.
+      fix:   mask=Mask.causal("top-left").
 
 Layer(64, 4, Axis(3, 3))
-    InputError: mask is an Axis, not an nbattn.Mask.
-      fix:   mask=nbattn.Mask(nbattn.Axis(3, 3), …).
+    InputError: mask is an Axis, not an Mask.
+      fix:   mask=Mask(Axis(3, 3)).
 
 Layer(0, 4, mask)
     InputError: dim=0 is below 1.
-      fix:   dim is a whole number >= 1.
+      fix:   dim=64.
 
 Layer(True, 1, mask)
     InputError: dim=True is a bool, not an integer.
-      fix:   dim is a whole number >= 1.
+      fix:   dim=64.
 
 Layer(64.0, 4, mask)
     InputError: dim=64.0 is a float, not an integer.
-      fix:   dim is a whole number >= 1.
+      fix:   dim=64.
 
 Layer("64", 4, mask)
     InputError: dim='64' is a str, not an integer.
-      fix:   dim is a whole number >= 1.
+      fix:   dim=64.
 
 Layer(64, 0, mask)
     InputError: num_heads=0 is below 1.
-      fix:   num_heads is a whole number >= 1.
+      fix:   num_heads=4.
 
 Layer(64, None, mask)
     InputError: num_heads=None is a NoneType, not an integer.
-      fix:   num_heads is a whole number >= 1.
+      fix:   num_heads=4.
 
 Layer(64, 7, mask)
     InputError: dim=64 is no multiple of num_heads=7.
-      fix:   head_dim=9, or a num_heads that divides 64.
+      fix:   num_heads=4, or head_dim=9.
 
 Layer(4, 8, mask)
     InputError: dim=4 is no multiple of num_heads=8.
-      fix:   head_dim=1, or a num_heads that divides 4.
+      fix:   num_heads=4, or head_dim=1.
 
 Layer(64, 4, mask, head_dim=0)
     InputError: head_dim=0 is below 1.
-      fix:   head_dim is a whole number >= 1.
+      fix:   head_dim=16.
 
 Layer(64, 4, mask, head_dim=16.0)
     InputError: head_dim=16.0 is a float, not an integer.
-      fix:   head_dim is a whole number >= 1.
+      fix:   head_dim=16.
 
 Layer(64, 8, mask, kv_heads=3)
     InputError: num_heads=8 is no multiple of kv_heads=3.
-      fix:   a kv_heads that divides 8; query head h uses key head h // (H // Hk).
+      fix:   kv_heads=2: query head h uses key head h // 4.
 
 Layer(64, 4, mask, kv_heads=8)
     InputError: num_heads=4 is no multiple of kv_heads=8.
-      fix:   a kv_heads that divides 4; query head h uses key head h // (H // Hk).
+      fix:   kv_heads=4: query head h uses key head h // 1.
 
 Layer(64, 4, mask, kv_heads=0)
     InputError: kv_heads=0 is below 1.
-      fix:   kv_heads is a whole number >= 1.
+      fix:   kv_heads=4.
 
 Layer(64, 4, mask, kv_heads=False)
     InputError: kv_heads=False is a bool, not an integer.
-      fix:   kv_heads is a whole number >= 1.
+      fix:   kv_heads=4.
 
 Layer(64, 4, mask, qkv_bias=1)
     InputError: qkv_bias=1 is an int, not a bool.
-      fix:   qkv_bias=True or qkv_bias=False.
+      fix:   qkv_bias=True.
 
 Layer(64, 4, mask, proj_drop=1.5)
     InputError: proj_drop=1.5 is not a probability.
-      fix:   0 <= proj_drop <= 1.
+      fix:   proj_drop=0.1.
 
 Layer(64, 4, mask, proj_drop=-0.1)
     InputError: proj_drop=-0.1 is not a probability.
-      fix:   0 <= proj_drop <= 1.
+      fix:   proj_drop=0.1.
 
 Layer(64, 4, mask, proj_drop=float("nan"))
     InputError: proj_drop=nan is not a probability.
-      fix:   0 <= proj_drop <= 1.
+      fix:   proj_drop=0.1.
 
 Layer(64, 4, mask, proj_drop=True)
     InputError: proj_drop=True is a bool, not a number.
-      fix:   0 <= proj_drop <= 1.
+      fix:   proj_drop=0.0.
 
 Layer(64, 4, mask, proj_drop="0.1")
     InputError: proj_drop='0.1' is a str, not a number.
-      fix:   0 <= proj_drop <= 1.
+      fix:   proj_drop=0.1.
 
 Layer(64, 4, mask, backend="triton")
     InputError: backend='triton' is not known: one of auto, reference, sdpa, tiled, flash, flash-model, cuda, native, flex, natten (flash and flash-model also with :aten, :fa2, :fa3, :fa4).
@@ -163,48 +163,49 @@ Layer(64, 4, mask, backend=None)
       fix:   backend="auto"
 
 Layer(64, 4, mask, qk_transform=torch.nn.functional.normalize)
-    InputError: qk_transform is a function, not a torch.nn.Module.
-      fix:   a Module whose forward(query, key) returns both.
+    InputError: qk_transform is a function, not a torch.nn.Module. Its forward(query, key) returns both.
+      fix:   class Transform(torch.nn.Module): forward = staticmethod(normalize)
+             qk_transform=Transform().
 
 Layer(64, 4, mask, qk_transform=torch.nn.RMSNorm)
     InputError: qk_transform is a type, not a torch.nn.Module.
-      fix:   a Module whose forward(query, key) returns both.
+      fix:   qk_transform=RMSNorm(normalized_shape).
 
 layer(None)
-    InputError: x is None, not a tensor.
-      fix:   x as [B, X, Y, 64].
+    InputError: x is None, not a tensor: [1, 14, 14, 64].
+      fix:   torch.zeros(1, 14, 14, 64).
 
 layer([[1.0]])
-    InputError: x is a list, not a tensor.
-      fix:   x as [B, X, Y, 64].
+    InputError: x is a list, not a tensor: [1, 14, 14, 64].
+      fix:   torch.as_tensor(x).
 
 layer(x.to_sparse())
     InputError: x is a sparse or nested tensor.
-      fix:   x dense and padded, with key_range=.
+      fix:   x.to_dense().
 
 layer(torch.nested.nested_tensor([x[0], x[1, 1:]], layout=torch.jagged))
     InputError: x is a sparse or nested tensor.
-      fix:   x dense and padded, with key_range=.
+      fix:   torch.nested.to_padded_tensor(x, 0.0), with key_range= for the padding.
 
 layer(t(2, 42, 64))
     InputError: x has 3 dimensions [2, 42, 64], not 4.
       given: Mask(Axis(1, 1, border='shift'), Axis(1, 1, border='shift'))
-      fix:   x as [B, X, Y, 64].
+      fix:   x.unflatten(1, (6, 7)), or x[None] without a batch.
 
 layer(t(2, 6, 7, 4, 16))
     InputError: x has 5 dimensions [2, 6, 7, 4, 16], not 4.
       given: Mask(Axis(1, 1, border='shift'), Axis(1, 1, border='shift'))
-      fix:   x as [B, X, Y, 64].
+      fix:   x.flatten(-2).
 
 layer(t(2, 6, 7, 32))
     InputError: x has 32 channels [2, 6, 7, 32], not 64.
       given: Mask(Axis(1, 1, border='shift'), Axis(1, 1, border='shift'))
-      fix:   x as [B, X, Y, 64].
+      fix:   torch.nn.Linear(32, 64)(x).
 
 layer(t(2, 64, 6, 7))
     InputError: x has 7 channels [2, 64, 6, 7], not 64.
       given: Mask(Axis(1, 1, border='shift'), Axis(1, 1, border='shift'))
-      fix:   x.movedim(1, -1): channels come last.
+      fix:   x.movedim(1, -1), or layout='channels_first' in the layer.
 
 layer(x.half())
     InputError: x is float16, the layer float32.
@@ -216,22 +217,22 @@ layer(x.long())
 
 layer(x.to("meta"))
     InputError: x is on meta, the layer on cpu.
-      fix:   x.to('cpu').
+      fix:   torch.zeros_like(x, device='cpu').
 
 layer(x, x[0])
     InputError: context has 3 dimensions [6, 7, 64], not 4.
       given: Mask(Axis(1, 1, border='shift'), Axis(1, 1, border='shift'))
-      fix:   context as [B, X, Y, 64].
+      fix:   context.unflatten(1, (1, 7)), or context[None] without a batch.
 
 layer(x, x[..., :1])
     InputError: context has 1 channel [2, 6, 7, 1], not 64.
       given: Mask(Axis(1, 1, border='shift'), Axis(1, 1, border='shift'))
-      fix:   context as [B, X, Y, 64].
+      fix:   NeighborhoodAttention(64, 4, Mask(Axis(1, 1, border='shift'), Axis(1, 1, border='shift')), context_dim=1).
 
 layer(x, x[:1])
     InputError: batch differs: 2 in x, 1 in context.
       given: x [2, 6, 7, 64] context [1, 6, 7, 64]
-      fix:   the same batch in both.
+      fix:   torch.cat([context] * 2).
 
 layer(x, x.double())
     InputError: context is float64, the layer float32.
@@ -240,34 +241,29 @@ layer(x, x.double())
 layer(x, extra_tokens=t(3, 64))
     InputError: extra_tokens has 2 dimensions [3, 64], not 3.
       given: Mask(Axis(1, 1, border='shift'), Axis(1, 1, border='shift'))
-      fix:   extra_tokens as [B, E, 64].
-
-layer(x, extra_tokens=t(1, 3, 64))
-    InputError: batch differs: 2 in x, 1 in extra_tokens.
-      given: x [2, 6, 7, 64] extra_tokens [1, 3, 64]
-      fix:   the same batch in both.
+      fix:   extra_tokens[None].
 
 layer(x, extra_tokens=t(2, 64, 3))
     InputError: extra_tokens has 3 channels [2, 64, 3], not 64.
       given: Mask(Axis(1, 1, border='shift'), Axis(1, 1, border='shift'))
-      fix:   extra_tokens as [B, E, 64].
+      fix:   extra_tokens.mT.
 
 layer(x, extra_tokens=4)
-    InputError: extra_tokens is an int, not a tensor.
-      fix:   extra_tokens as [B, E, 64].
+    InputError: extra_tokens is an int, not a tensor: [1, 4, 64].
+      fix:   torch.as_tensor(extra_tokens).
 
 layer(x, key_range=t(2, 2, 2))
     InputError: key_range is float32, not int32.
-      fix:   key_range.int().
+      fix:   key_range=key_range.int().
 
 layer(x, key_range=t(2, 2).int())
-    InputError: key_range has shape [2, 2], not [2, 2, 2].
-      fix:   key_range: [start, stop) per sample and axis, [2, 2, 2].
+    InputError: key_range has shape [2, 2], not [2, 2, 2]: [start, stop) per sample and axis.
+      fix:   key_range=key_range.expand(2, 2, 2).
 
 ring(t(1, 6, 8), t(1, 5, 8))
     MaskError: axis 0 (6 queries, 5 keys): border="wrap" needs as many queries as keys.
       given: Mask(Axis(1, 1, border='wrap'))
-      fix:   border="clip" and an align allow different lengths, or give axis 0 one length.
+      fix:   nbattn.attention(query, torch.cat([key[:, 4:], key, key[:, :1]], 1), torch.cat([value[:, 4:], value, value[:, :1]], 1), Mask(Axis(1, 1, align='top-left', offset=1))), with query 0 on key 0.
 
 line(t(1, 1, 8), t(1, 40, 8))
     MaskError: axis 0 (1 query, 40 keys): the lengths differ, and align=None does not align queries with keys.
@@ -284,11 +280,11 @@ plain.plan_for((1, 6, 8), extra_tokens=2)
 
 wide(t(1, 6, 8))
     InputError: qk_transform made the key [1, 6, 2, 4] into [1, 5, 2, 4].
-      fix:   a result of the same shape.
+      fix:   return query, key.
 
 nothing(t(1, 6, 8))
     InputError: qk_transform made the key [1, 6, 2, 4] into a NoneType.
-      fix:   a result of the same shape.
+      fix:   return query, key.
 
 single(t(1, 6, 8))
     InputError: a Plain as qk_transform returned a Tensor, not two tensors.
@@ -305,42 +301,42 @@ layer.plan_for("2, 6, 7, 64")
 layer.plan_for((2, 6, 64))
     InputError: shape has 3 dimensions [2, 6, 64], not 4.
       given: Mask(Axis(1, 1, border='shift'), Axis(1, 1, border='shift'))
-      fix:   shape as [B, X, Y, 64].
+      fix:   shape=(2, 2, 3, 64).
 
 layer.plan_for((2, 6.0, 7, 64))
     InputError: shape[1]=6.0 is a float, not an integer.
-      fix:   shape[1] is a whole number >= 0.
+      fix:   shape[1]=6.
 
 layer.plan_for((2, 6, -7, 64))
     InputError: shape[2]=-7 is below 0.
-      fix:   shape[2] is a whole number >= 0.
+      fix:   shape[2]=1.
 
 layer.plan_for((2, 6, 7, 4, 16))
     InputError: shape has 5 dimensions [2, 6, 7, 4, 16], not 4.
       given: Mask(Axis(1, 1, border='shift'), Axis(1, 1, border='shift'))
-      fix:   shape as [B, X, Y, 64].
+      fix:   shape=(2, 6, 7, 64).
 
 layer.plan_for((2, 6, 7, 64), (1, 6, 7, 64))
     InputError: batch differs: 2 in shape, 1 in context_shape.
-      given: shape [2, 6, 7, 64] context_shape [1, 6, 7, 64]
-      fix:   the same batch in both.
+      given: shape [2, 6, 7] context_shape [1, 6, 7]
+      fix:   context_shape=(2, 6, 7).
 
 layer.plan_for((2, 6, 7, 64), (2, 6, 7, 32))
     InputError: context_shape has 32 channels [2, 6, 7, 32], not 64.
       given: Mask(Axis(1, 1, border='shift'), Axis(1, 1, border='shift'))
-      fix:   context_shape as [B, X, Y, 64].
+      fix:   NeighborhoodAttention(64, 4, Mask(Axis(1, 1, border='shift'), Axis(1, 1, border='shift')), context_dim=32).
 
 layer.plan_for((2, 6, 7, 64), extra_tokens=-1)
     InputError: extra_tokens=-1 is below 0.
-      fix:   extra_tokens is a whole number >= 0.
+      fix:   extra_tokens=4.
 
 layer.plan_for((2, 6, 7, 64), key_range=1)
     InputError: key_range=1 is an int, not a bool.
-      fix:   key_range=True or key_range=False.
+      fix:   key_range=True.
 
 layer.plan_for((2, 6, 7, 64), training=1)
     InputError: training=1 is an int, not a bool.
-      fix:   training=True or training=False.
+      fix:   training=True.
 
 layer.plan_for((2, 6, 7, 64), dtype="float8")
     InputError: dtype=float8 is not known: one of float16, bfloat16, float32, float64.
@@ -371,5 +367,5 @@ def test_a_mistake_is_found_before_anything_else_is_done() -> None:
         pytest.raises(nbattn.InputError, match="x is float64"),
     ):
         PLAIN(t(2, 6, 7, 64).double())
-    with pytest.raises(TypeError, match="takes from 2 to 3 positional"):
+    with pytest.raises(nbattn.InputError, match="takes x and a context, not 3 tensors"):
         PLAIN(t(2, 6, 7, 64), None, t(2, 3, 64))  # extra tokens go by name

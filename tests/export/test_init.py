@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 import nbattn
-from nbattn import Axis, Mask, NeighborhoodAttention, standard_form
-from nbattn.export import decompositions, fvcore_handles
+from nbattn import Axis, Mask, NeighborhoodAttention
+from nbattn.export import decompositions, fvcore_handles, standard_form
 
 BATCH = torch.export.Dim("batch", min=1, max=64)
 pytestmark = [

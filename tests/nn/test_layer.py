@@ -101,30 +101,29 @@ def seen_by_attention(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         calls.append({"query": query, "key": key, "value": value, **named})
         return nbattn.attention(query, key, value, mask, **named)
 
-    monkeypatch.setattr("nbattn.nn.attention", spy)
+    monkeypatch.setattr("nbattn.nn.layer.attention", spy)
     return calls
 
 
 @pytest.mark.parametrize("space", [(6,), (4, 5), (2, 3, 4)])
-def test_query_key_and_value_are_contiguous_for_any_input(
+def test_one_projection_makes_query_key_and_value_for_any_input(
     space: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = seen_by_attention(monkeypatch)
     layer = build(Mask.full(len(space)), kv_heads=2)
-    channels_first = random(2, 12, *space).movedim(1, -1)
-    sliced = random(2, *space, 24)[..., ::2]
     for x in (
         random(2, *space, 12),
-        channels_first,
-        sliced,
+        random(2, 12, *space).movedim(1, -1),
+        random(2, *space, 24)[..., ::2],
         random(1, *space, 12).expand(2, *[-1] * (len(space) + 1)),
     ):
         layer(x, extra_tokens=random(2, 12, 3).mT)
-        tensors = [
-            calls[-1][name] for name in ("query", "key", "value", "extra_key", "extra_value")
-        ]
-        assert all(t.is_contiguous() for t in tensors)
-        assert len({t.untyped_storage().data_ptr() for t in tensors}) == 5
+        packed = [calls[-1][name] for name in ("query", "key", "value")]
+        assert len({t.untyped_storage().data_ptr() for t in packed}) == 1
+        assert all(calls[-1][name].is_contiguous() for name in ("extra_key", "extra_value"))
+        layer(x, x.clone())
+        apart = [calls[-1][name] for name in ("query", "key", "value")]
+        assert all(t.is_contiguous() for t in apart)
 
 
 class Doubled(nn.Module):
@@ -147,7 +146,7 @@ def test_hooks_and_parametrisations_see_one_call_of_the_projection() -> None:
     layer.qkv.register_forward_hook(lambda module, given, result: seen.append(len(result)))
     found = layer(*tokens, **named)
     torch.testing.assert_close(found, by_hand(state, matrix, 4, 2, *tokens, **named))
-    assert (doubled.times, seen) == (1, [5])
+    assert (doubled.times, seen) == (1, [2])  # all tokens side by side, in a batch of 2
 
 
 def test_natten_weights_load_unchanged() -> None:
@@ -213,7 +212,11 @@ def test_a_transform_changes_queries_keys_and_extra_keys_and_no_value() -> None:
     torch.testing.assert_close(
         layer(*tokens, **grid), by_hand(state, matrix, 4, 2, *tokens, **grid)
     )
-    query, key, value, extra_key, extra_value = layer.qkv(*tokens, named["extra_tokens"])
+    x, context = tokens
+    query = layer.qkv(x)[..., :12].unflatten(-1, (4, 3))
+    key, value = (layer.qkv(context)[..., 12:]).unflatten(-1, (4, 3)).split(2, -2)
+    extra = layer.qkv(named["extra_tokens"])[..., 12:].unflatten(-1, (4, 3))
+    extra_key, extra_value = extra.split(2, -2)
     out = nbattn.attention(
         2 * query, -key, value, layer.mask, key_range=named["key_range"],
         extra_key=3 * extra_key, extra_value=extra_value, backend="reference",
@@ -289,13 +292,13 @@ def test_repr_shows_the_constructor() -> None:
 def plans(monkeypatch: pytest.MonkeyPatch) -> list[nbattn.Plan]:
     """The plans that calls look up."""
     found: list[nbattn.Plan] = []
-    planned = execute.planner.planned
+    planned = execute.planner.planned_to_run
 
     def spy(*arguments: Any) -> nbattn.Plan:
         found.append(planned(*arguments))
         return found[-1]
 
-    monkeypatch.setattr(execute.planner, "planned", spy)
+    monkeypatch.setattr(execute.planner, "planned_to_run", spy)
     planner.KNOWN_CALLS.clear()
     return found
 
@@ -315,7 +318,8 @@ def test_plan_for_is_the_plan_that_forward_and_backward_use(
     (made,) = plans  # the backward has the forward's
     assert made == layer.plan_for(*shapes, **facts)
     assert plans[0].request.training
-    assert plans[0].request.layout == "contiguous"
+    is_packed = len(tokens) == 1 and layer.qk_transform is None
+    assert plans[0].request.layout == ("packed" if is_packed else "contiguous")
     with torch.no_grad():
         layer(*tokens, **named)
         assert plans[-1] == layer.plan_for(*shapes, **facts)

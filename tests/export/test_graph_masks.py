@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from nbattn import Axis, Mask, MaskError, geometry, graph_masks
+from nbattn import Axis, Mask, MaskError, geometry
+from nbattn.export import graph_masks
 
 CPU = torch.device("cpu")
 

@@ -1,0 +1,26 @@
+"""Attention as modules: the layer, and the style that shards it over the ranks of a mesh."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from nbattn.nn.layer import NeighborhoodAttention
+
+if TYPE_CHECKING:
+    from nbattn.nn.parallel import HeadParallel as HeadParallel
+
+__all__ = ["HeadParallel", "NeighborhoodAttention"]
+
+
+def __getattr__(name: str) -> Any:
+    """Loads `HeadParallel` when it is first used: it needs torch's distributed tensors."""
+    if name != "HeadParallel":
+        raise AttributeError(f"module 'nbattn.nn' has no attribute {name!r}")
+    from nbattn.nn.parallel import HeadParallel
+
+    globals()[name] = HeadParallel
+    return HeadParallel
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

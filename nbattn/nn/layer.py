@@ -1,0 +1,391 @@
+"""The layer: a Module that projects tokens to heads, computes attention with a mask, and projects
+back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from nbattn import arguments, shapes
+from nbattn.errors import BackendError, InputError
+from nbattn.functional import attention, plan
+from nbattn.mask import Mask
+from nbattn.nn import checks, projections, words
+from nbattn.nn.projections import ALL
+from nbattn.planner.plan import Plan
+from nbattn.program.device import DeviceInfo
+from nbattn.symbolic import holds
+
+_Tokens = Tensor | None
+
+
+class NeighborhoodAttention(nn.Module):
+    """Multi-head attention of tokens on a grid, each over the keys that a mask allows.
+
+    Channels come last: `x` is `[B, *space, dim]`. For images `[B, dim, H, W]` say
+    `layout="channels_first"`: without it they fit if W is `dim`, which no shape check can detect.
+
+    `qkv` and `proj` are plain `nn.Linear`s that forward calls, so that tools may replace, wrap,
+    hook, quantise or shard them (docs/layers.md). The state dict has NATTEN's names, `qkv.weight`,
+    `qkv.bias`, `proj.weight`, `proj.bias`; the rows of qkv are those of q, then k, then v, each
+    head by head. Added are `q_norm.weight`, `k_norm.weight`, and the names of `qk_transform`. The
+    mask is not in it. All arguments except mask and qk_transform are plain data, as in a file.
+
+    Args:
+        dim: channels of input and output.
+        num_heads: query heads H.
+        mask: the keys that each query attends to; one `Axis` per axis of the space.
+        kv_heads: key and value heads Hk, a divisor of `num_heads`, which is the default.
+        head_dim: D, the channels of every head; default `dim // num_heads`.
+        qkv_bias: whether q, k and v have a bias; the output projection always has one.
+        proj_drop: probability of dropout after the output projection.
+        qk_transform: a Module between projection and attention, such as a rotary embedding:
+            `(query, key) -> (query, key)`, `[B, *space, H, D]` and `[B, *key_space, Hk, D]`, of the
+            same shapes; the results are cast to the dtype of the projection. It does not get extra
+            tokens, which have no position on the grid. To support them it needs a method
+            `extra_key(key) -> key` for their keys `[B, E, Hk, D]`: a norm normalises them, a
+            rotation returns them unchanged.
+        scale: as in `attention`: factor of the scores, default `D ** -0.5`.
+        qk_norm: whether queries and keys, those of extra tokens too, are normalised before
+            `qk_transform`: the modules `q_norm` and `k_norm` are `nn.RMSNorm(D, eps=1e-6)`, each
+            with a learned gain per channel that all heads share.
+        context_dim: channels of the context and of extra tokens, if they have their own, as text
+            has. Queries and keys then come from two layers, `q` and `kv`, in the place of `qkv`;
+            the rows of kv are those of k, then v. Every call then needs a context.
+        layout: "channels_last", or "channels_first": x, context and result are then
+            `[B, channels, *space]`, without copies: the result's memory has channels last.
+        backend: as in `attention`; a named backend has no fallback.
+        device, dtype: of the parameters, as in torch's modules; a dtype may be a name.
+
+    Raises:
+        InputError: a number or name is not legal, or mask is not a Mask.
+
+    >>> layer = NeighborhoodAttention(64, 4, Mask.neighborhood((7, 7)))
+    >>> layer(torch.randn(2, 14, 14, 64)).shape
+    torch.Size([2, 14, 14, 64])
+    >>> layer.plan_for((2, 14, 14, 64), device="sm_90").chosen.backend
+    'sdpa'
+    """
+
+    @words.refuse_unknown
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        mask: Mask,
+        *,
+        kv_heads: int | None = None,
+        head_dim: int | None = None,
+        qkv_bias: bool = True,
+        proj_drop: float = 0.0,
+        qk_transform: nn.Module | None = None,
+        scale: float | None = None,
+        qk_norm: bool = False,
+        context_dim: int | None = None,
+        layout: str = "channels_last",
+        backend: str = "auto",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | str | None = None,
+    ) -> None:
+        super().__init__()
+        words.check_mask(mask)
+        arguments.check_mask(mask)
+        arguments.check_backend(backend, (), ())
+        arguments.check_flags({"qkv_bias": qkv_bias, "qk_norm": qk_norm})
+        arguments.check_numbers(scale, None)
+        checks.probability("proj_drop", proj_drop)
+        checks.transform(qk_transform)
+        self.dim = checks.number("dim", dim, 1, 64)
+        self.num_heads = checks.number("num_heads", num_heads, 1, 4)
+        self.kv_heads = checks.kv_heads(self.num_heads, kv_heads)
+        self.head_dim = checks.head_dim(self.dim, self.num_heads, head_dim)
+        own = None if context_dim is None else checks.number("context_dim", context_dim, 1, 64)
+        self.context_dim = own
+        self.mask, self.backend, self.scale = mask, backend, scale
+        self.layout = checks.layout(layout)
+        made = checks.factory(device, dtype)
+        queries, keys = self.num_heads * self.head_dim, 2 * self.kv_heads * self.head_dim
+        if own is None:
+            self.qkv = nn.Linear(self.dim, queries + keys, bias=qkv_bias, **made)
+        else:
+            self.q = nn.Linear(self.dim, queries, bias=qkv_bias, **made)
+            self.kv = nn.Linear(own, keys, bias=qkv_bias, **made)
+        self.q_norm, self.k_norm = (
+            nn.RMSNorm(self.head_dim, eps=1e-6, **made) if qk_norm else None for _ in range(2)
+        )
+        self.qk_transform = qk_transform
+        self.proj = nn.Linear(queries, self.dim, **made)
+        self.proj_drop = nn.Dropout(proj_drop)
+        self.is_head_parallel = False  # set by HeadParallel; the numbers of heads are then a rank's
+
+    def forward(
+        self,
+        x: Tensor,
+        context: Tensor | None = None,
+        *more: Any,
+        extra_tokens: Tensor | None = None,
+        key_range: Any = None,
+        **others: Any,
+    ) -> Tensor:
+        """Computes attention of x over itself, or over a context.
+
+        Args:
+            x: `[B, *space, dim]`.
+            context: `[B, *key_space, dim]`, the source of keys and values; default x. With
+                `context_dim` it is needed, and has that many channels.
+            extra_tokens: `[B, E, dim]` that every query attends to, through the same key and value
+                projections (registers, text), or `[1, E, dim]` for all of the batch; they are not
+                queries. Their channels come last in every layout.
+            key_range: as in `attention`: no query attends to keys outside [start, stop).
+            more, others: arguments of other libraries' layers, which are refused in words.
+
+        Returns:
+            `[B, *space, dim]`. A query without keys gives `proj.bias`.
+
+        Raises:
+            InputError, MaskError, BackendError: as `attention`.
+        """
+        if isinstance(x, fx.Proxy):
+            return self._as_leaf(x, context, extra_tokens=extra_tokens, key_range=key_range)
+        if more or others:
+            given = {"x": x, "context": context, "extra_tokens": extra_tokens}
+            given = {n: v for n, v in (given | {"key_range": key_range}).items() if v is not None}
+            raise words.refused_call(self, given, more, others)
+        self._check(x, context, extra_tokens)
+        channels_first = self.layout == "channels_first"
+        if channels_first:
+            x, context = x.movedim(1, -1), None if context is None else context.movedim(1, -1)
+        query, key, value, *extra = self._projected(x, context, extra_tokens)
+        extra_key, extra_value = extra or (None, None)
+        if not self._is_packed(context is None):
+            query, key, extra_key = self._transformed(query, key, extra_key)
+            value = value.contiguous()
+        out = attention(
+            query,
+            key,
+            value,
+            self.mask,
+            scale=self.scale,
+            key_range=key_range,
+            extra_key=extra_key,
+            extra_value=extra_value,
+            backend=self.backend,
+        )
+        out = self.proj_drop(self.proj(out.flatten(-2)))
+        return out.movedim(-1, 1) if channels_first else out
+
+    def plan_for(
+        self,
+        shape: Sequence[int],
+        context_shape: Sequence[int] | None = None,
+        *,
+        extra_tokens: int = 0,
+        key_range: bool = False,
+        dtype: torch.dtype | str | None = None,
+        device: torch.device | str | DeviceInfo | None = None,
+        training: bool | None = None,
+    ) -> Plan:
+        """Plans what forward would run for these shapes, with the current settings.
+
+        Args:
+            shape: of x, `[B, *space, dim]`, or with channels first, as the layer has them.
+            context_shape: of the context, `[B, *key_space, dim]`, likewise.
+            extra_tokens: their number E.
+            key_range: whether there is one.
+            dtype: default: that of the parameters, or of autocast if it is on.
+            device: default: that of the parameters; a name such as "sm_90" needs no device.
+            training: whether a backward pass follows; default: whether grad mode is on and a
+                parameter of q, k or v is trained. Pass it if only x needs a gradient.
+
+        Raises:
+            InputError, MaskError, BackendError: as forward.
+
+        >>> layer = NeighborhoodAttention(512, 8, Mask.sliding_window(255))
+        >>> request = layer.plan_for((1, 4096, 512), dtype="bfloat16", device="sm_90").request
+        >>> request.query_space, request.heads, request.head_dim, request.training
+        ((4096,), 8, 64, True)
+        """
+        queries = self._grid("shape", shape, self.dim)
+        keys = queries
+        if context_shape is not None:
+            keys = self._grid("context_shape", context_shape, self.context_dim or self.dim)
+            checks.same_batch(queries, "context_shape", keys, first="shape")
+        elif self.context_dim is not None:
+            raise checks.no_context(self.context_dim, "plan_for(shape, context_shape)")
+        if checks.number("extra_tokens", extra_tokens, 0, 4):
+            checks.extra_key(self.qk_transform)
+        weight = self._weight()
+        return plan(
+            self.mask,
+            (*queries, self.num_heads, self.head_dim),
+            (*keys, self.kv_heads, self.head_dim),
+            dtype=(projections.autocast_dtype(weight) or weight.dtype) if dtype is None else dtype,
+            device=weight.device if device is None else device,
+            training=self._trains() if training is None else training,
+            backend=self.backend,
+            extra_keys=int(extra_tokens),
+            key_range=key_range,
+            packed=self._is_packed(context_shape is None) and prod(queries) > 1,
+        )
+
+    def extra_repr(self) -> str:
+        """The constructor's arguments; optional ones if they differ from their defaults."""
+        defaults = {
+            "kv_heads": self.num_heads,
+            "head_dim": self.dim / self.num_heads,
+            "qkv_bias": True,
+            "proj_drop": 0.0,
+            "scale": None,
+            "qk_norm": False,
+            "context_dim": None,
+            "layout": "channels_last",
+            "backend": "auto",
+        }
+        first: Any = self.projections()[0]
+        values = {name: getattr(self, name, None) for name in defaults}
+        values |= {"qkv_bias": first.bias is not None, "proj_drop": self.proj_drop.p}
+        values |= {"qk_norm": self.q_norm is not None}
+        changed = [f"{n}={values[n]!r}" for n, default in defaults.items() if values[n] != default]
+        return ", ".join([f"{self.dim}, {self.num_heads}, {self.mask!r}", *changed])
+
+    def __prepare_scriptable__(self) -> None:
+        """Refuses torch.jit.script, which cannot read forward."""
+        raise BackendError(
+            "torch.jit.script cannot compile the layer; a trace of one call works.",
+            "torch.jit.trace(layer, x).",
+        )
+
+    def projections(self) -> list[nn.Module]:
+        """The layers that make q, k and v."""
+        return [self.qkv] if self.context_dim is None else [self.q, self.kv]
+
+    def _projected(self, x: Tensor, context: _Tokens, extra: _Tokens) -> list[Tensor]:
+        """Returns query of x, key and value of the context, key and value of extra tokens if there
+        are some, in heads.
+        """
+        heads, dim = (self.num_heads, self.kv_heads, self.kv_heads), self.head_dim
+        keys = slice(1, None) if self.context_dim is None else ALL
+        sources = [] if context is None else [("context", context, keys)]
+        if extra is not None:
+            sources.append(("extra_tokens", extra, keys))
+        queries = ("x", x, ALL if self.context_dim is not None or context is None else slice(1))
+        if self.context_dim is None:
+            found = projections.project("qkv", self.qkv, heads, dim, [queries, *sources])
+        else:
+            found = projections.project("q", self.q, heads[:1], dim, [queries])
+            found += projections.project("kv", self.kv, heads[1:], dim, sources)
+        parts = [part for source in found for part in source]
+        if extra is not None and not holds(parts[-1].shape[0] == x.shape[0]):
+            parts[-2:] = (part.expand(x.shape[0], -1, -1, -1) for part in parts[-2:])
+        return parts
+
+    def _is_packed(self, is_self_attention: bool) -> bool:
+        """Whether q, k and v go to attention as views of one result. Elsewhere all are contiguous:
+        q and k are new tensors there anyway.
+        """
+        return is_self_attention and self.q_norm is None and self.qk_transform is None
+
+    def _transformed(
+        self, query: Tensor, key: Tensor, extra_key: _Tokens
+    ) -> tuple[Tensor, Tensor, _Tokens]:
+        """Normalises and transforms queries and keys; the results are contiguous."""
+        if self.q_norm is not None and self.k_norm is not None:
+            query, key = self._normed(self.q_norm, query), self._normed(self.k_norm, key)
+            extra_key = None if extra_key is None else self._normed(self.k_norm, extra_key)
+        transform: Any = self.qk_transform
+        if transform is None:
+            return query.contiguous(), key.contiguous(), extra_key
+        results = checks.pair(transform, self._called(transform, "__call__", query, key))
+        new_query = checks.like("query", results[0], query)
+        new_key = checks.like("key", results[1], key)
+        if extra_key is not None:
+            result = self._called(transform, "extra_key", extra_key)
+            extra_key = checks.like("extra key", result, extra_key)
+        return new_query, new_key, extra_key
+
+    def _normed(self, norm: nn.Module, tokens: Tensor) -> Tensor:
+        """Applies a norm in the dtype of its gain; under autocast tokens have a shorter one."""
+        gain = getattr(norm, "weight", tokens)
+        return self._called(norm, "__call__", tokens.to(gain.dtype)).to(tokens.dtype)
+
+    def _called(self, module: nn.Module, method: str, *tensors: Tensor) -> Any:
+        """Calls a module whose parameters all heads share; where each rank has some of the heads,
+        their gradients are the sum over all ranks.
+        """
+        if not self.is_head_parallel:
+            return getattr(module, method)(*tensors)
+        from nbattn.nn import parallel
+
+        first: Any = self.projections()[0]
+        mesh = first.weight.device_mesh
+        return parallel.called_with_summed_gradients(mesh, module, method, *tensors)
+
+    def _as_leaf(self, x: Any, context: Any, **named: Any) -> Any:
+        """What forward returns to torch.fx: a call of this module, as one step of the graph."""
+        named = {name: value for name, value in named.items() if value is not None}
+        given = (x,) if context is None else (x, context)
+        path = x.tracer.path_of_module(self)
+        if not path:
+            raise InputError(
+                "torch.fx traces modules that have a layer; the layer alone is one step.",
+                "torch.fx.symbolic_trace(torch.nn.Sequential(layer)).",
+            )
+        return x.tracer.create_proxy("call_module", path, given, named)
+
+    def _check(self, x: Tensor, context: _Tokens, extra_tokens: _Tokens) -> None:
+        """Checks that the inputs fit the layer and one another."""
+        self._check_input("x", x, self.dim)
+        keys = self.dim if self.context_dim is None else self.context_dim
+        if context is not None:
+            self._check_input("context", context, keys)
+            checks.same_batch(x.shape, "context", context.shape)
+        elif self.context_dim is not None:
+            raise checks.no_context(keys, "layer(x, context)")
+        if extra_tokens is not None:
+            self._check_input("extra_tokens", extra_tokens, keys)
+            checks.same_batch(x.shape, "extra_tokens", extra_tokens.shape)
+            checks.extra_key(self.qk_transform)
+        if self.layout == "channels_last":
+            shapes.warn_of_channels_first(x.shape, self.dim)
+        if self.is_head_parallel and not projections.is_sharded(self.proj.weight):
+            raise checks.proj_not_sharded()
+
+    def _check_input(self, name: str, tokens: Tensor, channels: int) -> None:
+        """Checks that an input is a dense tensor of the layer's shape."""
+        is_extra = name == "extra_tokens"
+        first = self.layout == "channels_first" and not is_extra
+        dimensions = 3 if is_extra else self.mask.rank + 2
+        if not checks.fits(tokens, dimensions, 1 if first else -1, channels):
+            code = f"NeighborhoodAttention({self.extra_repr()})"
+            checks.tokens(name, tokens, self.mask, channels, first, code)
+
+    def _grid(self, name: str, shape: Sequence[int], channels: int) -> tuple[int, ...]:
+        """Returns batch and space of a shape that `plan_for` gets, as plain integers."""
+        given = checks.is_shape(name, shape)
+        sizes = tuple(checks.number(f"{name}[{n}]", size, 0, 1) for n, size in enumerate(given))
+        first = self.layout == "channels_first"
+        code = f"NeighborhoodAttention({self.extra_repr()})"
+        checks.shape(name, sizes, self.mask, channels, first, code, is_tensor=False)
+        return (sizes[0], *sizes[2:]) if first else sizes[:-1]
+
+    def _weight(self) -> Tensor:
+        """A tensor with dtype and device of the projections, whatever replaced them."""
+        for module in self.projections():
+            weight = getattr(module, "weight", None)
+            found = [weight] if isinstance(weight, Tensor) else [*module.parameters()]
+            found = [tensor for tensor in found if tensor.is_floating_point()]
+            if found:
+                return found[0]
+        return next((p for p in self.parameters() if p.is_floating_point()), torch.empty(0))
+
+    def _trains(self) -> bool:
+        """Whether q, k or v would need a gradient because of a parameter."""
+        others = (self.q_norm, self.k_norm, self.qk_transform)
+        modules = [*self.projections(), *(module for module in others if module is not None)]
+        trained = (p.requires_grad for module in modules for p in module.parameters())
+        return torch.is_grad_enabled() and any(trained)

@@ -1,0 +1,262 @@
+"""Names of arguments that users bring from other libraries, and what they are here."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
+from difflib import get_close_matches
+from functools import partial, wraps
+from types import MappingProxyType
+from typing import Any, NamedTuple, ParamSpec, TypeVar
+
+import torch
+from torch import Tensor
+
+from nbattn.axis import Axis
+from nbattn.errors import InputError, kind
+from nbattn.mask import Mask
+
+P = ParamSpec("P")
+R = TypeVar("R")
+Given = Mapping[str, Any]
+
+_OF_THE_LAYER = {
+    "dim": "channels d_model embed_dim hidden_dim hidden_size in_channels in_features query_dim",
+    "num_heads": "head heads n_head n_heads nhead nheads num_attention_heads num_query_heads",
+    "kv_heads": "n_kv_heads num_key_heads num_key_value_heads num_kv_heads",
+    "head_dim": "attention_head_dim d_head d_k dim_head head_channels head_size",
+    "qkv_bias": "attention_bias bias use_bias",
+    "proj_drop": "drop_rate proj_dropout projection_dropout resid_drop resid_dropout",
+    "scale": "attention_scale qk_scale scaling sm_scale softmax_scale",
+    "qk_norm": "normalize_qk qk_normalization use_qk_norm",
+    "context_dim": "cross_attention_dim encoder_dim kdim kv_dim vdim",
+    "qk_transform": "pos_embed position_embedding rope rotary rotary_emb",
+    "layout": "data_format memory_format",
+}
+_OF_A_CALL = {
+    "x": "hidden_states input q query src tgt tokens",
+    "context": "encoder_hidden_states k key key_value_states kv memory",
+    "extra_tokens": "cls_token extra register_tokens registers text_tokens",
+}
+_NEIGHBORHOOD = ("kernel_size", "dilation", "stride", "is_causal", "causal")
+_WINDOWS = ("window", "window_size", "local_window", "sliding_window", "attention_window")
+_DROPOUTS = ("dropout", "dropout_p", "attn_drop", "attn_dropout", "attention_dropout")
+_BIASES = ("rel_pos_bias", "rpb", "relative_bias", "relative_position_bias", "use_rpb")
+_WEIGHTS = ("need_weights", "average_attn_weights", "output_attentions", "return_attention")
+_MASKS = ("mask", "attn_mask", "attention_mask", "block_mask", "src_mask")
+_PADDINGS = ("key_padding_mask", "src_key_padding_mask", "memory_key_padding_mask")
+
+
+class Code(str):
+    """Text that is code already."""
+
+    __slots__ = ()
+
+
+class Answer(NamedTuple):
+    """What is said about an unknown name.
+
+    Args:
+        why: what is so here.
+        instead: legal arguments that mean the same; they replace those that were given.
+        before: code that stands before the call.
+        fix: code in the place of the whole call.
+    """
+
+    why: str
+    instead: Given = MappingProxyType({})
+    before: str = ""
+    fix: str = ""
+
+
+def refuse_unknown(function: Callable[P, R]) -> Callable[P, R]:
+    """Makes a constructor refuse unknown names in words, with the whole call as it should be. Its
+    signature stays as it is.
+    """
+    names = _arguments(function)
+
+    @wraps(function)
+    def constructor(*args: P.args, **named: P.kwargs) -> R:
+        if not names.keys() >= named.keys():
+            first = zip(names, args[1:], strict=False)
+            raise _refused("NeighborhoodAttention", names, dict(first) | named, of_the_layer)
+        return function(*args, **named)
+
+    return constructor
+
+
+def refused_call(layer: Any, given: Given, more: tuple[Any, ...], others: Given) -> InputError:
+    """The error for a call of a layer with arguments that it does not have."""
+    names = _arguments(type(layer).forward)
+    if others:
+        return _refused("layer", names, {**given, **others}, partial(of_a_call, layer=layer))
+    same = all(value is given["x"] for value in (given.get("context"), *more))
+    values = ", ".join(_codes(names, given if not same else {"x": given["x"]}))
+    return InputError(
+        f"layer takes x and a context, not {len(more) + 2} tensors: it projects queries, keys and "
+        "values itself.",
+        f"layer({values}).",
+    )
+
+
+def _arguments(function: Any) -> dict[str, bool]:
+    """The names of a method's arguments, and whether each may go without its name."""
+    parameters = [*inspect.signature(function).parameters.values()][1:]
+    return {
+        p.name: p.kind is p.POSITIONAL_OR_KEYWORD
+        for p in parameters
+        if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
+    }
+
+
+def _refused(
+    called: str, names: Mapping[str, bool], given: Given, answer: Callable[..., Answer]
+) -> InputError:
+    """The error for a call with unknown names."""
+    unknown = [name for name in given if name not in names]
+    answers = [answer(name, given[name], given, names) for name in unknown]
+    complete = {name: value for name, value in given.items() if name in names}
+    for found in answers:
+        complete |= found.instead
+    before = "".join(found.before for found in answers)
+    call = f"{before}{called}({', '.join(_codes(names, complete))})"
+    fix = next((found.fix for found in answers if found.fix), call)
+    return InputError(f"{called} takes no argument {unknown[0]!r}: {answers[0].why}.", f"{fix}.")
+
+
+def _codes(names: Mapping[str, bool], given: Given) -> list[str]:
+    """The arguments of a call as code, those first that need no name."""
+    return [
+        code(name, given[name]) if bare else f"{name}={code(name, given[name])}"
+        for name, bare in names.items()
+        if name in given
+    ]
+
+
+def code(name: str, value: Any) -> str:
+    """A value as code: its text where that is code, else the name of its argument."""
+    if isinstance(value, Code):
+        return value
+    plain = (bool, int, float, str, type(None), Mask, Axis, torch.dtype)
+    parts: Any = value if isinstance(value, (tuple, list)) else (value,)
+    return repr(value) if all(isinstance(part, plain) for part in parts) else name
+
+
+def of_the_layer(name: str, value: Any, given: Given, names: Collection[str]) -> Answer:
+    """What an unknown argument of the constructor means."""
+    if name in _NEIGHBORHOOD:
+        return Answer("windows are in the mask", {"mask": _mask_of(given)})
+    if name in _WINDOWS:
+        return Answer("windows are in the mask", _new(given, "mask", _window(value)))
+    if name in _BIASES:
+        return _bias(value, given)
+    if name in _DROPOUTS:
+        why = "attention stores no weights that could be dropped; proj_drop drops of its output"
+        return Answer(why, _new(given, "proj_drop", value) if value else {})
+    if name == "batch_first":
+        return Answer("the batch always comes first")
+    return _renamed(name, value, given, _OF_THE_LAYER, names)
+
+
+def of_a_call(name: str, value: Any, given: Given, names: Collection[str], *, layer: Any) -> Answer:
+    """What an unknown argument of forward means."""
+    if name in _PADDINGS:
+        return Answer("padding is a range of keys", _padding(given, f"~{name}"))
+    if name in _MASKS:
+        return _mask_in_a_call(name, value, given, layer.mask)
+    if name in _WEIGHTS:
+        return Answer("attention stores no weights that it could return")
+    if name in ("is_causal", "causal"):
+        before = f"layer.mask = {_causal(layer.mask)!r}; " if value else ""
+        return Answer("the layer's mask says what is causal", before=before)
+    return _renamed(name, value, given, _OF_A_CALL, names)
+
+
+def _renamed(
+    name: str, value: Any, given: Given, synonyms: Mapping[str, str], names: Collection[str]
+) -> Answer:
+    """The legal name of the same or a similar word; else the argument is left out."""
+    meant = [own for own, others in synonyms.items() if name.lower() in others.split()]
+    meant += get_close_matches(name, names, 1, 0.7)
+    if not meant:
+        return Answer(f"it has {', '.join(names)}")
+    tensor = Code(name) if code(name, value) == name else value
+    return Answer(f"here it is {meant[0]}", _new(given, meant[0], tensor))
+
+
+def _new(given: Given, name: str, value: Any) -> Given:
+    """An argument, unless it was given."""
+    return {} if name in given else {name: value}
+
+
+def _mask_of(given: Given) -> Any:
+    """The mask of NATTEN's arguments, or the given one with them."""
+    size, mask = given.get("kernel_size"), given.get("mask")
+    causal = given.get("is_causal", given.get("causal", False))
+    if size is None and isinstance(mask, Mask):
+        steps = {n: given[n] for n in ("dilation", "stride") if isinstance(given.get(n), int)}
+        changed = Mask(*(replace(axis, **steps) for axis in mask.axes))
+        return _causal(changed) if causal else changed
+    if size is None and causal:
+        return Code("Mask.causal()")
+    size = (7, 7) if size is None else (size, size) if isinstance(size, int) else tuple(size)
+    steps = [f", {n}={given[n]!r}" for n in ("dilation", "stride") if given.get(n, 1) != 1]
+    steps += [f", is_causal={causal!r}"] if causal else []
+    return Code(f"Mask.neighborhood({size!r}{''.join(steps)})")
+
+
+def _causal(mask: Mask) -> Mask:
+    """The mask without later keys; a window that moves inward keeps its size, as in NATTEN."""
+    axes: list[Axis] = []
+    for axis in mask.axes:
+        if axis.border == "shift" and axis.left is not None and axis.right is not None:
+            axis = replace(axis, left=axis.left + axis.right, border="clip")
+        axes.append(replace(axis, right=0, causal=True))
+    return Mask(*axes)
+
+
+def _window(value: Any) -> Code:
+    """Left and right counts as Flash has them, else a window of that size around each query."""
+    if isinstance(value, (tuple, list)) and len(value) == 2 and value[0] != value[1]:
+        return Code(f"Mask.from_flash({tuple(value)!r})")
+    size = (value, value) if isinstance(value, int) else tuple(value)
+    return Code(f"Mask.neighborhood({size!r})")
+
+
+def _bias(value: Any, given: Given) -> Answer:
+    """A table of position biases: NATTEN's modules have one."""
+    why = "the layer has no table of position biases yet; the drop-in for NATTEN has"
+    if value is False or value is None:
+        return Answer(why)
+    size = given.get("kernel_size", 7)
+    rank = len(size) if isinstance(size, (tuple, list)) else 2
+    module = f"OlderNeighborhoodAttention{rank}D"
+    sizes = [code(n, given.get(n, n)) for n in ("dim", "num_heads")]
+    call = f"{module}({', '.join(sizes)}, {size!r}, rel_pos_bias=True)"
+    return Answer(
+        why, fix=f"from nbattn.integrations.natten.modules import {module}; layer = {call}"
+    )
+
+
+def _padding(given: Given, real: str) -> Given:
+    return _new(given, "key_range", Code(f"nbattn.key_range_from({real})"))
+
+
+def _mask_in_a_call(name: str, value: Any, given: Given, mask: Mask) -> Answer:
+    """A mask where there is none: the layer has one; a mask of padding is a range of keys."""
+    if isinstance(value, Mask):
+        return Answer("the layer has one already", before=f"layer.mask = {value!r}; ")
+    x = given.get("x")
+    if isinstance(value, Tensor) and isinstance(x, Tensor) and value.shape == x.shape[:-1]:
+        return Answer("padding is a range of keys", _padding(given, f"{name}.bool()"))
+    what = "" if value is None else f", and {kind(value)} cannot take its place"
+    return Answer(f"the layer's mask is {mask!r}{what}")
+
+
+def check_mask(mask: object) -> None:
+    """Refuses a kernel size in the place of the mask."""
+    sizes = mask if isinstance(mask, (tuple, list)) else (mask,)
+    if sizes and all(type(size) is int for size in sizes):
+        made = code("mask", _mask_of({"kernel_size": mask}))
+        raise InputError(f"mask is {kind(mask)}, not an nbattn.Mask.", f"mask={made}.")
