@@ -78,8 +78,8 @@ def _as_tensor(name: str, given: Any, query: Any) -> str:
     """The code that makes a tensor of what was given."""
     if name == "sink" and isinstance(given, (int, float)):
         return f"sink=torch.full(({query.shape[-2]},), {float(given)}, device=query.device)."
-    if given is None or name == "key_range":  # lists of whole numbers are tensors by now
-        return "" if given is None else "key_range=None."
+    if given is None or (name == "key_range" and not hasattr(given, "__array__")):
+        return "" if given is None else "key_range=None."  # lists of numbers are tensors by now
     return f"torch.as_tensor({name})." if name in _REQUIRED else f"{name}=torch.as_tensor({name})."
 
 
@@ -137,7 +137,7 @@ def _named(name: str, value: float) -> str:
     """An argument and its number for a message; only its name while torch compiles."""
     if torch.compiler.is_compiling():
         return name
-    return f"{name}={value}" if abs(value) < 10 or not isinstance(value, int) else f"{name}=10^…"
+    return f"{name}={value}" if abs(value) < 1e9 or not isinstance(value, int) else f"{name}=10^…"
 
 
 def check_flags(flags: Mapping[str, object]) -> None:
@@ -215,7 +215,7 @@ def check_extras(
         missing, given = ("key", "value") if extra_key is None else ("value", "key")
         raise InputError(
             f"extra_{missing} is missing; extra keys need both.",
-            f"extra_{missing}=extra_{given}, or extra_{given}=None.",
+            f"extra_key=extra_key, extra_value=extra_value; or extra_{given}=None, for none.",
         )
     if extra_key is not None and extra_value is not None:
         count = extra_key.shape[1] if extra_key.dim() == 4 else extra_key.shape[0]
@@ -243,6 +243,8 @@ def _shaped(name: str, tensor: Tensor, shape: Sequence[Any], meaning: str) -> No
 
 def _reshaped(name: str, sizes: Sequence[int], shape: Sequence[int]) -> str:
     """The code that gives a tensor a shape, where it has as many numbers, or can repeat them."""
+    if name.startswith("extra_") and len(sizes) == 4 and sizes[1] == shape[2]:
+        return f"{name}={name}.transpose(1, 2)."  # [B, Hk, E, D]
     if math.prod(sizes) == math.prod(shape):
         return f"{name}={name}.reshape({', '.join(map(str, shape))})."
     if math.prod(sizes) == 1:

@@ -28,7 +28,7 @@ def refusal(mask: object, rank: int) -> InputError:
     """
     if mask is None:
         return InputError(
-            "mask is missing; every call needs an Mask.",
+            "mask is missing; every call needs a Mask.",
             f"mask=Mask.full(rank={rank}), in which every query attends to every key.",
         )
     if isinstance(mask, (list, tuple)) and mask and all(isinstance(m, Mask) for m in mask):
@@ -36,7 +36,7 @@ def refusal(mask: object, rank: int) -> InputError:
             f"mask is {kind(mask)} of {len(mask)} masks; a call has one mask for all heads.",
             _per_head("masks"),
         )
-    return InputError(f"mask is {kind(mask)}, not an Mask.", _instead_of(mask, rank))
+    return InputError(f"mask is {kind(mask)}, not a Mask.", _instead_of(mask, rank))
 
 
 def _instead_of(mask: Any, rank: int) -> str:
@@ -45,25 +45,70 @@ def _instead_of(mask: Any, rank: int) -> str:
         return f"mask={written((mask,) * rank)}."
     if isinstance(mask, (list, tuple)) and mask and all(isinstance(axis, Axis) for axis in mask):
         return f"mask={written(mask)}."
-    if isinstance(mask, str):
-        full = mask.lower() in ("full", "none", "bidirectional", "dense", "all")
-        return f"mask=Mask.full(rank={rank})." if full else 'mask=Mask.causal("top-left").'
+    if isinstance(mask, (str, bool)):
+        return _instead_of_word(mask, rank)
     if isinstance(mask, int):
         return f"mask=Mask.neighborhood({(mask,) * rank!r}), with NATTEN's meaning."
     if isinstance(mask, (list, tuple)) and all(isinstance(n, (int, type(None))) for n in mask):
         return f"mask=Mask.from_flash({tuple(mask)!r}), with Flash's meaning."
-    return _instead_of_matrix(mask) if hasattr(mask, "shape") else "mask=Mask.neighborhood(7)."
+    if callable(mask):  # FlexAttention's mask_mod
+        return f"{DENSE.format(_MATRIX.format('mask'))}."
+    if callable(getattr(mask, "mask_mod", None)):  # its BlockMask
+        return f"{DENSE.format(_MATRIX.format('mask.mask_mod'))}."
+    if isinstance(mask, dict):
+        return _instead_of_table(mask, rank)
+    return _instead_of_matrix(mask, rank) if hasattr(mask, "shape") else ""
 
 
-def _instead_of_matrix(matrix: Any) -> str:
-    """The mask of a matrix, if it is one; else the call of torch that takes a matrix."""
-    meant = found(matrix) if len(matrix.shape) >= 2 else None
-    if meant is not None:
-        return f"mask={meant!r}, which is this matrix."
-    if len(matrix.shape) == 2 and matrix.shape[0] != matrix.shape[1]:
-        padding = "key_range=nbattn.key_range_from(mask)"
-        return f"{padding}, if it is padding [B, N]; or {DENSE.format('mask')}."
-    return f"{DENSE.format('mask')}."
+# The matrix of a mask_mod (batch, head, query, key) of FlexAttention.
+_MATRIX = (
+    "{}(*torch.meshgrid(*[torch.arange(n, device=query.device) for n in (query.shape[0], "
+    "query.shape[-2], query[0, ..., 0, 0].numel(), key[0, ..., 0, 0].numel())], indexing='ij'))"
+)
+_FULL = ("full", "none", "bidirectional", "dense", "all", "no_mask")
+
+
+def _instead_of_word(word: str | bool, rank: int) -> str:
+    """The mask of a word, or of a bool in the place of is_causal."""
+    name = str(word).lower().replace("-", "_")
+    if name in _FULL or word is False:
+        return f"mask=Mask.full(rank={rank})."
+    if word is True or "causal" in name:
+        align = "bottom-right" if "bottom" in name or "lower" in name else "top-left"
+        return f'mask=Mask.causal("{align}").'
+    return ""  # a window, whose size is not known
+
+
+def _instead_of_table(table: dict[Any, Any], rank: int) -> str:
+    """The mask of a table of a config file, or of the arguments of an axis."""
+    if set(table) <= set(Axis.__dataclass_fields__):
+        return f"mask=Mask(*[Axis(**mask)] * {rank})."
+    return 'mask=nbattn.load({"masks": {"mine": mask}}).masks["mine"].'
+
+
+def _instead_of_matrix(matrix: Any, rank: int) -> str:
+    """The mask of a matrix, if it is one; padding; else the call of torch that takes a matrix."""
+    shape, kinds = tuple(matrix.shape), str(matrix.dtype)
+    source = "mask" if type(matrix).__module__.startswith("torch") else "torch.as_tensor(mask)"
+    real = f"({source} == 0)" if "float" in kinds else f"{source}.bool()"
+    if "bool" in kinds:
+        real = source
+    if len(shape) == 4 and shape[1:3] == (1, 1):  # the same keys for every query
+        return _padding(f"{real}[:, 0, 0]", rank)
+    whole = DENSE.format(real if "int" in kinds else source)
+    meant = found(matrix) if len(shape) >= 2 and shape[-2] > 1 else None
+    if meant is not None and rank > 1:
+        meant = Mask.full(rank) if meant == Mask.full() else None
+    if len(shape) == 2 and shape[0] != shape[1]:
+        other = whole if meant is None else f"mask={meant!r}, if it is [Nq, Nk]"
+        return f"{_padding(real, rank)[:-1]}, if it is padding [B, N]; or {other}."
+    return f"{whole}." if meant is None else f"mask={meant!r}, which is this matrix."
+
+
+def _padding(real: str, rank: int) -> str:
+    """The code of a call whose keys are padded, with True for every real token [B, N]."""
+    grid = "" if rank == 1 else ".unflatten(1, key.shape[1:-2])"
+    return f"mask=Mask.full(rank={rank}), key_range=nbattn.key_range_from({real}{grid})."
 
 
 def found(matrix: Any) -> Mask | None:

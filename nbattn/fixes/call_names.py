@@ -12,6 +12,8 @@ from nbattn.errors import InputError
 
 # Other names of arguments.
 _RENAMED = {
+    "extra_key": ("additional_keys", "additional_key", "extra_keys"),
+    "extra_value": ("additional_values", "additional_value", "extra_values"),
     "scale": ("qk_scale", "softmax_scale", "sm_scale", "scaling"),
     "softcap": ("logit_cap", "soft_cap", "logits_soft_cap", "attn_logit_softcapping"),
     "sink": ("s_aux", "sinks", "attention_sink", "attn_sink"),
@@ -49,6 +51,8 @@ def _dropout(value: Any) -> tuple[str, str]:
 
 def _window(value: Any) -> tuple[str, str]:
     why = "windows are part of the mask; here with the meaning of Flash."
+    if value is None:
+        return why, "mask=Mask.from_flash((-1, -1))."
     pair = tuple(value) if isinstance(value, (tuple, list)) and len(value) == 2 else (value, 0)
     return why, f"mask=Mask.from_flash({pair!r})."
 
@@ -61,6 +65,8 @@ def _sliding(value: Any) -> tuple[str, str]:
 def _kernel(value: Any) -> tuple[str, str]:
     size = tuple(value) if isinstance(value, (tuple, list)) else value
     why = "windows are part of the mask; here with the meaning of NATTEN."
+    if value is None:
+        return why, "mask=Mask.full(rank=query.dim() - 3)."
     return why, f"mask=Mask.neighborhood({size!r})."
 
 
@@ -69,13 +75,36 @@ def _causal(value: Any) -> tuple[str, str]:
     return why, 'mask=Mask.causal("top-left").' if meant_truth(value) else f"{_CALL}mask)."
 
 
+_CHANNELS_FIRST = ("nchw", "bchw", "ncdhw", "channels_first")
+_IMAGES = (*_CHANNELS_FIRST, "nhwc", "bhwc", "ndhwc", "channels_last")
+
+
 def _layout(value: Any) -> tuple[str, str]:
     why = "tensors are [B, *space, H, D], in any strides"
     name = str(value).lower()
-    if name in ("bshd", "bnhd", "nhd", "blhd"):
+    if name in ("bshd", "bnhd", "blhd", "bthd", "btnh"):
         return f"{why}, which is {value!r}.", f"{_CALL}mask)."
+    if name in _IMAGES:
+        one = "{}.movedim(1, -1).unsqueeze(-2)" if name in _CHANNELS_FIRST else "{}.unsqueeze(-2)"
+        called = ", ".join(one.format(x) for x in ("query", "key", "value"))
+        back = ".squeeze(-2).movedim(-1, 1)" if name in _CHANNELS_FIRST else ".squeeze(-2)"
+        whole = f"nbattn.attention({called}, mask){back}."
+        return f"{why}; of {value!r} pass views with one head.", whole
+    if name in ("thd", "nhd"):
+        return f"{why}; {value!r} has no batch.", f"{_SEQUENCES.format('cu_seqlens')}."
+    if name == "hnd":
+        called = ", ".join(f"{x}.transpose(0, 1)[None]" for x in ("query", "key", "value"))
+        whole = f"nbattn.attention({called}, mask)[0].transpose(0, 1)."
+        return f"{why}; {value!r} has no batch.", whole
     axes = "0, 1" if name in ("sbhd", "nbhd", "lbhd") else "1, 2"
     return f"{why}; of {value!r} pass transposed views.", f"{_TRANSPOSED.format(axes)}."
+
+
+def _lengths(word: str) -> Callable[[Any], tuple[str, str]]:
+    first = "torch.arange(key.shape[1], device=key.device)"
+    lengths = f"torch.as_tensor({word}, device=key.device)[:, None]"
+    why = "the number of real keys of each sample is a range of keys."
+    return lambda value: (why, f"{_PADDED.format(f'{first} < {lengths}')}.")
 
 
 def _ignored(why: str) -> Callable[[Any], tuple[str, str]]:
@@ -89,7 +118,7 @@ def _given(why: str, fix: str) -> Callable[[Any], tuple[str, str]]:
 # What has another place than a renamed argument: the reason, and the code.
 _ANSWERS: dict[str, Callable[[Any], tuple[str, str]]] = {
     **dict.fromkeys(
-        ("dropout_p", "dropout", "attn_drop", "attention_dropout", "attn_dropout"), _dropout
+        ("dropout_p", "dropout", "attn_drop", "attention_dropout", "attn_dropout", "p"), _dropout
     ),
     **dict.fromkeys(("window_size", "window", "windows", "local_window_size"), _window),
     "sliding_window": _sliding,
@@ -99,6 +128,14 @@ _ANSWERS: dict[str, Callable[[Any], tuple[str, str]]] = {
         ("layout", "qkv_layout", "input_layout", "tensor_layout", "qkv_format", "kv_layout"),
         _layout,
     ),
+    **dict.fromkeys(
+        ("precision", "kernel_options", "op", "score_function", "preferred_element_type"),
+        _ignored("kernels and their options are chosen by backend=."),
+    ),
+    **{
+        word: _lengths(word)
+        for word in ("key_lengths", "seq_lens", "seqlens", "kv_lens", "key_value_seq_lengths")
+    },
     "enable_gqa": _ignored("grouped heads are recognized by their shapes."),
     "num_heads": _ignored("the number of heads is that of the tensors [B, *space, H, D]."),
     "heads": _ignored("the number of heads is that of the tensors [B, *space, H, D]."),
@@ -164,6 +201,9 @@ def refusal(
         return InputError(
             f"{problem}.", f"{name}={value!r}." if _is_plain(value) else f"{name}={word}."
         )
+    related = _together(named)
+    if related:
+        return InputError(f"{problem}: windows are part of the mask.", f"mask={related}.")
     if word not in _ANSWERS:
         return InputError(f"{problem}; it takes {', '.join(legal)}.")
     why, fix = _ANSWERS[word](value)
@@ -172,6 +212,22 @@ def refusal(
         fix = f"mask={written((replace(axes[0], right=0, causal=True),))}."
     is_of_mask = fix.startswith("mask=")
     return InputError(f"{problem}: {why}", fix if is_of_mask or function == "attention" else "")
+
+
+def _together(named: Mapping[str, Any]) -> str:
+    """The mask of arguments that define one together, as libraries take them; or nothing."""
+    causal = next((meant_truth(named[n]) for n in ("causal", "is_causal") if n in named), None)
+    if named.get("sliding_window") is not None and causal is False:
+        return f"Mask.from_transformers({named['sliding_window']!r}, causal=False)"
+    pair = named.get("window_size")
+    if isinstance(pair, (tuple, list)) and len(pair) == 2 and causal:
+        return f"Mask.from_flash({tuple(pair)!r}, causal=True)"
+    if named.get("kernel_size") is not None:
+        more = {n: named[n] for n in ("kernel_size", "dilation", "stride") if named.get(n)}
+        if causal or (causal is None and len(more) > 1):
+            more |= {"is_causal": True} if causal else {}
+            return f"Mask.neighborhood({', '.join(f'{n}={v!r}' for n, v in more.items())})"
+    return "Mask.from_flash(causal=True)" if named.get("causal") is True else ""
 
 
 def meant_name(word: str, legal: Sequence[str]) -> str:

@@ -121,6 +121,92 @@ WORDS = [
     ),
 ]
 
+WORDS += [
+    *[
+        Row(
+            f"attention({tensors}, {wrong})",
+            f"mask={right}",
+            f"out = attention({tensors}, mask={right})",
+            EQUAL.format(f"attention({tensors}, {same})"),
+            "one = q[:, -1:]",
+        )
+        for tensors, wrong, right, same in (
+            ("one, k, v", "causal=True", "Mask.from_flash(causal=True)", "Mask.full()"),
+            (
+                "q, k, v",
+                "causal=True, window_size=(3, 3)",
+                "Mask.from_flash((3, 3), causal=True)",
+                "mask",
+            ),
+            ("q, k, v", "window_size=None", "Mask.from_flash((-1, -1))", "Mask.full()"),
+            (
+                "q, k, v",
+                "sliding_window=2, is_causal=False",
+                "Mask.from_transformers(2, causal=False)",
+                "Mask(Axis(2, 2))",
+            ),
+            (
+                "q, k, v",
+                "kernel_size=3, dilation=2, is_causal=True",
+                "Mask.neighborhood(kernel_size=3, dilation=2, is_causal=True)",
+                "Mask(Axis(2, 0, dilation=2, causal=True))",
+            ),
+        )
+    ],
+    Row(
+        "attention(query, query, query, kernel_size=None)",
+        "mask=Mask.full(rank=query.dim() - 3)",
+        "attention(query, query, query, mask=Mask.full(rank=query.dim() - 3))",
+        given="query = image",
+    ),
+    whole(
+        "attention(query, key, value, mask, layout='NCHW')",
+        "nbattn.attention(query.movedim(1, -1).unsqueeze(-2), key.movedim(1, -1).unsqueeze(-2), "
+        "value.movedim(1, -1).unsqueeze(-2), mask).squeeze(-2).movedim(-1, 1)",
+        "out.shape == query.shape",
+        "mask = Mask.neighborhood((3, 3))\nquery = key = value = torch.randn(2, 16, 6, 8)",
+    ),
+    whole(
+        "attention(query, key, value, mask, layout='NHWC')",
+        "nbattn.attention(query.unsqueeze(-2), key.unsqueeze(-2), value.unsqueeze(-2), "
+        "mask).squeeze(-2)",
+        "out.shape == query.shape",
+        "mask = Mask.neighborhood((3, 3))\nquery = key = value = torch.randn(2, 6, 8, 16)",
+    ),
+    whole(
+        "attention(query, key, value, mask, tensor_layout='HND')",
+        "nbattn.attention(query.transpose(0, 1)[None], key.transpose(0, 1)[None], "
+        "value.transpose(0, 1)[None], mask)[0].transpose(0, 1)",
+        EQUAL.format("attention(q, k, v, mask)[0].transpose(0, 1)"),
+        "query, key, value = (x[0].transpose(0, 1) for x in (q, k, v))",
+    ),
+    whole(
+        "attention(query, key, value, mask, qkv_format='thd')",
+        "torch.cat([nbattn.attention(query[None, a:b], key[None, a:b], value[None, a:b], mask)[0] "
+        "for a, b in zip(cu_seqlens[:-1], cu_seqlens[1:])])",
+        EQUAL.format("attention(q, k, v, mask).flatten(0, 1)"),
+        "query, key, value = (x.flatten(0, 1) for x in (q, k, v))\ncu_seqlens = [0, 12, 24]",
+    ),
+    argument(
+        "seq_lens=seq_lens",
+        "key_range=nbattn.key_range_from(torch.arange(key.shape[1], device=key.device) < "
+        "torch.as_tensor(seq_lens, device=key.device)[:, None])",
+        EQUAL.format("attention(q, k, v, mask, key_range=[[0, 9], [0, 12]])"),
+        "seq_lens = [9, 12]",
+    ),
+    whole(
+        "attention(query, key, value, mask, kernel_options={})",
+        "nbattn.attention(query, key, value, mask)",
+        EQUAL.format("attention(q, k, v, mask)"),
+    ),
+    Row(
+        "attention(q, k, v, mask, additional_keys=k, additional_values=v)",
+        "extra_key=additional_keys",
+        "attention(q, k, v, mask, extra_key=additional_keys, extra_value=v)",
+        given="additional_keys = k",
+    ),
+]
+
 PER_HEAD = (
     "torch.cat([nbattn.attention(query[..., h : h + 1, :], key[..., g : g + 1, :], "
     "value[..., g : g + 1, :], masks[h]) for h in range(query.shape[-2]) "
@@ -177,6 +263,72 @@ MASKS = [
         "masks = [mask, Mask.full(), mask, Mask.causal()]\n"
         "k, v = k[..., :2, :], v[..., :2, :]\nkey, value = k, v",
     ),
+]
+
+CREATED = (
+    "{}(*torch.meshgrid(*[torch.arange(n, device=query.device) for n in (query.shape[0], "
+    "query.shape[-2], query[0, ..., 0, 0].numel(), key[0, ..., 0, 0].numel())], indexing='ij'))"
+)
+PADDING = "padding = torch.ones(2, 12, dtype=torch.bool)\npadding[0, -1] = False\n"
+PADDED = EQUAL.format("attention(q, k, v, Mask.full(), key_range=[[0, 11], [0, 12]])")
+MASKS += [
+    *[
+        Row(
+            "attention(query, key, value, mask)",
+            SDPA.format(CREATED.format(function)),
+            f"out = {SDPA.format(CREATED.format(function))}",
+            EQUAL.format("attention(q, k, v, Mask.causal())"),
+            f"{QKV}\nmask = lambda b, h, i, j: i >= j\n{given}",
+        )
+        for function, given in (
+            ("mask", ""),
+            (
+                "mask.mask_mod",
+                "from torch.nn.attention.flex_attention import create_block_mask\n"
+                "mask = create_block_mask("
+                "mask, 2, 4, 12, 12, device='cpu')",
+            ),
+        )
+    ],
+    *[
+        Row(
+            "attention(q, k, v, mask)",
+            pasted,
+            f"out = attention(q, k, v, {pasted})",
+            PADDED,
+            PADDING + f"mask = {given}",
+        )
+        for given, real in (
+            ("padding", "mask"),
+            ("padding.long()", "mask.bool()"),
+            ("padding.numpy()", "torch.as_tensor(mask)"),
+            ("padding[:, None, None]", "mask[:, 0, 0]"),
+            (
+                "torch.zeros(2, 12).masked_fill(~padding, float('-inf'))[:, None, None]",
+                "(mask == 0)[:, 0, 0]",
+            ),
+        )
+        for pasted in [f"mask=Mask.full(rank=1), key_range=nbattn.key_range_from({real})"]
+    ],
+    mask("True", 'Mask.causal("top-left")', "Mask.causal()"),
+    mask("False", "Mask.full(rank=1)", "Mask.full()"),
+    mask("'causal_lower_right'", 'Mask.causal("bottom-right")', "Mask.causal()"),
+    *[
+        Row(
+            "attention(q, k, v, mask)",
+            f"mask={right}",
+            f"out = attention(q, k, v, mask={right})",
+            EQUAL.format("attention(q, k, v, Mask(Axis(3, 0)))"),
+            f"mask = {table}",
+        )
+        for table, right in (
+            ("{'left': 3, 'right': 0}", "Mask(*[Axis(**mask)] * 1)"),
+            (
+                "{'axes': [{'left': 3, 'right': 0}]}",
+                'nbattn.load({"masks": {"mine": mask}}).masks["mine"]',
+            ),
+        )
+    ],
 ]
 
 SHAPES = [
@@ -264,6 +416,19 @@ NESTED = (
     "for q, k, v in zip(query.unbind(), key.unbind(), value.unbind())])"
 )
 TENSORS = [
+    argument(
+        "key_range=key_range",
+        "key_range=torch.as_tensor(key_range)",
+        EQUAL.format("attention(q, k, v, mask, key_range=[[0, 9], [0, 12]])"),
+        "key_range = torch.tensor([[[0, 9]], [[0, 12]]]).numpy()",
+    ),
+    Row(
+        "attention(q, k, v, mask, extra_key=extra_key, extra_value=extra_value.transpose(1, 2))",
+        "extra_key=extra_key.transpose(1, 2)",
+        "attention(q, k, v, mask, extra_key=extra_key.transpose(1, 2), "
+        "extra_value=extra_value.transpose(1, 2))",
+        given="extra_key, extra_value = torch.randn(2, 2, 4, 5, 16)",
+    ),
     Row(
         "attention(query, k, v, mask)",
         "torch.as_tensor(query)",

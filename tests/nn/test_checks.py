@@ -67,11 +67,10 @@ Layer(64, 4, (7, 7))
       fix:   mask=Mask.neighborhood((7, 7)).
 
 Layer(64, 4, "encoder")
-    InputError: mask is a str, not an Mask.
-      fix:   mask=Mask.causal("top-left").
+    InputError: mask is a str, not a Mask.
 
 Layer(64, 4, Axis(3, 3))
-    InputError: mask is an Axis, not an Mask.
+    InputError: mask is an Axis, not a Mask.
       fix:   mask=Mask(Axis(3, 3)).
 
 Layer(0, 4, mask)

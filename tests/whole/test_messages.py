@@ -361,11 +361,11 @@ Mask(Axis(1, 1, border="wrap", dilation=2, stride=3)).draw(16)
 
 TENSORS = """
 attention(q, q, q, "causal")
-    InputError: mask is a str, not an Mask.
+    InputError: mask is a str, not a Mask.
       fix:   mask=Mask.causal("top-left").
 
 attention(q, q, q, Axis(1, 1))
-    InputError: mask is an Axis, not an Mask.
+    InputError: mask is an Axis, not a Mask.
       fix:   mask=Mask(Axis(1, 1)).
 
 attention([1], q, q, window)
@@ -514,11 +514,11 @@ attention(q, q, q, window, sink=t(2, device="meta"))
 
 attention(q, q, q, window, extra_key=t(1, 3, 2, 16))
     InputError: extra_value is missing; extra keys need both.
-      fix:   extra_value=extra_key, or extra_key=None.
+      fix:   extra_key=extra_key, extra_value=extra_value; or extra_key=None, for none.
 
 attention(q, q, q, window, extra_value=t(1, 3, 2, 16))
     InputError: extra_key is missing; extra keys need both.
-      fix:   extra_key=extra_value, or extra_value=None.
+      fix:   extra_key=extra_key, extra_value=extra_value; or extra_value=None, for none.
 
 attention(q, q, q, window, extra_key=t(1, 3, 2, 8), extra_value=t(1, 3, 2, 16))
     InputError: extra_key has shape [1, 3, 2, 8], not [1, 3, 2, 16]: [B, E, Hk, D].
@@ -619,8 +619,7 @@ twice_differentiated()
 
 PLANS = """
 plan("x", shape)
-    InputError: mask is a str, not an Mask.
-      fix:   mask=Mask.causal("top-left").
+    InputError: mask is a str, not a Mask.
 
 plan(window, 8)
     InputError: query_shape=8 is not a shape [B, *space, H, D].
@@ -861,6 +860,7 @@ def test_message_of_every_mistake(call: str, text: str) -> None:
 
 # No code does what was wanted: the message has what is legal.
 WITHOUT_A_FIX = (
+    'plan("x", shape)',
     "attention(q, q, None, window)",
     "attention(None, q, q, window)",
     "attention(t(3), q, q, window)",
