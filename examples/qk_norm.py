@@ -50,7 +50,7 @@ def main() -> dict[float, tuple[float, float]]:
     print(f"{'input':>8} {'plain':>12} {'normalised':>12}   bound {32**0.5:.2f}")
     for size in (1.0, 10.0, 1000.0):
         with torch.no_grad():
-            query, key, *_ = layer.qkv(size * tokens, None, None)
+            query, key, _ = layer.qkv(size * tokens).unflatten(-1, (3, 2, 32)).unbind(-3)
             scores[size] = score(query, key), score(*layer.qk_transform(query, key))
             assert layer(size * tokens).isfinite().all()
         print(f"{size:>8g} {scores[size][0]:>12.2f} {scores[size][1]:>12.2f}")

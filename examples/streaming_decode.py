@@ -80,7 +80,9 @@ class Stream:
 
     def _store(self, tokens: Tensor) -> Tensor:
         """Store each key and value in one of the two caches, and return the queries."""
-        query, *new, _, _ = self.layer.qkv(tokens, None, None)
+        heads = self.layer.num_heads, self.layer.kv_heads, self.layer.kv_heads
+        packed = self.layer.qkv(tokens).unflatten(-1, (sum(heads), self.layer.head_dim))
+        query, *new = packed.split(heads, dim=-2)
         sinks, window = self.parts
         first = max(0, sinks.length - sinks.seen)
         sinks.write(*[t[:, :first] for t in new])

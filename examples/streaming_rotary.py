@@ -51,6 +51,12 @@ class Streaming(nn.Module):
         mask = nbattn.Mask(nbattn.Axis(window - 1, causal=True, prefix=sinks))
         self.layer = nbattn.NeighborhoodAttention(dim, heads, mask)
 
+    def projected(self, text: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return query, key and value of a text `[B, N, dim]` as `[B, N, H, D]`."""
+        query, key, value = self.layer.qkv(text).chunk(3, dim=-1)
+        heads = (self.layer.num_heads, self.layer.head_dim)
+        return query.unflatten(-1, heads), key.unflatten(-1, heads), value.unflatten(-1, heads)
+
     def before_sinks(self, places: Tensor) -> Tensor:
         """Return the query positions for attention to the sinks, from positions in the text."""
         if self.places == "in the text":
@@ -59,7 +65,7 @@ class Streaming(nn.Module):
 
     def forward(self, text: Tensor) -> Tensor:
         """Compute all tokens in one pass."""
-        query, key, value, _, _ = self.layer.qkv(text, None, None)
+        query, key, value = self.projected(text)
         places = torch.arange(text.shape[1], device=text.device)
         key = turn(key, places)
         if self.places == "in the text":
@@ -100,7 +106,7 @@ class Cache:
     def step(self, token: Tensor) -> Tensor:
         """Return the output `[B, 1, dim]` of the next token."""
         model, sinks = self.model, self.model.sinks
-        query, key, value, _, _ = model.layer.qkv(token, None, None)
+        query, key, value = model.projected(token)
         place = torch.tensor([self.seen], device=token.device)
         slot = self.seen if self.seen < sinks else sinks + (self.seen - sinks) % model.window
         self.key[:, slot : slot + 1] = turn(key, place)

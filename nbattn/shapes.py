@@ -105,7 +105,7 @@ def as_code(axes: Sequence[Axis]) -> str:
         "stride": axis.stride,
         "is_causal": axis.causal,
     }
-    given = {name: value for name, value in given.items() if value not in (1, False)}
+    given = {name: value for name, value in given.items() if value is True or value > 1}
     if Mask.neighborhood(sizes, **given) != Mask(*axes):
         return written(axes)
     shown = "".join(f", {name}={value!r}" for name, value in given.items())

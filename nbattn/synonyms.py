@@ -63,6 +63,11 @@ STRATEGIES: Synonyms = {
     "merge": ("lse", "join"),
     "split": ("chunk", "chunks"),
 }
+# Values of a layer's `layout=`.
+LAYOUTS: Synonyms = {
+    "channels_last": ("last", "nlc", "nhwc", "bhwc", "ndhwc", "blc"),
+    "channels_first": ("first", "ncl", "nchw", "bchw", "ncdhw", "bcl"),
+}
 # Keys of the tables of a configuration.
 SECTIONS: Synonyms = {
     "masks": ("attention", "patterns", "windows"),
@@ -73,7 +78,7 @@ LAYER_KEYS: Synonyms = {
     "mask": ("attention-mask", "attn-mask", "mask-name", "pattern"),
     "dim": (
         *("embed-dim", "embed-dims", "hidden-size", "hidden-dim", "d-model", "model-dim"),
-        *("channels", "in-channels", "width", "features", "in-features", "n-embd"),
+        *("channels", "in-channels", "width", "features", "in-features", "n-embd", "query-dim"),
     ),
     "num_heads": (
         *("heads", "head", "nheads", "nhead", "n-heads", "n-head", "numheads"),
@@ -84,12 +89,8 @@ LAYER_KEYS: Synonyms = {
         *("key-heads", "num-key-heads", "kv-head", "num-query-groups", "kvheads"),
     ),
     "head_dim": (
-        "dim-head",
-        "head-size",
-        "d-head",
-        "size-per-head",
-        "headdim",
-        "attention-head-dim",
+        *("dim-head", "head-size", "d-head", "size-per-head", "headdim", "attention-head-dim"),
+        *("d-k", "head-channels"),
     ),
     "qkv_bias": ("bias", "use-bias", "attention-bias", "add-qkv-bias", "in-proj-bias", "kv-bias"),
     "proj_drop": (
@@ -99,9 +100,16 @@ LAYER_KEYS: Synonyms = {
     "scale": ("qk-scale", "softmax-scale", "sm-scale", "attention-scale", "scaling"),
     "relative_bias": ("rpb", "rel-pos-bias", "relative-position-bias", "use-rpb"),
     "qk_norm": ("use-qk-norm", "qknorm", "query-key-norm"),
-    "context_dim": ("cross-attention-dim", "kv-dim", "kdim", "encoder-dim"),
-    "layout": ("data-format", "channels-last", "memory-format"),
+    "context_dim": ("cross-attention-dim", "kv-dim", "kdim", "vdim", "encoder-dim"),
+    "qk_transform": ("rope", "rotary", "rotary-emb", "position-embedding", "pos-embed"),
+    "layout": ("data-format", "memory-format"),
     "backend": ("attn-implementation", "attention-backend", "implementation", "kernel", "impl"),
+}
+# Arguments of a layer's call.
+LAYER_INPUTS: Synonyms = {
+    "x": ("hidden-states", "input", "q", "query", "src", "tgt", "tokens"),
+    "context": ("encoder-hidden-states", "k", "key", "key-value-states", "kv", "memory"),
+    "extra_tokens": ("cls-token", "extra", "register-tokens", "registers", "text-tokens"),
 }
 PLAN_KEYS: Synonyms = {
     "mask": LAYER_KEYS["mask"],

@@ -77,9 +77,9 @@ AUTOGRAD = "nbattn/autograd.py"
 FUNCTIONAL = "nbattn/functional.py"
 GRAPH_MASKS = "nbattn/export/graph_masks.py"
 JOINING = "nbattn/joining.py"
-LAYER = "nbattn/nn/layer.py"
-LAYER_CHECKS = "nbattn/nn/checks.py"
-PROJECTIONS = "nbattn/nn/projections.py"
+LAYER, PROJECTIONS, LAYER_INPUTS, LAYER_WORDS, PARALLEL = (
+    f"nbattn/nn/{name}.py" for name in ("layer", "projections", "inputs", "words", "parallel")
+)
 DRAW = "nbattn/draw.py"
 FILES = "nbattn/config/files.py"
 GRAMMAR = "nbattn/config/grammar.py"
@@ -557,25 +557,50 @@ MUTANTS = [
            "for call in self.calls)",
            "backends/flash/run backends/flash/adapters backends/flash/model"),
     # the layer
-    Mutant("layer-parts", LAYER, "query, key, value, *extra = self",
-           "query, value, key, *extra = self", "nn.layer nn.layer_inside_torch nn.checks"),
-    Mutant("layer-biases", PROJECTIONS, "bias.split(rows)", "bias.flip(0).split(rows)",
-           "nn.layer nn.layer_inside_torch nn.checks"),
-    Mutant("layer-context", LAYER, '[("context", context, keys)]', '[("context", x, keys)]',
-           "nn.layer nn.layer_inside_torch nn.checks"),
+    Mutant("layer-parts", LAYER, 'queries = ("x", x, ALL if',
+           'queries = ("x", x, keys if', "nn/layer nn/projections nn/layer_inside_torch"),
+    Mutant("layer-biases", PROJECTIONS, "bias.split(rows)",
+           "bias.flip(0).split(rows)", "nn/layer nn/projections nn/layer_inside_torch"),
+    Mutant("layer-context", LAYER, '[("context", context, keys)]',
+           '[("context", x, keys)]', "nn/layer nn/projections nn/layer_inside_torch"),
     Mutant("layer-key-range", LAYER, "key_range=key_range,\n            extra_key",
-           "extra_key", "nn.layer nn.layer_inside_torch nn.checks"),
-    Mutant("layer-extra-key", LAYER, 'self._called(transform, "extra_key", extra_key)', "extra_key",
-           "nn.layer nn.layer_inside_torch nn.checks"),
-    Mutant("layer-layout", LAYER_CHECKS, "before.dtype).contiguous()", "before.dtype)",
-           "nn.layer nn.layer_inside_torch nn.checks"),
-    Mutant("layer-trains", LAYER, "[*self.projections(), *(module", "[*(module",
-           "nn.layer nn.layer_inside_torch nn.checks"),
+           "extra_key", "nn/layer nn/projections nn/layer_inside_torch"),
+    Mutant("layer-extra-key", LAYER, 'self._called(transform, "extra_key", extra_key)',
+           "extra_key", "nn/layer nn/projections nn/layer_inside_torch"),
+    Mutant("layer-layout", LAYER_INPUTS, "before.dtype).contiguous()",
+           "before.dtype)", "nn/layer nn/projections nn/layer_inside_torch"),
+    Mutant("layer-value-copied", LAYER, "value = value.contiguous()",
+           "pass", "nn/layer"),
+    Mutant("layer-packed-plan", LAYER, " and prod(queries) > 1",
+           "", "nn/layer"),
+    Mutant("layer-trains", LAYER, "[*self.projections(), *(module",
+           "[*(module", "nn/layer nn/projections nn/layer_inside_torch"),
     Mutant("layer-drop", LAYER, "self.proj_drop(self.proj(out.flatten(-2)))",
-           "self.proj(out.flatten(-2))", "nn.layer nn.layer_inside_torch nn.checks"),
+           "self.proj(out.flatten(-2))", "nn/layer nn/projections nn/layer_inside_torch"),
     Mutant("layer-autocast", LAYER, "(projections.autocast_dtype(weight) or weight.dtype)",
-           "weight.dtype",
-           "nn.layer nn.layer_inside_torch nn.checks"),
+           "weight.dtype", "nn/layer nn/projections nn/layer_inside_torch"),
+    Mutant("layer-registers", LAYER, "part.expand(x.shape[0], -1, -1, -1)",
+           "part", "nn/layer nn/projections nn/layer_inside_torch"),
+    Mutant("layer-norm-of-extra-keys", LAYER, "self._normed(self.k_norm, extra_key)",
+           "extra_key", "nn/layer"),
+    Mutant("layer-scale", LAYER, "scale=self.scale,\n            key_range",
+           "key_range", "nn/layer"),
+    Mutant("layer-hooks-skipped", PROJECTIONS, '        or own["_forward_hooks"]\n',
+           "", "nn/projections"),
+    Mutant("layer-own-forward", PROJECTIONS, '"forward" in own\n        or own',
+           "own", "nn/projections"),
+    Mutant("layer-weight-class", PROJECTIONS, "type(linear.weight) not in _PLAIN_WEIGHTS",
+           "False", "nn/parallel whole/layer_tools"),
+    Mutant("layer-calls", PROJECTIONS, "if len(sources) == 1:",
+           "if False:", "nn/projections nn/layer"),
+    Mutant("layer-causal-word", LAYER_WORDS, "axis.left + axis.right, border",
+           "axis.left, border", "nn/words"),
+    Mutant("ranks-rows", PARALLEL, "part.chunk(ranks)[rank]",
+           "part[rank::ranks]", "nn/parallel"),
+    Mutant("ranks-state", PARALLEL, "_InOrder(order.argsort())",
+           "_InOrder(order)", "nn/parallel"),
+    Mutant("ranks-gradients", PARALLEL, "to_local(grad_placements=(Partial(),))",
+           "to_local()", "nn/parallel"),
     # configurations
     Mutant("config-unknown-keys", GRAMMAR, '{"extra": "forbid",', '{"extra": "ignore",',
            "config/grammar config/mistakes config/init"),

@@ -15,13 +15,15 @@ from nbattn.config.grammar import MaskTable
 from nbattn.program.device import DEVICES
 from nbattn.program.request import DTYPES
 
-LAYER_SOON = {"relative_bias"}  # of the layer alone
+LAYER_ALONE = {"relative_bias", "qk_transform"}  # what no file has
 TABLES = {
     "backends": (synonyms.BACKENDS, families.BACKENDS),
     "dtypes": (synonyms.DTYPES, DTYPES),
+    "layouts": (synonyms.LAYOUTS, ("channels_last", "channels_first")),
+    "inputs of layers": (synonyms.LAYER_INPUTS, ("x", "context", "extra_tokens")),
     "devices": (synonyms.DEVICES, DEVICES),
     "strategies": (synonyms.STRATEGIES, families.STRATEGIES),
-    "layers": (synonyms.LAYER_KEYS, {f.name for f in fields(LayerConfig)} | LAYER_SOON),
+    "layers": (synonyms.LAYER_KEYS, {f.name for f in fields(LayerConfig)} | LAYER_ALONE),
     "plans": (synonyms.PLAN_KEYS, {f.name for f in fields(PlanConfig)}),
     "masks": (synonyms.MASK_KEYS, MaskTable.keys),
     "axes": (synonyms.AXIS_KEYS, {f.name for f in fields(Axis)}),

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 from pydantic import GetCoreSchemaHandler, ValidationInfo, WithJsonSchema
 from pydantic_core import CoreSchema, core_schema
 
+from nbattn import synonyms
 from nbattn.axis import Axis
 from nbattn.backends import families
 from nbattn.errors import InputError, NbattnError
@@ -136,7 +137,9 @@ class LayerConfig:
 
     Args:
         mask: in a file, the name of a mask.
-        The others are as in the layer; a device is given to `build`.
+        dtype: a name; default: torch's.
+        device: as torch names it; default: torch's.
+        The others are as in the layer.
 
     >>> LayerConfig(mask=Mask.neighborhood((7, 7)), dim=64, num_heads=2).num_heads
     2
@@ -152,11 +155,10 @@ class LayerConfig:
     scale: float | None = None
     qk_norm: bool = False
     context_dim: int | None = None
-    layout: Annotated[str, WithJsonSchema({"enum": ["channels_last", "channels_first"]})] = (
-        "channels_last"
-    )
-    dtype: str | None = None
+    layout: Annotated[str, WithJsonSchema({"enum": [*synonyms.LAYOUTS]})] = "channels_last"
     backend: Annotated[str, WithJsonSchema({"enum": [*families.BACKENDS]})] = "auto"
+    device: str | None = None
+    dtype: Annotated[str | None, WithJsonSchema({"enum": [*DTYPES, None]})] = None
 
     def __repr__(self) -> str:
         return _written(self)
@@ -181,18 +183,22 @@ class LayerConfig:
         """
         import torch
 
-        from nbattn.nn import NeighborhoodAttention
+        from nbattn.nn import NeighborhoodAttention, options
 
         arguments = _values(self) | {"mask": self.mask or Mask.full()}
-        del arguments["backend"]
+        for name in ("backend", "layout", "device", "dtype"):  # its device may be elsewhere
+            del arguments[name]
         heads = max(1, self.kv_heads or 1)
         base = {"mask": arguments["mask"], "dim": 1, "num_heads": heads, "head_dim": 1}
         with torch.device("meta"):
             errors = list(_unknown("backend", (self.backend,), families.BACKENDS))
+            errors += _unknown("layout", (self.layout,), tuple(synonyms.LAYOUTS))
+            errors += _unknown("dtype", (self.dtype or DTYPES[0],), DTYPES)
             values = {
                 n: value for n, value in arguments.items() if value is not None and n != "mask"
             }
             errors += _each(NeighborhoodAttention, base, values)
+            errors += _caught("device", lambda: options.factory(self.device, None))
             yield from errors or _caught("", lambda: _built(NeighborhoodAttention, arguments))
 
 

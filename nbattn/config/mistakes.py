@@ -237,6 +237,7 @@ def _key_guess(path: KeyPath, known: Sequence[str]) -> str:
 _OF_VALUES: Mapping[str, synonyms.Synonyms] = {
     "dtype": synonyms.DTYPES,
     "backend": synonyms.BACKENDS,
+    "layout": synonyms.LAYOUTS,
     "require": {**synonyms.STRATEGIES, **synonyms.BACKENDS},
     "forbid": {**synonyms.STRATEGIES, **synonyms.BACKENDS},
 }

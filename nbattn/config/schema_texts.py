@@ -117,10 +117,13 @@ KEYS = {
     ("LayerConfig", "qkv_bias"): Text("Whether the projections to q, k and v have a bias."),
     ("LayerConfig", "proj_drop"): Text("Dropout after the output projection.", (0.1,)),
     ("LayerConfig", "scale"): Text("Factor of the scores; default: head_dim ** -0.5.", (0.125,)),
-    ("LayerConfig", "qk_norm"): Text("Whether queries and keys are normalised per head."),
-    ("LayerConfig", "context_dim"): Text("Channels of the context, if it has its own.", (512,)),
-    ("LayerConfig", "layout"): Text("Where the channels are in tokens.", ("channels_first",)),
-    ("LayerConfig", "dtype"): Text("Of the parameters.", ("bfloat16",)),
+    ("LayerConfig", "qk_norm"): Text("Whether queries and keys are normalised, with gains."),
+    ("LayerConfig", "context_dim"): Text(
+        "Channels of the context, if it has its own; default: one matrix for q, k and v.", (768,)
+    ),
+    ("LayerConfig", "layout"): Text("Where the channels are.", ("channels_first",)),
+    ("LayerConfig", "device"): Text("Device of the weights; default: torch's.", ("cuda",)),
+    ("LayerConfig", "dtype"): Text("Type of the weights; default: torch's.", ("bfloat16",)),
     ("LayerConfig", "backend"): Text(
         'Who computes the attention; "auto": the cheapest.', ("auto",)
     ),

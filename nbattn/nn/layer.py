@@ -15,7 +15,7 @@ from nbattn import arguments, shapes
 from nbattn.errors import BackendError, InputError
 from nbattn.functional import attention, plan
 from nbattn.mask import Mask
-from nbattn.nn import checks, projections, words
+from nbattn.nn import inputs, options, projections, words
 from nbattn.nn.projections import ALL
 from nbattn.planner.plan import Plan
 from nbattn.program.device import DeviceInfo
@@ -98,17 +98,17 @@ class NeighborhoodAttention(nn.Module):
         arguments.check_backend(backend, (), ())
         arguments.check_flags({"qkv_bias": qkv_bias, "qk_norm": qk_norm})
         arguments.check_numbers(scale, None)
-        checks.probability("proj_drop", proj_drop)
-        checks.transform(qk_transform)
-        self.dim = checks.number("dim", dim, 1, 64)
-        self.num_heads = checks.number("num_heads", num_heads, 1, 4)
-        self.kv_heads = checks.kv_heads(self.num_heads, kv_heads)
-        self.head_dim = checks.head_dim(self.dim, self.num_heads, head_dim)
-        own = None if context_dim is None else checks.number("context_dim", context_dim, 1, 64)
+        options.probability("proj_drop", proj_drop)
+        options.transform(qk_transform)
+        self.dim = options.number("dim", dim, 1)
+        self.num_heads = options.number("num_heads", num_heads, 1)
+        self.kv_heads = options.kv_heads(self.num_heads, kv_heads)
+        self.head_dim = options.head_dim(self.dim, self.num_heads, head_dim)
+        own = None if context_dim is None else options.number("context_dim", context_dim, 1)
         self.context_dim = own
         self.mask, self.backend, self.scale = mask, backend, scale
-        self.layout = checks.layout(layout)
-        made = checks.factory(device, dtype)
+        self.layout = options.layout(layout)
+        made = options.factory(device, dtype)
         queries, keys = self.num_heads * self.head_dim, 2 * self.kv_heads * self.head_dim
         if own is None:
             self.qkv = nn.Linear(self.dim, queries + keys, bias=qkv_bias, **made)
@@ -214,11 +214,11 @@ class NeighborhoodAttention(nn.Module):
         keys = queries
         if context_shape is not None:
             keys = self._grid("context_shape", context_shape, self.context_dim or self.dim)
-            checks.same_batch(queries, "context_shape", keys, first="shape")
+            inputs.same_batch(shape, "context_shape", context_shape, first="shape")
         elif self.context_dim is not None:
-            raise checks.no_context(self.context_dim, "plan_for(shape, context_shape)")
-        if checks.number("extra_tokens", extra_tokens, 0, 4):
-            checks.extra_key(self.qk_transform)
+            raise inputs.no_context(self.context_dim, "plan_for(shape, context_shape)")
+        if options.number("extra_tokens", extra_tokens, 0):
+            inputs.extra_key(self.qk_transform)
         weight = self._weight()
         return plan(
             self.mask,
@@ -248,7 +248,10 @@ class NeighborhoodAttention(nn.Module):
         }
         first: Any = self.projections()[0]
         values = {name: getattr(self, name, None) for name in defaults}
-        values |= {"qkv_bias": first.bias is not None, "proj_drop": self.proj_drop.p}
+        values |= {
+            "qkv_bias": getattr(first, "bias", True) is not None,
+            "proj_drop": self.proj_drop.p,
+        }
         values |= {"qk_norm": self.q_norm is not None}
         changed = [f"{n}={values[n]!r}" for n, default in defaults.items() if values[n] != default]
         return ", ".join([f"{self.dim}, {self.num_heads}, {self.mask!r}", *changed])
@@ -300,12 +303,12 @@ class NeighborhoodAttention(nn.Module):
         transform: Any = self.qk_transform
         if transform is None:
             return query.contiguous(), key.contiguous(), extra_key
-        results = checks.pair(transform, self._called(transform, "__call__", query, key))
-        new_query = checks.like("query", results[0], query)
-        new_key = checks.like("key", results[1], key)
+        results = inputs.pair(transform, self._called(transform, "__call__", query, key))
+        new_query = inputs.like("query", results[0], query)
+        new_key = inputs.like("key", results[1], key)
         if extra_key is not None:
             result = self._called(transform, "extra_key", extra_key)
-            extra_key = checks.like("extra key", result, extra_key)
+            extra_key = inputs.like("extra key", result, extra_key)
         return new_query, new_key, extra_key
 
     def _normed(self, norm: nn.Module, tokens: Tensor) -> Tensor:
@@ -343,34 +346,33 @@ class NeighborhoodAttention(nn.Module):
         keys = self.dim if self.context_dim is None else self.context_dim
         if context is not None:
             self._check_input("context", context, keys)
-            checks.same_batch(x.shape, "context", context.shape)
+            inputs.same_batch(x.shape, "context", context.shape)
         elif self.context_dim is not None:
-            raise checks.no_context(keys, "layer(x, context)")
+            raise inputs.no_context(keys, "layer(x, context)")
         if extra_tokens is not None:
             self._check_input("extra_tokens", extra_tokens, keys)
-            checks.same_batch(x.shape, "extra_tokens", extra_tokens.shape)
-            checks.extra_key(self.qk_transform)
+            inputs.same_batch(x.shape, "extra_tokens", extra_tokens.shape)
+            inputs.extra_key(self.qk_transform)
         if self.layout == "channels_last":
             shapes.warn_of_channels_first(x.shape, self.dim)
         if self.is_head_parallel and not projections.is_sharded(self.proj.weight):
-            raise checks.proj_not_sharded()
+            raise inputs.proj_not_sharded()
 
     def _check_input(self, name: str, tokens: Tensor, channels: int) -> None:
         """Checks that an input is a dense tensor of the layer's shape."""
         is_extra = name == "extra_tokens"
         first = self.layout == "channels_first" and not is_extra
         dimensions = 3 if is_extra else self.mask.rank + 2
-        if not checks.fits(tokens, dimensions, 1 if first else -1, channels):
+        if not inputs.fits(tokens, dimensions, 1 if first else -1, channels):
             code = f"NeighborhoodAttention({self.extra_repr()})"
-            checks.tokens(name, tokens, self.mask, channels, first, code)
+            inputs.tokens(name, tokens, self.mask, channels, first, code)
 
     def _grid(self, name: str, shape: Sequence[int], channels: int) -> tuple[int, ...]:
         """Returns batch and space of a shape that `plan_for` gets, as plain integers."""
-        given = checks.is_shape(name, shape)
-        sizes = checks.lengths(name, given)
+        sizes = inputs.sizes_of(name, shape)
         first = self.layout == "channels_first"
         code = f"NeighborhoodAttention({self.extra_repr()})"
-        checks.shape(name, sizes, self.mask, channels, first, code, is_tensor=False)
+        inputs.shape(name, sizes, self.mask, channels, first, code, is_tensor=False)
         return (sizes[0], *sizes[2:]) if first else sizes[:-1]
 
     def _weight(self) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from math import gcd
 from typing import Any
 
@@ -63,52 +62,44 @@ class HeadParallel(ParallelStyle):
         style = ColwiseParallel(input_layouts=self.input_layouts)
         for name, parts in named.items():
             linear: Any = getattr(layer, name)
-            rows = RowOrder([count * layer.head_dim for count in parts], ranks)
+            order = rows_by_rank([count * layer.head_dim for count in parts], ranks)
             with torch.no_grad():
                 for parameter in linear.parameters():
-                    parameter.copy_(rows.by_rank(parameter))
+                    parameter.copy_(_reordered(parameter, order))
             parallelize_module(linear, device_mesh, style, src_data_rank=self.src_data_rank)
-            linear.register_state_dict_post_hook(partial(RowOrder.save, rows))
-            linear.register_load_state_dict_pre_hook(rows.load)
+            linear.register_state_dict_post_hook(_InOrder(order.argsort()))
+            linear.register_load_state_dict_pre_hook(_InOrder(order))
         layer.num_heads, layer.kv_heads = layer.num_heads // ranks, layer.kv_heads // ranks
         layer.is_head_parallel = True
         return layer
 
 
-class RowOrder:
-    """The order of a weight's rows on ranks: for each rank its rows of each part.
+def rows_by_rank(parts: Sequence[int], ranks: int) -> Tensor:
+    """The order of a weight's rows on ranks: for each rank, its rows of each part.
 
     Args:
-        parts: rows of each part of the weight: of q, k and v, or some of them.
+        parts: rows of each part of the weight: of q, k and v, or of some of them.
         ranks: their number, which divides each part.
+
+    >>> rows_by_rank([4, 2, 2], 2).tolist()
+    [0, 1, 4, 6, 2, 3, 5, 7]
     """
+    whole = torch.arange(sum(parts)).split(list(parts))
+    return torch.cat([part.chunk(ranks)[rank] for rank in range(ranks) for part in whole])
 
-    def __init__(self, parts: Sequence[int], ranks: int) -> None:
-        whole = torch.arange(sum(parts)).split(list(parts))
-        self.order = torch.cat([part.chunk(ranks)[rank] for rank in range(ranks) for part in whole])
-        self.inverse = self.order.argsort()
 
-    def by_rank(self, weight: Tensor) -> Tensor:
-        """Rows of the whole weight, rank by rank."""
-        return weight[self.order.to(weight.device)]
+class _InOrder:
+    """A hook that puts the rows of a module's weight and bias in a state dict into an order."""
 
-    def by_part(self, weight: Tensor) -> Tensor:
-        """Rows of the whole weight, part by part."""
-        return weight[self.inverse.to(weight.device)]
+    def __init__(self, order: Tensor) -> None:
+        self.order = order
 
-    def save(self, module: nn.Module, state: dict[str, Any], prefix: str, _: object) -> None:
-        """Puts the rows of a state dict into the order of the parts."""
-        for name in ("weight", "bias"):
-            tensor = state.get(prefix + name)
-            if isinstance(tensor, Tensor):
-                state[prefix + name] = _reordered(tensor, self.inverse)
-
-    def load(self, module: nn.Module, state: dict[str, Any], prefix: str, *_: object) -> None:
-        """Puts the rows of a state dict that is loaded into the order of the ranks."""
-        for name in ("weight", "bias"):
-            tensor = state.get(prefix + name)
-            if isinstance(tensor, Tensor):
-                state[prefix + name] = _reordered(tensor, self.order)
+    def __call__(
+        self, module: nn.Module, state: dict[str, Any], prefix: str, *rest: object
+    ) -> None:
+        for name in (f"{prefix}weight", f"{prefix}bias"):
+            if isinstance(state.get(name), Tensor):
+                state[name] = _reordered(state[name], self.order)
 
 
 def _reordered(tensor: Any, order: Tensor) -> Tensor:
@@ -158,6 +149,11 @@ def _checked(module: nn.Module, mesh: DeviceMesh) -> NeighborhoodAttention:
             f"HeadParallel is on {kind(module)}; the layer has the numbers of heads.",
             projections.SHARDED,
         )
+    if module.is_head_parallel or not all(map(projections.is_plain, module.projections())):
+        raise InputError(
+            "HeadParallel shards the nn.Linear that the layer made; another tool has changed it.",
+            "parallelize_module(layer, mesh, nbattn.nn.HeadParallel()), before any other tool.",
+        )
     ranks = mesh.size()
     if module.kv_heads % ranks:
         most = gcd(module.kv_heads, ranks)
@@ -166,11 +162,5 @@ def _checked(module: nn.Module, mesh: DeviceMesh) -> NeighborhoodAttention:
             f"{ranks} ranks cannot share {module.kv_heads} key heads evenly.",
             f"a mesh of {most} along heads: init_device_mesh({place}, ({ranks // most}, {most}), "
             'mesh_dim_names=("data", "heads"))["heads"].',
-        )
-    if module.is_head_parallel or not all(map(projections.is_plain, module.projections())):
-        made = f"nbattn.NeighborhoodAttention({module.extra_repr()})"
-        raise InputError(
-            "HeadParallel shards the nn.Linear that the layer made, before other tools change it.",
-            f"parallelize_module({made}, mesh, nbattn.nn.HeadParallel()).",
         )
     return module

@@ -13,7 +13,8 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn.modules import module as torch_module
 
 from nbattn.errors import InputError, kind
-from nbattn.nn import checks
+from nbattn.nn import inputs
+from nbattn.symbolic import holds
 
 ALL = slice(None)
 # The name of tokens in messages, the tokens `[B, *space, C]`, and which parts of the rows they need
@@ -65,7 +66,9 @@ def project(
             or another module returned something else than these channels.
     """
     width = sum(heads) * head_dim
-    if is_plain(linear) and linear.out_features == width:
+    if is_plain(linear):
+        if not holds(linear.weight.shape[0] == width):
+            raise _refused(name, f"{linear.weight.shape[0]} channels, not {width}", width)
         return _plainly(linear, heads, head_dim, sources)
     if len(sources) == 1:
         _, tokens, wanted = sources[0]
@@ -98,7 +101,7 @@ def _plainly(
     blocks: Sequence[tuple[Tensor, Tensor | None, int]] = ()
     found: list[Sequence[Tensor]] = []
     for name, tokens, wanted in sources:
-        checks.placement(name, tokens, weight, cast)
+        inputs.placement(name, tokens, weight, cast)
         if wanted == ALL:
             found.append(_parts(linear(tokens), heads, head_dim))
             continue
@@ -132,7 +135,7 @@ def _parts(result: Tensor, heads: Sequence[int], head_dim: int) -> Sequence[Tens
 
 def _checked(name: str, linear: Any, result: object, width: int) -> Tensor:
     """Checks what a module in the place of a linear layer returned."""
-    fits = isinstance(result, Tensor) and result.shape[-1] == width
+    fits = isinstance(result, Tensor) and holds(result.shape[-1] == width)
     if fits and not is_sharded(result):
         return result  # pyright: ignore[reportReturnType]
     if is_sharded(getattr(linear, "weight", None)):
@@ -141,13 +144,15 @@ def _checked(name: str, linear: Any, result: object, width: int) -> Tensor:
             "rows of its own heads of each.",
             SHARDED,
         )
-    found = (
-        f"{result.shape[-1]} channels, not {width}"
-        if isinstance(result, Tensor)
-        else f"{kind(result)}, not a tensor"
-    )
+    is_tensor = isinstance(result, Tensor)
+    found = f"{result.shape[-1]} channels, not {width}" if is_tensor else kind(result)
+    raise _refused(name, found if is_tensor else f"{found}, not a tensor", width)
+
+
+def _refused(name: str, found: str, width: int) -> InputError:
+    """The error for a module that does not map to the channels of all heads."""
     source = "layer.context_dim" if name == "kv" else "layer.dim"
-    raise InputError(
+    return InputError(
         f"layer.{name} returned {found}.", f"layer.{name} = torch.nn.Linear({source}, {width})."
     )
 

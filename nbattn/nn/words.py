@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
-from difflib import get_close_matches
 from functools import partial, wraps
 from types import MappingProxyType
 from typing import Any, NamedTuple, ParamSpec, TypeVar
@@ -13,33 +12,16 @@ from typing import Any, NamedTuple, ParamSpec, TypeVar
 import torch
 from torch import Tensor
 
-from nbattn import mistaken_masks
+from nbattn import mistaken_masks, synonyms
 from nbattn.axis import Axis
 from nbattn.errors import InputError, kind
 from nbattn.mask import Mask
+from nbattn.shapes import as_code
 
 P = ParamSpec("P")
 R = TypeVar("R")
 Given = Mapping[str, Any]
 
-_OF_THE_LAYER = {
-    "dim": "channels d_model embed_dim hidden_dim hidden_size in_channels in_features query_dim",
-    "num_heads": "head heads n_head n_heads nhead nheads num_attention_heads num_query_heads",
-    "kv_heads": "n_kv_heads num_key_heads num_key_value_heads num_kv_heads",
-    "head_dim": "attention_head_dim d_head d_k dim_head head_channels head_size",
-    "qkv_bias": "attention_bias bias use_bias",
-    "proj_drop": "drop_rate proj_dropout projection_dropout resid_drop resid_dropout",
-    "scale": "attention_scale qk_scale scaling sm_scale softmax_scale",
-    "qk_norm": "normalize_qk qk_normalization use_qk_norm",
-    "context_dim": "cross_attention_dim encoder_dim kdim kv_dim vdim",
-    "qk_transform": "pos_embed position_embedding rope rotary rotary_emb",
-    "layout": "data_format memory_format",
-}
-_OF_A_CALL = {
-    "x": "hidden_states input q query src tgt tokens",
-    "context": "encoder_hidden_states k key key_value_states kv memory",
-    "extra_tokens": "cls_token extra register_tokens registers text_tokens",
-}
 _NEIGHBORHOOD = ("kernel_size", "dilation", "stride", "is_causal", "causal")
 _WINDOWS = ("window", "window_size", "local_window", "sliding_window", "attention_window")
 _DROPOUTS = ("dropout", "dropout_p", "attn_drop", "attn_dropout", "attention_dropout")
@@ -139,7 +121,9 @@ def code(name: str, value: Any) -> str:
     """A value as code: its text where that is code, else the name of its argument."""
     if isinstance(value, Code):
         return value
-    plain = (bool, int, float, str, type(None), Mask, Axis, torch.dtype)
+    if isinstance(value, Mask):
+        return as_code(value.axes)
+    plain = (bool, int, float, str, type(None), Axis, torch.dtype)
     parts: Any = value if isinstance(value, (tuple, list)) else (value,)
     return repr(value) if all(isinstance(part, plain) for part in parts) else name
 
@@ -157,7 +141,7 @@ def of_the_layer(name: str, value: Any, given: Given, names: Collection[str]) ->
         return Answer(why, _new(given, "proj_drop", value) if value else {})
     if name == "batch_first":
         return Answer("the batch always comes first")
-    return _renamed(name, value, given, _OF_THE_LAYER, names)
+    return _renamed(name, value, given, synonyms.LAYER_KEYS, names)
 
 
 def of_a_call(name: str, value: Any, given: Given, names: Collection[str], *, layer: Any) -> Answer:
@@ -169,21 +153,20 @@ def of_a_call(name: str, value: Any, given: Given, names: Collection[str], *, la
     if name in _WEIGHTS:
         return Answer("attention stores no weights that it could return")
     if name in ("is_causal", "causal"):
-        before = f"layer.mask = {_causal(layer.mask)!r}; " if value else ""
+        before = f"layer.mask = {code('mask', _causal(layer.mask))}; " if value else ""
         return Answer("the layer's mask says what is causal", before=before)
-    return _renamed(name, value, given, _OF_A_CALL, names)
+    return _renamed(name, value, given, synonyms.LAYER_INPUTS, names)
 
 
 def _renamed(
-    name: str, value: Any, given: Given, synonyms: Mapping[str, str], names: Collection[str]
+    name: str, value: Any, given: Given, table: synonyms.Synonyms, names: Collection[str]
 ) -> Answer:
     """The legal name of the same or a similar word; else the argument is left out."""
-    meant = [own for own, others in synonyms.items() if name.lower() in others.split()]
-    meant += get_close_matches(name, names, 1, 0.7)
+    meant = synonyms.meant(name, names, table)
     if not meant:
         return Answer(f"it has {', '.join(names)}")
     tensor = Code(name) if code(name, value) == name else value
-    return Answer(f"here it is {meant[0]}", _new(given, meant[0], tensor))
+    return Answer(f"here it is {meant}", _new(given, meant, tensor))
 
 
 def _new(given: Given, name: str, value: Any) -> Given:
@@ -247,13 +230,13 @@ def _padding(given: Given, real: str) -> Given:
 def _mask_in_a_call(name: str, value: Any, given: Given, mask: Mask) -> Answer:
     """A mask where there is none: the layer has one; a mask of padding is a range of keys."""
     if isinstance(value, Mask):
-        return Answer("the layer has one already", before=f"layer.mask = {value!r}; ")
+        return Answer("the layer has one already", before=f"layer.mask = {code('mask', value)}; ")
     x = given.get("x")
     if isinstance(value, Tensor) and isinstance(x, Tensor) and value.shape == x.shape[:-1]:
         return Answer("padding is a range of keys", _padding(given, f"{name}.bool()"))
-    found = mistaken_masks.found(value) if mask.rank == 1 else None
+    found = mistaken_masks.found(value) if mask.rank == 1 and hasattr(value, "shape") else None
     if found is not None:
-        return Answer("a mask belongs to the layer", before=f"layer.mask = {found!r}; ")
+        return Answer("the layer has a mask", before=f"layer.mask = {code('mask', found)}; ")
     what = "" if value is None else f", and {kind(value)} cannot take its place"
     return Answer(f"the layer's mask is {mask!r}{what}")
 

@@ -160,9 +160,9 @@ every field of a layer by itself, on a broken mask too
     backend = "tile"
 masks.video: a mask has 1 to 3 axes, not 0; fix: full = { rank = 1 }.
 layers.block.backend: "tile" is not known; legal: "auto", "reference", "sdpa", "tiled", "flash", "flash-model", "cuda", "native", "flex", "natten"; "flash" and "flash-model" also with :aten, :fa2, :fa3, :fa4. Did you mean "tiled"?
-layers.block.dim: dim=-1 is below 1; fix: dim = 64.
-layers.block.num_heads: num_heads=0 is below 1; fix: num_heads = 4.
-layers.block.proj_drop: proj_drop=3.0 is not a probability; fix: proj_drop = 0.1.
+layers.block.dim: dim=-1 is below 1; fix: dim = 1.
+layers.block.num_heads: num_heads=0 is below 1; fix: num_heads = 1.
+layers.block.proj_drop: proj_drop=3.0 is not a probability; fix: proj_drop = 0.0.
 
 fields of a layer that do not fit one another
     toml
@@ -300,7 +300,7 @@ layer without its sizes
     kv_head = 2
 layers.block.dim: is missing; legal: the channels, a whole number.
 layers.block.num_heads: is missing; legal: a whole number.
-layers.block.kv_head: unknown key; legal: mask, dim, num_heads, kv_heads, head_dim, qkv_bias, proj_drop, scale, qk_norm, context_dim, layout, dtype, backend. Did you mean kv_heads?
+layers.block.kv_head: unknown key; legal: mask, dim, num_heads, kv_heads, head_dim, qkv_bias, proj_drop, scale, qk_norm, context_dim, layout, backend, device, dtype. Did you mean kv_heads?
 
 plan without a shape
     toml

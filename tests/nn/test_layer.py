@@ -12,11 +12,12 @@ import pytest
 import torch
 from dense_attention import inside
 from oracle import natten_matrix
-from small_layers import CASES, LINE, PLANE, Recorder, State, build, case, random
+from small_layers import CASES, CROSS, LINE, PLANE, Recorder, State, build, case, random
 from torch import Tensor, nn
 
 import nbattn
 from nbattn import Mask, NeighborhoodAttention, execute
+from nbattn.backends.inputs import layout_of
 from nbattn.planner import planner
 
 pytestmark = [  # what torch's own compiler warns of
@@ -106,24 +107,39 @@ def seen_by_attention(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("space", [(6,), (4, 5), (2, 3, 4)])
-def test_one_projection_makes_query_key_and_value_for_any_input(
+def test_self_attention_takes_views_of_one_result(
     space: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = seen_by_attention(monkeypatch)
     layer = build(Mask.full(len(space)), kv_heads=2)
+    channels_first = random(2, 12, *space).movedim(1, -1)
+    sliced = random(2, *space, 24)[..., ::2]
     for x in (
         random(2, *space, 12),
-        random(2, 12, *space).movedim(1, -1),
-        random(2, *space, 24)[..., ::2],
+        channels_first,
+        sliced,
         random(1, *space, 12).expand(2, *[-1] * (len(space) + 1)),
     ):
         layer(x, extra_tokens=random(2, 12, 3).mT)
-        packed = [calls[-1][name] for name in ("query", "key", "value")]
-        assert len({t.untyped_storage().data_ptr() for t in packed}) == 1
-        assert all(calls[-1][name].is_contiguous() for name in ("extra_key", "extra_value"))
-        layer(x, x.clone())
-        apart = [calls[-1][name] for name in ("query", "key", "value")]
-        assert all(t.is_contiguous() for t in apart)
+        parts = [calls[-1][name] for name in ("query", "key", "value")]
+        assert len({t.untyped_storage().data_ptr() for t in parts}) == 1
+        assert layout_of(*parts) == "packed"
+        extras = [calls[-1][name] for name in ("extra_key", "extra_value")]
+        assert all(t.is_contiguous() for t in extras)
+
+
+def test_query_key_and_value_are_contiguous_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = seen_by_attention(monkeypatch)
+    x, context = random(2, 5, 12), random(2, 6, 12)
+    options = {"norm": {"qk_norm": True}, "transform": {"qk_transform": Recorder()}}
+    for given in ({}, *options.values(), {"context_dim": 12}):
+        layer = build(Mask.full(), kv_heads=2, **given)
+        for tokens in ((x, context), (x,)):
+            if len(tokens) == 2 or given not in ({}, {"context_dim": 12}):
+                layer(*tokens)
+                parts = (calls[-1][name] for name in ("query", "key", "value"))
+                assert all(t.is_contiguous() for t in parts)
+    assert len(calls) == 6
 
 
 class Doubled(nn.Module):
@@ -143,10 +159,10 @@ def test_hooks_and_parametrisations_see_one_call_of_the_projection() -> None:
     nn.utils.parametrize.register_parametrization(layer.qkv, "weight", Doubled())
     doubled, seen = layer.qkv.parametrizations.weight[0], []
     doubled.times = 0
-    layer.qkv.register_forward_hook(lambda module, given, result: seen.append(len(result)))
+    layer.qkv.register_forward_hook(lambda module, given, result: seen.append(result.shape))
     found = layer(*tokens, **named)
     torch.testing.assert_close(found, by_hand(state, matrix, 4, 2, *tokens, **named))
-    assert (doubled.times, seen) == (1, [2])  # all tokens side by side, in a batch of 2
+    assert (doubled.times, seen) == (1, [(2, 4 * 5 + 3 * 7 + 3, 24)])  # all tokens side by side
 
 
 def test_natten_weights_load_unchanged() -> None:
@@ -212,11 +228,9 @@ def test_a_transform_changes_queries_keys_and_extra_keys_and_no_value() -> None:
     torch.testing.assert_close(
         layer(*tokens, **grid), by_hand(state, matrix, 4, 2, *tokens, **grid)
     )
-    x, context = tokens
-    query = layer.qkv(x)[..., :12].unflatten(-1, (4, 3))
-    key, value = (layer.qkv(context)[..., 12:]).unflatten(-1, (4, 3)).split(2, -2)
-    extra = layer.qkv(named["extra_tokens"])[..., 12:].unflatten(-1, (4, 3))
-    extra_key, extra_value = extra.split(2, -2)
+    parts = [layer.qkv(t).unflatten(-1, (8, 3)) for t in (*tokens, named["extra_tokens"])]
+    query, key, value = parts[0][..., :4, :], parts[1][..., 4:6, :], parts[1][..., 6:, :]
+    extra_key, extra_value = parts[2][..., 4:6, :], parts[2][..., 6:, :]
     out = nbattn.attention(
         2 * query, -key, value, layer.mask, key_range=named["key_range"],
         extra_key=3 * extra_key, extra_value=extra_value, backend="reference",
@@ -235,6 +249,137 @@ def test_results_of_a_transform_get_the_dtype_and_layout_of_the_layer(
     for name in ("query", "key", "extra_key"):
         assert calls[0][name].dtype == torch.bfloat16
         assert calls[0][name].is_contiguous()
+
+
+@pytest.fixture
+def plans(monkeypatch: pytest.MonkeyPatch) -> list[nbattn.Plan]:
+    """The plans that calls look up."""
+    found: list[nbattn.Plan] = []
+    planned = execute.planner.planned_to_run
+
+    def spy(*arguments: Any) -> nbattn.Plan:
+        found.append(planned(*arguments))
+        return found[-1]
+
+    monkeypatch.setattr(execute.planner, "planned_to_run", spy)
+    planner.KNOWN_CALLS.clear()
+    return found
+
+
+# Options.
+
+
+def by_parts(layer: Any, x: Tensor, context: Tensor, extra: Tensor | None = None) -> Tensor:
+    """The layer by attention with a scale, from its own matrices, with norms by their formula."""
+    dim, heads = layer.head_dim, (layer.num_heads, layer.kv_heads, layer.kv_heads)
+    if layer.context_dim is None:
+        weights, biases = (t.split([n * dim for n in heads]) for t in layer.qkv.parameters())
+    else:
+        keys = [t.chunk(2) for t in layer.kv.parameters()]
+        weights, biases = ((t, *k) for t, k in zip(layer.q.parameters(), keys, strict=True))
+
+    def heads_of(part: int, tokens: Tensor) -> Tensor:
+        found = (tokens @ weights[part].T + biases[part]).unflatten(-1, (-1, dim))
+        if layer.q_norm is None or part == 2:
+            return found
+        gain = (layer.q_norm, layer.k_norm)[part].weight
+        return gain * found / (found.square().mean(-1, keepdim=True) + 1e-6).sqrt()
+
+    query, key, value = heads_of(0, x), heads_of(1, context), heads_of(2, context)
+    extras: dict[str, Any] = {}
+    if extra is not None:
+        extra = extra.expand(len(x), -1, -1)
+        extras = {"extra_key": heads_of(1, extra), "extra_value": heads_of(2, extra)}
+    out = nbattn.attention(
+        query, key, value, layer.mask, scale=layer.scale, backend="reference", **extras
+    )
+    return layer.proj(out.flatten(-2))
+
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "scale": {"scale": 0.3},
+    "a scale of zero": {"scale": 0},
+    "norm": {"qk_norm": True},
+    "own context": {"context_dim": 7},
+    "everything": {"scale": -0.3, "qk_norm": True, "context_dim": 5, "kv_heads": 2, "head_dim": 5},
+}
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize("layout", ["channels_last", "channels_first"])
+def test_options(name: str, layout: str, plans: list[nbattn.Plan]) -> None:
+    layer = build(CROSS, layout=layout, **OPTIONS[name])
+    channels = layer.context_dim or 12
+    x, context, registers = random(2, 4, 5, 12), random(2, 3, 7, channels), random(1, 3, channels)
+    wanted = by_parts(layer, x, context, registers)
+    tokens = [x, context]
+    if layout == "channels_first":
+        tokens = [t.movedim(-1, 1).contiguous() for t in tokens]
+        wanted = wanted.movedim(-1, 1)
+    found = layer(*tokens, extra_tokens=registers)
+    torch.testing.assert_close(found, wanted, rtol=1e-11, atol=1e-11)
+    shapes = [t.shape for t in tokens]
+    assert plans[-1] == layer.plan_for(*shapes, extra_tokens=3)
+    if layer.context_dim is None:
+        square = build(PLANE, layout=layout, **OPTIONS[name])
+        wanted = by_parts(square, x, x)
+        square(tokens[0])
+        assert plans[-1] == square.plan_for(shapes[0])
+        given = wanted.movedim(-1, 1) if layout == "channels_first" else wanted
+        torch.testing.assert_close(square(tokens[0]), given, rtol=1e-11, atol=1e-11)
+
+
+def test_one_token_is_planned_as_it_runs(plans: list[nbattn.Plan]) -> None:
+    """Parts of one row are contiguous tensors."""
+    layer = build(LINE)
+    for batch, length in ((1, 1), (2, 1), (1, 2), (0, 3)):
+        layer(random(batch, length, 12))
+        assert plans[-1] == layer.plan_for((batch, length, 12))
+
+
+def test_registers_get_the_gradients_of_the_whole_batch() -> None:
+    layer, x = build(PLANE), random(2, 4, 5, 12)
+    one, each = random(1, 3, 12), random(1, 3, 12).repeat(2, 1, 1)
+    one.requires_grad_()
+    each.requires_grad_()
+    found, wanted = layer(x, extra_tokens=one), layer(x, extra_tokens=each)
+    torch.testing.assert_close(found, wanted)
+    upward = random(*found.shape, seed=3)
+    (grad,) = torch.autograd.grad(found, one, upward)
+    (grads,) = torch.autograd.grad(wanted, each, upward)
+    torch.testing.assert_close(grad, grads.sum(0, keepdim=True))
+
+
+def test_channels_first_copies_nothing() -> None:
+    layer, image = build(PLANE, layout="channels_first"), random(2, 12, 4, 5)
+    out = layer(image)
+    assert out.shape == image.shape
+    assert out.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_state_of_the_options() -> None:
+    assert list(build(qk_norm=True).state_dict())[2:4] == ["q_norm.weight", "k_norm.weight"]
+    names = list(build(context_dim=5, qkv_bias=False).state_dict())
+    assert names == ["q.weight", "kv.weight", "proj.weight", "proj.bias"]
+
+
+def test_device_and_dtype_are_those_of_the_parameters() -> None:
+    layer = NeighborhoodAttention(
+        12, 4, LINE, qk_norm=True, context_dim=5, device="meta", dtype=torch.bfloat16
+    )
+    assert {p.device.type for p in layer.parameters()} == {"meta"}
+    assert {p.dtype for p in layer.parameters()} == {torch.bfloat16}
+    named = NeighborhoodAttention(12, 4, LINE, dtype="float64", device=torch.device("cpu"))
+    assert {p.dtype for p in named.parameters()} == {torch.float64}
+
+
+def test_norms_train_under_autocast_in_the_dtype_of_their_gains() -> None:
+    layer = build(PLANE, qk_norm=True).float()
+    with torch.autocast("cpu", torch.bfloat16):
+        out = layer(random(2, 4, 5, 12, dtype=torch.float32))
+    out.float().sum().backward()
+    assert out.dtype == torch.bfloat16
+    assert layer.q_norm.weight.grad.dtype == torch.float32
 
 
 # State.
@@ -283,24 +428,12 @@ def test_repr_shows_the_constructor() -> None:
     )
     layer = build(LINE, 12, 4, kv_heads=2, head_dim=5, backend="tiled")
     assert layer.extra_repr() == "12, 4, Mask(Axis(3, 1)), kv_heads=2, head_dim=5, backend='tiled'"
+    options = {"scale": 0.5, "qk_norm": True, "context_dim": 5, "layout": "channels_first"}
+    shown = ", ".join(f"{name}={value!r}" for name, value in options.items())
+    assert build(LINE, 12, 4, **options).extra_repr() == f"12, 4, Mask(Axis(3, 1)), {shown}"
 
 
 # Plans.
-
-
-@pytest.fixture
-def plans(monkeypatch: pytest.MonkeyPatch) -> list[nbattn.Plan]:
-    """The plans that calls look up."""
-    found: list[nbattn.Plan] = []
-    planned = execute.planner.planned_to_run
-
-    def spy(*arguments: Any) -> nbattn.Plan:
-        found.append(planned(*arguments))
-        return found[-1]
-
-    monkeypatch.setattr(execute.planner, "planned_to_run", spy)
-    planner.KNOWN_CALLS.clear()
-    return found
 
 
 @pytest.mark.parametrize("name", [n for n in CASES if n != "reference"])
@@ -318,8 +451,7 @@ def test_plan_for_is_the_plan_that_forward_and_backward_use(
     (made,) = plans  # the backward has the forward's
     assert made == layer.plan_for(*shapes, **facts)
     assert plans[0].request.training
-    is_packed = len(tokens) == 1 and layer.qk_transform is None
-    assert plans[0].request.layout == ("packed" if is_packed else "contiguous")
+    assert plans[0].request.layout == ("packed" if len(tokens) == 1 else "contiguous")
     with torch.no_grad():
         layer(*tokens, **named)
         assert plans[-1] == layer.plan_for(*shapes, **facts)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import copy
-import multiprocessing
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing
+import two_processes
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
@@ -100,9 +99,7 @@ def times(policy: MixedPrecisionPolicy) -> int:
     return round(whole(plain.weight.grad).item())
 
 
-def work(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=2)
+def work(rank: int) -> None:
     torch.manual_seed(0)
     alone, tensors = Model(), data()
     mine = [t[2 * rank : 2 * rank + 2] for t in tensors]
@@ -130,12 +127,7 @@ def work(rank: int, folder: str) -> None:
     assert all(torch.equal(t, alone.state_dict()[name]) for name, t in state.items())
     plan = shards[1].first.plan_for(mine[0].shape, extra_tokens=3)  # pyright: ignore
     assert plan == alone.first.plan_for(mine[0].shape, extra_tokens=3)
-    dist.destroy_process_group()
 
 
 def test_two_processes_give_the_gradients_of_one(tmp_path: Path) -> None:
-    """They are forks of one process that has loaded what takes seconds."""
-    multiprocessing.set_forkserver_preload(["torch.distributed.fsdp", "nbattn.nn"])
-    torch.multiprocessing.start_processes(
-        work, (str(tmp_path),), nprocs=2, start_method="forkserver"
-    )
+    two_processes.run(work, tmp_path)

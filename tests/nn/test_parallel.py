@@ -1,75 +1,195 @@
-"""Tests of tensor parallelism: two processes give the results and gradients of one."""
+"""Tests of tensor parallelism: two processes with half of the heads each are one with all."""
 
 from __future__ import annotations
 
-from datetime import timedelta
+import copy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
-from torch import multiprocessing, nn
-
-import nbattn
-from nbattn import Mask, NeighborhoodAttention
-from nbattn.nn.parallel import RowOrder
-
-CASES = (
-    {"kv_heads": 2},
-    {"qk_norm": True},
-    {"context_dim": 6, "kv_heads": 2},
+import two_processes
+from small_layers import CROSS, PLANE, build, random
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    set_model_state_dict,
+)
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, Replicate
+from torch.distributed.tensor.parallel import (
+    ColwiseParallel,
+    RowwiseParallel,
+    parallelize_module,
 )
 
+from nbattn import InputError, Mask
+from nbattn.nn import HeadParallel
+from nbattn.nn.parallel import rows_by_rank
 
-def one_rank(rank: int, path: str) -> None:
-    """Compares the sharded layer with the whole one."""
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.tensor.parallel import RowwiseParallel, parallelize_module
+HEADS = {"qkv": (24, 12, 12), "q": (24,), "kv": (12, 12)}  # rows of each part
 
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo", init_method=f"file://{path}", rank=rank, world_size=2, timeout=timedelta(seconds=60)
-    )
+
+class Gain(nn.Module):
+    """A transform with a parameter that all heads share."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(random(6))
+
+    def forward(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+        return query * self.gain, key * self.gain
+
+    def extra_key(self, key: Tensor) -> Tensor:
+        return key * self.gain
+
+
+class Net(nn.Module):
+    """A layer inside of a model."""
+
+    def __init__(self, mask: Mask, **options: Any) -> None:
+        super().__init__()
+        self.attn = build(mask, kv_heads=2, head_dim=6, **options)
+
+    def forward(self, x: Tensor, *more: Tensor, **named: Tensor) -> Tensor:
+        return x + self.attn(x, *more, **named)
+
+
+X, CONTEXT, WORDS = random(2, 4, 5, 12), random(2, 3, 7, 12, seed=1), random(2, 3, 7, 7, seed=2)
+REGISTERS = random(1, 3, 12, seed=3)
+CASES: dict[str, tuple[Net, tuple[Tensor, ...], dict[str, Tensor]]] = {
+    "self": (Net(PLANE), (X,), {}),
+    "norm": (Net(PLANE, qk_norm=True), (X,), {"extra_tokens": REGISTERS}),
+    "transform": (Net(CROSS, qk_transform=Gain()), (X, CONTEXT), {"extra_tokens": REGISTERS}),
+    "words": (
+        Net(CROSS, context_dim=7, qk_norm=True, qkv_bias=False),
+        (X, WORDS),
+        {"extra_tokens": random(2, 3, 7)},
+    ),
+}
+
+
+def whole(tensor: Any) -> Tensor:
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def sharded(net: nn.Module, mesh: Any) -> Any:
+    plan = {"attn": HeadParallel(), "attn.proj": RowwiseParallel()}
+    return parallelize_module(copy.deepcopy(net), mesh, plan)
+
+
+def results(net: nn.Module, given: tuple[Tensor, ...], named: dict[str, Tensor]) -> list[Tensor]:
+    """The output and the gradients of inputs and parameters, in the order of a state dict."""
+    given = tuple(t.clone().requires_grad_() for t in given)
+    out = net(*given, **named)
+    (out * random(*out.shape, seed=9)).sum().backward()
+    found = [out.detach(), *(t.grad for t in given)]
+    for name, parameter in net.named_parameters():
+        grad, kind = whole(parameter.grad), name.split(".")[1]
+        if isinstance(parameter, DTensor) and kind in HEADS:
+            grad = grad[rows_by_rank(HEADS[kind], 2).argsort()]
+        found.append(grad)
+    return found
+
+
+def compare(net: Net, given: tuple[Tensor, ...], named: dict[str, Tensor], mesh: Any) -> None:
+    parallel = sharded(net, mesh)
+    assert (parallel.attn.num_heads, parallel.attn.kv_heads) == (2, 1)
+    assert parallel.attn.proj.weight.to_local().shape == (12, 12)
+    for found, wanted in zip(
+        results(parallel, given, named), results(net, given, named), strict=True
+    ):
+        assert wanted.any()
+        torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-11)
+
+
+def states(net: Net, given: tuple[Tensor, ...], named: dict[str, Tensor], mesh: Any) -> None:
+    """A state dict has the rows of one process, and fills a model on ranks, or without memory."""
+    parallel, wanted = sharded(net, mesh), net(*given, **named)
+    state = parallel.state_dict()
+    assert list(state) == list(net.state_dict())
+    assert all(torch.equal(whole(state[name]), t) for name, t in net.state_dict().items())
+    options = StateDictOptions(full_state_dict=True)
+    full = get_model_state_dict(parallel, options=options)
+    empty, filled = sharded(copy.deepcopy(net).to("meta"), mesh), sharded(net, mesh)
+    empty.to_empty(device="cpu")
+    with torch.no_grad():
+        for parameter in (*empty.parameters(), *filled.parameters()):
+            parameter.zero_()
+    empty.load_state_dict(state)
+    set_model_state_dict(filled, full, options=options)
+    for model in (empty, filled):
+        torch.testing.assert_close(model(*given, **named), wanted)
+
+
+def refusals(mesh: Any) -> None:
+    net, hint = CASES["self"][0], r'\{"attn": nbattn.nn.HeadParallel\(\), "attn.proj"'
+    for style in (ColwiseParallel(), ColwiseParallel(use_local_output=False)):
+        cut = parallelize_module(copy.deepcopy(net), mesh, {"attn.qkv": style})
+        with pytest.raises(InputError, match=f"cuts q from k and v(?s:.*){hint}"):
+            cut(X)
+    without = parallelize_module(copy.deepcopy(net), mesh, {"attn": HeadParallel()})
+    with pytest.raises(InputError, match=r"layer\.proj is whole"):
+        without(X)
+    with pytest.raises(InputError, match=f"HeadParallel is on a Linear(?s:.*){hint}"):
+        parallelize_module(copy.deepcopy(net), mesh, {"attn.qkv": HeadParallel()})
+    with pytest.raises(InputError, match="2 ranks cannot share 3 key heads evenly"):
+        parallelize_module(build(PLANE, heads=3), mesh, HeadParallel())
+    with pytest.raises(InputError, match="another tool has changed it"):
+        parallelize_module(without.attn, mesh, HeadParallel())
+
+
+def on_a_sharded_model(net: Net) -> None:
+    """FSDP of what is sharded by heads already."""
+    mesh = init_device_mesh("cpu", (1, 2), mesh_dim_names=("data", "heads"))
+    parallel = fully_shard(sharded(net, mesh["heads"]), mesh=mesh["data"])
+    found, wanted = parallel(X), net(X)
+    torch.testing.assert_close(found, wanted)
+    found.square().sum().backward()
+    net.zero_grad()
+    wanted.square().sum().backward()
+    for name in ("q_norm", "k_norm"):
+        one, other = getattr(parallel.attn, name).weight.grad, getattr(net.attn, name).weight.grad
+        torch.testing.assert_close(whole(one), other)
+    assert torch.equal(whole(parallel.state_dict()["attn.qkv.weight"]), net.attn.qkv.weight)
+
+
+def work(rank: int) -> None:
     mesh = init_device_mesh("cpu", (2,))
-    style = {"0": nbattn.nn.HeadParallel(), "0.proj": RowwiseParallel()}
-    for named in CASES:
-        models = []
-        for _ in range(2):
-            torch.manual_seed(0)
-            layer = NeighborhoodAttention(16, 4, Mask.full(), **named).double()  # pyright: ignore
-            models.append(nn.Sequential(layer))
-        whole, sharded = models
-        parallelize_module(sharded, mesh, style)
-        x = torch.randn(2, 5, 16, dtype=torch.float64)
-        context = torch.randn(2, 7, named.get("context_dim", 16), dtype=torch.float64)
-        for given in ((x,), (x, context)) if "context_dim" not in named else ((x, context),):
-            inputs = [[t.clone().requires_grad_() for t in given] for _ in models]
-            results = [m[0](*own) for m, own in zip(models, inputs, strict=True)]
-            torch.testing.assert_close(*results)
-            for model, result in zip(models, results, strict=True):
-                model.zero_grad()
-                result.square().sum().backward()
-                torch.optim.SGD(model.parameters(), 1e-3).step()  # its gradients, in the state
-            for grads in zip(*([t.grad for t in own] for own in inputs), strict=True):
-                torch.testing.assert_close(*grads)
-            state = sharded.state_dict()
-            for name, tensor in whole.state_dict().items():
-                found = state[name]
-                found = found.full_tensor() if hasattr(found, "full_tensor") else found
-                torch.testing.assert_close(found, tensor)
-    dist.destroy_process_group()
+    for case in CASES.values():
+        compare(*case, mesh)
+    for name in ("self", "words"):
+        states(*CASES[name], mesh)
+    refusals(mesh)
+    on_a_sharded_model(CASES["norm"][0])
+    net = CASES["self"][0]
+    shared = DTensor.from_local(X, mesh, [Replicate()])
+    torch.testing.assert_close(sharded(net, mesh).attn(shared), net.attn(X))
+    plan = sharded(net, mesh).attn.plan_for(X.shape).request
+    assert (plan.heads, plan.kv_heads) == (2, 1)
 
 
-def test_two_processes_equal_one(tmp_path: Path) -> None:
-    multiprocessing.spawn(one_rank, (str(tmp_path / "meeting"),), nprocs=2)
+@pytest.mark.skipif(not dist.is_gloo_available(), reason="torch without gloo")
+def test_two_processes_are_one(tmp_path: Path) -> None:
+    two_processes.run(work, tmp_path)
 
 
-def test_rows_return_to_their_order() -> None:
-    rows, weight = RowOrder([4, 2, 2], 2), torch.arange(8)
-    assert rows.by_rank(weight).tolist() == [0, 1, 4, 6, 2, 3, 5, 7]
-    assert torch.equal(rows.by_part(rows.by_rank(weight)), weight)
+def test_the_style_shows_its_arguments() -> None:
+    assert repr(HeadParallel(input_layouts=Replicate())) == "HeadParallel(input_layouts=R)"
 
 
-def test_only_the_layer_is_sharded() -> None:
-    with pytest.raises(nbattn.InputError, match="HeadParallel is on a Linear"):
-        nbattn.nn.HeadParallel()._apply(nn.Linear(2, 2), None)  # pyright: ignore
+@pytest.mark.parametrize("ranks", [1, 2, 3, 6])
+def test_every_rank_has_the_rows_of_its_heads(ranks: int) -> None:
+    """Heads of two rows: 12 of q, 6 of k, 6 of v."""
+    names = [f"{part}{row // 2}" for part, rows in (("q", 24), ("k", 12), ("v", 12))
+             for row in range(rows)]  # fmt: skip
+    chunks = rows_by_rank([24, 12, 12], ranks).chunk(ranks)
+    for rank, chunk in enumerate(chunks):
+        keys = range(6 * rank // ranks, 6 * (rank + 1) // ranks)
+        queries = range(2 * keys.start, 2 * keys.stop)
+        wanted = [f"q{n}" for n in queries] + [f"{part}{n}" for part in "kv" for n in keys]
+        assert [names[row] for row in chunk[::2]] == wanted
+        assert [names[row] for row in chunk[1::2]] == wanted

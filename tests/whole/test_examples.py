@@ -221,7 +221,7 @@ def test_a_stream_holds_no_more_than_its_cache() -> None:
         stream.start(text[:, :11])
         for n in range(11, 40):
             stream.step(text[:, n : n + 1])
-        _, key, *_ = layer.qkv(text, None, None)
+        key = layer.qkv(text)[..., 8:16].unflatten(-1, (2, 4))
     sinks, window = stream.parts
     assert (sinks.key.shape[1], window.key.shape[1]) == (2, 5)
     torch.testing.assert_close(sinks.key, key[:, :2])

@@ -50,6 +50,7 @@ TESTED_IN = {
     "kernels/store": "kernels/test_cubins",
     "kernels/variant": "kernels/test_nvrtc",
     "mask_symbols": "test_draw",
+    "nn/options": "nn/test_inputs",
     "mistaken_masks": "whole/test_fixes",
     "program/__init__": "test_lazy",
     "program/band_pieces": "backends/flash/test_candidates",

@@ -1,136 +1,19 @@
-"""Checks of the layer's arguments and inputs; every error has both numbers and code that mends
-it.
-"""
+"""Checks of what the layer is called with; a fix has the shapes at hand."""
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from math import isqrt, prod
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from nbattn.axis import nearest, whole
+from nbattn.axis import MAX_RANK, nearest, whole
 from nbattn.errors import InputError, MaskError, counted, kind
-from nbattn.mask import MAX_RANK, Mask
-from nbattn.program.request import DTYPES
+from nbattn.mask import Mask
+from nbattn.shapes import as_code
 from nbattn.symbolic import holds
-
-LAYOUTS = ("channels_last", "channels_first")
-
-
-# Arguments of the constructor.
-
-
-def number(name: str, value: int, low: int, example: int) -> int:
-    """Returns a whole number of at least `low`; a message names what the value probably means, or
-    the example.
-    """
-    try:
-        return whole(name, value, low)
-    except MaskError as error:
-        problem = error.problem
-    meant: Any = value
-    try:
-        meant = example if isinstance(value, bool) else int(meant)
-    except (TypeError, ValueError, OverflowError):
-        meant = example
-    fitting = low <= meant < 2**31
-    raise InputError(problem, f"{name}={meant if fitting else example}.") from None
-
-
-def kv_heads(heads: int, argument: int | None) -> int:
-    """Returns the number of key heads, which divides that of the query heads."""
-    count = heads if argument is None else number("kv_heads", argument, 1, heads)
-    if heads % count:
-        near = max(n for n in range(1, min(count, heads) + 1) if heads % n == 0)
-        raise InputError(
-            f"num_heads={heads} is no multiple of kv_heads={count}.",
-            f"kv_heads={near}: query head h uses key head h // {heads // near}.",
-        )
-    return count
-
-
-def head_dim(dim: int, heads: int, argument: int | None) -> int:
-    """Returns the channels of a head."""
-    if argument is not None:
-        return number("head_dim", argument, 1, max(1, dim // heads))
-    if dim % heads:
-        near = max(n for n in range(1, heads + 1) if dim % n == 0)
-        raise InputError(
-            f"dim={dim} is no multiple of num_heads={heads}.",
-            f"num_heads={near}, or head_dim={max(1, dim // heads)}.",
-        )
-    return dim // heads
-
-
-def probability(name: str, value: float) -> None:
-    """Checks a number between 0 and 1."""
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if is_number and 0 <= value <= 1:
-        return
-    try:
-        meant = 0.0 if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError):
-        meant = -1.0
-    what = "is not a probability" if is_number else f"is {kind(value)}, not a number"
-    shown = f"{value}" if is_number else f"{value!r}"
-    raise InputError(f"{name}={shown} {what}.", f"{name}={meant if 0 <= meant <= 1 else 0.1}.")
-
-
-def transform(module: object) -> None:
-    """Checks that a qk_transform is a Module."""
-    if module is None or isinstance(module, nn.Module):
-        return
-    problem = f"qk_transform is {kind(module)}, not a torch.nn.Module."
-    name = getattr(module, "__name__", "rotate")
-    if isinstance(module, type) and issubclass(module, nn.Module):
-        needed = [
-            p.name
-            for p in inspect.signature(module).parameters.values()
-            if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
-        ]
-        raise InputError(problem, f"qk_transform={name}({', '.join(needed)}).")
-    raise InputError(
-        f"{problem} Its forward(query, key) returns both.",
-        f"class Transform(torch.nn.Module): forward = staticmethod({name})\n"
-        "         qk_transform=Transform().",
-    )
-
-
-def layout(name: str) -> str:
-    """Checks the place of the channels."""
-    if name not in LAYOUTS:
-        first = str(name).lower().replace("-", "_") in ("nchw", "nchwd", "bchw", "first", "ncl")
-        first = first or "first" in str(name).lower()
-        raise InputError(
-            f"layout={name!r} is not known; channels come last, or first after the batch.",
-            f"layout={LAYOUTS[first]!r}.",
-        )
-    return name
-
-
-def factory(device: object, dtype: object) -> dict[str, Any]:
-    """Returns device and dtype of the parameters as torch's modules take them."""
-    if isinstance(dtype, str) and dtype in DTYPES:
-        dtype = getattr(torch, dtype)
-    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
-        meant = {"bf16": "bfloat16", "half": "float16", "fp16": "float16", "double": "float64"}
-        name = meant.get(str(dtype), "float32")
-        raise InputError(
-            f"dtype={dtype!r} is no dtype that parameters can have.", f"dtype=torch.{name}."
-        )
-    try:
-        return {"device": None if device is None else torch.device(device), "dtype": dtype}  # pyright: ignore
-    except (RuntimeError, TypeError):
-        raise InputError(
-            f"device={device!r} is not known to torch.", 'device="cpu", or device="cuda".'
-        ) from None
-
-
-# Inputs of a call.
 
 
 def tokens(name: str, given: object, mask: Mask, channels: int, first: bool, call: str) -> None:
@@ -216,10 +99,12 @@ def _other_rank(
     if name == "extra_tokens" and given > wanted:
         return _Advice(f"{name}.flatten(1, -2)")
     if given > wanted and rank == 1 and given - 2 <= MAX_RANK:
-        return _Advice(f"mask={widened(mask, given - 2)}")
+        return _Advice(f"mask={as_code(mask.axes * (given - 2))}")
     if given == 3 and rank == 2:
         at = 2 if first else 1
         grid = _factors(sizes[at])
+        if grid[0] == 1:  # no grid: rather an image without a batch
+            return _Advice(f"{name}[None]", (1, *sizes))
         code = f"{name}.unflatten({at}, {grid}), or {name}[None] without a batch"
         return _Advice(code, (*sizes[:at], *grid, *sizes[at + 1 :]))
     if given == wanted - 1:
@@ -239,8 +124,9 @@ def _other_channels(
     if moved[1 if first else -1] == channels:
         if name == "extra_tokens":
             return _Advice(f"{name}.mT")
+        other = "channels_last" if first else "channels_first"
         move = f"{name}.movedim({'-1, 1' if first else '1, -1'})"
-        return _Advice(f"{move}, or layout={LAYOUTS[not first]!r} in the layer", moved)
+        return _Advice(f"{move}, or layout={other!r} in the layer", moved)
     found = sizes[1 if first else -1]
     if name.startswith("context") and "context_dim" not in call:
         return _Advice(f"{call[:-1]}, context_dim={found})")
@@ -261,23 +147,6 @@ def _factors(count: int) -> tuple[int, int]:
     """The two factors of a number of tokens that are nearest to a square."""
     low = next((n for n in range(isqrt(count), 0, -1) if count % n == 0), 1)
     return low, count // low
-
-
-def widened(mask: Mask, rank: int) -> str:
-    """A mask of one axis for more axes, as code."""
-    axis, wide = mask.axes[0], Mask(*mask.axes * rank)
-    if axis.left is None or axis.right is None:
-        return repr(wide)
-    dilation, stride, causal = axis.dilation, axis.stride, axis.causal
-    size = (axis.left + axis.right + 1,) * rank
-    if Mask.neighborhood(size, dilation=dilation, stride=stride, is_causal=causal) != wide:
-        return repr(wide)
-    given = "".join(
-        f", {name}={value}"
-        for name, value in (("dilation", dilation), ("stride", stride), ("is_causal", causal))
-        if value is True or value > 1
-    )
-    return f"Mask.neighborhood({size}{given})"
 
 
 def placement(name: str, given: Tensor, weight: Tensor, cast: torch.dtype | None) -> None:
@@ -370,17 +239,12 @@ def like(name: str, result: object, before: Tensor) -> Tensor:
     return result.to(before.dtype).contiguous()
 
 
-def lengths(name: str, sizes: Sequence[Any]) -> tuple[int, ...]:
-    """Returns the lengths of a shape that `plan_for` gets, as plain integers."""
+def sizes_of(name: str, given: object) -> tuple[int, ...]:
+    """Returns a shape that `plan_for` gets as plain integers."""
+    if not isinstance(given, Sequence) or isinstance(given, str):
+        raise InputError(f"{name} is {kind(given)}, not a shape.", f"{name}=x.shape.")
     try:
-        return tuple(whole(name, size, 0) for size in sizes)
-    except MaskError:
-        legal = tuple(nearest(size, 0) for size in sizes)
-        raise InputError(f"{name}={tuple(sizes)} is no shape.", f"{name}={legal}.") from None
-
-
-def is_shape(name: str, sizes: object) -> Sequence[Any]:
-    """Checks that `plan_for` got a shape."""
-    if not isinstance(sizes, Sequence) or isinstance(sizes, str):
-        raise InputError(f"{name} is {kind(sizes)}, not a shape.", f"{name}=x.shape.")
-    return sizes
+        return tuple(whole(f"{name}[{n}]", size, 0) for n, size in enumerate(given))
+    except MaskError as error:
+        fitting = tuple(nearest(size, 0) for size in given)
+        raise InputError(error.problem, f"{name}={fitting}.") from None

@@ -1,4 +1,4 @@
-"""Tests of the exact error messages of the layer, which come before any computation."""
+"""Tests of the exact error messages of the layer's options and inputs, which come first."""
 
 # ruff: noqa: E501  the texts are as users see them
 
@@ -75,11 +75,11 @@ Layer(64, 4, Axis(3, 3))
 
 Layer(0, 4, mask)
     InputError: dim=0 is below 1.
-      fix:   dim=64.
+      fix:   dim=1.
 
 Layer(True, 1, mask)
     InputError: dim=True is a bool, not an integer.
-      fix:   dim=64.
+      fix:   dim=1.
 
 Layer(64.0, 4, mask)
     InputError: dim=64.0 is a float, not an integer.
@@ -91,11 +91,11 @@ Layer("64", 4, mask)
 
 Layer(64, 0, mask)
     InputError: num_heads=0 is below 1.
-      fix:   num_heads=4.
+      fix:   num_heads=1.
 
 Layer(64, None, mask)
     InputError: num_heads=None is a NoneType, not an integer.
-      fix:   num_heads=4.
+      fix:   num_heads=1.
 
 Layer(64, 7, mask)
     InputError: dim=64 is no multiple of num_heads=7.
@@ -107,7 +107,7 @@ Layer(4, 8, mask)
 
 Layer(64, 4, mask, head_dim=0)
     InputError: head_dim=0 is below 1.
-      fix:   head_dim=16.
+      fix:   head_dim=1.
 
 Layer(64, 4, mask, head_dim=16.0)
     InputError: head_dim=16.0 is a float, not an integer.
@@ -123,11 +123,11 @@ Layer(64, 4, mask, kv_heads=8)
 
 Layer(64, 4, mask, kv_heads=0)
     InputError: kv_heads=0 is below 1.
-      fix:   kv_heads=4.
+      fix:   kv_heads=1.
 
 Layer(64, 4, mask, kv_heads=False)
     InputError: kv_heads=False is a bool, not an integer.
-      fix:   kv_heads=4.
+      fix:   kv_heads=1.
 
 Layer(64, 4, mask, qkv_bias=1)
     InputError: qkv_bias=1 is an int, not a bool.
@@ -135,15 +135,15 @@ Layer(64, 4, mask, qkv_bias=1)
 
 Layer(64, 4, mask, proj_drop=1.5)
     InputError: proj_drop=1.5 is not a probability.
-      fix:   proj_drop=0.1.
+      fix:   proj_drop=0.0.
 
 Layer(64, 4, mask, proj_drop=-0.1)
     InputError: proj_drop=-0.1 is not a probability.
-      fix:   proj_drop=0.1.
+      fix:   proj_drop=0.0.
 
 Layer(64, 4, mask, proj_drop=float("nan"))
     InputError: proj_drop=nan is not a probability.
-      fix:   proj_drop=0.1.
+      fix:   proj_drop=0.0.
 
 Layer(64, 4, mask, proj_drop=True)
     InputError: proj_drop=True is a bool, not a number.
@@ -221,7 +221,7 @@ layer(x.to("meta"))
 layer(x, x[0])
     InputError: context has 3 dimensions [6, 7, 64], not 4.
       given: Mask(Axis(1, 1, border='shift'), Axis(1, 1, border='shift'))
-      fix:   context.unflatten(1, (1, 7)), or context[None] without a batch.
+      fix:   context[None].
 
 layer(x, x[..., :1])
     InputError: context has 1 channel [2, 6, 7, 1], not 64.
@@ -303,11 +303,11 @@ layer.plan_for((2, 6, 64))
       fix:   shape=(2, 2, 3, 64).
 
 layer.plan_for((2, 6.0, 7, 64))
-    InputError: shape=(2, 6.0, 7, 64) is no shape.
+    InputError: shape[1]=6.0 is a float, not an integer.
       fix:   shape=(2, 6, 7, 64).
 
 layer.plan_for((2, 6, -7, 64))
-    InputError: shape=(2, 6, -7, 64) is no shape.
+    InputError: shape[2]=-7 is below 0.
       fix:   shape=(2, 6, 0, 64).
 
 layer.plan_for((2, 6, 7, 4, 16))
@@ -317,8 +317,8 @@ layer.plan_for((2, 6, 7, 4, 16))
 
 layer.plan_for((2, 6, 7, 64), (1, 6, 7, 64))
     InputError: batch differs: 2 in shape, 1 in context_shape.
-      given: shape [2, 6, 7] context_shape [1, 6, 7]
-      fix:   context_shape=(2, 6, 7).
+      given: shape [2, 6, 7, 64] context_shape [1, 6, 7, 64]
+      fix:   context_shape=(2, 6, 7, 64).
 
 layer.plan_for((2, 6, 7, 64), (2, 6, 7, 32))
     InputError: context_shape has 32 channels [2, 6, 7, 32], not 64.
@@ -327,7 +327,7 @@ layer.plan_for((2, 6, 7, 64), (2, 6, 7, 32))
 
 layer.plan_for((2, 6, 7, 64), extra_tokens=-1)
     InputError: extra_tokens=-1 is below 0.
-      fix:   extra_tokens=4.
+      fix:   extra_tokens=0.
 
 layer.plan_for((2, 6, 7, 64), key_range=1)
     InputError: key_range=1 is an int, not a bool.
@@ -366,5 +366,3 @@ def test_a_mistake_is_found_before_anything_else_is_done() -> None:
         pytest.raises(nbattn.InputError, match="x is float64"),
     ):
         PLAIN(t(2, 6, 7, 64).double())
-    with pytest.raises(nbattn.InputError, match="takes x and a context, not 3 tensors"):
-        PLAIN(t(2, 6, 7, 64), None, t(2, 3, 64))  # extra tokens go by name
