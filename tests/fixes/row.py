@@ -75,3 +75,4 @@ def names() -> Iterator[dict[str, Any]]:
         finally:  # groups of processes that a row has made
             if torch.distributed.is_initialized():
                 torch.distributed.destroy_process_group()
+            nbattn.integrations.natten.uninstall()  # what a row has put in its place
