@@ -24,6 +24,9 @@ from nbattn.planner.plan import Plan
 from nbattn.planner.planner import Signature
 from nbattn.program.candidate import Candidate
 
+# Whether a profiler of torch records what runs: a function of C, which each call asks.
+is_profiled = torch.autograd._profiler_enabled  # pyright: ignore[reportPrivateUsage]
+
 
 def planned(
     mask: Mask,
@@ -81,7 +84,7 @@ def forward(
 
     def run(candidate: Candidate) -> tuple[Tensor, Tensor | None]:
         backend = families.runner(candidate.runner)
-        with _without_autocast(kind):
+        with _without_autocast(kind), _recorded(candidate.name):
             return backend.forward(candidate.program, inputs, return_lse=return_lse or keep_lse)
 
     try:
@@ -107,7 +110,7 @@ def backward(
 
     def run(candidate: Candidate) -> Gradients:
         backend = families.runner(candidate.runner)
-        with _without_autocast(kind):
+        with _without_autocast(kind), _recorded(f"{candidate.name} backward"):
             return backend.backward(candidate.program, inputs, out, lse, grad_out, grad_lse)
 
     try:
@@ -169,6 +172,11 @@ def recomputes_lse(candidate: Candidate, inputs: Inputs) -> bool:
     """Whether a backward does not need the logsumexp."""
     kinds = families.backend(candidate.runner).needs_lse_on
     return kinds is not None and inputs.query.device.type not in kinds
+
+
+def _recorded(name: str) -> AbstractContextManager[Any]:
+    """Returns a context whose time torch's profilers show as "nbattn: native/window"."""
+    return torch.profiler.record_function(f"nbattn: {name}") if is_profiled() else nullcontext()
 
 
 def _without_autocast(kind: str) -> AbstractContextManager[Any]:

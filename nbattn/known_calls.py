@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from nbattn import arguments, autograd
+from nbattn import arguments, autograd, execute
 from nbattn.autograd import PlannedAttention
 from nbattn.backends import families
 from nbattn.backends.inputs import Inputs, layout_of
@@ -144,5 +144,8 @@ def run(
     if plan.request.training:
         return PlannedAttention.apply(plan, return_lse, factor, cap, *tensors)  # pyright: ignore
     inputs = Inputs(*tensors, factor, cap)  # pyright: ignore[reportCallIssue]
-    out, lse = known.forward(plan.chosen.program, inputs, return_lse=return_lse)
+    if execute.is_profiled():
+        out, lse = execute.forward(plan, inputs, return_lse=return_lse)
+    else:
+        out, lse = known.forward(plan.chosen.program, inputs, return_lse=return_lse)
     return (out, lse) if return_lse else out

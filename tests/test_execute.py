@@ -168,3 +168,21 @@ def test_a_known_logsumexp_is_known_by_one_number() -> None:
     unknown[1, 2, 3] = 0
     assert not execute._is_unknown(unknown)
     assert not execute._is_unknown(unknown[:0])
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_a_profiler_shows_what_runs(training: bool) -> None:
+    given = [t.requires_grad_(training) for t in tensors()]
+    shapes = given[0].shape, given[1].shape
+    name = nbattn.plan(CAUSAL, *shapes, backend="sdpa", device="cpu").chosen.name
+    nbattn.attention(*given, CAUSAL, backend="sdpa")  # the next one is a known call
+    with torch.profiler.profile() as profile:
+        out = nbattn.attention(*given, CAUSAL, backend="sdpa")
+        if training:
+            torch.autograd.grad(out.sum(), given)
+        nbattn.attention(*(t.detach() for t in given), CAUSAL, backend="tiled")
+    shown = sorted(
+        event.name for event in profile.events() or () if event.name.startswith("nbattn: ")
+    )
+    backward = [f"nbattn: {name} backward"] if training else []
+    assert shown == [f"nbattn: {name}", *backward, "nbattn: tiled/tile"]

@@ -64,7 +64,7 @@ ALLOWED = {
     "autograd": "errors program backends.inputs planner execute ops export",
     "arguments": "errors axis mask symbolic mistaken_masks shapes program backends.families"
     " planner",
-    "known_calls": "mask backends.families backends.inputs planner autograd arguments",
+    "known_calls": "mask backends.families backends.inputs planner execute autograd arguments",
     "functional": "errors mask program backends.families backends.inputs"
     " backends.dense.reference planner execute ops export autograd fixes shapes key_ranges joining"
     " arguments known_calls",
