@@ -25,7 +25,7 @@ from nbattn.planner.planner import Signature
 from nbattn.program.candidate import Candidate
 
 # Whether a profiler of torch records what runs: a function of C, which each call asks.
-is_profiled = torch.autograd._profiler_enabled  # pyright: ignore[reportPrivateUsage]
+is_profiled = torch._C._autograd._profiler_enabled  # pyright: ignore
 
 
 def planned(

@@ -148,4 +148,4 @@ def run(
         out, lse = execute.forward(plan, inputs, return_lse=return_lse)
     else:
         out, lse = known.forward(plan.chosen.program, inputs, return_lse=return_lse)
-    return (out, lse) if return_lse else out
+    return (out, lse) if return_lse else out  # pyright: ignore[reportReturnType]
