@@ -24,7 +24,7 @@ SHARDED = (
     "RowwiseParallel()}), where model.attn is the layer."
 )
 # Weights whose rows can be taken apart. A quantised or sharded weight is of a class of its own.
-_PLAIN_WEIGHTS = frozenset({Tensor, nn.Parameter, FakeTensor})
+_PLAIN_WEIGHTS = (Tensor, nn.Parameter, FakeTensor)  # torch 2.8 cannot trace a look-up in a set
 
 
 def is_plain(linear: Any) -> bool:

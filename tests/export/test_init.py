@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.fx.experimental import sym_node
 
 import nbattn
 from nbattn import Axis, Mask, NeighborhoodAttention
@@ -107,6 +108,9 @@ def test_onnx_graph_of_a_cross_attention_with_everything() -> None:
     same(to_onnx(Attend(without), tensors[:3]), Attend(without), tensors[:3])  # rows without keys
 
 
+@pytest.mark.skipif(
+    not hasattr(sym_node, "DynamicInt"), reason="torch 2.8 fixes the lengths of a dilated axis"
+)
 def test_onnx_graph_with_dynamic_lengths() -> None:
     queries, keys = (torch.export.Dim(name, min=2, max=99) for name in ("queries", "keys"))
     module = layer(Mask(Axis(2, 1, dilation=2, align="bottom-right")))

@@ -69,7 +69,7 @@ def _attend(inputs: Inputs, mask: Mask) -> tuple[Tensor, Tensor]:
     if all(isinstance(count, int) for count in counts):  # symbols while a compiler traces
         geometry.check_dense(*counts)
     allowed = DENSE_MASK(like, mask.code(), *spaces).unsqueeze(0).unsqueeze(0)
-    key, value = (_heads_first(t, inputs.rank) for t in (inputs.key, inputs.value))
+    key, value = (_heads_first(t, mask.rank) for t in (inputs.key, inputs.value))
     if inputs.key_range is not None:
         present = _present(inputs.key_range, inputs.key.shape[1:-2])
         allowed = allowed & present[:, None, None]
@@ -80,7 +80,7 @@ def _attend(inputs: Inputs, mask: Mask) -> tuple[Tensor, Tensor]:
         key = torch.cat([key, inputs.extra_key.transpose(1, 2)], dim=2)
         value = torch.cat([value, inputs.extra_value.transpose(1, 2)], dim=2)
     key, value = (t.to(exact).repeat_interleave(group, dim=1) for t in (key, value))
-    scores = (_heads_first(query, inputs.rank).to(exact) @ key.mT) * inputs.scale
+    scores = (_heads_first(query, mask.rank).to(exact) @ key.mT) * inputs.scale
     if inputs.softcap is not None:
         scores = inputs.softcap * torch.tanh(scores / inputs.softcap)
     scores = torch.where(allowed, scores, float("-inf"))
