@@ -125,6 +125,28 @@ NATTEN_ROWS = [
         "monkeypatch.setattr(importlib.util, 'find_spec', lambda name: object())",
     ),
     _row(
+        "import natten.natten2d",
+        _OLDER,
+        f"drop.uninstall()\n{_OLDER}\nimport natten.natten2d",
+        "natten.natten2d.NeighborhoodAttention2D is Older2D",
+        "drop.install(replace=True)",
+    ),
+    _row(
+        "from natten.backends.reference import reference_fna_generic",
+        "backend=None",
+        "from natten.functional import neighborhood_attention_generic\n"
+        "out = neighborhood_attention_generic(image, image, image, 3, backend=None)",
+        "out.shape == image.shape",
+        "drop.install(replace=True)",
+    ),
+    _row(
+        "from natten.functional import FusedNeighborhoodAttention2D",
+        "natten.functional.__all__",
+        "import natten.functional\nlegal = natten.functional.__all__",
+        "{'na2d', 'attention'} <= {*legal}",
+        "drop.install(replace=True)",
+    ),
+    _row(
         "legacy.natten2dqk(first, first, 3)",
         "kernel_size=3, dilation=1",
         "out = legacy.natten2dqk(first, first, kernel_size=3, dilation=1)",

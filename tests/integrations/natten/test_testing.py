@@ -35,6 +35,12 @@ def test_what_is_skipped(name: str) -> None:
         assert decorated() == 1
 
 
+def test_the_number_of_gpus() -> None:
+    assert NAMES["skip_if_fewer_than_n_gpus"](0)(lambda: 1)() == 1
+    with pytest.raises(unittest.SkipTest):
+        NAMES["skip_if_fewer_than_n_gpus"](1 << 20)(lambda: 1)()
+
+
 def test_dtypes_are_supported_everywhere() -> None:
     assert NAMES["supports_float16"](torch.device("cpu"))
     assert NAMES["fna_supports_additional_kv"](64, device_index=0)
