@@ -83,12 +83,6 @@ NATTEN_ROWS = [
         "seen",
     ),
     _row(
-        "natten.flops.add_natten_handle(None)",
-        "natten.flops.get_flops(model, input)",
-        "model, input = Current2D(64, 4, 3), x\nfound = natten.flops.get_flops(model, input)",
-        "found > 0",
-    ),
-    _row(
         "drop.na2d(image, image[:, :4], image[:, :4], 3)",
         'nbattn.Mask(nbattn.Axis(1, 1, align="top-left"), nbattn.Axis(1, 1, align="top-left"))',
         'aligned = nbattn.Mask(nbattn.Axis(1, 1, align="top-left"), '
