@@ -47,10 +47,18 @@ def fvcore_handles() -> dict[str, Callable[[list[Any], list[Any]], int]]:
 
 def _traced_flops(inputs: list[Any], outputs: list[Any]) -> int:
     """Counts the multiply-adds of the forward operator in a trace, from its arguments."""
-    tensors, mask = inputs[: len(ops.TENSORS)], inputs[len(ops.TENSORS)]
-    shapes = [None if t.type().kind() == "NoneType" else tuple(t.type().sizes()) for t in tensors]
-    code = mask.toIValue() or [number.toIValue() for number in mask.node().inputs()]
-    return ops.forward_flops(*shapes, code) // 2
+    return ops.forward_flops(*map(traced, inputs[: len(ops.TENSORS) + 1])) // 2
+
+
+def traced(value: Any) -> Any:
+    """Returns an argument of an operator in a trace: of a tensor, its shape."""
+    kind = value.type().kind()
+    if kind == "TensorType":
+        return tuple(value.type().sizes())
+    found = value.toIValue()
+    if found is None and kind == "ListType":
+        return [number.toIValue() for number in value.node().inputs()]
+    return found
 
 
 def is_wanted(code: Sequence[int], space: Sequence[int], key_space: Sequence[int]) -> bool:

@@ -83,12 +83,6 @@ NATTEN_ROWS = [
         "seen",
     ),
     _row(
-        "natten.flops.add_natten_handle(None)",
-        "natten.flops.get_flops(model, input)",
-        "model, input = Current2D(64, 4, 3), x\nfound = natten.flops.get_flops(model, input)",
-        "found > 0",
-    ),
-    _row(
         "drop.na2d(image, image[:, :4], image[:, :4], 3)",
         'nbattn.Mask(nbattn.Axis(1, 1, align="top-left"), nbattn.Axis(1, 1, align="top-left"))',
         'aligned = nbattn.Mask(nbattn.Axis(1, 1, align="top-left"), '
@@ -123,6 +117,28 @@ NATTEN_ROWS = [
         "top.__nbattn__",
         "import importlib.util\n"
         "monkeypatch.setattr(importlib.util, 'find_spec', lambda name: object())",
+    ),
+    _row(
+        "import natten.natten2d",
+        _OLDER,
+        f"drop.uninstall()\n{_OLDER}\nimport natten.natten2d",
+        "natten.natten2d.NeighborhoodAttention2D is Older2D",
+        "drop.install(replace=True)",
+    ),
+    _row(
+        "from natten.backends.reference import reference_fna_generic",
+        "backend=None",
+        "from natten.functional import neighborhood_attention_generic\n"
+        "out = neighborhood_attention_generic(image, image, image, 3, backend=None)",
+        "out.shape == image.shape",
+        "drop.install(replace=True)",
+    ),
+    _row(
+        "from natten.functional import FusedNeighborhoodAttention2D",
+        "natten.functional.__all__",
+        "import natten.functional\nlegal = natten.functional.__all__",
+        "{'na2d', 'attention'} <= {*legal}",
+        "drop.install(replace=True)",
     ),
     _row(
         "legacy.natten2dqk(first, first, 3)",

@@ -16,7 +16,10 @@ from nbattn import errors
 
 PACKAGE = Path(nbattn.__file__).parent
 # where the fix stands among the positional arguments
-ERRORS = {"NbattnError": 1, "MaskError": 1, "InputError": 1, "BackendError": 1, "Mistake": 3}
+ERRORS = {
+    **dict.fromkeys(("NbattnError", "MaskError", "InputError", "BackendError", "AbsentError"), 1),
+    "Mistake": 3,
+}
 
 
 class Site(NamedTuple):

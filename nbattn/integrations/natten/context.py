@@ -21,33 +21,38 @@ class MemoryUsagePreference(Enum):
     Unrestricted = 2
 
 
+_FUSED, _PARALLEL = "is_fused_na_enabled", "is_kv_parallelism_in_fused_na_enabled"
 # A setter, its getter, and the initial value.
 _SWITCHES = (
-    ("use_fused_na", "is_fused_na_enabled", False),
-    ("use_kv_parallelism_in_fused_na", "is_kv_parallelism_in_fused_na_enabled", True),
+    ("use_fused_na", _FUSED, False),
+    ("use_kv_parallelism_in_fused_na", _PARALLEL, True),
     ("use_gemm_na", "is_gemm_na_enabled", True),
     ("use_tiled_na", "is_tiled_na_enabled", True),
     ("use_tf32_in_gemm_na", "is_tf32_in_gemm_na_enabled", False),
     ("allow_flex_compile", "is_flex_compile_allowed", False),
     ("allow_flex_compile_backprop", "is_flex_compile_backprop_allowed", False),
 )
-# The arguments of use_autotuner(), and their getters.
-_TUNED = {
-    "forward_pass": "is_autotuner_enabled_for_forward",
-    "backward_pass": "is_autotuner_enabled_for_backward",
-    "thorough_mode_forward": "is_autotuner_thorough_for_forward",
-    "thorough_mode_backward": "is_autotuner_thorough_for_backward",
-}
+# What AutotunerContext has, with its getter, if it has one, and its initial value.
+_TUNED = (
+    ("enabled_for_forward", "is_autotuner_enabled_for_forward", False),
+    ("enabled_for_backward", "is_autotuner_enabled_for_backward", False),
+    ("thorough_mode_forward", "is_autotuner_thorough_for_forward", False),
+    ("thorough_mode_backward", "is_autotuner_thorough_for_backward", False),
+    ("warmup_steps_forward", None, None),
+    ("warmup_steps_backward", None, None),
+    ("steps_forward", None, None),
+    ("steps_backward", None, None),
+)
 # Functions that set a switch to a value, and return that value.
 _ONE_WAY = {
-    "enable_tf32": ("use_tf32_in_gemm_na", True),
-    "disable_tf32": ("use_tf32_in_gemm_na", False),
-    "enable_gemm_na": ("use_gemm_na", True),
-    "disable_gemm_na": ("use_gemm_na", False),
-    "enable_tiled_na": ("use_tiled_na", True),
-    "disable_tiled_na": ("use_tiled_na", False),
-    "disable_flex_compile": ("allow_flex_compile", False),
-    "disable_flex_compile_backprop": ("allow_flex_compile_backprop", False),
+    "enable_tf32": ("is_tf32_in_gemm_na_enabled", True),
+    "disable_tf32": ("is_tf32_in_gemm_na_enabled", False),
+    "enable_gemm_na": ("is_gemm_na_enabled", True),
+    "disable_gemm_na": ("is_gemm_na_enabled", False),
+    "enable_tiled_na": ("is_tiled_na_enabled", True),
+    "disable_tiled_na": ("is_tiled_na_enabled", False),
+    "disable_flex_compile": ("is_flex_compile_allowed", False),
+    "disable_flex_compile_backprop": ("is_flex_compile_backprop_allowed", False),
 }
 # What NATTEN was built with: all its functions exist, its own tensor-core kernels do not.
 _ABILITIES = {
@@ -63,50 +68,59 @@ OLDEST = (
 _ALIASES = {"use_fna": "use_fused_na", "is_fna_enabled": "is_fused_na_enabled"}
 
 
-def switches() -> dict[str, Any]:
+def switches(generation: str) -> dict[str, Any]:
     """Returns all switches by name, with their initial values.
 
-    >>> functions = switches()
+    >>> functions = switches("0.17")
     >>> functions["use_fused_na"](True)
     >>> functions["is_fna_enabled"]()
     True
     """
-    state: dict[str, Any] = {"memory": MemoryUsagePreference.Default}
+    initial = {getter: value for _, getter, value in _SWITCHES}
+    if generation == "0.17":  # there use_fused_na() turns it on
+        initial[_PARALLEL] = False
+    state = _context(
+        "NattenContext", initial | {"memory": MemoryUsagePreference.Default, "flex": False}
+    )
+    tuned = _context("AutotunerContext", {name: value for name, _, value in _TUNED})
     functions: dict[str, Any] = {"MemoryUsagePreference": MemoryUsagePreference}
-    for name, getter, initial in _SWITCHES:
-        state[name] = initial
-        functions |= {name: _setter(name, state), getter: _getter(name, state)}
+    for name, getter, _ in _SWITCHES:
+        functions |= {name: _setter(getter, state), getter: _getter(getter, state)}
     functions |= {name: _one_way(*setting, state) for name, setting in _ONE_WAY.items()}
     functions |= {name: lambda *_, value=value: value for name, value in _ABILITIES.items()}
     functions |= _fused(state)
     functions |= {name: functions[current] for name, current in _ALIASES.items()}
-    tuned = dict.fromkeys(_TUNED, False)
     everything = functions | _autotuner(tuned) | _memory(state) | _determinism()
-    contexts = {"NattenContext": _context(state), "AutotunerContext": _context(tuned)}
+    contexts = {"NattenContext": state, "AutotunerContext": tuned}
     return everything | contexts | {"has_cuda": torch.cuda.is_available}
 
 
-def _context(state: dict[str, Any]) -> type:
-    """The class that resets switches to their initial values."""
-    initial = dict(state)
-    return type("Context", (), {"reset": staticmethod(lambda: state.update(initial))})
+def _context(name: str, initial: dict[str, Any]) -> Any:
+    """Makes the class that has the switches as attributes, and resets them."""
+
+    def reset() -> None:
+        for key, value in initial.items():
+            setattr(made, key, value)
+
+    made = type(name, (), {**initial, "reset": staticmethod(reset)})
+    return made
 
 
-def _setter(name: str, state: dict[str, Any]) -> Callable[[bool], None]:
+def _setter(name: str, state: Any) -> Callable[[bool], None]:
     def use(mode: bool = True) -> None:
-        state[name] = mode
+        setattr(state, name, mode)
 
     return use
 
 
-def _getter(name: str, state: dict[str, Any]) -> Callable[[], Any]:
+def _getter(name: str, state: Any) -> Callable[[], Any]:
     def get() -> Any:
-        return state[name]
+        return getattr(state, name)
 
     return get
 
 
-def _fused(state: dict[str, Any]) -> dict[str, Any]:
+def _fused(state: Any) -> dict[str, Any]:
     def use_fused_na(
         mode: bool = True,
         kv_parallel: bool = True,
@@ -118,9 +132,10 @@ def _fused(state: dict[str, Any]) -> dict[str, Any]:
                 "force_flex_attention names a kernel, and nbattn replaces no named kernel.",
                 'natten.use_fused_na(), or nbattn.attention(..., backend="flex").',
             )
-        state["use_fused_na"], state["flex"] = mode, mode and use_flex_attention
+        setattr(state, _FUSED, mode)
+        setattr(state, _PARALLEL, mode and kv_parallel)
+        state.flex = mode and use_flex_attention
 
-    state["flex"] = False
     return {
         "use_fused_na": use_fused_na,
         "use_flex_attention": lambda: use_fused_na(use_flex_attention=True),
@@ -130,31 +145,42 @@ def _fused(state: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _autotuner(state: dict[str, Any]) -> dict[str, Any]:
-    def use_autotuner(*values: Any, **named: Any) -> None:
-        arguments = dict(zip(_TUNED, values, strict=False)) | named
-        state.update({n: arguments[n] for n in _TUNED if arguments.get(n) is not None})
-
-    def disable_autotuner() -> None:
-        state.update(dict.fromkeys(_TUNED, False))
+def _autotuner(state: Any) -> dict[str, Any]:
+    def use_autotuner(
+        forward_pass: bool | None = None,
+        backward_pass: bool | None = None,
+        thorough_mode_forward: bool | None = None,
+        thorough_mode_backward: bool | None = None,
+        warmup_steps_forward: int | None = None,
+        warmup_steps_backward: int | None = None,
+        steps_forward: int | None = None,
+        steps_backward: int | None = None,
+    ) -> None:
+        values = (
+            *(forward_pass, backward_pass, thorough_mode_forward, thorough_mode_backward),
+            *(warmup_steps_forward, warmup_steps_backward, steps_forward, steps_backward),
+        )
+        for (name, *_), value in zip(_TUNED, values, strict=True):
+            if value is not None:
+                setattr(state, name, value)
 
     return {
         "use_autotuner": use_autotuner,
-        "disable_autotuner": disable_autotuner,
-        "is_autotuner_enabled": lambda: state["forward_pass"] or state["backward_pass"],
-        **{getter: _getter(name, state) for name, getter in _TUNED.items()},
+        "disable_autotuner": lambda: use_autotuner(False, False, False, False),
+        "is_autotuner_enabled": lambda: state.enabled_for_forward or state.enabled_for_backward,
+        **{getter: _getter(name, state) for name, getter, _ in _TUNED if getter},
     }
 
 
-def _one_way(name: str, value: bool, state: dict[str, Any]) -> Callable[[], bool]:
+def _one_way(name: str, value: bool, state: Any) -> Callable[[], bool]:
     def change() -> bool:
-        state[name] = value
+        setattr(state, name, value)
         return value
 
     return change
 
 
-def _memory(state: dict[str, Any]) -> dict[str, Any]:
+def _memory(state: Any) -> dict[str, Any]:
     def choose(pref: str = "default") -> None:
         kinds = {kind.name.lower(): kind for kind in MemoryUsagePreference}
         if pref not in kinds:
@@ -163,10 +189,10 @@ def _memory(state: dict[str, Any]) -> dict[str, Any]:
                 f"pref={pref!r} is not known: {names}.",
                 'natten.set_memory_usage_preference("default").',
             )
-        state["memory"] = kinds[pref]
+        state.memory = kinds[pref]
 
     functions: dict[str, Any] = {
-        f"is_memory_usage_{kind.name.lower()}": lambda kind=kind: state["memory"] == kind
+        f"is_memory_usage_{kind.name.lower()}": lambda kind=kind: state.memory == kind
         for kind in MemoryUsagePreference
     }
     getter = _getter("memory", state)

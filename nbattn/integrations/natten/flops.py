@@ -4,14 +4,15 @@ every query has all keys of its window, whether a border or causality cuts it or
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from nbattn.errors import InputError
+from nbattn.export import traced
 from nbattn.integrations.natten import neighborhood_gather, parameters
 from nbattn.integrations.natten.parameters import Causal, Sizes
 
@@ -78,29 +79,26 @@ def get_flops(model: torch.nn.Module, input: Any, disable_warnings: bool = False
     True
     """
     arguments = input if isinstance(input, tuple) else (input,)
-    counter = FlopCounterMode(display=False, custom_mapping=_formulas())
+    operators = {getattr(torch.ops.nbattn, name): count for name, count in _FORMULAS.items()}
+    counter = FlopCounterMode(display=False, custom_mapping=operators)
     with torch.no_grad(), counter:
         model(*arguments)
     return counter.get_total_flops() // 2
 
 
 def add_natten_handle(flop_ctr: Any) -> Any:
-    """Refuses fvcore's counters, which count what `torch.jit.trace` records."""
-    raise InputError(
-        "fvcore's counters cannot count nbattn's operators.",
-        "natten.flops.get_flops(model, input), which does not need fvcore.",
+    """Makes fvcore's `FlopCountAnalysis` count attention, as `get_flops` does; returns it.
+
+    What fvcore itself does not know, such as a softmax, it reports as not supported.
+    """
+    return flop_ctr.set_op_handle(
+        **{f"nbattn::{name}": functools.partial(_macs, name) for name in _FORMULAS}
     )
 
 
-def _formulas() -> dict[Any, Any]:
-    """FLOPs of nbattn's operators, from the shapes of their tensors."""
-    return {
-        torch.ops.nbattn.forward: _attention,
-        torch.ops.nbattn.slot_products: lambda a, b, mask, out_shape, **_: (
-            2 * math.prod(out_shape) * a[-1]
-        ),
-        torch.ops.nbattn.slot_sums: lambda a, b, mask, out_shape, **_: 2 * math.prod(a) * b[-1],
-    }
+def _macs(name: str, inputs: Sequence[Any], outputs: Sequence[Any]) -> int:
+    """Counts the MACs of an operator in a trace."""
+    return _FORMULAS[name](*map(traced, inputs), out_shape=traced(outputs[0])) // 2
 
 
 def _attention(query: _Shape, key: _Shape, value: _Shape, *rest: Any, **_: Any) -> int:
@@ -109,3 +107,11 @@ def _attention(query: _Shape, key: _Shape, value: _Shape, *rest: Any, **_: Any) 
     extra_key, keys = given["extra_key"], math.prod(neighborhood_gather.axis_slots(given["mask"]))
     keys += extra_key[1] if extra_key is not None else 0
     return 2 * math.prod(query[:-1]) * keys * (query[-1] + value[-1])
+
+
+# FLOPs of nbattn's operators, from the shapes of their tensors.
+_FORMULAS: dict[str, Callable[..., int]] = {
+    "forward": _attention,
+    "slot_products": lambda a, b, mask, out_shape, **_: 2 * math.prod(out_shape) * a[-1],
+    "slot_sums": lambda a, b, mask, out_shape, **_: 2 * math.prod(a) * b[-1],
+}

@@ -18,6 +18,12 @@ from nbattn.integrations.natten.parameters import Causal, Sizes
 from nbattn.mask import Mask
 
 Result = Tensor | tuple[Tensor, Tensor]
+# Replaces packed sequences.
+PER_SEQUENCE = (
+    "torch.cat([natten.functional.attention(q, k, v) for q, k, v in "
+    "zip(query.split(seqlens_Q.tolist(), 1), key.split(seqlens_KV.tolist(), 1), "
+    "value.split(seqlens_KV.tolist(), 1))], 1)."
+)
 
 
 def neighborhood_attention_generic(
@@ -147,9 +153,7 @@ def attention(
         if argument is not None:
             raise InputError(
                 f"{name} is given: packed sequences are not supported.",
-                "torch.cat([natten.functional.attention(q, k, v) for q, k, v in "
-                "zip(query.split(seqlens_Q.tolist(), 1), key.split(seqlens_KV.tolist(), 1), "
-                "value.split(seqlens_KV.tolist(), 1))], 1).",
+                PER_SEQUENCE,
             )
     _check_not_nested("attention", query, key, value)
     for name, tensor in (("query", query), ("key", key), ("value", value)):

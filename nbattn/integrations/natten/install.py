@@ -11,7 +11,16 @@ from types import ModuleType
 from typing import Any
 
 from nbattn.errors import InputError
-from nbattn.integrations.natten import checks, flops, fused, legacy, modules, parameters, testing
+from nbattn.integrations.natten import (
+    absent,
+    checks,
+    flops,
+    fused,
+    legacy,
+    modules,
+    parameters,
+    testing,
+)
 from nbattn.integrations.natten.context import OLDEST, switches
 from nbattn.version import __version__
 
@@ -62,6 +71,8 @@ def install(*, replace: bool = False, generation: str = "0.21") -> ModuleType:
     for name in _SHADOWED:
         del sys.modules[name]
     top = _build(generation)
+    names = {one: _contents(one) for one in _RELEASES}
+    sys.meta_path.append(absent.Finder(generation, names))
     _forget_availability()
     return top
 
@@ -72,6 +83,7 @@ def uninstall() -> None:
         return
     for name in _loaded():
         del sys.modules[name]
+    sys.meta_path[:] = [one for one in sys.meta_path if not isinstance(one, absent.Finder)]
     sys.modules.update(_SHADOWED)
     _SHADOWED.clear()
     _forget_availability()
@@ -100,11 +112,9 @@ def _build(generation: str) -> ModuleType:
     for name, content in contents.items():
         text = f"nbattn in the place of {name} {_RELEASES[generation]}."
         module = sys.modules[name] = ModuleType(name, text)
-        package = any(inner.startswith(f"{name}.") for inner in contents)
-        module.__spec__ = ModuleSpec(name, None, origin="nbattn", is_package=package)
+        module.__spec__ = ModuleSpec(name, None, origin="nbattn", is_package=True)
         module.__dict__.update(content, __nbattn__=True, __all__=sorted(content))
-        if package:
-            module.__path__ = []
+        module.__path__ = []  # of a package, Python asks absent.Finder for names that are missing
         parent, _, child = name.rpartition(".")
         if parent and child not in contents[parent]:
             setattr(sys.modules[parent], child, module)
@@ -113,10 +123,10 @@ def _build(generation: str) -> ModuleType:
 
 def _contents(generation: str) -> dict[str, dict[str, Any]]:
     """The contents of every module, parents first; 0.14 has fewer, by which code knows it."""
-    functions, classes, changes = _functions(generation), _classes(generation), switches()
+    functions, classes, changes = _functions(generation), _classes(generation), switches(generation)
     if generation == "0.14":
         changes = {name: changes[name] for name in OLDEST}
-        functions |= changes
+        functions |= changes | legacy.AUTOGRAD_FUNCTIONS
     checked = checks.names(generation)
     facts = {"__version__": f"{_RELEASES[generation]}+nbattn.{__version__}"}
     contents: dict[str, dict[str, Any]] = {
@@ -131,8 +141,13 @@ def _contents(generation: str) -> dict[str, dict[str, Any]]:
     if generation != "0.14":
         contents |= {"natten.context": changes, "natten.types": parameters.types()}
     if generation == "0.21":
-        contents["natten"]["HAS_LIBNATTEN"] = True
-        return contents | {"natten.modules": classes}
+        library = {"HAS_LIBNATTEN": True}
+        contents["natten"] |= library
+        generic = {"NeighborhoodAttentionGeneric": modules.NeighborhoodAttentionGeneric}
+        return contents | {"natten._libnatten": library, "natten.modules": classes | generic}
+    if generation == "0.17":
+        fused_only = {f"na{n}d": functions[f"na{n}d"] for n in (1, 2, 3)}
+        contents["natten.experimental"] = fused_only
     for name, kind in classes.items():  # also one module per rank, named like its function
         for start in ("natten",) if generation == "0.14" else ("na", "natten"):
             contents[f"natten.{start}{name[-2:].lower()}"] = {name: kind}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -193,3 +194,9 @@ natten1dqkrpb, natten2dqkrpb, natten3dqkrpb = (
 )
 natten1dqk, natten2dqk, natten3dqk = map(_natten_qk, (1, 2, 3))
 natten1dav, natten2dav, natten3dav = map(_natten_av, (1, 2, 3))
+# The autograd functions up to 0.14, which some code applies.
+AUTOGRAD_FUNCTIONS = {
+    f"NATTEN{rank}D{kind}Function": SimpleNamespace(apply=function)
+    for rank, *functions in ((1, natten1dqkrpb, natten1dav), (2, natten2dqkrpb, natten2dav))
+    for kind, function in zip(("QKRPB", "AV"), functions, strict=True)
+}

@@ -255,3 +255,11 @@ OldestNeighborhoodAttention1D, OldestNeighborhoodAttention2D, OldestNeighborhood
     _of_rank(parent, rank, "Oldest")
     for rank, parent in ((1, _Oldest), (2, _Oldest), (3, _Oldest3D))
 )
+
+
+class NeighborhoodAttentionGeneric(_Current):
+    """The current module for `na_dim` axes; the other arguments are those of that module."""
+
+    def __init__(self, na_dim: int, *arguments: Any, **named: Any) -> None:
+        self.rank = na_dim
+        super().__init__(*arguments, **named)

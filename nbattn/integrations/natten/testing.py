@@ -35,6 +35,9 @@ def names() -> dict[str, Any]:
     return {
         **{name: _skip_unless(*condition) for name, condition in conditions.items()},
         **{name: lambda *_, **__: True for name in always},
+        "skip_if_fewer_than_n_gpus": lambda n: unittest.skipUnless(
+            torch.cuda.device_count() >= n, f"fewer than {n} GPUs."
+        ),
     }
 
 

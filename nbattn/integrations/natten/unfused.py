@@ -144,6 +144,12 @@ def _check_additional(name: str, extra: Tensor, like: Tensor) -> None:
         )
 
 
+def _lengths(shape: torch.Size) -> tuple[int, ...]:
+    """The lengths of a space `[B, H, *space, D]`; numbers also where `torch.jit.trace` runs."""
+    is_traced = not torch.compiler.is_compiling() and torch._C._is_tracing()  # pyright: ignore
+    return tuple(map(int, shape[2:-1])) if is_traced else shape[2:-1]
+
+
 def _bias(rpb: Tensor, mask: Mask, shape: torch.Size) -> Tensor:
     """Returns the bias of every slot `[H, *space, slots]`, from the table, axis by axis."""
     if any(axis.causal for axis in mask.axes):
@@ -157,7 +163,7 @@ def _bias(rpb: Tensor, mask: Mask, shape: torch.Size) -> Tensor:
         raise InputError(
             f"rpb is {list(rpb.shape)}, not [H, 2 K - 1].", f"rpb = torch.zeros{expected}."
         )
-    space, rank = shape[2:-1], mask.rank
+    space, rank = _lengths(shape), mask.rank
     for axis, (length, count) in enumerate(zip(space, counts, strict=True)):
         index = neighborhood_gather.steps(rpb, mask.code(), space, axis).flatten() + count - 1
         rpb = rpb.index_select(1 + 2 * axis, index).unflatten(1 + 2 * axis, (length, count))
@@ -169,7 +175,11 @@ def _missing(mask: Mask, like: Tensor) -> Tensor:
     """Returns the slots without a key, bool `[*space, slots]`: on causal axes those after the
     query.
     """
-    space, counts, rank = like.shape[2:-1], neighborhood_gather.axis_slots(mask.code()), mask.rank
+    space, counts, rank = (
+        _lengths(like.shape),
+        neighborhood_gather.axis_slots(mask.code()),
+        mask.rank,
+    )
     missing = torch.zeros((*space, *counts), dtype=torch.bool, device=like.device)
     for axis, (length, count) in enumerate(zip(space, counts, strict=True)):
         if mask.axes[axis].causal:

@@ -139,8 +139,11 @@ def test_every_submodule_imports(generation: str, natten_uninstalled_after: None
     natten.install(replace=True, generation=generation)
     names = ["functional", "flops", "utils", "utils.log", "utils.checks", "utils.testing"]
     names += {
-        "0.21": ["context", "modules", "types"],
-        "0.17": ["context", "types", "na1d", "na2d", "na3d", "natten1d", "natten2d", "natten3d"],
+        "0.21": ["context", "modules", "types", "_libnatten"],
+        "0.17": [
+            *("context", "types", "experimental"),
+            *("na1d", "na2d", "na3d", "natten1d", "natten2d", "natten3d"),
+        ],
         "0.14": ["natten1d", "natten2d", "natten3d"],
     }[generation]
     for name in names:
@@ -163,6 +166,9 @@ def test_every_submodule_imports(generation: str, natten_uninstalled_after: None
         types = importlib.import_module("natten.types")
         assert types.CausalArg2DTypeOrDed == bool | tuple[bool, bool]
         assert types.Dimension3DType == tuple[int, int, int]
+    assert hasattr(top.functional, "NATTEN2DAVFunction") == (generation == "0.14")
+    if generation == "0.17":
+        assert sys.modules["natten.experimental"].na3d is fused.older_na3d
     if generation != "0.21":
         assert sys.modules["natten.natten2d"].NeighborhoodAttention2D is wanted
     assert isinstance(top.utils.log.get_logger("x"), logging.Logger)
@@ -182,6 +188,27 @@ def test_contexts_reset_their_switches(natten_uninstalled_after: None) -> None:
     assert top.is_autotuner_enabled()
     top.context.AutotunerContext.reset()
     assert not top.is_autotuner_enabled()
+
+
+def test_switches_of_0_17_are_seen_as_attributes(natten_uninstalled_after: None) -> None:
+    top: Any = natten.install(replace=True, generation="0.17")
+    assert not top.is_kv_parallelism_in_fused_na_enabled()
+    top.use_fused_na()
+    assert top.is_kv_parallelism_in_fused_na_enabled()
+    assert top.context.NattenContext.is_fused_na_enabled
+    top.use_fused_na(True, kv_parallel=False)
+    assert not top.is_kv_parallelism_in_fused_na_enabled()
+    top.use_fused_na(False, kv_parallel=True)
+    assert not top.is_kv_parallelism_in_fused_na_enabled()
+    top.use_autotuner(False, True, warmup_steps_forward=8, steps_backward=1)
+    top.use_autotuner(warmup_steps_backward=3, steps_forward=2)
+    tuned = top.context.AutotunerContext
+    assert (tuned.warmup_steps_forward, tuned.warmup_steps_backward) == (8, 3)
+    assert (tuned.steps_forward, tuned.steps_backward) == (2, 1)
+    assert tuned.enabled_for_backward
+    assert not top.is_autotuner_enabled_for_forward()
+    with pytest.raises(TypeError, match="steps"):
+        top.use_autotuner(steps=3)
 
 
 def test_switches_are_remembered_and_change_nothing(natten_uninstalled_after: None) -> None:

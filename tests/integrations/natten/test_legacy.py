@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from nbattn.integrations import natten
-from nbattn.integrations.natten import fused
+from nbattn.integrations.natten import fused, legacy
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
@@ -82,3 +82,18 @@ def test_nested_tensors_are_one_call_per_sample() -> None:
         wanted = natten.na2d_qk(sample, sample, 3, 2, tokens)
         torch.testing.assert_close(score, wanted)
         torch.testing.assert_close(rows, natten.na2d_av(wanted.softmax(-1), sample, 3, 2, tokens))
+
+
+@pytest.mark.parametrize("rank", [1, 2])
+def test_autograd_functions_up_to_0_14(rank: int) -> None:
+    """They take the dilation alone, or the kernel size before it, as the functions do."""
+    space, table = (7, 9)[:rank], (5, 5)[:rank]
+    query, key, rpb = random(1, 2, *space, 4), random(1, 2, *space, 4, seed=1), random(2, *table)
+    products, sums = (
+        legacy.AUTOGRAD_FUNCTIONS[f"NATTEN{rank}D{kind}Function"] for kind in ("QKRPB", "AV")
+    )
+    wanted = getattr(natten, f"natten{rank}dqkrpb")(query, key, rpb, 3, 2)
+    for found in (products.apply(query, key, rpb, 2), products.apply(query, key, rpb, 3, 2)):
+        torch.testing.assert_close(found, wanted, rtol=0, atol=0)
+    out = getattr(natten, f"natten{rank}dav")(wanted, key, 3, 2)
+    torch.testing.assert_close(sums.apply(wanted, key, 2), out, rtol=0, atol=0)

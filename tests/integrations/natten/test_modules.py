@@ -106,3 +106,14 @@ def test_a_scale_given_to_a_module_is_used() -> None:
     _, _, value = module.heads(x := torch.randn(1, 5, 8))
     wanted = module.proj(value[:, 1:4].mean(1).flatten(-2))
     torch.testing.assert_close(module(x)[:, 2], wanted)
+
+
+def test_the_generic_module_is_that_of_its_number_of_axes() -> None:
+    generic = modules.NeighborhoodAttentionGeneric(2, 16, 2, (3, 5), dilation=(2, 1))
+    wanted = modules.NeighborhoodAttention2D(16, 2, (3, 5), dilation=(2, 1))
+    wanted.load_state_dict(generic.state_dict())
+    x = torch.randn(1, 7, 9, 16, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(generic(x), wanted(x), rtol=0, atol=0)
+    assert pickle.loads(pickle.dumps(generic)).window() == wanted.window()
+    with pytest.raises(InputError, match=r"NATTEN 0\.17"):
+        modules.NeighborhoodAttentionGeneric(2, dim=16, num_heads=2, kernel_size=3)

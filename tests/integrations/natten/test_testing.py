@@ -35,6 +35,13 @@ def test_what_is_skipped(name: str) -> None:
         assert decorated() == 1
 
 
+def test_the_number_of_gpus() -> None:
+    count = torch.cuda.device_count()
+    for wanted in (count, count + 1):
+        decorated = NAMES["skip_if_fewer_than_n_gpus"](wanted)(lambda: 1)
+        assert getattr(decorated, "__unittest_skip__", False) == (wanted > count)
+
+
 def test_dtypes_are_supported_everywhere() -> None:
     assert NAMES["supports_float16"](torch.device("cpu"))
     assert NAMES["fna_supports_additional_kv"](64, device_index=0)
