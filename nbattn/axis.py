@@ -312,19 +312,26 @@ def _check_circle(axis: Axis) -> None:
     if not holds(axis.offset == 0):
         raise MaskError(
             f'border="wrap" is circular and does not support offset={_plain(axis.offset)}.',
-            f"{_without_offset(axis)}, or {clipped}.",
+            f"{', or '.join(filter(None, [_without_offset(axis), clipped]))}.",
         )
 
 
 def _without_offset(axis: Axis) -> str:
-    """The code of a circular axis whose sides are moved by the offset, if that is the same."""
-    offset = operator.index(axis.offset)
+    """The code of a circular axis that is the same without an offset: its sides are moved, or else
+    the keys are; empty where neither helps.
+    """
+    offset, dilation, stride = map(operator.index, (axis.offset, axis.dilation, axis.stride))
+    plain = _changed(axis, offset=0)
     if axis.left is None or axis.right is None:
-        return _changed(axis, offset=0)
-    left, right = operator.index(axis.left) - offset, operator.index(axis.right) + offset
-    if min(left, right) < 0 or (axis.dilation, axis.stride) != (1, 1):
-        return _changed(axis, offset=0)
-    return f"{_changed(axis, offset=0, left=left, right=right)}, which is the same"
+        if offset % dilation == 0:
+            return f"{plain}, which is the same"
+    else:
+        left, right = operator.index(axis.left) - offset, operator.index(axis.right) + offset
+        if min(left, right) >= 0 and dilation == stride == 1:
+            return f"{_changed(axis, offset=0, left=left, right=right)}, which is the same"
+    if stride > 1 and offset % (dilation * stride):
+        return ""
+    return f"{plain}, with key.roll({-offset}, 1) and value.roll({-offset}, 1) on axis 0"
 
 
 def _instead_of_prefix(axis: Axis) -> str:

@@ -48,7 +48,7 @@ class Answering(type):
 
     if not TYPE_CHECKING:  # for which names that are missing stay errors
 
-        def __getattr__(cls, name: str) -> Any:
+        def __getattr__(cls: type, name: str) -> Any:
             own = {known: f"Mask.{known}" for known in vars(cls) if not known.startswith("_")}
             lazy.refuse("type object 'Mask'", name, own | _ELSEWHERE)
 

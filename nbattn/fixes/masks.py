@@ -18,7 +18,7 @@ def fewer_axes(rank: int, axes: Sequence[Axis]) -> str:
     if rank < 1 or not axes:
         return f"Mask.full(rank={min(max(rank, 1), MAX_RANK)})."
     for number, axis in enumerate(axes):
-        if (axis.left, axis.right, axis.offset, axis.stride) == (0, 0, 0, 1):
+        if (axis.left, axis.right, axis.offset, axis.stride, axis.prefix) == (0, 0, 0, 1, 0):
             rest = written([*axes[:number], *axes[number + 1 :]])
             moved = "" if number == 0 else f".movedim({number + 1}, 1)"
             return f"mask={rest}, with query{moved}.flatten(0, 1), key and value likewise."

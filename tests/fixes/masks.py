@@ -69,7 +69,9 @@ AXES = [
     Row(
         'Axis(1, 1, border="wrap", offset=3)',
         "Axis(1, 1, border='wrap')",
-        "axis = Axis(1, 1, border='wrap')",
+        "out = attention(q, k.roll(-3, 1), v.roll(-3, 1), Mask(Axis(1, 1, border='wrap')))",
+        "torch.allclose(out[:, 0], attention(q[:, :1], k[:, 2:5], v[:, 2:5], Mask.full())[:, 0], "
+        "atol=1e-5)",
     ),
     Row("Axis(3, 3, circular=True)", "Axis(3, 3, border='wrap')", "Axis(3, 3, border='wrap')"),
     Row(

@@ -38,6 +38,8 @@ TESTED_IN = {
     "doctor/probe": "doctor/test_init",
     "fixes/axis_names": "whole/test_fixes",
     "fixes/call_names": "whole/test_fixes",
+    "fixes/places": "whole/test_fixes",
+    "fixes/signatures": "whole/test_fixes",
     "fixes/mask_names": "whole/test_fixes",
     "fixes/masks": "whole/test_fixes",
     "integrations/__init__": "test_lazy",
