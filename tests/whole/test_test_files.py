@@ -38,6 +38,7 @@ TESTED_IN = {
     "doctor/probe": "doctor/test_init",
     "fixes/axis_names": "whole/test_fixes",
     "fixes/call_names": "whole/test_fixes",
+    "fixes/code": "config/test_notation",
     "fixes/places": "whole/test_fixes",
     "fixes/signatures": "whole/test_fixes",
     "fixes/mask_names": "whole/test_fixes",
