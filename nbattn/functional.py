@@ -17,6 +17,8 @@ from nbattn import (
     export,
     key_ranges,
     known_calls,
+    mistaken_places,
+    mistaken_words,
     ops,
     shapes,
 )
@@ -24,7 +26,6 @@ from nbattn.backends import families
 from nbattn.backends.dense import reference
 from nbattn.backends.inputs import Inputs
 from nbattn.errors import BackendError, InputError
-from nbattn.fixes import call_names, places
 from nbattn.fixes.signatures import answering
 from nbattn.joining import merge as merge
 from nbattn.mask import Mask
@@ -134,9 +135,9 @@ def attention(
     if unknown or more:
         shape = getattr(query, "shape", None)
         raise (
-            call_names.refusal("attention", unknown, _ARGUMENTS, mask, shape)
+            mistaken_words.refusal("attention", unknown, _ARGUMENTS, mask, shape)
             if unknown
-            else places.surplus(more, mask)
+            else mistaken_places.surplus(more, mask)
         )
     if key_range is not None and query is not None:
         key_range = key_ranges.standard(key_range, query)
@@ -159,7 +160,7 @@ def _checked(
 ) -> Inputs:
     """Checks tensors, mask and numbers; returns them, cast for autocast, with their defaults."""
     if any(given is None or isinstance(given, Mask) for given in tensors[:3]):
-        raise places.missing(*tensors[:3])
+        raise mistaken_places.missing(*tensors[:3])
     arguments.check_mask(mask, getattr(tensors[0], "ndim", 4) - 3)
     names = ("key", "value", "sink", "key_range", "extra_key", "extra_value")
     query, named = _autocast(tensors[0], dict(zip(names, tensors[1:], strict=True)))
@@ -275,7 +276,7 @@ def _autocast(query: Tensor, named: dict[str, Any]) -> tuple[Tensor, dict[str, A
     return cast(query), {n: t if n in uncast else cast(t) for n, t in named.items()}  # pyright: ignore
 
 
-@answering(places.refusal)
+@answering(mistaken_places.refusal)
 def plan(
     mask: Mask,
     query_shape: Sequence[int],
@@ -323,7 +324,7 @@ def plan(
     'sdpa/causal'
     """
     if unknown:
-        raise call_names.refusal("plan", unknown, _PLAN_ARGUMENTS, mask, query_shape)
+        raise mistaken_words.refusal("plan", unknown, _PLAN_ARGUMENTS, mask, query_shape)
     if deterministic is None:
         deterministic = torch.are_deterministic_algorithms_enabled()
     flags = {

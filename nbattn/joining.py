@@ -7,12 +7,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from nbattn import mistaken_places
 from nbattn.errors import InputError, kind
-from nbattn.fixes import places
 from nbattn.fixes.signatures import answering
 
 
-@answering(places.refusal)
+@answering(mistaken_places.refusal)
 def merge(outputs: Sequence[Tensor], lses: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """Joins attention outputs of the same queries over disjoint sets of keys into one.
 

@@ -9,16 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nbattn import mistaken_places
 from nbattn.errors import InputError, counted, kind
-from nbattn.fixes import places
-from nbattn.fixes.call_names import DENSE, PAIRS
+from nbattn.fixes.code import DENSE, PAIRS
 from nbattn.fixes.signatures import answering
 
 Ranges = Any  # a tensor of whole numbers, or nested lists of them
 _WHOLE = (torch.int64, torch.int16, torch.int8, torch.uint8)
 
 
-@answering(places.refusal)
+@answering(mistaken_places.refusal)
 def key_range_from(padding: Tensor) -> Tensor:
     """Returns the `key_range` of padded keys: the box of real tokens in each sample.
 

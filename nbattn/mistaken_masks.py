@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from nbattn.axis import MAX_RANK, Axis, written
 from nbattn.errors import InputError, kind
 from nbattn.fixes import masks as repairs
-from nbattn.fixes.call_names import DENSE
+from nbattn.fixes.code import DENSE
 from nbattn.mask import Mask
 
 if TYPE_CHECKING:

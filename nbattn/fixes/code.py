@@ -1,8 +1,17 @@
-"""Finds calls, and alternatives without tensors, in the code that fixes say."""
+"""Code that several fixes have, and what is found in the code of fixes: calls, alternatives."""
 
 from __future__ import annotations
 
 import re
+
+FLAT = "query.flatten(1, -3).transpose(1, 2), key.flatten(1, -3).transpose(1, 2)"
+# Attention by torch, with a matrix of bools or scores: exact, with the memory of all pairs.
+DENSE = (
+    "torch.nn.functional.scaled_dot_product_attention("
+    f"{FLAT}, value.flatten(1, -3).transpose(1, 2), attn_mask={{}}, enable_gqa=True)"
+    ".transpose(1, 2).unflatten(1, query.shape[1:-2])"
+)
+PAIRS = "torch.from_numpy(mask.dense(query.shape[1:-2], key.shape[1:-2])).to(query.device)"
 
 _OR = re.compile(r"((?:,|;)? or )")  # between alternatives
 _BESIDE = re.compile(r", with (?:query|key|value)\.[^;]*")

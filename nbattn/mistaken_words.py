@@ -6,9 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+from nbattn import mistaken_masks
 from nbattn.axis import MAX_RANK, meant_truth, written
 from nbattn.errors import InputError, MaskError, similar
 from nbattn.fixes import masks as repairs
+from nbattn.fixes.code import DENSE, FLAT, PAIRS
 from nbattn.mask import Mask
 
 # Other names of arguments.
@@ -30,14 +32,6 @@ _RENAMED = {
     "dtype": ("data_type", "torch_dtype"),
 }
 _CALL = "nbattn.attention(query, key, value, "
-_FLAT = "query.flatten(1, -3).transpose(1, 2), key.flatten(1, -3).transpose(1, 2)"
-# Attention by torch, with a matrix of bools or scores: exact, with the memory of all pairs.
-DENSE = (
-    "torch.nn.functional.scaled_dot_product_attention("
-    f"{_FLAT}, value.flatten(1, -3).transpose(1, 2), attn_mask={{}}, enable_gqa=True)"
-    ".transpose(1, 2).unflatten(1, query.shape[1:-2])"
-)
-PAIRS = "torch.from_numpy(mask.dense(query.shape[1:-2], key.shape[1:-2])).to(query.device)"
 _BIASED = DENSE.format(f"{{}}.masked_fill(~{PAIRS}, float('-inf'))")
 _PADDED = "key_range=nbattn.key_range_from({})"
 _SWAPPED = "query.transpose({0}), key.transpose({0}), value.transpose({0})"
@@ -53,7 +47,7 @@ _DISTANCES = (
 )
 _SCORED = (
     "torch.nn.attention.flex_attention.flex_attention("
-    f"{_FLAT}, value.flatten(1, -3).transpose(1, 2), score_mod={{}}, enable_gqa=True, "
+    f"{FLAT}, value.flatten(1, -3).transpose(1, 2), score_mod={{}}, enable_gqa=True, "
     "block_mask=mask.to_flex(query.shape[1:-2], key.shape[1:-2], device=query.device))"
     ".transpose(1, 2).unflatten(1, query.shape[1:-2])"
 )
@@ -227,8 +221,6 @@ def _segments(call: Call) -> tuple[str, str]:
 
 def _matrix(call: Call) -> tuple[str, str]:
     """A matrix, or what other libraries have in its place; together with a mask, both hold."""
-    from nbattn import mistaken_masks
-
     why = "a mask is an nbattn.Mask; torch takes a matrix, at the cost of all pairs."
     if call.value is None:
         return why, f"{_CALL}mask)."
