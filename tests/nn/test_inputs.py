@@ -262,7 +262,6 @@ layer(x, key_range=t(2, 2).int())
 ring(t(1, 6, 8), t(1, 5, 8))
     MaskError: axis 0 (6 queries, 5 keys): border="wrap" needs as many queries as keys.
       given: Mask(Axis(1, 1, border='wrap'))
-      fix:   nbattn.attention(query, torch.cat([key[:, 4:], key, key[:, :1]], 1), torch.cat([value[:, 4:], value, value[:, :1]], 1), Mask(Axis(1, 1, align='top-left', offset=1))), with query 0 on key 0.
 
 line(t(1, 1, 8), t(1, 40, 8))
     MaskError: axis 0 (1 query, 40 keys): the lengths differ, and align=None does not align queries with keys.
