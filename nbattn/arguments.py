@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nbattn import mistaken_masks
+from nbattn import key_ranges, mistaken_masks
 from nbattn.axis import MAX_RANK, meant_truth, nearest
 from nbattn.backends import families
 from nbattn.errors import InputError, kind
@@ -55,6 +55,11 @@ def check_tensors(query: Tensor, named: dict[str, Tensor | None]) -> None:
                 f"{name} is on {tensor.device}, query on {query.device}.",
                 f"{keyword}{name}.to({str(query.device)!r}).",
             )
+        if tensor.is_complex():
+            raise InputError(
+                f"{name} is {_name(tensor.dtype)}; attention supports {', '.join(DTYPES)}.",
+                _COMPLEX.replace("query.dtype", f"{name}.dtype") if not keyword else "",
+            )
         if tensor.dtype != query.dtype and name not in _OF_ANY_DTYPE:
             raise InputError(
                 f"{name} is {_name(tensor.dtype)}, query {_name(query.dtype)}.",
@@ -67,6 +72,12 @@ def check_tensors(query: Tensor, named: dict[str, Tensor | None]) -> None:
             )
 
 
+# Scores of complex numbers by their real part, that of query times the conjugate of key.
+_COMPLEX = (
+    "torch.view_as_complex(nbattn.attention(*[torch.view_as_real(x.to(query.dtype)).flatten(-2) "
+    "for x in (query, key, value)], mask, scale=query.shape[-1] ** -0.5).unflatten(-1, (-1, 2))), "
+    "whose scores are the real part of query times the conjugate of key."
+)
 # Sequences of a nested tensor, each with its own length.
 _ONE_BY_ONE = (
     "torch.nested.nested_tensor([nbattn.attention(q[None], k[None], v[None], mask)[0] "
@@ -76,6 +87,8 @@ _ONE_BY_ONE = (
 
 def _as_tensor(name: str, given: Any, query: Any) -> str:
     """The code that makes a tensor of what was given."""
+    if name == "key_range" and type(given) is int and query.dim() == 4:
+        return f"key_range=[[0, {given}]] * {query.shape[0]}."
     if name == "sink" and isinstance(given, (int, float)):
         return f"sink=torch.full(({query.shape[-2]},), {float(given)}, device=query.device)."
     if given is None or (name == "key_range" and not hasattr(given, "__array__")):
@@ -201,16 +214,10 @@ def check_extras(
             raise InputError(
                 f"sink is {_name(sink.dtype)}, not a floating dtype.", "sink=sink.float()."
             )
-    if key_range is not None:
-        if key_range.dtype != torch.int32:
-            is_padding = key_range.dtype == torch.bool
-            raise InputError(
-                f"key_range is {_name(key_range.dtype)}, not int32.",
-                "key_range=nbattn.key_range_from(key_range)."
-                if is_padding
-                else "key_range=key_range.int().",
-            )
-        _shaped("key_range", key_range, (batch, rank, 2), "[start, stop) per sample and axis")
+    if key_range is not None and (
+        key_range.dtype != torch.int32 or not _fits(key_range.shape, (batch, rank, 2))
+    ):
+        raise key_ranges.refusal(key_range, batch, key.shape[1:-2])
     if (extra_key is None) != (extra_value is None):
         missing, given = ("key", "value") if extra_key is None else ("value", "key")
         raise InputError(
@@ -218,7 +225,7 @@ def check_extras(
             f"extra_key=extra_key, extra_value=extra_value; or extra_{given}=None, for none.",
         )
     if extra_key is not None and extra_value is not None:
-        count = extra_key.shape[1] if extra_key.dim() == 4 else extra_key.shape[0]
+        count = _extra_keys(extra_key.shape, batch, heads, key.shape[-1])
         _shaped("extra_key", extra_key, (batch, count, heads, key.shape[-1]), "[B, E, Hk, D]")
         _shaped(
             "extra_value", extra_value, (batch, count, heads, value.shape[-1]), "[B, E, Hk, Dv]"
@@ -231,9 +238,7 @@ def _name(dtype: torch.dtype) -> str:
 
 def _shaped(name: str, tensor: Tensor, shape: Sequence[Any], meaning: str) -> None:
     sizes = tensor.shape
-    if len(sizes) != len(shape) or not all(
-        holds(a == b) for a, b in zip(sizes, shape, strict=True)
-    ):
+    if not _fits(sizes, shape):
         expected = f"[{', '.join(map(str, shape))}]"
         raise InputError(
             f"{name} has shape {list(tensor.shape)}, not {expected}: {meaning}.",
@@ -241,11 +246,33 @@ def _shaped(name: str, tensor: Tensor, shape: Sequence[Any], meaning: str) -> No
         )
 
 
-def _reshaped(name: str, sizes: Sequence[int], shape: Sequence[int]) -> str:
+def _fits(sizes: Sequence[int], shape: Sequence[Any]) -> bool:
+    return len(sizes) == len(shape) and all(
+        holds(a == b) for a, b in zip(sizes, shape, strict=True)
+    )
+
+
+def _extra_keys(sizes: Sequence[int], batch: int, heads: int, dim: int) -> int | str:
+    """The number of extra keys of a tensor, which may lack the batch or the heads; else "E"."""
+    if len(sizes) == 4:
+        return sizes[1]
+    padded = (1, *sizes)
+    if len(sizes) in (2, 3) and padded[-2:] == (heads, dim):
+        return padded[-3]
+    return padded[-2] if padded[-1] == heads * dim else "E"
+
+
+def _reshaped(name: str, sizes: Sequence[int], shape: Sequence[Any]) -> str:
     """The code that gives a tensor a shape, where it has as many numbers, or can repeat them."""
     if name.startswith("extra_") and len(sizes) == 4 and sizes[1] == shape[2]:
         return f"{name}={name}.transpose(1, 2)."  # [B, Hk, E, D]
-    if math.prod(sizes) == math.prod(shape):
+    if "E" in shape:
+        return ""
+    if name.startswith("extra_") and sizes[-1:] == (shape[-2] * shape[-1],):  # heads in one
+        split = f"{name}.unflatten(-1, ({shape[-2]}, {shape[-1]}))"
+        batch = "" if len(sizes) == 3 else f".expand({shape[0]}, -1, -1, -1)"
+        return f"{name}={split}{batch}."
+    if math.prod(sizes) == math.prod(shape) and len(sizes) != len(shape):
         return f"{name}={name}.reshape({', '.join(map(str, shape))})."
     if math.prod(sizes) == 1:
         return f"{name}={name}.flatten().expand({shape[0]})." if len(shape) == 1 else ""

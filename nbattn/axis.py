@@ -6,10 +6,9 @@ import inspect
 import operator
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass, fields
-from difflib import get_close_matches
 from typing import Any, Literal, SupportsIndex, cast
 
-from nbattn.errors import MaskError, kind
+from nbattn.errors import MaskError, kind, similar
 from nbattn.symbolic import holds, is_symbolic
 
 Align = Literal["top-left", "bottom-right"]
@@ -33,6 +32,7 @@ _ELSEWHERE = {  # names of the same values of align and border in other librarie
     "shift": ("inward", "natten", "neighborhood"),
     "wrap": ("circular", "periodic", "cyclic", "circle", "ring", "torus", "roll", "modulo"),
 }
+_UNCLEAR = ("bottom-left", "lower-left", "top-right", "upper-right")  # of no alignment
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,10 +89,10 @@ class Axis:
 
     def __new__(cls, *args: Any, **named: Any) -> Axis:
         """Refuses names of other libraries, which `__init__` would refuse without a fix."""
-        if not _DEFAULTS.keys() >= named.keys():
-            from nbattn.fixes.axis_names import unknown_field
+        if len(args) > 2 or not _DEFAULTS.keys() >= named.keys():
+            from nbattn.fixes import axis_names
 
-            raise unknown_field(args, named, [*_DEFAULTS])
+            raise axis_names.refusal(args, named, [*_DEFAULTS])
         return object.__new__(cls)
 
     def __post_init__(self) -> None:
@@ -156,6 +156,9 @@ def whole(name: str, value: SupportsIndex, low: int | None, hint: str = "") -> i
         integer = cast("int", value)
         if holds((-_LIMIT if low is None else low) <= integer) and holds(integer <= _LIMIT):
             return integer
+    if isinstance(value, (tuple, list)) and value:
+        fix = _of_several(name, value, low)
+        raise MaskError(f"{name}={value!r} is {kind(value)}, not an integer.", f"{fix}.")
     fixes = [f"{name}={nearest(value, low)}", *filter(None, [hint])]
     if low is not None and str(value).startswith("-"):  # where it is legal, mostly "no limit"
         fixes.reverse()
@@ -172,6 +175,21 @@ def whole(name: str, value: SupportsIndex, low: int | None, hint: str = "") -> i
         problem = f"{name}={number} is beyond {_LIMIT}, the largest legal number."
         raise MaskError(problem, fix)
     return number
+
+
+def _of_several(name: str, values: Sequence[Any], low: int | None) -> str:
+    """The code for several numbers in the place of one: both sides of a window, the lengths of
+    axes, or one number for all axes.
+    """
+    if name in ("left", "left_bound") and len(values) == 2:
+        other, least = name.replace("left", "right"), None if low is None else 0
+        sides = (nearest(values[0], low), nearest(values[1], least))
+        return ", ".join(f"{n}={side}" for n, side in zip((name, other), sides, strict=True))
+    if name == "rank":
+        return f"rank={min(len(values), MAX_RANK)}"
+    if name == "sliding_window" and len(values) == 2:
+        return f"Mask.from_flash({tuple(values)!r}), with Flash's meaning"
+    return f"{name}={nearest(values[0], low)}"
 
 
 def nearest(value: object, low: int | None) -> int:
@@ -216,8 +234,9 @@ def likely(given: object, known: Sequence[str]) -> str:
         return ""
     plain = given.lower().replace("_", "-").replace(" ", "-")
     words = {word: name for name in known for word in (name, *_ELSEWHERE.get(name, ()))}
-    matches = get_close_matches(given, known, n=1)
-    return words.get(plain) or (matches[0] if matches else "")
+    if plain in _UNCLEAR:
+        return ""
+    return words.get(plain) or similar(given, known)
 
 
 def _one_of(name: str, value: object, known: Sequence[str]) -> None:
@@ -232,6 +251,8 @@ def _one_of(name: str, value: object, known: Sequence[str]) -> None:
 
 def _place(align: SupportsIndex, offset: int) -> int:
     """Returns the offset that an integer alignment stands for."""
+    if isinstance(align, bool):
+        raise MaskError(f"align={align} is a bool, not an integer.", _CHOICES["align"])
     place = whole("align", align, None, 'align="top-left", or align="bottom-right"')
     if not holds(offset == 0):
         place, offset = operator.index(place), operator.index(offset)
@@ -291,19 +312,26 @@ def _check_circle(axis: Axis) -> None:
     if not holds(axis.offset == 0):
         raise MaskError(
             f'border="wrap" is circular and does not support offset={_plain(axis.offset)}.',
-            f"{_without_offset(axis)}, or {clipped}.",
+            f"{', or '.join(filter(None, [_without_offset(axis), clipped]))}.",
         )
 
 
 def _without_offset(axis: Axis) -> str:
-    """The code of a circular axis whose sides are moved by the offset, if that is the same."""
-    offset = operator.index(axis.offset)
+    """The code of a circular axis that is the same without an offset: its sides are moved, or else
+    the keys are; empty where neither helps.
+    """
+    offset, dilation, stride = map(operator.index, (axis.offset, axis.dilation, axis.stride))
+    plain = _changed(axis, offset=0)
     if axis.left is None or axis.right is None:
-        return _changed(axis, offset=0)
-    left, right = operator.index(axis.left) - offset, operator.index(axis.right) + offset
-    if min(left, right) < 0 or (axis.dilation, axis.stride) != (1, 1):
-        return _changed(axis, offset=0)
-    return f"{_changed(axis, offset=0, left=left, right=right)}, which is the same"
+        if offset % dilation == 0:
+            return f"{plain}, which is the same"
+    else:
+        left, right = operator.index(axis.left) - offset, operator.index(axis.right) + offset
+        if min(left, right) >= 0 and dilation == stride == 1:
+            return f"{_changed(axis, offset=0, left=left, right=right)}, which is the same"
+    if stride > 1 and offset % (dilation * stride):
+        return ""
+    return f"{plain}, with key.roll({-offset}, 1) and value.roll({-offset}, 1) on axis 0"
 
 
 def _instead_of_prefix(axis: Axis) -> str:

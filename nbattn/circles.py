@@ -18,7 +18,7 @@ def check_lengths(mask: Mask, number: int, axis: Axis, queries: int, keys: int) 
     if queries != keys:
         raise MaskError(
             f'{where}: border="wrap" needs as many queries as keys.',
-            _unrolled(mask, number, keys),
+            _unrolled(mask, number, queries, keys),
             repr(mask),
         )
     period = axis.dilation * axis.stride
@@ -31,12 +31,12 @@ def check_lengths(mask: Mask, number: int, axis: Axis, queries: int, keys: int) 
         )
 
 
-def _unrolled(mask: Mask, number: int, keys: int) -> str:
+def _unrolled(mask: Mask, number: int, queries: int, keys: int) -> str:
     """The code for the first rows of a circle: its keys, continued at both ends, on a line."""
     axis = mask.axes[number]
     left, right = axis.left, axis.right
     plain = (axis.dilation, axis.stride, axis.prefix) == (1, 1, 0)
-    if left is None or right is None or not plain or left + right + 1 > keys:
+    if left is None or right is None or not plain or not max(queries, left + right + 1) <= keys:
         return ""
     rows = ":, " * (number + 1)
     first, last = f"{rows}:{right}", f"{rows}{keys - left}:"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from difflib import get_close_matches
 from typing import NamedTuple
 
 
@@ -95,6 +96,17 @@ def kind(value: object) -> str:
     module, name = type(value).__module__, type(value).__name__
     name = f"{module}.{name}" if module == "numpy" else name
     return f"{'an' if name[0].lower() in 'aeiou' else 'a'} {name}"
+
+
+def similar(word: str, known: Collection[str], cutoff: float = 0.6) -> str:
+    """Returns the known name that is most like a word, or an empty string.
+
+    >>> similar("retrun_lse", ["return_lse", "scale"])
+    'return_lse'
+    """
+    # all matches are asked for, since compilers cannot trace how Python finds the best one
+    matches = get_close_matches(word, known, n=max(1, len(known)), cutoff=cutoff)
+    return matches[0] if matches else ""
 
 
 def counted(number: int, one: str, many: str = "") -> str:

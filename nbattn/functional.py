@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any, Literal, overload
 
@@ -17,6 +17,8 @@ from nbattn import (
     export,
     key_ranges,
     known_calls,
+    mistaken_places,
+    mistaken_words,
     ops,
     shapes,
 )
@@ -24,7 +26,7 @@ from nbattn.backends import families
 from nbattn.backends.dense import reference
 from nbattn.backends.inputs import Inputs
 from nbattn.errors import BackendError, InputError
-from nbattn.fixes import call_names
+from nbattn.fixes.signatures import answering
 from nbattn.joining import merge as merge
 from nbattn.mask import Mask
 from nbattn.planner import devices, planner
@@ -75,11 +77,11 @@ def attention(
 
 
 def attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
+    query: Any = None,
+    key: Any = None,
+    value: Any = None,
     mask: Any = None,
-    *,
+    *more: Any,
     scale: float | None = None,
     softcap: float | None = None,
     sink: Tensor | None = None,
@@ -130,9 +132,14 @@ def attention(
     >>> attention(query, query, query, Mask.neighborhood((7, 7))).shape
     torch.Size([1, 56, 56, 2, 32])
     """
-    if unknown:
-        raise call_names.refusal("attention", unknown, _ARGUMENTS, mask)
-    if key_range is not None:
+    if unknown or more:
+        shape = getattr(query, "shape", None)
+        raise (
+            mistaken_words.refusal("attention", unknown, _ARGUMENTS, mask, shape)
+            if unknown
+            else mistaken_places.surplus(more, mask)
+        )
+    if key_range is not None and query is not None:
         key_range = key_ranges.standard(key_range, query)
     tensors = (query, key, value, sink, key_range, extra_key, extra_value)
     call = None
@@ -152,6 +159,8 @@ def _checked(
     tensors: tuple[Any, ...], mask: Mask, scale: float | None, softcap: float | None
 ) -> Inputs:
     """Checks tensors, mask and numbers; returns them, cast for autocast, with their defaults."""
+    if any(given is None or isinstance(given, Mask) for given in tensors[:3]):
+        raise mistaken_places.missing(*tensors[:3])
     arguments.check_mask(mask, getattr(tensors[0], "ndim", 4) - 3)
     names = ("key", "value", "sink", "key_range", "extra_key", "extra_value")
     query, named = _autocast(tensors[0], dict(zip(names, tensors[1:], strict=True)))
@@ -267,6 +276,7 @@ def _autocast(query: Tensor, named: dict[str, Any]) -> tuple[Tensor, dict[str, A
     return cast(query), {n: t if n in uncast else cast(t) for n, t in named.items()}  # pyright: ignore
 
 
+@answering(mistaken_places.refusal)
 def plan(
     mask: Mask,
     query_shape: Sequence[int],
@@ -314,7 +324,7 @@ def plan(
     'sdpa/causal'
     """
     if unknown:
-        raise call_names.refusal("plan", unknown, _PLAN_ARGUMENTS, mask)
+        raise mistaken_words.refusal("plan", unknown, _PLAN_ARGUMENTS, mask, query_shape)
     if deterministic is None:
         deterministic = torch.are_deterministic_algorithms_enabled()
     flags = {
@@ -475,5 +485,9 @@ def warmup(plan: Plan) -> None:
         backend.warmup(plan.chosen.program)
 
 
-_ARGUMENTS = [n for n in inspect.signature(attention).parameters if n != "unknown"]
-_PLAN_ARGUMENTS = [n for n in inspect.signature(plan).parameters if n != "unknown"]
+def _names(function: Callable[..., Any]) -> list[str]:
+    parameters = inspect.signature(function).parameters.values()
+    return [p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+
+
+_ARGUMENTS, _PLAN_ARGUMENTS = _names(attention), _names(plan)

@@ -7,9 +7,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from nbattn import mistaken_places
 from nbattn.errors import InputError, kind
+from nbattn.fixes.signatures import answering
 
 
+@answering(mistaken_places.refusal)
 def merge(outputs: Sequence[Tensor], lses: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """Joins attention outputs of the same queries over disjoint sets of keys into one.
 
@@ -81,7 +84,7 @@ def _checked(
                 f"output {list(out.shape)} and logsumexp {list(lse.shape)} "
                 f"do not fit {list(outputs[0].shape)}: outputs are [B, *space, H, Dv], "
                 "logsumexps [B, *space, H], of the same queries.",
-                _fitting(outputs[0], out, lse),
+                _fitting(outputs, out, lse),
             )
     for name, tensors in (("outputs", outputs), ("logsumexps", lses)):
         kinds = {f"{str(t.dtype).removeprefix('torch.')} on {t.device}": None for t in tensors}
@@ -100,10 +103,14 @@ def _checked(
     return outputs, lses
 
 
-def _fitting(first: Tensor, out: Tensor, lse: Tensor) -> str:
-    """The code for logsumexps with heads before the positions, as Flash returns them, or with a
-    last dimension of 1; and for parts of different queries, which are concatenated.
+def _fitting(outputs: Sequence[Tensor], out: Tensor, lse: Tensor) -> str:
+    """The code for pairs of an output and its logsumexp; for logsumexps with heads before the
+    positions, as Flash returns them, or with a last dimension of 1; and for parts of different
+    queries, which are concatenated.
     """
+    first = outputs[0]
+    if len(outputs) == 2 and outputs[1].shape == first.shape[:-1]:
+        return "nbattn.merge(*zip(outputs, lses))."
     if lse.shape != out.shape[:-1]:
         if lse.movedim(1, -1).shape == out.shape[:-1]:
             return "lses=[lse.movedim(1, -1) for lse in lses]."

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from nbattn import mistaken_places
 from nbattn.errors import InputError, counted, kind
-from nbattn.fixes.call_names import DENSE, PAIRS
+from nbattn.fixes.code import DENSE, PAIRS
+from nbattn.fixes.signatures import answering
 
 Ranges = Any  # a tensor of whole numbers, or nested lists of them
 _WHOLE = (torch.int64, torch.int16, torch.int8, torch.uint8)
 
 
+@answering(mistaken_places.refusal)
 def key_range_from(padding: Tensor) -> Tensor:
     """Returns the `key_range` of padded keys: the box of real tokens in each sample.
 
@@ -85,6 +90,56 @@ def _ends(real: Tensor) -> Tensor:
     some, places = real.any(1), real.int()
     start, stop = places.argmax(1), count - places.flip(1).argmax(1)
     return torch.stack([start.where(some, 0), stop.where(some, 0)], 1).int()
+
+
+_PADDED = "key_range=nbattn.key_range_from({})"
+
+
+def refusal(given: Tensor, batch: int, space: Sequence[int]) -> InputError:
+    """Makes the error of a tensor, or of lists that are one by now, that is no `key_range`.
+
+    Args:
+        given: what `standard` has made of the argument.
+        batch: the batch of the call.
+        space: the lengths of the key axes.
+    """
+    rank = len(space)
+    sizes = (len(given), *given.shape[2:]) if rank == 1 and given.dim() == 3 else (*given.shape,)
+    name = str(given.dtype).removeprefix("torch.")
+    problem = (
+        f"key_range has shape {list(sizes)}, not [{batch}, {rank}, 2]: [start, stop) per sample "
+        "and axis."
+    )
+    if sizes in ((batch, *space), (batch, math.prod(space)), (batch, 1, 1, math.prod(space))):
+        return InputError(problem, _of_padding(name, sizes, rank))
+    if given.dtype not in (torch.int32, *_WHOLE):
+        fix = "" if given.is_complex() else "key_range=torch.as_tensor(key_range).int()."
+        return InputError(f"key_range is {name}, not int32.", fix)
+    fixes: list[str] = []
+    if sizes == (batch,) and rank == 1:
+        fixes.append("key_range=[[0, int(stop)] for stop in key_range], for lengths of samples")
+    elif sizes == (batch, rank) and rank > 1:
+        fixes.append(
+            "key_range=[[[0, int(stop)] for stop in stops] for stops in key_range], for "
+            "lengths of axes"
+        )
+    if sizes == (2,) and rank == 1:
+        fixes.append(f"key_range=[[*map(int, key_range)]] * {batch}, for one range of all samples")
+    elif sizes in ((rank, 2), (1, rank, 2), (1, 2)):
+        shared = f"torch.as_tensor(key_range).expand({batch}, {rank}, 2)"
+        fixes.append(f"key_range={shared}, for the same ranges of all samples")
+    return InputError(problem, f"{'; or '.join(fixes)}." if fixes else "")
+
+
+def _of_padding(name: str, sizes: Sequence[int], rank: int) -> str:
+    """The code of the range of a padding mask `[B, *key_space]`, `[B, N]` or `[B, 1, 1, N]`."""
+    flat = "[:, 0, 0]" if len(sizes) == 4 and rank != 3 else ""
+    grid = ".unflatten(1, key.shape[1:-2])" if rank > 1 and len(sizes) != rank + 1 else ""
+    source = f"torch.as_tensor(key_range){flat}{grid}"
+    if "float" not in name:
+        return _PADDED.format(source + ("" if name == "bool" else ".bool()")) + "."
+    zero, one = _PADDED.format(f"{source} == 0"), _PADDED.format(f"{source}.bool()")
+    return f"{zero}, where 0 is a real token; or {one}, where 1 is."
 
 
 def standard(ranges: Ranges, query: Tensor) -> Ranges:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Mapping
 from types import ModuleType
+from typing import NoReturn
 
 
 def submodule(package: str, name: str, meant: Mapping[str, str]) -> ModuleType:
@@ -24,10 +25,21 @@ def submodule(package: str, name: str, meant: Mapping[str, str]) -> ModuleType:
     full = f"{package}.{name}"
     if name.isidentifier() and not name.startswith("_") and _exists(full):
         return importlib.import_module(full)
+    refuse(f"module {package!r}", name, meant)
+
+
+def refuse(owner: str, name: str, meant: Mapping[str, str]) -> NoReturn:
+    """Raises the AttributeError of a name, with what was meant where one name is similar.
+
+    Args:
+        owner: what does not have it, as Python calls it: "module 'nbattn'".
+        name: the attribute.
+        meant: names, as they are looked for, and the expressions to write.
+    """
     guess = "" if name.startswith("_") else _similar(name, meant)
     hint = f". Did you mean {guess}?" if guess else ""
     # with a name, so that Python does not append a suggestion of its own
-    raise AttributeError(f"module {package!r} has no attribute {name!r}{hint}", name=name)
+    raise AttributeError(f"{owner} has no attribute {name!r}{hint}", name=name)
 
 
 def _exists(module: str) -> bool:
@@ -42,5 +54,5 @@ def _similar(name: str, meant: Mapping[str, str]) -> str:
     import difflib
 
     plain = {known.lower(): expression for known, expression in meant.items()}
-    (best,) = difflib.get_close_matches(name.lower(), plain, n=1) or ("",)
+    (best,) = difflib.get_close_matches(name.lower(), plain, n=1, cutoff=0.75) or ("",)
     return plain.get(best, "")

@@ -25,8 +25,9 @@ from nbattn.axis import (
     written,
 )
 from nbattn.errors import MaskError, counted, kind
+from nbattn.fixes import mask_names
 from nbattn.fixes import masks as repairs
-from nbattn.fixes.mask_names import answering
+from nbattn.fixes.signatures import answering
 from nbattn.symbolic import holds, is_symbolic
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ Space = int | Sequence[int]
 
 
 @dataclass(frozen=True, slots=True, init=False, repr=False)
-class Mask:
+class Mask(metaclass=mask_names.Answering):
     """The AND of one to three axes: query i attends to key j when every axis allows it.
 
     Args:
@@ -60,6 +61,12 @@ class Mask:
     """
 
     axes: tuple[Axis, ...]
+
+    def __new__(cls, *axes: Any, **unknown: Any) -> Mask:
+        """Refuses arguments by name, which `__init__` would refuse without a fix."""
+        if unknown:
+            raise mask_names.of_the_class(axes, unknown)
+        return object.__new__(cls)
 
     def __init__(self, *axes: Axis) -> None:
         object.__setattr__(self, "axes", axes)
@@ -99,7 +106,7 @@ class Mask:
     # Constructors: each counts window sizes as the library it is named after does.
 
     @classmethod
-    @answering
+    @answering(mask_names.refusal, own=1)
     def full(cls, rank: int = 1) -> Mask:
         """Every query attends to every key.
 
@@ -110,7 +117,7 @@ class Mask:
         return cls(*[Axis()] * rank)
 
     @classmethod
-    @answering
+    @answering(mask_names.refusal, own=1)
     def causal(cls, align: Align | int | None = None) -> Mask:
         """One axis: query i attends to keys up to its own position (torch SDPA's `is_causal` is
         top-left).
@@ -125,7 +132,7 @@ class Mask:
         return cls(Axis(causal=True, align=align))
 
     @classmethod
-    @answering
+    @answering(mask_names.refusal, own=1)
     def sliding_window(
         cls,
         left: int | None,
@@ -149,7 +156,7 @@ class Mask:
         return cls(Axis(left, right, dilation=dilation, align=align))
 
     @classmethod
-    @answering
+    @answering(mask_names.refusal, own=1)
     def neighborhood(
         cls,
         kernel_size: int | Sequence[int],
@@ -191,7 +198,7 @@ class Mask:
         return cls(*[_natten_axis(*values) for values in zip(*per_axis, strict=True)])
 
     @classmethod
-    @answering
+    @answering(mask_names.refusal, own=1)
     def from_flash(
         cls,
         window_size: Sequence[int | None] = (-1, -1),
@@ -212,7 +219,7 @@ class Mask:
         """
         if not isinstance(window_size, (tuple, list)) or len(window_size) != 2:
             raise MaskError(
-                f"window_size={window_size!r} is not a pair.", repairs.pair(window_size)
+                f"window_size={window_size!r} is not a pair.", repairs.pair(window_size, causal)
             )
         left, right = (
             _flash_side(name, side)
@@ -221,7 +228,7 @@ class Mask:
         return cls(Axis(left, 0 if causal else right, causal=causal, align=align))
 
     @classmethod
-    @answering
+    @answering(mask_names.refusal, own=1)
     def from_cudnn(
         cls,
         left_bound: int | None = None,
@@ -247,7 +254,7 @@ class Mask:
         return cls(Axis(None if left is None else left - 1, right, align=align))
 
     @classmethod
-    @answering
+    @answering(mask_names.refusal, own=1)
     def from_transformers(
         cls, sliding_window: int | None = None, causal: bool = True, offset: int | None = None
     ) -> Mask:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 from dataclasses import replace
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
-from nbattn.axis import Axis, written
+from nbattn.axis import MAX_RANK, Axis, written
 from nbattn.errors import InputError, kind
-from nbattn.fixes.call_names import DENSE
+from nbattn.fixes import masks as repairs
+from nbattn.fixes.code import DENSE
 from nbattn.mask import Mask
 
 if TYPE_CHECKING:
@@ -36,36 +38,48 @@ def refusal(mask: object, rank: int) -> InputError:
             f"mask is {kind(mask)} of {len(mask)} masks; a call has one mask for all heads.",
             _per_head("masks"),
         )
-    return InputError(f"mask is {kind(mask)}, not a Mask.", _instead_of(mask, rank))
+    is_shape = isinstance(mask, tuple) and len(mask) > MAX_RANK
+    fix = "nbattn.plan(mask, query.shape)." if is_shape else instead_of(mask, rank)
+    return InputError(f"mask is {kind(mask)}, not a Mask.", fix)
 
 
-def _instead_of(mask: Any, rank: int) -> str:
-    """The code of the mask that was probably meant."""
+def instead_of(mask: Any, rank: int, name: str = "mask") -> str:
+    """The code of the mask that was probably meant by the value of an argument."""
     if isinstance(mask, Axis):
         return f"mask={written((mask,) * rank)}."
     if isinstance(mask, (list, tuple)) and mask and all(isinstance(axis, Axis) for axis in mask):
-        return f"mask={written(mask)}."
+        return f"mask={written((*mask,) * rank if len(mask) == 1 else mask)}."
     if isinstance(mask, (str, bool)):
         return _instead_of_word(mask, rank)
-    if isinstance(mask, int):
-        return f"mask=Mask.neighborhood({(mask,) * rank!r}), with NATTEN's meaning."
-    if isinstance(mask, (list, tuple)) and all(isinstance(n, (int, type(None))) for n in mask):
-        return f"mask=Mask.from_flash({tuple(mask)!r}), with Flash's meaning."
+    if isinstance(mask, float):
+        return f"mask=Mask.full(rank={rank}), scale={mask}, if it is the scale."
+    if isinstance(mask, (int, list, tuple)):
+        return repairs.windows(mask if isinstance(mask, (list, tuple)) else (mask,), rank)
     if callable(mask):  # FlexAttention's mask_mod
-        return f"{DENSE.format(_MATRIX.format('mask'))}."
+        return f"{DENSE.format(_matrix(name, mask))}."
     if callable(getattr(mask, "mask_mod", None)):  # its BlockMask
-        return f"{DENSE.format(_MATRIX.format('mask.mask_mod'))}."
+        return f"{DENSE.format(_matrix(f'{name}.mask_mod', mask.mask_mod))}."
     if isinstance(mask, dict):
-        return _instead_of_table(mask, rank)
-    return _instead_of_matrix(mask, rank) if hasattr(mask, "shape") else ""
+        return _instead_of_table(mask, rank, name)
+    return _instead_of_matrix(mask, rank, name) if hasattr(mask, "shape") else ""
 
 
-# The matrix of a mask_mod (batch, head, query, key) of FlexAttention.
+# The matrix of a mask_mod (batch, head, query, key) of FlexAttention, which may be one bool.
 _MATRIX = (
-    "{}(*torch.meshgrid(*[torch.arange(n, device=query.device) for n in (query.shape[0], "
-    "query.shape[-2], query[0, ..., 0, 0].numel(), key[0, ..., 0, 0].numel())], indexing='ij'))"
+    "(lambda *at: torch.as_tensor({}(*at{})).expand(at[0].shape))(*torch.meshgrid("
+    "*[torch.arange(n, device=query.device) for n in (query.shape[0], query.shape[-2], "
+    "query[0, ..., 0, 0].numel(), key[0, ..., 0, 0].numel())], indexing='ij'))"
 )
 _FULL = ("full", "none", "bidirectional", "dense", "all", "no_mask")
+
+
+def _matrix(name: str, function: Any) -> str:
+    """The code of the matrix of a function of (batch, head, query, key), or of the last two."""
+    try:
+        places = len(inspect.signature(function).parameters)
+    except (TypeError, ValueError):  # of a builtin
+        places = 4
+    return _MATRIX.format(name, "[2:]" if places == 2 else "")
 
 
 def _instead_of_word(word: str | bool, rank: int) -> str:
@@ -74,22 +88,22 @@ def _instead_of_word(word: str | bool, rank: int) -> str:
     if name in _FULL or word is False:
         return f"mask=Mask.full(rank={rank})."
     if word is True or "causal" in name:
-        align = "bottom-right" if "bottom" in name or "lower" in name else "top-left"
-        return f'mask=Mask.causal("{align}").'
+        is_last = "bottom" in name or "lower" in name
+        return repairs.causal(rank, "bottom-right" if is_last else "top-left")
     return ""  # a window, whose size is not known
 
 
-def _instead_of_table(table: dict[Any, Any], rank: int) -> str:
+def _instead_of_table(table: dict[Any, Any], rank: int, name: str) -> str:
     """The mask of a table of a config file, or of the arguments of an axis."""
     if set(table) <= set(Axis.__dataclass_fields__):
-        return f"mask=Mask(*[Axis(**mask)] * {rank})."
-    return 'mask=nbattn.load({"masks": {"mine": mask}}).masks["mine"].'
+        return f"mask=Mask(*[Axis(**{name})] * {rank})."
+    return f'mask=nbattn.load({{"masks": {{"mine": {name}}}}}).masks["mine"].'
 
 
-def _instead_of_matrix(matrix: Any, rank: int) -> str:
+def _instead_of_matrix(matrix: Any, rank: int, name: str) -> str:
     """The mask of a matrix, if it is one; padding; else the call of torch that takes a matrix."""
     shape, kinds = tuple(matrix.shape), str(matrix.dtype)
-    source = "mask" if type(matrix).__module__.startswith("torch") else "torch.as_tensor(mask)"
+    source = name if type(matrix).__module__.startswith("torch") else f"torch.as_tensor({name})"
     real = f"({source} == 0)" if "float" in kinds else f"{source}.bool()"
     if "bool" in kinds:
         real = source

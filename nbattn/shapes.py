@@ -72,17 +72,28 @@ def expected(name: str, rank: int) -> str:
     return f"[B, {', '.join('XYZ'[:rank])}, {'H' if name == 'query' else 'Hk'}, D]"
 
 
+_ALL = "nbattn.attention(query{0}, key{0}, value{0}, mask)"
+
+
 def _other_rank(mask: Mask, name: str, shape: Sequence[int]) -> str:
-    """The code for tensors of another rank than the mask: a mask of that rank, where its axes are
-    equal; a view of the tensor as a grid; or a dimension for one head.
+    """The code for tensors of another rank than the mask: a view of the tensor as a grid; a
+    dimension for one head, or for a batch of one; or a mask of that rank, where its axes are equal.
     """
     rank = len(shape) - 3
     fixes: list[str] = []
-    if rank == 1 and mask.rank == 2:
+    if mask.rank == 2 and rank in (0, 1):
         grid = _most_square(operator.index(shape[1]))
-        fixes.append(f"{name}.unflatten(1, {grid}), for a grid of {grid[0]} x {grid[1]} tokens")
+        head = "" if rank else ".unsqueeze(-2)"
+        tokens = f"for a grid of {grid[0]} x {grid[1]} tokens{'' if rank else ' and one head'}"
+        fixes.append(f"{name}.unflatten(1, {grid}){head}, {tokens}")
     if rank == mask.rank - 1:
         fixes.append(f"{name}.unsqueeze(-2), for one head")
+        if rank:
+            fixes.append(f"{name}.movedim(1, -1).unsqueeze(-2), for one head of channels first")
+        fixes.append(f"{_ALL.format('[None]')}[0], without a batch")
+    if rank == mask.rank - 2:
+        one = "[None, ..., None, :]"
+        fixes.append(f"{_ALL.format(one)}[0, ..., 0, :], without a batch and heads")
     if 0 < rank <= MAX_RANK and len(set(mask.axes)) == 1:
         fixes.append(f"mask={as_code((mask.axes[0],) * rank)}")
     if rank > MAX_RANK:
@@ -135,17 +146,13 @@ def _one_batch(query: Sequence[int], key: Sequence[int]) -> str:
 
 
 def _one_head_dim(query: Sequence[int], key: Sequence[int], value: Sequence[int]) -> str:
-    """The code that splits the channels of keys into heads of the query's size, or that pads."""
-    dim, channels = int(query[-1]), int(key[-1] * key[-2])
-    heads = channels // dim if dim else 0
-    if (
-        heads
-        and channels % dim == 0
-        and query[-2] % heads == 0
-        and value[-2] * value[-1] % heads == 0
-    ):
+    """The code that splits the channels of keys into the query's heads, where they are as many and
+    values were split like the keys; else the code that pads.
+    """
+    dim, heads = int(query[-1]), int(query[-2])
+    if dim * heads == key[-1] * key[-2] and key[-2] == value[-2] and value[-1] == key[-1]:
         split = f".flatten(-2).unflatten(-1, ({heads}, -1))"
-        return f"key{split}, value{split}."
+        return f"key{split}, value{split}, if the channels were split into heads like that."
     name, missing = ("key", dim - key[-1]) if key[-1] < dim else ("query", key[-1] - dim)
     scale = f", scale={dim}**-0.5" if name == "query" else ""
     return f"torch.nn.functional.pad({name}, (0, {missing})){scale}, which adds zeros."

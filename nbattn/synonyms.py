@@ -187,7 +187,7 @@ def meant(given: object, known: Iterable[str], synonyms: Synonyms) -> str:
     for name in known:
         if plain in (_plain(name), *synonyms.get(name, ())):
             return name
-    return likely(given, known)
+    return "" if plain in _OTHER else likely(given, known)
 
 
 def _plain(name: str) -> str:
@@ -197,7 +197,8 @@ def _plain(name: str) -> str:
 
 
 _GPU = ("gpu", "cuda", "nvidia", "accelerator")  # no certain one
-_OTHER = ("tpu", "npu", "hpu", "ipu")  # similar to "cpu", and something else
+# Similar to "cpu" or "mma", and something else.
+_OTHER = ("tpu", "npu", "hpu", "ipu", "wgmma", "umma", "tma", "tcgen05")
 _CAPABILITY = re.compile(r"(sm|compute|cc)?[-_ ]?(\d{1,3})(?:\.(\d))?[af]?")
 
 

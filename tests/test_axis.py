@@ -118,7 +118,7 @@ def test_the_signature_has_the_fields() -> None:
 
 
 def test_only_the_sides_are_positional() -> None:
-    with pytest.raises(TypeError):
+    with pytest.raises(MaskError, match="takes left and right by place, not 3"):
         Axis(1, 1, 2)
     with pytest.raises(MaskError):
         Axis(size=3)

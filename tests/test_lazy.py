@@ -72,6 +72,31 @@ def test_a_misspelt_submodule_of_a_package(package: object, wrong: str, right: s
         getattr(package, wrong)
 
 
+@pytest.mark.parametrize(
+    ("wrong", "right"),
+    [
+        ("prefix_lm", "Mask(Axis(None, 0, prefix=4))"),
+        ("neighbourhood", "Mask.neighborhood((7, 7))"),
+        ("swin", "Mask.neighborhood((7, 7), stride=7)"),
+        ("sliding", "Mask.sliding_window(511)"),
+        ("Full", "Mask.full"),
+        ("zebra", ""),
+    ],
+)
+def test_a_constructor_that_masks_do_not_have(wrong: str, right: str) -> None:
+    assert not hasattr(nbattn.Mask, wrong)
+    with pytest.raises(AttributeError) as caught:
+        getattr(nbattn.Mask, wrong)
+    hint = f". Did you mean {right}?" if right else ""
+    assert str(caught.value) == f"type object 'Mask' has no attribute {wrong!r}{hint}"
+    assert eval(right or "1", vars(nbattn) | {"Axis": nbattn.Axis, "Mask": nbattn.Mask})
+
+
+def test_the_prefix_that_is_suggested_is_a_prefix_lm() -> None:
+    matrix = nbattn.Mask(nbattn.Axis(None, 0, prefix=4)).dense(9)
+    assert matrix.tolist() == [[j <= max(i, 3) for j in range(9)] for i in range(9)]
+
+
 def test_folders_of_kernels_are_no_modules(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
     """As they lie in a wheel, where Python takes them for packages."""
     (tmp_path / "cuda").mkdir()

@@ -116,6 +116,8 @@ def _run(words: list[str]) -> int:
 
 def _refuse(first: str, rest: list[str]) -> NoReturn:
     """Raise an InputError for a word that is no command."""
+    if first == "version":
+        raise InputError(f"{first!r} is not a command.", "nbattn --version")
     near = difflib.get_close_matches(first, COMMANDS, 1)
     if not near:
         known = ", ".join(COMMANDS)

@@ -6,9 +6,11 @@ import re
 import shlex
 from ast import literal_eval
 
+from nbattn.fixes.code import closing, without_tensors
+
 _TEXTS = re.compile(r"\b(backend|dtype|device)=([\"'])([\w:-]+)\2\.?")
 _TUPLES = re.compile(r"\b(require|forbid|query_space|key_space)=(\([^()]*\))\.?")
-_MASK = re.compile(r"^mask=Mask\.(\w+\(.*\))\.$")
+_MASK = re.compile(r"(?:\bmask=)?(?<![\w.('])Mask(?:\.\w+)?\(")
 
 
 def in_options(fix: str) -> str:
@@ -19,13 +21,33 @@ def in_options(fix: str) -> str:
     >>> print(in_options("query_space=(8, 8, 8)."), in_options("mask=Mask.neighborhood((7, 7))."))
     --query 8,8,8 --mask 'neighborhood((7, 7))'
     """
-    fix = _MASK.sub(lambda found: f"--mask {shlex.quote(found[1])}", fix)
+    kept = without_tensors(fix)
+    if not kept and fix.startswith("nbattn.attention("):
+        return ""  # the command line has no tensors
+    fix = _masks(kept) if kept else fix
     fix = _TEXTS.sub(lambda found: f"--{found[1]} {found[3]}", fix)
     fix = fix.replace("device=None is", "without --device it is")
     fix = re.sub(r"^device=None$", "leave out --device", fix)
     return _TUPLES.sub(_listed, fix)
 
 
+def _masks(fix: str) -> str:
+    """The fix with its masks as options; a mask inside a call of a function stays."""
+    done, start = "", 0
+    for found in _MASK.finditer(fix):
+        if found.start() < start:
+            continue
+        end = closing(fix, found.end())
+        code = fix[found.start() : end].removeprefix("mask=").replace("'", '"')
+        code = code.removeprefix("Mask.")
+        stop = end + (fix[end:] == ".")
+        done += f"{fix[start : found.start()]}--mask {shlex.quote(code)}"
+        start = stop
+    return done + fix[start:]
+
+
 def _listed(found: re.Match[str]) -> str:
     values = ",".join(map(str, literal_eval(found[2])))
+    if not values:
+        return f"leave out --{found[1]}"
     return f"--{found[1].removesuffix('_space')} {values}"

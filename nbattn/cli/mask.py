@@ -163,15 +163,20 @@ def _coloured(picture: str) -> str:
 
 def find(options: argparse.Namespace) -> Mask:
     """Return the mask of `--mask`, or of CONFIG and NAME."""
-    if (options.mask is None) == (options.config is None):
-        problem = "two masks are given" if options.mask else "no mask is given"
+    if options.mask is not None and options.config is not None:
+        lengths = re.fullmatch(r"\d+(,\d+)*", options.config)
+        query = options.query or (options.config if lengths else "")
+        query = query or ",".join(["16"] * parse_mask(options.mask).rank)
+        raise InputError(
+            f"{options.config!r} is one word too many: the mask is that of --mask.",
+            shlex.join(["nbattn", "mask", "--mask", options.mask, "--query", query]),
+        )
+    if options.mask is None and options.config is None:
         query = options.query or "16,16"
         rank = query.count(",") + 1
         example = "causal()" if rank == 1 else f"neighborhood(({', '.join('7' * rank)}))"
-        words = ["nbattn", "mask", "--mask", options.mask or example]
-        raise InputError(
-            f"{problem}: give CONFIG and NAME, or --mask.", shlex.join([*words, "--query", query])
-        )
+        words = ["nbattn", "mask", "--mask", example, "--query", query]
+        raise InputError("no mask is given: give CONFIG and NAME, or --mask.", shlex.join(words))
     return _configured(options) if options.mask is None else parse_mask(options.mask)
 
 

@@ -26,6 +26,12 @@ MAKERS: dict[str, Callable[..., Any]] = {
     "from_transformers": Mask.from_transformers,
 }
 LONGEST_TEXT = 2000
+_CALLS = {  # constructors by their bare names
+    "causal": "causal()",
+    "full": "full()",
+    "neighborhood": "neighborhood((7, 7))",
+    "sliding_window": "sliding_window(511)",
+}
 _EXAMPLE = "--mask 'Axis(3, 3)'  # an Axis per axis, or neighborhood((7, 7)), sliding_window(511)"
 
 
@@ -96,7 +102,10 @@ def _written(node: ast.expr, text: str) -> str:
 def _call(node: ast.expr, text: str) -> Any:
     """Build an axis or a mask from one call."""
     if not isinstance(node, ast.Call):
-        raise _wrong(f"{_written(node, text)!r} is neither an axis nor a mask", text)
+        shown = _written(node, text)
+        instead = _CALLS.get(shown) or (f"neighborhood({text})" if text.isdigit() else "")
+        fix = f"--mask {shlex.quote(instead)}" if instead else ""
+        raise _wrong(f"{shown!r} is neither an axis nor a mask", text, fix)
     name = _written(node.func, text)
     plain = name.removeprefix("nbattn.")
     plain = plain if plain == "Mask" else plain.removeprefix("Mask.")
@@ -114,7 +123,9 @@ def _call(node: ast.expr, text: str) -> Any:
         key.arg or "**": _literal(f"{plain}, {key.arg or '**'}", key.value, text)
         for key in node.keywords
     }
-    _check_names(plain, arguments, named, text)
+    places = [*inspect.signature(MAKERS[plain]).parameters][: len(arguments)]
+    for twice in (name for name in places if name in named):
+        raise _wrong(f"{plain} has {twice!r} twice", text, f"{twice} once.")
     return MAKERS[plain](*arguments, **named)
 
 
@@ -128,30 +139,6 @@ def _literal(where: str, node: ast.expr, text: str) -> Any:
             quoted = re.sub(rf"=\s*{source}\b", f'="{source}"', text)
             fix = f"--mask {shlex.quote(quoted)}"
         raise _wrong(f"{where}: {source!r} is not a literal", text, fix) from None
-
-
-def _check_names(maker: str, positional: list[Any], named: dict[str, Any], text: str) -> None:
-    """Check that the arguments match the constructor's signature."""
-    known = _parameters(MAKERS[maker])
-    ordered = [name for name, p in known.items() if p.kind is not p.KEYWORD_ONLY]
-    for name in named:
-        if name not in known:
-            raise _wrong(f"{maker} has no {name!r}", text, _names(name, list(known)))
-    if len(positional) > len(ordered):
-        legal = f"at most {len(ordered)}: {', '.join(ordered)}; the others by keyword."
-        raise _wrong(f"{maker} has {len(positional)} positional arguments", text, legal)
-    for name in ordered[: len(positional)]:
-        if name in named:
-            raise _wrong(f"{maker} has {name!r} twice", text, f"{name} once.")
-    needed = [name for name, p in known.items() if p.default is p.empty]
-    for name in needed[len(positional) :]:
-        if name not in named:
-            raise _wrong(f"{maker} needs {name}", text)
-
-
-def _parameters(maker: Callable[..., Any]) -> dict[str, inspect.Parameter]:
-    """Return the parameters of a constructor."""
-    return dict(inspect.signature(maker).parameters)
 
 
 def _names(name: str, known: list[str]) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any, NamedTuple, cast
 
+from nbattn import synonyms
 from nbattn.axis import Axis
 from nbattn.config.files import KeyPath
 from nbattn.config.notation import Notation
@@ -31,7 +32,7 @@ _BORDERS = {
     "shift": ("shift", "inward"),
     "clip": ("clip",),
 }
-_AXIS = tuple(field.name for field in fields(Axis))
+_FIELDS = tuple(field.name for field in fields(Axis))
 
 
 class Answer(NamedTuple):
@@ -67,7 +68,7 @@ def _of_entry(section: str, name: str, key: str, table: Table, notation: Notatio
         return Answer(f"{why}; proj_drop drops after the projection", fix)
     if key in _SHAPE and section == "plans":
         return Answer("the shape says it: query is [batch, *space, heads, head_dim]")
-    if key not in (*_AXIS, *_CAUSAL, *_WINDOWS, "sliding_window", "rank"):
+    if key not in (*_FIELDS, *_CAUSAL, *_WINDOWS, "sliding_window", "rank"):
         return Answer()
     mask = table.get("mask") or name
     why = f"masks.{mask} says which keys a query reads"
@@ -99,7 +100,7 @@ def _mask_entry(table: Table) -> Table:
     """The entry of a mask's table that means the keys of another library; empty if none does."""
     steps = {name: table[name] for name in ("dilation", "stride") if name in table}
     causal = next((table[name] for name in _CAUSAL if name in table), False)
-    axis = {name: table[name] for name in _AXIS if name in table and name not in _CAUSAL}
+    axis = {name: table[name] for name in _FIELDS if name in table and name not in _CAUSAL}
     window = next((table[name] for name in _WINDOWS if name in table), None)
     if "sliding_window" in table and isinstance(table["sliding_window"], int):
         return {"from_transformers": {"sliding_window": table["sliding_window"]}}
@@ -117,12 +118,24 @@ def _mask_entry(table: Table) -> Table:
 
 def _of_mask(key: str, table: Table, notation: Notation) -> Answer:
     """A key of an axis or of a constructor in the place of their table."""
-    if key not in (*_AXIS, *_CAUSAL, *_WINDOWS, "rank"):
+    if key in ("type", "kind", "name"):
+        return _of_type(key, table, notation)
+    if key not in (*_FIELDS, *_CAUSAL, *_WINDOWS, "rank"):
         return Answer()
     entries = _mask_entries(key, table)
     return (
         Answer("it needs a table of its own", _either(entries, notation)) if entries else Answer()
     )
+
+
+def _of_type(key: str, table: Table, notation: Notation) -> Answer:
+    """The kind of a mask, which the name of its one table says."""
+    kind = synonyms.meant(table[key], synonyms.MASK_KEYS, synonyms.MASK_KEYS)
+    rest = {name: value for name, value in table.items() if name != key}
+    if not kind:
+        return Answer()
+    fix = f"no {key}" if kind in rest else notation.entries({kind: rest})
+    return Answer("the name of a mask's one table says it", fix)
 
 
 def _of_axis(key: str, table: Table, notation: Notation) -> Answer:
@@ -169,12 +182,37 @@ def of_value(path: KeyPath, table: Any, expected: str, notation: Notation) -> st
     value = cast("Any", table)[key]
     if key == "causal" and len(path) == 3 and len(table) > 1:
         return _of_mask("causal", cast("Table", table), notation).fix
+    if path[:1] == ("masks",) and len(path) in (2, 4) and expected == "a table":
+        table = _mask(value) if len(path) == 2 else _axis(value)
+        if table and len(path) == 2:
+            return notation.entries({str(key): table})
+        return notation.value(table) if table else ""
     if path[:1] == ("masks",) and len(path) == 3 and expected == "a table":
         return _constructor(str(key), value, notation)
     mended = _mended(key, value, expected)
     if mended is None:
         return ""
     return notation.entries({key: mended}) if isinstance(key, str) else notation.value(mended)
+
+
+def _mask(value: object) -> Table:
+    """The table of a mask that is given by a word, or by the sizes of its window."""
+    kind = synonyms.meant(value, ("causal", "full"), synonyms.MASK_KEYS)
+    if kind:
+        return {kind: {}}
+    sizes = value if isinstance(value, list) else [value]
+    if sizes and all(type(size) is int and size > 0 for size in sizes):
+        return {"neighborhood": {"kernel_size": value}}
+    return {}
+
+
+def _axis(value: object) -> Table:
+    """The table of an axis that is given by a word, or by its two sides."""
+    if synonyms.meant(value, ("causal",), synonyms.MASK_KEYS):
+        return {"causal": True}
+    if isinstance(value, list) and len(value) == 2 and all(type(n) is int for n in value):
+        return dict(zip(("left", "right"), value, strict=True))
+    return {}
 
 
 def _constructor(name: str, value: object, notation: Notation) -> str:
@@ -195,7 +233,8 @@ def _constructor(name: str, value: object, notation: Notation) -> str:
         return f"{some} for {value} before the query's own, {all_} for {value} in all"
     if name not in first or isinstance(value, bool):
         return ""
-    return notation.entries({name: {first[name]: value}})
+    number = _mended(name, value, "a whole number")
+    return notation.entries({name: {first[name]: value if number is None else number}})
 
 
 def of_entries(table: Table, notation: Notation) -> str:
@@ -207,6 +246,7 @@ def of_entries(table: Table, notation: Notation) -> str:
     return f"{example}, or {notation.entries({'full': {}})}"
 
 
+_NUMBERS = re.compile(r"[\[(]?\s*\d+(\s*[,x]\s*\d+)+\s*[\])]?")  # "2, 12, 4, 16", "2x12"
 _WORDS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 
 
@@ -215,7 +255,9 @@ def _mended(key: str | int, value: object, expected: str) -> object:
     if expected.startswith("a whole number"):
         if isinstance(value, float) and value.is_integer():
             return int(value)
-        text = value.strip().replace(",", "") if isinstance(value, str) else ""
+        text = value.strip() if isinstance(value, str) else ""
+        if re.fullmatch(r"-?[1-9][0-9]{0,2}(,[0-9]{3})+", text):  # commas between thousands
+            text = text.replace(",", "")
         return int(text) if re.fullmatch(r"-?(0|[1-9][0-9]*)", text) else None
     if expected == "true or false":
         if type(value) is int and value in (0, 1):
@@ -226,6 +268,8 @@ def _mended(key: str | int, value: object, expected: str) -> object:
             return float(value)
         except ValueError:
             return None
+    if expected == "a list" and isinstance(value, str) and _NUMBERS.fullmatch(value.strip()):
+        return [int(number) for number in re.findall(r"\d+", value)]
     if expected == "a list" and (isinstance(value, Mapping) or key in ("require", "forbid")):
         return [value]
     return None

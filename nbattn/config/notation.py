@@ -12,15 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from nbattn.axis import Axis
+from nbattn.fixes.code import closing, without_tensors
 from nbattn.mask import Mask
 
 _VALUE = r"""'[^']*'|"[^"]*"|-?\d[\d_.e+-]*\d|-?\d|True|False|None|\([^()]*\)|\[[^\[\]]*\]"""
 _ARGUMENT = re.compile(rf"\b([a-z_]+)=({_VALUE})(?![\w(])")
 _CALL = re.compile(r"\b(?:mask=)?(?:nbattn\.)?(?:Mask(?:\.[a-z_]+)?|Axis)\(")
-_OR = re.compile(r"((?:,|;)? or )")  # between alternatives
-_BESIDE = re.compile(r", with (?:query|key|value)\.[^;]*")
-# What a file has no place for: tensors, and calls of functions.
-_TENSORS = re.compile(r"\b(?:query|key|value|x|context|torch|layer)\.|\b(?:attention|plan)\(")
 
 
 class Notation:
@@ -79,12 +76,12 @@ class Notation:
         >>> TOML.translated("query.unsqueeze(1), or Mask.full(rank=2)")
         'full = { rank = 2 }'
         """
-        text = _without_tensors(text)
+        text = without_tensors(text)
         done, start = "", 0
         for found in _CALL.finditer(text):
             if found.start() < start:
                 continue
-            end = _closing(text, found.end())
+            end = closing(text, found.end())
             written = self._call(text[found.start() : end])
             if written:
                 done += self._arguments(text[start : found.start()]) + written
@@ -112,23 +109,6 @@ class Notation:
                 return found[0]
 
         return _ARGUMENT.sub(entry, text)
-
-
-def _closing(text: str, start: int) -> int:
-    """Where the call ends whose arguments start here; the end of the text if it is not closed."""
-    depth = 1
-    for at, letter in enumerate(text[start:], start):
-        depth += (letter == "(") - (letter == ")")
-        if not depth:
-            return at + 1
-    return len(text)
-
-
-def _without_tensors(text: str) -> str:
-    """The alternatives of a fix that a file can have."""
-    parts = _OR.split(_BESIDE.sub("", text))
-    kept = [n for n in range(0, len(parts), 2) if not _TENSORS.search(parts[n])]
-    return "".join(part for n in kept for part in (parts[n - 1] * (n > kept[0]), parts[n]))
 
 
 def _constructor(call: Any) -> dict[str, Any]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
+from functools import partial
 from typing import Any
 
-from nbattn.axis import BORDERS, likely
-from nbattn.errors import MaskError
+from nbattn.axis import BORDERS, Axis, likely
+from nbattn.errors import MaskError, similar
+from nbattn.fixes.signatures import legal_calls
 
 _RENAMED = {
     "left": ("window_left", "left_window", "window_size_left", "before", "lookback", "past"),
@@ -31,15 +32,23 @@ _WINDOWS = {
 }
 
 
-def unknown_field(
+def refusal(
     positional: Sequence[object], named: Mapping[str, Any], legal: Sequence[str]
 ) -> MaskError:
-    """Makes the error of the first argument that is no field of an axis; its fix is the whole call.
+    """Makes the error of the first argument that is no field of an axis, or that needs its name;
+    its fix is the whole call.
 
-    >>> print(unknown_field((3, 3), {"circular": True}, ("left", "right", "border")))
+    >>> print(refusal((3, 3), {"circular": True}, ("left", "right", "border")))
     Axis() takes no argument 'circular'.
       fix:   Axis(3, 3, border='wrap').
     """
+    if len(positional) > 2:
+        calls = legal_calls("Axis", partial(Axis, **named), 2, positional, legal[2:])
+        return MaskError(
+            f"Axis() takes left and right by place, not {len(positional)} arguments; by name it "
+            f"takes {', '.join(legal[2:])}.",
+            f"{', or '.join(calls)}." if calls else "",
+        )
     word = next(name for name in named if name not in legal)
     problem, value = f"Axis() takes no argument {word!r}", named[word]
     if word in _WINDOWS:
@@ -52,7 +61,7 @@ def unknown_field(
         now = {"border": _BORDERS[word]} if value else {}
     else:
         others = {other: name for name, words in _RENAMED.items() for other in words}
-        name = others.get(word) or next(iter(get_close_matches(word, legal, n=1)), "")
+        name = others.get(word) or similar(word, legal)
         if not name:
             return MaskError(f"{problem}; it takes {', '.join(legal)}.")
         now = {name: likely(value, BORDERS) or value if name == "border" else value}

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
-from difflib import get_close_matches
-from functools import wraps
-from typing import Any, TypeVar, cast
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
-from nbattn.errors import MaskError
-
-Constructor = TypeVar("Constructor", bound=Callable[..., Any])
+from nbattn import lazy
+from nbattn.errors import MaskError, similar
+from nbattn.fixes.signatures import Misfit, legal_calls
 
 _RENAMED = {
     "kernel_size": ("kernel", "size", "kernel_sizes", "window", "window_size", "neighborhood"),
@@ -29,22 +28,75 @@ _RENAMED = {
     "rank": ("ndim", "dims", "axes"),
 }
 
+# What is looked for in Mask, and the expressions to write.
+_ELSEWHERE = {
+    **dict.fromkeys(("prefix_lm", "prefix", "prefixlm"), "Mask(Axis(None, 0, prefix=4))"),
+    **dict.fromkeys(("sliding", "window", "local", "swa", "band"), "Mask.sliding_window(511)"),
+    **dict.fromkeys(("windows", "blocked", "swin"), "Mask.neighborhood((7, 7), stride=7)"),
+    **dict.fromkeys(("natten", "from_natten", "nat", "neighbourhood"), "Mask.neighborhood((7, 7))"),
+    "dilated": "Mask.neighborhood((7, 7), dilation=2)",
+    **dict.fromkeys(("circular", "periodic", "wrap"), 'Mask(Axis(3, 3, border="wrap"))'),
+    **dict.fromkeys(("bidirectional", "none", "dense_mask", "all"), "Mask.full(rank=1)"),
+    **dict.fromkeys(("tril", "autoregressive", "is_causal"), "Mask.causal()"),
+    **dict.fromkeys(("from_hf", "from_huggingface"), "Mask.from_transformers(512)"),
+    **dict.fromkeys(("flash", "from_flash_attn"), "Mask.from_flash((512, 0))"),
+}
 
-def answering(constructor: Constructor) -> Constructor:
-    """Makes a constructor refuse unknown arguments with the call that was probably meant."""
-    legal = [name for name in inspect.signature(constructor).parameters if name != "cls"]
-    known = frozenset(legal)
 
-    @wraps(constructor)
-    def construct(*args: Any, **named: Any) -> Any:
-        if not known.issuperset(named):
-            raise _refusal(constructor.__name__, args[1:], named, legal)
-        return constructor(*args, **named)
+class Answering(type):
+    """The class of `Mask`: a constructor that it does not have gets the one that is meant."""
 
-    return cast("Constructor", construct)
+    if not TYPE_CHECKING:  # for which names that are missing stay errors
+
+        def __getattr__(cls: type, name: str) -> Any:
+            own = {known: f"Mask.{known}" for known in vars(cls) if not known.startswith("_")}
+            lazy.refuse("type object 'Mask'", name, own | _ELSEWHERE)
 
 
-def _refusal(
+def of_the_class(axes: Sequence[Any], named: Mapping[str, Any]) -> MaskError:
+    """Makes the error of arguments by name of `Mask` itself."""
+    from nbattn.axis import Axis, written
+    from nbattn.mask import Mask
+
+    problem = f"Mask() takes axes, and no argument {next(iter(named))!r}"
+    shown = ", ".join(f"{name}={value!r}" for name, value in named.items())
+    if [*named] == ["rank"] and len(axes) == 1 and type(named["rank"]) is int:
+        return MaskError(f"{problem}.", f"{written([*axes] * named['rank'])}.")
+    if [*named] == ["axes"] and not axes:
+        given = named["axes"] if isinstance(named["axes"], (tuple, list)) else [named["axes"]]
+        return MaskError(f"{problem} by name.", f"{written(given)}.")
+    try:
+        if axes:
+            return MaskError(f"{problem}.", f"{written([replace(a, **named) for a in axes])}.")
+        if named.keys() <= set(Axis.__dataclass_fields__):
+            return MaskError(f"{problem}.", f"{written([Axis(**named)])}.")
+    except (MaskError, TypeError):
+        return MaskError(f"{problem}.")
+    for name in ("neighborhood", "from_flash", "from_transformers", "full"):
+        if named.keys() <= set(inspect.signature(getattr(Mask, name)).parameters):
+            return MaskError(f"{problem}.", f"Mask.{name}({shown}).")
+    return MaskError(f"{problem}.")
+
+
+def refusal(call: Misfit) -> MaskError:
+    """Makes the error of a constructor's call that does not fit, with the call that was meant."""
+    from nbattn.mask import Mask
+
+    name, legal = call.function.removeprefix("Mask."), call.names
+    if call.unknown:
+        return _unknown(name, call.given, call.named, legal)
+    problem = f"{call.problem}; it takes {', '.join(legal)}."
+    if len(call.given) <= len(call.places):
+        return MaskError(problem, f"{_EXAMPLES[name]}.")
+    by_name = [n for n in legal if n not in call.places]
+    calls = legal_calls(call.function, getattr(Mask, name), len(call.places), call.given, by_name)
+    return MaskError(problem, f"{', or '.join(calls)}." if calls else "")
+
+
+_EXAMPLES = {"neighborhood": "Mask.neighborhood(7)", "sliding_window": "Mask.sliding_window(511)"}
+
+
+def _unknown(
     name: str, positional: Sequence[object], named: Mapping[str, Any], legal: Sequence[str]
 ) -> MaskError:
     word = next(given for given in named if given not in legal)
@@ -58,7 +110,7 @@ def _refusal(
             f"Mask.{other}({value!r}), with {meaning} meaning.",
         )
     meant = next((n for n in legal if word in _RENAMED.get(n, ())), "")
-    meant = meant or next(iter(get_close_matches(word, legal, n=1, cutoff=0.75)), "")
+    meant = meant or similar(word, legal, 0.75)
     if not meant or meant in named or meant in legal[: len(positional)]:
         return MaskError(f"{problem}; it takes {', '.join(legal)}.")
     given = {meant if n == word else n: value for n, value in named.items()}

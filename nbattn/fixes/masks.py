@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
-from nbattn.axis import MAX_RANK, Axis, written
+from nbattn.axis import MAX_RANK, Align, Axis, written
 from nbattn.errors import MaskError
 
 
@@ -17,7 +18,7 @@ def fewer_axes(rank: int, axes: Sequence[Axis]) -> str:
     if rank < 1 or not axes:
         return f"Mask.full(rank={min(max(rank, 1), MAX_RANK)})."
     for number, axis in enumerate(axes):
-        if (axis.left, axis.right, axis.offset, axis.stride) == (0, 0, 0, 1):
+        if (axis.left, axis.right, axis.offset, axis.stride, axis.prefix) == (0, 0, 0, 1, 0):
             rest = written([*axes[:number], *axes[number + 1 :]])
             moved = "" if number == 0 else f".movedim({number + 1}, 1)"
             return f"mask={rest}, with query{moved}.flatten(0, 1), key and value likewise."
@@ -46,6 +47,64 @@ def instead_of_axes(given: Sequence[Any]) -> str:
         return "Mask.neighborhood(7)."
 
 
+def causal_axes(axes: Sequence[Axis]) -> list[Axis]:
+    """The axes without later keys; a window that moves inward keeps its size, as in NATTEN.
+
+    Raises:
+        MaskError: an axis is circular.
+    """
+    changed: list[Axis] = []
+    for axis in axes:
+        if axis.border == "shift" and axis.left is not None and axis.right is not None:
+            axis = replace(axis, left=axis.left + axis.right, border="clip", right=0)
+        changed.append(replace(axis, right=0, causal=True))
+    return changed
+
+
+_IN_ROWS = (
+    "nbattn.attention(query.flatten(1, -3), key.flatten(1, -3), value.flatten(1, -3), Mask.causal("
+    '"{}")).unflatten(1, query.shape[1:-2])'
+)
+
+
+def causal(rank: int, align: Align = "top-left") -> str:
+    """The code of the causal mask of a space: of one axis, or of each; or in row-major order."""
+    if rank == 1:
+        return f'mask=Mask.causal("{align}").'
+    mask = written((Axis(causal=True, align=align),) * rank)
+    return f"mask={mask}, with every axis causal; or {_IN_ROWS.format(align)}, in row-major order."
+
+
+def sized(size: Any, rank: int) -> Any:
+    """A size for every axis of a space, from one for all of them."""
+    size = tuple(size) if isinstance(size, (tuple, list)) else (size,)
+    size = size * rank if len(size) == 1 else size
+    return size if len(size) > 1 else size[0]
+
+
+def flash(window: tuple[Any, Any], rank: int, *, is_causal: bool = False) -> str:
+    """The code of Flash's window, on every axis of a space."""
+    if rank == 1:
+        return f"Mask.from_flash({window!r}{', causal=True' * is_causal})"
+    sides = [None if side is None or side < 0 else side for side in window]
+    axis = Axis(sides[0], 0 if is_causal else sides[1], causal=is_causal, align="bottom-right")
+    return written((axis,) * rank)
+
+
+def windows(sizes: Sequence[Any], rank: int) -> str:
+    """The code for numbers in the place of a mask: Flash's pair of sides on one axis; on more, as
+    many sizes as axes; empty where they mean neither.
+    """
+    on_each = " on every axis" * (rank > 1)
+    are_sizes = all(type(size) is int and size > 0 for size in sizes)
+    given: list[str] = []
+    if are_sizes and len(sizes) in {1, rank}:
+        given.append(f"mask=Mask.neighborhood({sized(sizes, rank)!r}), with NATTEN's meaning")
+    if len(sizes) == 2 and all(type(size) in (int, type(None)) for size in sizes):
+        given.append(f"mask={flash((sizes[0], sizes[1]), rank)}, with Flash's meaning{on_each}")
+    return f"{'; or '.join(given)}." if given else ""
+
+
 def of_one_length(arguments: Mapping[str, Any], lengths: Mapping[str, int]) -> str:
     """The code of per-axis arguments with as many values as the first of them."""
     count = next(iter(lengths.values()))
@@ -57,8 +116,12 @@ def of_one_length(arguments: Mapping[str, Any], lengths: Mapping[str, int]) -> s
     return f"{', '.join(f'{name}={values!r}' for name, values in fixed.items())}." if fixed else ""
 
 
-def pair(window_size: Any) -> str:
-    """The code of Flash's window that was probably meant."""
+def pair(window_size: Any, following: Any) -> str:
+    """The code of Flash's window that was probably meant, whose right side may be the argument
+    that follows.
+    """
+    if isinstance(window_size, int) and type(following) is int:
+        return f"Mask.from_flash({(window_size, following)!r})."
     sides = window_size if isinstance(window_size, (tuple, list)) else (window_size,)
     if len(sides) and all(isinstance(side, (int, type(None))) for side in sides):
         return f"window_size={tuple((*sides, sides[-1])[:2])!r}."

@@ -125,7 +125,7 @@ class NeighborhoodAttention(nn.Module):
 
     def forward(
         self,
-        x: Tensor,
+        x: Any = None,
         context: Tensor | None = None,
         *more: Any,
         extra_tokens: Tensor | None = None,

@@ -15,6 +15,7 @@ from torch import Tensor
 from nbattn import mistaken_masks, synonyms
 from nbattn.axis import Axis
 from nbattn.errors import InputError, kind
+from nbattn.fixes.masks import causal_axes
 from nbattn.mask import Mask
 from nbattn.shapes import as_code
 
@@ -53,9 +54,12 @@ class Answer(NamedTuple):
     fix: str = ""
 
 
+_EXAMPLE = {"dim": 64, "num_heads": 4, "mask": Code("Mask.neighborhood((7, 7))")}
+
+
 def refuse_unknown(function: Callable[P, R]) -> Callable[P, R]:
-    """Makes a constructor refuse unknown names in words, with the whole call as it should be. Its
-    signature stays as it is.
+    """Makes a constructor refuse unknown names and missing arguments in words, with the whole call
+    as it should be. Its signature stays as it is.
     """
     names = _arguments(function)
 
@@ -64,6 +68,14 @@ def refuse_unknown(function: Callable[P, R]) -> Callable[P, R]:
         if not names.keys() >= named.keys():
             first = zip(names, args[1:], strict=False)
             raise _refused("NeighborhoodAttention", names, dict(first) | named, of_the_layer)
+        given = dict(zip(names, args[1:], strict=False)) | named
+        if not given.keys() >= _EXAMPLE.keys():
+            missing = [name for name in _EXAMPLE if name not in given]
+            shown = ", ".join(_codes(names, _EXAMPLE | given))
+            raise InputError(
+                f"NeighborhoodAttention needs {' and '.join(missing)}.",
+                f"NeighborhoodAttention({shown}).",
+            )
         return function(*args, **named)
 
     return constructor
@@ -72,14 +84,19 @@ def refuse_unknown(function: Callable[P, R]) -> Callable[P, R]:
 def refused_call(layer: Any, given: Given, more: tuple[Any, ...], others: Given) -> InputError:
     """The error for a call of a layer with arguments that it does not have."""
     names = _arguments(type(layer).forward)
+    values = {**given, **others}
+    first = next(iter(values.values()), None)
+    again = [n for n in ("k", "key", "v", "value") if others.get(n) is first is not None]
+    others = {name: value for name, value in others.items() if name not in again}
     if others:
         return _refused("layer", names, {**given, **others}, partial(of_a_call, layer=layer))
     same = all(value is given["x"] for value in (given.get("context"), *more))
-    values = ", ".join(_codes(names, given if not same else {"x": given["x"]}))
+    count = len(more) + 2 if more else len(again) + 1
+    shown = ", ".join(_codes(names, given if not same else {"x": given["x"]}))
     return InputError(
-        f"layer takes x and a context, not {len(more) + 2} tensors: it projects queries, keys and "
+        f"layer takes x and a context, not {count} tensors: it projects queries, keys and "
         "values itself.",
-        f"layer({values}).",
+        f"layer({shown}).",
     )
 
 
@@ -153,7 +170,9 @@ def of_a_call(name: str, value: Any, given: Given, names: Collection[str], *, la
     if name in _WEIGHTS:
         return Answer("attention stores no weights that it could return")
     if name in ("is_causal", "causal"):
-        before = f"layer.mask = {code('mask', _causal(layer.mask))}; " if value else ""
+        before = (
+            f"layer.mask = {code('mask', Mask(*causal_axes(layer.mask.axes)))}; " if value else ""
+        )
         return Answer("the layer's mask says what is causal", before=before)
     return _renamed(name, value, given, synonyms.LAYER_INPUTS, names)
 
@@ -181,23 +200,13 @@ def _mask_of(given: Given) -> Any:
     if size is None and isinstance(mask, Mask):
         steps = {n: given[n] for n in ("dilation", "stride") if isinstance(given.get(n), int)}
         changed = Mask(*(replace(axis, **steps) for axis in mask.axes))
-        return _causal(changed) if causal else changed
+        return Mask(*causal_axes(changed.axes)) if causal else changed
     if size is None and causal:
         return Code("Mask.causal()")
     size = (7, 7) if size is None else (size, size) if isinstance(size, int) else tuple(size)
     steps = [f", {n}={given[n]!r}" for n in ("dilation", "stride") if given.get(n, 1) != 1]
     steps += [f", is_causal={causal!r}"] if causal else []
     return Code(f"Mask.neighborhood({size!r}{''.join(steps)})")
-
-
-def _causal(mask: Mask) -> Mask:
-    """The mask without later keys; a window that moves inward keeps its size, as in NATTEN."""
-    axes: list[Axis] = []
-    for axis in mask.axes:
-        if axis.border == "shift" and axis.left is not None and axis.right is not None:
-            axis = replace(axis, left=axis.left + axis.right, border="clip")
-        axes.append(replace(axis, right=0, causal=True))
-    return Mask(*axes)
 
 
 def _window(value: Any) -> Code:

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
+from nbattn import mistaken_places
 from nbattn.errors import InputError
+from nbattn.fixes.signatures import answering
 from nbattn.planner import explain as explanation
 from nbattn.planner import proof
 from nbattn.program.blocks import Block
@@ -152,6 +154,7 @@ class Plan:
 
         functional.warmup(self)
 
+    @answering(mistaken_places.refusal, own=1)
     def run(
         self, query: Tensor, key: Tensor, value: Tensor, **tensors: Any
     ) -> Tensor | tuple[Tensor, Tensor]:

@@ -22,6 +22,13 @@ from nbattn.cli.in_options import in_options
         ("forbid=('mma', 'fold')", "--forbid mma,fold"),
         ("query_space=(8, 8, 8).", "--query 8,8,8"),
         ("mask=Mask.neighborhood((7, 7)).", "--mask 'neighborhood((7, 7))'"),
+        (
+            "Mask(Axis(3, 0, align='top-left')) does; or Mask.causal() does.",
+            "--mask 'Mask(Axis(3, 0, align=\"top-left\"))' does; or --mask 'causal()' does.",
+        ),
+        ("query.unsqueeze(-2), for one head; or mask=Mask.full(rank=2).", "--mask 'full(rank=2)'"),
+        ("nbattn.attention(query, key, value, Mask.full()).", ""),
+        ("require=(), forbid=()", "leave out --require, leave out --forbid"),
         ("border='wrap'.", "border='wrap'."),
         ("nbattn plan nat_tiny --backend sdpa", "nbattn plan nat_tiny --backend sdpa"),
         ("", ""),

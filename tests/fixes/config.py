@@ -190,6 +190,53 @@ AXES = [
         "1, 0, causal=True",
     ),
 ]
+FORMS = [
+    Row(
+        load(masks={"own": "causal"}),
+        '"own": {"causal": {}}',
+        load(masks={"own": {"causal": {}}}),
+        "config.masks['own'] == Mask.causal()",
+    ),
+    Row(
+        load(masks={"own": [7, 7]}),
+        '"own": {"neighborhood": {"kernel_size": [7, 7]}}',
+        load(masks={"own": {"neighborhood": {"kernel_size": [7, 7]}}}),
+        "config.masks['own'] == Mask.neighborhood((7, 7))",
+    ),
+    mask(
+        '"neighborhood": {"kernel_size": 7}',
+        {"type": "neighborhood", "kernel_size": 7},
+        {"neighborhood": {"kernel_size": 7}},
+        "Mask.neighborhood(7)",
+    ),
+    mask(
+        '"neighborhood": {"kernel_size": 7}',
+        {"neighborhood": "7"},
+        {"neighborhood": {"kernel_size": 7}},
+        "Mask.neighborhood(7)",
+    ),
+    mask(
+        '"kernel_size": [7, 7]',
+        {"neighborhood": {"kernel_size": "7,7"}},
+        {"neighborhood": {"kernel_size": [7, 7]}},
+        "Mask.neighborhood((7, 7))",
+    ),
+    mask(
+        '{"left": 3, "right": 0}',
+        {"axes": [[3, 0]]},
+        {"axes": [{"left": 3, "right": 0}]},
+        "Mask(Axis(3, 0))",
+    ),
+    *[
+        plan(
+            '"query": [2, 12, 12, 4, 16]',
+            {"query": text},
+            {"query": [2, 12, 12, 4, 16]},
+            "it.query == (2, 12, 12, 4, 16)",
+        )
+        for text in ("2,12,12,4,16", "[2, 12, 12, 4, 16]", "2x12x12x4x16")
+    ],
+]
 FILES = [
     file(
         "toml",
@@ -275,4 +322,4 @@ LOADED = [
         means="config.masks['mine'] == Mask.neighborhood(7)",
     ),
 ]
-ROWS = [*LAYERS, *PLANS, *ENTRIES, *AXES, *FILES, *LOADED]
+ROWS = [*LAYERS, *PLANS, *ENTRIES, *AXES, *FORMS, *FILES, *LOADED]

@@ -331,4 +331,10 @@ TOOLS = [
         f"own = {_NEW}, kv_heads=1)\n",
     ),
 ]
-ROWS = [*OPTIONS, *WORDS, *INPUTS, *TRANSFORMS, *TOOLS]
+CALLS = [
+    called("query=query, key=query, value=query", "layer(query)", given="query = x"),
+    called("x, key=x, value=x", "layer(x)"),
+    called("hidden_states=x + 0", "layer(hidden_states)", given="hidden_states = x"),
+    word("", "NeighborhoodAttention(64, 4, Mask.neighborhood((7, 7)))"),
+]
+ROWS = [*CALLS, *OPTIONS, *WORDS, *INPUTS, *TRANSFORMS, *TOOLS]

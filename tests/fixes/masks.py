@@ -69,7 +69,9 @@ AXES = [
     Row(
         'Axis(1, 1, border="wrap", offset=3)',
         "Axis(1, 1, border='wrap')",
-        "axis = Axis(1, 1, border='wrap')",
+        "out = attention(q, k.roll(-3, 1), v.roll(-3, 1), Mask(Axis(1, 1, border='wrap')))",
+        "torch.allclose(out[:, 0], attention(q[:, :1], k[:, 2:5], v[:, 2:5], Mask.full())[:, 0], "
+        "atol=1e-5)",
     ),
     Row("Axis(3, 3, circular=True)", "Axis(3, 3, border='wrap')", "Axis(3, 3, border='wrap')"),
     Row(
@@ -77,6 +79,28 @@ AXES = [
         "Axis(3, 3, border='wrap')",
         "Axis(3, 3, border='wrap')",
     ),
+    Row("Axis((3, 3))", "left=3, right=3", "axis = Axis(left=3, right=3)", SAME),
+    Row(
+        "Axis(3, 3, 'wrap')", "Axis(3, 3, border='wrap')", "axis = Axis(3, 3, border='wrap')", SAME
+    ),
+    Row("Axis(3, 0, True)", "Axis(3, 0, causal=True)", "axis = Axis(3, 0, causal=True)"),
+    *[
+        Row("Axis(3, 3, 2)", code, code)
+        for code in ("Axis(3, 3, dilation=2)", "Axis(3, 3, stride=2)")
+    ],
+    *[
+        Row(
+            f"Axis(3, 3, align={word})",
+            f"align='{align}'",
+            f"axis = Axis(3, 3, align='{align}')",
+            f"axis.align == '{align}'",
+        )
+        for word, align in (
+            ("'topleft'", "top-left"),
+            ("'bottom_left'", "top-left"),
+            ("True", "top-left"),
+        )
+    ],
     Row("Axis(kernel_size=7)", "Mask.neighborhood(7)", "mask = Mask.neighborhood(7)"),
     Row("Axis(3, is_causal=True)", "Axis(3, causal=True)", "axis = Axis(3, causal=True)"),
     Row("Axis(window_size=(3, 0))", "Axis(left=3, right=0)", "axis = Axis(left=3, right=0)"),
@@ -180,6 +204,60 @@ MASKS = [
     ),
 ]
 
+CALLS = [
+    *[
+        Row(wrong, right, f"mask = {right}", f"mask == {same}")
+        for wrong, right, same in (
+            ("Mask.neighborhood(7, 7)", "Mask.neighborhood((7, 7))", "Mask.neighborhood((7, 7))"),
+            (
+                "Mask.neighborhood(7, 7)",
+                "Mask.neighborhood(7, dilation=7)",
+                "Mask(Axis(3, 3, dilation=7, border='shift'))",
+            ),
+            ("Mask.neighborhood()", "Mask.neighborhood(7)", "Mask.neighborhood(7)"),
+            ("Mask.sliding_window()", "Mask.sliding_window(511)", "Mask(Axis(511, 0))"),
+            ("Mask.from_flash(3, 0)", "Mask.from_flash((3, 0))", "Mask.from_flash((3, 0))"),
+            (
+                "Mask.from_flash(3, 0, True)",
+                "Mask.from_flash((3, 0), True)",
+                "Mask.from_flash((3, 0), causal=True)",
+            ),
+            (
+                "Mask.sliding_window(3, 3, 'top-left')",
+                "Mask.sliding_window(3, 3, align='top-left')",
+                "Mask(Axis(3, 3, align='top-left'))",
+            ),
+            (
+                "Mask.from_transformers((3, 0))",
+                "Mask.from_flash((3, 0))",
+                "Mask.from_flash((3, 0))",
+            ),
+            (
+                "Mask(Axis(3, 0), rank=2)",
+                "Mask(Axis(3, 0), Axis(3, 0))",
+                "Mask(Axis(3, 0), Axis(3, 0))",
+            ),
+            ("Mask(axes=[Axis(3, 0)])", "Mask(Axis(3, 0))", "Mask(Axis(3, 0))"),
+            (
+                "Mask(Axis(3, 3), dilation=2)",
+                "Mask(Axis(3, 3, dilation=2))",
+                "Mask(Axis(3, 3, dilation=2))",
+            ),
+            ("Mask(left=3, right=0)", "Mask(Axis(3, 0))", "Mask(Axis(3, 0))"),
+            ("Mask(rank=2)", "Mask.full(rank=2)", "Mask.full(2)"),
+            ("Mask(kernel_size=3)", "Mask.neighborhood(kernel_size=3)", "Mask.neighborhood(3)"),
+        )
+    ],
+    *[
+        Row(f"Mask.{name}({wrong})", right, f"mask = Mask.{name}({right})", f"mask == {same}")
+        for name, wrong, right, same in (
+            ("sliding_window", "(3, 0)", "left=3, right=0", "Mask(Axis(3, 0))"),
+            ("from_cudnn", "(3, 0)", "left_bound=3, right_bound=0", "Mask.from_cudnn(3, 0)"),
+            ("full", "(8, 8)", "rank=2", "Mask.full(2)"),
+        )
+    ],
+]
+
 LENGTHS = [
     Row("mask.dense(6.0)", "query_space=6", "mask.dense(query_space=6)"),
     Row("mask.draw(-1)", "query_space=0", "mask.draw(query_space=0)"),
@@ -230,4 +308,4 @@ LENGTHS = [
     ),
 ]
 
-ROWS = AXES + PREFIXES + MASKS + LENGTHS
+ROWS = AXES + PREFIXES + MASKS + CALLS + LENGTHS

@@ -1,8 +1,10 @@
-"""Fixes of plans and of backends: names, devices, what a backend refuses, derivatives."""
+"""Fixes of plans, of their runs and of backends: names, devices, what a backend refuses,
+derivatives.
+"""
 
 from __future__ import annotations
 
-from fixes.row import Row
+from fixes.row import EQUAL, QKV, Row, argument
 
 SHAPE = "shape = (1, 64, 8, 64)"
 NO_GPU = "monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)"
@@ -21,12 +23,6 @@ def plan(wrong: str, pasted: str, right: str, means: str = "plan.verify()", give
     return Row(calls[0], pasted, calls[1], means, setup)
 
 
-def attend(wrong: str, pasted: str, right: str, means: str = "out.shape == q.shape") -> Row:
-    """Arguments of attention, and those with the fix."""
-    calls = [f"out = attention(q, k, v, mask, {options})" for options in (wrong, right)]
-    return Row(calls[0], pasted, calls[1], means)
-
-
 def device(field: str, wrong: str, pasted: str, means: str) -> Row:
     """A field of a device of one's own, and the fix."""
     build = "from nbattn.program.device import DeviceInfo; it = DeviceInfo(**info | dict({}))"
@@ -39,12 +35,12 @@ NAMES = [
         'backend="flash"',
         "device='sm_90', backend=\"flash\"",
     ),
-    attend("backend='math'", 'backend="reference"', 'backend="reference"'),
+    argument("backend='math'", 'backend="reference"'),
     plan("device='cpu', backend='cpp'", 'backend="native"', "device='cpu', backend=\"native\""),
-    attend("backend='pytorch'", 'backend="tiled"', 'backend="tiled"'),
+    argument("backend='pytorch'", 'backend="tiled"'),
     plan("backend='magic'", 'backend="auto"', 'backend="auto"'),
-    attend("require=('tiles',)", "require=('tile',)", "require=('tile',)"),
-    attend("forbid=('sdpa', 'crop')", "forbid=('sdpa',)", "forbid=('sdpa',)"),
+    argument("require=('tiles',)", "require=('tile',)"),
+    argument("forbid=('sdpa', 'crop')", "forbid=('sdpa',)"),
     plan("dtype='bf16'", 'dtype="bfloat16"', 'dtype="bfloat16"'),
     plan("dtype=torch.int8", 'dtype="bfloat16"', 'dtype="bfloat16"'),
     plan(
@@ -108,18 +104,20 @@ REFUSED = [
         given="query, key, value = q, k, v; "  # a tensor stays where it is on this machine
         "monkeypatch.setattr(torch.Tensor, 'cuda', lambda tensor: tensor)",
     ),
-    attend("backend='sdpa', softcap=30.0", 'backend="auto"', 'backend="auto", softcap=30.0'),
-    attend(
+    argument(
+        "backend='sdpa', softcap=30.0", 'backend="auto"', fixed='backend="auto", softcap=30.0'
+    ),
+    argument(
         "backend='sdpa', softcap=30.0, require=('mma',)",
         'backend="auto", require=()',
-        'softcap=30.0, backend="auto", require=()',
+        fixed='softcap=30.0, backend="auto", require=()',
     ),
-    attend(
+    argument(
         "forbid=('tile', 'sdpa', 'native')",
         "forbid=('tile', ",  # and "sdpa" without a compiler's "native"
-        "forbid=('tile', 'sdpa')",
+        fixed="forbid=('tile', 'sdpa')",
     ),
-    attend("require=('mma',)", "require=()", "require=()"),
+    argument("require=('mma',)", "require=()"),
     plan(
         "device='sm_90', backend='natten'",
         'pip install "natten==0.21.7"',
@@ -195,4 +193,104 @@ DERIVATIVES = [
         given="q.requires_grad_()",
     ),
 ]
-ROWS = [*NAMES, *REFUSED, *PLANS, *DEVICES, *DERIVATIVES]
+PLAN = "plan = nbattn.plan(mask, query.shape, dtype=query.dtype, device='cpu')"
+
+
+def run(wrong: str, right: str, given: str = "") -> Row:
+    """A row for a plan that is for other tensors."""
+    fixed = f"plan = {right}\nout = plan.run(query, key, value{', ' * bool(wrong)}{wrong})"
+    return Row(
+        f"plan.run(query, key, value{', ' * bool(wrong)}{wrong})",
+        right,
+        fixed,
+        given=f"{QKV}\n{PLAN}\n{given}",
+    )
+
+
+NEW = "nbattn.plan(mask, [2, 12, 4, 16], [2, 12, 4, 16], {}dtype='float32', device='cpu')"
+RUNS = [
+    Row(
+        "nbattn.plan(mask, query)",
+        "query_shape=query.shape",
+        "plan = nbattn.plan(mask, query_shape=query.shape)",
+        given=QKV,
+    ),
+    Row(
+        "nbattn.plan(mask, ())",
+        "query_shape=query.shape",
+        "plan = nbattn.plan(mask, query_shape=query.shape)",
+        given=QKV,
+    ),
+    Row(
+        "nbattn.plan(mask, (1, 64.0, 2, 16))",
+        "query_shape=(1, 64, 2, 16)",
+        "nbattn.plan(mask, query_shape=(1, 64, 2, 16))",
+    ),
+    Row(
+        "nbattn.plan(mask, q.shape, value_dim='16')",
+        "value_dim=16",
+        "nbattn.plan(mask, q.shape, value_dim=16)",
+    ),
+    Row(
+        "nbattn.plan(mask, q.shape, extra_keys=-1)",
+        "extra_keys=0",
+        "nbattn.plan(mask, q.shape, extra_keys=0)",
+    ),
+    Row(
+        "nbattn.plan(mask, q.shape, dtype=float)",
+        "dtype=torch.float32",
+        "nbattn.plan(mask, q.shape, dtype=torch.float32)",
+    ),
+    Row(
+        "nbattn.plan(mask, q.shape, backend=None)",
+        'backend="auto"',
+        'nbattn.plan(mask, q.shape, backend="auto")',
+    ),
+    Row(
+        "nbattn.plan(mask, q.shape, device=3)",
+        'device="cuda:3"',
+        'nbattn.plan(mask, q.shape, device="cuda:3")',
+        given="hopper = nbattn.plan(mask, q.shape, device='sm_90').request.device\n"
+        "monkeypatch.setattr('nbattn.planner.devices.device_info', lambda device: hopper)",
+    ),
+    Row(
+        "plan.run(query, key, value, mask=mask)",
+        "plan.run(query, key, value)",
+        "out = plan.run(query, key, value)",
+        given=f"{QKV}\n{PLAN}",
+    ),
+    Row(
+        "torch.func.vmap(plan.run, (None, 0, 0))(query, k[None], v[None])",
+        "nbattn.attention(query, key, value, mask)",
+        "torch.func.vmap(lambda key, value: nbattn.attention(query, key, value, mask))"
+        "(k[None], v[None])",
+        given=f"{QKV}\n{PLAN}",
+    ),
+    Row(
+        "plan.run(query, query, query)",
+        "nbattn.plan(mask, [2, 12, 4, 16], [2, 12, 4, 16], dtype='float32', device='meta')",
+        "nbattn.plan(mask, [2, 12, 4, 16], [2, 12, 4, 16], dtype='float32', device='meta')",
+        given=f"{QKV}\n{PLAN}\nquery = query.to('meta')",
+    ),
+    *[
+        Row(
+            f"plan.run({wrong})",
+            pasted,
+            f"out = {pasted}",
+            EQUAL.format("attention(q, k, v, mask)"),
+            f"{QKV}\n{PLAN}\n{given}",
+        )
+        for wrong, pasted, given in (
+            ("q, k", "plan.run(query, key, value)", ""),
+            ("q, k, v, mask", "plan.run(query, key, value)", ""),
+            ("q=q, k=k, v=v", "plan.run(query=q, key=k, value=v)", ""),
+            ("query", "plan.run(*query)", "query = q, k, v"),
+        )
+    ],
+    run("sink=torch.zeros(4)", NEW.format("sink=True, ")),
+    run("softcap=30.0", NEW.format("softcap=30.0, ")),
+    run("", NEW.format("training=True, "), "query.requires_grad_()"),
+]
+
+LSES = "outputs, lses = [q, q], [q[..., 0], q[..., 0]]"
+ROWS = [*NAMES, *REFUSED, *PLANS, *RUNS, *DEVICES, *DERIVATIVES]

@@ -1,4 +1,6 @@
-"""One row of the tables: a call that raises, what is pasted from the fix, and what follows."""
+"""One row of the tables: a call that raises, what is pasted from the fix, and what follows; with
+what several tables share.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +15,14 @@ import pytest
 from fixes import sites
 
 PIP = "pip install "
+QKV = "query, key, value = q, k, v"
+SDPA = (
+    "torch.nn.functional.scaled_dot_product_attention(query.flatten(1, -3).transpose(1, 2), "
+    "key.flatten(1, -3).transpose(1, 2), value.flatten(1, -3).transpose(1, 2), "
+    "attn_mask={}, enable_gqa=True).transpose(1, 2).unflatten(1, query.shape[1:-2])"
+)
+ALLOWED = "torch.from_numpy(mask.dense(query.shape[1:-2], key.shape[1:-2])).to(query.device)"
+EQUAL = "torch.allclose(out, {}, atol=1e-5)"
 
 
 @dataclass(frozen=True)
@@ -51,6 +61,28 @@ class Row:
             exec(self.given, known)
             exec(self.fixed, known)
             assert eval(self.means, known), self.means
+
+
+def argument(
+    wrong: str,
+    right: str,
+    means: str = "out.shape == q.shape",
+    given: str = "",
+    fixed: str = "",
+) -> Row:
+    """A row for arguments of attention over one axis; with the fix they can be more than it."""
+    return Row(
+        f"attention(q, k, v, mask, {wrong})",
+        right,
+        f"out = attention(q, k, v, mask, {fixed or right})",
+        means,
+        f"{QKV}\n{given}",
+    )
+
+
+def whole(wrong: str, right: str, means: str, given: str = "") -> Row:
+    """A row whose fix is a whole expression."""
+    return Row(wrong, right, f"out = {right}", means, f"{QKV}\n{given}")
 
 
 @contextlib.contextmanager

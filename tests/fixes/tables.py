@@ -10,9 +10,11 @@ from fixes import (
     kernels,
     layers,
     masks,
+    places,
     planning,
     sites,
     surface,
+    tensors,
     terminal,
 )
 
@@ -24,8 +26,10 @@ TABLES = {
     "integrations": integrations.ROWS,
     "kernels": kernels.ROWS,
     "layers": layers.ROWS,
+    "places": places.ROWS,
     "planning": planning.ROWS,
     "surface": surface.ROWS,
+    "tensors": tensors.ROWS,
     "terminal": terminal.ROWS,
 }
 

@@ -253,16 +253,15 @@ layer(x, extra_tokens=4)
 
 layer(x, key_range=t(2, 2, 2))
     InputError: key_range is float32, not int32.
-      fix:   key_range=key_range.int().
+      fix:   key_range=torch.as_tensor(key_range).int().
 
 layer(x, key_range=t(2, 2).int())
     InputError: key_range has shape [2, 2], not [2, 2, 2]: [start, stop) per sample and axis.
-      fix:   key_range=key_range.expand(2, 2, 2).
+      fix:   key_range=[[[0, int(stop)] for stop in stops] for stops in key_range], for lengths of axes; or key_range=torch.as_tensor(key_range).expand(2, 2, 2), for the same ranges of all samples.
 
 ring(t(1, 6, 8), t(1, 5, 8))
     MaskError: axis 0 (6 queries, 5 keys): border="wrap" needs as many queries as keys.
       given: Mask(Axis(1, 1, border='wrap'))
-      fix:   nbattn.attention(query, torch.cat([key[:, 4:], key, key[:, :1]], 1), torch.cat([value[:, 4:], value, value[:, :1]], 1), Mask(Axis(1, 1, align='top-left', offset=1))), with query 0 on key 0.
 
 line(t(1, 1, 8), t(1, 40, 8))
     MaskError: axis 0 (1 query, 40 keys): the lengths differ, and align=None does not align queries with keys.

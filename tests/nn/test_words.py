@@ -160,5 +160,5 @@ def test_the_signature_of_the_constructor_is_its_own() -> None:
         inspect.Parameter.POSITIONAL_OR_KEYWORD,
         inspect.Parameter.KEYWORD_ONLY,
     }
-    with pytest.raises(TypeError, match="missing 1 required positional argument: 'mask'"):
+    with pytest.raises(InputError, match="needs mask"):
         NeighborhoodAttention(64, 4)  # pyright: ignore[reportCallIssue]

@@ -277,6 +277,8 @@ BAD: dict[str, Callable[[Tensor], Any]] = {
     "softcap": lambda x: nbattn.attention(x, x, x, Mask.causal(), softcap=-SCALE),
     "backend": lambda x: nbattn.attention(x, x, x, Mask.causal(), backend="best"),
     "layer": lambda x: LAYER(x),
+    "unknown": lambda x: nbattn.attention(x, x, x, Mask.causal(), retrun_lse=True),
+    "places": lambda x: step(x, x, Mask.neighborhood(7, 7)),  # pyright: ignore
 }
 # Where torch leaves its graph, it compiles what is called one by one, for seconds. The numbers of
 # these are symbolic then; the others run as they do without `dynamic`.

@@ -40,14 +40,16 @@ ALLOWED = {
     "cache": "",
     "symbolic": "",
     "axis": "errors symbolic",
-    "fixes": "errors axis",
+    "fixes": "lazy errors axis fixes",
     "synonyms": "axis",
     "packages": "",
     "mask": "errors axis symbolic fixes",
     "mistaken_masks": "errors axis mask fixes",
+    "mistaken_words": "errors axis mask fixes mistaken_masks",
+    "mistaken_places": "errors mask fixes",
     "shapes": "errors axis mask symbolic",
-    "key_ranges": "errors fixes",
-    "joining": "errors",
+    "key_ranges": "errors fixes mistaken_places",
+    "joining": "errors fixes mistaken_places",
     "piecewise_sum": "",
     "rows": "axis",
     "alignment": "errors axis mask",
@@ -57,20 +59,20 @@ ALLOWED = {
     "program": PROGRAM,
     "backends": f"{PROGRAM} {SHARED}",
     **{family: f"{PROGRAM} {SHARED} kernels {family}" for family in sorted(FAMILIES)},
-    "planner": f"{PROGRAM} version machine cache backends.families planner",
+    "planner": f"{PROGRAM} fixes mistaken_places version machine cache backends.families planner",
     "execute": "errors mask program backends.families backends.inputs planner",
     "ops": "errors mask geometry program backends.inputs planner execute",
     "export": "errors axis mask symbolic rows backends.inputs backends.dense.reference ops export",
     "autograd": "errors program backends.inputs planner execute ops export",
-    "arguments": "errors axis mask symbolic mistaken_masks shapes program backends.families"
-    " planner",
+    "arguments": "errors axis mask symbolic key_ranges mistaken_masks shapes program"
+    " backends.families planner",
     "known_calls": "mask backends.families backends.inputs planner execute autograd arguments",
     "functional": "errors mask program backends.families backends.inputs"
     " backends.dense.reference planner execute ops export autograd fixes shapes key_ranges joining"
-    " arguments known_calls",
-    "nn": "errors mistaken_masks axis synonyms mask symbolic program planner shapes arguments"
+    " arguments known_calls mistaken_words mistaken_places",
+    "nn": "errors fixes mistaken_masks axis synonyms mask symbolic program planner shapes arguments"
     " functional nn",
-    "config": "errors axis synonyms packages mask geometry program backends.families planner"
+    "config": "errors fixes axis synonyms packages mask geometry program backends.families planner"
     " arguments functional nn config",
     "notebook": "axis mask geometry planner config",
     "mask_symbols": "errors axis mask geometry",
@@ -83,7 +85,7 @@ ALLOWED = {
     " bench backends.families backends.inputs backends.cuda",
     "demo": "errors axis packages mask geometry program planner functional nn config draw plot"
     " demo",
-    "cli": "errors packages machine timing cache axis mask geometry program backends.families"
+    "cli": "errors fixes packages machine timing cache axis mask geometry program backends.families"
     " planner functional nn config mask_symbols draw plot doctor bench tune demo cli version",
     "integrations": "lazy errors packages version axis mask geometry program backends.families"
     " backends.tiled.costs backends.tiled.schedule backends.tiled.meaning planner functional nn"
@@ -95,6 +97,8 @@ ALLOWED = {
 # Functions that import upward when they are called → what they import.
 EXCEPTIONS = {
     ("axis", "Axis.__new__"): "fixes",
+    ("fixes.mask_names", "refusal"): "mask",
+    ("fixes.mask_names", "of_the_class"): "mask",
     ("mask", "Mask.dense"): "geometry",
     ("mask", "Mask.draw"): "draw",
     ("mask", "Mask.to_flex"): "backends.flex.run",
@@ -115,7 +119,7 @@ FOREIGN = {
     ),
     **dict.fromkeys(["alignment", "circles", "notebook", "doctor", "__main__", ""], ""),
     **dict.fromkeys(["piecewise_sum", "rows", "geometry", "mask_symbols", "draw", "plot"], "numpy"),
-    "mistaken_masks": "",
+    **dict.fromkeys(["mistaken_masks", "mistaken_words", "mistaken_places"], ""),
     **dict.fromkeys(["shapes", "key_ranges", "joining"], "torch"),
     **dict.fromkeys(["program"], "numpy"),
     **dict.fromkeys(["planner", "backends", "execute", "ops", "autograd"], "numpy torch"),

@@ -377,10 +377,12 @@ attention(q, q.numpy(), q, window)
       fix:   torch.as_tensor(key).
 
 attention(q, q, None, window)
-    InputError: value is None, not a tensor.
+    InputError: value is missing; attention takes query, key, value and a mask.
+      fix:   nbattn.attention(query, key, value, mask).
 
 attention(None, q, q, window)
-    InputError: query is None, not a tensor.
+    InputError: query is missing; attention takes query, key, value and a mask.
+      fix:   nbattn.attention(query, key, value, mask).
 
 attention(q, meta, meta, window)
     InputError: key is on meta, query on cpu.
@@ -410,7 +412,7 @@ attention(t(1, 4, 4, 2, 16), q, q, window)
 attention(q, q, q, Mask.full(rank=2))
     InputError: query has 4 dimensions [1, 8, 2, 16]; a mask of 2 axes needs 5, [B, X, Y, H, D].
       given: Mask(Axis(), Axis())
-      fix:   query.unflatten(1, (2, 4)), for a grid of 2 x 4 tokens; or query.unsqueeze(-2), for one head; or mask=Mask(Axis()).
+      fix:   query.unflatten(1, (2, 4)), for a grid of 2 x 4 tokens; or query.unsqueeze(-2), for one head; or query.movedim(1, -1).unsqueeze(-2), for one head of channels first; or nbattn.attention(query[None], key[None], value[None], mask)[0], without a batch; or mask=Mask(Axis()).
 
 attention(q, t(1, 4, 4, 2, 16), q, window)
     InputError: key has 5 dimensions [1, 4, 4, 2, 16]; a mask of 1 axis needs 4, [B, X, Hk, D].
@@ -429,7 +431,7 @@ attention(q, t(2, 8, 2, 16), t(2, 8, 2, 16), window)
 attention(q, t(1, 8, 2, 8), q, window)
     InputError: head_dim differs: 16 in query, 8 in key.
       given: query [1, 8, 2, 16] key [1, 8, 2, 8] value [1, 8, 2, 16]
-      fix:   key.flatten(-2).unflatten(-1, (1, -1)), value.flatten(-2).unflatten(-1, (1, -1)).
+      fix:   torch.nn.functional.pad(key, (0, 8)), which adds zeros.
 
 attention(q, q, t(1, 7, 2, 16), window)
     InputError: key and value differ before their last dimension: [1, 8, 2] and [1, 7, 2].
@@ -628,7 +630,7 @@ plan(window, 8)
 plan(window, (1, 8, 2))
     InputError: query has 3 dimensions [1, 8, 2]; a mask of 1 axis needs 4, [B, X, H, D].
       given: Mask(Axis(2, 0))
-      fix:   query.unsqueeze(-2), for one head.
+      fix:   query.unsqueeze(-2), for one head; or nbattn.attention(query[None], key[None], value[None], mask)[0], without a batch.
 
 plan(window, (-1, 8, 2, 16))
     InputError: query_shape=(-1, 8, 2, 16): -1 is not a length.
@@ -861,8 +863,6 @@ def test_message_of_every_mistake(call: str, text: str) -> None:
 # No code does what was wanted: the message has what is legal.
 WITHOUT_A_FIX = (
     'plan("x", shape)',
-    "attention(q, q, None, window)",
-    "attention(None, q, q, window)",
     "attention(t(3), q, q, window)",
     "attention(t(1, 8, 3, 16), q, q, window)",
     "attention(q, q, q, window, sink=t(3))",

@@ -1,0 +1,84 @@
+"""Answers to calls with too few arguments, too many, or some at the place of others."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from nbattn.errors import InputError
+from nbattn.fixes.signatures import Misfit
+from nbattn.mask import Mask
+
+_CALL = "nbattn.attention(query, key, value, mask)"
+_CALLS = {  # functions whose arguments are few, with all that they need
+    "merge": "nbattn.merge(outputs, lses)",
+    "key_range_from": "nbattn.key_range_from(padding)",
+    "load": 'nbattn.load("nat_tiny")',
+    "Plan.run": "plan.run(query, key, value)",
+    "plan": "nbattn.plan(mask, query.shape)",
+}
+_SURPLUS = {  # the same with more than can be given by place
+    "merge": "nbattn.merge([out, other], [lse, other_lse])",
+    "plan": "nbattn.plan(mask, query.shape, key.shape, value_dim=value.shape[-1])",
+}
+_WORDS = {  # other names of their arguments
+    "query": ("q", "queries"),
+    "key": ("k", "keys"),
+    "value": ("v", "values"),
+    "outputs": ("outs", "out", "output", "o"),
+    "lses": ("lse", "logsumexps", "softmax_lse"),
+    "padding": ("mask", "attention_mask", "padding_mask"),
+    "source": ("path", "file", "name", "config"),
+}
+
+
+def refusal(call: Misfit) -> InputError:
+    """Makes the error of a call of a small function."""
+    others = {word: name for name, words in _WORDS.items() for word in words if name in call.names}
+    renamed = {others[word]: word for word in call.named if word in others}
+    code = _CALLS[call.function]
+    if renamed:
+        code = f"{code.partition('(')[0]}({', '.join(f'{n}={w}' for n, w in renamed.items())})"
+    elif len(call.given) > len(call.places):
+        code = _SURPLUS.get(call.function, code)
+    elif call.given and isinstance(call.given[0], (tuple, list)) and len(call.places) > 1:
+        pairs = call.function == "merge"
+        code = (
+            f"{code.partition('(')[0]}(*{f'zip(*{call.places[0]})' if pairs else call.places[0]})"
+        )
+    return InputError(f"{call.problem}.", f"{code}.")
+
+
+def surplus(more: Sequence[Any], mask: object) -> InputError:
+    """Makes the error of a call of attention with arguments by place after the mask."""
+    problem = f"attention() takes 4 arguments by place, not {4 + len(more)}; the rest by name."
+    numbers = [n for n in more if isinstance(n, float) and n]
+    if not numbers or not isinstance(mask, Mask):
+        return InputError(problem, f"{_CALL}.")
+    scaled = f"{_CALL[:-1]}, scale={numbers[0]})"
+    dropped = f"torch.nn.functional.dropout({_CALL}, {numbers[0]})"
+    fix = f"{scaled}, if it is the scale; or {dropped}, if it is a dropout."
+    return InputError(problem, fix if 0 < numbers[0] < 1 else f"{scaled}.")
+
+
+def missing(query: Any, key: Any, value: Any) -> InputError:
+    """Makes the error of a call of attention with fewer tensors than it needs, or with the mask at
+    the place of one.
+    """
+    tensors = {"query": query, "key": key, "value": value}
+    masks = [f"{name} is a Mask" for name, given in tensors.items() if isinstance(given, Mask)]
+    absent = [name for name, given in tensors.items() if given is None]
+    problem = "; ".join([*masks, *(f"{name} is missing" for name in absent)])
+    code = _CALL
+    if isinstance(key, Mask) or (key is None and query is not None):
+        packed = _is_packed(query, 3)
+        code = f"nbattn.attention({'*query.unbind(-3)' if packed else 'query, query, query'}, mask)"
+    elif _is_packed(key, 2):
+        code = "nbattn.attention(query, *key.unbind(-3), mask)"
+    return InputError(f"{problem}; attention takes query, key, value and a mask.", f"{code}.")
+
+
+def _is_packed(tensor: Any, parts: int) -> bool:
+    """Whether a tensor `[B, *space, parts, H, D]` has several in one."""
+    shape = getattr(tensor, "shape", ())
+    return len(shape) >= 5 and shape[-3] == parts

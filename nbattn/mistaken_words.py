@@ -1,0 +1,415 @@
+"""Answers to arguments that have another name here, or another place, than in other libraries."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+from nbattn import mistaken_masks
+from nbattn.axis import MAX_RANK, meant_truth, written
+from nbattn.errors import InputError, MaskError, similar
+from nbattn.fixes import masks as repairs
+from nbattn.fixes.code import DENSE, FLAT, PAIRS
+from nbattn.mask import Mask
+
+# Other names of arguments.
+_RENAMED = {
+    "query": ("q", "queries", "query_states", "query_layer", "xq"),
+    "key": ("k", "keys", "key_states", "key_layer", "xk"),
+    "value": ("v", "values", "value_states", "value_layer", "xv"),
+    "query_shape": ("query", "shape", "q_shape"),
+    "key_shape": ("key", "kv_shape", "k_shape"),
+    "extra_key": ("additional_keys", "additional_key", "extra_keys"),
+    "extra_value": ("additional_values", "additional_value", "extra_values"),
+    "scale": ("qk_scale", "softmax_scale", "sm_scale", "scaling"),
+    "softcap": ("logit_cap", "soft_cap", "logits_soft_cap", "attn_logit_softcapping"),
+    "sink": ("s_aux", "sinks", "attention_sink", "attn_sink"),
+    "return_lse": ("return_softmax_lse", "return_logsumexp", "return_attn_probs"),
+    "backend": ("implementation", "attn_implementation", "sdp_backend"),
+    "training": ("is_training", "train"),
+    "device": ("arch",),
+    "dtype": ("data_type", "torch_dtype"),
+}
+_CALL = "nbattn.attention(query, key, value, "
+_BIASED = DENSE.format(f"{{}}.masked_fill(~{PAIRS}, float('-inf'))")
+_PADDED = "key_range=nbattn.key_range_from({})"
+_SWAPPED = "query.transpose({0}), key.transpose({0}), value.transpose({0})"
+_TRANSPOSED = f"nbattn.attention({_SWAPPED}, mask).transpose({{0}})"
+_SEQUENCES = (
+    "torch.cat([nbattn.attention(query[None, a:b], key[None, c:d], value[None, c:d], mask)[0] "
+    "for a, b, c, d in zip({0}[:-1], {0}[1:], {1}[:-1], {1}[1:])])"
+)
+_SEGMENTS = "({}[:, None, :, None] == {}[:, None, None, :])"  # of queries and keys
+_DISTANCES = (
+    "(torch.arange(query.shape[1], device=query.device)[:, None] + key.shape[1] - query.shape[1] "
+    "- torch.arange(key.shape[1], device=query.device)).abs()"
+)
+_SCORED = (
+    "torch.nn.attention.flex_attention.flex_attention("
+    f"{FLAT}, value.flatten(1, -3).transpose(1, 2), score_mod={{}}, enable_gqa=True, "
+    "block_mask=mask.to_flex(query.shape[1:-2], key.shape[1:-2], device=query.device))"
+    ".transpose(1, 2).unflatten(1, query.shape[1:-2])"
+)
+
+
+class Call(NamedTuple):
+    """An unknown argument, and the call that has it.
+
+    Args:
+        word: the name of the argument.
+        value: its value.
+        named: all unknown arguments.
+        mask: the mask of the call, if any.
+        rank: the number of axes of the call's space.
+    """
+
+    word: str
+    value: Any
+    named: Mapping[str, Any]
+    mask: object
+    rank: int
+
+
+Answer = Callable[[Call], tuple[str, str]]  # the reason, and the code
+
+
+def _dropout(call: Call) -> tuple[str, str]:
+    if not call.value:
+        return "attention has no dropout of its weights.", f"{_CALL}mask)."
+    why = "attention has no dropout of its weights; models drop out outputs, after a projection"
+    return f"{why}.", f"torch.nn.functional.dropout({_CALL}mask), {call.value!r})."
+
+
+_OF_THE_MASK = "windows are part of the mask"
+
+
+def _window(call: Call) -> tuple[str, str]:
+    """Flash's pair; or a size, whose sides are not known."""
+    value: Any = call.value
+    rank = call.rank
+    if value is None or (type(value) is int and value < 1):
+        return f"{_OF_THE_MASK}.", f"mask={repairs.flash((-1, -1), rank)}."
+    if type(value) is int:
+        around = repairs.windows((value,), rank).removesuffix(", with NATTEN's meaning.")
+        last = written(Mask.from_transformers(value).axes * rank)
+        return (
+            f"{_OF_THE_MASK}.",
+            f"{around}, for {value} keys around; or mask={last}, for the last.",
+        )
+    if not isinstance(value, (tuple, list)):
+        return f"{_OF_THE_MASK}.", ""
+    if rank > 1 or len(value) != 2:
+        return f"{_OF_THE_MASK}.", repairs.windows(value, rank)
+    why = f"{_OF_THE_MASK}; here with the meaning of Flash."
+    return why, f"mask={repairs.flash((value[0], value[1]), 1)}."
+
+
+def _local(call: Call) -> tuple[str, str]:
+    """A window of jax.nn.dot_product_attention, around the query's own position."""
+    pair = call.value if isinstance(call.value, (tuple, list)) else (call.value, call.value)
+    is_causal = meant_truth(call.named.get("is_causal", False))
+    right = 0 if is_causal else pair[1]
+    mask = written(Mask.sliding_window(pair[0], right, align="top-left").axes * call.rank)
+    return f"{_OF_THE_MASK}; here with the meaning of JAX.", f"mask={mask}."
+
+
+def _sliding(call: Call) -> tuple[str, str]:
+    """A window of transformers: causal if nothing else is said, but around queries of images."""
+    said = [call.named[name] for name in ("is_causal", "causal") if name in call.named]
+    is_causal = meant_truth(said[0]) if said else call.rank == 1
+    why = f"{_OF_THE_MASK}; here with the meaning of transformers{', causal' * is_causal}."
+    if call.rank == 1:
+        named = "" if is_causal else ", causal=False"
+        return why, f"mask=Mask.from_transformers({call.value!r}{named})."
+    axes = Mask.from_transformers(call.value, causal=is_causal).axes
+    return why, f"mask={written(axes * call.rank)}."
+
+
+def _kernel(call: Call) -> tuple[str, str]:
+    why = f"{_OF_THE_MASK}; here with the meaning of NATTEN."
+    if call.value is None:
+        return why, "mask=Mask.full(rank=query.dim() - 3)."
+    named = call.named
+    more = {n: named[n] for n in ("dilation", "stride") if named.get(n)}
+    if any(meant_truth(named.get(n, False)) for n in ("causal", "is_causal")):
+        more["is_causal"] = True
+    shown = "".join(f", {name}={value!r}" for name, value in more.items())
+    return why, f"mask=Mask.neighborhood({repairs.sized(call.value, call.rank)!r}{shown})."
+
+
+def _causal(call: Call) -> tuple[str, str]:
+    why = "whether an axis is causal is part of the mask."
+    if not meant_truth(call.value):
+        return why, f"{_CALL}mask)."
+    if not isinstance(call.mask, Mask):  # Flash's word aligns bottom-right, torch's top-left
+        return why, repairs.causal(
+            call.rank, "bottom-right" if call.word == "causal" else "top-left"
+        )
+    try:
+        return why, f"mask={written(repairs.causal_axes(call.mask.axes))}."
+    except MaskError:  # of a circle
+        return why, ""
+
+
+def _step(call: Call) -> tuple[str, str]:
+    """A dilation or a stride, which is part of every axis of a mask."""
+    why = f"the {call.word} of an axis is part of the mask."
+    if not isinstance(call.mask, Mask):
+        return why, ""
+    values = call.value if isinstance(call.value, (tuple, list)) else [call.value] * MAX_RANK
+    try:
+        changed = [
+            replace(axis, **{call.word: value})
+            for axis, value in zip(call.mask.axes, values, strict=False)
+        ]
+    except MaskError:
+        return why, ""
+    return why, f"mask={written(changed)}."
+
+
+_CHANNELS_FIRST = ("nchw", "bchw", "ncdhw", "channels_first")
+_IMAGES = (*_CHANNELS_FIRST, "nhwc", "bhwc", "ndhwc", "channels_last")
+
+
+def _layout(call: Call) -> tuple[str, str]:
+    value = call.value
+    why = "tensors are [B, *space, H, D], in any strides"
+    name = str(value).lower()
+    if name in ("bshd", "bnhd", "blhd", "bthd", "btnh"):
+        return f"{why}, which is {value!r}.", f"{_CALL}mask)."
+    if name in _IMAGES:
+        one = "{}.movedim(1, -1).unsqueeze(-2)" if name in _CHANNELS_FIRST else "{}.unsqueeze(-2)"
+        called = ", ".join(one.format(x) for x in ("query", "key", "value"))
+        back = ".squeeze(-2).movedim(-1, 1)" if name in _CHANNELS_FIRST else ".squeeze(-2)"
+        whole = f"nbattn.attention({called}, mask){back}."
+        return f"{why}; of {value!r} pass views with one head.", whole
+    if name in ("thd", "nhd"):
+        return (
+            f"{why}; {value!r} has no batch.",
+            f"{_SEQUENCES.format('cu_seqlens', 'cu_seqlens')}.",
+        )
+    if name == "hnd":
+        called = ", ".join(f"{x}.transpose(0, 1)[None]" for x in ("query", "key", "value"))
+        whole = f"nbattn.attention({called}, mask)[0].transpose(0, 1)."
+        return f"{why}; {value!r} has no batch.", whole
+    axes = "0, 1" if name in ("sbhd", "nbhd", "lbhd") else "1, 2"
+    return f"{why}; of {value!r} pass transposed views.", f"{_TRANSPOSED.format(axes)}."
+
+
+def _lengths(call: Call) -> tuple[str, str]:
+    first = "torch.arange(key.shape[1], device=key.device)"
+    lengths = f"torch.as_tensor({call.word}, device=key.device)[:, None]"
+    why = "the number of real keys of each sample is a range of keys."
+    return why, f"{_PADDED.format(f'{first} < {lengths}')}."
+
+
+def _packed(call: Call) -> tuple[str, str]:
+    ends = [n for n in call.named if n.startswith("cu_seq")]
+    keys = next((n for n in ends if "k" in n.removeprefix("cu_seqlens")), ends[0])
+    why = "packed sequences are not supported yet; a call for each of them is exact."
+    return why, f"{_SEQUENCES.format(ends[0], keys)}."
+
+
+def _segments(call: Call) -> tuple[str, str]:
+    """Numbers of segments `[B, N]`, of both or of queries and of keys."""
+    keys = "kv_segment_ids" if "kv_segment_ids" in call.named else call.word
+    queries = "q_segment_ids" if "q_segment_ids" in call.named else call.word
+    why = "segments that share a row are not supported yet; torch takes a matrix, at the cost of "
+    return f"{why}all pairs.", f"{DENSE.format(f'({PAIRS} & {_SEGMENTS.format(queries, keys)})')}."
+
+
+def _matrix(call: Call) -> tuple[str, str]:
+    """A matrix, or what other libraries have in its place; together with a mask, both hold."""
+    why = "a mask is an nbattn.Mask; torch takes a matrix, at the cost of all pairs."
+    if call.value is None:
+        return why, f"{_CALL}mask)."
+    meant = mistaken_masks.instead_of(call.value, call.rank, call.word)
+    if not isinstance(call.mask, Mask):
+        return why, meant
+    if "key_range=" in meant:
+        return (
+            why,
+            f"key_range={meant.partition('key_range=')[2].partition(', if')[0].rstrip('.')}.",
+        )
+    kinds = str(getattr(call.value, "dtype", ""))
+    if "bool" in kinds:
+        return why, f"{DENSE.format(f'({PAIRS} & {call.word})')}."
+    return why, f"{_BIASED.format(call.word)}." if "float" in kinds else ""
+
+
+def _given(why: str, fix: str = f"{_CALL}mask).") -> Answer:
+    """An answer to any value; its code has `{}` in the place of the argument's name."""
+    return lambda call: (why, fix.replace("{}", call.word))
+
+
+_PADDINGS = "padding is a range of keys; {}."
+# What has another place than a renamed argument.
+_ANSWERS: dict[str, Answer] = {
+    **dict.fromkeys(
+        ("dropout_p", "dropout", "attn_drop", "attention_dropout", "attn_dropout", "p"), _dropout
+    ),
+    **dict.fromkeys(("kernel_size", "kernel", "neighborhood_size"), _kernel),
+    **dict.fromkeys(("window_size", "window", "windows"), _window),
+    "local_window_size": _local,
+    **dict.fromkeys(("sliding_window", "sliding_window_size"), _sliding),
+    **dict.fromkeys(("is_causal", "causal", "causal_mask"), _causal),
+    **dict.fromkeys(("dilation", "stride"), _step),
+    **dict.fromkeys(
+        ("layout", "qkv_layout", "input_layout", "tensor_layout", "qkv_format", "kv_layout"),
+        _layout,
+    ),
+    **dict.fromkeys(
+        ("cu_seqlens", "cu_seqlens_q", "cu_seq_q", "cu_seqlens_k", "cu_seq_k"), _packed
+    ),
+    **dict.fromkeys(
+        ("key_lengths", "seq_lens", "seqlens", "kv_lens", "key_value_seq_lengths"), _lengths
+    ),
+    **dict.fromkeys(
+        ("attn_mask", "attn_bias", "mask_mod", "block_mask", "mask_matrix", "mask_type"), _matrix
+    ),
+    **dict.fromkeys(
+        ("segment_ids", "q_segment_ids", "kv_segment_ids", "document_ids", "seq_ids"), _segments
+    ),
+    **dict.fromkeys(
+        ("block_table", "block_tables", "page_table"),
+        _given(
+            "pages of keys are not supported; gather those of each sample, all of them full.",
+            "nbattn.attention(query, key[{}].flatten(1, 2), value[{}].flatten(1, 2), mask).",
+        ),
+    ),
+    **dict.fromkeys(
+        ("precision", "kernel_options", "op", "score_function", "preferred_element_type"),
+        _given("kernels and their options are chosen by backend=."),
+    ),
+    **dict.fromkeys(
+        ("num_splits", "pack_gqa", "softmax_precision", "disable_split_kv"),
+        _given("kernels and their options are chosen by backend=."),
+    ),
+    "enable_gqa": _given("grouped heads are recognized by their shapes."),
+    **dict.fromkeys(
+        ("num_heads", "heads"),
+        _given("the number of heads is that of the tensors [B, *space, H, D]."),
+    ),
+    "training": _given("whether a backward follows is found from requires_grad."),
+    "deterministic": _given(
+        "determinism is a setting of torch.", "torch.use_deterministic_algorithms(True)."
+    ),
+    **dict.fromkeys(
+        ("bias", "rpb", "relative_bias", "rel_pos_bias", "position_bias"),
+        _given(
+            "a bias of scores is not supported yet; torch adds a matrix [H, Nq, Nk], at the cost "
+            "of all pairs.",
+            f"{_BIASED}.",
+        ),
+    ),
+    **dict.fromkeys(
+        ("alibi_slopes", "slopes"),
+        _given(
+            "slopes are not supported yet; torch adds a matrix, here for one axis, at the cost of "
+            "all pairs.",
+            f"{_BIASED.format(f'(-{{}}[..., None, None] * {_DISTANCES}).to(query.dtype)')}.",
+        ),
+    ),
+    "score_mod": _given("FlexAttention takes functions of scores.", f"{_SCORED}."),
+    **dict.fromkeys(
+        ("key_padding_mask", "src_key_padding_mask"),
+        _given(
+            _PADDINGS.format("torch's key_padding_mask is True where a token is padding"),
+            f"{_PADDED.format('~{}')}.",
+        ),
+    ),
+    **dict.fromkeys(
+        ("attention_mask", "padding_mask", "kv_mask", "seq_mask"),
+        _given(
+            _PADDINGS.format("transformers' attention_mask is 1 where a token is real"),
+            f"{_PADDED.format('{}.bool()')}.",
+        ),
+    ),
+    **dict.fromkeys(
+        ("need_weights", "output_attentions", "return_weights", "return_attn_weights"),
+        _given("attention never has its weights in memory, and cannot return them."),
+    ),
+    **dict.fromkeys(
+        ("max_seqlen", "max_seqlen_q", "max_seqlen_k", "max_seqlen_kv"),
+        _given("the longest sequence is found from the shapes."),
+    ),
+}
+
+
+def refusal(
+    function: str,
+    named: Mapping[str, Any],
+    legal: Sequence[str],
+    mask: object = None,
+    shape: Sequence[int] | None = None,
+) -> InputError:
+    """Makes the error of the first argument that a function does not take.
+
+    Args:
+        function: its name.
+        named: the unknown arguments with their values.
+        legal: the names of its arguments.
+        mask: the mask of the call, if any.
+        shape: that of the query, if it has one.
+    """
+    word = [*[name for name in named if not name.startswith("max_seqlen")], *named][0]
+    problem = f"{function}() takes no argument {word!r}"
+    if meant_name(word, legal):
+        shown = ", ".join(_renamed(named, legal))
+        return InputError(f"{problem}.", f"{shown}.")
+    if word not in _ANSWERS:
+        return InputError(f"{problem}; it takes {', '.join(legal)}.")
+    rank = mask.rank if isinstance(mask, Mask) else 1 if shape is None else len(shape) - 3
+    call = Call(word, named[word], named, mask, min(max(rank, 1), MAX_RANK))
+    why, fix = _together(call) or _ANSWERS[word](call)
+    if function != "attention":  # which has no tensors
+        fix = fix.partition("; or nbattn.")[0] if fix.startswith("mask=") else ""
+    return InputError(f"{problem}: {why}", fix)
+
+
+def _together(call: Call) -> tuple[str, str] | None:
+    """The mask of arguments that define one together, as libraries take them; or nothing."""
+    named, windows = call.named, ("kernel_size", "local_window_size", "sliding_window")
+    if call.word in ("causal", "is_causal", "dilation", "stride"):
+        of_window = next((name for name in windows if named.get(name) is not None), None)
+        if of_window:
+            return _ANSWERS[of_window](call._replace(word=of_window, value=named[of_window]))
+    pair = named.get("window_size")
+    is_causal = any(meant_truth(named.get(name, False)) for name in ("causal", "is_causal"))
+    if isinstance(pair, (tuple, list)) and len(pair) == 2 and is_causal:
+        mask = repairs.flash((pair[0], pair[1]), call.rank, is_causal=True)
+        return f"{_OF_THE_MASK}.", f"mask={mask}."
+    return None
+
+
+def _renamed(named: Mapping[str, Any], legal: Sequence[str]) -> list[str]:
+    """The arguments that have another name here, as code."""
+    meant = {name: meant_name(name, legal) for name in named}
+    return [
+        f"{other}={named[name]!r}" if _is_plain(named[name]) else f"{other}={name}"
+        for name, other in meant.items()
+        if other
+    ]
+
+
+def meant_name(word: str, legal: Sequence[str]) -> str:
+    """Returns the legal name of an argument that was probably meant, or an empty string.
+
+    >>> meant_name("softmax_scale", ["scale"]), meant_name("retrun_lse", ["return_lse"])
+    ('scale', 'return_lse')
+    """
+    for name, others in _RENAMED.items():
+        if name in legal and word in others:
+            return name
+    if word in _ANSWERS:
+        return ""
+    return similar(word, legal, 0.75)
+
+
+def _is_plain(value: object) -> bool:
+    """Whether the value's repr is code that a message can show."""
+    return (
+        isinstance(value, (str, bool, int, float, tuple, list, type(None)))
+        and len(repr(value)) < 60
+    )
