@@ -110,7 +110,7 @@ def _run(words: list[str]) -> int:
         _refuse(first, rest)
     module = importlib.import_module(f"nbattn.cli.{first}")
     options = module.parser().read(rest)
-    options.command = first
+    options.command, options.words = first, rest
     return module.run(options)
 
 
