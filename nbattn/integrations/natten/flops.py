@@ -47,8 +47,7 @@ def na_qk_flop_count(
     return_macs: bool = False,
 ) -> int:
     """Counts the products of queries with keys, in FLOPs or MACs."""
-    rank = len(q_shape) - 3
-    return (1 if return_macs else 2) * math.prod(q_shape) * parameters.slots(kernel_size, rank)
+    return _products(q_shape, kernel_size, return_macs)
 
 
 def na_av_flop_count(
@@ -61,8 +60,13 @@ def na_av_flop_count(
     return_macs: bool = False,
 ) -> int:
     """Counts the products of weights with values, in FLOPs or MACs."""
-    rank = len(v_shape) - 3
-    return (1 if return_macs else 2) * math.prod(v_shape) * parameters.slots(kernel_size, rank)
+    return _products(v_shape, kernel_size, return_macs)
+
+
+def _products(shape: _Shape, kernel_size: Sizes, return_macs: bool) -> int:
+    """Counts a product of every number of a tensor with every key of a window."""
+    macs = math.prod(shape) * parameters.slots(kernel_size, len(shape) - 3)
+    return macs if return_macs else 2 * macs
 
 
 def get_flops(model: torch.nn.Module, input: Any, disable_warnings: bool = False) -> int:
@@ -85,9 +89,10 @@ def get_flops(model: torch.nn.Module, input: Any, disable_warnings: bool = False
 
 
 def add_natten_handle(flop_ctr: Any) -> Any:
-    """Refuses fvcore's counters, which count what `torch.jit.trace` records."""
+    """Refuses fvcore's counters: nbattn's handles for them count only what the mask allows."""
     raise InputError(
-        "fvcore's counters cannot count nbattn's operators.",
+        "fvcore's counters do not count whole windows, as NATTEN does; with "
+        "nbattn.export.fvcore_handles() they count the pairs that the mask allows.",
         "natten.flops.get_flops(model, input), which does not need fvcore.",
     )
 
