@@ -22,6 +22,12 @@ from nbattn.cli.in_options import in_options
         ("forbid=('mma', 'fold')", "--forbid mma,fold"),
         ("query_space=(8, 8, 8).", "--query 8,8,8"),
         ("mask=Mask.neighborhood((7, 7)).", "--mask 'neighborhood((7, 7))'"),
+        ("Mask(Axis(3, 3, border='shift')).", "--mask \"Mask(Axis(3, 3, border='shift'))\""),
+        (
+            "Mask.causal('top-left'), where query 0 is on key 0; or Mask(Axis()), which is full.",
+            "--mask \"causal('top-left')\", where query 0 is on key 0; or --mask 'Mask(Axis())', "
+            "which is full",
+        ),
         ("border='wrap'.", "border='wrap'."),
         ("nbattn plan nat_tiny --backend sdpa", "nbattn plan nat_tiny --backend sdpa"),
         ("", ""),
@@ -29,3 +35,8 @@ from nbattn.cli.in_options import in_options
 )
 def test_arguments_are_options(fix: str, expected: str) -> None:
     assert in_options(fix) == expected
+
+
+def test_a_mask_of_a_file_has_no_option() -> None:
+    fix = "Mask(Axis(3, 3, border='shift'))."
+    assert in_options(fix, has_mask=False) == fix

@@ -187,7 +187,7 @@ def test_lengths_that_differ_ask_for_an_alignment(capsys: Capture) -> None:
     error = capsys.readouterr().err
     assert "axis 0 (1 query, 40 keys): the lengths differ" in error
     fix = "Mask(Axis(15, 0, align='bottom-right'))"
-    assert f"fix:   {fix} puts the last query on the last key" in error
+    assert f'fix:   --mask "{fix}" puts the last query on the last key' in error
     assert cli.main(["mask", "--mask", fix, *text]) == 0
 
 
@@ -293,7 +293,7 @@ MISUSE = [
      f"'3' is neither an axis nor a mask.\n  given: Mask(3)\n  fix:   {FORMS}"),
     (["--mask", "Mask(causal())", "--query", "3"],
      "the arguments of Mask must be axes.\n  given: Mask(causal())\n"
-     "  fix:   Mask(Axis(3, 3), Axis(3, 3))."),
+     "  fix:   --mask 'Mask(Axis(3, 3), Axis(3, 3))'"),
     (["--mask", "full(1000000000)", "--query", "3"],
      "a mask has 1 to 3 axes, not 1000000000.\n"),
     (["--mask", "causal" * 500, "--query", "3"],

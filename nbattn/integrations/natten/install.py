@@ -158,6 +158,6 @@ def _classes(generation: str) -> dict[str, Any]:
 def _forget_availability() -> None:
     """Clears transformers' cached answer to whether natten is installed."""
     imports = sys.modules.get("transformers.utils.import_utils")
-    probe = getattr(imports, "is_natten_available", None)
+    probe: Any = getattr(imports, "is_natten_available", None)
     if hasattr(probe, "cache_clear"):
         probe.cache_clear()
