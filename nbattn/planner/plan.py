@@ -160,7 +160,7 @@ class Plan:
         Args:
             query, key, value: as in `nbattn.attention`.
             **tensors: scale, softcap, sink, key_range, extra_key, extra_value, as in
-            `nbattn.attention`.
+                `nbattn.attention`.
 
         Raises:
             InputError: the tensors are not those of the request.

@@ -68,7 +68,7 @@ ALLOWED = {
     "functional": "errors mask program backends.families backends.inputs"
     " backends.dense.reference planner execute ops export autograd fixes shapes key_ranges joining"
     " arguments known_calls",
-    "nn": "errors mistaken_masks axis synonyms mask symbolic program planner shapes arguments"
+    "nn": "lazy errors mistaken_masks axis synonyms mask symbolic program planner shapes arguments"
     " functional nn",
     "config": "errors axis synonyms packages mask geometry program backends.families planner"
     " arguments functional nn config",
