@@ -192,6 +192,14 @@ plan NAT --mask block
     nbattn plan: the request is incomplete: --query is missing, and no plans of a CONFIG are selected.
       fix:   nbattn plan NAT --mask block --query 1,32,32,8,64
 
+plan NAT stage1 --query 1,56,56,2
+    nbattn plan: --query has 4 numbers, not 5: batch, a length for each axis (2 axes in the mask), heads, head size.
+      fix:   --query 1,56,56,2,64
+
+plan --mask causal() --query 1,64,8,64 --key 1,64,64,8,64
+    nbattn plan: --key has 5 numbers, not 4: batch, a length for each axis (1 axis in the mask), heads, head size.
+      fix:   --key 1,64,64,8
+
 plan absent.toml
     nbattn plan: absent.toml: cannot be read: No such file or directory.
 

@@ -47,6 +47,11 @@ REFUSED_TABLE = """
 (folder / "cache").chmod(0o777)
 """
 ROWS = [
+    line(
+        f"nbattn plan {CONFIG} stage1 --query 1,56,56,2 --device cpu",
+        f"nbattn plan {CONFIG} stage1 --query 1,56,56,2,64 --device cpu",
+        "--query 1,56,56,2,64",
+    ),
     line("nbattn shema", "nbattn schema"),
     line("nbattn frobnicate", "nbattn --help"),
     line(f"nbattn plan {CONFIG} --al", f"nbattn plan {CONFIG} --all"),
