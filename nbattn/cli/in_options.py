@@ -45,5 +45,5 @@ def _with_masks(fix: str) -> str:
 
 
 def _listed(found: re.Match[str]) -> str:
-    values = ",".join(map(str, literal_eval(found[2])))
-    return f"--{found[1].removesuffix('_space')} {values}"
+    option, values = found[1].removesuffix("_space"), literal_eval(found[2])
+    return f"--{option} {','.join(map(str, values))}" if values else f"without --{option}"

@@ -19,6 +19,7 @@ from nbattn.cli.in_options import in_options
         ),
         ("device=None", "leave out --device"),
         ("require=('mma',)", "--require mma"),
+        ("require=(), which takes native/window", "without --require, which takes native/window"),
         ("forbid=('mma', 'fold')", "--forbid mma,fold"),
         ("query_space=(8, 8, 8).", "--query 8,8,8"),
         ("mask=Mask.neighborhood((7, 7)).", "--mask 'neighborhood((7, 7))'"),
