@@ -16,6 +16,7 @@ from nbattn.version import __version__
 if TYPE_CHECKING:
     from nbattn import config as config
     from nbattn import errors as errors
+    from nbattn import export as export
     from nbattn import integrations as integrations
     from nbattn import nn as nn
     from nbattn import program as program
@@ -57,7 +58,7 @@ _LAZY = {
     "Plan": "nbattn.planner.plan",
     "DeviceInfo": "nbattn.program.device",
 }
-_SUBMODULES = ("config", "errors", "integrations", "nn", "program")
+_SUBMODULES = ("config", "errors", "export", "integrations", "nn", "program")
 _API = (*__all__, *_SUBMODULES)
 # Names that are looked for here, and what they are called.
 _ELSEWHERE = {
@@ -72,7 +73,10 @@ _ELSEWHERE = {
     "schema": "nbattn.config.schema",
     **{
         name: f"nbattn.Mask.{name}"
-        for name in ("full", "causal", "sliding_window", "neighborhood", "from_flash")
+        for name in (
+            *("full", "causal", "sliding_window", "neighborhood"),
+            *("from_flash", "from_cudnn", "from_transformers"),
+        )
     },
 }
 

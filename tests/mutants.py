@@ -611,6 +611,8 @@ MUTANTS = [
            "_InOrder(order)", "nn/parallel"),
     Mutant("ranks-gradients", PARALLEL, "to_local(grad_placements=(Partial(),))",
            "to_local()", "nn/parallel"),
+    Mutant("ranks-wrapper", PARALLEL, 'if method == "__call__" else',
+           'if method == "" else', "nn/parallel"),
     # configurations
     Mutant("config-unknown-keys", GRAMMAR, '{"extra": "forbid",', '{"extra": "ignore",',
            "config/grammar config/mistakes config/init"),

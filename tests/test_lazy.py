@@ -12,7 +12,7 @@ from nbattn import integrations, lazy, program
 
 
 def test_dir_is_the_api() -> None:
-    public = {"config", "errors", "integrations", "nn", "program"}
+    public = {"config", "errors", "export", "integrations", "nn", "program"}
     assert dir(nbattn) == sorted({*nbattn.__all__, *public})
     for name in dir(nbattn):
         assert getattr(nbattn, name) is not None

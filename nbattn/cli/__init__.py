@@ -69,7 +69,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()  # a closed pipe raises here, not at exit
         return status
     except NbattnError as error:
-        error.fix = in_options(error.fix)
+        has_mask = any(word.split("=")[0] == "--mask" for word in words)
+        error.fix = in_options(error.fix, has_mask=has_mask)
         screen.complain(name, str(error))
     except ImportError as error:
         screen.complain(name, f"{error}.\n  fix:   nbattn doctor  # shows what to install")
@@ -110,7 +111,7 @@ def _run(words: list[str]) -> int:
         _refuse(first, rest)
     module = importlib.import_module(f"nbattn.cli.{first}")
     options = module.parser().read(rest)
-    options.command = first
+    options.command, options.words = first, rest
     return module.run(options)
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from nbattn.cli import values
 from nbattn.cli.parser import Parser
-from nbattn.errors import InputError
+from nbattn.errors import InputError, counted
 
 if TYPE_CHECKING:
     from nbattn.config import PlanConfig
@@ -84,9 +84,13 @@ def requests(options: argparse.Namespace) -> list[tuple[str, PlanConfig]]:
     flags = {f.name: getattr(options, f.name, None) for f in fields(PlanConfig) if f.name != "mask"}
     changes = {name: value for name, value in flags.items() if value is not None}
     if options.mask is None and options.config is not None:
-        return [(name, replace(plan, **changes)) for name, plan in _named(options)]
-    _check_complete(options)
-    return [(str(options.mask), PlanConfig(mask=_mask(options), **changes))]
+        found = [(name, replace(plan, **changes)) for name, plan in _named(options)]
+    else:
+        _check_complete(options)
+        found = [(str(options.mask), PlanConfig(mask=_mask(options), **changes))]
+    for _, plan in found:
+        _check_shapes(options, plan.mask.rank)
+    return found
 
 
 def line(options: argparse.Namespace, *words: str) -> str:
@@ -119,6 +123,25 @@ def _check_complete(options: argparse.Namespace) -> None:
             f"--mask defines the request, so plan names are unused: {', '.join(options.names)}.",
             line(options, *file, *options.names),
         )
+
+
+def _check_shapes(options: argparse.Namespace, rank: int) -> None:
+    """Check that the shapes on the command line have a number for everything.
+
+    Raises:
+        InputError: one has too few or too many; the fix begins as it does.
+    """
+    example = (1, *(32,) * rank, 8, 64)
+    for name in ("query", "key"):
+        given = getattr(options, name) or example
+        if len(given) != len(example):
+            axes = counted(rank, "axis", "axes")
+            fixed = (*given, *example[len(given) :])[: len(example)]
+            raise InputError(
+                f"--{name} has {counted(len(given), 'number')}, not {len(example)}: batch, a "
+                f"length for each axis ({axes} in the mask), heads, head size.",
+                f"--{name} {','.join(map(str, fixed))}",
+            )
 
 
 def _named(options: argparse.Namespace) -> list[tuple[str, PlanConfig]]:

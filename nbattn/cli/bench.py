@@ -159,10 +159,11 @@ def table(job: Job) -> list[str]:
     name = max(len(_HEADS[0]), *(len(row.name) for row in rows))
     lines = [_line(name, *_HEADS)]
     chosen = job.plan.chosen.name
+    untimed = "stopped before its" if job.interrupted else "checked, waits for its"
     for row in rows:
         estimate = "" if row.estimate is None else _ms(row.estimate)
         if row.seconds is None:
-            note = row.reason or "checked, waits for its first round"
+            note = row.reason or f"{untimed} first round"
             start = _line(name, row.name, "", "", "", estimate) + "  "
             is_piped = not screen.is_terminal(sys.stdout)
             lines.append(start + note if is_piped else _below(start, note, name))
@@ -216,7 +217,8 @@ def _totals(jobs: list[Job], wanted: int) -> str:
     lines += ["estimated: by the planner from device data, not a time"] * bool(clocks)
     lines += [f"WRONG or failed: {', '.join(wrong)}"] if wrong else []
     if jobs[-1].interrupted:
-        lines.append(f"interrupted in job {len(jobs)} of {wanted}; the times are of fewer rounds")
+        fewer = "; its times are of fewer rounds" * bool(jobs[-1].timed)
+        lines.append(f"interrupted in job {len(jobs)} of {wanted}{fewer}")
     elif not clocks:
         lines.append("nothing could be measured on this machine; --device cpu measures its CPU")
     return "\n".join(screen.wrapped(line, rest="  ") for line in lines)

@@ -16,17 +16,17 @@ Denoise a photograph and classify handwritten digits by neighborhood attention, 
 without downloads: scikit-image contains the photograph, scikit-learn the digits.
 
 The command computes and prints:
-  denoise  the plan and its proof; PSNR, SSIM and time of non-local means as one attention call,
-           beside scikit-image's own; the largest error against the dense reference
-  digits   the loss of every epoch; the accuracy on the test set; the most frequent confusion
+  denoise  the plan, its proof, and non-local means as one attention call beside scikit-image's
+  digits   the loss of every epoch, the accuracy on the test set, the most frequent confusion
 
-Pictures go to the output folder. The command writes no other files, except the compiled CPU
-kernels in the cache (see `nbattn doctor`). Ctrl-C stops it; pictures that are finished stay.
+Both parts take about a minute on two cores. Pictures go to the output folder. The command writes no
+other files, except the compiled CPU kernels in the cache (see `nbattn doctor`). Ctrl-C stops it;
+pictures that are finished stay.
 """
 _EPILOG = """\
 examples:
-  nbattn demo                               both parts, about a minute on two cores
-  nbattn demo --part denoise --size 128     a small piece of the photograph, in seconds
+  nbattn demo
+  nbattn demo --part denoise --size 128
   nbattn demo --part digits --seed 7 --output /tmp/digits
 
 needs:

@@ -44,6 +44,12 @@ _OPTIONAL = {  # extra → what its packages are or serve
     "natten": "NATTEN",
     "transformers": "transformers",
 }
+_PARTS = {  # of the CUDA kernels: their rows
+    "launcher": ("CuPy", "ready"),
+    "compiler": ("NVRTC", "{version}, {path}; headers in {headers}"),
+    "compile": ("compilation", "{kernel} for {target} in {seconds} s, {registers} registers"),
+    "cubins": ("cubins", "kept in the cache, loaded in {seconds} s"),
+}
 Row = tuple[str, str]  # name, text
 
 
@@ -151,8 +157,8 @@ def _torch(torch: dict[str, Any]) -> list[Row]:
         ("threads", str(torch["threads"])),
         ("deterministic", "yes" if torch["deterministic"] else "no"),
     ]
-    states = torch["backends"].items()
-    rows.append(("switches", ", ".join(f"{_words(name)} {_text(v)}" for name, v in states)))
+    states = (f"{name.replace('_', ' ')} {_text(v)}" for name, v in torch["backends"].items())
+    rows.append(("switches", ", ".join(states)))
     for device in torch["devices"]:
         facts = [device["name"]]
         if "model" in device:
@@ -188,6 +194,8 @@ def _is_of_gpus(backend: dict[str, Any]) -> bool:
 
 
 def _state(backend: dict[str, Any]) -> str:
+    if backend.get("forward_only"):
+        return f"forward only: {backend['reason']}"
     if not backend["usable"]:
         return f"not usable: {backend.get('reason') or backend.get('error')}"
     if not backend.get("tried"):
@@ -217,16 +225,13 @@ def _host(kernels: dict[str, Any]) -> Iterator[Row]:
 
 def _cuda(kernels: dict[str, Any]) -> Iterator[Row]:
     """Yield the rows of CuPy, NVRTC, a compilation and the cache of kernels."""
-    names = {"launcher": "CuPy", "compiler": "NVRTC", "compile": "compilation", "cubins": "cubins"}
-    for part, name in names.items():
+    for part, (name, text) in _PARTS.items():
         facts = kernels[part]
-        if facts.get("error") == "was not tried":
-            continue
-        if facts == {"missing": None}:
-            yield name, "ready"
-        else:
-            known = {k: v for k, v in facts.items() if v is not None}
-            yield name, facts.get("missing") or facts.get("error") or _listed(known)
+        problem = next(
+            (facts[key] for key in ("missing", "error", "problem") if facts.get(key)), ""
+        )
+        if problem != "was not tried":
+            yield name, problem or text.format(**facts)
 
 
 def _packages(facts: dict[str, Any]) -> Iterator[Row]:
@@ -297,15 +302,6 @@ def _size(number: int) -> str:
         if number >= 1 << power:
             return f"{number / (1 << power):.3g} {unit}"
     return f"{number} bytes"
-
-
-def _listed(facts: dict[str, Any]) -> str:
-    pairs = ((k, _size(v) if k == "bytes" else _text(v)) for k, v in facts.items())
-    return ", ".join(f"{_words(name)} {value}" for name, value in pairs)
-
-
-def _words(name: str) -> str:
-    return "size" if name == "bytes" else name.replace("_", " ")
 
 
 def _text(value: Any) -> str:

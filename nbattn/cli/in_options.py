@@ -13,8 +13,12 @@ _TUPLES = re.compile(r"\b(require|forbid|query_space|key_space)=(\([^()]*\))\.?"
 _MASK = re.compile(r"(?:\bmask=)?(?<![\w.('])Mask(?:\.\w+)?\(")
 
 
-def in_options(fix: str) -> str:
+def in_options(fix: str, *, has_mask: bool = True) -> str:
     """Returns the fix with options in the place of arguments; other text stays as it is.
+
+    Args:
+        fix: of an error of the library.
+        has_mask: whether the command line gives the mask; one of a file is not changed by options.
 
     >>> print(in_options('device="sm_90", which plans for an H100 without one'))
     --device sm_90, which plans for an H100 without one
@@ -24,7 +28,7 @@ def in_options(fix: str) -> str:
     kept = without_tensors(fix)
     if not kept and fix.startswith("nbattn.attention("):
         return ""  # the command line has no tensors
-    fix = _masks(kept) if kept else fix
+    fix = _masks(kept) if kept and has_mask else kept or fix
     fix = _TEXTS.sub(lambda found: f"--{found[1]} {found[3]}", fix)
     fix = fix.replace("device=None is", "without --device it is")
     fix = re.sub(r"^device=None$", "leave out --device", fix)

@@ -14,7 +14,7 @@ from nbattn.cli import mask_picture, screen, values
 from nbattn.cli.arguments import CONFIG
 from nbattn.cli.mask_text import parse_lengths, parse_mask
 from nbattn.cli.parser import Parser
-from nbattn.errors import InputError
+from nbattn.errors import InputError, counted
 
 if TYPE_CHECKING:
     from nbattn.geometry import Axes
@@ -93,7 +93,7 @@ def run(options: argparse.Namespace) -> int:
         raise InputError("--query is missing: the queries per axis.", shlex.join(line))
     query = parse_lengths("--query", options.query)
     key = query if options.key is None else parse_lengths("--key", options.key)
-    _check_lengths(query, key)
+    _check_lengths(mask, query, key)
     if options.json:
         shown = json.dumps(facts(mask, query, key), indent=2)
     else:
@@ -105,9 +105,15 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _check_lengths(query: Space, key: Space) -> None:
+def _check_lengths(mask: Mask, query: Space, key: Space) -> None:
     from nbattn.mask_symbols import LONGEST
 
+    for name, lengths in (("query", query), ("key", key)):
+        if len(lengths) != mask.rank:
+            given, axes = counted(len(lengths), "length"), counted(mask.rank, "axis", "axes")
+            fixed = (*lengths, *lengths[-1:] * mask.rank)[: mask.rank]
+            fix = f"--{name} {','.join(map(str, fixed))}"
+            raise InputError(f"--{name} has {given}, the mask {axes}.", fix, repr(mask))
     longest = max(*query, *key)
     if longest > LONGEST:
         shorter = [",".join(str(min(length, 1024)) for length in space) for space in (query, key)]

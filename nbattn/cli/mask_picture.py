@@ -86,10 +86,10 @@ def _where(keys: list[set[int]], own: list[int]) -> str:
 
 
 def _runs(numbers: list[int]) -> list[str]:
-    """Returns sorted numbers as text, neighbours joined: 0-3, 5.
+    """Returns sorted numbers as text, neighbours joined: 0–3, 5.
 
     >>> _runs([0, 1, 2, 5])
-    ['0-2', '5']
+    ['0–2', '5']
     """
     runs: list[list[int]] = []
     for number in numbers:
@@ -97,7 +97,7 @@ def _runs(numbers: list[int]) -> list[str]:
             runs[-1].append(number)
         else:
             runs.append([number])
-    return [str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs]
+    return [str(run[0]) if len(run) == 1 else f"{run[0]}–{run[-1]}" for run in runs]
 
 
 def _part(length: int, centre: int, most: int) -> range:
@@ -122,4 +122,4 @@ def _sign(attended: bool, is_own: bool) -> str:
 
 
 def _drawn(what: str, length: int, drawn: range) -> list[str]:
-    return [] if len(drawn) == length else [f"{what} {drawn.start}-{drawn[-1]} of {length}"]
+    return [] if len(drawn) == length else [f"{what} {drawn.start}–{drawn[-1]} of {length}"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -23,7 +24,7 @@ Options override the configuration.
 """
 _EPILOG = """
 A cost is a measured time where `nbattn tune` has measured exactly this request, else an estimate
-from device data; the last line of a plan shows which of them ranked it.
+from device data; the last lines say which of them ranked the plans.
 
 examples:
   nbattn plan nat_tiny
@@ -38,6 +39,7 @@ exit status:
 """
 _LABEL = 9  # columns of the labels "choice", "faster", "request"
 _ROOM = 60  # columns for reasons beside the costs; with less they stand below
+_OWN = ("--all", "--json", "--verify")  # options that `nbattn tune` does not have
 _STYLES = {"chosen": ("bold", "green"), "refused": ("dim",), "by name": ("dim",)}
 
 
@@ -66,6 +68,7 @@ def run(options: argparse.Namespace) -> int:
         if number:
             screen.show()
         screen.show(text(name, plan, proofs[name] if options.verify else "", every=options.all))
+    screen.show("\n".join(["", *_end(plans, options)]))
     return 1 if wrong else 0
 
 
@@ -79,8 +82,8 @@ def _wrong(plans: dict[str, Plan]) -> Iterator[tuple[str, str]]:
 
 
 def text(name: str, plan: Plan, proof: str, *, every: bool) -> str:
-    """Return one plan as text: the choice and how to get a faster one first, then the request, the
-    other candidates, and what ranked them.
+    """Return one plan as text: the choice and how to get a faster one first, then the request and
+    the other candidates.
     """
     from nbattn.planner.explain import candidate_lines, cost_of, faster
 
@@ -90,16 +93,30 @@ def text(name: str, plan: Plan, proof: str, *, every: bool) -> str:
         screen.styled(name, "bold"),
         _labelled("choice", choice, "bold", "green"),
         _labelled("", chosen.work()),
-        _labelled("faster", faster(plan)),
+        _labelled("faster", faster(plan, tune="")),
         _labelled("mask", repr(plan.request.mask)),
         _labelled("request", plan.request.summary()),
     ]
     if proof:
         lines.append(_labelled("proof", proof, *(("bold", "red") if "NOT" in proof else ())))
-    lines += ["", *_candidates(list(candidate_lines(plan, every=every)))]
-    if not every:
-        lines.append(screen.wrapped(f"--all lists all {len(plan.candidates)} candidates.", "  "))
-    return "\n".join([*lines, screen.wrapped(plan.decided_by(), "  ")])
+    return "\n".join([*lines, "", *_candidates(list(candidate_lines(plan, every=every)))])
+
+
+def _end(plans: dict[str, Plan], options: argparse.Namespace) -> Iterator[str]:
+    """Yield what holds for several plans, once: what ranked them, and what else to call."""
+    from nbattn.planner.explain import measuring_helps
+
+    ranked: dict[str, list[str]] = {}
+    for name, plan in plans.items():
+        ranked.setdefault(plan.decided_by(), []).append(name)
+    for how, names in ranked.items():
+        yield screen.wrapped(f"{', '.join(names)}: {how}" if len(ranked) > 1 else how)
+    if not options.all:
+        yield screen.wrapped("--all lists every candidate with every reason")
+    if any(map(measuring_helps, plans.values())):
+        words = [word for word in options.words if word not in _OWN]
+        command = f"nbattn tune {shlex.join(words)}"
+        yield screen.wrapped_command(command, "to measure the candidates: ")
 
 
 def _labelled(label: str, content: str, *styles: str) -> str:
@@ -110,14 +127,17 @@ def _labelled(label: str, content: str, *styles: str) -> str:
 def _candidates(lines: list[Line]) -> Iterator[str]:
     """Yield one block per candidate: state, name and cost, and what it does or why not."""
     rows = [_row(line) for line in lines]
-    sizes = [max(len(row[number]) for row in rows) for number in range(3)]
+    states, names, costs = zip(*rows, strict=True)
+    single = [name for name in names if ", " not in name]  # several ones do not widen the column
+    sizes = [max(map(len, cells)) for cells in (states, single, costs)]
     is_wide = screen.width() - sum(sizes) >= _ROOM
     for line, row in zip(lines, rows, strict=True):
         shown = row if is_wide else row[: 2 + bool(row[2])]
         cells = [f"{cell:<{size}}" for cell, size in zip(shown, sizes, strict=False)]
         head = f"  {'  '.join(cells)}  "
         reasons = [] if line.state == "chosen" else [*line.reasons]  # said above
-        if (line.cost and not is_wide) or screen.width() - len(head) < screen.NARROWEST:
+        no_room = screen.width() - len(head) < screen.NARROWEST
+        if no_room or len(line.name) > sizes[1] or (line.cost and not is_wide):
             indent = " " * min(sizes[0] + 6, screen.width() - screen.NARROWEST)
             block = [
                 screen.wrapped(head.strip(), "  "),

@@ -31,9 +31,8 @@ decided. A table never changes results. It is valid for one device model, number
 and nbattn version; a new measurement replaces the old one.
 """
 _EPILOG = """
-files:
-  costs.json in $NBATTN_CACHE, else $XDG_CACHE_HOME/nbattn, else ~/.cache/nbattn. A directory that
-  other users can write is refused. With NBATTN_CACHE=off no table is read or written.
+The table is costs.json in $NBATTN_CACHE, else $XDG_CACHE_HOME/nbattn, else ~/.cache/nbattn. A
+directory that other users can write is refused. With NBATTN_CACHE=off no table is read or written.
 
 examples:
   nbattn tune

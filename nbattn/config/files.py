@@ -47,9 +47,7 @@ def read(path: str | os.PathLike[str]) -> tuple[str, object]:
             content = file.read(MAX_BYTES + 1)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        problem = f"cannot be read: {reason}"
-        guess = _neighbour(name) if isinstance(error, FileNotFoundError) else ""
-        raise ConfigError(name, [Mistake("", problem, guess=guess)]) from None
+        raise ConfigError(name, [Mistake("", f"cannot be read: {reason}")]) from None
     if len(content) > MAX_BYTES:
         problem = f"larger than {MAX_BYTES} bytes"
         raise ConfigError(name, [Mistake("", problem, f"up to {MAX_BYTES} bytes")])
@@ -220,7 +218,8 @@ class _Reader:
         try:
             return get()
         except Exception as error:
-            self._wrong(path, f"cannot be read: {str(error).strip().splitlines()[0]}", "")
+            reason = str(error).strip() or type(error).__name__
+            self._wrong(path, f"cannot be read: {reason.splitlines()[0]}", "")
         return default
 
     def _leaf(self, value: object, path: KeyPath) -> object:

@@ -339,5 +339,5 @@ def _compare(report: Report, trials: list[Trial], scores: Sequence[tuple[float, 
     for peer, (psnr, ssim) in zip(trials[2:], scores[2:], strict=True):
         report.line(
             f"against {peer.name}: {ours[0] - psnr:+.2f} dB, {ours[1] - ssim:+.3f} SSIM, "
-            f"{trials[1].seconds / peer.seconds:.2f} of its time"
+            f"{trials[1].seconds / peer.seconds:.2f} times its time"
         )

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import sys
+import textwrap
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+
+_LABEL = re.compile(r" *(\S+  +|(?<= ))")  # "plan    ", "  near  ", or an indented line's spaces
 
 
 class Report:
@@ -24,8 +28,13 @@ class Report:
         self.console.print(f"\n[bold cyan]{text}[/]\n")
 
     def line(self, text: str = "") -> None:
-        """Print text without markup, wrapped between words."""
-        self.console.print(text, markup=False)
+        """Print text without markup, wrapped between words: behind a label below its content."""
+        for line in text.split("\n"):
+            label = _LABEL.match(line)
+            hanging = " " * (label.end() if label else 0)
+            width = self.console.width
+            whole = textwrap.fill(line, width, subsequent_indent=hanging, break_on_hyphens=False)
+            self.console.print(whole, markup=False, soft_wrap=True)
 
     def table(self, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """Print rows under column names; the first column is text, the others are numbers."""

@@ -98,6 +98,20 @@ def tried(backend: str, device: str, deep: bool) -> Report:
 
 def planned(backend: str, device: str) -> Report:
     """Return whether a backend takes a small attention on a device, without running it."""
+    reason = _refusal(backend, device, training=True)
+    if reason:
+        return _refused(backend, device, reason, tried=False)
+    return {"usable": True, "tried": False}
+
+
+def _refused(backend: str, device: str, reason: str, *, tried: bool) -> Report:
+    """Return the facts of a backend that does not take a small attention with its backward."""
+    forward_only = not _refusal(backend, device, training=False)
+    return {"usable": False, "tried": tried, "reason": reason, "forward_only": forward_only}
+
+
+def _refusal(backend: str, device: str, *, training: bool) -> str:
+    """Return why a backend does not take a small attention on a device; empty if it does."""
     import torch
 
     from nbattn import functional
@@ -107,12 +121,12 @@ def planned(backend: str, device: str) -> Report:
 
     dtype = families.backend(backend).example_dtype
     here = torch.device(device)  # a name alone assumes packages that pip can add
-    options: Any = {"dtype": dtype, "device": here, "training": True, "backend": backend}
+    options: Any = {"dtype": dtype, "device": here, "training": training, "backend": backend}
     try:
         functional.plan(Mask.neighborhood(3), (1, 9, 2, 16), **options)
     except NbattnError as error:
-        return {"usable": False, "tried": False, "reason": _reason(error)}
-    return {"usable": True, "tried": False}
+        return _reason(error)
+    return ""
 
 
 def _reason(error: Any) -> str:
@@ -175,8 +189,8 @@ def ran(backend: str, device: str) -> Report:
     try:
         results, expected = _results(backend, device), _results("reference", "cpu")
     except NbattnError as error:
-        reason = _reason(error)  # its fix, another backend, repairs nothing
-        return {"usable": False, "tried": True, "reason": reason}
+        # its fix, another backend, repairs nothing
+        return _refused(backend, device, _reason(error), tried=True)
     except Exception as error:
         fix = "report it with this output; select another backend with backend=."
         return {"usable": False, "tried": True, "reason": doctor.error_text(error), "fix": fix}

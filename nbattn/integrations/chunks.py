@@ -77,6 +77,7 @@ def attend(
     Args:
         run: of (query, key, value, mask, key range).
         query, key, value: `[B, N, H, D]`.
+        place: where the chunks begin.
         offset: position of query 0 on the keys of this call.
         key_range: int32 `[B, 1, 2]` or None.
     """

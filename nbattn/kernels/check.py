@@ -33,7 +33,7 @@ def keeps(arch: str) -> dict[str, Any]:
     """The cache of cubins: its path and size, and whether it stores and loads a small kernel."""
     folder = cubins.folder()
     if folder is None:
-        return {"path": None}
+        return {"path": None, "problem": "not kept: the cache is off"}
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         cubins.get(_SMALL, arch)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from nbattn import lazy
 from nbattn.nn.layer import NeighborhoodAttention
 
 if TYPE_CHECKING:
@@ -15,7 +16,7 @@ __all__ = ["HeadParallel", "NeighborhoodAttention"]
 def __getattr__(name: str) -> Any:
     """Loads `HeadParallel` when it is first used: it needs torch's distributed tensors."""
     if name != "HeadParallel":
-        raise AttributeError(f"module 'nbattn.nn' has no attribute {name!r}")
+        return lazy.submodule(__name__, name, {known: f"{__name__}.{known}" for known in __all__})
     from nbattn.nn.parallel import HeadParallel
 
     globals()[name] = HeadParallel

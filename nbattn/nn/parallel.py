@@ -120,15 +120,17 @@ def called_with_summed_gradients(
     """Calls a method of a module whose parameters are the same on all ranks, each of which has
     other tensors: the parameters' gradients are summed over the ranks.
     """
+    # A call needs no wrapper; torch.compile would break its graph where it makes a module.
+    called, prefix = (module, "") if method == "__call__" else (_Method(module, method), "module.")
     summed: dict[str, Tensor] = {}
     for name, parameter in module.named_parameters():
         if isinstance(parameter, DTensor):  # its own style sees to it
             continue
         shared = DTensor.from_local(parameter, mesh, (Replicate(),), run_check=False)
-        summed[f"module.{name}"] = shared.to_local(grad_placements=(Partial(),))
+        summed[prefix + name] = shared.to_local(grad_placements=(Partial(),))
     if not summed:
         return getattr(module, method)(*tensors)
-    return functional_call(_Method(module, method), summed, tensors)
+    return functional_call(called, summed, tensors)
 
 
 class _Method(nn.Module):

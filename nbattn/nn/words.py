@@ -211,10 +211,9 @@ def _mask_of(given: Given) -> Any:
 
 def _window(value: Any) -> Code:
     """Left and right counts as Flash has them, else a window of that size around each query."""
-    if isinstance(value, (tuple, list)) and len(value) == 2 and value[0] != value[1]:
-        return Code(f"Mask.from_flash({tuple(value)!r})")
-    size = (value, value) if isinstance(value, int) else tuple(value)
-    return Code(f"Mask.neighborhood({size!r})")
+    sides = tuple(value) if isinstance(value, (tuple, list)) else (value, value)
+    is_of_flash = len(sides) == 2 and (sides[0] != sides[1] or sides[0] in (-1, None))
+    return Code(f"Mask.{'from_flash' if is_of_flash else 'neighborhood'}({sides!r})")
 
 
 def _bias(value: Any, given: Given) -> Answer:

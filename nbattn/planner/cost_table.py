@@ -21,6 +21,7 @@ from typing import Any
 
 from nbattn import cache, machine
 from nbattn.cache import CacheError
+from nbattn.errors import counted
 from nbattn.program.device import CUDNN, DEVICES, TORCH, DeviceInfo
 from nbattn.program.request import Request
 from nbattn.version import __version__
@@ -102,7 +103,7 @@ class Entry:
             flops=tuple((name, rate * factor) for name, rate in info.flops),
             bandwidth=info.bandwidth * factor,
             launch=info.launch / factor,
-            source=f"{source}, {measured_on.threads} thread(s), float32 products",
+            source=f"{source}, {counted(measured_on.threads, 'thread')}, float32 products",
         )
 
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 _SLOWER = 5  # slower candidates that the short form lists
 _WORTH = 0.95  # of the chosen cost: what saves less is not advised
+_TUNE = "; `nbattn tune` with this mask and query measures the candidates"
 
 
 class Line(NamedTuple):
@@ -147,10 +148,11 @@ def _shared_reason(candidates: Sequence[Candidate]) -> str:
     return first if not different else f"{first} (and {different} more)"
 
 
-def faster(plan: Plan) -> str:
-    """How to get a faster plan for the same mask and shapes, as far as costs show it."""
-    from nbattn.planner import devices
+def faster(plan: Plan, tune: str = _TUNE) -> str:
+    """How to get a faster plan for the same mask and shapes, as far as costs show it.
 
+    `tune` follows where only measurements could tell more.
+    """
     assert plan.chosen.cost is not None
     now, best = plan.chosen.cost, ("", plan)
     for how, request in _changes(plan.request):
@@ -163,11 +165,18 @@ def faster(plan: Plan) -> str:
     if not how and _is_measured(plan):
         return "this is the fastest of the measured candidates."
     if not how:
-        is_here = devices.is_here(plan.request.device)
-        tune = "; `nbattn tune` with this mask and query measures the candidates" * is_here
-        return f"no faster choice is known{tune}."
+        return f"no faster choice is known{tune * measuring_helps(plan)}."
     times = now.seconds / max(_seconds(other), 1e-12)
     return f"{how}: {other.chosen.name}, {cost_of(other.chosen)}, {times:.3g}x as fast."
+
+
+def measuring_helps(plan: Plan) -> bool:
+    """Whether several candidates are ranked by estimates that this machine can replace by times."""
+    from nbattn.planner import devices
+
+    accepted = [candidate for candidate in plan.candidates if not candidate.reasons]
+    is_here = devices.is_here(plan.request.device)
+    return len(accepted) > 1 and not _is_measured(plan) and is_here
 
 
 def _changes(request: Request) -> Iterator[tuple[str, Request]]:

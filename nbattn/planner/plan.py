@@ -81,7 +81,7 @@ class Plan:
         return explanation.explain(self, every=all)
 
     def decided_by(self) -> str:
-        """What the candidates were ranked by, where the device's rates come from, and for which
+        """What the candidates were ranked by, where the data of the device come from, and for which
         versions the kernels of torch were looked up.
         """
         measured = self.chosen.cost is not None and self.chosen.cost.measured is not None
@@ -91,7 +91,7 @@ class Plan:
         needed = set(ASSUMED.get(device.kind, ()))
         assumed = _ASSUMES.get(device.kind, "") if needed <= set(device.providers) else ""
         return (
-            f"ranked by {ranked_by}; rates of {device.name}: {device.source}"
+            f"ranked by {ranked_by}; device data of {device.name}: {device.source}"
             + assumed
             + f"; for {device.versions}" * (device.kind == "cuda")
         )
@@ -163,7 +163,7 @@ class Plan:
         Args:
             query, key, value: as in `nbattn.attention`.
             **tensors: scale, softcap, sink, key_range, extra_key, extra_value, as in
-            `nbattn.attention`.
+                `nbattn.attention`.
 
         Raises:
             InputError: the tensors are not those of the request.

@@ -26,7 +26,7 @@ MOST = 1 << 20  # multiprocessors
 # kernels with Hopper's: Flash 2 and 3, published for D=128, no mask, length 16k, fp16.
 AMPERE_SHARE = 370 / 648
 _TEXTS = {"name": "mine", "kind": "cuda", "source": "measured"}
-_CPU = "one core of an AMD EPYC (Zen 4), torch 2.13, benchmarks/results"
+_CPU = "measured on one core of an AMD EPYC (Zen 4), torch 2.13, benchmarks/results"
 
 
 @dataclass(frozen=True, slots=True, repr=False)

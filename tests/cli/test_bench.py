@@ -264,11 +264,13 @@ def test_bench_misuse_is_one_message_and_exit_status_2(
 
 
 @pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("calls", [2, 8], ids=["before_a_round", "in_a_round"])
 def test_ctrl_c_keeps_and_prints_what_was_measured(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     config: Callable[..., None],
     monkeypatch: pytest.MonkeyPatch,
+    calls: int,
 ) -> None:
     small = plan(Mask.neighborhood(3), (1, 16, 2, 8))
     config(first=small, second=small)
@@ -277,7 +279,7 @@ def test_ctrl_c_keeps_and_prints_what_was_measured(
 
     def stopping(run: Callable[[], object]) -> float:
         timed.append(run)
-        if len(timed) == 8:  # three repeats are counted first, then the first round begins
+        if len(timed) == calls:  # three repeats are counted first, then the first round begins
             raise KeyboardInterrupt
         return reads.time(run)
 
@@ -288,10 +290,12 @@ def test_ctrl_c_keeps_and_prints_what_was_measured(
     text, errors = capsys.readouterr()
     assert errors == ""
     assert "second" not in text
-    assert "interrupted in job 1 of 2; the times are of fewer rounds\n" in text
+    has_times = calls == 8
+    assert f"interrupted in job 1 of 2{'; its times are of fewer rounds' * has_times}\n" in text
+    assert ("stopped before its first round" in text) is not has_times
     (job,) = json.loads(out.read_text())["jobs"]
     assert job["interrupted"] is True
-    assert any(candidate["samples"] for candidate in job["candidates"])
+    assert any(candidate["samples"] for candidate in job["candidates"]) is has_times
     assert text.endswith(f"written: {out}\n")
 
 

@@ -81,6 +81,8 @@ def test_descriptions_of_broken_packages_and_backends() -> None:
     assert command._package(package) == "0.20; outside ==0.21.7; does not load: OSError: x"
     backend = {"name": "sdpa", "device": "cpu", "usable": False, "reason": "wrong by 1"}
     assert command._state(backend) == "not usable: wrong by 1"
+    backend |= {"reason": "no backward", "forward_only": True}
+    assert command._state(backend) == "forward only: no backward"
     assert command._state({"usable": True, "tried": False}).startswith("ready, not run")
 
 

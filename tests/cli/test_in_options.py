@@ -19,6 +19,7 @@ from nbattn.cli.in_options import in_options
         ),
         ("device=None", "leave out --device"),
         ("require=('mma',)", "--require mma"),
+        ("require=(), which takes native/window", "without --require, which takes native/window"),
         ("forbid=('mma', 'fold')", "--forbid mma,fold"),
         ("query_space=(8, 8, 8).", "--query 8,8,8"),
         ("mask=Mask.neighborhood((7, 7)).", "--mask 'neighborhood((7, 7))'"),
@@ -36,3 +37,8 @@ from nbattn.cli.in_options import in_options
 )
 def test_arguments_are_options(fix: str, expected: str) -> None:
     assert in_options(fix) == expected
+
+
+def test_a_mask_of_a_file_has_no_option() -> None:
+    fix = "Mask(Axis(3, 3, border='shift'))."
+    assert in_options(fix, has_mask=False) == fix

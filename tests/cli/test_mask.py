@@ -252,7 +252,7 @@ MISUSE = [
      "--query '99999999999': '99999999999' is not a whole number >= 0, one per axis.\n"
      "  fix:   --query 8"),
     (["--mask", "causal()", "--query", "3,4"],
-     "the mask has 1 axis, the space of the queries 2: (3, 4).\n"
+     "--query has 2 lengths, the mask 1 axis.\n"
      "  given: Mask(Axis(None, 0, causal=True))\n"),
     (["--mask", "causal()", "--query", "9999999999"],
      "9999999999 is longer than 2097152, up to which pictures go; a shorter axis shows the same.\n"

@@ -41,7 +41,7 @@ def test_slices_of_three_axes_are_one_picture() -> None:
     mask = Mask(Axis(2, 0, causal=True), Axis(1, 1), Axis(0, 1, border="wrap"))
     axes = geometry.bind(mask, (5, 4, 6))
     assert mask_picture.picture(axes, (3, 0, 5), 80) == (
-        "query 3, 0, 5 attends to 12 keys, the same in the slices 1-3 of axis 0; its own slice is "
+        "query 3, 0, 5 attends to 12 keys, the same in the slices 1–3 of axis 0; its own slice is "
         "3:\n\n"
         "  0\n"
         "0 ■....◆\n"
@@ -63,7 +63,7 @@ def test_seventy_six_cells_fit_eighty_columns(keys: int, is_whole: bool) -> None
 def test_what_is_left_out_is_said() -> None:
     axes = geometry.bind(Mask(Axis(1, 1), Axis()), (200, 300))
     text = mask_picture.picture(axes, (199, 0), 80)
-    last = "drawn: rows 136-199 of 200 and columns 0-75 of 300; 448 keys of the query lie outside"
+    last = "drawn: rows 136–199 of 200 and columns 0–75 of 300; 448 keys of the query lie outside"
     assert text.splitlines()[-1] == last
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from textwrap import dedent
 from typing import Any
@@ -40,20 +41,45 @@ def test_the_choice_and_how_to_get_a_faster_one_come_first(capsys: Capture) -> N
     assert lines[0] == "stage4"
     assert lines[1] == f"  choice   {plan.chosen.name}, {cost_of(plan.chosen)}"
     assert lines[2].strip() == plan.chosen.work()
-    assert " ".join(" ".join(lines[3:5]).split()).startswith(f"faster {faster(plan)}")
+    assert " ".join(lines[3].split()) == "faster no faster choice is known."
+    assert faster(plan).startswith("no faster choice is known; `nbattn tune` ")
     text = " ".join(out.split())
     for line in candidate_lines(plan, every=False):
         assert f"{line.state} {line.name}" in text
         assert line.state == "chosen" or all(" ".join(r.split()) in text for r in line.reasons)
-    assert f"--all lists all {len(plan.candidates)} candidates." in text
-    assert text.endswith(plan.decided_by())
+    assert text.endswith(
+        f"{plan.decided_by()} --all lists every candidate with every reason to measure the "
+        f"candidates: nbattn tune {NAT} stage4 --device cpu"
+    )
 
 
 def test_all_plans_of_a_file_in_its_order(capsys: Capture) -> None:
     _, out, _ = nbattn_(capsys, "plan", NAT, "--device", "sm_90")
-    titles = [line for line in out.splitlines() if line and line[0] != " "]
+    plans, end = out.split("\nranked by ")
+    titles = [line for line in plans.splitlines() if line and line[0] != " "]
     assert titles == ["stage1", "stage2", "stage3", "stage4"]
-    assert out.count("float32 sm_90 training") == 4
+    assert plans.count("float32 sm_90 training") == 4
+    assert end.endswith("--all lists every candidate with every reason\n")
+
+
+def test_what_holds_for_all_plans_is_said_once(capsys: Capture, tmp_path: Path) -> None:
+    """Plans that are ranked in different ways are named; the command to measure them is whole."""
+    file = tmp_path / "two.toml"
+    file.write_text(
+        'masks.m.causal = {}\nplans.here = { mask = "m", query = [1, 8, 2, 8], device = "cpu" }\n'
+        'plans.there = { mask = "m", query = [1, 8, 2, 8], device = "sm_90" }\n'
+    )
+    out = nbattn_(capsys, "plan", str(file), "--verify", "--training")[1]
+    plans = nbattn.load(file).plans
+    here, there = (replace(plans[name], training=True).plan() for name in ("here", "there"))
+    command = f"nbattn tune {file} --training"
+    assert " ".join(out.rpartition("\n\n")[2].replace("\\\n", "").split()) == (
+        f"here: {here.decided_by()} there: {there.decided_by()} --all lists every candidate with "
+        f"every reason to measure the candidates: {command}"
+    )
+    out = nbattn_(capsys, "plan", str(file), "here", "--all")[1]
+    assert "--all" not in out
+    assert "\nranked by estimates " in out
 
 
 def test_a_mask_and_a_shape_are_a_plan(capsys: Capture) -> None:
@@ -165,6 +191,14 @@ plan NAT stage1 --mask block --query 1,8,8,2,32
 plan NAT --mask block
     nbattn plan: the request is incomplete: --query is missing, and no plans of a CONFIG are selected.
       fix:   nbattn plan NAT --mask block --query 1,32,32,8,64
+
+plan NAT stage1 --query 1,56,56,2
+    nbattn plan: --query has 4 numbers, not 5: batch, a length for each axis (2 axes in the mask), heads, head size.
+      fix:   --query 1,56,56,2,64
+
+plan --mask causal() --query 1,64,8,64 --key 1,64,64,8,64
+    nbattn plan: --key has 5 numbers, not 4: batch, a length for each axis (1 axis in the mask), heads, head size.
+      fix:   --key 1,64,64,8
 
 plan absent.toml
     nbattn plan: absent.toml: cannot be read: No such file or directory.

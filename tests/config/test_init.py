@@ -217,12 +217,16 @@ def test_omegaconf_containers_are_resolved() -> None:
 class Broken(UserDict[str, Any]):
     """A mapping that cannot even be listed."""
 
+    error: Exception
+
     def __iter__(self) -> Any:
-        raise RuntimeError("no keys today")
+        raise self.error
 
 
 def test_a_mapping_that_fails_is_named() -> None:
-    assert mistakes_of({"masks": Broken()}) == "mapping: masks: cannot be read: no keys today."
+    for error, reason in ((ValueError("no keys today"), "no keys today"), (KeyError(), "KeyError")):
+        Broken.error = error
+        assert mistakes_of({"masks": Broken()}) == f"mapping: masks: cannot be read: {reason}."
 
 
 def test_masks_alone_need_no_torch() -> None:

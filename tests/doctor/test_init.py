@@ -256,9 +256,15 @@ def test_a_wrong_backend_is_not_usable(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_refusal_keeps_its_reason() -> None:
-    found = probe.ran("natten", "cpu")
-    assert found == {"usable": False, "tried": True, "reason": NOT_HERE["natten"]}
-    assert probe.planned("natten", "cpu") == {**found, "tried": False}
+    for name, forward_only in (("natten", False), ("flex", True)):
+        found = probe.ran(name, "cpu")
+        assert found == {
+            "usable": False,
+            "tried": True,
+            "reason": NOT_HERE[name],
+            "forward_only": forward_only,
+        }
+        assert probe.planned(name, "cpu") == {**found, "tried": False}
 
 
 def test_names_of_parts_are_passed_on_before_they_are_tried() -> None:
@@ -352,6 +358,10 @@ def test_kernels_compile(deep_report) -> None:
     assert 0 < facts["compile"]["registers"] <= 255
     assert facts["cubins"]["path"] == str(Path(os.environ["NBATTN_CACHE"], "cubins"))
     assert facts["cubins"]["works"] is True
+    rows = dict(command.groups(deep_report)["GPU kernels"])
+    assert rows["NVRTC"].startswith(f"{facts['compiler']['version']}, ")
+    assert re.fullmatch(r"nb_delta for sm_\d+ in [\d.]+ s, \d+ registers", rows["compilation"])
+    assert rows["cubins"].startswith("kept in the cache, loaded in ")
 
 
 @needs_nvrtc
@@ -376,7 +386,7 @@ def test_a_cached_kernel_is_not_compiled_again(
         "seconds": report["seconds"],
     }
     monkeypatch.setenv("NBATTN_CACHE", "off")
-    assert check.keeps("80") == {"path": None}
+    assert check.keeps("80") == {"path": None, "problem": "not kept: the cache is off"}
     cubins.forget()
 
 

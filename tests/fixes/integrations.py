@@ -32,6 +32,10 @@ _NESTED = (
     "zip(query.unbind(), key.unbind(), value.unbind())]"
 )
 _BIASED = "natten.functional.na2d(image, image, image, 3, 1, False, torch.zeros(4, 5, 5))"
+_ALIGNED = (
+    "nbattn.Mask(nbattn.Axis(1, 1, align='top-left', border='shift'), "
+    "nbattn.Axis(1, 0, dilation=2, align='top-left', border='shift'))"
+)
 _OLDER = 'nbattn.integrations.natten.install(generation="0.17")'
 NATTEN_ROWS = [
     _row(
@@ -83,12 +87,11 @@ NATTEN_ROWS = [
         "seen",
     ),
     _row(
-        "drop.na2d(image, image[:, :4], image[:, :4], 3)",
-        'nbattn.Mask(nbattn.Axis(1, 1, align="top-left"), nbattn.Axis(1, 1, align="top-left"))',
-        'aligned = nbattn.Mask(nbattn.Axis(1, 1, align="top-left"), '
-        'nbattn.Axis(1, 1, align="top-left"))\n'
-        "out = nbattn.attention(image, image[:, :4], image[:, :4], aligned)",
-        "out.shape == image.shape",
+        "drop.na2d(image, image[:, :4], image[:, :4], (3, 2), dilation=(1, 2))",
+        _ALIGNED,
+        f"out = nbattn.attention(image, image[:, :4], image[:, :4], {_ALIGNED})",
+        "torch.allclose(out[:, 1:3], drop.na2d(image[:, :4], image[:, :4], image[:, :4], (3, 2), "
+        "dilation=(1, 2))[:, 1:3], atol=1e-5)",
     ),
     _row(
         "drop.attention(query, key, value, seqlens_Q=seqlens_Q, seqlens_KV=seqlens_KV)",

@@ -47,6 +47,11 @@ REFUSED_TABLE = """
 (folder / "cache").chmod(0o777)
 """
 ROWS = [
+    line(
+        f"nbattn plan {CONFIG} stage1 --query 1,56,56,2 --device cpu",
+        f"nbattn plan {CONFIG} stage1 --query 1,56,56,2,64 --device cpu",
+        "--query 1,56,56,2,64",
+    ),
     line("nbattn shema", "nbattn schema"),
     line("nbattn frobnicate", "nbattn --help"),
     line(f"nbattn plan {CONFIG} --al", f"nbattn plan {CONFIG} --all"),
@@ -62,6 +67,8 @@ ROWS = [
          f"nbattn plan {CONFIG} --mask block --query 1,8,8,2,32", "--mask block"),
     line("nbattn mask --query 3,3", "nbattn mask --mask 'neighborhood((7, 7))' --query 3,3"),
     line("nbattn mask masks.toml", "nbattn mask masks.toml --query 16,16"),
+    line("nbattn mask masks.toml --query 5,6,7", "nbattn mask masks.toml --query 5,6",
+         "--query 5,6"),
     line("nbattn mask two.toml", "nbattn mask two.toml a --query 16,16"),
     line("nbattn mask none.toml --query 9,9",
          "nbattn mask --mask 'neighborhood((7, 7))' --query 9,9", "--mask 'neighborhood((7, 7))'"),

@@ -142,6 +142,14 @@ def refusals(mesh: Any) -> None:
         parallelize_module(without.attn, mesh, HeadParallel())
 
 
+def compiled(net: Net, given: tuple[Tensor, ...], mesh: Any) -> None:
+    """One graph forward, whose parameters that all heads share have summed gradients."""
+    parallel = sharded(net, mesh)
+    parallel.compile(backend="aot_eager", fullgraph=True)
+    for found, wanted in zip(results(parallel, given, {}), results(net, given, {}), strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-11)
+
+
 def on_a_sharded_model(net: Net) -> None:
     """FSDP of what is sharded by heads already."""
     mesh = init_device_mesh("cpu", (1, 2), mesh_dim_names=("data", "heads"))
@@ -163,6 +171,7 @@ def work(rank: int) -> None:
         compare(*case, mesh)
     for name in ("self", "words"):
         states(*CASES[name], mesh)
+    compiled(Net(CROSS, qk_norm=True, qk_transform=Gain()), (X, CONTEXT), mesh)
     refusals(mesh)
     on_a_sharded_model(CASES["norm"][0])
     net = CASES["self"][0]

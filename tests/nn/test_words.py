@@ -52,6 +52,10 @@ CONSTRUCTOR = {  # arguments: the reason, and the fix
         f"'window_size': {WINDOWS}",
         "NeighborhoodAttention(64, 4, Mask.from_flash((512, 0))).",
     ),
+    "64, 4, window_size=-1": (
+        f"'window_size': {WINDOWS}",
+        "NeighborhoodAttention(64, 4, Mask.from_flash((-1, -1))).",
+    ),
     "64, heads=4, mask=mask": ("'heads': here it is num_heads.", f"{SAME})."),
     "embed_dim=64, num_heads=4, mask=mask": ("'embed_dim': here it is dim.", f"{SAME})."),
     "64, 4, mask, dim_head=8": ("'dim_head': here it is head_dim.", f"{SAME}, head_dim=8)."),

@@ -18,6 +18,7 @@ from cost_tables import ASKED, MASK, NAMES, RATES, REVERSED, SHAPE, entry, here,
 import nbattn
 from nbattn import Axis, Mask, cache, execute
 from nbattn.backends.inputs import Inputs
+from nbattn.errors import counted
 from nbattn.planner import cost_table, planner
 from nbattn.planner.cost_table import Entry
 from nbattn.program.device import DEVICES, DeviceInfo
@@ -47,7 +48,7 @@ def test_times_of_all_candidates_reverse_the_order(folder: Path) -> None:
     text = " ".join(current_plan.explain().split())
     assert " chosen sdpa/mask measured 1 ms explicit mask" in text
     assert " slower sdpa/dense+fold measured 3 ms (3x)" in text
-    assert " ranked by measured times; rates of cpu:" in text
+    assert " ranked by measured times; device data of cpu:" in text
     assert current_plan.to_dict()["candidates"][0]["cost"]["measured"] == 1e-3
 
 
@@ -70,8 +71,8 @@ def test_one_unmeasured_candidate_leaves_the_decision_to_bounds(folder: Path) ->
     assert order(current_plan) == NAMES
     assert "measured 1" not in "\n".join(current_plan.explain().splitlines()[:-1])
     assert last_line(current_plan).startswith(
-        "  ranked by estimates (only 1 of 3 candidates are measured: sdpa/mask 1e-06 ms); rates of "
-        "cpu"
+        "  ranked by estimates (only 1 of 3 candidates are measured: sdpa/mask 1e-06 ms); "
+        "device data of cpu"
     )
 
 
@@ -130,9 +131,9 @@ def test_rates_scale_every_bound_of_the_cpu_alike(folder: Path) -> None:
         assert (old.cost is None) == (new.cost is None)
         if old.cost is not None and new.cost is not None:
             assert new.cost.estimate == pytest.approx(old.cost.estimate / 2)  # 170e9 against 85e9
-    thread = torch.get_num_threads()
-    rates = f"nbattn tune, 2026-11-24, {here().model}, {thread} thread(s), float32 products"
-    assert f"; rates of cpu: {rates}" in last_line(after)
+    threads = counted(torch.get_num_threads(), "thread")
+    rates = f"nbattn tune, 2026-11-24, {here().model}, {threads}, float32 products"
+    assert f"; device data of cpu: {rates}" in last_line(after)
 
 
 def test_rates_of_a_gpu_are_what_was_measured() -> None:
@@ -160,7 +161,9 @@ def test_measurements_of_a_gpu_hold_with_the_packages_that_are_here(
     for device in (here, rated):
         current_plan = plan(device=device)
         assert order(current_plan) == reverse
-        assert last_line(current_plan).startswith("  ranked by measured times; rates of sm_90: ")
+        assert last_line(current_plan).startswith(
+            "  ranked by measured times; device data of sm_90: "
+        )
 
 
 def test_your_own_device_data_are_never_replaced(folder: Path) -> None:

@@ -74,7 +74,7 @@ def test_plans_for_a_custom_device() -> None:
     mine = DeviceInfo("mine", "cuda", rates, 1e12, 1e-6, "a guess", providers=("natten",))
     plan = nbattn.plan(Mask.causal(), (1, 64, 2, 16), device=mine)
     assert plan.request.device == mine
-    assert "rates of mine: a guess" in plan.explain()
+    assert "device data of mine: a guess" in plan.explain()
     assert plan.to_dict()["request"]["device"] == "mine"
     slow = replace(mine, flops=tuple((name, rate / 1e6) for name, rate in rates))
     slower = nbattn.plan(Mask.causal(), (1, 64, 2, 16), device=slow)

@@ -70,8 +70,8 @@ ALLOWED = {
     "functional": "errors mask program backends.families backends.inputs"
     " backends.dense.reference planner execute ops export autograd fixes shapes key_ranges joining"
     " arguments known_calls mistaken_words mistaken_places",
-    "nn": "errors fixes mistaken_masks axis synonyms mask symbolic program planner shapes arguments"
-    " functional nn",
+    "nn": "lazy errors fixes mistaken_masks axis synonyms mask symbolic program planner shapes"
+    " arguments functional nn",
     "config": "errors fixes axis synonyms packages mask geometry program backends.families planner"
     " arguments functional nn config",
     "notebook": "axis mask geometry planner config",

@@ -48,8 +48,7 @@ def na_qk_flop_count(
     return_macs: bool = False,
 ) -> int:
     """Counts the products of queries with keys, in FLOPs or MACs."""
-    rank = len(q_shape) - 3
-    return (1 if return_macs else 2) * math.prod(q_shape) * parameters.slots(kernel_size, rank)
+    return _products(q_shape, kernel_size, return_macs)
 
 
 def na_av_flop_count(
@@ -62,8 +61,13 @@ def na_av_flop_count(
     return_macs: bool = False,
 ) -> int:
     """Counts the products of weights with values, in FLOPs or MACs."""
-    rank = len(v_shape) - 3
-    return (1 if return_macs else 2) * math.prod(v_shape) * parameters.slots(kernel_size, rank)
+    return _products(v_shape, kernel_size, return_macs)
+
+
+def _products(shape: _Shape, kernel_size: Sizes, return_macs: bool) -> int:
+    """Counts a product of every number of a tensor with every key of a window."""
+    macs = math.prod(shape) * parameters.slots(kernel_size, len(shape) - 3)
+    return macs if return_macs else 2 * macs
 
 
 def get_flops(model: torch.nn.Module, input: Any, disable_warnings: bool = False) -> int:

@@ -7,6 +7,7 @@ Layout `[B, *space, H, D]`. The generations differ in the argument after `kernel
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -77,14 +78,14 @@ def neighborhood_attention_generic(
     parameters.check_tuning(attention_kwargs)
     parameters.check_tensors(query=query, key=key, value=value)
     parameters.check_additional(additional_keys, additional_values)
+    window: dict[str, Any] = {"stride": stride, "dilation": dilation, "is_causal": is_causal}
     if query.shape[1:-2] != key.shape[1:-2]:
+        mask = parameters.window((1 << 40,) * (query.dim() - 3), kernel_size, **window)
         raise InputError(
             f"query is {list(query.shape)}, key {list(key.shape)}: their spaces differ.",
-            f"nbattn.attention(query, key, value, {_aligned(query.dim() - 3, kernel_size)}).",
+            f"nbattn.attention(query, key, value, {_aligned(mask)}).",
         )
-    mask = parameters.window(
-        query.shape[1:-2], kernel_size, stride=stride, dilation=dilation, is_causal=is_causal
-    )
+    mask = parameters.window(query.shape[1:-2], kernel_size, **window)
     return functional.attention(
         query,
         key,
@@ -241,10 +242,9 @@ def older(
     )
 
 
-def _aligned(rank: int, kernel_size: Sizes) -> str:
-    """The mask of these windows for spaces that differ, where positions need an alignment."""
-    sizes = parameters.per_axis("kernel_size", kernel_size, rank)
-    axes = (f'nbattn.Axis({k // 2}, {(k - 1) // 2}, align="top-left")' for k in sizes)
+def _aligned(mask: Mask) -> str:
+    """The code of a mask for spaces that differ, where positions need an alignment."""
+    axes = (f"nbattn.{replace(axis, align='top-left')!r}" for axis in mask.axes)
     return f"nbattn.Mask({', '.join(axes)})"
 
 

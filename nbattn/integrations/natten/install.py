@@ -173,6 +173,6 @@ def _classes(generation: str) -> dict[str, Any]:
 def _forget_availability() -> None:
     """Clears transformers' cached answer to whether natten is installed."""
     imports = sys.modules.get("transformers.utils.import_utils")
-    for probe in filter(None, (getattr(imports, "is_natten_available", None),)):
-        if hasattr(probe, "cache_clear"):
-            probe.cache_clear()
+    probe: Any = getattr(imports, "is_natten_available", None)
+    if hasattr(probe, "cache_clear"):
+        probe.cache_clear()
