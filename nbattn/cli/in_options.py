@@ -53,5 +53,5 @@ def _masks(fix: str) -> str:
 def _listed(found: re.Match[str]) -> str:
     values = ",".join(map(str, literal_eval(found[2])))
     if not values:
-        return f"leave out --{found[1]}"
+        return f"without --{found[1]}"
     return f"--{found[1].removesuffix('_space')} {values}"

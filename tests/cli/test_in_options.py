@@ -29,7 +29,7 @@ from nbattn.cli.in_options import in_options
         ),
         ("query.unsqueeze(-2), for one head; or mask=Mask.full(rank=2).", "--mask 'full(rank=2)'"),
         ("nbattn.attention(query, key, value, Mask.full()).", ""),
-        ("require=(), forbid=()", "leave out --require, leave out --forbid"),
+        ("require=(), forbid=()", "without --require, without --forbid"),
         ("border='wrap'.", "border='wrap'."),
         ("nbattn plan nat_tiny --backend sdpa", "nbattn plan nat_tiny --backend sdpa"),
         ("", ""),

@@ -88,8 +88,8 @@ ALLOWED = {
     "cli": "errors fixes packages machine timing cache axis mask geometry program backends.families"
     " planner functional nn config mask_symbols draw plot doctor bench tune demo cli version",
     "integrations": "lazy errors packages version axis mask geometry program backends.families"
-    " backends.tiled.costs backends.tiled.schedule backends.tiled.meaning planner functional nn"
-    " config integrations",
+    " backends.tiled.costs backends.tiled.schedule backends.tiled.meaning planner export functional"
+    " nn config integrations",
     "distributed": "errors axis mask geometry program planner ops functional",
     "__main__": "cli",
     "": "lazy errors axis mask version",
