@@ -378,7 +378,7 @@ def _check_once(
     forbid: tuple[str, ...],
 ) -> None:
     """Checks the arguments of a plan; the cache skips those that were checked before."""
-    shapes.check_shapes(mask, query, key, (*key[:-1], value_dim))
+    shapes.check_shapes(mask, query, key, (*key[:-1], value_dim), in_plan=True)
     arguments.check_backend(backend, require, forbid)
 
 

@@ -90,7 +90,7 @@ def _instead_of_word(word: str | bool, rank: int) -> str:
     if word is True or "causal" in name:
         is_last = "bottom" in name or "lower" in name
         return repairs.causal(rank, "bottom-right" if is_last else "top-left")
-    return ""  # a window, whose size is not known
+    return f"mask={code}." if (code := repairs.from_text(str(word))) else ""
 
 
 def _instead_of_table(table: dict[Any, Any], rank: int, name: str) -> str:

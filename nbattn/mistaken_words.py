@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from nbattn import mistaken_masks
-from nbattn.axis import MAX_RANK, meant_truth, written
+from nbattn.axis import MAX_RANK, Axis, meant_truth, written
 from nbattn.errors import InputError, MaskError, similar
 from nbattn.fixes import masks as repairs
 from nbattn.fixes.code import DENSE, FLAT, PAIRS
@@ -140,14 +140,19 @@ def _kernel(call: Call) -> tuple[str, str]:
 
 def _causal(call: Call) -> tuple[str, str]:
     why = "whether an axis is causal is part of the mask."
-    if not meant_truth(call.value):
+    given: Any = call.value
+    said = [*map(meant_truth, given)] if isinstance(given, (tuple, list)) else [meant_truth(given)]
+    if not any(said):
         return why, f"{_CALL}mask)."
     if not isinstance(call.mask, Mask):  # Flash's word aligns bottom-right, torch's top-left
-        return why, repairs.causal(
-            call.rank, "bottom-right" if call.word == "causal" else "top-left"
-        )
+        align = "bottom-right" if call.word == "causal" else "top-left"
+        if all(said) or len(said) != call.rank:
+            return why, repairs.causal(call.rank, align)
+        axes = [Axis(causal=True, align=align) if one else Axis() for one in said]
+        return why, f"mask={written(axes)}."
+    each = said if len(said) == call.mask.rank else said[:1] * call.mask.rank
     try:
-        return why, f"mask={written(repairs.causal_axes(call.mask.axes))}."
+        return why, f"mask={written(repairs.causal_axes(call.mask.axes, each))}."
     except MaskError:  # of a circle
         return why, ""
 

@@ -178,10 +178,9 @@ class _Loading:
             for key, error in entry.mistakes():
                 path = (section, name, key) if key else (section, name)
                 mistake = mistakes.of_exception(path, error, self.notation)
-                if mistakes.is_of_mask(error, mistake.fix):
-                    place = f"in masks.{self.data[section][name]['mask']}: "
-                    mistake = mistake._replace(fix=place + mistake.fix)
-                self.mistakes.append(mistake)
+                mask = self.data[section][name]["mask"]
+                fix = mistakes.placed(error, mistake.fix, mask)
+                self.mistakes.append(mistake._replace(fix=fix))
         return entry
 
     def _validate(self, data: dict[str, Any]) -> Config | None:

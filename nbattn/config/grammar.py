@@ -264,7 +264,7 @@ class PlanConfig:
 
         def shapes() -> None:
             if self.mask:
-                arguments.check_shapes(self.mask, self.query, key, value)
+                arguments.check_shapes(self.mask, self.query, key, value, in_plan=True)
                 geometry.bind(self.mask, self.query[1:-2], key[1:-2])
 
         names = ("query", "key", "value_dim", "extra_keys")

@@ -124,9 +124,13 @@ def of_exception(path: KeyPath, error: Exception, notation: Notation) -> Mistake
     return Mistake(show(path), str(error))
 
 
-def is_of_mask(error: Exception, fix: str) -> bool:
-    """Whether the fix of a layer's or a plan's error is to be written in its mask."""
-    return bool(fix) and (isinstance(error, MaskError) or fix.lstrip('"').startswith("axes"))
+def placed(error: Exception, fix: str, mask: str) -> str:
+    """The fix of a layer's or a plan's error; what is to be written in its mask says so."""
+    place = f"in masks.{mask}: "
+    if isinstance(error, MaskError):
+        return fix and place + fix
+    parts = fix.split("; or ")
+    return "; or ".join(place * part.lstrip('"').startswith("axes") + part for part in parts)
 
 
 def _listed(path: KeyPath, known: Sequence[str]) -> str:

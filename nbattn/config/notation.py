@@ -104,7 +104,7 @@ class Notation:
     def _arguments(self, text: str) -> str:
         def entry(found: re.Match[str]) -> str:
             try:
-                return self.entries({found[1]: ast.literal_eval(found[2])})
+                return self.entries({found[1].removesuffix("_shape"): ast.literal_eval(found[2])})
             except (SyntaxError, ValueError):  # names: [B, *space]
                 return found[0]
 

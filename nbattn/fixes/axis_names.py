@@ -28,7 +28,8 @@ _BORDERS = {  # switches of other libraries
 }
 _WINDOWS = {
     **dict.fromkeys(("kernel_size", "kernel", "size"), "Mask.neighborhood({0!r})"),
-    **dict.fromkeys(("sliding_window", "window"), "Mask.from_transformers({0!r})"),
+    "sliding_window": "Mask.from_transformers({0!r})",
+    "window": "Mask.neighborhood({0!r}), around; or Mask.from_transformers({0!r}), for the last",
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
@@ -34,6 +35,8 @@ def instead_of_axes(given: Sequence[Any]) -> str:
     """The code of the mask that was probably meant by what is no Axis."""
     if len(given) == 1 and hasattr(given[0], "axes"):  # a mask
         return f"{written(given[0].axes)}."
+    if len(given) == 1 and isinstance(given[0], str) and (code := from_text(given[0])):
+        return f"{code}."
     if len(given) == 1 and isinstance(given[0], (list, tuple)):
         given = given[0]
     pairs = [axis if isinstance(axis, (list, tuple)) else (axis, axis) for axis in given]
@@ -47,14 +50,38 @@ def instead_of_axes(given: Sequence[Any]) -> str:
         return "Mask.neighborhood(7)."
 
 
-def causal_axes(axes: Sequence[Axis]) -> list[Axis]:
+def from_text(text: str) -> str:
+    """The code of a mask in the notation of files; empty where it is none.
+
+    >>> from_text("neighborhood(3)"), from_text("window")
+    ("Mask(Axis(1, 1, border='shift'))", '')
+    """
+    from nbattn.mask import Mask
+
+    try:
+        call: Any = ast.parse(text.removeprefix("nbattn.").removeprefix("Mask."), mode="eval").body
+        given = map(ast.literal_eval, call.args)
+        named = {part.arg: ast.literal_eval(part.value) for part in call.keywords}
+        return written(getattr(Mask, call.func.id)(*given, **named).axes)
+    except (SyntaxError, ValueError, TypeError, AttributeError, MaskError):
+        return ""
+
+
+def causal_axes(axes: Sequence[Axis], said: Sequence[bool] = ()) -> list[Axis]:
     """The axes without later keys; a window that moves inward keeps its size, as in NATTEN.
+
+    Args:
+        axes: of a mask.
+        said: whether each becomes causal; by default all do.
 
     Raises:
         MaskError: an axis is circular.
     """
     changed: list[Axis] = []
-    for axis in axes:
+    for axis, is_causal in zip(axes, said or [True] * len(axes), strict=True):
+        if not is_causal:
+            changed.append(axis)
+            continue
         if axis.border == "shift" and axis.left is not None and axis.right is not None:
             axis = replace(axis, left=axis.left + axis.right, border="clip", right=0)
         changed.append(replace(axis, right=0, causal=True))

@@ -64,13 +64,14 @@ def answering(
         places = tuple(p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD)
         names = tuple(p.name for p in parameters if p.kind is not p.VAR_KEYWORD)
         needed = tuple(p.name for p in parameters if p.default is p.empty and p.name in names)
-        known, is_open = frozenset(names), len(names) < len(parameters)
+        is_open = len(names) < len(parameters)
         most, shown = len(places) + own, function.__qualname__
 
         @wraps(function)
         def call(*args: P.args, **named: P.kwargs) -> R:
             missing = [name for name in needed[max(0, len(args) - own) :] if name not in named]
-            if missing or len(args) > most or not (is_open or known.issuperset(named)):
+            # a loop, since torch 2.8 cannot trace the comparison of a set with a dict
+            if missing or len(args) > most or not (is_open or all(n in names for n in named)):
                 raise refusal(Misfit(shown, places, names, tuple(missing), args[own:], named))
             return function(*args, **named)
 

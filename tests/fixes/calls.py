@@ -380,6 +380,18 @@ WORDS += [
                 "Mask(Axis(4, 0, causal=True), Axis(4, 0, causal=True))",
                 "Mask.neighborhood((5, 5), is_causal=True)",
             ),
+            (
+                "image, image, image",
+                "is_causal=[True, False], mask=Mask.neighborhood((5, 5))",
+                "Mask(Axis(4, 0, causal=True), Axis(2, 2, border='shift'))",
+                "Mask.neighborhood((5, 5), is_causal=(True, False))",
+            ),
+            (
+                "image, image, image",
+                "is_causal=(False, True)",
+                "Mask(Axis(), Axis(None, 0, causal=True, align='top-left'))",
+                "Mask(Axis(), Axis(causal=True))",
+            ),
         )
     ],
     whole(

@@ -86,6 +86,7 @@ LAYERS = [
     ),
 ]
 PLANS = [
+    plan('"query": [1, 7, 8, 4, 16]', {"query": [1, 56, 4, 16]}, {"query": [1, 7, 8, 4, 16]}),
     plan('"bfloat16"', {"dtype": "bf16"}, {"dtype": "bfloat16"}, "it.dtype == 'bfloat16'"),
     plan('"float16"', {"dtype": "half"}, {"dtype": "float16"}),
     plan('"float32"', {"dtype": "fp32"}, {"dtype": "float32"}),

@@ -102,6 +102,21 @@ AXES = [
         )
     ],
     Row("Axis(kernel_size=7)", "Mask.neighborhood(7)", "mask = Mask.neighborhood(7)"),
+    Row("Axis(window=7)", "Mask.neighborhood(7)", "mask = Mask.neighborhood(7)"),
+    Row("Axis(window=7)", "Mask.from_transformers(7)", "mask = Mask.from_transformers(7)"),
+    Row(
+        "Mask('neighborhood(5, dilation=2)')",
+        "Mask(Axis(2, 2, dilation=2, border='shift'))",
+        "mask = Mask(Axis(2, 2, dilation=2, border='shift'))",
+        "mask == Mask.neighborhood(5, dilation=2)",
+    ),
+    Row(
+        "attention(image, image, image, 'Mask.neighborhood((3, 5))')",
+        "mask=Mask(Axis(1, 1, border='shift'), Axis(2, 2, border='shift'))",
+        "mask=Mask(Axis(1, 1, border='shift'), Axis(2, 2, border='shift'))\n"
+        "out = attention(image, image, image, mask)",
+        "mask == Mask.neighborhood((3, 5))",
+    ),
     Row("Axis(3, is_causal=True)", "Axis(3, causal=True)", "axis = Axis(3, causal=True)"),
     Row("Axis(window_size=(3, 0))", "Axis(left=3, right=0)", "axis = Axis(left=3, right=0)"),
 ]

@@ -215,6 +215,53 @@ RUNS = [
         "plan = nbattn.plan(mask, query_shape=query.shape)",
         given=QKV,
     ),
+    *[
+        Row(
+            f"nbattn.plan({mask}, {wrong})",
+            right,
+            f"plan = nbattn.plan({mask}, {fixed or right})",
+            f"plan.request.query_space == {space}",
+        )
+        for mask, wrong, right, fixed, space in (
+            (
+                "Mask.neighborhood((3, 3))",
+                "(1, 56, 3, 8)",
+                "query_shape=(1, 7, 8, 3, 8)",
+                "",
+                "(7, 8)",
+            ),
+            (
+                "Mask.neighborhood((3, 3))",
+                "(1, 56, 8)",
+                "query_shape=(1, 7, 8, 1, 8)",
+                "",
+                "(7, 8)",
+            ),
+            ("mask", "(1, 12, 8)", "query_shape=(1, 12, 1, 8)", "", "(12,)"),
+            ("mask", "(2, 3, 4, 5, 12, 4, 16)", "query_shape=(120, 12, 4, 16)", "", "(12,)"),
+            (
+                "mask",
+                "(1, 12, 4, 16), (2, 12, 4, 16)",
+                "query_shape=(2, 12, 4, 16)",
+                "query_shape=(2, 12, 4, 16), key_shape=(2, 12, 4, 16)",
+                "(12,)",
+            ),
+            (
+                "mask",
+                "(1, 12, 4, 16), (1, 12, 4, 8)",
+                "key_shape=(1, 12, 4, 16)",
+                "(1, 12, 4, 16), key_shape=(1, 12, 4, 16)",
+                "(12,)",
+            ),
+            (
+                "mask",
+                "(1, 12, 2, 16), (1, 12, 4, 16)",
+                "query_shape=(1, 12, 4, 16)",
+                "query_shape=(1, 12, 4, 16), key_shape=(1, 12, 4, 16)",
+                "(12,)",
+            ),
+        )
+    ],
     Row(
         "nbattn.plan(mask, ())",
         "query_shape=query.shape",

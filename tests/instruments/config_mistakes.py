@@ -317,7 +317,7 @@ shape of another rank
     [plans.train]
     mask = "encoder"
     query = [1, 8, 2, 8]
-plans.train: query has 4 dimensions [1, 8, 2, 8]; a mask of 2 axes needs 5, [B, X, Y, H, D]; fix: in masks.encoder: axes = [{}].
+plans.train: query has 4 dimensions [1, 8, 2, 8]; a mask of 2 axes needs 5, [B, X, Y, H, D]; fix: query = [1, 2, 4, 2, 8], for a grid of 2 x 4 tokens; or query = [1, 8, 2, 1, 8], for one head; or query = [1, 2, 8, 1, 8], for one head of channels first; or in masks.encoder: axes = [{}].
 
 shapes that do not fit one another
     toml

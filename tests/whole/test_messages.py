@@ -630,7 +630,7 @@ plan(window, 8)
 plan(window, (1, 8, 2))
     InputError: query has 3 dimensions [1, 8, 2]; a mask of 1 axis needs 4, [B, X, H, D].
       given: Mask(Axis(2, 0))
-      fix:   query.unsqueeze(-2), for one head; or nbattn.attention(query[None], key[None], value[None], mask)[0], without a batch.
+      fix:   query_shape=(1, 8, 1, 2), for one head.
 
 plan(window, (-1, 8, 2, 16))
     InputError: query_shape=(-1, 8, 2, 16): -1 is not a length.
