@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, Literal, overload
 
@@ -26,7 +25,7 @@ from nbattn.backends import families
 from nbattn.backends.dense import reference
 from nbattn.backends.inputs import Inputs
 from nbattn.errors import BackendError, InputError
-from nbattn.fixes.signatures import answering
+from nbattn.fixes import signatures
 from nbattn.joining import merge as merge
 from nbattn.mask import Mask
 from nbattn.planner import devices, planner
@@ -276,7 +275,7 @@ def _autocast(query: Tensor, named: dict[str, Any]) -> tuple[Tensor, dict[str, A
     return cast(query), {n: t if n in uncast else cast(t) for n, t in named.items()}  # pyright: ignore
 
 
-@answering(mistaken_places.refusal)
+@signatures.answering(mistaken_places.refusal)
 def plan(
     mask: Mask,
     query_shape: Sequence[int],
@@ -485,9 +484,5 @@ def warmup(plan: Plan) -> None:
         backend.warmup(plan.chosen.program)
 
 
-def _names(function: Callable[..., Any]) -> list[str]:
-    parameters = inspect.signature(function).parameters.values()
-    return [p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
-
-
-_ARGUMENTS, _PLAN_ARGUMENTS = _names(attention), _names(plan)
+_ARGUMENTS = signatures.show(attention, query="Tensor", key="Tensor", value="Tensor", mask="Mask")
+_PLAN_ARGUMENTS = signatures.show(plan)

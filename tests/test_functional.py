@@ -1,7 +1,10 @@
-"""Tests that merge() of attentions over disjoint keys is attention over all the keys."""
+"""Tests of what users see of the functions, and that merge() of attentions over disjoint keys is
+attention over all the keys.
+"""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from itertools import pairwise
 
@@ -287,3 +290,21 @@ def test_merge_refuses_a_tensor_instead_of_a_list() -> None:
         nbattn.merge(out, lse)
     generated = nbattn.merge((t for t in [out, out]), (t for t in [lse, lse]))
     assert torch.equal(generated[0], out)
+
+
+@pytest.mark.parametrize(
+    ("function", "needed"),
+    [
+        (nbattn.attention, ["query", "key", "value", "mask"]),
+        (nbattn.plan, ["mask", "query_shape"]),
+        (nbattn.NeighborhoodAttention.forward, ["self", "x"]),
+        (nbattn.merge, ["outputs", "lses"]),
+        (nbattn.load, ["source"]),
+    ],
+)
+def test_signatures_show_what_is_needed_and_nothing_that_is_refused(
+    function: Callable[..., object], needed: list[str]
+) -> None:
+    shown = inspect.signature(function).parameters.values()
+    assert [p.name for p in shown if p.default is p.empty] == needed
+    assert not any(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in shown)

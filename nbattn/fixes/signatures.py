@@ -80,6 +80,27 @@ def answering(
     return decorate
 
 
+def show(function: Callable[..., Any], **needed: str) -> list[str]:
+    """Gives a function the signature that help() and editors show: needed arguments have no
+    default, and nothing stands there only to be refused.
+
+    Args:
+        function: it changes in place.
+        needed: the needed arguments that have a default, with their types.
+
+    Returns:
+        The names of its arguments.
+    """
+    signature = inspect.signature(function)
+    parameters = [
+        p.replace(default=p.empty, annotation=needed[p.name]) if p.name in needed else p
+        for p in signature.parameters.values()
+        if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+    ]
+    function.__signature__ = signature.replace(parameters=parameters)  # pyright: ignore
+    return [p.name for p in parameters]
+
+
 def legal_calls(
     shown: str, make: Callable[..., Any], places: int, given: Sequence[Any], names: Sequence[str]
 ) -> list[str]:

@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 
 from nbattn import arguments, shapes
 from nbattn.errors import BackendError, InputError
+from nbattn.fixes import signatures
 from nbattn.functional import attention, plan
 from nbattn.mask import Mask
 from nbattn.nn import inputs, options, projections, words
@@ -391,3 +392,6 @@ class NeighborhoodAttention(nn.Module):
         modules = [*self.projections(), *(module for module in others if module is not None)]
         trained = (p.requires_grad for module in modules for p in module.parameters())
         return torch.is_grad_enabled() and any(trained)
+
+
+signatures.show(NeighborhoodAttention.forward, x="Tensor")

@@ -98,6 +98,7 @@ ALLOWED = {
 EXCEPTIONS = {
     ("axis", "Axis.__new__"): "fixes",
     ("fixes.mask_names", "refusal"): "mask",
+    ("fixes.masks", "from_text"): "mask",
     ("fixes.mask_names", "of_the_class"): "mask",
     ("mask", "Mask.dense"): "geometry",
     ("mask", "Mask.draw"): "draw",
