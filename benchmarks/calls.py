@@ -1,5 +1,6 @@
 """Time calls against what a user would write by hand: small maps against SDPA with a dense mask,
-padded batches against sliced keys. One process, in turn, no gradients.
+padded batches against sliced keys, layers against their products and attention. One process, in
+turn.
 """
 
 from __future__ import annotations
@@ -97,6 +98,32 @@ def padded(backend: str) -> list[Case]:
     return cases
 
 
+def layers(backend: str) -> list[Case]:
+    """Return layers in inference: what the module costs above the three calls in it."""
+    mask = Mask.neighborhood((7, 7))
+    linear = torch.nn.functional.linear
+    cases: list[Case] = []
+    for side, dim, heads in ((7, 64, 4), (14, 64, 4), (56, 128, 4)):
+        layer = nbattn.NeighborhoodAttention(dim, heads, mask, backend=backend).requires_grad_(
+            False
+        )
+        x = torch.randn(1, side, side, dim)
+
+        def by_hand(
+            layer: nbattn.NeighborhoodAttention = layer, x: torch.Tensor = x, heads: int = heads
+        ) -> torch.Tensor:
+            qkv = linear(x, layer.qkv.weight, layer.qkv.bias)
+            parts = qkv.view(*x.shape[:-1], 3 * heads, -1).split(heads, dim=-2)
+            out = nbattn.attention(*parts, mask, backend=backend)
+            return linear(out.flatten(-2), layer.proj.weight, layer.proj.bias)
+
+        torch.testing.assert_close(layer(x), by_hand())
+        title = f"layer, {side}x{side}, 7x7, dim {dim}, H{heads}"
+        repeats = REPEATS if side < 56 else 1
+        cases.append(Case(title, "its three calls", partial(layer, x), by_hand, repeats=repeats))
+    return cases
+
+
 def measure(case: Case, options: argparse.Namespace) -> Row:
     """Time a case and return its row."""
 
@@ -127,7 +154,7 @@ def measure(case: Case, options: argparse.Namespace) -> Row:
 
 def table(rows: list[Row]) -> Table:
     """Return the table of all rows."""
-    shown = Table(title="calls, no gradients", title_justify="left", box=SIMPLE_HEAD)
+    shown = Table(title="calls", title_justify="left", box=SIMPLE_HEAD)
     for name in ("call", "nbattn", "by hand", "", "ratio", "limit"):
         shown.add_column(name, justify="left" if name in ("call", "") else "right", no_wrap=True)
     for row in rows:
@@ -161,7 +188,7 @@ def main() -> None:
         default = f"calls-{machine.today()}-{options.threads}t.json"
         path = records.destination(options, default)
     torch.set_num_threads(options.threads)
-    cases = [*small(options.backend), *padded(options.backend)]
+    cases = [c for make in (small, padded, layers) for c in make(options.backend)]
     rows = [measure(case, options) for case in cases]
     report.console().print(table(rows))
     record: dict[str, Any] = {
