@@ -396,8 +396,8 @@ def test_any_axis_fits_a_screen(length: int) -> None:
 @pytest.mark.parametrize(
     "axis",
     [
-        Axis(causal=True),
-        Axis(1000, 1000, border="shift", stride=8),
+        pytest.param(Axis(causal=True), marks=pytest.mark.deep),
+        pytest.param(Axis(1000, 1000, border="shift", stride=8), marks=pytest.mark.deep),
         Axis(1000, 1000, border="wrap", dilation=4),
         Axis(10, causal=True, prefix=4),
     ],

@@ -73,8 +73,16 @@ def operands(mask: Mask, names: tuple[str, ...], dtype: torch.dtype) -> list[Ten
     return [*inputs(space, dtype=dtype), *given, *ABSENT]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize(("backend", "mask", "names", "changed"), COMBINATIONS)
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+# A push tries each combination in one dtype, in turn.
+IN_TURN = [
+    pytest.param(*one, dtype, marks=pytest.mark.deep if (n + m) % len(DTYPES) else ())
+    for n, one in enumerate(COMBINATIONS)
+    for m, dtype in enumerate(DTYPES)
+]
+
+
+@pytest.mark.parametrize(("backend", "mask", "names", "changed", "dtype"), IN_TURN)
 def test_operators_pass_opcheck(
     backend: str, mask: Mask, names: tuple[str, ...], changed: dict[str, Any], dtype: torch.dtype,
     cases: Count,

@@ -267,7 +267,7 @@ def test_masks_survive_gradient_checkpointing(use_reentrant, attention_arguments
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
-@pytest.mark.parametrize("side", ["none", "left"])
+@pytest.mark.parametrize("side", [pytest.param("none", marks=pytest.mark.deep), "left"])
 def test_a_compiled_model_gives_the_same(side):
     """Making a mask stays outside of the graphs; so does the check whether rows are packed."""
     torch._dynamo.reset()

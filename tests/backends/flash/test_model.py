@@ -21,8 +21,15 @@ PROVIDERS = ("aten", "fa2", "fa3", "fa4")
 STRATEGIES = ("translate", "trim", "split", "virtual-pad", "pack", "pad")
 
 
-@pytest.mark.parametrize("feature", FEATURES)
-@pytest.mark.parametrize("label", MASKS)
+# A push tries each mask with every second feature, in turn.
+IN_TURN = [
+    pytest.param(label, feature, marks=pytest.mark.deep if (n + m) % 2 else ())
+    for n, label in enumerate(MASKS)
+    for m, feature in enumerate(FEATURES)
+]
+
+
+@pytest.mark.parametrize(("label", "feature"), IN_TURN)
 def test_the_model_differentiates_every_strategy(label: str, feature: str, cases: Count) -> None:
     mask, queries, keys = MASKS[label]
     features, numbers = FEATURES[feature]
