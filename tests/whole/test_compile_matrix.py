@@ -138,13 +138,10 @@ def quick() -> Iterator[Case]:
             for target in GENERATIONS[1:] if size == 64 else WIDE:
                 yield from variants_of(kernel, largest(kernel, "mma", build), build, target)
         build = Build("float32", 64, 64)
-        for target in ("75", "90a"):
-            yield from variants_of(kernel, largest(kernel, "simt", build), build, target)
+        yield from variants_of(kernel, largest(kernel, "simt", build), build, "75")
         everything = Build("bfloat16", 64, 64, two_runs=True, softcap=True, key_range=True)
-        tight = Build("bfloat16", 96, 96)  # where the largest tiles would spill
         odd, double = Build("float16", 24, 40), everything._replace(dtype="float64", head_dim=32)
         yield from variants_of(kernel, largest(kernel, "mma", everything), everything, "90a")
-        yield from variants_of(kernel, largest(kernel, "mma", tight), tight, "80")
         yield from variants_of(kernel, largest(kernel, "mma", odd), odd, "80", vector=False)
         yield from variants_of(kernel, largest(kernel, "simt", double), double, "90a")
     for target in TARGETS:
@@ -173,8 +170,11 @@ def other_targets() -> Iterator[Case]:
             if target not in known:
                 yield from variants_of(kernel, largest(kernel, "mma", build), build, target)
     build = Build("float32", 64, 64)
-    for kernel, target in product(KERNELS, ("80", "120")):
+    for kernel, target in product(KERNELS, ("80", "90a", "120")):
         yield from variants_of(kernel, largest(kernel, "simt", build), build, target)
+    tight = Build("bfloat16", 96, 96)  # where the largest tiles would spill
+    for kernel in KERNELS:
+        yield from variants_of(kernel, largest(kernel, "mma", tight), tight, "80")
 
 
 def deep() -> Iterator[Case]:
