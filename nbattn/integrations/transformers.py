@@ -76,7 +76,7 @@ class LayerMask(BlockMask):
     @property
     def mask(self) -> Mask:
         """The mask, which has one axis."""
-        left, right = self.window[:2]
+        left, right, *_ = self.window
         return Mask(Axis(left, right, causal=right == 0, align=self.offset))
 
     @property

@@ -57,7 +57,7 @@ def test_the_tile_loop_for_want_of_a_package_is_told_once(name: str, dtype: str,
     package = "c++" if name == "cpu" else "cupy"
     assert message.startswith(f"nbattn computes {MASK!r} by its loop over tiles in plain torch, ")
     assert text in message
-    assert message.endswith(families.INSTALL[package])
+    assert message.endswith(families.install(package))
     plans = [
         nbattn.plan(MASK, LARGE, dtype=dtype, device=device)
         for device in (without_packages(name), DEVICES[name])

@@ -293,6 +293,8 @@ def test_errors_raised_while_tracing_keep_their_fix(name: str, dynamic: bool) ->
         BAD[name](x)
     assert eager.value.fix
     eager_again = not dynamic or name in TWICE
+    if OLD and name == "unknown" and dynamic:
+        pytest.skip("torch 2.8 cannot trace how the error is made")
     for fullgraph in (False,) if OLD else (False, True)[not eager_again :]:
         torch._dynamo.reset()
         compiled = torch.compile(BAD[name], fullgraph=fullgraph, dynamic=dynamic, backend="eager")

@@ -164,7 +164,7 @@ def _window(
     alone = rank < 3 and len(args) + len(named) == 1 and "kernel_size" not in named
     if alone and kernel is not None:
         args, named = (kernel,), {"dilation": args[0]} if args else named
-    values = dict(zip((*names, extra), args, strict=False)) | named
+    values = dict(zip((*names, extra)[: len(args)], args, strict=False)) | named
     known = {*names} <= {*values} <= {*names, extra} and len(args) + len(named) == len(values)
     if not known:
         shown = [*map(repr, args), *(f"{name}={value!r}" for name, value in named.items())]
