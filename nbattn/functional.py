@@ -133,10 +133,17 @@ def attention(
     """
     if unknown or more:
         shape = getattr(query, "shape", None)
+        options = {
+            **{"scale": scale, "softcap": softcap, "sink": sink, "key_range": key_range},
+            **{"extra_key": extra_key, "extra_value": extra_value},
+            "backend": None if backend == families.AUTO else backend,
+            **{"require": require or None, "forbid": forbid or None},
+            "return_lse": return_lse or None,
+        }
         raise (
-            mistaken_words.refusal("attention", unknown, _ARGUMENTS, mask, shape)
+            mistaken_words.refusal("attention", unknown, _ARGUMENTS, mask, shape, options)
             if unknown
-            else mistaken_places.surplus(more, mask)
+            else mistaken_places.surplus(more, mask, rank=len(shape) - 3 if shape else 1)
         )
     if key_range is not None and query is not None:
         key_range = key_ranges.standard(key_range, query)
@@ -404,7 +411,7 @@ def _run(
     given = (query, *(named.get(name) for name in ops.TENSORS[1:7]))
     operands = tuple(None if t is None else t.resolve_neg() for t in given)
     training = autograd.trains(operands)
-    _check_plan_is_for(request, operands, softcap=numbers["softcap"], training=training)
+    _check_plan_is_for(request, operands, numbers, training=training)
     if not autograd.is_plain(operands):
         raise BackendError(
             "a plan runs its own program, which compilers, transforms and modes cannot trace.",
@@ -419,13 +426,18 @@ def _run(
 
 
 def _check_plan_is_for(
-    request: Request, tensors: Sequence[Tensor | None], *, softcap: object, training: bool
+    request: Request,
+    tensors: Sequence[Tensor | None],
+    numbers: dict[str, Any],
+    *,
+    training: bool,
 ) -> None:
     """Checks that a plan was made for these tensors; their strides may differ."""
     query, key, value, sink, key_range, extra, _ = tensors
     assert query is not None
     assert key is not None
     assert value is not None
+    softcap = numbers["softcap"]
     device = devices.device_info(query.device)
     is_model = request.device.name in DEVICES
     if device.kind != request.device.kind or (is_model and device.name != request.device.name):
@@ -454,7 +466,7 @@ def _check_plan_is_for(
             raise InputError(
                 f"the plan is for {name}={getattr(request, name)}, the tensors have {size}.",
                 f"{_plan_for(tensors, request, softcap)}, "
-                "or nbattn.attention(query, key, value, mask).",
+                f"or {_call_for(tensors, request, numbers)}.",
                 request.summary(),
             )
 
@@ -472,9 +484,22 @@ def _plan_for(tensors: Sequence[Any], request: Request, softcap: object) -> str:
         "return_lse": request.return_lse or None,
         "dtype": dtype_name(query.dtype),
         "device": str(query.device),
+        "deterministic": request.deterministic or None,
     }
+    if query.device.type == request.device.kind:  # where the same backends run
+        asked = (("backend", families.AUTO), ("require", ()), ("forbid", ()))
+        options |= {n: getattr(request, n) for n, free in asked if getattr(request, n) != free}
     shown = "".join(f", {name}={given!r}" for name, given in options.items() if given is not None)
     return f"nbattn.plan(mask, {list(query.shape)}, {list(key.shape)}{shown})"
+
+
+def _call_for(tensors: Sequence[Any], request: Request, numbers: dict[str, Any]) -> str:
+    """The code of the call of attention that needs no plan, with all that was given."""
+    given = dict(zip(ops.TENSORS[3:7], tensors[3:], strict=True))
+    shown = [f"{name}={name}" for name, tensor in given.items() if tensor is not None]
+    shown += [f"{name}={number!r}" for name, number in numbers.items() if number is not None]
+    shown += ["return_lse=True"] * request.return_lse
+    return f"nbattn.attention({', '.join(['query, key, value, mask', *shown])})"
 
 
 def warmup(plan: Plan) -> None:

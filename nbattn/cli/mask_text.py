@@ -67,11 +67,12 @@ def parse_lengths(option: str, text: str) -> tuple[int, ...]:
     (8, 24, 24)
     """
     parts = [part.strip() for part in text.split(",")]
+    numbers = re.findall(r"\d{1,10}", text)  # of 8x24x24, too
     for part in parts:
         if not (part.isascii() and part.isdigit() and len(part) <= 10):
             raise InputError(
                 f"{option} {text!r:.200}: {part!r:.50} is not a whole number >= 0, one per axis.",
-                f"{option} {','.join(['8'] * len(parts))}",
+                f"{option} {','.join(numbers or ['8'] * len(parts))}",
             )
     return tuple(map(int, parts))
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from nbattn.backends.families import BACKENDS
 from nbattn.errors import InputError, counted, kind
 from nbattn.mask import Mask
+from nbattn.shapes import as_code
 
 Sizes = int | Sequence[int]
 Causal = bool | Sequence[bool] | None
@@ -80,7 +81,7 @@ def window(
                 f"axis {axis}: kernel_size {kernel} x dilation {step} = {kernel * step} is more "
                 f"than its {length} tokens.",
                 f"{_smaller(kernel, length)} or less, or nbattn.attention(query, key, value, "
-                "mask), where such a window has all keys.",
+                f"{as_code(mask.axes)}), where such a window has all keys.",
             )
     return mask
 
