@@ -82,7 +82,8 @@ def _of_values(padding: Tensor, name: str) -> str:
     are 0 where a token is real, or numbers that are not 0 there.
     """
     if torch.compiler.is_compiling():  # which cannot look at values
-        return ""
+        is_clear = padding.dim() > 1 and not padding.is_floating_point()
+        return f"nbattn.key_range_from({name}.bool())." if is_clear else ""
     if padding.dim() == 1 and padding.numel() and padding.max() > 1:
         return f"key_range=[[0, int(stop)] for stop in {name}], for lengths of samples."
     adds = padding.is_floating_point() and not bool((padding > 0).any())

@@ -251,7 +251,7 @@ def _bias(value: Any, given: Given) -> Answer:
     if value is False or value is None:
         return Answer(why)
     size, mask = given.get("kernel_size", 7), given.get("mask")
-    if isinstance(mask, Mask):
+    if isinstance(mask, Mask) and "kernel_size" not in given:
         size = tuple((axis.left or 0) + (axis.right or 0) + 1 for axis in mask.axes)
         if mask != Mask.neighborhood(size):
             return Answer(why, is_known=False)
