@@ -98,7 +98,7 @@ def kind(value: object) -> str:
     return f"{'an' if name[0].lower() in 'aeiou' else 'a'} {name}"
 
 
-def described(value: object) -> str:
+def described(value: object, verb: str = " is") -> str:
     """Returns a value and its type, as messages have them; what is long, as tensors are, without
     its content.
 
@@ -106,7 +106,7 @@ def described(value: object) -> str:
     ("'3' is a str", 'a list')
     """
     text = repr(value)
-    return kind(value) if len(text) > 60 or "\n" in text else f"{text} is {kind(value)}"
+    return kind(value) if len(text) > 60 or "\n" in text else f"{text}{verb} {kind(value)}"
 
 
 def similar(word: str, known: Collection[str], cutoff: float = 0.6) -> str:

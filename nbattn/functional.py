@@ -25,7 +25,7 @@ from nbattn.backends import families
 from nbattn.backends.dense import reference
 from nbattn.backends.inputs import Inputs
 from nbattn.errors import BackendError, InputError
-from nbattn.fixes import signatures
+from nbattn.fixes import plans, signatures
 from nbattn.joining import merge as merge
 from nbattn.mask import Mask
 from nbattn.planner import devices, planner
@@ -443,7 +443,7 @@ def _check_plan_is_for(
     if device.kind != request.device.kind or (is_model and device.name != request.device.name):
         raise InputError(
             f"the plan is for {request.device.name}, the tensors are on {query.device}.",
-            f"{_plan_for(tensors, request, softcap)}.",
+            f"{plans.plan_for(tensors, request, softcap)}.",
             request.summary(),
         )
     sizes: dict[str, object] = {
@@ -465,41 +465,10 @@ def _check_plan_is_for(
         if getattr(request, name) != size:
             raise InputError(
                 f"the plan is for {name}={getattr(request, name)}, the tensors have {size}.",
-                f"{_plan_for(tensors, request, softcap)}, "
-                f"or {_call_for(tensors, request, numbers)}.",
+                f"{plans.plan_for(tensors, request, softcap)}, "
+                f"or {plans.call_for(tensors, request, numbers)}.",
                 request.summary(),
             )
-
-
-def _plan_for(tensors: Sequence[Any], request: Request, softcap: object) -> str:
-    """The code of the plan for these tensors."""
-    query, key, value, sink, key_range, extra, _ = tensors
-    options = {
-        "value_dim": None if value.shape[-1] == query.shape[-1] else value.shape[-1],
-        "extra_keys": None if extra is None else extra.shape[1],
-        "softcap": softcap,
-        "sink": sink is not None or None,
-        "key_range": key_range is not None or None,
-        "training": request.training or autograd.trains(tensors) or None,
-        "return_lse": request.return_lse or None,
-        "dtype": dtype_name(query.dtype),
-        "device": str(query.device),
-        "deterministic": request.deterministic or None,
-    }
-    if query.device.type == request.device.kind:  # where the same backends run
-        asked = (("backend", families.AUTO), ("require", ()), ("forbid", ()))
-        options |= {n: getattr(request, n) for n, free in asked if getattr(request, n) != free}
-    shown = "".join(f", {name}={given!r}" for name, given in options.items() if given is not None)
-    return f"nbattn.plan(mask, {list(query.shape)}, {list(key.shape)}{shown})"
-
-
-def _call_for(tensors: Sequence[Any], request: Request, numbers: dict[str, Any]) -> str:
-    """The code of the call of attention that needs no plan, with all that was given."""
-    given = dict(zip(ops.TENSORS[3:7], tensors[3:], strict=True))
-    shown = [f"{name}={name}" for name, tensor in given.items() if tensor is not None]
-    shown += [f"{name}={number!r}" for name, number in numbers.items() if number is not None]
-    shown += ["return_lse=True"] * request.return_lse
-    return f"nbattn.attention({', '.join(['query, key, value, mask', *shown])})"
 
 
 def warmup(plan: Plan) -> None:

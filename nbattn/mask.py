@@ -76,8 +76,7 @@ class Mask(metaclass=mask_names.Answering):
         _check_rank(len(self.axes), [axis for axis in self.axes if isinstance(axis, Axis)])
         for number, axis in enumerate(self.axes):
             if not isinstance(axis, Axis):
-                shown = described(axis).replace(" is ", ", ", 1)
-                problem = f"axis {number} is {shown}, not an Axis."
+                problem = f"axis {number} is {described(axis, ',')}, not an Axis."
                 raise MaskError(problem, repairs.instead_of_axes(self.axes))
 
     @property
@@ -409,8 +408,7 @@ class Mask(metaclass=mask_names.Answering):
 
 def as_space(space: Space, name: str = "space") -> tuple[int, ...]:
     """Returns a space as a tuple of lengths; an integer means one axis."""
-    shape = getattr(space, "shape", ())
-    if shape:
+    if shape := getattr(space, "shape", ()):
         raise MaskError(f"{name} is {kind(space)}, not lengths.", f"{name}={tuple(shape)[1:-2]}.")
     lengths: tuple[Any, ...] = tuple(space) if isinstance(space, Iterable) else (space,)
     for length in lengths:
