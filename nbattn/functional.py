@@ -17,6 +17,7 @@ from nbattn import (
     key_ranges,
     known_calls,
     mistaken_places,
+    mistaken_plans,
     mistaken_words,
     ops,
     shapes,
@@ -25,7 +26,7 @@ from nbattn.backends import families
 from nbattn.backends.dense import reference
 from nbattn.backends.inputs import Inputs
 from nbattn.errors import BackendError, InputError
-from nbattn.fixes import plans, signatures
+from nbattn.fixes import signatures
 from nbattn.joining import merge as merge
 from nbattn.mask import Mask
 from nbattn.planner import devices, planner
@@ -443,7 +444,7 @@ def _check_plan_is_for(
     if device.kind != request.device.kind or (is_model and device.name != request.device.name):
         raise InputError(
             f"the plan is for {request.device.name}, the tensors are on {query.device}.",
-            f"{plans.plan_for(tensors, request, softcap)}.",
+            f"{mistaken_plans.plan_for(tensors, request, softcap)}.",
             request.summary(),
         )
     sizes: dict[str, object] = {
@@ -465,8 +466,8 @@ def _check_plan_is_for(
         if getattr(request, name) != size:
             raise InputError(
                 f"the plan is for {name}={getattr(request, name)}, the tensors have {size}.",
-                f"{plans.plan_for(tensors, request, softcap)}, "
-                f"or {plans.call_for(tensors, request, numbers)}.",
+                f"{mistaken_plans.plan_for(tensors, request, softcap)}, "
+                f"or {mistaken_plans.call_for(tensors, request, numbers)}.",
                 request.summary(),
             )
 

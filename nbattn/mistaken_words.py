@@ -13,7 +13,6 @@ from nbattn.errors import InputError, MaskError, similar
 from nbattn.fixes import masks as repairs
 from nbattn.fixes.code import DENSE, FLAT, PAIRS
 from nbattn.mask import Mask
-from nbattn.program.device import DEVICES
 
 # Other names of arguments.
 _RENAMED = {
@@ -444,7 +443,7 @@ def _renamed(named: Mapping[str, Any], legal: Sequence[str]) -> list[str]:
 def _meant_value(name: str, value: object) -> object:
     """The value of an argument, in nbattn's word for it."""
     if name == "device":
-        return synonyms.device(value, DEVICES) or value
+        return synonyms.device(value, synonyms.DEVICES) or value
     table = {"backend": synonyms.BACKENDS, "dtype": synonyms.DTYPES}.get(name)
     if table is None or not isinstance(value, str):
         return value
