@@ -13,7 +13,7 @@ from torch import Tensor
 from nbattn import key_ranges, mistaken_masks
 from nbattn.axis import MAX_RANK, meant_truth, nearest
 from nbattn.backends import families
-from nbattn.errors import InputError, kind
+from nbattn.errors import InputError, described, kind
 from nbattn.mask import Mask
 from nbattn.program.device import DeviceInfo
 from nbattn.program.device import known as known_devices
@@ -93,6 +93,9 @@ def _as_tensor(name: str, given: Any, query: Any) -> str:
         return f"sink=torch.full(({query.shape[-2]},), {float(given)}, device=query.device)."
     if given is None or (name == "key_range" and not hasattr(given, "__array__")):
         return "" if given is None else "key_range=None."  # lists of numbers are tensors by now
+    if isinstance(given, (tuple, list)) and given and all(isinstance(t, Tensor) for t in given):
+        joined = "torch.cat" if given[0].dim() >= 4 else "torch.stack"
+        return f"{'' if name in _REQUIRED else f'{name}='}{joined}({name})."
     return f"torch.as_tensor({name})." if name in _REQUIRED else f"{name}=torch.as_tensor({name})."
 
 
@@ -158,7 +161,7 @@ def check_flags(flags: Mapping[str, object]) -> None:
     for name, flag in flags.items():
         if flag is not True and flag is not False:
             raise InputError(
-                f"{name}={flag!r} is {kind(flag)}, not a bool.", f"{name}={meant_truth(flag)}."
+                f"{name}={described(flag)}, not a bool.", f"{name}={meant_truth(flag)}."
             )
 
 
@@ -187,7 +190,9 @@ def check_run(request: Request, query: Tensor, named: dict[str, Any]) -> None:
             raise InputError(
                 f"run() takes no argument {name!r}, which the plan fixes; besides query, key and "
                 f"value it takes {', '.join(known[2:])}.",
-                "plan.run(query, key, value).",
+                f"{name}={named[name]!r}, an argument of nbattn.plan."
+                if name in Request.__dataclass_fields__ and type(named[name]) is bool
+                else "plan.run(query, key, value).",
             )
     check_tensors(query, {n: t for n, t in named.items() if n not in ("scale", "softcap")})
     check_numbers(named["scale"], named["softcap"])
@@ -339,8 +344,13 @@ def check_plan(
     for name, value, low in (("value_dim", value_dim, 1), ("extra_keys", extra_keys, 0)):
         if (value is None and low) or (type(value) is int and value >= low):
             continue
-        fix = f"{name}={nearest(value, low)}."
+        if isinstance(value, (tuple, list)) and len(value) == 1:
+            fix = f"{name}={nearest(value[0], low)}."
+        elif getattr(value, "shape", ()):
+            fix = f"{name}={'value.shape[-1]' if low else 'extra_key.shape[1]'}."
+        else:
+            fix = f"{name}={nearest(value, low)}."
         if type(value) is not int:
-            raise InputError(f"{name}={value!r} is {kind(value)}, not an integer.", fix)
+            raise InputError(f"{name}={described(value)}, not an integer.", fix)
         raise InputError(f"{name}={value} is below {low}.", fix)
     check_flags(flags)

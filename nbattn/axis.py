@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass, fields
 from typing import Any, Literal, SupportsIndex, cast
 
-from nbattn.errors import MaskError, kind, similar
+from nbattn.errors import MaskError, described, similar
 from nbattn.symbolic import holds, is_symbolic
 
 Align = Literal["top-left", "bottom-right"]
@@ -156,11 +156,13 @@ def whole(name: str, value: SupportsIndex, low: int | None, hint: str = "") -> i
         integer = cast("int", value)
         if holds((-_LIMIT if low is None else low) <= integer) and holds(integer <= _LIMIT):
             return integer
-    if isinstance(value, (tuple, list)) and value:
-        fix = _of_several(name, value, low)
-        raise MaskError(f"{name}={value!r} is {kind(value)}, not an integer.", f"{fix}.")
+    several = cast("Any", value).tolist() if len(getattr(value, "shape", ())) == 1 else value
+    if isinstance(several, (tuple, list)) and several:
+        fix = _of_several(name, several, low)
+        raise MaskError(f"{name}={described(value)}, not an integer.", f"{fix}.")
     fixes = [f"{name}={nearest(value, low)}", *filter(None, [hint])]
-    if low is not None and str(value).startswith("-"):  # where it is legal, mostly "no limit"
+    # where these are legal, mostly "no limit"
+    if low is not None and (str(value).startswith("-") or str(value) == "inf"):
         fixes.reverse()
     fix = f"{', or '.join(fixes)}."
     try:
@@ -168,7 +170,7 @@ def whole(name: str, value: SupportsIndex, low: int | None, hint: str = "") -> i
             raise TypeError
         number = operator.index(value)
     except TypeError:
-        raise MaskError(f"{name}={value!r} is {kind(value)}, not an integer.", fix) from None
+        raise MaskError(f"{name}={described(value)}, not an integer.", fix) from None
     if low is not None and number < low:
         raise MaskError(f"{name}={number} is below {low}.", fix)
     if abs(number) > _LIMIT:
@@ -208,7 +210,7 @@ def nearest(value: object, low: int | None) -> int:
 def truth(name: str, value: object) -> bool:
     """Returns the value unchanged; raises a MaskError if it is not a bool."""
     if not isinstance(value, bool):
-        problem = f"{name}={value!r} is {kind(value)}, not a bool."
+        problem = f"{name}={described(value)}, not a bool."
         raise MaskError(problem, f"{name}={meant_truth(value)}.")
     return value
 
@@ -216,12 +218,13 @@ def truth(name: str, value: object) -> bool:
 def meant_truth(value: object) -> bool:
     """Returns the bool that was probably meant.
 
-    >>> meant_truth(1), meant_truth("no")
-    (True, False)
+    >>> meant_truth(1), meant_truth("no"), meant_truth([0, 3])
+    (True, False, True)
     """
     if isinstance(value, str):
         return value.strip().lower() not in ("", "0", "no", "n", "false", "off", "none")
-    return isinstance(value, (int, float)) and bool(value)
+    is_one = not getattr(value, "shape", ()) and not isinstance(value, (tuple, list))
+    return bool(value) if is_one else True  # something is there, where only "whether" is asked
 
 
 def likely(given: object, known: Sequence[str]) -> str:

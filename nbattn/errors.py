@@ -98,6 +98,17 @@ def kind(value: object) -> str:
     return f"{'an' if name[0].lower() in 'aeiou' else 'a'} {name}"
 
 
+def described(value: object, verb: str = " is") -> str:
+    """Returns a value and its type, as messages have them; what is long, as tensors are, without
+    its content.
+
+    >>> described("3"), described([0] * 99)
+    ("'3' is a str", 'a list')
+    """
+    text = repr(value)
+    return kind(value) if len(text) > 60 or "\n" in text else f"{text}{verb} {kind(value)}"
+
+
 def similar(word: str, known: Collection[str], cutoff: float = 0.6) -> str:
     """Returns the known name that is most like a word, or an empty string.
 

@@ -17,6 +17,7 @@ from nbattn import (
     key_ranges,
     known_calls,
     mistaken_places,
+    mistaken_plans,
     mistaken_words,
     ops,
     shapes,
@@ -133,10 +134,17 @@ def attention(
     """
     if unknown or more:
         shape = getattr(query, "shape", None)
+        options = {
+            **{"scale": scale, "softcap": softcap, "sink": sink, "key_range": key_range},
+            **{"extra_key": extra_key, "extra_value": extra_value},
+            "backend": None if backend == families.AUTO else backend,
+            **{"require": require or None, "forbid": forbid or None},
+            "return_lse": return_lse or None,
+        }
         raise (
-            mistaken_words.refusal("attention", unknown, _ARGUMENTS, mask, shape)
+            mistaken_words.refusal("attention", unknown, _ARGUMENTS, mask, shape, options)
             if unknown
-            else mistaken_places.surplus(more, mask)
+            else mistaken_places.surplus(more, mask, rank=len(shape) - 3 if shape else 1)
         )
     if key_range is not None and query is not None:
         key_range = key_ranges.standard(key_range, query)
@@ -404,7 +412,7 @@ def _run(
     given = (query, *(named.get(name) for name in ops.TENSORS[1:7]))
     operands = tuple(None if t is None else t.resolve_neg() for t in given)
     training = autograd.trains(operands)
-    _check_plan_is_for(request, operands, softcap=numbers["softcap"], training=training)
+    _check_plan_is_for(request, operands, numbers, training=training)
     if not autograd.is_plain(operands):
         raise BackendError(
             "a plan runs its own program, which compilers, transforms and modes cannot trace.",
@@ -419,19 +427,24 @@ def _run(
 
 
 def _check_plan_is_for(
-    request: Request, tensors: Sequence[Tensor | None], *, softcap: object, training: bool
+    request: Request,
+    tensors: Sequence[Tensor | None],
+    numbers: dict[str, Any],
+    *,
+    training: bool,
 ) -> None:
     """Checks that a plan was made for these tensors; their strides may differ."""
     query, key, value, sink, key_range, extra, _ = tensors
     assert query is not None
     assert key is not None
     assert value is not None
+    softcap = numbers["softcap"]
     device = devices.device_info(query.device)
     is_model = request.device.name in DEVICES
     if device.kind != request.device.kind or (is_model and device.name != request.device.name):
         raise InputError(
             f"the plan is for {request.device.name}, the tensors are on {query.device}.",
-            f"{_plan_for(tensors, request, softcap)}.",
+            f"{mistaken_plans.plan_for(tensors, request, softcap)}.",
             request.summary(),
         )
     sizes: dict[str, object] = {
@@ -453,28 +466,10 @@ def _check_plan_is_for(
         if getattr(request, name) != size:
             raise InputError(
                 f"the plan is for {name}={getattr(request, name)}, the tensors have {size}.",
-                f"{_plan_for(tensors, request, softcap)}, "
-                "or nbattn.attention(query, key, value, mask).",
+                f"{mistaken_plans.plan_for(tensors, request, softcap)}, "
+                f"or {mistaken_plans.call_for(tensors, request, numbers)}.",
                 request.summary(),
             )
-
-
-def _plan_for(tensors: Sequence[Any], request: Request, softcap: object) -> str:
-    """The code of the plan for these tensors."""
-    query, key, value, sink, key_range, extra, _ = tensors
-    options = {
-        "value_dim": None if value.shape[-1] == query.shape[-1] else value.shape[-1],
-        "extra_keys": None if extra is None else extra.shape[1],
-        "softcap": softcap,
-        "sink": sink is not None or None,
-        "key_range": key_range is not None or None,
-        "training": request.training or autograd.trains(tensors) or None,
-        "return_lse": request.return_lse or None,
-        "dtype": dtype_name(query.dtype),
-        "device": str(query.device),
-    }
-    shown = "".join(f", {name}={given!r}" for name, given in options.items() if given is not None)
-    return f"nbattn.plan(mask, {list(query.shape)}, {list(key.shape)}{shown})"
 
 
 def warmup(plan: Plan) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -62,6 +62,13 @@ def _checked(
         raise InputError(
             problem,
             "nbattn.merge([out], [lse])." if single else "nbattn.merge([*outputs], [*lses]).",
+        )
+    if not isinstance(outputs, Iterable) or not isinstance(lses, Iterable):
+        wrong = lses if isinstance(outputs, Iterable) else outputs
+        raise InputError(
+            f"merge takes lists of outputs and logsumexps, not {kind(wrong)}; with return_lse=True "
+            "attention returns both.",
+            "nbattn.merge([out, other], [lse, other_lse]).",
         )
     outputs, lses = list(outputs), list(lses)
     if not outputs or len(outputs) != len(lses):

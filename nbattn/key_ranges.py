@@ -55,14 +55,15 @@ def _check_padding(padding: object) -> None:
     if not isinstance(padding, Tensor):
         raise InputError(
             f"padding is {kind(padding)}, not a bool tensor [B, *key_space].",
-            "nbattn.key_range_from(torch.as_tensor(padding).bool()).",
+            _of_values(torch.as_tensor(padding), "torch.as_tensor(padding)")
+            if isinstance(padding, (list, tuple)) or hasattr(padding, "__array__")
+            else "key_range=None, for no padding.",
         )
     if padding.dtype != torch.bool:
         name = str(padding.dtype).removeprefix("torch.")
-        real = "padding == 0" if padding.is_floating_point() else "padding.bool()"
         raise InputError(
             f"padding is {name}, not bool with True where a token is real.",
-            f"nbattn.key_range_from({real}).",
+            _of_values(padding, "padding"),
         )
     if not 2 <= padding.dim() <= 4:
         raise InputError(
@@ -74,6 +75,19 @@ def _check_padding(padding: object) -> None:
             if padding.dim() == 0
             else "nbattn.key_range_from(padding.squeeze(1)).",
         )
+
+
+def _of_values(padding: Tensor, name: str) -> str:
+    """The code of the range of what is not bool: lengths of samples, scores that are added, which
+    are 0 where a token is real, or numbers that are not 0 there.
+    """
+    if torch.compiler.is_compiling():  # which cannot look at values
+        is_clear = padding.dim() > 1 and not padding.is_floating_point()
+        return f"nbattn.key_range_from({name}.bool())." if is_clear else ""
+    if padding.dim() == 1 and padding.numel() and padding.max() > 1:
+        return f"key_range=[[0, int(stop)] for stop in {name}], for lengths of samples."
+    adds = padding.is_floating_point() and not bool((padding > 0).any())
+    return f"nbattn.key_range_from({name}{' == 0' if adds else '.bool()'})."
 
 
 def _along(padding: Tensor, kept: int) -> Tensor:

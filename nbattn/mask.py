@@ -24,7 +24,7 @@ from nbattn.axis import (
     whole,
     written,
 )
-from nbattn.errors import MaskError, counted, kind
+from nbattn.errors import MaskError, counted, described, kind
 from nbattn.fixes import mask_names
 from nbattn.fixes import masks as repairs
 from nbattn.fixes.signatures import answering
@@ -76,7 +76,7 @@ class Mask(metaclass=mask_names.Answering):
         _check_rank(len(self.axes), [axis for axis in self.axes if isinstance(axis, Axis)])
         for number, axis in enumerate(self.axes):
             if not isinstance(axis, Axis):
-                problem = f"axis {number} is {axis!r}, {kind(axis)}, not an Axis."
+                problem = f"axis {number} is {described(axis, ',')}, not an Axis."
                 raise MaskError(problem, repairs.instead_of_axes(self.axes))
 
     @property
@@ -408,6 +408,8 @@ class Mask(metaclass=mask_names.Answering):
 
 def as_space(space: Space, name: str = "space") -> tuple[int, ...]:
     """Returns a space as a tuple of lengths; an integer means one axis."""
+    if shape := getattr(space, "shape", ()):
+        raise MaskError(f"{name} is {kind(space)}, not lengths.", f"{name}={tuple(shape)[1:-2]}.")
     lengths: tuple[Any, ...] = tuple(space) if isinstance(space, Iterable) else (space,)
     for length in lengths:
         is_whole = hasattr(length, "__index__") and not isinstance(length, bool)

@@ -9,7 +9,7 @@ from itertools import product
 from typing import TYPE_CHECKING, Any
 
 from nbattn.axis import MAX_RANK, Axis, written
-from nbattn.errors import InputError, kind
+from nbattn.errors import InputError, MaskError, kind
 from nbattn.fixes import masks as repairs
 from nbattn.fixes.code import DENSE
 from nbattn.mask import Mask
@@ -55,6 +55,10 @@ def instead_of(mask: Any, rank: int, name: str = "mask") -> str:
         return f"mask=Mask.full(rank={rank}), scale={mask}, if it is the scale."
     if isinstance(mask, (int, list, tuple)):
         return repairs.windows(mask if isinstance(mask, (list, tuple)) else (mask,), rank)
+    if mask is Mask:
+        return f"mask=Mask.full(rank={rank})."
+    if getattr(mask, "__self__", None) is Mask:  # a constructor without its call
+        return f"mask={code}." if (code := _example(mask.__name__, rank)) else ""
     if callable(mask):  # FlexAttention's mask_mod
         return f"{DENSE.format(_matrix(name, mask))}."
     if callable(getattr(mask, "mask_mod", None)):  # its BlockMask
@@ -80,6 +84,15 @@ def _matrix(name: str, function: Any) -> str:
     except (TypeError, ValueError):  # of a builtin
         places = 4
     return _MATRIX.format(name, "[2:]" if places == 2 else "")
+
+
+def _example(constructor: str, rank: int) -> str:
+    """The code of a constructor's call without arguments, on every axis, if it needs none."""
+    try:
+        axes = getattr(Mask, constructor)().axes
+    except MaskError:
+        return ""
+    return f"Mask.{constructor}()" if rank == 1 else written(axes * rank)
 
 
 def _instead_of_word(word: str | bool, rank: int) -> str:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from nbattn.errors import InputError
+from nbattn.axis import MAX_RANK, Axis, written
+from nbattn.errors import InputError, MaskError
+from nbattn.fixes.masks import causal_axes
 from nbattn.fixes.signatures import Misfit
 from nbattn.mask import Mask
 
@@ -49,10 +51,18 @@ def refusal(call: Misfit) -> InputError:
     return InputError(f"{call.problem}.", f"{code}.")
 
 
-def surplus(more: Sequence[Any], mask: object) -> InputError:
+def surplus(more: Sequence[Any], mask: object, rank: int = 1) -> InputError:
     """Makes the error of a call of attention with arguments by place after the mask."""
     problem = f"attention() takes 4 arguments by place, not {4 + len(more)}; the rest by name."
     numbers = [n for n in more if isinstance(n, float) and n]
+    if True in [n for n in more if isinstance(n, bool)]:  # SDPA's is_causal, and Flash's
+        axes = mask.axes if isinstance(mask, Mask) else (Axis(),) * min(max(rank, 1), MAX_RANK)
+        try:
+            code = written(causal_axes(axes))
+        except MaskError:  # of a circle
+            return InputError(problem)
+        scale = [f", scale={n}" for n in numbers]
+        return InputError(problem, f"{_CALL[:-5]}{code}{scale[0] if len(scale) == 1 else ''}).")
     if not numbers or not isinstance(mask, Mask):
         return InputError(problem, f"{_CALL}.")
     scaled = f"{_CALL[:-1]}, scale={numbers[0]})"
@@ -71,8 +81,11 @@ def missing(query: Any, key: Any, value: Any) -> InputError:
     problem = "; ".join([*masks, *(f"{name} is missing" for name in absent)])
     code = _CALL
     if isinstance(key, Mask) or (key is None and query is not None):
-        packed = _is_packed(query, 3)
-        code = f"nbattn.attention({'*query.unbind(-3)' if packed else 'query, query, query'}, mask)"
+        rank = next((m.rank for m in (key, value) if isinstance(m, Mask)), 1)
+        tensors = "*query.unbind(-3)" if _is_packed(query, 3) else "query, query, query"
+        if isinstance(query, (tuple, list)) or getattr(query, "shape", ())[: -rank - 3] == (3,):
+            tensors = "*query"  # one after another
+        code = f"nbattn.attention({tensors}, mask)"
     elif _is_packed(key, 2):
         code = "nbattn.attention(query, *key.unbind(-3), mask)"
     return InputError(f"{problem}; attention takes query, key, value and a mask.", f"{code}.")

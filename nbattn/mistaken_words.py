@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from nbattn import mistaken_masks
+from nbattn import mistaken_masks, synonyms
 from nbattn.axis import MAX_RANK, Axis, meant_truth, written
 from nbattn.errors import InputError, MaskError, similar
 from nbattn.fixes import masks as repairs
@@ -132,8 +133,11 @@ def _kernel(call: Call) -> tuple[str, str]:
         return why, "mask=Mask.full(rank=query.dim() - 3)."
     named = call.named
     more = {n: named[n] for n in ("dilation", "stride") if named.get(n)}
-    if any(meant_truth(named.get(n, False)) for n in ("causal", "is_causal")):
-        more["is_causal"] = True
+    for given in (named[n] for n in ("causal", "is_causal") if n in named):
+        each = isinstance(given, (tuple, list))
+        said: Any = tuple(map(meant_truth, given)) if each else meant_truth(given)
+        if said is True or (each and any(said)):
+            more["is_causal"] = said
     shown = "".join(f", {name}={value!r}" for name, value in more.items())
     return why, f"mask=Mask.neighborhood({repairs.sized(call.value, call.rank)!r}{shown})."
 
@@ -348,8 +352,10 @@ def refusal(
     legal: Sequence[str],
     mask: object = None,
     shape: Sequence[int] | None = None,
+    options: Mapping[str, Any] = MappingProxyType({}),
 ) -> InputError:
-    """Makes the error of the first argument that a function does not take.
+    """Makes the error of an argument that a function does not take: the first whose fix keeps the
+    rest of the call, if there is one.
 
     Args:
         function: its name.
@@ -357,20 +363,56 @@ def refusal(
         legal: the names of its arguments.
         mask: the mask of the call, if any.
         shape: that of the query, if it has one.
+        options: its other arguments, None where they were not given.
     """
-    word = [*[name for name in named if not name.startswith("max_seqlen")], *named][0]
-    problem = f"{function}() takes no argument {word!r}"
-    if meant_name(word, legal):
-        shown = ", ".join(_renamed(named, legal))
-        return InputError(f"{problem}.", f"{shown}.")
-    if word not in _ANSWERS:
-        return InputError(f"{problem}; it takes {', '.join(legal)}.")
     rank = mask.rank if isinstance(mask, Mask) else 1 if shape is None else len(shape) - 3
-    call = Call(word, named[word], named, mask, min(max(rank, 1), MAX_RANK))
-    why, fix = _together(call) or _ANSWERS[word](call)
+    rank = min(max(rank, 1), MAX_RANK)
+    answers = {
+        word: _answer(Call(word, value, named, mask, rank), legal) for word, value in named.items()
+    }
+    word = min(answers, key=lambda name: _loss(answers[name][1]))
+    why, fix = answers[word]
     if function != "attention":  # which has no tensors
-        fix = fix.partition("; or nbattn.")[0] if fix.startswith("mask=") else ""
-    return InputError(f"{problem}: {why}", fix)
+        fix = fix.partition("; or nbattn.")[0] if fix.partition("=")[0] in legal else ""
+    given = {name: value for name, value in options.items() if value is not None}
+    return InputError(
+        f"{function}() takes no argument {word!r}{why}", _with_options(fix, given, named)
+    )
+
+
+def _answer(call: Call, legal: Sequence[str]) -> tuple[str, str]:
+    """What is said of an argument after its name, and the fix."""
+    if meant_name(call.word, legal):
+        return ".", f"{', '.join(_renamed(call.named, legal))}."
+    if call.word not in _ANSWERS:
+        return f"; it takes {', '.join(legal)}.", ""
+    why, fix = _together(call) or _ANSWERS[call.word](call)
+    return f": {why}", fix
+
+
+def _loss(fix: str) -> int:
+    """How much of the rest of a call a fix leaves out: an argument keeps all of it, a call of torch
+    its matrix, a call of attention around which something is done that, and a plain one nothing.
+    """
+    if fix == f"{_CALL}mask).":
+        return 4
+    whole = ("nbattn.attention(", "torch.cat(", "torch.nn.functional.dropout(")
+    return 3 if fix.startswith(whole) else 2 if fix.startswith("torch.") or not fix else 1
+
+
+def _with_options(fix: str, given: Mapping[str, Any], named: Mapping[str, Any]) -> str:
+    """The fix with the options of the call, if it is a whole call; empty if they have no place."""
+    if _loss(fix) < 2 or not given:
+        return fix
+    shown = {n: repr(v) if _is_plain(v) else n for n, v in given.items()}
+    if "enable_gqa" in fix:  # torch's attention
+        if {*given} - {"scale", "backend"}:
+            return ""
+        return fix.replace("enable_gqa=True", f"enable_gqa=True, scale={shown.get('scale')}")
+    if "return_lse" in given and not fix.endswith("mask)."):  # the results are a pair
+        return ""
+    code = ", ".join(f"{name}={value}" for name, value in shown.items())
+    return fix.replace(", mask)", f", mask, {code})")
 
 
 def _together(call: Call) -> tuple[str, str] | None:
@@ -391,11 +433,21 @@ def _together(call: Call) -> tuple[str, str] | None:
 def _renamed(named: Mapping[str, Any], legal: Sequence[str]) -> list[str]:
     """The arguments that have another name here, as code."""
     meant = {name: meant_name(name, legal) for name in named}
+    values = {n: _meant_value(other, named[n]) for n, other in meant.items() if other}
     return [
-        f"{other}={named[name]!r}" if _is_plain(named[name]) else f"{other}={name}"
-        for name, other in meant.items()
-        if other
+        f"{meant[name]}={value!r}" if _is_plain(value) else f"{meant[name]}={name}"
+        for name, value in values.items()
     ]
+
+
+def _meant_value(name: str, value: object) -> object:
+    """The value of an argument, in nbattn's word for it."""
+    if name == "device":
+        return synonyms.device(value, synonyms.DEVICES) or value
+    table = {"backend": synonyms.BACKENDS, "dtype": synonyms.DTYPES}.get(name)
+    if table is None or not isinstance(value, str):
+        return value
+    return synonyms.meant(value, table, table) or ("auto" if name == "backend" else value)
 
 
 def meant_name(word: str, legal: Sequence[str]) -> str:

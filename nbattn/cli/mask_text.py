@@ -60,6 +60,10 @@ def parse_mask(text: str) -> Mask:
     return Mask(*made)
 
 
+# Numbers with other separators, or in brackets: 8x24x24, (8, 24, 24).
+_LENGTHS = re.compile(r"[\[(]?\d{1,9}(?:[x*;, ]+\d{1,9})*[\])]?", re.ASCII)
+
+
 def parse_lengths(option: str, text: str) -> tuple[int, ...]:
     """Return the lengths of a comma-separated text.
 
@@ -67,11 +71,12 @@ def parse_lengths(option: str, text: str) -> tuple[int, ...]:
     (8, 24, 24)
     """
     parts = [part.strip() for part in text.split(",")]
+    numbers = re.findall(r"\d+", text) if _LENGTHS.fullmatch(text) else ["8"] * len(parts)
     for part in parts:
         if not (part.isascii() and part.isdigit() and len(part) <= 10):
             raise InputError(
                 f"{option} {text!r:.200}: {part!r:.50} is not a whole number >= 0, one per axis.",
-                f"{option} {','.join(['8'] * len(parts))}",
+                f"{option} {','.join(numbers)}",
             )
     return tuple(map(int, parts))
 

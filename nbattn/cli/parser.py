@@ -178,7 +178,10 @@ class Parser(argparse.ArgumentParser):
         if action.choices:
             choices = [*map(str, action.choices)]
             return (difflib.get_close_matches(given, choices, 1) or choices)[0]
-        return getattr(action.type, "example", None) or str(action.metavar or action.dest)
+        example = getattr(action.type, "example", None) or str(action.metavar or action.dest)
+        listed = ",".join(re.findall(r"\d+", given))  # of 2x14x14x4x32, where a list is meant
+        is_list = "," in example and "," in listed and re.fullmatch(r"[\d\s,;x*()\[\]]+", given)
+        return listed if is_list and example.replace(",", "").isdigit() else example
 
 
 def _with_value(words: Sequence[str], name: str, value: list[str]) -> list[str]:

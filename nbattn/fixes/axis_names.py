@@ -26,11 +26,14 @@ _BORDERS = {  # switches of other libraries
     **dict.fromkeys(("shift", "shifted"), "shift"),
     "clip": "clip",
 }
+# Constructors whose windows these words are.
+_AROUND, _LAST = ("neighborhood",), ("from_transformers",)
 _WINDOWS = {
-    **dict.fromkeys(("kernel_size", "kernel", "size"), "Mask.neighborhood({0!r})"),
-    "sliding_window": "Mask.from_transformers({0!r})",
-    "window": "Mask.neighborhood({0!r}), around; or Mask.from_transformers({0!r}), for the last",
+    **dict.fromkeys(("kernel_size", "kernel", "size"), _AROUND),
+    "sliding_window": _LAST,
+    **dict.fromkeys(("window", "window_size"), (*_AROUND, *_LAST)),
 }
+_MEANINGS = ", around; or ", ", for the last"
 
 
 def refusal(
@@ -50,22 +53,58 @@ def refusal(
             f"takes {', '.join(legal[2:])}.",
             f"{', or '.join(calls)}." if calls else "",
         )
-    word = next(name for name in named if name not in legal)
-    problem, value = f"Axis() takes no argument {word!r}", named[word]
-    if word in _WINDOWS:
+    known = {word: _renamed(word, named[word], legal) for word in named if word not in legal}
+    word = next((name for name, now in known.items() if now is None), next(iter(known)))
+    problem, windows = f"Axis() takes no argument {word!r}", [w for w in known if w in _WINDOWS]
+    if windows and known[windows[0]] == {}:
+        rest = {n: v for n, v in named.items() if n in legal}
+        for now in known.values():
+            rest |= now or {}
         why = "a window is given by its neighbours on the left and right"
-        return MaskError(f"{problem}: {why}.", f"{_WINDOWS[word].format(value)}.")
-    if word == "window_size":
-        left, right = value if isinstance(value, (tuple, list)) and len(value) == 2 else (value, 0)
-        now = {"left": left, "right": right}
-    elif word in _BORDERS:
-        now = {"border": _BORDERS[word]} if value else {}
-    else:
-        others = {other: name for name, words in _RENAMED.items() for other in words}
-        name = others.get(word) or similar(word, legal)
-        if not name:
-            return MaskError(f"{problem}; it takes {', '.join(legal)}.")
-        now = {name: likely(value, BORDERS) or value if name == "border" else value}
-    kept = {name: given for name, given in named.items() if name != word} | now
+        return MaskError(f"{problem}: {why}.", _of_a_window(windows[0], named, rest))
+    if known[word] is None:
+        return MaskError(f"{problem}; it takes {', '.join(legal)}.")
+    kept = {name: given for name, given in named.items() if name in legal}
+    for now in known.values():
+        kept |= now or {}
     shown = [*map(repr, positional), *(f"{name}={given!r}" for name, given in kept.items())]
     return MaskError(f"{problem}.", f"Axis({', '.join(shown)}).")
+
+
+def _renamed(word: str, value: Any, legal: Sequence[str]) -> dict[str, Any] | None:
+    """The fields that an argument stands for; empty for a window of several meanings, or a switch
+    that is off; None if it is not known.
+    """
+    if word == "window_size" and isinstance(value, (tuple, list)) and len(value) == 2:
+        return {"left": value[0], "right": value[1]}
+    if word in _WINDOWS:
+        return {}
+    if word in _BORDERS:
+        return {"border": _BORDERS[word]} if value else {}
+    name = meant_field(word) or similar(word, legal)
+    if not name:
+        return None
+    return {name: likely(value, BORDERS) or value if name == "border" else value}
+
+
+def meant_field(word: str) -> str:
+    """The field of an axis that has this name elsewhere, or an empty string."""
+    return next((name for name, words in _RENAMED.items() if word in words), "")
+
+
+def _of_a_window(word: str, named: Mapping[str, Any], rest: Mapping[str, Any]) -> str:
+    """The code of a window of so many keys, with the other fields of its axis."""
+    from nbattn.fixes.masks import with_fields
+    from nbattn.mask import Mask
+
+    calls: list[str] = []
+    for name in _WINDOWS[word]:
+        call = f"Mask.{name}({named[word]!r})"
+        try:
+            axes = getattr(Mask, name)(named[word]).axes
+            code = f"{with_fields(axes[:1], rest)[0]!r}" if rest else call
+        except (MaskError, TypeError):
+            continue
+        calls.append(code)
+    one, other = _MEANINGS
+    return f"{one.join(calls)}{other * (len(calls) > 1)}." if calls else ""

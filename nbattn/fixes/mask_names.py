@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from nbattn import lazy
 from nbattn.errors import MaskError, similar
+from nbattn.fixes import axis_names
+from nbattn.fixes.masks import with_fields
 from nbattn.fixes.signatures import Misfit, legal_calls
 
 _RENAMED = {
@@ -25,7 +27,7 @@ _RENAMED = {
     "left_bound": ("window_left", "diagonal_band_left_bound", "left"),
     "right_bound": ("window_right", "diagonal_band_right_bound", "right"),
     "offset": ("cache_position", "position"),
-    "rank": ("ndim", "dims", "axes"),
+    "rank": ("ndim", "dims", "dim", "axes"),
 }
 
 # What is looked for in Mask, and the expressions to write.
@@ -100,19 +102,58 @@ def _unknown(
     name: str, positional: Sequence[object], named: Mapping[str, Any], legal: Sequence[str]
 ) -> MaskError:
     word = next(given for given in named if given not in legal)
-    problem, call = f"Mask.{name}() takes no argument {word!r}", f"Mask.{name}"
+    problem = f"Mask.{name}() takes no argument {word!r}"
     if name == "sliding_window" and word in ("window_size", "window", "size", "sliding_window"):
-        value = named[word]
+        value, rest = named[word], {n: v for n, v in named.items() if n != word}
         other = "from_flash" if isinstance(value, (tuple, list)) else "from_transformers"
         meaning = "Flash's" if other == "from_flash" else "transformers'"
-        return MaskError(
-            f"{problem}: left and right are neighbours of the query.",
-            f"Mask.{other}({value!r}), with {meaning} meaning.",
-        )
-    meant = next((n for n in legal if word in _RENAMED.get(n, ())), "")
-    meant = meant or similar(word, legal, 0.75)
-    if not meant or meant in named or meant in legal[: len(positional)]:
-        return MaskError(f"{problem}; it takes {', '.join(legal)}.")
-    given = {meant if n == word else n: value for n, value in named.items()}
+        code = _as_axes(other, (value,), {}, rest) if rest else f"Mask.{other}({value!r})"
+        fix = f"{code}, with {meaning} meaning." if code else ""
+        return MaskError(f"{problem}: left and right are neighbours of the query.", fix)
+    given, beyond = _renamed(name, named, legal, legal[: len(positional)])
+    if beyond:
+        code = _as_axes(name, positional, given, beyond)
+        return MaskError(f"{problem}; it takes {', '.join(legal)}.", f"{code}." if code else "")
     shown = [*map(repr, positional), *(f"{n}={value!r}" for n, value in given.items())]
-    return MaskError(f"{problem}.", f"{call}({', '.join(shown)}).")
+    return MaskError(f"{problem}.", f"Mask.{name}({', '.join(shown)}).")
+
+
+def _renamed(
+    name: str, named: Mapping[str, Any], legal: Sequence[str], taken: Sequence[str]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The arguments by the names of a constructor; and those that it does not have."""
+    given: dict[str, Any] = {}
+    beyond: dict[str, Any] = {}
+    for word, value in named.items():
+        meant = next((n for n in legal if word in _RENAMED.get(n, ())), "")
+        field = axis_names.meant_field(word)
+        if word in legal:
+            given[word] = value
+        elif name == "from_flash" and field in ("left", "right") and "window_size" not in named:
+            left, right = given.get("window_size", (-1, -1))
+            given["window_size"] = (value, right) if field == "left" else (left, value)
+        elif (meant := meant or similar(word, legal, 0.75)) and meant not in {*named, *taken}:
+            given[meant] = value
+        else:
+            beyond[word] = value
+    return given, beyond
+
+
+def _as_axes(
+    name: str, positional: Sequence[object], given: Mapping[str, Any], beyond: Mapping[str, Any]
+) -> str:
+    """The code of a constructor's axes with fields that it does not take, on as many axes as a
+    rank says; empty where it cannot be said.
+    """
+    from nbattn.axis import Axis, written
+    from nbattn.mask import Mask
+
+    fields = {axis_names.meant_field(word) or word: value for word, value in beyond.items()}
+    rank: Any = next((fields.pop(n) for n in ("rank", *_RENAMED["rank"]) if n in fields), 1)
+    if not {*fields} <= {*Axis.__dataclass_fields__}:
+        return ""
+    try:
+        axes = with_fields(getattr(Mask, name)(*positional, **given).axes, fields)
+        return written(Mask(*(axes * rank)).axes) if axes else ""
+    except (MaskError, TypeError):
+        return ""

@@ -35,10 +35,14 @@ def instead_of_axes(given: Sequence[Any]) -> str:
     """The code of the mask that was probably meant by what is no Axis."""
     if len(given) == 1 and hasattr(given[0], "axes"):  # a mask
         return f"{written(given[0].axes)}."
-    if len(given) == 1 and isinstance(given[0], str) and (code := from_text(given[0])):
-        return f"{code}."
+    if len(given) == 1 and isinstance(given[0], str):
+        if code := from_text(given[0]):
+            return f"{code}."
+        return "Mask.causal()." if "causal" in given[0].lower() else ""
     if len(given) == 1 and isinstance(given[0], (list, tuple)):
         given = given[0]
+    if any(hasattr(axis, "axes") for axis in given):  # masks, whose axes are meant
+        given = [one for axis in given for one in getattr(axis, "axes", (axis,))]
     pairs = [axis if isinstance(axis, (list, tuple)) else (axis, axis) for axis in given]
     sides = [
         axis if isinstance(axis, Axis) else pair for axis, pair in zip(given, pairs, strict=True)
@@ -47,7 +51,7 @@ def instead_of_axes(given: Sequence[Any]) -> str:
         axes = [side if isinstance(side, Axis) else Axis(*side) for side in sides]
         return f"{written(axes)}." if 1 <= len(axes) <= MAX_RANK else ""
     except (MaskError, TypeError):
-        return "Mask.neighborhood(7)."
+        return ""
 
 
 def from_text(text: str) -> str:
@@ -86,6 +90,17 @@ def causal_axes(axes: Sequence[Axis], said: Sequence[bool] = ()) -> list[Axis]:
             axis = replace(axis, left=axis.left + axis.right, border="clip", right=0)
         changed.append(replace(axis, right=0, causal=True))
     return changed
+
+
+def with_fields(axes: Sequence[Axis], fields: Mapping[str, Any]) -> list[Axis]:
+    """The axes with other values of some fields; with causal, without later keys.
+
+    Raises:
+        MaskError: an axis is not legal with them.
+    """
+    others = {name: value for name, value in fields.items() if name != "causal"}
+    each = causal_axes(axes) if fields.get("causal") else axes
+    return [replace(axis, **others) for axis in each]
 
 
 _IN_ROWS = (
@@ -152,7 +167,8 @@ def pair(window_size: Any, following: Any) -> str:
     sides = window_size if isinstance(window_size, (tuple, list)) else (window_size,)
     if len(sides) and all(isinstance(side, (int, type(None))) for side in sides):
         return f"window_size={tuple((*sides, sides[-1])[:2])!r}."
-    return "window_size=(-1, -1)."
+    is_causal = isinstance(window_size, str) and "causal" in window_size.lower()
+    return f"window_size=(-1, -1){', causal=True' * is_causal}."
 
 
 def other_space(
@@ -163,6 +179,8 @@ def other_space(
     """
     if 0 < len(queries) == len(keys) <= MAX_RANK and len(set(axes)) == 1:
         return f"{written((axes[0],) * len(queries))}."
+    if len(queries) == len(axes) + 3:  # [B, *space, H, D]
+        return f"{'query' if name == 'queries' else 'key'}_space={tuple(queries[1:-2])}."
     other = queries if name == "keys" else keys
     lengths = (
         other if len(other) == len(axes) else tuple(queries[:1]) * len(axes) or (8,) * len(axes)

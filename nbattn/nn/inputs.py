@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import isqrt, prod
+from math import prod
 from typing import Any, NamedTuple
 
 import torch
@@ -145,7 +145,7 @@ def _example(name: str, mask: Mask, channels: int, first: bool) -> tuple[int, ..
 
 def _factors(count: int) -> tuple[int, int]:
     """The two factors of a number of tokens that are nearest to a square."""
-    low = next((n for n in range(isqrt(count), 0, -1) if count % n == 0), 1)
+    low = next((n for n in range(int(count**0.5), 0, -1) if count % n == 0), 1)
     return low, count // low
 
 

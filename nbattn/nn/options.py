@@ -67,6 +67,7 @@ def transform(module: object) -> None:
         return
     problem = f"qk_transform is {kind(module)}, not a torch.nn.Module."
     name = getattr(module, "__name__", "rotate")
+    name = name if name.isidentifier() else "qk_transform"  # of a lambda
     if isinstance(module, type) and issubclass(module, nn.Module):
         needed = [
             p.name

@@ -46,12 +46,14 @@ class Answer(NamedTuple):
         instead: legal arguments that mean the same; they replace those that were given.
         before: code that stands before the call.
         fix: code in the place of the whole call.
+        is_known: whether the call can go without the argument, and means the same.
     """
 
     why: str
     instead: Given = MappingProxyType({})
     before: str = ""
     fix: str = ""
+    is_known: bool = True
 
 
 _EXAMPLE = {"dim": 64, "num_heads": 4, "mask": Code("Mask.neighborhood((7, 7))")}
@@ -69,6 +71,12 @@ def refuse_unknown(function: Callable[P, R]) -> Callable[P, R]:
             first = zip(names, args[1:], strict=False)
             raise _refused("NeighborhoodAttention", names, dict(first) | named, of_the_layer)
         given = dict(zip(names, args[1:], strict=False)) | named
+        if isinstance(given.get("num_heads"), Mask) and type(given.get("mask")) is int:
+            swapped = given | {"num_heads": given["mask"], "mask": given["num_heads"]}
+            raise InputError(
+                "num_heads is a Mask, and mask an int.",
+                f"NeighborhoodAttention({', '.join(_codes(names, swapped))}).",
+            )
         if not given.keys() >= _EXAMPLE.keys():
             missing = [name for name in _EXAMPLE if name not in given]
             shown = ", ".join(_codes(names, _EXAMPLE | given))
@@ -92,6 +100,7 @@ def refused_call(layer: Any, given: Given, more: tuple[Any, ...], others: Given)
         return _refused("layer", names, {**given, **others}, partial(of_a_call, layer=layer))
     same = all(value is given["x"] for value in (given.get("context"), *more))
     count = len(more) + 2 if more else len(again) + 1
+    same = same or not isinstance(given.get("context"), Tensor)
     shown = ", ".join(_codes(names, given if not same else {"x": given["x"]}))
     return InputError(
         f"layer takes x and a context, not {count} tensors: it projects queries, keys and "
@@ -122,7 +131,11 @@ def _refused(
     before = "".join(found.before for found in answers)
     call = f"{before}{called}({', '.join(_codes(names, complete))})"
     fix = next((found.fix for found in answers if found.fix), call)
-    return InputError(f"{called} takes no argument {unknown[0]!r}: {answers[0].why}.", f"{fix}.")
+    first = next((n for n, found in enumerate(answers) if not found.is_known), 0)
+    return InputError(
+        f"{called} takes no argument {unknown[first]!r}: {answers[first].why}.",
+        f"{fix}." if answers[first].is_known else "",
+    )
 
 
 def _codes(names: Mapping[str, bool], given: Given) -> list[str]:
@@ -150,7 +163,7 @@ def of_the_layer(name: str, value: Any, given: Given, names: Collection[str]) ->
     if name in _NEIGHBORHOOD:
         return Answer("windows are in the mask", {"mask": _mask_of(given)})
     if name in _WINDOWS:
-        return Answer("windows are in the mask", _new(given, "mask", _window(value)))
+        return Answer("windows are in the mask", _new(given, "mask", _window(value, given)))
     if name in _BIASES:
         return _bias(value, given)
     if name in _DROPOUTS:
@@ -174,6 +187,8 @@ def of_a_call(name: str, value: Any, given: Given, names: Collection[str], *, la
             f"layer.mask = {code('mask', Mask(*causal_axes(layer.mask.axes)))}; " if value else ""
         )
         return Answer("the layer's mask says what is causal", before=before)
+    if name in ("scale", "backend") and hasattr(layer, name):
+        return Answer("it belongs to the layer", before=f"layer.{name} = {code(name, value)}; ")
     return _renamed(name, value, given, synonyms.LAYER_INPUTS, names)
 
 
@@ -183,7 +198,9 @@ def _renamed(
     """The legal name of the same or a similar word; else the argument is left out."""
     meant = synonyms.meant(name, names, table)
     if not meant:
-        return Answer(f"it has {', '.join(names)}")
+        return Answer(f"it has {', '.join(names)}", is_known=False)
+    if meant == "qk_transform" and not callable(value):
+        return Answer(f"here it is {meant}, a torch.nn.Module", is_known=False)
     tensor = Code(name) if code(name, value) == name else value
     return Answer(f"here it is {meant}", _new(given, meant, tensor))
 
@@ -196,6 +213,9 @@ def _new(given: Given, name: str, value: Any) -> Given:
 def _mask_of(given: Given) -> Any:
     """The mask of NATTEN's arguments, or the given one with them."""
     size, mask = given.get("kernel_size"), given.get("mask")
+    window = next((given[name] for name in _WINDOWS if name in given), None)
+    if size is None and mask is None and window is not None:
+        return _window(window, given)
     causal = given.get("is_causal", given.get("causal", False))
     if size is None and isinstance(mask, Mask):
         steps = {n: given[n] for n in ("dilation", "stride") if isinstance(given.get(n), int)}
@@ -209,11 +229,20 @@ def _mask_of(given: Given) -> Any:
     return Code(f"Mask.neighborhood({size!r}{''.join(steps)})")
 
 
-def _window(value: Any) -> Code:
-    """Left and right counts as Flash has them, else a window of that size around each query."""
+def _window(value: Any, given: Given) -> Any:
+    """Left and right counts as Flash has them, else a window of that size around each query; with
+    NATTEN's other arguments.
+    """
     sides = tuple(value) if isinstance(value, (tuple, list)) else (value, value)
     is_of_flash = len(sides) == 2 and (sides[0] != sides[1] or sides[0] in (-1, None))
-    return Code(f"Mask.{'from_flash' if is_of_flash else 'neighborhood'}({sides!r})")
+    if not is_of_flash:
+        return _mask_of({**given, "kernel_size": sides})
+    causal = bool(given.get("is_causal", given.get("causal", False)))
+    steps = {n: given[n] for n in ("dilation", "stride") if isinstance(given.get(n), int)}
+    if steps:
+        axes = Mask.from_flash(sides, causal=causal).axes
+        return Mask(*(replace(axis, **steps) for axis in axes))
+    return Code(f"Mask.from_flash({sides!r}{', causal=True' * causal})")
 
 
 def _bias(value: Any, given: Given) -> Answer:
@@ -221,7 +250,11 @@ def _bias(value: Any, given: Given) -> Answer:
     why = "the layer has no table of position biases yet; the drop-in for NATTEN has"
     if value is False or value is None:
         return Answer(why)
-    size = given.get("kernel_size", 7)
+    size, mask = given.get("kernel_size", 7), given.get("mask")
+    if isinstance(mask, Mask) and "kernel_size" not in given:
+        size = tuple((axis.left or 0) + (axis.right or 0) + 1 for axis in mask.axes)
+        if mask != Mask.neighborhood(size):
+            return Answer(why, is_known=False)
     rank = len(size) if isinstance(size, (tuple, list)) else 2
     module = f"OlderNeighborhoodAttention{rank}D"
     sizes = [code(n, given.get(n, n)) for n in ("dim", "num_heads")]

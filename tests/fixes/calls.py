@@ -1,6 +1,6 @@
 """Fixes of words that calls of attention bring from elsewhere, and of what stands for a mask."""
 
-from fixes.row import ALLOWED, EQUAL, SDPA, Row, argument, whole
+from fixes.row import ALLOWED, EQUAL, QKV, SDPA, Row, argument, whole
 
 WINDOW = "torch.from_numpy(mask.dense(12))"
 SEQUENCES = (
@@ -402,4 +402,34 @@ WORDS += [
         "query = key = value = image",
     ),
 ]
-ROWS = WORDS
+BIAS = f"attn_bias.masked_fill(~{ALLOWED}, float('-inf'))"
+# What else the call said stays.
+OPTIONS = [
+    whole(
+        "attention(q, k, v, mask, dropout_p=0.0, scale=0.7, sink=sink)",
+        "nbattn.attention(query, key, value, mask, scale=0.7, sink=sink)",
+        EQUAL.format("attention(q, k, v, mask, scale=0.7, sink=sink)"),
+        "sink = torch.ones(4)",
+    ),
+    Row(
+        "attention(q, k, v, mask, attn_bias=attn_bias, scale=0.7)",
+        SDPA.format(BIAS).replace("enable_gqa=True", "enable_gqa=True, scale=0.7"),
+        f"out = {SDPA.format(BIAS)}".replace("enable_gqa=True", "enable_gqa=True, scale=0.7"),
+        EQUAL.format("attention(q, k, v, mask, scale=0.7)"),
+        f"{QKV}\nattn_bias = torch.zeros(4, 12, 12)",
+    ),
+    Row(
+        "attention(q, k, v, mask, dropout_p=0.1, is_causal=True)",
+        "mask=Mask(Axis(3, 0, causal=True))",
+        "out = attention(q, k, v, mask=Mask(Axis(3, 0, causal=True)))",
+        EQUAL.format("attention(q, k, v, mask)"),
+    ),
+    Row(
+        "attention(image, image, image, kernel_size=(5, 3), is_causal=(False, True))",
+        "mask=Mask.neighborhood((5, 3), is_causal=(False, True))",
+        "out = attention(*[image] * 3, mask=Mask.neighborhood((5, 3), is_causal=(False, True)))",
+        EQUAL.format("attention(*[image] * 3, Mask(Axis(2, 2, border='shift'), Axis(2, 0)))"),
+    ),
+    argument("implementation='cudnn'", "backend='sdpa'", EQUAL.format("attention(q, k, v, mask)")),
+]
+ROWS = WORDS + OPTIONS

@@ -37,6 +37,7 @@ _ALIGNED = (
     "nbattn.Axis(1, 0, dilation=2, align='top-left', border='shift'))"
 )
 _OLDER = 'nbattn.integrations.natten.install(generation="0.17")'
+_LARGE = "nbattn.Mask.neighborhood((7, 7), is_causal=True)"
 NATTEN_ROWS = [
     _row(
         _BIASED,
@@ -179,6 +180,12 @@ NATTEN_ROWS = [
         "drop.na2d(image, image, image, 3, dilation=3)",
         "dilation=2",
         "drop.na2d(image, image, image, 3, dilation=2)",
+    ),
+    _row(
+        "drop.na2d(image, image, image, 7, is_causal=True)",
+        f"nbattn.attention(query, key, value, {_LARGE})",
+        f"out = nbattn.attention(query, key, value, {_LARGE})",
+        "torch.allclose(out, attention(*[image] * 3, Mask(Axis(6, 0), Axis(6, 0))), atol=1e-5)",
     ),
     _row(
         "drop.na2d(image, image, image, 7)",

@@ -338,3 +338,25 @@ CALLS = [
     word("", "NeighborhoodAttention(64, 4, Mask.neighborhood((7, 7)))"),
 ]
 ROWS = [*CALLS, *OPTIONS, *WORDS, *INPUTS, *TRANSFORMS, *TOOLS]
+KEPT = [
+    Row(
+        "NeighborhoodAttention(64, 4, window_size=(3, 0), causal=True)",
+        "NeighborhoodAttention(64, 4, Mask.from_flash((3, 0), causal=True))",
+        "layer = NeighborhoodAttention(64, 4, Mask.from_flash((3, 0), causal=True))",
+        "layer.mask == Mask.from_flash((3, 0), causal=True)",
+    ),
+    Row(
+        "NeighborhoodAttention(64, Mask.causal(), 4)",
+        "NeighborhoodAttention(64, 4, Mask(Axis(None, 0, causal=True)))",
+        "layer = NeighborhoodAttention(64, 4, Mask(Axis(None, 0, causal=True)))",
+        "layer.mask == Mask.causal()",
+    ),
+    Row(
+        "layer(x, scale=0.3)",
+        "layer.scale = 0.3; layer(x)",
+        "layer.scale = 0.3; layer(x)",
+        "layer.scale == 0.3",
+    ),
+    Row("layer(x, 6, 8)", "layer(x)", "layer(x)"),
+]
+ROWS += KEPT

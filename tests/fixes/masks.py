@@ -323,4 +323,79 @@ LENGTHS = [
     ),
 ]
 
-ROWS = AXES + PREFIXES + MASKS + CALLS + LENGTHS
+# A window with the rest of what the call said.
+WHOLE = [
+    Row(call, pasted, f"out = {pasted}", f"out == {means}")
+    for call, pasted, means in (
+        (
+            "Axis(kernel_size=8, dilation=2, stride=2)",
+            "Axis(4, 3, dilation=2, stride=2, border='shift')",
+            "Mask.neighborhood(8, dilation=2, stride=2).axes[0]",
+        ),
+        (
+            "Axis(kernel_size=7, is_causal=True)",
+            "Axis(6, 0, causal=True)",
+            "Mask.neighborhood(7, is_causal=True).axes[0]",
+        ),
+        (
+            "Axis(left=3, rigth=3, dilaton=2)",
+            "Axis(left=3, right=3, dilation=2)",
+            "Axis(3, 3, dilation=2)",
+        ),
+        (
+            "Mask.sliding_window(window_size=(4, 0), dilation=2)",
+            "Mask(Axis(4, 0, dilation=2, align='bottom-right'))",
+            "Mask.sliding_window(4, dilation=2, align='bottom-right')",
+        ),
+        (
+            "Mask.neighborhood((7, 5), border='wrap')",
+            "Mask(Axis(3, 3, border='wrap'), Axis(2, 2, border='wrap'))",
+            "Mask(Axis(3, 3, border='wrap'), Axis(2, 2, border='wrap'))",
+        ),
+        (
+            "Mask.neighborhood(7, rank=2)",
+            "Mask(Axis(3, 3, border='shift'), Axis(3, 3, border='shift'))",
+            "Mask.neighborhood((7, 7))",
+        ),
+        (
+            "Mask.sliding_window(4, causal=True)",
+            "Mask(Axis(4, 0, causal=True))",
+            "Mask(Axis(4, causal=True))",
+        ),
+        (
+            "Mask.from_cudnn(left=512, right=0)",
+            "Mask.from_cudnn(left_bound=512, right_bound=0)",
+            "Mask.from_cudnn(512, 0)",
+        ),
+        (
+            "Mask.from_flash(window_size_left=3, window_size_right=0)",
+            "Mask.from_flash(window_size=(3, 0))",
+            "Mask.from_flash((3, 0))",
+        ),
+        (
+            "Mask(Mask.causal(), Axis(3, 3))",
+            "Mask(Axis(None, 0, causal=True), Axis(3, 3))",
+            "Mask(*Mask.causal().axes, Axis(3, 3))",
+        ),
+        ("Mask('causal')", "Mask.causal()", "Mask.causal()"),
+    )
+]
+VALUES = [
+    Row(
+        'Mask.from_flash("causal")',
+        "window_size=(-1, -1), causal=True",
+        "out = Mask.from_flash(window_size=(-1, -1), causal=True)",
+        "out == Mask.causal('bottom-right')",
+    ),
+    Row(
+        "Axis(float('inf'), 0)",
+        "left=None",
+        "out = Axis(left=None, right=0)",
+        "out == Axis(None, 0)",
+    ),
+    Row("Axis(torch.tensor([3, 1]))", "left=3, right=1", "out = Axis(left=3, right=1)"),
+    Row("mask.dense(q)", "query_space=(12,)", "out = mask.dense(query_space=(12,))"),
+    Row("mask.dense(q.shape)", "query_space=(12,)", "out = mask.dense(query_space=(12,))"),
+]
+
+ROWS = AXES + PREFIXES + MASKS + CALLS + LENGTHS + WHOLE + VALUES

@@ -32,8 +32,37 @@ PLACES = [
         EQUAL.format("attention(q, k, v, mask, scale=0.5)"),
     ),
     whole(
-        "attention(q, k, v, mask, None, 0.0, True)",
+        "attention(q, k, v, mask, 0.0, None)",
         "nbattn.attention(query, key, value, mask)",
+        EQUAL.format("attention(q, k, v, mask)"),
+    ),
+    whole(
+        "attention(q, k, v, Mask(Axis(3, 3)), 0.0, True)",  # SDPA's dropout_p and is_causal
+        "nbattn.attention(query, key, value, Mask(Axis(3, 0, causal=True)))",
+        EQUAL.format("attention(q, k, v, mask)"),
+    ),
+    whole(
+        "attention(query, mask)",
+        "nbattn.attention(*query, mask)",
+        EQUAL.format("attention(q, k, v, mask)"),
+        "query = (q, k, v)",
+    ),
+    whole(
+        "attention(query, mask)",
+        "nbattn.attention(*query, mask)",
+        EQUAL.format("attention(q, k, v, mask)"),
+        "query = torch.stack([q, k, v])",
+    ),
+    Row(
+        "attention(q, k, v, Mask.causal)",
+        "mask=Mask.causal()",
+        "out = attention(q, k, v, mask=Mask.causal())",
+        EQUAL.format("attention(q, k, v, Mask.causal('top-left'))"),
+    ),
+    Row(
+        "attention([q], k, v, mask)",
+        "torch.cat(query)",
+        "query = [q]\nout = attention(torch.cat(query), k, v, mask)",
         EQUAL.format("attention(q, k, v, mask)"),
     ),
     Row(

@@ -341,3 +341,31 @@ RUNS = [
 
 LSES = "outputs, lses = [q, q], [q[..., 0], q[..., 0]]"
 ROWS = [*NAMES, *REFUSED, *PLANS, *RUNS, *DEVICES, *DERIVATIVES]
+GIVEN = [
+    Row(
+        "plan(mask, q.shape, sink=torch.zeros(4))",
+        "sink=True",
+        "out = plan(mask, q.shape, sink=True)",
+    ),
+    Row(
+        "plan(mask, q.shape, extra_keys=extra_key)",
+        "extra_keys=extra_key.shape[1]",
+        "out = plan(mask, q.shape, extra_keys=extra_key.shape[1])",
+        "out.request.extra_keys == 2",
+        "extra_key = k[:, :2]",
+    ),
+    Row(
+        "plan(mask, q.shape, dtype='float32', device='cpu').run(q, k, v, return_lse=True)",
+        "return_lse=True",
+        "out = plan(mask, q.shape, dtype='float32', device='cpu', return_lse=True).run(q, k, v)",
+        "len(out) == 2",
+    ),
+    Row(
+        "plan(mask, q.shape, dtype='float32', device='cpu').run(q, k, v, softcap=3.0, sink=sink)",
+        "nbattn.attention(query, key, value, mask, sink=sink, softcap=3.0)",
+        "out = nbattn.attention(query, key, value, mask, sink=sink, softcap=3.0)",
+        "torch.allclose(out, attention(q, k, v, mask, sink=sink, softcap=3.0), atol=1e-5)",
+        "query, key, value, sink = q, k, v, torch.ones(4)",
+    ),
+]
+ROWS += GIVEN

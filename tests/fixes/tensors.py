@@ -415,4 +415,50 @@ RANGES = [
     ),
 ]
 
-ROWS = SHAPES + TENSORS + MERGES + RANGES
+PADDINGS = [
+    Row(
+        "nbattn.key_range_from(padding)",
+        pasted,
+        f"{used}{pasted}",
+        f"torch.as_tensor({result}).flatten().tolist() == [0, 3, 0, 12]",
+        f"padding = {padding}",
+    )
+    for padding, pasted, used, result in (
+        (
+            "torch.tensor([3, 12])",
+            "key_range=[[0, int(stop)] for stop in padding]",
+            "",
+            "key_range",
+        ),
+        (
+            "(torch.arange(12) < torch.tensor([[3], [12]])).float()",
+            "nbattn.key_range_from(padding.bool())",
+            "out = ",
+            "out",
+        ),
+        (
+            "torch.zeros(2, 12).masked_fill(torch.arange(12) >= torch.tensor([[3], [12]]), -1e9)",
+            "nbattn.key_range_from(padding == 0)",
+            "out = ",
+            "out",
+        ),
+    )
+]
+PADDINGS.append(
+    Row(
+        "nbattn.key_range_from(None)",
+        "key_range=None",
+        "out = attention(q, k, v, mask, key_range=None)",
+    )
+)
+MERGED = [
+    Row(
+        "nbattn.merge([out, other], None)",
+        "nbattn.merge([out, other], [lse, other_lse])",
+        "whole, _ = nbattn.merge([out, other], [lse, other_lse])",
+        "torch.allclose(whole, attention(q, k, v, Mask.full()), atol=1e-5)",
+        "out, lse = attention(q, k[:, :5], v[:, :5], Mask.full(), return_lse=True)\n"
+        "other, other_lse = attention(q, k[:, 5:], v[:, 5:], Mask.full(), return_lse=True)",
+    )
+]
+ROWS = SHAPES + TENSORS + MERGES + RANGES + PADDINGS + MERGED

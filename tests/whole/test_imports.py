@@ -45,8 +45,8 @@ ALLOWED = {
     "packages": "",
     "mask": "errors axis symbolic fixes",
     "mistaken_masks": "errors axis mask fixes",
-    "mistaken_words": "errors axis mask fixes mistaken_masks",
-    "mistaken_places": "errors mask fixes",
+    "mistaken_words": "errors axis synonyms mask fixes mistaken_masks",
+    "mistaken_places": "errors axis mask fixes",
     "shapes": "errors axis mask symbolic",
     "key_ranges": "errors fixes mistaken_places",
     "joining": "errors fixes mistaken_places",
@@ -64,12 +64,13 @@ ALLOWED = {
     "ops": "errors mask geometry program backends.inputs planner execute",
     "export": "errors axis mask symbolic rows backends.inputs backends.dense.reference ops export",
     "autograd": "errors program backends.inputs planner execute ops export",
+    "mistaken_plans": "program backends.families ops autograd",
     "arguments": "errors axis mask symbolic key_ranges mistaken_masks shapes program"
     " backends.families planner",
     "known_calls": "mask backends.families backends.inputs planner execute autograd arguments",
     "functional": "errors mask program backends.families backends.inputs"
     " backends.dense.reference planner execute ops export autograd fixes shapes key_ranges joining"
-    " arguments known_calls mistaken_words mistaken_places",
+    " arguments known_calls mistaken_words mistaken_places mistaken_plans",
     "nn": "lazy errors fixes mistaken_masks axis synonyms mask symbolic program planner shapes"
     " arguments functional nn",
     "config": "errors fixes axis synonyms packages mask geometry program backends.families planner"
@@ -89,7 +90,7 @@ ALLOWED = {
     " planner functional nn config mask_symbols draw plot doctor bench tune demo cli version",
     "integrations": "lazy errors packages version axis mask geometry program backends.families"
     " backends.tiled.costs backends.tiled.schedule backends.tiled.meaning planner export functional"
-    " nn config integrations",
+    " nn config shapes integrations",
     "distributed": "errors axis mask geometry program planner ops functional",
     "__main__": "cli",
     "": "lazy errors axis mask version",
@@ -100,6 +101,8 @@ EXCEPTIONS = {
     ("fixes.mask_names", "refusal"): "mask",
     ("fixes.masks", "from_text"): "mask",
     ("fixes.mask_names", "of_the_class"): "mask",
+    ("fixes.mask_names", "_as_axes"): "mask",
+    ("fixes.axis_names", "_of_a_window"): "mask",
     ("mask", "Mask.dense"): "geometry",
     ("mask", "Mask.draw"): "draw",
     ("mask", "Mask.to_flex"): "backends.flex.run",
@@ -120,7 +123,7 @@ FOREIGN = {
     ),
     **dict.fromkeys(["alignment", "circles", "notebook", "doctor", "__main__", ""], ""),
     **dict.fromkeys(["piecewise_sum", "rows", "geometry", "mask_symbols", "draw", "plot"], "numpy"),
-    **dict.fromkeys(["mistaken_masks", "mistaken_words", "mistaken_places"], ""),
+    **dict.fromkeys(["mistaken_masks", "mistaken_words", "mistaken_places", "mistaken_plans"], ""),
     **dict.fromkeys(["shapes", "key_ranges", "joining"], "torch"),
     **dict.fromkeys(["program"], "numpy"),
     **dict.fromkeys(["planner", "backends", "execute", "ops", "autograd"], "numpy torch"),

@@ -64,7 +64,7 @@ Axis("3")
 
 Axis(np.array([1, 2]))
     MaskError: left=array([1, 2]) is a numpy.ndarray, not an integer.
-      fix:   left=0, or left=None for all.
+      fix:   left=1, right=2.
 
 Axis(2**31)
     MaskError: left=2147483648 is beyond 2147483647, the largest legal number.
@@ -792,22 +792,22 @@ run(q, q, t(1, 8, 2, 8))
 run(q, q, q, softcap=2.0)
     InputError: the plan is for softcap=False, the tensors have True.
       given: query [1, 8, 2, 16] key [1, 8, 2, 16] float32 cpu
-      fix:   nbattn.plan(mask, [1, 8, 2, 16], [1, 8, 2, 16], softcap=2.0, dtype='float32', device='cpu'), or nbattn.attention(query, key, value, mask).
+      fix:   nbattn.plan(mask, [1, 8, 2, 16], [1, 8, 2, 16], softcap=2.0, dtype='float32', device='cpu'), or nbattn.attention(query, key, value, mask, softcap=2.0).
 
 run(q, q, q, key_range=t(1, 1, 2).int())
     InputError: the plan is for key_range=False, the tensors have True.
       given: query [1, 8, 2, 16] key [1, 8, 2, 16] float32 cpu
-      fix:   nbattn.plan(mask, [1, 8, 2, 16], [1, 8, 2, 16], key_range=True, dtype='float32', device='cpu'), or nbattn.attention(query, key, value, mask).
+      fix:   nbattn.plan(mask, [1, 8, 2, 16], [1, 8, 2, 16], key_range=True, dtype='float32', device='cpu'), or nbattn.attention(query, key, value, mask, key_range=key_range).
 
 run(q, q, q, sink=t(2))
     InputError: the plan is for sink=False, the tensors have True.
       given: query [1, 8, 2, 16] key [1, 8, 2, 16] float32 cpu
-      fix:   nbattn.plan(mask, [1, 8, 2, 16], [1, 8, 2, 16], sink=True, dtype='float32', device='cpu'), or nbattn.attention(query, key, value, mask).
+      fix:   nbattn.plan(mask, [1, 8, 2, 16], [1, 8, 2, 16], sink=True, dtype='float32', device='cpu'), or nbattn.attention(query, key, value, mask, sink=sink).
 
 run(q, q, q, extra_key=t(1, 3, 2, 16), extra_value=t(1, 3, 2, 16))
     InputError: the plan is for extra_keys=0, the tensors have 3.
       given: query [1, 8, 2, 16] key [1, 8, 2, 16] float32 cpu
-      fix:   nbattn.plan(mask, [1, 8, 2, 16], [1, 8, 2, 16], extra_keys=3, dtype='float32', device='cpu'), or nbattn.attention(query, key, value, mask).
+      fix:   nbattn.plan(mask, [1, 8, 2, 16], [1, 8, 2, 16], extra_keys=3, dtype='float32', device='cpu'), or nbattn.attention(query, key, value, mask, extra_key=extra_key, extra_value=extra_value).
 
 plan(window, shape, dtype="float32", device="sm_90").run(q, q, q)
     InputError: the plan is for sm_90, the tensors are on cpu.

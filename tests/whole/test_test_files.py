@@ -53,6 +53,7 @@ TESTED_IN = {
     "mask_symbols": "test_draw",
     "nn/options": "nn/test_inputs",
     "mistaken_places": "whole/test_fixes",
+    "mistaken_plans": "whole/test_fixes",
     "mistaken_words": "whole/test_fixes",
     "mistaken_masks": "whole/test_fixes",
     "program/__init__": "test_lazy",

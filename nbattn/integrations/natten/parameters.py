@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from enum import Enum
 from typing import Any
@@ -13,11 +14,13 @@ from torch import Tensor
 from nbattn.backends.families import BACKENDS
 from nbattn.errors import InputError, counted, kind
 from nbattn.mask import Mask
+from nbattn.shapes import as_code
 
 Sizes = int | Sequence[int]
 Causal = bool | Sequence[bool] | None
 
 # What None means; kernel_size has no such value.
+_SHORT = re.compile(r"\b(?=Mask\b|Axis\b)")  # names that code for NATTEN has not imported
 _UNSET = {"stride": 1, "dilation": 1, "is_causal": False}
 # Arguments that only tune NATTEN's kernels; they have no effect, as nbattn plans by itself.
 TUNING = (
@@ -80,7 +83,7 @@ def window(
                 f"axis {axis}: kernel_size {kernel} x dilation {step} = {kernel * step} is more "
                 f"than its {length} tokens.",
                 f"{_smaller(kernel, length)} or less, or nbattn.attention(query, key, value, "
-                "mask), where such a window has all keys.",
+                f"{_SHORT.sub('nbattn.', as_code(mask.axes))}), where such a window has all keys.",
             )
     return mask
 

@@ -348,7 +348,8 @@ REFUSED = {
     "window larger than its axis": (
         lambda: natten.na2d_qk(QUERY, QUERY, 3, 3),
         "axis 0: kernel_size 3 x dilation 3 = 9 is more than its 8 tokens.\n"
-        "  fix:   dilation=2 or less, or nbattn.attention(query, key, value, mask), "
+        "  fix:   dilation=2 or less, or nbattn.attention(query, key, value, "
+        "nbattn.Mask.neighborhood((3, 3), dilation=3)), "
         "where such a window has all keys.",
     ),
     "kernel of one": (

@@ -1,0 +1,41 @@
+"""Code of the plan, and of the call without one, for tensors that a given plan is not for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from nbattn import autograd, ops
+from nbattn.backends import families
+from nbattn.program.request import Request, dtype_name
+
+
+def plan_for(tensors: Sequence[Any], request: Request, softcap: object) -> str:
+    """The code of the plan for these tensors."""
+    query, key, value, sink, key_range, extra, _ = tensors
+    options = {
+        "value_dim": None if value.shape[-1] == query.shape[-1] else value.shape[-1],
+        "extra_keys": None if extra is None else extra.shape[1],
+        "softcap": softcap,
+        "sink": sink is not None or None,
+        "key_range": key_range is not None or None,
+        "training": request.training or autograd.trains(tensors) or None,
+        "return_lse": request.return_lse or None,
+        "dtype": dtype_name(query.dtype),
+        "device": str(query.device),
+        "deterministic": request.deterministic or None,
+    }
+    if query.device.type == request.device.kind:  # where the same backends run
+        asked = (("backend", families.AUTO), ("require", ()), ("forbid", ()))
+        options |= {n: getattr(request, n) for n, free in asked if getattr(request, n) != free}
+    shown = "".join(f", {name}={given!r}" for name, given in options.items() if given is not None)
+    return f"nbattn.plan(mask, {list(query.shape)}, {list(key.shape)}{shown})"
+
+
+def call_for(tensors: Sequence[Any], request: Request, numbers: dict[str, Any]) -> str:
+    """The code of the call of attention that needs no plan, with all that was given."""
+    given = dict(zip(ops.TENSORS[3:7], tensors[3:], strict=True))
+    shown = [f"{name}={name}" for name, tensor in given.items() if tensor is not None]
+    shown += [f"{name}={number!r}" for name, number in numbers.items() if number is not None]
+    shown += ["return_lse=True"] * request.return_lse
+    return f"nbattn.attention({', '.join(['query, key, value, mask', *shown])})"
