@@ -609,7 +609,7 @@ MUTANTS = [
            "whole/fixes"),
     Mutant("fix-each-causal", "nbattn/mistaken_words.py", "said if len(said) == call.mask.rank",
            "said[:1] if False", "whole/fixes"),
-    Mutant("fix-text", "nbattn/fixes/masks.py", "(code := from_text(given[0])):", "False:",
+    Mutant("fix-text", "nbattn/fixes/masks.py", "if code := from_text(given[0]):", "if code := False:",
            "whole/fixes"),
     Mutant("profile-known", "nbattn/known_calls.py", "if execute.is_profiled():", "if False:",
            "execute"),

@@ -30,7 +30,7 @@ class Inputs(NamedTuple):
     @property
     def tensors(self) -> tuple[Tensor | None, ...]:
         """All tensors, in the order of the fields."""
-        return tuple(self)[:7]
+        return tuple(self)[:7]  # pyright: ignore[reportReturnType]; torch 2.8 cannot slice `self`
 
     @property
     def rank(self) -> int:
