@@ -76,6 +76,7 @@ def test_a_misspelt_submodule_of_a_package(package: object, wrong: str, right: s
     ("wrong", "right"),
     [
         ("prefix_lm", "Mask(Axis(None, 0, prefix=4))"),
+        ("from_sdpa", 'Mask.causal("top-left")'),
         ("neighbourhood", "Mask.neighborhood((7, 7))"),
         ("swin", "Mask.neighborhood((7, 7), stride=7)"),
         ("sliding", "Mask.sliding_window(511)"),

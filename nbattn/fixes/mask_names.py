@@ -40,6 +40,8 @@ _ELSEWHERE = {
     **dict.fromkeys(("circular", "periodic", "wrap"), 'Mask(Axis(3, 3, border="wrap"))'),
     **dict.fromkeys(("bidirectional", "none", "dense_mask", "all"), "Mask.full(rank=1)"),
     **dict.fromkeys(("tril", "autoregressive", "is_causal"), "Mask.causal()"),
+    **dict.fromkeys(("from_sdpa", "from_torch", "sdpa"), 'Mask.causal("top-left")'),
+    **dict.fromkeys(("from_jax", "from_local"), 'Mask.sliding_window(511, align="top-left")'),
     **dict.fromkeys(("from_hf", "from_huggingface"), "Mask.from_transformers(512)"),
     **dict.fromkeys(("flash", "from_flash_attn"), "Mask.from_flash((512, 0))"),
 }
