@@ -82,10 +82,10 @@ def missing(query: Any, key: Any, value: Any) -> InputError:
     code = _CALL
     if isinstance(key, Mask) or (key is None and query is not None):
         rank = next((m.rank for m in (key, value) if isinstance(m, Mask)), 1)
-        tensors = "*query.unbind(-3)" if _is_packed(query, 3) else "query, query, query"
+        passed = "*query.unbind(-3)" if _is_packed(query, 3) else "query, query, query"
         if isinstance(query, (tuple, list)) or getattr(query, "shape", ())[: -rank - 3] == (3,):
-            tensors = "*query"  # one after another
-        code = f"nbattn.attention({tensors}, mask)"
+            passed = "*query"  # one after another
+        code = f"nbattn.attention({passed}, mask)"
     elif _is_packed(key, 2):
         code = "nbattn.attention(query, *key.unbind(-3), mask)"
     return InputError(f"{problem}; attention takes query, key, value and a mask.", f"{code}.")

@@ -288,11 +288,10 @@ _ANSWERS: dict[str, Answer] = {
         ),
     ),
     **dict.fromkeys(
-        ("precision", "kernel_options", "op", "score_function", "preferred_element_type"),
-        _given("kernels and their options are chosen by backend=."),
-    ),
-    **dict.fromkeys(
-        ("num_splits", "pack_gqa", "softmax_precision", "disable_split_kv"),
+        (
+            *("precision", "kernel_options", "op", "score_function", "preferred_element_type"),
+            *("num_splits", "pack_gqa", "softmax_precision", "disable_split_kv"),
+        ),
         _given("kernels and their options are chosen by backend=."),
     ),
     "enable_gqa": _given("grouped heads are recognized by their shapes."),

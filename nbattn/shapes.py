@@ -133,7 +133,7 @@ def _other_rank(mask: Mask, name: str, shape: Sequence[int]) -> list[_Advice]:
     rank = len(shape) - 3
     found: list[_Advice] = []
     if mask.rank == 2 and rank in (0, 1):
-        grid = _most_square(operator.index(shape[1]))
+        grid = most_square(operator.index(shape[1]))
         head = "" if rank else ".unsqueeze(-2)"
         words = f"for a grid of {grid[0]} x {grid[1]} tokens{'' if rank else ' and one head'}"
         found.append(_Advice({name: f"{name}.unflatten(1, {grid}){head}"}, words))
@@ -177,14 +177,10 @@ def as_code(axes: Sequence[Axis]) -> str:
     return f"Mask.neighborhood({sizes!r}{shown})"
 
 
-def _most_square(count: int) -> tuple[int, int]:
+def most_square(count: int) -> tuple[int, int]:
     """Height and width of a grid of so many tokens, as equal as can be."""
-    height = 1
-    for n in range(2, count + 1):
-        if n * n > count:
-            break
-        height = n if count % n == 0 else height
-    return height, count // height
+    low = next((n for n in range(int(count**0.5), 0, -1) if count % n == 0), 1)
+    return low, count // low
 
 
 def _one_batch(query: Sequence[int], key: Sequence[int]) -> list[_Advice]:

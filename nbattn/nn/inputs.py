@@ -12,7 +12,7 @@ from torch import Tensor
 from nbattn.axis import MAX_RANK, nearest, whole
 from nbattn.errors import InputError, MaskError, counted, kind
 from nbattn.mask import Mask
-from nbattn.shapes import as_code
+from nbattn.shapes import as_code, most_square
 from nbattn.symbolic import holds
 
 
@@ -102,7 +102,7 @@ def _other_rank(
         return _Advice(f"mask={as_code(mask.axes * (given - 2))}")
     if given == 3 and rank == 2:
         at = 2 if first else 1
-        grid = _factors(sizes[at])
+        grid = most_square(sizes[at])
         if grid[0] == 1:  # no grid: rather an image without a batch
             return _Advice(f"{name}[None]", (1, *sizes))
         code = f"{name}.unflatten({at}, {grid}), or {name}[None] without a batch"
@@ -141,12 +141,6 @@ def _example(name: str, mask: Mask, channels: int, first: bool) -> tuple[int, ..
     space = (4,) if name == "extra_tokens" else (14,) * mask.rank
     is_first = first and name != "extra_tokens"
     return (1, channels, *space) if is_first else (1, *space, channels)
-
-
-def _factors(count: int) -> tuple[int, int]:
-    """The two factors of a number of tokens that are nearest to a square."""
-    low = next((n for n in range(int(count**0.5), 0, -1) if count % n == 0), 1)
-    return low, count // low
 
 
 def placement(name: str, given: Tensor, weight: Tensor, cast: torch.dtype | None) -> None:
