@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nbattn import key_ranges, mistaken_masks
+from nbattn import added_scores, key_ranges, mistaken_masks
 from nbattn.axis import MAX_RANK, meant_truth, nearest
 from nbattn.backends import families
 from nbattn.errors import InputError, described, kind
@@ -22,7 +22,11 @@ from nbattn.shapes import check_shapes
 from nbattn.symbolic import holds
 
 _REQUIRED = ("query", "key", "value")
-_OF_ANY_DTYPE = ("sink", "key_range")
+_OPTIONAL = (
+    *("sink", "key_range", "extra_key", "extra_value"),
+    *("extra_range", "relative_bias", "alibi_slopes"),
+)
+OF_ANY_DTYPE = ("sink", "key_range", "extra_range", "relative_bias", "alibi_slopes")
 LONGEST = 2**31 - 1  # positions of an axis: the product of two still fits 64 bits
 _LARGE = 1e30  # largest scale and softcap for which float32 can hold the scores
 
@@ -34,8 +38,8 @@ def check_mask(mask: object, rank: int = 1) -> None:
 
 
 def check_tensors(query: Tensor, named: dict[str, Tensor | None]) -> None:
-    """Checks that every tensor is one, on the query's device, and of its dtype; sink and
-    key_range have dtypes of their own.
+    """Checks that every tensor is one, on the query's device, and of its dtype; what is added to
+    scores, and ranges, have dtypes of their own.
     """
     for name, tensor in (("query", query), *named.items()):
         if tensor is None and name not in _REQUIRED:
@@ -60,7 +64,7 @@ def check_tensors(query: Tensor, named: dict[str, Tensor | None]) -> None:
                 f"{name} is {_name(tensor.dtype)}; attention supports {', '.join(DTYPES)}.",
                 _COMPLEX.replace("query.dtype", f"{name}.dtype") if not keyword else "",
             )
-        if tensor.dtype != query.dtype and name not in _OF_ANY_DTYPE:
+        if tensor.dtype != query.dtype and name not in OF_ANY_DTYPE:
             raise InputError(
                 f"{name} is {_name(tensor.dtype)}, query {_name(query.dtype)}.",
                 f"{keyword}{name}.to(query.dtype).",
@@ -184,7 +188,7 @@ def check_names(backend: object, dtype: object, device: object) -> None:
 
 def check_run(request: Request, query: Tensor, named: dict[str, Any]) -> None:
     """Checks the names of the arguments of `Plan.run`, and that its tensors' shapes fit."""
-    known = ("key", "value", "sink", "key_range", "extra_key", "extra_value", "scale", "softcap")
+    known = ("key", "value", *_OPTIONAL, "scale", "softcap")
     for name in named:
         if name not in known:
             raise InputError(
@@ -198,11 +202,12 @@ def check_run(request: Request, query: Tensor, named: dict[str, Any]) -> None:
     check_numbers(named["scale"], named["softcap"])
     key, value = named["key"], named["value"]
     check_shapes(request.mask, query.shape, key.shape, value.shape)
-    optional = (named.get(n) for n in known[2:6])
-    check_extras(query, key, value, *optional)
+    optional = (named.get(name) for name in _OPTIONAL)
+    check_optional(request.mask, query, key, value, *optional)
 
 
-def check_extras(
+def check_optional(
+    mask: Mask,
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -210,6 +215,9 @@ def check_extras(
     key_range: Tensor | None,
     extra_key: Tensor | None,
     extra_value: Tensor | None,
+    extra_range: Tensor | None,
+    relative_bias: Tensor | None,
+    alibi_slopes: Tensor | None,
 ) -> None:
     """Checks shapes and dtypes of the optional tensors."""
     batch, rank, heads = query.shape[0], query.dim() - 3, key.shape[-2]
@@ -235,6 +243,26 @@ def check_extras(
         _shaped(
             "extra_value", extra_value, (batch, count, heads, value.shape[-1]), "[B, E, Hk, Dv]"
         )
+    if extra_range is not None:
+        _check_extra_range(extra_range, batch, extra_key)
+    added_scores.check(mask, query, key, relative_bias, alibi_slopes)
+
+
+def _check_extra_range(extra_range: Tensor, batch: int, extra_key: Tensor | None) -> None:
+    if extra_key is None:
+        raise InputError("extra_range is given, but there are no extra keys.", "extra_range=None.")
+    if extra_range.dtype != torch.int32:
+        raise InputError(
+            f"extra_range is {_name(extra_range.dtype)}, not int32.",
+            "" if extra_range.is_complex() else "extra_range=extra_range.int().",
+        )
+    meaning = "[start, stop) of the extra keys, per sample"
+    if extra_range.dim() == 1 and extra_range.shape[0] == batch != 2:
+        raise InputError(
+            f"extra_range has shape [{batch}], not [{batch}, 2]: {meaning}.",
+            "extra_range=[[0, int(stop)] for stop in extra_range], for lengths of samples.",
+        )
+    _shaped("extra_range", extra_range, (batch, 2), meaning)
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from nbattn import execute, export, ops
-from nbattn.backends.inputs import Inputs
+from nbattn.backends.inputs import GRADIENTS, TENSORS, Inputs
 from nbattn.errors import BackendError
-from nbattn.ops import BACKWARD, FORWARD, GRADIENTS, TENSORS, Options
+from nbattn.ops import BACKWARD, FORWARD, Options
 from nbattn.planner.plan import Plan
 
 _FUNCTORCH: Any = torch._C._functorch  # pyright: ignore

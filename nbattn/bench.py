@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nbattn import geometry, machine
+from nbattn import biases, geometry, machine
 from nbattn.backends import families
+from nbattn.backends.inputs import GRADIENTS
 from nbattn.errors import NbattnError
 from nbattn.planner import devices, planner
 from nbattn.planner.plan import Plan
@@ -369,6 +370,14 @@ class Tensors:
         if request.key_range:  # the last eighth of every axis is padding
             ranges = [[0, length - length // 8] for length in request.key_space]
             extras["key_range"] = torch.tensor([ranges] * batch, dtype=torch.int32, device=device)
+        if request.extra_range:  # so is the last eighth of the extra keys
+            ranges = [[0, extra - extra // 8]] * batch
+            extras["extra_range"] = torch.tensor(ranges, dtype=torch.int32, device=device)
+        if request.relative_bias:
+            extras["relative_bias"] = random(heads, *biases.table_sizes(request.mask.axes))
+        if request.alibi_slopes:
+            slopes = 2.0 ** -torch.linspace(1, 8, heads)
+            extras["alibi_slopes"] = slopes.to(device)
         return cls(query, key, value, random(*query.shape[:-1], value_dim), extras)
 
     def runner(self, plan: Plan, candidate: Candidate) -> Callable[[], list[Tensor]]:
@@ -377,9 +386,7 @@ class Tensors:
         """
         request = plan.request
         leaves = {"query": self.query, "key": self.key, "value": self.value}
-        leaves |= {
-            n: self.extras[n] for n in ("sink", "extra_key", "extra_value") if n in self.extras
-        }
+        leaves |= {n: self.extras[n] for n in GRADIENTS[3:] if n in self.extras}
         if request.training:
             leaves = {n: t.detach().requires_grad_() for n, t in leaves.items()}
         inputs: dict[str, Any] = {**self.extras, **leaves}

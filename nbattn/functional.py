@@ -17,23 +17,20 @@ from nbattn import (
     key_ranges,
     known_calls,
     mistaken_places,
-    mistaken_plans,
     mistaken_words,
     ops,
     shapes,
 )
 from nbattn.backends import families
 from nbattn.backends.dense import reference
-from nbattn.backends.inputs import Inputs
-from nbattn.errors import BackendError, InputError
+from nbattn.backends.inputs import TENSORS, Inputs
 from nbattn.fixes import signatures
 from nbattn.joining import merge as merge
 from nbattn.mask import Mask
-from nbattn.planner import devices, planner
+from nbattn.planner import planner
 from nbattn.planner.plan import Plan
 from nbattn.planner.planner import Signature
-from nbattn.program.device import DEVICES, DeviceInfo
-from nbattn.program.request import Request, dtype_name
+from nbattn.program.device import DeviceInfo
 
 
 @overload
@@ -49,6 +46,9 @@ def attention(
     key_range: Tensor | Sequence[Any] | None = None,
     extra_key: Tensor | None = None,
     extra_value: Tensor | None = None,
+    extra_range: Tensor | Sequence[Any] | None = None,
+    relative_bias: Tensor | None = None,
+    alibi_slopes: Tensor | None = None,
     backend: str = "auto",
     require: Sequence[str] = (),
     forbid: Sequence[str] = (),
@@ -69,6 +69,9 @@ def attention(
     key_range: Tensor | Sequence[Any] | None = None,
     extra_key: Tensor | None = None,
     extra_value: Tensor | None = None,
+    extra_range: Tensor | Sequence[Any] | None = None,
+    relative_bias: Tensor | None = None,
+    alibi_slopes: Tensor | None = None,
     backend: str = "auto",
     require: Sequence[str] = (),
     forbid: Sequence[str] = (),
@@ -88,6 +91,9 @@ def attention(
     key_range: Tensor | Sequence[Any] | None = None,
     extra_key: Tensor | None = None,
     extra_value: Tensor | None = None,
+    extra_range: Tensor | Sequence[Any] | None = None,
+    relative_bias: Tensor | None = None,
+    alibi_slopes: Tensor | None = None,
     backend: str = "auto",
     require: Sequence[str] = (),
     forbid: Sequence[str] = (),
@@ -112,7 +118,17 @@ def attention(
         key_range: whole numbers `[B, rank, 2]`, or `[B, 2]` for one axis, as a tensor or lists: no
             query attends to keys outside [start, stop), which may hold anything (padding). It never
             moves a window. `key_range_from` makes it from a padding mask.
-        extra_key, extra_value: `[B, E, Hk, D]`, `[B, E, Hk, Dv]`: keys that every query attends to.
+        extra_key, extra_value: `[B, E, Hk, D]`, `[B, E, Hk, Dv]`: keys that every query attends to,
+            without a position.
+        extra_range: whole numbers `[B, 2]`, as a tensor or lists: no query attends to extra keys
+            outside [start, stop), which may hold anything (padded text).
+        relative_bias: `[H, 2 K - 1, …]`, one side per axis with K = left + right + 1: the number
+            `[h, t - u + K - 1, …]` is added to the score of a query and a key, whose class
+            coordinates on an axis are u and t (NATTEN's rpb; positions, without dilation). It is
+            trained, and in any floating dtype. Masks need finite sides and no prefix.
+        alibi_slopes: float32 `[H]` or `[B, H]`: `slope * |p - j|` is subtracted from the score of a
+            query at position p on the key axis and key j (ALiBi). Masks of one axis have it, but
+            circular ones; it has no gradient.
         backend: "auto", or the name of a backend, which runs or raises; "reference" supports double
             backward.
         require, forbid: strategies or backends that must or must not be used.
@@ -136,7 +152,8 @@ def attention(
         shape = getattr(query, "shape", None)
         options = {
             **{"scale": scale, "softcap": softcap, "sink": sink, "key_range": key_range},
-            **{"extra_key": extra_key, "extra_value": extra_value},
+            **{"extra_key": extra_key, "extra_value": extra_value, "extra_range": extra_range},
+            **{"relative_bias": relative_bias, "alibi_slopes": alibi_slopes},
             "backend": None if backend == families.AUTO else backend,
             **{"require": require or None, "forbid": forbid or None},
             "return_lse": return_lse or None,
@@ -148,7 +165,10 @@ def attention(
         )
     if key_range is not None and query is not None:
         key_range = key_ranges.standard(key_range, query)
+    if extra_range is not None and query is not None:
+        extra_range = key_ranges.of_extra(extra_range, query)
     tensors = (query, key, value, sink, key_range, extra_key, extra_value)
+    tensors = (*tensors, extra_range, relative_bias, alibi_slopes)
     call = None
     if not torch.compiler.is_dynamo_compiling():
         call = known_calls.key(tensors, mask, softcap, backend, require, forbid, return_lse)
@@ -169,15 +189,15 @@ def _checked(
     if any(given is None or isinstance(given, Mask) for given in tensors[:3]):
         raise mistaken_places.missing(*tensors[:3])
     arguments.check_mask(mask, getattr(tensors[0], "ndim", 4) - 3)
-    names = ("key", "value", "sink", "key_range", "extra_key", "extra_value")
-    query, named = _autocast(tensors[0], dict(zip(names, tensors[1:], strict=True)))
+    names = TENSORS[1:]
+    query, named = autocast(tensors[0], dict(zip(names, tensors[1:], strict=True)))
     arguments.check_tensors(query, named)
     tensors = (query, *(named[name] for name in names))
     _, key, value, *optional = tensors
     shapes.check_shapes(mask, query.shape, key.shape, value.shape)
     shapes.warn_of_heads_first(query.shape, key.shape)
     arguments.check_numbers(scale, softcap)
-    arguments.check_extras(query, key, value, *optional)
+    arguments.check_optional(mask, query, key, value, *optional)
     factor = query.shape[-1] ** -0.5 if scale is None else float(scale)
     return Inputs(*tensors, scale=factor, softcap=None if softcap is None else float(softcap))
 
@@ -199,7 +219,7 @@ def _computed(
     if backend == "reference" and not (require or forbid):
         return reference.attend(inputs, mask)  # nothing to plan; torch differentiates it
     deterministic = torch.are_deterministic_algorithms_enabled()
-    tensors = tuple(getattr(inputs, name) for name in ops.TENSORS[:7])  # which torch 2.8 can trace
+    tensors = tuple(getattr(inputs, name) for name in TENSORS)  # which torch 2.8 can trace
     if backend != "reference" and not autograd.is_plain(tensors):
         options = ops.Options(
             mask.code(),
@@ -225,13 +245,13 @@ def _computed(
         deterministic=deterministic,
         return_lse=return_lse,
     )
-    results = _attend(plan, inputs, training=training)
+    results = attend_by_plan(plan, inputs, training=training)
     if call is not None and backend != "reference":
         known_calls.keep(call, mask, plan)
     return results
 
 
-def _attend(plan: Plan, inputs: Inputs, *, training: bool) -> tuple[Tensor, Tensor | None]:
+def attend_by_plan(plan: Plan, inputs: Inputs, *, training: bool) -> tuple[Tensor, Tensor | None]:
     """Runs a plan; returns the output, and the logsumexp if the plan computes it."""
     request = plan.request
     if plan.chosen.runner == "reference":
@@ -241,7 +261,7 @@ def _attend(plan: Plan, inputs: Inputs, *, training: bool) -> tuple[Tensor, Tens
 
 def _operator(tensors: tuple[Tensor | None, ...], options: ops.Options) -> tuple[Tensor, Tensor]:
     """Calls the operator, for compilers, transforms and modes; returns output and logsumexp."""
-    operands = (*tensors, *(None,) * (len(ops.TENSORS) - len(tensors)), *options)
+    operands = (*tensors, *(None,) * (len(TENSORS) - len(tensors)), *options)
     if not autograd.is_transformed():
         return ops.FORWARD(*operands)
     if torch.compiler.is_compiling():  # torch.compile has no autograd functions under transforms
@@ -262,7 +282,7 @@ def _distinct(tensors: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
     return tuple(distinct)
 
 
-def _autocast(query: Tensor, named: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
+def autocast(query: Tensor, named: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
     """Casts float32 and half tensors to the autocast dtype, if autocast is on; float64 stays, as
     in torch.
     """
@@ -279,7 +299,7 @@ def _autocast(query: Tensor, named: dict[str, Any]) -> tuple[Tensor, dict[str, A
             return given  # what is no tensor is refused by a later check
         return given if given.dtype == torch.float64 else given.to(dtype)
 
-    uncast = ("sink", "key_range")
+    uncast = arguments.OF_ANY_DTYPE
     return cast(query), {n: t if n in uncast else cast(t) for n, t in named.items()}  # pyright: ignore
 
 
@@ -301,6 +321,9 @@ def plan(
     softcap: float | None = None,
     sink: bool = False,
     key_range: bool = False,
+    extra_range: bool = False,
+    relative_bias: bool = False,
+    alibi_slopes: bool = False,
     deterministic: bool | None = None,
     packed: bool = False,
     **unknown: Any,
@@ -319,7 +342,8 @@ def plan(
         training: whether a backward pass follows.
         backend, require, forbid, return_lse: as in `attention`.
         extra_keys: E, the number of extra keys.
-        softcap: as in `attention`; sink, key_range: whether there is one.
+        softcap: as in `attention`; sink, key_range, extra_range, relative_bias, alibi_slopes:
+            whether there is one.
         deterministic: None is the setting of torch.
         packed: whether q, k and v are views of one tensor.
 
@@ -339,6 +363,9 @@ def plan(
         "return_lse": return_lse,
         "sink": sink,
         "key_range": key_range,
+        "extra_range": extra_range,
+        "relative_bias": relative_bias,
+        "alibi_slopes": alibi_slopes,
         "packed": packed,
         "deterministic": deterministic,
     }
@@ -363,6 +390,9 @@ def plan(
             softcap=softcap is not None,
             sink=sink,
             key_range=key_range,
+            extra_range=extra_range,
+            relative_bias=relative_bias,
+            alibi_slopes=alibi_slopes,
             training=training,
             deterministic=deterministic,
             return_lse=return_lse,
@@ -387,96 +417,6 @@ def _check_once(
     """Checks the arguments of a plan; the cache skips those that were checked before."""
     shapes.check_shapes(mask, query, key, (*key[:-1], value_dim), in_plan=True)
     arguments.check_backend(backend, require, forbid)
-
-
-def run(
-    plan: Plan, query: Tensor, key: Tensor, value: Tensor, **tensors: Any
-) -> Tensor | tuple[Tensor, Tensor]:
-    """`Plan.run`: computes attention by a given plan, on tensors of its shapes."""
-    if torch.compiler.is_compiling():  # runs outside of the graph
-        why = "a plan runs its own program, outside of compiled graphs"
-        torch._dynamo.graph_break(msg=why)  # pyright: ignore[reportPrivateUsage]
-        return torch.compiler.disable(_run)(plan, query, key, value, **tensors)  # pyright: ignore
-    return _run(plan, query, key, value, **tensors)
-
-
-def _run(
-    plan: Plan, query: Tensor, key: Tensor, value: Tensor, **tensors: Any
-) -> Tensor | tuple[Tensor, Tensor]:
-    request = plan.request
-    numbers = {name: tensors.pop(name, None) for name in ("scale", "softcap")}
-    if tensors.get("key_range") is not None:
-        tensors["key_range"] = key_ranges.standard(tensors["key_range"], query)
-    query, named = _autocast(query, {"key": key, "value": value, **tensors})
-    arguments.check_run(request, query, {**named, **numbers})
-    given = (query, *(named.get(name) for name in ops.TENSORS[1:7]))
-    operands = tuple(None if t is None else t.resolve_neg() for t in given)
-    training = autograd.trains(operands)
-    _check_plan_is_for(request, operands, numbers, training=training)
-    if not autograd.is_plain(operands):
-        raise BackendError(
-            "a plan runs its own program, which compilers, transforms and modes cannot trace.",
-            "nbattn.attention(query, key, value, mask), which supports them.",
-            request.summary(),
-        )
-    scale, softcap = numbers["scale"], numbers["softcap"]
-    factor = query.shape[-1] ** -0.5 if scale is None else float(scale)
-    inputs = Inputs(*operands, scale=factor, softcap=None if softcap is None else float(softcap))  # pyright: ignore
-    out, lse = _attend(plan, inputs, training=training)
-    return (out, lse) if request.return_lse else out  # pyright: ignore
-
-
-def _check_plan_is_for(
-    request: Request,
-    tensors: Sequence[Tensor | None],
-    numbers: dict[str, Any],
-    *,
-    training: bool,
-) -> None:
-    """Checks that a plan was made for these tensors; their strides may differ."""
-    query, key, value, sink, key_range, extra, _ = tensors
-    assert query is not None
-    assert key is not None
-    assert value is not None
-    softcap = numbers["softcap"]
-    device = devices.device_info(query.device)
-    is_model = request.device.name in DEVICES
-    if device.kind != request.device.kind or (is_model and device.name != request.device.name):
-        raise InputError(
-            f"the plan is for {request.device.name}, the tensors are on {query.device}.",
-            f"{mistaken_plans.plan_for(tensors, request, softcap)}.",
-            request.summary(),
-        )
-    sizes: dict[str, object] = {
-        "batch": query.shape[0],
-        "query_space": tuple(query.shape[1:-2]),
-        "key_space": tuple(key.shape[1:-2]),
-        "heads": query.shape[-2],
-        "kv_heads": key.shape[-2],
-        "head_dim": query.shape[-1],
-        "value_dim": value.shape[-1],
-        "dtype": dtype_name(query.dtype),
-        "extra_keys": 0 if extra is None else extra.shape[1],
-        "softcap": softcap is not None,
-        "sink": sink is not None,
-        "key_range": key_range is not None,
-        "training": request.training or training,
-    }
-    for name, size in sizes.items():
-        if getattr(request, name) != size:
-            raise InputError(
-                f"the plan is for {name}={getattr(request, name)}, the tensors have {size}.",
-                f"{mistaken_plans.plan_for(tensors, request, softcap)}, "
-                f"or {mistaken_plans.call_for(tensors, request, numbers)}.",
-                request.summary(),
-            )
-
-
-def warmup(plan: Plan) -> None:
-    """`Plan.warmup`: prepares what the first run would prepare."""
-    backend = families.runner(plan.chosen.runner)
-    if hasattr(backend, "warmup"):
-        backend.warmup(plan.chosen.program)
 
 
 _ARGUMENTS = signatures.show(attention, query="Tensor", key="Tensor", value="Tensor", mask="Mask")

@@ -160,18 +160,21 @@ def standard(ranges: Ranges, query: Tensor) -> Ranges:
     """Returns the ranges as an int32 tensor `[B, rank, 2]` on the query's device, from nested
     lists, whole numbers of other types, and `[B, 2]` for one axis; other things unchanged.
     """
-    if isinstance(ranges, Tensor):
-        if ranges.dtype == torch.int32 and ranges.dim() == 3:
-            return ranges
-        if ranges.dtype in _WHOLE:
-            ranges = ranges.int()
-    elif isinstance(ranges, (list, tuple)):
+    ranges = of_extra(ranges, query)
+    if isinstance(ranges, Tensor) and query.dim() == 4 and ranges.dim() == 2:
+        return ranges[:, None]
+    return ranges
+
+
+def of_extra(ranges: Ranges, query: Tensor) -> Ranges:
+    """Returns ranges of extra keys as an int32 tensor `[B, 2]` on the query's device, from nested
+    lists and whole numbers of other types; other things unchanged.
+    """
+    if isinstance(ranges, (list, tuple)):
         try:
             ranges = torch.tensor(ranges, device=query.device)
         except (TypeError, ValueError, RuntimeError):
             return ranges
-        if ranges.dtype in _WHOLE:
-            ranges = ranges.int()
-    if isinstance(ranges, Tensor) and query.dim() == 4 and ranges.dim() == 2:
-        return ranges[:, None]
+    if isinstance(ranges, Tensor) and ranges.dtype in _WHOLE:
+        return ranges.int()
     return ranges

@@ -22,6 +22,7 @@ from nbattn.planner.plan import Plan
 from nbattn.planner.planner import CACHE_SIZE, KNOWN_CALLS
 
 Key = tuple[object, ...]
+_ABSENT = [None] * 7  # the optional tensors
 _PLAIN = frozenset({Tensor, torch.nn.Parameter, type(None)})
 
 
@@ -69,7 +70,7 @@ def key(
     device = query.device
     if device.type == "meta" or torch.is_autocast_enabled(device.type):
         return None
-    has_optional = optional != [None, None, None, None]
+    has_optional = optional != _ABSENT
     given = tensors if has_optional else (query, key, value)
     if not all(map(_is_readable, given)):
         return None
@@ -113,7 +114,14 @@ def _is_readable(tensor: Tensor | None) -> bool:
 
 def _form(tensor: Tensor | None) -> object:
     """Returns what is checked of an optional tensor."""
-    return None if tensor is None else (tensor.shape, tensor.dtype, tensor.device)
+    return (
+        None
+        if tensor is None
+        else (
+            *(tensor.shape, tensor.dtype, tensor.device),
+            tensor.requires_grad,
+        )
+    )
 
 
 def look_up(key: Key | None) -> KnownCall | None:

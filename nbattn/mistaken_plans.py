@@ -5,20 +5,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from nbattn import autograd, ops
+from nbattn import autograd
 from nbattn.backends import families
+from nbattn.backends.inputs import SWITCHES, TENSORS
 from nbattn.program.request import Request, dtype_name
 
 
 def plan_for(tensors: Sequence[Any], request: Request, softcap: object) -> str:
     """The code of the plan for these tensors."""
-    query, key, value, sink, key_range, extra, _ = tensors
+    query, key, value, *_ = tensors
+    named = dict(zip(TENSORS, tensors, strict=True))
+    extra = named["extra_key"]
     options = {
         "value_dim": None if value.shape[-1] == query.shape[-1] else value.shape[-1],
         "extra_keys": None if extra is None else extra.shape[1],
         "softcap": softcap,
-        "sink": sink is not None or None,
-        "key_range": key_range is not None or None,
+        **{name: named[name] is not None or None for name in SWITCHES},
         "training": request.training or autograd.trains(tensors) or None,
         "return_lse": request.return_lse or None,
         "dtype": dtype_name(query.dtype),
@@ -34,7 +36,7 @@ def plan_for(tensors: Sequence[Any], request: Request, softcap: object) -> str:
 
 def call_for(tensors: Sequence[Any], request: Request, numbers: dict[str, Any]) -> str:
     """The code of the call of attention that needs no plan, with all that was given."""
-    given = dict(zip(ops.TENSORS[3:7], tensors[3:], strict=True))
+    given = dict(zip(TENSORS[3:], tensors[3:], strict=True))
     shown = [f"{name}={name}" for name, tensor in given.items() if tensor is not None]
     shown += [f"{name}={number!r}" for name, number in numbers.items() if number is not None]
     shown += ["return_lse=True"] * request.return_lse

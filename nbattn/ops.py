@@ -17,21 +17,14 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula  # pyright: ignore[reportUnknownVariableType]
 
 from nbattn import execute, geometry
-from nbattn.backends.inputs import Inputs, new_lse, new_output
+from nbattn.backends.inputs import GRADIENTS, TENSORS, Inputs, new_lse, new_output
 from nbattn.errors import InputError
 from nbattn.mask import Mask, from_code
 from nbattn.planner.plan import Plan
 
-# The tensors of an attention call, in the order of the schema.
-TENSORS = (
-    *("query", "key", "value", "sink", "key_range", "extra_key", "extra_value"),
-    *("extra_range", "relative_bias", "alibi_slopes"),
-)
-# The tensors with a gradient, in the order of the backward's results.
-GRADIENTS = ("query", "key", "value", "sink", "extra_key", "extra_value", "relative_bias")
 _NEEDED = ("query", "key", "value")
 _SHARED = ("sink", "relative_bias", "alibi_slopes")  # by all samples: without a batch axis
-_PLANNED = ("extra_range", "relative_bias", "alibi_slopes", "grids", "key_grids")
+_PLANNED = ("grids", "key_grids")
 
 _SCHEMA = ", ".join(f"Tensor{'' if name in _NEEDED else '?'} {name}" for name in TENSORS)
 _OPTIONS = (
@@ -92,12 +85,10 @@ def split_traits(traits: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
 def inputs_of(values: tuple[Any, ...]) -> tuple[Inputs, Options]:
     """Returns the tensors and options of an operator's arguments."""
     tensors, options = values[: len(TENSORS)], Options(*values[len(TENSORS) :])
-    named = {**dict(zip(TENSORS, tensors, strict=True)), **options._asdict()}
     for name in _PLANNED:
-        if named[name] is not None and len(named[name]):
+        if getattr(options, name) is not None and len(getattr(options, name)):
             raise InputError(f"no backend supports {name} yet.", f"{name}=None")
-    supported = (named[name] for name in TENSORS if name not in _PLANNED)
-    return Inputs(*supported, scale=options.scale, softcap=options.softcap), options
+    return Inputs(*tensors, scale=options.scale, softcap=options.softcap), options
 
 
 @lru_cache(256)

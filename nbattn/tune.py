@@ -12,7 +12,7 @@ from nbattn import bench, cache, machine
 from nbattn.backends.cuda import kernel_times, measured_tiles
 from nbattn.backends.cuda.meaning import CudaArguments
 from nbattn.backends.families import FAMILIES
-from nbattn.backends.inputs import Inputs
+from nbattn.backends.inputs import TENSORS, Inputs
 from nbattn.bench import Effort, Job
 from nbattn.cache import CacheError
 from nbattn.errors import InputError, NbattnError
@@ -168,7 +168,7 @@ def _tiles_of(plan: Plan, candidate: Candidate, effort: Effort, known: Tiles) ->
     arguments = candidate.program.calls[0].arguments
     assert isinstance(arguments, CudaArguments)
     made = bench.Tensors.of(request)
-    named = {n: made.extras.get(n) for n in ("sink", "key_range", "extra_key", "extra_value")}
+    named = {name: made.extras.get(name) for name in TENSORS[3:]}
     inputs = Inputs(
         made.query,
         made.key,

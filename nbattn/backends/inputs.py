@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import NamedTuple
 
 import torch
@@ -14,7 +14,9 @@ class Inputs(NamedTuple):
     """The tensors and numbers of one attention call.
 
     query `[B, *space, H, D]`, key `[B, *key_space, Hk, D]`, value `[B, *key_space, Hk, Dv]`; sink
-    `[H]`; key_range int32 `[B, rank, 2]`; extra_key `[B, E, Hk, D]`, extra_value `[B, E, Hk, Dv]`.
+    `[H]`; key_range int32 `[B, rank, 2]`; extra_key `[B, E, Hk, D]`, extra_value `[B, E, Hk, Dv]`;
+    extra_range int32 `[B, 2]`; relative_bias `[H, 2 K - 1, …]`; alibi_slopes float32 `[H]` or
+    `[B, H]`.
     """
 
     query: Tensor
@@ -24,13 +26,16 @@ class Inputs(NamedTuple):
     key_range: Tensor | None
     extra_key: Tensor | None
     extra_value: Tensor | None
+    extra_range: Tensor | None
+    relative_bias: Tensor | None
+    alibi_slopes: Tensor | None
     scale: float
     softcap: float | None
 
     @property
     def tensors(self) -> tuple[Tensor | None, ...]:
         """All tensors, in the order of the fields."""
-        return tuple(self)[:7]  # pyright: ignore[reportReturnType]; torch 2.8 cannot slice `self`
+        return tuple(self)[:10]  # pyright: ignore[reportReturnType]; torch 2.8 cannot slice `self`
 
     @property
     def rank(self) -> int:
@@ -44,10 +49,15 @@ class Inputs(NamedTuple):
 
     @property
     def has_extra(self) -> bool:
-        """Whether there are extra keys, so that every query has a key. A sink is no key: it may be
+        """Whether there are extra keys."""
+        return self.extra_key is not None and self.extra_key.shape[1] > 0
+
+    @property
+    def always_has_key(self) -> bool:
+        """Whether every query has a key, as all attend to extra keys. A sink is no key: it may be
         -inf.
         """
-        return self.extra_key is not None and self.extra_key.shape[1] > 0
+        return self.has_extra and self.extra_range is None
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +70,15 @@ class Gradients:
     sink: Tensor | None
     extra_key: Tensor | None
     extra_value: Tensor | None
+    relative_bias: Tensor | None = None
+
+
+# The tensors of a call, in the order of `Inputs` and of the operators' schema.
+TENSORS = Inputs._fields[:10]
+# The tensors with a gradient, in the order of `Gradients` and of the operators' results.
+GRADIENTS = tuple(field.name for field in fields(Gradients))
+# The tensors of which a plan depends only on whether they are there.
+SWITCHES = ("sink", "key_range", "extra_range", "relative_bias", "alibi_slopes")
 
 
 def repeated(attend: Callable[[Inputs], Tensor], inputs: Inputs, grad_out: Tensor) -> Gradients:

@@ -21,6 +21,9 @@ _SWITCHES = {
     "return-lse": "the logsumexp is returned too",
     "sink": "the softmax has a sink",
     "key-range": "keys have valid ranges (padding)",
+    "extra-range": "extra keys have valid ranges (padding)",
+    "relative-bias": "scores have a table of relative positions",
+    "alibi-slopes": "scores have slopes by distance",
     "deterministic": "every run gives the same bits",
     "packed": "q, k and v are views of one tensor",
 }

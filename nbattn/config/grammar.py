@@ -233,6 +233,9 @@ class PlanConfig:
     softcap: float | None = None
     sink: bool = False
     key_range: bool = False
+    extra_range: bool = False
+    relative_bias: bool = False
+    alibi_slopes: bool = False
     deterministic: bool | None = None
     packed: bool = False
 
@@ -256,7 +259,7 @@ class PlanConfig:
 
     def mistakes(self) -> Iterator[tuple[str, Exception]]:
         """Yields the errors that `plan` would raise on every machine, each with its key."""
-        from nbattn import arguments, geometry
+        from nbattn import arguments, biases, geometry
         from nbattn.planner import devices
 
         key = self.query if self.key is None else self.key
@@ -265,7 +268,9 @@ class PlanConfig:
         def shapes() -> None:
             if self.mask:
                 arguments.check_shapes(self.mask, self.query, key, value, in_plan=True)
-                geometry.bind(self.mask, self.query[1:-2], key[1:-2])
+                axes = geometry.bind(self.mask, self.query[1:-2], key[1:-2])
+                table, slopes = self.relative_bias, self.alibi_slopes
+                biases.check(self.mask, axes, table=table, slopes=slopes)
 
         names = ("query", "key", "value_dim", "extra_keys")
         base = dict(zip(names, ((1,), None, None, 0), strict=True)) | {"flags": {}}

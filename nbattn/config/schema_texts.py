@@ -146,6 +146,9 @@ KEYS = {
     ("PlanConfig", "softcap"): Text("Soft cap of the scores: c * tanh(score / c).", (30.0,)),
     ("PlanConfig", "sink"): Text("Whether the softmax has a sink."),
     ("PlanConfig", "key_range"): Text("Whether keys have valid ranges (padding)."),
+    ("PlanConfig", "extra_range"): Text("Whether extra keys have valid ranges (padding)."),
+    ("PlanConfig", "relative_bias"): Text("Whether scores have a table of relative positions."),
+    ("PlanConfig", "alibi_slopes"): Text("Whether scores have slopes by distance (ALiBi)."),
     ("PlanConfig", "deterministic"): Text(
         "Whether every run must give the same bits; default: torch's switch."
     ),

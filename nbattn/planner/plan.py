@@ -150,9 +150,9 @@ class Plan:
         """Prepare what the first run would: cut tiles; on the current CUDA device, compile and load
         kernels, those of the backward too when the plan is for training.
         """
-        from nbattn import functional
+        from nbattn import plan_runs
 
-        functional.warmup(self)
+        plan_runs.warmup(self)
 
     @answering(mistaken_places.refusal, own=1)
     def run(
@@ -162,12 +162,11 @@ class Plan:
 
         Args:
             query, key, value: as in `nbattn.attention`.
-            **tensors: scale, softcap, sink, key_range, extra_key, extra_value, as in
-                `nbattn.attention`.
+            **tensors: scale, softcap and the optional tensors, as in `nbattn.attention`.
 
         Raises:
             InputError: the tensors are not those of the request.
         """
-        from nbattn import functional
+        from nbattn import plan_runs
 
-        return functional.run(self, query, key, value, **tensors)
+        return plan_runs.run(self, query, key, value, **tensors)

@@ -43,6 +43,9 @@ class Signature(NamedTuple):
     softcap: bool
     sink: bool
     key_range: bool
+    extra_range: bool
+    relative_bias: bool
+    alibi_slopes: bool
     training: bool
     deterministic: bool
     return_lse: bool

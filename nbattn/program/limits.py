@@ -61,6 +61,10 @@ def over_grid(samples: int, heads: int, most: int = GRID) -> Reason | None:
     return None
 
 
+# What a call may have or not, by the name of the need and of the limit.
+_FEATURES = ("softcap", "key_range", "extra_range", "relative_bias", "alibi_slopes")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
     """The limits of a backend, one per field.
@@ -69,8 +73,8 @@ class Limits:
         name: the backend.
         kinds: the torch device types that it supports; empty means any.
         dtypes: the names of the dtypes that it supports.
-        softcap, key_range, value_dim: whether it supports them (value_dim: a value size other than
-            head_dim).
+        softcap, key_range, extra_range, relative_bias, alibi_slopes, value_dim: whether it supports
+            them (value_dim: a value size other than head_dim).
         lse: whether it returns a logsumexp, which sinks and extra keys need, too.
         lse_gradient: whether its backward uses a gradient of the logsumexp.
         deterministic: whether its backward is deterministic.
@@ -82,6 +86,9 @@ class Limits:
     dtypes: tuple[str, ...] = ("float16", "bfloat16", "float32", "float64")
     softcap: bool = True
     key_range: bool = True
+    extra_range: bool = False
+    relative_bias: bool = False
+    alibi_slopes: bool = False
     value_dim: bool = True
     lse: bool = True
     lse_gradient: bool = True
@@ -97,10 +104,11 @@ class Limits:
             )
         if needs.dtype not in self.dtypes:
             exceeded.append(Reason("dtype", f"takes {', '.join(self.dtypes)}, not {needs.dtype}"))
-        if needs.softcap and not self.softcap:
-            exceeded.append(Reason("softcap", "has no softcap"))
-        if needs.key_range and not self.key_range:
-            exceeded.append(Reason("key_range", "has no key_range"))
+        exceeded += [
+            Reason(name, f"has no {name}")
+            for name in _FEATURES
+            if getattr(needs, name) and not getattr(self, name)
+        ]
         if needs.value_dim != needs.head_dim and not self.value_dim:
             text = f"needs value_dim = head_dim, not {needs.value_dim} and {needs.head_dim}"
             exceeded.append(Reason("value_dim", text))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple
 
-from nbattn import synonyms
+from nbattn import biases, synonyms
 from nbattn.errors import InputError
 from nbattn.geometry import Axes, Held, bind
 from nbattn.mask import Mask
@@ -30,6 +30,9 @@ class Needs(NamedTuple):
     key_range: bool
     sink: bool
     extra_keys: int
+    extra_range: bool
+    relative_bias: bool
+    alibi_slopes: bool
     deterministic: bool
 
 
@@ -48,7 +51,8 @@ class Request:
         deterministic: whether every run must return the same bits.
         return_lse: whether the logsumexp is an output.
         extra_keys: the number of keys that every query attends to in addition to the mask's.
-        softcap, sink, key_range: whether the call has them.
+        softcap, sink, key_range, extra_range, relative_bias, alibi_slopes: whether the call has
+            them.
         backend: a name of `backends.families.BACKENDS`, which the planner checks.
         require, forbid: strategies or backends that the plan must or must not use.
         held: per axis, the part of it that the tensors contain; empty if they contain all of it.
@@ -72,6 +76,9 @@ class Request:
     softcap: bool = False
     sink: bool = False
     key_range: bool = False
+    extra_range: bool = False
+    relative_bias: bool = False
+    alibi_slopes: bool = False
     backend: str = "auto"
     require: tuple[str, ...] = ()
     forbid: tuple[str, ...] = ()
@@ -107,9 +114,11 @@ class Request:
         """Returns the mask's axes at the request's lengths.
 
         Raises:
-            MaskError: the mask does not fit them.
+            MaskError: the mask does not fit them, or what is added to its scores.
         """
-        return bind(self.mask, self.query_space, self.key_space, self.held)
+        axes = bind(self.mask, self.query_space, self.key_space, self.held)
+        biases.check(self.mask, axes, table=self.relative_bias, slopes=self.alibi_slopes)
+        return axes
 
     def summary(self) -> str:
         """Describes the request in one line, for errors and `explain()`."""

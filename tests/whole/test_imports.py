@@ -55,25 +55,29 @@ ALLOWED = {
     "alignment": "errors axis mask",
     "circles": "errors axis mask",
     "geometry": "errors axis mask fixes alignment circles piecewise_sum rows",
+    "biases": "errors axis mask rows geometry",
+    "added_scores": "errors mask symbolic geometry biases",
     "kernels": "errors packages version cache geometry kernels",
-    "program": PROGRAM,
-    "backends": f"{PROGRAM} {SHARED}",
-    **{family: f"{PROGRAM} {SHARED} kernels {family}" for family in sorted(FAMILIES)},
+    "program": f"{PROGRAM} biases",
+    "backends": f"{PROGRAM} {SHARED} biases",
+    **{family: f"{PROGRAM} {SHARED} biases kernels {family}" for family in sorted(FAMILIES)},
     "planner": f"{PROGRAM} fixes mistaken_places version machine cache backends.families planner",
     "execute": "errors mask program backends.families backends.inputs planner",
     "ops": "errors mask geometry program backends.inputs planner execute",
     "export": "errors axis mask symbolic rows backends.inputs backends.dense.reference ops export",
     "autograd": "errors program backends.inputs planner execute ops export",
-    "mistaken_plans": "program backends.families ops autograd",
+    "mistaken_plans": "program backends.families backends.inputs autograd",
     "arguments": "errors axis mask symbolic key_ranges mistaken_masks shapes program"
-    " backends.families planner",
+    " added_scores backends.families planner",
     "known_calls": "mask backends.families backends.inputs planner execute autograd arguments",
     "functional": "errors mask program backends.families backends.inputs"
     " backends.dense.reference planner execute ops export autograd fixes shapes key_ranges joining"
-    " arguments known_calls mistaken_words mistaken_places mistaken_plans",
+    " arguments known_calls mistaken_words mistaken_places",
+    "plan_runs": "errors program backends.families backends.inputs planner autograd key_ranges"
+    " arguments functional mistaken_plans",
     "nn": "lazy errors fixes mistaken_masks axis synonyms mask symbolic program planner shapes"
     " arguments functional nn",
-    "config": "errors fixes axis synonyms packages mask geometry program backends.families planner"
+    "config": "errors fixes axis synonyms packages mask geometry biases program backends.families planner"
     " arguments functional nn config",
     "notebook": "axis mask geometry planner config",
     "mask_symbols": "errors axis mask geometry",
@@ -81,7 +85,8 @@ ALLOWED = {
     "plot": "errors axis packages mask geometry program planner mask_symbols draw",
     "doctor": "errors packages version machine cache mask program backends.families kernels planner"
     " functional config doctor",
-    "bench": "errors machine timing geometry program backends.families planner",
+    "bench": "errors machine timing geometry biases program backends.families backends.inputs"
+    " planner",
     "tune": "errors machine timing cache axis mask geometry program planner functional config"
     " bench backends.families backends.inputs backends.cuda",
     "demo": "errors axis packages mask geometry program planner functional nn config draw plot"
@@ -109,8 +114,8 @@ EXCEPTIONS = {
     ("mask", "Mask._repr_html_"): "notebook",
     ("planner.plan", "Plan._repr_html_"): "notebook",
     ("config", "Config._repr_html_"): "notebook",
-    ("planner.plan", "Plan.run"): "functional",
-    ("planner.plan", "Plan.warmup"): "functional",
+    ("planner.plan", "Plan.run"): "plan_runs",
+    ("planner.plan", "Plan.warmup"): "plan_runs",
 }
 # Component → packages it may import at module level. In a family only the modules that touch
 # tensors may import torch; its meaning, candidates and costs import no more than numpy, anywhere.
@@ -122,13 +127,15 @@ FOREIGN = {
         "",
     ),
     **dict.fromkeys(["alignment", "circles", "notebook", "doctor", "__main__", ""], ""),
-    **dict.fromkeys(["piecewise_sum", "rows", "geometry", "mask_symbols", "draw", "plot"], "numpy"),
+    **dict.fromkeys(
+        ["piecewise_sum", "rows", "geometry", "biases", "mask_symbols", "draw", "plot"], "numpy"
+    ),
     **dict.fromkeys(["mistaken_masks", "mistaken_words", "mistaken_places", "mistaken_plans"], ""),
-    **dict.fromkeys(["shapes", "key_ranges", "joining"], "torch"),
+    **dict.fromkeys(["shapes", "key_ranges", "joining", "added_scores"], "torch"),
     **dict.fromkeys(["program"], "numpy"),
     **dict.fromkeys(["planner", "backends", "execute", "ops", "autograd"], "numpy torch"),
     **dict.fromkeys(["export"], "torch"),
-    **dict.fromkeys(["arguments", "known_calls", "functional", "nn"], "numpy torch"),
+    **dict.fromkeys(["arguments", "known_calls", "functional", "plan_runs", "nn"], "numpy torch"),
     **dict.fromkeys(["integrations", "distributed", "bench", "tune", "demo"], "numpy torch"),
     **dict.fromkeys(["machine", "timing", "cache", "cli", "kernels"], ""),
     "config": "pydantic pydantic_core",

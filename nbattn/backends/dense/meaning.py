@@ -24,7 +24,7 @@ from nbattn.program.limits import GRID, Limits
 from nbattn.program.program import Call
 from nbattn.program.request import Request
 
-REFERENCE = Limits(name="reference")
+REFERENCE = Limits(name="reference", extra_range=True, relative_bias=True, alibi_slopes=True)
 SDPA_CPU = Limits(name="sdpa", softcap=False, key_range=False, value_dim=False, lse_gradient=False)
 SDPA = Limits(
     name="sdpa", softcap=False, key_range=False, lse=False, deterministic=False

@@ -10,16 +10,17 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from nbattn import geometry
+from nbattn import biases, geometry
 from nbattn.backends.inputs import Inputs, accumulate_dtype
 from nbattn.mask import Mask, from_code
 from nbattn.symbolic import untraced
 
 _library = torch.library.Library("nbattn", "FRAGMENT")
-_library.define(
-    "dense_mask(Tensor like, SymInt[] mask, SymInt[] query_space, SymInt[] key_space) -> Tensor",
-    tags=(torch.Tag.pt2_compliant_tag,),
-)
+for _name in ("dense_mask", "bias_entries"):
+    _library.define(
+        f"{_name}(Tensor like, SymInt[] mask, SymInt[] query_space, SymInt[] key_space) -> Tensor",
+        tags=(torch.Tag.pt2_compliant_tag,),
+    )
 
 
 def _dense_mask(
@@ -39,8 +40,26 @@ def _fake_dense_mask(
     return like.new_empty(sizes, dtype=torch.bool)
 
 
+def _entries(
+    like: Tensor, mask: Sequence[int], query_space: Sequence[int], key_space: Sequence[int]
+) -> Tensor:
+    """Returns the entry of the table of relative positions that each pair reads, int64."""
+    axes = geometry.bind(from_code(mask), query_space, key_space)
+    biases.check_table(from_code(mask), axes)
+    return torch.from_numpy(biases.entries(axes)).to(like.device, copy=True)
+
+
+def _fake_entries(
+    like: Tensor, mask: Sequence[int], query_space: Sequence[int], key_space: Sequence[int]
+) -> Tensor:
+    return _fake_dense_mask(like, mask, query_space, key_space).to(torch.int64)
+
+
 _library.impl("dense_mask", _dense_mask, "CompositeExplicitAutograd")
 torch.library.register_fake("nbattn::dense_mask", _fake_dense_mask, lib=_library)
+_library.impl("bias_entries", _entries, "CompositeExplicitAutograd")
+torch.library.register_fake("nbattn::bias_entries", _fake_entries, lib=_library)
+ENTRIES = torch.ops.nbattn.bias_entries.default
 DENSE_MASK = torch.ops.nbattn.dense_mask.default
 
 
@@ -74,15 +93,26 @@ def _attend(inputs: Inputs, mask: Mask) -> tuple[Tensor, Tensor]:
         present = _present(inputs.key_range, inputs.key.shape[1:-2])
         allowed = allowed & present[:, None, None]
         key, value = (t.masked_fill(~present[:, None, :, None], 0) for t in (key, value))
+    added = _added(inputs, mask, like, spaces)
     if inputs.extra_key is not None and inputs.extra_value is not None:
-        extra = inputs.extra_key.shape[1]
-        allowed = torch.nn.functional.pad(allowed, (0, extra), value=True)
-        key = torch.cat([key, inputs.extra_key.transpose(1, 2)], dim=2)
-        value = torch.cat([value, inputs.extra_value.transpose(1, 2)], dim=2)
+        extra_key, extra_value = (t.transpose(1, 2) for t in (inputs.extra_key, inputs.extra_value))
+        extra = extra_key.shape[2]
+        added = None if added is None else torch.nn.functional.pad(added, (0, extra))
+        inside = allowed.new_ones((1, 1, 1, extra))
+        if inputs.extra_range is not None:
+            inside = _present(inputs.extra_range[:, None], (extra,))[:, None, None]
+            extra_key, extra_value = (
+                t.masked_fill(~inside.mT, 0) for t in (extra_key, extra_value)
+            )
+        sizes = (max(len(allowed), len(inside)), 1, allowed.shape[2], -1)
+        allowed = torch.cat([allowed.expand(sizes), inside.expand(sizes)], dim=-1)
+        key, value = torch.cat([key, extra_key], dim=2), torch.cat([value, extra_value], dim=2)
     key, value = (t.to(exact).repeat_interleave(group, dim=1) for t in (key, value))
     scores = (_heads_first(query, mask.rank).to(exact) @ key.mT) * inputs.scale
     if inputs.softcap is not None:
         scores = inputs.softcap * torch.tanh(scores / inputs.softcap)
+    if added is not None:
+        scores = scores + added
     scores = torch.where(allowed, scores, float("-inf"))
     if inputs.sink is not None:
         column = inputs.sink.to(exact).view(1, query.shape[-2], 1, 1).expand(*scores.shape[:-1], 1)
@@ -95,6 +125,29 @@ def _attend(inputs: Inputs, mask: Mask) -> tuple[Tensor, Tensor]:
         for t in ((weights @ value).to(query.dtype), lse)
     )
     return out.view(*rows, value.shape[-1]), lse.view(rows)
+
+
+def _added(
+    inputs: Inputs, mask: Mask, like: Tensor, spaces: Sequence[Sequence[int]]
+) -> Tensor | None:
+    """Returns what is added to the scores of the grid's keys, `[1 or B, H, Nq, Nk]`."""
+    exact = accumulate_dtype(inputs.query.dtype)
+    added = None
+    if inputs.relative_bias is not None:
+        entries = ENTRIES(like, mask.code(), *spaces)
+        table = inputs.relative_bias.to(exact).flatten(1)
+        added = table.index_select(1, entries.flatten()).unflatten(1, entries.shape)[None]
+    if inputs.alibi_slopes is not None:
+        biases.check_slopes(mask, geometry.bind(mask, spaces[0], spaces[1]))
+        (queries,), (keys,) = spaces
+        spec = mask.axes[0]
+        first = spec.offset + (keys - queries if spec.align == "bottom-right" else 0)
+        p, j = (torch.arange(n, device=like.device, dtype=exact) for n in (queries, keys))
+        distance = (p[:, None] + first - j).abs()
+        slopes = inputs.alibi_slopes.to(exact).reshape(-1, inputs.query.shape[-2], 1, 1)
+        linear = slopes * -distance
+        added = linear if added is None else added + linear
+    return added
 
 
 def _softmax(scores: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,88 @@
+"""Checks the tensors that are added to scores: the table of relative positions, ALiBi's slopes."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from nbattn import biases, geometry
+from nbattn.errors import InputError
+from nbattn.mask import Mask
+from nbattn.symbolic import holds
+
+
+def check(
+    mask: Mask,
+    query: Tensor,
+    key: Tensor,
+    relative_bias: Tensor | None,
+    alibi_slopes: Tensor | None,
+) -> None:
+    """Checks shapes and dtypes; the lengths of the axes are checked where a plan is made.
+
+    Raises:
+        InputError: a tensor does not fit.
+        MaskError: the mask has no table.
+    """
+    if relative_bias is not None:
+        _check_table(mask, query, key, relative_bias)
+    if alibi_slopes is not None:
+        _check_slopes(query, alibi_slopes)
+
+
+def _check_table(mask: Mask, query: Tensor, key: Tensor, table: Tensor) -> None:
+    if any(axis.left is None or axis.right is None for axis in mask.axes):
+        queries, keys = ([*map(operator.index, t.shape[1:-2])] for t in (query, key))
+        biases.check_table(mask, geometry.bind(mask, queries, keys))
+    expected = (query.shape[-2], *biases.table_sizes(mask.axes))
+    if not _is(table.shape, expected):
+        raise InputError(
+            f"relative_bias has shape {list(table.shape)}, not {list(expected)}: [H, 2 K - 1 per "
+            "axis], K = left + right + 1.",
+            _reshaped(table.shape, expected),
+        )
+    if not table.is_floating_point():
+        raise InputError(
+            f"relative_bias is {str(table.dtype).removeprefix('torch.')}, not a floating dtype.",
+            "" if table.is_complex() else "relative_bias=relative_bias.float().",
+        )
+
+
+def _reshaped(sizes: Sequence[int], expected: Sequence[int]) -> str:
+    """The code of the table for one that lacks the heads, or has them last."""
+    if _is(sizes, expected[1:]):
+        return f"relative_bias=relative_bias.expand({', '.join(map(str, expected))})."
+    if _is(sizes, (*expected[1:], expected[0])):
+        return "relative_bias=relative_bias.movedim(-1, 0)."
+    return ""
+
+
+def _check_slopes(query: Tensor, slopes: Tensor) -> None:
+    batch, heads = query.shape[0], query.shape[-2]
+    if not (_is(slopes.shape, (heads,)) or _is(slopes.shape, (batch, heads))):
+        flat = _is(slopes.shape, (heads, 1, 1)) or _is(slopes.shape, (1, heads, 1, 1))
+        raise InputError(
+            f"alibi_slopes has shape {list(slopes.shape)}, not [{heads}] or [{batch}, {heads}]: "
+            "one slope per head.",
+            "alibi_slopes=alibi_slopes.flatten()." if flat else "",
+        )
+    if slopes.dtype not in (torch.float32, torch.float64):
+        raise InputError(
+            f"alibi_slopes is {str(slopes.dtype).removeprefix('torch.')}, not float32: a rounded "
+            "slope is off by its error times the distance.",
+            "" if slopes.is_complex() else "alibi_slopes=alibi_slopes.float().",
+        )
+    if slopes.requires_grad and torch.is_grad_enabled():
+        raise InputError(
+            "alibi_slopes requires a gradient, and has none.",
+            "alibi_slopes=alibi_slopes.detach().",
+        )
+
+
+def _is(sizes: Sequence[int], expected: Sequence[int]) -> bool:
+    return len(sizes) == len(expected) and all(
+        holds(a == b) for a, b in zip(sizes, expected, strict=True)
+    )

@@ -1,0 +1,112 @@
+"""Runs a given plan: `Plan.run`, and what prepares it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nbattn import arguments, autograd, key_ranges, mistaken_plans
+from nbattn.backends import families
+from nbattn.backends.inputs import SWITCHES, TENSORS, Inputs
+from nbattn.errors import BackendError, InputError
+from nbattn.functional import attend_by_plan, autocast
+from nbattn.planner import devices
+from nbattn.planner.plan import Plan
+from nbattn.program.device import DEVICES
+from nbattn.program.request import Request, dtype_name
+
+
+def run(
+    plan: Plan, query: Tensor, key: Tensor, value: Tensor, **tensors: Any
+) -> Tensor | tuple[Tensor, Tensor]:
+    """`Plan.run`: computes attention by a given plan, on tensors of its shapes."""
+    if torch.compiler.is_compiling():  # runs outside of the graph
+        why = "a plan runs its own program, outside of compiled graphs"
+        torch._dynamo.graph_break(msg=why)  # pyright: ignore[reportPrivateUsage]
+        return torch.compiler.disable(_run)(plan, query, key, value, **tensors)  # pyright: ignore
+    return _run(plan, query, key, value, **tensors)
+
+
+def _run(
+    plan: Plan, query: Tensor, key: Tensor, value: Tensor, **tensors: Any
+) -> Tensor | tuple[Tensor, Tensor]:
+    request = plan.request
+    numbers = {name: tensors.pop(name, None) for name in ("scale", "softcap")}
+    if tensors.get("key_range") is not None:
+        tensors["key_range"] = key_ranges.standard(tensors["key_range"], query)
+    if tensors.get("extra_range") is not None:
+        tensors["extra_range"] = key_ranges.of_extra(tensors["extra_range"], query)
+    query, named = autocast(query, {"key": key, "value": value, **tensors})
+    arguments.check_run(request, query, {**named, **numbers})
+    given = (query, *(named.get(name) for name in TENSORS[1:]))
+    operands = tuple(None if t is None else t.resolve_neg() for t in given)
+    training = autograd.trains(operands)
+    _check_plan_is_for(request, operands, numbers, training=training)
+    if not autograd.is_plain(operands):
+        raise BackendError(
+            "a plan runs its own program, which compilers, transforms and modes cannot trace.",
+            "nbattn.attention(query, key, value, mask), which supports them.",
+            request.summary(),
+        )
+    scale, softcap = numbers["scale"], numbers["softcap"]
+    factor = query.shape[-1] ** -0.5 if scale is None else float(scale)
+    inputs = Inputs(*operands, scale=factor, softcap=None if softcap is None else float(softcap))  # pyright: ignore
+    out, lse = attend_by_plan(plan, inputs, training=training)
+    return (out, lse) if request.return_lse else out  # pyright: ignore
+
+
+def _check_plan_is_for(
+    request: Request,
+    tensors: Sequence[Tensor | None],
+    numbers: dict[str, Any],
+    *,
+    training: bool,
+) -> None:
+    """Checks that a plan was made for these tensors; their strides may differ."""
+    query, key, value, *_ = tensors
+    named = dict(zip(TENSORS, tensors, strict=True))
+    extra = named["extra_key"]
+    assert query is not None
+    assert key is not None
+    assert value is not None
+    softcap = numbers["softcap"]
+    device = devices.device_info(query.device)
+    is_model = request.device.name in DEVICES
+    if device.kind != request.device.kind or (is_model and device.name != request.device.name):
+        raise InputError(
+            f"the plan is for {request.device.name}, the tensors are on {query.device}.",
+            f"{mistaken_plans.plan_for(tensors, request, softcap)}.",
+            request.summary(),
+        )
+    sizes: dict[str, object] = {
+        "batch": query.shape[0],
+        "query_space": tuple(query.shape[1:-2]),
+        "key_space": tuple(key.shape[1:-2]),
+        "heads": query.shape[-2],
+        "kv_heads": key.shape[-2],
+        "head_dim": query.shape[-1],
+        "value_dim": value.shape[-1],
+        "dtype": dtype_name(query.dtype),
+        "extra_keys": 0 if extra is None else extra.shape[1],
+        "softcap": softcap is not None,
+        **{name: named[name] is not None for name in SWITCHES},
+        "training": request.training or training,
+    }
+    for name, size in sizes.items():
+        if getattr(request, name) != size:
+            raise InputError(
+                f"the plan is for {name}={getattr(request, name)}, the tensors have {size}.",
+                f"{mistaken_plans.plan_for(tensors, request, softcap)}, "
+                f"or {mistaken_plans.call_for(tensors, request, numbers)}.",
+                request.summary(),
+            )
+
+
+def warmup(plan: Plan) -> None:
+    """`Plan.warmup`: prepares what the first run would prepare."""
+    backend = families.runner(plan.chosen.runner)
+    if hasattr(backend, "warmup"):
+        backend.warmup(plan.chosen.program)
