@@ -51,7 +51,7 @@ def case(workload: Workload, dtype: torch.dtype) -> Case:
         workload.mask, workload.query_shape, workload.key_shape, dtype=dtype,
         value_dim=workload.head_dim, device=devices.device_info(torch.device("cpu")), training=True,
     )  # fmt: skip
-    inputs = Inputs(query, key, value, None, None, None, None, workload.head_dim**-0.5, None)
+    inputs = Inputs(query, key, value, scale=workload.head_dim**-0.5)
     tiles = {name: native_tiles.choose(name, request, workload.lines).tiles for name in KERNELS}
     out, lse = run.forward(program(workload, tiles), inputs, return_lse=True)
     assert lse is not None

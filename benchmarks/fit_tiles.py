@@ -88,7 +88,7 @@ def runner(workload: Workload, tile: tuple[int, ...], dtype: torch.dtype, traini
     call = Call(whole(workload.space), whole(workload.keys), TiledArguments(workload.lines, tile))
     program = Program((call,))
     query, key, value, grad = workload.tensors(dtype)
-    inputs = Inputs(query, key, value, None, None, None, None, workload.head_dim**-0.5, None)
+    inputs = Inputs(query, key, value, scale=workload.head_dim**-0.5)
     lse = torch.zeros(query.shape[:-1])  # the backward recomputes the logsumexp
 
     def run() -> object:

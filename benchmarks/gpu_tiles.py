@@ -116,7 +116,7 @@ class Bench:
         *given, grad = (
             torch.randn(load.shape, device=self.device, dtype=torch.bfloat16) for _ in range(4)
         )
-        return Inputs(*given, None, None, None, None, load.dim**-0.5, None), grad
+        return Inputs(*given, scale=load.dim**-0.5), grad
 
 
 def rows(load: Workload, bench: Bench, found: Findings, left: Callable[[], bool]) -> None:

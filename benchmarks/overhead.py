@@ -216,7 +216,7 @@ def launching() -> dict[str, Action]:
     program = nbattn.plan(mask, shape, device=info, backend="cuda").chosen.program
     assert program is not None
     query = torch.zeros(shape, dtype=torch.bfloat16, device=device)
-    inputs = Inputs(query, query, query, None, None, None, None, 0.125, None)
+    inputs = Inputs(query, query, query, scale=0.125)
 
     def forward(launcher: Launcher) -> object:
         return cuda.forward(program, inputs, return_lse=False, launcher=launcher)

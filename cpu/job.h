@@ -13,7 +13,7 @@ struct Job {
   int slab[3];            // groups of a work item of kGradAll on the three axes
   int threads, head_dim, value_dim;
 };
-static_assert(sizeof(Job) == 576, "nbattn/backends/native/run.py has drifted");
+static_assert(sizeof(Job) == 624, "nbattn/backends/native/run.py has drifted");
 
 constexpr int kScores = 512;          // columns whose scores are kept at once
 constexpr int kAheadBytes = 1024;     // of the next group's rows and columns that are asked for with each piece

@@ -35,12 +35,18 @@ struct Params {
   const void *grad_out, *grad_lse;  // grad_lse may be null
   void *delta;  // [B, *space, H, 2]: lse in units of log 2 (0 for rows without keys), sum(out * grad_out) - grad_lse
   void *grad_query, *grad_key, *grad_value, *grad_extra_key, *grad_extra_value;
+  const int *extra_range;       // [B, 2], or null
+  const void *relative_bias;    // [H, 2 K - 1 per axis], K = left + right + 1, in the accumulator's type, or null
+  const void *alibi_slopes;     // [H], or [B, H] with a slope_step of H, in the accumulator's type, or null
+  const void *grids;            // a table of the grids that are packed one after another, or null
+  void *grad_relative_bias;
   Strides query_stride, key_stride, value_stride, grad_out_stride;
   double scale, softcap;
   Axis axis[3];
   Held held[3];
   int batch, heads, group, extra, rank, packed;  // group: query heads per key head; packed: of them on axis 0
+  int slope_step, grid_count;
 };
-static_assert(sizeof(Axis) == 36 && sizeof(Held) == 12 && sizeof(Strides) == 48 && sizeof(Params) == 512,
+static_assert(sizeof(Axis) == 36 && sizeof(Held) == 12 && sizeof(Strides) == 48 && sizeof(Params) == 560,
               "nbattn/kernels/layout.py has drifted");
 }  // namespace nb

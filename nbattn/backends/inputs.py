@@ -22,15 +22,15 @@ class Inputs(NamedTuple):
     query: Tensor
     key: Tensor
     value: Tensor
-    sink: Tensor | None
-    key_range: Tensor | None
-    extra_key: Tensor | None
-    extra_value: Tensor | None
-    extra_range: Tensor | None
-    relative_bias: Tensor | None
-    alibi_slopes: Tensor | None
-    scale: float
-    softcap: float | None
+    sink: Tensor | None = None
+    key_range: Tensor | None = None
+    extra_key: Tensor | None = None
+    extra_value: Tensor | None = None
+    extra_range: Tensor | None = None
+    relative_bias: Tensor | None = None
+    alibi_slopes: Tensor | None = None
+    scale: float = 1.0
+    softcap: float | None = None
 
     @property
     def tensors(self) -> tuple[Tensor | None, ...]:

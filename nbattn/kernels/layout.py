@@ -28,6 +28,11 @@ POINTERS = (
     "grad_value",
     "grad_extra_key",
     "grad_extra_value",
+    "extra_range",
+    "relative_bias",
+    "alibi_slopes",
+    "grids",
+    "grad_relative_bias",
 )
 STRIDES = ("query", "key", "value", "grad_out")  # 6 each: batch, three axes, head, channel
 AXIS = (
@@ -42,7 +47,7 @@ AXIS = (
     "causal",
 )
 HELD = ("queries", "first_key", "keys")  # what the tensors hold of an axis
-COUNTS = ("batch", "heads", "group", "extra", "rank", "packed")
+COUNTS = ("batch", "heads", "group", "extra", "rank", "packed", "slope_step", "grid_count")
 NUMBERS = struct.Struct(f"<{6 * len(STRIDES)}q2d{3 * len(AXIS)}i{3 * len(HELD)}i{len(COUNTS)}i")
 SIZE = 8 * len(POINTERS) + NUMBERS.size
 FAR = 1 << 29  # an unlimited side: longer than every axis

@@ -54,7 +54,7 @@ def test_a_packed_plan_is_the_plan_of_a_packed_call() -> None:
     for space, heads in (((6,), (4, 2)), ((5, 4), (2, 2))):
         mask = Mask(*[nbattn.Axis(2, 1, dilation=2)] * len(space))
         query, key, value = packed((2, *space), heads, 8)
-        inputs = Inputs(query, key, value, None, None, None, None, 1.0, None)
+        inputs = Inputs(query, key, value, scale=1.0)
         shapes = query.shape, key.shape
         wanted = nbattn.plan(mask, *shapes, dtype="float32", device="cpu", packed=True)
         assert planned(inputs, mask, training=False) == wanted
@@ -68,7 +68,7 @@ def test_kernels_read_contiguous_tensors_where_they_take_no_strides() -> None:
     """Queries, keys and values as they lie; a sink as precise as scores; ranges of 32 bits."""
     query, key, value = (torch.zeros(2, 2, 9, 8).half().transpose(1, 2) for _ in range(3))
     extra, sink, ranges = torch.zeros(2, 2, 3, 8).half().transpose(1, 2), torch.zeros(4)[::2], None
-    inputs = Inputs(query, key, value, sink.half(), ranges, extra, extra + 0, 1.0, None)
+    inputs = Inputs(query, key, value, sink.half(), ranges, extra, extra + 0)
     found = kernel_tensors(inputs)
     assert found["query"] is query
     assert found["key"] is key

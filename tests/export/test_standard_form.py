@@ -104,7 +104,7 @@ def test_sums_have_the_precision_of_the_reference(
 def chosen(mask: Mask, space: tuple[int, ...], heads: int = 2, dim: int = 32) -> list[int] | None:
     """The rows of a tile on every axis; None for the dense form."""
     tensor = torch.empty(1, *space, heads, dim, device="meta")
-    given = Inputs(tensor, tensor, tensor, None, None, None, None, 1.0, None)
+    given = Inputs(tensor, tensor, tensor, scale=1.0)
     cuts = standard_form.best_tilings(given, mask, space, space)
     return None if cuts is None else [cut.rows for cut in cuts]
 

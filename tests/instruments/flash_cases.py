@@ -109,7 +109,7 @@ def attention_by_adapter(
     class Node(torch.autograd.Function):
         @staticmethod
         def forward(ctx: Any, *arguments: Any) -> Any:
-            inputs = flash_backend.Inputs(*arguments)
+            inputs = flash_backend.Inputs(*arguments[:7], scale=arguments[7], softcap=arguments[8])
             out, lse = flash_backend.forward(program, inputs, return_lse=True)
             ctx.save_for_backward(*(t for t in arguments if isinstance(t, Tensor)), out, lse)
             ctx.numbers = [None if isinstance(t, Tensor) else (t,) for t in arguments]
@@ -119,7 +119,7 @@ def attention_by_adapter(
         def backward(ctx: Any, grad_out: Tensor, grad_lse: Tensor) -> Any:
             *saved, out, lse = ctx.saved_tensors
             arguments = [saved.pop(0) if n is None else n[0] for n in ctx.numbers]
-            inputs = flash_backend.Inputs(*arguments)
+            inputs = flash_backend.Inputs(*arguments[:7], scale=arguments[7], softcap=arguments[8])
             given = grad_lse if provider == "fa4" else None
             grads = flash_backend.backward(program, inputs, out, lse, grad_out, given)
             return (

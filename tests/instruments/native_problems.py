@@ -295,7 +295,12 @@ def solved(made: Problem, *, return_lse: bool = True) -> dict[str, Tensor]:
     given = made.tensors
     optional = (given.get(name) for name in ("sink", "key_range", "extra_key", "extra_value"))
     inputs = Inputs(
-        given["query"], given["key"], given["value"], *optional, made.scale, made.softcap
+        given["query"],
+        given["key"],
+        given["value"],
+        *optional,
+        scale=made.scale,
+        softcap=made.softcap,
     )
     program = made.program
     out, lse = run.forward(program, inputs, return_lse=return_lse)

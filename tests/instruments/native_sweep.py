@@ -86,7 +86,7 @@ def meet(
     dtype = torch.float64 if double else torch.float32
     query = numbered(BATCH, *queries, heads, 1).to(dtype)
     key = numbered(BATCH, *keys, KEY_HEADS, 1).to(dtype)
-    inputs = Inputs(query, key, key, None, key_range, None, None, 1.0, None)
+    inputs = Inputs(query, key, key, key_range=key_range)
     window, inverse = NativeArguments(axes, *(tiles,) * len(PASSES)), kernel == "grad_key"
     numbers = run._pass(window, PASSES.index(kernel), inputs, query)
     delta = torch.stack([query - 1, 1 - query], dim=-1).contiguous()

@@ -15,7 +15,7 @@ FILES = {
 #pragma once
 #include "base.cuh"
 struct Params { unsigned long long pointer[17]; char numbers[376]; };
-static_assert(sizeof(Params) == 512, "layout");
+static_assert(sizeof(Params) == 560, "layout");
 """,
     "base.cuh": """\
 #pragma once

@@ -52,7 +52,7 @@ def recorded_by_scenario(tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
 def argument(**pointers: int) -> str:
     """The bytes of `Params`, packed here field by field."""
     content = b"".join(struct.pack("<Q", pointers.get(name, 0)) for name in layout.POINTERS)
-    assert len(content + NUMBERS) == 512
+    assert len(content + NUMBERS) == layout.SIZE == 560
     return (content + NUMBERS).hex()
 
 

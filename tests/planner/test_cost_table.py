@@ -56,7 +56,7 @@ def test_attention_runs_what_was_measured_fastest(folder: Path) -> None:
     query = torch.randn(SHAPE)
     before = nbattn.attention(query, query, query, MASK)
     write(folder, entry({**REVERSED, "tiled/tile": 1e-4}))
-    inputs = Inputs(query, query, query, None, None, None, None, 1.0, None)
+    inputs = Inputs(query, query, query, scale=1.0)
     asked = execute.planned(
         MASK, inputs, backend="auto", require=(), forbid=(), training=False, deterministic=False,
         return_lse=False,

@@ -23,6 +23,9 @@ FACTS = {
     "key_range": False,
     "sink": False,
     "extra_keys": 0,
+    "extra_range": False,
+    "relative_bias": False,
+    "alibi_slopes": False,
     "deterministic": False,
 }
 LIMITS: list[tuple[str, Any, dict[str, Any], str, str]] = [
@@ -31,6 +34,9 @@ LIMITS: list[tuple[str, Any, dict[str, Any], str, str]] = [
     ("dtypes", ("float16", "bfloat16"), {}, "dtype", "takes float16, bfloat16, not float32"),
     ("softcap", False, {"softcap": True}, "softcap", "has no softcap"),
     ("key_range", False, {"key_range": True}, "key_range", "has no key_range"),
+    ("extra_range", False, {"extra_range": True}, "extra_range", "has no extra_range"),
+    ("relative_bias", False, {"relative_bias": True}, "relative_bias", "has no relative_bias"),
+    ("alibi_slopes", False, {"alibi_slopes": True}, "alibi_slopes", "has no alibi_slopes"),
     (
         "value_dim",
         False,

@@ -77,8 +77,8 @@ ALLOWED = {
     " arguments functional mistaken_plans",
     "nn": "lazy errors fixes mistaken_masks axis synonyms mask symbolic program planner shapes"
     " arguments functional nn",
-    "config": "errors fixes axis synonyms packages mask geometry biases program backends.families planner"
-    " arguments functional nn config",
+    "config": "errors fixes axis synonyms packages mask geometry biases program"
+    " backends.families planner arguments functional nn config",
     "notebook": "axis mask geometry planner config",
     "mask_symbols": "errors axis mask geometry",
     "draw": "errors axis mask geometry mask_symbols",

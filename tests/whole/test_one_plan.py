@@ -258,7 +258,7 @@ def test_the_operators_save_the_true_logsumexp(cases: Count) -> None:
 @pytest.mark.parametrize("backend", backends(["tiled", "sdpa", "native"]))
 def test_nan_lse_selects_a_backend_that_recomputes_it(backend: str) -> None:
     given, upward = tensors(), drawn(2, 7, 4, 4, seed=9)
-    inputs = Inputs(*given, None, None, None, None, scale=0.5, softcap=None)
+    inputs = Inputs(*given, scale=0.5)
     plan = planned(inputs, CAUSAL)
     (chosen,) = (
         candidate

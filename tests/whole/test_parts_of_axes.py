@@ -178,7 +178,7 @@ def test_a_plan_of_a_part_is_proved_and_runs(case: Case, heads: int) -> None:
     assert by_name["tiled/tile"] == []
     assert by_name["native/window"] == ([] if NAMES else ["package"])
     query, key = torch.randn(2, queries, heads, 8).double(), torch.randn(2, keys, 1, 8).double()
-    inputs = Inputs(query, key, key, None, None, None, None, 1.0, None)
+    inputs = Inputs(query, key, key, scale=1.0)
     scores = torch.einsum("bihd,bjd->bhij", query, key[:, :, 0])
     scores = scores.masked_fill(~torch.from_numpy(wanted.copy()), -torch.inf)
     want = scores.softmax(-1).nan_to_num(0) @ key.movedim(2, 1)

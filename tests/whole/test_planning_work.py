@@ -50,7 +50,7 @@ def test_a_second_plan_is_a_look_up(device: str) -> None:
 
 def test_a_call_looks_its_plan_up() -> None:
     mask, query = Mask.neighborhood((7, 7)), torch.empty(1, 56, 56, 2, 32)
-    inputs = Inputs(query, query, query, None, None, None, None, 1.0, None)
+    inputs = Inputs(query, query, query, scale=1.0)
     found: list[object] = []
 
     def look_up() -> None:

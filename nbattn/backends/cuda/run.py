@@ -163,7 +163,16 @@ def _launches(
         softcap,
         [number for axis in grid for number in layout.axis_numbers(axis)],
         [number for axis in grid for number in layout.held_numbers(axis)],
-        (batch, heads // packed, heads // packed // kv_heads, extra, len(window.axes), packed),
+        (
+            batch,
+            heads // packed,
+            heads // packed // kv_heads,
+            extra,
+            len(window.axes),
+            packed,
+            0,
+            0,
+        ),
     )
     launches_of = partial(_launches_of, build=window.build, numbers=numbers, vector=vector)
     if len(strides) == 3:

@@ -153,6 +153,8 @@ def _packed(
             0 if extra is None else extra.shape[1],
             len(window.axes),
             1,
+            0,
+            0,
         ),
     )
     extents = zip(window.axes, tiles.tile[1 + RANK - len(window.axes) :], strict=True)

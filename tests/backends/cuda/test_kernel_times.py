@@ -60,7 +60,7 @@ def plan(**named: Any) -> nbattn.Plan:
 def inputs() -> tuple[Inputs, torch.Tensor]:
     torch.manual_seed(0)
     *given, grad = (torch.randn(SHAPE).bfloat16() for _ in range(4))
-    return Inputs(*given, None, None, None, None, 0.25, None), grad
+    return Inputs(*given, scale=0.25), grad
 
 
 @pytest.mark.parametrize(

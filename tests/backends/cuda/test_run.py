@@ -400,9 +400,7 @@ def test_sixteen_bytes_are_copied_only_where_they_may_be() -> None:
     vectors: dict[str, int] = {}
     for name, other in strided(made):
         taken = Recorder()
-        inputs = Inputs(
-            other["query"], other["key"], other["value"], None, None, None, None, 1.0, None
-        )
+        inputs = Inputs(other["query"], other["key"], other["value"])
         program = Program((Call(whole(mask[1]), whole(mask[2]), window),))
         _, lse = cuda.forward(program, inputs, return_lse=False, launcher=taken)
         assert lse is None
@@ -452,7 +450,7 @@ def test_warmup_prepares_what_a_training_step_launches(monkeypatch: pytest.Monke
     plan = nbattn.plan(mask, shape, device=DEVICE, backend="cuda", training=True)
     plan.warmup()
     query = torch.zeros(shape, dtype=torch.bfloat16)
-    inputs = Inputs(query, query, query, None, None, None, None, 1.0, None)
+    inputs = Inputs(query, query, query, scale=1.0)
     program = plan.chosen.program
     assert program is not None
     out, lse = cuda.forward(program, inputs, return_lse=True, launcher=taken)
@@ -508,7 +506,7 @@ def test_a_forward_takes_few_lines_of_the_host() -> None:
     """What a forward does besides torch's allocations and the driver: all else is cached."""
     plan = nbattn.plan(Mask.neighborhood((7, 7)), (2, 20, 20, 4, 64), device=DEVICE, backend="cuda")
     query = torch.zeros(2, 20, 20, 4, 64, dtype=torch.bfloat16)
-    inputs = Inputs(query, query, query, None, None, None, None, 0.125, None)
+    inputs = Inputs(query, query, query, scale=0.125)
     program, taken = plan.chosen.program, Recorder()
     assert program is not None
     run = partial(cuda.forward, program, inputs, return_lse=False, launcher=taken)
@@ -599,7 +597,7 @@ def test_packed_heads_give_the_values_of_heads_apart(
         one = Program((replace(call, arguments=arguments),))
         inputs = Inputs(
             query, key, value, given.get("sink"), given.get("key_range"),
-            given.get("extra_key"), given.get("extra_value"), 32**-0.5, None,
+            given.get("extra_key"), given.get("extra_value"), scale=32**-0.5,
         )  # fmt: skip
         outputs.append(cuda.forward(one, inputs, return_lse=True))
     wide = {n: t.double() if t.is_floating_point() else t for n, t in given.items()}

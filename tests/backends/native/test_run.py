@@ -166,7 +166,7 @@ def test_sizes_of_zero() -> None:
 def test_a_forward_alone_needs_no_logsumexp() -> None:
     made = problem_of(PLANE, (6, 7), (6, 7), (1, 2, 1, 8, 8))
     given = made.tensors
-    inputs = Inputs(given["query"], given["key"], given["value"], *(None,) * 4, 0.3, None)
+    inputs = Inputs(given["query"], given["key"], given["value"], scale=0.3)
     axes = bind(PLANE, (6, 7), (6, 7))
     results = []
     for arguments in (NativeArguments(axes, line(2)), NativeArguments(axes, *[line(2)] * 3)):
@@ -304,7 +304,7 @@ def test_a_call_waits_for_its_helpers(monkeypatch: pytest.MonkeyPatch) -> None:
     query = torch.ones(2, 16, 1, 128, dtype=torch.float64)
     key = torch.ones(1, 1, 1, 128, dtype=torch.float64).expand(2, keys, 1, 128)
     key_range = torch.tensor([[[0, keys // 6]], [[0, keys]]], dtype=torch.int32)
-    inputs = Inputs(query, key, key, None, key_range, None, None, 1.0, None)
+    inputs = Inputs(query, key, key, key_range=key_range)
     window = NativeArguments(bind(mask, 16, keys), line(1))
     program = Program((Call(whole((16,)), whole((keys,)), window),))
     for _ in range(3):
@@ -419,7 +419,7 @@ def test_gradients_of_more_than_two_gibibytes() -> None:
     tile = line(1)
     arguments = NativeArguments(bind(Mask(Axis()), (queries,), (keys,)), tile, grad_all=tile)
     program = Program((Call(whole((queries,)), whole((keys,)), arguments),))
-    inputs = Inputs(*given, None, None, None, None, 0.1, None)
+    inputs = Inputs(*given, scale=0.1)
     out, lse = run.forward(program, inputs, return_lse=True)
     assert lse is not None
     found = run.backward(program, inputs, out, lse, torch.ones_like(out), None)

@@ -42,7 +42,7 @@ def test_the_call_and_its_gradients(scale: float, monkeypatch: pytest.MonkeyPatc
     generator = torch.Generator().manual_seed(0)
     tensors = [torch.randn(1, *space, 2, 8, generator=generator).double() for _ in range(4)]
     leaves = [t.requires_grad_() for t in tensors[:3]]
-    inputs = Inputs(*(t.detach() for t in leaves), None, None, None, None, scale, None)
+    inputs = Inputs(*(t.detach() for t in leaves), scale=scale)
     out, lse = backend.forward(program, inputs, return_lse=True)
     allowed = torch.from_numpy(mask.dense(space))
     wanted = dense_attention.attend(*leaves, allowed, scale=scale)
@@ -61,7 +61,7 @@ def test_the_drop_in_is_no_backend(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "natten.functional", SimpleNamespace(__nbattn__=True))
     program = planned(Mask.neighborhood(3), (9,)).chosen.program
     query = torch.zeros(1, 9, 2, 8)
-    inputs = Inputs(query, query, query, None, None, None, None, 1.0, None)
+    inputs = Inputs(query, query, query, scale=1.0)
     with pytest.raises(BackendError) as error:
         backend.forward(program, inputs, return_lse=False)
     assert str(error.value) == (
