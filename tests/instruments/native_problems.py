@@ -331,7 +331,7 @@ def wanted(made: Problem) -> tuple[dict[str, Tensor], dict[str, float]]:
         ends, upward = [*ends, lse], [*upward, grad_lse]
     names = [name for name in GRADIENTS if name in leaves]
     grads = torch.autograd.grad(ends, [leaves[name] for name in names], upward)
-    terms = dense_attention.score_gradients(wide, allowed, grad_out, grad_lse, numbers)
+    terms = dense_attention.score_gradients(wide, {"allowed": allowed}, grad_out, grad_lse, numbers)
     return {"out": out, "lse": lse} | {
         f"d{name}": grad for name, grad in zip(names, grads, strict=True)
     }, terms
