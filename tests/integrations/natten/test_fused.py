@@ -14,7 +14,7 @@ from torch import Tensor
 
 from nbattn import InputError
 from nbattn.integrations import natten
-from nbattn.integrations.natten import fused, modules
+from nbattn.integrations.natten import fused
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
