@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from nbattn.functional import attention as attention
     from nbattn.functional import plan as plan
     from nbattn.joining import merge as merge
+    from nbattn.joint import joint_attention as joint_attention
     from nbattn.key_ranges import key_range_from as key_range_from
     from nbattn.nn import NeighborhoodAttention as NeighborhoodAttention
     from nbattn.planner.plan import Plan as Plan
@@ -42,6 +43,7 @@ __all__ = [
     "Plan",
     "__version__",
     "attention",
+    "joint_attention",
     "key_range_from",
     "load",
     "merge",
@@ -51,6 +53,7 @@ __all__ = [
 _LAZY = {
     "attention": "nbattn.functional",
     "plan": "nbattn.functional",
+    "joint_attention": "nbattn.joint",
     "merge": "nbattn.joining",
     "key_range_from": "nbattn.key_ranges",
     "load": "nbattn.config",

@@ -27,7 +27,7 @@ from nbattn.backends.inputs import TENSORS, Inputs
 from nbattn.fixes import signatures
 from nbattn.joining import merge as merge
 from nbattn.mask import Mask
-from nbattn.planner import planner
+from nbattn.planner import joint_plan, planner
 from nbattn.planner.plan import Plan
 from nbattn.planner.planner import Signature
 from nbattn.program.device import DeviceInfo
@@ -318,6 +318,7 @@ def plan(
     forbid: Sequence[str] = (),
     return_lse: bool = False,
     extra_keys: int = 0,
+    extra_queries: bool = False,
     softcap: float | None = None,
     sink: bool = False,
     key_range: bool = False,
@@ -342,6 +343,8 @@ def plan(
         training: whether a backward pass follows.
         backend, require, forbid, return_lse: as in `attention`.
         extra_keys: E, the number of extra keys.
+        extra_queries: whether the extra tokens are queries, too, as in `joint_attention`: the
+            result is then a `JointPlan`, which has the plans of both parts.
         softcap: as in `attention`; sink, key_range, extra_range, relative_bias, alibi_slopes:
             whether there is one.
         deterministic: None is the setting of torch.
@@ -367,6 +370,7 @@ def plan(
         "relative_bias": relative_bias,
         "alibi_slopes": alibi_slopes,
         "packed": packed,
+        "extra_queries": extra_queries,
         "deterministic": deterministic,
     }
     arguments.check_mask(mask)
@@ -378,7 +382,7 @@ def plan(
     key_shape = query_shape if key_shape is None else key_shape
     sizes = tuple(query_shape), tuple(key_shape)
     _check_once(mask, *sizes, dim, backend, tuple(require), tuple(forbid))
-    return planner.planned(
+    return (joint_plan if extra_queries else planner).planned(
         Signature(
             mask,
             *sizes,
