@@ -113,7 +113,8 @@ def score_gradients(
     inputs: dict[str, Tensor], allowed: Tensor, grad_out: Tensor, grad_lse: Tensor | None,
     numbers: dict[str, float],
 ) -> dict[str, float]:  # fmt: skip
-    """The size of what gradients add up: P x (|dP| + |delta| + |dlse|) x |q| or |k|, P x |dO|.
+    """The size of what gradients add up: P x (|dP| + |delta| + |dlse|) x |q| or |k|, P x |dO|;
+    without |q| or |k| that of a table.
 
     These sums cancel, so their rounding is a matter of their terms, not of their result.
     """
@@ -127,9 +128,17 @@ def score_gradients(
             torch.where(present[:, :, None, None], fixed[name].flatten(1, -3), 0.0)
             for name in ("key", "value")
         )
+        others = allowed.new_ones((len(key), 0))
         if "extra_key" in fixed:
-            key = torch.cat([key, fixed["extra_key"]], dim=1)
-            value = torch.cat([value, fixed["extra_value"]], dim=1)
+            others = allowed.new_ones(fixed["extra_key"].shape[:2])
+            if "extra_range" in fixed:
+                others = inside(fixed["extra_range"][:, None], others.shape[1:])
+            extra_key, extra_value = (
+                torch.where(others[:, :, None, None], fixed[name], 0.0)
+                for name in ("extra_key", "extra_value")
+            )
+            key = torch.cat([key, extra_key], dim=1)
+            value = torch.cat([value, extra_value], dim=1)
         heads = out.shape[-2]
         key, value = (t.repeat_interleave(heads // t.shape[2], dim=2) for t in (key, value))
         query, out, upward = (t.flatten(1, -3) for t in (fixed["query"], out, grad_out))
@@ -140,14 +149,21 @@ def score_gradients(
         score = torch.einsum("bqhd,bkhd->bqhk", query, key) * scale
         if "softcap" in numbers:
             score = numbers["softcap"] * torch.tanh(score / numbers["softcap"])
-        reads = torch.nn.functional.pad(
-            allowed & present[:, None], (0, key.shape[1] - allowed.shape[1]), value=True
-        )
+        own = score[..., : allowed.shape[1]]
+        if "relative_bias" in fixed:
+            own += fixed["relative_bias"].flatten(1)[:, fixed["entries"]].movedim(0, 1)
+        if "alibi_slopes" in fixed:
+            slopes = fixed["alibi_slopes"].reshape(-1, 1, heads, 1)
+            own -= slopes * fixed["distances"][:, None]
+        reads = allowed & present[:, None]
+        other_reads = others[:, None].expand(-1, reads.shape[1], -1)
+        reads = torch.cat([reads.expand(len(others), -1, -1), other_reads], dim=2)
         total = lse.flatten(1, -2)
         total = total.masked_fill(total.isinf(), 0.0)
         weight = torch.where(reads[:, :, None], score - total[..., None], float("-inf")).exp()
         size = torch.einsum("bqhd,bkhd->bqhk", upward.abs(), value.abs()) + delta[..., None]
-        size = weight * size * abs(scale)
+        of_scores = weight * size
+        size = of_scores * abs(scale)
         of_keys = largest(torch.einsum("bqhk,bqhd->bkhd", size, query.abs()))
         own, of_values = allowed.shape[1], torch.einsum("bqhk,bqhd->bkhd", weight, upward.abs())
         sizes = {
@@ -157,6 +173,11 @@ def score_gradients(
             "dvalue": largest(of_values[:, :own]),
             "dextra_value": largest(of_values[:, own:]),
         }
+        if "relative_bias" in fixed:
+            entries = fixed["entries"].flatten()
+            of_pairs = of_scores[..., : allowed.shape[1]].sum(0).movedim(1, 0).flatten(1)
+            table = torch.zeros_like(fixed["relative_bias"]).flatten(1)
+            sizes["drelative_bias"] = largest(table.index_add_(1, entries, of_pairs))
         if "sink" in fixed:
             share = (fixed["sink"] - total).exp() * delta
             sizes["dsink"] = largest(share.flatten(0, -2).sum(0))
