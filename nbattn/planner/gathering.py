@@ -70,7 +70,8 @@ def candidates(request: Request, own: Iterable[Candidate]) -> list[Candidate]:
     from nbattn.planner import planner
 
     assert request.grids is not None
-    taken = {families.family_of(c.runner).name for c in own if not c.reasons}
+    runs = (c.runner for c in own if c.program is not None and not c.reasons)
+    taken = {families.family_of(runner).name for runner in runs}
     some = buckets(request.grids)
     offers: dict[str, list[Candidate | tuple[Reason, ...]]] = {}
     for bucket in some:
