@@ -29,7 +29,7 @@ from nbattn.fixes import signatures
 from nbattn.grids import PackedGrids
 from nbattn.joining import merge as merge
 from nbattn.mask import Mask
-from nbattn.planner import planner
+from nbattn.planner import joint_plan, planner
 from nbattn.planner.plan import Plan
 from nbattn.planner.planner import Signature
 from nbattn.program.device import DeviceInfo
@@ -350,6 +350,7 @@ def plan(
     forbid: Sequence[str] = (),
     return_lse: bool = False,
     extra_keys: int = 0,
+    extra_queries: bool = False,
     softcap: float | None = None,
     sink: bool = False,
     key_range: bool = False,
@@ -376,6 +377,8 @@ def plan(
         training: whether a backward pass follows.
         backend, require, forbid, return_lse: as in `attention`.
         extra_keys: E, the number of extra keys.
+        extra_queries: whether the extra tokens are queries, too, as in `joint_attention`: the
+            result is then a `JointPlan`, which has the plans of both parts.
         softcap: as in `attention`; sink, key_range, extra_range, relative_bias, alibi_slopes:
             whether there is one.
         grids, key_grids: as in `attention`; the query_shape is then `[T, H, D]`.
@@ -402,6 +405,7 @@ def plan(
         "relative_bias": relative_bias,
         "alibi_slopes": alibi_slopes,
         "packed": packed,
+        "extra_queries": extra_queries,
         "deterministic": deterministic,
     }
     arguments.check_mask(mask)
@@ -416,7 +420,7 @@ def plan(
     if grids is not None or key_grids is not None:
         packed_grids = packing.packed_of(mask, grids, key_grids)
     _check_once(mask, *sizes, dim, backend, tuple(require), tuple(forbid), packed_grids)
-    return planner.planned(
+    return (joint_plan if extra_queries else planner).planned(
         Signature(
             mask,
             *sizes,
