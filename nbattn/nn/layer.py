@@ -16,7 +16,7 @@ from nbattn.errors import BackendError, InputError
 from nbattn.fixes import signatures
 from nbattn.functional import attention, plan
 from nbattn.mask import Mask
-from nbattn.nn import inputs, options, projections, words
+from nbattn.nn import inputs, options, packed, projections, words
 from nbattn.nn.projections import ALL
 from nbattn.planner.plan import Plan
 from nbattn.program.device import DeviceInfo
@@ -131,6 +131,8 @@ class NeighborhoodAttention(nn.Module):
         *more: Any,
         extra_tokens: Tensor | None = None,
         key_range: Any = None,
+        grids: Any = None,
+        key_grids: Any = None,
         **others: Any,
     ) -> Tensor:
         """Computes attention of x over itself, or over a context.
@@ -143,6 +145,8 @@ class NeighborhoodAttention(nn.Module):
                 projections (registers, text), or `[1, E, dim]` for all of the batch; they are not
                 queries. Their channels come last in every layout.
             key_range: as in `attention`: no query attends to keys outside [start, stop).
+            grids, key_grids: as in `attention`: x is then `[T, dim]`, the tokens of grids of these
+                sizes, the context `[Tk, …]`, and extra tokens and key_range have an entry per grid.
             more, others: arguments of other libraries' layers, which are refused in words.
 
         Returns:
@@ -152,11 +156,16 @@ class NeighborhoodAttention(nn.Module):
             InputError, MaskError, BackendError: as `attention`.
         """
         if isinstance(x, fx.Proxy):
-            return self._as_leaf(x, context, extra_tokens=extra_tokens, key_range=key_range)
+            named = {"extra_tokens": extra_tokens, "key_range": key_range}
+            named |= {"grids": grids, "key_grids": key_grids}
+            return self._as_leaf(x, context, **named)
         if more or others:
             given = {"x": x, "context": context, "extra_tokens": extra_tokens}
             given = {n: v for n, v in (given | {"key_range": key_range}).items() if v is not None}
             raise words.refused_call(self, given, more, others)
+        if grids is not None or key_grids is not None:
+            named = {"extra_tokens": extra_tokens, "key_range": key_range}
+            return packed.attend(self, x, context, **named, grids=grids, key_grids=key_grids)
         self._check(x, context, extra_tokens)
         channels_first = self.layout == "channels_first"
         if channels_first:
@@ -187,6 +196,8 @@ class NeighborhoodAttention(nn.Module):
         *,
         extra_tokens: int = 0,
         key_range: bool = False,
+        grids: Any = None,
+        key_grids: Any = None,
         dtype: torch.dtype | str | None = None,
         device: torch.device | str | DeviceInfo | None = None,
         training: bool | None = None,
@@ -198,6 +209,7 @@ class NeighborhoodAttention(nn.Module):
             context_shape: of the context, `[B, *key_space, dim]`, likewise.
             extra_tokens: their number E.
             key_range: whether there is one.
+            grids, key_grids: as in forward; shapes are then `[T, dim]`.
             dtype: default: that of the parameters, or of autocast if it is on.
             device: default: that of the parameters; a name such as "sm_90" needs no device.
             training: whether a backward pass follows; default: whether grad mode is on and a
@@ -211,11 +223,14 @@ class NeighborhoodAttention(nn.Module):
         >>> request.query_space, request.heads, request.head_dim, request.training
         ((4096,), 8, 64, True)
         """
-        queries = self._grid("shape", shape, self.dim)
+        is_packed = grids is not None or key_grids is not None
+        space_of = packed.tokens_of if is_packed else self._grid
+        queries = space_of("shape", shape, self.dim)
         keys = queries
         if context_shape is not None:
-            keys = self._grid("context_shape", context_shape, self.context_dim or self.dim)
-            inputs.same_batch(shape, "context_shape", context_shape, first="shape")
+            keys = space_of("context_shape", context_shape, self.context_dim or self.dim)
+            if not is_packed:
+                inputs.same_batch(shape, "context_shape", context_shape, first="shape")
         elif self.context_dim is not None:
             raise inputs.no_context(self.context_dim, "plan_for(shape, context_shape)")
         if options.number("extra_tokens", extra_tokens, 0):
@@ -231,6 +246,8 @@ class NeighborhoodAttention(nn.Module):
             backend=self.backend,
             extra_keys=int(extra_tokens),
             key_range=key_range,
+            grids=grids,
+            key_grids=key_grids,
             packed=self._is_packed(context_shape is None) and prod(queries) > 1,
         )
 

@@ -214,8 +214,8 @@ class FlashArguments:
         """The program of a packed grid of one size, as a sequence of its own."""
         assert self.grids is not None
         sizes = self.grids.sizes
-        views = (whole(tuple(side[number].tolist())) for side in (sizes.query, sizes.key))
-        return Program((Call(*views, replace(self, grids=None)),))
+        query, key = (whole(tuple(side[number].tolist())) for side in (sizes.query, sizes.key))
+        return Program((Call(query, key, replace(self, grids=None)),))
 
     @property
     def dialect(self) -> Dialect:
