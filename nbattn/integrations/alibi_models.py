@@ -150,8 +150,8 @@ def _other(model: nn.Module) -> InputError:
     name, config = type(model).__name__, getattr(model, "config", None)
     if getattr(config, "model_type", None) == "falcon" and getattr(config, "alibi", False):
         return InputError(
-            f"{name} rounds ALiBi's slopes and biases to bfloat16 in every dtype, by up to 9 at 2,048 "
-            "tokens of 32 heads: nbattn's exact biases are not those that it was trained with.",
+            f"{name} rounds ALiBi's slopes and biases to bfloat16 in every dtype, by up to 9 at "
+            "2,048 tokens of 32 heads: nbattn's exact biases are not those that it was trained with.",
         )
     if not isinstance(model, PreTrainedModel):
         return InputError(f"{name} is no Bloom and no MPT of transformers.")
