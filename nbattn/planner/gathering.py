@@ -75,7 +75,7 @@ def candidates(request: Request, own: Iterable[Candidate]) -> list[Candidate]:
     some = buckets(request.grids)
     offers: dict[str, list[Candidate | tuple[Reason, ...]]] = {}
     for bucket in some:
-        of_size = replace(request.of_size(bucket.number, bucket.count), require=(), forbid=())
+        of_size = replace(request.of_size(bucket.number, bucket.grids), require=(), forbid=())
         offered: dict[str, list[Candidate]] = {}
         for candidate in planner.offered(of_size, of_size.axes(), taken):
             offered.setdefault(candidate.backend, []).append(candidate)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -30,19 +29,18 @@ class PackedArguments(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class Bucket:
+class Bucket(NamedTuple):
     """Sizes that one of them stands for in costs.
 
     Args:
         number: of that size, in `PackedGrids.sizes`.
-        count: how many grids the bucket has.
+        grids: how many grids the bucket has.
         sizes: how many sizes it has.
         scale: the tokens of its grids, in those of as many grids of that size.
     """
 
     number: int
-    count: int
+    grids: int
     sizes: int
     scale: float
 

@@ -120,7 +120,7 @@ def _visited_of_grids(
         run = Sequences(*(int(side[bucket.number, 0]) for side in sides))
         if run.keys:
             blocks = _blocks(arguments, shape, run, backward=backward)
-            total += bucket.count * bucket.scale * blocks
+            total += bucket.grids * bucket.scale * blocks
     return round(total)
 
 

@@ -87,7 +87,7 @@ def useful_pairs(request: Request) -> int:
     """The pairs of all grids, by the sizes that stand for many."""
     assert request.grids is not None
     pairs = (
-        b.count * b.scale * geometry.pairs(request.of_size(b.number).axes())
+        b.grids * b.scale * geometry.pairs(request.of_size(b.number).axes())
         for b in buckets(request.grids)
     )
     return round(sum(pairs))
