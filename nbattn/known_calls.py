@@ -49,7 +49,7 @@ def key(
     require: object,
     forbid: object,
     return_lse: object,
-    grids: PackedGrids | None,
+    grids: PackedGrids | None = None,
 ) -> Key | None:
     """Returns everything that decides whether a call's arguments are valid and which plan runs it,
     except its numbers; None for a call that needs the operators, or has arguments of other types.
