@@ -1,7 +1,7 @@
 // kernels.cpp - attention with any mask on a CPU: the work items of a call, and the library's C interface.
 #include "backward.h"
-#include "items.h"
 #include "memory.h"
+#include "queue.h"
 
 namespace nb {
 constexpr int kAhead = 2;  // tiles whose rows are asked for before they are needed
@@ -170,10 +170,14 @@ inline void run_extra(Worker<F>& w, const Call& call, long item) {
 
 template <class F, bool kPairs>
 static void work(void* data) {
-  Call& call = *static_cast<Call*>(data);
-  Worker<F> w(call.job);
+  Queue& queue = *static_cast<Queue*>(data);
+  Present at(queue);
+  const Call& call = at.call;
+  Worker<F> w(at.job);
   w.lay_out(scratch(w.bytes()));
-  for (long item; (item = __atomic_fetch_add(&call.next, 1, __ATOMIC_RELAXED)) < call.items;) {
+  for (long next; (next = __atomic_fetch_add(&queue.next, 1, __ATOMIC_RELAXED)) < queue.items;) {
+    if (at.enters(queue, next)) w.forget();
+    const long item = next - queue.first[at.number];
     if (call.job.pass == kForward) run_item<Forward<F, kPairs>, false>(w, call, item);
     else if (call.job.pass == kGradQuery) run_item<GradQuery<F, kPairs>, false>(w, call, item);
     else if (call.job.pass == kGradKey && item < call.extra_items) run_extra<GradKey<F, kPairs>>(w, call, item);
@@ -194,9 +198,9 @@ NB_EXPORT void nb_native_run(const nb::Job* job) {
     if (job->type == kBfloat) run = work<float, true>;
   ask_for_large_pages(*job);
   if (job->pass == kGradAll) clear_gradients(*job);
-  Call call = call_of(*job);
-  for (int phase = 0; phase < (call.alternating < 0 ? 1 : 2); ++phase) {
-    call.begin(phase);
-    run_on(call.threads, run, &call);
+  Queue queue(*job);
+  for (int phase = 0; phase < (job->pass == kGradAll ? 2 : 1); ++phase) {
+    queue.begin(phase);
+    if (queue.items) run_on(queue.threads, run, &queue);
   }
 }

@@ -222,6 +222,12 @@ struct Worker {
     });
   }
 
+  // Forgets the groups and rows of another grid.
+  void forget() {
+    for (long& number : group_number) number = -1;
+    ahead[0].rows.left = ahead[1].rows.left = 0;
+  }
+
   // Begins to ask for the rows and columns of another group.
   void look_ahead(int which, const AxisRuns (&runs)[3], int sample, int head, const Side* const (&sides)[3]) {
     Ahead& ahead = this->ahead[which];
