@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from nbattn.config import load as load
     from nbattn.functional import attention as attention
     from nbattn.functional import plan as plan
+    from nbattn.grids import Grids as Grids
+    from nbattn.grids import grids_from as grids_from
     from nbattn.joining import merge as merge
     from nbattn.key_ranges import key_range_from as key_range_from
     from nbattn.nn import NeighborhoodAttention as NeighborhoodAttention
@@ -34,6 +36,7 @@ __all__ = [
     "BackendError",
     "ConfigError",
     "DeviceInfo",
+    "Grids",
     "InputError",
     "Mask",
     "MaskError",
@@ -42,6 +45,7 @@ __all__ = [
     "Plan",
     "__version__",
     "attention",
+    "grids_from",
     "key_range_from",
     "load",
     "merge",
@@ -52,6 +56,8 @@ _LAZY = {
     "attention": "nbattn.functional",
     "plan": "nbattn.functional",
     "merge": "nbattn.joining",
+    "Grids": "nbattn.grids",
+    "grids_from": "nbattn.grids",
     "key_range_from": "nbattn.key_ranges",
     "load": "nbattn.config",
     "NeighborhoodAttention": "nbattn.nn",

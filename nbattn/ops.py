@@ -12,19 +12,19 @@ import math
 from functools import lru_cache
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula  # pyright: ignore[reportUnknownVariableType]
 
 from nbattn import execute, geometry
 from nbattn.backends.inputs import GRADIENTS, TENSORS, Inputs, new_lse, new_output
-from nbattn.errors import InputError
+from nbattn.grids import PackedGrids, grids_of
 from nbattn.mask import Mask, from_code
 from nbattn.planner.plan import Plan
 
 _NEEDED = ("query", "key", "value")
 _SHARED = ("sink", "relative_bias", "alibi_slopes")  # by all samples: without a batch axis
-_PLANNED = ("grids", "key_grids")
 
 _SCHEMA = ", ".join(f"Tensor{'' if name in _NEEDED else '?'} {name}" for name in TENSORS)
 _OPTIONS = (
@@ -85,10 +85,20 @@ def split_traits(traits: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
 def inputs_of(values: tuple[Any, ...]) -> tuple[Inputs, Options]:
     """Returns the tensors and options of an operator's arguments."""
     tensors, options = values[: len(TENSORS)], Options(*values[len(TENSORS) :])
-    for name in _PLANNED:
-        if getattr(options, name) is not None and len(getattr(options, name)):
-            raise InputError(f"no backend supports {name} yet.", f"{name}=None")
-    return Inputs(*tensors, scale=options.scale, softcap=options.softcap), options
+    packed = _packed(tensors[0], options)
+    return Inputs(*tensors, options.scale, options.softcap, packed), options
+
+
+def _packed(query: Tensor, options: Options) -> PackedGrids | None:
+    """Returns the grids of an operator's arguments; None if its tensors have a space."""
+    if query.dim() > 3:
+        return None
+    rank = _mask(tuple(options.mask)).rank
+    sizes = (options.grids, options.key_grids)
+    query_grids, key_grids = (
+        grids_of(np.array(flat, dtype=np.int64).reshape(-1, rank)) for flat in sizes
+    )
+    return PackedGrids(query_grids, key_grids if len(options.key_grids) else query_grids)
 
 
 @lru_cache(256)
@@ -126,7 +136,7 @@ def _forward(*values: Any) -> tuple[Tensor, Tensor]:
 
 
 def _fake_forward(*values: Any) -> tuple[Tensor, Tensor]:
-    inputs, options = inputs_of(values)
+    inputs, options = Inputs(*values[: len(TENSORS)]), Options(*values[len(TENSORS) :])
     wanted = options.return_lse or options.training
     lse = new_lse(inputs.query) if wanted else inputs.query.new_empty(0, dtype=torch.float32)
     return new_output(inputs.query, inputs.value), lse

@@ -77,6 +77,8 @@ class Family:
         missing: "module:function", which returns why its packages do not work on this machine, or
             None if they do; default: a package works if it is installed.
         has_tiles: whether its kernels have tiles that are measured, in its `measured_tiles.py`.
+        takes_grids: whether it has candidates for packed grids (`request.grids`, without axes);
+            others run grids of one size after another.
     """
 
     name: str
@@ -86,6 +88,7 @@ class Family:
     packages_on: str = "cuda"
     missing: str = ""
     has_tiles: bool = False
+    takes_grids: bool = False
 
     @property
     def folder(self) -> str:

@@ -12,6 +12,7 @@ import torch
 from nbattn.backends import families
 from nbattn.errors import BackendError
 from nbattn.geometry import Axes
+from nbattn.grids import PackedGrids
 from nbattn.mask import Mask
 from nbattn.planner import cost_table, devices, notices, remedies
 from nbattn.planner.plan import Plan
@@ -28,8 +29,9 @@ class Signature(NamedTuple):
     """Everything that a plan of a call or of `nbattn.plan` depends on, with torch's types: the key
     of the cache.
 
-    The shapes are `[B, *space, H, D]` and `[B, *key_space, Hk, D]`; `threads` is torch's number of
-    them, since measured times are for one; the rest is as in `Request`.
+    The shapes are `[B, *space, H, D]` and `[B, *key_space, Hk, D]`, or with grids `[T, H, D]` and
+    `[Tk, Hk, D]`; `threads` is torch's number of them, since measured times are for one; the rest
+    is as in `Request`.
     """
 
     mask: Mask
@@ -53,6 +55,7 @@ class Signature(NamedTuple):
     require: tuple[str, ...]
     forbid: tuple[str, ...]
     threads: int
+    grids: PackedGrids | None = None
 
     def request(self) -> Request:
         """Returns the request; a device of None becomes this machine's."""
