@@ -1,4 +1,4 @@
-"""Grids of different sizes that are packed one after another: their sizes, and which ones differ."""
+"""Packed grids: the sizes of grids that lie one after another, and which of them differ."""
 
 from __future__ import annotations
 
@@ -92,10 +92,6 @@ class Grids:
         """Returns the sizes that differ, `[S, rank]`, and which of them each grid has, `[G]`."""
         return self._distinct
 
-    def flat(self) -> list[int]:
-        """Returns all sizes one after another, as operators take them."""
-        return self.array.ravel().tolist()
-
 
 class Sizes(NamedTuple):
     """The pairs of sizes of queries and keys that differ among packed grids.
@@ -141,6 +137,11 @@ class PackedGrids:
         return len(self.query)
 
     @property
+    def rank(self) -> int:
+        """The number of axes."""
+        return self.query.rank
+
+    @property
     def is_self(self) -> bool:
         """Whether keys have the grids of the queries."""
         return self.key is self.query
@@ -152,6 +153,15 @@ class PackedGrids:
         first, which = _distinct_rows(both)
         count = np.bincount(which, minlength=len(first))
         return Sizes(self.query.array[first], self.key.array[first], which, first, count)
+
+    def flat(self) -> tuple[list[int], list[int]]:
+        """Returns the lengths of all grids one after another, as operators take them."""
+        return self.query.array.ravel().tolist(), self.key.array.ravel().tolist()
+
+    def spaces(self) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+        """Returns the lengths of the queries' and keys' axes, grid by grid."""
+        both = self.query.array.tolist(), self.key.array.tolist()
+        return [(tuple(query), tuple(key)) for query, key in zip(*both, strict=True)]
 
     def summary(self) -> str:
         """Describes the grids in a few words."""

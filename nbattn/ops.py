@@ -89,6 +89,14 @@ def inputs_of(values: tuple[Any, ...]) -> tuple[Inputs, Options]:
     return Inputs(*tensors, options.scale, options.softcap, packed), options
 
 
+def flat_grids(packed: Any) -> tuple[list[int], list[int]]:
+    """Returns the grids as operators take them; none of the keys where they are the queries'."""
+    if packed is None:
+        return [], []
+    query, key = packed.flat()
+    return query, [] if packed.is_self else key
+
+
 def _packed(query: Tensor, options: Options) -> PackedGrids | None:
     """Returns the grids of an operator's arguments; None if its tensors have a space."""
     if query.dim() > 3:
@@ -187,7 +195,11 @@ def _vmap(op: Any, before: int) -> Any:
     def rule(info: Any, in_dims: tuple[Any, ...], *values: Any) -> tuple[Any, Any]:
         mapped = _Mapped(info.batch_size, values[:count], in_dims[:count], values[count:])
         present = [n for n in shared if mapped.tensors[n] is not None]
-        if any(mapped.dims[n] is not None for n in present) or (op is BACKWARD and present):
+        if (
+            mapped.is_packed
+            or any(mapped.dims[n] is not None for n in present)
+            or (op is BACKWARD and present)
+        ):
             outputs = _run_per_element(op, mapped)
         else:
             outputs = _run_folded(op, mapped, shared)
@@ -205,6 +217,13 @@ class _Mapped(NamedTuple):
     tensors: tuple[Tensor | None, ...]
     dims: tuple[int | None, ...]
     options: tuple[Any, ...]
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether an element has packed grids, and so no batch to fold into."""
+        query = self.tensors[len(self.tensors) - len(TENSORS)]
+        dim = self.dims[len(self.tensors) - len(TENSORS)]
+        return query is not None and query.dim() - (dim is not None) == 3
 
 
 def _run_per_element(op: Any, mapped: _Mapped) -> tuple[Tensor, ...]:

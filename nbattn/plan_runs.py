@@ -107,6 +107,6 @@ def _check_plan_is_for(
 
 def warmup(plan: Plan) -> None:
     """`Plan.warmup`: prepares what the first run would prepare."""
-    backend = families.runner(plan.chosen.runner)
+    backend = families.runner_of(plan.chosen)
     if hasattr(backend, "warmup"):
         backend.warmup(plan.chosen.program)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from nbattn.program.request import Request
 
 AUTO = "auto"
+GATHER = "gather"  # the strategy of `backends/gathered.py`, for packed grids
 _REFERENCE = ("backend", "runs only if requested: backend='reference'")
 _MODEL = ("backend", "runs only if requested: backend='flash-model'")
 _FLEX = ("compile", "takes seconds to compile, runs only if requested: backend='flex'")
@@ -200,7 +201,9 @@ def install(package: str) -> str:
 _ROWS = {row.name: (family, row) for family in FAMILIES for row in family.backends}
 # Every value of `backend=`, every strategy and rewrite, every optional package.
 BACKENDS = (AUTO, *(name for _, row in _ROWS.values() for name in row.names))
-STRATEGIES = tuple(dict.fromkeys(name for family in FAMILIES for name in family.strategies))
+STRATEGIES = tuple(
+    dict.fromkeys([*(name for family in FAMILIES for name in family.strategies), GATHER])
+)
 PACKAGES = tuple(name for family in FAMILIES for name in family.packages)
 _NAMED = tuple(name for name in BACKENDS if ":" not in name)  # short enough for a message
 _PROVIDERS = f"flash and flash-model also with {', '.join(f':{p}' for p in _FLASH_PROVIDERS)}"
@@ -219,6 +222,13 @@ def runner(name: str) -> Any:
     """Returns the module that runs a backend; the first call imports it."""
     family, row = _row(name)
     return _module(f"{family.folder}.{row.module}")
+
+
+def runner_of(candidate: Candidate) -> Any:
+    """Returns the module that runs a candidate."""
+    if candidate.strategy == GATHER:
+        return _module("nbattn.backends.gathered")
+    return runner(candidate.runner)
 
 
 def packages_on(kind: str) -> tuple[str, ...]:

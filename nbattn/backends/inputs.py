@@ -44,7 +44,7 @@ class Inputs(NamedTuple):
     @property
     def rank(self) -> int:
         """The number of axes of the space."""
-        return self.query.dim() - 3 if self.grids is None else self.grids.query.rank
+        return self.query.dim() - 3 if self.grids is None else self.grids.rank
 
     @property
     def space(self) -> torch.Size:

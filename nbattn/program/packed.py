@@ -7,13 +7,13 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import numpy as np
 
 from nbattn.grids import PackedGrids
-from nbattn.program.program import CallArguments, Program
+from nbattn.program.program import Program
 
 BUCKETS = 4  # sizes that a plan looks at: all of them, or one for those of a like size
 
 
 @runtime_checkable
-class PackedArguments(CallArguments, Protocol):
+class PackedArguments(Protocol):
     """The arguments of one call on packed grids, `[T, H, D]`; its program has no other call, and
     its views are of all tokens.
     """
@@ -22,6 +22,10 @@ class PackedArguments(CallArguments, Protocol):
         """Returns the program of a grid of one of the sizes of `request.grids.sizes`, on tensors of
         its own. Proofs look at it for every size.
         """
+        ...
+
+    def describe(self) -> str:
+        """Describes the arguments in a few words."""
         ...
 
 
