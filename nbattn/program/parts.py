@@ -4,29 +4,25 @@ that costs add up.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from nbattn.geometry import Axes, BoundAxis, Ints, bind
 from nbattn.grids import Grids, PackedGrids
 from nbattn.mask import Mask
-from nbattn.program.blocks import Block
 from nbattn.program.packed import buckets
 from nbattn.program.program import ByIdentity, Call, CallArguments, Program, whole
 from nbattn.program.request import Request
 
 
 class TiledArguments(CallArguments, Protocol):
-    """The arguments of one call of a kernel with tiles; a dataclass."""
+    """The arguments of one call of a kernel with tiles."""
 
-    @property
-    def axes(self) -> Axes:
-        """The mask's axes at the call's lengths."""
+    def alone(self, axes: Axes) -> CallArguments:
+        """Returns the arguments of a call on one grid, in the same tiles."""
         ...
 
 
@@ -64,27 +60,7 @@ class PackedCall(Generic[Arguments]):
         sizes = self.grids.sizes
         query, key = tuple(sizes.query[number].tolist()), tuple(sizes.key[number].tolist())
         axes = bind(self.mask, query, key)
-        return Program((Call(whole(query), whole(key), replace(self.kernels, axes=axes)),))  # pyright: ignore[reportArgumentType, reportCallIssue]; a dataclass
-
-    def key_runs(self, number: int, queries: int, keys: int) -> tuple[Ints, Ints, int]:
-        """Not said of several grids: `of_size`."""
-        raise NotImplementedError
-
-    def allowed(self, queries: tuple[int, ...], keys: tuple[int, ...]) -> NDArray[np.bool_]:
-        """The masks of all grids, one after another on the diagonal."""
-        total = np.zeros((self.grids.query.tokens, self.grids.key.tokens), dtype=np.bool_)
-        starts = zip(self.grids.query.starts, self.grids.key.starts, strict=True)
-        for which, (query, key) in zip(self.grids.sizes.which, starts, strict=False):
-            (call,) = self.of_size(int(which)).calls
-            own = call.arguments.allowed(call.query.lengths, call.key.lengths)
-            total[query : query + own.shape[0], key : key + own.shape[1]] = own
-        return total
-
-    def blocks(self, request: Request, call: Call, *, backward: bool) -> Iterator[Block]:
-        """The blocks of one grid of each size."""
-        for number in range(len(self.grids.sizes.first)):
-            (own,) = self.of_size(number).calls
-            yield from own.arguments.blocks(request, own, backward=backward)
+        return Program((Call(whole(query), whole(key), self.kernels.alone(axes)),))
 
     def describe(self) -> str:
         """The tiles of all grids."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from nbattn.backends.cuda import choice, costs
 from nbattn.backends.cuda import meaning as cuda
 from nbattn.backends.cuda import tiles as cuda_tiles
 from nbattn.backends.cuda.choice import Pass
 from nbattn.backends.cuda.meaning import CudaArguments
-from nbattn.backends.cuda.tiles import Build, row_tiles_of
+from nbattn.backends.cuda.tiles import Build
 from nbattn.geometry import Axes
 from nbattn.program.candidate import Candidate
 from nbattn.program.limits import Reason
@@ -44,7 +46,7 @@ def _candidate(request: Request, axes: Axes, instructions: str) -> Candidate:
         return Candidate("cuda", "window", (instructions,), None, None, tuple(reasons))
     forward, *backward = (chosen.tiles for chosen in passes.values())
     packed = passes["fwd"].packed
-    arguments = CudaArguments(longest(request, axes), build, forward, *backward, packed=packed)
+    arguments: Any = CudaArguments(longest(request, axes), build, forward, *backward, packed=packed)
     if request.grids is not None:
         arguments = PackedCall(request.mask, request.grids, arguments)
     program = Program((Call(whole(request.query_space), whole(request.key_space), arguments),))
@@ -65,15 +67,7 @@ def _passes(
             text = f"no tile of head_dim {request.head_dim} and value_dim {request.value_dim} fits"
             return [Reason("memory", f"{text} {memory} bytes of shared memory")]
         chosen = ranked[0]
-        heads = request.batch * (request.kv_heads if kernel == "dkdv" else request.heads)
-        extra = -(-request.extra_keys // chosen.tiles.row_count) if kernel == "dkdv" else 0
-        tiles = chosen.row_tiles + extra
-        if request.grids is not None:
-            tiles = row_tiles_of(
-                request.mask, request.grids, chosen.tiles, inverse=kernel == "dkdv"
-            )
-            tiles = int(tiles.sum()) + extra * len(request.grids)
-        if (blocks := tiles * heads // chosen.packed) > cuda.GRID:
+        if (blocks := choice.blocks(kernel, chosen, request)) > cuda.GRID:
             return [Reason("grid", f"{blocks} blocks are over the grid of {cuda.GRID}")]
         passes[kernel] = chosen
     rows = request.batch * request.heads * request.query_count

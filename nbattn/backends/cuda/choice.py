@@ -21,6 +21,7 @@ from nbattn.backends.cuda.tiles import (
     legal_tiles,
     padded,
     row_tiles,
+    row_tiles_of,
 )
 from nbattn.geometry import Axes, BoundAxis
 from nbattn.program.parts import Part, longest, parts_of
@@ -68,6 +69,17 @@ def of_request(
         packed=packed,
         parts=parts_of(request, axes),
     )
+
+
+def blocks(kernel: str, one: Pass, request: Request) -> int:
+    """The blocks of a kernel's launch, exactly."""
+    inverse, grids = kernel == "dkdv", request.grids
+    extra = -(-request.extra_keys // one.tiles.row_count) if inverse else 0
+    tiles = int(one.row_tiles) + extra
+    if grids is not None:
+        of_grids = row_tiles_of(request.mask, grids, one.tiles, inverse=inverse)
+        tiles = int(of_grids.sum()) + extra * len(grids)
+    return tiles * request.batch * (request.kv_heads if inverse else request.heads) // one.packed
 
 
 def _packs(request: Request, axes: Axes) -> bool:
@@ -174,7 +186,7 @@ def _seconds(
         one.tiles,
         build,
         machine,
-        blocks=one.row_tiles * heads,
+        blocks=round(one.row_tiles * heads),
         visits=one.tile_pairs * group / max(one.row_tiles, 1),
         masked=masked,
     )

@@ -21,7 +21,7 @@ from nbattn.backends.cuda.meaning import CudaArguments
 from nbattn.backends.cuda.tiles import Build, Tiles
 from nbattn.backends.inputs import Gradients, Inputs, kernel_tensors, new_lse, new_output
 from nbattn.backends.logsumexp import sink_gradient
-from nbattn.geometry import Axes, Ints
+from nbattn.geometry import Ints
 from nbattn.kernels import grid_table, launch, layout
 from nbattn.kernels.launch import Launcher
 from nbattn.kernels.variant import Variant

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from nbattn import geometry
 from nbattn.backends.native import costs, meaning, tiles
 from nbattn.backends.native.meaning import NativeArguments
@@ -22,7 +24,7 @@ def candidates(request: Request, axes: Axes) -> list[Candidate]:
     if request.training:
         passes |= tiles.choose_backward(request, axes)
     kernels = {kernel: one.tiles for kernel, one in passes.items()}
-    arguments = NativeArguments(longest(request, axes), **kernels)
+    arguments: Any = NativeArguments(longest(request, axes), **kernels)
     if request.grids is not None:
         arguments = PackedCall(request.mask, request.grids, arguments)
     program = Program((Call(whole(request.query_space), whole(request.key_space), arguments),))

@@ -5,7 +5,7 @@ hull of their columns.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 
 import numpy as np
@@ -54,6 +54,10 @@ class NativeArguments:
     grad_query: Tiles | None = None
     grad_key: Tiles | None = None
     grad_all: Tiles | None = None
+
+    def alone(self, axes: Axes) -> NativeArguments:
+        """The arguments of a call on one grid, in the same tiles."""
+        return replace(self, axes=axes)
 
     def key_runs(self, number: int, queries: int, keys: int) -> tuple[Ints, Ints, int]:
         """The keys of each query on one axis, by the tiles of the forward kernel."""
