@@ -23,7 +23,7 @@ inline Sides sides_of(const Job& job) {
 struct Call {
   const Job& job;
   Sides sides;
-  int kv_heads, head_groups, threads;
+  int kv_heads, head_groups;
   int classes[3], groups[3];  // of the classes that have rows; of the longest class
   int slabs[3];               // items of a class
   int alternating, phase;     // on this axis, if there is one, every other slab runs in each phase

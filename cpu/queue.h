@@ -54,6 +54,7 @@ struct Present {
   Job job;
   Call call;
   int number = -1;
+  bool alike;  // the grid before has the same lengths, and nothing else that groups depend on
 
   explicit Present(const Queue& queue) : job(queue.job), call(job) {}
   Present(const Present&) = delete;
@@ -61,15 +62,26 @@ struct Present {
   // Whether an item is one of another grid than the item before; then the parameters are those of that grid.
   bool enters(const Queue& queue, long item) {
     if (number >= 0 && item >= queue.first[number] && item < queue.first[number + 1]) return false;
+    const int before = number;
     number = queue.grid_of(item);
     job.params = queue.job.params;
-    const int wide = job.type == kDouble ? 8 : 4;
-    if (job.params.grids)
-      set_grid(job.params, queue.grid(number), number, {size_of(job.type), wide, job.head_dim, job.value_dim});
+    if (job.params.grids) {
+      const Grid &grid = queue.grid(number), &other = queue.grid(before < 0 ? number : before);
+      set_grid(job.params, grid, number, {size_of(job.type), job.type == kDouble ? 8 : 4, job.head_dim, job.value_dim});
+      alike = before >= 0 && !job.params.key_range && same_lengths(grid, other);
+    } else {
+      alike = false;
+    }
     call.sides = sides_of(job);
     call.count(queue.phase);
-    call.threads = queue.threads;
     return true;
+  }
+  // Where an item is that is not one of the extra items, or no heads if there is none.
+  Place place(const Queue& queue, long item) {
+    if (item >= queue.items) item = queue.items - 1;
+    enters(queue, item);
+    item -= queue.first[number];
+    return item < call.extra_items ? Place{} : place_of(call, item);
   }
 };
 }  // namespace nb

@@ -222,9 +222,10 @@ struct Worker {
     });
   }
 
-  // Forgets the groups and rows of another grid.
-  void forget() {
-    for (long& number : group_number) number = -1;
+  // Begins the items of another grid; its groups may be those of the grid before.
+  void enter(bool alike) {
+    if (!alike)
+      for (long& number : group_number) number = -1;
     ahead[0].rows.left = ahead[1].rows.left = 0;
   }
 

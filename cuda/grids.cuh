@@ -13,6 +13,13 @@ struct Grid {
 };
 static_assert(sizeof(Grid) == 64, "nbattn/kernels/layout.py has drifted");
 
+NB_DEVICE bool same_lengths(const Grid& a, const Grid& b) {
+  bool same = true;
+  for (int axis = 0; axis < 3; ++axis)
+    same = same && a.queries[axis] == b.queries[axis] && a.keys[axis] == b.keys[axis] && a.offset[axis] == b.offset[axis];
+  return same;
+}
+
 struct Sizes {  // bytes of an element and of an accumulator, channels
   int element, number, head_dim, value_dim;
 };
