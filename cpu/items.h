@@ -1,6 +1,6 @@
 // items.h - the work items of a call: which groups of which sample and key head each of them is.
 #pragma once
-#include "tiles.h"
+#include "table.h"
 
 namespace nb {
 // A call's tensors: those of rows (the lanes) and of columns, [D] and [E] numbers a row.
@@ -19,9 +19,22 @@ inline Sides sides_of(const Job& job) {
   return {query, grad_out, key, value, extra_key, extra_value, out, grad_key, grad_value};
 }
 
+struct Unit {  // items first, first + step, ... before stop
+  long first, stop, step;
+};
+
+// What all grids share of a call with a table.
+struct Added {
+  Table table;
+  const char* cells;  // of the tiles' heads, or null
+  char* slots;        // sums of the table's gradient: `splits` for each head; or null
+  int splits;
+};
+
 // A call, or its part of one grid: `job` has the parameters of that grid.
 struct Call {
   const Job& job;
+  const Added& added;
   Sides sides;
   int kv_heads, head_groups;
   int classes[3], groups[3];  // of the classes that have rows; of the longest class
@@ -29,11 +42,14 @@ struct Call {
   int alternating, phase;     // on this axis, if there is one, every other slab runs in each phase
   long extra_items, items;
 
-  explicit Call(const Job& of) : job(of) {}
+  Call(const Job& of, const Added& added) : job(of), added(added) {}
 
   bool splits_heads() const { return job.pass == kForward || job.pass == kGradQuery; }
   // Slabs of a class that run in this phase.
   int shares(int axis) const { return axis == alternating ? (slabs[axis] + 1 - phase) / 2 : slabs[axis]; }
+
+  // Items of the same sample and place differ in their heads.
+  int head_parts() const { return kv_heads * (splits_heads() ? head_groups : 1); }
 
   // Counts the items of a phase.
   void count(int number) {
@@ -44,7 +60,7 @@ struct Call {
     kv_heads = p.heads / p.group;
     head_groups = keys ? 1 : ceil_div(p.group, job.tile[0] * job.group[0]);
     extra_items = keys ? long(p.batch) * kv_heads * ceil_div(p.extra, kLanes) : 0;
-    items = long(p.batch) * kv_heads * (splits_heads() ? head_groups : 1);
+    items = long(p.batch) * head_parts();
     for (int axis = 0; axis < 3; ++axis) {
       classes[axis] = classes_of(job, axis, keys);
       groups[axis] = groups_of(job, axis, keys);

@@ -6,13 +6,16 @@
 #include "items.h"
 
 namespace nb {
+constexpr long kUnits = 256, kUnitTiles = 8;  // of a table's gradient: at most, and tiles of one
+constexpr long kSlotBytes = 64 << 20;         // of all sums of a table's gradient, if each head has one
 struct Queue {
   const Job& job;
-  int grids, phase, threads;
+  Added added;
+  int grids, phase = 0, threads = 0, head_parts = 1;
   long* first;  // items before each grid, and of all of them
-  long items, next;
+  long items = 0, units = 0, next = 0;
 
-  explicit Queue(const Job& of) : job(of), phase(0), threads(0), items(0), next(0) {
+  explicit Queue(const Job& of) : job(of), added{table_of(of), nullptr, nullptr, 1} {
     grids = job.params.grids ? job.params.grid_count : 1;
     first = static_cast<long*>(malloc((grids + 1l) * sizeof(long)));
     if (!first) abort();
@@ -20,21 +23,36 @@ struct Queue {
   ~Queue() { free(first); }
 
   const Grid& grid(int number) const { return static_cast<const Grid*>(job.params.grids)[number]; }
+  template <class Use>
+  void each_call(int of_phase, const Use& use) const {
+    Job of_grid = job;
+    Call call(of_grid, added);
+    for (int n = 0; n < grids; ++n) {
+      if (job.params.grids) set_lengths(of_grid.params, grid(n));
+      call.count(of_phase);
+      use(call, n);
+    }
+  }
 
   // Begins a phase.
   void begin(int number) {
-    Job of_grid = job;
-    Call call(of_grid);
     phase = number;
     next = items = 0;
-    for (int n = 0; n < grids; ++n) {
-      if (job.params.grids) set_lengths(of_grid.params, grid(n));
+    each_call(phase, [&](const Call& call, int n) {
       first[n] = items;
-      call.count(phase);
       items += call.items;
-    }
+      head_parts = call.head_parts();
+    });
     first[grids] = items;
-    threads = int(items < job.threads ? items : job.threads);
+    units = added.slots ? long(head_parts) * added.splits : items;
+    threads = int(units < job.threads ? units : job.threads);
+  }
+  // Threads take units of items: single ones, or many of the same heads whose sums for a table's gradient are added up.
+  Unit unit(long number) const {
+    if (!added.slots) return {number, number + 1, 1};
+    const long places = items / head_parts, part = number % head_parts, split = number / head_parts;
+    return {places * split / added.splits * head_parts + part, places * (split + 1) / added.splits * head_parts,
+            head_parts};
   }
 
   // The grid of an item: the last one with no more items before it.
@@ -56,7 +74,7 @@ struct Present {
   int number = -1;
   bool alike;  // the grid before has the same lengths, and nothing else that groups depend on
 
-  explicit Present(const Queue& queue) : job(queue.job), call(job) {}
+  explicit Present(const Queue& queue) : job(queue.job), call(job, queue.added) {}
   Present(const Present&) = delete;
 
   // Whether an item is one of another grid than the item before; then the parameters are those of that grid.
@@ -84,4 +102,24 @@ struct Present {
     return item < call.extra_items ? Place{} : place_of(call, item);
   }
 };
+
+// How many sums a table's gradient has for each head: few enough for their memory and for what a sum costs. The number
+// of threads plays no part.
+inline int splits_of(const Queue& queue) {
+  const Job& job = queue.job;
+  const Table& table = queue.added.table;
+  long tiles = 0;
+  int head_parts = 1;
+  queue.each_call(0, [&](const Call& call, int) {
+    long own = long(call.job.params.batch) * (call.splits_heads() ? job.group[0] : table.head_tiles);
+    for (int axis = 0; axis < 3; ++axis) own *= long(call.classes[axis]) * call.groups[axis] * job.group[axis + 1];
+    tiles += own;
+    head_parts = call.head_parts();
+  });
+  const long bytes = job.params.heads * table.entries * (job.type == kDouble ? 8 : 4);
+  long most = kUnits / head_parts;
+  if (most > tiles / kUnitTiles) most = tiles / kUnitTiles;
+  if (most > kSlotBytes / bytes) most = kSlotBytes / bytes;
+  return int(most < 1 ? 1 : most);
+}
 }  // namespace nb

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from nbattn.grids import Grids as Grids
     from nbattn.grids import grids_from as grids_from
     from nbattn.joining import merge as merge
+    from nbattn.joint import joint_attention as joint_attention
     from nbattn.key_ranges import key_range_from as key_range_from
     from nbattn.nn import NeighborhoodAttention as NeighborhoodAttention
     from nbattn.planner.plan import Plan as Plan
@@ -46,6 +47,7 @@ __all__ = [
     "__version__",
     "attention",
     "grids_from",
+    "joint_attention",
     "key_range_from",
     "load",
     "merge",
@@ -55,6 +57,7 @@ __all__ = [
 _LAZY = {
     "attention": "nbattn.functional",
     "plan": "nbattn.functional",
+    "joint_attention": "nbattn.joint",
     "merge": "nbattn.joining",
     "Grids": "nbattn.grids",
     "grids_from": "nbattn.grids",

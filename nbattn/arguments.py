@@ -13,7 +13,7 @@ from torch import Tensor
 from nbattn import added_scores, key_ranges, mistaken_masks
 from nbattn.axis import MAX_RANK, meant_truth, nearest
 from nbattn.backends import families
-from nbattn.errors import InputError, described, kind
+from nbattn.errors import InputError, counted, described, kind
 from nbattn.mask import Mask
 from nbattn.packing import grid_count
 from nbattn.program.device import DeviceInfo
@@ -252,6 +252,27 @@ def check_optional(
     if extra_range is not None:
         _check_extra_range(extra_range, batch, extra_key)
     added_scores.check(mask, query, key, relative_bias, alibi_slopes, packed)
+
+
+def check_extra_query(query: Tensor, extra_query: Tensor, extra_key: Tensor) -> None:
+    """Checks the queries of extra tokens, as many as their keys; their keys and values are checked
+    by `check_optional`.
+    """
+    check_tensors(query, {"extra_query": extra_query})
+    batch, heads, dim = query.shape[0], query.shape[-2], query.shape[-1]
+    count = _extra_keys(extra_query.shape, batch, heads, dim)
+    _shaped("extra_query", extra_query, (batch, count, heads, dim), "[B, E, H, D]")
+    own, keys = extra_query.shape[1], extra_key.shape[1]
+    if extra_key.dim() == 4 and not holds(own == keys):
+        rank = query.dim() - 3
+        tokens = f"extra_query[:, :{', None' * (rank - 1)}]" if rank > 1 else "extra_query"
+        named = "extra_key=extra_key, extra_value=extra_value"
+        raise InputError(
+            f"extra_query has {counted(own, 'token')}, extra_key {keys}: both are those of the "
+            "extra tokens.",
+            f"nbattn.attention(query, key, value, mask, {named}), nbattn.attention({tokens}, key, "
+            f"value, nbattn.Mask.full({rank}), {named}), each with the other arguments.",
+        )
 
 
 def _check_extra_range(extra_range: Tensor, batch: int, extra_key: Tensor | None) -> None:

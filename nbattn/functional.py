@@ -29,7 +29,7 @@ from nbattn.fixes import signatures
 from nbattn.grids import PackedGrids
 from nbattn.joining import merge as merge
 from nbattn.mask import Mask
-from nbattn.planner import planner
+from nbattn.planner import joint_plan, planner
 from nbattn.planner.plan import Plan
 from nbattn.planner.planner import Signature
 from nbattn.program.device import DeviceInfo
@@ -137,9 +137,9 @@ def attention(
         alibi_slopes: float32 `[H]` or `[B, H]`: `slope * |p - j|` is subtracted from the score of a
             query at position p on the key axis and key j (ALiBi). Masks of one axis have it, but
             circular ones; it has no gradient.
-        grids: sizes `[(14, 14), (20, 33), …]` of grids that are packed one after another, row-major:
-            the query is `[T, H, D]`, key and value `[Tk, Hk, …]`, results are alike, and each grid
-            is attention on its own. B is then the number of grids. A list, an array, or `Grids`.
+        grids: sizes `[(14, 14), (20, 33), …]` of grids that are packed one after another: the query
+            is `[T, H, D]`, key and value `[Tk, Hk, …]`, rows of a grid are row-major, results are
+            alike, and each grid is on its own. B is then the number of grids. A list, or `Grids`.
         key_grids: the sizes of the keys' grids, if they are others.
         backend: "auto", or the name of a backend, which runs or raises; "reference" supports double
             backward.
@@ -185,7 +185,7 @@ def attention(
             **{"require": require, "forbid": forbid, "return_lse": return_lse},
         }
         return packing.apart(attention, (query, key, value), options)
-    packed = None
+    packed: Any = None
     if grids is not None or key_grids is not None:
         packed = packing.packed_of(mask, grids, key_grids)
     if key_range is not None and query is not None:
@@ -212,7 +212,7 @@ def _checked(
     mask: Mask,
     scale: float | None,
     softcap: float | None,
-    packed: Any,
+    packed: Any,  # `PackedGrids`, or `TracedGrids` for compilers
 ) -> Inputs:
     """Checks tensors, mask and numbers; returns them, cast for autocast, with their defaults."""
     if any(given is None or isinstance(given, Mask) for given in tensors[:3]):
@@ -231,7 +231,8 @@ def _checked(
     arguments.check_numbers(scale, softcap)
     arguments.check_optional(mask, query, key, value, *optional, packed=packed)
     factor = query.shape[-1] ** -0.5 if scale is None else float(scale)
-    return Inputs(*tensors, factor, None if softcap is None else float(softcap), packed)
+    cap = None if softcap is None else float(softcap)
+    return Inputs(*tensors, scale=factor, softcap=cap, grids=packed)
 
 
 def _computed(
@@ -349,6 +350,7 @@ def plan(
     forbid: Sequence[str] = (),
     return_lse: bool = False,
     extra_keys: int = 0,
+    extra_queries: bool = False,
     softcap: float | None = None,
     sink: bool = False,
     key_range: bool = False,
@@ -375,6 +377,8 @@ def plan(
         training: whether a backward pass follows.
         backend, require, forbid, return_lse: as in `attention`.
         extra_keys: E, the number of extra keys.
+        extra_queries: whether the extra tokens are queries, too, as in `joint_attention`: the
+            result is then a `JointPlan`, which has the plans of both parts.
         softcap: as in `attention`; sink, key_range, extra_range, relative_bias, alibi_slopes:
             whether there is one.
         grids, key_grids: as in `attention`; the query_shape is then `[T, H, D]`.
@@ -401,6 +405,7 @@ def plan(
         "relative_bias": relative_bias,
         "alibi_slopes": alibi_slopes,
         "packed": packed,
+        "extra_queries": extra_queries,
         "deterministic": deterministic,
     }
     arguments.check_mask(mask)
@@ -411,11 +416,11 @@ def plan(
     dim = query_shape[-1] if value_dim is None else value_dim
     key_shape = query_shape if key_shape is None else key_shape
     sizes = tuple(query_shape), tuple(key_shape)
-    packed_grids = None
+    packed_grids: Any = None
     if grids is not None or key_grids is not None:
         packed_grids = packing.packed_of(mask, grids, key_grids)
     _check_once(mask, *sizes, dim, backend, tuple(require), tuple(forbid), packed_grids)
-    return planner.planned(
+    return (joint_plan if extra_queries else planner).planned(
         Signature(
             mask,
             *sizes,

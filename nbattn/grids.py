@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -93,7 +93,8 @@ class Grids:
         return self._distinct
 
 
-class Sizes(NamedTuple):
+@dataclass(frozen=True, slots=True, eq=False)
+class Sizes:
     """The pairs of sizes of queries and keys that differ among packed grids.
 
     Args:
@@ -114,16 +115,16 @@ class Sizes(NamedTuple):
 class PackedGrids:
     """The grids of the queries and those of the keys, grid by grid.
 
-    >>> packed = PackedGrids(grids_of([(2, 3), (4, 4), (2, 3)]))
+    >>> packed = PackedGrids(*2 * [grids_of([(2, 3), (4, 4), (2, 3)])])
     >>> packed.sizes.query.tolist(), packed.sizes.which.tolist()
     ([[2, 3], [4, 4]], [0, 1, 0])
     """
 
     query: Grids
-    key: Grids = None  # pyright: ignore[reportAssignmentType]; the default is `query`
+    key: Grids
 
     def __post_init__(self) -> None:
-        if self.key is None or self.key == self.query:
+        if self.key == self.query:
             object.__setattr__(self, "key", self.query)  # compared by identity from now on
 
     def __hash__(self) -> int:

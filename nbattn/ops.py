@@ -86,7 +86,8 @@ def inputs_of(values: tuple[Any, ...]) -> tuple[Inputs, Options]:
     """Returns the tensors and options of an operator's arguments."""
     tensors, options = values[: len(TENSORS)], Options(*values[len(TENSORS) :])
     packed = _packed(tensors[0], options)
-    return Inputs(*tensors, options.scale, options.softcap, packed), options
+    inputs = Inputs(*tensors, scale=options.scale, softcap=options.softcap, grids=packed)
+    return inputs, options
 
 
 def flat_grids(packed: Any) -> tuple[list[int], list[int]]:

@@ -224,6 +224,11 @@ def runner(name: str) -> Any:
     return _module(f"{family.folder}.{row.module}")
 
 
+def family_of(name: str) -> Family:
+    """Returns the family of a backend, whose name may include a provider."""
+    return _row(name)[0]
+
+
 def runner_of(candidate: Candidate) -> Any:
     """Returns the module that runs a candidate."""
     if candidate.strategy == GATHER:

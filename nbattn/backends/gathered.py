@@ -5,8 +5,9 @@ batch, and their results are scattered. Grids that lie side by side are views, w
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,7 +32,8 @@ _PER_GRID = ("key_range", "extra_key", "extra_value", "extra_range")
 _SHARED = ("sink", "relative_bias")
 
 
-class Part(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Part:
     """The grids of one size.
 
     Args:

@@ -64,24 +64,25 @@ class GatheredArguments:
 
 
 def candidates(request: Request, own: Iterable[Candidate]) -> list[Candidate]:
-    """Returns one candidate for each backend that has none of its own among `own`."""
+    """Returns one candidate for each backend, but those of families that have an accepted one among
+    their `own`.
+    """
     from nbattn.planner import planner
 
     assert request.grids is not None
-    taken = {candidate.runner for candidate in own if not candidate.reasons}
+    taken = {families.family_of(c.runner).name for c in own if not c.reasons}
     some = buckets(request.grids)
     offers: dict[str, list[Candidate | tuple[Reason, ...]]] = {}
     for bucket in some:
         of_size = replace(request.of_size(bucket.number, bucket.count), require=(), forbid=())
         offered: dict[str, list[Candidate]] = {}
-        for candidate in planner.offered(of_size, of_size.axes()):
+        for candidate in planner.offered(of_size, of_size.axes(), taken):
             offered.setdefault(candidate.backend, []).append(candidate)
         for backend, of_backend in offered.items():
             offers.setdefault(backend, []).append(_best(of_backend))
     return [
         _gathered(request, backend, list(zip(some, parts, strict=True)))
         for backend, parts in offers.items()
-        if backend.partition(":")[0] not in taken
     ]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -142,13 +142,13 @@ def candidates(request: Request, axes: Axes) -> list[Candidate]:
     return [_refused(candidate, _not_requested(request, candidate)) for candidate in found]
 
 
-def offered(request: Request, axes: Axes) -> Iterator[Candidate]:
-    """Yields the families' own candidates, whatever the request says of backends. Of packed grids,
-    which have no axes, only some families have one.
+def offered(request: Request, axes: Axes, without: Collection[str] = ()) -> Iterator[Candidate]:
+    """Yields the families' own candidates, whatever the request says of backends, without those of
+    some families. Of packed grids, which have no axes, only some families have one.
     """
     times = cost_table.tiles(request)
     for family in families.FAMILIES:
-        if request.grids is None or family.takes_grids:
+        if family.name not in without and (request.grids is None or family.takes_grids):
             for candidate in family.candidates(request, axes):
                 yield family.retiled(candidate, request, axes, times)
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol, runtime_checkable
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
 from nbattn.grids import PackedGrids
 from nbattn.program.program import Program
 
-BUCKETS = 4  # sizes that a plan looks at: all of them, or one for those of a like size
+BUCKETS = 3  # sizes that a plan looks at: all of them, or one for those of a like size
 
 
 @runtime_checkable
@@ -29,7 +30,8 @@ class PackedArguments(Protocol):
         ...
 
 
-class Bucket(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Bucket:
     """Sizes that one of them stands for in costs.
 
     Args:

@@ -166,10 +166,10 @@ class Request:
         listed = {name: list(value) for name, value in plain.items() if isinstance(value, tuple)}
         if not self.held:  # a request for whole axes has no such entry
             del plain["held"], listed["held"]
-        packed = plain.pop("grids")
+        packed: PackedGrids | None = plain.pop("grids")
         if packed is not None:
             listed["grids"] = packed.query.array.tolist()
-            listed["key_grids"] = None if packed.is_self else packed.key.array.tolist()
+            listed["key_grids"] = packed.key.array.tolist()
         return {**plain, **listed, "mask": repr(self.mask), "device": self.device.name}
 
 

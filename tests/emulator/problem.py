@@ -297,6 +297,6 @@ def numbers(p: Problem, kernel: str, made: Tensors) -> bytes:
             "causal": int(axis.causal),
         }
         axis_numbers += [known.get(name, getattr(axis, name, 0)) for name in layout.AXIS]
-    counts = [p.batch, p.heads // packed, p.group // packed, p.extra, p.rank, packed]
+    counts = [p.batch, p.heads // packed, p.group // packed, p.extra, p.rank, packed, 0, 0]
     scale = p.head_dim**-0.5 if p.scale is None else p.scale
     return layout.pack_numbers(strides, scale, p.softcap, axis_numbers, held, counts)

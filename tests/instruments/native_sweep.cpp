@@ -108,9 +108,10 @@ void check_ahead(nb::Worker<F>& w, long long rows) {
 
 template <bool kKeyRows, class F>
 void sweep(const nb::Job& job, long capacity) {
-  nb::Call call(job);
+  nb::Added added = {nb::table_of(job), nullptr, nullptr, 1};
+  nb::Call call(job, added);
   call.sides = nb::sides_of(job);
-  nb::Worker<F> w(job);
+  nb::Worker<F> w(job, added.table);
   w.capacity = capacity;
   const long bytes = w.bytes();
   char* const memory = static_cast<char*>(aligned_alloc(64, bytes + 64));
