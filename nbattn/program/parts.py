@@ -93,11 +93,11 @@ def _parts(mask: Mask, identity: ByIdentity[PackedGrids]) -> tuple[Part, ...]:
     sizes = identity.value.sizes
     return tuple(
         Part(
-            bind(mask, sizes.query[number].tolist(), sizes.key[number].tolist()),
-            count * scale,
-            same,
+            bind(mask, sizes.query[one.number].tolist(), sizes.key[one.number].tolist()),
+            one.count * one.scale,
+            one.sizes,
         )
-        for number, count, same, scale in buckets(identity.value)
+        for one in buckets(identity.value)
     )
 
 

@@ -18,7 +18,8 @@ def candidates(request: Request, axes: Axes) -> list[Candidate]:
     """Returns one candidate: each kernel with the tiles that cost least."""
     if request.backend not in ("auto", "native"):
         return [refused("native", "window")]
-    if reasons := meaning.reasons(request.needs, farthest(request, axes)):
+    reasons = meaning.reasons(request.needs, farthest(request, axes))
+    if reasons := reasons + meaning.many_tables(request):
         return [refused("native", "window", *reasons)]
     passes = {"forward": tiles.choose("forward", request, axes)}
     if request.training:

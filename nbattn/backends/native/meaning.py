@@ -39,6 +39,15 @@ def reasons(needs: Needs, axes: Axes) -> list[Reason]:
     return exceeded + over_int32(axes)
 
 
+def many_tables(request: Request) -> list[Reason]:
+    """Why the kernels cannot lay out one table of relative positions for all grids."""
+    circles = any(axis.border == "wrap" for axis in request.mask.axes)
+    if request.grids is None or not request.relative_bias or not circles:
+        return []
+    text = 'relative_bias of packed grids needs axes without border="wrap": each circle has its own'
+    return [Reason("grids", f"{text} table")]
+
+
 @dataclass(frozen=True, slots=True)
 class NativeArguments:
     """One call on whole tensors, with the tiles of its kernels.
