@@ -111,10 +111,10 @@ def joint_attention(
     placed_query = placed(extra_query, mask.rank, is_packed=grids is not None)
     of_extras = _attended(placed_query, key, value, _FULL[mask.rank - 1], **packed, **shared)
     if not return_lse:
-        return of_grid, of_extras.reshape(*extra_query.shape[:-1], -1)
+        return of_grid, of_extras.reshape(*extra_query.shape[:-1], value.shape[-1])
     (out, lse), (extra_out, extra_lse) = of_grid, of_extras
     shape = extra_query.shape[:-1]
-    return out, extra_out.reshape(*shape, -1), lse, extra_lse.reshape(shape)
+    return out, extra_out.reshape(*shape, value.shape[-1]), lse, extra_lse.reshape(shape)
 
 
 def _attended(query: Tensor, key: Tensor, value: Tensor, mask: Mask, **options: Any) -> Any:

@@ -54,8 +54,8 @@ def run_joint(
     extra: Any = run(of_extras, placed_query, key, value, **shared)
     shape = extra_query.shape[:-1]
     if not plan.request.return_lse:
-        return found, extra.reshape(*shape, -1)
-    return found[0], extra[0].reshape(*shape, -1), found[1], extra[1].reshape(shape)
+        return found, extra.reshape(*shape, value.shape[-1])
+    return found[0], extra[0].reshape(*shape, value.shape[-1]), found[1], extra[1].reshape(shape)
 
 
 def _run(
