@@ -46,8 +46,8 @@ def _check_table(
 ) -> None:
     if any(axis.left is None or axis.right is None for axis in mask.axes):
         spaces = [(query.shape[1:-2], key.shape[1:-2])] if packed is None else packed.spaces()
-        lengths = [[max(map(operator.index, n)) for n in zip(*s)] for s in zip(*spaces)]  # noqa: B905
-        biases.check_table(mask, geometry.bind(mask, *lengths))
+        queries, keys = ([max(map(operator.index, n)) for n in zip(*s)] for s in zip(*spaces))  # noqa: B905
+        biases.check_table(mask, geometry.bind(mask, queries, keys))
     expected = (query.shape[-2], *biases.table_sizes(mask.axes))
     if not _is(table.shape, expected):
         raise InputError(

@@ -15,6 +15,7 @@ from nbattn.axis import MAX_RANK, meant_truth, nearest
 from nbattn.backends import families
 from nbattn.errors import InputError, counted, described, kind
 from nbattn.mask import Mask
+from nbattn.packing import check_shapes as check_packed_shapes
 from nbattn.packing import grid_count
 from nbattn.program.device import DeviceInfo
 from nbattn.program.device import known as known_devices
@@ -202,9 +203,13 @@ def check_run(request: Request, query: Tensor, named: dict[str, Any]) -> None:
     check_tensors(query, {n: t for n, t in named.items() if n not in ("scale", "softcap")})
     check_numbers(named["scale"], named["softcap"])
     key, value = named["key"], named["value"]
-    check_shapes(request.mask, query.shape, key.shape, value.shape)
+    spaces = query.shape, key.shape, value.shape
+    if request.grids is None:
+        check_shapes(request.mask, *spaces)
+    else:
+        check_packed_shapes(request.mask, request.grids, *spaces)
     optional = (named.get(name) for name in _OPTIONAL)
-    check_optional(request.mask, query, key, value, *optional)
+    check_optional(request.mask, query, key, value, *optional, packed=request.grids)
 
 
 def check_optional(

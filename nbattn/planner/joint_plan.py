@@ -105,10 +105,13 @@ class JointPlan(Plan):
 def planned(signature: Signature) -> JointPlan:
     """Returns the plan of a signature whose extra keys are queries, too."""
     batch, *space, heads, dim = signature.query_shape
-    rank = len(space)
+    tokens = (batch, signature.extra_keys, *[1] * (len(space) - 1))
+    # queries beside packed keys are of another tensor; with another shape, layouts count keys alone
+    is_apart = signature.layout == "packed" and tokens == tuple(signature.key_shape[:-2])
     extras = signature._replace(
-        mask=Mask.full(rank),
-        query_shape=(batch, signature.extra_keys, *[1] * (rank - 1), heads, dim),
+        mask=Mask.full(len(space)),
+        query_shape=(*tokens, heads, dim),
+        layout="strided" if is_apart else signature.layout,
         relative_bias=False,
         alibi_slopes=False,
     )
