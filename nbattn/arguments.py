@@ -288,7 +288,7 @@ def _check_extra_range(extra_range: Tensor, batch: int, extra_key: Tensor | None
     if extra_range.dtype != torch.int32:
         raise InputError(
             f"extra_range is {_name(extra_range.dtype)}, not int32.",
-            "" if extra_range.is_complex() else "extra_range=extra_range.int().",
+            "extra_range=extra_range.int().",
         )
     meaning = "[start, stop) of the extra keys, per sample"
     if extra_range.dim() == 1 and extra_range.shape[0] == batch != 2:

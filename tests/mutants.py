@@ -440,6 +440,8 @@ MUTANTS = [
            "True else 0", "backends/tiled/run"),
     Mutant("steps-forbidden-unseen", TILED_ADDED, "bool(self._table.isinf().any())", "False",
            "backends/tiled/run"),
+    Mutant("slopes-of-samples-shared", "nbattn/ops.py", "return not is_slopes or tensor.dim()",
+           "return True or tensor.dim()", "whole/added_inside_torch"),
     Mutant("extra-range-kept", TILED, "extra.masked_fill_(chunk.extra_outside, _NO_KEYS)", "pass",
            "backends/tiled/run"),
     Mutant("joined-unevenly", SCHEDULE, "and moved == last.repeat * shift * step", "",
