@@ -134,7 +134,9 @@ def drawn_axis(random: Random, longest: int, *, table: bool) -> tuple[Axis, int,
     while True:
         fields = {name: random.choice(values) for name, values in FIELDS.items()}
         if table:
-            sides = {name: 4 if fields[name] is None else fields[name] for name in ("left", "right")}
+            sides = {
+                name: 4 if fields[name] is None else fields[name] for name in ("left", "right")
+            }
             fields |= {**sides, "prefix": 0}
         queries = random.randrange(1, longest + 1)
         keys = queries if random.random() < 0.5 else random.randrange(longest + 1)
