@@ -375,11 +375,10 @@ def wanted(made: Problem) -> tuple[dict[str, Tensor], dict[str, float]]:
         for n, t in made.tensors.items()
         if not n.startswith("grad")
     }
-    wide |= made.positions
     leaves = {n: t.detach().requires_grad_(t.is_floating_point()) for n, t in wide.items()}
     numbers = {"scale": made.scale} | ({} if made.softcap is None else {"softcap": made.softcap})
-    allowed = made.allowed
-    out, lse = dense_attention.attend(**leaves, allowed=allowed, **numbers)
+    pairs = {"allowed": made.allowed, **made.positions}
+    out, lse = dense_attention.attend(**leaves, **pairs, **numbers)
     grad_out, grad_lse = made.tensors["grad_out"].double(), made.tensors.get("grad_lse")
     ends, upward = [out], [grad_out]
     if grad_lse is not None:
@@ -387,7 +386,7 @@ def wanted(made: Problem) -> tuple[dict[str, Tensor], dict[str, float]]:
         ends, upward = [*ends, lse], [*upward, grad_lse]
     names = [name for name in GRADIENTS if name in leaves]
     grads = torch.autograd.grad(ends, [leaves[name] for name in names], upward)
-    terms = dense_attention.score_gradients(wide, allowed, grad_out, grad_lse, numbers)
+    terms = dense_attention.score_gradients(wide, pairs, grad_out, grad_lse, numbers)
     return {"out": out, "lse": lse} | {
         f"d{name}": grad for name, grad in zip(names, grads, strict=True)
     }, terms

@@ -28,7 +28,7 @@ KERNELS, TILES, WORKER, VISIT = "kernels.cpp", "tiles.h", "worker.h", "visit.h"
 QUARTER = "quarters.h"
 ELEMENT, VECTOR, PRODUCTS, FORWARD = "element.h", "vector.h", "products.h", "forward.h"
 BACKWARD, POOL, ITEMS, MEMORY, WALK = "backward.h", "pool.h", "items.h", "memory.h", "walk.h"
-TABLE, ADDED = "table.h", "added.h"
+TABLE, ADDED, QUEUE = "table.h", "added.h", "queue.h"
 # fmt: off
 ELEMENTS = [  # numbers and rows of the tensors
     Bug("halves are cut off", ELEMENT, "(size + 0xc8000fffu + (size >> 13 & 1u)) >> 13",
@@ -99,7 +99,7 @@ ROWS = [  # tiles, lanes, groups
     Bug("a group's tile without its axes", KERNELS, "t.valid &= t.axis[axis]->valid;", "", "line",
         "GA"),
     Bug("a group is kept for the next sample", KERNELS,
-        "long(place.sample) * call.classes[axis] * call.groups[axis] + at[axis];", "at[axis];",
+        "w.p.key_range ? place.sample : 0;", "0;",
         "strided", "V"),
     Bug("a group is kept for another axis", KERNELS,
         "if (w.group_number[axis] == number) continue;\n    w.group_number[axis] = number;",
@@ -107,9 +107,10 @@ ROWS = [  # tiles, lanes, groups
         "V"),
     Bug("the first head's gradients only", KERNELS, "head < first + p.group; ++head",
         "head <= first; ++head", "half", "V"),
-    Bug("the last item is left out", KERNELS, "< call.units;) {", "< call.units - 1;) {", "line",
+    Bug("the last item is left out", KERNELS, "< queue.units;) {", "< queue.units - 1;) {", "line",
         "V"),
-    Bug("extra keys are no rows", ITEMS, "    items += extra_items;\n", "", "strided", "V"),
+    Bug("extra keys are no rows", ITEMS, "? 0 : items + extra_items;",
+        "? 0 : items;", "strided", "V"),
 ]
 COLUMNS = [  # boxes, packed rows, masks
     Bug("a box past the end", WALK, "box[0].hi = min_of(z.hi, box[0].lo + step[0]);",
@@ -313,7 +314,7 @@ WALKS = [  # the rows of a box, and of the next one
 ]
 SLABS = [  # the items of the pass that adds to gradients, and the zeros before it
     Bug("all slabs at a time", ITEMS,
-        "    if (job.pass == kGradAll && call.slabs[axis] > 1) call.alternating = axis;\n", "",
+        "      if (job.pass == kGradAll && slabs[axis] > 1) alternating = axis;\n", "",
         "all plane", "R"),
     Bug("neighbouring slabs at a time", ITEMS, "2 * share + call.phase",
         "share + call.phase * ((call.slabs[axis] + 1) / 2)", "all plane", "R"),
@@ -325,16 +326,17 @@ SLABS = [  # the items of the pass that adds to gradients, and the zeros before 
         "slabs[axis] / 2", "all line", "VS"),
     Bug("a slab after an odd number", ITEMS, "(slabs[axis] + 1 - phase) / 2",
         "(slabs[axis] + 1) / 2", "all line", "V"),
-    Bug("one phase only", KERNELS, "call.alternating < 0 ? 1 : 2", "1", "all line", "VS"),
-    Bug("no items in the second phase", ITEMS, "    next = 0;\n", "", "all line", "VS"),
+    Bug("one phase only", KERNELS, "(job->pass == kGradAll ? 2 : 1)", "1", "all line", "VS"),
+    Bug("no items in the second phase", QUEUE, "    next = items = 0;\n", "    items = 0;\n",
+        "all line", "VS"),
     Bug("slabs reach into the next class", ITEMS, "min_of(first + slab, call.groups[axis])",
         "first + slab", "all plane", "V"),
     Bug("the first group of a slab only", ITEMS, "min_of(first + slab, call.groups[axis])",
         "first + 1", "all plane", "VS"),
     Bug("the last group of a class", ITEMS, "min_of(first + slab, call.groups[axis])",
         "min_of(first + slab, call.groups[axis] - (slab > 1))", "all plane", "VS"),
-    Bug("a slab cut short is none", ITEMS, "ceil_div(call.groups[axis], job.slab[axis])",
-        "max_of(call.groups[axis] / job.slab[axis], 1)", "all plane", "VS"),
+    Bug("a slab cut short is none", ITEMS, "ceil_div(groups[axis], job.slab[axis])",
+        "max_of(groups[axis] / job.slab[axis], 1)", "all plane", "VS"),
     Bug("classes start with a slab", ITEMS, "* call.groups[axis];",
         "* call.slabs[axis] * slab;", "all plane", "VS"),
     Bug("the first class again", ITEMS, "int(item % call.classes[axis]) * call.groups[axis];", "0;",
@@ -421,7 +423,7 @@ QUARTERS = [  # lanes that sums leave out
 ]
 THREADS = [  # the pool, the counter, the scratch memory
     Bug("items are counted without atomics", KERNELS,
-        "__atomic_fetch_add(&call.next, 1, __ATOMIC_RELAXED)", "call.next++", "negative", "R"),
+        "__atomic_fetch_add(&queue.next, 1, __ATOMIC_RELAXED)", "queue.next++", "negative", "R"),
     Bug("nobody waits for helpers", POOL,
         "  while (task.active) pthread_cond_wait(&pool.done, &pool.mutex);\n", "", "negative",
         "TR"),
@@ -504,17 +506,20 @@ ADDITIONS = [  # what is added to scores by position, and the range of extra key
         "G"),
     Bug("sums of heads that do not exist", ADDED, "min_of(t.heads, w.p.group - head), w.lines,",
         "t.heads, w.lines,", "all loud table", "A"),
-    Bug("the table of the first head", ADDED, "+ place * call.table.cells;", ";", "table", "V"),
+    Bug("the table of the first head", ADDED, "+ place * call.added.table.cells;", ";", "table",
+        "V"),
     Bug("sums of the first head", ADDED,
-        "w.cell_sums + in_group % w.table_tiles * call.table.cells", "w.cell_sums", "all table",
+        "w.cell_sums + in_group % w.table_tiles * call.added.table.cells", "w.cell_sums",
+        "all table",
         "V"),
-    Bug("sums begin anywhere", ADDED, "  memset(call.slots, 0, call.splits * slot);\n", "", "table",
+    Bug("sums begin anywhere", ADDED, "  memset(queue.added.slots, 0, splits * slot);\n", "",
+        "table",
         "V"),
-    Bug("one sum of several", ADDED, "split < call.splits", "split < 1", "all table", "V"),
-    Bug("a unit keeps the sums of the one before", KERNELS, "    if (call.slots) memset(",
+    Bug("one sum of several", ADDED, "split < added.splits", "split < 1", "all table", "V"),
+    Bug("a unit keeps the sums of the one before", KERNELS, "    if (queue.added.slots) memset(",
         "    if (false) memset(", "all table", "V"),
-    Bug("a unit without its last item", ITEMS, "places * (split + 1) / splits * parts, parts};",
-        "places * (split + 1) / splits * parts - parts, parts};", "all table", "V"),
+    Bug("a unit without its last item", QUEUE, "places * (split + 1) / added.splits * head_parts,",
+        "(places * (split + 1) / added.splits - 1) * head_parts,", "all table", "V"),
     Bug("entries of the line's first columns", VISIT, "line.cell + (x - line.x);", "line.cell;",
         "table", "V"),
     Bug("entries of the other run", VISIT, "x - start[2][run[2]]", "x - start[2][0]",
