@@ -39,6 +39,7 @@ inline TableAxis table_axis(const Job& job, int number) {
   const int keys = number < 3 - p.rank ? 1 : a.left + a.right + 1, rows = job.tile[number + 1];
   TableAxis axis = {2 * keys - 1, rows, 1 - keys, 2 * (keys - 1) + rows, 1, 0, a.stride, leader_step(a) - a.left,
                     job.pass == kGradKey};
+  if (p.grids) return axis;  // all distances, since each grid has others
   if (a.border == kWrap) {
     axis.circle = a.keys / a.dilation;
     if (axis.circle < keys + a.stride - 1) axis.phases = a.stride;
