@@ -1,6 +1,6 @@
 // items.h - the work items of a call: which groups of which sample and key head each of them is.
 #pragma once
-#include "tiles.h"
+#include "table.h"
 
 namespace nb {
 // A call's tensors: those of rows (the lanes) and of columns, [D] and [E] numbers a row.
@@ -19,43 +19,58 @@ inline Sides sides_of(const Job& job) {
   return {query, grad_out, key, value, extra_key, extra_value, out, grad_key, grad_value};
 }
 
+struct Unit {  // items first, first + step, ... before stop
+  long first, stop, step;
+};
+
+// What all grids share of a call with a table.
+struct Added {
+  Table table;
+  const char* cells;  // of the tiles' heads, or null
+  char* slots;        // sums of the table's gradient: `splits` for each head; or null
+  int splits;
+};
+
+// A call, or its part of one grid: `job` has the parameters of that grid.
 struct Call {
   const Job& job;
+  const Added& added;
   Sides sides;
-  int kv_heads, head_groups, threads;
+  int kv_heads, head_groups;
   int classes[3], groups[3];  // of the classes that have rows; of the longest class
   int slabs[3];               // items of a class
   int alternating, phase;     // on this axis, if there is one, every other slab runs in each phase
-  long extra_items, items, next;
+  long extra_items, items;
+
+  Call(const Job& of, const Added& added) : job(of), added(added) {}
 
   bool splits_heads() const { return job.pass == kForward || job.pass == kGradQuery; }
   // Slabs of a class that run in this phase.
   int shares(int axis) const { return axis == alternating ? (slabs[axis] + 1 - phase) / 2 : slabs[axis]; }
 
-  // Begins a phase.
-  void begin(int number) {
+  // Items of the same sample and place differ in their heads.
+  int head_parts() const { return kv_heads * (splits_heads() ? head_groups : 1); }
+
+  // Counts the items of a phase.
+  void count(int number) {
+    const Params& p = job.params;
+    const bool keys = job.pass == kGradKey;
     phase = number;
-    next = 0;
-    items = long(job.params.batch) * kv_heads * (splits_heads() ? head_groups : 1);
+    alternating = -1;
+    kv_heads = p.heads / p.group;
+    head_groups = keys ? 1 : ceil_div(p.group, job.tile[0] * job.group[0]);
+    extra_items = keys ? long(p.batch) * kv_heads * ceil_div(p.extra, kLanes) : 0;
+    items = long(p.batch) * head_parts();
+    for (int axis = 0; axis < 3; ++axis) {
+      classes[axis] = classes_of(job, axis, keys);
+      groups[axis] = groups_of(job, axis, keys);
+      slabs[axis] = ceil_div(groups[axis], job.slab[axis]);
+      if (job.pass == kGradAll && slabs[axis] > 1) alternating = axis;
+    }
     for (int axis = 0; axis < 3; ++axis) items *= long(classes[axis]) * shares(axis);
-    items += extra_items;
-    threads = int(items < job.threads ? items : job.threads);
+    items = alternating < 0 && phase > 0 ? 0 : items + extra_items;
   }
 };
-inline Call call_of(const Job& job) {
-  const Params& p = job.params;
-  const bool keys = job.pass == kGradKey;
-  Call call = {job, sides_of(job), p.heads / p.group, 1, 0, {}, {}, {}, -1, 0, 0, 0, 0};
-  call.head_groups = keys ? 1 : ceil_div(p.group, job.tile[0] * job.group[0]);
-  if (keys) call.extra_items = long(p.batch) * call.kv_heads * ceil_div(p.extra, kLanes);
-  for (int axis = 0; axis < 3; ++axis) {
-    call.classes[axis] = classes_of(job, axis, keys);
-    call.groups[axis] = groups_of(job, axis, keys);
-    call.slabs[axis] = ceil_div(call.groups[axis], job.slab[axis]);
-    if (job.pass == kGradAll && call.slabs[axis] > 1) call.alternating = axis;
-  }
-  return call;
-}
 
 // The groups of a work item.
 struct Place {

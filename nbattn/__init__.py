@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from nbattn.config import load as load
     from nbattn.functional import attention as attention
     from nbattn.functional import plan as plan
+    from nbattn.grids import Grids as Grids
+    from nbattn.grids import grids_from as grids_from
     from nbattn.joining import merge as merge
     from nbattn.joint import joint_attention as joint_attention
     from nbattn.key_ranges import key_range_from as key_range_from
@@ -35,6 +37,7 @@ __all__ = [
     "BackendError",
     "ConfigError",
     "DeviceInfo",
+    "Grids",
     "InputError",
     "Mask",
     "MaskError",
@@ -43,6 +46,7 @@ __all__ = [
     "Plan",
     "__version__",
     "attention",
+    "grids_from",
     "joint_attention",
     "key_range_from",
     "load",
@@ -55,6 +59,8 @@ _LAZY = {
     "plan": "nbattn.functional",
     "joint_attention": "nbattn.joint",
     "merge": "nbattn.joining",
+    "Grids": "nbattn.grids",
+    "grids_from": "nbattn.grids",
     "key_range_from": "nbattn.key_ranges",
     "load": "nbattn.config",
     "NeighborhoodAttention": "nbattn.nn",

@@ -15,6 +15,8 @@ from nbattn.axis import MAX_RANK, meant_truth, nearest
 from nbattn.backends import families
 from nbattn.errors import InputError, counted, described, kind
 from nbattn.mask import Mask
+from nbattn.packing import check_shapes as check_packed_shapes
+from nbattn.packing import grid_count
 from nbattn.program.device import DeviceInfo
 from nbattn.program.device import known as known_devices
 from nbattn.program.request import DTYPES, Request
@@ -201,9 +203,13 @@ def check_run(request: Request, query: Tensor, named: dict[str, Any]) -> None:
     check_tensors(query, {n: t for n, t in named.items() if n not in ("scale", "softcap")})
     check_numbers(named["scale"], named["softcap"])
     key, value = named["key"], named["value"]
-    check_shapes(request.mask, query.shape, key.shape, value.shape)
+    spaces = query.shape, key.shape, value.shape
+    if request.grids is None:
+        check_shapes(request.mask, *spaces)
+    else:
+        check_packed_shapes(request.mask, request.grids, *spaces)
     optional = (named.get(name) for name in _OPTIONAL)
-    check_optional(request.mask, query, key, value, *optional)
+    check_optional(request.mask, query, key, value, *optional, packed=request.grids)
 
 
 def check_optional(
@@ -218,9 +224,13 @@ def check_optional(
     extra_range: Tensor | None,
     relative_bias: Tensor | None,
     alibi_slopes: Tensor | None,
+    *,
+    packed: Any = None,
 ) -> None:
-    """Checks shapes and dtypes of the optional tensors."""
-    batch, rank, heads = query.shape[0], query.dim() - 3, key.shape[-2]
+    """Checks shapes and dtypes of the optional tensors; of packed grids there is one entry each."""
+    batch, rank, heads = query.shape[0], mask.rank, key.shape[-2]
+    if packed is not None:
+        batch = grid_count(packed)
     if sink is not None:
         _shaped("sink", sink, (query.shape[-2],), "one logit per query head")
         if not sink.is_floating_point():
@@ -230,7 +240,8 @@ def check_optional(
     if key_range is not None and (
         key_range.dtype != torch.int32 or not _fits(key_range.shape, (batch, rank, 2))
     ):
-        raise key_ranges.refusal(key_range, batch, key.shape[1:-2])
+        space = key.shape[1:-2] if packed is None else (0,) * rank
+        raise key_ranges.refusal(key_range, batch, space)
     if (extra_key is None) != (extra_value is None):
         missing, given = ("key", "value") if extra_key is None else ("value", "key")
         raise InputError(
@@ -245,7 +256,7 @@ def check_optional(
         )
     if extra_range is not None:
         _check_extra_range(extra_range, batch, extra_key)
-    added_scores.check(mask, query, key, relative_bias, alibi_slopes)
+    added_scores.check(mask, query, key, relative_bias, alibi_slopes, packed)
 
 
 def check_extra_query(query: Tensor, extra_query: Tensor, extra_key: Tensor) -> None:

@@ -12,19 +12,19 @@ import math
 from functools import lru_cache
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula  # pyright: ignore[reportUnknownVariableType]
 
-from nbattn import execute, geometry
+from nbattn import execute, geometry, packing
 from nbattn.backends.inputs import GRADIENTS, TENSORS, Inputs, new_lse, new_output
-from nbattn.errors import InputError
+from nbattn.grids import PackedGrids, grids_of
 from nbattn.mask import Mask, from_code
 from nbattn.planner.plan import Plan
 
 _NEEDED = ("query", "key", "value")
 _SHARED = ("sink", "relative_bias", "alibi_slopes")  # by all samples: without a batch axis
-_PLANNED = ("grids", "key_grids")
 
 _SCHEMA = ", ".join(f"Tensor{'' if name in _NEEDED else '?'} {name}" for name in TENSORS)
 _OPTIONS = (
@@ -85,10 +85,30 @@ def split_traits(traits: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
 def inputs_of(values: tuple[Any, ...]) -> tuple[Inputs, Options]:
     """Returns the tensors and options of an operator's arguments."""
     tensors, options = values[: len(TENSORS)], Options(*values[len(TENSORS) :])
-    for name in _PLANNED:
-        if getattr(options, name) is not None and len(getattr(options, name)):
-            raise InputError(f"no backend supports {name} yet.", f"{name}=None")
-    return Inputs(*tensors, scale=options.scale, softcap=options.softcap), options
+    packed = None
+    if tensors[0].dim() == 3:
+        mask = _mask(tuple(options.mask))
+        packed = _packed(mask, options)
+        packing.check_shapes(mask, packed, *(t.shape for t in tensors[:3]))
+    inputs = Inputs(*tensors, scale=options.scale, softcap=options.softcap, grids=packed)
+    return inputs, options
+
+
+def flat_grids(packed: Any) -> tuple[list[int], list[int]]:
+    """Returns the grids as operators take them; none of the keys where they are the queries'."""
+    if packed is None:
+        return [], []
+    query, key = packed.flat()
+    return query, [] if packed.is_self else key
+
+
+def _packed(mask: Mask, options: Options) -> PackedGrids:
+    """Returns the grids of an operator's arguments."""
+    query, key = (
+        grids_of(np.array(flat, dtype=np.int64).reshape(-1, mask.rank))
+        for flat in (options.grids, options.key_grids)
+    )
+    return PackedGrids(query, key if len(options.key_grids) else query)
 
 
 @lru_cache(256)
@@ -126,7 +146,7 @@ def _forward(*values: Any) -> tuple[Tensor, Tensor]:
 
 
 def _fake_forward(*values: Any) -> tuple[Tensor, Tensor]:
-    inputs, options = inputs_of(values)
+    inputs, options = Inputs(*values[: len(TENSORS)]), Options(*values[len(TENSORS) :])
     wanted = options.return_lse or options.training
     lse = new_lse(inputs.query) if wanted else inputs.query.new_empty(0, dtype=torch.float32)
     return new_output(inputs.query, inputs.value), lse
@@ -177,7 +197,11 @@ def _vmap(op: Any, before: int) -> Any:
     def rule(info: Any, in_dims: tuple[Any, ...], *values: Any) -> tuple[Any, Any]:
         mapped = _Mapped(info.batch_size, values[:count], in_dims[:count], values[count:])
         present = [n for n in shared if mapped.tensors[n] is not None]
-        if any(mapped.dims[n] is not None for n in present) or (op is BACKWARD and present):
+        if (
+            mapped.is_packed
+            or any(mapped.dims[n] is not None for n in present)
+            or (op is BACKWARD and present)
+        ):
             outputs = _run_per_element(op, mapped)
         else:
             outputs = _run_folded(op, mapped, shared)
@@ -195,6 +219,13 @@ class _Mapped(NamedTuple):
     tensors: tuple[Tensor | None, ...]
     dims: tuple[int | None, ...]
     options: tuple[Any, ...]
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether an element has packed grids, and so no batch to fold into."""
+        query = self.tensors[len(self.tensors) - len(TENSORS)]
+        dim = self.dims[len(self.tensors) - len(TENSORS)]
+        return query is not None and query.dim() - (dim is not None) == 3
 
 
 def _run_per_element(op: Any, mapped: _Mapped) -> tuple[Tensor, ...]:
@@ -254,12 +285,19 @@ torch.library.register_vmap("nbattn::backward", _vmap(BACKWARD, 4), lib=_library
 def _flops(values: tuple[Any, ...], products: int) -> int:
     """Returns the useful FLOPs: `products` matrix products over the pairs that the mask allows."""
     shapes = dict(zip(TENSORS, values, strict=False))
-    query, value, mask = shapes["query"], shapes["value"], values[len(TENSORS)]
-    space, key_space = tuple(query[1:-2]), tuple(shapes["key"][1:-2])
+    query, value, options = shapes["query"], shapes["value"], Options(*values[len(TENSORS) :])
+    mask = from_code(options.mask)
     extra = 0 if shapes["extra_key"] is None else shapes["extra_key"][1]
-    pairs = geometry.pairs(geometry.bind(from_code(mask), space, key_space))
-    all_pairs = pairs + math.prod(space) * extra
-    return products * query[0] * query[-2] * all_pairs * (query[-1] + value[-1])
+    if len(query) == 3:
+        sizes = _packed(mask, options).sizes
+        spaces = zip(sizes.query.tolist(), sizes.key.tolist(), sizes.count.tolist(), strict=True)
+    else:
+        spaces = [(tuple(query[1:-2]), tuple(shapes["key"][1:-2]), query[0])]
+    pairs = sum(
+        count * (geometry.pairs(geometry.bind(mask, space, key_space)) + math.prod(space) * extra)
+        for space, key_space, count in spaces
+    )
+    return products * query[-2] * pairs * (query[-1] + value[-1])
 
 
 def forward_flops(*values: Any, **named: Any) -> int:

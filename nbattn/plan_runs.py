@@ -69,7 +69,7 @@ def _run(
     request = plan.request
     numbers = {name: tensors.pop(name, None) for name in ("scale", "softcap")}
     if tensors.get("key_range") is not None:
-        tensors["key_range"] = key_ranges.standard(tensors["key_range"], query)
+        tensors["key_range"] = key_ranges.standard(tensors["key_range"], query, request.grids)
     if tensors.get("extra_range") is not None:
         tensors["extra_range"] = key_ranges.of_extra(tensors["extra_range"], query)
     query, named = autocast(query, {"key": key, "value": value, **tensors})
@@ -86,7 +86,8 @@ def _run(
         )
     scale, softcap = numbers["scale"], numbers["softcap"]
     factor = query.shape[-1] ** -0.5 if scale is None else float(scale)
-    inputs = Inputs(*operands, scale=factor, softcap=None if softcap is None else float(softcap))  # pyright: ignore
+    cap = None if softcap is None else float(softcap)
+    inputs = Inputs(*operands, scale=factor, softcap=cap, grids=request.grids)  # pyright: ignore
     out, lse = attend_by_plan(plan, inputs, training=training)
     return (out, lse) if request.return_lse else out  # pyright: ignore
 
@@ -113,10 +114,14 @@ def _check_plan_is_for(
             f"{mistaken_plans.plan_for(tensors, request, softcap, beside)}.",
             request.summary(),
         )
-    sizes: dict[str, object] = {
-        "batch": query.shape[0],
-        "query_space": tuple(query.shape[1:-2]),
-        "key_space": tuple(key.shape[1:-2]),
+    sizes: dict[str, object] = {}
+    if request.grids is None:  # else `check_run` compared them with the grids
+        sizes = {
+            "batch": query.shape[0],
+            "query_space": tuple(query.shape[1:-2]),
+            "key_space": tuple(key.shape[1:-2]),
+        }
+    sizes |= {
         "heads": query.shape[-2],
         "kv_heads": key.shape[-2],
         "head_dim": query.shape[-1],
@@ -139,6 +144,6 @@ def _check_plan_is_for(
 
 def warmup(plan: Plan) -> None:
     """`Plan.warmup`: prepares what the first run would prepare."""
-    backend = families.runner(plan.chosen.runner)
+    backend = families.runner_of(plan.chosen)
     if hasattr(backend, "warmup"):
         backend.warmup(plan.chosen.program)

@@ -17,7 +17,7 @@ from nbattn.fixes import signatures
 from nbattn.functional import attention, plan
 from nbattn.joint import joint_attention
 from nbattn.mask import Mask
-from nbattn.nn import inputs, options, projections, words
+from nbattn.nn import inputs, options, packed, projections, words
 from nbattn.nn.projections import ALL
 from nbattn.planner.plan import Plan
 from nbattn.program.device import DeviceInfo
@@ -141,6 +141,8 @@ class NeighborhoodAttention(nn.Module):
         update_extra: bool = False,
         key_range: Any = None,
         extra_range: Any = None,
+        grids: Any = None,
+        key_grids: Any = None,
         **others: Any,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Computes attention of x over itself, or over a context.
@@ -156,6 +158,8 @@ class NeighborhoodAttention(nn.Module):
                 to the whole grid of keys and to one another, as in `joint_attention`.
             key_range: as in `attention`: no query attends to keys outside [start, stop).
             extra_range: as in `attention`: nor to extra tokens outside of it (padded text).
+            grids, key_grids: as in `attention`: x is then `[T, dim]`, the tokens of grids of these
+                sizes, the context `[Tk, …]`, and extra tokens and key_range have an entry per grid.
             more, others: arguments of other libraries' layers, which are refused in words.
 
         Returns:
@@ -166,41 +170,31 @@ class NeighborhoodAttention(nn.Module):
             InputError, MaskError, BackendError: as `attention`.
         """
         is_traced = isinstance(x, fx.Proxy)
+        named = {"extra_tokens": extra_tokens, "key_range": key_range, "extra_range": extra_range}
+        sizes = {"grids": grids, "key_grids": key_grids}
         if is_traced or more or others:
-            given: dict[str, Any] = {"x": x, "context": context, "extra_tokens": extra_tokens}
+            given: dict[str, Any] = {"x": x, "context": context, **named, **sizes}
             given |= {"update_extra": None if update_extra is False else update_extra}
-            given |= {"key_range": key_range, "extra_range": extra_range}
             given = {name: value for name, value in given.items() if value is not None}
             if is_traced:
                 return self._as_leaf(**given)
             raise words.refused_call(self, given, more, others)
+        if grids is not None or key_grids is not None:
+            return packed.attend(self, x, context, update_extra=update_extra, **named, **sizes)
         self._check(x, context, extra_tokens, update_extra)
         channels_first = self.layout == "channels_first"
         if channels_first:
             x, context = x.movedim(1, -1), None if context is None else context.movedim(1, -1)
         query, key, value, *extra = self._projected(x, context, extra_tokens, update_extra)
-        extra_query, extra_key, extra_value = (*(None,) * (3 - len(extra)), *extra)
+        extras = (*(None,) * (3 - len(extra)), *extra)
         if not self._is_packed(context is None):
             query, key = self._transformed(query, key)
-            extra_query, extra_key = self._transformed_extras(extra_query, extra_key)
+            extras = (*self._transformed_extras(*extras[:2]), extras[2])
             value = value.contiguous()
-        named: dict[str, Any] = {
-            "scale": self.scale,
-            "key_range": key_range,
-            "extra_key": extra_key,
-            "extra_value": extra_value,
-            "extra_range": extra_range,
-            "relative_bias": self._table(),
-            "backend": self.backend,
-        }
-        if extra_query is None:
-            found = [attention(query, key, value, self.mask, **named)]
-        else:
-            found = joint_attention(query, key, value, self.mask, extra_query, **named)
-        out, *more = projections.called(self.proj, [part.flatten(-2) for part in found])
-        out = self.proj_drop(out)
+        ranges = {"key_range": key_range, "extra_range": extra_range}
+        out, *more = self._attended(query, key, value, *extras, **ranges)
         out = out.movedim(-1, 1) if channels_first else out
-        return (out, self.proj_drop(more[0])) if more else out
+        return (out, *more) if more else out
 
     def plan_for(
         self,
@@ -211,6 +205,8 @@ class NeighborhoodAttention(nn.Module):
         update_extra: bool = False,
         key_range: bool = False,
         extra_range: bool = False,
+        grids: Any = None,
+        key_grids: Any = None,
         dtype: torch.dtype | str | None = None,
         device: torch.device | str | DeviceInfo | None = None,
         training: bool | None = None,
@@ -223,6 +219,7 @@ class NeighborhoodAttention(nn.Module):
             extra_tokens: their number E.
             update_extra: whether they are queries, too; the plan is then a `JointPlan`.
             key_range, extra_range: whether there is one.
+            grids, key_grids: as in forward; shapes are then `[T, dim]`.
             dtype: default: that of the parameters, or of autocast if it is on.
             device: default: that of the parameters; a name such as "sm_90" needs no device.
             training: whether a backward pass follows; default: whether grad mode is on and a
@@ -236,11 +233,14 @@ class NeighborhoodAttention(nn.Module):
         >>> request.query_space, request.heads, request.head_dim, request.training
         ((4096,), 8, 64, True)
         """
-        queries = self._grid("shape", shape, self.dim)
+        is_packed = grids is not None or key_grids is not None
+        space_of = packed.tokens_of if is_packed else self._grid
+        queries = space_of("shape", shape, self.dim)
         keys = queries
         if context_shape is not None:
-            keys = self._grid("context_shape", context_shape, self.context_dim or self.dim)
-            inputs.same_batch(shape, "context_shape", context_shape, first="shape")
+            keys = space_of("context_shape", context_shape, self.context_dim or self.dim)
+            if not is_packed:
+                inputs.same_batch(shape, "context_shape", context_shape, first="shape")
         elif self.context_dim is not None:
             raise inputs.no_context(self.context_dim, "plan_for(shape, context_shape)")
         if options.number("extra_tokens", extra_tokens, 0):
@@ -261,6 +261,8 @@ class NeighborhoodAttention(nn.Module):
             key_range=key_range,
             extra_range=extra_range,
             relative_bias=self.rpb is not None,
+            grids=grids,
+            key_grids=key_grids,
             packed=self._is_packed(context_shape is None) and prod(queries) > 1,
         )
 
@@ -350,6 +352,28 @@ class NeighborhoodAttention(nn.Module):
                 part = inputs.like(f"extra {name}", result, part)
             found.append(part)
         return found[0], found[1]
+
+    def _attended(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        extra_query: _Tokens,
+        extra_key: _Tokens,
+        extra_value: _Tokens,
+        **named: Any,
+    ) -> list[Tensor]:
+        """Computes attention in heads, and the output projection: of the grid's tokens, and of
+        extra tokens that are queries.
+        """
+        named |= {"extra_key": extra_key, "extra_value": extra_value, "scale": self.scale}
+        named |= {"relative_bias": self._table(), "backend": self.backend}
+        if extra_query is None:
+            found = [attention(query, key, value, self.mask, **named)]
+        else:
+            found = joint_attention(query, key, value, self.mask, extra_query, **named)
+        results = projections.called(self.proj, [part.flatten(-2) for part in found])
+        return [self.proj_drop(part) for part in results]
 
     def _table(self) -> _Tokens:
         """The table of relative positions, where there is one: of this rank's heads."""

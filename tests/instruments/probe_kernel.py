@@ -14,7 +14,7 @@ FILES = {
     "params.h": """\
 #pragma once
 #include "base.cuh"
-struct Params { unsigned long long pointer[17]; char numbers[376]; };
+struct Params { unsigned long long pointer[23]; char numbers[376]; };
 static_assert(sizeof(Params) == 560, "layout");
 """,
     "base.cuh": """\

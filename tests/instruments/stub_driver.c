@@ -10,7 +10,7 @@ enum { kNoBinaryForGpu = 209 };
 struct {
   uint32_t grid[3], block[3], shared_bytes, launches, shared_limit, loads, calls, refuse;
   uint64_t stream, function, parameter_address;
-  unsigned char parameter[512], image[64];
+  unsigned char parameter[560], image[64];
   char entry[64];
 } stub;
 static char modules[64], functions[64];

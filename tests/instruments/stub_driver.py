@@ -40,7 +40,7 @@ class Recorded(ctypes.Structure):
         *((name, ctypes.c_uint32) for name in ("shared_bytes", "launches", "shared_limit")),
         *((name, ctypes.c_uint32) for name in ("loads", "calls", "refuse")),
         *((name, ctypes.c_uint64) for name in ("stream", "function", "parameter_address")),
-        ("parameter", ctypes.c_ubyte * 512),
+        ("parameter", ctypes.c_ubyte * layout.SIZE),
         ("image", ctypes.c_ubyte * 64),
         ("entry", ctypes.c_char * 64),
     ]

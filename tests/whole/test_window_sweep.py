@@ -151,7 +151,7 @@ def check_pairs(axes: Axes, tiles: Any, key_range: np.ndarray | None = None) -> 
         0.0,
         np.concatenate([numbers(bound_axis) for bound_axis in axes_of_mask]).tolist(),
         np.concatenate([held_numbers(bound_axis) for bound_axis in axes_of_mask]).tolist(),
-        (1, 1, 1, 0, len(axes), 1),
+        (1, 1, 1, 0, len(axes), 1, 0, 0),
     )
     library = device(tiles, two_runs=two_runs(axes), key_range=key_range is not None)
     found: list[np.ndarray] = []

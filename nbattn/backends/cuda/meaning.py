@@ -7,7 +7,7 @@ here has run on a GPU yet; the tests run the kernels in an emulator and compare 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 
 import numpy as np
@@ -99,6 +99,10 @@ class CudaArguments:
     grad_query: Tiles | None = None
     grad_key: Tiles | None = None
     packed: int = 1
+
+    def alone(self, axes: Axes) -> CudaArguments:
+        """The arguments of a call on one grid, in the same tiles."""
+        return replace(self, axes=axes, build=self.build._replace(grids=False))
 
     def key_runs(self, number: int, queries: int, keys: int) -> tuple[Ints, Ints, int]:
         """The keys of each query on one axis, by the tiles of the forward kernel."""

@@ -13,9 +13,14 @@ from functools import lru_cache
 from itertools import product
 from typing import NamedTuple
 
+import numpy as np
+
 from nbattn.axis import Axis
-from nbattn.geometry import Axes, BoundAxis
+from nbattn.geometry import Axes, BoundAxis, Ints
+from nbattn.grids import PackedGrids
+from nbattn.kernels import layout
 from nbattn.kernels.variant import Variant
+from nbattn.mask import Mask
 
 Extents = tuple[int, int, int]
 RANK = 3  # axes of the kernels' tiles
@@ -30,6 +35,7 @@ SPLIT = 128  # above this head size, two launches compute the gradients of keys 
 _ACCUMULATORS = {"mma": (192, 184), "simt": (128, 128)}
 _FEWER: Mapping[tuple[str, int, int], int] = {("fwd", 2, 64): 176, ("dq", 2, 64): 176}
 _LANES = 32  # threads of a warp
+_GRID_BYTES = -(-(layout.SIZE + 4) // 16) * 16  # `OnGrid` of cuda/block.cuh
 
 TRIVIAL = BoundAxis(Axis(), 1, 1)
 _Shapes = Mapping[int, Mapping[int, tuple[tuple[int, ...], ...]]]
@@ -107,6 +113,7 @@ class Build(NamedTuple):
     softcap: bool = False
     key_range: bool = False
     extra: bool = False
+    grids: bool = False
 
 
 def grads_of(kernel: str, build: Build) -> tuple[int, ...]:
@@ -129,6 +136,7 @@ def products(kernel: str, build: Build) -> int:
 def shared_bytes(kernel: str, tiles: Tiles, build: Build) -> int:
     """Bytes of dynamic shared memory of a block; the kernels assert the same number."""
     traversal = 256 + 16 * sum(tiles.rows)  # `Traversal` of cuda/tile_traversal.cuh
+    traversal += _GRID_BYTES * build.grids
     if not tiles.row_blocks:
         return traversal + _simt_bytes(tiles, build)
     visits, masks = 32 * 48, 16 * (sum(tiles.columns) + RANK)  # cuda/visits.cuh, cuda/mask.cuh
@@ -231,6 +239,18 @@ def row_tiles(axis: BoundAxis, rows: int, *, inverse: bool) -> int:
     return classes * ((longest + rows - 1) // rows)
 
 
+def row_tiles_of(mask: Mask, grids: PackedGrids, tiles: Tiles, *, inverse: bool) -> Ints:
+    """Tiles of rows of each of the packed grids, `[G]`, counted as `row_tiles` does."""
+    lengths = (grids.key if inverse else grids.query).array
+    counts = np.ones(len(grids), dtype=np.int64)
+    for axis, length, rows in zip(
+        mask.axes, lengths.T, tiles.rows[RANK - mask.rank :], strict=True
+    ):
+        longest = -(-length // axis.dilation)
+        counts *= np.minimum(axis.dilation, length) * -(-longest // rows)
+    return counts
+
+
 def variant(kernel: str, tiles: Tiles, build: Build, *, grads: int, vector: bool) -> Variant:
     """A kernel with the constants that it is compiled with.
 
@@ -253,6 +273,7 @@ def variant(kernel: str, tiles: Tiles, build: Build, *, grads: int, vector: bool
     constants |= {f"NB_QUERY_TILE_{axis}": extent for axis, extent in enumerate(query)}
     constants |= {f"NB_KEY_TILE_{axis}": extent for axis, extent in enumerate(key)}
     constants |= {"NB_GRADS": grads} if grads else {}
+    constants |= {"NB_GRIDS": 1} if build.grids else {}
     if tiles.row_blocks:
         constants |= {"NB_WARPS": tiles.warps, "NB_ROW_BLOCKS": tiles.row_blocks}
         constants |= {"NB_STAGES": tiles.stages, "NB_VECTOR": int(vector)}

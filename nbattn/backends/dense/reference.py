@@ -71,11 +71,54 @@ def attend(inputs: Inputs, mask: Mask) -> tuple[Tensor, Tensor]:
     take part, even if they are NaN. A query without keys has output 0, logsumexp -inf and no
     gradient.
     """
+    if inputs.grids is not None:
+        return _each(inputs, mask)
     device = inputs.query.device.type
     if device != "meta" and torch.is_autocast_enabled(device):
         with torch.autocast(device, enabled=False):  # it would lower the dtype of the products
             return _attend(inputs, mask)
     return _attend(inputs, mask)
+
+
+def _each(inputs: Inputs, mask: Mask) -> tuple[Tensor, Tensor]:
+    """Computes each of the packed grids on its own."""
+    assert inputs.grids is not None
+    rows, heads = inputs.query, inputs.query.shape[-2]
+    outs = [rows[:0, :, :1].expand(0, heads, inputs.value.shape[-1])]  # for no grids
+    lses = [rows.new_empty((0, heads), dtype=accumulate_dtype(rows.dtype))]
+    row = key_row = 0
+    for number, (space, key_space) in enumerate(inputs.grids.spaces()):
+        end, key_end = row + math.prod(space), key_row + math.prod(key_space)
+        of_grid = _of_grid(inputs, number, slice(row, end), slice(key_row, key_end))
+        query, key, value = (
+            t.reshape(1, *sizes, *t.shape[1:])
+            for t, sizes in zip(of_grid[:3], (space, key_space, key_space), strict=True)
+        )
+        out, lse = attend(of_grid._replace(query=query, key=key, value=value), mask)
+        outs.append(out.flatten(0, -3))
+        lses.append(lse.flatten(0, -2))
+        row, key_row = end, key_end
+    return torch.cat(outs), torch.cat(lses)
+
+
+def _of_grid(inputs: Inputs, number: int, rows: slice, key_rows: slice) -> Inputs:
+    """Returns the tensors of one grid, its tokens without their axes."""
+
+    def entry(tensor: Tensor | None) -> Tensor | None:
+        return None if tensor is None else tensor[number : number + 1]
+
+    slopes = inputs.alibi_slopes
+    return inputs._replace(
+        query=inputs.query[rows],
+        key=inputs.key[key_rows],
+        value=inputs.value[key_rows],
+        key_range=entry(inputs.key_range),
+        extra_key=entry(inputs.extra_key),
+        extra_value=entry(inputs.extra_value),
+        extra_range=entry(inputs.extra_range),
+        alibi_slopes=entry(slopes) if slopes is not None and slopes.dim() == 2 else slopes,
+        grids=None,
+    )
 
 
 def _attend(inputs: Inputs, mask: Mask) -> tuple[Tensor, Tensor]:

@@ -49,12 +49,12 @@ class Work(NamedTuple):
         items: groups, each the work of one thread.
     """
 
-    columns: int
+    columns: float
     summed: float
-    extra: int
-    tiles: int
-    copied: int
-    items: int
+    extra: float
+    tiles: float
+    copied: float
+    items: float
 
 
 def products(kernel: str, request: Request) -> tuple[int, int]:

@@ -5,7 +5,7 @@ hull of their columns.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 
 import numpy as np
@@ -21,7 +21,9 @@ from nbattn.program.program import Call
 from nbattn.program.request import Needs, Request
 from nbattn.program.tile_traversal import Traversal
 
-NATIVE = Limits(name="native", kinds=("cpu",))
+NATIVE = Limits(
+    name="native", kinds=("cpu",), extra_range=True, relative_bias=True, alibi_slopes=True
+)
 PACKAGE = "c++"
 COMPILERS = (
     f"g++ 10 or clang 14 or newer by the system's package manager, or {install_line('native')}"
@@ -35,6 +37,15 @@ def reasons(needs: Needs, axes: Axes) -> list[Reason]:
     if not exceeded and PACKAGE not in needs.device.providers:
         exceeded.append(Reason("package", f"needs a C++ compiler, and found none: {COMPILERS}"))
     return exceeded + over_int32(axes)
+
+
+def many_tables(request: Request) -> list[Reason]:
+    """Why the kernels cannot lay out one table of relative positions for all grids."""
+    circles = any(axis.border == "wrap" for axis in request.mask.axes)
+    if request.grids is None or not request.relative_bias or not circles:
+        return []
+    text = 'relative_bias of packed grids needs axes without border="wrap": each circle has its own'
+    return [Reason("grids", f"{text} table")]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +65,10 @@ class NativeArguments:
     grad_query: Tiles | None = None
     grad_key: Tiles | None = None
     grad_all: Tiles | None = None
+
+    def alone(self, axes: Axes) -> NativeArguments:
+        """The arguments of a call on one grid, in the same tiles."""
+        return replace(self, axes=axes)
 
     def key_runs(self, number: int, queries: int, keys: int) -> tuple[Ints, Ints, int]:
         """The keys of each query on one axis, by the tiles of the forward kernel."""

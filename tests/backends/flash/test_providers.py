@@ -28,6 +28,9 @@ FACTS = {
     "key_range": False,
     "sink": False,
     "extra_keys": 0,
+    "extra_range": False,
+    "relative_bias": False,
+    "alibi_slopes": False,
     "deterministic": False,
 }
 LIMITS = [
