@@ -36,6 +36,8 @@ def joint_attention(
     key_range: Tensor | Sequence[Any] | None = None,
     relative_bias: Tensor | None = None,
     alibi_slopes: Tensor | None = None,
+    grids: Sequence[Sequence[int]] | None = None,
+    key_grids: Sequence[Sequence[int]] | None = None,
     backend: str = "auto",
     require: Sequence[str] = (),
     forbid: Sequence[str] = (),
@@ -58,6 +60,8 @@ def joint_attention(
         key_range: as in `attention`: nobody attends to tokens of the grid outside of it.
         relative_bias, alibi_slopes: as in `attention`, between tokens of the grid only: extra
             tokens have no position.
+        grids, key_grids: as in `attention`: tensors of the grid are then `[T, H, D]`, and B is the
+            number of grids, each of which has its own extra tokens.
         backend, require, forbid: as in `attention`; both attentions run so, each by its own plan.
         return_lse: whether to return the logsumexps as well.
 
@@ -92,20 +96,26 @@ def joint_attention(
         "extra_key": extra_key,
         "extra_value": extra_value,
         "extra_range": extra_range,
+        "key_grids": key_grids,
         "backend": backend,
         "require": require,
         "forbid": forbid,
         "return_lse": return_lse,
     }
-    added = {"relative_bias": relative_bias, "alibi_slopes": alibi_slopes}
+    added = {"relative_bias": relative_bias, "alibi_slopes": alibi_slopes, "grids": grids}
     of_grid = _attended(query, key, value, mask, **added, **shared)
-    arguments.check_extra_query(query, extra_query, extra_key)
-    rank = query.dim() - 3
-    of_extras = _attended(placed(extra_query, rank), key, value, _FULL[rank - 1], **shared)
+    arguments.check_extra_query(query, extra_query, extra_key, mask.rank)
+    tokens = placed(extra_query, mask.rank)
+    if grids is not None:  # one grid of E queries for each of the others
+        batch, *sizes = tokens.shape[:-2]
+        shared |= {"grids": [sizes] * batch, "key_grids": grids if key_grids is None else key_grids}
+        tokens = tokens.flatten(0, mask.rank)
+    of_extras = _attended(tokens, key, value, _FULL[mask.rank - 1], **shared)
     if not return_lse:
-        return of_grid, of_extras.flatten(1, rank)
+        return of_grid, of_extras.reshape(*extra_query.shape[:-1], value.shape[-1])
     (out, lse), (extra_out, extra_lse) = of_grid, of_extras
-    return out, extra_out.flatten(1, rank), lse, extra_lse.flatten(1, rank)
+    shape = extra_query.shape[:-1]
+    return out, extra_out.reshape(*shape, value.shape[-1]), lse, extra_lse.reshape(shape)
 
 
 def _attended(query: Tensor, key: Tensor, value: Tensor, mask: Mask, **options: Any) -> Any:

@@ -47,8 +47,8 @@ def run_joint(
     extra_query = tensors.pop("extra_query")
     grid, of_extras = plan.parts()
     found: Any = run(grid, query, key, value, **tensors, beside=extra_query)
-    arguments.check_extra_query(query, extra_query, tensors["extra_key"])
     rank = query.dim() - 3
+    arguments.check_extra_query(query, extra_query, tensors["extra_key"], rank)
     shared = {n: t for n, t in tensors.items() if n not in ("relative_bias", "alibi_slopes")}
     extra: Any = run(of_extras, placed(extra_query, rank), key, value, **shared)
     if not plan.request.return_lse:

@@ -207,6 +207,41 @@ def test_half_precision_and_autocast() -> None:
         assert torch.equal(one, other)
 
 
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_packed_grids_with_extra_tokens_of_their_own(backend: str) -> None:
+    """Images of several sizes, each with its own registers, are the images one by one."""
+    grids = [(4, 5), (1, 3), (0, 2), (6, 2)]
+    mask, options = Mask.neighborhood((3, 3)), {"return_lse": True, "backend": backend}
+    parts: list[list[Tensor]] = []
+    for n, grid in enumerate(grids):
+        one = Case(mask, grid, grid, 3)
+        parts.append([t + n for t in tensors_of(one, batch=1)[0]])
+    packed = [torch.cat([part[n].flatten(1, 2)[0] for part in parts]) for n in range(3)]
+    extras = [torch.cat([part[n] for part in parts]) for n in range(3, 6)]
+    leaves = [t.requires_grad_() for t in (*packed, *extras)]
+    found = joint_attention(*packed, mask, *extras, grids=grids, **options)
+    alone = [
+        joint_attention(
+            *(p[None].unflatten(1, g) for p, g in zip(each, (grid,) * 3, strict=True)),
+            mask,
+            *(t[n : n + 1] for t in extras),
+            **options,
+        )
+        for n, (grid, each) in enumerate(
+            zip(grids, zip(*(t.split([a * b for a, b in grids]) for t in packed), strict=True),
+                strict=True)
+        )
+    ]  # fmt: skip
+    wanted = [
+        torch.cat([one[n].flatten(1, 2)[0] if n % 2 == 0 else one[n] for one in alone])
+        for n in range(4)
+    ]
+    upward = [drawn(*t.shape, seed=n) for n, t in enumerate(wanted)]
+    grads = (torch.autograd.grad(results, leaves, upward) for results in (found, wanted))
+    for one, other in zip([*found, *next(grads)], [*wanted, *next(grads)], strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
+
+
 # Inside torch.
 
 

@@ -182,6 +182,18 @@ def test_no_extra_tokens_and_an_empty_batch() -> None:
     assert shapes == [(0, 4, 5, 12), (0, 3, 12)]
 
 
+def test_packed_grids_are_the_grids_one_by_one() -> None:
+    layer, grids = build(Mask.neighborhood((3, 3)), qk_norm=True), [(4, 5), (3, 3)]
+    packed, extra = random(29, 12), random(2, 3, 12, seed=1)
+    found, of_extra = layer(packed, extra_tokens=extra, update_extra=True, grids=grids)
+    for n, (part, grid) in enumerate(zip(packed.split([20, 9]), grids, strict=True)):
+        x = part.unflatten(0, grid)[None]
+        one, other = layer(x, extra_tokens=extra[n : n + 1], update_extra=True)
+        wanted = found.split([20, 9])[n].unflatten(0, grid)[None]
+        torch.testing.assert_close(one, wanted, rtol=1e-11, atol=1e-11)
+        torch.testing.assert_close(other, of_extra[n : n + 1], rtol=1e-11, atol=1e-11)
+
+
 # The table.
 
 
