@@ -47,8 +47,7 @@ CASES = {
         given="lse key_range",
     ),
 }
-# what kernels get later: the reference defines it
-DEFINED = {
+ADDED = {
     "line_slopes": Case(Mask.causal(), (9,), (9,), 3, given="lse slopes"),
     "line_padded_text": Case(Mask.sliding_window(2), (9,), (9,), 4, given="lse extra_range sink"),
     "plane_table": Case(Mask.neighborhood((3, 3)), (4, 5), (4, 5), 3, given="lse table"),
@@ -172,26 +171,25 @@ def test_equals_one_softmax_over_all_tokens(
     cases("joint attention", compared(CASES[name], backend))
 
 
-@pytest.mark.parametrize("name", DEFINED)
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+@pytest.mark.parametrize("name", ADDED)
 def test_what_is_added_to_scores_and_padded_text(
-    name: str, cases: Callable[[str, int], None]
+    name: str, backend: str, cases: Callable[[str, int], None]
 ) -> None:
-    cases("joint attention", compared(DEFINED[name], "reference"))
+    cases("joint attention", compared(ADDED[name], backend))
 
 
 def test_padded_tokens_are_queries_and_their_keys_are_not_read() -> None:
-    case = DEFINED["line_padded_text"]
+    case = ADDED["line_padded_text"]
     (*tensors, extra_key, extra_value), named = tensors_of(case)
     poisoned = [extra_key.clone(), extra_value.clone()]
     for tensor in poisoned:
         tensor[0, 2:] = float("nan")
         tensor[1, :1] = tensor[1, 3:] = float("nan")
     call = (*tensors[:3], case.mask, tensors[3])
-    found = joint_attention(*call, *poisoned, **named, backend="reference")
-    for one, other in zip(
-        found, joint_attention(*call, extra_key, extra_value, **named, backend="reference"),
-        strict=True,
-    ):  # fmt: skip
+    found = joint_attention(*call, *poisoned, **named)
+    wanted = joint_attention(*call, extra_key, extra_value, **named)
+    for one, other in zip(found, wanted, strict=True):
         assert torch.equal(one, other)
     assert found[1].abs().amax((2, 3)).gt(0).all()
 

@@ -103,8 +103,9 @@ CASES: dict[str, tuple[Mask, tuple[int, ...], tuple[int, ...] | None, dict[str, 
     "plane_own_context": (CROSS, (4, 5), (3, 7), {"context_dim": 12, "qk_norm": True}, "shared"),
     "solid": (SOLID, (2, 3, 6), None, {"kv_heads": 2}, "range"),
     "tiled": (PLANE, (4, 5), None, {"backend": "tiled"}, ""),
-    "padded_text": (PLANE, (4, 5), None, {"backend": "reference"}, "padded"),
-    "table": (NEAR, (4, 5), None, {"backend": "reference", "relative_bias": True}, "range"),
+    "padded_text": (PLANE, (4, 5), None, {}, "padded"),
+    "table": (NEAR, (4, 5), None, {"relative_bias": True}, "range"),
+    "reference": (NEAR, (4, 5), None, {"backend": "reference", "relative_bias": True}, "padded"),
 }
 
 
