@@ -192,9 +192,9 @@ class NeighborhoodAttention(nn.Module):
             extras = (*self._transformed_extras(*extras[:2]), extras[2])
             value = value.contiguous()
         ranges = {"key_range": key_range, "extra_range": extra_range}
-        out, *more = self._attended((query, key, value), extras, **ranges)
-        out = out.movedim(-1, 1) if channels_first else out
-        return (out, more[0]) if more else out
+        results = self._attended((query, key, value), extras, **ranges)
+        out = results[0].movedim(-1, 1) if channels_first else results[0]
+        return (out, results[1]) if len(results) > 1 else out
 
     def plan_for(
         self,
