@@ -1,5 +1,5 @@
-"""Time what a table of relative positions adds to attention on one CPU thread: each call against the
-same call without it, in turns.
+"""Time what a table of relative positions adds to attention on one CPU thread: each call against
+the same call without it, in turns.
 
 NAT's shapes: four feature maps, windows of 7x7, heads of 32 channels.
 """
@@ -23,13 +23,11 @@ from nbattn.timing import clock, interleave
 
 TARGETS = {"forward": 1.15, "both": 1.25}  # limits of the time with a table / the time without
 MASK = Mask.neighborhood((7, 7))
-ALIBI = Mask(nbattn.Axis(255, causal=True))
 
 
 class Case(NamedTuple):
     """One call without additions."""
 
-    name: str
     mask: Mask
     space: tuple[int, ...]
     heads: int
@@ -39,7 +37,7 @@ class Case(NamedTuple):
 
 
 CASES = [
-    Case(dtype, MASK, (length, length), heads, 32, batch, dtype)
+    Case(MASK, (length, length), heads, 32, batch, dtype)
     for dtype in ("float32", "bfloat16")
     for length, heads in ((56, 4), (28, 4), (14, 4), (7, 4))
     for batch in (1, 8)
