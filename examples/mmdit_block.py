@@ -54,7 +54,7 @@ class MMDiTBlock(nn.Module):
         self.image, self.text, self.mask = Stream(dim, heads), Stream(dim, heads), mask
 
     def forward(
-        self, image: Tensor, text: Tensor, text_range: Tensor | None = None, backend: str = "auto"
+        self, image: Tensor, text: Tensor, text_range: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """Compute both streams.
 
@@ -62,14 +62,12 @@ class MMDiTBlock(nn.Module):
             image: `[B, *space, dim]`.
             text: `[B, E, dim]`.
             text_range: `[B, 2]`, the range of real text of every sample.
-            backend: as in `nbattn.attention`.
         """
         of_image, of_text = nbattn.joint_attention(
             *self.image.projected(image),
             self.mask,
             *self.text.projected(text),
             extra_range=text_range,
-            backend=backend,
         )
         return self.image.updated(image, of_image), self.text.updated(text, of_text)
 
@@ -78,13 +76,13 @@ def main() -> float:
     """Return how much padded text changes the image: 0 but for rounding."""
     torch.manual_seed(0)
     mask = nbattn.Mask.neighborhood((9, 9))
-    options = {"extra_keys": 512, "extra_queries": True, "device": "sm_90", "training": True}
+    options = {"extra_keys": 512, "extra_queries": True, "extra_range": True, "device": "sm_90"}
     print(nbattn.plan(mask, (1, 64, 64, 24, 128), **options).explain())
     block, image, text = MMDiTBlock(64, 4, mask), torch.randn(2, 12, 12, 64), torch.randn(2, 9, 64)
     lengths = torch.tensor([9, 5])
     real = torch.stack([torch.zeros_like(lengths), lengths], 1)
     with torch.no_grad():
-        padded, _ = block(image, text, real, backend="reference")
+        padded, _ = block(image, text, real)
         alone, _ = block(image[1:], text[1:, :5])
     change = (padded[1:] - alone).abs().max().item()
     print(f"\npadding of the text changes the image by {change:.1e}")
