@@ -58,6 +58,7 @@ NATIVE = "nbattn/backends/native/run.py"
 CPU_KERNELS, CPU_TILES, CPU_VISIT = "cpu/kernels.cpp", "cpu/tiles.h", "cpu/visit.h"
 CPU_FORWARD, CPU_BACKWARD, CPU_WORKER = "cpu/forward.h", "cpu/backward.h", "cpu/worker.h"
 CPU_VECTOR, CPU_ELEMENT, CPU_POOL = "cpu/vector.h", "cpu/element.h", "cpu/pool.h"
+JOINT_PLAN = "nbattn/planner/joint_plan.py"
 NOTEBOOK, NOTICES = "nbattn/notebook.py", "nbattn/planner/notices.py"
 CPU_ITEMS, CPU_WALK = "cpu/items.h", "cpu/walk.h"
 MEASURED_TILES = "nbattn/backends/cuda/measured_tiles.py"
@@ -88,6 +89,7 @@ LOADER = "nbattn/config/__init__.py"
 DEMO = "nbattn/demo/denoise.py"
 HF = "nbattn/integrations/transformers.py"
 HF_RULES = "nbattn/integrations/mask_functions.py"
+ALIBI, SWIN = (f"nbattn/integrations/{name}.py" for name in ("alibi_models", "swin"))
 FUSED, UNFUSED, NEIGHBORHOOD_GATHER, LEGACY, MODULES, PARAMETERS, DINAT = (
     f"nbattn/integrations/natten/{name}.py"
     for name in (
@@ -439,6 +441,8 @@ MUTANTS = [
            "True else 0", "backends/tiled/run"),
     Mutant("steps-forbidden-unseen", TILED_ADDED, "bool(self._table.isinf().any())", "False",
            "backends/tiled/run"),
+    Mutant("slopes-of-samples-shared", "nbattn/ops.py", "return not is_slopes or tensor.dim()",
+           "return True or tensor.dim()", "whole/added_inside_torch"),
     Mutant("extra-range-kept", TILED, "extra.masked_fill_(chunk.extra_outside, _NO_KEYS)", "pass",
            "backends/tiled/run"),
     Mutant("joined-unevenly", SCHEDULE, "and moved == last.repeat * shift * step", "",
@@ -580,10 +584,10 @@ MUTANTS = [
            "bias.flip(0).split(rows)", "nn/layer nn/projections nn/layer_inside_torch"),
     Mutant("layer-context", LAYER, '[("context", context, keys)]',
            '[("context", x, keys)]', "nn/layer nn/projections nn/layer_inside_torch"),
-    Mutant("layer-key-range", LAYER, "key_range=key_range,\n            extra_key",
-           "extra_key", "nn/layer nn/projections nn/layer_inside_torch"),
-    Mutant("layer-extra-key", LAYER, 'self._called(transform, "extra_key", extra_key)',
-           "extra_key", "nn/layer nn/projections nn/layer_inside_torch"),
+    Mutant("layer-key-range", LAYER, '"key_range": key_range,\n            "extra_key"',
+           '"extra_key"', "nn/layer nn/projections nn/layer_inside_torch"),
+    Mutant("layer-extra-key", LAYER, 'self._called(self.qk_transform, f"extra_{name}", part)',
+           "part", "nn/layer nn/projections nn/layer_inside_torch"),
     Mutant("layer-layout", LAYER_INPUTS, "before.dtype).contiguous()",
            "before.dtype)", "nn/layer nn/projections nn/layer_inside_torch"),
     Mutant("layer-value-copied", LAYER, "value = value.contiguous()",
@@ -592,16 +596,37 @@ MUTANTS = [
            "", "nn/layer"),
     Mutant("layer-trains", LAYER, "[*self.projections(), *(module",
            "[*(module", "nn/layer nn/projections nn/layer_inside_torch"),
-    Mutant("layer-drop", LAYER, "self.proj_drop(self.proj(out.flatten(-2)))",
-           "self.proj(out.flatten(-2))", "nn/layer nn/projections nn/layer_inside_torch"),
+    Mutant("layer-drop", LAYER, "out = self.proj_drop(out)",
+           "out = 1 * out", "nn/layer nn/projections nn/layer_inside_torch"),
     Mutant("layer-autocast", LAYER, "(projections.autocast_dtype(weight) or weight.dtype)",
            "weight.dtype", "nn/layer nn/projections nn/layer_inside_torch"),
     Mutant("layer-registers", LAYER, "part.expand(x.shape[0], -1, -1, -1)",
            "part", "nn/layer nn/projections nn/layer_inside_torch"),
-    Mutant("layer-norm-of-extra-keys", LAYER, "self._normed(self.k_norm, extra_key)",
-           "extra_key", "nn/layer"),
-    Mutant("layer-scale", LAYER, "scale=self.scale,\n            key_range",
-           "key_range", "nn/layer"),
+    Mutant("layer-norm-of-extra-keys", LAYER, "part = self._normed(norm, part)",
+           "pass", "nn/layer"),
+    Mutant("layer-scale", LAYER, '"scale": self.scale,\n            "key_range"',
+           '"key_range"', "nn/layer"),
+    Mutant("layer-table", LAYER, '"relative_bias": self._table()', '"relative_bias": None',
+           "nn/layer_joint"),
+    Mutant("layer-extra-views", LAYER, "parts[3:] = (part.contiguous() for part in parts[3:])",
+           "pass", "nn/layer_joint"),
+    Mutant("layer-called-twice", PROJECTIONS, "if len(tokens) == 1 or is_plain(linear):",
+           "if True:", "nn/layer_joint"),
+    Mutant("layer-table-values", "nbattn/nn/options.py", "std=0.02", "std=0.2", "nn/layer_joint"),
+    # joint attention
+    Mutant("joint-added", "nbattn/joint.py", "mask, **added, **shared", "mask, **shared", "joint"),
+    Mutant("joint-mask", "nbattn/joint.py", "_FULL[rank - 1], **shared", "mask, **shared", "joint"),
+    Mutant("joint-fix", "nbattn/joint.py", '"nbattn.attention(" not in error.fix', "True", "joint"),
+    Mutant("joint-plan-added", JOINT_PLAN, "        relative_bias=False,\n", "",
+           "planner/joint_plan"),
+    Mutant("joint-plan-layout", JOINT_PLAN, '"strided" if is_apart else signature.layout',
+           "signature.layout", "nn/layer_joint"),
+    Mutant("joint-plan-keys", JOINT_PLAN, "np.ones((len(part)", "np.zeros((len(part)",
+           "planner/joint_plan"),
+    Mutant("joint-plan-proof", JOINT_PLAN, "grid.verify() and extras.verify()", "grid.verify()",
+           "planner/joint_plan"),
+    Mutant("joint-plan-training", "nbattn/plan_runs.py", "autograd.trains((*tensors, beside))",
+           "autograd.trains(tensors)", "planner/joint_plan"),
     Mutant("layer-hooks-skipped", PROJECTIONS, '        or own["_forward_hooks"]\n',
            "", "nn/projections"),
     Mutant("layer-own-forward", PROJECTIONS, '"forward" in own\n        or own',
@@ -723,6 +748,22 @@ MUTANTS = [
            "integrations/transformers_models"),
     Mutant("hf-sizes", HF, "if attention_mask.sizes != sizes:", "if False:",
            "integrations/transformers integrations/transformers_eager"),
+    Mutant("alibi-slopes-of-mpt", ALIBI, "-position_bias[:, 0, -2]", "position_bias[:, 0, -2]",
+           "integrations/alibi_models"),
+    Mutant("alibi-padding-read", ALIBI, "None if valid is None else valid.to(query.device)", "None",
+           "integrations/alibi_models"),
+    Mutant("alibi-cache-left-out", ALIBI, "if layer_past is not None:", "if False:",
+           "integrations/alibi_models"),
+    Mutant("alibi-whole-bias", ALIBI, "self.pretraining_tp > 1 and", "False and",
+           "integrations/alibi_models"),
+    Mutant("alibi-dropout-ignored", ALIBI, "return probability if module.training else 0.0",
+           "return 0.0", "integrations/alibi_models"),
+    Mutant("swin-unflipped", SWIN, "return grid.flip([*range(1, grid.dim())])", "return grid",
+           "integrations/swin"),
+    Mutant("swin-shift-reversed", SWIN, "[-moved % size for", "[moved % size for",
+           "integrations/swin"),
+    Mutant("swin-padding-read", SWIN, "[[first, first + length] for", "[[0, first + length] for",
+           "integrations/swin"),
     # the drop-in
     Mutant("natten-scale-of-zero", FUSED, "scale=scale,\n        extra_key",
            "scale=scale or None,\n        extra_key",

@@ -47,8 +47,7 @@ CASES = {
         given="lse key_range",
     ),
 }
-# what kernels get later: the reference defines it
-DEFINED = {
+ADDED = {
     "line_slopes": Case(Mask.causal(), (9,), (9,), 3, given="lse slopes"),
     "line_padded_text": Case(Mask.sliding_window(2), (9,), (9,), 4, given="lse extra_range sink"),
     "plane_table": Case(Mask.neighborhood((3, 3)), (4, 5), (4, 5), 3, given="lse table"),
@@ -172,26 +171,25 @@ def test_equals_one_softmax_over_all_tokens(
     cases("joint attention", compared(CASES[name], backend))
 
 
-@pytest.mark.parametrize("name", DEFINED)
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+@pytest.mark.parametrize("name", ADDED)
 def test_what_is_added_to_scores_and_padded_text(
-    name: str, cases: Callable[[str, int], None]
+    name: str, backend: str, cases: Callable[[str, int], None]
 ) -> None:
-    cases("joint attention", compared(DEFINED[name], "reference"))
+    cases("joint attention", compared(ADDED[name], backend))
 
 
 def test_padded_tokens_are_queries_and_their_keys_are_not_read() -> None:
-    case = DEFINED["line_padded_text"]
+    case = ADDED["line_padded_text"]
     (*tensors, extra_key, extra_value), named = tensors_of(case)
     poisoned = [extra_key.clone(), extra_value.clone()]
     for tensor in poisoned:
         tensor[0, 2:] = float("nan")
         tensor[1, :1] = tensor[1, 3:] = float("nan")
     call = (*tensors[:3], case.mask, tensors[3])
-    found = joint_attention(*call, *poisoned, **named, backend="reference")
-    for one, other in zip(
-        found, joint_attention(*call, extra_key, extra_value, **named, backend="reference"),
-        strict=True,
-    ):  # fmt: skip
+    found = joint_attention(*call, *poisoned, **named)
+    wanted = joint_attention(*call, extra_key, extra_value, **named)
+    for one, other in zip(found, wanted, strict=True):
         assert torch.equal(one, other)
     assert found[1].abs().amax((2, 3)).gt(0).all()
 
@@ -205,6 +203,41 @@ def test_half_precision_and_autocast() -> None:
     for one, other in zip(found, wanted, strict=True):
         assert one.dtype == torch.bfloat16
         assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_packed_grids_with_extra_tokens_of_their_own(backend: str) -> None:
+    """Images of several sizes, each with its own registers, are the images one by one."""
+    grids = [(4, 5), (1, 3), (0, 2), (6, 2)]
+    mask, options = Mask.neighborhood((3, 3)), {"return_lse": True, "backend": backend}
+    parts: list[list[Tensor]] = []
+    for n, grid in enumerate(grids):
+        one = Case(mask, grid, grid, 3)
+        parts.append([t + n for t in tensors_of(one, batch=1)[0]])
+    packed = [torch.cat([part[n].flatten(1, 2)[0] for part in parts]) for n in range(3)]
+    extras = [torch.cat([part[n] for part in parts]) for n in range(3, 6)]
+    leaves = [t.requires_grad_() for t in (*packed, *extras)]
+    found = joint_attention(*packed, mask, *extras, grids=grids, **options)
+    alone = [
+        joint_attention(
+            *(p[None].unflatten(1, g) for p, g in zip(each, (grid,) * 3, strict=True)),
+            mask,
+            *(t[n : n + 1] for t in extras),
+            **options,
+        )
+        for n, (grid, each) in enumerate(
+            zip(grids, zip(*(t.split([a * b for a, b in grids]) for t in packed), strict=True),
+                strict=True)
+        )
+    ]  # fmt: skip
+    wanted = [
+        torch.cat([one[n].flatten(1, 2)[0] if n % 2 == 0 else one[n] for one in alone])
+        for n in range(4)
+    ]
+    upward = [drawn(*t.shape, seed=n) for n, t in enumerate(wanted)]
+    grads = (torch.autograd.grad(results, leaves, upward) for results in (found, wanted))
+    for one, other in zip([*found, *next(grads)], [*wanted, *next(grads)], strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
 
 
 # Inside torch.
@@ -313,3 +346,77 @@ def test_a_backend_runs_both_parts_or_raises(call: Callable[..., Any]) -> None:
     with pytest.raises(MaskError):
         call(alibi_slopes=drawn(HEADS, seed=0))
     assert len(call(require=("window",), return_lse=True)) == 4
+
+
+GRIDS = [(4, 5), (1, 7), (0, 3), (5, 4)]
+
+
+def packed_problem() -> tuple[dict[str, Tensor], Mask]:
+    tokens = sum(height * width for height, width in GRIDS)
+    shapes = {
+        "query": (tokens, HEADS, DIM),
+        "key": (tokens, KEY_HEADS, DIM),
+        "value": (tokens, KEY_HEADS, VALUE_DIM),
+        "extra_query": (len(GRIDS), 3, HEADS, DIM),
+        "extra_key": (len(GRIDS), 3, KEY_HEADS, DIM),
+        "extra_value": (len(GRIDS), 3, KEY_HEADS, VALUE_DIM),
+    }
+    generator = torch.Generator().manual_seed(0)
+    made = {
+        name: torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_()
+        for name, shape in shapes.items()
+    }
+    return made, Mask.neighborhood((3, 3))
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference", "tiled"])
+def test_packed_grids_have_extra_tokens_of_their_own(backend: str) -> None:
+    made, mask = packed_problem()
+    ranges = [[0, 3], [1, 2], [0, 2], [2, 2]]
+    options: dict[str, Any] = {"return_lse": True, "extra_range": ranges}
+    found = joint_attention(**made, mask=mask, grids=GRIDS, backend=backend, **options)
+    parts: list[list[Tensor]] = []
+    first = 0
+    for number, (height, width) in enumerate(GRIDS):
+        rows_of = slice(first, first + height * width)
+        first += height * width
+        one = {
+            name: t[number : number + 1]
+            if name.startswith("extra")
+            else t[rows_of].view(1, height, width, *t.shape[1:])
+            for name, t in made.items()
+        }
+        own = {"return_lse": True, "extra_range": ranges[number : number + 1]}
+        out, extra, lse, extra_lse = joint_attention(**one, mask=mask, backend="reference", **own)
+        parts.append([out.flatten(0, 2), extra, lse.flatten(0, 2), extra_lse])
+    wanted = [torch.cat(part) for part in zip(*parts, strict=True)]
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
+    grads = [
+        torch.autograd.grad([t.square().sum() for t in (results[0], results[1])], [*made.values()])
+        for results in (found, wanted)
+    ]
+    for one, other in zip(*grads, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
+
+
+def test_a_plan_of_packed_grids_has_both_parts() -> None:
+    made, mask = packed_problem()
+    plan = nbattn.plan(
+        mask, made["query"].shape, made["key"].shape, value_dim=VALUE_DIM, grids=GRIDS,
+        extra_keys=3, extra_queries=True, dtype="float64", device="cpu", training=True,
+    )  # fmt: skip
+    assert plan.verify()
+    tokens = [height * width for height, width in GRIDS]
+    owners = torch.repeat_interleave(torch.arange(len(GRIDS)), torch.tensor(tokens))
+    of_extras = torch.arange(len(GRIDS)).repeat_interleave(3)
+    support = torch.from_numpy(plan.support())
+    count = sum(tokens)
+    assert torch.equal(support[:count, count:], owners[:, None] == of_extras)
+    assert torch.equal(support[count:, :count], of_extras[:, None] == owners)
+    assert torch.equal(support[count:, count:], of_extras[:, None] == of_extras)
+    assert not (support[:count, :count] & (owners[:, None] != owners)).any()
+    run = plan.run(**made)
+    wanted = joint_attention(**made, mask=mask, grids=GRIDS)
+    for one, other in zip(run, wanted, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from types import MethodType
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.models.bloom import modeling_bloom as bloom
@@ -57,8 +58,7 @@ class BloomAttention(bloom.BloomAttention):
         if not (self.pretraining_tp > 1 and self.slow_but_exact):
             return self.dense(heads)
         slices = (t.chunk(self.pretraining_tp, dim=-1) for t in (heads, self.dense.weight))
-        parts = [part @ weight.T for part, weight in zip(*slices, strict=True)]
-        return sum(parts[1:], parts[0])
+        return torch.stack([part @ weight.T for part, weight in zip(*slices, strict=True)]).sum(0)
 
 
 class MptAttention(mpt.MptAttention):

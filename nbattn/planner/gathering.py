@@ -110,7 +110,8 @@ def _of_size(request: Request, number: int, backend: str) -> Request:
     assert request.grids is not None
     sizes = request.grids.sizes
     layout = request.layout if len(sizes.first) == 1 else "contiguous"
-    one = request.of_size(number, int(sizes.count[number]))
+    # a power of two, so that sizes which come again, more or less often, have a plan already
+    one = request.of_size(number, 1 << (int(sizes.count[number]) - 1).bit_length())
     return replace(one, backend=backend, require=(), forbid=request.forbid, layout=layout)
 
 

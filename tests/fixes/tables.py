@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from fixes import (
+    added,
     calls,
     config,
     export,
     integrations,
+    joint,
     kernels,
     layers,
     masks,
@@ -19,11 +21,13 @@ from fixes import (
 )
 
 TABLES = {
+    "added": added.ROWS,
     "masks": masks.ROWS,
     "calls": calls.ROWS,
     "config": config.ROWS,
     "export": export.ROWS,
     "integrations": integrations.ROWS,
+    "joint": joint.ROWS,
     "kernels": kernels.ROWS,
     "layers": layers.ROWS,
     "places": places.ROWS,
