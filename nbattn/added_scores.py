@@ -58,7 +58,7 @@ def _check_table(
     if not table.is_floating_point():
         raise InputError(
             f"relative_bias is {str(table.dtype).removeprefix('torch.')}, not a floating dtype.",
-            "" if table.is_complex() else "relative_bias=relative_bias.float().",
+            "relative_bias=relative_bias.float().",
         )
 
 
@@ -83,7 +83,7 @@ def _check_slopes(batch: int, heads: int, slopes: Tensor) -> None:
         raise InputError(
             f"alibi_slopes is {str(slopes.dtype).removeprefix('torch.')}, not float32: a rounded "
             "slope is off by its error times the distance.",
-            "" if slopes.is_complex() else "alibi_slopes=alibi_slopes.float().",
+            "alibi_slopes=alibi_slopes.float().",
         )
     if slopes.requires_grad and torch.is_grad_enabled():
         raise InputError(

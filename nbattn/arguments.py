@@ -264,7 +264,7 @@ def check_extra_query(query: Tensor, extra_query: Tensor, extra_key: Tensor) -> 
     by `check_optional`.
     """
     check_tensors(query, {"extra_query": extra_query})
-    batch, heads, dim = query.shape[0], query.shape[-2], query.shape[-1]
+    batch, heads, dim = extra_key.shape[0], query.shape[-2], query.shape[-1]
     count = _extra_keys(extra_query.shape, batch, heads, dim)
     _shaped("extra_query", extra_query, (batch, count, heads, dim), "[B, E, H, D]")
     own, keys = extra_query.shape[1], extra_key.shape[1]
@@ -276,7 +276,9 @@ def check_extra_query(query: Tensor, extra_query: Tensor, extra_key: Tensor) -> 
             f"extra_query has {counted(own, 'token')}, extra_key {keys}: both are those of the "
             "extra tokens.",
             f"nbattn.attention(query, key, value, mask, {named}), nbattn.attention({tokens}, key, "
-            f"value, nbattn.Mask.full({rank}), {named}), each with the other arguments.",
+            f"value, nbattn.Mask.full({rank}), {named}), each with the other arguments."
+            if rank
+            else "",
         )
 
 
@@ -286,7 +288,7 @@ def _check_extra_range(extra_range: Tensor, batch: int, extra_key: Tensor | None
     if extra_range.dtype != torch.int32:
         raise InputError(
             f"extra_range is {_name(extra_range.dtype)}, not int32.",
-            "" if extra_range.is_complex() else "extra_range=extra_range.int().",
+            "extra_range=extra_range.int().",
         )
     meaning = "[start, stop) of the extra keys, per sample"
     if extra_range.dim() == 1 and extra_range.shape[0] == batch != 2:

@@ -196,7 +196,7 @@ def _vmap(op: Any, before: int) -> Any:
 
     def rule(info: Any, in_dims: tuple[Any, ...], *values: Any) -> tuple[Any, Any]:
         mapped = _Mapped(info.batch_size, values[:count], in_dims[:count], values[count:])
-        present = [n for n in shared if mapped.tensors[n] is not None]
+        present = [n for n in shared if mapped.is_shared(n)]
         if (
             mapped.is_packed
             or any(mapped.dims[n] is not None for n in present)
@@ -204,7 +204,7 @@ def _vmap(op: Any, before: int) -> Any:
         ):
             outputs = _run_per_element(op, mapped)
         else:
-            outputs = _run_folded(op, mapped, shared)
+            outputs = _run_folded(op, mapped, present)
         return outputs, (0,) * len(outputs)
 
     return rule
@@ -219,6 +219,14 @@ class _Mapped(NamedTuple):
     tensors: tuple[Tensor | None, ...]
     dims: tuple[int | None, ...]
     options: tuple[Any, ...]
+
+    def is_shared(self, number: int) -> bool:
+        """Whether a tensor that may be one for all samples is: slopes `[B, H]` are not."""
+        tensor = self.tensors[number]
+        if tensor is None:
+            return False
+        is_slopes = len(self.tensors) - number == len(TENSORS) - TENSORS.index("alibi_slopes")
+        return not is_slopes or tensor.dim() - (self.dims[number] is not None) == 1
 
     @property
     def is_packed(self) -> bool:

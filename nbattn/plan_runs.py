@@ -48,12 +48,14 @@ def run_joint(
     grid, of_extras = plan.parts()
     found: Any = run(grid, query, key, value, **tensors, beside=extra_query)
     arguments.check_extra_query(query, extra_query, tensors["extra_key"])
-    rank = query.dim() - 3
+    is_packed = plan.request.grids is not None
+    placed_query = placed(extra_query, plan.request.mask.rank, is_packed=is_packed)
     shared = {n: t for n, t in tensors.items() if n not in ("relative_bias", "alibi_slopes")}
-    extra: Any = run(of_extras, placed(extra_query, rank), key, value, **shared)
+    extra: Any = run(of_extras, placed_query, key, value, **shared)
+    shape = extra_query.shape[:-1]
     if not plan.request.return_lse:
-        return found, extra.flatten(1, rank)
-    return found[0], extra[0].flatten(1, rank), found[1], extra[1].flatten(1, rank)
+        return found, extra.reshape(*shape, value.shape[-1])
+    return found[0], extra[0].reshape(*shape, value.shape[-1]), found[1], extra[1].reshape(shape)
 
 
 def _run(

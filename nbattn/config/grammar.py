@@ -155,6 +155,7 @@ class LayerConfig:
     scale: float | None = None
     qk_norm: bool = False
     context_dim: int | None = None
+    relative_bias: bool = False
     layout: Annotated[str, WithJsonSchema({"enum": [*synonyms.LAYOUTS]})] = "channels_last"
     backend: Annotated[str, WithJsonSchema({"enum": [*families.BACKENDS]})] = "auto"
     device: str | None = None

@@ -121,6 +121,7 @@ KEYS = {
     ("LayerConfig", "context_dim"): Text(
         "Channels of the context, if it has its own; default: one matrix for q, k and v.", (768,)
     ),
+    ("LayerConfig", "relative_bias"): Text("Whether scores have a table of relative positions."),
     ("LayerConfig", "layout"): Text("Where the channels are.", ("channels_first",)),
     ("LayerConfig", "device"): Text("Device of the weights; default: torch's.", ("cuda",)),
     ("LayerConfig", "dtype"): Text("Type of the weights; default: torch's.", ("bfloat16",)),

@@ -1,5 +1,8 @@
 """The layer on packed grids: tokens `[T, dim]` of grids of different sizes, one after another."""
 
+# pyright: reportPrivateUsage=false
+# the other half of the layer's forward, which calls its methods
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -11,7 +14,6 @@ from torch import Tensor
 
 from nbattn import packing
 from nbattn.errors import InputError, kind
-from nbattn.functional import attention
 from nbattn.nn import inputs
 from nbattn.symbolic import holds
 
@@ -25,10 +27,11 @@ def attend(
     context: Tensor | None,
     *,
     extra_tokens: Tensor | None,
-    key_range: Any,
+    update_extra: bool,
     grids: Any,
     key_grids: Any,
-) -> Tensor:
+    **ranges: Any,
+) -> Tensor | tuple[Tensor, Tensor]:
     """Computes the layer on packed grids; channels are last in every layout."""
     channels = layer.context_dim or layer.dim
     _check("x", x, 2, layer.dim)
@@ -41,31 +44,24 @@ def attend(
         _check("extra_tokens", extra_tokens, 3, channels)
         inputs.extra_key(layer.qk_transform)
         extra_line = extra_tokens.flatten(0, 1)[None]
+    if update_extra:
+        layer._check_update(update_extra)
+        if extra_tokens is None:
+            raise inputs.nothing_to_update()
     lines = (x[None], None if context is None else context[None], extra_line)
-    query, key, value, *extra = (part[0] for part in layer._projected(*lines))  # pyright: ignore
-    extra_key, extra_value = (
-        (part.unflatten(0, extra_tokens.shape[:2]) for part in extra)
-        if extra_tokens is not None
-        else (None, None)
-    )
-    if not layer._is_packed(context is None):  # pyright: ignore[reportPrivateUsage]
-        sizes = packing.packed_of(layer.mask, grids, key_grids)
-        query, key, extra_key = _transformed(layer, query, key, extra_key, sizes)
+    query, key, value, *extra = (part[0] for part in layer._projected(*lines, update_extra))
+    if extra_tokens is not None:
+        extra = [part.unflatten(0, extra_tokens.shape[:2]) for part in extra]
+    extras = (*(None,) * (3 - len(extra)), *extra)
+    if not layer._is_packed(context is None):
+        query, key = _transformed(
+            layer, query, key, packing.packed_of(layer.mask, grids, key_grids)
+        )
+        extras = (*layer._transformed_extras(*extras[:2]), extras[2])
         value = value.contiguous()
-    out = attention(
-        query,
-        key,
-        value,
-        layer.mask,
-        scale=layer.scale,
-        key_range=key_range,
-        extra_key=extra_key,
-        extra_value=extra_value,
-        grids=grids,
-        key_grids=key_grids,
-        backend=layer.backend,
-    )
-    return layer.proj_drop(layer.proj(out.flatten(-2)))
+    sizes = {"grids": grids, "key_grids": key_grids}
+    out, *more = layer._attended(query, key, value, *extras, **ranges, **sizes)
+    return (out, *more) if more else out
 
 
 def tokens_of(name: str, shape: Sequence[int], channels: int) -> tuple[int, ...]:
@@ -94,23 +90,18 @@ def _check(name: str, tokens: object, dimensions: int, channels: int) -> None:
 
 
 def _transformed(
-    layer: NeighborhoodAttention, query: Tensor, key: Tensor, extra_key: Tensor | None, sizes: Any
-) -> tuple[Tensor, Tensor, Tensor | None]:
+    layer: NeighborhoodAttention, query: Tensor, key: Tensor, sizes: Any
+) -> tuple[Tensor, Tensor]:
     """Normalises and transforms queries and keys; a transform sees one grid after another."""
     if layer.qk_transform is None:
-        return layer._transformed(query, key, extra_key)  # pyright: ignore[reportPrivateUsage]
+        return layer._transformed(query, key)
     spaces = sizes.spaces()
     sides = (t.split([prod(both[side]) for both in spaces]) for side, t in enumerate((query, key)))
     queries: list[Tensor] = []
     keys: list[Tensor] = []
-    extras: list[Tensor] = []
-    for number, (both, *tokens) in enumerate(zip(spaces, *sides, strict=True)):
+    for both, *tokens in zip(spaces, *sides, strict=True):
         grid = [t.view(1, *space, *t.shape[1:]) for t, space in zip(tokens, both, strict=True)]
-        entry = None if extra_key is None else extra_key[number : number + 1]
-        new_query, new_key, new_extra = layer._transformed(*grid, entry)  # pyright: ignore
+        new_query, new_key = layer._transformed(*grid)
         queries.append(new_query.flatten(0, -3))
         keys.append(new_key.flatten(0, -3))
-        extras += [] if new_extra is None else [new_extra]
-    if not spaces:
-        return query, key, extra_key
-    return torch.cat(queries), torch.cat(keys), torch.cat(extras) if extras else None
+    return (torch.cat(queries), torch.cat(keys)) if spaces else (query, key)
