@@ -305,7 +305,10 @@ def check(mask: Mask, packed: PackedGrids, *, table: bool = False, slopes: bool 
         axes = bind(mask, *at)
         biases.check(mask, axes, table=table, slopes=slopes)
     except MaskError as error:
-        fix = error.fix if error.fix.startswith("Mask(") else ""  # others change whole tensors
+        # Other fixes change tensors, or fit the lengths of this grid only.
+        missing = (alignment.is_missing(axis, *n) for axis, *n in zip(mask.axes, *at, strict=True))
+        aligns = any(missing) and all(axis.border != "wrap" for axis in mask.axes)
+        fix = error.fix if aligns else ""
         raise MaskError(f"grid {grid}: {error.problem}", fix, error.where) from None
 
 
