@@ -83,6 +83,11 @@ class Grids:
         """The number of tokens of all grids."""
         return int(self.starts[-1])
 
+    def rows(self, at: Ints) -> Ints:
+        """Returns the rows of the tokens of some grids of one size, one grid after another."""
+        tokens = int(self.counts[at[0]])
+        return (self.starts[at][:, None] + np.arange(tokens)).reshape(-1)
+
     @cached_property
     def _distinct(self) -> tuple[Ints, Ints]:
         first, which = _distinct_rows(self.array)

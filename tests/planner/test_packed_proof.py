@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 
 import nbattn
-from nbattn import InputError, Mask
-from nbattn.backends import gathered
+from nbattn import Grids, InputError, Mask
 from nbattn.planner import packed_proof
 from nbattn.program.program import Program
 
@@ -46,11 +45,11 @@ def test_a_size_with_another_program() -> None:
 
 
 def test_tokens_that_no_grid_has(monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = gathered.token_rows
-    monkeypatch.setattr(gathered, "token_rows", lambda grids, at: rows(grids, at)[:-1])
+    rows = Grids.rows
+    monkeypatch.setattr(Grids, "rows", lambda grids, at: rows(grids, at)[:-1])
     with pytest.raises(AssertionError, match="grids of the queries do not have each of 72 once"):
         packed_proof.verify(PLAN.request, PLAN.chosen)
-    monkeypatch.setattr(gathered, "token_rows", lambda grids, at: rows(grids, at) // 2)
+    monkeypatch.setattr(Grids, "rows", lambda grids, at: rows(grids, at) // 2)
     with pytest.raises(AssertionError, match="do not have each of 72 once"):
         packed_proof.support(PLAN.request, PLAN.chosen)
 
