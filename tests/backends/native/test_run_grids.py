@@ -184,8 +184,10 @@ def bytes_of(tensor: Tensor) -> bytes:
 
 def replay(places: tuple[str, ...], library: Path, preload: tuple[str, ...], patch: Any) -> None:
     names = ("plane", "dilated", "documents", "cross", "keys alone")
-    with patch.context() as changed:
-        every = [recorded(name, changed) for name in names]
+    every: list[tuple[Recorded, dict[str, bytes]]] = []
+    for name in names:
+        with patch.context() as changed:
+            every.append(recorded(name, changed))
     found = checks.replayed([case for case, _ in every], places, library, preload)
     for place in places:
         for (_, wanted), results in zip(every, found[place], strict=True):
@@ -219,7 +221,7 @@ def test_many_grids_are_planned_by_a_few(training: bool) -> None:
         shape = (grids.tokens, 2, 32)
         count = lines(
             lambda grids=grids, shape=shape: nbattn.plan(
-                Mask.neighborhood(3), shape, grids=grids, dtype=torch.float32, training=training,
+                Mask.neighborhood((3, 3)), shape, grids=grids, dtype=torch.float32, training=training,
                 backend="native",
             )
         )  # fmt: skip
