@@ -145,6 +145,7 @@ FAMILIES: tuple[Family, ...] = (
             *("key-range", "fold", "merge"),
         ),
         packages=("flash-attn", "flash-attn-3", "flash-attn-4"),
+        takes_grids=True,
     ),
     Family(
         name="cuda",

@@ -94,7 +94,7 @@ def _parts(mask: Mask, identity: ByIdentity[PackedGrids]) -> tuple[Part, ...]:
     return tuple(
         Part(
             bind(mask, sizes.query[one.number].tolist(), sizes.key[one.number].tolist()),
-            one.count * one.scale,
+            one.grids * one.scale,
             one.sizes,
         )
         for one in buckets(identity.value)
