@@ -12,7 +12,7 @@ NB_DEVICE Block block_of(int tiles, int heads) {
   const unsigned block = blockIdx.x, head = block / tiles;
   return {static_cast<int>(block % tiles), static_cast<int>(head % heads), static_cast<int>(head / heads)};
 }
-NB_DEVICE int extra_tiles(const Params& p, int rows) { return Variant::kExtra ? ceil_div(p.extra, rows) : 0; }
+NB_DEVICE int extra_tiles(Interval extra, int extent) { return Variant::kExtra ? ceil_div(extra.size(), extent) : 0; }
 
 // Offset of extra key `e` in `[B, E, Hk, channels]`, in elements.
 NB_DEVICE long long extra_offset(const Params& p, int sample, int e, int key_head, int channels) {

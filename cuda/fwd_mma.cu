@@ -93,7 +93,7 @@ NB_DEVICE void forward(const Params& p) {
   begin_traversal<false, QueryTile, KeyTile>(traversal, p, block.tile, block.sample);
   if (!has_rows(traversal)) return;
 
-  const int total = traversal.total + extra_tiles(p, kColumns);
+  const int total = traversal.total + extra_tiles(extra_keys(p, block.sample), kColumns);
   const KeyColumns<KeyVectors, ValueVectors> columns(p);
   const auto stage = [&](int n) {
     visits.stage(n, total, [&](StagedVisit& staged, int at) {
@@ -136,6 +136,7 @@ NB_DEVICE void forward(const Params& p) {
     else dot<kColumns, kHeadDim>(s, query, arena.key(n));
     scores.softcap(s);
     const StagedVisit& v = visits[n];
+    scores.add_bias<false, QueryTile, KeyTile>(s, p, traversal, v, block.sample, block.head);
     if (!v.full()) apply_mask(s, MaskWords<QueryTile, KeyTile>(traversal, masks, v), scores.hidden());
     online_softmax(s, state, out, scores.factor);
     accumulate(out, s, arena.value(n));

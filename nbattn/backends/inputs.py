@@ -156,8 +156,12 @@ def kernel_tensors(inputs: Inputs) -> dict[str, Tensor]:
     if inputs.extra_key is not None and inputs.extra_value is not None and inputs.has_extra:
         tensors["extra_key"] = inputs.extra_key.contiguous()
         tensors["extra_value"] = inputs.extra_value.contiguous()
-    if inputs.sink is not None:
-        tensors["sink"] = inputs.sink.to(accumulate_dtype(inputs.query.dtype)).contiguous()
+        if inputs.extra_range is not None:
+            tensors["extra_range"] = inputs.extra_range.to(torch.int32).contiguous()
+    for name in ("sink", "relative_bias", "alibi_slopes"):
+        tensor: Tensor | None = getattr(inputs, name)
+        if tensor is not None:
+            tensors[name] = tensor.to(accumulate_dtype(inputs.query.dtype)).contiguous()
     if inputs.key_range is not None:
         tensors["key_range"] = inputs.key_range.to(torch.int32).contiguous()
     return tensors

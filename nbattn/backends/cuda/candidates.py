@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+
+from nbattn import biases
 from nbattn.backends.cuda import choice, costs
 from nbattn.backends.cuda import meaning as cuda
 from nbattn.backends.cuda import tiles as cuda_tiles
@@ -35,6 +38,9 @@ def _candidate(request: Request, axes: Axes, instructions: str) -> Candidate:
         request.softcap,
         request.key_range,
         request.extra_keys > 0,
+        request.extra_keys > 0 and request.extra_range,
+        request.relative_bias,
+        request.alibi_slopes,
     )
     passes = {} if reasons else _passes(request, axes, instructions, build)
     reasons += passes if isinstance(passes, list) else []
@@ -52,9 +58,14 @@ def _passes(
     request: Request, axes: Axes, instructions: str, build: Build
 ) -> dict[str, Pass] | list[Reason]:
     """The tiles of every kernel that runs, or the limits that are exceeded."""
-    kernels = cuda_tiles.KERNELS if request.training else cuda_tiles.KERNELS[:1]
+    if request.relative_bias:
+        entries = request.heads * math.prod(biases.table_sizes(request.mask.axes))
+        if entries > cuda.GRID:
+            return [
+                Reason("relative_bias", f"takes tables of up to {cuda.GRID} entries: {entries}")
+            ]
     passes: dict[str, Pass] = {}
-    for kernel in kernels:
+    for kernel in cuda_tiles.kernels(build, training=request.training):
         ranked = choice.of_request(kernel, instructions, request, axes, build)
         if not ranked:
             memory = cuda.memory(request.needs)

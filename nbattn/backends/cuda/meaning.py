@@ -23,7 +23,7 @@ from nbattn.program.program import Call
 from nbattn.program.request import Needs, Request
 from nbattn.program.tile_traversal import Traversal
 
-CUDA = Limits(name="cuda", kinds=("cuda",))
+CUDA = Limits(name="cuda", kinds=("cuda",), extra_range=True, relative_bias=True, alibi_slopes=True)
 PACKAGE = "cupy"  # installed together with NVRTC
 INSTRUCTIONS = ("mma", "simt")
 GRID = (1 << 31) - 1  # the largest number of blocks in a launch
@@ -90,6 +90,7 @@ class CudaArguments:
         forward: the tiles of the forward kernel.
         grad_query, grad_key: the tiles of the kernels that compute the queries' gradients and those
             of keys and values; None without a backward.
+        grad_table: the tiles of the kernel of the table's gradient; None without one.
         packed: query heads of one key head in each tile of the forward: its first extent.
     """
 
@@ -98,6 +99,7 @@ class CudaArguments:
     forward: Tiles
     grad_query: Tiles | None = None
     grad_key: Tiles | None = None
+    grad_table: Tiles | None = None
     packed: int = 1
 
     def key_runs(self, number: int, queries: int, keys: int) -> tuple[Ints, Ints, int]:
@@ -112,7 +114,11 @@ class CudaArguments:
         """
         kernels = (self.forward, self.grad_query, self.grad_key)
         sizes = [None if tiles is None else self._extents(tiles) for tiles in kernels]
-        return tile_traversal.pairs_of_kernels(self.axes, *sizes)
+        pairs = tile_traversal.pairs_of_kernels(self.axes, *sizes)
+        if self.grad_table is not None:
+            table = tile_traversal.pairs(self.axes, *self._extents(self.grad_table), inverse=False)
+            assert np.array_equal(pairs, table), "the pairs of the table's gradient differ"
+        return pairs
 
     def _extents(self, tiles: Tiles) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Rows and columns of a tile on the axes of the mask."""
@@ -141,6 +147,10 @@ class CudaArguments:
         queries, keys = (_by(size, rank) for size in (self.forward.rows, self.forward.columns))
         heads = f" of {self.forward.rows[0]} heads" if self.packed > 1 else ""
         return f"tiles of {queries} queries{heads} and {keys} keys"
+
+
+# Its tiles, by kernel.
+FIELDS = {"fwd": "forward", "dq": "grad_query", "dkdv": "grad_key", "dbias": "grad_table"}
 
 
 def _by(extents: Extents, rank: int) -> str:
