@@ -11,10 +11,10 @@ NB_DEVICE void grad_table(const Params& p) {
   Queries arena(shared);
   const int lane = threadIdx.x % kLanes, warp = threadIdx.x / kLanes, own = warp * kOwn;
   const int head = blockIdx.x % p.heads, part = blockIdx.x / p.heads, parts = gridDim.x / p.heads;
-  const uint32_t entries = table_steps(p).entries;
+  const int entries = table_steps(p).entries;
   Accumulator* const table = static_cast<Accumulator*>(p.grad_relative_bias) +
                              (static_cast<long long>(part * kWarps + warp) * p.heads + head) * entries;
-  for (uint32_t e = lane; e < entries; e += kLanes) table[e] = 0;
+  for (int e = lane; e < entries; e += kLanes) table[e] = 0;
   __syncwarp();
 
   const int tiles = row_tiles<false, QueryTile>(p);
@@ -45,11 +45,11 @@ NB_DEVICE void grad_table(const Params& p) {
 #pragma unroll
       for (int r = 0; r < kOwn; ++r) {  // the columns of one row have different entries, and rows follow one another
         const AddedRow row = added.row(p, *arena.traversal, v.start, lane, own + r);
-        Accumulator slope;
-        const Accumulator score = score_of(p, products[r], &slope) + added.of(p, row, 0);
         const bool read = arena.row_token[own + r] >= 0 &&
                           (v.full || attends<QueryTile, KeyTile>(*arena.traversal, v, own + r, lane));
-        if (read) table[added.entry_of(row, 0)] += exp_of(score - lse[r]) * (grads[r] - delta[r]);
+        Accumulator slope;
+        const Accumulator score = score_of(p, products[r], &slope) + added.of(p, row, 0, read);
+        if (read) table[added.entry(row, 0) - added.table] += exp_of(score - lse[r]) * (grads[r] - delta[r]);
         __syncwarp();
       }
     }

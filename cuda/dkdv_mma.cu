@@ -174,8 +174,16 @@ NB_DEVICE void grad_keys(const Params& p) {
     scores.softcap(s);
     const Capped<kColumns> capped(s);
     const StagedVisit& v = visits[n];
-    scores.add_bias<true, KeyTile, QueryTile>(s, p, traversal, v, block.sample, v.head);
-    if (!v.full()) apply_mask(s, MaskWords<KeyTile, QueryTile>(traversal, masks, v), scores.hidden());
+    const auto add_bias = [&](const auto& read) {
+      scores.add_bias<true, KeyTile, QueryTile>(s, p, traversal, v, block.sample, v.head, read);
+    };
+    if (v.full()) {
+      add_bias([](int, int, int) { return true; });
+    } else {
+      const MaskWords<KeyTile, QueryTile> words(traversal, masks, v);
+      add_bias([&](int b, int h, int bit) { return words.of[b][h] >> bit & 1; });
+      apply_mask(s, words, scores.hidden());
+    }
     if (Variant::kGradKey) dot<kColumns, kValueDim>(grads, value, here.grad_out);
     recompute_p<Variant::kGradKey>(s, grads, capped, scores,
                                    [&](int, int n, int e) { return here.terms[column_of(n, e % 2)]; });

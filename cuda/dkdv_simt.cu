@@ -67,9 +67,9 @@ NB_DEVICE void grad_keys(const Params& p) {
     const Accumulator lse = token < 0 ? Accumulator(0) : static_cast<const Accumulator*>(p.lse)[token];
 #pragma unroll
     for (int r = 0; r < kOwn; ++r) {
-      const Accumulator capped = score_of(p, products[r], &slopes[r]),
-                        score = with_bias(capped, added, p, *arena.traversal, v, own + r);
+      const Accumulator capped = score_of(p, products[r], &slopes[r]);
       const bool read = v.full || attends<KeyTile, QueryTile>(*arena.traversal, v, own + r, lane);
+      const Accumulator score = with_bias(capped, added, p, *arena.traversal, v, own + r, read);
       weights[r] = read ? exp_of(score - lse) : Accumulator(0);
     }
 #if NB_GRADS & 1

@@ -92,8 +92,16 @@ NB_DEVICE void grad_queries(const Params& p) {
     scores.softcap(s);
     const Capped<kColumns> capped(s);
     const StagedVisit& v = visits[n];
-    scores.add_bias<false, QueryTile, KeyTile>(s, p, traversal, v, block.sample, block.head);
-    if (!v.full()) apply_mask(s, MaskWords<QueryTile, KeyTile>(traversal, masks, v), scores.hidden());
+    const auto add_bias = [&](const auto& read) {
+      scores.add_bias<false, QueryTile, KeyTile>(s, p, traversal, v, block.sample, block.head, read);
+    };
+    if (v.full()) {
+      add_bias([](int, int, int) { return true; });
+    } else {
+      const MaskWords<QueryTile, KeyTile> words(traversal, masks, v);
+      add_bias([&](int b, int h, int bit) { return words.of[b][h] >> bit & 1; });
+      apply_mask(s, words, scores.hidden());
+    }
     dot<kColumns, kValueDim>(grads, grad_out, arena.value(n));
     recompute_p<true>(s, grads, capped, scores, [&](int b, int, int e) { return terms[b][e / 2]; });
     accumulate(sums, grads, arena.key(n));

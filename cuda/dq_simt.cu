@@ -42,10 +42,10 @@ NB_DEVICE void grad_queries(const Params& p) {
 #pragma unroll
     for (int r = 0; r < kOwn; ++r) {
       Accumulator slope;
-      const Accumulator capped = score_of(p, products[r], &slope),
-                        score = with_bias(capped, added, p, *arena.traversal, v, own + r);
+      const Accumulator capped = score_of(p, products[r], &slope);
       const bool read =
           inside && (v.full || v.extra || attends<QueryTile, KeyTile>(*arena.traversal, v, own + r, lane));
+      const Accumulator score = with_bias(capped, added, p, *arena.traversal, v, own + r, read);
       arena.keep(r, read ? exp_of(score - lse[r]) * (grads[r] - delta[r]) * slope : Accumulator(0));
     }
     arena.accumulate<kHeadDim>(sums, key, arena.column_a, key_step);

@@ -136,8 +136,16 @@ NB_DEVICE void forward(const Params& p) {
     else dot<kColumns, kHeadDim>(s, query, arena.key(n));
     scores.softcap(s);
     const StagedVisit& v = visits[n];
-    scores.add_bias<false, QueryTile, KeyTile>(s, p, traversal, v, block.sample, block.head);
-    if (!v.full()) apply_mask(s, MaskWords<QueryTile, KeyTile>(traversal, masks, v), scores.hidden());
+    const auto add_bias = [&](const auto& read) {
+      scores.add_bias<false, QueryTile, KeyTile>(s, p, traversal, v, block.sample, block.head, read);
+    };
+    if (v.full()) {
+      add_bias([](int, int, int) { return true; });
+    } else {
+      const MaskWords<QueryTile, KeyTile> words(traversal, masks, v);
+      add_bias([&](int b, int h, int bit) { return words.of[b][h] >> bit & 1; });
+      apply_mask(s, words, scores.hidden());
+    }
     online_softmax(s, state, out, scores.factor);
     accumulate(out, s, arena.value(n));
   }

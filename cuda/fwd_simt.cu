@@ -19,9 +19,9 @@ NB_DEVICE void join(Forward& arena, const Params& p, const Added& added, const V
 #pragma unroll
   for (int r = 0; r < Forward::kOwn; ++r) {
     Accumulator slope, score = score_of(p, products[r], &slope);
-    score = with_bias(score, added, p, *arena.traversal, v, own + r);
     const bool read =
         inside && (v.full || v.extra || attends<QueryTile, KeyTile>(*arena.traversal, v, own + r, lane));
+    score = with_bias(score, added, p, *arena.traversal, v, own + r, read);
     if (!read) score = -NB_INFINITY;
     const Accumulator top = larger(state.max[r], warp_max(score));
     const Accumulator base = top == -NB_INFINITY ? Accumulator(0) : top;

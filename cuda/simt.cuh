@@ -151,9 +151,9 @@ NB_DEVICE Accumulator score_of(const Params& p, Accumulator product, Accumulator
 // The score of a row and a lane's column with what is added to it; extra keys, rows or columns, get nothing.
 template <bool kKeyRows, class Rows, class Columns>
 NB_DEVICE Accumulator with_bias(Accumulator score, const AddedScores<kKeyRows, Rows, Columns>& added, const Params& p,
-                                const Traversal<Rows>& traversal, const Visit& v, int row) {
-  if (!Variant::kBias || v.extra || traversal.extra >= 0) return score;
-  return score + added.of(p, added.row(p, traversal, v.start, threadIdx.x % kLanes, row), 0);
+                                const Traversal<Rows>& traversal, const Visit& v, int row, bool read) {
+  if (!Variant::kBias || !read || v.extra || traversal.extra >= 0) return score;
+  return score + added.of(p, added.row(p, traversal, v.start, threadIdx.x % kLanes, row), 0, true);
 }
 
 NB_DEVICE Accumulator warp_max(Accumulator x) {

@@ -12,6 +12,7 @@ from typing import Protocol
 
 import dense_attention
 import torch
+from oracle import bias_entries, distances
 from torch import Tensor
 
 from nbattn import Axis, Mask
@@ -21,14 +22,20 @@ from nbattn.kernels.variant import Variant
 Tensors = dict[str, Tensor]
 Tile = tuple[int, int, int]
 FAR = 1 << 29
-KERNELS = ("fwd", "delta", "dq", "dkdv")
-_INPUTS = ("query", "key", "value", "extra_key", "extra_value", "key_range")
+DIFFERENTIABLE = ("query", "key", "value", "extra_key", "extra_value", "relative_bias")
+KERNELS = ("fwd", "delta", "dq", "dkdv", "dbias")
+_EXTRA = ("extra_key", "extra_value", "extra_range")
+_INPUTS = ("query", "key", "value", "key_range", "relative_bias", "alibi_slopes")
+_BACKWARD = ("grad_out", "lse", "delta")
 READS = {
-    "fwd": (*_INPUTS, "sink"),
+    "fwd": (*_INPUTS, *_EXTRA, "sink"),
     "delta": ("out", "lse", "grad_out", "grad_lse"),
-    "dq": (*_INPUTS, "grad_out", "lse", "delta"),
-    "dkdv": (*_INPUTS, "grad_out", "lse", "delta"),
+    "dq": (*_INPUTS, *_EXTRA, *_BACKWARD),
+    "dkdv": (*_INPUTS, *_EXTRA, *_BACKWARD),
+    "dbias": (*_INPUTS, *_BACKWARD),
 }
+SIMT_LINE: tuple[Tile, Tile] = ((1, 1, 8), (1, 1, 32))
+SIMT_PLANE: tuple[Tile, Tile] = ((1, 2, 4), (1, 4, 8))
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -48,6 +55,10 @@ class Problem:
         packed: query heads that are rows of the same tile in the forward: its first axis.
         layout: the inputs' layout: "plain", "packed" (views of one tensor), "channels" (step 2) or
             "far" (a key's batch stride exceeds 32 bits).
+        extra_ranges: of the extra keys, for each sample.
+        table: whether there is a table of relative positions.
+        slopes: dimensions of ALiBi's slopes, 1 or 2; 0 for none.
+        parts: blocks of a head in the kernel of the table's gradient.
     """
 
     mask: Mask
@@ -73,6 +84,10 @@ class Problem:
     sink: bool = False
     ranges: tuple[tuple[tuple[int, int], ...], ...] = ()
     layout: str = "plain"
+    extra_ranges: tuple[tuple[int, int], ...] = ()
+    table: bool = False
+    slopes: int = 0
+    parts: int = 2
     seed: int = field(default=0, repr=False)
 
     @property
@@ -90,13 +105,24 @@ class Problem:
         """Query heads that are rows of the same tile of a kernel."""
         return self.packed if kernel == "fwd" else 1
 
+    def tiles(self, kernel: str) -> tuple[str, Tile, Tile]:
+        """Family, rows and columns. The gradient of a table has a kernel without tensor cores only."""
+        if kernel != "dbias":
+            return self.family, self.rows, self.columns
+        return ("simt", *SIMT_LINE) if self.rank == 1 else ("simt", *SIMT_PLANE)
+
+    @property
+    def table_shape(self) -> tuple[int, ...]:
+        axes = self.mask.axes
+        return self.heads, *(2 * ((a.left or 0) + (a.right or 0)) + 1 for a in axes)
+
     @property
     def accumulator(self) -> torch.dtype:
         return torch.float64 if self.dtype == torch.float64 else torch.float32
 
 
 def make(p: Problem) -> Tensors:
-    """Inputs and upstream gradients; keys and values outside key_range are NaN."""
+    """Inputs and upstream gradients; keys and values outside key_range and extra_range are NaN."""
     generator = torch.Generator().manual_seed(p.seed)
     key_heads = p.heads // p.group
 
@@ -120,6 +146,15 @@ def make(p: Problem) -> Tensors:
     if p.extra:
         made["extra_key"] = normal(p.batch, p.extra, key_heads, p.head_dim).contiguous()
         made["extra_value"] = normal(p.batch, p.extra, key_heads, p.value_dim).contiguous()
+    if p.extra_ranges:
+        made["extra_range"] = torch.tensor(p.extra_ranges, dtype=torch.int32)
+        present = dense_attention.inside(made["extra_range"][:, None], (p.extra,))
+        for name in ("extra_key", "extra_value"):
+            made[name][~present] = torch.nan
+    if p.table:
+        made["relative_bias"] = normal(*p.table_shape, dtype=p.accumulator).contiguous()
+    if p.slopes:
+        made["alibi_slopes"] = normal(*(p.batch, p.heads)[-p.slopes :], dtype=p.accumulator).abs()
     if p.sink:
         made["sink"] = normal(p.heads, dtype=p.accumulator).contiguous()
     if p.ranges:
@@ -133,7 +168,7 @@ def make(p: Problem) -> Tensors:
 def solve(p: Problem, launcher: Launcher, made: Tensors) -> Tensors:
     """All outputs and gradients, computed by the kernels."""
     known = dict(made)
-    for kernel in KERNELS:
+    for kernel in KERNELS if p.table else KERNELS[:-1]:
         known |= run(p, launcher, kernel, known)
     return {n: t for n, t in known.items() if n not in made and n != "delta"}
 
@@ -147,6 +182,9 @@ def run(p: Problem, launcher: Launcher, kernel: str, known: Tensors) -> Tensors:
         like = {"delta": torch.empty((*rows, 2), dtype=p.accumulator)}
     elif kernel == "dq":
         like = {"grad_query": known["query"]}
+    elif kernel == "dbias":
+        tables = torch.empty((4 * p.parts, *p.table_shape), dtype=p.accumulator)
+        like = {"grad_relative_bias": tables}
     else:
         names = [n for bit, n in ((1, "value"), (2, "key")) if p.grads & bit]
         names += [f"extra_{n}" for n in names if p.extra]
@@ -156,6 +194,8 @@ def run(p: Problem, launcher: Launcher, kernel: str, known: Tensors) -> Tensors:
     launcher.launch(
         variant(p, kernel), blocks(p, kernel), reads | writes, numbers(p, kernel, known)
     )
+    if kernel == "dbias":
+        return {n: t.sum(0) for n, t in writes.items()}
     return writes
 
 
@@ -163,10 +203,15 @@ def by_definition(p: Problem, made: Tensors, dtype: torch.dtype) -> Tensors:
     """All outputs and gradients by the definition, computed in this dtype."""
     wide = {n: t.to(dtype) if t.is_floating_point() else t for n, t in made.items()}
     inputs = {n: t.detach().clone() for n, t in wide.items() if not n.startswith("grad")}
-    wanted = [n for n in inputs if n not in ("sink", "key_range")]
+    wanted = [n for n in inputs if n in DIFFERENTIABLE]
     for name in wanted:
         inputs[name].requires_grad_()
-    allowed = torch.from_numpy(p.mask.dense(p.queries, p.keys))
+    allowed, place = torch.from_numpy(p.mask.dense(p.queries, p.keys)), (p.queries, p.keys)
+    if p.table:
+        inputs["entries"] = torch.from_numpy(bias_entries(p.mask.axes, *place))
+    if p.slopes:
+        (axis,), (queries,), (keys,) = p.mask.axes, *place
+        inputs["distances"] = torch.from_numpy(distances(axis, queries, keys))
     out, lse = dense_attention.attend(
         **inputs, allowed=allowed, scale=p.scale, softcap=p.softcap or None
     )
@@ -196,7 +241,8 @@ def judge(p: Problem, found: Tensors, expected: tuple[Tensors, Tensors]) -> None
 
 def variant(p: Problem, kernel: str) -> Variant:
     by_keys = kernel == "dkdv"
-    query_tile, key_tile = (p.columns, p.rows) if by_keys else (p.rows, p.columns)
+    family, rows, columns = p.tiles(kernel)
+    query_tile, key_tile = (columns, rows) if by_keys else (rows, columns)
     axes = p.mask.axes
     two_runs = any(axis.border == "wrap" or axis.prefix for axis in axes)
     constants = {
@@ -210,13 +256,17 @@ def variant(p: Problem, kernel: str) -> Variant:
         "NB_KEY_RANGE": int(bool(p.ranges)),
         "NB_EXTRA": int(p.extra > 0),
     }
+    if p.extra_ranges:
+        constants["NB_EXTRA_RANGE"] = 1
+    if p.table or p.slopes:
+        constants["NB_BIAS"] = p.table + 2 * (p.slopes > 0)
     if by_keys:
         constants["NB_GRADS"] = p.grads
     if kernel == "delta":
         constants["NB_VECTOR"] = int(p.vector and p.family == "mma")
         return Variant("delta.cu", "nb_delta", tuple(sorted(constants.items())), 128, 0)
     threads = 128
-    if p.family == "mma":
+    if family == "mma":
         warps = math.prod(p.rows) // 16 // p.row_blocks
         threads = 32 * warps
         constants |= {
@@ -225,15 +275,17 @@ def variant(p: Problem, kernel: str) -> Variant:
             "NB_STAGES": p.stages,
             "NB_VECTOR": int(p.vector),
         }
-    name = f"{kernel}_{p.family}"
+    name = f"{kernel}_{family}"
     return Variant(
         f"{name}.cu", f"nb_{name}", tuple(sorted(constants.items())), threads, _shared(p, kernel)
     )
 
 
 def _shared(p: Problem, kernel: str) -> int:
-    rows, columns, traversal = math.prod(p.rows), math.prod(p.columns), 256 + 16 * sum(p.rows)
-    if p.family == "simt":
+    family, row_tile, column_tile = p.tiles(kernel)
+    rows, columns = math.prod(row_tile), math.prod(column_tile)
+    traversal = 256 + (32 if p.table else 16) * sum(row_tile)
+    if family == "simt":
         return traversal + 8 * (3 * rows + 96) + (2 * rows + 32) * 33 * p.accumulator.itemsize
 
     def vectors(count: int, channels: int) -> int:
@@ -245,7 +297,7 @@ def _shared(p: Problem, kernel: str) -> int:
         "dq": vectors(rows, p.head_dim) + vectors(rows, p.value_dim),
         "dkdv": vectors(rows, p.head_dim) + vectors(rows, p.value_dim),
     }[kernel]
-    visits, masks = 32 * 48, 16 * (sum(p.columns) + 3)
+    visits, masks = 32 * 48, 16 * (sum(column_tile) + 3)
     return (
         traversal
         + visits
@@ -269,6 +321,8 @@ def blocks(p: Problem, kernel: str) -> int:
         while lanes < min(32, p.value_dim // _delta_wide(p)):
             lanes *= 2
         return parts(p.batch * p.heads * math.prod(p.queries), 128 // lanes)
+    if kernel == "dbias":
+        return p.parts * p.heads
     tiles = 1
     for (axis, queries, keys), extent in zip(p.axes(kernel), p.rows, strict=True):
         length = keys if kernel == "dkdv" else queries
@@ -297,6 +351,7 @@ def numbers(p: Problem, kernel: str, made: Tensors) -> bytes:
             "causal": int(axis.causal),
         }
         axis_numbers += [known.get(name, getattr(axis, name, 0)) for name in layout.AXIS]
-    counts = [p.batch, p.heads // packed, p.group // packed, p.extra, p.rank, packed, 0, 0]
+    counts = [p.batch, p.heads // packed, p.group // packed, p.extra, p.rank, packed]
+    counts += [p.heads if p.slopes == 2 else 0, 0]
     scale = p.head_dim**-0.5 if p.scale is None else p.scale
     return layout.pack_numbers(strides, scale, p.softcap, axis_numbers, held, counts)

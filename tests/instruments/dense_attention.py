@@ -33,8 +33,15 @@ def attend(
     key_range: Tensor | None = None,
     extra_key: Tensor | None = None,
     extra_value: Tensor | None = None,
+    extra_range: Tensor | None = None,
+    relative_bias: Tensor | None = None,
+    alibi_slopes: Tensor | None = None,
+    entries: Tensor | None = None,
+    distances: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Output and logsumexp of query [B, *space, H, D] under bool `allowed` [Nq, Nk]."""
+    """Output and logsumexp of query [B, *space, H, D] under bool `allowed` [Nq, Nk]; `entries` and
+    `distances` of the same shape tell what a pair reads of the table, and how far apart it is.
+    """
     batch, heads, key_heads = query.shape[0], query.shape[-2], key.shape[-2]
     flat_query, flat_key, flat_value = (t.flatten(1, -3) for t in (query, key, value))
     reads = allowed.expand(batch, -1, -1)
@@ -46,18 +53,32 @@ def attend(
         )
     if extra_key is not None and extra_value is not None:
         every = reads.new_ones((batch, flat_query.shape[1], extra_key.shape[1]))
+        if extra_range is not None:
+            present = inside(extra_range[:, None], extra_key.shape[1:2])
+            every = every & present[:, None, :]
+            extra_key, extra_value = (
+                torch.where(present[:, :, None, None], t, 0.0) for t in (extra_key, extra_value)
+            )
         reads = torch.cat([reads, every], dim=2)
         flat_key = torch.cat([flat_key, extra_key], dim=1)
         flat_value = torch.cat([flat_value, extra_value], dim=1)
     outputs, sums = [], []
     for head in range(heads):
-        own = head // (heads // key_heads)
-        scores = torch.einsum("bqd,bkd->bqk", flat_query[:, :, head], flat_key[:, :, own])
+        of_keys = head // (heads // key_heads)
+        scores = torch.einsum("bqd,bkd->bqk", flat_query[:, :, head], flat_key[:, :, of_keys])
         scores = scores * (query.shape[-1] ** -0.5 if scale is None else scale)
         if softcap is not None:
             scores = softcap * torch.tanh(scores / softcap)
+        own = scores[:, :, : allowed.shape[1]]
+        if relative_bias is not None:
+            assert entries is not None
+            own = own + relative_bias[head].flatten()[entries]
+        if alibi_slopes is not None:
+            assert distances is not None
+            own = own - alibi_slopes[..., head].reshape(-1, 1, 1) * distances
+        scores = torch.cat([own, scores[:, :, allowed.shape[1] :]], dim=2)
         logit = None if sink is None else sink[head]
-        out, total = rows(scores, reads, flat_value[:, :, own], logit)
+        out, total = rows(scores, reads, flat_value[:, :, of_keys], logit)
         outputs.append(out)
         sums.append(total)
     out = torch.stack(outputs, dim=2).reshape(*query.shape[:-1], value.shape[-1])

@@ -132,6 +132,48 @@ def matrix(axes: Iterable[Any], query_space: Sequence[int], key_space: Sequence[
     return box([axis_matrix(axis, queries, keys) for axis, queries, keys in sizes])
 
 
+def axis_steps(axis: Any, queries: int, keys: int) -> np.ndarray:
+    """int [queries, keys] of one axis: how many places of its class a key is after the query; on a
+    circle on the way inside of the window. 0 for pairs that are not attended.
+    """
+    steps = np.zeros((queries, keys), dtype=int)
+    for i in range(queries):
+        residue, own = coordinate(position(axis, i, queries, keys), axis.dilation)
+        members = [j for j in range(keys) if j % axis.dilation == residue]
+        leader = leader_of(axis, own, len(members))
+        for j in attended_keys(axis, i, queries, keys):
+            places = [members.index(j)]
+            if axis.border == "wrap":
+                window = range(leader - axis.left, leader + axis.right + 1)
+                places = [place for place in window if members[place % len(members)] == j]
+            (place,) = places
+            steps[i, j] = place - own
+    return steps
+
+
+def bias_entries(
+    axes: Iterable[Any], query_space: Sequence[int], key_space: Sequence[int]
+) -> np.ndarray:
+    """int [prod(query_space), prod(key_space)]: the entry of every pair in a flat table with
+    2 K - 1 entries per axis, the one of the query itself in the middle.
+    """
+    found = np.zeros((1, 1), dtype=int)
+    for axis, queries, keys in zip(axes, query_space, key_space, strict=True):
+        part = axis_steps(axis, queries, keys) + axis.left + axis.right
+        pairs = found[:, None, :, None] * (2 * (axis.left + axis.right) + 1)
+        pairs = pairs + part[None, :, None, :]
+        found = pairs.reshape(found.shape[0] * queries, found.shape[1] * keys)
+    return found
+
+
+def distances(axis: Any, queries: int, keys: int) -> np.ndarray:
+    """int [queries, keys]: how far a key is from the query's place on the key axis."""
+    places = [position(axis, i, queries, keys) for i in range(queries)]
+    return np.array([[abs(place - j) for j in range(keys)] for place in places]).reshape(
+        queries, keys
+    )
+
+
 def is_legal(fields: dict[str, Any], queries: int, keys: int) -> bool:
     """Whether Axis(**fields) may be built and bound to these lengths."""
     left, right = fields.get("left"), fields.get("right")

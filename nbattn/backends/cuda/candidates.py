@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
-from nbattn import biases
 from nbattn.backends.cuda import choice, costs
 from nbattn.backends.cuda import meaning as cuda
 from nbattn.backends.cuda import tiles as cuda_tiles
@@ -58,12 +55,8 @@ def _passes(
     request: Request, axes: Axes, instructions: str, build: Build
 ) -> dict[str, Pass] | list[Reason]:
     """The tiles of every kernel that runs, or the limits that are exceeded."""
-    if request.relative_bias:
-        entries = request.heads * math.prod(biases.table_sizes(request.mask.axes))
-        if entries > cuda.GRID:
-            return [
-                Reason("relative_bias", f"takes tables of up to {cuda.GRID} entries: {entries}")
-            ]
+    if request.relative_bias and (reason := cuda.table_reason(axes)):
+        return [reason]
     passes: dict[str, Pass] = {}
     for kernel in cuda_tiles.kernels(build, training=request.training):
         ranked = choice.of_request(kernel, instructions, request, axes, build)

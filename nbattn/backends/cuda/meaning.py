@@ -6,6 +6,7 @@ here has run on a GPU yet; the tests run the kernels in an emulator and compare 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
@@ -13,6 +14,7 @@ from itertools import product
 import numpy as np
 from numpy.typing import NDArray
 
+from nbattn import biases
 from nbattn.backends.cuda.tiles import RANK, Build, Extents, Tiles
 from nbattn.geometry import Axes, Ints
 from nbattn.packages import install_line
@@ -27,6 +29,7 @@ CUDA = Limits(name="cuda", kinds=("cuda",), extra_range=True, relative_bias=True
 PACKAGE = "cupy"  # installed together with NVRTC
 INSTRUCTIONS = ("mma", "simt")
 GRID = (1 << 31) - 1  # the largest number of blocks in a launch
+TABLE = 1 << 22  # the most entries of a head's table (cuda/bias.cuh)
 _OLDEST = {"mma": 80, "simt": 75}  # compute capabilities
 _HEADS = {"mma": (16, 256), "simt": (1, 512)}  # smallest and largest head size
 _HEAD_STEP = 8  # tensor-core kernels need head sizes in steps of 16 bytes
@@ -68,6 +71,14 @@ def reasons(instructions: str, needs: Needs, axes: Axes) -> list[Reason]:
             text = f"takes a {name} divisible by {_HEAD_STEP}, not {size}"
             reasons.append(Reason(name, text))
     return reasons + whole_axes(axes) + over_int32(axes)
+
+
+def table_reason(axes: Axes) -> Reason | None:
+    """The reason against a table of relative positions that is too large."""
+    entries = math.prod(biases.table_sizes([axis.spec for axis in axes]))
+    if entries <= TABLE:
+        return None
+    return Reason("relative_bias", f"takes tables of up to {TABLE} entries per head, not {entries}")
 
 
 def memory(needs: Needs) -> int:
