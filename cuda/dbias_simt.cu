@@ -15,7 +15,6 @@ NB_DEVICE void grad_table(const Params& p) {
   Accumulator* const table = static_cast<Accumulator*>(p.grad_relative_bias) +
                              (static_cast<long long>(part * kWarps + warp) * p.heads + head) * entries;
   for (int e = lane; e < entries; e += kLanes) table[e] = 0;
-  __syncwarp();
 
   const int tiles = row_tiles<false, QueryTile>(p);
   for (long long n = part; n < static_cast<long long>(tiles) * p.batch; n += parts) {

@@ -88,7 +88,7 @@ CASES: dict[str, Problem] = {
         scale=-0.7,
     ),
     "table-circle": Problem(  # where a window has the whole circle, too
-        Mask(Axis(1, 2, border="wrap"), Axis(4, 3, border="wrap", stride=3)), (4, 12), (4, 12),
+        Mask(Axis(1, 2, border="wrap"), Axis(6, 5, border="wrap", stride=3)), (4, 12), (4, 12),
         rows=(1, 4, 8), columns=(1, 4, 4), table=True, parts=3, scale=0.0,
     ),
     "table-cube": Problem(
@@ -97,14 +97,14 @@ CASES: dict[str, Problem] = {
     ),
     "table-packed": Problem(
         Mask(Axis(5, causal=True, align="bottom-right")), (5,), (40,), rows=(2, 1, 16), heads=6,
-        group=3, packed=3, batch=2, table=True, slopes=2,
+        group=3, packed=3, batch=2, table=True, slopes=2, parts=1,
     ),
     "slopes": Problem(
         Mask(Axis(20, causal=True, dilation=2, align="bottom-right")), (40,), (57,), heads=4,
         group=2, batch=2, slopes=2, softcap=3.0, extra=3,
     ),
     "table-seam": Problem(  # visits that are not masked, by tiles with rows past the end
-        Mask(Axis(40, 46)), (100,), (100,), heads=1, table=True, parts=1,
+        Mask(Axis(62, 5)), (100,), (100,), heads=1, table=True, parts=1, louder=100.0,
     ),
     "slopes-ahead": Problem(Mask(Axis(9, 12)), (40,), (40,), heads=2, slopes=1),
     "text": Problem(  # ranges inside tiles, without keys, past the end

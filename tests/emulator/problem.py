@@ -57,6 +57,7 @@ class Problem:
             "far" (a key's batch stride exceeds 32 bits).
         extra_ranges: of the extra keys, for each sample.
         table: whether there is a table of relative positions.
+        louder: is added to its entries.
         slopes: dimensions of ALiBi's slopes, 1 or 2; 0 for none.
         parts: blocks of a head in the kernel of the table's gradient.
     """
@@ -86,6 +87,7 @@ class Problem:
     layout: str = "plain"
     extra_ranges: tuple[tuple[int, int], ...] = ()
     table: bool = False
+    louder: float = 0.0
     slopes: int = 0
     parts: int = 2
     seed: int = field(default=0, repr=False)
@@ -106,7 +108,7 @@ class Problem:
         return self.packed if kernel == "fwd" else 1
 
     def tiles(self, kernel: str) -> tuple[str, Tile, Tile]:
-        """Family, rows and columns. The gradient of a table has a kernel without tensor cores only."""
+        """Family, rows and columns. The gradient of a table is without tensor cores."""
         if kernel != "dbias":
             return self.family, self.rows, self.columns
         return ("simt", *SIMT_LINE) if self.rank == 1 else ("simt", *SIMT_PLANE)
@@ -153,6 +155,7 @@ def make(p: Problem) -> Tensors:
             made[name][~present] = torch.nan
     if p.table:
         made["relative_bias"] = normal(*p.table_shape, dtype=p.accumulator).contiguous()
+        made["relative_bias"] += p.louder
     if p.slopes:
         made["alibi_slopes"] = normal(*(p.batch, p.heads)[-p.slopes :], dtype=p.accumulator).abs()
     if p.sink:
