@@ -10,12 +10,14 @@ template <int M, bool kPairs, class F, class Lse, class Delta>
 NB_INLINE void weights_of(Worker<F>& w, Tile<F>& t, const Gate<F>& gate, const Piece& at, Wide<F>* p, Wide<F>* ds,
                           const Lse& lse, const Delta& delta) {
   Wide<F> s[M], g[M], slope[M];
-  scores_of<M, kPairs>(w, t, at.row, s, slope);
+  scores_of<M, kPairs>(w, t, at, s, slope);
   NB_UNROLL for (int m = 0; m < M; ++m) s[m] = exp2_of(s[m] - lse(m));
   if (!at.whole) hide<M>(s, gate, at.first, F(0));
   NB_UNROLL for (int m = 0; m < M; ++m) p[m] = s[m];
   products_b<M, kPairs>(w, t, at.row, g);
   NB_UNROLL for (int m = 0; m < M; ++m) ds[m] = p[m] * (g[m] - delta(m));
+  if (t.bias_sums && at.cell != kNoCell)
+    NB_UNROLL for (int m = 0; m < M; ++m) t.bias_sums[at.cell + m] = t.bias_sums[at.cell + m] + ds[m];
   if (w.p.softcap != 0)
     NB_UNROLL for (int m = 0; m < M; ++m) ds[m] = ds[m] * slope[m];
 }
@@ -36,7 +38,7 @@ struct GradQuery {
     long long at[kLanes];
     w.offsets(t, contiguous(p, p.heads, 1, false), sample, t.rows, at);
     for (int lane = 0; lane < kLanes; ++lane) {
-      t.top.lane(lane) = 0;
+      t.top.lane(lane) = F(INFINITY);  // of no row: weights of 0, whatever is added to its scores
       if (at[lane] == kNowhere) continue;
       const F lse = static_cast<const F*>(p.lse)[at[lane]];
       const bool empty = lse == F(-INFINITY);  // then any numbers, but none of grad_lse, which may be NaN

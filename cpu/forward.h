@@ -19,19 +19,36 @@ NB_INLINE void products_b(const Worker<F>& w, const Tile<F>& t, long row, Wide<F
   else dot<M>(w.packed_b + row * w.row_b, w.row_b, t.b, w.e, s);
 }
 
-// The scores in units of log 2, softly capped. `slope` gets the derivative of the cap.
-template <int M, bool kPairs, class F>
-NB_INLINE void scores_of(const Worker<F>& w, const Tile<F>& t, long row, Wide<F> (&s)[M], Wide<F>* slope) {
-  products_a<M, kPairs>(w, t, row, s);
-  const Wide<F> scale = wide(w.scale_in);
-  NB_UNROLL for (int m = 0; m < M; ++m) s[m] = s[m] * scale;
-  if (w.p.softcap == 0) return;
+// s[m] softly capped. `slope` gets the derivative of the cap.
+template <int M, class F>
+NB_INLINE void cap_scores(const Worker<F>& w, Wide<F> (&s)[M], Wide<F>* slope) {
   const Wide<F> cap = wide(F(w.p.softcap * kLog2E)), one = wide(F(1));
   NB_UNROLL for (int m = 0; m < M; ++m) {
     const Wide<F> x = tanh_of(s[m]);
     s[m] = cap * x;
     if (slope) slope[m] = one - x * x;
   }
+}
+// s[m] and what the table and ALiBi add to it.
+template <int M, class F>
+NB_INLINE void add_to_scores(const Worker<F>& w, const Tile<F>& t, const Piece& at, Wide<F> (&s)[M]) {
+  if (t.bias) NB_UNROLL for (int m = 0; m < M; ++m) s[m] = s[m] + t.bias[at.cell + m];
+  if (!w.p.alibi_slopes) return;
+  const Wide<F> slope = t.slope, one = wide(F(1)), zero = wide(F(0));
+  Wide<F> step = wide(F(at.first - t.axis[2]->first)) - w.last_coordinate;
+  NB_UNROLL for (int m = 0; m < M; ++m) {
+    s[m] = s[m] - slope * max_of(step, zero - step);
+    step = step + one;
+  }
+}
+// The scores in units of log 2.
+template <int M, bool kPairs, class F>
+NB_INLINE void scores_of(const Worker<F>& w, const Tile<F>& t, const Piece& at, Wide<F> (&s)[M], Wide<F>* slope) {
+  products_a<M, kPairs>(w, t, at.row, s);
+  const Wide<F> scale = wide(w.scale_in);
+  NB_UNROLL for (int m = 0; m < M; ++m) s[m] = s[m] * scale;
+  if (w.p.softcap != 0) cap_scores<M>(w, s, slope);
+  if (at.cell != kNoCell) add_to_scores<M>(w, t, at, s);
 }
 
 // A tile's sums.
@@ -80,7 +97,7 @@ struct Forward {
   template <int M>
   static void piece(Worker<F>& w, Tile<F>& t, const Gate<F>& gate, const Piece& at) {
     Wide<F> s[M];
-    scores_of<M, kPairs>(w, t, at.row, s, static_cast<Wide<F>*>(nullptr));
+    scores_of<M, kPairs>(w, t, at, s, static_cast<Wide<F>*>(nullptr));
     if (!at.whole) hide<M>(s, gate, at.first, kNone);
     Wide<F> highest = w.highest;
     NB_UNROLL for (int m = 0; m < M; ++m) highest = max_of(highest, s[m]);

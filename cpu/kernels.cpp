@@ -1,7 +1,6 @@
 // kernels.cpp - attention with any mask on a CPU: the work items of a call, and the library's C interface.
+#include "added.h"
 #include "backward.h"
-#include "items.h"
-#include "memory.h"
 
 namespace nb {
 constexpr int kAhead = 2;  // tiles whose rows are asked for before they are needed
@@ -28,6 +27,9 @@ inline int set_tiles(Worker<F>& w, int head, int heads) {
             t.valid &= t.axis[axis]->valid;
           }
           t.head = head + first;
+          t.added = false;
+          t.bias = nullptr;
+          t.bias_sums = nullptr;
         }
   }
   return n;
@@ -39,15 +41,16 @@ inline void visit_extra(Worker<F>& w, const Call& call, int tiles, int sample, i
   const Side &a = call.sides.extra_a, &b = call.sides.extra_b;
   const Gate<F> gate = {};
   const Interval every[2] = {{0, kFar}, {0, 0}};
-  for (int first = 0; first < w.p.extra; first += int(w.capacity)) {
-    const int count = min_of(int(w.capacity), w.p.extra - first);
+  const Interval read = extra_of(w.p, sample);
+  for (int first = read.lo; first < read.hi; first += int(w.capacity)) {
+    const int count = min_of(int(w.capacity), read.hi - first);
     for (int i = 0; i < count; ++i) {
       const long long at_a = sample * a.stride.batch + kv_head * a.stride.head + (first + i) * a.stride.axis[2];
       const long long at_b = sample * b.stride.batch + kv_head * b.stride.head + (first + i) * b.stride.axis[2];
       w.pack_rows(a, b, &at_a, &at_b, 1, i);
     }
     for (int n = 0; n < tiles; ++n) {
-      visit_line<Rule>(w, w.tile[n], gate, {0, 0, count, true, kAllQuarters}, every);
+      visit_line<Rule>(w, w.tile[n], gate, {0, 0, count, true, kAllQuarters, kNoCell}, every);
       if (w.count) Rule::flush(w, w.tile[n]);
     }
   }
@@ -76,6 +79,7 @@ template <class Rule, class F>
 inline void run_queries(Worker<F>& w, const Call& call, const Place& at, int head_group) {
   const int heads = w.job.tile[0] * w.job.group[0], first = head_group * heads, sample = at.sample;
   const int tiles = set_tiles<false>(w, at.kv_head * w.p.group + first, min_of(heads, w.p.group - first));
+  set_added<false>(w, call, tiles, sample, 0);
   const Side &a = call.sides.row_a, &b = call.sides.row_b;
   for (int n = 0; n < kAhead; ++n) fetch_tile(w, call.sides, a, b, n, tiles, sample);
   for (int n = 0; n < tiles; ++n) {
@@ -98,7 +102,10 @@ inline void run_keys(Worker<F>& w, const Call& call, const Place& at, bool extra
     fetch_tile(w, call.sides, a, b, n + kAhead, tiles, sample);
     Rule::begin(w, w.tile[n], a, b, sample);
   }
-  for (int head = first; head < first + p.group; ++head) visit_all<Rule>(w, call, tiles, sample, head);
+  for (int head = first; head < first + p.group; ++head) {
+    if (!extra) set_added<true>(w, call, tiles, sample, head);
+    visit_all<Rule>(w, call, tiles, sample, head);
+  }
   for (int n = 0; n < tiles; ++n) {
     if (extra)
       Rule::finish(w, w.tile[n], p.grad_extra_key, p.grad_extra_value, a.stride, b.stride, sample);
@@ -162,23 +169,31 @@ inline void run_extra(Worker<F>& w, const Call& call, long item) {
   place.sample = int(item / tiles);
   for (int axis = 0; axis < 3; ++axis) {
     w.group_number[axis] = -1;
-    begin_extra_group(w.group[axis], w.columns[axis], w.p, axis, int(item % tiles) * kLanes);
+    begin_extra_group(w.group[axis], w.columns[axis], w.p, axis, int(item % tiles) * kLanes,
+                      extra_of(w.p, place.sample));
   }
   w.ahead[0].rows.left = w.ahead[1].rows.left = 0;
   run_keys<Rule>(w, call, place, true);
 }
 
 template <class F, bool kPairs>
+inline void run_any_item(Worker<F>& w, const Call& call, long item) {
+  if (call.job.pass == kForward) run_item<Forward<F, kPairs>, false>(w, call, item);
+  else if (call.job.pass == kGradQuery) run_item<GradQuery<F, kPairs>, false>(w, call, item);
+  else if (call.job.pass == kGradKey && item < call.extra_items) run_extra<GradKey<F, kPairs>>(w, call, item);
+  else if (call.job.pass == kGradKey) run_item<GradKey<F, kPairs>, true>(w, call, item);
+  else if constexpr (!kPairs) run_item<GradAll<F>, false>(w, call, item);
+}
+template <class F, bool kPairs>
 static void work(void* data) {
   Call& call = *static_cast<Call*>(data);
-  Worker<F> w(call.job);
-  w.lay_out(scratch(w.bytes()));
-  for (long item; (item = __atomic_fetch_add(&call.next, 1, __ATOMIC_RELAXED)) < call.items;) {
-    if (call.job.pass == kForward) run_item<Forward<F, kPairs>, false>(w, call, item);
-    else if (call.job.pass == kGradQuery) run_item<GradQuery<F, kPairs>, false>(w, call, item);
-    else if (call.job.pass == kGradKey && item < call.extra_items) run_extra<GradKey<F, kPairs>>(w, call, item);
-    else if (call.job.pass == kGradKey) run_item<GradKey<F, kPairs>, true>(w, call, item);
-    else if constexpr (!kPairs) run_item<GradAll<F>, false>(w, call, item);
+  Worker<F> w(call.job, call.table);
+  w.lay_out(kept_memory(scratch_key, w.bytes()));
+  for (long number; (number = __atomic_fetch_add(&call.next, 1, __ATOMIC_RELAXED)) < call.units;) {
+    const Unit unit = call.unit(number);
+    if (call.slots) memset(w.cell_sums, 0, w.table_tiles * call.table.cells * sizeof(Wide<F>));
+    for (long item = unit.first; item < unit.stop; item += unit.step) run_any_item<F, kPairs>(w, call, item);
+    if (call.slots) add_to_slot(w, call, number);
   }
 }
 
@@ -195,8 +210,11 @@ NB_EXPORT void nb_native_run(const nb::Job* job) {
   ask_for_large_pages(*job);
   if (job->pass == kGradAll) clear_gradients(*job);
   Call call = call_of(*job);
+  const bool doubles = job->type == kDouble;
+  doubles ? begin_table<double>(call) : begin_table<float>(call);
   for (int phase = 0; phase < (call.alternating < 0 ? 1 : 2); ++phase) {
     call.begin(phase);
     run_on(call.threads, run, &call);
   }
+  doubles ? end_table<double>(call) : end_table<float>(call);
 }

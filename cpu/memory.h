@@ -17,8 +17,11 @@ struct Scratch {
 inline void unmap(void* own) {
   if (own) munmap(own, static_cast<Scratch*>(own)->mapped);
 }
-inline pthread_key_t scratch_key;
-__attribute__((constructor)) inline void make_scratch_key() { pthread_key_create(&scratch_key, unmap); }
+inline pthread_key_t scratch_key, table_key;  // what a thread works in; the table of its call
+__attribute__((constructor)) inline void make_keys() {
+  pthread_key_create(&scratch_key, unmap);
+  pthread_key_create(&table_key, unmap);
+}
 inline Scratch* map(long bytes) {
   const long page = sysconf(_SC_PAGESIZE), used = (long(sizeof(Scratch)) + bytes + page - 1) / page * page;
   void* const memory = mmap(nullptr, used + page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -30,15 +33,22 @@ inline Scratch* map(long bytes) {
   return own;
 }
 // So many bytes, a multiple of 64, up to the page that must not be touched: aligned to 64, too.
-inline char* scratch(long bytes) {
-  Scratch* own = static_cast<Scratch*>(pthread_getspecific(scratch_key));
+inline char* kept_memory(pthread_key_t key, long bytes) {
+  Scratch* own = static_cast<Scratch*>(pthread_getspecific(key));
   if (!own || own->bytes < bytes) {
     unmap(own);
-    pthread_setspecific(scratch_key, nullptr);
+    pthread_setspecific(key, nullptr);
     own = map(bytes);
-    pthread_setspecific(scratch_key, own);
+    pthread_setspecific(key, own);
   }
   return own->end - bytes;
+}
+// Gives it back to the system if it is larger than `most` bytes.
+inline void forget_memory(pthread_key_t key, long most) {
+  Scratch* const own = static_cast<Scratch*>(pthread_getspecific(key));
+  if (!own || own->bytes <= most) return;
+  unmap(own);
+  pthread_setspecific(key, nullptr);
 }
 
 // Asks for large pages under a new tensor: each first touch of a small one is a fault, and faults of

@@ -12,6 +12,7 @@ struct AxisTile {
   bool two;                           // some lane has columns in its second interval
   unsigned rows, valid;               // lanes that have a row; whose row may be read
   int position[kLanes];               // of rows, in the tensors
+  int first;                          // coordinate of the first row
 };
 
 template <class F>
@@ -114,6 +115,7 @@ inline void begin_group(AxisGroup<F>& group, AxisRuns& columns, const Job& job, 
     }
     tile.two = false;
     tile.rows = tile.valid = 0;
+    tile.first = t.first;
     RowRuns runs[kLanes];
     Interval own[2][kLanes];
     for (int x = 0; x < rows; ++x) {
@@ -135,23 +137,34 @@ inline void begin_group(AxisGroup<F>& group, AxisRuns& columns, const Job& job, 
   }
 }
 
-// The same for extra keys as rows, from key `first` on: every lane has every query, by position.
+// The extra keys of a sample that are read.
+inline Interval extra_of(const Params& p, int sample) {
+  if (!p.extra_range) return {0, p.extra};
+  const int* const range = p.extra_range + 2ll * sample;
+  return cut({range[0], range[1]}, {0, p.extra});
+}
+// The same for extra keys as rows, from key `first` on: every lane that is read has every query, by position.
 template <class F>
-inline void begin_extra_group(AxisGroup<F>& group, AxisRuns& columns, const Params& p, int axis, int first) {
-  const Interval every = {0, p.held[axis].queries}, none = {0, 0};
+inline void begin_extra_group(AxisGroup<F>& group, AxisRuns& columns, const Params& p, int axis, int first,
+                              Interval read) {
+  const bool some = first < read.hi && first + kLanes > read.lo;
+  const Interval none = {0, 0}, every = some ? Interval{0, p.held[axis].queries} : none;
   AxisTile<F>& tile = group.tile[0];
   group.tiles = 1;
   columns = {{every, none}, {0, 1}};
   tile.run[0] = tile.full[0] = every;
   tile.run[1] = tile.full[1] = none;
+  tile.first = 0;
   for (Interval& quarter : tile.quarter[0]) quarter = every;
   tile.two = false;
   tile.rows = tile.valid = 0;
   for (int lane = 0; lane < kLanes; ++lane) {
-    set_lane(tile, lane, RowRuns{every, none});
+    const bool is_read = axis < 2 || read.has(first + lane);
+    set_lane(tile, lane, RowRuns{is_read ? every : none, none});
     tile.position[lane] = axis == 2 ? first + lane : 0;
     if (axis < 2 || first + lane < p.extra) tile.rows |= 1u << lane;
+    if (is_read) tile.valid |= 1u << lane;
   }
-  tile.valid = tile.rows;
+  if (tile.valid != tile.rows) tile.full[0] = none;
 }
 }  // namespace nb

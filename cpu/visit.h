@@ -58,10 +58,12 @@ NB_INLINE void hide(Wide<F> (&x)[M], const Gate<F>& gate, int first, F hidden) {
   }
 }
 
+constexpr long kNoCell = -1;
 struct Piece {  // neighbouring columns
   long row;     // the first one's packed row
   int first;    // its coordinate on the last axis
   bool whole;   // every lane attends to all of them
+  long cell;    // of the table, for the first one; kNoCell if nothing is added to the scores
 };
 
 inline bool in_full(const Interval (&full)[2], Interval x) { return within(x, full[0]) || within(x, full[1]); }
@@ -88,6 +90,7 @@ struct Line {  // of neighbouring columns on the last axis
   int x, count;       // the first one's coordinate
   bool full;          // every lane attends to those of them that are `full` on the last axis
   unsigned quarters;  // that may attend to some of them: the last axis is not looked at
+  long cell;          // as of a piece
 };
 
 template <class Rule, class F>
@@ -101,7 +104,8 @@ NB_APART void visit_line(Worker<F>& w, Tile<F>& t, const Gate<F>& gate, const Li
     const int size = Pieces<Rule, F>::at_most(pieces > 1 ? (stop - x + pieces - 1) / pieces : min_of(stop - x, kMost));
     if (w.count + size > kScores) Rule::flush(w, t);
     const bool whole = line.full && in_full(within_full, {x, x + size});
-    Pieces<Rule, F>::of[size - 1](w, t, gate, {row, x, whole});
+    const long cell = line.cell == kNoCell ? kNoCell : line.cell + (x - line.x);
+    Pieces<Rule, F>::of[size - 1](w, t, gate, {row, x, whole, cell});
     for (int m = 0; m < size; ++m) w.column[w.count + m] = int(row) + m;
     w.spans.add(w.count, line.quarters);
     w.count += size;
@@ -111,11 +115,31 @@ NB_APART void visit_line(Worker<F>& w, Tile<F>& t, const Gate<F>& gate, const Li
   }
 }
 
+// The cells of a tile's columns.
+template <class F>
+struct Cells {
+  const Table& table;
+  const bool some;  // else nothing is added
+  int start[3][2];  // columns of cell 0 on each axis, for both runs
+
+  Cells(const Worker<F>& w, const Tile<F>& t) : table(w.table), some(t.added) {
+    if (!t.bias) return;
+    for (int axis = 0; axis < 3; ++axis)
+      for (int run = 0; run < 2; ++run)
+        start[axis][run] = table.axis[axis].start(t.axis[axis]->first, t.axis[axis]->run[run]);
+  }
+  long of(const Tile<F>& t, const int (&run)[3], int z, int y, int x) const {
+    if (!t.bias) return some ? 0 : kNoCell;
+    return table.cell(z - start[0][run[0]], y - start[1][run[1]], x - start[2][run[2]]);
+  }
+};
+
 // All columns of a tile inside a packed box.
 template <class Rule, class F>
 inline void visit(Worker<F>& w, Tile<F>& t, const Interval (&box)[3]) {
   const AxisTile<F> &z_axis = *t.axis[0], &y_axis = *t.axis[1], &x_axis = *t.axis[2];
   const int ny = box[1].size(), nx = box[2].size();
+  const Cells<F> cells(w, t);
   for (int z_run = 0; z_run < 2; ++z_run) {
     const Interval zs = cut(z_axis.run[z_run], box[0]);
     for (int z = zs.lo; z < zs.hi; ++z) {
@@ -130,9 +154,11 @@ inline void visit(Worker<F>& w, Tile<F>& t, const Interval (&box)[3]) {
           const Gate<F> gate = gate_of(x_axis, at_z, attends(y_axis, y));
           const bool full = z_full && in_full(y_axis.full, {y, y + 1});
           const long row = (long(z - box[0].lo) * ny + (y - box[1].lo)) * nx - box[2].lo;
-          for (const Interval& x_run : x_axis.run) {
-            const Interval xs = cut(x_run, box[2]);
-            if (xs.size()) visit_line<Rule>(w, t, gate, {row + xs.lo, xs.lo, xs.size(), full, quarters}, x_axis.full);
+          for (int x_run = 0; x_run < 2; ++x_run) {
+            const Interval xs = cut(x_axis.run[x_run], box[2]);
+            if (xs.size() == 0) continue;
+            const long cell = cells.of(t, {z_run, y_run, x_run}, z, y, xs.lo);
+            visit_line<Rule>(w, t, gate, {row + xs.lo, xs.lo, xs.size(), full, quarters, cell}, x_axis.full);
           }
         }
       }

@@ -2,6 +2,7 @@
 #pragma once
 #include "products.h"
 #include "quarters.h"
+#include "table.h"
 #include "walk.h"
 
 namespace nb {
@@ -14,12 +15,17 @@ struct Tile {  // 16 rows, and what is known of them
   F *rows_a, *rows_b;  // the same, row by row: kept where columns have sums
   F *sum_a, *sum_b;    // 16 rows of sums
   Wide<F> top, total;  // forward: the greatest score and the sum of weights; dQ: logsumexp and delta
+  bool added;          // whether scores have more than products
+  const Wide<F>* bias; // cells of the table, or null
+  Wide<F>* bias_sums;  // sums for the gradient of each cell, or null
+  Wide<F> slope;       // ALiBi's, of each lane's head, for a step of one coordinate, in units of log 2
 };
 
 template <class F>
 struct Worker {
   const Job& job;
   const Params& p;
+  const Table& table;
   int d, e, row_a, row_b, lanes_a, lanes_b;  // sizes; of packed rows (whole vectors), of lanes (times 16)
   long capacity;                             // columns that are packed at once
   AxisGroup<F> group[3];
@@ -43,6 +49,10 @@ struct Worker {
   } ahead[2];  // rows and columns of the next group: asked for, a few with each piece of the present one
   bool far;                   // the tensors are too large for the caches: rows are asked for before they are used
   int coordinate[4][kLanes];  // of the lanes in a tile: head, then the three axes
+  Wide<F> last_coordinate;    // the same of the last axis
+  int table_tiles;            // tiles of different heads in an item, if the table has a gradient, else 0
+  Wide<F>* cell_sums;         // its sums, for each of them
+  F* lines;                   // of the table, on the way from cells to entries
 
   // Whether rows are packed as numbers: those that are only multiplied with lanes are not, if they are pairs.
   bool needs_a() const { return !pairs || job.pass != kForward; }
@@ -50,6 +60,8 @@ struct Worker {
 
   // Whether sums of columns are kept beside packed rows.
   bool adds_to_columns() const { return job.pass == kGradAll; }
+  // Whether scores have more than products.
+  bool adds_to_scores() const { return p.relative_bias || p.alibi_slopes; }
 
   void clear_scores() {
     count = 0;
@@ -95,10 +107,12 @@ struct Worker {
     column_sum_b = reinterpret_cast<F*>(take(adds_to_columns() ? capacity * row_b * long(sizeof(F)) : 0));
     lse = reinterpret_cast<F*>(take(job.pass == kGradKey ? capacity * long(sizeof(F)) : 0));
     delta = reinterpret_cast<F*>(take(job.pass == kGradKey ? capacity * long(sizeof(F)) : 0));
+    cell_sums = reinterpret_cast<Wide<F>*>(take(table_tiles * table.cells * wide));
+    lines = reinterpret_cast<F*>(take(table_tiles ? table.lines_size() * long(sizeof(F)) : 0));
     return long(at - reinterpret_cast<uintptr_t>(memory));
   }
 
-  explicit Worker(const Job& of) : job(of), p(of.params) {
+  Worker(const Job& of, const Table& table) : job(of), p(of.params), table(table) {
     d = job.head_dim;
     e = job.value_dim;
     row_a = rounded(d, kChannels<F>);
@@ -112,6 +126,10 @@ struct Worker {
     if (capacity < 16) capacity = 16;
     for (int axis = 0; axis < 4; ++axis)
       for (int lane = 0; lane < kLanes; ++lane) coordinate[axis][lane] = lane_coordinate(job.tile, axis, lane);
+    for (int lane = 0; lane < kLanes; ++lane) last_coordinate.lane(lane) = F(coordinate[3][lane]);
+    table_tiles = !p.grad_relative_bias || job.pass == kForward || job.pass == kGradKey ? 0
+                  : job.pass == kGradAll                                                ? table.head_tiles
+                                                                                        : job.group[0];
     const long long keys = rows_of(job, true) * (d + e), numbers = rows_of(job, false) * d + keys;
     far = numbers * size_of(job.type) > kStaysCached;
     scale_in = F(p.softcap ? p.scale / p.softcap : p.scale * 1.4426950408889634);

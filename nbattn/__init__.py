@@ -23,7 +23,10 @@ if TYPE_CHECKING:
     from nbattn.config import load as load
     from nbattn.functional import attention as attention
     from nbattn.functional import plan as plan
+    from nbattn.grids import Grids as Grids
+    from nbattn.grids import grids_from as grids_from
     from nbattn.joining import merge as merge
+    from nbattn.joint import joint_attention as joint_attention
     from nbattn.key_ranges import key_range_from as key_range_from
     from nbattn.nn import NeighborhoodAttention as NeighborhoodAttention
     from nbattn.planner.plan import Plan as Plan
@@ -34,6 +37,7 @@ __all__ = [
     "BackendError",
     "ConfigError",
     "DeviceInfo",
+    "Grids",
     "InputError",
     "Mask",
     "MaskError",
@@ -42,6 +46,8 @@ __all__ = [
     "Plan",
     "__version__",
     "attention",
+    "grids_from",
+    "joint_attention",
     "key_range_from",
     "load",
     "merge",
@@ -51,7 +57,10 @@ __all__ = [
 _LAZY = {
     "attention": "nbattn.functional",
     "plan": "nbattn.functional",
+    "joint_attention": "nbattn.joint",
     "merge": "nbattn.joining",
+    "Grids": "nbattn.grids",
+    "grids_from": "nbattn.grids",
     "key_range_from": "nbattn.key_ranges",
     "load": "nbattn.config",
     "NeighborhoodAttention": "nbattn.nn",

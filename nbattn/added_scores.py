@@ -10,7 +10,9 @@ from torch import Tensor
 
 from nbattn import biases, geometry
 from nbattn.errors import InputError
+from nbattn.grids import PackedGrids
 from nbattn.mask import Mask
+from nbattn.packing import TracedGrids, grid_count
 from nbattn.symbolic import holds
 
 
@@ -20,6 +22,7 @@ def check(
     key: Tensor,
     relative_bias: Tensor | None,
     alibi_slopes: Tensor | None,
+    packed: PackedGrids | TracedGrids | None = None,
 ) -> None:
     """Checks shapes and dtypes; the lengths of the axes are checked where a plan is made.
 
@@ -28,15 +31,23 @@ def check(
         MaskError: the mask has no table.
     """
     if relative_bias is not None:
-        _check_table(mask, query, key, relative_bias)
+        _check_table(mask, query, key, relative_bias, packed)
     if alibi_slopes is not None:
-        _check_slopes(query, alibi_slopes)
+        batch = query.shape[0] if packed is None else grid_count(packed)
+        _check_slopes(batch, query.shape[-2], alibi_slopes)
 
 
-def _check_table(mask: Mask, query: Tensor, key: Tensor, table: Tensor) -> None:
+def _check_table(
+    mask: Mask,
+    query: Tensor,
+    key: Tensor,
+    table: Tensor,
+    packed: PackedGrids | TracedGrids | None,
+) -> None:
     if any(axis.left is None or axis.right is None for axis in mask.axes):
-        queries, keys = ([*map(operator.index, t.shape[1:-2])] for t in (query, key))
-        biases.check_table(mask, geometry.bind(mask, queries, keys))
+        spaces = [(query.shape[1:-2], key.shape[1:-2])] if packed is None else packed.spaces()
+        lengths = [[max(map(operator.index, n)) for n in zip(*s)] for s in zip(*spaces)]  # noqa: B905
+        biases.check_table(mask, geometry.bind(mask, *lengths))
     expected = (query.shape[-2], *biases.table_sizes(mask.axes))
     if not _is(table.shape, expected):
         raise InputError(
@@ -60,8 +71,7 @@ def _reshaped(sizes: Sequence[int], expected: Sequence[int]) -> str:
     return ""
 
 
-def _check_slopes(query: Tensor, slopes: Tensor) -> None:
-    batch, heads = query.shape[0], query.shape[-2]
+def _check_slopes(batch: int, heads: int, slopes: Tensor) -> None:
     if not (_is(slopes.shape, (heads,)) or _is(slopes.shape, (batch, heads))):
         flat = _is(slopes.shape, (heads, 1, 1)) or _is(slopes.shape, (1, heads, 1, 1))
         raise InputError(

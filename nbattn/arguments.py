@@ -13,8 +13,9 @@ from torch import Tensor
 from nbattn import added_scores, key_ranges, mistaken_masks
 from nbattn.axis import MAX_RANK, meant_truth, nearest
 from nbattn.backends import families
-from nbattn.errors import InputError, described, kind
+from nbattn.errors import InputError, counted, described, kind
 from nbattn.mask import Mask
+from nbattn.packing import grid_count
 from nbattn.program.device import DeviceInfo
 from nbattn.program.device import known as known_devices
 from nbattn.program.request import DTYPES, Request
@@ -218,9 +219,13 @@ def check_optional(
     extra_range: Tensor | None,
     relative_bias: Tensor | None,
     alibi_slopes: Tensor | None,
+    *,
+    packed: Any = None,
 ) -> None:
-    """Checks shapes and dtypes of the optional tensors."""
-    batch, rank, heads = query.shape[0], query.dim() - 3, key.shape[-2]
+    """Checks shapes and dtypes of the optional tensors; of packed grids there is one entry each."""
+    batch, rank, heads = query.shape[0], mask.rank, key.shape[-2]
+    if packed is not None:
+        batch = grid_count(packed)
     if sink is not None:
         _shaped("sink", sink, (query.shape[-2],), "one logit per query head")
         if not sink.is_floating_point():
@@ -230,7 +235,8 @@ def check_optional(
     if key_range is not None and (
         key_range.dtype != torch.int32 or not _fits(key_range.shape, (batch, rank, 2))
     ):
-        raise key_ranges.refusal(key_range, batch, key.shape[1:-2])
+        space = key.shape[1:-2] if packed is None else (0,) * rank
+        raise key_ranges.refusal(key_range, batch, space)
     if (extra_key is None) != (extra_value is None):
         missing, given = ("key", "value") if extra_key is None else ("value", "key")
         raise InputError(
@@ -245,7 +251,28 @@ def check_optional(
         )
     if extra_range is not None:
         _check_extra_range(extra_range, batch, extra_key)
-    added_scores.check(mask, query, key, relative_bias, alibi_slopes)
+    added_scores.check(mask, query, key, relative_bias, alibi_slopes, packed)
+
+
+def check_extra_query(query: Tensor, extra_query: Tensor, extra_key: Tensor) -> None:
+    """Checks the queries of extra tokens, as many as their keys; their keys and values are checked
+    by `check_optional`.
+    """
+    check_tensors(query, {"extra_query": extra_query})
+    batch, heads, dim = query.shape[0], query.shape[-2], query.shape[-1]
+    count = _extra_keys(extra_query.shape, batch, heads, dim)
+    _shaped("extra_query", extra_query, (batch, count, heads, dim), "[B, E, H, D]")
+    own, keys = extra_query.shape[1], extra_key.shape[1]
+    if extra_key.dim() == 4 and not holds(own == keys):
+        rank = query.dim() - 3
+        tokens = f"extra_query[:, :{', None' * (rank - 1)}]" if rank > 1 else "extra_query"
+        named = "extra_key=extra_key, extra_value=extra_value"
+        raise InputError(
+            f"extra_query has {counted(own, 'token')}, extra_key {keys}: both are those of the "
+            "extra tokens.",
+            f"nbattn.attention(query, key, value, mask, {named}), nbattn.attention({tokens}, key, "
+            f"value, nbattn.Mask.full({rank}), {named}), each with the other arguments.",
+        )
 
 
 def _check_extra_range(extra_range: Tensor, batch: int, extra_key: Tensor | None) -> None:

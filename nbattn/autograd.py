@@ -88,7 +88,7 @@ class PlannedAttention(torch.autograd.Function):
         *tensors: Tensor | None,
     ) -> Any:
         """Returns the output, and the logsumexp if `return_lse`, of `Inputs.tensors`."""
-        inputs = Inputs(*tensors, scale=scale, softcap=softcap)  # pyright: ignore
+        inputs = Inputs(*tensors, scale, softcap, plan.request.grids)  # pyright: ignore
         with torch._C._AutoDispatchBelowAutograd():  # pyright: ignore[reportPrivateUsage]
             out, lse = execute.forward(plan, inputs, return_lse=return_lse)
             saved_lse = execute.unknown_lse(inputs.query) if lse is None else lse
@@ -103,8 +103,8 @@ class PlannedAttention(torch.autograd.Function):
         """Returns the gradients of the tensors, given those of the results or None."""
         *tensors, out, lse = ctx.saved_tensors
         scale, softcap = ctx.numbers
-        inputs = Inputs(*tensors, scale=scale, softcap=softcap)  # pyright: ignore
         plan: Plan = ctx.plan
+        inputs = Inputs(*tensors, scale, softcap, plan.request.grids)  # pyright: ignore
 
         def run(grad_out: Tensor, grad_lse: Tensor | None) -> Gradients:
             rows = (out, lse, grad_out, grad_lse)
@@ -189,8 +189,7 @@ def _backward_arguments(plan: Plan, inputs: Inputs) -> tuple[Any, ...]:
     absent = [None] * (len(TENSORS) - len(inputs.tensors))
     options = Options(
         request.mask.code(),
-        [],
-        [],
+        *ops.flat_grids(request.grids),
         inputs.scale,
         inputs.softcap,
         plan.chosen.backend if execute.recomputes_lse(plan.chosen, inputs) else request.backend,

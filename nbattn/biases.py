@@ -82,9 +82,14 @@ def steps(axis: BoundAxis) -> Ints:
     """Returns the step t - u from every query to every key of its class, `[queries, keys]`; on a
     circle the one inside the window. Other pairs have any number.
     """
+    return steps_between(axis, np.arange(axis.queries), np.arange(axis.keys))
+
+
+def steps_between(axis: BoundAxis, queries: Ints, keys: Ints) -> Ints:
+    """Returns the steps from some of the held queries to some of the held keys, by number."""
     d = axis.spec.dilation
-    u, residue = np.divmod(np.arange(axis.queries, dtype=np.int64) + axis.offset, d)
-    t = (np.arange(axis.keys, dtype=np.int64) + axis.first_key - residue[:, None]) // d
+    u, residue = np.divmod(queries + axis.offset, d)
+    t = (keys + axis.first_key - residue[:, None]) // d
     if axis.spec.border == "wrap":
         length = np.maximum(1, -((residue - axis.lengths[1]) // d))
         lo, _ = plain_window(axis.spec, u, length)
@@ -97,11 +102,16 @@ def entries(axes: Axes) -> Ints:
     """Returns the entry of the table, flat, of every pair `[Nq, Nk]`: 0 for pairs outside of the
     mask's reach.
     """
+    return entries_of([axis.spec for axis in axes], [steps(axis) for axis in axes])
+
+
+def entries_of(axes: Sequence[Axis], steps: Sequence[Ints]) -> Ints:
+    """Returns the flat entries of all pairs, from the steps `[queries, keys]` on every axis."""
     flat = np.zeros((1, 1), dtype=np.int64)
-    for axis, size in zip(axes, table_sizes([axis.spec for axis in axes]), strict=True):
-        on_axis = np.clip(steps(axis) + size // 2, 0, size - 1)
+    for step, size in zip(steps, table_sizes(axes), strict=True):
+        on_axis = np.clip(step + size // 2, 0, size - 1)
         joined = flat[:, None, :, None] * size + on_axis[None, :, None, :]
-        flat = joined.reshape(flat.shape[0] * axis.queries, flat.shape[1] * axis.keys)
+        flat = joined.reshape(flat.shape[0] * step.shape[0], flat.shape[1] * step.shape[1])
     return flat
 
 

@@ -64,6 +64,7 @@ def planned(
             require=require,
             forbid=forbid,
             threads=torch.get_num_threads(),
+            grids=inputs.grids,
         )
     )
 
@@ -86,7 +87,7 @@ def forward(
         notices.tell_of_another(plan, candidate, "the backward needs its logsumexp")
 
     def run(candidate: Candidate) -> tuple[Tensor, Tensor | None]:
-        backend = families.runner(candidate.runner)
+        backend = families.runner_of(candidate)
         with _without_autocast(kind), _recorded(candidate.name):
             return backend.forward(candidate.program, inputs, return_lse=return_lse or keep_lse)
 
@@ -112,7 +113,7 @@ def backward(
         notices.tell_of_another(plan, candidate, "it computes the logsumexp again for a backward")
 
     def run(candidate: Candidate) -> Gradients:
-        backend = families.runner(candidate.runner)
+        backend = families.runner_of(candidate)
         with _without_autocast(kind), _recorded(f"{candidate.name} backward"):
             return backend.backward(candidate.program, inputs, out, lse, grad_out, grad_lse)
 

@@ -19,15 +19,17 @@ from nbattn import (
     mistaken_places,
     mistaken_words,
     ops,
+    packing,
     shapes,
 )
 from nbattn.backends import families
 from nbattn.backends.dense import reference
 from nbattn.backends.inputs import TENSORS, Inputs
 from nbattn.fixes import signatures
+from nbattn.grids import PackedGrids
 from nbattn.joining import merge as merge
 from nbattn.mask import Mask
-from nbattn.planner import planner
+from nbattn.planner import joint_plan, planner
 from nbattn.planner.plan import Plan
 from nbattn.planner.planner import Signature
 from nbattn.program.device import DeviceInfo
@@ -49,6 +51,8 @@ def attention(
     extra_range: Tensor | Sequence[Any] | None = None,
     relative_bias: Tensor | None = None,
     alibi_slopes: Tensor | None = None,
+    grids: Any = None,
+    key_grids: Any = None,
     backend: str = "auto",
     require: Sequence[str] = (),
     forbid: Sequence[str] = (),
@@ -72,6 +76,8 @@ def attention(
     extra_range: Tensor | Sequence[Any] | None = None,
     relative_bias: Tensor | None = None,
     alibi_slopes: Tensor | None = None,
+    grids: Any = None,
+    key_grids: Any = None,
     backend: str = "auto",
     require: Sequence[str] = (),
     forbid: Sequence[str] = (),
@@ -94,6 +100,8 @@ def attention(
     extra_range: Tensor | Sequence[Any] | None = None,
     relative_bias: Tensor | None = None,
     alibi_slopes: Tensor | None = None,
+    grids: Any = None,
+    key_grids: Any = None,
     backend: str = "auto",
     require: Sequence[str] = (),
     forbid: Sequence[str] = (),
@@ -129,6 +137,10 @@ def attention(
         alibi_slopes: float32 `[H]` or `[B, H]`: `slope * |p - j|` is subtracted from the score of a
             query at position p on the key axis and key j (ALiBi). Masks of one axis have it, but
             circular ones; it has no gradient.
+        grids: sizes `[(14, 14), (20, 33), …]` of grids that are packed one after another: the query
+            is `[T, H, D]`, key and value `[Tk, Hk, …]`, rows of a grid are row-major, results are
+            alike, and each grid is on its own. B is then the number of grids. A list, or `Grids`.
+        key_grids: the sizes of the keys' grids, if they are others.
         backend: "auto", or the name of a backend, which runs or raises; "reference" supports double
             backward.
         require, forbid: strategies or backends that must or must not be used.
@@ -154,6 +166,7 @@ def attention(
             **{"scale": scale, "softcap": softcap, "sink": sink, "key_range": key_range},
             **{"extra_key": extra_key, "extra_value": extra_value, "extra_range": extra_range},
             **{"relative_bias": relative_bias, "alibi_slopes": alibi_slopes},
+            **{"grids": grids, "key_grids": key_grids},
             "backend": None if backend == families.AUTO else backend,
             **{"require": require or None, "forbid": forbid or None},
             "return_lse": return_lse or None,
@@ -163,19 +176,31 @@ def attention(
             if unknown
             else mistaken_places.surplus(more, mask, rank=len(shape) - 3 if shape else 1)
         )
+    if packing.runs_apart(query, grids, key_grids):
+        options = {
+            **{"scale": scale, "softcap": softcap, "sink": sink, "key_range": key_range},
+            **{"extra_key": extra_key, "extra_value": extra_value, "extra_range": extra_range},
+            **{"relative_bias": relative_bias, "alibi_slopes": alibi_slopes, "mask": mask},
+            **{"grids": grids, "key_grids": key_grids, "backend": backend},
+            **{"require": require, "forbid": forbid, "return_lse": return_lse},
+        }
+        return packing.apart(attention, (query, key, value), options)
+    packed: Any = None
+    if grids is not None or key_grids is not None:
+        packed = packing.packed_of(mask, grids, key_grids)
     if key_range is not None and query is not None:
-        key_range = key_ranges.standard(key_range, query)
+        key_range = key_ranges.standard(key_range, query, packed)
     if extra_range is not None and query is not None:
         extra_range = key_ranges.of_extra(extra_range, query)
     tensors = (query, key, value, sink, key_range, extra_key, extra_value)
     tensors = (*tensors, extra_range, relative_bias, alibi_slopes)
     call = None
     if not torch.compiler.is_dynamo_compiling():
-        call = known_calls.key(tensors, mask, softcap, backend, require, forbid, return_lse)
+        call = known_calls.key(tensors, mask, softcap, backend, require, forbid, return_lse, packed)
         known = known_calls.look_up(call)
         if known is not None:
             return known_calls.run(known, tensors, scale, softcap)
-    inputs = _checked(tensors, mask, scale, softcap)
+    inputs = _checked(tensors, mask, scale, softcap, packed)
     arguments.check_flags({"return_lse": return_lse})
     arguments.check_backend(backend, require, forbid)
     out, lse = _computed(call, inputs, mask, backend, tuple(require), tuple(forbid), return_lse)
@@ -183,7 +208,11 @@ def attention(
 
 
 def _checked(
-    tensors: tuple[Any, ...], mask: Mask, scale: float | None, softcap: float | None
+    tensors: tuple[Any, ...],
+    mask: Mask,
+    scale: float | None,
+    softcap: float | None,
+    packed: Any,  # `PackedGrids`, or `TracedGrids` for compilers
 ) -> Inputs:
     """Checks tensors, mask and numbers; returns them, cast for autocast, with their defaults."""
     if any(given is None or isinstance(given, Mask) for given in tensors[:3]):
@@ -194,12 +223,16 @@ def _checked(
     arguments.check_tensors(query, named)
     tensors = (query, *(named[name] for name in names))
     _, key, value, *optional = tensors
-    shapes.check_shapes(mask, query.shape, key.shape, value.shape)
-    shapes.warn_of_heads_first(query.shape, key.shape)
+    if packed is None:
+        shapes.check_shapes(mask, query.shape, key.shape, value.shape)
+        shapes.warn_of_heads_first(query.shape, key.shape)
+    else:
+        packing.check_shapes(mask, packed, query.shape, key.shape, value.shape)
     arguments.check_numbers(scale, softcap)
-    arguments.check_optional(mask, query, key, value, *optional)
+    arguments.check_optional(mask, query, key, value, *optional, packed=packed)
     factor = query.shape[-1] ** -0.5 if scale is None else float(scale)
-    return Inputs(*tensors, scale=factor, softcap=None if softcap is None else float(softcap))
+    cap = None if softcap is None else float(softcap)
+    return Inputs(*tensors, scale=factor, softcap=cap, grids=packed)
 
 
 def _computed(
@@ -223,8 +256,7 @@ def _computed(
     if backend != "reference" and not autograd.is_plain(tensors):
         options = ops.Options(
             mask.code(),
-            [],
-            [],
+            *ops.flat_grids(inputs.grids),
             inputs.scale,
             inputs.softcap,
             backend,
@@ -318,12 +350,15 @@ def plan(
     forbid: Sequence[str] = (),
     return_lse: bool = False,
     extra_keys: int = 0,
+    extra_queries: bool = False,
     softcap: float | None = None,
     sink: bool = False,
     key_range: bool = False,
     extra_range: bool = False,
     relative_bias: bool = False,
     alibi_slopes: bool = False,
+    grids: Any = None,
+    key_grids: Any = None,
     deterministic: bool | None = None,
     packed: bool = False,
     **unknown: Any,
@@ -342,8 +377,11 @@ def plan(
         training: whether a backward pass follows.
         backend, require, forbid, return_lse: as in `attention`.
         extra_keys: E, the number of extra keys.
+        extra_queries: whether the extra tokens are queries, too, as in `joint_attention`: the
+            result is then a `JointPlan`, which has the plans of both parts.
         softcap: as in `attention`; sink, key_range, extra_range, relative_bias, alibi_slopes:
             whether there is one.
+        grids, key_grids: as in `attention`; the query_shape is then `[T, H, D]`.
         deterministic: None is the setting of torch.
         packed: whether q, k and v are views of one tensor.
 
@@ -367,6 +405,7 @@ def plan(
         "relative_bias": relative_bias,
         "alibi_slopes": alibi_slopes,
         "packed": packed,
+        "extra_queries": extra_queries,
         "deterministic": deterministic,
     }
     arguments.check_mask(mask)
@@ -377,8 +416,11 @@ def plan(
     dim = query_shape[-1] if value_dim is None else value_dim
     key_shape = query_shape if key_shape is None else key_shape
     sizes = tuple(query_shape), tuple(key_shape)
-    _check_once(mask, *sizes, dim, backend, tuple(require), tuple(forbid))
-    return planner.planned(
+    packed_grids: Any = None
+    if grids is not None or key_grids is not None:
+        packed_grids = packing.packed_of(mask, grids, key_grids)
+    _check_once(mask, *sizes, dim, backend, tuple(require), tuple(forbid), packed_grids)
+    return (joint_plan if extra_queries else planner).planned(
         Signature(
             mask,
             *sizes,
@@ -400,6 +442,7 @@ def plan(
             require=tuple(require),
             forbid=tuple(forbid),
             threads=torch.get_num_threads(),
+            grids=packed_grids,
         )
     )
 
@@ -413,9 +456,14 @@ def _check_once(
     backend: str,
     require: tuple[str, ...],
     forbid: tuple[str, ...],
+    packed: PackedGrids | None,
 ) -> None:
     """Checks the arguments of a plan; the cache skips those that were checked before."""
-    shapes.check_shapes(mask, query, key, (*key[:-1], value_dim), in_plan=True)
+    value = (*key[:-1], value_dim)
+    if packed is None:
+        shapes.check_shapes(mask, query, key, value, in_plan=True)
+    else:
+        packing.check_shapes(mask, packed, query, key, value, in_plan=True)
     arguments.check_backend(backend, require, forbid)
 
 

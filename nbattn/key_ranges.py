@@ -156,12 +156,14 @@ def _of_padding(name: str, sizes: Sequence[int], rank: int) -> str:
     return f"{zero}, where 0 is a real token; or {one}, where 1 is."
 
 
-def standard(ranges: Ranges, query: Tensor) -> Ranges:
+def standard(ranges: Ranges, query: Tensor, packed: Any = None) -> Ranges:
     """Returns the ranges as an int32 tensor `[B, rank, 2]` on the query's device, from nested
-    lists, whole numbers of other types, and `[B, 2]` for one axis; other things unchanged.
+    lists, whole numbers of other types, and `[B, 2]` for one axis; other things unchanged. With
+    packed grids, B is their number.
     """
     ranges = of_extra(ranges, query)
-    if isinstance(ranges, Tensor) and query.dim() == 4 and ranges.dim() == 2:
+    is_line = packed.rank == 1 if packed is not None else query.dim() == 4
+    if isinstance(ranges, Tensor) and is_line and ranges.dim() == 2:
         return ranges[:, None]
     return ranges
 

@@ -17,6 +17,7 @@ from nbattn import arguments, autograd, execute
 from nbattn.autograd import PlannedAttention
 from nbattn.backends import families
 from nbattn.backends.inputs import Inputs, layout_of
+from nbattn.grids import PackedGrids
 from nbattn.mask import Mask
 from nbattn.planner.plan import Plan
 from nbattn.planner.planner import CACHE_SIZE, KNOWN_CALLS
@@ -48,6 +49,7 @@ def key(
     require: object,
     forbid: object,
     return_lse: object,
+    grids: PackedGrids | None,
 ) -> Key | None:
     """Returns everything that decides whether a call's arguments are valid and which plan runs it,
     except its numbers; None for a call that needs the operators, or has arguments of other types.
@@ -102,6 +104,7 @@ def key(
         require,
         forbid,
         return_lse,
+        grids,
     )
 
 
@@ -133,7 +136,7 @@ def keep(key: Key, mask: Mask, plan: Plan) -> None:
     """Caches a call for the next one like it."""
     if len(KNOWN_CALLS) >= CACHE_SIZE:
         KNOWN_CALLS.clear()
-    KNOWN_CALLS[key] = KnownCall(mask, plan, families.runner(plan.chosen.runner).forward)
+    KNOWN_CALLS[key] = KnownCall(mask, plan, families.runner_of(plan.chosen).forward)
 
 
 def run(
@@ -151,7 +154,7 @@ def run(
     return_lse = plan.request.return_lse
     if plan.request.training:
         return PlannedAttention.apply(plan, return_lse, factor, cap, *tensors)  # pyright: ignore
-    inputs = Inputs(*tensors, factor, cap)  # pyright: ignore[reportCallIssue]
+    inputs = Inputs(*tensors, factor, cap, plan.request.grids)  # pyright: ignore[reportCallIssue]
     if execute.is_profiled():
         out, lse = execute.forward(plan, inputs, return_lse=return_lse)
     else:

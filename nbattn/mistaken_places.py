@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from nbattn.axis import MAX_RANK, Axis, written
-from nbattn.errors import InputError, MaskError
+from nbattn.errors import InputError, MaskError, kind
 from nbattn.fixes.masks import causal_axes
 from nbattn.fixes.signatures import Misfit
 from nbattn.mask import Mask
 
 _CALL = "nbattn.attention(query, key, value, mask)"
+_JOINT = "nbattn.joint_attention(query, key, value, mask, extra_query, extra_key, extra_value)"
 _CALLS = {  # functions whose arguments are few, with all that they need
     "merge": "nbattn.merge(outputs, lses)",
     "key_range_from": "nbattn.key_range_from(padding)",
     "load": 'nbattn.load("nat_tiny")',
     "Plan.run": "plan.run(query, key, value)",
     "plan": "nbattn.plan(mask, query.shape)",
+    "joint_attention": _JOINT,
 }
 _SURPLUS = {  # the same with more than can be given by place
     "merge": "nbattn.merge([out, other], [lse, other_lse])",
@@ -89,6 +91,25 @@ def missing(query: Any, key: Any, value: Any) -> InputError:
     elif _is_packed(key, 2):
         code = "nbattn.attention(query, *key.unbind(-3), mask)"
     return InputError(f"{problem}; attention takes query, key, value and a mask.", f"{code}.")
+
+
+def not_extras(extras: Mapping[str, Any]) -> InputError:
+    """Makes the error of a call of joint_attention whose extra tokens lack a tensor, or have the
+    mask at the place of one.
+    """
+    name = next(name for name, given in extras.items() if not hasattr(given, "unsqueeze"))
+    missing = [key for key, given in extras.items() if given is None]
+    fix = f"{name}=torch.as_tensor({name})." if extras[name] is not None else ""
+    if any(isinstance(given, Mask) for given in extras.values()):
+        fix = f"{_JOINT}."
+    elif len(missing) == len(extras):
+        fix = f"{_CALL}, without extra tokens."
+    elif missing == ["extra_query"]:
+        keys = "extra_key=extra_key, extra_value=extra_value"
+        fix = f"{_CALL[:-1]}, {keys}), where they are only keys."
+    shown = "None" if extras[name] is None else kind(extras[name])
+    problem = f"{name} is {shown}, not a tensor: extra tokens have queries, keys and values."
+    return InputError(problem, fix)
 
 
 def _is_packed(tensor: Any, parts: int) -> bool:

@@ -11,17 +11,20 @@ from nbattn.backends.inputs import SWITCHES, TENSORS
 from nbattn.program.request import Request, dtype_name
 
 
-def plan_for(tensors: Sequence[Any], request: Request, softcap: object) -> str:
-    """The code of the plan for these tensors."""
+def plan_for(
+    tensors: Sequence[Any], request: Request, softcap: object, extra_query: Any = None
+) -> str:
+    """The code of the plan for these tensors, of a joint attention with an `extra_query`."""
     query, key, value, *_ = tensors
     named = dict(zip(TENSORS, tensors, strict=True))
     extra = named["extra_key"]
     options = {
         "value_dim": None if value.shape[-1] == query.shape[-1] else value.shape[-1],
         "extra_keys": None if extra is None else extra.shape[1],
+        "extra_queries": extra_query is not None or None,
         "softcap": softcap,
         **{name: named[name] is not None or None for name in SWITCHES},
-        "training": request.training or autograd.trains(tensors) or None,
+        "training": request.training or autograd.trains((*tensors, extra_query)) or None,
         "return_lse": request.return_lse or None,
         "dtype": dtype_name(query.dtype),
         "device": str(query.device),
@@ -34,10 +37,18 @@ def plan_for(tensors: Sequence[Any], request: Request, softcap: object) -> str:
     return f"nbattn.plan(mask, {list(query.shape)}, {list(key.shape)}{shown})"
 
 
-def call_for(tensors: Sequence[Any], request: Request, numbers: dict[str, Any]) -> str:
-    """The code of the call of attention that needs no plan, with all that was given."""
+def call_for(
+    tensors: Sequence[Any], request: Request, numbers: dict[str, Any], extra_query: Any = None
+) -> str:
+    """The code of the call that needs no plan, with all that was given: of attention, or with an
+    `extra_query` of joint attention.
+    """
     given = dict(zip(TENSORS[3:], tensors[3:], strict=True))
     shown = [f"{name}={name}" for name, tensor in given.items() if tensor is not None]
     shown += [f"{name}={number!r}" for name, number in numbers.items() if number is not None]
     shown += ["return_lse=True"] * request.return_lse
-    return f"nbattn.attention({', '.join(['query, key, value, mask', *shown])})"
+    if extra_query is None:
+        return f"nbattn.attention({', '.join(['query, key, value, mask', *shown])})"
+    shown = [code for code in shown if not code.startswith(("extra_key=", "extra_value="))]
+    extras = "extra_query, extra_key, extra_value"
+    return f"nbattn.joint_attention({', '.join([f'query, key, value, mask, {extras}', *shown])})"

@@ -12,19 +12,19 @@ import math
 from functools import lru_cache
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula  # pyright: ignore[reportUnknownVariableType]
 
 from nbattn import execute, geometry
 from nbattn.backends.inputs import GRADIENTS, TENSORS, Inputs, new_lse, new_output
-from nbattn.errors import InputError
+from nbattn.grids import PackedGrids, grids_of
 from nbattn.mask import Mask, from_code
 from nbattn.planner.plan import Plan
 
 _NEEDED = ("query", "key", "value")
 _SHARED = ("sink", "relative_bias", "alibi_slopes")  # by all samples: without a batch axis
-_PLANNED = ("grids", "key_grids")
 
 _SCHEMA = ", ".join(f"Tensor{'' if name in _NEEDED else '?'} {name}" for name in TENSORS)
 _OPTIONS = (
@@ -85,10 +85,29 @@ def split_traits(traits: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
 def inputs_of(values: tuple[Any, ...]) -> tuple[Inputs, Options]:
     """Returns the tensors and options of an operator's arguments."""
     tensors, options = values[: len(TENSORS)], Options(*values[len(TENSORS) :])
-    for name in _PLANNED:
-        if getattr(options, name) is not None and len(getattr(options, name)):
-            raise InputError(f"no backend supports {name} yet.", f"{name}=None")
-    return Inputs(*tensors, scale=options.scale, softcap=options.softcap), options
+    packed = _packed(tensors[0], options)
+    inputs = Inputs(*tensors, scale=options.scale, softcap=options.softcap, grids=packed)
+    return inputs, options
+
+
+def flat_grids(packed: Any) -> tuple[list[int], list[int]]:
+    """Returns the grids as operators take them; none of the keys where they are the queries'."""
+    if packed is None:
+        return [], []
+    query, key = packed.flat()
+    return query, [] if packed.is_self else key
+
+
+def _packed(query: Tensor, options: Options) -> PackedGrids | None:
+    """Returns the grids of an operator's arguments; None if its tensors have a space."""
+    if query.dim() > 3:
+        return None
+    rank = _mask(tuple(options.mask)).rank
+    sizes = (options.grids, options.key_grids)
+    query_grids, key_grids = (
+        grids_of(np.array(flat, dtype=np.int64).reshape(-1, rank)) for flat in sizes
+    )
+    return PackedGrids(query_grids, key_grids if len(options.key_grids) else query_grids)
 
 
 @lru_cache(256)
@@ -126,7 +145,7 @@ def _forward(*values: Any) -> tuple[Tensor, Tensor]:
 
 
 def _fake_forward(*values: Any) -> tuple[Tensor, Tensor]:
-    inputs, options = inputs_of(values)
+    inputs, options = Inputs(*values[: len(TENSORS)]), Options(*values[len(TENSORS) :])
     wanted = options.return_lse or options.training
     lse = new_lse(inputs.query) if wanted else inputs.query.new_empty(0, dtype=torch.float32)
     return new_output(inputs.query, inputs.value), lse
@@ -177,7 +196,11 @@ def _vmap(op: Any, before: int) -> Any:
     def rule(info: Any, in_dims: tuple[Any, ...], *values: Any) -> tuple[Any, Any]:
         mapped = _Mapped(info.batch_size, values[:count], in_dims[:count], values[count:])
         present = [n for n in shared if mapped.tensors[n] is not None]
-        if any(mapped.dims[n] is not None for n in present) or (op is BACKWARD and present):
+        if (
+            mapped.is_packed
+            or any(mapped.dims[n] is not None for n in present)
+            or (op is BACKWARD and present)
+        ):
             outputs = _run_per_element(op, mapped)
         else:
             outputs = _run_folded(op, mapped, shared)
@@ -195,6 +218,13 @@ class _Mapped(NamedTuple):
     tensors: tuple[Tensor | None, ...]
     dims: tuple[int | None, ...]
     options: tuple[Any, ...]
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether an element has packed grids, and so no batch to fold into."""
+        query = self.tensors[len(self.tensors) - len(TENSORS)]
+        dim = self.dims[len(self.tensors) - len(TENSORS)]
+        return query is not None and query.dim() - (dim is not None) == 3
 
 
 def _run_per_element(op: Any, mapped: _Mapped) -> tuple[Tensor, ...]:

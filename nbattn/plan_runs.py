@@ -13,7 +13,9 @@ from nbattn.backends import families
 from nbattn.backends.inputs import SWITCHES, TENSORS, Inputs
 from nbattn.errors import BackendError, InputError
 from nbattn.functional import attend_by_plan, autocast
+from nbattn.joint import placed
 from nbattn.planner import devices
+from nbattn.planner.joint_plan import JointPlan
 from nbattn.planner.plan import Plan
 from nbattn.program.device import DEVICES
 from nbattn.program.request import Request, dtype_name
@@ -30,9 +32,40 @@ def run(
     return _run(plan, query, key, value, **tensors)
 
 
+def run_joint(
+    plan: JointPlan, query: Tensor, key: Tensor, value: Tensor, **tensors: Any
+) -> tuple[Tensor, ...]:
+    """`JointPlan.run`: computes joint attention by given plans, on tensors of their shapes."""
+    names = ("extra_query", "extra_key", "extra_value")
+    extras = {name: tensors.get(name) for name in names}
+    if not all(isinstance(given, Tensor) for given in extras.values()):
+        raise InputError(
+            f"the plan is for a joint attention, which needs {', '.join(names)}.",
+            f"plan.run(query, key, value, {', '.join(f'{name}={name}' for name in names)}).",
+            plan.request.summary(),
+        )
+    extra_query = tensors.pop("extra_query")
+    grid, of_extras = plan.parts()
+    found: Any = run(grid, query, key, value, **tensors, beside=extra_query)
+    arguments.check_extra_query(query, extra_query, tensors["extra_key"])
+    rank = query.dim() - 3
+    shared = {n: t for n, t in tensors.items() if n not in ("relative_bias", "alibi_slopes")}
+    extra: Any = run(of_extras, placed(extra_query, rank), key, value, **shared)
+    if not plan.request.return_lse:
+        return found, extra.flatten(1, rank)
+    return found[0], extra[0].flatten(1, rank), found[1], extra[1].flatten(1, rank)
+
+
 def _run(
-    plan: Plan, query: Tensor, key: Tensor, value: Tensor, **tensors: Any
+    plan: Plan,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    beside: Tensor | None = None,
+    **tensors: Any,
 ) -> Tensor | tuple[Tensor, Tensor]:
+    """Runs a plan; `beside` are the queries of extra tokens, which have a plan of their own."""
     request = plan.request
     numbers = {name: tensors.pop(name, None) for name in ("scale", "softcap")}
     if tensors.get("key_range") is not None:
@@ -44,7 +77,7 @@ def _run(
     given = (query, *(named.get(name) for name in TENSORS[1:]))
     operands = tuple(None if t is None else t.resolve_neg() for t in given)
     training = autograd.trains(operands)
-    _check_plan_is_for(request, operands, numbers, training=training)
+    _check_plan_is_for(request, operands, numbers, beside)
     if not autograd.is_plain(operands):
         raise BackendError(
             "a plan runs its own program, which compilers, transforms and modes cannot trace.",
@@ -62,8 +95,7 @@ def _check_plan_is_for(
     request: Request,
     tensors: Sequence[Tensor | None],
     numbers: dict[str, Any],
-    *,
-    training: bool,
+    beside: Tensor | None,
 ) -> None:
     """Checks that a plan was made for these tensors; their strides may differ."""
     query, key, value, *_ = tensors
@@ -78,7 +110,7 @@ def _check_plan_is_for(
     if device.kind != request.device.kind or (is_model and device.name != request.device.name):
         raise InputError(
             f"the plan is for {request.device.name}, the tensors are on {query.device}.",
-            f"{mistaken_plans.plan_for(tensors, request, softcap)}.",
+            f"{mistaken_plans.plan_for(tensors, request, softcap, beside)}.",
             request.summary(),
         )
     sizes: dict[str, object] = {
@@ -93,20 +125,20 @@ def _check_plan_is_for(
         "extra_keys": 0 if extra is None else extra.shape[1],
         "softcap": softcap is not None,
         **{name: named[name] is not None for name in SWITCHES},
-        "training": request.training or training,
+        "training": request.training or autograd.trains((*tensors, beside)),
     }
     for name, size in sizes.items():
         if getattr(request, name) != size:
             raise InputError(
                 f"the plan is for {name}={getattr(request, name)}, the tensors have {size}.",
-                f"{mistaken_plans.plan_for(tensors, request, softcap)}, "
-                f"or {mistaken_plans.call_for(tensors, request, numbers)}.",
+                f"{mistaken_plans.plan_for(tensors, request, softcap, beside)}, "
+                f"or {mistaken_plans.call_for(tensors, request, numbers, beside)}.",
                 request.summary(),
             )
 
 
 def warmup(plan: Plan) -> None:
     """`Plan.warmup`: prepares what the first run would prepare."""
-    backend = families.runner(plan.chosen.runner)
+    backend = families.runner_of(plan.chosen)
     if hasattr(backend, "warmup"):
         backend.warmup(plan.chosen.program)

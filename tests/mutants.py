@@ -38,6 +38,7 @@ INPUTS = "nbattn/backends/inputs.py"
 SDPA = "nbattn/backends/dense/run.py"
 TILED = "nbattn/backends/tiled/run.py"
 SCHEDULE = "nbattn/backends/tiled/schedule.py"
+TILED_ADDED = "nbattn/backends/tiled/added.py"
 FLASH_MEANING = "nbattn/backends/flash/meaning.py"
 FLASH_CANDIDATES = "nbattn/backends/flash/candidates.py"
 FLASH_COSTS = "nbattn/backends/flash/costs.py"
@@ -422,8 +423,24 @@ MUTANTS = [
     Mutant("some-keys-are-all", SCHEDULE, "self._is_whole(boxes[0], 1)", "True", "whole/support"),
     Mutant("some-queries-are-all", SCHEDULE, "self._is_whole(queries, 0)", "len(parts) == 1",
            "whole/support"),
-    Mutant("mask-not-in-box-order", SCHEDULE, "matrix = matrix[:, np.concatenate(boxes)]", "pass",
-           "whole/support"),
+    Mutant("mask-not-in-box-order", SCHEDULE, "return matrix[:, _in_boxes(tiles)]",
+           "return matrix", "whole/support"),
+    Mutant("entries-not-in-box-order", SCHEDULE, "flat[:, _in_boxes(tiles)]", "flat",
+           "backends/tiled/run"),
+    Mutant("entries-of-equal-windows-shared", SCHEDULE, "(*pattern, *_place(on, tile))", "pattern",
+           "backends/tiled/run"),
+    Mutant("distances-in-the-class", SCHEDULE, "* axis.spec.dilation", "", "backends/tiled/run"),
+    Mutant("table-without-mask", TILED_ADDED, "added += tile.bias", "pass", "backends/tiled/run"),
+    Mutant("table-of-the-last-tiles", TILED_ADDED, "heads[:, entries] += summed",
+           "heads[:, entries] = summed", "backends/tiled/run"),
+    Mutant("table-shared-by-heads", TILED_ADDED, "heads.start, tile.patterns)\n        if",
+           "0, tile.patterns)\n        if", "backends/tiled/run"),
+    Mutant("slopes-of-the-first-samples", TILED_ADDED, "is_shared else samples.start",
+           "True else 0", "backends/tiled/run"),
+    Mutant("steps-forbidden-unseen", TILED_ADDED, "bool(self._table.isinf().any())", "False",
+           "backends/tiled/run"),
+    Mutant("extra-range-kept", TILED, "extra.masked_fill_(chunk.extra_outside, _NO_KEYS)", "pass",
+           "backends/tiled/run"),
     Mutant("joined-unevenly", SCHEDULE, "and moved == last.repeat * shift * step", "",
            "backends/tiled/run"),
     Mutant("joined-shift-undilated", SCHEDULE, "move = self.shift * last.step",
@@ -710,11 +727,14 @@ MUTANTS = [
     Mutant("natten-scale-of-zero", FUSED, "scale=scale,\n        extra_key",
            "scale=scale or None,\n        extra_key",
            "integrations/natten/fused integrations/natten/legacy"),
-    Mutant("natten-older-order", FUSED, "            1,\n            dilation,",
-           "            dilation,\n            1,",
+    Mutant("natten-older-order", FUSED, 'Any] = {"dilation": dilation',
+           'Any] = {"stride": dilation',
            "integrations/natten/fused integrations/natten/legacy"),
-    Mutant("natten-older-scale", FUSED, "(query * factor, key, value)", "(query, key, value)",
+    Mutant("natten-older-scale", FUSED, "scale=scale,\n        relative",
+           "scale=None,\n        relative",
            "integrations/natten/fused integrations/natten/legacy"),
+    Mutant("natten-older-without-table", FUSED, "relative_bias=rpb", "relative_bias=None",
+           "integrations/natten/fused integrations/natten/modules"),
     Mutant("natten-module-scale", MODULES, "(query * self.scale, key, value)",
            "(query, key, value)", "integrations/natten/modules"),
     Mutant("natten-window-size", PARAMETERS, "if kernel * step > length:", "if kernel > length:",

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from nbattn.program.request import Request
 
 AUTO = "auto"
+GATHER = "gather"  # the strategy of `backends/gathered.py`, for packed grids
 _REFERENCE = ("backend", "runs only if requested: backend='reference'")
 _MODEL = ("backend", "runs only if requested: backend='flash-model'")
 _FLEX = ("compile", "takes seconds to compile, runs only if requested: backend='flex'")
@@ -77,6 +78,8 @@ class Family:
         missing: "module:function", which returns why its packages do not work on this machine, or
             None if they do; default: a package works if it is installed.
         has_tiles: whether its kernels have tiles that are measured, in its `measured_tiles.py`.
+        takes_grids: whether it has candidates for packed grids (`request.grids`, without axes);
+            others run grids of one size after another.
     """
 
     name: str
@@ -86,6 +89,7 @@ class Family:
     packages_on: str = "cuda"
     missing: str = ""
     has_tiles: bool = False
+    takes_grids: bool = False
 
     @property
     def folder(self) -> str:
@@ -195,7 +199,9 @@ def install(package: str) -> str:
 _ROWS = {row.name: (family, row) for family in FAMILIES for row in family.backends}
 # Every value of `backend=`, every strategy and rewrite, every optional package.
 BACKENDS = (AUTO, *(name for _, row in _ROWS.values() for name in row.names))
-STRATEGIES = tuple(dict.fromkeys(name for family in FAMILIES for name in family.strategies))
+STRATEGIES = tuple(
+    dict.fromkeys([*(name for family in FAMILIES for name in family.strategies), GATHER])
+)
 PACKAGES = tuple(name for family in FAMILIES for name in family.packages)
 _NAMED = tuple(name for name in BACKENDS if ":" not in name)  # short enough for a message
 _PROVIDERS = f"flash and flash-model also with {', '.join(f':{p}' for p in _FLASH_PROVIDERS)}"
@@ -214,6 +220,18 @@ def runner(name: str) -> Any:
     """Returns the module that runs a backend; the first call imports it."""
     family, row = _row(name)
     return _module(f"{family.folder}.{row.module}")
+
+
+def family_of(name: str) -> Family:
+    """Returns the family of a backend, whose name may include a provider."""
+    return _row(name)[0]
+
+
+def runner_of(candidate: Candidate) -> Any:
+    """Returns the module that runs a candidate."""
+    if candidate.strategy == GATHER:
+        return _module("nbattn.backends.gathered")
+    return runner(candidate.runner)
 
 
 def packages_on(kind: str) -> tuple[str, ...]:

@@ -9,6 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from nbattn.grids import PackedGrids
+
 
 class Inputs(NamedTuple):
     """The tensors and numbers of one attention call.
@@ -16,7 +18,8 @@ class Inputs(NamedTuple):
     query `[B, *space, H, D]`, key `[B, *key_space, Hk, D]`, value `[B, *key_space, Hk, Dv]`; sink
     `[H]`; key_range int32 `[B, rank, 2]`; extra_key `[B, E, Hk, D]`, extra_value `[B, E, Hk, Dv]`;
     extra_range int32 `[B, 2]`; relative_bias `[H, 2 K - 1, …]`; alibi_slopes float32 `[H]` or
-    `[B, H]`.
+    `[B, H]`. With grids, query is `[T, H, D]`, key and value `[Tk, Hk, …]`, and B the number of
+    grids.
     """
 
     query: Tensor
@@ -31,6 +34,7 @@ class Inputs(NamedTuple):
     alibi_slopes: Tensor | None = None
     scale: float = 1.0
     softcap: float | None = None
+    grids: PackedGrids | None = None
 
     @property
     def tensors(self) -> tuple[Tensor | None, ...]:
@@ -40,7 +44,7 @@ class Inputs(NamedTuple):
     @property
     def rank(self) -> int:
         """The number of axes of the space."""
-        return self.query.dim() - 3
+        return self.query.dim() - 3 if self.grids is None else self.grids.rank
 
     @property
     def space(self) -> torch.Size:

@@ -21,6 +21,7 @@ _SWITCHES = {
     "return-lse": "the logsumexp is returned too",
     "sink": "the softmax has a sink",
     "key-range": "keys have valid ranges (padding)",
+    "extra-queries": "extra tokens are queries, too: the plans of both parts",
     "extra-range": "extra keys have valid ranges (padding)",
     "relative-bias": "scores have a table of relative positions",
     "alibi-slopes": "scores have slopes by distance",
@@ -65,13 +66,22 @@ def is_asked(options: argparse.Namespace) -> bool:
 
 
 def plans(options: argparse.Namespace) -> dict[str, Plan]:
-    """Return the selected plans by name.
+    """Return the selected plans by name; both parts of a joint attention.
 
     Raises:
         NbattnError: a file, mask, shape or name is invalid; nothing is selected; no backend
             supports a plan.
     """
-    return {name: request.plan() for name, request in requests(options)}
+    from nbattn.planner.joint_plan import JointPlan
+
+    found: dict[str, Plan] = {}
+    for name, request in requests(options):
+        plan = request.plan()
+        if isinstance(plan, JointPlan):
+            found[name], found[f"{name}, extra queries"] = plan.parts()
+        else:
+            found[name] = plan
+    return found
 
 
 def requests(options: argparse.Namespace) -> list[tuple[str, PlanConfig]]:

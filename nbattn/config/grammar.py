@@ -230,6 +230,7 @@ class PlanConfig:
     forbid: tuple[str, ...] = ()
     return_lse: bool = False
     extra_keys: int = 0
+    extra_queries: bool = False
     softcap: float | None = None
     sink: bool = False
     key_range: bool = False

@@ -143,6 +143,7 @@ KEYS = {
     ("PlanConfig", "forbid"): Text("Strategies and backends to leave out.", (["split"],)),
     ("PlanConfig", "return_lse"): Text("Whether the logsumexp is returned, too."),
     ("PlanConfig", "extra_keys"): Text("Extra keys that every query attends to.", (4,), 0),
+    ("PlanConfig", "extra_queries"): Text("Whether the extra tokens are queries, too."),
     ("PlanConfig", "softcap"): Text("Soft cap of the scores: c * tanh(score / c).", (30.0,)),
     ("PlanConfig", "sink"): Text("Whether the softmax has a sink."),
     ("PlanConfig", "key_range"): Text("Whether keys have valid ranges (padding)."),

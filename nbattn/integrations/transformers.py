@@ -94,6 +94,8 @@ class LayerMask(BlockMask):
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> LayerMask:
         """Returns the mask for a layer on another device, for models on several devices."""
+        if device is torch.bool:  # as MPT asks; what it does with a matrix raises then
+            return self
         if isinstance(device, torch.dtype):
             raise _combined("casts")
         if self.key_range is None:
@@ -234,7 +236,8 @@ def _key_range(valid: Tensor, *, padded: bool) -> Tensor | None:
         sample = int((run != valid).any(dim=1).nonzero()[0])
         raise InputError(
             f"the padding of sample {sample} has holes: its valid tokens are not one run.",
-            'model.set_attn_implementation("sdpa"), or padding on the left or on the right only.',
+            'model.set_attn_implementation("sdpa"), after apply(model): restore(model), or padding '
+            "on the left or on the right only.",
         )
     return torch.stack([start, start + count], dim=-1)[:, None].int()
 
@@ -272,10 +275,10 @@ def attend(
     Raises:
         InputError: an argument asks for something that nbattn does not support.
     """
-    _refuse(module, dropout, named)
+    refuse(module, dropout, named)
     sizes = (query.shape[0], 1, query.shape[2], key.shape[2])
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
-    mask, key_range = _read_mask(attention_mask, sizes, is_causal, causal)
+    mask, key_range = read_mask(attention_mask, sizes, is_causal, causal)
     key_range = None if key_range is None else key_range.to(query.device)
     tensors = (query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2))
 
@@ -290,8 +293,17 @@ def attend(
     return chunks.attend(run, *tensors, places, offset=offset, key_range=key_range), None
 
 
-def _refuse(module: torch.nn.Module, dropout: float, named: dict[str, Any]) -> None:
-    """Raises an InputError for every argument that nbattn does not support."""
+def refuse(
+    module: torch.nn.Module, dropout: float, named: dict[str, Any], otherwise: str = _EAGER
+) -> None:
+    """Raises an InputError for every argument that nbattn does not support.
+
+    Args:
+        module: the calling layer.
+        dropout: of attention weights; 0 outside training.
+        named: its arguments.
+        otherwise: the code after which the model runs as it is.
+    """
     # transformers checks this switch only when it is set after the implementation
     if getattr(getattr(module, "config", None), "output_attentions", False):
         named = {**named, "output_attentions": True}
@@ -299,36 +311,50 @@ def _refuse(module: torch.nn.Module, dropout: float, named: dict[str, Any]) -> N
         raise InputError(
             f"dropout={dropout} of attention weights, which nbattn does not support.",
             "model.eval(), or config.attention_dropout = 0.0 (the name differs between models), or "
-            f"{_EAGER}",
+            f"{otherwise}",
         )
     for name, value in named.items():
         if value is None or value is False or name in _NO_EFFECT:
             continue
         reason = _WHY.get(name, "nbattn does not know this argument")
-        raise InputError(f"{name} is set: {reason}.", _EAGER)
+        raise InputError(f"{name} is set: {reason}.", otherwise)
 
 
-def _read_mask(
-    attention_mask: object, sizes: tuple[int, ...], is_causal: bool | None, causal: bool
+def read_mask(
+    attention_mask: object,
+    sizes: tuple[int, ...],
+    is_causal: bool | None,
+    causal: bool,
+    otherwise: str = _EAGER,
 ) -> tuple[Mask, Tensor | None]:
-    """Returns mask and key range of a layer."""
+    """Returns mask and key range of a layer, from the result of `layer_mask`.
+
+    Args:
+        attention_mask: what the layer was given.
+        sizes: (batch, 1, queries, keys) of the layer.
+        is_causal: what the model says.
+        causal: whether the layer is causal.
+        otherwise: the code after which the model runs as it is.
+    """
     if attention_mask is None:
         if causal:
             raise InputError(
-                "a causal layer has no mask: the model did not call nbattn's mask function.", _EAGER
+                "a causal layer has no mask: the model did not call nbattn's mask function.",
+                otherwise,
             )
         return Mask.full(), None
     if not isinstance(attention_mask, LayerMask):
         shape = f" {list(attention_mask.shape)}" if isinstance(attention_mask, Tensor) else ""
         raise InputError(
             f"attention_mask is {kind(attention_mask)}{shape}, made by the caller or by the model.",
-            f"attention_mask=torch.ones({sizes[0]}, {sizes[3]}), with 0 for padding; or {_EAGER}",
+            f"attention_mask=torch.ones({sizes[0]}, {sizes[3]}), with 0 for padding; or "
+            f"{otherwise}",
         )
     if attention_mask.sizes != sizes:
         raise InputError(
             f"the mask is for (batch, 1, queries, keys) = {attention_mask.sizes}, "
             f"the layer has {sizes}.",
-            _EAGER,
+            otherwise,
         )
     if is_causal is False and attention_mask.window.right == 0 and sizes[2] > 1:
         raise InputError(
@@ -388,3 +414,37 @@ def _check_name(name: object, current: object) -> None:
         raise InputError(
             f"{name!r} is already another attention implementation.", 'register("nbattn").'
         )
+
+
+def apply(model: Any) -> Any:
+    """Makes a model with ALiBi, Bloom or MPT, run on nbattn, in place: these do not use
+    transformers' attention interface, so `register` does not reach them.
+
+    Weights, configuration and classes of models do not change, so checkpoints are the same. The
+    biases are exact; in half precision transformers rounds Bloom's, and its scores.
+
+    Args:
+        model: a Bloom or MPT model of transformers, or a module that has such models.
+
+    Returns:
+        The model.
+
+    Raises:
+        InputError: another model. A call of the model: what `attend` refuses, such as dropout of
+            attention weights in training and `output_attentions`.
+
+    >>> from transformers import BloomConfig, BloomForCausalLM
+    >>> model = apply(BloomForCausalLM(BloomConfig(hidden_size=32, n_layer=1, n_head=2)))
+    >>> model(torch.tensor([[1, 2, 3]])).logits.shape
+    torch.Size([1, 3, 250880])
+    """
+    from nbattn.integrations import alibi_models
+
+    return alibi_models.apply(model)
+
+
+def restore(model: Any) -> Any:
+    """Reverses `apply`; a model that it did not change stays. Returns the model."""
+    from nbattn.integrations import alibi_models
+
+    return alibi_models.restore(model)

@@ -13,7 +13,7 @@ from nbattn import mistaken_places
 from nbattn.errors import InputError
 from nbattn.fixes.signatures import answering
 from nbattn.planner import explain as explanation
-from nbattn.planner import proof
+from nbattn.planner import packed_proof, proof
 from nbattn.program.blocks import Block
 from nbattn.program.candidate import Candidate
 from nbattn.program.device import ASSUMED
@@ -106,22 +106,25 @@ class Plan:
 
     def support(self) -> NDArray[np.bool_]:
         """The (query, key) pairs that the chosen program computes, bool `[Nq, Nk]`, from index
-        grids sent through it.
+        grids sent through it; of packed grids `[T, Tk]`, one block per grid.
 
         Raises:
             InputError: more than 2^26 pairs.
             AssertionError: a pair is computed twice, or (batch, head) slices differ.
         """
-        return proof.support(self.request, self.chosen)
+        prove = proof if self.request.grids is None else packed_proof
+        return prove.support(self.request, self.chosen)
 
     def verify(self) -> bool:
         """Whether the chosen program is the mask exactly, proved per axis without a matrix:
-        time and memory grow with the lengths of the axes, not with their products.
+        time and memory grow with the lengths of the axes, not with their products. Packed grids are
+        proved once per size.
 
         Raises:
             AssertionError: it is not, with the first query that differs.
         """
-        return proof.verify(self.request, self.chosen)
+        prove = proof if self.request.grids is None else packed_proof
+        return prove.verify(self.request, self.chosen)
 
     def schedule(self, *, backward: bool = False) -> Iterator[Block]:
         """The blocks that the chosen program computes, one after another.
@@ -140,6 +143,8 @@ class Plan:
                 "training=True, an argument of nbattn.plan",
                 self.request.summary(),
             )
+        if self.request.grids is not None:
+            return packed_proof.schedule(self.request, self.chosen, backward=backward)
         assert self.chosen.program is not None
         return chain.from_iterable(
             call.arguments.blocks(self.request, call, backward=backward)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -12,8 +12,9 @@ import torch
 from nbattn.backends import families
 from nbattn.errors import BackendError
 from nbattn.geometry import Axes
+from nbattn.grids import PackedGrids
 from nbattn.mask import Mask
-from nbattn.planner import cost_table, devices, notices, remedies
+from nbattn.planner import cost_table, devices, gathering, notices, remedies
 from nbattn.planner.plan import Plan
 from nbattn.planner.remedies import Outcome
 from nbattn.program.candidate import Candidate, refused
@@ -28,8 +29,9 @@ class Signature(NamedTuple):
     """Everything that a plan of a call or of `nbattn.plan` depends on, with torch's types: the key
     of the cache.
 
-    The shapes are `[B, *space, H, D]` and `[B, *key_space, Hk, D]`; `threads` is torch's number of
-    them, since measured times are for one; the rest is as in `Request`.
+    The shapes are `[B, *space, H, D]` and `[B, *key_space, Hk, D]`, or with grids `[T, H, D]` and
+    `[Tk, Hk, D]`; `threads` is torch's number of them, since measured times are for one; the rest
+    is as in `Request`.
     """
 
     mask: Mask
@@ -53,6 +55,7 @@ class Signature(NamedTuple):
     require: tuple[str, ...]
     forbid: tuple[str, ...]
     threads: int
+    grids: PackedGrids | None = None
 
     def request(self) -> Request:
         """Returns the request; a device of None becomes this machine's."""
@@ -133,13 +136,21 @@ def candidates(request: Request, axes: Axes) -> list[Candidate]:
     """Returns the candidates of every family, including refused ones, with the reasons of
     require=, forbid= and backend= added. Kernels have the tiles that were measured fastest.
     """
+    found = [*offered(request, axes)]
+    if request.grids is not None:
+        found += gathering.candidates(request, found)
+    return [_refused(candidate, _not_requested(request, candidate)) for candidate in found]
+
+
+def offered(request: Request, axes: Axes, without: Collection[str] = ()) -> Iterator[Candidate]:
+    """Yields the families' own candidates, whatever the request says of backends, without those of
+    some families. Of packed grids, which have no axes, only some families have one.
+    """
     times = cost_table.tiles(request)
-    offered = (
-        family.retiled(candidate, request, axes, times)
-        for family in families.FAMILIES
-        for candidate in family.candidates(request, axes)
-    )
-    return [_refused(candidate, _not_requested(request, candidate)) for candidate in offered]
+    for family in families.FAMILIES:
+        if family.name not in without and (request.grids is None or family.takes_grids):
+            for candidate in family.candidates(request, axes):
+                yield family.retiled(candidate, request, axes, times)
 
 
 def _refused(candidate: Candidate, reasons: list[Reason]) -> Candidate:

@@ -20,11 +20,13 @@ class Block:
         queries: one range of positions per axis.
         keys: boxes of one range per axis; several where windows wrap or leave a gap after a prefix.
         full: whether every query attends to every key of the block.
+        grid: of packed grids, the one whose positions these are.
     """
 
     queries: tuple[range, ...]
     keys: tuple[tuple[range, ...], ...]
     full: bool
+    grid: int = 0
 
 
 def range_of(run: Run, step: int) -> range:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, NamedTuple
 
-from nbattn import biases, synonyms
+from nbattn import biases, grids, synonyms
 from nbattn.errors import InputError
 from nbattn.geometry import Axes, Held, bind
+from nbattn.grids import PackedGrids
 from nbattn.mask import Mask
 from nbattn.program.device import DeviceInfo
 
@@ -56,6 +57,8 @@ class Request:
         backend: a name of `backends.families.BACKENDS`, which the planner checks.
         require, forbid: strategies or backends that the plan must or must not use.
         held: per axis, the part of it that the tensors contain; empty if they contain all of it.
+        grids: the sizes of grids that are packed one after another; None for one grid per sample.
+            The batch is then 1, and both spaces have one length, the number of all tokens.
     """
 
     mask: Mask
@@ -83,6 +86,7 @@ class Request:
     require: tuple[str, ...] = ()
     forbid: tuple[str, ...] = ()
     held: tuple[Held, ...] = ()
+    grids: PackedGrids | None = None
     # Computed once, since every candidate needs them: query heads per key head, queries and keys of
     # a sample and head, and what limits check.
     heads_per_key_head: int = field(init=False, compare=False)
@@ -111,20 +115,43 @@ class Request:
         return f"Request({', '.join([self.summary(), repr(self.mask), *given])})"
 
     def axes(self) -> Axes:
-        """Returns the mask's axes at the request's lengths.
+        """Returns the mask's axes at the request's lengths; none for packed grids, whose sizes each
+        have their own.
 
         Raises:
             MaskError: the mask does not fit them, or what is added to its scores.
         """
+        if self.grids is not None:
+            grids.check(self.mask, self.grids, table=self.relative_bias, slopes=self.alibi_slopes)
+            return ()
         axes = bind(self.mask, self.query_space, self.key_space, self.held)
         biases.check(self.mask, axes, table=self.relative_bias, slopes=self.alibi_slopes)
         return axes
 
+    def of_size(self, number: int, batch: int = 1) -> Request:
+        """Returns the request of a batch of packed grids that have one size.
+
+        Args:
+            number: of the size, in `self.grids.sizes`.
+            batch: how many grids.
+        """
+        assert self.grids is not None
+        sizes = self.grids.sizes
+        return replace(
+            self,
+            batch=batch,
+            query_space=tuple(sizes.query[number].tolist()),
+            key_space=tuple(sizes.key[number].tolist()),
+            grids=None,
+        )
+
     def summary(self) -> str:
         """Describes the request in one line, for errors and `explain()`."""
-        query = [self.batch, *self.query_space, self.heads, self.head_dim]
-        key = [self.batch, *self.key_space, self.kv_heads, self.head_dim]
+        batch = [self.batch] * (self.grids is None)
+        query = [*batch, *self.query_space, self.heads, self.head_dim]
+        key = [*batch, *self.key_space, self.kv_heads, self.head_dim]
         flags = [f.name for f in fields(self) if f.init and getattr(self, f.name) is True]
+        flags += [] if self.grids is None else [self.grids.summary()]
         extras = [f"extra_keys={self.extra_keys}"] * (self.extra_keys > 0)
         extras += [f"value_dim={self.value_dim}"] * (self.value_dim != self.head_dim)
         extras += [self.layout] * (self.layout != "contiguous")
@@ -139,6 +166,10 @@ class Request:
         listed = {name: list(value) for name, value in plain.items() if isinstance(value, tuple)}
         if not self.held:  # a request for whole axes has no such entry
             del plain["held"], listed["held"]
+        packed: PackedGrids | None = plain.pop("grids")
+        if packed is not None:
+            listed["grids"] = packed.query.array.tolist()
+            listed["key_grids"] = packed.key.array.tolist()
         return {**plain, **listed, "mask": repr(self.mask), "device": self.device.name}
 
 
@@ -164,13 +195,15 @@ def request_of(
     dtype: object,
     **options: Any,
 ) -> Request:
-    """Builds the request of shapes `[B, *space, H, D]` and `[B, *key_space, Hk, D]`; no other code
-    computes requests from shapes.
+    """Builds the request of shapes `[B, *space, H, D]` and `[B, *key_space, Hk, D]`, or of packed
+    grids `[T, H, D]` and `[Tk, Hk, D]`; no other code computes requests from shapes.
 
     Args:
         dtype: a torch dtype, or its name.
         **options: the fields of `Request` that do not follow from the shapes.
     """
+    if options.get("grids") is not None:
+        query_shape, key_shape = (1, *query_shape), (1, *key_shape)
     return Request(
         mask=mask,
         batch=query_shape[0],

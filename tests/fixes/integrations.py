@@ -167,11 +167,6 @@ NATTEN_ROWS = [
         "out.shape == x.shape",
     ),
     _row(
-        "Older2D(64, 4, 3, is_causal=True, rel_pos_bias=True)",
-        "rel_pos_bias=False",
-        "layer = Older2D(64, 4, 3, is_causal=True, rel_pos_bias=False)",
-    ),
-    _row(
         "drop.na2d(image, image, image, 1)",
         "kernel_size=2",
         "drop.na2d(*[image] * 3, kernel_size=2)",
@@ -281,11 +276,6 @@ NATTEN_ROWS = [
         "additional_keys = additional_keys.expand(2, 4, -1, 16)\n"
         "unfused.scores(first, first, 3, additional_keys=additional_keys)",
         given="additional_keys = torch.randn(1, 4, 5, 16)",
-    ),
-    _row(
-        "unfused.scores(first, first, 3, is_causal=True, rpb=torch.zeros(4, 5, 5))",
-        "is_causal=False",
-        "unfused.scores(first, first, 3, is_causal=False, rpb=torch.zeros(4, 5, 5))",
     ),
     _row(
         "unfused.scores(first, first, 3, rpb=torch.zeros(4, 3, 3))",

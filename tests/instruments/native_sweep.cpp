@@ -109,7 +109,7 @@ void check_ahead(nb::Worker<F>& w, long long rows) {
 template <bool kKeyRows, class F>
 void sweep(const nb::Job& job, long capacity) {
   nb::Call call = nb::call_of(job);
-  nb::Worker<F> w(job);
+  nb::Worker<F> w(job, call.table);
   w.capacity = capacity;
   const long bytes = w.bytes();
   char* const memory = static_cast<char*>(aligned_alloc(64, bytes + 64));

@@ -73,10 +73,11 @@ ALLOWED = {
     "functional": "errors mask program backends.families backends.inputs"
     " backends.dense.reference planner execute ops export autograd fixes shapes key_ranges joining"
     " arguments known_calls mistaken_words mistaken_places",
+    "joint": "errors axis mask fixes mistaken_words mistaken_places arguments functional",
     "plan_runs": "errors program backends.families backends.inputs planner autograd key_ranges"
-    " arguments functional mistaken_plans",
+    " arguments functional joint mistaken_plans",
     "nn": "lazy errors fixes mistaken_masks axis synonyms mask symbolic program planner shapes"
-    " arguments functional nn",
+    " arguments functional joint nn",
     "config": "errors fixes axis synonyms packages mask geometry biases program"
     " backends.families planner arguments functional nn config",
     "notebook": "axis mask geometry planner config",

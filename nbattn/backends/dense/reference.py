@@ -71,11 +71,52 @@ def attend(inputs: Inputs, mask: Mask) -> tuple[Tensor, Tensor]:
     take part, even if they are NaN. A query without keys has output 0, logsumexp -inf and no
     gradient.
     """
+    if inputs.grids is not None:
+        return _each(inputs, mask)
     device = inputs.query.device.type
     if device != "meta" and torch.is_autocast_enabled(device):
         with torch.autocast(device, enabled=False):  # it would lower the dtype of the products
             return _attend(inputs, mask)
     return _attend(inputs, mask)
+
+
+def _each(inputs: Inputs, mask: Mask) -> tuple[Tensor, Tensor]:
+    """Computes each of the packed grids on its own."""
+    assert inputs.grids is not None
+    query, value = inputs.query, inputs.value
+    outs = [query[:0, :, :1].expand(0, query.shape[-2], value.shape[-1])]  # for no grids
+    lses = [query.new_empty((0, query.shape[-2]), dtype=accumulate_dtype(query.dtype))]
+    row = key_row = 0
+    for number, (space, key_space) in enumerate(inputs.grids.spaces()):
+        end, key_end = row + math.prod(space), key_row + math.prod(key_space)
+        of_grid = _of_grid(inputs, number, slice(row, end), slice(key_row, key_end))
+        sizes = ((1, *space), (1, *key_space), (1, *key_space))
+        sides = (t.reshape(*size, *t.shape[1:]) for t, size in zip(of_grid[:3], sizes, strict=True))
+        out, lse = attend(Inputs(*sides, *of_grid[3:]), mask)
+        outs.append(out.flatten(0, -3))
+        lses.append(lse.flatten(0, -2))
+        row, key_row = end, key_end
+    return torch.cat(outs), torch.cat(lses)
+
+
+def _of_grid(inputs: Inputs, number: int, rows: slice, key_rows: slice) -> Inputs:
+    """Returns the tensors of one grid, its tokens without their axes."""
+
+    def entry(tensor: Tensor | None) -> Tensor | None:
+        return None if tensor is None else tensor[number : number + 1]
+
+    slopes = inputs.alibi_slopes
+    return inputs._replace(
+        query=inputs.query[rows],
+        key=inputs.key[key_rows],
+        value=inputs.value[key_rows],
+        key_range=entry(inputs.key_range),
+        extra_key=entry(inputs.extra_key),
+        extra_value=entry(inputs.extra_value),
+        extra_range=entry(inputs.extra_range),
+        alibi_slopes=entry(slopes) if slopes is not None and slopes.dim() == 2 else slopes,
+        grids=None,
+    )
 
 
 def _attend(inputs: Inputs, mask: Mask) -> tuple[Tensor, Tensor]:

@@ -21,7 +21,9 @@ from nbattn.program.program import Call
 from nbattn.program.request import Needs, Request
 from nbattn.program.tile_traversal import Traversal
 
-NATIVE = Limits(name="native", kinds=("cpu",))
+NATIVE = Limits(
+    name="native", kinds=("cpu",), extra_range=True, relative_bias=True, alibi_slopes=True
+)
 PACKAGE = "c++"
 COMPILERS = (
     f"g++ 10 or clang 14 or newer by the system's package manager, or {install_line('native')}"

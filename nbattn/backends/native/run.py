@@ -73,6 +73,9 @@ def backward(
         for name in ("query", "key", "value", "extra_key", "extra_value")
         if (tensor := tensors.get(name)) is not None
     }
+    bias = inputs.relative_bias
+    if bias is not None:
+        grads["relative_bias"] = lse.new_empty(bias.shape)
     tensors |= {f"grad_{name}": tensor for name, tensor in grads.items()}
     for number in passes:
         _run(_pass(window, number, inputs, grad_out), tensors)
@@ -84,7 +87,10 @@ def backward(
             ("extra_value", inputs.extra_value),
         )
     )
-    return Gradients(grads["query"], grads["key"], grads["value"], sink, extra_key, extra_value)
+    grad_bias = None if bias is None else grads["relative_bias"].to(bias.dtype)
+    return Gradients(
+        grads["query"], grads["key"], grads["value"], sink, extra_key, extra_value, grad_bias
+    )
 
 
 def _window(program: Program) -> NativeArguments:
@@ -116,6 +122,7 @@ def _pass(window: NativeArguments, number: int, inputs: Inputs, grad_out: Tensor
         value.stride(),
         None if grad_out is None else grad_out.stride(),
         0 if extra is None else extra.shape[1],
+        _slope_step(inputs),
         inputs.scale,
         inputs.softcap,
         threads,
@@ -127,6 +134,12 @@ def _pass(window: NativeArguments, number: int, inputs: Inputs, grad_out: Tensor
         found = window, _packed(window, number, inputs, grad_out, threads)
         _numbers[known] = found
     return found[1]
+
+
+def _slope_step(inputs: Inputs) -> int:
+    """How far the slopes of a sample are from those of the next one."""
+    slopes = inputs.alibi_slopes
+    return slopes.shape[-1] if slopes is not None and slopes.dim() == 2 else 0
 
 
 def _packed(
@@ -153,7 +166,7 @@ def _packed(
             0 if extra is None else extra.shape[1],
             len(window.axes),
             1,
-            0,
+            _slope_step(inputs),
             0,
         ),
     )

@@ -20,8 +20,9 @@ def candidates(request: Request, axes: Axes) -> list[Candidate]:
         request.head_dim,
         request.value_dim,
         request.extra_keys,
+        request.relative_bias + request.alibi_slopes,
     )
-    arguments = TiledArguments(axes, costs.choose_tile(axes, item))
+    arguments = TiledArguments(axes, costs.choose_tile(axes, item), item.added > 0)
     cost = costs.of(request, arguments, item, geometry.pairs(axes))
     program = Program((Call(whole(request.query_space), whole(request.key_space), arguments),))
     reasons = tuple(TILED.reasons(request.needs))

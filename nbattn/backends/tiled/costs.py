@@ -42,13 +42,16 @@ def of(request: Request, arguments: TiledArguments, item: Item, useful: int) -> 
 
 
 class Item(NamedTuple):
-    """A problem for the engine: how many (sample, key head) pairs, and the sizes of one pair."""
+    """A problem for the engine: how many (sample, key head) pairs, the sizes of one pair, and how
+    many things are added to scores by position.
+    """
 
     items: int
     group: int
     head_dim: int
     value_dim: int
     extra_keys: int
+    added: int = 0
 
 
 def choose_tile(axes: Axes, item: Item) -> tuple[int, ...]:
@@ -80,8 +83,9 @@ def cost(totals: Sequence[Any], item: Item) -> Any:
     flops = 2 * item.items * scores * dims
     rate = 100e9 * rows / (rows + 6) * width / (width + 40) * dims / (dims + 20)
     softmax = item.items * scores / 1.2e9
+    added = item.items * pairs * item.group * item.added / 3e9
     copies = item.items * (keys + 2 * all_rows * item.group) * dims * 4 / 8e9
-    return flops / rate + softmax + copies + batches(totals, item) * 22e-6
+    return flops / rate + softmax + added + copies + batches(totals, item) * 22e-6
 
 
 def batches(totals: Sequence[Any], item: Item) -> Any:

@@ -16,17 +16,19 @@ from nbattn.program.limits import Limits
 from nbattn.program.program import Call
 from nbattn.program.request import Request
 
-TILED = Limits(name="tiled")
+TILED = Limits(name="tiled", extra_range=True, relative_bias=True, alibi_slopes=True)
 
 
 @dataclass(frozen=True, slots=True)
 class TiledArguments:
     """The mask as tiles of `tile` queries per axis; every tile computes the scores of the hull of
-    its keys and masks them.
+    its keys and masks them. With `adds_by_step`, what is added to a score depends on the step
+    from query to key.
     """
 
     axes: Axes
     tile: tuple[int, ...]
+    adds_by_step: bool = False
 
     def key_runs(self, number: int, queries: int, keys: int) -> tuple[Ints, Ints, int]:
         """Returns the rows of one axis, computed from the columns of its tiles."""
@@ -36,7 +38,7 @@ class TiledArguments:
             np.full((queries, 2), -1, dtype=np.int64),
         )
         for tile in self.axes[number].tiles(self.tile[number]):
-            columns = _key_positions(tile, d)
+            columns = key_positions(tile, d)
             low, lo, hi = (np.array(side) for side in (tile.low, tile.lo, tile.hi))
             first, end = np.stack([np.zeros_like(lo), lo], axis=1), np.stack([low, hi], axis=1)
             count = end - first
@@ -62,7 +64,7 @@ class TiledArguments:
                 d = axis.spec.dilation
                 q = tile.queries[0] + d * np.arange(tile.queries[1])
                 row = (row[:, None] * nq + q).reshape(-1)
-                column = (column[:, None] * nk + _key_positions(tile, d)[:-1]).reshape(-1)
+                column = (column[:, None] * nk + key_positions(tile, d)[:-1]).reshape(-1)
                 inside = np.kron(inside, tile.allowed())
             seen[row] += 1
             pairs[row[:, None], column] = inside
@@ -96,7 +98,7 @@ class TiledArguments:
         return "tiles of 1 query" if sizes == "1" else f"tiles of {sizes} queries"
 
 
-def _key_positions(tile: AxisTile, dilation: int) -> Ints:
+def key_positions(tile: AxisTile, dilation: int) -> Ints:
     """Returns the key of every column, and one more column, so that an empty tile has one, too."""
     runs = [start + dilation * np.arange(count) for start, count in tile.keys]
     return np.concatenate([*runs, np.zeros(1, dtype=np.int64)])

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from nbattn.backends.inputs import Gradients, Inputs, accumulate_dtype, new_lse, new_output
+from nbattn.backends.tiled.added import AddedScores, TableGradient
 from nbattn.backends.tiled.costs import SCORE_BYTES, WORK_BYTES
 from nbattn.backends.tiled.meaning import TiledArguments
 from nbattn.backends.tiled.schedule import Schedule, Tile, schedule
@@ -73,8 +74,9 @@ def backward(
     assert key is not None
     assert value is not None
     sums = Gradients(query, key, value, sink, extra_key, extra_value)
+    table = None if inputs.relative_bias is None else TableGradient(inputs)
     for chunk in _chunks(program, inputs):
-        grads = _ChunkGradients(chunk, sums, grad_out, grad_lse)
+        grads = _ChunkGradients(chunk, sums, table, grad_out, grad_lse)
         for tile in chunk.tiles:
             grads.add(tile)
     final = [
@@ -87,7 +89,8 @@ def backward(
     ]
     assert final[0] is not None
     assert final[1] is not None
-    return Gradients(query, final[0], final[1], final[2], final[3], final[4])
+    bias = None if table is None else table.total()
+    return Gradients(query, final[0], final[1], final[2], final[3], final[4], bias)
 
 
 class Chunk:
@@ -96,10 +99,15 @@ class Chunk:
     """
 
     def __init__(
-        self, inputs: Inputs, items: tuple[slice, slice], plan: Schedule, most: int
+        self,
+        inputs: Inputs,
+        items: tuple[slice, slice],
+        plan: Schedule,
+        most: int,
+        added: AddedScores | None,
     ) -> None:
-        """Creates the views of one chunk; nothing is copied."""
-        self.inputs, self.items = inputs, items
+        """Creates the views of one chunk; only extra keys with a range are copied."""
+        self.inputs, self.items, self.plan, self.added = inputs, items, plan, added
         samples, heads = items  # most calls have one chunk, for which no slice is needed
         self.is_all = samples.start == heads.start == 0 and (
             samples.stop >= inputs.key.shape[0] and heads.stop >= inputs.key.shape[-2]
@@ -119,6 +127,9 @@ class Chunk:
             None if t is None or t.shape[1] == 0 else self.of_keys(t)
             for t in (inputs.extra_key, inputs.extra_value)
         )
+        self.extra_outside: Tensor | None = None
+        if inputs.extra_range is not None and self.extra_key is not None:
+            self._drop_extra(inputs.extra_range[samples])
         self.sink = None if inputs.sink is None else self.of_heads(inputs.sink)
         self.key_range = None if inputs.key_range is None else inputs.key_range[items[0]]
         self.tiles = plan.tiles(self.exact, inputs.query.device, self.group, most)
@@ -134,8 +145,21 @@ class Chunk:
         view = tensor.movedim(-2, 1)
         return view if self.is_all else view[self.items]
 
+    def _drop_extra(self, extra_range: Tensor) -> None:
+        """Sets extra keys and values outside the range to 0, as they may be NaN, and keeps which,
+        `[b, 1, 1, 1, E]`.
+        """
+        assert self.extra_key is not None
+        assert self.extra_value is not None
+        extra = self.extra_key.shape[2]
+        outside = _outside(extra_range[:, None], (slice(0, extra),), torch.Size([extra]))
+        self.extra_key, self.extra_value = (
+            t.masked_fill(outside[:, None, :, None], 0) for t in (self.extra_key, self.extra_value)
+        )
+        self.extra_outside = outside[:, None, None, None]
+
     def of_heads(self, tensor: Tensor) -> Tensor:
-        """Returns this chunk of `[H]` as `[hk, group]`."""
+        """Returns this chunk of `[H, …]` as `[hk, group, …]`."""
         return tensor.unflatten(0, (-1, self.group))[self.items[1]]
 
 
@@ -154,9 +178,12 @@ def _chunks(program: Program, inputs: Inputs) -> Iterator[Chunk]:
     b, h = (min(batch, fit // heads), heads) if fit >= heads else (1, -(-heads // -(-heads // fit)))
     # equal tiles in one call: faster for small calls, but keys are copied for every tile
     most = 1 if inputs.key_range is not None else max(1, fit // max(2 * b * h, 1))
+    adds = inputs.relative_bias is not None or inputs.alibi_slopes is not None
+    assert call.arguments.adds_by_step or not adds
+    added = AddedScores(inputs) if adds else None
     for at in range(0, batch, max(b, 1)):
         for head in range(0, heads, h):
-            yield Chunk(inputs, (slice(at, at + b), slice(head, head + h)), plan, most)
+            yield Chunk(inputs, (slice(at, at + b), slice(head, head + h)), plan, most, added)
 
 
 class _TileWork:
@@ -216,8 +243,10 @@ class _TileWork:
         """
         scores = self._scores()
         empty = None
-        if not self.chunk.inputs.has_extra and (
-            self.tile.has_empty_rows or self.outside is not None
+        if not self.chunk.inputs.always_has_key and (
+            self.tile.has_empty_rows
+            or self.outside is not None
+            or (self.chunk.added is not None and self.chunk.added.may_forbid)
         ):
             if scores.shape[-1] == 0:
                 none = scores.new_full((*scores.shape[:-1], 1), _NO_KEYS)
@@ -239,7 +268,7 @@ class _TileWork:
         width = self.width + (chunk.sink is not None)
         whole = query.new_empty((query.shape[0], query.shape[1], width))
         scores = self.without_sink(whole)
-        cap, bias = chunk.inputs.softcap, self._bias()
+        cap, bias = chunk.inputs.softcap, self._bias() if chunk.added is None else None
         scale = chunk.inputs.scale if cap is None else chunk.inputs.scale / cap
         if bias is None or cap is not None:
             scores.baddbmm_(query, key.mT, beta=0, alpha=scale)
@@ -251,13 +280,23 @@ class _TileWork:
             scores.mul_(cap)
             if bias is not None:
                 scores.add_(bias)
+        if chunk.added is not None and self.tile.width:
+            grid = self.by_heads(scores)[..., : self.tile.width]
+            grid.add_(chunk.added.of(chunk, self.tile))
         if self.outside is not None:
             scores.masked_fill_(self.outside, _NO_KEYS)
+        if chunk.extra_outside is not None:
+            extra = self.by_heads(scores)[..., -chunk.extra_outside.shape[-1] :]
+            extra.masked_fill_(chunk.extra_outside, _NO_KEYS)
         if chunk.sink is not None:
             sizes = (*chunk.heads, self.tile.repeat, chunk.group, self.tile.rows)
             sink = chunk.sink[None, :, None, :, None].expand(sizes)
             whole[..., -1] = sink.reshape(self.count, -1)
         return whole
+
+    def by_heads(self, scores: Tensor) -> Tensor:
+        """Returns a view of `[n, rows, width]` as `[b, hk, repeat, rows, width]`."""
+        return scores.unflatten(0, (*self.chunk.heads, self.tile.repeat))
 
     def _bias(self) -> Tensor | None:
         """Returns the tile's additive mask, with zeros for the extra keys."""
@@ -313,9 +352,14 @@ class _ChunkGradients:
     """The gradients of one chunk, as views of the sums over all chunks."""
 
     def __init__(
-        self, chunk: Chunk, sums: Gradients, grad_out: Tensor, grad_lse: Tensor | None
+        self,
+        chunk: Chunk,
+        sums: Gradients,
+        table: TableGradient | None,
+        grad_out: Tensor,
+        grad_lse: Tensor | None,
     ) -> None:
-        self.chunk, self.scale = chunk, chunk.inputs.scale
+        self.chunk, self.scale, self.table = chunk, chunk.inputs.scale, table
         self.query, self.key, self.value = (
             chunk.of_queries(sums.query),
             chunk.of_keys(sums.key),
@@ -359,7 +403,8 @@ class _ChunkGradients:
 
     def _grad_scores(self, work: _TileWork, weights: Tensor, upstream: Tensor) -> Tensor:
         """Returns the gradient of the scores before cap and mask: weights x (dP - sum(dP x
-        weights)), times the derivative of the cap.
+        weights)), times the derivative of the cap. The table, which is added after the cap, gets
+        its gradient before that.
         """
         grad = _cast(torch.bmm(upstream, _cast(work.value, upstream.dtype).mT), weights.dtype)
         if self.sink is not None:
@@ -367,6 +412,8 @@ class _ChunkGradients:
         grad = torch.ops.aten._softmax_backward_data(grad, weights, -1, weights.dtype)
         if self.grad_lse is not None:
             grad.addcmul_(weights, work.rows(self.grad_lse))
+        if self.table is not None and work.tile.width:
+            self.table.add(self.chunk, work.tile, work.by_heads(grad)[..., : work.tile.width])
         if work.capped is not None:
             work.without_sink(grad).mul_(1 - work.capped.square())
         return grad

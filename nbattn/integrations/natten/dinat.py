@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from nbattn.integrations.natten import unfused
+from nbattn.integrations.natten import fused, unfused
 
 _MODULE = "transformers.models.dinat.modeling_dinat"
 _ORIGINAL: list[Callable[..., Any]] = []
@@ -44,11 +44,14 @@ def _forward(
     """Maps `[B, Y, X, C]` to `[B, Y, X, C]`; also returns the weights if `output_attentions`."""
     shape = (self.num_attention_heads, self.attention_head_size)
     query, key, value = (
-        projection(hidden_states).unflatten(-1, shape).movedim(-2, 1)
+        projection(hidden_states).unflatten(-1, shape)
         for projection in (self.query, self.key, self.value)
     )
     window = {"kernel_size": self.kernel_size, "dilation": self.dilation}
-    scores = unfused.scores(query * shape[1] ** -0.5, key, **window, rpb=self.rpb)
+    if not (output_attentions or (self.training and self.dropout.p)):
+        return (fused.older(query, key, value, **window, rpb=self.rpb).flatten(-2),)
+    query, key, value = (t.movedim(-2, 1) for t in (query * shape[1] ** -0.5, key, value))
+    scores = unfused.scores(query, key, **window, rpb=self.rpb)
     weights = self.dropout(scores.softmax(dim=-1))
     out = unfused.weighted(weights, value, **window).movedim(1, -2).flatten(-2)
     return (out, weights) if output_attentions else (out,)

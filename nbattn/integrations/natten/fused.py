@@ -14,7 +14,7 @@ from torch import Tensor
 
 from nbattn import functional
 from nbattn.errors import InputError, counted
-from nbattn.integrations.natten import generations, parameters, unfused
+from nbattn.integrations.natten import generations, parameters
 from nbattn.integrations.natten.parameters import Causal, Sizes
 from nbattn.mask import Mask
 
@@ -79,12 +79,7 @@ def neighborhood_attention_generic(
     parameters.check_tensors(query=query, key=key, value=value)
     parameters.check_additional(additional_keys, additional_values)
     window: dict[str, Any] = {"stride": stride, "dilation": dilation, "is_causal": is_causal}
-    if query.shape[1:-2] != key.shape[1:-2]:
-        mask = parameters.window((1 << 40,) * (query.dim() - 3), kernel_size, **window)
-        raise InputError(
-            f"query is {list(query.shape)}, key {list(key.shape)}: their spaces differ.",
-            f"nbattn.attention(query, key, value, {_aligned(mask)}).",
-        )
+    _check_spaces(query, key, kernel_size, **window)
     mask = parameters.window(query.shape[1:-2], kernel_size, **window)
     return functional.attention(
         query,
@@ -204,7 +199,8 @@ def older(
     """Neighborhood attention as in NATTEN 0.17: dilation after kernel_size, and a bias table.
 
     Args:
-        rpb: `[H, 2 K - 1]` per axis; with it the unfused functions run.
+        rpb: `[H, 2 K - 1]` per axis: bias by the step from query to key, plus K - 1; also with
+            causal axes, where the entries of later keys are not read.
         xformers_kwargs: None or empty.
 
     The other arguments are those of `neighborhood_attention_generic`.
@@ -214,32 +210,34 @@ def older(
             f"xformers_kwargs={dict(xformers_kwargs)!r} is not supported.",
             "xformers_kwargs=None.",
         )
-    if rpb is None:
-        out = neighborhood_attention_generic(
-            query,
-            key,
-            value,
-            kernel_size,
-            1,
-            dilation,
-            is_causal,
-            scale,
-            additional_keys,
-            additional_values,
-        )
-        assert isinstance(out, Tensor)
-        return out
     parameters.check_tensors(query=query, key=key, value=value)
     parameters.check_additional(additional_keys, additional_values)
-    factor = query.shape[-1] ** -0.5 if scale is None else scale
-    query, key, value = (t.movedim(-2, 1) for t in (query * factor, key, value))
-    extra_keys, extra_values = (
-        None if t is None else t.transpose(1, 2) for t in (additional_keys, additional_values)
+    if rpb is not None:
+        parameters.check_table(rpb, query, query.shape[-2], kernel_size)
+    window: dict[str, Any] = {"dilation": dilation, "is_causal": is_causal}
+    _check_spaces(query, key, kernel_size, **window)
+    out = functional.attention(
+        query,
+        key,
+        value,
+        parameters.window(query.shape[1:-2], kernel_size, **window),
+        scale=scale,
+        relative_bias=rpb,
+        extra_key=additional_keys,
+        extra_value=additional_values,
     )
-    attn = unfused.scores(query, key, kernel_size, dilation, extra_keys, is_causal, rpb).softmax(-1)
-    return unfused.weighted(attn, value, kernel_size, dilation, extra_values, is_causal).movedim(
-        1, -2
-    )
+    assert isinstance(out, Tensor)
+    return out
+
+
+def _check_spaces(query: Tensor, key: Tensor, kernel_size: Sizes, **window: Any) -> None:
+    """Checks that queries and keys have one space."""
+    if query.shape[1:-2] != key.shape[1:-2]:
+        mask = parameters.window((1 << 40,) * (query.dim() - 3), kernel_size, **window)
+        raise InputError(
+            f"query is {list(query.shape)}, key {list(key.shape)}: their spaces differ.",
+            f"nbattn.attention(query, key, value, {_aligned(mask)}).",
+        )
 
 
 def _aligned(mask: Mask) -> str:

@@ -145,12 +145,6 @@ class _Older(_Projected):
         super().__init__(
             dim, num_heads, window, qkv_bias=qkv_bias, qk_scale=qk_scale, proj_drop=proj_drop
         )
-        causal: Any = self.is_causal
-        if rel_pos_bias and any(causal):
-            raise InputError(
-                "rel_pos_bias with a causal axis: NATTEN has no such module.",
-                "rel_pos_bias=False, or is_causal=False with the bias table.",
-            )
         sizes: Any = self.kernel_size
         table = torch.empty(num_heads, *(2 * size - 1 for size in sizes))
         self.rpb = nn.Parameter(nn.init.trunc_normal_(table, std=0.02)) if rel_pos_bias else None
@@ -159,8 +153,8 @@ class _Older(_Projected):
     def forward(self, x: Tensor) -> Tensor:
         """Maps `[B, *space, dim]` to the same shape."""
         query, key, value = self.heads(x)
-        if self.rpb is None and not (self.training and self.attn_drop.p):
-            out = fused.older(query, key, value, **self.window(), scale=self.scale)
+        if not (self.training and self.attn_drop.p):
+            out = fused.older(query, key, value, **self.window(), rpb=self.rpb, scale=self.scale)
         else:
             query, key, value = (t.movedim(-2, 1) for t in (query * self.scale, key, value))
             weights = unfused.scores(query, key, **self.window(), rpb=self.rpb).softmax(-1)

@@ -173,6 +173,18 @@ def check_fits(name: str, tensor: object, like: Tensor) -> None:
         )
 
 
+def check_table(rpb: object, query: Tensor, heads: int, kernel_size: Sizes) -> None:
+    """Checks that a table of relative positions fits a query `[…, D]` of one to three axes."""
+    check_fits("rpb", rpb, query)
+    assert isinstance(rpb, Tensor)
+    sizes = per_axis("kernel_size", kernel_size, query.dim() - 3)
+    expected = (heads, *(2 * size - 1 for size in sizes))
+    if tuple(rpb.shape) != expected:
+        raise InputError(
+            f"rpb is {list(rpb.shape)}, not [H, 2 K - 1].", f"rpb = torch.zeros{expected}."
+        )
+
+
 def root(count: int, rank: int) -> int:
     """Returns K for a count of K to the power of the rank.
 

@@ -58,7 +58,7 @@ def scores(
     )
     out = flat.unflatten(0, query.shape[:2])
     if rpb is not None:
-        parameters.check_fits("rpb", rpb, query)
+        parameters.check_table(rpb, query, query.shape[1], kernel_size)
         out = out + _bias(rpb.to(exact), mask, query.shape)
     if any(axis.causal for axis in mask.axes):
         out = out.masked_fill(_missing(mask, query), float("-inf"))
@@ -152,17 +152,7 @@ def _lengths(shape: torch.Size) -> tuple[int, ...]:
 
 def _bias(rpb: Tensor, mask: Mask, shape: torch.Size) -> Tensor:
     """Returns the bias of every slot `[H, *space, slots]`, from the table, axis by axis."""
-    if any(axis.causal for axis in mask.axes):
-        raise InputError(
-            "rpb with a causal axis: NATTEN has no such function.",
-            "is_causal=False, or rpb=None and a bias that you add to the scores.",
-        )
     counts = neighborhood_gather.axis_slots(mask.code())
-    expected = (shape[1], *(2 * count - 1 for count in counts))
-    if tuple(rpb.shape) != expected:
-        raise InputError(
-            f"rpb is {list(rpb.shape)}, not [H, 2 K - 1].", f"rpb = torch.zeros{expected}."
-        )
     space, rank = _lengths(shape), mask.rank
     for axis, (length, count) in enumerate(zip(space, counts, strict=True)):
         index = neighborhood_gather.steps(rpb, mask.code(), space, axis).flatten() + count - 1

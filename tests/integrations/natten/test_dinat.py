@@ -101,6 +101,19 @@ def test_dinat_runs_and_trains_as_in_plain_torch(
             assert grad.abs().sum() > 0
 
 
+def test_dinat_takes_the_fused_path_unless_it_drops_weights(
+    dinat_model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x = random(1, 3, 52, 72)
+    weighted = dinat_model.eval()(x, output_attentions=True).logits
+    monkeypatch.setattr(dinat.unfused, "scores", None)
+    torch.testing.assert_close(dinat_model(x).logits, weighted, rtol=1e-10, atol=1e-10)
+    layer: Any = dinat_model.dinat.encoder.levels[0].layers[0].attention.self
+    layer.dropout.p = 0.5
+    with pytest.raises(TypeError, match="NoneType"):
+        dinat_model.train()(x)
+
+
 def test_dinat_gives_its_weights_when_asked(dinat_model: Any) -> None:
     out = dinat_model.eval()(random(1, 3, 52, 72), output_attentions=True)
     assert out.attentions[0].shape[-1] == 9

@@ -6,6 +6,7 @@ import inspect
 from typing import Any
 
 import dense_attention
+import neighborhood_gather_oracle as gather
 import oracle
 import pytest
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from nbattn import InputError
 from nbattn.integrations import natten
-from nbattn.integrations.natten import fused, modules
+from nbattn.integrations.natten import fused
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
@@ -63,6 +64,61 @@ def test_todays_functions_are_the_published_mask(space, window, extra, cases) ->
     for one, other in zip(*grads, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
     cases("natten functions", 1)
+
+
+# space, kernel_size, dilation, is_causal: odd and even sizes, dilations that divide nothing.
+TABLES: list[tuple[tuple[int, ...], Any, Any, Any]] = [
+    ((17,), 5, 3, False),
+    ((9,), 9, 1, True),
+    ((10,), 4, 2, False),
+    ((13, 11), (3, 5), (3, 2), False),
+    ((7, 9), 3, (2, 3), (True, False)),
+    ((5, 4, 7), (2, 3, 3), (2, 1, 2), (False, False, True)),
+]
+
+
+@pytest.mark.parametrize("window", TABLES)
+@pytest.mark.parametrize("extra", [0, 2])
+def test_tables_of_0_17_are_those_of_the_unfused_functions(window, extra, cases) -> None:
+    """Values and all gradients, of the table as well; against brute force, query by query."""
+    space, kernel, dilation, causal = window
+    given = {name: random(2, *space, 3, 4, seed=n) for n, name in enumerate(("query", "key"))}
+    given["value"] = random(2, *space, 3, 5, seed=2)
+    sizes = kernel if isinstance(kernel, tuple) else (kernel,) * len(space)
+    given["rpb"] = random(3, *(2 * size - 1 for size in sizes), seed=3)
+    if extra:
+        given["additional_keys"] = random(2, extra, 3, 4, seed=4)
+        given["additional_values"] = random(2, extra, 3, 5, seed=5)
+    function = getattr(fused, f"older_na{len(space)}d")
+    found = function(**given, kernel_size=kernel, dilation=dilation, is_causal=causal, scale=0.7)
+    first = {n: t.movedim(-2, 1) for n, t in given.items() if n != "rpb"}
+    rows = {"kernel_size": kernel, "dilation": dilation, "is_causal": causal}
+    scores = gather.scores(
+        first["query"] * 0.7, first["key"], **rows, rpb=given["rpb"],
+        extra=first.get("additional_keys"),
+    )  # fmt: skip
+    wanted = gather.weighted(
+        scores.softmax(-1), first["value"], **rows, extra=first.get("additional_values")
+    ).movedim(1, -2)
+    torch.testing.assert_close(found, wanted, rtol=1e-11, atol=1e-11)
+    upward = random(*found.shape, seed=7).detach()
+    grads = [torch.autograd.grad(t, list(given.values()), upward) for t in (found, wanted)]
+    for name, one, other in zip(given, *grads, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10, msg=name)
+    cases("natten functions", 1)
+
+
+def test_a_float32_table_of_bfloat16_tokens_is_not_rounded() -> None:
+    """Its gradient is float32, too; and the unfused functions agree."""
+    query, key, value = (random(1, 9, 11, 2, 8, seed=n).detach().bfloat16() for n in range(3))
+    rpb = random(2, 5, 5, seed=3).detach().float().requires_grad_()
+    found = fused.older_na2d(query, key, value, 3, (2, 1), rpb=rpb)
+    exact = [t.double() for t in (query, key, value, rpb)]
+    wanted = fused.older_na2d(*exact[:3], 3, (2, 1), rpb=exact[3])
+    torch.testing.assert_close(found.double(), wanted, rtol=2**-8, atol=2**-8)
+    grads = [torch.autograd.grad(t.sum() * 3, rpb)[0] for t in (found.float(), wanted)]
+    assert grads[0].dtype == torch.float32
+    torch.testing.assert_close(*grads, rtol=2**-6, atol=2**-6)
 
 
 def test_a_scale_of_zero_is_no_default() -> None:
@@ -170,9 +226,17 @@ REFUSED = {
         lambda: natten.NeighborhoodAttention2D(8, 2, 3)(torch.zeros(1, 8, 9, 7)),
         "x is [1, 8, 9, 7], not [B, X, Y, 8].",
     ),
-    "bias and causal": (
-        lambda: modules.OlderNeighborhoodAttention1D(8, 2, 3, is_causal=True, rel_pos_bias=True),
-        "rel_pos_bias with a causal axis: NATTEN has no such module.",
+    "a table of another window": (
+        lambda: fused.older_na2d(PLANE, PLANE, PLANE, 3, rpb=torch.zeros(2, 5, 7)),
+        "rpb is [2, 5, 7], not [H, 2 K - 1].",
+    ),
+    "a table that would be rounded": (
+        lambda: fused.older_na1d(LINE, LINE, LINE, 3, rpb=torch.zeros(2, 5).double()),
+        "rpb is float64 and would be rounded for use with float32.",
+    ),
+    "other spaces in 0.17": (
+        lambda: fused.older_na1d(LINE, LINE[:, :5], LINE[:, :5], 3),
+        "query is [1, 9, 2, 4], key [1, 5, 2, 4]: their spaces differ.",
     ),
     "generation": (
         lambda: natten.install(generation="0.19"),

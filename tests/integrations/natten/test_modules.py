@@ -92,6 +92,27 @@ def test_modules_of_0_14_pad_what_is_smaller_than_their_window(space: tuple[int,
         module(x[:, 0, :1, 0].expand(2, 9))
 
 
+@pytest.mark.parametrize("causal", [False, (True, False)])
+def test_a_bias_table_takes_the_fused_path(causal: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unless weights are dropped; also on causal axes. It is initialised as NATTEN's."""
+    torch.manual_seed(0)
+    module = modules.OlderNeighborhoodAttention2D(
+        64, 32, 7, is_causal=causal, rel_pos_bias=True, attn_drop=0.5
+    )
+    table: Any = module.rpb
+    assert table.shape == (32, 13, 13)
+    assert 0.019 < table.std() < 0.021
+    assert table.abs().max() < 0.2
+    module = module.double().eval()
+    x = random(1, 9, 8, 64)
+    weights = {name: t.detach() for name, t in module.named_parameters()}
+    wanted = plain(x, weights, 32, {"kernel_size": 7, "is_causal": causal})
+    monkeypatch.setattr(modules.unfused, "scores", None)
+    torch.testing.assert_close(module(x), wanted, rtol=1e-11, atol=1e-11)
+    with pytest.raises(TypeError, match="NoneType"):
+        module.train()(x)
+
+
 def test_attention_dropout_is_applied() -> None:
     torch.manual_seed(0)
     module = modules.OlderNeighborhoodAttention2D(8, 2, 3, attn_drop=0.5, proj_drop=0.0)

@@ -60,7 +60,6 @@ def tensors(space: tuple[int, ...], kernel: Any, extra: int, bias: bool) -> dict
 @pytest.mark.parametrize(("window", "extra", "bias"), KINDS)
 def test_scores_weights_and_gradients_are_those_of_brute_force(window, extra, bias, cases) -> None:
     space, kernel, dilation, causal = window
-    bias = bias and causal is False
     given = tensors(space, kernel, extra, bias)
     query, key, value = given["query"], given["key"], given["value"]
     extra_key, extra_value, rpb = (given.get(n) for n in ("extra_key", "extra_value", "rpb"))
@@ -111,7 +110,7 @@ def tangents(run: Callable[..., Tensor], given: dict[str, Tensor], moved: list[s
 def test_tangents_are_those_of_brute_force(window, extra, bias, cases) -> None:
     """Along each argument by itself, and along all of them, without and with gradients wanted."""
     space, kernel, dilation, causal = window
-    given = tensors(space, kernel, extra, bias and causal is False)
+    given = tensors(space, kernel, extra, bias)
 
     def run(query, key, value, extra_key=None, extra_value=None, rpb=None) -> Tensor:
         attn = unfused.scores(query, key, kernel, dilation, extra_key, causal, rpb).softmax(-1)
@@ -404,11 +403,6 @@ REFUSED = {
     "bias of other heads": (
         lambda: natten.na2d_qk(QUERY, QUERY, 3, rpb=torch.zeros(8, 5, 5)),
         "rpb is [8, 5, 5], not [H, 2 K - 1].\n  fix:   rpb = torch.zeros(2, 5, 5).",
-    ),
-    "bias and causal": (
-        lambda: natten.na2d_qk(QUERY, QUERY, 3, is_causal=True, rpb=torch.zeros(2, 5, 5)),
-        "rpb with a causal axis: NATTEN has no such function.\n"
-        "  fix:   is_causal=False, or rpb=None and a bias that you add to the scores.",
     ),
     "weights of another window": (
         lambda: natten.na2d_av(torch.zeros(1, 2, 8, 9, 25), QUERY, 3),

@@ -1,0 +1,197 @@
+"""Packed grids as arguments of calls: sizes that a tracer may not know yet, the tensors that fit
+them, and jagged nested tensors, which are grids of one axis.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from nbattn import grids as sizes_of
+from nbattn import shapes
+from nbattn.errors import InputError
+from nbattn.grids import Grids, PackedGrids, grids_of
+from nbattn.mask import Mask
+from nbattn.symbolic import holds
+
+
+class TracedGrids(NamedTuple):
+    """Packed grids while torch compiles: sizes may be symbols, so that they are lists.
+
+    Args:
+        query, key: the lengths of all grids one after another, as operators take them.
+        rank: the number of axes.
+        is_self: whether keys have the grids of the queries.
+    """
+
+    query: list[int]
+    key: list[int]
+    rank: int
+    is_self: bool
+
+    def flat(self) -> tuple[list[int], list[int]]:
+        """Returns the lengths of all grids one after another."""
+        return self.query, self.key
+
+    def spaces(self) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+        """Returns the lengths of the queries' and keys' axes, grid by grid."""
+        return [
+            (tuple(self.query[at : at + self.rank]), tuple(self.key[at : at + self.rank]))
+            for at in range(0, len(self.query), self.rank)
+        ]
+
+
+def packed_of(mask: object, grids: Any, key_grids: Any) -> PackedGrids | TracedGrids:
+    """Returns the grids of a call with this mask.
+
+    Raises:
+        InputError: they are no grids of as many axes as the mask has, or not as many of keys as of
+            queries.
+    """
+    rank = mask.rank if isinstance(mask, Mask) else None
+    if grids is None:
+        raise InputError("key_grids is given, but not grids.", "grids=key_grids, key_grids=None.")
+    if torch.compiler.is_compiling():
+        query = _traced(grids, rank)
+        key = query if key_grids is None else _traced(key_grids, rank)
+        counts = [len(flat) // (rank or 1) for flat in (query, key)]
+        packed = TracedGrids(query, key, rank or 1, key_grids is None)
+    else:
+        of_query = grids_of(grids, rank)
+        of_key = of_query if key_grids is None else grids_of(key_grids, rank, "key_grids")
+        counts = [len(of_query), len(of_key)]
+        packed = PackedGrids(of_query, of_key)
+    if counts[0] != counts[1]:
+        raise InputError(f"grids has {counts[0]} grids, key_grids {counts[1]}.")
+    return packed
+
+
+def _traced(grids: Any, rank: int | None) -> list[int]:
+    """Returns the lengths of all grids one after another, without looking at numbers."""
+    flat: list[int] = []
+    for size in grids:
+        lengths = size if isinstance(size, (tuple, list)) else (size,)
+        if len(lengths) != rank:
+            raise InputError(f"grids: a grid has {len(lengths)} lengths, and the mask {rank} axes.")
+        flat.extend(lengths)
+    return flat
+
+
+def grid_count(packed: PackedGrids | TracedGrids) -> int:
+    """Returns the number of grids."""
+    return len(packed.query) // packed.rank if isinstance(packed, TracedGrids) else len(packed)
+
+
+def check_shapes(
+    mask: Mask,
+    packed: PackedGrids | TracedGrids,
+    query: Sequence[int],
+    key: Sequence[int],
+    value: Sequence[int],
+    *,
+    in_plan: bool = False,
+) -> None:
+    """Checks that shapes `[T, H, D]`, `[Tk, Hk, D]`, `[Tk, Hk, Dv]` fit one another and the grids.
+
+    Raises:
+        InputError: they do not.
+        MaskError: the mask does not fit a grid.
+    """
+    for name, shape in (("query", query), ("key", key), ("value", value)):
+        if len(shape) != 3:
+            raise InputError(
+                f"{name} has shape {list(shape)}; with grids it needs 3 dimensions, "
+                f"[T, {'H' if name == 'query' else 'Hk'}, D], the tokens of all grids.",
+                f"{name}.flatten(0, {len(shape) - 3})." if len(shape) > 3 and not in_plan else "",
+            )
+    for name, shape in (("query", query), ("key", key)):
+        tokens = _tokens(packed, name)
+        if not holds(shape[0] == tokens):
+            argument = "grids" if name == "query" or packed.is_self else "key_grids"
+            more = "; other sizes of keys need key_grids" * (name == "key" and packed.is_self)
+            raise InputError(f"{argument} have {tokens} tokens, {name} has {shape[0]}{more}.")
+    try:
+        line = Mask.full(rank=1)
+        shapes.check_shapes(line, (1, *query), (1, *key), (1, *value))
+    except InputError as error:  # whose fixes and shapes are those of tensors with a batch
+        where = f"query {list(query)} key {list(key)} value {list(value)}"
+        raise InputError(error.problem, "", where) from None
+    if isinstance(packed, PackedGrids):
+        sizes_of.check(mask, packed)
+
+
+def _tokens(packed: PackedGrids | TracedGrids, name: str) -> Any:
+    """The tokens of all grids of queries or keys."""
+    if isinstance(packed, PackedGrids):
+        return (packed.query if name == "query" else packed.key).tokens
+    total = 0
+    for both in packed.spaces():
+        count = 1
+        for length in both[name == "key"]:
+            count = count * length
+        total = total + count
+    return total
+
+
+def runs_apart(query: Any, grids: object, key_grids: object) -> bool:
+    """Whether a call becomes another one: tensors are nested, or torch compiles and does not know
+    what is in `Grids`.
+    """
+    if isinstance(query, Tensor) and query.is_nested and query.layout == torch.jagged:
+        return True
+    is_opaque = isinstance(grids, Grids) or isinstance(key_grids, Grids)
+    return is_opaque and torch.compiler.is_dynamo_compiling()
+
+
+def apart(attend: Callable[..., Any], tensors: Sequence[Any], options: dict[str, Any]) -> Any:
+    """Makes that other call.
+
+    Args:
+        attend: `nbattn.attention`.
+        tensors: query, key and value.
+        options: its other arguments, by name.
+    """
+    if torch.compiler.is_dynamo_compiling():
+        why = "Grids and nested tensors have sizes that a graph does not know"
+        torch._dynamo.graph_break(msg=why)  # pyright: ignore[reportPrivateUsage]
+        return torch.compiler.disable(attend)(*tensors, **options)  # pyright: ignore
+    return _of_nested(attend, tensors, options)
+
+
+def _of_nested(attend: Callable[..., Any], tensors: Sequence[Any], options: dict[str, Any]) -> Any:
+    """Attention of jagged nested tensors `[B, N, H, D]`, which are grids of one axis."""
+    query, key, value = tensors
+    if options.get("grids") is not None or options.get("key_grids") is not None:
+        raise InputError("query is a nested tensor, which has its own grids.", "grids=None.")
+    for name, tensor in (("query", query), ("key", key), ("value", value)):
+        _check_nested(name, tensor)
+    ends = query.offsets().tolist(), key.offsets().tolist()
+    if value.offsets().tolist() != ends[1]:
+        raise InputError("key and value are nested tensors of different lengths.")
+    grids, key_grids = map(sizes_of.grids_from, ends)
+    flat = (query.values(), key.values(), value.values())
+    results = attend(*flat, **options | {"grids": grids, "key_grids": key_grids})
+    offsets = query.offsets()
+    if isinstance(results, tuple):
+        return tuple(torch.nested.nested_tensor_from_jagged(each, offsets) for each in results)
+    return torch.nested.nested_tensor_from_jagged(results, offsets)
+
+
+def _check_nested(name: str, tensor: Any) -> None:
+    """Checks that a tensor is nested, and ragged along its tokens only."""
+    if not isinstance(tensor, Tensor) or not (tensor.is_nested and tensor.layout == torch.jagged):
+        raise InputError(
+            f"query is a jagged nested tensor, {name} is not.",
+            f"{name}=torch.nested.as_nested_tensor([*{name}], layout=torch.jagged).",
+        )
+    ragged: Any = tensor
+    if tensor.dim() != 4 or ragged._ragged_idx != 1 or ragged.lengths() is not None:
+        raise InputError(
+            f"{name} is no nested tensor [B, N, H, D] that is ragged along N, without gaps.",
+            f"{name}={name}.transpose(1, 2)."
+            if tensor.dim() == 4 and ragged._ragged_idx == 2 and ragged.lengths() is None
+            else "",
+        )
