@@ -97,7 +97,8 @@ def backward(
     for step in launches[: -1 if window.grad_table else None]:
         _run(launcher, step, tensors | {name: grads[name] for name in step.grads if name in grads})
     table = None
-    if inputs.relative_bias is not None:
+    if window.grad_table is not None:
+        assert inputs.relative_bias is not None
         table = _table_gradient(launcher, launches[-1], tensors, inputs.relative_bias)
     sink = sink_gradient(inputs.sink, out, lse, grad_out, grad_lse)
     extra_key, extra_value = (
@@ -183,22 +184,14 @@ def _launches(
     vector = aligned and all(map(_in_chunks, (query, key, key, query), strides))
     packed = window.packed if len(strides) == 3 else 1
     grid = packed_grid(window.axes, packed)
+    counts = (batch, heads // packed, heads // packed // kv_heads, extra, len(window.axes), packed)
     numbers = layout.pack_numbers(
         _all_strides((query, key, key, query), strides, packed),
         scale,
         softcap,
         [number for axis in grid for number in layout.axis_numbers(axis)],
         [number for axis in grid for number in layout.held_numbers(axis)],
-        (
-            batch,
-            heads // packed,
-            heads // packed // kv_heads,
-            extra,
-            len(window.axes),
-            packed,
-            slope_step,
-            0,
-        ),
+        (*counts, slope_step, 0),
     )
     launches_of = partial(_launches_of, build=window.build, numbers=numbers, vector=vector)
     if len(strides) == 3:
