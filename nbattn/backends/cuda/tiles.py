@@ -31,6 +31,7 @@ SPLIT = 128  # above this head size, two launches compute the gradients of keys 
 # profile tries every tile.
 _ACCUMULATORS = {"mma": (192, 184), "simt": (128, 128)}
 _FEWER: Mapping[tuple[str, int, int], int] = {("fwd", 2, 64): 176, ("dq", 2, 64): 176}
+_FEWER_WITH_TABLE: Mapping[tuple[str, int, int], int] = {("fwd", 2, 64): 112}
 _LANES = 32  # threads of a warp
 
 TRIVIAL = BoundAxis(Axis(), 1, 1)
@@ -192,7 +193,9 @@ def fits(kernel: str, tiles: Tiles, build: Build, memory: int) -> bool:
     """Whether registers and shared memory suffice for a block."""
     options = any(build[3:])
     most = _ACCUMULATORS[tiles.instructions][options]
-    fewer = _FEWER.get((kernel, tiles.row_blocks, math.prod(tiles.columns)), most)
+    case = (kernel, tiles.row_blocks, math.prod(tiles.columns))
+    fewer = _FEWER.get(case, most)
+    fewer = _FEWER_WITH_TABLE.get(case, fewer) if build.table else fewer
     return (
         accumulators(kernel, tiles, build) <= min(most, fewer)
         and shared_bytes(kernel, tiles, build) <= memory
