@@ -52,7 +52,9 @@ def warmup(program: Program, launcher: Launcher | None = None) -> None:
     window, launcher = _window(program), launcher or launch.launcher()
     for kernel, field in FIELDS.items():
         tiles: Tiles | None = getattr(window, field)
-        for grads in cuda_tiles.grads_of(kernel, window.build) if tiles else ():
+        if tiles is None:
+            continue
+        for grads in cuda_tiles.grads_of(kernel, window.build):
             launcher.load(cuda_tiles.variant(kernel, tiles, window.build, grads=grads, vector=True))
     if window.grad_key is not None:
         launcher.load(_delta(window, vector=True))
