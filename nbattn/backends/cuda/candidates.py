@@ -38,6 +38,9 @@ def _candidate(request: Request, axes: Axes, instructions: str) -> Candidate:
         request.softcap,
         request.key_range,
         request.extra_keys > 0,
+        request.extra_keys > 0 and request.extra_range,
+        request.relative_bias,
+        request.alibi_slopes,
         request.grids is not None,
     )
     passes = {} if reasons else _passes(request, axes, instructions, build)
@@ -58,9 +61,12 @@ def _passes(
     request: Request, axes: Axes, instructions: str, build: Build
 ) -> dict[str, Pass] | list[Reason]:
     """The tiles of every kernel that runs, or the limits that are exceeded."""
-    kernels = cuda_tiles.KERNELS if request.training else cuda_tiles.KERNELS[:1]
+    if request.relative_bias and (reason := cuda.table_reason(longest(request, axes))):
+        return [reason]
+    if request.grids is not None and build.table and request.training:
+        return [Reason("grids", "computes no gradient of relative_bias for packed grids")]
     passes: dict[str, Pass] = {}
-    for kernel in kernels:
+    for kernel in cuda_tiles.kernels(build, training=request.training):
         ranked = choice.of_request(kernel, instructions, request, axes, build)
         if not ranked:
             memory = cuda.memory(request.needs)
