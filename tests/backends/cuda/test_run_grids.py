@@ -5,6 +5,7 @@ grid alone, one launch per kernel, and one table on the device.
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import product
 
 import packed_calls
 import pytest
@@ -22,10 +23,13 @@ from nbattn.program.program import ByIdentity
 
 Count = Callable[[str, int], None]
 needs_emulator = pytest.mark.skipif(build.missing() is not None, reason=str(build.missing()))
+QUICK = {  # each compiles kernels of its own
+    ("dilated", torch.bfloat16), ("cross", torch.float32), ("slopes", torch.bfloat16),
+    ("keys alone", torch.float32), ("none", torch.bfloat16),
+}  # fmt: skip
 EVERY = [
-    pytest.param(name, dtype, marks=[] if number % 2 == at else pytest.mark.deep)
-    for number, name in enumerate(CASES)
-    for at, dtype in enumerate((torch.bfloat16, torch.float32))
+    pytest.param(*each, marks=[] if each in QUICK else pytest.mark.deep)
+    for each in product(CASES, (torch.bfloat16, torch.float32))
 ]
 
 
