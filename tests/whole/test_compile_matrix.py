@@ -145,6 +145,7 @@ def quick() -> Iterator[Case]:
         yield from variants_of(kernel, largest(kernel, "mma", odd), odd, "80", vector=False)
         yield from variants_of(kernel, largest(kernel, "simt", double), double, "90a")
     yield from added()
+    yield from packed()
     for target in TARGETS:
         yield Case(cuda_tiles.delta("bfloat16", 64, vector=True), target, "", 64, vector=True)
 
@@ -163,6 +164,17 @@ def added() -> Iterator[Case]:
     for build, target in ((table, "90a"), (everything._replace(dtype="float32"), "75")):
         tiles = largest(cuda_tiles.TABLE, "simt", build)
         yield from variants_of(cuda_tiles.TABLE, tiles, build, target)
+
+
+def packed() -> Iterator[Case]:
+    """Kernels that find the grid of a block."""
+    build = Build("bfloat16", 64, 64, grids=True)
+    everything = build._replace(two_runs=True, softcap=True, key_range=True, extra=True)
+    for kernel in KERNELS:
+        for each, target in ((build, "90a"), (everything, "80")):
+            yield from variants_of(kernel, largest(kernel, "mma", each), each, target)
+        single = build._replace(dtype="float32")
+        yield from variants_of(kernel, largest(kernel, "simt", single), single, "75")
 
 
 def others() -> Iterator[Case]:
