@@ -1,5 +1,4 @@
-// items.h - the work items of a call: which groups of which sample and key head each of them is. Threads take units of
-// them: single items, or many of the same heads whose sums for a table's gradient are added up.
+// items.h - the work items of a call: which groups of which sample and key head each of them is.
 #pragma once
 #include "table.h"
 
@@ -24,20 +23,26 @@ struct Unit {  // items first, first + step, ... before stop
   long first, stop, step;
 };
 
-constexpr long kUnits = 256, kUnitTiles = 8;  // of a table's gradient: at most, and tiles of one
-constexpr long kSlotBytes = 64 << 20;         // of all sums of a table's gradient, if each head has one
+// What all grids share of a call with a table.
+struct Added {
+  Table table;
+  const char* cells;  // of the tiles' heads, or null
+  char* slots;        // sums of the table's gradient: `splits` for each head; or null
+  int splits;
+};
+
+// A call, or its part of one grid: `job` has the parameters of that grid.
 struct Call {
   const Job& job;
+  const Added& added;
   Sides sides;
-  Table table;
-  const char* cells;          // of the tiles' heads, or null
-  char* slots;                // sums of the table's gradient: `splits` for each head; or null
-  int splits;
-  int kv_heads, head_groups, threads;
+  int kv_heads, head_groups;
   int classes[3], groups[3];  // of the classes that have rows; of the longest class
   int slabs[3];               // items of a class
-  int alternating = -1, phase = 0;  // on this axis, if there is one, every other slab runs in each phase
-  long extra_items = 0, items = 0, units = 0, next = 0;
+  int alternating, phase;     // on this axis, if there is one, every other slab runs in each phase
+  long extra_items, items;
+
+  Call(const Job& of, const Added& added) : job(of), added(added) {}
 
   bool splits_heads() const { return job.pass == kForward || job.pass == kGradQuery; }
   // Slabs of a class that run in this phase.
@@ -45,50 +50,27 @@ struct Call {
 
   // Items of the same sample and place differ in their heads.
   int head_parts() const { return kv_heads * (splits_heads() ? head_groups : 1); }
-  Unit unit(long number) const {
-    if (!slots) return {number, number + 1, 1};
-    const int parts = head_parts();
-    const long places = items / parts, part = number % parts, split = number / parts;
-    return {places * split / splits * parts + part, places * (split + 1) / splits * parts, parts};
-  }
 
-  // Begins a phase.
-  void begin(int number) {
+  // Counts the items of a phase.
+  void count(int number) {
+    const Params& p = job.params;
+    const bool keys = job.pass == kGradKey;
     phase = number;
-    next = 0;
-    items = long(job.params.batch) * head_parts();
+    alternating = -1;
+    kv_heads = p.heads / p.group;
+    head_groups = keys ? 1 : ceil_div(p.group, job.tile[0] * job.group[0]);
+    extra_items = keys ? long(p.batch) * kv_heads * ceil_div(p.extra, kLanes) : 0;
+    items = long(p.batch) * head_parts();
+    for (int axis = 0; axis < 3; ++axis) {
+      classes[axis] = classes_of(job, axis, keys);
+      groups[axis] = groups_of(job, axis, keys);
+      slabs[axis] = ceil_div(groups[axis], job.slab[axis]);
+      if (job.pass == kGradAll && slabs[axis] > 1) alternating = axis;
+    }
     for (int axis = 0; axis < 3; ++axis) items *= long(classes[axis]) * shares(axis);
-    items += extra_items;
-    units = slots ? long(head_parts()) * splits : items;
-    threads = int(units < job.threads ? units : job.threads);
+    items = alternating < 0 && phase > 0 ? 0 : items + extra_items;
   }
 };
-inline Call call_of(const Job& job) {
-  const Params& p = job.params;
-  const bool keys = job.pass == kGradKey;
-  Call call = {job, sides_of(job), table_of(job), nullptr, nullptr, 1, p.heads / p.group, 1, 0, {}, {}, {}};
-  call.head_groups = keys ? 1 : ceil_div(p.group, job.tile[0] * job.group[0]);
-  if (keys) call.extra_items = long(p.batch) * call.kv_heads * ceil_div(p.extra, kLanes);
-  for (int axis = 0; axis < 3; ++axis) {
-    call.classes[axis] = classes_of(job, axis, keys);
-    call.groups[axis] = groups_of(job, axis, keys);
-    call.slabs[axis] = ceil_div(call.groups[axis], job.slab[axis]);
-    if (job.pass == kGradAll && call.slabs[axis] > 1) call.alternating = axis;
-  }
-  return call;
-}
-// How many sums a table's gradient has for each head: few enough for their memory and for what a sum costs. The number
-// of threads plays no part.
-inline int splits_of(const Call& call) {
-  const Job& job = call.job;
-  long tiles = long(job.params.batch) * (call.splits_heads() ? job.group[0] : call.table.head_tiles);
-  for (int axis = 0; axis < 3; ++axis) tiles *= long(call.classes[axis]) * call.groups[axis] * job.group[axis + 1];
-  const long bytes = job.params.heads * call.table.entries * (job.type == kDouble ? 8 : 4);
-  long most = kUnits / call.head_parts();
-  if (most > tiles / kUnitTiles) most = tiles / kUnitTiles;
-  if (most > kSlotBytes / bytes) most = kSlotBytes / bytes;
-  return int(most < 1 ? 1 : most);
-}
 
 // The groups of a work item.
 struct Place {

@@ -120,7 +120,7 @@ template <bool kKeyRows, class F>
 inline void look_ahead(Worker<F>& w, const Call& call, const Place& place, const int (&number)[3]) {
   AxisRuns rows[3], columns[3];
   for (int axis = 0; axis < 3; ++axis) {
-    const GroupRows<kKeyRows> group(w.job, axis, number[axis], place.sample);
+    const GroupRows<kKeyRows> group(call.job, axis, number[axis], place.sample);
     rows[axis] = group.rows();
     columns[axis] = group.columns();
   }
@@ -135,25 +135,25 @@ inline void look_ahead(Worker<F>& w, const Call& call, const Place& place, const
 template <bool kKeyRows, class F>
 inline void begin_groups(Worker<F>& w, const Call& call, const Place& place, const int (&at)[3]) {
   for (int axis = 0; axis < 3; ++axis) {
-    const long number = long(place.sample) * call.classes[axis] * call.groups[axis] + at[axis];
+    const long sample = w.p.key_range ? place.sample : 0;  // else all samples have the same groups
+    const long number = sample * call.classes[axis] * call.groups[axis] + at[axis];
     if (w.group_number[axis] == number) continue;
     w.group_number[axis] = number;
     begin_group<kKeyRows>(w.group[axis], w.columns[axis], w.job, w.coordinate[axis + 1], axis, at[axis], place.sample);
   }
 }
-// The groups of an item, one after the other, so that sums of their columns have one order. The next item of this
-// thread is likely the one after those that the other threads are about to take.
+// The groups of an item, one after the other, so that sums of their columns have one order; `likely` is probably the
+// next item of this thread, in `soon`.
 template <class Rule, bool kKeyRows, class F>
-inline void run_item(Worker<F>& w, const Call& call, long item) {
-  const long last = call.items - 1, soon = item + call.threads;
-  const Place place = place_of(call, item), likely = place_of(call, soon < last ? soon : last);
+inline void run_item(Worker<F>& w, const Call& call, long item, const Call& soon, const Place& likely) {
+  const Place place = place_of(call, item);
   const int first_of_likely[3] = {likely.group[0].lo, likely.group[1].lo, likely.group[2].lo};
   int at[3] = {place.group[0].lo, place.group[1].lo, place.group[2].lo};
   for (bool more = true; more;) {
     begin_groups<kKeyRows>(w, call, place, at);
     more = advance(at, place);
     if (w.far && more) look_ahead<kKeyRows>(w, call, place, at);
-    else if (w.far) look_ahead<kKeyRows>(w, call, likely, first_of_likely);
+    else if (w.far && likely.heads.size()) look_ahead<kKeyRows>(w, soon, likely, first_of_likely);
     if constexpr (kKeyRows) run_keys<Rule>(w, call, place, false);
     else
       for (int heads = place.heads.lo; heads < place.heads.hi; ++heads) run_queries<Rule>(w, call, place, heads);
@@ -177,23 +177,30 @@ inline void run_extra(Worker<F>& w, const Call& call, long item) {
 }
 
 template <class F, bool kPairs>
-inline void run_any_item(Worker<F>& w, const Call& call, long item) {
-  if (call.job.pass == kForward) run_item<Forward<F, kPairs>, false>(w, call, item);
-  else if (call.job.pass == kGradQuery) run_item<GradQuery<F, kPairs>, false>(w, call, item);
+inline void run_any_item(Worker<F>& w, const Call& call, long item, const Call& soon, const Place& likely) {
+  if (call.job.pass == kForward) run_item<Forward<F, kPairs>, false>(w, call, item, soon, likely);
+  else if (call.job.pass == kGradQuery) run_item<GradQuery<F, kPairs>, false>(w, call, item, soon, likely);
   else if (call.job.pass == kGradKey && item < call.extra_items) run_extra<GradKey<F, kPairs>>(w, call, item);
-  else if (call.job.pass == kGradKey) run_item<GradKey<F, kPairs>, true>(w, call, item);
-  else if constexpr (!kPairs) run_item<GradAll<F>, false>(w, call, item);
+  else if (call.job.pass == kGradKey) run_item<GradKey<F, kPairs>, true>(w, call, item, soon, likely);
+  else if constexpr (!kPairs) run_item<GradAll<F>, false>(w, call, item, soon, likely);
 }
 template <class F, bool kPairs>
 static void work(void* data) {
-  Call& call = *static_cast<Call*>(data);
-  Worker<F> w(call.job, call.table);
+  Queue& queue = *static_cast<Queue*>(data);
+  Present at(queue), soon(queue);  // soon: the item after those that other threads are about to take
+  const Call& call = at.call;
+  Worker<F> w(at.job, queue.added.table);
   w.lay_out(kept_memory(scratch_key, w.bytes()));
-  for (long number; (number = __atomic_fetch_add(&call.next, 1, __ATOMIC_RELAXED)) < call.units;) {
-    const Unit unit = call.unit(number);
-    if (call.slots) memset(w.cell_sums, 0, w.table_tiles * call.table.cells * sizeof(Wide<F>));
-    for (long item = unit.first; item < unit.stop; item += unit.step) run_any_item<F, kPairs>(w, call, item);
-    if (call.slots) add_to_slot(w, call, number);
+  for (long number; (number = __atomic_fetch_add(&queue.next, 1, __ATOMIC_RELAXED)) < queue.units;) {
+    const Unit unit = queue.unit(number);
+    if (queue.added.slots) memset(w.cell_sums, 0, w.table_tiles * queue.added.table.cells * sizeof(Wide<F>));
+    for (long next = unit.first; next < unit.stop; next += unit.step) {
+      if (at.enters(queue, next)) w.enter(at.alike);
+      Place likely = {};
+      if (w.far) likely = soon.place(queue, next + (next + unit.step < unit.stop ? unit.step : queue.threads));
+      run_any_item<F, kPairs>(w, call, next - queue.first[at.number], soon.call, likely);
+    }
+    if (queue.added.slots) add_to_slot(w, queue, number);
   }
 }
 
@@ -209,12 +216,12 @@ NB_EXPORT void nb_native_run(const nb::Job* job) {
     if (job->type == kBfloat) run = work<float, true>;
   ask_for_large_pages(*job);
   if (job->pass == kGradAll) clear_gradients(*job);
-  Call call = call_of(*job);
+  Queue queue(*job);
   const bool doubles = job->type == kDouble;
-  doubles ? begin_table<double>(call) : begin_table<float>(call);
-  for (int phase = 0; phase < (call.alternating < 0 ? 1 : 2); ++phase) {
-    call.begin(phase);
-    run_on(call.threads, run, &call);
+  doubles ? begin_table<double>(queue) : begin_table<float>(queue);
+  for (int phase = 0; phase < (job->pass == kGradAll ? 2 : 1); ++phase) {
+    queue.begin(phase);
+    if (queue.items) run_on(queue.threads, run, &queue);
   }
-  doubles ? end_table<double>(call) : end_table<float>(call);
+  doubles ? end_table<double>(queue) : end_table<float>(queue);
 }

@@ -15,12 +15,12 @@ struct TableAxis {
   bool key_rows;
 
   int cells() const { return phases * count; }
-  // The entry of row `row` and cell number `cell`; -1 if the row has no such column.
-  int entry(int cell, int row) const {
-    const int distance = first + cell % count, query = key_rows ? distance : row;
+  // The entry of row `row` and a column; -1 if the row has no such column.
+  int entry(int phase, int distance, int row) const {
+    const int query = key_rows ? distance : row;
     int step = key_rows ? row - distance : distance - row;
     if (circle) {  // the one inside the window
-      const int least = left - (phases == 1 ? stride - 1 : floor_mod(cell / count + query, stride));
+      const int least = left - (phases == 1 ? stride - 1 : floor_mod(phase + query, stride));
       step = least + floor_mod(step - least, circle);
     }
     const int at = step + size / 2;
@@ -39,6 +39,7 @@ inline TableAxis table_axis(const Job& job, int number) {
   const int keys = number < 3 - p.rank ? 1 : a.left + a.right + 1, rows = job.tile[number + 1];
   TableAxis axis = {2 * keys - 1, rows, 1 - keys, 2 * (keys - 1) + rows, 1, 0, a.stride, leader_step(a) - a.left,
                     job.pass == kGradKey};
+  if (p.grids) return axis;  // all distances, since each grid has others
   if (a.border == kWrap) {
     axis.circle = a.keys / a.dilation;
     if (axis.circle < keys + a.stride - 1) axis.phases = a.stride;
@@ -66,7 +67,7 @@ struct Table {
   int heads, head_tiles;  // of a tile; tiles that have all query heads of a key head
   int lines;              // of a head: entries of the leading axes
   long cells, entries;    // of a tile; of a head
-  const int* known[3];    // entry(cell, row)
+  const int* known[3];    // entries of all cells and rows
 
   long line_size() const { return long(axis[2].cells()) * axis[2].rows; }
   long lines_size() const { return heads * lines * line_size(); }
@@ -91,8 +92,10 @@ inline long known_size(const Table& t) {
 inline void know_entries(Table& t, int* to) {
   for (int axis = 0; axis < 3; ++axis) {
     t.known[axis] = to;
-    for (int cell = 0; cell < t.axis[axis].cells(); ++cell)
-      for (int row = 0; row < t.axis[axis].rows; ++row) *to++ = t.axis[axis].entry(cell, row);
+    const TableAxis own = t.axis[axis];
+    for (int phase = 0; phase < own.phases; ++phase)
+      for (int at = 0; at < own.count; ++at)
+        for (int row = 0; row < own.rows; ++row) *to++ = own.entry(phase, own.first + at, row);
   }
 }
 
@@ -146,12 +149,14 @@ inline void add_cells(const Table& t, F* lines, const F* cells) {
 // Lays out the cells of some heads, of which `real` exist, by way of their lines.
 template <class F>
 NB_APART void lay_out(const Table& t, const F* table, int real, F* lines, F* cells) {
-  memset(lines, 0, t.lines_size() * sizeof(F));
-  for (long line = 0; line < long(real) * t.lines; ++line) {
-    F* const to = lines + line * t.line_size();
+  const int* const known = t.known[2];
+  const long size = t.line_size(), some = long(real) * t.lines;
+  for (long line = 0; line < some; ++line) {
+    F* const to = lines + line * size;
     const F* const from = table + line * t.axis[2].size;
-    each_of_line(t, [&](int entry, long at) { to[at] = from[entry] * F(1.4426950408889634); });
+    for (long i = 0; i < size; ++i) to[i] = known[i] < 0 ? F(0) : from[known[i]] * F(1.4426950408889634);
   }
+  memset(lines + some * size, 0, (t.lines_size() - some * size) * sizeof(F));
   NB_BY_ROWS(lay_out_cells)
 }
 template <class F>

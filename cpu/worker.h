@@ -240,6 +240,13 @@ struct Worker {
     });
   }
 
+  // Begins the items of another grid; its groups may be those of the grid before.
+  void enter(bool alike) {
+    if (!alike)
+      for (long& number : group_number) number = -1;
+    ahead[0].rows.left = ahead[1].rows.left = 0;
+  }
+
   // Begins to ask for the rows and columns of another group.
   void look_ahead(int which, const AxisRuns (&runs)[3], int sample, int head, const Side* const (&sides)[3]) {
     Ahead& ahead = this->ahead[which];

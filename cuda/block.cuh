@@ -1,5 +1,7 @@
-// block.cuh - the tile of rows, the head and the sample of each block, and indices in contiguous tensors.
+// block.cuh - the grid, the tile of rows, the head and the sample of each block, and indices in contiguous tensors.
 #pragma once
+#include "element.cuh"
+#include "grids.cuh"
 #include "tile_traversal.cuh"
 
 namespace nb {
@@ -8,11 +10,59 @@ struct Block {
 };
 
 // The tile index varies fastest, so that neighbouring blocks share keys in the L2 cache.
-NB_DEVICE Block block_of(int tiles, int heads) {
-  const unsigned block = blockIdx.x, head = block / tiles;
+NB_DEVICE Block block_of(unsigned block, int tiles, int heads) {
+  const unsigned head = block / tiles;
   return {static_cast<int>(block % tiles), static_cast<int>(head % heads), static_cast<int>(head / heads)};
 }
 NB_DEVICE int extra_tiles(Interval extra, int extent) { return Variant::kExtra ? ceil_div(extra.size(), extent) : 0; }
+
+// Kernels in the order of `Grid::first_tile`.
+enum Kernel { kForwardKernel = 0, kGradQueryKernel = 1, kGradKeyKernel = 2 };
+
+// The last grid with no more than `tile` tiles before it. Each lane of a warp looks at one of 32 evenly spaced grids.
+template <Kernel kKernel>
+NB_DEVICE int grid_of(const Grid* grids, int count, int tile) {
+  int first = 0;
+  while (count > 1) {
+    const int step = ceil_div(count, 32), own = static_cast<int>(threadIdx.x % 32) * step;
+    const bool before = own < count && grids[first + own].first_tile[kKernel] <= tile;
+    const int skipped = (__popc(__ballot_sync(~0u, before)) - 1) * step;
+    first += skipped;
+    count = min_of(step, count - skipped);
+  }
+  return first;
+}
+
+// At the end of the shared memory: the parameters of the block's grid, and the number of its first block.
+struct alignas(16) OnGrid {
+  Params params;
+  unsigned first_block;
+};
+constexpr int kGridBytes = Variant::kGrids ? sizeof(OnGrid) : 0;
+
+// Runs a kernel with the parameters of the block's grid and the block's number in it.
+template <Kernel kKernel, class Run>
+NB_DEVICE void on_grid(const Params& p, const Run& run) {
+  if constexpr (Variant::kGrids) {
+    NB_DYNAMIC_SHARED(shared);
+    OnGrid& own = *reinterpret_cast<OnGrid*>(shared + NB_SHARED_BYTES - kGridBytes);
+    if (threadIdx.x < 32) {
+      const int heads = kKernel == kGradKeyKernel ? p.heads / p.group : p.heads;
+      const Grid* const grids = static_cast<const Grid*>(p.grids);
+      const int number = grid_of<kKernel>(grids, p.grid_count, static_cast<int>(blockIdx.x / heads));
+      if (threadIdx.x == 0) {
+        own.params = p;
+        own.first_block = static_cast<unsigned>(grids[number].first_tile[kKernel]) * heads;
+        set_grid(own.params, grids[number], number,
+                 {sizeof(Element), sizeof(Accumulator), Variant::kHeadDim, Variant::kValueDim});
+      }
+    }
+    __syncthreads();
+    run(own.params, blockIdx.x - own.first_block);
+  } else {
+    run(p, blockIdx.x);
+  }
+}
 
 // Offset of extra key `e` in `[B, E, Hk, channels]`, in elements.
 NB_DEVICE long long extra_offset(const Params& p, int sample, int e, int key_head, int channels) {

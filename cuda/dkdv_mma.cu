@@ -28,7 +28,8 @@ struct Arena {  // the block's shared memory
   static constexpr int kVisits = Traversal<KeyTile>::kBytes, kMasks = kVisits + Visits::kBytes,
                        kVectors = kMasks + MaskTable<QueryTile>::kBytes,
                        kStage = kVectors + KeyVectors::kBytes + ValueVectors::kBytes;
-  static_assert(NB_SHARED_BYTES == kStage + kStages * kStageBytes, "nbattn/backends/cuda/tiles.py has drifted");
+  static_assert(NB_SHARED_BYTES == kStage + kStages * kStageBytes + kGridBytes,
+                "nbattn/backends/cuda/tiles.py has drifted");
   unsigned char* base;
   NB_DEVICE Traversal<KeyTile>& traversal() const { return *reinterpret_cast<Traversal<KeyTile>*>(base); }
   NB_DEVICE Visits visits() const { return Visits(base + kVisits); }
@@ -129,7 +130,7 @@ NB_DEVICE void epilogue(const Params& p, const Traversal<KeyTile>& traversal, co
   });
 }
 
-NB_DEVICE void grad_keys(const Params& p) {
+NB_DEVICE void grad_keys(const Params& p, unsigned number) {
   NB_DYNAMIC_SHARED(shared);
   const Arena arena{shared};
   auto& traversal = arena.traversal();
@@ -137,7 +138,8 @@ NB_DEVICE void grad_keys(const Params& p) {
   const MaskTable<QueryTile> masks = arena.masks();
   const KeyVectors key = arena.key();
   const ValueVectors value = arena.value();
-  const Block block = block_of(row_tiles<true, KeyTile>(p) + extra_tiles({0, p.extra}, kRows), p.heads / p.group);
+  const int tiles = row_tiles<true, KeyTile>(p) + extra_tiles({0, p.extra}, kRows);
+  const Block block = block_of(number, tiles, p.heads / p.group);
   begin_traversal<true, KeyTile, QueryTile>(traversal, p, block.tile, block.sample);
   if (traversal.extra < 0 && !has_rows(traversal)) return;
 
@@ -202,5 +204,5 @@ NB_DEVICE void grad_keys(const Params& p) {
 
 extern "C" __global__ void __launch_bounds__(32 * NB_WARPS, NB_WARPS > 4 ? 1 : 2)
     nb_dkdv_mma(const __grid_constant__ nb::Params p) {
-  nb::grad_keys(p);
+  nb::on_grid<nb::kGradKeyKernel>(p, [](const nb::Params& own, unsigned number) { nb::grad_keys(own, number); });
 }

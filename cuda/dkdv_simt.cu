@@ -34,12 +34,12 @@ NB_DEVICE void query_columns(Keys& arena, const Params& p, const Visit& v, int s
   arena.column_token[lane] = coord.inside ? token_steps<false>(p).of(sample, head, coord) : -1;
 }
 
-NB_DEVICE void grad_keys(const Params& p) {
+NB_DEVICE void grad_keys(const Params& p, unsigned number) {
   constexpr int kOwn = Keys::kOwn;
   NB_DYNAMIC_SHARED(shared);
   Keys arena(shared);
   const Block block =
-      block_of(row_tiles<true, KeyTile>(p) + extra_tiles({0, p.extra}, KeyTile::size), p.heads / p.group);
+      block_of(number, row_tiles<true, KeyTile>(p) + extra_tiles({0, p.extra}, KeyTile::size), p.heads / p.group);
   const int lane = threadIdx.x % kLanes, own = threadIdx.x / kLanes * kOwn;
   begin_traversal<true, KeyTile, QueryTile>(*arena.traversal, p, block.tile, block.sample);
   const bool extra = arena.traversal->extra >= 0;
@@ -121,5 +121,5 @@ NB_DEVICE void grad_keys(const Params& p) {
 }  // namespace nb
 
 extern "C" __global__ void __launch_bounds__(128) nb_dkdv_simt(const __grid_constant__ nb::Params p) {
-  nb::grad_keys(p);
+  nb::on_grid<nb::kGradKeyKernel>(p, [](const nb::Params& own, unsigned number) { nb::grad_keys(own, number); });
 }

@@ -17,7 +17,8 @@ struct Arena {  // the block's shared memory
   static constexpr int kVisits = Traversal<QueryTile>::kBytes, kMasks = kVisits + Visits::kBytes,
                        kVectors = kMasks + MaskTable<KeyTile>::kBytes,
                        kStage = kVectors + RowVectors::kBytes + GradVectors::kBytes;
-  static_assert(NB_SHARED_BYTES == kStage + kStages * kStageBytes, "nbattn/backends/cuda/tiles.py has drifted");
+  static_assert(NB_SHARED_BYTES == kStage + kStages * kStageBytes + kGridBytes,
+                "nbattn/backends/cuda/tiles.py has drifted");
   unsigned char* base;
   NB_DEVICE Traversal<QueryTile>& traversal() const { return *reinterpret_cast<Traversal<QueryTile>*>(base); }
   NB_DEVICE Visits visits() const { return Visits(base + kVisits); }
@@ -43,7 +44,7 @@ NB_DEVICE void load_terms(RowTerms (&terms)[kRowBlocks][2], const Params& p, con
     }
 }
 
-NB_DEVICE void grad_queries(const Params& p) {
+NB_DEVICE void grad_queries(const Params& p, unsigned number) {
   NB_DYNAMIC_SHARED(shared);
   const Arena arena{shared};
   auto& traversal = arena.traversal();
@@ -51,7 +52,7 @@ NB_DEVICE void grad_queries(const Params& p) {
   const MaskTable<KeyTile> masks = arena.masks();
   const RowVectors query = arena.query();
   const GradVectors grad_out = arena.grad_out();
-  const Block block = block_of(row_tiles<false, QueryTile>(p), p.heads);
+  const Block block = block_of(number, row_tiles<false, QueryTile>(p), p.heads);
   const int key_head = block.head / p.group;
   begin_traversal<false, QueryTile, KeyTile>(traversal, p, block.tile, block.sample);
   if (!has_rows(traversal)) return;
@@ -122,5 +123,5 @@ NB_DEVICE void grad_queries(const Params& p) {
 
 extern "C" __global__ void __launch_bounds__(32 * NB_WARPS, NB_WARPS > 4 ? 1 : 2)
     nb_dq_mma(const __grid_constant__ nb::Params p) {
-  nb::grad_queries(p);
+  nb::on_grid<nb::kGradQueryKernel>(p, [](const nb::Params& own, unsigned number) { nb::grad_queries(own, number); });
 }

@@ -5,11 +5,11 @@
 namespace nb {
 using Queries = Arena<QueryTile, KeyTile>;
 
-NB_DEVICE void grad_queries(const Params& p) {
+NB_DEVICE void grad_queries(const Params& p, unsigned number) {
   constexpr int kOwn = Queries::kOwn;
   NB_DYNAMIC_SHARED(shared);
   Queries arena(shared);
-  const Block block = block_of(row_tiles<false, QueryTile>(p), p.heads);
+  const Block block = block_of(number, row_tiles<false, QueryTile>(p), p.heads);
   const int key_head = block.head / p.group, lane = threadIdx.x % kLanes, own = threadIdx.x / kLanes * kOwn;
   begin_traversal<false, QueryTile, KeyTile>(*arena.traversal, p, block.tile, block.sample);
   if (!has_rows(*arena.traversal)) return;
@@ -55,5 +55,5 @@ NB_DEVICE void grad_queries(const Params& p) {
 }  // namespace nb
 
 extern "C" __global__ void __launch_bounds__(128) nb_dq_simt(const __grid_constant__ nb::Params p) {
-  nb::grad_queries(p);
+  nb::on_grid<nb::kGradQueryKernel>(p, [](const nb::Params& own, unsigned number) { nb::grad_queries(own, number); });
 }

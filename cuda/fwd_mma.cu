@@ -19,7 +19,8 @@ constexpr int kStageBytes = KeyVectors::kBytes + ValueVectors::kBytes;
 struct Arena {  // the block's shared memory
   static constexpr int kVisits = Traversal<QueryTile>::kBytes, kMasks = kVisits + Visits::kBytes,
                        kVectors = kMasks + MaskTable<KeyTile>::kBytes, kStage = kVectors + RowVectors::kBytes;
-  static_assert(NB_SHARED_BYTES == kStage + kStages * kStageBytes, "nbattn/backends/cuda/tiles.py has drifted");
+  static_assert(NB_SHARED_BYTES == kStage + kStages * kStageBytes + kGridBytes,
+                "nbattn/backends/cuda/tiles.py has drifted");
   unsigned char* base;
   NB_DEVICE Traversal<QueryTile>& traversal() const { return *reinterpret_cast<Traversal<QueryTile>*>(base); }
   NB_DEVICE Visits visits() const { return Visits(base + kVisits); }
@@ -81,14 +82,14 @@ NB_DEVICE void epilogue(const Params& p, const Traversal<QueryTile>& traversal, 
   });
 }
 
-NB_DEVICE void forward(const Params& p) {
+NB_DEVICE void forward(const Params& p, unsigned number) {
   NB_DYNAMIC_SHARED(shared);
   const Arena arena{shared};
   auto& traversal = arena.traversal();
   const Visits visits = arena.visits();
   const MaskTable<KeyTile> masks = arena.masks();
   const RowVectors query = arena.query();
-  const Block block = block_of(row_tiles<false, QueryTile>(p), p.heads);
+  const Block block = block_of(number, row_tiles<false, QueryTile>(p), p.heads);
   const int key_head = block.head / p.group;
   begin_traversal<false, QueryTile, KeyTile>(traversal, p, block.tile, block.sample);
   if (!has_rows(traversal)) return;
@@ -155,5 +156,5 @@ NB_DEVICE void forward(const Params& p) {
 
 extern "C" __global__ void __launch_bounds__(32 * NB_WARPS, NB_WARPS > 4 ? 1 : 2)
     nb_fwd_mma(const __grid_constant__ nb::Params p) {
-  nb::forward(p);
+  nb::on_grid<nb::kForwardKernel>(p, [](const nb::Params& own, unsigned number) { nb::forward(own, number); });
 }

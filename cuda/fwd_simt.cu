@@ -41,11 +41,11 @@ NB_DEVICE Accumulator sink_of(const Params& p, const Traversal<QueryTile>& trave
   return static_cast<const Accumulator*>(p.sink)[block.head * p.packed + more];
 }
 
-NB_DEVICE void forward(const Params& p) {
+NB_DEVICE void forward(const Params& p, unsigned number) {
   NB_DYNAMIC_SHARED(shared);
   Forward arena(shared);
   const int tiles = row_tiles<false, QueryTile>(p);
-  const Block block = block_of(tiles, p.heads);
+  const Block block = block_of(number, tiles, p.heads);
   const int key_head = block.head / p.group, thread = threadIdx.x;
   begin_traversal<false, QueryTile, KeyTile>(*arena.traversal, p, block.tile, block.sample);
   if (!has_rows(*arena.traversal)) return;
@@ -90,5 +90,5 @@ NB_DEVICE void forward(const Params& p) {
 }  // namespace nb
 
 extern "C" __global__ void __launch_bounds__(128) nb_fwd_simt(const __grid_constant__ nb::Params p) {
-  nb::forward(p);
+  nb::on_grid<nb::kForwardKernel>(p, [](const nb::Params& own, unsigned number) { nb::forward(own, number); });
 }

@@ -18,7 +18,7 @@ struct Arena {
   static constexpr int kRows = Rows::size, kOwn = kRows / kWarps;  // rows of one warp
   static constexpr int kBytes = Traversal<Rows>::kBytes + 8 * (3 * kRows + 3 * kLanes) +
                                 (2 * kRows + kLanes) * kPitch * static_cast<int>(sizeof(Accumulator));
-  static_assert(NB_SHARED_BYTES == kBytes, "nbattn/backends/cuda/tiles.py has drifted");
+  static_assert(NB_SHARED_BYTES == kBytes + kGridBytes, "nbattn/backends/cuda/tiles.py has drifted");
   Traversal<Rows>* traversal;
   long long *row_a, *row_b;        // offsets of the rows in two tensors; -1: outside, loaded as zeros
   long long *column_a, *column_b;  // the same for the columns

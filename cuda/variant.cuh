@@ -39,13 +39,16 @@
 #ifndef NB_BIAS
 #define NB_BIAS 0
 #endif
+#ifndef NB_GRIDS
+#define NB_GRIDS 0
+#endif
 
 namespace nb {
 struct Variant {  // README.md explains each constant
   static constexpr int kHeadDim = NB_HEAD_DIM, kValueDim = NB_VALUE_DIM;
   static constexpr bool kTwoRuns = NB_TWO_RUNS, kKeyRange = NB_KEY_RANGE, kSoftcap = NB_SOFTCAP, kExtra = NB_EXTRA,
                         kExtraRange = NB_EXTRA_RANGE, kTable = NB_BIAS & 1, kAlibi = NB_BIAS & 2, kBias = NB_BIAS,
-                        kVector = NB_VECTOR, kGradValue = NB_GRADS & 1, kGradKey = NB_GRADS & 2;
+                        kVector = NB_VECTOR, kGrids = NB_GRIDS, kGradValue = NB_GRADS & 1, kGradKey = NB_GRADS & 2;
   static constexpr int kWarps = NB_WARPS, kThreads = 32 * kWarps, kRowBlocks = NB_ROW_BLOCKS, kStages = NB_STAGES;
 };
 

@@ -46,8 +46,8 @@ def _check_table(
 ) -> None:
     if any(axis.left is None or axis.right is None for axis in mask.axes):
         spaces = [(query.shape[1:-2], key.shape[1:-2])] if packed is None else packed.spaces()
-        lengths = [[max(map(operator.index, n)) for n in zip(*s)] for s in zip(*spaces)]  # noqa: B905
-        biases.check_table(mask, geometry.bind(mask, *lengths))
+        queries, keys = ([max(map(operator.index, n)) for n in zip(*s)] for s in zip(*spaces))  # noqa: B905
+        biases.check_table(mask, geometry.bind(mask, queries, keys))
     expected = (query.shape[-2], *biases.table_sizes(mask.axes))
     if not _is(table.shape, expected):
         raise InputError(
@@ -58,7 +58,7 @@ def _check_table(
     if not table.is_floating_point():
         raise InputError(
             f"relative_bias is {str(table.dtype).removeprefix('torch.')}, not a floating dtype.",
-            "" if table.is_complex() else "relative_bias=relative_bias.float().",
+            "relative_bias=relative_bias.float().",
         )
 
 
@@ -83,7 +83,7 @@ def _check_slopes(batch: int, heads: int, slopes: Tensor) -> None:
         raise InputError(
             f"alibi_slopes is {str(slopes.dtype).removeprefix('torch.')}, not float32: a rounded "
             "slope is off by its error times the distance.",
-            "" if slopes.is_complex() else "alibi_slopes=alibi_slopes.float().",
+            "alibi_slopes=alibi_slopes.float().",
         )
     if slopes.requires_grad and torch.is_grad_enabled():
         raise InputError(

@@ -15,6 +15,7 @@ from nbattn.axis import MAX_RANK, meant_truth, nearest
 from nbattn.backends import families
 from nbattn.errors import InputError, counted, described, kind
 from nbattn.mask import Mask
+from nbattn.packing import check_shapes as check_packed_shapes
 from nbattn.packing import grid_count
 from nbattn.program.device import DeviceInfo
 from nbattn.program.device import known as known_devices
@@ -202,9 +203,13 @@ def check_run(request: Request, query: Tensor, named: dict[str, Any]) -> None:
     check_tensors(query, {n: t for n, t in named.items() if n not in ("scale", "softcap")})
     check_numbers(named["scale"], named["softcap"])
     key, value = named["key"], named["value"]
-    check_shapes(request.mask, query.shape, key.shape, value.shape)
+    spaces = query.shape, key.shape, value.shape
+    if request.grids is None:
+        check_shapes(request.mask, *spaces)
+    else:
+        check_packed_shapes(request.mask, request.grids, *spaces)
     optional = (named.get(name) for name in _OPTIONAL)
-    check_optional(request.mask, query, key, value, *optional)
+    check_optional(request.mask, query, key, value, *optional, packed=request.grids)
 
 
 def check_optional(
@@ -259,7 +264,7 @@ def check_extra_query(query: Tensor, extra_query: Tensor, extra_key: Tensor) -> 
     by `check_optional`.
     """
     check_tensors(query, {"extra_query": extra_query})
-    batch, heads, dim = query.shape[0], query.shape[-2], query.shape[-1]
+    batch, heads, dim = extra_key.shape[0], query.shape[-2], query.shape[-1]
     count = _extra_keys(extra_query.shape, batch, heads, dim)
     _shaped("extra_query", extra_query, (batch, count, heads, dim), "[B, E, H, D]")
     own, keys = extra_query.shape[1], extra_key.shape[1]
@@ -271,7 +276,9 @@ def check_extra_query(query: Tensor, extra_query: Tensor, extra_key: Tensor) -> 
             f"extra_query has {counted(own, 'token')}, extra_key {keys}: both are those of the "
             "extra tokens.",
             f"nbattn.attention(query, key, value, mask, {named}), nbattn.attention({tokens}, key, "
-            f"value, nbattn.Mask.full({rank}), {named}), each with the other arguments.",
+            f"value, nbattn.Mask.full({rank}), {named}), each with the other arguments."
+            if rank
+            else "",
         )
 
 
@@ -281,7 +288,7 @@ def _check_extra_range(extra_range: Tensor, batch: int, extra_key: Tensor | None
     if extra_range.dtype != torch.int32:
         raise InputError(
             f"extra_range is {_name(extra_range.dtype)}, not int32.",
-            "" if extra_range.is_complex() else "extra_range=extra_range.int().",
+            "extra_range=extra_range.int().",
         )
     meaning = "[start, stop) of the extra keys, per sample"
     if extra_range.dim() == 1 and extra_range.shape[0] == batch != 2:

@@ -295,7 +295,7 @@ def _check_rules(axis: Axis) -> None:
         conflict = 'border="wrap"' if dilation == 1 else f"dilation={dilation}"
         raise MaskError(
             f"prefix={_plain(axis.prefix)} and {conflict} cannot be combined.",
-            _instead_of_prefix(axis),
+            instead_of_prefix(axis),
         )
 
 
@@ -337,19 +337,22 @@ def _without_offset(axis: Axis) -> str:
     return f"{plain}, with key.roll({-offset}, 1) and value.roll({-offset}, 1) on axis 0"
 
 
-def _instead_of_prefix(axis: Axis) -> str:
-    """The code, for one axis, that attends to the prefix and to the window of the other keys."""
+def instead_of_prefix(axis: Axis, more: str = "") -> str:
+    """The code, for one axis, that attends to the prefix and to the window of the other keys, which
+    has `more` arguments.
+    """
     count, start = _plain(axis.prefix), operator.index(axis.offset)
     rest = f"Mask({_changed(axis, prefix=0)})"
     others = f"key_range=[[{count}, key.shape[1]]] * key.shape[0]"
     first = f"key[:, :{count}], value[:, :{count}]"
     if not axis.causal:
         first = f"extra_key=key[:, :{count}], extra_value=value[:, :{count}]"
-        return f"nbattn.attention(query, key, value, {rest}, {others}, {first})."
+        return f"nbattn.attention(query, key, value, {rest}, {more}{others}, {first})."
     own = f"{start} + key.shape[1] - query.shape[1]" if axis.align == "bottom-right" else f"{start}"
     return (
-        f"nbattn.merge(*zip(nbattn.attention(query, key, value, {rest}, {others}, return_lse=True),"
-        f" nbattn.attention(query, {first}, Mask.causal({own}), return_lse=True)))[0]."
+        f"nbattn.merge(*zip(nbattn.attention(query, key, value, {rest}, {more}{others}, "
+        f"return_lse=True), nbattn.attention(query, {first}, Mask.causal({own}), "
+        "return_lse=True)))[0]."
     )
 
 

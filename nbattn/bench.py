@@ -104,6 +104,11 @@ class Job:
     def useful_flops(self) -> float:
         """FLOPs over the pairs that the mask allows."""
         request = self.plan.request
+        if request.grids is not None:
+            assert self.plan.chosen.cost is not None
+            items = self.plan.chosen.cost.useful_pairs
+            passes = TRAINING_FLOPS if request.training else 1.0
+            return 2.0 * items * (request.head_dim + request.value_dim) * passes
         lines = geometry.bind(request.mask, request.query_space, request.key_space)
         pairs = geometry.pairs(lines) + request.query_count * request.extra_keys
         passes = TRAINING_FLOPS if request.training else 1.0
@@ -192,7 +197,10 @@ def candidates(plan: Plan, effort: Effort) -> list[Candidate]:
 def why_skipped(request: Request, candidate: Candidate, seconds: float) -> str:
     """Return why a usable candidate is not run: dense memory or planned time; empty if it is."""
     if candidate.backend == "reference":
-        scores = request.batch * request.heads * request.query_count * request.key_count
+        pairs = request.batch * request.query_count * request.key_count
+        if request.grids is not None:  # one grid after another; a backward keeps all of them
+            pairs = int((request.grids.query.counts * request.grids.key.counts).sum())
+        scores = request.heads * pairs
         size = scores * max(4, ITEMSIZE[request.dtype]) * _DENSE_COPIES[request.training]
         if size > DENSE_BYTES:
             return f"{size / 2**30:.3g} GiB of dense scores, the limit is {DENSE_BYTES >> 30} GiB"
@@ -354,8 +362,12 @@ class Tensors:
 
         batch, heads, kv_heads = request.batch, request.heads, request.kv_heads
         dim, value_dim, extra = request.head_dim, request.value_dim, request.extra_keys
+        spaces = [[*request.key_space]]
         keys = (batch, *request.key_space)
         query = random(batch, *request.query_space, heads, dim)
+        if request.grids is not None:
+            query, keys, batch = query[0], request.key_space, len(request.grids)
+            spaces = request.grids.key.array.tolist()
         key, value = random(*keys, kv_heads, dim), random(*keys, kv_heads, value_dim)
         if request.layout == "packed":
             query, key, value = _packed(query, key, value)
@@ -368,8 +380,10 @@ class Tensors:
         if request.softcap:
             extras["softcap"] = SOFTCAP
         if request.key_range:  # the last eighth of every axis is padding
-            ranges = [[0, length - length // 8] for length in request.key_space]
-            extras["key_range"] = torch.tensor([ranges] * batch, dtype=torch.int32, device=device)
+            ranges = [[[0, n - n // 8] for n in space] for space in spaces]
+            ranges = ranges if request.grids is not None else ranges * batch
+            ranges = torch.tensor(ranges, dtype=torch.int32, device=device)
+            extras["key_range"] = ranges.reshape(batch, request.mask.rank, 2)
         if request.extra_range:  # so is the last eighth of the extra keys
             ranges = [[0, extra - extra // 8]] * batch
             extras["extra_range"] = torch.tensor(ranges, dtype=torch.int32, device=device)

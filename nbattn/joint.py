@@ -36,6 +36,8 @@ def joint_attention(
     key_range: Tensor | Sequence[Any] | None = None,
     relative_bias: Tensor | None = None,
     alibi_slopes: Tensor | None = None,
+    grids: Any = None,
+    key_grids: Any = None,
     backend: str = "auto",
     require: Sequence[str] = (),
     forbid: Sequence[str] = (),
@@ -58,6 +60,8 @@ def joint_attention(
         key_range: as in `attention`: nobody attends to tokens of the grid outside of it.
         relative_bias, alibi_slopes: as in `attention`, between tokens of the grid only: extra
             tokens have no position.
+        grids, key_grids: as in `attention`: the query is then `[T, H, D]`, and each grid has extra
+            tokens of its own, B being the number of grids.
         backend, require, forbid: as in `attention`; both attentions run so, each by its own plan.
         return_lse: whether to return the logsumexps as well.
 
@@ -98,14 +102,19 @@ def joint_attention(
         "return_lse": return_lse,
     }
     added = {"relative_bias": relative_bias, "alibi_slopes": alibi_slopes}
-    of_grid = _attended(query, key, value, mask, **added, **shared)
+    packed = {"grids": grids, "key_grids": key_grids}
+    of_grid = _attended(query, key, value, mask, **added, **packed, **shared)
     arguments.check_extra_query(query, extra_query, extra_key)
-    rank = query.dim() - 3
-    of_extras = _attended(placed(extra_query, rank), key, value, _FULL[rank - 1], **shared)
+    if grids is not None:
+        count, tokens = extra_query.shape[:2]
+        packed = {"grids": lines(count, tokens, mask.rank), "key_grids": key_grids or grids}
+    placed_query = placed(extra_query, mask.rank, is_packed=grids is not None)
+    of_extras = _attended(placed_query, key, value, _FULL[mask.rank - 1], **packed, **shared)
     if not return_lse:
-        return of_grid, of_extras.flatten(1, rank)
+        return of_grid, of_extras.reshape(*extra_query.shape[:-1], value.shape[-1])
     (out, lse), (extra_out, extra_lse) = of_grid, of_extras
-    return out, extra_out.flatten(1, rank), lse, extra_lse.flatten(1, rank)
+    shape = extra_query.shape[:-1]
+    return out, extra_out.reshape(*shape, value.shape[-1]), lse, extra_lse.reshape(shape)
 
 
 def _attended(query: Tensor, key: Tensor, value: Tensor, mask: Mask, **options: Any) -> Any:
@@ -118,13 +127,24 @@ def _attended(query: Tensor, key: Tensor, value: Tensor, mask: Mask, **options: 
         raise type(error)(error.problem, "", error.where) from None
 
 
-def placed(extra_query: Tensor, rank: int) -> Tensor:
-    """Returns queries `[B, E, H, D]` as those of a grid, `[B, E, 1, …, H, D]`: a mask without
-    limits takes any lengths.
+def placed(extra_query: Tensor, rank: int, *, is_packed: bool = False) -> Tensor:
+    """Returns queries `[B, E, H, D]` as those of a grid, `[B, E, 1, …, H, D]`, or of packed grids,
+    `[B E, H, D]`: a mask without limits takes any lengths.
     """
+    if is_packed:
+        return extra_query.flatten(0, 1)
     for _ in range(rank - 1):
         extra_query = extra_query.unsqueeze(2)
     return extra_query
+
+
+def lines(count: int, tokens: int, rank: int) -> list[tuple[int, ...]]:
+    """Returns the sizes of packed grids of so many extra tokens each, in lines.
+
+    >>> lines(2, 3, 2)
+    [(3, 1), (3, 1)]
+    """
+    return [(tokens, *[1] * (rank - 1))] * count
 
 
 _ARGUMENTS = signatures.show(joint_attention)

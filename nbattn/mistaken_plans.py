@@ -29,12 +29,22 @@ def plan_for(
         "dtype": dtype_name(query.dtype),
         "device": str(query.device),
         "deterministic": request.deterministic or None,
+        **_grids(request),
     }
     if query.device.type == request.device.kind:  # where the same backends run
         asked = (("backend", families.AUTO), ("require", ()), ("forbid", ()))
         options |= {n: getattr(request, n) for n, free in asked if getattr(request, n) != free}
     shown = "".join(f", {name}={given!r}" for name, given in options.items() if given is not None)
     return f"nbattn.plan(mask, {list(query.shape)}, {list(key.shape)}{shown})"
+
+
+def _grids(request: Request) -> dict[str, Any]:
+    """The grids of a plan, of the keys where they are others."""
+    if request.grids is None:
+        return {}
+    sides = (request.grids.query, request.grids.key)
+    sizes = [[tuple(size) for size in side.array.tolist()] for side in sides]
+    return {"grids": sizes[0], **({} if request.grids.is_self else {"key_grids": sizes[1]})}
 
 
 def call_for(
@@ -45,6 +55,7 @@ def call_for(
     """
     given = dict(zip(TENSORS[3:], tensors[3:], strict=True))
     shown = [f"{name}={name}" for name, tensor in given.items() if tensor is not None]
+    shown += [f"{name}={sizes!r}" for name, sizes in _grids(request).items()]
     shown += [f"{name}={number!r}" for name, number in numbers.items() if number is not None]
     shown += ["return_lse=True"] * request.return_lse
     if extra_query is None:

@@ -42,10 +42,6 @@ _SEQUENCES = (
     "for a, b, c, d in zip({0}[:-1], {0}[1:], {1}[:-1], {1}[1:])])"
 )
 _SEGMENTS = "({}[:, None, :, None] == {}[:, None, None, :])"  # of queries and keys
-_DISTANCES = (
-    "(torch.arange(query.shape[1], device=query.device)[:, None] + key.shape[1] - query.shape[1] "
-    "- torch.arange(key.shape[1], device=query.device)).abs()"
-)
 _SCORED = (
     "torch.nn.attention.flex_attention.flex_attention("
     f"{FLAT}, value.flatten(1, -3).transpose(1, 2), score_mod={{}}, enable_gqa=True, "
@@ -303,21 +299,17 @@ _ANSWERS: dict[str, Answer] = {
     "deterministic": _given(
         "determinism is a setting of torch.", "torch.use_deterministic_algorithms(True)."
     ),
-    **dict.fromkeys(
-        ("bias", "rpb", "relative_bias", "rel_pos_bias", "position_bias"),
-        _given(
-            "a bias of scores is not supported yet; torch adds a matrix [H, Nq, Nk], at the cost "
-            "of all pairs.",
-            f"{_BIASED}.",
-        ),
+    "bias": _given(
+        "a matrix of scores is added by torch, at the cost of all pairs; a table of relative "
+        "positions is relative_bias=.",
+        f"{_BIASED}.",
     ),
     **dict.fromkeys(
-        ("alibi_slopes", "slopes"),
-        _given(
-            "slopes are not supported yet; torch adds a matrix, here for one axis, at the cost of "
-            "all pairs.",
-            f"{_BIASED.format(f'(-{{}}[..., None, None] * {_DISTANCES}).to(query.dtype)')}.",
-        ),
+        ("rpb", "rel_pos_bias", "position_bias", "relative_position_bias"),
+        _given("the table of relative positions is relative_bias=.", "relative_bias={}."),
+    ),
+    **dict.fromkeys(
+        ("slopes", "alibi"), _given("ALiBi's slopes are alibi_slopes=.", "alibi_slopes={}.")
     ),
     "score_mod": _given("FlexAttention takes functions of scores.", f"{_SCORED}."),
     **dict.fromkeys(

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula  # pyright: ignore[reportUnknownVariableType]
 
-from nbattn import execute, geometry
+from nbattn import execute, geometry, packing
 from nbattn.backends.inputs import GRADIENTS, TENSORS, Inputs, new_lse, new_output
 from nbattn.grids import PackedGrids, grids_of
 from nbattn.mask import Mask, from_code
@@ -85,7 +85,11 @@ def split_traits(traits: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
 def inputs_of(values: tuple[Any, ...]) -> tuple[Inputs, Options]:
     """Returns the tensors and options of an operator's arguments."""
     tensors, options = values[: len(TENSORS)], Options(*values[len(TENSORS) :])
-    packed = _packed(tensors[0], options)
+    packed = None
+    if tensors[0].dim() == 3:
+        mask = _mask(tuple(options.mask))
+        packed = _packed(mask, options)
+        packing.check_shapes(mask, packed, *(t.shape for t in tensors[:3]))
     inputs = Inputs(*tensors, scale=options.scale, softcap=options.softcap, grids=packed)
     return inputs, options
 
@@ -98,16 +102,13 @@ def flat_grids(packed: Any) -> tuple[list[int], list[int]]:
     return query, [] if packed.is_self else key
 
 
-def _packed(query: Tensor, options: Options) -> PackedGrids | None:
-    """Returns the grids of an operator's arguments; None if its tensors have a space."""
-    if query.dim() > 3:
-        return None
-    rank = _mask(tuple(options.mask)).rank
-    sizes = (options.grids, options.key_grids)
-    query_grids, key_grids = (
-        grids_of(np.array(flat, dtype=np.int64).reshape(-1, rank)) for flat in sizes
+def _packed(mask: Mask, options: Options) -> PackedGrids:
+    """Returns the grids of an operator's arguments."""
+    query, key = (
+        grids_of(np.array(flat, dtype=np.int64).reshape(-1, mask.rank))
+        for flat in (options.grids, options.key_grids)
     )
-    return PackedGrids(query_grids, key_grids if len(options.key_grids) else query_grids)
+    return PackedGrids(query, key if len(options.key_grids) else query)
 
 
 @lru_cache(256)
@@ -195,7 +196,7 @@ def _vmap(op: Any, before: int) -> Any:
 
     def rule(info: Any, in_dims: tuple[Any, ...], *values: Any) -> tuple[Any, Any]:
         mapped = _Mapped(info.batch_size, values[:count], in_dims[:count], values[count:])
-        present = [n for n in shared if mapped.tensors[n] is not None]
+        present = [n for n in shared if mapped.is_shared(n)]
         if (
             mapped.is_packed
             or any(mapped.dims[n] is not None for n in present)
@@ -203,7 +204,7 @@ def _vmap(op: Any, before: int) -> Any:
         ):
             outputs = _run_per_element(op, mapped)
         else:
-            outputs = _run_folded(op, mapped, shared)
+            outputs = _run_folded(op, mapped, present)
         return outputs, (0,) * len(outputs)
 
     return rule
@@ -218,6 +219,14 @@ class _Mapped(NamedTuple):
     tensors: tuple[Tensor | None, ...]
     dims: tuple[int | None, ...]
     options: tuple[Any, ...]
+
+    def is_shared(self, number: int) -> bool:
+        """Whether a tensor that may be one for all samples is: slopes `[B, H]` are not."""
+        tensor = self.tensors[number]
+        if tensor is None:
+            return False
+        is_slopes = len(self.tensors) - number == len(TENSORS) - TENSORS.index("alibi_slopes")
+        return not is_slopes or tensor.dim() - (self.dims[number] is not None) == 1
 
     @property
     def is_packed(self) -> bool:
@@ -284,12 +293,19 @@ torch.library.register_vmap("nbattn::backward", _vmap(BACKWARD, 4), lib=_library
 def _flops(values: tuple[Any, ...], products: int) -> int:
     """Returns the useful FLOPs: `products` matrix products over the pairs that the mask allows."""
     shapes = dict(zip(TENSORS, values, strict=False))
-    query, value, mask = shapes["query"], shapes["value"], values[len(TENSORS)]
-    space, key_space = tuple(query[1:-2]), tuple(shapes["key"][1:-2])
+    query, value, options = shapes["query"], shapes["value"], Options(*values[len(TENSORS) :])
+    mask = from_code(options.mask)
     extra = 0 if shapes["extra_key"] is None else shapes["extra_key"][1]
-    pairs = geometry.pairs(geometry.bind(from_code(mask), space, key_space))
-    all_pairs = pairs + math.prod(space) * extra
-    return products * query[0] * query[-2] * all_pairs * (query[-1] + value[-1])
+    if len(query) == 3:
+        sizes = _packed(mask, options).sizes
+        spaces = zip(sizes.query.tolist(), sizes.key.tolist(), sizes.count.tolist(), strict=True)
+    else:
+        spaces = [(tuple(query[1:-2]), tuple(shapes["key"][1:-2]), query[0])]
+    pairs = sum(
+        count * (geometry.pairs(geometry.bind(mask, space, key_space)) + math.prod(space) * extra)
+        for space, key_space, count in spaces
+    )
+    return products * query[-2] * pairs * (query[-1] + value[-1])
 
 
 def forward_flops(*values: Any, **named: Any) -> int:

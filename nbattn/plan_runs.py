@@ -48,12 +48,14 @@ def run_joint(
     grid, of_extras = plan.parts()
     found: Any = run(grid, query, key, value, **tensors, beside=extra_query)
     arguments.check_extra_query(query, extra_query, tensors["extra_key"])
-    rank = query.dim() - 3
+    is_packed = plan.request.grids is not None
+    placed_query = placed(extra_query, plan.request.mask.rank, is_packed=is_packed)
     shared = {n: t for n, t in tensors.items() if n not in ("relative_bias", "alibi_slopes")}
-    extra: Any = run(of_extras, placed(extra_query, rank), key, value, **shared)
+    extra: Any = run(of_extras, placed_query, key, value, **shared)
+    shape = extra_query.shape[:-1]
     if not plan.request.return_lse:
-        return found, extra.flatten(1, rank)
-    return found[0], extra[0].flatten(1, rank), found[1], extra[1].flatten(1, rank)
+        return found, extra.reshape(*shape, value.shape[-1])
+    return found[0], extra[0].reshape(*shape, value.shape[-1]), found[1], extra[1].reshape(shape)
 
 
 def _run(
@@ -69,7 +71,7 @@ def _run(
     request = plan.request
     numbers = {name: tensors.pop(name, None) for name in ("scale", "softcap")}
     if tensors.get("key_range") is not None:
-        tensors["key_range"] = key_ranges.standard(tensors["key_range"], query)
+        tensors["key_range"] = key_ranges.standard(tensors["key_range"], query, request.grids)
     if tensors.get("extra_range") is not None:
         tensors["extra_range"] = key_ranges.of_extra(tensors["extra_range"], query)
     query, named = autocast(query, {"key": key, "value": value, **tensors})
@@ -86,7 +88,8 @@ def _run(
         )
     scale, softcap = numbers["scale"], numbers["softcap"]
     factor = query.shape[-1] ** -0.5 if scale is None else float(scale)
-    inputs = Inputs(*operands, scale=factor, softcap=None if softcap is None else float(softcap))  # pyright: ignore
+    cap = None if softcap is None else float(softcap)
+    inputs = Inputs(*operands, scale=factor, softcap=cap, grids=request.grids)  # pyright: ignore
     out, lse = attend_by_plan(plan, inputs, training=training)
     return (out, lse) if request.return_lse else out  # pyright: ignore
 
@@ -113,10 +116,14 @@ def _check_plan_is_for(
             f"{mistaken_plans.plan_for(tensors, request, softcap, beside)}.",
             request.summary(),
         )
-    sizes: dict[str, object] = {
-        "batch": query.shape[0],
-        "query_space": tuple(query.shape[1:-2]),
-        "key_space": tuple(key.shape[1:-2]),
+    sizes: dict[str, object] = {}
+    if request.grids is None:  # else `check_run` compared them with the grids
+        sizes = {
+            "batch": query.shape[0],
+            "query_space": tuple(query.shape[1:-2]),
+            "key_space": tuple(key.shape[1:-2]),
+        }
+    sizes |= {
         "heads": query.shape[-2],
         "kv_heads": key.shape[-2],
         "head_dim": query.shape[-1],

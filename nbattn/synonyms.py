@@ -110,6 +110,7 @@ LAYER_INPUTS: Synonyms = {
     "x": ("hidden-states", "input", "q", "query", "src", "tgt", "tokens"),
     "context": ("encoder-hidden-states", "k", "key", "key-value-states", "kv", "memory"),
     "extra_tokens": ("cls-token", "extra", "register-tokens", "registers", "text-tokens"),
+    "update_extra": ("update-extras", "update-extra-tokens", "update-registers", "return-extra"),
 }
 PLAN_KEYS: Synonyms = {
     "mask": LAYER_KEYS["mask"],

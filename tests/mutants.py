@@ -88,6 +88,7 @@ LOADER = "nbattn/config/__init__.py"
 DEMO = "nbattn/demo/denoise.py"
 HF = "nbattn/integrations/transformers.py"
 HF_RULES = "nbattn/integrations/mask_functions.py"
+ALIBI, SWIN = (f"nbattn/integrations/{name}.py" for name in ("alibi_models", "swin"))
 FUSED, UNFUSED, NEIGHBORHOOD_GATHER, LEGACY, MODULES, PARAMETERS, DINAT = (
     f"nbattn/integrations/natten/{name}.py"
     for name in (
@@ -439,6 +440,8 @@ MUTANTS = [
            "True else 0", "backends/tiled/run"),
     Mutant("steps-forbidden-unseen", TILED_ADDED, "bool(self._table.isinf().any())", "False",
            "backends/tiled/run"),
+    Mutant("slopes-of-samples-shared", "nbattn/ops.py", "return not is_slopes or tensor.dim()",
+           "return True or tensor.dim()", "whole/added_inside_torch"),
     Mutant("extra-range-kept", TILED, "extra.masked_fill_(chunk.extra_outside, _NO_KEYS)", "pass",
            "backends/tiled/run"),
     Mutant("joined-unevenly", SCHEDULE, "and moved == last.repeat * shift * step", "",
@@ -723,6 +726,22 @@ MUTANTS = [
            "integrations/transformers_models"),
     Mutant("hf-sizes", HF, "if attention_mask.sizes != sizes:", "if False:",
            "integrations/transformers integrations/transformers_eager"),
+    Mutant("alibi-slopes-of-mpt", ALIBI, "-position_bias[:, 0, -2]", "position_bias[:, 0, -2]",
+           "integrations/alibi_models"),
+    Mutant("alibi-padding-read", ALIBI, "None if valid is None else valid.to(query.device)", "None",
+           "integrations/alibi_models"),
+    Mutant("alibi-cache-left-out", ALIBI, "if layer_past is not None:", "if False:",
+           "integrations/alibi_models"),
+    Mutant("alibi-whole-bias", ALIBI, "self.pretraining_tp > 1 and", "False and",
+           "integrations/alibi_models"),
+    Mutant("alibi-dropout-ignored", ALIBI, "return probability if module.training else 0.0",
+           "return 0.0", "integrations/alibi_models"),
+    Mutant("swin-unflipped", SWIN, "return grid.flip([*range(1, grid.dim())])", "return grid",
+           "integrations/swin"),
+    Mutant("swin-shift-reversed", SWIN, "[-moved % size for", "[moved % size for",
+           "integrations/swin"),
+    Mutant("swin-padding-read", SWIN, "[[first, first + length] for", "[[0, first + length] for",
+           "integrations/swin"),
     # the drop-in
     Mutant("natten-scale-of-zero", FUSED, "scale=scale,\n        extra_key",
            "scale=scale or None,\n        extra_key",

@@ -313,3 +313,77 @@ def test_a_backend_runs_both_parts_or_raises(call: Callable[..., Any]) -> None:
     with pytest.raises(MaskError):
         call(alibi_slopes=drawn(HEADS, seed=0))
     assert len(call(require=("window",), return_lse=True)) == 4
+
+
+GRIDS = [(4, 5), (1, 7), (0, 3), (5, 4)]
+
+
+def packed_problem() -> tuple[dict[str, Tensor], Mask]:
+    tokens = sum(height * width for height, width in GRIDS)
+    shapes = {
+        "query": (tokens, HEADS, DIM),
+        "key": (tokens, KEY_HEADS, DIM),
+        "value": (tokens, KEY_HEADS, VALUE_DIM),
+        "extra_query": (len(GRIDS), 3, HEADS, DIM),
+        "extra_key": (len(GRIDS), 3, KEY_HEADS, DIM),
+        "extra_value": (len(GRIDS), 3, KEY_HEADS, VALUE_DIM),
+    }
+    generator = torch.Generator().manual_seed(0)
+    made = {
+        name: torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_()
+        for name, shape in shapes.items()
+    }
+    return made, Mask.neighborhood((3, 3))
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference", "tiled"])
+def test_packed_grids_have_extra_tokens_of_their_own(backend: str) -> None:
+    made, mask = packed_problem()
+    ranges = [[0, 3], [1, 2], [0, 2], [2, 2]]
+    options: dict[str, Any] = {"return_lse": True, "extra_range": ranges}
+    found = joint_attention(**made, mask=mask, grids=GRIDS, backend=backend, **options)
+    parts: list[list[Tensor]] = []
+    first = 0
+    for number, (height, width) in enumerate(GRIDS):
+        rows_of = slice(first, first + height * width)
+        first += height * width
+        one = {
+            name: t[number : number + 1]
+            if name.startswith("extra")
+            else t[rows_of].view(1, height, width, *t.shape[1:])
+            for name, t in made.items()
+        }
+        own = {"return_lse": True, "extra_range": ranges[number : number + 1]}
+        out, extra, lse, extra_lse = joint_attention(**one, mask=mask, backend="reference", **own)
+        parts.append([out.flatten(0, 2), extra, lse.flatten(0, 2), extra_lse])
+    wanted = [torch.cat(part) for part in zip(*parts, strict=True)]
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
+    grads = [
+        torch.autograd.grad([t.square().sum() for t in (results[0], results[1])], [*made.values()])
+        for results in (found, wanted)
+    ]
+    for one, other in zip(*grads, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
+
+
+def test_a_plan_of_packed_grids_has_both_parts() -> None:
+    made, mask = packed_problem()
+    plan = nbattn.plan(
+        mask, made["query"].shape, made["key"].shape, value_dim=VALUE_DIM, grids=GRIDS,
+        extra_keys=3, extra_queries=True, dtype="float64", device="cpu", training=True,
+    )  # fmt: skip
+    assert plan.verify()
+    tokens = [height * width for height, width in GRIDS]
+    owners = torch.repeat_interleave(torch.arange(len(GRIDS)), torch.tensor(tokens))
+    of_extras = torch.arange(len(GRIDS)).repeat_interleave(3)
+    support = torch.from_numpy(plan.support())
+    count = sum(tokens)
+    assert torch.equal(support[:count, count:], owners[:, None] == of_extras)
+    assert torch.equal(support[count:, :count], of_extras[:, None] == owners)
+    assert torch.equal(support[count:, count:], of_extras[:, None] == of_extras)
+    assert not (support[:count, :count] & (owners[:, None] != owners)).any()
+    run = plan.run(**made)
+    wanted = joint_attention(**made, mask=mask, grids=GRIDS)
+    for one, other in zip(run, wanted, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)

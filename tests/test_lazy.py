@@ -16,7 +16,7 @@ def test_dir_is_the_api() -> None:
     assert dir(nbattn) == sorted({*nbattn.__all__, *public})
     for name in dir(nbattn):
         assert getattr(nbattn, name) is not None
-    assert dir(integrations) == ["natten", "transformers"]
+    assert dir(integrations) == ["natten", "swin", "transformers"]
     assert dir(program) == ["device"]
 
 

@@ -15,12 +15,12 @@ from nbattn.config.grammar import MaskTable
 from nbattn.program.device import DEVICES
 from nbattn.program.request import DTYPES
 
-LAYER_ALONE = {"relative_bias", "qk_transform"}  # what no file has
+LAYER_ALONE = {"qk_transform"}  # what no file has
 TABLES = {
     "backends": (synonyms.BACKENDS, families.BACKENDS),
     "dtypes": (synonyms.DTYPES, DTYPES),
     "layouts": (synonyms.LAYOUTS, ("channels_last", "channels_first")),
-    "inputs of layers": (synonyms.LAYER_INPUTS, ("x", "context", "extra_tokens")),
+    "inputs of layers": (synonyms.LAYER_INPUTS, ("x", "context", "extra_tokens", "update_extra")),
     "devices": (synonyms.DEVICES, DEVICES),
     "strategies": (synonyms.STRATEGIES, families.STRATEGIES),
     "layers": (synonyms.LAYER_KEYS, {f.name for f in fields(LayerConfig)} | LAYER_ALONE),

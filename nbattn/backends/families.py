@@ -145,6 +145,7 @@ FAMILIES: tuple[Family, ...] = (
             *("key-range", "fold", "merge"),
         ),
         packages=("flash-attn", "flash-attn-3", "flash-attn-4"),
+        takes_grids=True,
     ),
     Family(
         name="cuda",
@@ -153,6 +154,7 @@ FAMILIES: tuple[Family, ...] = (
         packages=("cupy",),
         missing="nbattn.kernels.launch:missing",  # CuPy runs kernels with NVRTC only
         has_tiles=True,
+        takes_grids=True,
     ),
     Family(
         name="native",
@@ -161,6 +163,7 @@ FAMILIES: tuple[Family, ...] = (
         packages=("c++",),
         packages_on="cpu",
         missing="nbattn.kernels.host:missing",  # a compiler, or a library that one has built
+        takes_grids=True,
     ),
     Family(
         name="flex",

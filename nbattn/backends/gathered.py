@@ -124,7 +124,8 @@ def backward(
 def warmup(program: Program) -> None:
     """Prepares the programs of all sizes."""
     arguments: Any = program.calls[0].arguments
-    for number in range(len(arguments.request.grids.sizes.first)):
+    sizes = arguments.request.grids.sizes
+    for number in np.flatnonzero(sizes.query.all(axis=1)).tolist():
         candidate = arguments.candidate(number)
         backend = families.runner(candidate.runner)
         if hasattr(backend, "warmup"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import shlex
+from math import prod
 from typing import TYPE_CHECKING
 
 from nbattn.cli import values
@@ -53,6 +54,9 @@ def add_request(parser: Parser) -> None:
         add(f"--{name}", type=values.names, metavar="NAME,...", help=text)
     text = "extra keys for every query"
     add("--extra-keys", type=values.whole(0, 2**31 - 1, "4"), metavar="E", help=text)
+    text = "sizes of grids that are packed one after another; the query is then tokens,heads,size"
+    add("--grids", type=values.grids, metavar="XxY,...", help=text)
+    add("--key-grids", type=values.grids, metavar="XxY,...", help="default: like those of queries")
     add("--softcap", type=values.number, metavar="C", help="soft cap of the scores")
     for name, text in _SWITCHES.items():
         add(f"--{name}", action="store_true", default=None, help=text)
@@ -61,7 +65,14 @@ def add_request(parser: Parser) -> None:
 def is_asked(options: argparse.Namespace) -> bool:
     """Whether the options select plans: a configuration, or a request option besides --device."""
     request = ("config", "mask", "query", "key", "value_dim", "dtype", "backend", "require")
-    more = ("forbid", "extra_keys", "softcap", *(name.replace("-", "_") for name in _SWITCHES))
+    more = (
+        "forbid",
+        "extra_keys",
+        "grids",
+        "key_grids",
+        "softcap",
+        *(name.replace("-", "_") for name in _SWITCHES),
+    )
     return any(getattr(options, name) is not None for name in (*request, *more))
 
 
@@ -102,7 +113,7 @@ def requests(options: argparse.Namespace) -> list[tuple[str, PlanConfig]]:
         _check_complete(options)
         found = [(str(options.mask), PlanConfig(mask=_mask(options), **changes))]
     for _, plan in found:
-        _check_shapes(options, plan.mask.rank)
+        _check_shapes(options, plan)
     return found
 
 
@@ -121,15 +132,20 @@ def _check_complete(options: argparse.Namespace) -> None:
     if options.mask is None or options.query is None:
         given = {"--mask": options.mask, "--query": options.query}
         missing = " and ".join(name for name, value in given.items() if value is None)
-        rank = _mask(options).rank if options.mask else max(1, len(options.query or "....") - 3)
+        sizes = options.grids or ()
+        rank = len(sizes[0]) if sizes else max(1, len(options.query or "....") - 3)
+        rank = _mask(options).rank if options.mask else rank
         local = f"neighborhood(({', '.join('7' * rank)}))"
         mask = options.mask or ("sliding_window(511)" if rank == 1 else local)
+        tokens = sum(map(prod, sizes))
+        packed = ["--grids", ",".join("x".join(map(str, size)) for size in sizes)] * bool(sizes)
         space = (4096,) if rank == 1 else (32,) * rank
-        query = ",".join(map(str, options.query or (1, *space, 8, 64)))
+        shape = (1, *space, 8, 64) if options.grids is None else (tokens, 8, 64)
+        query = ",".join(map(str, options.query or shape))
         problem = f"{missing} {'is' if ' ' not in missing else 'are'} missing"
         raise InputError(
             f"the request is incomplete: {problem}, and no plans of a CONFIG are selected.",
-            line(options, *file, "--mask", mask, "--query", query),
+            line(options, *file, "--mask", mask, "--query", query, *packed),
         )
     if options.names:
         raise InputError(
@@ -138,21 +154,25 @@ def _check_complete(options: argparse.Namespace) -> None:
         )
 
 
-def _check_shapes(options: argparse.Namespace, rank: int) -> None:
+def _check_shapes(options: argparse.Namespace, plan: PlanConfig) -> None:
     """Check that the shapes on the command line have a number for everything.
 
     Raises:
         InputError: one has too few or too many; the fix begins as it does.
     """
+    rank, is_packed = plan.mask.rank, plan.grids is not None or plan.key_grids is not None
     example = (1, *(32,) * rank, 8, 64)
+    wanted = f"batch, a length for each axis ({counted(rank, 'axis', 'axes')} in the mask)"
+    if is_packed:
+        example = (sum(map(prod, plan.grids or ())), 8, 64)
+        wanted = "the tokens of all grids"
     for name in ("query", "key"):
         given = getattr(options, name) or example
         if len(given) != len(example):
-            axes = counted(rank, "axis", "axes")
             fixed = (*given, *example[len(given) :])[: len(example)]
             raise InputError(
-                f"--{name} has {counted(len(given), 'number')}, not {len(example)}: batch, a "
-                f"length for each axis ({axes} in the mask), heads, head size.",
+                f"--{name} has {counted(len(given), 'number')}, not {len(example)}: {wanted}, "
+                "heads, head size.",
                 f"--{name} {','.join(map(str, fixed))}",
             )
 

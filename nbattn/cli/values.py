@@ -16,6 +16,10 @@ def _shape(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in text.strip("[]() ").split(","))
 
 
+def _grids(text: str) -> tuple[tuple[int, ...], ...]:
+    return tuple(tuple(int(n) for n in part.strip().split("x")) for part in text.split(","))
+
+
 def _names(text: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in text.split(","))
 
@@ -45,6 +49,7 @@ def text(example: str) -> Kind:
 
 
 shape = Kind("a shape", "1,56,56,2,32", _shape)
+grids = Kind("a list of sizes", "14x14,20x33", _grids)
 names = Kind("a list of names", "tiled,sdpa", _names)
 count = whole(1, example="4")
 seconds = Kind("a number of seconds above 0", "20", _seconds)

@@ -155,6 +155,7 @@ class LayerConfig:
     scale: float | None = None
     qk_norm: bool = False
     context_dim: int | None = None
+    relative_bias: bool = False
     layout: Annotated[str, WithJsonSchema({"enum": [*synonyms.LAYOUTS]})] = "channels_last"
     backend: Annotated[str, WithJsonSchema({"enum": [*families.BACKENDS]})] = "auto"
     device: str | None = None
@@ -208,7 +209,8 @@ class PlanConfig:
 
     Args:
         mask: in a file, the name of a mask.
-        query, key: shapes `[B, *space, H, D]` and `[B, *key_space, Hk, D]`; key: default query.
+        query, key: shapes `[B, *space, H, D]` and `[B, *key_space, Hk, D]`, or with grids
+            `[T, H, D]` and `[Tk, Hk, D]`; key: default query.
         device: a name; default: the device of this machine.
         The others are as in `nbattn.plan`.
 
@@ -237,6 +239,8 @@ class PlanConfig:
     extra_range: bool = False
     relative_bias: bool = False
     alibi_slopes: bool = False
+    grids: tuple[tuple[int, ...], ...] | None = None
+    key_grids: tuple[tuple[int, ...], ...] | None = None
     deterministic: bool | None = None
     packed: bool = False
 
@@ -260,14 +264,19 @@ class PlanConfig:
 
     def mistakes(self) -> Iterator[tuple[str, Exception]]:
         """Yields the errors that `plan` would raise on every machine, each with its key."""
-        from nbattn import arguments, biases, geometry
+        from nbattn import arguments, biases, geometry, grids, packing
         from nbattn.planner import devices
 
         key = self.query if self.key is None else self.key
         value = (*key[:-1], key[-1] if self.value_dim is None and key else self.value_dim or 0)
 
         def shapes() -> None:
-            if self.mask:
+            if self.mask and (self.grids is not None or self.key_grids is not None):
+                packed = packing.packed_of(self.mask, self.grids, self.key_grids)
+                packing.check_shapes(self.mask, packed, self.query, key, value, in_plan=True)
+                table, slopes = self.relative_bias, self.alibi_slopes
+                grids.check(self.mask, packed, table=table, slopes=slopes)  # pyright: ignore
+            elif self.mask:
                 arguments.check_shapes(self.mask, self.query, key, value, in_plan=True)
                 axes = geometry.bind(self.mask, self.query[1:-2], key[1:-2])
                 table, slopes = self.relative_bias, self.alibi_slopes

@@ -121,6 +121,7 @@ KEYS = {
     ("LayerConfig", "context_dim"): Text(
         "Channels of the context, if it has its own; default: one matrix for q, k and v.", (768,)
     ),
+    ("LayerConfig", "relative_bias"): Text("Whether scores have a table of relative positions."),
     ("LayerConfig", "layout"): Text("Where the channels are.", ("channels_first",)),
     ("LayerConfig", "device"): Text("Device of the weights; default: torch's.", ("cuda",)),
     ("LayerConfig", "dtype"): Text("Type of the weights; default: torch's.", ("bfloat16",)),
@@ -150,6 +151,14 @@ KEYS = {
     ("PlanConfig", "extra_range"): Text("Whether extra keys have valid ranges (padding)."),
     ("PlanConfig", "relative_bias"): Text("Whether scores have a table of relative positions."),
     ("PlanConfig", "alibi_slopes"): Text("Whether scores have slopes by distance (ALiBi)."),
+    ("PlanConfig", "grids"): Text(
+        "Sizes of grids that are packed one after another; the query then has the shape of all "
+        "tokens, heads, head size.",
+        ([[14, 14], [20, 33]],),
+    ),
+    ("PlanConfig", "key_grids"): Text(
+        "Sizes of the grids of the keys, if they are others.", ([[7, 7], [10, 16]],)
+    ),
     ("PlanConfig", "deterministic"): Text(
         "Whether every run must give the same bits; default: torch's switch."
     ),

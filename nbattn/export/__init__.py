@@ -14,6 +14,7 @@ from torch import Tensor
 from nbattn import ops
 from nbattn.backends.dense.reference import DENSE_MASK
 from nbattn.backends.inputs import Inputs
+from nbattn.errors import BackendError
 from nbattn.export import graph_masks, standard_form
 from nbattn.mask import Mask, from_code
 from nbattn.symbolic import untraced
@@ -47,7 +48,7 @@ def fvcore_handles() -> dict[str, Callable[[list[Any], list[Any]], int]]:
 
 def _traced_flops(inputs: list[Any], outputs: list[Any]) -> int:
     """Counts the multiply-adds of the forward operator in a trace, from its arguments."""
-    return ops.forward_flops(*map(traced, inputs[: len(ops.TENSORS) + 1])) // 2
+    return ops.forward_flops(*map(traced, inputs)) // 2
 
 
 def traced(value: Any) -> Any:
@@ -70,6 +71,8 @@ def is_wanted(code: Sequence[int], space: Sequence[int], key_space: Sequence[int
     """
     if not _is_onnx_export():
         return False
+    if not space:
+        raise _of_grids()
     is_captured = torch.compiler.is_exporting()
     return not is_captured or graph_masks.refusal(code, space, key_space) is None
 
@@ -100,9 +103,17 @@ def forward(*arguments: Any) -> tuple[Tensor, Tensor]:
 
 def attend(inputs: Inputs, mask: Mask) -> tuple[Tensor, Tensor]:
     """Computes attention in standard operators."""
+    if inputs.grids is not None:
+        raise _of_grids()
     space, key_space = (untraced(t.shape[1:-2]) for t in (inputs.query, inputs.key))
     _legal(mask.code(), space, key_space)
     return standard_form.attend(inputs, mask)
+
+
+def _of_grids() -> BackendError:
+    return BackendError(
+        "packed grids are no standard operators: in an ONNX graph each grid is a sample of its own."
+    )
 
 
 def dense_mask(

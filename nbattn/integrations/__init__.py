@@ -8,9 +8,10 @@ from nbattn import lazy
 
 if TYPE_CHECKING:
     from nbattn.integrations import natten as natten
+    from nbattn.integrations import swin as swin
     from nbattn.integrations import transformers as transformers
 
-__all__ = ["natten", "transformers"]
+__all__ = ["natten", "swin", "transformers"]
 
 
 def __getattr__(name: str) -> Any:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from types import MethodType
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.models.bloom import modeling_bloom as bloom
@@ -57,8 +58,7 @@ class BloomAttention(bloom.BloomAttention):
         if not (self.pretraining_tp > 1 and self.slow_but_exact):
             return self.dense(heads)
         slices = (t.chunk(self.pretraining_tp, dim=-1) for t in (heads, self.dense.weight))
-        parts = [part @ weight.T for part, weight in zip(*slices, strict=True)]
-        return sum(parts[1:], parts[0])
+        return torch.stack([part @ weight.T for part, weight in zip(*slices, strict=True)]).sum(0)
 
 
 class MptAttention(mpt.MptAttention):
@@ -150,8 +150,8 @@ def _other(model: nn.Module) -> InputError:
     name, config = type(model).__name__, getattr(model, "config", None)
     if getattr(config, "model_type", None) == "falcon" and getattr(config, "alibi", False):
         return InputError(
-            f"{name} rounds ALiBi's slopes and biases to bfloat16 in every dtype, by up to 9 at "
-            "2,048 tokens of 32 heads: nbattn's exact biases are not those that it was trained with.",
+            f"{name} rounds ALiBi's slopes and biases to bfloat16, whatever its dtype: by up to 9 "
+            "at 2,048 tokens of 32 heads. nbattn's are exact, not those that it was trained with.",
         )
     if not isinstance(model, PreTrainedModel):
         return InputError(f"{name} is no Bloom and no MPT of transformers.")
@@ -171,7 +171,7 @@ def _dropped(module: nn.Module, probability: float) -> float:
 
 
 def _attend(
-    query: Tensor, key: Tensor, value: Tensor, mask: object, scale: float, slopes: Tensor
+    query: Tensor, key: Tensor, value: Tensor, mask: object, scale: float | None, slopes: Tensor
 ) -> Tensor:
     """Attention of `[B, H, N, D]`, as `[B, N, C]`."""
     sizes = (query.shape[0], 1, query.shape[2], key.shape[2])

@@ -109,6 +109,11 @@ def held_numbers(axis: BoundAxis) -> tuple[int, ...]:
     return axis.queries, axis.first_key, axis.keys
 
 
+def held_tokens(queries: int, keys: int) -> tuple[int, ...]:
+    """The same of three axes for packed grids: all tokens are on the last one."""
+    return (*(1, 0, 1) * (_RANK - 1), queries, 0, keys)
+
+
 def on_three_axes(shape: Sequence[int], strides: Sequence[int]) -> tuple[int, ...]:
     """The strides of `[B, *space, H, D]` with 0 for leading axes that the space lacks, and for axes
     of one position: a tile may be longer, and the addresses of what it lacks must be aligned, too.

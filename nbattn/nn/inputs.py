@@ -198,15 +198,33 @@ def proj_not_sharded() -> InputError:
     )
 
 
-def extra_key(module: object) -> None:
-    """Checks that a transform, if any, has a method for the keys of extra tokens."""
-    if module is not None and not callable(getattr(module, "extra_key", None)):
+def extra_key(module: object, method: str = "extra_key") -> None:
+    """Checks that a transform, if any, has a method for the keys of extra tokens, or for their
+    queries, `extra_query`.
+    """
+    if module is not None and not callable(getattr(module, method, None)):
+        part, parts = ("key", "keys") if method == "extra_key" else ("query", "queries")
         raise InputError(
             f"extra_tokens with {kind(module)} as qk_transform, which has no method "
-            "extra_key for their keys.",
-            "type(layer.qk_transform).extra_key = lambda self, key: key, which leaves them as they "
-            "are.",
+            f"{method} for their {parts}.",
+            f"type(layer.qk_transform).{method} = lambda self, {part}: {part}, which leaves them "
+            "as they are.",
         )
+
+
+def nothing_to_update() -> InputError:
+    """The error for a call that updates extra tokens, and has none."""
+    return InputError("update_extra=True, but there are no extra_tokens.", "update_extra=False.")
+
+
+def no_queries(dim: int, channels: int) -> InputError:
+    """The error for extra tokens that are queries, and have other channels than x."""
+    return InputError(
+        f"update_extra: extra tokens have context_dim={channels} channels, and queries come from "
+        f"{dim}; text with channels of its own has projections of its own.",
+        "nbattn.joint_attention(query, key, value, layer.mask, extra_query, extra_key, "
+        "extra_value), of both projections.",
+    )
 
 
 def pair(module: object, results: Any) -> tuple[Any, Any]:

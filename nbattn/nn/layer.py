@@ -15,8 +15,9 @@ from nbattn import arguments, shapes
 from nbattn.errors import BackendError, InputError
 from nbattn.fixes import signatures
 from nbattn.functional import attention, plan
+from nbattn.joint import joint_attention
 from nbattn.mask import Mask
-from nbattn.nn import inputs, options, projections, words
+from nbattn.nn import inputs, options, packed, projections, words
 from nbattn.nn.projections import ALL
 from nbattn.planner.plan import Plan
 from nbattn.program.device import DeviceInfo
@@ -33,9 +34,9 @@ class NeighborhoodAttention(nn.Module):
 
     `qkv` and `proj` are plain `nn.Linear`s that forward calls, so that tools may replace, wrap,
     hook, quantise or shard them (docs/layers.md). The state dict has NATTEN's names, `qkv.weight`,
-    `qkv.bias`, `proj.weight`, `proj.bias`; the rows of qkv are those of q, then k, then v, each
-    head by head. Added are `q_norm.weight`, `k_norm.weight`, and the names of `qk_transform`. The
-    mask is not in it. All arguments except mask and qk_transform are plain data, as in a file.
+    `qkv.bias`, `proj.weight`, `proj.bias`, `rpb`; the rows of qkv are those of q, then k, then v,
+    each head by head. Added are `q_norm.weight`, `k_norm.weight`, and the names of `qk_transform`.
+    The mask is not in it. All arguments except mask and qk_transform are plain data, as in a file.
 
     Args:
         dim: channels of input and output.
@@ -50,7 +51,8 @@ class NeighborhoodAttention(nn.Module):
             same shapes; the results are cast to the dtype of the projection. It does not get extra
             tokens, which have no position on the grid. To support them it needs a method
             `extra_key(key) -> key` for their keys `[B, E, Hk, D]`: a norm normalises them, a
-            rotation returns them unchanged.
+            rotation returns them unchanged. With `update_extra` it needs `extra_query`, too, for
+            their queries `[B, E, H, D]`.
         scale: as in `attention`: factor of the scores, default `D ** -0.5`.
         qk_norm: whether queries and keys, those of extra tokens too, are normalised before
             `qk_transform`: the modules `q_norm` and `k_norm` are `nn.RMSNorm(D, eps=1e-6)`, each
@@ -58,6 +60,9 @@ class NeighborhoodAttention(nn.Module):
         context_dim: channels of the context and of extra tokens, if they have their own, as text
             has. Queries and keys then come from two layers, `q` and `kv`, in the place of `qkv`;
             the rows of kv are those of k, then v. Every call then needs a context.
+        relative_bias: whether the parameter `rpb`, NATTEN's table `[H, 2 K - 1, …]`, is added to
+            scores, as in `attention`; K = left + right + 1 are the keys of a window on an axis. It
+            begins as NATTEN's, normal with a deviation of 0.02.
         layout: "channels_last", or "channels_first": x, context and result are then
             `[B, channels, *space]`, without copies: the result's memory has channels last.
         backend: as in `attention`; a named backend has no fallback.
@@ -88,6 +93,7 @@ class NeighborhoodAttention(nn.Module):
         scale: float | None = None,
         qk_norm: bool = False,
         context_dim: int | None = None,
+        relative_bias: bool = False,
         layout: str = "channels_last",
         backend: str = "auto",
         device: torch.device | str | None = None,
@@ -97,7 +103,8 @@ class NeighborhoodAttention(nn.Module):
         words.check_mask(mask)
         arguments.check_mask(mask)
         arguments.check_backend(backend, (), ())
-        arguments.check_flags({"qkv_bias": qkv_bias, "qk_norm": qk_norm})
+        flags = {"qkv_bias": qkv_bias, "qk_norm": qk_norm, "relative_bias": relative_bias}
+        arguments.check_flags(flags)
         arguments.check_numbers(scale, None)
         options.probability("proj_drop", proj_drop)
         options.transform(qk_transform)
@@ -120,6 +127,7 @@ class NeighborhoodAttention(nn.Module):
             nn.RMSNorm(self.head_dim, eps=1e-6, **made) if qk_norm else None for _ in range(2)
         )
         self.qk_transform = qk_transform
+        self.rpb = options.table(self.num_heads, mask, made) if relative_bias else None
         self.proj = nn.Linear(queries, self.dim, **made)
         self.proj_drop = nn.Dropout(proj_drop)
         self.is_head_parallel = False  # set by HeadParallel; the numbers of heads are then a rank's
@@ -130,9 +138,13 @@ class NeighborhoodAttention(nn.Module):
         context: Tensor | None = None,
         *more: Any,
         extra_tokens: Tensor | None = None,
+        update_extra: bool = False,
         key_range: Any = None,
+        extra_range: Any = None,
+        grids: Any = None,
+        key_grids: Any = None,
         **others: Any,
-    ) -> Tensor:
+    ) -> Tensor | tuple[Tensor, Tensor]:
         """Computes attention of x over itself, or over a context.
 
         Args:
@@ -140,45 +152,49 @@ class NeighborhoodAttention(nn.Module):
             context: `[B, *key_space, dim]`, the source of keys and values; default x. With
                 `context_dim` it is needed, and has that many channels.
             extra_tokens: `[B, E, dim]` that every query attends to, through the same key and value
-                projections (registers, text), or `[1, E, dim]` for all of the batch; they are not
-                queries. Their channels come last in every layout.
+                projections (registers, text), or `[1, E, dim]` for all of the batch. Their channels
+                come last in every layout.
+            update_extra: whether they are queries, too, through the same projections: they attend
+                to the whole grid of keys and to one another, as in `joint_attention`.
             key_range: as in `attention`: no query attends to keys outside [start, stop).
+            extra_range: as in `attention`: nor to extra tokens outside of it (padded text).
+            grids, key_grids: as in `attention`: x is then `[T, dim]`, the tokens of grids of these
+                sizes, the context `[Tk, …]`, and extra tokens and key_range have an entry per grid.
             more, others: arguments of other libraries' layers, which are refused in words.
 
         Returns:
-            `[B, *space, dim]`. A query without keys gives `proj.bias`.
+            `[B, *space, dim]`; with `update_extra` a pair, `[B, E, dim]` of the extra tokens as
+            well. A query without keys gives `proj.bias`.
 
         Raises:
             InputError, MaskError, BackendError: as `attention`.
         """
-        if isinstance(x, fx.Proxy):
-            return self._as_leaf(x, context, extra_tokens=extra_tokens, key_range=key_range)
-        if more or others:
-            given = {"x": x, "context": context, "extra_tokens": extra_tokens}
-            given = {n: v for n, v in (given | {"key_range": key_range}).items() if v is not None}
+        is_traced = isinstance(x, fx.Proxy)
+        named = {"extra_tokens": extra_tokens, "key_range": key_range, "extra_range": extra_range}
+        sizes = {"grids": grids, "key_grids": key_grids}
+        if is_traced or more or others:
+            given: dict[str, Any] = {"x": x, "context": context, **named, **sizes}
+            given |= {"update_extra": None if update_extra is False else update_extra}
+            given = {name: value for name, value in given.items() if value is not None}
+            if is_traced:
+                return self._as_leaf(**given)
             raise words.refused_call(self, given, more, others)
-        self._check(x, context, extra_tokens)
+        if grids is not None or key_grids is not None:
+            return packed.attend(self, x, context, update_extra=update_extra, **named, **sizes)
+        self._check(x, context, extra_tokens, update_extra)
         channels_first = self.layout == "channels_first"
         if channels_first:
             x, context = x.movedim(1, -1), None if context is None else context.movedim(1, -1)
-        query, key, value, *extra = self._projected(x, context, extra_tokens)
-        extra_key, extra_value = extra or (None, None)
+        query, key, value, *extra = self._projected(x, context, extra_tokens, update_extra)
+        extras = (*(None,) * (3 - len(extra)), *extra)
         if not self._is_packed(context is None):
-            query, key, extra_key = self._transformed(query, key, extra_key)
+            query, key = self._transformed(query, key)
+            extras = (*self._transformed_extras(*extras[:2]), extras[2])
             value = value.contiguous()
-        out = attention(
-            query,
-            key,
-            value,
-            self.mask,
-            scale=self.scale,
-            key_range=key_range,
-            extra_key=extra_key,
-            extra_value=extra_value,
-            backend=self.backend,
-        )
-        out = self.proj_drop(self.proj(out.flatten(-2)))
-        return out.movedim(-1, 1) if channels_first else out
+        ranges = {"key_range": key_range, "extra_range": extra_range}
+        out, *more = self._attended(query, key, value, *extras, **ranges)
+        out = out.movedim(-1, 1) if channels_first else out
+        return (out, *more) if more else out
 
     def plan_for(
         self,
@@ -186,7 +202,11 @@ class NeighborhoodAttention(nn.Module):
         context_shape: Sequence[int] | None = None,
         *,
         extra_tokens: int = 0,
+        update_extra: bool = False,
         key_range: bool = False,
+        extra_range: bool = False,
+        grids: Any = None,
+        key_grids: Any = None,
         dtype: torch.dtype | str | None = None,
         device: torch.device | str | DeviceInfo | None = None,
         training: bool | None = None,
@@ -197,7 +217,9 @@ class NeighborhoodAttention(nn.Module):
             shape: of x, `[B, *space, dim]`, or with channels first, as the layer has them.
             context_shape: of the context, `[B, *key_space, dim]`, likewise.
             extra_tokens: their number E.
-            key_range: whether there is one.
+            update_extra: whether they are queries, too; the plan is then a `JointPlan`.
+            key_range, extra_range: whether there is one.
+            grids, key_grids: as in forward; shapes are then `[T, dim]`.
             dtype: default: that of the parameters, or of autocast if it is on.
             device: default: that of the parameters; a name such as "sm_90" needs no device.
             training: whether a backward pass follows; default: whether grad mode is on and a
@@ -211,15 +233,20 @@ class NeighborhoodAttention(nn.Module):
         >>> request.query_space, request.heads, request.head_dim, request.training
         ((4096,), 8, 64, True)
         """
-        queries = self._grid("shape", shape, self.dim)
+        is_packed = grids is not None or key_grids is not None
+        space_of = packed.tokens_of if is_packed else self._grid
+        queries = space_of("shape", shape, self.dim)
         keys = queries
         if context_shape is not None:
-            keys = self._grid("context_shape", context_shape, self.context_dim or self.dim)
-            inputs.same_batch(shape, "context_shape", context_shape, first="shape")
+            keys = space_of("context_shape", context_shape, self.context_dim or self.dim)
+            if not is_packed:
+                inputs.same_batch(shape, "context_shape", context_shape, first="shape")
         elif self.context_dim is not None:
             raise inputs.no_context(self.context_dim, "plan_for(shape, context_shape)")
         if options.number("extra_tokens", extra_tokens, 0):
             inputs.extra_key(self.qk_transform)
+        if update_extra:
+            self._check_update(update_extra)
         weight = self._weight()
         return plan(
             self.mask,
@@ -230,7 +257,12 @@ class NeighborhoodAttention(nn.Module):
             training=self._trains() if training is None else training,
             backend=self.backend,
             extra_keys=int(extra_tokens),
+            extra_queries=update_extra,
             key_range=key_range,
+            extra_range=extra_range,
+            relative_bias=self.rpb is not None,
+            grids=grids,
+            key_grids=key_grids,
             packed=self._is_packed(context_shape is None) and prod(queries) > 1,
         )
 
@@ -244,6 +276,7 @@ class NeighborhoodAttention(nn.Module):
             "scale": None,
             "qk_norm": False,
             "context_dim": None,
+            "relative_bias": False,
             "layout": "channels_last",
             "backend": "auto",
         }
@@ -253,7 +286,7 @@ class NeighborhoodAttention(nn.Module):
             "qkv_bias": getattr(first, "bias", True) is not None,
             "proj_drop": self.proj_drop.p,
         }
-        values |= {"qk_norm": self.q_norm is not None}
+        values |= {"qk_norm": self.q_norm is not None, "relative_bias": self.rpb is not None}
         changed = [f"{n}={values[n]!r}" for n, default in defaults.items() if values[n] != default]
         return ", ".join([f"{self.dim}, {self.num_heads}, {self.mask!r}", *changed])
 
@@ -268,24 +301,28 @@ class NeighborhoodAttention(nn.Module):
         """The layers that make q, k and v."""
         return [self.qkv] if self.context_dim is None else [self.q, self.kv]
 
-    def _projected(self, x: Tensor, context: _Tokens, extra: _Tokens) -> list[Tensor]:
+    def _projected(self, x: Tensor, context: _Tokens, extra: _Tokens, update: bool) -> list[Tensor]:
         """Returns query of x, key and value of the context, key and value of extra tokens if there
-        are some, in heads.
+        are some, with `update` their query in front; all in heads.
         """
         heads, dim = (self.num_heads, self.kv_heads, self.kv_heads), self.head_dim
         keys = slice(1, None) if self.context_dim is None else ALL
         sources = [] if context is None else [("context", context, keys)]
         if extra is not None:
-            sources.append(("extra_tokens", extra, keys))
+            sources.append(("extra_tokens", extra, ALL if update else keys))
         queries = ("x", x, ALL if self.context_dim is not None or context is None else slice(1))
         if self.context_dim is None:
             found = projections.project("qkv", self.qkv, heads, dim, [queries, *sources])
         else:
-            found = projections.project("q", self.q, heads[:1], dim, [queries])
-            found += projections.project("kv", self.kv, heads[1:], dim, sources)
+            of_q = [queries, *(source for source in sources[1:] if update)]
+            first, *others = projections.project("q", self.q, heads[:1], dim, of_q)
+            of_keys = projections.project("kv", self.kv, heads[1:], dim, sources)
+            found = [first, of_keys[0], *others, *of_keys[1:]]
         parts = [part for source in found for part in source]
         if extra is not None and not holds(parts[-1].shape[0] == x.shape[0]):
-            parts[-2:] = (part.expand(x.shape[0], -1, -1, -1) for part in parts[-2:])
+            parts[3:] = (part.expand(x.shape[0], -1, -1, -1) for part in parts[3:])
+        if update:  # views of one result that the grid's keys are not part of
+            parts[3:] = (part.contiguous() for part in parts[3:])
         return parts
 
     def _is_packed(self, is_self_attention: bool) -> bool:
@@ -294,23 +331,54 @@ class NeighborhoodAttention(nn.Module):
         """
         return is_self_attention and self.q_norm is None and self.qk_transform is None
 
-    def _transformed(
-        self, query: Tensor, key: Tensor, extra_key: _Tokens
-    ) -> tuple[Tensor, Tensor, _Tokens]:
+    def _transformed(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
         """Normalises and transforms queries and keys; the results are contiguous."""
         if self.q_norm is not None and self.k_norm is not None:
             query, key = self._normed(self.q_norm, query), self._normed(self.k_norm, key)
-            extra_key = None if extra_key is None else self._normed(self.k_norm, extra_key)
         transform: Any = self.qk_transform
         if transform is None:
-            return query.contiguous(), key.contiguous(), extra_key
+            return query.contiguous(), key.contiguous()
         results = inputs.pair(transform, self._called(transform, "__call__", query, key))
-        new_query = inputs.like("query", results[0], query)
-        new_key = inputs.like("key", results[1], key)
-        if extra_key is not None:
-            result = self._called(transform, "extra_key", extra_key)
-            extra_key = inputs.like("extra key", result, extra_key)
-        return new_query, new_key, extra_key
+        return inputs.like("query", results[0], query), inputs.like("key", results[1], key)
+
+    def _transformed_extras(self, query: _Tokens, key: _Tokens) -> tuple[_Tokens, _Tokens]:
+        """Normalises and transforms queries and keys of extra tokens, where there are some."""
+        found: list[_Tokens] = []
+        for name, norm, part in (("query", self.q_norm, query), ("key", self.k_norm, key)):
+            if part is not None and norm is not None:
+                part = self._normed(norm, part)
+            if part is not None and self.qk_transform is not None:
+                result = self._called(self.qk_transform, f"extra_{name}", part)
+                part = inputs.like(f"extra {name}", result, part)
+            found.append(part)
+        return found[0], found[1]
+
+    def _attended(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        extra_query: _Tokens,
+        extra_key: _Tokens,
+        extra_value: _Tokens,
+        **named: Any,
+    ) -> list[Tensor]:
+        """Computes attention in heads, and the output projection: of the grid's tokens, and of
+        extra tokens that are queries.
+        """
+        named |= {"extra_key": extra_key, "extra_value": extra_value, "scale": self.scale}
+        named |= {"relative_bias": self._table(), "backend": self.backend}
+        if extra_query is None:
+            found = [attention(query, key, value, self.mask, **named)]
+        else:
+            found = joint_attention(query, key, value, self.mask, extra_query, **named)
+        results = projections.called(self.proj, [part.flatten(-2) for part in found])
+        return [self.proj_drop(part) for part in results]
+
+    def _table(self) -> _Tokens:
+        """The table of relative positions, where there is one: of this rank's heads."""
+        table: Any = self.rpb
+        return table.to_local() if self.is_head_parallel and table is not None else table
 
     def _normed(self, norm: nn.Module, tokens: Tensor) -> Tensor:
         """Applies a norm in the dtype of its gain; under autocast tokens have a shorter one."""
@@ -329,10 +397,9 @@ class NeighborhoodAttention(nn.Module):
         mesh = first.weight.device_mesh
         return parallel.called_with_summed_gradients(mesh, module, method, *tensors)
 
-    def _as_leaf(self, x: Any, context: Any, **named: Any) -> Any:
+    def _as_leaf(self, x: Any, **named: Any) -> Any:
         """What forward returns to torch.fx: a call of this module, as one step of the graph."""
-        named = {name: value for name, value in named.items() if value is not None}
-        given = (x,) if context is None else (x, context)
+        given = (x, named.pop("context")) if "context" in named else (x,)
         path = x.tracer.path_of_module(self)
         if not path:
             raise InputError(
@@ -341,7 +408,9 @@ class NeighborhoodAttention(nn.Module):
             )
         return x.tracer.create_proxy("call_module", path, given, named)
 
-    def _check(self, x: Tensor, context: _Tokens, extra_tokens: _Tokens) -> None:
+    def _check(
+        self, x: Tensor, context: _Tokens, extra_tokens: _Tokens, update_extra: bool
+    ) -> None:
         """Checks that the inputs fit the layer and one another."""
         self._check_input("x", x, self.dim)
         keys = self.dim if self.context_dim is None else self.context_dim
@@ -354,10 +423,21 @@ class NeighborhoodAttention(nn.Module):
             self._check_input("extra_tokens", extra_tokens, keys)
             inputs.same_batch(x.shape, "extra_tokens", extra_tokens.shape)
             inputs.extra_key(self.qk_transform)
+        if update_extra:
+            self._check_update(update_extra)
+            if extra_tokens is None:
+                raise inputs.nothing_to_update()
         if self.layout == "channels_last":
             shapes.warn_of_channels_first(x.shape, self.dim)
         if self.is_head_parallel and not projections.is_sharded(self.proj.weight):
             raise inputs.proj_not_sharded()
+
+    def _check_update(self, update_extra: object) -> None:
+        """Checks that extra tokens can be queries."""
+        arguments.check_flags({"update_extra": update_extra})
+        inputs.extra_key(self.qk_transform, "extra_query")
+        if self.context_dim not in (None, self.dim):
+            raise inputs.no_queries(self.dim, self.context_dim or 0)
 
     def _check_input(self, name: str, tokens: Tensor, channels: int) -> None:
         """Checks that an input is a dense tensor of the layer's shape."""
@@ -390,8 +470,9 @@ class NeighborhoodAttention(nn.Module):
         """Whether q, k or v would need a gradient because of a parameter."""
         others = (self.q_norm, self.k_norm, self.qk_transform)
         modules = [*self.projections(), *(module for module in others if module is not None)]
-        trained = (p.requires_grad for module in modules for p in module.parameters())
-        return torch.is_grad_enabled() and any(trained)
+        trained = [p for module in modules for p in module.parameters()]
+        trained += [] if self.rpb is None else [self.rpb]
+        return torch.is_grad_enabled() and any(p.requires_grad for p in trained)
 
 
 signatures.show(NeighborhoodAttention.forward, x="Tensor")

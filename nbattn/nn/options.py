@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from nbattn import synonyms
+from nbattn import biases, synonyms
 from nbattn.axis import whole
 from nbattn.errors import InputError, MaskError, kind
+from nbattn.mask import Mask
 from nbattn.program.request import DTYPES
 
 
@@ -80,6 +81,20 @@ def transform(module: object) -> None:
         f"class Transform(torch.nn.Module): forward = staticmethod({name})\n"
         "         qk_transform=Transform().",
     )
+
+
+def table(heads: int, mask: Mask, made: dict[str, Any]) -> nn.Parameter:
+    """Returns a new table of relative positions, with NATTEN's initial values."""
+    for number, axis in enumerate(mask.axes):
+        if axis.left is None or axis.right is None:
+            raise InputError(
+                f"relative_bias: axis {number} has an unlimited side, for which a table has no "
+                f"size: {axis!r}.",
+                "",
+                repr(mask),
+            )
+    values = torch.empty(heads, *biases.table_sizes(mask.axes), **made)
+    return nn.Parameter(nn.init.trunc_normal_(values, std=0.02))
 
 
 def layout(name: str) -> str:

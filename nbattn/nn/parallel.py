@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor, Partial, Replicate
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.parallel import ColwiseParallel, ParallelStyle, parallelize_module
 from torch.distributed.tensor.placement_types import Placement
 from torch.func import functional_call
@@ -25,6 +25,8 @@ class HeadParallel(ParallelStyle):
     It is placed on a `NeighborhoodAttention`, with torch's `RowwiseParallel` on its `proj`:
 
         parallelize_module(model, mesh, {"attn": HeadParallel(), "attn.proj": RowwiseParallel()})
+
+    `rpb` has the rows of the rank's heads.
 
     Inputs are the same on all ranks, or a DTensor; `proj` sums the ranks' results. The gradients
     of `q_norm`, `k_norm` and `qk_transform`, which all heads share, are summed over the ranks.
@@ -69,6 +71,11 @@ class HeadParallel(ParallelStyle):
             parallelize_module(linear, device_mesh, style, src_data_rank=self.src_data_rank)
             linear.register_state_dict_post_hook(_InOrder(order.argsort()))
             linear.register_load_state_dict_pre_hook(_InOrder(order))
+        if layer.rpb is not None:
+            table = distribute_tensor(
+                layer.rpb.data, device_mesh, [Shard(0)], src_data_rank=self.src_data_rank
+            )
+            layer.rpb = nn.Parameter(table, requires_grad=layer.rpb.requires_grad)
         layer.num_heads, layer.kv_heads = layer.num_heads // ranks, layer.kv_heads // ranks
         layer.is_head_parallel = True
         return layer

@@ -5,6 +5,7 @@ nothing but torch's own `nn.Linear` stands there.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 from typing import Any
 
 import torch
@@ -82,6 +83,17 @@ def project(
         grid = part.unflatten(1, tokens.shape[1:-1])
         found.append(_parts(grid, heads, head_dim)[wanted])
     return found
+
+
+def called(linear: Any, tokens: Sequence[Tensor]) -> list[Tensor]:
+    """Calls a linear layer with tokens `[B, *, C]`: each apart if it is a plain one, which copies
+    nothing; any other module once, for all side by side, as `project` does.
+    """
+    if len(tokens) == 1 or is_plain(linear):
+        return [linear(part) for part in tokens]
+    joined = linear(torch.cat([part.flatten(1, -2) for part in tokens], dim=1))
+    rows = joined.split([prod(part.shape[1:-1]) for part in tokens], dim=1)
+    return [row.unflatten(1, part.shape[1:-1]) for row, part in zip(rows, tokens, strict=True)]
 
 
 def autocast_dtype(weight: Tensor) -> torch.dtype | None:

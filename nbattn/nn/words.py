@@ -26,7 +26,7 @@ Given = Mapping[str, Any]
 _NEIGHBORHOOD = ("kernel_size", "dilation", "stride", "is_causal", "causal")
 _WINDOWS = ("window", "window_size", "local_window", "sliding_window", "attention_window")
 _DROPOUTS = ("dropout", "dropout_p", "attn_drop", "attn_dropout", "attention_dropout")
-_BIASES = ("rel_pos_bias", "rpb", "relative_bias", "relative_position_bias", "use_rpb")
+_BIASES = ("rel_pos_bias", "rpb", "relative_position_bias", "use_rpb")
 _WEIGHTS = ("need_weights", "average_attn_weights", "output_attentions", "return_attention")
 _MASKS = ("mask", "attn_mask", "attention_mask", "block_mask", "src_mask")
 _PADDINGS = ("key_padding_mask", "src_key_padding_mask", "memory_key_padding_mask")
@@ -246,22 +246,9 @@ def _window(value: Any, given: Given) -> Any:
 
 
 def _bias(value: Any, given: Given) -> Answer:
-    """A table of position biases: NATTEN's modules have one."""
-    why = "the layer has no table of position biases yet; the drop-in for NATTEN has"
-    if value is False or value is None:
-        return Answer(why)
-    size, mask = given.get("kernel_size", 7), given.get("mask")
-    if isinstance(mask, Mask) and "kernel_size" not in given:
-        size = tuple((axis.left or 0) + (axis.right or 0) + 1 for axis in mask.axes)
-        if mask != Mask.neighborhood(size):
-            return Answer(why, is_known=False)
-    rank = len(size) if isinstance(size, (tuple, list)) else 2
-    module = f"OlderNeighborhoodAttention{rank}D"
-    sizes = [code(n, given.get(n, n)) for n in ("dim", "num_heads")]
-    call = f"{module}({', '.join(sizes)}, {size!r}, rel_pos_bias=True)"
-    return Answer(
-        why, fix=f"from nbattn.integrations.natten.modules import {module}; layer = {call}"
-    )
+    """A table of position biases."""
+    is_wanted = value is not False and value is not None
+    return Answer("here it is relative_bias", _new(given, "relative_bias", is_wanted))
 
 
 def _padding(given: Given, real: str) -> Given:

@@ -15,11 +15,13 @@ from nbattn.errors import BackendError, counted
 from nbattn.program.candidate import Candidate, refused
 from nbattn.program.costs import Cost, tensor_bytes
 from nbattn.program.limits import Reason
-from nbattn.program.packed import Bucket, buckets
+from nbattn.program.packed import BUCKETS, Bucket, buckets
 from nbattn.program.program import Call, Program, whole
 from nbattn.program.request import Request
 
 _REFERENCE = "reference"
+_NAMED = 32
+_NONE = Bucket(0, 0, 0, 0.0)
 _LAUNCHES = 4  # copies of q, k, v and of the output
 
 
@@ -57,7 +59,7 @@ class GatheredArguments:
     def describe(self) -> str:
         """The number of sizes, and what runs most grids, in a few words."""
         assert self.request.grids is not None
-        count, some = self.request.grids.sizes.count, buckets(self.request.grids)
+        count, some = self.request.grids.sizes.count, _buckets(self.request)
         how = f", most by {self.candidate(int(count.argmax())).name}" if len(count) else ""
         by = f" (costs are those of {len(some)})" if any(b.sizes > 1 for b in some) else ""
         return f"{counted(len(count), 'size')} of grids{by}, each gathered into a batch{how}"
@@ -70,20 +72,37 @@ def candidates(request: Request, own: Iterable[Candidate]) -> list[Candidate]:
     from nbattn.planner import planner
 
     assert request.grids is not None
-    taken = {families.family_of(c.runner).name for c in own if not c.reasons}
-    some = buckets(request.grids)
+    runs = (c.runner for c in own if c.program is not None and not c.reasons)
+    taken = {families.family_of(runner).name for runner in runs}
+    some = _buckets(request)
     offers: dict[str, list[Candidate | tuple[Reason, ...]]] = {}
-    for bucket in some:
-        of_size = replace(request.of_size(bucket.number, bucket.count), require=(), forbid=())
+    sizes = [request.of_size(bucket.number, bucket.grids) for bucket in some]
+    for size in sizes or [_without_tokens(request)]:
+        of_size = replace(size, require=(), forbid=())
         offered: dict[str, list[Candidate]] = {}
         for candidate in planner.offered(of_size, of_size.axes(), taken):
             offered.setdefault(candidate.backend, []).append(candidate)
         for backend, of_backend in offered.items():
             offers.setdefault(backend, []).append(_best(of_backend))
     return [
-        _gathered(request, backend, list(zip(some, parts, strict=True)))
+        _gathered(request, backend, list(zip(some or [_NONE], parts, strict=True)))
         for backend, parts in offers.items()
     ]
+
+
+def _buckets(request: Request) -> list[Bucket]:
+    """The sizes that are looked at: more of them for a named backend, which has to take all, and
+    which no other family's candidates slow down.
+    """
+    assert request.grids is not None
+    most = BUCKETS if request.backend == families.AUTO else _NAMED
+    return buckets(request.grids, most)
+
+
+def _without_tokens(request: Request) -> Request:
+    """A request for a sample without tokens, for what has no grid with queries."""
+    space = (0,) * request.mask.rank
+    return replace(request, grids=None, query_space=space, key_space=space)
 
 
 def _of_size(request: Request, number: int, backend: str) -> Request:
@@ -91,7 +110,8 @@ def _of_size(request: Request, number: int, backend: str) -> Request:
     assert request.grids is not None
     sizes = request.grids.sizes
     layout = request.layout if len(sizes.first) == 1 else "contiguous"
-    one = request.of_size(number, int(sizes.count[number]))
+    # a power of two, so that sizes which come again, more or less often, have a plan already
+    one = request.of_size(number, 1 << (int(sizes.count[number]) - 1).bit_length())
     return replace(one, backend=backend, require=(), forbid=request.forbid, layout=layout)
 
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from nbattn.grids import Grids, PackedGrids
 from nbattn.mask import Mask
 from nbattn.planner import planner
 from nbattn.planner.plan import Plan
 from nbattn.planner.planner import Signature
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
     from torch import Tensor
 
@@ -66,11 +68,16 @@ class JointPlan(Plan):
         Raises:
             InputError, AssertionError: as `Plan.support`.
         """
-        import numpy as np
-
-        rows = [part.support() for part in self.parts()]
-        keys = [np.ones((len(part), self.request.extra_keys), dtype=np.bool_) for part in rows]
-        return np.block([[part, every] for part, every in zip(rows, keys, strict=True)])
+        blocks: list[list[NDArray[np.bool_]]] = []
+        for part in self.parts():
+            rows, extra, grids = part.support(), self.request.extra_keys, part.request.grids
+            every = np.ones((len(rows), extra), dtype=np.bool_)
+            if grids is not None:  # each has extra tokens of its own
+                owners = np.arange(len(grids))
+                of_rows = np.repeat(owners, grids.query.counts)
+                every = of_rows[:, None] == np.repeat(owners, extra)
+            blocks.append([rows, every])
+        return np.block(blocks)
 
     def verify(self) -> bool:
         """Whether both programs are exact, proved as by `Plan.verify`.
@@ -105,10 +112,19 @@ class JointPlan(Plan):
 def planned(signature: Signature) -> JointPlan:
     """Returns the plan of a signature whose extra keys are queries, too."""
     batch, *space, heads, dim = signature.query_shape
-    rank = len(space)
+    rank, grids = signature.mask.rank, signature.grids
+    tokens = (batch, signature.extra_keys, *[1] * (len(space) - 1))
+    if grids is not None:
+        sizes = np.tile([signature.extra_keys, *[1] * (rank - 1)], (len(grids), 1))
+        grids = PackedGrids(Grids(sizes), grids.key)
+        tokens = (grids.query.tokens,)
+    # queries beside packed keys are of another tensor; with another shape, layouts count keys alone
+    is_apart = signature.layout == "packed" and tokens == tuple(signature.key_shape[:-2])
     extras = signature._replace(
         mask=Mask.full(rank),
-        query_shape=(batch, signature.extra_keys, *[1] * (rank - 1), heads, dim),
+        grids=grids,
+        query_shape=(*tokens, heads, dim),
+        layout="strided" if is_apart else signature.layout,
         relative_bias=False,
         alibi_slopes=False,
     )

@@ -31,8 +31,10 @@ def support(request: Request, candidate: Candidate) -> NDArray[np.bool_]:
     _check_tokens(request)
     pairs = np.zeros((query.tokens, key.tokens), dtype=np.bool_)
     sizes = request.grids.sizes
-    blocks = [proof.support(*_of_size(request, candidate, n)) for n in range(len(sizes.first))]
+    blocks = {n: proof.support(*_of_size(request, candidate, n)) for n in _sizes(request)}
     for grid, number in enumerate(sizes.which.tolist()):
+        if number not in blocks:
+            continue
         rows, columns = (slice(s[grid], s[grid + 1]) for s in (query.starts, key.starts))
         pairs[rows, columns] = blocks[number]
     return pairs
@@ -42,7 +44,7 @@ def verify(request: Request, candidate: Candidate) -> bool:
     """Whether a candidate computes exactly the mask on each of the grids."""
     assert request.grids is not None
     _check_tokens(request)
-    for number in range(len(request.grids.sizes.first)):
+    for number in _sizes(request):
         try:
             proof.verify(*_of_size(request, candidate, number))
         except AssertionError as error:
@@ -54,12 +56,21 @@ def verify(request: Request, candidate: Candidate) -> bool:
 def schedule(request: Request, candidate: Candidate, *, backward: bool) -> Iterator[Block]:
     """The blocks of all grids, one grid after another, in positions of each grid."""
     assert request.grids is not None
+    some = {*_sizes(request)}
     for grid, number in enumerate(request.grids.sizes.which.tolist()):
+        if number not in some:
+            continue
         of_size, one = _of_size(request, candidate, number)
         assert one.program is not None
         for call in one.program.calls:
             for block in call.arguments.blocks(of_size, call, backward=backward):
                 yield replace(block, grid=grid)
+
+
+def _sizes(request: Request) -> list[int]:
+    """The sizes that have queries; nothing is computed for others."""
+    assert request.grids is not None
+    return np.flatnonzero(request.grids.sizes.query.all(axis=1)).tolist()
 
 
 def _of_size(request: Request, candidate: Candidate, number: int) -> tuple[Request, Candidate]:

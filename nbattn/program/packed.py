@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -30,38 +29,45 @@ class PackedArguments(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class Bucket:
+class Bucket(NamedTuple):
     """Sizes that one of them stands for in costs.
 
     Args:
         number: of that size, in `PackedGrids.sizes`.
-        count: how many grids the bucket has.
+        grids: how many grids the bucket has.
         sizes: how many sizes it has.
         scale: the tokens of its grids, in those of as many grids of that size.
     """
 
     number: int
-    count: int
+    grids: int
     sizes: int
     scale: float
 
 
-def buckets(packed: PackedGrids) -> list[Bucket]:
-    """Returns the sizes by which costs are estimated: at most `BUCKETS`. Empty grids cost nothing.
+def buckets(packed: PackedGrids, most: int = BUCKETS) -> list[Bucket]:
+    """Returns the sizes by which costs are estimated: all of up to `most`, else `BUCKETS` and one.
+    Empty grids cost nothing.
 
     Where more sizes differ, they are divided by their tokens, in equal steps of the logarithm, and
-    the one nearest to its bucket's mean stands for it.
+    the one nearest to its bucket's mean stands for it; grids without keys have a bucket of their
+    own.
     """
     sizes = packed.sizes
     tokens = sizes.query.prod(axis=1, dtype=np.float64) + sizes.key.prod(axis=1, dtype=np.float64)
     some = np.flatnonzero(sizes.query.prod(axis=1, dtype=np.float64))
-    if len(some) <= BUCKETS:
+    if len(some) <= most:
         return [Bucket(int(n), int(sizes.count[n]), 1, 1.0) for n in some]
+    found: list[Bucket] = []
+    has_keys = (sizes.key[some] > 0).all(axis=1)
+    bare, some = some[~has_keys], some[has_keys]
+    if len(bare):
+        found.append(Bucket(int(bare[0]), int(sizes.count[bare].sum()), len(bare), 1.0))
+    if not len(some):
+        return found
     height = np.log(tokens[some])
     step = max(float(np.ptp(height)), 1e-9) / BUCKETS
     level = np.minimum((height - height.min()) // step, BUCKETS - 1)
-    found: list[Bucket] = []
     for number in np.unique(level):
         inside = some[level == number]
         count = sizes.count[inside]

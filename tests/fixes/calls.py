@@ -216,11 +216,6 @@ WORDS += [
     ),
 ]
 
-BY_DISTANCE = (
-    "(-alibi_slopes[..., None, None] * (torch.arange(query.shape[1], device=query.device)[:, None] "
-    "+ key.shape[1] - query.shape[1] - torch.arange(key.shape[1], device=query.device)).abs())"
-    f".to(query.dtype).masked_fill(~{ALLOWED}, float('-inf'))"
-)
 SEGMENTS = "({}[:, None, :, None] == {}[:, None, None, :])"
 FLEX = (
     "torch.nn.attention.flex_attention.flex_attention(query.flatten(1, -3).transpose(1, 2), "
@@ -230,13 +225,6 @@ FLEX = (
 )
 # Words whose meaning is in another place, with what they mean.
 WORDS += [
-    whole(
-        "attention(q, k, v, mask, alibi_slopes=alibi_slopes)",
-        SDPA.format(BY_DISTANCE),
-        "torch.allclose(out[0, 5, 1], torch.softmax(torch.stack([q[0, 5, 1] @ k[0, j, 1] / 4 - "
-        "0.25 * (5 - j) for j in range(2, 6)]), 0) @ v[0, 2:6, 1], atol=1e-5)",
-        "alibi_slopes = torch.tensor([0.5, 0.25, 0.125, 0.0625])",
-    ),
     *[
         whole(
             f"attention(q, k, v, mask, {named})",

@@ -1,4 +1,4 @@
-"""Fixes of the drop-in for NATTEN, and of models of transformers."""
+"""Fixes of the drop-in for NATTEN, of Swin's windows, and of models of transformers."""
 
 from fixes.row import Row
 
@@ -284,6 +284,43 @@ NATTEN_ROWS = [
     ),
 ]
 
+_SWIN = """
+from nbattn.integrations import swin
+def attend(**named):
+    q, k, v = x.unflatten(-1, (4, 16)).expand(3, -1, -1, -1, -1, -1)
+    return swin.window_attention(q, k, v, **named)
+"""
+SWIN_ROWS = [
+    Row(
+        call="swin.relative_bias_from(torch.zeros(169, 3), 8)",
+        pasted="window=7",
+        fixed="out = swin.relative_bias_from(torch.zeros(169, 3), window=7)",
+        means="out.shape == (3, 13, 13)",
+        given=_SWIN,
+    ),
+    Row(
+        call="attend(window=4)",
+        pasted="x = torch.nn.functional.pad(x, (0, 0, 0, 0, 0, 2))",
+        fixed="x = torch.nn.functional.pad(x, (0, 0, 0, 0, 0, 2))\nout = attend(window=4)",
+        means="out.shape == (2, 8, 8, 4, 16)",
+        given=_SWIN,
+    ),
+    Row(
+        call="attend(window=2, shift=2)",
+        pasted="shift=(0, 0)",
+        fixed="out = attend(window=2, shift=(0, 0))",
+        means="torch.equal(out, attend(window=2))",
+        given=_SWIN,
+    ),
+    Row(
+        call="attend(window=(2,))",
+        pasted="window=(2, 2), shift=(0, 0)",
+        fixed="out = attend(window=(2, 2), shift=(0, 0))",
+        means="torch.equal(out, attend(window=2))",
+        given=_SWIN,
+    ),
+]
+
 _MODELS = """
 import transformers
 from small_models import make, tokens
@@ -301,6 +338,17 @@ def layer(mask, **named):
     query = torch.zeros(2, 4, 9, 8)
     return integration.attend(torch.nn.Identity(), query, query, query, mask, **named)
 """
+_BLOOM = """
+def bloom():
+    return transformers.BloomForCausalLM(transformers.BloomConfig(
+        hidden_size=32, n_layer=1, n_head=2, vocab_size=97, attention_dropout=0.1))
+"""
+_RESTORED = "nbattn.integrations.transformers.restore(model)"
+_LOADED = (
+    "nbattn.integrations.transformers.apply("
+    'transformers.AutoModelForCausalLM.from_pretrained("bigscience/bloom-560m"))'
+)
+_INTERFACE = 'nbattn.integrations.transformers.register(); model.set_attn_implementation("nbattn")'
 _EAGER = 'model.set_attn_implementation("eager")'
 _SDPA = 'model.set_attn_implementation("sdpa")'
 
@@ -379,6 +427,32 @@ MODEL_ROWS = [
         "    return transformers.FalconConfig(hidden_size=32, num_hidden_layers=1, vocab_size=50,\n"
         "        num_attention_heads=4, bos_token_id=1, eos_token_id=1, **named)\n",
     ),
+    _model(
+        "integration.apply(model)",
+        _INTERFACE,
+        f"{_INTERFACE}\nout = model(ids)",
+        "model.config._attn_implementation == 'nbattn'",
+    ),
+    _model(
+        'integration.apply("bigscience/bloom-560m")',
+        _LOADED,
+        f"model = {_LOADED}",
+        "model.config._attn_implementation == 'nbattn'",
+        f"{_BLOOM}monkeypatch.setattr(transformers.AutoModelForCausalLM, 'from_pretrained', "
+        "lambda name: bloom())\n",
+    ),
+    *(
+        _instead(call, _RESTORED, "out = model(ids)", f"{_BLOOM}model = integration.apply(bloom())")
+        for call in ("model(ids, output_attentions=True)", "model.train()(ids)")
+    ),
+    _instead(
+        "model(ids, attention_mask=holes)",
+        "restore(model)",
+        "out = model(ids, attention_mask=holes)",
+        f"{_BLOOM}from nbattn.integrations.transformers import restore\n"
+        "model = integration.apply(bloom()).eval()\n"
+        "holes = torch.ones(2, 9).long()\nholes[0, 4] = 0",
+    ),
     Row(
         call="mask_of(rule, strides=2)",
         pasted='pip install "transformers>=5.24,<6"',
@@ -391,4 +465,4 @@ MODEL_ROWS = [
         "mask_functions._readers.cache_clear()",
     ),
 ]
-ROWS = [*NATTEN_ROWS, *MODEL_ROWS]
+ROWS = [*NATTEN_ROWS, *SWIN_ROWS, *MODEL_ROWS]

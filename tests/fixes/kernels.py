@@ -181,16 +181,6 @@ PEERS = [
         means="not out.any()",
         given="query, key, value = q, k[:, :0], v[:, :0]",
     ),
-    Row(
-        call="torch.ops.nbattn.forward(*tensors, torch.ones(4), *options)",
-        pasted="alibi_slopes=None",
-        fixed="alibi_slopes=None; out, _ = torch.ops.nbattn.forward(*tensors, "
-        "alibi_slopes, *options)",
-        means="out.shape == q.shape",
-        given="tensors = (q, k, v, *[None] * 6); options = (mask.code(), [], [], 0.25, "
-        "None, 'tiled', "
-        "'', False, False, False)",
-    ),
 ]
 PICTURES = [
     Row(

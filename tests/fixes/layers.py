@@ -90,11 +90,9 @@ WORDS = [
     ),
     Row(
         "NeighborhoodAttention(64, 4, kernel_size=5, rel_pos_bias=True)",
-        "from nbattn.integrations.natten.modules import OlderNeighborhoodAttention2D; "
-        "layer = OlderNeighborhoodAttention2D(64, 4, 5, rel_pos_bias=True)",
-        "from nbattn.integrations.natten.modules import OlderNeighborhoodAttention2D; "
-        "layer = OlderNeighborhoodAttention2D(64, 4, 5, rel_pos_bias=True)",
-        "layer(x).shape == x.shape and layer.rpb.shape == (4, 9, 9)",
+        "NeighborhoodAttention(64, 4, Mask.neighborhood((5, 5)), relative_bias=True)",
+        "own = NeighborhoodAttention(64, 4, Mask.neighborhood((5, 5)), relative_bias=True)",
+        "own.rpb.shape == (4, 9, 9)",
     ),
     Row(
         "NeighborhoodAttention(64, 4, 5)",

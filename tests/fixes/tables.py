@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fixes import (
+    added,
     calls,
     config,
     export,
@@ -19,6 +20,7 @@ from fixes import (
 )
 
 TABLES = {
+    "added": added.ROWS,
     "masks": masks.ROWS,
     "calls": calls.ROWS,
     "config": config.ROWS,

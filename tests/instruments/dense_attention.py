@@ -69,13 +69,11 @@ def attend(
         scores = scores * (query.shape[-1] ** -0.5 if scale is None else scale)
         if softcap is not None:
             scores = softcap * torch.tanh(scores / softcap)
-        own = scores[:, :, : allowed.shape[1]]
+        own = scores[:, :, : allowed.shape[1]] + 0.0
         if relative_bias is not None:
-            assert entries is not None
             own = own + relative_bias[head].flatten()[entries]
         if alibi_slopes is not None:
-            assert distances is not None
-            own = own - alibi_slopes[..., head].reshape(-1, 1, 1) * distances
+            own = own - alibi_slopes[..., head].reshape(-1, 1, 1).to(own.dtype) * distances
         scores = torch.cat([own, scores[:, :, allowed.shape[1] :]], dim=2)
         logit = None if sink is None else sink[head]
         out, total = rows(scores, reads, flat_value[:, :, of_keys], logit)
@@ -110,16 +108,18 @@ def largest(tensor: Tensor) -> float:
 
 
 def score_gradients(
-    inputs: dict[str, Tensor], allowed: Tensor, grad_out: Tensor, grad_lse: Tensor | None,
-    numbers: dict[str, float],
+    inputs: dict[str, Tensor], pairs: dict[str, Tensor], grad_out: Tensor,
+    grad_lse: Tensor | None, numbers: dict[str, float],
 ) -> dict[str, float]:  # fmt: skip
     """The size of what gradients add up: P x (|dP| + |delta| + |dlse|) x |q| or |k|, P x |dO|.
 
-    These sums cancel, so their rounding is a matter of their terms, not of their result.
+    These sums cancel, so their rounding is a matter of their terms, not of their result. `pairs`
+    are the arguments `[Nq, Nk]` of `attend`.
     """
+    allowed = pairs["allowed"]
     with torch.no_grad():
         fixed = {name: t.detach() for name, t in inputs.items()}
-        out, lse = attend(**fixed, allowed=allowed, **numbers)
+        out, lse = attend(**fixed, **pairs, **numbers)
         present = allowed.new_ones(fixed["key"].shape[:-2]).flatten(1)
         if "key_range" in fixed:
             present = inside(fixed["key_range"], fixed["key"].shape[1:-2])
@@ -127,9 +127,18 @@ def score_gradients(
             torch.where(present[:, :, None, None], fixed[name].flatten(1, -3), 0.0)
             for name in ("key", "value")
         )
+        present = present.expand(len(key), -1)
         if "extra_key" in fixed:
-            key = torch.cat([key, fixed["extra_key"]], dim=1)
-            value = torch.cat([value, fixed["extra_value"]], dim=1)
+            inside_extra = present.new_ones((len(key), fixed["extra_key"].shape[1]))
+            if "extra_range" in fixed:
+                inside_extra = inside(fixed["extra_range"][:, None], fixed["extra_key"].shape[1:2])
+            present = torch.cat([present, inside_extra], dim=1)
+            extra_key, extra_value = (
+                torch.where(inside_extra[:, :, None, None], fixed[name], 0.0)
+                for name in ("extra_key", "extra_value")
+            )
+            key = torch.cat([key, extra_key], dim=1)
+            value = torch.cat([value, extra_value], dim=1)
         heads = out.shape[-2]
         key, value = (t.repeat_interleave(heads // t.shape[2], dim=2) for t in (key, value))
         query, out, upward = (t.flatten(1, -3) for t in (fixed["query"], out, grad_out))
@@ -140,16 +149,25 @@ def score_gradients(
         score = torch.einsum("bqhd,bkhd->bqhk", query, key) * scale
         if "softcap" in numbers:
             score = numbers["softcap"] * torch.tanh(score / numbers["softcap"])
-        reads = torch.nn.functional.pad(
-            allowed & present[:, None], (0, key.shape[1] - allowed.shape[1]), value=True
+        own = allowed.shape[1]
+        reads = present[:, None] & torch.nn.functional.pad(
+            allowed, (0, key.shape[1] - own), value=True
         )
+        if "relative_bias" in fixed:
+            table = fixed["relative_bias"].flatten(1)[:, pairs["entries"]]
+            score[..., :own] += table.transpose(0, 1)
+        if "alibi_slopes" in fixed:
+            slopes = fixed["alibi_slopes"].reshape(-1, 1, heads, 1).to(score.dtype)
+            score[..., :own] -= slopes * pairs["distances"][:, None]
         total = lse.flatten(1, -2)
         total = total.masked_fill(total.isinf(), 0.0)
         weight = torch.where(reads[:, :, None], score - total[..., None], float("-inf")).exp()
         size = torch.einsum("bqhd,bkhd->bqhk", upward.abs(), value.abs()) + delta[..., None]
-        size = weight * size * abs(scale)
+        size = weight * size
+        by_pair = size[..., :own].sum(0).movedim(1, 0)  # [H, Nq, Nk]
+        size = size * abs(scale)
         of_keys = largest(torch.einsum("bqhk,bqhd->bkhd", size, query.abs()))
-        own, of_values = allowed.shape[1], torch.einsum("bqhk,bqhd->bkhd", weight, upward.abs())
+        of_values = torch.einsum("bqhk,bqhd->bkhd", weight, upward.abs())
         sizes = {
             "dquery": largest(torch.einsum("bqhk,bkhd->bqhd", size, key.abs())),
             "dkey": of_keys,
@@ -157,6 +175,11 @@ def score_gradients(
             "dvalue": largest(of_values[:, :own]),
             "dextra_value": largest(of_values[:, own:]),
         }
+        if "relative_bias" in fixed:
+            table = torch.zeros_like(fixed["relative_bias"]).flatten(1)
+            sizes["drelative_bias"] = largest(
+                table.index_add(1, pairs["entries"].flatten(), by_pair.flatten(1))
+            )
         if "sink" in fixed:
             share = (fixed["sink"] - total).exp() * delta
             sizes["dsink"] = largest(share.flatten(0, -2).sum(0))

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import dense_attention
 import torch
-from oracle import matrix
+from oracle import axis_steps, bias_entries, distances, matrix, position
 from torch import Tensor
 
 import nbattn
@@ -20,7 +20,7 @@ from nbattn import Axis, Mask
 
 Space = tuple[int, ...]
 Tensors = dict[str, Any]
-DIFFERENTIABLE = ("query", "key", "value", "sink", "extra_key", "extra_value")
+DIFFERENTIABLE = ("query", "key", "value", "sink", "extra_key", "extra_value", "relative_bias")
 
 MASKS: dict[str, tuple[Mask, Space, Space]] = {
     "full": (Mask(Axis()), (9,), (7,)),
@@ -74,6 +74,32 @@ class Feature(NamedTuple):
     sink: bool = False
     key_range: str = ""
     lse: bool = False
+    extra_range: bool = False
+    table: bool = False
+    slopes: str = ""  # "heads" or "samples": the same for all samples, or not
+
+    def fits(self, mask: Mask, queries: Space, keys: Space) -> bool:
+        """Whether the mask has what is added to scores, by the rule in the documentation."""
+        if self.slopes and (mask.rank > 1 or mask.axes[0].border == "wrap"):
+            return False
+        sizes = zip(mask.axes, queries, keys, strict=True)
+        return not self.table or all(has_table(*one) for one in sizes)
+
+
+def has_table(axis: Axis, queries: int, keys: int) -> bool:
+    """Whether every pair of one axis has one step, shorter than the window, and no query beside
+    the keys has a window that is moved to them.
+    """
+    if axis.left is None or axis.right is None or axis.prefix:
+        return False
+    window, class_length = axis.left + axis.right + 1, keys // axis.dilation
+    if axis.border == "wrap" and window > class_length:
+        return False
+    if axis.border == "shift" or axis.stride > 1:
+        ends = (position(axis, i, queries, keys) for i in (0, queries - 1))
+        if not all(0 <= end < keys for end in ends):
+            return False
+    return bool((abs(axis_steps(axis, queries, keys)) < window).all())
 
 
 FEATURES: dict[str, Feature] = {
@@ -95,6 +121,21 @@ FEATURES: dict[str, Feature] = {
     "everything": Feature(
         Shape(heads=4, key_heads=2, value_dim=5, extra=3), {"softcap": 2.0, "scale": -0.6},
         sink=True, key_range="some", lse=True,
+    ),
+    "relative bias": Feature(table=True),
+    "relative bias, groups, softcap, lse": Feature(
+        Shape(heads=4, key_heads=2), {"softcap": 1.5}, lse=True, table=True
+    ),
+    "alibi": Feature(slopes="heads"),
+    "alibi per sample": Feature(Shape(heads=4, key_heads=2), lse=True, slopes="samples"),
+    "extra range": Feature(Shape(extra=3), lse=True, extra_range=True),
+    "everything added": Feature(
+        Shape(heads=4, key_heads=2, value_dim=5, extra=3), {"softcap": 2.0, "scale": -0.6},
+        sink=True, key_range="some", lse=True, extra_range=True, table=True,
+    ),
+    "everything added on a line": Feature(
+        Shape(heads=4, key_heads=2, extra=3), sink=True, lse=True, extra_range=True, table=True,
+        slopes="samples",
     ),
 }  # fmt: skip
 
@@ -123,12 +164,24 @@ def tensors(mask: tuple[Mask, Space, Space], feature: Feature, dtype: torch.dtyp
         made |= {"extra_key": random((b, e, hk, d), 4), "extra_value": random((b, e, hk, dv), 5)}
     if feature.sink:
         made["sink"] = random((h,), 6)
+    if feature.table:
+        sizes = (2 * (axis.left + axis.right) + 1 for axis in mask[0].axes)  # pyright: ignore
+        made["relative_bias"] = random((h, *sizes), 9)
     made = {name: tensor.to(dtype) for name, tensor in made.items()}
     if feature.key_range == "some":
         made["key_range"] = ranges(keys)
         outside = ~dense_attention.inside(made["key_range"], keys).reshape(b, *keys)
         made["key"][outside] = float("nan")
         made["value"][outside] = float("nan")
+    if feature.extra_range:
+        made["extra_range"] = torch.tensor([[1, e], [e - 1, 1]], dtype=torch.int32)
+        outside = ~dense_attention.inside(made["extra_range"][:, None], (e,))
+        made["extra_key"][outside] = float("nan")
+        made["extra_value"][outside] = float("nan")
+    if feature.slopes:
+        made["alibi_slopes"] = 2.0 ** -torch.arange(1.0, h + 1)
+        if feature.slopes == "samples":
+            made["alibi_slopes"] = made["alibi_slopes"] * torch.tensor([[1.0], [0.3]])
     return made
 
 
@@ -176,18 +229,30 @@ def by_definition(
     dtype: torch.dtype = torch.float64,
 ) -> Tensors:  # fmt: skip
     """The definition in float64, or in another dtype."""
-    allowed = torch.from_numpy(matrix(mask[0].axes, *mask[1:])).to(made["query"].device)
+    pairs = pairs_of(mask, feature, made["query"].device)
     wide = {n: t.to(dtype) if t.is_floating_point() else t for n, t in made.items()}
     inputs = leaves(wide)
-    out, lse = dense_attention.attend(**inputs, allowed=allowed, **feature.numbers)
+    out, lse = dense_attention.attend(**inputs, **pairs, **feature.numbers)
     found = results(out, lse if feature.lse else None, inputs, [g.to(dtype) for g in grads])
     if dtype == torch.float64:
         grads = [grad.double() for grad in grads]
         grad_lse = grads[1] if feature.lse else None
         found["terms"] = dense_attention.score_gradients(
-            inputs, allowed, grads[0], grad_lse, feature.numbers
+            inputs, pairs, grads[0], grad_lse, feature.numbers
         )
     return found
+
+
+def pairs_of(
+    mask: tuple[Mask, Space, Space], feature: Feature, device: torch.device
+) -> dict[str, Tensor]:
+    """The mask, and what its pairs read of what is added, `[Nq, Nk]`."""
+    found = {"allowed": matrix(mask[0].axes, *mask[1:])}
+    if feature.table:
+        found["entries"] = bias_entries(mask[0].axes, *mask[1:])
+    if feature.slopes:
+        found["distances"] = distances(mask[0].axes[0], mask[1][0], mask[2][0])
+    return {name: torch.from_numpy(array).to(device) for name, array in found.items()}
 
 
 def best_in_dtype(
@@ -220,9 +285,9 @@ def judge(
 @lru_cache(None)
 def known(key: tuple[Any, ...]) -> tuple[Tensors, list[Tensor], Tensors, dict[str, Tensors]]:
     """Inputs, upstream gradients, float64 results, and what the dtype can reach by backend."""
-    mask, queries, keys, shape, numbers, sink, key_range, lse, dtype = key
-    feature = Feature(shape, dict(numbers), sink, key_range, lse)
-    place = (mask, queries, keys)
+    *place, (shape, numbers, *rest), dtype = key
+    place = (place[0], place[1], place[2])
+    feature = Feature(shape, dict(numbers), *rest)
     made, grads = tensors(place, feature, dtype), upstream(place, shape, dtype)
     reached = {
         name: best_in_dtype(place, made, grads, feature, name) for name in ("reference", "others")
@@ -237,7 +302,7 @@ def compare(
     """One backend against float64 on one mask."""
     numbers = tuple(feature.numbers.items())
     made, grads, exact, reached = known(
-        (*mask, feature.shape, numbers, feature.sink, feature.key_range, feature.lse, dtype)
+        (*mask, tuple(feature._replace(numbers=numbers)), dtype)  # pyright: ignore
     )
     found = run(mask[0], made, grads, feature, backend, **route)
     lowest = reached["reference" if backend == "reference" else "others"]

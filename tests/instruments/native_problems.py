@@ -17,14 +17,15 @@ from typing import Any
 
 import dense_attention
 import torch
-from oracle import axis_matrix, box, is_legal
+from oracle import axis_matrix, axis_steps, box, distances, is_legal
 from torch import Tensor
 
-from nbattn import Axis, Mask
-from nbattn.backends.inputs import Inputs
+from nbattn import Axis, Mask, biases
+from nbattn.backends.inputs import TENSORS, Inputs
 from nbattn.backends.native import run
 from nbattn.backends.native.meaning import NativeArguments
 from nbattn.backends.native.tiles import Tiles
+from nbattn.errors import MaskError
 from nbattn.geometry import Axes, Held, bind
 from nbattn.program.program import Call, Program, whole
 from nbattn.program.tile_traversal import Traversal
@@ -81,6 +82,24 @@ class Problem:
         return torch.from_numpy(box(blocks))
 
     @property
+    def positions(self) -> dict[str, Tensor]:
+        """What pairs read of the table, and how far apart they are, by the enumerator."""
+        parts = [*zip(self.mask.axes, self.lengths, self.rows, self.columns, strict=True)]
+        found = {}
+        if "relative_bias" in self.tensors:
+            entries = torch.zeros((1, 1), dtype=torch.int64)
+            for axis, n, row, column in parts:
+                most = axis.left + axis.right
+                own = torch.from_numpy(axis_steps(axis, *n)[row, column] + most)
+                joined = entries[:, None, :, None] * (2 * most + 1) + own[None, :, None]
+                entries = joined.flatten(2).flatten(0, 1)
+            found["entries"] = entries
+        if "alibi_slopes" in self.tensors:
+            ((axis, n, row, column),) = parts
+            found["distances"] = torch.from_numpy(distances(axis, *n)[row, column])
+        return found
+
+    @property
     def axes(self) -> Axes:
         held = [
             None if (n, m) == (q, k) else Held(row.start, n, column.start, m)
@@ -110,10 +129,15 @@ class Problem:
 # Random parts
 
 
-def drawn_axis(random: Random, longest: int) -> tuple[Axis, int, int]:
-    """A legal axis with lengths it may be bound to, by rejection."""
+def drawn_axis(random: Random, longest: int, *, table: bool) -> tuple[Axis, int, int]:
+    """A legal axis with lengths it may be bound to, by rejection; with `table` one that has it."""
     while True:
         fields = {name: random.choice(values) for name, values in FIELDS.items()}
+        if table:
+            sides = {
+                name: 4 if fields[name] is None else fields[name] for name in ("left", "right")
+            }
+            fields |= {**sides, "prefix": 0}
         queries = random.randrange(1, longest + 1)
         keys = queries if random.random() < 0.5 else random.randrange(longest + 1)
         if fields["border"] == "wrap":
@@ -122,8 +146,19 @@ def drawn_axis(random: Random, longest: int) -> tuple[Axis, int, int]:
             keys = queries = circle * random.randrange(1, max(longest // circle, 1) + 1)
         if fields["causal"]:
             fields["right"] = 0
-        if is_legal(fields, queries, keys):
-            return Axis(**fields), queries, keys
+        if not is_legal(fields, queries, keys):
+            continue
+        axis = Axis(**fields)
+        if not table or has_table(Mask(axis), bind(Mask(axis), [queries], [keys])):
+            return axis, queries, keys
+
+
+def has_table(mask: Mask, axes: Axes) -> bool:
+    try:
+        biases.check_table(mask, axes)
+    except MaskError:
+        return False
+    return True
 
 
 def drawn_part(random: Random, length: int) -> slice:
@@ -191,7 +226,9 @@ def problem(seed: int) -> Problem:
     longest = LONGEST[rank]
     if unusual < 0.04 and rank == 1:
         longest = 900  # more scores than are kept at once
-    axes, *lengths = zip(*(drawn_axis(random, longest) for _ in range(rank)), strict=True)
+    table = random.random() < 0.4
+    drawn = (drawn_axis(random, longest, table=table) for _ in range(rank))
+    axes, *lengths = zip(*drawn, strict=True)
     rows, columns = ([slice(0, n) for n in side] for side in lengths)
     if random.random() < 0.15:
         rows, columns = ([drawn_part(random, n) for n in side] for side in lengths)
@@ -213,6 +250,7 @@ def problem(seed: int) -> Problem:
     made.scale = random.choice((dim**-0.5,) * 4 + (0.0, -0.3))
     sizes = (random.choice((1, 2)), groups * key_heads, key_heads, dim, value_dim)
     made.tensors = drawn_tensors(random, made, sizes)
+    made.tensors |= drawn_additions(random, made, table=table)
     if made.dtype.itemsize >= 4 and "extra_key" not in made.tensors and random.random() < 0.6:
         one = drawn_slab(random, made.axes, drawn_tiles(random, rank, groups))
         made.tiles[1:] = [None, None, one]
@@ -285,23 +323,40 @@ def drawn_tensors(random: Random, made: Problem, sizes: Sequence[int]) -> dict[s
     return tensors
 
 
+def drawn_additions(random: Random, made: Problem, *, table: bool) -> dict[str, Tensor]:
+    """A table, slopes, and a range of the extra keys: those outside of it are NaN."""
+    generator = torch.Generator().manual_seed(random.randrange(1 << 30))
+    batch, heads = made.tensors["query"].shape[0], made.tensors["query"].shape[-2]
+    exact = torch.float64 if made.dtype == torch.float64 else torch.float32
+    added = {}
+    if table and has_table(made.mask, made.axes):
+        sizes = biases.table_sizes(made.mask.axes)
+        entries = torch.randn((heads, *sizes), generator=generator)
+        added["relative_bias"] = laid_out(random, entries.to(random.choice((exact, made.dtype))))
+    one_line = made.mask.rank == 1 and made.mask.axes[0].border != "wrap"
+    if one_line and random.random() < 0.4:
+        shape = random.choice(((heads,), (batch, heads)))
+        added["alibi_slopes"] = torch.rand(shape, generator=generator)
+    extra = made.tensors.get("extra_key")
+    if extra is not None and random.random() < 0.5:
+        added["extra_range"] = drawn_ranges(random, batch, extra.shape[1:2])[:, 0]
+        outside = ~dense_attention.inside(added["extra_range"][:, None], extra.shape[1:2])
+        for name in ("extra_key", "extra_value"):
+            added[name] = made.tensors[name].clone(memory_format=torch.contiguous_format)
+            added[name][outside] = torch.nan
+    return added
+
+
 # Solving and judging
 
-GRADIENTS = ("query", "key", "value", "sink", "extra_key", "extra_value")
+GRADIENTS = ("query", "key", "value", "sink", "extra_key", "extra_value", "relative_bias")
 
 
 def solved(made: Problem, *, return_lse: bool = True) -> dict[str, Tensor]:
     """Output, logsumexp and gradients by the kernels."""
     given = made.tensors
-    optional = (given.get(name) for name in ("sink", "key_range", "extra_key", "extra_value"))
-    inputs = Inputs(
-        given["query"],
-        given["key"],
-        given["value"],
-        *optional,
-        scale=made.scale,
-        softcap=made.softcap,
-    )
+    named = {name: given[name] for name in TENSORS if name in given}
+    inputs = Inputs(**named, scale=made.scale, softcap=made.softcap)
     program = made.program
     out, lse = run.forward(program, inputs, return_lse=return_lse)
     assert lse is not None
@@ -322,8 +377,8 @@ def wanted(made: Problem) -> tuple[dict[str, Tensor], dict[str, float]]:
     }
     leaves = {n: t.detach().requires_grad_(t.is_floating_point()) for n, t in wide.items()}
     numbers = {"scale": made.scale} | ({} if made.softcap is None else {"softcap": made.softcap})
-    allowed = made.allowed
-    out, lse = dense_attention.attend(**leaves, allowed=allowed, **numbers)
+    pairs = {"allowed": made.allowed, **made.positions}
+    out, lse = dense_attention.attend(**leaves, **pairs, **numbers)
     grad_out, grad_lse = made.tensors["grad_out"].double(), made.tensors.get("grad_lse")
     ends, upward = [out], [grad_out]
     if grad_lse is not None:
@@ -331,7 +386,7 @@ def wanted(made: Problem) -> tuple[dict[str, Tensor], dict[str, float]]:
         ends, upward = [*ends, lse], [*upward, grad_lse]
     names = [name for name in GRADIENTS if name in leaves]
     grads = torch.autograd.grad(ends, [leaves[name] for name in names], upward)
-    terms = dense_attention.score_gradients(wide, allowed, grad_out, grad_lse, numbers)
+    terms = dense_attention.score_gradients(wide, pairs, grad_out, grad_lse, numbers)
     return {"out": out, "lse": lse} | {
         f"d{name}": grad for name, grad in zip(names, grads, strict=True)
     }, terms
@@ -343,7 +398,8 @@ def judge(made: Problem, found: dict[str, Tensor]) -> None:
     assert found.keys() == exact.keys()
     double = made.dtype == torch.float64
     scores = largest_score(made)
-    sums = 5e-11 if double else (16 + scores) * torch.finfo(torch.float32).eps
+    long = made.queries[-1] / 32  # as many roundings one way, where terms repeat
+    sums = 5e-11 if double else (16 + scores + long) * torch.finfo(torch.float32).eps
     for name, tensor in found.items():
         own = 0.0 if name == "lse" else torch.finfo(made.dtype).eps
         size = terms.get(name, 0.0)
@@ -352,6 +408,11 @@ def judge(made: Problem, found: dict[str, Tensor]) -> None:
         outside = ~dense_attention.inside(made.tensors["key_range"], made.keys)
         for name in ("dkey", "dvalue"):
             assert not found[name].flatten(1, -3)[outside].any(), name
+    if "extra_range" in made.tensors:
+        extra = found["dextra_key"].shape[1:2]
+        outside = ~dense_attention.inside(made.tensors["extra_range"][:, None], extra)
+        for name in ("dextra_key", "dextra_value"):
+            assert not found[name][outside].any(), name
 
 
 def largest_score(made: Problem) -> float:
@@ -364,7 +425,11 @@ def largest_score(made: Problem) -> float:
         if name in made.tensors
     ]
     query, *keys = (max([0.0, *norm]) for norm in norms)
-    return abs(made.scale) * query * max(keys)
+    table, slopes = (made.tensors.get(name) for name in ("relative_bias", "alibi_slopes"))
+    added = 0.0 if table is None else dense_attention.largest(table)
+    if slopes is not None:
+        added += float(slopes.max()) * dense_attention.largest(made.positions["distances"])
+    return abs(made.scale) * query * max(keys) + added
 
 
 def check(seed: int) -> None:

@@ -108,16 +108,18 @@ void check_ahead(nb::Worker<F>& w, long long rows) {
 
 template <bool kKeyRows, class F>
 void sweep(const nb::Job& job, long capacity) {
-  nb::Call call = nb::call_of(job);
-  nb::Worker<F> w(job, call.table);
+  nb::Added added = {nb::table_of(job), nullptr, nullptr, 1};
+  nb::Call call(job, added);
+  call.sides = nb::sides_of(job);
+  nb::Worker<F> w(job, added.table);
   w.capacity = capacity;
   const long bytes = w.bytes();
   char* const memory = static_cast<char*>(aligned_alloc(64, bytes + 64));
   memset(memory, 0xff, bytes);
   w.lay_out(memory);
   for (nb::AxisRuns& columns : w.columns) columns.run[0] = columns.run[1] = {0, 1};  // of an item before
-  for (int phase = 0; phase < (call.alternating < 0 ? 1 : 2); ++phase) {
-    call.begin(phase);
+  for (int phase = 0; phase < (job.pass == nb::kGradAll ? 2 : 1); ++phase) {
+    call.count(phase);
     memset(now->owners, 0, now->columns * sizeof(*now->owners));
     // From the last item on: what a thread finds must not depend on what it did before.
     for (long item = call.items - 1; item >= 0; --item) {

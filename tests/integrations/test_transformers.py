@@ -88,8 +88,8 @@ REFUSED = {
     "holes": (
         lambda: ask(attention_mask=HOLED),
         "the padding of sample 1 has holes: its valid tokens are not one run.\n"
-        '  fix:   model.set_attn_implementation("sdpa"), or padding on the left or on the right '
-        "only.",
+        '  fix:   model.set_attn_implementation("sdpa"), after apply(model): restore(model), or '
+        "padding on the left or on the right only.",
     ),
     "packed": (
         lambda: ask(position_ids=RESTARTING, use_cache=False),

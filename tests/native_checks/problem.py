@@ -67,6 +67,8 @@ def case_of(name: str, p: Problem, made: Tensors) -> Case:
     rows = math.prod(made["query"].shape[:-1])
     item = p.common.accumulator.itemsize
     of_query = {"grad_query": _bytes(made["query"])}
+    if p.common.table:
+        of_query |= {"grad_relative_bias": _bytes(made["relative_bias"])}
     of_keys = {f"grad_{n}": _bytes(made[n]) for n in ("key", "value")}
     outputs = {
         "forward": {"out": made["grad_out"].numel() * p.common.dtype.itemsize, "lse": rows * item},
@@ -121,7 +123,9 @@ def results_of(p: Problem, made: Tensors, raw: dict[str, bytes]) -> Tensors:
     common = p.common
     like = {f"grad_{n}": made[n] for n in ("query", "key", "value")}
     like |= {f"grad_extra_{n}": made[f"extra_{n}"] for n in ("key", "value") if common.extra}
+    own = {"grad_relative_bias": made["relative_bias"]} if common.table else {}
     shapes = {n: (t.shape, common.dtype) for n, t in like.items()}
+    shapes |= {n: (t.shape, t.dtype) for n, t in own.items()}
     shapes["out"] = made["grad_out"].shape, common.dtype
     shapes["lse"] = made["grad_lse"].shape, common.accumulator
     if p.slab is None:
@@ -164,8 +168,9 @@ def probes(p: Problem) -> tuple[Problem, Problem]:
     """
     queries, keys = (math.prod(n) for n in (p.common.queries, p.common.keys))
     plain = replace(
-        p.common, dtype=torch.float32, scale=0.5, softcap=0.0, sink=False, extra=0, layout="plain"
-    )
+        p.common, dtype=torch.float32, scale=0.5, softcap=0.0, sink=False, extra=0, layout="plain",
+        extra_ranges=(), table=False, slopes=0,
+    )  # fmt: skip
     return tuple(
         replace(p, common=replace(plain, head_dim=n, value_dim=n), heads_first=False)
         for n in (keys, queries)

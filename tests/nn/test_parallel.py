@@ -46,6 +46,9 @@ class Gain(nn.Module):
     def extra_key(self, key: Tensor) -> Tensor:
         return key * self.gain
 
+    def extra_query(self, query: Tensor) -> Tensor:
+        return query * self.gain
+
 
 class Net(nn.Module):
     """A layer inside of a model."""
@@ -54,13 +57,16 @@ class Net(nn.Module):
         super().__init__()
         self.attn = build(mask, kv_heads=2, head_dim=6, **options)
 
-    def forward(self, x: Tensor, *more: Tensor, **named: Tensor) -> Tensor:
-        return x + self.attn(x, *more, **named)
+    def forward(self, x: Tensor, *more: Tensor, **named: Any) -> Tensor:
+        found = self.attn(x, *more, **named)
+        if not isinstance(found, tuple):
+            return x + found
+        return torch.cat([(x + found[0]).flatten(1, -2), found[1]], 1)
 
 
 X, CONTEXT, WORDS = random(2, 4, 5, 12), random(2, 3, 7, 12, seed=1), random(2, 3, 7, 7, seed=2)
 REGISTERS = random(1, 3, 12, seed=3)
-CASES: dict[str, tuple[Net, tuple[Tensor, ...], dict[str, Tensor]]] = {
+CASES: dict[str, tuple[Net, tuple[Tensor, ...], dict[str, Any]]] = {
     "self": (Net(PLANE), (X,), {}),
     "norm": (Net(PLANE, qk_norm=True), (X,), {"extra_tokens": REGISTERS}),
     "transform": (Net(CROSS, qk_transform=Gain()), (X, CONTEXT), {"extra_tokens": REGISTERS}),
@@ -68,6 +74,16 @@ CASES: dict[str, tuple[Net, tuple[Tensor, ...], dict[str, Tensor]]] = {
         Net(CROSS, context_dim=7, qk_norm=True, qkv_bias=False),
         (X, WORDS),
         {"extra_tokens": random(2, 3, 7)},
+    ),
+    "updated": (
+        Net(CROSS, qk_norm=True, qk_transform=Gain()),
+        (X, CONTEXT),
+        {"extra_tokens": REGISTERS, "update_extra": True},
+    ),
+    "table": (
+        Net(Mask.neighborhood((3, 3)), relative_bias=True, backend="reference"),
+        (X,),
+        {"extra_tokens": REGISTERS, "update_extra": True},
     ),
 }
 
@@ -81,7 +97,7 @@ def sharded(net: nn.Module, mesh: Any) -> Any:
     return parallelize_module(copy.deepcopy(net), mesh, plan)
 
 
-def results(net: nn.Module, given: tuple[Tensor, ...], named: dict[str, Tensor]) -> list[Tensor]:
+def results(net: nn.Module, given: tuple[Tensor, ...], named: dict[str, Any]) -> list[Tensor]:
     """The output and the gradients of inputs and parameters, in the order of a state dict."""
     given = tuple(t.clone().requires_grad_() for t in given)
     out = net(*given, **named)
@@ -95,7 +111,7 @@ def results(net: nn.Module, given: tuple[Tensor, ...], named: dict[str, Tensor])
     return found
 
 
-def compare(net: Net, given: tuple[Tensor, ...], named: dict[str, Tensor], mesh: Any) -> None:
+def compare(net: Net, given: tuple[Tensor, ...], named: dict[str, Any], mesh: Any) -> None:
     parallel = sharded(net, mesh)
     assert (parallel.attn.num_heads, parallel.attn.kv_heads) == (2, 1)
     assert parallel.attn.proj.weight.to_local().shape == (12, 12)
@@ -106,7 +122,7 @@ def compare(net: Net, given: tuple[Tensor, ...], named: dict[str, Tensor], mesh:
         torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-11)
 
 
-def states(net: Net, given: tuple[Tensor, ...], named: dict[str, Tensor], mesh: Any) -> None:
+def states(net: Net, given: tuple[Tensor, ...], named: dict[str, Any], mesh: Any) -> None:
     """A state dict has the rows of one process, and fills a model on ranks, or without memory."""
     parallel, wanted = sharded(net, mesh), net(*given, **named)
     state = parallel.state_dict()
@@ -169,7 +185,7 @@ def work(rank: int) -> None:
     mesh = init_device_mesh("cpu", (2,))
     for case in CASES.values():
         compare(*case, mesh)
-    for name in ("self", "words"):
+    for name in ("self", "words", "table"):
         states(*CASES[name], mesh)
     compiled(Net(CROSS, qk_norm=True, qk_transform=Gain()), (X, CONTEXT), mesh)
     refusals(mesh)

@@ -74,16 +74,20 @@ CONSTRUCTOR = {  # arguments: the reason, and the fix
     "64, 4, mask, batch_first=True": ("'batch_first': the batch always comes first.", f"{SAME})."),
     "64, 4, mask, kernel_size=5, rel_pos_bias=True": (
         f"'kernel_size': {WINDOWS}",
-        "from nbattn.integrations.natten.modules import OlderNeighborhoodAttention2D; "
-        "layer = OlderNeighborhoodAttention2D(64, 4, 5, rel_pos_bias=True).",
+        f"{SAME.replace('3, 3', '5, 5')}, relative_bias=True).",
     ),
     "64, 4, mask, rpb=False": (
-        "'rpb': the layer has no table of position biases yet; the drop-in for NATTEN has.",
-        f"{SAME}).",
+        "'rpb': here it is relative_bias.",
+        f"{SAME}, relative_bias=False).",
+    ),
+    "64, 4, mask, use_rpb=mask": (
+        "'use_rpb': here it is relative_bias.",
+        f"{SAME}, relative_bias=True).",
     ),
     "64, 4, mask, zzz=1": (
         "'zzz': it has dim, num_heads, mask, kv_heads, head_dim, qkv_bias, proj_drop, "
-        "qk_transform, scale, qk_norm, context_dim, layout, backend, device, dtype.",
+        "qk_transform, scale, qk_norm, context_dim, relative_bias, layout, backend, device, "
+        "dtype.",
         "",  # without it the layer could mean something else
     ),
 }

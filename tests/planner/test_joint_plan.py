@@ -162,5 +162,5 @@ def test_no_extra_tokens() -> None:
 
 
 def test_a_switch_that_is_no_bool() -> None:
-    with pytest.raises(InputError, match="extra_queries=3, not a bool"):
+    with pytest.raises(InputError, match="extra_queries=3 is an int, not a bool"):
         made(extra_queries=3)

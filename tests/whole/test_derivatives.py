@@ -46,6 +46,10 @@ CHECKED: dict[str, Feature] = {
 }
 
 
+TABLE = Feature(Shape(2, 2, 1, 2, 2, 2), {"softcap": 1.2}, lse=True, extra_range=True, table=True)
+TABLED = [label for label in TINY if TABLE.fits(*TINY[label])]
+
+
 def differentiated(
     label: str, feature: Feature, backend: str, **route: Any
 ) -> tuple[Callable[..., tuple[Tensor, ...]], list[Tensor]]:
@@ -75,6 +79,17 @@ def test_gradients_by_finite_differences(backend: str, label: str, name: str, ca
     function, inputs = differentiated(label, CHECKED[name], backend)
     assert gradcheck(function, inputs, fast_mode=name == "everything")
     cases(f"gradcheck, {backend}", 1)
+
+
+@pytest.mark.parametrize("label", TABLED)
+@pytest.mark.parametrize("backend", ["reference", "tiled"])
+def test_gradients_of_tables_by_finite_differences(backend: str, label: str, cases: Count) -> None:
+    assert len(TABLED) > 3
+    function, inputs = differentiated(label, TABLE, backend)
+    assert gradcheck(function, inputs)
+    if backend == "reference":
+        assert gradgradcheck(function, inputs, fast_mode=True)
+    cases(f"gradcheck, tables, {backend}", 1)
 
 
 @pytest.mark.parametrize(

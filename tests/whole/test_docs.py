@@ -52,7 +52,7 @@ def test_the_page_on_configurations_names_every_key() -> None:
     assert masks == {"axes", *CONSTRUCTORS}
     (layer,) = (table["layers"]["block"] for table in tables if "layers" in table)
     assert {*layer} == {f.name for f in fields(LayerConfig)}
-    (plan,) = (table["plans"]["train"] for table in tables if "plans" in table)
-    assert {*plan} == {f.name for f in fields(PlanConfig)}
+    (plans,) = (table["plans"] for table in tables if "plans" in table)
+    assert {key for plan in plans.values() for key in plan} == {f.name for f in fields(PlanConfig)}
     for axis in fields(nbattn.Axis):
         assert f"`{axis.name}`" in text

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from nbattn.backends.cuda import choice, costs
 from nbattn.backends.cuda import meaning as cuda
 from nbattn.backends.cuda import tiles as cuda_tiles
@@ -11,6 +13,7 @@ from nbattn.backends.cuda.tiles import Build
 from nbattn.geometry import Axes
 from nbattn.program.candidate import Candidate
 from nbattn.program.limits import Reason
+from nbattn.program.parts import PackedCall, farthest, longest
 from nbattn.program.program import Call, Program, whole
 from nbattn.program.request import Request
 
@@ -26,15 +29,16 @@ def candidates(request: Request, axes: Axes) -> list[Candidate]:
 
 def _candidate(request: Request, axes: Axes, instructions: str) -> Candidate:
     """One call by the kernels of an instruction set, with the tiles that cost least."""
-    reasons = cuda.reasons(instructions, request.needs, axes)
+    reasons = cuda.reasons(instructions, request.needs, farthest(request, axes))
     build = Build(
         request.dtype,
         request.head_dim,
         request.value_dim,
-        cuda.two_runs(axes),
+        cuda.two_runs(longest(request, axes)),
         request.softcap,
         request.key_range,
         request.extra_keys > 0,
+        request.grids is not None,
         request.extra_keys > 0 and request.extra_range,
         request.relative_bias,
         request.alibi_slopes,
@@ -45,7 +49,9 @@ def _candidate(request: Request, axes: Axes, instructions: str) -> Candidate:
         return Candidate("cuda", "window", (instructions,), None, None, tuple(reasons))
     forward, *backward = (chosen.tiles for chosen in passes.values())
     packed = passes["fwd"].packed
-    arguments = CudaArguments(axes, build, forward, *backward, packed=packed)
+    arguments: Any = CudaArguments(longest(request, axes), build, forward, *backward, packed=packed)
+    if request.grids is not None:
+        arguments = PackedCall(request.mask, request.grids, arguments)
     program = Program((Call(whole(request.query_space), whole(request.key_space), arguments),))
     cost = costs.of(request, axes, build, passes)
     return Candidate("cuda", "window", (instructions,), program, cost)
@@ -55,7 +61,7 @@ def _passes(
     request: Request, axes: Axes, instructions: str, build: Build
 ) -> dict[str, Pass] | list[Reason]:
     """The tiles of every kernel that runs, or the limits that are exceeded."""
-    if request.relative_bias and (reason := cuda.table_reason(axes)):
+    if request.relative_bias and (reason := cuda.table_reason(request.mask)):
         return [reason]
     passes: dict[str, Pass] = {}
     for kernel in cuda_tiles.kernels(build, training=request.training):
@@ -65,9 +71,7 @@ def _passes(
             text = f"no tile of head_dim {request.head_dim} and value_dim {request.value_dim} fits"
             return [Reason("memory", f"{text} {memory} bytes of shared memory")]
         chosen = ranked[0]
-        heads = request.batch * (request.kv_heads if kernel == "dkdv" else request.heads)
-        extra = -(-request.extra_keys // chosen.tiles.row_count) if kernel == "dkdv" else 0
-        if (blocks := (chosen.row_tiles + extra) * heads // chosen.packed) > cuda.GRID:
+        if (blocks := choice.blocks(kernel, chosen, request)) > cuda.GRID:
             return [Reason("grid", f"{blocks} blocks are over the grid of {cuda.GRID}")]
         passes[kernel] = chosen
     rows = request.batch * request.heads * request.query_count

@@ -5,6 +5,8 @@ the fastest.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from functools import cache
 from typing import NamedTuple
 
 from nbattn import geometry
@@ -20,8 +22,10 @@ from nbattn.backends.cuda.tiles import (
     legal_tiles,
     padded,
     row_tiles,
+    row_tiles_of,
 )
 from nbattn.geometry import Axes, BoundAxis
+from nbattn.program.parts import Part, longest, parts_of
 from nbattn.program.request import Request
 from nbattn.program.tile_traversal import Traversal
 
@@ -35,15 +39,15 @@ class Pass(NamedTuple):
     """
 
     tiles: Tiles
-    tile_pairs: int
-    row_tiles: int
+    tile_pairs: float
+    row_tiles: float
     seconds: float = 0.0
     packed: int = 1
 
     @property
     def pairs(self) -> int:
         """Pairs of (query, key) that the kernel computes, per query head."""
-        return -(-self.tile_pairs * self.tiles.area // self.packed)
+        return round(-(-self.tile_pairs * self.tiles.area // self.packed))
 
 
 def of_request(
@@ -58,15 +62,34 @@ def of_request(
     packed = together if kernel == "fwd" and _packs(request, axes) else 1
     heads = request.batch * request.heads // group // packed
     return ranked(
-        kernel, instructions, axes, build, machine, heads=heads, group=group, packed=packed
+        kernel,
+        instructions,
+        longest(request, axes),
+        build,
+        machine,
+        heads=heads,
+        group=group,
+        packed=packed,
+        parts=parts_of(request, axes),
     )
+
+
+def blocks(kernel: str, one: Pass, request: Request) -> int:
+    """The blocks of a kernel's launch, exactly."""
+    inverse, grids = kernel == "dkdv", request.grids
+    extra = -(-request.extra_keys // one.tiles.row_count) if inverse else 0
+    tiles = int(one.row_tiles) + extra
+    if grids is not None:
+        of_grids = row_tiles_of(request.mask, grids, one.tiles, inverse=inverse)
+        tiles = int(of_grids.sum()) + extra * len(grids)
+    return tiles * request.batch * (request.kv_heads if inverse else request.heads) // one.packed
 
 
 def _packs(request: Request, axes: Axes) -> bool:
     """Whether query heads of a key head are rows of the same tile: where the queries of one head
     would leave rows empty, and the mask leaves an axis to heads.
     """
-    return request.query_count < _FULL and len(axes) < RANK
+    return request.grids is None and request.query_count < _FULL and len(axes) < RANK
 
 
 def ranked(
@@ -79,6 +102,7 @@ def ranked(
     heads: int,
     group: int = 1,
     packed: int = 1,
+    parts: Sequence[Part] = (),
 ) -> list[Pass]:
     """All tiles that fit, those with the shortest estimate first, with their numbers of visits.
 
@@ -87,6 +111,7 @@ def ranked(
         heads: heads of all samples together: of keys for their gradients, else of queries.
         group: query heads of each, for the gradients of keys.
         packed: query heads of each key head that are rows of the same tile; `heads` are of keys.
+        parts: the grids that are packed, of which `axes` are the longest; default: one of `axes`.
     """
     grid, inverse = packed_grid(axes, packed), kernel == "dkdv"
     lengths = [(axis.queries, axis.keys) for axis in grid]
@@ -94,27 +119,28 @@ def ranked(
     long, long_columns = (
         tuple(n for n, length in enumerate(side) if length > 1) for side in (rows, columns)
     )
-    traversals = [Traversal(axis, inverse) for axis in grid]
-    known: dict[tuple[int, int, int], int] = {}
+    parts = parts or (Part(axes, 1),)
+    grids = [(packed_grid(part.axes, packed), part.times) for part in parts]
 
-    def tile_pairs(number: int, rows: int, columns: int) -> int:
-        case = (number, rows, columns)
-        if case not in known:
-            traversal = traversals[number]
-            trivial = traversal.axis is TRIVIAL
-            known[case] = 1 if trivial else traversal.tile_pairs(rows, columns)
-        return known[case]
+    @cache
+    def tile_pairs(axis: BoundAxis, rows: int, columns: int) -> int:
+        return 1 if axis is TRIVIAL else Traversal(axis, inverse).tile_pairs(rows, columns)
+
+    def visits(tiles: Tiles) -> float:
+        counts = (math.prod(map(tile_pairs, axes, tiles.rows, tiles.columns)) for axes, _ in grids)
+        return sum(count * times for count, (_, times) in zip(counts, grids, strict=True))
+
+    def row_count(tiles: Tiles) -> float:
+        return sum(
+            times
+            * math.prod(
+                row_tiles(a, n, inverse=inverse) for a, n in zip(axes, tiles.rows, strict=True)
+            )
+            for axes, times in grids
+        )
 
     passes = [
-        Pass(
-            tiles,
-            math.prod(map(tile_pairs, range(RANK), tiles.rows, tiles.columns)),
-            math.prod(
-                row_tiles(axis, rows, inverse=inverse)
-                for axis, rows in zip(grid, tiles.rows, strict=True)
-            ),
-            packed=packed,
-        )
+        Pass(tiles, visits(tiles), row_count(tiles), packed=packed)
         for tiles in _no_larger(
             legal_tiles(
                 kernel, instructions, long, build, machine.memory - pipes.RESERVED, long_columns
@@ -122,7 +148,7 @@ def ranked(
             rows,
         )
     ]
-    useful = geometry.pairs(axes)
+    useful = sum(part.times * geometry.pairs(part.axes) for part in parts)
     timed = [
         one._replace(seconds=_seconds(kernel, one, build, machine, useful, heads, group))
         for one in passes
@@ -152,7 +178,7 @@ def packed_grid(axes: Axes, packed: int) -> Axes:
 
 
 def _seconds(
-    kernel: str, one: Pass, build: Build, machine: Machine, useful: int, heads: int, group: int
+    kernel: str, one: Pass, build: Build, machine: Machine, useful: float, heads: int, group: int
 ) -> float:
     """The estimated time of a kernel's launches. Half of the pairs of a masked visit count as
     useful: so many visits are masked.
@@ -163,7 +189,7 @@ def _seconds(
         one.tiles,
         build,
         machine,
-        blocks=one.row_tiles * heads,
+        blocks=round(one.row_tiles * heads),
         visits=one.tile_pairs * group / max(one.row_tiles, 1),
         masked=masked,
     )

@@ -9,6 +9,7 @@ from nbattn.backends.cuda.tiles import Build
 from nbattn.geometry import Axes
 from nbattn.program import costs
 from nbattn.program.costs import Cost
+from nbattn.program.parts import parts_of
 from nbattn.program.request import Request
 
 _DELTA = 1  # launches of the kernel that computes delta
@@ -22,9 +23,10 @@ def of(request: Request, axes: Axes, build: Build, passes: dict[str, Pass]) -> C
     total = max(sum(pairs.values()), 1)
     time = sum(chosen.seconds for chosen in passes.values()) + _delta(request)
     launches = _DELTA + 1 + len(tiles.grads_of("dkdv", build))
+    useful = sum(times * geometry.pairs(own) for own, times, _ in parts_of(request, axes))
     return costs.roofline(
         request,
-        useful=geometry.pairs(axes),
+        useful=round(useful),
         computed=passes["fwd"].pairs,
         calls=1,
         rate=2.0 * request.batch * request.heads * total / time if time else None,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 
 import numpy as np
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from nbattn import biases
 from nbattn.backends.cuda.tiles import RANK, Build, Extents, Tiles
 from nbattn.geometry import Axes, Ints
+from nbattn.mask import Mask
 from nbattn.packages import install_line
 from nbattn.program import tile_traversal
 from nbattn.program.blocks import Block, ranges_of
@@ -73,9 +74,9 @@ def reasons(instructions: str, needs: Needs, axes: Axes) -> list[Reason]:
     return reasons + whole_axes(axes) + over_int32(axes)
 
 
-def table_reason(axes: Axes) -> Reason | None:
+def table_reason(mask: Mask) -> Reason | None:
     """The reason against a table of relative positions that is too large."""
-    entries = math.prod(biases.table_sizes([axis.spec for axis in axes]))
+    entries = math.prod(biases.table_sizes(mask.axes))
     if entries <= TABLE:
         return None
     return Reason("relative_bias", f"takes tables of up to {TABLE} entries per head, not {entries}")
@@ -112,6 +113,10 @@ class CudaArguments:
     grad_key: Tiles | None = None
     grad_table: Tiles | None = None
     packed: int = 1
+
+    def alone(self, axes: Axes) -> CudaArguments:
+        """The arguments of a call on one grid, in the same tiles."""
+        return replace(self, axes=axes, build=self.build._replace(grids=False))
 
     def key_runs(self, number: int, queries: int, keys: int) -> tuple[Ints, Ints, int]:
         """The keys of each query on one axis, by the tiles of the forward kernel."""

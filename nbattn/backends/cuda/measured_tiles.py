@@ -34,17 +34,11 @@ def ranked(
     kernel: str, instructions: str, request: Request, axes: Axes, build: Build
 ) -> list[Pass]:
     """The legal tiles of a kernel, those with the lowest estimate first."""
-    heads = request.batch * (request.kv_heads if kernel == "dkdv" else request.heads)
     return [
         one
         for one in choice.of_request(kernel, instructions, request, axes, build)
-        if _blocks(kernel, one, request) * heads // one.packed <= meaning.GRID
+        if choice.blocks(kernel, one, request) <= meaning.GRID
     ]
-
-
-def _blocks(kernel: str, one: Pass, request: Request) -> int:
-    extra = -(-request.extra_keys // one.tiles.row_count) if kernel == "dkdv" else 0
-    return one.row_tiles + extra
 
 
 def fastest(kernel: str, legal: list[Pass], times: Mapping[str, float]) -> Pass | None:
@@ -59,7 +53,7 @@ def retiled(
     """The candidate with the fastest measured tile of each kernel. Kernels without one keep theirs,
     and so does a candidate of which nothing was measured.
     """
-    if candidate.program is None or candidate.reasons:
+    if candidate.program is None or candidate.reasons or request.grids is not None:
         return candidate
     (call,) = candidate.program.calls
     known = call.arguments

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache, partial
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,21 +22,24 @@ from nbattn.backends.cuda.meaning import FIELDS, CudaArguments
 from nbattn.backends.cuda.tiles import Build, Tiles
 from nbattn.backends.inputs import Gradients, Inputs, kernel_tensors, new_lse, new_output
 from nbattn.backends.logsumexp import sink_gradient
-from nbattn.geometry import Axes
-from nbattn.kernels import launch, layout
+from nbattn.geometry import Ints
+from nbattn.kernels import grid_table, launch, layout
 from nbattn.kernels.launch import Launcher
 from nbattn.kernels.variant import Variant
+from nbattn.program.parts import PackedCall
 from nbattn.program.program import ByIdentity, Program
 
 _COPY = 16  # bytes that tensor-core kernels copy at once
 _EXTRA = ("extra_key", "extra_value")
 # The kernel of the table's gradient: blocks that fill a device, and elements of all their tables.
 _TABLE_BLOCKS, _TABLE_ELEMENTS = 1024, 1 << 24
+_DKDV = 2  # in the order fwd, dq, dkdv
 # The gradients that a kernel writes, by NB_GRADS; 0 is the kernel of the queries' gradients.
 _VALUES, _KEYS = ("grad_value", "grad_extra_value"), ("grad_key", "grad_extra_key")
 _WRITES = {0: ("grad_query",), 1: _VALUES, 2: _KEYS, 3: (*_VALUES, *_KEYS)}
 Tensors = dict[str, Tensor]
 Strides = tuple[int, ...]
+_Packed = PackedCall[CudaArguments]
 
 
 class Launch(NamedTuple):
@@ -49,7 +53,7 @@ class Launch(NamedTuple):
 
 def warmup(program: Program, launcher: Launcher | None = None) -> None:
     """Compile and load the kernels of a program, for training those of the backward, too."""
-    window, launcher = _window(program), launcher or launch.launcher()
+    (window, _), launcher = _window(program), launcher or launch.launcher()
     for kernel, field in FIELDS.items():
         tiles: Tiles | None = getattr(window, field)
         if tiles is None:
@@ -64,9 +68,10 @@ def forward(
     program: Program, inputs: Inputs, *, return_lse: bool, launcher: Launcher | None = None
 ) -> tuple[Tensor, Tensor | None]:
     """Computes the output, and the logsumexp if it is requested or a backward may follow."""
-    window = _window(program)
+    window, packed = _window(program)
     tensors = kernel_tensors(inputs)
-    (forward_launch,) = _launches(*_launch_key(window, inputs, tensors, None))
+    (forward_launch,) = _launches(*_launch_key(packed or window, inputs, tensors, None))
+    tensors |= _table_of(packed, tensors)
     tensors["out"] = out = new_output(inputs.query, inputs.value)
     lse = None
     if return_lse or window.grad_key is not None:
@@ -85,7 +90,7 @@ def backward(
     launcher: Launcher | None = None,
 ) -> Gradients:
     """Computes the gradients from the final output and logsumexp."""
-    window = _window(program)
+    window, packed = _window(program)
     out, lse = out.contiguous(), lse.contiguous()
     if window.forward.row_blocks and not _in_chunks(grad_out.shape, grad_out.stride()):
         grad_out = grad_out.contiguous()
@@ -93,7 +98,8 @@ def backward(
     tensors |= {"out": out, "lse": lse, "grad_out": grad_out}
     tensors |= {} if grad_lse is None else {"grad_lse": grad_lse.contiguous()}
     tensors["delta"] = lse.new_empty((*lse.shape, 2))
-    launches = _launches(*_launch_key(window, inputs, tensors, grad_out.stride()))
+    launches = _launches(*_launch_key(packed or window, inputs, tensors, grad_out.stride()))
+    tensors |= _table_of(packed, tensors)
     named = {name: tensors.get(name) for name in ("query", "key", "value", *_EXTRA)}
     grads = {f"grad_{n}": t.new_empty(t.shape) for n, t in named.items() if t is not None}
     for step in launches[: -1 if window.grad_table else None]:
@@ -122,10 +128,37 @@ def _table_gradient(
     return grads.sum(0).to(table.dtype)
 
 
-def _window(program: Program) -> CudaArguments:
+def _window(program: Program) -> tuple[CudaArguments, _Packed | None]:
+    """The arguments of the kernels, and the call on packed grids that they belong to, if any."""
     (call,) = program.calls
-    assert isinstance(call.arguments, CudaArguments)
-    return call.arguments
+    return _unpacked(call.arguments)
+
+
+def _unpacked(arguments: object) -> tuple[CudaArguments, _Packed | None]:
+    packed: _Packed | None = None
+    if isinstance(arguments, PackedCall):
+        packed, arguments = arguments, arguments.kernels  # pyright: ignore[reportUnknownMemberType]
+    assert isinstance(arguments, CudaArguments)
+    return arguments, packed
+
+
+def _table_of(packed: _Packed | None, tensors: Tensors) -> Tensors:
+    """The table of packed grids, on the device of the tensors."""
+    if packed is None:
+        return {}
+    return {"grids": _table(ByIdentity(packed), _extra_of(tensors), tensors["query"].device)}
+
+
+@lru_cache(64)
+def _table(identity: ByIdentity[_Packed], extra: int, device: torch.device) -> Tensor:
+    """Copied to the device once."""
+    packed = identity.value
+    rows = grid_table.table(packed.grids, packed.offsets, _row_tiles(ByIdentity(packed), extra))
+    return torch.from_numpy(rows.view("<i8")).to(device)
+
+
+def _extra_of(tensors: Tensors) -> int:
+    return tensors["extra_key"].shape[1] if "extra_key" in tensors else 0
 
 
 def _run(launcher: Launcher | None, step: Launch, tensors: Mapping[str, Tensor]) -> None:
@@ -134,7 +167,7 @@ def _run(launcher: Launcher | None, step: Launch, tensors: Mapping[str, Tensor])
 
 
 _LaunchKey = tuple[
-    ByIdentity[CudaArguments],
+    ByIdentity[CudaArguments | _Packed],
     torch.Size,
     torch.Size,
     tuple[Strides, ...],
@@ -147,7 +180,7 @@ _LaunchKey = tuple[
 
 
 def _launch_key(
-    window: CudaArguments, inputs: Inputs, tensors: Tensors, grad_out: Strides | None
+    window: CudaArguments | _Packed, inputs: Inputs, tensors: Tensors, grad_out: Strides | None
 ) -> _LaunchKey:
     """The arguments of `_launches`: all that launches depend on, except pointers."""
     query, key, value = inputs.query, inputs.key, inputs.value
@@ -159,8 +192,8 @@ def _launch_key(
         query.shape,
         key.shape,
         strides if grad_out is None else (*strides, grad_out),
-        tensors["extra_key"].shape[1] if "extra_key" in tensors else 0,
-        inputs.query.shape[-2] if slopes is not None and slopes.dim() == 2 else 0,
+        _extra_of(tensors),
+        query.shape[-2] if slopes is not None and slopes.dim() == 2 else 0,
         not any(tensor.data_ptr() % _COPY for tensor in copied),
         inputs.scale,
         inputs.softcap or 0.0,
@@ -169,7 +202,7 @@ def _launch_key(
 
 @lru_cache(1024)
 def _launches(
-    identity: ByIdentity[CudaArguments],
+    identity: ByIdentity[CudaArguments | _Packed],
     query: torch.Size,
     key: torch.Size,
     strides: tuple[Strides, ...],
@@ -180,46 +213,48 @@ def _launches(
     softcap: float,
 ) -> tuple[Launch, ...]:
     """The launches of a forward (strides of q, k, v) or a backward (and those of grad_out)."""
-    window = identity.value
+    window, many = _unpacked(identity.value)
     assert window.build.extra or not extra, "kernels without extra keys"
+    if many is not None:
+        query, key = torch.Size((1, *query)), torch.Size((1, *key))
+        strides = tuple((0, *each) for each in strides)
     batch, heads, kv_heads = query[0], query[-2], max(key[-2], 1)
     vector = aligned and all(map(_in_chunks, (query, key, key, query), strides))
     packed = window.packed if len(strides) == 3 else 1
     grid = packed_grid(window.axes, packed)
     counts = (batch, heads // packed, heads // packed // kv_heads, extra, len(window.axes), packed)
+    held = [number for axis in grid for number in layout.held_numbers(axis)]
     numbers = layout.pack_numbers(
         _all_strides((query, key, key, query), strides, packed),
         scale,
         softcap,
         [number for axis in grid for number in layout.axis_numbers(axis)],
-        [number for axis in grid for number in layout.held_numbers(axis)],
-        (*counts, slope_step, 0),
+        held if many is None else layout.held_tokens(query[1], key[1]),
+        (*counts, slope_step, 0 if many is None else len(many.grids)),
     )
     launches_of = partial(_launches_of, build=window.build, numbers=numbers, vector=vector)
+    tiles = [int(counts.sum()) for counts in _row_tiles(identity, extra)]
     if len(strides) == 3:
-        blocks = _row_tiles(grid, window.forward) * batch * (heads // packed)
-        return tuple(launches_of("fwd", window.forward, blocks))
+        return tuple(launches_of("fwd", window.forward, tiles[0] * batch * (heads // packed)))
     assert window.grad_query is not None
     assert window.grad_key is not None
-    query_blocks = _row_tiles(window.axes, window.grad_query) * batch * heads
-    key_tiles = _row_tiles(window.axes, window.grad_key, inverse=True)
-    extra_tiles = -(-extra // window.grad_key.row_count)
     return (
         _delta_launch(math.prod(query[:-1]), window, numbers, vector=vector),
-        *launches_of("dq", window.grad_query, query_blocks),
-        *launches_of("dkdv", window.grad_key, (key_tiles + extra_tiles) * batch * kv_heads),
-        *_table_launches(window, batch, heads, numbers),
+        *launches_of("dq", window.grad_query, tiles[1] * batch * heads),
+        *launches_of("dkdv", window.grad_key, tiles[2] * batch * kv_heads),
+        *_table_launches(identity, batch, heads, numbers),
     )
 
 
 def _table_launches(
-    window: CudaArguments, batch: int, heads: int, numbers: bytes
+    identity: ByIdentity[CudaArguments | _Packed], batch: int, heads: int, numbers: bytes
 ) -> Iterator[Launch]:
     """The launch of the table's gradient, if there is one: the blocks of a head share its tiles."""
+    window, many = _unpacked(identity.value)
     if window.grad_table is None:
         return
     entries = math.prod(biases.table_sizes([axis.spec for axis in window.axes]))
-    tiles = _row_tiles(window.axes, window.grad_table) * batch
+    tiles = int(_counts(window, many, window.grad_table).sum()) * batch
     most = _TABLE_ELEMENTS // max(1, cuda_tiles.TABLE_WARPS * heads * entries)
     parts = max(1, min(-(-_TABLE_BLOCKS // max(1, heads)), most, tiles))
     yield from _launches_of(
@@ -253,10 +288,36 @@ def _delta_launch(rows: int, window: CudaArguments, numbers: bytes, *, vector: b
     return Launch(variant, -(-rows // per_block), numbers)
 
 
-def _row_tiles(axes: Axes, tiles: Tiles, *, inverse: bool = False) -> int:
-    """The tiles of rows of one head: of its queries or, inverse, of its keys."""
-    extents = zip(cuda_tiles.padded(axes), tiles.rows, strict=True)
-    return math.prod(cuda_tiles.row_tiles(axis, rows, inverse=inverse) for axis, rows in extents)
+def _row_tiles(identity: ByIdentity[CudaArguments | _Packed], extra: int) -> list[Ints]:
+    """The tiles of rows of one head of every grid, of the kernels fwd, dq and dkdv if they run; of
+    the only grid where none are packed.
+    """
+    window, many = _unpacked(identity.value)
+    found: list[Ints] = []
+    for number, tiles in enumerate((window.forward, window.grad_query, window.grad_key)):
+        if tiles is None:
+            continue
+        inverse = number == _DKDV
+        packed = 1 if number else window.packed
+        counts = _counts(window, many, tiles, inverse=inverse, packed=packed)
+        found.append(counts + (-(-extra // tiles.row_count) if inverse else 0))
+    return found
+
+
+def _counts(
+    window: CudaArguments,
+    many: _Packed | None,
+    tiles: Tiles,
+    *,
+    inverse: bool = False,
+    packed: int = 1,
+) -> Ints:
+    """The tiles of rows of one head of every grid: of its queries or, inverse, of its keys."""
+    if many is not None:
+        return cuda_tiles.row_tiles_of(many.mask, many.grids, tiles, inverse=inverse)
+    extents = zip(packed_grid(window.axes, packed), tiles.rows, strict=True)
+    of_axes = (cuda_tiles.row_tiles(axis, n, inverse=inverse) for axis, n in extents)
+    return np.array([math.prod(of_axes)], dtype=np.int64)
 
 
 def _all_strides(

@@ -13,9 +13,14 @@ from functools import lru_cache
 from itertools import product
 from typing import NamedTuple
 
+import numpy as np
+
 from nbattn.axis import Axis
-from nbattn.geometry import Axes, BoundAxis
+from nbattn.geometry import Axes, BoundAxis, Ints
+from nbattn.grids import PackedGrids
+from nbattn.kernels import layout
 from nbattn.kernels.variant import Variant
+from nbattn.mask import Mask
 
 Extents = tuple[int, int, int]
 RANK = 3  # axes of the kernels' tiles
@@ -33,6 +38,7 @@ _ACCUMULATORS = {"mma": (192, 184), "simt": (128, 128)}
 _FEWER: Mapping[tuple[str, int, int], int] = {("fwd", 2, 64): 176, ("dq", 2, 64): 176}
 _FEWER_WITH_TABLE: Mapping[tuple[str, int, int], int] = {("fwd", 2, 64): 112}
 _LANES = 32  # threads of a warp
+_GRID_BYTES = -(-(layout.SIZE + 4) // 16) * 16  # `OnGrid` of cuda/block.cuh
 
 TRIVIAL = BoundAxis(Axis(), 1, 1)
 _Shapes = Mapping[int, Mapping[int, tuple[tuple[int, ...], ...]]]
@@ -110,6 +116,7 @@ class Build(NamedTuple):
     softcap: bool = False
     key_range: bool = False
     extra: bool = False
+    grids: bool = False
     extra_range: bool = False
     table: bool = False
     slopes: bool = False
@@ -143,6 +150,7 @@ def shared_bytes(kernel: str, tiles: Tiles, build: Build) -> int:
     """Bytes of dynamic shared memory of a block; the kernels assert the same number."""
     per_row = 32 if build.table else 16
     traversal = 256 + per_row * sum(tiles.rows)  # `Traversal` of cuda/tile_traversal.cuh
+    traversal += _GRID_BYTES * build.grids
     if not tiles.row_blocks:
         return traversal + _simt_bytes(tiles, build)
     visits, masks = 32 * 48, 16 * (sum(tiles.columns) + RANK)  # cuda/visits.cuh, cuda/mask.cuh
@@ -250,6 +258,18 @@ def row_tiles(axis: BoundAxis, rows: int, *, inverse: bool) -> int:
     return classes * ((longest + rows - 1) // rows)
 
 
+def row_tiles_of(mask: Mask, grids: PackedGrids, tiles: Tiles, *, inverse: bool) -> Ints:
+    """Tiles of rows of each of the packed grids, `[G]`, counted as `row_tiles` does."""
+    lengths = (grids.key if inverse else grids.query).array
+    counts = np.ones(len(grids), dtype=np.int64)
+    for axis, length, rows in zip(
+        mask.axes, lengths.T, tiles.rows[RANK - mask.rank :], strict=True
+    ):
+        longest = -(-length // axis.dilation)
+        counts *= np.minimum(axis.dilation, length) * -(-longest // rows)
+    return counts
+
+
 def variant(kernel: str, tiles: Tiles, build: Build, *, grads: int, vector: bool) -> Variant:
     """A kernel with the constants that it is compiled with.
 
@@ -274,6 +294,7 @@ def variant(kernel: str, tiles: Tiles, build: Build, *, grads: int, vector: bool
     constants |= {"NB_GRADS": grads} if grads else {}
     constants |= {"NB_EXTRA_RANGE": 1} if build.extra_range else {}
     constants |= {"NB_BIAS": build.table + 2 * build.slopes} if build.table or build.slopes else {}
+    constants |= {"NB_GRIDS": 1} if build.grids else {}
     if tiles.row_blocks:
         constants |= {"NB_WARPS": tiles.warps, "NB_ROW_BLOCKS": tiles.row_blocks}
         constants |= {"NB_STAGES": tiles.stages, "NB_VECTOR": int(vector)}

@@ -83,16 +83,18 @@ def attend(inputs: Inputs, mask: Mask) -> tuple[Tensor, Tensor]:
 def _each(inputs: Inputs, mask: Mask) -> tuple[Tensor, Tensor]:
     """Computes each of the packed grids on its own."""
     assert inputs.grids is not None
-    query, value = inputs.query, inputs.value
-    outs = [query[:0, :, :1].expand(0, query.shape[-2], value.shape[-1])]  # for no grids
-    lses = [query.new_empty((0, query.shape[-2]), dtype=accumulate_dtype(query.dtype))]
+    rows, heads = inputs.query, inputs.query.shape[-2]
+    outs = [rows[:0, :, :1].expand(0, heads, inputs.value.shape[-1])]  # for no grids
+    lses = [rows.new_empty((0, heads), dtype=accumulate_dtype(rows.dtype))]
     row = key_row = 0
     for number, (space, key_space) in enumerate(inputs.grids.spaces()):
         end, key_end = row + math.prod(space), key_row + math.prod(key_space)
         of_grid = _of_grid(inputs, number, slice(row, end), slice(key_row, key_end))
-        sizes = ((1, *space), (1, *key_space), (1, *key_space))
-        sides = (t.reshape(*size, *t.shape[1:]) for t, size in zip(of_grid[:3], sizes, strict=True))
-        out, lse = attend(Inputs(*sides, *of_grid[3:]), mask)
+        query, key, value = (
+            t.reshape(1, *sizes, *t.shape[1:])
+            for t, sizes in zip(of_grid[:3], (space, key_space, key_space), strict=True)
+        )
+        out, lse = attend(of_grid._replace(query=query, key=key, value=value), mask)
         outs.append(out.flatten(0, -3))
         lses.append(lse.flatten(0, -2))
         row, key_row = end, key_end

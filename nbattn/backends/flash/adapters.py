@@ -22,6 +22,7 @@ from nbattn.backends.flash.meaning import FlashArguments, Sequences
 from nbattn.backends.flash.providers import padded
 from nbattn.backends.inputs import Gradients, Inputs, rows_apart
 from nbattn.errors import BackendError
+from nbattn.grids import PackedGrids
 from nbattn.program.program import Program
 
 _VECTOR = 16  # bytes that one load instruction of the kernels reads
@@ -181,6 +182,8 @@ def _boundaries(
     if call.ranged:
         assert key_range is not None
         return ranges.boundaries(key_range, call.axis, query.shape[1], key.shape[1])
+    if call.grids is not None:
+        return _of_grids(call.grids, query.device)
     if call.runs:
         return _of_runs(call.runs, query.shape[0], query.device)
     query_boundaries, key_boundaries = (
@@ -199,6 +202,14 @@ def _of_runs(
     at = torch.tensor([(0, 0), *lengths], dtype=torch.int32, device="cpu")
     at = at.cumsum(0, dtype=torch.int32)
     query, key = at.t().contiguous().to(device)
+    return query, key
+
+
+@lru_cache(256)
+def _of_grids(packed: PackedGrids, device: torch.device) -> tuple[Tensor, Tensor]:
+    """The boundaries of packed grids."""
+    starts = (torch.from_numpy(side.starts).int() for side in (packed.query, packed.key))
+    query, key = (side.to(device) for side in starts)
     return query, key
 
 

@@ -22,7 +22,7 @@ from itertools import product
 import numpy as np
 
 from nbattn import geometry
-from nbattn.backends.flash import costs, packing
+from nbattn.backends.flash import costs, grids, packing
 from nbattn.backends.flash.meaning import FlashArguments, flash_arguments
 from nbattn.backends.flash.providers import PROVIDERS
 from nbattn.geometry import Axes
@@ -67,6 +67,9 @@ def _all(
     request: Request, axes: Axes, family: str, reasons: Mapping[str, tuple[Reason, ...]]
 ) -> Iterator[Candidate]:
     """The candidates of all providers; cuts the mask into pieces once, and only if one can run."""
+    if request.grids is not None:
+        yield from _of_grids(request, family, reasons)
+        return
     can_run = [name for name, limits in reasons.items() if not limits]
     per_axis = _pieces(request, axes) if can_run else []
     useful = geometry.pairs(axes) if can_run else 0
@@ -85,6 +88,22 @@ def _all(
             traits = _traits(request, strategy, program)
             cost = costs.cost(request, PROVIDERS[name], program, useful)
             yield Candidate(backend, strategy, traits, program, cost)
+
+
+def _of_grids(
+    request: Request, family: str, reasons: Mapping[str, tuple[Reason, ...]]
+) -> Iterator[Candidate]:
+    """The candidates of all providers for packed grids."""
+    for name, limits in reasons.items():
+        backend = f"{family}:{name}"
+        call = grids.call(request, name, varlen=PROVIDERS[name].varlen)
+        if limits or isinstance(call, Reason):
+            against = (*limits, call) if isinstance(call, Reason) else limits
+            yield refused(backend, "pack", *against)
+            continue
+        program, useful = Program((call,)), grids.useful_pairs(request)
+        cost = costs.cost(request, PROVIDERS[name], program, useful)
+        yield Candidate(backend, "pack", (), program, cost)
 
 
 def _pieces(request: Request, axes: Axes) -> _Pieces | Reason:

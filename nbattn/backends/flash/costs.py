@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from nbattn.backends.flash.meaning import FlashArguments, Sequences
 from nbattn.backends.flash.providers import Provider, padded, tile
+from nbattn.grids import PackedGrids
 from nbattn.program import costs
 from nbattn.program.bands import FULL
 from nbattn.program.costs import Cost
+from nbattn.program.packed import buckets
 from nbattn.program.program import Call, Program, View
 from nbattn.program.request import Request
 
@@ -97,6 +99,8 @@ def _visited(request: Request, provider: Provider, call: Call, *, backward: bool
     arguments = _flash(call)
     size = max(request.head_dim, request.value_dim)
     shape = tile(provider.name, request.device, size, backward=backward)
+    if arguments.grids is not None:
+        return _visited_of_grids(arguments, arguments.grids, shape, backward=backward)
     runs = arguments.runs or (Sequences(call.query.count, arguments.read(call.key.count)),)
     visited = (
         run.times * _blocks(arguments, shape, run, backward=backward)
@@ -104,6 +108,20 @@ def _visited(request: Request, provider: Provider, call: Call, *, backward: bool
         if run.queries and run.keys
     )
     return call.query.groups * sum(visited)
+
+
+def _visited_of_grids(
+    arguments: FlashArguments, packed: PackedGrids, shape: tuple[int, int], *, backward: bool
+) -> int:
+    """Pairs of the blocks of packed grids, by the sizes that stand for many."""
+    total = 0.0
+    for bucket in buckets(packed):
+        sides = (packed.sizes.query, packed.sizes.key)
+        run = Sequences(*(int(side[bucket.number, 0]) for side in sides))
+        if run.keys:
+            blocks = _blocks(arguments, shape, run, backward=backward)
+            total += bucket.grids * bucket.scale * blocks
+    return round(total)
 
 
 def _blocks(

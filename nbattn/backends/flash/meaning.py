@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -20,9 +20,10 @@ from numpy.typing import NDArray
 from nbattn.backends.flash.providers import tile
 from nbattn.errors import counted
 from nbattn.geometry import Ints
+from nbattn.grids import PackedGrids
 from nbattn.program.bands import Band
 from nbattn.program.blocks import Block, blocks_of_groups
-from nbattn.program.program import Call, View
+from nbattn.program.program import Call, Program, View, whole
 from nbattn.program.request import Request
 
 
@@ -197,6 +198,7 @@ class FlashArguments:
         runs: the sequences of a varlen call, each with its own window; empty: one sequence.
         ranged: whether the sequence of a sample has only its keys in `key_range`, whose numbers a
             plan does not know: the mask here is that without it.
+        grids: packed grids, each a sequence of a varlen call; then there are no runs.
     """
 
     provider: str
@@ -206,6 +208,14 @@ class FlashArguments:
     pad: int = 0
     runs: tuple[Sequences, ...] = ()
     ranged: bool = False
+    grids: PackedGrids | None = None
+
+    def of_size(self, number: int) -> Program:
+        """The program of a packed grid of one size, as a sequence of its own."""
+        assert self.grids is not None
+        sizes = self.grids.sizes
+        query, key = (whole(tuple(side[number].tolist())) for side in (sizes.query, sizes.key))
+        return Program((Call(query, key, replace(self, grids=None)),))
 
     @property
     def dialect(self) -> Dialect:
@@ -218,6 +228,13 @@ class FlashArguments:
 
     def sequences(self, queries: int, keys: int) -> Iterator[tuple[slice, slice]]:
         """The queries and keys of every sequence that has both, in order."""
+        if self.grids is not None:
+            starts = (self.grids.query.starts.tolist(), self.grids.key.starts.tolist())
+            rows, columns = ([*map(slice, ends, ends[1:])] for ends in starts)
+            for both in zip(rows, columns, strict=True):
+                if all(part.stop > part.start for part in both):
+                    yield both
+            return
         row = key = 0
         for run in self.runs or (Sequences(queries, self.read(keys)),):
             for _ in range(run.times):
@@ -353,6 +370,7 @@ class FlashArguments:
         parts += [counted(self.pad, "padded key")] * bool(self.pad)
         parts += [counted(sum(run.times for run in self.runs), "sequence")] * bool(self.runs)
         parts += ["the keys of each sample by key_range"] * self.ranged
+        parts += [] if self.grids is None else [counted(len(self.grids), "sequence")]
         return ", ".join(parts)
 
 

@@ -112,9 +112,9 @@ def _without_padding(
 
 def forward(program: Program, inputs: Inputs, kernel: FlashKernel) -> tuple[Tensor, Tensor]:
     """Computes output and logsumexp of a program."""
-    out, lse = calls.forward(program, inputs, Padded(kernel))
+    out, lse = calls.forward(program, _as_line(inputs), Padded(kernel))
     assert lse is not None
-    return out, lse
+    return (out, lse) if inputs.grids is None else (out[0], lse[0])
 
 
 def backward(
@@ -127,4 +127,16 @@ def backward(
     grad_lse: Tensor | None,
 ) -> Gradients:
     """Computes the gradients of a program."""
-    return calls.backward(program, inputs, Padded(kernel), out, lse, grad_out, grad_lse)
+    if inputs.grids is None:
+        return calls.backward(program, inputs, Padded(kernel), out, lse, grad_out, grad_lse)
+    rows = (out[None], lse[None], grad_out[None], None if grad_lse is None else grad_lse[None])
+    grads = calls.backward(program, _as_line(inputs), Padded(kernel), *rows)
+    return replace(grads, query=grads.query[0], key=grads.key[0], value=grads.value[0])
+
+
+def _as_line(inputs: Inputs) -> Inputs:
+    """Packed grids `[T, H, D]` as one sample, whose sequences the program has."""
+    if inputs.grids is None:
+        return inputs
+    query, key, value = (t[None] for t in inputs[:3])
+    return inputs._replace(query=query, key=key, value=value, grids=None)

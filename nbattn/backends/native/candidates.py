@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from nbattn import geometry
 from nbattn.backends.native import costs, meaning, tiles
 from nbattn.backends.native.meaning import NativeArguments
 from nbattn.geometry import Axes
 from nbattn.program.candidate import Candidate, refused
+from nbattn.program.parts import PackedCall, farthest, longest, parts_of
 from nbattn.program.program import Call, Program, whole
 from nbattn.program.request import Request
 
@@ -15,13 +18,18 @@ def candidates(request: Request, axes: Axes) -> list[Candidate]:
     """Returns one candidate: each kernel with the tiles that cost least."""
     if request.backend not in ("auto", "native"):
         return [refused("native", "window")]
-    if reasons := meaning.reasons(request.needs, axes):
+    reasons = meaning.reasons(request.needs, farthest(request, axes))
+    if reasons := reasons + meaning.many_tables(request):
         return [refused("native", "window", *reasons)]
     passes = {"forward": tiles.choose("forward", request, axes)}
     if request.training:
         passes |= tiles.choose_backward(request, axes)
-    arguments = NativeArguments(axes, **{kernel: one.tiles for kernel, one in passes.items()})
+    kernels = {kernel: one.tiles for kernel, one in passes.items()}
+    arguments: Any = NativeArguments(longest(request, axes), **kernels)
+    if request.grids is not None:
+        arguments = PackedCall(request.mask, request.grids, arguments)
     program = Program((Call(whole(request.query_space), whole(request.key_space), arguments),))
     works = {kernel: one.work for kernel, one in passes.items()}
-    cost = costs.of(request, geometry.pairs(axes), works)
+    useful = sum(times * geometry.pairs(own) for own, times, _ in parts_of(request, axes))
+    cost = costs.of(request, round(useful), works)
     return [Candidate("native", "window", (), program, cost)]

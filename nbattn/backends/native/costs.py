@@ -8,10 +8,12 @@ do not attend. Copying columns costs by element, a tile its loads, stores and tr
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import NamedTuple
 
+from nbattn import biases
 from nbattn.program import costs
 from nbattn.program.costs import Cost
 from nbattn.program.request import Request
@@ -31,6 +33,11 @@ TILE = 1500.0  # cycles per tile
 CHANNEL = 1.21  # cycles per tile and channel of its rows: loads, stores, transposes
 MEMORY = 0.28  # cycles per byte of the tensors that are not in the cache
 CACHE = 2 << 20  # bytes of the cache: fitted, too
+# Cycles per column of what is added to scores, and of sums for a table's gradient; per lane and
+# entry of a table, which is laid out once for each head. Not fitted: from a few times with and
+# without.
+ADDED = {"relative_bias": 2.0, "alibi_slopes": 5.0}
+TABLE_SUM, TABLE = 3.0, 0.4
 WIDE = {"float64": 2.0}  # of 16 rows there are two vectors of such elements
 ITEM = 0.33e-6  # seconds per item: a thread takes it, and finds its columns
 CALL = 8e-6  # seconds per kernel, not fitted: arguments, Python, threads that start and end
@@ -49,12 +56,12 @@ class Work(NamedTuple):
         items: groups, each the work of one thread.
     """
 
-    columns: int
+    columns: float
     summed: float
-    extra: int
-    tiles: int
-    copied: int
-    items: int
+    extra: float
+    tiles: float
+    copied: float
+    items: float
 
 
 def products(kernel: str, request: Request) -> tuple[int, int]:
@@ -76,13 +83,29 @@ def seconds(kernel: str, request: Request, work: Work) -> float:
     scores, sums = products(kernel, request)
     cycles = (
         (work.columns + work.extra) * vectors * (PRODUCT * scores + SCORE)
+        + work.columns * vectors * added(kernel, request)
         + (work.summed + work.extra) * vectors * PRODUCT * sums
         + work.copied * channels * (COPY[request.dtype] + SUM * (kernel == "grad_all"))
         + work.tiles * (TILE + CHANNEL * rows * vectors)
     )
     heads = request.batch * request.kv_heads
     memory = max(0.0, moved(kernel, request, work) - CACHE) * MEMORY
-    return (heads * cycles + memory) / CLOCK + heads * work.items * ITEM + CALL
+    cycles, seconds = heads * cycles + memory + laid_out(request), heads * work.items * ITEM + CALL
+    return cycles / CLOCK + seconds
+
+
+def added(kernel: str, request: Request) -> float:
+    """Returns the cycles per column of what is added to its scores."""
+    cycles = sum(each for name, each in ADDED.items() if getattr(request, name))
+    summed = request.relative_bias and kernel in ("grad_query", "grad_all")
+    return cycles + TABLE_SUM * summed
+
+
+def laid_out(request: Request) -> float:
+    """Returns the cycles to lay out the table of every head, and to add up its sums."""
+    if not request.relative_bias:
+        return 0.0
+    return TABLE * LANES * request.heads * math.prod(biases.table_sizes(request.mask.axes))
 
 
 def moved(kernel: str, request: Request, work: Work) -> float:

@@ -4,13 +4,15 @@ hull of their columns.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 
 import numpy as np
 from numpy.typing import NDArray
 
+from nbattn import biases
 from nbattn.backends.native.tiles import RANK, Extents, Tiles
 from nbattn.geometry import Axes, Ints
 from nbattn.packages import install_line
@@ -24,6 +26,7 @@ from nbattn.program.tile_traversal import Traversal
 NATIVE = Limits(
     name="native", kinds=("cpu",), extra_range=True, relative_bias=True, alibi_slopes=True
 )
+ENTRIES = 1 << 18  # of a head's table: kernels keep 16 numbers for each, a thread as many sums
 PACKAGE = "c++"
 COMPILERS = (
     f"g++ 10 or clang 14 or newer by the system's package manager, or {install_line('native')}"
@@ -34,9 +37,27 @@ _SINGLE = 1  # columns that a kernel may leave unmasked: each that every row of 
 def reasons(needs: Needs, axes: Axes) -> list[Reason]:
     """Every limit that a request exceeds, or that there is no compiler."""
     exceeded = NATIVE.reasons(needs)
+    if not exceeded and needs.relative_bias:
+        exceeded += _over_entries(axes)
     if not exceeded and PACKAGE not in needs.device.providers:
         exceeded.append(Reason("package", f"needs a C++ compiler, and found none: {COMPILERS}"))
     return exceeded + over_int32(axes)
+
+
+def _over_entries(axes: Axes) -> list[Reason]:
+    entries = math.prod(biases.table_sizes([axis.spec for axis in axes]))
+    if entries <= ENTRIES:
+        return []
+    return [Reason("relative_bias", f"takes tables of {ENTRIES} entries a head, not {entries}")]
+
+
+def many_tables(request: Request) -> list[Reason]:
+    """Why the kernels cannot lay out one table of relative positions for all grids."""
+    circles = any(axis.border == "wrap" for axis in request.mask.axes)
+    if request.grids is None or not request.relative_bias or not circles:
+        return []
+    text = 'relative_bias of packed grids needs axes without border="wrap": each circle has its own'
+    return [Reason("grids", f"{text} table")]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +77,10 @@ class NativeArguments:
     grad_query: Tiles | None = None
     grad_key: Tiles | None = None
     grad_all: Tiles | None = None
+
+    def alone(self, axes: Axes) -> NativeArguments:
+        """The arguments of a call on one grid, in the same tiles."""
+        return replace(self, axes=axes)
 
     def key_runs(self, number: int, queries: int, keys: int) -> tuple[Ints, Ints, int]:
         """The keys of each query on one axis, by the tiles of the forward kernel."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import struct
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -18,8 +19,9 @@ from nbattn.backends.logsumexp import sink_gradient
 from nbattn.backends.native.meaning import NativeArguments
 from nbattn.backends.native.tiles import RANK
 from nbattn.geometry import BoundAxis
-from nbattn.kernels import host, layout
-from nbattn.program.program import Program
+from nbattn.kernels import grid_table, host, layout
+from nbattn.program.parts import PackedCall, Part
+from nbattn.program.program import ByIdentity, Program
 
 _POINTERS = struct.Struct(f"<{len(layout.POINTERS)}Q")
 _JOB = struct.Struct("<16i")  # what follows the parameters in `Job` of `cpu/job.h`
@@ -29,6 +31,7 @@ _SHARE = 1e5  # products of a vector that are worth waking a thread: about 40 us
 _TRIVIAL = BoundAxis(Axis(), 1, 1)
 _PLACES = {name: place for place, name in enumerate(layout.POINTERS)}
 _CACHE_SIZE = 1024
+_Packed = PackedCall[NativeArguments]
 # Key → the window, whose identity no other object gets while it lives, and the bytes of a pass.
 _numbers: dict[tuple[object, ...], tuple[NativeArguments, bytes]] = {}
 
@@ -40,13 +43,13 @@ def warmup(program: Program) -> None:
 
 def forward(program: Program, inputs: Inputs, *, return_lse: bool) -> tuple[Tensor, Tensor | None]:
     """Computes the output, and the logsumexp if it is requested or a backward may follow."""
-    window = _window(program)
-    tensors = kernel_tensors(inputs)
+    window, packed = _window(program)
+    tensors = _tensors(inputs, packed)
     tensors["out"] = out = new_output(inputs.query, inputs.value)
     lse = None
     if return_lse or window.grad_key or window.grad_all:
         tensors["lse"] = lse = new_lse(inputs.query)
-    _run(_pass(window, _FORWARD, inputs, None), tensors)
+    _run(_pass(window, packed, _FORWARD, inputs, None), tensors)
     return out, lse
 
 
@@ -59,9 +62,9 @@ def backward(
     grad_lse: Tensor | None,
 ) -> Gradients:
     """Computes the gradients from the final output and logsumexp."""
-    window = _window(program)
+    window, packed = _window(program)
     out, lse = out.contiguous(), lse.contiguous()
-    tensors = kernel_tensors(inputs) | {"out": out, "lse": lse, "grad_out": grad_out}
+    tensors = _tensors(inputs, packed) | {"out": out, "lse": lse, "grad_out": grad_out}
     if grad_lse is not None:
         tensors["grad_lse"] = grad_lse.contiguous()
     passes: tuple[int, ...] = (_GRAD_ALL,)
@@ -78,7 +81,7 @@ def backward(
         grads["relative_bias"] = lse.new_empty(bias.shape)
     tensors |= {f"grad_{name}": tensor for name, tensor in grads.items()}
     for number in passes:
-        _run(_pass(window, number, inputs, grad_out), tensors)
+        _run(_pass(window, packed, number, inputs, grad_out), tensors)
     sink = sink_gradient(inputs.sink, out, lse, grad_out, grad_lse)
     extra_key, extra_value = (
         grads.get(name, None if tensor is None else torch.zeros_like(tensor))
@@ -93,10 +96,29 @@ def backward(
     )
 
 
-def _window(program: Program) -> NativeArguments:
+def _window(program: Program) -> tuple[NativeArguments, _Packed | None]:
+    """The arguments of the kernels, and the call on packed grids that they belong to, if any."""
     (call,) = program.calls
-    assert isinstance(call.arguments, NativeArguments)
-    return call.arguments
+    packed: _Packed | None = None
+    arguments = call.arguments
+    if isinstance(arguments, PackedCall):
+        packed, arguments = arguments, arguments.kernels  # pyright: ignore[reportUnknownMemberType]
+    assert isinstance(arguments, NativeArguments)
+    return arguments, packed
+
+
+def _tensors(inputs: Inputs, packed: _Packed | None) -> dict[str, Tensor]:
+    """What the kernels read."""
+    tensors = kernel_tensors(inputs)
+    if packed is not None:
+        tensors["grids"] = _table(ByIdentity(packed))
+    return tensors
+
+
+@lru_cache(64)
+def _table(identity: ByIdentity[_Packed]) -> Tensor:
+    rows = grid_table.table(identity.value.grids, identity.value.offsets)
+    return torch.from_numpy(rows.view("<i8"))
 
 
 def _run(numbers: bytes, tensors: dict[str, Tensor]) -> None:
@@ -106,7 +128,13 @@ def _run(numbers: bytes, tensors: dict[str, Tensor]) -> None:
     host.library().nb_native_run(_POINTERS.pack(*pointers) + numbers)
 
 
-def _pass(window: NativeArguments, number: int, inputs: Inputs, grad_out: Tensor | None) -> bytes:
+def _pass(
+    window: NativeArguments,
+    packed: _Packed | None,
+    number: int,
+    inputs: Inputs,
+    grad_out: Tensor | None,
+) -> bytes:
     """All of a pass that does not depend on pointers."""
     query, key, value, extra = inputs.query, inputs.key, inputs.value, inputs.extra_key
     threads = torch.get_num_threads()
@@ -131,7 +159,7 @@ def _pass(window: NativeArguments, number: int, inputs: Inputs, grad_out: Tensor
     if found is None:
         if len(_numbers) >= _CACHE_SIZE:
             _numbers.clear()
-        found = window, _packed(window, number, inputs, grad_out, threads)
+        found = window, _packed(window, packed, number, inputs, grad_out, threads)
         _numbers[known] = found
     return found[1]
 
@@ -143,22 +171,32 @@ def _slope_step(inputs: Inputs) -> int:
 
 
 def _packed(
-    window: NativeArguments, number: int, inputs: Inputs, grad_out: Tensor | None, threads: int
+    window: NativeArguments,
+    packed: _Packed | None,
+    number: int,
+    inputs: Inputs,
+    grad_out: Tensor | None,
+    threads: int,
 ) -> bytes:
     query, key, value, extra = inputs.query, inputs.key, inputs.value, inputs.extra_key
     tiles = (window.forward, window.grad_query, window.grad_key, window.grad_all)[number]
     assert tiles is not None
-    batch, heads, head_dim, value_dim = query.shape[0], *query.shape[-2:], value.shape[-1]
+    heads, head_dim, value_dim = *query.shape[-2:], value.shape[-1]
+    batch = query.shape[0] if packed is None else 1
     grid = (*(_TRIVIAL,) * (RANK - len(window.axes)), *window.axes)
     grad_stride = (0,) * query.dim() if grad_out is None else grad_out.stride()
     shapes = query.shape, key.shape, key.shape, query.shape
     strides = query.stride(), key.stride(), value.stride(), grad_stride
+    held = [n for axis in grid for n in layout.held_numbers(axis)]
+    if packed is not None:
+        shapes, strides = ([(1, *each) for each in given] for given in (shapes, strides))
+        held = layout.held_tokens(query.shape[0], key.shape[0])
     numbers = layout.pack_numbers(
         [n for each in map(layout.on_three_axes, shapes, strides) for n in each],
         inputs.scale,
         inputs.softcap or 0.0,
         [n for axis in grid for n in layout.axis_numbers(axis)],
-        [n for axis in grid for n in layout.held_numbers(axis)],
+        held,
         (
             batch,
             heads,
@@ -167,11 +205,14 @@ def _packed(
             len(window.axes),
             1,
             _slope_step(inputs),
-            0,
+            0 if packed is None else len(packed.grids),
         ),
     )
-    extents = zip(window.axes, tiles.tile[1 + RANK - len(window.axes) :], strict=True)
-    columns = math.prod(axis.tile_totals(rows).keys for axis, rows in extents)
+    extents = tiles.tile[1 + RANK - len(window.axes) :]
+    columns = sum(
+        times * math.prod(axis.tile_totals(n).keys for axis, n in zip(axes, extents, strict=True))
+        for axes, times, _ in ((Part(window.axes, 1),) if packed is None else packed.parts)
+    )
     products = batch * heads * columns * (head_dim + value_dim) // tiles.tile[0]
     threads = min(threads, 1 + int(products / _SHARE))
     job = _JOB.pack(

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from functools import cache
+from functools import cache, lru_cache
 from itertools import product
 from typing import NamedTuple
 
 from nbattn.backends.native import costs
 from nbattn.backends.native.costs import LANES, Work
 from nbattn.geometry import Axes, BoundAxis
+from nbattn.program.parts import longest, parts_of
 from nbattn.program.request import Request
 from nbattn.program.tile_traversal import Traversal
 
@@ -112,12 +113,23 @@ class _Rows:
         self.kernel, self.request = kernel, request
         self.inverse = kernel == "grad_key"
         self.heads = 1 if self.inverse else request.heads_per_key_head
-        self.longest = [_longest(axis, inverse=self.inverse) for axis in axes]
+        parts = parts_of(request, axes)
+        self.longest = [_longest(axis, inverse=self.inverse) for axis in longest(request, axes)]
         self.useful = (_power(self.heads), *(_power(rows) for rows in self.longest))
-        self.classes = math.prod(sum(group.size for group in axis.classes()) for axis in axes)
-        self.separate = [cache(Traversal(axis).separate) for axis in axes]
-        self.sums = [_sums(axis, inverse=self.inverse) for axis in axes]
+        self.classes = sum(
+            times * math.prod(sum(group.size for group in axis.classes()) for axis in axes)
+            for axes, times, _ in parts
+        )
+        alike = all(
+            part.sizes == 1 for part in parts
+        )  # else one of them says nothing of the others
+        on_axes = zip(*(part.axes for part in parts), strict=True) if alike else ()
+        self.separate = [_separate(bound) for bound in on_axes]
+        self.sums = [
+            (times, [_sums(axis, self.inverse) for axis in axes]) for axes, times, _ in parts
+        ]
         self.copies = request.batch * request.kv_heads
+        self.grids = 1 if request.grids is None else len(request.grids)
 
     def tiles(self) -> Iterator[tuple[int, ...]]:
         """Yields tiles of all lanes, with extents that are no larger than useful where the problem
@@ -177,7 +189,7 @@ class _Rows:
         """
         longest = self.longest[number]
         groups = 1 << max(-(-longest // (extent * SLABS)) - 1, 0).bit_length()
-        while groups * extent < longest:
+        while self.separate and groups * extent < longest:
             if self.separate[number](groups * extent):
                 return groups
             groups *= 2
@@ -192,15 +204,20 @@ class _Rows:
             times, extra_tiles = self.request.heads_per_key_head, -(-extra // LANES)
             others = extra_tiles * queries * times
             copied = (packed + bool(extra) * queries) * times
-            columns, summed, tiles = columns * times, summed * times, tiles + extra_tiles
-            return Work(columns, summed, others, tiles, copied, groups + bool(extra))
+            tiles, groups = tiles + extra_tiles * self.grids, groups + bool(extra) * self.grids
+            return Work(columns * times, summed * times, others, tiles, copied, groups)
         return Work(columns, summed, tiles * extra, tiles, packed + groups * extra, groups)
 
-    def _totals(self, rows: tuple[int, ...]) -> tuple[int, int]:
+    def _totals(self, rows: tuple[int, ...]) -> tuple[float, float]:
         """Returns how many tiles of `rows` rows there are, and the columns of all of them."""
+        tiles: float = 0
+        columns: float = 0
+        for times, on_axes in self.sums:
+            sums = [of(size) for of, size in zip(on_axes, rows[1:], strict=True)]
+            tiles += times * math.prod(n for n, _ in sums)
+            columns += times * math.prod(n for _, n in sums)
         of_heads = -(-self.heads // rows[0])
-        sums = [of(size) for of, size in zip(self.sums, rows[1:], strict=True)]
-        return of_heads * math.prod(n for n, _ in sums), of_heads * math.prod(n for _, n in sums)
+        return of_heads * tiles, of_heads * columns
 
     def _summed(self, tile: tuple[int, ...]) -> float:
         """Returns the columns of all tiles, each counted by the share of its quarters that attend
@@ -208,7 +225,10 @@ class _Rows:
         """
         quarter = _quarter(tile)
         own = (*quarter[1:-1], tile[-1])
-        columns = math.prod(of(size)[1] for of, size in zip(self.sums, own, strict=True))
+        columns = sum(
+            times * math.prod(of(size)[1] for of, size in zip(on_axes, own, strict=True))
+            for times, on_axes in self.sums
+        )
         alike = tile[0] // quarter[0] * (tile[-1] // quarter[-1])  # quarters of the same lines
         return -(-self.heads // tile[0]) * columns * alike / QUARTERS
 
@@ -222,7 +242,15 @@ def _quarter(tile: Sequence[int]) -> list[int]:
     return extents[::-1]
 
 
-def _sums(axis: BoundAxis, *, inverse: bool) -> Callable[[int], tuple[int, int]]:
+def _separate(axes: Sequence[BoundAxis]) -> Callable[[int], bool]:
+    """Returns a function of a number of rows: whether no tile of so many shares a column with the
+    next tile but one, on every one of the axes.
+    """
+    return cache(lambda rows: all(Traversal(axis).separate(rows) for axis in axes))
+
+
+@lru_cache(64)  # several kernels ask
+def _sums(axis: BoundAxis, inverse: bool) -> Callable[[int], tuple[int, int]]:
     """Returns a function of a number of rows: how many tiles of so many one axis has, and the
     columns of all of them.
     """

@@ -41,6 +41,15 @@ def test_one_candidate_with_a_kernel_per_pass() -> None:
         assert {name for name in names if getattr(call.arguments, name) is not None} == kernels
 
 
+def test_tables_that_are_too_large_are_refused() -> None:
+    for sides, entries in (((127, 128), 511**2), ((128, 128), 513 * 511)):
+        mask = Mask(Axis(sides[0], sides[1]), Axis(127, 128))
+        request = replace(request_for(mask, (16, 16)), relative_bias=True)
+        reasons = [reason.text for reason in offered(request).reasons]
+        refusal = f"takes tables of 262144 entries a head, not {entries}"
+        assert reasons == ([refusal] if entries > 262144 else [])
+
+
 def test_without_a_compiler_it_is_refused_with_the_way_to_get_one() -> None:
     bare = replace(CPU, providers=())
     with pytest.raises(BackendError) as error:

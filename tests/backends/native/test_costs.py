@@ -64,6 +64,10 @@ def test_one_column_costs_its_products_and_one_exponential() -> None:
     assert cycles["grad_key"] == pytest.approx(costs.PRODUCT * 32 + costs.SCORE)
     assert cycles["grad_all"] == pytest.approx(costs.PRODUCT * 40 + costs.SCORE)
     assert costs.seconds("forward", request, none) == costs.CALL
+    for name, cycles in costs.ADDED.items():
+        more = replace(request, **{name: True})
+        of_one = costs.seconds("grad_key", more, one) - costs.seconds("grad_key", more, none)
+        assert of_one * costs.CLOCK == pytest.approx(costs.PRODUCT * 32 + costs.SCORE + cycles)
     extra = Work(0, 0, 1, 0, 0, 0)
     assert costs.seconds("forward", request, extra) == costs.seconds("forward", request, one)
 
@@ -86,6 +90,17 @@ def test_extra_keys_and_batches_cost_more() -> None:
     assert many.estimate > 1.3 * few.estimate
     work = cost_of(replace(GRID, batch=64)).estimate - costs.CALL
     assert work == pytest.approx(64 * (few.estimate - costs.CALL), rel=0.2)
+
+
+def test_a_table_costs_by_column_and_by_entry() -> None:
+    plain = replace(GRID, training=True)
+    assert (
+        1.0 < cost_of(replace(plain, relative_bias=True)).estimate / cost_of(plain).estimate < 1.2
+    )
+    tables = replace(GRID, relative_bias=True)
+    entries = costs.laid_out(tables)
+    assert costs.laid_out(replace(tables, heads=8, kv_heads=8)) == 4 * entries
+    assert entries == costs.TABLE * 16 * 2 * 13 * 13
 
 
 def test_nothing_to_compute_is_a_call() -> None:
