@@ -5,19 +5,12 @@
 namespace nb {
 using Queries = Arena<QueryTile, KeyTile>;
 
-NB_DEVICE void grad_table(const Params& p) {
+// Adds the gradients of a grid's tiles `first`, `first` + `step`, ... to the table of this warp.
+NB_DEVICE void add_tiles(Queries& arena, const Params& p, Accumulator* table, int head, long long first, int step) {
   constexpr int kOwn = Queries::kOwn;
-  NB_DYNAMIC_SHARED(shared);
-  Queries arena(shared);
-  const int lane = threadIdx.x % kLanes, warp = threadIdx.x / kLanes, own = warp * kOwn;
-  const int head = blockIdx.x % p.heads, part = blockIdx.x / p.heads, parts = gridDim.x / p.heads;
-  const int entries = table_steps(p).entries;
-  Accumulator* const table = static_cast<Accumulator*>(p.grad_relative_bias) +
-                             (static_cast<long long>(part * kWarps + warp) * p.heads + head) * entries;
-  for (int e = lane; e < entries; e += kLanes) table[e] = 0;
-
+  const int lane = threadIdx.x % kLanes, own = threadIdx.x / kLanes * kOwn;
   const int tiles = row_tiles<false, QueryTile>(p);
-  for (long long n = part; n < static_cast<long long>(tiles) * p.batch; n += parts) {
+  for (long long n = first; n < static_cast<long long>(tiles) * p.batch; n += step) {
     const Block block = {static_cast<int>(n % tiles), head, static_cast<int>(n / tiles)};
     __syncthreads();  // all threads have used the previous tile
     begin_traversal<false, QueryTile, KeyTile>(*arena.traversal, p, block.tile, block.sample);
@@ -52,6 +45,40 @@ NB_DEVICE void grad_table(const Params& p) {
         __syncwarp();
       }
     }
+  }
+}
+
+// The parameters of a grid, at the end of the shared memory.
+NB_DEVICE const Params& params_of(const Params& p, int number) {
+  NB_DYNAMIC_SHARED(shared);
+  Params& own = reinterpret_cast<OnGrid*>(shared + NB_SHARED_BYTES - kGridBytes)->params;
+  __syncthreads();  // all threads have used the previous grid
+  if (threadIdx.x == 0) {
+    own = p;
+    set_grid(own, static_cast<const Grid*>(p.grids)[number], number,
+             {sizeof(Element), sizeof(Accumulator), kHeadDim, kValueDim});
+  }
+  __syncthreads();
+  return own;
+}
+
+NB_DEVICE void grad_table(const Params& p) {
+  NB_DYNAMIC_SHARED(shared);
+  Queries arena(shared);
+  const int head = blockIdx.x % p.heads, part = blockIdx.x / p.heads, parts = gridDim.x / p.heads;
+  const int entries = table_steps(p).entries, warp = threadIdx.x / kLanes;
+  Accumulator* const table = static_cast<Accumulator*>(p.grad_relative_bias) +
+                             (static_cast<long long>(part * kWarps + warp) * p.heads + head) * entries;
+  for (int e = threadIdx.x % kLanes; e < entries; e += kLanes) table[e] = 0;
+  if constexpr (Variant::kGrids) {
+    int first = part;  // of this block in the grid, so that small grids are shared by all blocks
+    for (int number = 0; number < p.grid_count; ++number) {
+      const Params& own = params_of(p, number);
+      add_tiles(arena, own, table, head, first, parts);
+      first = floor_mod(first - row_tiles<false, QueryTile>(own), parts);
+    }
+  } else {
+    add_tiles(arena, p, table, head, part, parts);
   }
 }
 }  // namespace nb

@@ -138,8 +138,8 @@ NB_DEVICE void grad_keys(const Params& p, unsigned number) {
   const MaskTable<QueryTile> masks = arena.masks();
   const KeyVectors key = arena.key();
   const ValueVectors value = arena.value();
-  const Block block =
-      block_of(number, row_tiles<true, KeyTile>(p) + extra_tiles({0, p.extra}, kRows), p.heads / p.group);
+  const int tiles = row_tiles<true, KeyTile>(p) + extra_tiles({0, p.extra}, kRows);
+  const Block block = block_of(number, tiles, p.heads / p.group);
   begin_traversal<true, KeyTile, QueryTile>(traversal, p, block.tile, block.sample);
   if (traversal.extra < 0 && !has_rows(traversal)) return;
 

@@ -33,14 +33,14 @@
 #ifndef NB_EXTRA
 #define NB_EXTRA 0
 #endif
-#ifndef NB_GRIDS
-#define NB_GRIDS 0
-#endif
 #ifndef NB_EXTRA_RANGE
 #define NB_EXTRA_RANGE 0
 #endif
 #ifndef NB_BIAS
 #define NB_BIAS 0
+#endif
+#ifndef NB_GRIDS
+#define NB_GRIDS 0
 #endif
 
 namespace nb {

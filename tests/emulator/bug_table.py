@@ -422,7 +422,7 @@ ADDITIONS = [  # what is added to scores by position; ranges of extra keys
     Bug("tables start anywhere", DBIAS, "table[e] = 0;", ";", "dbias", "table", "ELRC"),
     Bug("warps share a table", DBIAS, "part * kWarps + warp", "part * kWarps", "dbias", "table",
         "ELRC"),
-    Bug("tiles of a table twice", DBIAS, "n += parts)", "n += 1)", "dbias", "table", "ELRC"),
+    Bug("tiles of a table twice", DBIAS, "n += step)", "n += 1)", "dbias", "table", "ELRC"),
     Bug("samples of a table lost", DBIAS, "static_cast<long long>(tiles) * p.batch;", "tiles;",
         "dbias", "table", "ELRC"),
     Bug("a table's tile before its barrier", DBIAS,

@@ -38,10 +38,10 @@ def _candidate(request: Request, axes: Axes, instructions: str) -> Candidate:
         request.softcap,
         request.key_range,
         request.extra_keys > 0,
+        request.grids is not None,
         request.extra_keys > 0 and request.extra_range,
         request.relative_bias,
         request.alibi_slopes,
-        request.grids is not None,
     )
     passes = {} if reasons else _passes(request, axes, instructions, build)
     reasons += passes if isinstance(passes, list) else []
@@ -61,10 +61,8 @@ def _passes(
     request: Request, axes: Axes, instructions: str, build: Build
 ) -> dict[str, Pass] | list[Reason]:
     """The tiles of every kernel that runs, or the limits that are exceeded."""
-    if request.relative_bias and (reason := cuda.table_reason(longest(request, axes))):
+    if request.relative_bias and (reason := cuda.table_reason(request.mask)):
         return [reason]
-    if request.grids is not None and build.table and request.training:
-        return [Reason("grids", "computes no gradient of relative_bias for packed grids")]
     passes: dict[str, Pass] = {}
     for kernel in cuda_tiles.kernels(build, training=request.training):
         ranked = choice.of_request(kernel, instructions, request, axes, build)

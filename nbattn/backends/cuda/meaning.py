@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from nbattn import biases
 from nbattn.backends.cuda.tiles import RANK, Build, Extents, Tiles
 from nbattn.geometry import Axes, Ints
+from nbattn.mask import Mask
 from nbattn.packages import install_line
 from nbattn.program import tile_traversal
 from nbattn.program.blocks import Block, ranges_of
@@ -73,9 +74,9 @@ def reasons(instructions: str, needs: Needs, axes: Axes) -> list[Reason]:
     return reasons + whole_axes(axes) + over_int32(axes)
 
 
-def table_reason(axes: Axes) -> Reason | None:
+def table_reason(mask: Mask) -> Reason | None:
     """The reason against a table of relative positions that is too large."""
-    entries = math.prod(biases.table_sizes([axis.spec for axis in axes]))
+    entries = math.prod(biases.table_sizes(mask.axes))
     if entries <= TABLE:
         return None
     return Reason("relative_bias", f"takes tables of up to {TABLE} entries per head, not {entries}")

@@ -31,9 +31,9 @@ from nbattn.program.program import ByIdentity, Program
 
 _COPY = 16  # bytes that tensor-core kernels copy at once
 _EXTRA = ("extra_key", "extra_value")
-_DKDV = 2  # in the order fwd, dq, dkdv
 # The kernel of the table's gradient: blocks that fill a device, and elements of all their tables.
 _TABLE_BLOCKS, _TABLE_ELEMENTS = 1024, 1 << 24
+_DKDV = 2  # in the order fwd, dq, dkdv
 # The gradients that a kernel writes, by NB_GRADS; 0 is the kernel of the queries' gradients.
 _VALUES, _KEYS = ("grad_value", "grad_extra_value"), ("grad_key", "grad_extra_key")
 _WRITES = {0: ("grad_query",), 1: _VALUES, 2: _KEYS, 3: (*_VALUES, *_KEYS)}
@@ -193,7 +193,7 @@ def _launch_key(
         key.shape,
         strides if grad_out is None else (*strides, grad_out),
         _extra_of(tensors),
-        inputs.query.shape[-2] if slopes is not None and slopes.dim() == 2 else 0,
+        query.shape[-2] if slopes is not None and slopes.dim() == 2 else 0,
         not any(tensor.data_ptr() % _COPY for tensor in copied),
         inputs.scale,
         inputs.softcap or 0.0,
@@ -222,8 +222,8 @@ def _launches(
     vector = aligned and all(map(_in_chunks, (query, key, key, query), strides))
     packed = window.packed if len(strides) == 3 else 1
     grid = packed_grid(window.axes, packed)
-    held = [number for axis in grid for number in layout.held_numbers(axis)]
     counts = (batch, heads // packed, heads // packed // kv_heads, extra, len(window.axes), packed)
+    held = [number for axis in grid for number in layout.held_numbers(axis)]
     numbers = layout.pack_numbers(
         _all_strides((query, key, key, query), strides, packed),
         scale,
@@ -242,20 +242,19 @@ def _launches(
         _delta_launch(math.prod(query[:-1]), window, numbers, vector=vector),
         *launches_of("dq", window.grad_query, tiles[1] * batch * heads),
         *launches_of("dkdv", window.grad_key, tiles[2] * batch * kv_heads),
-        *_table_launches(window, batch, heads, numbers),
+        *_table_launches(identity, batch, heads, numbers),
     )
 
 
 def _table_launches(
-    window: CudaArguments, batch: int, heads: int, numbers: bytes
+    identity: ByIdentity[CudaArguments | _Packed], batch: int, heads: int, numbers: bytes
 ) -> Iterator[Launch]:
     """The launch of the table's gradient, if there is one: the blocks of a head share its tiles."""
+    window, many = _unpacked(identity.value)
     if window.grad_table is None:
         return
     entries = math.prod(biases.table_sizes([axis.spec for axis in window.axes]))
-    extents = zip(cuda_tiles.padded(window.axes), window.grad_table.rows, strict=True)
-    of_axes = (cuda_tiles.row_tiles(axis, rows, inverse=False) for axis, rows in extents)
-    tiles = math.prod(of_axes) * batch
+    tiles = int(_counts(window, many, window.grad_table).sum()) * batch
     most = _TABLE_ELEMENTS // max(1, cuda_tiles.TABLE_WARPS * heads * entries)
     parts = max(1, min(-(-_TABLE_BLOCKS // max(1, heads)), most, tiles))
     yield from _launches_of(
@@ -299,15 +298,26 @@ def _row_tiles(identity: ByIdentity[CudaArguments | _Packed], extra: int) -> lis
         if tiles is None:
             continue
         inverse = number == _DKDV
-        if many is not None:
-            counts = cuda_tiles.row_tiles_of(many.mask, many.grids, tiles, inverse=inverse)
-        else:
-            grid = packed_grid(window.axes, 1 if number else window.packed)
-            extents = zip(grid, tiles.rows, strict=True)
-            of_axes = (cuda_tiles.row_tiles(axis, n, inverse=inverse) for axis, n in extents)
-            counts = np.array([math.prod(of_axes)], dtype=np.int64)
+        packed = 1 if number else window.packed
+        counts = _counts(window, many, tiles, inverse=inverse, packed=packed)
         found.append(counts + (-(-extra // tiles.row_count) if inverse else 0))
     return found
+
+
+def _counts(
+    window: CudaArguments,
+    many: _Packed | None,
+    tiles: Tiles,
+    *,
+    inverse: bool = False,
+    packed: int = 1,
+) -> Ints:
+    """The tiles of rows of one head of every grid: of its queries or, inverse, of its keys."""
+    if many is not None:
+        return cuda_tiles.row_tiles_of(many.mask, many.grids, tiles, inverse=inverse)
+    extents = zip(packed_grid(window.axes, packed), tiles.rows, strict=True)
+    of_axes = (cuda_tiles.row_tiles(axis, n, inverse=inverse) for axis, n in extents)
+    return np.array([math.prod(of_axes)], dtype=np.int64)
 
 
 def _all_strides(

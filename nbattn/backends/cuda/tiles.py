@@ -116,10 +116,10 @@ class Build(NamedTuple):
     softcap: bool = False
     key_range: bool = False
     extra: bool = False
+    grids: bool = False
     extra_range: bool = False
     table: bool = False
     slopes: bool = False
-    grids: bool = False
 
 
 def kernels(build: Build, *, training: bool) -> tuple[str, ...]:
@@ -292,9 +292,9 @@ def variant(kernel: str, tiles: Tiles, build: Build, *, grads: int, vector: bool
     constants |= {f"NB_QUERY_TILE_{axis}": extent for axis, extent in enumerate(query)}
     constants |= {f"NB_KEY_TILE_{axis}": extent for axis, extent in enumerate(key)}
     constants |= {"NB_GRADS": grads} if grads else {}
-    constants |= {"NB_GRIDS": 1} if build.grids else {}
     constants |= {"NB_EXTRA_RANGE": 1} if build.extra_range else {}
     constants |= {"NB_BIAS": build.table + 2 * build.slopes} if build.table or build.slopes else {}
+    constants |= {"NB_GRIDS": 1} if build.grids else {}
     if tiles.row_blocks:
         constants |= {"NB_WARPS": tiles.warps, "NB_ROW_BLOCKS": tiles.row_blocks}
         constants |= {"NB_STAGES": tiles.stages, "NB_VECTOR": int(vector)}

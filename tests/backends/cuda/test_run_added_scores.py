@@ -4,7 +4,7 @@ of ranges of extra keys, run by the emulator: values and gradients against float
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -16,6 +16,7 @@ from emulator import build, problem
 from emulator.cases import CASES
 from emulator.launcher import Launcher, Mode
 from oracle import bias_entries, distances, is_legal, matrix
+from packed_oracle import gradients, one_by_one, packed
 from short_axes import specimens
 from torch import Tensor
 
@@ -273,9 +274,11 @@ class Recorder(Launcher):
         self.blocks: dict[str, int] = {}
         self.loaded: list[str] = []
 
-    def launch(self, variant: Variant, blocks: int, *rest: Any) -> None:
+    def launch(
+        self, variant: Variant, blocks: int, tensors: Mapping[str, Tensor], numbers: bytes
+    ) -> None:
         self.blocks[variant.entry] = blocks
-        super().launch(variant, blocks, *rest)
+        super().launch(variant, blocks, tensors, numbers)
 
     def load(self, variant: Variant) -> None:
         self.loaded.append(variant.entry)
@@ -343,6 +346,37 @@ def test_attention_with_all_of_it(emulated: Launcher, dtype: torch.dtype) -> Non
     names = ("out", "lse", *made)
     for name, found, low, exact in zip(names, *results, strict=True):
         dense_attention.judge(name, found, low, exact, eps, terms=1.0)
+
+
+def test_packed_grids_share_a_table(emulated: Launcher, cases: Count) -> None:
+    """Every grid has its own slopes and range, and all add to one gradient, whatever its blocks."""
+    for mask, sizes, slopes in (
+        (Mask(Axis(2, 2, border="shift"), Axis(3, 1, dilation=2)), [(5, 9), (6, 4), (0, 2)], False),
+        (Mask(Axis(4, causal=True)), [(30,), (3,), (0,), (17,)], True),
+    ):
+        made, count = packed(sizes, None), len(sizes)
+        generator = torch.Generator().manual_seed(3)
+
+        def random(*shape: int, generator: torch.Generator = generator) -> Tensor:
+            return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+        heads, kv_heads, dim = made[0].shape[-2], made[1].shape[-2], made[0].shape[-1]
+        trained = {
+            "relative_bias": random(heads, *biases.table_sizes(mask.axes)).requires_grad_(),
+            "extra_key": random(count, 3, kv_heads, dim).requires_grad_(),
+            "extra_value": random(count, 3, kv_heads, made[2].shape[-1]).requires_grad_(),
+        }
+        given: dict[str, Any] = dict(trained)
+        given["extra_range"] = torch.tensor([[0, 2], [1, 3], [1, 1], [0, 3]][:count]).int()
+        if slopes:
+            given["alibi_slopes"] = torch.rand(count, heads, generator=generator)
+        found = nbattn.attention(*made, mask, grids=sizes, backend="cuda", return_lse=True, **given)
+        wanted = one_by_one(made, mask, sizes, None, **given)
+        leaves = [*made, *trained.values()]
+        results = ((*one, *gradients(one, leaves)) for one in (found, wanted))
+        for one, other in zip(*results, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
+        cases("cuda packed grids", 1)
 
 
 def test_empty_shapes_have_a_gradient_of_zero(emulated: Launcher) -> None:
