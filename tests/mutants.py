@@ -43,6 +43,10 @@ FLASH_MEANING = "nbattn/backends/flash/meaning.py"
 FLASH_CANDIDATES = "nbattn/backends/flash/candidates.py"
 FLASH_COSTS = "nbattn/backends/flash/costs.py"
 FLASH_PACKING = "nbattn/backends/flash/packing.py"
+FLASH_GRIDS = "nbattn/backends/flash/grids.py"
+GRIDS, GATHERED = "nbattn/grids.py", "nbattn/backends/gathered.py"
+GATHERING, PACKED = "nbattn/planner/gathering.py", "nbattn/program/packed.py"
+PACKED_PROOF = "nbattn/planner/packed_proof.py"
 FLASH_RANGES = "nbattn/backends/flash/ranges.py"
 SDPA_KERNELS = "nbattn/backends/dense/kernels.py"
 CUDA_MEANING = "nbattn/backends/cuda/meaning.py"
@@ -560,6 +564,28 @@ MUTANTS = [
            "(request.key_space[number] - 1 - last) // axis.step + 1",
            "(request.key_space[number] - last) // axis.step + 1",
            "backends/flash/candidates backends/flash/packing"),
+    Mutant("grids-first-token", GRIDS, "np.concatenate([[0], np.cumsum(self.counts)])",
+           "np.concatenate([[0], np.cumsum(self.counts)[::-1]])", "grids whole/packed_grids"),
+    Mutant("grids-one-code", GRIDS, "codes = codes * base + column", "codes = codes + column",
+           "grids whole/packed_grids"),
+    Mutant("grids-alignment", GRIDS, "wrong |= queries != keys", "wrong |= queries > keys",
+           "grids whole/packed_grids"),
+    Mutant("grids-entries", GATHERED, "name: _taken(given, part.grids)",
+           "name: given[: part.count]", "whole/packed_grids"),
+    Mutant("grids-shared-gradient", GATHERED, "total.add_(grad)", "total.copy_(grad)",
+           "whole/packed_grids"),
+    Mutant("grids-copies", GATHERING, "copied = 2.0 * passes * tensor_bytes(request) * several",
+           "copied = 0.0", "planner/gathering"),
+    Mutant("grids-batch", GATHERING, ".bit_length())", ".bit_length() - 1)",
+           "planner/gathering"),
+    Mutant("grids-scale", PACKED, "scale = mean / float(tokens[nearest])", "scale = 1.0",
+           "program/packed"),
+    Mutant("grids-corner", FLASH_GRIDS, "axis.left - axis.offset", "axis.left",
+           "backends/flash/grids"),
+    Mutant("grids-top-left", FLASH_GRIDS, "(sizes.query != sizes.key).any()", "False",
+           "backends/flash/grids"),
+    Mutant("grids-unproved", PACKED_PROOF, "(times != 1).any()", "False",
+           "planner/packed_proof"),
     Mutant("pack-longest", FLASH_PACKING,
            "    lengths += [(run.queries, run.keys) for run in sequences]\n",
            "", "backends/flash/adapters backends/flash/run backends/flash/model"),

@@ -61,7 +61,7 @@ ALLOWED = {
     "added_scores": "errors mask symbolic geometry biases grids packing",
     "kernels": "errors packages version cache geometry grids kernels",
     "program": f"{PROGRAM} biases",
-    "backends": f"{PROGRAM} {SHARED} biases",
+    "backends": f"{PROGRAM} {SHARED} biases backends.families",
     **{family: f"{PROGRAM} {SHARED} biases kernels {family}" for family in sorted(FAMILIES)},
     "planner": f"{PROGRAM} fixes mistaken_places version machine cache backends.families planner",
     "execute": "errors mask program backends.families backends.inputs planner",
@@ -71,7 +71,8 @@ ALLOWED = {
     "mistaken_plans": "program backends.families backends.inputs autograd",
     "arguments": "errors axis mask symbolic key_ranges mistaken_masks shapes program"
     " added_scores packing backends.families planner",
-    "known_calls": "mask grids backends.families backends.inputs planner execute autograd arguments",
+    "known_calls": "mask grids backends.families backends.inputs planner execute autograd"
+    " arguments",
     "functional": "errors mask program backends.families backends.inputs"
     " backends.dense.reference planner execute ops export autograd fixes shapes key_ranges joining"
     " grids packing"
@@ -140,7 +141,9 @@ FOREIGN = {
     **dict.fromkeys(["program"], "numpy"),
     **dict.fromkeys(["planner", "backends", "execute", "ops", "autograd"], "numpy torch"),
     **dict.fromkeys(["export"], "torch"),
-    **dict.fromkeys(["arguments", "known_calls", "functional", "plan_runs", "nn"], "numpy torch"),
+    **dict.fromkeys(
+        ["arguments", "known_calls", "functional", "joint", "plan_runs", "nn"], "numpy torch"
+    ),
     **dict.fromkeys(["integrations", "distributed", "bench", "tune", "demo"], "numpy torch"),
     **dict.fromkeys(["machine", "timing", "cache", "cli", "kernels"], ""),
     "config": "pydantic pydantic_core",
