@@ -14,7 +14,7 @@ NB_DEVICE Block block_of(unsigned block, int tiles, int heads) {
   const unsigned head = block / tiles;
   return {static_cast<int>(block % tiles), static_cast<int>(head % heads), static_cast<int>(head / heads)};
 }
-NB_DEVICE int extra_tiles(const Params& p, int rows) { return Variant::kExtra ? ceil_div(p.extra, rows) : 0; }
+NB_DEVICE int extra_tiles(Interval extra, int extent) { return Variant::kExtra ? ceil_div(extra.size(), extent) : 0; }
 
 // Kernels in the order of `Grid::first_tile`.
 enum Kernel { kForwardKernel = 0, kGradQueryKernel = 1, kGradKeyKernel = 2 };

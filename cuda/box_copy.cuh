@@ -108,14 +108,16 @@ NB_DEVICE void load_rows(const Tile& tile, const Params& p, const Traversal<Rows
   copy.template load<!(kKeys && Variant::kKeyRange)>(tile, offset_of(s, sample, head, corner), inside);
 }
 
-// Copies `count` extra keys or values from `first` on, from a contiguous tensor `[B, E, Hk, kChannels]`.
-template <int kChannels, int kVectors, class Tile>
-NB_DEVICE void load_extra(const Tile& tile, const Params& p, const void* tensor, int first, int count, int sample,
+// Copies extra keys or values from `first` on, from a contiguous tensor `[B, E, Hk, kChannels]`; kRows: those of a block's
+// tile, of which the first may be outside.
+template <int kChannels, int kVectors, bool kRows = false, class Tile>
+NB_DEVICE void load_extra(const Tile& tile, const Params& p, const void* tensor, int first, Interval inside, int sample,
                           int head) {
   using Line = Extents<1, 1, kVectors>;
   BoxSteps steps = {{0, 0, 0}, kItem};
   steps.axis[2] = static_cast<long long>(p.heads / p.group) * kChannels * kItem;
   const BoxCopy<Line, Tile, kChannels> copy(tensor, steps);
-  copy.load(tile, extra_offset(p, sample, first, head, kChannels) * kItem, {{0, 1}, {0, 1}, {0, count}});
+  copy.template load<!(kRows && Variant::kExtraRange)>(tile, extra_offset(p, sample, first, head, kChannels) * kItem,
+                                                       {{0, 1}, {0, 1}, inside});
 }
 }  // namespace nb

@@ -59,13 +59,14 @@ struct QueryColumns {
   }
   NB_DEVICE void fill(StagedVisit& staged, int n, const Params& p, const Traversal<KeyTile>& traversal,
                       const Block& block) const {
-    const Visit v = visit<QueryTile>(traversal, n % traversal.total, 0);
+    const Visit v = visit<QueryTile>(traversal, n % traversal.total, {0, 0});
     const int head = block.head * p.group + n / traversal.total;
     set(staged, v);
     const Coord corner = column_coord<QueryTile>(traversal, v, 0);
     staged.offset[0] = offset_of(p.query_stride, block.sample, head, corner);
     staged.offset[1] = offset_of(p.grad_out_stride, block.sample, head, corner);
     staged.terms = tokens.of(block.sample, head, corner) * 8;
+    if (Variant::kBias) staged.head = head;
   }
   NB_DEVICE void load(const Stage& to, const StagedVisit& v) const {
     Interval inside[3];
@@ -92,9 +93,9 @@ struct QueryColumns {
 NB_DEVICE void load_key_rows(const KeyVectors& key, const ValueVectors& value, const Traversal<KeyTile>& traversal,
                              const Params& p, const Block& block) {
   if (Variant::kExtra && traversal.extra >= 0) {
-    const int count = min_of(kRows, p.extra - traversal.extra);
-    load_extra<kHeadDim, kRows>(key, p, p.extra_key, traversal.extra, count, block.sample, block.head);
-    load_extra<kValueDim, kRows>(value, p, p.extra_value, traversal.extra, count, block.sample, block.head);
+    const Interval rows = cut(extra_keys(p, block.sample).plus(-traversal.extra), {0, kRows});
+    load_extra<kHeadDim, kRows, true>(key, p, p.extra_key, traversal.extra, rows, block.sample, block.head);
+    load_extra<kValueDim, kRows, true>(value, p, p.extra_value, traversal.extra, rows, block.sample, block.head);
   } else {
     load_rows<kHeadDim, true>(key, p, traversal, p.key, p.key_stride, block.sample, block.head);
     load_rows<kValueDim, true>(value, p, traversal, p.value, p.value_stride, block.sample, block.head);
@@ -104,7 +105,15 @@ NB_DEVICE void load_key_rows(const KeyVectors& key, const ValueVectors& value, c
 // Writes the tile's rows to a gradient `[B, *key_space, Hk, kChannels]`, or to the extra keys' `[B, E, Hk, kChannels]`.
 template <int kChannels, class Tile, class Sums>
 NB_DEVICE void epilogue(const Params& p, const Traversal<KeyTile>& traversal, const Block& block, const Tile& staging,
-                        const Sums& sums, float scale, void* grid, void* extra) {
+                        Sums& sums, float scale, void* grid, void* extra) {
+  if (Variant::kExtraRange && traversal.extra >= 0) {  // rows outside, of zeros, have weights; their gradients are 0
+    const Interval range = extra_keys(p, block.sample);
+#pragma unroll
+    for (int b = 0; b < kRowBlocks; ++b)
+#pragma unroll
+      for (int h = 0; h < 2; ++h)
+        if (!range.has(traversal.extra + row_of(b, h))) clear_row(sums, b, h);
+  }
   const TokenSteps steps = token_steps<true>(p);
   float factor[kRowBlocks][2];
 #pragma unroll
@@ -129,7 +138,8 @@ NB_DEVICE void grad_keys(const Params& p, unsigned number) {
   const MaskTable<QueryTile> masks = arena.masks();
   const KeyVectors key = arena.key();
   const ValueVectors value = arena.value();
-  const Block block = block_of(number, row_tiles<true, KeyTile>(p) + extra_tiles(p, kRows), p.heads / p.group);
+  const int tiles = row_tiles<true, KeyTile>(p) + extra_tiles({0, p.extra}, kRows);
+  const Block block = block_of(number, tiles, p.heads / p.group);
   begin_traversal<true, KeyTile, QueryTile>(traversal, p, block.tile, block.sample);
   if (traversal.extra < 0 && !has_rows(traversal)) return;
 
@@ -164,10 +174,20 @@ NB_DEVICE void grad_keys(const Params& p, unsigned number) {
     Fragment<kColumns> s, grads;
     dot<kColumns, kHeadDim>(s, key, here.query);
     scores.softcap(s);
+    const Capped<kColumns> capped(s);
     const StagedVisit& v = visits[n];
-    if (!v.full()) apply_mask(s, MaskWords<KeyTile, QueryTile>(traversal, masks, v), scores.hidden());
+    const auto add_bias = [&](const auto& read) {
+      scores.add_bias<true, KeyTile, QueryTile>(s, p, traversal, v, block.sample, v.head, read);
+    };
+    if (v.full()) {
+      add_bias([](int, int, int) { return true; });
+    } else {
+      const MaskWords<KeyTile, QueryTile> words(traversal, masks, v);
+      add_bias([&](int b, int h, int bit) { return words.of[b][h] >> bit & 1; });
+      apply_mask(s, words, scores.hidden());
+    }
     if (Variant::kGradKey) dot<kColumns, kValueDim>(grads, value, here.grad_out);
-    recompute_p<Variant::kGradKey>(s, grads, scores,
+    recompute_p<Variant::kGradKey>(s, grads, capped, scores,
                                    [&](int, int n, int e) { return here.terms[column_of(n, e % 2)]; });
     if (Variant::kGradValue) accumulate(value_sums, s, here.grad_out);
     if (Variant::kGradKey) accumulate(key_sums, grads, here.query);

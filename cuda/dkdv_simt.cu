@@ -7,12 +7,13 @@ using Keys = Arena<KeyTile, QueryTile>;
 
 NB_DEVICE void key_rows(Keys& arena, const Params& p, const Block& block) {
   const int extra = arena.traversal->extra;
+  const Interval range = extra_keys(p, block.sample);
   const TokenSteps steps = token_steps<true>(p);
   for (int i = threadIdx.x; i < Keys::kRows; i += kThreads) {
     if (extra >= 0) {
-      const bool inside = extra + i < p.extra;
-      arena.row_a[i] = inside ? extra_offset(p, block.sample, extra + i, block.head, kHeadDim) : -1;
-      arena.row_b[i] = inside ? extra_offset(p, block.sample, extra + i, block.head, kValueDim) : -1;
+      const bool inside = extra + i < p.extra, read = range.has(extra + i);
+      arena.row_a[i] = read ? extra_offset(p, block.sample, extra + i, block.head, kHeadDim) : -1;
+      arena.row_b[i] = read ? extra_offset(p, block.sample, extra + i, block.head, kValueDim) : -1;
       arena.row_token[i] = inside ? extra_offset(p, block.sample, extra + i, block.head, 1) : -1;
     } else {
       const Coord coord = row_coord(*arena.traversal, i), valid = key_row_coord(*arena.traversal, i);
@@ -38,7 +39,7 @@ NB_DEVICE void grad_keys(const Params& p, unsigned number) {
   NB_DYNAMIC_SHARED(shared);
   Keys arena(shared);
   const Block block =
-      block_of(number, row_tiles<true, KeyTile>(p) + extra_tiles(p, KeyTile::size), p.heads / p.group);
+      block_of(number, row_tiles<true, KeyTile>(p) + extra_tiles({0, p.extra}, KeyTile::size), p.heads / p.group);
   const int lane = threadIdx.x % kLanes, own = threadIdx.x / kLanes * kOwn;
   begin_traversal<true, KeyTile, QueryTile>(*arena.traversal, p, block.tile, block.sample);
   const bool extra = arena.traversal->extra >= 0;
@@ -56,7 +57,8 @@ NB_DEVICE void grad_keys(const Params& p, unsigned number) {
   const int visits = arena.traversal->total;
   for (int n = 0; n < visits * p.group; ++n) {
     const int head = block.head * p.group + n / visits;
-    const Visit v = visit<QueryTile>(*arena.traversal, n % visits, 0);
+    const Visit v = visit<QueryTile>(*arena.traversal, n % visits, {0, 0});
+    const AddedScores<true, KeyTile, QueryTile> added(p, block.sample, head);
     __syncthreads();  // all threads have used the offsets of the previous visit
     query_columns(arena, p, v, block.sample, head);
     Accumulator products[kOwn], weights[kOwn], slopes[kOwn];
@@ -65,8 +67,9 @@ NB_DEVICE void grad_keys(const Params& p, unsigned number) {
     const Accumulator lse = token < 0 ? Accumulator(0) : static_cast<const Accumulator*>(p.lse)[token];
 #pragma unroll
     for (int r = 0; r < kOwn; ++r) {
-      const Accumulator score = score_of(p, products[r], &slopes[r]);
+      const Accumulator capped = score_of(p, products[r], &slopes[r]);
       const bool read = v.full || attends<KeyTile, QueryTile>(*arena.traversal, v, own + r, lane);
+      const Accumulator score = with_bias(capped, added, p, *arena.traversal, v, own + r, read);
       weights[r] = read ? exp_of(score - lse) : Accumulator(0);
     }
 #if NB_GRADS & 1
@@ -89,6 +92,21 @@ NB_DEVICE void grad_keys(const Params& p, unsigned number) {
 
   Accumulator factor[kOwn];
   __syncthreads();
+  if (Variant::kExtraRange && extra) {  // rows outside, of zeros, have weights; their gradients are 0
+    const Interval range = extra_keys(p, block.sample);
+#pragma unroll
+    for (int r = 0; r < kOwn; ++r) {
+      if (range.has(arena.traversal->extra + own + r)) continue;
+#if NB_GRADS & 1
+#pragma unroll
+      for (int i = 0; i < Chunks<kValueDim>::count; ++i) value_sums[i][r] = 0;
+#endif
+#if NB_GRADS & 2
+#pragma unroll
+      for (int i = 0; i < Chunks<kHeadDim>::count; ++i) key_sums[i][r] = 0;
+#endif
+    }
+  }
 #if NB_GRADS & 1
 #pragma unroll
   for (int r = 0; r < kOwn; ++r) factor[r] = 1;

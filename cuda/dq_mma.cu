@@ -57,7 +57,7 @@ NB_DEVICE void grad_queries(const Params& p, unsigned number) {
   begin_traversal<false, QueryTile, KeyTile>(traversal, p, block.tile, block.sample);
   if (!has_rows(traversal)) return;
 
-  const int total = traversal.total + extra_tiles(p, kColumns);
+  const int total = traversal.total + extra_tiles(extra_keys(p, block.sample), kColumns);
   const KeyColumns<KeyVectors, ValueVectors> columns(p);
   const auto stage = [&](int n) {
     visits.stage(n, total, [&](StagedVisit& staged, int at) {
@@ -91,10 +91,20 @@ NB_DEVICE void grad_queries(const Params& p, unsigned number) {
     Fragment<kColumns> s, grads;
     dot<kColumns, kHeadDim>(s, query, arena.key(n));
     scores.softcap(s);
+    const Capped<kColumns> capped(s);
     const StagedVisit& v = visits[n];
-    if (!v.full()) apply_mask(s, MaskWords<QueryTile, KeyTile>(traversal, masks, v), scores.hidden());
+    const auto add_bias = [&](const auto& read) {
+      scores.add_bias<false, QueryTile, KeyTile>(s, p, traversal, v, block.sample, block.head, read);
+    };
+    if (v.full()) {
+      add_bias([](int, int, int) { return true; });
+    } else {
+      const MaskWords<QueryTile, KeyTile> words(traversal, masks, v);
+      add_bias([&](int b, int h, int bit) { return words.of[b][h] >> bit & 1; });
+      apply_mask(s, words, scores.hidden());
+    }
     dot<kColumns, kValueDim>(grads, grad_out, arena.value(n));
-    recompute_p<true>(s, grads, scores, [&](int b, int, int e) { return terms[b][e / 2]; });
+    recompute_p<true>(s, grads, capped, scores, [&](int b, int, int e) { return terms[b][e / 2]; });
     accumulate(sums, grads, arena.key(n));
   }
   cp_async_wait<0>();

@@ -25,9 +25,11 @@ NB_DEVICE void grad_queries(const Params& p, unsigned number) {
   }
 
   Accumulator sums[Chunks<kHeadDim>::count][kOwn] = {};
-  const int visits = arena.traversal->total + extra_tiles(p, KeyTile::size);
+  const AddedScores<false, QueryTile, KeyTile> added(p, block.sample, block.head);
+  const Interval extra = extra_keys(p, block.sample);
+  const int visits = arena.traversal->total + extra_tiles(extra, KeyTile::size);
   for (int n = 0; n < visits; ++n) {
-    const Visit v = visit<KeyTile>(*arena.traversal, n, p.extra);
+    const Visit v = visit<KeyTile>(*arena.traversal, n, extra);
     const void *key = v.extra ? p.extra_key : p.key, *value = v.extra ? p.extra_value : p.value;
     const long long key_step = v.extra ? 1 : p.key_stride.channel, value_step = v.extra ? 1 : p.value_stride.channel;
     __syncthreads();  // all threads have used the offsets of the previous visit
@@ -40,9 +42,10 @@ NB_DEVICE void grad_queries(const Params& p, unsigned number) {
 #pragma unroll
     for (int r = 0; r < kOwn; ++r) {
       Accumulator slope;
-      const Accumulator score = score_of(p, products[r], &slope);
+      const Accumulator capped = score_of(p, products[r], &slope);
       const bool read =
           inside && (v.full || v.extra || attends<QueryTile, KeyTile>(*arena.traversal, v, own + r, lane));
+      const Accumulator score = with_bias(capped, added, p, *arena.traversal, v, own + r, read);
       arena.keep(r, read ? exp_of(score - lse[r]) * (grads[r] - delta[r]) * slope : Accumulator(0));
     }
     arena.accumulate<kHeadDim>(sums, key, arena.column_a, key_step);

@@ -94,7 +94,7 @@ NB_DEVICE void forward(const Params& p, unsigned number) {
   begin_traversal<false, QueryTile, KeyTile>(traversal, p, block.tile, block.sample);
   if (!has_rows(traversal)) return;
 
-  const int total = traversal.total + extra_tiles(p, kColumns);
+  const int total = traversal.total + extra_tiles(extra_keys(p, block.sample), kColumns);
   const KeyColumns<KeyVectors, ValueVectors> columns(p);
   const auto stage = [&](int n) {
     visits.stage(n, total, [&](StagedVisit& staged, int at) {
@@ -137,7 +137,16 @@ NB_DEVICE void forward(const Params& p, unsigned number) {
     else dot<kColumns, kHeadDim>(s, query, arena.key(n));
     scores.softcap(s);
     const StagedVisit& v = visits[n];
-    if (!v.full()) apply_mask(s, MaskWords<QueryTile, KeyTile>(traversal, masks, v), scores.hidden());
+    const auto add_bias = [&](const auto& read) {
+      scores.add_bias<false, QueryTile, KeyTile>(s, p, traversal, v, block.sample, block.head, read);
+    };
+    if (v.full()) {
+      add_bias([](int, int, int) { return true; });
+    } else {
+      const MaskWords<QueryTile, KeyTile> words(traversal, masks, v);
+      add_bias([&](int b, int h, int bit) { return words.of[b][h] >> bit & 1; });
+      apply_mask(s, words, scores.hidden());
+    }
     online_softmax(s, state, out, scores.factor);
     accumulate(out, s, arena.value(n));
   }

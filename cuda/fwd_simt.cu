@@ -4,13 +4,14 @@
 
 namespace nb {
 using Forward = Arena<QueryTile, KeyTile>;
+using Added = AddedScores<false, QueryTile, KeyTile>;
 
 struct State {  // the running softmax of this warp's rows
   Accumulator max[Forward::kOwn], sum[Forward::kOwn];
 };
 
 // Adds the scores of one visit to the running softmax, and stores its weights.
-NB_DEVICE void join(Forward& arena, const Params& p, const Visit& v, State& state,
+NB_DEVICE void join(Forward& arena, const Params& p, const Added& added, const Visit& v, State& state,
                     Accumulator (&out)[Chunks<kValueDim>::count][Forward::kOwn],
                     const Accumulator (&products)[Forward::kOwn]) {
   const int lane = threadIdx.x % kLanes, own = threadIdx.x / kLanes * Forward::kOwn;
@@ -20,6 +21,7 @@ NB_DEVICE void join(Forward& arena, const Params& p, const Visit& v, State& stat
     Accumulator slope, score = score_of(p, products[r], &slope);
     const bool read =
         inside && (v.full || v.extra || attends<QueryTile, KeyTile>(*arena.traversal, v, own + r, lane));
+    score = with_bias(score, added, p, *arena.traversal, v, own + r, read);
     if (!read) score = -NB_INFINITY;
     const Accumulator top = larger(state.max[r], warp_max(score));
     const Accumulator base = top == -NB_INFINITY ? Accumulator(0) : top;
@@ -59,15 +61,17 @@ NB_DEVICE void forward(const Params& p, unsigned number) {
     state.sum[r] = sink == -NB_INFINITY ? 0 : 1;
   }
   Accumulator out[Chunks<kValueDim>::count][Forward::kOwn] = {};
-  const int visits = arena.traversal->total + extra_tiles(p, KeyTile::size);
+  const Added added(p, block.sample, block.head);
+  const Interval extra = extra_keys(p, block.sample);
+  const int visits = arena.traversal->total + extra_tiles(extra, KeyTile::size);
   for (int n = 0; n < visits; ++n) {
-    const Visit v = visit<KeyTile>(*arena.traversal, n, p.extra);
+    const Visit v = visit<KeyTile>(*arena.traversal, n, extra);
     __syncthreads();  // all threads have used the offsets of the previous visit
     key_columns(arena, p, v, block.sample, key_head);
     Accumulator products[Forward::kOwn];
     arena.scores(products, p.query, arena.row_a, p.query_stride.channel, v.extra ? p.extra_key : p.key,
                  arena.column_a, v.extra ? 1 : p.key_stride.channel, kHeadDim);
-    join(arena, p, v, state, out, products);
+    join(arena, p, added, v, state, out, products);
     arena.accumulate<kValueDim>(out, v.extra ? p.extra_value : p.value, arena.column_b,
                                 v.extra ? 1 : p.value_stride.channel);
   }

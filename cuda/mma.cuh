@@ -18,6 +18,12 @@ struct Fragment {
   }
 };
 
+template <int kColumns>
+NB_DEVICE void clear_row(Fragment<kColumns>& sums, int b, int h) {
+#pragma unroll
+  for (int n = 0; n < kColumns / 8; ++n) sums.at[b][n][2 * h] = sums.at[b][n][2 * h + 1] = 0.f;
+}
+
 // The row, in the tile, of half h (0, 1) of row block b in this thread's fragment.
 NB_DEVICE int row_of(int b, int h) {
   return (threadIdx.x / 32 * Variant::kRowBlocks + b) * 16 + threadIdx.x % 32 / 4 + h * 8;

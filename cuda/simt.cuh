@@ -1,8 +1,8 @@
 // simt.cuh - shared by the kernels without tensor cores: a block has four warps, each with its own rows; each lane
 // computes one column of a visit. Products are summed over chunks of 32 channels in shared memory.
 #pragma once
+#include "added_scores.cuh"
 #include "block.cuh"
-#include "element.cuh"
 
 namespace nb {
 constexpr int kWarps = 4, kThreads = 128, kLanes = 32, kPitch = 33;  // odd, against bank conflicts
@@ -146,6 +146,14 @@ NB_DEVICE Accumulator score_of(const Params& p, Accumulator product, Accumulator
   }
   *slope = 1;
   return scaled;
+}
+
+// The score of a row and a lane's column with what is added to it; extra keys, rows or columns, get nothing.
+template <bool kKeyRows, class Rows, class Columns>
+NB_DEVICE Accumulator with_bias(Accumulator score, const AddedScores<kKeyRows, Rows, Columns>& added, const Params& p,
+                                const Traversal<Rows>& traversal, const Visit& v, int row, bool read) {
+  if (!Variant::kBias || !read || v.extra || traversal.extra >= 0) return score;
+  return score + added.of(p, added.row(p, traversal, v.start, threadIdx.x % kLanes, row), 0, true);
 }
 
 NB_DEVICE Accumulator warp_max(Accumulator x) {

@@ -1,7 +1,8 @@
 // softmax.cuh - scores, the online softmax of the forward, and the weights that the backward recomputes.
 #pragma once
+#include "added_scores.cuh"
 #include "mma.cuh"
-#include "params.h"
+#include "visits.cuh"
 
 namespace nb {
 constexpr float kLog2e = 1.4426950408889634f, kLn2 = 0.6931471805599453f;
@@ -9,13 +10,18 @@ constexpr float kLowest = -3.402823466e38f;  // the maximum of a row without sco
 constexpr float kLeast = 1e-30f;  // a factor of 0: no product gets past rounding
 constexpr float kSlack = 8;  // how far, in units of log 2, scores may pass the maximum that weights are relative to
 
-// Scores in units of log 2. Without a softcap they are `factor` x products, which the exponent's FFMA multiplies.
+// Scores; times `factor`, by the exponent's FFMA, they are in units of log 2. Where nothing else is to be done they are
+// the products; where something is added to them they are in units of 1, otherwise in units of log 2.
 struct Scores {
-  float factor, bend, cap;  // scale x log2(e), or 1; scale of tanh's argument; softcap x log2(e)
+  float factor, bend, cap;  // scale of tanh's argument; the softcap in the scores' units
+  float unit;               // of products where something is added to them
   NB_DEVICE explicit Scores(const Params& p)
-      : factor(Variant::kSoftcap ? 1.f : static_cast<float>(p.scale) * kLog2e),
+      : factor(Variant::kBias      ? kLog2e
+               : Variant::kSoftcap ? 1.f
+                                   : static_cast<float>(p.scale) * kLog2e),
         bend(p.softcap ? static_cast<float>(p.scale / p.softcap) : 0.f),
-        cap(static_cast<float>(p.softcap) * kLog2e) {
+        cap(static_cast<float>(p.softcap) * (Variant::kBias ? 1.f : kLog2e)),
+        unit(Variant::kSoftcap ? 1.f : static_cast<float>(p.scale)) {
     if (fabsf(factor) < kLeast) factor = factor < 0.f ? -kLeast : kLeast;  // 0 x infinity is NaN
   }
 
@@ -39,6 +45,29 @@ struct Scores {
         for (int n = 0; n < kColumns / 8; ++n)
 #pragma unroll
           for (int e = 0; e < 4; ++e) s.at[b][n][e] = capped(s.at[b][n][e]);
+    }
+  }
+  // Scales products and adds what is added by position to pairs that are read(b, h, bit), bits as in mask.cuh; extra
+  // keys, rows or columns, get nothing more.
+  template <bool kKeyRows, class Rows, class Columns, int kColumns, class Read>
+  NB_DEVICE void add_bias(Fragment<kColumns>& s, const Params& p, const Traversal<Rows>& traversal,
+                          const StagedVisit& v, int sample, int head, const Read& read) const {
+    if constexpr (Variant::kBias) {
+      const bool extra = v.extra() || (Variant::kExtra && kKeyRows && traversal.extra >= 0);
+      const AddedScores<kKeyRows, Rows, Columns> added(p, sample, head);
+#pragma unroll
+      for (int b = 0; b < Variant::kRowBlocks; ++b)
+#pragma unroll
+        for (int h = 0; h < 2; ++h) {
+          AddedRow row;
+          if (!extra) row = added.row(p, traversal, v.start, column_of(0, 0), row_of(b, h));
+#pragma unroll
+          for (int bit = 0; bit < kColumns / 4; ++bit) {
+            float& x = s.at[b][bit / 2][2 * h + bit % 2];
+            const float more = extra ? 0.f : added.of(p, row, bit / 2 * 8 + bit % 2, read(b, h, bit));
+            x = x * unit + more;
+          }
+        }
     }
   }
   // Derivative of the softcap at a score.

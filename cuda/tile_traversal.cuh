@@ -1,13 +1,12 @@
 // tile_traversal.cuh - a block's tile of rows, on three axes, and the tiles of columns that it visits. It is in shared
 // memory, to leave the registers to the products.
 #pragma once
-#include "axis_traversal.cuh"
-#include "variant.cuh"
+#include "bias.cuh"
 
 namespace nb {
 template <class Rows>
-struct Traversal {
-  static constexpr int kBytes = 256 + 16 * Rows::sum;
+struct Traversal : RowEntries<Rows> {
+  static constexpr int kBytes = 256 + (Variant::kTable ? 32 : 16) * Rows::sum;
   AxisTraversal axis[3];
   int total, extra;       // number of tiles of the mask's columns; the first extra key of the rows, or -1
   RowRuns runs[Rows::sum];
@@ -65,6 +64,15 @@ NB_DEVICE void begin_extra_axis(Traversal<Rows>& traversal, const Held& held, in
   t.tiles[1] = 0;
 }
 
+// The extra keys of a sample: all of them, or those inside its extra_range.
+NB_DEVICE Interval extra_keys(const Params& p, int sample) {
+  if constexpr (Variant::kExtraRange) {
+    const int* const range = p.extra_range + 2LL * sample;
+    return {clamp_to(range[0], 0, p.extra), clamp_to(range[1], 0, p.extra)};
+  }
+  return {0, p.extra};
+}
+
 // Sets up the traversal; every thread of the block must call it. Tiles from row_tiles() on have the extra keys.
 template <bool kKeyRows, class Rows, class Columns>
 NB_DEVICE void begin_traversal(Traversal<Rows>& traversal, const Params& p, int tile, int sample) {
@@ -80,6 +88,10 @@ NB_DEVICE void begin_traversal(Traversal<Rows>& traversal, const Params& p, int 
     traversal.total = 1;
     for (const AxisTraversal& t : traversal.axis) traversal.total *= t.tiles[0] + t.tiles[1];
     traversal.extra = extra < 0 ? -1 : extra * Rows::size;
+    if (Variant::kExtraRange && extra >= 0) {
+      const Interval rows = {traversal.extra, traversal.extra + Rows::size};
+      if (cut(rows, extra_keys(p, sample)).size() == 0) traversal.total = 0;
+    }
   }
 #pragma unroll
   for (int axis = 0; axis < 3; ++axis)
@@ -88,6 +100,8 @@ NB_DEVICE void begin_traversal(Traversal<Rows>& traversal, const Params& p, int 
       RowRuns runs = {{0, extra < 0 ? 0 : kFar}, {0, 0}};
       if (extra < 0 && t.rows > 0) runs = runs_of<kKeyRows>(t, p.axis[axis], i, t.keys);
       traversal.runs[Rows::first(axis) + i] = runs;
+      if constexpr (Variant::kTable)
+        if (extra < 0 && t.rows > 0) traversal.entries[Rows::first(axis) + i] = entry_of<kKeyRows>(p, t, axis, i);
     }
   __syncthreads();
 }
@@ -99,15 +113,15 @@ NB_DEVICE bool has_rows(const Traversal<Rows>& traversal) {
 
 // Tile n of the columns: first those of the extra keys, then the mask's; the last axis varies fastest.
 template <class Columns, class Rows>
-NB_DEVICE Visit visit(const Traversal<Rows>& traversal, int n, int extra) {
+NB_DEVICE Visit visit(const Traversal<Rows>& traversal, int n, Interval extra) {
   Visit v;
-  const int extras = Variant::kExtra ? ceil_div(extra, Columns::size) : 0;
+  const int extras = Variant::kExtra ? ceil_div(extra.size(), Columns::size) : 0;
   v.extra = n < extras;
   if (v.extra) {
     v.start[0] = v.start[1] = 0;
-    v.start[2] = n * Columns::size;
+    v.start[2] = extra.lo + n * Columns::size;
     v.count[0] = v.count[1] = 1;
-    v.count[2] = min_of(Columns::size, extra - v.start[2]);
+    v.count[2] = min_of(Columns::size, extra.hi - v.start[2]);
     v.full = v.count[2] == Columns::size;
     return v;
   }

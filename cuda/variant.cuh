@@ -33,6 +33,12 @@
 #ifndef NB_EXTRA
 #define NB_EXTRA 0
 #endif
+#ifndef NB_EXTRA_RANGE
+#define NB_EXTRA_RANGE 0
+#endif
+#ifndef NB_BIAS
+#define NB_BIAS 0
+#endif
 #ifndef NB_GRIDS
 #define NB_GRIDS 0
 #endif
@@ -41,6 +47,7 @@ namespace nb {
 struct Variant {  // README.md explains each constant
   static constexpr int kHeadDim = NB_HEAD_DIM, kValueDim = NB_VALUE_DIM;
   static constexpr bool kTwoRuns = NB_TWO_RUNS, kKeyRange = NB_KEY_RANGE, kSoftcap = NB_SOFTCAP, kExtra = NB_EXTRA,
+                        kExtraRange = NB_EXTRA_RANGE, kTable = NB_BIAS & 1, kAlibi = NB_BIAS & 2, kBias = NB_BIAS,
                         kVector = NB_VECTOR, kGrids = NB_GRIDS, kGradValue = NB_GRADS & 1, kGradKey = NB_GRADS & 2;
   static constexpr int kWarps = NB_WARPS, kThreads = 32 * kWarps, kRowBlocks = NB_ROW_BLOCKS, kStages = NB_STAGES;
 };

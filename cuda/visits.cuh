@@ -9,7 +9,8 @@ struct alignas(16) StagedVisit {
   long long offset[2];  // of the first column in the tensors of columns, in bytes
   int start[3];
   unsigned char count[3], flags;
-  long long terms, unused;  // dK/dV: the same in Params::delta
+  long long terms;  // dK/dV: the same in Params::delta
+  int head, unused;  // dK/dV: of the columns
   static constexpr int kFull = 1, kExtra = 2;
   NB_DEVICE bool full() const { return flags & kFull; }
   NB_DEVICE bool extra() const { return Variant::kExtra && flags & kExtra; }
@@ -57,7 +58,7 @@ struct KeyColumns {
 
   NB_DEVICE static void fill(StagedVisit& staged, int n, const Params& p, const Traversal<QueryTile>& traversal,
                              int sample, int head) {
-    const Visit v = visit<KeyTile>(traversal, n, p.extra);
+    const Visit v = visit<KeyTile>(traversal, n, extra_keys(p, sample));
     set(staged, v);
     const Coord corner = column_coord<KeyTile>(traversal, v, 0);
     staged.offset[0] = offset_of(p.key_stride, sample, head, corner);
@@ -66,8 +67,9 @@ struct KeyColumns {
   NB_DEVICE void load(const KeyVectors& to_key, const ValueVectors& to_value, const StagedVisit& v, const Params& p,
                       int sample, int head) const {
     if (v.extra()) {
-      load_extra<Variant::kHeadDim, KeyTile::size>(to_key, p, p.extra_key, v.start[2], v.count[2], sample, head);
-      load_extra<Variant::kValueDim, KeyTile::size>(to_value, p, p.extra_value, v.start[2], v.count[2], sample, head);
+      load_extra<Variant::kHeadDim, KeyTile::size>(to_key, p, p.extra_key, v.start[2], {0, v.count[2]}, sample, head);
+      load_extra<Variant::kValueDim, KeyTile::size>(to_value, p, p.extra_value, v.start[2], {0, v.count[2]}, sample,
+                                                    head);
       return;
     }
     Interval inside[3];

@@ -74,6 +74,13 @@ NB_DEVICE Window window_of(const Axis& a, int u, int keys) {
   return {lo, hi, prefix};
 }
 
+// On a circle: the first key of query u, and the first query that attends to key t, before wrapping; also of windows
+// that have every key.
+NB_DEVICE int first_on_circle(const Axis& a, int u) { return floor_div(u, a.stride) * a.stride + leader_step(a) - a.left; }
+NB_DEVICE int first_reader_on_circle(const Axis& a, int t) {
+  return ceil_div(t - a.right - leader_step(a), a.stride) * a.stride;
+}
+
 // The queries that attend to key t, before wrapping. `lo` never decreases as t grows; neither does `hi` for
 // t >= prefix.
 NB_DEVICE Interval readers_of(const Axis& a, int t, int keys) {

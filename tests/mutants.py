@@ -43,6 +43,10 @@ FLASH_MEANING = "nbattn/backends/flash/meaning.py"
 FLASH_CANDIDATES = "nbattn/backends/flash/candidates.py"
 FLASH_COSTS = "nbattn/backends/flash/costs.py"
 FLASH_PACKING = "nbattn/backends/flash/packing.py"
+FLASH_GRIDS = "nbattn/backends/flash/grids.py"
+GRIDS, GATHERED = "nbattn/grids.py", "nbattn/backends/gathered.py"
+GATHERING, PACKED = "nbattn/planner/gathering.py", "nbattn/program/packed.py"
+PACKED_PROOF = "nbattn/planner/packed_proof.py"
 FLASH_RANGES = "nbattn/backends/flash/ranges.py"
 SDPA_KERNELS = "nbattn/backends/dense/kernels.py"
 CUDA_MEANING = "nbattn/backends/cuda/meaning.py"
@@ -61,6 +65,7 @@ CPU_VECTOR, CPU_ELEMENT, CPU_POOL = "cpu/vector.h", "cpu/element.h", "cpu/pool.h
 JOINT_PLAN = "nbattn/planner/joint_plan.py"
 NOTEBOOK, NOTICES = "nbattn/notebook.py", "nbattn/planner/notices.py"
 CPU_ITEMS, CPU_WALK = "cpu/items.h", "cpu/walk.h"
+GRIDS = "cuda/grids.cuh"
 MEASURED_TILES = "nbattn/backends/cuda/measured_tiles.py"
 KERNEL_TIMES = "nbattn/backends/cuda/kernel_times.py"
 COST_TABLE = "nbattn/planner/cost_table.py"
@@ -259,8 +264,8 @@ MUTANTS = [
            "backends/native/tiles"),
     Mutant("native-tiny-items", NATIVE_TILES, "WORTH = 20e-6", "WORTH = 1e-9",
            "backends/native/tiles"),
-    Mutant("native-heads-of-columns", NATIVE_TILES, "summed, tiles = columns * times, summed",
-           "summed, tiles = columns, summed", "backends/native/tiles"),
+    Mutant("native-heads-of-columns", NATIVE_TILES, "Work(columns * times, summed * times",
+           "Work(columns, summed * times", "backends/native/tiles"),
     Mutant("native-quarters-of-eight", NATIVE_TILES, "LANES // QUARTERS, []", "LANES // 2, []",
            "backends/native/tiles"),
     Mutant("native-lines-of-a-quarter", NATIVE_TILES, "(*quarter[1:-1], tile[-1])",
@@ -321,10 +326,10 @@ MUTANTS = [
            "backends/cuda/tiles"),
     Mutant("cuda-row-tiles", CUDA_TILES, "classes = min(axis.spec.dilation, length)",
            "classes = 1", "backends/cuda/run"),
-    Mutant("cuda-extra-blocks", CUDA, "extra_tiles = -(-extra // window.grad_key.row_count)",
-           "extra_tiles = 0", "backends/cuda/run"),
-    Mutant("cuda-key-heads", CUDA, "(key_tiles + extra_tiles) * batch * kv_heads",
-           "(key_tiles + extra_tiles) * batch", "backends/cuda/run"),
+    Mutant("cuda-extra-blocks", CUDA, "-(-extra // tiles.row_count) if inverse else 0)",
+           "0)", "backends/cuda/run backends/cuda/run_grids"),
+    Mutant("cuda-key-heads", CUDA, "tiles[2] * batch * kv_heads",
+           "tiles[2] * batch", "backends/cuda/run"),
     Mutant("cuda-group", CUDA, "heads // packed // kv_heads, extra", "1, extra",
            "backends/cuda/run"),
     Mutant("cuda-two-runs", CUDA_MEANING, 'axis.spec.border == "wrap" or axis.spec.prefix',
@@ -563,6 +568,28 @@ MUTANTS = [
            "(request.key_space[number] - 1 - last) // axis.step + 1",
            "(request.key_space[number] - last) // axis.step + 1",
            "backends/flash/candidates backends/flash/packing"),
+    Mutant("grids-first-token", GRIDS, "np.concatenate([[0], np.cumsum(self.counts)])",
+           "np.concatenate([[0], np.cumsum(self.counts)[::-1]])", "grids whole/packed_grids"),
+    Mutant("grids-one-code", GRIDS, "codes = codes * base + column", "codes = codes + column",
+           "grids whole/packed_grids"),
+    Mutant("grids-alignment", GRIDS, "wrong |= queries != keys", "wrong |= queries > keys",
+           "grids whole/packed_grids"),
+    Mutant("grids-entries", GATHERED, "name: _taken(given, part.grids)",
+           "name: given[: part.count]", "whole/packed_grids"),
+    Mutant("grids-shared-gradient", GATHERED, "total.add_(grad)", "total.copy_(grad)",
+           "whole/packed_grids"),
+    Mutant("grids-copies", GATHERING, "copied = 2.0 * passes * tensor_bytes(request) * several",
+           "copied = 0.0", "planner/gathering"),
+    Mutant("grids-batch", GATHERING, ".bit_length())", ".bit_length() - 1)",
+           "planner/gathering"),
+    Mutant("grids-scale", PACKED, "scale = mean / float(tokens[nearest])", "scale = 1.0",
+           "program/packed"),
+    Mutant("grids-corner", FLASH_GRIDS, "axis.left - axis.offset", "axis.left",
+           "backends/flash/grids"),
+    Mutant("grids-top-left", FLASH_GRIDS, "(sizes.query != sizes.key).any()", "False",
+           "backends/flash/grids"),
+    Mutant("grids-unproved", PACKED_PROOF, "(times != 1).any()", "False",
+           "planner/packed_proof"),
     Mutant("pack-longest", FLASH_PACKING,
            "    lengths += [(run.queries, run.keys) for run in sequences]\n",
            "", "backends/flash/adapters backends/flash/run backends/flash/model"),
@@ -1125,8 +1152,39 @@ MUTANTS = [
     Mutant("native-large-boxes", CPU_WALK, "          room /= step[axis];\n", "",
            "whole/native_sweep"),
     Mutant("native-group-of-another-sample", CPU_KERNELS,
-           "long(place.sample) * call.classes[axis]", "0 * call.classes[axis]",
-           "whole/native_sweep"),
+           "w.p.key_range ? place.sample : 0;", "0;", "backends/native/run whole/native_sweep"),
+    Mutant("grids-steps", GRIDS, "s.axis[2] * length[2];", "s.axis[2];",
+           "backends/native/run_grids"),
+    Mutant("grids-delta", GRIDS, "move(p.delta, query * of.number * 2);",
+           "move(p.delta, query * of.number);", "backends/native/run_grids"),
+    Mutant("grids-extra-keys", GRIDS, "extra = number * (p.extra * kv_heads)", "extra = 0",
+           "backends/native/run_grids"),
+    Mutant("grids-key-range", GRIDS, "number * (p.rank * 2ll", "number * (p.rank * 1ll",
+           "backends/native/run_grids"),
+    Mutant("grids-slopes", GRIDS, "(static_cast<long long>(p.slope_step) * of.number)", "0",
+           "backends/native/run_grids"),
+    Mutant("grids-offset", GRIDS, "p.axis[axis].offset = grid.offset[axis];", "",
+           "backends/native/run_grids"),
+    Mutant("grids-alike", "cpu/queue.h", "before >= 0 && !job.params.key_range && same_lengths",
+           "before >= 0 && !job.params.key_range; (void)same_lengths", "backends/native/run_grids"),
+    Mutant("grids-alike-ranges", "cpu/queue.h", "before >= 0 && !job.params.key_range &&",
+           "before >= 0 &&", "backends/native/run_grids"),
+    Mutant("grids-table-of-one", "cpu/table.h", "  if (p.grids) return axis;",
+           "  if (false) return axis;", "backends/native/run_grids"),
+    Mutant("grids-barrier", "cuda/block.cuh", "    __syncthreads();\n    run(own.params",
+           "    run(own.params", "backends/cuda/run_grids"),
+    Mutant("grids-search", "cuda/block.cuh", "first_tile[kKernel] <= tile;",
+           "first_tile[kKernel] < tile;", "backends/cuda/run_grids"),
+    Mutant("grids-shorter-search", "cuda/block.cuh", "count = min_of(step, count - skipped);",
+           "count = step;", "backends/cuda/run_grids"),
+    Mutant("grids-first-block", "cuda/block.cuh", "blockIdx.x - own.first_block", "blockIdx.x",
+           "backends/cuda/run_grids"),
+    Mutant("grids-classes", "nbattn/backends/cuda/tiles.py", "np.minimum(axis.dilation, length)",
+           "axis.dilation", "backends/cuda/run_grids"),
+    Mutant("grids-first-tile", "nbattn/kernels/grid_table.py", "np.cumsum(tiles)[:-1]",
+           "np.cumsum(tiles)[1:]", "backends/cuda/run_grids kernels/grid_table"),
+    Mutant("grids-corner", "nbattn/program/parts.py", "corner * end", "0 * end",
+           "backends/native/run_grids program/parts"),
     Mutant("native-same-slabs-in-both-phases", CPU_ITEMS, "2 * share + call.phase", "2 * share",
            "whole/native_sweep"),
     Mutant("native-slabs-beyond-their-class", CPU_ITEMS, "min_of(first + slab, call.groups[axis])",

@@ -60,6 +60,7 @@ WRITES: Mapping[str, tuple[str, ...]] = {
     "nb_delta": ("delta",),
     "nb_dq_mma": ("grad_query",),
     "nb_dq_simt": ("grad_query",),
+    "nb_dbias_simt": ("grad_relative_bias",),
     "nb_dkdv_mma": ("grad_key", "grad_value", "grad_extra_key", "grad_extra_value"),
     "nb_dkdv_simt": ("grad_key", "grad_value", "grad_extra_key", "grad_extra_value"),
 }

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import torch
 
-from emulator.problem import Problem, Tile
+from emulator.problem import SIMT_LINE, SIMT_PLANE, Problem
 from nbattn import Axis, Mask
 
 # fmt: off
@@ -78,15 +78,52 @@ CASES: dict[str, Problem] = {
         Mask(Axis(2, 1), Axis(3, 5)), (6, 9), (6, 9), rows=(2, 1, 16), columns=(1, 4, 4),
         batch=2, heads=6, group=3, packed=3, sink=True,
     ),
+    "table": Problem(  # stride groups, classes; the cap is before the table
+        Mask(Axis(7, 5, stride=3, dilation=2, offset=2, align="top-left")), (41,), (45,),
+        heads=4, group=2, batch=2, softcap=1.5, table=True,
+    ),
+    "table-plane": Problem(
+        Mask(Axis(2, 1, border="shift"), Axis(4, causal=True, dilation=2)), (9, 13), (9, 13),
+        rows=(1, 4, 8), columns=(1, 4, 4), table=True, extra=5, ranges=(((1, 8), (0, 11)),),
+        scale=-0.7,
+    ),
+    "table-circle": Problem(  # where a window has the whole circle, too
+        Mask(Axis(1, 2, border="wrap"), Axis(6, 5, border="wrap", stride=3)), (4, 12), (4, 12),
+        rows=(1, 4, 8), columns=(1, 4, 4), table=True, parts=3, scale=0.0,
+    ),
+    "table-cube": Problem(
+        Mask(Axis(2, 1, border="wrap"), Axis(1, 1), Axis(3, 2, border="shift")), (6, 4, 9),
+        (6, 4, 9), rows=(1, 4, 8), columns=(1, 4, 4), heads=1, table=True,
+    ),
+    "table-packed": Problem(
+        Mask(Axis(5, causal=True, align="bottom-right")), (5,), (40,), rows=(2, 1, 16), heads=6,
+        group=3, packed=3, batch=2, table=True, slopes=2, parts=1,
+    ),
+    "slopes": Problem(
+        Mask(Axis(20, causal=True, dilation=2, align="bottom-right")), (40,), (57,), heads=4,
+        group=2, batch=2, slopes=2, softcap=3.0, extra=3,
+    ),
+    "table-seam": Problem(  # visits that are not masked, by tiles with rows past the end
+        Mask(Axis(62, 5)), (100,), (100,), heads=1, table=True, parts=1, louder=100.0,
+    ),
+    "slopes-ahead": Problem(Mask(Axis(9, 12)), (40,), (40,), heads=2, slopes=1),
+    "text": Problem(  # ranges inside tiles, without keys, past the end
+        Mask(Axis(3, 2)), (40,), (40,), batch=4, extra=75,
+        extra_ranges=((37, 50), (9, 4), (0, 75), (-3, 90)),
+    ),
+    "nothing": Problem(  # rows without keys where a range has none
+        Mask(Axis(2, 1, align="top-left", offset=-9)), (50,), (37,), batch=2, heads=1, extra=5,
+        extra_ranges=((0, 0), (2, 3)), vector=False,
+    ),
 }
 # fmt: on
 
 
 def simt(case: Problem) -> Problem:
     """The same problem without tensor cores."""
-    line = case.rank == 1
-    rows: Tile = (2, 1, 4) if case.packed > 1 else (1, 1, 8) if line else (1, 2, 4)
-    columns: Tile = (1, 1, 32) if line else (1, 4, 8)
+    rows, columns = SIMT_LINE if case.rank == 1 else SIMT_PLANE
+    if case.packed > 1:
+        rows = (2, 1, 4)
     return replace(case, family="simt", dtype=torch.float32, rows=rows, columns=columns)
 
 

@@ -22,7 +22,7 @@ from nbattn.program.program import Program
 Tensors = dict[str, Tensor]
 OF_QUERIES, OF_KEYS = ("query", "grad_out", "grad_lse", "out", "lse"), ("key", "value")
 GRADIENTS = ("query", "key", "value", "extra_key", "extra_value", "sink")
-_PER_GRID = ("key_range", "extra_key", "extra_value")
+_PER_GRID = ("key_range", "extra_key", "extra_value", "extra_range", "alibi_slopes")
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,7 @@ class Case:
 
     Args:
         strided: tensors are parts of wider ones, with NaN between their rows.
+        ranges, slopes: whether each grid has a range of extra keys, and slopes.
     """
 
     mask: Mask
@@ -45,6 +46,8 @@ class Case:
     key_range: bool = False
     softcap: float | None = None
     strided: bool = False
+    ranges: bool = False
+    slopes: bool = False
 
     @property
     def packed(self) -> PackedGrids:
@@ -66,6 +69,8 @@ def program_of(case: Case, dtype: torch.dtype, **options: Any) -> Program:
         extra_keys=case.extra,
         sink=case.sink,
         key_range=case.key_range,
+        extra_range=case.ranges,
+        alibi_slopes=case.slopes,
         softcap=case.softcap,
         grids=case.grids,
         key_grids=case.key_grids,
@@ -100,6 +105,11 @@ def drawn(case: Case, dtype: torch.dtype, seed: int = 0) -> Tensors:
     if case.extra:
         made["extra_key"] = normal(grids, case.extra, case.kv_heads, case.dim)
         made["extra_value"] = normal(grids, case.extra, case.kv_heads, case.value_dim)
+    if case.ranges:
+        first = torch.arange(grids, dtype=torch.int32) % 3
+        made["extra_range"] = torch.stack([first, first + torch.arange(grids) % 4], 1).int()
+    if case.slopes:
+        made["alibi_slopes"] = torch.rand(grids, case.heads, generator=generator)
     if case.sink:
         made["sink"] = normal(case.heads, dtype=exact)
     if case.key_range:

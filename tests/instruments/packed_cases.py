@@ -16,6 +16,7 @@ CASES = {
         PLANE, heads=4, kv_heads=2,
     ),
     "documents": Case(Mask.sliding_window(9, 0), _LINE * 3, extra=5, sink=True, softcap=2.0),
+    "slopes": Case(Mask.sliding_window(9, 0), _LINE, extra=5, ranges=True, slopes=True),
     "cross": Case(
         Mask(Axis(9, 3, align="bottom-right"), Axis(3, 3, align=2)),
         [(20, 3), (1, 2), (0, 0), (5, 5), (30, 10)], [(30, 3), (4, 0), (10, 2), (1, 50), (21, 20)],

@@ -144,8 +144,37 @@ def quick() -> Iterator[Case]:
         yield from variants_of(kernel, largest(kernel, "mma", everything), everything, "90a")
         yield from variants_of(kernel, largest(kernel, "mma", odd), odd, "80", vector=False)
         yield from variants_of(kernel, largest(kernel, "simt", double), double, "90a")
+    yield from added()
+    yield from packed()
     for target in TARGETS:
         yield Case(cuda_tiles.delta("bfloat16", 64, vector=True), target, "", 64, vector=True)
+
+
+def added() -> Iterator[Case]:
+    """Kernels that add to scores by position, and read extra keys in a range."""
+    table = Build("bfloat16", 64, 64, table=True)
+    everything = table._replace(
+        two_runs=True, softcap=True, extra=True, extra_range=True, slopes=True
+    )
+    for kernel in KERNELS:
+        for build, target in ((table, "90a"), (everything, "80")):
+            yield from variants_of(kernel, largest(kernel, "mma", build), build, target)
+        single = table._replace(dtype="float32", slopes=True)
+        yield from variants_of(kernel, largest(kernel, "simt", single), single, "75")
+    for build, target in ((table, "90a"), (everything._replace(dtype="float32"), "75")):
+        tiles = largest(cuda_tiles.TABLE, "simt", build)
+        yield from variants_of(cuda_tiles.TABLE, tiles, build, target)
+
+
+def packed() -> Iterator[Case]:
+    """Kernels that find the grid of a block."""
+    build = Build("bfloat16", 64, 64, grids=True)
+    everything = build._replace(two_runs=True, softcap=True, key_range=True, extra=True)
+    for kernel in KERNELS:
+        for each, target in ((build, "90a"), (everything, "80")):
+            yield from variants_of(kernel, largest(kernel, "mma", each), each, target)
+        single = build._replace(dtype="float32")
+        yield from variants_of(kernel, largest(kernel, "simt", single), single, "75")
 
 
 def others() -> Iterator[Case]:
@@ -191,6 +220,19 @@ def deep() -> Iterator[Case]:
                 tiles_by_size.setdefault((tiles.row_count, tiles.area, tiles.warps), tiles)
             for tiles in tiles_by_size.values():
                 yield from variants_of(kernel, tiles, build, target, vector=not features)
+    yield from deep_added()
+
+
+def deep_added() -> Iterator[Case]:
+    """The largest tiles with a table or slopes, of every size of head that registers hold."""
+    sizes = [size for size in SIZES if max(size) <= SPILL_FREE]
+    options = ({"table": True}, {"slopes": True, "softcap": True}, {"table": True, "softcap": True})
+    for size, option, two_runs, kernel in product(sizes, options, (False, True), KERNELS):
+        build = Build("float16", *size, two_runs, **option)
+        for rank in (2, 3):
+            legal = cuda_tiles.legal_tiles(kernel, "mma", (0, 1, 2)[-rank:], build, ANYWHERE)
+            tiles = max(legal, key=lambda tiles: (tiles.row_count, tiles.area))
+            yield from variants_of(kernel, tiles, build, "90a")
 
 
 # Rules

@@ -39,6 +39,9 @@ def _candidate(request: Request, axes: Axes, instructions: str) -> Candidate:
         request.key_range,
         request.extra_keys > 0,
         request.grids is not None,
+        request.extra_keys > 0 and request.extra_range,
+        request.relative_bias,
+        request.alibi_slopes,
     )
     passes = {} if reasons else _passes(request, axes, instructions, build)
     reasons += passes if isinstance(passes, list) else []
@@ -58,9 +61,10 @@ def _passes(
     request: Request, axes: Axes, instructions: str, build: Build
 ) -> dict[str, Pass] | list[Reason]:
     """The tiles of every kernel that runs, or the limits that are exceeded."""
-    kernels = cuda_tiles.KERNELS if request.training else cuda_tiles.KERNELS[:1]
+    if request.relative_bias and (reason := cuda.table_reason(request.mask)):
+        return [reason]
     passes: dict[str, Pass] = {}
-    for kernel in kernels:
+    for kernel in cuda_tiles.kernels(build, training=request.training):
         ranked = choice.of_request(kernel, instructions, request, axes, build)
         if not ranked:
             memory = cuda.memory(request.needs)

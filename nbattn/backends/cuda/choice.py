@@ -15,6 +15,7 @@ from nbattn.backends.cuda import meaning, pipes
 from nbattn.backends.cuda.pipes import Machine
 from nbattn.backends.cuda.tiles import (
     RANK,
+    TABLE,
     TRIVIAL,
     Build,
     Tiles,
@@ -53,6 +54,8 @@ def of_request(
     kernel: str, instructions: str, request: Request, axes: Axes, build: Build
 ) -> list[Pass]:
     """All tiles that fit a request's device, those with the shortest estimate first."""
+    if kernel == TABLE:
+        instructions = "simt"
     machine = pipes.machine(request.device, request.dtype, meaning.memory(request.needs))
     together = request.heads // request.kv_heads
     group = together if kernel == "dkdv" else 1

@@ -39,7 +39,7 @@ class Recorder:
         self.launcher.load(variant)
 
     def of(self, kernel: str) -> Callable[[], None]:
-        """A function that repeats the launches of one kernel: of fwd, delta, dq or dkdv."""
+        """A function that repeats the launches of one kernel: of fwd, delta, dq, dkdv or dbias."""
         launches = [one for one in self.launches if one[0].entry.startswith(f"nb_{kernel}")]
         if not launches:
             raise ValueError(f"no launch of {kernel}")
@@ -71,7 +71,7 @@ def kernels(
 
     Args:
         program: a program of the CUDA kernels; its other kernels keep their tiles.
-        kernel: "fwd", "dq" or "dkdv"; the last two need a program with a backward.
+        kernel: "fwd", "dq", "dkdv" or "dbias"; all but the first need a program with a backward.
         inputs, grad_out: what the passes are run on.
     """
     (call,) = program.calls
@@ -94,5 +94,9 @@ def _passes(
     if kernel == "fwd":
         return Kernel(taken.of(kernel), [out, lse])
     grads = run.backward(program, inputs, out, lse, grad_out, None, launcher=taken)
-    results = [grads.query] if kernel == "dq" else [grads.key, grads.value]
-    return Kernel(taken.of(kernel), results)
+    results = {
+        "dq": [grads.query],
+        "dkdv": [grads.key, grads.value],
+        "dbias": [grads.relative_bias],
+    }
+    return Kernel(taken.of(kernel), [one for one in results[kernel] if one is not None])

@@ -6,6 +6,7 @@ here has run on a GPU yet; the tests run the kernels in an emulator and compare 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import product
@@ -13,8 +14,10 @@ from itertools import product
 import numpy as np
 from numpy.typing import NDArray
 
+from nbattn import biases
 from nbattn.backends.cuda.tiles import RANK, Build, Extents, Tiles
 from nbattn.geometry import Axes, Ints
+from nbattn.mask import Mask
 from nbattn.packages import install_line
 from nbattn.program import tile_traversal
 from nbattn.program.blocks import Block, ranges_of
@@ -23,10 +26,11 @@ from nbattn.program.program import Call
 from nbattn.program.request import Needs, Request
 from nbattn.program.tile_traversal import Traversal
 
-CUDA = Limits(name="cuda", kinds=("cuda",))
+CUDA = Limits(name="cuda", kinds=("cuda",), extra_range=True, relative_bias=True, alibi_slopes=True)
 PACKAGE = "cupy"  # installed together with NVRTC
 INSTRUCTIONS = ("mma", "simt")
 GRID = (1 << 31) - 1  # the largest number of blocks in a launch
+TABLE = 1 << 22  # the most entries of a head's table (cuda/bias.cuh)
 _OLDEST = {"mma": 80, "simt": 75}  # compute capabilities
 _HEADS = {"mma": (16, 256), "simt": (1, 512)}  # smallest and largest head size
 _HEAD_STEP = 8  # tensor-core kernels need head sizes in steps of 16 bytes
@@ -70,6 +74,14 @@ def reasons(instructions: str, needs: Needs, axes: Axes) -> list[Reason]:
     return reasons + whole_axes(axes) + over_int32(axes)
 
 
+def table_reason(mask: Mask) -> Reason | None:
+    """The reason against a table of relative positions that is too large."""
+    entries = math.prod(biases.table_sizes(mask.axes))
+    if entries <= TABLE:
+        return None
+    return Reason("relative_bias", f"takes tables of up to {TABLE} entries per head, not {entries}")
+
+
 def memory(needs: Needs) -> int:
     """Bytes of shared memory that a block can use; on an unknown device the least of all."""
     return _MEMORY.get(needs.device.capability or 0, min(_MEMORY.values()))
@@ -90,6 +102,7 @@ class CudaArguments:
         forward: the tiles of the forward kernel.
         grad_query, grad_key: the tiles of the kernels that compute the queries' gradients and those
             of keys and values; None without a backward.
+        grad_table: the tiles of the kernel of the table's gradient; None without one.
         packed: query heads of one key head in each tile of the forward: its first extent.
     """
 
@@ -98,6 +111,7 @@ class CudaArguments:
     forward: Tiles
     grad_query: Tiles | None = None
     grad_key: Tiles | None = None
+    grad_table: Tiles | None = None
     packed: int = 1
 
     def alone(self, axes: Axes) -> CudaArguments:
@@ -116,7 +130,11 @@ class CudaArguments:
         """
         kernels = (self.forward, self.grad_query, self.grad_key)
         sizes = [None if tiles is None else self._extents(tiles) for tiles in kernels]
-        return tile_traversal.pairs_of_kernels(self.axes, *sizes)
+        pairs = tile_traversal.pairs_of_kernels(self.axes, *sizes)
+        if self.grad_table is not None:
+            table = tile_traversal.pairs(self.axes, *self._extents(self.grad_table), inverse=False)
+            assert np.array_equal(pairs, table), "the pairs of the table's gradient differ"
+        return pairs
 
     def _extents(self, tiles: Tiles) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Rows and columns of a tile on the axes of the mask."""
@@ -145,6 +163,10 @@ class CudaArguments:
         queries, keys = (_by(size, rank) for size in (self.forward.rows, self.forward.columns))
         heads = f" of {self.forward.rows[0]} heads" if self.packed > 1 else ""
         return f"tiles of {queries} queries{heads} and {keys} keys"
+
+
+# Its tiles, by kernel.
+FIELDS = {"fwd": "forward", "dq": "grad_query", "dkdv": "grad_key", "dbias": "grad_table"}
 
 
 def _by(extents: Extents, rank: int) -> str:

@@ -12,14 +12,12 @@ from dataclasses import replace
 
 from nbattn.backends.cuda import choice, costs, meaning
 from nbattn.backends.cuda.choice import Pass
-from nbattn.backends.cuda.meaning import CudaArguments
+from nbattn.backends.cuda.meaning import FIELDS, CudaArguments
 from nbattn.backends.cuda.tiles import Build, Tiles
 from nbattn.geometry import Axes
 from nbattn.program.candidate import Candidate
 from nbattn.program.program import Program
 from nbattn.program.request import Request
-
-FIELDS = {"fwd": "forward", "dq": "grad_query", "dkdv": "grad_key"}  # of CudaArguments, by kernel
 
 
 def name(kernel: str, tiles: Tiles) -> str:

@@ -68,6 +68,13 @@ SCORE: Mapping[str, Part] = {
     "dq": Part(4.1, 0.1, 0.0),
     "dkdv": Part(4.3, 0.8, 0.0),
 }
+# The same per score, counted in kernels with a table of relative positions or slopes: all of them,
+# and what a table costs where some pair is masked. A load of the table moves a word of the cache.
+TABLE, TABLE_MASK = Part(4.2, 0.7, 1.0), Part(4.2, 3.0, 0.0)
+SLOPES = Part(2.7, 0.7, 0.0)
+# Without tensor cores, instructions of a row of a visit for either; and in the table's gradient,
+# clocks until a warp has added a row to its table and may add the next: guesses.
+SIMT_ADDED, SIMT_TABLE_ROW = 40, 100
 
 
 class Machine(NamedTuple):
@@ -142,13 +149,19 @@ def visit(kernel: str, tiles: Tiles, build: Build, *, masked: float = 0.0) -> li
     copies = sum(_copies(columns, 2 * steps, 32 * tiles.warps) for steps in (head, value))
     scores = blocks * columns / 2
     outputs = 8 * blocks * value * (kernel == "fwd")
-    other = [
-        copy * copies + mask * masked * scores + out * outputs + each + score * scores
-        for copy, mask, out, each, score in zip(
-            COPY, MASK, OUTPUT, VISIT[kernel], SCORE[kernel], strict=True
-        )
+    parts = [
+        (COPY, copies),
+        (MASK, masked * scores),
+        (OUTPUT, outputs),
+        (VISIT[kernel], 1),
+        (SCORE[kernel], scores),
+        (TABLE, scores * build.table),
+        (TABLE_MASK, masked * scores * build.table),
+        (SLOPES, scores * build.slopes),
     ]
-    issued, alu, words = other
+    issued, alu, words = (
+        sum(part[pipe] * count for part, count in parts) for pipe in range(len(Part._fields))
+    )
     works: list[Work] = []
     for steps, loads in _products(kernel, tiles, build):
         hmma = blocks * columns / 8 * steps
@@ -194,7 +207,9 @@ def clocks(kernel: str, tiles: Tiles, build: Build, on: Machine, masked: float) 
         return sum(max(work.clocks(on.hmma).values()) for work in works) * tiles.warps / SCHEDULERS
     flops = 2 * tiles.area * cuda_tiles.products(kernel, build)
     launches = len(cuda_tiles.grads_of(kernel, build))
-    return WAIT * flops / on.rate + SIMT_VISIT * launches * tiles.warps / SCHEDULERS
+    row = SIMT_ADDED * (build.table + build.slopes) + SIMT_TABLE_ROW * (kernel == cuda_tiles.TABLE)
+    other = (SIMT_VISIT * tiles.warps + row * tiles.row_count) * launches
+    return WAIT * flops / on.rate + other / SCHEDULERS
 
 
 def blocks_at_once(kernel: str, tiles: Tiles, build: Build, on: Machine) -> int:

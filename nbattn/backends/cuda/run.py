@@ -15,9 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nbattn import biases
 from nbattn.backends.cuda import tiles as cuda_tiles
 from nbattn.backends.cuda.choice import packed_grid
-from nbattn.backends.cuda.meaning import CudaArguments
+from nbattn.backends.cuda.meaning import FIELDS, CudaArguments
 from nbattn.backends.cuda.tiles import Build, Tiles
 from nbattn.backends.inputs import Gradients, Inputs, kernel_tensors, new_lse, new_output
 from nbattn.backends.logsumexp import sink_gradient
@@ -30,6 +31,8 @@ from nbattn.program.program import ByIdentity, Program
 
 _COPY = 16  # bytes that tensor-core kernels copy at once
 _EXTRA = ("extra_key", "extra_value")
+# The kernel of the table's gradient: blocks that fill a device, and elements of all their tables.
+_TABLE_BLOCKS, _TABLE_ELEMENTS = 1024, 1 << 24
 _DKDV = 2  # in the order fwd, dq, dkdv
 # The gradients that a kernel writes, by NB_GRADS; 0 is the kernel of the queries' gradients.
 _VALUES, _KEYS = ("grad_value", "grad_extra_value"), ("grad_key", "grad_extra_key")
@@ -51,10 +54,11 @@ class Launch(NamedTuple):
 def warmup(program: Program, launcher: Launcher | None = None) -> None:
     """Compile and load the kernels of a program, for training those of the backward, too."""
     (window, _), launcher = _window(program), launcher or launch.launcher()
-    kernels = {"fwd": window.forward, "dq": window.grad_query, "dkdv": window.grad_key}
-    for kernel, tiles in kernels.items():
-        for grads in cuda_tiles.grads_of(kernel, window.build) if tiles else ():
-            assert tiles is not None
+    for kernel, field in FIELDS.items():
+        tiles: Tiles | None = getattr(window, field)
+        if tiles is None:
+            continue
+        for grads in cuda_tiles.grads_of(kernel, window.build):
             launcher.load(cuda_tiles.variant(kernel, tiles, window.build, grads=grads, vector=True))
     if window.grad_key is not None:
         launcher.load(_delta(window, vector=True))
@@ -98,15 +102,30 @@ def backward(
     tensors |= _table_of(packed, tensors)
     named = {name: tensors.get(name) for name in ("query", "key", "value", *_EXTRA)}
     grads = {f"grad_{n}": t.new_empty(t.shape) for n, t in named.items() if t is not None}
-    for step in launches:
+    for step in launches[: -1 if window.grad_table else None]:
         _run(launcher, step, tensors | {name: grads[name] for name in step.grads if name in grads})
+    table = None
+    if window.grad_table is not None:
+        assert inputs.relative_bias is not None
+        table = _table_gradient(launcher, launches[-1], tensors, inputs.relative_bias)
     sink = sink_gradient(inputs.sink, out, lse, grad_out, grad_lse)
     extra_key, extra_value = (
         grads.get(f"grad_{name}", None if tensor is None else torch.zeros_like(tensor))
         for name, tensor in zip(_EXTRA, (inputs.extra_key, inputs.extra_value), strict=True)
     )
     query, key, value = (grads[f"grad_{name}"] for name in ("query", "key", "value"))
-    return Gradients(query, key, value, sink, extra_key, extra_value)
+    return Gradients(query, key, value, sink, extra_key, extra_value, table)
+
+
+def _table_gradient(
+    launcher: Launcher | None, step: Launch, tensors: Tensors, table: Tensor
+) -> Tensor:
+    """The gradient of the table: the sum of the tables of all warps, always in one order."""
+    given = tensors["relative_bias"]
+    parts = step.blocks // max(given.shape[0], 1) * cuda_tiles.TABLE_WARPS
+    grads = given.new_empty((parts, *given.shape))
+    _run(launcher, step, tensors | {"grad_relative_bias": grads})
+    return grads.sum(0).to(table.dtype)
 
 
 def _window(program: Program) -> tuple[CudaArguments, _Packed | None]:
@@ -153,6 +172,7 @@ _LaunchKey = tuple[
     torch.Size,
     tuple[Strides, ...],
     int,
+    int,
     bool,
     float,
     float,
@@ -165,7 +185,7 @@ def _launch_key(
     """The arguments of `_launches`: all that launches depend on, except pointers."""
     query, key, value = inputs.query, inputs.key, inputs.value
     strides = (query.stride(), key.stride(), value.stride())
-    others = (*_EXTRA, "out", "grad_out")
+    others, slopes = (*_EXTRA, "out", "grad_out"), inputs.alibi_slopes
     copied = [query, key, value, *(tensors[name] for name in others if name in tensors)]
     return (
         ByIdentity(window),
@@ -173,6 +193,7 @@ def _launch_key(
         key.shape,
         strides if grad_out is None else (*strides, grad_out),
         _extra_of(tensors),
+        query.shape[-2] if slopes is not None and slopes.dim() == 2 else 0,
         not any(tensor.data_ptr() % _COPY for tensor in copied),
         inputs.scale,
         inputs.softcap or 0.0,
@@ -186,6 +207,7 @@ def _launches(
     key: torch.Size,
     strides: tuple[Strides, ...],
     extra: int,
+    slope_step: int,
     aligned: bool,
     scale: float,
     softcap: float,
@@ -200,6 +222,7 @@ def _launches(
     vector = aligned and all(map(_in_chunks, (query, key, key, query), strides))
     packed = window.packed if len(strides) == 3 else 1
     grid = packed_grid(window.axes, packed)
+    counts = (batch, heads // packed, heads // packed // kv_heads, extra, len(window.axes), packed)
     held = [number for axis in grid for number in layout.held_numbers(axis)]
     numbers = layout.pack_numbers(
         _all_strides((query, key, key, query), strides, packed),
@@ -207,16 +230,7 @@ def _launches(
         softcap,
         [number for axis in grid for number in layout.axis_numbers(axis)],
         held if many is None else layout.held_tokens(query[1], key[1]),
-        (
-            batch,
-            heads // packed,
-            heads // packed // kv_heads,
-            extra,
-            len(window.axes),
-            packed,
-            0,
-            0 if many is None else len(many.grids),
-        ),
+        (*counts, slope_step, 0 if many is None else len(many.grids)),
     )
     launches_of = partial(_launches_of, build=window.build, numbers=numbers, vector=vector)
     tiles = [int(counts.sum()) for counts in _row_tiles(identity, extra)]
@@ -228,6 +242,28 @@ def _launches(
         _delta_launch(math.prod(query[:-1]), window, numbers, vector=vector),
         *launches_of("dq", window.grad_query, tiles[1] * batch * heads),
         *launches_of("dkdv", window.grad_key, tiles[2] * batch * kv_heads),
+        *_table_launches(identity, batch, heads, numbers),
+    )
+
+
+def _table_launches(
+    identity: ByIdentity[CudaArguments | _Packed], batch: int, heads: int, numbers: bytes
+) -> Iterator[Launch]:
+    """The launch of the table's gradient, if there is one: the blocks of a head share its tiles."""
+    window, many = _unpacked(identity.value)
+    if window.grad_table is None:
+        return
+    entries = math.prod(biases.table_sizes([axis.spec for axis in window.axes]))
+    tiles = int(_counts(window, many, window.grad_table).sum()) * batch
+    most = _TABLE_ELEMENTS // max(1, cuda_tiles.TABLE_WARPS * heads * entries)
+    parts = max(1, min(-(-_TABLE_BLOCKS // max(1, heads)), most, tiles))
+    yield from _launches_of(
+        cuda_tiles.TABLE,
+        window.grad_table,
+        parts * heads,
+        build=window.build,
+        numbers=numbers,
+        vector=False,
     )
 
 
@@ -262,15 +298,26 @@ def _row_tiles(identity: ByIdentity[CudaArguments | _Packed], extra: int) -> lis
         if tiles is None:
             continue
         inverse = number == _DKDV
-        if many is not None:
-            counts = cuda_tiles.row_tiles_of(many.mask, many.grids, tiles, inverse=inverse)
-        else:
-            grid = packed_grid(window.axes, 1 if number else window.packed)
-            extents = zip(grid, tiles.rows, strict=True)
-            of_axes = (cuda_tiles.row_tiles(axis, n, inverse=inverse) for axis, n in extents)
-            counts = np.array([math.prod(of_axes)], dtype=np.int64)
+        packed = 1 if number else window.packed
+        counts = _counts(window, many, tiles, inverse=inverse, packed=packed)
         found.append(counts + (-(-extra // tiles.row_count) if inverse else 0))
     return found
+
+
+def _counts(
+    window: CudaArguments,
+    many: _Packed | None,
+    tiles: Tiles,
+    *,
+    inverse: bool = False,
+    packed: int = 1,
+) -> Ints:
+    """The tiles of rows of one head of every grid: of its queries or, inverse, of its keys."""
+    if many is not None:
+        return cuda_tiles.row_tiles_of(many.mask, many.grids, tiles, inverse=inverse)
+    extents = zip(packed_grid(window.axes, packed), tiles.rows, strict=True)
+    of_axes = (cuda_tiles.row_tiles(axis, n, inverse=inverse) for axis, n in extents)
+    return np.array([math.prod(of_axes)], dtype=np.int64)
 
 
 def _all_strides(

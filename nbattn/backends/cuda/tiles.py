@@ -26,6 +26,8 @@ Extents = tuple[int, int, int]
 RANK = 3  # axes of the kernels' tiles
 DELTA_THREADS = 128  # of a block of delta.cu
 KERNELS = ("fwd", "dq", "dkdv")
+TABLE = "dbias"  # the kernel of the gradient of a table of relative positions: without tensor cores
+TABLE_WARPS = 4  # of a block of it, each of which adds to a table of its own
 DTYPES = ("float16", "bfloat16", "float32", "float64")  # in the order of NB_DTYPE
 LARGEST_MEMORY = 227 << 10  # the most bytes of shared memory that a block has on any device
 SPLIT = 128  # above this head size, two launches compute the gradients of keys and of values
@@ -34,6 +36,7 @@ SPLIT = 128  # above this head size, two launches compute the gradients of keys 
 # profile tries every tile.
 _ACCUMULATORS = {"mma": (192, 184), "simt": (128, 128)}
 _FEWER: Mapping[tuple[str, int, int], int] = {("fwd", 2, 64): 176, ("dq", 2, 64): 176}
+_FEWER_WITH_TABLE: Mapping[tuple[str, int, int], int] = {("fwd", 2, 64): 112}
 _LANES = 32  # threads of a warp
 _GRID_BYTES = -(-(layout.SIZE + 4) // 16) * 16  # `OnGrid` of cuda/block.cuh
 
@@ -114,6 +117,16 @@ class Build(NamedTuple):
     key_range: bool = False
     extra: bool = False
     grids: bool = False
+    extra_range: bool = False
+    table: bool = False
+    slopes: bool = False
+
+
+def kernels(build: Build, *, training: bool) -> tuple[str, ...]:
+    """The kernels of a call that have tiles, in the order of their launches."""
+    if not training:
+        return KERNELS[:1]
+    return (*KERNELS, TABLE) if build.table else KERNELS
 
 
 def grads_of(kernel: str, build: Build) -> tuple[int, ...]:
@@ -126,7 +139,7 @@ def grads_of(kernel: str, build: Build) -> tuple[int, ...]:
 def products(kernel: str, build: Build) -> int:
     """Multiply-adds that one pair costs."""
     d, dv = build.head_dim, build.value_dim
-    if kernel == "fwd":
+    if kernel in ("fwd", TABLE):
         return d + dv
     if kernel == "dq":
         return 2 * d + dv
@@ -135,7 +148,8 @@ def products(kernel: str, build: Build) -> int:
 
 def shared_bytes(kernel: str, tiles: Tiles, build: Build) -> int:
     """Bytes of dynamic shared memory of a block; the kernels assert the same number."""
-    traversal = 256 + 16 * sum(tiles.rows)  # `Traversal` of cuda/tile_traversal.cuh
+    per_row = 32 if build.table else 16
+    traversal = 256 + per_row * sum(tiles.rows)  # `Traversal` of cuda/tile_traversal.cuh
     traversal += _GRID_BYTES * build.grids
     if not tiles.row_blocks:
         return traversal + _simt_bytes(tiles, build)
@@ -171,20 +185,25 @@ def accumulators(kernel: str, tiles: Tiles, build: Build) -> int:
         rows, registers = math.prod(tiles.rows) // tiles.warps, 1 + (build.dtype == "float64")
         both = kernel == "dkdv" and grads_of(kernel, build) == (3,)
         chunks = -(-d // _LANES) + -(-dv // _LANES) if both else -(-max(d, dv) // _LANES)
+        chunks = 1 if kernel == TABLE else chunks
         return rows * chunks * registers
     if kernel == "fwd":
         return tiles.row_blocks * (dv + columns) // 2
-    if kernel == "dq":
-        return tiles.row_blocks * (d + 2 * columns) // 2
+    kept = columns * (
+        build.softcap and (build.table or build.slopes)
+    )  # `Capped`, cuda/backward.cuh
     sums = d + dv if grads_of(kernel, build) == (3,) else max(d, dv)
-    return tiles.row_blocks * (sums + 2 * columns) // 2
+    sums = d if kernel == "dq" else sums
+    return tiles.row_blocks * (sums + 2 * columns + kept) // 2
 
 
 def fits(kernel: str, tiles: Tiles, build: Build, memory: int) -> bool:
     """Whether registers and shared memory suffice for a block."""
-    options = build.two_runs or build.softcap or build.key_range or build.extra
+    options = any(build[3:])
     most = _ACCUMULATORS[tiles.instructions][options]
-    fewer = _FEWER.get((kernel, tiles.row_blocks, math.prod(tiles.columns)), most)
+    case = (kernel, tiles.row_blocks, math.prod(tiles.columns))
+    fewer = _FEWER.get(case, most)
+    fewer = _FEWER_WITH_TABLE.get(case, fewer) if build.table else fewer
     return (
         accumulators(kernel, tiles, build) <= min(most, fewer)
         and shared_bytes(kernel, tiles, build) <= memory
@@ -273,6 +292,8 @@ def variant(kernel: str, tiles: Tiles, build: Build, *, grads: int, vector: bool
     constants |= {f"NB_QUERY_TILE_{axis}": extent for axis, extent in enumerate(query)}
     constants |= {f"NB_KEY_TILE_{axis}": extent for axis, extent in enumerate(key)}
     constants |= {"NB_GRADS": grads} if grads else {}
+    constants |= {"NB_EXTRA_RANGE": 1} if build.extra_range else {}
+    constants |= {"NB_BIAS": build.table + 2 * build.slopes} if build.table or build.slopes else {}
     constants |= {"NB_GRIDS": 1} if build.grids else {}
     if tiles.row_blocks:
         constants |= {"NB_WARPS": tiles.warps, "NB_ROW_BLOCKS": tiles.row_blocks}

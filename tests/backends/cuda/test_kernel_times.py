@@ -60,14 +60,20 @@ def plan(**named: Any) -> nbattn.Plan:
 def inputs() -> tuple[Inputs, torch.Tensor]:
     torch.manual_seed(0)
     *given, grad = (torch.randn(SHAPE).bfloat16() for _ in range(4))
-    return Inputs(*given, scale=0.25), grad
+    return Inputs(*given, relative_bias=torch.randn(2, 17), scale=0.25), grad
 
 
 @pytest.mark.parametrize(
-    ("kernel", "entry"), [("fwd", "nb_fwd_mma"), ("dq", "nb_dq_mma"), ("dkdv", "nb_dkdv_mma")]
+    ("kernel", "entry"),
+    [
+        ("fwd", "nb_fwd_mma"),
+        ("dq", "nb_dq_mma"),
+        ("dkdv", "nb_dkdv_mma"),
+        ("dbias", "nb_dbias_simt"),
+    ],
 )
 def test_one_kernel_is_launched_alone(launcher: Counting, kernel: str, entry: str) -> None:
-    planned = plan(training=True)
+    planned = plan(training=True, relative_bias=True)
     own = getattr(cuda_plans.arguments(planned), measured_tiles.FIELDS[kernel])
     ((_, attempt),) = kernel_times.kernels(planned.chosen.program, kernel, [own], *inputs())
     ran = attempt()
@@ -105,7 +111,7 @@ def test_tune_measures_the_ranked_tiles_of_every_kernel(
 ) -> None:
     monkeypatch.setattr(tune, "TILES", 2)
     planned, effort = (
-        plan(training=True, require=("mma",)),
+        plan(training=True, require=("mma",), relative_bias=True),
         bench.Effort(clock=fake(launcher), rounds=1),
     )
     found = tune.tiles(planned, effort=effort)

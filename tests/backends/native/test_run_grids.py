@@ -7,6 +7,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from nbattn.planner import planner
 
 Count = Callable[[str, int], None]
 DTYPES = (torch.float32, torch.bfloat16, torch.float64)
-PLANS = 40_000  # lines of Python for a plan of many grids
+PLANS = 80_000  # lines of Python for a plan of many grids
 pages = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="maps pages as Linux does")
 sanitizers = pytest.mark.skipif(build.missing() is not None, reason=str(build.missing()))
 
@@ -184,8 +185,10 @@ def bytes_of(tensor: Tensor) -> bytes:
 
 def replay(places: tuple[str, ...], library: Path, preload: tuple[str, ...], patch: Any) -> None:
     names = ("plane", "dilated", "documents", "cross", "keys alone")
-    with patch.context() as changed:
-        every = [recorded(name, changed) for name in names]
+    every: list[tuple[Recorded, dict[str, bytes]]] = []
+    for name in names:
+        with patch.context() as changed:
+            every.append(recorded(name, changed))
     found = checks.replayed([case for case, _ in every], places, library, preload)
     for place in places:
         for (_, wanted), results in zip(every, found[place], strict=True):
@@ -217,10 +220,7 @@ def test_many_grids_are_planned_by_a_few(training: bool) -> None:
         grids = Grids(sizes.numpy())
         planner.forget()
         shape = (grids.tokens, 2, 32)
-        count = lines(
-            lambda grids=grids, shape=shape: nbattn.plan(
-                Mask.neighborhood(3), shape, grids=grids, dtype=torch.float32, training=training,
-                backend="native",
-            )
-        )  # fmt: skip
+        given = {"grids": grids, "dtype": torch.float32, "training": training}
+        plan = partial(nbattn.plan, Mask.neighborhood((3, 3)), shape, backend="native", **given)
+        count = lines(plan)
         assert count < PLANS * (1 + 3 * training)
