@@ -25,7 +25,6 @@ from nbattn import (
 from nbattn.backends import families
 from nbattn.backends.dense import reference
 from nbattn.backends.inputs import TENSORS, Inputs
-from nbattn.errors import InputError
 from nbattn.fixes import signatures
 from nbattn.grids import PackedGrids
 from nbattn.joining import merge as merge
@@ -420,8 +419,6 @@ def plan(
     packed_grids: Any = None
     if grids is not None or key_grids is not None:
         packed_grids = packing.packed_of(mask, grids, key_grids)
-    if packed_grids is not None and extra_queries:
-        raise InputError("extra_queries: packed grids have no extra tokens as queries.")
     _check_once(mask, *sizes, dim, backend, tuple(require), tuple(forbid), packed_grids)
     return (joint_plan if extra_queries else planner).planned(
         Signature(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
+from nbattn.errors import InputError
 from nbattn.mask import Mask
 from nbattn.planner import planner
 from nbattn.planner.plan import Plan
@@ -103,7 +104,16 @@ class JointPlan(Plan):
 
 
 def planned(signature: Signature) -> JointPlan:
-    """Returns the plan of a signature whose extra keys are queries, too."""
+    """Returns the plan of a signature whose extra keys are queries, too.
+
+    Raises:
+        InputError: of packed grids, whose extra tokens are not those of one matrix of pairs.
+    """
+    if signature.grids is not None:
+        raise InputError(
+            "extra_queries: packed grids have no plan with extra tokens as queries, only the call: "
+            "joint_attention(..., grids=grids)."
+        )
     batch, *space, heads, dim = signature.query_shape
     tokens = (batch, signature.extra_keys, *[1] * (len(space) - 1))
     # queries beside packed keys are of another tensor; with another shape, layouts count keys alone

@@ -136,7 +136,9 @@ FOREIGN = {
     **dict.fromkeys(["program"], "numpy"),
     **dict.fromkeys(["planner", "backends", "execute", "ops", "autograd"], "numpy torch"),
     **dict.fromkeys(["export"], "torch"),
-    **dict.fromkeys(["arguments", "known_calls", "functional", "plan_runs", "nn"], "numpy torch"),
+    **dict.fromkeys(
+        ["arguments", "known_calls", "functional", "joint", "plan_runs", "nn"], "numpy torch"
+    ),
     **dict.fromkeys(["integrations", "distributed", "bench", "tune", "demo"], "numpy torch"),
     **dict.fromkeys(["machine", "timing", "cache", "cli", "kernels"], ""),
     "config": "pydantic pydantic_core",
