@@ -60,7 +60,9 @@ def actions(case: Case, training: bool, backend: str) -> dict[str, Action]:
         ]
         for number, size in enumerate(case.grids)
     ]
-    grads = [part.unflatten(0, (1, *s)) for part, s in zip(grad.split(counts), case.grids)]
+    grads = [
+        part.unflatten(0, (1, *s)) for part, s in zip(grad.split(counts), case.grids, strict=True)
+    ]
 
     def run(qkv: list[Tensor], grad: Tensor, **grids: Any) -> Any:
         out = nbattn.attention(*qkv, case.mask, backend=backend, **grids)
@@ -74,7 +76,11 @@ def actions(case: Case, training: bool, backend: str) -> dict[str, Action]:
 
 def check(found: Any, wanted: list[Any]) -> None:
     """Both compute the same."""
-    sides = zip(found, zip(*wanted)) if isinstance(found, tuple) else [(found, wanted)]
+    sides = (
+        zip(found, zip(*wanted, strict=True), strict=True)
+        if isinstance(found, tuple)
+        else [(found, wanted)]
+    )
     for tensor, parts in sides:
         rows = torch.cat([part.flatten(0, -3) for part in parts])
         torch.testing.assert_close(tensor, rows, rtol=1e-4, atol=1e-5)

@@ -259,26 +259,30 @@ def check_optional(
     added_scores.check(mask, query, key, relative_bias, alibi_slopes, packed)
 
 
-def check_extra_query(query: Tensor, extra_query: Tensor, extra_key: Tensor) -> None:
-    """Checks the queries of extra tokens, as many as their keys; their keys and values are checked
-    by `check_optional`.
+def check_extra_query(query: Tensor, extra_query: Tensor, extra_key: Tensor, rank: int) -> None:
+    """Checks the queries of extra tokens, as many as their keys, which are checked already.
+
+    Args:
+        query: of the grid, or of packed grids.
+        extra_query, extra_key: of the extra tokens.
+        rank: the axes of the mask.
     """
     check_tensors(query, {"extra_query": extra_query})
     batch, heads, dim = extra_key.shape[0], query.shape[-2], query.shape[-1]
     count = _extra_keys(extra_query.shape, batch, heads, dim)
     _shaped("extra_query", extra_query, (batch, count, heads, dim), "[B, E, H, D]")
     own, keys = extra_query.shape[1], extra_key.shape[1]
-    if extra_key.dim() == 4 and not holds(own == keys):
-        rank = query.dim() - 3
+    if not holds(own == keys):
         tokens = f"extra_query[:, :{', None' * (rank - 1)}]" if rank > 1 else "extra_query"
         named = "extra_key=extra_key, extra_value=extra_value"
+        fix = (
+            f"nbattn.attention(query, key, value, mask, {named}), nbattn.attention({tokens}, key, "
+            f"value, nbattn.Mask.full({rank}), {named}), each with the other arguments."
+        )
         raise InputError(
             f"extra_query has {counted(own, 'token')}, extra_key {keys}: both are those of the "
             "extra tokens.",
-            f"nbattn.attention(query, key, value, mask, {named}), nbattn.attention({tokens}, key, "
-            f"value, nbattn.Mask.full({rank}), {named}), each with the other arguments."
-            if rank
-            else "",
+            fix if query.dim() == rank + 3 else "",  # packed grids have other queries
         )
 
 

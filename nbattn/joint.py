@@ -60,8 +60,8 @@ def joint_attention(
         key_range: as in `attention`: nobody attends to tokens of the grid outside of it.
         relative_bias, alibi_slopes: as in `attention`, between tokens of the grid only: extra
             tokens have no position.
-        grids, key_grids: as in `attention`: the query is then `[T, H, D]`, and each grid has extra
-            tokens of its own, B being the number of grids.
+        grids, key_grids: as in `attention`: tensors of the grid are then `[T, H, D]`, and B is the
+            number of grids, each of which has its own extra tokens.
         backend, require, forbid: as in `attention`; both attentions run so, each by its own plan.
         return_lse: whether to return the logsumexps as well.
 
@@ -104,10 +104,13 @@ def joint_attention(
     added = {"relative_bias": relative_bias, "alibi_slopes": alibi_slopes}
     packed = {"grids": grids, "key_grids": key_grids}
     of_grid = _attended(query, key, value, mask, **added, **packed, **shared)
-    arguments.check_extra_query(query, extra_query, extra_key)
+    arguments.check_extra_query(query, extra_query, extra_key, mask.rank)
     if grids is not None:
         count, tokens = extra_query.shape[:2]
-        packed = {"grids": lines(count, tokens, mask.rank), "key_grids": key_grids or grids}
+        packed = {
+            "grids": lines(count, tokens, mask.rank),
+            "key_grids": grids if key_grids is None else key_grids,
+        }
     placed_query = placed(extra_query, mask.rank, is_packed=grids is not None)
     of_extras = _attended(placed_query, key, value, _FULL[mask.rank - 1], **packed, **shared)
     if not return_lse:

@@ -47,7 +47,7 @@ def run_joint(
     extra_query = tensors.pop("extra_query")
     grid, of_extras = plan.parts()
     found: Any = run(grid, query, key, value, **tensors, beside=extra_query)
-    arguments.check_extra_query(query, extra_query, tensors["extra_key"])
+    arguments.check_extra_query(query, extra_query, tensors["extra_key"], plan.request.mask.rank)
     is_packed = plan.request.grids is not None
     placed_query = placed(extra_query, plan.request.mask.rank, is_packed=is_packed)
     shared = {n: t for n, t in tensors.items() if n not in ("relative_bias", "alibi_slopes")}

@@ -47,8 +47,7 @@ CASES = {
         given="lse key_range",
     ),
 }
-# what kernels get later: the reference defines it
-DEFINED = {
+ADDED = {
     "line_slopes": Case(Mask.causal(), (9,), (9,), 3, given="lse slopes"),
     "line_padded_text": Case(Mask.sliding_window(2), (9,), (9,), 4, given="lse extra_range sink"),
     "plane_table": Case(Mask.neighborhood((3, 3)), (4, 5), (4, 5), 3, given="lse table"),
@@ -172,26 +171,25 @@ def test_equals_one_softmax_over_all_tokens(
     cases("joint attention", compared(CASES[name], backend))
 
 
-@pytest.mark.parametrize("name", DEFINED)
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+@pytest.mark.parametrize("name", ADDED)
 def test_what_is_added_to_scores_and_padded_text(
-    name: str, cases: Callable[[str, int], None]
+    name: str, backend: str, cases: Callable[[str, int], None]
 ) -> None:
-    cases("joint attention", compared(DEFINED[name], "reference"))
+    cases("joint attention", compared(ADDED[name], backend))
 
 
 def test_padded_tokens_are_queries_and_their_keys_are_not_read() -> None:
-    case = DEFINED["line_padded_text"]
+    case = ADDED["line_padded_text"]
     (*tensors, extra_key, extra_value), named = tensors_of(case)
     poisoned = [extra_key.clone(), extra_value.clone()]
     for tensor in poisoned:
         tensor[0, 2:] = float("nan")
         tensor[1, :1] = tensor[1, 3:] = float("nan")
     call = (*tensors[:3], case.mask, tensors[3])
-    found = joint_attention(*call, *poisoned, **named, backend="reference")
-    for one, other in zip(
-        found, joint_attention(*call, extra_key, extra_value, **named, backend="reference"),
-        strict=True,
-    ):  # fmt: skip
+    found = joint_attention(*call, *poisoned, **named)
+    wanted = joint_attention(*call, extra_key, extra_value, **named)
+    for one, other in zip(found, wanted, strict=True):
         assert torch.equal(one, other)
     assert found[1].abs().amax((2, 3)).gt(0).all()
 
@@ -205,6 +203,41 @@ def test_half_precision_and_autocast() -> None:
     for one, other in zip(found, wanted, strict=True):
         assert one.dtype == torch.bfloat16
         assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_packed_grids_with_extra_tokens_of_their_own(backend: str) -> None:
+    """Images of several sizes, each with its own registers, are the images one by one."""
+    grids = [(4, 5), (1, 3), (0, 2), (6, 2)]
+    mask, options = Mask.neighborhood((3, 3)), {"return_lse": True, "backend": backend}
+    parts: list[list[Tensor]] = []
+    for n, grid in enumerate(grids):
+        one = Case(mask, grid, grid, 3)
+        parts.append([t + n for t in tensors_of(one, batch=1)[0]])
+    packed = [torch.cat([part[n].flatten(1, 2)[0] for part in parts]) for n in range(3)]
+    extras = [torch.cat([part[n] for part in parts]) for n in range(3, 6)]
+    leaves = [t.requires_grad_() for t in (*packed, *extras)]
+    found = joint_attention(*packed, mask, *extras, grids=grids, **options)
+    alone = [
+        joint_attention(
+            *(p[None].unflatten(1, g) for p, g in zip(each, (grid,) * 3, strict=True)),
+            mask,
+            *(t[n : n + 1] for t in extras),
+            **options,
+        )
+        for n, (grid, each) in enumerate(
+            zip(grids, zip(*(t.split([a * b for a, b in grids]) for t in packed), strict=True),
+                strict=True)
+        )
+    ]  # fmt: skip
+    wanted = [
+        torch.cat([one[n].flatten(1, 2)[0] if n % 2 == 0 else one[n] for one in alone])
+        for n in range(4)
+    ]
+    upward = [drawn(*t.shape, seed=n) for n, t in enumerate(wanted)]
+    grads = (torch.autograd.grad(results, leaves, upward) for results in (found, wanted))
+    for one, other in zip([*found, *next(grads)], [*wanted, *next(grads)], strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
 
 
 # Inside torch.

@@ -186,15 +186,15 @@ class NeighborhoodAttention(nn.Module):
         if channels_first:
             x, context = x.movedim(1, -1), None if context is None else context.movedim(1, -1)
         query, key, value, *extra = self._projected(x, context, extra_tokens, update_extra)
-        extras = (*(None,) * (3 - len(extra)), *extra)
+        extras: Sequence[_Tokens] = (*(None,) * (3 - len(extra)), *extra)
         if not self._is_packed(context is None):
             query, key = self._transformed(query, key)
             extras = (*self._transformed_extras(*extras[:2]), extras[2])
             value = value.contiguous()
         ranges = {"key_range": key_range, "extra_range": extra_range}
-        out, *more = self._attended(query, key, value, *extras, **ranges)
-        out = out.movedim(-1, 1) if channels_first else out
-        return (out, *more) if more else out
+        results = self._attended((query, key, value), extras, **ranges)
+        out = results[0].movedim(-1, 1) if channels_first else results[0]
+        return (out, results[1]) if len(results) > 1 else out
 
     def plan_for(
         self,
@@ -355,23 +355,21 @@ class NeighborhoodAttention(nn.Module):
 
     def _attended(
         self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        extra_query: _Tokens,
-        extra_key: _Tokens,
-        extra_value: _Tokens,
+        grid: tuple[Tensor, Tensor, Tensor],
+        extras: Sequence[_Tokens],
         **named: Any,
     ) -> list[Tensor]:
-        """Computes attention in heads, and the output projection: of the grid's tokens, and of
-        extra tokens that are queries.
+        """Computes attention of query, key and value in heads, and the output projection: of the
+        grid's tokens, and of extra tokens that are queries.
         """
+        extra_query, extra_key, extra_value = extras
         named |= {"extra_key": extra_key, "extra_value": extra_value, "scale": self.scale}
         named |= {"relative_bias": self._table(), "backend": self.backend}
         if extra_query is None:
-            found = [attention(query, key, value, self.mask, **named)]
+            only: Any = attention(*grid, self.mask, **named)
+            found = (only,)
         else:
-            found = joint_attention(query, key, value, self.mask, extra_query, **named)
+            found = joint_attention(*grid, self.mask, extra_query, **named)
         results = projections.called(self.proj, [part.flatten(-2) for part in found])
         return [self.proj_drop(part) for part in results]
 

@@ -60,8 +60,8 @@ def attend(
         extras = (*layer._transformed_extras(*extras[:2]), extras[2])
         value = value.contiguous()
     sizes = {"grids": grids, "key_grids": key_grids}
-    out, *more = layer._attended(query, key, value, *extras, **ranges, **sizes)
-    return (out, *more) if more else out
+    out, *more = layer._attended((query, key, value), extras, **ranges, **sizes)
+    return (out, more[0]) if more else out
 
 
 def tokens_of(name: str, shape: Sequence[int], channels: int) -> tuple[int, ...]:

@@ -103,8 +103,9 @@ CASES: dict[str, tuple[Mask, tuple[int, ...], tuple[int, ...] | None, dict[str, 
     "plane_own_context": (CROSS, (4, 5), (3, 7), {"context_dim": 12, "qk_norm": True}, "shared"),
     "solid": (SOLID, (2, 3, 6), None, {"kv_heads": 2}, "range"),
     "tiled": (PLANE, (4, 5), None, {"backend": "tiled"}, ""),
-    "padded_text": (PLANE, (4, 5), None, {"backend": "reference"}, "padded"),
-    "table": (NEAR, (4, 5), None, {"backend": "reference", "relative_bias": True}, "range"),
+    "padded_text": (PLANE, (4, 5), None, {}, "padded"),
+    "table": (NEAR, (4, 5), None, {"relative_bias": True}, "range"),
+    "reference": (NEAR, (4, 5), None, {"backend": "reference", "relative_bias": True}, "padded"),
 }
 
 
@@ -180,6 +181,18 @@ def test_no_extra_tokens_and_an_empty_batch() -> None:
     assert extra.shape == (2, 0, 12)
     shapes = [t.shape for t in layer(x[:0], extra_tokens=x.new_zeros(0, 3, 12), update_extra=True)]
     assert shapes == [(0, 4, 5, 12), (0, 3, 12)]
+
+
+def test_packed_grids_are_the_grids_one_by_one() -> None:
+    layer, grids = build(Mask.neighborhood((3, 3)), qk_norm=True), [(4, 5), (3, 3)]
+    packed, extra = random(29, 12), random(2, 3, 12, seed=1)
+    found, of_extra = layer(packed, extra_tokens=extra, update_extra=True, grids=grids)
+    for n, (part, grid) in enumerate(zip(packed.split([20, 9]), grids, strict=True)):
+        x = part.unflatten(0, grid)[None]
+        one, other = layer(x, extra_tokens=extra[n : n + 1], update_extra=True)
+        wanted = found.split([20, 9])[n].unflatten(0, grid)[None]
+        torch.testing.assert_close(one, wanted, rtol=1e-11, atol=1e-11)
+        torch.testing.assert_close(other, of_extra[n : n + 1], rtol=1e-11, atol=1e-11)
 
 
 # The table.
