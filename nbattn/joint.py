@@ -112,8 +112,9 @@ def joint_attention(
     if torch.compiler.is_compiling() or extra_query.shape[:2] != extra_key.shape[:2]:
         arguments.check_extra_query(query, extra_query, extra_key, rank)
     if is_packed:
+        count, length = extra_query.shape[:2]
         keys = grids if key_grids is None else key_grids
-        packed = {"grids": lines(*extra_query.shape[:2], rank), "key_grids": keys}
+        packed = {"grids": lines(count, length, rank), "key_grids": keys}
     tokens = placed(extra_query, rank, is_packed=is_packed)
     try:
         of_extras: Any = attention(tokens, key, value, _FULL[rank - 1], **packed, **shared)
