@@ -42,8 +42,8 @@ def test_one_candidate_with_a_kernel_per_pass() -> None:
 
 
 def test_tables_that_are_too_large_are_refused() -> None:
-    for sides, entries in (((127, 128), 511**2), ((128, 128), 513 * 511)):
-        mask = Mask(Axis(sides[0], sides[1]), Axis(127, 128))
+    for left, entries in ((127, 511 * 513), (128, 513**2)):
+        mask = Mask(Axis(left, 128), Axis(128, 128))
         request = replace(request_for(mask, (16, 16)), relative_bias=True)
         reasons = [reason.text for reason in offered(request).reasons]
         refusal = f"takes tables of 262144 entries a head, not {entries}"
