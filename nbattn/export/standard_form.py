@@ -216,8 +216,8 @@ def _extras(inputs: Inputs, scores_of: Callable[[Tensor], Tensor]) -> tuple[Tens
     present = present_extras(inputs)
     if present is None:
         return scores_of(inputs.extra_key[:, None]), inputs.extra_value
-    absent = ~present[:, :, None, None]
-    key, value = (t.masked_fill(absent, 0) for t in (inputs.extra_key, inputs.extra_value))
+    outside = ~present[:, :, None, None]
+    key, value = (t.masked_fill(outside, 0) for t in (inputs.extra_key, inputs.extra_value))
     scores = scores_of(key[:, None])
     return torch.where(present[:, None, None, None, None], scores, float("-inf")), value
 

@@ -61,6 +61,8 @@ def over_grid(samples: int, heads: int, most: int = GRID) -> Reason | None:
     return None
 
 
+# Why kernels that read extra keys in a call of their own have no range of them.
+READS_ALL_EXTRAS = ("extra_range", "extra keys are a call of their own, which reads all of them")
 # What a call may have or not, by the name of the need and of the limit.
 _FEATURES = ("softcap", "key_range", "extra_range", "relative_bias", "alibi_slopes")
 
@@ -79,6 +81,7 @@ class Limits:
         lse_gradient: whether its backward uses a gradient of the logsumexp.
         deterministic: whether its backward is deterministic.
         grid: the maximum of samples and of heads, each after folding; 0 means no maximum.
+        why: why it does not support something, by name.
     """
 
     name: str
@@ -94,6 +97,7 @@ class Limits:
     lse_gradient: bool = True
     deterministic: bool = True
     grid: int = 0
+    why: tuple[tuple[str, str], ...] = ()
 
     def reasons(self, needs: Needs) -> list[Reason]:
         """Returns a reason for every limit that a request exceeds; lengths are not checked."""
@@ -104,8 +108,9 @@ class Limits:
             )
         if needs.dtype not in self.dtypes:
             exceeded.append(Reason("dtype", f"takes {', '.join(self.dtypes)}, not {needs.dtype}"))
+        why = dict(self.why)
         exceeded += [
-            Reason(name, f"has no {name}")
+            Reason(name, f"has no {name}" + (f": {why[name]}" if name in why else ""))
             for name in _FEATURES
             if getattr(needs, name) and not getattr(self, name)
         ]

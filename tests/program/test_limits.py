@@ -28,6 +28,7 @@ FACTS = {
     "alibi_slopes": False,
     "deterministic": False,
 }
+ADDED = dict.fromkeys(("extra_range", "relative_bias", "alibi_slopes"), True)  # by name only
 LIMITS: list[tuple[str, Any, dict[str, Any], str, str]] = [
     ("kinds", ("cpu",), {}, "device", "runs on cpu, not on sm_90"),
     ("kinds", ("cpu", "mps"), {}, "device", "runs on cpu, mps, not on sm_90"),
@@ -73,16 +74,17 @@ def test_a_limit_is_a_reason(
     limit: str, value: Any, facts: dict[str, Any], name: str, text: str
 ) -> None:
     asked = SimpleNamespace(**(FACTS | facts))
-    (reason,) = Limits(name="some", **{limit: value}).reasons(asked)
+    (reason,) = Limits(name="some", **(ADDED | {limit: value})).reasons(asked)
     assert reason.limit == name
     assert reason.text.startswith(text)
-    assert Limits(name="some").reasons(asked) == []
+    assert Limits(name="some", **ADDED).reasons(asked) == []
     if facts:
-        assert Limits(name="some", **{limit: value}).reasons(SimpleNamespace(**FACTS)) == []
+        allowed = ADDED | {limit: value}
+        assert Limits(name="some", **allowed).reasons(SimpleNamespace(**FACTS)) == []
 
 
 def test_every_limit_has_a_negative_test() -> None:
-    of_calls = {"grid"}  # which the strategies look at, call by call
+    of_calls = {"grid", "why"}  # which the strategies look at, call by call; and the sentence
     assert {row[0] for row in LIMITS} == {f.name for f in fields(Limits)} - {"name"} - of_calls
 
 
@@ -102,6 +104,9 @@ def test_limits_are_collected_not_cut_short() -> None:
         "dtype",
         "softcap",
         "key_range",
+        "extra_range",
+        "relative_bias",
+        "alibi_slopes",
         "value_dim",
         "lse",
         "lse_gradient",
@@ -114,3 +119,12 @@ def test_a_limit_of_the_backward_needs_training(limit: str) -> None:
     limits = Limits(name="some", **{limit: False})
     asked = SimpleNamespace(**(FACTS | {"return_lse": True, "deterministic": True}))
     assert limits.reasons(asked) == []
+
+
+def test_a_limit_may_say_why() -> None:
+    limits = Limits(name="some", why=(("relative_bias", "it adds nothing"),))
+    asked = SimpleNamespace(**(FACTS | {"relative_bias": True, "alibi_slopes": True}))
+    assert [reason.text for reason in limits.reasons(asked)] == [
+        "has no relative_bias: it adds nothing",
+        "has no alibi_slopes",
+    ]

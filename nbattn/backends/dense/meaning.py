@@ -20,14 +20,18 @@ from numpy.typing import NDArray
 from nbattn.backends.dense.kernels import TILES, Taken
 from nbattn.geometry import Axes, Ints
 from nbattn.program.blocks import Block, blocks_of_groups
-from nbattn.program.limits import GRID, Limits
+from nbattn.program.limits import GRID, READS_ALL_EXTRAS, Limits
 from nbattn.program.program import Call
 from nbattn.program.request import Request
 
 REFERENCE = Limits(name="reference", extra_range=True, relative_bias=True, alibi_slopes=True)
-SDPA_CPU = Limits(name="sdpa", softcap=False, key_range=False, value_dim=False, lse_gradient=False)
+_MATRIX = "torch adds a matrix of all pairs of every head, whose gradient is as large"
+_WHY = (READS_ALL_EXTRAS, ("relative_bias", _MATRIX), ("alibi_slopes", _MATRIX))
+SDPA_CPU = Limits(
+    name="sdpa", softcap=False, key_range=False, value_dim=False, lse_gradient=False, why=_WHY
+)
 SDPA = Limits(
-    name="sdpa", softcap=False, key_range=False, lse=False, deterministic=False
+    name="sdpa", softcap=False, key_range=False, lse=False, deterministic=False, why=_WHY
 )  # the public function
 SDPA_CUDA = replace(SDPA, grid=GRID)
 SCORES_LIMIT = 1 << 34  # bytes of scores of the math kernel: all memory of a T4, the smallest GPU

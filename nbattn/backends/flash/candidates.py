@@ -24,7 +24,7 @@ import numpy as np
 from nbattn import geometry
 from nbattn.backends.flash import costs, grids, packing
 from nbattn.backends.flash.meaning import FlashArguments, flash_arguments
-from nbattn.backends.flash.providers import PROVIDERS
+from nbattn.backends.flash.providers import PROVIDERS, WHY
 from nbattn.geometry import Axes
 from nbattn.program.band_pieces import band_pieces
 from nbattn.program.bands import FULL, Band, Slice, first_difference, sliced, split_points
@@ -34,7 +34,7 @@ from nbattn.program.limits import Limits, Reason, over_grid
 from nbattn.program.program import Call, Program, View
 from nbattn.program.request import Needs, Request
 
-MODEL = Limits(name="flash-model")
+MODEL = Limits(name="flash-model", why=WHY)
 _ONE_AXIS = "Flash has one-dimensional windows"
 _COPIES = 4  # folding may copy at most this many times the keys
 _Pieces = list[list[Piece]]  # the pieces of each axis

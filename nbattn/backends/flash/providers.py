@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from nbattn.program.device import AMPERE_SHARE, DeviceInfo
-from nbattn.program.limits import Limits, Reason
+from nbattn.program.limits import READS_ALL_EXTRAS, Limits, Reason
 from nbattn.program.request import Needs
 
 ALIGNMENT = 8  # head sizes are padded to a multiple of this
@@ -84,6 +84,13 @@ class Provider:
 
 
 _HALVES = ("float16", "bfloat16")
+# Distances of Flash 2 are those of the bottom-right corner, and its causal kernels add slope x key,
+# which shifts the logsumexp; torch's copy has wrong gradients with slopes; the others have none.
+WHY = (
+    READS_ALL_EXTRAS,
+    ("relative_bias", "its kernels add nothing to scores but ALiBi's slopes"),
+    ("alibi_slopes", "its distances and logsumexp are not those of the mask's positions"),
+)
 _EVERY = (8, 9, 10, 11, 12)
 
 PROVIDERS: Mapping[str, Provider] = {
@@ -92,7 +99,7 @@ PROVIDERS: Mapping[str, Provider] = {
         Provider(
             name="fa4",
             package="flash-attn-4",
-            limits=Limits(name="fa4", kinds=("cuda",), dtypes=_HALVES, key_range=False),
+            limits=Limits(name="fa4", kinds=("cuda",), dtypes=_HALVES, key_range=False, why=WHY),
             capabilities=(80, 121),
             backward=(9, 10, 11, 12),
             nondeterministic=(12,),
@@ -101,7 +108,12 @@ PROVIDERS: Mapping[str, Provider] = {
             name="fa3",
             package="flash-attn-3",
             limits=Limits(
-                name="fa3", kinds=("cuda",), dtypes=_HALVES, key_range=False, lse_gradient=False
+                name="fa3",
+                kinds=("cuda",),
+                dtypes=_HALVES,
+                key_range=False,
+                lse_gradient=False,
+                why=WHY,
             ),
             capabilities=(80, 90),
             backward=(8, 9),
@@ -111,7 +123,7 @@ PROVIDERS: Mapping[str, Provider] = {
         Provider(
             name="fa2",
             package="flash-attn",
-            limits=Limits(name="fa2", kinds=("cuda",), dtypes=_HALVES, lse_gradient=False),
+            limits=Limits(name="fa2", kinds=("cuda",), dtypes=_HALVES, lse_gradient=False, why=WHY),
             capabilities=(80, 121),
             backward=_EVERY,
             varlen=True,
@@ -131,6 +143,7 @@ PROVIDERS: Mapping[str, Provider] = {
                 dtypes=_HALVES,
                 lse_gradient=False,
                 softcap=False,
+                why=WHY,
             ),
             capabilities=(80, 121),
             backward=_EVERY,

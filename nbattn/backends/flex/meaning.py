@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import product
 from typing import NamedTuple
@@ -20,16 +20,19 @@ from numpy.typing import NDArray
 
 from nbattn.geometry import Axes, BoundAxis, Ints
 from nbattn.program.blocks import Block, blocks_of_groups
-from nbattn.program.limits import GRID, Limits, Reason
+from nbattn.program.limits import GRID, READS_ALL_EXTRAS, Limits, Reason
 from nbattn.program.program import Call
 from nbattn.program.request import Needs, Request
 
 BLOCK = 128  # tokens; FlexAttention's default
 _DTYPES = ("float16", "bfloat16", "float32")
-FLEX_CPU = Limits(name="flex", dtypes=_DTYPES, key_range=False, lse=False)
-FLEX = Limits(
-    name="flex", kinds=("cuda",), dtypes=_DTYPES, key_range=False, lse=False, deterministic=False
+_WHY = (
+    READS_ALL_EXTRAS,
+    ("relative_bias", "the gradient of what a score_mod reads is summed in any order"),
+    ("alibi_slopes", "no score_mod is passed"),
 )
+FLEX_CPU = Limits(name="flex", dtypes=_DTYPES, key_range=False, lse=False, why=_WHY)
+FLEX = replace(FLEX_CPU, kinds=("cuda",), deterministic=False)
 
 
 def reasons(needs: Needs) -> list[Reason]:

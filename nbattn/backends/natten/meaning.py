@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from nbattn.errors import counted
 from nbattn.geometry import Axes, BoundAxis, Ints
 from nbattn.program.blocks import Block, blocks_of_groups
-from nbattn.program.limits import Limits, Reason
+from nbattn.program.limits import READS_ALL_EXTRAS, Limits, Reason
 from nbattn.program.program import Call
 from nbattn.program.request import Needs, Request
 
@@ -28,6 +28,11 @@ NATTEN = Limits(
     key_range=False,
     lse_gradient=False,
     deterministic=False,
+    why=(
+        READS_ALL_EXTRAS,
+        ("relative_bias", "its fused kernels add nothing to scores"),
+        ("alibi_slopes", "its fused kernels add nothing to scores"),
+    ),
 )
 HEAD_DIM_STEP = 8  # of cutlass-fna, which runs what the newer kernels do not support
 PACKAGE = "natten"
