@@ -44,7 +44,7 @@ FLASH_CANDIDATES = "nbattn/backends/flash/candidates.py"
 FLASH_COSTS = "nbattn/backends/flash/costs.py"
 FLASH_PACKING = "nbattn/backends/flash/packing.py"
 FLASH_GRIDS = "nbattn/backends/flash/grids.py"
-GRIDS, GATHERED = "nbattn/grids.py", "nbattn/backends/gathered.py"
+GRID_SIZES, GATHERED = "nbattn/grids.py", "nbattn/backends/gathered.py"
 GATHERING, PACKED = "nbattn/planner/gathering.py", "nbattn/program/packed.py"
 PACKED_PROOF = "nbattn/planner/packed_proof.py"
 FLASH_RANGES = "nbattn/backends/flash/ranges.py"
@@ -581,11 +581,11 @@ MUTANTS = [
            "(request.key_space[number] - 1 - last) // axis.step + 1",
            "(request.key_space[number] - last) // axis.step + 1",
            "backends/flash/candidates backends/flash/packing"),
-    Mutant("grids-first-token", GRIDS, "np.concatenate([[0], np.cumsum(self.counts)])",
+    Mutant("grids-first-token", GRID_SIZES, "np.concatenate([[0], np.cumsum(self.counts)])",
            "np.concatenate([[0], np.cumsum(self.counts)[::-1]])", "grids whole/packed_grids"),
-    Mutant("grids-one-code", GRIDS, "codes = codes * base + column", "codes = codes + column",
+    Mutant("grids-one-code", GRID_SIZES, "codes = codes * base + column", "codes = codes + column",
            "grids whole/packed_grids"),
-    Mutant("grids-alignment", GRIDS, "wrong |= queries != keys", "wrong |= queries > keys",
+    Mutant("grids-alignment", GRID_SIZES, "wrong |= queries != keys", "wrong |= queries > keys",
            "grids whole/packed_grids"),
     Mutant("grids-entries", GATHERED, "name: _taken(given, part.grids)",
            "name: given[: part.count]", "whole/packed_grids"),
@@ -693,9 +693,10 @@ MUTANTS = [
            "if len(args) > most or", "whole/fixes"),
     Mutant("fix-key-range", "nbattn/key_ranges.py", "[[0, int(stop)] for stop in key_range], for",
            "[[0, stop] * 2 for stop in key_range], for", "whole/fixes"),
-    Mutant("fix-plan", "nbattn/functional.py", "value_dim), in_plan=True)", "value_dim))",
-           "whole/fixes"),
-    Mutant("fix-plan-file", "nbattn/config/grammar.py", "key, value, in_plan=True)", "key, value)",
+    Mutant("fix-plan", "nbattn/functional.py", "mask, query, key, value, in_plan=True)\n    else",
+           "mask, query, key, value)\n    else", "whole/fixes"),
+    Mutant("fix-plan-file", "nbattn/config/grammar.py",
+           "key, value, in_plan=True)\n                axes", "key, value)\n                axes",
            "whole/fixes"),
     Mutant("fix-each-causal", "nbattn/mistaken_words.py", "said if len(said) == call.mask.rank",
            "said[:1] if False", "whole/fixes"),
@@ -722,8 +723,8 @@ MUTANTS = [
            "json.dumps(data), strict=False, context", "config/init config/mistakes config/grammar"),
     Mutant("config-first-mistake", LOADER, "self.mistakes += mistakes",
            "self.mistakes = mistakes", "config/init config/mistakes config/grammar"),
-    Mutant("config-broken-mask", GRAMMAR, "            if self.mask:\n",
-           "            if True:\n", "config/grammar config/mistakes config/init"),
+    Mutant("config-broken-mask", GRAMMAR, "            elif self.mask:\n",
+           "            else:\n", "config/grammar config/mistakes config/init"),
     Mutant("config-first-field", GRAMMAR, "errors += _each(Neigh",
            "errors = errors or _each(Neigh", "config/grammar config/mistakes config/init"),
     Mutant("config-overrides", GRAMMAR, "_values(self) | changes",
