@@ -51,7 +51,7 @@ def passes(case: Case, *, added: bool) -> dict[str, Callable[[], Any]]:
     shape = (case.batch, *case.space, case.heads, case.head_dim)
     leaves = [torch.randn(shape, dtype=dtype).requires_grad_() for _ in range(3)]
     upward = torch.randn(shape, dtype=dtype)
-    more: dict[str, Tensor] = {}
+    more: dict[str, Any] = {}
     if added:
         sizes = biases.table_sizes(case.mask.axes)
         more["relative_bias"] = torch.randn(case.heads, *sizes).requires_grad_()

@@ -124,8 +124,10 @@ template <int N, class F>
 inline void lay_out_cells(const Table& t, F* lines, F* cells) {
   const int count = t.axis[2].cells();
   each_line(t, lines, cells, [&](const F* line, F* to) {
-    for (int x = 0; x < count; ++x)
-      for (int n = 0; n < N; ++n) to[x * kLanes + n] = line ? line[x * N + n] : F(0);
+    constexpr F none[N] = {};
+    const int step = line ? N : 0;
+    const F* from = line ? line : none;
+    for (int x = 0; x < count; ++x, from += step) memcpy(to + x * kLanes, from, sizeof(none));
   });
 }
 template <int N, class F>

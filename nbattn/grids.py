@@ -83,6 +83,11 @@ class Grids:
         """The number of tokens of all grids."""
         return int(self.starts[-1])
 
+    def rows(self, at: Ints) -> Ints:
+        """Returns the rows of the tokens of some grids of one size, one grid after another."""
+        tokens = int(self.counts[at[0]])
+        return (self.starts[at][:, None] + np.arange(tokens)).reshape(-1)
+
     @cached_property
     def _distinct(self) -> tuple[Ints, Ints]:
         first, which = _distinct_rows(self.array)
@@ -305,7 +310,10 @@ def check(mask: Mask, packed: PackedGrids, *, table: bool = False, slopes: bool 
         axes = bind(mask, *at)
         biases.check(mask, axes, table=table, slopes=slopes)
     except MaskError as error:
-        fix = error.fix if error.fix.startswith("Mask(") else ""  # others change whole tensors
+        # Other fixes change tensors, or fit the lengths of this grid only.
+        missing = (alignment.is_missing(axis, *n) for axis, *n in zip(mask.axes, *at, strict=True))
+        aligns = any(missing) and all(axis.border != "wrap" for axis in mask.axes)
+        fix = error.fix if aligns else ""
         raise MaskError(f"grid {grid}: {error.problem}", fix, error.where) from None
 
 

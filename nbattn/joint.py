@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from nbattn import arguments, mistaken_places, mistaken_words
@@ -103,31 +104,33 @@ def joint_attention(
     }
     added = {"relative_bias": relative_bias, "alibi_slopes": alibi_slopes}
     packed = {"grids": grids, "key_grids": key_grids}
-    of_grid = _attended(query, key, value, mask, **added, **packed, **shared)
-    arguments.check_extra_query(query, extra_query, extra_key, mask.rank)
-    if grids is not None:
-        count, tokens = extra_query.shape[:2]
-        packed = {
-            "grids": lines(count, tokens, mask.rank),
-            "key_grids": grids if key_grids is None else key_grids,
-        }
-    placed_query = placed(extra_query, mask.rank, is_packed=grids is not None)
-    of_extras = _attended(placed_query, key, value, _FULL[mask.rank - 1], **packed, **shared)
-    if not return_lse:
-        return of_grid, of_extras.reshape(*extra_query.shape[:-1], value.shape[-1])
-    (out, lse), (extra_out, extra_lse) = of_grid, of_extras
+    try:
+        of_grid: Any = attention(query, key, value, mask, **added, **packed, **shared)
+    except NbattnError as error:
+        raise _for_both(error) from None
+    rank, is_packed = mask.rank, grids is not None
+    if torch.compiler.is_compiling() or extra_query.shape[:2] != extra_key.shape[:2]:
+        arguments.check_extra_query(query, extra_query, extra_key, rank)
+    if is_packed:
+        keys = grids if key_grids is None else key_grids
+        packed = {"grids": lines(*extra_query.shape[:2], rank), "key_grids": keys}
+    tokens = placed(extra_query, rank, is_packed=is_packed)
+    try:
+        of_extras: Any = attention(tokens, key, value, _FULL[rank - 1], **packed, **shared)
+    except NbattnError:
+        arguments.check_extra_query(query, extra_query, extra_key, rank)  # in its own words
+        raise
     shape = extra_query.shape[:-1]
+    if not return_lse:
+        return of_grid, of_extras.reshape(*shape, value.shape[-1])
+    (out, lse), (extra_out, extra_lse) = of_grid, of_extras
     return out, extra_out.reshape(*shape, value.shape[-1]), lse, extra_lse.reshape(shape)
 
 
-def _attended(query: Tensor, key: Tensor, value: Tensor, mask: Mask, **options: Any) -> Any:
-    """Computes one part; a fix that is a whole call of attention would leave out the other one."""
-    try:
-        return attention(query, key, value, mask, **options)
-    except NbattnError as error:
-        if "nbattn.attention(" not in error.fix:
-            raise
-        raise type(error)(error.problem, "", error.where) from None
+def _for_both(error: NbattnError) -> NbattnError:
+    """Returns an error without a fix that is a call of attention: it has no extra queries."""
+    is_whole = "nbattn.attention(" in error.fix
+    return type(error)(error.problem, "", error.where) if is_whole else error
 
 
 def placed(extra_query: Tensor, rank: int, *, is_packed: bool = False) -> Tensor:

@@ -148,7 +148,7 @@ SHIFT = Mask(Axis(1, 1, border="shift", align="top-left"))
         (PLAIN, [4, 5, 6], [4, 6, 7], False, "grid 1: axis 0 (5 queries, 6 keys): the lengths dif"),
         (WRAP, [4, 6, 5], None, False, 'grid 2: axis 0 (5 queries, 5 keys): border="wrap" needs'),
         (WRAP, [4, 4], [4, 6], False, 'grid 1: axis 0 (4 queries, 6 keys): border="wrap" needs'),
-        (WRAP, [6, 4], None, True, "grid 1: relative_bias: axis 0 has a circle of 4 keys"),
+        (WRAP, [6, 4], None, True, "grid 1: relative_bias: axis 0 has a circle of 2 keys"),
         (SHIFT, [4, 6], [4, 5], True, "grid 1: relative_bias: axis 0 moves windows"),
         (Mask.causal(), [4, 6], None, True, "grid 0: relative_bias: axis 0 has an unlimited side"),
     ],

@@ -23,7 +23,7 @@ from nbattn.backends.inputs import (
     new_output,
 )
 from nbattn.geometry import Ints
-from nbattn.grids import Grids, PackedGrids
+from nbattn.grids import PackedGrids
 from nbattn.program.program import Program
 
 Rows = slice | Tensor  # rows of a tensor: in a row, or anywhere
@@ -138,12 +138,6 @@ def _candidate(program: Program, part: Part) -> Any:
     return arguments.candidate(part.number)
 
 
-def token_rows(grids: Grids, at: Ints) -> Ints:
-    """Returns the rows of the tokens of grids of one size, one grid after another."""
-    tokens = int(grids.counts[at[0]])
-    return (grids.starts[at][:, None] + np.arange(tokens)).reshape(-1)
-
-
 def _parts(inputs: Inputs) -> tuple[Part, ...]:
     assert inputs.grids is not None
     return parts(inputs.grids, inputs.query.device)
@@ -166,7 +160,7 @@ def _made(packed: PackedGrids, device: torch.device) -> Iterator[Part]:
         space, key_space = (tuple(side[number].tolist()) for side in (sizes.query, sizes.key))
         if 0 in space:
             continue
-        rows = (at, token_rows(packed.query, at), token_rows(packed.key, at))
+        rows = (at, packed.query.rows(at), packed.key.rows(at))
         yield Part(number, space, key_space, count, *(_rows(each, device) for each in rows))
 
 

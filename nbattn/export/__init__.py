@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from nbattn import ops
-from nbattn.backends.dense.reference import DENSE_MASK
+from nbattn.backends.dense.reference import DENSE_MASK, ENTRIES
 from nbattn.backends.inputs import Inputs
 from nbattn.errors import BackendError
-from nbattn.export import graph_masks, standard_form
+from nbattn.export import graph_masks, graph_steps, standard_form
 from nbattn.mask import Mask, from_code
 from nbattn.symbolic import untraced
 
@@ -33,7 +33,7 @@ def decompositions() -> dict[Any, Callable[..., Any]]:
     >>> any("nbattn" in str(node.target) for node in program.graph.nodes)
     False
     """
-    return {ops.FORWARD: forward, DENSE_MASK: dense_mask}
+    return {ops.FORWARD: forward, DENSE_MASK: dense_mask, ENTRIES: bias_entries}
 
 
 def fvcore_handles() -> dict[str, Callable[[list[Any], list[Any]], int]]:
@@ -124,6 +124,15 @@ def dense_mask(
     return graph_masks.dense_mask(mask, space, key_space, like.device)
 
 
+def bias_entries(
+    like: Tensor, code: Sequence[int], space: Sequence[int], key_space: Sequence[int]
+) -> Tensor:
+    """The operator of the reference's entries of a table, in standard operators."""
+    mask = _legal(code, space, key_space)
+    places = graph_steps.whole(mask.axes, (space, key_space), like.device)
+    return graph_steps.entries_of(places).squeeze(0)
+
+
 def _legal(code: Sequence[int], space: Sequence[int], key_space: Sequence[int]) -> Mask:
     """Returns the mask of a code, or raises the error of one that the graph would have to check."""
     error = graph_masks.refusal(code, space, key_space)
@@ -141,5 +150,15 @@ def _dense_mask_or_standard(
         return DENSE_MASK(like, code, space, key_space)
 
 
+def _bias_entries_or_standard(
+    like: Tensor, code: Sequence[int], space: Sequence[int], key_space: Sequence[int]
+) -> Tensor:
+    if is_wanted(code, space, key_space):
+        return bias_entries(like, code, space, key_space)
+    with torch._C._AutoDispatchBelowAutograd():  # pyright: ignore[reportPrivateUsage]
+        return ENTRIES(like, code, space, key_space)
+
+
 _library = torch.library.Library("nbattn", "FRAGMENT")
 _library.impl("dense_mask", _dense_mask_or_standard, "Autograd")
+_library.impl("bias_entries", _bias_entries_or_standard, "Autograd")

@@ -5,7 +5,7 @@ before can be rewritten.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import reduce
 from typing import Any, NamedTuple
@@ -67,15 +67,17 @@ def dense_mask(
     return outer([_dense_axis(*axis, device) for axis in lengths])
 
 
-def outer(axes: Sequence[Tensor]) -> Tensor:
-    """Returns the AND of one mask per axis, `[…, n]` each, over the products of their lengths."""
+def outer(
+    axes: Sequence[Tensor], join: Callable[[Tensor, Tensor], Tensor] = torch.logical_and
+) -> Tensor:
+    """Returns one tensor per axis, `[…, n]` each, joined over the products of their lengths."""
     rank, sides = len(axes), axes[0].dim()
     placed: list[Tensor] = []
     for number, axis in enumerate(axes):
         sizes: list[int] = [1] * (rank * sides)
         sizes[number::rank] = axis.shape
         placed.append(axis.reshape(sizes))
-    joint = reduce(torch.logical_and, placed)
+    joint = reduce(join, placed)
     for side in range(sides):
         joint = joint.flatten(side, side + rank - 1)
     return joint
@@ -84,7 +86,7 @@ def outer(axes: Sequence[Tensor]) -> Tensor:
 def _dense_axis(axis: Axis, queries: int, keys: int, device: torch.device) -> Tensor:
     """Returns the mask of one axis, bool `[queries, keys]`."""
     step = axis.dilation
-    position = torch.arange(queries, device=device) + _offset(axis, queries, keys)
+    position = torch.arange(queries, device=device) + offset_of(axis, queries, keys)
     u = position // step
     residue = position - u * step
     low, lo, hi = _rows(axis, u, _class_length(axis, keys, residue))
@@ -149,7 +151,7 @@ def tiles(cut: Tiling, device: torch.device) -> Tiles:
     by its length (`BoundAxis.tiles`).
     """
     axis, queries, keys, number, size, width = cut
-    step, offset = axis.dilation, _offset(axis, queries, keys)
+    step, offset = axis.dilation, offset_of(axis, queries, keys)
     residue = torch.arange(step, device=device)[:, None, None]  # [classes, tiles, rows or columns]
     length = _class_length(axis, keys, residue)
     start, stop = (-((residue - end) // step) for end in (offset, offset + queries))
@@ -174,7 +176,7 @@ def tiles(cut: Tiling, device: torch.device) -> Tiles:
     )
 
 
-def _offset(axis: Axis, queries: int, keys: int) -> int:
+def offset_of(axis: Axis, queries: int, keys: int) -> int:
     """Returns the position of query 0 on the key axis."""
     return (keys - queries if axis.align == "bottom-right" else 0) + axis.offset
 

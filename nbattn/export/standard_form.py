@@ -5,7 +5,7 @@ dense, all scores at once; or by tiles of queries against copies of the keys tha
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import reduce
 from itertools import product
 
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from nbattn.backends.inputs import Inputs, accumulate_dtype
 from nbattn.export.graph_masks import Tiles, Tiling, dense_mask, outer, tiles, tiling
+from nbattn.export.graph_steps import Places, added, present_extras, whole
 from nbattn.mask import Mask
 from nbattn.symbolic import is_symbolic, untraced
 
@@ -77,9 +78,18 @@ def _dense(
         key, value = (torch.nn.functional.pad(t, (0, 0, 0, 0, 0, 1)) for t in (key, value))
         allowed = torch.nn.functional.pad(allowed, (0, 1))
     one_tile = query[:, None], key[:, None], value[:, None], allowed[:, None]
-    results = _attend_tiles(inputs, *one_tile)
+    results = _attend_tiles(inputs, *one_tile, _added(inputs, mask, space, key_space))
     out, lse = (t.squeeze(1).unflatten(1, space) for t in results)
     return out, lse
+
+
+def _added(
+    inputs: Inputs, mask: Mask, space: Sequence[int], key_space: Sequence[int]
+) -> Tensor | None:
+    """Returns what is added to the scores of one tile with all queries and keys."""
+    if any(not is_symbolic(n) and n == 0 for n in (*space, *key_space)):
+        return None  # no query attends to a key
+    return added(inputs, whole(mask.axes, (space, key_space), inputs.query.device))
 
 
 def _tiled(inputs: Inputs, cuts: Sequence[Tiling]) -> tuple[Tensor, Tensor]:
@@ -91,7 +101,11 @@ def _tiled(inputs: Inputs, cuts: Sequence[Tiling]) -> tuple[Tensor, Tensor]:
         allowed = allowed & _gathered(present, keys)[:, :, None]
     query = _gathered(inputs.query, queries)
     key, value = (_gathered(t, keys) for t in (inputs.key, inputs.value))
-    out, lse = _attend_tiles(inputs, query, key, value, allowed)
+    places = [
+        Places(cut.axis, (cut.queries, cut.keys), axis.queries, axis.keys)
+        for cut, axis in zip(cuts, axes, strict=True)
+    ]
+    out, lse = _attend_tiles(inputs, query, key, value, allowed, added(inputs, places))
     return _scattered(out, axes), _scattered(lse, axes)
 
 
@@ -141,7 +155,12 @@ def _readable(inputs: Inputs) -> tuple[Inputs, Tensor | None]:
 
 
 def _attend_tiles(
-    inputs: Inputs, query: Tensor, key: Tensor, value: Tensor, allowed: Tensor
+    inputs: Inputs,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    allowed: Tensor,
+    positional: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """Computes attention inside of tiles, with the sink, extra keys and numbers of the inputs.
 
@@ -150,6 +169,7 @@ def _attend_tiles(
         key: `[B, T, columns, Hk, D]`.
         value: `[B, T, columns, Hk, Dv]`.
         allowed: bool, `[B, T, rows, columns]`, or with 1 for B.
+        positional: what is added to the scores, `[B or 1, T, Hk, G, rows, columns]`.
 
     Returns:
         out `[B, T, rows, H, Dv]`, lse `[B, T, rows, H]`.
@@ -165,13 +185,15 @@ def _attend_tiles(
             scores = inputs.softcap * torch.tanh(scores / inputs.softcap)
         return scores.unflatten(3, (group, rows))  # [B, T, Hk, G, rows, keys]
 
-    scores = [torch.where(allowed[:, :, None, None], scores_of(key), float("-inf"))]
+    of_grid = scores_of(key) if positional is None else scores_of(key) + positional
+    scores = [torch.where(allowed[:, :, None, None], of_grid, float("-inf"))]
     values = [value]
     if inputs.extra_key is not None and inputs.extra_value is not None:
         (count,) = untraced(inputs.extra_key.shape[1:2])
         if is_symbolic(count) or count > 0:
-            scores.append(scores_of(inputs.extra_key[:, None]))
-            values.append(inputs.extra_value[:, None])
+            extra_scores, extra_value = _extras(inputs, scores_of)
+            scores.append(extra_scores)
+            values.append(extra_value[:, None])
     sink = None
     if inputs.sink is not None:
         sink = inputs.sink.to(exact).reshape(1, 1, kv_heads, group, 1, 1)
@@ -183,6 +205,21 @@ def _attend_tiles(
     out = sum(products[1:], products[0]).unflatten(3, (group, rows)) / total
     out = out.permute(0, 1, 4, 2, 3, 5).flatten(3, 4).to(inputs.query.dtype)
     return out, lse.squeeze(-1).permute(0, 1, 4, 2, 3).flatten(3, 4)
+
+
+def _extras(inputs: Inputs, scores_of: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+    """Returns the scores of the extra keys `[B, T, Hk, G, rows, E]` and their values `[B, E, Hk,
+    Dv]`; those out of range, which may be NaN, have scores of -inf and values of 0.
+    """
+    assert inputs.extra_key is not None
+    assert inputs.extra_value is not None
+    present = present_extras(inputs)
+    if present is None:
+        return scores_of(inputs.extra_key[:, None]), inputs.extra_value
+    absent = ~present[:, :, None, None]
+    key, value = (t.masked_fill(absent, 0) for t in (inputs.extra_key, inputs.extra_value))
+    scores = scores_of(key[:, None])
+    return torch.where(present[:, None, None, None, None], scores, float("-inf")), value
 
 
 def _exponentials(

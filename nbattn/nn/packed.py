@@ -81,7 +81,8 @@ def _check(name: str, tokens: object, dimensions: int, channels: int) -> None:
         return
     shape = f"[{'T' if dimensions == 2 else 'grids, E'}, {channels}]"
     if not isinstance(tokens, Tensor):
-        raise InputError(f"{name} is {kind(tokens)}, not a tensor {shape}.")
+        actual = "None" if tokens is None else kind(tokens)
+        raise InputError(f"{name} is {actual}, not a tensor {shape}.")
     has_channels = tokens.dim() > dimensions and holds(tokens.shape[-1] == channels)
     raise InputError(
         f"{name} is {list(tokens.shape)}, not {shape}: with grids, the tokens of all.",

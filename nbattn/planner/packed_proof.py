@@ -86,8 +86,6 @@ def _of_size(request: Request, candidate: Candidate, number: int) -> tuple[Reque
 
 def _check_tokens(request: Request) -> None:
     """Every row of the tensors is a token of one grid."""
-    from nbattn.backends.gathered import token_rows
-
     assert request.grids is not None
     sides: tuple[tuple[str, Grids, int], ...] = (
         ("queries", request.grids.query, request.query_count),
@@ -97,7 +95,7 @@ def _check_tokens(request: Request) -> None:
     order = np.argsort(which, kind="stable")
     groups = np.split(order, np.flatnonzero(np.diff(which[order])) + 1) if len(order) else []
     for name, grids, tokens in sides:
-        rows = [token_rows(grids, group) for group in groups]
+        rows = [grids.rows(group) for group in groups]
         times = np.bincount(np.concatenate([[], *rows]).astype(np.int64), minlength=tokens)
         if len(times) != tokens or (times != 1).any():
             raise AssertionError(f"the grids of the {name} do not have each of {tokens} once")

@@ -111,6 +111,41 @@ def test_onnx_graph_of_a_cross_attention_with_everything() -> None:
 @pytest.mark.skipif(
     not hasattr(sym_node, "DynamicInt"), reason="torch 2.8 fixes the lengths of a dilated axis"
 )
+class Added(nn.Module):
+    """A table, slopes, and extra keys with a range."""
+
+    def __init__(self, mask: Mask, size: int, backend: str = "auto") -> None:
+        super().__init__()
+        self.mask, self.backend = mask, backend
+        self.table = nn.Parameter(torch.randn(2, size))
+        self.register_buffer("slopes", torch.tensor([0.5, 0.25]))
+
+    def forward(self, query: Tensor, extra: Tensor, extra_range: Tensor) -> Any:
+        return nbattn.attention(
+            query, query, query, self.mask, relative_bias=self.table, alibi_slopes=self.slopes,
+            extra_key=extra, extra_value=extra, extra_range=extra_range, backend=self.backend,
+            return_lse=True,
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_onnx_graph_of_what_is_added_to_scores(backend: str) -> None:
+    mask = Mask(Axis(3, 2, border="shift", dilation=2))
+    module = Added(mask, 11, backend).eval()
+
+    def call(length: int) -> list[Tensor]:
+        tensors = [torch.randn(2, length, 2, 8), torch.randn(2, 3, 2, 8)]
+        return [*tensors, torch.tensor([[1, 3], [2, 2]], dtype=torch.int32)]
+
+    same(to_onnx(module, call(14)), module, call(14))
+    length = torch.export.Dim("length", min=12, max=64)
+    shapes = ({1: length}, None, None)
+    file = to_onnx(module, call(14), dynamic_shapes=shapes)
+    same(file, module, call(14), call(21))
+    program = torch.export.export(module, tuple(call(14))).run_decompositions(decompositions())
+    assert not any("nbattn" in str(node.target) for node in program.graph.nodes)
+
+
 def test_onnx_graph_with_dynamic_lengths() -> None:
     queries, keys = (torch.export.Dim(name, min=2, max=99) for name in ("queries", "keys"))
     module = layer(Mask(Axis(2, 1, dilation=2, align="bottom-right")))

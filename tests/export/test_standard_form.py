@@ -30,6 +30,10 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "padding": {"key_range": True},
     "sink": {"sink": True, "extra": 0},
 }
+TABLED = {name: MASKS[name] for name in ("dilation", "stride", "cube", "rows without keys")} | {
+    "circle": (Mask(Axis(3, 2, border="wrap", dilation=2, stride=3)), (36,), (36,)),
+    "bottom-right": (Mask(Axis(3, 0, align="bottom-right", dilation=2)), (5,), (11,)),
+}
 
 
 def inputs(
@@ -62,6 +66,23 @@ def inputs(
     )
 
 
+def with_added(given: Inputs, mask: Mask) -> Inputs:
+    """A table; slopes where there is a line; and NaN in extra keys out of their range."""
+    sizes = [2 * (axis.left + axis.right) + 1 for axis in mask.axes]  # pyright: ignore
+    assert given.extra_key is not None
+    assert given.extra_value is not None
+    key, value = given.extra_key.clone(), given.extra_value.clone()
+    key[1], value[0, 0], value[1] = float("nan"), float("nan"), float("nan")
+    on_line = mask.rank == 1 and mask.axes[0].border != "wrap"
+    return given._replace(
+        relative_bias=torch.randn(4, *sizes),
+        alibi_slopes=torch.rand(2, 4) if on_line else None,
+        extra_key=key,
+        extra_value=value,
+        extra_range=torch.tensor([[1, 3], [2, 2]], dtype=torch.int32),
+    )
+
+
 def forms(monkeypatch: pytest.MonkeyPatch, given: Inputs, mask: Mask) -> list[Any]:
     """The results of the dense form and, where there are keys, of tiles of two queries."""
     monkeypatch.setattr(standard_form, "best_tilings", lambda *_: None)
@@ -85,6 +106,21 @@ def test_both_forms_compute_what_the_reference_computes(
             assert one.is_contiguous()
             torch.testing.assert_close(one, other, rtol=2e-6, atol=2e-6)
         cases("standard forms", 1)
+
+
+@pytest.mark.parametrize("name", TABLED)
+def test_both_forms_add_what_the_reference_adds(
+    name: str, monkeypatch: pytest.MonkeyPatch, cases: Callable[[str, int], None]
+) -> None:
+    mask, space, key_space = TABLED[name]
+    for options in ("all", "sink"):
+        extra = {"extra": 3, "sink": options == "all"}
+        given = with_added(inputs(space, key_space, **OPTIONS[options] | extra), mask)
+        wanted = reference.attend(given, mask)
+        for found in forms(monkeypatch, given, mask):
+            for one, other in zip(found, wanted, strict=True):
+                torch.testing.assert_close(one, other, rtol=2e-6, atol=2e-6)
+            cases("standard forms, added", 1)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)

@@ -300,7 +300,7 @@ layer without its sizes
     kv_head = 2
 layers.block.dim: is missing; legal: the channels, a whole number.
 layers.block.num_heads: is missing; legal: a whole number.
-layers.block.kv_head: unknown key; legal: mask, dim, num_heads, kv_heads, head_dim, qkv_bias, proj_drop, scale, qk_norm, context_dim, layout, backend, device, dtype. Did you mean kv_heads?
+layers.block.kv_head: unknown key; legal: mask, dim, num_heads, kv_heads, head_dim, qkv_bias, proj_drop, scale, qk_norm, context_dim, relative_bias, layout, backend, device, dtype. Did you mean kv_heads?
 
 plan without a shape
     toml

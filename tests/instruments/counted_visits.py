@@ -77,13 +77,15 @@ class Counted(NamedTuple):
         return pipes.machine(device, self.build.dtype, cuda_tiles.LARGEST_MEMORY)
 
 
-def counted() -> list[Counted]:
-    """All tensor-core kernels with counts for one of the targets, without optional features."""
+def counted(*, table: bool = False) -> list[Counted]:
+    """All tensor-core kernels with counts for one of the targets, without optional features; or
+    those with a table of relative positions and no other.
+    """
     kernels = json.loads(GOLDEN.read_text())["kernels"]
     found = [
         Counted(*_read(name), target, b["interior"], b["masked"], b.get("rescale"), b["registers"])
         for name, budgets in kernels.items()
-        if "_mma" in name and "softcap" not in name
+        if "_mma" in name and "softcap" not in name and ("bias=1" in name) == table
         for target, b in budgets.items()
         if target in DEVICE and "interior" in b
     ]
@@ -98,7 +100,8 @@ def _read(name: str) -> tuple[str, Tiles, Build]:
     rows, columns = (key, query) if kernel.startswith("dkdv") else (query, key)
     tiles = Tiles(rows, columns, values.get("warps", 4), values.get("row_blocks", 1), 2)
     dtype = cuda_tiles.DTYPES[values["dtype"]]
-    return kernel.partition("_")[0], tiles, Build(dtype, values["head_dim"], values["value_dim"])
+    build = Build(dtype, values["head_dim"], values["value_dim"], table=values.get("bias") == 1)
+    return kernel.partition("_")[0], tiles, build
 
 
 def _extents(values: Kinds, side: str) -> Extents:

@@ -82,6 +82,8 @@ class Feature(NamedTuple):
         """Whether the mask has what is added to scores, by the rule in the documentation."""
         if self.slopes and (mask.rank > 1 or mask.axes[0].border == "wrap"):
             return False
+        if self.slopes and mask.axes[0].align is None and queries != keys:
+            return False
         sizes = zip(mask.axes, queries, keys, strict=True)
         return not self.table or all(has_table(*one) for one in sizes)
 

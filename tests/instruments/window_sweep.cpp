@@ -51,7 +51,7 @@ int pairs(const Params& p, unsigned char* times, int columns_of_grid, int* full)
     if (!has_rows(traversal)) continue;
     visits += traversal.total;
     for (int n = 0; n < traversal.total; ++n) {
-      const Visit v = visit<Columns>(traversal, n, 0);
+      const Visit v = visit<Columns>(traversal, n, {0, 0});
       *full += v.full;
       for (int axis = 0; axis < 3; ++axis)
         if (v.count[axis] < 1 || v.count[axis] > Columns::of(axis)) return -1;  // a visit without columns

@@ -164,3 +164,8 @@ def test_no_extra_tokens() -> None:
 def test_a_switch_that_is_no_bool() -> None:
     with pytest.raises(InputError, match="extra_queries=3 is an int, not a bool"):
         made(extra_queries=3)
+
+
+def test_packed_grids_have_no_joint_plan() -> None:
+    with pytest.raises(InputError, match="packed grids have no plan with extra tokens as queries"):
+        nbattn.plan(MASK, (20, 2, 8), grids=[(4, 5)], extra_keys=3, extra_queries=True)

@@ -27,7 +27,7 @@ PACKAGE = ROOT / "nbattn"
 Sources = dict[str, str]  # module below the package ("" is the package itself) → source
 
 # Component → what it may import: components, or single modules of one. The lowest comes first.
-PROGRAM = "lazy errors axis synonyms packages mask piecewise_sum rows geometry program"
+PROGRAM = "lazy errors axis synonyms packages mask piecewise_sum rows geometry grids program"
 # tensor code of several families
 SHARED = "symbolic backends.inputs backends.logsumexp backends.calls"
 FAMILIES = {f"backends.{family.name}" for family in families.FAMILIES}
@@ -56,29 +56,33 @@ ALLOWED = {
     "circles": "errors axis mask",
     "geometry": "errors axis mask fixes alignment circles piecewise_sum rows",
     "biases": "errors axis mask rows geometry",
-    "added_scores": "errors mask symbolic geometry biases",
-    "kernels": "errors packages version cache geometry kernels",
+    "grids": "errors mask alignment circles geometry biases",
+    "packing": "errors mask symbolic shapes grids",
+    "added_scores": "errors mask symbolic geometry biases grids packing",
+    "kernels": "errors packages version cache geometry grids kernels",
     "program": f"{PROGRAM} biases",
-    "backends": f"{PROGRAM} {SHARED} biases",
+    "backends": f"{PROGRAM} {SHARED} biases backends.families",
     **{family: f"{PROGRAM} {SHARED} biases kernels {family}" for family in sorted(FAMILIES)},
     "planner": f"{PROGRAM} fixes mistaken_places version machine cache backends.families planner",
     "execute": "errors mask program backends.families backends.inputs planner",
-    "ops": "errors mask geometry program backends.inputs planner execute",
+    "ops": "errors mask geometry grids packing program backends.inputs planner execute",
     "export": "errors axis mask symbolic rows backends.inputs backends.dense.reference ops export",
     "autograd": "errors program backends.inputs planner execute ops export",
     "mistaken_plans": "program backends.families backends.inputs autograd",
     "arguments": "errors axis mask symbolic key_ranges mistaken_masks shapes program"
-    " added_scores backends.families planner",
-    "known_calls": "mask backends.families backends.inputs planner execute autograd arguments",
+    " added_scores packing backends.families planner",
+    "known_calls": "mask grids backends.families backends.inputs planner execute autograd"
+    " arguments",
     "functional": "errors mask program backends.families backends.inputs"
     " backends.dense.reference planner execute ops export autograd fixes shapes key_ranges joining"
+    " grids packing"
     " arguments known_calls mistaken_words mistaken_places",
     "joint": "errors axis mask fixes mistaken_words mistaken_places arguments functional",
     "plan_runs": "errors program backends.families backends.inputs planner autograd key_ranges"
     " arguments functional joint mistaken_plans",
     "nn": "lazy errors fixes mistaken_masks axis synonyms mask symbolic program planner shapes"
-    " arguments functional joint nn",
-    "config": "errors fixes axis synonyms packages mask geometry biases program"
+    " arguments packing functional joint nn",
+    "config": "errors fixes axis synonyms packages mask geometry biases grids packing program"
     " backends.families planner arguments functional nn config",
     "notebook": "axis mask geometry planner config",
     "mask_symbols": "errors axis mask geometry",
@@ -129,14 +133,17 @@ FOREIGN = {
     ),
     **dict.fromkeys(["alignment", "circles", "notebook", "doctor", "__main__", ""], ""),
     **dict.fromkeys(
-        ["piecewise_sum", "rows", "geometry", "biases", "mask_symbols", "draw", "plot"], "numpy"
+        ["piecewise_sum", "rows", "geometry", "biases", "grids", "mask_symbols", "draw", "plot"],
+        "numpy",
     ),
     **dict.fromkeys(["mistaken_masks", "mistaken_words", "mistaken_places", "mistaken_plans"], ""),
-    **dict.fromkeys(["shapes", "key_ranges", "joining", "added_scores"], "torch"),
+    **dict.fromkeys(["shapes", "key_ranges", "joining", "packing", "added_scores"], "torch"),
     **dict.fromkeys(["program"], "numpy"),
     **dict.fromkeys(["planner", "backends", "execute", "ops", "autograd"], "numpy torch"),
     **dict.fromkeys(["export"], "torch"),
-    **dict.fromkeys(["arguments", "known_calls", "functional", "plan_runs", "nn"], "numpy torch"),
+    **dict.fromkeys(
+        ["arguments", "known_calls", "functional", "joint", "plan_runs", "nn"], "numpy torch"
+    ),
     **dict.fromkeys(["integrations", "distributed", "bench", "tune", "demo"], "numpy torch"),
     **dict.fromkeys(["machine", "timing", "cache", "cli", "kernels"], ""),
     "config": "pydantic pydantic_core",

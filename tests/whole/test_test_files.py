@@ -37,6 +37,7 @@ TESTED_IN = {
     "demo/report": "demo/test_digits",
     "demo/trial": "demo/test_denoise",
     "doctor/probe": "doctor/test_init",
+    "export/graph_steps": "export/test_standard_form",
     "fixes/axis_names": "whole/test_fixes",
     "fixes/code": "config/test_notation",
     "fixes/signatures": "whole/test_fixes",

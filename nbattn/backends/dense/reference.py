@@ -13,7 +13,7 @@ from torch import Tensor
 from nbattn import biases, geometry
 from nbattn.backends.inputs import Inputs, accumulate_dtype
 from nbattn.mask import Mask, from_code
-from nbattn.symbolic import untraced
+from nbattn.symbolic import is_symbolic, untraced
 
 _library = torch.library.Library("nbattn", "FRAGMENT")
 for _name in ("dense_mask", "bias_entries"):
@@ -181,7 +181,8 @@ def _added(
         table = inputs.relative_bias.to(exact).flatten(1)
         added = table.index_select(1, entries.flatten()).unflatten(1, entries.shape)[None]
     if inputs.alibi_slopes is not None:
-        biases.check_slopes(mask, geometry.bind(mask, spaces[0], spaces[1]))
+        if not any(is_symbolic(length) for space in spaces for length in space):
+            biases.check_slopes(mask, geometry.bind(mask, spaces[0], spaces[1]))
         (queries,), (keys,) = spaces
         spec = mask.axes[0]
         first = spec.offset + (keys - queries if spec.align == "bottom-right" else 0)

@@ -162,3 +162,14 @@ def test_without_tensor_cores(dtype: str, ratio: float) -> None:
     machine = pipes.machine(DEVICES["sm_80"], dtype, 163 << 10)
     found = pipes.clocks("fwd", tiles, build, machine, 0.0) - pipes.SIMT_VISIT
     assert found == pytest.approx(4 * ratio * 64 * 32 * 128 / 64, rel=0.01)
+
+
+def test_a_table_costs_what_is_counted() -> None:
+    """Its loads are not among the counted words."""
+    ones = counted(table=True)
+    assert [one.kernel for one in ones] == ["fwd", "dq", "dkdv"]
+    for one in ones:
+        for masked, kinds in ((False, one.interior), (True, one.masked)):
+            real, guess = work_of(kinds), modelled(one, masked=masked)
+            assert guess.issued == pytest.approx(real.issued, rel=CLOSE)
+            assert guess.alu == pytest.approx(real.alu, rel=2 * CLOSE)
