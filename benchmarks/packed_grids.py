@@ -30,10 +30,12 @@ class Case(NamedTuple):
     mask: Mask
     grids: Sequence[tuple[int, ...]]
     limit: float | None = None
+    heads: int = 2
+    dim: int = 32
 
 
 def cases() -> list[Case]:
-    """Return all cases: H2 D32."""
+    """Return all cases, H2 D32 unless they say others."""
     plane, line = Mask.neighborhood((7, 7)), Mask.sliding_window(255)
     images = [(14 + 7 * n % 29, 14 + 11 * n % 31) for n in range(64)]
     documents = [(50 + 997 * n % 3001,) for n in range(32)]
@@ -42,6 +44,7 @@ def cases() -> list[Case]:
         Case("32 of 28x28", plane, [(28, 28)] * 32, LARGE),
         Case("64 images of 14x14 to 42x44", plane, images),
         Case("256 of 7x7", plane, [(7, 7)] * 256, SMALL),
+        Case("256 of 7x7, H1 D16", plane, [(7, 7)] * 256, SMALL, 1, 16),
         Case("32 documents of 50 to 3,050, window 255", line, documents),
     ]
 
@@ -50,7 +53,9 @@ def actions(case: Case, training: bool, backend: str) -> dict[str, Action]:
     """Return the call, and the calls one by one."""
     counts = [torch.Size(size).numel() for size in case.grids]
     generator = torch.Generator().manual_seed(0)
-    *qkv, grad = (torch.randn(sum(counts), 2, 32, generator=generator) for _ in range(4))
+    *qkv, grad = (
+        torch.randn(sum(counts), case.heads, case.dim, generator=generator) for _ in range(4)
+    )
     qkv = [tensor.requires_grad_(training) for tensor in qkv]
     grids = nbattn.Grids(np.array(case.grids, dtype=np.int64))
     alone = [

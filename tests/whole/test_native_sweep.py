@@ -147,7 +147,7 @@ def of_random(seed: int) -> None:
     """A mask of any rank, of which tensors hold all or a part, with valid keys per sample."""
     random = Random(seed)
     rank = random.choice((1, 2, 2, 3))
-    drawn = [drawn_axis(random, (24, 7, 5)[rank - 1]) for _ in range(rank)]
+    drawn = [drawn_axis(random, (24, 7, 5)[rank - 1], table=False) for _ in range(rank)]
     rows, columns = ([slice(0, one[side]) for one in drawn] for side in (1, 2))
     held = None
     if random.random() < 0.3:

@@ -49,7 +49,7 @@ def forward(program: Program, inputs: Inputs, *, return_lse: bool) -> tuple[Tens
     lse = None
     if return_lse or window.grad_key or window.grad_all:
         tensors["lse"] = lse = new_lse(inputs.query)
-    _run(_pass(window, packed, _FORWARD, inputs, None), tensors)
+    _run(_pass(window, _FORWARD, inputs, None, packed), tensors)
     return out, lse
 
 
@@ -81,7 +81,7 @@ def backward(
         grads["relative_bias"] = lse.new_empty(bias.shape)
     tensors |= {f"grad_{name}": tensor for name, tensor in grads.items()}
     for number in passes:
-        _run(_pass(window, packed, number, inputs, grad_out), tensors)
+        _run(_pass(window, number, inputs, grad_out, packed), tensors)
     sink = sink_gradient(inputs.sink, out, lse, grad_out, grad_lse)
     extra_key, extra_value = (
         grads.get(name, None if tensor is None else torch.zeros_like(tensor))
@@ -130,10 +130,10 @@ def _run(numbers: bytes, tensors: dict[str, Tensor]) -> None:
 
 def _pass(
     window: NativeArguments,
-    packed: _Packed | None,
     number: int,
     inputs: Inputs,
     grad_out: Tensor | None,
+    packed: _Packed | None = None,
 ) -> bytes:
     """All of a pass that does not depend on pointers."""
     query, key, value, extra = inputs.query, inputs.key, inputs.value, inputs.extra_key
