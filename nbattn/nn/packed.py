@@ -61,7 +61,7 @@ def attend(
         value = value.contiguous()
     sizes = {"grids": grids, "key_grids": key_grids}
     out, *more = layer._attended(query, key, value, *extras, **ranges, **sizes)
-    return (out, *more) if more else out
+    return (out, more[0]) if more else out
 
 
 def tokens_of(name: str, shape: Sequence[int], channels: int) -> tuple[int, ...]:
