@@ -36,6 +36,7 @@ def load(name: str) -> Any:
 ROTARY, NORM = load("rotary_2d"), load("qk_norm")
 STREAM, VIDEO, WEATHER = load("streaming_decode"), load("video_block"), load("weather_block")
 STREAM_ROTARY = load("streaming_rotary")
+MMDIT = load("mmdit_block")
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
@@ -61,7 +62,7 @@ def test_every_example_runs_as_a_program(path: Path) -> None:
     found = run(path, () if path.stem in NEEDED else OPTIONAL)
     assert found.returncode == 0, found.stderr
     assert found.stdout.startswith(
-        ("NeighborhoodAttention(", "MistralAttention(", "DinatForImageClassification of")
+        ("NeighborhoodAttention(", "MistralAttention(", "DinatForImageClassification of", "plan  ")
     )
     if path.stem == "dinat_digits":  # trains as long as a user does
         (learnt,) = re.findall(r"([\d.]+) % of 450 test digits correct", found.stdout)
@@ -337,6 +338,30 @@ def test_rotary_of_three_axes_refuses_unsupported_masks(mask: Mask) -> None:
         VIDEO.Rotary3d(mask)
     with pytest.raises(ValueError, match="needs a head_dim that 6 divides, not 8"):
         VIDEO.Rotary3d(VIDEO.MASK)(random(1, 2, 2, 2, 1, 8), random(1, 2, 2, 2, 1, 8))
+
+
+def test_padded_text_of_mmdit_changes_nothing_for_the_image() -> None:
+    assert MMDIT.main() < 1e-5
+
+
+def test_mmdit_with_a_window_of_the_whole_image_is_one_sequence() -> None:
+    torch.manual_seed(0)
+    block = MMDIT.MMDiTBlock(24, 3, Mask.neighborhood((4, 5))).double()
+    image, text = random(2, 4, 5, 24), random(2, 6, 24, seed=1)
+    streams = block.image, block.text
+    given = [s.projected(t) for s, t in zip(streams, (image, text), strict=True)]
+    joined = [
+        torch.cat([one.flatten(1, 2), other], 1).transpose(1, 2)
+        for one, other in zip(*given, strict=True)
+    ]
+    out = torch.nn.functional.scaled_dot_product_attention(*joined).transpose(1, 2)
+    of_image, of_text = out.split([20, 6], dim=1)
+    wanted = (
+        block.image.updated(image, of_image.unflatten(1, (4, 5))),
+        block.text.updated(text, of_text),
+    )
+    for found, other in zip(block(image, text), wanted, strict=True):
+        torch.testing.assert_close(found, other)
 
 
 @pytest.mark.parametrize("sizes", [(), (8, 13), (7, 7)])
