@@ -82,7 +82,9 @@ class Feature(NamedTuple):
         """Whether the mask has what is added to scores, by the rule in the documentation."""
         if self.slopes and (mask.rank > 1 or mask.axes[0].border == "wrap"):
             return False
-        sizes = zip(mask.axes, queries, keys, strict=True)
+        sizes = list(zip(mask.axes, queries, keys, strict=True))
+        if (self.slopes or self.table) and any(a.align is None and n != m for a, n, m in sizes):
+            return False
         return not self.table or all(has_table(*one) for one in sizes)
 
 
