@@ -82,9 +82,9 @@ class Feature(NamedTuple):
         """Whether the mask has what is added to scores, by the rule in the documentation."""
         if self.slopes and (mask.rank > 1 or mask.axes[0].border == "wrap"):
             return False
-        if self.slopes and mask.axes[0].align is None and queries != keys:
+        sizes = list(zip(mask.axes, queries, keys, strict=True))
+        if (self.slopes or self.table) and any(a.align is None and n != m for a, n, m in sizes):
             return False
-        sizes = zip(mask.axes, queries, keys, strict=True)
         return not self.table or all(has_table(*one) for one in sizes)
 
 

@@ -59,16 +59,14 @@ def test_values_of_every_feature(name: str, dtype: torch.dtype, cases: Count) ->
     for backend in ("reference", "tiled", "sdpa", *NAMES):
         fitting = [label for label in MASKS if FEATURES[name].fits(*MASKS[label])]
         taken = sum(takes(backend, name, dtype, label) for label in fitting)
-        assert taken == len(fitting) or not takes_all(backend, name)
+        assert taken == len(fitting) or not takes_all(backend)
         assert taken >= 8 or backend != "sdpa" or name not in SDPA
         cases(f"values, {backend}", taken)
 
 
-def takes_all(backend: str, name: str) -> bool:
-    """Whether a backend takes a feature on every mask that has it."""
-    _, _, _, _, _, extra_range, table, slopes = FEATURES[name]
-    adds = extra_range or table or slopes
-    return backend in ("reference", "tiled") or (backend == "native" and not adds)
+def takes_all(backend: str) -> bool:
+    """Whether a backend takes every feature on every mask that has it."""
+    return backend != "sdpa"
 
 
 def takes(backend: str, name: str, dtype: torch.dtype, label: str) -> bool:
@@ -76,7 +74,7 @@ def takes(backend: str, name: str, dtype: torch.dtype, label: str) -> bool:
     try:
         compare(MASKS[label], FEATURES[name], dtype, backend)
     except BackendError:
-        assert not takes_all(backend, name), label
+        assert not takes_all(backend), label
         return False
     except AssertionError as error:
         raise AssertionError(f"{backend}, {label}: {error}") from error
