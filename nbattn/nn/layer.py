@@ -192,9 +192,9 @@ class NeighborhoodAttention(nn.Module):
             extras = (*self._transformed_extras(*extras[:2]), extras[2])
             value = value.contiguous()
         ranges = {"key_range": key_range, "extra_range": extra_range}
-        out, *more = self._attended(query, key, value, *extras, **ranges)
+        out, *extra = self._attended(query, key, value, *extras, **ranges)
         out = out.movedim(-1, 1) if channels_first else out
-        return (out, *more) if more else out
+        return (out, extra[0]) if extra else out
 
     def plan_for(
         self,
@@ -368,6 +368,7 @@ class NeighborhoodAttention(nn.Module):
         """
         named |= {"extra_key": extra_key, "extra_value": extra_value, "scale": self.scale}
         named |= {"relative_bias": self._table(), "backend": self.backend}
+        found: Sequence[Any]
         if extra_query is None:
             found = [attention(query, key, value, self.mask, **named)]
         else:
