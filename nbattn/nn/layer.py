@@ -365,6 +365,7 @@ class NeighborhoodAttention(nn.Module):
         extra_query, extra_key, extra_value = extras
         named |= {"extra_key": extra_key, "extra_value": extra_value, "scale": self.scale}
         named |= {"relative_bias": self._table(), "backend": self.backend}
+        found: Sequence[Any]
         if extra_query is None:
             only: Any = attention(*grid, self.mask, **named)
             found = (only,)
