@@ -176,18 +176,10 @@ def attention(
             if unknown
             else mistaken_places.surplus(more, mask, rank=len(shape) - 3 if shape else 1)
         )
-    if packing.runs_apart(query, grids, key_grids):
-        options = {
-            **{"scale": scale, "softcap": softcap, "sink": sink, "key_range": key_range},
-            **{"extra_key": extra_key, "extra_value": extra_value, "extra_range": extra_range},
-            **{"relative_bias": relative_bias, "alibi_slopes": alibi_slopes, "mask": mask},
-            **{"grids": grids, "key_grids": key_grids, "backend": backend},
-            **{"require": require, "forbid": forbid, "return_lse": return_lse},
-        }
-        return packing.apart(attention, (query, key, value), options)
     packed: Any = None
     if grids is not None or key_grids is not None:
-        packed = packing.packed_of(mask, grids, key_grids)
+        apart = packing.runs_apart(query, grids, key_grids)
+        packed = None if apart else packing.packed_of(mask, grids, key_grids)
     if key_range is not None and query is not None:
         key_range = key_ranges.standard(key_range, query, packed)
     if extra_range is not None and query is not None:
@@ -200,6 +192,15 @@ def attention(
         known = known_calls.look_up(call)
         if known is not None:
             return known_calls.run(known, tensors, scale, softcap)
+    if packing.runs_apart(query, grids, key_grids):
+        options = {
+            **{"scale": scale, "softcap": softcap, "sink": sink, "key_range": key_range},
+            **{"extra_key": extra_key, "extra_value": extra_value, "extra_range": extra_range},
+            **{"relative_bias": relative_bias, "alibi_slopes": alibi_slopes, "mask": mask},
+            **{"grids": grids, "key_grids": key_grids, "backend": backend},
+            **{"require": require, "forbid": forbid, "return_lse": return_lse},
+        }
+        return packing.apart(attention, (query, key, value), options)
     inputs = _checked(tensors, mask, scale, softcap, packed)
     arguments.check_flags({"return_lse": return_lse})
     arguments.check_backend(backend, require, forbid)

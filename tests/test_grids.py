@@ -82,6 +82,7 @@ def test_sizes_that_differ_in_the_order_of_their_first_grids() -> None:
     sizes = packed(SIZES, [(14, 14), (20, 33), (1, 1), (7, 7)]).sizes
     assert sizes.query.tolist() == [[14, 14], [20, 33], [0, 5], [14, 14]]
     assert sizes.key.tolist() == [[14, 14], [20, 33], [1, 1], [7, 7]]
+    assert packed([(2, 3), (3, 2), (1, 4)]).sizes.which.tolist() == [0, 1, 2]
     some, which = grids_of(SIZES).distinct()
     assert some.tolist() == [[14, 14], [20, 33], [0, 5]]
     assert which.tolist() == [0, 1, 2, 0]
