@@ -118,7 +118,7 @@ def test_json_and_png_are_written(
     assert found["machine"]["cores"] >= 1
     for job in found["jobs"]:
         names = {field.name for field in fields(Request) if field.init}
-        assert set(job["request"]) == names - {"held"}
+        assert set(job["request"]) == names - {"held", "grids"}
         assert {candidate["name"] for candidate in job["candidates"]} >= {
             job["chosen"],
             job["best"],

@@ -85,7 +85,8 @@ def counted(*, table: bool = False) -> list[Counted]:
     found = [
         Counted(*_read(name), target, b["interior"], b["masked"], b.get("rescale"), b["registers"])
         for name, budgets in kernels.items()
-        if "_mma" in name and "softcap" not in name and ("bias=1" in name) == table
+        if "_mma" in name and ("bias=1" in name) == table
+        if not any(option in name for option in ("softcap", "grids", "range"))
         for target, b in budgets.items()
         if target in DEVICE and "interior" in b
     ]

@@ -474,7 +474,7 @@ ADDITIONS = [  # what is added to scores by position, and the range of extra key
         "floor_mod(query, stride)", "table torus", "V"),
     Bug("the first table of a short circle", TABLE,
         "(phases == 1 ? 0 : floor_mod(first_row, stride) * count)", "0", "table torus", "V"),
-    Bug("a step in the window of the group's first query", TABLE, "(phases == 1 ? stride - 1 :",
+    Bug("a step in the window of a group's first query", TABLE, "(phases == 1 ? stride - 1 :",
         "(phases == 1 ? 0 :", "all table torus", "V"),
     Bug("columns of a circle where they are", TABLE, "circle ? floor_mod(far, circle) : far",
         "far", "table torus", "VGA"),

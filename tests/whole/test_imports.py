@@ -66,7 +66,7 @@ ALLOWED = {
     "planner": f"{PROGRAM} fixes mistaken_places version machine cache backends.families planner",
     "execute": "errors mask program backends.families backends.inputs planner",
     "ops": "errors mask geometry grids packing program backends.inputs planner execute",
-    "export": "errors axis mask symbolic rows backends.inputs backends.dense.reference ops export",
+    "export": "biases errors axis mask symbolic rows backends.inputs backends.dense.reference ops export",
     "autograd": "errors program backends.inputs planner execute ops export",
     "mistaken_plans": "program backends.families backends.inputs autograd",
     "arguments": "errors axis mask symbolic key_ranges mistaken_masks shapes program"
@@ -80,7 +80,7 @@ ALLOWED = {
     "joint": "errors axis mask fixes mistaken_words mistaken_places arguments functional",
     "plan_runs": "errors program backends.families backends.inputs planner autograd key_ranges"
     " arguments functional joint mistaken_plans",
-    "nn": "lazy errors fixes mistaken_masks axis synonyms mask symbolic program planner shapes"
+    "nn": "biases lazy errors fixes mistaken_masks axis synonyms mask symbolic program planner shapes"
     " arguments packing functional joint nn",
     "config": "errors fixes axis synonyms packages mask geometry biases grids packing program"
     " backends.families planner arguments functional nn config",
@@ -120,12 +120,15 @@ EXCEPTIONS = {
     ("planner.plan", "Plan._repr_html_"): "notebook",
     ("config", "Config._repr_html_"): "notebook",
     ("planner.plan", "Plan.run"): "plan_runs",
+    ("planner.joint_plan", "JointPlan.run"): "plan_runs",
     ("planner.plan", "Plan.warmup"): "plan_runs",
 }
 # Component → packages it may import at module level. In a family only the modules that touch
 # tensors may import torch; its meaning, candidates and costs import no more than numpy, anywhere.
 PLAIN = ("program", *(f"{family}.{part}" for family in FAMILIES for part in ("meaning", "costs")))
 PLAIN = (*PLAIN, *(f"{family}.candidates" for family in FAMILIES))
+# Modules around another library, which are loaded only when one of its objects is there.
+PEERS = {"integrations.alibi_models": "transformers"}
 FOREIGN = {
     **dict.fromkeys(
         ["version", "lazy", "errors", "symbolic", "axis", "fixes", "synonyms", "packages", "mask"],
@@ -145,7 +148,7 @@ FOREIGN = {
         ["arguments", "known_calls", "functional", "joint", "plan_runs", "nn"], "numpy torch"
     ),
     **dict.fromkeys(["integrations", "distributed", "bench", "tune", "demo"], "numpy torch"),
-    **dict.fromkeys(["machine", "timing", "cache", "cli", "kernels"], ""),
+    **dict.fromkeys(["machine", "timing", "cache", "cli"], ""),
     "config": "pydantic pydantic_core",
 }
 
@@ -223,7 +226,7 @@ def may_import(module: str, found: Import) -> bool:
     if found.foreign:
         if any(within(module, plain) for plain in PLAIN):
             return found.level == "typing" or target == "numpy"
-        free = found.level not in ("module", "typing")
+        free = found.level not in ("module", "typing") or within(target, PEERS.get(module, ""))
         return free or found.level == "typing" or within(target, FOREIGN[component.split(".")[0]])
     if module == "" and found.level != "module":
         return True  # the index of public names: it loads them when they are asked for

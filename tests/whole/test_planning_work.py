@@ -19,7 +19,7 @@ from nbattn.planner import planner
 PLAN_AGAIN, CALL_AGAIN = 150, 60
 DECODE = Work(lines=7000, peak=64 << 10)
 DECODE_ON_GPU = Work(lines=12_000, peak=64 << 10)  # a dozen tiles are compared, packed heads too
-LARGEST = Work(lines=60_000, peak=4 << 20)
+LARGEST = Work(lines=64_000, peak=4 << 20)
 
 
 def cold(
