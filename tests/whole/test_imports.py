@@ -66,7 +66,8 @@ ALLOWED = {
     "planner": f"{PROGRAM} fixes mistaken_places version machine cache backends.families planner",
     "execute": "errors mask program backends.families backends.inputs planner",
     "ops": "errors mask geometry grids packing program backends.inputs planner execute",
-    "export": "biases errors axis mask symbolic rows backends.inputs backends.dense.reference ops export",
+    "export": "errors axis mask symbolic rows biases backends.inputs backends.dense.reference ops"
+    " export",
     "autograd": "errors program backends.inputs planner execute ops export",
     "mistaken_plans": "program backends.families backends.inputs autograd",
     "arguments": "errors axis mask symbolic key_ranges mistaken_masks shapes program"
@@ -80,8 +81,8 @@ ALLOWED = {
     "joint": "errors axis mask fixes mistaken_words mistaken_places arguments functional",
     "plan_runs": "errors program backends.families backends.inputs planner autograd key_ranges"
     " arguments functional joint mistaken_plans",
-    "nn": "biases lazy errors fixes mistaken_masks axis synonyms mask symbolic program planner shapes"
-    " arguments packing functional joint nn",
+    "nn": "lazy errors fixes mistaken_masks axis synonyms mask symbolic program planner shapes"
+    " biases arguments packing functional joint nn",
     "config": "errors fixes axis synonyms packages mask geometry biases grids packing program"
     " backends.families planner arguments functional nn config",
     "notebook": "axis mask geometry planner config",
@@ -149,6 +150,7 @@ FOREIGN = {
     ),
     **dict.fromkeys(["integrations", "distributed", "bench", "tune", "demo"], "numpy torch"),
     **dict.fromkeys(["machine", "timing", "cache", "cli"], ""),
+    "kernels": "numpy",
     "config": "pydantic pydantic_core",
 }
 
