@@ -73,7 +73,7 @@ def key(
     if device.type == "meta" or torch.is_autocast_enabled(device.type):
         return None
     has_optional = not _ABSENT.issuperset(map(type, optional))
-    given = tensors if has_optional else (query, key, value)
+    given = [t for t in tensors if t is not None] if has_optional else (query, key, value)
     if not all(map(_is_readable, given)):
         return None
     plain = query.is_contiguous() and key.is_contiguous() and value.is_contiguous()
@@ -89,14 +89,14 @@ def key(
         key.device,
         value.device,
         None if plain else layout_of(query, key, value),
-        tuple(map(_form, optional)) if has_optional else None,
+        _forms(optional) if has_optional else None,
         softcap is None,
         torch.is_grad_enabled()
         and (
             query.requires_grad
             or key.requires_grad
             or value.requires_grad
-            or (has_optional and autograd.trains(optional))
+            or (has_optional and any(t.requires_grad for t in given))
         ),
         torch._C._get_deterministic_algorithms(),  # pyright: ignore
         torch.get_num_threads(),  # measured times are for one number
@@ -108,22 +108,15 @@ def key(
     )
 
 
-def _is_readable(tensor: Tensor | None) -> bool:
-    """Whether the tensor is absent, or kernels can read its memory as it is."""
-    return tensor is None or (
-        tensor.layout is torch.strided and not tensor.is_nested and not tensor.is_neg()
-    )
+def _is_readable(tensor: Tensor) -> bool:
+    """Whether kernels can read the tensor's memory as it is."""
+    return tensor.layout is torch.strided and not tensor.is_nested and not tensor.is_neg()
 
 
-def _form(tensor: Tensor | None) -> object:
-    """Returns what is checked of an optional tensor."""
-    return (
-        None
-        if tensor is None
-        else (
-            *(tensor.shape, tensor.dtype, tensor.device),
-            tensor.requires_grad,
-        )
+def _forms(optional: list[Tensor | None]) -> Key:
+    """Returns what is checked of optional tensors."""
+    return tuple(
+        [None if t is None else (t.shape, t.dtype, t.device, t.requires_grad) for t in optional]
     )
 
 

@@ -165,7 +165,11 @@ def kernel_tensors(inputs: Inputs) -> dict[str, Tensor]:
     for name in ("sink", "relative_bias", "alibi_slopes"):
         tensor: Tensor | None = getattr(inputs, name)
         if tensor is not None:
-            tensors[name] = tensor.to(accumulate_dtype(inputs.query.dtype)).contiguous()
+            exact = accumulate_dtype(inputs.query.dtype)
+            cast = (
+                tensor if tensor.dtype is exact else tensor.to(exact)
+            )  # torch's check costs a call
+            tensors[name] = cast.contiguous()
     if inputs.key_range is not None:
         tensors["key_range"] = inputs.key_range.to(torch.int32).contiguous()
     return tensors
