@@ -68,6 +68,7 @@ def script(name: str, *words: str) -> tuple[str, ...]:
 
 LAUNCHES = ("tests/gpu/test_launches.py", "tests/gpu/test_ptx.py")
 KERNELS = "tests/gpu/test_kernels.py"
+ADDED = "tests/gpu/test_added_scores.py"
 BIG, SANITIZER = "offsets_beyond", "sanitizer"
 STAND_IN = ("-p", "gpu_stand_in")
 NOTHING = ("{python}", "-c", "print('needs a GPU')")
@@ -89,7 +90,7 @@ STEPS = (
     ),
     Step(
         "kernels", "do the kernels compute the masks and the values?",
-        tests(KERNELS, "-k", f"not {BIG} and not {SANITIZER}"), 560, 8,
+        tests(KERNELS, ADDED, "-k", f"not {BIG} and not {SANITIZER}"), 560, 8,
         tests(*STAND_IN, KERNELS, "-k", "cuda_values and decode and float32"),
     ),
     Step(
