@@ -38,8 +38,8 @@ _PADDED = "key_range=nbattn.key_range_from({})"
 _SWAPPED = "query.transpose({0}), key.transpose({0}), value.transpose({0})"
 _TRANSPOSED = f"nbattn.attention({_SWAPPED}, mask).transpose({{0}})"
 _SEQUENCES = (
-    "torch.cat([nbattn.attention(query[None, a:b], key[None, c:d], value[None, c:d], mask)[0] "
-    "for a, b, c, d in zip({0}[:-1], {0}[1:], {1}[:-1], {1}[1:])])"
+    "nbattn.attention(query, key, value, mask, grids=nbattn.grids_from({}), "
+    "key_grids=nbattn.grids_from({}))"
 )
 _SEGMENTS = "({}[:, None, :, None] == {}[:, None, None, :])"  # of queries and keys
 _SCORED = (
@@ -212,7 +212,7 @@ def _lengths(call: Call) -> tuple[str, str]:
 def _packed(call: Call) -> tuple[str, str]:
     ends = [n for n in call.named if n.startswith("cu_seq")]
     keys = next((n for n in ends if "k" in n.removeprefix("cu_seqlens")), ends[0])
-    why = "packed sequences are not supported yet; a call for each of them is exact."
+    why = "packed sequences are packed grids of one axis."
     return why, f"{_SEQUENCES.format(ends[0], keys)}."
 
 

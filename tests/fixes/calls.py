@@ -4,8 +4,8 @@ from fixes.row import ALLOWED, EQUAL, QKV, SDPA, Row, argument, whole
 
 WINDOW = "torch.from_numpy(mask.dense(12))"
 SEQUENCES = (
-    "torch.cat([nbattn.attention(query[None, a:b], key[None, c:d], value[None, c:d], mask)[0] "
-    "for a, b, c, d in zip({0}[:-1], {0}[1:], {1}[:-1], {1}[1:])])"
+    "nbattn.attention(query, key, value, mask, grids=nbattn.grids_from({}), "
+    "key_grids=nbattn.grids_from({}))"
 )
 HEADS_FIRST = (
     "nbattn.attention(query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), "
