@@ -206,7 +206,7 @@ def _batch(tensor: Tensor, rows: Rows, count: int, space: tuple[int, ...]) -> Te
 
 def _write(total: Tensor, rows: Rows, part: Tensor) -> None:
     """Writes a batch of grids, or entries of grids, to rows of all."""
-    some = part.reshape(-1, *total.shape[1:])
+    some = part.flatten(0, part.dim() - total.dim())
     if isinstance(rows, slice):
         total[rows] = some
     else:

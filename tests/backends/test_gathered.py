@@ -72,3 +72,12 @@ def test_gradients_of_what_all_grids_share_have_its_dtype() -> None:
     )
     (right,) = torch.autograd.grad(wanted.square().sum(), exact)
     torch.testing.assert_close(grad.double(), right, rtol=5e-2, atol=5e-2)
+
+
+def test_no_extra_keys_have_gradients_of_none() -> None:
+    query = torch.randn(20, 4, 8)
+    extra = torch.zeros(len(SIZES), 0, 4, 8, requires_grad=True)
+    named = {"extra_key": extra, "extra_value": extra, "grids": SIZES, "backend": "tiled"}
+    out = nbattn.attention(query, query, query, MASK, **named)  # pyright: ignore
+    (grad,) = torch.autograd.grad(out.sum(), extra)
+    assert grad.shape == extra.shape
