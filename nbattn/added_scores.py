@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Sequence
 
@@ -46,7 +47,13 @@ def _check_table(
 ) -> None:
     if any(axis.left is None or axis.right is None for axis in mask.axes):
         spaces = [(query.shape[1:-2], key.shape[1:-2])] if packed is None else packed.spaces()
-        queries, keys = ([max(map(operator.index, n)) for n in zip(*s)] for s in zip(*spaces))  # noqa: B905
+        queries, keys = (
+            [
+                max((operator.index(space[side][axis]) for space in spaces), default=0)
+                for axis in range(mask.rank)
+            ]
+            for side in (0, 1)
+        )
         biases.check_table(mask, geometry.bind(mask, queries, keys))
     expected = (query.shape[-2], *biases.table_sizes(mask.axes))
     if not _is(table.shape, expected):
@@ -63,7 +70,9 @@ def _check_table(
 
 
 def _reshaped(sizes: Sequence[int], expected: Sequence[int]) -> str:
-    """The code of the table for one that lacks the heads, or has them last."""
+    """The code of the table for one that lacks the heads, has them last, or has all in one row."""
+    if _is(sizes, (expected[0], math.prod(expected[1:]))) or _is(sizes, (1, *expected)):
+        return f"relative_bias=relative_bias.reshape({', '.join(map(str, expected))})."
     if _is(sizes, expected[1:]):
         return f"relative_bias=relative_bias.expand({', '.join(map(str, expected))})."
     if _is(sizes, (*expected[1:], expected[0])):
@@ -73,7 +82,8 @@ def _reshaped(sizes: Sequence[int], expected: Sequence[int]) -> str:
 
 def _check_slopes(batch: int, heads: int, slopes: Tensor) -> None:
     if not (_is(slopes.shape, (heads,)) or _is(slopes.shape, (batch, heads))):
-        flat = _is(slopes.shape, (heads, 1, 1)) or _is(slopes.shape, (1, heads, 1, 1))
+        ones = ((heads, 1, 1), (1, heads, 1, 1), (heads, 1), (1, heads))
+        flat = any(_is(slopes.shape, sizes) for sizes in ones)
         raise InputError(
             f"alibi_slopes has shape {list(slopes.shape)}, not [{heads}] or [{batch}, {heads}]: "
             "one slope per head.",

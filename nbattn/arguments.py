@@ -97,6 +97,8 @@ def _as_tensor(name: str, given: Any, query: Any) -> str:
         return f"key_range=[[0, {given}]] * {query.shape[0]}."
     if name == "sink" and isinstance(given, (int, float)):
         return f"sink=torch.full(({query.shape[-2]},), {float(given)}, device=query.device)."
+    if type(given) is bool and name not in _REQUIRED:  # a switch of `plan`
+        return f"{name}=None."
     if given is None or (name == "key_range" and not hasattr(given, "__array__")):
         return "" if given is None else "key_range=None."  # lists of numbers are tensors by now
     if isinstance(given, (tuple, list)) and given and all(isinstance(t, Tensor) for t in given):
@@ -290,15 +292,22 @@ def _check_extra_range(extra_range: Tensor, batch: int, extra_key: Tensor | None
     if extra_key is None:
         raise InputError("extra_range is given, but there are no extra keys.", "extra_range=None.")
     if extra_range.dtype != torch.int32:
+        is_padding = extra_range.dtype == torch.bool and _fits(
+            extra_range.shape, extra_key.shape[:2]
+        )
         raise InputError(
             f"extra_range is {_name(extra_range.dtype)}, not int32.",
-            "extra_range=extra_range.int().",
+            "extra_range=nbattn.key_range_from(extra_range)[:, 0], with True where a token is real."
+            if is_padding
+            else "extra_range=extra_range.int().",
         )
     meaning = "[start, stop) of the extra keys, per sample"
-    if extra_range.dim() == 1 and extra_range.shape[0] == batch != 2:
+    if extra_range.dim() == 1 and extra_range.shape[0] == batch:
+        both = "; or extra_range=[[*map(int, extra_range)]] * 2, for one range of both"
         raise InputError(
             f"extra_range has shape [{batch}], not [{batch}, 2]: {meaning}.",
-            "extra_range=[[0, int(stop)] for stop in extra_range], for lengths of samples.",
+            "extra_range=[[0, int(stop)] for stop in extra_range], for lengths of samples"
+            f"{both * (batch == 2)}.",
         )
     _shaped("extra_range", extra_range, (batch, 2), meaning)
 
@@ -339,6 +348,12 @@ def _reshaped(name: str, sizes: Sequence[int], shape: Sequence[Any]) -> str:
         return f"{name}={name}.transpose(1, 2)."  # [B, Hk, E, D]
     if "E" in shape:
         return ""
+    is_flat = len(sizes) == 3 and shape[0] > 1 and not sizes[0] % shape[0]
+    if name.startswith("extra_") and is_flat and _fits(sizes[1:], shape[2:]):
+        each = f"{name}={name}.unflatten(0, ({shape[0]}, -1)), if each sample has its own"
+        return (
+            f"{name}={name}.expand({', '.join(map(str, shape))}), for the same in all; or {each}."
+        )
     if name.startswith("extra_") and sizes[-1:] == (shape[-2] * shape[-1],):  # heads in one
         split = f"{name}.unflatten(-1, ({shape[-2]}, {shape[-1]}))"
         batch = "" if len(sizes) == 3 else f".expand({shape[0]}, -1, -1, -1)"

@@ -26,9 +26,13 @@ class Grids:
     conversion of a list of sizes.
 
     Args:
-        array: int64 `[G, rank]`, which must not change. `grids_of` makes it from other things.
+        array: the sizes: a sequence of tuples, an array or a tensor of whole numbers `[G, rank]`;
+            for one axis also plain numbers. It is copied, to int64.
 
-    >>> grids = grids_of([(14, 14), (20, 33)])
+    Raises:
+        InputError: they are no sizes.
+
+    >>> grids = Grids([(14, 14), (20, 33)])
     >>> grids.tokens, grids.starts.tolist()
     (856, [0, 196, 856])
     """
@@ -36,7 +40,9 @@ class Grids:
     array: Ints
 
     def __post_init__(self) -> None:
-        self.array.setflags(write=False)
+        array = np.array(_sized(_as_array(self.array, "grids"), None, "grids"), dtype=np.int64)
+        array.setflags(write=False)
+        object.__setattr__(self, "array", array)
 
     def __len__(self) -> int:
         return len(self.array)
@@ -200,16 +206,18 @@ def grids_of(sizes: Any, rank: int | None = None, name: str = "grids") -> Grids:
     Raises:
         InputError: they are not the sizes of grids of so many axes.
     """
-    if isinstance(sizes, Grids):
-        array = sizes.array
-        if rank is None or sizes.rank == rank:
-            return sizes
-    else:
-        array = _as_array(sizes, name)
-        if array.size == 0 and array.ndim == 1:
-            array = np.zeros((0, rank or 1), dtype=np.int64)
-        if array.ndim == 1 and rank in (None, 1):
-            array = array[:, None]
+    if isinstance(sizes, Grids) and rank in (None, sizes.rank):
+        return sizes
+    array = sizes.array if isinstance(sizes, Grids) else _as_array(sizes, name)
+    return Grids(_sized(array, rank, name))
+
+
+def _sized(array: Ints, rank: int | None, name: str) -> Ints:
+    """Returns sizes as `[G, rank]`, and checks them."""
+    if array.ndim == 1 and not array.size:
+        array = np.zeros((0, rank or 1), dtype=np.int64)
+    if array.ndim == 1 and rank in (None, 1):
+        array = array[:, None]
     if array.ndim != 2 or (rank is not None and array.shape[1] != rank):
         raise InputError(
             f"{name} has shape {list(array.shape)}, not [G, {rank or 'rank'}]: one length per "
@@ -225,7 +233,7 @@ def grids_of(sizes: Any, rank: int | None = None, name: str = "grids") -> Grids:
             if wrong.size
             else f"{name} have more than {LONGEST} tokens.",
         )
-    return Grids(np.ascontiguousarray(array, dtype=np.int64))
+    return array
 
 
 def _as_array(sizes: Any, name: str) -> Ints:

@@ -26,6 +26,7 @@ _RENAMED = {
     "scale": ("qk_scale", "softmax_scale", "sm_scale", "scaling"),
     "softcap": ("logit_cap", "soft_cap", "logits_soft_cap", "attn_logit_softcapping"),
     "sink": ("s_aux", "sinks", "attention_sink", "attn_sink"),
+    "grids": ("grid_sizes", "grid_shapes", "image_sizes"),
     "return_lse": ("return_softmax_lse", "return_logsumexp", "return_attn_probs"),
     "backend": ("implementation", "attn_implementation", "sdp_backend"),
     "training": ("is_training", "train"),

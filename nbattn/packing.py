@@ -112,7 +112,12 @@ def check_shapes(
         if not holds(shape[0] == tokens):
             argument = "grids" if name == "query" or packed.is_self else "key_grids"
             more = "; other sizes of keys need key_grids" * (name == "key" and packed.is_self)
-            raise InputError(f"{argument} have {tokens} tokens, {name} has {shape[0]}{more}.")
+            raise InputError(
+                f"{argument} have {tokens} tokens, {name} has {shape[0]}{more}.",
+                f"{argument}=nbattn.grids_from({argument}), for boundaries."
+                if _are_boundaries(packed, name, shape[0])
+                else "",
+            )
     try:
         line = Mask.full(rank=1)
         shapes.check_shapes(line, (1, *query), (1, *key), (1, *value))
@@ -121,6 +126,14 @@ def check_shapes(
         raise InputError(error.problem, "", where) from None
     if isinstance(packed, PackedGrids):
         sizes_of.check(mask, packed)
+
+
+def _are_boundaries(packed: PackedGrids | TracedGrids, name: str, tokens: int) -> bool:
+    """Whether what was given as lengths of sequences is where they begin and end (cu_seqlens)."""
+    if isinstance(packed, TracedGrids) or packed.rank != 1 or not len(packed):
+        return False
+    ends = (packed.query if name == "query" else packed.key).array[:, 0]
+    return ends[0] == 0 and ends[-1] == tokens and bool((ends[1:] >= ends[:-1]).all())
 
 
 def _tokens(packed: PackedGrids | TracedGrids, name: str) -> Any:

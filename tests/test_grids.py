@@ -175,3 +175,21 @@ def test_slopes_need_one_axis() -> None:
 
 def test_grids_are_public() -> None:
     assert isinstance(grids_of(SIZES), Grids)
+
+
+def test_an_array_is_copied() -> None:
+    sizes = np.array([[4, 5], [3, 3]])
+    grids = grids_of(sizes)
+    sizes[0] = 7
+    assert grids.array.tolist() == [[4, 5], [3, 3]]
+
+
+@pytest.mark.parametrize("sizes", [[(4, 5)], torch.tensor([[4, 5]]), np.array([[4, 5]])])
+def test_the_class_takes_what_calls_take(sizes: Any) -> None:
+    assert Grids(sizes) == grids_of([(4, 5)])
+
+
+@pytest.mark.parametrize("sizes", [[(-1, 2)], [(1, 2), (3,)], "4x5", [(1.5, 2.0)]])
+def test_the_class_refuses_what_calls_refuse(sizes: Any) -> None:
+    with pytest.raises(InputError, match=r"^grids"):
+        Grids(sizes)

@@ -194,6 +194,46 @@ SLOPES += [
 EXTRAS = "extra_key=extra, extra_value=extra, "
 GIVEN = "extra = torch.randn(2, 5, 4, 16)\n"
 EXTRA_RANGES = [
+    *[
+        Row(
+            f"attention(q, k, v, mask, {EXTRAS}extra_range=extra_range)",
+            fix,
+            f"out = attention(q, k, v, mask, {EXTRAS}{fix})",
+            SAME.format(f"attention(q, k, v, mask, {EXTRAS}extra_range={meant})"),
+            f"{GIVEN}extra_range = {given}",
+        )
+        for fix, meant, given in (
+            (
+                "extra_range=nbattn.key_range_from(extra_range)[:, 0]",
+                "[[0, 3], [0, 5]]",
+                "torch.arange(5) < torch.tensor([[3], [5]])",
+            ),
+            (
+                "extra_range=[[0, int(stop)] for stop in extra_range]",
+                "[[0, 1], [0, 2]]",
+                "torch.tensor([1, 2])",
+            ),
+            (
+                "extra_range=[[*map(int, extra_range)]] * 2",
+                "[[1, 2], [1, 2]]",
+                "torch.tensor([1, 2])",
+            ),
+        )
+    ],
+    *[
+        Row(
+            "attention(q, k, v, mask, extra_key=extra_key, extra_value=extra_value)",
+            f"extra_key=extra_key.{call}",
+            f"out = attention(q, k, v, mask, extra_key=extra_key.{call}, "
+            f"extra_value=extra_value.{call})",
+            SAME.format(f"attention(q, k, v, mask, extra_key={meant}, extra_value={meant})"),
+            "extra_key = extra_value = torch.randn(6, 4, 16)",
+        )
+        for call, meant in (
+            ("expand(2, 6, 4, 16)", "torch.stack([extra_key] * 2)"),
+            ("unflatten(0, (2, -1))", "torch.stack([extra_key[:3], extra_key[3:]])"),
+        )
+    ],
     argument(
         "extra_range=extra_range",
         "extra_range=None",

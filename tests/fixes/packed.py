@@ -14,6 +14,20 @@ FIRST = "torch.allclose(out.unbind()[0], attention(*[parts[0][None]] * 3, mask)[
 ALIGNED = "Mask(Axis(None, 0, causal=True, align='bottom-right'))"
 SIZES = [
     Row(
+        "attention(query, key, value, mask, grids=grids)",
+        "grids=nbattn.grids_from(grids)",
+        "out = attention(query, key, value, mask, grids=nbattn.grids_from(grids))",
+        EQUAL.format(EACH),
+        f"{LINES}\ngrids = [0, 12, 24]",
+    ),
+    Row(
+        "attention(query, key, value, mask, grid_sizes=[(6, 8)])",
+        "grids=[(6, 8)]",
+        "out = attention(query, key, value, mask, grids=[(6, 8)])",
+        EQUAL.format(ALONE),
+        IMAGES,
+    ),
+    Row(
         "attention(query, key, value, mask, grids=(6, 8))",
         "grids=[(6, 8)]",
         "out = attention(query, key, value, mask, grids=[(6, 8)])",

@@ -33,8 +33,10 @@ class AddedScores:
             inputs.relative_bias,
         )
         self._table = None if table is None else table.to(exact).flatten(1)
-        # entries of -inf forbid steps, perhaps all of a query
-        self.may_forbid = self._table is not None and bool(self._table.isinf().any())
+        # entries of -inf forbid steps, perhaps all of a query; other devices would have to wait
+        self.may_forbid = self._table is not None and (
+            self._table.device.type != "cpu" or bool(self._table.isinf().any())
+        )
         self._slopes = None if slopes is None else -torch.atleast_2d(slopes).to(exact).mT
         self._kept: dict[tuple[object, ...], Tensor] = {}
         self._bytes = 0
