@@ -20,6 +20,8 @@ pytestmark = [
 ]
 DEVICE = "cuda"
 HEADS, KEY_HEADS, DIM, EXTRA = 4, 2, 32, 5
+# Roundings of the largest number: few enough that a window one key too short is found.
+MOST = {torch.bfloat16: 3, torch.float32: 40}
 MASKS: dict[str, tuple[Mask, tuple[int, ...]]] = {
     "a line": (Mask.neighborhood(9, dilation=2), (75,)),
     "a plane": (Mask.neighborhood((7, 5)), (13, 18)),
@@ -73,7 +75,7 @@ def check(mask: Mask, made: dict[str, Tensor], dtype: torch.dtype, **named: Any)
         assert torch.equal(one.isinf().cpu(), ~finite)
         most = exact[finite].abs().max().clamp_min(1e-3)
         error = (one.double().cpu() - exact)[finite].abs().max() / most
-        assert error < 40 * torch.finfo(dtype).eps, float(error)
+        assert error < MOST[dtype] * torch.finfo(dtype).eps, float(error)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
