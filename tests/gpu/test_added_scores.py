@@ -4,6 +4,7 @@ logsumexp and gradients of the CUDA kernels against float64 on the CPU.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -20,7 +21,7 @@ pytestmark = [
 ]
 DEVICE = "cuda"
 HEADS, KEY_HEADS, DIM, EXTRA = 4, 2, 32, 5
-# Roundings of the largest number: few enough that a window one key too short is found.
+# Roundings of the largest number; which keys are read is what the supports show.
 MOST = {torch.bfloat16: 3, torch.float32: 40}
 MASKS: dict[str, tuple[Mask, tuple[int, ...]]] = {
     "a line": (Mask.neighborhood(9, dilation=2), (75,)),
@@ -96,3 +97,22 @@ def test_packed_grids(dtype: torch.dtype) -> None:
     shapes = {"query": HEADS, "key": KEY_HEADS, "value": KEY_HEADS}
     made = {n: torch.randn(tokens, h, DIM, dtype=torch.float64) for n, h in shapes.items()}
     check(mask, made | added(mask, GRIDS[0], len(GRIDS)), dtype, grids=GRIDS)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("name", MASKS)
+def test_supports(name: str, dtype: torch.dtype) -> None:
+    """Equal weights of one-hot values: the keys that are read, without a tolerance."""
+    mask, space = MASKS[name]
+    made = on_device(added(mask, space, 1), dtype)
+    zeros = {n: torch.zeros_like(made[n]) for n in ("relative_bias", "alibi_slopes") if n in made}
+    count = math.prod(space)
+    values = torch.eye(count, -(-count // 8) * 8, dtype=dtype, device=DEVICE)
+    value = values.view(1, *space, 1, -1)
+    query = torch.zeros(1, *space, HEADS, DIM, dtype=dtype, device=DEVICE)
+    key = query[..., :1, :].clone()
+    out = nbattn.attention(query, key, value, mask, backend="cuda", **zeros)
+    read = out.flatten(1, -3)[0, ..., :count] > 0
+    allowed = torch.from_numpy(mask.dense(space))
+    for head in range(HEADS):
+        assert torch.equal(read[:, head].cpu(), allowed)
