@@ -18,6 +18,7 @@ from torch.nn.functional import pad
 
 from nbattn.backends.calls import Arrays, RowTensors
 from nbattn.backends.flash import ranges, run
+from nbattn.backends.flash import slopes as alibi
 from nbattn.backends.flash.meaning import FlashArguments, Sequences
 from nbattn.backends.flash.providers import padded
 from nbattn.backends.inputs import Gradients, Inputs, rows_apart
@@ -47,6 +48,7 @@ class KernelOptions(NamedTuple):
     packed: Packed
     scale: float
     softcap: float
+    slopes: Tensor | None = None
 
     @property
     def causal(self) -> bool:
@@ -69,9 +71,11 @@ class Kernels:
 
     Args:
         key_range: int32 `[B, rank, 2]`, for calls that are `ranged`.
+        slopes: `[H]` or `[B, H]`, for calls with slopes.
     """
 
     key_range: Tensor | None = None
+    slopes: Tensor | None = None
 
     def forward(
         self,
@@ -83,7 +87,7 @@ class Kernels:
     ) -> tuple[Tensor, Tensor]:
         """Computes output `[B, N, H, Dv]` and logsumexp `[B, N, H]`."""
         value_dim = arrays[2].shape[-1]
-        tensors, options = _prepared(call, arrays, scale, softcap, self.key_range)
+        tensors, options = self._prepared(call, arrays, scale, softcap)
         written = None if into is None else _writable(into, tensors[0])
         call_forward, _ = _ENTRY_POINTS[call.provider]
         out, lse = call_forward(tensors, options, written)
@@ -105,7 +109,7 @@ class Kernels:
         softcap: float | None,
     ) -> Arrays:
         """Computes the gradients of q, k, v from the rows' final output and logsumexp."""
-        tensors, options = _prepared(call, arrays, scale, softcap, self.key_range)
+        tensors, options = self._prepared(call, arrays, scale, softcap)
         size = tensors[0].shape[-1]
         out, grad_out = (_sized(t, size) for t in (rows.out, rows.grad_out))
         lse = rows.lse
@@ -124,30 +128,29 @@ class Kernels:
         )
         return query, key, value
 
-
-def _prepared(
-    call: FlashArguments,
-    arrays: Arrays,
-    scale: float,
-    softcap: float | None,
-    key_range: Tensor | None,
-) -> tuple[Arrays, KernelOptions]:
-    """Tensors with head sizes and strides that the kernels take, and the other arguments. A varlen
-    call gets all samples in one dimension.
-    """
-    size = padded(max(arrays[0].shape[-1], arrays[2].shape[-1]))
-    query, key, value = (_sized(t, size) for t in arrays)
-    rows, keys = query.shape[1], key.shape[1]
-    packed = Packed(None, None, rows, keys)
-    if call.entry == "varlen":
-        window = call.window
-        packed = Packed(
-            *_boundaries(call, query, key, key_range),
-            rows if window.max_queries is None else window.max_queries,
-            keys if window.max_keys is None else window.max_keys,
-        )
-        query, key, value = (t.flatten(0, 1) for t in (query, key, value))
-    return (query, key, value), KernelOptions(call, packed, scale, softcap or 0.0)
+    def _prepared(
+        self, call: FlashArguments, arrays: Arrays, scale: float, softcap: float | None
+    ) -> tuple[Arrays, KernelOptions]:
+        """Tensors with head sizes and strides that the kernels take, and the other arguments. A
+        varlen call gets all samples in one dimension.
+        """
+        size = padded(max(arrays[0].shape[-1], arrays[2].shape[-1]))
+        query, key, value = (_sized(t, size) for t in arrays)
+        rows, keys = query.shape[1], key.shape[1]
+        packed = Packed(None, None, rows, keys)
+        if call.entry == "varlen":
+            window = call.window
+            packed = Packed(
+                *_boundaries(call, query, key, self.key_range),
+                rows if window.max_queries is None else window.max_queries,
+                keys if window.max_keys is None else window.max_keys,
+            )
+            query, key, value = (t.flatten(0, 1) for t in (query, key, value))
+        slopes = None
+        if call.window.slopes:
+            assert self.slopes is not None
+            slopes = alibi.of_sequences(call, self.slopes)
+        return (query, key, value), KernelOptions(call, packed, scale, softcap or 0.0, slopes)
 
 
 def _sized(tensor: Tensor, size: int) -> Tensor:
@@ -237,6 +240,7 @@ def _aten_forward(
     packed, (left, right) = options.packed, options.window
     rest = (*tensors, *packed, 0.0, options.causal, False)
     named = {"scale": options.scale, "window_size_left": left, "window_size_right": right}
+    named |= {} if options.slopes is None else {"alibi_slopes": options.slopes}
     write: Any = getattr(torch.ops.aten, _WRITES, None)  # since torch 2.12
     if into is not None and write is not None:
         return into, write(into, *rest, **named)
@@ -287,11 +291,11 @@ def _fa2_forward(
     rest = (options.causal, *options.window, options.softcap, False, None)
     if packed.query is None:
         out, lse, *_ = module.flash_attn_gpu.fwd(
-            *tensors, into, None, 0.0, options.scale, *rest
+            *tensors, into, options.slopes, 0.0, options.scale, *rest
         )  # fmt: skip
     else:
         out, lse, *_ = module.flash_attn_gpu.varlen_fwd(
-            *tensors, into, packed.query, packed.key, None, None, None, None,
+            *tensors, into, packed.query, packed.key, None, None, None, options.slopes,
             packed.max_query, packed.max_key, 0.0, options.scale, False, *rest,
         )  # fmt: skip
     return out if into is None else into, lse
@@ -315,7 +319,7 @@ def _fa2_backward(
         "window_size_left": left,
         "window_size_right": right,
         "softcap": options.softcap,
-        "alibi_slopes": None,
+        "alibi_slopes": options.slopes,
         "deterministic": torch.are_deterministic_algorithms_enabled(),
     }
     entry = module._flash_attn_backward
@@ -467,7 +471,7 @@ _ENTRY_POINTS: dict[str, tuple[_Forward, _Backward]] = {
 
 def forward(program: Program, inputs: Inputs, *, return_lse: bool) -> tuple[Tensor, Tensor]:
     """Computes output and logsumexp of a program."""
-    return run.forward(program, inputs, Kernels(inputs.key_range))
+    return run.forward(program, inputs, _kernels(inputs))
 
 
 def backward(
@@ -479,4 +483,8 @@ def backward(
     grad_lse: Tensor | None,
 ) -> Gradients:
     """Computes the gradients of a program."""
-    return run.backward(program, inputs, Kernels(inputs.key_range), out, lse, grad_out, grad_lse)
+    return run.backward(program, inputs, _kernels(inputs), out, lse, grad_out, grad_lse)
+
+
+def _kernels(inputs: Inputs) -> Kernels:
+    return Kernels(inputs.key_range, inputs.alibi_slopes)

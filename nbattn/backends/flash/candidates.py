@@ -22,19 +22,18 @@ from itertools import product
 import numpy as np
 
 from nbattn import geometry
-from nbattn.backends.flash import costs, grids, packing
+from nbattn.backends.flash import costs, grids, packing, slopes
 from nbattn.backends.flash.meaning import FlashArguments, flash_arguments
-from nbattn.backends.flash.providers import PROVIDERS, WHY
+from nbattn.backends.flash.providers import PROVIDERS, limits_of_model
 from nbattn.geometry import Axes
 from nbattn.program.band_pieces import band_pieces
 from nbattn.program.bands import FULL, Band, Slice, first_difference, sliced, split_points
 from nbattn.program.candidate import Candidate, refused
 from nbattn.program.dense_pieces import Piece, dense_pieces, fold_into_heads
-from nbattn.program.limits import Limits, Reason, over_grid
+from nbattn.program.limits import Reason, over_grid
 from nbattn.program.program import Call, Program, View
 from nbattn.program.request import Needs, Request
 
-MODEL = Limits(name="flash-model", why=WHY)
 _ONE_AXIS = "Flash has one-dimensional windows"
 _COPIES = 4  # folding may copy at most this many times the keys
 _Pieces = list[list[Piece]]  # the pieces of each axis
@@ -44,7 +43,7 @@ def candidates(request: Request, axes: Axes) -> list[Candidate]:
     """One candidate per provider and strategy; one per provider that cannot run."""
     family, needs = request.backend.partition(":")[0], request.needs
     if family == "flash-model":
-        reasons = {name: _limits("flash-model", needs) for name in PROVIDERS}
+        reasons = {name: limits_of_model(name, needs) for name in PROVIDERS}
         return [refused("flash", "translate"), *_all(request, axes, "flash-model", reasons)]
     model = refused("flash-model", "translate")
     if family not in ("auto", "flash"):
@@ -58,9 +57,8 @@ def candidates(request: Request, axes: Axes) -> list[Candidate]:
 
 @lru_cache(256)
 def _limits(name: str, needs: Needs) -> tuple[Reason, ...]:
-    """The limits of a provider, or of the model, that a request exceeds whatever its lengths."""
-    limits = MODEL if name == MODEL.name else PROVIDERS[name]
-    return tuple(limits.reasons(needs))
+    """The limits of a provider that a request exceeds whatever its lengths."""
+    return tuple(PROVIDERS[name].reasons(needs))
 
 
 def _all(
@@ -80,8 +78,7 @@ def _all(
             yield refused(backend, "translate", *all_reasons)
             continue
         for strategy, parts in _strategies(request, name, per_axis).items():
-            make = _packed if strategy in ("pack", "key-range") else _program
-            program = parts if isinstance(parts, Reason) else make(request, name, strategy, parts)
+            program = _made(request, axes, name, strategy, parts)
             if isinstance(program, Reason):
                 yield refused(backend, strategy, program)
                 continue
@@ -155,6 +152,8 @@ def _no_cache(request: Request) -> Reason | None:
     """Why the kv-cache entry does not support a request; None if it does."""
     if request.training:
         return Reason("backward", "the kv-cache entry has no backward")
+    if request.alibi_slopes:
+        return Reason("alibi_slopes", "no slopes are passed to the kv-cache entry")
     if sum(length > 1 for length in request.key_space) > 1:
         return Reason("kv-cache", "a cache has one axis of keys longer than 1")
     why = request.mask.decodes()
@@ -225,10 +224,24 @@ def _sliced(piece: Piece, slices: list[Slice]) -> list[Piece]:
 # Programs
 
 
+def _made(
+    request: Request, axes: Axes, provider: str, strategy: str, per_axis: _Pieces | Reason
+) -> Program | Reason:
+    """The program of a strategy's pieces, or why there is none."""
+    if isinstance(per_axis, Reason):
+        return per_axis
+    if request.alibi_slopes and (wrong := slopes.misplaced(axes[0], per_axis[0])):
+        return wrong
+    make = _packed if strategy in ("pack", "key-range") else _program
+    return make(request, provider, strategy, per_axis)
+
+
 def _program(request: Request, provider: str, strategy: str, per_axis: _Pieces) -> Program | Reason:
     """One call per combination of pieces, or why a call does not compute its piece exactly."""
     if strategy == "pad" and request.softcap:
         return Reason("softcap", "a softcap would raise the scores that mask padded keys")
+    if strategy == "pad" and request.alibi_slopes:
+        return Reason("alibi_slopes", "a slope may raise the scores that mask padded keys")
     if all(per_axis) and (several := _windows_on_axes(per_axis)):  # an axis without pieces: no call
         return several
     calls: list[Call] = []
@@ -244,6 +257,10 @@ def _program(request: Request, provider: str, strategy: str, per_axis: _Pieces) 
         arguments = flash_arguments(
             provider, band, query.count, key.count, varlen=varlen, pad=pad, capacity=capacity
         )
+        if request.alibi_slopes:
+            if query.groups > 1:
+                return Reason("alibi_slopes", "a call that folds groups has other heads or samples")
+            arguments = slopes.added_to(arguments, key.count)
         wrong = _wrong(arguments, band, query.count, key.count) or _too_large(request, query)
         if wrong:
             return wrong

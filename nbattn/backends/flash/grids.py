@@ -10,6 +10,7 @@ import numpy as np
 
 from nbattn import geometry
 from nbattn.axis import Axis
+from nbattn.backends.flash import slopes
 from nbattn.backends.flash.meaning import DIALECTS, FlashArguments, WindowArguments
 from nbattn.geometry import BoundAxis
 from nbattn.grids import PackedGrids
@@ -39,6 +40,8 @@ def call(request: Request, provider: str, *, varlen: bool) -> Call | Reason:
     longest = max(*most, *(1 + side for side in (left, right) if side is not None))
     window = WindowArguments(left, right, max_queries=max(most[0], 2), max_keys=longest)
     arguments = FlashArguments(provider, "varlen", window, grids=packed)
+    if request.alibi_slopes:
+        arguments = slopes.added_to(arguments, longest)
     wrong = _wrong(arguments, axis, packed)
     return wrong or Call(whole(request.query_space), whole(request.key_space), arguments)
 
@@ -59,6 +62,8 @@ def _against(request: Request, packed: PackedGrids) -> Reason | None:
         return Reason(
             "window", "the corner from which Flash counts windows differs from grid to grid"
         )
+    if request.alibi_slopes and (wrong := slopes.misplaced_in_grids(axis, packed)):
+        return wrong
     if len(packed) > GRID:
         return Reason("grid", f"{len(packed)} sequences are over the grid of {GRID}")
     return over_grid(1, request.heads)

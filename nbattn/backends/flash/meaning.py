@@ -37,6 +37,7 @@ class WindowArguments:
         max_queries, max_keys: `max_seqlen_q`, `max_seqlen_k` of a varlen call; `max_keys` of a
             kv-cache call is the capacity of the cache. None: the true length.
         used: `cache_seqlens` of a kv-cache call: the number of keys in use, from the first on.
+        slopes: whether the call has `alibi_slopes`: then the flag of a single query is kept.
     """
 
     left: int | None = -1
@@ -45,6 +46,11 @@ class WindowArguments:
     max_queries: int | None = None
     max_keys: int | None = None
     used: int | None = None
+    slopes: bool = False
+
+    def keeps_causal(self, queries: int) -> bool:
+        """Whether Flash 2 applies the causal flag, which it drops for one query without slopes."""
+        return self.causal and (queries > 1 or self.slopes)
 
 
 Meaning = Callable[[WindowArguments, int, int], Band]
@@ -57,7 +63,7 @@ def flash2_dense(window: WindowArguments, queries: int, keys: int) -> Band:
     Band(left=None, right=None)
     """
     left, right = _unlimited_from(window, keys)
-    return _flash2(left, right, window.causal and queries > 1, queries, keys, keys)
+    return _flash2(left, right, window.keeps_causal(queries), queries, keys, keys)
 
 
 def flash2_varlen(window: WindowArguments, queries: int, keys: int) -> Band:
@@ -69,7 +75,7 @@ def flash2_varlen(window: WindowArguments, queries: int, keys: int) -> Band:
     """
     longest = keys if window.max_keys is None else window.max_keys
     rows = queries if window.max_queries is None else window.max_queries
-    right = 0 if window.causal and rows > 1 else window.right
+    right = 0 if window.keeps_causal(rows) else window.right
     left, right = _unlimited_from(WindowArguments(window.left, right), longest)
     return _flash2(left, right, False, queries, keys, longest)
 
@@ -83,7 +89,7 @@ def flash2_kvcache(window: WindowArguments, queries: int, keys: int) -> Band:
     """
     capacity = keys if window.max_keys is None else window.max_keys
     left, right = _unlimited_from(window, capacity)
-    return _flash2(left, right, window.causal and queries > 1, queries, keys, capacity)
+    return _flash2(left, right, window.keeps_causal(queries), queries, keys, capacity)
 
 
 def flash3(window: WindowArguments, queries: int, keys: int) -> Band:
@@ -320,6 +326,20 @@ class FlashArguments:
             matrix[rows, columns] = (column >= lo) & (column < hi)
         return matrix
 
+    def distances(self, queries: int, keys: int) -> Ints:
+        """What the kernel multiplies with a slope and subtracts from each score, `[queries, keys]`:
+        distances with the last query at the last key, or -j in the causal kernel of Flash 2.
+        """
+        matrix = np.zeros((queries, keys), dtype=np.int64)
+        for rows, columns in self.sequences(queries, keys):
+            count, width = rows.stop - rows.start, columns.stop - columns.start
+            row, column = np.arange(count)[:, None], np.arange(width)
+            band = self.band(count, width)
+            is_causal_kernel = band.left is None and band.right is not None
+            distance = np.abs(row + width + self.pad - count - column)
+            matrix[rows, columns] = -column if is_causal_kernel else distance
+        return matrix
+
     def _rows(self, rows: slice, columns: slice) -> tuple[Ints, Ints]:
         """The keys `[lo, hi)` of every query of a sequence, counted from its first key."""
         queries, keys = rows.stop - rows.start, columns.stop - columns.start
@@ -370,6 +390,7 @@ class FlashArguments:
         parts += [counted(self.pad, "padded key")] * bool(self.pad)
         parts += [counted(sum(run.times for run in self.runs), "sequence")] * bool(self.runs)
         parts += ["the keys of each sample by key_range"] * self.ranged
+        parts += ["slopes"] * self.window.slopes
         parts += [] if self.grids is None else [counted(len(self.grids), "sequence")]
         return ", ".join(parts)
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
+from nbattn.backends.flash import slopes
 from nbattn.backends.flash.meaning import (
     DIALECTS,
     FlashArguments,
@@ -41,10 +42,13 @@ def call(request: Request, provider: str, per_axis: list[list[Piece]]) -> Call |
     whole = Piece(AxisView(0, queries), AxisView(0, keys))
     pieces = [whole if n == axis else parts[0] for n, parts in enumerate(per_axis)]
     views = View(tuple(p.query for p in pieces)), View(tuple(p.key for p in pieces))
+    arguments = FlashArguments(provider, "varlen", window, axis, runs=sequences)
+    if request.alibi_slopes:
+        arguments = slopes.added_to(arguments, views[1].count)
     count = request.batch * views[0].groups * sum(run.times for run in sequences)
     if count > GRID:
         return Reason("grid", f"{count} sequences are over the grid of {GRID}")
-    return Call(*views, FlashArguments(provider, "varlen", window, axis, runs=sequences))
+    return Call(*views, arguments)
 
 
 def call_by_range(request: Request, provider: str, per_axis: list[list[Piece]]) -> Call | Reason:
@@ -66,6 +70,9 @@ def call_by_range(request: Request, provider: str, per_axis: list[list[Piece]]) 
     if len(long) > 1:
         text = f"axes {long[0]} and {long[1]} are longer than 1: keys in a box are no sequence"
         return Reason("key_range", text)
+    if request.alibi_slopes:
+        text = "Flash counts distances from a sample's last key, so the end of key_range moves them"
+        return Reason("alibi_slopes", text)
     count = 3 * request.batch
     if count > GRID:
         return Reason("grid", f"{count} sequences are over the grid of {GRID}")

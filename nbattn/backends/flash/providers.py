@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 from nbattn.program.device import AMPERE_SHARE, DeviceInfo
 from nbattn.program.limits import READS_ALL_EXTRAS, Limits, Reason
@@ -33,7 +34,8 @@ class Provider:
             backward.
         varlen: whether it has a varlen entry, which computes every band if `max_seqlen_k` is large.
         kvcache: whether it has a kv-cache entry (the first keys of a cache, forward only).
-        backward_windows: whether its backward applies the forward's window arguments.
+        backward_windows, backward_slopes: whether its backward applies the forward's window
+            arguments, and its slopes.
         share: its published forward rate on sm_90, divided by the best published one (D=128, full,
             16k, fp16); scales the device's peak there.
     """
@@ -47,6 +49,7 @@ class Provider:
     varlen: bool = False
     kvcache: bool = False
     backward_windows: bool = True
+    backward_slopes: bool = True
     share: float = 1.0
 
     def reasons(self, needs: Needs) -> list[Reason]:
@@ -56,6 +59,7 @@ class Provider:
             reasons.append(
                 Reason("package", f"needs the package {self.package}, which is not installed")
             )
+        reasons += self.wrong_gradients(needs)
         size = max(needs.head_dim, needs.value_dim)
         number = needs.device.capability
         largest = largest_head(self.name, number)
@@ -68,15 +72,21 @@ class Provider:
             reasons.append(Reason("device", f"runs on sm_{first} to sm_{last}, not on sm_{number}"))
         if needs.training and number // 10 not in self.backward:
             reasons.append(Reason("backward", f"its backward does not run on sm_{number}"))
-        if needs.training and not self.backward_windows:
-            reasons.append(
-                Reason("backward", "its backward ignores the window, so gradients would be wrong")
-            )
         nondeterministic = {number // 10, padded(size)} & {*self.nondeterministic}
         if needs.training and needs.deterministic and nondeterministic:
             text = f"has no deterministic backward on sm_{number} with head size {padded(size)}"
             reasons.append(Reason("deterministic", text))
         return reasons
+
+    def wrong_gradients(self, needs: Needs) -> list[Reason]:
+        """Why gradients would be wrong, on any device."""
+        ignored = {"window": not self.backward_windows}
+        ignored["alibi_slopes"] = needs.alibi_slopes and not self.backward_slopes
+        return [
+            Reason("backward", f"its backward ignores the {name}, so gradients would be wrong")
+            for name, is_ignored in ignored.items()
+            if needs.training and is_ignored
+        ]
 
     def rate(self, device: DeviceInfo, dtype: str) -> float | None:
         """FLOP/s on sm_90: the device's peak times `share`. None on other devices: their peak."""
@@ -84,12 +94,10 @@ class Provider:
 
 
 _HALVES = ("float16", "bfloat16")
-# Distances of Flash 2 are those of the bottom-right corner, and its causal kernels add slope x key,
-# which shifts the logsumexp; torch's copy has wrong gradients with slopes; the others have none.
-WHY = (
+_WHY = (
     READS_ALL_EXTRAS,
-    ("relative_bias", "its kernels add nothing to scores but ALiBi's slopes"),
-    ("alibi_slopes", "its distances and logsumexp are not those of the mask's positions"),
+    ("relative_bias", "its kernels add no table to scores"),
+    ("alibi_slopes", "its kernels take none"),
 )
 _EVERY = (8, 9, 10, 11, 12)
 
@@ -99,7 +107,7 @@ PROVIDERS: Mapping[str, Provider] = {
         Provider(
             name="fa4",
             package="flash-attn-4",
-            limits=Limits(name="fa4", kinds=("cuda",), dtypes=_HALVES, key_range=False, why=WHY),
+            limits=Limits(name="fa4", kinds=("cuda",), dtypes=_HALVES, key_range=False, why=_WHY),
             capabilities=(80, 121),
             backward=(9, 10, 11, 12),
             nondeterministic=(12,),
@@ -113,7 +121,7 @@ PROVIDERS: Mapping[str, Provider] = {
                 dtypes=_HALVES,
                 key_range=False,
                 lse_gradient=False,
-                why=WHY,
+                why=_WHY,
             ),
             capabilities=(80, 90),
             backward=(8, 9),
@@ -123,7 +131,14 @@ PROVIDERS: Mapping[str, Provider] = {
         Provider(
             name="fa2",
             package="flash-attn",
-            limits=Limits(name="fa2", kinds=("cuda",), dtypes=_HALVES, lse_gradient=False, why=WHY),
+            limits=Limits(
+                name="fa2",
+                kinds=("cuda",),
+                dtypes=_HALVES,
+                alibi_slopes=True,
+                lse_gradient=False,
+                why=_WHY,
+            ),
             capabilities=(80, 121),
             backward=_EVERY,
             varlen=True,
@@ -132,8 +147,8 @@ PROVIDERS: Mapping[str, Provider] = {
         ),
         # Torch passes windows to the backward of this operator since 2.4, the first version that
         # has them; to that of its mem-efficient operator only since 2.15, so that one is not used.
-        # Gradients with seqused_k or alibi are wrong in all versions: neither is passed. A
-        # key_range becomes boundaries of sequences, which the backward takes, too.
+        # Its backward takes no slopes and no seqused_k, so that gradients with them are wrong: the
+        # latter is not passed. A key_range becomes boundaries of sequences, which it takes.
         Provider(
             name="aten",
             package="torch",
@@ -143,15 +158,26 @@ PROVIDERS: Mapping[str, Provider] = {
                 dtypes=_HALVES,
                 lse_gradient=False,
                 softcap=False,
-                why=WHY,
+                alibi_slopes=True,
+                why=_WHY,
             ),
             capabilities=(80, 121),
             backward=_EVERY,
+            backward_slopes=False,
             varlen=True,
             share=AMPERE_SHARE,
         ),
     )
 }
+
+
+@lru_cache(256)
+def limits_of_model(name: str, needs: Needs) -> tuple[Reason, ...]:
+    """The limits of a provider's model, which runs on any device and in any dtype."""
+    provider = PROVIDERS[name]
+    slopes, why = provider.limits.alibi_slopes, provider.limits.why
+    limits = Limits(name="flash-model", alibi_slopes=slopes, why=why)
+    return (*limits.reasons(needs), *provider.wrong_gradients(needs))
 
 
 def largest_head(provider: str, number: int | None) -> int:
