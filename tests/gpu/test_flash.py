@@ -264,6 +264,93 @@ def test_key_range_leaves_the_keys_that_it_says(provider: str, cases: Count) -> 
         cases(f"gpu, {provider} key-range", 1)
 
 
+# ALiBi
+
+SLOPE = 2.0**-6  # of rows up to 200 keys, float16 weights show every distance
+
+
+def distances(call: FlashArguments, rows: int, keys: int) -> Iterator[Tensor]:
+    """What a slope was multiplied with, from the weights and logsumexps of zero queries: in the
+    forward, and in the backward by the gradients of the values; inf where no key was read.
+    """
+    query, key = (
+        torch.zeros(2, count, 1, WIDTH, dtype=torch.float16, device=DEVICE)
+        for count in (rows, keys)
+    )
+    kernels = Kernels(slopes=torch.full((1,), SLOPE, device=DEVICE))
+    shown: list[Tensor] = []
+    lse = out = None
+    for first in range(0, keys, WIDTH):
+        out, lse = kernels.forward(call, (query, key, one_hot(keys, first)), 1.0, None)
+        shown.append(out[0, :, 0, : keys - first])
+    assert lse is not None
+    assert out is not None
+    of_rows = lse[0, :, 0, None].cpu()
+    yield (-(torch.cat(shown, -1).float().cpu().log() + of_rows) / SLOPE).round()
+    if not PROVIDERS[call.provider].backward_slopes:
+        return
+    shown = []
+    for first in range(0, rows, WIDTH):
+        known = RowTensors(torch.zeros_like(out), lse, one_hot(rows, first), None)
+        grads = kernels.backward(call, (query, key, torch.zeros_like(key)), known, 1.0, None)
+        shown.append(grads[2][0, :, 0, : rows - first])
+    yield (-(torch.cat(shown, -1).float().cpu().log().T + of_rows) / SLOPE).round()
+
+
+@pytest.mark.parametrize("shape", [s for s in SHAPES if max(s) <= 200], ids=str)
+def test_slopes_are_multiplied_with_the_distances_of_the_model(
+    provider: str, shape: tuple[int, int], cases: Count
+) -> None:
+    if not PROVIDERS[provider].limits.alibi_slopes:
+        pytest.skip(f"{provider} has no slopes")
+    rows, keys = shape
+    for (left, right, causal), entry in product(windows(provider, rows, keys), ("dense", "varlen")):
+        most = (max(rows, 2), max(rows, keys)) if entry == "varlen" else (None, None)
+        window = WindowArguments(left, right, causal, *most, slopes=True)
+        call = FlashArguments(provider, entry, window)
+        allowed = torch.from_numpy(call.allowed((rows,), (keys,)))
+        wanted = torch.from_numpy(call.distances(rows, keys)).float()
+        wanted = wanted.masked_fill(~allowed, float("inf"))
+        for found in distances(call, rows, keys):
+            some = allowed.any(1)
+            assert torch.equal(found[some], wanted[some]), call
+            cases(f"gpu, {provider} slopes", 1)
+
+
+@pytest.mark.parametrize("label", ["window", "two sides", "causal, wide"])
+def test_slopes_of_every_sample(provider: str, label: str, cases: Count) -> None:
+    if not PROVIDERS[provider].limits.alibi_slopes:
+        pytest.skip(f"{provider} has no slopes")
+    mask, queries, keys = MASKS[label]
+    made = inputs(queries, keys, torch.bfloat16)
+    slopes = torch.tensor([[0.5, 0.25, 0.125, 0.0625], [0.0, 1.0, 0.03, 0.004]], device=DEVICE)
+    if not PROVIDERS[provider].backward_slopes:
+        made = {name: t.detach() for name, t in made.items()}
+    double = {name: t.detach().double().requires_grad_(t.requires_grad) for name, t in made.items()}
+    taken = 0
+    for strategy in STRATEGIES:
+        try:
+            found = _with_slopes(
+                mask, made, slopes, backend=f"flash:{provider}", require=(strategy,)
+            )
+        except BackendError:
+            continue
+        low = _with_slopes(mask, made, slopes, backend="reference")
+        judge(found, low, _with_slopes(mask, double, slopes, backend="reference"))
+        taken += 1
+        cases(f"gpu, {provider} slopes, {strategy}", 1)
+    assert taken
+
+
+def _with_slopes(mask: Mask, made: Inputs, slopes: Tensor, **named: Any) -> list[Tensor]:
+    """Output, logsumexp, and gradients if inputs have them."""
+    out, lse = nbattn.attention(**made, mask=mask, alibi_slopes=slopes, return_lse=True, **named)
+    if not out.requires_grad:
+        return [out, lse]
+    upward = torch.ones_like(out).cumsum(1).sin()
+    return [out, lse, *torch.autograd.grad(out, list(made.values()), upward)]
+
+
 def test_no_rows_are_copied(provider: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Three calls of a shifted window write into one output."""
     mask, queries, keys = MASKS["shift"]

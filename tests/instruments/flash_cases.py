@@ -109,7 +109,7 @@ def attention_by_adapter(
     class Node(torch.autograd.Function):
         @staticmethod
         def forward(ctx: Any, *arguments: Any) -> Any:
-            inputs = flash_backend.Inputs(*arguments[:7], scale=arguments[7], softcap=arguments[8])
+            inputs = flash_backend.Inputs(*arguments)
             out, lse = flash_backend.forward(program, inputs, return_lse=True)
             ctx.save_for_backward(*(t for t in arguments if isinstance(t, Tensor)), out, lse)
             ctx.numbers = [None if isinstance(t, Tensor) else (t,) for t in arguments]
@@ -119,19 +119,22 @@ def attention_by_adapter(
         def backward(ctx: Any, grad_out: Tensor, grad_lse: Tensor) -> Any:
             *saved, out, lse = ctx.saved_tensors
             arguments = [saved.pop(0) if n is None else n[0] for n in ctx.numbers]
-            inputs = flash_backend.Inputs(*arguments[:7], scale=arguments[7], softcap=arguments[8])
+            inputs = flash_backend.Inputs(*arguments)
             given = grad_lse if provider == "fa4" else None
             grads = flash_backend.backward(program, inputs, out, lse, grad_out, given)
             return (
                 grads.query, grads.key, grads.value, grads.sink, None, grads.extra_key,
-                grads.extra_value, None, None,
+                grads.extra_value, None, None, None, None, None,
             )  # fmt: skip
 
     def attend(
         query: Tensor, key: Tensor, value: Tensor, *, sink: Any = None, extra_key: Any = None,
         extra_value: Any = None, scale: float = 5**-0.5, softcap: float | None = None,
+        alibi_slopes: Any = None, distances: Any = None,
     ) -> Any:  # fmt: skip
-        return Node.apply(query, key, value, sink, None, extra_key, extra_value, scale, softcap)
+        added = (None, None, alibi_slopes)
+        extra = (extra_key, extra_value)
+        return Node.apply(query, key, value, sink, None, *extra, *added, scale, softcap)
 
     return attend
 

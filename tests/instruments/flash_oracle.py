@@ -22,16 +22,19 @@ def band(rows: int, keys: int, left: int | None, right: int | None) -> np.ndarra
     return found
 
 
-def flash2(
+def flash2_host(
     rows: int, keys: int, left: int = -1, right: int = -1, causal: bool = False,
-    entry: str = "dense", max_rows: int | None = None, max_keys: int | None = None,
-) -> np.ndarray:  # fmt: skip
-    """flash_api.cpp and mask.h of Flash 2; `max_keys` is the capacity for the kv-cache entry."""
+    entry: str = "dense", max_rows: int | None = None, max_keys: int | None = None, *,
+    slopes: bool = False,
+) -> dict[str, Any]:  # fmt: skip
+    """The parameters of flash_api.cpp of Flash 2; `max_keys` is the capacity for the kv-cache
+    entry.
+    """
     host: dict[str, Any] = {"left": left, "right": right, "causal": causal}
     seqlen_k = keys if entry == "dense" or max_keys is None else max_keys
     seqlen_q = rows if entry != "varlen" or max_rows is None else max_rows
     if entry == "varlen":
-        if seqlen_q == 1:
+        if seqlen_q == 1 and not slopes:
             host["causal"] = False
         if host["causal"]:
             host["right"] = 0
@@ -40,7 +43,7 @@ def flash2(
     if host["right"] >= seqlen_k:
         host["right"] = -1
     if entry != "varlen":
-        if seqlen_q == 1:
+        if seqlen_q == 1 and not slopes:
             host["causal"] = False
         if host["causal"]:
             host["right"] = 0
@@ -49,17 +52,33 @@ def flash2(
         host["left"] = seqlen_k
     if host["left"] >= 0 and host["right"] < 0:
         host["right"] = seqlen_k
-    local = (host["left"] >= 0 or host["right"] >= 0) and not host["causal"]
+    host["local"] = (host["left"] >= 0 or host["right"] >= 0) and not host["causal"]
+    return host
+
+
+def flash2(rows: int, keys: int, *window: Any, **more: Any) -> np.ndarray:
+    """mask.h of Flash 2, with the arguments of its host code."""
+    host = flash2_host(rows, keys, *window, **more)
     found = np.zeros((rows, keys), dtype=bool)
     for i in range(rows):
         for j in range(keys):
             visible = True
             if host["causal"]:
                 visible = j < min(keys, i + 1 + keys - rows)
-            elif local:
+            elif host["local"]:
                 visible = j < min(keys, i + 1 + keys - rows + host["right"])
                 visible = visible and j >= max(0, i + keys - rows - host["left"])
             found[i, j] = visible
+    return found
+
+
+def flash2_added(rows: int, keys: int, *window: Any, **more: Any) -> np.ndarray:
+    """What mask.h of Flash 2 multiplies with a slope and adds to each score."""
+    causal = flash2_host(rows, keys, *window, **more, slopes=True)["causal"]
+    found = np.zeros((rows, keys))
+    for i in range(rows):
+        for j in range(keys):
+            found[i, j] = j if causal else -abs(i + keys - rows - j)
     return found
 
 

@@ -24,8 +24,10 @@ def check(tensors: Arrays, scale: float) -> None:
     assert scale > 0
 
 
-def scores(tensors: Arrays, allowed: Any, scale: float, softcap: float) -> tuple[Tensor, Tensor]:
-    """Scores `[B, H, N, M]` of tensors `[B, N, H, D]`, and their slope."""
+def scores(
+    tensors: Arrays, allowed: Any, scale: float, softcap: float, added: Tensor | float
+) -> tuple[Tensor, Tensor]:
+    """Scores `[B, H, N, M]` of tensors `[B, N, H, D]`, and the slope of their cap."""
     query, key = (t.transpose(1, 2).double() for t in tensors[:2])
     key = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
     scaled = query @ key.mT * scale
@@ -33,15 +35,33 @@ def scores(tensors: Arrays, allowed: Any, scale: float, softcap: float) -> tuple
     if softcap:
         slope = 1 - torch.tanh(scaled / softcap) ** 2
         scaled = softcap * torch.tanh(scaled / softcap)
+    scaled = scaled + added
     return scaled.masked_fill(~torch.from_numpy(allowed), float("-inf")), slope
 
 
+def alibi(slopes: Tensor | None, tensors: Arrays, at: int | None, *window: Any) -> Tensor | float:
+    """What slopes add to scores: those of sequence `at`, or of all samples of a dense call."""
+    if slopes is None:
+        return 0.0
+    samples, rows, heads = tensors[0].shape[:3]
+    assert slopes.dtype == torch.float32
+    assert slopes.stride(-1) == 1
+    assert slopes.shape[-1] == heads
+    if at is None:
+        assert slopes.dim() == 1 or len(slopes) == samples
+    elif slopes.dim() == 2:
+        slopes = slopes[at]
+    added = torch.from_numpy(flash_oracle.flash2_added(rows, tensors[1].shape[1], *window))
+    return torch.atleast_2d(slopes)[..., None, None].double() * added
+
+
 def forward(
-    tensors: Arrays, allowed: Any, scale: float, softcap: float, empty: float
-) -> tuple[Tensor, Tensor]:
+    tensors: Arrays, allowed: Any, scale: float, softcap: float, empty: float,
+    added: Tensor | float = 0.0,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Output `[B, N, H, D]` and logsumexp `[B, H, N]`, `empty` for rows without keys."""
     check(tensors, scale)
-    scaled, _ = scores(tensors, allowed, scale, softcap)
+    scaled, _ = scores(tensors, allowed, scale, softcap, added)
     lse = scaled.logsumexp(-1)
     value = tensors[2].transpose(1, 2).double()
     value = value.repeat_interleave(scaled.shape[1] // value.shape[1], dim=1)
@@ -52,13 +72,13 @@ def forward(
 
 def backward(
     tensors: Arrays, rows: tuple[Tensor, Tensor, Tensor], allowed: Any, scale: float,
-    softcap: float, empty: float, grad_lse: Tensor | None = None,
+    softcap: float, empty: float, grad_lse: Tensor | None = None, added: Tensor | float = 0.0,
 ) -> Arrays:  # fmt: skip
     """Gradients from grad_out, out `[B, N, H, D]` and lse `[B, H, N]`."""
     check(tensors, scale)
     grad_out, out, lse = rows
     assert grad_out.shape == out.shape == tensors[0].shape
-    scaled, slope = scores(tensors, allowed, scale, softcap)
+    scaled, slope = scores(tensors, allowed, scale, softcap, added)
     assert lse.is_contiguous()
     assert lse.shape == scaled.shape[:3]
     nothing = torch.from_numpy(~allowed.any(1)).expand_as(lse)
@@ -113,11 +133,12 @@ class Flash2Extension:
         self, q, k, v, out, alibi_slopes, dropout_p, softmax_scale, causal, window_size_left,
         window_size_right, softcap, return_softmax, generator, /,
     ):  # fmt: skip
-        assert (dropout_p, alibi_slopes, return_softmax, generator) == (0.0, None, False, None)
-        allowed = flash_oracle.flash2(
-            q.shape[1], k.shape[1], window_size_left, window_size_right, causal
-        )
-        result, lse = forward((q, k, v), allowed, softmax_scale, softcap, float("inf"))
+        assert (dropout_p, return_softmax, generator) == (0.0, False, None)
+        window = (window_size_left, window_size_right, causal)
+        sloped = {"slopes": alibi_slopes is not None}
+        allowed = flash_oracle.flash2(q.shape[1], k.shape[1], *window, **sloped)
+        added = alibi(alibi_slopes, (q, k, v), None, *window)
+        result, lse = forward((q, k, v), allowed, softmax_scale, softcap, float("inf"), added)
         return written(result, out), lse, None, None
 
     def varlen_fwd(
@@ -126,21 +147,28 @@ class Flash2Extension:
         window_size_left, window_size_right, softcap, return_softmax, generator, /,
     ):  # fmt: skip
         assert (dropout_p, zero_tensors, return_softmax) == (0.0, False, False)
-        unused = (seqused_k, leftpad_k, block_table, alibi_slopes, generator)
+        unused = (seqused_k, leftpad_k, block_table, generator)
         assert all(one is None for one in unused)
+        assert alibi_slopes is None or alibi_slopes.dim() == 1 or (
+            len(alibi_slopes) == len(cu_seqlens_q) - 1
+        )  # fmt: skip
         result, lse = torch.empty_like(q), q.new_empty(q.shape[1], q.shape[0])
-        for at, _, tensors in sequences((q, k, v), (cu_seqlens_q, cu_seqlens_k)):
+        every = sequences((q, k, v), (cu_seqlens_q, cu_seqlens_k))
+        for number, (at, _, tensors) in enumerate(every):
             rows, keys = (t.shape[1] for t in tensors[:2])
             assert rows <= max_seqlen_q
             assert keys <= max_seqlen_k
-            allowed = flash_oracle.flash2(
-                rows, keys, window_size_left, window_size_right, causal, "varlen", max_seqlen_q,
-                max_seqlen_k,
+            window = (
+                window_size_left, window_size_right, causal, "varlen", max_seqlen_q, max_seqlen_k,
             )  # fmt: skip
-            out_of, lse_of = forward(tensors, allowed, softmax_scale, softcap, float("inf"))
+            sloped = {"slopes": alibi_slopes is not None}
+            allowed = flash_oracle.flash2(rows, keys, *window, **sloped)
+            rest = (softmax_scale, softcap, float("inf"))
+            added = alibi(alibi_slopes, tensors, number, *window)
+            out_of, lse_of = forward(tensors, allowed, *rest, added)
             result[at], lse[:, at] = out_of[0], lse_of[0]
         swaps = max_seqlen_q == 1 and q.shape[1] > k.shape[1]
-        swaps = swaps and window_size_left < 0 and window_size_right < 0
+        swaps = swaps and window_size_left < 0 and window_size_right < 0 and alibi_slopes is None
         assert not (swaps and out is not None)  # it would not write there
         return written(result, out), lse, None, None
 
@@ -179,11 +207,12 @@ class Flash2:
         self, dout, q, k, v, out, softmax_lse, dq, dk, dv, dropout_p, softmax_scale, causal,
         window_size_left, window_size_right, softcap, alibi_slopes, deterministic, rng_state=None,
     ):  # fmt: skip
-        allowed = flash_oracle.flash2(
-            q.shape[1], k.shape[1], window_size_left, window_size_right, causal
-        )
-        rows = (dout, out, softmax_lse)
-        grads = backward((q, k, v), rows, allowed, softmax_scale, softcap, float("inf"))
+        window = (window_size_left, window_size_right, causal)
+        sloped = {"slopes": alibi_slopes is not None}
+        allowed = flash_oracle.flash2(q.shape[1], k.shape[1], *window, **sloped)
+        rest = (softmax_scale, softcap, float("inf"))
+        added = alibi(alibi_slopes, (q, k, v), None, *window)
+        grads = backward((q, k, v), (dout, out, softmax_lse), allowed, *rest, added=added)
         for into, part in zip((dq, dk, dv), grads, strict=True):
             into.copy_(part)
 
@@ -193,13 +222,18 @@ class Flash2:
         window_size_right, softcap, alibi_slopes, deterministic, rng_state=None,
     ):  # fmt: skip
         assert softmax_lse.is_contiguous()
-        for at, to, tensors in sequences((q, k, v), (cu_seqlens_q, cu_seqlens_k)):
+        every = sequences((q, k, v), (cu_seqlens_q, cu_seqlens_k))
+        for number, (at, to, tensors) in enumerate(every):
             rows = (dout[at][None], out[at][None], softmax_lse[:, at].contiguous()[None])
-            allowed = flash_oracle.flash2(
-                tensors[0].shape[1], tensors[1].shape[1], window_size_left, window_size_right,
-                causal, "varlen", max_seqlen_q, max_seqlen_k,
+            window = (
+                window_size_left, window_size_right, causal, "varlen", max_seqlen_q, max_seqlen_k,
             )  # fmt: skip
-            grads = backward(tensors, rows, allowed, softmax_scale, softcap, float("inf"))
+            sizes = [t.shape[1] for t in tensors[:2]]
+            sloped = {"slopes": alibi_slopes is not None}
+            allowed = flash_oracle.flash2(*sizes, *window, **sloped)
+            rest = (softmax_scale, softcap, float("inf"))
+            added = alibi(alibi_slopes, tensors, number, *window)
+            grads = backward(tensors, rows, allowed, *rest, added=added)
             for into, part, place in zip((dq, dk, dv), grads, (at, to, to), strict=True):
                 into[place] = part[0]
 
@@ -212,7 +246,7 @@ def aten_forward(
     """aten::_flash_attention_forward."""
     out, lse, *_ = aten_written(
         None, q, k, v, cum_seq_q, cum_seq_k, max_q, max_k, dropout_p, is_causal, scale,
-        window_size_left, window_size_right,
+        window_size_left, window_size_right, alibi_slopes,
     )  # fmt: skip
     none = torch.empty(0)
     return out, lse, none, none.clone(), none.clone()
@@ -226,22 +260,23 @@ def aten_forward_into(
     """aten::_flash_attention_forward_no_dropout_inplace."""
     _, lse, *_ = aten_written(
         out, q, k, v, cum_seq_q, cum_seq_k, max_q, max_k, dropout_p, is_causal, scale,
-        window_size_left, window_size_right,
+        window_size_left, window_size_right, alibi_slopes,
     )  # fmt: skip
     return lse
 
 
 def aten_written(
-    out, q, k, v, cum_seq_q, cum_seq_k, max_q, max_k, dropout_p, is_causal, scale, left, right
-):
+    out, q, k, v, cum_seq_q, cum_seq_k, max_q, max_k, dropout_p, is_causal, scale, left, right,
+    slopes,
+):  # fmt: skip
     """Torch's copy of Flash 2, which has no softcap."""
     window, extension = (is_causal, left, right, 0.0, False, None), Flash2Extension()
     if cum_seq_q is None:
         assert (max_q, max_k) == (q.shape[1], k.shape[1])
-        return extension.fwd(q, k, v, out, None, dropout_p, scale, *window)
+        return extension.fwd(q, k, v, out, slopes, dropout_p, scale, *window)
     return extension.varlen_fwd(
-        q, k, v, out, cum_seq_q, cum_seq_k, None, None, None, None, max_q, max_k, dropout_p, scale,
-        False, *window,
+        q, k, v, out, cum_seq_q, cum_seq_k, None, None, None, slopes, max_q, max_k, dropout_p,
+        scale, False, *window,
     )  # fmt: skip
 
 

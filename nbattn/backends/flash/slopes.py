@@ -49,8 +49,7 @@ def misplaced(axis: BoundAxis, pieces: list[Piece]) -> Reason | None:
     for piece in pieces:
         query, key = piece.query, piece.key
         if not (_is_one_range(query) and _is_one_range(key) and query.group_step == key.group_step):
-            text = "a call takes every second position or folds groups: its distances are others"
-            return Reason("alibi_slopes", text)
+            return Reason("alibi_slopes", "its calls step over positions: their distances differ")
         first = query.start + axis.offset - key.start
         if first != key.length - query.length:
             text = f"{_ELSEWHERE}; in the call for queries from {query.start} on that is"
