@@ -47,6 +47,7 @@ FLASH_GRIDS = "nbattn/backends/flash/grids.py"
 GRID_SIZES, GATHERED = "nbattn/grids.py", "nbattn/backends/gathered.py"
 GATHERING, PACKED = "nbattn/planner/gathering.py", "nbattn/program/packed.py"
 PACKED_PROOF = "nbattn/planner/packed_proof.py"
+FLASH_SLOPES = "nbattn/backends/flash/slopes.py"
 FLASH_RANGES = "nbattn/backends/flash/ranges.py"
 SDPA_KERNELS = "nbattn/backends/dense/kernels.py"
 CUDA_MEANING = "nbattn/backends/cuda/meaning.py"
@@ -601,6 +602,32 @@ MUTANTS = [
            "backends/flash/grids"),
     Mutant("grids-top-left", FLASH_GRIDS, "(sizes.query != sizes.key).any()", "False",
            "backends/flash/grids"),
+    Mutant("slopes-causal-kernel", FLASH_SLOPES, "left = longest - 1 if shifts else window.left",
+           "left = longest if shifts else window.left", "backends/flash/slopes"),
+    Mutant("slopes-anywhere", FLASH_SLOPES, "if first != key.length - query.length:", "if False:",
+           "backends/flash/slopes"),
+    Mutant("slopes-steps", FLASH_SLOPES,
+           "if not all(view.step == 1 or view.length == 1 for view in (query, key)):",
+           "if False:",
+           "backends/flash/slopes"),
+    Mutant("slopes-in-grids", FLASH_SLOPES,
+           "if (np.broadcast_to(first, corner.shape) == corner).all():", "if True:",
+           "backends/flash/slopes"),
+    Mutant("slopes-of-samples", FLASH_SLOPES, "exact.repeat_interleave(times, dim=0)",
+           "exact.repeat(times, 1)", "backends/flash/slopes"),
+    Mutant("slopes-one-query", FLASH_MEANING, "(queries > 1 or self.slopes)", "queries > 1",
+           "backends/flash/slopes"),
+    Mutant("slopes-model", FLASH_MEANING, "-column if is_causal_kernel else distance", "distance",
+           "backends/flash/slopes"),
+    Mutant("slopes-folded", FLASH_CANDIDATES, "if query.groups > 1:", "if False:",
+           "backends/flash/slopes"),
+    Mutant("slopes-padded", FLASH_CANDIDATES,
+           'if strategy == "pad" and request.alibi_slopes:', "if False:", "backends/flash/slopes"),
+    Mutant("slopes-built-in-backward", "nbattn/backends/flash/providers.py",
+           "backward_slopes=False", "backward_slopes=True", "backends/flash/slopes"),
+    Mutant("slopes-not-passed-back", "nbattn/backends/flash/adapters.py",
+           '"alibi_slopes": options.slopes,\n        "deterministic"',
+           '"alibi_slopes": None,\n        "deterministic"', "backends/flash/slopes"),
     Mutant("grids-unproved", PACKED_PROOF, "(times != 1).any()", "False",
            "planner/packed_proof"),
     Mutant("pack-longest", FLASH_PACKING,

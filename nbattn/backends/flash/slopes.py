@@ -21,7 +21,6 @@ from nbattn.geometry import BoundAxis
 from nbattn.grids import PackedGrids
 from nbattn.program.dense_pieces import Piece
 from nbattn.program.limits import Reason
-from nbattn.program.program import AxisView
 
 _ELSEWHERE = "Flash counts distances with the last query at the last key"
 
@@ -45,10 +44,12 @@ def added_to(call: FlashArguments, keys: int) -> FlashArguments:
 
 
 def misplaced(axis: BoundAxis, pieces: list[Piece]) -> Reason | None:
-    """Why a kernel's distances are not those of the mask in one of the pieces of an axis."""
+    """Why a kernel's distances are not those of the mask in one of the pieces of an axis. Groups of
+    a piece move its queries and keys alike, so the first one stands for all.
+    """
     for piece in pieces:
         query, key = piece.query, piece.key
-        if not (_is_one_range(query) and _is_one_range(key) and query.group_step == key.group_step):
+        if not all(view.step == 1 or view.length == 1 for view in (query, key)):
             return Reason("alibi_slopes", "its calls step over positions: their distances differ")
         first = query.start + axis.offset - key.start
         if first != key.length - query.length:
@@ -81,9 +82,3 @@ def of_sequences(call: FlashArguments, slopes: Tensor) -> Tensor:
     exact = slopes.to(torch.float32).contiguous()
     times = sum(run.times for run in call.runs)
     return exact if exact.dim() == 1 or not times else exact.repeat_interleave(times, dim=0)
-
-
-def _is_one_range(view: AxisView) -> bool:
-    """Whether the positions of all groups follow one another without a gap."""
-    step = view.step == 1 or view.length == 1
-    return step and (view.groups == 1 or view.group_step == view.length)
