@@ -111,6 +111,7 @@ LAYER_INPUTS: Synonyms = {
     "context": ("encoder-hidden-states", "k", "key", "key-value-states", "kv", "memory"),
     "extra_tokens": ("cls-token", "extra", "register-tokens", "registers", "text-tokens"),
     "update_extra": ("update-extras", "update-extra-tokens", "update-registers", "return-extra"),
+    "alibi_slopes": ("alibi", "slopes"),
 }
 PLAN_KEYS: Synonyms = {
     "mask": LAYER_KEYS["mask"],

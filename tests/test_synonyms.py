@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 from collections import Counter
 from dataclasses import fields
 
 import pytest
 
-from nbattn import synonyms
+from nbattn import NeighborhoodAttention, synonyms
 from nbattn.axis import Axis
 from nbattn.backends import families
 from nbattn.config import LayerConfig, PlanConfig
@@ -20,7 +21,10 @@ TABLES = {
     "backends": (synonyms.BACKENDS, families.BACKENDS),
     "dtypes": (synonyms.DTYPES, DTYPES),
     "layouts": (synonyms.LAYOUTS, ("channels_last", "channels_first")),
-    "inputs of layers": (synonyms.LAYER_INPUTS, ("x", "context", "extra_tokens", "update_extra")),
+    "inputs of layers": (
+        synonyms.LAYER_INPUTS,
+        inspect.signature(NeighborhoodAttention.forward).parameters,
+    ),
     "devices": (synonyms.DEVICES, DEVICES),
     "strategies": (synonyms.STRATEGIES, families.STRATEGIES),
     "layers": (synonyms.LAYER_KEYS, {f.name for f in fields(LayerConfig)} | LAYER_ALONE),

@@ -141,6 +141,7 @@ class NeighborhoodAttention(nn.Module):
         update_extra: bool = False,
         key_range: Any = None,
         extra_range: Any = None,
+        alibi_slopes: Any = None,
         grids: Any = None,
         key_grids: Any = None,
         **others: Any,
@@ -158,6 +159,8 @@ class NeighborhoodAttention(nn.Module):
                 to the whole grid of keys and to one another, as in `joint_attention`.
             key_range: as in `attention`: no query attends to keys outside [start, stop).
             extra_range: as in `attention`: nor to extra tokens outside of it (padded text).
+            alibi_slopes: as in `attention`, of the layer's heads; no parameter, since slopes have
+                no gradient. Layers whose heads are sharded take those of their own heads.
             grids, key_grids: as in `attention`: x is then `[T, dim]`, the tokens of grids of these
                 sizes, the context `[Tk, …]`, and extra tokens and key_range have an entry per grid.
             more, others: arguments of other libraries' layers, which are refused in words.
@@ -170,17 +173,19 @@ class NeighborhoodAttention(nn.Module):
             InputError, MaskError, BackendError: as `attention`.
         """
         is_traced = isinstance(x, fx.Proxy)
-        named = {"extra_tokens": extra_tokens, "key_range": key_range, "extra_range": extra_range}
+        placed = {"key_range": key_range, "extra_range": extra_range, "alibi_slopes": alibi_slopes}
         sizes = {"grids": grids, "key_grids": key_grids}
         if is_traced or more or others:
-            given: dict[str, Any] = {"x": x, "context": context, **named, **sizes}
+            given: dict[str, Any] = {"x": x, "context": context, "extra_tokens": extra_tokens}
+            given |= {**placed, **sizes}
             given |= {"update_extra": None if update_extra is False else update_extra}
             given = {name: value for name, value in given.items() if value is not None}
             if is_traced:
                 return self._as_leaf(**given)
             raise words.refused_call(self, given, more, others)
         if grids is not None or key_grids is not None:
-            return packed.attend(self, x, context, update_extra=update_extra, **named, **sizes)
+            named = {"extra_tokens": extra_tokens, "update_extra": update_extra}
+            return packed.attend(self, x, context, **named, **placed, **sizes)
         self._check(x, context, extra_tokens, update_extra)
         channels_first = self.layout == "channels_first"
         if channels_first:
@@ -191,8 +196,7 @@ class NeighborhoodAttention(nn.Module):
             query, key = self._transformed(query, key)
             extras = (*self._transformed_extras(*extras[:2]), extras[2])
             value = value.contiguous()
-        ranges = {"key_range": key_range, "extra_range": extra_range}
-        results = self._attended((query, key, value), extras, **ranges)
+        results = self._attended((query, key, value), extras, **placed)
         out = results[0].movedim(-1, 1) if channels_first else results[0]
         return (out, results[1]) if len(results) > 1 else out
 
@@ -205,6 +209,7 @@ class NeighborhoodAttention(nn.Module):
         update_extra: bool = False,
         key_range: bool = False,
         extra_range: bool = False,
+        alibi_slopes: bool = False,
         grids: Any = None,
         key_grids: Any = None,
         dtype: torch.dtype | str | None = None,
@@ -218,7 +223,7 @@ class NeighborhoodAttention(nn.Module):
             context_shape: of the context, `[B, *key_space, dim]`, likewise.
             extra_tokens: their number E.
             update_extra: whether they are queries, too; the plan is then a `JointPlan`.
-            key_range, extra_range: whether there is one.
+            key_range, extra_range, alibi_slopes: whether there are some.
             grids, key_grids: as in forward; shapes are then `[T, dim]`.
             dtype: default: that of the parameters, or of autocast if it is on.
             device: default: that of the parameters; a name such as "sm_90" needs no device.
@@ -260,6 +265,7 @@ class NeighborhoodAttention(nn.Module):
             extra_queries=update_extra,
             key_range=key_range,
             extra_range=extra_range,
+            alibi_slopes=alibi_slopes,
             relative_bias=self.rpb is not None,
             grids=grids,
             key_grids=key_grids,

@@ -30,7 +30,7 @@ def attend(
     update_extra: bool,
     grids: Any,
     key_grids: Any,
-    **ranges: Any,
+    **placed: Any,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Computes the layer on packed grids; channels are last in every layout."""
     channels = layer.context_dim or layer.dim
@@ -60,7 +60,7 @@ def attend(
         extras = (*layer._transformed_extras(*extras[:2]), extras[2])
         value = value.contiguous()
     sizes = {"grids": grids, "key_grids": key_grids}
-    out, *more = layer._attended((query, key, value), extras, **ranges, **sizes)
+    out, *more = layer._attended((query, key, value), extras, **placed, **sizes)
     return (out, more[0]) if more else out
 
 

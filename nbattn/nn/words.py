@@ -26,6 +26,7 @@ Given = Mapping[str, Any]
 _NEIGHBORHOOD = ("kernel_size", "dilation", "stride", "is_causal", "causal")
 _WINDOWS = ("window", "window_size", "local_window", "sliding_window", "attention_window")
 _DROPOUTS = ("dropout", "dropout_p", "attn_drop", "attn_dropout", "attention_dropout")
+_SLOPES = ("alibi_slopes", "slopes", "alibi", "use_alibi")
 _BIASES = ("rel_pos_bias", "rpb", "relative_position_bias", "use_rpb")
 _WEIGHTS = ("need_weights", "average_attn_weights", "output_attentions", "return_attention")
 _MASKS = ("mask", "attn_mask", "attention_mask", "block_mask", "src_mask")
@@ -166,6 +167,9 @@ def of_the_layer(name: str, value: Any, given: Given, names: Collection[str]) ->
         return Answer("windows are in the mask", _new(given, "mask", _window(value, given)))
     if name in _BIASES:
         return _bias(value, given)
+    if name in _SLOPES:
+        why = "slopes are given to each call, layer(x, alibi_slopes=slopes)"
+        return Answer(why, is_known=False)
     if name in _DROPOUTS:
         why = "attention stores no weights that could be dropped; proj_drop drops of its output"
         return Answer(why, _new(given, "proj_drop", value) if value else {})

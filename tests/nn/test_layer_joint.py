@@ -45,7 +45,7 @@ def normed(tokens: Tensor, norm: Any) -> Tensor:
 
 def by_hand(
     layer: Any, x: Tensor, context: Tensor | None, extra: Tensor, key_range: Tensor | None = None,
-    extra_range: Tensor | None = None,
+    extra_range: Tensor | None = None, alibi_slopes: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """All tokens in one dense softmax, head by head, from the layer's own matrices."""
     source = x if context is None else context
@@ -79,6 +79,10 @@ def by_hand(
         middle = torch.tensor(layer.rpb.shape[1:]) // 2
         at = (steps + middle).clamp(min=torch.zeros_like(middle), max=2 * middle).unbind(-1)
         table = nn.functional.pad(layer.rpb[:, *at], (0, count, 0, count))
+    if alibi_slopes is not None:  # of one axis, in self-attention
+        at = torch.arange(space[0], dtype=torch.float64)
+        linear = -alibi_slopes[:, None, None] * (at[:, None] - at).abs()
+        table = table + nn.functional.pad(linear, (0, count, 0, count))
     parts: list[Tensor] = []
     for head in range(heads[0]):
         group = head * heads[1] // heads[0]
@@ -92,9 +96,11 @@ def by_hand(
 
 
 NEAR = Mask.neighborhood((3, 2))
+PLACED = ("key_range", "extra_range", "alibi_slopes")
 CASES: dict[str, tuple[Mask, tuple[int, ...], tuple[int, ...] | None, dict[str, Any], str]] = {
     "line": (LINE, (11,), None, {"kv_heads": 2}, ""),
     "line_of_as_many_extra_tokens": (LINE, (3,), None, {}, ""),
+    "line_slopes": (LINE, (11,), None, {"kv_heads": 2}, "slopes, padded"),
     "plane": (PLANE, (4, 5), None, {"kv_heads": 1, "head_dim": 5}, ""),
     "plane_norm": (PLANE, (4, 5), None, {"qk_norm": True, "scale": 0.4}, "range"),
     "plane_transform": (PLANE, (4, 5), None, {"qk_norm": True, "qk_transform": Scaled()}, ""),
@@ -117,6 +123,8 @@ def case(name: str) -> tuple[Any, list[Tensor], dict[str, Any]]:
     if "range" in given:
         boxes = [[[0, n] for n in keys or space], [[1, max(1, n - 1)] for n in keys or space]]
         named["key_range"] = torch.tensor(boxes, dtype=torch.int32)
+    if "slopes" in given:
+        named["alibi_slopes"] = torch.tensor([0.5, 0.25, 1.5, 0.0])
     if "padded" in given:
         named["extra_range"] = torch.tensor([[0, 1], [1, 3]], dtype=torch.int32)
     return layer, tokens, named
@@ -145,13 +153,13 @@ def test_layer_equals_a_hand_written_layer(
     layer, tokens, named = case(name)
     leaves = [t.requires_grad_() for t in (*tokens, named["extra_tokens"])]
     x, context = tokens[0], tokens[1] if len(tokens) > 1 else None
-    ranges = {name: named.get(name) for name in ("key_range", "extra_range")}
+    ranges = {name: named.get(name) for name in PLACED}
     wanted = by_hand(layer, x, context, named["extra_tokens"], **ranges)
     layer.layout = layout
     given = [t.movedim(-1, 1) for t in tokens] if layout == "channels_first" else tokens
     found = layer(*given, **named, update_extra=True)
     shapes = [t.shape for t in given]
-    flags = {n: True for n in ("key_range", "extra_range") if n in named}
+    flags = {n: True for n in PLACED if n in named}
     plan = layer.plan_for(*shapes, extra_tokens=3, update_extra=True, **flags)
     assert isinstance(plan, JointPlan)
     if layer.backend != "reference":  # which needs no plan

@@ -123,3 +123,17 @@ def test_a_context_of_other_grids() -> None:
     found = layer(x, context, grids=[(5, 6)], key_grids=[(3, 4)])
     wanted = layer(x.view(1, 5, 6, 16), context.view(1, 3, 4, 16))
     torch.testing.assert_close(found, wanted.flatten(0, 2))
+
+
+@pytest.mark.parametrize("per_grid", [False, True])
+def test_documents_with_slopes(per_grid: bool) -> None:
+    layer = NeighborhoodAttention(16, 2, Mask.causal()).double()
+    lengths = [5, 9, 1]
+    x, slopes = torch.randn(15, 16).double(), torch.rand((3, 2) if per_grid else (2,))
+    found = layer(x, grids=lengths, alibi_slopes=slopes)
+    parts = [
+        layer(part[None], alibi_slopes=slopes[n] if per_grid else slopes)[0]
+        for n, part in enumerate(x.split(lengths))
+    ]
+    torch.testing.assert_close(found, torch.cat(parts))
+    assert not torch.allclose(found, layer(x, grids=lengths))

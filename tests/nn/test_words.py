@@ -84,6 +84,10 @@ CONSTRUCTOR = {  # arguments: the reason, and the fix
         "'use_rpb': here it is relative_bias.",
         f"{SAME}, relative_bias=True).",
     ),
+    "64, 4, mask, alibi=True": (
+        "'alibi': slopes are given to each call, layer(x, alibi_slopes=slopes).",
+        "",  # without them the layer would mean something else
+    ),
     "64, 4, mask, zzz=1": (
         "'zzz': it has dim, num_heads, mask, kv_heads, head_dim, qkv_bias, proj_drop, "
         "qk_transform, scale, qk_norm, context_dim, relative_bias, layout, backend, device, "
@@ -129,6 +133,10 @@ CALLS = {
         "layer(x, extra_tokens=registers, key_range=key_range).",
     ),
 }
+CALLS["x, slopes=padding"] = (
+    "'slopes': here it is alibi_slopes.",
+    "layer(x, alibi_slopes=slopes).",
+)
 THREE = "layer takes x and a context, not 3 tensors: it projects queries, keys and values itself."
 
 
