@@ -319,8 +319,9 @@ class NeighborhoodAttention(nn.Module):
             of_keys = projections.project("kv", self.kv, heads[1:], dim, sources)
             found = [first, of_keys[0], *others, *of_keys[1:]]
         parts = [part for source in found for part in source]
-        if extra is not None and not holds(parts[-1].shape[0] == x.shape[0]):
-            parts[3:] = (part.expand(x.shape[0], -1, -1, -1) for part in parts[3:])
+        for n, part in enumerate(parts[3:], 3):  # where q and kv differ, so may their batches
+            if not holds(part.shape[0] == x.shape[0]):
+                parts[n] = part.expand(x.shape[0], -1, -1, -1)
         if update:  # views of one result that the grid's keys are not part of
             parts[3:] = (part.contiguous() for part in parts[3:])
         return parts
