@@ -363,6 +363,8 @@ class NeighborhoodAttention(nn.Module):
         """Computes attention of query, key and value in heads, and the output projection: of the
         grid's tokens, and of extra tokens that are queries.
         """
+        if self.is_head_parallel and not projections.is_sharded(self.proj.weight):
+            raise inputs.proj_not_sharded()
         extra_query, extra_key, extra_value = extras
         named |= {"extra_key": extra_key, "extra_value": extra_value, "scale": self.scale}
         named |= {"relative_bias": self._table(), "backend": self.backend}
@@ -429,8 +431,6 @@ class NeighborhoodAttention(nn.Module):
                 raise inputs.nothing_to_update()
         if self.layout == "channels_last":
             shapes.warn_of_channels_first(x.shape, self.dim)
-        if self.is_head_parallel and not projections.is_sharded(self.proj.weight):
-            raise inputs.proj_not_sharded()
 
     def _check_update(self, update_extra: object) -> None:
         """Checks that extra tokens can be queries."""
