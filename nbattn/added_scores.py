@@ -77,6 +77,10 @@ def _reshaped(sizes: Sequence[int], expected: Sequence[int]) -> str:
         return f"relative_bias=relative_bias.expand({', '.join(map(str, expected))})."
     if _is(sizes, (*expected[1:], expected[0])):
         return "relative_bias=relative_bias.movedim(-1, 0)."
+    if _is(sizes, (math.prod(expected[1:]), expected[0])):
+        window = tuple((size + 1) // 2 for size in expected[1:])
+        table = f"nbattn.integrations.swin.relative_bias_from(relative_bias, {window})"
+        return f"relative_bias={table}, for Swin's table."
     return ""
 
 

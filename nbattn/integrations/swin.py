@@ -15,7 +15,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from nbattn.errors import InputError
+from nbattn import arguments
+from nbattn.axis import nearest, whole
+from nbattn.errors import InputError, MaskError, kind
 from nbattn.functional import attention
 from nbattn.mask import Mask
 
@@ -42,11 +44,12 @@ def relative_bias_from(table: Tensor, window: Sizes) -> Tensor:
     >>> torch.equal(table_from(relative_bias_from(table, 7)), table)
     True
     """
-    sizes = [2 * size - 1 for size in _per_axis(window)]
-    if table.dim() != 2 or table.shape[0] != math.prod(sizes):
+    windows = _per_axis("window", window)
+    sizes = [2 * size - 1 for size in windows]
+    if not isinstance(table, Tensor) or table.dim() != 2 or table.shape[0] != math.prod(sizes):
         raise InputError(
-            f"table is {list(table.shape)}, not [{math.prod(sizes)}, H]: 2 W - 1 entries per axis "
-            f"of window {tuple(_per_axis(window))}.",
+            f"table is {_shown(table)}, not [{math.prod(sizes)}, H]: 2 W - 1 entries per axis of "
+            f"window {windows}.",
             _fitting(table),
         )
     grid = table.unflatten(0, sizes).movedim(-1, 0)
@@ -56,7 +59,12 @@ def relative_bias_from(table: Tensor, window: Sizes) -> Tensor:
 def table_from(relative_bias: Tensor) -> Tensor:
     """Returns a `relative_bias`, `[H, 2 W - 1 per axis]`, as Swin's table: the reverse of
     `relative_bias_from`.
+
+    Raises:
+        InputError: it is no table.
     """
+    if not isinstance(relative_bias, Tensor) or relative_bias.dim() < 2:
+        raise InputError(f"relative_bias is {_shown(relative_bias)}, not [H, 2 W - 1 per axis].")
     return relative_bias.flip([*range(1, relative_bias.dim())]).flatten(1).T
 
 
@@ -66,7 +74,7 @@ def mask(window: Sizes) -> Mask:
     >>> mask(7)
     Mask(Axis(3, 3, stride=7, border='shift'), Axis(3, 3, stride=7, border='shift'))
     """
-    sizes = _per_axis(window)
+    sizes = _per_axis("window", window)
     return Mask.neighborhood(sizes, stride=sizes)
 
 
@@ -92,7 +100,8 @@ def window_attention(
         relative_bias: `[H, 2 W - 1 per axis]`, or None.
         window: W per axis, or one for both axes of images.
         shift: by how many tokens windows begin later, per axis or one for all: 0, or `W // 2` in
-            every second block of Swin; less than W.
+            every second block of Swin; less than W. Swin's own blocks have 0 where a window holds
+            the whole grid.
         scale: factor of the scores; default `D ** -0.5`.
         backend: as in `nbattn.attention`.
 
@@ -100,15 +109,24 @@ def window_attention(
         `[B, *space, H, Dv]`.
 
     Raises:
-        InputError: the window does not divide the space, or the shift is not less than it.
+        InputError: the window does not divide the space, the shift is not less than it, or keys
+            have another space than queries.
 
     >>> tokens = torch.randn(1, 14, 14, 3, 32)
     >>> window_attention(tokens, tokens, tokens, window=7, shift=3).shape
     torch.Size([1, 14, 14, 3, 32])
     """
+    if not all(isinstance(given, Tensor) for given in (query, key, value)):
+        arguments.check_tensors(query, {"key": key, "value": value})  # in its words
     space = query.shape[1:-2]
-    sizes, shifts = _per_axis(window, len(space)), _per_axis(shift, len(space))
+    sizes = _per_axis("window", window, len(space))
+    shifts = _per_axis("shift", shift, len(space), low=None)
     _check(space, sizes, shifts)
+    if not key.shape[1:-2] == value.shape[1:-2] == space:
+        raise InputError(
+            f"query {list(query.shape)}, key {list(key.shape)}, value {list(value.shape)}: Swin's "
+            "windows hold the queries and the keys of one grid."
+        )
     blocks = mask(sizes)
     if not any(shifts):
         return attention(
@@ -135,8 +153,14 @@ def window_attention(
     )
 
 
-def _per_axis(sizes: Sizes, rank: int = 2) -> tuple[int, ...]:
-    return (sizes,) * rank if isinstance(sizes, int) else tuple(sizes)
+def _per_axis(name: str, sizes: Sizes, rank: int = 2, low: int | None = 1) -> tuple[int, ...]:
+    """One whole number for each axis."""
+    several = tuple(sizes) if isinstance(sizes, Sequence) and not isinstance(sizes, str) else ()
+    try:
+        return tuple(whole(name, size, low) for size in several or (sizes,) * rank)  # pyright: ignore
+    except MaskError as error:
+        fitting = f"{name}={tuple(nearest(size, low) for size in several)}."
+        raise InputError(error.problem, fitting if several else error.fix) from None
 
 
 def _check(space: Sequence[int], sizes: Sequence[int], shifts: Sequence[int]) -> None:
@@ -162,7 +186,16 @@ def _check(space: Sequence[int], sizes: Sequence[int], shifts: Sequence[int]) ->
         )
 
 
-def _fitting(table: Tensor) -> str:
+def _shown(given: object) -> str:
+    """The shape of a tensor, or what is there in the place of one."""
+    if isinstance(given, Tensor):
+        return str(list(given.shape))
+    return "None" if given is None else kind(given)
+
+
+def _fitting(table: object) -> str:
     """The window of a table for images, where its entries are those of a square one."""
-    side = math.isqrt(table.shape[0]) if table.dim() == 2 else 0
+    if not isinstance(table, Tensor) or table.dim() != 2:
+        return ""
+    side = math.isqrt(table.shape[0])
     return f"window={(side + 1) // 2}." if side % 2 and side**2 == table.shape[0] else ""

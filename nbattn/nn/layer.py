@@ -325,8 +325,9 @@ class NeighborhoodAttention(nn.Module):
             of_keys = projections.project("kv", self.kv, heads[1:], dim, sources)
             found = [first, of_keys[0], *others, *of_keys[1:]]
         parts = [part for source in found for part in source]
-        if extra is not None and not holds(parts[-1].shape[0] == x.shape[0]):
-            parts[3:] = (part.expand(x.shape[0], -1, -1, -1) for part in parts[3:])
+        for n, part in enumerate(parts[3:], 3):  # where q and kv differ, so may their batches
+            if not holds(part.shape[0] == x.shape[0]):
+                parts[n] = part.expand(x.shape[0], -1, -1, -1)
         if update:  # views of one result that the grid's keys are not part of
             parts[3:] = (part.contiguous() for part in parts[3:])
         return parts
@@ -368,6 +369,8 @@ class NeighborhoodAttention(nn.Module):
         """Computes attention of query, key and value in heads, and the output projection: of the
         grid's tokens, and of extra tokens that are queries.
         """
+        if self.is_head_parallel and not projections.is_sharded(self.proj.weight):
+            raise inputs.proj_not_sharded()
         extra_query, extra_key, extra_value = extras
         named |= {"extra_key": extra_key, "extra_value": extra_value, "scale": self.scale}
         named |= {"relative_bias": self._table(), "backend": self.backend}
@@ -434,8 +437,6 @@ class NeighborhoodAttention(nn.Module):
                 raise inputs.nothing_to_update()
         if self.layout == "channels_last":
             shapes.warn_of_channels_first(x.shape, self.dim)
-        if self.is_head_parallel and not projections.is_sharded(self.proj.weight):
-            raise inputs.proj_not_sharded()
 
     def _check_update(self, update_extra: object) -> None:
         """Checks that extra tokens can be queries."""

@@ -86,14 +86,16 @@ def project(
 
 
 def called(linear: Any, tokens: Sequence[Tensor]) -> list[Tensor]:
-    """Calls a linear layer with tokens `[B, *, C]`: each apart if it is a plain one, which copies
-    nothing; any other module once, for all side by side, as `project` does.
+    """Calls a linear layer with tokens `[B, *, C]`, or those of packed grids first, `[T, C]`: each
+    apart if it is a plain one, which copies nothing; any other module once, for all side by side,
+    as `project` does.
     """
     if len(tokens) == 1 or is_plain(linear):
         return [linear(part) for part in tokens]
-    joined = linear(torch.cat([part.flatten(1, -2) for part in tokens], dim=1))
-    rows = joined.split([prod(part.shape[1:-1]) for part in tokens], dim=1)
-    return [row.unflatten(1, part.shape[1:-1]) for row, part in zip(rows, tokens, strict=True)]
+    at = 0 if tokens[0].dim() == 2 else 1
+    joined = linear(torch.cat([part.flatten(at, -2) for part in tokens], dim=at))
+    rows = joined.split([prod(part.shape[at:-1]) for part in tokens], dim=at)
+    return [row.unflatten(at, part.shape[at:-1]) for row, part in zip(rows, tokens, strict=True)]
 
 
 def autocast_dtype(weight: Tensor) -> torch.dtype | None:

@@ -76,6 +76,8 @@ def candidates(request: Request, own: Iterable[Candidate]) -> list[Candidate]:
     taken = {families.family_of(runner).name for runner in runs}
     some = _buckets(request)
     offers: dict[str, list[Candidate | tuple[Reason, ...]]] = {}
+    # names of backends are against the whole candidate, and said there
+    strategies = [name for name in request.forbid if name in families.STRATEGIES]
     sizes = [request.of_size(bucket.number, bucket.grids) for bucket in some]
     for size in sizes or [_without_tokens(request)]:
         of_size = replace(size, require=(), forbid=())
@@ -83,7 +85,7 @@ def candidates(request: Request, own: Iterable[Candidate]) -> list[Candidate]:
         for candidate in planner.offered(of_size, of_size.axes(), taken):
             offered.setdefault(candidate.backend, []).append(candidate)
         for backend, of_backend in offered.items():
-            offers.setdefault(backend, []).append(_best(of_backend))
+            offers.setdefault(backend, []).append(_best(of_backend, strategies))
     return [
         _gathered(request, backend, list(zip(some or [_NONE], parts, strict=True)))
         for backend, parts in offers.items()
@@ -115,12 +117,15 @@ def _of_size(request: Request, number: int, backend: str) -> Request:
     return replace(one, backend=backend, require=(), forbid=request.forbid, layout=layout)
 
 
-def _best(candidates: list[Candidate]) -> Candidate | tuple[Reason, ...]:
-    """The cheapest accepted candidate of a backend, or the reasons against its first one."""
-    accepted = [c for c in candidates if not c.reasons and c.cost is not None]
+def _best(candidates: list[Candidate], forbid: list[str]) -> Candidate | tuple[Reason, ...]:
+    """The cheapest accepted candidate of a backend, or the reasons against its first one; against
+    the first that is only forbidden, where there is one.
+    """
+    able = [c for c in candidates if not c.reasons and c.cost is not None]
+    accepted = [c for c in able if not c.forbidden(forbid)]
     if accepted:
         return min(accepted, key=lambda c: c.cost.seconds if c.cost else 0.0)
-    return candidates[0].reasons
+    return tuple(able[0].forbidden(forbid)) if able else candidates[0].reasons
 
 
 def _gathered(

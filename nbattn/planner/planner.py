@@ -174,11 +174,7 @@ def _not_requested(request: Request, candidate: Candidate) -> list[Reason]:
             for name in request.require
             if name not in has
         ]
-        reasons += [
-            Reason("forbid", f"uses {name!r}, which is forbidden")
-            for name in request.forbid
-            if name in has
-        ]
+        reasons += candidate.forbidden(request.forbid)
     if request.backend == families.AUTO:
         why = families.backend(candidate.runner).by_name
         if why is None or candidate.reasons:

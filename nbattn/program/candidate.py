@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -47,6 +48,13 @@ class Candidate:
     def name(self) -> str:
         """Backend, strategy and rewrites, as `explain()` lists them."""
         return "/".join([self.backend, "+".join([self.strategy, *self.traits])])
+
+    def forbidden(self, names: Iterable[str]) -> list[Reason]:
+        """The reasons that forbidden names of backends and strategies are against it."""
+        has = {self.runner, self.backend, self.strategy, *self.traits}
+        return [
+            Reason("forbid", f"uses {name!r}, which is forbidden") for name in names if name in has
+        ]
 
     def work(self) -> str:
         """Describes the work of an accepted candidate: arguments, computed scores, calls."""

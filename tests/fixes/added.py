@@ -8,6 +8,7 @@ DENSE = (
     "torch.nn.functional.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), "
     "v.transpose(1, 2), attn_mask={}).transpose(1, 2)"
 )
+SWIN = "nbattn.integrations.swin.relative_bias_from(relative_bias, (2, 4))"
 STEP = "(torch.arange(12) - torch.arange(12)[:, None])"
 
 
@@ -121,6 +122,14 @@ TABLES = [
         "relative_bias=relative_bias.movedim(-1, 0)",
         SAME.format("attention(q, k, v, mask, relative_bias=relative_bias.T)"),
         "relative_bias = torch.randn(7, 4)",
+    ),
+    Row(
+        "attention(image, image, image, windows, relative_bias=relative_bias)",
+        f"relative_bias={SWIN}",
+        f"out = attention(image, image, image, windows, relative_bias={SWIN})",
+        SAME.format(f"swin.window_attention(image, image, image, {SWIN}, window=(2, 4))"),
+        "from nbattn.integrations import swin; windows = swin.mask((2, 4))\n"
+        "relative_bias = torch.randn(21, 4)",
     ),
     argument(
         "relative_bias=relative_bias",

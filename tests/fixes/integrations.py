@@ -313,6 +313,13 @@ SWIN_ROWS = [
         given=_SWIN,
     ),
     Row(
+        call="attend(window=2.0)",
+        pasted="window=2",
+        fixed="out = attend(window=2)",
+        means="torch.equal(out, attend(window=(2, 2)))",
+        given=_SWIN,
+    ),
+    Row(
         call="attend(window=(2,))",
         pasted="window=(2, 2), shift=(0, 0)",
         fixed="out = attend(window=(2, 2), shift=(0, 0))",

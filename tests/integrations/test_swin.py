@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -147,6 +148,44 @@ REFUSED: dict[str, tuple[Callable[[], Any], str, str]] = {
         "shift=(4, 1) is not between 0 and the window (4, 3).",
         "shift=(0, 1).",
     ),
+    "a window that is no number": (
+        lambda: swin.window_attention(PLANE, PLANE, PLANE, window=4.0),  # pyright: ignore
+        "window=4.0 is a float, not an integer.",
+        "window=4.",
+    ),
+    "a window without tokens": (
+        lambda: swin.window_attention(PLANE, PLANE, PLANE, window=(4, 0)),
+        "window=0 is below 1.",
+        "window=(4, 1).",
+    ),
+    "a shift that is no number": (
+        lambda: swin.window_attention(PLANE, PLANE, PLANE, window=(4, 3), shift=(2.0, 1)),  # pyright: ignore
+        "shift=2.0 is a float, not an integer.",
+        "shift=(2, 1).",
+    ),
+    "keys of another grid": (
+        lambda: swin.window_attention(
+            PLANE, PLANE[:, :4], PLANE[:, :4], window=(4, 3), shift=(2, 1)
+        ),
+        "query [1, 8, 9, 2, 4], key [1, 4, 9, 2, 4], value [1, 4, 9, 2, 4]: Swin's windows hold "
+        "the queries and the keys of one grid.",
+        "",
+    ),
+    "no value": (
+        lambda: swin.window_attention(PLANE, PLANE, None, window=(4, 3)),  # pyright: ignore
+        "value is None, not a tensor.",
+        "",
+    ),
+    "no table at all": (
+        lambda: swin.relative_bias_from(None, 2),  # pyright: ignore
+        "table is None, not [9, H]: 2 W - 1 entries per axis of window (2, 2).",
+        "",
+    ),
+    "no table to turn back": (
+        lambda: swin.table_from(torch.zeros(3)),
+        "relative_bias is [3], not [H, 2 W - 1 per axis].",
+        "",
+    ),
     "a window of other axes": (
         lambda: swin.window_attention(PLANE, PLANE, PLANE, window=(4,)),
         "window=(4,) and shift=(0, 0) for 2 axes.",
@@ -165,3 +204,11 @@ def test_message_of_windows_that_do_not_fit(name: str) -> None:
 
 def test_the_mask_is_natten_blocked() -> None:
     assert swin.mask((7, 4)) == nbattn.Mask.neighborhood((7, 4), stride=(7, 4))
+
+
+def test_whole_numbers_of_numpy() -> None:
+    wanted = swin.window_attention(PLANE, PLANE, PLANE, window=(4, 3), shift=1)
+    sizes = np.array([4, 3])
+    found = swin.window_attention(PLANE, PLANE, PLANE, window=tuple(sizes), shift=np.int64(1))
+    assert torch.equal(found, wanted)
+    assert swin.mask(np.int64(4)) == swin.mask(4)

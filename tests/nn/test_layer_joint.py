@@ -191,8 +191,11 @@ def test_no_extra_tokens_and_an_empty_batch() -> None:
     assert shapes == [(0, 4, 5, 12), (0, 3, 12)]
 
 
-def test_packed_grids_are_the_grids_one_by_one() -> None:
+@pytest.mark.parametrize("hooked", [False, True])
+def test_packed_grids_are_the_grids_one_by_one(hooked: bool) -> None:
     layer, grids = build(Mask.neighborhood((3, 3)), qk_norm=True), [(4, 5), (3, 3)]
+    if hooked:
+        layer.proj.register_forward_hook(lambda *_: None)
     packed, extra = random(29, 12), random(2, 3, 12, seed=1)
     found, of_extra = layer(packed, extra_tokens=extra, update_extra=True, grids=grids)
     for n, (part, grid) in enumerate(zip(packed.split([20, 9]), grids, strict=True)):
@@ -307,6 +310,16 @@ def test_hooks_see_one_call_of_each_projection() -> None:
     found = layer(*tokens, **named, update_extra=True)
     assert seen == [(2, 4 * 5 + 3 * 7 + 3, 24), (2, 4 * 5 + 3, 12)]
     for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("name", ["q", "kv"])
+def test_registers_where_one_of_two_projections_has_a_hook(name: str) -> None:
+    layer, x, context = build(CROSS, context_dim=12), random(2, 4, 5, 12), random(2, 3, 7, 12)
+    named = {"extra_tokens": random(1, 3, 12, seed=2), "update_extra": True}
+    wanted = layer(x, context, **named)
+    getattr(layer, name).register_forward_hook(lambda *_: None)
+    for one, other in zip(layer(x, context, **named), wanted, strict=True):
         torch.testing.assert_close(one, other)
 
 

@@ -150,6 +150,8 @@ def refusals(mesh: Any) -> None:
     without = parallelize_module(copy.deepcopy(net), mesh, {"attn": HeadParallel()})
     with pytest.raises(InputError, match=r"layer\.proj is whole"):
         without(X)
+    with pytest.raises(InputError, match=r"layer\.proj is whole"):
+        without.attn(X.flatten(0, 2), grids=[(8, 5)])
     with pytest.raises(InputError, match=f"HeadParallel is on a Linear(?s:.*){hint}"):
         parallelize_module(copy.deepcopy(net), mesh, {"attn.qkv": HeadParallel()})
     with pytest.raises(InputError, match="2 ranks cannot share 3 key heads evenly"):

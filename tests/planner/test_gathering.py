@@ -75,6 +75,28 @@ def test_strategies_that_are_required_and_forbidden() -> None:
         plan(sizes, backend="sdpa", require=("mask",))
 
 
+def test_each_size_leaves_out_what_is_forbidden() -> None:
+    """As the plan says, and not only when it runs."""
+    sizes, tokens = [(9, 9), (12, 12)], torch.randn(3, 225, 4, 32)
+    found = plan(sizes, backend="sdpa", forbid=("split",))
+    used = [found.chosen.program.calls[0].arguments.candidate(n).name for n in (0, 1)]  # pyright: ignore
+    assert used == ["sdpa/mask"] * 2
+    torch.testing.assert_close(found.run(*tokens), plan(sizes, backend="reference").run(*tokens))
+    with pytest.raises(BackendError, match=r"sdpa/gather: .*uses 'dense', which is forbidden"):
+        plan(sizes, backend="sdpa", forbid=("dense", "mask"))
+    with pytest.raises(BackendError) as raised:
+        plan(sizes, backend="sdpa", forbid=("mask",))  # split is for few rows
+    assert "sdpa/gather: grids of 12x12: uses 'mask', which is forbidden" in str(raised.value)
+    assert raised.value.fix == "forbid=()"
+    assert plan(sizes, backend="auto", forbid=("dense", "mask")).chosen.backend != "sdpa"
+
+
+def test_a_forbidden_backend_is_said_once() -> None:
+    with pytest.raises(BackendError) as raised:
+        plan([(9, 9), (12, 12)], backend="sdpa", forbid=("sdpa",))
+    assert str(raised.value).count("which is forbidden") == 1
+
+
 def test_sizes_that_come_again_have_a_plan() -> None:
     some = plan([(9, 9)] * 5 + [(8, 8)]).chosen.program
     more = plan([(9, 9)] * 7 + [(8, 9)]).chosen.program

@@ -147,10 +147,12 @@ def test_tensors_that_it_is_not_for() -> None:
     call = "nbattn.joint_attention(query, key, value, mask, extra_query, extra_key, extra_value)"
     assert "extra_keys=2, extra_queries=True, dtype" in caught.value.fix
     assert caught.value.fix.endswith(f", or {call}.")
-    with pytest.raises(InputError, match="the plan is for training=False, the tensors have True"):
-        plan.run(
-            *grid, **(extras | {"extra_query": extras["extra_query"].clone().requires_grad_()})
-        )
+    trained = extras["extra_query"].clone().requires_grad_()
+    with pytest.raises(InputError) as caught:
+        plan.run(*grid, **(extras | {"extra_query": trained}))
+    assert caught.value.problem == "the plan is for training=False, the tensors have True."
+    assert "extra_queries=True, training=True" in caught.value.fix  # not that of its second part
+    assert caught.value.fix.endswith(f", or {call}.")
     with pytest.raises(InputError, match="extra_query has 2 tokens, extra_key 3"):
         plan.run(*grid, **(extras | {"extra_query": extras["extra_query"][:, :2]}))
 
