@@ -9,7 +9,7 @@ import numpy as np
 from nbattn.grids import PackedGrids
 from nbattn.program.program import Program
 
-BUCKETS = 3  # sizes that a plan looks at: all of them, or one for those of a like size
+BUCKETS = 2  # sizes that a plan looks at: all of them, or one for those of a like size
 
 
 @runtime_checkable

@@ -11,7 +11,7 @@ from typing import Generic, NamedTuple, Protocol, TypeVar
 import numpy as np
 
 from nbattn.geometry import Axes, BoundAxis, Ints, bind
-from nbattn.grids import Grids, PackedGrids
+from nbattn.grids import PackedGrids
 from nbattn.mask import Mask
 from nbattn.program.packed import buckets
 from nbattn.program.program import ByIdentity, Call, CallArguments, Program, whole
@@ -105,7 +105,8 @@ def longest(request: Request, axes: Axes) -> Axes:
     """Returns the axes; of packed grids, those with the most queries and with the most keys."""
     if request.grids is None:
         return axes
-    query, key = (side.array.max(axis=0, initial=0).tolist() for side in _sides(request.grids))
+    sizes = request.grids.sizes
+    query, key = (side.max(axis=0, initial=0).tolist() for side in (sizes.query, sizes.key))
     return tuple(map(BoundAxis, request.mask.axes, query, key))
 
 
@@ -113,12 +114,8 @@ def farthest(request: Request, axes: Axes) -> Axes:
     """Returns the axes; of packed grids, those with the greatest numbers."""
     if request.grids is None or not len(request.grids):
         return axes
-    query, key = (side.array for side in _sides(request.grids))
+    query, key = request.grids.sizes.query, request.grids.sizes.key
     offset = [axis.offset for axis in request.mask.axes]
     most = np.maximum(np.maximum(query, key), abs(key - query + offset)).argmax(axis=0)
     numbers = zip(request.mask.axes, most.tolist(), query.T, key.T, strict=True)
     return tuple(BoundAxis(axis, int(q[at]), int(k[at])) for axis, at, q, k in numbers)
-
-
-def _sides(grids: PackedGrids) -> tuple[Grids, Grids]:
-    return grids.query, grids.key

@@ -49,7 +49,7 @@ def test_several_sizes_cost_their_sum_and_copies(training: bool) -> None:
 
 def test_explain_says_that_costs_are_those_of_some() -> None:
     text = plan([(7 + n, 9) for n in range(40)], backend="auto", forbid=("native",)).explain()
-    assert "40 sizes of grids (costs are those of 3), each gathered into a batch" in text
+    assert "40 sizes of grids (costs are those of 2), each gathered into a batch" in text
 
 
 def test_a_named_backend_is_asked_about_every_size() -> None:
