@@ -113,7 +113,7 @@ def apply(model: Any) -> Any:
     """Gives a Bloom or MPT model nbattn's attention, in place, and returns it."""
     if not isinstance(model, nn.Module):
         raise InputError(
-            f"model is {kind(model)}, not a model of transformers.",
+            f"model is {_shown(model)}, not a model of transformers.",
             "nbattn.integrations.transformers.apply("
             'transformers.AutoModelForCausalLM.from_pretrained("bigscience/bloom-560m")).',
         )
@@ -126,6 +126,8 @@ def apply(model: Any) -> Any:
 
 def restore(model: Any) -> Any:
     """Reverses `apply`, and returns the model."""
+    if not isinstance(model, nn.Module):
+        raise InputError(f"model is {_shown(model)}, not the model that apply() was given.")
     _exchange(model, {ours: theirs for theirs, ours in _REPLACED.items()}, "eager")
     return model
 
@@ -143,6 +145,10 @@ def _exchange(
             known.__class__ = chosen
             if "_old_forward" in vars(part):  # accelerate's hooks call what was the forward pass
                 known._old_forward = MethodType(chosen.forward, part)
+
+
+def _shown(given: object) -> str:
+    return "None" if given is None else kind(given)
 
 
 def _other(model: nn.Module) -> InputError:

@@ -285,6 +285,11 @@ REFUSED: dict[str, tuple[Callable[[], Any], str, str]] = {
         "nbattn.integrations.transformers.apply("
         'transformers.AutoModelForCausalLM.from_pretrained("bigscience/bloom-560m")).',
     ),
+    "nothing to restore": (
+        lambda: restore(None),
+        "model is None, not the model that apply() was given.",
+        "",
+    ),
 }
 _SMALL = {"vocab_size": 97, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
 

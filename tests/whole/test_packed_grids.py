@@ -132,6 +132,19 @@ def test_no_grids(backend: str) -> None:
     assert empty.grad is not None
 
 
+@pytest.mark.parametrize("backend", ["auto", "native", "reference", "tiled"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_no_grids_with_extra_keys_and_a_table(backend: str, dtype: torch.dtype) -> None:
+    """Extra keys of no grids have no memory, and the table's gradient is zeros."""
+    empty = torch.empty(0, 2, 4, dtype=dtype, requires_grad=True)
+    extra = torch.empty(0, 3, 2, 4, dtype=dtype, requires_grad=True)
+    table = torch.ones(2, 5, 9, requires_grad=True)
+    given: dict[str, Any] = {"extra_key": extra, "extra_value": extra, "relative_bias": table}
+    out = nbattn.attention(*[empty] * 3, MASKS["neighborhood"], grids=[], backend=backend, **given)
+    out.sum().backward()  # the reference computes grid by grid: here nothing, of nothing
+    assert not any(t.grad.any() for t in (empty, extra, table) if t.grad is not None)
+
+
 def test_keys_of_a_grid_without_queries_have_no_gradient() -> None:
     query, key, value = packed([(0,), (3,)], [(4,), (3,)])
     mask = Mask.causal("bottom-right")

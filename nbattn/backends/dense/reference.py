@@ -147,7 +147,8 @@ def _attend(inputs: Inputs, mask: Mask) -> tuple[Tensor, Tensor]:
             extra_key, extra_value = (
                 t.masked_fill(~inside.mT, 0) for t in (extra_key, extra_value)
             )
-        sizes = (max(len(allowed), len(inside)), 1, allowed.shape[2], -1)
+        samples = len(inside) if len(allowed) == 1 else len(allowed)
+        sizes = (samples, 1, allowed.shape[2], -1)
         allowed = torch.cat([allowed.expand(sizes), inside.expand(sizes)], dim=-1)
         key, value = torch.cat([key, extra_key], dim=2), torch.cat([value, extra_value], dim=2)
     key, value = (t.to(exact).repeat_interleave(group, dim=1) for t in (key, value))

@@ -182,7 +182,8 @@ def _packed(
     tiles = (window.forward, window.grad_query, window.grad_key, window.grad_all)[number]
     assert tiles is not None
     heads, head_dim, value_dim = *query.shape[-2:], value.shape[-1]
-    batch = query.shape[0] if packed is None else 1
+    # an empty table of grids has no address: it looks like none, so nothing must be left to do
+    batch = query.shape[0] if packed is None else min(1, len(packed.grids))
     grid = (*(_TRIVIAL,) * (RANK - len(window.axes)), *window.axes)
     grad_stride = (0,) * query.dim() if grad_out is None else grad_out.stride()
     shapes = query.shape, key.shape, key.shape, query.shape

@@ -79,8 +79,9 @@ def neighborhood_attention_generic(
     parameters.check_tensors(query=query, key=key, value=value)
     parameters.check_additional(additional_keys, additional_values)
     window: dict[str, Any] = {"stride": stride, "dilation": dilation, "is_causal": is_causal}
-    _check_spaces(query, key, kernel_size, **window)
-    mask = parameters.window(query.shape[1:-2], kernel_size, **window)
+    more = _code(scale, extra_key=additional_keys, extra_value=additional_values)
+    _check_spaces(query, key, kernel_size, more, **window)
+    mask = parameters.window(query.shape[1:-2], kernel_size, **window, more=more)
     return functional.attention(
         query,
         key,
@@ -212,15 +213,17 @@ def older(
         )
     parameters.check_tensors(query=query, key=key, value=value)
     parameters.check_additional(additional_keys, additional_values)
+    window: dict[str, Any] = {"dilation": dilation, "is_causal": is_causal}
+    more = _code(scale, relative_bias=rpb, extra_key=additional_keys, extra_value=additional_values)
+    _check_spaces(query, key, kernel_size, more, **window)
+    mask = parameters.window(query.shape[1:-2], kernel_size, **window, more=more)
     if rpb is not None:
         parameters.check_table(rpb, query, query.shape[-2], kernel_size)
-    window: dict[str, Any] = {"dilation": dilation, "is_causal": is_causal}
-    _check_spaces(query, key, kernel_size, **window)
     out = functional.attention(
         query,
         key,
         value,
-        parameters.window(query.shape[1:-2], kernel_size, **window),
+        mask,
         scale=scale,
         relative_bias=rpb,
         extra_key=additional_keys,
@@ -230,13 +233,30 @@ def older(
     return out
 
 
-def _check_spaces(query: Tensor, key: Tensor, kernel_size: Sizes, **window: Any) -> None:
+_NAMES = {
+    "relative_bias": "rpb",
+    "extra_key": "additional_keys",
+    "extra_value": "additional_values",
+}
+
+
+def _code(scale: float | None, **tensors: object) -> str:
+    """The code of a call's options as those of `nbattn.attention`, so that a fix keeps them."""
+    given = [name for name, tensor in tensors.items() if tensor is not None]
+    of_scale = "" if scale is None else f", scale={scale}"
+    return of_scale + "".join(f", {name}={_NAMES[name]}" for name in given)
+
+
+def _check_spaces(query: Tensor, key: Tensor, kernel_size: Sizes, more: str, **window: Any) -> None:
     """Checks that queries and keys have one space."""
     if query.shape[1:-2] != key.shape[1:-2]:
         mask = parameters.window((1 << 40,) * (query.dim() - 3), kernel_size, **window)
+        # a table has no entries for queries beside the keys
+        beyond = any(n > m for n, m in zip(query.shape[1:-2], key.shape[1:-2], strict=True))
+        fix = f"nbattn.attention(query, key, value, {_aligned(mask)}{more})."
         raise InputError(
             f"query is {list(query.shape)}, key {list(key.shape)}: their spaces differ.",
-            f"nbattn.attention(query, key, value, {_aligned(mask)}).",
+            "" if beyond and "relative_bias" in more else fix,
         )
 
 

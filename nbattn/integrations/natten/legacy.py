@@ -113,7 +113,9 @@ def _qk_with_bias(rank: int, name: str, bias: str) -> Callable[..., Tensor]:
     def qk(query: Tensor, key: Tensor, *args: Any, **named: Any) -> Tensor:
         _ranked("query", query, rank)
         rpb, rest = (args[0], args[1:]) if args else (named.pop(bias, None), ())
-        kernel = None if rpb is None else (rpb.shape[-1] + 1) // 2
+        if rpb is not None:
+            parameters.check_fits(bias, rpb, query)
+        kernel = None if rpb is None or not rpb.dim() else (rpb.shape[-1] + 1) // 2
         kernel_size, dilation, more = _window(rank, rest, named, kernel, "additional_keys")
         return scores(query, key, kernel_size, dilation, more, rpb=rpb)
 

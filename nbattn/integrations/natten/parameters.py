@@ -56,8 +56,10 @@ def window(
     stride: Sizes | None = 1,
     dilation: Sizes | None = 1,
     is_causal: Causal = False,
+    more: str = "",
 ) -> Mask:
-    """Returns the mask of NATTEN's parameters for a space, checked by NATTEN's own rules.
+    """Returns the mask of NATTEN's parameters for a space, checked by NATTEN's own rules; `more` is
+    the code of the call's other options, for a fix.
 
     Raises:
         InputError, MaskError: a parameter is not legal, or a window is larger than its axis.
@@ -83,7 +85,8 @@ def window(
                 f"axis {axis}: kernel_size {kernel} x dilation {step} = {kernel * step} is more "
                 f"than its {length} tokens.",
                 f"{_smaller(kernel, length)} or less, or nbattn.attention(query, key, value, "
-                f"{_SHORT.sub('nbattn.', as_code(mask.axes))}), where such a window has all keys.",
+                f"{_SHORT.sub('nbattn.', as_code(mask.axes))}{more}), where such a window has all "
+                "keys.",
             )
     return mask
 

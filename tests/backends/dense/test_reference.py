@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -42,3 +43,11 @@ def test_the_reference_is_masked_sdpa(label: str, cases: Count) -> None:
     ):
         assert (mine - theirs).abs().max() <= 1e-10
     cases("reference against sdpa", 1)
+
+
+def test_an_empty_batch_with_a_range_of_extra_keys() -> None:
+    grid, text = torch.empty(0, 5, 2, 4), torch.empty(0, 3, 2, 4)
+    ranges = torch.empty(0, 2, dtype=torch.int32)
+    given: dict[str, Any] = {"extra_key": text, "extra_value": text, "extra_range": ranges}
+    out = nbattn.attention(grid, grid, grid, nbattn.Mask.causal(), backend="reference", **given)
+    assert out.shape == grid.shape

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from nbattn import InputError
+from nbattn import InputError, MaskError
 from nbattn.integrations import natten
 from nbattn.integrations.natten import fused
 
@@ -234,6 +234,14 @@ REFUSED = {
         lambda: fused.older_na1d(LINE, LINE, LINE, 3, rpb=torch.zeros(2, 5).double()),
         "rpb is float64 and would be rounded for use with float32.",
     ),
+    "a window that is no number": (
+        lambda: fused.older_na1d(LINE, LINE, LINE, "3", rpb=torch.zeros(2, 5)),  # pyright: ignore
+        "kernel_size='3' is a str, not an integer.",
+    ),
+    "a window without keys": (
+        lambda: fused.older_na1d(LINE, LINE, LINE, 0, rpb=torch.zeros(2, 5)),
+        "kernel_size=0 is below 1.",
+    ),
     "other spaces in 0.17": (
         lambda: fused.older_na1d(LINE, LINE[:, :5], LINE[:, :5], 3),
         "query is [1, 9, 2, 4], key [1, 5, 2, 4]: their spaces differ.",
@@ -248,10 +256,30 @@ REFUSED = {
 @pytest.mark.parametrize("name", REFUSED)
 def test_message_of_every_unsupported_natten_argument(name: str) -> None:
     call, text = REFUSED[name]
-    with pytest.raises(InputError) as error:
+    with pytest.raises((InputError, MaskError)) as error:
         call()
     assert error.value.problem == text
     assert error.value.fix
+
+
+def test_fixes_keep_the_options_of_the_call() -> None:
+    """Those of NATTEN's call under the names of nbattn, or the fix would be another attention."""
+    table, more = (
+        torch.zeros(2, 37),
+        {"additional_keys": LINE[:, :2], "additional_values": LINE[:, :2]},
+    )
+    with pytest.raises(InputError) as wide:
+        fused.older_na1d(LINE, LINE, LINE, 19, rpb=table, scale=0.5, **more)
+    options = "extra_key=additional_keys, extra_value=additional_values"
+    mask = "nbattn.Mask.neighborhood((19,))"
+    call = f"nbattn.attention(query, key, value, {mask}, scale=0.5, relative_bias=rpb, {options})"
+    assert call in wide.value.fix
+    with pytest.raises(InputError) as other:
+        natten.na1d(LINE, LINE[:, :5], LINE[:, :5], 3, **more)
+    assert f", {options})" in other.value.fix
+    with pytest.raises(InputError) as beside:  # no table has entries for queries beside the keys
+        fused.older_na1d(LINE, LINE[:, :5], LINE[:, :5], 3, rpb=torch.zeros(2, 5))
+    assert not beside.value.fix
 
 
 # Signatures.

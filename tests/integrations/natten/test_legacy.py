@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import neighborhood_gather_oracle as gather
 import pytest
 import torch
 from torch import Tensor
 
+from nbattn import InputError
 from nbattn.integrations import natten
 from nbattn.integrations.natten import fused, legacy
 
@@ -97,3 +100,10 @@ def test_autograd_functions_up_to_0_14(rank: int) -> None:
         torch.testing.assert_close(found, wanted, rtol=0, atol=0)
     out = getattr(natten, f"natten{rank}dav")(wanted, key, 3, 2)
     torch.testing.assert_close(sums.apply(wanted, key, 2), out, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("bias", ["a table", torch.tensor(1.0)])
+def test_a_bias_that_is_no_table(bias: Any) -> None:
+    query = torch.zeros(1, 2, 8, 9, 4)
+    with pytest.raises(InputError):
+        legacy.natten2dqkrpb(query, query, bias, 1)
