@@ -95,6 +95,8 @@ def test_lengths_whose_product_is_beyond_64_bits() -> None:
     far = 2**31 - 1
     sizes = packed([(0, far, far), (0, 1, 2), (0, far, far)]).sizes
     assert sizes.which.tolist() == [0, 1, 0]
+    sizes = packed([(1, 1, 3), (1, 2, 3), (1, 1, 3)], [(0, far, far)] * 3).sizes
+    assert sizes.which.tolist() == [0, 1, 0]
 
 
 def test_ten_thousand_grids_take_no_loop() -> None:
@@ -115,6 +117,7 @@ def test_ten_thousand_grids_take_no_loop() -> None:
         ([(14, 14), (20,)], 2, "grids: every grid has one whole number per axis."),
         ([(14.5, 14.0)], 2, "grids: every grid has one whole number per axis."),
         ([(3, -1), (2, 2)], 2, "grids: grid 0 has lengths (3, -1)."),
+        ([(2**15, 2**15)] * 2, 2, "grids have more than 2147483647 tokens."),
         ([(2**20, 2**20)], 2, "grids have more than 2147483647 tokens."),
         ("14x14", 2, "grids is a str, not a list of sizes."),
         (7, 1, "grids is an int, not a list of sizes."),
@@ -125,6 +128,15 @@ def test_what_is_no_sizes(given: Any, rank: int, text: str) -> None:
     with pytest.raises(InputError) as raised:
         grids_of(given, rank)
     assert text in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("size", "fix"), [(14.0, "grids=torch.as_tensor(grids).long()."), (14.5, "")]
+)
+def test_no_size_is_rounded(size: float, fix: str) -> None:
+    with pytest.raises(InputError) as raised:
+        grids_of([(size, 14.0)], 2)
+    assert raised.value.fix == fix
 
 
 @pytest.mark.parametrize("kind", [list, np.array, lambda ends: torch.tensor(ends).int()])
@@ -141,6 +153,7 @@ def test_what_is_no_boundaries(ends: Any) -> None:
 
 PLAIN, WRAP = Mask.sliding_window(2, 1), Mask(Axis(1, 1, border="wrap", dilation=2))
 SHIFT = Mask(Axis(1, 1, border="shift", align="top-left"))
+STRIDED = Mask(Axis(1, 1, stride=2, align="top-left"))
 
 
 @pytest.mark.parametrize(
@@ -151,6 +164,7 @@ SHIFT = Mask(Axis(1, 1, border="shift", align="top-left"))
         (WRAP, [4, 4], [4, 6], False, 'grid 1: axis 0 (4 queries, 6 keys): border="wrap" needs'),
         (WRAP, [6, 4], None, True, "grid 1: relative_bias: axis 0 has a circle of 2 keys"),
         (SHIFT, [4, 6], [4, 5], True, "grid 1: relative_bias: axis 0 moves windows"),
+        (STRIDED, [4, 6], [4, 5], True, "grid 1: relative_bias: axis 0 moves windows"),
         (Mask.causal(), [4, 6], None, True, "grid 0: relative_bias: axis 0 has an unlimited side"),
     ],
 )

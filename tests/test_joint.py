@@ -273,6 +273,21 @@ def test_exports_for_any_number_of_extra_tokens() -> None:
         torch.testing.assert_close(one, two, rtol=1e-12, atol=1e-12)
 
 
+def test_exports_counts_that_only_the_data_knows() -> None:
+    """Of extra queries and keys, which a graph cannot compare."""
+
+    class Chosen(torch.nn.Module):
+        def forward(self, grid: Tensor, text: Tensor, *used: Tensor) -> tuple[Tensor, ...]:
+            query, key = (text.index_select(1, t.nonzero().flatten()) for t in used)
+            return joint_attention(grid, grid, grid, PLANE, query, key, key)
+
+    grid, text = drawn(2, 4, 5, HEADS, DIM, seed=0), drawn(2, 6, HEADS, DIM, seed=1)
+    given = (grid, text, *torch.tensor([[1, 0, 1, 1, 0, 0], [0, 1, 1, 1, 0, 0]]))
+    found = torch.export.export(Chosen(), given, strict=False).module()(*given)
+    for one, other in zip(found, Chosen()(*given), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+
+
 def test_vmap_over_all_tensors() -> None:
     both = [tensors_of(CASES["plane"], batch)[0] for batch in (2, 2)]
     both[1] = [t.flip(0) for t in both[1]]

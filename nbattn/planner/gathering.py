@@ -78,7 +78,7 @@ def candidates(request: Request, own: Iterable[Candidate]) -> list[Candidate]:
     offers: dict[str, list[Candidate | tuple[Reason, ...]]] = {}
     # names of backends are against the whole candidate, and said there
     strategies = [name for name in request.forbid if name in families.STRATEGIES]
-    sizes = [request.of_size(bucket.number, bucket.grids) for bucket in some]
+    sizes = [_batched(request, bucket.number, bucket.grids) for bucket in some]
     for size in sizes or [_without_tokens(request)]:
         of_size = replace(size, require=(), forbid=())
         offered: dict[str, list[Candidate]] = {}
@@ -107,14 +107,20 @@ def _without_tokens(request: Request) -> Request:
     return replace(request, grids=None, query_space=space, key_space=space)
 
 
+def _batched(request: Request, number: int, grids: int) -> Request:
+    """The request of grids of one size, which are copied where sizes differ."""
+    assert request.grids is not None
+    layout = request.layout if len(request.grids.sizes.first) == 1 else "contiguous"
+    return replace(request.of_size(number, grids), layout=layout)
+
+
 def _of_size(request: Request, number: int, backend: str) -> Request:
     """The request of all grids of one size, which only this backend takes."""
     assert request.grids is not None
-    sizes = request.grids.sizes
-    layout = request.layout if len(sizes.first) == 1 else "contiguous"
     # a power of two, so that sizes which come again, more or less often, have a plan already
-    one = request.of_size(number, 1 << (int(sizes.count[number]) - 1).bit_length())
-    return replace(one, backend=backend, require=(), forbid=request.forbid, layout=layout)
+    grids = 1 << (int(request.grids.sizes.count[number]) - 1).bit_length()
+    one = _batched(request, number, grids)
+    return replace(one, backend=backend, require=(), forbid=request.forbid)
 
 
 def _best(candidates: list[Candidate], forbid: list[str]) -> Candidate | tuple[Reason, ...]:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
+from typing import Any
 
+import pytest
 import torch
 
 import nbattn
 from nbattn import Mask
-from nbattn.backends import gathered
+from nbattn.backends import families, gathered
 from nbattn.backends.inputs import Inputs
 from nbattn.grids import PackedGrids, grids_of
 
@@ -72,6 +75,41 @@ def test_gradients_of_what_all_grids_share_have_its_dtype() -> None:
     )
     (right,) = torch.autograd.grad(wanted.square().sum(), exact)
     torch.testing.assert_close(grad.double(), right, rtol=5e-2, atol=5e-2)
+
+
+def test_gradients_of_what_all_grids_share_are_rounded_once() -> None:
+    """A query with one key and a sink of the same score: its gradient is -8 / 4."""
+    sizes = [(257,), (265,), (273,)]
+    nothing, ones = (torch.full((795, 2, 8), x, dtype=torch.bfloat16) for x in (0.0, 1.0))
+    sink = torch.zeros(2, dtype=torch.bfloat16, requires_grad=True)
+    out = nbattn.attention(
+        nothing, nothing, ones, Mask.sliding_window(0), grids=sizes, sink=sink, backend="tiled"
+    )
+    (grad,) = torch.autograd.grad(out, sink, ones)
+    assert grad.tolist() == torch.full((2,), -2.0 * 795).bfloat16().tolist()
+
+
+def test_a_logsumexp_that_no_size_has_is_none() -> None:
+    """Not the memory that was made for it, which a backward would take for one."""
+    query = torch.randn(20, 4, 8)
+    options = {"grids": SIZES, "dtype": "float32", "device": "cpu", "backend": "tiled"}
+    program = nbattn.plan(MASK, (20, 4, 8), **options).chosen.program  # pyright: ignore
+    inputs = Inputs(query, query, query, scale=1.0, grids=PACKED)
+    assert gathered.forward(program, inputs, return_lse=False)[1] is None  # pyright: ignore
+
+
+def test_every_size_with_queries_is_warmed_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    program = nbattn.plan(
+        MASK, (20, 4, 8), grids=SIZES, dtype="float32", device="cpu", backend="tiled"
+    ).chosen.program
+    assert program is not None
+    arguments: Any = program.calls[0].arguments
+    wanted = [arguments.of_size(number) for number in (0, 2)]
+    seen: list[Any] = []
+    runner = SimpleNamespace(warmup=seen.append)
+    monkeypatch.setattr(families, "runner", lambda name: runner)
+    gathered.warmup(program)
+    assert seen == wanted
 
 
 def test_no_extra_keys_have_gradients_of_none() -> None:

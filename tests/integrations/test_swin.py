@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers.models.swin import modeling_swin
 
 import nbattn
-from nbattn import InputError
+from nbattn import BackendError, InputError
 from nbattn.integrations import swin
 
 HEADS, CHANNELS = 3, 24
@@ -105,14 +105,15 @@ def test_tables_are_flipped_and_back() -> None:
     assert torch.equal(line, table[:9].flip(0).T)
 
 
-def test_windows_of_other_numbers_of_axes() -> None:
+@pytest.mark.parametrize("shifts", [(1, 1, 0), (0, 0, 0)])
+def test_windows_of_other_numbers_of_axes(shifts: tuple[int, int, int]) -> None:
     """Video Swin has three axes; a shift may differ between axes."""
     query, key, value = (random(2, 4, 6, 4, 2, 4, seed=n) for n in range(3))
     bias = random(2, 3, 5, 3, seed=3)
     found = swin.window_attention(
-        query, key, value, bias, window=(2, 3, 2), shift=(1, 1, 0), scale=0.7, backend="reference"
+        query, key, value, bias, window=(2, 3, 2), shift=shifts, scale=0.7, backend="reference"
     )
-    axes = [(4, 2, 1), (6, 3, 1), (4, 2, 0)]
+    axes = [*zip((4, 6, 4), (2, 3, 2), shifts, strict=True)]
     places = [[(i - shift) // size for i in range(length)] for length, size, shift in axes]
     at = torch.cartesian_prod(*(torch.arange(length) for length, *_ in axes))
     group = torch.stack([torch.tensor(p)[at[:, n]] for n, p in enumerate(places)], dim=1)
@@ -125,12 +126,23 @@ def test_windows_of_other_numbers_of_axes() -> None:
     torch.testing.assert_close(found.flatten(1, 3), wanted)
 
 
+@pytest.mark.parametrize("shift", [0, 1])
+def test_a_backend_that_is_named(shift: int) -> None:
+    with pytest.raises(BackendError, match="cuda cannot run this"):
+        swin.window_attention(PLANE, PLANE, PLANE, window=(4, 3), shift=shift, backend="cuda")
+
+
 PLANE = torch.zeros(1, 8, 9, 2, 4)
 REFUSED: dict[str, tuple[Callable[[], Any], str, str]] = {
     "a table of another window": (
         lambda: swin.relative_bias_from(torch.zeros(169, 3), 8),
         "table is [169, 3], not [225, H]: 2 W - 1 entries per axis of window (8, 8).",
         "window=7.",
+    ),
+    "a table of no window": (
+        lambda: swin.relative_bias_from(torch.zeros(16, 3), 7),
+        "table is [16, 3], not [169, H]: 2 W - 1 entries per axis of window (7, 7).",
+        "",
     ),
     "no table": (
         lambda: swin.relative_bias_from(torch.zeros(3, 13, 13), 7),
@@ -185,6 +197,11 @@ REFUSED: dict[str, tuple[Callable[[], Any], str, str]] = {
         lambda: swin.table_from(torch.zeros(3)),
         "relative_bias is [3], not [H, 2 W - 1 per axis].",
         "",
+    ),
+    "a shift back": (
+        lambda: swin.window_attention(PLANE, PLANE, PLANE, window=(4, 3), shift=(-1, 1)),
+        "shift=(-1, 1) is not between 0 and the window (4, 3).",
+        "shift=(3, 1).",
     ),
     "a window of other axes": (
         lambda: swin.window_attention(PLANE, PLANE, PLANE, window=(4,)),

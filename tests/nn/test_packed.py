@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import prod
 from typing import Any
 
@@ -112,6 +113,38 @@ def test_tokens_that_do_not_fit(x: Any, text: str) -> None:
     assert text in str(raised.value)
 
 
+ONE = {"grids": [(5, 6)]}
+TEXT = torch.randn(1, 2, 16)
+REFUSED: dict[str, tuple[Callable[[NeighborhoodAttention], Any], str]] = {
+    "nothing to update": (
+        lambda layer: layer(torch.randn(30, 16), **ONE, update_extra=True),
+        "update_extra=True, but there are no extra_tokens.",
+    ),
+    "a switch that is no bool": (
+        lambda layer: layer(torch.randn(30, 16), **ONE, extra_tokens=TEXT, update_extra=1),
+        "update_extra=1 is an int, not a bool.",
+    ),
+    "a transform that does not say what extra queries are": (
+        lambda layer: layer(torch.randn(30, 16), **ONE, extra_tokens=TEXT, update_extra=True),
+        "extra_tokens with a Places as qk_transform, which has no method extra_query for their "
+        "queries.",
+    ),
+    "a shape of other channels": (
+        lambda layer: layer.plan_for((30, 12), **ONE),
+        "shape is [30, 12], not [T, 16]: with grids, the tokens of all.",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_message_of_calls_that_do_not_fit(name: str) -> None:
+    call, problem = REFUSED[name]
+    transform = Places() if "transform" in name else None
+    with pytest.raises(InputError) as raised:
+        call(NeighborhoodAttention(16, 2, MASK, qk_transform=transform))
+    assert raised.value.problem == problem
+
+
 def test_a_layer_whose_keys_come_from_a_context() -> None:
     with pytest.raises(InputError, match="context is missing"):
         NeighborhoodAttention(16, 2, MASK, context_dim=12)(torch.randn(30, 16), grids=[(5, 6)])
@@ -137,3 +170,17 @@ def test_documents_with_slopes(per_grid: bool) -> None:
     ]
     torch.testing.assert_close(found, torch.cat(parts))
     assert not torch.allclose(found, layer(x, grids=lengths))
+
+
+def test_a_transform_sees_keys_on_their_own_grids() -> None:
+    layer = NeighborhoodAttention(16, 2, Mask.full(rank=2), qk_transform=Places()).double()
+    grids, key_grids = [(5, 6), (2, 3)], [(3, 4), (6, 1)]
+    x, context = torch.randn(36, 16).double(), torch.randn(18, 16).double()
+    found = layer(x, context, grids=grids, key_grids=key_grids)
+    wanted = [
+        layer(query.unflatten(0, (1, *size)), key.unflatten(0, (1, *key_size))).flatten(0, 2)
+        for query, key, size, key_size in zip(
+            x.split([30, 6]), context.split([12, 6]), grids, key_grids, strict=True
+        )
+    ]
+    torch.testing.assert_close(found, torch.cat(wanted))

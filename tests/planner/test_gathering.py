@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import nbattn
-from nbattn import BackendError, Mask
+from nbattn import Axis, BackendError, Mask
 from nbattn.planner import planner
 from nbattn.planner.plan import Plan
 from nbattn.program.costs import tensor_bytes
@@ -36,15 +36,56 @@ def test_grids_of_one_size_cost_what_their_batch_does() -> None:
 
 
 @pytest.mark.parametrize("training", [False, True])
-def test_several_sizes_cost_their_sum_and_copies(training: bool) -> None:
-    found = plan([(14, 14), (20, 33), (14, 14)], training=training)
+@pytest.mark.parametrize("packed", [False, True])
+def test_several_sizes_cost_their_sum_and_copies(training: bool, packed: bool) -> None:
+    """Copies are contiguous, however the tokens lie."""
+    found = plan([(14, 14), (20, 33), (14, 14)], training=training, packed=packed)
     cost = found.chosen.cost
     parts = [ordinary((14, 14), 2, training=training), ordinary((20, 33), 1, training=training)]
     assert cost is not None
     assert cost.useful_pairs == sum(part.cost.useful_pairs for part in parts)
     copied = 2 * (1 + 2 * training) * tensor_bytes(found.request)
     assert cost.bytes == sum(part.cost.bytes for part in parts) + copied
-    assert cost.estimate > sum(part.cost.estimate for part in parts)
+    assert cost.calls == sum(part.cost.calls for part in parts)
+    launches = 4 * (1 + 2 * training) * 2  # of q, k, v and the output, for both sizes
+    device = found.request.device
+    wanted = sum(part.cost.estimate for part in parts) + copied / device.bandwidth
+    assert cost.estimate == pytest.approx(wanted + launches * device.launch)
+
+
+def test_sizes_of_as_many_tokens_cost_as_many_calls() -> None:
+    """One of six stands for all: what is computed is a batch of it, what is started is not."""
+    sizes = [(2, 6), (6, 2), (3, 4), (4, 3), (1, 12), (12, 1)]
+    found = plan(sizes, backend="auto", require=("tiled",))
+    one, cost = ordinary((2, 6), 6).cost, found.chosen.cost
+    assert cost is not None
+    assert cost.calls == 6 * one.calls
+    device = found.request.device
+    copied = 2 * tensor_bytes(found.request) / device.bandwidth
+    started = (5 * one.calls + 4 * 6) * device.launch
+    assert cost.estimate == pytest.approx(one.estimate + started + copied)
+
+
+def test_sizes_that_differ_are_copied_whatever_their_layout() -> None:
+    mask, shape = Mask(Axis(dilation=4)), (160, 4, 32)
+
+    def made(grids: Any, packed: bool) -> Any:
+        options = {"dtype": "float32", "device": "cpu", "backend": "sdpa", "packed": packed}
+        return nbattn.plan(mask, shape, grids=grids, **options).chosen
+
+    for grids, alike in (([80, 80], False), ([64, 96], True)):
+        packed, contiguous = (made(grids, layout) for layout in (True, False))
+        assert (packed.cost == contiguous.cost) == alike
+        programs = (one.program.calls[0].arguments.of_size(0) for one in (packed, contiguous))
+        assert (next(programs) == next(programs)) == alike
+
+
+def test_families_that_take_grids_gather_none() -> None:
+    found = plan([(9, 9), (12, 12)], backend="auto", device="sm_90", dtype="float16")
+    names = {candidate.name for candidate in found.candidates}
+    assert "cuda/window+mma" in names
+    assert "sdpa/gather" in names
+    assert "cuda/gather" not in names
 
 
 def test_explain_says_that_costs_are_those_of_some() -> None:
@@ -77,11 +118,13 @@ def test_strategies_that_are_required_and_forbidden() -> None:
 
 def test_each_size_leaves_out_what_is_forbidden() -> None:
     """As the plan says, and not only when it runs."""
-    sizes, tokens = [(9, 9), (12, 12)], torch.randn(3, 225, 4, 32)
-    found = plan(sizes, backend="sdpa", forbid=("split",))
-    used = [found.chosen.program.calls[0].arguments.candidate(n).name for n in (0, 1)]  # pyright: ignore
-    assert used == ["sdpa/mask"] * 2
-    torch.testing.assert_close(found.run(*tokens), plan(sizes, backend="reference").run(*tokens))
+    sizes = [(9, 9), (12, 12)]
+    for names, few in ((("split",), [(8, 9), (9, 9)]), (("mask",), [(8, 9), (9, 9)])):
+        found = plan(few, backend="sdpa", forbid=names)
+        (arguments,) = (call.arguments for call in found.chosen.program.calls)  # pyright: ignore
+        for number in (0, 1):
+            candidate = arguments.candidate(number)  # pyright: ignore
+            assert {candidate.strategy, *candidate.traits}.isdisjoint(names)
     with pytest.raises(BackendError, match=r"sdpa/gather: .*uses 'dense', which is forbidden"):
         plan(sizes, backend="sdpa", forbid=("dense", "mask"))
     with pytest.raises(BackendError) as raised:

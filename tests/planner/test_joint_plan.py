@@ -13,7 +13,8 @@ import torch
 from oracle import matrix
 
 import nbattn
-from nbattn import InputError, Mask
+from nbattn import Grids, InputError, Mask, plan_runs
+from nbattn.grids import PackedGrids
 from nbattn.planner import planner
 from nbattn.planner.joint_plan import JointPlan
 from nbattn.planner.plan import Plan
@@ -117,6 +118,34 @@ def test_it_runs_what_it_shows(return_lse: bool, monkeypatch: pytest.MonkeyPatch
     assert len(found) == 2 + 2 * return_lse
     for one, other in zip(found, wanted, strict=True):
         torch.testing.assert_close(one, other)
+
+
+def test_both_parts_are_warmed_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Plan] = []
+    monkeypatch.setattr(plan_runs, "warmup", seen.append)
+    plan = made()
+    plan.warmup()
+    assert seen == [*plan.parts()]
+
+
+def test_keys_with_grids_of_their_own() -> None:
+    """Extra tokens read the keys' grids, whatever those of the queries are."""
+    sizes, key_sizes = [(4, 5), (2, 3)], [(2, 4), (3, 2)]
+    mask, shapes = Mask.full(2), ((26, HEADS, DIM), (14, HEADS, DIM))
+    packed = {"grids": sizes, "key_grids": key_sizes}
+    plan = nbattn.plan(
+        mask, *shapes, **packed, extra_keys=EXTRAS, extra_queries=True, device="cpu",
+        dtype="float32",
+    )  # fmt: skip
+    assert plan.verify()
+    assert isinstance(plan, JointPlan)
+    assert plan.extras.request.grids == PackedGrids(Grids([(EXTRAS, 1)] * 2), Grids(key_sizes))
+    query, key = (torch.randn(shape) for shape in shapes)
+    _, extras = tensors()
+    found = plan.run(query, key, key, **extras)
+    wanted = nbattn.joint_attention(query, key, key, mask, *extras.values(), **packed)
+    for one, other in zip(found, wanted, strict=True):
+        assert torch.equal(one, other)
 
 
 def test_it_trains() -> None:
