@@ -170,6 +170,8 @@ def _check_shapes(options: argparse.Namespace, plan: PlanConfig) -> None:
         given = getattr(options, name) or example
         if len(given) != len(example):
             fixed = (*given, *example[len(given) :])[: len(example)]
+            if is_packed and len(given) > len(example):
+                fixed = (prod(given[:-2]), *given[-2:])
             raise InputError(
                 f"--{name} has {counted(len(given), 'number')}, not {len(example)}: {wanted}, "
                 "heads, head size.",

@@ -200,6 +200,7 @@ class NeighborhoodAttention(nn.Module):
         out = results[0].movedim(-1, 1) if channels_first else results[0]
         return (out, results[1]) if len(results) > 1 else out
 
+    @signatures.answering(words.refused_plan, own=1)
     def plan_for(
         self,
         shape: Sequence[int],
