@@ -137,17 +137,7 @@ FOREIGN = {
     ),
     **dict.fromkeys(["alignment", "circles", "notebook", "doctor", "__main__", ""], ""),
     **dict.fromkeys(
-        [
-            "piecewise_sum",
-            "rows",
-            "geometry",
-            "biases",
-            "mistaken_grids",
-            "grids",
-            "mask_symbols",
-            "draw",
-            "plot",
-        ],
+        ["piecewise_sum", "rows", "geometry", "biases", "grids", "mask_symbols", "draw", "plot"],
         "numpy",
     ),
     **dict.fromkeys(["mistaken_masks", "mistaken_words", "mistaken_places", "mistaken_plans"], ""),

@@ -54,7 +54,6 @@ TESTED_IN = {
     "kernels/variant": "kernels/test_nvrtc",
     "mask_symbols": "test_draw",
     "nn/options": "nn/test_inputs",
-    "mistaken_grids": "whole/test_fixes",
     "mistaken_places": "whole/test_fixes",
     "mistaken_plans": "whole/test_fixes",
     "mistaken_words": "whole/test_fixes",
