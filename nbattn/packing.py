@@ -209,6 +209,9 @@ def _of_nested(attend: Callable[..., Any], tensors: Sequence[Any], options: dict
         raise InputError("query is a nested tensor, which has its own grids.", "grids=None.")
     for name, tensor in (("query", query), ("key", key), ("value", value)):
         _check_nested(name, tensor)
+    rank = getattr(options["mask"], "rank", 1)
+    if rank != 1:
+        raise InputError(f"query is a nested tensor, which has one axis, and the mask {rank}.")
     ends = query.offsets().tolist(), key.offsets().tolist()
     if value.offsets().tolist() != ends[1]:
         raise InputError("key and value are nested tensors of different lengths.")
