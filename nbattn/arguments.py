@@ -250,7 +250,8 @@ def check_optional(
         key_range.dtype != torch.int32 or not _fits(key_range.shape, (batch, rank, 2))
     ):
         space = key.shape[1:-2] if packed is None else (0,) * rank
-        raise key_ranges.refusal(key_range, batch, space)
+        of_keys = {} if packed is None else {packed.name_of("key"): key.shape[0]}
+        raise key_ranges.refusal(key_range, batch, space, of_keys)
     if (extra_key is None) != (extra_value is None):
         missing, given = ("key", "value") if extra_key is None else ("value", "key")
         raise InputError(

@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from nbattn import alignment, biases, circles
+from nbattn import alignment, biases, circles, mistaken_places
 from nbattn.errors import InputError, MaskError, counted, kind
+from nbattn.fixes import signatures
 from nbattn.geometry import Ints, bind
 from nbattn.mask import Mask
 
@@ -104,6 +105,9 @@ class Grids:
         return self._distinct
 
 
+Grids.__init__ = signatures.answering(mistaken_places.refusal, own=1)(Grids.__init__)
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Sizes:
     """The pairs of sizes of queries and keys that differ among packed grids.
@@ -157,6 +161,10 @@ class PackedGrids:
     def is_self(self) -> bool:
         """Whether keys have the grids of the queries."""
         return self.key is self.query
+
+    def name_of(self, side: str) -> str:
+        """Returns the argument that gave the grids of queries or keys."""
+        return "grids" if side == "query" or self.is_self else "key_grids"
 
     @cached_property
     def sizes(self) -> Sizes:
@@ -260,6 +268,7 @@ def _as_array(sizes: Any, name: str) -> Ints:
     return array
 
 
+@signatures.answering(mistaken_places.refusal)
 def grids_from(cu_seqlens: Any) -> Grids:
     """Returns the grids of one axis whose boundaries are `cu_seqlens`, as flash-attn takes them.
 

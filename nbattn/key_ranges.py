@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from nbattn.fixes.code import DENSE, PAIRS
 from nbattn.fixes.signatures import answering
 
 Ranges = Any  # a tensor of whole numbers, or nested lists of them
+_NO_GRIDS: Mapping[str, int] = MappingProxyType({})
 _WHOLE = (torch.int64, torch.int16, torch.int8, torch.uint8)
 
 
@@ -109,25 +111,32 @@ def _ends(real: Tensor) -> Tensor:
 _PADDED = "key_range=nbattn.key_range_from({})"
 
 
-def refusal(given: Tensor, batch: int, space: Sequence[int]) -> InputError:
+def refusal(
+    given: Tensor, batch: int, space: Sequence[int], packed: Mapping[str, int] = _NO_GRIDS
+) -> InputError:
     """Makes the error of a tensor, or of lists that are one by now, that is no `key_range`.
 
     Args:
         given: what `standard` has made of the argument.
         batch: the batch of the call.
-        space: the lengths of the key axes.
+        space: the lengths of the key axes; of packed keys, zeros.
+        packed: of packed keys, the argument that has their grids, and their tokens.
     """
     rank = len(space)
     sizes = (len(given), *given.shape[2:]) if rank == 1 and given.dim() == 3 else (*given.shape,)
     name = str(given.dtype).removeprefix("torch.")
     problem = (
-        f"key_range has shape {list(sizes)}, not [{batch}, {rank}, 2]: [start, stop) per sample "
-        "and axis."
+        f"key_range has shape {list(sizes)}, not [{batch}, {rank}, 2]: [start, stop) per "
+        f"{'grid' if packed else 'sample'} and axis."
     )
+    for argument, tokens in packed.items():
+        if sizes == (tokens,) and tokens != batch and not given.is_floating_point():
+            return InputError(problem, _of_packed_padding(argument, name))
     if sizes in ((batch, *space), (batch, math.prod(space)), (batch, 1, 1, math.prod(space))):
         return InputError(problem, _of_padding(name, sizes, rank))
     if given.dtype not in (torch.int32, *_WHOLE):
-        fix = "" if given.is_complex() else "key_range=torch.as_tensor(key_range).int()."
+        is_number = given.is_floating_point()
+        fix = "key_range=torch.as_tensor(key_range).int()." if is_number else ""
         return InputError(f"key_range is {name}, not int32.", fix)
     fixes: list[str] = []
     if sizes == (batch,) and rank == 1:
@@ -143,6 +152,15 @@ def refusal(given: Tensor, batch: int, space: Sequence[int]) -> InputError:
         shared = f"torch.as_tensor(key_range).expand({batch}, {rank}, 2)"
         fixes.append(f"key_range={shared}, for the same ranges of all samples")
     return InputError(problem, f"{'; or '.join(fixes)}." if fixes else "")
+
+
+def _of_packed_padding(argument: str, name: str) -> str:
+    """The code of the ranges of a padding mask of all packed tokens, grid by grid."""
+    real = "key_range" if name == "bool" else "key_range.bool()"
+    sizes = f"nbattn.Grids({argument})"
+    parts = f"zip({real}.split({sizes}.counts.tolist()), {sizes}.array.tolist())"
+    each = "nbattn.key_range_from(part.view(1, *size))"
+    return f"key_range=torch.cat([{each} for part, size in {parts}])."
 
 
 def _of_padding(name: str, sizes: Sequence[int], rank: int) -> str:

@@ -17,13 +17,17 @@ _CALLS = {  # functions whose arguments are few, with all that they need
     "merge": "nbattn.merge(outputs, lses)",
     "key_range_from": "nbattn.key_range_from(padding)",
     "load": 'nbattn.load("nat_tiny")',
+    "grids_from": "nbattn.grids_from(cu_seqlens)",
+    "Grids": "nbattn.Grids([(14, 14), (20, 33)])",
     "Plan.run": "plan.run(query, key, value)",
     "plan": "nbattn.plan(mask, query.shape)",
     "joint_attention": _JOINT,
 }
+_OF_BOTH = "grids=nbattn.grids_from(cu_seqlens_q), key_grids=nbattn.grids_from(cu_seqlens_k)"
 _SURPLUS = {  # the same with more than can be given by place
     "merge": "nbattn.merge([out, other], [lse, other_lse])",
     "plan": "nbattn.plan(mask, query.shape, key.shape, value_dim=value.shape[-1])",
+    "grids_from": _OF_BOTH,
 }
 _WORDS = {  # other names of their arguments
     "query": ("q", "queries"),
@@ -33,7 +37,10 @@ _WORDS = {  # other names of their arguments
     "lses": ("lse", "logsumexps", "softmax_lse"),
     "padding": ("mask", "attention_mask", "padding_mask"),
     "source": ("path", "file", "name", "config"),
+    "cu_seqlens": ("cu_seqlens_q", "cu_seqlens_k", "cu_seq_q", "offsets", "boundaries"),
+    "array": ("sizes", "grids", "shapes", "grid_sizes", "lengths"),
 }
+_LENGTHS = ("lengths", "seqlens", "seq_lens", "sizes")
 
 
 def refusal(call: Misfit) -> InputError:
@@ -41,7 +48,12 @@ def refusal(call: Misfit) -> InputError:
     others = {word: name for name, words in _WORDS.items() for word in words if name in call.names}
     renamed = {others[word]: word for word in call.named if word in others}
     code = _CALLS[call.function]
-    if renamed:
+    lengths = [n for n in call.named if n in _LENGTHS and call.function == "grids_from"]
+    if lengths:
+        code = f"nbattn.Grids({lengths[0]})"
+    elif call.function == "Grids" and len(call.given) > 1:
+        code = f"nbattn.Grids({list(call.given)!r})"
+    elif renamed:
         code = f"{code.partition('(')[0]}({', '.join(f'{n}={w}' for n, w in renamed.items())})"
     elif len(call.given) > len(call.places):
         code = _SURPLUS.get(call.function, code)

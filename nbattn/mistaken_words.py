@@ -26,7 +26,7 @@ _RENAMED = {
     "scale": ("qk_scale", "softmax_scale", "sm_scale", "scaling"),
     "softcap": ("logit_cap", "soft_cap", "logits_soft_cap", "attn_logit_softcapping"),
     "sink": ("s_aux", "sinks", "attention_sink", "attn_sink"),
-    "grids": ("grid_sizes", "grid_shapes", "image_sizes"),
+    "grids": ("grid_sizes", "grid_shapes", "image_sizes", "shapes", "spatial_shapes", "sizes"),
     "return_lse": ("return_softmax_lse", "return_logsumexp", "return_attn_probs"),
     "backend": ("implementation", "attn_implementation", "sdp_backend"),
     "training": ("is_training", "train"),
@@ -42,6 +42,7 @@ _SEQUENCES = (
     "nbattn.attention(query, key, value, mask, grids=nbattn.grids_from({}), "
     "key_grids=nbattn.grids_from({}))"
 )
+_PACKED = "packed sequences are packed grids of one axis."
 _SEGMENTS = "({}[:, None, :, None] == {}[:, None, None, :])"  # of queries and keys
 _SCORED = (
     "torch.nn.attention.flex_attention.flex_attention("
@@ -60,6 +61,7 @@ class Call(NamedTuple):
         named: all unknown arguments.
         mask: the mask of the call, if any.
         rank: the number of axes of the call's space.
+        is_packed: whether the query is `[T, H, D]`, the tokens of packed grids.
     """
 
     word: str
@@ -67,6 +69,7 @@ class Call(NamedTuple):
     named: Mapping[str, Any]
     mask: object
     rank: int
+    is_packed: bool
 
 
 Answer = Callable[[Call], tuple[str, str]]  # the reason, and the code
@@ -204,6 +207,8 @@ def _layout(call: Call) -> tuple[str, str]:
 
 
 def _lengths(call: Call) -> tuple[str, str]:
+    if call.is_packed:
+        return _PACKED, f"grids={call.word}."
     first = "torch.arange(key.shape[1], device=key.device)"
     lengths = f"torch.as_tensor({call.word}, device=key.device)[:, None]"
     why = "the number of real keys of each sample is a range of keys."
@@ -213,14 +218,17 @@ def _lengths(call: Call) -> tuple[str, str]:
 def _packed(call: Call) -> tuple[str, str]:
     ends = [n for n in call.named if n.startswith("cu_seq")]
     keys = next((n for n in ends if "k" in n.removeprefix("cu_seqlens")), ends[0])
-    why = "packed sequences are packed grids of one axis."
-    return why, f"{_SEQUENCES.format(ends[0], keys)}."
+    key_grids = f", key_grids=nbattn.grids_from({keys})" * (keys != ends[0])
+    return _PACKED, f"grids=nbattn.grids_from({ends[0]}){key_grids}."
 
 
 def _segments(call: Call) -> tuple[str, str]:
     """Numbers of segments `[B, N]`, of both or of queries and of keys."""
     keys = "kv_segment_ids" if "kv_segment_ids" in call.named else call.word
     queries = "q_segment_ids" if "q_segment_ids" in call.named else call.word
+    if call.is_packed:
+        counts = f"torch.unique_consecutive({queries}, return_counts=True)[1]"
+        return _PACKED, f"grids={counts}, if the tokens of each lie side by side."
     why = "segments that share a row are not supported yet; torch takes a matrix, at the cost of "
     return f"{why}all pairs.", f"{DENSE.format(f'({PAIRS} & {_SEGMENTS.format(queries, keys)})')}."
 
@@ -269,7 +277,11 @@ _ANSWERS: dict[str, Answer] = {
         ("cu_seqlens", "cu_seqlens_q", "cu_seq_q", "cu_seqlens_k", "cu_seq_k"), _packed
     ),
     **dict.fromkeys(
-        ("key_lengths", "seq_lens", "seqlens", "kv_lens", "key_value_seq_lengths"), _lengths
+        (
+            *("lengths", "seq_lens", "seqlens", "sequence_lengths"),
+            *("key_lengths", "kv_lens", "key_value_seq_lengths"),
+        ),
+        _lengths,
     ),
     **dict.fromkeys(
         ("attn_mask", "attn_bias", "mask_mod", "block_mask", "mask_matrix", "mask_type"), _matrix
@@ -312,6 +324,7 @@ _ANSWERS: dict[str, Answer] = {
     **dict.fromkeys(
         ("slopes", "alibi"), _given("ALiBi's slopes are alibi_slopes=.", "alibi_slopes={}.")
     ),
+    "varlen": _given(_PACKED, f"{_SEQUENCES.format(*['cu_seqlens'] * 2)}."),
     "score_mod": _given("FlexAttention takes functions of scores.", f"{_SCORED}."),
     **dict.fromkeys(
         ("key_padding_mask", "src_key_padding_mask"),
@@ -358,9 +371,10 @@ def refusal(
         options: its other arguments, None where they were not given.
     """
     rank = mask.rank if isinstance(mask, Mask) else 1 if shape is None else len(shape) - 3
-    rank = min(max(rank, 1), MAX_RANK)
+    rank, is_packed = min(max(rank, 1), MAX_RANK), shape is not None and len(shape) == 3
     answers = {
-        word: _answer(Call(word, value, named, mask, rank), legal) for word, value in named.items()
+        word: _answer(Call(word, value, named, mask, rank, is_packed), legal)
+        for word, value in named.items()
     }
     word = min(answers, key=lambda name: _loss(answers[name][1]))
     why, fix = answers[word]

@@ -4,6 +4,7 @@ them, and jagged nested tensors, which are grids of one axis.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -37,6 +38,10 @@ class TracedGrids(NamedTuple):
     def flat(self) -> tuple[list[int], list[int]]:
         """Returns the lengths of all grids one after another."""
         return self.query, self.key
+
+    def name_of(self, side: str) -> str:
+        """Returns the argument that gave the grids of queries or keys."""
+        return "grids" if side == "query" or self.is_self else "key_grids"
 
     def spaces(self) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
         """Returns the lengths of the queries' and keys' axes, grid by grid."""
@@ -133,18 +138,16 @@ def check_shapes(
             raise InputError(
                 f"{name} has shape {list(shape)}; with grids it needs 3 dimensions, "
                 f"[T, {'H' if name == 'query' else 'Hk'}, D], the tokens of all grids.",
-                f"{name}.flatten(0, {len(shape) - 3})." if len(shape) > 3 and not in_plan else "",
+                _as_tokens(name, shape, in_plan=in_plan),
             )
     for name, shape in (("query", query), ("key", key)):
         tokens = _tokens(packed, name)
         if not holds(shape[0] == tokens):
-            argument = "grids" if name == "query" or packed.is_self else "key_grids"
+            argument = packed.name_of(name)
             more = "; other sizes of keys need key_grids" * (name == "key" and packed.is_self)
             raise InputError(
                 f"{argument} have {tokens} tokens, {name} has {shape[0]}{more}.",
-                f"{argument}=nbattn.grids_from({argument}), for boundaries."
-                if _are_boundaries(packed, name, shape[0])
-                else "",
+                _other_grids(packed, name, shape[0]),
             )
     try:
         line = Mask.full(rank=1)
@@ -156,12 +159,30 @@ def check_shapes(
         sizes_of.check(mask, packed)
 
 
-def _are_boundaries(packed: PackedGrids | TracedGrids, name: str, tokens: int) -> bool:
-    """Whether what was given as lengths of sequences is where they begin and end (cu_seqlens)."""
-    if isinstance(packed, TracedGrids) or packed.rank != 1 or not len(packed):
-        return False
-    ends = (packed.query if name == "query" else packed.key).array[:, 0]
-    return ends[0] == 0 and ends[-1] == tokens and bool((ends[1:] >= ends[:-1]).all())
+def _as_tokens(name: str, shape: Sequence[int], *, in_plan: bool) -> str:
+    """The code of a tensor `[T, H, D]`, or of its shape; empty where heads are not known."""
+    if len(shape) < 3:
+        return ""
+    if in_plan:
+        return f"{name}_shape={(math.prod(shape[:-2]), *shape[-2:])}."
+    return f"{name}.flatten(0, {len(shape) - 3})."
+
+
+def _other_grids(packed: PackedGrids | TracedGrids, name: str, tokens: int) -> str:
+    """The code of grids that have so many tokens: what was given are boundaries of sequences
+    (cu_seqlens), or the grids come several times.
+    """
+    if isinstance(packed, TracedGrids) or not len(packed):
+        return ""
+    argument, given = packed.name_of(name), packed.query if name == "query" else packed.key
+    ends = given.array[:, 0]
+    grows = ends[0] == 0 and ends[-1] == tokens and bool((ends[1:] >= ends[:-1]).all())
+    if packed.rank == 1 and grows:
+        return f"{argument}=nbattn.grids_from({argument}), for boundaries."
+    times = tokens // max(given.tokens, 1)
+    if times > 1 and tokens == times * given.tokens:
+        return f"{argument}=[*{argument}] * {times}, if they come {times} times."
+    return ""
 
 
 def _tokens(packed: PackedGrids | TracedGrids, name: str) -> Any:

@@ -69,8 +69,8 @@ def _as_shapes(advice: _Advice, shapes: Mapping[str, Sequence[int]]) -> str:
         if name in ("query", "key"):
             shape = eval(code, {"torch": torch, **tensors}).shape  # code of this module
             named.append(f"{name}_shape={tuple(shape)}")
-        elif name == "mask":
-            named.append(f"mask={code}")
+        elif name in ("mask", "grids"):
+            named.append(f"{name}={code}")
     return ", ".join([*named, *filter(None, [advice.words])]) if named else ""
 
 
@@ -143,6 +143,14 @@ def _other_rank(mask: Mask, name: str, shape: Sequence[int]) -> list[_Advice]:
             code = f"{name}.movedim(1, -1).unsqueeze(-2)"
             found.append(_Advice({name: code}, "for one head of channels first"))
         found.append(_Advice({"": f"{_ALL.format('[None]')}[0]"}, "without a batch"))
+    if name == "query" and not rank and mask.rank < 3:
+        tokens = operator.index(shape[0])
+        sizes, what = (
+            (f"[{tokens}]", "sequences")
+            if mask.rank == 1
+            else (f"[{most_square(tokens)}]", "grids")
+        )
+        found.append(_Advice({"grids": sizes}, f"for packed {what}"))
     if rank == mask.rank - 2:
         code = f"{_ALL.format('[None, ..., None, :]')}[0, ..., 0, :]"
         found.append(_Advice({"": code}, "without a batch and heads"))

@@ -65,7 +65,7 @@ def answering(
         names = tuple(p.name for p in parameters if p.kind is not p.VAR_KEYWORD)
         needed = tuple(p.name for p in parameters if p.default is p.empty and p.name in names)
         is_open = len(names) < len(parameters)
-        most, shown = len(places) + own, function.__qualname__
+        most, shown = len(places) + own, function.__qualname__.removesuffix(".__init__")
 
         @wraps(function)
         def call(*args: P.args, **named: P.kwargs) -> R:

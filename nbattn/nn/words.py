@@ -16,6 +16,7 @@ from nbattn import mistaken_masks, synonyms
 from nbattn.axis import Axis
 from nbattn.errors import InputError, kind
 from nbattn.fixes.masks import causal_axes
+from nbattn.fixes.signatures import Misfit
 from nbattn.mask import Mask
 from nbattn.shapes import as_code
 
@@ -28,6 +29,7 @@ _WINDOWS = ("window", "window_size", "local_window", "sliding_window", "attentio
 _DROPOUTS = ("dropout", "dropout_p", "attn_drop", "attn_dropout", "attention_dropout")
 _SLOPES = ("alibi_slopes", "slopes", "alibi", "use_alibi")
 _BIASES = ("rel_pos_bias", "rpb", "relative_position_bias", "use_rpb")
+_SEQUENCES = ("cu_seqlens", "cu_seqlens_q", "cu_seq_q")
 _WEIGHTS = ("need_weights", "average_attn_weights", "output_attentions", "return_attention")
 _MASKS = ("mask", "attn_mask", "attention_mask", "block_mask", "src_mask")
 _PADDINGS = ("key_padding_mask", "src_key_padding_mask", "memory_key_padding_mask")
@@ -110,6 +112,15 @@ def refused_call(layer: Any, given: Given, more: tuple[Any, ...], others: Given)
     )
 
 
+def refused_plan(call: Misfit) -> InputError:
+    """The error for a call of `plan_for` that does not fit its signature."""
+    if not call.unknown:
+        return InputError(f"{call.problem}.", "layer.plan_for(x.shape).")
+    given = {**dict(zip(call.places, call.given, strict=False)), **call.named}
+    names = {name: name in call.places for name in call.names}
+    return _refused("layer.plan_for", names, given, of_a_plan)
+
+
 def _arguments(function: Any) -> dict[str, bool]:
     """The names of a method's arguments, and whether each may go without its name."""
     parameters = [*inspect.signature(function).parameters.values()][1:]
@@ -184,6 +195,8 @@ def of_a_call(name: str, value: Any, given: Given, names: Collection[str], *, la
         return Answer("padding is a range of keys", _padding(given, f"~{name}"))
     if name in _MASKS:
         return _mask_in_a_call(name, value, given, layer.mask)
+    if name in _SEQUENCES:
+        return _packed(name, given)
     if name in _WEIGHTS:
         return Answer("attention stores no weights that it could return")
     if name in ("is_causal", "causal"):
@@ -194,6 +207,19 @@ def of_a_call(name: str, value: Any, given: Given, names: Collection[str], *, la
     if name in ("scale", "backend") and hasattr(layer, name):
         return Answer("it belongs to the layer", before=f"layer.{name} = {code(name, value)}; ")
     return _renamed(name, value, given, synonyms.LAYER_INPUTS, names)
+
+
+def of_a_plan(name: str, value: Any, given: Given, names: Collection[str]) -> Answer:
+    """What an unknown argument of `plan_for` means."""
+    if name in _SEQUENCES:
+        return _packed(name, given)
+    return _renamed(name, value, given, synonyms.PLAN_KEYS, names)
+
+
+def _packed(name: str, given: Given) -> Answer:
+    """Boundaries of packed sequences."""
+    sizes = _new(given, "grids", Code(f"nbattn.grids_from({name})"))
+    return Answer("packed sequences are packed grids of one axis", sizes)
 
 
 def _renamed(

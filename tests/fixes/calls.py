@@ -11,6 +11,21 @@ HEADS_FIRST = (
     "nbattn.attention(query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), "
     "mask).transpose(1, 2)"
 )
+EACH = "attention(q, k, v, mask).flatten(0, 1)"
+LINES = (
+    "query, key, value = (x.flatten(0, 1) for x in (q, k, v))\n"
+    "cu_seqlens = cu_seqlens_q = cu_seqlens_k = [0, 12, 24]\n"
+    "seqlens, segment_ids = [12, 12], torch.arange(24) // 12"
+)
+
+
+def of_sequences(wrong: str, right: str) -> Row:
+    """A row for packed sequences, with an argument in the place of another."""
+    call = "attention(query, key, value, mask, {})"
+    means = EQUAL.format(EACH)
+    return Row(call.format(wrong), right, f"out = {call.format(right)}", means, f"{QKV}\n{LINES}")
+
+
 WORDS = [
     argument("qk_scale=0.5", "scale=0.5", EQUAL.format("attention(q, k, v, mask, scale=0.5)")),
     argument("softmax_scale=0.5", "scale=0.5"),
@@ -116,18 +131,21 @@ WORDS = [
         "key_range=nbattn.key_range_from(attention_mask.bool())",
         given="attention_mask = torch.ones(2, 12, dtype=torch.int64)",
     ),
-    whole(
-        "attention(query, key, value, mask, cu_seqlens=cu_seqlens)",
-        SEQUENCES.format("cu_seqlens", "cu_seqlens"),
-        EQUAL.format("attention(q, k, v, mask).flatten(0, 1)"),
-        "query, key, value = (x.flatten(0, 1) for x in (q, k, v))\ncu_seqlens = [0, 12, 24]",
+    of_sequences("cu_seqlens=cu_seqlens", "grids=nbattn.grids_from(cu_seqlens)"),
+    of_sequences(
+        "max_seqlen_q=12, cu_seqlens_q=cu_seqlens, cu_seqlens_k=cu_seqlens",
+        "grids=nbattn.grids_from(cu_seqlens_q), key_grids=nbattn.grids_from(cu_seqlens_k)",
+    ),
+    of_sequences("seqlens=seqlens", "grids=seqlens"),
+    of_sequences(
+        "segment_ids=segment_ids",
+        "grids=torch.unique_consecutive(segment_ids, return_counts=True)[1]",
     ),
     whole(
-        "attention(query, key, value, mask, max_seqlen_q=12, cu_seqlens_q=ends, cu_seqlens_k=ends)",
-        SEQUENCES.format("cu_seqlens_q", "cu_seqlens_k"),
-        EQUAL.format("attention(q, k, v, mask).flatten(0, 1)"),
-        "query, key, value = (x.flatten(0, 1) for x in (q, k, v))\n"
-        "ends = cu_seqlens_q = cu_seqlens_k = [0, 12, 24]",
+        "attention(query, key, value, mask, varlen=True)",
+        SEQUENCES.format("cu_seqlens", "cu_seqlens"),
+        EQUAL.format(EACH),
+        LINES,
     ),
 ]
 

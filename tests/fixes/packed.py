@@ -86,6 +86,87 @@ SIZES = [
         "out",
     ),
 ]
+TWO = "query = key = value = torch.randn(24, 4, 16)\nmask = Mask.causal()\n"
+REAL = (
+    "key_range = torch.ones(24, dtype=torch.bool); key_range[[10, 11, 23]] = False\n"
+    "wanted = attention(query, key, value, mask, grids={0}, key_range={1})"
+)
+PADDING = (
+    "key_range=torch.cat([nbattn.key_range_from(part.view(1, *size)) for part, size in "
+    "zip({}.split(nbattn.Grids({}).counts.tolist()), nbattn.Grids({}).array.tolist())])"
+)
+SIZES += [
+    Row(
+        "attention(query, key, value, mask, grids=grids, key_range=key_range)",
+        PADDING.format("key_range", "grids", "grids"),
+        f"out = attention(query, key, value, mask, grids=grids, "
+        f"{PADDING.format('key_range', 'grids', 'grids')})",
+        EQUAL.format("wanted"),
+        f"{TWO}grids = [12, 0, 12]\n{REAL.format('grids', '[[0, 10], [0, 0], [0, 11]]')}",
+    ),
+    Row(
+        "attention(query, key, value, mask, grids=[(3, 4)] * 2, key_grids=sizes, "
+        "key_range=key_range.int())",
+        PADDING.format("key_range.bool()", "key_grids", "key_grids"),
+        f"key_grids = sizes\nout = attention(query, key, value, mask, grids=[(3, 4)] * 2, "
+        f"key_grids=sizes, {PADDING.format('key_range.bool()', 'key_grids', 'key_grids')})",
+        EQUAL.format("wanted"),
+        f"{TWO}mask, sizes = Mask.full(rank=2), [(2, 6), (2, 6)]\n"
+        "key_range = torch.ones(2, 2, 6, dtype=torch.bool); key_range[0, :, 4:] = False\n"
+        "key_range = key_range.flatten()\nwanted = attention(query, key, value, mask, "
+        "grids=[(3, 4)] * 2, key_grids=sizes, key_range=[[[0, 2], [0, 4]], [[0, 2], [0, 6]]])",
+    ),
+    Row(
+        "attention(query, key, value, mask, grids=grids)",
+        "grids=[*grids] * 4",
+        "out = attention(query, key, value, mask, grids=[*grids] * 4)",
+        EQUAL.format("attention(query, key, value, mask, grids=[6] * 4)"),
+        f"{TWO}grids = [6]",
+    ),
+    Row(
+        "attention(query, key, value, mask)",
+        "grids=[24]",
+        "out = attention(query, key, value, mask, grids=[24])",
+        EQUAL.format("attention(query[None], key[None], value[None], mask)[0]"),
+        TWO,
+    ),
+    Row(
+        "plan(mask, (2, 12, 4, 16), grids=[12, 12])",
+        "query_shape=(24, 4, 16)",
+        "out = plan(mask, query_shape=(24, 4, 16), grids=[12, 12])",
+        "len(out.request.grids) == 2",
+    ),
+    Row(
+        "plan(mask, (24, 4, 16), cu_seqlens=cu_seqlens)",
+        "grids=nbattn.grids_from(cu_seqlens)",
+        "out = plan(mask, (24, 4, 16), grids=nbattn.grids_from(cu_seqlens))",
+        "len(out.request.grids) == 2",
+        "cu_seqlens = [0, 12, 24]",
+    ),
+]
+
+
+def making(wrong: str, right: str, means: str = "out == Grids([12, 12])") -> Row:
+    """A call that makes grids, and the one in its place."""
+    given = "cu_seqlens = cu_seqlens_q = [0, 12, 24]\nsizes = seqlens = [12, 12]"
+    return Row(wrong, right, f"out = {right}", means, given)
+
+
+MAKING = [
+    making("grids_from(cu_seqlens, max_seqlen=12)", "nbattn.grids_from(cu_seqlens)"),
+    making("grids_from(cu_seqlens_q=cu_seqlens)", "nbattn.grids_from(cu_seqlens=cu_seqlens_q)"),
+    making("grids_from(seqlens=seqlens)", "nbattn.Grids(seqlens)"),
+    making("Grids(sizes=sizes)", "nbattn.Grids(array=sizes)"),
+    making("Grids((14, 14), (20, 33))", "nbattn.Grids([(14, 14), (20, 33)])", "out.tokens == 856"),
+    Row(
+        "attention(query, key, value, mask, grids=grids_from(cu_seqlens_q, cu_seqlens_k))",
+        "grids=nbattn.grids_from(cu_seqlens_q), key_grids=nbattn.grids_from(cu_seqlens_k)",
+        "out = attention(query, key, value, mask, grids=nbattn.grids_from(cu_seqlens_q), "
+        "key_grids=nbattn.grids_from(cu_seqlens_k))",
+        EQUAL.format("attention(query, key, value, mask, grids=[12, 12])"),
+        f"{TWO}cu_seqlens_q = cu_seqlens_k = [0, 12, 24]",
+    ),
+]
 OF_NESTED = [
     Row(
         "attention(query, key, value, mask, grids=[5, 7])",
@@ -134,6 +215,13 @@ OF_NESTED = [
 ]
 IN_LAYERS = [
     Row(
+        "layer(x[0].flatten(0, 1), grids=[(6, 8)], extra_tokens=extra_tokens)",
+        "extra_tokens[None]",
+        "out = layer(x[0].flatten(0, 1), grids=[(6, 8)], extra_tokens=extra_tokens[None])",
+        EQUAL.format("layer(x[:1], extra_tokens=extra_tokens[None])[0].flatten(0, 1)"),
+        "extra_tokens = torch.randn(3, 64)",
+    ),
+    Row(
         "layer(x, grids=[(6, 8)] * 2)",
         "x.flatten(0, -2)",
         "out = layer(x.flatten(0, -2), grids=[(6, 8)] * 2)",
@@ -146,4 +234,27 @@ IN_LAYERS = [
         "out.request.query_space == (96,)",
     ),
 ]
-ROWS = SIZES + OF_NESTED + IN_LAYERS
+IN_LAYERS += [
+    Row(
+        "layer(x, cu_seqlens=cu_seqlens)",
+        "layer(x, grids=nbattn.grids_from(cu_seqlens))",
+        "out = layer(x, grids=nbattn.grids_from(cu_seqlens))",
+        EQUAL.format("layer(x, grids=[12, 12])"),
+        "layer, x = NeighborhoodAttention(64, 4, Mask.causal()), torch.randn(24, 64)\n"
+        "cu_seqlens = [0, 12, 24]",
+    ),
+    Row(
+        "layer.plan_for((24, 64), cu_seqlens=cu_seqlens)",
+        "layer.plan_for((24, 64), grids=nbattn.grids_from(cu_seqlens))",
+        "out = layer.plan_for((24, 64), grids=nbattn.grids_from(cu_seqlens))",
+        "len(out.request.grids) == 2",
+        "layer, cu_seqlens = NeighborhoodAttention(64, 4, Mask.causal()), [0, 12, 24]",
+    ),
+    Row(
+        "layer.plan_for()",
+        "layer.plan_for(x.shape)",
+        "out = layer.plan_for(x.shape)",
+        "out.request.query_space == (6, 8)",
+    ),
+]
+ROWS = SIZES + MAKING + OF_NESTED + IN_LAYERS

@@ -66,6 +66,11 @@ ROWS = [
     ),
     line(f"nbattn plan {CONFIG} stage4 --mask block --query 1,8,8,2,32",
          f"nbattn plan {CONFIG} stage4"),
+    line(
+        "nbattn plan --mask 'causal()' --query 2,12,4,16 --grids 12,12 --device cpu",
+        "nbattn plan --mask 'causal()' --query 24,4,16 --grids 12,12 --device cpu",
+        "--query 24,4,16",
+    ),
     line("nbattn plan masks.toml", "nbattn plan masks.toml --mask a --query 1,32,32,8,64"),
     line(f"nbattn plan {CONFIG} stage44", f"nbattn plan {CONFIG} stage4"),
     line(f"nbattn plan {CONFIG} --mask blok --query 1,8,8,2,32",

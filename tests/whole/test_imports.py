@@ -56,7 +56,7 @@ ALLOWED = {
     "circles": "errors axis mask",
     "geometry": "errors axis mask fixes alignment circles piecewise_sum rows",
     "biases": "errors axis mask rows geometry",
-    "grids": "errors mask alignment circles geometry biases",
+    "grids": "errors fixes mistaken_places mask alignment circles geometry biases",
     "packing": "errors mask symbolic shapes grids",
     "added_scores": "errors mask symbolic geometry biases grids packing",
     "kernels": "errors packages version cache geometry grids kernels",
@@ -100,8 +100,8 @@ ALLOWED = {
     "cli": "errors fixes packages machine timing cache axis mask geometry program backends.families"
     " planner functional nn config mask_symbols draw plot doctor bench tune demo cli version",
     "integrations": "lazy errors packages version axis mask geometry program backends.families"
-    " backends.tiled.costs backends.tiled.schedule backends.tiled.meaning planner export functional"
-    " nn config shapes integrations",
+    " arguments backends.tiled.costs backends.tiled.schedule backends.tiled.meaning planner export"
+    " functional nn config shapes integrations",
     "distributed": "errors axis mask geometry program planner ops functional",
     "__main__": "cli",
     "": "lazy errors axis mask version",
