@@ -54,7 +54,7 @@ def check_tensors(query: Tensor, named: dict[str, Tensor | None]) -> None:
             jagged = "a nested" if tensor.is_nested else "a sparse"
             raise InputError(
                 f"{name} is {jagged} tensor.",
-                _ONE_BY_ONE if tensor.is_nested else f"{keyword}{name}.to_dense().",
+                (not keyword) * _ONE_BY_ONE if tensor.is_nested else f"{keyword}{name}.to_dense().",
             )
         if tensor.device != query.device:
             raise InputError(
@@ -191,17 +191,24 @@ def check_names(backend: object, dtype: object, device: object) -> None:
         raise InputError(f"device={device!r} is not known: {known_devices()}.", f"device={named}.")
 
 
-def check_run(request: Request, query: Tensor, named: dict[str, Any]) -> None:
-    """Checks the names of the arguments of `Plan.run`, and that its tensors' shapes fit."""
-    known = ("key", "value", *_OPTIONAL, "scale", "softcap")
+def check_run(request: Request, query: Tensor, named: dict[str, Any], *, joint: bool) -> None:
+    """Checks the names of the arguments of `Plan.run`, and that its tensors' shapes fit; of a
+    joint plan, where the queries of extra tokens are known.
+    """
+    beside = ("extra_query",) * joint
+    known = ("key", "value", *beside, *_OPTIONAL, "scale", "softcap")
     for name in named:
         if name not in known:
+            kept = ["query", "key", "value"]
+            for n in known[2:]:
+                if n in beside or named.get(n) is not None:
+                    kept.append(f"{n}={named[n] if n in ('scale', 'softcap') else n}")
             raise InputError(
                 f"run() takes no argument {name!r}, which the plan fixes; besides query, key and "
                 f"value it takes {', '.join(known[2:])}.",
                 f"{name}={named[name]!r}, an argument of nbattn.plan."
                 if name in Request.__dataclass_fields__ and type(named[name]) is bool
-                else "plan.run(query, key, value).",
+                else f"plan.run({', '.join(kept)}).",
             )
     check_tensors(query, {n: t for n, t in named.items() if n not in ("scale", "softcap")})
     check_numbers(named["scale"], named["softcap"])

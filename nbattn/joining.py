@@ -86,6 +86,11 @@ def _checked(
                     "nbattn.merge([*map(torch.as_tensor, outputs)], [*map(torch.as_tensor, lses)])."
                 )
                 raise InputError(f"{name} is {kind(part)}, not a tensor.", fix)
+            if part.is_nested:
+                values = "nbattn.merge([out.values() for out in outputs], [lse.values() for lse in "
+                is_jagged = part.layout == torch.jagged
+                fix = f"{values}lses]), of the tokens of all sequences." if is_jagged else ""
+                raise InputError(f"{name} is a nested tensor.", fix)
         if out.shape != outputs[0].shape or lse.shape != out.shape[:-1]:
             raise InputError(
                 f"output {list(out.shape)} and logsumexp {list(lse.shape)} "

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from nbattn import arguments, mistaken_places, mistaken_words
 from nbattn.axis import MAX_RANK
-from nbattn.errors import NbattnError
+from nbattn.errors import InputError, NbattnError
 from nbattn.fixes import signatures
 from nbattn.functional import attention, autocast
 from nbattn.mask import Mask
@@ -86,6 +86,8 @@ def joint_attention(
     extras = {"extra_query": extra_query, "extra_key": extra_key, "extra_value": extra_value}
     if not all(isinstance(given, Tensor) for given in extras.values()):
         raise mistaken_places.not_extras(extras)
+    if isinstance(query, Tensor) and query.is_nested and query.layout == torch.jagged:
+        raise _of_nested(query, key)
     # once, not for each part
     query, cast = autocast(query, {"key": key, "value": value, **extras})
     key, value, extra_query, extra_key, extra_value = cast.values()
@@ -132,6 +134,18 @@ def _for_both(error: NbattnError) -> NbattnError:
     """Returns an error without a fix that is a call of attention: it has no extra queries."""
     is_whole = "nbattn.attention(" in error.fix
     return type(error)(error.problem, "", error.where) if is_whole else error
+
+
+def _of_nested(query: Any, key: Any) -> InputError:
+    """The error for jagged nested tensors, which are packed grids of one axis."""
+    grids = "grids=nbattn.grids_from(query.offsets())"
+    if getattr(key, "is_nested", False) and key.offsets() is not query.offsets():
+        grids += ", key_grids=nbattn.grids_from(key.offsets())"
+    return InputError(
+        "query is a nested tensor; joint_attention takes packed grids.",
+        "nbattn.joint_attention(query.values(), key.values(), value.values(), mask, extra_query, "
+        f"extra_key, extra_value, {grids}), with the other arguments.",
+    )
 
 
 def placed(extra_query: Tensor, rank: int, *, is_packed: bool = False) -> Tensor:

@@ -49,7 +49,7 @@ def key(
     require: object,
     forbid: object,
     return_lse: object,
-    grids: PackedGrids | None = None,
+    grids: object = None,
 ) -> Key | None:
     """Returns everything that decides whether a call's arguments are valid and which plan runs it,
     except its numbers; None for a call that needs the operators, or has arguments of other types.
@@ -65,6 +65,7 @@ def key(
         or type(forbid) is not tuple
         or ((require or forbid) and not all(type(name) is str for name in require + forbid))
         or type(return_lse) is not bool
+        or (grids is not None and type(grids) is not PackedGrids)  # of a function compiled alone
         or autograd.is_watched()
         or autograd.may_have_tangents()
     ):

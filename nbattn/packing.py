@@ -14,9 +14,11 @@ from torch import Tensor
 from nbattn import grids as sizes_of
 from nbattn import shapes
 from nbattn.errors import InputError
-from nbattn.grids import Grids, PackedGrids, grids_of
+from nbattn.grids import PackedGrids, grids_of
 from nbattn.mask import Mask
 from nbattn.symbolic import holds
+
+_UNKNOWN = "sizes of grids are known to a graph as a list of tuples only"
 
 
 class TracedGrids(NamedTuple):
@@ -64,8 +66,8 @@ def packed_of(mask: object, grids: Any, key_grids: Any) -> PackedGrids | TracedG
     if grids is None:
         raise InputError("key_grids is given, but not grids.", "grids=key_grids, key_grids=None.")
     if torch.compiler.is_compiling():
-        query = _traced(grids, rank)
-        key = query if key_grids is None else _traced(key_grids, rank)
+        query = _traced(grids, rank, "grids")
+        key = query if key_grids is None else _traced(key_grids, rank, "key_grids")
         counts = [len(flat) // (rank or 1) for flat in (query, key)]
         packed = TracedGrids(query, key, rank or 1, key_grids is None)
     else:
@@ -78,8 +80,34 @@ def packed_of(mask: object, grids: Any, key_grids: Any) -> PackedGrids | TracedG
     return packed
 
 
-def _traced(grids: Any, rank: int | None) -> list[int]:
-    """Returns the lengths of all grids one after another, without looking at numbers."""
+def _are_lists(sizes: object) -> bool:
+    """Whether a compiler can follow sizes: lists of whole numbers, which may be symbols."""
+    if not isinstance(sizes, (list, tuple)):
+        return sizes is None
+    return all(
+        isinstance(length, (int, torch.SymInt))
+        for size in sizes
+        for length in (size if isinstance(size, (list, tuple)) else (size,))
+    )
+
+
+def _looked_at(grids: Any, rank: int | None, name: str) -> list[int]:
+    """Returns the lengths of all grids one after another."""
+    if isinstance(grids, Tensor) and torch.compiler.is_exporting():
+        raise InputError(
+            f"{name} is a tensor, whose numbers torch.export does not know.",
+            f"{name}={name}.tolist(), before the export.",
+        )
+    return grids_of(grids, rank, name).array.ravel().tolist()
+
+
+def _traced(grids: Any, rank: int | None, name: str) -> list[int]:
+    """Returns the lengths of all grids one after another, without looking at symbols."""
+    if not _are_lists(grids):  # which have no symbols
+        if not torch.compiler.is_dynamo_compiling():
+            return _looked_at(grids, rank, name)
+        torch._dynamo.graph_break(msg=_UNKNOWN)  # pyright: ignore[reportPrivateUsage]
+        return torch.compiler.disable(_looked_at)(grids, rank, name)  # pyright: ignore
     flat: list[int] = []
     for size in grids:
         lengths = size if isinstance(size, (tuple, list)) else (size,)
@@ -188,12 +216,13 @@ def _tokens(packed: PackedGrids | TracedGrids, name: str) -> Any:
 
 def runs_apart(query: Any, grids: object, key_grids: object) -> bool:
     """Whether a call becomes another one: tensors are nested, or torch compiles and does not know
-    what is in `Grids`.
+    what is in `Grids` and arrays.
     """
     if isinstance(query, Tensor) and query.is_nested and query.layout == torch.jagged:
         return True
-    is_opaque = isinstance(grids, Grids) or isinstance(key_grids, Grids)
-    return is_opaque and torch.compiler.is_dynamo_compiling()
+    return torch.compiler.is_dynamo_compiling() and not (
+        _are_lists(grids) and _are_lists(key_grids)
+    )
 
 
 def apart(attend: Callable[..., Any], tensors: Sequence[Any], options: dict[str, Any]) -> Any:
@@ -205,8 +234,7 @@ def apart(attend: Callable[..., Any], tensors: Sequence[Any], options: dict[str,
         options: its other arguments, by name.
     """
     if torch.compiler.is_dynamo_compiling():
-        why = "Grids and nested tensors have sizes that a graph does not know"
-        torch._dynamo.graph_break(msg=why)  # pyright: ignore[reportPrivateUsage]
+        torch._dynamo.graph_break(msg=_UNKNOWN)  # pyright: ignore[reportPrivateUsage]
         return torch.compiler.disable(attend)(*tensors, **options)  # pyright: ignore
     return _of_nested(attend, tensors, options)
 
@@ -218,6 +246,9 @@ def _of_nested(attend: Callable[..., Any], tensors: Sequence[Any], options: dict
         raise InputError("query is a nested tensor, which has its own grids.", "grids=None.")
     for name, tensor in (("query", query), ("key", key), ("value", value)):
         _check_nested(name, tensor)
+    rank = getattr(options["mask"], "rank", 1)
+    if rank != 1:
+        raise InputError(f"query is a nested tensor, which has one axis, and the mask {rank}.")
     ends = query.offsets().tolist(), key.offsets().tolist()
     if value.offsets().tolist() != ends[1]:
         raise InputError("key and value are nested tensors of different lengths.")

@@ -75,7 +75,7 @@ def _run(
     if tensors.get("extra_range") is not None:
         tensors["extra_range"] = key_ranges.of_extra(tensors["extra_range"], query)
     query, named = autocast(query, {"key": key, "value": value, **tensors})
-    arguments.check_run(request, query, {**named, **numbers})
+    arguments.check_run(request, query, {**named, **numbers}, joint=beside is not None)
     given = (query, *(named.get(name) for name in TENSORS[1:]))
     operands = tuple(None if t is None else t.resolve_neg() for t in given)
     training = autograd.trains(operands)

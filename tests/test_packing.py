@@ -107,6 +107,30 @@ def test_heads_and_channels_that_do_not_fit(shapes: Any, text: str) -> None:
     assert not raised.value.fix  # those of tensors with a batch
 
 
+def test_nested_tensors_and_a_mask_of_two_axes() -> None:
+    query = nested((4, 3))
+    with pytest.raises(InputError) as raised:
+        nbattn.attention(query, query, query, MASK)
+    text = "query is a nested tensor, which has one axis, and the mask 2."
+    assert (raised.value.problem, raised.value.fix) == (text, "")
+
+
+def test_nested_extra_keys_have_no_fix_without_them() -> None:
+    query = nested((4, 3))
+    with pytest.raises(InputError) as raised:
+        nbattn.attention(query, query, query, Mask.full(rank=1), extra_key=query, extra_value=query)
+    assert (raised.value.problem, raised.value.fix) == ("extra_key is a nested tensor.", "")
+
+
+def test_nested_tensors_of_a_joint_attention_whose_keys_are_others() -> None:
+    query, key = nested((4, 3)), nested((2, 5))
+    extra = torch.randn(2, 3, 4, 8, dtype=torch.float64)
+    mask = Mask.full(rank=1)
+    with pytest.raises(InputError) as raised:
+        nbattn.joint_attention(query, key, key, mask, extra, extra, extra)
+    assert "key_grids=nbattn.grids_from(key.offsets())" in raised.value.fix
+
+
 def test_ranges_of_one_axis_without_an_axis() -> None:
     query, key, value = (t.detach() for t in packed([(4,), (3,)]))
     mask, ranges = Mask.full(rank=1), [[0, 2], [1, 3]]

@@ -161,17 +161,21 @@ def _check_shapes(options: argparse.Namespace, plan: PlanConfig) -> None:
         InputError: one has too few or too many; the fix begins as it does.
     """
     rank, is_packed = plan.mask.rank, plan.grids is not None or plan.key_grids is not None
+    if plan.grids is None and options.key_grids is not None:
+        sizes = ",".join("x".join(map(str, size)) for size in options.key_grids)
+        raise InputError("--key-grids is given, but not --grids.", f"--grids {sizes}")
     example = (1, *(32,) * rank, 8, 64)
     wanted = f"batch, a length for each axis ({counted(rank, 'axis', 'axes')} in the mask)"
     if is_packed:
-        example = (sum(map(prod, plan.grids or ())), 8, 64)
         wanted = "the tokens of all grids"
     for name in ("query", "key"):
+        own = plan.key_grids if name == "key" and plan.key_grids is not None else plan.grids
+        example = (sum(map(prod, own or ())), 8, 64) if is_packed else example
         given = getattr(options, name) or example
         if len(given) != len(example):
             fixed = (*given, *example[len(given) :])[: len(example)]
-            if is_packed and len(given) > len(example):
-                fixed = (prod(given[:-2]), *given[-2:])
+            if is_packed and len(given) > len(example):  # a batch, and lengths of axes
+                fixed = (*example[:1], *given[-2:])
             raise InputError(
                 f"--{name} has {counted(len(given), 'number')}, not {len(example)}: {wanted}, "
                 "heads, head size.",

@@ -247,6 +247,7 @@ def of_entries(table: Table, notation: Notation) -> str:
 
 
 _NUMBERS = re.compile(r"[\[(]?\s*\d+(\s*[,x]\s*\d+)+\s*[\])]?")  # "2, 12, 4, 16", "2x12"
+_SIZES = ("grids", "key_grids")
 _WORDS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 
 
@@ -269,7 +270,10 @@ def _mended(key: str | int, value: object, expected: str) -> object:
         except ValueError:
             return None
     if expected == "a list" and isinstance(value, str) and _NUMBERS.fullmatch(value.strip()):
-        return [int(number) for number in re.findall(r"\d+", value)]
+        numbers = [int(number) for number in re.findall(r"\d+", value)]
+        return [numbers] if key in _SIZES else numbers
+    if expected == "a list" and type(value) is int and (key in _SIZES or type(key) is int):
+        return [value] if type(key) is int else [[value]]
     if expected == "a list" and (isinstance(value, Mapping) or key in ("require", "forbid")):
         return [value]
     return None

@@ -272,6 +272,8 @@ class PlanConfig:
 
         def shapes() -> None:
             if self.mask and (self.grids is not None or self.key_grids is not None):
+                if self.grids is None:
+                    raise InputError("key_grids is given, but not grids.")
                 packed = packing.packed_of(self.mask, self.grids, self.key_grids)
                 packing.check_shapes(self.mask, packed, self.query, key, value, in_plan=True)
                 table, slopes = self.relative_bias, self.alibi_slopes

@@ -162,7 +162,8 @@ class NeighborhoodAttention(nn.Module):
             alibi_slopes: as in `attention`, of the layer's heads; no parameter, since slopes have
                 no gradient. Layers whose heads are sharded take those of their own heads.
             grids, key_grids: as in `attention`: x is then `[T, dim]`, the tokens of grids of these
-                sizes, the context `[Tk, …]`, and extra tokens and key_range have an entry per grid.
+                sizes, the context `[Tk, …]`, and extra tokens (or one for all) and ranges have an
+                entry per grid.
             more, others: arguments of other libraries' layers, which are refused in words.
 
         Returns:

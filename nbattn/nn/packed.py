@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from math import prod
 from typing import TYPE_CHECKING, Any
 
@@ -39,9 +39,10 @@ def attend(
         _check("context", context, 2, channels)
     elif layer.context_dim is not None:
         raise inputs.no_context(layer.context_dim, "layer(x, context, grids=grids)")
-    extra_line = None
+    extra_line, entries = None, 0
     if extra_tokens is not None:
         _check("extra_tokens", extra_tokens, 3, channels)
+        entries = _entries(extra_tokens, grids)
         inputs.extra_key(layer.qk_transform)
         extra_line = extra_tokens.flatten(0, 1)[None]
     if update_extra:
@@ -52,6 +53,8 @@ def attend(
     query, key, value, *extra = (part[0] for part in layer._projected(*lines, update_extra))
     if extra_tokens is not None:
         extra = [part.unflatten(0, extra_tokens.shape[:2]) for part in extra]
+        if not holds(extra_tokens.shape[0] == entries):  # the same for all grids
+            extra = [part.expand(entries, -1, -1, -1).contiguous() for part in extra]
     extras = (*(None,) * (3 - len(extra)), *extra)
     if not layer._is_packed(context is None):
         query, key = _transformed(
@@ -83,11 +86,29 @@ def _check(name: str, tokens: object, dimensions: int, channels: int) -> None:
     if not isinstance(tokens, Tensor):
         actual = "None" if tokens is None else kind(tokens)
         raise InputError(f"{name} is {actual}, not a tensor {shape}.")
-    has_channels = tokens.dim() > dimensions and holds(tokens.shape[-1] == channels)
+    fix = ""
+    if tokens.dim() and holds(tokens.shape[-1] == channels):
+        if dimensions == 2 and tokens.dim() > 2:
+            fix = f"{name}.flatten(0, -2)."
+        elif dimensions == 3 and tokens.dim() == 2:
+            fix = f"{name}[None], the same for all grids."
     raise InputError(
-        f"{name} is {list(tokens.shape)}, not {shape}: with grids, the tokens of all.",
-        f"{name}.flatten(0, -2)." if has_channels and dimensions == 2 else "",
+        f"{name} is {list(tokens.shape)}, not {shape}: with grids, the tokens of all.", fix
     )
+
+
+def _entries(extra_tokens: Tensor, grids: Any) -> int:
+    """The entries that extra tokens need, one for each grid; they may have one for all. What is
+    given as grids is checked later.
+    """
+    given = extra_tokens.shape[0]
+    count = len(grids) if isinstance(grids, Sized) else given
+    if not (holds(given == count) or holds(given == 1)):
+        raise InputError(
+            f"extra_tokens is {list(extra_tokens.shape)}, and there are {count} grids: it needs an "
+            "entry for each, or one for all."
+        )
+    return count
 
 
 def _transformed(

@@ -196,6 +196,18 @@ plan NAT stage1 --query 1,56,56,2
     nbattn plan: --query has 4 numbers, not 5: batch, a length for each axis (2 axes in the mask), heads, head size.
       fix:   --query 1,56,56,2,64
 
+plan --mask full(2) --query 1,5,6,8,64 --grids 5x6
+    nbattn plan: --query has 5 numbers, not 3: the tokens of all grids, heads, head size.
+      fix:   --query 30,8,64
+
+plan --mask full(2) --query 30,8,64 --key 1,2,3,8,64 --grids 5x6 --key-grids 2x3
+    nbattn plan: --key has 5 numbers, not 3: the tokens of all grids, heads, head size.
+      fix:   --key 6,8,64
+
+plan --mask full(2) --query 30,8,64 --key-grids 2x3,4x6
+    nbattn plan: --key-grids is given, but not --grids.
+      fix:   --grids 2x3,4x6
+
 plan --mask causal() --query 1,64,8,64 --key 1,64,64,8,64
     nbattn plan: --key has 5 numbers, not 4: batch, a length for each axis (1 axis in the mask), heads, head size.
       fix:   --key 1,64,64,8

@@ -100,6 +100,9 @@ def test_a_window_that_counts_the_query_is_one_key_shorter() -> None:
         (("masks", "a", "from_cudnn"), 8, "a table", "from_cudnn = { left_bound = 8 }"),
         (("plans", "a", "require"), "tile", "a list", 'require = ["tile"]'),
         (("plans", "a", "query"), "all", "a list", ""),
+        (("plans", "a", "query"), "1x12", "a list", "query = [1, 12]"),
+        (("plans", "a", "grids"), "14x14", "a list", "grids = [[14, 14]]"),
+        (("plans", "a", "key_grids"), 512, "a list", "key_grids = [[512]]"),
         (("plans", "a", "softcap"), "thirty", "a number", ""),
     ],
 )

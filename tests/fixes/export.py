@@ -54,4 +54,17 @@ ROWS = [
         "found = rewritten(attend, {1: n}, {1: m}, {1: m})",
         means=_MEANS,
     ),
+    Row(
+        given="mask, grids, line = Mask.sliding_window(3), torch.tensor([5, 7]), q[0]\n"
+        "class Packed(torch.nn.Module):\n"
+        "    def forward(self, line):\n"
+        "        return attention(line, line, line, mask, grids=grids)\n"
+        "def exported():\n"
+        "    return torch.export.export(Packed(), (line,), strict=False)",
+        call="exported()",
+        pasted="grids=grids.tolist()",
+        fixed="sizes = grids; grids=grids.tolist(); program = exported()",
+        means="torch.allclose(program.module()(line), attention(line, line, line, mask, "
+        "grids=sizes), atol=1e-5)",
+    ),
 ]

@@ -12,6 +12,8 @@ NESTED = (
 )
 FIRST = "torch.allclose(out.unbind()[0], attention(*[parts[0][None]] * 3, mask)[0], atol=1e-5)"
 ALIGNED = "Mask(Axis(None, 0, causal=True, align='bottom-right'))"
+EXTRAS = "extra_query, extra_key, extra_value"
+VALUES = "[out.values() for out in outputs], [lse.values() for lse in lses]"
 SIZES = [
     Row(
         "attention(query, key, value, mask, grids=grids)",
@@ -189,8 +191,36 @@ OF_NESTED = [
         FIRST,
         f"{NESTED}\nquery = query.transpose(1, 2)",
     ),
+    Row(
+        f"joint_attention(query, key, value, mask, {EXTRAS})",
+        f"nbattn.joint_attention(query.values(), key.values(), value.values(), mask, {EXTRAS}, "
+        "grids=nbattn.grids_from(query.offsets()))",
+        "out, _ = nbattn.joint_attention(query.values(), key.values(), value.values(), mask, "
+        f"{EXTRAS}, grids=nbattn.grids_from(query.offsets()))",
+        EQUAL.format(
+            "attention(query, query, query, mask, extra_key=extra_key, "
+            "extra_value=extra_key).values()"
+        ),
+        f"from nbattn import joint_attention\n{NESTED}\n"
+        "extra_query = extra_key = extra_value = torch.randn(2, 3, 4, 16)",
+    ),
+    Row(
+        "nbattn.merge(outputs, lses)",
+        f"nbattn.merge({VALUES})",
+        f"out, _ = nbattn.merge({VALUES})",
+        EQUAL.format("outputs[0].values()"),
+        f"{NESTED}\nouts = attention(query, key, value, mask, return_lse=True)\n"
+        "outputs, lses = [outs[0]] * 2, [outs[1]] * 2",
+    ),
 ]
 IN_LAYERS = [
+    Row(
+        "layer(x[0].flatten(0, 1), grids=[(6, 8)], extra_tokens=extra_tokens)",
+        "extra_tokens[None]",
+        "out = layer(x[0].flatten(0, 1), grids=[(6, 8)], extra_tokens=extra_tokens[None])",
+        EQUAL.format("layer(x[:1], extra_tokens=extra_tokens[None])[0].flatten(0, 1)"),
+        "extra_tokens = torch.randn(3, 64)",
+    ),
     Row(
         "layer(x, grids=[(6, 8)] * 2)",
         "x.flatten(0, -2)",

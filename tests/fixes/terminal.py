@@ -59,6 +59,11 @@ ROWS = [
     line("nbattn schema now", "nbattn schema"),
     line(f"nbattn plan {CONFIG} --device", f"nbattn plan {CONFIG} --device cpu"),
     line("nbattn plan", "nbattn plan --mask 'sliding_window(511)' --query 1,4096,8,64"),
+    line(
+        "nbattn plan --mask 'full(2)' --query 30,8,64 --key-grids 5x6",
+        "nbattn plan --mask 'full(2)' --query 30,8,64 --key-grids 5x6 --grids 5x6",
+        "--grids 5x6",
+    ),
     line(f"nbattn plan {CONFIG} stage4 --mask block --query 1,8,8,2,32",
          f"nbattn plan {CONFIG} stage4"),
     line(

@@ -92,6 +92,33 @@ def test_a_plan_is_the_plan_of_forward(name: str, monkeypatch: pytest.MonkeyPatc
     assert plan.request in seen
 
 
+@pytest.mark.parametrize("hooked", [False, True])
+@pytest.mark.parametrize("sizes", [SIZES, [(4, 3)], []])
+def test_registers_of_all_grids(sizes: Any, hooked: bool) -> None:
+    layer = NeighborhoodAttention(16, 2, MASK, qk_norm=True).double()
+    if hooked:
+        layer.qkv.register_forward_hook(lambda *_: None)
+    x, registers = torch.randn(sum(map(prod, sizes)), 16), torch.randn(1, 3, 16)
+    x, registers = x.double(), registers.double().requires_grad_()
+    options: dict[str, Any] = {"grids": sizes, "update_extra": True}
+    found = layer(x, extra_tokens=registers, **options)
+    wanted = layer(x, extra_tokens=registers.expand(len(sizes), -1, -1), **options)
+    assert found[1].shape == (len(sizes), 3, 16)
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one, other)
+    grads = [torch.autograd.grad(sum(t.square().sum() for t in both), registers)[0]
+             for both in (found, wanted)]  # fmt: skip
+    torch.testing.assert_close(*grads)
+
+
+def test_extra_tokens_of_other_grids() -> None:
+    layer = NeighborhoodAttention(16, 2, MASK)
+    with pytest.raises(InputError) as raised:
+        layer(torch.randn(60, 16), grids=[(5, 6)] * 2, extra_tokens=torch.randn(3, 4, 16))
+    text = "extra_tokens is [3, 4, 16], and there are 2 grids: it needs an entry for each, or one "
+    assert raised.value.problem == f"{text}for all."
+
+
 def test_no_grids_at_all() -> None:
     layer = NeighborhoodAttention(16, 2, MASK, qk_transform=Places())
     assert layer(torch.empty(0, 16), grids=[]).shape == (0, 16)

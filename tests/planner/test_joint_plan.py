@@ -186,6 +186,18 @@ def test_tensors_that_it_is_not_for() -> None:
         plan.run(*grid, **(extras | {"extra_query": extras["extra_query"][:, :2]}))
 
 
+def test_an_unknown_argument_is_left_out_and_the_others_stay() -> None:
+    plan = nbattn.plan(Mask.causal(), (1, 4, 2, 8), extra_keys=3, extra_queries=True,
+                       dtype="float32", device="cpu")  # fmt: skip
+    grid, extra = torch.zeros(1, 4, 2, 8), torch.zeros(1, 3, 2, 8)
+    extras = {"extra_query": extra, "extra_key": extra, "extra_value": extra}
+    with pytest.raises(InputError) as caught:
+        plan.run(grid, grid, grid, **extras, scale=0.5, dropout=0.1)
+    assert "it takes extra_query, sink" in caught.value.problem
+    named = "extra_query=extra_query, extra_key=extra_key, extra_value=extra_value, scale=0.5"
+    assert caught.value.fix == f"plan.run(query, key, value, {named})."
+
+
 def test_no_extra_tokens() -> None:
     plan = made(extra_keys=0)
     assert plan.verify()

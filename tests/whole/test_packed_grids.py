@@ -278,6 +278,58 @@ def test_compiled_with_grids_made_before() -> None:
         same([found], one_by_one(tensors, mask, sizes)[:1])
 
 
+OPAQUE: dict[str, Callable[[Any], Any]] = {
+    "grids": nbattn.Grids,
+    "array": np.array,
+    "tensor": torch.tensor,
+    "numbers of numpy": lambda sizes: [tuple(map(np.int64, size)) for size in sizes],
+}
+
+
+@pytest.mark.parametrize("kind", OPAQUE)
+def test_sizes_that_a_graph_does_not_know(kind: str) -> None:
+    """torch.compile leaves its graph, also in a layer; torch.export takes the numbers."""
+    mask, sizes, x = Mask.neighborhood((3, 3)), [(5, 6), (4, 3)], torch.randn(42, 2, 4)
+    given = OPAQUE[kind](sizes)
+
+    class Model(torch.nn.Module):
+        def forward(self, x: Any) -> Any:
+            return nbattn.attention(x, x, x, mask, grids=given)
+
+    class Places(torch.nn.Module):
+        def forward(self, query: Any, key: Any) -> Any:
+            return query * torch.arange(query.shape[1])[:, None, None, None], key
+
+    wanted = nbattn.attention(x, x, x, mask, grids=sizes)
+    torch._dynamo.reset()
+    torch.testing.assert_close(torch.compile(Model(), backend="eager")(x), wanted)
+    if kind == "tensor":
+        with pytest.raises(InputError) as raised:
+            torch.export.export(Model(), (x,), strict=False)
+        problem = "grids is a tensor, whose numbers torch.export does not know."
+        assert raised.value.problem == problem
+        assert raised.value.fix == "grids=grids.tolist(), before the export."
+    else:
+        torch.testing.assert_close(
+            torch.export.export(Model(), (x,), strict=False).module()(x), wanted
+        )
+    layer = nbattn.NeighborhoodAttention(8, 2, mask, qk_transform=Places())
+    compiled = torch.compile(layer, backend="eager")
+    tokens = x.flatten(1)
+    torch.testing.assert_close(compiled(tokens, grids=given), layer(tokens, grids=sizes))
+
+
+def test_compiled_with_sizes_of_other_tokens() -> None:
+    """The error of the call alone, where torch compiles a part of what raises it."""
+    torch._dynamo.reset()
+    x = torch.randn(42, 2, 4)
+    attend = torch.compile(
+        lambda x: nbattn.attention(x, x, x, Mask.causal(), grids=[5, 6]), backend="eager"
+    )
+    with pytest.raises(InputError, match="grids have 11 tokens, query has 42"):
+        attend(x)
+
+
 def test_exported_with_symbols_as_sizes() -> None:
     mask = Mask.neighborhood((3, 3))
 
