@@ -145,12 +145,8 @@ def _other_rank(mask: Mask, name: str, shape: Sequence[int]) -> list[_Advice]:
         found.append(_Advice({"": f"{_ALL.format('[None]')}[0]"}, "without a batch"))
     if name == "query" and not rank and mask.rank < 3:
         tokens = operator.index(shape[0])
-        sizes, what = (
-            (f"[{tokens}]", "sequences")
-            if mask.rank == 1
-            else (f"[{most_square(tokens)}]", "grids")
-        )
-        found.append(_Advice({"grids": sizes}, f"for packed {what}"))
+        size, what = (most_square(tokens), "grids") if mask.rank == 2 else ((tokens,), "sequences")
+        found.append(_Advice({"grids": f"[{size}]"}, f"for packed {what}"))
     if rank == mask.rank - 2:
         code = f"{_ALL.format('[None, ..., None, :]')}[0, ..., 0, :]"
         found.append(_Advice({"": code}, "without a batch and heads"))

@@ -97,6 +97,21 @@ PADDING = (
 )
 SIZES += [
     Row(
+        "attention(image, image, image, mask, grids=[(6, 8)])",
+        "grids=None",
+        "out = attention(image, image, image, mask, grids=None)",
+        "out.shape == image.shape",
+        "mask = Mask.neighborhood((3, 3))",
+    ),
+    Row(
+        "attention(query, key, value, mask, grids=documents)",
+        "grids=torch.unique_consecutive(torch.as_tensor(grids), return_counts=True)[1]",
+        "grids = documents\nout = attention(query, key, value, mask, grids=torch."
+        "unique_consecutive(torch.as_tensor(grids), return_counts=True)[1])",
+        EQUAL.format("attention(query, key, value, mask, grids=[7, 17])"),
+        f"{TWO}documents = [0] * 7 + [1] * 17",
+    ),
+    Row(
         "attention(query, key, value, mask, grids=grids, key_range=key_range)",
         PADDING.format("key_range", "grids", "grids"),
         f"out = attention(query, key, value, mask, grids=grids, "
@@ -118,15 +133,15 @@ SIZES += [
     ),
     Row(
         "attention(query, key, value, mask, grids=grids)",
-        "grids=[*grids] * 4",
-        "out = attention(query, key, value, mask, grids=[*grids] * 4)",
+        "grids=nbattn.Grids(grids).array.tolist() * 4",
+        "out = attention(query, key, value, mask, grids=nbattn.Grids(grids).array.tolist() * 4)",
         EQUAL.format("attention(query, key, value, mask, grids=[6] * 4)"),
         f"{TWO}grids = [6]",
     ),
     Row(
         "attention(query, key, value, mask)",
-        "grids=[24]",
-        "out = attention(query, key, value, mask, grids=[24])",
+        "grids=[(24,)]",
+        "out = attention(query, key, value, mask, grids=[(24,)])",
         EQUAL.format("attention(query[None], key[None], value[None], mask)[0]"),
         TWO,
     ),
@@ -156,6 +171,14 @@ MAKING = [
     making("grids_from(cu_seqlens, max_seqlen=12)", "nbattn.grids_from(cu_seqlens)"),
     making("grids_from(cu_seqlens_q=cu_seqlens)", "nbattn.grids_from(cu_seqlens=cu_seqlens_q)"),
     making("grids_from(seqlens=seqlens)", "nbattn.Grids(seqlens)"),
+    making("grids_from(cu_seqlens, 12)", "nbattn.grids_from(cu_seqlens)"),
+    Row(
+        "grids_from(cu_seqlens)",
+        "nbattn.grids_from(cu_seqlens[0])",
+        "out = nbattn.grids_from(cu_seqlens[0])",
+        "out == Grids([12, 12])",
+        "cu_seqlens = torch.tensor([[0, 12, 24]])",
+    ),
     making("Grids(sizes=sizes)", "nbattn.Grids(array=sizes)"),
     making("Grids((14, 14), (20, 33))", "nbattn.Grids([(14, 14), (20, 33)])", "out.tokens == 856"),
     Row(

@@ -630,7 +630,7 @@ plan(window, 8)
 plan(window, (1, 8, 2))
     InputError: query has 3 dimensions [1, 8, 2]; a mask of 1 axis needs 4, [B, X, H, D].
       given: Mask(Axis(2, 0))
-      fix:   query_shape=(1, 8, 1, 2), for one head; or grids=[1], for packed sequences.
+      fix:   query_shape=(1, 8, 1, 2), for one head; or grids=[(1,)], for packed sequences.
 
 plan(window, (-1, 8, 2, 16))
     InputError: query_shape=(-1, 8, 2, 16): -1 is not a length.
