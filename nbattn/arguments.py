@@ -93,14 +93,15 @@ _ONE_BY_ONE = (
 
 def _as_tensor(name: str, given: Any, query: Any) -> str:
     """The code that makes a tensor of what was given."""
-    if name == "key_range" and type(given) is int and query.dim() == 4:
-        return f"key_range=[[0, {given}]] * {query.shape[0]}."
+    is_line = query.dim() == 4 or name == "extra_range"
+    if name in ("key_range", "extra_range") and type(given) is int and is_line:
+        return f"{name}=[[0, {given}]] * {query.shape[0]}."
     if name == "sink" and isinstance(given, (int, float)):
         return f"sink=torch.full(({query.shape[-2]},), {float(given)}, device=query.device)."
     if type(given) is bool and name not in _REQUIRED:  # a switch of `plan`
         return f"{name}=None."
-    if given is None or (name == "key_range" and not hasattr(given, "__array__")):
-        return "" if given is None else "key_range=None."  # lists of numbers are tensors by now
+    if given is None or (name.endswith("_range") and not hasattr(given, "__array__")):
+        return "" if given is None else f"{name}=None."  # lists of numbers are tensors by now
     if isinstance(given, (tuple, list)) and given and all(isinstance(t, Tensor) for t in given):
         joined = "torch.cat" if given[0].dim() >= 4 else "torch.stack"
         return f"{'' if name in _REQUIRED else f'{name}='}{joined}({name})."
@@ -249,7 +250,7 @@ def check_optional(
     if key_range is not None and (
         key_range.dtype != torch.int32 or not _fits(key_range.shape, (batch, rank, 2))
     ):
-        space = key.shape[1:-2] if packed is None else (0,) * rank
+        space = key.shape[1:-2] if packed is None else packed.common_space()
         of_keys = {} if packed is None else {packed.name_of("key"): key.shape[0]}
         raise key_ranges.refusal(key_range, batch, space, of_keys)
     if (extra_key is None) != (extra_value is None):

@@ -166,6 +166,11 @@ class PackedGrids:
         """Returns the argument that gave the grids of queries or keys."""
         return "grids" if side == "query" or self.is_self else "key_grids"
 
+    def common_space(self) -> tuple[int, ...]:
+        """Returns the size of every grid of keys; zeros if sizes differ."""
+        keys, _ = self.key.distinct()
+        return tuple(keys[0].tolist()) if len(keys) == 1 else (0,) * self.rank
+
     @cached_property
     def sizes(self) -> Sizes:
         """The pairs of sizes that differ, in the order of their first grids."""
@@ -216,8 +221,7 @@ def grids_of(sizes: Any, rank: int | None = None, name: str = "grids") -> Grids:
     """
     if isinstance(sizes, Grids) and rank in (None, sizes.rank):
         return sizes
-    array = sizes.array if isinstance(sizes, Grids) else _as_array(sizes, name)
-    return Grids(_sized(array, rank, name))
+    return Grids(_sized(_as_array(sizes, name), rank, name))
 
 
 def _sized(array: Ints, rank: int | None, name: str) -> Ints:
@@ -246,6 +250,8 @@ def _sized(array: Ints, rank: int | None, name: str) -> Ints:
 
 def _as_array(sizes: Any, name: str) -> Ints:
     """Returns whole numbers as an array."""
+    if isinstance(sizes, Grids):
+        return sizes.array
     if hasattr(sizes, "detach"):  # a tensor
         sizes = sizes.detach().cpu()
     is_known = isinstance(sizes, Sequence) or hasattr(sizes, "__array__")
@@ -285,9 +291,18 @@ def grids_from(cu_seqlens: Any) -> Grids:
     lengths = np.diff(ends.astype(np.int64)) if ends.ndim == 1 else ends
     if ends.ndim != 1 or not len(ends) or ends[0] != 0 or (lengths < 0).any():
         is_lengths = ends.ndim == 1 and len(ends) and ends[0] > 0 and (ends >= 0).all()
+        fixes = {
+            "grids=cu_seqlens, for lengths.": is_lengths,
+            "nbattn.grids_from(cu_seqlens[0]).": ends.ndim == 2 and len(ends) and not ends[0, 0],
+            "grids=cu_seqlens, for sizes.": ends.ndim == 2 and ends.shape[1] in (2, 3),
+        }
+        where = ""
+        if ends.ndim == 1 and (lengths < 0).any():
+            at = int((lengths < 0).argmax()) + 1
+            where = f": entry {at} is {ends[at]}, after {ends[at - 1]}"
         raise InputError(
-            f"cu_seqlens={_shown(ends)} are not boundaries: [0, n, n + m, …].",
-            "grids=cu_seqlens, for lengths." if is_lengths else "",
+            f"cu_seqlens={_shown(ends)} are not boundaries, [0, n, n + m, …]{where}.",
+            next((fix for fix, is_meant in fixes.items() if is_meant), ""),
         )
     return Grids(lengths[:, None])
 

@@ -119,15 +119,16 @@ def refusal(
     Args:
         given: what `standard` has made of the argument.
         batch: the batch of the call.
-        space: the lengths of the key axes; of packed keys, zeros.
+        space: the lengths of the key axes; of packed keys, zeros where grids differ.
         packed: of packed keys, the argument that has their grids, and their tokens.
     """
     rank = len(space)
     sizes = (len(given), *given.shape[2:]) if rank == 1 and given.dim() == 3 else (*given.shape,)
     name = str(given.dtype).removeprefix("torch.")
+    each = "grid" if packed else "sample"
     problem = (
-        f"key_range has shape {list(sizes)}, not [{batch}, {rank}, 2]: [start, stop) per "
-        f"{'grid' if packed else 'sample'} and axis."
+        f"key_range has shape {list(sizes)}, not [{batch}, {rank}, 2]: [start, stop) per {each} "
+        "and axis."
     )
     for argument, tokens in packed.items():
         if sizes == (tokens,) and tokens != batch and not given.is_floating_point():
@@ -140,17 +141,17 @@ def refusal(
         return InputError(f"key_range is {name}, not int32.", fix)
     fixes: list[str] = []
     if sizes == (batch,) and rank == 1:
-        fixes.append("key_range=[[0, int(stop)] for stop in key_range], for lengths of samples")
+        fixes.append(f"key_range=[[0, int(stop)] for stop in key_range], for lengths of {each}s")
     elif sizes == (batch, rank) and rank > 1:
         fixes.append(
             "key_range=[[[0, int(stop)] for stop in stops] for stops in key_range], for "
             "lengths of axes"
         )
     if sizes == (2,) and rank == 1:
-        fixes.append(f"key_range=[[*map(int, key_range)]] * {batch}, for one range of all samples")
+        fixes.append(f"key_range=[[*map(int, key_range)]] * {batch}, for one range of all {each}s")
     elif sizes in ((rank, 2), (1, rank, 2), (1, 2)):
         shared = f"torch.as_tensor(key_range).expand({batch}, {rank}, 2)"
-        fixes.append(f"key_range={shared}, for the same ranges of all samples")
+        fixes.append(f"key_range={shared}, for the same ranges of all {each}s")
     return InputError(problem, f"{'; or '.join(fixes)}." if fixes else "")
 
 

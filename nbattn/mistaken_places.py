@@ -52,7 +52,9 @@ def refusal(call: Misfit) -> InputError:
     if lengths:
         code = f"nbattn.Grids({lengths[0]})"
     elif call.function == "Grids" and len(call.given) > 1:
-        code = f"nbattn.Grids({list(call.given)!r})"
+        code = _grids(call.given)
+    elif call.function == "grids_from" and any(type(given) is int for given in call.given[1:]):
+        pass  # the longest sequence
     elif renamed:
         code = f"{code.partition('(')[0]}({', '.join(f'{n}={w}' for n, w in renamed.items())})"
     elif len(call.given) > len(call.places):
@@ -63,6 +65,16 @@ def refusal(call: Misfit) -> InputError:
             f"{code.partition('(')[0]}(*{f'zip(*{call.places[0]})' if pairs else call.places[0]})"
         )
     return InputError(f"{call.problem}.", f"{code}.")
+
+
+def _grids(given: Sequence[Any]) -> str:
+    """The code of sizes that were given by place: of grids, or of queries and keys."""
+    if any(
+        isinstance(size, (tuple, list)) and size and isinstance(size[0], tuple) for size in given
+    ):
+        return f"grids={given[0]!r}, key_grids={given[1]!r}"
+    code = f"nbattn.Grids({list(given)!r})"
+    return code if isinstance(given[0], tuple) else f"{code}; or nbattn.Grids([{given!r}]), a grid"
 
 
 def surplus(more: Sequence[Any], mask: object, rank: int = 1) -> InputError:

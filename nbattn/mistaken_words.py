@@ -216,10 +216,17 @@ def _lengths(call: Call) -> tuple[str, str]:
 
 
 def _packed(call: Call) -> tuple[str, str]:
-    ends = [n for n in call.named if n.startswith("cu_seq")]
-    keys = next((n for n in ends if "k" in n.removeprefix("cu_seqlens")), ends[0])
+    ends = [n for n in call.named if n.startswith("cu_seq") or n.endswith("_indptr")]
+    keys = next((n for n in ends if "k" in n), ends[0])
     key_grids = f", key_grids=nbattn.grids_from({keys})" * (keys != ends[0])
     return _PACKED, f"grids=nbattn.grids_from({ends[0]}){key_grids}."
+
+
+def _longest(call: Call) -> tuple[str, str]:
+    why = "the longest sequence is found from the shapes."
+    if call.is_packed:
+        return why, f"{_SEQUENCES.format(*['cu_seqlens'] * 2)}."
+    return why, f"{_CALL}mask)."
 
 
 def _segments(call: Call) -> tuple[str, str]:
@@ -274,7 +281,11 @@ _ANSWERS: dict[str, Answer] = {
         _layout,
     ),
     **dict.fromkeys(
-        ("cu_seqlens", "cu_seqlens_q", "cu_seq_q", "cu_seqlens_k", "cu_seq_k"), _packed
+        (
+            *("cu_seqlens", "cu_seqlens_q", "cu_seq_q", "cu_seqlens_k", "cu_seq_k"),
+            *("cu_seq_lens_q", "cu_seq_lens_k", "qo_indptr", "kv_indptr"),
+        ),
+        _packed,
     ),
     **dict.fromkeys(
         (
@@ -346,7 +357,7 @@ _ANSWERS: dict[str, Answer] = {
     ),
     **dict.fromkeys(
         ("max_seqlen", "max_seqlen_q", "max_seqlen_k", "max_seqlen_kv"),
-        _given("the longest sequence is found from the shapes."),
+        _longest,
     ),
 }
 

@@ -43,6 +43,10 @@ class TracedGrids(NamedTuple):
         """Returns the argument that gave the grids of queries or keys."""
         return "grids" if side == "query" or self.is_self else "key_grids"
 
+    def common_space(self) -> tuple[int, ...]:
+        """Returns zeros, as symbols are not compared."""
+        return (0,) * self.rank
+
     def spaces(self) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
         """Returns the lengths of the queries' and keys' axes, grid by grid."""
         return [
@@ -138,7 +142,7 @@ def check_shapes(
             raise InputError(
                 f"{name} has shape {list(shape)}; with grids it needs 3 dimensions, "
                 f"[T, {'H' if name == 'query' else 'Hk'}, D], the tokens of all grids.",
-                _as_tokens(name, shape, in_plan=in_plan),
+                _as_tokens(packed, name, shape, in_plan=in_plan),
             )
     for name, shape in (("query", query), ("key", key)):
         tokens = _tokens(packed, name)
@@ -159,13 +163,21 @@ def check_shapes(
         sizes_of.check(mask, packed)
 
 
-def _as_tokens(name: str, shape: Sequence[int], *, in_plan: bool) -> str:
-    """The code of a tensor `[T, H, D]`, or of its shape; empty where heads are not known."""
+def _as_tokens(
+    packed: PackedGrids | TracedGrids, name: str, shape: Sequence[int], *, in_plan: bool
+) -> str:
+    """The code of a tensor `[T, H, D]`, or of its shape; a batch of whole grids needs no sizes.
+    Empty where heads are not known, or tokens would not add up.
+    """
     if len(shape) < 3:
         return ""
-    if in_plan:
-        return f"{name}_shape={(math.prod(shape[:-2]), *shape[-2:])}."
-    return f"{name}.flatten(0, {len(shape) - 3})."
+    fixes: list[str] = []
+    if holds(math.prod(shape[:-2]) == _tokens(packed, name)):
+        whole = f"{name}_shape={(math.prod(shape[:-2]), *shape[-2:])}"
+        fixes.append(whole if in_plan else f"{name}.flatten(0, {len(shape) - 3})")
+    if packed.is_self and tuple(shape[1:-2]) == packed.common_space():
+        fixes.append("grids=None, for a batch of such grids")
+    return f"{'; or '.join(fixes)}." if fixes else ""
 
 
 def _other_grids(packed: PackedGrids | TracedGrids, name: str, tokens: int) -> str:
@@ -176,12 +188,16 @@ def _other_grids(packed: PackedGrids | TracedGrids, name: str, tokens: int) -> s
         return ""
     argument, given = packed.name_of(name), packed.query if name == "query" else packed.key
     ends = given.array[:, 0]
-    grows = ends[0] == 0 and ends[-1] == tokens and bool((ends[1:] >= ends[:-1]).all())
-    if packed.rank == 1 and grows:
-        return f"{argument}=nbattn.grids_from({argument}), for boundaries."
+    if packed.rank == 1 and (ends[1:] >= ends[:-1]).all():
+        if ends[0] == 0 and ends[-1] == tokens:
+            return f"{argument}=nbattn.grids_from({argument}), for boundaries."
+        if len(given) == tokens:
+            counted = f"torch.unique_consecutive(torch.as_tensor({argument}), return_counts=True)"
+            return f"{argument}={counted}[1], for the document of each token."
     times = tokens // max(given.tokens, 1)
-    if times > 1 and tokens == times * given.tokens:
-        return f"{argument}=[*{argument}] * {times}, if they come {times} times."
+    if times > 1 and tokens == times * given.tokens and given.array.all():
+        again = f"nbattn.Grids({argument}).array.tolist() * {times}"
+        return f"{argument}={again}, if they come {times} times."
     return ""
 
 

@@ -134,7 +134,8 @@ PLAN_KEYS: Synonyms = {
     ),
     "softcap": ("logit-cap", "logits-soft-cap", "attn-logit-softcapping", "soft-cap", "tanh-cap"),
     "sink": ("sinks", "attention-sink", "has-sink", "s-aux"),
-    "key_range": ("padding", "padding-mask", "key-padding-mask", "seqlens", "varlen"),
+    "key_range": ("padding", "padding-mask", "key-padding-mask"),
+    "grids": ("cu-seqlens", "seqlens", "varlen", "grid-sizes", "image-sizes"),
     "deterministic": ("determinism", "use-deterministic-algorithms"),
 }
 MASK_KEYS: Synonyms = {

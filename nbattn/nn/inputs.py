@@ -117,6 +117,11 @@ def _other_rank(
     if given > wanted:
         folded = given - wanted + 1
         return _Advice(f"{name}.flatten(0, {folded - 1})", (prod(sizes[:folded]), *sizes[folded:]))
+    if given == 2 and rank == 2 and sizes[-1] == channels and not first:
+        grid = most_square(sizes[0])
+        return _Advice(
+            f"{name}.unflatten(0, {(1, *grid)}), or grids=[{grid}]", (1, *grid, channels)
+        )
     example = _example(name, mask, channels, first)
     return _Advice(f"torch.zeros{example}", example)
 
