@@ -93,8 +93,8 @@ _ONE_BY_ONE = (
 
 def _as_tensor(name: str, given: Any, query: Any) -> str:
     """The code that makes a tensor of what was given."""
-    is_line = query.dim() == 4 or name == "extra_range"
-    if name in ("key_range", "extra_range") and type(given) is int and is_line:
+    is_range = name == "extra_range" or (name == "key_range" and query.dim() == 4)
+    if is_range and type(given) is int:
         return f"{name}=[[0, {given}]] * {query.shape[0]}."
     if name == "sink" and isinstance(given, (int, float)):
         return f"sink=torch.full(({query.shape[-2]},), {float(given)}, device=query.device)."
