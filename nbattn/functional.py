@@ -180,9 +180,9 @@ def attention(
     if grids is not None or key_grids is not None:
         apart = packing.runs_apart(query, grids, key_grids)
         packed = None if apart else packing.packed_of(mask, grids, key_grids)
-    if key_range is not None and query is not None:
+    if key_range is not None and isinstance(query, Tensor):
         key_range = key_ranges.standard(key_range, query, packed)
-    if extra_range is not None and query is not None:
+    if extra_range is not None and isinstance(query, Tensor):
         extra_range = key_ranges.of_extra(extra_range, query)
     tensors = (query, key, value, sink, key_range, extra_key, extra_value)
     tensors = (*tensors, extra_range, relative_bias, alibi_slopes)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import pytest
 import torch
 
@@ -77,3 +80,16 @@ def test_ranges_from_padding_in_a_compiled_graph() -> None:
             row[None].transpose(1, 2),
         )
         assert torch.allclose(out, full.transpose(1, 2)[0], atol=1e-5)
+
+
+@pytest.mark.parametrize("query", [[1.0], None, np.zeros((1, 4, 2, 8))])
+def test_a_query_that_is_no_tensor_is_answered_before_its_ranges(query: Any) -> None:
+    key = torch.zeros(1, 4, 2, 8)
+    given: dict[str, Any] = {
+        "key_range": [[0, 2]],
+        "extra_key": key,
+        "extra_value": key,
+        "extra_range": [[0, 2]],
+    }
+    with pytest.raises(InputError, match=r"^(query is|attention\(\) needs query)"):
+        nbattn.attention(query, key, key, Mask.causal(), **given)

@@ -33,6 +33,11 @@ def tokens(name: str, given: object, mask: Mask, channels: int, first: bool, cal
         is_array = isinstance(given, Sequence) or hasattr(given, "__array__")
         fix = f"torch.as_tensor({name})" if is_array else f"torch.zeros{sizes}"
         raise InputError(f"{name} is {actual}, not a tensor: {list(sizes)}.", f"{fix}.")
+    if given.layout == torch.jagged and mask.rank == 1 and name == "x" and given.dim() == 3:
+        raise InputError(
+            "x is a nested tensor; the layer takes packed grids.",
+            "layer(x.values(), grids=nbattn.grids_from(x.offsets())), with the other arguments.",
+        )
     if given.is_nested or given.layout != torch.strided:
         dense = f"torch.nested.to_padded_tensor({name}, 0.0)"
         raise InputError(

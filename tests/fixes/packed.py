@@ -238,6 +238,15 @@ OF_NESTED = [
 ]
 IN_LAYERS = [
     Row(
+        "layer(x)",
+        "layer(x.values(), grids=nbattn.grids_from(x.offsets()))",
+        "out = layer(x.values(), grids=nbattn.grids_from(x.offsets()))[:5]",
+        EQUAL.format("layer(parts[0][None])[0]"),
+        "layer = nbattn.NeighborhoodAttention(64, 4, Mask.causal())\n"
+        "parts = [torch.randn(5, 64), torch.randn(3, 64)]\n"
+        "x = torch.nested.nested_tensor(parts, layout=torch.jagged)",
+    ),
+    Row(
         "layer(x[0].flatten(0, 1), grids=[(6, 8)], extra_tokens=extra_tokens)",
         "extra_tokens[None]",
         "out = layer(x[0].flatten(0, 1), grids=[(6, 8)], extra_tokens=extra_tokens[None])",

@@ -111,6 +111,14 @@ def test_registers_of_all_grids(sizes: Any, hooked: bool) -> None:
     torch.testing.assert_close(*grads)
 
 
+def test_nested_tensors_are_packed_grids() -> None:
+    layer = NeighborhoodAttention(16, 2, Mask.causal())
+    parts = [torch.randn(5, 16), torch.randn(3, 16)]
+    with pytest.raises(InputError) as raised:
+        layer(torch.nested.nested_tensor(parts, layout=torch.jagged))
+    assert raised.value.problem == "x is a nested tensor; the layer takes packed grids."
+
+
 def test_extra_tokens_of_other_grids() -> None:
     layer = NeighborhoodAttention(16, 2, MASK)
     with pytest.raises(InputError) as raised:
