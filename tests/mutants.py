@@ -44,6 +44,7 @@ FLASH_CANDIDATES = "nbattn/backends/flash/candidates.py"
 FLASH_COSTS = "nbattn/backends/flash/costs.py"
 FLASH_PACKING = "nbattn/backends/flash/packing.py"
 FLASH_GRIDS = "nbattn/backends/flash/grids.py"
+PACKING, PARTS = "nbattn/packing.py", "nbattn/program/parts.py"
 GRID_SIZES, GATHERED = "nbattn/grids.py", "nbattn/backends/gathered.py"
 GATHERING, PACKED = "nbattn/planner/gathering.py", "nbattn/program/packed.py"
 PACKED_PROOF = "nbattn/planner/packed_proof.py"
@@ -457,6 +458,8 @@ MUTANTS = [
            "0, tile.patterns)\n        if", "backends/tiled/run"),
     Mutant("slopes-of-the-first-samples", TILED_ADDED, "is_shared else samples.start",
            "True else 0", "backends/tiled/run"),
+    Mutant("table-sums-kept", TILED_ADDED, "if self._bytes + part.nbytes > _KEPT_BYTES:",
+           "if False:", "backends/tiled/run"),
     Mutant("steps-forbidden-unseen", TILED_ADDED, "bool(self._table.isinf().any())", "False",
            "backends/tiled/run"),
     Mutant("graph-steps-on-a-line", "nbattn/export/graph_steps.py", "- u % axis.stride", "",
@@ -639,6 +642,36 @@ MUTANTS = [
            "planner/gathering"),
     Mutant("gather-taken", GATHERING, "of_size.axes(), taken)", "of_size.axes(), set())",
            "planner/gathering"),
+    Mutant("grids-traced-keys", PACKING,
+           "key = query if key_grids is None else _traced(key_grids, rank)", "key = query",
+           "whole/packed_grids"),
+    Mutant("grids-boundaries-fall", PACKING, " and bool((ends[1:] >= ends[:-1]).all())", "",
+           "packing"),
+    Mutant("grids-boundaries-begin", PACKING, "return ends[0] == 0 and ends[-1]",
+           "return ends[-1]", "packing"),
+    Mutant("grids-keys-of-operators", "nbattn/ops.py", "key if len(options.key_grids) else query)",
+           "query)", "whole/packed_grids"),
+    Mutant("grids-more-tokens", PACKED_PROOF, "if len(times) != tokens or (times", "if (times",
+           "planner/packed_proof"),
+    Mutant("grids-all-pairs", PACKED_PROOF,
+           "if query.tokens * key.tokens > proof.SUPPORT_LIMIT:", "if False:",
+           "planner/packed_proof"),
+    Mutant("grids-far-behind", PARTS, "abs(key - query + offset)", "key - query + offset",
+           "program/parts"),
+    Mutant("grids-far-keys", PARTS, "np.maximum(np.maximum(query, key),", "np.maximum(query,",
+           "program/parts"),
+    Mutant("grids-parts-scale", PARTS, "one.grids * one.scale,", "one.grids,", "program/parts"),
+    Mutant("grids-dense-pairs", "nbattn/bench.py",
+           "(request.grids.query.counts * request.grids.key.counts).sum()",
+           "request.grids.query.tokens * request.grids.key.tokens", "bench"),
+    Mutant("bench-trains-the-sink", "nbattn/bench.py", "for n in GRADIENTS[3:] if",
+           "for n in GRADIENTS[3:4] if", "bench"),
+    Mutant("known-trained-slopes", "nbattn/known_calls.py",
+           "t.device, t.requires_grad) for", "t.device) for", "known_calls"),
+    Mutant("known-trained-sink", "nbattn/known_calls.py",
+           "any(t.requires_grad for t in given)", "False", "known_calls"),
+    Mutant("extra-range-of-both", "nbattn/arguments.py", "both * (batch == 2)", "both",
+           "key_ranges"),
     Mutant("pack-longest", FLASH_PACKING,
            "    lengths += [(run.queries, run.keys) for run in sequences]\n",
            "", "backends/flash/adapters backends/flash/run backends/flash/model"),

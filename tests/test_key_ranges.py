@@ -77,3 +77,12 @@ def test_ranges_from_padding_in_a_compiled_graph() -> None:
             row[None].transpose(1, 2),
         )
         assert torch.allclose(out, full.transpose(1, 2)[0], atol=1e-5)
+
+
+@pytest.mark.parametrize(("batch", "is_one"), [(2, True), (3, False)])
+def test_one_range_of_all_is_two_numbers(batch: int, is_one: bool) -> None:
+    tokens, extra = torch.zeros(batch, 4, 1, 8), torch.zeros(batch, 5, 1, 8)
+    given = {"extra_key": extra, "extra_value": extra, "extra_range": torch.ones(batch).int()}
+    with pytest.raises(InputError) as raised:
+        nbattn.attention(tokens, tokens, tokens, Mask.causal(), **given)
+    assert ("for one range of both" in raised.value.fix) == is_one
