@@ -105,6 +105,15 @@ def _keys(named: dict[str, Any]) -> dict[str, Any]:
     return {"key_shape": (2, 13, 9, 1, 32)} if "key_shape" in named else {}
 
 
+def test_training_has_the_gradients_of_all_that_is_trained() -> None:
+    named = {"sink": True, "relative_bias": True, "extra_keys": 3, "training": True}
+    made = plan(Mask.neighborhood((5, 3)), (2, 13, 9, 2, 32), **named)
+    tensors = bench.Tensors.of(made.request)
+    shapes = [tuple(t.shape) for t in tensors.runner(made, made.chosen)()]
+    grid, extra = (2, 13, 9, 2, 32), (2, 3, 2, 32)
+    assert shapes == [grid, grid, grid, grid, (2,), extra, extra, (2, 9, 5)]
+
+
 def test_the_tensors_match_the_request() -> None:
     made = plan(key_shape=(1, 28, 28, 1, 32), packed=True, extra_keys=2, key_range=True).request
     tensors = bench.Tensors.of(made)
@@ -210,6 +219,12 @@ def test_large_or_slow_candidates_are_skipped_with_both_numbers() -> None:
     assert job.skipped.startswith("sdpa/") or job.skipped.startswith("tiled/tile: its estimate is ")
     assert job.skipped.endswith(" s, the limit 1 s")
     assert all(row.reason and not row.wrong for row in job.rows)
+
+
+def test_packed_grids_are_dense_one_by_one() -> None:
+    made = plan(Mask.causal(), (64_000, 1, 8), grids=[64] * 1000)
+    (reference,) = (one for one in made.candidates if one.backend == "reference")
+    assert not bench.why_skipped(made.request, reference, 1e9)
 
 
 def test_tensors_over_half_of_the_memory_are_not_made(monkeypatch: pytest.MonkeyPatch) -> None:

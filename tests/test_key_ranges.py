@@ -93,3 +93,12 @@ def test_a_query_that_is_no_tensor_is_answered_before_its_ranges(query: Any) -> 
     }
     with pytest.raises(InputError, match=r"^(query is|attention\(\) needs query)"):
         nbattn.attention(query, key, key, Mask.causal(), **given)
+
+
+@pytest.mark.parametrize(("batch", "is_one"), [(2, True), (3, False)])
+def test_one_range_of_all_is_two_numbers(batch: int, is_one: bool) -> None:
+    tokens, extra = torch.zeros(batch, 4, 1, 8), torch.zeros(batch, 5, 1, 8)
+    given = {"extra_key": extra, "extra_value": extra, "extra_range": torch.ones(batch).int()}
+    with pytest.raises(InputError) as raised:
+        nbattn.attention(tokens, tokens, tokens, Mask.causal(), **given)
+    assert ("for one range of both" in raised.value.fix) == is_one

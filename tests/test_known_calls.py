@@ -35,6 +35,11 @@ def given(**changes: Any) -> dict[str, Any]:
     return base() | changes
 
 
+def with_extras(**changes: Any) -> dict[str, Any]:
+    extra_key, extra_value = torch.randn(2, 2, 3, 4, 8)
+    return given(extra_key=extra_key, extra_value=extra_value, **changes)
+
+
 CALLS: dict[str, Callable[[], dict[str, Any]]] = {
     "the same": base,
     "an equal mask": lambda: given(mask=Mask.sliding_window(3)),
@@ -70,10 +75,23 @@ CALLS: dict[str, Callable[[], dict[str, Any]]] = {
     "an integer sink": lambda: given(sink=torch.zeros(4, dtype=torch.int32)),
     "a range": lambda: given(key_range=torch.tensor([[[1, 9]]] * 2, dtype=torch.int32)),
     "a long range": lambda: given(key_range=torch.tensor([[[1, 9]]] * 2)),
-    "extra keys": lambda: given(
-        extra_key=torch.randn(2, 3, 4, 8), extra_value=torch.randn(2, 3, 4, 8)
-    ),
+    "extra keys": with_extras,
     "extra keys alone": lambda: given(extra_key=torch.randn(2, 3, 4, 8)),
+    "an extra range": lambda: with_extras(extra_range=torch.tensor([[0, 2], [1, 3]]).int()),
+    "an extra range of one sample": lambda: with_extras(extra_range=torch.tensor([[0, 2]]).int()),
+    "an extra range alone": lambda: given(extra_range=torch.tensor([[0, 2]] * 2).int()),
+    "a table": lambda: given(relative_bias=torch.linspace(-1, 1, 28).view(4, 7)),
+    "a table of another window": lambda: given(relative_bias=torch.zeros(4, 5)),
+    "a trained table": lambda: given(relative_bias=torch.zeros(4, 7, requires_grad=True)),
+    "slopes": lambda: given(alibi_slopes=torch.linspace(0, 1, 4)),
+    "slopes of each sample": lambda: given(alibi_slopes=torch.linspace(0, 1, 8).view(2, 4)),
+    "half slopes": lambda: given(alibi_slopes=torch.zeros(4).half()),
+    "trained with slopes": lambda: given(
+        query=FLAT.clone().requires_grad_(), alibi_slopes=torch.linspace(0, 1, 4)
+    ),
+    "trained slopes": lambda: given(
+        query=FLAT.clone().requires_grad_(), alibi_slopes=torch.zeros(4, requires_grad=True)
+    ),
     "a backend": lambda: given(backend="tiled"),
     "an unknown backend": lambda: given(backend="magic"),
     "a backend in a list": lambda: given(backend=["tiled"]),
@@ -115,7 +133,11 @@ def outcome(arguments: dict[str, Any]) -> tuple[str, list[torch.Tensor]]:
 
 
 @pytest.mark.parametrize(
-    "known", ["the same", "a softcap", "extra keys", "with its logsumexp", "trained"]
+    "known",
+    [
+        *("the same", "a softcap", "extra keys", "with its logsumexp", "trained"),
+        "trained with slopes",
+    ],
 )
 @pytest.mark.parametrize("name", CALLS)
 @pytest.mark.filterwarnings("ignore:Sparse CSR:UserWarning", "ignore:.*nested tensors:UserWarning")
@@ -170,6 +192,10 @@ def test_calls_under_transforms_autocast_and_switches_are_never_known() -> None:
         assert run(FLAT, FLAT, FLAT).dtype == torch.bfloat16
     with torch.no_grad():
         assert not run(FLAT, FLAT, FLAT.clone().requires_grad_()).requires_grad
+    sink = torch.zeros(4, requires_grad=True)
+    with torch.no_grad():
+        run(FLAT, FLAT, FLAT, sink=sink)
+    assert run(FLAT, FLAT, FLAT, sink=sink).requires_grad
     tangent = torch.autograd.forward_ad
     with tangent.dual_level(), pytest.raises(nbattn.BackendError, match="forward-mode"):
         run(tangent.make_dual(FLAT, FLAT), FLAT, FLAT)

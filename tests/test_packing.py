@@ -131,6 +131,16 @@ def test_nested_tensors_of_a_joint_attention_whose_keys_are_others() -> None:
     assert "key_grids=nbattn.grids_from(key.offsets())" in raised.value.fix
 
 
+@pytest.mark.parametrize(
+    ("grids", "is_named"), [([0, 2, 5], True), ([1, 2, 5], False), ([0, 7, 3, 5], False)]
+)
+def test_boundaries_are_named_where_lengths_are_some(grids: list[int], is_named: bool) -> None:
+    tokens = torch.empty(5, 4, 8)
+    with pytest.raises(InputError) as raised:
+        nbattn.attention(tokens, tokens, tokens, Mask.causal(), grids=grids)
+    assert bool(raised.value.fix) == is_named
+
+
 def test_ranges_of_one_axis_without_an_axis() -> None:
     query, key, value = (t.detach() for t in packed([(4,), (3,)]))
     mask, ranges = Mask.full(rank=1), [[0, 2], [1, 3]]

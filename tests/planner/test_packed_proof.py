@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import pytest
 
 import nbattn
@@ -54,6 +55,16 @@ def test_tokens_that_no_grid_has(monkeypatch: pytest.MonkeyPatch) -> None:
         packed_proof.support(PLAN.request, PLAN.chosen)
 
 
+def test_tokens_that_the_tensors_do_not_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = Grids.rows
+    more = {0: [72]}  # one row too many, of the first size
+    monkeypatch.setattr(
+        Grids, "rows", lambda grids, at: np.append(rows(grids, at), more.get(at[0], []))
+    )
+    with pytest.raises(AssertionError, match="grids of the queries do not have each of 72 once"):
+        packed_proof.verify(PLAN.request, PLAN.chosen)
+
+
 def test_blocks_are_those_of_each_grid() -> None:
     blocks = [*PLAN.schedule()]
     assert [block.grid for block in blocks] == sorted(block.grid for block in blocks)
@@ -65,7 +76,8 @@ def test_blocks_are_those_of_each_grid() -> None:
 
 
 def test_a_matrix_over_the_limit() -> None:
-    plan = nbattn.plan(Mask.causal(), (9000, 1, 8), grids=[(9000,)], device="cpu")
+    """Of all grids, whose own are below it."""
+    plan = nbattn.plan(Mask.causal(), (9000, 1, 8), grids=[(4500,)] * 2, device="cpu")
     with pytest.raises(InputError, match="9000 x 9000 pairs are over the limit"):
         plan.support()
     assert plan.verify()

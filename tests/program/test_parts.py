@@ -50,6 +50,30 @@ def test_the_longest_axes(request_: Request) -> None:
     assert lengths(farthest(request_, ())) == [(5, 5), (9, 1)]
 
 
+@pytest.mark.parametrize(
+    ("grids", "key_grids", "number"),
+    [([8, 6], [12, 1], 1), ([5, 4], [2, 20], 1), ([30, 4], [2, 20], 0)],
+    ids=["offset", "keys", "queries"],
+)
+def test_the_axis_with_the_greatest_number(
+    grids: list[int], key_grids: list[int], number: int
+) -> None:
+    """Behind the keys, too: queries of six and one key are from -14 on."""
+    mask = Mask(Axis(1, 1, align="bottom-right", offset=-9))
+    shapes = [(sum(side), 2, 16) for side in (grids, key_grids)]
+    plan = nbattn.plan(mask, *shapes, grids=grids, key_grids=key_grids, device="cpu")
+    assert lengths(farthest(plan.request, ())) == [(grids[number], key_grids[number])]
+
+
+def test_parts_have_the_tokens_of_all_grids() -> None:
+    grids = [1 + n % 97 for n in range(300)]
+    plan = nbattn.plan(Mask.causal(), (sum(grids), 2, 16), grids=grids, device="cpu")
+    parts = parts_of(plan.request, ())
+    assert len(parts) == 3
+    tokens = sum(part.times * part.axes[0].queries for part in parts)
+    assert tokens == pytest.approx(sum(grids), rel=1e-9)
+
+
 def test_the_offset_of_each_grid(request_: Request) -> None:
     plan = nbattn.plan(
         MASK, (request_.query_count, 2, 16), (request_.key_count, 2, 16), grids=GRIDS,

@@ -262,6 +262,17 @@ def test_compiled_with_sizes_that_change() -> None:
     assert counter.frame_count <= 2
 
 
+def test_compiled_with_keys_that_have_grids_of_their_own() -> None:
+    torch._dynamo.reset()
+    sizes, key_sizes, mask = [(5, 6), (0, 3)], [(3, 4), (2, 2)], Mask.full(rank=2)
+    attend = torch.compile(nbattn.attention, backend="eager", fullgraph=True)
+    tensors = packed(sizes, key_sizes)
+    found = attend(*tensors, mask, grids=sizes, key_grids=key_sizes, return_lse=True)
+    wanted = one_by_one(tensors, mask, sizes, key_sizes)
+    same(found, wanted)
+    same(gradients(found, tensors), gradients(wanted, tensors))
+
+
 def test_compiled_with_grids_made_before() -> None:
     torch._dynamo.reset()
     mask = Mask.neighborhood((3, 3))

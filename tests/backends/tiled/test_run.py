@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -201,6 +202,23 @@ def test_tables_where_tiles_join(
     on_line = mask.rank == 1 and mask.axes[0].border != "wrap"
     check(mask, queries, keys, (size,) * mask.rank, size, table=True, slopes=on_line)
     cases("tiles, joined, tables", 3)
+
+
+def test_sums_over_equal_tiles_are_kept_for_a_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    mask, kept = Mask(Axis(2, 1, border="shift", dilation=3)), list[int]()
+    add = added.TableGradient.add
+
+    def seen(gradient: Any, chunk: Any, tile: Any, grad: torch.Tensor) -> None:
+        add(gradient, chunk, tile, grad)
+        kept.append(gradient._bytes)
+
+    monkeypatch.setattr(added.TableGradient, "add", seen)
+    check(mask, (41,), (41,), (4,), 0, table=True)
+    most = max(kept)
+    kept.clear()
+    monkeypatch.setattr(added, "_KEPT_BYTES", most // 2)
+    check(mask, (41,), (41,), (4,), 0, table=True)
+    assert 0 < max(kept) <= most // 2
 
 
 def test_a_table_may_forbid_every_key() -> None:
