@@ -252,6 +252,12 @@ def _as_array(sizes: Any, name: str) -> Ints:
     """Returns whole numbers as an array."""
     if isinstance(sizes, Grids):
         return sizes.array
+    if getattr(sizes, "is_nested", False):
+        ends = f"{'grids=' * (name == 'grids')}nbattn.grids_from({name}.offsets())"
+        raise InputError(
+            f"{name} is a nested tensor, not sizes: it has their boundaries.",
+            f"{ends}." if hasattr(sizes, "offsets") and name != "key_grids" else "",
+        )
     if hasattr(sizes, "detach"):  # a tensor
         sizes = sizes.detach().cpu()
     is_known = isinstance(sizes, Sequence) or hasattr(sizes, "__array__")

@@ -171,6 +171,13 @@ MAKING = [
     making("grids_from(cu_seqlens, max_seqlen=12)", "nbattn.grids_from(cu_seqlens)"),
     making("grids_from(cu_seqlens_q=cu_seqlens)", "nbattn.grids_from(cu_seqlens=cu_seqlens_q)"),
     making("grids_from(seqlens=seqlens)", "nbattn.Grids(seqlens)"),
+    Row(
+        "grids_from(cu_seqlens)",
+        "nbattn.grids_from(cu_seqlens.offsets())",
+        "out = nbattn.grids_from(cu_seqlens.offsets())",
+        "out == Grids([5, 7])",
+        f"{NESTED}\ncu_seqlens = query",
+    ),
     making("grids_from(cu_seqlens, 12)", "nbattn.grids_from(cu_seqlens)"),
     Row(
         "grids_from(cu_seqlens)",
