@@ -138,6 +138,7 @@ def main() -> None:
     default = f"joint-attention-{machine.today()}.json"
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--note", default="", help="what else is to be known of the machine")
     parser.add_argument("--quick", action="store_true", help="writes no file")
     records.add_output(parser, default)
     options = parser.parse_args()
@@ -147,8 +148,7 @@ def main() -> None:
     report.console().print(table(rows))
     if path is not None:
         record = {"machine": records.machine(), "versions": records.versions(), "rows": rows}
-        note = "other programs ran on the machine at the same time"
-        busy = {"note": note, "busy_cores": machine.busy()}
+        busy = {"note": options.note, "busy_cores": machine.busy()}
         records.write(path, record | {"threads": 1, "target": TARGET, **busy})
 
 

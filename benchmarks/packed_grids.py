@@ -1,10 +1,14 @@
-"""Time grids of different sizes that are packed in one call against the same grids one by one."""
+"""Time grids of different sizes that are packed in one call against the same grids one by one, and
+plans of 10,000 grids.
+"""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
 from functools import partial
+from itertools import product
+from time import perf_counter
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,8 +22,10 @@ from torch import Tensor
 
 import nbattn
 from nbattn import Mask, machine
+from nbattn.planner import planner
 from nbattn.timing import Action, clock, interleave
 
+GRIDS = 10_000  # of a plan
 LARGE, SMALL = 0.9, 5.0  # the least speed, in that of the grids one by one
 
 
@@ -113,6 +119,41 @@ def measure(case: Case, training: bool, options: argparse.Namespace) -> Row:
     return row
 
 
+def plans(rounds: int) -> list[Row]:
+    """Time plans that nothing is known of, of grids with few and with many sizes."""
+    at = np.arange(GRIDS)
+    sizes = {
+        "1 size": np.full((GRIDS, 2), 14),
+        "8 sizes": np.stack([14 + at % 8, 14 + 2 * (at % 8)], axis=1),
+        "all distinct": np.stack([7 + at // 100, 7 + at % 100], axis=1),
+    }
+    rows: list[Row] = []
+    for (name, grids), training in product(sizes.items(), (False, True)):
+        shape = (int(grids.prod(axis=1).sum()), 2, 32)
+        mask, taken = Mask.neighborhood((7, 7)), [0.0] * rounds
+        for number in range(rounds):
+            planner.forget()
+            begun = perf_counter()
+            nbattn.plan(mask, shape, dtype="float32", device="cpu", grids=grids, training=training)
+            taken[number] = perf_counter() - begun
+        limit = 50e-3 if name == "all distinct" else 5e-3
+        passes = "training" if training else "forward"
+        row: Row = {"name": f"{GRIDS} grids, {name}", "passes": passes, "seconds": min(taken)}
+        rows.append(row | {"limit": limit, "met": min(taken) <= limit})
+    return rows
+
+
+def table_of_plans(rows: list[Row]) -> Table:
+    """Return the table of plans."""
+    shown = Table(title="plans", title_justify="left", box=SIMPLE_HEAD)
+    for name in ("grids", "passes", "seconds", "limit"):
+        shown.add_column(name, justify="left" if name in ("grids", "passes") else "right")
+    for row in rows:
+        limit = f"<= {report.short(row['limit'])} {'met' if row['met'] else 'MISSED'}"
+        shown.add_row(row["name"], row["passes"], report.short(row["seconds"]), limit)
+    return shown
+
+
 def table(rows: list[Row]) -> Table:
     """Return the table of all rows."""
     shown = Table(title="packed grids", title_justify="left", box=SIMPLE_HEAD)
@@ -146,7 +187,8 @@ def main() -> None:
         path = records.destination(options, default)
     torch.set_num_threads(options.threads)
     rows = [measure(case, training, options) for case in cases() for training in (False, True)]
-    report.console().print(table(rows))
+    of_plans = plans(options.rounds)
+    report.console().print(table(rows), table_of_plans(of_plans))
     record: dict[str, Any] = {
         "date": machine.now(),
         "machine": records.machine(),
@@ -157,6 +199,7 @@ def main() -> None:
         "method": f"{clock(options.threads).title}, least turn of {options.rounds} rounds; "
         "packed and one by one in turn, in one process",
         "rows": rows,
+        "plans": of_plans,
     }
     if path is not None:
         records.write(path, record)

@@ -15,8 +15,8 @@ from nbattn.axis import MAX_RANK, meant_truth, nearest
 from nbattn.backends import families
 from nbattn.errors import InputError, counted, described, kind
 from nbattn.mask import Mask
+from nbattn.packing import argument_of, common_space, grid_count
 from nbattn.packing import check_shapes as check_packed_shapes
-from nbattn.packing import grid_count
 from nbattn.program.device import DeviceInfo
 from nbattn.program.device import known as known_devices
 from nbattn.program.request import DTYPES, Request
@@ -250,8 +250,8 @@ def check_optional(
     if key_range is not None and (
         key_range.dtype != torch.int32 or not _fits(key_range.shape, (batch, rank, 2))
     ):
-        space = key.shape[1:-2] if packed is None else packed.common_space()
-        of_keys = {} if packed is None else {packed.name_of("key"): key.shape[0]}
+        space = key.shape[1:-2] if packed is None else common_space(packed)
+        of_keys = {} if packed is None else {argument_of(packed, "key"): key.shape[0]}
         raise key_ranges.refusal(key_range, batch, space, of_keys)
     if (extra_key is None) != (extra_value is None):
         missing, given = ("key", "value") if extra_key is None else ("value", "key")

@@ -162,15 +162,6 @@ class PackedGrids:
         """Whether keys have the grids of the queries."""
         return self.key is self.query
 
-    def name_of(self, side: str) -> str:
-        """Returns the argument that gave the grids of queries or keys."""
-        return "grids" if side == "query" or self.is_self else "key_grids"
-
-    def common_space(self) -> tuple[int, ...]:
-        """Returns the size of every grid of keys; zeros if sizes differ."""
-        keys, _ = self.key.distinct()
-        return tuple(keys[0].tolist()) if len(keys) == 1 else (0,) * self.rank
-
     @cached_property
     def sizes(self) -> Sizes:
         """The pairs of sizes that differ, in the order of their first grids."""

@@ -39,14 +39,6 @@ class TracedGrids(NamedTuple):
         """Returns the lengths of all grids one after another."""
         return self.query, self.key
 
-    def name_of(self, side: str) -> str:
-        """Returns the argument that gave the grids of queries or keys."""
-        return "grids" if side == "query" or self.is_self else "key_grids"
-
-    def common_space(self) -> tuple[int, ...]:
-        """Returns zeros, as symbols are not compared."""
-        return (0,) * self.rank
-
     def spaces(self) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
         """Returns the lengths of the queries' and keys' axes, grid by grid."""
         return [
@@ -122,6 +114,17 @@ def grid_count(packed: PackedGrids | TracedGrids) -> int:
     return len(packed.query) // packed.rank if isinstance(packed, TracedGrids) else len(packed)
 
 
+def argument_of(packed: PackedGrids | TracedGrids, side: str) -> str:
+    """Returns the argument that gave the grids of queries or keys."""
+    return "grids" if side == "query" or packed.is_self else "key_grids"
+
+
+def common_space(packed: PackedGrids | TracedGrids) -> tuple[int, ...]:
+    """Returns the size of every grid of keys; zeros if sizes differ, or are symbols."""
+    keys = packed.key.distinct()[0] if isinstance(packed, PackedGrids) else ()
+    return tuple(keys[0].tolist()) if len(keys) == 1 else (0,) * packed.rank
+
+
 def check_shapes(
     mask: Mask,
     packed: PackedGrids | TracedGrids,
@@ -147,7 +150,7 @@ def check_shapes(
     for name, shape in (("query", query), ("key", key)):
         tokens = _tokens(packed, name)
         if not holds(shape[0] == tokens):
-            argument = packed.name_of(name)
+            argument = argument_of(packed, name)
             more = "; other sizes of keys need key_grids" * (name == "key" and packed.is_self)
             raise InputError(
                 f"{argument} have {tokens} tokens, {name} has {shape[0]}{more}.",
@@ -175,18 +178,18 @@ def _as_tokens(
     if holds(math.prod(shape[:-2]) == _tokens(packed, name)):
         whole = f"{name}_shape={(math.prod(shape[:-2]), *shape[-2:])}"
         fixes.append(whole if in_plan else f"{name}.flatten(0, {len(shape) - 3})")
-    if packed.is_self and tuple(shape[1:-2]) == packed.common_space():
+    if packed.is_self and tuple(shape[1:-2]) == common_space(packed):
         fixes.append("grids=None, for a batch of such grids")
     return f"{'; or '.join(fixes)}." if fixes else ""
 
 
 def _other_grids(packed: PackedGrids | TracedGrids, name: str, tokens: int) -> str:
     """The code of grids that have so many tokens: what was given are boundaries of sequences
-    (cu_seqlens), or the grids come several times.
+    (cu_seqlens), the document of each token, or grids that come several times.
     """
     if isinstance(packed, TracedGrids) or not len(packed):
         return ""
-    argument, given = packed.name_of(name), packed.query if name == "query" else packed.key
+    argument, given = argument_of(packed, name), packed.query if name == "query" else packed.key
     ends = given.array[:, 0]
     if packed.rank == 1 and (ends[1:] >= ends[:-1]).all():
         if ends[0] == 0 and ends[-1] == tokens:

@@ -183,8 +183,22 @@ def on_a_sharded_model(net: Net) -> None:
     assert torch.equal(whole(parallel.state_dict()["attn.qkv.weight"]), net.attn.qkv.weight)
 
 
+def slopes_of_own_heads(rank: int, mesh: Any) -> None:
+    """Each rank gives the slopes of its heads; those of all heads do not fit."""
+    net, tokens = Net(Mask.causal()), random(2, 9, 12)
+    slopes = torch.tensor([0.5, 0.25, 1.5, 0.125])
+    own = {"alibi_slopes": slopes.chunk(2)[rank]}
+    found = results(sharded(net, mesh), (tokens,), own)
+    wanted = results(net, (tokens,), {"alibi_slopes": slopes})
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-11)
+    with pytest.raises(InputError, match=r"alibi_slopes has shape \[4\], not \[2\]"):
+        sharded(net, mesh)(tokens, alibi_slopes=slopes)
+
+
 def work(rank: int) -> None:
     mesh = init_device_mesh("cpu", (2,))
+    slopes_of_own_heads(rank, mesh)
     for case in CASES.values():
         compare(*case, mesh)
     for name in ("self", "words", "table"):

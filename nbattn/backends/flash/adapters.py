@@ -240,7 +240,7 @@ def _aten_forward(
     packed, (left, right) = options.packed, options.window
     rest = (*tensors, *packed, 0.0, options.causal, False)
     named = {"scale": options.scale, "window_size_left": left, "window_size_right": right}
-    named |= {} if options.slopes is None else {"alibi_slopes": options.slopes}
+    named |= {"alibi_slopes": options.slopes}
     write: Any = getattr(torch.ops.aten, _WRITES, None)  # since torch 2.12
     if into is not None and write is not None:
         return into, write(into, *rest, **named)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from flash_cases import attention_by_adapter, compare, random, tensors
-from flash_programs import positions, request_for
+from flash_programs import kernel, positions, request_for
 from oracle import matrix
 from torch import Tensor
 
@@ -184,7 +184,7 @@ def _compare_distances(call: Call, wanted: np.ndarray) -> None:
             found = -flash_oracle.flash2_added(
                 rows, keys, window.left, window.right, window.causal, arguments.entry, *most
             )
-        read = arguments.allowed((rows,), (keys,))
+        read = kernel(arguments, rows, keys)
         np.testing.assert_array_equal(found[read], wanted[np.ix_(row, column)][read])
 
 
