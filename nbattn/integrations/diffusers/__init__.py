@@ -67,11 +67,10 @@ def apply(
     if family is None:
         raise _no_model(model)
     if text not in ("joint", "keys"):
-        raise InputError(f"text={text!r} is not 'joint' or 'keys'.", "text='joint'.")
+        raise InputError(f"text={text!r} is not 'joint' or 'keys'.", 'text="joint".')
     if (mask is None) == (schedule is None):
         given = "neither mask nor schedule is" if mask is None else "mask and schedule are both"
-        sizes = (7,) * family.rank
-        raise InputError(f"{given} given.", f"apply(model, nbattn.Mask.neighborhood({sizes})).")
+        raise InputError(f"{given} given.", tables.example(family.rank))
     steps, parts = (schedules.Schedule(), [mask])
     if schedule is not None:
         steps, parts = schedules.read(schedule)
@@ -106,8 +105,10 @@ def _no_model(model: Any) -> InputError:
     if not isinstance(model, nn.Module):
         for name in ("transformer", "decoder", "vae"):
             if isinstance(getattr(model, name, None), nn.Module):
+                arguments = "model.transformer, mask" if name == "transformer" else f"model.{name}"
                 return InputError(
-                    f"model is {type(model).__name__}, a pipeline.", f"apply(pipe.{name}, mask)."
+                    f"model is {type(model).__name__}, a pipeline.",
+                    f"nbattn.integrations.diffusers.apply({arguments}).",
                 )
         return InputError(f"model is {kind(model)}, not a model of diffusers: {known}.")
     return InputError(

@@ -86,7 +86,7 @@ class Reader:
                 raise InputError(
                     f"the attention of {name} was replaced after apply() by "
                     f"{type(module.processor).__name__}: it has no windows.",
-                    "nbattn.integrations.diffusers.restore(model), then apply(model, mask) again.",
+                    "nbattn.integrations.diffusers.apply(model, mask), once more.",
                 )
         given = {**dict(zip(self.names, arguments, strict=False)), **named}
         tokens = self.family.read(model, given)

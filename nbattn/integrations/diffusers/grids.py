@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nbattn.errors import InputError, kind
+from nbattn.errors import InputError
 
 Given = Mapping[str, Any]
 Grid = tuple[tuple[int, ...], int]
@@ -66,11 +66,12 @@ def of_ids(_: nn.Module, given: Given) -> Grid:
         )
         if is_grid:
             return (height, width), len(ids) - tokens
+    last = ", torch.tensor([0])" * (ids.shape[1] - 3)
     raise InputError(
         f"img_ids {list(given['img_ids'].shape)} are not the rows and columns of one image, row by "
-        f"row: its first {tokens} tokens are no grid of rows of {width}.",
-        "img_ids = torch.cartesian_prod(torch.zeros(1), torch.arange(height), torch.arange(width))"
-        ", as the pipelines of diffusers make them.",
+        f"row: the first {tokens} tokens are no grid with rows of {width}.",
+        "img_ids = torch.cartesian_prod(torch.tensor([0]), torch.arange(height), "
+        f"torch.arange(width){last}).",
     )
 
 
@@ -94,8 +95,8 @@ def of_shapes(model: nn.Module, given: Given) -> Grid:
     if any(shape != shapes[0] for shape in shapes):
         raise InputError(
             f"img_shapes differ between samples: {shapes[0]} and "
-            f"{next(s for s in shapes if s != shapes[0])}; the model reads only the first.",
-            "one call of the model for each shape.",
+            f"{next(s for s in shapes if s != shapes[0])}. The model reads only the first: each "
+            "shape needs a call of its own."
         )
     if first[0] != 1:
         raise InputError(f"img_shapes has {first[0]} frames in {first}, not one image.")
@@ -107,10 +108,11 @@ def of_sizes(_: nn.Module, given: Given) -> Grid:
     sizes: tuple[Any, ...] = tuple(map(given.get, ("num_frames", "height", "width")))
     tokens = given["hidden_states"].shape[1]
     if not all(isinstance(size, int | torch.SymInt) for size in sizes):
-        kinds = [size if isinstance(size, int) else kind(size) for size in sizes]
+        shown = ", ".join("None" if size is None else str(size) for size in sizes)
         raise InputError(
-            f"num_frames, height, width are {kinds}: without them {tokens} tokens are no grid.",
-            "model(…, num_frames=…, height=…, width=…), in latents.",
+            f"num_frames, height, width are {shown}: {tokens} tokens are no grid then.",
+            "num_frames=latents.shape[2], height=latents.shape[3], width=latents.shape[4], of the "
+            "latents before they are packed.",
         )
     if math.prod(sizes) != tokens:
         raise InputError(

@@ -78,9 +78,9 @@ def _mask(query: Tensor) -> Mask | None:
     assert layer is not None
     if forward is None:
         raise InputError(
-            f"{layer.name} runs outside of its model's forward pass, which says the grid.",
-            "model(…), not its blocks or model.forward(…); for checkpoints "
-            "model.enable_gradient_checkpointing().",
+            f"{layer.name} runs outside of a call of its model, which says the grid: call the "
+            "model, not its blocks or model.forward; checkpoints are "
+            "model.enable_gradient_checkpointing()."
         )
     # an adapter's images are keys for the grid alone: no windows
     is_adapter = layer.type != "self" and forward.tokens.text > 0
@@ -156,8 +156,7 @@ def install(module: Any, layer: Layer) -> None:
     if own.__name__ not in layer.family.processors:
         raise InputError(
             f"{layer.name} has the processor {own.__name__}; nbattn knows of this model "
-            f"{', '.join(layer.family.processors)}.",
-            "model.set_attn_processor(…) with one of these, or layers=… without this layer.",
+            f"{', '.join(layer.family.processors)}."
         )
     processor = copy.copy(module.processor)  # layers may share one
     processor.__class__ = _windowed(own)
@@ -193,9 +192,11 @@ class Windowed:
         if backend is not None:
             name = getattr(backend, "value", backend)
             raise InputError(
-                f"the attention of {self.layer.name} is nbattn's, not {name!r}.",
-                f"restore(model); model.set_attention_backend({name!r}); apply(model, mask): what "
-                "has no windows then runs on it.",
+                f"the attention of {self.layer.name} is nbattn's. A backend that is set before "
+                "apply() runs what has no windows.",
+                "nbattn.integrations.diffusers.restore(model); "
+                f'model.set_attention_backend("{name}"); '
+                "nbattn.integrations.diffusers.apply(model, mask).",
             )
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:

@@ -45,8 +45,8 @@ class Schedule:
             low, high = min(parts), max(parts)
             raise InputError(
                 f"the batch has time steps in several ranges of the schedule: {low:g} in "
-                f"{self.ranges[parts[low]]}, {high:g} in {self.ranges[parts[high]]}.",
-                "one call of the model for the samples of each range.",
+                f"{self.ranges[parts[low]]}, {high:g} in {self.ranges[parts[high]]}. Each range "
+                "needs a call of its own."
             )
         return parts[steps[0]]
 
@@ -54,10 +54,13 @@ class Schedule:
         for number, (low, high) in enumerate(self.ranges):
             if low <= step < high or step == high == self.ranges[-1][1]:
                 return number
-        listed = ", ".join(map(str, self.ranges))
+        ends = sorted({end for given in self.ranges for end in given} | {step})
+        at = ends.index(step)
+        missing = (ends[at - 1] if at else step, ends[at + 1] if at + 1 < len(ends) else step)
         raise InputError(
-            f"time step {step:g} is in no range of the schedule: {listed}.",
-            "ranges that cover every time step, in the units of the model's timestep.",
+            f"time step {step:g} is in no range of the schedule: "
+            f"{', '.join(map(str, self.ranges))}.",
+            f"schedule={{**schedule, {missing}: None}}, for the model's own attention there.",
         )
 
 
@@ -80,13 +83,13 @@ def read(schedule: Any) -> tuple[Schedule, list[Any]]:
         if not given[0] < given[1]:
             raise InputError(
                 f"schedule has {given}, which has no time step: low is not below high.",
-                f"{(given[1], given[0])}." if given[0] != given[1] else _EXAMPLE,
+                f"{(given[1], given[0])}." if given[0] > given[1] else _EXAMPLE,
             )
     ranges = sorted(schedule)
     for first, second in itertools.pairwise(ranges):
         if second[0] < first[1]:
             raise InputError(
                 f"schedule has {first} and {second}, which share time steps.",
-                f"{(first[0], second[0])} and {second}.",
+                f"{(first[0], second[0])} and {second}." if first[0] < second[0] else _EXAMPLE,
             )
     return Schedule(tuple(ranges)), [schedule[given] for given in ranges]

@@ -15,7 +15,11 @@ from nbattn.errors import InputError, MaskError, kind
 from nbattn.integrations.diffusers.families import Family
 from nbattn.mask import Mask
 
-_EXAMPLE = "apply(model, nbattn.Mask.neighborhood({sizes}))."
+
+def example(rank: int) -> str:
+    """Returns a call of apply() with one mask, as code."""
+    sizes = (7,) * rank
+    return f"nbattn.integrations.diffusers.apply(model, nbattn.Mask.neighborhood({sizes}))."
 
 
 @dataclass(frozen=True)
@@ -85,7 +89,7 @@ def _table(given: Any, layers: Collection[str]) -> Mapping[Any, Any]:
     if not isinstance(given, Mapping) or not given:
         raise InputError(
             f"mask is {kind(given)}, not a Mask, a table of masks or a configuration with layers.",
-            '{"double": mask, "single": None}, for example.',
+            '{"*": mask}.',
         )
     return given
 
@@ -136,14 +140,14 @@ def _checked(mask: Any, rank: int) -> Mask | None:
     if mask is None:
         return None
     if not isinstance(mask, Mask):
-        raise InputError(f"a mask is {kind(mask)}, not a Mask.", _EXAMPLE.format(sizes=(7,) * rank))
+        raise InputError(f"a mask is {kind(mask)}, not a Mask.", example(rank))
     if mask.rank != rank:
         fix = ""
         if rank == 3 and mask.rank == 2:
-            fix = "nbattn.Mask(nbattn.Axis(), *mask.axes): all frames, and the windows in each."
+            fix = "nbattn.Mask(nbattn.Axis(), *mask.axes), for all frames and windows within them."
         raise MaskError(
             f"the mask has {mask.rank} axes, the model's grid {rank}: "
             f"{'frames, ' if rank == 3 else ''}height, width.",
-            fix or _EXAMPLE.format(sizes=(7,) * rank),
+            fix or example(rank),
         )
     return mask

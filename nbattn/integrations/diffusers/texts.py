@@ -41,8 +41,7 @@ def masked(given: Mapping[str, Any]) -> Tensor | None:
     if not torch.equal(run, mask):
         sample = int((run != mask).any(dim=1).nonzero()[0])
         raise InputError(
-            f"the padding of sample {sample}'s text has holes: its tokens are not one run.",
-            "text padded on the left or on the right only.",
+            f"the padding of sample {sample}'s text has holes: its tokens are not one run."
         )
     return torch.stack([start, start + count], dim=-1)
 
@@ -58,7 +57,6 @@ def behind(valid: Tensor | None, further: int) -> Tensor | None:
     if bool((valid[:, 0] > 0).any()):
         raise InputError(
             "text that is padded on the left stands beside reference images: the tokens that are "
-            "read are not one run.",
-            "text padded on the right.",
+            "read are not one run. Text padded on the right is one."
         )
     return valid + torch.tensor([0, further], dtype=valid.dtype, device=valid.device)
