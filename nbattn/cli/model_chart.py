@@ -72,8 +72,9 @@ def _title(plan: ModelPlan) -> str:
     request, faster = plan.request, plan.dense_seconds / plan.seconds
     clip = f"{plan.frames} frames of " * bool(plan.model.stride)
     size = f"{clip}{plan.size[0]} x {plan.size[1]} pixels"
+    training = ", training" * request.training
     return (
-        f"{plan.model.title}, {size}, {request.dtype}, {request.device.name}\n"
+        f"{plan.model.title}, {size}, {request.dtype}, {request.device.name}{training}\n"
         f"{sum(part.layers.count for part in plan.layers)} layers: attention {faster:.3g} times as "
         "fast as dense, estimated"
     )

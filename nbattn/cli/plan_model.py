@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from nbattn.published import LayerPlan, ModelPlan
 
 HEADS = ("layers", "tokens", "useful", "computed", "estimate", "dense", "faster", "memory")
-_TOKENS = 1  # the column that narrow terminals leave to the text below
+# Columns that narrow terminals leave out, one after another; the text below has most of them.
+_LEFT_OUT = ("tokens", "computed", "memory", "useful", "dense")
+_WIDE = 60  # columns of a terminal in which texts stand beside their labels
 _PICTURES = (".png", ".svg")
 _NUMBERS = ("model", "size", "frames", "text", "mask", "device", "dtype", "plot")
 _SWITCHES = ("training", "verify", "json")
@@ -160,10 +162,10 @@ def text(plan: ModelPlan, proof: str = "") -> Iterator[str]:
             " " * len(plan.name) + "  ",
         )[len(plan.name) :]
     )
-    yield screen.wrapped(plan.model.source, "  sizes    ")
+    yield _hanging(plan.model.source, "  sizes    ")
     if proof:
         styles = ("bold", "red") if proof.startswith("NOT") else ()
-        yield screen.styled(screen.wrapped(proof, "  proof    "), *styles)
+        yield screen.styled(_hanging(proof, "  proof    "), *styles)
     yield ""
     yield from _table(plan)
     yield ""
@@ -183,8 +185,10 @@ def _table(plan: ModelPlan) -> Iterator[str]:
     totals = ("useful_flops", "computed_flops", "seconds", "dense_seconds")
     sums = _numbers(*map(plan.total, totals))
     rows.append([f"{count} in all", "", *sums, _bytes(plan.peak_bytes)])
-    if _width(rows) > screen.width():
-        rows = [row[:_TOKENS] + row[_TOKENS + 1 :] for row in rows]
+    for head in _LEFT_OUT:
+        if _width(rows) > screen.width():
+            place = rows[0].index(head)
+            rows = [row[:place] + row[place + 1 :] for row in rows]
     sizes = [max(map(len, cells)) for cells in zip(*rows, strict=True)]
     for number, row in enumerate(rows):
         cells = (f"{c:>{s}}" for c, s in zip(row[1:], sizes[1:], strict=True))
@@ -221,12 +225,18 @@ def _tokens(part: LayerPlan) -> str:
 
 def _details(plan: ModelPlan) -> Iterator[str]:
     """Yield what runs, once for layers of different kinds that run alike."""
-    alike: dict[tuple[object, ...], list[str]] = {}
+    alike: dict[tuple[str, ...], list[str]] = {}
     for name, part in zip(plan.names(), plan.layers, strict=True):
         alike.setdefault(tuple(_of_a_layer(part)), []).append(name)
     for (tokens, *lines), names in alike.items():
         yield screen.wrapped(f"{', '.join(names)}: {tokens}", "  ")
-        yield from (screen.wrapped(str(line), "    ", " " * 13) for line in lines)
+        yield from (_hanging(line, "    ", 13) for line in lines)
+
+
+def _hanging(text: str, first: str, hanging: int = 0) -> str:
+    """Wraps a text below its start, or in a narrow terminal further to the left."""
+    columns = (hanging or len(first)) if screen.width() >= _WIDE else 6
+    return screen.wrapped(text, first, " " * columns)
 
 
 def _of_a_layer(part: LayerPlan) -> Iterator[str]:
