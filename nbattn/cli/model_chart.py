@@ -36,7 +36,7 @@ def save(plan: ModelPlan, path: Path) -> None:
 
 
 def figure(plan: ModelPlan) -> Any:
-    """Draw the estimated times of all layers of a kind, in the order of the model."""
+    """Draw the times of all layers of a kind, in the order of the model."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -59,7 +59,7 @@ def figure(plan: ModelPlan) -> Any:
     axes.set_yticks(range(len(names)), names)
     axes.invert_yaxis()
     axes.margins(x=0.14)
-    what = "ms of attention in all layers of a row, estimated from device data"
+    what = "ms of attention in all layers of a row"
     axes.set_xlabel(what + ", logarithmic" * (scale == "log"), size=8)
     axes.set_title(_title(plan), size=9, loc="left")
     axes.tick_params(labelsize=8)
@@ -69,12 +69,14 @@ def figure(plan: ModelPlan) -> Any:
 
 
 def _title(plan: ModelPlan) -> str:
-    request, faster = plan.request, plan.dense_seconds / plan.seconds
+    request, clocks = plan.request, " and ".join(sorted(plan.clocks()))
     clip = f"{plan.frames} frames of " * bool(plan.model.stride)
     size = f"{clip}{plan.size[0]} x {plan.size[1]} pixels"
     training = ", training" * request.training
+    layers = f"{sum(part.layers.count for part in plan.layers)} layers, times are {clocks}"
+    faster = plan.speedup
+    times = "" if faster is None else f": attention {faster:.3g} times as fast as dense"
     return (
         f"{plan.model.title}, {size}, {request.dtype}, {request.device.name}{training}\n"
-        f"{sum(part.layers.count for part in plan.layers)} layers: attention {faster:.3g} times as "
-        "fast as dense, estimated"
+        f"{layers}{times}"
     )

@@ -14,9 +14,10 @@ from nbattn.errors import InputError
 if TYPE_CHECKING:
     from nbattn.published import LayerPlan, ModelPlan
 
-HEADS = ("layers", "tokens", "useful", "computed", "estimate", "dense", "faster", "memory")
+HEADS = ("layers", "tokens", "useful", "computed", "time", "dense", "faster", "memory")
 # Columns that narrow terminals leave out, one after another; the text below has most of them.
 _LEFT_OUT = ("tokens", "computed", "memory", "useful", "dense")
+_SUMMED = ("useful_flops", "computed_flops", "seconds", "dense_seconds")
 _WIDE = 60  # columns of a terminal in which texts stand beside their labels
 _PICTURES = (".png", ".svg")
 _NUMBERS = ("model", "size", "frames", "text", "mask", "device", "dtype", "plot")
@@ -30,6 +31,8 @@ _ENDS = (
     "the same planner. memory: q, k, v, output and logsumexp, and what the chosen candidate needs "
     "beside them, as far as costs count it.",
 )
+_ESTIMATES = "time, dense: the planner's estimates, which are no times of a run"
+_MIXED = ", and measured times, which are not compared with these; `nbattn tune` measures more"
 
 
 def _size(text: str) -> tuple[int, int]:
@@ -178,12 +181,11 @@ def _table(plan: ModelPlan) -> Iterator[str]:
     """Yield the table: a row for layers that attend alike, and their sum."""
     rows: list[list[str]] = [[*HEADS]]
     for name, part in zip(plan.names(), plan.layers, strict=True):
+        numbers = _numbers([getattr(part, number) for number in _SUMMED], part.speedup)
         held = part.tensor_bytes + part.beside_bytes
-        rows.append([name, _tokens(part), *_numbers(part.useful_flops, part.computed_flops,
-                     part.seconds, part.dense_seconds), _bytes(held)])  # fmt: skip
+        rows.append([name, _tokens(part), *numbers, _bytes(held)])
     count = sum(part.layers.count for part in plan.layers)
-    totals = ("useful_flops", "computed_flops", "seconds", "dense_seconds")
-    sums = _numbers(*map(plan.total, totals))
+    sums = _numbers([*map(plan.total, _SUMMED)], plan.speedup)
     rows.append([f"{count} in all", "", *sums, _bytes(plan.peak_bytes)])
     for head in _LEFT_OUT:
         if _width(rows) > screen.width():
@@ -200,11 +202,12 @@ def _width(rows: list[list[str]]) -> int:
     return sum(2 + max(map(len, cells)) for cells in zip(*rows, strict=True))
 
 
-def _numbers(useful: float, computed: float, seconds: float, dense: float) -> list[str]:
+def _numbers(sums: list[float], speedup: float | None) -> list[str]:
     from nbattn.program.candidate import short_count
 
-    flops = [short_count(round(number)) for number in (useful, computed)]
-    return [*flops, _time(seconds), _time(dense), f"{dense / seconds:.3g}x"]
+    flops, times = map(round, sums[:2]), sums[2:]
+    faster = "" if speedup is None else f"{speedup:.3g}x"
+    return [*map(short_count, flops), *map(_time, times), faster]
 
 
 def _time(seconds: float) -> str:
@@ -258,12 +261,17 @@ def _of_a_layer(part: LayerPlan) -> Iterator[str]:
     for label, one in zip(("runs", "text"), memory.parts(part.plan), strict=False):
         yield f"{label:<8} {one.chosen.name}, {cost_of(one.chosen)}; {one.chosen.work()}"
     if part.plan is not part.dense:
-        slower = ", faster than with windows" * (part.dense_seconds < part.seconds)
+        slower = ", faster than with windows" * ((part.speedup or 1) < 1)
         yield f"dense    {part.dense.chosen.name}, {cost_of(part.dense.chosen)}{slower}"
     extra = f" and {_bytes(part.beside_bytes)} beside them" * bool(part.beside_bytes)
     yield f"memory   {_bytes(part.tensor_bytes)} of tensors{extra}"
 
 
 def _ends(plan: ModelPlan) -> Iterator[str]:
+    """Yield what the numbers are."""
     yield from _ENDS
-    yield from dict.fromkeys(part.plan.decided_by() for part in plan.layers)
+    if "estimated" in plan.clocks():
+        yield _ESTIMATES + _MIXED * (plan.speedup is None)
+    yield from dict.fromkeys(
+        each.decided_by() for part in plan.layers for each in (part.plan, part.dense)
+    )

@@ -97,6 +97,18 @@ class LayerPlan:
         return _seconds(self.dense)
 
     @property
+    def speedup(self) -> float | None:
+        """How many times as fast as without windows; None where a measured time would be compared
+        with an estimate.
+        """
+        return self.dense_seconds / self.seconds if len(self.clocks()) == 1 else None
+
+    def clocks(self) -> set[str]:
+        """Returns what the times of all parts are: "estimated", "measured", or both."""
+        parts = (*memory.parts(self.plan), self.dense)
+        return {str(part.chosen.cost).partition(" ")[0] for part in parts}
+
+    @property
     def tensor_bytes(self) -> int:
         """Bytes of q, k, v, the output and the logsumexp; for training, with gradients."""
         return memory.tensors(self.plan)
@@ -118,6 +130,7 @@ class LayerPlan:
             "grid": list(self.grid),
             "text": self.text,
             **{name: float(f"{getattr(self, name):.4g}") for name in _NUMBERS},
+            "speedup": _rounded(self.speedup),
             "tensor_bytes": self.tensor_bytes,
             "beside_bytes": self.beside_bytes,
             "plan": self.plan.to_dict(),
@@ -147,7 +160,8 @@ class ModelPlan:
     def __repr__(self) -> str:
         device, dtype = self.request.device.name, self.request.dtype
         times = f"{_ms(self.seconds)} against {_ms(self.dense_seconds)} without windows"
-        return f"ModelPlan({self.name}, {self.size}, {device}, {dtype}: estimated {times})"
+        clocks = " and ".join(sorted(self.clocks()))
+        return f"ModelPlan({self.name}, {self.size}, {device}, {dtype}: {clocks} {times})"
 
     @property
     def request(self) -> Request:
@@ -177,6 +191,15 @@ class ModelPlan:
         return self.total("dense_seconds")
 
     @property
+    def speedup(self) -> float | None:
+        """How many times as fast all layers are as without windows; None as in `LayerPlan`."""
+        return self.dense_seconds / self.seconds if len(self.clocks()) == 1 else None
+
+    def clocks(self) -> set[str]:
+        """Returns what the times of all layers are: "estimated", "measured", or both."""
+        return {clock for part in self.layers for clock in part.clocks()}
+
+    @property
     def peak_bytes(self) -> int:
         """The most bytes that the attention of one layer holds at a time."""
         return max(part.tensor_bytes + part.beside_bytes for part in self.layers)
@@ -199,6 +222,7 @@ class ModelPlan:
             "frames": self.frames,
             "layers": [part.to_dict() for part in self.layers],
             "total": {name: float(f"{self.total(name):.4g}") for name in _NUMBERS},
+            "speedup": _rounded(self.speedup),
             "peak_bytes": self.peak_bytes,
         }
 
@@ -339,6 +363,10 @@ def _useful(plan: Plan) -> float:
     request = plan.request
     passes = 1 + BACKWARD_FLOPS * request.training
     return 2.0 * plan.chosen.cost.useful_pairs * passes * (request.head_dim + request.value_dim)
+
+
+def _rounded(number: float | None) -> float | None:
+    return None if number is None else float(f"{number:.4g}")
 
 
 def _ms(seconds: float) -> str:

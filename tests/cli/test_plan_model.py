@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from textwrap import dedent
 from typing import Any
@@ -38,7 +39,7 @@ def wide(monkeypatch: pytest.MonkeyPatch) -> None:
 
 # Times and memory follow from costs, which are tuned: here they are signs.
 TABLE = """
-  layers             tokens  useful  computed  estimate  dense  faster  memory
+  layers             tokens  useful  computed  time  dense  faster  memory
   19 double 256 x 256 + 512 5.98T 5.98T TIME TIME TIMES BYTES
   38 single 256 x 256 + 512 5.98T 5.98T TIME TIME TIMES BYTES
   57 in all 341T 341T TIME TIME TIMES BYTES
@@ -111,6 +112,27 @@ def test_windows_that_cost_more_than_dense_are_told(capsys: Capture) -> None:
     assert out.count(", faster than with windows") == len(slower)
 
 
+def test_a_measured_time_is_not_compared_with_an_estimate(
+    capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = published.plan("flux", device="sm_90")
+    first, second = plan.layers
+    cost = replace(first.dense.chosen.cost, measured=0.5)
+    dense = replace(first.dense, chosen=replace(first.dense.chosen, cost=cost))
+    mixed = replace(plan, layers=(replace(first, dense=dense), second))
+    assert [part.speedup is None for part in mixed.layers] == [True, False]
+    assert (plan.speedup, mixed.speedup) == (plan.dense_seconds / plan.seconds, None)
+    assert mixed.to_dict()["speedup"] is mixed.to_dict()["layers"][0]["speedup"] is None
+    monkeypatch.setattr(published, "plan", lambda *_, **__: mixed)
+    out = planned(capsys, *FLUX)[1]
+    assert [len(row) for row in table(out)] == [8, 7, 8, 6]
+    text = " ".join(out.split())
+    assert "dense sdpa/dense, measured 500 ms memory" in text
+    assert "which are no times of a run, and measured times, which are not compared" in text
+    title = model_chart.figure(mixed).axes[0].get_title(loc="left")
+    assert title.endswith("57 layers, times are estimated and measured")
+
+
 def test_layers_without_published_windows(capsys: Capture) -> None:
     out = planned(capsys, "--model", "sd3.5", "--device", "cpu", "--dtype", "float32")[1]
     assert out.count("windows  none are published; --mask sets them") == 2
@@ -175,10 +197,10 @@ def test_lines_fit_the_terminal(
     out = planned(capsys, "--model", name, "--device", "sm_90")[1]
     assert max(map(len, out.splitlines())) <= columns
     heads = out.split("\n\n")[1].split("\n")[0].split()
-    everything = ["layers", "tokens", "useful", "computed", "estimate", "dense", "faster", "memory"]
+    everything = ["layers", "tokens", "useful", "computed", "time", "dense", "faster", "memory"]
     assert [head for head in everything if head in heads] == heads
-    assert {"layers", "estimate", "faster"} <= {*heads}
-    assert ("tokens" in heads) == (columns == 120)
+    assert {"layers", "time", "faster"} <= {*heads}
+    assert columns == 80 or ("tokens" in heads) == (columns == 120)
     assert ("memory" in heads) == (columns >= 60)
 
 
@@ -199,7 +221,9 @@ def test_bars_are_the_times(tmp_path: Path) -> None:
     assert [label.get_text() for label in axes.get_yticklabels()] == ["19 double", "38 single"]
     assert axes.get_xscale() == "linear"
     title = axes.get_title(loc="left")
-    assert title.startswith("FLUX.1-dev, 4096 x 4096 pixels, bfloat16, sm_90\n57 layers: ")
+    assert title.startswith(
+        "FLUX.1-dev, 4096 x 4096 pixels, bfloat16, sm_90\n57 layers, times are "
+    )
     (axes,) = model_chart.figure(published.plan("ltx2_decoder", device="sm_90")).axes
     assert axes.get_xscale() == "log"
     assert axes.get_xlabel().endswith(", logarithmic")
