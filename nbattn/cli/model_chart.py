@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nbattn.cli import screen
 from nbattn.errors import InputError
 from nbattn.packages import install_line
 
@@ -52,7 +53,7 @@ def figure(plan: ModelPlan) -> Any:
         axes.barh(places, times, height=0.38, color=colour, label=label)
         longest += times
         for place, time in zip(places, times, strict=True):
-            axes.annotate(f"{time:,.3g}" if time < 1e3 else f"{time:,.0f}", (time, place), (4, 0),
+            axes.annotate(screen.rounded(time), (time, place), (4, 0),
                           textcoords="offset points", va="center", size=8)  # fmt: skip
     scale = "log" if max(longest) > _LONG * min(longest) else "linear"
     axes.set_xscale(scale)
@@ -75,7 +76,7 @@ def _title(plan: ModelPlan) -> str:
     training = ", training" * request.training
     layers = f"{sum(part.layers.count for part in plan.layers)} layers, times are {clocks}"
     faster = plan.speedup
-    times = "" if faster is None else f": attention {faster:.3g} times as fast as dense"
+    times = "" if faster is None else f": attention {screen.rounded(faster)} times as fast as dense"
     return (
         f"{plan.model.title}, {size}, {request.dtype}, {request.device.name}{training}\n"
         f"{layers}{times}"

@@ -206,15 +206,14 @@ def _numbers(sums: list[float], speedup: float | None) -> list[str]:
     from nbattn.program.candidate import short_count
 
     flops, times = map(round, sums[:2]), sums[2:]
-    faster = "" if speedup is None else f"{speedup:.3g}x"
+    faster = "" if speedup is None else f"{screen.rounded(speedup)}x"
     return [*map(short_count, flops), *map(_time, times), faster]
 
 
 def _time(seconds: float) -> str:
     """A time in three digits and its unit."""
     unit, scale = ("h", 3600) if seconds >= 36e3 else ("s", 1) if seconds >= 1 else ("ms", 1e-3)
-    number = seconds / scale
-    return f"{number:,.0f} {unit}" if number >= 100 else f"{number:.3g} {unit}"
+    return f"{screen.rounded(seconds / scale)} {unit}"
 
 
 def _bytes(number: float) -> str:

@@ -370,4 +370,6 @@ def _rounded(number: float | None) -> float | None:
 
 
 def _ms(seconds: float) -> str:
+    if seconds >= 100:
+        return f"{seconds:,.0f} s"
     return f"{seconds:.3g} s" if seconds >= 1 else f"{seconds * 1e3:.3g} ms"
