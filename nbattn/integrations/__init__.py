@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 from nbattn import lazy
 
 if TYPE_CHECKING:
+    from nbattn.integrations import diffusers as diffusers
     from nbattn.integrations import natten as natten
     from nbattn.integrations import swin as swin
     from nbattn.integrations import transformers as transformers
 
-__all__ = ["natten", "swin", "transformers"]
+__all__ = ["diffusers", "natten", "swin", "transformers"]
 
 
 def __getattr__(name: str) -> Any:

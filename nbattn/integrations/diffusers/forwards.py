@@ -1,0 +1,150 @@
+"""What runs in this thread: the forward pass of a model, and the attention layer within it.
+
+A forward pass says its grid once, before its first layer; every layer then reads it here. Models
+may run in several threads at once, and checkpoints run layers again during the backward pass.
+"""
+
+from __future__ import annotations
+
+import inspect
+import threading
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+from torch.fx.experimental import sym_node
+
+from nbattn.errors import InputError
+from nbattn.integrations.diffusers.families import Family
+from nbattn.integrations.diffusers.schedules import Schedule
+from nbattn.integrations.diffusers.sequences import Tokens
+from nbattn.integrations.diffusers.tables import Layer
+
+_BEFORE_THE_GRAPH: Any = torch.compiler.disable(
+    reason="nbattn reads the grid before a graph begins: torch.compile(model, fullgraph=True), or "
+    "model.compile_repeated_blocks(fullgraph=True), or model.compile() without fullgraph"
+)
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One forward pass of a model.
+
+    Args:
+        tokens: what stands in its sequence.
+        part: which part of the schedule its time step is in.
+    """
+
+    tokens: Tokens
+    part: int
+
+
+class _Running(threading.local):
+    forward: Pass | None = None
+    layer: Layer | None = None
+
+
+RUNNING = _Running()
+
+
+@contextmanager
+def running(forward: Pass | None) -> Generator[None]:
+    """Runs layers as those of this forward pass."""
+    before, RUNNING.forward = RUNNING.forward, forward
+    try:
+        yield
+    finally:
+        RUNNING.forward = before
+
+
+class Reader:
+    """A hook that reads each forward pass before it begins."""
+
+    def __init__(
+        self, model: nn.Module, family: Family, layers: Mapping[str, Layer], schedule: Schedule
+    ) -> None:
+        """Stores what forward passes of this model are read with.
+
+        Args:
+            model: a diffusion transformer.
+            family: what nbattn knows of its class.
+            layers: its attention layers that run on nbattn, by the name of the module.
+            schedule: which time steps have which masks.
+        """
+        self.family, self.schedule = family, schedule
+        self.names = [*inspect.signature(type(model).forward).parameters][1:]
+        self.modules = {name: model.get_submodule(name) for name in layers}
+
+    @_BEFORE_THE_GRAPH
+    def __call__(self, model: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+        """Reads a forward pass from its arguments."""
+        for name, module in self.modules.items():
+            if not hasattr(module.processor, "layer"):
+                raise InputError(
+                    f"the attention of {name} was replaced after apply() by "
+                    f"{type(module.processor).__name__}: it has no windows.",
+                    "nbattn.integrations.diffusers.restore(model), then apply(model, mask) again.",
+                )
+        given = {**dict(zip(self.names, arguments, strict=False)), **named}
+        tokens = self.family.read(model, given)
+        tokens = replace(
+            tokens, grid=tuple(map(_changing, tokens.grid)), text=_changing(tokens.text)
+        )
+        RUNNING.forward = Pass(tokens, self.schedule.part(given.get("timestep")))
+        self._follow_checkpoints(model, RUNNING.forward)
+
+    def _follow_checkpoints(self, model: Any, forward: Pass) -> None:
+        """Makes the layers that a checkpoint runs again those of this forward pass."""
+        own = getattr(model, "_gradient_checkpointing_func", None)
+        own = own.own if isinstance(own, Checkpoints) else own
+        if own is not None and model.gradient_checkpointing:
+            model._gradient_checkpointing_func = Checkpoints(own, forward)
+
+
+class Checkpoints:
+    """A model's function for checkpoints, for one forward pass."""
+
+    def __init__(self, own: Callable[..., Any], forward: Pass) -> None:
+        self.own, self.forward = own, forward
+
+    def __call__(self, block: Callable[..., Any], *arguments: Any) -> Any:
+        """Runs a block, now and once more during the backward pass."""
+
+        def run(*inputs: Any) -> Any:
+            with running(self.forward):
+                return block(*inputs)
+
+        return self.own(run, *arguments)
+
+
+@_BEFORE_THE_GRAPH
+def finish(model: Any, arguments: object, output: object) -> None:
+    """A hook behind a forward pass: layers that run now are of no forward pass."""
+    RUNNING.forward = None
+    own = getattr(model, "_gradient_checkpointing_func", None)
+    if isinstance(own, Checkpoints):
+        model._gradient_checkpointing_func = own.own
+
+
+def hook(model: nn.Module, reader: Reader) -> None:
+    """Reads every forward pass of a model before it begins."""
+    model.register_forward_pre_hook(reader, with_kwargs=True)
+    model.register_forward_hook(finish)
+
+
+def unhook(model: nn.Module) -> None:
+    """Reverses `hook`."""
+    for hooks in (vars(model)["_forward_pre_hooks"], vars(model)["_forward_hooks"]):
+        for number, known in [*hooks.items()]:
+            if isinstance(known, Reader) or known is finish:
+                del hooks[number]
+
+
+def _changing(number: int) -> int:
+    """Makes a number dynamic for compilers (torch 2.9 or newer); older ones compile once more for
+    another value.
+    """
+    return getattr(sym_node, "DynamicInt", int)(number) if number else number

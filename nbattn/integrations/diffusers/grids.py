@@ -1,0 +1,121 @@
+"""Reads the grid of a forward pass: from sizes of latents, from positions, or from arguments."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nbattn.errors import InputError, kind
+
+Given = Mapping[str, Any]
+Grid = tuple[tuple[int, ...], int]
+"""Sizes of the grid, and how many tokens of further images stand behind it."""
+
+
+def of_latents(*axes: int, fills_frames: bool = False) -> Callable[[nn.Module, Given], Grid]:
+    """Returns a reader of grids that are latents in patches.
+
+    Args:
+        axes: the axes of `hidden_states` that are the grid's: frames, height, width.
+        fills_frames: whether the last frames are filled up to a patch; else what is no whole patch
+            is cut off.
+    """
+
+    def read(model: nn.Module, given: Given) -> Grid:
+        latents, patches = given["hidden_states"], _patches(model, len(axes))
+        lengths = [latents.shape[at] for at in axes]
+        if fills_frames:
+            lengths[0] += patches[0] - 1
+        return tuple(n // size for n, size in zip(lengths, patches, strict=True)), 0
+
+    return read
+
+
+def _patches(model: nn.Module, rank: int) -> tuple[int, ...]:
+    """The size of a patch along each axis."""
+    config: Any = model.config
+    if isinstance(config.patch_size, (tuple, list)):
+        return tuple(config.patch_size)
+    frames = getattr(config, "patch_size_t", None) or 1
+    return (frames, config.patch_size, config.patch_size)[3 - rank :]
+
+
+def of_ids(_: nn.Module, given: Given) -> Grid:
+    """Reads the grid from `img_ids`, `[S, 3 | 4]` with columns (image, row, column, …).
+
+    Tokens behind the first image, with another number of the image, are reference images.
+    """
+    ids: Tensor = given["img_ids"]
+    ids = (ids[0] if ids.dim() == 3 else ids).cpu()
+    others = torch.cat([ids[:, :1], ids[:, 3:]], dim=1)
+    tokens = _run((others == others[0]).all(dim=1))
+    rows, columns = ids[:tokens, 1], ids[:tokens, 2]
+    width = _run(rows == rows[0])
+    height = tokens // width
+    if height * width == tokens:
+        rows, columns = rows.view(height, width), columns.view(height, width)
+        is_grid = (
+            (rows == rows[:, :1]).all()
+            and (columns == columns[:1]).all()
+            and (rows[1:, 0] > rows[:-1, 0]).all()
+            and (columns[0, 1:] > columns[0, :-1]).all()
+        )
+        if is_grid:
+            return (height, width), len(ids) - tokens
+    raise InputError(
+        f"img_ids {list(given['img_ids'].shape)} are not the rows and columns of one image, row by "
+        f"row: its first {tokens} tokens are no grid of rows of {width}.",
+        "img_ids = torch.cartesian_prod(torch.zeros(1), torch.arange(height), torch.arange(width))"
+        ", as the pipelines of diffusers make them.",
+    )
+
+
+def _run(flags: Tensor) -> int:
+    """How many flags at the start are True."""
+    return int(flags.long().cumprod(0).sum())
+
+
+def of_shapes(model: nn.Module, given: Given) -> Grid:
+    """Reads the grid from `img_shapes`: (frames, height, width) of each image of each sample; all
+    images but the first are references.
+    """
+    config: Any = model.config
+    shapes = [tuple(s) if isinstance(s, list) else (s,) for s in given["img_shapes"]]
+    first, *further = shapes[0]
+    if config.use_layer3d_rope:
+        raise InputError(
+            "the model makes several layers of an image at once (use_layer3d_rope), which are no "
+            "single grid."
+        )
+    if any(shape != shapes[0] for shape in shapes):
+        raise InputError(
+            f"img_shapes differ between samples: {shapes[0]} and "
+            f"{next(s for s in shapes if s != shapes[0])}; the model reads only the first.",
+            "one call of the model for each shape.",
+        )
+    if first[0] != 1:
+        raise InputError(f"img_shapes has {first[0]} frames in {first}, not one image.")
+    return tuple(first[1:]), sum(math.prod(shape) for shape in further)
+
+
+def of_sizes(_: nn.Module, given: Given) -> Grid:
+    """Reads the grid from `num_frames`, `height` and `width`, in latents."""
+    sizes: tuple[Any, ...] = tuple(map(given.get, ("num_frames", "height", "width")))
+    tokens = given["hidden_states"].shape[1]
+    if not all(isinstance(size, int | torch.SymInt) for size in sizes):
+        kinds = [size if isinstance(size, int) else kind(size) for size in sizes]
+        raise InputError(
+            f"num_frames, height, width are {kinds}: without them {tokens} tokens are no grid.",
+            "model(…, num_frames=…, height=…, width=…), in latents.",
+        )
+    if math.prod(sizes) != tokens:
+        raise InputError(
+            f"hidden_states has {tokens} tokens, num_frames x height x width = "
+            f"{' x '.join(map(str, sizes))} = {math.prod(sizes)}: the others are no part of the "
+            "grid, and nbattn cannot tell where they are."
+        )
+    return sizes, 0
