@@ -25,6 +25,12 @@ DEFAULTS = {  # models whose checkpoint has the defaults of diffusers' class
     "ltx_video": "LTXVideoTransformer3DModel",
     "cosmos_7b": "CosmosTransformer3DModel",
 }
+CLASSES = DEFAULTS | {
+    **dict.fromkeys(("sd3.5", "sd3.5_large"), "SD3Transformer2DModel"),
+    "wan_1.3b": "WanTransformer3DModel",
+    "cogvideox": "CogVideoXTransformer3DModel",
+    "cosmos": "CosmosTransformer3DModel",
+}
 # Layers, heads and head size of checkpoints that have other sizes, from their config.json.
 CHECKPOINTS = {
     "sd3.5": [("double", 24, 24, 64), ("self", 13, 24, 64)],
@@ -46,6 +52,17 @@ def test_sizes_are_the_defaults_of_diffusers(name: str) -> None:
     if "num_single_layers" in given:
         counts.append(given["num_single_layers"])
     assert [one.count for one in layers] == counts
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_kinds_of_layers_are_those_that_apply_finds(name: str) -> None:
+    """What is planned by a kind is what `apply` gives a mask by that type of layer."""
+    pytest.importorskip("diffusers")
+    from nbattn.integrations.diffusers.families import FAMILIES
+
+    family, model = FAMILIES[CLASSES[name]], MODELS[name]
+    assert {one.kind for one in model.layers} <= family.layers.keys()
+    assert (family.rank, family.text == "apart") == (model.rank, model.text == 0)
 
 
 def test_the_stages_of_the_decoder_are_the_defaults_of_diffusers() -> None:
