@@ -111,7 +111,7 @@ def requests(options: argparse.Namespace) -> list[tuple[str, PlanConfig]]:
         found = [(name, replace(plan, **changes)) for name, plan in _named(options)]
     else:
         _check_complete(options)
-        found = [(str(options.mask), PlanConfig(mask=_mask(options), **changes))]
+        found = [(str(options.mask), PlanConfig(mask=mask_of(options), **changes))]
     for _, plan in found:
         _check_shapes(options, plan)
     return found
@@ -134,7 +134,7 @@ def _check_complete(options: argparse.Namespace) -> None:
         missing = " and ".join(name for name, value in given.items() if value is None)
         sizes = options.grids or ()
         rank = len(sizes[0]) if sizes else max(1, len(options.query or "....") - 3)
-        rank = _mask(options).rank if options.mask else rank
+        rank = mask_of(options).rank if options.mask else rank
         local = f"neighborhood(({', '.join('7' * rank)}))"
         mask = options.mask or ("sliding_window(511)" if rank == 1 else local)
         tokens = sum(map(prod, sizes))
@@ -205,7 +205,7 @@ def _named(options: argparse.Namespace) -> list[tuple[str, PlanConfig]]:
     return [(name, plans[name]) for name in options.names or plans]
 
 
-def _mask(options: argparse.Namespace) -> Mask:
+def mask_of(options: argparse.Namespace) -> Mask:
     """Return the mask of --mask: a mask of that name in the file, else the parsed text."""
     from nbattn.cli.mask_text import parse_mask
 

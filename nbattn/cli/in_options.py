@@ -8,8 +8,9 @@ from ast import literal_eval
 
 from nbattn.fixes.code import closing, without_tensors
 
-_TEXTS = re.compile(r"\b(backend|dtype|device)=([\"'])([\w:-]+)\2\.?")
+_TEXTS = re.compile(r"\b(backend|dtype|device|model)=([\"'])([\w:.-]+)\2\.?")
 _TUPLES = re.compile(r"\b(require|forbid|query_space|key_space)=(\([^()]*\))\.?")
+_SIZE, _COUNT = re.compile(r"\bsize=\((\d+), (\d+)\)"), re.compile(r"\b(frames|text)=(\d+|None)\b")
 _MASK = re.compile(r"(?:\bmask=)?(?<![\w.('])Mask(?:\.\w+)?\(")
 
 
@@ -32,6 +33,11 @@ def in_options(fix: str, *, has_mask: bool = True) -> str:
     fix = _TEXTS.sub(lambda found: f"--{found[1]} {found[3]}", fix)
     fix = fix.replace("device=None is", "without --device it is")
     fix = re.sub(r"^device=None$", "leave out --device", fix)
+    fix = _SIZE.sub(r"--size \1x\2", fix)
+    fix = _COUNT.sub(
+        lambda found: f"without --{found[1]}" if found[2] == "None" else f"--{found[1]} {found[2]}",
+        fix,
+    )
     return _TUPLES.sub(_listed, fix)
 
 

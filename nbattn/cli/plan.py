@@ -8,7 +8,7 @@ import shlex
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from nbattn.cli import arguments, screen
+from nbattn.cli import arguments, plan_model, screen
 from nbattn.cli.parser import Parser
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ Show which kernel would run an attention, and how to get a faster one; then the 
 with their costs, and the reason for each refusal. Needs no device and writes nothing.
 
 Requests come from a configuration (all plans or the named ones), or from --mask and --query.
-Options override the configuration.
+Options override the configuration. --model plans all attention of a published model.
 """
 _EPILOG = """
 A cost is a measured time where `nbattn tune` has measured exactly this request, else an estimate
@@ -31,6 +31,8 @@ examples:
   nbattn plan video_3d train --device sm_90 --verify
   nbattn plan --mask 'neighborhood((7, 7), dilation=8)' --query 8,56,56,2,32 --training
   nbattn plan video_3d --mask encoder --query 1,8,24,24,8,64 --json
+  nbattn plan --model flux --size 4096x4096 --device sm_90
+  nbattn plan hunyuan_sta --mask near --model hunyuan_video --device sm_90 --plot hunyuan.png
 
 exit status:
   0  planned, and with --verify proved exact
@@ -47,6 +49,7 @@ def parser() -> Parser:
     """Return the parser of the command."""
     found = Parser("plan", "show which kernel would run, and why", _DESCRIPTION, _EPILOG)
     arguments.add_request(found)
+    plan_model.add_options(found)
     add = found.add_argument
     add("--all", action="store_true", help="every candidate with every reason")
     add("--json", action="store_true", help="print JSON instead of text")
@@ -55,7 +58,9 @@ def parser() -> Parser:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Plan every request and print it."""
+    """Plan every request, or a model, and print it."""
+    if plan_model.is_asked(options):
+        return plan_model.run(options)
     plans = arguments.plans(options)
     wrong = dict(_wrong(plans)) if options.verify else {}
     if options.json:

@@ -102,6 +102,15 @@ def columns(rows: Sequence[Sequence[str]], indent: str = "  ") -> Iterator[str]:
             yield wrapped(last, hanging if room >= NARROWEST else f"{indent}  ")
 
 
+def rounded(number: float) -> str:
+    """Returns a number in three digits, or as a whole number.
+
+    >>> rounded(0.5), rounded(31.66), rounded(1206.4)
+    ('0.5', '31.7', '1,206')
+    """
+    return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
+
+
 def styled(text: str, *styles: str) -> str:
     """Returns the text in a style, such as "bold", where the output has colours."""
     if not styles or not has_colours(sys.stdout):

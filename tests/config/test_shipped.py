@@ -65,7 +65,7 @@ def test_paths_are_no_bare_names(elsewhere: Path) -> None:
 def test_an_unknown_name_lists_all_with_the_nearest() -> None:
     text = f"is not a shipped configuration; legal: {', '.join(NAMES)}; or the path of a file."
     assert mistake_of("zebra") == text
-    assert mistake_of("hunyuan") == f'{text} Did you mean "hunyuan_video"?'
+    assert mistake_of("hunyuan_vdeo") == f'{text} Did you mean "hunyuan_video"?'
 
 
 def test_files_in_the_same_folder_are_meant_first(elsewhere: Path) -> None:

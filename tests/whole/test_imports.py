@@ -44,6 +44,7 @@ ALLOWED = {
     "synonyms": "axis",
     "packages": "",
     "mask": "errors axis symbolic fixes",
+    "recipes": "errors axis mask fixes",
     "mistaken_masks": "errors axis mask fixes",
     "mistaken_words": "errors axis synonyms mask fixes mistaken_masks",
     "mistaken_places": "errors axis mask fixes",
@@ -85,6 +86,7 @@ ALLOWED = {
     " biases arguments packing functional joint nn",
     "config": "errors fixes axis synonyms packages mask geometry biases grids packing program"
     " backends.families planner arguments functional nn config",
+    "published": "errors mask program planner functional config published",
     "notebook": "axis mask geometry planner config",
     "mask_symbols": "errors axis mask geometry",
     "draw": "errors axis mask geometry mask_symbols",
@@ -98,7 +100,8 @@ ALLOWED = {
     "demo": "errors axis packages mask geometry program planner functional nn config draw plot"
     " demo",
     "cli": "errors fixes packages machine timing cache axis mask geometry program backends.families"
-    " planner functional nn config mask_symbols draw plot doctor bench tune demo cli version",
+    " planner functional nn config mask_symbols draw plot doctor bench tune demo"
+    " published cli version",
     "integrations": "lazy errors packages version axis mask geometry program backends.families"
     " arguments backends.tiled.costs backends.tiled.schedule backends.tiled.meaning planner export"
     " functional nn config shapes integrations",
@@ -135,12 +138,15 @@ FOREIGN = {
         ["version", "lazy", "errors", "symbolic", "axis", "fixes", "synonyms", "packages", "mask"],
         "",
     ),
-    **dict.fromkeys(["alignment", "circles", "notebook", "doctor", "__main__", ""], ""),
+    **dict.fromkeys(
+        ["alignment", "circles", "published", "notebook", "doctor", "__main__", ""], ""
+    ),
     **dict.fromkeys(
         ["piecewise_sum", "rows", "geometry", "biases", "grids", "mask_symbols", "draw", "plot"],
         "numpy",
     ),
     **dict.fromkeys(["mistaken_masks", "mistaken_words", "mistaken_places", "mistaken_plans"], ""),
+    "recipes": "",
     **dict.fromkeys(["shapes", "key_ranges", "joining", "packing", "added_scores"], "torch"),
     **dict.fromkeys(["program"], "numpy"),
     **dict.fromkeys(["planner", "backends", "execute", "ops", "autograd"], "numpy torch"),
