@@ -207,8 +207,8 @@ _ROPE = {"axes_dims_rope": (4, 6, 6)}
 _STREAMS = _named(
     double=("transformer_blocks.*.attn", 1), single=("single_transformer_blocks.*.attn", 2)
 )
-_COGVIDEOX = {**_HEADS, "in_channels": 4, "out_channels": 4, "time_embed_dim": 8, "text_embed_dim": 12,
-              "num_layers": 2, "use_rotary_positional_embeddings": True}  # fmt: skip
+_COGVIDEOX = {**_HEADS, "in_channels": 4, "out_channels": 4, "time_embed_dim": 8,
+              "text_embed_dim": 12, "num_layers": 2, "use_rotary_positional_embeddings": True}  # fmt: skip
 _WAN = {**_HEADS, "in_channels": 4, "out_channels": 4, "text_dim": 12, "freq_dim": 8, "ffn_dim": 24,
         "num_layers": 2, "rope_max_seq_len": 32}  # fmt: skip
 _WAN_LAYERS = _named(self=("blocks.*.attn1", 2))
@@ -235,13 +235,15 @@ MODELS: dict[str, Small] = {
             joint_attention_dim=12, caption_projection_dim=WIDTH, pooled_projection_dim=6,
             pos_embed_max_size=12, dual_attention_layers=(0,), qk_norm="rms_norm",
         ),
-        _sd3, _named(double=("transformer_blocks.*.attn", 3), self=("transformer_blocks.*.attn2", 1)),
+        _sd3,
+        _named(double=("transformer_blocks.*.attn", 3), self=("transformer_blocks.*.attn2", 1)),
         ((10, 14), (17, 7)), (2, 2), "last",
     ),
     "hunyuan": Small(
         lambda: diffusers.HunyuanVideoTransformer3DModel(
             **_HEADS, in_channels=4, out_channels=4, num_layers=1, num_single_layers=2,
-            num_refiner_layers=1, text_embed_dim=12, pooled_projection_dim=6, rope_axes_dim=(4, 6, 6),
+            num_refiner_layers=1, text_embed_dim=12, pooled_projection_dim=6,
+            rope_axes_dim=(4, 6, 6),
         ),
         _hunyuan, _STREAMS, ((3, 8, 10), (4, 11, 7)), (1, 2, 2), "last", "encoder_attention_mask",
     ),
@@ -259,7 +261,9 @@ MODELS: dict[str, Small] = {
         ((3, 8, 10), (4, 11, 7)), (1, 2, 2), "first",
     ),
     "cogvideox1.5": Small(
-        lambda: diffusers.CogVideoXTransformer3DModel(**_COGVIDEOX, patch_size_t=2, patch_bias=False),
+        lambda: diffusers.CogVideoXTransformer3DModel(
+            **_COGVIDEOX, patch_size_t=2, patch_bias=False
+        ),
         lambda size, _: _cogvideox(size, 2), _named(single=_BLOCKS1),
         ((6, 8, 10), (8, 6, 14)), (2, 2, 2), "first",
     ),
@@ -304,12 +308,11 @@ class _Double(TorchFunctionMode):
         named = dict(kwargs or {})
         if func is Tensor.float:
             return args[0].double()
-        if func is Tensor.to:
-            is_wide = isinstance(args[0], Tensor) and args[0].is_floating_point()
-            if is_wide:
-                args = tuple(torch.float64 if part is torch.float32 else part for part in args)
-                if named.get("dtype") is torch.float32:
-                    named["dtype"] = torch.float64
+        is_wide = args and isinstance(args[0], Tensor) and args[0].dtype is torch.float64
+        if is_wide or (func is Tensor.to and args[0].is_floating_point()):
+            args = tuple(torch.float64 if part is torch.float32 else part for part in args)
+            if named.get("dtype") is torch.float32:
+                named["dtype"] = torch.float64
         return func(*args, **named)
 
 
