@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from nbattn import integrations as integrations
     from nbattn import nn as nn
     from nbattn import program as program
+    from nbattn import published as published
+    from nbattn import recipes as recipes
     from nbattn.config import load as load
     from nbattn.functional import attention as attention
     from nbattn.functional import plan as plan
@@ -67,11 +69,21 @@ _LAZY = {
     "Plan": "nbattn.planner.plan",
     "DeviceInfo": "nbattn.program.device",
 }
-_SUBMODULES = ("config", "errors", "export", "integrations", "nn", "program")
+_SUBMODULES = (
+    "config",
+    "errors",
+    "export",
+    "integrations",
+    "nn",
+    "program",
+    "published",
+    "recipes",
+)
 _API = (*__all__, *_SUBMODULES)
 # Names that are looked for here, and what they are called.
 _ELSEWHERE = {
     "HeadParallel": "nbattn.nn.HeadParallel",
+    "diffusers": "nbattn.integrations.diffusers",
     "natten": "nbattn.integrations.natten",
     "transformers": "nbattn.integrations.transformers",
     "register": "nbattn.integrations.transformers.register",
@@ -80,6 +92,7 @@ _ELSEWHERE = {
     **dict.fromkeys(("flash_attention", "scaled_dot_product_attention"), "nbattn.attention"),
     "named": "nbattn.program.device.named",
     "schema": "nbattn.config.schema",
+    "sliding_tile": "nbattn.recipes.sliding_tile",
     **{
         name: f"nbattn.Mask.{name}"
         for name in (

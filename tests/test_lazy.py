@@ -12,11 +12,11 @@ from nbattn import integrations, lazy, program
 
 
 def test_dir_is_the_api() -> None:
-    public = {"config", "errors", "export", "integrations", "nn", "program"}
+    public = {"config", "errors", "export", "integrations", "nn", "program", "published", "recipes"}
     assert dir(nbattn) == sorted({*nbattn.__all__, *public})
     for name in dir(nbattn):
         assert getattr(nbattn, name) is not None
-    assert dir(integrations) == ["natten", "swin", "transformers"]
+    assert dir(integrations) == ["diffusers", "natten", "swin", "transformers"]
     assert dir(program) == ["device"]
 
 

@@ -104,7 +104,7 @@ ALLOWED = {
     " published cli version",
     "integrations": "lazy errors packages version axis mask geometry program backends.families"
     " arguments backends.tiled.costs backends.tiled.schedule backends.tiled.meaning planner export"
-    " functional nn config shapes integrations",
+    " functional joint nn config recipes shapes integrations",
     "distributed": "errors axis mask geometry program planner ops functional",
     "__main__": "cli",
     "": "lazy errors axis mask version",
@@ -132,7 +132,11 @@ EXCEPTIONS = {
 PLAIN = ("program", *(f"{family}.{part}" for family in FAMILIES for part in ("meaning", "costs")))
 PLAIN = (*PLAIN, *(f"{family}.candidates" for family in FAMILIES))
 # Modules around another library, which are loaded only when one of its objects is there.
-PEERS = {"integrations.alibi_models": "transformers"}
+PEERS = {
+    "integrations.alibi_models": "transformers",
+    "integrations.diffusers.ltx_decoder": "diffusers",
+    "integrations.diffusers.processors": "diffusers",
+}
 FOREIGN = {
     **dict.fromkeys(
         ["version", "lazy", "errors", "symbolic", "axis", "fixes", "synonyms", "packages", "mask"],

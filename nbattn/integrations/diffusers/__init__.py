@@ -9,8 +9,9 @@ from torch import nn
 from nbattn.errors import InputError, kind
 from nbattn.integrations.diffusers import forwards, ltx_decoder, processors, schedules, tables
 from nbattn.integrations.diffusers.families import FAMILIES
+from nbattn.recipes import sliding_tile
 
-__all__ = ["apply", "restore"]
+__all__ = ["apply", "restore", "sliding_tile"]
 
 
 def apply(
@@ -28,8 +29,9 @@ def apply(
             are its own: it needs no mask.
         mask: a `nbattn.Mask` of (height, width), for videos of (frames, height, width); or a table
             `{name: mask}` by type of layer ("double", "single", "self"), number, name or pattern,
-            in which None stands for the model's own attention; or a configuration, whose layers
-            are the table.
+            in which None stands for the model's own attention, and of entries that fit one layer
+            that with the fewest layers counts; or a configuration, whose layers are the table (in
+            the model's order, if there are as many).
         layers: which attention layers change: types, numbers, names or patterns; None for all.
         text: "joint": text attends to everything, as in the model; "keys": to text only.
         schedule: `{(low, high): mask or table}` instead of `mask`: the mask of time steps

@@ -58,7 +58,8 @@ def masks_of(layers: Mapping[str, str], given: Any, rank: int) -> dict[str, Mask
 
     Args:
         layers: names and types.
-        given: a mask for all, None, a table, or a configuration, whose layers are the table.
+        given: a mask for all, None, a table, or a configuration, whose layers are the table. Of
+            entries of a table that fit one layer, the one that fits the fewest layers counts.
         rank: axes of the model's grid.
 
     Raises:
@@ -66,17 +67,16 @@ def masks_of(layers: Mapping[str, str], given: Any, rank: int) -> dict[str, Mask
     """
     if given is None or isinstance(given, Mask):
         return dict.fromkeys(layers, _checked(given, rank))
-    table = _table(given, layers)
-    found: dict[str, Mask | None] = {}
-    for name, mask in table.items():
+    entries: list[tuple[list[str], Mask | None]] = []
+    for name, mask in _table(given, layers).items():
         chosen = matching(layers, name)
         if not chosen:
             raise _nothing(name, layers)
-        is_type = name in layers.values()
-        for layer in chosen:  # a name counts more than a type
-            if not (is_type and layer in found):
-                found[layer] = _checked(mask, rank)
-    return dict.fromkeys(layers) | found
+        entries.append((chosen, _checked(mask, rank)))
+    found: dict[str, Mask | None] = dict.fromkeys(layers)
+    for chosen, mask in sorted(entries, key=lambda entry: -len(entry[0])):
+        found |= dict.fromkeys(chosen, mask)
+    return found
 
 
 def _table(given: Any, layers: Collection[str]) -> Mapping[Any, Any]:
