@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from integrations.diffusers.models import MODELS
 
 import nbattn
-from integrations.diffusers.models import MODELS
 from nbattn.errors import InputError
 from nbattn.integrations.diffusers import apply, restore, schedules
 
@@ -49,8 +49,10 @@ def test_ranges_are_sorted_with_their_masks() -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    [{}, None, [(0, 1)], {5: None}, {(0, 1, 2): None}, {("a", "b"): None}, {(5, 5): None}]
-    + [{(7, 2): None}, {(0, 5): None, (4, 9): None}, {(0, 9): None, (0, 5): None}],
+    [
+        *({}, None, [(0, 1)], {5: None}, {(0, 1, 2): None}, {("a", "b"): None}, {(5, 5): None}),
+        *({(7, 2): None}, {(0, 5): None, (4, 9): None}, {(0, 9): None, (0, 5): None}),
+    ],
 )
 def test_what_is_no_schedule_is_refused(wrong: object) -> None:
     with pytest.raises(InputError):
