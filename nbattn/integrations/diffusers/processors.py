@@ -142,7 +142,7 @@ _REASONS = {
 def _refuse(**given: Any) -> None:
     """Refuses what a processor asks for and nbattn does not do."""
     for name, value in given.items():
-        if value is not None and value is not False and value != 0.0:
+        if isinstance(value, Tensor) or value:
             raise InputError(f"{name} is set: {_REASONS[name]}.", RESTORE)
 
 

@@ -68,7 +68,7 @@ def masks_of(layers: Mapping[str, str], given: Any, rank: int) -> dict[str, Mask
     if given is None or isinstance(given, Mask):
         return dict.fromkeys(layers, _checked(given, rank))
     entries: list[tuple[list[str], Mask | None]] = []
-    for name, mask in _table(given, layers).items():
+    for name, mask in _table(given, layers, rank).items():
         chosen = matching(layers, name)
         if not chosen:
             raise _nothing(name, layers)
@@ -79,7 +79,7 @@ def masks_of(layers: Mapping[str, str], given: Any, rank: int) -> dict[str, Mask
     return found
 
 
-def _table(given: Any, layers: Collection[str]) -> Mapping[Any, Any]:
+def _table(given: Any, layers: Collection[str], rank: int) -> Mapping[Any, Any]:
     """Returns a table, whatever it was given as."""
     if isinstance(given, Config):
         masks = [layer.mask for layer in given.layers.values()]
@@ -89,7 +89,7 @@ def _table(given: Any, layers: Collection[str]) -> Mapping[Any, Any]:
     if not isinstance(given, Mapping) or not given:
         raise InputError(
             f"mask is {kind(given)}, not a Mask, a table of masks or a configuration with layers.",
-            '{"*": mask}.',
+            '{"*": mask}.' if isinstance(given, Mapping) else example(rank),
         )
     return given
 
