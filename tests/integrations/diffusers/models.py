@@ -207,10 +207,14 @@ _ROPE = {"axes_dims_rope": (4, 6, 6)}
 _STREAMS = _named(
     double=("transformer_blocks.*.attn", 1), single=("single_transformer_blocks.*.attn", 2)
 )
-_COGVIDEOX = {**_HEADS, "in_channels": 4, "out_channels": 4, "time_embed_dim": 8,
-              "text_embed_dim": 12, "num_layers": 2, "use_rotary_positional_embeddings": True}  # fmt: skip
-_WAN = {**_HEADS, "in_channels": 4, "out_channels": 4, "text_dim": 12, "freq_dim": 8, "ffn_dim": 24,
-        "num_layers": 2, "rope_max_seq_len": 32}  # fmt: skip
+_COGVIDEOX = {
+    **_HEADS, "in_channels": 4, "out_channels": 4, "time_embed_dim": 8, "text_embed_dim": 12,
+    "num_layers": 2, "use_rotary_positional_embeddings": True,
+}  # fmt: skip
+_WAN = {
+    **_HEADS, "in_channels": 4, "out_channels": 4, "text_dim": 12, "freq_dim": 8, "ffn_dim": 24,
+    "num_layers": 2, "rope_max_seq_len": 32,
+}  # fmt: skip
 _WAN_LAYERS = _named(self=("blocks.*.attn1", 2))
 _BLOCKS1 = ("transformer_blocks.*.attn1", 2)
 
