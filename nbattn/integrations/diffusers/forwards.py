@@ -79,7 +79,7 @@ class Reader:
         self.modules = {name: model.get_submodule(name) for name in layers}
 
     @_BEFORE_THE_GRAPH
-    def __call__(self, model: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+    def __call__(self, model: Any, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
         """Reads a forward pass from its arguments."""
         for name, module in self.modules.items():
             if not hasattr(module.processor, "layer"):
@@ -131,7 +131,7 @@ def hook(model: nn.Module, reader: Reader) -> None:
     model.register_forward_hook(finish, always_call=True)
 
 
-def unhook(model: nn.Module) -> None:
+def unhook(model: Any) -> None:
     """Reverses `hook`."""
     for hooks in (vars(model)["_forward_pre_hooks"], vars(model)["_forward_hooks"]):
         for number, known in [*hooks.items()]:

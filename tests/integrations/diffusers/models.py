@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from nbattn import Mask
+
 HEADS, CHANNELS, TEXT, BATCH = 2, 16, 5, 2
 WIDTH = HEADS * CHANNELS
 _HEADS = {"num_attention_heads": HEADS, "attention_head_dim": CHANNELS}
@@ -331,3 +333,21 @@ def output(model: Any, arguments: Mapping[str, Any]) -> Tensor:
     """A model's output, in fp64 throughout."""
     with double():
         return model(**arguments, return_dict=False)[0]
+
+
+def in_float32(model: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments in fp32, for a model that becomes fp32."""
+    model.float()
+
+    def narrow(value: Any) -> Any:
+        if isinstance(value, tuple):
+            return tuple(map(narrow, value))
+        is_wide = isinstance(value, Tensor) and value.dtype is torch.float64
+        return value.float() if is_wide else value
+
+    return {name: narrow(value) for name, value in arguments.items()}
+
+
+def window(small: Small, kernel: int = 3) -> Mask:
+    """A mask for a model."""
+    return Mask.neighborhood((kernel,) * len(small.patches))
