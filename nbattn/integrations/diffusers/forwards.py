@@ -79,7 +79,7 @@ class Reader:
         self.modules = {name: model.get_submodule(name) for name in layers}
 
     @_BEFORE_THE_GRAPH
-    def __call__(self, model: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+    def __call__(self, model: Any, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
         """Reads a forward pass from its arguments."""
         for name, module in self.modules.items():
             if not hasattr(module.processor, "layer"):
@@ -94,27 +94,23 @@ class Reader:
             tokens, grid=tuple(map(_changing, tokens.grid)), text=_changing(tokens.text)
         )
         RUNNING.forward = Pass(tokens, self.schedule.part(given.get("timestep")))
-        self._follow_checkpoints(model, RUNNING.forward)
-
-    def _follow_checkpoints(self, model: Any, forward: Pass) -> None:
-        """Makes the layers that a checkpoint runs again those of this forward pass."""
         own = getattr(model, "_gradient_checkpointing_func", None)
-        own = own.own if isinstance(own, Checkpoints) else own
-        if own is not None and model.gradient_checkpointing:
-            model._gradient_checkpointing_func = Checkpoints(own, forward)
+        if own is not None and not isinstance(own, Checkpoints):  # set when they are enabled
+            model._gradient_checkpointing_func = Checkpoints(own)
 
 
 class Checkpoints:
-    """A model's function for checkpoints, for one forward pass."""
+    """A model's function for checkpoints: what they run again is of the same forward pass."""
 
-    def __init__(self, own: Callable[..., Any], forward: Pass) -> None:
-        self.own, self.forward = own, forward
+    def __init__(self, own: Callable[..., Any]) -> None:
+        self.own = own
 
     def __call__(self, block: Callable[..., Any], *arguments: Any) -> Any:
         """Runs a block, now and once more during the backward pass."""
+        forward = RUNNING.forward  # of this thread; the backward pass may have another
 
         def run(*inputs: Any) -> Any:
-            with running(self.forward):
+            with running(forward):
                 return block(*inputs)
 
         return self.own(run, *arguments)
@@ -132,15 +128,19 @@ def finish(model: Any, arguments: object, output: object) -> None:
 def hook(model: nn.Module, reader: Reader) -> None:
     """Reads every forward pass of a model before it begins."""
     model.register_forward_pre_hook(reader, with_kwargs=True)
-    model.register_forward_hook(finish)
+    model.register_forward_hook(finish, always_call=True)
 
 
-def unhook(model: nn.Module) -> None:
+def unhook(model: Any) -> None:
     """Reverses `hook`."""
     for hooks in (vars(model)["_forward_pre_hooks"], vars(model)["_forward_hooks"]):
         for number, known in [*hooks.items()]:
             if isinstance(known, Reader) or known is finish:
                 del hooks[number]
+                vars(model)["_forward_hooks_always_called"].pop(number, None)
+    checkpoints = getattr(model, "_gradient_checkpointing_func", None)
+    if isinstance(checkpoints, Checkpoints):
+        model._gradient_checkpointing_func = checkpoints.own
 
 
 def _changing(number: int) -> int:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,8 +17,9 @@ Grid = tuple[tuple[int, ...], int]
 """Sizes of the grid, and how many tokens of further images stand behind it."""
 
 
-def of_latents(*axes: int, fills_frames: bool = False) -> Callable[[nn.Module, Given], Grid]:
-    """Returns a reader of grids that are latents in patches.
+@dataclass(frozen=True)
+class OfLatents:
+    """Reads grids that are latents in patches.
 
     Args:
         axes: the axes of `hidden_states` that are the grid's: frames, height, width.
@@ -25,14 +27,16 @@ def of_latents(*axes: int, fills_frames: bool = False) -> Callable[[nn.Module, G
             is cut off.
     """
 
-    def read(model: nn.Module, given: Given) -> Grid:
-        latents, patches = given["hidden_states"], _patches(model, len(axes))
-        lengths = [latents.shape[at] for at in axes]
-        if fills_frames:
+    axes: tuple[int, ...]
+    fills_frames: bool = False
+
+    def __call__(self, model: nn.Module, given: Given) -> Grid:
+        """Reads the grid of a forward pass."""
+        latents, patches = given["hidden_states"], _patches(model, len(self.axes))
+        lengths = [latents.shape[at] for at in self.axes]
+        if self.fills_frames:
             lengths[0] += patches[0] - 1
         return tuple(n // size for n, size in zip(lengths, patches, strict=True)), 0
-
-    return read
 
 
 def _patches(model: nn.Module, rank: int) -> tuple[int, ...]:

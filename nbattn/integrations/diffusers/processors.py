@@ -82,9 +82,10 @@ def _mask(query: Tensor) -> Mask | None:
             "model, not its blocks or model.forward; checkpoints are "
             "model.enable_gradient_checkpointing()."
         )
-    # an adapter's images are keys for the grid alone: no windows
-    is_adapter = layer.type != "self" and forward.tokens.text > 0
-    if is_adapter and query.shape[1] == forward.tokens.in_grid and not layer.family.drops_padding:
+    # an adapter's images are keys for the images alone, without text: no windows
+    tokens = forward.tokens
+    may_adapt = layer.type != "self" and tokens.text > 0 and not layer.family.drops_padding
+    if may_adapt and query.shape[1] == tokens.in_grid + tokens.further:
         return None
     return layer.masks[forward.part]
 

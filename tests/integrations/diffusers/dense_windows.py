@@ -7,6 +7,7 @@ the layers, and where the grid stands in the sequence, are written out in models
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 import oracle
 import torch
-from integrations.diffusers.models import TEXT, Sizes, Small
+from integrations.diffusers.models import TEXT, Sizes, Small, double
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
@@ -38,9 +39,9 @@ def pairs(axes: tuple[Any, ...], grid: Sizes, before: int, tokens: int) -> Tenso
 class _Dense(TorchFunctionMode):
     """Gives the attention of the layer that runs a dense mask, once."""
 
-    def __init__(self, grid: Sizes, before: int) -> None:
+    def __init__(self, grid: Sizes, before: int, text: str) -> None:
         super().__init__()
-        self.grid, self.before = grid, before
+        self.grid, self.before, self.text = grid, before, text
         self.axes: tuple[Any, ...] | None = None
         self.calls = 0
 
@@ -51,6 +52,10 @@ class _Dense(TorchFunctionMode):
         named |= dict(zip(("query", "key", "value", "attn_mask"), args, strict=False))
         tokens = named["query"].shape[-2]
         allowed = pairs(self.axes, self.grid, self.before, tokens)
+        if self.text == "keys":  # tokens beside the grid read no token of it
+            in_grid = torch.arange(tokens) - self.before
+            in_grid = (in_grid >= 0) & (in_grid < math.prod(self.grid))
+            allowed &= in_grid[:, None] | ~in_grid
         padding = named.get("attn_mask")
         if padding is not None:
             assert padding.dtype is torch.bool
@@ -61,10 +66,15 @@ class _Dense(TorchFunctionMode):
 
 @contextmanager
 def windows(
-    small: Small, model: nn.Module, size: Sizes, masks: Mapping[str, tuple[Any, ...] | None]
+    small: Small,
+    model: nn.Module,
+    size: Sizes,
+    masks: Mapping[str, tuple[Any, ...] | None],
+    *,
+    text: str = "joint",
 ) -> Iterator[_Dense]:
     """Runs layers of a model, by name, with the windows of these axes."""
-    mode = _Dense(small.grid(size), TEXT if small.text == "first" else 0)
+    mode = _Dense(small.grid(size), TEXT if small.text == "first" else 0, text)
     handles = []
 
     def begin(axes: tuple[Any, ...] | None) -> Any:
@@ -83,3 +93,30 @@ def windows(
     finally:
         for handle in handles:
             handle.remove()
+
+
+def with_gradients(model: Any, arguments: Mapping[str, Any]) -> dict[str, Tensor]:
+    """A model's output, and the gradients of all parameters and inputs."""
+    inputs = {
+        name: value.requires_grad_()
+        for name, value in arguments.items()
+        if isinstance(value, Tensor) and value.dtype is torch.float64 and name != "timestep"
+    }
+    model.zero_grad()
+    with double():
+        out = model(**arguments, return_dict=False)[0]
+        out.sin().sum().backward()
+    found = {"output": out.detach()}
+    found |= {f"d {name}": value.grad for name, value in inputs.items() if value.grad is not None}
+    for name, weight in model.named_parameters():
+        if weight.grad is not None:
+            found[name.replace("processor.", "")] = weight.grad.clone()
+    return found
+
+
+def compare(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(
+            found[name], value, rtol=1e-10, atol=1e-10, msg=lambda m, n=name: f"{n}: {m}"
+        )

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from nbattn import Mask
+
 HEADS, CHANNELS, TEXT, BATCH = 2, 16, 5, 2
 WIDTH = HEADS * CHANNELS
 _HEADS = {"num_attention_heads": HEADS, "attention_head_dim": CHANNELS}
@@ -207,10 +209,14 @@ _ROPE = {"axes_dims_rope": (4, 6, 6)}
 _STREAMS = _named(
     double=("transformer_blocks.*.attn", 1), single=("single_transformer_blocks.*.attn", 2)
 )
-_COGVIDEOX = {**_HEADS, "in_channels": 4, "out_channels": 4, "time_embed_dim": 8,
-              "text_embed_dim": 12, "num_layers": 2, "use_rotary_positional_embeddings": True}  # fmt: skip
-_WAN = {**_HEADS, "in_channels": 4, "out_channels": 4, "text_dim": 12, "freq_dim": 8, "ffn_dim": 24,
-        "num_layers": 2, "rope_max_seq_len": 32}  # fmt: skip
+_COGVIDEOX = {
+    **_HEADS, "in_channels": 4, "out_channels": 4, "time_embed_dim": 8, "text_embed_dim": 12,
+    "num_layers": 2, "use_rotary_positional_embeddings": True,
+}  # fmt: skip
+_WAN = {
+    **_HEADS, "in_channels": 4, "out_channels": 4, "text_dim": 12, "freq_dim": 8, "ffn_dim": 24,
+    "num_layers": 2, "rope_max_seq_len": 32,
+}  # fmt: skip
 _WAN_LAYERS = _named(self=("blocks.*.attn1", 2))
 _BLOCKS1 = ("transformer_blocks.*.attn1", 2)
 
@@ -327,3 +333,21 @@ def output(model: Any, arguments: Mapping[str, Any]) -> Tensor:
     """A model's output, in fp64 throughout."""
     with double():
         return model(**arguments, return_dict=False)[0]
+
+
+def in_float32(model: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments in fp32, for a model that becomes fp32."""
+    model.float()
+
+    def narrow(value: Any) -> Any:
+        if isinstance(value, tuple):
+            return tuple(map(narrow, value))
+        is_wide = isinstance(value, Tensor) and value.dtype is torch.float64
+        return value.float() if is_wide else value
+
+    return {name: narrow(value) for name, value in arguments.items()}
+
+
+def window(small: Small, kernel: int = 3) -> Mask:
+    """A mask for a model."""
+    return Mask.neighborhood((kernel,) * len(small.patches))

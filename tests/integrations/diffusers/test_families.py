@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 import torch
-from integrations.diffusers.dense_windows import pairs, windows
-from integrations.diffusers.models import BATCH, MODELS, TEXT, Sizes, Small, double, kept, output
+from integrations.diffusers.dense_windows import compare, pairs, windows, with_gradients
+from integrations.diffusers.models import BATCH, MODELS, TEXT, Sizes, Small, kept, output
 from torch import Tensor
 
 from nbattn import Axis, Mask
@@ -49,33 +49,6 @@ def axes_by_layer(small: Small, table: Mapping[str, Mask | None]) -> dict[str, A
         for name, kind in small.layers.items()
         for mask in [table.get(name, table.get(kind))]
     }
-
-
-def with_gradients(model: Any, arguments: Mapping[str, Any]) -> dict[str, Tensor]:
-    """A model's output, and the gradients of all parameters and inputs."""
-    inputs = {
-        name: value.requires_grad_()
-        for name, value in arguments.items()
-        if isinstance(value, Tensor) and value.dtype is torch.float64 and name != "timestep"
-    }
-    model.zero_grad()
-    with double():
-        out = model(**arguments, return_dict=False)[0]
-        out.sin().sum().backward()
-    found = {"output": out.detach()}
-    found |= {f"d {name}": value.grad for name, value in inputs.items() if value.grad is not None}
-    for name, weight in model.named_parameters():
-        if weight.grad is not None:
-            found[name.replace("processor.", "")] = weight.grad.clone()
-    return found
-
-
-def compare(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
-    assert found.keys() == expected.keys()
-    for name, value in expected.items():
-        torch.testing.assert_close(
-            found[name], value, rtol=1e-10, atol=1e-10, msg=lambda m, n=name: f"{n}: {m}"
-        )
 
 
 @pytest.mark.parametrize("name", MODELS)
