@@ -50,6 +50,12 @@ ROWS = [
     _row("apply(model, nbattn.Mask.causal())", _APPLY, f"model = {_APPLY}", _WINDOWED),
     _row("apply(model, mask, text='all')", 'text="joint"', 'apply(model, mask, text="joint")'),
     _row(
+        "apply(model, nbattn.Mask.full(3), text='keys')",
+        'text="joint"',
+        'apply(model, nbattn.Mask.full(3), text="joint")',
+        given='model, given = small("wan")',
+    ),
+    _row(
         "apply(model, mask)",
         f"{_HERE}.apply(model)",
         f"{_HERE}.apply(model)",
@@ -64,9 +70,9 @@ ROWS = [
     ),
     _row(
         "apply(model)",
-        f"{_HERE}.apply(model.decoder)",
-        f"{_HERE}.apply(model.decoder)",
-        given="model = SimpleNamespace(decoder=decoder())",
+        f"{_HERE}.apply(model.diffusion_decoder)",
+        f"{_HERE}.apply(model.diffusion_decoder)",
+        given="model = SimpleNamespace(diffusion_decoder=decoder())",
     ),
     _row(
         "apply(model, mask)",

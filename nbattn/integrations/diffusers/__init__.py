@@ -68,8 +68,10 @@ def apply(
     family = FAMILIES.get(type(model).__name__)
     if family is None:
         raise _no_model(model)
-    if text not in ("joint", "keys"):
-        raise InputError(f"text={text!r} is not 'joint' or 'keys'.", 'text="joint".')
+    if text not in ("joint", "keys") or (text == "keys" and family.text == "apart"):
+        reason = "'joint': the model reads its text by cross attention"
+        known = "'joint' or 'keys'" if family.text != "apart" else reason
+        raise InputError(f"text={text!r} is not {known}.", 'text="joint".')
     if (mask is None) == (schedule is None):
         given = "neither mask nor schedule is" if mask is None else "mask and schedule are both"
         raise InputError(f"{given} given.", tables.example(family.rank))
@@ -105,7 +107,7 @@ def _no_model(model: Any) -> InputError:
     """The answer to what is no model that nbattn knows."""
     known = ", ".join(FAMILIES)
     if not isinstance(model, nn.Module):
-        for name in ("transformer", "decoder", "vae"):
+        for name in ("transformer", "diffusion_decoder"):
             if isinstance(getattr(model, name, None), nn.Module):
                 arguments = "model.transformer, mask" if name == "transformer" else f"model.{name}"
                 return InputError(

@@ -120,6 +120,8 @@ def selected(layers: Mapping[str, str], only: Any) -> dict[str, str]:
         if not found:
             raise _nothing(name, layers)
         chosen |= {*found}
+    if not chosen:
+        raise _nothing([], layers)
     return {name: kind for name, kind in layers.items() if name in chosen}
 
 

@@ -96,6 +96,6 @@ def test_layers_selects_by_types_numbers_names_and_patterns() -> None:
     assert selected(3) == [names[3]]
     assert selected(range(1, 4)) == names[1:4]
     assert selected(["single_transformer_blocks.0", 0]) == [names[0], names[2]]
-    for wrong in ("triple", 9, [0, "attn"], 1.5):
+    for wrong in ("triple", 9, [0, "attn"], 1.5, [], range(0)):
         with pytest.raises(InputError):
             selected(wrong)
