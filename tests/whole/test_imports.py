@@ -445,7 +445,13 @@ before = "nbattn.program" in sys.modules
 kind = nbattn.program.device.named("sm_90").kind
 result = [before, kind, dir(nbattn) == names, dir(nbattn.integrations), "torch" in sys.modules]
 """
-    assert fresh(code, tmp_path) == [False, "cuda", True, ["diffusers", "natten", "swin", "transformers"], False]
+    assert fresh(code, tmp_path) == [
+        False,
+        "cuda",
+        True,
+        ["diffusers", "natten", "swin", "transformers"],
+        False,
+    ]
 
 
 def test_attention_loads_torch_and_no_optional_package(tmp_path):

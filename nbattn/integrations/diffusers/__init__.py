@@ -104,10 +104,10 @@ def _no_model(model: Any) -> InputError:
     """The answer to what is no model that nbattn knows."""
     known = ", ".join(FAMILIES)
     if not isinstance(model, nn.Module):
-        for name in ("transformer", "decoder", "vae"):
+        for name, rest in (("transformer", ", mask"), ("diffusion_decoder", "")):
             if isinstance(getattr(model, name, None), nn.Module):
                 return InputError(
-                    f"model is {type(model).__name__}, a pipeline.", f"apply(pipe.{name}, mask)."
+                    f"model is {type(model).__name__}, a pipeline.", f"apply(pipe.{name}{rest})."
                 )
         return InputError(f"model is {kind(model)}, not a model of diffusers: {known}.")
     return InputError(
