@@ -138,6 +138,14 @@ _ALL = (
         heads=2,
         head_dim=64,
     ),
+    Workload(
+        name="LTX-4",
+        title="3x5x5",
+        mask=Mask.neighborhood((3, 5, 5)),
+        space=(16, 24, 24),
+        heads=8,
+        head_dim=64,
+    ),
     _line("W7a", "top-left causal", Mask.causal("top-left"), 2048, 512),
     _line("W7b", "top-left causal", Mask.causal("top-left"), 512, 2048),
 )

@@ -24,6 +24,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "flash": ("flash-attn-4>=4.0.0b36,<4.1",),
     "natten": ("natten==0.21.7",),
     "transformers": ("transformers>=5.24,<6",),
+    "diffusers": ("diffusers>=0.42,<1",),
 }
 
 

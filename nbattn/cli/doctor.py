@@ -43,6 +43,7 @@ _OPTIONAL = {  # extra → what its packages are or serve
     "flash": "flash-attn 4",
     "natten": "NATTEN",
     "transformers": "transformers",
+    "diffusers": "diffusers",
 }
 _PARTS = {  # of the CUDA kernels: their rows
     "launcher": ("CuPy", "ready"),

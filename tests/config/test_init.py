@@ -58,6 +58,7 @@ def test_real_files_are_many() -> None:
         "flux_4k",
         "hunyuan_video",
         "cosmos_predict2",
+        "ltx2_decoder",
         "weather",
         "video_3d",
     }

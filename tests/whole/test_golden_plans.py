@@ -47,7 +47,7 @@ def nat() -> dict[str, Case]:
 
 
 def images_and_video() -> dict[str, Case]:
-    """FLUX at 4K, Hunyuan, the layers of Cosmos-Predict2: without and with strides."""
+    """FLUX at 4K, Hunyuan, layers of Cosmos-Predict2, stages of LTX-2.5's decoder."""
     flux, hunyuan, cosmos = (
         (1, 256, 256, 24, 128),
         (1, 30, 48, 80, 24, 128),
@@ -71,6 +71,16 @@ def images_and_video() -> dict[str, Case]:
             Mask.neighborhood((16, 12, 16), stride=(1, 4, 1), dilation=(1, 1, 5)),
             cosmos,
             ("sm_90",),
+        ),
+        "LTX-2.5 stage 4": (
+            Mask.neighborhood((3, 5, 5)),
+            (1, 69, 64, 96, 8, 64),
+            ("cpu", "sm_80", "sm_90"),
+        ),
+        "LTX-2.5 stage 5": (
+            Mask.neighborhood((11, 11, 11)),
+            (1, 79, 192, 192, 4, 64),
+            ("cpu", "sm_80", "sm_90"),
         ),
     }
     for rows, columns in ((12, 24), (20, 40), (28, 56)):

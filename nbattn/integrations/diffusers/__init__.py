@@ -107,12 +107,11 @@ def _no_model(model: Any) -> InputError:
     """The answer to what is no model that nbattn knows."""
     known = ", ".join(FAMILIES)
     if not isinstance(model, nn.Module):
-        for name in ("transformer", "diffusion_decoder"):
+        for name, rest in (("transformer", ", mask"), ("diffusion_decoder", "")):
             if isinstance(getattr(model, name, None), nn.Module):
-                arguments = "model.transformer, mask" if name == "transformer" else f"model.{name}"
                 return InputError(
                     f"model is {type(model).__name__}, a pipeline.",
-                    f"nbattn.integrations.diffusers.apply({arguments}).",
+                    f"nbattn.integrations.diffusers.apply(model.{name}{rest}).",
                 )
         return InputError(f"model is {kind(model)}, not a model of diffusers: {known}.")
     return InputError(

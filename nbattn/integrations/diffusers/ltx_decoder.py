@@ -17,9 +17,10 @@ from nbattn.mask import Mask
 class NeighborhoodProcessor:
     """The decoder's attention processor. Stages make no block mask for it: that is quadratic."""
 
-    def __init__(self, own: Any = None) -> None:
-        """Stores the processor that `restore` brings back."""
-        self.own = own
+    def __init__(self, mask: Mask, own: Any) -> None:
+        """Stores the windows, and the processor that `restore` brings back."""
+        self.mask, self.own = mask, own
+        self._parallel_config = getattr(own, "_parallel_config", None)
 
     def __call__(self, attn: Any, hidden_states: Tensor, block_mask: Any = None) -> Tensor:
         """Maps `[B, T, H, W, C]` to the same shape.
@@ -27,7 +28,7 @@ class NeighborhoodProcessor:
         Queries have their scale already.
         """
         query, key, value = attn.project_qkv(hidden_states)
-        out = attention(query, key, value, Mask.neighborhood(attn.kernel_size), scale=1.0)
+        out = attention(query, key, value, self.mask, scale=1.0)
         return attn.to_out[0](out.flatten(-2))
 
     @property
@@ -42,6 +43,18 @@ class NeighborhoodProcessor:
                 "nbattn.integrations.diffusers.restore(model).",
             )
 
+    @property
+    def _parallel_config(self) -> None:
+        return None
+
+    @_parallel_config.setter
+    def _parallel_config(self, config: Any) -> None:
+        if config is not None:
+            raise InputError(
+                "context parallel splits the grid between ranks; windows at a cut reach tokens of "
+                "both."
+            )
+
 
 def modules(model: nn.Module) -> list[Any]:
     """Returns the neighborhood attention modules of a model."""
@@ -51,10 +64,12 @@ def modules(model: nn.Module) -> list[Any]:
 
 
 def install(model: nn.Module) -> None:
-    """Gives the modules nbattn's processor."""
+    """Gives the modules nbattn's processor; those of one kernel share a mask and its plans."""
+    masks: dict[tuple[int, ...], Mask] = {}
     for part in modules(model):
         if not isinstance(part.processor, NeighborhoodProcessor):
-            part.set_processor(NeighborhoodProcessor(part.processor))
+            mask = masks.setdefault(part.kernel_size, Mask.neighborhood(part.kernel_size))
+            part.set_processor(NeighborhoodProcessor(mask, part.processor))
 
 
 def remove(model: nn.Module) -> None:
