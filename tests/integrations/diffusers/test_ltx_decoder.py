@@ -424,6 +424,6 @@ def test_a_pipeline_names_its_decoder() -> None:
         apply(pipe)
     assert str(caught.value) == (
         "model is LTX2VideoDiffusionDecodePipeline, a pipeline.\n"
-        "  fix:   apply(pipe.diffusion_decoder)."
+        "  fix:   nbattn.integrations.diffusers.apply(model.diffusion_decoder)."
     )
     apply(pipe.diffusion_decoder)
