@@ -76,8 +76,8 @@ def flux(options: argparse.Namespace) -> list[Row]:
     tokens = sequences.Tokens((SIDE, SIDE), TEXT)
     length = TEXT + SIDE * SIDE
     shape = (1, length, HEADS, DIM)
-    qkv = [torch.randn(shape, device=device, requires_grad=True) for _ in range(3)]
-    first = [part.detach().transpose(1, 2).contiguous().requires_grad_() for part in qkv]
+    qkv: list[Any] = [torch.randn(shape, device=device, requires_grad=True) for _ in range(3)]
+    first: list[Any] = [part.detach().transpose(1, 2).contiguous().requires_grad_() for part in qkv]
     named: dict[str, Any] = {"before": TEXT, "text": "joint", "scale": None}
     alone: dict[str, Callable[[], Any]] = {
         "nbattn": lambda: sequences.attend(*qkv, mask, tokens, **named),
@@ -107,11 +107,12 @@ def flux(options: argparse.Namespace) -> list[Row]:
 
 
 def _model(device: str) -> Any:
-    return FluxTransformer2DModel(
+    made: Any = FluxTransformer2DModel(
         num_layers=1, num_single_layers=0, num_attention_heads=HEADS, attention_head_dim=DIM,
         in_channels=16, joint_attention_dim=32, pooled_projection_dim=16,
         axes_dims_rope=(16, 24, 24),
-    ).to(device)  # fmt: skip
+    )  # fmt: skip
+    return made.to(device)
 
 
 def real(options: argparse.Namespace) -> list[Row]:

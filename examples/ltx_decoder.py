@@ -69,7 +69,7 @@ def main(path: str | None = None) -> float:
     """Return the largest difference of the two videos."""
     if importlib.util.find_spec("diffusers") is None:
         sys.exit("This needs a package: pip install 'diffusers>=0.42,<1'")
-    from diffusers import LTX2VideoDiffusionDecoderModel
+    from diffusers.models.autoencoders import ltx2_diffusion_decoder as ltx
 
     from nbattn.integrations.diffusers import apply, restore
 
@@ -78,7 +78,7 @@ def main(path: str | None = None) -> float:
     mask = nbattn.Mask.neighborhood((5, 5, 5))
     print(nbattn.plan(mask, (1, 17, 16, 20, 2, 16), dtype="float32", device="cpu").explain())
     torch.manual_seed(0)
-    model: Any = LTX2VideoDiffusionDecoderModel(**OPTIONS).eval()
+    model: Any = ltx.LTX2VideoDiffusionDecoderModel(**OPTIONS).eval()
     print("\n tokens  FlexAttention           nbattn         difference")
     worst = 0.0
     own = found = torch.empty(0)
