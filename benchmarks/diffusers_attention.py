@@ -80,7 +80,7 @@ def flux(options: argparse.Namespace) -> list[Row]:
     first: list[Any] = [part.detach().transpose(1, 2).contiguous().requires_grad_() for part in qkv]
     named: dict[str, Any] = {"before": TEXT, "text": "joint", "scale": None}
     alone: dict[str, Callable[[], Any]] = {
-        "nbattn": lambda: sequences.attend(*qkv, mask, tokens, **named),
+        "nbattn": lambda: sequences.attend(qkv[0], qkv[1], qkv[2], mask, tokens, **named),
         "own": lambda: scaled_dot_product_attention(*first),
     }
     models = [_model(device), apply(_model(device), mask)]
