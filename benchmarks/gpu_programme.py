@@ -111,6 +111,13 @@ STEPS = (
         0, NOTHING,
     ),
     Step(
+        "diffusers", "LTX-2.5's decoder and a Flux block both ways, and a real stage's memory",
+        (
+            "{python}", "benchmarks/diffusers_attention.py", "--device=cuda",
+            "--output={out}/diffusers.json", "--overwrite",
+        ), 300, 0, NOTHING,
+    ),
+    Step(
         "sanitizer", "do the tools find an access or a race?",
         tests(KERNELS, "-k", SANITIZER, "--each=310"), 560, 4,
         tests(*STAND_IN, KERNELS, "-k", SANITIZER),

@@ -43,9 +43,19 @@ def random(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).double()
 
 
-OPTIONAL = ("sklearn", "transformers", "matplotlib", "skimage", "yaml", "omegaconf", "natten")
+OPTIONAL = (
+    "sklearn",
+    "transformers",
+    "matplotlib",
+    "skimage",
+    "yaml",
+    "omegaconf",
+    "natten",
+    "diffusers",
+)
 NEEDED = {
     "dinat_digits": "This needs two packages: pip install scikit-learn 'transformers>=5.24,<6'\n",
+    "ltx_decoder": "This needs a package: pip install 'diffusers>=0.42,<1'\n",
     "transformers_mistral": "This needs a package: pip install 'transformers>=5.24,<6'\n",
 }
 

@@ -419,7 +419,8 @@ def test_the_windows_are_not_the_users_choice(arguments: dict[str, Any]) -> None
 
 
 def test_a_pipeline_names_its_decoder() -> None:
-    pipe = diffusers.LTX2VideoDiffusionDecodePipeline(make(), scheduler=None)
+    pipelines: Any = diffusers
+    pipe = pipelines.LTX2VideoDiffusionDecodePipeline(make(), scheduler=None)
     with pytest.raises(InputError) as caught:
         apply(pipe)
     assert str(caught.value) == (
