@@ -1,4 +1,4 @@
-"""Forward passes: threads, checkpoints, compilers, offloading, caches, and calls that are refused."""
+"""Forward passes: threads, checkpoints, compilers, offloading, caches, and refused calls."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def resolutions(small: Small) -> list[tuple[int, ...]]:
 
 
 def graphs(small: Small, *, windows: bool, how: str) -> int:
-    """How many graphs a model has after four resolutions; its outputs are those without a compiler."""
+    """How many graphs a model has after four resolutions, each with the output of no compiler."""
     torch._dynamo.reset()
     model, count = small.model().float(), Graphs()
     if windows:

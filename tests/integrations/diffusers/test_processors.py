@@ -1,4 +1,4 @@
-"""Attention modules with windows: what is saved, copied, adapted, fused, quantised; what is refused."""
+"""Attention modules with windows: what is saved, copied, adapted, fused, quantised, refused."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ def run(small: Small, model: Any) -> torch.Tensor:
 @pytest.mark.parametrize("name", MODELS)
 def test_restore_gives_the_own_output_bit_for_bit(name: str):
     small, model = MODELS[name], MODELS[name].model()
-    own, types = run(small, model), [type(part) for part in model.attn_processors.values()]
+    own, types = run(small, model), [type(model.get_submodule(n).processor) for n in small.layers]
     apply(model, window(small))
     assert not torch.equal(run(small, model), own)
     restore(model)
     assert torch.equal(run(small, model), own)
-    assert [type(part) for part in model.attn_processors.values()] == types
+    assert [type(model.get_submodule(n).processor) for n in small.layers] == types
     assert not model._forward_pre_hooks
     assert not model._forward_hooks
 
@@ -128,14 +128,17 @@ def test_fused_projections(name: str):
 
 
 def test_fused_projections_of_stable_diffusion_3():
+    """Fused, the model is another one: diffusers then leaves the norms of queries and keys out."""
     small = MODELS["sd3"]
     model = small.model()
     model = type(model)(**{**model.config, "dual_attention_layers": ()}).double().eval()
-    expected = run(small, apply(model, window(small)))
+    apply(model, Mask.full(2))
     model.fuse_qkv_projections()
     with pytest.raises(InputError, match="by FusedJointAttnProcessor2_0"):
         run(small, model)
-    torch.testing.assert_close(run(small, apply(model, window(small))), expected, **SAME)
+    own = run(small, restore(model))
+    torch.testing.assert_close(run(small, apply(model, Mask.full(2))), own, **SAME)
+    assert (run(small, apply(model, window(small))) - own).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -152,8 +155,7 @@ def test_attention_backends_before_and_after(name: str, monkeypatch: pytest.Monk
     own = torch.nn.attention.sdpa_kernel
     monkeypatch.setattr(torch.nn.attention, "sdpa_kernel", lambda *a: used.append(a) or own(*a))
     torch.testing.assert_close(run(small, model), expected, **SAME)
-    is_crossed = small.text == "apart" and name != "cosmos"  # whose processor asks for none
-    assert bool(used) == is_crossed
+    assert bool(used) == (small.text == "apart")  # cross attention alone
 
 
 def test_context_parallel_and_attention_kwargs():
