@@ -120,9 +120,6 @@ class Checkpoints:
 def finish(model: Any, arguments: object, output: object) -> None:
     """A hook behind a forward pass: layers that run now are of no forward pass."""
     RUNNING.forward = None
-    own = getattr(model, "_gradient_checkpointing_func", None)
-    if isinstance(own, Checkpoints):
-        model._gradient_checkpointing_func = own.own
 
 
 def hook(model: nn.Module, reader: Reader) -> None:

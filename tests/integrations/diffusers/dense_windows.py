@@ -51,6 +51,8 @@ class _Dense(TorchFunctionMode):
             return func(*args, **named)
         named |= dict(zip(("query", "key", "value", "attn_mask"), args, strict=False))
         tokens = named["query"].shape[-2]
+        if named["key"].shape[-2] != tokens:  # images of an adapter
+            return func(**named)
         allowed = pairs(self.axes, self.grid, self.before, tokens)
         if self.text == "keys":  # tokens beside the grid read no token of it
             in_grid = torch.arange(tokens) - self.before
