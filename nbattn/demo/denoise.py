@@ -188,11 +188,11 @@ def windows_of(
     ]
 
 
-def photograph(size: int | None) -> Tensor:
-    """Load the photograph of scikit-image, or its middle, as `[H, W, 3]` with values 0–1."""
+def photograph(size: int | None, name: str = "astronaut") -> Tensor:
+    """Load a photograph of scikit-image, or its middle, as `[H, W, 3]` with values 0–1."""
     from skimage import data
 
-    photo = torch.from_numpy(data.astronaut().copy()).float() / 255
+    photo = torch.from_numpy(getattr(data, name)().copy()).float() / 255
     if size is None or size >= min(photo.shape[:2]):
         return photo
     top, left = ((length - size) // 2 for length in photo.shape[:2])

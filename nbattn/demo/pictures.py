@@ -37,7 +37,7 @@ def comparison(
     side = height // 5
     top, left = int(0.11 * height), int(0.35 * width)
     zoom = (slice(top, top + side), slice(left, left + side))
-    figure, axes = _figure(3, 1 + len(trials), (3.2 * (1 + len(trials)), 10.1))
+    figure, axes = grid_of_axes(3, 1 + len(trials), (3.2 * (1 + len(trials)), 10.1))
     named = [(f"{t.name}, {db:.1f} dB", t.picture) for t, db in zip(trials, psnr, strict=True)]
     for column, (title, picture) in enumerate([("photograph", photo), *named]):
         whole, part, wrong = axes[:, column]
@@ -49,7 +49,7 @@ def comparison(
             errors = 0.5 + 2 * (picture - photo)[zoom]
             wrong.imshow(errors.clip(0, 1), interpolation="nearest")
     _note(axes[2, 0], "above: the framed part\n\nright: its errors,\ntimes 2, on grey")
-    _save(figure, path)
+    save(figure, path)
 
 
 def before_and_after(path: Path, trials: Sequence[Trial], psnr: Sequence[float]) -> None:
@@ -60,11 +60,11 @@ def before_and_after(path: Path, trials: Sequence[Trial], psnr: Sequence[float])
         trials: at least two, the noisy picture first.
         psnr: PSNR in dB, one per trial.
     """
-    figure, axes = _figure(1, 2, (8, 4.2))
+    figure, axes = grid_of_axes(1, 2, (8, 4.2))
     for axis, trial, db in zip(axes[0], trials, psnr, strict=False):
         axis.imshow(trial.picture.clip(0, 1), interpolation="lanczos")
         axis.set_title(f"{trial.name}, {db:.1f} dB")
-    _save(figure, path, dpi=100)
+    save(figure, path, dpi=100)
 
 
 def weights(
@@ -83,7 +83,7 @@ def weights(
         pixels: N (row, column).
         windows: rows and columns of each pixel's window.
     """
-    figure, axes = _figure(2, 1 + len(pixels), (2.7 * (1 + len(pixels)), 5.7))
+    figure, axes = grid_of_axes(2, 1 + len(pixels), (2.7 * (1 + len(pixels)), 5.7))
     axes[0, 0].imshow(noisy.clip(0, 1), interpolation="lanczos")
     axes[0, 0].set_title("queries and their windows")
     _note(axes[1, 0], "right: each window,\nand the weights in it\n\nthe cross is the query")
@@ -98,7 +98,7 @@ def weights(
         )
         for axis in (part, share):
             axis.plot(x - columns.start, y - rows.start, "+", color="white", markersize=10)
-    _save(figure, path)
+    save(figure, path)
 
 
 def digits(
@@ -117,7 +117,7 @@ def digits(
         history: (loss, accuracy) of every epoch.
     """
     order = np.argsort(labels == predicted, kind="stable")
-    figure, axes = _figure(4, 10, (13, 5.6))
+    figure, axes = grid_of_axes(4, 10, (13, 5.6))
     for axis in axes[:, :4].flat:
         axis.remove()
     _curve(figure.add_subplot(axes[0, 0].get_gridspec()[:, :4]), history)
@@ -130,7 +130,7 @@ def digits(
             spine.set_color("#cbd2d9" if right else ACCENT)
     right = int((labels == predicted).sum())
     figure.suptitle(f"{right} of {len(labels)} test digits correct; wrong ones first")
-    _save(figure, path)
+    save(figure, path)
 
 
 def _curve(axis: Any, history: Sequence[tuple[float, float]]) -> None:
@@ -147,7 +147,7 @@ def _curve(axis: Any, history: Sequence[tuple[float, float]]) -> None:
     axis.spines[["top", "right"]].set_visible(False)
 
 
-def _figure(rows: int, columns: int, size: tuple[float, float]) -> tuple[Any, Any]:
+def grid_of_axes(rows: int, columns: int, size: tuple[float, float]) -> tuple[Any, Any]:
     """Create a figure and axes without ticks; pyplot is not used, since it needs a display."""
     import matplotlib
     from matplotlib.figure import Figure
@@ -174,7 +174,7 @@ def _note(axis: Any, text: str) -> None:
     axis.text(0.5, 0.5, text, ha="center", va="center", transform=axis.transAxes)
 
 
-def _save(figure: Any, path: Path, dpi: int = 130) -> None:
+def save(figure: Any, path: Path, dpi: int = 130) -> None:
     """Write a PNG, independent of the user's matplotlib backend."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 

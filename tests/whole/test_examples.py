@@ -36,7 +36,7 @@ def load(name: str) -> Any:
 ROTARY, NORM = load("rotary_2d"), load("qk_norm")
 STREAM, VIDEO, WEATHER = load("streaming_decode"), load("video_block"), load("weather_block")
 STREAM_ROTARY = load("streaming_rotary")
-MMDIT = load("mmdit_block")
+MMDIT, FLUX = load("mmdit_block"), load("diffusion_flux")
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
@@ -44,35 +44,41 @@ def random(*shape: int, seed: int = 0) -> Tensor:
 
 
 OPTIONAL = (
-    "sklearn",
-    "transformers",
-    "matplotlib",
-    "skimage",
-    "yaml",
-    "omegaconf",
+    *("sklearn", "transformers", "diffusers", "matplotlib", "skimage", "yaml", "omegaconf"),
     "natten",
-    "diffusers",
 )
+QUICKLY = {"diffusion_flux": ("--steps", "2", "--side", "16", "--euler", "1")}
 NEEDED = {
+    "diffusion_flux": (
+        "This needs three packages: pip install 'diffusers>=0.42' scikit-image matplotlib\n"
+    ),
     "dinat_digits": "This needs two packages: pip install scikit-learn 'transformers>=5.24,<6'\n",
     "ltx_decoder": "This needs a package: pip install 'diffusers>=0.42,<1'\n",
     "transformers_mistral": "This needs a package: pip install 'transformers>=5.24,<6'\n",
 }
 
 
-def run(path: Path, without: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+def run(
+    path: Path, without: tuple[str, ...] = (), options: tuple[str, ...] = ()
+) -> subprocess.CompletedProcess[str]:
     """An example as a program, where some packages are not installed."""
     absent = f"import sys\nsys.modules |= dict.fromkeys({without!r})\n"
-    return torch_forks.run(script(path, absent), {**os.environ, "PYTHONPATH": str(ROOT)})
+    arguments = [*script(path, absent), *options]
+    return torch_forks.run(arguments, {**os.environ, "PYTHONPATH": str(ROOT)})
 
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.stem)
-def test_every_example_runs_as_a_program(path: Path) -> None:
+def test_every_example_runs_as_a_program(path: Path, tmp_path: Path) -> None:
     """Without the packages that it does not declare."""
-    found = run(path, () if path.stem in NEEDED else OPTIONAL)
+    options = QUICKLY.get(path.stem, ())
+    options += ("--out", str(tmp_path)) if options else ()
+    found = run(path, () if path.stem in NEEDED else OPTIONAL, options)
     assert found.returncode == 0, found.stderr
     assert found.stdout.startswith(
-        ("NeighborhoodAttention(", "MistralAttention(", "DinatForImageClassification of", "plan  ")
+        (
+            *("NeighborhoodAttention(", "MistralAttention(", "DinatForImageClassification of"),
+            *("FluxTransformer2DModel of", "plan  "),
+        )
     )
     if path.stem == "dinat_digits":  # trains as long as a user does
         (learnt,) = re.findall(r"([\d.]+) % of 450 test digits correct", found.stdout)
@@ -203,6 +209,18 @@ def test_transforms_compile_and_train_under_autocast(which: str) -> None:
     out.float().sum().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in layer.parameters())
     torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("mask", [Mask.full(rank=2), Mask.neighborhood((9, 9))])
+def test_flux_differs_only_by_its_windows(
+    mask: Mask, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Both models have the same start, crops and noise."""
+    monkeypatch.setattr(FLUX, "MASK", mask)
+    found = FLUX.main(steps=2, side=16, euler=1, seed=1, out=tmp_path)
+    full, windows = found[FLUX.FULL], found[FLUX.WINDOWS]
+    assert (abs(windows / full - 1) < 1e-5) == (mask == Mask.full(rank=2))
+    assert {path.name for path in tmp_path.iterdir()} == {"denoised.png", "loss.png"}
 
 
 def test_mistral_writes_what_eager_writes() -> None:
