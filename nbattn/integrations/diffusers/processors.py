@@ -14,6 +14,7 @@ from diffusers.models import attention_dispatch
 from torch import Tensor
 from torch.nn import functional
 
+from nbattn import symbolic
 from nbattn.errors import InputError
 from nbattn.integrations.diffusers import sequences
 from nbattn.integrations.diffusers.families import RESTORE
@@ -110,14 +111,16 @@ def _windows(
         _refuse(attention_mask=attn_mask)
     beside = query.shape[1] - tokens.in_grid
     expected = 0 if layer.type == "self" else tokens.text + tokens.further
-    fits = 0 <= beside <= expected if family.drops_padding else beside == expected
-    if not fits or key.shape[1] != query.shape[1]:
+    fits = [beside >= 0, beside <= expected] if family.drops_padding else [beside == expected]
+    if not all(map(symbolic.holds, [*fits, key.shape[1] == query.shape[1]])):
         raise InputError(
             f"{layer.name} attends from {query.shape[1]} to {key.shape[1]} tokens; the grid "
             f"{tuple(map(int, tokens.grid))} and {expected} tokens beside it are "
             f"{tokens.in_grid + expected}.",
             RESTORE,
         )
+    if layer.type == "self":
+        return sequences.attend_alone(query, key, value, mask, tokens, scale=scale)
     return sequences.attend(
         query,
         key,
@@ -199,6 +202,7 @@ class Windowed:
                 f'model.set_attention_backend("{name}"); '
                 "nbattn.integrations.diffusers.apply(model, mask).",
             )
+        vars(self)["_attention_backend"] = None
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         return _rebuild, (type(self).own, vars(self))

@@ -37,6 +37,24 @@ class Tokens:
         return math.prod(self.grid)
 
 
+def attend_alone(
+    query: Tensor, key: Tensor, value: Tensor, mask: Mask, tokens: Tokens, *, scale: float | None
+) -> Tensor:
+    """Attention of a sequence that is the grid, and nothing else.
+
+    Args:
+        query, key, value: `[B, S, H, D]`.
+        mask: of the grid.
+        tokens: what stands in the sequence of the forward pass.
+        scale: factor of the scores; default `D ** -0.5`.
+
+    Returns:
+        `[B, S, H, Dv]`.
+    """
+    query, key, value = (part.unflatten(1, tokens.grid) for part in (query, key, value))
+    return attention(query, key, value, mask, scale=scale).flatten(1, len(tokens.grid))
+
+
 def attend(
     query: Tensor,
     key: Tensor,
@@ -68,16 +86,15 @@ def attend(
     def in_grid(part: Tensor) -> Tensor:
         return part[:, before:end].unflatten(1, tokens.grid)
 
-    grid = (in_grid(query), in_grid(key), in_grid(value))
-    if not before and not after:
-        return attention(*grid, mask, scale=scale).flatten(1, rank)
-
     def beside(part: Tensor) -> Tensor:
         """What is behind the grid, then what is before it: text is last, with its padding."""
-        if not before or not after:
-            return part[:, end:] if after else part[:, :before]
+        if not before:
+            return part[:, end:]
+        if not tokens.further:
+            return part[:, :before]
         return torch.cat([part[:, end:], part[:, :before]], dim=1)
 
+    grid = (in_grid(query), in_grid(key), in_grid(value))
     extras = (beside(query), beside(key), beside(value))
     named: dict[str, Any] = {"scale": scale, "extra_range": tokens.valid}
     out: Any

@@ -122,7 +122,7 @@ def test_no_more_graphs_than_the_model_has(name: str, how: str):
 
 @pytest.mark.deep
 @pytest.mark.usefixtures("fresh_compiler")
-@pytest.mark.parametrize("name", [name for name in MODELS if name != "mochi"])
+@pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("how", ["compile", "method", "blocks"])
 def test_no_more_graphs_than_the_model_has_all(name: str, how: str):
     small = MODELS[name]

@@ -41,7 +41,7 @@ def test_text_padded_on_the_left_beside_reference_images():
     model = apply(MODELS["qwen"].model(), window(MODELS["qwen"]))
     given = with_references("qwen", padded=True)
     given["encoder_hidden_states_mask"] = given["encoder_hidden_states_mask"].flip(1)
-    with pytest.raises(InputError, match="text padded on the right"):
+    with pytest.raises(InputError, match="padded on the left"):
         output(model, given)
 
 
