@@ -1,6 +1,15 @@
 """Train a small Flux of diffusers on photographs on a CPU: full attention and windows side by side.
 
-Run it: `python examples/diffusion_flux.py`.
+Run it: `python examples/diffusion_flux.py`, two to four minutes on two cores. Flow matching on
+crops of scikit-image's photographs, 48 x 48 tokens of 2 x 2 pixels; each photograph has a text of
+four tokens, which are learned. Both models start alike and see the same crops and noise. At the end
+they denoise other crops (denoised.png, loss.png); so does the full model with windows at low noise.
+
+Stated: on other crops the loss is at most 5 % larger with windows of 9 x 9. Measured with seeds 0,
+1 and 2: 0.214, 0.222 and 0.225 with windows, 0.334, 0.343 and 0.375 with full attention. So it is
+34 to 40 % smaller: in 90 steps full attention hardly learns to look at neighbours, and windows hold
+little else. Of large models, or of longer training, this says nothing. A step of training took
+0.29 s with windows and 0.73 s without, in turns on two cores that had other work as well.
 """
 
 from __future__ import annotations
@@ -29,7 +38,7 @@ BATCH, RATE = 2, 2e-3
 MASK = nbattn.Mask.neighborhood((9, 9))
 FULL, WINDOWS, BOTH = "full attention", "windows 9 x 9", "full, then windows"
 NOISE = (0.4, 0.7)  # shares that pictures are denoised from
-BOUND = 0.05  # by how much of the full loss that of windows may be larger
+BOUND = 0.05  # stated: on other crops the loss is at most 5 % larger with windows
 
 
 class Denoiser(nn.Module):
@@ -237,6 +246,23 @@ def curves(path: Path, runs: Mapping[str, Run]) -> None:
     pictures.save(figure, path)
 
 
+def report(runs: Mapping[str, Run], losses: Mapping[str, float]) -> None:
+    """Print the losses and times of both, and whether what is stated of them holds."""
+    measured = {
+        "loss, last 20 steps": [run.late() for run in runs.values()],
+        "loss, other crops": [*losses.values()],
+        "seconds a step, median": [statistics.median(run.seconds) for run in runs.values()],
+    }
+    print("\n" + " " * 24 + "".join(f"{name:>16}" for name in (*runs, "difference", "ratio")))
+    for label, (full, windows) in measured.items():
+        print(f"{label:24}{full:16.3f}{windows:16.3f}{windows - full:+16.3f}{windows / full:16.2f}")
+    over = losses[WINDOWS] / losses[FULL] - 1
+    print(
+        f"loss on other crops: {over:+.1%} with windows; stated: at most {BOUND:+.0%}, which "
+        f"{'holds' if over <= BOUND else 'DOES NOT HOLD'}\n"
+    )
+
+
 def main(steps: int, side: int, euler: int, seed: int, out: Path) -> dict[str, float]:
     """Train and compare; return the losses on other crops."""
     if not all(map(importlib.util.find_spec, ("diffusers", "skimage", "matplotlib"))):
@@ -253,22 +279,7 @@ def main(steps: int, side: int, euler: int, seed: int, out: Path) -> dict[str, f
     photographs, tests = load(side * PATCH)
     train(runs, photographs, side * PATCH, steps)
     losses = {name: tested(run.model, tests) for name, run in runs.items()}
-    late = {name: run.late() for name, run in runs.items()}
-    seconds = {name: statistics.median(run.seconds) for name, run in runs.items()}
-    print(f"\n{'':24}{FULL:>16}{WINDOWS:>16}{'windows / full':>16}")
-    for label, found in (
-        ("loss, last 20 steps", late),
-        ("loss, other crops", losses),
-        ("seconds a step, median", seconds),
-    ):
-        ratio = found[WINDOWS] / found[FULL]
-        print(f"{label:24}{found[FULL]:16.3f}{found[WINDOWS]:16.3f}{ratio:16.2f}")
-    over = losses[WINDOWS] / losses[FULL] - 1
-    verdict = "holds" if over <= BOUND else "DOES NOT HOLD"
-    print(
-        f"bound {verdict}: on other crops the loss of windows is {over:+.1%} of that of full "
-        f"attention, stated is at most {BOUND:+.0%}\n"
-    )
+    report(runs, losses)
     out.mkdir(parents=True, exist_ok=True)
     turns = copy.deepcopy(full)
     apply(turns.flux, schedule={(0, 0.5): MASK, (0.5, 1): None})
