@@ -82,6 +82,13 @@ ROWS = [
         'model, given = small("wan")',
     ),
     _row("apply(model, {})", '{"*": mask}', 'apply(model, {"*": mask})', _WINDOWED),
+    _row(
+        "apply(model, config)",
+        f'{_HERE}.apply(model, config.masks["exact"])',
+        f'{_HERE}.apply(model, config.masks["exact"])',
+        _WINDOWED,
+        "config = nbattn.load('flux_4k')",
+    ),
     _row('apply(model, {"double": 7})', _APPLY, f"model = {_APPLY}", _WINDOWED),
     _row('apply(model, {"dobule": mask})', "'double'", "apply(model, {'double': mask})", _WINDOWED),
     _row("apply(model, mask, layers=99)", "'double'", "apply(model, mask, layers='double')"),

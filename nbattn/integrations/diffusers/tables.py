@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
@@ -79,12 +79,19 @@ def masks_of(layers: Mapping[str, str], given: Any, rank: int) -> dict[str, Mask
     return found
 
 
-def _table(given: Any, layers: Collection[str], rank: int) -> Mapping[Any, Any]:
+def _table(given: Any, layers: Mapping[str, str], rank: int) -> Mapping[Any, Any]:
     """Returns a table, whatever it was given as."""
     if isinstance(given, Config):
         masks = [layer.mask for layer in given.layers.values()]
         if len(masks) == len(layers):
             return dict(zip(layers, masks, strict=True))
+        if not all(matching(layers, name) for name in given.layers):
+            first = next(iter(given.masks), "")
+            raise InputError(
+                f"the configuration has {len(masks)} layers ({', '.join(given.layers)}), the model "
+                f"{len(layers)}, of type {_listed(layers)}.",
+                f'nbattn.integrations.diffusers.apply(model, config.masks["{first}"]).',
+            )
         given = dict(zip(given.layers, masks, strict=True))
     if not isinstance(given, Mapping) or not given:
         raise InputError(
@@ -125,6 +132,11 @@ def selected(layers: Mapping[str, str], only: Any) -> dict[str, str]:
     return {name: kind for name, kind in layers.items() if name in chosen}
 
 
+def _listed(layers: Mapping[str, str]) -> str:
+    """The types of layers, in words."""
+    return " and ".join(map(repr, dict.fromkeys(layers.values())))
+
+
 def _nothing(name: Any, layers: Mapping[str, str]) -> InputError:
     """The error for an entry that means no layer."""
     types = [*dict.fromkeys(layers.values())]
@@ -132,7 +144,7 @@ def _nothing(name: Any, layers: Mapping[str, str]) -> InputError:
     near = get_close_matches(str(name), known, 1, cutoff=0.6)
     return InputError(
         f"{name!r} is no attention layer on the grid: there are {len(layers)}, of type "
-        f"{' and '.join(map(repr, types))}, from {known[len(types)]!r} on.",
+        f"{_listed(layers)}, from {known[len(types)]!r} on.",
         f"{(near or types)[0]!r}.",
     )
 

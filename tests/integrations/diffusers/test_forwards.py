@@ -182,7 +182,7 @@ def test_blocks_outside_of_a_forward_pass(name: str):
     )
     output(model, small.inputs(small.sizes[0]))
     handle.remove()
-    with pytest.raises(InputError, match=f"{first} runs outside of its model's forward pass"):
+    with pytest.raises(InputError, match=f"{first} runs outside of a call of its model"):
         block(*seen[0], **seen[1])
 
 

@@ -40,7 +40,7 @@ def test_positions_of_an_image_and_of_references(columns: int):
 
 def test_positions_that_are_no_grid():
     for positions in (ids(5, 7)[:-1], ids(5, 7).flip(0), ids(5, 7)[torch.randperm(35)]):
-        with pytest.raises(InputError, match="no grid of rows"):
+        with pytest.raises(InputError, match="no grid with rows"):
             grids.of_ids(MODEL, {"img_ids": positions})
 
 
