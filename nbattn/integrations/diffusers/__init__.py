@@ -85,6 +85,8 @@ def apply(
         for name, kind in found.items()
         if any(part[name] is not None for part in masks)
     }
+    for name, layer in windowed.items():
+        processors.check(model.get_submodule(name), layer)
     restore(model)
     for name, layer in windowed.items():
         processors.install(model.get_submodule(name), layer)
@@ -97,9 +99,9 @@ def restore(model: Any) -> Any:
     if not isinstance(model, nn.Module):
         raise InputError(f"model is {kind(model)}, not the model that apply() was given.")
     ltx_decoder.remove(model)
-    for part in model.modules():
+    for part in model.modules():  # of compiled models, too, which wrap the one that has the hooks
         processors.remove(part)
-    forwards.unhook(model)
+        forwards.unhook(part)
     return model
 
 
