@@ -116,6 +116,12 @@ def _no_model(model: Any) -> InputError:
                     f"nbattn.integrations.diffusers.apply(model.{name}{rest}).",
                 )
         return InputError(f"model is {kind(model)}, not a model of diffusers: {known}.")
+    for name, part in model.named_modules():
+        if type(part).__name__ in FAMILIES:
+            return InputError(
+                f"model is {type(model).__name__}, around {type(part).__name__}.",
+                f'nbattn.integrations.diffusers.apply(model.get_submodule("{name}"), mask).',
+            )
     return InputError(
         f"{type(model).__name__} is no model whose grid nbattn can read. It knows {known}, and "
         "LTX-2.5's decoder."
