@@ -1238,7 +1238,7 @@ MUTANTS = [
            "    RUNNING.forward = None\n", "    pass\n",
            "integrations/diffusers/forwards"),
     Mutant("replaced-unseen", "nbattn/integrations/diffusers/forwards.py",
-           "if not hasattr(module.processor, \"layer\")", "if module.processor is None",
+           "if getattr(module.processor, \"layer\", None) != layer", "if module.processor is None",
            "integrations/diffusers/forwards"),
     Mutant("processors-shared", "nbattn/integrations/diffusers/processors.py",
            "processor = copy.copy(module.processor)", "processor = module.processor",

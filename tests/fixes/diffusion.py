@@ -69,6 +69,12 @@ ROWS = [
         given="model = SimpleNamespace(transformer=model)",
     ),
     _row(
+        "apply(torch.compile(model), mask)",
+        f'{_HERE}.apply(model.get_submodule("_orig_mod"), mask)',
+        f'model = torch.compile(model)\n{_HERE}.apply(model.get_submodule("_orig_mod"), mask)',
+        _WINDOWED,
+    ),
+    _row(
         "apply(model)",
         f"{_HERE}.apply(model.diffusion_decoder)",
         f"{_HERE}.apply(model.diffusion_decoder)",
@@ -147,8 +153,7 @@ ROWS = [
         "out = model(**given, num_frames=latents.shape[2], height=latents.shape[3], "
         "width=latents.shape[4])",
         given='model, given = small("ltx")\napply(model, nbattn.Mask.full(3))\n'
-        "latents = torch.zeros(1, 4, *(given.pop(n) for n in ('num_frames', 'height', 'width')))\n"
-        "given['video_coords'] = torch.zeros(2, 3, given['hidden_states'].shape[1])",
+        "latents = torch.zeros(1, 4, *(given.pop(n) for n in ('num_frames', 'height', 'width')))",
     ),
     _restored("model(**given, kv_cache_mode='extract')", "", "flux2"),
     _restored(

@@ -104,7 +104,7 @@ ALLOWED = {
     " published cli version",
     "integrations": "lazy errors packages version axis mask geometry program backends.families"
     " arguments backends.tiled.costs backends.tiled.schedule backends.tiled.meaning planner export"
-    " functional joint nn config recipes shapes integrations",
+    " functional joint nn config recipes shapes symbolic integrations",
     "distributed": "errors axis mask geometry program planner ops functional",
     "__main__": "cli",
     "": "lazy errors axis mask version",

@@ -85,6 +85,8 @@ def apply(
         for name, kind in found.items()
         if any(part[name] is not None for part in masks)
     }
+    for name, layer in windowed.items():
+        processors.check(model.get_submodule(name), layer)
     restore(model)
     for name, layer in windowed.items():
         processors.install(model.get_submodule(name), layer)
@@ -97,9 +99,9 @@ def restore(model: Any) -> Any:
     if not isinstance(model, nn.Module):
         raise InputError(f"model is {kind(model)}, not the model that apply() was given.")
     ltx_decoder.remove(model)
-    for part in model.modules():
+    for part in model.modules():  # of compiled models, too, which wrap the one that has the hooks
         processors.remove(part)
-    forwards.unhook(model)
+        forwards.unhook(part)
     return model
 
 
@@ -114,6 +116,12 @@ def _no_model(model: Any) -> InputError:
                     f"nbattn.integrations.diffusers.apply(model.{name}{rest}).",
                 )
         return InputError(f"model is {kind(model)}, not a model of diffusers: {known}.")
+    for name, part in model.named_modules():
+        if type(part).__name__ in FAMILIES:
+            return InputError(
+                f"model is {type(model).__name__}, around {type(part).__name__}.",
+                f'nbattn.integrations.diffusers.apply(model.get_submodule("{name}"), mask).',
+            )
     return InputError(
         f"{type(model).__name__} is no model whose grid nbattn can read. It knows {known}, and "
         "LTX-2.5's decoder."

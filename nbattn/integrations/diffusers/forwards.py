@@ -76,16 +76,16 @@ class Reader:
         """
         self.family, self.schedule = family, schedule
         self.names = [*inspect.signature(type(model).forward).parameters][1:]
-        self.modules = {name: model.get_submodule(name) for name in layers}
+        self.modules = [(model.get_submodule(name), layer) for name, layer in layers.items()]
 
     @_BEFORE_THE_GRAPH
     def __call__(self, model: Any, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
         """Reads a forward pass from its arguments."""
-        for name, module in self.modules.items():
-            if not hasattr(module.processor, "layer"):
+        for module, layer in self.modules:
+            if getattr(module.processor, "layer", None) != layer:
                 raise InputError(
-                    f"the attention of {name} was replaced after apply() by "
-                    f"{type(module.processor).__name__}: it has no windows.",
+                    f"the attention of {layer.name} was replaced after apply() by "
+                    f"{type(module.processor).__name__}: it has not the windows of that call.",
                     "nbattn.integrations.diffusers.apply(model, mask), once more.",
                 )
         given = {**dict(zip(self.names, arguments, strict=False)), **named}
@@ -134,7 +134,8 @@ def unhook(model: Any) -> None:
         for number, known in [*hooks.items()]:
             if isinstance(known, Reader) or known is finish:
                 del hooks[number]
-                vars(model)["_forward_hooks_always_called"].pop(number, None)
+                for flags in ("_forward_pre_hooks_with_kwargs", "_forward_hooks_always_called"):
+                    vars(model)[flags].pop(number, None)
     checkpoints = getattr(model, "_gradient_checkpointing_func", None)
     if isinstance(checkpoints, Checkpoints):
         model._gradient_checkpointing_func = checkpoints.own

@@ -65,8 +65,8 @@ def of_ids(_: nn.Module, given: Given) -> Grid:
         is_grid = (
             (rows == rows[:, :1]).all()
             and (columns == columns[:1]).all()
-            and (rows[1:, 0] > rows[:-1, 0]).all()
-            and (columns[0, 1:] > columns[0, :-1]).all()
+            and _rises(rows[:, 0])
+            and _rises(columns[0])
         )
         if is_grid:
             return (height, width), len(ids) - tokens
@@ -77,6 +77,12 @@ def of_ids(_: nn.Module, given: Given) -> Grid:
         "img_ids = torch.cartesian_prod(torch.tensor([0]), torch.arange(height), "
         f"torch.arange(width){last}).",
     )
+
+
+def _rises(positions: Tensor) -> bool:
+    """Whether each position is above the one before; above 256 bf16 makes neighbors the same."""
+    steps = positions.diff()
+    return bool(((steps > 0) | ((steps == 0) & (positions[1:] >= 256))).all())
 
 
 def _run(flags: Tensor) -> int:
@@ -108,9 +114,13 @@ def of_shapes(model: nn.Module, given: Given) -> Grid:
 
 
 def of_sizes(_: nn.Module, given: Given) -> Grid:
-    """Reads the grid from `num_frames`, `height` and `width`, in latents."""
+    """Reads the grid from `num_frames`, `height` and `width`, in latents; without them from
+    `video_coords`, as pipelines with conditions give them.
+    """
     sizes: tuple[Any, ...] = tuple(map(given.get, ("num_frames", "height", "width")))
     tokens = given["hidden_states"].shape[1]
+    if sizes == (None, None, None) and given.get("video_coords") is not None:
+        return _of_coordinates(given["video_coords"]), 0
     if not all(isinstance(size, int | torch.SymInt) for size in sizes):
         shown = ", ".join("None" if size is None else str(size) for size in sizes)
         raise InputError(
@@ -125,3 +135,21 @@ def of_sizes(_: nn.Module, given: Given) -> Grid:
             "grid, and nbattn cannot tell where they are."
         )
     return sizes, 0
+
+
+def _of_coordinates(given: Tensor) -> tuple[int, ...]:
+    """Sizes of the grid whose tokens have these positions, `[B, 3, S]`."""
+    frames, rows, columns = first = given[0].cpu()
+    in_frame = _run(frames == frames[0])
+    width = _run((frames == frames[0]) & (rows == rows[0]))
+    sizes = len(frames) // in_frame, in_frame // width, width
+    if math.prod(sizes) == len(frames):
+        axes = frames[::in_frame], rows[:in_frame:width], columns[:width]
+        is_rising = all(bool((axis.diff() > 0).all()) for axis in axes)
+        if is_rising and torch.equal(torch.cartesian_prod(*axes).view(-1, 3).T, first):
+            return sizes
+    raise InputError(
+        f"video_coords {list(given.shape)} are not the positions of one video, frame by frame: "
+        "tokens of conditions at other frames are no part of the grid. A condition at frame 0 "
+        "adds no tokens."
+    )

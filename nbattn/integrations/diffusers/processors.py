@@ -150,18 +150,23 @@ def _refuse(**given: Any) -> None:
             raise InputError(f"{name} is set: {_REASONS[name]}.", RESTORE)
 
 
-def install(module: Any, layer: Layer) -> None:
-    """Gives an attention module of diffusers a processor with windows.
+def check(module: Any, layer: Layer) -> None:
+    """Checks that nbattn can run the attention of a module of diffusers.
 
     Raises:
         InputError: its processor is none that nbattn knows.
     """
-    own = type(module.processor)
+    own = _own(module.processor)
     if own.__name__ not in layer.family.processors:
         raise InputError(
             f"{layer.name} has the processor {own.__name__}; nbattn knows of this model "
             f"{', '.join(layer.family.processors)}."
         )
+
+
+def install(module: Any, layer: Layer) -> None:
+    """Gives an attention module of diffusers, which was checked, a processor with windows."""
+    own = type(module.processor)
     processor = copy.copy(module.processor)  # layers may share one
     processor.__class__ = _windowed(own)
     processor.layer = layer
@@ -170,10 +175,16 @@ def install(module: Any, layer: Layer) -> None:
 
 def remove(module: Any) -> None:
     """Reverses `install`; other processors stay."""
-    processor = getattr(module, "processor", None)
-    if isinstance(processor, Windowed):
-        processor.__class__ = type(processor).own
-        del processor.layer
+    fused = getattr(module, "original_attn_processors", None) or {}  # come back when unfused
+    for processor in (getattr(module, "processor", None), *fused.values()):
+        if isinstance(processor, Windowed):
+            processor.__class__ = _own(processor)
+            del processor.layer
+
+
+def _own(processor: Any) -> type:
+    """The model's own class of a processor."""
+    return type(processor).own if isinstance(processor, Windowed) else type(processor)
 
 
 class Windowed:

@@ -11,8 +11,9 @@ import torch
 from accelerate import cpu_offload
 from diffusers import FirstBlockCacheConfig
 from integrations.diffusers.models import MODELS, Small, in_float32, output, window
-from torch import Tensor
+from torch import Tensor, nn
 
+from nbattn import Mask
 from nbattn.errors import InputError
 from nbattn.integrations.diffusers import apply, forwards, restore
 
@@ -203,3 +204,44 @@ def test_a_processor_that_was_replaced():
         output(model, small.inputs(small.sizes[0]))
     apply(model, window(small))
     output(model, small.inputs(small.sizes[0]))
+
+
+def test_a_processor_of_another_model():
+    small, model = MODELS["sd3"], windowed("sd3")
+    other = apply(small.model(), Mask.neighborhood((1, 1)))
+    model.set_attn_processor(dict(other.attn_processors))
+    with pytest.raises(InputError, match="has not the windows of that call"):
+        output(model, small.inputs(small.sizes[0]))
+
+
+def test_fused_projections_that_are_undone():
+    small, model = MODELS["sd3"], MODELS["sd3"].model()
+    given = small.inputs(small.sizes[0])
+    own = output(model, given)
+    apply(model, window(small))
+    model.fuse_qkv_projections()
+    with pytest.raises(InputError, match="FusedJointAttnProcessor2_0"):
+        output(model, given)
+    restore(model)
+    model.unfuse_qkv_projections()
+    assert torch.equal(output(model, given), own)
+
+
+@pytest.mark.parametrize("wrap", [lambda model: nn.ModuleList([model]), torch.compile])
+def test_restore_of_a_model_within_another(wrap: Any):
+    small, model = MODELS["wan"], MODELS["wan"].model()
+    own = output(model, small.inputs(small.sizes[0]))
+    apply(model, window(small))
+    restore(wrap(model))
+    assert torch.equal(output(model, small.inputs(small.sizes[0])), own)
+    assert not model._forward_pre_hooks_with_kwargs
+
+
+def test_apply_that_fails_changes_nothing():
+    small, model = MODELS["wan"], windowed("wan")
+    before = output(model, small.inputs(small.sizes[0]))
+    model.blocks[1].attn1.processor, processor = object(), model.blocks[1].attn1.processor
+    with pytest.raises(InputError, match="has the processor object"):
+        apply(model, Mask.neighborhood((1, 1, 1)))
+    model.blocks[1].attn1.processor = processor
+    assert torch.equal(output(model, small.inputs(small.sizes[0])), before)

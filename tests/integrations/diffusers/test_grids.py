@@ -38,8 +38,14 @@ def test_positions_of_an_image_and_of_references(columns: int):
     assert grids.of_ids(MODEL, {"img_ids": ids(7, 1, columns=columns)}) == ((7, 1), 0)
 
 
+def test_positions_that_bf16_rounds():
+    for size in ((2, 300), (300, 2)):
+        assert grids.of_ids(MODEL, {"img_ids": ids(*size).bfloat16()}) == (size, 0)
+
+
 def test_positions_that_are_no_grid():
-    for positions in (ids(5, 7)[:-1], ids(5, 7).flip(0), ids(5, 7)[torch.randperm(35)]):
+    shuffled = ids(5, 7)[torch.randperm(35)]
+    for positions in (ids(5, 7)[:-1], ids(5, 7).flip(0), shuffled, torch.zeros(35, 3)):
         with pytest.raises(InputError, match="no grid with rows"):
             grids.of_ids(MODEL, {"img_ids": positions})
 
@@ -62,3 +68,22 @@ def test_sizes_that_are_not_all_of_the_tokens():
         grids.of_sizes(MODEL, given | {"height": 2})
     with pytest.raises(InputError, match="are no grid"):
         grids.of_sizes(MODEL, given | {"height": None})
+
+
+def test_positions_of_a_video_and_of_conditions():
+    given = {"hidden_states": torch.zeros(2, 24, 8)}
+    axes = torch.tensor([0.0, 0.04]), torch.arange(3) * 32.0, torch.arange(4) * 32.0
+    positions = torch.cartesian_prod(*axes).T.expand(2, 3, 24)
+    assert grids.of_sizes(MODEL, given | {"video_coords": positions}) == ((2, 3, 4), 0)
+    frame = positions[..., :12]
+    assert grids.of_sizes(MODEL, given | {"video_coords": frame}) == ((1, 3, 4), 0)
+    condition = frame + torch.tensor([[0.5], [0.0], [0.0]])
+    for others in (
+        torch.cat([condition, positions], dim=2),
+        torch.cat([positions, condition[..., :5]], dim=2),
+        positions.flip(2),
+        positions[:, [0, 2, 1]],
+        torch.zeros(2, 3, 24),
+    ):
+        with pytest.raises(InputError, match="not the positions of one video"):
+            grids.of_sizes(MODEL, given | {"video_coords": others})
