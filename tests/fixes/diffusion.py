@@ -157,6 +157,14 @@ ROWS = [
     ),
     _restored("model(**given, kv_cache_mode='extract')", "", "flux2"),
     _restored(
+        "model(**given)",
+        "layer = model.transformer_blocks[0].attn\n"
+        "hook = diffusers.hooks.layer_skip.AttentionProcessorSkipHook(None, True)\n"
+        "diffusers.hooks.HookRegistry.check_if_exists_or_initialize(layer)"
+        ".register_hook(hook, 'skip')",
+        "qwen",
+    ),
+    _restored(
         "model(**given, joint_attention_kwargs={'attention_mask': allowed})",
         "allowed = torch.zeros(1, 1, 1, 1, dtype=torch.float64)",
     ),

@@ -18,7 +18,7 @@ from torch import nn
 from torch.fx.experimental import sym_node
 
 from nbattn.errors import InputError
-from nbattn.integrations.diffusers.families import Family
+from nbattn.integrations.diffusers.families import RESTORE, Family
 from nbattn.integrations.diffusers.schedules import Schedule
 from nbattn.integrations.diffusers.sequences import Tokens
 from nbattn.integrations.diffusers.tables import Layer
@@ -87,6 +87,13 @@ class Reader:
                     f"the attention of {layer.name} was replaced after apply() by "
                     f"{type(module.processor).__name__}: it has not the windows of that call.",
                     "nbattn.integrations.diffusers.apply(model, mask), once more.",
+                )
+            hooks = getattr(vars(module).get("_diffusers_hook"), "hooks", {})
+            if any(getattr(hook, "skip_attention_scores", False) for hook in hooks.values()):
+                raise InputError(
+                    f"a hook skips the scores of {layer.name}, as perturbed attention guidance "
+                    "does: it does not reach nbattn's attention.",
+                    RESTORE,
                 )
         given = {**dict(zip(self.names, arguments, strict=False)), **named}
         tokens = self.family.read(model, given)

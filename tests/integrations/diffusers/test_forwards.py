@@ -10,6 +10,8 @@ import pytest
 import torch
 from accelerate import cpu_offload
 from diffusers import FirstBlockCacheConfig
+from diffusers.hooks import HookRegistry
+from diffusers.hooks.layer_skip import AttentionProcessorSkipHook
 from integrations.diffusers.models import MODELS, Small, in_float32, output, window
 from torch import Tensor, nn
 
@@ -212,6 +214,17 @@ def test_a_processor_of_another_model():
     model.set_attn_processor(dict(other.attn_processors))
     with pytest.raises(InputError, match="has not the windows of that call"):
         output(model, small.inputs(small.sizes[0]))
+
+
+def test_scores_that_a_hook_skips():
+    small, model = MODELS["qwen"], windowed("qwen")
+    hook = AttentionProcessorSkipHook(lambda *_: None, skip_attention_scores=True)
+    registry = HookRegistry.check_if_exists_or_initialize(model.transformer_blocks[0].attn)
+    registry.register_hook(hook, "skip")
+    with pytest.raises(InputError, match=r"skips the scores of transformer_blocks.0.attn"):
+        output(model, small.inputs(small.sizes[0]))
+    registry.remove_hook("skip")
+    output(model, small.inputs(small.sizes[0]))
 
 
 def test_fused_projections_that_are_undone():
