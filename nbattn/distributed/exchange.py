@@ -1,0 +1,225 @@
+"""One exchange of keys and values between ranks, and of their gradients on the way back.
+
+What other ranks need of this one's keys and values is packed into a buffer, which one all-to-all
+sends. Four steps are four nodes of autograd, and what does not need the exchange runs meanwhile:
+
+    start(key, value)        packs and sends                   backward: waits, adds to gradients
+    wait(buffer, ticket)     waits                             backward: sends gradients home
+    boxes(key, value, …)     own and received keys, by unit    backward: gradients by owner
+    tied(output, …)          the output                        backward: nothing, but it runs
+
+Between `start` and `wait` the buffer is still being filled, and nothing else reads it. On the way
+back that is true of the gradient of the ticket, which has the shape of what was sent. The
+collectives are torch's functional ones, which torch.compile traces.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+Slices = tuple[slice, ...]  # of the axes of the space
+Sizes = tuple[list[int], list[int]]  # how many numbers go to, and come from, every rank
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """Keys that go into a unit's box: from this rank's own, or from a block that it received.
+
+    Args:
+        block: number of the block; -1 for the rank's own keys.
+        source: which keys of it, per axis.
+        target: where in the box.
+    """
+
+    block: int
+    source: Slices
+    target: Slices
+
+
+@dataclass(frozen=True, slots=True)
+class Box:
+    """The keys of one unit: their numbers per axis, and where they come from."""
+
+    space: tuple[int, ...]
+    copies: tuple[Copy, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """What one rank sends and receives.
+
+    Args:
+        group: name of the process group.
+        sent: for every rank of the group, in its order, which of the own keys go there.
+        received: for every rank of the group, the numbers of keys per axis of its blocks.
+    """
+
+    group: str
+    sent: tuple[tuple[Slices, ...], ...]
+    received: tuple[tuple[tuple[int, ...], ...], ...]
+
+    def sizes(self, key: Tensor, value: Tensor) -> Sizes:
+        """How many numbers go to, and come from, every rank."""
+        each = key.shape[0] * (key.shape[-2] * key.shape[-1] + value.shape[-2] * value.shape[-1])
+        sent = [each * sum(map(_tokens, blocks)) for blocks in self.sent]
+        return sent, [each * sum(map(_product, blocks)) for blocks in self.received]
+
+
+def start(key: Tensor, value: Tensor, route: Route) -> tuple[Tensor, Tensor]:
+    """Sends the keys and values that others need; returns the buffer of those that arrive, and a
+    ticket for `wait`.
+    """
+    return _Start.apply(key, value, route)  # pyright: ignore
+
+
+def wait(buffer: Tensor, ticket: Tensor, route: Route, sizes: Sizes) -> Tensor:
+    """Waits until the buffer is filled."""
+    return _Wait.apply(buffer, ticket, route, sizes)  # pyright: ignore
+
+
+def boxes(
+    key: Tensor, value: Tensor, received: Tensor, route: Route, wanted: Sequence[Box]
+) -> list[tuple[Tensor, Tensor]]:
+    """The keys and values of every unit. Keys that no query attends to are zeros."""
+    found: Any = _Boxes.apply(key, value, received, route, tuple(wanted))
+    return list(zip(found[::2], found[1::2], strict=True))
+
+
+def tied(outputs: Sequence[Tensor], *tensors: Tensor) -> list[Tensor]:
+    """The outputs, whose backward gives the tensors zeros as gradients: what made them takes part
+    in the backward pass on this rank, too.
+    """
+    return list(_Tied.apply(len(outputs), *outputs, *tensors))  # pyright: ignore
+
+
+class _Start(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, key: Tensor, value: Tensor, route: Route) -> tuple[Tensor, Tensor]:
+        ctx.route, ctx.key, ctx.value = route, key.shape, value.shape
+        sent, received = route.sizes(key, value)
+        parts = [
+            side[(slice(None), *block)].reshape(-1)
+            for blocks in route.sent
+            for block in blocks
+            for side in (key, value)
+        ]
+        buffer = torch.cat(parts) if parts else key.new_empty(0)
+        ctx.set_materialize_grads(False)
+        ticket = key.new_empty(1).expand(buffer.numel())
+        return _all_to_all(buffer, received, sent, route.group), ticket
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, _: None, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        grad = torch.ops._c10d_functional.wait_tensor(grad)
+        grads = grad.new_zeros(ctx.key), grad.new_zeros(ctx.value)
+        at = 0
+        for blocks in ctx.route.sent:
+            for block in blocks:
+                for side in grads:
+                    own = side[(slice(None), *block)]
+                    own += grad[at : at + own.numel()].view(own.shape)
+                    at += own.numel()
+        return *grads, None
+
+
+class _Wait(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, buffer: Tensor, ticket: Tensor, route: Route, sizes: Sizes) -> Tensor:
+        ctx.route, ctx.sizes = route, sizes
+        return torch.ops._c10d_functional.wait_tensor(buffer)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor, None, None]:
+        sent, received = ctx.sizes
+        return None, _all_to_all(grad.contiguous(), sent, received, ctx.route.group), None, None
+
+
+class _Boxes(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        key: Tensor,
+        value: Tensor,
+        received: Tensor,
+        route: Route,
+        wanted: tuple[Box, ...],
+    ) -> tuple[Tensor, ...]:
+        ctx.route, ctx.wanted = route, wanted
+        ctx.shapes = key.shape, value.shape, received.shape
+        blocks = _blocks(received, route, key.shape, value.shape)
+        found: list[Tensor] = []
+        for box in wanted:
+            for number, own in enumerate((key, value)):
+                target = own.new_zeros((own.shape[0], *box.space, *own.shape[-2:]))
+                for copy in box.copies:
+                    source = own if copy.block < 0 else blocks[copy.block][number]
+                    whole = slice(None)
+                    target[(whole, *copy.target)] = source[(whole, *copy.source)]
+                found.append(target)
+        return tuple(found)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+        key, value, received = (grads[0].new_zeros(shape) for shape in ctx.shapes)
+        blocks = _blocks(received, ctx.route, key.shape, value.shape)
+        for box, pair in zip(ctx.wanted, zip(grads[::2], grads[1::2], strict=True), strict=True):
+            for number, (own, grad) in enumerate(zip((key, value), pair, strict=True)):
+                for copy in box.copies:
+                    source = own if copy.block < 0 else blocks[copy.block][number]
+                    whole = slice(None)
+                    source[(whole, *copy.source)] += grad[(whole, *copy.target)]
+        return key, value, received, None, None
+
+
+class _Tied(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
+        ctx.save_for_backward(*tensors[count:])
+        return tuple(tensor.view_as(tensor) for tensor in tensors[:count])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+        return None, *grads, *map(torch.zeros_like, ctx.saved_tensors)
+
+
+def _all_to_all(buffer: Tensor, received: list[int], sent: list[int], group: str) -> Tensor:
+    return torch.ops._c10d_functional.all_to_all_single(buffer, received, sent, group)
+
+
+def _blocks(
+    buffer: Tensor, route: Route, key: Sequence[int], value: Sequence[int]
+) -> list[tuple[Tensor, Tensor]]:
+    """The blocks of keys and values in a buffer that has arrived, as views."""
+    found: list[tuple[Tensor, Tensor]] = []
+    at = 0
+    for blocks in route.received:
+        for space in blocks:
+            pair: list[Tensor] = []
+            for side in (key, value):
+                shape = (side[0], *space, *side[-2:])
+                size = _product(shape)
+                pair.append(buffer[at : at + size].view(shape))
+                at += size
+            found.append((pair[0], pair[1]))
+    return found
+
+
+def _tokens(block: Slices) -> int:
+    return _product([side.stop - side.start for side in block])
+
+
+def _product(numbers: Sequence[int]) -> int:
+    total = 1
+    for number in numbers:
+        total *= number
+    return total

@@ -1,0 +1,156 @@
+"""What one rank does in one attention: which boxes of queries it computes, and what it exchanges."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import product
+
+from nbattn.distributed import shards
+from nbattn.distributed.chunks import Span
+from nbattn.distributed.exchange import Box, Copy, Route, Slices
+from nbattn.distributed.shards import Ranks, ShardedAxis, Unit
+from nbattn.mask import Mask
+
+# Queries that need no other rank's keys run during the exchange if they are at least this share of
+# all: the rest then takes up to two more calls per axis.
+_WORTH = 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One call of attention: a unit, the mask at its lengths, and where its keys are.
+
+    Args:
+        unit: queries and keys.
+        mask: the mask at the unit's lengths.
+        own: the keys among the rank's own, if it needs no others.
+        box: else, how they are put together.
+    """
+
+    unit: Unit
+    mask: Mask
+    own: Slices | None
+    box: Box
+
+
+@dataclass(frozen=True, slots=True)
+class RankPlan:
+    """What one rank does.
+
+    Args:
+        route: what it sends and receives.
+        travels: whether any rank needs another one's keys: else nobody sends anything.
+        cuts: for every axis that is cut, its number and the lengths of its three parts; the middle
+            one is cut further.
+        tasks: the calls, in the order in which the cuts give their queries.
+    """
+
+    route: Route
+    travels: bool
+    cuts: tuple[tuple[int, tuple[int, int, int]], ...]
+    tasks: tuple[Task, ...]
+
+
+@lru_cache(256)
+def plan_of_rank(
+    axes: tuple[ShardedAxis, ...], mesh_axes: tuple[int, ...], rank: Ranks, group: str
+) -> RankPlan:
+    """Plans one rank's part.
+
+    Args:
+        axes: the axes of the space.
+        mesh_axes: the axes that are sharded, in the order of the group's ranks, the last one
+            fastest.
+        rank: this rank, as its part of every axis.
+        group: name of the process group of all ranks that share the space.
+    """
+    numbers: dict[tuple[int, ...], int] = {}
+    everyone = [range(axes[axis].parts) for axis in mesh_axes]
+    ranks: list[Ranks] = []
+    for parts in product(*everyone):
+        place = dict(zip(mesh_axes, parts, strict=True))
+        ranks.append(tuple(place.get(axis, 0) for axis in range(len(axes))))
+    readers, owners = (set(f(axes, rank)) for f in (shards.readers_of, shards.owners_of))
+    own = [axis.keys(part) for axis, part in zip(axes, rank, strict=True)]
+    sent: list[tuple[Slices, ...]] = []
+    received: list[tuple[tuple[int, ...], ...]] = []
+    for other in ranks:
+        out = shards.needed_from(axes, other, rank) if other in readers and other != rank else ()
+        sent.append(tuple(_within(own, block.spans) for block in out))
+        into = shards.needed_from(axes, rank, other) if other in owners and other != rank else ()
+        sizes: list[tuple[int, ...]] = []
+        for block in into:
+            numbers[block.pieces] = len(numbers)
+            sizes.append(tuple(span.count for span in block.spans))
+        received.append(tuple(sizes))
+    travels = any(needs_others(axes, other) for other in ranks)
+    route = Route(group, tuple(sent), tuple(received))
+    cuts, spans = _cuts(axes, rank)
+    tasks = [_task(axes, rank, own, numbers, queries) for queries in spans]
+    return RankPlan(route, travels, cuts, tuple(tasks))
+
+
+def needs_others(axes: Sequence[ShardedAxis], rank: Ranks) -> bool:
+    """Whether a rank's queries attend to keys that others have."""
+    owners = [{p.owner for p in axis.pieces(part)} for axis, part in zip(axes, rank, strict=True)]
+    return all(owners) and any(o != {part} for o, part in zip(owners, rank, strict=True))
+
+
+def _cuts(
+    axes: Sequence[ShardedAxis], rank: Ranks
+) -> tuple[tuple[tuple[int, tuple[int, int, int]], ...], list[list[Span]]]:
+    """How the rank's queries are cut into those that need no other rank's keys, and the rest."""
+    whole = [axis.queries(part) for axis, part in zip(axes, rank, strict=True)]
+    inner = [axis.inner(part) for axis, part in zip(axes, rank, strict=True)]
+    share = 1.0
+    for some, every in zip(inner, whole, strict=True):
+        share *= some.count / every.count if every.count else 0.0
+    if share < _WORTH or inner == whole or not needs_others(axes, rank):
+        return (), [whole]
+    cuts: list[tuple[int, tuple[int, int, int]]] = []
+    before: list[list[Span]] = []
+    after: list[list[Span]] = []
+    for number, (some, every) in enumerate(zip(inner, whole, strict=True)):
+        if some == every:
+            continue
+        ends = Span(every.start, some.start), Span(some.stop, every.stop)
+        cuts.append((number, (ends[0].count, some.count, ends[1].count)))
+        for end, found in zip(ends, (before, after), strict=True):
+            found.append([*inner[:number], end, *whole[number + 1 :]])
+    return tuple(cuts), [*before, inner, *reversed(after)]
+
+
+def _task(
+    axes: Sequence[ShardedAxis],
+    rank: Ranks,
+    own: Sequence[Span],
+    numbers: dict[tuple[int, ...], int],
+    queries: Sequence[Span],
+) -> Task:
+    unit = shards.unit_of(axes, rank, queries)
+    pieces = [axis.pieces(part) for axis, part in zip(axes, rank, strict=True)]
+    copies: list[Copy] = []
+    for shares in product(*unit.shares):
+        ids = tuple(share.piece for share in shares)
+        target = tuple(slice(s.at, s.at + s.count) for s in shares)
+        block = numbers.get(ids, -1)
+        source: list[slice] = []
+        for share, of_axis, mine in zip(shares, pieces, own, strict=True):
+            first = share.offset + (of_axis[share.piece].start - mine.start if block < 0 else 0)
+            source.append(slice(first, first + share.count))
+        copies.append(Copy(block, tuple(source), target))
+    space = tuple(local.keys for local in unit.axes)
+    is_whole = len(copies) == 1 and copies[0].block < 0
+    if is_whole:
+        ends = zip(copies[0].target, space, strict=True)
+        is_whole = all(side == slice(0, count) for side, count in ends)
+    mask = Mask(*[local.spec for local in unit.axes])
+    return Task(unit, mask, copies[0].source if is_whole else None, Box(space, tuple(copies)))
+
+
+def _within(own: Sequence[Span], spans: Sequence[Span]) -> Slices:
+    """Spans of the axes as slices of what a rank has."""
+    pairs = zip(own, spans, strict=True)
+    return tuple(slice(span.start - mine.start, span.stop - mine.start) for mine, span in pairs)
