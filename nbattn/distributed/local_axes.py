@@ -91,7 +91,8 @@ def local_axis(bound: BoundAxis, queries: Span, *, table: bool = False) -> Local
     Args:
         bound: the whole axis.
         queries: the span.
-        table: whether the call has a table of relative positions, for which windows stay finite.
+        table: whether the call has a table of relative positions, for which windows stay finite
+            and queries are among the keys.
 
     >>> from nbattn import Mask, geometry
     >>> axis, = geometry.bind(Mask.sliding_window(2, 0), 100)
@@ -111,15 +112,17 @@ def local_axis(bound: BoundAxis, queries: Span, *, table: bool = False) -> Local
         runs.append(Run(0, stop, 0))
     else:
         cut = min(first, place + 1) - prefix if spec.causal else first - prefix  # all stay before
+        cut = min(cut, place) if table else cut
         shift = _group_start(spec, max(0, cut))
         runs += [Run(0, prefix, 0)] * (prefix > 0) + [Run(first, stop, first - shift)]
-    stop = min(bound.keys, max(stop, _group_stop(spec, place + queries.count - 1, stop)))
-    moved = replace(spec, align="top-left", offset=place - shift)
-    runs = [run for run in runs if run.span.count]
-    if not runs:
+    reach = Span(runs[0].start, stop)
+    last = place + queries.count - 1
+    stop = max(stop, _group_stop(spec, last, stop), last + 1 if table else 0)
+    if not reach.count and not table:
         return _without_keys(bound, queries)
-    reach = Span(runs[0].start, runs[-1].stop)
-    return LocalAxis(moved, queries, stop - shift, tuple(runs), reach)
+    moved = replace(spec, align="top-left", offset=place - shift)
+    keys = min(bound.keys, stop) - shift
+    return LocalAxis(moved, queries, keys, tuple(run for run in runs if run.span.count), reach)
 
 
 @lru_cache(4096)
