@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
 from nbattn import arguments, functional, key_ranges
-from nbattn.distributed import exchange, given, local_calls, merging
+from nbattn.distributed import agreement, exchange, given, local_calls, merging
 from nbattn.distributed.meshes import Place, place_of
 from nbattn.distributed.rank_plan import RankPlan, plan_of_rank
 from nbattn.distributed.shards import ShardedAxis
@@ -34,11 +34,31 @@ def attention(
     query_shard: Sequence[str | None] | str | None = None,
     **options: Any,
 ) -> Any:
+    given_space = shard, query_shard, space, key_space
+    if torch.compiler.is_compiling():
+        return _attention(query, key, value, mask, mesh, given_space, options)
+    try:
+        return _attention(query, key, value, mask, mesh, given_space, options)
+    except Exception as error:
+        agreement.tell(mesh, shard, error)
+        raise
+
+
+def _attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Mask,
+    mesh: DeviceMesh,
+    given_space: tuple[Any, Any, Any, Any],
+    options: dict[str, Any],
+) -> Any:
     arguments.check_mask(mask)
-    place = place_of(mesh, *given.sharding(mask, mesh, shard, query_shard, space, key_space))
+    place = place_of(mesh, *given.sharding(mask, mesh, *given_space))
     query, named = functional.autocast(query, {"key": key, "value": value})
     key, value = named["key"], named["value"]
     place.check_shapes(query, key, value)
+    _agree(query, key, value, mask, place, options)
     plan = _planned(place, mask, options.get("relative_bias") is not None)
     options = dict(options)
     ranges = options.pop("key_range", None)
@@ -53,6 +73,37 @@ def attention(
     if place.merged is not None:
         found = merging.merged(found[0], found[1], place.merged)
     return tuple(found) if wants_lse else found[0]
+
+
+def _agree(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Mask,
+    place: Place,
+    options: dict[str, Any],
+) -> None:
+    """Waits for all ranks where this call is new: what travels must be alike."""
+    if place.group is None or torch.compiler.is_compiling():
+        return
+    names = [name for name, option in options.items() if option is not None]
+    trains = torch.is_grad_enabled() and (key.requires_grad or value.requires_grad)
+    sides = [(side.shape[0], *side.shape[-2:]) for side in (query, key, value)]
+
+    def described() -> agreement.Call:
+        shapes = [f"[{batch}, *space, {heads}, {dim}]" for batch, heads, dim in sides]
+        return {
+            "mask": repr(mask),
+            "space": f"{place.space}",
+            "key_space": f"{place.key_space}",
+            **dict(zip(("query", "key", "value"), shapes, strict=True)),
+            "dtype": f"{key.dtype}",
+            "gradients of keys": "wanted" if trains else "not wanted",
+            "options": ", ".join(sorted(names)) or "none",
+        }
+
+    known = place, mask, *sides, key.dtype, trains, *names
+    agreement.of_group(place.group.name).agree(known, described)
 
 
 @lru_cache(1024)
