@@ -118,7 +118,7 @@ class _Start(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, _: None, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, _: None, grad: Tensor) -> tuple[Tensor, Tensor, None]:  # pyright: ignore
         grad = _waited(grad, ctx.route.group)
         grads = grad.new_zeros(ctx.key), grad.new_zeros(ctx.value)
         at = 0
@@ -139,7 +139,7 @@ class _Wait(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor, None, None]:  # pyright: ignore
         sent, received = ctx.sizes
         return None, _all_to_all(grad.contiguous(), sent, received, ctx.route.group), None, None
 
@@ -170,7 +170,7 @@ class _Boxes(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:  # pyright: ignore
         key, value, received = (grads[0].new_zeros(shape) for shape in ctx.shapes)
         blocks = _blocks(received, ctx.route, key.shape, value.shape)
         for box, pair in zip(ctx.wanted, zip(grads[::2], grads[1::2], strict=True), strict=True):
@@ -190,7 +190,7 @@ class _Tied(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:  # pyright: ignore
         return None, *grads, *map(torch.zeros_like, ctx.saved_tensors)
 
 

@@ -71,7 +71,7 @@ def _names(argument: str, given: Any, mask: Mask, names: tuple[str, ...]) -> Sha
     for name in found:
         if name is not None and name not in names:
             raise InputError(
-                f"{argument}: the mesh has no dimension {name!r}, but {', '.join(map(repr, names))}.",
+                f"{argument}: the mesh has no dimension {name!r}; it has {names!r}.",
                 f"{argument}={example!r}",
             )
     some = [name for name in found if name is not None]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from math import prod
 
 from torch import Tensor
@@ -91,7 +90,7 @@ class Place:
                 )
             for axis in range(rank):
                 has, wanted = tensor.shape[axis + 1], chunk(axis)
-                if has != wanted.count:
+                if has != wanted.length:
                     raise self._wrong_length(name, axis, has, wanted, space[axis])
 
     def _wrong_length(
@@ -106,15 +105,14 @@ class Place:
         part = self.coordinates[axis]
         return InputError(
             f"{name} has {has} positions on axis {axis}; part {part} of {parts} has "
-            f"{wanted.count} of {length}: {wanted.start} to {wanted.stop}.",
+            f"{wanted.length} of {length}: {wanted.start} to {wanted.stop}.",
             f"{name}=whole_{name}.tensor_split([*range({-(-length // parts)}, {length}, "
             f"{-(-length // parts)})], {axis + 1})[mesh.get_local_rank({dimension!r})]"
-            if wanted.count
+            if wanted.length
             else f"{name}=whole_{name}.narrow({axis + 1}, {wanted.start}, 0)",
         )
 
 
-@lru_cache(256)
 def place_of(
     mesh: DeviceMesh,
     shard: Shard,
@@ -167,7 +165,7 @@ def _group(mesh: DeviceMesh, names: Sequence[str]) -> Group | None:
         return None
     along = mesh[tuple(names)] if len(names) < mesh.ndim else mesh
     if len(names) > 1:
-        along = along._flatten()  # the one way to a group of several dimensions
+        along = along._flatten()  # pyright: ignore[reportPrivateUsage]  # no public way
     group = along.get_group()
     agreement.know_group(group.group_name, agreement.ranks_of(mesh, names))
     size = prod(mesh.size((mesh.mesh_dim_names or ()).index(name)) for name in names)

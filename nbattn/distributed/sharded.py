@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
-from functools import lru_cache
+from itertools import count
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 from torch.distributed.device_mesh import DeviceMesh
 
 from nbattn import arguments, functional, key_ranges
@@ -34,11 +35,36 @@ def attention(
     query_shard: Sequence[str | None] | str | None = None,
     **options: Any,
 ) -> Any:
-    given_space = shard, query_shard, space, key_space
+    """Computes attention of this rank's queries over the keys that the mask allows, wherever they
+    are: every rank receives the keys that its own queries attend to, and no others.
+
+    Args:
+        query: `[B, *chunk, H, D]`, this rank's queries.
+        key, value: `[B, *key_chunk, Hk, D]`, `[B, *key_chunk, Hk, Dv]`, this rank's keys.
+        mask: which keys of the whole space each query attends to.
+        mesh: the ranks, with names of its dimensions.
+        shard: for every axis of the space the mesh dimension along which it is cut into chunks, as
+            `torch.chunk` cuts it, or None: every rank has all of it. A string for one axis.
+        space, key_space: lengths of the whole axes; of the keys, if they are others.
+        query_shard: as `shard`, for the queries alone: where it is None and `shard` is not, every
+            rank has all queries and its chunk of the keys, as in decoding with a sharded cache.
+            Results are then merged, and the same on all of these ranks.
+        **options: as in `nbattn.attention`. `key_range` is in positions of the whole space.
+
+    Returns:
+        As `nbattn.attention`, for this rank's queries.
+
+    Raises:
+        InputError, MaskError, BackendError: as `nbattn.attention`; or tensors that are not the
+            rank's chunks.
+        DistributedError: another rank has raised an error, has ended, is late, or calls with other
+            arguments.
+    """
+    sharding = shard, query_shard, space, key_space
     if torch.compiler.is_compiling():
-        return _attention(query, key, value, mask, mesh, given_space, options)
+        return _attention(query, key, value, mask, mesh, sharding, options)
     try:
-        return _attention(query, key, value, mask, mesh, given_space, options)
+        return _attention(query, key, value, mask, mesh, sharding, options)
     except Exception as error:
         agreement.tell(mesh, shard, error)
         raise
@@ -50,16 +76,16 @@ def _attention(
     value: Tensor,
     mask: Mask,
     mesh: DeviceMesh,
-    given_space: tuple[Any, Any, Any, Any],
+    sharding: tuple[Any, Any, Any, Any],
     options: dict[str, Any],
 ) -> Any:
     arguments.check_mask(mask)
-    place = place_of(mesh, *given.sharding(mask, mesh, *given_space))
+    table = options.get("relative_bias") is not None
+    place, plan = _PLANS[_plan_number(mesh, mask, *sharding, table)]
     query, named = functional.autocast(query, {"key": key, "value": value})
     key, value = named["key"], named["value"]
     place.check_shapes(query, key, value)
     _agree(query, key, value, mask, place, options)
-    plan = _planned(place, mask, options.get("relative_bias") is not None)
     options = dict(options)
     ranges = options.pop("key_range", None)
     if ranges is not None:
@@ -106,14 +132,42 @@ def _agree(
     agreement.of_group(place.group.name).agree(known, described)
 
 
-@lru_cache(1024)
+# Places and plans of calls by number, the oldest first: compilers read them like any global.
+_PLANS: dict[int, tuple[Place, RankPlan]] = {}
+_NUMBERS: dict[tuple[Any, ...], int] = {}
+_COUNT = count()
+_MOST = 4096  # plans that are kept
+
+
+@torch.compiler.assume_constant_result  # compilers call it while they trace
+def _plan_number(
+    mesh: DeviceMesh,
+    mask: Mask,
+    shard: Any,
+    query_shard: Any,
+    space: Any,
+    key_space: Any,
+    table: bool,
+) -> int:
+    """The number of a call's plan in `_PLANS`, which is made for the first call like it."""
+    sharding = given.sharding(mask, mesh, shard, query_shard, space, key_space)
+    # Equal meshes of other process groups, which were made later, have plans of their own.
+    key = (weakref.ref(distributed.group.WORLD), mesh, mask, sharding, table)
+    number = _NUMBERS.get(key)
+    if number is None:
+        place = place_of(mesh, *sharding)
+        number = next(_COUNT)
+        _PLANS[number] = place, _planned(place, mask, table)
+        _NUMBERS[key] = number
+        if len(_PLANS) > _MOST:
+            del _PLANS[next(iter(_PLANS))], _NUMBERS[next(iter(_NUMBERS))]
+    return number
+
+
 def _planned(place: Place, mask: Mask, table: bool) -> RankPlan:
-    axes = tuple(
-        ShardedAxis(axis, parts, whole, table)
-        for axis, parts, whole in zip(
-            bind(mask, place.space, place.key_space), place.parts, place.whole, strict=True
-        )
-    )
+    bound = bind(mask, place.space, place.key_space)
+    sides = zip(bound, place.parts, place.whole, strict=True)
+    axes = tuple(ShardedAxis(axis, parts, whole, table) for axis, parts, whole in sides)
     group = "" if place.group is None else place.group.name
     return plan_of_rank(axes, place.mesh_axes, place.coordinates, group)
 
