@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -57,6 +58,7 @@ class Seen(TorchDispatchMode):
         return found
 
 
+@cache
 def mesh_of(shape: tuple[int, ...]) -> Any:
     return dist.init_device_mesh("cpu", shape, mesh_dim_names=tuple("xy"[: len(shape)]))
 
