@@ -4,23 +4,60 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, Literal, Unpack, overload
 
 import torch
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
 from nbattn import arguments, functional, key_ranges
-from nbattn.distributed import exchange, given, local_calls, merging
+from nbattn.distributed import exchange, given, local_calls, merging, words
 from nbattn.distributed.meshes import Place, place_of
 from nbattn.distributed.rank_plan import RankPlan, plan_of_rank
 from nbattn.distributed.shards import ShardedAxis
+from nbattn.distributed.words import Options
+from nbattn.fixes import signatures
 from nbattn.geometry import bind
 from nbattn.mask import Mask
 
 _ONCE = ("sink", "extra_key", "extra_value", "extra_range")  # among results that are merged
 
 
+@overload
+def attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Mask,
+    *,
+    mesh: DeviceMesh,
+    shard: Sequence[str | None] | str,
+    space: Sequence[int] | int,
+    key_space: Sequence[int] | int | None = None,
+    query_shard: Sequence[str | None] | str | None = None,
+    return_lse: Literal[False] = False,
+    **options: Unpack[Options],
+) -> Tensor: ...
+
+
+@overload
+def attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Mask,
+    *,
+    mesh: DeviceMesh,
+    shard: Sequence[str | None] | str,
+    space: Sequence[int] | int,
+    key_space: Sequence[int] | int | None = None,
+    query_shard: Sequence[str | None] | str | None = None,
+    return_lse: bool,
+    **options: Unpack[Options],
+) -> Tensor | tuple[Tensor, Tensor]: ...
+
+
+@signatures.answering(words.refusal)
 def attention(
     query: Tensor,
     key: Tensor,
@@ -33,9 +70,65 @@ def attention(
     key_space: Sequence[int] | int | None = None,
     query_shard: Sequence[str | None] | str | None = None,
     **options: Any,
-) -> Any:
-    arguments.check_mask(mask)
-    place = place_of(mesh, *given.sharding(mask, mesh, shard, query_shard, space, key_space))
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Computes attention over a space that is cut into parts, one for each rank of a mesh.
+
+    Every rank calls it with its own part, and receives from others only the keys that its queries
+    attend to: one exchange forward, one backward. Parts are those of `torch.chunk`: all as long as
+    the first one, but for the last ones, which can be shorter or empty. The mask is that of the
+    whole space.
+
+    Args:
+        query: `[B, *space, H, D]`, this rank's part of it.
+        key: `[B, *key_space, Hk, D]`, this rank's part.
+        value: `[B, *key_space, Hk, Dv]`, this rank's part.
+        mask: the keys that each query attends to in the whole space.
+        mesh: a mesh whose dimensions have names. Those that `shard` does not name are anything
+            else: ranks with other samples or other heads, which call it on their own.
+        shard: for every axis the name of the mesh dimension over which it is cut, or None for an
+            axis that every rank has whole; one name for a mask of one axis.
+        space: lengths of the whole axes of the queries.
+        key_space: those of the keys; default: `space`.
+        query_shard: `shard` of the queries, if others: None for an axis of which every rank has all
+            queries and a part of the keys, as in decoding with a cache that is cut. The results of
+            these ranks are merged, and every one of them has the whole. Needs `border="clip"` and
+            stride 1.
+        options: `scale`, `softcap`, `sink`, `key_range`, `extra_key`, `extra_value`, `extra_range`,
+            `relative_bias`, `alibi_slopes`, `backend`, `require`, `forbid`, `return_lse`, as in
+            `nbattn.attention`. Tensors among them are alike on all ranks: a `key_range` is in
+            positions of the whole space.
+
+    Returns:
+        `[B, *space, H, Dv]`, this rank's part of it; with `return_lse` also `[B, *space, H]`. Empty
+        where the part is. The gradients of query, key and value are this rank's part. Of arguments
+        that all ranks have (a sink, extra keys, a table, queries by `query_shard`), a rank's
+        gradient is its share: the sum over the ranks of the space is the whole one.
+
+    Raises:
+        InputError: no mesh with names, a name that it does not have, a tensor that is not this
+            rank's part; with both numbers and the fix.
+        MaskError: the mask does not fit the space.
+        BackendError: no backend supports the call.
+
+    >>> from torch import distributed
+    >>> store = distributed.HashStore()  # this process is all ranks: torchrun has more
+    >>> distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    >>> mesh = distributed.init_device_mesh("cpu", (1, 1), mesh_dim_names=("rows", "columns"))
+    >>> part = torch.randn(2, 30, 40, 4, 16)
+    >>> mask = Mask.neighborhood((7, 7))
+    >>> shard, space = ("rows", "columns"), (30, 40)
+    >>> attention(part, part, part, mask, mesh=mesh, shard=shard, space=space).shape
+    torch.Size([2, 30, 40, 4, 16])
+    >>> distributed.destroy_process_group()
+    """
+    if strange := words.strangers(options):
+        named = {"query": query, "mask": mask, "mesh": mesh, "shard": shard, "space": space}
+        optional = {"key_space": key_space, "query_shard": query_shard}
+        named |= {name: value for name, value in optional.items() if value is not None}
+        raise words.unknown(strange, named | options)
+    arguments.check_mask(mask, getattr(query, "ndim", 4) - 3)
+    sharding = given.sharding(query, mask, mesh, shard, query_shard, space, key_space)
+    place = place_of(mesh, *sharding)
     query, named = functional.autocast(query, {"key": key, "value": value})
     key, value = named["key"], named["value"]
     place.check_shapes(query, key, value)
@@ -52,7 +145,7 @@ def attention(
     found = _computed(query, key, value, plan, call)
     if place.merged is not None:
         found = merging.merged(found[0], found[1], place.merged)
-    return tuple(found) if wants_lse else found[0]
+    return (found[0], found[1]) if wants_lse else found[0]
 
 
 @lru_cache(1024)
@@ -114,3 +207,6 @@ def _joined(parts: Sequence[Tensor], plan: RankPlan) -> Tensor:
     for (axis, _), first, last in ends:
         whole = torch.cat([first, whole, last], axis + 1)
     return whole
+
+
+words.show(attention)
