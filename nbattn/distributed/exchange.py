@@ -116,7 +116,7 @@ class _Start(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, _: None, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, _: None, grad: Tensor) -> tuple[Tensor, Tensor, None]:  # pyright: ignore
         grad = torch.ops._c10d_functional.wait_tensor(grad)
         grads = grad.new_zeros(ctx.key), grad.new_zeros(ctx.value)
         at = 0
@@ -137,7 +137,7 @@ class _Wait(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor, None, None]:  # pyright: ignore
         sent, received = ctx.sizes
         return None, _all_to_all(grad.contiguous(), sent, received, ctx.route.group), None, None
 
@@ -168,7 +168,7 @@ class _Boxes(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:  # pyright: ignore
         key, value, received = (grads[0].new_zeros(shape) for shape in ctx.shapes)
         blocks = _blocks(received, ctx.route, key.shape, value.shape)
         for box, pair in zip(ctx.wanted, zip(grads[::2], grads[1::2], strict=True), strict=True):
@@ -188,7 +188,7 @@ class _Tied(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:  # pyright: ignore
         return None, *grads, *map(torch.zeros_like, ctx.saved_tensors)
 
 

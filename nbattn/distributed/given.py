@@ -19,7 +19,7 @@ _MESH = "torch.distributed.init_device_mesh({!r}, {!r}, mesh_dim_names={!r})"
 
 
 def sharding(
-    query: Any,
+    shape: Sequence[int],
     mask: Mask,
     mesh: DeviceMesh,
     shard: Sequence[str | None] | str,
@@ -28,6 +28,10 @@ def sharding(
     key_space: Sequence[int] | int | None,
 ) -> tuple[Shard, Shard, tuple[int, ...], tuple[int, ...]]:
     """The arguments in one form: mesh dimensions of keys and queries, and lengths of both.
+
+    Args:
+        shape: of the rank's queries, for a fix; empty if nobody knows.
+        mask, mesh, shard, query_shard, space, key_space: as in `attention`.
 
     Raises:
         InputError: no mesh with names, an unknown or repeated name, or another number of axes.
@@ -48,10 +52,10 @@ def sharding(
                 f'border="clip" and stride=1, not {mask.axes[axis]!r}.',
                 f"query_shard={keys!r}",
             )
-    lengths = _space("space", space, query, mask, mesh, queries)
+    lengths = _space("space", space, shape, mask, mesh, queries)
     if key_space is None:
         return keys, queries, lengths, lengths
-    return keys, queries, lengths, _space("key_space", key_space, None, mask, mesh, keys)
+    return keys, queries, lengths, _space("key_space", key_space, (), mask, mesh, keys)
 
 
 def _names_of_mesh(mesh: Any) -> tuple[str, ...]:
@@ -67,7 +71,7 @@ def _names_of_mesh(mesh: Any) -> tuple[str, ...]:
 
 
 def _space(
-    name: str, given: Any, query: Any, mask: Mask, mesh: DeviceMesh, shard: Shard
+    name: str, given: Any, shape: Sequence[int], mask: Mask, mesh: DeviceMesh, shard: Shard
 ) -> tuple[int, ...]:
     """The lengths of the whole axes, as many as the mask has axes."""
     lengths = as_space(given, name)
@@ -79,7 +83,7 @@ def _space(
     )
     if len(lengths) == mask.rank + 3:  # the shape of a tensor
         raise InputError(problem, f"{name}={lengths[1:-2]!r}.")
-    whole = whole_space(query, mesh, shard, mask.rank)
+    whole = whole_space(shape, mesh, shard, mask.rank)
     fix = f"{name}={whole!r}, if all ranks have as much." if whole else ""
     raise InputError(problem, fix)
 
@@ -156,10 +160,9 @@ def mesh_of_group(name: str) -> str:
     return f"{made}({name}, {_device()!r}, mesh_dim_names=('x',))"
 
 
-def whole_space(query: Any, mesh: Any, shard: Any, rank: int) -> tuple[int, ...]:
+def whole_space(shape: Sequence[int], mesh: Any, shard: Any, rank: int) -> tuple[int, ...]:
     """The lengths of the whole axes, if all ranks have as much as this one; empty if unknown."""
     names = isinstance(mesh, DeviceMesh) and mesh.mesh_dim_names
-    shape = getattr(query, "shape", ())
     if not names or len(shape) != rank + 3:
         return ()
     of_axes = example(names, rank) if shard is None else names_of(shard, rank, names)

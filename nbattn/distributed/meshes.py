@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from math import prod
 
 from torch import Tensor
@@ -88,7 +87,7 @@ class Place:
                 )
             for axis in range(rank):
                 has, wanted = tensor.shape[axis + 1], chunk(axis)
-                if has != wanted.count:
+                if has != wanted.length:
                     raise self._wrong_length(name, axis, has, wanted)
 
     def _wrong_length(self, name: str, axis: int, has: int, wanted: Span) -> InputError:
@@ -103,7 +102,7 @@ class Place:
             )
         return InputError(
             f"{name} has {has} positions on axis {axis}; part {self.coordinates[axis]} of "
-            f"{self.parts[axis]} has {wanted.count} of {space[axis]}: {wanted.start} to "
+            f"{self.parts[axis]} has {wanted.length} of {space[axis]}: {wanted.start} to "
             f"{wanted.stop}.",
             f"{name}=whole_{name}{self._cut(of_queries)}.",
         )
@@ -117,13 +116,12 @@ class Place:
             span = self.queries(axis) if of_queries else self.keys(axis)
             code += (
                 f".chunk({self.parts[axis]}, {axis + 1})[mesh.get_local_rank({dimension!r})]"
-                if span.count  # of empty ones torch.chunk makes none
+                if span.length  # of empty ones torch.chunk makes none
                 else f".narrow({axis + 1}, {span.start}, 0)"
             )
         return code
 
 
-@lru_cache(256)
 def place_of(
     mesh: DeviceMesh,
     shard: Shard,
@@ -164,7 +162,7 @@ def _group(mesh: DeviceMesh, names: Sequence[str]) -> Group | None:
         return None
     along = mesh[tuple(names)] if len(names) < mesh.ndim else mesh
     if len(names) > 1:
-        along = along._flatten()  # the one way to a group of several dimensions
+        along = along._flatten()  # pyright: ignore[reportPrivateUsage]  # no public way
     group = along.get_group()
     size = prod(mesh.size((mesh.mesh_dim_names or ()).index(name)) for name in names)
     return Group(group.group_name, size, along.get_local_rank())

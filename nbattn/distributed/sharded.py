@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
-from functools import lru_cache
+from itertools import count
 from typing import Any, Literal, Unpack, overload
 
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 from torch.distributed.device_mesh import DeviceMesh
 
 from nbattn import arguments, functional, key_ranges
@@ -127,12 +128,13 @@ def attention(
         named |= {name: value for name, value in optional.items() if value is not None}
         raise words.unknown(strange, named | options)
     arguments.check_mask(mask, getattr(query, "ndim", 4) - 3)
-    sharding = given.sharding(query, mask, mesh, shard, query_shard, space, key_space)
-    place = place_of(mesh, *sharding)
+    table = options.get("relative_bias") is not None
+    shape = () if torch.compiler.is_compiling() else getattr(query, "shape", ())  # for words
+    number = _plan_number(shape, mesh, mask, shard, query_shard, space, key_space, table)
+    place, plan = _PLANS[number]
     query, named = functional.autocast(query, {"key": key, "value": value})
     key, value = named["key"], named["value"]
     place.check_shapes(query, key, value)
-    plan = _planned(place, mask, options.get("relative_bias") is not None)
     options = dict(options)
     ranges = options.pop("key_range", None)
     if ranges is not None:
@@ -148,14 +150,43 @@ def attention(
     return (found[0], found[1]) if wants_lse else found[0]
 
 
-@lru_cache(1024)
+# Places and plans of calls by number, the oldest first: compilers read them like any global.
+_PLANS: dict[int, tuple[Place, RankPlan]] = {}
+_NUMBERS: dict[tuple[Any, ...], int] = {}
+_COUNT = count()
+_MOST = 4096  # plans that are kept
+
+
+@torch.compiler.assume_constant_result  # compilers call it while they trace
+def _plan_number(
+    shape: Sequence[int],
+    mesh: DeviceMesh,
+    mask: Mask,
+    shard: Any,
+    query_shard: Any,
+    space: Any,
+    key_space: Any,
+    table: bool,
+) -> int:
+    """The number of a call's plan in `_PLANS`, which is made for the first call like it."""
+    sharding = given.sharding(shape, mask, mesh, shard, query_shard, space, key_space)
+    # Equal meshes of other process groups, which were made later, have plans of their own.
+    key = (weakref.ref(distributed.group.WORLD), mesh, mask, sharding, table)
+    number = _NUMBERS.get(key)
+    if number is None:
+        place = place_of(mesh, *sharding)
+        number = next(_COUNT)
+        _PLANS[number] = place, _planned(place, mask, table)
+        _NUMBERS[key] = number
+        if len(_PLANS) > _MOST:
+            del _PLANS[next(iter(_PLANS))], _NUMBERS[next(iter(_NUMBERS))]
+    return number
+
+
 def _planned(place: Place, mask: Mask, table: bool) -> RankPlan:
-    axes = tuple(
-        ShardedAxis(axis, parts, whole, table)
-        for axis, parts, whole in zip(
-            bind(mask, place.space, place.key_space), place.parts, place.whole, strict=True
-        )
-    )
+    bound = bind(mask, place.space, place.key_space)
+    sides = zip(bound, place.parts, place.whole, strict=True)
+    axes = tuple(ShardedAxis(axis, parts, whole, table) for axis, parts, whole in sides)
     group = "" if place.group is None else place.group.name
     return plan_of_rank(axes, place.mesh_axes, place.coordinates, group)
 

@@ -136,7 +136,8 @@ def _whole(values: Mapping[str, Any]) -> str:
         shown["shard"] = repr(given.example(names or ("x",), rank))
     note = ""
     if "space" not in shown:
-        space = given.whole_space(values.get("query"), mesh, values.get("shard"), rank)
+        shape = getattr(values.get("query"), "shape", ())
+        space = given.whole_space(shape, mesh, values.get("shard"), rank)
         shown["space"] = repr(space) if space else "space"
         note = ", if all ranks have as much" if space else ""
     tensors = ", ".join(shown.pop(name, name) for name in _NEEDED[:4])
