@@ -198,21 +198,22 @@ def _computed(
     other rank's keys are computed while these travel.
     """
     queries = _cut(query, plan)
+    inner = outer = key, value
     received = ticket = key.new_empty(0)
     if plan.travels:
-        received, ticket = exchange.start(key, value, plan.route)
+        received, ticket, inner, outer = exchange.start(key, value, plan.route)
     found: list[list[Tensor]] = [[] for _ in plan.tasks]
     boxed = [number for number, task in enumerate(plan.tasks) if task.own is None]
     for number, task in enumerate(plan.tasks):
         if task.own is not None:
             own = (slice(None), *task.own)
-            found[number] = call.run(queries[number], key[own], value[own], task)
+            found[number] = call.run(queries[number], inner[0][own], inner[1][own], task)
     if plan.travels:
         sizes = plan.route.sizes(key, value)
         received = exchange.wait(received, ticket, plan.route, sizes)
     if boxed:
         wanted = [plan.tasks[number].box for number in boxed]
-        boxes = exchange.boxes(key, value, received, plan.route, wanted)
+        boxes = exchange.boxes(*outer, received, plan.route, wanted)
         for number, (keys, values) in zip(boxed, boxes, strict=True):
             found[number] = call.run(queries[number], keys, values, plan.tasks[number])
     results = [_joined(parts, plan) for parts in zip(*found, strict=True)]
