@@ -15,6 +15,7 @@ from nbattn.version import __version__
 
 if TYPE_CHECKING:
     from nbattn import config as config
+    from nbattn import distributed as distributed
     from nbattn import errors as errors
     from nbattn import export as export
     from nbattn import integrations as integrations
@@ -71,6 +72,7 @@ _LAZY = {
 }
 _SUBMODULES = (
     "config",
+    "distributed",
     "errors",
     "export",
     "integrations",
