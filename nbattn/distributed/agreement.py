@@ -18,9 +18,9 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, wraps
 from itertools import combinations
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import distributed as dist
@@ -31,6 +31,7 @@ from torch.distributed.distributed_c10d import (
 
 from nbattn.errors import DistributedError, NbattnError
 
+_Given = ParamSpec("_Given")
 _Found = TypeVar("_Found")
 _FIRST_PAUSE, _LONGEST_PAUSE = 1e-4, 0.1  # seconds between two looks at the store
 _KNOWN = 4096  # calls
@@ -163,20 +164,35 @@ def _of_numbers(ranks: tuple[int, ...]) -> Ranks:
     return Ranks(ranks)
 
 
-def tell(mesh: Any, shard: Any, error: BaseException) -> None:
-    """Tells an error to all ranks that share the space; those of every combination of the mesh's
-    dimensions where `shard` does not say which these are.
+def errors_on_all_ranks(function: Callable[_Given, _Found]) -> Callable[_Given, _Found]:
+    """Makes a function with the arguments `mesh` and `shard` tell its errors to all ranks that
+    share the space; to all of the mesh where `shard` is not right.
     """
+
+    @wraps(function)
+    def telling(*arguments: _Given.args, **named: _Given.kwargs) -> _Found:
+        if torch.compiler.is_compiling():
+            return function(*arguments, **named)
+        try:
+            return function(*arguments, **named)
+        except Exception as error:
+            for ranks in _concerned(named.get("mesh"), named.get("shard")):
+                ranks.tell(error)
+            raise
+
+    return telling
+
+
+def _concerned(mesh: Any, shard: Any) -> list[Ranks]:
     if not isinstance(mesh, DeviceMesh) or not mesh.mesh_dim_names:
-        return
+        return []
     names = mesh.mesh_dim_names
-    cut = [shard] if isinstance(shard, str) else [n for n in shard or () if n is not None]
+    given = shard if isinstance(shard, list | tuple) else (shard,)
+    cut = [name for name in given if name is not None]
     if cut and all(name in names for name in cut):
-        ranks_of(mesh, cut).tell(error)
-        return
-    for count in range(1, len(names) + 1):
-        for some in combinations(names, count):
-            ranks_of(mesh, some).tell(error)
+        return [ranks_of(mesh, cut)]
+    counts = range(1, len(names) + 1)
+    return [ranks_of(mesh, some) for count in counts for some in combinations(names, count)]
 
 
 def know_group(name: str, ranks: Ranks) -> None:
@@ -222,7 +238,7 @@ def _differences(rank: int, call: Call, other: int, theirs: Call) -> str:
 
 
 def _timeout() -> float:
-    return _get_default_store().timeout.total_seconds()
+    return _get_default_store().timeout.total_seconds()  # pyright: ignore
 
 
 def _has_store() -> bool:

@@ -5,23 +5,61 @@ from __future__ import annotations
 import weakref
 from collections.abc import Sequence
 from itertools import count
-from typing import Any
+from typing import Any, Literal, Unpack, overload
 
 import torch
 from torch import Tensor, distributed
 from torch.distributed.device_mesh import DeviceMesh
 
 from nbattn import arguments, functional, key_ranges
-from nbattn.distributed import agreement, exchange, given, local_calls, merging
+from nbattn.distributed import agreement, exchange, given, local_calls, merging, words
 from nbattn.distributed.meshes import Place, place_of
 from nbattn.distributed.rank_plan import RankPlan, plan_of_rank
 from nbattn.distributed.shards import ShardedAxis
+from nbattn.distributed.words import Options
+from nbattn.fixes import signatures
 from nbattn.geometry import bind
 from nbattn.mask import Mask
 
 _ONCE = ("sink", "extra_key", "extra_value", "extra_range")  # among results that are merged
 
 
+@overload
+def attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Mask,
+    *,
+    mesh: DeviceMesh,
+    shard: Sequence[str | None] | str,
+    space: Sequence[int] | int,
+    key_space: Sequence[int] | int | None = None,
+    query_shard: Sequence[str | None] | str | None = None,
+    return_lse: Literal[False] = False,
+    **options: Unpack[Options],
+) -> Tensor: ...
+
+
+@overload
+def attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Mask,
+    *,
+    mesh: DeviceMesh,
+    shard: Sequence[str | None] | str,
+    space: Sequence[int] | int,
+    key_space: Sequence[int] | int | None = None,
+    query_shard: Sequence[str | None] | str | None = None,
+    return_lse: bool,
+    **options: Unpack[Options],
+) -> Tensor | tuple[Tensor, Tensor]: ...
+
+
+@agreement.errors_on_all_ranks
+@signatures.answering(words.refusal)
 def attention(
     query: Tensor,
     key: Tensor,
@@ -34,58 +72,74 @@ def attention(
     key_space: Sequence[int] | int | None = None,
     query_shard: Sequence[str | None] | str | None = None,
     **options: Any,
-) -> Any:
-    """Computes attention of this rank's queries over the keys that the mask allows, wherever they
-    are: every rank receives the keys that its own queries attend to, and no others.
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Computes attention over a space that is cut into parts, one for each rank of a mesh.
+
+    Every rank calls it with its own part, and receives from others only the keys that its queries
+    attend to: one exchange forward, one backward. Parts are those of `torch.chunk`: all as long as
+    the first one, but for the last ones, which can be shorter or empty. The mask is that of the
+    whole space.
 
     Args:
-        query: `[B, *chunk, H, D]`, this rank's queries.
-        key, value: `[B, *key_chunk, Hk, D]`, `[B, *key_chunk, Hk, Dv]`, this rank's keys.
-        mask: which keys of the whole space each query attends to.
-        mesh: the ranks, with names of its dimensions.
-        shard: for every axis of the space the mesh dimension along which it is cut into chunks, as
-            `torch.chunk` cuts it, or None: every rank has all of it. A string for one axis.
-        space, key_space: lengths of the whole axes; of the keys, if they are others.
-        query_shard: as `shard`, for the queries alone: where it is None and `shard` is not, every
-            rank has all queries and its chunk of the keys, as in decoding with a sharded cache.
-            Results are then merged, and the same on all of these ranks.
-        **options: as in `nbattn.attention`. `key_range` is in positions of the whole space.
+        query: `[B, *space, H, D]`, this rank's part of it.
+        key: `[B, *key_space, Hk, D]`, this rank's part.
+        value: `[B, *key_space, Hk, Dv]`, this rank's part.
+        mask: the keys that each query attends to in the whole space.
+        mesh: a mesh whose dimensions have names. Those that `shard` does not name are anything
+            else: ranks with other samples or other heads, which call it on their own.
+        shard: for every axis the name of the mesh dimension over which it is cut, or None for an
+            axis that every rank has whole; one name for a mask of one axis.
+        space: lengths of the whole axes of the queries.
+        key_space: those of the keys; default: `space`.
+        query_shard: `shard` of the queries, if others: None for an axis of which every rank has all
+            queries and a part of the keys, as in decoding with a cache that is cut. The results of
+            these ranks are merged, and every one of them has the whole. Needs `border="clip"` and
+            stride 1.
+        options: `scale`, `softcap`, `sink`, `key_range`, `extra_key`, `extra_value`, `extra_range`,
+            `relative_bias`, `alibi_slopes`, `backend`, `require`, `forbid`, `return_lse`, as in
+            `nbattn.attention`. Tensors among them are alike on all ranks: a `key_range` is in
+            positions of the whole space.
 
     Returns:
-        As `nbattn.attention`, for this rank's queries.
+        `[B, *space, H, Dv]`, this rank's part of it; with `return_lse` also `[B, *space, H]`. Empty
+        where the part is. The gradients of query, key and value are this rank's part. Of arguments
+        that all ranks have (a sink, extra keys, a table, queries by `query_shard`), a rank's
+        gradient is its share: the sum over the ranks of the space is the whole one.
 
     Raises:
-        InputError, MaskError, BackendError: as `nbattn.attention`; or tensors that are not the
-            rank's chunks.
-        DistributedError: another rank has raised an error, has ended, is late, or calls with other
-            arguments.
+        InputError: no mesh with names, a name that it does not have, a tensor that is not this
+            rank's part; with both numbers and the fix.
+        MaskError: the mask does not fit the space.
+        BackendError: no backend supports the call.
+        DistributedError: another rank has raised an error, has ended, is late, or calls it with
+            other arguments; ranks that wait for one that runs on learn it at the group's timeout.
+
+    >>> from torch import distributed
+    >>> store = distributed.HashStore()  # this process is all ranks: torchrun has more
+    >>> distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    >>> mesh = distributed.init_device_mesh("cpu", (1, 1), mesh_dim_names=("rows", "columns"))
+    >>> part = torch.randn(2, 30, 40, 4, 16)
+    >>> mask = Mask.neighborhood((7, 7))
+    >>> shard, space = ("rows", "columns"), (30, 40)
+    >>> attention(part, part, part, mask, mesh=mesh, shard=shard, space=space).shape
+    torch.Size([2, 30, 40, 4, 16])
+    >>> distributed.destroy_process_group()
     """
-    sharding = shard, query_shard, space, key_space
-    if torch.compiler.is_compiling():
-        return _attention(query, key, value, mask, mesh, sharding, options)
-    try:
-        return _attention(query, key, value, mask, mesh, sharding, options)
-    except Exception as error:
-        agreement.tell(mesh, shard, error)
-        raise
-
-
-def _attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Mask,
-    mesh: DeviceMesh,
-    sharding: tuple[Any, Any, Any, Any],
-    options: dict[str, Any],
-) -> Any:
-    arguments.check_mask(mask)
+    if strange := words.strangers(options):
+        named = {"query": query, "mask": mask, "mesh": mesh, "shard": shard, "space": space}
+        optional = {"key_space": key_space, "query_shard": query_shard}
+        named |= {name: value for name, value in optional.items() if value is not None}
+        raise words.unknown(strange, named | options)
+    arguments.check_mask(mask, getattr(query, "ndim", 4) - 3)
     table = options.get("relative_bias") is not None
-    place, plan = _PLANS[_plan_number(mesh, mask, *sharding, table)]
+    shape = () if torch.compiler.is_compiling() else getattr(query, "shape", ())  # for words
+    number = _plan_number(shape, mesh, mask, shard, query_shard, space, key_space, table)
+    place, plan = _PLANS[number]
     query, named = functional.autocast(query, {"key": key, "value": value})
     key, value = named["key"], named["value"]
     place.check_shapes(query, key, value)
-    _agree(query, key, value, mask, place, options)
+    if not torch.compiler.is_compiling():
+        _agree(query, key, value, mask, place, options)
     options = dict(options)
     ranges = options.pop("key_range", None)
     if ranges is not None:
@@ -98,20 +152,13 @@ def _attention(
     found = _computed(query, key, value, plan, call)
     if place.merged is not None:
         found = merging.merged(found[0], found[1], place.merged)
-    return tuple(found) if wants_lse else found[0]
+    return (found[0], found[1]) if wants_lse else found[0]
 
 
 def _agree(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Mask,
-    place: Place,
-    options: dict[str, Any],
+    query: Tensor, key: Tensor, value: Tensor, mask: Mask, place: Place, options: dict[str, Any]
 ) -> None:
-    """Waits for all ranks where this call is new: what travels must be alike."""
-    if place.group is None or torch.compiler.is_compiling():
-        return
+    """Waits for all ranks where a call is new to this one: what travels must be alike."""
     names = [name for name, option in options.items() if option is not None]
     trains = torch.is_grad_enabled() and (key.requires_grad or value.requires_grad)
     sides = [(side.shape[0], *side.shape[-2:]) for side in (query, key, value)]
@@ -128,8 +175,9 @@ def _agree(
             "options": ", ".join(sorted(names)) or "none",
         }
 
-    known = place, mask, *sides, key.dtype, trains, *names
-    agreement.of_group(place.group.name).agree(known, described)
+    if place.group is not None:
+        known = place, mask, *sides, key.dtype, trains, *names
+        agreement.of_group(place.group.name).agree(known, described)
 
 
 # Places and plans of calls by number, the oldest first: compilers read them like any global.
@@ -141,6 +189,7 @@ _MOST = 4096  # plans that are kept
 
 @torch.compiler.assume_constant_result  # compilers call it while they trace
 def _plan_number(
+    shape: Sequence[int],
     mesh: DeviceMesh,
     mask: Mask,
     shard: Any,
@@ -150,7 +199,7 @@ def _plan_number(
     table: bool,
 ) -> int:
     """The number of a call's plan in `_PLANS`, which is made for the first call like it."""
-    sharding = given.sharding(mask, mesh, shard, query_shard, space, key_space)
+    sharding = given.sharding(shape, mask, mesh, shard, query_shard, space, key_space)
     # Equal meshes of other process groups, which were made later, have plans of their own.
     key = (weakref.ref(distributed.group.WORLD), mesh, mask, sharding, table)
     number = _NUMBERS.get(key)
@@ -179,21 +228,22 @@ def _computed(
     other rank's keys are computed while these travel.
     """
     queries = _cut(query, plan)
+    inner = outer = key, value
     received = ticket = key.new_empty(0)
     if plan.travels:
-        received, ticket = exchange.start(key, value, plan.route)
+        received, ticket, inner, outer = exchange.start(key, value, plan.route)
     found: list[list[Tensor]] = [[] for _ in plan.tasks]
     boxed = [number for number, task in enumerate(plan.tasks) if task.own is None]
     for number, task in enumerate(plan.tasks):
         if task.own is not None:
             own = (slice(None), *task.own)
-            found[number] = call.run(queries[number], key[own], value[own], task)
+            found[number] = call.run(queries[number], inner[0][own], inner[1][own], task)
     if plan.travels:
         sizes = plan.route.sizes(key, value)
         received = exchange.wait(received, ticket, plan.route, sizes)
     if boxed:
         wanted = [plan.tasks[number].box for number in boxed]
-        boxes = exchange.boxes(key, value, received, plan.route, wanted)
+        boxes = exchange.boxes(*outer, received, plan.route, wanted)
         for number, (keys, values) in zip(boxed, boxes, strict=True):
             found[number] = call.run(queries[number], keys, values, plan.tasks[number])
     results = [_joined(parts, plan) for parts in zip(*found, strict=True)]
@@ -219,3 +269,6 @@ def _joined(parts: Sequence[Tensor], plan: RankPlan) -> Tensor:
     for (axis, _), first, last in ends:
         whole = torch.cat([first, whole, last], axis + 1)
     return whole
+
+
+words.show(attention)
