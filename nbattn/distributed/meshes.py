@@ -13,7 +13,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from nbattn.distributed.chunks import Span, chunk_of
 from nbattn.errors import InputError
 
-Shard = tuple[str | None, ...]
+Shard = tuple[str | int | None, ...]  # per axis a mesh dimension by name, or by number
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,37 +79,47 @@ class Place:
         """
         rank = len(self.space)
         for name, tensor in (("query", query), ("key", key), ("value", value)):
-            chunk, space = (
-                (self.queries, self.space) if name == "query" else (self.keys, self.key_space)
-            )
             if tensor.dim() != rank + 3:
+                space = self.space if name == "query" else self.key_space
                 raise InputError(
                     f"{name} {list(tensor.shape)} has {tensor.dim()} dimensions; the local shard "
                     f"of a space {list(space)} is [B, *space, H, D]: {rank + 3}.",
                     where=f"{name} {list(tensor.shape)}",
                 )
             for axis in range(rank):
-                has, wanted = tensor.shape[axis + 1], chunk(axis)
-                if has != wanted.count:
-                    raise self._wrong_length(name, axis, has, wanted, space[axis])
+                self.check_length(name, axis, tensor.shape[axis + 1])
 
-    def _wrong_length(
-        self, name: str, axis: int, has: int, wanted: Span, length: int
-    ) -> InputError:
+    def check_length(self, name: str, axis: int, has: int, *, at: int = 1) -> None:
+        """Checks how long an axis of a tensor is.
+
+        Args:
+            name: of the tensor: "query" and "x" have queries, others keys.
+            axis: number of the axis.
+            has: its length.
+            at: the dimension of the tensor that is axis 0.
+
+        Raises:
+            InputError: it is not as long as the rank's part, with the code that cuts it.
+        """
+        is_query = name in ("query", "x")
+        wanted = (self.queries if is_query else self.keys)(axis)
+        if has == wanted.count:
+            return
+        length = (self.space if is_query else self.key_space)[axis]
         dimension, parts = self.shard[axis], self.parts[axis]
-        if parts == 1 or (name == "query" and self.whole[axis]):
-            return InputError(
+        if parts == 1 or (is_query and self.whole[axis]):
+            raise InputError(
                 f"{name} has {has} positions on axis {axis}, which every rank has whole: {length}.",
-                f"{'space' if name == 'query' else 'key_space'}: {has} at axis {axis}.",
+                f"{'space' if is_query else 'key_space'}: {has} at axis {axis}.",
             )
-        part = self.coordinates[axis]
-        return InputError(
+        part, size = self.coordinates[axis], -(-length // parts)
+        raise InputError(
             f"{name} has {has} positions on axis {axis}; part {part} of {parts} has "
             f"{wanted.count} of {length}: {wanted.start} to {wanted.stop}.",
-            f"{name}=whole_{name}.tensor_split([*range({-(-length // parts)}, {length}, "
-            f"{-(-length // parts)})], {axis + 1})[mesh.get_local_rank({dimension!r})]"
+            f"{name}=whole_{name}.tensor_split([*range({size}, {length}, {size})], {axis + at})"
+            f"[mesh.get_local_rank({dimension!r})]"
             if wanted.count
-            else f"{name}=whole_{name}.narrow({axis + 1}, {wanted.start}, 0)",
+            else f"{name}=whole_{name}.narrow({axis + at}, {wanted.start}, 0)",
         )
 
 
@@ -124,14 +134,14 @@ def place_of(
     """The place of this rank; makes the process groups where they do not exist yet.
 
     Args:
-        mesh: a mesh with names.
+        mesh: a mesh; without names, its dimensions are given by number.
         shard: the mesh dimension of every axis of the keys, or None.
         query_shard: the same of the queries; None where every rank has all of them.
         space, key_space: lengths of the whole axes.
     """
     names = mesh.mesh_dim_names or ()
-    cut = [axis for axis, name in enumerate(shard) if name is not None]
-    cut.sort(key=lambda axis: names.index(str(shard[axis])))
+    numbers = [names.index(given) if isinstance(given, str) else given for given in shard]
+    cut = sorted((number, axis) for axis, number in enumerate(numbers) if number is not None)
     whole = [
         given is not None and ours is None for given, ours in zip(shard, query_shard, strict=True)
     ]
@@ -139,22 +149,34 @@ def place_of(
         space,
         key_space,
         shard,
-        tuple(1 if name is None else mesh.size(names.index(name)) for name in shard),
+        tuple(1 if number is None else mesh.size(number) for number in numbers),
         tuple(whole),
-        tuple(cut),
-        tuple(0 if name is None else mesh.get_local_rank(name) for name in shard),
-        _group(mesh, [str(shard[axis]) for axis in cut]),
-        _group(mesh, [str(shard[axis]) for axis in cut if whole[axis]]),
+        tuple(axis for _, axis in cut),
+        tuple(0 if number is None else mesh.get_local_rank(number) for number in numbers),
+        _group(mesh, [number for number, _ in cut]),
+        _group(mesh, [number for number, axis in cut if whole[axis]]),
     )
 
 
-def _group(mesh: DeviceMesh, names: Sequence[str]) -> Group | None:
+def _group(mesh: DeviceMesh, dimensions: Sequence[int]) -> Group | None:
     """The process group along some dimensions of a mesh, which are in the mesh's order."""
-    if not names:
+    if not dimensions:
         return None
-    along = mesh[tuple(names)] if len(names) < mesh.ndim else mesh
-    if len(names) > 1:
-        along = along._flatten()  # the one way to a group of several dimensions
-    group = along.get_group()
-    size = prod(mesh.size((mesh.mesh_dim_names or ()).index(name)) for name in names)
-    return Group(group.group_name, size, along.get_local_rank())
+    if len(dimensions) == 1:
+        group, rank = mesh.get_group(dimensions[0]), mesh.get_local_rank(dimensions[0])
+    else:  # `_flatten` is the one way to a group of several dimensions
+        mesh = _with_names(mesh)
+        names = mesh.mesh_dim_names or ()
+        some = tuple(names[number] for number in dimensions)
+        along = (mesh if some == names else mesh[some])._flatten()
+        group, rank = along.get_group(), along.get_local_rank()
+    return Group(group.group_name, prod(map(mesh.size, dimensions)), rank)
+
+
+@lru_cache(64)
+def _with_names(mesh: DeviceMesh) -> DeviceMesh:
+    """A mesh, or if it has no names, the same ranks as a mesh with names."""
+    if mesh.mesh_dim_names:
+        return mesh
+    names = tuple(f"dim_{number}" for number in range(mesh.ndim))
+    return DeviceMesh(mesh.device_type, mesh.mesh, mesh_dim_names=names)

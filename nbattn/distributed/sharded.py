@@ -39,19 +39,36 @@ def attention(
     query, named = functional.autocast(query, {"key": key, "value": value})
     key, value = named["key"], named["value"]
     place.check_shapes(query, key, value)
+    return attend(query, key, value, mask, place, options)
+
+
+def attend(
+    query: Tensor, key: Tensor, value: Tensor, mask: Mask, place: Place, options: dict[str, Any]
+) -> Any:
+    """Attention of this rank's queries, where its place in the space is known and fits.
+
+    Args:
+        query, key, value: local shards.
+        mask: of the whole space.
+        place: the rank's place.
+        options: other arguments of `nbattn.attention`.
+    """
     plan = _planned(place, mask, options.get("relative_bias") is not None)
     options = dict(options)
     ranges = options.pop("key_range", None)
     if ranges is not None:
         ranges = key_ranges.standard(ranges, query)
+    dropped: list[Tensor] = []
     if place.merged is not None and not place.is_first_of_merged:
-        for name in _ONCE:
-            options.pop(name, None)
+        given = [options.pop(name, None) for name in _ONCE]
+        dropped = [t for t in given if isinstance(t, Tensor) and t.requires_grad]
     wants_lse = options.pop("return_lse", False)
     call = local_calls.Call(ranges, options, wants_lse or place.merged is not None)
     found = _computed(query, key, value, plan, call)
     if place.merged is not None:
         found = merging.merged(found[0], found[1], place.merged)
+    if dropped:  # their gradients are zeros: a sum over ranks waits for all
+        found = exchange.tied(found, *dropped)
     return tuple(found) if wants_lse else found[0]
 
 
