@@ -37,7 +37,7 @@ _NAMES = (*_DIMENSIONS, "alibi_slopes")
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """What every dimension of a mesh shards: the batch, the heads, an axis of the space, or nothing.
+    """What each dimension of a mesh shards: the batch, the heads, an axis of the space, or nothing.
 
     Args:
         mesh: the mesh.
@@ -146,7 +146,7 @@ def attend(inputs: Inputs, mask: Mask, options: dict[str, Any]) -> Any:
     """
     if inputs.grids is not None:
         raise InputError(
-            "packed grids have one axis of all tokens, which ranks cannot share.",
+            "packed grids have one axis for the tokens of all, which ranks cannot share.",
             "nbattn.attention(query.full_tensor(), key.full_tensor(), value.full_tensor(), mask, "
             "grids=grids), with the other arguments.",
         )
@@ -227,7 +227,7 @@ def distributed(
     )
 
 
-def read(given: dict[str, Tensor], mask: Mask, *, heads: bool) -> Layout:
+def read(given: dict[str, Tensor], mask: Mask, *, heads: bool, axes_at: int = 1) -> Layout:
     """Reads the placements of queries, and of keys.
 
     Args:
@@ -235,6 +235,7 @@ def read(given: dict[str, Tensor], mask: Mask, *, heads: bool) -> Layout:
             `[B, *space, H, D]`, or `[B, *space, C]` for tokens.
         mask: the mask.
         heads: whether they have heads.
+        axes_at: the dimension that is the first axis; others are the batch, or cannot be sharded.
 
     Raises:
         InputError: placements that do not go together, with those that do.
@@ -245,7 +246,7 @@ def read(given: dict[str, Tensor], mask: Mask, *, heads: bool) -> Layout:
     keys: Any = given[others[0]] if others else query
     mesh: DeviceMesh = query.device_mesh
     counts = [t.shape[-2] for t in (query, keys)] if heads else []
-    reading = _Reading(given, mask, mesh, counts)
+    reading = _Reading(given, mask.rank, axes_at, mesh, counts)
     batch: list[int] = []
     of_heads: list[int] = []
     key_axes: list[int | None] = [None] * mask.rank
@@ -262,7 +263,7 @@ def read(given: dict[str, Tensor], mask: Mask, *, heads: bool) -> Layout:
             raise reading.refused(f"placements differ: {both}")
         if isinstance(theirs, Replicate) and ours == theirs:
             continue
-        axis = theirs.dim - 1 if isinstance(theirs, Shard) else -1
+        axis = theirs.dim - axes_at if isinstance(theirs, Shard) else -1
         is_axis = 0 <= axis < mask.rank
         if ours != theirs and not (is_axis and isinstance(ours, Replicate)):
             raise reading.refused(
@@ -289,30 +290,33 @@ class _Reading:
 
     Args:
         given: the tensors by name.
-        mask: the mask.
+        rank: the number of axes.
+        axes_at: the dimension that is the first one.
         mesh: their mesh.
         heads: the numbers of heads of queries and keys; none of tokens.
     """
 
     given: dict[str, Tensor]
-    mask: Mask
+    rank: int
+    axes_at: int
     mesh: DeviceMesh
     heads: Sequence[int]
 
     def problem(self, number: int, placements: Placements) -> str:
         """What is wrong with a tensor's placement on one mesh dimension; empty if nothing is."""
-        placement, last = placements[number], self.mask.rank + bool(self.heads)
+        placement, axes = placements[number], range(self.axes_at, self.axes_at + self.rank)
         if type(placement) is Replicate:
             return ""
         if type(placement) is not Shard:  # _StridedShard is a subclass
             return f"{type(placement).__name__} is no part of a tensor that can be attended to"
-        if placement.dim > last:
+        is_heads = bool(self.heads) and placement.dim == axes.stop
+        if not (placement.dim == 0 or placement.dim in axes or is_heads):
             return f"{'head_dim' if self.heads else 'channels'} cannot be sharded"
         same = [n for n, p in enumerate(placements) if p == placement]
-        if 0 < placement.dim <= self.mask.rank and same[0] < number:
-            return f"two mesh dimensions shard axis {placement.dim - 1}"
+        if placement.dim in axes and same[0] < number:
+            return f"two mesh dimensions shard axis {placement.dim - self.axes_at}"
         ranks = prod(self.mesh.size(n) for n in same)
-        if placement.dim == last and any(count % ranks for count in self.heads):
+        if is_heads and any(count % ranks for count in self.heads):
             queries, keys = self.heads
             return f"{ranks} ranks cannot share {queries} query heads and {keys} key heads evenly"
         return ""
