@@ -15,6 +15,7 @@ from nbattn.version import __version__
 
 if TYPE_CHECKING:
     from nbattn import config as config
+    from nbattn import distributed as distributed
     from nbattn import errors as errors
     from nbattn import export as export
     from nbattn import integrations as integrations
@@ -71,6 +72,7 @@ _LAZY = {
 }
 _SUBMODULES = (
     "config",
+    "distributed",
     "errors",
     "export",
     "integrations",
@@ -83,6 +85,10 @@ _API = (*__all__, *_SUBMODULES)
 # Names that are looked for here, and what they are called.
 _ELSEWHERE = {
     "HeadParallel": "nbattn.nn.HeadParallel",
+    **dict.fromkeys(
+        ("context_parallel", "ring_attention", "sequence_parallel", "ulysses", "halo_exchange"),
+        "nbattn.distributed.attention",
+    ),
     "diffusers": "nbattn.integrations.diffusers",
     "natten": "nbattn.integrations.natten",
     "transformers": "nbattn.integrations.transformers",

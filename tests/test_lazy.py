@@ -8,16 +8,18 @@ import traceback
 import pytest
 
 import nbattn
-from nbattn import integrations, lazy, program
+from nbattn import distributed, integrations, lazy, program
 
 
 def test_dir_is_the_api() -> None:
-    public = {"config", "errors", "export", "integrations", "nn", "program", "published", "recipes"}
+    public = {"config", "distributed", "errors", "export", "integrations", "nn", "program"}
+    public |= {"published", "recipes"}
     assert dir(nbattn) == sorted({*nbattn.__all__, *public})
     for name in dir(nbattn):
         assert getattr(nbattn, name) is not None
     assert dir(integrations) == ["diffusers", "natten", "swin", "transformers"]
     assert dir(program) == ["device"]
+    assert dir(distributed) == ["attention"]
 
 
 def test_a_star_import_has_every_public_name() -> None:
@@ -39,6 +41,8 @@ MEANT = {
     "neighborhood_attention": "nbattn.NeighborhoodAttention",
     "named": "nbattn.program.device.named",
     "integration": "nbattn.integrations",
+    "context_parallel": "nbattn.distributed.attention",
+    "ring_attention": "nbattn.distributed.attention",
 }
 
 
@@ -65,6 +69,7 @@ def test_other_names_have_no_suggestion(name: str) -> None:
     [
         (integrations, "naten", "nbattn.integrations.natten"),
         (program, "devices", "nbattn.program.device"),
+        (distributed, "atention", "nbattn.distributed.attention"),
     ],
 )
 def test_a_misspelt_submodule_of_a_package(package: object, wrong: str, right: str) -> None:

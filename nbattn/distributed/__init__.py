@@ -4,4 +4,26 @@ queries attend to.
 
 from __future__ import annotations
 
-from nbattn.distributed.sharded import attention as attention
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from nbattn import lazy
+
+if TYPE_CHECKING:
+    from nbattn.distributed.sharded import attention as attention
+
+__all__ = ["attention"]
+
+_LAZY = {"attention": "nbattn.distributed.sharded"}
+
+
+def __getattr__(name: str) -> Any:
+    """Loads what is public when it is first used: only calls with tensors need torch."""
+    if name in _LAZY:
+        found = globals()[name] = getattr(importlib.import_module(_LAZY[name]), name)
+        return found
+    return lazy.submodule(__name__, name, {known: f"{__name__}.{known}" for known in __all__})
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
 
-from torch import Tensor
+from torch import Tensor, distributed
 from torch.distributed.device_mesh import DeviceMesh
 
 from nbattn.distributed.chunks import Span, chunk_of
-from nbattn.errors import InputError
+from nbattn.errors import InputError, counted
 
 Shard = tuple[str | int | None, ...]  # per axis a mesh dimension by name, or by number
 
@@ -80,10 +81,9 @@ class Place:
         rank = len(self.space)
         for name, tensor in (("query", query), ("key", key), ("value", value)):
             if tensor.dim() != rank + 3:
-                space = self.space if name == "query" else self.key_space
                 raise InputError(
-                    f"{name} {list(tensor.shape)} has {tensor.dim()} dimensions; the local shard "
-                    f"of a space {list(space)} is [B, *space, H, D]: {rank + 3}.",
+                    f"{name} has {tensor.dim()} dimensions; a rank's part of a space of "
+                    f"{counted(rank, 'axis', 'axes')} is [B, *space, H, D]: {rank + 3}.",
                     where=f"{name} {list(tensor.shape)}",
                 )
             for axis in range(rank):
@@ -101,29 +101,40 @@ class Place:
         Raises:
             InputError: it is not as long as the rank's part, with the code that cuts it.
         """
-        is_query = name in ("query", "x")
-        wanted = (self.queries if is_query else self.keys)(axis)
-        if has == wanted.count:
+        of_queries = name in ("query", "x")
+        wanted = self.queries(axis) if of_queries else self.keys(axis)
+        if has == wanted.length:
             return
-        length = (self.space if is_query else self.key_space)[axis]
-        dimension, parts = self.shard[axis], self.parts[axis]
-        if parts == 1 or (is_query and self.whole[axis]):
+        space = self.space if of_queries else self.key_space
+        if self.parts[axis] == 1 or (of_queries and self.whole[axis]):
+            lengths = (*space[:axis], has, *space[axis + 1 :])
             raise InputError(
-                f"{name} has {has} positions on axis {axis}, which every rank has whole: {length}.",
-                f"{'space' if is_query else 'key_space'}: {has} at axis {axis}.",
+                f"{name} has {has} positions on axis {axis}, which every rank has whole: "
+                f"{space[axis]}.",
+                f"{'space' if of_queries else 'key_space'}={lengths!r}.",
             )
-        part, size = self.coordinates[axis], -(-length // parts)
         raise InputError(
-            f"{name} has {has} positions on axis {axis}; part {part} of {parts} has "
-            f"{wanted.count} of {length}: {wanted.start} to {wanted.stop}.",
-            f"{name}=whole_{name}.tensor_split([*range({size}, {length}, {size})], {axis + at})"
-            f"[mesh.get_local_rank({dimension!r})]"
-            if wanted.count
-            else f"{name}=whole_{name}.narrow({axis + at}, {wanted.start}, 0)",
+            f"{name} has {has} positions on axis {axis}; part {self.coordinates[axis]} of "
+            f"{self.parts[axis]} has {wanted.length} of {space[axis]}: {wanted.start} to "
+            f"{wanted.stop}.",
+            f"{name}=whole_{name}{self._cut(of_queries, at)}.",
         )
 
+    def _cut(self, of_queries: bool, at: int) -> str:
+        """The code that cuts this rank's part from a whole tensor."""
+        code = ""
+        for axis, dimension in enumerate(self.shard):
+            if dimension is None or (of_queries and self.whole[axis]):
+                continue
+            span = self.queries(axis) if of_queries else self.keys(axis)
+            code += (
+                f".chunk({self.parts[axis]}, {axis + at})[mesh.get_local_rank({dimension!r})]"
+                if span.length  # of empty ones torch.chunk makes none
+                else f".narrow({axis + at}, {span.start}, 0)"
+            )
+        return code
 
-@lru_cache(256)
+
 def place_of(
     mesh: DeviceMesh,
     shard: Shard,
@@ -134,7 +145,7 @@ def place_of(
     """The place of this rank; makes the process groups where they do not exist yet.
 
     Args:
-        mesh: a mesh; without names, its dimensions are given by number.
+        mesh: a mesh; of one without names, dimensions are given by number.
         shard: the mesh dimension of every axis of the keys, or None.
         query_shard: the same of the queries; None where every rank has all of them.
         space, key_space: lengths of the whole axes.
@@ -164,18 +175,21 @@ def _group(mesh: DeviceMesh, dimensions: Sequence[int]) -> Group | None:
         return None
     if len(dimensions) == 1:
         group, rank = mesh.get_group(dimensions[0]), mesh.get_local_rank(dimensions[0])
-    else:  # `_flatten` is the one way to a group of several dimensions
-        mesh = _with_names(mesh)
+    else:
+        mesh = _with_names(mesh, weakref.ref(distributed.group.WORLD))
         names = mesh.mesh_dim_names or ()
         some = tuple(names[number] for number in dimensions)
-        along = (mesh if some == names else mesh[some])._flatten()
+        along = mesh if some == names else mesh[some]
+        along = along._flatten()  # pyright: ignore[reportPrivateUsage]  # no public way
         group, rank = along.get_group(), along.get_local_rank()
-    return Group(group.group_name, prod(map(mesh.size, dimensions)), rank)
+    return Group(group.group_name, prod(mesh.size(number) for number in dimensions), rank)
 
 
 @lru_cache(64)
-def _with_names(mesh: DeviceMesh) -> DeviceMesh:
-    """A mesh, or if it has no names, the same ranks as a mesh with names."""
+def _with_names(mesh: DeviceMesh, _processes: object) -> DeviceMesh:
+    """A mesh, or if it has no names, the same ranks as a mesh with names: torch makes groups of
+    several dimensions only of these.
+    """
     if mesh.mesh_dim_names:
         return mesh
     names = tuple(f"dim_{number}" for number in range(mesh.ndim))

@@ -18,7 +18,6 @@ from nbattn.backends.inputs import Inputs
 from nbattn.distributed import sharded
 from nbattn.distributed.chunks import Span, chunk_of
 from nbattn.distributed.local_axes import keys_stand_alone
-from nbattn.distributed.meshes import Place, place_of
 from nbattn.errors import InputError
 from nbattn.mask import Mask
 
@@ -56,11 +55,36 @@ class Layout:
         """The mesh dimensions along which ranks compute different things."""
         return {*self.batch, *self.heads, *(n for n in self.keys if n is not None)}
 
-    def place(self, space: Sequence[int], key_space: Sequence[int]) -> Place | None:
-        """The rank's place in the space; None where every rank has the whole space."""
+    def plan(
+        self, mask: Mask, space: Sequence[int], key_space: Sequence[int], *, table: bool
+    ) -> int | None:
+        """The number of the plan of a call; None where every rank has the whole space."""
         if all(number is None for number in self.keys):
             return None
-        return place_of(self.mesh, self.keys, self.queries, tuple(space), tuple(key_space))
+        sharding = self.keys, self.queries, tuple(space), tuple(key_space)
+        return sharded.plan_number(self.mesh, mask, sharding, table)
+
+    def computed(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Mask,
+        spaces: tuple[Sequence[int], Sequence[int]],
+        named: dict[str, Any],
+    ) -> Any:
+        """Attention of the rank's parts, across ranks if these share the space.
+
+        Args:
+            query, key, value: the rank's parts.
+            mask: the mask.
+            spaces: lengths of the whole axes of queries and keys.
+            named: other arguments of `nbattn.attention`.
+        """
+        number = self.plan(mask, *spaces, table=named.get("relative_bias") is not None)
+        if number is None:
+            return functional.attention(query, key, value, mask, **named)
+        return sharded.attend(query, key, value, number, named)
 
     def shares(self, placements: Placements, merged: bool = True) -> list[Placement]:
         """Placements of the gradient of what has these placements: where it is replicated and ranks
@@ -126,7 +150,7 @@ class Layout:
         start, count = 0, length
         for number in numbers:
             chunk = chunk_of(count, self.mesh.size(number), self.mesh.get_local_rank(number))
-            start, count = start + chunk.start, chunk.count
+            start, count = start + chunk.start, chunk.length
         return Span(start, start + count)
 
 
@@ -172,8 +196,8 @@ def attend(inputs: Inputs, mask: Mask, options: dict[str, Any]) -> Any:
         "alibi_slopes", slopes, batch=0 if has_batch else None, heads=int(has_batch)
     )
     named |= {"scale": inputs.scale, "softcap": inputs.softcap, **options}
-    place = layout.place(query.shape[1:-2], key.shape[1:-2])
-    found = computed(local_query, local_key, local_value, mask, place, named)
+    spaces = query.shape[1:-2], key.shape[1:-2]
+    found = layout.computed(local_query, local_key, local_value, mask, spaces, named)
     placements = query.placements
     shapes = (*query.shape[:-1], value.shape[-1]), query.shape[:-1]
     if not isinstance(found, tuple):
@@ -196,20 +220,6 @@ def beside(extra_query: Tensor, key: Any) -> Tensor:
         for p in key.placements
     ]
     return extra_query.redistribute(placements=placements)  # pyright: ignore
-
-
-def computed(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Mask,
-    place: Place | None,
-    named: dict[str, Any],
-) -> Any:
-    """Attention of local shards, across ranks if the space is shared."""
-    if place is None:
-        return functional.attention(query, key, value, mask, **named)
-    return sharded.attend(query, key, value, mask, place, named)
 
 
 def local(tensor: Any, gradient: Placements) -> Tensor:

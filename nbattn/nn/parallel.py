@@ -179,7 +179,7 @@ class SharedSpace:
             )
         names = self.mesh.mesh_dim_names or ()
         shard, _, space, key_space = given.sharding(
-            mask, self.mesh, style.shard, None, style.space, style.key_space
+            (), mask, self.mesh, style.shard, None, style.space, style.key_space
         )
         axes = tuple(None if name is None else names.index(str(name)) for name in shard)
         return Layout(self.mesh, (), (), axes, axes), space, key_space

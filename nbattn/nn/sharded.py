@@ -8,7 +8,7 @@ across ranks.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ from torch.utils._pytree import tree_any, tree_map_only
 
 from nbattn import joint
 from nbattn.distributed import tensors
+from nbattn.distributed.sharded import place_of_plan
 from nbattn.distributed.tensors import Layout
 from nbattn.errors import InputError
 from nbattn.mask import Mask
@@ -186,10 +187,12 @@ def _call(layer: NeighborhoodAttention, x: Any, context: Any) -> Call:
     layout, space, key_space = style.of_local(layer.mask)
     key_space = space if context is None else key_space
     call = Call(layout, x.shape[0], space, key_space, style.sum_gradients, True)
-    place = layout.place(call.space, call.key_space)
-    for name, tokens in given.items():
-        for axis, has in enumerate(tokens.shape[axes]) if place is not None else ():
-            place.check_length(name, axis, has, at=at)
+    number = layout.plan(layer.mask, call.space, call.key_space, table=layer.rpb is not None)
+    if number is not None:
+        place = place_of_plan(number)
+        for name, tokens in given.items():
+            for axis, has in enumerate(tokens.shape[axes]):
+                place.check_length(name, axis, has, at=at)
     return call
 
 
@@ -218,10 +221,10 @@ def _attended(
     query, key, value, *more = layer._projected(x, context, extra_tokens, update_extra)
     extras: Sequence[_Tokens] = (*(None,) * (3 - len(more)), *more)
     if not layer._is_packed(context is None):
-        if call.layout.place(call.space, call.key_space) is None:
-            query, key = layer._transformed(query, key)
-        else:
+        if any(number is not None for number in call.layout.keys):
             query, key = _transformed(layer, call, transform, query, key)
+        else:
+            query, key = layer._transformed(query, key)
         extras = (*layer._transformed_extras(*extras[:2]), extras[2])
         value = value.contiguous()
     if layer.is_head_parallel and not projections.is_sharded(layer.proj.weight):
@@ -229,16 +232,15 @@ def _attended(
     extra_query, extra_key, extra_value = extras
     named = {**named, "extra_key": extra_key, "extra_value": extra_value}
     named |= {"scale": layer.scale, "backend": layer.backend}
-    place = call.layout.place(call.space, call.key_space)
+    spaces = call.space, call.key_space
     added = {"relative_bias": layer._table(), "alibi_slopes": slopes}
-    found = [tensors.computed(query, key, value, layer.mask, place, {**named, **added})]
+    found = [call.layout.computed(query, key, value, layer.mask, spaces, {**named, **added})]
     if extra_query is not None:
         rank, tokens = layer.mask.rank, extra_query.shape[1]
-        lonely = (None,) * rank
-        everywhere = Layout(call.layout.mesh, (), (), call.layout.keys, lonely)
-        place = everywhere.place((tokens, *(1,) * (rank - 1)), call.key_space)
+        everywhere = replace(call.layout, queries=(None,) * rank)
+        spaces = (tokens, *(1,) * (rank - 1)), call.key_space
         line = joint.placed(extra_query, rank)
-        out = tensors.computed(line, key, value, Mask.full(rank), place, named)
+        out = everywhere.computed(line, key, value, Mask.full(rank), spaces, named)
         found.append(out.reshape(*extra_query.shape[:-1], out.shape[-1]))
     return found
 
