@@ -142,7 +142,7 @@ class Layout:
         for dimension, numbers in uncut:
             if dimension is not None and numbers:
                 span = self.part(numbers, found.shape[dimension])
-                found = found.narrow(dimension, span.start, span.count)
+                found = found.narrow(dimension, span.start, span.length)
         return found
 
     def part(self, numbers: Sequence[int], length: int) -> Span:

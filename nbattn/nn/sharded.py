@@ -93,6 +93,9 @@ class Call:
                 continue
             found = parallel.summed(parameter, self.layout.mesh, gradient)
             own[f"module.{name}" if run else name] = found
+        for name, buffer in module.named_buffers():
+            if isinstance(buffer, DTensor) and run is not None:
+                own[f"module.{name}"] = buffer.to_local()
         called = module if run is None else _Called(module, run)
         return functional_call(called, own, tuple(given)) if own else called(*given)
 
