@@ -18,9 +18,9 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache, wraps
+from functools import lru_cache
 from itertools import combinations
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import distributed as dist
@@ -31,7 +31,6 @@ from torch.distributed.distributed_c10d import (
 
 from nbattn.errors import DistributedError, NbattnError
 
-_Given = ParamSpec("_Given")
 _Found = TypeVar("_Found")
 _FIRST_PAUSE, _LONGEST_PAUSE = 1e-4, 0.1  # seconds between two looks at the store
 _KNOWN = 4096  # calls
@@ -143,18 +142,17 @@ class Ranks:
 _of_group: dict[str, Ranks] = {}
 
 
-def ranks_of(mesh: DeviceMesh, names: Sequence[str]) -> Ranks:
+def ranks_of(mesh: DeviceMesh, dimensions: Sequence[int]) -> Ranks:
     """The ranks that differ from this one in some dimensions of a mesh only."""
-    return _ranks_of(mesh, tuple(names))
+    return _ranks_of(mesh, tuple(dimensions))
 
 
 @lru_cache(256)
-def _ranks_of(mesh: DeviceMesh, names: tuple[str, ...]) -> Ranks:
+def _ranks_of(mesh: DeviceMesh, dimensions: tuple[int, ...]) -> Ranks:
     own = mesh.get_coordinate()
     if own is None:  # this process is not in the mesh
         return Ranks(())
-    known = mesh.mesh_dim_names or ()
-    index = tuple(slice(None) if n in names else at for n, at in zip(known, own, strict=True))
+    index = tuple(slice(None) if n in dimensions else at for n, at in enumerate(own))
     found = tuple(mesh.mesh[index].flatten().tolist())
     return _of_numbers(found)
 
@@ -164,35 +162,20 @@ def _of_numbers(ranks: tuple[int, ...]) -> Ranks:
     return Ranks(ranks)
 
 
-def errors_on_all_ranks(function: Callable[_Given, _Found]) -> Callable[_Given, _Found]:
-    """Makes a function with the arguments `mesh` and `shard` tell its errors to all ranks that
-    share the space; to all of the mesh where `shard` is not right.
+def tell(mesh: Any, shard: Any, error: BaseException) -> None:
+    """Tells an error to all ranks that share the space; those of every combination of the mesh's
+    dimensions where `shard` does not say which these are.
     """
-
-    @wraps(function)
-    def telling(*arguments: _Given.args, **named: _Given.kwargs) -> _Found:
-        if torch.compiler.is_compiling():
-            return function(*arguments, **named)
-        try:
-            return function(*arguments, **named)
-        except Exception as error:
-            for ranks in _concerned(named.get("mesh"), named.get("shard")):
-                ranks.tell(error)
-            raise
-
-    return telling
-
-
-def _concerned(mesh: Any, shard: Any) -> list[Ranks]:
     if not isinstance(mesh, DeviceMesh) or not mesh.mesh_dim_names:
-        return []
+        return
     names = mesh.mesh_dim_names
-    given = shard if isinstance(shard, list | tuple) else (shard,)
-    cut = [name for name in given if name is not None]
+    cut = [shard] if isinstance(shard, str) else [n for n in shard or () if n is not None]
     if cut and all(name in names for name in cut):
-        return [ranks_of(mesh, cut)]
-    counts = range(1, len(names) + 1)
-    return [ranks_of(mesh, some) for count in counts for some in combinations(names, count)]
+        ranks_of(mesh, [names.index(name) for name in cut]).tell(error)
+        return
+    for count in range(1, mesh.ndim + 1):
+        for some in combinations(range(mesh.ndim), count):
+            ranks_of(mesh, some).tell(error)
 
 
 def know_group(name: str, ranks: Ranks) -> None:
@@ -238,7 +221,7 @@ def _differences(rank: int, call: Call, other: int, theirs: Call) -> str:
 
 
 def _timeout() -> float:
-    return _get_default_store().timeout.total_seconds()  # pyright: ignore
+    return _get_default_store().timeout.total_seconds()  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _has_store() -> bool:
