@@ -167,8 +167,14 @@ def _slept() -> str:
     ("what", "words"),
     [
         ("refuses", "rank 1: InputError: key has 3 positions on axis 0"),
-        ("new", "1 of 2 ranks did not come to this call of attention within 0.7 s: rank 0 waits for"),
-        ("backward", "an exchange with ranks 1 failed: one of them has ended, or is more than 0.7 s"),
+        (
+            "new",
+            "1 of 2 ranks did not come to this call of attention within 0.7 s: rank 0 waits",
+        ),
+        (
+            "backward",
+            "an exchange with ranks 1 failed: one of them has ended, or is more than 0.7",
+        ),
     ],
 )
 def test_a_rank_that_does_not_come_is_an_error_at_the_timeout(what: str, words: str) -> None:
