@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from math import prod
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 from torch.distributed.tensor.placement_types import Placement
 
 from nbattn import functional
 from nbattn.backends.inputs import Inputs
-from nbattn.distributed import sharded
+from nbattn.distributed import agreement, sharded
 from nbattn.distributed.chunks import Span, chunk_of
 from nbattn.distributed.local_axes import keys_stand_alone
 from nbattn.errors import InputError
@@ -51,6 +53,16 @@ class Layout:
     queries: tuple[int | None, ...]
 
     @property
+    def named_mesh(self) -> DeviceMesh:
+        """The mesh with names."""
+        return _with_names(self.mesh)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the mesh's dimensions."""
+        return self.named_mesh.mesh_dim_names or ()
+
+    @property
     def sharding(self) -> set[int]:
         """The mesh dimensions along which ranks compute different things."""
         return {*self.batch, *self.heads, *(n for n in self.keys if n is not None)}
@@ -61,8 +73,17 @@ class Layout:
         """The number of the plan of a call; None where every rank has the whole space."""
         if all(number is None for number in self.keys):
             return None
-        sharding = self.keys, self.queries, tuple(space), tuple(key_space)
-        return sharded.plan_number(self.mesh, mask, sharding, table)
+        keys, queries = (
+            tuple(None if number is None else self.names[number] for number in side)
+            for side in (self.keys, self.queries)
+        )
+        sharding = keys, queries, tuple(space), tuple(key_space)
+        return sharded.plan_number(self.named_mesh, mask, sharding, table)
+
+    def tell(self, error: BaseException) -> None:
+        """Tells an error of this rank to the others that share the space."""
+        names = [self.names[number] for number in self.keys if number is not None]
+        agreement.tell(self.named_mesh, names, error)
 
     def computed(
         self,
@@ -81,10 +102,14 @@ class Layout:
             spaces: lengths of the whole axes of queries and keys.
             named: other arguments of `nbattn.attention`.
         """
-        number = self.plan(mask, *spaces, table=named.get("relative_bias") is not None)
-        if number is None:
-            return functional.attention(query, key, value, mask, **named)
-        return sharded.attend(query, key, value, number, named)
+        try:
+            number = self.plan(mask, *spaces, table=named.get("relative_bias") is not None)
+            if number is not None:
+                return sharded.attend(query, key, value, mask, number, named)
+        except Exception as error:
+            self.tell(error)
+            raise
+        return functional.attention(query, key, value, mask, **named)
 
     def shares(self, placements: Placements, merged: bool = True) -> list[Placement]:
         """Placements of the gradient of what has these placements: where it is replicated and ranks
@@ -201,9 +226,9 @@ def attend(inputs: Inputs, mask: Mask, options: dict[str, Any]) -> Any:
     placements = query.placements
     shapes = (*query.shape[:-1], value.shape[-1]), query.shape[:-1]
     if not isinstance(found, tuple):
-        return distributed(found, layout.mesh, placements, shapes[0])
+        return joined(found, layout.mesh, placements, shapes[0])
     both = zip(found, shapes, strict=True)
-    return tuple(distributed(part, layout.mesh, placements, shape) for part, shape in both)
+    return tuple(joined(part, layout.mesh, placements, shape) for part, shape in both)
 
 
 def beside(extra_query: Tensor, key: Any) -> Tensor:
@@ -227,9 +252,7 @@ def local(tensor: Any, gradient: Placements) -> Tensor:
     return tensor.to_local(grad_placements=gradient)
 
 
-def distributed(
-    part: Tensor, mesh: DeviceMesh, placements: Placements, shape: Sequence[int]
-) -> Tensor:
+def joined(part: Tensor, mesh: DeviceMesh, placements: Placements, shape: Sequence[int]) -> Tensor:
     """The distributed tensor of these parts, which can differ in size."""
     stride = [prod(shape[number + 1 :]) for number in range(len(shape))]
     return DTensor.from_local(
@@ -349,6 +372,25 @@ class _Reading:
         each = f"(t.redistribute(placements={fitting}) for t in ({names}))"
         one = f"{names}.redistribute(placements={fitting})"
         return InputError(f"{problem}.", f"{names} = {each if len(self.given) > 1 else one}")
+
+
+def _with_names(mesh: DeviceMesh) -> DeviceMesh:
+    """A mesh, or if it has no names, one with names and the same process groups."""
+    if mesh.mesh_dim_names:
+        return mesh
+    return _named(mesh, weakref.ref(distributed.group.WORLD))
+
+
+@lru_cache(64)
+def _named(mesh: DeviceMesh, _processes: object) -> DeviceMesh:
+    names = tuple(f"dim_{number}" for number in range(mesh.ndim))
+    groups = mesh.get_all_groups()
+    return DeviceMesh.from_group(
+        groups if mesh.ndim > 1 else groups[0],
+        mesh.device_type,
+        mesh=mesh.mesh,
+        mesh_dim_names=names,
+    )
 
 
 def _same_mesh(given: dict[str, Tensor]) -> None:

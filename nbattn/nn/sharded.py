@@ -168,7 +168,7 @@ def attend(
         shapes = [(x.shape[0], *call.space, layer.dim), (x.shape[0], *results[-1].shape[1:])]
         placements = [call.of_grid(), call.batch]
         results = [
-            tensors.distributed(result, layout.mesh, placement, shape)
+            tensors.joined(result, layout.mesh, placement, shape)
             for result, placement, shape in zip(results, placements, shapes, strict=False)
         ]
     out = results[0].movedim(-1, 1) if at == 2 else results[0]
@@ -193,9 +193,13 @@ def _call(layer: NeighborhoodAttention, x: Any, context: Any) -> Call:
     number = layout.plan(layer.mask, call.space, call.key_space, table=layer.rpb is not None)
     if number is not None:
         place = place_of_plan(number)
-        for name, tokens in given.items():
-            for axis, has in enumerate(tokens.shape[axes]):
-                place.check_length(name, axis, has, at=at)
+        try:
+            for name, tokens in given.items():
+                for axis, has in enumerate(tokens.shape[axes]):
+                    place.check_length(name, axis, has, at=at)
+        except InputError as error:
+            layout.tell(error)
+            raise
     return call
 
 
@@ -270,8 +274,7 @@ def _transformed(
     placements = call.of_grid(), call.of_grid(keys=True)
     sizes = zip((query, key), placements, (call.space, call.key_space), strict=True)
     whole = [
-        tensors.distributed(t, mesh, p, (call.samples, *space, *t.shape[-2:]))
-        for t, p, space in sizes
+        tensors.joined(t, mesh, p, (call.samples, *space, *t.shape[-2:])) for t, p, space in sizes
     ]
     shared = {name: _shared(layer, call, parameter) for name, parameter in transform.items()}
     with _AllDistributed(mesh):
