@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from math import prod
 
-from torch import Tensor
+from torch import Tensor, distributed
 from torch.distributed.device_mesh import DeviceMesh
 
 from nbattn.distributed import agreement
 from nbattn.distributed.chunks import Span, chunk_of
 from nbattn.errors import InputError, counted
 
-Shard = tuple[str | None, ...]
+Shard = tuple[str | int | None, ...]  # per axis a mesh dimension by name, or by number
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,23 +146,21 @@ def place_of(
     """The place of this rank; makes the process groups where they do not exist yet.
 
     Args:
-        mesh: a mesh with names.
+        mesh: a mesh; of one without names, dimensions are given by number.
         shard: the mesh dimension of every axis of the keys, or None.
         query_shard: the same of the queries; None where every rank has all of them.
         space, key_space: lengths of the whole axes.
     """
     names = mesh.mesh_dim_names or ()
-    cut = [axis for axis, name in enumerate(shard) if name is not None]
-    cut.sort(key=lambda axis: names.index(str(shard[axis])))
+    numbers = [names.index(given) if isinstance(given, str) else given for given in shard]
+    cut = sorted((number, axis) for axis, number in enumerate(numbers) if number is not None)
     whole = [
         given is not None and ours is None for given, ours in zip(shard, query_shard, strict=True)
     ]
-    cut_names = [str(shard[axis]) for axis in cut]
-    whole_names = [str(shard[axis]) for axis in cut if whole[axis]]
-    agreement.ranks_of(mesh, cut_names).agree(
+    agreement.ranks_of(mesh, [number for number, _ in cut]).agree(
         (mesh, shard, query_shard, space, key_space),
         lambda: {
-            "mesh": f"{dict(zip(names, mesh.shape, strict=True))}",
+            "mesh": f"{dict(zip(names, mesh.shape, strict=False))}" if names else f"{mesh.shape}",
             "shard": f"{shard}",
             "query_shard": f"{query_shard}",
             "space": f"{space}",
@@ -171,23 +171,39 @@ def place_of(
         space,
         key_space,
         shard,
-        tuple(1 if name is None else mesh.size(names.index(name)) for name in shard),
+        tuple(1 if number is None else mesh.size(number) for number in numbers),
         tuple(whole),
-        tuple(cut),
-        tuple(0 if name is None else mesh.get_local_rank(name) for name in shard),
-        _group(mesh, cut_names),
-        _group(mesh, whole_names),
+        tuple(axis for _, axis in cut),
+        tuple(0 if number is None else mesh.get_local_rank(number) for number in numbers),
+        _group(mesh, [number for number, _ in cut]),
+        _group(mesh, [number for number, axis in cut if whole[axis]]),
     )
 
 
-def _group(mesh: DeviceMesh, names: Sequence[str]) -> Group | None:
+def _group(mesh: DeviceMesh, dimensions: Sequence[int]) -> Group | None:
     """The process group along some dimensions of a mesh, which are in the mesh's order."""
-    if not names:
+    if not dimensions:
         return None
-    along = mesh[tuple(names)] if len(names) < mesh.ndim else mesh
-    if len(names) > 1:
+    if len(dimensions) == 1:
+        group, rank = mesh.get_group(dimensions[0]), mesh.get_local_rank(dimensions[0])
+    else:
+        mesh = _with_names(mesh, weakref.ref(distributed.group.WORLD))
+        names = mesh.mesh_dim_names or ()
+        some = tuple(names[number] for number in dimensions)
+        along = mesh if some == names else mesh[some]
         along = along._flatten()  # pyright: ignore[reportPrivateUsage]  # no public way
-    group = along.get_group()
-    agreement.know_group(group.group_name, agreement.ranks_of(mesh, names))
-    size = prod(mesh.size((mesh.mesh_dim_names or ()).index(name)) for name in names)
-    return Group(group.group_name, size, along.get_local_rank())
+        group, rank = along.get_group(), along.get_local_rank()
+    agreement.know_group(group.group_name, agreement.ranks_of(mesh, dimensions))
+    return Group(group.group_name, prod(mesh.size(number) for number in dimensions), rank)
+
+
+@lru_cache(64)
+def _with_names(mesh: DeviceMesh, _processes: object) -> DeviceMesh:
+    """A mesh, or if it has no names, the same ranks as a mesh with names: torch makes groups of
+    several dimensions only of these.
+    """
+    if mesh.mesh_dim_names:
+        return mesh
+    names = tuple(f"dim_{number}" for number in range(mesh.ndim))
+    groups = mesh.get_all_groups()
+    return DeviceMesh.from_group(groups, mesh.device_type, mesh=mesh.mesh, mesh_dim_names=names)

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from math import prod
 from typing import Any
 
 import torch
-from torch import Tensor, distributed
+from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 from torch.distributed.tensor.placement_types import Placement
 
 from nbattn import functional
 from nbattn.backends.inputs import Inputs
-from nbattn.distributed import agreement, sharded
+from nbattn.distributed import agreement, known_plans, one_rank
 from nbattn.distributed.chunks import Span, chunk_of
 from nbattn.distributed.local_axes import keys_stand_alone
 from nbattn.errors import InputError
@@ -53,37 +51,26 @@ class Layout:
     queries: tuple[int | None, ...]
 
     @property
-    def named_mesh(self) -> DeviceMesh:
-        """The mesh with names."""
-        return _with_names(self.mesh)
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The names of the mesh's dimensions."""
-        return self.named_mesh.mesh_dim_names or ()
-
-    @property
     def sharding(self) -> set[int]:
         """The mesh dimensions along which ranks compute different things."""
         return {*self.batch, *self.heads, *(n for n in self.keys if n is not None)}
 
+    @property
+    def shares_space(self) -> bool:
+        """Whether ranks share the space."""
+        return any(number is not None for number in self.keys)
+
     def plan(
         self, mask: Mask, space: Sequence[int], key_space: Sequence[int], *, table: bool
-    ) -> int | None:
-        """The number of the plan of a call; None where every rank has the whole space."""
-        if all(number is None for number in self.keys):
-            return None
-        keys, queries = (
-            tuple(None if number is None else self.names[number] for number in side)
-            for side in (self.keys, self.queries)
-        )
-        sharding = keys, queries, tuple(space), tuple(key_space)
-        return sharded.plan_number(self.named_mesh, mask, sharding, table)
+    ) -> int:
+        """The number of the plan of a call where ranks share the space."""
+        sharding = self.keys, self.queries, tuple(space), tuple(key_space)
+        return known_plans.plan_number(self.mesh, mask, sharding, table)
 
     def tell(self, error: BaseException) -> None:
         """Tells an error of this rank to the others that share the space."""
-        names = [self.names[number] for number in self.keys if number is not None]
-        agreement.tell(self.named_mesh, names, error)
+        shared = [number for number in self.keys if number is not None]
+        agreement.ranks_of(self.mesh, shared).tell(error)
 
     def computed(
         self,
@@ -102,14 +89,17 @@ class Layout:
             spaces: lengths of the whole axes of queries and keys.
             named: other arguments of `nbattn.attention`.
         """
+        table = named.get("relative_bias") is not None
+        if not self.shares_space:
+            return functional.attention(query, key, value, mask, **named)
         try:
-            number = self.plan(mask, *spaces, table=named.get("relative_bias") is not None)
-            if number is not None:
-                return sharded.attend(query, key, value, mask, number, named)
+            number = self.plan(mask, *spaces, table=table)
+            found = one_rank.attend(query, key, value, number, named)
         except Exception as error:
-            self.tell(error)
+            if not torch.compiler.is_compiling():
+                self.tell(error)
             raise
-        return functional.attention(query, key, value, mask, **named)
+        return found[0] if len(found) == 1 else (found[0], found[1])
 
     def shares(self, placements: Placements, merged: bool = True) -> list[Placement]:
         """Placements of the gradient of what has these placements: where it is replicated and ranks
@@ -372,25 +362,6 @@ class _Reading:
         each = f"(t.redistribute(placements={fitting}) for t in ({names}))"
         one = f"{names}.redistribute(placements={fitting})"
         return InputError(f"{problem}.", f"{names} = {each if len(self.given) > 1 else one}")
-
-
-def _with_names(mesh: DeviceMesh) -> DeviceMesh:
-    """A mesh, or if it has no names, one with names and the same process groups."""
-    if mesh.mesh_dim_names:
-        return mesh
-    return _named(mesh, weakref.ref(distributed.group.WORLD))
-
-
-@lru_cache(64)
-def _named(mesh: DeviceMesh, _processes: object) -> DeviceMesh:
-    names = tuple(f"dim_{number}" for number in range(mesh.ndim))
-    groups = mesh.get_all_groups()
-    return DeviceMesh.from_group(
-        groups if mesh.ndim > 1 else groups[0],
-        mesh.device_type,
-        mesh=mesh.mesh,
-        mesh_dim_names=names,
-    )
 
 
 def _same_mesh(given: dict[str, Tensor]) -> None:

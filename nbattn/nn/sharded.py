@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_any, tree_map_only
 
 from nbattn import joint
 from nbattn.distributed import tensors
-from nbattn.distributed.sharded import place_of_plan
+from nbattn.distributed.known_plans import PLANS
 from nbattn.distributed.tensors import Layout
 from nbattn.errors import InputError
 from nbattn.mask import Mask
@@ -190,16 +190,16 @@ def _call(layer: NeighborhoodAttention, x: Any, context: Any) -> Call:
     layout, space, key_space = style.of_local(layer.mask)
     key_space = space if context is None else key_space
     call = Call(layout, x.shape[0], space, key_space, style.sum_gradients, True)
-    number = layout.plan(layer.mask, call.space, call.key_space, table=layer.rpb is not None)
-    if number is not None:
-        place = place_of_plan(number)
-        try:
-            for name, tokens in given.items():
-                for axis, has in enumerate(tokens.shape[axes]):
-                    place.check_length(name, axis, has, at=at)
-        except InputError as error:
-            layout.tell(error)
-            raise
+    if not layout.shares_space:
+        return call
+    try:
+        number = layout.plan(layer.mask, call.space, call.key_space, table=layer.rpb is not None)
+        for name, tokens in given.items():
+            for axis, has in enumerate(tokens.shape[axes]):
+                PLANS[number].place.check_length(name, axis, has, at=at)
+    except Exception as error:
+        layout.tell(error)
+        raise
     return call
 
 
@@ -228,7 +228,7 @@ def _attended(
     query, key, value, *more = layer._projected(x, context, extra_tokens, update_extra)
     extras: Sequence[_Tokens] = (*(None,) * (3 - len(more)), *more)
     if not layer._is_packed(context is None):
-        if any(number is not None for number in call.layout.keys):
+        if call.layout.shares_space:
             query, key = _transformed(layer, call, transform, query, key)
         else:
             query, key = layer._transformed(query, key)
