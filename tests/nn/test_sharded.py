@@ -131,7 +131,7 @@ CASES: dict[str, Case] = {
         {"extra_tokens": REGISTERS, "update_extra": True},
     ),
     "channels first": (
-        everything(layout="channels_first"),
+        Net(qk_norm=True, layout="channels_first"),
         replicated,
         [(X.movedim(-1, 1).contiguous(), (Shard(2), Shard(3)))],
         {},
@@ -163,7 +163,7 @@ CASES: dict[str, Case] = {
         {"extra_tokens": WORDS, "update_extra": True},
     ),
     "empty parts": (
-        everything(Mask(Axis(2, 1), Axis(1, 2))),
+        Net(Mask(Axis(2, 1), Axis(1, 2)), qk_norm=True),
         *(styled, [(X[:, :1, :3].contiguous(), BOTH)]),
         {"extra_tokens": WORDS},
     ),
