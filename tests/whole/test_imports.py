@@ -82,17 +82,17 @@ ALLOWED = {
     "joint": "errors axis mask fixes mistaken_words mistaken_places arguments functional",
     "plan_runs": "errors program backends.families backends.inputs planner autograd key_ranges"
     " arguments functional joint mistaken_plans",
-    "nn": "lazy errors fixes mistaken_masks axis synonyms mask symbolic program planner shapes"
-    " biases arguments packing functional joint nn",
-    "config": "errors fixes axis synonyms packages mask geometry biases grids packing program"
-    " backends.families planner arguments functional nn config",
-    "published": "errors mask program planner functional config published",
-    "notebook": "axis mask geometry planner config",
     "mask_symbols": "errors axis mask geometry",
     "draw": "errors axis mask geometry mask_symbols",
     "plot": "errors axis packages mask geometry program planner mask_symbols draw",
     "distributed": "lazy errors axis fixes mask mistaken_masks mistaken_words key_ranges joining"
-    " rows geometry program planner ops arguments functional plot distributed",
+    " rows geometry program planner ops backends.inputs arguments functional plot distributed",
+    "nn": "lazy errors fixes mistaken_masks axis synonyms mask symbolic program planner shapes"
+    " biases arguments packing functional joint distributed nn",
+    "config": "errors fixes axis synonyms packages mask geometry biases grids packing program"
+    " backends.families planner arguments functional nn config",
+    "published": "errors mask program planner functional config published",
+    "notebook": "axis mask geometry planner config",
     "doctor": "errors packages version machine cache mask program backends.families kernels planner"
     " functional config doctor",
     "bench": "errors machine timing geometry biases program backends.families backends.inputs"
@@ -122,6 +122,8 @@ EXCEPTIONS = {
     ("mask", "Mask.draw"): "draw",
     ("mask", "Mask.to_flex"): "backends.flex.run",
     ("mask", "Mask._repr_html_"): "notebook",
+    ("functional", "attention"): "distributed.tensors",
+    ("joint", "joint_attention"): "distributed.tensors",
     ("planner.plan", "Plan._repr_html_"): "notebook",
     ("config", "Config._repr_html_"): "notebook",
     ("planner.plan", "Plan.run"): "plan_runs",
