@@ -37,6 +37,8 @@ TESTED_IN = {
     "demo/pictures": "demo/test_denoise",
     "demo/report": "demo/test_digits",
     "demo/trial": "demo/test_denoise",
+    "distributed/__init__": "test_lazy",
+    "distributed/traffic": "distributed/test_halos",
     "doctor/probe": "doctor/test_init",
     "export/graph_steps": "export/test_standard_form",
     "fixes/axis_names": "whole/test_fixes",
