@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 from nbattn import lazy
 from nbattn.axis import Axis
-from nbattn.errors import BackendError, ConfigError, InputError, MaskError, NbattnError
+from nbattn.errors import (
+    BackendError,
+    ConfigError,
+    DistributedError,
+    InputError,
+    MaskError,
+    NbattnError,
+)
 from nbattn.mask import Mask
 from nbattn.version import __version__
 
@@ -40,6 +47,7 @@ __all__ = [
     "BackendError",
     "ConfigError",
     "DeviceInfo",
+    "DistributedError",
     "Grids",
     "InputError",
     "Mask",
@@ -85,6 +93,10 @@ _API = (*__all__, *_SUBMODULES)
 # Names that are looked for here, and what they are called.
 _ELSEWHERE = {
     "HeadParallel": "nbattn.nn.HeadParallel",
+    **dict.fromkeys(
+        ("context_parallel", "ring_attention", "sequence_parallel", "ulysses", "halo_exchange"),
+        "nbattn.distributed.attention",
+    ),
     "diffusers": "nbattn.integrations.diffusers",
     "natten": "nbattn.integrations.natten",
     "transformers": "nbattn.integrations.transformers",

@@ -259,6 +259,18 @@ def _matrix(call: Call) -> tuple[str, str]:
     return why, f"{_BIASED.format(call.word)}." if "float" in kinds else ""
 
 
+_RANKS = ("mesh", "shard", "space", "key_space", "query_shard")
+
+
+def _across_ranks(call: Call) -> tuple[str, str]:
+    """Words of attention over a space that is cut into parts, one for each rank."""
+    named = {n: call.named.get(n) for n in _RANKS if n in call.named}
+    named = dict.fromkeys(_RANKS[:3]) | named
+    shown = (f"{n}={n if v is None or not _is_plain(v) else repr(v)}" for n, v in named.items())
+    code = f"nbattn.distributed.attention(query, key, value, mask, {', '.join(shown)})"
+    return "attention across ranks is a function of its own.", f"{code}."
+
+
 def _given(why: str, fix: str = f"{_CALL}mask).") -> Answer:
     """An answer to any value; its code has `{}` in the place of the argument's name."""
     return lambda call: (why, fix.replace("{}", call.word))
@@ -273,6 +285,7 @@ _ANSWERS: dict[str, Answer] = {
     **dict.fromkeys(("kernel_size", "kernel", "neighborhood_size"), _kernel),
     **dict.fromkeys(("window_size", "window", "windows"), _window),
     "local_window_size": _local,
+    **dict.fromkeys(_RANKS, _across_ranks),
     **dict.fromkeys(("sliding_window", "sliding_window_size"), _sliding),
     **dict.fromkeys(("is_causal", "causal", "causal_mask"), _causal),
     **dict.fromkeys(("dilation", "stride"), _step),
@@ -413,7 +426,7 @@ def _loss(fix: str) -> int:
     """
     if fix == f"{_CALL}mask).":
         return 4
-    whole = ("nbattn.attention(", "torch.cat(", "torch.nn.functional.dropout(")
+    whole = ("nbattn.attention(", "nbattn.distributed.", "torch.cat(", "torch.nn.functional.drop")
     return 3 if fix.startswith(whole) else 2 if fix.startswith("torch.") or not fix else 1
 
 
@@ -429,6 +442,7 @@ def _with_options(fix: str, given: Mapping[str, Any], named: Mapping[str, Any]) 
     if "return_lse" in given and not fix.endswith("mask)."):  # the results are a pair
         return ""
     code = ", ".join(f"{name}={value}" for name, value in shown.items())
+    fix = fix.replace(", mask, mesh=", f", mask, {code}, mesh=")
     return fix.replace(", mask)", f", mask, {code})")
 
 

@@ -24,6 +24,7 @@ _LAZY = {  # `halo` needs no torch
 
 
 def __getattr__(name: str) -> Any:
+    """Loads what is public when it is first used: only calls with tensors need torch."""
     if name in _LAZY:
         found = globals()[name] = getattr(importlib.import_module(_LAZY[name]), name)
         return found
@@ -31,4 +32,5 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
+    """Returns the public names."""
     return __all__

@@ -12,7 +12,7 @@ class Span(NamedTuple):
     stop: int
 
     @property
-    def count(self) -> int:
+    def length(self) -> int:
         """Positions."""
         return max(0, self.stop - self.start)
 
@@ -40,7 +40,7 @@ def size_of(length: int, parts: int) -> int:
 
 def owners(length: int, parts: int, span: Span) -> range:
     """The parts whose chunks have positions of a span."""
-    if not span.count:
+    if not span.length:
         return range(0)
     size = size_of(length, parts)
     return range(span.start // size, (span.stop - 1) // size + 1)
@@ -49,7 +49,7 @@ def owners(length: int, parts: int, span: Span) -> range:
 def joined(spans: list[Span]) -> tuple[Span, ...]:
     """Spans in order, without empty ones, overlapping and touching ones as one."""
     found: list[Span] = []
-    for span in sorted(span for span in spans if span.count):
+    for span in sorted(span for span in spans if span.length):
         if found and found[-1].stop >= span.start:
             found[-1] = Span(found[-1].start, max(found[-1].stop, span.stop))
         else:

@@ -3,7 +3,7 @@
 What other ranks need of this one's keys and values is packed into a buffer, which one all-to-all
 sends. Four steps are four nodes of autograd, and what does not need the exchange runs meanwhile:
 
-    start(key, value)        packs and sends                   backward: waits, adds to gradients
+    start(key, value)        packs and sends                   backward: waits, adds all gradients
     wait(buffer, ticket)     waits                             backward: sends gradients home
     boxes(key, value, …)     own and received keys, by unit    backward: gradients by owner
     tied(output, …)          the output                        backward: nothing, but it runs
@@ -11,17 +11,22 @@ sends. Four steps are four nodes of autograd, and what does not need the exchang
 Between `start` and `wait` the buffer is still being filled, and nothing else reads it. On the way
 back that is true of the gradient of the ticket, which has the shape of what was sent. The
 collectives are torch's functional ones, which torch.compile traces.
+
+A key's gradient has parts from several calls, on several ranks. They are added in float32 and
+rounded once: so `start` returns the rank's own keys and values for its calls, too.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+from nbattn.distributed import agreement
 
 Slices = tuple[slice, ...]  # of the axes of the space
 Sizes = tuple[list[int], list[int]]  # how many numbers go to, and come from, every rank
@@ -71,11 +76,26 @@ class Route:
         return sent, [each * sum(map(_product, blocks)) for blocks in self.received]
 
 
-def start(key: Tensor, value: Tensor, route: Route) -> tuple[Tensor, Tensor]:
-    """Sends the keys and values that others need; returns the buffer of those that arrive, and a
-    ticket for `wait`.
+class Started(NamedTuple):
+    """An exchange on its way.
+
+    Args:
+        buffer: the keys and values that arrive, for `wait`.
+        ticket: for `wait`.
+        inner: the rank's keys and values, for calls that need no others.
+        outer: the same, for `boxes`.
     """
-    return _Start.apply(key, value, route)  # pyright: ignore
+
+    buffer: Tensor
+    ticket: Tensor
+    inner: tuple[Tensor, Tensor]
+    outer: tuple[Tensor, Tensor]
+
+
+def start(key: Tensor, value: Tensor, route: Route) -> Started:
+    """Sends the keys and values that others need."""
+    buffer, ticket, *own = _Start.apply(key, value, route)  # pyright: ignore
+    return Started(buffer, ticket, (own[0], own[1]), (own[2], own[3]))
 
 
 def wait(buffer: Tensor, ticket: Tensor, route: Route, sizes: Sizes) -> Tensor:
@@ -100,8 +120,8 @@ def tied(outputs: Sequence[Tensor], *tensors: Tensor) -> list[Tensor]:
 
 class _Start(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, key: Tensor, value: Tensor, route: Route) -> tuple[Tensor, Tensor]:
-        ctx.route, ctx.key, ctx.value = route, key.shape, value.shape
+    def forward(ctx: Any, key: Tensor, value: Tensor, route: Route) -> tuple[Tensor, ...]:
+        ctx.route, ctx.shapes = route, (key.shape, value.shape)
         sent, received = route.sizes(key, value)
         parts = [
             side[(slice(None), *block)].reshape(-1)
@@ -112,32 +132,33 @@ class _Start(torch.autograd.Function):
         buffer = torch.cat(parts) if parts else key.new_empty(0)
         ctx.set_materialize_grads(False)
         ticket = key.new_empty(1).expand(buffer.numel())
-        return _all_to_all(buffer, received, sent, route.group), ticket
+        own = (side.view_as(side) for side in (key, value, key, value))
+        return _all_to_all(buffer, received, sent, route.group), ticket, *own
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, _: None, grad: Tensor) -> tuple[Tensor, Tensor, None]:
-        grad = torch.ops._c10d_functional.wait_tensor(grad)
-        grads = grad.new_zeros(ctx.key), grad.new_zeros(ctx.value)
+    def backward(ctx: Any, _: None, ticket: Tensor, *own: Tensor | None) -> Any:  # pyright: ignore
+        ticket = _waited(ticket, ctx.route.group)
+        grads = [_sum(own[side::2], ticket, ctx.shapes[side]) for side in range(2)]
         at = 0
         for blocks in ctx.route.sent:
             for block in blocks:
-                for side in grads:
-                    own = side[(slice(None), *block)]
-                    own += grad[at : at + own.numel()].view(own.shape)
-                    at += own.numel()
-        return *grads, None
+                for grad in grads:
+                    part = grad[(slice(None), *block)]
+                    part += ticket[at : at + part.numel()].view(part.shape)
+                    at += part.numel()
+        return *(grad.to(ticket.dtype) for grad in grads), None
 
 
 class _Wait(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, buffer: Tensor, ticket: Tensor, route: Route, sizes: Sizes) -> Tensor:
         ctx.route, ctx.sizes = route, sizes
-        return torch.ops._c10d_functional.wait_tensor(buffer)
+        return _waited(buffer, route.group)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor, None, None]:  # pyright: ignore
         sent, received = ctx.sizes
         return None, _all_to_all(grad.contiguous(), sent, received, ctx.route.group), None, None
 
@@ -168,8 +189,8 @@ class _Boxes(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
-        key, value, received = (grads[0].new_zeros(shape) for shape in ctx.shapes)
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:  # pyright: ignore
+        key, value, received = (_sum((), grads[0], shape) for shape in ctx.shapes)
         blocks = _blocks(received, ctx.route, key.shape, value.shape)
         for box, pair in zip(ctx.wanted, zip(grads[::2], grads[1::2], strict=True), strict=True):
             for number, (own, grad) in enumerate(zip((key, value), pair, strict=True)):
@@ -177,7 +198,7 @@ class _Boxes(torch.autograd.Function):
                     source = own if copy.block < 0 else blocks[copy.block][number]
                     whole = slice(None)
                     source[(whole, *copy.source)] += grad[(whole, *copy.target)]
-        return key, value, received, None, None
+        return *(grad.to(grads[0].dtype) for grad in (key, value, received)), None, None
 
 
 class _Tied(torch.autograd.Function):
@@ -188,12 +209,18 @@ class _Tied(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:  # pyright: ignore
         return None, *grads, *map(torch.zeros_like, ctx.saved_tensors)
 
 
 def _all_to_all(buffer: Tensor, received: list[int], sent: list[int], group: str) -> Tensor:
-    return torch.ops._c10d_functional.all_to_all_single(buffer, received, sent, group)
+    run = torch.ops._c10d_functional.all_to_all_single
+    return agreement.in_words(run, buffer, received, sent, group, group=group)
+
+
+def _waited(tensor: Tensor, group: str) -> Tensor:
+    run = torch.ops._c10d_functional.wait_tensor
+    return agreement.in_words(run, tensor, group=group)
 
 
 def _blocks(
@@ -212,6 +239,15 @@ def _blocks(
                 at += size
             found.append((pair[0], pair[1]))
     return found
+
+
+def _sum(parts: Sequence[Tensor | None], like: Tensor, shape: Sequence[int]) -> Tensor:
+    """The sum of gradients, in float32 or wider: of none, zeros."""
+    total = like.new_zeros(shape, dtype=torch.promote_types(like.dtype, torch.float32))
+    for part in parts:
+        if part is not None:
+            total += part
+    return total
 
 
 def _tokens(block: Slices) -> int:

@@ -159,8 +159,8 @@ def _legend(halo: Halo, rank: RankHalo) -> Iterator[Any]:
 
 
 def _box(panel: Any, columns: Span, rows: Span, **look: Any) -> None:
-    if columns.count and rows.count:
-        corner, sides = (columns.start, rows.start), (columns.count, rows.count)
+    if columns.length and rows.length:
+        corner, sides = (columns.start, rows.start), (columns.length, rows.length)
         panel.add_patch(part_of_matplotlib("patches").Rectangle(corner, *sides, **look))
 
 

@@ -102,7 +102,7 @@ def by(lengths: Sequence[int]) -> str:
 
 def by_count(spans: Sequence[Span]) -> str:
     """Lengths of spans as text."""
-    return by([span.count for span in spans])
+    return by([span.length for span in spans])
 
 
 def slice_of(span: Span) -> str:

@@ -45,7 +45,7 @@ class Source(NamedTuple):
     @property
     def keys(self) -> int:
         """How many keys."""
-        return sum(math.prod(span.count for span in block) for block in self.blocks)
+        return sum(math.prod(span.length for span in block) for block in self.blocks)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,12 +90,12 @@ class RankHalo:
     @property
     def keys(self) -> int:
         """How many keys it has itself."""
-        return math.prod(span.count for span in self.own)
+        return math.prod(span.length for span in self.own)
 
     @property
     def inner_share(self) -> float:
         """The share of its queries that need no halo; 1 if it has none."""
-        every, some = (math.prod(s.count for s in spans) for spans in (self.queries, self.inner))
+        every, some = (math.prod(s.length for s in spans) for spans in (self.queries, self.inner))
         return some / every if every else 1.0
 
 
@@ -411,23 +411,23 @@ def _table(axis: ShardedAxis) -> _Table:
             found = owners(axis.bound.keys, axis.parts, span)
             first, last = found[0], found[-1]
             ranges.append(Span(first, last + 1))
-            read[first] += chunks[first].of(span).count
+            read[first] += chunks[first].of(span).length
             if first < last:
-                read[last] += chunks[last].of(span).count
+                read[last] += chunks[last].of(span).length
                 through[first + 1] += 1
                 through[last] -= 1
         ranges = list(joined(ranges))
-        owned.append(sum(parts.count for parts in ranges))
+        owned.append(sum(parts.length for parts in ranges))
         for parts in ranges:
             readers[parts.start] += 1
             readers[parts.stop] -= 1
     whole = zip(accumulate(through), chunks, strict=False)
     numbers = (
-        [chunk.count for chunk in chunks],
-        [sum(span.count for span in spans) for spans in needed],
-        [sum(c.of(s).count for s in spans) for c, spans in zip(chunks, needed, strict=True)],
+        [chunk.length for chunk in chunks],
+        [sum(span.length for span in spans) for spans in needed],
+        [sum(c.of(s).length for s in spans) for c, spans in zip(chunks, needed, strict=True)],
         owned,
-        [some + times * c.count for some, (times, c) in zip(read, whole, strict=True)],
+        [some + times * c.length for some, (times, c) in zip(read, whole, strict=True)],
         list(accumulate(readers))[:-1],
         [axis.local(part).bound().pairs() for part in range(axis.parts)],
     )

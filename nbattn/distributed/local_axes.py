@@ -62,7 +62,7 @@ class LocalAxis:
 
     def bound(self) -> BoundAxis:
         """The axis at its lengths."""
-        return BoundAxis(self.spec, self.queries.count, self.keys)
+        return BoundAxis(self.spec, self.queries.length, self.keys)
 
     def laps(self) -> tuple[tuple[Run, ...], ...]:
         """The runs, in groups that ascend on the whole axis: more than one group where a circle is
@@ -99,13 +99,13 @@ def local_axis(bound: BoundAxis, queries: Span, *, table: bool = False) -> Local
     >>> local_axis(axis, Span(50, 75)).runs
     (Run(start=48, stop=75, at=0),)
     """
-    if not queries.count:
+    if not queries.length:
         return _without_keys(bound, queries)
     if bound.spec.border == "wrap":
         return _cut_open(bound, queries, table)
     spec, place = bound.spec, queries.start + bound.offset
     window, prefix = _hull(bound, queries)
-    first, stop = window if window.count else Span(prefix, prefix)
+    first, stop = window if window.length else Span(prefix, prefix)
     runs: list[Run] = []
     if prefix >= first:  # the prefix touches the windows, or there is nothing else
         shift, stop = 0, max(stop, prefix)
@@ -116,13 +116,13 @@ def local_axis(bound: BoundAxis, queries: Span, *, table: bool = False) -> Local
         shift = _group_start(spec, max(0, cut))
         runs += [Run(0, prefix, 0)] * (prefix > 0) + [Run(first, stop, first - shift)]
     reach = Span(runs[0].start, stop)
-    last = place + queries.count - 1
+    last = place + queries.length - 1
     stop = max(stop, _group_stop(spec, last, stop), last + 1 if table else 0)
-    if not reach.count and not table:
+    if not reach.length and not table:
         return _without_keys(bound, queries)
     moved = replace(spec, align="top-left", offset=place - shift)
     keys = min(bound.keys, stop) - shift
-    return LocalAxis(moved, queries, keys, tuple(run for run in runs if run.span.count), reach)
+    return LocalAxis(moved, queries, keys, tuple(run for run in runs if run.span.length), reach)
 
 
 @lru_cache(4096)
@@ -138,7 +138,7 @@ def local_keys(bound: BoundAxis, keys: Span) -> LocalAxis:
     queries = Span(0, bound.queries)
     window, prefix = _hull(bound, queries) if bound.queries else (_NONE, 0)
     read = [span.of(keys) for span in (window, Span(0, prefix))]
-    read = [span for span in read if span.count]
+    read = [span for span in read if span.length]
     if not read:
         return _without_keys(bound, queries)
     start, stop = min(span.start for span in read), max(span.stop for span in read)
@@ -178,7 +178,7 @@ def _rows(bound: BoundAxis, queries: Span) -> tuple[Ints, Ints, Ints]:
     """
     d = bound.spec.dilation
     start, stop = queries
-    if bound.spec.stride > 1 or queries.count <= 2 * d:
+    if bound.spec.stride > 1 or queries.length <= 2 * d:
         row = np.arange(start, stop, dtype=np.int64)
     else:
         row = np.concatenate([np.arange(start, start + d), np.arange(stop - d, stop)])

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from math import prod
 
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
+from nbattn.distributed import agreement
 from nbattn.distributed.chunks import Span, chunk_of
-from nbattn.errors import InputError
+from nbattn.errors import InputError, counted
 
 Shard = tuple[str | None, ...]
 
@@ -79,41 +79,50 @@ class Place:
         """
         rank = len(self.space)
         for name, tensor in (("query", query), ("key", key), ("value", value)):
-            chunk, space = (
-                (self.queries, self.space) if name == "query" else (self.keys, self.key_space)
-            )
+            chunk = self.queries if name == "query" else self.keys
             if tensor.dim() != rank + 3:
                 raise InputError(
-                    f"{name} {list(tensor.shape)} has {tensor.dim()} dimensions; the local shard "
-                    f"of a space {list(space)} is [B, *space, H, D]: {rank + 3}.",
+                    f"{name} has {tensor.dim()} dimensions; a rank's part of a space of "
+                    f"{counted(rank, 'axis', 'axes')} is [B, *space, H, D]: {rank + 3}.",
                     where=f"{name} {list(tensor.shape)}",
                 )
             for axis in range(rank):
                 has, wanted = tensor.shape[axis + 1], chunk(axis)
-                if has != wanted.count:
-                    raise self._wrong_length(name, axis, has, wanted, space[axis])
+                if has != wanted.length:
+                    raise self._wrong_length(name, axis, has, wanted)
 
-    def _wrong_length(
-        self, name: str, axis: int, has: int, wanted: Span, length: int
-    ) -> InputError:
-        dimension, parts = self.shard[axis], self.parts[axis]
-        if parts == 1 or (name == "query" and self.whole[axis]):
+    def _wrong_length(self, name: str, axis: int, has: int, wanted: Span) -> InputError:
+        of_queries = name == "query"
+        space = self.space if of_queries else self.key_space
+        if self.parts[axis] == 1 or (of_queries and self.whole[axis]):
+            lengths = (*space[:axis], has, *space[axis + 1 :])
             return InputError(
-                f"{name} has {has} positions on axis {axis}, which every rank has whole: {length}.",
-                f"{'space' if name == 'query' else 'key_space'}: {has} at axis {axis}.",
+                f"{name} has {has} positions on axis {axis}, which every rank has whole: "
+                f"{space[axis]}.",
+                f"{'space' if of_queries else 'key_space'}={lengths!r}.",
             )
-        part = self.coordinates[axis]
         return InputError(
-            f"{name} has {has} positions on axis {axis}; part {part} of {parts} has "
-            f"{wanted.count} of {length}: {wanted.start} to {wanted.stop}.",
-            f"{name}=whole_{name}.tensor_split([*range({-(-length // parts)}, {length}, "
-            f"{-(-length // parts)})], {axis + 1})[mesh.get_local_rank({dimension!r})]"
-            if wanted.count
-            else f"{name}=whole_{name}.narrow({axis + 1}, {wanted.start}, 0)",
+            f"{name} has {has} positions on axis {axis}; part {self.coordinates[axis]} of "
+            f"{self.parts[axis]} has {wanted.length} of {space[axis]}: {wanted.start} to "
+            f"{wanted.stop}.",
+            f"{name}=whole_{name}{self._cut(of_queries)}.",
         )
 
+    def _cut(self, of_queries: bool) -> str:
+        """The code that cuts this rank's part from a whole tensor."""
+        code = ""
+        for axis, dimension in enumerate(self.shard):
+            if dimension is None or (of_queries and self.whole[axis]):
+                continue
+            span = self.queries(axis) if of_queries else self.keys(axis)
+            code += (
+                f".chunk({self.parts[axis]}, {axis + 1})[mesh.get_local_rank({dimension!r})]"
+                if span.length  # of empty ones torch.chunk makes none
+                else f".narrow({axis + 1}, {span.start}, 0)"
+            )
+        return code
 
-@lru_cache(256)
+
 def place_of(
     mesh: DeviceMesh,
     shard: Shard,
@@ -135,6 +144,18 @@ def place_of(
     whole = [
         given is not None and ours is None for given, ours in zip(shard, query_shard, strict=True)
     ]
+    cut_names = [str(shard[axis]) for axis in cut]
+    whole_names = [str(shard[axis]) for axis in cut if whole[axis]]
+    agreement.ranks_of(mesh, cut_names).agree(
+        (mesh, shard, query_shard, space, key_space),
+        lambda: {
+            "mesh": f"{dict(zip(names, mesh.shape, strict=True))}",
+            "shard": f"{shard}",
+            "query_shard": f"{query_shard}",
+            "space": f"{space}",
+            "key_space": f"{key_space}",
+        },
+    )
     return Place(
         space,
         key_space,
@@ -143,8 +164,8 @@ def place_of(
         tuple(whole),
         tuple(cut),
         tuple(0 if name is None else mesh.get_local_rank(name) for name in shard),
-        _group(mesh, [str(shard[axis]) for axis in cut]),
-        _group(mesh, [str(shard[axis]) for axis in cut if whole[axis]]),
+        _group(mesh, cut_names),
+        _group(mesh, whole_names),
     )
 
 
@@ -154,7 +175,8 @@ def _group(mesh: DeviceMesh, names: Sequence[str]) -> Group | None:
         return None
     along = mesh[tuple(names)] if len(names) < mesh.ndim else mesh
     if len(names) > 1:
-        along = along._flatten()  # the one way to a group of several dimensions
+        along = along._flatten()  # pyright: ignore[reportPrivateUsage]  # no public way
     group = along.get_group()
+    agreement.know_group(group.group_name, agreement.ranks_of(mesh, names))
     size = prod(mesh.size((mesh.mesh_dim_names or ()).index(name)) for name in names)
     return Group(group.group_name, size, along.get_local_rank())

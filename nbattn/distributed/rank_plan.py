@@ -1,16 +1,17 @@
-"""What one rank does in one attention: which boxes of queries it computes, and what it exchanges."""
+"""What one rank does in one attention: boxes of queries to compute, and what to exchange."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, replace
 from itertools import product
 
+from nbattn.axis import Axis
 from nbattn.distributed import shards
 from nbattn.distributed.chunks import Span
 from nbattn.distributed.exchange import Box, Copy, Route, Slices
-from nbattn.distributed.shards import Ranks, ShardedAxis, Unit
+from nbattn.distributed.local_axes import LocalAxis, Run
+from nbattn.distributed.shards import Ranks, ShardedAxis
 from nbattn.mask import Mask
 
 # Queries that need no other rank's keys run during the exchange if they are at least this share of
@@ -19,18 +20,39 @@ _WORTH = 0.25
 
 
 @dataclass(frozen=True, slots=True)
-class Task:
-    """One call of attention: a unit, the mask at its lengths, and where its keys are.
+class Apart:
+    """A prefix that was moved next to the windows, at its own distance: two calls.
 
     Args:
-        unit: queries and keys.
-        mask: the mask at the unit's lengths.
+        windows: the mask without the prefix, for keys from `start` on.
+        start: how many of the part's first keys the windows do not need.
+        prefix: the mask of the first keys.
+        stop: how many these are.
+    """
+
+    windows: Mask
+    start: int
+    prefix: Mask
+    stop: int
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One call of attention: some of a rank's queries, the mask at its lengths, and its keys.
+
+    Args:
+        queries: which queries, per axis.
+        mask: the mask at the part's lengths.
+        laps: per axis, which keys of the whole axis are where, in groups that ascend.
+        apart: for ALiBi, on whose distances it depends where keys are; None where it does not.
         own: the keys among the rank's own, if it needs no others.
         box: else, how they are put together.
     """
 
-    unit: Unit
+    queries: tuple[Span, ...]
     mask: Mask
+    laps: tuple[tuple[tuple[Run, ...], ...], ...]
+    apart: Apart | None
     own: Slices | None
     box: Box
 
@@ -53,7 +75,6 @@ class RankPlan:
     tasks: tuple[Task, ...]
 
 
-@lru_cache(256)
 def plan_of_rank(
     axes: tuple[ShardedAxis, ...], mesh_axes: tuple[int, ...], rank: Ranks, group: str
 ) -> RankPlan:
@@ -83,7 +104,7 @@ def plan_of_rank(
         sizes: list[tuple[int, ...]] = []
         for block in into:
             numbers[block.pieces] = len(numbers)
-            sizes.append(tuple(span.count for span in block.spans))
+            sizes.append(tuple(span.length for span in block.spans))
         received.append(tuple(sizes))
     travels = any(needs_others(axes, other) for other in ranks)
     route = Route(group, tuple(sent), tuple(received))
@@ -106,7 +127,7 @@ def _cuts(
     inner = [axis.inner(part) for axis, part in zip(axes, rank, strict=True)]
     share = 1.0
     for some, every in zip(inner, whole, strict=True):
-        share *= some.count / every.count if every.count else 0.0
+        share *= some.length / every.length if every.length else 0.0
     if share < _WORTH or inner == whole or not needs_others(axes, rank):
         return (), [whole]
     cuts: list[tuple[int, tuple[int, int, int]]] = []
@@ -116,7 +137,7 @@ def _cuts(
         if some == every:
             continue
         ends = Span(every.start, some.start), Span(some.stop, every.stop)
-        cuts.append((number, (ends[0].count, some.count, ends[1].count)))
+        cuts.append((number, (ends[0].length, some.length, ends[1].length)))
         for end, found in zip(ends, (before, after), strict=True):
             found.append([*inner[:number], end, *whole[number + 1 :]])
     return tuple(cuts), [*before, inner, *reversed(after)]
@@ -134,20 +155,38 @@ def _task(
     copies: list[Copy] = []
     for shares in product(*unit.shares):
         ids = tuple(share.piece for share in shares)
-        target = tuple(slice(s.at, s.at + s.count) for s in shares)
+        target = tuple(slice(s.at, s.at + s.length) for s in shares)
         block = numbers.get(ids, -1)
         source: list[slice] = []
         for share, of_axis, mine in zip(shares, pieces, own, strict=True):
             first = share.offset + (of_axis[share.piece].start - mine.start if block < 0 else 0)
-            source.append(slice(first, first + share.count))
+            source.append(slice(first, first + share.length))
         copies.append(Copy(block, tuple(source), target))
     space = tuple(local.keys for local in unit.axes)
     is_whole = len(copies) == 1 and copies[0].block < 0
     if is_whole:
         ends = zip(copies[0].target, space, strict=True)
         is_whole = all(side == slice(0, count) for side, count in ends)
-    mask = Mask(*[local.spec for local in unit.axes])
-    return Task(unit, mask, copies[0].source if is_whole else None, Box(space, tuple(copies)))
+    return Task(
+        tuple(local.queries for local in unit.axes),
+        Mask(*[local.spec for local in unit.axes]),
+        tuple(local.laps() or ((Run(0, 0, 0),),) for local in unit.axes),
+        _apart(unit.axes[0]),
+        copies[0].source if is_whole else None,
+        Box(space, tuple(copies)),
+    )
+
+
+def _apart(local: LocalAxis) -> Apart | None:
+    """The prefix by itself where it was moved: on the whole axis it is further away."""
+    if local.spec.prefix == 0 or len(local.runs) == 1 or not local.runs:
+        return None
+    first, second = local.runs
+    start = second.at // local.spec.stride * local.spec.stride
+    windows = replace(local.spec, prefix=0, offset=local.spec.offset - start)
+    place = local.spec.offset + second.start - second.at
+    before = Axis(causal=local.spec.causal, align="top-left", offset=place)
+    return Apart(Mask(windows), start, Mask(before), first.stop)
 
 
 def _within(own: Sequence[Span], spans: Sequence[Span]) -> Slices:

@@ -30,11 +30,11 @@ class Piece(NamedTuple):
 
 
 class Share(NamedTuple):
-    """Of the keys of a local axis, `count` from `at` on: in piece `piece`, from `offset` on."""
+    """Of the keys of a local axis, `length` from `at` on: in piece `piece`, from `offset` on."""
 
     piece: int
     offset: int
-    count: int
+    length: int
     at: int
 
 
@@ -92,10 +92,10 @@ class ShardedAxis:
     def shares(self, part: int, local: LocalAxis) -> tuple[Share, ...]:
         """Where in a part's pieces the keys of some of its queries lie."""
         return tuple(
-            Share(number, keys.start - piece.start, keys.count, run.at + keys.start - run.start)
+            Share(number, keys.start - piece.start, keys.length, run.at + keys.start - run.start)
             for run in local.runs
             for number, piece in enumerate(self.pieces(part))
-            if (keys := Span(piece.start, piece.stop).of(run.span)).count
+            if (keys := Span(piece.start, piece.stop).of(run.span)).length
         )
 
 
@@ -126,7 +126,7 @@ def _inner(axis: ShardedAxis, part: int) -> Span:
     def stays(start: int, stop: int) -> tuple[bool, bool]:
         """Whether the keys of some queries begin, and end, in the part's chunk."""
         reach = axis.local(part, Span(start, stop)).reach
-        return not reach.count or reach.start >= own.start, reach.stop <= own.stop
+        return not reach.length or reach.start >= own.start, reach.stop <= own.stop
 
     first = _first(queries, lambda at: stays(at, queries.stop)[0])
     stop = _first(Span(first, queries.stop), lambda at: not stays(first, at + 1)[1])
@@ -151,7 +151,7 @@ class Block(NamedTuple):
     @property
     def tokens(self) -> int:
         """How many keys."""
-        return math.prod(span.count for span in self.spans)
+        return math.prod(span.length for span in self.spans)
 
 
 class Unit(NamedTuple):

@@ -13,7 +13,7 @@ def test_chunks_are_those_of_torch() -> None:
             chunks = [chunk_of(length, parts, part) for part in range(parts)]
             expected = [chunk.tolist() for chunk in torch.arange(length).chunk(parts)]
             expected = [positions for positions in expected if positions]  # torch has an empty one
-            assert [[*range(*chunk)] for chunk in chunks if chunk.count] == expected
+            assert [[*range(*chunk)] for chunk in chunks if chunk.length] == expected
             assert all(chunk == (length, length) for chunk in chunks[len(expected) :])
 
 
@@ -37,4 +37,4 @@ def test_spans_are_joined() -> None:
 def test_a_span_in_another() -> None:
     assert Span(2, 6).of(Span(4, 9)) == (4, 6)
     assert Span(2, 6).of(Span(0, 9)) == (2, 6)
-    assert Span(2, 6).of(Span(7, 9)).count == Span(7, 9).of(Span(2, 6)).count == 0
+    assert Span(2, 6).of(Span(7, 9)).length == Span(7, 9).of(Span(2, 6)).length == 0

@@ -33,7 +33,9 @@ def on_the_axis(local: LocalAxis, queries: int, keys: int) -> np.ndarray:
         assert (place[at : at + stop - start] < 0).all()
         place[at : at + stop - start] = range(start, stop)
     found = np.zeros((queries, keys), dtype=int)
-    for row, column in np.argwhere(oracle.axis_matrix(local.spec, local.queries.count, local.keys)):
+    for row, column in np.argwhere(
+        oracle.axis_matrix(local.spec, local.queries.length, local.keys)
+    ):
         assert place[column] >= 0
         found[local.queries.start + row, place[column]] += 1
     return found

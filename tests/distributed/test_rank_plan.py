@@ -63,7 +63,7 @@ def test_queries_without_a_halo_are_a_task_of_their_own() -> None:
     axes = tuple(ShardedAxis(axis, 2) for axis in bound)
     plan = plan_of_rank(axes, (0, 1), (0, 0), "")
     assert plan.cuts == ((0, (0, 7, 1)), (1, (0, 7, 1)))
-    counts = [math.prod(axis.queries.count for axis in task.unit.axes) for task in plan.tasks]
+    counts = [math.prod(span.length for span in task.queries) for task in plan.tasks]
     assert counts == [0, 0, 49, 7, 8]
     assert [task.own is not None for task in plan.tasks[2:]] == [True, False, False]
 

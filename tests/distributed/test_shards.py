@@ -52,7 +52,7 @@ def test_thousands_of_parts_compute_every_pair_once(name: str, cases: Count) -> 
         place = np.full(local.keys, -1)
         for start, stop, at in local.runs:
             place[at : at + stop - start] = np.arange(start, stop)
-        row, column = row_oracle.pairs(local.spec, local.queries.count, local.keys)
+        row, column = row_oracle.pairs(local.spec, local.queries.length, local.keys)
         assert (place[column] >= 0).all()
         found.append((local.queries.start + row) * keys + place[column])
     every = row_oracle.codes(*row_oracle.pairs(spec, queries, keys), keys)
@@ -99,12 +99,12 @@ def test_inner_queries_need_no_keys_of_others(cases: Count, problem: Bound, part
     for part in range(parts):
         rows, own = chunk(queries, parts, part), chunk(keys, parts, part)
         inner = axis.inner(part)
-        assert inner.of(axis.queries(part)) == inner or not inner.count
+        assert inner.of(axis.queries(part)) == inner or not inner.length
         outside = np.delete(matrix, own, axis=1).any(axis=1)
         assert not outside[inner.start : inner.stop].any() or parts == 1
         if spec.border == "clip" and spec.stride == spec.dilation == 1 and not spec.prefix:
             stays = [int(row) for row in rows if not outside[row]]
-            assert inner.count == len(stays)
+            assert inner.length == len(stays)
         cases("inner queries", 1)
 
 

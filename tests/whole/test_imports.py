@@ -91,8 +91,8 @@ ALLOWED = {
     "mask_symbols": "errors axis mask geometry",
     "draw": "errors axis mask geometry mask_symbols",
     "plot": "errors axis packages mask geometry program planner mask_symbols draw",
-    "distributed": "lazy errors axis mask mistaken_masks key_ranges joining rows geometry program"
-    " planner ops arguments functional plot distributed",
+    "distributed": "lazy errors axis fixes mask mistaken_masks mistaken_words key_ranges joining"
+    " rows geometry program planner ops arguments functional plot distributed",
     "doctor": "errors packages version machine cache mask program backends.families kernels planner"
     " functional config doctor",
     "bench": "errors machine timing geometry biases program backends.families backends.inputs"
@@ -132,6 +132,9 @@ EXCEPTIONS = {
 # tensors may import torch; its meaning, candidates and costs import no more than numpy, anywhere.
 PLAIN = ("program", *(f"{family}.{part}" for family in FAMILIES for part in ("meaning", "costs")))
 PLAIN = (*PLAIN, *(f"{family}.candidates" for family in FAMILIES))
+# and so are the plain numbers of parts of axes, of which a planner of meshes is made
+PARTS = tuple(f"distributed.{name}" for name in ("chunks", "local_axes", "shards"))
+PLAIN = (*PLAIN, *PARTS)
 # Modules around another library, which are loaded only when one of its objects is there.
 PEERS = {
     "integrations.alibi_models": "transformers",
@@ -446,6 +449,16 @@ def test_masks_load_neither_torch_nor_numpy(statement, tmp_path):
     heavy = ["torch", "numpy", *OPTIONAL]
     code = f"import sys\n{statement}\nresult = [m for m in {heavy} if m in sys.modules]"
     assert fresh(code, tmp_path) == []
+
+
+def test_parts_of_axes_load_no_torch(tmp_path):
+    code = f"""
+import sys, importlib
+for name in {PARTS}:
+    importlib.import_module(f"nbattn.{{name}}")
+result = ["torch" in sys.modules, dir(importlib.import_module("nbattn.distributed"))]
+"""
+    assert fresh(code, tmp_path) == [False, ["attention"]]
 
 
 def test_a_submodule_is_loaded_when_it_is_named(tmp_path):

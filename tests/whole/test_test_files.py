@@ -38,6 +38,7 @@ TESTED_IN = {
     "demo/report": "demo/test_digits",
     "demo/trial": "demo/test_denoise",
     "distributed/__init__": "test_lazy",
+    "distributed/given": "whole/test_fixes",
     "distributed/traffic": "distributed/test_halos",
     "doctor/probe": "doctor/test_init",
     "export/graph_steps": "export/test_standard_form",
