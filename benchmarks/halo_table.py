@@ -87,7 +87,7 @@ def cases() -> list[Case]:
         head_dim,
         note,
     )
-    *_, kv_heads, head_dim = text.plans["prefill"].key or ()
+    kv_heads, head_dim = (text.plans["prefill"].key or (0, 0))[-2:]
     note = "windows and heads of `configs/mistral.toml`; the length is an assumption"
     document = Case(
         "Document, 10 million tokens",
@@ -183,8 +183,8 @@ HEAD = """\
 Bytes of keys and values in one attention, forward, bfloat16, one sample; of the rank that receives
 the most. Meshes are of powers of two: of those whose largest part is at most 1.25 times that of the
 most even one, the one with which a rank receives the least. A ring brings as many bytes as an
-all-gather, a rank's shard at a time. A backward pass sends gradients of the same keys and values the
-other way. Counted, not measured: `python benchmarks/halo_table.py --write`."""
+all-gather, a rank's shard at a time. A backward pass sends gradients of the same keys and values
+the other way. Counted, not measured: `python benchmarks/halo_table.py --write`."""
 
 
 def page() -> str:

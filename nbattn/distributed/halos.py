@@ -423,7 +423,6 @@ def _table(axis: ShardedAxis) -> _Table:
             readers[parts.stop] -= 1
     whole = zip(accumulate(through), chunks, strict=False)
     numbers = (
-        [chunk.length for chunk in chunks],
         [sum(span.length for span in spans) for spans in needed],
         [sum(c.of(s).length for s in spans) for c, spans in zip(chunks, needed, strict=True)],
         owned,
@@ -441,7 +440,7 @@ def _pairs(axis: ShardedAxis) -> Ints:
 
 def _owned(axis: ShardedAxis) -> Ints:
     """Keys that every part has."""
-    return _ints([axis.keys(part).count for part in range(axis.parts)])
+    return _ints([axis.keys(part).length for part in range(axis.parts)])
 
 
 def _ints(numbers: Sequence[int]) -> Ints:

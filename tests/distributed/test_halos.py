@@ -163,7 +163,7 @@ def test_one_rank_needs_nothing_of_others() -> None:
         (lambda: halo(Mask.full(2), (8, 8), (4, 0)),
          "parts=(4, 0): 0 is below 1, an axis that is not cut.", "parts=(4, 1)"),
         (lambda: halo(Mask.full(2), (8, 8), [2.0, 1]),  # pyright: ignore
-         "parts=[2.0, 1] a list, not a whole number for each axis.", "parts=(2, 1)"),
+         "parts=[2.0, 1], a list, not a whole number for each axis.", "parts=(2, 1)"),
         (lambda: halo(Mask.causal(), 8, 2).rank(2),
          "rank=2: there are 2 ranks, from 0, (0,), to 1, (1,).", "rank=1"),
         (lambda: halo(Mask.full(2), (8, 8), (2, 2)).rank((0, -1)),
