@@ -135,7 +135,8 @@ EXCEPTIONS = {
 PLAIN = ("program", *(f"{family}.{part}" for family in FAMILIES for part in ("meaning", "costs")))
 PLAIN = (*PLAIN, *(f"{family}.candidates" for family in FAMILIES))
 # and so are the plain numbers of parts of axes, of which a planner of meshes is made
-PARTS = tuple(f"distributed.{name}" for name in ("chunks", "local_axes", "shards"))
+PARTS = ("chunks", "local_axes", "shards", "traffic", "halo_text", "halos")
+PARTS = tuple(f"distributed.{name}" for name in PARTS)
 PLAIN = (*PLAIN, *PARTS)
 # Modules around another library, which are loaded only when one of its objects is there.
 PEERS = {
