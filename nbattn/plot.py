@@ -56,7 +56,7 @@ def figure(plan: Plan) -> Any:
     columns = len(axes) + 1 if len(axes) != 2 else 3
     panels = len(axes) + 1 + (0 if len(axes) == 1 else 3 if len(axes) == 2 else 8)
     size = (4.5 * columns, 4.6 * -(-panels // columns) + 0.9)
-    drawing = _matplotlib("figure").Figure(figsize=size, dpi=130, layout="constrained")
+    drawing = part_of_matplotlib("figure").Figure(figsize=size, dpi=130, layout="constrained")
     flat = drawing.subplots(-(-panels // columns), columns, squeeze=False).ravel().tolist()
     for number, axis in enumerate(axes):
         _axis_panel(flat[number], number, axis)
@@ -72,7 +72,7 @@ def save(made: Any, path: str | Path) -> None:
     Raises:
         InputError: the path cannot be written.
     """
-    backend = _matplotlib("backends.backend_agg")
+    backend = part_of_matplotlib("backends.backend_agg")
     try:
         backend.FigureCanvasAgg(made).print_png(str(path), metadata={"Software": None})
     except OSError as error:
@@ -197,7 +197,7 @@ def _dots(axes: Any, x: Any, y: Any, attended: Sequence[bool], cells: int) -> No
 
 def _kinds(axes: Any, kinds: NDArray[np.int64], extent: tuple[float, ...] | None = None) -> None:
     """Draws cells in the colours of their kinds, with thin lines between them."""
-    colours = _matplotlib("colors").ListedColormap(
+    colours = part_of_matplotlib("colors").ListedColormap(
         [colour for colour, _ in COLOURS.values()], name="kinds"
     )
     look: dict[str, Any] = {"cmap": colours, "vmin": -0.5, "vmax": len(COLOURS) - 0.5}
@@ -235,7 +235,7 @@ def _aspect(shape: tuple[int, ...]) -> str:
 
 def _integers(axes: Any) -> None:
     for side in (axes.xaxis, axes.yaxis):
-        side.set_major_locator(_matplotlib("ticker").MaxNLocator(8, integer=True))
+        side.set_major_locator(part_of_matplotlib("ticker").MaxNLocator(8, integer=True))
     axes.tick_params(labelsize=8)
 
 
@@ -274,7 +274,7 @@ def _outline(axes: Any, numbers: NDArray[np.int64]) -> None:
     edges += [((x - 0.5, y + 0.5), (x + 0.5, y + 0.5)) for y, x in across.tolist()]
     if len(edges) > numbers.size // 4 and max(numbers.shape) > LINED:
         return
-    collection = _matplotlib("collections").LineCollection
+    collection = part_of_matplotlib("collections").LineCollection
     axes.add_collection(collection(edges, colors="white", linewidths=0.8), autolim=False)
 
 
@@ -370,7 +370,7 @@ def _finish(drawing: Any, panels: Sequence[Any], plan: Plan, axes: Axes) -> None
     pairs = f"{geometry.pairs(axes)} of {total} pairs; {mask_symbols.keys_read(axes)}"
     title = textwrap.fill(repr(plan.request.mask), 48 * max(2, len(axes)))
     drawing.suptitle(f"{title}\n{pairs}", fontsize=11)
-    patch, axis = _matplotlib("patches").Patch, _matplotlib("lines").Line2D
+    patch, axis = part_of_matplotlib("patches").Patch, part_of_matplotlib("lines").Line2D
     images = [image for panel in panels for image in panel.images if _is_kinds(image)]
     seen = {int(kind) for image in images for kind in np.unique(image.get_array())}
     handles = [
@@ -393,7 +393,7 @@ def _is_kinds(image: Any) -> bool:
     return image.get_cmap().name == "kinds"
 
 
-def _matplotlib(part: str) -> Any:
+def part_of_matplotlib(part: str) -> Any:
     """Imports a module of matplotlib, or raises an InputError with what to install."""
     try:
         return importlib.import_module(f"matplotlib.{part}")

@@ -19,7 +19,9 @@ def test_dir_is_the_api() -> None:
         assert getattr(nbattn, name) is not None
     assert dir(integrations) == ["diffusers", "natten", "swin", "transformers"]
     assert dir(program) == ["device"]
-    assert dir(distributed) == ["attention"]
+    assert dir(distributed) == ["Halo", "attention", "halo"]
+    for name in dir(distributed):
+        assert getattr(distributed, name) is not None
 
 
 def test_a_star_import_has_every_public_name() -> None:

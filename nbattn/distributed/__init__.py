@@ -10,11 +10,17 @@ from typing import TYPE_CHECKING, Any
 from nbattn import lazy
 
 if TYPE_CHECKING:
+    from nbattn.distributed.halos import Halo as Halo
+    from nbattn.distributed.halos import halo as halo
     from nbattn.distributed.sharded import attention as attention
 
-__all__ = ["attention"]
+__all__ = ["Halo", "attention", "halo"]
 
-_LAZY = {"attention": "nbattn.distributed.sharded"}
+_LAZY = {  # `halo` needs no torch
+    "Halo": "nbattn.distributed.halos",
+    "attention": "nbattn.distributed.sharded",
+    "halo": "nbattn.distributed.halos",
+}
 
 
 def __getattr__(name: str) -> Any:
@@ -26,4 +32,5 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
+    """Returns the public names."""
     return __all__

@@ -73,6 +73,10 @@ class ShardedAxis:
         queries = self.queries(part) if queries is None else queries
         return local_axis(self.bound, queries, table=self.table)
 
+    def needed(self, part: int) -> tuple[Span, ...]:
+        """The keys that a part's queries attend to, in order, with those between them."""
+        return joined([run.span for run in self.local(part).runs])
+
     def pieces(self, part: int) -> tuple[Piece, ...]:
         """The keys that a part's queries attend to, in order, and who has them."""
         return _pieces(self, part)
@@ -97,10 +101,9 @@ class ShardedAxis:
 
 @lru_cache(8192)
 def _pieces(axis: ShardedAxis, part: int) -> tuple[Piece, ...]:
-    needed = joined([run.span for run in axis.local(part).runs])
     return tuple(
         Piece(owner, *axis.keys(owner).of(span))
-        for span in needed
+        for span in axis.needed(part)
         for owner in owners(axis.bound.keys, axis.parts, span)
     )
 

@@ -90,7 +90,9 @@ def summed(net: nn.Module) -> list[Tensor]:
 
 def furthest(found: list[Tensor], model: nn.Module) -> float:
     grads = [parameter.grad for parameter in model.parameters()]
-    return max(float((a - b).abs().max()) for a, b in zip(found, grads, strict=True) if b is not None)
+    return max(
+        float((a - b).abs().max()) for a, b in zip(found, grads, strict=True) if b is not None
+    )
 
 
 def four_ways(rank: int) -> dict[str, float]:

@@ -91,6 +91,8 @@ ALLOWED = {
     "mask_symbols": "errors axis mask geometry",
     "draw": "errors axis mask geometry mask_symbols",
     "plot": "errors axis packages mask geometry program planner mask_symbols draw",
+    "distributed": "lazy errors axis fixes mask mistaken_masks mistaken_words key_ranges joining"
+    " rows geometry program planner ops arguments functional plot distributed",
     "doctor": "errors packages version machine cache mask program backends.families kernels planner"
     " functional config doctor",
     "bench": "errors machine timing geometry biases program backends.families backends.inputs"
@@ -100,13 +102,11 @@ ALLOWED = {
     "demo": "errors axis packages mask geometry program planner functional nn config draw plot"
     " demo",
     "cli": "errors fixes packages machine timing cache axis mask geometry program backends.families"
-    " planner functional nn config mask_symbols draw plot doctor bench tune demo"
+    " planner functional nn config mask_symbols draw plot distributed doctor bench tune demo"
     " published cli version",
     "integrations": "lazy errors packages version axis mask geometry program backends.families"
     " arguments backends.tiled.costs backends.tiled.schedule backends.tiled.meaning planner export"
     " functional joint nn config recipes shapes symbolic integrations",
-    "distributed": "lazy errors axis fixes mask rows geometry key_ranges joining mistaken_words"
-    " arguments functional distributed",
     "__main__": "cli",
     "": "lazy errors axis mask version",
 }
