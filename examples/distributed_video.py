@@ -146,7 +146,7 @@ def show_parts(rows: int, columns: int) -> None:
     """Print what every rank holds, and what travels in one attention."""
     halo = nbattn.distributed.halo(MASK, SPACE, (1, rows, columns))
     each = BATCH * 2 * DIM * 4  # bytes of a key and its value, of all heads and samples
-    print(f"{halo.ranks} ranks, {rows} x {columns}, of videos {' x '.join(map(str, SPACE))}")
+    print(f"videos {' x '.join(map(str, SPACE))} on 1 x {rows} x {columns} ranks")
     for number in range(halo.ranks):
         rank = halo.rank(number)
         box = ", ".join(f"{a}:{b}" for a, b in rank.own)
