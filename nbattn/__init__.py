@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 from nbattn import lazy
 from nbattn.axis import Axis
-from nbattn.errors import BackendError, ConfigError, InputError, MaskError, NbattnError
+from nbattn.errors import (
+    BackendError,
+    ConfigError,
+    DistributedError,
+    InputError,
+    MaskError,
+    NbattnError,
+)
 from nbattn.mask import Mask
 from nbattn.version import __version__
 
@@ -40,6 +47,7 @@ __all__ = [
     "BackendError",
     "ConfigError",
     "DeviceInfo",
+    "DistributedError",
     "Grids",
     "InputError",
     "Mask",

@@ -50,6 +50,10 @@ class BackendError(NbattnError, RuntimeError):
     """No backend supports the request; the message lists every reason."""
 
 
+class DistributedError(NbattnError, RuntimeError):
+    """Another rank has raised an error, has ended, is late, or calls with other arguments."""
+
+
 class Mistake(NamedTuple):
     """One mistake of a configuration.
 

@@ -26,6 +26,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from nbattn.distributed import agreement
+
 Slices = tuple[slice, ...]  # of the axes of the space
 Sizes = tuple[list[int], list[int]]  # how many numbers go to, and come from, every rank
 
@@ -136,7 +138,7 @@ class _Start(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, _: None, ticket: Tensor, *own: Tensor | None) -> Any:  # pyright: ignore
-        ticket = torch.ops._c10d_functional.wait_tensor(ticket)
+        ticket = _waited(ticket, ctx.route.group)
         grads = [_sum(own[side::2], ticket, ctx.shapes[side]) for side in range(2)]
         at = 0
         for blocks in ctx.route.sent:
@@ -152,7 +154,7 @@ class _Wait(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, buffer: Tensor, ticket: Tensor, route: Route, sizes: Sizes) -> Tensor:
         ctx.route, ctx.sizes = route, sizes
-        return torch.ops._c10d_functional.wait_tensor(buffer)
+        return _waited(buffer, route.group)
 
     @staticmethod
     @once_differentiable
@@ -212,7 +214,13 @@ class _Tied(torch.autograd.Function):
 
 
 def _all_to_all(buffer: Tensor, received: list[int], sent: list[int], group: str) -> Tensor:
-    return torch.ops._c10d_functional.all_to_all_single(buffer, received, sent, group)
+    run = torch.ops._c10d_functional.all_to_all_single
+    return agreement.in_words(run, buffer, received, sent, group, group=group)
+
+
+def _waited(tensor: Tensor, group: str) -> Tensor:
+    run = torch.ops._c10d_functional.wait_tensor
+    return agreement.in_words(run, tensor, group=group)
 
 
 def _blocks(

@@ -17,6 +17,7 @@ from nbattn.joining import merge
 from nbattn.mask import Mask
 
 _ONCE = ("sink", "extra_key", "extra_value", "extra_range")  # among results that are merged
+_FLAGS = ("sink", "extra_range", "relative_bias", "alibi_slopes")  # of a plan
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +52,35 @@ class Call:
             return parts[0]
         merged = merge([part[0] for part in parts], [part[1] for part in parts])
         return list(merged)[: 1 + self.wants_lse]
+
+    def check(self, query: Tensor, key: Tensor, value: Tensor, task: Task) -> None:
+        """Plans the call without its tensors.
+
+        Raises:
+            InputError, MaskError, BackendError: as the call would.
+        """
+        given = {name: option for name, option in self.options.items() if option is not None}
+        numbers = {
+            name: given[name]
+            for name in ("softcap", "backend", "require", "forbid")
+            if name in given
+        }
+        extra = given.get("extra_key")
+        queries = (span.length for span in task.queries)
+        functional.plan(
+            task.mask,
+            (query.shape[0], *queries, *query.shape[-2:]),
+            (key.shape[0], *task.box.space, *key.shape[-2:]),
+            value_dim=value.shape[-1],
+            dtype=query.dtype,
+            device=query.device,
+            training=torch.is_grad_enabled() and any(t.requires_grad for t in (query, key, value)),
+            return_lse=self.wants_lse,
+            extra_keys=0 if extra is None else extra.shape[1],
+            key_range=self.key_range is not None,
+            **{name: name in given for name in _FLAGS},
+            **numbers,
+        )
 
     def _ranges(self, axes: Sequence[Sequence[Sequence[Run]]]) -> list[Tensor | None]:
         """The ranges in positions of the part, one for every lap around circles."""

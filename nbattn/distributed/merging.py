@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from nbattn.distributed.agreement import in_words
 from nbattn.distributed.meshes import Group
 from nbattn.joining import merge
 
@@ -34,8 +35,11 @@ class _Gathered(torch.autograd.Function):
     def forward(ctx: Any, part: Tensor, group: Group) -> Tensor:
         ctx.number = group.number
         functions = torch.ops._c10d_functional
-        parts = functions.all_gather_into_tensor(part.contiguous(), group.size, group.name)
-        return functions.wait_tensor(parts).unflatten(0, (group.size, -1))
+        gather, arguments = functions.all_gather_into_tensor, (group.size, group.name)
+        parts = in_words(gather, part.contiguous(), *arguments, group=group.name)
+        return in_words(functions.wait_tensor, parts, group=group.name).unflatten(
+            0, (group.size, -1)
+        )
 
     @staticmethod
     @once_differentiable

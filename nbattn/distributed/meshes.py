@@ -9,6 +9,7 @@ from math import prod
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
+from nbattn.distributed import agreement
 from nbattn.distributed.chunks import Span, chunk_of
 from nbattn.errors import InputError, counted
 
@@ -143,6 +144,18 @@ def place_of(
     whole = [
         given is not None and ours is None for given, ours in zip(shard, query_shard, strict=True)
     ]
+    cut_names = [str(shard[axis]) for axis in cut]
+    whole_names = [str(shard[axis]) for axis in cut if whole[axis]]
+    agreement.ranks_of(mesh, cut_names).agree(
+        (mesh, shard, query_shard, space, key_space),
+        lambda: {
+            "mesh": f"{dict(zip(names, mesh.shape, strict=True))}",
+            "shard": f"{shard}",
+            "query_shard": f"{query_shard}",
+            "space": f"{space}",
+            "key_space": f"{key_space}",
+        },
+    )
     return Place(
         space,
         key_space,
@@ -151,8 +164,8 @@ def place_of(
         tuple(whole),
         tuple(cut),
         tuple(0 if name is None else mesh.get_local_rank(name) for name in shard),
-        _group(mesh, [str(shard[axis]) for axis in cut]),
-        _group(mesh, [str(shard[axis]) for axis in cut if whole[axis]]),
+        _group(mesh, cut_names),
+        _group(mesh, whole_names),
     )
 
 
@@ -164,5 +177,6 @@ def _group(mesh: DeviceMesh, names: Sequence[str]) -> Group | None:
     if len(names) > 1:
         along = along._flatten()  # pyright: ignore[reportPrivateUsage]  # no public way
     group = along.get_group()
+    agreement.know_group(group.group_name, agreement.ranks_of(mesh, names))
     size = prod(mesh.size((mesh.mesh_dim_names or ()).index(name)) for name in names)
     return Group(group.group_name, size, along.get_local_rank())

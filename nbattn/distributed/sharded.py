@@ -12,7 +12,7 @@ from torch import Tensor, distributed
 from torch.distributed.device_mesh import DeviceMesh
 
 from nbattn import arguments, functional, key_ranges
-from nbattn.distributed import exchange, given, local_calls, merging, words
+from nbattn.distributed import agreement, exchange, given, local_calls, merging, words
 from nbattn.distributed.meshes import Place, place_of
 from nbattn.distributed.rank_plan import RankPlan, plan_of_rank
 from nbattn.distributed.shards import ShardedAxis
@@ -110,6 +110,8 @@ def attention(
             rank's part; with both numbers and the fix.
         MaskError: the mask does not fit the space.
         BackendError: no backend supports the call.
+        DistributedError: another rank has raised an error, has ended, is late, or calls with other
+            arguments.
 
     >>> from torch import distributed
     >>> store = distributed.HashStore()  # this process is all ranks: torchrun has more
@@ -122,7 +124,27 @@ def attention(
     torch.Size([2, 30, 40, 4, 16])
     >>> distributed.destroy_process_group()
     """
+    sharding = shard, query_shard, space, key_space
+    if torch.compiler.is_compiling():
+        return _attention(query, key, value, mask, mesh, sharding, options)
+    try:
+        return _attention(query, key, value, mask, mesh, sharding, options)
+    except Exception as error:
+        agreement.tell(mesh, shard, error)
+        raise
+
+
+def _attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Mask,
+    mesh: DeviceMesh,
+    sharding: tuple[Any, Any, Any, Any],
+    options: dict[str, Any],
+) -> Tensor | tuple[Tensor, Tensor]:
     if strange := words.strangers(options):
+        shard, query_shard, space, key_space = sharding
         named = {"query": query, "mask": mask, "mesh": mesh, "shard": shard, "space": space}
         optional = {"key_space": key_space, "query_shard": query_shard}
         named |= {name: value for name, value in optional.items() if value is not None}
@@ -130,8 +152,7 @@ def attention(
     arguments.check_mask(mask, getattr(query, "ndim", 4) - 3)
     table = options.get("relative_bias") is not None
     shape = () if torch.compiler.is_compiling() else getattr(query, "shape", ())  # for words
-    number = _plan_number(shape, mesh, mask, shard, query_shard, space, key_space, table)
-    place, plan = _PLANS[number]
+    place, plan = _PLANS[_plan_number(shape, mesh, mask, *sharding, table)]
     query, named = functional.autocast(query, {"key": key, "value": value})
     key, value = named["key"], named["value"]
     place.check_shapes(query, key, value)
@@ -139,15 +160,56 @@ def attention(
     ranges = options.pop("key_range", None)
     if ranges is not None:
         ranges = key_ranges.standard(ranges, query)
+    of_others: list[Tensor] = []
     if place.merged is not None and not place.is_first_of_merged:
-        for name in _ONCE:
-            options.pop(name, None)
+        once = [options.pop(name, None) for name in _ONCE]
+        of_others = [given for given in once if given is not None and given.requires_grad]
     wants_lse = options.pop("return_lse", False)
     call = local_calls.Call(ranges, options, wants_lse or place.merged is not None)
+    if place.group is not None and not torch.compiler.is_compiling():
+        _agree(query, key, value, mask, place, plan, call)
     found = _computed(query, key, value, plan, call)
     if place.merged is not None:
         found = merging.merged(found[0], found[1], place.merged)
+    if of_others:  # their gradients are zeros, not None, for sums over ranks
+        found = exchange.tied(found, *of_others)
     return (found[0], found[1]) if wants_lse else found[0]
+
+
+def _agree(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Mask,
+    place: Place,
+    plan: RankPlan,
+    call: local_calls.Call,
+) -> None:
+    """Waits for all ranks where this call is new: what travels must be alike, and every rank must
+    have a backend for its part.
+    """
+    assert place.group is not None
+    names = [name for name, option in call.options.items() if option is not None]
+    names += ["key_range"] * (call.key_range is not None)
+    trains = torch.is_grad_enabled() and (key.requires_grad or value.requires_grad)
+    sides = [(side.shape[0], *side.shape[-2:]) for side in (query, key, value)]
+
+    def described() -> agreement.Call:
+        for task in plan.tasks:
+            call.check(query, key, value, task)
+        shapes = [f"[{batch}, *space, {heads}, {dim}]" for batch, heads, dim in sides]
+        return {
+            "mask": repr(mask),
+            "space": f"{place.space}",
+            "key_space": f"{place.key_space}",
+            **dict(zip(("query", "key", "value"), shapes, strict=True)),
+            "dtype": f"{key.dtype}",
+            "gradients of keys": "wanted" if trains else "not wanted",
+            "options": ", ".join(sorted({*names} - {*_ONCE})) or "none",
+        }
+
+    known = place, mask, *sides, key.dtype, trains, call.options.get("backend"), *names
+    agreement.of_group(place.group.name).agree(known, described)
 
 
 # Places and plans of calls by number, the oldest first: compilers read them like any global.

@@ -37,4 +37,4 @@ def test_spans_are_joined() -> None:
 def test_a_span_in_another() -> None:
     assert Span(2, 6).of(Span(4, 9)) == (4, 6)
     assert Span(2, 6).of(Span(0, 9)) == (2, 6)
-    assert Span(2, 6).of(Span(7, 9)).count == Span(7, 9).of(Span(2, 6)).count == 0
+    assert Span(2, 6).of(Span(7, 9)).length == Span(7, 9).of(Span(2, 6)).length == 0

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import copy
-from pathlib import Path
 from typing import Any
 
 import pytest
+import ranks
 import torch
 import torch.distributed as dist
-import two_processes
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
@@ -129,5 +128,5 @@ def work(rank: int) -> None:
     assert plan == alone.first.plan_for(mine[0].shape, extra_tokens=3)
 
 
-def test_two_processes_give_the_gradients_of_one(tmp_path: Path) -> None:
-    two_processes.run(work, tmp_path)
+def test_two_processes_give_the_gradients_of_one() -> None:
+    ranks.run(work)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import copy
-from pathlib import Path
 from typing import Any
 
 import pytest
+import ranks
 import torch
 import torch.distributed as dist
-import two_processes
 from small_layers import CROSS, PLANE, build, random
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
@@ -214,8 +213,8 @@ def work(rank: int) -> None:
 
 
 @pytest.mark.skipif(not dist.is_gloo_available(), reason="torch without gloo")
-def test_two_processes_are_one(tmp_path: Path) -> None:
-    two_processes.run(work, tmp_path)
+def test_two_processes_are_one() -> None:
+    ranks.run(work)
 
 
 def test_the_style_shows_its_arguments() -> None:
