@@ -154,6 +154,8 @@ def _attention(
     shape = () if torch.compiler.is_compiling() else getattr(query, "shape", ())  # for words
     place, plan = _PLANS[_plan_number(shape, mesh, mask, *sharding, table)]
     query, named = functional.autocast(query, {"key": key, "value": value})
+    if not all(isinstance(tensor, Tensor) for tensor in (query, *named.values())):
+        arguments.check_tensors(query, named)
     key, value = named["key"], named["value"]
     place.check_shapes(query, key, value)
     options = dict(options)
