@@ -34,6 +34,8 @@ from nbattn.planner.plan import Plan
 from nbattn.planner.planner import Signature
 from nbattn.program.device import DeviceInfo
 
+_LOCAL = (Tensor, torch.nn.Parameter, type(None))  # types that no distributed tensor has
+
 
 @overload
 def attention(
@@ -204,6 +206,11 @@ def attention(
     inputs = _checked(tensors, mask, scale, softcap, packed)
     arguments.check_flags({"return_lse": return_lse})
     arguments.check_backend(backend, require, forbid)
+    if any(type(given) not in _LOCAL and hasattr(given, "device_mesh") for given in tensors):
+        from nbattn.distributed import tensors as distributed
+
+        found = {"backend": backend, "require": require, "forbid": forbid, "return_lse": return_lse}
+        return distributed.attend(inputs, mask, found)
     out, lse = _computed(call, inputs, mask, backend, tuple(require), tuple(forbid), return_lse)
     return (out, lse) if return_lse else out  # pyright: ignore
 

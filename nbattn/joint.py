@@ -117,6 +117,10 @@ def joint_attention(
         count, length = extra_query.shape[:2]
         keys = grids if key_grids is None else key_grids
         packed = {"grids": lines(count, length, rank), "key_grids": keys}
+    if hasattr(key, "device_mesh"):
+        from nbattn.distributed import tensors
+
+        extra_query = tensors.beside(extra_query, key)
     tokens = placed(extra_query, rank, is_packed=is_packed)
     try:
         of_extras: Any = attention(tokens, key, value, _FULL[rank - 1], **packed, **shared)

@@ -142,18 +142,17 @@ class Ranks:
 _of_group: dict[str, Ranks] = {}
 
 
-def ranks_of(mesh: DeviceMesh, names: Sequence[str]) -> Ranks:
+def ranks_of(mesh: DeviceMesh, dimensions: Sequence[int]) -> Ranks:
     """The ranks that differ from this one in some dimensions of a mesh only."""
-    return _ranks_of(mesh, tuple(names))
+    return _ranks_of(mesh, tuple(dimensions))
 
 
 @lru_cache(256)
-def _ranks_of(mesh: DeviceMesh, names: tuple[str, ...]) -> Ranks:
+def _ranks_of(mesh: DeviceMesh, dimensions: tuple[int, ...]) -> Ranks:
     own = mesh.get_coordinate()
     if own is None:  # this process is not in the mesh
         return Ranks(())
-    known = mesh.mesh_dim_names or ()
-    index = tuple(slice(None) if n in names else at for n, at in zip(known, own, strict=True))
+    index = tuple(slice(None) if n in dimensions else at for n, at in enumerate(own))
     found = tuple(mesh.mesh[index].flatten().tolist())
     return _of_numbers(found)
 
@@ -172,10 +171,10 @@ def tell(mesh: Any, shard: Any, error: BaseException) -> None:
     names = mesh.mesh_dim_names
     cut = [n for n in (shard if isinstance(shard, (tuple, list)) else [shard]) if n is not None]
     if cut and all(name in names for name in cut):
-        ranks_of(mesh, cut).tell(error)
+        ranks_of(mesh, [names.index(name) for name in cut]).tell(error)
         return
-    for count in range(1, len(names) + 1):
-        for some in combinations(names, count):
+    for count in range(1, mesh.ndim + 1):
+        for some in combinations(range(mesh.ndim), count):
             ranks_of(mesh, some).tell(error)
 
 

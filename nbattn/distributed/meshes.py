@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from math import prod
 
-from torch import Tensor
+from torch import Tensor, distributed
 from torch.distributed.device_mesh import DeviceMesh
 
 from nbattn.distributed import agreement
 from nbattn.distributed.chunks import Span, chunk_of
 from nbattn.errors import InputError, counted
 
-Shard = tuple[str | None, ...]
+Shard = tuple[str | int | None, ...]  # per axis a mesh dimension by name, or by number
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +81,6 @@ class Place:
         """
         rank = len(self.space)
         for name, tensor in (("query", query), ("key", key), ("value", value)):
-            chunk = self.queries if name == "query" else self.keys
             if tensor.dim() != rank + 3:
                 raise InputError(
                     f"{name} has {tensor.dim()} dimensions; a rank's part of a space of "
@@ -87,28 +88,40 @@ class Place:
                     where=f"{name} {list(tensor.shape)}",
                 )
             for axis in range(rank):
-                has, wanted = tensor.shape[axis + 1], chunk(axis)
-                if has != wanted.length:
-                    raise self._wrong_length(name, axis, has, wanted)
+                self.check_length(name, axis, tensor.shape[axis + 1])
 
-    def _wrong_length(self, name: str, axis: int, has: int, wanted: Span) -> InputError:
-        of_queries = name == "query"
+    def check_length(self, name: str, axis: int, has: int, *, at: int = 1) -> None:
+        """Checks how long an axis of a tensor is.
+
+        Args:
+            name: of the tensor: "query" and "x" have queries, others keys.
+            axis: number of the axis.
+            has: its length.
+            at: the dimension of the tensor that is axis 0.
+
+        Raises:
+            InputError: it is not as long as the rank's part, with the code that cuts it.
+        """
+        of_queries = name in ("query", "x")
+        wanted = self.queries(axis) if of_queries else self.keys(axis)
+        if has == wanted.length:
+            return
         space = self.space if of_queries else self.key_space
         if self.parts[axis] == 1 or (of_queries and self.whole[axis]):
             lengths = (*space[:axis], has, *space[axis + 1 :])
-            return InputError(
+            raise InputError(
                 f"{name} has {has} positions on axis {axis}, which every rank has whole: "
                 f"{space[axis]}.",
                 f"{'space' if of_queries else 'key_space'}={lengths!r}.",
             )
-        return InputError(
+        raise InputError(
             f"{name} has {has} positions on axis {axis}; part {self.coordinates[axis]} of "
             f"{self.parts[axis]} has {wanted.length} of {space[axis]}: {wanted.start} to "
             f"{wanted.stop}.",
-            f"{name}=whole_{name}{self._cut(of_queries)}.",
+            f"{name}=whole_{name}{self._cut(of_queries, at)}.",
         )
 
-    def _cut(self, of_queries: bool) -> str:
+    def _cut(self, of_queries: bool, at: int) -> str:
         """The code that cuts this rank's part from a whole tensor."""
         code = ""
         for axis, dimension in enumerate(self.shard):
@@ -116,9 +129,9 @@ class Place:
                 continue
             span = self.queries(axis) if of_queries else self.keys(axis)
             code += (
-                f".chunk({self.parts[axis]}, {axis + 1})[mesh.get_local_rank({dimension!r})]"
+                f".chunk({self.parts[axis]}, {axis + at})[mesh.get_local_rank({dimension!r})]"
                 if span.length  # of empty ones torch.chunk makes none
-                else f".narrow({axis + 1}, {span.start}, 0)"
+                else f".narrow({axis + at}, {span.start}, 0)"
             )
         return code
 
@@ -133,23 +146,21 @@ def place_of(
     """The place of this rank; makes the process groups where they do not exist yet.
 
     Args:
-        mesh: a mesh with names.
+        mesh: a mesh; of one without names, dimensions are given by number.
         shard: the mesh dimension of every axis of the keys, or None.
         query_shard: the same of the queries; None where every rank has all of them.
         space, key_space: lengths of the whole axes.
     """
     names = mesh.mesh_dim_names or ()
-    cut = [axis for axis, name in enumerate(shard) if name is not None]
-    cut.sort(key=lambda axis: names.index(str(shard[axis])))
+    numbers = [names.index(given) if isinstance(given, str) else given for given in shard]
+    cut = sorted((number, axis) for axis, number in enumerate(numbers) if number is not None)
     whole = [
         given is not None and ours is None for given, ours in zip(shard, query_shard, strict=True)
     ]
-    cut_names = [str(shard[axis]) for axis in cut]
-    whole_names = [str(shard[axis]) for axis in cut if whole[axis]]
-    agreement.ranks_of(mesh, cut_names).agree(
+    agreement.ranks_of(mesh, [number for number, _ in cut]).agree(
         (mesh, shard, query_shard, space, key_space),
         lambda: {
-            "mesh": f"{dict(zip(names, mesh.shape, strict=True))}",
+            "mesh": f"{dict(zip(names, mesh.shape, strict=False))}" if names else f"{mesh.shape}",
             "shard": f"{shard}",
             "query_shard": f"{query_shard}",
             "space": f"{space}",
@@ -160,23 +171,38 @@ def place_of(
         space,
         key_space,
         shard,
-        tuple(1 if name is None else mesh.size(names.index(name)) for name in shard),
+        tuple(1 if number is None else mesh.size(number) for number in numbers),
         tuple(whole),
-        tuple(cut),
-        tuple(0 if name is None else mesh.get_local_rank(name) for name in shard),
-        _group(mesh, cut_names),
-        _group(mesh, whole_names),
+        tuple(axis for _, axis in cut),
+        tuple(0 if number is None else mesh.get_local_rank(number) for number in numbers),
+        _group(mesh, [number for number, _ in cut]),
+        _group(mesh, [number for number, axis in cut if whole[axis]]),
     )
 
 
-def _group(mesh: DeviceMesh, names: Sequence[str]) -> Group | None:
+def _group(mesh: DeviceMesh, dimensions: Sequence[int]) -> Group | None:
     """The process group along some dimensions of a mesh, which are in the mesh's order."""
-    if not names:
+    if not dimensions:
         return None
-    along = mesh[tuple(names)] if len(names) < mesh.ndim else mesh
-    if len(names) > 1:
+    if len(dimensions) == 1:
+        group, rank = mesh.get_group(dimensions[0]), mesh.get_local_rank(dimensions[0])
+    else:
+        mesh = _with_names(mesh, weakref.ref(distributed.group.WORLD))
+        names = mesh.mesh_dim_names or ()
+        some = tuple(names[number] for number in dimensions)
+        along = mesh if some == names else mesh[some]
         along = along._flatten()  # pyright: ignore[reportPrivateUsage]  # no public way
-    group = along.get_group()
-    agreement.know_group(group.group_name, agreement.ranks_of(mesh, names))
-    size = prod(mesh.size((mesh.mesh_dim_names or ()).index(name)) for name in names)
-    return Group(group.group_name, size, along.get_local_rank())
+        group, rank = along.get_group(), along.get_local_rank()
+    agreement.know_group(group.group_name, agreement.ranks_of(mesh, dimensions))
+    return Group(group.group_name, prod(mesh.size(number) for number in dimensions), rank)
+
+
+@lru_cache(64)
+def _with_names(mesh: DeviceMesh, _processes: object) -> DeviceMesh:
+    """A mesh, or if it has no names, the same ranks as a mesh with names: torch makes groups of
+    several dimensions only of these.
+    """
+    if mesh.mesh_dim_names:
+        return mesh
+    names = tuple(f"dim_{number}" for number in range(mesh.ndim))
+    return DeviceMesh(mesh.device_type, mesh.mesh, mesh_dim_names=names)

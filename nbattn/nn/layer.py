@@ -131,6 +131,7 @@ class NeighborhoodAttention(nn.Module):
         self.proj = nn.Linear(queries, self.dim, **made)
         self.proj_drop = nn.Dropout(proj_drop)
         self.is_head_parallel = False  # set by HeadParallel; the numbers of heads are then a rank's
+        self.space_parallel: Any = None  # set by SpaceParallel: what ranks share
 
     def forward(
         self,
@@ -187,6 +188,13 @@ class NeighborhoodAttention(nn.Module):
         if grids is not None or key_grids is not None:
             named = {"extra_tokens": extra_tokens, "update_extra": update_extra}
             return packed.attend(self, x, context, **named, **placed, **sizes)
+        if self.space_parallel is not None or (
+            hasattr(x, "device_mesh") and not self.is_head_parallel
+        ):
+            from nbattn.nn import sharded
+
+            named = {"extra_tokens": extra_tokens, "update_extra": update_extra}
+            return sharded.attend(self, x, context, **named, **placed)
         self._check(x, context, extra_tokens, update_extra)
         channels_first = self.layout == "channels_first"
         if channels_first:

@@ -1,4 +1,4 @@
-"""Tensor parallelism: a style for `parallelize_module` that shards a layer by its heads."""
+"""Styles for `parallelize_module`: a layer shared by its heads, or by the space of its tokens."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ from torch.distributed.tensor.parallel import ColwiseParallel, ParallelStyle, pa
 from torch.distributed.tensor.placement_types import Placement
 from torch.func import functional_call
 
+from nbattn.distributed import given
+from nbattn.distributed.tensors import Layout
 from nbattn.errors import InputError, kind
+from nbattn.mask import Mask
 from nbattn.nn import projections
 from nbattn.nn.layer import NeighborhoodAttention
 
@@ -81,6 +84,107 @@ class HeadParallel(ParallelStyle):
         return layer
 
 
+class SpaceParallel(ParallelStyle):
+    """Runs a layer whose tokens ranks of a mesh share: each has a part of the space.
+
+    It is placed on a `NeighborhoodAttention`, whose parameters stay as they are, on every rank:
+
+        parallelize_module(model, mesh, {"attn": SpaceParallel(shard=("y", "x"), space=(64, 96))})
+
+    Every rank's tokens are then `[B, *its part of the space, dim]`, in chunks as `torch.chunk` cuts
+    them, and so is the result. Ranks exchange the keys that their queries attend to, and no others:
+    `nbattn.distributed.attention`. Or the tokens are a DTensor, whose placements say what is
+    shared, the batch too; the result has the same. These need no arguments.
+
+    A `qk_transform` sees the whole space, as DTensors, with the positions of one process. Extra
+    tokens are the same on all ranks; ranges and slopes are those of the whole space.
+
+    `HeadParallel` on other dimensions of the mesh, and `fully_shard`, go together with it.
+
+    Args:
+        shard: for each axis, the name of a dimension of the mesh, or None for one that every rank
+            has whole; needed where tokens are no DTensors.
+        space: lengths of the whole axes; needed with `shard`.
+        key_space: those of a context; default: `space`.
+        sum_gradients: whether the gradients of parameters, and of extra tokens, are summed over
+            the ranks that share tokens, so that each has those of one process. Without it each has
+            its share, for tools that sum all gradients over these ranks themselves (FSDP or DDP on
+            a mesh that has their dimensions).
+
+    Raises:
+        InputError: the module is not the layer.
+
+    >>> SpaceParallel(shard=("y", "x"), space=(64, 96))
+    SpaceParallel(shard=('y', 'x'), space=(64, 96))
+    """
+
+    def __init__(
+        self,
+        *,
+        shard: Sequence[str | None] | str | None = None,
+        space: Sequence[int] | int | None = None,
+        key_space: Sequence[int] | int | None = None,
+        sum_gradients: bool = True,
+    ) -> None:
+        super().__init__()
+        if (shard is None) != (space is None):
+            raise InputError(
+                f"SpaceParallel has shard={shard!r} and space={space!r}: local tokens need both.",
+                "SpaceParallel(), for tokens that are DTensors.",
+            )
+        self.shard, self.space, self.key_space = shard, space, key_space
+        self.sum_gradients = sum_gradients
+
+    def __repr__(self) -> str:
+        named = {"shard": self.shard, "space": self.space, "key_space": self.key_space}
+        parts = [f"{name}={value!r}" for name, value in named.items() if value is not None]
+        parts += ["sum_gradients=False"] * (not self.sum_gradients)
+        return f"SpaceParallel({', '.join(parts)})"
+
+    def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
+        if not isinstance(module, NeighborhoodAttention):
+            raise InputError(
+                f"SpaceParallel is on {kind(module)}; the layer attends across ranks.",
+                'parallelize_module(model, mesh, {"attn": nbattn.nn.SpaceParallel()}), where '
+                "model.attn is the layer.",
+            )
+        module.space_parallel = SharedSpace(device_mesh, self)
+        if self.shard is not None:
+            module.space_parallel.of_local(module.mask)  # checks the arguments
+        return module
+
+
+class SharedSpace:
+    """What a layer knows of the ranks that share its tokens.
+
+    Args:
+        mesh: the mesh of the style.
+        style: the style.
+    """
+
+    def __init__(self, mesh: DeviceMesh, style: SpaceParallel) -> None:
+        self.mesh, self.style, self.sum_gradients = mesh, style, style.sum_gradients
+
+    def __deepcopy__(self, memo: object) -> SharedSpace:
+        return self  # the same processes
+
+    def of_local(self, mask: Mask) -> tuple[Layout, tuple[int, ...], tuple[int, ...]]:
+        """How local tokens are shared, and the lengths of the whole axes of queries and keys."""
+        style = self.style
+        if style.shard is None or style.space is None:
+            raise InputError(
+                "x is a tensor of this rank, and the layer does not know of which space.",
+                "SpaceParallel(shard=shard, space=space), or x as a DTensor: "
+                "DTensor.from_local(x, mesh, placements).",
+            )
+        names = self.mesh.mesh_dim_names or ()
+        shard, _, space, key_space = given.sharding(
+            (), mask, self.mesh, style.shard, None, style.space, style.key_space
+        )
+        axes = tuple(None if name is None else names.index(str(name)) for name in shard)
+        return Layout(self.mesh, (), (), axes, axes), space, key_space
+
+
 def rows_by_rank(parts: Sequence[int], ranks: int) -> Tensor:
     """The order of a weight's rows on ranks: for each rank, its rows of each part.
 
@@ -129,15 +233,33 @@ def called_with_summed_gradients(
     """
     # A call needs no wrapper; torch.compile would break its graph where it makes a module.
     called, prefix = (module, "") if method == "__call__" else (_Method(module, method), "module.")
-    summed: dict[str, Tensor] = {}
-    for name, parameter in module.named_parameters():
-        if isinstance(parameter, DTensor):  # its own style sees to it
-            continue
-        shared = DTensor.from_local(parameter, mesh, (Replicate(),), run_check=False)
-        summed[prefix + name] = shared.to_local(grad_placements=(Partial(),))
-    if not summed:
+    found = {
+        prefix + name: summed(parameter, mesh, (Partial(),))
+        for name, parameter in module.named_parameters()
+        if not isinstance(parameter, DTensor)  # its own style sees to it
+    }
+    if not found:
         return getattr(module, method)(*tensors)
-    return functional_call(called, summed, tensors)
+    return functional_call(called, found, tensors)
+
+
+def summed(parameter: Tensor, mesh: DeviceMesh, gradient: Sequence[Placement]) -> Tensor:
+    """A parameter that ranks of a mesh have alike, as a tensor of each of them; its gradient is the
+    sum over the mesh dimensions on which `gradient` is Partial.
+    """
+    if not isinstance(parameter, DTensor):
+        shared = DTensor.from_local(parameter, mesh, [Replicate()] * mesh.ndim, run_check=False)
+        return shared.to_local(grad_placements=gradient)
+    if parameter.device_mesh == mesh:
+        return parameter.to_local(grad_placements=gradient)
+    own, *sharded = parameter.to_local(), parameter.device_mesh, parameter.placements
+    return DTensor.from_local(
+        summed(own, mesh, gradient),
+        *sharded,
+        run_check=False,
+        shape=parameter.shape,
+        stride=parameter.stride(),
+    )
 
 
 class _Method(nn.Module):
