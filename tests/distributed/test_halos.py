@@ -8,6 +8,7 @@ import math
 import subprocess
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import oracle
@@ -57,7 +58,7 @@ def test_numbers_are_those_of_simulated_ranks(
         cases("halos, ranks", 1)
 
 
-def _numbers(blocks: tuple, space: tuple[int, ...]) -> list[int]:
+def _numbers(blocks: Any, space: tuple[int, ...]) -> list[int]:
     """The numbers of all keys of blocks, in order."""
     numbers = np.arange(math.prod(space)).reshape(space)
     cut = (numbers[tuple(slice(*span) for span in block)].ravel().tolist() for block in blocks)
@@ -101,7 +102,7 @@ def test_4096_ranks(name: str, cases: Count) -> None:
         cases("halos, of 4,096 ranks", 1)
 
 
-def _hull(pairs: tuple, axis: Axis, length: int, parts: int, part: int) -> np.ndarray:
+def _hull(pairs: Any, axis: Axis, length: int, parts: int, part: int) -> np.ndarray:
     """The keys that a part's queries attend to, and on lines those between the first and last."""
     mine = np.isin(pairs[0], chunk(length, parts, part))
     attended = np.unique(pairs[1][mine])
@@ -161,8 +162,8 @@ def test_one_rank_needs_nothing_of_others() -> None:
         (lambda: halo(Mask.full(2), (8, 8), 4), "parts=4: the mask has 2 axes.", "parts=(4, 1)"),
         (lambda: halo(Mask.full(2), (8, 8), (4, 0)),
          "parts=(4, 0): 0 is below 1, an axis that is not cut.", "parts=(4, 1)"),
-        (lambda: halo(Mask.full(2), (8, 8), "xy"),
-         "parts='xy', a str, not a whole number for each axis.", "parts=(2, 1)"),
+        (lambda: halo(Mask.full(2), (8, 8), [2.0, 1]),  # pyright: ignore
+         "parts=[2.0, 1], a list, not a whole number for each axis.", "parts=(2, 1)"),
         (lambda: halo(Mask.causal(), 8, 2).rank(2),
          "rank=2: there are 2 ranks, from 0, (0,), to 1, (1,).", "rank=1"),
         (lambda: halo(Mask.full(2), (8, 8), (2, 2)).rank((0, -1)),

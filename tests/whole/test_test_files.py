@@ -39,6 +39,7 @@ TESTED_IN = {
     "demo/trial": "demo/test_denoise",
     "distributed/__init__": "test_lazy",
     "distributed/given": "whole/test_fixes",
+    "distributed/traffic": "distributed/test_halos",
     "doctor/probe": "doctor/test_init",
     "export/graph_steps": "export/test_standard_form",
     "fixes/axis_names": "whole/test_fixes",
