@@ -197,7 +197,9 @@ def attend(inputs: Inputs, mask: Mask, options: dict[str, Any]) -> Any:
             f"{name}={name}.to_local()",
         )
     layout = read(given, mask, heads=True)
-    query, key, value = inputs[:3]
+    query: Any = inputs.query
+    key: Any = inputs.key
+    value: Any = inputs.value
     local_query, local_key, local_value = (
         local(t, layout.shares(t.placements)) for t in (query, key, value)
     )

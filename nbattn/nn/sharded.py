@@ -153,8 +153,9 @@ def attend(
     transform: Any = layer.qk_transform
     whole = {} if transform is None else dict(transform.named_parameters())
 
-    def heads(*given: Any) -> list[Tensor]:
-        return _attended(layer, call, whole, *given, update_extra, slopes, placed)
+    def heads(x: Tensor, context: _Tokens, extra_tokens: _Tokens) -> list[Tensor]:
+        given = x, context, extra_tokens, update_extra
+        return _attended(layer, call, whole, *given, slopes, placed)
 
     found: list[Tensor] = call.called(layer, layer, shares, (*own, extras), heads)
     gradients = [layout.shares([Replicate()] * layout.mesh.ndim, merged=False)]
@@ -282,8 +283,8 @@ def _transformed(
         both = zip(("query", "key"), found, whole, strict=True)
         found = [inputs.like(name, result, before) for name, result, before in both]
     query, key = (
-        tensors.local(t.redistribute(placements=p), layout.shares(p)).contiguous()
-        for t, p in zip(found, placements, strict=True)  # pyright: ignore
+        tensors.local(t.redistribute(placements=p), layout.shares(p)).contiguous()  # pyright: ignore
+        for t, p in zip(found, placements, strict=True)
     )
     return query, key
 
