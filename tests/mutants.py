@@ -78,6 +78,9 @@ PLANNER = "nbattn/planner/planner.py"
 REMEDIES = "nbattn/planner/remedies.py"
 SYNONYMS = "nbattn/synonyms.py"
 NOTATION = "nbattn/config/notation.py"
+CHUNKS, LOCAL_AXES = "nbattn/distributed/chunks.py", "nbattn/distributed/local_axes.py"
+SHARDS, RANK_PLAN = "nbattn/distributed/shards.py", "nbattn/distributed/rank_plan.py"
+HALOS, PLAN_MESH = "nbattn/distributed/halos.py", "nbattn/cli/plan_mesh.py"
 ANSWERS = "nbattn/config/answers.py"
 PROOF = "nbattn/planner/proof.py"
 EXECUTE = "nbattn/execute.py"
@@ -321,6 +324,38 @@ MUTANTS = [
            "not in ADDED:", "backends/native/tiles"),
     Mutant("native-few-long-slabs", NATIVE_TILES, "return chosen, self.classes * at_a_time",
            "return chosen, 1e6", "backends/native/tiles"),
+    # parts of axes, what ranks need of each other, and what they do
+    Mutant("chunk-owners", CHUNKS, "(span.stop - 1) // size + 1", "span.stop // size + 1",
+           "distributed/chunks distributed/halos"),
+    Mutant("part-stride-groups", LOCAL_AXES,
+           "keys // (group := spec.stride * spec.dilation) * group", "keys",
+           "distributed/local_axes distributed/rank_plan"),
+    Mutant("part-of-a-causal-prefix", LOCAL_AXES, "min(first, place + 1) - prefix if spec.causal",
+           "first - prefix if spec.causal", "distributed/local_axes distributed/rank_plan"),
+    Mutant("part-leader-moves", LOCAL_AXES, "(position // group + 1) * group",
+           "position // group * group", "distributed/local_axes distributed/rank_plan"),
+    Mutant("part-of-a-circle", LOCAL_AXES, "laps = range(first // length,", "laps = range(0,",
+           "distributed/local_axes distributed/shards"),
+    Mutant("part-hull-of-a-class", LOCAL_AXES, "np.arange(start, start + d), np",
+           "np.arange(start, start + 1), np", "distributed/local_axes"),
+    Mutant("inner-queries", SHARDS, "reach.stop <= own.stop", "reach.stop <= own.stop + 1",
+           "distributed/shards distributed/rank_plan"),
+    Mutant("share-of-a-run", SHARDS, "run.at + keys.start - run.start", "run.at",
+           "distributed/rank_plan"),
+    Mutant("readers-of-a-part", SHARDS, "found[owner].append(part)", "found[part].append(owner)",
+           "distributed/shards distributed/rank_plan"),
+    Mutant("ends-of-all-queries", RANK_PLAN, "[*inner[:number], end,", "[*whole[:number], end,",
+           "distributed/rank_plan"),
+    Mutant("halo-of-own-keys", HALOS, "lambda table: table.needed) - self._kept()",
+           "lambda table: table.needed)", "distributed/halos"),
+    Mutant("halo-through-a-part", HALOS, "through[last] -= 1", "through[last + 1] -= 1",
+           "distributed/halos"),
+    Mutant("halo-of-a-circle", HALOS, "ranges = list(joined(ranges))", "ranges = list(ranges)",
+           "distributed/halos"),
+    Mutant("halo-all-gather", HALOS, "width * (total - int(own.min()))",
+           "width * (total - int(own.max()))", "distributed/halos"),
+    Mutant("mesh-of-heads", PLAN_MESH, "kv_heads // cut, dim)", "kv_heads, dim)",
+           "cli/plan_mesh"),
     # the CUDA kernels: tiles, arguments, launches
     Mutant("cuda-shared-bytes", CUDA_TILES, "stage = columns * (head + value + 8 *",
            "stage = columns * (head + value + 4 *", "backends/cuda/run"),
@@ -817,6 +852,14 @@ MUTANTS = [
     Mutant("fix-plan-file", "nbattn/config/grammar.py",
            "key, value, in_plan=True)\n                axes", "key, value)\n                axes",
            "whole/fixes"),
+    Mutant("fix-packed-ranks", "nbattn/distributed/words.py", 'if "grids" in fix:',
+           'if "zebra" in fix:', "distributed/words"),
+    Mutant("fix-range-of-rank", "nbattn/distributed/words.py",
+           'replace("key.shape[1]", str(length))', 'replace("", "")', "whole/fixes"),
+    Mutant("fix-cut-of-rank", "nbattn/distributed/meshes.py", "{axis + at})[mesh.get",
+           "{axis})[mesh.get", "whole/fixes"),
+    Mutant("fix-placements", "nbattn/distributed/given.py", "found[part.dim - 1] = name",
+           "found[part.dim - 2] = name", "whole/fixes"),
     Mutant("fix-each-causal", "nbattn/mistaken_words.py", "said if len(said) == call.mask.rank",
            "said[:1] if False", "whole/fixes"),
     Mutant("fix-text", "nbattn/fixes/masks.py", "if code := from_text(given[0]):",
