@@ -30,7 +30,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import nbattn
 from nbattn import Axis, Mask, machine
-from nbattn.distributed import agreement, known_plans, rank_plan
+from nbattn.distributed import agreement, known_plans, local_calls, one_rank, rank_plan
 from nbattn.distributed import attention as across_ranks
 from nbattn.distributed.chunks import chunk_of
 
@@ -256,20 +256,23 @@ def _barrier(device: torch.device) -> None:
 
 
 def agreeing(rounds: int) -> Row:
-    """Return what the first call of a kind pays for the agreement of all ranks, and later ones."""
-    names = tuple(range(1))
-    ranks = agreement.ranks_of(dist.init_device_mesh("cpu", (dist.get_world_size(),)), names)
+    """Return what a call of a new kind pays for the agreement of all ranks, and a known one."""
+    mesh = dist.init_device_mesh("cpu", (dist.get_world_size(),), mesh_dim_names=("x",))
+    ranks = agreement.ranks_of(mesh, (0,))
     first: list[float] = []
     for number in range(rounds * 10):
         dist.barrier()
         start = time.perf_counter()
         ranks.agree(("benchmark", number), lambda number=number: {"number": f"{number}"})
         first.append(time.perf_counter() - start)
+    own = torch.ones(1, 16, 1, 8)
+    across_ranks(own, own, own, Mask.neighborhood(7), mesh=mesh, shard="x", space=16 * mesh.size())
+    known, call = [*known_plans.PLANS.values()][-1], local_calls.Call(None, {}, False)
     start = time.perf_counter()
-    for _ in range(10_000):
-        ranks.agree(("benchmark", 0), dict)
-    known = (time.perf_counter() - start) / 10_000
-    return {"case": "agreement", "first_seconds": statistics.median(first), "known_seconds": known}
+    for _ in range(1000):
+        one_rank._agree(own, own, own, known, call)
+    again = (time.perf_counter() - start) / 1000
+    return {"case": "agreement", "first_seconds": statistics.median(first), "known_seconds": again}
 
 
 def work(rank: int, options: argparse.Namespace, port: int, rows: Any) -> None:
