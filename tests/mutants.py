@@ -106,6 +106,13 @@ FUSED, UNFUSED, NEIGHBORHOOD_GATHER, LEGACY, MODULES, PARAMETERS, DINAT = (
         *("fused", "unfused", "neighborhood_gather", "legacy", "modules", "parameters", "dinat"),
     )
 )
+EXCHANGE, RANK_PLAN, ONE_RANK, MERGING, MESHES, LOCAL_CALLS, AGREEMENT, LOCAL_AXES, SHARDS = (
+    f"nbattn/distributed/{name}.py"
+    for name in (
+        *("exchange", "rank_plan", "one_rank", "merging", "meshes", "local_calls", "agreement"),
+        *("local_axes", "shards"),
+    )
+)
 SOURCES, NVRTC, CUBINS, LAUNCH, STORE, HOST, COMPILERS = (
     f"nbattn/kernels/{name}.py"
     for name in ("sources", "nvrtc", "cubins", "launch", "store", "host", "compilers")
@@ -845,6 +852,14 @@ MUTANTS = [
     Mutant("fix-plan-file", "nbattn/config/grammar.py",
            "key, value, in_plan=True)\n                axes", "key, value)\n                axes",
            "whole/fixes"),
+    Mutant("fix-packed-ranks", "nbattn/distributed/words.py", 'if "grids" in fix:',
+           'if "zebra" in fix:', "distributed/words"),
+    Mutant("fix-range-of-rank", "nbattn/distributed/words.py",
+           'replace("key.shape[1]", str(length))', 'replace("", "")', "whole/fixes"),
+    Mutant("fix-cut-of-rank", "nbattn/distributed/meshes.py", "{axis + at})[mesh.get",
+           "{axis})[mesh.get", "whole/fixes"),
+    Mutant("fix-placements", "nbattn/distributed/given.py", "found[part.dim - 1] = name",
+           "found[part.dim - 2] = name", "whole/fixes"),
     Mutant("fix-each-causal", "nbattn/mistaken_words.py", "said if len(said) == call.mask.rank",
            "said[:1] if False", "whole/fixes"),
     Mutant("fix-text", "nbattn/fixes/masks.py", "if code := from_text(given[0]):",
@@ -1537,6 +1552,50 @@ MUTANTS = [
            "backends/native/run"),
     Mutant("imports-a-compiler", FUNCTIONAL, "import torch\nfrom torch import Tensor\n",
            "import torch\nimport torch._dynamo\nfrom torch import Tensor\n", "whole/imports"),
+    # across ranks
+    Mutant("gradients-of-the-halo-stay", EXCHANGE, "part += ticket[at : at + part.numel()]",
+           "part += 0 * ticket[at : at + part.numel()]", "distributed/sharded"),
+    Mutant("gradients-of-a-block-replace", EXCHANGE,
+           "source[(whole, *copy.source)] += grad[(whole, *copy.target)]",
+           "source[(whole, *copy.source)] = grad[(whole, *copy.target)]", "distributed/sharded"),
+    Mutant("values-travel-first", EXCHANGE, "            for side in (key, value)\n        ]",
+           "            for side in (value, key)\n        ]", "distributed/sharded"),
+    Mutant("sent-as-received", EXCHANGE, "sent, received = ctx.sizes", "received, sent = ctx.sizes",
+           "distributed/exchange distributed/sharded"),
+    Mutant("ranks-without-boxes-send-nothing-back", ONE_RANK,
+           "return results if boxed or not plan.travels else", "return results if True else",
+           "distributed/sharded"),
+    Mutant("all-ranks-have-the-sink", ONE_RANK, "not place.is_first_of_merged:", "False:",
+           "distributed/sharded"),
+    Mutant("all-keys-travel", SHARDS, "Piece(owner, *axis.keys(owner).of(span))",
+           "Piece(owner, *axis.keys(owner))", "distributed/exchange"),
+    Mutant("one-rank-alone-travels", RANK_PLAN,
+           "travels = any(needs_others(axes, other) for other in ranks)",
+           "travels = needs_others(axes, rank)", "distributed/sharded"),
+    Mutant("travels-without-a-halo", RANK_PLAN,
+           "travels = any(needs_others(axes, other) for other in ranks)", "travels = True",
+           "distributed/exchange"),
+    Mutant("mesh-dimensions-in-the-order-of-axes", MESHES, "tuple(axis for _, axis in cut),",
+           "tuple(sorted(axis for _, axis in cut)),", "distributed/meshes distributed/sharded"),
+    Mutant("merged-gradients-of-the-first-rank", MERGING, "return grad[ctx.number], None",
+           "return grad[0], None", "distributed/merging"),
+    Mutant("ranges-stay-behind-gaps", LOCAL_CALLS, " + (ends > start) * (at - end)", "",
+           "distributed/local_calls"),
+    Mutant("one-lap-of-a-circle", LOCAL_AXES, "if groups and groups[-1][-1].stop <= run.start:",
+           "if groups:", "distributed/local_calls distributed/sharded"),
+    Mutant("errors-stay-on-their-rank", AGREEMENT, "compare_set(self._key(\"error\"), \"\", text)",
+           "check([self._key(\"error\")])", "distributed/agreement"),
+    Mutant("errors-are-never-over", AGREEMENT, "            self.errors += 1\n",
+           "            pass\n", "distributed/agreement"),
+    Mutant("any-call-is-agreed-on", AGREEMENT, "return \"\" if theirs == call else",
+           "return \"\" if True else", "distributed/agreement"),
+    Mutant("agreed-before-it-is-looked-at", AGREEMENT,
+           "count = store.add(name, 0)  # last", "# last", "distributed/agreement"),
+    Mutant("every-call-asks-the-store", AGREEMENT, "if key in self.known or torch", "if torch",
+           "distributed/agreement"),
+    Mutant("exchanges-fail-without-words", AGREEMENT,
+           "raise ranks.lost(error) from error\n\n\ndef _diff", "raise\n\n\ndef _diff",
+           "distributed/agreement"),
 ]
 # fmt: on
 

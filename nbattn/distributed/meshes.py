@@ -205,4 +205,5 @@ def _with_names(mesh: DeviceMesh, _processes: object) -> DeviceMesh:
     if mesh.mesh_dim_names:
         return mesh
     names = tuple(f"dim_{number}" for number in range(mesh.ndim))
-    return DeviceMesh(mesh.device_type, mesh.mesh, mesh_dim_names=names)
+    groups = mesh.get_all_groups()
+    return DeviceMesh.from_group(groups, mesh.device_type, mesh=mesh.mesh, mesh_dim_names=names)

@@ -15,7 +15,7 @@ from torch.distributed.tensor.placement_types import Placement
 
 from nbattn import functional
 from nbattn.backends.inputs import Inputs
-from nbattn.distributed import known_plans, one_rank
+from nbattn.distributed import agreement, known_plans, one_rank
 from nbattn.distributed.chunks import Span, chunk_of
 from nbattn.distributed.local_axes import keys_stand_alone
 from nbattn.errors import InputError
@@ -55,14 +55,22 @@ class Layout:
         """The mesh dimensions along which ranks compute different things."""
         return {*self.batch, *self.heads, *(n for n in self.keys if n is not None)}
 
+    @property
+    def shares_space(self) -> bool:
+        """Whether ranks share the space."""
+        return any(number is not None for number in self.keys)
+
     def plan(
         self, mask: Mask, space: Sequence[int], key_space: Sequence[int], *, table: bool
-    ) -> int | None:
-        """The number of the plan of a call; None where every rank has the whole space."""
-        if all(number is None for number in self.keys):
-            return None
+    ) -> int:
+        """The number of the plan of a call where ranks share the space."""
         sharding = self.keys, self.queries, tuple(space), tuple(key_space)
         return known_plans.plan_number(self.mesh, mask, sharding, table)
+
+    def tell(self, error: BaseException) -> None:
+        """Tells an error of this rank to the others that share the space."""
+        shared = [number for number in self.keys if number is not None]
+        agreement.ranks_of(self.mesh, shared).tell(error)
 
     def computed(
         self,
@@ -81,10 +89,16 @@ class Layout:
             spaces: lengths of the whole axes of queries and keys.
             named: other arguments of `nbattn.attention`.
         """
-        number = self.plan(mask, *spaces, table=named.get("relative_bias") is not None)
-        if number is None:
+        table = named.get("relative_bias") is not None
+        if not self.shares_space:
             return functional.attention(query, key, value, mask, **named)
-        found = one_rank.attend(query, key, value, number, named)
+        try:
+            number = self.plan(mask, *spaces, table=table)
+            found = one_rank.attend(query, key, value, number, named)
+        except Exception as error:
+            if not torch.compiler.is_compiling():
+                self.tell(error)
+            raise
         return found[0] if len(found) == 1 else (found[0], found[1])
 
     def shares(self, placements: Placements, merged: bool = True) -> list[Placement]:
@@ -183,7 +197,9 @@ def attend(inputs: Inputs, mask: Mask, options: dict[str, Any]) -> Any:
             f"{name}={name}.to_local()",
         )
     layout = read(given, mask, heads=True)
-    query, key, value = inputs[:3]
+    query: Any = inputs.query
+    key: Any = inputs.key
+    value: Any = inputs.value
     local_query, local_key, local_value = (
         local(t, layout.shares(t.placements)) for t in (query, key, value)
     )
@@ -202,9 +218,9 @@ def attend(inputs: Inputs, mask: Mask, options: dict[str, Any]) -> Any:
     placements = query.placements
     shapes = (*query.shape[:-1], value.shape[-1]), query.shape[:-1]
     if not isinstance(found, tuple):
-        return distributed(found, layout.mesh, placements, shapes[0])
+        return joined(found, layout.mesh, placements, shapes[0])
     both = zip(found, shapes, strict=True)
-    return tuple(distributed(part, layout.mesh, placements, shape) for part, shape in both)
+    return tuple(joined(part, layout.mesh, placements, shape) for part, shape in both)
 
 
 def beside(extra_query: Tensor, key: Any) -> Tensor:
@@ -228,9 +244,7 @@ def local(tensor: Any, gradient: Placements) -> Tensor:
     return tensor.to_local(grad_placements=gradient)
 
 
-def distributed(
-    part: Tensor, mesh: DeviceMesh, placements: Placements, shape: Sequence[int]
-) -> Tensor:
+def joined(part: Tensor, mesh: DeviceMesh, placements: Placements, shape: Sequence[int]) -> Tensor:
     """The distributed tensor of these parts, which can differ in size."""
     stride = [prod(shape[number + 1 :]) for number in range(len(shape))]
     return DTensor.from_local(

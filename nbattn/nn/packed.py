@@ -14,7 +14,7 @@ from torch import Tensor
 
 from nbattn import packing
 from nbattn.errors import InputError, kind
-from nbattn.nn import inputs
+from nbattn.nn import inputs, projections
 from nbattn.symbolic import holds
 
 if TYPE_CHECKING:
@@ -34,6 +34,13 @@ def attend(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Computes the layer on packed grids; channels are last in every layout."""
     channels = layer.context_dim or layer.dim
+    if layer.space_parallel is not None or (
+        projections.is_sharded(x) and not layer.is_head_parallel
+    ):
+        raise InputError(
+            "packed grids have one axis for the tokens of all grids, which ranks cannot share; "
+            "layers without SpaceParallel take the tokens of a rank's own grids."
+        )
     _check("x", x, 2, layer.dim)
     if context is not None:
         _check("context", context, 2, channels)

@@ -252,10 +252,10 @@ def summed(parameter: Tensor, mesh: DeviceMesh, gradient: Sequence[Placement]) -
         return shared.to_local(grad_placements=gradient)
     if parameter.device_mesh == mesh:
         return parameter.to_local(grad_placements=gradient)
-    own, *sharded = parameter.to_local(), parameter.device_mesh, parameter.placements
     return DTensor.from_local(
-        summed(own, mesh, gradient),
-        *sharded,
+        summed(parameter.to_local(), mesh, gradient),
+        parameter.device_mesh,
+        parameter.placements,
         run_check=False,
         shape=parameter.shape,
         stride=parameter.stride(),

@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_any, tree_map_only
 
 from nbattn import joint
 from nbattn.distributed import tensors
-from nbattn.distributed.sharded import place_of_plan
+from nbattn.distributed.known_plans import PLANS
 from nbattn.distributed.tensors import Layout
 from nbattn.errors import InputError
 from nbattn.mask import Mask
@@ -153,8 +153,9 @@ def attend(
     transform: Any = layer.qk_transform
     whole = {} if transform is None else dict(transform.named_parameters())
 
-    def heads(*given: Any) -> list[Tensor]:
-        return _attended(layer, call, whole, *given, update_extra, slopes, placed)
+    def heads(x: Tensor, context: _Tokens, extra_tokens: _Tokens) -> list[Tensor]:
+        given = x, context, extra_tokens, update_extra
+        return _attended(layer, call, whole, *given, slopes, placed)
 
     found: list[Tensor] = call.called(layer, layer, shares, (*own, extras), heads)
     gradients = [layout.shares([Replicate()] * layout.mesh.ndim, merged=False)]
@@ -168,7 +169,7 @@ def attend(
         shapes = [(x.shape[0], *call.space, layer.dim), (x.shape[0], *results[-1].shape[1:])]
         placements = [call.of_grid(), call.batch]
         results = [
-            tensors.distributed(result, layout.mesh, placement, shape)
+            tensors.joined(result, layout.mesh, placement, shape)
             for result, placement, shape in zip(results, placements, shapes, strict=False)
         ]
     out = results[0].movedim(-1, 1) if at == 2 else results[0]
@@ -190,12 +191,16 @@ def _call(layer: NeighborhoodAttention, x: Any, context: Any) -> Call:
     layout, space, key_space = style.of_local(layer.mask)
     key_space = space if context is None else key_space
     call = Call(layout, x.shape[0], space, key_space, style.sum_gradients, True)
-    number = layout.plan(layer.mask, call.space, call.key_space, table=layer.rpb is not None)
-    if number is not None:
-        place = place_of_plan(number)
+    if not layout.shares_space:
+        return call
+    try:
+        number = layout.plan(layer.mask, call.space, call.key_space, table=layer.rpb is not None)
         for name, tokens in given.items():
             for axis, has in enumerate(tokens.shape[axes]):
-                place.check_length(name, axis, has, at=at)
+                PLANS[number].place.check_length(name, axis, has, at=at)
+    except Exception as error:
+        layout.tell(error)
+        raise
     return call
 
 
@@ -224,7 +229,7 @@ def _attended(
     query, key, value, *more = layer._projected(x, context, extra_tokens, update_extra)
     extras: Sequence[_Tokens] = (*(None,) * (3 - len(more)), *more)
     if not layer._is_packed(context is None):
-        if any(number is not None for number in call.layout.keys):
+        if call.layout.shares_space:
             query, key = _transformed(layer, call, transform, query, key)
         else:
             query, key = layer._transformed(query, key)
@@ -270,8 +275,7 @@ def _transformed(
     placements = call.of_grid(), call.of_grid(keys=True)
     sizes = zip((query, key), placements, (call.space, call.key_space), strict=True)
     whole = [
-        tensors.distributed(t, mesh, p, (call.samples, *space, *t.shape[-2:]))
-        for t, p, space in sizes
+        tensors.joined(t, mesh, p, (call.samples, *space, *t.shape[-2:])) for t, p, space in sizes
     ]
     shared = {name: _shared(layer, call, parameter) for name, parameter in transform.items()}
     with _AllDistributed(mesh):
@@ -279,8 +283,8 @@ def _transformed(
         both = zip(("query", "key"), found, whole, strict=True)
         found = [inputs.like(name, result, before) for name, result, before in both]
     query, key = (
-        tensors.local(t.redistribute(placements=p), layout.shares(p)).contiguous()
-        for t, p in zip(found, placements, strict=True)  # pyright: ignore
+        tensors.local(t.redistribute(placements=p), layout.shares(p)).contiguous()  # pyright: ignore
+        for t, p in zip(found, placements, strict=True)
     )
     return query, key
 

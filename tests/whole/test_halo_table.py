@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -22,3 +23,13 @@ def test_meshes_have_as_many_parts_as_ranks(monkeypatch: pytest.MonkeyPatch) -> 
     case = halo_table.cases()[1]
     shards = halo_table.best(case, 512).own
     assert int(shards.max()) <= 1.25 * 270  # 9 x 6 x 5 tokens of 33 x 45 x 80
+
+
+def test_the_page_on_ranks_shows_rows_of_the_table() -> None:
+    page = (BENCHMARKS.parent / "docs" / "distributed.md").read_text(encoding="utf-8")
+    table = (BENCHMARKS / "results" / "halo-table.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| ([^|]+) (\| .*(?:times)) \|$", page, flags=re.M)
+    assert len(rows) == 6
+    for name, cells in rows:
+        (case,) = re.findall(rf"\*\*{re.escape(name)}\*\*.*?(?=\n\*\*|\Z)", table, flags=re.S)
+        assert f"| 64 {cells} |" in case, name

@@ -82,17 +82,17 @@ ALLOWED = {
     "joint": "errors axis mask fixes mistaken_words mistaken_places arguments functional",
     "plan_runs": "errors program backends.families backends.inputs planner autograd key_ranges"
     " arguments functional joint mistaken_plans",
-    "nn": "lazy errors fixes mistaken_masks axis synonyms mask symbolic program planner shapes"
-    " biases arguments packing functional joint nn",
-    "config": "errors fixes axis synonyms packages mask geometry biases grids packing program"
-    " backends.families planner arguments functional nn config",
-    "published": "errors mask program planner functional config published",
-    "notebook": "axis mask geometry planner config",
     "mask_symbols": "errors axis mask geometry",
     "draw": "errors axis mask geometry mask_symbols",
     "plot": "errors axis packages mask geometry program planner mask_symbols draw",
     "distributed": "lazy errors axis fixes mask mistaken_masks mistaken_words key_ranges joining"
-    " rows geometry program planner ops arguments functional plot distributed",
+    " rows geometry program backends.inputs arguments functional plot distributed",
+    "nn": "lazy errors fixes mistaken_masks axis synonyms mask symbolic program planner shapes"
+    " biases arguments packing functional joint distributed nn",
+    "config": "errors fixes axis synonyms packages mask geometry biases grids packing program"
+    " backends.families planner arguments functional nn config",
+    "published": "errors mask program planner functional config published",
+    "notebook": "axis mask geometry planner config",
     "doctor": "errors packages version machine cache mask program backends.families kernels planner"
     " functional config doctor",
     "bench": "errors machine timing geometry biases program backends.families backends.inputs"
@@ -122,6 +122,8 @@ EXCEPTIONS = {
     ("mask", "Mask.draw"): "draw",
     ("mask", "Mask.to_flex"): "backends.flex.run",
     ("mask", "Mask._repr_html_"): "notebook",
+    ("functional", "attention"): "distributed.tensors",
+    ("joint", "joint_attention"): "distributed.tensors",
     ("planner.plan", "Plan._repr_html_"): "notebook",
     ("config", "Config._repr_html_"): "notebook",
     ("planner.plan", "Plan.run"): "plan_runs",
@@ -132,9 +134,9 @@ EXCEPTIONS = {
 # tensors may import torch; its meaning, candidates and costs import no more than numpy, anywhere.
 PLAIN = ("program", *(f"{family}.{part}" for family in FAMILIES for part in ("meaning", "costs")))
 PLAIN = (*PLAIN, *(f"{family}.candidates" for family in FAMILIES))
-# and so are the plain numbers of parts of axes, of which a planner of meshes is made
-PARTS = ("chunks", "local_axes", "shards", "traffic", "halo_text", "halos")
-PARTS = tuple(f"distributed.{name}" for name in PARTS)
+# and so are the plain numbers of parts of axes, of which halos are made
+PARTS = ("chunks", "local_axes", "shards", "halos", "halo_text", "halo_picture", "traffic")
+PARTS = tuple(f"distributed.{part}" for part in PARTS)
 PLAIN = (*PLAIN, *PARTS)
 # Modules around another library, which are loaded only when one of its objects is there.
 PEERS = {

@@ -39,6 +39,8 @@ TESTED_IN = {
     "demo/trial": "demo/test_denoise",
     "distributed/__init__": "test_lazy",
     "distributed/given": "whole/test_fixes",
+    "distributed/known_plans": "distributed/test_sharded",
+    "distributed/one_rank": "distributed/test_sharded",
     "distributed/traffic": "distributed/test_halos",
     "doctor/probe": "doctor/test_init",
     "export/graph_steps": "export/test_standard_form",
