@@ -146,7 +146,7 @@ def show_parts(rows: int, columns: int) -> None:
     """Print what every rank holds, and what travels in one attention."""
     halo = nbattn.distributed.halo(MASK, SPACE, (1, rows, columns))
     each = BATCH * 2 * DIM * 4  # bytes of a key and its value, of all heads and samples
-    print(f"{halo.ranks} ranks, {rows} x {columns}, of videos {' x '.join(map(str, SPACE))}")
+    print(f"videos {' x '.join(map(str, SPACE))} on 1 x {rows} x {columns} ranks")
     for number in range(halo.ranks):
         rank = halo.rank(number)
         box = ", ".join(f"{a}:{b}" for a, b in rank.own)
@@ -158,7 +158,7 @@ def show_parts(rows: int, columns: int) -> None:
 
 
 def main(steps: int = 60) -> dict[str, Any]:
-    """Train; return the losses, those of one process, and the errors before and after."""
+    """Train; return the losses, those of one process, and their largest difference."""
     device = prepare()
     ranks = dist.get_world_size()
     rows = max(n for n in range(1, ranks + 1) if ranks % n == 0 and n * n <= ranks)
@@ -188,7 +188,10 @@ def main(steps: int = 60) -> dict[str, Any]:
     apart = max((abs(a / b - 1) for a, b in zip(losses, wanted, strict=False)), default=0.0)
     if is_first:
         print(f"largest difference from one process: {apart:.1e} of the loss")
-        print(f"mean squared error: {losses[0]:.3f} before, {losses[-1]:.3f} after")
+        print(
+            f"mean squared error: {losses[0]:.3f} before, {losses[-1]:.3f} after; "
+            f"{clean.var().item():.3f} without a model, of the best constant"
+        )
     return {"losses": losses, "wanted": wanted, "apart": apart}
 
 

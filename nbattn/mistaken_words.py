@@ -259,16 +259,16 @@ def _matrix(call: Call) -> tuple[str, str]:
     return why, f"{_BIASED.format(call.word)}." if "float" in kinds else ""
 
 
+_RANKED = "nbattn.distributed.attention(query, key, value, mask, "
 _RANKS = ("mesh", "shard", "space", "key_space", "query_shard")
 
 
 def _across_ranks(call: Call) -> tuple[str, str]:
     """Words of attention over a space that is cut into parts, one for each rank."""
-    named = {n: call.named.get(n) for n in _RANKS if n in call.named}
-    named = dict.fromkeys(_RANKS[:3]) | named
-    shown = (f"{n}={n if v is None or not _is_plain(v) else repr(v)}" for n, v in named.items())
-    code = f"nbattn.distributed.attention(query, key, value, mask, {', '.join(shown)})"
-    return "attention across ranks is a function of its own.", f"{code}."
+    named = dict.fromkeys(_RANKS[:3], call) | dict(call.named)  # a call is shown by its name
+    shown = {n: repr(v) if _is_plain(v) else n for n, v in named.items() if n in _RANKS}
+    code = f"{_RANKED}{', '.join(f'{name}={value}' for name, value in shown.items())})."
+    return "attention across ranks is a function of its own.", code
 
 
 def _given(why: str, fix: str = f"{_CALL}mask).") -> Answer:
@@ -368,10 +368,7 @@ _ANSWERS: dict[str, Answer] = {
         ("need_weights", "output_attentions", "return_weights", "return_attn_weights"),
         _given("attention never has its weights in memory, and cannot return them."),
     ),
-    **dict.fromkeys(
-        ("max_seqlen", "max_seqlen_q", "max_seqlen_k", "max_seqlen_kv"),
-        _longest,
-    ),
+    **dict.fromkeys(("max_seqlen", "max_seqlen_q", "max_seqlen_k", "max_seqlen_kv"), _longest),
 }
 
 
@@ -442,8 +439,7 @@ def _with_options(fix: str, given: Mapping[str, Any], named: Mapping[str, Any]) 
     if "return_lse" in given and not fix.endswith("mask)."):  # the results are a pair
         return ""
     code = ", ".join(f"{name}={value}" for name, value in shown.items())
-    fix = fix.replace(", mask, mesh=", f", mask, {code}, mesh=")
-    return fix.replace(", mask)", f", mask, {code})")
+    return fix.replace(", mask)", f", mask, {code})").replace(_RANKED, f"{_RANKED}{code}, ")
 
 
 def _together(call: Call) -> tuple[str, str] | None:

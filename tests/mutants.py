@@ -78,6 +78,9 @@ PLANNER = "nbattn/planner/planner.py"
 REMEDIES = "nbattn/planner/remedies.py"
 SYNONYMS = "nbattn/synonyms.py"
 NOTATION = "nbattn/config/notation.py"
+CHUNKS, LOCAL_AXES = "nbattn/distributed/chunks.py", "nbattn/distributed/local_axes.py"
+SHARDS, RANK_PLAN = "nbattn/distributed/shards.py", "nbattn/distributed/rank_plan.py"
+HALOS, PLAN_MESH = "nbattn/distributed/halos.py", "nbattn/cli/plan_mesh.py"
 ANSWERS = "nbattn/config/answers.py"
 PROOF = "nbattn/planner/proof.py"
 EXECUTE = "nbattn/execute.py"
@@ -101,6 +104,13 @@ FUSED, UNFUSED, NEIGHBORHOOD_GATHER, LEGACY, MODULES, PARAMETERS, DINAT = (
     f"nbattn/integrations/natten/{name}.py"
     for name in (
         *("fused", "unfused", "neighborhood_gather", "legacy", "modules", "parameters", "dinat"),
+    )
+)
+EXCHANGE, RANK_PLAN, ONE_RANK, MERGING, MESHES, LOCAL_CALLS, AGREEMENT, LOCAL_AXES, SHARDS = (
+    f"nbattn/distributed/{name}.py"
+    for name in (
+        *("exchange", "rank_plan", "one_rank", "merging", "meshes", "local_calls", "agreement"),
+        *("local_axes", "shards"),
     )
 )
 SOURCES, NVRTC, CUBINS, LAUNCH, STORE, HOST, COMPILERS = (
@@ -314,6 +324,38 @@ MUTANTS = [
            "not in ADDED:", "backends/native/tiles"),
     Mutant("native-few-long-slabs", NATIVE_TILES, "return chosen, self.classes * at_a_time",
            "return chosen, 1e6", "backends/native/tiles"),
+    # parts of axes, what ranks need of each other, and what they do
+    Mutant("chunk-owners", CHUNKS, "(span.stop - 1) // size + 1", "span.stop // size + 1",
+           "distributed/chunks distributed/halos"),
+    Mutant("part-stride-groups", LOCAL_AXES,
+           "keys // (group := spec.stride * spec.dilation) * group", "keys",
+           "distributed/local_axes distributed/rank_plan"),
+    Mutant("part-of-a-causal-prefix", LOCAL_AXES, "min(first, place + 1) - prefix if spec.causal",
+           "first - prefix if spec.causal", "distributed/local_axes distributed/rank_plan"),
+    Mutant("part-leader-moves", LOCAL_AXES, "(position // group + 1) * group",
+           "position // group * group", "distributed/local_axes distributed/rank_plan"),
+    Mutant("part-of-a-circle", LOCAL_AXES, "laps = range(first // length,", "laps = range(0,",
+           "distributed/local_axes distributed/shards"),
+    Mutant("part-hull-of-a-class", LOCAL_AXES, "np.arange(start, start + d), np",
+           "np.arange(start, start + 1), np", "distributed/local_axes"),
+    Mutant("inner-queries", SHARDS, "reach.stop <= own.stop", "reach.stop <= own.stop + 1",
+           "distributed/shards distributed/rank_plan"),
+    Mutant("share-of-a-run", SHARDS, "run.at + keys.start - run.start", "run.at",
+           "distributed/rank_plan"),
+    Mutant("readers-of-a-part", SHARDS, "found[owner].append(part)", "found[part].append(owner)",
+           "distributed/shards distributed/rank_plan"),
+    Mutant("ends-of-all-queries", RANK_PLAN, "[*inner[:number], end,", "[*whole[:number], end,",
+           "distributed/rank_plan"),
+    Mutant("halo-of-own-keys", HALOS, "lambda table: table.needed) - self._kept()",
+           "lambda table: table.needed)", "distributed/halos"),
+    Mutant("halo-through-a-part", HALOS, "through[last] -= 1", "through[last + 1] -= 1",
+           "distributed/halos"),
+    Mutant("halo-of-a-circle", HALOS, "ranges = list(joined(ranges))", "ranges = list(ranges)",
+           "distributed/halos"),
+    Mutant("halo-all-gather", HALOS, "width * (total - int(own.min()))",
+           "width * (total - int(own.max()))", "distributed/halos"),
+    Mutant("mesh-of-heads", PLAN_MESH, "kv_heads // cut, dim)", "kv_heads, dim)",
+           "cli/plan_mesh"),
     # the CUDA kernels: tiles, arguments, launches
     Mutant("cuda-shared-bytes", CUDA_TILES, "stage = columns * (head + value + 8 *",
            "stage = columns * (head + value + 4 *", "backends/cuda/run"),
@@ -810,6 +852,14 @@ MUTANTS = [
     Mutant("fix-plan-file", "nbattn/config/grammar.py",
            "key, value, in_plan=True)\n                axes", "key, value)\n                axes",
            "whole/fixes"),
+    Mutant("fix-packed-ranks", "nbattn/distributed/words.py", 'if "grids" in fix:',
+           'if "zebra" in fix:', "distributed/words"),
+    Mutant("fix-range-of-rank", "nbattn/distributed/words.py",
+           'replace("key.shape[1]", str(length))', 'replace("", "")', "whole/fixes"),
+    Mutant("fix-cut-of-rank", "nbattn/distributed/meshes.py", "{axis + at})[mesh.get",
+           "{axis})[mesh.get", "whole/fixes"),
+    Mutant("fix-placements", "nbattn/distributed/given.py", "found[part.dim - 1] = name",
+           "found[part.dim - 2] = name", "whole/fixes"),
     Mutant("fix-each-causal", "nbattn/mistaken_words.py", "said if len(said) == call.mask.rank",
            "said[:1] if False", "whole/fixes"),
     Mutant("fix-text", "nbattn/fixes/masks.py", "if code := from_text(given[0]):",
@@ -1502,6 +1552,50 @@ MUTANTS = [
            "backends/native/run"),
     Mutant("imports-a-compiler", FUNCTIONAL, "import torch\nfrom torch import Tensor\n",
            "import torch\nimport torch._dynamo\nfrom torch import Tensor\n", "whole/imports"),
+    # across ranks
+    Mutant("gradients-of-the-halo-stay", EXCHANGE, "part += ticket[at : at + part.numel()]",
+           "part += 0 * ticket[at : at + part.numel()]", "distributed/sharded"),
+    Mutant("gradients-of-a-block-replace", EXCHANGE,
+           "source[(whole, *copy.source)] += grad[(whole, *copy.target)]",
+           "source[(whole, *copy.source)] = grad[(whole, *copy.target)]", "distributed/sharded"),
+    Mutant("values-travel-first", EXCHANGE, "            for side in (key, value)\n        ]",
+           "            for side in (value, key)\n        ]", "distributed/sharded"),
+    Mutant("sent-as-received", EXCHANGE, "sent, received = ctx.sizes", "received, sent = ctx.sizes",
+           "distributed/exchange distributed/sharded"),
+    Mutant("ranks-without-boxes-send-nothing-back", ONE_RANK,
+           "return results if boxed or not plan.travels else", "return results if True else",
+           "distributed/sharded"),
+    Mutant("all-ranks-have-the-sink", ONE_RANK, "not place.is_first_of_merged:", "False:",
+           "distributed/sharded"),
+    Mutant("all-keys-travel", SHARDS, "Piece(owner, *axis.keys(owner).of(span))",
+           "Piece(owner, *axis.keys(owner))", "distributed/exchange"),
+    Mutant("one-rank-alone-travels", RANK_PLAN,
+           "travels = any(needs_others(axes, other) for other in ranks)",
+           "travels = needs_others(axes, rank)", "distributed/sharded"),
+    Mutant("travels-without-a-halo", RANK_PLAN,
+           "travels = any(needs_others(axes, other) for other in ranks)", "travels = True",
+           "distributed/exchange"),
+    Mutant("mesh-dimensions-in-the-order-of-axes", MESHES, "tuple(axis for _, axis in cut),",
+           "tuple(sorted(axis for _, axis in cut)),", "distributed/meshes distributed/sharded"),
+    Mutant("merged-gradients-of-the-first-rank", MERGING, "return grad[ctx.number], None",
+           "return grad[0], None", "distributed/merging"),
+    Mutant("ranges-stay-behind-gaps", LOCAL_CALLS, " + (ends > start) * (at - end)", "",
+           "distributed/local_calls"),
+    Mutant("one-lap-of-a-circle", LOCAL_AXES, "if groups and groups[-1][-1].stop <= run.start:",
+           "if groups:", "distributed/local_calls distributed/sharded"),
+    Mutant("errors-stay-on-their-rank", AGREEMENT, "compare_set(self._key(\"error\"), \"\", text)",
+           "check([self._key(\"error\")])", "distributed/agreement"),
+    Mutant("errors-are-never-over", AGREEMENT, "            self.errors += 1\n",
+           "            pass\n", "distributed/agreement"),
+    Mutant("any-call-is-agreed-on", AGREEMENT, "return \"\" if theirs == call else",
+           "return \"\" if True else", "distributed/agreement"),
+    Mutant("agreed-before-it-is-looked-at", AGREEMENT,
+           "count = store.add(name, 0)  # last", "# last", "distributed/agreement"),
+    Mutant("every-call-asks-the-store", AGREEMENT, "if key in self.known or torch", "if torch",
+           "distributed/agreement"),
+    Mutant("exchanges-fail-without-words", AGREEMENT,
+           "raise ranks.lost(error) from error\n\n\ndef _diff", "raise\n\n\ndef _diff",
+           "distributed/agreement"),
 ]
 # fmt: on
 

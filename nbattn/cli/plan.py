@@ -8,7 +8,7 @@ import shlex
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from nbattn.cli import arguments, plan_model, screen
+from nbattn.cli import arguments, plan_mesh, plan_model, screen
 from nbattn.cli.parser import Parser
 
 if TYPE_CHECKING:
@@ -20,7 +20,8 @@ Show which kernel would run an attention, and how to get a faster one; then the 
 with their costs, and the reason for each refusal. Needs no device and writes nothing.
 
 Requests come from a configuration (all plans or the named ones), or from --mask and --query.
-Options override the configuration. --model plans all attention of a published model.
+Options override the configuration. --model plans all attention of a published model. --mesh cuts
+the space over ranks: what they send each other, and the plan of the rank that receives the most.
 """
 _EPILOG = """
 A cost is a measured time where `nbattn tune` has measured exactly this request, else an estimate
@@ -32,6 +33,7 @@ examples:
   nbattn plan --mask 'neighborhood((7, 7), dilation=8)' --query 8,56,56,2,32 --training
   nbattn plan video_3d --mask encoder --query 1,8,24,24,8,64 --json
   nbattn plan --model flux --size 4096x4096 --device sm_90
+  nbattn plan hunyuan_video strided --mesh 4,2 --shard 1,2 --device sm_90
   nbattn plan hunyuan_sta --mask near --model hunyuan_video --device sm_90 --plot hunyuan.png
 
 exit status:
@@ -49,6 +51,7 @@ def parser() -> Parser:
     """Return the parser of the command."""
     found = Parser("plan", "show which kernel would run, and why", _DESCRIPTION, _EPILOG)
     arguments.add_request(found)
+    plan_mesh.add_options(found)
     plan_model.add_options(found)
     add = found.add_argument
     add("--all", action="store_true", help="every candidate with every reason")
@@ -61,19 +64,31 @@ def run(options: argparse.Namespace) -> int:
     """Plan every request, or a model, and print it."""
     if plan_model.is_asked(options):
         return plan_model.run(options)
-    plans = arguments.plans(options)
+    cuts = plan_mesh.cuts(options)
+    plans = {name: cut.plan() for name, cut in cuts.items()} or arguments.plans(options)
+    plan_mesh.draw(options, cuts)
     wrong = dict(_wrong(plans)) if options.verify else {}
     if options.json:
         exact = {name: {"verified": name not in wrong} for name in plans if options.verify}
-        records = [{"name": n} | p.to_dict() | exact.get(n, {}) for n, p in plans.items()]
+        halos = {name: cut.to_dict() for name, cut in cuts.items()}
+        records = [
+            {"name": n} | halos.get(n, {}) | p.to_dict() | exact.get(n, {})
+            for n, p in plans.items()
+        ]
         screen.show(json.dumps(records, indent=1))
         return 1 if wrong else 0
     proofs = {n: wrong.get(n, "exact: every pair of the mask once, no other") for n in plans}
     for number, (name, plan) in enumerate(plans.items()):
+        proof = proofs[name] if options.verify else ""
         if number:
             screen.show()
-        screen.show(text(name, plan, proofs[name] if options.verify else "", every=options.all))
+        if name in cuts:
+            screen.show(f"{plan_mesh.text(name, cuts[name])}\n")
+            name = f"rank {cuts[name].rank.number}"
+        screen.show(text(name, plan, proof, every=options.all))
     screen.show("\n".join(["", *_end(plans, options)]))
+    if options.plot is not None:
+        screen.show(f"written: {options.plot}")
     return 1 if wrong else 0
 
 
@@ -118,7 +133,7 @@ def _end(plans: dict[str, Plan], options: argparse.Namespace) -> Iterator[str]:
         yield screen.wrapped(f"{', '.join(names)}: {how}" if len(ranked) > 1 else how)
     if not options.all:
         yield screen.wrapped("--all lists every candidate with every reason")
-    if any(map(measuring_helps, plans.values())):
+    if options.mesh is None and any(map(measuring_helps, plans.values())):
         words = [word for word in options.words if word not in _OWN]
         command = f"nbattn tune {shlex.join(words)}"
         yield screen.wrapped_command(command, "to measure the candidates: ")

@@ -55,7 +55,7 @@ def add_options(parser: Parser) -> None:
     add("--frames", metavar="N", type=values.whole(1, example="121"), help=text)
     text = "tokens of text that attend together with the grid; default: the model's"
     add("--text", metavar="N", type=values.whole(0, example="512"), help=text)
-    text = "draw the times as bars, .png or .svg (matplotlib)"
+    text = "draw the times as bars, with --mesh the halo: .png or .svg (matplotlib)"
     add("--plot", metavar="FILE", type=values.picture, help=text)
 
 
@@ -68,7 +68,7 @@ def is_asked(options: argparse.Namespace) -> bool:
     if options.model is not None:
         return True
     for name in ("size", "frames", "text", "plot"):
-        if getattr(options, name) is not None:
+        if getattr(options, name) is not None and not (name == "plot" and options.mesh):
             problem = f"--{name} is of a published model, and --model is missing."
             raise InputError(problem, arguments.line(options, "--model", "flux", *options.words))
     return False
@@ -125,6 +125,15 @@ def _check(options: argparse.Namespace) -> None:
         mask = next(iter(load(options.config).masks), "full(2)")
         problem = f"{options.config} is given, but not which of its masks is for the layers."
         raise InputError(problem, f"--mask {mask}")
+    check_picture(options)
+
+
+def check_picture(options: argparse.Namespace) -> None:
+    """Check that the file of --plot can be written, and matplotlib is there.
+
+    Raises:
+        InputError: one of them fails.
+    """
     if options.plot is not None:
         ending = options.plot.suffix.lower()
         values.check_writable("--plot", options.plot, ending if ending in _PICTURES else ".png")

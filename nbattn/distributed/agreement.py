@@ -169,7 +169,7 @@ def tell(mesh: Any, shard: Any, error: BaseException) -> None:
     if not isinstance(mesh, DeviceMesh) or not mesh.mesh_dim_names:
         return
     names = mesh.mesh_dim_names
-    cut = [shard] if isinstance(shard, str) else [n for n in shard or () if n is not None]
+    cut = [n for n in (shard if isinstance(shard, (tuple, list)) else [shard]) if n is not None]
     if cut and all(name in names for name in cut):
         ranks_of(mesh, [names.index(name) for name in cut]).tell(error)
         return

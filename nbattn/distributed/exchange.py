@@ -219,8 +219,7 @@ def _all_to_all(buffer: Tensor, received: list[int], sent: list[int], group: str
 
 
 def _waited(tensor: Tensor, group: str) -> Tensor:
-    run = torch.ops._c10d_functional.wait_tensor
-    return agreement.in_words(run, tensor, group=group)
+    return agreement.in_words(torch.ops._c10d_functional.wait_tensor, tensor, group=group)
 
 
 def _blocks(

@@ -145,7 +145,7 @@ class Halo:
     @property
     def own(self) -> Ints:
         """How many keys every rank has, int `[*parts]`."""
-        return self._product(lambda table: table.own)
+        return self._outer(_owned)
 
     @property
     def received(self) -> Ints:
@@ -170,7 +170,7 @@ class Halo:
     @property
     def pairs(self) -> Ints:
         """How many (query, key) pairs every rank computes, int `[*parts]`."""
-        return self._product(lambda table: table.pairs)
+        return self._outer(_pairs)
 
     @property
     def largest(self) -> RankHalo:
@@ -282,7 +282,11 @@ class Halo:
         return halo_picture.figure(self, self.largest if rank is None else self.rank(rank))
 
     def _product(self, of: Callable[[_Table], Ints]) -> Ints:
-        return reduce(np.multiply.outer, [of(_table(axis)) for axis in self.axes])
+        return self._outer(lambda axis: of(_table(axis)))
+
+    def _outer(self, of: Callable[[ShardedAxis], Ints]) -> Ints:
+        """A number of every rank: the product of those of its parts."""
+        return reduce(np.multiply.outer, map(of, self.axes))
 
     def _kept(self) -> Ints:
         """How many keys every rank needs of its own."""
@@ -380,22 +384,18 @@ class _Table(NamedTuple):
     """Numbers of the parts of one axis, int `[parts]` each.
 
     Args:
-        own: keys that a part has.
-        needed: keys that its queries attend to, with those between them.
+        needed: keys that a part's queries attend to, with those between them.
         kept: those of them that it has itself.
         owners: how many parts have some of them, itself among them.
         read: keys that it has, counted once for every part that needs them, itself among them.
         readers: how many parts need some of them.
-        pairs: pairs of its queries.
     """
 
-    own: Ints
     needed: Ints
     kept: Ints
     owners: Ints
     read: Ints
     readers: Ints
-    pairs: Ints
 
 
 @lru_cache(64)
@@ -423,15 +423,28 @@ def _table(axis: ShardedAxis) -> _Table:
             readers[parts.stop] -= 1
     whole = zip(accumulate(through), chunks, strict=False)
     numbers = (
-        [chunk.length for chunk in chunks],
         [sum(span.length for span in spans) for spans in needed],
         [sum(c.of(s).length for s in spans) for c, spans in zip(chunks, needed, strict=True)],
         owned,
         [some + times * c.length for some, (times, c) in zip(read, whole, strict=True)],
         list(accumulate(readers))[:-1],
-        [axis.local(part).bound().pairs() for part in range(axis.parts)],
     )
-    return _Table(*(np.array(column, dtype=np.int64) for column in numbers))
+    return _Table(*map(_ints, numbers))
+
+
+@lru_cache(64)
+def _pairs(axis: ShardedAxis) -> Ints:
+    """Pairs of the queries of every part."""
+    return _ints([axis.local(part).bound().pairs() for part in range(axis.parts)])
+
+
+def _owned(axis: ShardedAxis) -> Ints:
+    """Keys that every part has."""
+    return _ints([axis.keys(part).length for part in range(axis.parts)])
+
+
+def _ints(numbers: Sequence[int]) -> Ints:
+    return np.array(numbers, dtype=np.int64)
 
 
 def _number(place: Ranks, parts: Sequence[int]) -> int:

@@ -8,6 +8,7 @@ import math
 import subprocess
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import oracle
@@ -57,7 +58,7 @@ def test_numbers_are_those_of_simulated_ranks(
         cases("halos, ranks", 1)
 
 
-def _numbers(blocks: tuple, space: tuple[int, ...]) -> list[int]:
+def _numbers(blocks: Any, space: tuple[int, ...]) -> list[int]:
     """The numbers of all keys of blocks, in order."""
     numbers = np.arange(math.prod(space)).reshape(space)
     cut = (numbers[tuple(slice(*span) for span in block)].ravel().tolist() for block in blocks)
@@ -101,7 +102,43 @@ def test_4096_ranks(name: str, cases: Count) -> None:
         cases("halos, of 4,096 ranks", 1)
 
 
-def _hull(pairs: tuple, axis: Axis, length: int, parts: int, part: int) -> np.ndarray:
+@st.composite
+def cut_masks(draw: st.DrawFn) -> tuple[Mask, tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+    """A mask, spaces of up to 90 positions per axis, and parts for up to 4,096 ranks."""
+    rank = draw(st.integers(1, 3))
+    axes = [draw(oracle.bound_axes(longest=90)) for _ in range(rank)]
+    powers = [draw(st.integers(0, 12 // rank)) for _ in range(rank)]
+    parts = [max(1, (1 << power) - draw(st.integers(0, 1))) for power in powers]
+    specs, queries, keys = zip(*axes, strict=True)
+    return Mask(*specs), queries, keys, tuple(parts)
+
+
+@given(cut_masks(), st.data())
+@settings(max_examples=120)
+def test_random_masks_on_up_to_4096_ranks(cases: Count, problem: Any, data: st.DataObject) -> None:
+    mask, space, keys, parts = problem
+    found = halo(mask, space, parts, key_space=keys)
+    pairs = [row_oracle.pairs(*axis) for axis in zip(mask.axes, space, keys, strict=True)]
+    assert found.pairs.sum() == math.prod(len(row) for row, _ in pairs)
+    assert found.received.sum() == found.sent.sum()
+    assert found.messages.sum() == found.readers.sum()
+    one = found.rank(data.draw(st.integers(0, found.ranks - 1)))
+    needed = [np.concatenate([np.arange(*s) for s in spans] or [[]]) for spans in one.needed]
+    for axis, every in enumerate(needed):
+        mine = np.isin(pairs[axis][0], chunk(space[axis], parts[axis], one.place[axis]))
+        assert np.isin(pairs[axis][1][mine], every).all()
+    sizes = [max(1, -(-length // n)) for length, n in zip(keys, parts, strict=True)]
+    owners = [every.astype(int) // size for every, size in zip(needed, sizes, strict=True)]
+    rank = np.ravel_multi_index(np.ix_(*owners), parts)
+    others, counts = np.unique(rank[rank != one.number], return_counts=True)
+    sources = {source.rank: source.keys for source in one.sources}
+    assert sources == dict(zip(others.tolist(), counts.tolist(), strict=True))
+    assert one.received == found.received[one.place] == counts.sum()
+    assert one.messages == found.messages[one.place] == len(others)
+    cases("halos, random meshes", found.ranks)
+
+
+def _hull(pairs: Any, axis: Axis, length: int, parts: int, part: int) -> np.ndarray:
     """The keys that a part's queries attend to, and on lines those between the first and last."""
     mine = np.isin(pairs[0], chunk(length, parts, part))
     attended = np.unique(pairs[1][mine])
@@ -161,8 +198,8 @@ def test_one_rank_needs_nothing_of_others() -> None:
         (lambda: halo(Mask.full(2), (8, 8), 4), "parts=4: the mask has 2 axes.", "parts=(4, 1)"),
         (lambda: halo(Mask.full(2), (8, 8), (4, 0)),
          "parts=(4, 0): 0 is below 1, an axis that is not cut.", "parts=(4, 1)"),
-        (lambda: halo(Mask.full(2), (8, 8), "xy"),
-         "parts='xy', a str, not a whole number for each axis.", "parts=(2, 1)"),
+        (lambda: halo(Mask.full(2), (8, 8), [2.0, 1]),  # pyright: ignore
+         "parts=[2.0, 1], a list, not a whole number for each axis.", "parts=(2, 1)"),
         (lambda: halo(Mask.causal(), 8, 2).rank(2),
          "rank=2: there are 2 ranks, from 0, (0,), to 1, (1,).", "rank=1"),
         (lambda: halo(Mask.full(2), (8, 8), (2, 2)).rank((0, -1)),

@@ -130,6 +130,18 @@ def test_a_far_prefix_is_put_beside_the_windows() -> None:
     assert local.spec == Axis(99, 0, causal=True, prefix=4, align="top-left", offset=103)
 
 
+@pytest.mark.parametrize("prefix", [2, 3])
+def test_queries_whose_windows_begin_behind_them_keep_their_prefix(prefix: int) -> None:
+    """Of a causal group of four with a window of one key, only the last query has that key."""
+    spec = Axis(0, causal=True, stride=4, prefix=prefix)
+    (bound,) = geometry.bind(Mask(spec), 16)
+    matrix = oracle.axis_matrix(spec, 16, 16).astype(int)
+    for start in range(16):
+        for stop in range(start + 1, 17):
+            found = on_the_axis(local_axis(bound, Span(start, stop)), 16, 16)
+            np.testing.assert_array_equal(found[start:stop], matrix[start:stop])
+
+
 def test_an_axis_that_is_not_cut() -> None:
     (bound,) = geometry.bind(Mask(Axis(2, 2)), 9)
     assert whole_axis(bound).bound() == bound

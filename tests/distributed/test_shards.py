@@ -44,7 +44,24 @@ LONG = {
 @pytest.mark.parametrize("name", LONG)
 def test_thousands_of_parts_compute_every_pair_once(name: str, cases: Count) -> None:
     """On several axes the pairs of a rank are the product of those of its parts."""
-    spec, queries, keys, parts = LONG[name]
+    check_pairs(*LONG[name], cases)
+
+
+@given(oracle.axes(most=40), st.integers(1, 1000), st.integers(0, 1000), st.integers(2, 4096))
+@settings(max_examples=40)
+def test_random_axes_in_up_to_4096_parts(
+    cases: Count, spec: Axis, queries: int, keys: int, parts: int
+) -> None:
+    if spec.border == "wrap":
+        circle = spec.dilation * spec.stride
+        queries = keys = -(-queries // circle) * circle
+    elif spec.align is None:
+        keys = queries
+    check_pairs(spec, queries, keys, parts, cases)
+
+
+def check_pairs(spec: Axis, queries: int, keys: int, parts: int, cases: Count) -> None:
+    """Compares the pairs of all parts with those of the whole axis, one by one."""
     axis = ShardedAxis(geometry.bind(Mask(spec), queries, keys)[0], parts)
     found: list[np.ndarray] = []
     for part in range(parts):

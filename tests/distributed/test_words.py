@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import distributed
 
 import nbattn
 from nbattn import InputError, Mask
@@ -42,6 +43,20 @@ def test_the_number_of_arguments_by_place_is_said() -> None:
     error = refused(PART, PART, PART, MASK, None, "x", 8)
     assert error.problem == "attention() takes 4 arguments by place, not 7; the rest by name."
     assert "mesh=None, shard='x', space=8)" in error.fix
+
+
+def test_what_is_no_tensor_is_named() -> None:
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    mesh = distributed.init_device_mesh("cpu", (1,), mesh_dim_names=("x",))
+    named: dict[str, Any] = {"mesh": mesh, "shard": "x", "space": 4}
+    try:
+        assert refused(PART, None, PART, MASK, **named).problem == "key is None, not a tensor."
+        error = refused(PART.numpy(), PART, PART, MASK, **named)
+        assert error.problem == "query is a numpy.ndarray, not a tensor."
+        assert error.fix == "torch.as_tensor(query)."
+        assert refused(PART, PART, PART, MASK, **named | {"shard": 3}).fix == "shard=('x',)."
+    finally:
+        distributed.destroy_process_group()
 
 
 @pytest.mark.parametrize(

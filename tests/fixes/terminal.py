@@ -38,6 +38,7 @@ def line(written: str, fixed: str, pasted: str = "", given: str = "") -> Row:
     )
 
 
+IMAGE = "nbattn plan --mask 'full(2)' --query 2,8,8,4,16 --device cpu"
 DEMO = """
 import nbattn.demo
 monkeypatch.setattr("nbattn.demo.run", lambda *given, **named: True)
@@ -72,6 +73,13 @@ ROWS = [
         "--query 24,4,16",
     ),
     line("nbattn plan masks.toml", "nbattn plan masks.toml --mask a --query 1,32,32,8,64"),
+    line(f"{IMAGE} --mesh 2,2,2", f"{IMAGE} --mesh 2,2,2 --shard 0,1,batch"),
+    line(f"{IMAGE} --mesh 3 --shard heads", f"{IMAGE} --mesh 1 --shard heads"),
+    line(f"{IMAGE} --shard 0,1", f"{IMAGE} --shard 0,1 --mesh 2,2"),
+    line(f"{IMAGE} --mesh 2 --extra-keys 4 --extra-queries",
+         f"{IMAGE} --extra-keys 4 --extra-queries"),
+    line(f"nbattn plan {CONFIG} --device cpu --mesh 2 --plot a.png",
+         f"nbattn plan {CONFIG} stage1 --device cpu --mesh 2 --plot a.png"),
     line(f"nbattn plan {CONFIG} stage44", f"nbattn plan {CONFIG} stage4"),
     line(f"nbattn plan {CONFIG} --mask blok --query 1,8,8,2,32",
          f"nbattn plan {CONFIG} --mask block --query 1,8,8,2,32", "--mask block"),

@@ -47,7 +47,10 @@ OPTIONAL = (
     *("sklearn", "transformers", "diffusers", "matplotlib", "skimage", "yaml", "omegaconf"),
     "natten",
 )
-QUICKLY = {"diffusion_flux": ("--steps", "2", "--side", "16", "--euler", "1")}
+QUICKLY = {
+    "diffusion_flux": ("--steps", "2", "--side", "16", "--euler", "1"),
+    "distributed_video": ("--steps", "4"),
+}
 NEEDED = {
     "diffusion_flux": (
         "This needs three packages: pip install 'diffusers>=0.42' scikit-image matplotlib\n"
@@ -71,18 +74,37 @@ def run(
 def test_every_example_runs_as_a_program(path: Path, tmp_path: Path) -> None:
     """Without the packages that it does not declare."""
     options = QUICKLY.get(path.stem, ())
-    options += ("--out", str(tmp_path)) if options else ()
+    options += ("--out", str(tmp_path)) if path.stem == "diffusion_flux" else ()
     found = run(path, () if path.stem in NEEDED else OPTIONAL, options)
     assert found.returncode == 0, found.stderr
     assert found.stdout.startswith(
         (
             *("NeighborhoodAttention(", "MistralAttention(", "DinatForImageClassification of"),
-            *("FluxTransformer2DModel of", "plan  "),
+            *("FluxTransformer2DModel of", "plan  ", "videos 6 x 13 x 19 on"),
         )
     )
     if path.stem == "dinat_digits":  # trains as long as a user does
         (learnt,) = re.findall(r"([\d.]+) % of 450 test digits correct", found.stdout)
         assert float(learnt) > 85
+
+
+@pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="torch without gloo")
+def test_a_video_on_four_ranks_is_learnt_as_in_one_process() -> None:
+    run = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "4"]
+    found = subprocess.run(
+        [*run, str(EXAMPLES / "distributed_video.py"), "--steps", "4"],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert found.returncode == 0, found.stderr
+    assert found.stdout.startswith("videos 6 x 13 x 19 on 1 x 2 x 2 ranks\nrank 0 has")
+    losses = re.findall(r"step \d: loss ([\d.]+)(?:, in one process ([\d.]+))?", found.stdout)
+    assert [wanted != "" for _, wanted in losses] == [True, True, True, False]
+    assert float(losses[3][0]) < float(losses[0][0]) / 2
+    (apart,) = re.findall(r"largest difference from one process: (\S+) of", found.stdout)
+    assert float(apart) < 1e-5  # of sums in another order
 
 
 @pytest.mark.parametrize("name", NEEDED)

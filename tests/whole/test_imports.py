@@ -86,7 +86,7 @@ ALLOWED = {
     "draw": "errors axis mask geometry mask_symbols",
     "plot": "errors axis packages mask geometry program planner mask_symbols draw",
     "distributed": "lazy errors axis fixes mask mistaken_masks mistaken_words key_ranges joining"
-    " rows geometry program planner ops backends.inputs arguments functional plot distributed",
+    " rows geometry program backends.inputs arguments functional plot distributed",
     "nn": "lazy errors fixes mistaken_masks axis synonyms mask symbolic program planner shapes"
     " biases arguments packing functional joint distributed nn",
     "config": "errors fixes axis synonyms packages mask geometry biases grids packing program"
@@ -134,8 +134,9 @@ EXCEPTIONS = {
 # tensors may import torch; its meaning, candidates and costs import no more than numpy, anywhere.
 PLAIN = ("program", *(f"{family}.{part}" for family in FAMILIES for part in ("meaning", "costs")))
 PLAIN = (*PLAIN, *(f"{family}.candidates" for family in FAMILIES))
-# and so are the plain numbers of parts of axes, of which a planner of meshes is made
-PARTS = tuple(f"distributed.{name}" for name in ("chunks", "local_axes", "shards"))
+# and so are the plain numbers of parts of axes, of which halos are made
+PARTS = ("chunks", "local_axes", "shards", "halos", "halo_text", "halo_picture", "traffic")
+PARTS = tuple(f"distributed.{part}" for part in PARTS)
 PLAIN = (*PLAIN, *PARTS)
 # Modules around another library, which are loaded only when one of its objects is there.
 PEERS = {

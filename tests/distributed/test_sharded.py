@@ -1,0 +1,108 @@
+"""Tests of attention across ranks: random problems on 2 to 8 processes against the definition."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ranks
+import sharded_problems
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+import nbattn
+import nbattn.distributed as nd
+from nbattn import Axis, Mask
+
+pytestmark = pytest.mark.skipif(not dist.is_gloo_available(), reason="torch without gloo")
+FEATURES = {
+    *("sink", "softcap", "scale", "extra_key", "extra_range", "key_range", "alibi_slopes"),
+    *("relative_bias", "lse", "cross lengths", "grouped heads", "other value dim"),
+    *("replicated queries", "clip", "shift", "wrap", "1 axes", "2 axes", "3 axes"),
+}
+
+
+@pytest.mark.parametrize(("count", "number"), [(2, 30), (3, 30), (4, 40), (8, 25)])
+def test_ranks_are_one_process(count: int, number: int, tmp_path: Path) -> None:
+    """Output, logsumexp and all gradients, on random masks, meshes and arguments."""
+    compare(count, number, count, tmp_path)
+
+
+@pytest.mark.deep
+@pytest.mark.parametrize("seed", range(100, 104))
+@pytest.mark.parametrize("count", [2, 3, 4, 8])
+def test_ranks_are_one_process_in_many_problems(count: int, seed: int, tmp_path: Path) -> None:
+    compare(count, 400, seed, tmp_path)
+
+
+def compare(count: int, number: int, seed: int, folder: Path) -> None:
+    problems, features = sharded_problems.problems(seed, count, number)
+    wanted = FEATURES | ({"empty chunks"} if count > 2 else set())
+    wanted |= {"batch across ranks", "2 cut"} if count > 3 else set()
+    assert wanted <= features.keys(), wanted - features.keys()
+    torch.save(problems, folder / "problems")
+    ranks.run(sharded_problems.work, count, folder / "problems")
+
+
+class Block(nn.Module):
+    """A block of a video model: causal in time, moved windows and circles in space."""
+
+    def __init__(self, attend: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.attend = attend
+        self.norms = nn.ModuleList([nn.LayerNorm(16), nn.LayerNorm(16)])
+        self.qkv, self.proj = nn.Linear(16, 48), nn.Linear(16, 16)
+        self.sink = nn.Parameter(torch.zeros(2))
+        self.table = nn.Parameter(torch.zeros(2, 5, 5, 9))
+        self.mlp = nn.Sequential(nn.Linear(16, 32), nn.GELU(), nn.Linear(32, 16))
+
+    def forward(self, x: Tensor) -> Tensor:
+        qkv = self.qkv(self.norms[0](x)).unflatten(-1, (3, 2, 8)).unbind(-3)
+        out = self.attend(*qkv, VIDEO, sink=self.sink, relative_bias=self.table)
+        x = x + self.proj(out.flatten(-2))
+        return x + self.mlp(self.norms[1](x))
+
+
+VIDEO = Mask(Axis(2, causal=True), Axis(1, 1, border="shift"), Axis(2, 2, border="wrap"))
+SPACE = (3, 7, 10)  # 7 rows: chunks of 4 and 3
+
+
+def trained(block: Block, x: Tensor, wanted: Tensor, ranks_of_step: int) -> list[Tensor]:
+    """The parameters after two steps with momentum."""
+    optimizer = torch.optim.SGD(block.parameters(), lr=0.1, momentum=0.9)
+    for _ in range(2):
+        optimizer.zero_grad()
+        (block(x) - wanted).square().sum().backward()
+        for parameter in block.parameters() if ranks_of_step > 1 else ():
+            dist.all_reduce(parameter.grad)
+        optimizer.step()
+    return [parameter.detach() for parameter in block.parameters()]
+
+
+def train(rank: int) -> None:
+    mesh = dist.init_device_mesh("cpu", (2, 2), mesh_dim_names=("x", "y"))
+    shard: list[str | None] = [None, "y", "x"]
+    torch.manual_seed(0)
+
+    def across(*tensors: Tensor, **options: Any) -> Tensor:
+        return nd.attention(*tensors, mesh=mesh, shard=shard, space=SPACE, **options)
+
+    def alone(*tensors: Tensor, **options: Any) -> Tensor:
+        return nbattn.attention(*tensors, **options, backend="reference")
+
+    block = Block(alone).double()
+    other = copy.deepcopy(block)
+    other.attend = across
+    x, wanted = torch.randn(2, 2, *SPACE, 16, dtype=torch.float64)
+    expected = trained(block, x, wanted, 1)
+    mine = (sharded_problems.cut(tensor, mesh, shard) for tensor in (x, wanted))
+    for one, two in zip(trained(other, *mine, 4), expected, strict=True):
+        sharded_problems.close("a parameter", one, two)
+
+
+def test_a_trained_step_of_a_video_block_is_that_of_one_process() -> None:
+    ranks.run(train, 4)
