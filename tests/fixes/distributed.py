@@ -61,7 +61,8 @@ TENSORS = [
         "value = distribute_tensor(image, mesh, (Shard(2), Shard(1)))",
     ),
     placed(
-        "query = DTensor.from_local(query, key.device_mesh).redistribute(placements=key.placements)",
+        "query = DTensor.from_local(query, key.device_mesh)"
+        ".redistribute(placements=key.placements)",
         "query = image",
     ),
     placed(
@@ -128,6 +129,14 @@ LAYERS = [
         'parallelize_module(model, mesh, {"attn": nbattn.nn.SpaceParallel()})',
         'parallelize_module(model, mesh, {"attn": nbattn.nn.SpaceParallel()})\n'
         "y = layer(distribute_tensor(x, mesh, (Shard(1), Shard(2))))",
+    ),
+    of_layer(
+        "layer(x, extra_tokens=tokens[:, 0], update_extra=True)",
+        "layer.proj_drop.p = 0.0",
+        "layer.proj_drop.p = 0.0\ny, _ = layer(x, extra_tokens=tokens[:, 0], update_extra=True)",
+        "parallelize_module(layer, mesh, SpaceParallel())\nlayer.proj_drop.p = 0.5\n"
+        "x = distribute_tensor(x, mesh, (Shard(1), Shard(2)))",
+        "y.shape == x.shape",
     ),
     of_layer(
         "layer(x[:, :5])",
