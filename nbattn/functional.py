@@ -116,6 +116,10 @@ def attention(
     `[B, H, N, D]`, also fit a mask of one axis, but attention would then run over heads. Shapes
     alone cannot prove this; a warning is given if it is likely. Pass `query.transpose(1, 2)`.
 
+    DTensors of one mesh share the batch, the heads or the space, as their placements say; queries
+    may be on all ranks while keys are cut (decoding). The result has the query's placements. Other
+    tensors are whole on every rank, and their gradients this rank's share: see docs/distributed.md.
+
     Args:
         query: `[B, *space, H, D]`, any strides.
         key: `[B, *key_space, Hk, D]`; query head h uses key head `h // (H // Hk)`.

@@ -92,6 +92,7 @@ JOINING = "nbattn/joining.py"
 LAYER, PROJECTIONS, LAYER_INPUTS, LAYER_WORDS, PARALLEL = (
     f"nbattn/nn/{name}.py" for name in ("layer", "projections", "inputs", "words", "parallel")
 )
+TENSORS, SHARED_LAYER = "nbattn/distributed/tensors.py", "nbattn/nn/sharded.py"
 DRAW = "nbattn/draw.py"
 FILES = "nbattn/config/files.py"
 GRAMMAR = "nbattn/config/grammar.py"
@@ -829,6 +830,27 @@ MUTANTS = [
            "for part in self.parts()[:1]:\n            part.warmup", "planner/joint_plan"),
     Mutant("joint-plan-grids", JOINT_PLAN, "PackedGrids(Grids(sizes), grids.key)",
            "PackedGrids(Grids(sizes), grids.query)", "planner/joint_plan"),
+    Mutant("tensors-shares", TENSORS, "if number in sharding and", "if False and",
+           "distributed/tensors"),
+    Mutant("tensors-part-of-a-part", TENSORS, "start, count = start + chunk.start",
+           "start, count = chunk.start", "distributed/tensors"),
+    Mutant("tensors-joint-heads", TENSORS, "Shard(2) if p == Shard(of_heads) else", "",
+           "distributed/tensors"),
+    Mutant("tensors-cut-of-what-is-cut", TENSORS, "uncut.remove((dimension, numbers))", "pass",
+           "distributed/tensors"),
+    Mutant("shared-layer-decoding", SHARED_LAYER, ", merged=False)]", ")]", "nn/sharded"),
+    Mutant("shared-layer-share", SHARED_LAYER, "if merged and query.requires_grad", "if False",
+           "nn/sharded"),
+    Mutant("shared-layer-sums", SHARED_LAYER, "if not call.sums and parameter", "if parameter",
+           "nn/sharded"),
+    Mutant("shared-layer-local-positions", SHARED_LAYER, "if call.layout.shares_space:",
+           "if False:", "nn/sharded"),
+    Mutant("shared-layer-heads-sum", SHARED_LAYER,
+           "parallel.summed(parameter, first.weight.device_mesh, (Partial(),))", "parameter",
+           "nn/sharded"),
+    Mutant("shared-layer-extras-once", SHARED_LAYER,
+           "[Partial() if isinstance(p, Shard) else p for p in call.batch]", "shares",
+           "nn/sharded"),
     Mutant("layer-hooks-skipped", PROJECTIONS, '        or own["_forward_hooks"]\n',
            "", "nn/projections"),
     Mutant("layer-own-forward", PROJECTIONS, '"forward" in own\n        or own',

@@ -150,7 +150,7 @@ class NeighborhoodAttention(nn.Module):
         """Computes attention of x over itself, or over a context.
 
         Args:
-            x: `[B, *space, dim]`.
+            x: `[B, *space, dim]`. A DTensor, or this rank's part, with `nn.SpaceParallel`.
             context: `[B, *key_space, dim]`, the source of keys and values; default x. With
                 `context_dim` it is needed, and has that many channels.
             extra_tokens: `[B, E, dim]` that every query attends to, through the same key and value

@@ -137,6 +137,12 @@ def attend(
 ) -> Any:
     """Computes the layer on this rank's tokens: local shards, or distributed tensors."""
     layer._check(x, context, extra_tokens, update_extra)
+    if update_extra and layer.training and layer.proj_drop.p:
+        raise InputError(
+            f"update_extra with proj_drop={layer.proj_drop.p}: each rank would drop other channels "
+            "of the extra tokens, which all ranks have alike.",
+            "layer.proj_drop.p = 0.0",
+        )
     call = _call(layer, x, context)
     layout, at = call.layout, 2 if layer.layout == "channels_first" else 1
     own = [None if t is None else _local(layout, t) for t in (x, context)]
