@@ -10,7 +10,7 @@ from torch import Tensor
 
 from nbattn import key_ranges
 from nbattn.distributed import agreement, exchange, local_calls, merging
-from nbattn.distributed.known_plans import PLANS, Known
+from nbattn.distributed.known_plans import PLANS
 from nbattn.distributed.rank_plan import RankPlan
 
 _ONCE = ("sink", "extra_key", "extra_value", "extra_range")  # among results that are merged
@@ -31,18 +31,19 @@ def attend(
     """
     known = PLANS[number]
     if known.place.group is None or torch.compiler.is_compiling():
-        return _attend(query, key, value, known, options)
+        return _attend(query, key, value, number, options)
     try:
-        return _attend(query, key, value, known, options)
+        return _attend(query, key, value, number, options)
     except Exception as error:
         agreement.of_group(known.place.group.name).tell(error)
         raise
 
 
 def _attend(
-    query: Tensor, key: Tensor, value: Tensor, known: Known, options: dict[str, Any]
+    query: Tensor, key: Tensor, value: Tensor, number: int, options: dict[str, Any]
 ) -> list[Tensor]:
-    place, options = known.place, dict(options)
+    known, options = PLANS[number], dict(options)
+    place = known.place
     ranges = options.pop("key_range", None)
     if ranges is not None:
         ranges = key_ranges.standard(ranges, query)
@@ -53,7 +54,7 @@ def _attend(
     wants_lse = options.pop("return_lse", False)
     call = local_calls.Call(ranges, options, wants_lse or place.merged is not None)
     if place.group is not None and not torch.compiler.is_compiling():
-        _agree(query, key, value, known, call)
+        _agree(query, key, value, number, call)
     found = _computed(query, key, value, known.plan, call)
     if place.merged is not None:
         found = merging.merged(found[0], found[1], place.merged)
@@ -62,11 +63,11 @@ def _attend(
     return found[: 1 + wants_lse]
 
 
-def _agree(query: Tensor, key: Tensor, value: Tensor, known: Known, call: local_calls.Call) -> None:
+def _agree(query: Tensor, key: Tensor, value: Tensor, number: int, call: local_calls.Call) -> None:
     """Waits for all ranks where this call is new: what travels must be alike, and every rank must
     have a backend for its part.
     """
-    place, plan, mask = known
+    place, plan, mask = PLANS[number]
     assert place.group is not None
     names = [name for name, option in call.options.items() if option is not None]
     names += ["key_range"] * (call.key_range is not None)
@@ -87,7 +88,7 @@ def _agree(query: Tensor, key: Tensor, value: Tensor, known: Known, call: local_
             "options": ", ".join(sorted({*names} - {*_ONCE})) or "none",
         }
 
-    like = place, mask, *sides, key.dtype, trains, call.options.get("backend"), *names
+    like = number, *sides, key.dtype, trains, call.options.get("backend"), *names
     agreement.of_group(place.group.name).agree(like, described)
 
 
