@@ -3,7 +3,9 @@
 The first time that a rank sees a call, it posts what must be alike in the store and waits until all
 ranks have posted the same. Known calls cost one look-up. A rank that raises an error writes its
 words into the store first, and others read them where they wait: in an agreement at once, in an
-exchange when it fails, which is when the rank's process ends or after the group's timeout.
+exchange when it fails, which is when the rank's process ends or after the group's timeout. NCCL's
+exchanges fail on the device, where torch's watchdog ends the process at the timeout; it has no words
+but those of torch.
 
     nbattn/<ranks>/<errors so far>/error        words of the rank that raised first
                                    <call>       how many ranks have posted this call
@@ -33,6 +35,7 @@ from nbattn.errors import DistributedError, NbattnError
 
 _Found = TypeVar("_Found")
 _FIRST_PAUSE, _LONGEST_PAUSE = 1e-4, 0.1  # seconds between two looks at the store
+_LOOKS = 1000  # of all ranks together at most about as many a second, while they wait for long
 _KNOWN = 4096  # calls
 
 Call = dict[str, str]  # what must be alike on all ranks, in words
@@ -98,12 +101,13 @@ class Ranks:
         store, text = _get_default_store(), json.dumps(call)
         name = self._key(hashlib.sha256(text.encode()).hexdigest())
         end, pause = time.monotonic() + _timeout(), _FIRST_PAUSE
+        longest = max(_LONGEST_PAUSE, len(self.ranks) / _LOOKS)
         try:
             store.set(self._key("latest"), json.dumps([dist.get_rank(), call]))
             count, trouble = store.add(name, 1), ""
             while count < len(self.ranks) and not trouble:
                 time.sleep(pause)
-                pause = min(2 * pause, _LONGEST_PAUSE)
+                pause = min(2 * pause, longest)
                 trouble = self._words() or self._difference(call)
                 if time.monotonic() > end:
                     trouble = trouble or self._late(len(self.ranks) - count)
