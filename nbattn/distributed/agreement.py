@@ -4,8 +4,8 @@ The first time that a rank sees a call, it posts what must be alike in the store
 ranks have posted the same. Known calls cost one look-up. A rank that raises an error writes its
 words into the store first, and others read them where they wait: in an agreement at once, in an
 exchange when it fails, which is when the rank's process ends or after the group's timeout. NCCL's
-exchanges fail on the device, where torch's watchdog ends the process at the timeout; it has no words
-but those of torch.
+exchanges fail on the device, where torch's watchdog ends the process at the timeout, in torch's
+words.
 
     nbattn/<ranks>/<errors so far>/error        words of the rank that raised first
                                    <call>       how many ranks have posted this call
