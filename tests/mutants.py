@@ -896,8 +896,8 @@ MUTANTS = [
            "part[rank::ranks]", "nn/parallel"),
     Mutant("ranks-state", PARALLEL, "_InOrder(order.argsort())",
            "_InOrder(order)", "nn/parallel"),
-    Mutant("ranks-gradients", PARALLEL, "to_local(grad_placements=(Partial(),))",
-           "to_local()", "nn/parallel"),
+    Mutant("ranks-gradients", PARALLEL, "return shared.to_local(grad_placements=gradient)",
+           "return shared.to_local()", "nn/parallel"),
     Mutant("ranks-wrapper", PARALLEL, 'if method == "__call__" else',
            'if method == "" else', "nn/parallel"),
     # configurations

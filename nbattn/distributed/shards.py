@@ -67,7 +67,7 @@ class ShardedAxis:
     def local(self, part: int, queries: Span | None = None) -> LocalAxis:
         """A part's queries, or some of them, as an axis of their own."""
         if self.parts == 1:
-            return whole_axis(self.bound)
+            return _uncut(self)
         if self.queries_are_whole:
             return local_keys(self.bound, self.keys(part))
         queries = self.queries(part) if queries is None else queries
@@ -97,6 +97,18 @@ class ShardedAxis:
             for number, piece in enumerate(self.pieces(part))
             if (keys := Span(piece.start, piece.stop).of(run.span)).length
         )
+
+
+@lru_cache(1024)
+def _uncut(axis: ShardedAxis) -> LocalAxis:
+    """An axis that every rank has whole, without keys at its ends that no query attends to."""
+    bound = axis.bound
+    if bound.spec.border != "wrap":
+        found = local_axis(bound, Span(0, bound.queries), table=axis.table)
+        spans = [run.span.length for run in found.runs]
+        if len(spans) < 2 and found.keys == sum(spans) < bound.keys:
+            return found
+    return whole_axis(bound)
 
 
 @lru_cache(8192)

@@ -145,3 +145,21 @@ def test_whole_queries_attend_to_their_own_keys() -> None:
     axis = ShardedAxis(bound, 4, queries_are_whole=True)
     assert axis.queries(2) == axis.inner(2) == (0, 1)
     assert [axis.pieces(part) for part in range(4)] == [(), (), ((2, 69, 75),), ((3, 75, 100),)]
+
+
+def test_keys_that_no_query_of_an_uncut_axis_reads_do_not_travel() -> None:
+    mask = Mask(Axis(3, 3), Axis(2, 0, align="top-left"))
+    rows, columns = geometry.bind(mask, (8, 4), (8, 400))
+    axes = [ShardedAxis(rows, 4), ShardedAxis(columns, 1)]
+    blocks = [*shards.needed_from(axes, (1, 0), (0, 0))]
+    assert [block.spans for block in blocks] == [((0, 2), (0, 4))]
+    assert columns.dense()[:, 4:].sum() == 0
+
+
+@pytest.mark.parametrize(
+    "spec", [Axis(2, 2, border="wrap"), Axis(1, 0, causal=True, prefix=2), Axis(), Axis(4, 4)]
+)
+def test_other_uncut_axes_stay_as_they_are(spec: Axis) -> None:
+    (bound,) = geometry.bind(Mask(spec), 12)
+    local = ShardedAxis(bound, 1).local(0)
+    assert (local.spec, local.keys, local.reach) == (spec, 12, (0, 12))
