@@ -152,8 +152,11 @@ def _checked(
     shape = () if torch.compiler.is_compiling() else getattr(query, "shape", ())  # for words
     number = _plan_number(shape, mesh, mask, *sharding, table)
     query, named = functional.autocast(query, {"key": key, "value": value})
-    if not all(isinstance(tensor, Tensor) for tensor in (query, *named.values())):
-        arguments.check_tensors(query, named)
+    for name, tensor in (("query", query), *named.items()):
+        if not isinstance(tensor, Tensor):
+            arguments.check_tensors(query, named)
+        if hasattr(tensor, "placements"):
+            raise words.is_distributed(name)
     key, value = named["key"], named["value"]
     PLANS[number].place.check_shapes(query, key, value)
     return query, key, value, number

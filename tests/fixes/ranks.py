@@ -202,7 +202,26 @@ WORDS = [
         f"{_ALONE}query = key = value = torch.randn(10, 4, 16); grids = [(2, 3), (2, 2)]",
     ),
 ]
+_TENSORS = (
+    "from torch.distributed.tensor import Shard, distribute_tensor\n"
+    "query = key = value = distribute_tensor(image, mesh, [Shard(1), Shard(2)])"
+)
 ELSEWHERE = [
+    whole(
+        _CALL.format(_ARGUMENTS),
+        "nbattn.attention(query, key, value, mask)",
+        _SAME.replace("out,", "out.full_tensor(),"),
+        _TENSORS,
+    ),
+    Row(
+        _CALL.format(_ARGUMENTS),
+        "query=query.to_local()",
+        f"out = {_CALL.format(_ARGUMENTS).replace('(query', '(query=query.to_local()')}".replace(
+            "key, value, mask,", "key=key, value=value, mask=mask,"
+        ),
+        _SAME,
+        f"{_ALONE}{_TENSORS}; key = value = image",
+    ),
     whole(
         f"attention(query, key, value, mask, {_ARGUMENTS}, scale=0.25)",
         "nbattn.distributed.attention(query, key, value, mask, scale=0.25, mesh=mesh, "
