@@ -65,4 +65,4 @@ def _planned(place: Place, mask: Mask, table: bool) -> RankPlan:
     sides = zip(bound, place.parts, place.whole, strict=True)
     axes = tuple(ShardedAxis(axis, parts, whole, table) for axis, parts, whole in sides)
     group = "" if place.group is None else place.group.name
-    return plan_of_rank(axes, place.mesh_axes, place.coordinates, group)
+    return plan_of_rank(axes, place.mesh_axes, place.coordinates, group, place.order)

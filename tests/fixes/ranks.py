@@ -127,6 +127,26 @@ PARTS = [
     ),
 ]
 _ARGUMENTS = "mesh=mesh, shard=shard, space=space"
+_SORTED = (
+    "mesh=torch.distributed.DeviceMesh('cpu', mesh.mesh.flatten().sort().values.view((2, 2)), "
+    "mesh_dim_names=('rows', 'columns'))"
+)
+_MEMBERS = f"if mesh.get_coordinate() is not None: out = {_CALL.format(_ARGUMENTS)}"
+MESHES = [
+    part(
+        _OF_PART,
+        _SORTED,
+        "mesh = dist.DeviceMesh('cpu', [[3, 1], [0, 2]], mesh_dim_names=('rows', 'columns'))",
+        "mesh.get_coordinate() == (1, 1)",
+    ),
+    Row(
+        _OF_PART,
+        _MEMBERS,
+        _MEMBERS,
+        "'out' not in globals()",
+        f"{_OF_FOUR}mesh = dist.DeviceMesh('cpu', [[0, 1]], mesh_dim_names=shard)",
+    ),
+]
 
 
 def word(
@@ -233,4 +253,4 @@ ELSEWHERE = [
         "space=space)",
     ),
 ]
-ROWS = [*GIVEN, *PARTS, *WORDS, *ELSEWHERE]
+ROWS = [*GIVEN, *PARTS, *MESHES, *WORDS, *ELSEWHERE]
