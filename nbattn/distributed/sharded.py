@@ -11,7 +11,7 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from nbattn import arguments, functional
 from nbattn.distributed import agreement, given, one_rank, words
-from nbattn.distributed.known_plans import PLANS, plan_number
+from nbattn.distributed.known_plans import PLANS, constant, plan_number
 from nbattn.distributed.words import Options
 from nbattn.fixes import signatures
 from nbattn.mask import Mask
@@ -162,7 +162,7 @@ def _checked(
     return query, key, value, number
 
 
-@torch.compiler.assume_constant_result  # compilers call it while they trace
+@constant
 def _plan_number(
     shape: Sequence[int],
     mesh: DeviceMesh,
