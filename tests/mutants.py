@@ -337,6 +337,8 @@ MUTANTS = [
            "position // group * group", "distributed/local_axes distributed/rank_plan"),
     Mutant("part-of-a-circle", LOCAL_AXES, "laps = range(first // length,", "laps = range(0,",
            "distributed/local_axes distributed/shards"),
+    Mutant("ranks-of-a-turned-mesh", RANK_PLAN, "for number in order] or ranks",
+           "for number in ()] or ranks", "distributed/meshes"),
     Mutant("part-hull-of-a-class", LOCAL_AXES, "np.arange(start, start + d), np",
            "np.arange(start, start + 1), np", "distributed/local_axes"),
     Mutant("inner-queries", SHARDS, "reach.stop <= own.stop", "reach.stop <= own.stop + 1",

@@ -6,10 +6,10 @@ Compilers read `PLANS` like any global: so masks and numbers in it are what they
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
 from itertools import count
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
-import torch
 from torch import distributed
 from torch.distributed.device_mesh import DeviceMesh
 
@@ -22,6 +22,7 @@ from nbattn.mask import Mask
 # Mesh dimensions of keys and of queries, and lengths of both, as for `place_of`.
 Sharding = tuple[Shard, Shard, tuple[int, ...], tuple[int, ...]]
 
+_Function = TypeVar("_Function", bound=Callable[..., Any])
 _NUMBERS: dict[tuple[Any, ...], int] = {}
 _COUNT = count()
 _MOST = 4096  # plans that are kept
@@ -38,7 +39,15 @@ class Known(NamedTuple):
 PLANS: dict[int, Known] = {}  # the oldest first
 
 
-@torch.compiler.assume_constant_result  # compilers call it while they trace
+def constant(function: _Function) -> _Function:
+    """Marks a function that compilers call while they trace, as
+    `torch.compiler.assume_constant_result` does, which would load all of torch._dynamo.
+    """
+    function._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemberAccess]
+    return function
+
+
+@constant
 def plan_number(mesh: DeviceMesh, mask: Mask, sharding: Sharding, table: bool) -> int:
     """The number of a plan, which is made for the first call like it.
 
@@ -65,4 +74,4 @@ def _planned(place: Place, mask: Mask, table: bool) -> RankPlan:
     sides = zip(bound, place.parts, place.whole, strict=True)
     axes = tuple(ShardedAxis(axis, parts, whole, table) for axis, parts, whole in sides)
     group = "" if place.group is None else place.group.name
-    return plan_of_rank(axes, place.mesh_axes, place.coordinates, group)
+    return plan_of_rank(axes, place.mesh_axes, place.coordinates, group, place.order)

@@ -46,6 +46,8 @@ class Place:
         coordinates: the rank's part of every axis.
         group: the ranks that share the space; None where nothing is cut.
         merged: the ranks that have the same queries, whose results are merged; None if none have.
+        order: of the ranks that share the space, row-major over `mesh_axes`, their order in the
+            group; empty if it is the same.
     """
 
     space: tuple[int, ...]
@@ -57,6 +59,7 @@ class Place:
     coordinates: tuple[int, ...]
     group: Group | None
     merged: Group | None
+    order: tuple[int, ...] = ()
 
     @property
     def is_first_of_merged(self) -> bool:
@@ -150,6 +153,9 @@ def place_of(
         shard: the mesh dimension of every axis of the keys, or None.
         query_shard: the same of the queries; None where every rank has all of them.
         space, key_space: lengths of the whole axes.
+
+    Raises:
+        InputError: the ranks along a dimension do not ascend, or this one is not in the mesh.
     """
     names = mesh.mesh_dim_names or ()
     numbers = [names.index(given) if isinstance(given, str) else given for given in shard]
@@ -157,7 +163,9 @@ def place_of(
     whole = [
         given is not None and ours is None for given, ours in zip(shard, query_shard, strict=True)
     ]
-    agreement.ranks_of(mesh, [number for number, _ in cut]).agree(
+    _check_ranks(mesh, [number for number, _ in cut])
+    sharing = agreement.ranks_of(mesh, [number for number, _ in cut])
+    sharing.agree(
         (mesh, shard, query_shard, space, key_space),
         lambda: {
             "mesh": f"{dict(zip(names, mesh.shape, strict=False))}" if names else f"{mesh.shape}",
@@ -177,7 +185,33 @@ def place_of(
         tuple(0 if number is None else mesh.get_local_rank(number) for number in numbers),
         _group(mesh, [number for number, _ in cut]),
         _group(mesh, [number for number, axis in cut if whole[axis]]),
+        tuple(sorted(range(len(sharing.ranks)), key=sharing.ranks.__getitem__)),
     )
+
+
+def _check_ranks(mesh: DeviceMesh, dimensions: Sequence[int]) -> None:
+    """Checks that this rank is in the mesh, and that ranks ascend along dimensions: torch's groups
+    number them so, whatever their order in the mesh.
+    """
+    if mesh.get_coordinate() is None:
+        raise InputError(
+            f"rank {distributed.get_rank()} is not in the mesh, which has no part for it.",
+            "if mesh.get_coordinate() is not None: out = nbattn.distributed.attention(query, key, "
+            "value, mask, mesh=mesh, shard=shard, space=space)",
+        )
+    for number in dimensions:
+        lines = mesh.mesh.movedim(number, -1).flatten(0, -2) if mesh.ndim > 1 else mesh.mesh[None]
+        for line in lines[(lines.diff() < 0).any(-1)].tolist():
+            name = mesh.mesh_dim_names[number] if mesh.mesh_dim_names else number
+            is_whole = mesh.mesh.numel() == distributed.get_world_size()
+            ranks = f"mesh.mesh.flatten().sort().values.view({tuple(mesh.shape)})"
+            named = f", mesh_dim_names={mesh.mesh_dim_names!r}" * bool(mesh.mesh_dim_names)
+            made = f"torch.distributed.DeviceMesh({mesh.device_type!r}, {ranks}{named})"
+            raise InputError(
+                f"along dimension {name!r} the mesh has ranks {line}, which do not ascend: in "
+                "torch's process groups they do, so that a rank would have two places.",
+                f"mesh={made}." if is_whole else "",
+            )
 
 
 def _group(mesh: DeviceMesh, dimensions: Sequence[int]) -> Group | None:

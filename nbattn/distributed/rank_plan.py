@@ -76,7 +76,11 @@ class RankPlan:
 
 
 def plan_of_rank(
-    axes: tuple[ShardedAxis, ...], mesh_axes: tuple[int, ...], rank: Ranks, group: str
+    axes: tuple[ShardedAxis, ...],
+    mesh_axes: tuple[int, ...],
+    rank: Ranks,
+    group: str,
+    order: Sequence[int] = (),
 ) -> RankPlan:
     """Plans one rank's part.
 
@@ -86,6 +90,7 @@ def plan_of_rank(
             fastest.
         rank: this rank, as its part of every axis.
         group: name of the process group of all ranks that share the space.
+        order: the group's ranks by their number in that order, if the group has another one.
     """
     numbers: dict[tuple[int, ...], int] = {}
     everyone = [range(axes[axis].parts) for axis in mesh_axes]
@@ -93,6 +98,7 @@ def plan_of_rank(
     for parts in product(*everyone):
         place = dict(zip(mesh_axes, parts, strict=True))
         ranks.append(tuple(place.get(axis, 0) for axis in range(len(axes))))
+    ranks = [ranks[number] for number in order] or ranks
     readers, owners = (set(f(axes, rank)) for f in (shards.readers_of, shards.owners_of))
     own = [axis.keys(part) for axis, part in zip(axes, rank, strict=True)]
     sent: list[tuple[Slices, ...]] = []

@@ -11,7 +11,7 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from nbattn import arguments, functional
 from nbattn.distributed import agreement, given, one_rank, words
-from nbattn.distributed.known_plans import PLANS, plan_number
+from nbattn.distributed.known_plans import PLANS, constant, plan_number
 from nbattn.distributed.words import Options
 from nbattn.fixes import signatures
 from nbattn.mask import Mask
@@ -152,14 +152,17 @@ def _checked(
     shape = () if torch.compiler.is_compiling() else getattr(query, "shape", ())  # for words
     number = _plan_number(shape, mesh, mask, *sharding, table)
     query, named = functional.autocast(query, {"key": key, "value": value})
-    if not all(isinstance(tensor, Tensor) for tensor in (query, *named.values())):
-        arguments.check_tensors(query, named)
+    for name, tensor in (("query", query), *named.items()):
+        if not isinstance(tensor, Tensor):
+            arguments.check_tensors(query, named)
+        if hasattr(tensor, "placements"):
+            raise words.is_distributed(name)
     key, value = named["key"], named["value"]
     PLANS[number].place.check_shapes(query, key, value)
     return query, key, value, number
 
 
-@torch.compiler.assume_constant_result  # compilers call it while they trace
+@constant
 def _plan_number(
     shape: Sequence[int],
     mesh: DeviceMesh,

@@ -340,7 +340,7 @@ class _Reading:
         same = [n for n, p in enumerate(placements) if p == placement]
         if placement.dim in axes and same[0] < number:
             return f"two mesh dimensions shard axis {placement.dim - self.axes_at}"
-        ranks = prod(self.mesh.size(n) for n in same)
+        ranks = prod([self.mesh.size(n) for n in same])
         if is_heads and any(count % ranks for count in self.heads):
             queries, keys = self.heads
             return f"{ranks} ranks cannot share {queries} query heads and {keys} key heads evenly"

@@ -110,6 +110,14 @@ def unknown(strange: Mapping[str, Any], values: Mapping[str, Any]) -> InputError
     return InputError(error.problem, _across_ranks(error.fix, values), error.where)
 
 
+def is_distributed(name: str) -> InputError:
+    """Makes the error of a DTensor, which knows what is cut."""
+    return InputError(
+        f"{name} is a DTensor, not this rank's part: its placements say how it is cut.",
+        f"{_ONE}query, key, value, mask), of DTensors; or {name}={name}.to_local().",
+    )
+
+
 def _across_ranks(fix: str, values: Mapping[str, Any]) -> str:
     """A fix of a call in one process as one of this call; empty if there is none."""
     if "grids" in fix:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Callable, Sequence
 from math import gcd
 from typing import Any
 
@@ -148,7 +149,7 @@ class SpaceParallel(ParallelStyle):
                 'parallelize_module(model, mesh, {"attn": nbattn.nn.SpaceParallel()}), where '
                 "model.attn is the layer.",
             )
-        module.space_parallel = SharedSpace(device_mesh, self)
+        module.space_parallel = SharedSpace(device_mesh, self, module)
         if self.shard is not None:
             module.space_parallel.of_local(module.mask)  # checks the arguments
         return module
@@ -160,13 +161,16 @@ class SharedSpace:
     Args:
         mesh: the mesh of the style.
         style: the style.
+        layer: the layer.
     """
 
-    def __init__(self, mesh: DeviceMesh, style: SpaceParallel) -> None:
+    def __init__(self, mesh: DeviceMesh, style: SpaceParallel, layer: nn.Module) -> None:
         self.mesh, self.style, self.sum_gradients = mesh, style, style.sum_gradients
+        self.called = Called(layer)
 
-    def __deepcopy__(self, memo: object) -> SharedSpace:
-        return self  # the same processes
+    def __deepcopy__(self, memo: dict[int, Any]) -> SharedSpace:
+        layer = copy.deepcopy(self.called.module, memo)
+        return SharedSpace(self.mesh, self.style, layer)  # of the same processes
 
     def of_local(self, mask: Mask) -> tuple[Layout, tuple[int, ...], tuple[int, ...]]:
         """How local tokens are shared, and the lengths of the whole axes of queries and keys."""
@@ -260,6 +264,20 @@ def summed(parameter: Tensor, mesh: DeviceMesh, gradient: Sequence[Placement]) -
         shape=parameter.shape,
         stride=parameter.stride(),
     )
+
+
+class Called(nn.Module):
+    """A module that calls a function, with another module in it whose parameters
+    `functional_call` replaces.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, run: Callable[..., Any], *given: Any) -> Any:
+        """Calls the function."""
+        return run(*given)
 
 
 class _Method(nn.Module):

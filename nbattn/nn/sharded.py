@@ -96,8 +96,11 @@ class Call:
         for name, buffer in module.named_buffers():
             if isinstance(buffer, DTensor) and run is not None:
                 own[f"module.{name}"] = buffer.to_local()
-        called = module if run is None else _Called(module, run)
-        return functional_call(called, own, tuple(given)) if own else called(*given)
+        if run is None:
+            return functional_call(module, own, tuple(given)) if own else module(*given)
+        style = layer.space_parallel  # compilers break their graph where a module is made
+        called = parallel.Called(module) if style is None else style.called
+        return functional_call(called, own, (run, *given)) if own else run(*given)
 
     def _check(self, name: str, parameter: DTensor) -> None:
         """Checks that a distributed parameter is whole on every rank of the mesh."""
@@ -111,17 +114,6 @@ class Call:
                 "torch.distributed.tensor.distribute_module(whole_layer, x.device_mesh), a layer "
                 "whose parameters are not distributed yet.",
             )
-
-
-class _Called(nn.Module):
-    """A function as a module that has another module, so that `functional_call` takes it."""
-
-    def __init__(self, module: nn.Module, run: Callable[..., Any]) -> None:
-        super().__init__()
-        self.module, self.run = module, run
-
-    def forward(self, *given: Any) -> Any:
-        return self.run(*given)
 
 
 def attend(

@@ -10,7 +10,8 @@ import ranks
 import torch
 import torch.distributed as dist
 
-from nbattn import InputError
+import nbattn
+from nbattn import InputError, Mask
 from nbattn.distributed.meshes import Place, place_of
 
 pytestmark = pytest.mark.skipif(not dist.is_gloo_available(), reason="torch without gloo")
@@ -98,3 +99,48 @@ def test_tensors_that_are_the_part_pass() -> None:
 def test_tensors_that_are_not_the_part(shapes: Any, words: str) -> None:
     with pytest.raises(InputError, match=words):
         a_place().check_shapes(*[torch.empty(1, *shape, 2, 8) for shape in shapes])
+
+
+def turned(rank: int) -> float:
+    """How far attention is from one process where columns of ranks have neighbouring numbers."""
+    mesh = dist.DeviceMesh("cpu", torch.arange(4).view(2, 2).T, mesh_dim_names=("y", "x"))
+    whole = torch.randn(1, 5, 7, 1, 4, generator=torch.Generator().manual_seed(1))
+    mask = Mask.neighborhood((3, 3))
+    tensor: Any = whole
+    want = nbattn.attention(tensor, tensor, tensor, mask, backend="tiled")
+    for axis, name in ((1, "y"), (2, "x")):
+        tensor, want = (t.chunk(2, axis)[mesh.get_local_rank(name)] for t in (tensor, want))
+    found = nbattn.distributed.attention(
+        tensor, tensor, tensor, mask, mesh=mesh, shard=("y", "x"), space=(5, 7), backend="tiled"
+    )
+    return (found - want).abs().max().item()
+
+
+def test_a_mesh_whose_ranks_are_not_in_the_order_of_their_numbers() -> None:
+    assert max(ranks.run(turned, 4)) < 1e-6
+
+
+def out_of_order(rank: int) -> str:
+    mesh = dist.DeviceMesh("cpu", [[3, 1], [0, 2]], mesh_dim_names=("y", "x"))
+    with pytest.raises(InputError) as error:
+        place_of(mesh, ("x", "y"), ("x", "y"), (4, 4), (4, 4))
+    return str(error.value)
+
+
+def test_ranks_that_do_not_ascend_along_a_dimension_are_refused_on_all() -> None:
+    words = ranks.run(out_of_order, 4)
+    assert len({*words}) == 1
+    assert "dimension 'y' the mesh has ranks [3, 0]" in words[0]
+
+
+def outside(rank: int) -> str:
+    mesh = dist.DeviceMesh("cpu", [0, 2], mesh_dim_names=("x",))
+    try:
+        return str(place_of(mesh, ("x",), ("x",), (4,), (4,)).coordinates)
+    except InputError as error:
+        return error.problem
+
+
+def test_a_rank_that_is_not_in_the_mesh() -> None:
+    found = ranks.run(outside, 3)
+    assert found == ["(0,)", "rank 1 is not in the mesh, which has no part for it.", "(1,)"]

@@ -209,6 +209,31 @@ def compare_on_a_line(case: Case, mesh: DeviceMesh) -> None:
     same(found[:5], wanted[:5])
 
 
+def compiled(rank: int) -> None:
+    """One graph, forward and backward."""
+    del rank
+    mesh = init_device_mesh("cpu", (2, 2))
+    case = CASES["heads and an axis"]
+    placements = case[3]
+    options = {name: t for name, t in case[5].items() if name != "key_range"}
+    wanted: Any = results([placed(t, mesh, placements) for t in tensors_of(case)], PLANE, options)
+    own = [placed(t, mesh, placements).requires_grad_() for t in tensors_of(case)]
+    options = {name: t.detach() for name, t in options.items()}
+
+    def run(query: Any, key: Any, value: Any) -> Any:
+        return nbattn.attention(query, key, value, PLANE, return_lse=True, **options)
+
+    found: Any = torch.compile(run, backend="aot_eager", fullgraph=True)(*own)
+    backward(found)
+    for one, other in zip([*found, *(t.grad for t in own)], wanted, strict=False):
+        torch.testing.assert_close(one.to_local(), other.to_local(), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.deep
+def test_one_graph_has_the_exchange() -> None:
+    ranks.run(compiled, 4, seconds=300)
+
+
 @pytest.mark.parametrize(("work", "count"), [(on_four, 4), (on_two, 2)])
 def test_ranks_are_one_process(work: Any, count: int) -> None:
     ranks.run(work, count)

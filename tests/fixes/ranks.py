@@ -127,6 +127,26 @@ PARTS = [
     ),
 ]
 _ARGUMENTS = "mesh=mesh, shard=shard, space=space"
+_SORTED = (
+    "mesh=torch.distributed.DeviceMesh('cpu', mesh.mesh.flatten().sort().values.view((2, 2)), "
+    "mesh_dim_names=('rows', 'columns'))"
+)
+_MEMBERS = f"if mesh.get_coordinate() is not None: out = {_CALL.format(_ARGUMENTS)}"
+MESHES = [
+    part(
+        _OF_PART,
+        _SORTED,
+        "mesh = dist.DeviceMesh('cpu', [[3, 1], [0, 2]], mesh_dim_names=('rows', 'columns'))",
+        "mesh.get_coordinate() == (1, 1)",
+    ),
+    Row(
+        _OF_PART,
+        _MEMBERS,
+        _MEMBERS,
+        "'out' not in globals()",
+        f"{_OF_FOUR}mesh = dist.DeviceMesh('cpu', [[0, 1]], mesh_dim_names=shard)",
+    ),
+]
 
 
 def word(
@@ -202,7 +222,26 @@ WORDS = [
         f"{_ALONE}query = key = value = torch.randn(10, 4, 16); grids = [(2, 3), (2, 2)]",
     ),
 ]
+_TENSORS = (
+    "from torch.distributed.tensor import Shard, distribute_tensor\n"
+    "query = key = value = distribute_tensor(image, mesh, [Shard(1), Shard(2)])"
+)
 ELSEWHERE = [
+    whole(
+        _CALL.format(_ARGUMENTS),
+        "nbattn.attention(query, key, value, mask)",
+        _SAME.replace("out,", "out.full_tensor(),"),
+        _TENSORS,
+    ),
+    Row(
+        _CALL.format(_ARGUMENTS),
+        "query=query.to_local()",
+        f"out = {_CALL.format(_ARGUMENTS).replace('(query', '(query=query.to_local()')}".replace(
+            "key, value, mask,", "key=key, value=value, mask=mask,"
+        ),
+        _SAME,
+        f"{_ALONE}{_TENSORS}; key = value = image",
+    ),
     whole(
         f"attention(query, key, value, mask, {_ARGUMENTS}, scale=0.25)",
         "nbattn.distributed.attention(query, key, value, mask, scale=0.25, mesh=mesh, "
@@ -214,4 +253,4 @@ ELSEWHERE = [
         "space=space)",
     ),
 ]
-ROWS = [*GIVEN, *PARTS, *WORDS, *ELSEWHERE]
+ROWS = [*GIVEN, *PARTS, *MESHES, *WORDS, *ELSEWHERE]

@@ -37,19 +37,21 @@ BOTH = (Shard(1), Shard(2))
 class Positions(nn.Module):
     """A transform that depends on positions in the space, and has a parameter and a buffer."""
 
-    def __init__(self) -> None:
+    def __init__(self, rotates: bool = False) -> None:
         super().__init__()
         self.gain, self.table = nn.Parameter(random(6, seed=1)), nn.Buffer(random(6, seed=2))
+        self.rotates = rotates
 
     def forward(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
-        return self.turned(query), self.turned(key)
+        return self.moved(query), self.moved(key)
 
-    def turned(self, tokens: Tensor) -> Tensor:
+    def moved(self, tokens: Tensor) -> Tensor:
         rows, columns = (torch.arange(n, dtype=tokens.dtype) for n in tokens.shape[1:3])
-        angles = (rows[:, None] + 0.3 * columns)[..., None, None] * self.table
-        return (
-            torch.cat([tokens[..., 3:], -tokens[..., :3]], -1) * angles.sin() * self.gain + tokens
-        )
+        places = (rows[:, None] + 0.3 * columns)[..., None, None]
+        if not self.rotates:
+            return tokens * (places.cos() * self.table + self.gain)
+        turned = torch.cat([tokens[..., 3:], -tokens[..., :3]], -1)
+        return turned * (places * self.table).sin() * self.gain + tokens
 
     def extra_key(self, key: Tensor) -> Tensor:
         return key * self.gain
@@ -69,8 +71,8 @@ class Net(nn.Module):
         return self.attn(*given, **named)
 
 
-def everything(mask: Mask = PLANE, **options: Any) -> Net:
-    return Net(mask, kv_heads=2, qk_norm=True, qk_transform=Positions(), **options)
+def everything(mask: Mask = PLANE, *, rotates: bool = False, **options: Any) -> Net:
+    return Net(mask, kv_heads=2, qk_norm=True, qk_transform=Positions(rotates), **options)
 
 
 X, CONTEXT = random(3, *SPACE, 12), random(3, *SPACE, 12, seed=1)
@@ -143,7 +145,7 @@ CASES: dict[str, Case] = {
         {"extra_tokens": WORDS},
     ),
     "local tokens": (
-        everything(relative_bias=True),
+        everything(relative_bias=True, rotates=True),
         *(of_local_tokens, [(X, BOTH), (CONTEXT, BOTH)]),
         {"extra_tokens": WORDS, "key_range": RANGES},
     ),
@@ -265,12 +267,26 @@ def in_tools(mesh: DeviceMesh) -> None:
     fully_shard(net, mesh=mesh["first"])
     net(own).square().sum().backward()
     check(net, 2, "attn")
-    net = shared(sums=True)
+    net = copy.deepcopy(shared(sums=True))
     net.zero_grad()
     rows = placed(x, mesh, (EVERYWHERE, Shard(1))).to_local()
     found: Any = checkpoint(net, rows, use_reentrant=False)
     found.square().sum().backward()
     check(net, 1, "attn")
+
+
+def compiled(rank: int) -> None:
+    """One graph, forward and backward."""
+    del rank
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("first", "second"))
+    net = of_local_tokens(Net(qk_norm=True, relative_bias=True), mesh)
+    own = placed(X, mesh, BOTH).to_local()
+    net(own).square().sum().backward()
+    wanted = [(p, p.grad) for p in net.parameters()]
+    net.zero_grad()
+    torch.compile(net, backend="aot_eager", fullgraph=True)(own).square().sum().backward()
+    for parameter, grad in wanted:
+        torch.testing.assert_close(parameter.grad, grad, rtol=1e-12, atol=1e-12)
 
 
 def refusals(mesh: DeviceMesh) -> None:
@@ -297,6 +313,11 @@ def work(rank: int) -> None:
 
 def test_ranks_are_one_process() -> None:
     ranks.run(work, 4)
+
+
+@pytest.mark.deep
+def test_one_graph_has_the_exchange() -> None:
+    ranks.run(compiled, 4, seconds=300)
 
 
 def test_the_style_shows_its_arguments() -> None:
