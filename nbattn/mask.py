@@ -409,7 +409,8 @@ class Mask(metaclass=mask_names.Answering):
 def as_space(space: Space, name: str = "space") -> tuple[int, ...]:
     """Returns a space as a tuple of lengths; an integer means one axis."""
     if shape := getattr(space, "shape", ()):
-        raise MaskError(f"{name} is {kind(space)}, not lengths.", f"{name}={tuple(shape)[1:-2]}.")
+        code = f"{name}.tolist()" if len(shape) == 1 else tuple(shape)[1:-2]
+        raise MaskError(f"{name} is {kind(space)}, not lengths.", f"{name}={code}.")
     lengths: tuple[Any, ...] = tuple(space) if isinstance(space, Iterable) else (space,)
     for length in lengths:
         is_whole = hasattr(length, "__index__") and not isinstance(length, bool)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from math import prod
 from typing import Any
 
@@ -74,6 +74,10 @@ def _space(
     name: str, given: Any, shape: Sequence[int], mask: Mask, mesh: DeviceMesh, shard: Shard
 ) -> tuple[int, ...]:
     """The lengths of the whole axes, as many as the mask has axes."""
+    whole = whole_space(shape, mesh, shard, mask.rank)
+    fix = f"{name}={whole!r}, if all ranks have as much." if whole else ""
+    if given is None:
+        raise InputError(f"{name} is None, not the lengths of the whole axes.", fix)
     lengths = as_space(given, name)
     if len(lengths) == mask.rank:
         return lengths
@@ -83,15 +87,18 @@ def _space(
     )
     if len(lengths) == mask.rank + 3:  # the shape of a tensor
         raise InputError(problem, f"{name}={lengths[1:-2]!r}.")
-    whole = whole_space(shape, mesh, shard, mask.rank)
-    fix = f"{name}={whole!r}, if all ranks have as much." if whole else ""
     raise InputError(problem, fix)
 
 
 def _names(argument: str, given: Any, mask: Mask, names: tuple[str, ...]) -> Shard:
     """A mesh dimension or None for every axis."""
     one: Any = given
-    found: tuple[Any, ...] = (one,) if one is None or isinstance(one, (str, int)) else tuple(one)
+    if one is not None and not isinstance(one, (str, int, tuple, list)):
+        raise InputError(
+            f"{argument} is {kind(one)}: one name of a mesh dimension, or None, for each axis.",
+            f"{argument}={names_of(_in_order(one, names), mask.rank, names)!r}.",
+        )
+    found: tuple[Any, ...] = tuple(one) if isinstance(one, (tuple, list)) else (one,)
     if len(found) != mask.rank:
         several = f"{argument}={names_of(found, mask.rank, names)!r}."
         raise InputError(
@@ -141,6 +148,19 @@ def names_of(given: Any, rank: int, names: tuple[str, ...]) -> Shard:
     if len(known) > rank or not some or len(set(some)) < len(some):
         return example(names, rank)
     return (*known, *(None,) * (rank - len(known)))
+
+
+def _in_order(given: Any, names: tuple[str, ...]) -> list[Any]:
+    """Names of axes from a set, a dict of axes and names or of names and axes, or an array."""
+    if isinstance(given, Mapping):
+        pairs: list[Any] = list(given.items())
+        of_axes = {axis: name for name, axis in pairs if name in names} or dict(pairs)
+        if all(isinstance(axis, int) and axis >= 0 for axis in of_axes):
+            return [of_axes.get(axis) for axis in range(max(of_axes, default=-1) + 1)]
+        return list(of_axes.values())
+    if isinstance(given, (set, frozenset)):
+        return [name for name in names if name in given]
+    return list(given) if isinstance(given, Iterable) else []
 
 
 def example(names: tuple[str, ...], rank: int) -> Shard:

@@ -117,11 +117,16 @@ class Place:
                 f"{space[axis]}.",
                 f"{'space' if of_queries else 'key_space'}={lengths!r}.",
             )
+        fix = f"{name}=whole_{name}{self._cut(of_queries, at)}."
+        if has == space[axis]:  # the whole tensor, or the lengths of a part
+            whole = tuple(n * parts for n, parts in zip(space, self.parts, strict=True))
+            argument = "space" if space == self.space else "key_space"
+            fix += f" Or {argument}={whole!r}, if {name} is this rank's part of it."
         raise InputError(
             f"{name} has {has} positions on axis {axis}; part {self.coordinates[axis]} of "
             f"{self.parts[axis]} has {wanted.length} of {space[axis]}: {wanted.start} to "
             f"{wanted.stop}.",
-            f"{name}=whole_{name}{self._cut(of_queries, at)}.",
+            fix,
         )
 
     def _cut(self, of_queries: bool, at: int) -> str:
@@ -206,7 +211,7 @@ def _check_ranks(mesh: DeviceMesh, dimensions: Sequence[int]) -> None:
             is_whole = mesh.mesh.numel() == distributed.get_world_size()
             ranks = f"mesh.mesh.flatten().sort().values.view({tuple(mesh.shape)})"
             named = f", mesh_dim_names={mesh.mesh_dim_names!r}" * bool(mesh.mesh_dim_names)
-            made = f"torch.distributed.DeviceMesh({mesh.device_type!r}, {ranks}{named})"
+            made = f"torch.distributed.device_mesh.DeviceMesh({mesh.device_type!r}, {ranks}{named})"
             raise InputError(
                 f"along dimension {name!r} the mesh has ranks {line}, which do not ascend: in "
                 "torch's process groups they do, so that a rank would have two places.",

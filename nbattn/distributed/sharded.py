@@ -147,6 +147,7 @@ def _checked(
         optional = {"key_space": key_space, "query_shard": query_shard}
         named |= {name: value for name, value in optional.items() if value is not None}
         raise words.unknown(strange, named | options)
+    words.check_local({"query": query, "key": key, "value": value} | options)
     arguments.check_mask(mask, getattr(query, "ndim", 4) - 3)
     table = options.get("relative_bias") is not None
     shape = () if torch.compiler.is_compiling() else getattr(query, "shape", ())  # for words

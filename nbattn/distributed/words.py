@@ -81,6 +81,20 @@ def strangers(named: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in named.items() if name not in NAMES}
 
 
+def check_local(given: Mapping[str, Any]) -> None:
+    """Checks that no argument is a distributed tensor: its placements say what is cut.
+
+    Raises:
+        InputError: one is.
+    """
+    for name, value in given.items():
+        if isinstance(value, Tensor) and hasattr(value, "device_mesh"):
+            fix = f"{name}={name}.to_local()."
+            if name in _NEEDED:
+                fix = f"{_ONE}query, key, value, mask), for distributed tensors. Or {fix}"
+            raise InputError(f"{name} is a DTensor, not a tensor of this rank.", fix)
+
+
 def unknown(strange: Mapping[str, Any], values: Mapping[str, Any]) -> InputError:
     """Makes the error of an argument that attention() does not take.
 

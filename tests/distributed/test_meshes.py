@@ -9,6 +9,7 @@ import pytest
 import ranks
 import torch
 import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh
 
 import nbattn
 from nbattn import InputError, Mask
@@ -103,7 +104,7 @@ def test_tensors_that_are_not_the_part(shapes: Any, words: str) -> None:
 
 def turned(rank: int) -> float:
     """How far attention is from one process where columns of ranks have neighbouring numbers."""
-    mesh = dist.DeviceMesh("cpu", torch.arange(4).view(2, 2).T, mesh_dim_names=("y", "x"))
+    mesh = DeviceMesh("cpu", torch.arange(4).view(2, 2).T, mesh_dim_names=("y", "x"))
     whole = torch.randn(1, 5, 7, 1, 4, generator=torch.Generator().manual_seed(1))
     mask = Mask.neighborhood((3, 3))
     tensor: Any = whole
@@ -121,7 +122,7 @@ def test_a_mesh_whose_ranks_are_not_in_the_order_of_their_numbers() -> None:
 
 
 def out_of_order(rank: int) -> str:
-    mesh = dist.DeviceMesh("cpu", [[3, 1], [0, 2]], mesh_dim_names=("y", "x"))
+    mesh = DeviceMesh("cpu", [[3, 1], [0, 2]], mesh_dim_names=("y", "x"))
     with pytest.raises(InputError) as error:
         place_of(mesh, ("x", "y"), ("x", "y"), (4, 4), (4, 4))
     return str(error.value)
@@ -134,7 +135,7 @@ def test_ranks_that_do_not_ascend_along_a_dimension_are_refused_on_all() -> None
 
 
 def outside(rank: int) -> str:
-    mesh = dist.DeviceMesh("cpu", [0, 2], mesh_dim_names=("x",))
+    mesh = DeviceMesh("cpu", [0, 2], mesh_dim_names=("x",))
     try:
         return str(place_of(mesh, ("x",), ("x",), (4,), (4,)).coordinates)
     except InputError as error:

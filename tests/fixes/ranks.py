@@ -86,6 +86,17 @@ GIVEN = [
         "shard=('columns', 'rows')",
         given="from torch.distributed.tensor import Shard",
     ),
+    row("mesh=mesh, shard={'columns', 'rows'}, space=space", "shard=('rows', 'columns')"),
+    row("mesh=mesh, shard={1: 'rows', 0: 'columns'}, space=space", "shard=('columns', 'rows')"),
+    row("mesh=mesh, shard={'rows': 1}, space=space", "shard=(None, 'rows')"),
+    row("mesh=mesh, shard=0.5, space=space", "shard=('rows', 'columns')"),
+    row("mesh=mesh, shard=shard, space=None", "space=(6, 8)"),
+    row(
+        "mesh=mesh, shard=shard, space=space",
+        "space=space.tolist()",
+        "mesh=mesh, shard=shard, space=space.tolist()",
+        given="space = torch.tensor([6, 8])",
+    ),
     row("mesh=mesh, shard=('rows', 'rows'), space=space", "shard=('rows', 'columns')"),
     row("mesh=mesh, shard=shard, space=6", "space=(6, 8)"),
     row("mesh=mesh, shard=shard, space=image.shape", "space=(6, 8)"),
@@ -126,10 +137,35 @@ PARTS = [
         f"{_OF_FOUR}query = whole_query",
     ),
 ]
+PARTS += [
+    Row(
+        _OF_PART,
+        "space=(6, 8)",
+        f"out = {_CALL.format('mesh=mesh, shard=shard, space=(6, 8)')}",
+        "out.shape == query.shape",
+        f"{_OF_FOUR}query = key = value = image[:, 3:, 4:]; space = 3, 4",
+    ),
+    Row(
+        _OF_PART,
+        "nbattn.attention(query, key, value, mask)",
+        "out = nbattn.attention(query, key, value, mask)",
+        "out.placements == query.placements and out.shape == image.shape",
+        f"{_OF_FOUR}from torch.distributed.tensor import Shard, distribute_tensor\n"
+        "query = key = value = distribute_tensor(image, mesh, [Shard(1), Shard(2)])",
+    ),
+    Row(
+        _CALL.format("mesh=mesh, shard=shard, space=space, sink=sink"),
+        "sink=sink.to_local()",
+        f"out = {_CALL.format('mesh=mesh, shard=shard, space=space, sink=sink.to_local()')}",
+        "out.shape == query.shape",
+        f"{_OF_FOUR}from torch.distributed.tensor import Replicate, DTensor\n"
+        "sink = DTensor.from_local(torch.zeros(4), mesh, [Replicate(), Replicate()])",
+    ),
+]
 _ARGUMENTS = "mesh=mesh, shard=shard, space=space"
 _SORTED = (
-    "mesh=torch.distributed.DeviceMesh('cpu', mesh.mesh.flatten().sort().values.view((2, 2)), "
-    "mesh_dim_names=('rows', 'columns'))"
+    "mesh=torch.distributed.device_mesh.DeviceMesh('cpu', "
+    "mesh.mesh.flatten().sort().values.view((2, 2)), mesh_dim_names=('rows', 'columns'))"
 )
 _MEMBERS = f"if mesh.get_coordinate() is not None: out = {_CALL.format(_ARGUMENTS)}"
 MESHES = [
