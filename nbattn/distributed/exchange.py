@@ -115,6 +115,8 @@ def tied(outputs: Sequence[Tensor], *tensors: Tensor) -> list[Tensor]:
     """The outputs, whose backward gives the tensors zeros as gradients: what made them takes part
     in the backward pass on this rank, too.
     """
+    if not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)):
+        return list(outputs)
     return list(_Tied.apply(len(outputs), *outputs, *tensors))  # pyright: ignore
 
 

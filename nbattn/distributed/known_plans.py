@@ -5,6 +5,7 @@ Compilers read `PLANS` like any global: so masks and numbers in it are what they
 
 from __future__ import annotations
 
+import operator
 import weakref
 from collections.abc import Callable
 from itertools import count
@@ -45,6 +46,13 @@ def constant(function: _Function) -> _Function:
     """
     function._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemberAccess]
     return function
+
+
+def plain(lengths: Any) -> Any:
+    """Lengths, or one length, as plain numbers: compilers make each a constant of the graph."""
+    if isinstance(lengths, (tuple, list)):
+        return tuple([operator.index(length) for length in lengths])  # `map` is not traced
+    return lengths if lengths is None else operator.index(lengths)
 
 
 @constant

@@ -11,7 +11,7 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from nbattn import arguments, functional
 from nbattn.distributed import agreement, given, one_rank, words
-from nbattn.distributed.known_plans import PLANS, constant, plan_number
+from nbattn.distributed.known_plans import PLANS, constant, plain, plan_number
 from nbattn.distributed.words import Options
 from nbattn.fixes import signatures
 from nbattn.mask import Mask
@@ -150,14 +150,14 @@ def _checked(
     words.check_local({"query": query, "key": key, "value": value} | options)
     arguments.check_mask(mask, getattr(query, "ndim", 4) - 3)
     table = options.get("relative_bias") is not None
-    shape = () if torch.compiler.is_compiling() else getattr(query, "shape", ())  # for words
+    shape = getattr(query, "shape", ())  # for words
+    if torch.compiler.is_compiling():
+        shard, query_shard, space, key_space = sharding
+        shape, sharding = (), (shard, query_shard, plain(space), plain(key_space))
     number = _plan_number(shape, mesh, mask, *sharding, table)
     query, named = functional.autocast(query, {"key": key, "value": value})
-    for name, tensor in (("query", query), *named.items()):
-        if not isinstance(tensor, Tensor):
-            arguments.check_tensors(query, named)
-        if hasattr(tensor, "placements"):
-            raise words.is_distributed(name)
+    if not all(isinstance(tensor, Tensor) for tensor in (query, *named.values())):
+        arguments.check_tensors(query, named)
     key, value = named["key"], named["value"]
     PLANS[number].place.check_shapes(query, key, value)
     return query, key, value, number

@@ -64,7 +64,7 @@ class Layout:
         self, mask: Mask, space: Sequence[int], key_space: Sequence[int], *, table: bool
     ) -> int:
         """The number of the plan of a call where ranks share the space."""
-        sharding = self.keys, self.queries, tuple(space), tuple(key_space)
+        sharding = self.keys, self.queries, known_plans.plain(space), known_plans.plain(key_space)
         return known_plans.plan_number(self.mesh, mask, sharding, table)
 
     def tell(self, error: BaseException) -> None:

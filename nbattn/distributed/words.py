@@ -88,11 +88,12 @@ def check_local(given: Mapping[str, Any]) -> None:
         InputError: one is.
     """
     for name, value in given.items():
-        if isinstance(value, Tensor) and hasattr(value, "device_mesh"):
+        if isinstance(value, Tensor) and hasattr(value, "placements"):
             fix = f"{name}={name}.to_local()."
             if name in _NEEDED:
-                fix = f"{_ONE}query, key, value, mask), for distributed tensors. Or {fix}"
-            raise InputError(f"{name} is a DTensor, not a tensor of this rank.", fix)
+                fix = f"{_ONE}query, key, value, mask), of DTensors; or {fix}"
+            problem = "is a DTensor, not this rank's part: its placements say how it is cut"
+            raise InputError(f"{name} {problem}.", fix)
 
 
 def unknown(strange: Mapping[str, Any], values: Mapping[str, Any]) -> InputError:
@@ -122,14 +123,6 @@ def unknown(strange: Mapping[str, Any], values: Mapping[str, Any]) -> InputError
     known = {n: v for n, v in values.items() if n in NAMES and n not in _NEEDED[:4]}
     error = mistaken_words.refusal("attention", strange, NAMES, values.get("mask"), shape, known)
     return InputError(error.problem, _across_ranks(error.fix, values), error.where)
-
-
-def is_distributed(name: str) -> InputError:
-    """Makes the error of a DTensor, which knows what is cut."""
-    return InputError(
-        f"{name} is a DTensor, not this rank's part: its placements say how it is cut.",
-        f"{_ONE}query, key, value, mask), of DTensors; or {name}={name}.to_local().",
-    )
 
 
 def _across_ranks(fix: str, values: Mapping[str, Any]) -> str:

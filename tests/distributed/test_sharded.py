@@ -143,3 +143,30 @@ def test_rounding_is_that_of_one_process() -> None:
     for found in ranks.run(rounded, 4):
         assert all(same for same, _ in found), found
         assert max(ratio for _, ratio in found) < 1.6, found
+
+
+def compiled(rank: int) -> float:
+    """How far compiled calls without gradients, of spaces of three lengths, are from one process:
+    rank 0 needs no keys of others.
+    """
+    torch._dynamo.reset()
+    mesh = dist.init_device_mesh("cpu", (2,), mesh_dim_names=("x",))
+    mask = Mask(Axis(2, causal=True))
+    given: Any = {"mesh": mesh, "shard": "x", "backend": "tiled"}
+
+    @torch.compile(fullgraph=True, backend="eager")
+    def attend(part: Tensor, length: int) -> Tensor:
+        return nd.attention(part, part, part, mask, space=(length,), **given)
+
+    worst = 0.0
+    for length in (8, 6, 11):
+        whole = torch.randn(1, length, 1, 4, generator=torch.Generator().manual_seed(length))
+        want = nbattn.attention(whole, whole, whole, mask, backend="tiled")
+        with torch.no_grad():
+            out = attend(whole.chunk(2, 1)[rank], length)
+        worst = max(worst, (out - want.chunk(2, 1)[rank]).abs().max().item())
+    return worst
+
+
+def test_one_compiled_function_takes_spaces_of_any_length() -> None:
+    assert max(ranks.run(compiled, 2)) < 1e-6
