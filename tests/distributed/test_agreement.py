@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import os
 import signal
-import time
 from datetime import timedelta
 from typing import Any
 
@@ -21,7 +20,7 @@ from nbattn.distributed import agreement
 
 pytestmark = pytest.mark.skipif(not dist.is_gloo_available(), reason="torch without gloo")
 MASK = Mask(Axis(2, 2, border="shift"))
-SHORT = 0.7  # seconds: the timeout of groups in which a rank is late
+SHORT = 0.3  # seconds: the timeout of groups in which a rank is late
 
 
 def line() -> Any:
@@ -111,7 +110,7 @@ def plane(rank: int) -> str:
     mesh = dist.init_device_mesh("cpu", (2, 2), mesh_dim_names=("x", "y"))
     mask, small = Mask.neighborhood((3, 3)), torch.ones(1, 2, 2, 1, 4)
     named: dict[str, Any] = {"query": small, "key": small, "value": small, "mask": mask}
-    named |= {"mesh": mesh, "shard": ("x", "y"), "space": (4, 4)}
+    named |= {"mesh": mesh, "shard": ("x", "y"), "space": (4, 4), "backend": "tiled"}
     wrong = {"value": small[:, :1]} if rank == 3 else {}
     found = error_of(nd.attention, **{**named, **wrong})
     assert nd.attention(**named).equal(small)
@@ -145,22 +144,25 @@ def late(rank: int, what: str) -> str:
     """Rank 1 does not come to a call that is known to all, to a new one, or to a backward pass."""
     mesh = line()
     call(mesh).sum().backward()
+    store, out = distributed_c10d._get_default_store(), call(mesh)
+    if rank == 1:
+        error = error_of(call, mesh, key=torch.ones(1, 3, 2, 4)) if what == "refuses" else ""
+        store.set("rank 1 is here", "")
+        store.wait(["rank 0 is done"])
+        return error
+    store.wait(["rank 1 is here"])
     limit = timedelta(seconds=SHORT)
     distributed_c10d._set_pg_timeout(limit, mesh.get_group())
-    distributed_c10d._get_default_store().set_timeout(limit)
+    store.set_timeout(limit)
+    found = _waited(mesh, out, what)
+    store.set("rank 0 is done", "")
+    return found
+
+
+def _waited(mesh: Any, out: Any, what: str) -> str:
     if what == "backward":
-        out = call(mesh)
-        return error_of(out.sum().backward) if rank == 0 else _slept()
-    if rank == 1 and what == "refuses":
-        return error_of(call, mesh, key=torch.ones(1, 3, 2, 4)) + _slept()
-    if rank == 1:
-        return _slept()
+        return error_of(out.sum().backward)
     return error_of(call, mesh, **({"softcap": 2.0} if what == "new" else {}))
-
-
-def _slept() -> str:
-    time.sleep(2 * SHORT)
-    return ""
 
 
 @pytest.mark.parametrize(
@@ -169,11 +171,11 @@ def _slept() -> str:
         ("refuses", "rank 1: InputError: key has 3 positions on axis 0"),
         (
             "new",
-            "1 of 2 ranks did not come to this call of attention within 0.7 s: rank 0 waits",
+            "1 of 2 ranks did not come to this call of attention within 0.3 s: rank 0 waits",
         ),
         (
             "backward",
-            "an exchange with ranks 1 failed: one of them has ended, or is more than 0.7",
+            "an exchange with ranks 1 failed: one of them has ended, or is more than 0.3",
         ),
     ],
 )

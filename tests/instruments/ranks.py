@@ -60,7 +60,7 @@ def _ended(process: Any, end: Any, seconds: float) -> Outcome:
         found = end.recv() if end.poll(3 * seconds + 30) else Outcome(error="hangs")
     except EOFError:
         found = Outcome()
-    process.join(5)
+    process.join(60)
     if process.is_alive():
         process.kill()
         process.join()
