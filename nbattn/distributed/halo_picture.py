@@ -16,17 +16,17 @@ from nbattn.plot import part_of_matplotlib
 if TYPE_CHECKING:
     from nbattn.distributed.halos import Halo, RankHalo, Source
 
-# Okabe and Ito's colours and two more; those who send the least use them again.
+# Okabe and Ito's colours and two more; those who send the least have one for all.
 _OWN = "#0072B2"
 _OTHERS = (
     *("#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442"),
     "#8C6BB1",
     "#8A6D4B",
 )
-_NOT, _INK, _LINE = "#EDEDED", "#222222", "#BBBBBB"
+_NOT, _INK, _LINE, _MORE = "#EDEDED", "#222222", "#BBBBBB", "#8A8A8A"
 _WHOLE = 8  # axes in more parts are drawn only around the rank
 _ROWS = 32  # ranks of one axis that are drawn below one another
-_NAMED = 8  # sources in the legend
+_NAMED = len(_OTHERS)  # sources in the legend
 Box = tuple[Span, Span]  # columns, rows
 
 
@@ -68,7 +68,8 @@ def boxes(halo: Halo, rank: RankHalo, view: tuple[int, int]) -> list[tuple[Box, 
 
 def _colours(rank: RankHalo) -> dict[int, str]:
     """A colour for the rank, and for every rank that it receives from."""
-    others = {s.rank: _OTHERS[n % len(_OTHERS)] for n, s in enumerate(_by_size(rank))}
+    sources = enumerate(_by_size(rank))
+    others = {s.rank: _OTHERS[n] if n < len(_OTHERS) else _MORE for n, s in sources}
     return {rank.number: _OWN} | others
 
 
@@ -155,7 +156,7 @@ def _legend(halo: Halo, rank: RankHalo) -> Iterator[Any]:
     more = sources[_NAMED:]
     if more:
         keys = sum(source.keys for source in more)
-        yield patch(facecolor="none", label=f"and {len(more)} more ranks: {keys:,}")
+        yield patch(facecolor=_MORE, label=f"and {len(more)} more ranks: {keys:,}")
 
 
 def _box(panel: Any, columns: Span, rows: Span, **look: Any) -> None:

@@ -40,7 +40,8 @@ def of_rank(halo: Halo, rank: RankHalo, traffic: Traffic | None) -> Iterator[tup
     place = f"part {rank.place} of the axes, " if len(rank.place) > 1 else ""
     most = int(halo.received.max())
     which = "; none receives more" if rank.received == most else ""
-    yield "rank", f"{rank.number}: {place}{by_count(rank.queries)} queries{which}"
+    queries = f"{by_count(rank.queries)} {'query' if by_count(rank.queries) == '1' else 'queries'}"
+    yield "rank", f"{rank.number}: {place}{queries}{which}"
     if rank.received:
         share = "" if not rank.keys else f", {_percent(rank.received, rank.keys)} of its own"
         yield (

@@ -70,3 +70,7 @@ def test_other_keys_axes_that_are_not_cut_and_many_blocks() -> None:
 def test_bytes_in_three_digits() -> None:
     texts = [short_bytes(number) for number in (0, 999, 1000, 123_456, 999_600, 2.5e12)]
     assert texts == ["0 B", "999 B", "1 kB", "123 kB", "1000 kB", "2.5 TB"]
+
+
+def test_one_query_is_not_many() -> None:
+    assert "rank        3: 1 query; none" in halo(Mask.sliding_window(3), 10, 20).explain()
