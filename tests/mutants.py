@@ -840,6 +840,8 @@ MUTANTS = [
            "distributed/tensors"),
     Mutant("tensors-cut-of-what-is-cut", TENSORS, "uncut.remove((dimension, numbers))", "pass",
            "distributed/tensors"),
+    Mutant("updated-extras-of-shares", SHARED_LAYER, "if not call.sums:  # a rank", "if False:  # a",
+           "nn/sharded"),
     Mutant("shared-layer-decoding", SHARED_LAYER, ", merged=False)]", ")]", "nn/sharded"),
     Mutant("shared-layer-share", SHARED_LAYER, "if merged and query.requires_grad", "if False",
            "nn/sharded"),

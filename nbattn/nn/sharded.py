@@ -164,6 +164,8 @@ def attend(
         for part, gradient in zip(found, gradients, strict=True)
     ]
     if isinstance(x, DTensor):
+        if update_extra and not call.sums:  # its gradient is alike on the ranks of the space
+            results[1] = _share(results[1], layout.mesh, (n for n in layout.keys if n is not None))
         shapes = [(x.shape[0], *call.space, layer.dim), (x.shape[0], *results[-1].shape[1:])]
         placements = [call.of_grid(), call.batch]
         results = [
@@ -247,6 +249,10 @@ def _attended(
         spaces = (tokens, *(1,) * (rank - 1)), call.key_space
         line = joint.placed(extra_query, rank)
         out = everywhere.computed(line, key, value, Mask.full(rank), spaces, named)
+        if not call.sums:  # a rank's gradient of it is a share, and each rank's keys need all of it
+            own, mesh = call.layout.keys, call.layout.mesh
+            shares = [Partial() if number in own else Replicate() for number in range(mesh.ndim)]
+            out = parallel.summed(out, mesh, shares)
         found.append(out.reshape(*extra_query.shape[:-1], out.shape[-1]))
     return found
 

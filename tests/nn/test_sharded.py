@@ -275,6 +275,33 @@ def in_tools(mesh: DeviceMesh) -> None:
     check(net, 1, "attn")
 
 
+def updated_without_sums(mesh: DeviceMesh) -> None:
+    """Two layers that update extra tokens, whose gradients the ranks leave to another tool: the
+    first layer's are shares, too. Of local tokens and of distributed ones.
+    """
+    net = nn.ModuleList([build(PLANE), build(PLANE)])
+
+    def loss(layers: nn.ModuleList, x: Any, words: Any) -> tuple[Any, Any]:
+        for layer in layers:
+            x, words = layer(x, extra_tokens=words, update_extra=True)
+        return x.square().sum(), words.square().sum()
+
+    one = copy.deepcopy(net)
+    sum(loss(one, X, WORDS)).backward()
+    for is_local in (True, False):
+        given = {"shard": ("first", "second"), "space": SPACE} if is_local else {}
+        layers, x = copy.deepcopy(net), placed(X, mesh, BOTH)
+        for layer in layers:
+            parallelize_module(layer, mesh, SpaceParallel(sum_gradients=False, **given))
+        words = WORDS if is_local else placed(WORDS, mesh, (EVERYWHERE, EVERYWHERE))
+        of_grid, of_words = loss(layers, x.to_local() if is_local else x, words)
+        (of_grid + of_words / (4 if is_local else 1)).backward()
+        for p, q in zip(layers.parameters(), one.parameters(), strict=True):
+            assert p.grad is not None
+            torch.distributed.all_reduce(p.grad)
+            torch.testing.assert_close(p.grad, q.grad, rtol=1e-9, atol=1e-9)
+
+
 def compiled(rank: int) -> None:
     """One graph, forward and backward."""
     del rank
@@ -308,6 +335,7 @@ def work(rank: int) -> None:
     for name in CASES:
         compare(name, mesh)
     in_tools(mesh)
+    updated_without_sums(mesh)
     refusals(mesh)
 
 
