@@ -46,11 +46,11 @@ class Block(nn.Module):
 
 
 class Net(nn.Module):
-    """Two blocks, which can be computed again in the backward pass."""
+    """A block, which can be computed again in the backward pass."""
 
     def __init__(self, checkpointed: bool = False) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList([Block(), Block()])
+        self.blocks = nn.ModuleList([Block()])
         self.checkpointed = checkpointed
 
     def forward(self, x: Tensor, mesh: DeviceMesh | None = None) -> Tensor:

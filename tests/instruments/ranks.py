@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 
-PRELOADED = ["torch.distributed.fsdp", "nbattn.nn.parallel", "nbattn.distributed"]
+PRELOADED = ["torch._dynamo", "torch.distributed.fsdp", "nbattn.nn.parallel", "nbattn.distributed"]
 Work = Callable[..., Any]
 
 

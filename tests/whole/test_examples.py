@@ -70,7 +70,14 @@ def run(
     return torch_forks.run(arguments, {**os.environ, "PYTHONPATH": str(ROOT)})
 
 
-@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path",
+    [  # on four ranks below
+        pytest.param(path, marks=pytest.mark.deep if path.stem == "distributed_video" else [])
+        for path in sorted(EXAMPLES.glob("*.py"))
+    ],
+    ids=lambda path: path.stem,
+)
 def test_every_example_runs_as_a_program(path: Path, tmp_path: Path) -> None:
     """Without the packages that it does not declare."""
     options = QUICKLY.get(path.stem, ())

@@ -66,7 +66,14 @@ def solve(name: str, mode: Mode) -> None:
     problem.judge(p, found, problem.expected_results(p, made))
 
 
-@pytest.mark.parametrize("name", [name for name in NEW if not name.endswith("simt")])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.deep if name in ("table", "slopes", "text") else [])
+        for name in NEW
+        if not name.endswith("simt")
+    ],
+)
 def test_kernels_on_tensor_cores_with_every_access_checked(name: str, cases: Count) -> None:
     """Ranges of extra keys, too: those outside are NaN."""
     solve(name, "check")

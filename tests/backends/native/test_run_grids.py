@@ -207,6 +207,7 @@ def test_between_pages_that_may_not_be_touched(monkeypatch: pytest.MonkeyPatch) 
     replay(("end", "start"), build.library("fast"), (), monkeypatch)
 
 
+@pytest.mark.deep
 @sanitizers
 def test_with_the_address_sanitizer(monkeypatch: pytest.MonkeyPatch) -> None:
     replay(("heap",), build.library("sanitized"), checks.ADDRESS, monkeypatch)
