@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nbattn import key_ranges
+from nbattn import autograd, key_ranges
 from nbattn.distributed import agreement, exchange, local_calls, merging
 from nbattn.distributed.known_plans import PLANS
 from nbattn.distributed.rank_plan import RankPlan
+from nbattn.errors import BackendError
 
 _ONCE = ("sink", "extra_key", "extra_value", "extra_range")  # among results that are merged
 
@@ -28,11 +29,20 @@ def attend(
 
     Returns:
         The output, and with `return_lse` the logsumexp.
+
+    Raises:
+        BackendError: inside of a transform of `torch.func`; or no backend supports the call.
     """
     known = PLANS[number]
     if known.place.group is None or torch.compiler.is_compiling():
         return _attend(query, key, value, number, options)
     try:
+        if autograd.is_transformed():
+            raise BackendError(
+                "transforms of torch.func do not see what other ranks compute.",
+                "torch.autograd.grad(outputs, inputs), with outputs of a call outside of torch.func"
+                ".",
+            )
         return _attend(query, key, value, number, options)
     except Exception as error:
         agreement.of_group(known.place.group.name).tell(error)

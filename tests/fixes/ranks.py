@@ -263,6 +263,17 @@ _TENSORS = (
     "query = key = value = distribute_tensor(image, mesh, [Shard(1), Shard(2)])"
 )
 ELSEWHERE = [
+    Row(
+        f"torch.func.grad(lambda x: {_CALL.format(_ARGUMENTS)}.sum())(key)".replace(
+            "key, v", "x, v"
+        ),
+        "torch.autograd.grad(outputs, inputs)",
+        f"inputs = key = image.clone().requires_grad_(); outputs = {_CALL.format(_ARGUMENTS)}.sum()"
+        "; (out,) = torch.autograd.grad(outputs, inputs)",
+        "torch.allclose(out, torch.func.grad(lambda x: attention(image, x, image, mask).sum())("
+        "image), atol=1e-5)",
+        _ALONE,
+    ),
     whole(
         _CALL.format(_ARGUMENTS),
         "nbattn.attention(query, key, value, mask)",

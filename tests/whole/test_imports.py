@@ -86,7 +86,7 @@ ALLOWED = {
     "draw": "errors axis mask geometry mask_symbols",
     "plot": "errors axis packages mask geometry program planner mask_symbols draw",
     "distributed": "lazy errors axis fixes mask mistaken_masks mistaken_words key_ranges joining"
-    " rows geometry program backends.inputs arguments functional plot distributed",
+    " rows geometry program backends.inputs arguments autograd functional plot distributed",
     "nn": "lazy errors fixes mistaken_masks axis synonyms mask symbolic program planner shapes"
     " biases arguments packing functional joint distributed nn",
     "config": "errors fixes axis synonyms packages mask geometry biases grids packing program"
