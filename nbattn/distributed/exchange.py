@@ -94,6 +94,8 @@ class Started(NamedTuple):
 
 def start(key: Tensor, value: Tensor, route: Route) -> Started:
     """Sends the keys and values that others need."""
+    if value is key:  # compilers take no tensor twice
+        value = value.view_as(value)
     buffer, ticket, *own = _Start.apply(key, value, route)  # pyright: ignore
     return Started(buffer, ticket, (own[0], own[1]), (own[2], own[3]))
 
@@ -212,7 +214,14 @@ class _Tied(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:  # pyright: ignore
-        return None, *grads, *map(torch.zeros_like, ctx.saved_tensors)
+        # Even an empty gradient is made of others: compilers run what depends on no input while
+        # they trace, and so an exchange.
+        kept = ctx.saved_tensors
+        empty = grads[0].reshape(-1)[:0]
+        zeros = [
+            torch.zeros_like(t) if t.numel() else empty.to(t.dtype).view(t.shape) for t in kept
+        ]
+        return None, *grads, *zeros
 
 
 def _all_to_all(buffer: Tensor, received: list[int], sent: list[int], group: str) -> Tensor:
