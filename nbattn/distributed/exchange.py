@@ -61,11 +61,13 @@ class Route:
 
     Args:
         group: name of the process group.
+        number: of the rank in it.
         sent: for every rank of the group, in its order, which of the own keys go there.
         received: for every rank of the group, the numbers of keys per axis of its blocks.
     """
 
     group: str
+    number: int
     sent: tuple[tuple[Slices, ...], ...]
     received: tuple[tuple[tuple[int, ...], ...], ...]
 
@@ -73,7 +75,10 @@ class Route:
         """How many numbers go to, and come from, every rank."""
         each = key.shape[0] * (key.shape[-2] * key.shape[-1] + value.shape[-2] * value.shape[-1])
         sent = [each * sum(map(_tokens, blocks)) for blocks in self.sent]
-        return sent, [each * sum(map(_product, blocks)) for blocks in self.received]
+        received = [each * sum(map(_product, blocks)) for blocks in self.received]
+        # Compilers leave out messages without numbers, for which other ranks would wait.
+        sent[self.number] = received[self.number] = int(torch.compiler.is_compiling())
+        return sent, received
 
 
 class Started(NamedTuple):
@@ -118,7 +123,7 @@ def tied(outputs: Sequence[Tensor], *tensors: Tensor) -> list[Tensor]:
     in the backward pass on this rank, too.
     """
     if not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)):
-        return list(outputs)
+        return [_after(tensor, *tensors) for tensor in outputs]
     return list(_Tied.apply(len(outputs), *outputs, *tensors))  # pyright: ignore
 
 
@@ -126,13 +131,14 @@ class _Start(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, key: Tensor, value: Tensor, route: Route) -> tuple[Tensor, ...]:
         ctx.route, ctx.shapes = route, (key.shape, value.shape)
-        sent, received = route.sizes(key, value)
-        parts = [
-            side[(slice(None), *block)].reshape(-1)
-            for blocks in route.sent
-            for block in blocks
-            for side in (key, value)
-        ]
+        sent, received = ctx.sizes = route.sizes(key, value)
+        parts: list[Tensor] = []
+        for number, blocks in enumerate(route.sent):
+            if number == route.number:
+                parts += [key.new_zeros(sent[number])] * (sent[number] > 0)
+            parts += [
+                side[(slice(None), *block)].reshape(-1) for block in blocks for side in (key, value)
+            ]
         buffer = torch.cat(parts) if parts else key.new_empty(0)
         ctx.set_materialize_grads(False)
         ticket = key.new_empty(1).expand(buffer.numel())
@@ -144,13 +150,16 @@ class _Start(torch.autograd.Function):
     def backward(ctx: Any, _: None, ticket: Tensor, *own: Tensor | None) -> Any:  # pyright: ignore
         ticket = _waited(ticket, ctx.route.group)
         grads = [_sum(own[side::2], ticket, ctx.shapes[side]) for side in range(2)]
-        at = 0
-        for blocks in ctx.route.sent:
+        sent, at = ctx.sizes[0], 0
+        for number, blocks in enumerate(ctx.route.sent):
+            at += sent[number] if number == ctx.route.number else 0
             for block in blocks:
                 for grad in grads:
                     part = grad[(slice(None), *block)]
                     part += ticket[at : at + part.numel()].view(part.shape)
                     at += part.numel()
+        if at == sent[ctx.route.number]:
+            grads[0] = _after(grads[0], ticket)
         return *(grad.to(ticket.dtype) for grad in grads), None
 
 
@@ -209,7 +218,7 @@ class _Tied(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
         ctx.save_for_backward(*tensors[count:])
-        return tuple(tensor.view_as(tensor) for tensor in tensors[:count])
+        return tuple(_after(tensor, *tensors[count:]) for tensor in tensors[:count])
 
     @staticmethod
     @once_differentiable
@@ -222,6 +231,30 @@ class _Tied(torch.autograd.Function):
             torch.zeros_like(t) if t.numel() else empty.to(t.dtype).view(t.shape) for t in kept
         ]
         return None, *grads, *zeros
+
+
+@torch.library.custom_op("nbattn::after", mutates_args=())
+def _copied_after(tensor: Tensor, received: Tensor) -> Tensor:
+    """A copy of a tensor, for which compilers need the other one, too."""
+    del received
+    return tensor.clone()
+
+
+@_copied_after.register_fake
+def _(tensor: Tensor, received: Tensor) -> Tensor:
+    del received
+    return torch.empty_like(tensor)
+
+
+def _after(tensor: Tensor, *received: Tensor) -> Tensor:
+    """A tensor that compilers compute after others have been received: they would leave out an
+    exchange that brings this rank nothing, and other ranks would wait for it.
+    """
+    if not torch.compiler.is_compiling():
+        return tensor.view_as(tensor)
+    for other in received:
+        tensor = _copied_after(tensor, other)
+    return tensor
 
 
 def _all_to_all(buffer: Tensor, received: list[int], sent: list[int], group: str) -> Tensor:
@@ -237,9 +270,14 @@ def _blocks(
     buffer: Tensor, route: Route, key: Sequence[int], value: Sequence[int]
 ) -> list[tuple[Tensor, Tensor]]:
     """The blocks of keys and values in a buffer that has arrived, as views."""
+    each = key[0] * (key[-2] * key[-1] + value[-2] * value[-1])
+    own = buffer.numel() - each * sum(
+        _product(space) for blocks in route.received for space in blocks
+    )
     found: list[tuple[Tensor, Tensor]] = []
     at = 0
-    for blocks in route.received:
+    for number, blocks in enumerate(route.received):
+        at += own if number == route.number else 0
         for space in blocks:
             pair: list[Tensor] = []
             for side in (key, value):

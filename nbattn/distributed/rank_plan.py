@@ -113,7 +113,7 @@ def plan_of_rank(
             sizes.append(tuple(span.length for span in block.spans))
         received.append(tuple(sizes))
     travels = any(needs_others(axes, other) for other in ranks)
-    route = Route(group, tuple(sent), tuple(received))
+    route = Route(group, ranks.index(rank), tuple(sent), tuple(received))
     cuts, spans = _cuts(axes, rank)
     tasks = [_task(axes, rank, own, numbers, queries) for queries in spans]
     return RankPlan(route, travels, cuts, tuple(tasks))
