@@ -6,7 +6,7 @@ sends. Four steps are four nodes of autograd, and what does not need the exchang
     start(key, value)        packs and sends                   backward: waits, adds all gradients
     wait(buffer, ticket)     waits                             backward: sends gradients home
     boxes(key, value, …)     own and received keys, by unit    backward: gradients by owner
-    tied(output, …)          the output                        backward: nothing, but it runs
+    after(outputs, buffer)   outputs that need no buffer       backward: takes part all the same
 
 Between `start` and `wait` the buffer is still being filled, and nothing else reads it. On the way
 back that is true of the gradient of the ticket, which has the shape of what was sent. The
@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import count
 from typing import Any, NamedTuple
 
 import torch
@@ -27,6 +28,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from nbattn.distributed import agreement
+from nbattn.distributed.tracing import constant
 
 Slices = tuple[slice, ...]  # of the axes of the space
 Sizes = tuple[list[int], list[int]]  # how many numbers go to, and come from, every rank
@@ -76,8 +78,8 @@ class Route:
         each = key.shape[0] * (key.shape[-2] * key.shape[-1] + value.shape[-2] * value.shape[-1])
         sent = [each * sum(map(_tokens, blocks)) for blocks in self.sent]
         received = [each * sum(map(_product, blocks)) for blocks in self.received]
-        # Compilers leave out messages without numbers, for which other ranks would wait.
-        sent[self.number] = received[self.number] = int(torch.compiler.is_compiling())
+        own = len(_DIGITS) if torch.compiler.is_compiling() else 0
+        sent[self.number] = received[self.number] = own
         return sent, received
 
 
@@ -119,12 +121,17 @@ def boxes(
 
 
 def tied(outputs: Sequence[Tensor], *tensors: Tensor) -> list[Tensor]:
-    """The outputs, whose backward gives the tensors zeros as gradients: what made them takes part
-    in the backward pass on this rank, too.
-    """
+    """The outputs, whose backward gives the tensors zeros as gradients, not None."""
     if not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)):
-        return [_after(tensor, *tensors) for tensor in outputs]
+        return list(outputs)
     return list(_Tied.apply(len(outputs), *outputs, *tensors))  # pyright: ignore
+
+
+def after(outputs: Sequence[Tensor], received: Tensor) -> list[Tensor]:
+    """The outputs of a rank that received nothing: both passes still take part in the exchange."""
+    if not (torch.is_grad_enabled() and received.requires_grad):
+        return [_after(tensor, received) for tensor in outputs]
+    return list(_After.apply(received, *outputs))  # pyright: ignore
 
 
 class _Start(torch.autograd.Function):
@@ -134,8 +141,8 @@ class _Start(torch.autograd.Function):
         sent, received = ctx.sizes = route.sizes(key, value)
         parts: list[Tensor] = []
         for number, blocks in enumerate(route.sent):
-            if number == route.number:
-                parts += [key.new_zeros(sent[number])] * (sent[number] > 0)
+            if number == route.number and sent[number]:
+                parts += [key.new_full((1,), digit) for digit in _serial()]
             parts += [
                 side[(slice(None), *block)].reshape(-1) for block in blocks for side in (key, value)
             ]
@@ -167,12 +174,20 @@ class _Wait(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, buffer: Tensor, ticket: Tensor, route: Route, sizes: Sizes) -> Tensor:
         ctx.route, ctx.sizes = route, sizes
-        return _waited(buffer, route.group)
+        waited = _waited(buffer, route.group)
+        if sizes[1][route.number]:
+            ctx.save_for_backward(waited)
+        return waited
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor, None, None]:  # pyright: ignore
         sent, received = ctx.sizes
+        if own := received[ctx.route.number]:
+            (waited,) = ctx.saved_tensors
+            at = sum(received[: ctx.route.number])
+            digits = [waited[at : at + 1] * 0 + digit for digit in _serial()]
+            grad = torch.cat([grad[:at], *digits, grad[at + own :]])
         return None, _all_to_all(grad.contiguous(), sent, received, ctx.route.group), None, None
 
 
@@ -217,20 +232,40 @@ class _Boxes(torch.autograd.Function):
 class _Tied(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
-        ctx.save_for_backward(*tensors[count:])
-        return tuple(_after(tensor, *tensors[count:]) for tensor in tensors[:count])
+        ctx.like = [(t.shape, t.dtype) for t in tensors[count:]]
+        return tuple(tensor.view_as(tensor) for tensor in tensors[:count])
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:  # pyright: ignore
-        # Even an empty gradient is made of others: compilers run what depends on no input while
-        # they trace, and so an exchange.
-        kept = ctx.saved_tensors
-        empty = grads[0].reshape(-1)[:0]
-        zeros = [
-            torch.zeros_like(t) if t.numel() else empty.to(t.dtype).view(t.shape) for t in kept
-        ]
+        zeros = (grads[0].new_zeros(shape, dtype=dtype) for shape, dtype in ctx.like)
         return None, *grads, *zeros
+
+
+class _After(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, received: Tensor, *outputs: Tensor) -> tuple[Tensor, ...]:
+        ctx.shape = received.shape
+        return tuple(_after(tensor, received) for tensor in outputs)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:  # pyright: ignore
+        return grads[0].new_zeros(ctx.shape), *grads
+
+
+# Compilers leave out an exchange without numbers, run one of constants while they trace, and make
+# two that send the same into one; other ranks, which do not, would wait. So in their graphs every
+# rank also sends itself a number that no other exchange has, in digits that all dtypes can hold.
+_SERIALS = count()
+_DIGITS = (100, 10_000, 1_000_000)
+
+
+@constant
+def _serial() -> list[float]:
+    """The digits of a new number."""
+    number = next(_SERIALS)
+    return [float(number * 100 // digit % 100) for digit in _DIGITS]
 
 
 @torch.library.custom_op("nbattn::after", mutates_args=())
@@ -246,15 +281,13 @@ def _(tensor: Tensor, received: Tensor) -> Tensor:
     return torch.empty_like(tensor)
 
 
-def _after(tensor: Tensor, *received: Tensor) -> Tensor:
-    """A tensor that compilers compute after others have been received: they would leave out an
+def _after(tensor: Tensor, received: Tensor) -> Tensor:
+    """A tensor that compilers compute after another one was received: they would leave out an
     exchange that brings this rank nothing, and other ranks would wait for it.
     """
-    if not torch.compiler.is_compiling():
-        return tensor.view_as(tensor)
-    for other in received:
-        tensor = _copied_after(tensor, other)
-    return tensor
+    if torch.compiler.is_compiling():
+        return _copied_after(tensor, received)
+    return tensor.view_as(tensor)
 
 
 def _all_to_all(buffer: Tensor, received: list[int], sent: list[int], group: str) -> Tensor:

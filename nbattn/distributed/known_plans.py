@@ -5,11 +5,9 @@ Compilers read `PLANS` like any global: so masks and numbers in it are what they
 
 from __future__ import annotations
 
-import operator
 import weakref
-from collections.abc import Callable
 from itertools import count
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from torch import distributed
 from torch.distributed.device_mesh import DeviceMesh
@@ -17,13 +15,13 @@ from torch.distributed.device_mesh import DeviceMesh
 from nbattn.distributed.meshes import Place, Shard, place_of
 from nbattn.distributed.rank_plan import RankPlan, plan_of_rank
 from nbattn.distributed.shards import ShardedAxis
+from nbattn.distributed.tracing import constant
 from nbattn.geometry import bind
 from nbattn.mask import Mask
 
 # Mesh dimensions of keys and of queries, and lengths of both, as for `place_of`.
 Sharding = tuple[Shard, Shard, tuple[int, ...], tuple[int, ...]]
 
-_Function = TypeVar("_Function", bound=Callable[..., Any])
 _NUMBERS: dict[tuple[Any, ...], int] = {}
 _COUNT = count()
 _MOST = 4096  # plans that are kept
@@ -38,21 +36,6 @@ class Known(NamedTuple):
 
 
 PLANS: dict[int, Known] = {}  # the oldest first
-
-
-def constant(function: _Function) -> _Function:
-    """Marks a function that compilers call while they trace, as
-    `torch.compiler.assume_constant_result` does, which would load all of torch._dynamo.
-    """
-    function._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemberAccess]
-    return function
-
-
-def plain(lengths: Any) -> Any:
-    """Lengths, or one length, as plain numbers: compilers make each a constant of the graph."""
-    if isinstance(lengths, (tuple, list)):
-        return tuple([operator.index(length) for length in lengths])  # `map` is not traced
-    return lengths if lengths is None else operator.index(lengths)
 
 
 @constant

@@ -128,7 +128,7 @@ def _computed(
         for number, (keys, values) in zip(boxed, boxes, strict=True):
             found[number] = call.run(queries[number], keys, values, plan.tasks[number])
     results = [_joined(parts, plan) for parts in zip(*found, strict=True)]
-    return results if boxed or not plan.travels else exchange.tied(results, received)
+    return results if boxed or not plan.travels else exchange.after(results, received)
 
 
 def _cut(query: Tensor, plan: RankPlan) -> list[Tensor]:

@@ -11,7 +11,8 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from nbattn import arguments, functional
 from nbattn.distributed import agreement, given, one_rank, words
-from nbattn.distributed.known_plans import PLANS, constant, plain, plan_number
+from nbattn.distributed.known_plans import PLANS, plan_number
+from nbattn.distributed.tracing import constant, plain
 from nbattn.distributed.words import Options
 from nbattn.fixes import signatures
 from nbattn.mask import Mask

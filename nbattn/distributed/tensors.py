@@ -18,6 +18,7 @@ from nbattn.backends.inputs import Inputs
 from nbattn.distributed import agreement, known_plans, one_rank
 from nbattn.distributed.chunks import Span, chunk_of
 from nbattn.distributed.local_axes import keys_stand_alone
+from nbattn.distributed.tracing import plain
 from nbattn.errors import InputError
 from nbattn.mask import Mask
 
@@ -64,7 +65,7 @@ class Layout:
         self, mask: Mask, space: Sequence[int], key_space: Sequence[int], *, table: bool
     ) -> int:
         """The number of the plan of a call where ranks share the space."""
-        sharding = self.keys, self.queries, known_plans.plain(space), known_plans.plain(key_space)
+        sharding = self.keys, self.queries, plain(space), plain(key_space)
         return known_plans.plan_number(self.mesh, mask, sharding, table)
 
     def tell(self, error: BaseException) -> None:

@@ -40,6 +40,7 @@ TESTED_IN = {
     "distributed/__init__": "test_lazy",
     "distributed/given": "whole/test_fixes",
     "distributed/known_plans": "distributed/test_sharded",
+    "distributed/tracing": "distributed/test_sharded",
     "distributed/one_rank": "distributed/test_sharded",
     "distributed/traffic": "distributed/test_halos",
     "doctor/probe": "doctor/test_init",
