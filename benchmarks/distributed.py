@@ -30,7 +30,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import nbattn
 from nbattn import Axis, Mask, machine
-from nbattn.distributed import agreement, known_plans, local_calls, one_rank, rank_plan
+from nbattn.distributed import agreement, known_plans, local_calls, one_rank, shards
 from nbattn.distributed import attention as across_ranks
 from nbattn.distributed.chunks import chunk_of
 
@@ -156,15 +156,15 @@ def _whole(side: Tensor, case: Case, mesh: Any) -> Tensor:
 
 def _unsplit(run: Run) -> Any:
     """Run with plans that compute all queries after the exchange, made in the first run."""
-    kept, known = rank_plan._WORTH, dict(known_plans._NUMBERS)
-    rank_plan._WORTH = 2.0
+    kept, known = shards.WORTH_A_CALL, dict(known_plans._NUMBERS)
+    shards.WORTH_A_CALL = 2.0
     known_plans._NUMBERS.clear()
     known_plans._NUMBERS.update(_UNSPLIT)
     try:
         return run()
     finally:
         _UNSPLIT.update(known_plans._NUMBERS)
-        rank_plan._WORTH = kept
+        shards.WORTH_A_CALL = kept
         known_plans._NUMBERS.clear()
         known_plans._NUMBERS.update(known)
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from nbattn.distributed.chunks import Span
+from nbattn.distributed.shards import WORTH_A_CALL
 from nbattn.distributed.traffic import Traffic, short_bytes
 from nbattn.errors import counted
 
@@ -63,7 +64,8 @@ def of_rank(halo: Halo, rank: RankHalo, traffic: Traffic | None) -> Iterator[tup
     yield "memory", f"{held} in shard and halo; {amount(halo.keys, each)} after an all-gather"
     if rank.received:
         inner = f"{100 * rank.inner_share:.0f} % of its queries need no halo"
-        yield "overlap", f"{inner}, and can be computed while it travels"
+        apart = rank.inner_share >= WORTH_A_CALL
+        yield "overlap", inner + (", and can be computed while it travels" if apart else "")
     mean = float(halo.pairs.mean())
     if mean and (most := float(halo.pairs.max()) / mean) > _EVEN:
         yield "balance", f"the rank with most pairs computes {_times(most)} as many as the mean"

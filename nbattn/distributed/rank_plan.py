@@ -14,10 +14,6 @@ from nbattn.distributed.local_axes import LocalAxis, Run
 from nbattn.distributed.shards import Ranks, ShardedAxis
 from nbattn.mask import Mask
 
-# Queries that need no other rank's keys run during the exchange if they are at least this share of
-# all: the rest then takes up to two more calls per axis.
-_WORTH = 0.25
-
 
 @dataclass(frozen=True, slots=True)
 class Apart:
@@ -134,7 +130,7 @@ def _cuts(
     share = 1.0
     for some, every in zip(inner, whole, strict=True):
         share *= some.length / every.length if every.length else 0.0
-    if share < _WORTH or inner == whole or not needs_others(axes, rank):
+    if share < shards.WORTH_A_CALL or inner == whole or not needs_others(axes, rank):
         return (), [whole]
     cuts: list[tuple[int, tuple[int, int, int]]] = []
     before: list[list[Span]] = []

@@ -18,6 +18,9 @@ from nbattn.distributed.chunks import Span, chunk_of, joined, owners
 from nbattn.distributed.local_axes import LocalAxis, local_axis, local_keys, whole_axis
 from nbattn.geometry import BoundAxis
 
+# Queries that need no other rank's keys run during the exchange if they are at least this share of
+# all: the rest then takes up to two more calls per axis.
+WORTH_A_CALL = 0.25
 Ranks = tuple[int, ...]  # a rank as its part of every axis
 
 

@@ -74,3 +74,8 @@ def test_bytes_in_three_digits() -> None:
 
 def test_one_query_is_not_many() -> None:
     assert "rank        3: 1 query; none" in halo(Mask.sliding_window(3), 10, 20).explain()
+
+
+def test_queries_that_wait_are_not_said_to_overlap() -> None:
+    text = halo(Mask.sliding_window(9, 0), 40, 4).explain()
+    assert "overlap     10 % of its queries need no halo\n" in text
