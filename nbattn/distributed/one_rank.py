@@ -83,6 +83,7 @@ def _agree(query: Tensor, key: Tensor, value: Tensor, number: int, call: local_c
     names += ["key_range"] * (call.key_range is not None)
     trains = torch.is_grad_enabled() and (key.requires_grad or value.requires_grad)
     sides = [(side.shape[0], *side.shape[-2:]) for side in (query, key, value)]
+    once = set[str](_ONCE if place.merged is not None else ())  # of the first rank only
 
     def described() -> agreement.Call:
         for task in plan.tasks:
@@ -95,7 +96,7 @@ def _agree(query: Tensor, key: Tensor, value: Tensor, number: int, call: local_c
             **dict(zip(("query", "key", "value"), shapes, strict=True)),
             "dtype": f"{key.dtype}",
             "gradients of keys": "wanted" if trains else "not wanted",
-            "options": ", ".join(sorted({*names} - {*_ONCE})) or "none",
+            "options": ", ".join(sorted({*names} - once)) or "none",
         }
 
     like = number, *sides, key.dtype, trains, call.options.get("backend"), *names

@@ -59,6 +59,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [  # what rank 1 gives, and its error
         "dtype is torch.float32 on rank 0, torch.float64 on rank 1",
     ),
     ({"softcap": 2.0}, "options is backend on rank 0, backend, softcap on rank 1"),
+    ({"sink": torch.zeros(2)}, "options is backend on rank 0, backend, sink on rank 1"),
     (
         {"mask": Mask.neighborhood(3)},
         f"mask is {MASK!r} on rank 0, {Mask.neighborhood(3)!r} on rank 1",
