@@ -128,7 +128,7 @@ class Added(nn.Module):
         )  # fmt: skip
 
 
-@pytest.mark.parametrize("backend", ["auto", "reference"])
+@pytest.mark.parametrize("backend", ["auto", pytest.param("reference", marks=pytest.mark.deep)])
 def test_onnx_graph_of_what_is_added_to_scores(backend: str) -> None:
     mask = Mask(Axis(3, 2, border="shift", dilation=2))
     module = Added(mask, 11, backend).eval()

@@ -58,7 +58,7 @@ def unregistered_after() -> Iterator[None]:
     integration.unregister()
 
 
-@pytest.fixture(params=["bloom", "mpt"])
+@pytest.fixture(params=["bloom", pytest.param("mpt", marks=pytest.mark.deep)])
 def model(request: pytest.FixtureRequest) -> Any:
     return fill(MODELS[request.param]()).float()
 

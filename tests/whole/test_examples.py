@@ -51,6 +51,7 @@ QUICKLY = {
     "diffusion_flux": ("--steps", "2", "--side", "16", "--euler", "1"),
     "distributed_video": ("--steps", "4"),
 }
+SLOW = ("distributed_video", "ltx_decoder")  # on four ranks below; FlexAttention on a CPU
 NEEDED = {
     "diffusion_flux": (
         "This needs three packages: pip install 'diffusers>=0.42' scikit-image matplotlib\n"
@@ -72,8 +73,8 @@ def run(
 
 @pytest.mark.parametrize(
     "path",
-    [  # on four ranks below
-        pytest.param(path, marks=pytest.mark.deep if path.stem == "distributed_video" else [])
+    [
+        pytest.param(path, marks=pytest.mark.deep if path.stem in SLOW else [])
         for path in sorted(EXAMPLES.glob("*.py"))
     ],
     ids=lambda path: path.stem,
@@ -240,7 +241,10 @@ def test_transforms_compile_and_train_under_autocast(which: str) -> None:
     torch._dynamo.reset()
 
 
-@pytest.mark.parametrize("mask", [Mask.full(rank=2), Mask.neighborhood((9, 9))])
+@pytest.mark.parametrize(
+    "mask",
+    [pytest.param(Mask.full(rank=2), marks=pytest.mark.deep), Mask.neighborhood((9, 9))],
+)
 def test_flux_differs_only_by_its_windows(
     mask: Mask, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -15,8 +15,8 @@ from emulator.bugs import BUGS, CASES, CATCHERS, Bug
 
 pytestmark = pytest.mark.skipif(build.missing() is not None, reason=str(build.missing()))
 PARTS = 2
-# Every fortieth bug, and those that not everything catches.
-SOME = [bug for place, bug in enumerate(BUGS) if place % 40 == 0 or len(bug.catch) < 4]
+# Every eightieth bug, and those that not everything catches.
+SOME = [bug for place, bug in enumerate(BUGS) if place % 80 == 0 or len(bug.catch) < 4]
 TESTS = Path(__file__).resolve().parents[1]
 
 

@@ -18,6 +18,7 @@ MASK = Mask(Axis(2, 2, border="shift", dilation=2), Axis(3, 3, border="wrap"))
 @pytest.mark.skipif(
     not any(map(shutil.which, ("g++", "c++", "clang++"))), reason="FlexAttention compiles C++"
 )
+@pytest.mark.deep
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
 def test_flex_runs_on_a_cpu_when_named() -> None:
     generator = torch.Generator().manual_seed(0)

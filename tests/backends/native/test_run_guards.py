@@ -33,6 +33,7 @@ def test_between_pages_that_may_not_be_touched(cases: Count) -> None:
     cases("native guards", 2 * len(CASES))
 
 
+@pytest.mark.deep
 @sanitizers
 def test_with_the_address_sanitizer(cases: Count) -> None:
     assert not checks.sanitized(build.library("sanitized"), CASES)
