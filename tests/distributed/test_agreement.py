@@ -44,6 +44,7 @@ def error_of(run: Any, *arguments: Any, **named: Any) -> str:
     return ""
 
 
+TENSORS = ("query", "key", "value")
 OTHER = "DistributedError: ranks call attention with different arguments: "
 WRONG: list[tuple[dict[str, Any], str]] = [  # what rank 1 gives, and its error
     ({"key": torch.ones(1, 3, 2, 4)}, "InputError: key has 3 positions on axis 0; part 1 of 2 has"),
@@ -74,7 +75,7 @@ def refused(rank: int) -> list[str]:
         batch = torch.ones(2 + number, 4, 2, 4)
         named = {"query": batch, "key": batch, "value": batch}
         mine = {
-            name: given.expand(2 + number, *given.shape[1:]) if torch.is_tensor(given) else given
+            name: given.expand(2 + number, *given.shape[1:]) if name in TENSORS else given
             for name, given in changed.items()
         }
         found.append(error_of(call, mesh, **{**named, **(mine if rank == 1 else {})}))
