@@ -16,7 +16,7 @@ from nbattn.distributed.rank_plan import Apart, Task
 from nbattn.joining import merge
 from nbattn.mask import Mask
 
-_ONCE = ("sink", "extra_key", "extra_value", "extra_range")  # among results that are merged
+ONCE = ("sink", "extra_key", "extra_value", "extra_range")  # among results that are merged
 _FLAGS = ("sink", "extra_range", "relative_bias", "alibi_slopes")  # of a plan
 
 
@@ -44,7 +44,7 @@ class Call:
         many = len(calls) > 1
         parts: list[list[Tensor]] = []
         for mask, keys, values, key_range in calls:
-            options = {n: o for n, o in self.options.items() if not parts or n not in _ONCE}
+            options = {n: o for n, o in self.options.items() if not parts or n not in ONCE}
             options |= {"key_range": key_range, "return_lse": self.wants_lse or many}
             found: Any = functional.attention(query, keys, values, mask, **options)
             parts.append(list(found) if isinstance(found, tuple) else [found])

@@ -14,8 +14,6 @@ from nbattn.distributed.known_plans import PLANS
 from nbattn.distributed.rank_plan import RankPlan
 from nbattn.errors import BackendError
 
-_ONCE = ("sink", "extra_key", "extra_value", "extra_range")  # among results that are merged
-
 
 def attend(
     query: Tensor, key: Tensor, value: Tensor, number: int, options: dict[str, Any]
@@ -59,7 +57,7 @@ def _attend(
         ranges = key_ranges.standard(ranges, query)
     of_others: list[Tensor] = []
     if place.merged is not None and not place.is_first_of_merged:
-        once = [options.pop(name, None) for name in _ONCE]
+        once = [options.pop(name, None) for name in local_calls.ONCE]
         of_others = [given for given in once if given is not None and given.requires_grad]
     wants_lse = options.pop("return_lse", False)
     call = local_calls.Call(ranges, options, wants_lse or place.merged is not None)
@@ -83,7 +81,7 @@ def _agree(query: Tensor, key: Tensor, value: Tensor, number: int, call: local_c
     names += ["key_range"] * (call.key_range is not None)
     trains = torch.is_grad_enabled() and (key.requires_grad or value.requires_grad)
     sides = [(side.shape[0], *side.shape[-2:]) for side in (query, key, value)]
-    once = set[str](_ONCE if place.merged is not None else ())  # of the first rank only
+    once = set[str](local_calls.ONCE if place.merged is not None else ())  # of the first rank only
 
     def described() -> agreement.Call:
         for task in plan.tasks:

@@ -95,11 +95,11 @@ class Layout:
             return functional.attention(query, key, value, mask, **named)
         try:
             number = self.plan(mask, *spaces, table=table)
-            found = one_rank.attend(query, key, value, number, named)
         except Exception as error:
             if not torch.compiler.is_compiling():
                 self.tell(error)
             raise
+        found = one_rank.attend(query, key, value, number, named)  # tells its own errors
         return found[0] if len(found) == 1 else (found[0], found[1])
 
     def shares(self, placements: Placements, merged: bool = True) -> list[Placement]:
