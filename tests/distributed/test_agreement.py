@@ -13,9 +13,11 @@ import ranks
 import torch
 import torch.distributed as dist
 from torch.distributed import distributed_c10d
+from torch.distributed.tensor import DTensor, Shard
 
+import nbattn
 import nbattn.distributed as nd
-from nbattn import Axis, InputError, Mask
+from nbattn import Axis, BackendError, InputError, Mask
 from nbattn.distributed import agreement
 
 pytestmark = pytest.mark.skipif(not dist.is_gloo_available(), reason="torch without gloo")
@@ -205,3 +207,19 @@ def test_a_killed_rank_is_an_error_on_the_others(what: str) -> None:
     assert found[1].signal == signal.SIGKILL
     for end in (found[0], found[2]):
         assert "has ended" in (end.result or end.error)
+
+
+def told(rank: int) -> int:
+    """How often an error of distributed tensors is told, which no backend computes."""
+    tensor = DTensor.from_local(torch.ones(1, 4, 2, 4), line(), [Shard(1)], run_check=False)
+    errors: list[BaseException] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(agreement.Ranks, "tell", lambda _, error: errors.append(error))
+        with pytest.raises(BackendError):
+            nbattn.attention(tensor, tensor, tensor, MASK, backend="cuda")
+    return len(errors)
+
+
+def test_an_error_of_distributed_tensors_is_told_once() -> None:
+    """Ranks count errors: who counts one twice waits for the others for ever after."""
+    assert ranks.run(told, 2) == [1, 1]
