@@ -118,7 +118,8 @@ def attention(
 
     DTensors of one mesh share the batch, the heads or the space, as their placements say; queries
     may be on all ranks while keys are cut (decoding). The result has the query's placements. Other
-    tensors are whole on every rank, and their gradients this rank's share: see docs/distributed.md.
+    tensors are whole on every rank, and their gradients this rank's share: see
+    docs/recipes/distributed.md.
 
     Args:
         query: `[B, *space, H, D]`, any strides.

@@ -99,7 +99,7 @@ class Mask(metaclass=mask_names.Answering):
 
     def _repr_html_(self) -> str:
         """The axes as a table with a picture each, for notebooks."""
-        from nbattn import notebook
+        from nbattn.pictures import notebook
 
         return notebook.of_mask(self)
 
@@ -367,9 +367,9 @@ class Mask(metaclass=mask_names.Answering):
         <BLANKLINE>
         ■ attended   ◆ attended, own position   ⬚ not attended   ‹ › window cut
         """
-        from nbattn import draw
+        from nbattn.pictures import text
 
-        return draw.picture(self, query_space, key_space)
+        return text.picture(self, query_space, key_space)
 
     def to_flex(
         self,

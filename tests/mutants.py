@@ -65,7 +65,7 @@ CPU_KERNELS, CPU_TILES, CPU_VISIT = "cpu/kernels.cpp", "cpu/tiles.h", "cpu/visit
 CPU_FORWARD, CPU_BACKWARD, CPU_WORKER = "cpu/forward.h", "cpu/backward.h", "cpu/worker.h"
 CPU_VECTOR, CPU_ELEMENT, CPU_POOL = "cpu/vector.h", "cpu/element.h", "cpu/pool.h"
 JOINT_PLAN, LAYER_PACKED = "nbattn/planner/joint_plan.py", "nbattn/nn/packed.py"
-NOTEBOOK, NOTICES = "nbattn/notebook.py", "nbattn/planner/notices.py"
+NOTEBOOK, NOTICES = "nbattn/pictures/notebook.py", "nbattn/planner/notices.py"
 CPU_ITEMS, CPU_WALK = "cpu/items.h", "cpu/walk.h"
 CUDA_GRIDS = "cuda/grids.cuh"
 MEASURED_TILES = "nbattn/backends/cuda/measured_tiles.py"
@@ -93,7 +93,7 @@ LAYER, PROJECTIONS, LAYER_INPUTS, LAYER_WORDS, PARALLEL = (
     f"nbattn/nn/{name}.py" for name in ("layer", "projections", "inputs", "words", "parallel")
 )
 TENSORS, SHARED_LAYER = "nbattn/distributed/tensors.py", "nbattn/nn/sharded.py"
-DRAW = "nbattn/draw.py"
+DRAW = "nbattn/pictures/text.py"
 FILES = "nbattn/config/files.py"
 GRAMMAR = "nbattn/config/grammar.py"
 LOADER = "nbattn/config/__init__.py"
@@ -1261,13 +1261,13 @@ MUTANTS = [
     Mutant("dir-of-everything", "nbattn/__init__.py", "return sorted(_API)",
            "return sorted(globals())", "lazy"),
     Mutant("names-not-escaped", NOTEBOOK, "return html.escape(str(value))", "return str(value)",
-           "notebook"),
+           "pictures/notebook"),
     Mutant("prefix-not-drawn", NOTEBOOK, "for start, stop in ends if",
            "for start, stop in ends[1:] if", "notebook"),
     Mutant("own-position-always", NOTEBOOK, "any(position in run for run in runs)", "True",
-           "notebook"),
+           "pictures/notebook"),
     Mutant("rings-of-any-length", NOTEBOOK, "axis.stride * -(-steps // axis.stride)", "steps",
-           "notebook"),
+           "pictures/notebook"),
     Mutant("shipped-before-files", "nbattn/config/shipped.py", "or _is(given.is_file)", "",
            "config/shipped"),
     Mutant("told-every-time", NOTICES, "_GIVEN.add(key)  # first", "pass  # first",
@@ -1422,7 +1422,7 @@ MUTANTS = [
            "program/tile_traversal"),
     Mutant("draws-row-by-row", DRAW, "    counts = axis.coverage(rows, columns)\n",
            "    counts = axis.coverage(rows, columns)\n"
-           "    for _ in range(axis.queries):\n        pass\n", "draw"),
+           "    for _ in range(axis.queries):\n        pass\n", "pictures/text"),
     Mutant("proves-row-by-row", PROOF, "    calls = _program(candidate).calls\n    for call",
            "    calls = _program(candidate).calls\n"
            "    for _ in range(request.query_count):\n        pass\n    for call",

@@ -37,7 +37,7 @@ def test_package_has_the_versions_of_its_extra() -> None:
 
 def test_no_hint_names_an_extra_of_nbattn() -> None:
     """nbattn is on no index: such a line fails, or installs something else."""
-    sources = [*(ROOT / "nbattn").rglob("*.py"), *(ROOT / "docs").glob("*.md")]
+    sources = [*(ROOT / "nbattn").rglob("*.py"), *(ROOT / "docs").rglob("*.md")]
     found = [path.name for path in sources if re.search(r"nbattn\[\w", path.read_text("utf-8"))]
     assert found == []
 

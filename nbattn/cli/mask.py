@@ -106,7 +106,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _check_lengths(mask: Mask, query: Space, key: Space) -> None:
-    from nbattn.mask_symbols import LONGEST
+    from nbattn.pictures.signs import LONGEST
 
     for name, lengths in (("query", query), ("key", key)):
         if len(lengths) != mask.rank:
@@ -126,10 +126,11 @@ def _check_lengths(mask: Mask, query: Space, key: Space) -> None:
 
 def text(mask: Mask, query: Space, key: Space, at: str | None) -> str:
     """Return the mask, the picture of one query's keys, and the matrices of all axes."""
-    from nbattn import draw, geometry
+    from nbattn import geometry
+    from nbattn.pictures.text import picture
 
     axes = geometry.bind(mask, query, key)
-    matrices = draw.picture(mask, query, key, **_fitting(axes))
+    matrices = picture(mask, query, key, **_fitting(axes))
     parts = [screen.wrapped(repr(mask), rest="  ")]
     if len(axes) > 1 and math.prod(query) and math.prod(key):
         one = mask_picture.middle(query) if at is None else parse_lengths("--at", at)
@@ -188,20 +189,22 @@ def find(options: argparse.Namespace) -> Mask:
 
 def facts(mask: Mask, query: Space, key: Space) -> dict[str, Any]:
     """Return the content of the picture as plain data."""
-    from nbattn import draw, geometry, mask_symbols
+    from nbattn import geometry
     from nbattn.axis import describe
+    from nbattn.pictures import signs
+    from nbattn.pictures.text import CELLS
 
     axes = geometry.bind(mask, query, key)
-    mask_symbols.check_lengths(axes)
+    signs.check_lengths(axes)
 
     def counts(bound_axes: Any) -> dict[str, Any]:
-        low, high, empty = mask_symbols.key_counts(bound_axes)
+        low, high, empty = signs.key_counts(bound_axes)
         keys = {"fewest": low, "most": high, "queries_without_keys": empty}
         return {"pairs": geometry.pairs(bound_axes), "keys_a_query": keys}
 
     shown: list[dict[str, Any]] = []
     for axis in axes:
-        cell = [max(1, -(-length // draw.CELLS)) for length in (axis.queries, axis.keys)]
+        cell = [max(1, -(-length // CELLS)) for length in (axis.queries, axis.keys)]
         shown.append(
             {
                 "axis": repr(axis.spec),
@@ -244,7 +247,7 @@ def _fitting(axes: Axes) -> dict[str, Any]:
     """Return the cells of a matrix that fit the width, and the gap between them: none where an axis
     fits only without.
     """
-    from nbattn.draw import CELLS
+    from nbattn.pictures.text import CELLS
 
     longest = max((max(axis.queries, axis.keys) for axis in axes), default=0)
     room = screen.width() - len(str(longest)) - 2
@@ -253,8 +256,8 @@ def _fitting(axes: Axes) -> dict[str, Any]:
 
 
 def _write_png(options: argparse.Namespace, mask: Mask, query: Space, key: Space) -> None:
-    from nbattn import plot
     from nbattn.functional import plan
+    from nbattn.pictures import plot
 
     settings: dict[str, Any] = {
         name: default if getattr(options, name) is None else getattr(options, name)

@@ -57,7 +57,7 @@ class Config:
 
     def _repr_html_(self) -> str:
         """The sections as tables, for notebooks."""
-        from nbattn import notebook
+        from nbattn.config import notebook
 
         return notebook.of_config(self)
 

@@ -33,10 +33,11 @@ class NeighborhoodAttention(nn.Module):
     `layout="channels_first"`: without it they fit if W is `dim`, which no shape check can detect.
 
     `qkv` and `proj` are plain `nn.Linear`s that forward calls, so that tools may replace, wrap,
-    hook, quantise or shard them (docs/layers.md). The state dict has NATTEN's names, `qkv.weight`,
-    `qkv.bias`, `proj.weight`, `proj.bias`, `rpb`; the rows of qkv are those of q, then k, then v,
-    each head by head. Added are `q_norm.weight`, `k_norm.weight`, and the names of `qk_transform`.
-    The mask is not in it. All arguments except mask and qk_transform are plain data, as in a file.
+    hook, quantise or shard them (docs/recipes/layers.md). The state dict has NATTEN's names,
+    `qkv.weight`, `qkv.bias`, `proj.weight`, `proj.bias`, `rpb`; the rows of qkv are those of q,
+    then k, then v, each head by head. Added are `q_norm.weight`, `k_norm.weight`, and the names
+    of `qk_transform`. The mask is not in it. All arguments except mask and qk_transform
+    are plain data, as in a file.
 
     Args:
         dim: channels of input and output.

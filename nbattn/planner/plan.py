@@ -62,7 +62,7 @@ class Plan:
 
     def _repr_html_(self) -> str:
         """The choice and the candidates as a table, for notebooks."""
-        from nbattn import notebook
+        from nbattn.pictures import notebook
 
         return notebook.of_plan(self)
 

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nbattn import Axis, InputError, Mask, plot
+from nbattn import Axis, InputError, Mask
 from nbattn.distributed import Halo, halo, halo_picture
+from nbattn.pictures import plot
 
 MASKS = {
     "image": (Mask.neighborhood((7, 7)), (64, 64), (4, 2)),

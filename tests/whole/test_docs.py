@@ -15,7 +15,7 @@ from nbattn.config import LayerConfig, PlanConfig
 from nbattn.config.grammar import CONSTRUCTORS
 
 ROOT = Path(__file__).parents[2]
-PAGES = sorted((ROOT / "docs").glob("*.md"))
+PAGES = sorted((ROOT / "docs").rglob("*.md"))
 
 
 def blocks(page: Path, kind: str) -> list[str]:
@@ -46,8 +46,11 @@ def test_the_configurations_of_a_page_load(page: Path, cases: Callable[[str, int
 
 
 def test_the_page_on_configurations_names_every_key() -> None:
-    text = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
-    tables = [tomllib.loads(block) for block in blocks(ROOT / "docs" / "configuration.md", "toml")]
+    text = (ROOT / "docs" / "reference" / "configuration.md").read_text(encoding="utf-8")
+    tables = [
+        tomllib.loads(block)
+        for block in blocks(ROOT / "docs" / "reference" / "configuration.md", "toml")
+    ]
     masks = {key for table in tables for mask in table["masks"].values() for key in mask}
     assert masks == {"axes", *CONSTRUCTORS}
     (layer,) = (table["layers"]["block"] for table in tables if "layers" in table)

@@ -26,7 +26,7 @@ def test_meshes_have_as_many_parts_as_ranks(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_the_page_on_ranks_shows_rows_of_the_table() -> None:
-    page = (BENCHMARKS.parent / "docs" / "distributed.md").read_text(encoding="utf-8")
+    page = (BENCHMARKS.parent / "docs" / "recipes" / "distributed.md").read_text(encoding="utf-8")
     table = (BENCHMARKS / "results" / "halo-table.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| ([^|]+) (\| .*(?:times)) \|$", page, flags=re.M)
     assert len(rows) == 6

@@ -82,27 +82,23 @@ ALLOWED = {
     "joint": "errors axis mask fixes mistaken_words mistaken_places arguments functional",
     "plan_runs": "errors program backends.families backends.inputs planner autograd key_ranges"
     " arguments functional joint mistaken_plans",
-    "mask_symbols": "errors axis mask geometry",
-    "draw": "errors axis mask geometry mask_symbols",
-    "plot": "errors axis packages mask geometry program planner mask_symbols draw",
+    "pictures": "errors axis packages mask geometry program planner pictures",
     "distributed": "lazy errors axis fixes mask mistaken_masks mistaken_words key_ranges joining"
-    " rows geometry program backends.inputs arguments autograd functional plot distributed",
+    " rows geometry program backends.inputs arguments autograd functional pictures distributed",
     "nn": "lazy errors fixes mistaken_masks axis synonyms mask symbolic program planner shapes"
     " biases arguments packing functional joint distributed nn",
     "config": "errors fixes axis synonyms packages mask geometry biases grids packing program"
-    " backends.families planner arguments functional nn config",
+    " backends.families planner arguments functional pictures nn config",
     "published": "errors mask program planner functional config published",
-    "notebook": "axis mask geometry planner config",
     "doctor": "errors packages version machine cache mask program backends.families kernels planner"
     " functional config doctor",
     "bench": "errors machine timing geometry biases program backends.families backends.inputs"
     " planner",
     "tune": "errors machine timing cache axis mask geometry program planner functional config"
     " bench backends.families backends.inputs backends.cuda",
-    "demo": "errors axis packages mask geometry program planner functional nn config draw plot"
-    " demo",
+    "demo": "errors axis packages mask geometry program planner functional nn config pictures demo",
     "cli": "errors fixes packages machine timing cache axis mask geometry program backends.families"
-    " planner functional nn config mask_symbols draw plot distributed doctor bench tune demo"
+    " planner functional nn config pictures distributed doctor bench tune demo"
     " published cli version",
     "integrations": "lazy errors packages version axis mask geometry program backends.families"
     " arguments backends.tiled.costs backends.tiled.schedule backends.tiled.meaning planner export"
@@ -119,13 +115,13 @@ EXCEPTIONS = {
     ("fixes.mask_names", "_as_axes"): "mask",
     ("fixes.axis_names", "_of_a_window"): "mask",
     ("mask", "Mask.dense"): "geometry",
-    ("mask", "Mask.draw"): "draw",
+    ("mask", "Mask.draw"): "pictures.text",
     ("mask", "Mask.to_flex"): "backends.flex.run",
-    ("mask", "Mask._repr_html_"): "notebook",
+    ("mask", "Mask._repr_html_"): "pictures.notebook",
     ("functional", "attention"): "distributed.tensors",
     ("joint", "joint_attention"): "distributed.tensors",
-    ("planner.plan", "Plan._repr_html_"): "notebook",
-    ("config", "Config._repr_html_"): "notebook",
+    ("planner.plan", "Plan._repr_html_"): "pictures.notebook",
+    ("config", "Config._repr_html_"): "config.notebook",
     ("planner.plan", "Plan.run"): "plan_runs",
     ("planner.joint_plan", "JointPlan.run"): "plan_runs",
     ("planner.plan", "Plan.warmup"): "plan_runs",
@@ -149,11 +145,9 @@ FOREIGN = {
         ["version", "lazy", "errors", "symbolic", "axis", "fixes", "synonyms", "packages", "mask"],
         "",
     ),
+    **dict.fromkeys(["alignment", "circles", "published", "doctor", "__main__", ""], ""),
     **dict.fromkeys(
-        ["alignment", "circles", "published", "notebook", "doctor", "__main__", ""], ""
-    ),
-    **dict.fromkeys(
-        ["piecewise_sum", "rows", "geometry", "biases", "grids", "mask_symbols", "draw", "plot"],
+        ["piecewise_sum", "rows", "geometry", "biases", "grids", "pictures"],
         "numpy",
     ),
     **dict.fromkeys(["mistaken_masks", "mistaken_words", "mistaken_places", "mistaken_plans"], ""),
@@ -362,7 +356,10 @@ FORBIDDEN = {
 }
 PERMITTED = {
     "downward": ("geometry", "from nbattn.mask import Mask\nimport numpy as np\nimport math"),
-    "exception": ("mask", "class Mask:\n    def draw(self):\n        from nbattn import draw"),
+    "exception": (
+        "mask",
+        "class Mask:\n    def draw(self):\n        from nbattn.pictures import text",
+    ),
     "programs": ("backends.tiled.run", "from nbattn.program import program\nimport torch"),
     "optional_when_called": ("backends.cuda", "def f():\n    import cupy"),
     "execute_runs_families": ("execute", "from nbattn.backends import families"),
@@ -374,7 +371,7 @@ PERMITTED = {
     ),
 }
 MODULES = """
-    errors axis mask geometry draw ops functional execute program program.program
+    errors axis mask geometry pictures pictures.text ops functional execute program program.program
     planner planner.plan planner.cost_table backends backends.families backends.cuda
     backends.cuda.run backends.dense backends.dense.run backends.dense.reference
     backends.flash.meaning backends.tiled backends.tiled.run

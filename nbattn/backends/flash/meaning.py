@@ -3,7 +3,7 @@
 The host code of a provider changes the window arguments before the kernel gets them; the functions
 here repeat all these overrides in order. All Flash windows are bottom-right: the last query is at
 the last key's position. The functions return the band counted from the top-left corner
-(`nbattn.program.bands.Band`). No provider is imported. `docs/flash_causal.md` shows what the
+(`nbattn.program.bands.Band`). No provider is imported. `docs/design/flash-causal.md` shows what the
 overrides do to a causal mask.
 """
 

@@ -16,11 +16,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nbattn import geometry, mask_symbols
+from nbattn import geometry
 from nbattn.axis import describe
 from nbattn.errors import InputError
 from nbattn.geometry import Axes, BoundAxis
 from nbattn.packages import install_line
+from nbattn.pictures import signs
 from nbattn.planner.plan import Plan
 from nbattn.program.blocks import Block
 
@@ -31,12 +32,12 @@ BLOCKS = 20_000
 _BEYOND, _OFF = "beyond", "off"
 # Okabe and Ito's colours, which are distinct for every kind of colour vision.
 COLOURS = {
-    mask_symbols.READ: ("#0072B2", "attended"),
-    mask_symbols.MOVED: ("#E69F00", "attended, moved or wrapped"),
-    mask_symbols.PREFIX: ("#009E73", "attended, prefix"),
+    signs.READ: ("#0072B2", "attended"),
+    signs.MOVED: ("#E69F00", "attended, moved or wrapped"),
+    signs.PREFIX: ("#009E73", "attended, prefix"),
     _BEYOND: ("#F3C4D6", "window beyond the axis"),
-    mask_symbols.NONE: ("#E6E6E6", "not attended"),
-    mask_symbols.OTHER: ("#F7F7F7", "not on this query's dilation grid"),
+    signs.NONE: ("#E6E6E6", "not attended"),
+    signs.OTHER: ("#F7F7F7", "not on this query's dilation grid"),
     _OFF: ("#FFFFFF", ""),
 }
 _KINDS = list(COLOURS)
@@ -52,7 +53,7 @@ def figure(plan: Plan) -> Any:
     """
     request = plan.request
     axes = request.axes()
-    mask_symbols.check_lengths(axes)
+    signs.check_lengths(axes)
     columns = len(axes) + 1 if len(axes) != 2 else 3
     panels = len(axes) + 1 + (0 if len(axes) == 1 else 3 if len(axes) == 2 else 8)
     size = (4.5 * columns, 4.6 * -(-panels // columns) + 0.9)
@@ -151,21 +152,21 @@ def axis_kinds(axis: BoundAxis) -> tuple[NDArray[np.int64], int]:
     low, high = np.where(lo < -far, 0, lo)[:, None], np.where(hi > far, keys, hi)[:, None]
     reach = (residue == own) & (t >= low) & (t < high)
     kinds = np.where(reach, _KINDS.index(_BEYOND), _KINDS.index(_OFF))
-    kinds[:, before : before + axis.keys] = _indices(mask_symbols.signs(axis))
+    kinds[:, before : before + axis.keys] = _indices(signs.signs(axis))
     return kinds, before
 
 
-def _indices(signs: NDArray[np.str_]) -> NDArray[np.int64]:
+def _indices(cells: NDArray[np.str_]) -> NDArray[np.int64]:
     """Signs as indices into `COLOURS`; an own position becomes attended or not attended."""
-    plain = np.where(signs == mask_symbols.OWN, mask_symbols.READ, signs)
-    plain = np.where(signs == mask_symbols.OWN_UNREAD, mask_symbols.NONE, plain)
+    plain = np.where(cells == signs.OWN, signs.READ, cells)
+    plain = np.where(plain == signs.OWN_UNREAD, signs.NONE, plain)
     return np.select([plain == kind for kind in _KINDS], range(len(_KINDS)))
 
 
 def _axis_panel(axes: Any, number: int, axis: BoundAxis) -> None:
     """Draws one axis: queries down, keys across."""
     title = textwrap.fill(f"axis {number}: {describe(axis.spec)}", 44)
-    axes.set_title(f"{title}\n{mask_symbols.keys_read([axis])}", fontsize=10)
+    axes.set_title(f"{title}\n{signs.keys_read([axis])}", fontsize=10)
     axes.set_xlabel("key")
     axes.set_ylabel("query")
     if not axis.queries * axis.keys:
@@ -183,7 +184,7 @@ def _axis_panel(axes: Any, number: int, axis: BoundAxis) -> None:
     own = np.arange(axis.queries) + axis.offset
     inside = (own >= -before) & (own < width - before) & axis.is_placed
     rows = np.flatnonzero(inside)
-    attends_own = (mask_symbols.signs(axis) == mask_symbols.OWN).any(axis=1)
+    attends_own = (signs.signs(axis) == signs.OWN).any(axis=1)
     attended = attends_own[rows].tolist()
     _dots(axes, own[rows], rows, attended, max(axis.queries, width))
     return None
@@ -216,7 +217,7 @@ def _shares(axes: Any, shares: Any, shape: tuple[int, ...], tile: tuple[int, ...
     look: dict[str, Any] = {"cmap": "cividis", "vmin": 0, "vmax": 1, "interpolation": "nearest"}
     look |= {"extent": (-0.5, across, down, -0.5), "aspect": _aspect(shape)}
     drawn = axes.imshow(np.ma.masked_where(~(shares > 0), shares), **look)
-    axes.set_facecolor(COLOURS[mask_symbols.NONE][0])
+    axes.set_facecolor(COLOURS[signs.NONE][0])
     axes.set_xlim(-0.5, shape[1] - 0.5)
     axes.set_ylim(shape[0] - 0.5, -0.5)
     _integers(axes)
@@ -340,9 +341,7 @@ def grid_kinds(
     axes: Sequence[BoundAxis], query: tuple[int, ...], at: int | None = None
 ) -> NDArray[np.int64]:
     """Index into `COLOURS` per key of a grid of the last two axes, short ones, for one query."""
-    rows = [
-        _indices(mask_symbols.signs(axis)[place]) for axis, place in zip(axes, query, strict=True)
-    ]
+    rows = [_indices(signs.signs(axis)[place]) for axis, place in zip(axes, query, strict=True)]
     # of the kinds on its axes a key gets the last in COLOURS: not attended, if one axis is
     grid = np.maximum.outer(*rows[-2:])
     return grid if at is None else np.maximum(grid, rows[0][at])
@@ -367,7 +366,7 @@ def _finish(drawing: Any, panels: Sequence[Any], plan: Plan, axes: Axes) -> None
         if not panel.has_data() and not panel.texts:
             panel.set_axis_off()
     total = math.prod(axis.queries * axis.keys for axis in axes)
-    pairs = f"{geometry.pairs(axes)} of {total} pairs; {mask_symbols.keys_read(axes)}"
+    pairs = f"{geometry.pairs(axes)} of {total} pairs; {signs.keys_read(axes)}"
     title = textwrap.fill(repr(plan.request.mask), 48 * max(2, len(axes)))
     drawing.suptitle(f"{title}\n{pairs}", fontsize=11)
     patch, axis = part_of_matplotlib("patches").Patch, part_of_matplotlib("lines").Line2D

@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from oracle import axis_matrix, bound_axes, box
 
 import nbattn
-from nbattn import Axis, InputError, Mask, geometry, plot
+from nbattn import Axis, InputError, Mask, geometry
+from nbattn.pictures import plot
 
 Count = Callable[[str, int], None]
 KINDS = list(plot.COLOURS)

@@ -12,7 +12,7 @@ from nbattn import geometry
 from nbattn.axis import describe
 from nbattn.geometry import BoundAxis
 from nbattn.mask import Mask, Space
-from nbattn.mask_symbols import (
+from nbattn.pictures.signs import (
     NONE,
     PART,
     READ,

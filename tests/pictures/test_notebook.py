@@ -11,7 +11,8 @@ from hypothesis import example, given, settings
 from oracle import axes, axis_matrix
 
 import nbattn
-from nbattn import Axis, Mask, notebook
+from nbattn import Axis, Mask
+from nbattn.pictures import notebook
 from nbattn.program.candidate import refused
 from nbattn.program.limits import Reason
 

@@ -21,7 +21,8 @@ from oracle import (
 )
 from work import lines, work
 
-from nbattn import Axis, Mask, MaskError, geometry, mask_symbols
+from nbattn import Axis, Mask, MaskError, geometry
+from nbattn.pictures import signs
 
 Count = Callable[[str, int], None]
 Space = tuple[int, ...]
@@ -368,7 +369,7 @@ def test_keys_per_query_of_a_whole_mask(cases: Count, drawn: tuple[Mask, Space, 
     parts = [axis_matrix(*one) for one in zip(mask.axes, queries, keys, strict=True)]
     counts = box(parts).sum(axis=1)
     want = (counts.min(), counts.max(), (counts == 0).sum()) if len(counts) else (0, 0, 0)
-    assert mask_symbols.key_counts(lines) == want
+    assert signs.key_counts(lines) == want
     cases("draw, keys per query", 1)
 
 

@@ -1,4 +1,4 @@
-"""Shows masks, plans and configurations as HTML in notebooks: small tables, and one picture per
+"""Shows masks and plans as HTML in notebooks: small tables, and one picture per
 axis.
 
 All text is escaped. Nothing is loaded from elsewhere, and colours follow the notebook's theme.
@@ -7,14 +7,13 @@ All text is escaped. Nothing is loaded from elsewhere, and colours follow the no
 from __future__ import annotations
 
 import html
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from nbattn.axis import Axis, describe
 from nbattn.mask import Mask
 
 if TYPE_CHECKING:
-    from nbattn.config import Config
     from nbattn.geometry import BoundAxis
     from nbattn.planner.plan import Plan
 
@@ -30,11 +29,10 @@ _CELL = 'style="text-align:left;vertical-align:top"'
 def of_mask(mask: Mask) -> str:
     """Returns a table of the axes, each with its description and a picture of an example."""
     rows = [
-        [str(number), _text(describe(axis)), _picture(axis)]
-        for number, axis in enumerate(mask.axes)
+        [str(number), text(describe(axis)), _picture(axis)] for number, axis in enumerate(mask.axes)
     ]
     columns = ["axis", "keys of a query", "example: queries ↓, keys →"]
-    return _table(columns, rows, f"<code>{_text(repr(mask))}</code>")
+    return table(columns, rows, f"<code>{text(repr(mask))}</code>")
 
 
 def of_plan(plan: Plan) -> str:
@@ -45,48 +43,28 @@ def of_plan(plan: Plan) -> str:
 
     rows: list[list[str]] = []
     for line in explain.candidate_lines(plan, every=False):
-        name = f"<b>{_text(line.name)}</b>" if line.state == "chosen" else _text(line.name)
+        name = f"<b>{text(line.name)}</b>" if line.state == "chosen" else text(line.name)
         ratio = f"{line.ratio:.3g}×" if line.ratio else ""
-        what = "<br>".join(map(_text, line.reasons))
-        rows.append([_text(line.state), name, _text(line.cost), ratio, what])
+        what = "<br>".join(map(text, line.reasons))
+        rows.append([text(line.state), name, text(line.cost), ratio, what])
     request, chosen = plan.request, plan.chosen
     head = (
-        f"<b>{_text(chosen.name)}</b>: {_text(explain.cost_of(chosen))}; {_text(chosen.work())}"
-        f"<br><code>{_text(repr(request.mask))}</code> {_text(request.summary())}"
-        f"<br>faster: {_text(explain.faster(plan))}"
+        f"<b>{text(chosen.name)}</b>: {text(explain.cost_of(chosen))}; {text(chosen.work())}"
+        f"<br><code>{text(repr(request.mask))}</code> {text(request.summary())}"
+        f"<br>faster: {text(explain.faster(plan))}"
     )
     columns = ["", "candidate", "cost", "times", "what it does, or why not"]
-    return _table(columns, rows, head) + f"<small>{_text(plan.decided_by())}</small>"
+    return table(columns, rows, head) + f"<small>{text(plan.decided_by())}</small>"
 
 
-def of_config(config: Config) -> str:
-    """Returns a table per section: names, and what is not a default."""
-    sections = config.to_dict()
-    masks = [
-        [_text(name), "<br>".join(_text(describe(axis)) for axis in mask.axes)]
-        for name, mask in config.masks.items()
-    ]
-    tables = [_table(["mask", "keys of a query, per axis"], masks)] * bool(masks)
-    for title in ("layers", "plans"):
-        rows = [
-            [_text(name), *_arguments(entry)] for name, entry in sections.get(title, {}).items()
-        ]
-        tables += [_table([title[:-1], "mask", "arguments"], rows)] * bool(rows)
-    return "".join(tables) or "<i>an empty configuration</i>"
-
-
-def _arguments(entry: Mapping[str, object]) -> list[str]:
-    rest = (f"{name}={value!r}" for name, value in entry.items() if name != "mask")
-    return [_text(entry["mask"]), _text(", ".join(rest))]
-
-
-def _text(value: object) -> str:
+def text(value: object) -> str:
+    """Returns a value as text that HTML shows as it is."""
     return html.escape(str(value))
 
 
-def _table(columns: Sequence[str], rows: Sequence[Sequence[str]], caption: str = "") -> str:
+def table(columns: Sequence[str], rows: Sequence[Sequence[str]], caption: str = "") -> str:
     """Returns a table of cells that are HTML; long ones are cut."""
-    head = "".join(f"<th {_CELL}>{_text(column)}</th>" for column in columns)
+    head = "".join(f"<th {_CELL}>{text(column)}</th>" for column in columns)
     body = ["".join(f"<td {_CELL}>{cell}</td>" for cell in row) for row in rows[:_ENTRIES]]
     if len(rows) > _ENTRIES:
         body.append(f'<td {_CELL} colspan="{len(columns)}">… {len(rows)} in all</td>')

@@ -1,0 +1,1 @@
+"""Pictures of masks and plans: text, matplotlib figures, and what notebooks show."""
