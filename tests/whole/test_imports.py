@@ -116,6 +116,7 @@ EXCEPTIONS = {
     ("fixes.axis_names", "_of_a_window"): "mask",
     ("mask", "Mask.dense"): "geometry",
     ("mask", "Mask.draw"): "pictures.text",
+    ("mask", "Mask.plot"): "pictures.plot",
     ("mask", "Mask.to_flex"): "backends.flex.run",
     ("mask", "Mask._repr_html_"): "pictures.notebook",
     ("functional", "attention"): "distributed.tensors",
