@@ -64,7 +64,7 @@ def ask(
     shape: tuple[int, ...] = SHAPE,
     key_shape: tuple[int, ...] = (),
     dtype: str = "",
-    passes: tuple[bool, ...] = (False, True),
+    trains: bool = True,
     **options: Any,
 ) -> dict[str, Answer]:
     """Returns the answer of every column to one request, without and with a backward pass.
@@ -72,49 +72,45 @@ def ask(
     Args:
         device: the device; the request is otherwise as `nbattn.plan` makes it.
         mask, shape, key_shape, dtype: default: the plain window, in 16 bits.
-        passes: whether each of the requests is for training.
+        trains: whether the request with a backward pass is made; what takes it, takes the other.
         **options: further fields of the request.
     """
-    found: list[dict[str, str]] = []
-    for training in passes:
-        request = request_of(
-            *(mask, shape, key_shape or shape),
-            dtype=dtype or ("float16" if device.name == "sm_75" else "bfloat16"),
-            device=device,
-            training=training,
-            **{"value_dim": shape[-1], **options},
-        )
-        found.append(_against(request))
-    forward, training = found[0], found[-1]
-    name = device.name
+    request = request_of(
+        *(mask, shape, key_shape or shape),
+        dtype=dtype or ("float16" if device.name == "sm_75" else "bfloat16"),
+        device=device,
+        **{"value_dim": shape[-1], **options},
+    )
+    training: dict[str, str] = dict.fromkeys(COLUMNS, "not asked")
+    if trains:
+        training = _against(replace(request, training=True), COLUMNS)
+    refused = [name for name, why in training.items() if why]
+    forward = dict.fromkeys(COLUMNS, "") | _against(request, refused)
     return {
-        column: Answer(
-            not forward[column],
-            not training[column],
-            _written(forward[column] or training[column], name),
+        name: Answer(
+            not forward[name],
+            not training[name],
+            _written(forward[name] or training[name], device.name),
         )
-        for column in COLUMNS
+        for name in COLUMNS
     }
 
 
-def _against(request: Request) -> dict[str, str]:
-    """The reasons against each column; none where one of its candidates is accepted."""
+def _against(request: Request, columns: Iterable[str]) -> dict[str, str]:
+    """The reasons against some columns; none where one of a column's candidates is accepted."""
     axes = request.axes()
-    found: dict[str, list[Candidate]] = {name: [] for name in COLUMNS}
-    for family in families.FAMILIES:
-        for row in family.backends:
-            if row.is_model:
-                continue
-            forced = replace(request, backend=row.name)
-            offers = (
-                family.candidates(forced, axes)
-                if request.grids is None
-                else planner.candidates(forced, axes)
-            )
-            for candidate in offers:
-                if candidate.runner == row.name:
-                    for name in _columns(candidate):
-                        found[name].append(candidate)
+    found: dict[str, list[Candidate]] = {name: [] for name in columns}
+    for backend in {name.split(" ")[0].partition(":")[0] for name in columns}:
+        forced = replace(request, backend=backend)
+        offers = (
+            families.family_of(backend).candidates(forced, axes)
+            if request.grids is None
+            else planner.candidates(forced, axes)
+        )
+        for candidate in offers:
+            if candidate.runner == backend:
+                for name in {*_columns(candidate)} & {*found}:
+                    found[name].append(candidate)
     return {name: _reason(candidates) for name, candidates in found.items()}
 
 
@@ -131,6 +127,8 @@ def _reason(candidates: list[Candidate]) -> str:
     not those that a strategy has against itself.
     """
     sets = [one.reasons for one in candidates]
+    if not sets:
+        return "offers nothing"
     if not all(sets):
         return ""
     fewest = [
@@ -184,8 +182,7 @@ def _words(dtypes: tuple[str, ...]) -> str:
     return _WORDS.get(dtypes) or ", ".join(short)
 
 
-SIZES = (1, 2, 4, 6, 8, 12, 16, 20, 24, 32, 40, 48, 64, 72, 80, 96, 112, 120, 128, 136, 160)
-SIZES = (*SIZES, 192, 200, 256, 264, 320, 384, 512, 520, 1024)
+SIZES = (1, 2, 4, 8, 12, 16, 20, 32, 64, 96, 128, 136, 192, 256, 264, 512, 520, 1024)
 
 
 def head_sizes() -> str:
@@ -194,7 +191,7 @@ def head_sizes() -> str:
     for dtype in ("", "float32"):
         answers = {
             device.name: [
-                ask(device, shape=(1, 64, 1, size), dtype=dtype, passes=(False,)) for size in SIZES
+                ask(device, shape=(1, 64, 1, size), dtype=dtype, trains=False) for size in SIZES
             ]
             for device in GENERATIONS
         }
