@@ -239,13 +239,12 @@ class BoundAxis:
         )
         return residue + d * skip - self.first_key, _held_rows(rows, skip, end - skip)
 
-    def windows(self) -> tuple[Ints, Ints, Ints]:
+    def windows(self, queries: Ints | None = None) -> tuple[Ints, Ints, Ints]:
         """Every query's window `[lo, hi)` in class coordinates before causality and borders act on
-        it, and the number of keys in its class.
+        it, and the number of keys in its class; or those of some queries.
         """
-        u, residue = np.divmod(
-            np.arange(self.queries, dtype=np.int64) + self.offset, self.spec.dilation
-        )
+        each = np.arange(self.queries, dtype=np.int64) if queries is None else queries
+        u, residue = np.divmod(each + self.offset, self.spec.dilation)
         keys = np.maximum(0, -((residue - self.keys) // self.spec.dilation))
         return *plain_window(self.spec, u, keys), keys
 
