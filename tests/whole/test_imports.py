@@ -101,8 +101,8 @@ ALLOWED = {
     " bench backends.families backends.inputs backends.cuda",
     "demo": "errors axis packages mask geometry program planner functional nn config pictures demo",
     "cli": "errors fixes packages machine timing cache axis mask mask_tables geometry program"
-    " backends.families planner functional nn config pictures explorer distributed doctor bench tune demo"
-    " published cli version",
+    " backends.families planner functional nn config pictures explorer distributed doctor bench"
+    " tune demo published cli version",
     "integrations": "lazy errors packages version axis mask geometry program backends.families"
     " arguments backends.tiled.costs backends.tiled.schedule backends.tiled.meaning planner export"
     " functional joint nn config recipes shapes symbolic integrations",
