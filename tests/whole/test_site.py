@@ -20,6 +20,7 @@ import pytest
 import nbattn
 from docs_tools import __main__ as docs_tools
 from docs_tools import command_line, markdown, schema_keys, support
+from nbattn.pictures import signs
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
@@ -306,6 +307,17 @@ def test_gpus_of_a_generation_have_the_same_limits(device: support.DeviceInfo) -
             for answers in (ours, theirs)
         ]
         assert signs[0] == signs[1]
+
+
+def test_the_font_has_every_sign_of_pictures_in_one_width() -> None:
+    tools = pytest.importorskip("fontTools.ttLib", reason="no fontTools to read the font with")
+    drawn = {sign for sign in signs.SIGNS if len(sign) == 1} - {"·"}  # every code font has the dot
+    font = tools.TTFont(DOCS / "assets" / "signs.woff")
+    assert {chr(code) for code in font.getBestCmap()} == drawn
+    assert {font["hmtx"][name][0] for name in font.getBestCmap().values()} == {602}
+    css = (DOCS / "assets" / "site.css").read_text("utf-8")
+    (ranges,) = re.findall(r"unicode-range: ([^;]+);", css)
+    assert {chr(int(code[2:], 16)) for code in ranges.split(", ")} == drawn
 
 
 # The built site.
