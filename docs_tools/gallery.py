@@ -1,7 +1,8 @@
-"""Writes `docs/gallery/index.md` and its pictures from `gallery.toml`.
+"""Writes `docs/gallery/index.md`, and its pictures, from `gallery.toml`.
 
-`python -m docs_tools.gallery` writes all of them, with names of entries only their pictures. The
-same entries and versions of matplotlib and fonts give the same bytes.
+`python -m docs_tools` writes the page with the other generated ones, `python -m docs_tools.gallery`
+the pictures, all or those of named entries. The same entries and versions of matplotlib and fonts
+give the same bytes.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import io
 import re
 import sys
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -172,15 +173,12 @@ def _size(space: tuple[int, ...]) -> str:
     return " × ".join(map(str, space))
 
 
-def main(names: Iterable[str] = ()) -> None:
-    """Writes the page and the pictures; of named entries only the pictures."""
-    found = content()
-    wanted = [*names] or [entry["id"] for entry in found["entries"]]
+def main(names: Sequence[str] = ()) -> None:
+    """Writes the pictures of all entries, or of those with these names."""
     PICTURES.mkdir(parents=True, exist_ok=True)
-    for entry in found["entries"]:
-        if entry["id"] in wanted:
+    for entry in content()["entries"]:
+        if not names or entry["id"] in names:
             (PICTURES / f"{entry['id']}.svg").write_text(drawn(entry), encoding="utf-8")
-    PAGE.write_text(page(found), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ computes which keys it allows.
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -279,6 +279,35 @@ class Mask(metaclass=mask_names.Answering):
         if truth("causal", causal):
             return cls(Axis(None if window is None else window - 1, causal=True, align=align))
         return cls(Axis(window, window, align=align))
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Mask:
+        """The mask of plain data, as `to_dict` returns it, and as configuration files have it.
+
+        Args:
+            data: `{"axes": [...]}`, a mapping of fields per axis; or the name of a constructor with
+                its arguments: `{"neighborhood": {"kernel_size": [7, 7]}}`.
+
+        Raises:
+            ConfigError: lists every mistake: where, what is legal, and what was probably meant.
+
+        >>> Mask.from_dict({"neighborhood": {"kernel_size": 3, "rank": 2}})
+        Mask(Axis(1, 1, border='shift'), Axis(1, 1, border='shift'))
+        """
+        from nbattn import mask_tables
+
+        return cls(*mask_tables.mask_of(data).axes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the mask as plain data that JSON, TOML and YAML take: its axes, without what is a
+        default. `Mask.from_dict` reads it, and files have it under `[masks.NAME]`.
+
+        >>> Mask(Axis(8, causal=True), Axis(3, 3, border="shift")).to_dict()["axes"][1]
+        {'left': 3, 'right': 3, 'border': 'shift'}
+        """
+        from nbattn import mask_tables
+
+        return mask_tables.table_of(self)
 
     def to_flash(self) -> tuple[int, int]:
         """Returns Flash's `window_size` for this mask, by Flash's documentation; -1 is unlimited.
