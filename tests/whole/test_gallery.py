@@ -1,4 +1,4 @@
-"""Tests of the gallery: its lines of Python and its pictures, each against the rule of the source."""
+"""Tests of the gallery: lines of Python and pictures, each against the rule of its source."""
 
 from __future__ import annotations
 
