@@ -42,7 +42,8 @@ axes = mask.plot((12, 12), query=(5, 6), kind="neighborhood")
 ```
 
 `kind="neighborhood"` shows the keys of one query, `kind="matrix"` all queries and keys: see
-[Pictures](../reference/pictures.md). The [explorer](../explorer.md) moves the query.
+[Pictures](../reference/pictures.md). The [explorer](../explorer.md) moves the query. Names like
+`nat_tiny` are configurations that come with nbattn: `nbattn.load("nat_tiny")`.
 """
 
 
