@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import drawn_cells
 import numpy as np
 import published_rules
 import pytest
+import svg_cells
 from numpy.typing import NDArray
 from published_rules import RULES, Lengths, Rule
 
@@ -78,10 +78,10 @@ def test_the_committed_picture_shows_the_sources_rule(name: str) -> None:
 
 def check_picture(name: str, svg: str) -> None:
     shown = [*panels_of_rule(RULES[name], ENTRIES[name])]
-    drawn = drawn_cells.panels(svg, shown[0].shape)
+    drawn = svg_cells.panels(svg, shown[0].shape)
     for number, (panel, expected) in enumerate(zip(drawn, shown, strict=True)):
         np.testing.assert_array_equal(panel, expected, f"panel {number}")
-    slices = [text for text in drawn_cells.names(svg) if text.startswith("axis 0 =")]
+    slices = [text for text in svg_cells.names(svg) if text.startswith("axis 0 =")]
     assert slices == [f"axis 0 = {n}" for n in range(len(shown))] * (len(shown) > 1)
 
 
