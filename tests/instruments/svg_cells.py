@@ -26,7 +26,7 @@ def panels(svg: str, shape: tuple[int, int]) -> list[NDArray[np.bool_]]:
     attended, seen = _regions(svg, ATTENDED)
     rest, unseen = _regions(svg, NOT_ATTENDED)
     assert not seen & unseen, f"attended and not attended look alike: {seen}, {unseen}"
-    every = attended + rest
+    every = [loop for path in attended + rest for loop in path]
     found: list[NDArray[np.bool_]] = []
     for top, bottom in _together([(loop[:, 1].min(), loop[:, 1].max()) for loop in every]):
         line = [loop for loop in every if top <= loop[0, 1] <= bottom]
@@ -44,16 +44,16 @@ def names(svg: str) -> list[str]:
     return re.findall(r"<!-- (.*?) -->", svg)
 
 
-def _regions(svg: str, signs: set[str]) -> tuple[list[Loop], set[str]]:
-    """The loops of cells with some signs, and how they are filled."""
-    loops: list[Loop] = []
+def _regions(svg: str, signs: set[str]) -> tuple[list[list[Loop]], set[str]]:
+    """The paths of cells with some signs, and how they are filled."""
+    paths: list[list[Loop]] = []
     looks: set[str] = set()
     for group in ElementTree.fromstring(svg).iter(f"{_SVG}g"):
         if group.get("id") in signs:
             (path,) = group.findall(f"{_SVG}path")
-            loops += _loops(str(path.get("d")))
+            paths.append(_loops(str(path.get("d"))))
             looks.add(str(path.get("style")))
-    return loops, looks
+    return paths, looks
 
 
 def _loops(path: str) -> list[Loop]:
@@ -83,10 +83,14 @@ def _together(spans: Sequence[Span]) -> list[Span]:
     return found
 
 
-def _covered(loops: Sequence[Loop], x: Loop, y: Loop) -> NDArray[np.bool_]:
-    """Whether points are inside, by the number of edges on their left: even is outside."""
-    crossings = np.zeros(np.broadcast_shapes(x.shape, y.shape), dtype=np.int64)
-    for loop in loops:
-        for (x0, y0), (_, y1) in zip(loop, np.roll(loop, -1, axis=0), strict=True):
-            crossings += ((y > min(y0, y1)) & (y < max(y0, y1))) & (x > x0)
-    return crossings % 2 == 1
+def _covered(paths: Sequence[Sequence[Loop]], x: Loop, y: Loop) -> NDArray[np.bool_]:
+    """Whether points are inside of a path: its loops go around them, as SVG fills by default."""
+    found = np.zeros(np.broadcast_shapes(x.shape, y.shape), dtype=bool)
+    for path in paths:
+        around = np.zeros(found.shape, dtype=np.int64)
+        for loop in path:
+            for (x0, y0), (_, y1) in zip(loop, np.roll(loop, -1, axis=0), strict=True):
+                beside = (y > min(y0, y1)) & (y < max(y0, y1)) & (x > x0)
+                around += np.where(beside, np.sign(y1 - y0).astype(np.int64), 0)
+        found |= around != 0
+    return found
