@@ -17,6 +17,7 @@ from typing import Any
 
 import nbattn
 from nbattn import Axis, Mask, recipes
+from nbattn.pictures.signs import SIGNS
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 PAGE = DOCS / "gallery" / "index.md"
@@ -72,6 +73,9 @@ def drawn(entry: Entry) -> str:
         axes = mask_of(entry["code"]).plot(
             query_space, key_space, query=query, kind=entry.get("kind", "matrix")
         )
+        for patch in axes.patches:
+            if (sign := str(patch.get_label()).removeprefix("_")) in SIGNS:
+                patch.set_gid(sign)
         into = io.StringIO()
         metadata = {"Date": None, "Creator": None, "Title": entry["name"]}
         axes.figure.savefig(into, format="svg", facecolor="white", metadata=metadata)
@@ -81,8 +85,9 @@ def drawn(entry: Entry) -> str:
 
 def _short(svg: str) -> str:
     """The same picture in fewer bytes: what draws nothing is left out, numbers have two digits, and
-    paths use H and V for straight lines.
+    paths use H and V for straight lines. Cells have their sign as class, since slices share signs.
     """
+    svg = re.sub(rf' id="([{"".join(SIGNS)}])"', r' class="\1"', svg)
     svg = re.sub(r"<!DOCTYPE[^>]*>|<metadata>.*?</metadata>", "", svg, flags=re.S)
     svg = re.sub(r' id="(?:[a-z]+\d?d?_\d+|matplotlib\.axis_\d)"', "", svg)
     svg = re.sub(r' d="([MLz\s\d.-]*)"', lambda path: f' d="{_short_path(path[1])}"', svg)

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 _SVG = "{http://www.w3.org/2000/svg}"
-# Groups of cells have the signs of text pictures as ids.
+# Groups of cells have the signs of text pictures as classes.
 ATTENDED = {"■", "▣", "▤"}
 NOT_ATTENDED = {"⬚", "·"}
 
@@ -49,7 +49,7 @@ def _regions(svg: str, signs: set[str]) -> tuple[list[list[Loop]], set[str]]:
     paths: list[list[Loop]] = []
     looks: set[str] = set()
     for group in ElementTree.fromstring(svg).iter(f"{_SVG}g"):
-        if group.get("id") in signs:
+        if group.get("class") in signs:
             (path,) = group.findall(f"{_SVG}path")
             paths.append(_loops(str(path.get("d"))))
             looks.add(str(path.get("style")))
