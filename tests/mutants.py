@@ -1065,6 +1065,10 @@ MUTANTS = [
            "arguments"),
     Mutant("heads-always-tokens", "nbattn/shapes.py", "heads >= times * most", "heads > most",
            "arguments"),
+    Mutant("text-as-a-grid", "nbattn/shapes.py", 'if name != "query" and rank == 1 and',
+           "if False and", "whole/messages"),
+    Mutant("text-as-a-grid-of-the-layer", "nbattn/nn/inputs.py", "given == 3 and name.starts",
+           "given == 9 and name.starts", "nn/inputs"),
     # fixes, and ranges of keys
     Mutant("range-of-holes", "nbattn/key_ranges.py", "!= padding.flatten(1).sum(1)",
            "< padding.flatten(1).sum(1)", "key_ranges whole/fixes"),
