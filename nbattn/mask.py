@@ -33,6 +33,7 @@ from nbattn.fixes.signatures import answering
 if TYPE_CHECKING:
     import numpy as np
     import torch
+    from matplotlib.axes import Axes as MatplotlibAxes
     from numpy.typing import NDArray
     from torch.nn.attention.flex_attention import BlockMask
 
@@ -385,6 +386,50 @@ class Mask(metaclass=mask_names.Answering):
         from nbattn.pictures import text
 
         return text.picture(self, query_space, key_space)
+
+    def plot(
+        self,
+        query_space: Space,
+        key_space: Space | None = None,
+        *,
+        query: int | Sequence[int] | None = None,
+        kind: str = "matrix",
+        weights: Any = None,
+        ax: MatplotlibAxes | None = None,
+    ) -> MatplotlibAxes:
+        """A figure for papers and notebooks: one panel, as wide as a column (3.35 inches), whose
+        cells are vectors. Long axes are shown at both ends and around the query's window, with
+        marks where the scale breaks: a million positions cost what a thousand cost.
+
+        Args:
+            query_space, key_space: as in `Mask.draw`.
+            query: what the picture is about, one number per axis; a matrix marks its row. Default:
+                the query in the middle.
+            kind: "matrix" draws queries down and keys across, flat and row-major as `Mask.dense`;
+                "neighborhood" the keys of one query on their grid, on three axes as slices of the
+                first; "axes" a lane per axis with what window, dilation, stride, border and prefix
+                do.
+            weights: attention weights that colour the attended keys, an array or a tensor:
+                `[*key_space]` for a neighborhood with `query`, `[Nq, Nk]` for a matrix.
+            ax: matplotlib's Axes to draw into, of any size; default: a new figure of pyplot.
+
+        Returns:
+            The Axes; `ax.figure.savefig("mask.pdf")` writes the figure.
+
+        Raises:
+            MaskError: the mask does not fit the shape.
+            InputError: an unknown kind, a query outside the grid, weights that do not fit; or
+                matplotlib is missing.
+
+        >>> ax = Mask.neighborhood((3, 3)).plot((6, 8), query=(2, 4), kind="neighborhood")
+        >>> [text.get_text() for text in ax.get_legend().get_texts()]
+        ['attended', 'not attended', 'own position']
+        """
+        from nbattn.pictures import plot
+
+        return plot.picture(
+            self, query_space, key_space, query=query, kind=kind, weights=weights, ax=ax
+        )
 
     def to_flex(
         self,

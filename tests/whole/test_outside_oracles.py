@@ -7,20 +7,15 @@ development, and runs these tests. The package itself needs none.
 
 from __future__ import annotations
 
-import sys
 import warnings
 from collections.abc import Callable
-from importlib import import_module
-from importlib.metadata import PackageNotFoundError, distribution
-from importlib.util import module_from_spec, spec_from_file_location
 from itertools import product
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from native_library import NAMES
+from outside_libraries import file_of, flash_attn_4, library
 
 import nbattn
 from nbattn import Mask
@@ -30,32 +25,6 @@ Count = Callable[[str, int], None]
 LENGTHS = (1, 2, 3, 5, 8)
 SHAPES = tuple(product(LENGTHS, repeat=2))
 SIDES = (None, 0, 1, 2, 4, 9)
-
-
-def library(name: str) -> Any:
-    """A module of another library, or a skipped test with the reason why it is missing."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return import_module(name)
-    except ImportError as error:
-        pytest.skip(f"{name} is not to be imported here: {error}")
-
-
-def file_of(package: str, path: str) -> Any:
-    """One file of a distribution as a module, without its neighbours, which want a GPU."""
-    try:
-        place = distribution(package).locate_file(path)
-    except PackageNotFoundError:
-        pytest.skip(f"{package} is not installed")
-    name = f"only_{Path(path).stem}"
-    spec = spec_from_file_location(name, str(place))
-    assert spec is not None
-    assert spec.loader is not None
-    module = module_from_spec(spec)
-    sys.modules[name] = module  # its dataclasses look themselves up
-    spec.loader.exec_module(module)
-    return module
 
 
 def same(mask: Mask, queries: int, keys: int, want: torch.Tensor, offset: int = 0) -> None:
@@ -137,12 +106,42 @@ def test_the_biases_of_xformers(label: str, cases: Count) -> None:
         cases("outside, xformers", 1)
 
 
+BLOCKS: dict[str, tuple[str, tuple[int, ...], Mask]] = {
+    "all": ("", (), Mask.full()),
+    "causal": ("make_causal", (), Mask.causal("top-left")),
+    "causal, bottom-right": (
+        "make_causal_from_bottomright",
+        (),
+        Mask.causal("bottom-right"),
+    ),
+    "local": ("make_local_attention", (3,), Mask.from_transformers(3, offset=0)),
+    "local, bottom-right": (
+        "make_local_attention_from_bottomright",
+        (3,),
+        Mask.from_transformers(3),
+    ),
+}
+
+
+@pytest.mark.parametrize("label", BLOCKS)
+def test_the_block_diagonal_biases_of_xformers(label: str, cases: Count) -> None:
+    """Packed sequences, which are grids of one axis."""
+    made, arguments, mask = BLOCKS[label]
+    biases = file_of("xformers", "xformers/ops/fmha/attn_bias.py")
+    for queries, keys in (([3, 5, 2], [3, 5, 2]), ([3, 1, 4], [6, 5, 4])):
+        bias = biases.BlockDiagonalMask.from_seqlens(queries, keys)
+        if made:
+            bias = getattr(bias, made)(*arguments)
+        plan = nbattn.plan(
+            mask, (sum(queries), 1, 8), (sum(keys), 1, 8), dtype="float32", device="cpu",
+            grids=queries, key_grids=keys,
+        )  # fmt: skip
+        want = bias.materialize((sum(queries), sum(keys))) == 0
+        assert np.array_equal(plan.support(), want.numpy()), (queries, keys)
+        cases("outside, xformers", 1)
+
+
 # flash-attn 4: its reference in plain torch, a file that needs none of the package's GPU tools
-
-
-def flash_attn_4() -> Any:
-    library("einops")
-    return file_of("flash-attn-4", "flash_attn/cute/testing.py")
 
 
 def test_the_local_mask_of_flash_attn_4(cases: Count) -> None:
@@ -176,3 +175,19 @@ def test_the_reference_of_flash_attn_4(causal: bool, cases: Count) -> None:
             found = nbattn.attention(*made, mask, softcap=2.0, backend=backend)
             torch.testing.assert_close(found, want, rtol=0, atol=1e-12)
             cases("outside, flash-attn 4 values", 1)
+
+
+def test_sinks_of_flash_attn_4() -> None:
+    query, key, value = torch.randn(3, 2, 9, 4, 8)
+    sink = torch.randn(4)
+    want = flash_attn_4().attention_ref(query, key, value, causal=True, learnable_sink=sink)[0]
+    found = nbattn.attention(query, key, value, Mask.causal(), sink=sink, backend="tiled")
+    torch.testing.assert_close(found, want)
+
+
+@pytest.mark.parametrize(("length", "chunk"), [(12, 4), (7, 7), (9, 12)])
+def test_chunks_of_flash_attn_3(length: int, chunk: int) -> None:
+    """As the tests of flash-attn 4 define them; a stride says the same where it divides."""
+    chunks = ~flash_attn_4().construct_chunk_mask(length, length, chunk)
+    mask = Mask(nbattn.Axis(chunk - 1, causal=True, stride=chunk))
+    same(mask, length, length, chunks.tril())
