@@ -64,7 +64,8 @@ def broken_links(page: Path, text: str) -> list[str]:
             continue  # pages that the build makes are the build's to check
         path, _, anchor = target.partition("#")
         file = (page.parent / path).resolve() if path else page
-        if not file.is_file() or target.startswith("/"):
+        is_folder = file.is_dir() and DOCS not in page.parents  # which GitHub shows
+        if not (file.is_file() or is_folder) or target.startswith("/"):
             broken.append(f"{target}: no such file")
         elif DOCS in page.parents and DOCS not in file.parents:
             broken.append(f"{target}: is not a part of the site")
