@@ -35,13 +35,13 @@ def test_every_block_runs(
     assert len(BLOCKS) >= 5
     assert "axis 2  6 left, itself, 6 right; dilation 2, wrap" in printed
     assert re.search(r"chosen    (native/window|sdpa/dense\+fold) ", printed)  # with a compiler
-    assert "sdpa cannot run this" in printed
+    assert len(TEXT.splitlines()) <= 120
 
 
 def test_every_name_works_after_one_import() -> None:
     names = {*re.findall(r"\bnbattn(?:\.\w+)+", TEXT)}
-    assert {"nbattn.integrations.transformers.register", "nbattn.integrations.natten"} <= names
-    for name in names - {"nbattn.program.device"}:
+    assert {"nbattn.load", "nbattn.attention", "nbattn.plan"} <= names
+    for name in names:
         assert eval(name, {"nbattn": nbattn}) is not None, name
 
 
