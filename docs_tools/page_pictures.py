@@ -1,0 +1,52 @@
+"""Draws the pictures of pages: a page's Python blocks make the figures that the page shows.
+
+The n-th figure that the blocks of a page make is the n-th SVG that the page links to. So a reader can
+make every picture by the code beside it: `python -m docs_tools.page_pictures`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import redirect_stdout
+from io import StringIO
+from pathlib import Path
+
+DOCS = Path(__file__).parents[1] / "docs"
+ROOMS = ("start", "concepts", "design")
+_BLOCK = re.compile(r"```python\n(.*?)```", flags=re.S)
+_PICTURE = re.compile(r"!\[[^\]]*\]\(([^)]+\.svg)\)")
+
+
+def pages() -> list[Path]:
+    """The pages whose blocks make figures."""
+    found = sorted(page for room in ROOMS for page in (DOCS / room).glob("*.md"))
+    return [page for page in found if ".plot(" in page.read_text(encoding="utf-8")]
+
+
+def figures(page: Path) -> Iterator[tuple[Path, object]]:
+    """Runs the blocks of a page; yields the file of each picture, and its figure."""
+    import matplotlib as mpl
+
+    mpl.use("agg")
+    from matplotlib import pyplot
+
+    text = page.read_text(encoding="utf-8")
+    scope: dict[str, object] = {}
+    pyplot.close("all")
+    with redirect_stdout(StringIO()):
+        for block in _BLOCK.findall(text):
+            exec(compile(block, page.name, "exec"), scope)
+    files = [page.parent / link for link in _PICTURE.findall(text)]
+    for file, number in zip(files, pyplot.get_fignums(), strict=True):
+        yield file.resolve(), pyplot.figure(number)
+    pyplot.close("all")
+
+
+if __name__ == "__main__":
+    from nbattn.pictures import files
+
+    for page in pages():
+        for path, figure in figures(page):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            files.save(figure, path)
