@@ -21,12 +21,16 @@ oracles: $(ORACLES)/stamp
 # On a machine with a GPU, of whose Python everything is used as it is: `make gpu ARGS="--seconds 580"`.
 gpu:
 	PYTHONPATH=. $(PYTHON) benchmarks/gpu_programme.py $(ARGS)
+# The pages that are made from the code, and the site of all pages; it needs no network.
+docs: $(VENV)/stamp
+	$(BIN)/python -m docs_tools
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 bench: $(VENV)/stamp
 	$(BIN)/python benchmarks/cpu.py
 demo: $(VENV)/demo
 	$(BIN)/python -m nbattn demo
 clean:
-	rm -rf $(VENV) $(ORACLES) build dist demo-output .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(ORACLES) build dist site demo-output .pytest_cache .ruff_cache .hypothesis
 $(VENV)/stamp: pyproject.toml
 	$(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/pip install --quiet "$(TORCH)" --editable ".[dev,all]"
@@ -39,4 +43,4 @@ $(ORACLES)/stamp: pyproject.toml
 	$(PYTHON) -m venv --clear $(ORACLES)
 	$(ORACLES)/bin/pip install --quiet "$(TORCH)" --editable ".[dev,oracles]"
 	touch $@
-.PHONY: demo test deep strict lint gpu bench oracles clean
+.PHONY: demo test deep strict lint gpu docs bench oracles clean

@@ -139,7 +139,8 @@ class LayerConfig:
         mask: in a file, the name of a mask.
         dtype: a name; default: torch's.
         device: as torch names it; default: torch's.
-        The others are as in the layer.
+
+    The others are as in the layer.
 
     >>> LayerConfig(mask=Mask.neighborhood((7, 7)), dim=64, num_heads=2).num_heads
     2
@@ -212,7 +213,8 @@ class PlanConfig:
         query, key: shapes `[B, *space, H, D]` and `[B, *key_space, Hk, D]`, or with grids
             `[T, H, D]` and `[Tk, Hk, D]`; key: default query.
         device: a name; default: the device of this machine.
-        The others are as in `nbattn.plan`.
+
+    The others are as in `nbattn.plan`.
 
     >>> mask = Mask.causal("top-left")
     >>> request = PlanConfig(mask=mask, query=(1, 2048, 8, 64), key=(1, 512, 8, 64))

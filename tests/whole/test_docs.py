@@ -15,7 +15,13 @@ from nbattn.config import LayerConfig, PlanConfig
 from nbattn.config.grammar import CONSTRUCTORS
 
 ROOT = Path(__file__).parents[2]
-PAGES = sorted((ROOT / "docs").rglob("*.md"))
+DOCS = ROOT / "docs"
+PAGES = sorted(DOCS.rglob("*.md"))
+
+
+def name(page: Path) -> str:
+    """A page as `mkdocs.yml` names it, "start/install.md"."""
+    return page.relative_to(DOCS).as_posix()
 
 
 def blocks(page: Path, kind: str) -> list[str]:
@@ -23,7 +29,7 @@ def blocks(page: Path, kind: str) -> list[str]:
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile:UserWarning")
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", PAGES, ids=name)
 def test_a_page_runs_and_prints_what_it_shows(
     page: Path,
     capsys: pytest.CaptureFixture[str],
@@ -38,7 +44,7 @@ def test_a_page_runs_and_prints_what_it_shows(
     assert capsys.readouterr().out == "".join(blocks(page, "text"))
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", PAGES, ids=name)
 def test_the_configurations_of_a_page_load(page: Path, cases: Callable[[str, int], None]) -> None:
     for block in blocks(page, "toml"):
         assert nbattn.load(tomllib.loads(block)).masks

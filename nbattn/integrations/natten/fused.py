@@ -125,8 +125,8 @@ def attention(
         query: `[B, N, H, D]`; key `[B, M, Hk, D]`; value `[B, M, Hk, Dv]`.
         is_causal: query i attends to keys up to i, also if N and M differ.
         scale, backend, return_lse: as in `neighborhood_attention_generic`.
-        seqlens_Q, seqlens_KV, cumulative_seqlen_Q, cumulative_seqlen_KV, max_seqlen_Q,
-            max_seqlen_KV: packed sequences, which are an error.
+        seqlens_Q, seqlens_KV, cumulative_seqlen_Q, cumulative_seqlen_KV: packed sequences, which
+            are an error, as max_seqlen_Q and max_seqlen_KV are.
 
     The other arguments only tune NATTEN's kernels; they have no effect.
 
