@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from nbattn import windows
 from nbattn.axis import (
     CODE_FIELDS,
     MAX_RANK,
@@ -28,7 +29,6 @@ from nbattn.errors import MaskError, counted, described, kind
 from nbattn.fixes import mask_names
 from nbattn.fixes import masks as repairs
 from nbattn.fixes.signatures import answering
-from nbattn.symbolic import holds, is_symbolic
 
 if TYPE_CHECKING:
     import numpy as np
@@ -118,18 +118,22 @@ class Mask(metaclass=mask_names.Answering):
 
     @classmethod
     @answering(mask_names.refusal, own=1)
-    def causal(cls, align: Align | int | None = None) -> Mask:
-        """One axis: query i attends to keys up to its own position (torch SDPA's `is_causal` is
-        top-left).
+    def causal(cls, align: Align | int | None = None, *, rank: int = 1) -> Mask:
+        """Query i attends to keys up to its own position (torch SDPA's `is_causal` is top-left).
 
         Args:
             align: "top-left", "bottom-right", or an int: top-left with that offset. None needs
                 as many queries as keys.
+            rank: the number of axes. On several, a query attends to a key that is not after it on
+                any axis: a product of half-lines, which is not raster order. For raster order,
+                flatten the space to one axis.
 
         >>> Mask.causal("bottom-right")
         Mask(Axis(None, 0, causal=True, align='bottom-right'))
+        >>> Mask.causal(rank=2).dense((2, 2))[2].tolist()  # (1, 0) does not attend to (0, 1)
+        [True, False, True, False]
         """
-        return cls(Axis(causal=True, align=align))
+        return cls(*[Axis(causal=True, align=align)] * windows.checked_rank(rank))
 
     @classmethod
     @answering(mask_names.refusal, own=1)
@@ -140,8 +144,9 @@ class Mask(metaclass=mask_names.Answering):
         *,
         align: Align | int | None = None,
         dilation: int = 1,
+        rank: int = 1,
     ) -> Mask:
-        """One axis: `left` neighbours, the query's own position, `right` neighbours.
+        """`left` neighbours, the query's own position, `right` neighbours; cut at the ends.
 
         Args:
             left: keys before the query; None is unlimited.
@@ -149,11 +154,13 @@ class Mask(metaclass=mask_names.Answering):
             align: "top-left", "bottom-right", or an int: top-left with that offset. None needs
                 as many queries as keys.
             dilation: distance between neighbours.
+            rank: the number of axes, all alike.
 
         >>> Mask.sliding_window(511)
         Mask(Axis(511, 0))
         """
-        return cls(Axis(left, right, dilation=dilation, align=align))
+        axis = Axis(left, right, dilation=dilation, align=align)
+        return cls(*[axis] * windows.checked_rank(rank))
 
     @classmethod
     @answering(mask_names.refusal, own=1)
@@ -164,6 +171,7 @@ class Mask(metaclass=mask_names.Answering):
         dilation: int | Sequence[int] = 1,
         stride: int | Sequence[int] = 1,
         is_causal: bool | Sequence[bool] = False,
+        rank: int | None = None,
     ) -> Mask:
         """NATTEN's windows: exactly `kernel_size` keys, shifted inward at the borders.
 
@@ -171,13 +179,15 @@ class Mask(metaclass=mask_names.Answering):
         Tests compare this with NATTEN 0.21's own mask. It needs as many queries as keys.
 
         Args:
-            kernel_size: keys per axis; an int, or one int per axis. A single int means one axis
-                unless another argument has more.
+            kernel_size: keys per axis; an int, or one int per axis.
             dilation: distance between keys, per axis.
             stride: every `stride` neighbouring queries share one window (GNA); at most
                 `kernel_size`, which is Swin's window attention where it divides the grid.
             is_causal: whether the axis is causal; a bool, or one bool per axis.
+            rank: the number of axes; None is as many as an argument has values, else one.
 
+        >>> Mask.neighborhood(7, rank=2) == Mask.neighborhood((7, 7))
+        True
         >>> Mask.neighborhood((7, 7), dilation=2)
         Mask(Axis(3, 3, dilation=2, border='shift'), Axis(3, 3, dilation=2, border='shift'))
         """
@@ -187,15 +197,7 @@ class Mask(metaclass=mask_names.Answering):
             "stride": stride,
             "is_causal": is_causal,
         }
-        arguments = {name: _per_axis(value) for name, value in arguments.items()}
-        lengths = {n: len(v) for n, v in arguments.items() if isinstance(v, (tuple, list))}
-        if len({*lengths.values()}) > 1:
-            shown = ", ".join(f"{name} {length}" for name, length in lengths.items())
-            problem = f"per-axis arguments have different lengths: {shown}."
-            raise MaskError(problem, repairs.of_one_length(arguments, lengths))
-        rank = (*lengths.values(), 1)[0]  # next() has no default in the compiler of torch 2.8
-        per_axis = [v if isinstance(v, (tuple, list)) else (v,) * rank for v in arguments.values()]
-        return cls(*[_natten_axis(*values) for values in zip(*per_axis, strict=True)])
+        return cls(*windows.natten_axes(arguments, rank))
 
     @classmethod
     @answering(mask_names.refusal, own=1)
@@ -222,7 +224,7 @@ class Mask(metaclass=mask_names.Answering):
                 f"window_size={window_size!r} is not a pair.", repairs.pair(window_size, causal)
             )
         left, right = (
-            _flash_side(name, side)
+            windows.flash_side(name, side)
             for name, side in zip(("left", "right"), window_size, strict=True)
         )
         return cls(Axis(left, 0 if causal else right, causal=causal, align=align))
@@ -286,12 +288,11 @@ class Mask(metaclass=mask_names.Answering):
         >>> Mask.sliding_window(511, align="bottom-right").to_flash()
         (511, 0)
         """
-        axis = self.axes[0]
-        reason = _why_not_flash(self)
+        axis, reason = self.axes[0], windows.why_not_flash(self.axes)
         if reason:
             raise MaskError(
                 f"Flash has no window_size for this mask: {reason}",
-                _instead_of_flash(self),
+                windows.instead_of_flash(self.axes),
                 repr(self),
             )
         shift = 0 if axis.is_full else axis.offset
@@ -308,22 +309,7 @@ class Mask(metaclass=mask_names.Answering):
         >>> Mask.sliding_window(8, 8, align="bottom-right").decodes()
         'right=8 attends to keys that come later; right=0 does not'
         """
-        axis = self.axes[0]
-        if axis.right != 0:
-            return f"right={axis.right} attends to keys that come later; right=0 does not"
-        if axis.stride != 1:
-            return f"stride={axis.stride} makes windows depend on later queries; stride=1 does not"
-        if axis.border != "clip" and not axis.causal:
-            return f'border="{axis.border}" moves windows as keys grow; border="clip" does not'
-        if axis.prefix and not axis.causal:
-            return f"prefix={axis.prefix} attends to keys that come later; causal=True does not"
-        if axis.align is None:
-            return 'align=None gives a decoded query no key position; "bottom-right" does'
-        if axis.align == "top-left":
-            return 'align="top-left" puts a decoded query on key 0; "bottom-right" does not'
-        if axis.offset > 0:
-            return f"offset={axis.offset} attends to keys that come later; offset=0 does not"
-        return None
+        return windows.why_not_decoded(self.axes[0])
 
     # These methods need arrays, which they import when they are called.
 
@@ -436,65 +422,3 @@ def _check_rank(rank: int, axes: Sequence[Axis] = ()) -> None:
         raise MaskError(
             f"a mask has 1 to {MAX_RANK} axes, not {rank}.", repairs.fewer_axes(rank, axes)
         )
-
-
-def _per_axis(value: Any) -> Any:
-    """Returns an array of one axis as a tuple; other values unchanged."""
-    if isinstance(value, (int, tuple, list)) or is_symbolic(value):
-        return value
-    return tuple(value.tolist()) if getattr(value, "ndim", 0) == 1 else value
-
-
-def _natten_axis(kernel_size: int, dilation: int, stride: int, is_causal: bool) -> Axis:
-    kernel = whole("kernel_size", kernel_size, 1)
-    if not holds(whole("stride", stride, 1) <= kernel):
-        raise MaskError(
-            f"stride={operator.index(stride)} is larger than kernel_size={operator.index(kernel)}.",
-            f"stride={operator.index(kernel)}, or less.",
-        )
-    if truth("is_causal", is_causal):
-        return Axis(kernel - 1, dilation=dilation, stride=stride, causal=is_causal)
-    return Axis(
-        kernel // 2,
-        (kernel - 1) // 2,
-        dilation=dilation,
-        stride=stride,
-        causal=is_causal,
-        border="shift",
-    )
-
-
-def _flash_side(name: str, side: int | None) -> int | None:
-    if side is None:
-        return None
-    number = whole(name, side, None, f"{name}=None for all")
-    return None if number < 0 else number
-
-
-def _instead_of_flash(mask: Mask) -> str:
-    """The fix: this mask aligned bottom-right, if that makes it a Flash window; else nbattn."""
-    exact, axis = "nbattn.attention(query, key, value, mask) runs it exactly.", mask.axes[0]
-    if mask.rank > 1 or axis.align is not None or axis.border != "clip":
-        return exact
-    aligned = Mask(replace(axis, align="bottom-right"))
-    return exact if _why_not_flash(aligned) else f"{aligned!r}.to_flash(), or {exact}"
-
-
-def _why_not_flash(mask: Mask) -> str | None:
-    axis = mask.axes[0]
-    if mask.rank > 1:
-        return f"it has {mask.rank} axes, Flash supports one."
-    if axis.is_full:
-        return None
-    for name, plain in (("dilation", 1), ("stride", 1), ("border", "clip"), ("prefix", 0)):
-        if getattr(axis, name) != plain:
-            return f"{name}={getattr(axis, name)!r}; Flash supports {name}={plain!r} only."
-    if axis.align != "bottom-right":
-        return f"align={axis.align!r}; Flash aligns bottom-right, which differs if lengths differ."
-    for name, side, sign in (("left", axis.left, -1), ("right", axis.right, 1)):
-        if side is not None and (shifted := side + sign * axis.offset) < 0:
-            return (
-                f"{name}={side} with offset={axis.offset} is the window {shifted}; "
-                "Flash takes a negative number as unlimited."
-            )
-    return None

@@ -108,12 +108,14 @@ def _mask_entry(table: Table) -> Table:
         return {"axes": [axis | ({"causal": True} if causal else {})]}
     if isinstance(window, list) and len(window) == 2 and window[0] != window[1]:
         return {"from_flash": {"window_size": window} | ({"causal": True} if causal else {})}
+    rank = {"rank": table["rank"]} if "rank" in table else {}
     if window is not None:
         named = {"is_causal": causal} if causal else {}
-        return {"neighborhood": {"kernel_size": window, **steps, **named}}
-    if "rank" in table:
-        return {"full": {"rank": table["rank"]}}
-    return {"causal": {}} if causal is True and not steps else {}
+        ranked = {} if isinstance(window, list) else rank
+        return {"neighborhood": {"kernel_size": window, **steps, **named, **ranked}}
+    if causal is True or isinstance(causal, dict):
+        return {} if steps else {"causal": (causal if isinstance(causal, dict) else {}) | rank}
+    return {"full": rank} if rank else {}
 
 
 def _of_mask(key: str, table: Table, notation: Notation) -> Answer:

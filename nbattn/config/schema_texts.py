@@ -29,8 +29,8 @@ TABLES = {
     "PlanConfig": "A plan request: the arguments of `nbattn.plan`.",
     "MaskTable": "A mask: exactly one entry, `axes` or a constructor.",
     "neighborhood": "NATTEN's windows: kernel_size keys, moved inward at the borders.",
-    "sliding_window": "A window on one axis, cut at its ends.",
-    "causal": "One axis: all keys up to the query's own position.",
+    "sliding_window": "A window on every axis, cut at its ends.",
+    "causal": "All keys up to the query's own position, on every axis.",
     "full": "All keys of every axis.",
     "from_flash": "One axis, as flash-attn counts: a window of left + right + 1 keys.",
     "from_cudnn": "One axis, as cuDNN counts: left_bound includes the query's own position.",
@@ -40,6 +40,7 @@ _ALIGN = (
     'Needed where lengths differ: "top-left" puts query 0 on key 0, "bottom-right" the last query '
     "on the last key, a number query 0 on that key."
 )
+_RANK = "The number of axes"
 _DILATION = "Distance between neighbouring keys"
 _CAUSAL = "Whether a query attends to no key after its own position"
 KEYS = {
@@ -88,12 +89,17 @@ KEYS = {
     ("neighborhood", "dilation"): Text(f"{_DILATION}, per axis.", (2, [1, 2])),
     ("neighborhood", "stride"): Text("Queries that share one window, per axis.", (4, [1, 4])),
     ("neighborhood", "is_causal"): Text(f"{_CAUSAL}, per axis.", (True, [True, False])),
+    ("neighborhood", "rank"): Text(
+        f"{_RANK}; default: as many as a key has values, else one.", (2,), 1
+    ),
     ("sliding_window", "left"): Text("Keys before the query's own position.", (511,), 0),
     ("sliding_window", "right"): Text("Keys after it.", (0,), 0),
     ("sliding_window", "align"): Text(_ALIGN, ("bottom-right", 100)),
     ("sliding_window", "dilation"): Text(f"{_DILATION}.", (2,), 1),
+    ("sliding_window", "rank"): Text(f"{_RANK}, all alike.", (2,), 1),
     ("causal", "align"): Text(_ALIGN, ("bottom-right", 100)),
-    ("full", "rank"): Text("The number of axes.", (2,), 1),
+    ("causal", "rank"): Text(f"{_RANK}, each causal by itself: not raster order.", (2,), 1),
+    ("full", "rank"): Text(f"{_RANK}.", (2,), 1),
     ("from_flash", "window_size"): Text(
         "Keys before and after the query's own position; -1: unlimited.", ([512, 0],)
     ),

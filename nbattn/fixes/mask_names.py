@@ -76,7 +76,7 @@ def of_the_class(axes: Sequence[Any], named: Mapping[str, Any]) -> MaskError:
             return MaskError(f"{problem}.", f"{written([Axis(**named)])}.")
     except (MaskError, TypeError):
         return MaskError(f"{problem}.")
-    for name in ("neighborhood", "from_flash", "from_transformers", "full"):
+    for name in ("full", "neighborhood", "from_flash", "from_transformers"):
         if named.keys() <= set(inspect.signature(getattr(Mask, name)).parameters):
             return MaskError(f"{problem}.", f"Mask.{name}({shown}).")
     return MaskError(f"{problem}.")

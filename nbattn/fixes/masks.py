@@ -158,6 +158,17 @@ def of_one_length(arguments: Mapping[str, Any], lengths: Mapping[str, int]) -> s
     return f"{', '.join(f'{name}={values!r}' for name, values in fixed.items())}." if fixed else ""
 
 
+def of_one_rank(arguments: Mapping[str, Any], lengths: Mapping[str, int], rank: int) -> str:
+    """The code for per-axis values of another length than the rank: a rank of their length, or as
+    many values as the rank.
+    """
+    count = next(iter(lengths.values()))
+    values = of_one_length({"": (0,) * rank, **arguments}, {"": rank, **lengths})
+    ranked = f"rank={count}" if 1 <= count <= MAX_RANK else ""
+    codes = filter(None, [ranked, values.rstrip(".")])
+    return "".join(f"{code}." for code in [", or ".join(codes)] if code)
+
+
 def pair(window_size: Any, following: Any) -> str:
     """The code of Flash's window that was probably meant, whose right side may be the argument
     that follows.

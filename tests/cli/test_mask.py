@@ -285,7 +285,8 @@ MISUSE = [
     (["--mask", "Axis(1, left=2)", "--query", "3"],
      "Axis has 'left' twice.\n  given: Axis(1, left=2)\n  fix:   left once."),
     (["--mask", "neighborhood()", "--query", "3"],
-     "Mask.neighborhood() needs kernel_size; it takes kernel_size, dilation, stride, is_causal.\n"
+     "Mask.neighborhood() needs kernel_size; it takes kernel_size, dilation, stride, is_causal, "
+     "rank.\n"
      "  fix:   --mask 'neighborhood(7)'"),
     (["--mask", "causal(), Axis(1)", "--query", "3"],
      f"a Mask is one of 2 parts; only axes can be combined.\n  given: causal(), Axis(1)\n"

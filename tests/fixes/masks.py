@@ -269,6 +269,28 @@ CALLS = [
             ("sliding_window", "(3, 0)", "left=3, right=0", "Mask(Axis(3, 0))"),
             ("from_cudnn", "(3, 0)", "left_bound=3, right_bound=0", "Mask.from_cudnn(3, 0)"),
             ("full", "(8, 8)", "rank=2", "Mask.full(2)"),
+            ("causal", "rank=4", "rank=3", "Mask(*[Axis(causal=True)] * 3)"),
+            ("causal", "dims=2", "rank=2", "Mask(*[Axis(causal=True)] * 2)"),
+        )
+    ],
+    *[
+        Row(
+            f"Mask.neighborhood({sizes}, rank={rank})",
+            right,
+            f"mask = Mask.neighborhood({fixed})",
+            f"mask == Mask.neighborhood({same})",
+        )
+        for sizes, rank, right, fixed, same in (
+            ("(7, 5)", 3, "rank=2", "(7, 5), rank=2", "(7, 5)"),
+            ("(7, 5)", 3, "kernel_size=(7, 5, 5)", "kernel_size=(7, 5, 5), rank=3", "(7, 5, 5)"),
+            ("(7,) * 4", 2, "kernel_size=(7, 7)", "kernel_size=(7, 7), rank=2", "(7, 7)"),
+            (
+                "7, dilation=(1, 2)",
+                1,
+                "rank=2",
+                "7, dilation=(1, 2), rank=2",
+                "(7, 7), dilation=(1, 2)",
+            ),
         )
     ],
 ]
@@ -353,8 +375,8 @@ WHOLE = [
             "Mask(Axis(3, 3, border='wrap'), Axis(2, 2, border='wrap'))",
         ),
         (
+            "Mask.neighborhood(7, ndim=2)",
             "Mask.neighborhood(7, rank=2)",
-            "Mask(Axis(3, 3, border='shift'), Axis(3, 3, border='shift'))",
             "Mask.neighborhood((7, 7))",
         ),
         (

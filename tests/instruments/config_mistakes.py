@@ -97,7 +97,7 @@ masks.a.axes[0].left: found "1"; legal: a whole number; fix: left = 1.
 masks.a.axes[1]: causal=True allows no keys to the right, but right=2; fix: { left = 1, right = 0, causal = true }, or { left = 1, right = 2 } for 2 keys ahead.
 masks.a.axes[2]: found 3; legal: a table.
 masks.b.neighborhood.kernel_size[1]: found "x"; legal: a whole number.
-masks.b.neighborhood.dilatin: unknown key; legal: kernel_size, dilation, stride, is_causal. Did you mean dilation?
+masks.b.neighborhood.dilatin: unknown key; legal: kernel_size, dilation, stride, is_causal, rank. Did you mean dilation?
 plans.c.mask: "d" is not known; legal: "a", "b".
 plans.c.query: found "all"; legal: a list.
 

@@ -43,7 +43,8 @@ ALLOWED = {
     "fixes": "lazy errors axis fixes",
     "synonyms": "axis",
     "packages": "",
-    "mask": "errors axis symbolic fixes",
+    "windows": "errors axis symbolic fixes",
+    "mask": "errors axis symbolic fixes windows",
     "recipes": "errors axis mask fixes",
     "mistaken_masks": "errors axis mask fixes",
     "mistaken_words": "errors axis synonyms mask fixes mistaken_masks",
@@ -142,9 +143,10 @@ PEERS = {
 }
 FOREIGN = {
     **dict.fromkeys(
-        ["version", "lazy", "errors", "symbolic", "axis", "fixes", "synonyms", "packages", "mask"],
+        ["version", "lazy", "errors", "symbolic", "axis", "fixes", "synonyms", "packages"],
         "",
     ),
+    **dict.fromkeys(["windows", "mask"], ""),
     **dict.fromkeys(["alignment", "circles", "published", "doctor", "__main__", ""], ""),
     **dict.fromkeys(
         ["piecewise_sum", "rows", "geometry", "biases", "grids", "pictures"],

@@ -87,7 +87,10 @@ def near(found: Tensor, wanted: Tensor) -> bool:
     return bool(0 < (found - wanted).norm() < 0.05 * wanted.norm())
 
 
-@pytest.mark.parametrize("name", ["Int8WeightOnlyConfig", "Int8DynamicActivationInt8WeightConfig"])
+@pytest.mark.parametrize(
+    "name",
+    ["Int8WeightOnlyConfig", "Int8DynamicActivationInt8WeightConfig", "Float8WeightOnlyConfig"],
+)
 def test_torchao_quantises_the_projections(net: Net, name: str) -> None:
     quantization = pytest.importorskip("torchao.quantization")
     model = copy.deepcopy(net).eval()

@@ -74,7 +74,7 @@ def window(
         "dilation": dilation,
         "is_causal": is_causal,
     }
-    values = {name: per_axis(name, value, rank) for name, value in arguments.items()}
+    values: dict[str, Any] = {n: per_axis(n, value, rank) for n, value in arguments.items()}
     mask = Mask.neighborhood(**values)
     for axis, length in enumerate(space):
         kernel, step = values["kernel_size"][axis], values["dilation"][axis]
