@@ -21,18 +21,10 @@ class Examples(griffe.Extension):
 
 
 def fenced(text: str) -> str:
-    """Returns a docstring, whose examples are fenced.
+    r"""Returns a docstring, whose examples are fenced.
 
-    >>> print(fenced("Adds.\\n\\n>>> add(1)\\n2\\n\\n>>> add(2)\\n3"))
-    Adds.
-    <BLANKLINE>
-    ```pycon
-    >>> add(1)
-    2
-    <BLANKLINE>
-    >>> add(2)
-    3
-    ```
+    >>> fenced("Adds.\n\n>>> add(1)\n2").splitlines()
+    ['Adds.', '', '```pycon', '>>> add(1)', '2', '```']
     """
     paragraphs: list[str] = []
     for paragraph in text.split("\n\n"):

@@ -223,10 +223,12 @@ class BoundAxis:
             corners |= {group.skip + end + lap for end in (0, group.keys) for lap in laps}
         return bends(self.spec, corners)
 
-    def query_rows(self, first: int, stop: int) -> tuple[Ints, Rows]:
-        """Of the queries `first` to `stop`: the first held key of their class, and their rows."""
+    def query_rows(self, first: int, stop: int, step: int = 1) -> tuple[Ints, Rows]:
+        """Of the queries `range(first, stop, step)`: the first held key of their class, and their
+        rows.
+        """
         d = self.spec.dilation
-        u, residue = np.divmod(np.arange(first, stop, dtype=np.int64) + self.offset, d)
+        u, residue = np.divmod(np.arange(first, stop, step, dtype=np.int64) + self.offset, d)
         length = np.maximum(0, -((residue - self.lengths[1]) // d))
         rows = rows_of(self.spec, *window_of(self.spec, u, length), length)
         if self.held is None:
@@ -237,13 +239,12 @@ class BoundAxis:
         )
         return residue + d * skip - self.first_key, _held_rows(rows, skip, end - skip)
 
-    def windows(self) -> tuple[Ints, Ints, Ints]:
+    def windows(self, queries: Ints | None = None) -> tuple[Ints, Ints, Ints]:
         """Every query's window `[lo, hi)` in class coordinates before causality and borders act on
-        it, and the number of keys in its class.
+        it, and the number of keys in its class; or those of some queries.
         """
-        u, residue = np.divmod(
-            np.arange(self.queries, dtype=np.int64) + self.offset, self.spec.dilation
-        )
+        each = np.arange(self.queries, dtype=np.int64) if queries is None else queries
+        u, residue = np.divmod(each + self.offset, self.spec.dilation)
         keys = np.maximum(0, -((residue - self.keys) // self.spec.dilation))
         return *plain_window(self.spec, u, keys), keys
 

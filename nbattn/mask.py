@@ -7,7 +7,7 @@ computes which keys it allows.
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +33,7 @@ from nbattn.fixes.signatures import answering
 if TYPE_CHECKING:
     import numpy as np
     import torch
+    from matplotlib.axes import Axes as MatplotlibAxes
     from numpy.typing import NDArray
     from torch.nn.attention.flex_attention import BlockMask
 
@@ -279,6 +280,35 @@ class Mask(metaclass=mask_names.Answering):
             return cls(Axis(None if window is None else window - 1, causal=True, align=align))
         return cls(Axis(window, window, align=align))
 
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Mask:
+        """The mask of plain data, as `to_dict` returns it, and as configuration files have it.
+
+        Args:
+            data: `{"axes": [...]}`, a mapping of fields per axis; or the name of a constructor with
+                its arguments: `{"neighborhood": {"kernel_size": [7, 7]}}`.
+
+        Raises:
+            ConfigError: lists every mistake: where, what is legal, and what was probably meant.
+
+        >>> Mask.from_dict({"neighborhood": {"kernel_size": 3, "rank": 2}})
+        Mask(Axis(1, 1, border='shift'), Axis(1, 1, border='shift'))
+        """
+        from nbattn import mask_tables
+
+        return cls(*mask_tables.mask_of(data).axes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the mask as plain data that JSON, TOML and YAML take: its axes, without what is a
+        default. `Mask.from_dict` reads it, and files have it under `[masks.NAME]`.
+
+        >>> Mask(Axis(8, causal=True), Axis(3, 3, border="shift")).to_dict()["axes"][1]
+        {'left': 3, 'right': 3, 'border': 'shift'}
+        """
+        from nbattn import mask_tables
+
+        return mask_tables.table_of(self)
+
     def to_flash(self) -> tuple[int, int]:
         """Returns Flash's `window_size` for this mask, by Flash's documentation; -1 is unlimited.
 
@@ -356,6 +386,50 @@ class Mask(metaclass=mask_names.Answering):
         from nbattn.pictures import text
 
         return text.picture(self, query_space, key_space)
+
+    def plot(
+        self,
+        query_space: Space,
+        key_space: Space | None = None,
+        *,
+        query: int | Sequence[int] | None = None,
+        kind: str = "matrix",
+        weights: Any = None,
+        ax: MatplotlibAxes | None = None,
+    ) -> MatplotlibAxes:
+        """A figure for papers and notebooks: one panel, as wide as a column (3.35 inches), whose
+        cells are vectors. Long axes are shown at both ends and around the query's window, with
+        marks where the scale breaks: a million positions cost what a thousand cost.
+
+        Args:
+            query_space, key_space: as in `Mask.draw`.
+            query: what the picture is about, one number per axis; a matrix marks its row. Default:
+                the query in the middle.
+            kind: "matrix" draws queries down and keys across, flat and row-major as `Mask.dense`;
+                "neighborhood" the keys of one query on their grid, on three axes as slices of the
+                first; "axes" a lane per axis with what window, dilation, stride, border and prefix
+                do.
+            weights: attention weights that colour the attended keys, an array or a tensor:
+                `[*key_space]` for a neighborhood with `query`, `[Nq, Nk]` for a matrix.
+            ax: matplotlib's Axes to draw into, of any size; default: a new figure of pyplot.
+
+        Returns:
+            The Axes; `ax.figure.savefig("mask.pdf")` writes the figure.
+
+        Raises:
+            MaskError: the mask does not fit the shape.
+            InputError: an unknown kind, a query outside the grid, weights that do not fit; or
+                matplotlib is missing.
+
+        >>> ax = Mask.neighborhood((3, 3)).plot((6, 8), query=(2, 4), kind="neighborhood")
+        >>> [text.get_text() for text in ax.get_legend().get_texts()]
+        ['attended', 'not attended', 'own position']
+        """
+        from nbattn.pictures import plot
+
+        return plot.picture(
+            self, query_space, key_space, query=query, kind=kind, weights=weights, ax=ax
+        )
 
     def to_flex(
         self,

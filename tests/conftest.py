@@ -33,6 +33,8 @@ if "NBATTN_CACHE" not in os.environ:
     atexit.register(shutil.rmtree, os.environ["NBATTN_CACHE"], ignore_errors=True)
 # Torch's compiler takes the processor's word for its vectors, and compiles no probes of them.
 os.environ.setdefault("TORCHINDUCTOR_VEC_ISA_OK", "1")
+# Figures of examples open no window.
+os.environ["MPLBACKEND"] = "agg"
 # Output is piped, 100 columns wide; xdist's workers say that theirs is a terminal of 80.
 for variable in ("COLUMNS", "LINES"):
     os.environ.pop(variable, None)

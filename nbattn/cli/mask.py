@@ -257,7 +257,7 @@ def _fitting(axes: Axes) -> dict[str, Any]:
 
 def _write_png(options: argparse.Namespace, mask: Mask, query: Space, key: Space) -> None:
     from nbattn.functional import plan
-    from nbattn.pictures import plot
+    from nbattn.pictures import sheet as plot
 
     settings: dict[str, Any] = {
         name: default if getattr(options, name) is None else getattr(options, name)

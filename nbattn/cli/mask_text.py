@@ -13,17 +13,12 @@ from typing import Any
 from nbattn.axis import Axis
 from nbattn.errors import InputError
 from nbattn.mask import Mask
+from nbattn.mask_tables import CONSTRUCTORS
 
 MAKERS: dict[str, Callable[..., Any]] = {
     "Axis": Axis,
     "Mask": Mask,
-    "neighborhood": Mask.neighborhood,
-    "sliding_window": Mask.sliding_window,
-    "causal": Mask.causal,
-    "full": Mask.full,
-    "from_flash": Mask.from_flash,
-    "from_cudnn": Mask.from_cudnn,
-    "from_transformers": Mask.from_transformers,
+    **CONSTRUCTORS,
 }
 LONGEST_TEXT = 2000
 _CALLS = {  # constructors by their bare names

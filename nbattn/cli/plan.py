@@ -8,7 +8,7 @@ import shlex
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from nbattn.cli import arguments, plan_mesh, plan_model, screen
+from nbattn.cli import arguments, plan_mesh, plan_model, screen, values
 from nbattn.cli.parser import Parser
 
 if TYPE_CHECKING:
@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 _DESCRIPTION = """
 Show which kernel would run an attention, and how to get a faster one; then the other candidates
-with their costs, and the reason for each refusal. Needs no device and writes nothing.
+with their costs, and the reason for each refusal. Needs no device; writes
+nothing without --html.
 
 Requests come from a configuration (all plans or the named ones), or from --mask and --query.
 Options override the configuration. --model plans all attention of a published model. --mesh cuts
@@ -32,6 +33,7 @@ examples:
   nbattn plan video_3d train --device sm_90 --verify
   nbattn plan --mask 'neighborhood((7, 7), dilation=8)' --query 8,56,56,2,32 --training
   nbattn plan video_3d --mask encoder --query 1,8,24,24,8,64 --json
+  nbattn plan nat_tiny --html nat_tiny.html
   nbattn plan --model flux --size 4096x4096 --device sm_90
   nbattn plan hunyuan_video strided --mesh 4,2 --shard 1,2 --device sm_90
   nbattn plan hunyuan_sta --mask near --model hunyuan_video --device sm_90 --plot hunyuan.png
@@ -57,6 +59,8 @@ def parser() -> Parser:
     add("--all", action="store_true", help="every candidate with every reason")
     add("--json", action="store_true", help="print JSON instead of text")
     add("--verify", action="store_true", help="prove that each plan computes exactly its mask")
+    text = "also write a page that explores the plans in a browser"
+    add("--html", type=values.page, metavar="FILE", help=text)
     return found
 
 
@@ -64,10 +68,15 @@ def run(options: argparse.Namespace) -> int:
     """Plan every request, or a model, and print it."""
     if plan_model.is_asked(options):
         return plan_model.run(options)
+    values.check_writable("--html", options.html, ".html")
     cuts = plan_mesh.cuts(options)
     plans = {name: cut.plan() for name, cut in cuts.items()} or arguments.plans(options)
     plan_mesh.draw(options, cuts)
     wrong = dict(_wrong(plans)) if options.verify else {}
+    if options.html is not None:
+        from nbattn.explorer import page
+
+        page.write(plans, options.html)
     if options.json:
         exact = {name: {"verified": name not in wrong} for name in plans if options.verify}
         halos = {name: cut.to_dict() for name, cut in cuts.items()}
@@ -87,8 +96,8 @@ def run(options: argparse.Namespace) -> int:
             name = f"rank {cuts[name].rank.number}"
         screen.show(text(name, plan, proof, every=options.all))
     screen.show("\n".join(["", *_end(plans, options)]))
-    if options.plot is not None:
-        screen.show(f"written: {options.plot}")
+    for path in filter(None, (options.plot, options.html)):
+        screen.show(f"written: {path}")
     return 1 if wrong else 0
 
 
@@ -134,9 +143,17 @@ def _end(plans: dict[str, Plan], options: argparse.Namespace) -> Iterator[str]:
     if not options.all:
         yield screen.wrapped("--all lists every candidate with every reason")
     if options.mesh is None and any(map(measuring_helps, plans.values())):
-        words = [word for word in options.words if word not in _OWN]
-        command = f"nbattn tune {shlex.join(words)}"
+        command = f"nbattn tune {shlex.join(_of_tune(options.words))}"
         yield screen.wrapped_command(command, "to measure the candidates: ")
+
+
+def _of_tune(words: list[str]) -> Iterator[str]:
+    """Yield the words of a command line that `nbattn tune` takes as well."""
+    before = ""
+    for word in words:
+        if word not in (*_OWN, "--html") and before != "--html" and word[:7] != "--html=":
+            yield word
+        before = word
 
 
 def _labelled(label: str, content: str, *styles: str) -> str:

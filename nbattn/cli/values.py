@@ -57,6 +57,7 @@ number = Kind("a number", "30.0", float)
 file = Kind("a file", "nbattn.json", Path)
 folder = Kind("a folder", "demo-output", Path)
 picture = Kind("a file", "nbattn.png", Path)
+page = Kind("a file", "nbattn.html", Path)
 
 
 def nearest(name: str, known: Sequence[str]) -> str:

@@ -27,6 +27,7 @@ from nbattn.config import files, mistakes, notation, schema_texts, shipped
 from nbattn.config.grammar import STRICT, LayerConfig, MaskTable, PlanConfig
 from nbattn.errors import ConfigError, InputError, Mistake, kind
 from nbattn.mask import Mask
+from nbattn.mask_tables import changed_fields
 
 __all__ = ["Config", "LayerConfig", "PlanConfig", "load", "schema"]
 
@@ -72,9 +73,13 @@ class Config:
         """
         names = {mask: name for name, mask in reversed(self.masks.items())}
         sections = {
-            "masks": {name: {"axes": [*map(_plain, m.axes)]} for name, m in self.masks.items()},
-            "layers": {n: _plain(c) | {"mask": names[c.mask]} for n, c in self.layers.items()},
-            "plans": {n: _plain(c) | {"mask": names[c.mask]} for n, c in self.plans.items()},
+            "masks": {name: mask.to_dict() for name, mask in self.masks.items()},
+            "layers": {
+                n: changed_fields(c) | {"mask": names[c.mask]} for n, c in self.layers.items()
+            },
+            "plans": {
+                n: changed_fields(c) | {"mask": names[c.mask]} for n, c in self.plans.items()
+            },
         }
         return {name: section for name, section in sections.items() if section}
 
@@ -111,6 +116,36 @@ def load(source: str | os.PathLike[str] | Mapping[str, Any]) -> Config:
         given = "the text of a file" if isinstance(source, str) else kind(source)
         raise InputError(f"load takes a path or a mapping, not {given}.", _loaded(source))
     return _Loading(name, files.plain(name, data)).config()
+
+
+_OWN = "mask"  # the name of a mask that is read alone
+
+
+def mask_of(table: object) -> Mask:
+    """Reads the table of one mask, for `Mask.from_dict`.
+
+    Raises:
+        ConfigError: as `load`; key paths begin in the table.
+    """
+    if isinstance(table, Mask):
+        mistake = Mistake("", "is a Mask", "a table", "Mask.from_dict(mask.to_dict())")
+    elif isinstance(table, str) and table.lstrip().startswith("{"):
+        mistake = Mistake("", "is text", "a table", "Mask.from_dict(json.loads(text))")
+    elif isinstance(table, Mapping) and isinstance(named := table.get("masks"), Mapping) and named:
+        fix = f"nbattn.load(data).masks[{next(iter(named))!r}]"
+        mistake = Mistake("", "is a whole configuration", "the table of one mask", fix)
+    else:
+        try:
+            return load({"masks": {_OWN: table}}).masks[_OWN]
+        except ConfigError as error:
+            raise ConfigError(error.source, [*map(_in_table, error.mistakes)]) from None
+    raise ConfigError("mapping", [mistake])
+
+
+def _in_table(mistake: Mistake) -> Mistake:
+    """A mistake of a file with one mask, as one of the mask's own table."""
+    path = mistake.path.removeprefix(f"masks.{_OWN}").removeprefix(".")
+    return mistake._replace(path=path, fix=mistake.fix.removeprefix(f'"{_OWN}": '))
 
 
 def _loaded(source: object) -> str:
@@ -196,14 +231,3 @@ def _listed(names: Sequence[str]) -> str:
     """Returns the first names, and how many there are if some are left out."""
     more = f" … ({len(names)})" if len(names) > _LISTED else ""
     return ", ".join(names[:_LISTED]) + more
-
-
-def _plain(value: Any) -> dict[str, Any]:
-    """Returns the fields of a dataclass that differ from their defaults."""
-    default = {name: f.default for name, f in value.__dataclass_fields__.items()}
-    plain = {name: getattr(value, name) for name in default}
-    return {
-        name: list(item) if isinstance(item, tuple) else item
-        for name, item in plain.items()
-        if item != default[name]
-    }

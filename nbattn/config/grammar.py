@@ -17,6 +17,7 @@ from nbattn.axis import Axis
 from nbattn.backends import families
 from nbattn.errors import InputError, NbattnError
 from nbattn.mask import Mask
+from nbattn.mask_tables import CONSTRUCTORS
 from nbattn.program.device import DEVICES
 from nbattn.program.request import DTYPES
 
@@ -25,15 +26,6 @@ if TYPE_CHECKING:
     from nbattn.planner.plan import Plan
 
 STRICT = {"extra": "forbid", "strict": True}
-CONSTRUCTORS: Mapping[str, Callable[..., Mask]] = {
-    "neighborhood": Mask.neighborhood,
-    "sliding_window": Mask.sliding_window,
-    "causal": Mask.causal,
-    "full": Mask.full,
-    "from_flash": Mask.from_flash,
-    "from_cudnn": Mask.from_cudnn,
-    "from_transformers": Mask.from_transformers,
-}
 
 
 class _Arguments:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nbattn.errors import MaskError, counted
-from nbattn.geometry import BoundAxis
+from nbattn.geometry import BoundAxis, Ints
 
 LONGEST = 2**21
 SIGNS = {
@@ -28,6 +28,11 @@ SIGNS = {
     "p=": "own position, off axis",
 }
 READ, OWN, OWN_UNREAD, MOVED, PREFIX, PART, NONE, OTHER, *_ = SIGNS
+BEYOND, OUTSIDE = "window beyond the axis", ""  # of cells that are no keys
+# What a cell is, apart from own positions. Of a key's kinds on several axes the last one counts.
+KINDS = (READ, MOVED, PREFIX, NONE, OTHER, BEYOND, OUTSIDE)
+LAST_ATTENDED = KINDS.index(PREFIX)
+_REACHED = (KINDS.index(READ), KINDS.index(BEYOND))
 
 
 def check_lengths(axes: Sequence[BoundAxis]) -> None:
@@ -68,14 +73,80 @@ def key_counts(axes: Sequence[BoundAxis]) -> tuple[int, int, int]:
 
 def signs(axis: BoundAxis) -> NDArray[np.str_]:
     """One sign per pair `[queries, keys]` of a short axis: attended or not, and the reason."""
-    own = (np.arange(axis.queries) + axis.offset)[:, None]
-    t, residue = np.divmod(np.arange(axis.keys), axis.spec.dilation)
-    lo, hi, _ = (side[:, None] for side in axis.windows())
-    attended, window = axis.dense(), replace(axis, spec=replace(axis.spec, prefix=0)).dense()
-    at_own, moved = (own == np.arange(axis.keys)) & axis.is_placed, (t < lo) | (t >= hi)
-    off_grid = residue != own % axis.spec.dilation
-    rules = [at_own & attended, at_own, attended & ~window, attended & moved, attended, off_grid]
-    return np.select(rules, [OWN, OWN_UNREAD, PREFIX, MOVED, READ, OTHER], NONE)
+    queries, keys = np.arange(axis.queries), np.arange(axis.keys)
+    cells, at_own = kinds(axis, queries, keys), own_positions(axis, queries, keys)
+    plain = np.array(KINDS)[cells]
+    return np.where(at_own, np.where(cells <= LAST_ATTENDED, OWN, OWN_UNREAD), plain)
+
+
+def kinds(axis: BoundAxis, queries: Ints, keys: Ints) -> NDArray[np.int8]:
+    """Index into `KINDS` per pair of some queries and keys `[queries, keys]`. Keys may lie outside
+    the axis: a cell there is `BEYOND` where the query's window reaches it, else `OUTSIDE`.
+    """
+    spec, inside = axis.spec, (keys >= 0) & (keys < axis.keys)
+    own = (queries + axis.offset)[:, None]
+    t, residue = np.divmod(keys, spec.dilation)
+    lo, hi, _ = (side[:, None] for side in axis.windows(queries))
+    on_grid, in_window = residue == own % spec.dilation, (t >= lo) & (t < hi)
+    attended = _attended(axis, queries, keys)
+    window = _attended(replace(axis, spec=replace(spec, prefix=0)), queries, keys)
+    reached = on_grid & in_window & (keys <= own if spec.causal else True)
+    reached &= (keys >= 0 if spec.left is None else True) & (
+        keys < axis.keys if spec.right is None else True
+    )
+    rules = [
+        (~inside & reached, BEYOND),
+        (~inside, OUTSIDE),
+        (attended & ~window, PREFIX),
+        (attended & ~in_window, MOVED),
+        (attended, READ),
+        (~on_grid, OTHER),
+    ]
+    conditions, results = zip(*rules, strict=True)
+    shape = len(queries), len(keys)
+    return np.select(
+        [np.broadcast_to(condition, shape) for condition in conditions],
+        [np.int8(KINDS.index(kind)) for kind in results],
+        np.int8(KINDS.index(NONE)),
+    )
+
+
+def own_positions(axis: BoundAxis, queries: Ints, keys: Ints) -> NDArray[np.bool_]:
+    """Whether each key is at the position of the query `[queries, keys]`."""
+    return ((queries + axis.offset)[:, None] == keys) & axis.is_placed
+
+
+def all_of(parts: Sequence[NDArray[np.int8]]) -> NDArray[np.int8]:
+    """Indices into `KINDS` of keys on several axes, from those on each one: arrays that broadcast.
+
+    A key is attended if it is on every axis, moved or in the prefix if it is on one.
+    """
+    beyond, outside = KINDS.index(BEYOND), KINDS.index(OUTSIDE)
+    found = parts[0]
+    for part in parts[1:]:
+        last = np.maximum(found, part)
+        reached = np.isin(found, _REACHED) & np.isin(part, _REACHED)
+        found = np.where(last < beyond, last, np.where(reached, beyond, outside))
+    return found.astype(np.int8)
+
+
+def _attended(axis: BoundAxis, queries: Ints, keys: Ints) -> NDArray[np.bool_]:
+    """The mask of some queries and keys, from the intervals of each query."""
+    first, (low, lo, hi) = (np.zeros(0, np.int64), (np.zeros(0, np.int64),) * 3)
+    runs = [axis.query_rows(part.start, part.stop) for part in ranges(queries)]
+    if runs:
+        first = np.concatenate([run[0] for run in runs])
+        low, lo, hi = (np.concatenate([run[1][side] for run in runs]) for side in range(3))
+    t, rest = np.divmod(keys - first[:, None], axis.spec.dilation)
+    low, lo, hi = (side[:, None] for side in (low, lo, hi))
+    inside = (keys >= 0) & (keys < axis.keys) & (rest == 0)
+    return inside & (((t >= 0) & (t < low)) | ((t >= lo) & (t < hi)))
+
+
+def ranges(indices: Ints) -> list[range]:
+    """Ascending indices as ranges of neighbours."""
+    parts = np.split(indices, np.flatnonzero(np.diff(indices) != 1) + 1)
+    return [range(int(part[0]), int(part[-1]) + 1) for part in parts if len(part)]
 
 
 def clipped_windows(axis: BoundAxis) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nbattn import mistaken_places
@@ -103,6 +104,32 @@ class Plan:
             "chosen": self.chosen.name,
             "candidates": [candidate.to_dict() for candidate in self.candidates],
         }
+
+    def to_html(self, path: str | Path) -> None:
+        """Writes a page for browsers that explores the plan: a query to drag and its keys, the
+        tiles that the plan visits, every candidate, the request, and the result of `verify()`.
+
+        It is one file that loads nothing else, and the same bytes for equal plans. Axes longer than
+        4,096 have the rows of both ends and of the middle.
+
+        Args:
+            path: of the file, which is replaced.
+
+        Raises:
+            InputError: the path cannot be written.
+
+        >>> import tempfile
+        >>> import nbattn
+        >>> mask, shape = nbattn.Mask.neighborhood((3, 3)), (1, 8, 8, 2, 32)
+        >>> plan = nbattn.plan(mask, shape, dtype="float32", device="cpu")
+        >>> with tempfile.NamedTemporaryFile(suffix=".html") as file:
+        ...     plan.to_html(file.name)
+        ...     file.read(15)
+        b'<!doctype html>'
+        """
+        from nbattn.explorer import page
+
+        page.write({"plan": self}, path)
 
     def support(self) -> NDArray[np.bool_]:
         """The (query, key) pairs that the chosen program computes, bool `[Nq, Nk]`, from index

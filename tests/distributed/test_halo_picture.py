@@ -9,7 +9,7 @@ import pytest
 
 from nbattn import Axis, InputError, Mask
 from nbattn.distributed import Halo, halo, halo_picture
-from nbattn.pictures import plot
+from nbattn.pictures import sheet as plot
 
 MASKS = {
     "image": (Mask.neighborhood((7, 7)), (64, 64), (4, 2)),

@@ -316,6 +316,47 @@ LOADED = [
         means="config.masks['all'] == Mask.full()",
         given=f"{FOLDER}; (here / 'a.json').write_text('{FULL}')",
     ),
+    *(
+        Row(
+            call="Mask.from_dict(data)",
+            pasted=pasted,
+            fixed=f"import json; text = data; own = {fixed}",
+            means=f"own == {wanted}",
+            given=f"data = {data}",
+        )
+        for data, pasted, fixed, wanted in (
+            (
+                "mask = Mask.causal()",
+                "Mask.from_dict(mask.to_dict())",
+                "Mask.from_dict(mask.to_dict())",
+                "mask",
+            ),
+            (
+                "' {\"full\": {}}'",
+                "Mask.from_dict(json.loads(text))",
+                "Mask.from_dict(json.loads(text))",
+                "Mask.full()",
+            ),
+            (
+                FULL,
+                "nbattn.load(data).masks['all']",
+                "nbattn.load(data).masks['all']",
+                "Mask.full()",
+            ),
+            (
+                "[7, 7]",
+                '{"neighborhood": {"kernel_size": [7, 7]}}',
+                'Mask.from_dict({"neighborhood": {"kernel_size": [7, 7]}})',
+                "Mask.neighborhood((7, 7))",
+            ),
+            (
+                '{"axes": [{"left": "3"}]}',
+                '"left": 3',
+                'Mask.from_dict({"axes": [{"left": 3}]})',
+                "Mask(Axis(3))",
+            ),
+        )
+    ),
     Row(
         call="nbattn.load([7, 7])",
         pasted='nbattn.load({"masks": {"mine": {"neighborhood": {"kernel_size": 7}}}})',

@@ -191,13 +191,13 @@ PICTURES = [
         "import shutil; size = os.path.getsize('/tmp/nbattn-none/of/a.png')\n"
         "shutil.rmtree('/tmp/nbattn-none')",
         means="size > 100",
-        given="from nbattn.pictures import plot; "
+        given="from nbattn.pictures import sheet as plot; "
         "figure = plot.part_of_matplotlib('figure').Figure((2, 2))",
     ),
     Row(
         call="plot.part_of_matplotlib('figure')",
         pasted="pip install matplotlib",
-        given="from nbattn.pictures import plot; import sys; "
+        given="from nbattn.pictures import sheet as plot; import sys; "
         "monkeypatch.setitem(sys.modules, 'matplotlib.figure', None)",
     ),
     Row(

@@ -1,9 +1,9 @@
-"""The README's table of other libraries' windows, generated from the converters.
+"""The table of other libraries' windows in docs/migrating/index.md, generated from the converters.
 
     python tests/instruments/dialect_table.py
 
 prints it. The keys of a query are taken from the mask, not written down: a converter that counts
-wrongly changes the table, and the README's test sees it.
+wrongly changes the table, and the test of the pages sees it.
 """
 
 from __future__ import annotations

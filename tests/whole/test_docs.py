@@ -12,7 +12,7 @@ import pytest
 
 import nbattn
 from nbattn.config import LayerConfig, PlanConfig
-from nbattn.config.grammar import CONSTRUCTORS
+from nbattn.mask_tables import CONSTRUCTORS
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"

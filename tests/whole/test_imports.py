@@ -45,6 +45,7 @@ ALLOWED = {
     "packages": "",
     "windows": "errors axis symbolic fixes",
     "mask": "errors axis symbolic fixes windows",
+    "mask_tables": "errors axis mask",
     "recipes": "errors axis mask fixes",
     "mistaken_masks": "errors axis mask fixes",
     "mistaken_words": "errors axis synonyms mask fixes mistaken_masks",
@@ -88,8 +89,8 @@ ALLOWED = {
     " rows geometry program backends.inputs arguments autograd functional pictures distributed",
     "nn": "lazy errors fixes mistaken_masks axis synonyms mask symbolic program planner shapes"
     " biases arguments packing functional joint distributed nn",
-    "config": "errors fixes axis synonyms packages mask geometry biases grids packing program"
-    " backends.families planner arguments functional pictures nn config",
+    "config": "errors fixes axis synonyms packages mask mask_tables geometry biases grids packing"
+    " program backends.families planner arguments functional pictures nn config",
     "published": "errors mask program planner functional config published",
     "doctor": "errors packages version machine cache mask program backends.families kernels planner"
     " functional config doctor",
@@ -98,8 +99,8 @@ ALLOWED = {
     "tune": "errors machine timing cache axis mask geometry program planner functional config"
     " bench backends.families backends.inputs backends.cuda",
     "demo": "errors axis packages mask geometry program planner functional nn config pictures demo",
-    "cli": "errors fixes packages machine timing cache axis mask geometry program backends.families"
-    " planner functional nn config pictures distributed doctor bench tune demo"
+    "cli": "errors fixes packages machine timing cache axis mask mask_tables geometry program"
+    " backends.families planner functional nn config pictures distributed doctor bench tune demo"
     " published cli version",
     "integrations": "lazy errors packages version axis mask geometry program backends.families"
     " arguments backends.tiled.costs backends.tiled.schedule backends.tiled.meaning planner export"
@@ -116,7 +117,11 @@ EXCEPTIONS = {
     ("fixes.mask_names", "_as_axes"): "mask",
     ("fixes.axis_names", "_of_a_window"): "mask",
     ("mask", "Mask.dense"): "geometry",
+    ("mask", "Mask.from_dict"): "mask_tables",
+    ("mask", "Mask.to_dict"): "mask_tables",
+    ("mask_tables", "mask_of"): "config",
     ("mask", "Mask.draw"): "pictures.text",
+    ("mask", "Mask.plot"): "pictures.plot",
     ("mask", "Mask.to_flex"): "backends.flex.run",
     ("mask", "Mask._repr_html_"): "pictures.notebook",
     ("functional", "attention"): "distributed.tensors",
@@ -146,7 +151,7 @@ FOREIGN = {
         ["version", "lazy", "errors", "symbolic", "axis", "fixes", "synonyms", "packages"],
         "",
     ),
-    **dict.fromkeys(["windows", "mask"], ""),
+    **dict.fromkeys(["windows", "mask", "mask_tables"], ""),
     **dict.fromkeys(["alignment", "circles", "published", "doctor", "__main__", ""], ""),
     **dict.fromkeys(
         ["piecewise_sum", "rows", "geometry", "biases", "grids", "pictures"],

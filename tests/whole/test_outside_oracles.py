@@ -7,20 +7,15 @@ development, and runs these tests. The package itself needs none.
 
 from __future__ import annotations
 
-import sys
 import warnings
 from collections.abc import Callable
-from importlib import import_module
-from importlib.metadata import PackageNotFoundError, distribution
-from importlib.util import module_from_spec, spec_from_file_location
 from itertools import product
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from native_library import NAMES
+from outside_libraries import file_of, flash_attn_4, library
 
 import nbattn
 from nbattn import Mask
@@ -30,32 +25,6 @@ Count = Callable[[str, int], None]
 LENGTHS = (1, 2, 3, 5, 8)
 SHAPES = tuple(product(LENGTHS, repeat=2))
 SIDES = (None, 0, 1, 2, 4, 9)
-
-
-def library(name: str) -> Any:
-    """A module of another library, or a skipped test with the reason why it is missing."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return import_module(name)
-    except ImportError as error:
-        pytest.skip(f"{name} is not to be imported here: {error}")
-
-
-def file_of(package: str, path: str) -> Any:
-    """One file of a distribution as a module, without its neighbours, which want a GPU."""
-    try:
-        place = distribution(package).locate_file(path)
-    except PackageNotFoundError:
-        pytest.skip(f"{package} is not installed")
-    name = f"only_{Path(path).stem}"
-    spec = spec_from_file_location(name, str(place))
-    assert spec is not None
-    assert spec.loader is not None
-    module = module_from_spec(spec)
-    sys.modules[name] = module  # its dataclasses look themselves up
-    spec.loader.exec_module(module)
-    return module
 
 
 def same(mask: Mask, queries: int, keys: int, want: torch.Tensor, offset: int = 0) -> None:
@@ -138,11 +107,6 @@ def test_the_biases_of_xformers(label: str, cases: Count) -> None:
 
 
 # flash-attn 4: its reference in plain torch, a file that needs none of the package's GPU tools
-
-
-def flash_attn_4() -> Any:
-    library("einops")
-    return file_of("flash-attn-4", "flash_attn/cute/testing.py")
 
 
 def test_the_local_mask_of_flash_attn_4(cases: Count) -> None:

@@ -7,7 +7,6 @@ import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
-import dialect_table
 import pytest
 
 import nbattn
@@ -43,12 +42,6 @@ def test_every_name_works_after_one_import() -> None:
     assert {"nbattn.load", "nbattn.attention", "nbattn.plan"} <= names
     for name in names:
         assert eval(name, {"nbattn": nbattn}) is not None, name
-
-
-def test_the_table_of_dialects_matches_the_converters() -> None:
-    assert dialect_table.table() in TEXT, (
-        "python tests/instruments/dialect_table.py prints the table"
-    )
 
 
 def test_the_config_that_is_shown_is_part_of_the_file() -> None:

@@ -15,7 +15,7 @@ from oracle import axis_matrix, bound_axes, box
 
 import nbattn
 from nbattn import Axis, InputError, Mask, geometry
-from nbattn.pictures import plot
+from nbattn.pictures import sheet as plot
 
 Count = Callable[[str, int], None]
 KINDS = list(plot.COLOURS)
@@ -235,7 +235,7 @@ def test_without_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
             raise ImportError("No module named 'matplotlib'")
         return real(name)
 
-    monkeypatch.setattr(plot.importlib, "import_module", absent)
+    monkeypatch.setattr(importlib, "import_module", absent)
     with pytest.raises(InputError) as caught:
         plot.figure(plan(Mask.causal(), (3,)))
     assert str(caught.value) == (

@@ -1,0 +1,223 @@
+"""The picture of the keys of one query on the grid of keys: a strip on one axis, a grid on two,
+slices of axis 0 on three.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nbattn.geometry import Axes, BoundAxis
+from nbattn.pictures import cells, queries, signs, style, weighing, zoom
+from nbattn.pictures.cells import Spot
+from nbattn.pictures.queries import Query
+from nbattn.pictures.zoom import Scale
+
+WHOLE = 96  # longer axes are shown in parts
+_PART, _BEYOND, _SLICES = 24, 8, 6
+_LINE = 3  # slices side by side
+_GAP, _NAME = 7.0, 10.0  # between slices and above them, in points
+
+
+@dataclass(frozen=True)
+class Slice:
+    """One plane of keys, or one query's strip.
+
+    Args:
+        name: which one it is; empty for the only one.
+        kinds: index into `signs.KINDS`, `[shown rows, shown columns]`.
+        own: whether the key is at the query's position, of the same shape.
+        down, across: which keys of the last two axes; a strip has one row.
+    """
+
+    name: str
+    kinds: NDArray[np.int8]
+    own: NDArray[np.bool_]
+    down: Scale
+    across: Scale
+
+
+def slices(axes: Axes, query: Query) -> list[Slice]:
+    """What is drawn of a query's keys."""
+    place = queries.position(axes, query)
+    lines: list[NDArray[np.int8]] = []
+    own: list[NDArray[np.bool_]] = []
+    scales = [scale(axis, i) for axis, i in zip(axes, query, strict=True)]
+    if len(axes) == 3:
+        parts = tuple(range(at, at + 1) for at in planes(axes[0], query[0]))
+        scales[0] = Scale(parts, axes[0].keys)
+    for axis, i, one in zip(axes, query, scales, strict=True):
+        at = np.array([i])
+        lines.append(signs.kinds(axis, at, one.indices)[0])
+        own.append(signs.own_positions(axis, at, one.indices)[0] & (place is not None))
+    if len(axes) == 1:
+        return [Slice("", lines[0][None], own[0][None], zoom.whole(1), scales[0])]
+    if len(axes) == 2:
+        grid = signs.all_of([lines[0][:, None], lines[1][None]])
+        return [Slice("", grid, own[0][:, None] & own[1][None], scales[0], scales[1])]
+    found: list[Slice] = []
+    for at, kind, is_own in zip(scales[0].indices.tolist(), lines[0], own[0], strict=True):
+        grid = signs.all_of([np.array([[kind]]), lines[1][:, None], lines[2][None]])
+        dots = is_own & own[1][:, None] & own[2][None]
+        found.append(Slice(f"axis 0 = {at}", grid, dots, scales[1], scales[2]))
+    return found
+
+
+def scale(axis: BoundAxis, query: int) -> Scale:
+    """The keys of one axis that are shown: all, or those at both ends and around the query's; and
+    places outside the axis that its window reaches.
+    """
+    runs = axis.key_intervals(query)
+    step = axis.spec.dilation
+    ends = [end for at, count in runs for end in (at, at + step * (count - 1))]
+    before, after = np.arange(-_BEYOND, 0), np.arange(axis.keys, axis.keys + _BEYOND)
+    beyond = signs.KINDS.index(signs.BEYOND)
+    hit = [signs.kinds(axis, np.array([query]), side)[0] == beyond for side in (before, after)]
+    before = (_BEYOND - int(np.argmax(hit[0]))) * bool(hit[0].any())
+    margin = before, int(np.flatnonzero(hit[1]).max(initial=-1)) + 1
+    if axis.keys <= WHOLE:
+        return zoom.whole(axis.keys, margin)
+    own = min(max(0, query + axis.offset), axis.keys - 1)
+    return zoom.around(axis.keys, [own, *ends], _PART, margin=margin)
+
+
+def planes(axis: BoundAxis, query: int) -> list[int]:
+    """Up to six keys of an axis: those that the query attends to, evenly taken, and their nearest
+    neighbours that it does not attend to.
+    """
+    step = axis.spec.dilation
+    attended = [
+        key
+        for start, count in axis.key_intervals(query)
+        for key in range(start, start + step * count, step)
+    ]
+    if axis.keys <= _SLICES:
+        return list(range(axis.keys))
+    room = min(_SLICES - 1, len(attended))
+    spread = np.linspace(0, len(attended) - 1, room).round().astype(int).tolist()
+    chosen = sorted({attended[index] for index in spread})
+    middle = chosen[len(chosen) // 2] if chosen else min(max(0, query + axis.offset), axis.keys - 1)
+    low = max(0, (chosen[0] if chosen else middle) - _SLICES)
+    high = min(axis.keys, (chosen[-1] if chosen else middle) + _SLICES)
+    near = sorted({*range(low, high)} - {*attended}, key=lambda key: abs(key - middle))
+    return sorted([*chosen, *near[: _SLICES - len(chosen)]])
+
+
+def draw(
+    axes: Axes,
+    query: Query,
+    *,
+    into: Any = None,
+    weights: weighing.Weights | None = None,
+    figure: style.Maker = style.pyplot_figure,
+) -> Any:
+    """Draws the keys of one query; returns matplotlib's Axes.
+
+    Args:
+        weights: of all keys, in place of the colours of attended ones.
+    """
+    parts = slices(axes, query)
+    panel, spots, below = _opened(parts, len(axes), into, weights is not None, figure)
+    dots: list[cells.Dot] = []
+    shown = _shown(weights, axes, query, parts)
+    largest = max(
+        (weighing.most(w, p.kinds) for w, p in zip(shown, parts, strict=False)), default=0
+    )
+    for number, (part, spot) in enumerate(zip(parts, spots, strict=True)):
+        if shown:
+            scales = part.down, part.across
+            weighing.draw(panel, shown[number], part.kinds, scales, largest, spot)
+        else:
+            cells.draw(panel, part.kinds, part.down, part.across, spot)
+        cells.frames(panel, part.down, part.across, spot)
+        if part.name:
+            ((x, y),) = spot.points([(part.across.ends[0], part.down.ends[0])])
+            look: dict[str, Any] = {"fontsize": style.SMALL, "color": style.INK}
+            panel.axes.text(x, y - 2.0, part.name, ha="left", va="bottom", **look)
+        dots += cells.own_dots(part.kinds, part.own, part.down, part.across, spot)
+    cells.dots(panel, dots, panel.cell * spots[0].wide, 2.5, ringed=bool(shown))
+    _ticks(panel, parts, spots, has_rows=len(axes) > 1)
+    last = len(axes) - 1
+    names = (f"key, axis {last}", f"key, axis {last - 1}") if last else ("key", "")
+    style.name_sides(panel.axes, *names)
+    if shown:
+        weighing.bar(panel, largest, below - style.BAR)
+    style.add_legend(panel, below + 4.0)
+    return panel.axes
+
+
+def _opened(
+    parts: Sequence[Slice], rank: int, into: Any, is_weighed: bool, figure: style.Maker
+) -> tuple[style.Panel, list[Spot], float]:
+    """A panel for slices, where each one is on it, and the room below them in points."""
+    across, down = parts[0].across, parts[0].down
+    margins = style.margins_for(down.indices[-1:].tolist() if rank > 1 else [], rank > 1)
+    margins = style.with_bar(margins) if is_weighed else margins
+    kinds = np.concatenate([part.kinds.ravel() for part in parts])
+    words = cells.words(kinds, np.concatenate([part.own.ravel() for part in parts]))
+    if rank < 3:
+        spots, size, most = [cells.HERE], (across.size, down.size), style.LARGEST
+        ends = across.ends, down.ends
+    else:  # the panel is in points
+        spots, size = _placed(parts, style.WIDTH - margins.left - margins.right)
+        most, ends = 1.0, ((0.0, size[0]), (0.0, size[1]))
+    stretch = 1.0 if rank > 1 else max(1.0, min(6.0, 0.06 * across.size))
+    panel = style.panel(into, size, margins, words, stretch=stretch, largest=most, figure=figure)
+    style.quiet(panel.axes)
+    style.limits(panel.axes, *ends)
+    return panel, spots, margins.bottom
+
+
+def _shown(
+    weights: weighing.Weights | None, axes: Axes, query: Query, parts: Sequence[Slice]
+) -> list[weighing.Weights]:
+    """The weights of the cells of every slice; 0 for cells beyond the axes."""
+    if weights is None:
+        return []
+    found: list[weighing.Weights] = []
+    first = planes(axes[0], query[0]) if len(axes) == 3 else [0]
+    for plane, part in zip(first, parts, strict=True):
+        of_plane = weights[plane] if len(axes) == 3 else np.atleast_2d(weights)
+        inside = [
+            np.clip(scale.indices, 0, length - 1)
+            for scale, length in zip((part.down, part.across), of_plane.shape, strict=True)
+        ]
+        found.append(of_plane[np.ix_(*inside)])
+    return found
+
+
+def _placed(parts: Sequence[Slice], room: float) -> tuple[list[Spot], tuple[float, float]]:
+    """Slices side by side in points, and the size of all."""
+    across, down = parts[0].across, parts[0].down
+    columns = min(_LINE if across.size <= 2.5 * down.size else 2, len(parts))
+    cell = (room - _GAP * (columns - 1)) / columns / across.size
+    cell = min(style.LARGEST, cell if cell < 0.5 else int(8 * cell) / 8)
+    wide, high = cell * across.size + _GAP, cell * down.size + _NAME + 4.0
+    (left, _), (top, _) = across.ends, down.ends
+    spots = [
+        Spot(n % columns * wide - cell * left, n // columns * high + _NAME - cell * top, cell, cell)
+        for n in range(len(parts))
+    ]
+    return spots, (columns * wide - _GAP, -(-len(parts) // columns) * high - 4.0)
+
+
+def _ticks(
+    panel: style.Panel, parts: Sequence[Slice], spots: Sequence[Spot], *, has_rows: bool
+) -> None:
+    """Labels the rows of the first slices of a line, and the columns of every column of slices."""
+    cell, high = panel.cell * spots[0].wide, panel.high * spots[0].high
+    widest = style.widest(parts[0].across.indices[-1:].tolist())
+    down: dict[float, str] = {}
+    across: dict[float, str] = {}
+    for part, spot in zip(parts, spots, strict=True):
+        if has_rows:
+            for index in part.down.ticks((style.SMALL + 2.0) / high):
+                down[spot.y + spot.high * (part.down.place(index) or 0.0)] = str(index)
+        for index in part.across.ticks((widest + 4.0) / cell):
+            across[spot.x + spot.wide * (part.across.place(index) or 0.0)] = str(index)
+    panel.axes.yaxis.set_ticks(list(down), list(down.values()))
+    panel.axes.xaxis.set_ticks(list(across), list(across.values()))

@@ -1,0 +1,124 @@
+"""Attention weights in pictures: whether they fit the mask, their colours, and the bar that says
+what colours mean.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nbattn.errors import InputError
+from nbattn.geometry import Axes
+from nbattn.pictures import cells, queries, signs, style
+from nbattn.pictures.cells import Spot
+from nbattn.pictures.queries import Query
+from nbattn.pictures.zoom import Scale
+
+Weights = NDArray[np.float64]
+LEVELS = 64  # colours of weights: cells of one colour are one shape in vector files
+_NUMBER = "weights=numpy.nan_to_num(weights).clip(0)"
+
+
+def checked(weights: Any, axes: Axes, query: Query | None, kind: str) -> Weights | None:
+    """The weights as an array `[*key_space]`, or `[Nq, Nk]` for a matrix; None for None.
+
+    Raises:
+        InputError: the kind takes none, the query is missing, or the array has another shape, no
+            numbers, negative ones or NaN.
+    """
+    if weights is None:
+        return None
+    if kind == "axes":
+        raise InputError('kind="axes" shows no weights.', 'kind="neighborhood"')
+    if kind == "neighborhood" and query is None:
+        middle = queries.middle(axes)
+        raise InputError(
+            "weights belong to one query, and query is missing.",
+            f"query={middle[0] if middle and len(middle) == 1 else middle}",
+        )
+    found = _array(weights)
+    spaces = [tuple(getattr(axis, side) for axis in axes) for side in ("queries", "keys")]
+    _check_shape(found, spaces[0], spaces[1], kind)
+    if kind == "matrix":
+        found = found.reshape(math.prod(spaces[0]), math.prod(spaces[1]))
+    if np.isnan(found).any() or (found < 0).any() or np.isinf(found).any():
+        wrong = found[~((found >= 0) & np.isfinite(found))][0]
+        raise InputError(
+            f"weights has {wrong:g} among its {found.size} numbers, and weights are 0 or more.",
+            _NUMBER,
+        )
+    return found
+
+
+def _array(weights: Any) -> Weights:
+    """Weights as float64; tensors are detached and copied from their device."""
+    try:
+        if hasattr(weights, "detach"):
+            weights = weights.detach().cpu().double().numpy()
+        return np.asarray(weights, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise InputError(
+            f"weights is of type {type(weights).__name__}, not an array of numbers.",
+            "weights=None",
+        ) from None
+
+
+def _check_shape(
+    found: Weights, queries_: tuple[int, ...], keys: tuple[int, ...], kind: str
+) -> None:
+    flat = (math.prod(queries_), math.prod(keys))
+    legal = [keys] if kind == "neighborhood" else [flat, (*queries_, *keys)]
+    if found.shape in legal:
+        return
+    want, tail = legal[-1], found.shape[found.ndim - len(legal[-1]) :]
+    fix = f"weights={'numpy.zeros(' + str(want) + ')'}"
+    if tail == want:
+        fix = f"weights=weights[{', '.join(['0'] * (found.ndim - len(want)))}]"
+    elif found.size == math.prod(want):
+        fix = f"weights=weights.reshape({want})"
+    raise InputError(
+        f"weights has the shape {found.shape}, not {' or '.join(map(str, dict.fromkeys(legal)))}.",
+        fix,
+    )
+
+
+def most(weights: Weights, kinds: NDArray[np.int8]) -> float:
+    """The largest weight of some cells that are attended to, which has the last colour."""
+    return float(np.max(weights, where=kinds <= signs.LAST_ATTENDED, initial=0.0)) or 1.0
+
+
+def draw(
+    panel: style.Panel,
+    weights: Weights,
+    kinds: NDArray[np.int8],
+    scales: tuple[Scale, Scale],
+    largest: float,
+    spot: Spot = cells.HERE,
+) -> None:
+    """Draws the weights of attended cells in place of their kinds, and the window's outline."""
+    down, across = scales
+    attended = kinds <= signs.LAST_ATTENDED
+    plain = np.where(attended, signs.KINDS.index(signs.OUTSIDE), kinds)
+    cells.draw(panel, plain.astype(np.int8), down, across, spot)
+    found = np.minimum((weights / largest * LEVELS).astype(np.int64), LEVELS - 1)
+    for level in np.unique(found[attended]).tolist():
+        look = {"facecolor": colour(level), "edgecolor": "none", "linewidth": 0}
+        name = f"weight {level}"
+        cells.fill(panel, attended & (found == level), down, across, spot, look, name)
+    cells.separate(panel, np.where(attended, kinds, plain).astype(np.int8), down, across, spot)
+    outline = {"facecolor": "none", "edgecolor": style.INK, "linewidth": 0.8, "zorder": 4}
+    cells.fill(panel, attended, down, across, spot, outline, "window")
+
+
+def colour(level: int) -> Any:
+    """The colour of a level."""
+    return style.part_of_matplotlib().colormaps[style.MAP]((level + 0.5) / LEVELS)
+
+
+def bar(panel: style.Panel, largest: float, below: float) -> None:
+    """Draws what colours of weights mean, `below` points under the picture."""
+    colours = [colour(level) for level in range(LEVELS)]
+    style.scale_bar(panel, colours, below, ("0", f"{largest:.2g}", "attention weight"))
