@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator
 from contextlib import redirect_stdout
 from io import StringIO
+from itertools import chain
 from pathlib import Path
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -43,10 +44,36 @@ def figures(page: Path) -> Iterator[tuple[Path, object]]:
     pyplot.close("all")
 
 
+def four_masks() -> tuple[Path, object]:
+    """The picture of the README: its file, and the figure."""
+    from matplotlib import pyplot
+
+    from nbattn import Axis, Mask
+
+    masks = {
+        "causal window": (Mask(Axis(4, causal=True)), (14,), None),
+        "7 × 7 at a border": (Mask.neighborhood(7, rank=2), (14, 14), (1, 8)),
+        "5 × 5, dilation 2": (Mask.neighborhood(5, dilation=2, rank=2), (14, 14), (7, 7)),
+        "around a circle": (Mask(Axis(2, 2, border="wrap")), (14,), None),
+    }
+    figure, panels = pyplot.subplots(1, 4, figsize=(7.6, 2.7), layout="constrained")
+    signs: dict[str, object] = {}
+    for (title, (mask, space, query)), panel in zip(masks.items(), panels, strict=True):
+        mask.plot(space, query=query, kind="neighborhood" if query else "matrix", ax=panel)
+        panel.set_title(title, fontsize=8)
+        legend = panel.get_legend()
+        words = [text.get_text() for text in legend.get_texts()]
+        signs |= dict(zip(words, legend.legend_handles, strict=True))
+        legend.remove()
+    look = {"loc": "outside lower center", "ncols": 6, "fontsize": 7, "frameon": False}
+    figure.legend(signs.values(), signs.keys(), **look)
+    return DOCS / "images" / "readme.svg", figure
+
+
 if __name__ == "__main__":
     from nbattn.pictures import files
 
-    for page in pages():
-        for path, figure in figures(page):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            files.save(figure, path)
+    made = chain([four_masks()], chain.from_iterable(figures(page) for page in pages()))
+    for path, figure in made:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        files.save(figure, path)
