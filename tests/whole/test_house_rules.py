@@ -25,6 +25,7 @@ MODULE_LINES, MODULE_MEDIAN = 500, 200
 FUNCTION_LINES, FUNCTION_P90, FUNCTION_MEDIAN = 80, 40, 10
 REASONS_LINES = 60
 CUDA_LINES = 400
+PAGE_LINES = 500  # of a script or a style sheet of a page
 DRAWING_LINES = 80
 CONTRIBUTING_LINES = 120
 DRAWERS = {"utils", "util", "common", "helpers", "helper", "misc"}
@@ -125,6 +126,11 @@ def cuda_sizes(files: Files) -> list[str]:
     return [f"{path}: {n} lines > {CUDA_LINES}" for path, n in sizes.items() if n > CUDA_LINES]
 
 
+def page_sizes(files: Files) -> list[str]:
+    sizes = {p: len(t.splitlines()) for p, t in files.items() if p.endswith((".js", ".css"))}
+    return [f"{path}: {n} lines > {PAGE_LINES}" for path, n in sizes.items() if n > PAGE_LINES]
+
+
 def contributing_size(files: Files) -> list[str]:
     lines = len(files.get("CONTRIBUTING.md", "").splitlines())
     return [f"CONTRIBUTING.md: {lines} lines"] if lines > CONTRIBUTING_LINES else []
@@ -193,6 +199,7 @@ PACKAGE_RULES = [
 ]
 TREE_RULES = [
     cuda_sizes,
+    page_sizes,
     contributing_size,
     drawers,
     empty_files,
@@ -247,6 +254,8 @@ VIOLATIONS: list[tuple[Callable[[Files], list[str]], Files]] = [
     (drawing_size, {"nbattn/pictures/text.py": '"""Doc."""\n' + "x = 1\n" * 81}),
     (cuda_sizes, {"cuda/fwd.cu": "\n" * 401}),
     (cuda_sizes, {"cuda/window.cuh": "\n" * 401}),
+    (page_sizes, {"nbattn/explorer/assets/explorer.js": "\n" * 501}),
+    (page_sizes, {"docs/assets/site.css": "\n" * 501}),
     (contributing_size, {"CONTRIBUTING.md": "\n" * 121}),
     (drawers, {"nbattn/utils.py": "x"}),
     (drawers, {"nbattn/common/mask.py": "x"}),

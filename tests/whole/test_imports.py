@@ -85,6 +85,7 @@ ALLOWED = {
     "plan_runs": "errors program backends.families backends.inputs planner autograd key_ranges"
     " arguments functional joint mistaken_plans",
     "pictures": "errors axis packages mask geometry program planner pictures",
+    "explorer": "errors axis rows geometry program planner pictures explorer",
     "distributed": "lazy errors axis fixes mask mistaken_masks mistaken_words key_ranges joining"
     " rows geometry program backends.inputs arguments autograd functional pictures distributed",
     "nn": "lazy errors fixes mistaken_masks axis synonyms mask symbolic program planner shapes"
@@ -100,8 +101,8 @@ ALLOWED = {
     " bench backends.families backends.inputs backends.cuda",
     "demo": "errors axis packages mask geometry program planner functional nn config pictures demo",
     "cli": "errors fixes packages machine timing cache axis mask mask_tables geometry program"
-    " backends.families planner functional nn config pictures distributed doctor bench tune demo"
-    " published cli version",
+    " backends.families planner functional nn config pictures explorer distributed doctor bench"
+    " tune demo published cli version",
     "integrations": "lazy errors packages version axis mask geometry program backends.families"
     " arguments backends.tiled.costs backends.tiled.schedule backends.tiled.meaning planner export"
     " functional joint nn config recipes shapes symbolic integrations",
@@ -128,6 +129,7 @@ EXCEPTIONS = {
     ("joint", "joint_attention"): "distributed.tensors",
     ("planner.plan", "Plan._repr_html_"): "pictures.notebook",
     ("config", "Config._repr_html_"): "config.notebook",
+    ("planner.plan", "Plan.to_html"): "explorer.page",
     ("planner.plan", "Plan.run"): "plan_runs",
     ("planner.joint_plan", "JointPlan.run"): "plan_runs",
     ("planner.plan", "Plan.warmup"): "plan_runs",
@@ -154,7 +156,7 @@ FOREIGN = {
     **dict.fromkeys(["windows", "mask", "mask_tables"], ""),
     **dict.fromkeys(["alignment", "circles", "published", "doctor", "__main__", ""], ""),
     **dict.fromkeys(
-        ["piecewise_sum", "rows", "geometry", "biases", "grids", "pictures"],
+        ["piecewise_sum", "rows", "geometry", "biases", "grids", "pictures", "explorer"],
         "numpy",
     ),
     **dict.fromkeys(["mistaken_masks", "mistaken_words", "mistaken_places", "mistaken_plans"], ""),

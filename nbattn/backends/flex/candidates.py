@@ -22,6 +22,7 @@ def candidates(request: Request, axes: Axes) -> list[Candidate]:
         reasons.append(Reason("mask", "does not support zero pairs of queries and keys"))
     elif geometry.has_empty_queries(axes):
         reasons.append(Reason("mask", "does not support queries without keys"))
+    reasons += filter(None, [meaning.over_blocks(request.query_count, request.key_count)])
     if reasons:
         return [refused("flex", "blocks", *reasons)]
     call = meaning.FlexArguments(axes)

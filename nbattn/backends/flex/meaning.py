@@ -25,6 +25,7 @@ from nbattn.program.program import Call
 from nbattn.program.request import Needs, Request
 
 BLOCK = 128  # tokens; FlexAttention's default
+MOST_BLOCKS = 1 << 24  # those of 524,288 queries and keys
 _DTYPES = ("float16", "bfloat16", "float32")
 _WHY = (
     READS_ALL_EXTRAS,
@@ -55,6 +56,17 @@ def over_grid(samples: int, heads: int) -> Reason | None:
         return None
     text = f"{samples} samples x {heads} heads are {samples * heads}, over the grid of {GRID}"
     return Reason("grid", text)
+
+
+def over_blocks(queries: int, keys: int) -> Reason | None:
+    """Returns why a mask of so many tokens is not laid out in blocks, or None: FlexAttention keeps
+    several tensors with a number for every block, and so does the count of what they allow.
+    """
+    rows, columns = (-(-tokens // BLOCK) for tokens in (queries, keys))
+    if rows * columns <= MOST_BLOCKS:
+        return None
+    text = f"{rows} x {columns} blocks of tokens are over the limit of {MOST_BLOCKS}"
+    return Reason("mask", text)
 
 
 class AxisTable(NamedTuple):

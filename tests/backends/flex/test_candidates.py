@@ -41,10 +41,18 @@ def reasons(mask: Mask = MASK, shape: tuple[int, ...] = SHAPE, **named: Any) -> 
          "its backward is not deterministic"),
         ({"mask": Mask.full(), "shape": (32_768, 16, 2, 8), "device": "sm_90"},
          "32768 samples x 2 heads are 65536, over the grid of 65535"),
+        ({"mask": Mask.sliding_window(5), "shape": (1, 524_289, 2, 8)},
+         "4097 x 4097 blocks of tokens are over the limit of 16777216"),
     ],
 )  # fmt: skip
 def test_each_limit_of_flex_has_a_reason(named: dict[str, Any], text: str) -> None:
     assert reasons(**named) == [text]
+
+
+def test_a_plan_of_many_tokens_is_explained_without_counting_blocks() -> None:
+    plan = nbattn.plan(Mask.neighborhood((7, 7)), (1, 4096, 4096, 1, 64), device="sm_90")
+    flex = plan.explain(all=True).split("flex/blocks")[1]
+    assert "131072 x 131072 blocks of tokens are over the limit" in flex
 
 
 def test_auto_never_compiles_flex() -> None:
