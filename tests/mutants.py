@@ -1655,6 +1655,8 @@ MUTANTS = [
     Mutant("examples-quoted", DOCSTRINGS, 'startswith(">>>")', 'startswith("<<<")', "whole/site"),
     Mutant("overloads-shown", DOCSTRINGS, "if function.overloads:", "if False:", "whole/site"),
     Mutant("site-of-a-network", SITE, "font: false", "font: {text: Roboto}", "whole/site"),
+    Mutant("site-with-an-anchor-of-nothing", "docs/reference/pictures.md",
+           "masks.md#nbattn.Mask.draw)", "masks.md#nbattn.Mask.drew)", "whole/site"),
     Mutant("site-without-a-page", SITE, "  - FAQ and limits: faq.md", "", "whole/site"),
     Mutant("options-without-names", COMMAND_LINE, "names = action.option_strings or",
            "names = [] or", "whole/site"),
