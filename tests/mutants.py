@@ -57,6 +57,7 @@ CUDA_MEANING = "nbattn/backends/cuda/meaning.py"
 CUDA_PIPES = "nbattn/backends/cuda/pipes.py"
 CUDA_TILES = "nbattn/backends/cuda/tiles.py"
 TILE_TRAVERSAL = "nbattn/program/tile_traversal.py"
+WEIGHTS, MASK_TABLES = "nbattn/weights.py", "nbattn/mask_tables.py"
 NATIVE_MEANING = "nbattn/backends/native/meaning.py"
 NATIVE_TILES = "nbattn/backends/native/tiles.py"
 NATIVE_COSTS = "nbattn/backends/native/costs.py"
@@ -890,7 +891,7 @@ MUTANTS = [
            "{axis})[mesh.get", "whole/fixes"),
     Mutant("fix-placements", "nbattn/distributed/given.py", "found[part.dim - 1] = name",
            "found[part.dim - 2] = name", "whole/fixes"),
-    Mutant("fix-each-causal", "nbattn/mistaken_words.py", "said if len(said) == call.mask.rank",
+    Mutant("fix-each-causal", "nbattn/mistaken_windows.py", "said if len(said) == call.mask.rank",
            "said[:1] if False", "whole/fixes"),
     Mutant("fix-text", "nbattn/fixes/masks.py", "if code := from_text(given[0]):",
            "if code := False:", "whole/fixes"),
@@ -1630,10 +1631,32 @@ MUTANTS = [
     Mutant("exchanges-fail-without-words", AGREEMENT,
            "raise ranks.lost(error) from error\n\n\ndef _diff", "raise\n\n\ndef _diff",
            "distributed/agreement"),
+    # weights of a few queries, and masks as plain data
+    Mutant("weights-of-another-row", WEIGHTS, "query = query.narrow(axis, index, 1)",
+           "query = query.narrow(axis, 0, 1)", "weights"),
+    Mutant("weights-without-steps", WEIGHTS, "range(start, start + step * n, step)",
+           "range(start, start + n)", "weights"),
+    Mutant("weights-beside-the-range", WEIGHTS,
+           "None if inputs.key_range is None else _inside(", "None if True else _inside(",
+           "weights"),
+    Mutant("weights-before-the-sink", WEIGHTS, "if inputs.sink is not None:", "if False:",
+           "weights"),
+    Mutant("weights-beside-extra-keys", WEIGHTS, "if inputs.extra_key is not None:", "if False:",
+           "weights"),
+    Mutant("weights-of-all-keys-at-once", WEIGHTS, "if len(keys) < key.shape[axis]:",
+           "key = key.float()\n        if len(keys) < key.shape[axis]:", "weights"),
+    Mutant("weights-distance-from-the-start", WEIGHTS, "place[0] + axes[0].offset - reads[0]",
+           "place[0] - reads[0]", "weights"),
+    Mutant("plain-data-of-causal", MASK_TABLES, "if table.get(\"causal\"):", "if False:",
+           "mask_tables"),
+    Mutant("rank-is-not-compared", "nbattn/windows.py", "if rank is not None and axes != rank:",
+           "if False:", "windows"),
     # the site
     Mutant("examples-quoted", DOCSTRINGS, 'startswith(">>>")', 'startswith("<<<")', "whole/site"),
     Mutant("overloads-shown", DOCSTRINGS, "if function.overloads:", "if False:", "whole/site"),
     Mutant("site-of-a-network", SITE, "font: false", "font: {text: Roboto}", "whole/site"),
+    Mutant("site-with-an-anchor-of-nothing", "docs/reference/pictures.md",
+           "masks.md#nbattn.Mask.draw)", "masks.md#nbattn.Mask.drew)", "whole/site"),
     Mutant("site-without-a-page", SITE, "  - FAQ and limits: faq.md", "", "whole/site"),
     Mutant("options-without-names", COMMAND_LINE, "names = action.option_strings or",
            "names = [] or", "whole/site"),
