@@ -97,6 +97,7 @@ LAYER, PROJECTIONS, LAYER_INPUTS, LAYER_WORDS, PARALLEL = (
 )
 TENSORS, SHARED_LAYER = "nbattn/distributed/tensors.py", "nbattn/nn/sharded.py"
 DRAW = "nbattn/pictures/text.py"
+GALLERY = "docs_tools/gallery.toml"
 FILES = "nbattn/config/files.py"
 GRAMMAR = "nbattn/config/grammar.py"
 LOADER = "nbattn/config/__init__.py"
@@ -1664,6 +1665,15 @@ MUTANTS = [
            "replace(request, training=False)", "whole/site"),
     Mutant("support-not-forced", SUPPORT_PAGE, "replace(request, backend=backend)", "request",
            "whole/site"),
+    # the gallery
+    Mutant("gallery-line-of-another-mask", GALLERY, 'code = "Mask.neighborhood((5, 5))"',
+           'code = "Mask.neighborhood((5, 3))"', "whole/gallery"),
+    Mutant("gallery-model-of-other-numbers", GALLERY, "Mask(Axis(511, causal=True, prefix=4))",
+           "Mask(Axis(512, causal=True, prefix=4))", "whole/gallery"),
+    Mutant("gallery-picture-of-other-cells", "docs/images/gallery/swin.svg", 'class="■"',
+           'class="⬚"', "whole/gallery"),
+    Mutant("gallery-slice-of-another-frame", "nbattn/pictures/neighborhood.py", "axis 0 = {at}",
+           "axis 0 = {at + 1}", "whole/gallery"),
 ]
 # fmt: on
 
