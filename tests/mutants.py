@@ -1001,6 +1001,11 @@ MUTANTS = [
            "integrations/alibi_models"),
     Mutant("alibi-dropout-ignored", ALIBI, "return probability if module.training else 0.0",
            "return 0.0", "integrations/alibi_models"),
+    # pages of migrating
+    Mutant("window-of-cudnn-too-long", "nbattn/mask.py",
+           "None if left is None else left - 1", "left", "whole/migrating"),
+    Mutant("documents-one-token-late", "nbattn/grids.py", "np.diff(ends.astype(np.int64)) if",
+           "np.roll(np.diff(ends.astype(np.int64)), 1) if", "whole/migrating"),
     Mutant("swin-unflipped", SWIN, "return grid.flip([*range(1, grid.dim())])", "return grid",
            "integrations/swin"),
     Mutant("swin-shift-reversed", SWIN, "[-moved % size for", "[moved % size for",
