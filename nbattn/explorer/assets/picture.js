@@ -83,7 +83,7 @@ class Picture {
     const across = Math.min(LARGEST, room / columns);
     const down = Math.min(LARGEST, TALLEST / rows);
     const square = Math.min(across, down);
-    const isLong = Math.max(columns, rows) > 4 * Math.min(columns, rows);
+    const isLong = Math.max(columns, rows) > 8 * Math.min(columns, rows);
     const size = isLong ? [across, down] : [square, square];
     return size.map((pixels) => (pixels >= LINED ? Math.floor(pixels) : pixels));
   }
