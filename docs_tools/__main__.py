@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from docs_tools import command_line, schema_keys, support
+from docs_tools import command_line, gallery, schema_keys, support
 
 ROOT = Path(__file__).resolve().parents[1]
 REFERENCE = ROOT / "docs" / "reference"
@@ -19,6 +19,7 @@ def generated() -> dict[Path, str]:
     return {
         REFERENCE / "command-line.md": command_line.markdown(),
         REFERENCE / "support.md": support.markdown(),
+        gallery.PAGE: gallery.page(gallery.content()),
         configuration: f"{head}{_BEFORE}\n\n{schema_keys.markdown()}\n\n{_AFTER}{tail}",
     }
 

@@ -132,6 +132,10 @@ def _other_rank(mask: Mask, name: str, shape: Sequence[int]) -> list[_Advice]:
     """
     rank = len(shape) - 3
     found: list[_Advice] = []
+    if name != "query" and rank == 1 and mask == Mask.full(rank=mask.rank):
+        text = _Advice({name: f"{name}[:, :{', None' * (mask.rank - 1)}]"}, "for text")
+        one_head = _Advice({name: f"{name}.unsqueeze(-2)"}, "for one head")
+        return [text, one_head] if mask.rank == 2 else [text]
     if mask.rank == 2 and rank in (0, 1):
         grid = most_square(operator.index(shape[1]))
         head = "" if rank else ".unsqueeze(-2)"

@@ -24,6 +24,8 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parents[1]
 PROCESSES = 2
 SEEN = frozenset({"fails", "hangs", "crashes"})
+DOCSTRINGS, COMMAND_LINE = "docs_tools/docstrings.py", "docs_tools/command_line.py"
+SUPPORT_PAGE, SITE = "docs_tools/support.py", "mkdocs.yml"
 SECONDS = 300  # of one file; a mutant that hangs it is caught
 GEOMETRY = "nbattn/geometry.py"
 ROWS = "nbattn/rows.py"
@@ -1063,6 +1065,10 @@ MUTANTS = [
            "arguments"),
     Mutant("heads-always-tokens", "nbattn/shapes.py", "heads >= times * most", "heads > most",
            "arguments"),
+    Mutant("text-as-a-grid", "nbattn/shapes.py", 'if name != "query" and rank == 1 and',
+           "if False and", "whole/messages"),
+    Mutant("text-as-a-grid-of-the-layer", "nbattn/nn/inputs.py", "given == 3 and name.starts",
+           "given == 9 and name.starts", "nn/inputs"),
     # fixes, and ranges of keys
     Mutant("range-of-holes", "nbattn/key_ranges.py", "!= padding.flatten(1).sum(1)",
            "< padding.flatten(1).sum(1)", "key_ranges whole/fixes"),
@@ -1624,15 +1630,27 @@ MUTANTS = [
     Mutant("exchanges-fail-without-words", AGREEMENT,
            "raise ranks.lost(error) from error\n\n\ndef _diff", "raise\n\n\ndef _diff",
            "distributed/agreement"),
+    # the site
+    Mutant("examples-quoted", DOCSTRINGS, 'startswith(">>>")', 'startswith("<<<")', "whole/site"),
+    Mutant("overloads-shown", DOCSTRINGS, "if function.overloads:", "if False:", "whole/site"),
+    Mutant("site-of-a-network", SITE, "font: false", "font: {text: Roboto}", "whole/site"),
+    Mutant("site-without-a-page", SITE, "  - FAQ and limits: faq.md", "", "whole/site"),
+    Mutant("options-without-names", COMMAND_LINE, "names = action.option_strings or",
+           "names = [] or", "whole/site"),
+    Mutant("support-without-backward", SUPPORT_PAGE, "replace(request, training=True)",
+           "replace(request, training=False)", "whole/site"),
+    Mutant("support-not-forced", SUPPORT_PAGE, "replace(request, backend=backend)", "request",
+           "whole/site"),
 ]
 # fmt: on
 
 
 def copied(source: Path, target: Path) -> None:
     """What the tests need, without caches."""
-    for name in ("nbattn", "tests", "configs", "cuda", "cpu"):
+    for name in ("nbattn", "tests", "configs", "cuda", "cpu", "docs", "docs_tools"):
         shutil.copytree(source / name, target / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
+    pages = ("README.md", "DESIGN.md", "CONTRIBUTING.md")
+    for name in ("pyproject.toml", "mkdocs.yml", "LICENSE", *pages):
         shutil.copy(source / name, target)
 
 

@@ -99,6 +99,12 @@ def _other_rank(
 ) -> _Advice:
     """Gives an input the dimensions that the mask needs, or a mask for those it has."""
     given, wanted = len(sizes), rank + 2
+    if given == 3 and name.startswith("context") and mask == Mask.full(rank=max(2, rank)):
+        ones = (1,) * (rank - 1)
+        code = ", None" * (rank - 1)
+        if first:
+            return _Advice(f"{name}[..., {code[2:]}], for text", (*sizes, *ones))
+        return _Advice(f"{name}[:, :{code}], for text", (*sizes[:2], *ones, sizes[2]))
     if given == wanted + 1 and not first and prod(sizes[-2:]) == channels:
         return _Advice(f"{name}.flatten(-2)", (*sizes[:-2], channels))
     if name == "extra_tokens" and given > wanted:

@@ -208,7 +208,7 @@ def _placed(parts: Sequence[Slice], room: float) -> tuple[list[Spot], tuple[floa
 def _ticks(
     panel: style.Panel, parts: Sequence[Slice], spots: Sequence[Spot], *, has_rows: bool
 ) -> None:
-    """Labels the rows of the first slices of a line, and the columns of every column of slices."""
+    """Labels the rows of the first slices of a line, and the columns of the slices of the last."""
     cell, high = panel.cell * spots[0].wide, panel.high * spots[0].high
     widest = style.widest(parts[0].across.indices[-1:].tolist())
     down: dict[float, str] = {}
@@ -217,7 +217,7 @@ def _ticks(
         if has_rows:
             for index in part.down.ticks((style.SMALL + 2.0) / high):
                 down[spot.y + spot.high * (part.down.place(index) or 0.0)] = str(index)
-        for index in part.across.ticks((widest + 4.0) / cell):
+        for index in part.across.ticks((widest + 4.0) / cell) if spot.y == spots[-1].y else ():
             across[spot.x + spot.wide * (part.across.place(index) or 0.0)] = str(index)
     panel.axes.yaxis.set_ticks(list(down), list(down.values()))
     panel.axes.xaxis.set_ticks(list(across), list(across.values()))

@@ -153,6 +153,31 @@ INPUTS = [
         "layer(x)",
     ),
     tensor("context", "x[:1]", "torch.cat([context] * 2)", "layer(x, context)"),
+    Row(
+        "of_text(x, context)",
+        "context[:, :, None]",
+        "y = of_text(x, context[:, :, None])",
+        "torch.equal(y, of_text(x, context.unflatten(1, (7, 11))))",
+        "of_text = NeighborhoodAttention(64, 4, Mask.full(rank=2), context_dim=32)\n"
+        "context = torch.randn(2, 77, 32)",
+    ),
+    Row(
+        "of_text(x, context)",
+        "context[..., None]",
+        "y = of_text(x, context[..., None])",
+        "y.shape == x.shape",
+        "of_text = NeighborhoodAttention(\n"
+        "    64, 4, Mask.full(rank=2), context_dim=32, layout='channels_first'\n"
+        ")\n"
+        "x, context = x.movedim(-1, 1), torch.randn(2, 32, 77)",
+    ),
+    Row(
+        "of_text.plan_for(x.shape, (2, 77, 32))",
+        "context_shape=(2, 77, 1, 32)",
+        "plan = of_text.plan_for(x.shape, context_shape=(2, 77, 1, 32))",
+        "plan.request.key_space == (77, 1)",
+        "of_text = NeighborhoodAttention(64, 4, Mask.full(rank=2), context_dim=32)",
+    ),
     tensor("context", "x.repeat(2, 1, 1, 1)[:3]", "context[:2]", "layer(x, context)"),
     tensor("extra_tokens", "x[0, 0]", "extra_tokens[None]", "layer(x, extra_tokens=extra_tokens)"),
     tensor(

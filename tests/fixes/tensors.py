@@ -4,6 +4,14 @@ from fixes.row import ALLOWED, EQUAL, QKV, SDPA, Row, argument, whole
 
 SHAPES = [
     Row(
+        "attention(image, text, text, Mask.full(rank=2))",
+        "key[:, :, None]",
+        "key = value = text\n"
+        "out = attention(image, key[:, :, None], value[:, :, None], Mask.full(rank=2))",
+        EQUAL.format("attention(image.flatten(1, 2), text, text, Mask.full()).view(image.shape)"),
+        "text = torch.randn(2, 7, *image.shape[-2:])",
+    ),
+    Row(
         "attention(image, image, image, Mask.neighborhood(5))",
         "mask=Mask.neighborhood((5, 5))",
         "out = attention(image, image, image, mask=Mask.neighborhood((5, 5)))",

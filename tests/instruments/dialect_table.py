@@ -51,9 +51,9 @@ ROWS = (
         "Mask.from_flash((512, 0), causal=True)",
     ),
 )
-HEAD = ("You have", "Write", "A query at p attends to", "Keys", "Lengths differ", "At a border")
+HEAD = ("You have", "You write", "A query at p attends to", "Lengths differ")
 LENGTH, MIDDLE = 4096, 2048
-BORDERS = {"clip": "cut", "shift": "moved inward", "wrap": "continued"}
+BORDERS = {"clip": "", "shift": ", moved inward at borders", "wrap": ", in a circle"}
 
 
 def table() -> str:
@@ -77,10 +77,10 @@ def row(there: str, here: str) -> tuple[str, ...]:
     left = "0" if unlimited[1] else relative(first - bound_axis.offset)
     right = "the last" if unlimited[2] else relative(last - bound_axis.offset)
     reads = f"{left} … {right}" + (f" in steps of {step}" if step > 1 else "")
-    keys = "all of these" if unlimited[0] else str(count)
+    reads += ("" if unlimited[0] else f": {count} keys") + BORDERS[bound_axis.spec.border]
     offset = f", offset {bound_axis.spec.offset:+d}" if bound_axis.spec.offset else ""
     placed = (bound_axis.spec.align or "refused") + offset
-    return there, f"`{here}`", reads, keys, placed, BORDERS[bound_axis.spec.border]
+    return there, f"`{here}`", reads, placed
 
 
 def relative(key: int) -> str:

@@ -223,6 +223,11 @@ layer(x, x[0])
       given: Mask(Axis(1, 1, border='shift'), Axis(1, 1, border='shift'))
       fix:   context[None].
 
+Layer(64, 4, Mask.full(rank=2), context_dim=32)(x, t(2, 79, 32))
+    InputError: context has 3 dimensions [2, 79, 32], not 4.
+      given: Mask(Axis(), Axis())
+      fix:   context[:, :, None], for text.
+
 layer(x, x[..., :1])
     InputError: context has 1 channel [2, 6, 7, 1], not 64.
       given: Mask(Axis(1, 1, border='shift'), Axis(1, 1, border='shift'))

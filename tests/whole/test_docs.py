@@ -25,7 +25,9 @@ def name(page: Path) -> str:
 
 
 def blocks(page: Path, kind: str) -> list[str]:
-    return re.findall(rf"```{kind}\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.S)
+    """The code of fences; a title of one word, "before", only heads it (see test_migrating.py)."""
+    fence = rf'```{kind}(?: title="\w+")?\n(.*?)```'
+    return re.findall(fence, page.read_text(encoding="utf-8"), flags=re.S)
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile:UserWarning")

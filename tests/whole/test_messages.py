@@ -414,6 +414,11 @@ attention(q, q, q, Mask.full(rank=2))
       given: Mask(Axis(), Axis())
       fix:   query.unflatten(1, (2, 4)), for a grid of 2 x 4 tokens; or query.unsqueeze(-2), for one head; or query.movedim(1, -1).unsqueeze(-2), for one head of channels first; or nbattn.attention(query[None], key[None], value[None], mask)[0], without a batch; or mask=Mask(Axis()).
 
+attention(t(1, 4, 4, 4, 2, 16), q, q, Mask.full(rank=3))
+    InputError: key has 4 dimensions [1, 8, 2, 16]; a mask of 3 axes needs 6, [B, X, Y, Z, Hk, D].
+      given: Mask(Axis(), Axis(), Axis())
+      fix:   key[:, :, None, None], for text.
+
 attention(q, t(1, 4, 4, 2, 16), q, window)
     InputError: key has 5 dimensions [1, 4, 4, 2, 16]; a mask of 1 axis needs 4, [B, X, Hk, D].
       given: Mask(Axis(2, 0))

@@ -1,9 +1,9 @@
 """Tests of docs/migrating: code of another library, as a page shows it, gives what the code that
 replaces it gives.
 
-A block for another library has a title: `before, xformers` sets `before`; a later block sets
-`after`. Each test runs the plain blocks of a page and those for one library, in order, and compares
-every `after` with its `before`. It is skipped, with the reason, where the library is missing; `make
+A block titled `before, xformers` needs that library and sets `before`; a later one sets `after`.
+Each test runs the other blocks of a page and those for one library, in order, and compares every
+`after` with its `before`. It is skipped, with the reason, where the library is missing; `make
 oracles` has all of them. Other pairs print whether they are equal, which test_docs.py reads.
 """
 
@@ -19,7 +19,7 @@ import pytest
 import torch
 
 PAGES = Path(__file__).parents[2] / "docs" / "migrating"
-BLOCK = re.compile(r'^```python(?: title="(before|after), ([^"]+)")?\n(.*?)^```', re.S | re.M)
+BLOCK = re.compile(r'^```python(?: title="(before|after)(?:, ([^"]+))?")?\n(.*?)^```', re.S | re.M)
 Blocks = list[tuple[str, str, str]]  # "before", "after" or "", the library or "", and the code
 LIBRARIES: dict[str, tuple[Callable[[], outside.Modules], ...]] = {
     "flash-attn": (outside.flash_attn, outside.flash_attn_around_its_reference),

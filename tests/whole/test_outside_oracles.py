@@ -106,6 +106,41 @@ def test_the_biases_of_xformers(label: str, cases: Count) -> None:
         cases("outside, xformers", 1)
 
 
+BLOCKS: dict[str, tuple[str, tuple[int, ...], Mask]] = {
+    "all": ("", (), Mask.full()),
+    "causal": ("make_causal", (), Mask.causal("top-left")),
+    "causal, bottom-right": (
+        "make_causal_from_bottomright",
+        (),
+        Mask.causal("bottom-right"),
+    ),
+    "local": ("make_local_attention", (3,), Mask.from_transformers(3, offset=0)),
+    "local, bottom-right": (
+        "make_local_attention_from_bottomright",
+        (3,),
+        Mask.from_transformers(3),
+    ),
+}
+
+
+@pytest.mark.parametrize("label", BLOCKS)
+def test_the_block_diagonal_biases_of_xformers(label: str, cases: Count) -> None:
+    """Packed sequences, which are grids of one axis."""
+    made, arguments, mask = BLOCKS[label]
+    biases = file_of("xformers", "xformers/ops/fmha/attn_bias.py")
+    for queries, keys in (([3, 5, 2], [3, 5, 2]), ([3, 1, 4], [6, 5, 4])):
+        bias = biases.BlockDiagonalMask.from_seqlens(queries, keys)
+        if made:
+            bias = getattr(bias, made)(*arguments)
+        plan = nbattn.plan(
+            mask, (sum(queries), 1, 8), (sum(keys), 1, 8), dtype="float32", device="cpu",
+            grids=queries, key_grids=keys,
+        )  # fmt: skip
+        want = bias.materialize((sum(queries), sum(keys))) == 0
+        assert np.array_equal(plan.support(), want.numpy()), (queries, keys)
+        cases("outside, xformers", 1)
+
+
 # flash-attn 4: its reference in plain torch, a file that needs none of the package's GPU tools
 
 
@@ -140,3 +175,19 @@ def test_the_reference_of_flash_attn_4(causal: bool, cases: Count) -> None:
             found = nbattn.attention(*made, mask, softcap=2.0, backend=backend)
             torch.testing.assert_close(found, want, rtol=0, atol=1e-12)
             cases("outside, flash-attn 4 values", 1)
+
+
+def test_sinks_of_flash_attn_4() -> None:
+    query, key, value = torch.randn(3, 2, 9, 4, 8)
+    sink = torch.randn(4)
+    want = flash_attn_4().attention_ref(query, key, value, causal=True, learnable_sink=sink)[0]
+    found = nbattn.attention(query, key, value, Mask.causal(), sink=sink, backend="tiled")
+    torch.testing.assert_close(found, want)
+
+
+@pytest.mark.parametrize(("length", "chunk"), [(12, 4), (7, 7), (9, 12)])
+def test_chunks_of_flash_attn_3(length: int, chunk: int) -> None:
+    """As the tests of flash-attn 4 define them; a stride says the same where it divides."""
+    chunks = ~flash_attn_4().construct_chunk_mask(length, length, chunk)
+    mask = Mask(nbattn.Axis(chunk - 1, causal=True, stride=chunk))
+    same(mask, length, length, chunks.tril())

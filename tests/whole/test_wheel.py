@@ -61,10 +61,19 @@ def test_the_wheel_has_the_package_and_nothing_else(built: Path) -> None:
 def test_the_sdist_builds_the_wheel_and_runs_the_tests(built: Path) -> None:
     with tarfile.open(next(built.glob("*.tar.gz"))) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
-    for folder in (*CARRIED, "nbattn", "tests", "docs", "examples", "benchmarks"):
+    for folder in (*CARRIED, "nbattn", "tests", "docs", "docs_tools", "examples", "benchmarks"):
         assert {f"{folder}/{path}" for path in files(folder)} <= names
-    assert {"pyproject.toml", "README.md", "LICENSE", "Makefile", "CHANGELOG.md"} <= names
-    assert not any(name.startswith((".ci", ".git/", ".venv", "build", "dist")) for name in names)
+    assert {
+        "pyproject.toml",
+        "README.md",
+        "LICENSE",
+        "Makefile",
+        "CHANGELOG.md",
+        "mkdocs.yml",
+    } <= names
+    assert not any(
+        name.startswith((".ci", ".git/", ".venv", "build", "dist", "site/")) for name in names
+    )
 
 
 LOAD = """
