@@ -33,7 +33,9 @@ EXAMPLES = {
     "dilated": Example(Mask.neighborhood((5, 5), dilation=(2, 3)), (20, 24), _CPU),
     "weather": Example(Mask(Axis(2, 2), Axis(4, 4, border="wrap")), (16, 32), _CPU),
     "video": Example(
-        Mask(Axis(3, causal=True), *[Axis(3, 3, border="shift")] * 2), (8, 16, 16), _GPU
+        Mask(Axis(3, causal=True), *[Axis(3, 3, border="shift")] * 2),
+        (8, 16, 16),
+        {**_GPU, "backend": "cuda"},
     ),
     "million": Example(Mask.sliding_window(4095), (1 << 20,), _GPU),
 }

@@ -390,11 +390,11 @@ function tilesWords(groups) {
   const { tiles } = state.view;
   const plan = data.plans[state.view.plan];
   const all = `${plan.chosen} visits ${number(tiles.tiles)} ${tiles.tiles === 1 ? "tile" : "tiles"}.`;
-  if (!groups.length) return `${all} Darker tiles have more pairs of the mask.`;
-  const own = groups.flatMap(([, , found]) => found);
-  const shares = own.map(([share]) => perMille(share));
-  const listed = shares.slice(0, 6).join(", ") + (shares.length > 6 ? ", …" : "");
-  return `${all} The query is in ${number(own.length)}; of their pairs, the mask has ${listed}.`;
+  if (!groups.length) return `${all} Colours tell how many of their pairs the mask has.`;
+  const own = groups.reduce((sum, [, , found]) => sum + found.length, 0);
+  const shares = groups.map(([, share]) => perMille(share)).join(" and ");
+  const noun = own === 1 ? "of its pairs" : "of their pairs";
+  return `${all} The query is in ${number(own)}; the mask has ${shares} ${noun}.`;
 }
 
 // ---- choices

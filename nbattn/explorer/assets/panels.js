@@ -10,9 +10,8 @@ function shareClass(share) {
 }
 
 function percent(part, whole) {
-  if (!whole) return "0 %";
-  const share = (100 * part) / whole;
-  return `${share >= 10 ? share.toFixed(0) : share.toPrecision(2)} %`;
+  const share = whole ? (100 * part) / whole : 0;
+  return `${share >= 10 || !share ? share.toFixed(0) : share.toPrecision(2)}\u00a0%`;
 }
 
 const perMille = (share) => (share === null ? "no pairs" : percent(share, 1000));
