@@ -239,6 +239,20 @@ def test_plan_help_is_narrow_and_has_examples(capsys: Capture, command: list[str
     assert "examples:" in out or "exit status:" in out
 
 
+def test_figures_of_a_plan_are_written(capsys: Capture, tmp_path: Path) -> None:
+    paths = [tmp_path / f"a.{ending}" for ending in ("svg", "pdf")]
+    options = ["--device", "cpu", "--svg", str(paths[0]), "--pdf", str(paths[1])]
+    status, out, _ = nbattn_(capsys, "plan", NAT, "stage4", *options)
+    assert status == 0
+    assert out.endswith("".join(f"written: {path}\n" for path in paths))
+    assert "of pairs attended" in paths[0].read_text()
+    assert "--svg" not in out
+    status, _, err = nbattn_(capsys, "plan", NAT, *options)
+    assert (status, err.splitlines()[0]) == (
+        2, "nbattn plan: a figure is of one plan, and 4 plans are selected."
+    )  # fmt: skip
+
+
 def test_piped_output_is_plain_and_head_may_close_it() -> None:
     command = f"{sys.executable} -m nbattn plan {NAT} --device cpu | head -1"
     run = subprocess.run(command, shell=True, capture_output=True, text=True, cwd=ROOT)

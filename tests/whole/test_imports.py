@@ -128,6 +128,7 @@ EXCEPTIONS = {
     ("functional", "attention"): "distributed.tensors",
     ("joint", "joint_attention"): "distributed.tensors",
     ("planner.plan", "Plan._repr_html_"): "pictures.notebook",
+    ("planner.plan", "Plan.plot"): "pictures.tiles",
     ("config", "Config._repr_html_"): "config.notebook",
     ("planner.plan", "Plan.to_html"): "explorer.page",
     ("planner.plan", "Plan.run"): "plan_runs",

@@ -303,11 +303,15 @@ def test_gpus_of_a_generation_have_the_same_limits(device: support.DeviceInfo) -
     (one,) = (one for one in support.GENERATIONS if (one.capability or 0) // 10 == number)
     for question in (*support.FEATURES.values(), *support.MASKS.values()):
         ours, theirs = support.ask(device, **question), support.ask(one, **question)
-        signs = [
+        said = [
             {name: (answer.forward, answer.training) for name, answer in answers.items()}
             for answers in (ours, theirs)
         ]
-        assert signs[0] == signs[1]
+        assert said[0] == said[1]
+        alone = support.ask(device, **question, trains=False)
+        assert {n: one.forward for n, one in alone.items()} == {
+            n: one.forward for n, one in ours.items()
+        }
 
 
 def test_the_font_has_every_sign_of_pictures_in_one_width() -> None:
