@@ -61,6 +61,13 @@ WEIGHTS, MASK_TABLES = "nbattn/weights.py", "nbattn/mask_tables.py"
 NATIVE_MEANING = "nbattn/backends/native/meaning.py"
 NATIVE_TILES = "nbattn/backends/native/tiles.py"
 NATIVE_COSTS = "nbattn/backends/native/costs.py"
+EXPLORER_RUNS, EXPLORER_TILES = "nbattn/explorer/runs.py", "nbattn/explorer/tiles.py"
+EXPLORER_DATA, EXPLORER_PAGE = "nbattn/explorer/data.py", "nbattn/explorer/page.py"
+EXPLORER_LOOKUP = "nbattn/explorer/assets/lookup.js"
+EXPLORER_SCENE = "nbattn/explorer/assets/scene.js"
+EXPLORER_PANELS = "nbattn/explorer/assets/panels.js"
+EXPLORER_STATE = "nbattn/explorer/assets/explorer.js"
+EXPLORER_STYLE = "nbattn/explorer/assets/explorer.css"
 CUDA = "nbattn/backends/cuda/run.py"
 LAYOUT = "nbattn/kernels/layout.py"
 NATIVE = "nbattn/backends/native/run.py"
@@ -1670,6 +1677,7 @@ MUTANTS = [
            "replace(request, training=False)", "whole/site"),
     Mutant("support-not-forced", SUPPORT_PAGE, "replace(request, backend=backend)", "request",
            "whole/site"),
+<<<<<<< HEAD
     # the gallery
     Mutant("gallery-line-of-another-mask", GALLERY, 'code = "Mask.neighborhood((5, 5))"',
            'code = "Mask.neighborhood((5, 3))"', "whole/gallery"),
@@ -1679,6 +1687,47 @@ MUTANTS = [
            'class="⬚"', "whole/gallery"),
     Mutant("gallery-slice-of-another-frame", "nbattn/pictures/neighborhood.py", "axis 0 = {at}",
            "axis 0 = {at + 1}", "whole/gallery"),
+=======
+    # the explorer's data and page
+    Mutant("explorer-moved-before", EXPLORER_RUNS,
+           "spans.append((_MOVED, begin, np.minimum(end, start)))",
+           "spans.append((_READ, begin, np.minimum(end, start)))", "explorer/runs"),
+    Mutant("explorer-prefix-behind", EXPLORER_RUNS, "np.maximum(begin, window_hi), end",
+           "np.maximum(begin, window_lo), end", "explorer/runs"),
+    Mutant("explorer-part-of-an-axis", EXPLORER_RUNS, "return start - skip, stop - skip",
+           "return start, stop", "explorer/runs"),
+    Mutant("explorer-common-laps", EXPLORER_RUNS, "pow(apart, -1, other) % other",
+           "apart % other", "explorer/runs"),
+    Mutant("explorer-tile-share", EXPLORER_TILES, "round(1000 * wanted / done)",
+           "round(1000 * wanted / (done + 1))", "explorer/tiles"),
+    Mutant("explorer-tiles-of-a-grid", EXPLORER_TILES, "if block.grid == grid",
+           "if block.grid >= grid", "explorer/tiles"),
+    Mutant("explorer-windows", EXPLORER_DATA, "(0, (length - part) // 2, length - part)",
+           "(0, (length - part) // 2, length - part - 1)", "explorer/data"),
+    Mutant("explorer-own", EXPLORER_DATA,
+           "axis.offset - axis.first_key if axis.is_placed else None",
+           "axis.offset - axis.first_key", "explorer/data"),
+    Mutant("explorer-escape", EXPLORER_PAGE, 'for sign in "<>&"', 'for sign in ">&"',
+           "explorer/page"),
+    Mutant("explorer-lookup", EXPLORER_LOOKUP, "runs[place - part.first];",
+           "runs[Math.max(0, place - part.first - 1)];", "explorer/page_in_a_browser"),
+    Mutant("explorer-steps", EXPLORER_LOOKUP, "found.push(run.start + n * run.step);",
+           "found.push(run.start + n);", "explorer/page_in_a_browser"),
+    Mutant("explorer-kind-of-a-product", EXPLORER_SCENE,
+           "const kind = Math.max(row.kind, column.kind, depth);",
+           "const kind = Math.max(row.kind, depth);", "explorer/page_in_a_browser"),
+    Mutant("explorer-filter", EXPLORER_PANELS, "(!acceptedOnly || candidate.cost)", "true",
+           "explorer/page_in_a_browser"),
+    Mutant("explorer-nearest-query", EXPLORER_LOOKUP,
+           ": this.own(opposite(side), cell);", ": cell;", "explorer/page_in_a_browser"),
+    Mutant("explorer-told", EXPLORER_STATE,
+           'byId("live").textContent = byId("said").textContent;', "",
+           "explorer/page_in_a_browser"),
+    Mutant("explorer-contrast", EXPLORER_STYLE, "--quiet: #57606a", "--quiet: #8c959f",
+           "explorer/page_in_a_browser"),
+    Mutant("explorer-narrow", EXPLORER_STYLE, ".scroll { overflow-x: auto;", ".scroll {",
+           "explorer/page_in_a_browser"),
+>>>>>>> wt-B
 ]
 # fmt: on
 
