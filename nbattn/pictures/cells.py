@@ -50,7 +50,7 @@ def draw(
 ) -> None:
     """Draws cells, an index into `signs.KINDS` each, with lines between them where they are large.
 
-    Every kind is one patch of matplotlib, whose `gid` is the kind's sign.
+    Every kind is one patch of matplotlib, whose label is "_" and the kind's sign.
     """
     for index, kind in enumerate(signs.KINDS[:-1]):
         if fill(into, kinds == index, down, across, spot, style.patch_look(kind), kind):
@@ -87,9 +87,11 @@ def fill(
     if corners:
         patch = style.part_of_matplotlib("patches").PathPatch
         with style.hatches():
-            made = patch(path(np.concatenate(corners), codes), gid=name, **{"zorder": 1, **look})
+            made = patch(
+                path(np.concatenate(corners), codes), label=f"_{name}", **{"zorder": 1, **look}
+            )
         made.set_clip_on(False)
-        into.axes.add_patch(made)
+        into.axes.add_artist(made)
     return bool(corners)
 
 
@@ -130,7 +132,7 @@ def strokes(into: style.Panel, segments: Sequence[Any], spot: Spot = HERE, **loo
         points = spot.points(np.array(segments, dtype=float).reshape(-1, 2))
         look = {"edgecolor": look.pop("color"), "facecolor": "none", "clip_on": False, **look}
         made = path(points, [path.MOVETO, path.LINETO] * (len(points) // 2))
-        into.axes.add_patch(style.part_of_matplotlib("patches").PathPatch(made, **look))
+        into.axes.add_artist(style.part_of_matplotlib("patches").PathPatch(made, **look))
 
 
 def frames(into: style.Panel, down: Scale, across: Scale, spot: Spot = HERE) -> None:
@@ -149,7 +151,7 @@ def frames(into: style.Panel, down: Scale, across: Scale, spot: Spot = HERE) -> 
     x, y = _MARK[1] / into.cell / spot.wide, _MARK[0] / into.high / spot.high
     marks += [[(s - x, at + y), (s + x, at - y)]
               for a, b in _gaps(upright) for at in (a, b) for s in (left, right)]  # fmt: skip
-    strokes(into, marks, spot, gid="break", **look)
+    strokes(into, marks, spot, label="_break", **look)
 
 
 def _gaps(parts: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -192,7 +194,12 @@ def dots(
             continue
         words = OWN if filled else OWN_UNREAD
         xs, ys = zip(*points, strict=True)
-        look: dict[str, Any] = {"linestyle": "", "marker": "o", "markersize": size, "gid": words}
+        look: dict[str, Any] = {
+            "linestyle": "",
+            "marker": "o",
+            "markersize": size,
+            "label": f"_{words}",
+        }
         look |= {"markerfacecolor": style.INK if filled else "none", "markeredgecolor": style.INK}
         look |= {"markeredgewidth": 0 if filled else min(0.7, 0.14 * size), "zorder": 5}
         if filled and ringed:

@@ -140,7 +140,8 @@ def around(
     wanted = [range(0, min(size, length)), range(max(0, (length - size) // step * step), length)]
     for place in places:
         start = min(max(0, place - size // 2), max(0, length - size)) // step * step
-        wanted.append(range(start, min(start + size, length)))
+        stop = max(start + size, -(-(place + 1) // step) * step)
+        wanted.append(range(start, min(stop, length)))
     joined: list[range] = []
     for part in sorted(wanted, key=lambda part: part.start):
         if joined and part.start <= joined[-1].stop + step:
