@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from nbattn.nn import NeighborhoodAttention as NeighborhoodAttention
     from nbattn.planner.plan import Plan as Plan
     from nbattn.program.device import DeviceInfo as DeviceInfo
+    from nbattn.weights import attention_weights as attention_weights
 
 __all__ = [
     "Axis",
@@ -57,6 +58,7 @@ __all__ = [
     "Plan",
     "__version__",
     "attention",
+    "attention_weights",
     "grids_from",
     "joint_attention",
     "key_range_from",
@@ -68,6 +70,7 @@ __all__ = [
 _LAZY = {
     "attention": "nbattn.functional",
     "plan": "nbattn.functional",
+    "attention_weights": "nbattn.weights",
     "joint_attention": "nbattn.joint",
     "merge": "nbattn.joining",
     "Grids": "nbattn.grids",

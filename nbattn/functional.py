@@ -208,7 +208,7 @@ def attention(
             **{"require": require, "forbid": forbid, "return_lse": return_lse},
         }
         return packing.apart(attention, (query, key, value), options)
-    inputs = _checked(tensors, mask, scale, softcap, packed)
+    inputs = checked(tensors, mask, scale, softcap, packed)
     arguments.check_flags({"return_lse": return_lse})
     arguments.check_backend(backend, require, forbid)
     if any(type(given) not in _LOCAL and hasattr(given, "device_mesh") for given in tensors):
@@ -220,7 +220,7 @@ def attention(
     return (out, lse) if return_lse else out  # pyright: ignore
 
 
-def _checked(
+def checked(
     tensors: tuple[Any, ...],
     mask: Mask,
     scale: float | None,

@@ -22,12 +22,14 @@ _CALLS = {  # functions whose arguments are few, with all that they need
     "Plan.run": "plan.run(query, key, value)",
     "plan": "nbattn.plan(mask, query.shape)",
     "joint_attention": _JOINT,
+    "attention_weights": "nbattn.attention_weights(query, key, mask, at=[(0,) * mask.rank])",
 }
 _OF_BOTH = "grids=nbattn.grids_from(cu_seqlens_q), key_grids=nbattn.grids_from(cu_seqlens_k)"
 _SURPLUS = {  # the same with more than can be given by place
     "merge": "nbattn.merge([out, other], [lse, other_lse])",
     "plan": "nbattn.plan(mask, query.shape, key.shape, value_dim=value.shape[-1])",
     "grids_from": _OF_BOTH,
+    "attention_weights": "nbattn.attention_weights(query, key, mask, at=at)",
 }
 _WORDS = {  # other names of their arguments
     "query": ("q", "queries"),

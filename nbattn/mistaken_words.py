@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
 
-from nbattn import mistaken_masks, synonyms
-from nbattn.axis import MAX_RANK, Axis, meant_truth, written
-from nbattn.errors import InputError, MaskError, similar
-from nbattn.fixes import masks as repairs
+from nbattn import mistaken_masks, mistaken_windows, synonyms
+from nbattn.axis import MAX_RANK
+from nbattn.errors import InputError, similar
 from nbattn.fixes.code import DENSE, FLAT, PAIRS
 from nbattn.mask import Mask
+from nbattn.mistaken_windows import CALL, Answer, Call
 
 # Other names of arguments.
 _RENAMED = {
@@ -33,7 +32,17 @@ _RENAMED = {
     "device": ("arch",),
     "dtype": ("data_type", "torch_dtype"),
 }
-_CALL = "nbattn.attention(query, key, value, "
+_WEIGHTS = "nbattn.attention_weights(query, key, mask, "
+_OF_OUTPUTS = (
+    "value",
+    "extra_value",
+    "grids",
+    "key_grids",
+    "backend",
+    "require",
+    "forbid",
+    "return_lse",
+)
 _BIASED = DENSE.format(f"{{}}.masked_fill(~{PAIRS}, float('-inf'))")
 _PADDED = "key_range=nbattn.key_range_from({})"
 _SWAPPED = "query.transpose({0}), key.transpose({0}), value.transpose({0})"
@@ -52,129 +61,11 @@ _SCORED = (
 )
 
 
-class Call(NamedTuple):
-    """An unknown argument, and the call that has it.
-
-    Args:
-        word: the name of the argument.
-        value: its value.
-        named: all unknown arguments.
-        mask: the mask of the call, if any.
-        rank: the number of axes of the call's space.
-        is_packed: whether the query is `[T, H, D]`, the tokens of packed grids.
-    """
-
-    word: str
-    value: Any
-    named: Mapping[str, Any]
-    mask: object
-    rank: int
-    is_packed: bool
-
-
-Answer = Callable[[Call], tuple[str, str]]  # the reason, and the code
-
-
 def _dropout(call: Call) -> tuple[str, str]:
     if not call.value:
-        return "attention has no dropout of its weights.", f"{_CALL}mask)."
+        return "attention has no dropout of its weights.", f"{CALL}mask)."
     why = "attention has no dropout of its weights; models drop out outputs, after a projection"
-    return f"{why}.", f"torch.nn.functional.dropout({_CALL}mask), {call.value!r})."
-
-
-_OF_THE_MASK = "windows are part of the mask"
-
-
-def _window(call: Call) -> tuple[str, str]:
-    """Flash's pair; or a size, whose sides are not known."""
-    value: Any = call.value
-    rank = call.rank
-    if value is None or (type(value) is int and value < 1):
-        return f"{_OF_THE_MASK}.", f"mask={repairs.flash((-1, -1), rank)}."
-    if type(value) is int:
-        around = repairs.windows((value,), rank).removesuffix(", with NATTEN's meaning.")
-        last = written(Mask.from_transformers(value).axes * rank)
-        return (
-            f"{_OF_THE_MASK}.",
-            f"{around}, for {value} keys around; or mask={last}, for the last.",
-        )
-    if not isinstance(value, (tuple, list)):
-        return f"{_OF_THE_MASK}.", ""
-    if rank > 1 or len(value) != 2:
-        return f"{_OF_THE_MASK}.", repairs.windows(value, rank)
-    why = f"{_OF_THE_MASK}; here with the meaning of Flash."
-    return why, f"mask={repairs.flash((value[0], value[1]), 1)}."
-
-
-def _local(call: Call) -> tuple[str, str]:
-    """A window of jax.nn.dot_product_attention, around the query's own position."""
-    pair = call.value if isinstance(call.value, (tuple, list)) else (call.value, call.value)
-    is_causal = meant_truth(call.named.get("is_causal", False))
-    right = 0 if is_causal else pair[1]
-    mask = written(Mask.sliding_window(pair[0], right, align="top-left").axes * call.rank)
-    return f"{_OF_THE_MASK}; here with the meaning of JAX.", f"mask={mask}."
-
-
-def _sliding(call: Call) -> tuple[str, str]:
-    """A window of transformers: causal if nothing else is said, but around queries of images."""
-    said = [call.named[name] for name in ("is_causal", "causal") if name in call.named]
-    is_causal = meant_truth(said[0]) if said else call.rank == 1
-    why = f"{_OF_THE_MASK}; here with the meaning of transformers{', causal' * is_causal}."
-    if call.rank == 1:
-        named = "" if is_causal else ", causal=False"
-        return why, f"mask=Mask.from_transformers({call.value!r}{named})."
-    axes = Mask.from_transformers(call.value, causal=is_causal).axes
-    return why, f"mask={written(axes * call.rank)}."
-
-
-def _kernel(call: Call) -> tuple[str, str]:
-    why = f"{_OF_THE_MASK}; here with the meaning of NATTEN."
-    if call.value is None:
-        return why, "mask=Mask.full(rank=query.dim() - 3)."
-    named = call.named
-    more = {n: named[n] for n in ("dilation", "stride") if named.get(n)}
-    for given in (named[n] for n in ("causal", "is_causal") if n in named):
-        each = isinstance(given, (tuple, list))
-        said: Any = tuple(map(meant_truth, given)) if each else meant_truth(given)
-        if said is True or (each and any(said)):
-            more["is_causal"] = said
-    shown = "".join(f", {name}={value!r}" for name, value in more.items())
-    return why, f"mask=Mask.neighborhood({repairs.sized(call.value, call.rank)!r}{shown})."
-
-
-def _causal(call: Call) -> tuple[str, str]:
-    why = "whether an axis is causal is part of the mask."
-    given: Any = call.value
-    said = [*map(meant_truth, given)] if isinstance(given, (tuple, list)) else [meant_truth(given)]
-    if not any(said):
-        return why, f"{_CALL}mask)."
-    if not isinstance(call.mask, Mask):  # Flash's word aligns bottom-right, torch's top-left
-        align = "bottom-right" if call.word == "causal" else "top-left"
-        if all(said) or len(said) != call.rank:
-            return why, repairs.causal(call.rank, align)
-        axes = [Axis(causal=True, align=align) if one else Axis() for one in said]
-        return why, f"mask={written(axes)}."
-    each = said if len(said) == call.mask.rank else said[:1] * call.mask.rank
-    try:
-        return why, f"mask={written(repairs.causal_axes(call.mask.axes, each))}."
-    except MaskError:  # of a circle
-        return why, ""
-
-
-def _step(call: Call) -> tuple[str, str]:
-    """A dilation or a stride, which is part of every axis of a mask."""
-    why = f"the {call.word} of an axis is part of the mask."
-    if not isinstance(call.mask, Mask):
-        return why, ""
-    values = call.value if isinstance(call.value, (tuple, list)) else [call.value] * MAX_RANK
-    try:
-        changed = [
-            replace(axis, **{call.word: value})
-            for axis, value in zip(call.mask.axes, values, strict=False)
-        ]
-    except MaskError:
-        return why, ""
-    return why, f"mask={written(changed)}."
+    return f"{why}.", f"torch.nn.functional.dropout({CALL}mask), {call.value!r})."
 
 
 _CHANNELS_FIRST = ("nchw", "bchw", "ncdhw", "channels_first")
@@ -186,7 +77,7 @@ def _layout(call: Call) -> tuple[str, str]:
     why = "tensors are [B, *space, H, D], in any strides"
     name = str(value).lower()
     if name in ("bshd", "bnhd", "blhd", "bthd", "btnh"):
-        return f"{why}, which is {value!r}.", f"{_CALL}mask)."
+        return f"{why}, which is {value!r}.", f"{CALL}mask)."
     if name in _IMAGES:
         one = "{}.movedim(1, -1).unsqueeze(-2)" if name in _CHANNELS_FIRST else "{}.unsqueeze(-2)"
         called = ", ".join(one.format(x) for x in ("query", "key", "value"))
@@ -226,7 +117,7 @@ def _longest(call: Call) -> tuple[str, str]:
     why = "the longest sequence is found from the shapes."
     if call.is_packed:
         return why, f"{_SEQUENCES.format(*['cu_seqlens'] * 2)}."
-    return why, f"{_CALL}mask)."
+    return why, f"{CALL}mask)."
 
 
 def _segments(call: Call) -> tuple[str, str]:
@@ -244,7 +135,7 @@ def _matrix(call: Call) -> tuple[str, str]:
     """A matrix, or what other libraries have in its place; together with a mask, both hold."""
     why = "a mask is an nbattn.Mask; torch takes a matrix, at the cost of all pairs."
     if call.value is None:
-        return why, f"{_CALL}mask)."
+        return why, f"{CALL}mask)."
     meant = mistaken_masks.instead_of(call.value, call.rank, call.word)
     if not isinstance(call.mask, Mask):
         return why, meant
@@ -271,7 +162,16 @@ def _across_ranks(call: Call) -> tuple[str, str]:
     return "attention across ranks is a function of its own.", code
 
 
-def _given(why: str, fix: str = f"{_CALL}mask).") -> Answer:
+def _weights(call: Call) -> tuple[str, str]:
+    """Weights, which attention never has in memory, of the first query; or none."""
+    if not call.value:
+        return "attention never has its weights in memory.", f"{CALL}mask)."
+    first = [0] if call.rank == 1 else [(0,) * call.rank]
+    why = "attention never has its weights in memory; attention_weights has those of a few queries."
+    return why, f"{_WEIGHTS}at={first})."
+
+
+def _given(why: str, fix: str = f"{CALL}mask).") -> Answer:
     """An answer to any value; its code has `{}` in the place of the argument's name."""
     return lambda call: (why, fix.replace("{}", call.word))
 
@@ -279,16 +179,11 @@ def _given(why: str, fix: str = f"{_CALL}mask).") -> Answer:
 _PADDINGS = "padding is a range of keys; {}."
 # What has another place than a renamed argument.
 _ANSWERS: dict[str, Answer] = {
+    **mistaken_windows.ANSWERS,
     **dict.fromkeys(
         ("dropout_p", "dropout", "attn_drop", "attention_dropout", "attn_dropout", "p"), _dropout
     ),
-    **dict.fromkeys(("kernel_size", "kernel", "neighborhood_size"), _kernel),
-    **dict.fromkeys(("window_size", "window", "windows"), _window),
-    "local_window_size": _local,
     **dict.fromkeys(_RANKS, _across_ranks),
-    **dict.fromkeys(("sliding_window", "sliding_window_size"), _sliding),
-    **dict.fromkeys(("is_causal", "causal", "causal_mask"), _causal),
-    **dict.fromkeys(("dilation", "stride"), _step),
     **dict.fromkeys(
         ("layout", "qkv_layout", "input_layout", "tensor_layout", "qkv_format", "kv_layout"),
         _layout,
@@ -366,7 +261,7 @@ _ANSWERS: dict[str, Answer] = {
     ),
     **dict.fromkeys(
         ("need_weights", "output_attentions", "return_weights", "return_attn_weights"),
-        _given("attention never has its weights in memory, and cannot return them."),
+        _weights,
     ),
     **dict.fromkeys(("max_seqlen", "max_seqlen_q", "max_seqlen_k", "max_seqlen_kv"), _longest),
 }
@@ -413,7 +308,7 @@ def _answer(call: Call, legal: Sequence[str]) -> tuple[str, str]:
         return ".", f"{', '.join(_renamed(call.named, legal))}."
     if call.word not in _ANSWERS:
         return f"; it takes {', '.join(legal)}.", ""
-    why, fix = _together(call) or _ANSWERS[call.word](call)
+    why, fix = mistaken_windows.together(call) or _ANSWERS[call.word](call)
     return f": {why}", fix
 
 
@@ -421,9 +316,9 @@ def _loss(fix: str) -> int:
     """How much of the rest of a call a fix leaves out: an argument keeps all of it, a call of torch
     its matrix, a call of attention around which something is done that, and a plain one nothing.
     """
-    if fix == f"{_CALL}mask).":
+    if fix == f"{CALL}mask).":
         return 4
-    whole = ("nbattn.attention(", "nbattn.distributed.", "torch.cat(", "torch.nn.functional.drop")
+    whole = ("nbattn.attention", "nbattn.distributed.", "torch.cat(", "torch.nn.functional.drop")
     return 3 if fix.startswith(whole) else 2 if fix.startswith("torch.") or not fix else 1
 
 
@@ -432,6 +327,9 @@ def _with_options(fix: str, given: Mapping[str, Any], named: Mapping[str, Any]) 
     if _loss(fix) < 2 or not given:
         return fix
     shown = {n: repr(v) if _is_plain(v) else n for n, v in given.items()}
+    if fix.startswith(_WEIGHTS):
+        more = "".join(f"{n}={value}, " for n, value in shown.items() if n not in _OF_OUTPUTS)
+        return fix.replace(_WEIGHTS, f"{_WEIGHTS}{more}")
     if "enable_gqa" in fix:  # torch's attention
         if {*given} - {"scale", "backend"}:
             return ""
@@ -440,21 +338,6 @@ def _with_options(fix: str, given: Mapping[str, Any], named: Mapping[str, Any]) 
         return ""
     code = ", ".join(f"{name}={value}" for name, value in shown.items())
     return fix.replace(", mask)", f", mask, {code})").replace(_RANKED, f"{_RANKED}{code}, ")
-
-
-def _together(call: Call) -> tuple[str, str] | None:
-    """The mask of arguments that define one together, as libraries take them; or nothing."""
-    named, windows = call.named, ("kernel_size", "local_window_size", "sliding_window")
-    if call.word in ("causal", "is_causal", "dilation", "stride"):
-        of_window = next((name for name in windows if named.get(name) is not None), None)
-        if of_window:
-            return _ANSWERS[of_window](call._replace(word=of_window, value=named[of_window]))
-    pair = named.get("window_size")
-    is_causal = any(meant_truth(named.get(name, False)) for name in ("causal", "is_causal"))
-    if isinstance(pair, (tuple, list)) and len(pair) == 2 and is_causal:
-        mask = repairs.flash((pair[0], pair[1]), call.rank, is_causal=True)
-        return f"{_OF_THE_MASK}.", f"mask={mask}."
-    return None
 
 
 def _renamed(named: Mapping[str, Any], legal: Sequence[str]) -> list[str]:

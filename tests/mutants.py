@@ -57,6 +57,7 @@ CUDA_MEANING = "nbattn/backends/cuda/meaning.py"
 CUDA_PIPES = "nbattn/backends/cuda/pipes.py"
 CUDA_TILES = "nbattn/backends/cuda/tiles.py"
 TILE_TRAVERSAL = "nbattn/program/tile_traversal.py"
+WEIGHTS, MASK_TABLES = "nbattn/weights.py", "nbattn/mask_tables.py"
 NATIVE_MEANING = "nbattn/backends/native/meaning.py"
 NATIVE_TILES = "nbattn/backends/native/tiles.py"
 NATIVE_COSTS = "nbattn/backends/native/costs.py"
@@ -103,6 +104,7 @@ LAYER, PROJECTIONS, LAYER_INPUTS, LAYER_WORDS, PARALLEL = (
 )
 TENSORS, SHARED_LAYER = "nbattn/distributed/tensors.py", "nbattn/nn/sharded.py"
 DRAW = "nbattn/pictures/text.py"
+GALLERY = "docs_tools/gallery.toml"
 FILES = "nbattn/config/files.py"
 GRAMMAR = "nbattn/config/grammar.py"
 LOADER = "nbattn/config/__init__.py"
@@ -897,7 +899,7 @@ MUTANTS = [
            "{axis})[mesh.get", "whole/fixes"),
     Mutant("fix-placements", "nbattn/distributed/given.py", "found[part.dim - 1] = name",
            "found[part.dim - 2] = name", "whole/fixes"),
-    Mutant("fix-each-causal", "nbattn/mistaken_words.py", "said if len(said) == call.mask.rank",
+    Mutant("fix-each-causal", "nbattn/mistaken_windows.py", "said if len(said) == call.mask.rank",
            "said[:1] if False", "whole/fixes"),
     Mutant("fix-text", "nbattn/fixes/masks.py", "if code := from_text(given[0]):",
            "if code := False:", "whole/fixes"),
@@ -1006,6 +1008,11 @@ MUTANTS = [
            "integrations/alibi_models"),
     Mutant("alibi-dropout-ignored", ALIBI, "return probability if module.training else 0.0",
            "return 0.0", "integrations/alibi_models"),
+    # pages of migrating
+    Mutant("window-of-cudnn-too-long", "nbattn/mask.py",
+           "None if left is None else left - 1", "left", "whole/migrating"),
+    Mutant("documents-one-token-late", "nbattn/grids.py", "np.diff(ends.astype(np.int64)) if",
+           "np.roll(np.diff(ends.astype(np.int64)), 1) if", "whole/migrating"),
     Mutant("swin-unflipped", SWIN, "return grid.flip([*range(1, grid.dim())])", "return grid",
            "integrations/swin"),
     Mutant("swin-shift-reversed", SWIN, "[-moved % size for", "[moved % size for",
@@ -1637,10 +1644,32 @@ MUTANTS = [
     Mutant("exchanges-fail-without-words", AGREEMENT,
            "raise ranks.lost(error) from error\n\n\ndef _diff", "raise\n\n\ndef _diff",
            "distributed/agreement"),
+    # weights of a few queries, and masks as plain data
+    Mutant("weights-of-another-row", WEIGHTS, "query = query.narrow(axis, index, 1)",
+           "query = query.narrow(axis, 0, 1)", "weights"),
+    Mutant("weights-without-steps", WEIGHTS, "range(start, start + step * n, step)",
+           "range(start, start + n)", "weights"),
+    Mutant("weights-beside-the-range", WEIGHTS,
+           "None if inputs.key_range is None else _inside(", "None if True else _inside(",
+           "weights"),
+    Mutant("weights-before-the-sink", WEIGHTS, "if inputs.sink is not None:", "if False:",
+           "weights"),
+    Mutant("weights-beside-extra-keys", WEIGHTS, "if inputs.extra_key is not None:", "if False:",
+           "weights"),
+    Mutant("weights-of-all-keys-at-once", WEIGHTS, "if len(keys) < key.shape[axis]:",
+           "key = key.float()\n        if len(keys) < key.shape[axis]:", "weights"),
+    Mutant("weights-distance-from-the-start", WEIGHTS, "place[0] + axes[0].offset - reads[0]",
+           "place[0] - reads[0]", "weights"),
+    Mutant("plain-data-of-causal", MASK_TABLES, "if table.get(\"causal\"):", "if False:",
+           "mask_tables"),
+    Mutant("rank-is-not-compared", "nbattn/windows.py", "if rank is not None and axes != rank:",
+           "if False:", "windows"),
     # the site
     Mutant("examples-quoted", DOCSTRINGS, 'startswith(">>>")', 'startswith("<<<")', "whole/site"),
     Mutant("overloads-shown", DOCSTRINGS, "if function.overloads:", "if False:", "whole/site"),
     Mutant("site-of-a-network", SITE, "font: false", "font: {text: Roboto}", "whole/site"),
+    Mutant("site-with-an-anchor-of-nothing", "docs/reference/pictures.md",
+           "masks.md#nbattn.Mask.draw)", "masks.md#nbattn.Mask.drew)", "whole/site"),
     Mutant("site-without-a-page", SITE, "  - FAQ and limits: faq.md", "", "whole/site"),
     Mutant("options-without-names", COMMAND_LINE, "names = action.option_strings or",
            "names = [] or", "whole/site"),
@@ -1648,6 +1677,15 @@ MUTANTS = [
            "replace(request, training=False)", "whole/site"),
     Mutant("support-not-forced", SUPPORT_PAGE, "replace(request, backend=backend)", "request",
            "whole/site"),
+    # the gallery
+    Mutant("gallery-line-of-another-mask", GALLERY, 'code = "Mask.neighborhood((5, 5))"',
+           'code = "Mask.neighborhood((5, 3))"', "whole/gallery"),
+    Mutant("gallery-model-of-other-numbers", GALLERY, "Mask(Axis(511, causal=True, prefix=4))",
+           "Mask(Axis(512, causal=True, prefix=4))", "whole/gallery"),
+    Mutant("gallery-picture-of-other-cells", "docs/images/gallery/swin.svg", 'class="■"',
+           'class="⬚"', "whole/gallery"),
+    Mutant("gallery-slice-of-another-frame", "nbattn/pictures/neighborhood.py", "axis 0 = {at}",
+           "axis 0 = {at + 1}", "whole/gallery"),
     # the explorer's data and page
     Mutant("explorer-moved-before", EXPLORER_RUNS,
            "spans.append((_MOVED, begin, np.minimum(end, start)))",

@@ -25,6 +25,7 @@ from fixes import (
     surface,
     tensors,
     terminal,
+    weights,
 )
 
 TABLES = {
@@ -49,6 +50,7 @@ TABLES = {
     "surface": surface.ROWS,
     "tensors": tensors.ROWS,
     "terminal": terminal.ROWS,
+    "weights": weights.ROWS,
 }
 
 

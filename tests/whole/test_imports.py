@@ -48,7 +48,8 @@ ALLOWED = {
     "mask_tables": "errors axis mask",
     "recipes": "errors axis mask fixes",
     "mistaken_masks": "errors axis mask fixes",
-    "mistaken_words": "errors axis synonyms mask fixes mistaken_masks",
+    "mistaken_windows": "errors axis mask fixes",
+    "mistaken_words": "errors axis synonyms mask fixes mistaken_masks mistaken_windows",
     "mistaken_places": "errors axis mask fixes",
     "shapes": "errors axis mask symbolic",
     "key_ranges": "errors fixes mistaken_places",
@@ -81,6 +82,8 @@ ALLOWED = {
     " backends.dense.reference planner execute ops export autograd fixes shapes key_ranges joining"
     " grids packing"
     " arguments known_calls mistaken_words mistaken_places",
+    "weights": "errors axis mask fixes rows geometry biases backends.inputs"
+    " backends.dense.reference mistaken_words mistaken_places key_ranges packing functional",
     "joint": "errors axis mask fixes mistaken_words mistaken_places arguments functional",
     "plan_runs": "errors program backends.families backends.inputs planner autograd key_ranges"
     " arguments functional joint mistaken_plans",
@@ -160,14 +163,16 @@ FOREIGN = {
         ["piecewise_sum", "rows", "geometry", "biases", "grids", "pictures", "explorer"],
         "numpy",
     ),
-    **dict.fromkeys(["mistaken_masks", "mistaken_words", "mistaken_places", "mistaken_plans"], ""),
+    **dict.fromkeys(["mistaken_masks", "mistaken_windows", "mistaken_words"], ""),
+    **dict.fromkeys(["mistaken_places", "mistaken_plans"], ""),
     "recipes": "",
     **dict.fromkeys(["shapes", "key_ranges", "joining", "packing", "added_scores"], "torch"),
     **dict.fromkeys(["program"], "numpy"),
     **dict.fromkeys(["planner", "backends", "execute", "ops", "autograd"], "numpy torch"),
     **dict.fromkeys(["export"], "torch"),
     **dict.fromkeys(
-        ["arguments", "known_calls", "functional", "joint", "plan_runs", "nn"], "numpy torch"
+        ["arguments", "known_calls", "functional", "weights", "joint", "plan_runs", "nn"],
+        "numpy torch",
     ),
     **dict.fromkeys(["integrations", "distributed", "bench", "tune", "demo"], "numpy torch"),
     **dict.fromkeys(["machine", "timing", "cache", "cli"], ""),

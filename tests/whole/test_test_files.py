@@ -68,6 +68,7 @@ TESTED_IN = {
     "nn/options": "nn/test_inputs",
     "mistaken_places": "whole/test_fixes",
     "mistaken_plans": "whole/test_fixes",
+    "mistaken_windows": "whole/test_fixes",
     "mistaken_words": "whole/test_fixes",
     "mistaken_masks": "whole/test_fixes",
     "plan_runs": "test_functional",

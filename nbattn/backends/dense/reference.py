@@ -162,7 +162,7 @@ def _attend(inputs: Inputs, mask: Mask) -> tuple[Tensor, Tensor]:
         column = inputs.sink.to(exact).view(1, query.shape[-2], 1, 1).expand(*scores.shape[:-1], 1)
         scores = torch.cat([scores, column], dim=-1)
         value = torch.nn.functional.pad(value, (0, 0, 0, 1))
-    weights, lse = _softmax(scores)
+    weights, lse = softmax(scores)
     rows = query.shape[:-1]
     out, lse = (
         t.transpose(1, 2).clone(memory_format=torch.contiguous_format)
@@ -195,7 +195,7 @@ def _added(
     return added
 
 
-def _softmax(scores: Tensor) -> tuple[Tensor, Tensor]:
+def softmax(scores: Tensor) -> tuple[Tensor, Tensor]:
     """Returns weights and logsumexp; rows of only -inf have weights 0 and logsumexp -inf."""
     if untraced(scores.shape[-1:])[0] == 0:
         return scores, scores.new_full(scores.shape[:-1], float("-inf")) + scores.sum(-1)
