@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import shlex
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,14 @@ def save(figure: Any, path: str | Path) -> None:
         raise InputError(
             f"{str(path)!r} cannot be written: {error.strerror or error}.", _other_place(where)
         ) from None
+
+
+def svg(figure: Any) -> str:
+    """Returns a figure as SVG."""
+    into = io.StringIO()
+    with part_of_matplotlib().rc_context(_SETTINGS):
+        figure.savefig(into, format="svg", metadata=_METADATA["svg"])
+    return into.getvalue()
 
 
 def _other_place(path: Path) -> str:
