@@ -1677,7 +1677,6 @@ MUTANTS = [
            "replace(request, training=False)", "whole/site"),
     Mutant("support-not-forced", SUPPORT_PAGE, "replace(request, backend=backend)", "request",
            "whole/site"),
-<<<<<<< HEAD
     # the gallery
     Mutant("gallery-line-of-another-mask", GALLERY, 'code = "Mask.neighborhood((5, 5))"',
            'code = "Mask.neighborhood((5, 3))"', "whole/gallery"),
@@ -1687,7 +1686,6 @@ MUTANTS = [
            'class="⬚"', "whole/gallery"),
     Mutant("gallery-slice-of-another-frame", "nbattn/pictures/neighborhood.py", "axis 0 = {at}",
            "axis 0 = {at + 1}", "whole/gallery"),
-=======
     # the explorer's data and page
     Mutant("explorer-moved-before", EXPLORER_RUNS,
            "spans.append((_MOVED, begin, np.minimum(end, start)))",
@@ -1727,7 +1725,6 @@ MUTANTS = [
            "explorer/page_in_a_browser"),
     Mutant("explorer-narrow", EXPLORER_STYLE, ".scroll { overflow-x: auto;", ".scroll {",
            "explorer/page_in_a_browser"),
->>>>>>> wt-B
 ]
 # fmt: on
 

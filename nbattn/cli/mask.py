@@ -10,7 +10,7 @@ import shlex
 import sys
 from typing import TYPE_CHECKING, Any
 
-from nbattn.cli import mask_picture, picture_files, screen, values
+from nbattn.cli import mask_page, mask_picture, picture_files, screen, values
 from nbattn.cli.arguments import CONFIG
 from nbattn.cli.mask_text import parse_lengths, parse_mask
 from nbattn.cli.parser import Parser
@@ -19,15 +19,14 @@ from nbattn.errors import InputError, counted
 if TYPE_CHECKING:
     from nbattn.geometry import Axes
     from nbattn.mask import Mask
-    from nbattn.planner.plan import Plan
 
     Space = tuple[int, ...]
 
 _DESCRIPTION = """
 Show which keys every query attends to: on two and three axes a picture of the keys of one query;
 then for every axis a description, the number of keys per query, and a matrix of queries (down) and
-keys (across). A long axis is drawn by tiles. --svg, --pdf and --png write a figure for papers;
-nothing is written without.
+keys (across). A long axis is drawn by tiles. --svg, --pdf and --png write a figure for papers,
+--html a page for browsers; nothing is written without.
 
 The mask comes from a configuration file (CONFIG NAME) or from --mask, in Python syntax.
 The legend explains the symbols. An output without Unicode gets ASCII symbols instead.
@@ -39,6 +38,7 @@ examples:
   nbattn mask --mask 'causal("bottom-right")' --query 4 --key 12
   nbattn mask --mask 'neighborhood((7, 7))' --query 32,32 --at 0,31
   nbattn mask --mask 'neighborhood((7, 7))' --query 32,32 --kind neighborhood --at 2,9 --pdf nat.pdf
+  nbattn mask --mask 'neighborhood((7, 7))' --query 32,32 --html nat.html --device sm_90
   nbattn mask video_3d encoder --query 8,24,24 --json
 
 exit status:
@@ -47,7 +47,6 @@ exit status:
 """
 
 
-_HEADS = 8, 64  # heads and their size in the plan of a page
 _COLOURS = {"■": "32", "◆": "1;33", "◇": "33", "▣": "36", "▤": "35", "◧": "32", "⬚": "2", "·": "2"}
 
 
@@ -69,8 +68,7 @@ def parser() -> Parser:
     text = "matrix (default): queries down, keys across; neighborhood: the keys of the query --at "
     text += "on their grid; axes: a lane per axis"
     add("--kind", metavar="KIND", type=values.text("neighborhood"), help=text)
-    text = "write a page that explores the mask, and its plan on a CPU, in a browser"
-    found.add_argument("--html", type=values.page, metavar="FILE", help=text)
+    mask_page.add_options(found)
     return found
 
 
@@ -78,7 +76,7 @@ def run(options: argparse.Namespace) -> int:
     """Print the text picture or JSON, and write the figure."""
     mask = find(options)
     paths = picture_files.files(options)
-    values.check_writable("--html", options.html, ".html")
+    mask_page.check(options)
     if options.kind is not None and not paths:
         raise InputError(
             "--kind is the kind of a figure, and no file is given for one.",
@@ -98,9 +96,7 @@ def run(options: argparse.Namespace) -> int:
         shown = _coloured(text(mask, query, key, options.at, is_drawn=bool(paths)))
     if paths:
         picture_files.save(_figure(options, mask, query, key), paths)
-    if options.html is not None:
-        _plan(mask, query, key).to_html(options.html)
-        paths = [*paths, options.html]
+    paths += mask_page.write(options, mask, query, key)
     shown += f"\n\nwritten: {', '.join(map(str, paths))}" * bool(paths and not options.json)
     screen.show(shown)
     return 0
@@ -259,14 +255,6 @@ def _fitting(axes: Axes) -> dict[str, Any]:
     room = screen.width() - len(str(longest)) - 2
     spaced = max(8, min(CELLS, room // 2))
     return {"cells": room, "gap": ""} if spaced < longest <= room else {"cells": spaced}
-
-
-def _plan(mask: Mask, query: Space, key: Space) -> Plan:
-    """Return the plan that a page shows beside the mask."""
-    from nbattn.functional import plan
-
-    shapes = [(1, *space, *_HEADS) for space in (query, key)]
-    return plan(mask, *shapes, device="cpu", dtype="float32")
 
 
 def _figure(options: argparse.Namespace, mask: Mask, query: Space, key: Space) -> Any:

@@ -33,9 +33,7 @@ def save(figure: Any, path: str | Path) -> None:
         with part_of_matplotlib().rc_context(_SETTINGS):
             figure.savefig(where, format=kind, dpi=_DPI, metadata=_METADATA.get(kind))
     except OSError as error:
-        raise InputError(
-            f"{str(path)!r} cannot be written: {error.strerror or error}.", _other_place(where)
-        ) from None
+        raise unwritable(where, error, "mask.png") from None
 
 
 def svg(figure: Any) -> str:
@@ -46,10 +44,16 @@ def svg(figure: Any) -> str:
     return into.getvalue()
 
 
-def _other_place(path: Path) -> str:
+def unwritable(path: Path, error: OSError, name: str) -> InputError:
+    """The error for a path that cannot be written; `name` is a file's, for folders."""
+    problem = f"{str(path)!r} cannot be written: {error.strerror or error}."
+    return InputError(problem, _other_place(path, name))
+
+
+def _other_place(path: Path, name: str) -> str:
     """What to do about a path that cannot be written."""
     if path.is_dir():
-        return repr(str(path / "mask.png"))
+        return repr(str(path / name))
     if not path.parent.exists():
         return f"mkdir -p {shlex.quote(str(path.parent))}"
     return f"{path.name!r}, in a folder of yours"

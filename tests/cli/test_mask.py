@@ -215,14 +215,6 @@ def test_a_figure_of_a_query_on_one_axis(tmp_path: Path) -> None:
     assert "axis 0, query 4: all left, itself; causal" in Path(path).read_text()
 
 
-def test_a_page_is_written(tmp_path: Path, capsys: Capture) -> None:
-    path = tmp_path / "a.html"
-    words = ["mask", "--mask", "neighborhood((3, 3))", "--query", "6,7", "--html", str(path)]
-    assert cli.main(words) == 0
-    assert path.read_text(encoding="utf-8").startswith("<!doctype html>")
-    assert capsys.readouterr().out.endswith(f"written: {path}\n")
-
-
 @pytest.fixture
 def configured(monkeypatch: pytest.MonkeyPatch) -> dict[str, Mask]:
     """A stand-in for configuration files."""
