@@ -38,11 +38,15 @@ class Spot(NamedTuple):
 HERE = Spot()
 
 
-def words(kinds: NDArray[np.int8], own: NDArray[np.bool_]) -> list[str]:
-    """What the legend of some cells says."""
-    found = [style.LOOKS[signs.KINDS[kind]].words for kind in np.unique(kinds) if kind < OUTSIDE]
+def words(
+    kinds: NDArray[np.int8], own: NDArray[np.bool_], *, is_weighed: bool = False
+) -> list[str]:
+    """What the legend of some cells says; weights stand for all kinds of attended ones."""
+    first = signs.LAST_ATTENDED + 1 if is_weighed else 0
+    shown = [signs.KINDS[kind] for kind in np.unique(kinds) if first <= kind < OUTSIDE]
     attended = kinds[own] <= signs.LAST_ATTENDED
-    return found + [OWN] * bool(attended.any()) + [OWN_UNREAD] * bool((~attended).any())
+    dots = [OWN] * bool(attended.any()) + [OWN_UNREAD] * bool((~attended).any())
+    return [style.LOOKS[kind].words for kind in shown] + dots
 
 
 def draw(
@@ -76,6 +80,18 @@ def fill(
     name: str,
 ) -> bool:
     """Draws some cells as one patch; returns whether there are any."""
+    path = outline(chosen, down, across, spot)
+    if path is not None:
+        patch = style.part_of_matplotlib("patches").PathPatch
+        with style.hatches():
+            made = patch(path, label=f"_{name}", **{"zorder": 1, **look})
+        made.set_clip_on(False)
+        into.axes.add_artist(made)
+    return path is not None
+
+
+def outline(chosen: NDArray[np.bool_], down: Scale, across: Scale, spot: Spot = HERE) -> Any | None:
+    """The outlines of some cells as matplotlib's path; None without cells."""
     corners: list[Any] = []
     codes: list[Any] = []
     path = style.part_of_matplotlib("path").Path
@@ -84,15 +100,7 @@ def fill(
             places = loop + np.array([x - 0.5, y - 0.5])
             corners += [spot.points(places), [(0.0, 0.0)]]
             codes += [path.MOVETO, *[path.LINETO] * (len(loop) - 1), path.CLOSEPOLY]
-    if corners:
-        patch = style.part_of_matplotlib("patches").PathPatch
-        with style.hatches():
-            made = patch(
-                path(np.concatenate(corners), codes), label=f"_{name}", **{"zorder": 1, **look}
-            )
-        made.set_clip_on(False)
-        into.axes.add_artist(made)
-    return bool(corners)
+    return path(np.concatenate(corners), codes) if corners else None
 
 
 def _blocks(

@@ -208,7 +208,7 @@ def _bracket(panel: style.Panel, one: Lane, span: Span, spot: Spot, y: float, wo
     if is_side and full > right - left:  # away from the other side's words
         start = right - full if words.endswith("left") else left
     start = min(max(start, 0.0), style.WIDTH - 16.0 - full)
-    _text(panel, start, y + 2.5, words, ha="left", va="top")
+    _text(panel, start, y + 9.0, words, ha="left", va="baseline")
 
 
 def _move(panel: style.Panel, one: Lane, move: Move, spot: Spot) -> None:

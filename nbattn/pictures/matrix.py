@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nbattn.geometry import Axes, Ints
-from nbattn.pictures import cells, queries, signs, style, weighing, zoom
+from nbattn.pictures import cells, queries, repeats, signs, style, weighing, zoom
 from nbattn.pictures.queries import Query
 from nbattn.pictures.zoom import Scale
 
@@ -135,12 +135,16 @@ def draw(
     down, across = made.down, made.across
     margins = style.margins_for(down.indices[[0, -1]].tolist())
     margins = margins if weights is None else style.with_bar(margins)
-    words = cells.words(made.kinds, made.own)
+    has_dots = max(made.kinds.shape) <= WHOLE + _PART  # of smaller cells no own positions are drawn
+    words = cells.words(made.kinds, made.own & has_dots, is_weighed=weights is not None)
     size, stretch = (across.size, down.size), _stretch(down, across)
     panel = style.panel(into, size, margins, words, stretch=stretch, figure=figure)
     style.quiet(panel.axes)
     style.limits(panel.axes, across.ends, down.ends)
-    if weights is None:
+    is_whole = len(down.parts) == len(across.parts) == 1
+    if weights is None and len(axes) > 1 and is_whole and max(made.kinds.shape) > WHOLE:
+        repeats.draw(panel, axes)
+    elif weights is None:
         cells.draw(panel, made.kinds, down, across)
     else:
         inside = np.clip(across.indices, 0, weights.shape[1] - 1)
@@ -150,7 +154,7 @@ def draw(
         weighing.bar(panel, largest, margins.bottom - style.BAR)
     _grid(panel, axes, down, across)
     cells.frames(panel, down, across)
-    dots = cells.own_dots(made.kinds, made.own, down, across)
+    dots = cells.own_dots(made.kinds, made.own & has_dots, down, across)
     cells.dots(panel, dots, panel.cell, ringed=weights is not None)
     if is_marked:
         _mark(panel, _flat(query, tuple(axis.queries for axis in axes)), down, across)

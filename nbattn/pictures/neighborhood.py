@@ -86,8 +86,8 @@ def scale(axis: BoundAxis, query: int) -> Scale:
 
 
 def planes(axis: BoundAxis, query: int) -> list[int]:
-    """Up to six keys of an axis: those that the query attends to, evenly taken, its own among them,
-    and their nearest neighbours that it does not attend to.
+    """Three or six keys of an axis: those that the query attends to, evenly taken, its own among
+    them, and their nearest neighbours that it does not attend to.
     """
     if axis.keys <= _SLICES:
         return list(range(axis.keys))
@@ -103,7 +103,8 @@ def planes(axis: BoundAxis, query: int) -> list[int]:
     near = {end + move for end in ends for move in range(-_SLICES, _SLICES + 1)}
     others = [k for k in near if 0 <= k < axis.keys and not any(k in run for run in runs)]
     others.sort(key=lambda key: (abs(key - own), key))
-    return sorted([*chosen, *others[: _SLICES - len(chosen)]])
+    lines = len(chosen) // _LINE + 1
+    return sorted([*chosen, *others[: _LINE * lines - len(chosen)]])
 
 
 def _nth(runs: list[range], index: int) -> int:
@@ -166,7 +167,8 @@ def _opened(
     margins = style.margins_for(down.indices[-1:].tolist() if rank > 1 else [], rank > 1)
     margins = style.with_bar(margins) if is_weighed else margins
     kinds = np.concatenate([part.kinds.ravel() for part in parts])
-    words = cells.words(kinds, np.concatenate([part.own.ravel() for part in parts]))
+    own = np.concatenate([part.own.ravel() for part in parts])
+    words = cells.words(kinds, own, is_weighed=is_weighed)
     if rank < 3:
         spots, size, most = [cells.HERE], (across.size, down.size), style.LARGEST
         ends = across.ends, down.ends

@@ -248,25 +248,26 @@ def scale_bar(
     """Draws a bar of colours `below` points under the picture, with the words at its start and its
     end, and what it shows.
     """
-    wide, high = into.size
+    transforms, axes = part_of_matplotlib("transforms"), into.axes
     before, behind = (text_width(text) for text in (f"{words[0]} ", f" {words[1]}  {words[2]}"))
-    middle = wide / 2
-    if into.is_own:
-        middle = WIDTH / 2 - into.axes.get_position().x0 * WIDTH
     length = min(70.0, WIDTH - 8.0 - before - behind)
-    left = middle - (before + length + behind) / 2 + before
-    corner = (left / wide, -(below + BAR) / high)
-    bar = into.axes.inset_axes((*corner, length / wide, BAR / high))
-    bar.set_axis_off()
-    bar.set_xlim(0, len(colours))
-    bar.set_ylim(0, 1)
+    start = (before - length - behind) / 2
+    if into.is_own:  # in the middle of the figure
+        start += WIDTH / 2 - into.axes.get_position().x0 * WIDTH - into.size[0] / 2
+    points = transforms.Affine2D().scale(1 / POINTS) + axes.figure.dpi_scale_trans
+    points += transforms.ScaledTranslation(0.5, 0.0, axes.transAxes)
     rectangle = part_of_matplotlib("patches").Rectangle
+    step = length / len(colours)
     for number, colour in enumerate(colours):
-        overlap = number < len(colours) - 1  # no seams
-        bar.add_patch(rectangle((number, 0), 1 + overlap, 1, facecolor=colour, linewidth=0))
-    look: dict[str, Any] = {"fontsize": SMALL, "color": INK, "va": "center"}
-    bar.text(0, 0.5, f"{words[0]} ", ha="right", **look)
-    bar.text(len(colours), 0.5, f" {words[1]}  {words[2]}", ha="left", **look)
+        wide = step * (2 if number < len(colours) - 1 else 1)  # no seams
+        look: dict[str, Any] = {"facecolor": colour, "linewidth": 0, "label": "_bar"}
+        corner = start + step * number, -below - BAR
+        bar = rectangle(corner, wide, BAR, transform=points, clip_on=False, **look)
+        axes.add_artist(bar)
+    look = {"fontsize": SMALL, "color": INK, "va": "center", "transform": points}
+    middle = -below - BAR / 2
+    axes.text(start, middle, f"{words[0]} ", ha="right", **look)
+    axes.text(start + length, middle, f" {words[1]}  {words[2]}", ha="left", **look)
 
 
 def say(axes: Any, words: str, figure: Maker = pyplot_figure) -> Any:

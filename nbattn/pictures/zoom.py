@@ -87,7 +87,8 @@ class Scale:
         found: list[int] = []
         last = -float("inf")
         for at, part in zip(self.starts, self.parts, strict=True):
-            for index in _labelled(range(max(part.start, 0), part.stop), room, step):
+            inside = range(max(part.start, 0), min(part.stop, self.length))
+            for index in _labelled(inside, room, step):
                 place = at + index - part.start
                 if place >= last + room:
                     found.append(index)
@@ -99,7 +100,7 @@ def _labelled(part: range, room: float, step: int) -> range | list[int]:
     """Round indices of a part; of a narrow part the roundest one near its middle."""
     size = _round_step(room, step)
     ticks = range(-(-part.start // size) * size, part.stop, size)
-    if not part or len(ticks) > 1 or (part.start == 0 and len(ticks)):
+    if part.start == 0 or len(part) >= 2.5 * room:
         return ticks
     middle = part[len(part) // 2]
     near = range(part.start + len(part) // 4, part.stop - len(part) // 4)

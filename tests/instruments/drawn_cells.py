@@ -41,10 +41,18 @@ def signs_at(axes: Any, points: Sequence[tuple[float, float]]) -> list[str]:
         if len(sign) > 1 and sign != "window beyond the axis":
             continue
         for patch in drawn:
-            for number in np.flatnonzero(winding(patch.get_path(), np.array(points, dtype=float))):
-                assert not found[number], f"{found[number]} and {sign} at {points[number]}"
-                found[number] = sign
+            _mark(found, sign, patch.get_path(), np.array(points, dtype=float))
+    for stamp in axes.collections:  # one shape at many places
+        (path,) = stamp.get_paths()
+        for place in stamp.get_offsets():
+            _mark(found, stamp.get_label().removeprefix("_"), path, np.array(points) - place)
     return found
+
+
+def _mark(found: list[str], sign: str, path: Any, points: np.ndarray) -> None:
+    for number in np.flatnonzero(winding(path, points)):
+        assert not found[number], f"{found[number]} and {sign} at {points[number]}"
+        found[number] = sign
 
 
 def grid(axes: Any, rows: Iterable[int], columns: Iterable[int]) -> np.ndarray:

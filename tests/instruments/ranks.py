@@ -81,4 +81,5 @@ def _started(
         end.send(Outcome(error="".join(traceback.format_exception(error))))
         end.close()
         os._exit(0)  # as a process that ended with an error: connections close, nothing waits
-    dist.destroy_process_group()
+    if dist.is_initialized():  # a program of its own has ended it
+        dist.destroy_process_group()

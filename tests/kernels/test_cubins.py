@@ -31,7 +31,7 @@ from nbattn.kernels.variant import Variant
 
 ROOT = Path(__file__).resolve().parents[2]
 INSTRUMENTS = ROOT / "tests" / "instruments"
-KILLED = 100
+KILLED = 40
 FACTS = Usage(32, 0, 0, 0, 0, 1, 0.25)
 
 

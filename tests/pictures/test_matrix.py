@@ -16,7 +16,7 @@ from work import work
 
 from nbattn import Axis, Mask, geometry
 from nbattn.pictures import matrix as drawing
-from nbattn.pictures import plot, style
+from nbattn.pictures import plot, signs, style
 
 Count = Callable[[str, int], None]
 
@@ -144,6 +144,30 @@ def test_long_sides_show_both_ends_and_the_window_at_their_true_indices(
         assert len(scale.parts) >= 3 or length <= drawing.WHOLE
         assert len(scale.indices) <= drawing.WHOLE + 40
     assert patches(axes)["break"]
+
+
+@pytest.mark.parametrize(
+    ("mask", "queries", "keys"),
+    [
+        (Mask(Axis(1, 1, border="shift"), Axis(2, 1, border="wrap")), (9, 20), (9, 20)),
+        (Mask(Axis(2, causal=True, prefix=1), Axis(1, 1, dilation=2)), (12, 15), (12, 15)),
+        (Mask(Axis(1, 0, align=0), Axis(1, 1), Axis(2, 2, align=0)), (3, 5, 11), (2, 5, 12)),
+    ],
+    ids=["shift, wrap", "prefix, dilation", "video, cross"],
+)
+def test_large_matrices_repeat_one_shape(mask: Mask, queries, keys, cases: Count) -> None:
+    axes = drawn(mask, queries, keys)
+    assert axes.collections
+    random = np.random.default_rng(0)
+    rows, columns = (random.integers(0, math.prod(n), 40).tolist() for n in (queries, keys))
+    shown = grid(axes, rows, columns)
+    assert "" not in shown
+    made = drawing.matrix(geometry.bind(mask, queries, keys), tuple(n // 2 for n in queries))
+    named = np.array(signs.KINDS)[made.kinds][np.ix_(rows, columns)]
+    np.testing.assert_array_equal(shown, named)
+    want = matrix(mask.axes, queries, keys)[np.ix_(rows, columns)]
+    np.testing.assert_array_equal(attended(shown), want)
+    cases("figures, repeated shapes", shown.size)
 
 
 def test_cost_does_not_grow_with_the_length() -> None:

@@ -87,7 +87,7 @@ def test_many_planes_are_those_of_the_query_and_their_neighbours() -> None:
     (wide,) = geometry.bind(Mask(Axis()), 1000)
     assert neighborhood.planes(wide, 20) == [20, 250, 500, 749, 999]
     (none,) = geometry.bind(Mask(Axis(0, causal=True, stride=4)), 40)
-    assert len(neighborhood.planes(none, 20)) == 6
+    assert neighborhood.planes(none, 20) == [19, 20, 21]
 
 
 LONG = [

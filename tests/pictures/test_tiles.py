@@ -104,8 +104,7 @@ def test_words_say_what_is_chosen_and_the_share_of_all() -> None:
     axes = drawn(made)
     assert axes.get_title() == f"tiled/tile: {share} of pairs attended"
     assert (axes.get_ylabel(), axes.get_xlabel()) == ("query, axis 0", "query, axis 1")
-    (bar,) = axes.child_axes
-    assert [text.get_text() for text in bar.texts] == ["0% ", " 100%  of a block's pairs attended"]
+    assert [text.get_text() for text in axes.texts] == ["0% ", " 100%  of a block's pairs attended"]
     video = drawn(plan(Mask.neighborhood((3, 3, 3)), (5, 6, 7), backend="tiled"))
     assert video.get_title().endswith("\naxis 0 = 2")
     assert video.get_xlabel() == "query, axis 2"

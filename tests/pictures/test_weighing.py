@@ -45,8 +45,7 @@ def test_every_attended_key_has_the_colour_of_its_weight() -> None:
         6, 9
     ).tolist() == read.tolist()
     assert legend(axes) == ["not attended", "own position"]
-    (bar,) = axes.child_axes
-    assert [text.get_text().split() for text in bar.texts] == [
+    assert [text.get_text().split() for text in axes.texts] == [
         ["0"],
         [f"{most:.2g}", "attention", "weight"],
     ]

@@ -7,10 +7,11 @@ again; read its diff before you commit it. `--path NAME TARGET` prints the instr
 `--model` what they cost in clocks, and `--fit` the planner's coefficients for them: counts and
 models, nothing measured.
 
-The quick profile has every kernel for every generation of instructions, and what may go wrong
-besides for two targets, wide heads for one of them; the deep one has every target, wide heads too,
-the tiles of `TABLE`, and every tile for those two. All but the last have budgets, which is checked
-in the quick profile.
+The quick profile has the forward kernel for every generation of instructions, the others for two,
+and each feature with every kernel for one target: where kernels differ, in all that they add, and
+where features meet, in one build that has all of them. The deep one has every target, features
+alone, wide heads, the tiles of `TABLE`, and every tile for two targets. All but the last have
+budgets, which is checked in the quick profile.
 """
 
 from __future__ import annotations
@@ -131,34 +132,57 @@ def largest(kernel: str, family: str, build: Build) -> Tiles:
 
 
 def quick() -> Iterator[Case]:
-    """Every kernel for every generation, and what may go wrong besides for two targets."""
+    """Every kernel for two generations, one for all, and each feature with every kernel."""
     for kernel in KERNELS:
         for size in (64, 128):
             build = Build("bfloat16", size, size)
-            for target in GENERATIONS[1:] if size == 64 else WIDE:
+            for target in (GENERATIONS[1:] if kernel == "fwd" else TWO) if size == 64 else WIDE:
                 yield from variants_of(kernel, largest(kernel, "mma", build), build, target)
-        build = Build("float32", 64, 64)
-        yield from variants_of(kernel, largest(kernel, "simt", build), build, "75")
-        everything = Build("bfloat16", 64, 64, two_runs=True, softcap=True, key_range=True)
-        odd, double = Build("float16", 24, 40), everything._replace(dtype="float64", head_dim=32)
-        yield from variants_of(kernel, largest(kernel, "mma", everything), everything, "90a")
+        odd, double = Build("float16", 24, 40), EVERYTHING._replace(dtype="float64", head_dim=32)
         yield from variants_of(kernel, largest(kernel, "mma", odd), odd, "80", vector=False)
         yield from variants_of(kernel, largest(kernel, "simt", double), double, "90a")
     yield from added()
-    yield from packed()
-    for target in TARGETS:
-        yield Case(cuda_tiles.delta("bfloat16", 64, vector=True), target, "", 64, vector=True)
+    for target in ("75", "90a", "120"):
+        yield delta(target)
+
+
+EVERYTHING = Build("bfloat16", 64, 64, two_runs=True, softcap=True, key_range=True)
+PACKED = Build("bfloat16", 64, 64, grids=True)
+
+
+def delta(target: str) -> Case:
+    """The kernel without tiles."""
+    return Case(cuda_tiles.delta("bfloat16", 64, vector=True), target, "", 64, vector=True)
+
+
+def alone() -> Iterator[Case]:
+    """What the quick profile has together with other features, or with one of the kernels."""
+    for kernel in KERNELS:
+        plain, single = Build("bfloat16", 64, 64), Build("float32", 64, 64)
+        for build, target in (
+            (plain, "100a"),
+            (plain, "120"),
+            (EVERYTHING, "90a"),
+            (PACKED, "90a"),
+        ):
+            yield from variants_of(kernel, largest(kernel, "mma", build), build, target)
+        for build in (single, single._replace(grids=True)):
+            yield from variants_of(kernel, largest(kernel, "simt", build), build, "75")
+        table = plain._replace(table=True)
+        yield from variants_of(kernel, largest(kernel, "mma", table), table, "90a")
+    yield from map(delta, TARGETS)
 
 
 def added() -> Iterator[Case]:
-    """Kernels that add to scores by position, and read extra keys in a range."""
+    """Kernels that add to scores by position, read extra keys in a range, or find their grid."""
     table = Build("bfloat16", 64, 64, table=True)
     everything = table._replace(
         two_runs=True, softcap=True, extra=True, extra_range=True, slopes=True
     )
+    packed = EVERYTHING._replace(grids=True, extra=True)
     for kernel in KERNELS:
-        for build, target in ((table, "90a"), (everything, "80")):
-            yield from variants_of(kernel, largest(kernel, "mma", build), build, target)
+        for build in (everything, packed):
+            yield from variants_of(kernel, largest(kernel, "mma", build), build, "80")
         single = table._replace(dtype="float32", slopes=True)
         yield from variants_of(kernel, largest(kernel, "simt", single), single, "75")
     for build, target in ((table, "90a"), (everything._replace(dtype="float32"), "75")):
@@ -166,21 +190,10 @@ def added() -> Iterator[Case]:
         yield from variants_of(cuda_tiles.TABLE, tiles, build, target)
 
 
-def packed() -> Iterator[Case]:
-    """Kernels that find the grid of a block."""
-    build = Build("bfloat16", 64, 64, grids=True)
-    everything = build._replace(two_runs=True, softcap=True, key_range=True, extra=True)
-    for kernel in KERNELS:
-        for each, target in ((build, "90a"), (everything, "80")):
-            yield from variants_of(kernel, largest(kernel, "mma", each), each, target)
-        single = build._replace(dtype="float32")
-        yield from variants_of(kernel, largest(kernel, "simt", single), single, "75")
-
-
 def others() -> Iterator[Case]:
     """What has a budget and is not in the quick profile."""
     known = {case.id for case in quick()}
-    cases = {case.id: case for case in (*other_targets(), *table())}
+    cases = {case.id: case for case in (*alone(), *other_targets(), *table())}
     yield from (case for name, case in cases.items() if name not in known)
 
 

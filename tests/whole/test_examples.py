@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import io
 import os
 import re
 import subprocess
@@ -11,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ranks
 import torch
 import torch_forks
 from own_warnings import script
@@ -97,8 +100,28 @@ def test_every_example_runs_as_a_program(path: Path, tmp_path: Path) -> None:
         assert float(learnt) > 85
 
 
+def as_a_program(rank: int, port: int, steps: int) -> str:
+    """What the example prints as one of torchrun's four processes."""
+    torch.distributed.destroy_process_group()  # it makes its own
+    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 4, "LOCAL_WORLD_SIZE": 4}
+    os.environ |= {name: str(number) for name, number in place.items()}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "True"  # which outlives every rank
+    with contextlib.redirect_stdout(io.StringIO()) as shown:
+        load("distributed_video").main(steps)
+    return shown.getvalue()
+
+
 @pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="torch without gloo")
 def test_a_video_on_four_ranks_is_learnt_as_in_one_process() -> None:
+    """In forks of a process that has loaded torch, which torchrun's are not."""
+    store = torch.distributed.TCPStore("127.0.0.1", 0, None, True, wait_for_workers=False)
+    check_video(ranks.run(as_a_program, 4, store.port, 4)[0])
+
+
+@pytest.mark.deep
+@pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="torch without gloo")
+def test_torchrun_runs_a_video_on_four_ranks() -> None:
     run = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "4"]
     found = subprocess.run(
         [*run, str(EXAMPLES / "distributed_video.py"), "--steps", "4"],
@@ -108,11 +131,16 @@ def test_a_video_on_four_ranks_is_learnt_as_in_one_process() -> None:
         timeout=120,
     )
     assert found.returncode == 0, found.stderr
-    assert found.stdout.startswith("videos 6 x 13 x 19 on 1 x 2 x 2 ranks\nrank 0 has")
-    losses = re.findall(r"step \d: loss ([\d.]+)(?:, in one process ([\d.]+))?", found.stdout)
+    check_video(found.stdout)
+
+
+def check_video(shown: str) -> None:
+    """What rank 0 prints: the parts, the losses of four steps, and those of one process."""
+    assert shown.startswith("videos 6 x 13 x 19 on 1 x 2 x 2 ranks\nrank 0 has")
+    losses = re.findall(r"step \d: loss ([\d.]+)(?:, in one process ([\d.]+))?", shown)
     assert [wanted != "" for _, wanted in losses] == [True, True, True, False]
     assert float(losses[3][0]) < float(losses[0][0]) / 2
-    (apart,) = re.findall(r"largest difference from one process: (\S+) of", found.stdout)
+    (apart,) = re.findall(r"largest difference from one process: (\S+) of", shown)
     assert float(apart) < 1e-5  # of sums in another order
 
 

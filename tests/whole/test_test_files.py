@@ -63,6 +63,7 @@ TESTED_IN = {
     "kernels/variant": "kernels/test_nvrtc",
     "pictures/cells": "pictures/test_matrix",
     "pictures/queries": "pictures/test_plot",
+    "pictures/repeats": "pictures/test_matrix",
     "pictures/signs": "pictures/test_text",
     "pictures/style": "pictures/test_plot",
     "nn/options": "nn/test_inputs",
