@@ -25,7 +25,7 @@ gpu:
 # The pages that are made from the code, and the site of all pages; it needs no network.
 docs: $(VENV)/stamp
 	$(BIN)/python -m docs_tools
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 bench: $(VENV)/stamp
 	$(BIN)/python benchmarks/cpu.py
 demo: $(VENV)/demo

@@ -61,6 +61,14 @@ WEIGHTS, MASK_TABLES = "nbattn/weights.py", "nbattn/mask_tables.py"
 NATIVE_MEANING = "nbattn/backends/native/meaning.py"
 NATIVE_TILES = "nbattn/backends/native/tiles.py"
 NATIVE_COSTS = "nbattn/backends/native/costs.py"
+EXPLORER_RUNS, EXPLORER_TILES = "nbattn/explorer/runs.py", "nbattn/explorer/tiles.py"
+EXPLORER_DATA, EXPLORER_PAGE = "nbattn/explorer/data.py", "nbattn/explorer/page.py"
+EXPLORER_LOOKUP = "nbattn/explorer/assets/lookup.js"
+EXPLORER_SCENE = "nbattn/explorer/assets/scene.js"
+EXPLORER_PICTURE = "nbattn/explorer/assets/picture.js"
+EXPLORER_PANELS = "nbattn/explorer/assets/panels.js"
+EXPLORER_STATE = "nbattn/explorer/assets/explorer.js"
+EXPLORER_STYLE = "nbattn/explorer/assets/explorer.css"
 CUDA = "nbattn/backends/cuda/run.py"
 LAYOUT = "nbattn/kernels/layout.py"
 NATIVE = "nbattn/backends/native/run.py"
@@ -97,6 +105,7 @@ LAYER, PROJECTIONS, LAYER_INPUTS, LAYER_WORDS, PARALLEL = (
 )
 TENSORS, SHARED_LAYER = "nbattn/distributed/tensors.py", "nbattn/nn/sharded.py"
 DRAW = "nbattn/pictures/text.py"
+GALLERY = "docs_tools/gallery.toml"
 FILES = "nbattn/config/files.py"
 GRAMMAR = "nbattn/config/grammar.py"
 LOADER = "nbattn/config/__init__.py"
@@ -1000,6 +1009,11 @@ MUTANTS = [
            "integrations/alibi_models"),
     Mutant("alibi-dropout-ignored", ALIBI, "return probability if module.training else 0.0",
            "return 0.0", "integrations/alibi_models"),
+    # pages of migrating
+    Mutant("window-of-cudnn-too-long", "nbattn/mask.py",
+           "None if left is None else left - 1", "left", "whole/migrating"),
+    Mutant("documents-one-token-late", "nbattn/grids.py", "np.diff(ends.astype(np.int64)) if",
+           "np.roll(np.diff(ends.astype(np.int64)), 1) if", "whole/migrating"),
     Mutant("swin-unflipped", SWIN, "return grid.flip([*range(1, grid.dim())])", "return grid",
            "integrations/swin"),
     Mutant("swin-shift-reversed", SWIN, "[-moved % size for", "[moved % size for",
@@ -1655,6 +1669,8 @@ MUTANTS = [
     Mutant("examples-quoted", DOCSTRINGS, 'startswith(">>>")', 'startswith("<<<")', "whole/site"),
     Mutant("overloads-shown", DOCSTRINGS, "if function.overloads:", "if False:", "whole/site"),
     Mutant("site-of-a-network", SITE, "font: false", "font: {text: Roboto}", "whole/site"),
+    Mutant("site-with-an-anchor-of-nothing", "docs/reference/pictures.md",
+           "masks.md#nbattn.Mask.draw)", "masks.md#nbattn.Mask.drew)", "whole/site"),
     Mutant("site-without-a-page", SITE, "  - FAQ and limits: faq.md", "", "whole/site"),
     Mutant("options-without-names", COMMAND_LINE, "names = action.option_strings or",
            "names = [] or", "whole/site"),
@@ -1662,6 +1678,54 @@ MUTANTS = [
            "replace(request, training=False)", "whole/site"),
     Mutant("support-not-forced", SUPPORT_PAGE, "replace(request, backend=backend)", "request",
            "whole/site"),
+    # the gallery
+    Mutant("gallery-line-of-another-mask", GALLERY, 'code = "Mask.neighborhood((5, 5))"',
+           'code = "Mask.neighborhood((5, 3))"', "whole/gallery"),
+    Mutant("gallery-model-of-other-numbers", GALLERY, "Mask(Axis(511, causal=True, prefix=4))",
+           "Mask(Axis(512, causal=True, prefix=4))", "whole/gallery"),
+    Mutant("gallery-picture-of-other-cells", "docs/images/gallery/swin.svg", 'class="■"',
+           'class="⬚"', "whole/gallery"),
+    Mutant("gallery-slice-of-another-frame", "nbattn/pictures/neighborhood.py", "axis 0 = {at}",
+           "axis 0 = {at + 1}", "whole/gallery"),
+    # the explorer's data and page
+    Mutant("explorer-moved-before", EXPLORER_RUNS,
+           "spans.append((_MOVED, begin, np.minimum(end, start)))",
+           "spans.append((_READ, begin, np.minimum(end, start)))", "explorer/runs"),
+    Mutant("explorer-prefix-behind", EXPLORER_RUNS, "np.maximum(begin, window_hi), end",
+           "np.maximum(begin, window_lo), end", "explorer/runs"),
+    Mutant("explorer-part-of-an-axis", EXPLORER_RUNS, "return start - skip, stop - skip",
+           "return start, stop", "explorer/runs"),
+    Mutant("explorer-common-laps", EXPLORER_RUNS, "pow(apart, -1, other) % other",
+           "apart % other", "explorer/runs"),
+    Mutant("explorer-tile-share", EXPLORER_TILES, "round(1000 * wanted / done)",
+           "round(1000 * wanted / (done + 1))", "explorer/tiles"),
+    Mutant("explorer-tiles-of-a-grid", EXPLORER_TILES, "if block.grid == grid",
+           "if block.grid >= grid", "explorer/tiles"),
+    Mutant("explorer-windows", EXPLORER_DATA, "(0, (length - part) // 2, length - part)",
+           "(0, (length - part) // 2, length - part - 1)", "explorer/data"),
+    Mutant("explorer-own", EXPLORER_DATA,
+           "axis.offset - axis.first_key if axis.is_placed else None",
+           "axis.offset - axis.first_key", "explorer/data"),
+    Mutant("explorer-escape", EXPLORER_PAGE, 'for sign in "<>&"', 'for sign in ">&"',
+           "explorer/page"),
+    Mutant("explorer-lookup", EXPLORER_LOOKUP, "runs[place - part.first];",
+           "runs[Math.max(0, place - part.first - 1)];", "explorer/page_in_a_browser"),
+    Mutant("explorer-steps", EXPLORER_LOOKUP, "found.push(run.start + n * run.step);",
+           "found.push(run.start + n);", "explorer/page_in_a_browser"),
+    Mutant("explorer-kind-of-a-product", EXPLORER_SCENE,
+           "const kind = Math.max(row.kind, column.kind, depth);",
+           "const kind = Math.max(row.kind, depth);", "explorer/page_in_a_browser"),
+    Mutant("explorer-filter", EXPLORER_PANELS, "(!acceptedOnly || candidate.cost)", "true",
+           "explorer/page_in_a_browser"),
+    Mutant("explorer-nearest-query", EXPLORER_LOOKUP,
+           ": this.own(opposite(side), cell);", ": cell;", "explorer/page_in_a_browser"),
+    Mutant("explorer-told", EXPLORER_STATE,
+           'byId("live").textContent = byId("said").textContent;', "",
+           "explorer/page_in_a_browser"),
+    Mutant("explorer-contrast", EXPLORER_STYLE, "--quiet: #57606a", "--quiet: #8c959f",
+           "explorer/page_in_a_browser"),
+    Mutant("explorer-narrow", EXPLORER_PICTURE, "this.figure.clientWidth - this.left - 6",
+           "this.figure.clientWidth + 6", "explorer/page_in_a_browser"),
 ]
 # fmt: on
 

@@ -14,7 +14,7 @@ from nbattn.backends import families
 
 ROOT = Path(__file__).resolve().parents[1]
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-NOT_FOR_USERS = {"all", "oracles", "dev"}
+NOT_FOR_USERS = {"all", "oracles", "dev", "docs"}
 
 
 def test_extras_are_those_of_the_project() -> None:

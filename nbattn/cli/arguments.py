@@ -30,6 +30,8 @@ _SWITCHES = {
     "packed": "q, k and v are views of one tensor",
 }
 
+EXTRAS = ", extra queries"  # in the name of a joint attention's other part
+
 
 def add_request(parser: Parser) -> None:
     """Add the options that select plans; `plans` evaluates them."""
@@ -89,7 +91,7 @@ def plans(options: argparse.Namespace) -> dict[str, Plan]:
     for name, request in requests(options):
         plan = request.plan()
         if isinstance(plan, JointPlan):
-            found[name], found[f"{name}, extra queries"] = plan.parts()
+            found[name], found[f"{name}{EXTRAS}"] = plan.parts()
         else:
             found[name] = plan
     return found

@@ -1,4 +1,4 @@
-"""`nbattn mask`: show a mask as text, as a text picture, as JSON or as a PNG."""
+"""`nbattn mask`: show a mask as text, as a text picture, as JSON or as a figure in a file."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import shlex
 import sys
 from typing import TYPE_CHECKING, Any
 
-from nbattn.cli import mask_picture, screen, values
+from nbattn.cli import mask_page, mask_picture, picture_files, screen, values
 from nbattn.cli.arguments import CONFIG
 from nbattn.cli.mask_text import parse_lengths, parse_mask
 from nbattn.cli.parser import Parser
@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 _DESCRIPTION = """
 Show which keys every query attends to: on two and three axes a picture of the keys of one query;
 then for every axis a description, the number of keys per query, and a matrix of queries (down) and
-keys (across). A long axis is drawn by tiles. Writes nothing without --png.
+keys (across). A long axis is drawn by tiles. --svg, --pdf and --png write a figure for papers,
+--html a page for browsers; nothing is written without.
 
 The mask comes from a configuration file (CONFIG NAME) or from --mask, in Python syntax.
 The legend explains the symbols. An output without Unicode gets ASCII symbols instead.
@@ -36,7 +37,8 @@ examples:
   nbattn mask --mask 'Axis(8, 0), Axis(3, 3, dilation=2)' --query 16,24
   nbattn mask --mask 'causal("bottom-right")' --query 4 --key 12
   nbattn mask --mask 'neighborhood((7, 7))' --query 32,32 --at 0,31
-  nbattn mask --mask 'neighborhood((7, 7))' --query 32,32 --png nat.png
+  nbattn mask --mask 'neighborhood((7, 7))' --query 32,32 --kind neighborhood --at 2,9 --pdf nat.pdf
+  nbattn mask --mask 'neighborhood((7, 7))' --query 32,32 --html nat.html --device sm_90
   nbattn mask video_3d encoder --query 8,24,24 --json
 
 exit status:
@@ -45,7 +47,6 @@ exit status:
 """
 
 
-_FIGURE = {"device": "cpu", "dtype": "float32", "heads": 8, "head_dim": 64, "backend": "auto"}
 _COLOURS = {"■": "32", "◆": "1;33", "◇": "33", "▣": "36", "▤": "35", "◧": "32", "⬚": "2", "·": "2"}
 
 
@@ -60,32 +61,27 @@ def parser() -> Parser:
     lengths = values.text("16,16")
     add("--query", metavar="N,N", type=lengths, help="queries per axis: 8,24,24")
     add("--key", metavar="N,N", type=lengths, help="keys per axis; default: like --query")
-    text = "the query whose keys are drawn, on two axes or more; default: in the middle"
+    text = "the query that pictures are about; default: in the middle"
     add("--at", metavar="I,I", type=values.text("8,8"), help=text)
     add("--json", action="store_true", help="print JSON, with the pairs of every cell")
-    text = "also write a figure: matrices, tiles of a plan, neighborhoods"
-    add("--png", type=values.picture, metavar="FILE", help=text)
-    add = found.add_argument_group("plan of the figure").add_argument
-    text = "device, for example sm_90; default: cpu"
-    add("--device", metavar="NAME", type=values.text("cpu"), help=text)
-    add("--dtype", metavar="NAME", type=values.text("float32"), help="default: float32")
-    add("--heads", type=values.count, metavar="H", help="default: 8")
-    add("--head-dim", type=values.count, metavar="D", help="default: 64")
-    add("--backend", metavar="NAME", type=values.text("auto"), help="default: auto")
+    add = picture_files.add_options(found, "a figure of the mask as an SVG")
+    text = "matrix (default): queries down, keys across; neighborhood: the keys of the query --at "
+    text += "on their grid; axes: a lane per axis"
+    add("--kind", metavar="KIND", type=values.text("neighborhood"), help=text)
+    mask_page.add_options(found)
     return found
 
 
 def run(options: argparse.Namespace) -> int:
     """Print the text picture or JSON, and write the figure."""
     mask = find(options)
-    used = [name for name in _FIGURE if getattr(options, name) is not None]
-    if used and options.png is None:
-        name = used[0].replace("_", "-")
+    paths = picture_files.files(options)
+    mask_page.check(options)
+    if options.kind is not None and not paths:
         raise InputError(
-            f"--{name} applies to the figure's plan, but --png is missing.",
-            f"--png mask.png --{name} {getattr(options, used[0])}",
+            "--kind is the kind of a figure, and no file is given for one.",
+            f"--kind {options.kind} --svg mask.svg",
         )
-    values.check_writable("--png", options.png, ".png")
     if options.query is None:
         given = ["--mask", options.mask, options.config, options.name]
         words = given[:2] if options.mask else [word for word in given[2:] if word]
@@ -97,10 +93,11 @@ def run(options: argparse.Namespace) -> int:
     if options.json:
         shown = json.dumps(facts(mask, query, key), indent=2)
     else:
-        shown = _coloured(text(mask, query, key, options.at))
-    if options.png is not None:
-        _write_png(options, mask, query, key)
-        shown += f"\n\nwritten: {options.png}" * (not options.json)
+        shown = _coloured(text(mask, query, key, options.at, is_drawn=bool(paths)))
+    if paths:
+        picture_files.save(_figure(options, mask, query, key), paths)
+    paths += mask_page.write(options, mask, query, key)
+    shown += f"\n\nwritten: {', '.join(map(str, paths))}" * bool(paths and not options.json)
     screen.show(shown)
     return 0
 
@@ -124,8 +121,13 @@ def _check_lengths(mask: Mask, query: Space, key: Space) -> None:
         )
 
 
-def text(mask: Mask, query: Space, key: Space, at: str | None) -> str:
-    """Return the mask, the picture of one query's keys, and the matrices of all axes."""
+def text(mask: Mask, query: Space, key: Space, at: str | None, *, is_drawn: bool = False) -> str:
+    """Return the mask, the picture of one query's keys, and the matrices of all axes.
+
+    Args:
+        at: the query of that picture.
+        is_drawn: whether `at` is for a figure, too, and so of use on one axis.
+    """
     from nbattn import geometry
     from nbattn.pictures.text import picture
 
@@ -136,7 +138,7 @@ def text(mask: Mask, query: Space, key: Space, at: str | None) -> str:
         one = mask_picture.middle(query) if at is None else parse_lengths("--at", at)
         mask_picture.check_query(one, query)
         parts.append(_legend(mask_picture.picture(axes, one, screen.width())))
-    elif at is not None:
+    elif at is not None and not is_drawn:
         raise InputError(
             "--at chooses the query of a picture on two axes or more; this mask has one.",
             f"--query {','.join(map(str, query))}",
@@ -255,14 +257,17 @@ def _fitting(axes: Axes) -> dict[str, Any]:
     return {"cells": room, "gap": ""} if spaced < longest <= room else {"cells": spaced}
 
 
-def _write_png(options: argparse.Namespace, mask: Mask, query: Space, key: Space) -> None:
-    from nbattn.functional import plan
-    from nbattn.pictures import sheet as plot
+def _figure(options: argparse.Namespace, mask: Mask, query: Space, key: Space) -> Any:
+    """Return the figure of --kind and --at."""
+    from nbattn.pictures import plot, style
 
-    settings: dict[str, Any] = {
-        name: default if getattr(options, name) is None else getattr(options, name)
-        for name, default in _FIGURE.items()
-    }
-    heads = settings.pop("heads"), settings.pop("head_dim")
-    shapes = [(1, *space, *heads) for space in (query, key)]
-    plot.save(plot.figure(plan(mask, *shapes, **settings)), str(options.png))
+    at = None if options.at is None else parse_lengths("--at", options.at)
+    if at is not None:
+        mask_picture.check_query(at, query)
+    kind = options.kind or plot.KINDS[0]
+    if kind not in plot.KINDS:
+        known = ", ".join(plot.KINDS)
+        nearest = values.nearest(kind, plot.KINDS)
+        raise InputError(f"--kind {kind} is not one of {known}.", f"--kind {nearest}")
+    made = plot.picture(mask, query, key, query=at, kind=kind, figure=style.plain_figure)
+    return made.figure

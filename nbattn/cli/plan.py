@@ -8,7 +8,7 @@ import shlex
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from nbattn.cli import arguments, plan_mesh, plan_model, screen, values
+from nbattn.cli import arguments, picture_files, plan_mesh, plan_model, screen, values
 from nbattn.cli.parser import Parser
 
 if TYPE_CHECKING:
@@ -46,6 +46,7 @@ exit status:
 _LABEL = 9  # columns of the labels "choice", "faster", "request"
 _ROOM = 60  # columns for reasons beside the costs; with less they stand below
 _OWN = ("--all", "--json", "--verify")  # options that `nbattn tune` does not have
+_FILES = ("--html", *(f"--{name}" for name in picture_files.FORMATS))
 _STYLES = {"chosen": ("bold", "green"), "refused": ("dim",), "by name": ("dim",)}
 
 
@@ -59,6 +60,7 @@ def parser() -> Parser:
     add("--all", action="store_true", help="every candidate with every reason")
     add("--json", action="store_true", help="print JSON instead of text")
     add("--verify", action="store_true", help="prove that each plan computes exactly its mask")
+    picture_files.add_options(found, "the blocks that one plan computes as an SVG")
     text = "also write a page that explores the plans in a browser"
     add("--html", type=values.page, metavar="FILE", help=text)
     return found
@@ -69,9 +71,11 @@ def run(options: argparse.Namespace) -> int:
     if plan_model.is_asked(options):
         return plan_model.run(options)
     values.check_writable("--html", options.html, ".html")
+    figures = picture_files.files(options)
     cuts = plan_mesh.cuts(options)
     plans = {name: cut.plan() for name, cut in cuts.items()} or arguments.plans(options)
     plan_mesh.draw(options, cuts)
+    picture_files.draw_plan(options, plans, figures)
     wrong = dict(_wrong(plans)) if options.verify else {}
     if options.html is not None:
         from nbattn.explorer import page
@@ -96,7 +100,7 @@ def run(options: argparse.Namespace) -> int:
             name = f"rank {cuts[name].rank.number}"
         screen.show(text(name, plan, proof, every=options.all))
     screen.show("\n".join(["", *_end(plans, options)]))
-    for path in filter(None, (options.plot, options.html)):
+    for path in filter(None, (options.plot, options.html, *figures)):
         screen.show(f"written: {path}")
     return 1 if wrong else 0
 
@@ -151,7 +155,8 @@ def _of_tune(words: list[str]) -> Iterator[str]:
     """Yield the words of a command line that `nbattn tune` takes as well."""
     before = ""
     for word in words:
-        if word not in (*_OWN, "--html") and before != "--html" and word[:7] != "--html=":
+        own = word in _OWN or before in _FILES or word.split("=")[0] in _FILES
+        if not own:
             yield word
         before = word
 

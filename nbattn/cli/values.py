@@ -60,6 +60,11 @@ picture = Kind("a file", "nbattn.png", Path)
 page = Kind("a file", "nbattn.html", Path)
 
 
+def drawing(ending: str) -> Kind:
+    """Return the type of the file of a figure."""
+    return Kind("a file", f"mask.{ending}", Path)
+
+
 def nearest(name: str, known: Sequence[str]) -> str:
     """Return the known name that is most like another, else the first."""
     return (difflib.get_close_matches(name, known, 1) or known)[0]

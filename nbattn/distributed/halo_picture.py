@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from nbattn.distributed import halo_text
 from nbattn.distributed.chunks import Span, chunk_of, size_of
-from nbattn.pictures.sheet import part_of_matplotlib
+from nbattn.pictures.style import part_of_matplotlib
 
 if TYPE_CHECKING:
     from nbattn.distributed.halos import Halo, RankHalo, Source

@@ -30,6 +30,7 @@ Report = dict[str, Any]
 
 SECONDS = 300  # time limit of the second process, which may compile kernels
 VARIABLES = {"NBATTN_CACHE": "folder of costs and kernels, or off"}  # every one of nbattn's own
+_OF_DEVELOPERS = ("dev", "docs")  # extras
 _IMPORT_NAMES = {
     "pyyaml": "yaml",
     "scikit-image": "skimage",
@@ -159,16 +160,14 @@ def _requirements() -> Iterator[tuple[str, str, str]]:
         table = tomllib.loads(project.read_text("utf-8"))["project"]
         requirements = [(text, "") for text in table["dependencies"]]
         extras = table["optional-dependencies"].items()
-        requirements += [
-            (text, extra) for extra, texts in extras if extra != "dev" for text in texts
-        ]
+        requirements += [(text, extra) for extra, texts in extras for text in texts]
     else:
         texts = importlib.metadata.requires("nbattn") or []
         parts = [re.split(r";\s*", text, maxsplit=1) for text in texts]
         requirements = [(part[0], _extra(part[1:])) for part in parts]
     for text, extra in requirements:
         match = re.match(r"([A-Za-z0-9._-]+)\s*(?:\[[^]]*\])?\s*\(?([^)]*)", text)
-        if match and match[1] != "nbattn" and extra != "dev":
+        if match and match[1] != "nbattn" and extra not in _OF_DEVELOPERS:
             yield match[1].lower(), match[2].strip(), extra
 
 

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import html
 import json
-import shlex
 from collections.abc import Mapping
 from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from nbattn.errors import InputError
 from nbattn.explorer import data
+from nbattn.pictures.files import unwritable
 from nbattn.planner.plan import Plan
 
 # In this order they are one script.
@@ -70,18 +69,7 @@ def write(plans: Mapping[str, Plan], path: str | Path) -> None:
     try:
         place.write_text(text, "utf-8", newline="\n")
     except OSError as error:
-        raise InputError(
-            f"{str(path)!r} cannot be written: {error.strerror or error}.", other_place(place)
-        ) from None
-
-
-def other_place(path: Path) -> str:
-    """What to do about a path that cannot be written."""
-    if path.is_dir():
-        return f"plan.to_html({str(path / 'plan.html')!r})"
-    if not path.parent.exists():
-        return f"mkdir -p {shlex.quote(str(path.parent))}"
-    return f"plan.to_html({path.name!r}), in a folder of yours"
+        raise unwritable(place, error, "plan.html") from None
 
 
 @cache

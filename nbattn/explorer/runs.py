@@ -11,7 +11,7 @@ from nbattn.geometry import BoundAxis, Ints
 from nbattn.pictures import signs
 from nbattn.rows import Rows, plain_window
 
-KINDS = (signs.READ, signs.MOVED, signs.PREFIX)  # a run's kind is its place here
+KINDS = signs.KINDS[: signs.LAST_ATTENDED + 1]  # a run's kind is its place here
 _READ, _MOVED, _PREFIX = range(len(KINDS))
 _Span = tuple[int, Ints, Ints]  # a kind, and of every query the class coordinates [start, stop)
 

@@ -38,11 +38,15 @@ class Spot(NamedTuple):
 HERE = Spot()
 
 
-def words(kinds: NDArray[np.int8], own: NDArray[np.bool_]) -> list[str]:
-    """What the legend of some cells says."""
-    found = [style.LOOKS[signs.KINDS[kind]].words for kind in np.unique(kinds) if kind < OUTSIDE]
+def words(
+    kinds: NDArray[np.int8], own: NDArray[np.bool_], *, is_weighed: bool = False
+) -> list[str]:
+    """What the legend of some cells says; weights stand for all kinds of attended ones."""
+    first = signs.LAST_ATTENDED + 1 if is_weighed else 0
+    shown = [signs.KINDS[kind] for kind in np.unique(kinds) if first <= kind < OUTSIDE]
     attended = kinds[own] <= signs.LAST_ATTENDED
-    return found + [OWN] * bool(attended.any()) + [OWN_UNREAD] * bool((~attended).any())
+    dots = [OWN] * bool(attended.any()) + [OWN_UNREAD] * bool((~attended).any())
+    return [style.LOOKS[kind].words for kind in shown] + dots
 
 
 def draw(
@@ -50,7 +54,7 @@ def draw(
 ) -> None:
     """Draws cells, an index into `signs.KINDS` each, with lines between them where they are large.
 
-    Every kind is one patch of matplotlib, whose `gid` is the kind's sign.
+    Every kind is one patch of matplotlib, whose label is "_" and the kind's sign.
     """
     for index, kind in enumerate(signs.KINDS[:-1]):
         if fill(into, kinds == index, down, across, spot, style.patch_look(kind), kind):
@@ -76,6 +80,18 @@ def fill(
     name: str,
 ) -> bool:
     """Draws some cells as one patch; returns whether there are any."""
+    path = outline(chosen, down, across, spot)
+    if path is not None:
+        patch = style.part_of_matplotlib("patches").PathPatch
+        with style.hatches():
+            made = patch(path, label=f"_{name}", **{"zorder": 1, **look})
+        made.set_clip_on(False)
+        into.axes.add_artist(made)
+    return path is not None
+
+
+def outline(chosen: NDArray[np.bool_], down: Scale, across: Scale, spot: Spot = HERE) -> Any | None:
+    """The outlines of some cells as matplotlib's path; None without cells."""
     corners: list[Any] = []
     codes: list[Any] = []
     path = style.part_of_matplotlib("path").Path
@@ -84,13 +100,7 @@ def fill(
             places = loop + np.array([x - 0.5, y - 0.5])
             corners += [spot.points(places), [(0.0, 0.0)]]
             codes += [path.MOVETO, *[path.LINETO] * (len(loop) - 1), path.CLOSEPOLY]
-    if corners:
-        patch = style.part_of_matplotlib("patches").PathPatch
-        with style.hatches():
-            made = patch(path(np.concatenate(corners), codes), gid=name, **{"zorder": 1, **look})
-        made.set_clip_on(False)
-        into.axes.add_patch(made)
-    return bool(corners)
+    return path(np.concatenate(corners), codes) if corners else None
 
 
 def _blocks(
@@ -130,7 +140,7 @@ def strokes(into: style.Panel, segments: Sequence[Any], spot: Spot = HERE, **loo
         points = spot.points(np.array(segments, dtype=float).reshape(-1, 2))
         look = {"edgecolor": look.pop("color"), "facecolor": "none", "clip_on": False, **look}
         made = path(points, [path.MOVETO, path.LINETO] * (len(points) // 2))
-        into.axes.add_patch(style.part_of_matplotlib("patches").PathPatch(made, **look))
+        into.axes.add_artist(style.part_of_matplotlib("patches").PathPatch(made, **look))
 
 
 def frames(into: style.Panel, down: Scale, across: Scale, spot: Spot = HERE) -> None:
@@ -149,7 +159,7 @@ def frames(into: style.Panel, down: Scale, across: Scale, spot: Spot = HERE) -> 
     x, y = _MARK[1] / into.cell / spot.wide, _MARK[0] / into.high / spot.high
     marks += [[(s - x, at + y), (s + x, at - y)]
               for a, b in _gaps(upright) for at in (a, b) for s in (left, right)]  # fmt: skip
-    strokes(into, marks, spot, gid="break", **look)
+    strokes(into, marks, spot, label="_break", **look)
 
 
 def _gaps(parts: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -192,7 +202,12 @@ def dots(
             continue
         words = OWN if filled else OWN_UNREAD
         xs, ys = zip(*points, strict=True)
-        look: dict[str, Any] = {"linestyle": "", "marker": "o", "markersize": size, "gid": words}
+        look: dict[str, Any] = {
+            "linestyle": "",
+            "marker": "o",
+            "markersize": size,
+            "label": f"_{words}",
+        }
         look |= {"markerfacecolor": style.INK if filled else "none", "markeredgecolor": style.INK}
         look |= {"markeredgewidth": 0 if filled else min(0.7, 0.14 * size), "zorder": 5}
         if filled and ringed:

@@ -203,13 +203,12 @@ def _bracket(panel: style.Panel, one: Lane, span: Span, spot: Spot, y: float, wo
         [(right, y + 2), (right, y)],
     ]
     cells.strokes(panel, ends, color=style.INK, linewidth=style.LINE, zorder=4)
-    where, x = "center", (left + right) / 2
-    if is_side and style.text_width(words) > right - left:  # away from the other side's words
-        where, x = ("right", right) if words.endswith("left") else ("left", left)
-    half = style.text_width(words) / 2
-    if where == "center":
-        x = min(max(x, half), style.WIDTH - 16.0 - half)
-    _text(panel, x, y + 2.5, words, ha=where, va="top")
+    full = style.text_width(words)
+    start = (left + right - full) / 2
+    if is_side and full > right - left:  # away from the other side's words
+        start = right - full if words.endswith("left") else left
+    start = min(max(start, 0.0), style.WIDTH - 16.0 - full)
+    _text(panel, start, y + 9.0, words, ha="left", va="baseline")
 
 
 def _move(panel: style.Panel, one: Lane, move: Move, spot: Spot) -> None:
@@ -227,6 +226,6 @@ def _move(panel: style.Panel, one: Lane, move: Move, spot: Spot) -> None:
     arrow = style.part_of_matplotlib("patches").FancyArrowPatch
     look: dict[str, Any] = {"arrowstyle": "-|>", "mutation_scale": 6, "linewidth": 0.7}
     look |= {"color": _ARROW, "clip_on": False, "zorder": 7}
-    panel.axes.add_patch(arrow(path=curve, **look))
+    panel.axes.add_artist(arrow(path=curve, **look))
     middle = (x + to) / 2
     return _text(panel, middle, y - 0.7 * ARROW, move.words, ha="center", va="top")

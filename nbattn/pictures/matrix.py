@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nbattn.geometry import Axes, Ints
-from nbattn.pictures import cells, queries, signs, style, weighing, zoom
+from nbattn.pictures import cells, queries, repeats, signs, style, weighing, zoom
 from nbattn.pictures.queries import Query
 from nbattn.pictures.zoom import Scale
 
@@ -135,12 +135,16 @@ def draw(
     down, across = made.down, made.across
     margins = style.margins_for(down.indices[[0, -1]].tolist())
     margins = margins if weights is None else style.with_bar(margins)
-    words = cells.words(made.kinds, made.own)
+    has_dots = max(made.kinds.shape) <= WHOLE + _PART  # of smaller cells no own positions are drawn
+    words = cells.words(made.kinds, made.own & has_dots, is_weighed=weights is not None)
     size, stretch = (across.size, down.size), _stretch(down, across)
     panel = style.panel(into, size, margins, words, stretch=stretch, figure=figure)
     style.quiet(panel.axes)
     style.limits(panel.axes, across.ends, down.ends)
-    if weights is None:
+    is_whole = len(down.parts) == len(across.parts) == 1
+    if weights is None and len(axes) > 1 and is_whole and max(made.kinds.shape) > WHOLE:
+        repeats.draw(panel, axes)
+    elif weights is None:
         cells.draw(panel, made.kinds, down, across)
     else:
         inside = np.clip(across.indices, 0, weights.shape[1] - 1)
@@ -150,11 +154,12 @@ def draw(
         weighing.bar(panel, largest, margins.bottom - style.BAR)
     _grid(panel, axes, down, across)
     cells.frames(panel, down, across)
-    dots = cells.own_dots(made.kinds, made.own, down, across)
+    dots = cells.own_dots(made.kinds, made.own & has_dots, down, across)
     cells.dots(panel, dots, panel.cell, ringed=weights is not None)
     if is_marked:
         _mark(panel, _flat(query, tuple(axis.queries for axis in axes)), down, across)
-    _ticks(panel, axes, down, across)
+    steps = [getattr(axes[-1], side) if len(axes) > 1 else 1 for side in ("queries", "keys")]
+    style.tick_sides(panel, down, across, *steps)
     style.name_sides(panel.axes, "key", "query")
     style.add_legend(panel, margins.bottom + 4.0)
     return panel.axes
@@ -163,18 +168,6 @@ def draw(
 def _stretch(down: Scale, across: Scale) -> float:
     """Cells of a few rows are higher than wide."""
     return max(1.0, min(8.0, 0.12 * across.size / down.size))
-
-
-def _ticks(panel: style.Panel, axes: Axes, down: Scale, across: Scale) -> None:
-    steps = [getattr(axes[-1], side) if len(axes) > 1 else 1 for side in ("queries", "keys")]
-    room = (style.SMALL + 2.0) / panel.cell
-    wide = style.widest(across.indices[-1:].tolist()) / panel.cell + 4.0 / panel.cell
-    for axis, scale, step, space in (
-        (panel.axes.yaxis, down, steps[0], room),
-        (panel.axes.xaxis, across, steps[1], wide),
-    ):
-        found = scale.ticks(space, max(1, step))
-        axis.set_ticks([scale.place(index) for index in found], [str(index) for index in found])
 
 
 def _grid(panel: style.Panel, axes: Axes, down: Scale, across: Scale) -> None:
@@ -207,9 +200,9 @@ def _mark(panel: style.Panel, row: int, down: Scale, across: Scale) -> None:
         return
     left, right = across.ends
     box = style.part_of_matplotlib("patches").Rectangle
-    panel.axes.add_patch(
+    panel.axes.add_artist(
         box(
             (left, place - 0.5), right - left, 1.0,
-            fill=False, edgecolor=style.INK, linewidth=1.0, zorder=6, gid="query", clip_on=False,
+            fill=False, edgecolor=style.INK, linewidth=1.0, zorder=6, label="_query", clip_on=False,
         )
     )  # fmt: skip

@@ -86,25 +86,34 @@ def scale(axis: BoundAxis, query: int) -> Scale:
 
 
 def planes(axis: BoundAxis, query: int) -> list[int]:
-    """Up to six keys of an axis: those that the query attends to, evenly taken, and their nearest
-    neighbours that it does not attend to.
+    """Three or six keys of an axis: those that the query attends to, evenly taken, its own among
+    them, and their nearest neighbours that it does not attend to.
     """
-    step = axis.spec.dilation
-    attended = [
-        key
-        for start, count in axis.key_intervals(query)
-        for key in range(start, start + step * count, step)
-    ]
     if axis.keys <= _SLICES:
         return list(range(axis.keys))
-    room = min(_SLICES - 1, len(attended))
-    spread = np.linspace(0, len(attended) - 1, room).round().astype(int).tolist()
-    chosen = sorted({attended[index] for index in spread})
-    middle = chosen[len(chosen) // 2] if chosen else min(max(0, query + axis.offset), axis.keys - 1)
-    low = max(0, (chosen[0] if chosen else middle) - _SLICES)
-    high = min(axis.keys, (chosen[-1] if chosen else middle) + _SLICES)
-    near = sorted({*range(low, high)} - {*attended}, key=lambda key: abs(key - middle))
-    return sorted([*chosen, *near[: _SLICES - len(chosen)]])
+    step, own = axis.spec.dilation, min(max(0, query + axis.offset), axis.keys - 1)
+    runs = [range(at, at + step * count, step) for at, count in axis.key_intervals(query)]
+    total = sum(map(len, runs))
+    spread = np.linspace(0, total - 1, min(_SLICES - 1, total)).round().astype(int).tolist()
+    chosen = sorted({_nth(runs, index) for index in spread})
+    if any(own in run for run in runs) and own not in chosen:
+        chosen.remove(min(chosen, key=lambda key: abs(key - own)))
+        chosen.append(own)
+    ends = [own, *(end for run in runs for end in (run[0], run[-1]))]
+    near = {end + move for end in ends for move in range(-_SLICES, _SLICES + 1)}
+    others = [k for k in near if 0 <= k < axis.keys and not any(k in run for run in runs)]
+    others.sort(key=lambda key: (abs(key - own), key))
+    lines = len(chosen) // _LINE + 1
+    return sorted([*chosen, *others[: _LINE * lines - len(chosen)]])
+
+
+def _nth(runs: list[range], index: int) -> int:
+    """One of the numbers of several ranges, counted through all of them."""
+    for run in runs:
+        if index < len(run):
+            return run[index]
+        index -= len(run)
+    raise IndexError(index)
 
 
 def draw(
@@ -158,7 +167,8 @@ def _opened(
     margins = style.margins_for(down.indices[-1:].tolist() if rank > 1 else [], rank > 1)
     margins = style.with_bar(margins) if is_weighed else margins
     kinds = np.concatenate([part.kinds.ravel() for part in parts])
-    words = cells.words(kinds, np.concatenate([part.own.ravel() for part in parts]))
+    own = np.concatenate([part.own.ravel() for part in parts])
+    words = cells.words(kinds, own, is_weighed=is_weighed)
     if rank < 3:
         spots, size, most = [cells.HERE], (across.size, down.size), style.LARGEST
         ends = across.ends, down.ends
@@ -208,16 +218,27 @@ def _placed(parts: Sequence[Slice], room: float) -> tuple[list[Spot], tuple[floa
 def _ticks(
     panel: style.Panel, parts: Sequence[Slice], spots: Sequence[Spot], *, has_rows: bool
 ) -> None:
-    """Labels the rows of the first slices of a line, and the columns of the slices of the last."""
+    """Labels the rows of the first slices of a line, and the columns of the last slice of a column:
+    as text where the line below is not full.
+    """
     cell, high = panel.cell * spots[0].wide, panel.high * spots[0].high
     widest = style.widest(parts[0].across.indices[-1:].tolist())
     down: dict[float, str] = {}
     across: dict[float, str] = {}
+    lowest = {spot.x: spot.y for spot in spots}
     for part, spot in zip(parts, spots, strict=True):
-        if has_rows:
+        if has_rows and spot.x == spots[0].x:
             for index in part.down.ticks((style.SMALL + 2.0) / high):
                 down[spot.y + spot.high * (part.down.place(index) or 0.0)] = str(index)
-        for index in part.across.ticks((widest + 4.0) / cell) if spot.y == spots[-1].y else ():
-            across[spot.x + spot.wide * (part.across.place(index) or 0.0)] = str(index)
+        if lowest[spot.x] != spot.y:
+            continue
+        for index in part.across.ticks((widest + 4.0) / cell):
+            x = spot.x + spot.wide * (part.across.place(index) or 0.0)
+            if spot.y == spots[-1].y:
+                across[x] = str(index)
+            else:
+                y = spot.y + spot.high * part.down.ends[1] + 3.0
+                look: dict[str, Any] = {"fontsize": style.SMALL, "color": style.INK}
+                panel.axes.text(x, y, str(index), ha="center", va="top", **look)
     panel.axes.yaxis.set_ticks(list(down), list(down.values()))
     panel.axes.xaxis.set_ticks(list(across), list(across.values()))

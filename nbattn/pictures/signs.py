@@ -88,8 +88,8 @@ def kinds(axis: BoundAxis, queries: Ints, keys: Ints) -> NDArray[np.int8]:
     t, residue = np.divmod(keys, spec.dilation)
     lo, hi, _ = (side[:, None] for side in axis.windows(queries))
     on_grid, in_window = residue == own % spec.dilation, (t >= lo) & (t < hi)
-    attended = _attended(axis, queries, keys)
-    window = _attended(replace(axis, spec=replace(spec, prefix=0)), queries, keys)
+    read = attended(axis, queries, keys)
+    window = attended(replace(axis, spec=replace(spec, prefix=0)), queries, keys)
     reached = on_grid & in_window & (keys <= own if spec.causal else True)
     reached &= (keys >= 0 if spec.left is None else True) & (
         keys < axis.keys if spec.right is None else True
@@ -97,9 +97,9 @@ def kinds(axis: BoundAxis, queries: Ints, keys: Ints) -> NDArray[np.int8]:
     rules = [
         (~inside & reached, BEYOND),
         (~inside, OUTSIDE),
-        (attended & ~window, PREFIX),
-        (attended & ~in_window, MOVED),
-        (attended, READ),
+        (read & ~window, PREFIX),
+        (read & ~in_window, MOVED),
+        (read, READ),
         (~on_grid, OTHER),
     ]
     conditions, results = zip(*rules, strict=True)
@@ -130,7 +130,7 @@ def all_of(parts: Sequence[NDArray[np.int8]]) -> NDArray[np.int8]:
     return found.astype(np.int8)
 
 
-def _attended(axis: BoundAxis, queries: Ints, keys: Ints) -> NDArray[np.bool_]:
+def attended(axis: BoundAxis, queries: Ints, keys: Ints) -> NDArray[np.bool_]:
     """The mask of some queries and keys, from the intervals of each query."""
     first, (low, lo, hi) = (np.zeros(0, np.int64), (np.zeros(0, np.int64),) * 3)
     runs = [axis.query_rows(part.start, part.stop) for part in ranges(queries)]

@@ -7,6 +7,7 @@ kinds whose lightness is near have hatches.
 from __future__ import annotations
 
 import importlib
+import math
 import textwrap
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -16,6 +17,7 @@ from typing import Any, NamedTuple
 from nbattn.errors import InputError
 from nbattn.packages import install_line
 from nbattn.pictures import signs
+from nbattn.pictures.zoom import Scale
 
 POINTS = 72.0
 WIDTH = 3.35 * POINTS  # a column of a paper
@@ -246,20 +248,26 @@ def scale_bar(
     """Draws a bar of colours `below` points under the picture, with the words at its start and its
     end, and what it shows.
     """
-    wide, high = into.size
-    length = min(80.0, wide)
-    corner = ((wide - length) / 2 / wide, -(below + BAR) / high)
-    bar = into.axes.inset_axes((*corner, length / wide, BAR / high))
-    bar.set_axis_off()
-    bar.set_xlim(0, len(colours))
-    bar.set_ylim(0, 1)
+    transforms, axes = part_of_matplotlib("transforms"), into.axes
+    before, behind = (text_width(text) for text in (f"{words[0]} ", f" {words[1]}  {words[2]}"))
+    length = min(70.0, WIDTH - 8.0 - before - behind)
+    start = (before - length - behind) / 2
+    if into.is_own:  # in the middle of the figure
+        start += WIDTH / 2 - into.axes.get_position().x0 * WIDTH - into.size[0] / 2
+    points = transforms.Affine2D().scale(1 / POINTS) + axes.figure.dpi_scale_trans
+    points += transforms.ScaledTranslation(0.5, 0.0, axes.transAxes)
     rectangle = part_of_matplotlib("patches").Rectangle
+    step = length / len(colours)
     for number, colour in enumerate(colours):
-        overlap = number < len(colours) - 1  # no seams
-        bar.add_patch(rectangle((number, 0), 1 + overlap, 1, facecolor=colour, linewidth=0))
-    look: dict[str, Any] = {"fontsize": SMALL, "color": INK, "va": "center"}
-    bar.text(0, 0.5, f"{words[0]} ", ha="right", **look)
-    bar.text(len(colours), 0.5, f" {words[1]}  {words[2]}", ha="left", **look)
+        wide = step * (2 if number < len(colours) - 1 else 1)  # no seams
+        look: dict[str, Any] = {"facecolor": colour, "linewidth": 0, "label": "_bar"}
+        corner = start + step * number, -below - BAR
+        bar = rectangle(corner, wide, BAR, transform=points, clip_on=False, **look)
+        axes.add_artist(bar)
+    look = {"fontsize": SMALL, "color": INK, "va": "center", "transform": points}
+    middle = -below - BAR / 2
+    axes.text(start, middle, f"{words[0]} ", ha="right", **look)
+    axes.text(start + length, middle, f" {words[1]}  {words[2]}", ha="left", **look)
 
 
 def say(axes: Any, words: str, figure: Maker = pyplot_figure) -> Any:
@@ -286,6 +294,18 @@ def limits(axes: Any, across: tuple[float, float], down: tuple[float, float]) ->
     axes.set_ylim(*down[::-1])
 
 
+def tick_sides(
+    into: Panel, down: Scale, across: Scale, down_step: int = 1, across_step: int = 1
+) -> None:
+    """Labels indices on both sides, multiples of a step."""
+    room = (SMALL + 2.0) / into.high
+    wide = (widest(across.indices[-1:].tolist()) + 4.0) / into.cell
+    sides = (into.axes.yaxis, down, down_step, room), (into.axes.xaxis, across, across_step, wide)
+    for axis, scale, step, space in sides:
+        found = scale.ticks(space, max(1, step))
+        axis.set_ticks([scale.place(index) for index in found], [str(index) for index in found])
+
+
 def name_sides(axes: Any, across: str, down: str) -> None:
     """The names of both sides."""
     axes.set_xlabel(across, fontsize=LABEL, labelpad=2.0, color=INK)
@@ -296,4 +316,5 @@ def margins_for(down_labels: Sequence[object], has_side: bool = True) -> Margins
     """The margins that tick labels and names need."""
     name = LABEL + 4.0
     left = widest(down_labels) + _TICK + 2.0 * _PAD + name if has_side else 8.0
+    left = math.ceil(8 * left) / 8
     return Margins(left, SMALL + _TICK + _PAD + name)

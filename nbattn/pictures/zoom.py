@@ -87,7 +87,8 @@ class Scale:
         found: list[int] = []
         last = -float("inf")
         for at, part in zip(self.starts, self.parts, strict=True):
-            for index in _labelled(range(max(part.start, 0), part.stop), room, step):
+            inside = range(max(part.start, 0), min(part.stop, self.length))
+            for index in _labelled(inside, room, step):
                 place = at + index - part.start
                 if place >= last + room:
                     found.append(index)
@@ -99,7 +100,7 @@ def _labelled(part: range, room: float, step: int) -> range | list[int]:
     """Round indices of a part; of a narrow part the roundest one near its middle."""
     size = _round_step(room, step)
     ticks = range(-(-part.start // size) * size, part.stop, size)
-    if not part or len(ticks) > 1 or (part.start == 0 and len(ticks)):
+    if part.start == 0 or len(part) >= 2.5 * room:
         return ticks
     middle = part[len(part) // 2]
     near = range(part.start + len(part) // 4, part.stop - len(part) // 4)
@@ -140,7 +141,8 @@ def around(
     wanted = [range(0, min(size, length)), range(max(0, (length - size) // step * step), length)]
     for place in places:
         start = min(max(0, place - size // 2), max(0, length - size)) // step * step
-        wanted.append(range(start, min(start + size, length)))
+        stop = max(start + size, -(-(place + 1) // step) * step)
+        wanted.append(range(start, min(stop, length)))
     joined: list[range] = []
     for part in sorted(wanted, key=lambda part: part.start):
         if joined and part.start <= joined[-1].stop + step:

@@ -22,6 +22,7 @@ from nbattn.program.request import Request
 
 if TYPE_CHECKING:
     import numpy as np
+    from matplotlib.axes import Axes as MatplotlibAxes
     from numpy.typing import NDArray
     from torch import Tensor
 
@@ -66,6 +67,12 @@ class Plan:
         from nbattn.pictures import notebook
 
         return notebook.of_plan(self)
+
+    def _repr_svg_(self) -> str | None:
+        """The figure of `plot` for notebooks; None without matplotlib."""
+        from nbattn.pictures import tiles
+
+        return tiles.svg(self)
 
     def explain(self, *, all: bool = False) -> str:
         """The plan in words: what was chosen, how to get a faster plan, the other candidates with
@@ -177,6 +184,33 @@ class Plan:
             call.arguments.blocks(self.request, call, backward=backward)
             for call in self.chosen.program.calls
         )
+
+    def plot(self, *, ax: MatplotlibAxes | None = None) -> MatplotlibAxes:
+        """A figure of the blocks that the chosen program computes, as wide as a column of a paper,
+        each in the colour of the share of its pairs that the mask allows. Needs matplotlib.
+
+        One axis: queries down, keys across. Two axes: the grid of queries, a block of queries in
+        the colour of its share over all keys that it computes; three axes: the middle plane of
+        axis 0. Packed grids: the largest one; a joint attention: the grid's queries. Many blocks
+        are shown at both ends and in the middle; more than 20,000 are not drawn, with the reason in
+        the panel.
+
+        Args:
+            ax: matplotlib's Axes to draw into, of any size; default: a new figure of pyplot.
+
+        Raises:
+            InputError: matplotlib is missing.
+
+        >>> import nbattn
+        >>> shape = (1, 300, 2, 32)
+        >>> plan = nbattn.plan(nbattn.Mask.causal(), shape, dtype="float32", device="cpu")
+        >>> ax = plan.plot()
+        >>> ax.get_xlabel(), ax.get_ylabel()
+        ('key', 'query')
+        """
+        from nbattn.pictures import tiles
+
+        return tiles.draw(self, ax)
 
     def warmup(self) -> None:
         """Prepare what the first run would: cut tiles; on the current CUDA device, compile and load

@@ -62,11 +62,8 @@ nbattn tune: the request is incomplete: --mask and --query are missing, and no p
 tune --key 1,4,2,8 --dry-run
 nbattn tune: the request is incomplete: --mask and --query are missing, and no plans of a CONFIG
 
-mask --mask full() --query 4 --device sm_1
-nbattn mask: --device applies to the figure's plan, but --png is missing.
-
-mask --mask full() --query 4 --head-dim 1
-nbattn mask: --head-dim applies to the figure's plan, but --png is missing.
+mask --mask full() --query 4 --kind axes
+nbattn mask: --kind is the kind of a figure, and no file is given for one.
 
 mask --mask full() --query 4 --png a.svg
 nbattn mask: a.svg does not end in .png, the format of the file.

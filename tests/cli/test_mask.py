@@ -191,12 +191,28 @@ def test_lengths_that_differ_ask_for_an_alignment(capsys: Capture) -> None:
     assert cli.main(["mask", "--mask", fix, *text]) == 0
 
 
-def test_png(tmp_path: Path, capsys: Capture) -> None:
-    path = tmp_path / "a.png"
-    arguments = ["mask", "--mask", "neighborhood((3, 3))", "--query", "6,7", "--png", str(path)]
-    assert cli.main([*arguments, "--device", "sm_90", "--dtype", "bfloat16"]) == 0
-    assert path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
-    assert capsys.readouterr().out.startswith("Mask(")
+def test_figures_are_written(tmp_path: Path, capsys: Capture) -> None:
+    starts = {"svg": b"<?xml", "pdf": b"%PDF", "png": b"\x89PNG\r\n\x1a\n"}
+    paths = {ending: tmp_path / f"a.{ending}" for ending in starts}
+    files = [word for ending, path in paths.items() for word in (f"--{ending}", str(path))]
+    words = ["mask", "--mask", "neighborhood((3, 3))", "--query", "6,7", *files]
+    assert cli.main([*words, "--kind", "neighborhood", "--at", "0,6"]) == 0
+    for ending, start in starts.items():
+        assert paths[ending].read_bytes().startswith(start)
+    out = capsys.readouterr().out
+    assert out.startswith("Mask(")
+    assert out.endswith(f"written: {', '.join(map(str, paths.values()))}\n")
+    assert "window beyond the axis" in paths["svg"].read_text()
+    assert cli.main([*words, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["query"] == [6, 7]
+    assert "window beyond the axis" not in paths["svg"].read_text()
+
+
+def test_a_figure_of_a_query_on_one_axis(tmp_path: Path) -> None:
+    path = str(tmp_path / "a.svg")
+    words = ["mask", "--mask", "causal()", "--query", "9", "--at", "4"]
+    assert cli.main([*words, "--kind", "axes", "--svg", path]) == 0
+    assert "axis 0, query 4: all left, itself; causal" in Path(path).read_text()
 
 
 @pytest.fixture
@@ -303,9 +319,15 @@ MISUSE = [
      f"  fix:   {FORMS}"),
     (["--mask", "causal()", "--query", "3", "--png", "no/such.png"],
      "no/such.png cannot be created: no is not a directory.\n  fix:   --png such.png"),
-    (["--mask", "causal()", "--query", "3", "--png", "x.png", "--device", "sm_1"],
-     "device='sm_1' is not known: one of cpu, sm_75, sm_80, sm_86, sm_89, sm_90, sm_100, sm_103, "
-     "sm_120, a torch.device or a DeviceInfo.\n  fix:   leave out --device\n"),
+    (["--mask", "causal()", "--query", "3", "--svg", "x.png"],
+     "x.png does not end in .svg, the format of the file.\n  fix:   --svg x.svg"),
+    (["--mask", "causal()", "--query", "3", "--kind", "matrix"],
+     "--kind is the kind of a figure, and no file is given for one.\n"
+     "  fix:   --kind matrix --svg mask.svg"),
+    (["--mask", "causal()", "--query", "3", "--svg", "x.svg", "--kind", "axis"],
+     "--kind axis is not one of matrix, neighborhood, axes.\n  fix:   --kind axes"),
+    (["--mask", "causal()", "--query", "3", "--at", "3", "--svg", "x.svg"],
+     "--at 3 is not on the grid of queries, which has the lengths 3.\n  fix:   --at 1"),
 ]  # fmt: skip
 
 
@@ -325,7 +347,7 @@ def test_mask_help_has_examples_that_parse(capsys: Capture) -> None:
         cli.main(["mask", "--help"])
     assert caught.value.code == 0
     text = capsys.readouterr().out
-    for part in ("usage: nbattn mask", "examples:", "exit status:", "--png", "drawn by tiles"):
+    for part in ("usage: nbattn mask", "examples:", "exit status:", "--pdf", "drawn by tiles"):
         assert part in text
     for line in text.split("examples:")[1].splitlines():
         if "--mask" in line:

@@ -14,6 +14,7 @@ import pytest
 
 import nbattn
 from nbattn.cli import main
+from nbattn.explorer.page import of_plans
 from nbattn.planner import proof
 from nbattn.planner.explain import candidate_lines, cost_of, faster
 
@@ -238,6 +239,20 @@ def test_plan_help_is_narrow_and_has_examples(capsys: Capture, command: list[str
     assert "examples:" in out or "exit status:" in out
 
 
+def test_figures_of_a_plan_are_written(capsys: Capture, tmp_path: Path) -> None:
+    paths = [tmp_path / f"a.{ending}" for ending in ("svg", "pdf")]
+    options = ["--device", "cpu", "--svg", str(paths[0]), "--pdf", str(paths[1])]
+    status, out, _ = nbattn_(capsys, "plan", NAT, "stage4", *options)
+    assert status == 0
+    assert out.endswith("".join(f"written: {path}\n" for path in paths))
+    assert "of pairs attended" in paths[0].read_text()
+    assert "--svg" not in out
+    status, _, err = nbattn_(capsys, "plan", NAT, *options)
+    assert (status, err.splitlines()[0]) == (
+        2, "nbattn plan: a figure is of one plan, and 4 plans are selected."
+    )  # fmt: skip
+
+
 def test_piped_output_is_plain_and_head_may_close_it() -> None:
     command = f"{sys.executable} -m nbattn plan {NAT} --device cpu | head -1"
     run = subprocess.run(command, shell=True, capture_output=True, text=True, cwd=ROOT)
@@ -263,3 +278,25 @@ def test_colours_on_request(capsys: Capture, monkeypatch: pytest.MonkeyPatch) ->
     out = nbattn_(capsys, "plan", NAT, "stage1", "--device", "cpu")[1]
     assert out.startswith("\x1b[1mstage1\x1b[0m\n")
     assert "\x1b[2m  refused  flash" in out
+
+
+def test_a_page_of_the_plans_is_written(capsys: Capture, tmp_path: Path) -> None:
+    page = tmp_path / "nat.html"
+    words = ("plan", NAT, "stage3", "stage4", "--device", "cpu")
+    status, out, _ = nbattn_(capsys, *words, "--html", str(page))
+    assert status == 0
+    assert out.endswith(f"written: {page}\n")
+    text = " ".join(out.split())
+    assert f"nbattn tune {NAT} stage3 stage4 --device cpu written:" in text
+    plans = {name: nbattn.load(NAT).plans[name].plan(device="cpu") for name in words[2:4]}
+    assert page.read_text("utf-8") == of_plans(plans)
+    status, out, _ = nbattn_(capsys, *words, f"--html={page}", "--json")
+    assert [plan["name"] for plan in json.loads(out)] == ["stage3", "stage4"]
+
+
+def test_a_page_has_the_ending_of_its_format(capsys: Capture, tmp_path: Path) -> None:
+    page = tmp_path / "nat.png"
+    status, _, err = nbattn_(capsys, "plan", NAT, "--html", str(page))
+    assert status == 2
+    assert f"fix:   --html {tmp_path / 'nat.html'}" in err
+    assert not page.exists()

@@ -9,7 +9,7 @@ import pytest
 
 from nbattn import Axis, InputError, Mask
 from nbattn.distributed import Halo, halo, halo_picture
-from nbattn.pictures import sheet as plot
+from nbattn.pictures import files, style
 
 MASKS = {
     "image": (Mask.neighborhood((7, 7)), (64, 64), (4, 2)),
@@ -20,7 +20,7 @@ MASKS = {
 
 def drawn(panel: Any) -> list[tuple[float, float, float, float, str]]:
     """The filled boxes of a panel: left, top, width, height, colour."""
-    colours = plot.part_of_matplotlib("colors")
+    colours = style.part_of_matplotlib("colors")
     return [
         (
             *box.get_xy(),
@@ -35,7 +35,7 @@ def drawn(panel: Any) -> list[tuple[float, float, float, float, str]]:
 
 def legend(figure: Any) -> dict[str, str]:
     """Labels and colours."""
-    colours = plot.part_of_matplotlib("colors")
+    colours = style.part_of_matplotlib("colors")
     (found,) = figure.legends
     handles = zip(found.get_texts(), found.get_patches(), strict=True)
     return {text.get_text(): colours.to_hex(p.get_facecolor()).upper() for text, p in handles}
@@ -112,7 +112,7 @@ def test_queries_with_another_place_are_outlined_where_they_are() -> None:
 
 def test_the_picture_is_saved(tmp_path: Any) -> None:
     file = tmp_path / "halo.png"
-    plot.save(halo(*MASKS["image"]).plot(), file)
+    files.save(halo(*MASKS["image"]).plot(), file)
     assert file.read_bytes().startswith(b"\x89PNG")
 
 

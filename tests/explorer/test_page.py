@@ -86,7 +86,7 @@ def test_a_path_that_cannot_be_written_is_an_error_with_a_fix(plan: nbattn.Plan,
     with pytest.raises(InputError) as error:
         plan.to_html(tmp_path)
     assert "Is a directory" in error.value.problem
-    assert error.value.fix == f"plan.to_html({str(tmp_path / 'plan.html')!r})"
+    assert error.value.fix == repr(str(tmp_path / "plan.html"))
     with pytest.raises(InputError) as error:
         plan.to_html(tmp_path / "none" / "plan.html")
     assert error.value.fix == f"mkdir -p {tmp_path / 'none'}"

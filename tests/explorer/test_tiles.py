@@ -31,7 +31,6 @@ def planned(mask: Mask, space: tuple[int, ...], device: str, backend: str) -> nb
 def positions(parts: list[list[int]], space: tuple[int, ...]) -> list[int]:
     """The flat positions of ranges of `[start, count, step]` per axis."""
     places = [[start + step * n for n in range(count)] for start, count, step in parts]
-    flat = 0
     found: list[int] = []
     for place in itertools.product(*places):
         flat = 0
@@ -81,6 +80,7 @@ def test_packed_grids_have_the_tiles_of_one_grid():
     plan = nbattn.plan(
         Mask.neighborhood((3, 3)), (64, 2, 32), dtype="float32", device="cpu", grids=grids
     )
-    found = tiles.of_plan(plan, plan.request.of_size(1).axes(), grid=1)
-    every = [q for queries, _, _ in found["groups"] for q in positions(queries, (8, 6))]
-    assert sorted(every) == list(range(48))
+    for number, grid in enumerate(grids):
+        found = tiles.of_plan(plan, plan.request.of_size(number).axes(), grid=number)
+        every = [q for queries, _, _ in found["groups"] for q in positions(queries, grid)]
+        assert sorted(every) == list(range(grid[0] * grid[1]))

@@ -182,23 +182,66 @@ PEERS = [
         given="query, key, value = q, k[:, :0], v[:, :0]",
     ),
 ]
+
+
+def drawn(wrong: str, right: str, given: str = "", fixed: str = "") -> Row:
+    """A row for an argument of `Mask.plot`; with the fix they can be more than it."""
+    start = "mask = Mask.neighborhood((3, 3)); weights = torch.ones(6, 8)\n"
+    return Row(
+        f"mask.plot((6, 8), {wrong})",
+        right,
+        f"{given}\nax = mask.plot((6, 8), {', '.join(filter(None, [right, fixed]))})\n"
+        "import matplotlib.pyplot; matplotlib.pyplot.close('all')",
+        "len(ax.patches) > 1",
+        start,
+    )
+
+
 PICTURES = [
     Row(
-        call="plot.save(figure, '/tmp/nbattn-none/of/a.png')",
+        call="files.save(figure, '/tmp/nbattn-none/of/a.png')",
         pasted="mkdir -p /tmp/nbattn-none/of",
         fixed="import os; os.system('mkdir -p /tmp/nbattn-none/of')\n"
-        "plot.save(figure, '/tmp/nbattn-none/of/a.png')\n"
+        "files.save(figure, '/tmp/nbattn-none/of/a.png')\n"
         "import shutil; size = os.path.getsize('/tmp/nbattn-none/of/a.png')\n"
         "shutil.rmtree('/tmp/nbattn-none')",
         means="size > 100",
-        given="from nbattn.pictures import sheet as plot; "
-        "figure = plot.part_of_matplotlib('figure').Figure((2, 2))",
+        given="from nbattn.pictures import files, style; figure = style.plain_figure(144, 144)",
     ),
     Row(
-        call="plot.part_of_matplotlib('figure')",
+        call="Mask.causal().plot(9)",
         pasted="pip install matplotlib",
-        given="from nbattn.pictures import sheet as plot; import sys; "
-        "monkeypatch.setitem(sys.modules, 'matplotlib.figure', None)",
+        given="import sys; monkeypatch.setitem(sys.modules, 'matplotlib.pyplot', None)",
+    ),
+    drawn("kind='grid'", "kind='matrix'"),
+    drawn("query=9", "query=(3, 4)"),
+    drawn("query=(1, 'x')", "query=(3, 4)"),
+    drawn("query=(1, 8)", "query=(3, 4)"),
+    drawn("ax=3", "ax=matplotlib.pyplot.figure().subplots()", "import matplotlib.pyplot"),
+    drawn(
+        "weights=weights, kind='axes'", 'kind="neighborhood"', fixed="weights=weights, query=(2, 2)"
+    ),
+    drawn(
+        "weights=weights, kind='neighborhood'",
+        "query=(3, 4)",
+        fixed="weights=weights, kind='neighborhood'",
+    ),
+    drawn(
+        "weights=-weights, query=(2, 2), kind='neighborhood'",
+        "weights=numpy.nan_to_num(weights).clip(0)",
+        "import numpy",
+        "query=(2, 2), kind='neighborhood'",
+    ),
+    drawn(
+        "weights='all', query=(2, 2), kind='neighborhood'",
+        "weights=None",
+        fixed="query=(2, 2), kind='neighborhood'",
+    ),
+    drawn(
+        "weights=weights[None, None], query=(2, 2), kind='neighborhood'",
+        "weights=weights[0, 0]",
+        "weights = weights[None, None]",
+        "query=(2, 2), kind='neighborhood'",
     ),
     Row(
         call="digits.load_digits()",

@@ -369,15 +369,3 @@ GIVEN = [
     ),
 ]
 ROWS += GIVEN
-PAGES = [
-    Row(
-        "plan(mask, q.shape, dtype='float32', device='cpu').to_html('/tmp/nbattn-none/of/a.html')",
-        "mkdir -p /tmp/nbattn-none/of",
-        "import os, shutil; os.system('mkdir -p /tmp/nbattn-none/of')\n"
-        "plan(mask, q.shape, dtype='float32', device='cpu').to_html('/tmp/nbattn-none/of/a.html')\n"
-        "size = os.path.getsize('/tmp/nbattn-none/of/a.html')\n"
-        "shutil.rmtree('/tmp/nbattn-none')",
-        "size > 10_000",
-    ),
-]
-ROWS += PAGES

@@ -31,16 +31,16 @@ def test_every_block_runs(
         exec(compile(block, "README.md", "exec"), scope)
         cases("README blocks", 1)
     printed = capsys.readouterr().out
-    assert len(BLOCKS) >= 5
+    assert len(BLOCKS) >= 4
     assert "axis 2  6 left, itself, 6 right; dilation 2, wrap" in printed
     assert re.search(r"chosen    (native/window|sdpa/dense\+fold) ", printed)  # with a compiler
-    assert "sdpa cannot run this" in printed
+    assert len(TEXT.splitlines()) <= 120
 
 
 def test_every_name_works_after_one_import() -> None:
     names = {*re.findall(r"\bnbattn(?:\.\w+)+", TEXT)}
-    assert {"nbattn.integrations.transformers.register", "nbattn.integrations.natten"} <= names
-    for name in names - {"nbattn.program.device"}:
+    assert {"nbattn.load", "nbattn.attention", "nbattn.plan"} <= names
+    for name in names:
         assert eval(name, {"nbattn": nbattn}) is not None, name
 
 
@@ -52,9 +52,10 @@ def test_the_config_that_is_shown_is_part_of_the_file() -> None:
             assert table.items() <= whole[section][name].items()
 
 
-def test_every_backend_is_in_the_table_of_backends() -> None:
+def test_every_backend_is_in_the_table_of_families() -> None:
     names = {name.partition(":")[0] for name in families.BACKENDS[1:]}
-    rows = TEXT[TEXT.index("## Backends today") : TEXT.index("## Limits")]
+    page = (ROOT / "docs" / "recipes" / "backends.md").read_text(encoding="utf-8")
+    rows = page[page.index("## The families") :]
     assert {*re.findall(r"^\| `([\w-]+)` \|", rows, flags=re.M)} == names
 
 

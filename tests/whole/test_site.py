@@ -7,7 +7,9 @@ from __future__ import annotations
 import ast
 import doctest
 import importlib
+import os
 import re
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -60,11 +62,12 @@ def broken_links(page: Path, text: str) -> list[str]:
     """Relative links and images of a page whose file or anchor does not exist."""
     broken: list[str] = []
     for target in re.findall(r"\]\(<?([^)\s>]+)[^)]*\)", without_code(text)):
-        if re.match(r"[a-z]+:", target):
-            continue
+        if re.match(r"[a-z]+:", target) or target.endswith(".html"):
+            continue  # pages that the build makes are the build's to check
         path, _, anchor = target.partition("#")
         file = (page.parent / path).resolve() if path else page
-        if not file.is_file() or target.startswith("/"):
+        is_folder = file.is_dir() and DOCS not in page.parents  # which GitHub shows
+        if not (file.is_file() or is_folder) or target.startswith("/"):
             broken.append(f"{target}: no such file")
         elif DOCS in page.parents and DOCS not in file.parents:
             broken.append(f"{target}: is not a part of the site")
@@ -330,11 +333,12 @@ def test_the_font_has_every_sign_of_pictures_in_one_width() -> None:
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The site, as `make docs` builds it: any warning is an error."""
+    """The site, as `make docs` builds it: any warning is an error (with --quiet none is seen)."""
     pytest.importorskip("mkdocs", reason="no mkdocs to build the site with")
     folder = tmp_path_factory.mktemp("site")
-    words = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir"]
-    done = subprocess.run([*words, str(folder)], capture_output=True, text=True, cwd=ROOT)
+    words = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir"]
+    env = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
+    done = subprocess.run([*words, str(folder)], capture_output=True, text=True, cwd=ROOT, env=env)
     assert done.returncode == 0, done.stderr
     return folder
 
@@ -410,3 +414,45 @@ def test_a_signature_is_that_of_the_last_overload(built: Path) -> None:
     assert "return_lse: bool = False" in signature
     assert "query: Tensor,\n" in signature
     assert not re.search("more|unknown", signature)
+
+
+CHROMIUM = shutil.which("chromium")
+LOCAL = ("file:", "data:", "blob:")
+
+
+@pytest.mark.deep
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium")
+@pytest.mark.parametrize("width", [390, 1280])
+def test_every_page_in_a_browser_from_a_disk(built: Path, width: int, cases: Case) -> None:
+    """Nothing is asked of a network, nothing fails, no page is wider than the screen, pictures are
+    there, and the search finds.
+    """
+    playwright = pytest.importorskip("playwright.sync_api", reason="no playwright")
+    pages = sorted(built.rglob("*.html"))
+    pages.remove(built / "404.html")  # only a server shows it, from anywhere
+    wrong: list[str] = []
+    with playwright.sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        tab = browser.new_page(viewport={"width": width, "height": 800})
+        tab.on("pageerror", lambda error: wrong.append(f"{error} in {tab.url}"))
+        tab.on("console", lambda said: wrong.append(said.text) if said.type == "error" else None)
+        tab.on(
+            "request",
+            lambda asked: None if asked.url.startswith(LOCAL) else wrong.append(asked.url),
+        )
+        for page in pages:
+            tab.goto(page.as_uri(), wait_until="load")
+            if tab.evaluate("document.documentElement.scrollWidth > innerWidth"):
+                wrong.append(f"{page}: is wider than the screen")
+            broken = "[...document.images].filter(i => i.complete && !i.naturalWidth).length"
+            if tab.evaluate(broken):
+                wrong.append(f"{page}: has a broken picture")
+            cases("pages in a browser", 1)
+        tab.goto((built / "index.html").as_uri())
+        if width < 1000:
+            tab.click("label.md-header__button[for=__search]")
+        tab.click(".md-search__input")
+        tab.keyboard.type("dilation")
+        tab.wait_for_selector(".md-search-result__item", timeout=60_000)
+        browser.close()
+    assert not wrong

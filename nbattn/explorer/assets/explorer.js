@@ -13,7 +13,7 @@ const state = {
   at: [],
   slices: [], // chosen places of the axes across planes; null follows the query
   viewports: {},
-  isDragging: false,
+  isDragging: false, // then what a picture shows of a long axis stays
 };
 let pictures = []; // { picture, numbers, kind } of the chosen view
 let later = 0;
@@ -111,13 +111,10 @@ function keptWords(axis, index) {
 
 function matrix() {
   const picture = new Picture("matrix", "", {
-    moved: (cell, event) => pointed(event, () => {
-      if (event.shiftKey && event.type === "pointerdown") {
-        turn(opposite(state.side), [state.side === "query" ? cell.x : cell.y]);
-      } else {
-        move([state.side === "query" ? cell.y : cell.x]);
-      }
-    }),
+    moved: (cell, event) => {
+      state.isDragging = true;
+      inMatrix(cell, isTurning(event));
+    },
     pressed: (event) => pressed(event, [0, 0]),
     ended: released,
   });
@@ -128,7 +125,10 @@ function planes() {
   const orders = state.axes.length === 2 ? [[0, 1]] : [[1, 2, 0], [0, 2, 1], [0, 1, 2]];
   return orders.map((numbers) => {
     const picture = new Picture(numbers.slice(0, 2).join(""), "", {
-      moved: (cell, event) => pointed(event, () => inPlane(cell, event, numbers)),
+      moved: (cell, event) => {
+        state.isDragging = true;
+        inPlane(cell, isTurning(event), numbers);
+      },
       pressed: (event) => pressed(event, numbers),
       ended: released,
     });
@@ -137,8 +137,17 @@ function planes() {
   });
 }
 
-function inPlane({ x, y }, event, numbers) {
-  const isTurn = event.shiftKey && event.type === "pointerdown";
+const isTurning = (event) => event.shiftKey && event.type === "pointerdown";
+
+/** Moves to the row of a cell, or to its column; or turns to the other side there. */
+function inMatrix({ x, y }, isTurn) {
+  const [own, other] = state.side === "query" ? [y, x] : [x, y];
+  if (isTurn) turn(opposite(state.side), [other]);
+  else move([own]);
+}
+
+/** Moves to the query whose own position is nearest to a cell; or turns to the cell itself. */
+function inPlane({ x, y }, isTurn, numbers) {
   const cells = state.axes.map((axis, number) => {
     if (number === numbers[0]) return y;
     if (number === numbers[1]) return x;
@@ -168,10 +177,7 @@ function map() {
   const rank = state.axes.length;
   const numbers = rank === 1 ? [0, 0] : [rank - 2, rank - 1];
   const picture = new Picture("map", "", {
-    moved: (cell, event) => pointed({ type: event.type }, () => {
-      if (rank === 1) move([state.side === "query" ? cell.y : cell.x]);
-      else inPlane(cell, { type: event.type }, numbers);
-    }, false),
+    moved: (cell) => (rank === 1 ? inMatrix(cell, false) : inPlane(cell, false, numbers)),
     pressed: (event) => pressed(event, numbers),
     ended: released,
   });
@@ -186,11 +192,14 @@ function signsOfView() {
   if (state.side === "key") return [[cell("cell read lit"), "attends to the key"],
     [cell("ground"), "does not"]];
   const kinds = data.kinds.map((kind, index) => [index, kind]).filter(([index]) => seen.has(index));
-  const words = (index) => [...new Set(state.axes.map((axis) => axis.words(index, data.kinds)))]
-    .filter((text, _, all) => all.length === 1 || text !== "attended").join("; ");
+  const words = (index) => {
+    const all = state.axes.map((axis) => axis.words(index, data.kinds));
+    const found = [...new Set(all)].filter((text) => text !== "attended");
+    return `attended, ${found.map(more).join(" or ")}`;
+  };
   return [
     ...kinds.map(([index]) => [cell(`cell ${KIND_NAMES[index]} lit`),
-      index ? words(index) : data.kinds[0].words]),
+      index ? words(index) : data.kinds[index].words]),
     [cell("ground"), "not attended"],
     ...(state.axes.some((axis) => axis.step > 1)
       ? [[cell("offgrid"), "not on the query's dilation grid"]] : []),
@@ -201,11 +210,6 @@ function signsOfView() {
 }
 
 // ---- pointers and keys
-
-function pointed(event, act, keeps = true) {
-  state.isDragging = keeps;
-  act();
-}
 
 function released() {
   if (!state.isDragging) return;
@@ -386,11 +390,11 @@ function tilesWords(groups) {
   const { tiles } = state.view;
   const plan = data.plans[state.view.plan];
   const all = `${plan.chosen} visits ${number(tiles.tiles)} ${tiles.tiles === 1 ? "tile" : "tiles"}.`;
-  if (!groups.length) return `${all} Darker tiles have more pairs of the mask.`;
-  const own = groups.flatMap(([, , found]) => found);
-  const shares = own.map(([share]) => perMille(share));
-  const listed = shares.slice(0, 6).join(", ") + (shares.length > 6 ? ", …" : "");
-  return `${all} The query is in ${number(own.length)}; of their pairs, the mask has ${listed}.`;
+  if (!groups.length) return `${all} Colours tell how many of their pairs the mask has.`;
+  const own = groups.reduce((sum, [, , found]) => sum + found.length, 0);
+  const shares = groups.map(([, share]) => perMille(share)).join(" and ");
+  const noun = own === 1 ? "of its pairs" : "of their pairs";
+  return `${all} The query is in ${number(own)}; the mask has ${shares} ${noun}.`;
 }
 
 // ---- choices

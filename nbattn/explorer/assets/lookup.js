@@ -97,9 +97,9 @@ class Axis {
   }
 
   /** The first key on the dilation grid of a query. */
-  firstOnGrid(side, place) {
-    if (side === "query") return this.query.find(place)?.classes?.[place - this.query.find(place).first] ?? 0;
-    return (this.own("key", place) ?? 0) % this.step;
+  firstOnGrid(query) {
+    const part = this.query.find(query);
+    return part?.classes?.[query - part.first] ?? 0;
   }
 
   words(kind, kinds) {

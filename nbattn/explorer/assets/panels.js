@@ -10,9 +10,8 @@ function shareClass(share) {
 }
 
 function percent(part, whole) {
-  if (!whole) return "0 %";
-  const share = (100 * part) / whole;
-  return `${share >= 10 ? share.toFixed(0) : share.toPrecision(2)} %`;
+  const share = whole ? (100 * part) / whole : 0;
+  return `${share >= 10 || !share ? share.toFixed(0) : share.toPrecision(2)}\u00a0%`;
 }
 
 const perMille = (share) => (share === null ? "no pairs" : percent(share, 1000));
@@ -32,13 +31,16 @@ function runsWords(state, kinds) {
   return state.axes.map((axis, index) => {
     const runs = axis.runs(state.side, state.at[index]) ?? [];
     const words = runs.map((run) => {
-      const kind = state.side === "query" && run.kind ? ` (${axis.words(run.kind, kinds)})` : "";
+      const kind = state.side === "query" && run.kind ? ` (${more(axis.words(run.kind, kinds))})` : "";
       return span(run) + kind;
     });
     const name = state.axes.length > 1 ? `axis ${index}: ` : "";
     return name + (words.join(" and ") || "none");
   });
 }
+
+/** What a sign says beside "attended". */
+const more = (words) => words.replace(/^attended, /, "");
 
 /** How many there are on the opposite side. */
 function countOf(state) {
@@ -48,6 +50,9 @@ function countOf(state) {
 
 /** The query and its keys, or the key and its queries, as one sentence. */
 function sentence(state, kinds) {
+  if (state.axes.some((axis) => !axis.length(state.side))) {
+    return `There are no ${state.side === "query" ? "queries" : "keys"}.`;
+  }
   const found = countOf(state);
   const words = found ? `: ${runsWords(state, kinds).join("; ")}` : "";
   if (state.side === "key") {
@@ -135,12 +140,15 @@ function candidatesPanel(plan) {
   byId("found").textContent = `${left.length} of ${plan.candidates.length} candidates`;
 }
 
+/** Roles are said, since a small screen shows rows as blocks. */
 function candidateRow({ state, name, cost, times, reasons }) {
   const shown = times ? `${cost} (${times.toPrecision(3)}×)` : cost;
   const what = cost ? element("span", {}, reasons.join("; ")) : folded(reasons);
-  return element("tr", { class: `state-${state.replace(" ", "-")}` },
-    element("td", {}, element("span", { class: "badge" }, state)),
-    element("th", { scope: "row" }, name), element("td", {}, shown), element("td", {}, what));
+  return element("tr", { class: `state-${state.replace(" ", "-")}`, role: "row" },
+    element("td", { role: "cell" }, element("span", { class: "badge" }, state)),
+    element("th", { scope: "row", role: "rowheader" }, name),
+    element("td", { role: "cell" }, shown),
+    element("td", { role: "cell" }, what));
 }
 
 /** The reasons against a candidate, folded. */

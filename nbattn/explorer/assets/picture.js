@@ -1,7 +1,7 @@
 // Draws scenes as SVG, and tells which cell a pointer is on and which key is pressed.
 
 const SVG = "http://www.w3.org/2000/svg";
-const LEFT = 38;
+const LEFT = 38; // pixels for the labels of rows, at least
 const TOP = 20;
 const LARGEST = 26; // pixels of a cell
 const TALLEST = 560; // pixels of a picture
@@ -54,7 +54,7 @@ class Picture {
   cell(event) {
     const box = this.svg.getBoundingClientRect();
     const { across, down } = this.scene;
-    const x = Math.floor((event.clientX - box.left - LEFT) / this.size[0]) + across.from;
+    const x = Math.floor((event.clientX - box.left - this.left) / this.size[0]) + across.from;
     const y = Math.floor((event.clientY - box.top - TOP) / this.size[1]) + down.from;
     return {
       x: clamp(x, across.from, Math.max(across.from, across.to - 1)),
@@ -68,10 +68,11 @@ class Picture {
     this.frame.setAttribute("aria-label", words.label);
     const columns = Math.max(1, scene.across.to - scene.across.from);
     const rows = Math.max(1, scene.down.to - scene.down.from);
-    const room = Math.max(120, this.figure.clientWidth - LEFT - 6);
+    this.left = Math.max(LEFT, DIGIT * labelOf(scene.down.to, scene.down).length + 10);
+    const room = Math.max(120, this.figure.clientWidth - this.left - 6);
     this.size = this.sizes(columns, rows, room);
     const [width, height] = [columns * this.size[0], rows * this.size[1]];
-    this.svg.setAttribute("width", LEFT + width + 2);
+    this.svg.setAttribute("width", this.left + width + 2);
     this.svg.setAttribute("height", TOP + height + 2);
     const cells = node("g", { transform: this.transform(scene) }, ...this.layers(scene));
     this.svg.replaceChildren(cells, ...this.labels(scene));
@@ -83,14 +84,14 @@ class Picture {
     const across = Math.min(LARGEST, room / columns);
     const down = Math.min(LARGEST, TALLEST / rows);
     const square = Math.min(across, down);
-    const isLong = Math.max(columns, rows) > 4 * Math.min(columns, rows);
+    const isLong = Math.max(columns, rows) > 8 * Math.min(columns, rows);
     const size = isLong ? [across, down] : [square, square];
     return size.map((pixels) => (pixels >= LINED ? Math.floor(pixels) : pixels));
   }
 
   transform({ across, down }) {
     const [width, height] = this.size;
-    const move = `translate(${LEFT} ${TOP}) scale(${width} ${height})`;
+    const move = `translate(${this.left} ${TOP}) scale(${width} ${height})`;
     return `${move} translate(${-across.from} ${-down.from})`;
   }
 
@@ -114,16 +115,16 @@ class Picture {
 
   labels({ across, down }) {
     const [w, h] = this.size;
-    const columns = tickStep(across, w, DIGIT * String(across.to).length + 8);
+    const columns = tickStep(across, w, DIGIT * labelOf(across.to, across).length + 8);
     const rows = tickStep(down, h, 16);
     const texts = [];
     for (let x = firstTick(across, columns); x < across.to; x += columns) {
-      const at = LEFT + (x - across.from + 0.5) * w;
-      texts.push(node("text", { x: at, y: TOP - 6, "text-anchor": "middle" }, short(x)));
+      const at = this.left + (x - across.from + 0.5) * w;
+      texts.push(node("text", { x: at, y: TOP - 6, "text-anchor": "middle" }, labelOf(x, across)));
     }
     for (let y = firstTick(down, rows); y < down.to; y += rows) {
       const at = TOP + (y - down.from + 0.5) * h;
-      texts.push(node("text", { x: LEFT - 6, y: at, dy: "0.35em", "text-anchor": "end" }, short(y)));
+      texts.push(node("text", { x: this.left - 6, y: at, dy: "0.35em", "text-anchor": "end" }, labelOf(y, down)));
     }
     return texts;
   }
@@ -140,10 +141,9 @@ function tickStep({ from, to }, size, pixels) {
   }
 }
 
-/** A number of at most five signs. */
-function short(value) {
-  if (value < 100_000) return String(value);
-  return value < 10_000_000 ? `${Math.round(value / 1000)}k` : `${Math.round(value / 1e6)}M`;
+/** A place as a label: in thousands where a picture shows so many. */
+function labelOf(place, { from, to }) {
+  return to - from < 100_000 || !place ? String(place) : `${Math.round(place / 1000)}k`;
 }
 
 function cellRect({ x, y, w, h, kind, lit }) {

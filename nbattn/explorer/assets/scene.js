@@ -37,7 +37,7 @@ function matrixScene(state, id) {
   const across = viewport(axis.length("key"), key, views[`${id} across`], state.isDragging);
   views[`${id} down`] = down;
   views[`${id} across`] = across;
-  const scene = { down, across, cells: [], ground: [], own: [], boxes: [], tall: false };
+  const scene = { down, across, cells: [], ground: [], own: [], boxes: [] };
   for (let row = down.from; row < down.to; row++) matrixRow(scene, axis, row, side, at);
   if (side === "query") {
     scene.band = { x: across.from, y: at, w: across.to - across.from, h: 1 };
@@ -63,7 +63,7 @@ function matrixRow(scene, axis, row, side, at) {
     }
   }
   if (axis.step > 1) {
-    const grid = { start: axis.firstOnGrid("query", row), count: Infinity, step: axis.step };
+    const grid = { start: axis.firstOnGrid(row), count: Infinity, step: axis.step };
     for (const x of places(grid, from, to)) scene.ground.push({ x, y: row });
   }
   const own = axis.own("query", row);
@@ -124,7 +124,7 @@ function products(rows, columns, down, across, depth) {
 /** The cells on the dilation grid of the query. */
 function groundOf(axes, at, numbers, down, across) {
   const [ys, xs] = numbers.map((number, place) => {
-    const start = axes[number].firstOnGrid("query", at[number]);
+    const start = axes[number].firstOnGrid(at[number]);
     const { from, to } = place ? across : down;
     return places({ start, count: Infinity, step: axes[number].step }, from, to);
   });

@@ -1,0 +1,148 @@
+"""Tests of figures of masks as a whole: sizes, given Axes, empty masks, and misuse."""
+
+from __future__ import annotations
+
+import importlib
+from itertools import pairwise
+
+import matplotlib.pyplot as plt
+import pytest
+from drawn_cells import attended, grid, legend
+
+from nbattn import Axis, InputError, Mask
+from nbattn.pictures import plot, signs, style
+
+
+@pytest.fixture(autouse=True)
+def closed():
+    yield
+    plt.close("all")
+
+
+def luminance(colour: str) -> float:
+    """Relative luminance, of which a greyscale print shows a power."""
+    parts = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+    linear = [
+        part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts
+    ]
+    return sum(weight * part for weight, part in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+
+def test_kinds_differ_in_lightness_or_have_hatches() -> None:
+    looks = [look for look in style.LOOKS.values() if not look.hatch]
+    light = sorted(116 * luminance(look.face) ** (1 / 3) - 16 for look in looks)
+    assert all(b - a >= 8 for a, b in pairwise(light))
+    assert {kind for kind, look in style.LOOKS.items() if look.hatch} == {
+        signs.PREFIX,
+        signs.BEYOND,
+    }
+
+
+@pytest.mark.parametrize("kind", plot.KINDS)
+@pytest.mark.parametrize(
+    ("mask", "space"),
+    [(Mask.causal(), (40,)), (Mask.neighborhood((5, 5)), (9, 12)),
+     (Mask.neighborhood((3, 3, 3)), (5, 4, 6))],
+    ids=["line", "image", "video"],
+)  # fmt: skip
+def test_a_figure_is_as_wide_as_a_column_and_everything_is_inside(
+    kind: str, mask: Mask, space
+) -> None:
+    axes = mask.plot(space, kind=kind)
+    figure = axes.figure
+    assert figure.get_figwidth() == pytest.approx(3.35)
+    assert figure.get_figheight() <= 4.7
+    figure.canvas.draw()
+    box = axes.get_tightbbox()
+    assert min(box.x0, box.y0) >= -0.5
+    assert box.x1 <= figure.bbox.width + 0.5
+    assert box.y1 <= figure.bbox.height + 0.5
+    texts = [*axes.texts, axes.xaxis.label, *axes.get_xticklabels(), *axes.get_legend().get_texts()]
+    assert {text.get_fontsize() for text in texts if text.get_text()} <= {7.0, 8.0}
+
+
+@pytest.mark.parametrize("kind", plot.KINDS)
+@pytest.mark.parametrize("size", [(5.0, 2.5), (7.0, 5.0)])
+def test_given_axes_are_drawn_into(kind: str, size: tuple[float, float]) -> None:
+    figure, panels = plt.subplots(1, 2, figsize=size, layout="constrained")
+    for panel, mask in zip(panels, (Mask.causal(), Mask(Axis(3, 3, border="wrap"))), strict=True):
+        assert mask.plot(24, kind=kind, ax=panel) is panel
+    figure.canvas.draw()
+    assert len(plt.get_fignums()) == 1
+    if kind == "matrix":
+        assert attended(grid(panels[0], range(24), range(24))).sum() == 300
+    assert "attended" in legend(panels[0])
+
+
+@pytest.mark.parametrize("kind", plot.KINDS)
+@pytest.mark.parametrize(
+    ("mask", "queries", "keys", "words"),
+    [
+        (Mask.full(), (0,), (0,), "no pairs: 0 queries, 0 keys"),
+        (Mask.full(), (3,), (0,), "no pairs: 3 queries, 0 keys"),
+        (Mask.full(2), (0, 4), None, "no pairs: 0 queries, 0 keys"),
+        (Mask.full(3), (2, 2, 2), (2, 0, 2), "no pairs: 8 queries, 0 keys"),
+        (Mask(Axis(0, 0, offset=9)), (3,), None, ""),
+        (Mask(Axis(0, 0, offset=-9), Axis()), (3, 1), None, ""),
+        (Mask(Axis(2, 2, dilation=5)), (3,), (3,), ""),
+        (Mask(Axis(1, 0, dilation=4, align="top-left")), (9,), (2,), ""),
+        (Mask(Axis(0, causal=True, stride=3)), (1,), None, ""),
+        (Mask.full(3), (1, 1, 1), None, ""),
+    ],
+)  # fmt: skip
+def test_masks_with_few_or_no_pairs(kind: str, mask: Mask, queries, keys, words: str) -> None:
+    axes = plot.picture(mask, queries, keys, kind=kind, figure=style.plain_figure)
+    assert not words or [text.get_text() for text in axes.texts] == [words]
+    assert words or axes.patches
+
+
+MISUSE = [
+    ({"kind": "neighbourhood"},
+     "kind='neighbourhood' is not one of 'matrix', 'neighborhood', 'axes'.\n"
+     "  fix:   kind='neighborhood'"),
+    ({"kind": 3},
+     "kind=3 is not one of 'matrix', 'neighborhood', 'axes'.\n  fix:   kind='matrix'"),
+    ({"query": (1, 9)},
+     "query=(1, 9) is not on the grid of queries, whose lengths are (6, 8).\n"
+     "  fix:   query=(3, 4)"),
+    ({"query": (-1, 2)},
+     "query=(-1, 2) is not on the grid of queries, whose lengths are (6, 8).\n"
+     "  fix:   query=(3, 4)"),
+    ({"query": 3}, "query=3 has 1 number, the mask 2 axes.\n  fix:   query=(3, 4)"),
+    ({"query": (1, 2.5)},
+     "query=(1, 2.5) is not one integer per axis.\n  fix:   query=(3, 4)"),
+    ({"ax": "here"},
+     "ax is of type str, not matplotlib's Axes.\n"
+     "  fix:   ax=matplotlib.pyplot.figure().subplots()"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("options", "text"), MISUSE)
+def test_misuse(options, text: str) -> None:
+    with pytest.raises(InputError) as caught:
+        Mask.neighborhood((3, 3)).plot((6, 8), **options)
+    assert str(caught.value) == text
+    assert not plt.get_fignums()
+
+
+def test_a_query_where_there_are_none() -> None:
+    with pytest.raises(InputError, match="lengths are \\(0,\\)") as caught:
+        Mask.full().plot(0, 4, query=0)
+    assert caught.value.fix == "query=None"
+
+
+def test_without_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = importlib.import_module
+
+    def absent(name: str):
+        if name.startswith("matplotlib"):
+            raise ImportError("No module named 'matplotlib'")
+        return real(name)
+
+    monkeypatch.setattr(importlib, "import_module", absent)
+    with pytest.raises(InputError) as caught:
+        Mask.causal().plot(3)
+    assert str(caught.value) == (
+        "figures need matplotlib, which does not load here: No module named 'matplotlib'.\n"
+        "  fix:   pip install matplotlib"
+    )
