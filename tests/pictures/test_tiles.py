@@ -97,6 +97,15 @@ def test_pairs_of_two_ranges_are_counted(case, data: st.DataObject) -> None:
     assert tiles.allowed_pairs(bound, rows, columns) == want
 
 
+def test_pairs_of_a_residue_class_are_not_those_of_others() -> None:
+    axis = Axis(2, 1, dilation=3)
+    (bound,) = geometry.bind(Mask(axis), 20)
+    matrix = axis_matrix(axis, 20, 20)
+    for start in range(3):
+        found = tiles.allowed_pairs(bound, range(20), range(start, 17, 3))
+        assert found == matrix[:, start:17:3].sum()
+
+
 def test_words_say_what_is_chosen_and_the_share_of_all() -> None:
     made = plan(Mask.neighborhood((3, 3)), (14, 18), backend="tiled")
     cost = made.chosen.cost
@@ -144,6 +153,8 @@ def test_packed_grids_show_the_largest() -> None:
     )
     axes = drawn(made)
     assert axes.get_title().endswith("\ngrid 1 of 3: 5 x 9")
+    shown = [len(tile.rows) * len(tile.columns[0]) for tile in tiles.sheet(made).tiles]
+    assert sum(shown) == 5 * 9
     assert (axes.get_xlim(), axes.get_ylim()) == ((-0.5, 8.5), (4.5, -0.5))
 
 

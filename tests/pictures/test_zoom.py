@@ -56,6 +56,7 @@ def test_a_margin_lies_beyond_the_axis() -> None:
     assert scale.indices.tolist() == [-2, -1, 0, 1, 2, 3, 4]
     assert (scale.ends, scale.frames) == ((-2.5, 4.5), [(-0.5, 3.5)])
     assert scale.place(0) == 0.0
+    assert scale.ticks(1.0) == [0, 1, 2, 3]
     long = zoom.around(1000, [], 10, margin=(3, 0))
     assert [len(part) for part in long.parts] == [13, 10]
     assert long.frames == [(-0.5, 9.5), (9.5 + long.gap, 19.5 + long.gap)]
