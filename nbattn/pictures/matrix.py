@@ -187,7 +187,7 @@ def _borders(scale: Scale, size: int) -> list[float]:
     if size < 2:
         return []
     return [
-        at + index - part.start - 0.5
+        at + (index - part.start) - 0.5
         for at, part in zip(scale.starts, scale.parts, strict=True)
         for index in range(-(-(part.start + 1) // size) * size, part.stop, size)
     ]

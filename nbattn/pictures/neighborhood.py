@@ -232,7 +232,7 @@ def _ticks(
                 down[spot.y + spot.high * (part.down.place(index) or 0.0)] = str(index)
         if lowest[spot.x] != spot.y:
             continue
-        for index in part.across.ticks((widest + 4.0) / cell):
+        for index in part.across.ticks((widest + 4.0) / cell, is_boxed=len(parts) > 1):
             x = spot.x + spot.wide * (part.across.place(index) or 0.0)
             if spot.y == spots[-1].y:
                 across[x] = str(index)
