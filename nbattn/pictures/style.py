@@ -21,11 +21,12 @@ from nbattn.pictures.zoom import Scale
 
 POINTS = 72.0
 WIDTH = 3.35 * POINTS  # a column of a paper
+TALLEST = 1.25 * WIDTH  # the height of all cells
 SMALL, LABEL, LINE = 7.0, 8.0, 0.5
 INK, PALE, PAPER = "#1a1a1a", "#8a8a8a", "#ffffff"
 LARGEST = 15.0  # a cell is no larger, so that small masks make small pictures
 BAR = 4.0  # the height of a bar of colours
-_TICK, _PAD = 2.0, 3.0
+_TICK, _PAD, _BAR_FOOT = 2.0, 3.0, 2.5  # words are higher than the bar
 Maker = Callable[[float, float], Any]  # a figure of a width and a height in points
 
 
@@ -108,23 +109,25 @@ def panel(
     *,
     stretch: float = 1.0,
     largest: float = LARGEST,
+    side: str = "",
     figure: Maker = pyplot_figure,
 ) -> Panel:
     """Opens a panel for so many columns and rows of cells, `stretch` times as high as wide.
 
     Without axes it makes a figure of a column's width, whose height follows; the sides of cells are
-    multiples of 1/8 point where that fits, which keeps vector files short.
+    multiples of 1/8 point where that fits, which keeps vector files short. A low picture has the
+    room above that the name of its side needs.
     """
     columns, rows = max(cells[0], 1.0), max(cells[1], 1.0)
     if axes is not None:
         return _given(axes, columns, rows, stretch)
     room = WIDTH - margins.left - margins.right
-    cell = min(room / columns, largest, 1.25 * WIDTH / (rows * stretch))
+    cell = min(room / columns, largest, TALLEST / (rows * stretch))
     cell = cell if cell < 0.5 else int(8 * cell) / 8
     width, height = cell * columns, cell * rows * stretch
     lines = legend_rows(legend, WIDTH - 8)
     below = margins.bottom + (lines * 10.0 + 4.0 if lines else 0.0)
-    total = below + height + margins.top
+    total = below + height + max(margins.top, (text_width(side, LABEL) + 2.0 - height) / 2)
     drawn = figure(WIDTH, total)
     left = margins.left + round((room - width) / 2)
     box = (left / WIDTH, below / total, width / WIDTH, height / total)
@@ -208,7 +211,7 @@ def legend_rows(words: Sequence[str], room: float) -> int:
 
 def with_bar(margins: Margins) -> Margins:
     """Margins with room for a bar of colours below."""
-    return margins._replace(bottom=margins.bottom + BAR + 6.0)
+    return margins._replace(bottom=margins.bottom + BAR + 6.0 + _BAR_FOOT)
 
 
 def add_legend(into: Panel, below: float) -> None:
@@ -243,11 +246,12 @@ def _rank(order: list[str], words: str) -> int:
 
 
 def scale_bar(
-    into: Panel, colours: Sequence[Any], below: float, words: tuple[str, str, str]
+    into: Panel, colours: Sequence[Any], margins: Margins, words: tuple[str, str, str]
 ) -> None:
-    """Draws a bar of colours `below` points under the picture, with the words at its start and its
-    end, and what it shows.
+    """Draws a bar of colours at the foot of the margins `with_bar`, with the words at its start and
+    its end, and what it shows.
     """
+    below = margins.bottom - BAR - _BAR_FOOT
     transforms, axes = part_of_matplotlib("transforms"), into.axes
     before, behind = (text_width(text) for text in (f"{words[0]} ", f" {words[1]}  {words[2]}"))
     length = min(70.0, WIDTH - 8.0 - before - behind)

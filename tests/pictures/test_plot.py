@@ -8,6 +8,7 @@ from itertools import pairwise
 import matplotlib.pyplot as plt
 import pytest
 from drawn_cells import attended, grid, legend
+from drawn_text import faults
 
 from nbattn import Axis, InputError, Mask
 from nbattn.pictures import plot, signs, style
@@ -59,6 +60,33 @@ def test_a_figure_is_as_wide_as_a_column_and_everything_is_inside(
     assert box.y1 <= figure.bbox.height + 0.5
     texts = [*axes.texts, axes.xaxis.label, *axes.get_xticklabels(), *axes.get_legend().get_texts()]
     assert {text.get_fontsize() for text in texts if text.get_text()} <= {7.0, 8.0}
+
+
+LOW = [
+    ("weights without a legend", Mask.full(), (1,), (3,), {"weights": [0.2, 0.3, 0.5], "query": 0}),
+    ("a wide grid of few rows", Mask(Axis(1, 0, align="bottom-right"), Axis(None, 8)),
+     (4, 48), (4, 48), {}),
+    ("one key", Mask.full(2), (1, 1), (1, 1), {}),
+    ("narrow slices", Mask.full(3), (3, 1, 1), (3, 1, 1), {}),
+    ("narrow and high slices", Mask.full(3), (4, 40, 1), (4, 40, 1), {}),
+    ("sides at an end", Mask(Axis(5, 1, stride=2, align="bottom-right")), (3,), (54,),
+     {"kind": "axes"}),
+    ("narrow sides", Mask(Axis(1, 1)), (90,), (90,), {"kind": "axes"}),
+    ("one row of many keys", Mask.full(), (1,), (640,), {"kind": "matrix"}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("mask", "queries", "keys", "options"),
+    [case[1:] for case in LOW],
+    ids=[case[0] for case in LOW],
+)
+def test_words_of_low_and_narrow_pictures_are_whole_and_apart(
+    mask: Mask, queries, keys, options
+) -> None:
+    options = {"kind": "neighborhood", **options}
+    axes = plot.picture(mask, queries, keys, **options, figure=style.plain_figure)
+    assert faults(axes.figure) == []
 
 
 @pytest.mark.parametrize("kind", plot.KINDS)
