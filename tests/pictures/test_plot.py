@@ -90,6 +90,15 @@ def test_words_of_low_and_narrow_pictures_are_whole_and_apart(
 
 
 @pytest.mark.parametrize("kind", plot.KINDS)
+@pytest.mark.parametrize("size", [(2.0, 2.0), (3.3, 2.0)])
+def test_words_in_small_given_axes_do_not_meet(kind: str, size: tuple[float, float]) -> None:
+    mask = Mask(Axis(5, 1, stride=2), Axis(3, 3, border="shift"), Axis(1, 1, border="wrap"))
+    _, panel = plt.subplots(figsize=size)
+    mask.plot((8, 8, 6), query=(1, 0, 0), kind=kind, ax=panel)
+    assert [fault for fault in faults(panel.figure) if " on " in fault] == []
+
+
+@pytest.mark.parametrize("kind", plot.KINDS)
 @pytest.mark.parametrize("size", [(5.0, 2.5), (7.0, 5.0)])
 def test_given_axes_are_drawn_into(kind: str, size: tuple[float, float]) -> None:
     figure, panels = plt.subplots(1, 2, figsize=size, layout="constrained")
