@@ -183,7 +183,9 @@ def _lane(panel: style.Panel, one: Lane, top: float, width: float) -> None:
 
 def _text(panel: style.Panel, x: float, y: float, words: str, **where: Any) -> None:
     size = style.SMALL * min(1.0, panel.cell)  # a small panel of the caller has small words
-    panel.axes.text(x, y, words, fontsize=size, color=style.INK, linespacing=1.1, **where)
+    panel.axes.text(
+        x, y, words, fontsize=size, color=style.ink(panel.axes), linespacing=1.1, **where
+    )
 
 
 def _x(one: Lane, spot: Spot, place: int) -> float:

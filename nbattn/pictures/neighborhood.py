@@ -146,7 +146,7 @@ def draw(
         cells.frames(panel, part.down, part.across, spot)
         if part.name:
             ((x, y),) = spot.points([(part.across.ends[0], part.down.ends[0])])
-            look: dict[str, Any] = {"fontsize": style.SMALL, "color": style.INK}
+            look: dict[str, Any] = {"fontsize": style.SMALL, "color": style.ink(panel.axes)}
             panel.axes.text(x, y - 2.0, part.name, ha="left", va="bottom", **look)
         dots += cells.own_dots(part.kinds, part.own, part.down, part.across, spot)
     cells.dots(panel, dots, panel.cell * spots[0].wide, 2.5, ringed=bool(shown))
@@ -247,7 +247,7 @@ def _ticks(
                 across[x] = str(index)
             else:
                 y = spot.y + spot.high * part.down.ends[1] + 3.0
-                look: dict[str, Any] = {"fontsize": style.SMALL, "color": style.INK}
+                look: dict[str, Any] = {"fontsize": style.SMALL, "color": style.ink(panel.axes)}
                 panel.axes.text(x, y, str(index), ha="center", va="top", **look)
     panel.axes.yaxis.set_ticks(list(down), list(down.values()))
     panel.axes.xaxis.set_ticks(list(across), list(across.values()))

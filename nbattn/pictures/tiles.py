@@ -149,7 +149,8 @@ def draw(plan: Plan, into: Any = None, figure: style.Maker = style.pyplot_figure
     style.tick_sides(panel, down, across)
     style.name_sides(panel.axes, found.names[1], found.names[0])
     title = "\n".join(filter(None, [headline(plan), found.words]))
-    panel.axes.set_title(title, fontsize=style.LABEL, color=style.INK, pad=4.0)
+    look: dict[str, Any] = {"fontsize": style.LABEL, "color": style.ink(panel.axes)}
+    panel.axes.set_title(title, loc="center", y=1.0, pad=4.0, **look)
     colours = [_colour(level) for level in range(_LEVELS)]
     words = "0%", "100%", "of a block's pairs attended"
     style.scale_bar(panel, colours, margins, words)

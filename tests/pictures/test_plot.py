@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import importlib
+from io import BytesIO
 from itertools import pairwise
 
 import matplotlib.pyplot as plt
 import pytest
 from drawn_cells import attended, grid, legend
 from drawn_text import faults
+from matplotlib import colors
 
+import nbattn
 from nbattn import Axis, InputError, Mask
 from nbattn.pictures import plot, signs, style
 
@@ -87,6 +90,39 @@ def test_words_of_low_and_narrow_pictures_are_whole_and_apart(
     options = {"kind": "neighborhood", **options}
     axes = plot.picture(mask, queries, keys, **options, figure=style.plain_figure)
     assert faults(axes.figure) == []
+
+
+SETTINGS = {
+    "axes.grid": True, "axes.titley": 0.5, "figure.constrained_layout.use": True,
+    "legend.numpoints": 3, "xtick.labeltop": True, "xtick.top": True, "ytick.minor.visible": True,
+}  # fmt: skip
+
+
+@pytest.mark.filterwarnings("error")
+def test_pictures_look_alike_whatever_the_style_sheet_is() -> None:
+    def pixels() -> bytes:
+        axes = Mask.neighborhood((3, 3)).plot((5, 5), query=(0, 0), kind="neighborhood")
+        plan = nbattn.plan(Mask.causal(), (1, 40, 1, 8), dtype="float32", device="cpu").plot()
+        return b"".join(savefig(one.figure) for one in (axes, plan))
+
+    plain = pixels()
+    with plt.style.context(["dark_background", SETTINGS]):
+        before = dict(plt.rcParams)
+        assert pixels() == plain
+        assert dict(plt.rcParams) == before
+
+
+def savefig(figure) -> bytes:
+    file = BytesIO()
+    figure.savefig(file, format="png")
+    return file.getvalue()
+
+
+def test_words_on_a_dark_figure_of_the_caller_are_white() -> None:
+    part = plt.figure(facecolor="black").subfigures(1, 2)[0]
+    axes = Mask.causal().plot(5, ax=part.subplots())
+    words = [*axes.get_legend().get_texts(), *axes.get_xticklabels(), axes.xaxis.label]
+    assert {colors.to_hex(text.get_color()) for text in words} == {style.PAPER}
 
 
 @pytest.mark.parametrize("kind", plot.KINDS)
