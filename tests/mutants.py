@@ -1687,6 +1687,11 @@ MUTANTS = [
            'class="⬚"', "whole/gallery"),
     Mutant("gallery-slice-of-another-frame", "nbattn/pictures/neighborhood.py", "axis 0 = {at}",
            "axis 0 = {at + 1}", "whole/gallery"),
+    # words of pictures
+    Mutant("words-of-a-bar-cut", "nbattn/pictures/style.py", "_PAD, _BAR_FOOT = 2.0, 3.0, 2.5",
+           "_PAD, _BAR_FOOT = 2.0, 3.0, 0.0", "pictures/plot"),
+    Mutant("words-of-narrow-slices-meet", "nbattn/pictures/neighborhood.py",
+           "max(cell * across.size, names) + _GAP", "cell * across.size + _GAP", "pictures/plot"),
     # the explorer's data and page
     Mutant("explorer-moved-before", EXPLORER_RUNS,
            "spans.append((_MOVED, begin, np.minimum(end, start)))",

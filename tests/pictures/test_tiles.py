@@ -8,6 +8,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 from drawn_cells import patches, winding
+from drawn_text import faults
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracle import axis_matrix, bound_axes, box
@@ -161,6 +162,12 @@ def test_packed_grids_show_the_largest() -> None:
 def test_plans_without_pairs() -> None:
     made = plan(Mask(Axis(0, 0, offset=90)), (9,), backend="tiled")
     assert drawn(made).texts[0].get_text() == "no blocks: no query has a key"
+
+
+@pytest.mark.parametrize("space", [(1,), (900,), (1, 1), (3, 1), (1, 90), (2, 1, 2)], ids=str)
+def test_words_are_whole_and_apart(space: tuple[int, ...]) -> None:
+    axes = drawn(plan(Mask(*[Axis(2, 1)] * len(space)), space))
+    assert faults(axes.figure) == []
 
 
 def test_public_method_draws_into_given_axes() -> None:
