@@ -14,7 +14,7 @@ from itertools import chain
 from pathlib import Path
 
 DOCS = Path(__file__).parents[1] / "docs"
-ROOMS = ("start", "concepts", "design")
+ROOMS = ("start", "concepts", "design", "reference")
 _BLOCK = re.compile(r"```python\n(.*?)```", flags=re.S)
 _PICTURE = re.compile(r"!\[[^\]]*\]\(([^)]+\.svg)\)")
 

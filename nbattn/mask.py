@@ -104,6 +104,12 @@ class Mask(metaclass=mask_names.Answering):
 
         return notebook.of_mask(self)
 
+    def _repr_svg_(self) -> str:
+        """The axes as pictures side by side, for notebooks."""
+        from nbattn.pictures import small_svg
+
+        return small_svg.of_mask(self)
+
     # Constructors: each counts window sizes as the library it is named after does.
 
     @classmethod
@@ -397,18 +403,15 @@ class Mask(metaclass=mask_names.Answering):
         weights: Any = None,
         ax: MatplotlibAxes | None = None,
     ) -> MatplotlibAxes:
-        """A figure for papers and notebooks: one panel, as wide as a column (3.35 inches), whose
-        cells are vectors. Long axes are shown at both ends and around the query's window, with
-        marks where the scale breaks: a million positions cost what a thousand cost.
+        """A figure for papers and notebooks: one panel, as wide as a column (3.35 inches), in
+        vectors. Long axes are shown at both ends and around the query's window, with marks between.
 
         Args:
             query_space, key_space: as in `Mask.draw`.
-            query: what the picture is about, one number per axis; a matrix marks its row. Default:
-                the query in the middle.
+            query: one number per axis; default: in the middle. A matrix marks its row.
             kind: "matrix" draws queries down and keys across, flat and row-major as `Mask.dense`;
                 "neighborhood" the keys of one query on their grid, on three axes as slices of the
-                first; "axes" a lane per axis with what window, dilation, stride, border and prefix
-                do.
+                first; "axes" a lane per axis with what its window, border and prefix do.
             weights: attention weights that colour the attended keys, an array or a tensor:
                 `[*key_space]` for a neighborhood with `query`, `[Nq, Nk]` for a matrix.
             ax: matplotlib's Axes to draw into, of any size; default: a new figure of pyplot.
@@ -418,8 +421,7 @@ class Mask(metaclass=mask_names.Answering):
 
         Raises:
             MaskError: the mask does not fit the shape.
-            InputError: an unknown kind, a query outside the grid, weights that do not fit; or
-                matplotlib is missing.
+            InputError: an unknown kind, query or weights that do not fit, no matplotlib.
 
         >>> ax = Mask.neighborhood((3, 3)).plot((6, 8), query=(2, 4), kind="neighborhood")
         >>> [text.get_text() for text in ax.get_legend().get_texts()]

@@ -65,6 +65,7 @@ EXPLORER_RUNS, EXPLORER_TILES = "nbattn/explorer/runs.py", "nbattn/explorer/tile
 EXPLORER_DATA, EXPLORER_PAGE = "nbattn/explorer/data.py", "nbattn/explorer/page.py"
 EXPLORER_LOOKUP = "nbattn/explorer/assets/lookup.js"
 EXPLORER_SCENE = "nbattn/explorer/assets/scene.js"
+EXPLORER_PICTURE = "nbattn/explorer/assets/picture.js"
 EXPLORER_PANELS = "nbattn/explorer/assets/panels.js"
 EXPLORER_STATE = "nbattn/explorer/assets/explorer.js"
 EXPLORER_STYLE = "nbattn/explorer/assets/explorer.css"
@@ -1723,8 +1724,8 @@ MUTANTS = [
            "explorer/page_in_a_browser"),
     Mutant("explorer-contrast", EXPLORER_STYLE, "--quiet: #57606a", "--quiet: #8c959f",
            "explorer/page_in_a_browser"),
-    Mutant("explorer-narrow", EXPLORER_STYLE, ".scroll { overflow-x: auto;", ".scroll {",
-           "explorer/page_in_a_browser"),
+    Mutant("explorer-narrow", EXPLORER_PICTURE, "this.figure.clientWidth - this.left - 6",
+           "this.figure.clientWidth + 6", "explorer/page_in_a_browser"),
 ]
 # fmt: on
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import shlex
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,14 @@ def save(figure: Any, path: str | Path) -> None:
             figure.savefig(where, format=kind, dpi=_DPI, metadata=_METADATA.get(kind))
     except OSError as error:
         raise unwritable(where, error, "mask.png") from None
+
+
+def svg(figure: Any) -> str:
+    """Returns a figure as SVG."""
+    into = io.StringIO()
+    with part_of_matplotlib().rc_context(_SETTINGS):
+        figure.savefig(into, format="svg", metadata=_METADATA["svg"])
+    return into.getvalue()
 
 
 def unwritable(path: Path, error: OSError, name: str) -> InputError:

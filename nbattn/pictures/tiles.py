@@ -4,6 +4,7 @@ their pairs that the mask allows.
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from nbattn.geometry import Axes, BoundAxis
-from nbattn.pictures import cells, signs, style, zoom
+from nbattn.pictures import cells, files, signs, style, zoom
 from nbattn.pictures.zoom import Scale
 from nbattn.planner.plan import Plan
 from nbattn.program.blocks import Block
@@ -150,6 +151,13 @@ def draw(plan: Plan, into: Any = None, figure: style.Maker = style.pyplot_figure
     words = "0%", "100%", "of a block's pairs attended"
     style.scale_bar(panel, colours, margins.bottom - style.BAR, words)
     return panel.axes
+
+
+def svg(plan: Plan) -> str | None:
+    """Returns the picture as SVG; None without matplotlib."""
+    if importlib.util.find_spec("matplotlib") is None:
+        return None
+    return files.svg(draw(plan, figure=style.plain_figure).figure)
 
 
 def headline(plan: Plan) -> str:

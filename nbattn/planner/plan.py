@@ -68,6 +68,12 @@ class Plan:
 
         return notebook.of_plan(self)
 
+    def _repr_svg_(self) -> str | None:
+        """The figure of `plot` for notebooks; None without matplotlib."""
+        from nbattn.pictures import tiles
+
+        return tiles.svg(self)
+
     def explain(self, *, all: bool = False) -> str:
         """The plan in words: what was chosen, how to get a faster plan, the other candidates with
         their costs, and why backends were refused.

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import oracle
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nbattn import Axis
@@ -38,6 +38,7 @@ def expected(axis: Any, query: int, queries: int, keys: int) -> dict[int, int]:
     }
 
 
+@settings(max_examples=100)
 @given(oracle.bound_axes())
 def test_rows_are_those_of_the_enumerator_with_their_signs(cases, bound):
     axis, queries, keys = bound
@@ -47,6 +48,7 @@ def test_rows_are_those_of_the_enumerator_with_their_signs(cases, bound):
     cases("explorer: axes", 1)
 
 
+@settings(max_examples=100)
 @given(oracle.bound_axes())
 def test_readers_are_those_of_the_enumerator(bound):
     axis, queries, keys = bound
@@ -57,6 +59,7 @@ def test_readers_are_those_of_the_enumerator(bound):
         )
 
 
+@settings(max_examples=100)
 @given(oracle.bound_axes(), st.data())
 def test_pairs_of_two_ranges_are_counted_one_by_one(bound, data):
     axis, queries, keys = bound
@@ -69,6 +72,7 @@ def test_pairs_of_two_ranges_are_counted_one_by_one(bound, data):
     assert runs.shared(BoundAxis(axis, queries, keys), rows, columns) == wanted
 
 
+@settings(max_examples=100)
 @given(oracle.bound_axes(longest=14), st.data())
 def test_a_part_of_an_axis_has_its_part_of_the_rows(bound, data):
     axis, queries, keys = bound
@@ -84,6 +88,7 @@ def test_a_part_of_an_axis_has_its_part_of_the_rows(bound, data):
         assert keys_of(row, axis.dilation) == kept
 
 
+@settings(max_examples=100)
 @given(oracle.bound_axes(longest=20))
 def test_the_dilation_grid_of_a_query_is_that_of_its_position(bound):
     axis, queries, keys = bound

@@ -1,6 +1,6 @@
 """All short axes: samples of their product, and which pairs of values occur in them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import combinations
 from math import prod
 from typing import Any
@@ -22,8 +22,10 @@ PRODUCT: dict[str, tuple[Any, ...]] = {
 }
 TOTAL = prod(len(values) for values in PRODUCT.values())
 
+Specimen = tuple[dict[str, Any], int, int]  # the fields of an Axis, queries, keys
 
-def specimens(first: int, step: int) -> Iterator[tuple[dict[str, Any], int, int]]:
+
+def specimens(first: int, step: int) -> Iterator[Specimen]:
     """Every step-th entry of PRODUCT from `first` on: the fields of an Axis, queries, keys."""
     for index in range(first, TOTAL, step):
         fields = {}
@@ -33,10 +35,32 @@ def specimens(first: int, step: int) -> Iterator[tuple[dict[str, Any], int, int]
         yield fields, fields.pop("queries"), fields.pop("keys")
 
 
+def value_pairs_of(sample: Iterable[Specimen]) -> set[Any]:
+    """The pairs of values of two fields that a sample has in legal axes."""
+    found: set[Any] = set()
+    for fields, queries, keys in sample:
+        if is_legal(fields, queries, keys):
+            found |= _value_pairs(fields, queries, keys)
+    return found
+
+
 def value_pairs_of_sample(first: int, step: int) -> set[Any]:
     """The pairs of values of two fields that a sample of PRODUCT has in legal axes."""
-    found: set[Any] = set()
-    for fields, queries, keys in specimens(first, step):
+    return value_pairs_of(specimens(first, step))
+
+
+def few(first: int, step: int, each: int) -> Iterator[Specimen]:
+    """Legal axes of a sample: each with a pair of values that none before it has, and of the others
+    every `each`-th.
+    """
+    seen: set[Any] = set()
+    for number, (fields, queries, keys) in enumerate(specimens(first, step)):
         if is_legal(fields, queries, keys):
-            found.update(combinations([*fields.items(), ("queries", queries), ("keys", keys)], 2))
-    return found
+            pairs = _value_pairs(fields, queries, keys)
+            if number % each == 0 or not pairs <= seen:
+                seen |= pairs
+                yield fields, queries, keys
+
+
+def _value_pairs(fields: dict[str, Any], queries: int, keys: int) -> set[Any]:
+    return set(combinations([*fields.items(), ("queries", queries), ("keys", keys)], 2))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 from xml.etree import ElementTree
 
@@ -12,7 +13,7 @@ from oracle import axes, axis_matrix
 
 import nbattn
 from nbattn import Axis, Mask
-from nbattn.pictures import notebook
+from nbattn.pictures import small_svg
 from nbattn.program.candidate import refused
 from nbattn.program.limits import Reason
 
@@ -38,32 +39,73 @@ def painted(svg: ElementTree.Element, path: ElementTree.Element) -> np.ndarray:
     return cells
 
 
+READ, MOVED, PREFIX, OWN = "#0072B2", "#E69F00", "#009E73", "#56B4E9"
+
+
+def colours(svg: ElementTree.Element) -> dict[str, np.ndarray]:
+    """The cells of every colour; own positions are on top of others."""
+    return {path.get("stroke", ""): painted(svg, path) for path in svg.iter("path")}
+
+
 @settings(max_examples=60)
 @given(axes())
 @example(Axis(1, 0, prefix=3))
 def test_a_picture_has_the_keys_of_every_query(axis: Axis) -> None:
     (svg,) = tree_of(Mask(axis)).iter("svg")
-    keys, own = (painted(svg, path) for path in svg.iter("path"))
-    if keys.shape[1] > notebook._EXACT:
+    found = colours(svg)
+    own = found.pop(OWN, None)
+    if not found:
         return
-    expected = axis_matrix(axis, *keys.shape)
-    np.testing.assert_array_equal(keys, expected)
-    positions = np.eye(*keys.shape, k=axis.offset, dtype=bool)
-    np.testing.assert_array_equal(own, expected & positions)
+    shape = next(iter(found.values())).shape
+    if shape[1] > small_svg.EXACT:
+        return
+    expected = axis_matrix(axis, *shape)
+    np.testing.assert_array_equal(sum(cells.astype(int) for cells in found.values()), expected)
+    positions = np.eye(*shape, k=axis.offset, dtype=bool) & expected
+    assert (own is None) == (not positions.any())
+    if own is not None:
+        np.testing.assert_array_equal(own, positions)
+
+
+def test_what_a_border_moves_and_a_prefix_have_colours() -> None:
+    (svg,) = tree_of(Mask(Axis(1, 1, border="wrap"))).iter("svg")
+    assert np.argwhere(colours(svg)[MOVED]).tolist() == [[0, 7], [7, 0]]
+    (svg,) = tree_of(Mask(Axis(0, causal=True, prefix=1))).iter("svg")
+    assert np.argwhere(colours(svg)[PREFIX]).tolist() == [[n, 0] for n in range(1, 8)]
+    assert svg.find("title").text.endswith("green: prefix; light blue: own position")
 
 
 def test_a_long_axis_is_drawn_by_a_few_of_its_queries() -> None:
     (svg,) = tree_of(Mask(Axis(4095, 0))).iter("svg")
-    keys, _ = (painted(svg, path) for path in svg.iter("path"))
+    keys = colours(svg)[READ]
     assert keys.shape == (48, 8192)
     assert [row.sum() for row in keys[[0, 1, -1]]] == [1, 172, 4096]
     (dilated,) = tree_of(Mask(Axis(3, 3, dilation=9))).iter("svg")
-    keys, _ = (painted(dilated, path) for path in dilated.iter("path"))
+    keys = colours(dilated)[READ]
     assert keys[len(keys) // 2].sum() == 6 * 9 + 1  # its reach
 
 
 def test_an_axis_beyond_all_lengths_has_no_picture() -> None:
     assert not list(tree_of(Mask(Axis(2**31 - 1))).iter("svg"))
+
+
+def test_a_mask_as_one_picture() -> None:
+    mask = Mask(Axis(8, causal=True), Axis(3, 3, border="wrap"), Axis(2**31 - 1))
+    root = ElementTree.fromstring(mask._repr_svg_())
+    name = "{http://www.w3.org/2000/svg}"
+    assert root.find(f"{name}title").text == repr(mask)
+    assert len(list(root.iter(f"{name}svg"))) == 3  # two axes inside of the whole
+    words = " ".join("".join(text.itertext()) for text in root.iter(f"{name}text"))
+    assert "axis 1: 3 left, itself, 3 right; wrap" in words.replace("  ", " ")
+    assert root.find(f"{name}rect").get("fill") == "#ffffff"
+
+
+def test_a_plan_as_a_picture(plan: nbattn.Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = ElementTree.fromstring(plan._repr_svg_())
+    words = ["".join(text.itertext()) for text in root.iter("{http://www.w3.org/2000/svg}text")]
+    assert any(line.startswith(plan.chosen.name) for line in words)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert plan._repr_svg_() is None
 
 
 def test_a_mask_is_a_row_per_axis() -> None:

@@ -65,7 +65,7 @@ def dry(*words: str) -> tuple[str, dict[str, int]]:
 KERNELS = [
     f"{GPU}/test_kernels.py::{name}"
     for name in (
-        *(f"test_cuda_values_and_gradients[1-D decode-torch.{t}]" for t in ("bfloat16", "float64")),
+        "test_cuda_values_and_gradients[1-D decode-torch.bfloat16]",
         "test_error_of_a_kernel_not_loaded_before_a_capture",
     )
 ] + [f"{GPU}/test_added_scores.py::test_packed_grids[torch.float32]"]
@@ -78,7 +78,7 @@ def test_the_gpu_suite_on_the_stand_in(tmp_path: Path) -> None:
     words = (f"{GPU}/test_launches.py", f"{GPU}/test_ptx.py", *KERNELS, str(scripts))
     output, counts = dry(*words, f"--rootdir={ROOT}")
     assert counts.get("failed", 0) == counts.get("error", 0) == 0, output[-3000:]
-    assert counts.get("passed", 0) >= 49, output[-3000:]
+    assert counts.get("passed", 0) >= 48, output[-3000:]
 
 
 @pytest.mark.deep

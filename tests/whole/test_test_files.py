@@ -65,6 +65,7 @@ TESTED_IN = {
     "pictures/queries": "pictures/test_plot",
     "pictures/repeats": "pictures/test_matrix",
     "pictures/signs": "pictures/test_text",
+    "pictures/small_svg": "pictures/test_notebook",
     "pictures/style": "pictures/test_plot",
     "nn/options": "nn/test_inputs",
     "mistaken_places": "whole/test_fixes",
