@@ -25,6 +25,12 @@ def pages() -> list[Path]:
     return [page for page in found if ".plot(" in page.read_text(encoding="utf-8")]
 
 
+def pictures(page: Path) -> list[Path]:
+    """The files of a page's pictures, in their order."""
+    links = _PICTURE.findall(page.read_text(encoding="utf-8"))
+    return [(page.parent / link).resolve() for link in links]
+
+
 def figures(page: Path) -> Iterator[tuple[Path, object]]:
     """Runs the blocks of a page; yields the file of each picture, and its figure."""
     import matplotlib as mpl
@@ -32,15 +38,13 @@ def figures(page: Path) -> Iterator[tuple[Path, object]]:
     mpl.use("agg")
     from matplotlib import pyplot
 
-    text = page.read_text(encoding="utf-8")
     scope: dict[str, object] = {}
     pyplot.close("all")
     with redirect_stdout(StringIO()):
-        for block in _BLOCK.findall(text):
+        for block in _BLOCK.findall(page.read_text(encoding="utf-8")):
             exec(compile(block, page.name, "exec"), scope)
-    files = [page.parent / link for link in _PICTURE.findall(text)]
-    for file, number in zip(files, pyplot.get_fignums(), strict=True):
-        yield file.resolve(), pyplot.figure(number)
+    for file, number in zip(pictures(page), pyplot.get_fignums(), strict=True):
+        yield file, pyplot.figure(number)
     pyplot.close("all")
 
 

@@ -31,6 +31,10 @@ settings.register_profile(
 if "NBATTN_CACHE" not in os.environ:
     os.environ["NBATTN_CACHE"] = tempfile.mkdtemp(prefix="nbattn-tests-")
     atexit.register(shutil.rmtree, os.environ["NBATTN_CACHE"], ignore_errors=True)
+# What the processes of a run tell one another.
+if "NBATTN_TEST_RUN" not in os.environ:
+    os.environ["NBATTN_TEST_RUN"] = tempfile.mkdtemp(prefix="nbattn-run-")
+    atexit.register(shutil.rmtree, os.environ["NBATTN_TEST_RUN"], ignore_errors=True)
 # Torch's compiler takes the processor's word for its vectors, and compiles no probes of them.
 os.environ.setdefault("TORCHINDUCTOR_VEC_ISA_OK", "1")
 # Figures of examples open no window.

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from omegaconf import OmegaConf
 from oracle import masks
 
@@ -28,6 +28,7 @@ ROOT = Path(__file__).parents[1]
 DEFAULTS = {name: field.default for name, field in Axis.__dataclass_fields__.items()}
 
 
+@settings(max_examples=80)
 @given(masks())
 def test_a_mask_and_its_plain_data_are_one(cases: Count, drawn: tuple[Mask, Any, Any]) -> None:
     mask = drawn[0]

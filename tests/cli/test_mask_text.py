@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracle import masks
 
@@ -11,6 +11,7 @@ from nbattn import Axis, Mask, NbattnError
 from nbattn.cli.mask_text import parse_lengths, parse_mask
 
 
+@settings(max_examples=60)
 @given(masks())
 def test_repr_of_a_mask_can_be_parsed(cases, drawn: tuple[Mask, object, object]) -> None:
     mask, _, _ = drawn

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from omegaconf import OmegaConf
 from oracle import masks
 from work import work
@@ -172,6 +172,7 @@ def test_every_option_of_a_plan_reaches_the_planner() -> None:
     assert all(getattr(request, name) for name in switches)
 
 
+@settings(max_examples=60)
 @given(masks(), masks())
 def test_dumped_configurations_load_unchanged(cases: Count, one: Any, other: Any) -> None:
     first, second = one[0], other[0]

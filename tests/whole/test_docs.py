@@ -1,4 +1,4 @@
-"""Tests of the pages under docs/: Python runs, TOML loads, and shown output is the output."""
+"""Tests of the pages under docs/: Python runs, TOML loads, output and pictures are the code's."""
 
 from __future__ import annotations
 
@@ -7,16 +7,21 @@ import tomllib
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
+from matplotlib import pyplot
 
 import nbattn
+from docs_tools import page_pictures
 from nbattn.config import LayerConfig, PlanConfig
 from nbattn.mask_tables import CONSTRUCTORS
+from nbattn.pictures import files
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
+WITH_PICTURES = page_pictures.pages()
 
 
 def name(page: Path) -> str:
@@ -30,6 +35,18 @@ def blocks(page: Path, kind: str) -> list[str]:
     return re.findall(fence, page.read_text(encoding="utf-8"), flags=re.S)
 
 
+def drawn(picture: Path) -> list[tuple[str, list[float]]]:
+    """What an SVG draws: texts, and the colours and corners of shapes."""
+    found: list[tuple[str, list[float]]] = []
+    for element in ElementTree.parse(picture).iter():
+        if element.tag.endswith("}text"):
+            found.append((element.text or "", []))
+        elif element.tag.endswith("}path"):
+            corners = re.findall(r"-?\d+\.?\d*", element.get("d", ""))
+            found.append((element.get("style", ""), [round(float(x)) for x in corners]))
+    return found
+
+
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile:UserWarning")
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_a_page_runs_and_prints_what_it_shows(
@@ -37,6 +54,7 @@ def test_a_page_runs_and_prints_what_it_shows(
     capsys: pytest.CaptureFixture[str],
     cases: Callable[[str, int], None],
     monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
     monkeypatch.chdir(ROOT)
     scope: dict[str, object] = {}
@@ -44,6 +62,13 @@ def test_a_page_runs_and_prints_what_it_shows(
         exec(compile(block, page.name, "exec"), scope)
         cases("docs blocks", 1)
     assert capsys.readouterr().out == "".join(blocks(page, "text"))
+    if page in WITH_PICTURES:  # `python -m docs_tools.page_pictures` draws them anew
+        figures = map(pyplot.figure, pyplot.get_fignums())
+        for picture, figure in zip(page_pictures.pictures(page), figures, strict=True):
+            files.save(figure, tmp_path / "drawn.svg")
+            assert drawn(tmp_path / "drawn.svg") == drawn(picture), picture.name
+            cases("pictures of pages", 1)
+    pyplot.close("all")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)

@@ -54,8 +54,8 @@ QUICKLY = {
     "diffusion_flux": ("--steps", "2", "--side", "16", "--euler", "1"),
     "distributed_video": ("--steps", "4"),
 }
-# On four ranks below; FlexAttention on a CPU; training as long as a user does.
-SLOW = ("distributed_video", "ltx_decoder", "dinat_digits")
+# On four ranks below, and in this process; FlexAttention on a CPU; training as long as a user does.
+SLOW = ("distributed_video", "diffusion_flux", "ltx_decoder", "dinat_digits")
 NEEDED = {
     "diffusion_flux": (
         "This needs three packages: pip install 'diffusers>=0.42' scikit-image matplotlib\n"

@@ -377,11 +377,11 @@ function markTiles(groups) {
 /** The tiles of the query: one box each, or their cells where a dilation sets them apart. */
 function addOwnTiles(scene, groups) {
   const rank = state.axes.length;
-  for (const [queries, share, tiles] of groups) {
+  for (const [queries, , tiles] of groups) {
     const rows = asRun(queries[Math.max(0, rank - 2)]);
     const columns = rank > 1 ? [asRun(queries[rank - 1])]
       : tiles.flatMap(([, boxes]) => boxes.map(([box]) => asRun(box)));
-    const found = columns.flatMap((column) => areas(rows, column, share));
+    const found = columns.flatMap((column) => areas(rows, column));
     scene.boxes.push(...found.map((area) => ({ ...area, look: "chosen" })));
   }
 }

@@ -102,7 +102,7 @@ class Picture {
     const area = { x: across.from, y: down.from, width: w, height: h };
     const layers = [node("rect", { ...area, class: scene.ground.length ? "offgrid" : "ground" })];
     if (scene.ground.length) layers.push(node("path", { class: "ground", d: squares(scene.ground) }));
-    if (scene.shares) layers.push(...scene.shares.map((area) => shareRect(area, this.size)));
+    if (scene.shares) layers.push(this.sharesLayer(scene.shares));
     const cells = scene.cells.map((cell) => cellRect(cell));
     layers.push(node("g", { class: "cells" }, ...cells));
     if (Math.min(...this.size) >= LINED && !scene.shares) layers.push(node("path", { class: "lines", d: lines(scene) }));
@@ -111,6 +111,16 @@ class Picture {
     layers.push(...scene.own.filter((spot) => isIn(spot, scene)).map(ownMark));
     layers.push(node("rect", { ...area, class: "frame-line" }));
     return layers;
+  }
+
+  /** The tiles, drawn again only where they or their size changed: they may be thousands. */
+  sharesLayer(shares) {
+    const size = this.size.join();
+    if (this.tiles?.shares !== shares || this.tiles.size !== size) {
+      const drawn = node("g", {}, ...shares.map((tile) => shareArea(tile, this.size)));
+      this.tiles = { shares, size, drawn };
+    }
+    return this.tiles.drawn;
   }
 
   labels({ across, down }) {
@@ -152,10 +162,12 @@ function cellRect({ x, y, w, h, kind, lit }) {
 }
 
 /** A tile; a small one has no line around it, which would hide it. */
-function shareRect({ x, y, w, h, share }, size) {
+function shareArea({ parts, share }, size) {
+  const [{ x, y, w, h }] = parts;
   const isSmall = Math.min(w * size[0], h * size[1]) < LINED;
   const look = `share ${shareClass(share)}${isSmall ? " small" : ""}`;
-  return node("rect", { x, y, width: w, height: h, class: look });
+  if (parts.length === 1) return node("rect", { x, y, width: w, height: h, class: look });
+  return node("path", { d: squares(parts), class: look });
 }
 
 function boxRect(box) {
@@ -183,7 +195,8 @@ function ownMark({ x, y, attended, lit, isElsewhere }) {
   return node("path", { d: shape, class: look.filter(Boolean).join(" ") });
 }
 
-const squares = (cells) => cells.map(({ x, y }) => `M${x} ${y}h1v1h-1z`).join("");
+const squares = (cells) =>
+  cells.map(({ x, y, w = 1, h = 1 }) => `M${x} ${y}h${w}v${h}h${-w}z`).join("");
 
 function lines({ across, down }) {
   let drawn = "";

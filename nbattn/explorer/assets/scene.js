@@ -217,21 +217,29 @@ function tilesScene(view, state) {
   const rank = state.axes.length;
   const [first, second] = rank === 1 ? [0, 0] : [rank - 2, rank - 1];
   const whole = (length) => ({ from: 0, to: length, length });
-  const scene = {
+  return {
     down: whole(state.axes[first].length("query")),
     across: whole(state.axes[second].length(rank === 1 ? "key" : "query")),
-    cells: [], ground: [], own: [], boxes: [], shares: [],
+    cells: [], ground: [], own: [], boxes: [], shares: sharesOf(view, state, first, second),
   };
+}
+
+/** The areas of the tiles, made once for each slice, so that a picture can keep what it drew. */
+function sharesOf(view, state, first, second) {
+  const rank = state.axes.length;
+  const slice = rank === 3 && state.side === "query" ? state.at[0] : null;
+  if (view.shares?.slice === slice) return view.shares.areas;
+  const found = [];
   for (const [queries, share, tiles] of view.tiles.groups) {
-    const isHere = rank < 3 || state.side === "key" || holds(asRun(queries[0]), state.at[0]);
-    if (!isHere) continue;
+    if (slice !== null && !holds(asRun(queries[0]), slice)) continue;
     const rows = asRun(queries[first]);
-    if (rank > 1) scene.shares.push(...areas(rows, asRun(queries[second]), share));
+    if (rank > 1) found.push({ parts: areas(rows, asRun(queries[second])), share });
     for (const [part, boxes] of rank > 1 ? [] : tiles) {
-      for (const [box] of boxes) scene.shares.push(...areas(rows, asRun(box), part));
+      for (const [box] of boxes) found.push({ parts: areas(rows, asRun(box)), share: part });
     }
   }
-  return scene;
+  view.shares = { slice, areas: found.filter(({ parts }) => parts.length) };
+  return view.shares.areas;
 }
 
 /** How many places of the opposite side a picture of one axis does not show. */
@@ -243,11 +251,9 @@ function outside(scene, axis, side, at) {
 }
 
 /** A tile as rectangles: one, or its cells where a dilation sets them apart. */
-function areas(rows, columns, share) {
+function areas(rows, columns) {
   const ys = stretches(rows, 0, Infinity);
   const xs = stretches(columns, 0, Infinity);
-  if (ys.length * xs.length > 4096) {
-    return [{ ...hull(rows, "y", "h"), ...hull(columns, "x", "w"), share }];
-  }
-  return ys.flatMap(([y, h]) => xs.map(([x, w]) => ({ x, y, w, h, share })));
+  if (ys.length * xs.length > 4096) return [{ ...hull(rows, "y", "h"), ...hull(columns, "x", "w") }];
+  return ys.flatMap(([y, h]) => xs.map(([x, w]) => ({ x, y, w, h })));
 }

@@ -158,7 +158,7 @@ def test_values_of_every_feature_on_every_mask(name: str, dtype: torch.dtype, ca
         cases(f"cuda values, {family(dtype)}", 1)
 
 
-SIZES = ((16, 16), (24, 40), (64, 64), (80, 48), (128, 128), (64, 192), (256, 256))
+SIZES = ((24, 40), (80, 48), (128, 128), (64, 192), (256, 256))  # 16 is that of every feature
 GRID: dict[str, Any] = {
     "2-D": (Mask(Axis(2, 2, border="shift", dilation=2), Axis(3, 1)), (9, 7), (9, 7)),
     "1-D": (Mask(Axis(20, 9)), (70,), (70,)),
