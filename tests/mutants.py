@@ -1681,6 +1681,8 @@ MUTANTS = [
     # the gallery
     Mutant("gallery-line-of-another-mask", GALLERY, 'code = "Mask.neighborhood((5, 5))"',
            'code = "Mask.neighborhood((5, 3))"', "whole/gallery"),
+    Mutant("gallery-words-of-another-query", "docs/gallery/index.md",
+           "Query (4, 7) attends to key 4", "Query (4, 7) attends to key 5", "whole/gallery"),
     Mutant("gallery-model-of-other-numbers", GALLERY, "Mask(Axis(511, causal=True, prefix=4))",
            "Mask(Axis(512, causal=True, prefix=4))", "whole/gallery"),
     Mutant("gallery-picture-of-other-cells", "docs/images/gallery/swin.svg", 'class="■"',
