@@ -32,11 +32,12 @@ def _command(parser: Parser) -> str:
     usage = parser.format_usage().removeprefix("usage: ").strip()
     parts = [f"## nbattn {parser.command}", *_prose(parser.description or "")]
     parts.append(f"```console\n{usage}\n```")
+    help_of = parser._get_formatter()._expand_help  # with values in the place of %(default)s
     for group in parser._action_groups:
         shown = [one for one in group._group_actions if one.help != argparse.SUPPRESS]
         if shown:
             title = _TITLES.get(group.title or "", group.title or "")
-            rows = [(_written(one), _cell(one.help or "")) for one in shown]
+            rows = [(_written(one), _cell(help_of(one) if one.help else "")) for one in shown]
             parts.append(table([title[:1].upper() + title[1:], "Meaning"], rows))
     return "\n\n".join([*parts, *_prose(parser.epilog or "")])
 
@@ -56,8 +57,10 @@ def _written(action: argparse.Action) -> str:
 
 def _cell(text: str) -> str:
     """The help of an option; names of options and what is in quotes become code."""
-    text = " ".join(text.split()).replace("%%", "%")
-    return re.sub(r"'[^']+'|(?<![\w`-])--[a-z][a-z-]+", lambda found: _code(found[0]), text)
+    text = " ".join(text.split())
+    return re.sub(
+        r"(?<!\w)'[^']+'(?!\w)|(?<![\w`-])--[a-z][a-z-]+", lambda found: _code(found[0]), text
+    )
 
 
 def _code(text: str) -> str:

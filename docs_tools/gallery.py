@@ -15,6 +15,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 import nbattn
 from nbattn import Axis, Mask, recipes
 from nbattn.pictures.signs import SIGNS
@@ -154,12 +157,27 @@ def _section(entry: Entry) -> str:
 
 
 def _alt(entry: Entry) -> str:
-    """What the picture shows, for those who do not see it."""
+    """What the picture shows, for those who do not see it: the keys of its query by axis, or those
+    of the first, the middle and the last row of a matrix.
+    """
     query_space, key_space = spaces(entry)
-    size = _size(key_space)
+    dense = mask_of(entry["code"]).dense(query_space, key_space)
     if "query" in entry:
-        return f"The keys of query {tuple(entry['query'])} among {size} keys"
-    return f"A matrix of {_size(query_space)} queries and {size} keys"
+        row = dense.reshape(*query_space, -1)[tuple(entry["query"])]
+        axes = np.nonzero(row.reshape(key_space))
+        keys = [f"{_keys(one)} of axis {axis}" for axis, one in enumerate(axes)]
+        return f"Query {tuple(entry['query'])} attends to {'; '.join(keys)}"
+    rows = [0, len(dense) // 2, len(dense) - 1]
+    first, *others = (f"query {at} attends to {_keys(np.nonzero(dense[at])[0])}" for at in rows)
+    return "; ".join([first[:1].upper() + first[1:], *others])
+
+
+def _keys(found: NDArray[np.intp]) -> str:
+    """Numbers of keys, each once, those that follow one another as a range."""
+    keys = np.unique(found)
+    runs = np.split(keys, np.flatnonzero(np.diff(keys) != 1) + 1)
+    parts = [f"{run[0]}–{run[-1]}" if len(run) > 1 else f"{run[0]}" for run in runs]
+    return f"{'keys' if len(keys) > 1 else 'key'} {', '.join(parts)}"
 
 
 def _drawing(entry: Entry) -> str:

@@ -145,6 +145,12 @@ class Plan:
         Raises:
             InputError: more than 2^26 pairs.
             AssertionError: a pair is computed twice, or (batch, head) slices differ.
+
+        >>> import nbattn
+        >>> mask = nbattn.Mask.causal()
+        >>> plan = nbattn.plan(mask, (1, 3, 2, 32), dtype="float32", device="cpu")
+        >>> plan.support().tolist()
+        [[True, False, False], [True, True, False], [True, True, True]]
         """
         prove = proof if self.request.grids is None else packed_proof
         return prove.support(self.request, self.chosen)
@@ -156,6 +162,11 @@ class Plan:
 
         Raises:
             AssertionError: it is not, with the first query that differs.
+
+        >>> import nbattn
+        >>> mask, shape = nbattn.Mask.sliding_window(511), (1, 1_000_000, 8, 64)
+        >>> nbattn.plan(mask, shape, device="sm_90").verify()
+        True
         """
         prove = proof if self.request.grids is None else packed_proof
         return prove.verify(self.request, self.chosen)
@@ -170,6 +181,13 @@ class Plan:
 
         Raises:
             InputError: a backward of a plan without training.
+
+        >>> import nbattn
+        >>> mask, shape = nbattn.Mask.sliding_window(40), (1, 256, 4, 64)
+        >>> plan = nbattn.plan(mask, shape, dtype="float32", device="cpu", backend="native")
+        >>> block = next(plan.schedule())
+        >>> block.queries, block.keys
+        ((range(0, 16),), ((range(0, 16),),))
         """
         if backward and not self.request.training:
             raise InputError(
@@ -232,6 +250,14 @@ class Plan:
 
         Raises:
             InputError: the tensors are not those of the request.
+
+        >>> import nbattn
+        >>> import torch
+        >>> query = torch.randn(1, 14, 14, 2, 32)
+        >>> mask = nbattn.Mask.neighborhood((7, 7))
+        >>> plan = nbattn.plan(mask, query.shape, dtype="float32", device="cpu")
+        >>> plan.run(query, query, query).shape
+        torch.Size([1, 14, 14, 2, 32])
         """
         from nbattn import plan_runs
 

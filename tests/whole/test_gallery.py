@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -74,6 +75,32 @@ def keys_of(mask: Mask, query: list[int], queries: Lengths, keys: Lengths) -> ND
 @of_every_entry
 def test_the_committed_picture_shows_the_sources_rule(name: str) -> None:
     check_picture(name, (gallery.PICTURES / f"{name}.svg").read_text(encoding="utf-8"))
+
+
+@of_every_entry
+def test_a_pictures_words_are_the_sources_rule(name: str) -> None:
+    entry, rule = ENTRIES[name], RULES[name]
+    page = gallery.PAGE.read_text(encoding="utf-8")
+    (words,) = re.findall(rf"!\[(.*?)\]\(\S*/{name}\.svg\)", page)
+    said = [keys_said(part) for part in re.findall(r" keys? ([\d–]+(?:, [\d–]+)*)", words)]
+    queries, keys = gallery.spaces(entry)
+    if "query" in entry:
+        row = published_rules.pairs_of(
+            rule, rule.drawn, np.array(entry["query"])[:, None], queries, keys
+        )
+        assert said == [{*axis.tolist()} for axis in np.nonzero(row.reshape(keys))]
+        assert str(tuple(entry["query"])) in words
+        return
+    pairs = published_rules.pairs(rule, rule.drawn, queries, keys)
+    rows = [int(at) for at in re.findall(r"uery (\d+) attends", words)]
+    assert rows == [0, len(pairs) // 2, len(pairs) - 1]
+    assert said == [{*np.nonzero(pairs[at])[0].tolist()} for at in rows]
+
+
+def keys_said(text: str) -> set[int]:
+    """The keys of "0–2, 5"."""
+    ends = [[int(end) for end in part.split("–")] for part in text.split(", ")]
+    return {key for one in ends for key in range(one[0], one[-1] + 1)}
 
 
 def check_picture(name: str, svg: str) -> None:

@@ -236,6 +236,8 @@ def test_examples_of_the_tools_run() -> None:
 
 def test_every_option_is_on_the_page_of_the_command_line() -> None:
     page = command_line.markdown()
+    assert "%(" not in page
+    assert "planner's" in page  # an apostrophe opens no code
     for name in ("plan", "mask", "doctor", "bench", "tune", "demo", "schema"):
         shown = importlib.import_module(f"nbattn.cli.{name}").parser().format_help()
         section = page.partition(f"\n## nbattn {name}\n")[2].partition("\n## ")[0]
