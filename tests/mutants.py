@@ -1729,6 +1729,8 @@ MUTANTS = [
     Mutant("explorer-told", EXPLORER_STATE,
            'byId("live").textContent = byId("said").textContent;', "",
            "explorer/page_in_a_browser"),
+    Mutant("explorer-printed-dark", EXPLORER_STYLE, "@media screen {\n  :root",
+           "@media all {\n  :root", "explorer/page_in_a_browser"),
     Mutant("explorer-contrast", EXPLORER_STYLE, "--quiet: #57606a", "--quiet: #8c959f",
            "explorer/page_in_a_browser"),
     Mutant("explorer-narrow", EXPLORER_PICTURE, "this.figure.clientWidth - this.left - 6",

@@ -387,6 +387,10 @@ def test_the_theme_follows_the_system_and_then_the_button(show):
     colour = "() => getComputedStyle(document.body).backgroundColor"
     dark = page.page.evaluate(colour)
     assert button.get_attribute("aria-pressed") == "true"
+    page.page.emulate_media(media="print")  # browsers print no backgrounds: words are dark
+    assert page.page.evaluate(colour) == "rgb(255, 255, 255)"
+    assert page.page.evaluate(colour.replace("backgroundColor", "color")) == "rgb(27, 31, 36)"
+    page.page.emulate_media(media="screen")
     button.click()
     assert button.get_attribute("aria-pressed") == "false"
     assert page.page.evaluate(colour) == "rgb(255, 255, 255)" != dark
