@@ -90,8 +90,9 @@ def attention_weights(
     if unknown:
         raise _refusal(query, mask, at, options, unknown)
     _check_whole(query, key)
-    key_range = key_ranges.standard(key_range, query)
-    extra_range = key_ranges.of_extra(extra_range, query)
+    if isinstance(query, Tensor):
+        key_range = key_ranges.standard(key_range, query)
+        extra_range = key_ranges.of_extra(extra_range, query)
     added = extra_key, extra_key, extra_range, relative_bias, alibi_slopes
     try:  # keys stand for values, which weights do not depend on
         tensors = query, key, key, sink, key_range, *added
@@ -235,56 +236,65 @@ def _places(at: Any, space: Sequence[int]) -> list[Place]:
     Raises:
         InputError: not such a list, or no such query.
     """
-    given: Any = at.tolist() if hasattr(at, "tolist") else at
+    if isinstance(at, Tensor) and at.is_meta:
+        problem = f"at is a tensor {list(at.shape)} on meta, which has no values."
+        raise InputError(problem, _fix([()], space))
+    given = _plain(at)
     rank = len(space)
     if not isinstance(given, Iterable) or isinstance(given, (str, Mapping)):
-        fix = f"at={_written([(nearest(given, None),) * rank])}."
-        raise InputError(f"at={described(given)}, not a list of queries.", fix)
-    listed: list[Any] = list(given)
-    if rank > 1 and len(listed) == rank and all(type(index) is int for index in listed):
-        problem = f"at={tuple(listed)} is one query, not a list of queries."
-        raise InputError(problem, f"at={_written([tuple(listed)])}.")
+        raise InputError(
+            f"at={described(given)}, not a list of queries.", _fix([(given,) * rank], space)
+        )
+    listed: list[Any] = [_plain(entry) for entry in given]
+    if rank > 1 and len(listed) == rank and all(map(_is_index, listed)):
+        one = tuple(map(int, listed))
+        raise InputError(f"at={one} is one query, not a list of queries.", _fix([one], space))
     return [_place(number, entry, listed, space) for number, entry in enumerate(listed)]
+
+
+def _plain(given: Any) -> Any:
+    """Arrays and tensors as numbers in lists."""
+    return given.tolist() if hasattr(given, "tolist") else given
+
+
+def _is_index(given: Any) -> bool:
+    return hasattr(given, "__index__") and not isinstance(given, bool)
 
 
 def _place(number: int, entry: Any, listed: Sequence[Any], space: Sequence[int]) -> Place:
     """Returns one query as non-negative indices."""
-    rank = len(space)
     indices: tuple[Any, ...] = tuple(entry) if isinstance(entry, (tuple, list)) else (entry,)
     shown = f"at[{number}]={entry!r}"
-    if len(indices) != rank:
+    others = listed if len(listed) <= _SHOWN else [entry]
+    if len(indices) != len(space):
         problem = f"{shown} has {counted(len(indices), 'index', 'indices')}, and the queries "
-        problem += f"{counted(rank, 'axis', 'axes')}."
-        raise InputError(problem, f"at={_instead(number, _other_rank(indices, space), listed)}.")
-    wrong = [n for n in indices if isinstance(n, bool) or not hasattr(n, "__index__")]
-    if wrong:
-        whole = tuple(nearest(n, None) for n in indices)
-        problem = f"{shown}: {described(wrong[0])}, not an integer."
-        raise InputError(problem, f"at={_instead(number, whole, listed)}.")
+        problem += f"{counted(len(space), 'axis', 'axes')}."
+        raise InputError(problem, _fix(others, space))
     for axis, (index, length) in enumerate(zip(indices, space, strict=True)):
+        if not _is_index(index):
+            problem = f"{shown}: {described(index)}, not an integer."
+            raise InputError(problem, _fix(others, space))
         if not -length <= index < length:
-            legal = tuple(
-                max(0, min(int(n), size - 1)) for n, size in zip(indices, space, strict=True)
-            )
-            raise InputError(
-                f"{shown}: {index} is not in [{-length}, {length}): axis {axis} has "
-                f"{counted(length, 'query', 'queries')}.",
-                f"at={_instead(number, legal, listed)}." if math.prod(space) else "at=[].",
-            )
+            problem = f"{shown}: {index} is not in [{-length}, {length}): axis {axis} has "
+            problem += f"{counted(length, 'query', 'queries')}."
+            raise InputError(problem, _fix(others, space))
     return tuple(int(n) % length for n, length in zip(indices, space, strict=True))
 
 
-def _other_rank(indices: Place, space: Sequence[int]) -> Place:
-    """A query of a space from more or fewer indices: one of all tokens in rows, or the first."""
-    if len(indices) == 1 and type(indices[0]) is int and 0 <= indices[0] < math.prod(space):
-        return tuple(map(int, np.unravel_index(indices[0], tuple(space))))
-    return (*indices, *[0] * len(space))[: len(space)]
+def _fix(listed: Sequence[Any], space: Sequence[int]) -> str:
+    """The code of queries that there are, in the place of others."""
+    places = [_nearest(entry, space) for entry in listed] if math.prod(space) else []
+    return f"at={_written(places)}."
 
 
-def _instead(number: int, place: Place, listed: Sequence[Any]) -> str:
-    """The code of the queries with another one in the place of one."""
-    places = [place if n == number else entry for n, entry in enumerate(listed)]
-    return _written(places if len(places) <= _SHOWN else [place])
+def _nearest(entry: Any, space: Sequence[int]) -> Place:
+    """The query that was probably meant: a single number is one of all tokens in rows."""
+    indices: tuple[Any, ...] = tuple(entry) if isinstance(entry, (tuple, list)) else (entry,)
+    if len(indices) == 1 and _is_index(indices[0]) and 0 <= indices[0] < math.prod(space):
+        indices = np.unravel_index(int(indices[0]), tuple(space))
+    numbers = [nearest(n, None) for n in (*indices, *[0] * len(space))]
+    ends = zip(numbers, space, strict=False)
+    return tuple(n if -length <= n < 0 else max(0, min(n, length - 1)) for n, length in ends)
 
 
 def _written(places: Sequence[Any]) -> str:

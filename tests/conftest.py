@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import gc
 import os
 import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -26,11 +28,43 @@ settings.register_profile(
 settings.register_profile(
     "deep", settings.get_profile("clockless"), max_examples=5000, derandomize=False
 )
+
+
+def kept_libraries() -> Path:
+    """Where runs keep the compiled kernels of CPUs for the next, under the hash of all that they
+    are made of, as the emulator's are kept: a compilation takes as long as a thousand tests.
+    """
+    shared = os.environ.get("XDG_CACHE_HOME", "")
+    return (Path(shared) if Path(shared).is_absolute() else Path.home() / ".cache") / "nbattn-tests"
+
+
+def copied(source: Path, target: Path) -> None:
+    """Copies the files that a folder lacks, for this user only, the newest four."""
+    with contextlib.suppress(OSError):  # without them, kernels are compiled
+        target.mkdir(mode=0o700, parents=True, exist_ok=True)
+        files = [path for path in source.iterdir() if path.is_file() and path.name[:1] != "."]
+        for path in sorted(files, key=lambda path: path.stat().st_mtime)[-4:]:
+            if not (target / path.name).exists():
+                part = target / f".{path.name}-{os.getpid()}"
+                part.touch(mode=0o600)
+                shutil.copyfile(path, part)
+                part.replace(target / path.name)
+        for old in sorted(target.iterdir(), key=lambda path: path.stat().st_mtime)[:-4]:
+            old.unlink()
+
+
+def end(folder: Path) -> None:
+    """Keeps the libraries of a run, and deletes the rest of its cache."""
+    copied(folder / "libraries", kept_libraries())
+    shutil.rmtree(folder, ignore_errors=True)
+
+
 # No plan depends on what a user has measured, and the processes of a run share a cache: each kernel
 # is compiled once. A variable that is set wins.
 if "NBATTN_CACHE" not in os.environ:
     os.environ["NBATTN_CACHE"] = tempfile.mkdtemp(prefix="nbattn-tests-")
-    atexit.register(shutil.rmtree, os.environ["NBATTN_CACHE"], ignore_errors=True)
+    copied(kept_libraries(), Path(os.environ["NBATTN_CACHE"], "libraries"))
+    atexit.register(end, Path(os.environ["NBATTN_CACHE"]))
 # What the processes of a run tell one another.
 if "NBATTN_TEST_RUN" not in os.environ:
     os.environ["NBATTN_TEST_RUN"] = tempfile.mkdtemp(prefix="nbattn-run-")

@@ -76,6 +76,7 @@ CPU_KERNELS, CPU_TILES, CPU_VISIT = "cpu/kernels.cpp", "cpu/tiles.h", "cpu/visit
 CPU_FORWARD, CPU_BACKWARD, CPU_WORKER = "cpu/forward.h", "cpu/backward.h", "cpu/worker.h"
 CPU_VECTOR, CPU_ELEMENT, CPU_POOL = "cpu/vector.h", "cpu/element.h", "cpu/pool.h"
 JOINT_PLAN, LAYER_PACKED = "nbattn/planner/joint_plan.py", "nbattn/nn/packed.py"
+SMALL_SVG = "nbattn/pictures/small_svg.py"
 NOTEBOOK, NOTICES = "nbattn/pictures/notebook.py", "nbattn/planner/notices.py"
 CPU_ITEMS, CPU_WALK = "cpu/items.h", "cpu/walk.h"
 CUDA_GRIDS = "cuda/grids.cuh"
@@ -1283,11 +1284,10 @@ MUTANTS = [
            "return sorted(globals())", "lazy"),
     Mutant("names-not-escaped", NOTEBOOK, "return html.escape(str(value))", "return str(value)",
            "pictures/notebook"),
-    Mutant("prefix-not-drawn", NOTEBOOK, "for start, stop in ends if",
-           "for start, stop in ends[1:] if", "notebook"),
-    Mutant("own-position-always", NOTEBOOK, "any(position in run for run in runs)", "True",
+    Mutant("prefix-not-drawn", SMALL_SVG, ", (_PREFIX, signs.PREFIX))", ")", "pictures/notebook"),
+    Mutant("own-position-always", SMALL_SVG, " & (kinds <= signs.LAST_ATTENDED)", "",
            "pictures/notebook"),
-    Mutant("rings-of-any-length", NOTEBOOK, "axis.stride * -(-steps // axis.stride)", "steps",
+    Mutant("rings-of-any-length", SMALL_SVG, "axis.stride * -(-steps // axis.stride)", "steps",
            "pictures/notebook"),
     Mutant("shipped-before-files", "nbattn/config/shipped.py", "or _is(given.is_file)", "",
            "config/shipped"),
@@ -1689,6 +1689,11 @@ MUTANTS = [
            'class="⬚"', "whole/gallery"),
     Mutant("gallery-slice-of-another-frame", "nbattn/pictures/neighborhood.py", "axis 0 = {at}",
            "axis 0 = {at + 1}", "whole/gallery"),
+    # words of pictures
+    Mutant("words-of-a-bar-cut", "nbattn/pictures/style.py", "_PAD, _BAR_FOOT = 2.0, 3.0, 2.5",
+           "_PAD, _BAR_FOOT = 2.0, 3.0, 0.0", "pictures/plot"),
+    Mutant("words-of-narrow-slices-meet", "nbattn/pictures/neighborhood.py",
+           "max(cell * across.size, names) + _GAP", "cell * across.size + _GAP", "pictures/plot"),
     # the explorer's data and page
     Mutant("explorer-moved-before", EXPLORER_RUNS,
            "spans.append((_MOVED, begin, np.minimum(end, start)))",
@@ -1728,6 +1733,52 @@ MUTANTS = [
            "explorer/page_in_a_browser"),
     Mutant("explorer-narrow", EXPLORER_PICTURE, "this.figure.clientWidth - this.left - 6",
            "this.figure.clientWidth + 6", "explorer/page_in_a_browser"),
+    # figures
+    Mutant("figures-moved-unseen", "nbattn/pictures/signs.py", "(read & ~in_window, MOVED)",
+           "(read & ~read, MOVED)", "pictures/matrix"),
+    Mutant("figures-one-axis-beyond", "nbattn/pictures/signs.py",
+           "np.where(reached, beyond, outside)", "beyond", "pictures/neighborhood"),
+    Mutant("figures-first-kind-counts", "nbattn/pictures/signs.py",
+           "last = np.maximum(found, part)", "last = np.minimum(found, part)", "pictures/matrix"),
+    Mutant("figures-part-elsewhere", "nbattn/pictures/zoom.py", "len(before) + self.gap",
+           "len(before) + 2 * self.gap", "pictures/zoom"),
+    Mutant("figures-step-cuts-the-place", "nbattn/pictures/zoom.py",
+           "max(start + size, -(-(place + 1) // step) * step)", "start + size", "pictures/zoom"),
+    Mutant("figures-labels-beyond", "nbattn/pictures/zoom.py", "min(part.stop, self.length))",
+           "part.stop)", "pictures/zoom"),
+    Mutant("figures-outline-without-corners", "nbattn/pictures/outlines.py",
+           "np.where(crosses[ys, xs], 2, 1)", "1", "pictures/outlines"),
+    Mutant("figures-outline-turned", "nbattn/pictures/outlines.py",
+           "at = left if is_top[left] else left + 1", "at = left", "pictures/outlines"),
+    Mutant("figures-dots-always-full", "nbattn/pictures/cells.py",
+           "attended = kinds[rows, columns] <= signs.LAST_ATTENDED", "attended = rows >= 0",
+           "pictures/neighborhood"),
+    Mutant("figures-blocks-transposed", "nbattn/pictures/repeats.py", "[:, ::-1] * (columns, rows)",
+           " * (rows, columns)", "pictures/matrix"),
+    Mutant("figures-mark-one-below", "nbattn/pictures/matrix.py", "(left, place - 0.5)",
+           "(left, place + 0.5)", "pictures/matrix"),
+    Mutant("figures-plane-of-another", "nbattn/pictures/neighborhood.py",
+           "of_plane = weights[plane] if", "of_plane = weights[0] if", "pictures/weighing"),
+    Mutant("figures-arrow-to-the-same-side", "nbattn/pictures/lanes.py", "-lo, shown > own)",
+           "-lo, shown < own)", "pictures/lanes"),
+    Mutant("figures-cut-too-many", "nbattn/pictures/lanes.py", "min(count, hi - lo)", "hi - lo",
+           "pictures/lanes"),
+    Mutant("figures-weights-of-the-row", "nbattn/pictures/weighing.py",
+           "where=kinds <= signs.LAST_ATTENDED, ", "", "pictures/weighing"),
+    Mutant("figures-negative-weights", "nbattn/pictures/weighing.py", " or (found < 0).any()", "",
+           "pictures/weighing"),
+    Mutant("figures-share-of-one-box", "nbattn/pictures/tiles.py", "    for keys in visit.keys:\n",
+           "    for keys in visit.keys[:1]:\n", "pictures/tiles"),
+    Mutant("figures-other-residues", "nbattn/pictures/tiles.py",
+           "np.where((keys.start - first) % d == 0, counts, 0)", "counts", "pictures/tiles"),
+    Mutant("figures-grid-of-all", "nbattn/pictures/tiles.py", "visit.grid == grid and ", "",
+           "pictures/tiles"),
+    Mutant("figures-with-dates", "nbattn/pictures/files.py", '"CreationDate": None, ', "",
+           "pictures/files"),
+    Mutant("figures-text-as-shapes", "nbattn/pictures/files.py", '"svg.fonttype": "none", ', "",
+           "pictures/files"),
+    Mutant("figures-query-from-the-end", "nbattn/pictures/queries.py", "all(0 <= i < n",
+           "all(i < n", "pictures/plot"),
 ]
 # fmt: on
 

@@ -146,7 +146,8 @@ def test_autocast_lowers_the_inputs_and_not_the_products() -> None:
 def test_rows_are_counted_from_the_end_and_taken_as_arrays() -> None:
     query, mask = random(1, 5, 6, 2, 8), Mask.neighborhood((3, 5))
     wanted = attention_weights(query, query, mask, at=[(4, 3), (0, 5)])
-    for at in ([(-1, 3), (0, -1)], [[4, 3], [0, 5]], torch.tensor([[4, 3], [0, 5]])):
+    rows = torch.tensor([[4, 3], [0, 5]])
+    for at in ([(-1, 3), (0, -1)], rows.tolist(), rows, [*rows], [*rows.numpy()]):
         assert torch.equal(attention_weights(query, query, mask, at=at), wanted)
     line = random(1, 7, 2, 8)
     one = attention_weights(line, line, Mask.full(), at=[(6,)])
@@ -219,6 +220,24 @@ MISTAKES = {
     "at=[(1, 2, 3)]": ("at[0]=(1, 2, 3) has 3 indices, and the queries 2 axes.", "at=[(1, 2)]."),
     "at=[(1.5, 2)]": ("at[0]=(1.5, 2): 1.5 is a float, not an integer.", "at=[(1, 2)]."),
     "at=[(1, True)]": ("at[0]=(1, True): True is a bool, not an integer.", "at=[(1, 1)]."),
+    "at=9": ("at=9 is an int, not a list of queries.", "at=[(4, 5)]."),
+    "at=[30]": ("at[0]=30 has 1 index, and the queries 2 axes.", "at=[(4, 0)]."),
+    "at=range(3)": (
+        "at[0]=0 has 1 index, and the queries 2 axes.",
+        "at=[(0, 0), (0, 1), (0, 2)].",
+    ),
+    "at=[None, (9, -1)]": (
+        "at[0]=None has 1 index, and the queries 2 axes.",
+        "at=[(0, 0), (4, -1)].",
+    ),
+    "at=torch.tensor([2, 3]).numpy()": (
+        "at=(2, 3) is one query, not a list of queries.",
+        "at=[(2, 3)].",
+    ),
+    "at=torch.zeros(1, 2, device='meta')": (
+        "at is a tensor [1, 2] on meta, which has no values.",
+        "at=[(0, 0)].",
+    ),
     "at=[(9, 9)] * 9": ("at[0]=(9, 9): 9 is not in [-5, 5): axis 0 has 5 queries.", "at=[(4, 5)]."),
 }
 
@@ -226,10 +245,18 @@ MISTAKES = {
 @pytest.mark.parametrize("given", MISTAKES)
 def test_message_of_what_is_no_list_of_queries(given: str) -> None:
     query = random(1, 5, 6, 2, 8)
-    known = {"query": query, "mask": Mask.full(2), "weights": attention_weights}
+    known = {"query": query, "mask": Mask.full(2), "weights": attention_weights, "torch": torch}
     with pytest.raises(InputError) as caught:
         eval(f"weights(query, query, mask, {given})", known)
     assert (caught.value.problem, caught.value.fix) == MISTAKES[given]
+    eval(f"weights(query, query, mask, {caught.value.fix.rstrip('.')})", known)
+
+
+def test_message_of_what_is_no_tensor() -> None:
+    array = random(1, 9, 2, 8).numpy()
+    with pytest.raises(InputError) as caught:
+        attention_weights(array, array, Mask.full(), at=[4], key_range=[[0, 5]])
+    assert caught.value.fix == "torch.as_tensor(query)."
 
 
 def test_errors_of_attention_have_the_fix_of_weights() -> None:

@@ -182,7 +182,10 @@ def _lane(panel: style.Panel, one: Lane, top: float, width: float) -> None:
 
 
 def _text(panel: style.Panel, x: float, y: float, words: str, **where: Any) -> None:
-    panel.axes.text(x, y, words, fontsize=style.SMALL, color=style.INK, linespacing=1.1, **where)
+    size = style.SMALL * min(1.0, panel.cell)  # a small panel of the caller has small words
+    panel.axes.text(
+        x, y, words, fontsize=size, color=style.ink(panel.axes), linespacing=1.1, **where
+    )
 
 
 def _x(one: Lane, spot: Spot, place: int) -> float:
@@ -206,9 +209,19 @@ def _bracket(panel: style.Panel, one: Lane, span: Span, spot: Spot, y: float, wo
     full = style.text_width(words)
     start = (left + right - full) / 2
     if is_side and full > right - left:  # away from the other side's words
-        start = right - full if words.endswith("left") else left
-    start = min(max(start, 0.0), style.WIDTH - 16.0 - full)
+        start = right - full - 1.5 if words.endswith("left") else left + 1.5
+    before, behind = _beside(one, words)
+    start = min(max(start, before), style.WIDTH - 16.0 - full - behind)
     _text(panel, start, y + 9.0, words, ha="left", va="baseline")
+
+
+def _beside(one: Lane, words: str) -> tuple[float, float]:
+    """Points that the words of the other side need before and behind those of one side."""
+    left, right = (
+        sum(style.text_width(other) + 3.0 for _, other in one.brackets if other.endswith(side))
+        for side in (" left", " right")
+    )
+    return left * words.endswith(" right"), right * words.endswith(" left")
 
 
 def _move(panel: style.Panel, one: Lane, move: Move, spot: Spot) -> None:

@@ -138,7 +138,7 @@ def draw(
     has_dots = max(made.kinds.shape) <= WHOLE + _PART  # of smaller cells no own positions are drawn
     words = cells.words(made.kinds, made.own & has_dots, is_weighed=weights is not None)
     size, stretch = (across.size, down.size), _stretch(down, across)
-    panel = style.panel(into, size, margins, words, stretch=stretch, figure=figure)
+    panel = style.panel(into, size, margins, words, stretch=stretch, side="query", figure=figure)
     style.quiet(panel.axes)
     style.limits(panel.axes, across.ends, down.ends)
     is_whole = len(down.parts) == len(across.parts) == 1
@@ -151,7 +151,7 @@ def draw(
         shown = weights[np.ix_(down.indices, inside)]
         largest = weighing.most(shown, made.kinds)
         weighing.draw(panel, shown, made.kinds, (down, across), largest)
-        weighing.bar(panel, largest, margins.bottom - style.BAR)
+        weighing.bar(panel, largest, margins)
     _grid(panel, axes, down, across)
     cells.frames(panel, down, across)
     dots = cells.own_dots(made.kinds, made.own & has_dots, down, across)
@@ -187,7 +187,7 @@ def _borders(scale: Scale, size: int) -> list[float]:
     if size < 2:
         return []
     return [
-        at + index - part.start - 0.5
+        at + (index - part.start) - 0.5
         for at, part in zip(scale.starts, scale.parts, strict=True)
         for index in range(-(-(part.start + 1) // size) * size, part.stop, size)
     ]

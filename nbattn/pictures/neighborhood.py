@@ -21,6 +21,7 @@ WHOLE = 96  # longer axes are shown in parts
 _PART, _BEYOND, _SLICES = 24, 8, 6
 _LINE = 3  # slices side by side
 _GAP, _NAME = 7.0, 10.0  # between slices and above them, in points
+_LOW = 26.0  # points of a grid that is so low that the names of both sides would meet
 
 
 @dataclass(frozen=True)
@@ -130,7 +131,7 @@ def draw(
         weights: of all keys, in place of the colours of attended ones.
     """
     parts = slices(axes, query)
-    panel, spots, below = _opened(parts, len(axes), into, weights is not None, figure)
+    panel, spots, margins = _opened(parts, len(axes), into, weights is not None, figure)
     dots: list[cells.Dot] = []
     shown = _shown(weights, axes, query, parts)
     largest = max(
@@ -145,24 +146,22 @@ def draw(
         cells.frames(panel, part.down, part.across, spot)
         if part.name:
             ((x, y),) = spot.points([(part.across.ends[0], part.down.ends[0])])
-            look: dict[str, Any] = {"fontsize": style.SMALL, "color": style.INK}
+            look: dict[str, Any] = {"fontsize": style.SMALL, "color": style.ink(panel.axes)}
             panel.axes.text(x, y - 2.0, part.name, ha="left", va="bottom", **look)
         dots += cells.own_dots(part.kinds, part.own, part.down, part.across, spot)
     cells.dots(panel, dots, panel.cell * spots[0].wide, 2.5, ringed=bool(shown))
     _ticks(panel, parts, spots, has_rows=len(axes) > 1)
-    last = len(axes) - 1
-    names = (f"key, axis {last}", f"key, axis {last - 1}") if last else ("key", "")
-    style.name_sides(panel.axes, *names)
+    style.name_sides(panel.axes, *_sides(len(axes)))
     if shown:
-        weighing.bar(panel, largest, below - style.BAR)
-    style.add_legend(panel, below + 4.0)
+        weighing.bar(panel, largest, margins)
+    style.add_legend(panel, margins.bottom + 4.0)
     return panel.axes
 
 
 def _opened(
     parts: Sequence[Slice], rank: int, into: Any, is_weighed: bool, figure: style.Maker
-) -> tuple[style.Panel, list[Spot], float]:
-    """A panel for slices, where each one is on it, and the room below them in points."""
+) -> tuple[style.Panel, list[Spot], style.Margins]:
+    """A panel for slices, where each one is on it, and the room around them."""
     across, down = parts[0].across, parts[0].down
     margins = style.margins_for(down.indices[-1:].tolist() if rank > 1 else [], rank > 1)
     margins = style.with_bar(margins) if is_weighed else margins
@@ -170,16 +169,23 @@ def _opened(
     own = np.concatenate([part.own.ravel() for part in parts])
     words = cells.words(kinds, own, is_weighed=is_weighed)
     if rank < 3:
-        spots, size, most = [cells.HERE], (across.size, down.size), style.LARGEST
+        spots, size = [cells.HERE], (across.size, down.size)
+        most = max(style.LARGEST, _LOW / down.size) if rank == 2 else style.LARGEST
         ends = across.ends, down.ends
     else:  # the panel is in points
         spots, size = _placed(parts, style.WIDTH - margins.left - margins.right)
         most, ends = 1.0, ((0.0, size[0]), (0.0, size[1]))
     stretch = 1.0 if rank > 1 else max(1.0, min(6.0, 0.06 * across.size))
-    panel = style.panel(into, size, margins, words, stretch=stretch, largest=most, figure=figure)
+    given: dict[str, Any] = {"stretch": stretch, "largest": most, "side": _sides(rank)[1]}
+    panel = style.panel(into, size, margins, words, **given, figure=figure)
     style.quiet(panel.axes)
     style.limits(panel.axes, *ends)
-    return panel, spots, margins.bottom
+    return panel, spots, margins
+
+
+def _sides(rank: int) -> tuple[str, str]:
+    """The names of both sides of the picture."""
+    return (f"key, axis {rank - 1}", f"key, axis {rank - 2}") if rank > 1 else ("key", "")
 
 
 def _shown(
@@ -204,15 +210,18 @@ def _placed(parts: Sequence[Slice], room: float) -> tuple[list[Spot], tuple[floa
     """Slices side by side in points, and the size of all."""
     across, down = parts[0].across, parts[0].down
     columns = min(_LINE if across.size <= 2.5 * down.size else 2, len(parts))
-    cell = (room - _GAP * (columns - 1)) / columns / across.size
+    lines, above = -(-len(parts) // columns), _NAME + 4.0
+    free = (room - _GAP * (columns - 1)) / columns, (style.TALLEST + 4.0) / lines - above
+    cell = min(free[0] / across.size, free[1] / down.size)
     cell = min(style.LARGEST, cell if cell < 0.5 else int(8 * cell) / 8)
-    wide, high = cell * across.size + _GAP, cell * down.size + _NAME + 4.0
+    names = style.widest([part.name for part in parts])
+    wide, high = max(cell * across.size, names) + _GAP, cell * down.size + above
     (left, _), (top, _) = across.ends, down.ends
     spots = [
         Spot(n % columns * wide - cell * left, n // columns * high + _NAME - cell * top, cell, cell)
         for n in range(len(parts))
     ]
-    return spots, (columns * wide - _GAP, -(-len(parts) // columns) * high - 4.0)
+    return spots, (columns * wide - _GAP, lines * high - 4.0)
 
 
 def _ticks(
@@ -232,13 +241,13 @@ def _ticks(
                 down[spot.y + spot.high * (part.down.place(index) or 0.0)] = str(index)
         if lowest[spot.x] != spot.y:
             continue
-        for index in part.across.ticks((widest + 4.0) / cell):
+        for index in part.across.ticks((widest + 4.0) / cell, is_boxed=len(parts) > 1):
             x = spot.x + spot.wide * (part.across.place(index) or 0.0)
             if spot.y == spots[-1].y:
                 across[x] = str(index)
             else:
                 y = spot.y + spot.high * part.down.ends[1] + 3.0
-                look: dict[str, Any] = {"fontsize": style.SMALL, "color": style.INK}
+                look: dict[str, Any] = {"fontsize": style.SMALL, "color": style.ink(panel.axes)}
                 panel.axes.text(x, y, str(index), ha="center", va="top", **look)
     panel.axes.yaxis.set_ticks(list(down), list(down.values()))
     panel.axes.xaxis.set_ticks(list(across), list(across.values()))

@@ -21,11 +21,12 @@ from nbattn.pictures.zoom import Scale
 
 POINTS = 72.0
 WIDTH = 3.35 * POINTS  # a column of a paper
+TALLEST = 1.25 * WIDTH  # the height of all cells
 SMALL, LABEL, LINE = 7.0, 8.0, 0.5
 INK, PALE, PAPER = "#1a1a1a", "#8a8a8a", "#ffffff"
 LARGEST = 15.0  # a cell is no larger, so that small masks make small pictures
 BAR = 4.0  # the height of a bar of colours
-_TICK, _PAD = 2.0, 3.0
+_TICK, _PAD, _BAR_FOOT = 2.0, 3.0, 2.5  # words are higher than the bar
 Maker = Callable[[float, float], Any]  # a figure of a width and a height in points
 
 
@@ -91,13 +92,14 @@ def part_of_matplotlib(part: str = "") -> Any:
 
 def pyplot_figure(width: float, height: float) -> Any:
     """A figure of pyplot, which notebooks show and `plt.savefig` writes."""
-    return part_of_matplotlib("pyplot").figure(figsize=(width / POINTS, height / POINTS))
+    size = (width / POINTS, height / POINTS)
+    return part_of_matplotlib("pyplot").figure(figsize=size, layout="none")
 
 
 def plain_figure(width: float, height: float) -> Any:
     """A figure that pyplot does not know."""
     size = (width / POINTS, height / POINTS)
-    return part_of_matplotlib("figure").Figure(figsize=size)
+    return part_of_matplotlib("figure").Figure(figsize=size, layout="none")
 
 
 def panel(
@@ -108,27 +110,50 @@ def panel(
     *,
     stretch: float = 1.0,
     largest: float = LARGEST,
+    side: str = "",
     figure: Maker = pyplot_figure,
 ) -> Panel:
     """Opens a panel for so many columns and rows of cells, `stretch` times as high as wide.
 
     Without axes it makes a figure of a column's width, whose height follows; the sides of cells are
-    multiples of 1/8 point where that fits, which keeps vector files short.
+    multiples of 1/8 point where that fits, which keeps vector files short. A low picture has the
+    room above that the name of its side needs.
     """
     columns, rows = max(cells[0], 1.0), max(cells[1], 1.0)
     if axes is not None:
         return _given(axes, columns, rows, stretch)
     room = WIDTH - margins.left - margins.right
-    cell = min(room / columns, largest, 1.25 * WIDTH / (rows * stretch))
+    cell = min(room / columns, largest, TALLEST / (rows * stretch))
     cell = cell if cell < 0.5 else int(8 * cell) / 8
     width, height = cell * columns, cell * rows * stretch
     lines = legend_rows(legend, WIDTH - 8)
     below = margins.bottom + (lines * 10.0 + 4.0 if lines else 0.0)
-    total = below + height + margins.top
-    drawn = figure(WIDTH, total)
+    total = below + height + max(margins.top, (text_width(side, LABEL) + 2.0 - height) / 2)
+    drawn = _on_paper(figure(WIDTH, total))
     left = margins.left + round((room - width) / 2)
     box = (left / WIDTH, below / total, width / WIDTH, height / total)
     return Panel(drawn.add_axes(box), cell, cell * stretch, (width, height), True)
+
+
+def _on_paper(figure: Any) -> Any:
+    """Gives a figure its white paper, whatever the style sheet says of figures and of files."""
+    figure.set_facecolor(PAPER)
+    if part_of_matplotlib().rcParams["savefig.facecolor"] != "auto":
+        box = part_of_matplotlib("patches").Rectangle
+        paper = box((0, 0), 1, 1, transform=figure.transFigure, facecolor=PAPER, zorder=-1)
+        figure.add_artist(paper)
+    return figure
+
+
+def ink(axes: Any) -> str:
+    """The colour of words and ticks: dark, or white on the caller's dark figure."""
+    colour = part_of_matplotlib("colors").to_rgba(_root(axes).get_facecolor())
+    return PAPER if colour[3] > 0.5 and sum(colour[:3]) < 1.2 else INK
+
+
+def _root(axes: Any) -> Any:
+    """The figure of some axes, which may be in a part of it."""
+    return getattr(axes.figure, "figure", None) or axes.figure
 
 
 def _given(axes: Any, columns: float, rows: float, stretch: float) -> Panel:
@@ -140,10 +165,17 @@ def _given(axes: Any, columns: float, rows: float, stretch: float) -> Panel:
         )
     axes.set_box_aspect(rows * stretch / columns)
     box = axes.get_position(original=True)
-    width, height = (axes.figure.get_size_inches() * (box.width, box.height) * POINTS).tolist()
+    across, along = _points(axes)
+    width, height = box.width * across, box.height * along
     cell = min(width / columns, height / (rows * stretch))
     high = cell * stretch
     return Panel(axes, cell, high, (cell * columns, high * rows), False)
+
+
+def _points(axes: Any) -> tuple[float, float]:
+    """The size of the figure of some axes, or of its part that holds them, in points."""
+    width, height = (axes.figure.bbox.size / axes.figure.dpi * POINTS).tolist()
+    return width, height
 
 
 def text_width(text: str, size: float = SMALL) -> float:
@@ -208,7 +240,7 @@ def legend_rows(words: Sequence[str], room: float) -> int:
 
 def with_bar(margins: Margins) -> Margins:
     """Margins with room for a bar of colours below."""
-    return margins._replace(bottom=margins.bottom + BAR + 6.0)
+    return margins._replace(bottom=margins.bottom + BAR + 6.0 + _BAR_FOOT)
 
 
 def add_legend(into: Panel, below: float) -> None:
@@ -220,17 +252,18 @@ def add_legend(into: Panel, below: float) -> None:
     look: dict[str, Any] = {"fontsize": SMALL, "frameon": False, "handlelength": 1.1}
     look |= {"handleheight": 0.9, "handletextpad": 0.5, "columnspacing": 1.1, "labelspacing": 0.35}
     look |= {"borderpad": 0.0, "borderaxespad": 0.0, "handles": list(into.handles.values())}
+    look |= {"labelcolor": ink(axes), "numpoints": 1, "markerscale": 1.0}
     words = list(into.handles)
     if into.is_own:
         room, at, where = (
             WIDTH - 8,
-            (0.5, 3 / (axes.figure.get_figheight() * POINTS)),
+            (0.5, 3 / _points(axes)[1]),
             "lower center",
         )
         shift = axes.figure.transFigure
     else:
         transforms = part_of_matplotlib("transforms")
-        width = axes.get_position(original=True).width * axes.figure.get_figwidth() * POINTS
+        width = axes.get_position(original=True).width * _points(axes)[0]
         room, at, where = max(width, 120.0), (0.5, 0.0), "upper center"
         offset = transforms.ScaledTranslation(0, -below / POINTS, axes.figure.dpi_scale_trans)
         shift = axes.transAxes + offset
@@ -243,11 +276,12 @@ def _rank(order: list[str], words: str) -> int:
 
 
 def scale_bar(
-    into: Panel, colours: Sequence[Any], below: float, words: tuple[str, str, str]
+    into: Panel, colours: Sequence[Any], margins: Margins, words: tuple[str, str, str]
 ) -> None:
-    """Draws a bar of colours `below` points under the picture, with the words at its start and its
-    end, and what it shows.
+    """Draws a bar of colours at the foot of the margins `with_bar`, with the words at its start and
+    its end, and what it shows.
     """
+    below = margins.bottom - BAR - _BAR_FOOT
     transforms, axes = part_of_matplotlib("transforms"), into.axes
     before, behind = (text_width(text) for text in (f"{words[0]} ", f" {words[1]}  {words[2]}"))
     length = min(70.0, WIDTH - 8.0 - before - behind)
@@ -264,7 +298,7 @@ def scale_bar(
         corner = start + step * number, -below - BAR
         bar = rectangle(corner, wide, BAR, transform=points, clip_on=False, **look)
         axes.add_artist(bar)
-    look = {"fontsize": SMALL, "color": INK, "va": "center", "transform": points}
+    look = {"fontsize": SMALL, "color": ink(axes), "va": "center", "transform": points}
     middle = -below - BAR / 2
     axes.text(start, middle, f"{words[0]} ", ha="right", **look)
     axes.text(start + length, middle, f" {words[1]}  {words[2]}", ha="left", **look)
@@ -275,14 +309,22 @@ def say(axes: Any, words: str, figure: Maker = pyplot_figure) -> Any:
     into = panel(axes, (14.0, 4.0), Margins(8.0, 8.0, 8.0, 8.0), figure=figure)
     quiet(into.axes)
     into.axes.set_axis_off()
-    look: dict[str, Any] = {"fontsize": LABEL, "color": INK, "ha": "center", "va": "center"}
-    into.axes.text(0.5, 0.5, textwrap.fill(words, 44), transform=into.axes.transAxes, **look)
+    look: dict[str, Any] = {"fontsize": LABEL, "color": ink(into.axes), "ha": "center"}
+    into.axes.text(
+        0.5, 0.5, textwrap.fill(words, 44), transform=into.axes.transAxes, va="center", **look
+    )
     return into.axes
 
 
 def quiet(axes: Any) -> None:
-    """Thin ticks, and no frame: pictures draw the edges of their parts."""
-    axes.tick_params(labelsize=SMALL, length=_TICK, width=LINE, pad=1.5, color=INK, labelcolor=INK)
+    """Thin ticks on two sides, no grid and no frame: pictures draw the edges of their parts."""
+    colour = ink(axes)
+    look: dict[str, Any] = {"labelsize": SMALL, "length": _TICK, "width": LINE, "pad": 1.5}
+    look |= dict.fromkeys(("top", "right", "labeltop", "labelright"), False)
+    look |= dict.fromkeys(("bottom", "left", "labelbottom", "labelleft"), True)
+    axes.tick_params(color=colour, labelcolor=colour, **look)
+    axes.minorticks_off()
+    axes.grid(visible=False, which="both")
     for spine in axes.spines.values():
         spine.set_visible(False)
     axes.set_facecolor("none")
@@ -308,8 +350,9 @@ def tick_sides(
 
 def name_sides(axes: Any, across: str, down: str) -> None:
     """The names of both sides."""
-    axes.set_xlabel(across, fontsize=LABEL, labelpad=2.0, color=INK)
-    axes.set_ylabel(down, fontsize=LABEL, labelpad=3.0, color=INK)
+    look: dict[str, Any] = {"fontsize": LABEL, "color": ink(axes), "loc": "center"}
+    axes.set_xlabel(across, labelpad=2.0, **look)
+    axes.set_ylabel(down, labelpad=3.0, **look)
 
 
 def margins_for(down_labels: Sequence[object], has_side: bool = True) -> Margins:

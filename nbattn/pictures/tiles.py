@@ -136,9 +136,12 @@ def draw(plan: Plan, into: Any = None, figure: style.Maker = style.pyplot_figure
     down, across = scales(found)
     margins = style.margins_for(down.indices[[0, -1]].tolist())
     margins = style.with_bar(margins._replace(top=14.0 + 9.0 * bool(found.words)))
-    ratio = across.size / down.size
-    stretch = max(0.12 * ratio, min(1.0, 4.0 * ratio))
-    panel = style.panel(into, (across.size, down.size), margins, stretch=stretch, figure=figure)
+    size, ratio = (across.size, down.size), across.size / down.size
+    least = style.text_width(found.names[0], style.LABEL) + 4.0  # the name has room at the side
+    largest = max(style.LARGEST, least / max(1.0, min(size)))
+    room = style.WIDTH - margins.left - margins.right
+    stretch = max(least / room * ratio, min(1.0, 4.0 * ratio))
+    panel = style.panel(into, size, margins, stretch=stretch, largest=largest, figure=figure)
     style.quiet(panel.axes)
     style.limits(panel.axes, across.ends, down.ends)
     _boxes(panel, found, down, across)
@@ -146,10 +149,11 @@ def draw(plan: Plan, into: Any = None, figure: style.Maker = style.pyplot_figure
     style.tick_sides(panel, down, across)
     style.name_sides(panel.axes, found.names[1], found.names[0])
     title = "\n".join(filter(None, [headline(plan), found.words]))
-    panel.axes.set_title(title, fontsize=style.LABEL, color=style.INK, pad=4.0)
+    look: dict[str, Any] = {"fontsize": style.LABEL, "color": style.ink(panel.axes)}
+    panel.axes.set_title(title, loc="center", y=1.0, pad=4.0, **look)
     colours = [_colour(level) for level in range(_LEVELS)]
     words = "0%", "100%", "of a block's pairs attended"
-    style.scale_bar(panel, colours, margins.bottom - style.BAR, words)
+    style.scale_bar(panel, colours, margins, words)
     return panel.axes
 
 

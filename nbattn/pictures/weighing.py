@@ -118,7 +118,7 @@ def colour(level: int) -> Any:
     return style.part_of_matplotlib().colormaps[style.MAP]((level + 0.5) / LEVELS)
 
 
-def bar(panel: style.Panel, largest: float, below: float) -> None:
-    """Draws what colours of weights mean, `below` points under the picture."""
+def bar(panel: style.Panel, largest: float, margins: style.Margins) -> None:
+    """Draws what colours of weights mean, in margins `style.with_bar`."""
     colours = [colour(level) for level in range(LEVELS)]
-    style.scale_bar(panel, colours, below, ("0", f"{largest:.2g}", "attention weight"))
+    style.scale_bar(panel, colours, margins, ("0", f"{largest:.2g}", "attention weight"))

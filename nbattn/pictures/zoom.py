@@ -54,7 +54,7 @@ class Scale:
         for at, part in zip(self.starts, self.parts, strict=True):
             first, last = max(part.start, 0), min(part.stop, self.length)
             if first < last:
-                found.append((at + first - part.start - 0.5, at + last - part.start - 0.5))
+                found.append((at + (first - part.start) - 0.5, at + (last - part.start) - 0.5))
         return found
 
     @property
@@ -77,22 +77,28 @@ class Scale:
         """The place of one index; None if it is not shown."""
         for at, part in zip(self.starts, self.parts, strict=True):
             if index in part:
-                return at + index - part.start
+                return at + (index - part.start)
         return None
 
-    def ticks(self, room: float, step: int = 1) -> list[int]:
+    def ticks(self, room: float, step: int = 1, *, is_boxed: bool = False) -> list[int]:
         """Indices to be labelled: multiples of `step` at least `room` cells apart, and one of every
         part that has the room.
+
+        Args:
+            is_boxed: whether another scale is beside this one: labels, the longest of which has the
+                room, take as much as they have digits, and stay inside of the ends.
         """
         found: list[int] = []
-        last = -float("inf")
+        digit, taken = room / len(str(self.length)), -float("inf")
         for at, part in zip(self.starts, self.parts, strict=True):
             inside = range(max(part.start, 0), min(part.stop, self.length))
             for index in _labelled(inside, room, step):
-                place = at + index - part.start
-                if place >= last + room:
+                place = at + (index - part.start)
+                half = digit * len(str(index)) / 2 if is_boxed else room / 2
+                is_inside = place + half <= self.ends[1] + digit if is_boxed else True
+                if place - half >= taken and is_inside:
                     found.append(index)
-                    last = place
+                    taken = place + half
         return found
 
 

@@ -33,6 +33,7 @@ ROWS = [
     at("at=[10]", "at=[(1, 2)]"),
     at("at=[(1, 2, 3)]", "at=[(1, 2)]"),
     at("at=[(1.0, 2)]", "at=[(1, 2)]"),
+    at("at=torch.zeros(1, 2, device='meta')", "at=[(0, 0)]"),
     weights(
         "query, key, mask",
         "nbattn.attention_weights(query, key, mask, at=[(0,) * mask.rank])",

@@ -72,6 +72,7 @@ def test_the_same_bytes_every_time(ending: str, tmp_path: Path) -> None:
         files.save(figure, tmp_path / f"{number}.{ending}")
         written.append((tmp_path / f"{number}.{ending}").read_bytes())
     assert written[0] == written[1]
+    assert b"Date" not in written[0]
     starts = {"svg": b"<?xml", "pdf": b"%PDF", "png": b"\x89PNG\r\n\x1a\n"}
     assert written[0].startswith(starts[ending])
 

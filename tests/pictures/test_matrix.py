@@ -159,7 +159,7 @@ def test_large_matrices_repeat_one_shape(mask: Mask, queries, keys, cases: Count
     axes = drawn(mask, queries, keys)
     assert axes.collections
     random = np.random.default_rng(0)
-    rows, columns = (random.integers(0, math.prod(n), 40).tolist() for n in (queries, keys))
+    rows, columns = (random.integers(0, math.prod(n), 14).tolist() for n in (queries, keys))
     shown = grid(axes, rows, columns)
     assert "" not in shown
     made = drawing.matrix(geometry.bind(mask, queries, keys), tuple(n // 2 for n in queries))

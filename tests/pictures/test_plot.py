@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import importlib
+from io import BytesIO
 from itertools import pairwise
 
 import matplotlib.pyplot as plt
 import pytest
 from drawn_cells import attended, grid, legend
+from drawn_text import faults
+from matplotlib import colors
 
+import nbattn
 from nbattn import Axis, InputError, Mask
 from nbattn.pictures import plot, signs, style
 
@@ -59,6 +63,75 @@ def test_a_figure_is_as_wide_as_a_column_and_everything_is_inside(
     assert box.y1 <= figure.bbox.height + 0.5
     texts = [*axes.texts, axes.xaxis.label, *axes.get_xticklabels(), *axes.get_legend().get_texts()]
     assert {text.get_fontsize() for text in texts if text.get_text()} <= {7.0, 8.0}
+
+
+LOW = [
+    ("weights without a legend", Mask.full(), (1,), (3,), {"weights": [0.2, 0.3, 0.5], "query": 0}),
+    ("a wide grid of few rows", Mask(Axis(1, 0, align="bottom-right"), Axis(None, 8)),
+     (4, 48), (4, 48), {}),
+    ("one key", Mask.full(2), (1, 1), (1, 1), {}),
+    ("narrow slices", Mask.full(3), (3, 1, 1), (3, 1, 1), {}),
+    ("narrow and high slices", Mask.full(3), (4, 40, 1), (4, 40, 1), {}),
+    ("sides at an end", Mask(Axis(5, 1, stride=2, align="bottom-right")), (3,), (54,),
+     {"kind": "axes"}),
+    ("narrow sides", Mask(Axis(1, 1)), (90,), (90,), {"kind": "axes"}),
+    ("one row of many keys", Mask.full(), (1,), (640,), {"kind": "matrix"}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("mask", "queries", "keys", "options"),
+    [case[1:] for case in LOW],
+    ids=[case[0] for case in LOW],
+)
+def test_words_of_low_and_narrow_pictures_are_whole_and_apart(
+    mask: Mask, queries, keys, options
+) -> None:
+    options = {"kind": "neighborhood", **options}
+    axes = plot.picture(mask, queries, keys, **options, figure=style.plain_figure)
+    assert faults(axes.figure) == []
+
+
+SETTINGS = {
+    "axes.grid": True, "axes.titley": 0.5, "figure.constrained_layout.use": True,
+    "legend.numpoints": 3, "xtick.labeltop": True, "xtick.top": True, "ytick.minor.visible": True,
+}  # fmt: skip
+
+
+@pytest.mark.filterwarnings("error")
+def test_pictures_look_alike_whatever_the_style_sheet_is() -> None:
+    def pixels() -> bytes:
+        axes = Mask.neighborhood((3, 3)).plot((5, 5), query=(0, 0), kind="neighborhood")
+        plan = nbattn.plan(Mask.causal(), (1, 40, 1, 8), dtype="float32", device="cpu").plot()
+        return b"".join(savefig(one.figure) for one in (axes, plan))
+
+    plain = pixels()
+    with plt.style.context(["dark_background", SETTINGS]):
+        before = dict(plt.rcParams)
+        assert pixels() == plain
+        assert dict(plt.rcParams) == before
+
+
+def savefig(figure) -> bytes:
+    file = BytesIO()
+    figure.savefig(file, format="png")
+    return file.getvalue()
+
+
+def test_words_on_a_dark_figure_of_the_caller_are_white() -> None:
+    part = plt.figure(facecolor="black").subfigures(1, 2)[0]
+    axes = Mask.causal().plot(5, ax=part.subplots())
+    words = [*axes.get_legend().get_texts(), *axes.get_xticklabels(), axes.xaxis.label]
+    assert {colors.to_hex(text.get_color()) for text in words} == {style.PAPER}
+
+
+@pytest.mark.parametrize("kind", plot.KINDS)
+@pytest.mark.parametrize("size", [(2.0, 2.0), (3.3, 2.0)])
+def test_words_in_small_given_axes_do_not_meet(kind: str, size: tuple[float, float]) -> None:
+    mask = Mask(Axis(5, 1, stride=2), Axis(3, 3, border="shift"), Axis(1, 1, border="wrap"))
+    _, panel = plt.subplots(figsize=size)
+    mask.plot((8, 8, 6), query=(1, 0, 0), kind=kind, ax=panel)
+    assert [fault for fault in faults(panel.figure) if " on " in fault] == []
 
 
 @pytest.mark.parametrize("kind", plot.KINDS)

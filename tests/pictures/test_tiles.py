@@ -8,6 +8,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 from drawn_cells import patches, winding
+from drawn_text import faults
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracle import axis_matrix, bound_axes, box
@@ -97,6 +98,15 @@ def test_pairs_of_two_ranges_are_counted(case, data: st.DataObject) -> None:
     assert tiles.allowed_pairs(bound, rows, columns) == want
 
 
+def test_pairs_of_a_residue_class_are_not_those_of_others() -> None:
+    axis = Axis(2, 1, dilation=3)
+    (bound,) = geometry.bind(Mask(axis), 20)
+    matrix = axis_matrix(axis, 20, 20)
+    for start in range(3):
+        found = tiles.allowed_pairs(bound, range(20), range(start, 17, 3))
+        assert found == matrix[:, start:17:3].sum()
+
+
 def test_words_say_what_is_chosen_and_the_share_of_all() -> None:
     made = plan(Mask.neighborhood((3, 3)), (14, 18), backend="tiled")
     cost = made.chosen.cost
@@ -144,12 +154,20 @@ def test_packed_grids_show_the_largest() -> None:
     )
     axes = drawn(made)
     assert axes.get_title().endswith("\ngrid 1 of 3: 5 x 9")
+    shown = [len(tile.rows) * len(tile.columns[0]) for tile in tiles.sheet(made).tiles]
+    assert sum(shown) == 5 * 9
     assert (axes.get_xlim(), axes.get_ylim()) == ((-0.5, 8.5), (4.5, -0.5))
 
 
 def test_plans_without_pairs() -> None:
     made = plan(Mask(Axis(0, 0, offset=90)), (9,), backend="tiled")
     assert drawn(made).texts[0].get_text() == "no blocks: no query has a key"
+
+
+@pytest.mark.parametrize("space", [(1,), (900,), (1, 1), (3, 1), (1, 90), (2, 1, 2)], ids=str)
+def test_words_are_whole_and_apart(space: tuple[int, ...]) -> None:
+    axes = drawn(plan(Mask(*[Axis(2, 1)] * len(space)), space))
+    assert faults(axes.figure) == []
 
 
 def test_public_method_draws_into_given_axes() -> None:

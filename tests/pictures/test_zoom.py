@@ -51,11 +51,25 @@ def test_every_part_has_a_label_and_round_ones_come_first() -> None:
     assert zoom.whole(48).ticks(2.5, 8) == [0, 8, 16, 24, 32, 40]
 
 
+def test_labels_beside_another_scale_stay_inside() -> None:
+    scale = zoom.around(10**6, [500_000], 24)
+    assert scale.ticks(44.0) == [0, 999_990]
+    assert scale.ticks(44.0, is_boxed=True) == [0, 500_000]
+    assert zoom.whole(24).ticks(3.0, is_boxed=True) == [0, 5, 10, 15, 20]
+
+
+def test_places_of_large_indices_are_exact() -> None:
+    scale = zoom.around(10**18, [], 40)
+    assert scale.frames[1] == (39.5 + scale.gap, 79.5 + scale.gap)
+    assert scale.place(10**18 - 1) == 79 + scale.gap
+
+
 def test_a_margin_lies_beyond_the_axis() -> None:
     scale = zoom.whole(4, (2, 1))
     assert scale.indices.tolist() == [-2, -1, 0, 1, 2, 3, 4]
     assert (scale.ends, scale.frames) == ((-2.5, 4.5), [(-0.5, 3.5)])
     assert scale.place(0) == 0.0
+    assert scale.ticks(1.0) == [0, 1, 2, 3]
     long = zoom.around(1000, [], 10, margin=(3, 0))
     assert [len(part) for part in long.parts] == [13, 10]
     assert long.frames == [(-0.5, 9.5), (9.5 + long.gap, 19.5 + long.gap)]

@@ -1,6 +1,7 @@
 """Tests of what every test run has: counts of cases in the summary, and a cache of its own."""
 
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -60,3 +61,25 @@ def test_the_processes_of_a_run_share_a_cache_that_ends_with_it():
 @pytest.mark.parametrize("given", ["/a/cache", "off"])
 def test_a_cache_that_the_environment_names_is_taken(given):
     assert caches_of_a_run(given) == [f"{given} False"] * 2
+
+
+def test_libraries_are_kept_for_the_next_run(tmp_path, monkeypatch):
+    """Whole ones of this user, the newest four; what is there stays."""
+    known = runpy.run_path(str(Path(__file__).parents[1] / "conftest.py"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    kept = known["kept_libraries"]()
+    assert kept == tmp_path / "nbattn-tests"
+    run = tmp_path / "run" / "libraries"
+    run.mkdir(parents=True)
+    for age, name in enumerate((".part", "new", "b", "c", "d", "old")):
+        (run / name).write_text(name)
+        os.utime(run / name, (1e9 - age, 1e9 - age))
+    known["end"](run.parent)
+    assert not run.exists()
+    assert {path.name for path in kept.iterdir()} == {"new", "b", "c", "d"}
+    assert {kept.stat().st_mode & 0o777, (kept / "b").stat().st_mode & 0o777} == {0o700, 0o600}
+    (kept / "b").write_text("kept")
+    known["copied"](kept, run)
+    known["copied"](kept, run)
+    assert (run / "b").read_text() == "kept"
+    known["copied"](tmp_path / "nothing", run)
