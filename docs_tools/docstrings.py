@@ -50,6 +50,9 @@ def _unite(function: griffe.Function) -> None:
             None,
         )
         own = function.parameters
+    for one in own:
+        if one.kind is griffe.ParameterKind.var_positional:
+            one.default = None  # griffe has "()", which a reader would take for a value
     function.parameters = griffe.Parameters(*(one for one in own if one.name not in _CATCHING))
 
 

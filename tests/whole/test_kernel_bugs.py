@@ -27,7 +27,7 @@ TESTS = Path(__file__).resolve().parents[1]
 
 def test_a_bug_is_caught(cases):
     """By one of what should catch it, in turn."""
-    table([*SOME.values()], cases, "--one")
+    table([bug for bug in BUGS if bug in SOME.values()], cases, "--one")
 
 
 @pytest.mark.deep

@@ -372,6 +372,11 @@ DORMANT = (
 )
 
 
+def test_arguments_of_any_number_have_no_default(built: Path) -> None:
+    text = (built / "reference" / "masks.html").read_text("utf-8")
+    assert re.search(r"\*axes\s+\(Axis\)", re.sub(r"<[^>]+>", "", text))
+
+
 def test_the_site_loads_nothing_from_elsewhere(built: Path, cases: Case) -> None:
     for page in built.rglob("*.html"):
         loads = Loads(page.read_text("utf-8"))
