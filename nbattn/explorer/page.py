@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import html
 import json
+import os
 from collections.abc import Mapping
 from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from nbattn.errors import InputError, described
 from nbattn.explorer import data
 from nbattn.pictures.files import unwritable
 from nbattn.planner.plan import Plan
@@ -63,11 +65,13 @@ def write(plans: Mapping[str, Plan], path: str | Path) -> None:
     """Writes the page of plans by name.
 
     Raises:
-        InputError: the path cannot be written.
+        InputError: it is no path, or cannot be written.
     """
-    text, place = of_plans(plans), Path(path)
+    if not isinstance(path, (str, os.PathLike)) or "\0" in os.fspath(path):
+        raise InputError(f"path={described(path)}, not the path of a file.", "path='plan.html'")
+    place = Path(path)
     try:
-        place.write_text(text, "utf-8", newline="\n")
+        place.write_text(of_plans(plans), "utf-8", newline="\n")
     except OSError as error:
         raise unwritable(place, error, "plan.html") from None
 

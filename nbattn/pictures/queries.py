@@ -24,7 +24,7 @@ def given(query: Any, axes: Axes) -> Query | None:
 
     Raises:
         InputError: it has another number of axes, is no integer, or is not on the grid; the fix is
-            the query in the middle.
+            the nearest query, or that in the middle.
     """
     if query is None:
         return middle(axes)
@@ -41,16 +41,21 @@ def given(query: Any, axes: Axes) -> Query | None:
             fix,
         )
     if not all(0 <= i < n for i, n in zip(place, space, strict=True)):
+        near = tuple(
+            i % n if -n <= i < n else max(0, min(i, n - 1))
+            for i, n in zip(place, space, strict=True)
+        )
         raise InputError(
             f"query={_written(place)} is not on the grid of queries, whose lengths are {space}.",
-            fix,
+            f"query={_written(near)}" if other is not None else fix,
         )
     return place
 
 
 def as_numbers(query: Any) -> Query | None:
     """A query as a tuple of ints, or None if it is none."""
-    several: Iterable[Any] = query if isinstance(query, Iterable) else (query,)
+    plain: Any = query.tolist() if hasattr(query, "tolist") else query
+    several: Iterable[Any] = plain if isinstance(plain, Iterable) else (plain,)
     try:
         return tuple(operator.index(number) for number in several)
     except TypeError:

@@ -158,10 +158,12 @@ def _root(axes: Any) -> Any:
 
 def _given(axes: Any, columns: float, rows: float, stretch: float) -> Panel:
     """A panel in the caller's Axes, whatever its size."""
-    if not hasattr(axes, "add_patch"):
+    if not hasattr(axes, "add_patch") or axes.name in ("3d", "polar"):
         raise InputError(
-            f"ax is of type {type(axes).__name__}, not matplotlib's Axes.",
-            "ax=matplotlib.pyplot.figure().subplots()",
+            f"ax is of type {type(axes).__name__}, not plain Axes of matplotlib.",
+            "ax=ax.flat[0]"
+            if hasattr(axes, "flat")
+            else "ax=matplotlib.pyplot.figure().subplots()",
         )
     axes.set_box_aspect(rows * stretch / columns)
     box = axes.get_position(original=True)

@@ -63,9 +63,10 @@ def _array(weights: Any) -> Weights:
     """Weights as float64; tensors are detached and copied from their device."""
     try:
         if hasattr(weights, "detach"):
-            weights = weights.detach().cpu().double().numpy()
-        return np.asarray(weights, dtype=np.float64)
-    except (TypeError, ValueError):
+            copied = weights.detach().cpu()
+            weights = (copied if copied.is_complex() else copied.double()).numpy()
+        return np.asarray(weights).astype(np.float64, casting="same_kind")
+    except (TypeError, ValueError, RuntimeError):
         raise InputError(
             f"weights is of type {type(weights).__name__}, not an array of numbers.",
             "weights=None",

@@ -6,6 +6,7 @@ import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -90,6 +91,14 @@ def test_a_path_that_cannot_be_written_is_an_error_with_a_fix(plan: nbattn.Plan,
     with pytest.raises(InputError) as error:
         plan.to_html(tmp_path / "none" / "plan.html")
     assert error.value.fix == f"mkdir -p {tmp_path / 'none'}"
+
+
+@pytest.mark.parametrize("path", [None, 3, b"plan.html", "plan\0.html"])
+def test_what_is_no_path_is_an_error_with_a_fix(plan: nbattn.Plan, path: Any):
+    with pytest.raises(InputError) as error:
+        plan.to_html(path)
+    assert error.value.problem.startswith(f"path={path!r} is a")
+    assert error.value.fix == "path='plan.html'"
 
 
 def test_scripts_are_all_on_the_page():

@@ -216,7 +216,15 @@ PICTURES = [
     drawn("kind='grid'", "kind='matrix'"),
     drawn("query=9", "query=(3, 4)"),
     drawn("query=(1, 'x')", "query=(3, 4)"),
-    drawn("query=(1, 8)", "query=(3, 4)"),
+    drawn("query=(1, 8)", "query=(1, 7)"),
+    Row(
+        call="made.to_html(path=None)",
+        pasted="path='plan.html'",
+        fixed="made.to_html(path='plan.html'); size = len(pathlib.Path('plan.html').read_bytes())",
+        means="size > 1000",
+        given="import pathlib, tempfile; monkeypatch.chdir(tempfile.mkdtemp())\n"
+        "made = plan(Mask.causal(), (1, 8, 2, 8), dtype='float32', device='cpu')",
+    ),
     drawn("ax=3", "ax=matplotlib.pyplot.figure().subplots()", "import matplotlib.pyplot"),
     drawn(
         "weights=weights, kind='axes'", 'kind="neighborhood"', fixed="weights=weights, query=(2, 2)"

@@ -7,10 +7,13 @@ from io import BytesIO
 from itertools import pairwise
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pytest
+import torch
 from drawn_cells import attended, grid, legend
 from drawn_text import faults
 from matplotlib import colors
+from matplotlib.figure import Figure
 
 import nbattn
 from nbattn import Axis, InputError, Mask
@@ -177,16 +180,25 @@ MISUSE = [
      "kind=3 is not one of 'matrix', 'neighborhood', 'axes'.\n  fix:   kind='matrix'"),
     ({"query": (1, 9)},
      "query=(1, 9) is not on the grid of queries, whose lengths are (6, 8).\n"
-     "  fix:   query=(3, 4)"),
+     "  fix:   query=(1, 7)"),
     ({"query": (-1, 2)},
      "query=(-1, 2) is not on the grid of queries, whose lengths are (6, 8).\n"
-     "  fix:   query=(3, 4)"),
+     "  fix:   query=(5, 2)"),
     ({"query": 3}, "query=3 has 1 number, the mask 2 axes.\n  fix:   query=(3, 4)"),
     ({"query": (1, 2.5)},
      "query=(1, 2.5) is not one integer per axis.\n  fix:   query=(3, 4)"),
     ({"ax": "here"},
-     "ax is of type str, not matplotlib's Axes.\n"
+     "ax is of type str, not plain Axes of matplotlib.\n"
      "  fix:   ax=matplotlib.pyplot.figure().subplots()"),
+    ({"ax": np.array([None])},
+     "ax is of type ndarray, not plain Axes of matplotlib.\n  fix:   ax=ax.flat[0]"),
+    ({"ax": Figure().add_subplot(projection="3d")},
+     "ax is of type Axes3D, not plain Axes of matplotlib.\n"
+     "  fix:   ax=matplotlib.pyplot.figure().subplots()"),
+    ({"weights": np.ones((6, 8), complex), "query": (1, 1), "kind": "neighborhood"},
+     "weights is of type ndarray, not an array of numbers.\n  fix:   weights=None"),
+    ({"weights": torch.ones(6, 8, device="meta"), "query": (1, 1), "kind": "neighborhood"},
+     "weights is of type Tensor, not an array of numbers.\n  fix:   weights=None"),
 ]  # fmt: skip
 
 
@@ -196,6 +208,16 @@ def test_misuse(options, text: str) -> None:
         Mask.neighborhood((3, 3)).plot((6, 8), **options)
     assert str(caught.value) == text
     assert not plt.get_fignums()
+
+
+@pytest.mark.parametrize("query", [np.array(3), np.int64(3), torch.tensor(3), torch.tensor([3])])
+def test_a_query_may_be_an_array(query) -> None:
+    drawn = [
+        plot.picture(Mask.causal(), 9, query=one, kind="neighborhood", figure=style.plain_figure)
+        for one in (query, 3)
+    ]
+    assert attended(grid(drawn[0], range(1), range(9))).sum() == 4
+    assert savefig(drawn[0].figure) == savefig(drawn[1].figure)
 
 
 def test_a_query_where_there_are_none() -> None:
