@@ -1206,8 +1206,8 @@ MUTANTS = [
            'if "g++" in command[0]:', "kernels/compilers"),
     Mutant("identity-without-target", COMPILERS, ", *sorted(macros.splitlines())", "",
            "kernels/compilers kernels/host"),
-    Mutant("tiles-that-spill", "nbattn/backends/cuda/tiles.py", '("fwd", 2, 64): 176',
-           '("fwd", 2, 64): 192', "whole/compile_matrix"),
+    Mutant("tiles-that-spill", "nbattn/backends/cuda/tiles.py", '{"mma": (192, 184)',
+           '{"mma": (256, 256)', "whole/compile_matrix"),
     # launches
     Mutant("legacy-stream", LAUNCH, "            argument.stream,\n", "", "kernels/launch"),
     Mutant("shared-memory-unasked", LAUNCH, "function.ptr, _MAX_DYNAMIC_SHARED_BYTES,",
