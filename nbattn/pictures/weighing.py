@@ -4,7 +4,9 @@ what colours mean.
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -27,7 +29,7 @@ def checked(weights: Any, axes: Axes, query: Query | None, kind: str) -> Weights
 
     Raises:
         InputError: the kind takes none, the query is missing, or the array has another shape, no
-            numbers, negative ones or NaN.
+            numbers, negative ones or NaN, or weights of keys that are not attended to.
     """
     if weights is None:
         return None
@@ -50,6 +52,10 @@ def checked(weights: Any, axes: Axes, query: Query | None, kind: str) -> Weights
             f"weights has {wrong:g} among its {found.size} numbers, and weights are 0 or more.",
             _NUMBER,
         )
+    if kind == "matrix":
+        _check_matrix(found, axes)
+    elif query is not None:
+        _check_keys(found, axes, query)
     return found
 
 
@@ -84,6 +90,42 @@ def _check_shape(
         f"weights has the shape {found.shape}, not {' or '.join(map(str, dict.fromkeys(legal)))}.",
         fix,
     )
+
+
+def _check_keys(found: Weights, axes: Axes, query: Query) -> None:
+    """Refuses weights of keys to which the query does not attend: another mask made them."""
+    rest = found != 0
+    attended = [np.zeros(axis.keys, bool) for axis in axes]
+    for row, axis, place in zip(attended, axes, query, strict=True):
+        d = axis.spec.dilation
+        for start, count in axis.key_intervals(place):
+            row[start : start + d * count : d] = True
+    rest[np.ix_(*attended)] = False
+    if rest.any():
+        key = tuple(np.argwhere(rest)[0].tolist())
+        raise InputError(
+            f"weights has {found[key]:.3g} at key {_place(key)}, to which query {_place(query)} "
+            "does not attend.",
+            f"weights=nbattn.attention_weights(query, key, mask, at=[{_place(query)}])[0, 0, 0]",
+        )
+
+
+def _check_matrix(found: Weights, axes: Axes) -> None:
+    attended = functools.reduce(np.kron, [axis.dense() for axis in axes])
+    rest = (found != 0) & ~attended
+    if rest.any():
+        query, key = np.argwhere(rest)[0].tolist()
+        spaces = [tuple(getattr(axis, side) for axis in axes) for side in ("queries", "keys")]
+        raise InputError(
+            f"weights has {found[query, key]:.3g} at query {query} and key {key}, and the query "
+            "does not attend to it.",
+            f"weights=numpy.where(mask.dense({spaces[0]}, {spaces[1]}), "
+            f"weights.reshape({found.shape}), 0)",
+        )
+
+
+def _place(index: Sequence[int]) -> int | tuple[int, ...]:
+    return tuple(index) if len(index) > 1 else index[0]
 
 
 def most(weights: Weights, kinds: NDArray[np.int8]) -> float:

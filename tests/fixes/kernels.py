@@ -186,7 +186,7 @@ PEERS = [
 
 def drawn(wrong: str, right: str, given: str = "", fixed: str = "") -> Row:
     """A row for an argument of `Mask.plot`; with the fix they can be more than it."""
-    start = "mask = Mask.neighborhood((3, 3)); weights = torch.ones(6, 8)\n"
+    start = "mask = Mask.neighborhood((3, 3)); weights = torch.zeros(6, 8); weights[2, 3] = 1\n"
     return Row(
         f"mask.plot((6, 8), {wrong})",
         right,
@@ -239,6 +239,17 @@ PICTURES = [
         "weights=numpy.nan_to_num(weights).clip(0)",
         "import numpy",
         "query=(2, 2), kind='neighborhood'",
+    ),
+    drawn(
+        "weights=weights + 1, query=(2, 2), kind='neighborhood'",
+        "weights=nbattn.attention_weights(query, key, mask, at=[(2, 2)])[0, 0, 0]",
+        "query, key = torch.randn(2, 1, 6, 8, 4, 16)",
+        "query=(2, 2), kind='neighborhood'",
+    ),
+    drawn(
+        "weights=torch.ones(6, 8, 6, 8), kind='matrix'",
+        "weights=numpy.where(mask.dense((6, 8), (6, 8)), weights.reshape((48, 48)), 0)",
+        "import numpy; weights = torch.ones(6, 8, 6, 8)",
     ),
     drawn(
         "weights='all', query=(2, 2), kind='neighborhood'",

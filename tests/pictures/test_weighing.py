@@ -30,8 +30,8 @@ def colour_at(axes, x: float, y: float):
 
 def test_every_attended_key_has_the_colour_of_its_weight() -> None:
     mask, query = Mask.neighborhood((3, 5)), (1, 4)
-    weights = np.random.default_rng(0).random((6, 9))
     read = mask.dense((6, 9))[query[0] * 9 + query[1]].reshape(6, 9)
+    weights = np.random.default_rng(0).random((6, 9)) * read
     axes = drawn(mask, (6, 9), query=query, weights=torch.tensor(weights, requires_grad=True))
     most = weights[read].max()
     for (y, x), weight in np.ndenumerate(weights):
@@ -53,7 +53,7 @@ def test_every_attended_key_has_the_colour_of_its_weight() -> None:
 
 def test_weights_of_a_matrix_and_of_slices() -> None:
     mask = Mask(Axis(1, 1, border="wrap"))
-    weights = np.arange(36.0).reshape(6, 6)
+    weights = np.arange(36.0).reshape(6, 6) * mask.dense(6)
     axes = drawn(mask, 6, kind="matrix", weights=weights)
     assert colour_at(axes, 5, 5) == colormaps["cividis"]((63 + 0.5) / 64)
     assert colour_at(axes, 3, 0) is None
@@ -72,6 +72,7 @@ def test_weights_of_a_matrix_and_of_slices() -> None:
 
 def test_weights_of_a_long_axis() -> None:
     weights = np.linspace(0, 1, 5000)
+    weights[:2200] = weights[2501:] = 0
     axes = drawn(Mask.sliding_window(300), 5000, query=2500, weights=weights)
     shown = {label for label in patches(axes) if label.startswith("weight")}
     assert shown == {"weight 56", "weight 63"}  # the ends of the window
@@ -101,6 +102,12 @@ def test_weights_of_a_long_axis() -> None:
         ({"weights": np.ones((6, 8)), "kind": "matrix"},
          "weights has the shape (6, 8), not (48, 48) or (6, 8, 6, 8).\n"
          "  fix:   weights=numpy.zeros((6, 8, 6, 8))"),
+        ({"weights": np.eye(6, 8), "query": (1, 1)},
+         "weights has 1 at key (3, 3), to which query (1, 1) does not attend.\n"
+         "  fix:   weights=nbattn.attention_weights(query, key, mask, at=[(1, 1)])[0, 0, 0]"),
+        ({"weights": np.eye(48)[::-1], "kind": "matrix"},
+         "weights has 1 at query 0 and key 47, and the query does not attend to it.\n"
+         "  fix:   weights=numpy.where(mask.dense((6, 8), (6, 8)), weights.reshape((48, 48)), 0)"),
     ],
 )  # fmt: skip
 def test_weights_that_do_not_fit(options, text: str) -> None:
