@@ -98,7 +98,8 @@ def test_words_of_low_and_narrow_pictures_are_whole_and_apart(
 
 SETTINGS = {
     "axes.grid": True, "axes.titley": 0.5, "figure.constrained_layout.use": True,
-    "legend.numpoints": 3, "savefig.facecolor": "black", "xtick.labeltop": True, "xtick.top": True, "ytick.minor.visible": True,
+    "legend.numpoints": 3, "savefig.facecolor": "black", "xtick.labeltop": True, "xtick.top": True,
+    "ytick.minor.visible": True,
 }  # fmt: skip
 
 
