@@ -562,6 +562,7 @@ def test_odd_plans_have_their_pages(opened, folder):
         "no positions": nbattn.plan(Mask.full(), (1, 6, 2, 8), (1, 9, 2, 8), **options),
         "joint": nbattn.plan(near, (1, 8, 8, 2, 8), extra_keys=5, extra_queries=True, **options),
         "packed": nbattn.plan(near, (64, 2, 8), grids=grids, **options),
+        "no grids": nbattn.plan(near, (0, 2, 8), grids=[], **options),
     }
     pages.write(plans, path)
     opened.open(path)
@@ -579,6 +580,7 @@ def test_odd_plans_have_their_pages(opened, folder):
         "Query (2, 0) attends to 64 keys",
         "Query (2, 2) attends to 9 keys",
         "Query (4, 3) attends to 9 keys",
+        "There are no queries.",
     ]
     opened.finish()
 
