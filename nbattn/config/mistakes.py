@@ -203,7 +203,7 @@ def keys(path: KeyPath) -> Iterator[str]:
     """Returns the legal keys of the table at a path.
 
     >>> list(keys(("masks", "encoder", "causal")))
-    ['align']
+    ['align', 'rank']
     """
     tables: dict[str, type[Any]] = {"layers": LayerConfig, "plans": PlanConfig}
     match path:

@@ -29,7 +29,7 @@ def figures() -> dict[str, object]:
         "weights": (
             Mask(Axis(2, 2)),
             12,
-            {"kind": "neighborhood", "query": 5, "weights": np.ones(12)},
+            {"kind": "neighborhood", "query": 5, "weights": np.eye(12)[5]},
         ),
     }
     return {
