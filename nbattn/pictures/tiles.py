@@ -141,11 +141,15 @@ def draw(plan: Plan, into: Any = None, figure: style.Maker = style.pyplot_figure
         return style.say(into, "no blocks: no query has a key", figure)
     down, across = scales(found)
     margins = style.margins_for(down.indices[[0, -1]].tolist())
-    margins = style.with_bar(margins._replace(top=14.0 + 9.0 * bool(found.words)))
+    room = style.WIDTH - margins.left - margins.right
+    title = [headline(plan)]
+    if style.text_width(title[0], style.LABEL) > room:
+        title = title[0].split(": ", 1)
+    title += filter(None, [found.words])
+    margins = style.with_bar(margins._replace(top=5.0 + 9.0 * len(title)))
     size, ratio = (across.size, down.size), across.size / down.size
     least = style.text_width(found.names[0], style.LABEL) + 4.0  # the name has room at the side
     largest = max(style.LARGEST, least / max(1.0, min(size)))
-    room = style.WIDTH - margins.left - margins.right
     stretch = max(least / room * ratio, min(1.0, 4.0 * ratio))
     panel = style.panel(into, size, margins, stretch=stretch, largest=largest, figure=figure)
     style.quiet(panel.axes)
@@ -154,9 +158,8 @@ def draw(plan: Plan, into: Any = None, figure: style.Maker = style.pyplot_figure
     cells.frames(panel, down, across)
     style.tick_sides(panel, down, across)
     style.name_sides(panel.axes, found.names[1], found.names[0])
-    title = "\n".join(filter(None, [headline(plan), found.words]))
     look: dict[str, Any] = {"fontsize": style.LABEL, "color": style.ink(panel.axes)}
-    panel.axes.set_title(title, loc="center", y=1.0, pad=4.0, **look)
+    panel.axes.set_title("\n".join(title), loc="center", y=1.0, pad=4.0, **look)
     colours = [_colour(level) for level in range(_LEVELS)]
     words = "0%", "100%", "of a block's pairs attended"
     style.scale_bar(panel, colours, margins, words)

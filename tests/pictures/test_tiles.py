@@ -182,6 +182,14 @@ def test_words_are_whole_and_apart(space: tuple[int, ...]) -> None:
     assert faults(axes.figure) == []
 
 
+def test_a_long_name_has_a_line_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    name, share = "flash:aten/virtual-pad+fold+merge+split", "26.2% of pairs attended"
+    monkeypatch.setattr(tiles, "headline", lambda _: f"{name}: {share}")
+    axes = drawn(plan(Mask.sliding_window(3), (50,), backend="tiled"))
+    assert axes.get_title().splitlines() == [name, share]
+    assert faults(axes.figure) == []
+
+
 def test_no_grids() -> None:
     made = nbattn.plan(
         Mask.full(2), (0, 1, 8), grids=[], backend="tiled", device="cpu", dtype="float32"
