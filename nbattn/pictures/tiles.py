@@ -178,7 +178,9 @@ def headline(plan: Plan) -> str:
     cost, name = plan.chosen.cost, plan.chosen.name
     if cost is None or not cost.computed_pairs:
         return name
-    return f"{name}: {100 * cost.useful_pairs / cost.computed_pairs:.3g}% of pairs attended"
+    return (
+        f"{name}: {100 * cost.useful_pairs / cost.computed_pairs:.3g}% of computed pairs attended"
+    )
 
 
 def scales(found: Sheet) -> tuple[Scale, Scale]:

@@ -124,7 +124,7 @@ def test_words_say_what_is_chosen_and_the_share_of_all() -> None:
     cost = made.chosen.cost
     share = f"{100 * cost.useful_pairs / cost.computed_pairs:.3g}%"
     axes = drawn(made)
-    assert axes.get_title() == f"tiled/tile: {share} of pairs attended"
+    assert axes.get_title() == f"tiled/tile: {share} of computed pairs attended"
     assert (axes.get_ylabel(), axes.get_xlabel()) == ("query, axis 0", "query, axis 1")
     assert [text.get_text() for text in axes.texts] == ["0% ", " 100%  of a block's pairs attended"]
     video = drawn(plan(Mask.neighborhood((3, 3, 3)), (5, 6, 7), backend="tiled"))
@@ -183,7 +183,7 @@ def test_words_are_whole_and_apart(space: tuple[int, ...]) -> None:
 
 
 def test_a_long_name_has_a_line_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    name, share = "flash:aten/virtual-pad+fold+merge+split", "26.2% of pairs attended"
+    name, share = "flash:aten/virtual-pad+fold+merge+split", "26.2% of computed pairs attended"
     monkeypatch.setattr(tiles, "headline", lambda _: f"{name}: {share}")
     axes = drawn(plan(Mask.sliding_window(3), (50,), backend="tiled"))
     assert axes.get_title().splitlines() == [name, share]
