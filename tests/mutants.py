@@ -1692,6 +1692,10 @@ MUTANTS = [
     # words of pictures
     Mutant("words-of-a-bar-cut", "nbattn/pictures/style.py", "_PAD, _BAR_FOOT = 2.0, 3.0, 2.5",
            "_PAD, _BAR_FOOT = 2.0, 3.0, 0.0", "pictures/plot"),
+    Mutant("pictures-settings-of-threads-mixed", "nbattn/pictures/style.py",
+           "with _SETTING, part_of", "with part_of", "pictures/plot"),
+    Mutant("pictures-dark-as-the-style", "nbattn/pictures/style.py",
+           "figure.add_artist(paper)", "pass", "pictures/plot"),
     Mutant("words-of-narrow-slices-meet", "nbattn/pictures/neighborhood.py",
            "max(cell * across.size, names) + _GAP", "cell * across.size + _GAP", "pictures/plot"),
     # the explorer's data and page

@@ -87,6 +87,9 @@ def _views(number: int, name: str, plan: Plan) -> Iterator[View]:
     if packed is None:
         yield View(name, number, plan, plan.request.axes())
         return
+    if not len(packed.sizes.first):
+        mask = plan.request.mask
+        yield View(f"{name}, no grids", number, plan, geometry.bind(mask, (0,) * mask.rank))
     for at, grid in enumerate(packed.sizes.first.tolist()[:_SIZES]):
         request = plan.request.of_size(at)
         size = "×".join(map(str, request.query_space))

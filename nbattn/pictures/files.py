@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from nbattn.errors import InputError
-from nbattn.pictures.style import part_of_matplotlib
+from nbattn.pictures import style
 
 FORMATS = ("svg", "pdf", "png")
 _DPI = 200
@@ -30,7 +30,7 @@ def save(figure: Any, path: str | Path) -> None:
     where = Path(path)
     kind = where.suffix[1:].lower() or "png"
     try:
-        with part_of_matplotlib().rc_context(_SETTINGS):
+        with style.settings(_SETTINGS):
             figure.savefig(where, format=kind, dpi=_DPI, metadata=_METADATA.get(kind))
     except OSError as error:
         raise unwritable(where, error, "mask.png") from None
@@ -39,7 +39,7 @@ def save(figure: Any, path: str | Path) -> None:
 def svg(figure: Any) -> str:
     """Returns a figure as SVG."""
     into = io.StringIO()
-    with part_of_matplotlib().rc_context(_SETTINGS):
+    with style.settings(_SETTINGS):
         figure.savefig(into, format="svg", metadata=_METADATA["svg"])
     return into.getvalue()
 

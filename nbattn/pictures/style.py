@@ -9,8 +9,9 @@ from __future__ import annotations
 import importlib
 import math
 import textwrap
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+import threading
+from collections.abc import Callable, Generator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -27,6 +28,7 @@ INK, PALE, PAPER = "#1a1a1a", "#8a8a8a", "#ffffff"
 LARGEST = 15.0  # a cell is no larger, so that small masks make small pictures
 BAR = 4.0  # the height of a bar of colours
 _TICK, _PAD, _BAR_FOOT = 2.0, 3.0, 2.5  # words are higher than the bar
+_SETTING = threading.RLock()
 Maker = Callable[[float, float], Any]  # a figure of a width and a height in points
 
 
@@ -192,9 +194,18 @@ def widest(texts: Sequence[object]) -> float:
     return max((text_width(str(text)) for text in texts), default=0.0)
 
 
+@contextmanager
+def settings(given: dict[str, Any]) -> Generator[None]:
+    """Settings of matplotlib inside of the block. They are the process's: one thread at a time has
+    its own, so that each finds and leaves the caller's.
+    """
+    with _SETTING, part_of_matplotlib().rc_context(given):
+        yield
+
+
 def hatches() -> AbstractContextManager[None]:
     """Thin hatches for patches that are made inside."""
-    return part_of_matplotlib().rc_context({"hatch.linewidth": 0.5})
+    return settings({"hatch.linewidth": 0.5})
 
 
 def patch_look(kind: str) -> dict[str, Any]:

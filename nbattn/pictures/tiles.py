@@ -35,7 +35,8 @@ class Tile:
     Args:
         rows: the queries, of several axes those on the axis before the last.
         columns: boxes of keys; of several axes the queries on the last axis.
-        share: of its pairs, those that the mask allows.
+        share: of its pairs, those that the mask allows; of several axes the pairs of all blocks
+            with these queries.
     """
 
     rows: range
@@ -62,6 +63,8 @@ class Sheet:
 
 def sheet(plan: Plan) -> Sheet | str:
     """The blocks of a plan, or the reason why they are not drawn."""
+    if plan.request.grids is not None and not len(plan.request.grids.sizes.which):
+        return "no blocks: there are no grids"
     request, grid, words = _one_grid(plan.request)
     axes = request.axes()
     visits = list(islice(plan.schedule(), BLOCKS + 1))
@@ -70,7 +73,7 @@ def sheet(plan: Plan) -> Sheet | str:
     visits = [visit for visit in visits if visit.grid == grid and visit.keys]
     if len(axes) == 1:
         columns = ((visit, tuple(keys[0] for keys in visit.keys)) for visit in visits)
-        tiles = tuple(Tile(v.queries[0], keys, share(axes, v)) for v, keys in columns)
+        tiles = tuple(Tile(v.queries[0], keys, share(axes, [v])) for v, keys in columns)
         return Sheet(tiles, (axes[0].queries, axes[0].keys), ("query", "key"), words)
     middle = axes[0].queries // 2
     shown = [visit for visit in visits if len(axes) == 2 or middle in visit.queries[0]]
@@ -78,7 +81,10 @@ def sheet(plan: Plan) -> Sheet | str:
     names = f"query, axis {last - 1}", f"query, axis {last}"
     if last == 2:
         words = "; ".join(filter(None, [words, f"axis 0 = {middle}"]))
-    tiles = tuple(Tile(v.queries[-2], v.queries[-1:], share(axes, v)) for v in shown)
+    visited: dict[tuple[range, ...], list[Block]] = {}  # several blocks may have the same queries
+    for visit in shown:
+        visited.setdefault(visit.queries, []).append(visit)
+    tiles = tuple(Tile(q[-2], q[-1:], share(axes, blocks)) for q, blocks in visited.items())
     return Sheet(tiles, (axes[-2].queries, axes[-1].queries), names, words)
 
 
@@ -95,13 +101,13 @@ def _one_grid(request: Request) -> tuple[Request, int, str]:
     return request.of_size(number), grid, f"grid {grid} of {len(which)}: {size}"
 
 
-def share(axes: Axes, visit: Block) -> float:
-    """The share of a block's pairs that the mask allows."""
+def share(axes: Axes, blocks: Iterable[Block]) -> float:
+    """The share of some blocks' pairs that the mask allows."""
     allowed = visited = 0
-    for keys in visit.keys:
-        parts = zip(axes, visit.queries, keys, strict=True)
+    for queries, keys in ((block.queries, box) for block in blocks for box in block.keys):
+        parts = zip(axes, queries, keys, strict=True)
         allowed += math.prod(allowed_pairs(axis, q, k) for axis, q, k in parts)
-        visited += math.prod(len(q) * len(k) for q, k in zip(visit.queries, keys, strict=True))
+        visited += math.prod(len(q) * len(k) for q, k in zip(queries, keys, strict=True))
     return allowed / max(visited, 1)
 
 
@@ -135,11 +141,15 @@ def draw(plan: Plan, into: Any = None, figure: style.Maker = style.pyplot_figure
         return style.say(into, "no blocks: no query has a key", figure)
     down, across = scales(found)
     margins = style.margins_for(down.indices[[0, -1]].tolist())
-    margins = style.with_bar(margins._replace(top=14.0 + 9.0 * bool(found.words)))
+    room = style.WIDTH - margins.left - margins.right
+    title = [headline(plan)]
+    if style.text_width(title[0], style.LABEL) > room:
+        title = title[0].split(": ", 1)
+    title += filter(None, [found.words])
+    margins = style.with_bar(margins._replace(top=5.0 + 9.0 * len(title)))
     size, ratio = (across.size, down.size), across.size / down.size
     least = style.text_width(found.names[0], style.LABEL) + 4.0  # the name has room at the side
     largest = max(style.LARGEST, least / max(1.0, min(size)))
-    room = style.WIDTH - margins.left - margins.right
     stretch = max(least / room * ratio, min(1.0, 4.0 * ratio))
     panel = style.panel(into, size, margins, stretch=stretch, largest=largest, figure=figure)
     style.quiet(panel.axes)
@@ -148,9 +158,8 @@ def draw(plan: Plan, into: Any = None, figure: style.Maker = style.pyplot_figure
     cells.frames(panel, down, across)
     style.tick_sides(panel, down, across)
     style.name_sides(panel.axes, found.names[1], found.names[0])
-    title = "\n".join(filter(None, [headline(plan), found.words]))
     look: dict[str, Any] = {"fontsize": style.LABEL, "color": style.ink(panel.axes)}
-    panel.axes.set_title(title, loc="center", y=1.0, pad=4.0, **look)
+    panel.axes.set_title("\n".join(title), loc="center", y=1.0, pad=4.0, **look)
     colours = [_colour(level) for level in range(_LEVELS)]
     words = "0%", "100%", "of a block's pairs attended"
     style.scale_bar(panel, colours, margins, words)
@@ -169,7 +178,9 @@ def headline(plan: Plan) -> str:
     cost, name = plan.chosen.cost, plan.chosen.name
     if cost is None or not cost.computed_pairs:
         return name
-    return f"{name}: {100 * cost.useful_pairs / cost.computed_pairs:.3g}% of pairs attended"
+    return (
+        f"{name}: {100 * cost.useful_pairs / cost.computed_pairs:.3g}% of computed pairs attended"
+    )
 
 
 def scales(found: Sheet) -> tuple[Scale, Scale]:

@@ -245,7 +245,7 @@ def test_figures_of_a_plan_are_written(capsys: Capture, tmp_path: Path) -> None:
     status, out, _ = nbattn_(capsys, "plan", NAT, "stage4", *options)
     assert status == 0
     assert out.endswith("".join(f"written: {path}\n" for path in paths))
-    assert "of pairs attended" in paths[0].read_text()
+    assert "of computed pairs attended" in paths[0].read_text()
     assert "--svg" not in out
     status, _, err = nbattn_(capsys, "plan", NAT, *options)
     assert (status, err.splitlines()[0]) == (

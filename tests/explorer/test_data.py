@@ -106,6 +106,18 @@ def test_packed_grids_have_a_view_for_each_size():
     assert dict(found["plans"][0]["request"])["grids"] == "3 grids of 2 sizes"
 
 
+def test_no_grids_have_a_view_without_queries():
+    plan = nbattn.plan(
+        Mask.full(2), (0, 2, 32), dtype="float32", device="cpu", grids=[], backend="tiled"
+    )
+    (view,) = data.of_plans({"p": plan})["views"]
+    assert (view["name"], view["pairs"], view["tiles"]) == (
+        "p, no grids",
+        0,
+        {"tiles": 0, "groups": []},
+    )
+
+
 def test_equal_plans_give_the_same_bytes():
     first, second = (planned(Mask.neighborhood((3, 3)), (8, 8)) for _ in range(2))
     assert page.of_plan(first) == page.of_plan(second)

@@ -506,7 +506,7 @@ def test_the_tab_key_reaches_everything_in_the_order_of_the_page(show):
     assert page.page.evaluate(style) == "solid"
 
 
-@pytest.mark.parametrize("width", [360, 700])
+@pytest.mark.parametrize("width", [320, 360, 700])
 def test_a_small_screen_needs_no_scrolling_sideways(width, show):
     for name in ("3-D", "other lengths, bottom-right"):
         page = show(name, width=width, height=700)
@@ -515,6 +515,13 @@ def test_a_small_screen_needs_no_scrolling_sideways(width, show):
             box = frame.bounding_box()
             assert box["x"] >= 0
             assert box["x"] + box["width"] <= width
+        costs = page.page.locator("#candidates td:nth-child(3):not(:empty)").all()
+        assert costs
+        for cost in costs:
+            cost.evaluate("cell => { cell.textContent = 'estimated 12.85 ms (12.28×)'; }")
+            box = cost.bounding_box()
+            assert box["x"] + box["width"] <= width
+            assert cost.evaluate("cell => cell.scrollWidth <= cell.clientWidth")
 
 
 def test_a_finger_moves_the_query(show):
@@ -562,6 +569,7 @@ def test_odd_plans_have_their_pages(opened, folder):
         "no positions": nbattn.plan(Mask.full(), (1, 6, 2, 8), (1, 9, 2, 8), **options),
         "joint": nbattn.plan(near, (1, 8, 8, 2, 8), extra_keys=5, extra_queries=True, **options),
         "packed": nbattn.plan(near, (64, 2, 8), grids=grids, **options),
+        "no grids": nbattn.plan(near, (0, 2, 8), grids=[], **options),
     }
     pages.write(plans, path)
     opened.open(path)
@@ -579,6 +587,7 @@ def test_odd_plans_have_their_pages(opened, folder):
         "Query (2, 0) attends to 64 keys",
         "Query (2, 2) attends to 9 keys",
         "Query (4, 3) attends to 9 keys",
+        "There are no queries.",
     ]
     opened.finish()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import threading
 from io import BytesIO
 from itertools import pairwise
 
@@ -97,7 +98,8 @@ def test_words_of_low_and_narrow_pictures_are_whole_and_apart(
 
 SETTINGS = {
     "axes.grid": True, "axes.titley": 0.5, "figure.constrained_layout.use": True,
-    "legend.numpoints": 3, "xtick.labeltop": True, "xtick.top": True, "ytick.minor.visible": True,
+    "legend.numpoints": 3, "savefig.facecolor": "black", "xtick.labeltop": True, "xtick.top": True,
+    "ytick.minor.visible": True,
 }  # fmt: skip
 
 
@@ -113,6 +115,24 @@ def test_pictures_look_alike_whatever_the_style_sheet_is() -> None:
         before = dict(plt.rcParams)
         assert pixels() == plain
         assert dict(plt.rcParams) == before
+
+
+def test_threads_leave_the_settings_of_the_caller() -> None:
+    before, entered, leave = dict(plt.rcParams), threading.Event(), threading.Event()
+
+    def other() -> None:
+        with style.hatches():
+            entered.set()
+            leave.wait(9)
+
+    thread = threading.Thread(target=other)
+    with style.hatches():
+        thread.start()
+        assert not entered.wait(0.2)  # it would find and put back the settings of this block
+    leave.set()
+    thread.join()
+    assert entered.is_set()
+    assert dict(plt.rcParams) == before
 
 
 def savefig(figure) -> bytes:

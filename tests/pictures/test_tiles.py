@@ -50,15 +50,23 @@ CASES = [
     ("two axes, dilated", Mask(Axis(1, 1, dilation=2), Axis(2, 0)), (11, 13), None),
     ("video", Mask(Axis(1, causal=True), Axis(1, 1), Axis(1, 1, border="wrap")), (3, 6, 8), None),
 ]
+# several blocks with the same queries
+ON_GPU = {"backend": "cuda", "device": "sm_90", "dtype": "bfloat16"}
+SEVERAL = [
+    ("GPU, two axes", Mask.neighborhood((7, 7), dilation=2), (30, 30), ON_GPU),
+    ("GPU, video", Mask.neighborhood((3, 5, 5)), (4, 12, 20), ON_GPU),
+]
 
 
 @pytest.mark.parametrize(
-    ("mask", "query", "key"), [s[1:] for s in CASES], ids=[s[0] for s in CASES]
+    ("mask", "query", "key", "options"),
+    [(*s[1:], {"backend": "tiled"}) for s in CASES] + [(*s[1:3], None, s[3]) for s in SEVERAL],
+    ids=[s[0] for s in (*CASES, *SEVERAL)],
 )
-def test_every_block_has_the_colour_of_its_share(mask, query, key, cases: Count) -> None:
+def test_every_block_has_the_colour_of_its_share(mask, query, key, options, cases: Count) -> None:
     """Counted pair by pair in the oracle's matrix."""
     key = key or query
-    made = plan(mask, query, key, backend="tiled")
+    made = plan(mask, query, key, **options)
     axes = drawn(made)
     pairs = box([axis_matrix(*one) for one in zip(mask.axes, query, key, strict=True)])
     number = {
@@ -66,6 +74,7 @@ def test_every_block_has_the_colour_of_its_share(mask, query, key, cases: Count)
         "k": np.arange(pairs.shape[1]).reshape(key),
     }
     want = np.full((*query, *key) if len(query) == 1 else query, np.nan)
+    found = np.zeros((2, *query))  # pairs that are attended, and visited
     for visit in made.schedule():
         q = number["q"][np.ix_(*visit.queries)].ravel()
         k = np.concatenate([number["k"][np.ix_(*keys)].ravel() for keys in visit.keys] or [[]])
@@ -73,8 +82,11 @@ def test_every_block_has_the_colour_of_its_share(mask, query, key, cases: Count)
         if len(query) == 1:
             want[np.ix_(q, k.astype(int))] = share
         else:
-            want.ravel()[q] = share
+            here = pairs[np.ix_(q, k.astype(int))]
+            found.reshape(2, -1)[:, q] += [[here.sum()], [here.size]]
         cases("figures, blocks", 1)
+    if len(query) > 1:
+        want = np.divide(found[0], found[1], out=want, where=found[1] > 0)
     want = want[len(want) // 2] if len(query) == 3 else want
     levels = np.where(np.isnan(want), -1, np.minimum(np.nan_to_num(want) * 32, 31)).astype(int)
     points = np.argwhere(np.ones(want.shape))[:, ::-1].astype(float)
@@ -112,7 +124,7 @@ def test_words_say_what_is_chosen_and_the_share_of_all() -> None:
     cost = made.chosen.cost
     share = f"{100 * cost.useful_pairs / cost.computed_pairs:.3g}%"
     axes = drawn(made)
-    assert axes.get_title() == f"tiled/tile: {share} of pairs attended"
+    assert axes.get_title() == f"tiled/tile: {share} of computed pairs attended"
     assert (axes.get_ylabel(), axes.get_xlabel()) == ("query, axis 0", "query, axis 1")
     assert [text.get_text() for text in axes.texts] == ["0% ", " 100%  of a block's pairs attended"]
     video = drawn(plan(Mask.neighborhood((3, 3, 3)), (5, 6, 7), backend="tiled"))
@@ -168,6 +180,21 @@ def test_plans_without_pairs() -> None:
 def test_words_are_whole_and_apart(space: tuple[int, ...]) -> None:
     axes = drawn(plan(Mask(*[Axis(2, 1)] * len(space)), space))
     assert faults(axes.figure) == []
+
+
+def test_a_long_name_has_a_line_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    name, share = "flash:aten/virtual-pad+fold+merge+split", "26.2% of computed pairs attended"
+    monkeypatch.setattr(tiles, "headline", lambda _: f"{name}: {share}")
+    axes = drawn(plan(Mask.sliding_window(3), (50,), backend="tiled"))
+    assert axes.get_title().splitlines() == [name, share]
+    assert faults(axes.figure) == []
+
+
+def test_no_grids() -> None:
+    made = nbattn.plan(
+        Mask.full(2), (0, 1, 8), grids=[], backend="tiled", device="cpu", dtype="float32"
+    )
+    assert [text.get_text() for text in drawn(made).texts] == ["no blocks: there are no grids"]
 
 
 def test_public_method_draws_into_given_axes() -> None:
