@@ -20,7 +20,7 @@ def middle(axes: Axes) -> Query | None:
 
 
 def given(query: Any, axes: Axes) -> Query | None:
-    """The caller's query as a tuple; that in the middle for None.
+    """The caller's query as a tuple, negative numbers from the end; that in the middle for None.
 
     Raises:
         InputError: it has another number of axes, is no integer, or is not on the grid; the fix is
@@ -40,16 +40,13 @@ def given(query: Any, axes: Axes) -> Query | None:
             f"the mask {counted(len(axes), 'axis', 'axes')}.",
             fix,
         )
-    if not all(0 <= i < n for i, n in zip(place, space, strict=True)):
-        near = tuple(
-            i % n if -n <= i < n else max(0, min(i, n - 1))
-            for i, n in zip(place, space, strict=True)
-        )
+    if not all(-n <= i < n for i, n in zip(place, space, strict=True)):
+        near = [max(-n, min(i, n - 1)) for i, n in zip(place, space, strict=True)]
         raise InputError(
             f"query={_written(place)} is not on the grid of queries, whose lengths are {space}.",
-            f"query={_written(near)}" if other is not None else fix,
+            f"query={_written(tuple(near))}" if other is not None else fix,
         )
-    return place
+    return tuple(i % n for i, n in zip(place, space, strict=True))
 
 
 def as_numbers(query: Any) -> Query | None:

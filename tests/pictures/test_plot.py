@@ -17,8 +17,8 @@ from matplotlib import colors
 from matplotlib.figure import Figure
 
 import nbattn
-from nbattn import Axis, InputError, Mask
-from nbattn.pictures import plot, signs, style
+from nbattn import Axis, InputError, Mask, geometry
+from nbattn.pictures import plot, queries, signs, style
 
 
 @pytest.fixture(autouse=True)
@@ -201,9 +201,9 @@ MISUSE = [
     ({"query": (1, 9)},
      "query=(1, 9) is not on the grid of queries, whose lengths are (6, 8).\n"
      "  fix:   query=(1, 7)"),
-    ({"query": (-1, 2)},
-     "query=(-1, 2) is not on the grid of queries, whose lengths are (6, 8).\n"
-     "  fix:   query=(5, 2)"),
+    ({"query": (-7, 2)},
+     "query=(-7, 2) is not on the grid of queries, whose lengths are (6, 8).\n"
+     "  fix:   query=(-6, 2)"),
     ({"query": 3}, "query=3 has 1 number, the mask 2 axes.\n  fix:   query=(3, 4)"),
     ({"query": (1, 2.5)},
      "query=(1, 2.5) is not one integer per axis.\n  fix:   query=(3, 4)"),
@@ -220,6 +220,11 @@ MISUSE = [
     ({"weights": torch.ones(6, 8, device="meta"), "query": (1, 1), "kind": "neighborhood"},
      "weights is of type Tensor, not an array of numbers.\n  fix:   weights=None"),
 ]  # fmt: skip
+
+
+def test_negative_numbers_count_queries_from_the_end() -> None:
+    assert queries.given((-1, 2), geometry.bind(Mask.full(2), (6, 8))) == (5, 2)
+    assert queries.given(-6, geometry.bind(Mask.full(), 6)) == (0,)
 
 
 @pytest.mark.parametrize(("options", "text"), MISUSE)
