@@ -408,7 +408,7 @@ class Mask(metaclass=mask_names.Answering):
 
         Args:
             query_space, key_space: as in `Mask.draw`.
-            query: a number per axis, negative: from the end; default: middle. Matrices mark its row.
+            query: a number per axis, negative from the end; default: middle. Matrices mark its row.
             kind: "matrix" draws queries down and keys across, flat and row-major as `Mask.dense`;
                 "neighborhood" the keys of one query on their grid, on three axes as slices of the
                 first; "axes" a lane per axis with what its window, border and prefix do.
