@@ -1773,8 +1773,8 @@ MUTANTS = [
            "where=kinds <= signs.LAST_ATTENDED, ", "", "pictures/weighing"),
     Mutant("figures-negative-weights", "nbattn/pictures/weighing.py", " or (found < 0).any()", "",
            "pictures/weighing"),
-    Mutant("figures-share-of-one-box", "nbattn/pictures/tiles.py", "    for keys in visit.keys:\n",
-           "    for keys in visit.keys[:1]:\n", "pictures/tiles"),
+    Mutant("figures-share-of-one-box", "nbattn/pictures/tiles.py", "for box in block.keys)",
+           "for box in block.keys[:1])", "pictures/tiles"),
     Mutant("figures-other-residues", "nbattn/pictures/tiles.py",
            "np.where((keys.start - first) % d == 0, counts, 0)", "counts", "pictures/tiles"),
     Mutant("figures-grid-of-all", "nbattn/pictures/tiles.py", "visit.grid == grid and ", "",
@@ -1783,8 +1783,8 @@ MUTANTS = [
            "pictures/files"),
     Mutant("figures-text-as-shapes", "nbattn/pictures/files.py", '"svg.fonttype": "none", ', "",
            "pictures/files"),
-    Mutant("figures-query-from-the-end", "nbattn/pictures/queries.py", "all(0 <= i < n",
-           "all(i < n", "pictures/plot"),
+    Mutant("figures-query-from-the-end", "nbattn/pictures/queries.py", "tuple(i % n for",
+           "tuple(i for", "pictures/plot"),
 ]
 # fmt: on
 
