@@ -149,7 +149,7 @@ def draw(
     else:
         inside = np.clip(across.indices, 0, weights.shape[1] - 1)
         shown = weights[np.ix_(down.indices, inside)]
-        largest = weighing.most(shown, made.kinds)
+        largest = weighing.most([shown])
         weighing.draw(panel, shown, made.kinds, (down, across), largest)
         weighing.bar(panel, largest, margins)
     _grid(panel, axes, down, across)

@@ -134,9 +134,7 @@ def draw(
     panel, spots, margins = _opened(parts, len(axes), into, weights is not None, figure)
     dots: list[cells.Dot] = []
     shown = _shown(weights, axes, query, parts)
-    largest = max(
-        (weighing.most(w, p.kinds) for w, p in zip(shown, parts, strict=False)), default=0
-    )
+    largest = weighing.most(shown)
     for number, (part, spot) in enumerate(zip(parts, spots, strict=True)):
         if shown:
             scales = part.down, part.across

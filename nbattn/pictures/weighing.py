@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -128,9 +128,9 @@ def _place(index: Sequence[int]) -> int | tuple[int, ...]:
     return tuple(index) if len(index) > 1 else index[0]
 
 
-def most(weights: Weights, kinds: NDArray[np.int8]) -> float:
-    """The largest weight of some cells that are attended to, which has the last colour."""
-    return float(np.max(weights, where=kinds <= signs.LAST_ATTENDED, initial=0.0)) or 1.0
+def most(shown: Iterable[Weights]) -> float:
+    """The largest weight of all parts of a picture, which has the last colour; 1 without any."""
+    return max((float(np.max(part, initial=0.0)) for part in shown), default=0.0) or 1.0
 
 
 def draw(

@@ -62,7 +62,7 @@ def test_weights_of_a_matrix_and_of_slices() -> None:
     assert drawn(Mask.full(2), (2, 3), kind="matrix", weights=four).get_xlabel() == "key"
     video = Mask(Axis(1, causal=True), Axis(1, 1), Axis(1, 1))
     made = np.zeros((4, 5, 6))
-    made[2, 2, 3] = 1.0
+    made[2, 2, 3] = 0.25  # slices without weights have no part in the colours
     axes = drawn(video, (4, 5, 6), query=(2, 2, 3), weights=made)
     assert {label for label in patches(axes) if label.startswith("weight")} == {
         "weight 0",
