@@ -8,8 +8,8 @@ from functools import cache
 from itertools import islice
 from typing import Any
 
-from nbattn.explorer import runs
 from nbattn.geometry import Axes
+from nbattn.pictures.shares import allowed_pairs
 from nbattn.planner.plan import Plan
 from nbattn.program.blocks import Block
 
@@ -38,25 +38,25 @@ def of_plan(plan: Plan, axes: Axes, *, grid: int = 0, most: int = MOST) -> dict[
     groups: dict[Ranges, list[Block]] = {}
     for block in own:
         groups.setdefault(block.queries, []).append(block)
-    shared = cache(runs.shared)
-    found = [_group(axes, queries, tiles, shared) for queries, tiles in groups.items()]
+    counted = cache(allowed_pairs)
+    found = [_group(axes, queries, tiles, counted) for queries, tiles in groups.items()]
     return {"tiles": len(own), "groups": found}
 
 
-def _group(axes: Axes, queries: Ranges, blocks: Sequence[Block], shared: Any) -> list[Any]:
+def _group(axes: Axes, queries: Ranges, blocks: Sequence[Block], counted: Any) -> list[Any]:
     """One group of tiles as plain data."""
     tiles: list[list[Any]] = []
     allowed = visited = 0
     for block in blocks:
-        wanted = sum(_pairs(axes, queries, box, shared) for box in block.keys)
+        wanted = sum(_pairs(axes, queries, box, counted) for box in block.keys)
         done = sum(math.prod(map(len, (*queries, *box))) for box in block.keys)
         tiles.append([_share(wanted, done), [_plain(box) for box in block.keys]])
         allowed, visited = allowed + wanted, visited + done
     return [_plain(queries), _share(allowed, visited), tiles]
 
 
-def _pairs(axes: Axes, queries: Ranges, keys: Ranges, shared: Any) -> int:
-    return math.prod(shared(*axis) for axis in zip(axes, queries, keys, strict=True))
+def _pairs(axes: Axes, queries: Ranges, keys: Ranges, counted: Any) -> int:
+    return math.prod(counted(*axis) for axis in zip(axes, queries, keys, strict=True))
 
 
 def _share(wanted: int, done: int) -> int | None:

@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from nbattn.geometry import Axes, BoundAxis
+from nbattn.geometry import Axes
 from nbattn.pictures import cells, files, signs, style, zoom
+from nbattn.pictures.shares import allowed_pairs
 from nbattn.pictures.zoom import Scale
 from nbattn.planner.plan import Plan
 from nbattn.program.blocks import Block
@@ -109,27 +110,6 @@ def share(axes: Axes, blocks: Iterable[Block]) -> float:
         allowed += math.prod(allowed_pairs(axis, q, k) for axis, q, k in parts)
         visited += math.prod(len(q) * len(k) for q, k in zip(queries, keys, strict=True))
     return allowed / max(visited, 1)
-
-
-def allowed_pairs(axis: BoundAxis, queries: range, keys: range) -> int:
-    """How many pairs of two ranges the axis allows, in closed form where keys are neighbours of
-    the axis or of a residue class.
-    """
-    if not len(queries) or not len(keys):
-        return 0
-    d = axis.spec.dilation
-    if keys.step not in (1, d):
-        every = np.arange(queries.start, queries.stop, queries.step), np.array(keys)
-        return int(signs.attended(axis, *every).sum())
-    first, rows = axis.query_rows(queries.start, queries.stop)
-    low, lo, hi = (side[:: queries.step] for side in rows)
-    first = first[:: queries.step]
-    start, stop = (-((first - end) // d) for end in (keys.start, keys[-1] + 1))
-    counts = np.clip(stop, 0, low) - np.clip(start, 0, low)
-    counts += np.clip(stop, lo, hi) - np.clip(start, lo, hi)
-    if keys.step > 1:
-        counts = np.where((keys.start - first) % d == 0, counts, 0)
-    return int(counts.sum())
 
 
 def draw(plan: Plan, into: Any = None, figure: style.Maker = style.pyplot_figure) -> Any:

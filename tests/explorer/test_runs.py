@@ -59,28 +59,6 @@ def test_readers_are_those_of_the_enumerator(bound):
         )
 
 
-@settings(max_examples=100)
-@given(oracle.bound_axes(), st.data())
-def test_pairs_of_two_ranges_are_counted_one_by_one(bound, data):
-    axis, queries, keys = bound
-    rows, columns = (
-        range(data.draw(st.integers(0, n)), n, data.draw(st.integers(1, 6)))
-        for n in (queries, keys)
-    )
-    matrix = oracle.axis_matrix(axis, queries, keys)
-    wanted = sum(matrix[i, j] for i in rows for j in columns)
-    assert runs.shared(BoundAxis(axis, queries, keys), rows, columns) == wanted
-
-
-def test_pairs_of_two_ranges_whose_steps_have_no_common_divisor():
-    axis = Axis(3, 3, dilation=2)
-    matrix = oracle.axis_matrix(axis, 30, 30)
-    for first in range(5):
-        keys = range(first, 30, 5)
-        wanted = matrix[:, first::5].sum()
-        assert runs.shared(BoundAxis(axis, 30, 30), range(30), keys) == wanted
-
-
 def test_the_moved_keys_of_a_part_that_begins_later():
     part = BoundAxis(Axis(2, 2, border="shift"), 2, 9, Held(10, 12, 3, 12))
     assert runs.of_queries(part, range(2)) == [[MOVED, 4, 1, READ, 5, 4], [MOVED, 4, 2, READ, 6, 3]]

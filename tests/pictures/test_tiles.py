@@ -9,12 +9,10 @@ import numpy as np
 import pytest
 from drawn_cells import patches, winding
 from drawn_text import faults
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from oracle import axis_matrix, bound_axes, box
+from oracle import axis_matrix, box
 
 import nbattn
-from nbattn import Axis, Mask, geometry
+from nbattn import Axis, Mask
 from nbattn.pictures import style, tiles, zoom
 
 Count = Callable[[str, int], None]
@@ -93,30 +91,6 @@ def test_every_block_has_the_colour_of_its_share(mask, query, key, options, case
     np.testing.assert_array_equal(level_at(axes, points).reshape(want.shape), levels)
     if len(query) == 1:
         assert not pairs[np.isnan(want)].any()
-
-
-@given(bound_axes(longest=24), st.data())
-@settings(max_examples=60)
-def test_pairs_of_two_ranges_are_counted(case, data: st.DataObject) -> None:
-    axis, queries, keys = case
-    (bound,) = geometry.bind(Mask(axis), queries, keys)
-    rows, columns = (
-        range(*sorted(data.draw(st.tuples(st.integers(0, n), st.integers(0, n)))),
-              data.draw(st.sampled_from([1, axis.dilation, 2, 3])))
-        for n in (queries, keys)
-    )  # fmt: skip
-    matrix = axis_matrix(axis, queries, keys)
-    want = matrix[np.ix_(list(rows), list(columns))].sum() if queries * keys else 0
-    assert tiles.allowed_pairs(bound, rows, columns) == want
-
-
-def test_pairs_of_a_residue_class_are_not_those_of_others() -> None:
-    axis = Axis(2, 1, dilation=3)
-    (bound,) = geometry.bind(Mask(axis), 20)
-    matrix = axis_matrix(axis, 20, 20)
-    for start in range(3):
-        found = tiles.allowed_pairs(bound, range(20), range(start, 17, 3))
-        assert found == matrix[:, start:17:3].sum()
 
 
 def test_words_say_what_is_chosen_and_the_share_of_all() -> None:
