@@ -23,7 +23,7 @@ from nbattn.program.request import Request
 
 torch_only = torch_only.torch_only  # a fixture: no native kernels
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from shlex import quote
 
 import pytest
 
@@ -14,12 +15,12 @@ from nbattn.cli import COMMANDS, main
 from nbattn.planner import cost_table
 
 ROOT = Path(__file__).parents[2]
-NAT = str(ROOT / "configs" / "nat_tiny.toml")
+NAT = "configs/nat_tiny.toml"
 
 
 def run(command: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """A shell line in which `nbattn` is this program."""
-    line = command.replace("nbattn ", f"{sys.executable} -m nbattn ")
+    line = command.replace("nbattn ", f"{quote(sys.executable)} -m nbattn ")
     env = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
     return subprocess.run(
         line, shell=True, capture_output=True, text=True, env=env, cwd=ROOT, timeout=600

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from shlex import quote
 from textwrap import dedent
 from typing import Any
 
@@ -19,8 +20,8 @@ from nbattn.planner import proof
 from nbattn.planner.explain import candidate_lines, cost_of, faster
 
 ROOT = Path(__file__).parents[2]
-NAT = str(ROOT / "configs" / "nat_tiny.toml")
-VIDEO = str(ROOT / "configs" / "video_3d.toml")
+NAT = "configs/nat_tiny.toml"
+VIDEO = "configs/video_3d.toml"
 Capture = pytest.CaptureFixture[str]
 
 
@@ -254,7 +255,7 @@ def test_figures_of_a_plan_are_written(capsys: Capture, tmp_path: Path) -> None:
 
 
 def test_piped_output_is_plain_and_head_may_close_it() -> None:
-    command = f"{sys.executable} -m nbattn plan {NAT} --device cpu | head -1"
+    command = f"{quote(sys.executable)} -m nbattn plan {NAT} --device cpu | head -1"
     run = subprocess.run(command, shell=True, capture_output=True, text=True, cwd=ROOT)
     assert (run.stdout, run.stderr) == ("stage1\n", "")
 
