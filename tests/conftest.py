@@ -127,6 +127,14 @@ def fresh_compiler() -> Iterator[None]:
     torch._dynamo.reset()
 
 
+@pytest.fixture
+def refusals_without_fixes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests that try what is often refused: each fix takes as long as several plans, and
+    `tests/planner/test_remedies.py` judges them.
+    """
+    monkeypatch.setattr("nbattn.planner.remedies.fix", lambda request, ask: "")
+
+
 def pytest_sessionfinish(session: pytest.Session) -> None:
     if hasattr(session.config, "workeroutput"):
         session.config.workeroutput["cases"] = dict(session.config.stash[CASES])

@@ -122,21 +122,15 @@ def one_softmax(case: Case, tensors: list[Tensor], named: dict[str, Any]) -> lis
         reads[sample, :, count : count + start] = False
         reads[sample, :, count + stop :] = False
     bias, scale = added(case, named), case.options.get("scale", DIM**-0.5)
-    outputs: list[Tensor] = []
-    totals: list[Tensor] = []
-    for head in range(HEADS):
-        own = head // (HEADS // KEY_HEADS)
-        scores = scale * torch.einsum("bqd,bkd->bqk", query[:, :, head], key[:, :, own])
-        if "softcap" in case.options:
-            cap = case.options["softcap"]
-            scores = cap * torch.tanh(scores / cap)
-        logit = named["sink"][head] if "sink" in named else None
-        out, total = rows(scores + bias[head], reads, value[:, :, own], logit)
-        outputs.append(out)
-        totals.append(total)
+    key, value = (one.repeat_interleave(HEADS // KEY_HEADS, dim=2) for one in (key, value))
+    scores = scale * torch.einsum("bqhd,bkhd->bhqk", query, key)
+    if "softcap" in case.options:
+        cap = case.options["softcap"]
+        scores = cap * torch.tanh(scores / cap)
+    out, total = rows(scores + bias, reads[:, None], value, named.get("sink"))
     found = [
         part
-        for joined in (torch.stack(outputs, 2), torch.stack(totals, 2))
+        for joined in (out, total.transpose(1, 2))
         for part in joined.split([query.shape[1] - extra, extra], dim=1)
     ]
     found[0], found[2] = (found[n].unflatten(1, case.space) for n in (0, 2))

@@ -130,16 +130,13 @@ def verify(request: Request, candidate: Candidate) -> bool:
 def _sharing(calls: tuple[Call, ...], axes: Axes) -> list[tuple[int, int]]:
     """The calls that share queries, of which the later one must join."""
     covered = [
-        [
-            _distinct(number, axis.queries)
-            for number, axis in zip(call.query.axes, axes, strict=True)
-        ]
+        [_covered(number, axis.queries) for number, axis in zip(call.query.axes, axes, strict=True)]
         for call in calls
     ]
     shared = [
         (first, second)
         for (first, one), (second, other) in combinations(enumerate(covered), 2)
-        if all(np.intersect1d(a, b).size for a, b in zip(one, other, strict=True))
+        if all((a & b).any() for a, b in zip(one, other, strict=True))
     ]
     for first, second in shared:
         if not calls[second].joins:
@@ -154,13 +151,15 @@ def _program(candidate: Candidate) -> Program:
     return candidate.program
 
 
-def _distinct(axis: AxisView, length: int) -> Ints:
-    """The positions of a view of queries: inside the axis, each once."""
+def _covered(axis: AxisView, length: int) -> NDArray[np.bool_]:
+    """Which queries of an axis a view has: none outside of it, and each once."""
     positions = axis.positions().reshape(-1)
     _check_inside("queries", positions, length)
-    if np.unique(positions).size != positions.size:
+    covered = np.zeros(length, dtype=np.bool_)
+    covered[positions] = True
+    if np.count_nonzero(covered) != positions.size:
         raise AssertionError(f"a call computes a query twice: {axis}")
-    return positions
+    return covered
 
 
 def _check_inside(name: str, positions: Ints, length: int) -> None:

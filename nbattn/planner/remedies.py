@@ -51,13 +51,12 @@ def fix(request: Request, ask: Ask) -> str:
     """
     if request.backend == families.AUTO:
         return _relaxed(request, ask)
-    auto = _auto(request, ask)
     kept = _kept(request, ask)
     if not kept:
-        return auto
+        return _auto(request, ask)
     needs_gpu = (kept[-1].request.device.kind, request.device.kind) == ("cuda", "cpu")
     if needs_gpu and not torch.cuda.is_available():
-        return f"{auto}; or, with a GPU: {_written(kept)}"
+        return f"{_auto(request, ask)}; or, with a GPU: {_written(kept)}"
     return _written(kept)
 
 

@@ -1,7 +1,7 @@
 """Masked attention by its definition, in plain float64, and the rule that judges values.
 
 Nothing here comes from the package: weights are exponentials over a boolean matrix, divided by
-their sum, head by head. Autograd through it gives the gradients that backends are judged by.
+their sum. Autograd through it gives the gradients that backends are judged by.
 """
 
 from __future__ import annotations
@@ -62,45 +62,43 @@ def attend(
         reads = torch.cat([reads, every], dim=2)
         flat_key = torch.cat([flat_key, extra_key], dim=1)
         flat_value = torch.cat([flat_value, extra_value], dim=1)
-    outputs, sums = [], []
-    for head in range(heads):
-        of_keys = head // (heads // key_heads)
-        scores = torch.einsum("bqd,bkd->bqk", flat_query[:, :, head], flat_key[:, :, of_keys])
-        scores = scores * (query.shape[-1] ** -0.5 if scale is None else scale)
-        if softcap is not None:
-            scores = softcap * torch.tanh(scores / softcap)
-        own = scores[:, :, : allowed.shape[1]] + 0.0
-        if relative_bias is not None:
-            own = own + relative_bias[head].flatten()[entries]
-        if alibi_slopes is not None:
-            own = own - alibi_slopes[..., head].reshape(-1, 1, 1).to(own.dtype) * distances
-        scores = torch.cat([own, scores[:, :, allowed.shape[1] :]], dim=2)
-        logit = None if sink is None else sink[head]
-        out, total = rows(scores, reads, flat_value[:, :, of_keys], logit)
-        outputs.append(out)
-        sums.append(total)
-    out = torch.stack(outputs, dim=2).reshape(*query.shape[:-1], value.shape[-1])
-    return out, torch.stack(sums, dim=2).reshape(query.shape[:-1])
+    group, own = heads // key_heads, allowed.shape[1]
+    flat_key, flat_value = (t.repeat_interleave(group, dim=2) for t in (flat_key, flat_value))
+    scores = torch.einsum("bqhd,bkhd->bhqk", flat_query, flat_key)
+    scores = scores * (query.shape[-1] ** -0.5 if scale is None else scale)
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+    scores, extra = scores[..., :own], scores[..., own:]
+    if relative_bias is not None:
+        scores = scores + relative_bias.flatten(1)[:, entries]
+    if alibi_slopes is not None:
+        scores = scores - alibi_slopes[..., None, None].to(scores.dtype) * distances
+    out, total = rows(torch.cat([scores, extra], dim=3), reads[:, None], flat_value, sink)
+    out = out.reshape(*query.shape[:-1], value.shape[-1])
+    return out, total.transpose(1, 2).reshape(query.shape[:-1])
 
 
 def rows(
-    scores: Tensor, reads: Tensor, value: Tensor, logit: Tensor | None
+    scores: Tensor, reads: Tensor, value: Tensor, sink: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """One head: scores and reads [B, Nq, Nk], value [B, Nk, Dv]."""
-    none = scores.new_full((*scores.shape[:2], 1), float("-inf"))
-    known = torch.cat([scores.masked_fill(~reads, float("-inf")), none], dim=2)
+    """Scores [B, H, Nq, Nk], reads [B, 1, Nq, Nk], value [B, Nk, H, Dv]: output [B, Nq, H, Dv],
+    logsumexp [B, H, Nq].
+    """
+    logit = None if sink is None else sink[:, None, None]
+    none = scores.new_full((*scores.shape[:3], 1), float("-inf"))
+    known = torch.cat([scores.masked_fill(~reads, float("-inf")), none], dim=3)
     if logit is not None:
-        known = torch.cat([known, logit.expand(none.shape)], dim=2)
-    largest = known.detach().amax(dim=2, keepdim=True)
+        known = torch.cat([known, logit.expand(none.shape)], dim=3)
+    largest = known.detach().amax(dim=3, keepdim=True)
     largest = torch.where(largest.isinf(), torch.zeros_like(largest), largest)
     weights = torch.where(reads, scores - largest, float("-inf")).exp()
-    total = weights.sum(dim=2)
+    total = weights.sum(dim=3, keepdim=True)
     if logit is not None:
-        total = total + (logit - largest[..., 0]).exp()
+        total = total + (logit - largest).exp()
     empty = total == 0
     filled = torch.where(empty, 1.0, total)
-    out = torch.einsum("bqk,bkd->bqd", weights, value) / filled[..., None]
-    return out, torch.where(empty, float("-inf"), largest[..., 0] + filled.log())
+    out = torch.einsum("bhqk,bkhd->bqhd", weights, value) / filled.transpose(1, 2)
+    return out, torch.where(empty, float("-inf"), largest + filled.log())[..., 0]
 
 
 def largest(tensor: Tensor) -> float:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from textwrap import dedent
 
+import few_examples
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -316,6 +317,7 @@ def cut(axis: Axis, i: int, queries: int, keys: int) -> tuple[bool, bool]:
     )
 
 
+@few_examples.quick(100)
 @given(bound_axes(longest=48))
 def test_short_axes_are_drawn_pair_by_pair(cases: Count, chosen: tuple[Axis, int, int]) -> None:
     axis, queries, keys = chosen
@@ -384,7 +386,7 @@ def test_a_longer_axis_than_a_picture_is_refused() -> None:
     )
 
 
-@pytest.mark.parametrize("length", [48, 49, 95, 96, 97, 1000, 4097, 10**6])
+@pytest.mark.parametrize("length", [48, 49, 95, 96, 97, 1000, 4097, 10**5])
 def test_any_axis_fits_a_screen(length: int) -> None:
     for mask in (Mask.causal(), Mask.neighborhood(7), Mask(Axis(3, 3, border="wrap"))):
         lines = mask.draw(length).splitlines()
@@ -399,17 +401,17 @@ def test_any_axis_fits_a_screen(length: int) -> None:
     [
         pytest.param(Axis(causal=True), marks=pytest.mark.deep),
         pytest.param(Axis(1000, 1000, border="shift", stride=8), marks=pytest.mark.deep),
-        Axis(1000, 1000, border="wrap", dilation=4),
+        pytest.param(Axis(1000, 1000, border="wrap", dilation=4), marks=pytest.mark.deep),
         Axis(10, causal=True, prefix=4),
     ],
     ids=repr,
 )
 def test_a_million_by_a_million_is_drawn_at_once(axis: Axis) -> None:
     mask = Mask(axis)
-    picture = mask.draw(10**6)
+    drawn: list[str] = []
     shorter = lines(lambda: mask.draw(10**4))
-    found = work(lambda: mask.draw(10**6))
-    assert len(picture.splitlines()) <= 60
-    assert "a cell is 20834 x 20834 pairs" in picture
+    found = work(lambda: drawn.append(mask.draw(10**6)))
+    assert len(drawn[0].splitlines()) <= 60
+    assert "a cell is 20834 x 20834 pairs" in drawn[0]
     assert found.lines <= min(12_000, 1.05 * shorter)
     assert found.peak <= 200e6  # a few numbers a row, never a matrix

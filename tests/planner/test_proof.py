@@ -6,6 +6,7 @@ from functools import partial
 from itertools import product
 from typing import Any
 
+import few_examples
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -39,6 +40,7 @@ from nbattn.program.request import Request
 Count = Callable[[str, int], None]
 
 
+@few_examples.quick(100)
 @given(requests())
 def test_every_program_computes_its_mask(cases: Count, request_: Request) -> None:
     check_programs_compute_the_mask(request_, cases)

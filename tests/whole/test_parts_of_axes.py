@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 
+import few_examples
 import numpy as np
 import pytest
 import torch
@@ -155,6 +156,7 @@ def test_pieces_refuse_a_part_with_a_reason() -> None:
     assert replace(axis, held=None).held is None
 
 
+@few_examples.quick(100)
 @given(parts(), st.sampled_from([1, 3]))
 def test_a_plan_of_a_part_is_proved_and_runs(case: Case, heads: int) -> None:
     spec, queries, keys, held, *_ = case

@@ -145,11 +145,16 @@ def judge_all(
         yield backend
 
 
+# A push tries each mask in two of the four dtypes, one of them half precision.
+both_halves = pytest.mark.parametrize("half", [0, pytest.param(1, marks=pytest.mark.deep)])
+
+
+@both_halves
 @pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.__name__)
-def test_inputs_of_any_strides(layout: Callable[[Tensor], Tensor], cases: Count) -> None:
+def test_inputs_of_any_strides(layout: Callable[[Tensor], Tensor], half: int, cases: Count) -> None:
     feature = Feature(Shape(heads=4, key_heads=2, extra=2), sink=True)
-    for label in LAYOUT_MASKS:
-        for dtype in DTYPES:
+    for place, label in enumerate(LAYOUT_MASKS):
+        for dtype in DTYPES[(place + half) % 2 :: 2]:
             made = tensors(MASKS[label], feature, dtype)
             views = {n: expanded(t) if n == "sink" else layout(t) for n, t in made.items()}
             grads = upstream(MASKS[label], feature.shape, dtype)
@@ -157,19 +162,20 @@ def test_inputs_of_any_strides(layout: Callable[[Tensor], Tensor], cases: Count)
                 cases(f"values, strides, {backend}", 1)
 
 
+@both_halves
 @pytest.mark.parametrize(
     "layout", [heads_first, step_slices, features_strided, expanded, *OVERLAPS],
     ids=lambda layout: layout.__name__,
 )  # fmt: skip
 @pytest.mark.parametrize("lse", [True, False])  # sdpa gives none that has a gradient
 def test_output_gradients_of_any_strides(
-    layout: Callable[[Tensor], Tensor], lse: bool, cases: Count
+    layout: Callable[[Tensor], Tensor], lse: bool, half: int, cases: Count
 ) -> None:
     feature = Feature(Shape(heads=4, key_heads=2, extra=2), sink=True, lse=lse)
     names = [name for name in BACKENDS if (name != "sdpa") == lse]
     labels = ["clip"] * lse + ["causal", "causal, dilated", "full", "folded"]
-    for label in labels:
-        for dtype in DTYPES:
+    for place, label in enumerate(labels):
+        for dtype in DTYPES[(place + half) % 2 :: 2]:
             made = tensors(MASKS[label], feature, dtype)
             views = [layout(grad) for grad in upstream(MASKS[label], feature.shape, dtype)]
             for backend in judge_all(label, made, views, feature, dtype, names):

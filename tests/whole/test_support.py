@@ -18,6 +18,8 @@ from support_probes import FIELDS, LARGE, SMALL, Probe, check, oracle
 
 from nbattn import Axis, Mask
 
+pytestmark = pytest.mark.usefixtures("refusals_without_fixes")
+
 Count = Callable[[str, int], None]
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)

@@ -202,8 +202,15 @@ ZERO_SIZES = [
 ]
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize(("label", "shape", "queries", "keys"), ZERO_SIZES)
+# A push tries each in a float and a half, in turn.
+ZERO_SIZES_IN_TURN = [
+    pytest.param(*case, dtype, marks=pytest.mark.deep if (n + m) % 2 else ())
+    for n, case in enumerate(ZERO_SIZES)
+    for m, dtype in enumerate(DTYPES)
+]
+
+
+@pytest.mark.parametrize(("label", "shape", "queries", "keys", "dtype"), ZERO_SIZES_IN_TURN)
 @pytest.mark.parametrize("backend", backends([*BACKENDS, "auto"]))
 def test_sizes_of_zero(
     backend: str, label: str, shape: Shape, queries: Space, keys: Space, dtype: torch.dtype,

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import few_examples
 import numpy as np
 import pytest
 from cuda_plans import arguments, device, planned
@@ -25,6 +26,7 @@ Space = tuple[int, ...]
 
 
 @pytest.mark.parametrize("family", cuda.INSTRUCTIONS)
+@few_examples.quick(100)
 @given(drawn=masks(), training=st.booleans())
 def test_cuda_plans_compute_their_masks(
     cases: Count, drawn: tuple[Mask, Space, Space], training: bool, family: str

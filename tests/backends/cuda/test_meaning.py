@@ -7,6 +7,7 @@ from collections.abc import Callable
 from itertools import product
 from typing import Any
 
+import few_examples
 import numpy as np
 import pytest
 from cuda_plans import arguments, planned
@@ -33,6 +34,7 @@ TILES = {
 }
 
 
+@few_examples.quick(100)
 @given(masks(), st.data())
 def test_support_at_any_tile(cases: Count, drawn: tuple[Mask, Space, Space], data: Any) -> None:
     """Plans choose large tiles for small shapes: here seams and hulls are met on small ones."""
@@ -89,6 +91,7 @@ def test_full_tiles_are_not_masked_and_the_schedule_shows_them() -> None:
     assert {len(visit.keys) for visit in wrapped} == {1}  # no tile is over the seam
 
 
+@few_examples.quick(100)
 @given(masks())
 def test_schedules_hold_every_pair_once(cases: Count, drawn: tuple[Mask, Space, Space]) -> None:
     """Forward and backward, also where windows wrap."""

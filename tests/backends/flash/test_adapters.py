@@ -21,7 +21,7 @@ PROVIDERS = ("aten", "fa2", "fa3", "fa4")
 STRATEGIES = ("translate", "trim", "split", "virtual-pad", "pack", "pad")
 
 
-@pytest.mark.usefixtures("providers")
+@pytest.mark.usefixtures("providers", "refusals_without_fixes")
 @pytest.mark.parametrize("provider", PROVIDERS)
 @pytest.mark.parametrize("label", MASKS)
 def test_adapter_computes_the_program(label: str, provider: str, cases: Count) -> None:

@@ -29,6 +29,7 @@ IN_TURN = [
 ]
 
 
+@pytest.mark.usefixtures("refusals_without_fixes")
 @pytest.mark.parametrize(("label", "feature"), IN_TURN)
 def test_the_model_differentiates_every_strategy(label: str, feature: str, cases: Count) -> None:
     mask, queries, keys = MASKS[label]

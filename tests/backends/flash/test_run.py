@@ -23,7 +23,7 @@ PROVIDERS = ("aten", "fa2", "fa3", "fa4")
 STRATEGIES = ("translate", "trim", "split", "virtual-pad", "pack", "pad")
 
 
-@pytest.mark.usefixtures("providers")
+@pytest.mark.usefixtures("providers", "refusals_without_fixes")
 @pytest.mark.parametrize("provider", PROVIDERS)
 @pytest.mark.parametrize("label", MASKS)
 def test_kernels_write_their_rows_into_the_output(label: str, provider: str, cases: Count) -> None:
@@ -95,6 +95,7 @@ def test_a_call_that_is_merged_writes_no_rows_of_its_own() -> None:
     assert not Program((first, replace(second, joins=True))).writes_all((6,))
 
 
+@pytest.mark.usefixtures("refusals_without_fixes")
 @pytest.mark.parametrize("provider", ["aten", "fa4"])
 @pytest.mark.parametrize("label", MASKS)
 def test_rows_that_no_call_writes_are_zero(label: str, provider: str) -> None:

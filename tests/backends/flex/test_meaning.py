@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import few_examples
 import numpy as np
 import oracle
 import pytest
@@ -56,6 +57,7 @@ def check(mask: Mask, queries: Any, keys: Any, sizes: tuple[int, int]) -> None:
     assert np.array_equal(flex.FlexArguments(lines, *sizes).allowed(queries, keys), wanted)
 
 
+@few_examples.quick(100)
 @given(oracle.masks(), st.tuples(st.integers(1, 9), st.integers(1, 9)))
 def test_any_mask_has_the_function_and_the_blocks_of_the_enumerator(
     cases: Count, bound: Any, sizes: tuple[int, int]

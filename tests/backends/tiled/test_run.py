@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import few_examples
 import pytest
 import torch
 from dense_attention import attend
@@ -39,7 +40,7 @@ def random_tensors(
     mask: Mask, queries: Space, keys: Space, seed: int, *, table: bool, slopes: bool
 ) -> dict[str, Tensor]:
     """Inputs in float64; odd seeds have a sink and extra keys, one in two of them with a range."""
-    torch.manual_seed(seed)
+    drawn = {"dtype": torch.float64, "generator": torch.Generator().manual_seed(seed)}
     shapes = {
         "query": (2, *queries, 4, 4),
         "key": (2, *keys, 2, 4),
@@ -50,9 +51,9 @@ def random_tensors(
     if table:
         windows = (2 * (axis.left + axis.right) + 1 for axis in mask.axes)  # pyright: ignore
         shapes["relative_bias"] = (4, *windows)
-    made = {name: torch.randn(shape, dtype=torch.float64) for name, shape in shapes.items()}
+    made = {name: torch.randn(shape, **drawn) for name, shape in shapes.items()}
     if slopes:
-        made["alibi_slopes"] = torch.rand((2, 4) if seed % 3 else (4,), dtype=torch.float64)
+        made["alibi_slopes"] = torch.rand((2, 4) if seed % 3 else (4,), **drawn)
     if seed % 4 == 3:
         made["extra_range"] = torch.tensor([[0, 1], [1, 1]], dtype=torch.int32)
         for name in ("extra_key", "extra_value"):
@@ -127,6 +128,7 @@ def tabled_masks(draw: st.DrawFn) -> tuple[Mask, Space, Space]:
     return mask, queries, keys
 
 
+@few_examples.quick(100)
 @given(masks(), st.lists(st.integers(1, 5), min_size=3, max_size=3), st.integers(0, 3))
 def test_values_at_any_tile_size(
     cases: Count, drawn: tuple[Mask, Space, Space], sizes: list[int], seed: int
@@ -156,6 +158,7 @@ def test_values_where_tiles_join(
     cases("tiles, joined", 1)
 
 
+@few_examples.quick(100)
 @given(tabled_masks(), st.lists(st.integers(1, 5), min_size=3, max_size=3), st.integers(0, 11))
 def test_tables_and_slopes_at_any_tile_size(
     cases: Count, drawn: tuple[Mask, Space, Space], sizes: list[int], seed: int
@@ -166,6 +169,7 @@ def test_tables_and_slopes_at_any_tile_size(
     cases("tiles, tables", 1)
 
 
+@few_examples.quick(100)
 @given(masks(1, ["clip", "shift"]), st.integers(1, 5), st.integers(0, 11))
 def test_slopes_at_any_tile_size(
     cases: Count, drawn: tuple[Mask, Space, Space], size: int, seed: int
