@@ -157,13 +157,14 @@ def run_tests(programme: ModuleType, out: Path, hang: bool) -> dict[str, list[st
 def test_each_test_has_one_line_and_runs_once(
     programme: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A test that hangs ends its process, and a new one runs the others: seven processes, in which
-    torch is the little that lines ask of it.
+    """A test that hangs ends its process, and a new one runs the others: seven processes without
+    plugins, in which torch is the little that lines ask of it.
     """
     (tmp_path / "instead").mkdir()
     (tmp_path / "instead" / "torch.py").write_text(TORCH)
     known = programme.environment()
     known["PYTHONPATH"] = f"{tmp_path / 'instead'}{os.pathsep}{known['PYTHONPATH']}"
+    known["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
     monkeypatch.setattr(programme, "environment", lambda: known)
     expected = {f"test_sample[{n}]": ["failed" if n == 2 else "passed"] for n in range(4)}
     assert run_tests(programme, tmp_path, True) == {**expected, "test_hangs": ["no end"]}
