@@ -176,6 +176,20 @@ def test_each_test_has_one_line_and_runs_once(
     assert "  failed: " in text
 
 
+def test_a_dry_run_has_its_own_words_and_ends_no_step(
+    programme: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wet, dry = (("{python}", "-c", APPEND.format(word), "{out}") for word in ("wet ", "dry "))
+    monkeypatch.setattr(programme, "STEPS", (programme.Step("a", "?", wet, 60, dry=dry),))
+    for words in (["--dry"], ["--dry"], [], []):
+        assert programme.main([*words, f"--output={tmp_path}"]) == 0
+    assert (tmp_path / "order").read_text() == "dry wet "
+    assert [(row.get("dry"), row["statuses"]) for row in known(tmp_path)] == [
+        (True, [0]), (None, [0])
+    ]  # fmt: skip
+
+
+@pytest.mark.deep  # the sweep's own dry run: test_gpu_benchmark.py
 def test_the_sweeps_step_runs_dry(programme: ModuleType, tmp_path: Path) -> None:
     assert programme.main(["--dry", "--only=sweep", f"--output={tmp_path}"]) == 0
     (row,) = known(tmp_path)
