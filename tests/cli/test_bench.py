@@ -3,17 +3,18 @@
 import json
 import os
 import pty
-import subprocess
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import redirect_stdout, suppress
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import TextIO
 
 import pytest
 import torch
 import torch_only
 from fake_bench import fake, plan
-from own_warnings import module
 
 import nbattn
 from nbattn import Mask, bench
@@ -22,8 +23,6 @@ from nbattn.config import Config, PlanConfig
 from nbattn.program.request import Request
 
 torch_only = torch_only.torch_only  # a fixture: no native kernels
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -318,28 +317,49 @@ def test_bench_help_has_examples_and_exit_status(capsys: pytest.CaptureFixture[s
     assert all(part in out for part in ("examples:", "exit status:", "regret", "CONFIG", "--png"))
 
 
-def test_on_a_terminal_rows_appear_as_they_come(tmp_path: Path) -> None:
-    """The one run with the real clock, in a process of its own."""
+def on_a_terminal(run: Callable[[TextIO], int]) -> tuple[int, bytes]:
+    """What a function returns, and what the terminal shows that it writes to."""
+    parent, child = pty.openpty()
+    seen = list[bytes]()
+
+    def read() -> None:
+        with suppress(OSError):  # the other end is closed
+            while part := os.read(parent, 4096):
+                seen.append(part)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    with os.fdopen(child, "w", encoding="utf-8") as terminal:
+        status = run(terminal)
+    reader.join()
+    os.close(parent)
+    return status, b"".join(seen)
+
+
+@pytest.fixture
+def same_threads_after() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("same_threads_after")
+def test_on_a_terminal_rows_appear_as_they_come(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The one run with the real clock."""
     file = tmp_path / "small.toml"
     plan = 'small = { mask = "m", query = [1, 8, 1, 8], dtype = "float32", device = "cpu" }'
     file.write_text(f"[masks]\nm = {{ neighborhood = {{ kernel_size = 3 }} }}\n[plans]\n{plan}\n")
-    options = [str(file), "--rounds", "1", "--threads", "1"]
-    parent, child = pty.openpty()
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm", "COLUMNS": "100"}
-    command = [sys.executable, *module("nbattn"), "bench", *options]
-    with subprocess.Popen(command, stdout=child, stderr=child, env=environment) as process:
-        os.close(child)
-        seen = b""
-        while True:
-            try:
-                part = os.read(parent, 4096)
-            except OSError:  # the other end is closed
-                break
-            if not part:
-                break
-            seen += part
-    os.close(parent)
-    assert process.returncode == 0, seen.decode()
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "100")
+
+    def run(terminal: TextIO) -> int:
+        with redirect_stdout(terminal):
+            return main(["bench", str(file), "--rounds", "1", "--threads", "1"])
+
+    status, seen = on_a_terminal(run)
+    assert status == 0, seen.decode()
     assert b"checked, waits for its first round" in seen
     assert b"measuring, round 1; Ctrl-C stops and keeps what is measured" in seen
     assert b"\x1b[1msmall forward" in seen

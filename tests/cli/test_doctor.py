@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 import pytest
+from doctor_here import second_process
 
 from nbattn import cli, doctor
 from nbattn.cli import doctor as command
@@ -16,7 +17,9 @@ WIDE = pytest.mark.parametrize("columns", [40, 80, 120])
 @pytest.fixture(scope="module")
 def facts() -> dict[str, Any]:
     """The facts of this machine, found once."""
-    return doctor.report()
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(doctor, "_second_process", second_process)
+        return doctor.report()
 
 
 @pytest.fixture(autouse=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import subprocess
 import sys
@@ -27,7 +28,14 @@ def run(command: str, **environment: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize("command", [f"plan {NAT} --device cpu", "schema"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        pytest.param(f"plan {NAT} --device cpu", marks=pytest.mark.deep),
+        "mask --mask 'full()' --query 4",
+        "schema",
+    ],
+)
 def test_a_closed_output_is_no_failure(command: str) -> None:
     done = run(f"nbattn {command} >&-", PYTHONWARNINGS="error::ResourceWarning")
     assert (done.returncode, done.stderr) == (0, "")
@@ -46,14 +54,17 @@ def test_help_is_printed_on_ascii_terminals(command: str) -> None:
     assert done.stdout.startswith(f"usage: nbattn {command}")
 
 
-def test_names_beyond_ascii_are_printed_escaped(tmp_path: Path) -> None:
+def test_names_beyond_ascii_are_printed_escaped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "a.toml"
     path.write_text(
         '[masks]\nm = { full = {} }\n[plans]\n"blöck" = { mask = "m", query = [1, 8, 2, 8] }\n'
     )
-    done = run(f"nbattn plan {path} --device cpu", PYTHONIOENCODING="ascii")
-    assert done.returncode == 0
-    assert done.stdout.startswith("bl\\xf6ck\n")
+    printed = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(printed, encoding="ascii"))
+    assert main(["plan", str(path), "--device", "cpu"]) == 0
+    assert printed.getvalue().startswith(b"bl\\xf6ck\n")
 
 
 IGNORED = """

@@ -254,6 +254,7 @@ def test_figures_of_a_plan_are_written(capsys: Capture, tmp_path: Path) -> None:
     )  # fmt: skip
 
 
+@pytest.mark.deep  # a pipe that is closed is the same for every command: test_mask.py
 def test_piped_output_is_plain_and_head_may_close_it() -> None:
     command = f"{quote(sys.executable)} -m nbattn plan {NAT} --device cpu | head -1"
     run = subprocess.run(command, shell=True, capture_output=True, text=True, cwd=ROOT)

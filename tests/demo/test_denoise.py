@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -106,7 +107,7 @@ def test_denoising_meets_its_target_and_writes_only_into_its_folder(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     threads = torch.get_num_threads()
-    assert main(["demo", "--part", "denoise", "--size", "96", "--output", "deep/out"]) == 0
+    assert main(["demo", "--part", "denoise", "--size", "64", "--output", "deep/out"]) == 0
     assert torch.get_num_threads() == threads
     files = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.*"))
     assert files == [f"deep/out/{name}.png" for name in ("comparison", "denoised", "weights")]
@@ -124,7 +125,9 @@ def test_denoising_meets_its_target_and_writes_only_into_its_folder(
 def test_a_gain_below_the_target_exits_with_1(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
+    """The pictures are those of the test above."""
     monkeypatch.setattr(denoise, "GAIN_DB", 50.0)
+    monkeypatch.setattr(denoise, "pictures", MagicMock())
     out = ["--output", str(tmp_path)]
     assert main(["demo", "--part", "denoise", "--size", "32", *out]) == 1
     assert "target MISSED" in (printed := capsys.readouterr().out)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -51,10 +52,20 @@ def test_the_worst_pair_counts_both_ways() -> None:
     assert digits.worst_pair(digits.confusion(labels, read)) == (3, 8, 3)
 
 
-def test_digits_learn_and_too_few_epochs_miss_the_target(tmp_path: Path, capsys: Capture) -> None:
+@dataclass(frozen=True)
+class Shallow(digits.Recipe):
+    """One block of each kind, which learns faster."""
+
+    depth: int = 2
+
+
+def test_digits_learn_and_too_few_epochs_miss_the_target(
+    tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(digits, "Recipe", Shallow)
     assert main(["demo", "--part", "digits", "--epochs", "3", "--output", str(tmp_path)]) == 1
     out = capsys.readouterr().out
     verdict = next(line for line in out.splitlines() if line.startswith("target MISSED"))
-    assert 30 < float(verdict.split()[2]) < 97
+    assert 60 < float(verdict.split()[2]) < 97
     assert out.count("training: epoch") == 3
     assert [path.name for path in tmp_path.iterdir()] == ["digits.png"]

@@ -6,16 +6,17 @@ import importlib.util
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
 import host_kernels
 import pytest
+from doctor_here import second_process
 from host_kernels import needs_compiler
 from probe_kernel import absent, needs_nvrtc
 
@@ -26,7 +27,7 @@ from nbattn.doctor import probe
 from nbattn.errors import BackendError
 from nbattn.kernels import check, compilers, cubins, host, launch, nvrtc, sources, toolkit
 from nbattn.packages import install_line
-from nbattn.planner import cost_table
+from nbattn.planner import cost_table, devices, planner
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = [name for name in families.BACKENDS[1:] if not name.startswith("flash-model:")]
@@ -70,36 +71,37 @@ def run(
     )
 
 
-@pytest.fixture
-def import_folder(tmp_path: Path) -> Path:
-    """A folder to import from first, with nothing in the place of what takes seconds to load."""
-    for name in ("matplotlib", "skimage", "sklearn", "transformers"):
-        (tmp_path / f"{name}.py").touch()
-    return tmp_path
-
-
-@pytest.fixture
-def own_cache(tmp_path: Path) -> Path:
-    """A cache folder that has only the kernels of this CPU: to compile them takes long."""
-    folder = tmp_path / "cache"
-    folder.mkdir(0o700)
-    if host.missing() is None:
-        host.library()
-        if (kept := host.STORE.folder()) is not None and kept.is_dir():
-            shutil.copytree(kept, folder / "libraries")
+def put_stand_ins(folder: Path) -> Path:
+    """Puts nothing in the place of what takes seconds to load."""
+    for name in ("matplotlib", "skimage", "sklearn", "transformers", "diffusers"):
+        (folder / f"{name}.py").touch()
     return folder
 
 
-@pytest.fixture(scope="module")
-def healthy_report() -> dict[str, object]:
-    """The quick report of this machine."""
-    return doctor.report()
+@pytest.fixture
+def import_folder(tmp_path: Path) -> Path:
+    """A folder to import from first."""
+    return put_stand_ins(tmp_path)
 
 
 @pytest.fixture(scope="module")
-def deep_report() -> dict[str, object]:
+def empty_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache folder that nothing has made."""
+    return tmp_path_factory.mktemp("parent") / "cache"
+
+
+@pytest.fixture(scope="module")
+def healthy_report(empty_cache: Path) -> dict[str, object]:
+    """The quick report of this machine, whose cache is empty."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setenv("NBATTN_CACHE", str(empty_cache))
+        return doctor.report()
+
+
+@pytest.fixture(scope="module")
+def deep_report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
     """The report of this machine with compilations, as the command prints it."""
-    done = run("--json", "--deep")
+    done = run("--json", "--deep", path=put_stand_ins(tmp_path_factory.mktemp("imports")))
     assert (done.returncode, done.stderr) == (0, "")
     return json.loads(done.stdout)
 
@@ -123,20 +125,21 @@ def test_every_backend_of_the_planner_is_tried(deep_report) -> None:
 
 
 def test_quick_report_has_the_same_backends_and_compiles_nothing(
-    healthy_report, deep_report, own_cache: Path, monkeypatch: pytest.MonkeyPatch
+    healthy_report, deep_report, empty_cache: Path
 ) -> None:
     quick = [(b["name"], b["device"], b["usable"]) for b in healthy_report["backends"]]
     assert quick == [(b["name"], b["device"], b["usable"]) for b in deep_report["backends"]]
     assert list(healthy_report) == list(deep_report)
     assert healthy_report["packages"][0]["importable"] is True
-    monkeypatch.setenv("NBATTN_CACHE", str(own_cache / "empty"))
-    found = doctor.report()
-    assert not (own_cache / "empty").exists()
-    (native,) = (b for b in found["backends"] if b["name"] == "native")
+    assert not empty_cache.exists()
+    (native,) = (b for b in healthy_report["backends"] if b["name"] == "native")
     if native["usable"]:
         assert native["tried"] is False
-        assert found["kernels"]["CPU library"]["works"] is False
-        assert found["verdict"]["cpu"] == "CPU: ready, native kernels, compiled when first needed."
+        assert healthy_report["kernels"]["CPU library"]["works"] is False
+        assert (
+            healthy_report["verdict"]["cpu"]
+            == "CPU: ready, native kernels, compiled when first needed."
+        )
 
 
 def test_report_of_this_machine(healthy_report) -> None:
@@ -477,11 +480,27 @@ def cpu_kernels(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
+def forget() -> None:
+    """Kernels of CPUs are looked for again, and devices and plans are made again."""
+    host.forget()
+    devices._data.cache_clear()
+    planner.forget()
+
+
+@pytest.fixture
+def forgotten_before_and_after() -> Iterator[None]:
+    forget()
+    yield
+    forget()
+
+
+@pytest.mark.usefixtures("forgotten_before_and_after")
 def test_without_a_compiler_the_cpu_kernels_name_what_to_install(
-    import_folder: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name, value in {"CXX": "", "PATH": "/nowhere", "NBATTN_CACHE": str(import_folder)}.items():
+    for name, value in {"CXX": "", "PATH": "/nowhere", "NBATTN_CACHE": str(tmp_path)}.items():
         monkeypatch.setenv(name, value)
+    monkeypatch.setattr(doctor, "_second_process", second_process)
     facts = doctor.report()
     assert facts["kernels"]["CPU compiler"]["error"] == (
         "BackendError: no C++ compiler for the CPU kernels fix: "

@@ -19,12 +19,20 @@ from typing import Any
 FILES = ("stdout", "stderr")
 
 
-def run(arguments: list[str], env: dict[str, str]) -> subprocess.CompletedProcess[str]:
+def run(
+    arguments: list[str], env: dict[str, str], cwd: str | Path = "."
+) -> subprocess.CompletedProcess[str]:
     """What `python -c CODE …` does, and `subprocess.run` returns, with the output as text."""
     option, code, *words = arguments
     assert option == "-c"
     with tempfile.TemporaryDirectory() as folder:
-        asked = {"code": code, "words": words, "env": env, "folder": folder}
+        asked = {
+            "code": code,
+            "words": words,
+            "env": env,
+            "folder": folder,
+            "cwd": str(Path(cwd).resolve()),
+        }
         server = _server()
         assert server.stdin is not None
         assert server.stdout is not None
@@ -62,12 +70,15 @@ def asked_of_a_fork() -> dict[str, Any] | None:
 
 
 def become(asked: dict[str, Any]) -> None:
-    """The output, environment and arguments of a program, in the process that will be it."""
+    """The output, folder, environment and arguments of a program, in the process that will be
+    it.
+    """
     for number, name in enumerate(FILES, 1):
         file = os.open(Path(asked["folder"], name), os.O_WRONLY | os.O_CREAT)
         os.dup2(file, number)
         os.close(file)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.chdir(asked["cwd"])
     os.environ.clear()
     os.environ.update(asked["env"])
     places = os.environ.get("PYTHONPATH", "").split(os.pathsep)

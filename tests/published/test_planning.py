@@ -6,14 +6,17 @@ from __future__ import annotations
 
 import json
 import math
-import subprocess
-import sys
+import os
+from pathlib import Path
 
 import pytest
+import torch_forks
 
 import nbattn
 from nbattn import InputError, Mask, published
 from nbattn.published.models import MODELS
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_flux_is_the_plans_of_its_layers() -> None:
@@ -147,7 +150,7 @@ def test_needs_neither_diffusers_nor_a_device() -> None:
         "from nbattn import published\n"
         "print(published.plan('ltx2_decoder', device='sm_90').names())"
     )
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600)
+    run = torch_forks.run(["-c", code], {**os.environ, "PYTHONPATH": str(ROOT)})
     assert run.stdout.startswith("['4 stage 1', '6 stage 2'"), run.stderr
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+CONFTEST = Path(__file__).parents[1] / "conftest.py"
 SAMPLE = """
 import pytest
 
@@ -24,9 +25,7 @@ def test_law(cases):
 
 @pytest.mark.parametrize("arguments", [["-n0"], ["-n2"]], ids=["one_process", "two_workers"])
 def test_cases_of_all_tests_are_summed_and_printed(tmp_path, arguments):
-    (tmp_path / "conftest.py").write_text(
-        (Path(__file__).parents[1] / "conftest.py").read_text("utf-8"), "utf-8"
-    )
+    (tmp_path / "conftest.py").write_text(CONFTEST.read_text("utf-8"), "utf-8")
     (tmp_path / "test_sample.py").write_text(SAMPLE, "utf-8")
     (tmp_path / "pytest.ini").write_text("[pytest]\n", "utf-8")
     command = [sys.executable, "-X", "utf8", "-m", "pytest", *arguments, "-p", "no:cacheprovider"]
@@ -35,14 +34,12 @@ def test_cases_of_all_tests_are_summed_and_printed(tmp_path, arguments):
     assert run.returncode == 0
 
 
-def caches_of_a_run(given: str | None) -> list[str]:
+def caches_of_a_run() -> list[str]:
     """The cache folder of a run, and that of a process of its own."""
-    conftest = Path(__file__).parents[1] / "conftest.py"
-    load = f"import os, runpy; runpy.run_path({str(conftest)!r}); "
+    load = f"import os, runpy; runpy.run_path({str(CONFTEST)!r}); "
     show = "folder = os.environ['NBATTN_CACHE']; print(folder, os.path.isdir(folder), flush=True)"
     child = f"; import subprocess, sys; subprocess.run([sys.executable, '-c', {load + show!r}])"
     env = {name: value for name, value in os.environ.items() if name != "NBATTN_CACHE"}
-    env |= {} if given is None else {"NBATTN_CACHE": given}
     command = [sys.executable, "-c", load + show + child]
     run = subprocess.run(command, env=env, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
@@ -50,22 +47,25 @@ def caches_of_a_run(given: str | None) -> list[str]:
 
 
 def test_the_processes_of_a_run_share_a_cache_that_ends_with_it():
-    own, inherited = caches_of_a_run(None)
+    own, inherited = caches_of_a_run()
     assert own == inherited
     folder, exists = own.split()
     assert exists == "True"
     assert not Path(folder).exists()
-    assert caches_of_a_run(None)[0] != own
+    assert caches_of_a_run()[0] != own
 
 
 @pytest.mark.parametrize("given", ["/a/cache", "off"])
-def test_a_cache_that_the_environment_names_is_taken(given):
-    assert caches_of_a_run(given) == [f"{given} False"] * 2
+def test_a_cache_that_the_environment_names_is_taken(given, monkeypatch):
+    monkeypatch.setenv("NBATTN_CACHE", given)
+    runpy.run_path(str(CONFTEST))
+    assert os.environ["NBATTN_CACHE"] == given
+    assert not Path(given).exists()
 
 
 def test_libraries_are_kept_for_the_next_run(tmp_path, monkeypatch):
     """Whole ones of this user, the newest four; what is there stays."""
-    known = runpy.run_path(str(Path(__file__).parents[1] / "conftest.py"))
+    known = runpy.run_path(str(CONFTEST))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     kept = known["kept_libraries"]()
     assert kept == tmp_path / "nbattn-tests"

@@ -7,6 +7,7 @@ import importlib.util
 import io
 import os
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -24,6 +25,7 @@ from nbattn.demo.digits import load_digits
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
+PATHS = sorted(EXAMPLES.glob("*.py"))
 SHORTER = Mask(Axis(2, 2, align="bottom-right"), Axis(3, 1, offset=2))
 
 
@@ -53,17 +55,23 @@ OPTIONAL = (
 QUICKLY = {
     "diffusion_flux": ("--steps", "2", "--side", "16", "--euler", "1"),
     "distributed_video": ("--steps", "4"),
+    "navit_shapes": ("1",),
 }
 # On four ranks below, and in this process; FlexAttention on a CPU; training as long as a user does.
 SLOW = ("distributed_video", "diffusion_flux", "ltx_decoder", "dinat_digits")
+PROGRAM = "video_block"  # the one that is a process of its own in every run of the tests
 NEEDED = {
     "diffusion_flux": (
-        "This needs three packages: pip install 'diffusers>=0.42' scikit-image matplotlib\n"
+        "This needs three packages: pip install 'diffusers>=0.42' scikit-image matplotlib"
     ),
-    "dinat_digits": "This needs two packages: pip install scikit-learn 'transformers>=5.24,<6'\n",
-    "ltx_decoder": "This needs a package: pip install 'diffusers>=0.42,<1'\n",
-    "transformers_mistral": "This needs a package: pip install 'transformers>=5.24,<6'\n",
+    "dinat_digits": "This needs two packages: pip install scikit-learn 'transformers>=5.24,<6'",
+    "ltx_decoder": "This needs a package: pip install 'diffusers>=0.42,<1'",
+    "transformers_mistral": "This needs a package: pip install 'transformers>=5.24,<6'",
 }
+FIRST_WORDS = (
+    *("NeighborhoodAttention(", "MistralAttention(", "DinatForImageClassification of"),
+    *("FluxTransformer2DModel of", "plan  ", "videos 6 x 13 x 19 on"),
+)
 
 
 def run(
@@ -75,12 +83,30 @@ def run(
     return torch_forks.run(arguments, {**os.environ, "PYTHONPATH": str(ROOT)})
 
 
+def take_packages_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The optional ones, and those of their modules that other tests have loaded."""
+    loaded = [name for name in sys.modules if name.partition(".")[0] in OPTIONAL]
+    for name in (*OPTIONAL, *loaded):
+        monkeypatch.setitem(sys.modules, name, None)
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in PATHS if path.stem not in SLOW], ids=lambda path: path.stem
+)
+def test_every_example_runs(
+    path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In this process, without the packages that it does not declare."""
+    if path.stem not in NEEDED:
+        take_packages_away(monkeypatch)
+    monkeypatch.setattr(sys, "argv", [str(path), *QUICKLY.get(path.stem, ())])
+    runpy.run_path(str(path), run_name="__main__")
+    assert capsys.readouterr().out.startswith(FIRST_WORDS)
+
+
 @pytest.mark.parametrize(
     "path",
-    [
-        pytest.param(path, marks=pytest.mark.deep if path.stem in SLOW else [])
-        for path in sorted(EXAMPLES.glob("*.py"))
-    ],
+    [pytest.param(path, marks=[] if path.stem == PROGRAM else pytest.mark.deep) for path in PATHS],
     ids=lambda path: path.stem,
 )
 def test_every_example_runs_as_a_program(path: Path, tmp_path: Path) -> None:
@@ -89,12 +115,7 @@ def test_every_example_runs_as_a_program(path: Path, tmp_path: Path) -> None:
     options += ("--out", str(tmp_path)) if path.stem == "diffusion_flux" else ()
     found = run(path, () if path.stem in NEEDED else OPTIONAL, options)
     assert found.returncode == 0, found.stderr
-    assert found.stdout.startswith(
-        (
-            *("NeighborhoodAttention(", "MistralAttention(", "DinatForImageClassification of"),
-            *("FluxTransformer2DModel of", "plan  ", "videos 6 x 13 x 19 on"),
-        )
-    )
+    assert found.stdout.startswith(FIRST_WORDS)
     if path.stem == "dinat_digits":  # trains as long as a user does
         (learnt,) = re.findall(r"([\d.]+) % of 450 test digits correct", found.stdout)
         assert float(learnt) > 85
@@ -145,9 +166,15 @@ def check_video(shown: str) -> None:
 
 
 @pytest.mark.parametrize("name", NEEDED)
-def test_an_example_without_its_packages_names_what_to_install(name: str) -> None:
-    found = run(EXAMPLES / f"{name}.py", OPTIONAL)
-    assert (found.returncode, found.stderr) == (1, NEEDED[name])
+def test_an_example_without_its_packages_names_what_to_install(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An exit with a text is that text on stderr, and status 1."""
+    take_packages_away(monkeypatch)
+    monkeypatch.setattr(sys, "argv", [f"{name}.py"])
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
+    assert stop.value.code == NEEDED[name]
 
 
 def test_the_digits_without_scikit_learn(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -279,6 +306,7 @@ def test_flux_differs_only_by_its_windows(
 ) -> None:
     """Both models have the same start, crops and noise."""
     monkeypatch.setattr(FLUX, "MASK", mask)
+    monkeypatch.setattr(FLUX, "PHOTOGRAPHS", FLUX.PHOTOGRAPHS[:2])
     found = FLUX.main(steps=2, side=16, euler=1, seed=1, out=tmp_path)
     full, windows = found[FLUX.FULL], found[FLUX.WINDOWS]
     assert (abs(windows / full - 1) < 1e-5) == (mask == Mask.full(rank=2))

@@ -157,13 +157,14 @@ def run_tests(programme: ModuleType, out: Path, hang: bool) -> dict[str, list[st
 def test_each_test_has_one_line_and_runs_once(
     programme: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A test that hangs ends its process, and a new one runs the others: seven processes, in which
-    torch is the little that lines ask of it.
+    """A test that hangs ends its process, and a new one runs the others: seven processes without
+    plugins, in which torch is the little that lines ask of it.
     """
     (tmp_path / "instead").mkdir()
     (tmp_path / "instead" / "torch.py").write_text(TORCH)
     known = programme.environment()
     known["PYTHONPATH"] = f"{tmp_path / 'instead'}{os.pathsep}{known['PYTHONPATH']}"
+    known["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
     monkeypatch.setattr(programme, "environment", lambda: known)
     expected = {f"test_sample[{n}]": ["failed" if n == 2 else "passed"] for n in range(4)}
     assert run_tests(programme, tmp_path, True) == {**expected, "test_hangs": ["no end"]}
@@ -175,6 +176,20 @@ def test_each_test_has_one_line_and_runs_once(
     assert "  failed: " in text
 
 
+def test_a_dry_run_has_its_own_words_and_ends_no_step(
+    programme: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wet, dry = (("{python}", "-c", APPEND.format(word), "{out}") for word in ("wet ", "dry "))
+    monkeypatch.setattr(programme, "STEPS", (programme.Step("a", "?", wet, 60, dry=dry),))
+    for words in (["--dry"], ["--dry"], [], []):
+        assert programme.main([*words, f"--output={tmp_path}"]) == 0
+    assert (tmp_path / "order").read_text() == "dry wet "
+    assert [(row.get("dry"), row["statuses"]) for row in known(tmp_path)] == [
+        (True, [0]), (None, [0])
+    ]  # fmt: skip
+
+
+@pytest.mark.deep  # the sweep's own dry run: test_gpu_benchmark.py
 def test_the_sweeps_step_runs_dry(programme: ModuleType, tmp_path: Path) -> None:
     assert programme.main(["--dry", "--only=sweep", f"--output={tmp_path}"]) == 0
     (row,) = known(tmp_path)

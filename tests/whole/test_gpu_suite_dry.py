@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+import torch_forks
 from emulator import build
 
 from nbattn.kernels import launch
@@ -53,11 +52,10 @@ def test_no_mixture_of_places():
 def dry(*words: str) -> tuple[str, dict[str, int]]:
     """The output of tests on the stand-in, and how many passed, failed …"""
     folders = (ROOT, ROOT / "tests", ROOT / "tests" / "instruments")
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "gpu_stand_in", "-p", "no:cacheprovider"]
-    done = subprocess.run(
-        [*command, *words], cwd=ROOT, capture_output=True, text=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, folders))},
-    )  # fmt: skip
+    run = "import pytest, sys; raise SystemExit(pytest.main(sys.argv[1:]))"
+    options = ["-q", "-p", "gpu_stand_in", "-p", "no:cacheprovider"]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, folders))}
+    done = torch_forks.run(["-c", run, *options, *words], env, ROOT)
     last = done.stdout.strip().splitlines()[-1]
     return done.stdout + done.stderr, {w: int(n) for n, w in re.findall(r"(\d+) (\w+)", last)}
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import torch_forks
 from own_warnings import STRICT
 
 from nbattn.backends import families
@@ -434,21 +435,23 @@ OPTIONAL = [
 ]
 
 
-def fresh(code: str, tmp_path: Path, *flags: str) -> object:
-    """What the code leaves in `result`, from an interpreter of its own."""
-    run = subprocess.run(
-        [
-            sys.executable,
-            *flags,
-            "-c",
-            f"{STRICT}{code}\nimport json; print(json.dumps(result))",
-        ],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
+def fresh(code: str, tmp_path: Path, *, has_torch: bool = False) -> object:
+    """What the code leaves in `result`, from an interpreter of its own, which may have loaded torch
+    already.
+    """
+    words = ["-c", f"{STRICT}{code}\nimport json; print(json.dumps(result))"]
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    if has_torch:
+        run = torch_forks.run(words, env, tmp_path)
+    else:
+        run = subprocess.run(
+            [sys.executable, *words],
+            cwd=tmp_path,
+            env=env,
+            capture_output=True,
+            text=True,
+            timeout=600,
+        )
     assert run.returncode == 0, run.stderr
     return json.loads(run.stdout.splitlines()[-1])
 
@@ -514,7 +517,7 @@ import torch, nbattn
 query = torch.randn(1, 5, 2, 4)
 result = list(nbattn.attention(query, query, query, nbattn.Mask.sliding_window(1)).shape)
 """
-    assert fresh(code, tmp_path) == [1, 5, 2, 4]
+    assert fresh(code, tmp_path, has_torch=True) == [1, 5, 2, 4]
 
 
 @pytest.mark.parametrize("statement", ["import nbattn", "import torch, nbattn"])
@@ -522,6 +525,7 @@ def test_import_writes_no_file_and_adds_no_handler(statement, tmp_path):
     *foreign, ours = statement.removeprefix("import ").split(", ")
     code = f"""
 import logging, os, sys
+sys.dont_write_bytecode = True
 for name in {foreign}:
     __import__(name)
 writes = os.O_WRONLY | os.O_RDWR | os.O_CREAT
@@ -542,7 +546,7 @@ if {foreign}:
     nbattn.attention
 result += [repr(h) for h in handlers() if h not in before and type(h) is not logging.NullHandler]
 """
-    assert fresh(code, tmp_path, "-B") == []
+    assert fresh(code, tmp_path, has_torch="torch" in foreign) == []
     assert list(tmp_path.iterdir()) == []
 
 
@@ -562,7 +566,7 @@ def load():
 took = lines(load)
 result = [took, sorted(set(sys.modules) - before)]
 """
-    took, loaded = fresh(code, tmp_path)
+    took, loaded = fresh(code, tmp_path, has_torch=True)
     packages = {module.split(".")[0] for module in loaded}
     assert packages - sys.stdlib_module_names <= {"nbattn", "numpy", "torch"}
     assert len(loaded) <= 90

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import email
-import subprocess
-import sys
+import os
 import tarfile
 import zipfile
 from pathlib import Path
 
 import pytest
+import torch_forks
 
 ROOT = Path(__file__).resolve().parents[2]
 CARRIED = ("configs", "cpu", "cuda")  # folders of the repository that lie in the wheel's package
@@ -93,12 +93,7 @@ def test_a_wheel_alone_finds_its_files(built: Path, tmp_path: Path) -> None:
         wheel.extractall(place)
     (place / "cuda").mkdir()  # NVIDIA's, beside the package
     (place / "cuda" / "params.h").write_text("#error foreign")
-    done = subprocess.run(
-        [sys.executable, "-c", LOAD.format(place=str(place))],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-    )
+    done = torch_forks.run(["-c", LOAD.format(place=str(place))], {**os.environ}, tmp_path)
     folders = [str(place / "nbattn" / name) for name in ("cuda", "cpu", "configs")]
     assert done.stdout.splitlines() == [
         " ".join(folders),

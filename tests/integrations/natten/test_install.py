@@ -7,7 +7,7 @@ from __future__ import annotations
 import importlib
 import json
 import logging
-import subprocess
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch_forks
 from own_warnings import STRICT
 
 from nbattn import InputError
@@ -32,11 +33,10 @@ def natten_uninstalled_after() -> Iterator[None]:
     assert not natten.is_installed()
 
 
-def run(code: str, path: Path | None = None) -> str:
-    """What a fresh interpreter prints, with another folder to import from."""
-    start = f"import sys; sys.path[:0] = [{str(path or ROOT)!r}, {str(ROOT)!r}]\n"
-    command = [sys.executable, "-c", STRICT + start + code]
-    done = subprocess.run(command, capture_output=True, text=True)
+def run(code: str, path: Path) -> str:
+    """What an interpreter prints that has loaded torch, with another folder to import from."""
+    start = f"import sys; sys.path[:0] = [{str(path)!r}, {str(ROOT)!r}]\n"
+    done = torch_forks.run(["-c", STRICT + start + code], {**os.environ})
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 
@@ -98,7 +98,7 @@ ORDERS = {
 
 
 FORKS = """
-import json, os, torch  # loaded once: every order starts from here
+import json, os, nbattn.nn  # loaded once: every order starts from here
 for code in json.loads({codes!r}):
     sys.stdout.flush()
     if not os.fork():
@@ -112,7 +112,7 @@ END = "the end of an order"
 
 @pytest.fixture(scope="module")
 def output_by_order(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """What every order prints, each in a process without natten and nbattn."""
+    """What every order prints, each in a process without natten and nbattn's integrations."""
     codes = json.dumps([code for code, _ in ORDERS.values()])
     output = run(FORKS.format(codes=codes, end=END), other(tmp_path_factory.mktemp("natten")))
     return dict(zip(ORDERS, map(str.strip, output.split(END)), strict=False))
@@ -123,15 +123,13 @@ def test_beside_a_real_natten(order: str, output_by_order: dict[str, str]) -> No
     assert output_by_order[order] == ORDERS[order][1]
 
 
-def test_transformers_detects_natten_while_it_is_installed() -> None:
-    pytest.importorskip("transformers")
-    code = (
-        "from transformers.utils import is_natten_available as seen\n"
-        "from nbattn.integrations import natten\n"
-        "before = seen()\nnatten.install(replace=True)\nwithin = seen()\nnatten.uninstall()\n"
-        "print(within, seen() == before)"
-    )
-    assert run(code) == "True True"
+def test_transformers_detects_natten_while_it_is_installed(natten_uninstalled_after: None) -> None:
+    seen = pytest.importorskip("transformers").utils.is_natten_available
+    before = seen()
+    natten.install(replace=True)
+    assert seen()
+    natten.uninstall()
+    assert seen() == before
 
 
 @pytest.mark.parametrize("generation", GENERATIONS)
