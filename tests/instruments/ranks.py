@@ -5,6 +5,7 @@ The store is in the process that starts them, as it is in torchrun's agent: it o
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import traceback
@@ -15,7 +16,10 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 
-PRELOADED = ["torch._dynamo", "torch.distributed.fsdp", "nbattn.nn.parallel", "nbattn.distributed"]
+PRELOADED = [
+    *("torch._dynamo", "torch._inductor.compile_fx", "torch.distributed.fsdp"),
+    *("nbattn.nn.parallel", "nbattn.distributed"),
+]
 Work = Callable[..., Any]
 
 
@@ -72,6 +76,8 @@ def _started(
     end: Any, work: Work, rank: int, ranks: int, port: int, seconds: float, given: tuple[Any, ...]
 ) -> None:
     torch.set_num_threads(1)
+    gc.freeze()  # what is preloaded stays: no collection needs to look at it
+    gc.set_threshold(20_000)  # as in conftest.py
     limit = timedelta(seconds=seconds)
     store = dist.TCPStore("127.0.0.1", port, None, is_master=False, timeout=limit)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=ranks, timeout=limit)

@@ -41,7 +41,8 @@ Count = Callable[[str, int], None]
 COMPILED = {"reference": MASKS[2:3], "tiled": MASKS[1::2], "sdpa": MASKS[3:]}
 
 
-@pytest.mark.parametrize("dynamic", [False, True])
+# Lengths that are constants are also in the next test, and in those of autocast.
+@pytest.mark.parametrize("dynamic", [pytest.param(False, marks=pytest.mark.deep), True])
 @pytest.mark.parametrize("backend", COMPILED)
 def test_compiled_attention_equals_eager(backend: str, dynamic: bool, cases: Count) -> None:
     for mask, space in COMPILED[backend]:
@@ -102,7 +103,7 @@ class Layer(torch.nn.Module):
         return out * self.masks[self.mask]
 
 
-@pytest.mark.parametrize("backend", ["reference", "tiled"])
+@pytest.mark.parametrize("backend", [pytest.param("reference", marks=pytest.mark.deep), "tiled"])
 def test_masks_inside_a_compiled_function(backend: str) -> None:
     layer = Layer()
     # The compiler of torch 2.8 does not look masks up in a dict: it breaks the graph there.
