@@ -110,9 +110,6 @@ def test_onnx_graph_of_a_cross_attention_with_everything() -> None:
     same(to_onnx(Attend(without), tensors[:3]), Attend(without), tensors[:3])  # rows without keys
 
 
-@pytest.mark.skipif(
-    not hasattr(sym_node, "DynamicInt"), reason="torch 2.8 fixes the lengths of a dilated axis"
-)
 class Added(nn.Module):
     """A table, slopes, and extra keys with a range."""
 
@@ -138,6 +135,9 @@ def added_call(length: int) -> list[Tensor]:
 ADDED_MASK = Mask(Axis(3, 2, border="shift", dilation=2))
 
 
+@pytest.mark.skipif(
+    not hasattr(sym_node, "DynamicInt"), reason="torch 2.8 fixes the lengths of a dilated axis"
+)
 @pytest.mark.parametrize("backend", ["auto", pytest.param("reference", marks=pytest.mark.deep)])
 def test_onnx_graph_of_what_is_added_to_scores(backend: str) -> None:
     module = Added(ADDED_MASK, 11, backend).eval()
