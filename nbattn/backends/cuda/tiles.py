@@ -32,11 +32,18 @@ DTYPES = ("float16", "bfloat16", "float32", "float64")  # in the order of NB_DTY
 LARGEST_MEMORY = 227 << 10  # the most bytes of shared memory that a block has on any device
 SPLIT = 128  # above this head size, two launches compute the gradients of keys and of values
 # Accumulators per thread without options and with some: with more, compilers spill registers. The
-# exceptions are by (kernel, row blocks of a warp, columns). From the compile matrix, whose deep
-# profile tries every tile.
+# exceptions are by (kernel, warps, row blocks of a warp, columns): without a table, with one, and
+# with one where rows have two runs of keys. From the compile matrix, whose deep profile tries every
+# tile.
 _ACCUMULATORS = {"mma": (192, 184), "simt": (128, 128)}
-_FEWER: Mapping[tuple[str, int, int], int] = {("fwd", 2, 64): 176, ("dq", 2, 64): 176}
-_FEWER_WITH_TABLE: Mapping[tuple[str, int, int], int] = {("fwd", 2, 64): 112}
+_FEWER: Mapping[tuple[str, int, int, int], tuple[int, int, int]] = {
+    ("fwd", 4, 2, 64): (176, 112, 80),
+    ("fwd", 4, 2, 32): (192, 192, 136),
+    ("dq", 4, 2, 64): (176, 168, 144),
+    ("dq", 4, 2, 32): (192, 192, 160),
+    ("dkdv", 4, 2, 64): (192, 192, 152),
+    ("dkdv", 1, 1, 64): (184, 184, 184),
+}
 _LANES = 32  # threads of a warp
 _GRID_BYTES = -(-(layout.SIZE + 4) // 16) * 16  # `OnGrid` of cuda/block.cuh
 
@@ -201,9 +208,8 @@ def fits(kernel: str, tiles: Tiles, build: Build, memory: int) -> bool:
     """Whether registers and shared memory suffice for a block."""
     options = any(build[3:])
     most = _ACCUMULATORS[tiles.instructions][options]
-    case = (kernel, tiles.row_blocks, math.prod(tiles.columns))
-    fewer = _FEWER.get(case, most)
-    fewer = _FEWER_WITH_TABLE.get(case, fewer) if build.table else fewer
+    case = (kernel, tiles.warps, tiles.row_blocks, math.prod(tiles.columns))
+    fewer = _FEWER.get(case, (most, most, most))[build.table + (build.table and build.two_runs)]
     return (
         accumulators(kernel, tiles, build) <= min(most, fewer)
         and shared_bytes(kernel, tiles, build) <= memory
