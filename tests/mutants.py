@@ -401,6 +401,8 @@ MUTANTS = [
            "tiles[2] * batch", "backends/cuda/run"),
     Mutant("cuda-group", CUDA, "heads // packed // kv_heads, extra", "1, extra",
            "backends/cuda/run"),
+    Mutant("tiles-that-spill-with-a-table", CUDA_TILES, '("fwd", 4, 2, 32): (192, 192, 136)',
+           '("fwd", 4, 2, 32): (192, 192, 192)', "whole/compile_matrix"),
     Mutant("cuda-two-runs", CUDA_MEANING, 'axis.spec.border == "wrap" or axis.spec.prefix',
            'axis.spec.border == "wrap"',
            "backends/cuda/run backends/cuda/meaning backends/cuda/candidates"),

@@ -86,7 +86,7 @@ def counted(*, table: bool = False) -> list[Counted]:
         Counted(*_read(name), target, b["interior"], b["masked"], b.get("rescale"), b["registers"])
         for name, budgets in kernels.items()
         if "_mma" in name and ("bias=1" in name) == table
-        if not any(option in name for option in ("softcap", "grids", "range"))
+        if not any(option in name for option in ("two_runs", "softcap", "grids", "range"))
         for target, b in budgets.items()
         if target in DEVICE and "interior" in b
     ]

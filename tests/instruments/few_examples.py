@@ -1,4 +1,4 @@
-"""Fewer examples of a property in quick runs, where a hundred find what two hundred do."""
+"""Fewer examples in quick runs, for properties whose examples take long."""
 
 from __future__ import annotations
 

@@ -185,6 +185,8 @@ def added() -> Iterator[Case]:
             yield from variants_of(kernel, largest(kernel, "mma", build), build, "80")
         single = table._replace(dtype="float32", slopes=True)
         yield from variants_of(kernel, largest(kernel, "simt", single), single, "75")
+    tight = Build("float16", 112, 112, two_runs=True, table=True)  # larger tiles would spill
+    yield from variants_of("fwd", largest("fwd", "mma", tight), tight, "90a")
     for build, target in ((table, "90a"), (everything._replace(dtype="float32"), "75")):
         tiles = largest(cuda_tiles.TABLE, "simt", build)
         yield from variants_of(cuda_tiles.TABLE, tiles, build, target)
