@@ -163,7 +163,7 @@ CASES = {
                                table=True), (1, 1, 4, 4), keys=(1, 1, 2, 8)),
     "all table": case(Common(Mask(Axis(2, 3, dilation=2), Axis(4, 2, border="shift")), (41, 9),
                              (41, 9), dtype=torch.float32, heads=6, group=3, batch=2, head_dim=8,
-                             table=True, softcap=2.0), (2, 1, 2, 4), slab=(1, 4, 2), threads=3),
+                             table=True, softcap=2.0), (2, 1, 2, 4), slab=(1, 4, 3), threads=3),
     "all table torus": case(Common(Mask(Axis(1, 2, border="wrap"),
                                         Axis(4, 3, border="wrap", stride=3)), (4, 12), (4, 12),
                                    dtype=torch.float32, head_dim=8, value_dim=8, table=True),

@@ -9,10 +9,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 from native_checks import apart, build, checks
 from native_checks.cases import AVERAGES, CASES
+from native_checks.problem import Problem
 from native_library import needs_library
+
+from nbattn import Mask
 
 Count = Callable[[str, int], None]
 pages = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="maps pages as Linux does")
@@ -64,6 +68,37 @@ def test_averages_have_ties_and_small_numbers(name: str) -> None:
     step = 2.0 ** (close.abs().log2().floor() - (10 if name.endswith("halves") else 7))
     assert ((average - close).abs() * 2 == step).sum() > 20
     assert (close.abs() < 2.0**-14).sum() > 20
+
+
+def test_items_of_threads_share_no_column() -> None:
+    """Of the slabs of a case that run at a time: else threads would add to the same gradients."""
+    for name, p in CASES.items():
+        if p.slab is None:
+            continue
+        slabs = [_columns_of_slabs(p, axis) for axis in range(p.common.mask.rank)]
+        alternating = [n for n, per_class in enumerate(slabs) if len(per_class[0]) > 1][-1:]
+        for axis, per_class in enumerate(slabs):
+            step = 2 if axis in alternating else 1
+            for columns in per_class:
+                for phase in range(step):
+                    times = sum(columns[phase::step])
+                    assert times.max(initial=0) <= 1, f"{name}, axis {axis}"
+
+
+def _columns_of_slabs(p: Problem, axis: int) -> list[list[np.ndarray]]:
+    """For each class of one axis, and each of its slabs: which keys its queries attend to."""
+    common, at = p.common, axis - p.common.mask.rank
+    one = Mask(common.mask.axes[axis]).dense(common.queries[axis], common.keys[axis])
+    dilation, extent = common.mask.axes[axis].dilation, p.rows[1][at] * p.groups[1][at]
+    rows = extent * p.slab[at] if p.slab else extent
+    classes = [one[residue::dilation] for residue in range(min(dilation, len(one)))]
+    return [
+        [
+            of_class[first : first + rows].any(0).astype(int)
+            for first in range(0, len(of_class), rows)
+        ]
+        for of_class in classes
+    ]
 
 
 def test_a_case_for_every_type() -> None:
