@@ -76,28 +76,26 @@ def test_items_of_threads_share_no_column() -> None:
         if p.slab is None:
             continue
         slabs = [_columns_of_slabs(p, axis) for axis in range(p.common.mask.rank)]
-        alternating = [n for n, per_class in enumerate(slabs) if len(per_class[0]) > 1][-1:]
-        for axis, per_class in enumerate(slabs):
+        alternating = [axis for axis, (longest, *_) in enumerate(slabs) if len(longest) > 1][-1:]
+        for axis, classes in enumerate(slabs):
             step = 2 if axis in alternating else 1
-            for columns in per_class:
-                for phase in range(step):
-                    times = sum(columns[phase::step])
-                    assert times.max(initial=0) <= 1, f"{name}, axis {axis}"
+            phases = [columns[phase::step] for columns in classes for phase in range(step)]
+            assert max(columns.sum(0).max() for columns in phases) <= 1, f"{name}, axis {axis}"
 
 
-def _columns_of_slabs(p: Problem, axis: int) -> list[list[np.ndarray]]:
-    """For each class of one axis, and each of its slabs: which keys its queries attend to."""
-    common, at = p.common, axis - p.common.mask.rank
-    one = Mask(common.mask.axes[axis]).dense(common.queries[axis], common.keys[axis])
-    dilation, extent = common.mask.axes[axis].dilation, p.rows[1][at] * p.groups[1][at]
-    rows = extent * p.slab[at] if p.slab else extent
-    classes = [one[residue::dilation] for residue in range(min(dilation, len(one)))]
+def _columns_of_slabs(p: Problem, axis: int) -> list[np.ndarray]:
+    """For each class of one axis, [slabs, keys]: whether a query of the slab attends to the key."""
+    assert p.slab is not None
+    mask, at = p.common.mask, axis - p.common.mask.rank
+    pairs = Mask(mask.axes[axis]).dense(p.common.queries[axis], p.common.keys[axis])
+    rows = p.rows[1][at] * p.groups[1][at] * p.slab[at]
+    classes = [
+        pairs[first :: mask.axes[axis].dilation] for first in range(mask.axes[axis].dilation)
+    ]
     return [
-        [
-            of_class[first : first + rows].any(0).astype(int)
-            for first in range(0, len(of_class), rows)
-        ]
-        for of_class in classes
+        np.logical_or.reduceat(queries, range(0, len(queries), rows)).astype(int)
+        for queries in classes
+        if len(queries)
     ]
 
 
