@@ -34,6 +34,7 @@ NEEDS_A_GPU = {
     "test_the_sanitizer_finds_nothing": "needs compute-sanitizer",
     "test_without_cublas_workspace": "needs a device in a process of its own",
     "test_the_first_backward_of_a_process_in_a_graph": "needs a device in a process of its own",
+    "test_torch_takes_the_kernel_of_the_plan": "asks torch for the device's kernels",
     "test_a_launch_on_a_gpu_takes_few_lines_of_the_host": "counts lines of the real launcher",
 }
 MOVES = ("copy_", "to", "cpu", "cuda", "__setitem__", "__getitem__", "index", "item", "tolist")

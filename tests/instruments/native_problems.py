@@ -402,7 +402,8 @@ def judge(made: Problem, found: dict[str, Tensor]) -> None:
     sums = 5e-11 if double else (16 + scores + long) * torch.finfo(torch.float32).eps
     for name, tensor in found.items():
         own = 0.0 if name == "lse" else torch.finfo(made.dtype).eps
-        size = terms.get(name, 0.0)
+        least = torch.finfo(tensor.dtype).smallest_normal  # below it, digits do not become smaller
+        size = max(terms.get(name, 0.0), least)
         dense_attention.judge(name, tensor, exact[name], exact[name], sums + own, size)
     if made.tensors.get("key_range") is not None:
         outside = ~dense_attention.inside(made.tensors["key_range"], made.keys)
