@@ -238,7 +238,7 @@ def judge(p: Problem, found: Tensors, expected: tuple[Tensors, Tensors]) -> None
     """
     low, exact = expected
     eps = 5e-11 if p.dtype == torch.float64 else torch.finfo(p.dtype).eps
-    eps *= 1 + p.louder  # the last digit of a weight is that of its score
+    eps += p.louder * torch.finfo(p.accumulator).eps  # a weight's last digit is that of its score
     for name in found:
         dense_attention.judge(name, found[name], low[name], exact[name], eps)
 

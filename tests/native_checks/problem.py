@@ -41,8 +41,8 @@ class Problem:
         rows: the tile of each pass: heads of a key head, then three axes.
         groups: tiles of a group of each pass.
         slab: groups of an item on each axis, of the pass that computes all gradients: then it is
-            the backward, else there are two, by queries and by keys. Of the slabs of an axis, every
-            other one may share no column.
+            the backward, else there are two, by queries and by keys. Slabs that run at a time may
+            share no column: every other one of the last axis with several, all of other axes.
         heads_first: whether the inputs are views of `[B, H, *space, D]`.
     """
 

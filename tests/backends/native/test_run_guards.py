@@ -79,22 +79,20 @@ def test_items_of_threads_share_no_column() -> None:
         alternating = [axis for axis, (longest, *_) in enumerate(slabs) if len(longest) > 1][-1:]
         for axis, classes in enumerate(slabs):
             step = 2 if axis in alternating else 1
-            phases = [columns[phase::step] for columns in classes for phase in range(step)]
-            assert max(columns.sum(0).max() for columns in phases) <= 1, f"{name}, axis {axis}"
+            for phase in range(step):
+                columns = np.concatenate([slabs_of[phase::step] for slabs_of in classes])
+                assert columns.sum(0).max() <= 1, f"{name}, axis {axis}"
 
 
 def _columns_of_slabs(p: Problem, axis: int) -> list[np.ndarray]:
     """For each class of one axis, [slabs, keys]: whether a query of the slab attends to the key."""
     assert p.slab is not None
-    mask, at = p.common.mask, axis - p.common.mask.rank
-    pairs = Mask(mask.axes[axis]).dense(p.common.queries[axis], p.common.keys[axis])
+    spec, at = p.common.mask.axes[axis], axis - p.common.mask.rank
+    pairs = Mask(spec).dense(p.common.queries[axis], p.common.keys[axis])
     rows = p.rows[1][at] * p.groups[1][at] * p.slab[at]
-    classes = [
-        pairs[first :: mask.axes[axis].dilation] for first in range(mask.axes[axis].dilation)
-    ]
     return [
         np.logical_or.reduceat(queries, range(0, len(queries), rows)).astype(int)
-        for queries in classes
+        for queries in (pairs[first :: spec.dilation] for first in range(spec.dilation))
         if len(queries)
     ]
 
