@@ -1,0 +1,1 @@
+"""The Triton kernels: one source for NVIDIA, AMD and Intel GPUs."""

@@ -1,0 +1,117 @@
+"""The gradients of a tile of keys and values: rows are keys, columns the queries that attend to
+them, in all query heads of the key head.
+"""
+
+import triton
+import triton.language as tl
+
+from nbattn.backends.triton.kernels.place import (
+    channel_step,
+    key_tokens,
+    load,
+    offsets_of,
+    place_of,
+    query_tokens,
+    start_of,
+    store,
+    strides_of,
+)
+from nbattn.backends.triton.kernels.scores import (
+    added,
+    dot,
+    grad_scores,
+    scores_of,
+    slope_of,
+    sum_type,
+    table_of,
+)
+from nbattn.backends.triton.kernels.tile import (
+    all_inside,
+    columns_of,
+    is_full,
+    key_parts,
+    pairs_of,
+    rows_of,
+    visits,
+)
+
+
+@triton.jit
+def grad_key(
+    query,
+    key,
+    value,
+    key_range,
+    relative_bias,
+    alibi_slopes,
+    grids,
+    grad_out,
+    terms,
+    grad_keys,
+    grad_values,
+    axes,
+    query_strides,
+    key_strides,
+    value_strides,
+    grad_out_strides,
+    counts,
+    scale: tl.float64,
+    softcap: tl.float64,
+    V: tl.constexpr,
+):
+    """One program for each tile of keys, key head and sample."""
+    D: tl.constexpr = V.head_dim
+    DV: tl.constexpr = V.value_dim
+    D_SIZE: tl.constexpr = V.head_size
+    DV_SIZE: tl.constexpr = V.value_size
+    ROWS: tl.constexpr = V.row_count
+    SUM: tl.constexpr = sum_type(V)
+    place = place_of(grids, axes, counts, 2)
+    axes = place.axes
+    parts = key_parts(place, key_range, V)
+    rows = rows_of(parts, axes, True, V)
+    valid = rows[0].valid & rows[1].valid & rows[2].valid
+
+    query_strides = strides_of(query_strides, axes[1].queries, axes[2].queries, V)
+    grad_out_strides = strides_of(grad_out_strides, axes[1].queries, axes[2].queries, V)
+    key_strides = strides_of(key_strides, axes[1].held_keys, axes[2].held_keys, V)
+    value_strides = strides_of(value_strides, axes[1].held_keys, axes[2].held_keys, V)
+    key += start_of(key_strides, place, place.head, place.first_key, V)
+    value += start_of(value_strides, place, place.head, place.first_key, V)
+    at = offsets_of(key_strides, rows, V)
+    k = load(key, at, valid, channel_step(key_strides, V), D, D_SIZE)  # others may be NaN
+    at = offsets_of(value_strides, rows, V)
+    v = load(value, at, valid, channel_step(value_strides, V), DV, DV_SIZE)
+
+    key_sums = tl.zeros([ROWS, D_SIZE], SUM)
+    value_sums = tl.zeros([ROWS, DV_SIZE], SUM)
+    own = visits(parts)
+    for visit in range(own * counts.group):
+        columns = columns_of(parts, visit % own, V)
+        there = all_inside(columns)
+        head = place.head * counts.group + visit // own
+        first = start_of(query_strides, place, head, place.first_query, V)
+        at = offsets_of(query_strides, columns, V)
+        q = load(query + first, at, there, channel_step(query_strides, V), D, D_SIZE)
+        scores, bend = scores_of(dot(k, tl.trans(q), V), scale, softcap, V)
+        read = pairs_of(rows, columns, V)
+        table = table_of(relative_bias, head, axes, V.rank)
+        slope = slope_of(alibi_slopes, place.sample, head, counts.slope_step)
+        scores = added(scores, table, slope, axes, rows, columns, read, True, V.rank)
+        token = query_tokens(place, columns, counts.heads, V) + head
+        lse = tl.load(terms + 2 * token, mask=there, other=0.0)
+        weights = tl.exp2(scores - lse[None, :])
+        if not is_full(columns):
+            weights = tl.where(read, weights, 0.0)
+        first = start_of(grad_out_strides, place, head, place.first_query, V)
+        at = offsets_of(grad_out_strides, columns, V)
+        do = load(grad_out + first, at, there, channel_step(grad_out_strides, V), DV, DV_SIZE)
+        value_sums += dot(weights.to(do.dtype), do, V)
+        delta = tl.load(terms + 2 * token + 1, mask=there, other=0.0)
+        grads = grad_scores(weights, dot(v, tl.trans(do), V) - delta[None, :], bend, V)
+        key_sums += dot(grads.to(q.dtype), q, V)
+
+    inside = all_inside(rows)
+    token = key_tokens(place, rows, counts.heads // counts.group, V) + place.head
+    store(grad_keys, token * D, inside, key_sums * tl.full([], scale, SUM), D, D_SIZE)
+    store(grad_values, token * DV, inside, value_sums, DV, DV_SIZE)
