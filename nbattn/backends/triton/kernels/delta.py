@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 
 from nbattn.backends.triton.kernels.place import load
-from nbattn.backends.triton.kernels.scores import LOG2E, sum_type
+from nbattn.backends.triton.kernels.scores import LOG2E
 
 
 @triton.jit
@@ -28,7 +28,7 @@ def delta(
         space: lengths of the last two axes, and of all three of a sample.
         count: rows.
     """
-    SUM: tl.constexpr = sum_type(V)
+    SUM: tl.constexpr = tl.float64 if V.double else tl.float32
     ROWS: tl.constexpr = V.row_count
     DV: tl.constexpr = V.value_dim
     DV_SIZE: tl.constexpr = V.value_size

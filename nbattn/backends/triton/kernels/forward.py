@@ -23,7 +23,6 @@ from nbattn.backends.triton.kernels.scores import (
     online_softmax,
     scores_of,
     slope_of,
-    sum_type,
     table_of,
 )
 from nbattn.backends.triton.kernels.tile import (
@@ -68,7 +67,7 @@ def forward(
     DV_SIZE: tl.constexpr = V.value_size
     ROWS: tl.constexpr = V.row_count
     COLUMNS: tl.constexpr = V.column_count
-    SUM: tl.constexpr = sum_type(V)
+    SUM: tl.constexpr = tl.float64 if V.double else tl.float32
     place = place_of(grids, axes, counts, 0)
     axes = place.axes
     parts = query_parts(place, key_range, V)

@@ -17,7 +17,7 @@ from nbattn.backends.triton.kernels.place import (
     store,
     strides_of,
 )
-from nbattn.backends.triton.kernels.scores import dot, grad_scores, scores_of, sum_type
+from nbattn.backends.triton.kernels.scores import dot, grad_scores, scores_of
 
 
 @triton.jit
@@ -51,7 +51,7 @@ def grad_extra(
     DV_SIZE: tl.constexpr = V.value_size
     ROWS: tl.constexpr = V.row_count
     COLUMNS: tl.constexpr = V.column_count
-    SUM: tl.constexpr = sum_type(V)
+    SUM: tl.constexpr = tl.float64 if V.double else tl.float32
     share = tl.program_id(1)
     shares = tl.num_programs(1)
     number = tl.program_id(0)

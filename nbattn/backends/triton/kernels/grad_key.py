@@ -22,7 +22,6 @@ from nbattn.backends.triton.kernels.scores import (
     grad_scores,
     scores_of,
     slope_of,
-    sum_type,
     table_of,
 )
 from nbattn.backends.triton.kernels.tile import (
@@ -65,7 +64,7 @@ def grad_key(
     D_SIZE: tl.constexpr = V.head_size
     DV_SIZE: tl.constexpr = V.value_size
     ROWS: tl.constexpr = V.row_count
-    SUM: tl.constexpr = sum_type(V)
+    SUM: tl.constexpr = tl.float64 if V.double else tl.float32
     place = place_of(grids, axes, counts, 2)
     axes = place.axes
     parts = key_parts(place, key_range, V)

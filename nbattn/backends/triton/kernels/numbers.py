@@ -1,6 +1,7 @@
 """What kernels are compiled for, what they take besides pointers, and what their functions return."""
 
 import math
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 
@@ -9,7 +10,8 @@ def _power(number: int) -> int:
     return 1 << (number - 1).bit_length()
 
 
-class Variant(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Variant:
     """What a kernel is compiled for.
 
     Args:

@@ -8,15 +8,6 @@ LN2 = tl.constexpr(0.6931471805599453)
 
 
 @triton.jit
-def sum_type(V: tl.constexpr):
-    """The type of scores and sums."""
-    if V.double:
-        return tl.float64
-    else:
-        return tl.float32
-
-
-@triton.jit
 def dot(a, b, V: tl.constexpr):
     """The product of two matrices."""
     if V.double:
