@@ -13,20 +13,11 @@ from nbattn import geometry
 from nbattn.axis import Axis
 from nbattn.backends.cuda import meaning, pipes
 from nbattn.backends.cuda.pipes import Machine
-from nbattn.backends.cuda.tiles import (
-    RANK,
-    TABLE,
-    TRIVIAL,
-    Build,
-    Tiles,
-    legal_tiles,
-    padded,
-    row_tiles,
-    row_tiles_of,
-)
+from nbattn.backends.cuda.tiles import TABLE, Build, Tiles, legal_tiles
 from nbattn.geometry import Axes, BoundAxis
 from nbattn.program.parts import Part, longest, parts_of
 from nbattn.program.request import Request
+from nbattn.program.tile_counts import RANK, TRIVIAL, padded, row_tiles, row_tiles_of
 from nbattn.program.tile_traversal import Traversal
 
 _FULL = 64  # queries of a head that fill a tile
@@ -80,7 +71,7 @@ def blocks(kernel: str, one: Pass, request: Request) -> int:
     extra = -(-request.extra_keys // one.tiles.row_count) if inverse else 0
     tiles = int(one.row_tiles) + extra
     if grids is not None:
-        of_grids = row_tiles_of(request.mask, grids, one.tiles, inverse=inverse)
+        of_grids = row_tiles_of(request.mask, grids, one.tiles.rows, inverse=inverse)
         tiles = int(of_grids.sum()) + extra * len(grids)
     return tiles * request.batch * (request.kv_heads if inverse else request.heads) // one.packed
 

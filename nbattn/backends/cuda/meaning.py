@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nbattn import biases
-from nbattn.backends.cuda.tiles import RANK, Build, Extents, Tiles
+from nbattn.backends.cuda.tiles import Build, Tiles
 from nbattn.geometry import Axes, Ints
 from nbattn.mask import Mask
 from nbattn.packages import install_line
@@ -24,6 +24,7 @@ from nbattn.program.blocks import Block, ranges_of
 from nbattn.program.limits import Limits, Reason, over_int32, whole_axes
 from nbattn.program.program import Call
 from nbattn.program.request import Needs, Request
+from nbattn.program.tile_counts import RANK, Extents
 from nbattn.program.tile_traversal import Traversal
 
 CUDA = Limits(name="cuda", kinds=("cuda",), extra_range=True, relative_bias=True, alibi_slopes=True)

@@ -28,6 +28,7 @@ from nbattn.kernels.launch import Launcher
 from nbattn.kernels.variant import Variant
 from nbattn.program.parts import PackedCall
 from nbattn.program.program import ByIdentity, Program
+from nbattn.program.tile_counts import row_tiles, row_tiles_of
 
 _COPY = 16  # bytes that tensor-core kernels copy at once
 _EXTRA = ("extra_key", "extra_value")
@@ -314,9 +315,9 @@ def _counts(
 ) -> Ints:
     """The tiles of rows of one head of every grid: of its queries or, inverse, of its keys."""
     if many is not None:
-        return cuda_tiles.row_tiles_of(many.mask, many.grids, tiles, inverse=inverse)
+        return row_tiles_of(many.mask, many.grids, tiles.rows, inverse=inverse)
     extents = zip(packed_grid(window.axes, packed), tiles.rows, strict=True)
-    of_axes = (cuda_tiles.row_tiles(axis, n, inverse=inverse) for axis, n in extents)
+    of_axes = (row_tiles(axis, n, inverse=inverse) for axis, n in extents)
     return np.array([math.prod(of_axes)], dtype=np.int64)
 
 

@@ -13,17 +13,10 @@ from functools import lru_cache
 from itertools import product
 from typing import NamedTuple
 
-import numpy as np
-
-from nbattn.axis import Axis
-from nbattn.geometry import Axes, BoundAxis, Ints
-from nbattn.grids import PackedGrids
 from nbattn.kernels import layout
 from nbattn.kernels.variant import Variant
-from nbattn.mask import Mask
+from nbattn.program.tile_counts import RANK, Extents, placed
 
-Extents = tuple[int, int, int]
-RANK = 3  # axes of the kernels' tiles
 DELTA_THREADS = 128  # of a block of delta.cu
 KERNELS = ("fwd", "dq", "dkdv")
 TABLE = "dbias"  # the kernel of the gradient of a table of relative positions: without tensor cores
@@ -47,7 +40,6 @@ _FEWER: Mapping[tuple[str, int, int, int], tuple[int, int, int]] = {
 _LANES = 32  # threads of a warp
 _GRID_BYTES = -(-(layout.SIZE + 4) // 16) * 16  # `OnGrid` of cuda/block.cuh
 
-TRIVIAL = BoundAxis(Axis(), 1, 1)
 _Shapes = Mapping[int, Mapping[int, tuple[tuple[int, ...], ...]]]
 # Extents of a tile, by the number of axes longer than one position and by the extents' product.
 _ROWS: _Shapes = {
@@ -238,42 +230,11 @@ def legal_tiles(
     blocks = (*_BLOCKS[instructions], *_WIDE_BLOCKS.get((kernel, instructions), ()))
     for (count, warps, row_blocks, stages), width in product(blocks, _WIDTHS[instructions]):
         candidates = (
-            Tiles(_placed(row, axes), _placed(column, column_axes), warps, row_blocks, stages)
+            Tiles(placed(row, axes), placed(column, column_axes), warps, row_blocks, stages)
             for row, column in product(rows[count], columns[width])
         )
         legal += [tiles for tiles in candidates if fits(kernel, tiles, build, memory)]
     return tuple(legal)
-
-
-def _placed(extents: tuple[int, ...], axes: tuple[int, ...]) -> Extents:
-    """The extents on the given axes, 1 on the others."""
-    by_axis = dict(zip(axes, extents, strict=True))
-    return by_axis.get(0, 1), by_axis.get(1, 1), by_axis.get(2, 1)
-
-
-def padded(axes: Axes) -> Axes:
-    """The axes with leading ones of one query and one key, `RANK` in all."""
-    return (TRIVIAL,) * (RANK - len(axes)) + axes
-
-
-def row_tiles(axis: BoundAxis, rows: int, *, inverse: bool) -> int:
-    """Tiles of rows on one axis: each residue class gets as many as the longest needs."""
-    length = axis.keys if inverse else axis.queries
-    classes = min(axis.spec.dilation, length)
-    longest = (length + axis.spec.dilation - 1) // axis.spec.dilation
-    return classes * ((longest + rows - 1) // rows)
-
-
-def row_tiles_of(mask: Mask, grids: PackedGrids, tiles: Tiles, *, inverse: bool) -> Ints:
-    """Tiles of rows of each of the packed grids, `[G]`, counted as `row_tiles` does."""
-    lengths = (grids.key if inverse else grids.query).array
-    counts = np.ones(len(grids), dtype=np.int64)
-    for axis, length, rows in zip(
-        mask.axes, lengths.T, tiles.rows[RANK - mask.rank :], strict=True
-    ):
-        longest = -(-length // axis.dilation)
-        counts *= np.minimum(axis.dilation, length) * -(-longest // rows)
-    return counts
 
 
 def variant(kernel: str, tiles: Tiles, build: Build, *, grads: int, vector: bool) -> Variant:

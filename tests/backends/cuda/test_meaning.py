@@ -51,7 +51,7 @@ def test_support_at_any_tile(cases: Count, drawn: tuple[Mask, Space, Space], dat
         for visit in product(*(part.columns for part in row))
     ]
     counts = [math.prod(len(part.positions) for part in (*row, *visit)) for row, visit in visited]
-    traversals = [cuda.Traversal(bound_axis) for bound_axis in cuda_tiles.padded(axes_of_mask)]
+    traversals = [cuda.Traversal(bound_axis) for bound_axis in tile_counts.padded(axes_of_mask)]
     extents = zip(traversals, tiles[0].rows, tiles[0].columns, strict=True)
     assert len(visited) == math.prod(traversal.tile_pairs(*sizes) for traversal, *sizes in extents)
     assert sum(counts) >= wanted.sum()
