@@ -21,6 +21,7 @@ from nbattn.backends.cuda import tiles as cuda_tiles
 from nbattn.backends.cuda.meaning import CudaArguments
 from nbattn.backends.cuda.tiles import Build, Tiles
 from nbattn.geometry import bind
+from nbattn.program import tile_counts
 from nbattn.program.tile_traversal import row_tiles
 
 Count = Callable[[str, int], None]
