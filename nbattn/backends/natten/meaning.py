@@ -23,6 +23,7 @@ from nbattn.program.request import Needs, Request
 NATTEN = Limits(
     name="natten",
     kinds=("cuda",),
+    vendors=("nvidia",),
     dtypes=("float16", "bfloat16", "float32"),
     softcap=False,
     key_range=False,
