@@ -258,7 +258,6 @@ def _gpu(
     return replace(made, providers=made.assumed)
 
 
-_GEFORCE = "; half precision that sums in float32"
 # Rates of AMD and Intel are those of matrix units without sparsity where a dtype has such units
 # (Instincts: all dtypes; Radeons and Intel's: half precision), else those of vector units.
 # An MI250X and a Max 1550 are two devices each for torch, with half of the datasheet's numbers.
@@ -287,7 +286,7 @@ DEVICES: Mapping[str, DeviceInfo] = {
             (71.2e12, 35.6e12, 0.556e12),
             0.936e12,
             (82, 1.695e9),
-            f"NVIDIA GeForce RTX 3090, in the GA102 whitepaper{_GEFORCE}",
+            "NVIDIA GeForce RTX 3090, GA102 whitepaper, sums in float32",
             "sm_86",
         ),
         _gpu(
@@ -295,7 +294,7 @@ DEVICES: Mapping[str, DeviceInfo] = {
             (165.2e12, 82.6e12, 1.29e12),
             1.008e12,
             (128, 2.52e9),
-            f"NVIDIA GeForce RTX 4090, in the Ada whitepaper{_GEFORCE}",
+            "NVIDIA GeForce RTX 4090, Ada whitepaper, sums in float32",
             "sm_89",
         ),
         _gpu(
@@ -363,10 +362,11 @@ def known() -> str:
 def fix(given: object, gpu: str = "sm_90") -> str:
     """Returns what to write instead of an unknown device; `gpu` where any GPU is meant.
 
-    >>> fix("H100"), fix("gpu"), fix("sm_87"), fix("abacus")
-    ('device="sm_90"', 'device="sm_90"', 'device="sm_86"', 'device=None')
+    >>> fix("H100"), fix("gpu"), fix("sm_87"), fix("gfx1101"), fix("abacus")
+    ('device="sm_90"', 'device="sm_90"', 'device="sm_86"', 'device="gfx1100"', 'device=None')
     """
-    guess = synonyms.device(given, DEVICES, gpu)
+    is_amd = isinstance(given, str) and re.match(_ARCHITECTURES["amd"], given)
+    guess = amd(str(given)).name if is_amd else synonyms.device(given, DEVICES, gpu)
     return f'device="{guess}"' if guess else "device=None"
 
 
