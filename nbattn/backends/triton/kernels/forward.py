@@ -81,8 +81,8 @@ def forward(
     query += start_of(query_strides, place, place.head, place.first_query, V)
     key += start_of(key_strides, place, key_head, place.first_key, V)
     value += start_of(value_strides, place, key_head, place.first_key, V)
-    at = offsets_of(query_strides, rows, V)
-    q = load(query, at, inside, channel_step(query_strides, V), D, D_SIZE)
+    row_at = offsets_of(query_strides, rows, V)
+    q = load(query, row_at, inside, channel_step(query_strides, V), D, D_SIZE)
     table = table_of(relative_bias, place.head, axes, V.rank)
     slope = slope_of(alibi_slopes, place.sample, place.head, counts.slope_step)
 

@@ -54,10 +54,10 @@ def grad_extra(
     SUM: tl.constexpr = tl.float64 if V.double else tl.float32
     share = tl.program_id(1)
     shares = tl.num_programs(1)
-    number = tl.program_id(0)
-    tile = number % counts.tiles
-    head = number // counts.tiles % counts.blocks
-    place = sample_place(grids, axes, tile, head, number // counts.tiles // counts.blocks)
+    program = tl.program_id(0)
+    tile = program % counts.tiles
+    key_head = program // counts.tiles % counts.blocks
+    place = sample_place(grids, axes, tile, key_head, program // counts.tiles // counts.blocks)
     axes = place.axes
     heads = counts.heads // counts.group
     row = place.tile * ROWS + tl.arange(0, ROWS)
