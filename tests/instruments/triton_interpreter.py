@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import ast
 import linecache
-import sys
-import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -45,7 +43,7 @@ MODULES = (
 Change = tuple[str, str, str]  # a module, a text in it, and what stands there instead
 
 
-class KernelFault(Exception):
+class KernelError(Exception):
     """A kernel accessed what it must not."""
 
 
@@ -135,6 +133,23 @@ def _standard() -> dict[str, Callable[..., Any]]:
     }
 
 
+@cache
+def _numpy_types() -> Callable[[Any], Any]:
+    """What Triton's function does, which builds a table for every question."""
+    slow, pointer_type = _interpreter()._get_np_dtype, _language().pointer_type
+    known: dict[str, Any] = {}
+
+    def numpy_type(kind: Any) -> Any:
+        scalar = kind.scalar
+        if isinstance(scalar, pointer_type):
+            return np.dtype(np.uint64)
+        if scalar.name not in known:
+            known[scalar.name] = slow(scalar)
+        return known[scalar.name]
+
+    return numpy_type
+
+
 @contextmanager
 def language(*, overflow: bool = False) -> Iterator[Any]:
     """Triton's language computes with numpy.
@@ -143,10 +158,12 @@ def language(*, overflow: bool = False) -> Iterator[Any]:
         overflow: whether integers that leave their type are errors, which takes time.
     """
     interpreter, tl, standard = _interpreter(), _language(), _standard()
+    types = _numpy_types()
     builder = interpreter.interpreter_builder
     scope = interpreter._LangPatchScope()
     options = replace(builder.options, sanitize_overflow=overflow)
     scope.set_attr(builder, "options", options)
+    scope.set_attr(interpreter, "_get_np_dtype", types)
     try:
         for module in (tl, tl.core):
             interpreter._patch_builtin(module, builder, scope)
@@ -234,7 +251,7 @@ class Launcher:
             warps, stages: of no meaning here.
 
         Raises:
-            KernelFault: with `check`, an access that must not be.
+            KernelError: with `check`, an access that must not be.
         """
         body = kernels(self.changes)[kernel][kernel]
         self.launched.append((kernel, grid, variant))
@@ -258,7 +275,7 @@ class Launcher:
 
 
 def _without_bfloat16(value: Any, wide: dict[int, tuple[Tensor, Tensor]]) -> Any:
-    """A tensor of bfloat16 as one of float32 with the same strides; views of one storage stay so."""
+    """A tensor of bfloat16 as one of float32 with the same strides; views of a storage stay so."""
     if not isinstance(value, Tensor) or value.dtype != torch.bfloat16:
         return value
     storage = value.untyped_storage()
@@ -283,7 +300,7 @@ class _Guard:
         found = np.minimum(np.searchsorted(self.places, at), len(self.places) - 1)
         if (self.places[found] != at).any():
             outside = int((self.places[found] != at).sum())
-            raise KernelFault(f"{self.kernel} {what} {outside} elements outside of its tensors")
+            raise KernelError(f"{self.kernel} {what} {outside} elements outside of its tensors")
         return found
 
     def load(self, builder: Any) -> Callable[..., Any]:
@@ -302,7 +319,7 @@ class _Guard:
             found = self.indices(pointers, mask, "stores")
             if self.kernel != "grad_table":  # which adds to entries by visits
                 if self.stored[found].any() or len(np.unique(found)) < len(found):
-                    raise KernelFault(f"{self.kernel} stores an element twice")
+                    raise KernelError(f"{self.kernel} stores an element twice")
                 self.stored[found] = True
             return plain(builder, pointers, value, mask, *rest, **named)
 
