@@ -10,8 +10,10 @@ time, and never undoes it; here the language is patched while a kernel runs, onc
 from __future__ import annotations
 
 import ast
+import inspect
 import linecache
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -150,6 +152,31 @@ def _numpy_types() -> Callable[[Any], Any]:
     return numpy_type
 
 
+@cache
+def _shape(sizes: tuple[int, ...]) -> tuple[Any, Any, Any]:
+    """A shape as Triton has it, as tensors have it, and its elements: half of the time of an
+    interpreter that builds them for every result.
+    """
+    core = _language().core
+    count = math.prod(sizes)
+    assert count & (count - 1) == 0, "Triton's shapes are powers of two"
+    return core.tuple(sizes), core.tuple([core.constexpr(n) for n in sizes]), core.constexpr(count)
+
+
+def _tensor_init(tensor: Any, handle: Any, kind: Any) -> None:
+    """In the place of `tensor.__init__`."""
+    tensor.handle, tensor.type, tensor.dtype = handle, kind, kind.scalar
+    _, tensor.shape, tensor.numel = kind.known if kind.is_block() else _shape(())
+
+
+def _block_type_init(kind: Any, element: Any, shape: Any) -> None:
+    """In the place of `block_type.__init__`."""
+    sizes = tuple([getattr(size, "value", size) for size in shape])
+    kind.element_ty, kind.known = element, _shape(sizes)
+    kind.shape, kind.numel = kind.known[0], kind.known[2].value
+    kind.name = "block"
+
+
 @contextmanager
 def language(*, overflow: bool = False) -> Iterator[Any]:
     """Triton's language computes with numpy.
@@ -171,6 +198,8 @@ def language(*, overflow: bool = False) -> Iterator[Any]:
         interpreter._patch_builtin(tl.tensor, builder, scope)
         interpreter._patch_builtin(tl.math, builder, scope)
         interpreter._patch_lang_tensor(tl.tensor, scope)
+        scope.set_attr(tl.tensor, "__init__", _tensor_init)
+        scope.set_attr(tl.block_type, "__init__", _block_type_init)
         for name, function in standard.items():
             scope.set_attr(tl, name, function)
         with np.errstate(all="ignore"):  # infinities and NaN are in the kernels' rules
@@ -212,6 +241,13 @@ def call(name: str, *values: Any, changes: tuple[Change, ...] = (), overflow: bo
         return taken(body(*(given(value) for value in values)))
 
 
+def parameters(kernel: str, changes: tuple[Change, ...] = ()) -> list[str]:
+    """The parameters of a kernel before `V`."""
+    *names, last = inspect.signature(kernels(changes)[kernel][kernel]).parameters
+    assert last == "V"
+    return names
+
+
 @dataclass
 class Launcher:
     """Launches kernels in the interpreter, in the place of Triton's launcher.
@@ -225,18 +261,20 @@ class Launcher:
         overflow: whether integers that leave their type are errors.
         changes: what is different from the package's kernels.
         launched: the kernels so far, with their grids and variants.
+        loaded: the kernels that were to be compiled, with their variants.
     """
 
     check: bool = False
     overflow: bool = False
     changes: tuple[Change, ...] = ()
     launched: list[tuple[str, tuple[int, ...], Variant]] = field(default_factory=list)
+    loaded: list[tuple[str, Variant]] = field(default_factory=list)
 
     def launch(
         self,
         kernel: str,
         grid: tuple[int, ...],
-        arguments: Sequence[object],
+        arguments: Mapping[str, Any],
         variant: Variant,
         warps: int,
         stages: int,
@@ -246,7 +284,7 @@ class Launcher:
         Args:
             kernel: a function, in the module of its name.
             grid: programs on at most three axes.
-            arguments: all parameters before `V`.
+            arguments: by the names of parameters; absent ones are None, others are not for it.
             variant: the parameter `V`.
             warps, stages: of no meaning here.
 
@@ -256,7 +294,10 @@ class Launcher:
         body = kernels(self.changes)[kernel][kernel]
         self.launched.append((kernel, grid, variant))
         wide: dict[int, tuple[Tensor, Tensor]] = {}
-        values = [_without_bfloat16(value, wide) for value in arguments]
+        values = [
+            _without_bfloat16(arguments.get(name), wide)
+            for name in parameters(kernel, self.changes)
+        ]
         builder = _interpreter().interpreter_builder
         builder.set_grid_dim(*(*grid, 1, 1)[:3])
         with language(overflow=self.overflow) as scope:
@@ -271,7 +312,13 @@ class Launcher:
         for narrow, computed in wide.values():
             narrow.copy_(computed)
 
-    __call__ = launch
+    def load(
+        self, kernel: str, arguments: Mapping[str, Any], variant: Variant, warps: int, stages: int
+    ) -> None:
+        """Compiles nothing; the kernel must take what it is given to compile it."""
+        del arguments, warps, stages
+        assert kernel in kernels(self.changes)[kernel]
+        self.loaded.append((kernel, variant))
 
 
 def _without_bfloat16(value: Any, wide: dict[int, tuple[Tensor, Tensor]]) -> Any:

@@ -20,6 +20,13 @@ from nbattn.backends.triton.kernels.numbers import Axis, Counts, Strides, Varian
 FAR = 1 << 29  # a side without a limit
 BORDERS = ("clip", "shift", "wrap")
 SHARES = 3  # programs that share a sum
+# What the kernels call the gradients of inputs.
+NAMES = {
+    "grad_query": {"grad": "grad_query"},
+    "grad_key": {"grad_keys": "grad_key", "grad_values": "grad_value"},
+    "grad_extra": {"grad_keys": "grad_extra_key", "grad_values": "grad_extra_value"},
+    "grad_table": {"grad_tables": "grad_relative_bias"},
+}
 EACH = 16  # rows of a program of `delta`
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
@@ -121,71 +128,50 @@ def run(p: Problem, launcher: Launcher, kernel: str, known: Tensors) -> Tensors:
         return {}
     variant, sums = variant_of(p, known), p.accumulator
     key_heads = p.heads // p.group
-    scale = p.head_dim**-0.5 if p.scale is None else p.scale
     tiles = tiles_of(p, of_keys=kernel == "grad_key")
     blocks = p.heads if kernel in ("forward", "grad_query") else key_heads
     if kernel == "grad_extra":
         tiles = -(-p.extra // math.prod(p.rows))
     slope_step = p.heads if p.slopes == 2 else 0
     counts = Counts(tiles, blocks, p.heads, p.group, p.extra, slope_step, 0)
-    axes = axes_of(p)
-    query, key, value, grad_out = (
-        strides_of(known[name], variant.step) for name in ("query", "key", "value", "grad_out")
-    )
-    given: dict[str, Tensor | None] = {
-        name: known.get(name)
-        for name in (
-            "query", "key", "value", "extra_key", "extra_value", "extra_range", "key_range",
-            "relative_bias", "alibi_slopes", "grad_out", "terms", "sink",
-        )
-    } | {"grids": None}  # fmt: skip
-
-    def tensors(*names: str) -> list[Tensor | None]:
-        return [given[name] for name in names]
+    numbers = {
+        "axes": axes_of(p),
+        "counts": counts,
+        "samples": p.batch,
+        "scale": p.head_dim**-0.5 if p.scale is None else p.scale,
+        "softcap": p.softcap,
+        "space": tuple(axis.queries for axis in axes_of(p)),
+    }
+    step = 1 if kernel == "delta" else variant.step
+    for name in ("query", "key", "value", "grad_out"):
+        numbers[f"{name}_strides"] = strides_of(known[name], step)
+    rows = (p.batch, *p.queries, p.heads)
+    programs = tiles * p.batch * blocks
 
     def empty(*shape: int, dtype: torch.dtype = p.dtype) -> Tensor:
         return torch.full(shape, math.nan, dtype=dtype)
 
-    rows = (p.batch, *p.queries, p.heads)
-    every = ("query", "key", "value")
-    more = ("extra_key", "extra_value", "extra_range")
-    added = ("relative_bias", "alibi_slopes", "grids")
-    last = (scale, p.softcap)
+    grid: tuple[int, ...] = (programs,)
     if kernel == "forward":
         made = {"out": empty(*rows, p.value_dim), "lse": empty(*rows, dtype=sums)}
-        reads = tensors(*every, *more, "key_range", "sink", *added)
-        numbers = (axes, query, key, value, counts, *last)
-        grid: tuple[int, ...] = (tiles * p.batch * blocks,)
     elif kernel == "delta":
-        made = {"terms": empty(*rows, 2, dtype=sums)}
-        reads = [known["out"], known["grad_out"], known["lse"], known["grad_lse"]]
-        lengths = tuple(axis.queries for axis in axes)
-        own = strides_of(known["grad_out"], 1)
-        numbers = (lengths, own, counts, p.batch)
-        grid = (-(-math.prod(rows) // EACH),)
+        made, grid = {"terms": empty(*rows, 2, dtype=sums)}, (-(-math.prod(rows) // EACH),)
         variant = replace(variant, rows=(1, 1, EACH))
     elif kernel == "grad_query":
-        made = {"grad_query": empty(*known["query"].shape)}
-        reads = tensors(*every, *more, "key_range", *added, "grad_out", "terms")
-        numbers = (axes, query, key, value, grad_out, counts, *last)
-        grid = (tiles * p.batch * blocks,)
+        made = {"grad": empty(*known["query"].shape)}
     elif kernel == "grad_key":
-        made = {f"grad_{name}": empty(*known[name].shape) for name in ("key", "value")}
-        reads = tensors(*every, "key_range", *added, "grad_out", "terms")
-        numbers = (axes, query, key, value, grad_out, counts, *last)
-        grid = (tiles * p.batch * blocks,)
+        made = {f"grad_{name}s": empty(*known[name].shape) for name in ("key", "value")}
     elif kernel == "grad_extra":
-        shapes = {name: known[name].shape for name in ("extra_key", "extra_value")}
-        made = {f"grad_{name}": empty(SHARES, *s, dtype=sums) for name, s in shapes.items()}
-        reads = tensors("query", *more, "grids", "grad_out", "terms")
-        numbers = (axes, query, grad_out, counts, p.batch, *last)
-        grid = (tiles * p.batch * blocks, SHARES)
+        grid = (programs, p.parts)
+        made = {
+            f"grad_{name}s": empty(p.parts, *known[f"extra_{name}"].shape, dtype=sums)
+            for name in ("key", "value")
+        }
     else:
-        made = {"grad_relative_bias": torch.zeros(SHARES, *p.table_shape, dtype=sums)}
-        reads = tensors(*every, "key_range", *added, "grad_out", "terms")
-        numbers = (axes, query, key, value, grad_out, counts, p.batch, *last)
-        grid = (SHARES, p.heads)
-    launcher.launch(kernel, grid, [*reads, *made.values(), *numbers], variant, 4, 2)
+        grid = (p.parts, p.heads)
+        made = {"grad_tables": torch.zeros(p.parts, *p.table_shape, dtype=sums)}
+    launcher.launch(kernel, grid, known | made | numbers, variant, 4, 2)
     if kernel in ("grad_extra", "grad_table"):
         made = {name: tensor.sum(0) for name, tensor in made.items()}
-    return made
+    names = NAMES.get(kernel, {})
+    return {names.get(name, name): tensor for name, tensor in made.items()}
