@@ -100,14 +100,15 @@ def grad_key(
         token = query_tokens(place, columns, counts.heads, V) + head
         lse = tl.load(terms + 2 * token, mask=there, other=0.0)
         weights = tl.exp2(scores - lse[None, :])
-        if not is_full(columns):
-            weights = tl.where(read, weights, 0.0)
         first = start_of(grad_out_strides, place, head, place.first_query, V)
         at = offsets_of(grad_out_strides, columns, V)
         do = load(grad_out + first, at, there, channel_step(grad_out_strides, V), DV, DV_SIZE)
-        value_sums += dot(weights.to(do.dtype), do, V)
         delta = tl.load(terms + 2 * token + 1, mask=there, other=0.0)
         grads = grad_scores(weights, dot(v, tl.trans(do), V) - delta[None, :], bend, V)
+        if not is_full(columns):
+            weights = tl.where(read, weights, 0.0)
+            grads = tl.where(read, grads, 0.0)
+        value_sums += dot(weights.to(do.dtype), do, V)
         key_sums += dot(grads.to(q.dtype), q, V)
 
     inside = all_inside(rows)

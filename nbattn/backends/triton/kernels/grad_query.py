@@ -104,11 +104,11 @@ def grad_query(
         read = pairs_of(rows, columns, V)
         scores = added(scores, table, slope, axes, rows, columns, read, False, V.rank)
         weights = tl.exp2(scores - lse[:, None])
-        if not is_full(columns):
-            weights = tl.where(read, weights, 0.0)
         at = offsets_of(value_strides, columns, V)
         v = load(value, at, there, channel_step(value_strides, V), DV, DV_SIZE)
         grads = grad_scores(weights, dot(do, tl.trans(v), V) - delta[:, None], bend, V)
+        if not is_full(columns):
+            grads = tl.where(read, grads, 0.0)
         sums += dot(grads.to(k.dtype), k, V)
     if extra_key is not None:
         lo, hi = extra_keys(extra_range, place.sample, counts.extra)
@@ -118,8 +118,9 @@ def grad_query(
             at = extra_tokens(place, at, counts.extra, counts.heads // counts.group, key_head)
             k = load(extra_key, at * D, there, None, D, D_SIZE)
             scores, bend = scores_of(dot(q, tl.trans(k), V), scale, softcap, V)
-            weights = tl.where(there[None, :], tl.exp2(scores - lse[:, None]), 0.0)
+            weights = tl.exp2(scores - lse[:, None])
             v = load(extra_value, at * DV, there, None, DV, DV_SIZE)
             grads = grad_scores(weights, dot(do, tl.trans(v), V) - delta[:, None], bend, V)
+            grads = tl.where(there[None, :], grads, 0.0)
             sums += dot(grads.to(k.dtype), k, V)
     store(grad, token * D, inside, sums * tl.full([], scale, SUM), D, D_SIZE)
