@@ -1,5 +1,5 @@
-"""The gradients of extra keys and values: rows are extra keys, columns all queries of the sample, in
-all query heads of the key head. The queries are shared by several programs, whose sums are added
+"""The gradients of extra keys and values: rows are extra keys, columns all queries of the sample,
+in all query heads of the key head. The queries are shared by several programs, whose sums are added
 afterwards, always in one order.
 """
 

@@ -1,5 +1,6 @@
-"""The gradient of the table of relative positions. The programs of a head share its tiles in a fixed
-order, and each adds to a table of its own; these are added afterwards, so that nothing is atomic.
+"""The gradient of the table of relative positions. The programs of a head share its tiles in a
+fixed order, and each adds to a table of its own; these are added afterwards, so that nothing is
+atomic.
 """
 
 import triton
@@ -58,7 +59,7 @@ def skewed(pairs, V: tl.constexpr):
 @triton.jit
 def add_steps(to, sums, parts, columns, axes, V: tl.constexpr):
     """Adds the sums of a visit to the table of this program, each to the entry of its step."""
-    step0, step1, entries = table_steps(axes, V.rank)
+    step0, step1, _ = table_steps(axes, V.rank)
     S1: tl.constexpr = V.steps[1]
     S2: tl.constexpr = V.steps[2]
     step = tl.arange(0, V.steps[0] * S1 * S2)
@@ -170,8 +171,8 @@ def grad_table(
     softcap: tl.float64,
     V: tl.constexpr,
 ):
-    """One program for each share of the tiles, and head. `grad_tables` is `[shares, H, entries]`, of
-    zeros.
+    """One program for each share of the tiles, and head. `grad_tables` is `[shares, H, entries]`,
+    of zeros.
     """
     share = tl.program_id(0)
     head = tl.program_id(1)

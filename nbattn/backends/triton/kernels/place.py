@@ -8,8 +8,8 @@ import triton.language as tl
 from nbattn.backends.triton.kernels.numbers import Axis, Place, Strides
 from nbattn.backends.triton.kernels.window import clamp
 
-# Numbers of a grid in the table of `grid_rows` in run.py: lengths of queries and of keys, offsets on
-# three axes, tiles of rows before it by kernel, tokens before it.
+# Numbers of a grid in the table of `grid_rows` in run.py: lengths of queries and of keys, offsets
+# on three axes, tiles of rows before it by kernel, tokens before it.
 GRID = tl.constexpr(16)
 FIRST_TILE = tl.constexpr(9)
 FIRST_TOKEN = tl.constexpr(13)

@@ -38,7 +38,7 @@ def tile_numbers(axes, tile, KEYS: tl.constexpr, V: tl.constexpr):
 
 @triton.jit
 def in_range(axis, lo, hi, residue, key_range, sample, NUMBER: tl.constexpr, RANK: tl.constexpr):
-    """The keys `[lo, hi)` of a class without those outside the sample's key_range, if it has one."""
+    """The keys `[lo, hi)` of a class, only those in the sample's key_range if there is one."""
     if key_range is not None:
         if NUMBER >= 3 - RANK:
             at = key_range + (sample.to(tl.int64) * RANK + NUMBER - (3 - RANK)) * 2
@@ -172,7 +172,7 @@ def key_parts(place, key_range, V: tl.constexpr):
 
 @triton.jit
 def rows_on(part, axis, index, KEYS: tl.constexpr):
-    """The rows of a tile on one axis; `index` counts them. Keys outside key_range have no columns."""
+    """A tile's rows on one axis, counted by `index`; keys outside key_range have no columns."""
     at = part.first + index
     inside = index < part.rows
     valid = (at >= part.valid_lo) & (at < part.valid_hi)
