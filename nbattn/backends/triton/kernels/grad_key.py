@@ -75,10 +75,10 @@ def grad_key(
     value_strides = strides_of(value_strides, axes[1].held_keys, axes[2].held_keys, V)
     key += start_of(key_strides, place, place.head, place.first_key, V)
     value += start_of(value_strides, place, place.head, place.first_key, V)
-    at = offsets_of(key_strides, rows, V)
-    k = load(key, at, valid, key_strides.channel, V.neighbours, D, D_SIZE)  # others may be NaN
-    at = offsets_of(value_strides, rows, V)
-    v = load(value, at, valid, value_strides.channel, V.neighbours, DV, DV_SIZE)
+    row_at = offsets_of(key_strides, rows, V)
+    k = load(key, row_at, valid, key_strides.channel, V.neighbours, D, D_SIZE)  # others may be NaN
+    row_at = offsets_of(value_strides, rows, V)
+    v = load(value, row_at, valid, value_strides.channel, V.neighbours, DV, DV_SIZE)
 
     key_sums = tl.zeros([ROWS, D_SIZE], SUM)
     value_sums = tl.zeros([ROWS, DV_SIZE], SUM)
