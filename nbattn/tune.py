@@ -25,12 +25,13 @@ from nbattn.timing import Action, Clock, clock, interleave
 QUICK, FULL = Effort(rounds=3, seconds=5.0), Effort(rounds=7, seconds=20.0)
 TILES = 6  # of a kernel that are measured besides its own: those with the lowest estimates
 ENTRIES = 64  # the most entries of a table; older ones are dropped
-# Sizes of square matrices, the second only where it is fast; bytes that are copied, more than fit
-# the caches.
-_PRODUCTS, _COPIED = {"cpu": (256, 1024)}, {"cpu": 64 << 20}
-_GPU_PRODUCTS, _GPU_COPIED = (1024, 8192), 512 << 20
+_PRODUCTS = {
+    "cpu": (256, 1024),
+    "cuda": (1024, 8192),
+}  # sizes of square matrices; the second only where it is fast
 _SLOW = 0.25  # seconds; products that take longer are not measured
 Tiles = Mapping[str, float]  # kernel and tile → seconds
+_COPIED = {"cpu": 64 << 20, "cuda": 512 << 20}  # bytes, larger than the caches
 
 
 def this_device(info: DeviceInfo) -> Fingerprint:
@@ -69,7 +70,7 @@ def rates(kind: str, *, effort: Effort) -> Rates:
     small attention of torch as the cost of a call.
 
     Args:
-        kind: "cpu", "cuda" or "xpu".
+        kind: "cpu" or "cuda".
         effort: rounds and clock; fewer rounds than `FULL` measure only small products.
     """
     timer = effort.clock or clock(torch.get_num_threads(), kind)
@@ -78,7 +79,7 @@ def rates(kind: str, *, effort: Effort) -> Rates:
         best = _product_rate(kind, dtype, timer, effort)
         if best:
             flops[dtype] = best
-    source = torch.empty(_COPIED.get(kind, _GPU_COPIED), dtype=torch.uint8, device=kind)
+    source = torch.empty(_COPIED[kind], dtype=torch.uint8, device=kind)
     target = torch.zeros_like(source)
     small = torch.zeros(1, 1, 8, 8, device=kind)
     attend = torch.nn.functional.scaled_dot_product_attention
@@ -95,7 +96,7 @@ def rates(kind: str, *, effort: Effort) -> Rates:
 def _product_rate(kind: str, dtype: str, timer: Clock, effort: Effort) -> float:
     """Measure FLOP/s of matrix products; 0 where the device does not support the dtype."""
     best = 0.0
-    for extent in _PRODUCTS.get(kind, _GPU_PRODUCTS)[: 1 if effort.rounds < FULL.rounds else 2]:
+    for extent in _PRODUCTS[kind][: 1 if effort.rounds < FULL.rounds else 2]:
         flops = 2.0 * extent**3
         if best and flops / best > _SLOW:
             break
