@@ -133,27 +133,26 @@ def flat_offsets(strides, number, axes, V: tl.constexpr):
 
 
 @triton.jit
-def load(tensor, at, inside, step, DIM: tl.constexpr, SIZE: tl.constexpr):
+def load(
+    tensor,
+    at,
+    inside,
+    step,
+    NEIGHBOURS: tl.constexpr,
+    DIM: tl.constexpr,
+    SIZE: tl.constexpr,
+):
     """The vectors at given offsets, `[rows, SIZE]`; zeros where a row or a channel is not there.
 
-    `step` is the stride of channels, None for neighbouring ones.
+    `step` is the stride of channels, `NEIGHBOURS` whether it is known to be 1.
     """
     channel = tl.arange(0, SIZE)
     mask = inside[:, None]
     if DIM != SIZE:
         mask = mask & (channel < DIM)[None, :]
-    if step is not None:
+    if not NEIGHBOURS:
         channel = channel * step
     return tl.load(tensor + at[:, None] + channel[None, :], mask=mask, other=0.0)
-
-
-@triton.jit
-def channel_step(strides, V: tl.constexpr):
-    """The stride of channels, None for neighbouring ones."""
-    if V.step == 1:
-        return strides.channel
-    else:
-        return None
 
 
 @triton.jit
