@@ -17,7 +17,7 @@ from nbattn import biases, geometry, machine
 from nbattn.backends import families
 from nbattn.backends.inputs import GRADIENTS
 from nbattn.errors import NbattnError
-from nbattn.planner import devices, planner
+from nbattn.planner import devices, gpus, planner
 from nbattn.planner.plan import Plan
 from nbattn.program.candidate import Candidate
 from nbattn.program.costs import ITEMSIZE, tensor_bytes
@@ -157,11 +157,11 @@ def passes(plan: Plan) -> Iterator[Plan]:
 def why_not_here(request: Request) -> str:
     """Return why a request cannot run on this machine; empty when it can."""
     names = ["cpu"]
-    if torch.cuda.is_available():
-        names.append(devices.device_info("cuda").name)
+    kinds = [kind for kind in (gpus.CUDA, gpus.XPU) if gpus.is_available(kind)]
+    names += [devices.device_info(kind).name for kind in kinds]
     if request.device.kind == "meta":
         return "the meta device has no data to compute with"
-    if request.device.kind not in ("cpu", "cuda"):
+    if request.device.kind not in ("cpu", gpus.CUDA, gpus.XPU):
         names += [request.device.kind] * _present(request.device.kind)
     if request.device.name in names:
         return ""
@@ -433,8 +433,10 @@ def _too_large(request: Request) -> str:
     """Return a text if the tensors and gradients exceed half of the memory; else an empty one."""
     needed = tensor_bytes(request) * (1 + 2 * request.training)
     available = machine.memory()
-    if request.device.kind == "cuda":
-        available = torch.cuda.get_device_properties(torch.device("cuda")).total_memory
+    kind = request.device.kind
+    if kind in (gpus.CUDA, gpus.XPU):
+        module = torch.get_device_module(kind)
+        available = module.get_device_properties(torch.device(kind)).total_memory
     if not available or needed <= available / 2:
         return ""
     return f"its tensors take {needed / 2**30:.3g} GiB of {available / 2**30:.3g} GiB of memory"

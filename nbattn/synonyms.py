@@ -46,12 +46,20 @@ DEVICES: Synonyms = {
     "cpu": ("host", "x86", "x86-64", "arm", "processor"),
     "sm_75": ("t4", "turing", "rtx2080", "rtx2080ti"),
     "sm_80": ("a100", "ampere", "a30", "a800"),
-    "sm_86": ("a40", "a10", "a10g", "a6000", "rtxa6000", "rtx3090", "3090", "rtx3080", "3080"),
-    "sm_89": ("ada", "lovelace", "l4", "l40", "l40s", "rtx4090", "4090", "rtx4080", "4080"),
+    "sm_86": ("a40", "a10", "a10g", "a6000", "rtxa6000", "rtx3080", "3080"),
+    "sm_89": ("ada", "lovelace", "l4", "l40", "l40s", "rtx4080", "4080"),
     "sm_90": ("h100", "h200", "h800", "gh200", "hopper"),
     "sm_100": ("b200", "gb200", "b100", "blackwell"),
     "sm_103": ("b300", "gb300", "blackwell-ultra"),
     "sm_120": ("rtx5090", "5090", "rtx5080", "5080", "rtxpro6000"),
+    "rtx_3090": ("rtx3090", "3090"),
+    "rtx_4090": ("rtx4090", "4090"),
+    "gfx90a": ("mi250", "mi250x", "mi210", "mi200", "cdna2"),
+    "gfx942": ("mi300", "mi300x", "mi300a", "mi325x", "cdna3", "instinct", "amd", "rocm", "hip"),
+    "gfx950": ("mi350x", "mi355x", "mi350", "cdna4"),
+    "gfx1100": ("7900xtx", "7900xt", "rx7900xtx", "rx7900xt", "rdna3", "radeon"),
+    "gfx1201": ("9070xt", "9070", "rx9070xt", "rx9070", "rdna4"),
+    "xe": ("pvc", "pontevecchio", "max1550", "1550", "max1100", "xehpc", "intel", "oneapi", "sycl"),
 }
 # Strategies, in `require=` and `forbid=`.
 STRATEGIES: Synonyms = {
@@ -223,7 +231,8 @@ def device(given: object, known: Iterable[str], gpu: str = "sm_90") -> str:
             return name
     if number := _CAPABILITY.fullmatch(given.strip().lower()):
         wanted = int(number[2] + (number[3] or ""))
-        older = [name for name in known if name[3:].isdigit() and int(name[3:]) <= wanted]
+        numbered = [name for name in known if name.startswith("sm_")]
+        older = [name for name in numbered if int(name[3:]) <= wanted]
         return max(older, key=lambda name: int(name[3:]), default="")
     if words & {*_GPU}:
         return gpu

@@ -28,10 +28,13 @@ ENTRIES = 64  # the most entries of a table; older ones are dropped
 _PRODUCTS = {
     "cpu": (256, 1024),
     "cuda": (1024, 8192),
+    "xpu": (1024, 8192),
 }  # sizes of square matrices; the second only where it is fast
 _SLOW = 0.25  # seconds; products that take longer are not measured
 Tiles = Mapping[str, float]  # kernel and tile → seconds
-_COPIED = {"cpu": 64 << 20, "cuda": 512 << 20}  # bytes, larger than the caches
+_COPIED = {"cpu": 64 << 20, "cuda": 512 << 20, "xpu": 1 << 30}  # bytes, larger than the caches
+# The variables that select GPUs.
+_SHOWS_ONE = {"cuda": "CUDA_VISIBLE_DEVICES", "xpu": "ZE_AFFINITY_MASK"}
 
 
 def this_device(info: DeviceInfo) -> Fingerprint:
@@ -42,12 +45,11 @@ def this_device(info: DeviceInfo) -> Fingerprint:
     """
     device = cost_table.fingerprint(info.name)
     if device is None:
-        has_several = info.kind == "cuda" and torch.cuda.device_count() > 1
+        shows = _SHOWS_ONE.get(info.kind, "")
+        has_several = bool(shows) and torch.get_device_module(info.kind).device_count() > 1
         why = "none, or several models of it" if has_several else "none"
         problem = f"{info.name} cannot be measured: this machine has {why}."
-        raise InputError(
-            problem + " CUDA_VISIBLE_DEVICES=0 shows one." * has_several, "--device cpu"
-        )
+        raise InputError(problem + f" {shows}=0 shows one." * has_several, "--device cpu")
     return device
 
 
@@ -70,7 +72,7 @@ def rates(kind: str, *, effort: Effort) -> Rates:
     small attention of torch as the cost of a call.
 
     Args:
-        kind: "cpu" or "cuda".
+        kind: "cpu", "cuda" or "xpu".
         effort: rounds and clock; fewer rounds than `FULL` measure only small products.
     """
     timer = effort.clock or clock(torch.get_num_threads(), kind)

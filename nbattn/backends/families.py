@@ -75,7 +75,7 @@ class Family:
         strategies: the names of its candidates' strategies and rewrites, for `require=`.
         packages: optional distributions that it needs on a device, or "c++" for a compiler, as
             `DeviceInfo.providers` lists them.
-        packages_on: the device type on which it needs them.
+        packages_on: the device types on which it needs them.
         missing: "module:function", which returns why its packages do not work on this machine, or
             None if they do; default: a package works if it is installed.
         has_tiles: whether its kernels have tiles that are measured, by its `measured_tiles.py` and
@@ -88,7 +88,7 @@ class Family:
     backends: tuple[Backend, ...]
     strategies: tuple[str, ...]
     packages: tuple[str, ...] = ()
-    packages_on: str = "cuda"
+    packages_on: tuple[str, ...] = ("cuda",)
     missing: str = ""
     has_tiles: bool = False
     takes_grids: bool = False
@@ -171,7 +171,7 @@ FAMILIES: tuple[Family, ...] = (
         backends=(Backend(name="native"),),
         strategies=("window",),
         packages=("c++",),
-        packages_on="cpu",
+        packages_on=("cpu",),
         missing="nbattn.kernels.host:missing",  # a compiler, or a library that one has built
         takes_grids=True,
     ),
@@ -253,7 +253,7 @@ def packages_on(kind: str) -> tuple[str, ...]:
     >>> packages_on("cpu")
     ('c++',)
     """
-    return tuple(name for row in FAMILIES if row.packages_on == kind for name in row.packages)
+    return tuple(name for row in FAMILIES if kind in row.packages_on for name in row.packages)
 
 
 def packages_of(name: str) -> tuple[str, ...]:
@@ -273,7 +273,7 @@ def installed(kind: str) -> tuple[str, ...]:
 
     working: set[str] = set()
     for family in FAMILIES:
-        if family.packages_on != kind:
+        if kind not in family.packages_on:
             continue
         if not family.missing:
             working |= {name for name in family.packages if [*metadata.distributions(name=name)]}

@@ -313,12 +313,10 @@ def fingerprint(name: str) -> Fingerprint | None:
     models: set[str] = set()
     if kind == "cpu":
         models = {f"{machine.cpu_model()} {machine.cpu_family()}"}
-    elif kind == "cuda" and torch.cuda.is_available():
-        from nbattn.program.device import cuda
+    elif kind:
+        from nbattn.planner import gpus
 
-        numbers = range(torch.cuda.device_count())
-        same = [n for n in numbers if cuda(*torch.cuda.get_device_capability(n)).name == name]
-        models = {torch.cuda.get_device_name(n) for n in same}
+        models = gpus.models(kind, name)
     if len(models) != 1:
         return None
     threads = torch.get_num_threads() if kind == "cpu" else 0
@@ -357,8 +355,9 @@ def _devices(name: str) -> frozenset[DeviceInfo]:
 
 
 def _bare(info: DeviceInfo) -> DeviceInfo:
-    """Returns a device's data without packages and versions, which differ between machines."""
-    return replace(info, providers=(), torch=TORCH, cudnn=CUDNN)
+    """Returns a device's data without packages, versions and words, which machines differ in."""
+    fixed: Any = {"torch": TORCH, "cudnn": CUDNN, "source": "", "architecture": ""}
+    return replace(info, providers=(), **fixed)
 
 
 @lru_cache(1)

@@ -9,9 +9,15 @@ import torch
 
 from nbattn.backends import families
 from nbattn.errors import InputError
-from nbattn.planner import cost_table
+from nbattn.planner import cost_table, gpus
 from nbattn.program import device as device_data
 from nbattn.program.device import DeviceInfo
+
+# What a machine lacks where torch sees no GPU of a device type, and a device to plan for instead.
+_WITHOUT = {
+    gpus.CUDA: ("CUDA device", 'device="sm_90", which plans for an H100'),
+    gpus.XPU: ("Intel GPU", 'device="xe", which plans for a Max 1550'),
+}
 
 
 def device_info(device: torch.device | str | DeviceInfo | None) -> DeviceInfo:
@@ -27,21 +33,20 @@ def device_info(device: torch.device | str | DeviceInfo | None) -> DeviceInfo:
 def _data(device: torch.device | str | None) -> DeviceInfo:
     """Returns the data of a device without measured rates."""
     if device is None:
-        return _data(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+        return _data(torch.device(gpus.kind() or "cpu"))
     if isinstance(device, str) and device in device_data.DEVICES:
         return device_data.named(device)
     parsed = _torch_device(device)
     if parsed is None:
-        gpu = "cuda" if torch.cuda.is_available() else "sm_90"
+        gpu = gpus.kind() or "sm_90"
         problem = f"device={device!r} is not known: {device_data.known()}."
         raise InputError(problem, device_data.fix(device, gpu))
-    if parsed.type == "cuda":
-        if not torch.cuda.is_available():
-            problem = f"device={str(device)!r}: this machine has no CUDA device."
-            plan = 'device="sm_90", which plans for an H100 without one'
+    if parsed.type in _WITHOUT:
+        if not gpus.is_available(parsed.type):
+            problem = f"device={str(device)!r}: this machine has no {_WITHOUT[parsed.type][0]}."
+            plan = f"{_WITHOUT[parsed.type][1]} without one"
             raise InputError(problem, f"{plan}; device=None is this machine's")
-        info = device_data.cuda(*torch.cuda.get_device_capability(parsed))
-        providers = families.installed("cuda")
+        info, providers = gpus.data(parsed), families.installed(parsed.type)
         return replace(info, providers=providers, torch=_version(), cudnn=_cudnn())
     if parsed.type == "cpu":
         info, providers = device_data.DEVICES["cpu"], families.installed("cpu")

@@ -1,5 +1,5 @@
 """Tells of plans that run: a line of the logger "nbattn" for each, and a warning, once a process,
-where a package that is missing would make the tile loop much faster.
+where a package that is missing would make a call much faster.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 from nbattn.backends import families
 from nbattn.errors import NbattnError
-from nbattn.program.device import ASSUMED
 
 if TYPE_CHECKING:
     from nbattn.planner.plan import Plan
@@ -20,7 +19,9 @@ if TYPE_CHECKING:
 
 LOG = logging.getLogger("nbattn")
 LOG.addHandler(logging.NullHandler())  # else Python prints warnings of a logger without a handler
-TILE_LOOP = "tiled"
+# What runs where the fastest kernels are missing.
+_SLOWER = {"tiled": "its loop over tiles in plain torch", "triton": "its Triton kernels"}
+_MISSING = {"cupy": "CuPy and NVRTC are", "triton": "Triton is", "c++": "a C++ compiler is"}
 _WORTH = 1.05  # times as fast: a package that gives less is not advised
 _GIVEN: set[str] = set()  # warnings that this process has given
 
@@ -28,7 +29,7 @@ _GIVEN: set[str] = set()  # warnings that this process has given
 def tell(plan: Plan) -> None:
     """Tells of the plan of a call that runs; the cache of plans calls this once per plan."""
     LOG.debug("%s: %s, for %r", plan.chosen.name, plan.chosen.cost, plan.request)
-    if plan.chosen.runner == TILE_LOOP and plan.request.backend == families.AUTO:
+    if plan.chosen.runner in _SLOWER and plan.request.backend == families.AUTO:
         _tell_what_is_missing(plan)
 
 
@@ -63,37 +64,38 @@ def _package(names: dict[str, object]) -> str:
 
 
 def _tell_what_is_missing(plan: Plan) -> None:
-    device = plan.request.device
-    missing = [name for name in ASSUMED.get(device.kind, ()) if name not in device.providers]
-    key = f"tile loop on {device.kind}"
-    if not missing or key in _GIVEN:
+    """Warns of the first package that is missing on the device and worth its installation."""
+    device, runner = plan.request.device, plan.chosen.runner
+    key = f"{runner} on {device.kind}"
+    if key in _GIVEN:
         return
-    other = _with(plan, tuple(missing))
-    if other is None or other.chosen.runner == TILE_LOOP:
-        return
-    assert plan.chosen.cost is not None
-    assert other.chosen.cost is not None
-    times = plan.chosen.cost.estimate / max(other.chosen.cost.estimate, 1e-12)
-    if times < _WORTH:
-        return
-    text = (
-        f"nbattn computes {plan.request.mask!r} by its loop over tiles in plain torch, because "
-        f"{_NAMES[device.kind]} missing. {other.chosen.name} would be {times:.3g}x as fast, by "
-        f"estimates: {'; '.join(families.install(name) for name in missing)}"
-    )
-    warn_once(key, text, UserWarning)
+    for package in device.assumed:
+        times, better = _gain(plan, package) if package not in device.providers else (0.0, "")
+        if times >= _WORTH:
+            text = (
+                f"nbattn computes {plan.request.mask!r} by {_SLOWER[runner]}, because "
+                f"{_MISSING[package]} missing. {better} would be {times:.3g}x as fast, by "
+                f"estimates: {families.install(package)}"
+            )
+            warn_once(key, text, UserWarning)
+            return
 
 
-_NAMES = {"cuda": "CuPy and NVRTC are", "cpu": "a C++ compiler is"}
-
-
-def _with(plan: Plan, packages: tuple[str, ...]) -> Plan | None:
-    """Returns the plan of the same request on a device that also has these packages."""
+def _gain(plan: Plan, package: str) -> tuple[float, str]:
+    """Returns how many times as fast the same request is on a device that also has a package, by
+    estimates, and what would run; 0 if the same kernels do.
+    """
     from nbattn.planner import planner
 
     device = plan.request.device
-    device = replace(device, providers=tuple(sorted((*device.providers, *packages))))
+    device = replace(device, providers=tuple(sorted((*device.providers, package))))
     try:
-        return planner.make(replace(plan.request, device=device))
+        other = planner.make(replace(plan.request, device=device))
     except NbattnError:
-        return None
+        return 0.0, ""
+    if other.chosen.runner == plan.chosen.runner:
+        return 0.0, ""
+    assert plan.chosen.cost is not None
+    assert other.chosen.cost is not None
+    times = plan.chosen.cost.estimate / max(other.chosen.cost.estimate, 1e-12)
+    return times, other.chosen.name

@@ -17,7 +17,7 @@ from nbattn.planner import explain as explanation
 from nbattn.planner import packed_proof, proof
 from nbattn.program.blocks import Block
 from nbattn.program.candidate import Candidate
-from nbattn.program.device import ASSUMED
+from nbattn.program.device import DeviceInfo
 from nbattn.program.request import Request
 
 if TYPE_CHECKING:
@@ -27,10 +27,18 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-_ASSUMES = {
-    "cuda": "; assumes that CuPy and NVRTC are installed",
-    "cpu": "; assumes a C++ compiler",
-}
+# Assumed packages of GPUs in words.
+_PACKAGES = {"cupy": ("CuPy", "NVRTC"), "triton": ("Triton",)}
+
+
+def _assumed(device: DeviceInfo) -> str:
+    """Which of the packages are counted on that a device like this one is assumed to have."""
+    here = [package for package in device.assumed if package in device.providers]
+    if here == ["c++"]:
+        return "; assumes a C++ compiler"
+    *names, last = [name for package in here for name in _PACKAGES[package]] or [""]
+    both = f"{', '.join(names)} and {last} are" if names else f"{last} is"
+    return f"; assumes that {both} installed" if last else ""
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -96,12 +104,10 @@ class Plan:
         why = self.note or "no measurement of this request is known"
         ranked_by = "measured times" if measured else f"estimates ({why})"
         device = self.request.device
-        needed = set(ASSUMED.get(device.kind, ()))
-        assumed = _ASSUMES.get(device.kind, "") if needed <= set(device.providers) else ""
         return (
             f"ranked by {ranked_by}; device data of {device.name}: {device.source}"
-            + assumed
-            + f"; for {device.versions}" * (device.kind == "cuda")
+            + _assumed(device)
+            + f"; for {device.versions}" * device.may_be_nvidia
         )
 
     def to_dict(self) -> dict[str, Any]:

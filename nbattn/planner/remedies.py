@@ -6,10 +6,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import NamedTuple
 
-import torch
-
 from nbattn.backends import families
-from nbattn.planner import devices
+from nbattn.planner import devices, gpus
 from nbattn.program.device import DEVICES
 from nbattn.program.request import Request
 
@@ -55,7 +53,7 @@ def fix(request: Request, ask: Ask) -> str:
     if not kept:
         return _auto(request, ask)
     needs_gpu = (kept[-1].request.device.kind, request.device.kind) == ("cuda", "cpu")
-    if needs_gpu and not torch.cuda.is_available():
+    if needs_gpu and not gpus.kind():
         return f"{_auto(request, ask)}; or, with a GPU: {_written(kept)}"
     return _written(kept)
 
@@ -89,7 +87,7 @@ def _changes(request: Request, limits: frozenset[str], *, may_move: bool) -> Ite
         yield Change(replace(request, deterministic=False), line)
     if "copy" in limits and request.layout != "contiguous":
         yield Change(replace(request, layout="contiguous"), tensors=".contiguous()")
-    if "device" in limits and may_move and request.device.kind in ("cpu", "cuda"):
+    if "device" in limits and may_move and request.device.kind in ("cpu", gpus.CUDA, gpus.XPU):
         yield _moved(request)
     if {"package", "provider"} & limits:
         for package in _packages(request):
@@ -104,12 +102,12 @@ def _changes(request: Request, limits: frozenset[str], *, may_move: bool) -> Ite
 
 def _moved(request: Request) -> Change:
     """The request on the other kind of device."""
-    if request.device.kind == "cuda":
+    if request.device.kind != "cpu":
         cpu = devices.device_info("cpu")
         return Change(replace(request, device=cpu), tensors=".cpu()", arguments='device="cpu"')
-    gpu = devices.device_info(None) if torch.cuda.is_available() else DEVICES[_GPU]
-    argument = f'device="{gpu.name}"'
-    return Change(replace(request, device=gpu), tensors=".cuda()", arguments=argument)
+    gpu = devices.device_info(None) if gpus.kind() else DEVICES[_GPU]
+    argument, tensors = f'device="{gpu.name}"', f".{gpu.kind}()"
+    return Change(replace(request, device=gpu), tensors=tensors, arguments=argument)
 
 
 def _packages(request: Request) -> list[str]:

@@ -7,15 +7,23 @@ from __future__ import annotations
 import operator
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 from nbattn import synonyms
 from nbattn.errors import InputError, kind
 
-# What named devices are assumed to have, by device type: CuPy and NVRTC, or a C++ compiler. Pip can
-# install both on every machine.
-ASSUMED: Mapping[str, tuple[str, ...]] = {"cuda": ("cupy",), "cpu": ("c++",)}
+# What named devices are assumed to have, by vendor: CuPy with NVRTC, Triton; and a CPU a C++
+# compiler. Pip can install them on every machine; torch's packages for GPUs contain Triton.
+ASSUMED: Mapping[str, tuple[str, ...]] = {
+    "nvidia": ("cupy", "triton"),
+    "amd": ("triton",),
+    "intel": ("triton",),
+    "cpu": ("c++",),
+}
+_ARCHITECTURES = {"nvidia": r"sm_\d", "amd": r"gfx\d"}  # how names of them begin
+# Vendors as they write themselves.
+VENDORS = {"nvidia": "NVIDIA", "amd": "AMD", "intel": "Intel"}
 # Assumed where torch is not asked, as for named devices: torch 2.13 and the cuDNN 9.20.0 of its
 # wheels. Plans for them are the same whichever torch makes them.
 TORCH, CUDNN = (2, 13), 92000
@@ -25,7 +33,7 @@ MOST = 1 << 20  # multiprocessors
 # The forward rate on sm_90 of kernels with Ampere's tensor-core instructions, divided by that of
 # kernels with Hopper's: Flash 2 and 3, published for D=128, no mask, length 16k, fp16.
 AMPERE_SHARE = 370 / 648
-_TEXTS = {"name": "mine", "kind": "cuda", "source": "measured"}
+_TEXTS = {"name": "mine", "kind": "cuda", "source": "measured", "architecture": "sm_89"}
 _CPU = "measured on one core of an AMD EPYC (Zen 4), torch 2.13, benchmarks/results"
 
 
@@ -41,10 +49,12 @@ class DeviceInfo:
         launch: seconds that one call costs before it computes.
         source: where the numbers come from.
         providers: optional packages assumed to be installed; "c++" is a compiler.
-        multiprocessors: of a GPU; 0 if unknown.
+        multiprocessors: of a GPU, compute units of AMD's, Xe-cores of Intel's; 0 if unknown.
         clock: of them in Hz, at which `flops` are reached; 0 if unknown.
         torch: the first two numbers of torch's version, which kernels of torch depend on.
         cudnn: cuDNN's version as `torch.backends.cudnn.version()` returns it.
+        architecture: what a GPU's code is compiled for, "sm_89", "gfx942" …; empty if that is the
+            name.
     """
 
     name: str
@@ -58,9 +68,10 @@ class DeviceInfo:
     clock: float = 0.0
     torch: tuple[int, int] = TORCH
     cudnn: int = CUDNN
+    architecture: str = ""
 
     def __post_init__(self) -> None:
-        for name in ("name", "kind", "source"):
+        for name in _TEXTS:
             text = getattr(self, name)
             if not isinstance(text, str):
                 raise InputError(
@@ -122,9 +133,30 @@ class DeviceInfo:
 
     @property
     def capability(self) -> int | None:
-        """The compute capability, 90 for sm_90; None for devices with other names."""
-        digits = self.name.removeprefix("sm_")
-        return int(digits) if digits != self.name and digits.isdigit() else None
+        """The compute capability, 90 for sm_90; None for devices of other architectures."""
+        architecture = self.architecture or self.name
+        digits = architecture.removeprefix("sm_")
+        return int(digits) if digits != architecture and digits.isdigit() else None
+
+    @property
+    def vendor(self) -> str:
+        """A GPU's vendor: "intel" for the device type "xpu", else "nvidia" or "amd" by the
+        architecture; empty if unknown.
+        """
+        if self.kind == "xpu":
+            return "intel"
+        name = self.architecture or self.name
+        return next((one for one, first in _ARCHITECTURES.items() if re.match(first, name)), "")
+
+    @property
+    def may_be_nvidia(self) -> bool:
+        """Whether it can run NVIDIA's kernels: a device of type "cuda" and of no other vendor."""
+        return self.kind == "cuda" and self.vendor in ("nvidia", "")
+
+    @property
+    def assumed(self) -> tuple[str, ...]:
+        """The packages that a named device like this one is assumed to have."""
+        return ASSUMED.get("nvidia" if self.may_be_nvidia else self.vendor or self.kind, ())
 
     @property
     def versions(self) -> str:
@@ -197,21 +229,38 @@ def _short(value: object) -> str:
 
 def _gpu(
     name: str,
-    half: float,
-    single: float,
+    rates: tuple[float, ...],
     bandwidth: float,
     processors: tuple[int, float],
     source: str,
+    architecture: str = "",
 ) -> DeviceInfo:
-    """A GPU by its datasheet; processors: how many, and the boost clock of the rates."""
-    rates = {"float16": half, "bfloat16": half, "float32": single, "float64": single / 2}
+    """A GPU by its datasheet.
+
+    Args:
+        name: of the device.
+        rates: dense products in half precision, float32 and float64; without the last it is half
+            of float32's.
+        bandwidth: bytes per second.
+        processors: how many, and the boost clock of the rates.
+        source: of the numbers.
+        architecture: if it is not the name.
+    """
+    half, single, double = rates if len(rates) == 3 else (*rates, rates[1] / 2)
+    flops = {"float16": half, "bfloat16": half, "float32": single, "float64": double}
     if name == "sm_75":
-        del rates["bfloat16"]
-    return DeviceInfo(
-        name, "cuda", tuple(rates.items()), bandwidth, 5e-6, source, ASSUMED["cuda"], *processors
+        del flops["bfloat16"]
+    kind = "xpu" if name == "xe" else "cuda"
+    made = DeviceInfo(
+        *(name, kind, tuple(flops.items()), bandwidth, 5e-6, source, (), *processors),
+        architecture=architecture,
     )
+    return replace(made, providers=made.assumed)
 
 
+# Rates of AMD and Intel are those of matrix units without sparsity where a dtype has such units
+# (Instincts: all dtypes; Radeons and Intel's: half precision), else those of vector units.
+# An MI250X and a Max 1550 are two devices each for torch, with half of the datasheet's numbers.
 DEVICES: Mapping[str, DeviceInfo] = {
     device.name: device
     for device in (
@@ -224,14 +273,72 @@ DEVICES: Mapping[str, DeviceInfo] = {
             _CPU,
             ASSUMED["cpu"],
         ),
-        _gpu("sm_75", 65e12, 8.1e12, 0.32e12, (40, 1.59e9), "NVIDIA T4 datasheet"),
-        _gpu("sm_80", 312e12, 19.5e12, 2.04e12, (108, 1.41e9), "NVIDIA A100 80GB SXM datasheet"),
-        _gpu("sm_86", 150e12, 37.4e12, 0.696e12, (84, 1.74e9), "NVIDIA A40 datasheet"),
-        _gpu("sm_89", 362e12, 91.6e12, 0.864e12, (142, 2.52e9), "NVIDIA L40S datasheet"),
-        _gpu("sm_90", 989e12, 67e12, 3.35e12, (132, 1.83e9), "NVIDIA H100 SXM datasheet"),
-        _gpu("sm_100", 2250e12, 75e12, 8.0e12, (148, 1.86e9), "NVIDIA B200 datasheet"),
-        _gpu("sm_103", 2500e12, 77e12, 8.0e12, (160, 1.91e9), "NVIDIA B300 datasheet"),
-        _gpu("sm_120", 209e12, 105e12, 1.79e12, (170, 2.41e9), "NVIDIA RTX 5090 datasheet"),
+        _gpu("sm_75", (65e12, 8.1e12), 0.32e12, (40, 1.59e9), "NVIDIA T4 datasheet"),
+        _gpu("sm_80", (312e12, 19.5e12), 2.04e12, (108, 1.41e9), "NVIDIA A100 80GB SXM datasheet"),
+        _gpu("sm_86", (150e12, 37.4e12), 0.696e12, (84, 1.74e9), "NVIDIA A40 datasheet"),
+        _gpu("sm_89", (362e12, 91.6e12), 0.864e12, (142, 2.52e9), "NVIDIA L40S datasheet"),
+        _gpu("sm_90", (989e12, 67e12), 3.35e12, (132, 1.83e9), "NVIDIA H100 SXM datasheet"),
+        _gpu("sm_100", (2250e12, 75e12), 8.0e12, (148, 1.86e9), "NVIDIA B200 datasheet"),
+        _gpu("sm_103", (2500e12, 77e12), 8.0e12, (160, 1.91e9), "NVIDIA B300 datasheet"),
+        _gpu("sm_120", (209e12, 105e12), 1.79e12, (170, 2.41e9), "NVIDIA RTX 5090 datasheet"),
+        _gpu(
+            "rtx_3090",
+            (71.2e12, 35.6e12, 0.556e12),
+            0.936e12,
+            (82, 1.695e9),
+            "NVIDIA GeForce RTX 3090, GA102 whitepaper, sums in float32",
+            "sm_86",
+        ),
+        _gpu(
+            "rtx_4090",
+            (165.2e12, 82.6e12, 1.29e12),
+            1.008e12,
+            (128, 2.52e9),
+            "NVIDIA GeForce RTX 4090, Ada whitepaper, sums in float32",
+            "sm_89",
+        ),
+        _gpu(
+            "gfx90a",
+            (191.5e12, 47.9e12, 47.9e12),
+            1.638e12,
+            (110, 1.7e9),
+            "AMD Instinct MI250X datasheet, one of its two dies",
+        ),
+        _gpu(
+            "gfx942",
+            (1307.4e12, 163.4e12, 163.4e12),
+            5.3e12,
+            (304, 2.1e9),
+            "AMD Instinct MI300X datasheet",
+        ),
+        _gpu(
+            "gfx950",
+            (2516.6e12, 157.3e12, 78.6e12),
+            8.0e12,
+            (256, 2.4e9),
+            "AMD Instinct MI355X datasheet",
+        ),
+        _gpu(
+            "gfx1100",
+            (122.8e12, 61.4e12, 1.92e12),
+            0.96e12,
+            (96, 2.5e9),
+            "AMD Radeon RX 7900 XTX specifications",
+        ),
+        _gpu(
+            "gfx1201",
+            (195e12, 48.7e12, 0.76e12),
+            0.64e12,
+            (64, 2.97e9),
+            "AMD Radeon RX 9070 XT specifications",
+        ),
+        _gpu(
+            "xe",
+            (419.4e12, 26.2e12, 26.2e12),
+            1.638e12,
+            (64, 1.6e9),
+            "Intel Data Center GPU Max 1550 datasheet, one of its two stacks",
+        ),
     )
 }
 
@@ -255,10 +362,11 @@ def known() -> str:
 def fix(given: object, gpu: str = "sm_90") -> str:
     """Returns what to write instead of an unknown device; `gpu` where any GPU is meant.
 
-    >>> fix("H100"), fix("gpu"), fix("sm_87"), fix("abacus")
-    ('device="sm_90"', 'device="sm_90"', 'device="sm_86"', 'device=None')
+    >>> fix("H100"), fix("gpu"), fix("sm_87"), fix("gfx1101"), fix("abacus")
+    ('device="sm_90"', 'device="sm_90"', 'device="sm_86"', 'device="gfx1100"', 'device=None')
     """
-    guess = synonyms.device(given, DEVICES, gpu)
+    is_amd = isinstance(given, str) and re.match(_ARCHITECTURES["amd"], given)
+    guess = amd(str(given)).name if is_amd else synonyms.device(given, DEVICES, gpu)
     return f'device="{guess}"' if guess else "device=None"
 
 
@@ -270,8 +378,52 @@ def cuda(major: int, minor: int) -> DeviceInfo:
     return entries[max(older)] if older else entries[min(entries)]
 
 
+# Entries for AMD's other architectures, by the first letters that they have in common: CDNA 1 to 4,
+# the RDNA 1 to 4 of cards and of processors with graphics.
+_LIKE = {
+    "gfx94": "gfx942",
+    "gfx95": "gfx950",
+    "gfx125": "gfx950",
+    "gfx9": "gfx90a",
+    "gfx12": "gfx1201",
+    "gfx1": "gfx1100",
+}
+
+
+def amd(architecture: str) -> DeviceInfo:
+    """Returns the device data for an architecture as torch names it: its own entry, or that of the
+    nearest one, whose source says which GPU it is used for.
+
+    >>> amd("gfx942:sramecc+:xnack-").name
+    'gfx942'
+    >>> amd("gfx1101").source
+    'AMD Radeon RX 7900 XTX specifications, used for gfx1101'
+    """
+    own = architecture.partition(":")[0]
+    if own in DEVICES:
+        return DEVICES[own]
+    near = next((name for first, name in _LIKE.items() if own.startswith(first)), "gfx942")
+    return _used_for(DEVICES[near], own, own if own.startswith("gfx") else "")
+
+
+def intel(model: str) -> DeviceInfo:
+    """Returns the device data for an Intel GPU; its source says if that is another model.
+
+    >>> intel("Intel(R) Arc(TM) B580 Graphics").source.rpartition(", ")[2]
+    'used for Intel(R) Arc(TM) B580 Graphics'
+    """
+    known = DEVICES["xe"]
+    return known if "Max 1550" in model else _used_for(known, model, "")
+
+
+def _used_for(known: DeviceInfo, model: str, architecture: str) -> DeviceInfo:
+    """The data of a device for a GPU that has none."""
+    source = f"{known.source}, used for {model or 'a GPU without a name'}"
+    return replace(known, source=source, architecture=architecture)
+
+
 def other(kind: str) -> DeviceInfo:
-    """Returns a device of a type without data (mps, xpu, …): it has the CPU's rates."""
+    """Returns a device of a type without data (mps, …): it has the CPU's rates."""
     return DeviceInfo(
         kind, kind, DEVICES["cpu"].flops, DEVICES["cpu"].bandwidth, 2e-5, "no data; the CPU's rates"
     )

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from nbattn.geometry import Axes
+from nbattn.program.device import VENDORS, DeviceInfo
 from nbattn.program.request import Needs
 
 GRID = 65_535  # blocks in the second and in the third dimension of a CUDA grid
@@ -74,6 +75,8 @@ class Limits:
     Args:
         name: the backend.
         kinds: the torch device types that it supports; empty means any.
+        vendors: of the GPUs that it supports; empty means any. A GPU of an unknown one may be of
+            any.
         dtypes: the names of the dtypes that it supports.
         softcap, key_range, extra_range, relative_bias, alibi_slopes, value_dim: whether it supports
             them (value_dim: a value size other than head_dim).
@@ -86,6 +89,7 @@ class Limits:
 
     name: str
     kinds: tuple[str, ...] = ()
+    vendors: tuple[str, ...] = ()
     dtypes: tuple[str, ...] = ("float16", "bfloat16", "float32", "float64")
     softcap: bool = True
     key_range: bool = True
@@ -101,11 +105,7 @@ class Limits:
 
     def reasons(self, needs: Needs) -> list[Reason]:
         """Returns a reason for every limit that a request exceeds; lengths are not checked."""
-        exceeded: list[Reason] = []
-        if self.kinds and needs.device.kind not in self.kinds:
-            exceeded.append(
-                Reason("device", f"runs on {', '.join(self.kinds)}, not on {needs.device.name}")
-            )
+        exceeded = [reason for reason in [self.wrong_device(needs.device)] if reason]
         if needs.dtype not in self.dtypes:
             exceeded.append(Reason("dtype", f"takes {', '.join(self.dtypes)}, not {needs.dtype}"))
         why = dict(self.why)
@@ -128,3 +128,14 @@ class Limits:
         if needs.deterministic and needs.training and not self.deterministic:
             exceeded.append(Reason("deterministic", "its backward is not deterministic"))
         return exceeded
+
+    def wrong_device(self, device: DeviceInfo) -> Reason | None:
+        """Returns the reason against a device; None if it is supported."""
+        vendor = device.vendor
+        if vendor and self.vendors and vendor not in self.vendors:
+            needed = " or ".join(f"an {VENDORS[name]}" for name in self.vendors)
+            text = f"needs {needed} GPU, and {device.name} is one of {VENDORS[vendor]}"
+            return Reason("device", text)
+        if self.kinds and device.kind not in self.kinds:
+            return Reason("device", f"runs on {', '.join(self.kinds)}, not on {device.name}")
+        return None

@@ -27,7 +27,14 @@ from nbattn.program.request import Needs, Request
 from nbattn.program.tile_counts import RANK, Extents
 from nbattn.program.tile_traversal import Traversal
 
-CUDA = Limits(name="cuda", kinds=("cuda",), extra_range=True, relative_bias=True, alibi_slopes=True)
+CUDA = Limits(
+    name="cuda",
+    kinds=("cuda",),
+    vendors=("nvidia",),  # NVRTC compiles for no other
+    extra_range=True,
+    relative_bias=True,
+    alibi_slopes=True,
+)
 PACKAGE = "cupy"  # installed together with NVRTC
 INSTRUCTIONS = ("mma", "simt")
 GRID = (1 << 31) - 1  # the largest number of blocks in a launch

@@ -38,14 +38,16 @@ def _reference(request: Request, axes: Axes, matrix: Program, useful: int) -> Ca
 
 
 def _sdpa_limits(request: Request) -> Limits:
-    return _SDPA_ON.get(request.device.kind, meaning.SDPA)
+    """Returns the limits of the kernels known for a device, else those of the public function."""
+    known = request.device.kind == "cpu" or request.device.may_be_nvidia
+    return _SDPA_ON[request.device.kind] if known else meaning.SDPA
 
 
 def _with_kernels(request: Request, program: Program) -> tuple[Program, list[Reason]]:
-    """Returns the program with the kernels that torch takes for its calls on CUDA, and the reasons
-    against the first call that one of them cannot run.
+    """Returns the program with the kernels that torch takes for its calls on NVIDIA's GPUs, and the
+    reasons against the first call that one of them cannot run.
     """
-    if request.device.kind != "cuda" or request.device.capability is None:
+    if not request.device.may_be_nvidia or request.device.capability is None:
         return program, _over_grid(request, program)
     calls, reasons = [], []
     for call in program.calls:

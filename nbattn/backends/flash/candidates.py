@@ -24,7 +24,7 @@ import numpy as np
 from nbattn import geometry
 from nbattn.backends.flash import costs, grids, packing, slopes
 from nbattn.backends.flash.meaning import FlashArguments, flash_arguments
-from nbattn.backends.flash.providers import PROVIDERS, limits_of_model
+from nbattn.backends.flash.providers import ON_NVIDIA, PROVIDERS, limits_of_model
 from nbattn.geometry import Axes
 from nbattn.program.band_pieces import band_pieces
 from nbattn.program.bands import FULL, Band, Slice, first_difference, sliced, split_points
@@ -48,9 +48,8 @@ def candidates(request: Request, axes: Axes) -> list[Candidate]:
     model = refused("flash-model", "translate")
     if family not in ("auto", "flash"):
         return [refused("flash", "translate"), model]
-    if request.device.kind != "cuda":
-        wrong_device = Reason("device", f"runs on cuda, not on {request.device.name}")
-        return [refused("flash", "translate", wrong_device), model]
+    if wrong := ON_NVIDIA.wrong_device(request.device):
+        return [refused("flash", "translate", wrong), model]
     reasons = {name: _limits(name, needs) for name in PROVIDERS}
     return [*_all(request, axes, "flash", reasons), model]
 

@@ -6,7 +6,7 @@ The facts come from the sources of flash-attention and PyTorch; none of them was
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from nbattn.program.device import AMPERE_SHARE, DeviceInfo
@@ -99,6 +99,9 @@ _WHY = (
     ("relative_bias", "its kernels add no table to scores"),
     ("alibi_slopes", "its kernels take none"),
 )
+# What all providers have in common. The same packages for AMD have other kernels, whose windows
+# were not read.
+ON_NVIDIA = Limits(name="flash", kinds=("cuda",), vendors=("nvidia",), dtypes=_HALVES, why=_WHY)
 _EVERY = (8, 9, 10, 11, 12)
 
 PROVIDERS: Mapping[str, Provider] = {
@@ -107,7 +110,7 @@ PROVIDERS: Mapping[str, Provider] = {
         Provider(
             name="fa4",
             package="flash-attn-4",
-            limits=Limits(name="fa4", kinds=("cuda",), dtypes=_HALVES, key_range=False, why=_WHY),
+            limits=replace(ON_NVIDIA, name="fa4", key_range=False),
             capabilities=(80, 121),
             backward=(9, 10, 11, 12),
             nondeterministic=(12,),
@@ -115,14 +118,7 @@ PROVIDERS: Mapping[str, Provider] = {
         Provider(
             name="fa3",
             package="flash-attn-3",
-            limits=Limits(
-                name="fa3",
-                kinds=("cuda",),
-                dtypes=_HALVES,
-                key_range=False,
-                lse_gradient=False,
-                why=_WHY,
-            ),
+            limits=replace(ON_NVIDIA, name="fa3", key_range=False, lse_gradient=False),
             capabilities=(80, 90),
             backward=(8, 9),
             nondeterministic=(256,),
@@ -131,14 +127,7 @@ PROVIDERS: Mapping[str, Provider] = {
         Provider(
             name="fa2",
             package="flash-attn",
-            limits=Limits(
-                name="fa2",
-                kinds=("cuda",),
-                dtypes=_HALVES,
-                alibi_slopes=True,
-                lse_gradient=False,
-                why=_WHY,
-            ),
+            limits=replace(ON_NVIDIA, name="fa2", alibi_slopes=True, lse_gradient=False),
             capabilities=(80, 121),
             backward=_EVERY,
             varlen=True,
@@ -152,14 +141,8 @@ PROVIDERS: Mapping[str, Provider] = {
         Provider(
             name="aten",
             package="torch",
-            limits=Limits(
-                name="aten",
-                kinds=("cuda",),
-                dtypes=_HALVES,
-                lse_gradient=False,
-                softcap=False,
-                alibi_slopes=True,
-                why=_WHY,
+            limits=replace(
+                ON_NVIDIA, name="aten", lse_gradient=False, softcap=False, alibi_slopes=True
             ),
             capabilities=(80, 121),
             backward=_EVERY,

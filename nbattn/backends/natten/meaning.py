@@ -23,6 +23,7 @@ from nbattn.program.request import Needs, Request
 NATTEN = Limits(
     name="natten",
     kinds=("cuda",),
+    vendors=("nvidia",),
     dtypes=("float16", "bfloat16", "float32"),
     softcap=False,
     key_range=False,
@@ -49,9 +50,9 @@ class NattenAxis(NamedTuple):
 
 def reasons(needs: Needs) -> list[Reason]:
     """Returns a reason for every limit that a request exceeds, or that the package is absent."""
-    if PACKAGE not in needs.device.providers:
-        return [Reason("provider", "needs the package natten, which is not installed")]
     exceeded = NATTEN.reasons(needs)
+    if PACKAGE not in needs.device.providers and needs.device.vendor in ("", *NATTEN.vendors):
+        return [Reason("provider", "needs the package natten, which is not installed")]
     for name, size in (("head_dim", needs.head_dim), ("value_dim", needs.value_dim)):
         if size % HEAD_DIM_STEP:
             text = f"needs a {name} that {HEAD_DIM_STEP} divides, not {size}"
