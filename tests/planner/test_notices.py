@@ -97,7 +97,7 @@ def test_a_call_warns_at_its_own_line_and_later_calls_plan_nothing(
         with pytest.warns(UserWarning, match=r"a C\+\+ compiler is missing") as caught:
             layer(torch.randn(1, 32, 32, 32))
         assert [one.filename for one in caught] == [__file__]
-        monkeypatch.setattr(notices, "_with", None)  # would fail
+        monkeypatch.setattr(notices, "_gain", None)  # would fail
         for size in (32, 32, 24):
             nbattn.attention(query[:, :size], query[:, :size], query[:, :size], MASK)
     finally:

@@ -61,6 +61,15 @@ def test_a_gpu_that_is_too_old_is_not_repaired_by_a_round_trip() -> None:
     assert fix.startswith('backend="auto", which takes ')
 
 
+def test_kernels_of_nvidia_are_not_repaired_on_gpus_of_others() -> None:
+    for name in ("gfx942", "xe"):
+        for backend in ("cuda", "flash", "natten"):
+            fix = fix_of(device=name, backend=backend)
+            assert fix == f'backend="auto", which takes {chosen(SHAPE, device=name)}'
+        back = fix_of(device=name, backend="native")
+        assert back == 'query.cpu(), key.cpu(), value.cpu()  # in a plan: device="cpu"'
+
+
 def test_with_a_gpu_tensors_are_moved_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
     from nbattn.planner import devices
 
