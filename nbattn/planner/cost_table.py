@@ -250,8 +250,8 @@ def look_up(request: Request) -> tuple[Times, str]:
 
 
 def tiles(request: Request) -> Times:
-    """Returns the measured seconds of the tiles of a request's kernels, by kernel and tile, as
-    `backends/cuda/measured_tiles.py` names them; empty if there are none.
+    """Returns the measured seconds of the tiles of a request's kernels, by kernel and tile, as the
+    `measured_tiles.py` of their families names them; empty if there are none.
     """
     entries = [entry for entry in _entries(request)[0] if entry.tiles]
     if not entries:

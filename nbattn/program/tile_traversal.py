@@ -2,15 +2,16 @@
 
 Rows are queries and columns keys or, for gradients of keys, the other way round. A tile of rows
 lies in one class of the dilation. The tiles of columns are every run of their hull, each cut from
-its own start; a wrapped hull is two runs where the axis ends inside it. Of a part of an axis, rows
-and columns are those that tensors hold. `cuda/tile_traversal.cuh` is the same code on the device.
+its own start; a wrapped hull is two runs where the axis ends inside it, or one that passes the end
+(`uncut`). Of a part of an axis, rows and columns are those that tensors hold.
+`cuda/tile_traversal.cuh` and `backends/triton/kernels/tile.py` are the same code on the device.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import NamedTuple
 
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 
 from nbattn.geometry import Axes, BoundAxis, Classes
 from nbattn.piecewise_sum import piecewise_sum
-from nbattn.rows import Ints, bends, readers_of, window_of
+from nbattn.rows import Ints, bends, readers_of, sides, window_of
 
 Span = tuple[Ints, Ints]  # [lo, hi), empty where lo >= hi
 Sizes = tuple[Sequence[int], Sequence[int]]  # of a tile's rows and columns
@@ -52,7 +53,14 @@ class RowTile(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Traversal:
-    """One axis as kernels walk it; `inverse` where its rows are keys.
+    """One axis as kernels walk it.
+
+    Args:
+        axis: the axis.
+        inverse: whether rows are keys.
+        uncut: whether the hull on a circle is one run of coordinates before wrapping, from less
+            than 0 to more than the keys, which may be over a lap. Such a kernel leaves out columns
+            that tensors do not hold one by one.
 
     >>> from nbattn.geometry import bind
     >>> from nbattn.mask import Mask
@@ -63,6 +71,19 @@ class Traversal:
 
     axis: BoundAxis
     inverse: bool = False
+    uncut: bool = False
+
+    @property
+    def _passes_the_end(self) -> bool:
+        """Whether hulls are not cut where a circle's axis ends."""
+        return self.uncut and self.axis.spec.border == "wrap"
+
+    def _keys(self, group: Classes) -> int:
+        """The keys by which windows are computed. A window of just all keys of a circle starts at
+        its own first key where hulls are not cut: what is added to scores depends on it.
+        """
+        size = sum(sides(self.axis.spec)) + 1
+        return group.length + (self._passes_the_end and size == group.length)
 
     def _extent(self, group: Classes) -> tuple[int, int]:
         """The first row of a class and how many it has."""
@@ -71,20 +92,23 @@ class Traversal:
     def _hull(self, group: Classes, first: Ints, last: Ints) -> Hull:
         """The columns of the rows from `first` to `last`."""
         hull = (self._of_keys if self.inverse else self._of_queries)(group, first, last)
+        if self._passes_the_end:
+            has_all = self._columns(group) == (0, group.length)
+            return hull if has_all else hull._replace(full=(_none(first), _none(first)))
         if self.axis.spec.border == "wrap":
             hull = _wrapped(hull.runs[1], hull.full[0], group.length)
         return hull if self.axis.held is None else _cut(hull, *self._columns(group))
 
     def _columns(self, group: Classes) -> tuple[int, int]:
         """The first column of a class that tensors hold, and the end of those."""
-        start, count = Traversal(self.axis, not self.inverse)._extent(group)
+        start, count = replace(self, inverse=not self.inverse)._extent(group)
         return start, start + count
 
     def _of_queries(self, group: Classes, first: Ints, last: Ints) -> Hull:
         """The keys of queries: a prefix, and the hull of windows after it."""
-        axis, zero = self.axis.spec, np.zeros_like(first)
-        lo, head, some = window_of(axis, first, group.length)
-        tail, hi, prefix = window_of(axis, last, group.length)
+        axis, zero, keys = self.axis.spec, np.zeros_like(first), self._keys(group)
+        lo, head, some = window_of(axis, first, keys)
+        tail, hi, prefix = window_of(axis, last, keys)
         if axis.border != "wrap":
             lo = np.maximum(lo, prefix)
         return Hull(((zero, prefix), (lo, hi)), ((tail, head), (zero, some)))
@@ -92,7 +116,7 @@ class Traversal:
     def _of_keys(self, group: Classes, first: Ints, last: Ints) -> Hull:
         """The queries that attend to keys; to keys of a prefix all queries from some one on do."""
         axis, stop = self.axis.spec, group.start + group.queries
-        (lo, head), (tail, hi) = (readers_of(axis, t, group.length) for t in (first, last))
+        (lo, head), (tail, hi) = (readers_of(axis, t, self._keys(group)) for t in (first, last))
         if axis.prefix:
             prefixed = first < axis.prefix
             after = readers_of(axis, np.full_like(first, axis.prefix), group.length)[1]
@@ -169,25 +193,35 @@ class Traversal:
             for first in range(lo, hi, width):
                 y = np.arange(first, min(first + width, hi))
                 whole = any(first >= a[0] and first + width <= b[0] for a, b in hull.full)
-                read = [(y >= a[:, None]) & (y < b[:, None]) for a, b in spans]
                 full = len(y) == width and whole
+                y = self._present(group, y)
+                read = [(y >= a[:, None]) & (y < b[:, None]) for a, b in spans]
                 yield ColumnTile(
                     self._places(group, residue, y, not self.inverse), full, read[0] | read[1]
                 )
 
+    def _present(self, group: Classes, y: Ints) -> Ints:
+        """Without the columns of a visit that tensors do not hold."""
+        if not self._passes_the_end:
+            return y
+        start, stop = self._columns(group)
+        return y[(y % group.length >= start) & (y % group.length < stop)]
+
     def _own(self, group: Classes, rows: Ints) -> tuple[Span, Span]:
         """The columns of each row by itself: the tile's mask."""
-        axis, keys = self.axis.spec, group.length
+        axis, keys = self.axis.spec, self._keys(group)
         if self.inverse:
             (lo, hi), also = readers_of(axis, rows, keys), _none(rows)
         else:
             lo, hi, prefix = window_of(axis, rows, keys)
             also = np.zeros_like(rows), prefix
-        return _laps((lo, hi), lo, keys) if axis.border == "wrap" else ((lo, hi), also)
+        is_cut = axis.border == "wrap" and not self.uncut
+        return _laps((lo, hi), lo, keys) if is_cut else ((lo, hi), also)
 
     def _places(self, group: Classes, residue: int, x: Ints, keys: bool) -> Ints:
         """Class coordinates as positions."""
         origin, start = (group.first, group.skip) if keys else (group.origin, group.start)
+        x = x % group.length if self._passes_the_end and len(x) else x
         return origin + residue + self.axis.spec.dilation * (x - start)
 
     def reads(self, rows: int, columns: int) -> tuple[Ints, Ints]:
@@ -204,12 +238,26 @@ class Traversal:
             start, count = self._extent(group)
             for first in range(start, start + count, chunk):
                 x = np.arange(first, min(first + chunk, start + count))
-                lo, number = _union(self._computed(group, x, start, rows, columns))
+                lo, number = self._runs(group, self._computed(group, x, start, rows, columns))
                 for residue in range(group.size):
                     at = self._places(group, residue, x, self.inverse)
                     starts[at] = self._places(group, residue, lo, not self.inverse)
                     counts[at] = number
         return starts, counts
+
+    def _runs(self, group: Classes, spans: Iterable[Span]) -> tuple[Ints, Ints]:
+        """The union of every row's spans on the axis, as `_union`; also -1 counts where a row's
+        spans are more than a lap, so that a column is computed twice.
+        """
+        lo, number = _union(spans)
+        if not self._passes_the_end:
+            return lo, number
+        start, stop = self._columns(group)
+        laps = [lo + lap * group.length for lap in (-1, 0, 1)]
+        held = (_inside((at, at + number), start, stop) for at in laps)
+        places, counts = _union((a[:, n], b[:, n]) for a, b in held for n in range(2))
+        counts[(number < 0).any(axis=1) | (number.sum(axis=1) > group.length)] = -1
+        return places, counts
 
     def _computed(
         self, group: Classes, x: Ints, start: int, rows: int, columns: int
@@ -228,15 +276,25 @@ class Traversal:
 
 
 def row_tiles(
-    axes: Axes, rows: Sequence[int], columns: Sequence[int], *, inverse: bool
+    axes: Axes,
+    rows: Sequence[int],
+    columns: Sequence[int],
+    *,
+    inverse: bool,
+    uncut: bool = False,
 ) -> Iterator[tuple[RowTile, ...]]:
     """Every tile of rows of all axes, one part per axis, with the tiles of columns of each part."""
     sizes = zip(axes, rows, columns, strict=True)
-    return product(*(list(Traversal(axis, inverse).tiles(r, c)) for axis, r, c in sizes))
+    return product(*(list(Traversal(axis, inverse, uncut).tiles(r, c)) for axis, r, c in sizes))
 
 
 def pairs(
-    axes: Axes, rows: Sequence[int], columns: Sequence[int], *, inverse: bool
+    axes: Axes,
+    rows: Sequence[int],
+    columns: Sequence[int],
+    *,
+    inverse: bool,
+    uncut: bool = False,
 ) -> NDArray[np.bool_]:
     """The pairs that a kernel with such tiles computes, as a bool matrix `[queries, keys]`.
 
@@ -247,7 +305,7 @@ def pairs(
     of_rows, of_columns = reversed(spaces) if inverse else spaces
     times = np.zeros((math.prod(of_rows), math.prod(of_columns)), dtype=np.int8)
     written = np.zeros(math.prod(of_rows), dtype=np.int8)
-    for row in row_tiles(axes, rows, columns, inverse=inverse):
+    for row in row_tiles(axes, rows, columns, inverse=inverse, uncut=uncut):
         at = _flat([part.positions for part in row], of_rows)
         written[at] += 1
         for visit in product(*(part.columns for part in row)):
@@ -256,7 +314,10 @@ def pairs(
                 allowed = np.kron(allowed, part.reads)
             if all(part.full for part in visit):
                 allowed[:] = True  # the kernel does not mask full tiles
-            times[at[:, None], _flat([part.positions for part in visit], of_columns)] += allowed
+            to = _flat([part.positions for part in visit], of_columns)
+            np.add.at(
+                times, (at[:, None], to), allowed
+            )  # a visit of a small circle repeats columns
     if times.size and times.max() > 1:
         first, second = np.argwhere(times > 1)[0].tolist()
         raise AssertionError(f"row {first} visits column {second} more than once")
@@ -266,7 +327,12 @@ def pairs(
 
 
 def pairs_of_kernels(
-    axes: Axes, forward: Sizes | None, grad_query: Sizes | None, grad_key: Sizes | None
+    axes: Axes,
+    forward: Sizes | None,
+    grad_query: Sizes | None,
+    grad_key: Sizes | None,
+    *,
+    uncut: bool = False,
 ) -> NDArray[np.bool_]:
     """The pairs that all kernels of a call compute, as a bool matrix `[queries, keys]`.
 
@@ -274,16 +340,17 @@ def pairs_of_kernels(
         axes: the mask's axes.
         forward, grad_query, grad_key: rows and columns of each kernel's tiles; keys are the rows of
             `grad_key`. None where there is no such kernel.
+        uncut: as of `Traversal`.
 
     Raises:
         AssertionError: as `pairs`, or the gradients' pairs differ from the output's.
     """
     assert forward is not None
-    found = pairs(axes, *forward, inverse=False)
+    found = pairs(axes, *forward, inverse=False, uncut=uncut)
     for side, sizes in (("queries", grad_query), ("keys", grad_key)):
         if sizes is None:
             continue
-        if not np.array_equal(pairs(axes, *sizes, inverse=side == "keys"), found):
+        if not np.array_equal(pairs(axes, *sizes, inverse=side == "keys", uncut=uncut), found):
             raise AssertionError(f"the pairs of the {side}' gradients differ from the output's")
     return found
 

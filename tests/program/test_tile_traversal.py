@@ -1,5 +1,6 @@
-"""Tests of traversals of tiles, as in the CUDA kernels: against the enumerator, and their counts in
-closed form against counting tile by tile, in both directions.
+"""Tests of traversals of tiles, as in the CUDA kernels and in the Triton kernels, whose hulls on
+circles are not cut: against the enumerator, and their counts in closed form against counting tile
+by tile, in both directions.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import parts_of_axes
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -17,18 +19,22 @@ from oracle import axis_matrix, bound_axes
 from work import work
 
 from nbattn import Axis, Mask
-from nbattn.geometry import Axes, BoundAxis, bind
+from nbattn.geometry import Axes, BoundAxis, Held, bind
 from nbattn.program import tile_traversal
-from nbattn.program.tile_traversal import Traversal
+from nbattn.program.tile_traversal import Hull, Traversal
 
 Count = Callable[[str, int], None]
 SIZES = st.sampled_from((1, 2, 3, 4, 5, 8, 16))
+CIRCLE = Axis(1, 2, border="wrap")
 SIDES = st.none() | st.integers(0, 40) | st.integers(0, 1500)
 
 
-def pairs_of_tiles(bound_axis: BoundAxis, rows: int, columns: int, *, inverse: bool) -> np.ndarray:
+def pairs_of_tiles(
+    bound_axis: BoundAxis, rows: int, columns: int, *, inverse: bool, uncut: bool = False
+) -> np.ndarray:
     """How often the tiles compute each pair, as they mask it."""
-    traversal = Traversal(bound_axis, inverse)
+    traversal = Traversal(bound_axis, inverse, uncut)
+    skips = uncut and bound_axis.held is not None  # columns of a circle that are not held
     shape = (
         (bound_axis.keys, bound_axis.queries) if inverse else (bound_axis.queries, bound_axis.keys)
     )
@@ -36,33 +42,80 @@ def pairs_of_tiles(bound_axis: BoundAxis, rows: int, columns: int, *, inverse: b
     for tile in traversal.tiles(rows, columns):
         assert 0 < len(tile.positions) <= rows
         for part in tile.columns:
-            assert 0 < len(part.positions) <= columns
-            assert part.reads.all() or not part.full
-            times[np.ix_(tile.positions, part.positions)] += part.reads
+            assert skips or part.positions.size
+            assert len(part.positions) <= columns
+            if part.full:  # the kernel masks none of its columns
+                assert part.reads.all()
+                assert len(part.positions) == columns
+            np.add.at(times, np.ix_(tile.positions, part.positions), part.reads)
     return times.T if inverse else times
 
 
-@pytest.mark.parametrize("inverse", [False, True])
-@given(bound=bound_axes(24), rows=SIZES, columns=SIZES)
-@example(bound=(Axis(0, 0, prefix=1), 6, 6), rows=2, columns=2)  # a tile with a key of the prefix
-def test_traversal_visits_every_pair_of_the_axis_once(
-    cases: Count, bound: tuple[Axis, int, int], rows: int, columns: int, inverse: bool
-) -> None:
-    """Tile by tile, and by the runs of rows that serve at any length; every row is in one tile."""
-    bound_axis = bind(Mask(bound[0]), *bound[1:])[0]
-    wanted = axis_matrix(*bound)
-    assert np.array_equal(pairs_of_tiles(bound_axis, rows, columns, inverse=inverse), wanted)
-    traversal, d = Traversal(bound_axis, inverse), bound[0].dilation
-    found = np.zeros((bound_axis.keys, bound_axis.queries) if inverse else wanted.shape, dtype=int)
+def pairs_of_reads(traversal: Traversal, rows: int, columns: int) -> np.ndarray:
+    """How often each pair is in a run of `reads`."""
+    axis, d = traversal.axis, traversal.axis.spec.dilation
+    shape = (axis.keys, axis.queries) if traversal.inverse else (axis.queries, axis.keys)
+    found = np.zeros(shape, dtype=int)
     for row, (starts, counts) in enumerate(zip(*traversal.reads(rows, columns), strict=True)):
         for start, count in zip(starts, counts, strict=True):
             found[row, start : start + d * count : d] += 1
             assert count == found[row, start : start + d * count : d].size
-    assert np.array_equal(found.T if inverse else found, wanted)
+    return found.T if traversal.inverse else found
+
+
+@pytest.mark.parametrize("uncut", [False, True])
+@pytest.mark.parametrize("inverse", [False, True])
+@given(bound=bound_axes(24), rows=SIZES, columns=SIZES)
+@example(bound=(Axis(0, 0, prefix=1), 6, 6), rows=2, columns=2)  # a tile with a key of the prefix
+def test_traversal_visits_every_pair_of_the_axis_once(
+    cases: Count, bound: tuple[Axis, int, int], rows: int, columns: int, inverse: bool, uncut: bool
+) -> None:
+    """Tile by tile, and by the runs of rows that serve at any length; every row is in one tile."""
+    bound_axis = bind(Mask(bound[0]), *bound[1:])[0]
+    wanted = axis_matrix(*bound)
+    found = pairs_of_tiles(bound_axis, rows, columns, inverse=inverse, uncut=uncut)
+    assert np.array_equal(found, wanted)
+    traversal = Traversal(bound_axis, inverse, uncut)
+    assert np.array_equal(pairs_of_reads(traversal, rows, columns), wanted)
     assert traversal.tile_pairs(rows, columns) == sum(
         len(t.columns) for t in traversal.tiles(rows, columns)
     )
     cases("tile traversals, axes", 1)
+
+
+@pytest.mark.parametrize("inverse", [False, True])
+@given(case=parts_of_axes.parts(), rows=SIZES, columns=SIZES)
+@example(case=(CIRCLE, 2, 3, Held(1, 6, 0, 6), 1, 0), rows=4, columns=2)
+@example(case=(CIRCLE, 6, 3, Held(0, 6, 2, 6), 0, 2), rows=4, columns=8)
+def test_uncut_hulls_of_parts_of_axes(
+    cases: Count, case: parts_of_axes.Case, rows: int, columns: int, inverse: bool
+) -> None:
+    """Columns of a circle that tensors do not hold are left out one by one, yet visited."""
+    bound_axis, wanted = parts_of_axes.bound(case)
+    found = pairs_of_tiles(bound_axis, rows, columns, inverse=inverse, uncut=True)
+    assert np.array_equal(found, wanted)
+    traversal = Traversal(bound_axis, inverse, uncut=True)
+    assert np.array_equal(pairs_of_reads(traversal, rows, columns), wanted)
+    assert traversal.tile_pairs(rows, columns) == sum(
+        len(tile.columns) for tile in traversal.tiles(rows, columns)
+    )
+    cases("tile traversals, parts", 1)
+
+
+@pytest.mark.parametrize("inverse", [False, True])
+def test_a_column_that_is_computed_twice_has_no_runs(inverse: bool) -> None:
+    """A row whose unmasked tiles are more than a lap: counts are -1, so that the proof fails."""
+
+    class Careless(Traversal):
+        """Masks nothing."""
+
+        def _hull(self, *given: Any) -> Hull:
+            hull = super()._hull(*given)
+            return hull._replace(full=hull.runs)
+
+    axis = bind(Mask(Axis(3, 3, border="wrap")), 8)[0]
+    assert (Careless(axis, inverse, uncut=True).reads(4, 2)[1] == -1).any()
+    assert (Traversal(axis, inverse, uncut=True).reads(4, 2)[1] >= 0).all()
 
 
 @given(bound=bound_axes(24), rows=SIZES)
@@ -105,6 +158,7 @@ def test_rows_that_meet_at_both_ends_are_not_separate() -> None:
         assert not Traversal(bind(Mask(axis), 64)[0]).separate(32)
 
 
+@pytest.mark.parametrize("uncut", [False, True])
 @pytest.mark.parametrize("inverse", [False, True])
 @given(
     bound=bound_axes(24),
@@ -121,6 +175,7 @@ def test_pair_counts_of_long_axes_are_those_of_their_tiles(
     offset: int,
     sizes: tuple[int, int],
     inverse: bool,
+    uncut: bool,
 ) -> None:
     """Beyond what is summed tile by tile: series between the bends of windows and borders."""
     axis, (queries, keys) = bound[0], lengths
@@ -132,7 +187,7 @@ def test_pair_counts_of_long_axes_are_those_of_their_tiles(
         axis = replace(axis, offset=offset, prefix=offset % 700 if axis.dilation == 1 else 0)
     if axis.align is None and axis.border != "wrap":
         keys = queries
-    traversal = Traversal(bind(Mask(axis), queries, keys)[0], inverse)
+    traversal = Traversal(bind(Mask(axis), queries, keys)[0], inverse, uncut)
     assert traversal.tile_pairs(*sizes) == sum(
         len(tile.columns) for tile in traversal.tiles(*sizes)
     )
@@ -167,6 +222,23 @@ def test_the_first_tile_starts_at_the_window() -> None:
     assert Traversal(bound_axis).tile_pairs(8, 16) == 8 + 2  # one more for each tile at the seam
 
 
+def test_an_uncut_hull_is_one_run() -> None:
+    """Also across the seam, and longer than a lap where a window of just all keys starts at its own
+    first key.
+    """
+
+    def visits(axis: Axis, length: int, rows: int, columns: int) -> int:
+        bound_axis = bind(Mask(axis), length)[0]
+        return Traversal(bound_axis, uncut=True).tile_pairs(rows, columns)
+
+    near = Axis(3, 3, border="wrap")
+    assert visits(near, 64, 8, 16) == 8  # 14 keys each
+    assert visits(near, 64, 64, 8) == 9  # from -3 to 66
+    assert visits(Axis(32, 31, border="wrap"), 64, 8, 8) == 8 * 9  # 71 keys each
+    assert visits(Axis(32, 32, border="wrap"), 64, 8, 8) == 8 * 8  # all keys, once
+    assert visits(Axis(9, 0, prefix=2), 64, 8, 32) == 8 * 2  # a prefix is a run of its own
+
+
 @pytest.mark.parametrize("side", ["queries", "keys"])
 def test_gradients_of_other_pairs_than_the_output_are_refused(
     side: str, monkeypatch: pytest.MonkeyPatch
@@ -176,8 +248,8 @@ def test_gradients_of_other_pairs_than_the_output_are_refused(
     assert np.array_equal(found, axis_matrix(axes[0].spec, 9, 9))
     right, wrong = tile_traversal.pairs, ((2,), (3,))
 
-    def one_fewer(axes: Axes, rows: Any, columns: Any, *, inverse: bool) -> np.ndarray:
-        pairs = right(axes, rows, columns, inverse=inverse)
+    def one_fewer(axes: Axes, rows: Any, columns: Any, *, inverse: bool, uncut: bool) -> np.ndarray:
+        pairs = right(axes, rows, columns, inverse=inverse, uncut=uncut)
         pairs[4, 4] &= (rows, columns) != wrong or inverse != (side == "keys")
         return pairs
 

@@ -84,6 +84,7 @@ class Build(NamedTuple):
     extra_range: bool = False
     table: bool = False
     slopes: bool = False
+    sink: bool = False
 
 
 def kernels(build: Build, *, training: bool) -> tuple[str, ...]:

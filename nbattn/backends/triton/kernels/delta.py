@@ -5,11 +5,12 @@ delta = sum(out * grad_out) - grad_lse; both 0 for queries without keys.
 import triton
 import triton.language as tl
 
+from nbattn.backends.triton.kernels.numbers import RUN_TIME
 from nbattn.backends.triton.kernels.place import load
 from nbattn.backends.triton.kernels.scores import LOG2E
 
 
-@triton.jit
+@triton.jit(do_not_specialize=RUN_TIME)
 def delta(
     out,
     grad_out,
@@ -17,33 +18,38 @@ def delta(
     grad_lse,
     terms,
     space,
-    strides,
-    heads,
-    count,
+    grad_out_strides,
+    counts,
+    samples,
     V: tl.constexpr,
 ):
     """One program for `V.row_count` rows of `[B, *space, H]`, whose terms are `[rows, 2]`.
 
     Args:
-        space: lengths of the last two axes, and of all three of a sample.
-        count: rows.
+        space: lengths of the three axes.
+        samples: the batch.
     """
     SUM: tl.constexpr = tl.float64 if V.double else tl.float32
     ROWS: tl.constexpr = V.row_count
     DV: tl.constexpr = V.value_dim
     DV_SIZE: tl.constexpr = V.value_size
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    count = samples.to(tl.int64) * space[0] * space[1] * space[2] * counts.heads
     inside = row < count
-    head = row % heads
-    token = row // heads
+    head = row % counts.heads
+    token = row // counts.heads
     last = token % space[2]
     middle = token // space[2] % space[1]
     first = token // space[2] // space[1] % space[0]
     sample = token // space[2] // space[1] // space[0]
-    at = sample * strides.batch + first * strides.axis0 + middle * strides.axis1
-    at = at + last * strides.axis2 + head * strides.head
-    grad = load(grad_out, at, inside, strides.channel, DV, DV_SIZE).to(SUM)
-    given = load(out, row * DV, inside, None, DV, DV_SIZE).to(SUM)
+    at = (
+        sample * grad_out_strides.batch
+        + first * grad_out_strides.axis0
+        + middle * grad_out_strides.axis1
+    )
+    at = at + last * grad_out_strides.axis2 + head * grad_out_strides.head
+    grad = load(grad_out, at, inside, grad_out_strides.channel, False, DV, DV_SIZE).to(SUM)
+    given = load(out, row * DV, inside, 1, True, DV, DV_SIZE).to(SUM)
     total = tl.sum(given * grad, 1)
     if grad_lse is not None:
         total -= tl.load(grad_lse + row, mask=inside, other=0.0)

@@ -1,13 +1,13 @@
-"""The gradients of extra keys and values: rows are extra keys, columns all queries of the sample, in
-all query heads of the key head. The queries are shared by several programs, whose sums are added
+"""The gradients of extra keys and values: rows are extra keys, columns all queries of the sample,
+in all query heads of the key head. The queries are shared by several programs, whose sums are added
 afterwards, always in one order.
 """
 
 import triton
 import triton.language as tl
 
+from nbattn.backends.triton.kernels.numbers import RUN_TIME
 from nbattn.backends.triton.kernels.place import (
-    channel_step,
     extra_keys,
     extra_tokens,
     flat_offsets,
@@ -20,7 +20,7 @@ from nbattn.backends.triton.kernels.place import (
 from nbattn.backends.triton.kernels.scores import dot, grad_scores, scores_of
 
 
-@triton.jit
+@triton.jit(do_not_specialize=RUN_TIME)
 def grad_extra(
     query,
     extra_key,
@@ -54,10 +54,10 @@ def grad_extra(
     SUM: tl.constexpr = tl.float64 if V.double else tl.float32
     share = tl.program_id(1)
     shares = tl.num_programs(1)
-    number = tl.program_id(0)
-    tile = number % counts.tiles
-    head = number // counts.tiles % counts.blocks
-    place = sample_place(grids, axes, tile, head, number // counts.tiles // counts.blocks)
+    program = tl.program_id(0)
+    tile = program % counts.tiles
+    key_head = program // counts.tiles % counts.blocks
+    place = sample_place(grids, axes, tile, key_head, program // counts.tiles // counts.blocks)
     axes = place.axes
     heads = counts.heads // counts.group
     row = place.tile * ROWS + tl.arange(0, ROWS)
@@ -65,8 +65,8 @@ def grad_extra(
     inside = row < counts.extra
     valid = (row >= lo) & (row < hi)
     token = extra_tokens(place, row, counts.extra, heads, place.head)
-    k = load(extra_key, token * D, valid, None, D, D_SIZE)
-    v = load(extra_value, token * DV, valid, None, DV, DV_SIZE)
+    k = load(extra_key, token * D, valid, 1, True, D, D_SIZE)
+    v = load(extra_value, token * DV, valid, 1, True, DV, DV_SIZE)
 
     query_strides = strides_of(query_strides, axes[1].queries, axes[2].queries, V)
     grad_out_strides = strides_of(grad_out_strides, axes[1].queries, axes[2].queries, V)
@@ -80,7 +80,7 @@ def grad_extra(
         there = number < queries
         first = start_of(query_strides, place, head, place.first_query, V)
         at = flat_offsets(query_strides, number, axes, V)
-        q = load(query + first, at, there, channel_step(query_strides, V), D, D_SIZE)
+        q = load(query + first, at, there, query_strides.channel, V.neighbours, D, D_SIZE)
         scores, bend = scores_of(dot(k, tl.trans(q), V), scale, softcap, V)
         sample = place.sample.to(tl.int64) * queries
         if V.packed:
@@ -88,13 +88,15 @@ def grad_extra(
         column = (sample + number) * counts.heads + head
         lse = tl.load(terms + 2 * column, mask=there, other=0.0)
         weights = tl.exp2(scores - lse[None, :])
-        weights = tl.where(there[None, :] & valid[:, None], weights, 0.0)
+        read = there[None, :] & valid[:, None]
+        weights = tl.where(read, weights, 0.0)
         first = start_of(grad_out_strides, place, head, place.first_query, V)
         at = flat_offsets(grad_out_strides, number, axes, V)
-        do = load(grad_out + first, at, there, channel_step(grad_out_strides, V), DV, DV_SIZE)
+        do = load(grad_out + first, at, there, grad_out_strides.channel, V.neighbours, DV, DV_SIZE)
         value_sums += dot(weights.to(do.dtype), do, V)
         delta = tl.load(terms + 2 * column + 1, mask=there, other=0.0)
         grads = grad_scores(weights, dot(v, tl.trans(do), V) - delta[None, :], bend, V)
+        grads = tl.where(read, grads, 0.0)
         key_sums += dot(grads.to(q.dtype), q, V)
     token += share.to(tl.int64) * samples * counts.extra * heads
     store(grad_keys, token * D, inside, key_sums * tl.full([], scale, SUM), D, D_SIZE)

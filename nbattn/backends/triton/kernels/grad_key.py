@@ -5,8 +5,8 @@ them, in all query heads of the key head.
 import triton
 import triton.language as tl
 
+from nbattn.backends.triton.kernels.numbers import RUN_TIME
 from nbattn.backends.triton.kernels.place import (
-    channel_step,
     key_tokens,
     load,
     offsets_of,
@@ -21,8 +21,6 @@ from nbattn.backends.triton.kernels.scores import (
     dot,
     grad_scores,
     scores_of,
-    slope_of,
-    table_of,
 )
 from nbattn.backends.triton.kernels.tile import (
     all_inside,
@@ -35,7 +33,7 @@ from nbattn.backends.triton.kernels.tile import (
 )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=RUN_TIME)
 def grad_key(
     query,
     key,
@@ -77,10 +75,10 @@ def grad_key(
     value_strides = strides_of(value_strides, axes[1].held_keys, axes[2].held_keys, V)
     key += start_of(key_strides, place, place.head, place.first_key, V)
     value += start_of(value_strides, place, place.head, place.first_key, V)
-    at = offsets_of(key_strides, rows, V)
-    k = load(key, at, valid, channel_step(key_strides, V), D, D_SIZE)  # others may be NaN
-    at = offsets_of(value_strides, rows, V)
-    v = load(value, at, valid, channel_step(value_strides, V), DV, DV_SIZE)
+    row_at = offsets_of(key_strides, rows, V)
+    k = load(key, row_at, valid, key_strides.channel, V.neighbours, D, D_SIZE)  # others may be NaN
+    row_at = offsets_of(value_strides, rows, V)
+    v = load(value, row_at, valid, value_strides.channel, V.neighbours, DV, DV_SIZE)
 
     key_sums = tl.zeros([ROWS, D_SIZE], SUM)
     value_sums = tl.zeros([ROWS, DV_SIZE], SUM)
@@ -91,23 +89,24 @@ def grad_key(
         head = place.head * counts.group + visit // own
         first = start_of(query_strides, place, head, place.first_query, V)
         at = offsets_of(query_strides, columns, V)
-        q = load(query + first, at, there, channel_step(query_strides, V), D, D_SIZE)
+        q = load(query + first, at, there, query_strides.channel, V.neighbours, D, D_SIZE)
         scores, bend = scores_of(dot(k, tl.trans(q), V), scale, softcap, V)
         read = pairs_of(rows, columns, V)
-        table = table_of(relative_bias, head, axes, V.rank)
-        slope = slope_of(alibi_slopes, place.sample, head, counts.slope_step)
-        scores = added(scores, table, slope, axes, rows, columns, read, True, V.rank)
+        scores = added(
+            scores, relative_bias, alibi_slopes, place, head, counts, rows, columns, read, True, V
+        )
         token = query_tokens(place, columns, counts.heads, V) + head
         lse = tl.load(terms + 2 * token, mask=there, other=0.0)
         weights = tl.exp2(scores - lse[None, :])
-        if not is_full(columns):
-            weights = tl.where(read, weights, 0.0)
         first = start_of(grad_out_strides, place, head, place.first_query, V)
         at = offsets_of(grad_out_strides, columns, V)
-        do = load(grad_out + first, at, there, channel_step(grad_out_strides, V), DV, DV_SIZE)
-        value_sums += dot(weights.to(do.dtype), do, V)
+        do = load(grad_out + first, at, there, grad_out_strides.channel, V.neighbours, DV, DV_SIZE)
         delta = tl.load(terms + 2 * token + 1, mask=there, other=0.0)
         grads = grad_scores(weights, dot(v, tl.trans(do), V) - delta[None, :], bend, V)
+        if not is_full(columns):
+            weights = tl.where(read, weights, 0.0)
+            grads = tl.where(read, grads, 0.0)
+        value_sums += dot(weights.to(do.dtype), do, V)
         key_sums += dot(grads.to(q.dtype), q, V)
 
     inside = all_inside(rows)

@@ -5,8 +5,8 @@ the final logsumexp.
 import triton
 import triton.language as tl
 
+from nbattn.backends.triton.kernels.numbers import RUN_TIME
 from nbattn.backends.triton.kernels.place import (
-    channel_step,
     extra_keys,
     extra_tokens,
     load,
@@ -22,8 +22,6 @@ from nbattn.backends.triton.kernels.scores import (
     dot,
     grad_scores,
     scores_of,
-    slope_of,
-    table_of,
 )
 from nbattn.backends.triton.kernels.tile import (
     all_inside,
@@ -36,7 +34,7 @@ from nbattn.backends.triton.kernels.tile import (
 )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=RUN_TIME)
 def grad_query(
     query,
     key,
@@ -80,46 +78,58 @@ def grad_query(
     key_strides = strides_of(key_strides, axes[1].held_keys, axes[2].held_keys, V)
     value_strides = strides_of(value_strides, axes[1].held_keys, axes[2].held_keys, V)
     key_head = place.head // counts.group
+    kv_heads = counts.heads // counts.group
     query += start_of(query_strides, place, place.head, place.first_query, V)
     grad_out += start_of(grad_out_strides, place, place.head, place.first_query, V)
     key += start_of(key_strides, place, key_head, place.first_key, V)
     value += start_of(value_strides, place, key_head, place.first_key, V)
-    at = offsets_of(query_strides, rows, V)
-    q = load(query, at, inside, channel_step(query_strides, V), D, D_SIZE)
-    at = offsets_of(grad_out_strides, rows, V)
-    do = load(grad_out, at, inside, channel_step(grad_out_strides, V), DV, DV_SIZE)
+    row_at = offsets_of(query_strides, rows, V)
+    q = load(query, row_at, inside, query_strides.channel, V.neighbours, D, D_SIZE)
+    row_at = offsets_of(grad_out_strides, rows, V)
+    do = load(grad_out, row_at, inside, grad_out_strides.channel, V.neighbours, DV, DV_SIZE)
     token = query_tokens(place, rows, counts.heads, V) + place.head
     lse = tl.load(terms + 2 * token, mask=inside, other=0.0)
     delta = tl.load(terms + 2 * token + 1, mask=inside, other=0.0)
-    table = table_of(relative_bias, place.head, axes, V.rank)
-    slope = slope_of(alibi_slopes, place.sample, place.head, counts.slope_step)
 
     sums = tl.zeros([ROWS, D_SIZE], SUM)
     for visit in range(visits(parts)):
         columns = columns_of(parts, visit, V)
         there = all_inside(columns)
         at = offsets_of(key_strides, columns, V)
-        k = load(key, at, there, channel_step(key_strides, V), D, D_SIZE)
+        k = load(key, at, there, key_strides.channel, V.neighbours, D, D_SIZE)
         scores, bend = scores_of(dot(q, tl.trans(k), V), scale, softcap, V)
         read = pairs_of(rows, columns, V)
-        scores = added(scores, table, slope, axes, rows, columns, read, False, V.rank)
+        scores = added(
+            scores,
+            relative_bias,
+            alibi_slopes,
+            place,
+            place.head,
+            counts,
+            rows,
+            columns,
+            read,
+            False,
+            V,
+        )
         weights = tl.exp2(scores - lse[:, None])
-        if not is_full(columns):
-            weights = tl.where(read, weights, 0.0)
         at = offsets_of(value_strides, columns, V)
-        v = load(value, at, there, channel_step(value_strides, V), DV, DV_SIZE)
+        v = load(value, at, there, value_strides.channel, V.neighbours, DV, DV_SIZE)
         grads = grad_scores(weights, dot(do, tl.trans(v), V) - delta[:, None], bend, V)
+        if not is_full(columns):
+            grads = tl.where(read, grads, 0.0)
         sums += dot(grads.to(k.dtype), k, V)
     if extra_key is not None:
         lo, hi = extra_keys(extra_range, place.sample, counts.extra)
         for start in range(lo, hi, COLUMNS):
-            at = start + tl.arange(0, COLUMNS)
-            there = at < hi
-            at = extra_tokens(place, at, counts.extra, counts.heads // counts.group, key_head)
-            k = load(extra_key, at * D, there, None, D, D_SIZE)
+            number = start + tl.arange(0, COLUMNS)
+            there = number < hi
+            extra = extra_tokens(place, number, counts.extra, kv_heads, key_head)
+            k = load(extra_key, extra * D, there, 1, True, D, D_SIZE)
             scores, bend = scores_of(dot(q, tl.trans(k), V), scale, softcap, V)
-            weights = tl.where(there[None, :], tl.exp2(scores - lse[:, None]), 0.0)
-            v = load(extra_value, at * DV, there, None, DV, DV_SIZE)
+            weights = tl.exp2(scores - lse[:, None])
+            v = load(extra_value, extra * DV, there, 1, True, DV, DV_SIZE)
             grads = grad_scores(weights, dot(do, tl.trans(v), V) - delta[:, None], bend, V)
+            grads = tl.where(there[None, :], grads, 0.0)
             sums += dot(grads.to(k.dtype), k, V)
     store(grad, token * D, inside, sums * tl.full([], scale, SUM), D, D_SIZE)

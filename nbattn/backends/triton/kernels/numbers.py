@@ -1,8 +1,20 @@
-"""What kernels are compiled for, what they take besides pointers, and what their functions return."""
+"""What kernels are compiled for, what they take besides pointers, and what functions return."""
 
 import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
+
+# Parameters of kernels whose values shall not make further variants of them.
+RUN_TIME = (
+    "axes",
+    "query_strides",
+    "key_strides",
+    "value_strides",
+    "grad_out_strides",
+    "counts",
+    "samples",
+    "space",
+)
 
 
 def _power(number: int) -> int:
@@ -62,6 +74,11 @@ class Variant:
     def value_size(self) -> int:
         """Channels of values as a power of two, of at least 16."""
         return _power(max(self.value_dim, 16))
+
+    @property
+    def neighbours(self) -> bool:
+        """Whether the channels of a vector are known to be neighbours."""
+        return self.step > 1
 
     @property
     def steps(self) -> tuple[int, ...]:

@@ -22,15 +22,13 @@ def tanh(x, SUM: tl.constexpr):
     square = x * x
     near = x * (1 + square * (-1.0 / 3 + square * (2.0 / 15 - square * (17.0 / 315))))
     far = 1 - 2 / (1 + tl.exp2(x * (2 * LOG2E)))
-    LIMIT: tl.constexpr = 0.0004 if SUM == tl.float64 else 0.0625
+    LIMIT: tl.constexpr = 0.0004 if tl.float64 == SUM else 0.0625
     return tl.where(square < LIMIT, near, far)
 
 
 @triton.jit
 def scores_of(products, scale, softcap, V: tl.constexpr):
-    """Scores of the products of queries and keys, and the derivative of the softcap, None without
-    one.
-    """
+    """Scores of the products of queries and keys, and the derivative of the softcap."""
     SUM: tl.constexpr = products.dtype
     factor = tl.full([], scale, SUM)
     if V.softcap:
@@ -38,7 +36,7 @@ def scores_of(products, scale, softcap, V: tl.constexpr):
         bent = tanh(products * (factor / cap), SUM)
         return bent * (cap * LOG2E), 1 - bent * bent
     else:
-        return products * (factor * LOG2E), None
+        return products * (factor * LOG2E), 1.0
 
 
 @triton.jit
@@ -82,31 +80,28 @@ def entries_of(axes, rows, columns, KEYS: tl.constexpr, RANK: tl.constexpr):
 
 
 @triton.jit
-def table_of(relative_bias, head, axes, RANK: tl.constexpr):
-    """A head's table of relative positions, None without tables."""
-    if relative_bias is not None:
-        return relative_bias + head.to(tl.int64) * table_steps(axes, RANK)[2]
-    else:
-        return None
-
-
-@triton.jit
-def slope_of(alibi_slopes, sample, head, step):
-    """A head's slope, None without slopes."""
-    if alibi_slopes is not None:
-        return tl.load(alibi_slopes + sample.to(tl.int64) * step + head)
-    else:
-        return None
-
-
-@triton.jit
-def added(scores, table, slope, axes, rows, columns, read, KEYS: tl.constexpr, RANK: tl.constexpr):
+def added(
+    scores,
+    relative_bias,
+    alibi_slopes,
+    place,
+    head,
+    counts,
+    rows,
+    columns,
+    read,
+    KEYS: tl.constexpr,
+    V: tl.constexpr,
+):
     """Scores with the entries of a head's table, or with ALiBi's distances, if there are any."""
     SUM: tl.constexpr = scores.dtype
-    if table is not None:
-        at = entries_of(axes, rows, columns, KEYS, RANK)
-        scores += tl.load(table + at, mask=read, other=0.0).to(SUM) * LOG2E
-    if slope is not None:
+    axes = place.axes
+    if relative_bias is not None:
+        table = relative_bias + head.to(tl.int64) * table_steps(axes, V.rank)[2]
+        at = entries_of(axes, rows, columns, KEYS, V.rank)
+        scores += tl.load(table + at, mask=read, other=0.0) * LOG2E
+    if alibi_slopes is not None:
+        slope = tl.load(alibi_slopes + place.sample.to(tl.int64) * counts.slope_step + head)
         distance = tl.abs(rows[2].at[:, None] - columns[2].at[None, :]) * axes[2].dilation
         scores -= distance.to(SUM) * (slope * LOG2E)
     return scores
@@ -127,9 +122,9 @@ def online_softmax(scores, top, total):
 @triton.jit
 def grad_scores(weights, grads, bend, V: tl.constexpr):
     """The gradients of products from weights and the gradients of scores before the softmax; these
-    may be infinite or NaN in pairs that are not read.
+    may be infinite or NaN in pairs that are not read, so callers leave such pairs out afterwards.
     """
-    grads = tl.where(weights == 0, 0.0, weights * grads)
+    grads = weights * grads
     if V.softcap:
         grads = grads * bend
     return grads
