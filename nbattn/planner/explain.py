@@ -129,12 +129,13 @@ def _accepted(candidate: Candidate, chosen: Candidate) -> Line:
     assert candidate.cost is not None
     assert chosen.cost is not None
     cost = cost_of(candidate)
+    does = (candidate.work(), *[candidate.note] * bool(candidate.note))
     if candidate is chosen:
-        return Line("chosen", candidate.name, cost, 0.0, (candidate.work(),))
+        return Line("chosen", candidate.name, cost, 0.0, does)
     ratio = candidate.cost.seconds / max(chosen.cost.seconds, 1e-12)
     if cost == cost_of(chosen):
-        return Line("equal", candidate.name, cost, 0.0, (candidate.work(),))
-    return Line("slower", candidate.name, cost, ratio, (candidate.work(),))
+        return Line("equal", candidate.name, cost, 0.0, does)
+    return Line("slower", candidate.name, cost, ratio, does)
 
 
 def _shared_reason(candidates: Sequence[Candidate]) -> str:
