@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from types import ModuleType
@@ -19,6 +19,7 @@ from nbattn.errors import InputError
 from nbattn.packages import install_line
 
 if TYPE_CHECKING:
+    from nbattn.backends.inputs import Attempt
     from nbattn.geometry import Axes
     from nbattn.program.candidate import Candidate
     from nbattn.program.request import Request
@@ -77,7 +78,8 @@ class Family:
         packages_on: the device types on which it needs them.
         missing: "module:function", which returns why its packages do not work on this machine, or
             None if they do; default: a package works if it is installed.
-        has_tiles: whether its kernels have tiles that are measured, in its `measured_tiles.py`.
+        has_tiles: whether its kernels have tiles that are measured, by its `measured_tiles.py` and
+            `kernel_times.py`.
         takes_grids: whether it has candidates for packed grids (`request.grids`, without axes);
             others run grids of one size after another.
     """
@@ -107,6 +109,14 @@ class Family:
         if not self.has_tiles or not times:
             return candidate
         return _module(f"{self.folder}.measured_tiles").retiled(candidate, request, axes, times)
+
+    def attempts(
+        self, candidate: Candidate, request: Request, axes: Axes, *on: Any
+    ) -> Iterator[Iterator[Attempt]]:
+        """Returns the tiles of every kernel of a candidate, to be measured, for a family with tiles:
+        `attempts` of its `kernel_times.py`.
+        """
+        return _module(f"{self.folder}.kernel_times").attempts(candidate, request, axes, *on)
 
 
 FAMILIES: tuple[Family, ...] = (

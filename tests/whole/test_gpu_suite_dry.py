@@ -66,7 +66,7 @@ KERNELS = [
         "test_cuda_values_and_gradients[1-D decode-torch.bfloat16]",
         "test_error_of_a_kernel_not_loaded_before_a_capture",
     )
-] + [f"{GPU}/test_added_scores.py::test_packed_grids[torch.float32]"]
+] + [f"{GPU}/test_added_scores.py::test_packed_grids[torch.float32-cuda]"]
 
 
 def test_the_gpu_suite_on_the_stand_in(tmp_path: Path) -> None:
