@@ -27,7 +27,8 @@ class Line(NamedTuple):
         name: of the candidate, or of the backends whose candidates are refused.
         cost: "estimated 1.5 ms"; empty when refused.
         ratio: the cost over that of the chosen candidate, if it is slower; else 0.
-        reasons: what the candidate does, or every reason against it.
+        reasons: what the candidate does, with the note of the chosen one; or every reason against
+            it.
     """
 
     state: str
@@ -129,13 +130,13 @@ def _accepted(candidate: Candidate, chosen: Candidate) -> Line:
     assert candidate.cost is not None
     assert chosen.cost is not None
     cost = cost_of(candidate)
-    does = (candidate.work(), *[candidate.note] * bool(candidate.note))
     if candidate is chosen:
-        return Line("chosen", candidate.name, cost, 0.0, does)
+        note = [candidate.note] * bool(candidate.note)
+        return Line("chosen", candidate.name, cost, 0.0, (candidate.work(), *note))
     ratio = candidate.cost.seconds / max(chosen.cost.seconds, 1e-12)
     if cost == cost_of(chosen):
-        return Line("equal", candidate.name, cost, 0.0, does)
-    return Line("slower", candidate.name, cost, ratio, does)
+        return Line("equal", candidate.name, cost, 0.0, (candidate.work(),))
+    return Line("slower", candidate.name, cost, ratio, (candidate.work(),))
 
 
 def _shared_reason(candidates: Sequence[Candidate]) -> str:
