@@ -17,10 +17,9 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
-from importlib import import_module, util
+from importlib import import_module, metadata, util
 from pathlib import Path
 from typing import Any
-
 
 from nbattn.backends.triton import tiles as triton_tiles
 from nbattn.backends.triton.kernels import numbers
@@ -167,6 +166,11 @@ def _target(name: str) -> Any:
     if name.startswith("sm_"):
         return GPUTarget("cuda", int(name[3:]), 32)
     return GPUTarget("hip", name, 64 if name.startswith("gfx9") else 32)
+
+
+def version() -> str:
+    """Triton's version."""
+    return metadata.version("triton")
 
 
 def binary(name: str) -> str:
