@@ -248,9 +248,8 @@ class Compiler:
         return Report(**json.loads(answer))
 
     def close(self) -> None:
-        if self.process is not None and self.process.stdin is not None:
-            self.process.stdin.close()
-            self.process.wait()
+        if self.process is not None:
+            self.process.communicate()
 
 
 @contextmanager

@@ -15,6 +15,7 @@ import json
 import statistics
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 if __name__ == "__main__":
@@ -123,7 +124,7 @@ def compiled() -> Iterator[Compiler]:
         yield made
 
 
-@pytest.mark.parametrize("case", quick(), ids=lambda case: case.id)
+@pytest.mark.parametrize("case", [*quick()], ids=lambda case: case.id)
 def test_a_kernel_for_a_target(case: Case, compiled: Compiler, cases):
     report = compiled(case)
     assert not problems(case, report)
@@ -163,9 +164,13 @@ FINE = Report(168, 0, 40960, {"wgmma.mma_async": 8})
         ({}, {"atomics": 1}, ["1 atomic instructions"]),
         ({}, {"shared": 41985}, ["41985 bytes of shared memory, counted as 41984"]),
         ({}, {"products": {"mma.sync": 4}}, ["no wgmma.mma_async: {'mma.sync': 4}"]),
-        ({"tiles": Tiles((1, 4, 8), (1, 8, 8), 2, 2)}, {"products": {"mma.sync": 4}}, []),
+        (
+            {"tiles": Tiles((1, 4, 8), (1, 8, 8), 2, 2)},
+            {"products": {"mma.sync": 4}, "shared": 24576},
+            [],
+        ),
         ({"target": "sm_100"}, {"products": {"tcgen05.mma": 4}}, []),
-        ({"target": "gfx942"}, {"products": {}}, ["no v_mfma: {}"]),
+        ({"target": "gfx942"}, {"products": {}, "shared": 24576}, ["no v_mfma: {}"]),
         (
             {"build": Build("float32", 64, 64, 2)},
             {"products": {"mma.sync": 2}},
@@ -181,8 +186,6 @@ FINE = Report(168, 0, 40960, {"wgmma.mma_async": 8})
 def test_problems_are_reported(
     case: dict[str, object], change: dict[str, object], expected: list[str]
 ):
-    from dataclasses import replace
-
     report = replace(FINE, **change)
     assert problems(replace(CASE, **case), report) == expected
 
