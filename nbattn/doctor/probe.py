@@ -143,6 +143,7 @@ def _torch_facts() -> Report:
         "version": torch.__version__,
         "cuda_build": torch.version.cuda,
         "hip_build": torch.version.hip,
+        "xpu_build": getattr(torch.version, "xpu", None),
         "threads": torch.get_num_threads(),
         "deterministic": torch.are_deterministic_algorithms_enabled(),
         "backends": {
@@ -164,21 +165,20 @@ def _torch_facts() -> Report:
 
 
 def _devices(torch: Any) -> list[Report]:
-    """List the CPU and the accelerators that torch supports."""
+    """List the CPU and the accelerators that torch supports; only NVIDIA's have a capability."""
     devices: list[Report] = [{"name": "cpu"}]
-    for number in range(torch.cuda.device_count()):
-        facts = torch.cuda.get_device_properties(number)
-        devices.append(
-            {
-                "name": f"cuda:{number}",
-                "model": facts.name,
-                "capability": [facts.major, facts.minor],
-                "memory_bytes": facts.total_memory,
-            }
-        )
-    for kind in ("mps", "xpu"):
-        if hasattr(torch, kind) and getattr(torch, kind).is_available():
-            devices.append({"name": kind})
+    for kind in ("cuda", "xpu"):
+        module = getattr(torch, kind, None)
+        for number in range(module.device_count() if module is not None else 0):
+            facts = module.get_device_properties(number)
+            gpu = {"name": f"{kind}:{number}", "model": facts.name}
+            if torch.version.hip:
+                gpu["architecture"] = facts.gcnArchName.partition(":")[0]
+            elif kind == "cuda":
+                gpu["capability"] = [facts.major, facts.minor]
+            devices.append({**gpu, "memory_bytes": facts.total_memory})
+    if hasattr(torch, "mps") and torch.mps.is_available():
+        devices.append({"name": "mps"})
     return devices
 
 

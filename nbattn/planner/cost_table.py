@@ -349,9 +349,9 @@ def _devices(name: str) -> frozenset[DeviceInfo]:
     """Returns all data that the planner may have of a device of that name, with and without
     measured rates; bare.
     """
-    info = _bare(DEVICES[name])
+    info = DEVICES[name]
     same_name = [entry for entry in table().entries if entry.fingerprint.device == name]
-    return frozenset([info, *(entry.device(info) for entry in same_name)])
+    return frozenset(map(_bare, [info, *(entry.device(info) for entry in same_name)]))
 
 
 def _bare(info: DeviceInfo) -> DeviceInfo:

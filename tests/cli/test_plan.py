@@ -179,7 +179,7 @@ plan NAT stage5
       fix:   nbattn plan NAT stage4
 
 plan NAT stage1 --device sm90
-    nbattn plan: device='sm90' is not known: one of cpu, sm_75, sm_80, sm_86, sm_89, sm_90, sm_100, sm_103, sm_120, a torch.device or a DeviceInfo.
+    nbattn plan: device='sm90' is not known: one of cpu, sm_75, sm_80, sm_86, sm_89, sm_90, sm_100, sm_103, sm_120, rtx_3090, rtx_4090, gfx90a, gfx942, gfx950, gfx1100, gfx1201, xe, a torch.device or a DeviceInfo.
       fix:   --device sm_90
 
 plan NAT --mask blok --query 1,8,8,2,32

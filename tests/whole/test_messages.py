@@ -678,11 +678,11 @@ plan(window, shape, dtype=torch.int32)
       fix:   dtype="bfloat16"
 
 plan(window, shape, device="sm_91")
-    InputError: device='sm_91' is not known: one of cpu, sm_75, sm_80, sm_86, sm_89, sm_90, sm_100, sm_103, sm_120, a torch.device or a DeviceInfo.
+    InputError: device='sm_91' is not known: one of cpu, sm_75, sm_80, sm_86, sm_89, sm_90, sm_100, sm_103, sm_120, rtx_3090, rtx_4090, gfx90a, gfx942, gfx950, gfx1100, gfx1201, xe, a torch.device or a DeviceInfo.
       fix:   device="sm_90"
 
 plan(window, shape, device=3)
-    InputError: device=3 is not known: one of cpu, sm_75, sm_80, sm_86, sm_89, sm_90, sm_100, sm_103, sm_120, a torch.device or a DeviceInfo.
+    InputError: device=3 is not known: one of cpu, sm_75, sm_80, sm_86, sm_89, sm_90, sm_100, sm_103, sm_120, rtx_3090, rtx_4090, gfx90a, gfx942, gfx950, gfx1100, gfx1201, xe, a torch.device or a DeviceInfo.
       fix:   device="cuda:3".
 
 plan(window, shape, device="cuda")

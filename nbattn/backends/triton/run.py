@@ -258,11 +258,16 @@ def _numbers(window: TritonArguments, shape: Shape) -> tuple[dict[str, Any], int
     )
     wide = False
     for name, size, strides in zip(_STRIDED, shapes, shape.strides, strict=False):
-        *places, channel = layout.on_three_axes(size, strides)
-        numbers[f"{name}_strides"] = Strides(*(place // step for place in places), channel)
+        numbers[f"{name}_strides"] = _strides(size, strides, step)
         last = ((n - 1) * s for n, s in zip(size[1:], strides[1:], strict=True))
         wide = wide or sum(map(abs, last)) >= _WIDE
     return numbers, step, wide
+
+
+def _strides(shape: Sequence[int], strides: Sequence[int], step: int) -> Strides:
+    """The strides of a tensor on three axes, in units of `step` elements but for the channel's."""
+    *places, channel = layout.on_three_axes(shape, strides)
+    return Strides._make((*(place // step for place in places), channel))
 
 
 def _step(
@@ -345,7 +350,7 @@ def _delta_launch(window: TritonArguments, shape: Shape, numbers: Mapping[str, A
         Tiles((1, 1, rows), (1, 1, 1)), window.build, step=1, wide=False, precision="ieee"
     )
     own = {
-        "grad_out_strides": Strides(*layout.on_three_axes(shape.query, shape.strides[-1])),
+        "grad_out_strides": _strides(shape.query, shape.strides[-1], 1),
         "space": space,
         "samples": batch,
         "counts": Counts(0, heads, heads, 1, 0, 0, 0),
@@ -395,14 +400,14 @@ def _example(arguments: TritonArguments) -> Shape:
 
 def _dtypes(function: str, build: Build) -> dict[str, torch.dtype]:
     """The dtypes of a kernel's tensors by name."""
-    own = getattr(torch, build.dtype)
+    own: torch.dtype = getattr(torch, build.dtype)
     exact = torch.float64 if own == torch.float64 else torch.float32
     names = dict.fromkeys(("query", "key", "value", "out", "grad_out", "grad"), own)
     names |= dict.fromkeys(("lse", "terms", "grad_tables"), exact)
     grads = exact if function == "grad_extra" else own
     names |= dict.fromkeys(("grad_keys", "grad_values"), grads)
     names |= dict.fromkeys(_EXTRA, own) if build.extra else {}
-    options = {
+    options: dict[str, tuple[bool, torch.dtype]] = {
         "extra_range": (build.extra_range, torch.int32),
         "key_range": (build.key_range, torch.int32),
         "grids": (build.grids, torch.int64),

@@ -80,8 +80,8 @@ def forward(
     query += start_of(query_strides, place, place.head, place.first_query, V)
     key += start_of(key_strides, place, key_head, place.first_key, V)
     value += start_of(value_strides, place, key_head, place.first_key, V)
-    at = offsets_of(query_strides, rows, V)
-    q = load(query, at, inside, query_strides.channel, V.neighbours, D, D_SIZE)
+    row_at = offsets_of(query_strides, rows, V)
+    q = load(query, row_at, inside, query_strides.channel, V.neighbours, D, D_SIZE)
 
     top = tl.full([ROWS], -float("inf"), SUM)
     total = tl.zeros([ROWS], SUM)

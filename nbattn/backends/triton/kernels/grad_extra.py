@@ -1,5 +1,5 @@
-"""The gradients of extra keys and values: rows are extra keys, columns all queries of the sample, in
-all query heads of the key head. The queries are shared by several programs, whose sums are added
+"""The gradients of extra keys and values: rows are extra keys, columns all queries of the sample,
+in all query heads of the key head. The queries are shared by several programs, whose sums are added
 afterwards, always in one order.
 """
 
@@ -88,13 +88,15 @@ def grad_extra(
         column = (sample + number) * counts.heads + head
         lse = tl.load(terms + 2 * column, mask=there, other=0.0)
         weights = tl.exp2(scores - lse[None, :])
-        weights = tl.where(there[None, :] & valid[:, None], weights, 0.0)
+        read = there[None, :] & valid[:, None]
+        weights = tl.where(read, weights, 0.0)
         first = start_of(grad_out_strides, place, head, place.first_query, V)
         at = flat_offsets(grad_out_strides, number, axes, V)
         do = load(grad_out + first, at, there, grad_out_strides.channel, V.neighbours, DV, DV_SIZE)
         value_sums += dot(weights.to(do.dtype), do, V)
         delta = tl.load(terms + 2 * column + 1, mask=there, other=0.0)
         grads = grad_scores(weights, dot(v, tl.trans(do), V) - delta[None, :], bend, V)
+        grads = tl.where(read, grads, 0.0)
         key_sums += dot(grads.to(q.dtype), q, V)
     token += share.to(tl.int64) * samples * counts.extra * heads
     store(grad_keys, token * D, inside, key_sums * tl.full([], scale, SUM), D, D_SIZE)

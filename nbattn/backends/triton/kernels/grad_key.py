@@ -75,10 +75,10 @@ def grad_key(
     value_strides = strides_of(value_strides, axes[1].held_keys, axes[2].held_keys, V)
     key += start_of(key_strides, place, place.head, place.first_key, V)
     value += start_of(value_strides, place, place.head, place.first_key, V)
-    at = offsets_of(key_strides, rows, V)
-    k = load(key, at, valid, key_strides.channel, V.neighbours, D, D_SIZE)  # others may be NaN
-    at = offsets_of(value_strides, rows, V)
-    v = load(value, at, valid, value_strides.channel, V.neighbours, DV, DV_SIZE)
+    row_at = offsets_of(key_strides, rows, V)
+    k = load(key, row_at, valid, key_strides.channel, V.neighbours, D, D_SIZE)  # others may be NaN
+    row_at = offsets_of(value_strides, rows, V)
+    v = load(value, row_at, valid, value_strides.channel, V.neighbours, DV, DV_SIZE)
 
     key_sums = tl.zeros([ROWS, D_SIZE], SUM)
     value_sums = tl.zeros([ROWS, DV_SIZE], SUM)
@@ -98,14 +98,15 @@ def grad_key(
         token = query_tokens(place, columns, counts.heads, V) + head
         lse = tl.load(terms + 2 * token, mask=there, other=0.0)
         weights = tl.exp2(scores - lse[None, :])
-        if not is_full(columns):
-            weights = tl.where(read, weights, 0.0)
         first = start_of(grad_out_strides, place, head, place.first_query, V)
         at = offsets_of(grad_out_strides, columns, V)
         do = load(grad_out + first, at, there, grad_out_strides.channel, V.neighbours, DV, DV_SIZE)
-        value_sums += dot(weights.to(do.dtype), do, V)
         delta = tl.load(terms + 2 * token + 1, mask=there, other=0.0)
         grads = grad_scores(weights, dot(v, tl.trans(do), V) - delta[None, :], bend, V)
+        if not is_full(columns):
+            weights = tl.where(read, weights, 0.0)
+            grads = tl.where(read, grads, 0.0)
+        value_sums += dot(weights.to(do.dtype), do, V)
         key_sums += dot(grads.to(q.dtype), q, V)
 
     inside = all_inside(rows)

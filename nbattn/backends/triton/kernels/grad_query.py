@@ -83,10 +83,10 @@ def grad_query(
     grad_out += start_of(grad_out_strides, place, place.head, place.first_query, V)
     key += start_of(key_strides, place, key_head, place.first_key, V)
     value += start_of(value_strides, place, key_head, place.first_key, V)
-    at = offsets_of(query_strides, rows, V)
-    q = load(query, at, inside, query_strides.channel, V.neighbours, D, D_SIZE)
-    at = offsets_of(grad_out_strides, rows, V)
-    do = load(grad_out, at, inside, grad_out_strides.channel, V.neighbours, DV, DV_SIZE)
+    row_at = offsets_of(query_strides, rows, V)
+    q = load(query, row_at, inside, query_strides.channel, V.neighbours, D, D_SIZE)
+    row_at = offsets_of(grad_out_strides, rows, V)
+    do = load(grad_out, row_at, inside, grad_out_strides.channel, V.neighbours, DV, DV_SIZE)
     token = query_tokens(place, rows, counts.heads, V) + place.head
     lse = tl.load(terms + 2 * token, mask=inside, other=0.0)
     delta = tl.load(terms + 2 * token + 1, mask=inside, other=0.0)
@@ -113,11 +113,11 @@ def grad_query(
             V,
         )
         weights = tl.exp2(scores - lse[:, None])
-        if not is_full(columns):
-            weights = tl.where(read, weights, 0.0)
         at = offsets_of(value_strides, columns, V)
         v = load(value, at, there, value_strides.channel, V.neighbours, DV, DV_SIZE)
         grads = grad_scores(weights, dot(do, tl.trans(v), V) - delta[:, None], bend, V)
+        if not is_full(columns):
+            grads = tl.where(read, grads, 0.0)
         sums += dot(grads.to(k.dtype), k, V)
     if extra_key is not None:
         lo, hi = extra_keys(extra_range, place.sample, counts.extra)
@@ -127,8 +127,9 @@ def grad_query(
             extra = extra_tokens(place, number, counts.extra, kv_heads, key_head)
             k = load(extra_key, extra * D, there, 1, True, D, D_SIZE)
             scores, bend = scores_of(dot(q, tl.trans(k), V), scale, softcap, V)
-            weights = tl.where(there[None, :], tl.exp2(scores - lse[:, None]), 0.0)
+            weights = tl.exp2(scores - lse[:, None])
             v = load(extra_value, extra * DV, there, 1, True, DV, DV_SIZE)
             grads = grad_scores(weights, dot(do, tl.trans(v), V) - delta[:, None], bend, V)
+            grads = tl.where(there[None, :], grads, 0.0)
             sums += dot(grads.to(k.dtype), k, V)
     store(grad, token * D, inside, sums * tl.full([], scale, SUM), D, D_SIZE)

@@ -1,5 +1,6 @@
-"""The gradient of the table of relative positions. The programs of a head share its tiles in a fixed
-order, and each adds to a table of its own; these are added afterwards, so that nothing is atomic.
+"""The gradient of the table of relative positions. The programs of a head share its tiles in a
+fixed order, and each adds to a table of its own; these are added afterwards, so that nothing is
+atomic.
 """
 
 import triton
@@ -58,7 +59,7 @@ def skewed(pairs, V: tl.constexpr):
 @triton.jit
 def add_steps(to, sums, parts, columns, axes, V: tl.constexpr):
     """Adds the sums of a visit to the table of this program, each to the entry of its step."""
-    step0, step1, entries = table_steps(axes, V.rank)
+    step0, step1, _ = table_steps(axes, V.rank)
     S1: tl.constexpr = V.steps[1]
     S2: tl.constexpr = V.steps[2]
     step = tl.arange(0, V.steps[0] * S1 * S2)
@@ -96,6 +97,7 @@ def add_tile(
     value,
     key_range,
     relative_bias,
+    alibi_slopes,
     grad_out,
     terms,
     to,
@@ -123,10 +125,10 @@ def add_tile(
     grad_out += start_of(grad_out_strides, place, place.head, place.first_query, V)
     key += start_of(key_strides, place, key_head, place.first_key, V)
     value += start_of(value_strides, place, key_head, place.first_key, V)
-    at = offsets_of(query_strides, rows, V)
-    q = load(query, at, inside, query_strides.channel, V.neighbours, D, D_SIZE)
-    at = offsets_of(grad_out_strides, rows, V)
-    do = load(grad_out, at, inside, grad_out_strides.channel, V.neighbours, DV, DV_SIZE)
+    row_at = offsets_of(query_strides, rows, V)
+    q = load(query, row_at, inside, query_strides.channel, V.neighbours, D, D_SIZE)
+    row_at = offsets_of(grad_out_strides, rows, V)
+    do = load(grad_out, row_at, inside, grad_out_strides.channel, V.neighbours, DV, DV_SIZE)
     token = query_tokens(place, rows, counts.heads, V) + place.head
     lse = tl.load(terms + 2 * token, mask=inside, other=0.0)
     delta = tl.load(terms + 2 * token + 1, mask=inside, other=0.0)
@@ -138,7 +140,17 @@ def add_tile(
         scores, _ = scores_of(dot(q, tl.trans(k), V), scale, softcap, V)
         read = pairs_of(rows, columns, V)
         scores = added(
-            scores, relative_bias, None, place, place.head, counts, rows, columns, read, False, V
+            scores,
+            relative_bias,
+            alibi_slopes,
+            place,
+            place.head,
+            counts,
+            rows,
+            columns,
+            read,
+            False,
+            V,
         )
         weights = tl.where(read, tl.exp2(scores - lse[:, None]), 0.0)
         at = offsets_of(value_strides, columns, V)
@@ -155,6 +167,7 @@ def grad_table(
     value,
     key_range,
     relative_bias,
+    alibi_slopes,
     grids,
     grad_out,
     terms,
@@ -170,8 +183,8 @@ def grad_table(
     softcap: tl.float64,
     V: tl.constexpr,
 ):
-    """One program for each share of the tiles, and head. `grad_tables` is `[shares, H, entries]`, of
-    zeros.
+    """One program for each share of the tiles, and head. `grad_tables` is `[shares, H, entries]`,
+    of zeros.
     """
     share = tl.program_id(0)
     head = tl.program_id(1)
@@ -187,6 +200,7 @@ def grad_table(
             value,
             key_range,
             relative_bias,
+            alibi_slopes,
             grad_out,
             terms,
             to,

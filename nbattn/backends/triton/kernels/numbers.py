@@ -1,4 +1,4 @@
-"""What kernels are compiled for, what they take besides pointers, and what their functions return."""
+"""What kernels are compiled for, what they take besides pointers, and what functions return."""
 
 import math
 from dataclasses import dataclass

@@ -8,8 +8,8 @@ import triton.language as tl
 from nbattn.backends.triton.kernels.numbers import Axis, Place, Strides
 from nbattn.backends.triton.kernels.window import clamp
 
-# Numbers of a grid in the table of `grid_rows` in run.py: lengths of queries and of keys, offsets on
-# three axes, tiles of rows before it by kernel, tokens before it.
+# Numbers of a grid in the table of `grid_rows` in run.py: lengths of queries and of keys, offsets
+# on three axes, tiles of rows before it by kernel, tokens before it.
 GRID = tl.constexpr(16)
 FIRST_TILE = tl.constexpr(9)
 FIRST_TOKEN = tl.constexpr(13)
@@ -171,24 +171,23 @@ def query_tokens(place, rows, heads, V: tl.constexpr):
     but for the head.
     """
     axes = place.axes
-    sample = place.sample.to(tl.int64)
-    if V.packed:
-        sample = sample * 0
-    at = sample * axes[0].queries + rows[0].position
-    at = (at * axes[1].queries + rows[1].position) * axes[2].queries + rows[2].position
-    return (at + place.first_query) * heads
+    at = (rows[0].position * axes[1].queries + rows[1].position) * axes[2].queries
+    first = place.first_query
+    if not V.packed:
+        first = place.sample.to(tl.int64) * axes[0].queries * axes[1].queries * axes[2].queries
+    return first * heads + (at + rows[2].position).to(tl.int64) * heads
 
 
 @triton.jit
 def key_tokens(place, rows, heads, V: tl.constexpr):
     """The same numbers of keys."""
     axes = place.axes
-    sample = place.sample.to(tl.int64)
-    if V.packed:
-        sample = sample * 0
-    at = sample * axes[0].held_keys + rows[0].position
-    at = (at * axes[1].held_keys + rows[1].position) * axes[2].held_keys + rows[2].position
-    return (at + place.first_key) * heads
+    at = (rows[0].position * axes[1].held_keys + rows[1].position) * axes[2].held_keys
+    first = place.first_key
+    if not V.packed:
+        first = place.sample.to(tl.int64) * axes[0].held_keys * axes[1].held_keys
+        first = first * axes[2].held_keys
+    return first * heads + (at + rows[2].position).to(tl.int64) * heads
 
 
 @triton.jit

@@ -122,9 +122,9 @@ def online_softmax(scores, top, total):
 @triton.jit
 def grad_scores(weights, grads, bend, V: tl.constexpr):
     """The gradients of products from weights and the gradients of scores before the softmax; these
-    may be infinite or NaN in pairs that are not read.
+    may be infinite or NaN in pairs that are not read, so callers leave such pairs out afterwards.
     """
-    grads = tl.where(weights == 0, 0.0, weights * grads)
+    grads = weights * grads
     if V.softcap:
         grads = grads * bend
     return grads

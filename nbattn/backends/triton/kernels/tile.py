@@ -38,7 +38,7 @@ def tile_numbers(axes, tile, KEYS: tl.constexpr, V: tl.constexpr):
 
 @triton.jit
 def in_range(axis, lo, hi, residue, key_range, sample, NUMBER: tl.constexpr, RANK: tl.constexpr):
-    """The keys `[lo, hi)` of a class without those outside the sample's key_range, if it has one."""
+    """The keys `[lo, hi)` of a class, only those in the sample's key_range if there is one."""
     if key_range is not None:
         if NUMBER >= 3 - RANK:
             at = key_range + (sample.to(tl.int64) * RANK + NUMBER - (3 - RANK)) * 2
@@ -172,7 +172,7 @@ def key_parts(place, key_range, V: tl.constexpr):
 
 @triton.jit
 def rows_on(part, axis, index, KEYS: tl.constexpr):
-    """The rows of a tile on one axis; `index` counts them. Keys outside key_range have no columns."""
+    """A tile's rows on one axis, counted by `index`; keys outside key_range have no columns."""
     at = part.first + index
     inside = index < part.rows
     valid = (at >= part.valid_lo) & (at < part.valid_hi)
@@ -203,6 +203,8 @@ def rows_of(parts, axes, KEYS: tl.constexpr, V: tl.constexpr):
 def columns_on(part, number, index, NUMBER: tl.constexpr, V: tl.constexpr):
     """The columns of a visit on one axis, by the number of their tile; `index` counts them."""
     EXTENT: tl.constexpr = V.columns[NUMBER]
+    if NUMBER < 3 - V.rank:  # one query and one key
+        return Columns(index * 0, index * 0, index >= 0, number == 0)
     start = part.lo + number * EXTENT
     stop = part.hi
     if V.two_runs:
@@ -230,11 +232,18 @@ def columns_of(parts, visit, V: tl.constexpr):
     C1: tl.constexpr = V.columns[1]
     C2: tl.constexpr = V.columns[2]
     column = tl.arange(0, COUNT)
-    tiles1 = parts[1].tiles
-    tiles2 = parts[2].tiles
-    columns0 = columns_on(parts[0], visit // tiles2 // tiles1, column // (C1 * C2), 0, V)
-    columns1 = columns_on(parts[1], visit // tiles2 % tiles1, column // C2 % C1, 1, V)
-    columns2 = columns_on(parts[2], visit % tiles2, column % C2, 2, V)
+    number0 = visit * 0
+    number1 = number0
+    number2 = visit
+    if V.rank >= 2:  # a division costs as much as several addresses
+        number1 = visit // parts[2].tiles
+        number2 -= number1 * parts[2].tiles
+    if V.rank == 3:
+        number0 = number1 // parts[1].tiles
+        number1 -= number0 * parts[1].tiles
+    columns0 = columns_on(parts[0], number0, column // (C1 * C2), 0, V)
+    columns1 = columns_on(parts[1], number1, column // C2 % C1, 1, V)
+    columns2 = columns_on(parts[2], number2, column % C2, 2, V)
     return columns0, columns1, columns2
 
 
