@@ -84,6 +84,29 @@ def test_a_group_of_heads_is_in_one_program() -> None:
     assert 2.5 < four / one < 4
 
 
+def test_heads_of_keys_are_those_of_the_request() -> None:
+    mask, shape = Mask.neighborhood((9, 9)), (2, 64, 64, 8, 64)
+    request = requested(mask, shape, key_shape=(2, 64, 64, 2, 64), training=True)
+    axes, build = request.axes(), Build("bfloat16", 64, 64, 2)
+    for kernel, heads, group in (("fwd", 8, 1), ("dq", 8, 1), ("dkdv", 2, 4)):
+        named = {"samples": 2, "heads": heads, "group": group}
+        wanted = choice.ranked(kernel, axes, build, request.device, **named)
+        assert choice.of_request(kernel, request, axes, build) == wanted
+
+
+def test_no_tile_is_twice_as_large_as_the_problem() -> None:
+    """On any axis, as long as there are such tiles."""
+    axes, build = bind(Mask.neighborhood((3, 7)), (3, 100)), Build("bfloat16", 64, 64, 2)
+    found = choice.ranked("fwd", axes, build, device(), samples=1, heads=4)
+    assert found
+    assert all(one.tiles.rows[1] < 6 for one in found)
+    request = requested(Mask.neighborhood(7), (1, 100, 4, 64), extra_keys=9)
+    found = choice.of_request(EXTRA, request, request.axes(), build)
+    assert found
+    assert all(one.tiles.row_count < 18 for one in found)
+    assert found == sorted(found, key=lambda one: one.seconds)
+
+
 def test_masked_visits_count() -> None:
     """Half of their pairs are useful: a dense mask has none, small windows have nothing else."""
     on, build = rates.machine(device("sm_90"), "bfloat16"), Build("bfloat16", 64, 64, 1)
