@@ -229,7 +229,7 @@ plan absent.toml
     nbattn plan: absent.toml: cannot be read: No such file or directory.
 
 plan --mask causal() --query 1,8,2,8 --backend tile
-    nbattn plan: backend='tile' is not known: one of auto, reference, sdpa, tiled, flash, flash-model, cuda, native, flex, natten (flash and flash-model also with :aten, :fa2, :fa3, :fa4).
+    nbattn plan: backend='tile' is not known: one of auto, reference, sdpa, tiled, flash, flash-model, cuda, triton, native, flex, natten (flash and flash-model also with :aten, :fa2, :fa3, :fa4).
       fix:   --backend tiled
 """  # noqa: E501  the texts are as users see them
 

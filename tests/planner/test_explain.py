@@ -116,7 +116,7 @@ def test_only_a_slower_candidate_is_called_slower() -> None:
 def test_backends_that_are_not_requested_share_a_line() -> None:
     mask = Mask.neighborhood((7, 7))
     text = nbattn.plan(mask, (1, 56, 56, 2, 32), device="sm_90", backend="tiled").explain()
-    line = "  refused   reference, sdpa, flash, flash-model, cuda, native, flex, natten "
+    line = "  refused   reference, sdpa, flash, flash-model, cuda, triton, native, flex, natten "
     end = "backend='tiled' is requested"
     assert [one for one in text.splitlines() if "is requested" in one] == [line + end]
     text = nbattn.plan(mask, (1, 56, 56, 2, 32), device="sm_90").explain()
