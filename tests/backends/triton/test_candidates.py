@@ -120,7 +120,7 @@ def test_everything_that_an_attention_may_have_is_accepted() -> None:
         key_shape=(2, 9, 8, 2, 64), value_dim=48, extra_keys=5, softcap=True, sink=True,
         key_range=True, extra_range=True, training=True, return_lse=True, deterministic=True,
     )  # fmt: skip
-    wanted = Build("bfloat16", 64, 48, 2, True, True, True, True, True, False, True)
+    wanted = Build("bfloat16", 64, 48, 2, True, True, True, True, True, False, True, sink=True)
     assert arguments(plan).build == wanted
     known = arguments(plan)
     assert None not in (known.grad_query, known.grad_key, known.grad_extra)
