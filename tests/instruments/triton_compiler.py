@@ -126,7 +126,7 @@ def _signature(case: Case) -> tuple[Any, dict[str, Any], dict[Any, Any], dict[An
         "extra_value": build.extra,
         "extra_range": build.extra_range,
         "key_range": build.key_range,
-        "sink": build.extra,
+        "sink": build.sink,
         "relative_bias": build.table,
         "alibi_slopes": build.slopes,
         "grids": build.grids,

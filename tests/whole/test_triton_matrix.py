@@ -13,9 +13,12 @@ from __future__ import annotations
 
 import json
 import statistics
+import subprocess
 import sys
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 if __name__ == "__main__":
@@ -26,7 +29,8 @@ import pytest
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
-from triton_compiler import FUNCTIONS, Case, Compiler, Report, compiler, version
+from sass_paths import Loop, Need, graph
+from triton_compiler import FUNCTIONS, Case, Compiler, Report, binary, compiler, version
 
 from nbattn.backends.triton import tiles as triton_tiles
 from nbattn.backends.triton.tiles import EXTRA, SPILLED, TABLE, Build, Tiles
@@ -43,6 +47,7 @@ INSTRUCTIONS = {
     "mfma": "v_mfma",
     "wmma": "v_wmma",
 }
+KERNELS = ("fwd", "dq", "dkdv")
 GROUP = (64, 4)  # rows and warps that one wgmma or tcgen05.mma takes together
 QUICK = ("64x32", "16x16")  # rows and columns of the quick profile: tiles that compile fast
 
@@ -162,7 +167,7 @@ FINE = Report(168, 0, 40960, {"wgmma.mma_async": 8})
         ({}, {"spilled": SPILLED}, []),
         ({}, {"spilled": SPILLED + 8}, ["72 bytes of stack"]),
         ({}, {"atomics": 1}, ["1 atomic instructions"]),
-        ({}, {"shared": 41985}, ["41985 bytes of shared memory, counted as 41984"]),
+        ({}, {"shared": 43009}, ["43009 bytes of shared memory, counted as 43008"]),
         ({}, {"products": {"mma.sync": 4}}, ["no wgmma.mma_async: {'mma.sync': 4}"]),
         (
             {"tiles": Tiles((1, 4, 8), (1, 8, 8), 2, 2)},
@@ -211,6 +216,38 @@ def print_problems(target: str, words: list[str]) -> None:
                 print("FAULT" if faults else "ok", case.id, measured(report), faults, flush=True)
 
 
+def print_visits() -> None:
+    """The instructions that a warp issues in an interior visit, for the two largest tiles, and how
+    many HMMAs of 16 x 8 x 16 would compute its part of the products.
+    """
+    with tempfile.TemporaryDirectory() as folder, compiler(folder) as compile_one:
+        for target, size, kernel in product(("sm_80", "sm_90"), (64, 128), KERNELS):
+            build = build_of(kernel)._replace(head_dim=size, value_dim=size)
+            for tiles in largest(triton_tiles.legal_tiles(kernel, build, named(target), (1, 2))):
+                report = compile_one(Case(kernel, target, tiles, build))
+                command = [binary("nvdisasm"), "--print-code", "--no-dataflow", report.code]
+                text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+                loop = Loop(graph(text.replace("HGMMA", "HMMA")))
+                count = min(number for number, _ in loop.totals(1000, 1000) if number)
+                path = loop.path(Need(count, None, 0, 0), lambda block: 0, 0)
+                assert path is not None
+                each = tiles.area * triton_tiles.products(kernel, build) // 2048 // tiles.warps
+                print(
+                    f"{kernel} D {size} {tiles.row_count}x{tiles.column_count} {tiles.warps} warps "
+                    f"{target}: {path.length}, {path.length / each:.1f} per HMMA of {each}; "
+                    f"{report.registers} registers, {report.spilled} of stack; {path.kinds}",
+                    flush=True,
+                )
+
+
+def largest(legal: Iterable[Tiles]) -> list[Tiles]:
+    """The two largest numbers of rows and columns, each once."""
+    by_size: dict[tuple[int, int], Tiles] = {}
+    for tiles in legal:
+        by_size.setdefault((tiles.row_count, tiles.column_count), tiles)
+    return [*by_size.values()][:2]
+
+
 def print_times() -> None:
     """Median seconds of compiling the kernels of the quick profile and of their largest tiles."""
     with compiler() as compile_one:
@@ -235,5 +272,7 @@ if __name__ == "__main__":
             print_problems(target, words)
         case ["--times"]:
             print_times()
+        case ["--visits"]:
+            print_visits()
         case _:
-            sys.exit("--update, --deep TARGET or --times")
+            sys.exit("--update, --deep TARGET, --times or --visits")

@@ -79,8 +79,8 @@ _MFMA: _Blocks = {
 }
 # Without such instructions for the dtype: a thread computes scores one by one.
 _SIMT: _Blocks = {
-    "fwd": {128: "32x32w4 16x32w4 16x16w4", 256: "16x16w4"},
-    "dq": {128: "32x32w8 16x32w4 16x16w4", 256: "16x16w4"},
+    "fwd": {128: "32x32w4 16x32w4 16x16w4", 256: "16x16w8"},
+    "dq": {128: "32x32w8 16x32w4 16x16w4", 256: "16x16w8"},
     "dkdv": {64: "32x32w8 16x32w4 16x16w4", 128: "16x16w4", 256: "16x16w8"},
 }
 _SINGLES: _Blocks = {  # float32 on AMD's Instinct
@@ -89,9 +89,10 @@ _SINGLES: _Blocks = {  # float32 on AMD's Instinct
     "dkdv": {128: "32x32w4 16x32w4", 256: "16x32w4"},
 }
 _DOUBLES: _Blocks = {kernel: {128: "16x16w2"} for kernel in _KERNELS}
-_CAREFUL: _Blocks = {  # of devices that nothing was compiled for
-    kernel: {128: "32x32w4 16x32w4 16x16w4", 256: "16x16w4"} for kernel in _KERNELS
+_CAREFUL: _Blocks = {  # of devices that little or nothing was compiled for
+    kernel: {128: "32x32w4 16x32w4 16x16w4", 256: "16x16w8"} for kernel in _KERNELS
 }
+_CAREFUL_DOUBLES: _Blocks = {kernel: {128: "16x16w4"} for kernel in _KERNELS}
 # The gradients of a table keep the sums of all steps between rows and columns.
 _OF_TABLE = "32x32w4 16x16w2"
 # Bytes of shared memory that a program may have: NVIDIA's CUDA programming guide by the compute
@@ -204,15 +205,15 @@ def _blocks_of(kernel: str, build: Build, device: DeviceInfo) -> str:
         "mma": _MMA, "wgmma": _WGMMA, "tcgen05": _TCGEN05, "mfma": _MFMA
     }  # fmt: skip
     if build.dtype == "float64":
-        blocks = _DOUBLES if kind else _CAREFUL
+        blocks = _DOUBLES if kind else _CAREFUL_DOUBLES
     elif build.dtype == "float32":
-        blocks = _SINGLES if kind else _SIMT
+        blocks = _SINGLES if kind else _SIMT if device.vendor == "nvidia" else _CAREFUL
     else:
         blocks = by_kind.get(kind, _CAREFUL)
     channels = max(build.head_dim, build.value_dim)
-    if kernel == TABLE:
+    by_size = blocks["dkdv" if kernel in (EXTRA, TABLE) else kernel]
+    if kernel == TABLE and channels <= max(by_size):
         return _OF_TABLE
-    by_size = blocks["dkdv" if kernel == EXTRA else kernel]
     return next((text for most, text in by_size.items() if channels <= most), "")
 
 
@@ -235,13 +236,14 @@ def shared_bytes(kernel: str, tiles: Tiles, build: Build, device: DeviceInfo) ->
     head, value = (max(16, 1 << (one - 1).bit_length()) for one in build[1:3])
     rows, columns, both = tiles.row_count, tiles.column_count, head + value
     kind = instructions(device, build.dtype)
-    row = both if kind and kernel != "fwd" else max(head, value)
+    row = max(head, value) if kernel == "fwd" else both
+    row += columns * (both < 128)  # weights take more than the vectors of narrow heads
     stages = tiles.stages - (device.vendor == "amd" and _architecture(device) != "gfx950")
     needed = rows * row + max(stages, 0) * columns * both
     if kind == "tcgen05" and kernel != "fwd":
         needed += max(2 * rows * columns, columns * both)
     terms = 16 * tiles.stages * columns * (kernel not in ("fwd", "dq"))
-    return needed * size + terms + 1024 * (device.vendor != "amd")
+    return needed * size + terms + 2048 * (device.vendor != "amd")
 
 
 @lru_cache(1024)
@@ -272,6 +274,20 @@ def legal_tiles(
                     legal.append(tiles)
                     break
     return tuple(legal)
+
+
+@lru_cache(256)
+def largest_head(dtype: str, device: DeviceInfo) -> int:
+    """The channels up to which every kernel has a tile on a device; 0 if there are none."""
+    sizes = [
+        size
+        for size in (16, 32, 64, 128, 256)
+        if all(
+            legal_tiles(kernel, Build(dtype, size, size, 1), device, (RANK - 1,))
+            for kernel in (*_KERNELS, EXTRA, TABLE)
+        )
+    ]
+    return max(sizes, default=0)
 
 
 def _stages(kernel: str, build: Build, device: DeviceInfo) -> tuple[int, ...]:
@@ -324,7 +340,7 @@ _OPTIONS: tuple[Mapping[str, bool], ...] = (
     {"circle": True},
     {"softcap": True},
     {"key_range": True},
-    {"extra": True},
+    {"extra": True, "sink": True},
     {"extra": True, "extra_range": True},
     {"table": True},
     {"slopes": True},
