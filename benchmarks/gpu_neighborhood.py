@@ -1,10 +1,11 @@
-"""Time the CUDA kernels on a GPU: published workloads against FlexAttention and dense SDPA, with
-the useful fraction of visited pairs and the kernels' dense rate.
+"""Time the CUDA kernels on a GPU: published workloads against the Triton kernels, FlexAttention and
+dense SDPA, with the useful fraction of visited pairs and the kernels' dense rate.
 
     PYTHONPATH=. python benchmarks/gpu_neighborhood.py --output FILE.jsonl [--only FLUX]
 
 One JSON line per workload, pass and peer, written when measured; a second run goes on. Needs a CUDA
-device, torch and CuPy. It has not been run on a GPU yet.
+device, torch and CuPy. `gpu_triton.py` tries FlexAttention's options. It has not been run on a GPU
+yet.
 """
 
 from __future__ import annotations
@@ -142,7 +143,7 @@ def tiled_blocks(load: Workload, device: str = "cuda") -> BlockMask:
     )
 
 
-def flex(made: tuple[Tensor, ...], blocks: BlockMask, training: bool, **options: str) -> Action:
+def flex(made: tuple[Tensor, ...], blocks: BlockMask, training: bool, **options: Any) -> Action:
     """Return compiled FlexAttention on heads-first copies; copies and compilation are not timed."""
     first = tuple(t.flatten(1, -3).transpose(1, 2).contiguous() for t in made)
     attend = partial(torch.compile(flex_attention), block_mask=blocks, kernel_options=options)
@@ -162,12 +163,15 @@ def peers(load: Workload, dtype: torch.dtype, training: bool) -> dict[str, Peer]
     """Return functions that prepare each peer, ours first. Each has tensors of its own, which are
     freed before the next one's.
     """
-    attend = partial(nbattn.attention, mask=load.mask, backend="cuda")
+
+    def family(backend: str) -> Peer:
+        attend = partial(nbattn.attention, mask=load.mask, backend=backend)
+        return of(lambda made: run_of(attend, made, training))
 
     def of(prepare: Callable[[tuple[Tensor, ...]], Action]) -> Peer:
         return lambda: prepare(tensors(load, dtype))
 
-    found: dict[str, Peer] = {OURS: of(lambda made: run_of(attend, made, training))}
+    found: dict[str, Peer] = {OURS: family("cuda"), "triton": family("triton")}
     if load.tile is not None:
         found["flex, tiled"] = of(lambda made: flex(made, tiled_blocks(load), training))
         # Flash 4's kernels, where they are installed.

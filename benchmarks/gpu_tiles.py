@@ -27,7 +27,7 @@ from nbattn.backends.cuda import kernel_times, measured_tiles
 from nbattn.backends.cuda import tiles as cuda_tiles
 from nbattn.backends.cuda.choice import Pass
 from nbattn.backends.cuda.meaning import CudaArguments
-from nbattn.backends.inputs import Inputs
+from nbattn.backends.inputs import Inputs, KernelRun
 from nbattn.kernels import launch
 from nbattn.planner import cost_table
 from nbattn.planner.plan import Plan
@@ -150,7 +150,7 @@ def rows(load: Workload, bench: Bench, found: Findings, left: Callable[[], bool]
 
 
 def measured(
-    attempt: Callable[[], kernel_times.Kernel],
+    attempt: Callable[[], KernelRun],
     one: Pass,
     arguments: CudaArguments,
     row: dict[str, Any],

@@ -19,7 +19,9 @@ from nbattn.program.device import DEVICES, TORCH, DeviceInfo
 from nbattn.program.request import DTYPES, Request, request_of
 
 DEVICE_LIST = tuple(
-    replace(device, providers=(*families.PACKAGES, "c++")) for device in DEVICES.values()
+    replace(device, providers=(*families.PACKAGES, "c++"))
+    for name, device in DEVICES.items()
+    if name == "cpu" or name.startswith("sm_")  # cards have the limits of their capability
 )
 # One GPU of each generation: the others of it have the same limits.
 GENERATIONS = tuple(

@@ -385,8 +385,8 @@ def plan(
         key_shape: `[B, *key_space, Hk, D]`; default: that of the query.
         value_dim: Dv; default D.
         dtype: a torch dtype or its name.
-        device: None is the device of this machine; or a torch device; "cpu", "sm_80", "sm_90" …; or
-            a `DeviceInfo`.
+        device: None is the device of this machine; or a torch device; "cpu", "sm_90", "gfx942" …;
+            or a `DeviceInfo`.
         training: whether a backward pass follows.
         backend, require, forbid, return_lse: as in `attention`.
         extra_keys: E, the number of extra keys.

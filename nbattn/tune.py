@@ -9,9 +9,7 @@ from pathlib import Path
 import torch
 
 from nbattn import bench, cache, machine
-from nbattn.backends.cuda import kernel_times, measured_tiles
-from nbattn.backends.cuda.meaning import CudaArguments
-from nbattn.backends.families import FAMILIES
+from nbattn.backends import families
 from nbattn.backends.inputs import TENSORS, Inputs
 from nbattn.bench import Effort, Job
 from nbattn.cache import CacheError
@@ -25,7 +23,7 @@ from nbattn.program.request import DTYPES
 from nbattn.timing import Action, Clock, clock, interleave
 
 QUICK, FULL = Effort(rounds=3, seconds=5.0), Effort(rounds=7, seconds=20.0)
-TILES = 6  # the most tiles of a kernel that are measured, those with the lowest estimates
+TILES = 6  # of a kernel that are measured besides its own: those with the lowest estimates
 ENTRIES = 64  # the most entries of a table; older ones are dropped
 _PRODUCTS = {
     "cpu": (256, 1024),
@@ -144,7 +142,7 @@ def times(
 
 
 def tiles(plan: Plan, *, effort: Effort, known: Mapping[str, float] | None = None) -> Tiles:
-    """Check and time tiles of every CUDA kernel of a plan, each kernel alone.
+    """Check and time tiles of every kernel of a plan that has them, each kernel alone.
 
     Args:
         plan: for this machine's device; with a backward for the kernels of the backward.
@@ -153,22 +151,20 @@ def tiles(plan: Plan, *, effort: Effort, known: Mapping[str, float] | None = Non
 
     Returns:
         Seconds by kernel and tile; none of a tile whose results differ or that fails. Empty for
-        plans without CUDA kernels.
+        plans without such kernels, and for packed grids.
     """
-    if bench.why_not_here(plan.request):
+    if bench.why_not_here(plan.request) or plan.request.grids is not None:
         return {}
     found = dict(known or {})
     for candidate in plan.candidates:
-        if candidate.backend == "cuda" and candidate.program and not candidate.reasons:
+        has_tiles = families.family_of(candidate.backend).has_tiles
+        if has_tiles and candidate.program and not candidate.reasons:
             found |= _tiles_of(plan, candidate, effort, found)
     return found
 
 
 def _tiles_of(plan: Plan, candidate: Candidate, effort: Effort, known: Tiles) -> Tiles:
-    request, axes = plan.request, plan.request.axes()
-    assert candidate.program is not None
-    arguments = candidate.program.calls[0].arguments
-    assert isinstance(arguments, CudaArguments)
+    request = plan.request
     made = bench.Tensors.of(request)
     named = {name: made.extras.get(name) for name in TENSORS[3:]}
     inputs = Inputs(
@@ -180,25 +176,21 @@ def _tiles_of(plan: Plan, candidate: Candidate, effort: Effort, known: Tiles) ->
         softcap=made.extras.get("softcap"),
     )
     found: dict[str, float] = {}
-    for kernel, field in measured_tiles.FIELDS.items():
-        own = getattr(arguments, field)
-        if own is None:
-            continue
-        ranked = measured_tiles.ranked(kernel, candidate.traits[0], request, axes, arguments.build)[
-            :TILES
-        ]
-        others = [one.tiles for one in ranked if one.tiles != own]
-        new = [t for t in (own, *others) if measured_tiles.name(kernel, t) not in known]
+    family = families.family_of(candidate.backend)
+    of_kernels = family.attempts(candidate, request, request.axes(), inputs, made.grad, TILES)
+    for of_kernel in of_kernels:
         ready = dict[str, Action]()
         expected: list[torch.Tensor] = []
-        for one, attempt in kernel_times.kernels(candidate.program, kernel, new, inputs, made.grad):
+        for name, attempt in of_kernel:
+            if name in known:
+                continue
             try:
                 ran = attempt()
             except (NbattnError, RuntimeError):
                 continue  # bench reports what fails
             expected = expected or ran.results
             if bench.disagreement(ran.results, expected) <= bench.TOLERANCE[request.dtype]:
-                ready[measured_tiles.name(kernel, one)] = ran.run
+                ready[name] = ran.run
         timer = effort.clock or clock(torch.get_num_threads(), request.device.kind)
         samples = interleave(ready, clock=timer, rounds=effort.rounds, budget=effort.seconds)
         found |= {name: one.typical for name, one in samples.items()}
@@ -210,12 +202,10 @@ def retiled(plan: Plan, measured: Tiles) -> Plan:
     if not measured:
         return plan
     axes = plan.request.axes()
-    families = {family.name: family for family in FAMILIES}
 
     def better(candidate: Candidate) -> Candidate:
-        if candidate.backend not in families:
-            return candidate
-        return families[candidate.backend].retiled(candidate, plan.request, axes, measured)
+        family = families.family_of(candidate.backend)
+        return family.retiled(candidate, plan.request, axes, measured)
 
     chosen, *others = (better(c) for c in (plan.chosen, *plan.candidates))
     return replace(plan, chosen=chosen, candidates=tuple(others))

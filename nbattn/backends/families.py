@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from types import ModuleType
@@ -19,6 +19,7 @@ from nbattn.errors import InputError
 from nbattn.packages import install_line
 
 if TYPE_CHECKING:
+    from nbattn.backends.inputs import Attempt
     from nbattn.geometry import Axes
     from nbattn.program.candidate import Candidate
     from nbattn.program.request import Request
@@ -77,7 +78,8 @@ class Family:
         packages_on: the device types on which it needs them.
         missing: "module:function", which returns why its packages do not work on this machine, or
             None if they do; default: a package works if it is installed.
-        has_tiles: whether its kernels have tiles that are measured, in its `measured_tiles.py`.
+        has_tiles: whether its kernels have tiles that are measured, by its `measured_tiles.py` and
+            `kernel_times.py`.
         takes_grids: whether it has candidates for packed grids (`request.grids`, without axes);
             others run grids of one size after another.
     """
@@ -96,6 +98,12 @@ class Family:
         """The package that contains its modules."""
         return f"nbattn.backends.{self.name}"
 
+    def problem(self) -> str | None:
+        """Returns why its packages do not work on this machine, if it has a way to find out; None
+        if they do.
+        """
+        return _function(self.missing)() if self.missing else None
+
     def candidates(self, request: Request, axes: Axes) -> Sequence[Candidate]:
         """Returns the family's candidates for a request, including refused ones."""
         return _module(f"{self.folder}.candidates").candidates(request, axes)
@@ -107,6 +115,14 @@ class Family:
         if not self.has_tiles or not times:
             return candidate
         return _module(f"{self.folder}.measured_tiles").retiled(candidate, request, axes, times)
+
+    def attempts(
+        self, candidate: Candidate, request: Request, axes: Axes, *on: Any
+    ) -> Iterator[Iterator[Attempt]]:
+        """Returns the tiles of every kernel of a candidate, to be measured; for a family with
+        tiles, by `attempts` of its `kernel_times.py`.
+        """
+        return _module(f"{self.folder}.kernel_times").attempts(candidate, request, axes, *on)
 
 
 FAMILIES: tuple[Family, ...] = (
@@ -157,6 +173,16 @@ FAMILIES: tuple[Family, ...] = (
         takes_grids=True,
     ),
     Family(
+        name="triton",
+        backends=(Backend(name="triton"),),
+        strategies=("window",),
+        packages=("triton",),
+        packages_on=("cuda", "xpu"),
+        missing="nbattn.backends.triton.launch:missing",
+        has_tiles=True,
+        takes_grids=True,
+    ),
+    Family(
         name="native",
         backends=(Backend(name="native"),),
         strategies=("window",),
@@ -188,6 +214,7 @@ INSTALL = {
     '"git+https://github.com/Dao-AILab/flash-attention#subdirectory=hopper"',
     "flash-attn-4": install_line("flash"),
     "natten": install_line("natten"),
+    "triton": "pip install triton",
 }
 
 
@@ -267,15 +294,14 @@ def installed(kind: str) -> tuple[str, ...]:
             continue
         if not family.missing:
             working |= {name for name in family.packages if [*metadata.distributions(name=name)]}
-        elif _function(family.missing)() is None:
+        elif family.problem() is None:
             working |= {*family.packages}
     return tuple(sorted(working))
 
 
 def is_missing(name: str) -> bool:
     """Returns whether the packages of a backend's family turned out not to work on this machine."""
-    family, _ = _row(name)
-    return bool(family.missing) and _function(family.missing)() is not None
+    return family_of(name).problem() is not None
 
 
 def check_names(name: str, require: tuple[str, ...], forbid: tuple[str, ...]) -> None:

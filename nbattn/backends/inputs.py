@@ -77,6 +77,16 @@ class Gradients:
     relative_bias: Tensor | None = None
 
 
+@dataclass(frozen=True)
+class KernelRun:
+    """One kernel with one tile: a function that launches it alone, and what it has computed."""
+
+    run: Callable[[], None]
+    results: list[Tensor]
+
+
+# A tile's name, and a function that runs the passes that the tile's kernel belongs to.
+Attempt = tuple[str, Callable[[], KernelRun]]
 # The tensors of a call, in the order of `Inputs` and of the operators' schema.
 TENSORS = Inputs._fields[:10]
 # The tensors with a gradient, in the order of `Gradients` and of the operators' results.

@@ -48,7 +48,7 @@ def add_request(parser: Parser) -> None:
     add("--value-dim", type=values.count, metavar="DV", help="head size of the values; default: D")
     text = "float16, bfloat16 (default), float32 or float64"
     add("--dtype", metavar="DTYPE", type=values.text("float32"), help=text)
-    text = "cpu, sm_80, sm_90, ...; default: this machine's"
+    text = "cpu, sm_90, gfx942, xe, ...; default: this machine's"
     add("--device", metavar="DEVICE", type=values.text("cpu"), help=text)
     add("--backend", metavar="NAME", type=values.text("auto"), help="default: auto")
     for name in ("require", "forbid"):

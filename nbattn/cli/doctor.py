@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import importlib
 import json
+import re
 from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any
 
@@ -45,7 +46,8 @@ _OPTIONAL = {  # extra → what its packages are or serve
     "transformers": "transformers",
     "diffusers": "diffusers",
 }
-_PARTS = {  # of the CUDA kernels: their rows
+_PARTS = {  # of the kernels for GPUs: their rows
+    "Triton": ("Triton", "{version}, for GPUs of {vendor}"),
     "launcher": ("CuPy", "ready"),
     "compiler": ("NVRTC", "{version}, {path}; headers in {headers}"),
     "compile": ("compilation", "{kernel} for {target} in {seconds} s, {registers} registers"),
@@ -151,7 +153,7 @@ def _machine(facts: dict[str, Any]) -> list[Row]:
 def _torch(torch: dict[str, Any]) -> list[Row]:
     if "error" in torch:
         return [("error", torch["error"])]
-    builds = {"CUDA": torch["cuda_build"], "ROCm": torch["hip_build"]}
+    builds = {"CUDA": torch["cuda_build"], "ROCm": torch["hip_build"], "XPU": torch["xpu_build"]}
     build = next((f"built for {k} {v}" for k, v in builds.items() if v), "built for CPUs")
     rows = [
         ("version", f"{torch['version']}, {build}"),
@@ -163,8 +165,9 @@ def _torch(torch: dict[str, Any]) -> list[Row]:
     for device in torch["devices"]:
         facts = [device["name"]]
         if "model" in device:
-            arch = "".join(map(str, device["capability"]))
-            facts += [device["model"], f"sm_{arch}", _size(device["memory_bytes"])]
+            arch = "".join(map(str, device.get("capability", ())))
+            names = [f"sm_{arch}" if arch else device.get("architecture", "")]
+            facts += [device["model"], *filter(None, names), _size(device["memory_bytes"])]
         rows.append(("device", ", ".join(facts)))
     return rows
 
@@ -191,7 +194,7 @@ def _backends(
 
 
 def _is_of_gpus(backend: dict[str, Any]) -> bool:
-    return str(backend.get("reason", "")).startswith("runs on cuda, not on cpu")
+    return bool(re.match(r"runs on cuda(, \w+)*, not on cpu", str(backend.get("reason", ""))))
 
 
 def _state(backend: dict[str, Any]) -> str:
@@ -225,7 +228,7 @@ def _host(kernels: dict[str, Any]) -> Iterator[Row]:
 
 
 def _cuda(kernels: dict[str, Any]) -> Iterator[Row]:
-    """Yield the rows of CuPy, NVRTC, a compilation and the cache of kernels."""
+    """Yield the rows of Triton, CuPy, NVRTC, a compilation and the cache of kernels."""
     for part, (name, text) in _PARTS.items():
         facts = kernels[part]
         problem = next(

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 _DESCRIPTION = """
 Measure this device and write the planner's cost table: the rates of matrix products, copies and
 calls; and, with a configuration or a mask, the time of every candidate of every plan (as `nbattn
-bench` measures it), forward and, for training plans, both passes. Of the CUDA kernels the tiles
-with the lowest estimates are measured first, each kernel alone.
+bench` measures it), forward and, for training plans, both passes. Of the CUDA and Triton kernels
+the tiles with the lowest estimates are measured first, each kernel alone.
 
 The planner then ranks the candidates of exactly these requests by their times, if all of them have
 one; all other requests by estimates, at the measured rates. `plan.explain()` shows which of the two

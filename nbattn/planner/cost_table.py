@@ -250,8 +250,8 @@ def look_up(request: Request) -> tuple[Times, str]:
 
 
 def tiles(request: Request) -> Times:
-    """Returns the measured seconds of the tiles of a request's kernels, by kernel and tile, as
-    `backends/cuda/measured_tiles.py` names them; empty if there are none.
+    """Returns the measured seconds of the tiles of a request's kernels, by kernel and tile, as the
+    `measured_tiles.py` of their families names them; empty if there are none.
     """
     entries = [entry for entry in _entries(request)[0] if entry.tiles]
     if not entries:
@@ -349,9 +349,9 @@ def _devices(name: str) -> frozenset[DeviceInfo]:
     """Returns all data that the planner may have of a device of that name, with and without
     measured rates; bare.
     """
-    info = _bare(DEVICES[name])
+    info = DEVICES[name]
     same_name = [entry for entry in table().entries if entry.fingerprint.device == name]
-    return frozenset([info, *(entry.device(info) for entry in same_name)])
+    return frozenset(map(_bare, [info, *(entry.device(info) for entry in same_name)]))
 
 
 def _bare(info: DeviceInfo) -> DeviceInfo:

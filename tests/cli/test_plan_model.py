@@ -309,7 +309,7 @@ flux_4k --model flux --mask exakt
       fix:   --plot flux.png
 
 --model flux --device sm90
-    device='sm90' is not known: one of cpu, sm_75, sm_80, sm_86, sm_89, sm_90, sm_100, sm_103, sm_120, a torch.device or a DeviceInfo.
+    device='sm90' is not known: one of cpu, sm_75, sm_80, sm_86, sm_89, sm_90, sm_100, sm_103, sm_120, rtx_3090, rtx_4090, gfx90a, gfx942, gfx950, gfx1100, gfx1201, xe, a torch.device or a DeviceInfo.
       fix:   --device sm_90
 """  # noqa: E501  the texts are as users see them
 

@@ -1,5 +1,5 @@
 """Tests on a GPU of what is added to scores, ranges of extra keys, and packed grids: output,
-logsumexp and gradients of the CUDA kernels against float64 on the CPU.
+logsumexp and gradients of the CUDA and the Triton kernels against float64 on the CPU.
 """
 
 from __future__ import annotations
@@ -13,11 +13,13 @@ from torch import Tensor
 
 import nbattn
 from nbattn import Axis, Mask
-from nbattn.kernels import launch
+from nbattn.backends.triton import launch as triton_launch
+from nbattn.kernels import launch as cuda_launch
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(launch.missing() is not None, reason=str(launch.missing())),
+pytestmark = pytest.mark.gpu
+BACKENDS = [
+    pytest.param(name, marks=pytest.mark.skipif(why is not None, reason=str(why)))
+    for name, why in (("cuda", cuda_launch.missing()), ("triton", triton_launch.missing()))
 ]
 DEVICE = "cuda"
 HEADS, KEY_HEADS, DIM, EXTRA = 4, 2, 32, 5
@@ -64,12 +66,14 @@ def on_device(made: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
     return {n: (t if n in kept else t.to(dtype)).to(DEVICE) for n, t in made.items()}
 
 
-def check(mask: Mask, made: dict[str, Tensor], dtype: torch.dtype, **named: Any) -> None:
+def check(
+    mask: Mask, made: dict[str, Tensor], dtype: torch.dtype, backend: str, **named: Any
+) -> None:
     """Within a few roundings of the largest number of each result."""
     rounded = {n: t.to(dtype).double() if t.dtype == torch.float64 else t for n, t in made.items()}
     wanted = found(mask, rounded, "reference", **named)
-    results = found(mask, on_device(made, dtype), "cuda", **named)
-    again = found(mask, on_device(made, dtype), "cuda", **named)
+    results = found(mask, on_device(made, dtype), backend, **named)
+    again = found(mask, on_device(made, dtype), backend, **named)
     for one, other, exact in zip(results, again, wanted, strict=True):
         assert torch.equal(one, other)  # the same bits
         finite = ~exact.isinf()
@@ -79,29 +83,32 @@ def check(mask: Mask, made: dict[str, Tensor], dtype: torch.dtype, **named: Any)
         assert error < MOST[dtype] * torch.finfo(dtype).eps, float(error)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
 @pytest.mark.parametrize("name", MASKS)
-def test_what_is_added_to_scores(name: str, dtype: torch.dtype) -> None:
+def test_what_is_added_to_scores(name: str, dtype: torch.dtype, backend: str) -> None:
     torch.manual_seed(0)
     mask, space = MASKS[name]
     shapes = {"query": HEADS, "key": KEY_HEADS, "value": KEY_HEADS}
     made = {n: torch.randn(2, *space, h, DIM, dtype=torch.float64) for n, h in shapes.items()}
-    check(mask, made | added(mask, space, 2), dtype)
+    check(mask, made | added(mask, space, 2), dtype, backend)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
-def test_packed_grids(dtype: torch.dtype) -> None:
+def test_packed_grids(dtype: torch.dtype, backend: str) -> None:
     torch.manual_seed(0)
     mask = Mask.neighborhood((3, 5))
     tokens = sum(height * width for height, width in GRIDS)
     shapes = {"query": HEADS, "key": KEY_HEADS, "value": KEY_HEADS}
     made = {n: torch.randn(tokens, h, DIM, dtype=torch.float64) for n, h in shapes.items()}
-    check(mask, made | added(mask, GRIDS[0], len(GRIDS)), dtype, grids=GRIDS)
+    check(mask, made | added(mask, GRIDS[0], len(GRIDS)), dtype, backend, grids=GRIDS)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
 @pytest.mark.parametrize("name", MASKS)
-def test_supports(name: str, dtype: torch.dtype) -> None:
+def test_supports(name: str, dtype: torch.dtype, backend: str) -> None:
     """Equal weights of one-hot values: the keys that are read, without a tolerance."""
     mask, space = MASKS[name]
     made = on_device(added(mask, space, 1), dtype)
@@ -111,7 +118,7 @@ def test_supports(name: str, dtype: torch.dtype) -> None:
     value = values.view(1, *space, 1, -1)
     query = torch.zeros(1, *space, HEADS, DIM, dtype=dtype, device=DEVICE)
     key = query[..., :1, :].clone()
-    out = nbattn.attention(query, key, value, mask, backend="cuda", **zeros)
+    out = nbattn.attention(query, key, value, mask, backend=backend, **zeros)
     read = out.flatten(1, -3)[0, ..., :count] > 0
     allowed = torch.from_numpy(mask.dense(space))
     for head in range(HEADS):

@@ -1,177 +1,46 @@
 """Tests of the CUDA kernels on a GPU: supports, values, gradients, graphs, streams and devices.
 
-`PYTHONPATH=. python -m pytest tests/gpu` runs it without installing anything. Supports have no
-tolerance: zero queries give every key that a row reads the same weight, so one-hot values show
-which keys were read, one-hot gradients which queries. Values are judged against float64, by the
-rule of `judged_values`: relative to what the reference reaches on the same numbers.
+`PYTHONPATH=. python -m pytest tests/gpu` runs it without installing anything. What is compared, and
+how, is in `gpu_problems`.
 """
 
 from __future__ import annotations
 
-import math
 import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import dense_attention
+import gpu_problems
 import judged_values
 import oracle
 import pytest
 import small_attention
 import torch
+from gpu_problems import DEVICE, PROBLEMS, guarded, random, results
 from judged_values import Feature, Shape
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 import nbattn
-from nbattn import Axis, BackendError, Mask
+from nbattn import BackendError, Mask
 from nbattn.kernels import launch
 
 Count = Callable[[str, int], None]
-Inputs = dict[str, Tensor]
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(launch.missing() is not None, reason=str(launch.missing())),
 ]
-DEVICE = "cuda"
 FAR = (1 << 31) // (16 * 64) + 4096  # rows of more than 2^31 elements, of 16 heads of 64
 ROOT = Path(__file__).parents[2]
 SANITIZER_SECONDS, CHILD_SECONDS = 300, 120
 HALVES = (torch.float16, torch.bfloat16)
-Space = tuple[int, ...]
-Problem = tuple[Mask, Space, Space]
-hood = Mask.neighborhood
-
-PROBLEMS: dict[str, Problem] = {
-    "1-D shift": (hood(65), (513,), (513,)),
-    "1-D even, strided": (hood(64, stride=16), (520,), (520,)),
-    "1-D dilated, remainder": (hood(21, dilation=3), (500,), (500,)),
-    "1-D causal, tall": (Mask.causal("top-left"), (300,), (130,)),
-    "1-D causal, wide, bottom-right": (Mask.causal(align="bottom-right"), (130,), (300,)),
-    "1-D window, rows outside": (Mask(Axis(20, 10, offset=-50, align="top-left")), (300,), (200,)),
-    "1-D wrap": (Mask(Axis(30, 20, border="wrap")), (400,), (400,)),
-    "1-D wrap, dilated and strided": (
-        Mask(Axis(9, 4, border="wrap", dilation=2, stride=5)), (200,), (200,)
-    ),
-    "1-D sinks": (Mask(Axis(50, causal=True, prefix=4)), (400,), (400,)),
-    "1-D rows without keys": (Mask(Axis(1, causal=True, stride=5)), (77,), (77,)),
-    "1-D full": (Mask.full(), (200,), (333,)),
-    "1-D decode": (Mask.sliding_window(100, align="bottom-right"), (1,), (513,)),
-    "2-D": (hood((7, 7)), (28, 28), (28, 28)),
-    "2-D dilated, remainder": (hood((5, 7), dilation=(3, 2)), (29, 23), (29, 23)),
-    "2-D strided": (hood((8, 6), stride=(4, 3)), (26, 31), (26, 31)),
-    "2-D causal and wrap": (
-        Mask(Axis(5, causal=True), Axis(6, 6, border="wrap")), (17, 24), (17, 24)
-    ),
-    "2-D cross": (
-        Mask(Axis(2, 2, align="bottom-right"), Axis(9, 3, border="shift", align=4)),
-        (9, 30), (14, 22),
-    ),
-    "2-D self-only axis": (Mask(Axis(0, 0), Axis(None, None)), (13, 60), (13, 60)),
-    "3-D": (hood((3, 5, 5)), (8, 12, 12), (8, 12, 12)),
-    "3-D video": (
-        Mask(Axis(4, causal=True), Axis(2, 2, border="shift"), Axis(3, 3, border="wrap")),
-        (7, 10, 12), (7, 10, 12),
-    ),
-}  # fmt: skip
-
-
-def guarded(tensor: Tensor) -> Tensor:
-    """The same numbers between bands of NaN, with a gap of NaN after every vector."""
-    *rows, dim = tensor.shape
-    wide = torch.full((math.prod(rows) + 64, dim + 8), float("nan"), dtype=tensor.dtype)
-    view = wide.to(DEVICE)[32:-32, :dim].unflatten(0, rows)
-    return view.copy_(tensor)
-
-
-def random(
-    problem: Problem,
-    dtype: torch.dtype,
-    dims: tuple[int, int] = (64, 64),
-    *,
-    batch: int = 2,
-    heads: int = 4,
-    kv_heads: int = 2,
-) -> Inputs:
-    """q, k, v on the device, in memory with guards."""
-    _, queries, keys = problem
-    torch.manual_seed(0)
-    made = {
-        "query": torch.randn(batch, *queries, heads, dims[0], dtype=torch.float64),
-        "key": torch.randn(batch, *keys, kv_heads, dims[0], dtype=torch.float64),
-        "value": torch.randn(batch, *keys, kv_heads, dims[1], dtype=torch.float64),
-    }
-    return {name: guarded(t.to(dtype)).requires_grad_() for name, t in made.items()}
-
-
-def results(attend: Callable[..., tuple[Tensor, Tensor]], made: Inputs) -> list[Tensor]:
-    """Output, logsumexp, and the gradients of both."""
-    out, lse = attend(**made)
-    finite = torch.where(lse.isinf(), 0.0, lse)
-    loss = (out * torch.ones_like(out).cumsum(1).sin()).sum() + (finite * 0.3).sum()
-    leaves = [t for t in made.values() if t.requires_grad]
-    return [out, lse, *torch.autograd.grad(loss.to(torch.float64), leaves)]
-
-
-def ours(mask: Mask, **named: Any) -> Callable[..., tuple[Tensor, Tensor]]:
-    return lambda **made: nbattn.attention(
-        **made, mask=mask, backend="cuda", return_lse=True, **named
-    )
-
-
-def judge(problem: Problem, made: Inputs, require: tuple[str, ...] = (), **numbers: float) -> None:
-    """Output, logsumexp and gradients against float64, on the same numbers."""
-    given = {name: t.detach() for name, t in made.items()}
-    query, value = given["query"], given["value"]
-    feature = Feature(numbers=numbers, lse=True)
-    shape = Shape(query.shape[0], query.shape[-2], value_dim=value.shape[-1])
-    grads = [t.to(DEVICE) for t in judged_values.upstream(problem, shape, query.dtype)]
-    found = judged_values.run(problem[0], given, grads, feature, "cuda", require=require)
-    judged_values.judge(
-        found,
-        judged_values.best_in_dtype(problem, given, grads, feature, "cuda"),
-        judged_values.by_definition(problem, given, grads, feature),
-        query.dtype,
-        judged_values.last_digit(given, feature),
-    )
-
-
-def one_hot(space: Space, first: int, width: int, dtype: torch.dtype) -> Tensor:
-    """`[1, *space, 1, width]`: token `first + c` has a one in column c."""
-    count = math.prod(space)
-    probe = torch.zeros(count, width, dtype=dtype, device=DEVICE)
-    places = torch.arange(first, min(first + width, count), device=DEVICE)
-    probe[places, places - first] = 1
-    return probe.reshape(1, *space, 1, width)
-
-
-def supports(problem: Problem, dtype: torch.dtype, width: int = 64) -> tuple[Tensor, ...]:
-    """Which keys rows attend to: by the outputs, by gradients of values, and by those of keys."""
-    mask, queries, keys = problem
-    query = torch.zeros(1, *queries, 1, width, dtype=dtype, device=DEVICE)
-    key, value = (torch.zeros(1, *keys, 1, width, dtype=dtype, device=DEVICE) for _ in range(2))
-    read, readers, moved = [], [], []
-    for first in range(0, math.prod(keys), width):
-        out = nbattn.attention(query, key, one_hot(keys, first, width, dtype), mask, backend="cuda")
-        read.append((out != 0).flatten(0, -3)[:, 0, : math.prod(keys) - first])
-    for first in range(0, math.prod(queries), width):
-        leaves = [t.clone().requires_grad_() for t in (query, key, value)]
-        out = nbattn.attention(*leaves, mask, backend="cuda")
-        upward = one_hot(queries, first, width, dtype)
-        (grad,) = torch.autograd.grad(out, leaves[2], upward)
-        assert grad.isfinite().all()
-        readers.append((grad != 0).flatten(0, -3)[:, 0, : math.prod(queries) - first])
-        probe = one_hot(queries, first, width, dtype).requires_grad_()
-        leaf = key.clone().requires_grad_()
-        _, lse = nbattn.attention(probe, leaf, value, mask, backend="cuda", return_lse=True)
-        ones = torch.where(lse.isinf(), 0.0, 1.0)
-        (grad,) = torch.autograd.grad(lse, leaf, ones)
-        moved.append((grad != 0).flatten(0, -3)[:, 0, : math.prod(queries) - first])
-    return torch.cat(read, 1), torch.cat(readers, 1).T, torch.cat(moved, 1).T
+judge = partial(gpu_problems.judge, backend="cuda")
+ours = partial(gpu_problems.ours, backend="cuda")
 
 
 @pytest.mark.parametrize("dtype", [*HALVES, torch.float32, torch.float64], ids=str)
@@ -179,9 +48,9 @@ def supports(problem: Problem, dtype: torch.dtype, width: int = 64) -> tuple[Ten
 def test_the_support_is_the_mask(label: str, dtype: torch.dtype, cases: Count) -> None:
     problem = PROBLEMS[label]
     allowed = torch.from_numpy(oracle.matrix(problem[0].axes, *problem[1:])).to(DEVICE)
-    for found in supports(problem, dtype):
+    for found in gpu_problems.supports(problem, dtype, "cuda"):
         assert torch.equal(found, allowed)
-    cases("gpu, cuda supports", 3)
+    cases("gpu, cuda supports", 4)
 
 
 @pytest.mark.parametrize("dtype", [*HALVES, torch.float32, torch.float64], ids=str)

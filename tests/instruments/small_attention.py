@@ -1,6 +1,6 @@
 """Both passes of one small problem on a GPU, for tools that watch a whole process.
 
-`python small_attention.py FAMILY` (mma or simt) prints a line when both passes have run. Inputs
+`python small_attention.py FAMILY` (mma, simt, triton) prints a line when both passes have run. Inputs
 come from the CPU, and only the kernels of this project read them.
 """
 
@@ -19,12 +19,14 @@ MASK, SPACE = Mask(Axis(5, causal=True), Axis(6, 6, border="wrap", dilation=2)),
 
 
 def attend(family: str, device: str) -> list[torch.Tensor]:
-    """Output and gradients."""
+    """Output and gradients, by the CUDA kernels with an instruction set or by Triton's."""
     torch.manual_seed(0)
-    shape, dtype = (1, *SPACE, 2, 64), DTYPES[family]
+    shape, dtype = (1, *SPACE, 2, 64), DTYPES.get(family, torch.bfloat16)
     *given, upward = (torch.randn(shape).to(dtype).to(device) for _ in range(4))
     leaves = [t.requires_grad_() for t in given]
-    out = nbattn.attention(*leaves, MASK, backend="cuda", require=(family,))
+    named = family == "triton"
+    route = {"backend": family} if named else {"backend": "cuda", "require": (family,)}
+    out = nbattn.attention(*leaves, MASK, **route)
     return [out, *torch.autograd.grad(out, leaves, upward)]
 
 

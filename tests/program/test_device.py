@@ -22,7 +22,7 @@ NAMES = tuple(device.DEVICES)
 def test_a_device_is_data(name: str) -> None:
     info = device.named(name)
     assert info.name == name
-    assert info.kind == ("cpu" if name == "cpu" else "cuda")
+    assert info.kind == {"cpu": "cpu", "xe": "xpu"}.get(name, "cuda")
     assert info.source
     assert info.bandwidth > 1e9
     assert 0 < info.launch < 1e-3
@@ -43,6 +43,106 @@ def test_a_dtype_without_a_rate_counts_as_float32() -> None:
     turing = device.named("sm_75")
     assert "bfloat16" not in dict(turing.flops)
     assert turing.peak("bfloat16") == turing.peak("float32")
+
+
+VENDORS = {
+    "cpu": ("", None, ("c++",)),
+    "sm_75": ("nvidia", 75, ("cupy", "triton")),
+    "sm_103": ("nvidia", 103, ("cupy", "triton")),
+    "rtx_3090": ("nvidia", 86, ("cupy", "triton")),
+    "rtx_4090": ("nvidia", 89, ("cupy", "triton")),
+    "gfx90a": ("amd", None, ("triton",)),
+    "gfx1201": ("amd", None, ("triton",)),
+    "xe": ("intel", None, ("triton",)),
+}
+
+
+@pytest.mark.parametrize("name", VENDORS)
+def test_a_named_device_has_a_vendor_and_what_is_assumed_of_it(name: str) -> None:
+    info = device.named(name)
+    assert (info.vendor, info.capability, info.providers) == VENDORS[name]
+    assert info.assumed == info.providers
+    assert info.may_be_nvidia == (info.vendor == "nvidia")
+
+
+def test_a_device_of_ones_own_has_the_vendor_of_its_architecture() -> None:
+    mine = replace(device.DEVICES["sm_90"], name="mine")
+    assert (mine.vendor, mine.capability, mine.may_be_nvidia) == ("", None, True)
+    assert mine.assumed == ("cupy", "triton")  # whoever made it
+    for architecture, vendor, capability in (
+        ("sm_89", "nvidia", 89),
+        ("gfx1101", "amd", None),
+        ("gfxx", "", None),
+        ("abacus", "", None),
+    ):
+        one = replace(mine, architecture=architecture)
+        assert (one.vendor, one.capability) == (vendor, capability)
+        assert one.may_be_nvidia == (vendor != "amd")
+    other = replace(mine, kind="xpu")
+    assert (other.vendor, other.may_be_nvidia, other.assumed) == ("intel", False, ("triton",))
+    odd = replace(mine, kind="mps")
+    assert (odd.vendor, odd.may_be_nvidia, odd.assumed) == ("", False, ())
+    assert DeviceInfo("mine", "cuda", (("float32", 1e12),), 1e11, 1e-6, "me").providers == ()
+
+
+# Dense rates of a processor in a clock, in multiply-adds of half precision, float32 and float64.
+PER_CLOCK = {
+    "rtx_3090": (256, 128, 2),
+    "rtx_4090": (256, 128, 2),
+    "gfx90a": (512, 128, 128),
+    "gfx942": (1024, 128, 128),
+    "gfx950": (2048, 128, 64),
+    "gfx1100": (256, 128, 4),
+    "gfx1201": (512, 128, 2),
+    "xe": (2048, 128, 128),
+}
+
+
+@pytest.mark.parametrize("name", PER_CLOCK)
+def test_datasheets_have_the_rates_of_their_processors(name: str) -> None:
+    """Vendors count a sparse product twice: a rate that is one of those is twice too high."""
+    info = device.named(name)
+    for dtype, each in zip(("float16", "float32", "float64"), PER_CLOCK[name], strict=True):
+        rate = 2 * each * info.multiprocessors * info.clock
+        assert info.peak(dtype) == pytest.approx(rate, rel=0.01), dtype
+    assert info.peak("bfloat16") == info.peak("float16")
+
+
+@pytest.mark.parametrize(
+    ("architecture", "name", "source"),
+    [
+        ("gfx942:sramecc+:xnack-", "gfx942", "AMD Instinct MI300X datasheet"),
+        ("gfx90a:sramecc+:xnack-", "gfx90a", "AMD Instinct MI250X datasheet, one of its two dies"),
+        ("gfx1100", "gfx1100", "AMD Radeon RX 7900 XTX specifications"),
+        ("gfx1101", "gfx1100", "AMD Radeon RX 7900 XTX specifications, used for gfx1101"),
+        ("gfx1030", "gfx1100", "AMD Radeon RX 7900 XTX specifications, used for gfx1030"),
+        ("gfx1200", "gfx1201", "AMD Radeon RX 9070 XT specifications, used for gfx1200"),
+        ("gfx1250", "gfx950", "AMD Instinct MI355X datasheet, used for gfx1250"),
+        ("gfx941", "gfx942", "AMD Instinct MI300X datasheet, used for gfx941"),
+        (
+            "gfx908:sramecc+:xnack-",
+            "gfx90a",
+            "AMD Instinct MI250X datasheet, one of its two dies, used for gfx908",
+        ),
+        ("abacus", "gfx942", "AMD Instinct MI300X datasheet, used for abacus"),
+        ("", "gfx942", "AMD Instinct MI300X datasheet, used for a GPU without a name"),
+    ],
+)
+def test_an_architecture_of_amd_has_the_data_of_the_nearest_one(
+    architecture: str, name: str, source: str
+) -> None:
+    info = device.amd(architecture)
+    assert (info.name, info.source, info.vendor) == (name, source, "amd")
+    own = architecture.partition(":")[0]
+    assert info.architecture == (own if own != name and own.startswith("gfx") else "")
+    assert info.flops == device.DEVICES[name].flops
+
+
+def test_a_gpu_of_intel_has_the_data_of_the_known_one() -> None:
+    assert device.intel("Intel(R) Data Center GPU Max 1550") is device.DEVICES["xe"]
+    arc = device.intel("Intel(R) Arc(TM) A770 Graphics")
+    assert (arc.name, arc.kind, arc.vendor) == ("xe", "xpu", "intel")
+    assert arc.source.endswith("one of its two stacks, used for Intel(R) Arc(TM) A770 Graphics")
 
 
 @pytest.mark.parametrize(
@@ -113,6 +213,7 @@ PAIRS = "is not a tuple of pairs of a dtype and its rate that includes float32."
         ({"name": 3}, "name=3 is an int, not text."),
         ({"kind": None}, "kind=None is a NoneType, not text."),
         ({"source": 1.5}, "source=1.5 is a float, not text."),
+        ({"architecture": 89}, "architecture=89 is an int, not text."),
         *(
             ({"multiprocessors": count, "clock": clock},
              f"multiprocessors={count!r}, clock={clock!r} are not a number up to 1048576 and a "
@@ -142,7 +243,7 @@ def test_impossible_device_data_are_refused(wrong: dict[str, Any], text: str) ->
 def test_gpus_reach_their_rates_at_the_clock_given() -> None:
     """A multiprocessor does a power of two of half-precision multiply-adds in a clock."""
     for name, info in device.DEVICES.items():
-        if info.kind == "cuda":
+        if info.kind != "cpu":
             each = info.peak("float16") / 2 / info.multiprocessors / info.clock
             assert each == pytest.approx(2 ** round(math.log2(each)), rel=0.02), name
     count, clock = device.DEVICES["cpu"].multiprocessors, device.DEVICES["cpu"].clock

@@ -1,6 +1,6 @@
 """Tests of limits: each is a reason, and all reasons are reported at once."""
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -28,10 +28,18 @@ FACTS = {
     "alibi_slopes": False,
     "deterministic": False,
 }
+OWN = replace(device.DEVICES["sm_90"], name="mine")
 ADDED = dict.fromkeys(("extra_range", "relative_bias", "alibi_slopes"), True)  # by name only
 LIMITS: list[tuple[str, Any, dict[str, Any], str, str]] = [
     ("kinds", ("cpu",), {}, "device", "runs on cpu, not on sm_90"),
     ("kinds", ("cpu", "mps"), {}, "device", "runs on cpu, mps, not on sm_90"),
+    (
+        "vendors",
+        ("nvidia", "intel"),
+        {"device": device.DEVICES["gfx942"]},
+        "device",
+        "needs an NVIDIA or an Intel GPU, and gfx942 is one of AMD",
+    ),
     ("dtypes", ("float16", "bfloat16"), {}, "dtype", "takes float16, bfloat16, not float32"),
     ("softcap", False, {"softcap": True}, "softcap", "has no softcap"),
     ("key_range", False, {"key_range": True}, "key_range", "has no key_range"),
@@ -112,6 +120,23 @@ def test_limits_are_collected_not_cut_short() -> None:
         "lse_gradient",
         "deterministic",
     ]
+
+
+def test_a_gpu_of_another_vendor_is_named_before_its_device_type() -> None:
+    limits = Limits(name="some", kinds=("cuda",), vendors=("nvidia",))
+    reasons = {
+        name: limits.wrong_device(info)
+        for name, info in {**device.DEVICES, "mine": OWN}.items()
+        if info.vendor != "nvidia"
+    }
+    assert reasons.pop("mine") is None  # of an unknown vendor
+    assert reasons.pop("cpu") == ("device", "runs on cuda, not on cpu")
+    assert reasons.pop("xe") == ("device", "needs an NVIDIA GPU, and xe is one of Intel")
+    assert {name: text for name, (_, text) in reasons.items()} == {
+        name: f"needs an NVIDIA GPU, and {name} is one of AMD"
+        for name in ("gfx90a", "gfx942", "gfx950", "gfx1100", "gfx1201")
+    }
+    assert limits.wrong_device(device.DEVICES["rtx_4090"]) is None
 
 
 @pytest.mark.parametrize("limit", ["lse_gradient", "deterministic"])

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -35,7 +36,9 @@ def lines(path: Path) -> list[dict[str, Any]]:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-@pytest.mark.parametrize("name", ["gpu_flash", "gpu_neighborhood", "gpu_tiles"])
+@pytest.mark.parametrize(
+    "name", ["gpu_flash", "gpu_neighborhood", "gpu_tiles", "gpu_triton", "gpu_triton_tiles"]
+)
 def test_gpu_benchmarks_without_a_gpu_exit_with_a_message(
     name: str, module: Callable[[str], ModuleType], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -149,6 +152,174 @@ def test_ours_is_the_first_peer_of_every_workload(module: Callable[[str], Module
     bench = module("gpu_neighborhood")
     for load in bench.workloads():
         assert next(iter(bench.peers(load, torch.bfloat16, True))) == bench.OURS
+
+
+def test_the_sweep_of_triton_goes_on_and_never_invents_a_time(
+    module: Callable[[str], ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sweep, path = module("gpu_triton_tiles"), tmp_path / "tiles.jsonl"
+    words = ["--dry", "--only", "NAT 7", "--most=3", f"--output={path}"]
+    assert sweep.main(words) == 0
+    first = lines(path)
+    assert [row["kernel"] for row in first] == ["fwd"] * 3 + ["dq"] * 3 + ["dkdv"] * 3
+    assert all(row["dry"] and "seconds" not in row and row.keys() >= ABOUT for row in first)
+    assert all(0 < row["share"] <= 1 for row in first)
+    known = [{**row, "dry": False, "seconds": 1.0} for row in first[1:]]
+    path.write_text("".join(json.dumps(row) + "\n" for row in known))
+    assert sweep.main(words) == 0
+    assert [row["tile"] for row in lines(path)[len(known) :]] == [first[0]["tile"]]
+    assert sweep.main([*words, "--seconds=0"]) == 3
+    launched: list[str] = []
+
+    def launch(self: Any, kernel: str, *_: Any) -> None:
+        launched.append(kernel)
+        if kernel == "grad_query":
+            raise RuntimeError("out of resources")
+
+    monkeypatch.setattr(sweep.gpu_tiles.Nothing, "launch", launch)
+    path.unlink()
+    assert sweep.main(words) == 0
+    failed = {(row["kernel"], "error" in row) for row in lines(path)}
+    assert failed == {("fwd", False), ("dq", True), ("dkdv", True)}
+
+
+def test_kernels_are_compiled_once_before_they_are_timed(
+    module: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By parts, of which each kernel is in one."""
+    sweep = module("gpu_triton_tiles")
+    bench = sweep.Bench.of(True, 2)
+    loads = [load for load in sweep.gpu_tiles.workloads() if load.name in ("NAT 14", "NAT 7")]
+    programs = [*sweep.variants(loads, bench)]
+    expected = {
+        (kernel, one.tiles)
+        for load in loads
+        for kernel in sweep.KERNELS
+        for one in bench.tiles(bench.plan(load), kernel)
+    }
+    assert len(programs) == len(expected)
+    loaded: list[Any] = []
+    monkeypatch.setattr(sweep.gpu_tiles.Nothing, "load", lambda self, *given: loaded.append(given))
+    for part in range(3):
+        sweep.compile_part(loads, bench, f"{part}/3", lambda: True)
+    tiles = {(kernel, variant.rows, variant.columns) for kernel, _, variant, *_ in loaded}
+    functions = {"fwd": "forward", "dq": "grad_query", "dkdv": "grad_key"}
+    assert tiles >= {(functions[kernel], one.rows, one.columns) for kernel, one in expected}
+    assert len(loaded) == 4 * len(programs)
+    sweep.compile_part(loads, bench, "0/3", lambda: False)
+    assert len(loaded) == 4 * len(programs), "no time is left"
+
+
+@pytest.mark.parametrize(
+    ("mask", "space", "tiles"),
+    [
+        (Mask.neighborhood((5, 5)), (16, 32), ((8, 16), (8, 8))),
+        (Mask.neighborhood((3, 3), dilation=(3, 2)), (16, 19), ()),
+        (Mask.neighborhood(21, dilation=4), (300,), ()),
+    ],
+    ids=["tiles", "classes of a plane", "classes of a line"],
+)
+def test_blocks_of_flexattention_hold_the_mask(
+    module: Callable[[str], ModuleType], mask: Mask, space: tuple[int, ...], tiles: Any
+) -> None:
+    """In every order of tokens: pairs by its function, and which blocks are partial or full."""
+    bench, common = module("gpu_triton"), module("gpu_neighborhood")
+    load = bench.Workload("small", space, mask, 2, 32)
+    orders = bench.arrangements(load, tiles)
+    assert len(orders) == 1 + len(tiles) + bench.is_dilated(load)
+    tokens = torch.arange(load.tokens)
+    for how in orders:
+        order = tokens
+        if how.tile is not None:
+            order = common.tile_order(space, how.tile)
+        elif how.name == "by class":
+            order = bench.class_order(load)
+            places = np.unravel_index(order.numpy(), space)
+            steps = [axis.dilation for axis in mask.axes]
+            classes = np.stack([at % step for at, step in zip(places, steps, strict=True)])
+            changes = (np.diff(classes) != 0).any(0).sum()
+            assert changes == np.prod(steps) - 1, "each class is contiguous"
+        assert torch.equal(order.sort().values, tokens)
+        allowed = torch.from_numpy(mask.dense(space))[order][:, order]
+        blocks = bench.blocks_of(load, how, "cpu")
+        assert tuple(blocks.BLOCK_SIZE) == (how.block, how.block)
+        pairs = blocks.mask_mod(0, 0, tokens[:, None], tokens[None, :])
+        assert torch.equal(pairs, allowed)
+        count = -(-load.tokens // how.block)
+        for rows in range(count):
+            partial = set(
+                blocks.kv_indices[0, 0, rows, : blocks.kv_num_blocks[0, 0, rows]].tolist()
+            )
+            full = blocks.full_kv_indices[0, 0, rows, : blocks.full_kv_num_blocks[0, 0, rows]]
+            full = set(full.tolist())
+            for columns in range(count):
+                part = allowed[rows * how.block :, columns * how.block :][: how.block, : how.block]
+                assert (columns in partial | full) == bool(part.any())
+                assert columns not in full or part.all()
+
+
+def test_flexattention_is_tried_in_every_order_and_then_with_the_options_of_the_best(
+    module: Callable[[str], ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench, path = module("gpu_triton"), tmp_path / "triton.jsonl"
+    seconds = {"row-major": 5.0, "by class": 2.0, "64x64 4w3s": 1.5, "64x64x64x64": 1.75}
+    monkeypatch.setattr(bench.gpu_timing, "seconds", lambda run: run())
+    monkeypatch.setattr(bench.common.gpu_timing, "by_kernel", lambda run: {})
+    monkeypatch.setattr(bench, "our_peer", lambda *_: lambda: lambda: 1.0)
+    tried: list[tuple[str, bool, dict[str, int]]] = []
+
+    def flex(load: Any, training: bool, how: Any, options: dict[str, int]) -> Any:
+        def run() -> float:
+            named = "x".join(str(options[n]) for n in options if "BLOCK" in n and "fwd" not in n)
+            word = "64x64 4w3s" if options.get("fwd_BLOCK_M") == 64 else ""
+            tried.append((how.name, training, options))
+            return min(seconds[how.name], seconds.get(word, 9.0), seconds.get(named, 9.0))
+
+        return lambda: run
+
+    monkeypatch.setattr(bench, "flex_peer", flex)
+    monkeypatch.setattr(bench.Bench, "plan", lambda *_: {})
+    load = bench.Workload("small", (16, 16), Mask.neighborhood((3, 3), dilation=2), 2, 64)
+    monkeypatch.setattr(bench, "workloads", lambda: iter([(load, ((8, 8),))]))
+    monkeypatch.setitem(seconds, "8x8", 3.0)
+    to = bench.Bench(bench.Findings(path), False, lambda: True)
+    for training in (False, True):
+        bench.measure(load, ((8, 8),), training, to)
+    orders = [(name, training) for name, training, _ in tried]
+    assert orders[:3] == [("8x8", False), ("by class", False), ("row-major", False)]
+    assert set(orders[3:]) == {("by class", False), ("by class", True)}
+    fastest = {"fwd_BLOCK_M": 64, "fwd_BLOCK_N": 64, "fwd_num_warps": 4, "fwd_num_stages": 3}
+    for _, training, options in tried:
+        if training:
+            assert options.items() >= fastest.items(), "the forward at its best"
+    before = len(tried)
+    bench.measure(load, ((8, 8),), False, to)
+    assert len(tried) == before, "what is known is not measured again"
+    text = bench.summary(to.found)[1]
+    assert text.split()[:7] == [
+        "small",
+        "forward",
+        "1000.000ms",
+        "1000.000ms",
+        "1500.000ms",
+        "1.50",
+        "3.0",
+    ]
+
+
+def test_the_comparison_runs_dry_and_stops(
+    module: Callable[[str], ModuleType], tmp_path: Path
+) -> None:
+    bench, path = module("gpu_triton"), tmp_path / "triton.jsonl"
+    words = ["--dry", "--only", "DiNAT 14", f"--output={path}"]
+    assert bench.main([*words, "--seconds=0"]) == 3
+    assert bench.main(words) == 0
+    rows = lines(path)
+    assert [row["peer"] for row in rows[:2]] == ["triton", "cuda"]
+    assert all(row["dry"] and "seconds" not in row and row.keys() >= ABOUT for row in rows)
+    assert {row["arrangement"] for row in rows if "arrangement" in row} == {"by class", "row-major"}
+    names = {load.name for load, _ in bench.workloads()}
+    assert names >= {"FLUX", "Hunyuan", "LTX stage 4", "1-D 32k", "NAT 56", "DiNAT 56 d8"}
 
 
 def test_a_cost_table_of_findings(

@@ -102,7 +102,7 @@ ALLOWED = {
     "bench": "errors machine timing geometry biases program backends.families backends.inputs"
     " planner",
     "tune": "errors machine timing cache axis mask geometry program planner functional config"
-    " bench backends.families backends.inputs backends.cuda",
+    " bench backends.families backends.inputs",
     "demo": "errors axis packages mask geometry program planner functional nn config pictures demo",
     "cli": "errors fixes packages machine timing cache axis mask mask_tables geometry program"
     " backends.families planner functional nn config pictures explorer distributed doctor bench"
@@ -149,8 +149,18 @@ PLAIN = (*PLAIN, *(f"{family}.candidates" for family in FAMILIES))
 PARTS = ("chunks", "local_axes", "shards", "halos", "halo_text", "halo_picture", "traffic")
 PARTS = tuple(f"distributed.{part}" for part in PARTS)
 PLAIN = (*PLAIN, *PARTS)
-# Modules around another library, which are loaded only when one of its objects is there.
+# What the planner reads of the Triton kernels loads no triton.
+PLAIN = (
+    *PLAIN,
+    "backends.triton.tiles",
+    "backends.triton.choice",
+    "backends.triton.kernels.numbers",
+)
+# Modules around another library, which are loaded only when one of its objects is there, or when
+# its kernels run.
 PEERS = {
+    "backends.triton.kernels": "triton",
+    "backends.triton.launch": "triton",
     "integrations.alibi_models": "transformers",
     "integrations.diffusers.ltx_decoder": "diffusers",
     "integrations.diffusers.processors": "diffusers",
@@ -257,7 +267,8 @@ def may_import(module: str, found: Import) -> bool:
     if found.foreign:
         if any(within(module, plain) for plain in PLAIN):
             return found.level == "typing" or target == "numpy"
-        free = found.level not in ("module", "typing") or within(target, PEERS.get(module, ""))
+        peers = " ".join(names for peer, names in PEERS.items() if within(module, peer))
+        free = found.level not in ("module", "typing") or within(target, peers)
         return free or found.level == "typing" or within(target, FOREIGN[component.split(".")[0]])
     if module == "" and found.level != "module":
         return True  # the index of public names: it loads them when they are asked for
@@ -371,6 +382,8 @@ FORBIDDEN = {
         "backends.cuda",
         "try:\n    import cupy\nexcept ImportError:\n    cupy = None",
     ),
+    "triton_beside_its_kernels": ("backends.cuda.run", "import triton"),
+    "triton_where_plans_are_made": ("backends.triton.kernels.numbers", "import triton"),
 }
 PERMITTED = {
     "downward": ("geometry", "from nbattn.mask import Mask\nimport numpy as np\nimport math"),
@@ -380,6 +393,7 @@ PERMITTED = {
     ),
     "programs": ("backends.tiled.run", "from nbattn.program import program\nimport torch"),
     "optional_when_called": ("backends.cuda", "def f():\n    import cupy"),
+    "triton_in_its_kernels": ("backends.triton.kernels.forward", "import triton"),
     "execute_runs_families": ("execute", "from nbattn.backends import families"),
     "definition": ("functional", "from nbattn.backends.dense import reference"),
     "lazy_package": ("", "def __getattr__(name):\n    from nbattn.functional import attention"),
@@ -392,7 +406,8 @@ MODULES = """
     errors axis mask geometry pictures pictures.text ops functional execute program program.program
     planner planner.plan planner.cost_table backends backends.families backends.cuda
     backends.cuda.run backends.dense backends.dense.run backends.dense.reference
-    backends.flash.meaning backends.tiled backends.tiled.run
+    backends.flash.meaning backends.tiled backends.tiled.run backends.triton.kernels.forward
+    backends.triton.kernels.numbers
 """
 PACKAGES = {"", "program", "planner", "backends", "backends.tiled", "backends.dense"}
 
@@ -511,7 +526,7 @@ result = [before, "torch" in sys.modules, [m for m in {OPTIONAL} if m in sys.mod
 def test_attention_works_where_optional_packages_are_absent(tmp_path):
     code = f"""
 import sys
-for name in {OPTIONAL}:
+for name in {[*OPTIONAL, "triton"]}:
     sys.modules[name] = None
 import torch, nbattn
 query = torch.randn(1, 5, 2, 4)

@@ -4,7 +4,7 @@ the whole program and repeated.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -13,11 +13,14 @@ from torch import Tensor
 from nbattn.backends.cuda import measured_tiles, run
 from nbattn.backends.cuda.meaning import CudaArguments
 from nbattn.backends.cuda.tiles import Tiles
-from nbattn.backends.inputs import Inputs
+from nbattn.backends.inputs import Attempt, Inputs, KernelRun
+from nbattn.geometry import Axes
 from nbattn.kernels import launch
 from nbattn.kernels.launch import Launcher
 from nbattn.kernels.variant import Variant
+from nbattn.program.candidate import Candidate
 from nbattn.program.program import Program
+from nbattn.program.request import Request
 
 
 @dataclass
@@ -51,12 +54,27 @@ class Recorder:
         return repeat
 
 
-@dataclass(frozen=True)
-class Kernel:
-    """One kernel with one tile: a function that launches it alone, and what it has computed."""
+def attempts(
+    candidate: Candidate, request: Request, axes: Axes, inputs: Inputs, grad_out: Tensor, most: int
+) -> Iterator[Iterator[Attempt]]:
+    """For every kernel of a candidate: its own tile first, then those with the lowest estimates.
 
-    run: Callable[[], None]
-    results: list[Tensor]
+    Args:
+        inputs, grad_out: what the passes are run on.
+        most: tiles of a kernel besides its own.
+    """
+    assert candidate.program is not None
+    arguments = candidate.program.calls[0].arguments
+    assert isinstance(arguments, CudaArguments)
+    (instructions,) = candidate.traits
+    for kernel, field in measured_tiles.FIELDS.items():
+        own: Tiles | None = getattr(arguments, field)
+        if own is None:
+            continue
+        ranked = measured_tiles.ranked(kernel, instructions, request, axes, arguments.build)[:most]
+        tiles = dict.fromkeys((own, *(one.tiles for one in ranked)))
+        runs = kernels(candidate.program, kernel, tiles, inputs, grad_out)
+        yield ((measured_tiles.name(kernel, one), attempt) for one, attempt in runs)
 
 
 def kernels(
@@ -66,7 +84,7 @@ def kernels(
     inputs: Inputs,
     grad_out: Tensor,
     launcher: Launcher | None = None,
-) -> Iterable[tuple[Tiles, Callable[[], Kernel]]]:
+) -> Iterable[tuple[Tiles, Callable[[], KernelRun]]]:
     """Every tile of one kernel, with a function that runs the passes that it belongs to once.
 
     Args:
@@ -86,17 +104,17 @@ def kernels(
 
 def _passes(
     program: Program, kernel: str, inputs: Inputs, grad_out: Tensor, launcher: Launcher
-) -> Kernel:
+) -> KernelRun:
     """Run the forward and, for its kernels, the backward."""
     taken = Recorder(launcher)
     out, lse = run.forward(program, inputs, return_lse=True, launcher=taken)
     assert lse is not None
     if kernel == "fwd":
-        return Kernel(taken.of(kernel), [out, lse])
+        return KernelRun(taken.of(kernel), [out, lse])
     grads = run.backward(program, inputs, out, lse, grad_out, None, launcher=taken)
     results = {
         "dq": [grads.query],
         "dkdv": [grads.key, grads.value],
         "dbias": [grads.relative_bias],
     }
-    return Kernel(taken.of(kernel), [one for one in results[kernel] if one is not None])
+    return KernelRun(taken.of(kernel), [one for one in results[kernel] if one is not None])

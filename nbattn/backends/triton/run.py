@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nbattn import biases
 from nbattn.backends.inputs import (
     Gradients,
     Inputs,
@@ -24,7 +23,7 @@ from nbattn.backends.inputs import (
     new_output,
 )
 from nbattn.backends.logsumexp import sink_gradient
-from nbattn.backends.triton import launch
+from nbattn.backends.triton import choice, launch
 from nbattn.backends.triton import tiles as triton_tiles
 from nbattn.backends.triton.kernels.numbers import Axis, Counts, Strides, Variant
 from nbattn.backends.triton.launch import Launcher
@@ -47,9 +46,6 @@ FUNCTIONS = {
 _DELTA = "delta"
 _DELTA_ELEMENTS = 1 << 12  # of a program of it
 _GRID = 16  # numbers of a grid in the table of grids, `kernels/place.py`
-# Programs that fill a device, for the kernels whose programs share their work: never the number of
-# this device's processors, so that results are the same on all; and elements of all their sums.
-_PROGRAMS, _SHARED_ELEMENTS = 1024, 1 << 24
 _CHUNK = 16  # bytes that are loaded at once
 _WIDE = 1 << 31  # offsets from here on need 64 bits
 _EXTRA = ("extra_key", "extra_value")
@@ -258,11 +254,16 @@ def _numbers(window: TritonArguments, shape: Shape) -> tuple[dict[str, Any], int
     )
     wide = False
     for name, size, strides in zip(_STRIDED, shapes, shape.strides, strict=False):
-        *places, channel = layout.on_three_axes(size, strides)
-        numbers[f"{name}_strides"] = Strides(*(place // step for place in places), channel)
+        numbers[f"{name}_strides"] = _strides(size, strides, step)
         last = ((n - 1) * s for n, s in zip(size[1:], strides[1:], strict=True))
         wide = wide or sum(map(abs, last)) >= _WIDE
     return numbers, step, wide
+
+
+def _strides(shape: Sequence[int], strides: Sequence[int], step: int) -> Strides:
+    """The strides of a tensor on three axes, in units of `step` elements but for the channel's."""
+    *places, channel = layout.on_three_axes(shape, strides)
+    return Strides._make((*(place // step for place in places), channel))
 
 
 def _step(
@@ -305,19 +306,11 @@ def _grid(
         elements = (
             samples * shape.extra * kv_heads * max(window.build.head_dim, window.build.value_dim)
         )
-        return (programs, _shares(programs, queries, elements)), counts
+        return (programs, choice.shares(programs, queries, elements)), counts
     if kernel == TABLE:
-        entries = math.prod(biases.table_sizes([axis.spec for axis in window.axes]))
-        return (_shares(heads, count * samples, heads * entries), heads), counts
+        entries = choice.table_entries([axis.spec for axis in window.axes])
+        return (choice.shares(heads, count * samples, heads * entries), heads), counts
     return (programs,), counts
-
-
-def _shares(programs: int, most: int, elements: int) -> int:
-    """How many programs share the work of one: enough to fill a device, as far as there is work,
-    and memory for their sums.
-    """
-    room = _SHARED_ELEMENTS // max(elements, 1)
-    return max(1, min(-(-_PROGRAMS // max(programs, 1)), most, room))
 
 
 def _counts(
@@ -345,7 +338,7 @@ def _delta_launch(window: TritonArguments, shape: Shape, numbers: Mapping[str, A
         Tiles((1, 1, rows), (1, 1, 1)), window.build, step=1, wide=False, precision="ieee"
     )
     own = {
-        "grad_out_strides": Strides(*layout.on_three_axes(shape.query, shape.strides[-1])),
+        "grad_out_strides": _strides(shape.query, shape.strides[-1], 1),
         "space": space,
         "samples": batch,
         "counts": Counts(0, heads, heads, 1, 0, 0, 0),
@@ -395,14 +388,14 @@ def _example(arguments: TritonArguments) -> Shape:
 
 def _dtypes(function: str, build: Build) -> dict[str, torch.dtype]:
     """The dtypes of a kernel's tensors by name."""
-    own = getattr(torch, build.dtype)
+    own: torch.dtype = getattr(torch, build.dtype)
     exact = torch.float64 if own == torch.float64 else torch.float32
     names = dict.fromkeys(("query", "key", "value", "out", "grad_out", "grad"), own)
     names |= dict.fromkeys(("lse", "terms", "grad_tables"), exact)
     grads = exact if function == "grad_extra" else own
     names |= dict.fromkeys(("grad_keys", "grad_values"), grads)
     names |= dict.fromkeys(_EXTRA, own) if build.extra else {}
-    options = {
+    options: dict[str, tuple[bool, torch.dtype]] = {
         "extra_range": (build.extra_range, torch.int32),
         "key_range": (build.key_range, torch.int32),
         "grids": (build.grids, torch.int64),

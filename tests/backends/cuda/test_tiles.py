@@ -33,13 +33,11 @@ def test_memory_is_that_of_the_guide() -> None:
     assert known == SHARED
 
 
-@pytest.mark.parametrize("name", DEVICES)
+@pytest.mark.parametrize("name", [name for name, one in DEVICES.items() if one.may_be_nvidia])
 @pytest.mark.parametrize("dtype", cuda_tiles.DTYPES)
 @pytest.mark.parametrize("sizes", [(16, 16), (32, 64), (64, 20), (128, 128), (256, 80), (512, 512)])
 def test_tiles_fit_the_device(name: str, dtype: str, sizes: tuple[int, int], cases: Count) -> None:
     """Memory of every kernel of an accepted plan, and its registers."""
-    if name == "cpu":
-        return
     plan = nbattn.plan(
         Mask.neighborhood((5, 7, 7)), (2, 8, 30, 40, 4, sizes[0]), value_dim=sizes[1], dtype=dtype,
         device=device(name), training=True,
@@ -55,7 +53,7 @@ def test_tiles_fit_the_device(name: str, dtype: str, sizes: tuple[int, int], cas
         ):
             assert tiles is not None
             used = cuda_tiles.shared_bytes(kernel, tiles, call.build)
-            assert used <= SHARED[name]
+            assert used <= SHARED[f"sm_{DEVICES[name].capability}"]
             assert cuda_tiles.accumulators(kernel, tiles, call.build) <= 192
             if tiles.row_blocks:
                 assert tiles.row_count == 16 * tiles.warps * tiles.row_blocks

@@ -97,6 +97,7 @@ def add_tile(
     value,
     key_range,
     relative_bias,
+    alibi_slopes,
     grad_out,
     terms,
     to,
@@ -139,7 +140,17 @@ def add_tile(
         scores, _ = scores_of(dot(q, tl.trans(k), V), scale, softcap, V)
         read = pairs_of(rows, columns, V)
         scores = added(
-            scores, relative_bias, None, place, place.head, counts, rows, columns, read, False, V
+            scores,
+            relative_bias,
+            alibi_slopes,
+            place,
+            place.head,
+            counts,
+            rows,
+            columns,
+            read,
+            False,
+            V,
         )
         weights = tl.where(read, tl.exp2(scores - lse[:, None]), 0.0)
         at = offsets_of(value_strides, columns, V)
@@ -156,6 +167,7 @@ def grad_table(
     value,
     key_range,
     relative_bias,
+    alibi_slopes,
     grids,
     grad_out,
     terms,
@@ -188,6 +200,7 @@ def grad_table(
             value,
             key_range,
             relative_bias,
+            alibi_slopes,
             grad_out,
             terms,
             to,
