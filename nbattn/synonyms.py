@@ -21,6 +21,10 @@ BACKENDS: Synonyms = {
     "flash:fa3": ("fa3", "flash3", "flash-3", "flash-attn-3", "flash-attention-3"),
     "flash:fa4": ("fa4", "flash4", "flash-4", "flash-attn-4", "flash-attention-4"),
     "cuda": ("gpu", "nvidia", "cupy", "nvrtc", "own", "cuda-kernels"),
+    "triton": (
+        *("triton-kernels", "openai-triton", "tl", "portable"),
+        *("amd", "rocm", "hip", "intel", "xpu", "sycl", "oneapi"),
+    ),
     "native": ("cpu", "c++", "cpp", "cxx", "compiled", "avx", "avx2", "avx512", "openmp"),
     "flex": ("flexattention", "flex-attention", "flex-attn", "block-mask"),
     "natten": ("na", "fna", "cutlass-fna", "hopper-fna", "flex-fna", "neighborhood"),

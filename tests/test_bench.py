@@ -1,7 +1,8 @@
 """Tests of measuring for `nbattn bench`: what is measured, and what is skipped and why."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from fake_bench import DINAT, SHAPE, fake, plan
 
 from nbattn import Mask, Plan, bench, execute
 from nbattn.bench import Effort, Tensors
+from nbattn.planner import devices
 
 torch_only = torch_only.torch_only  # a fixture: no native kernels
 
@@ -239,3 +241,47 @@ def test_a_device_that_is_not_here_is_skipped() -> None:
     job = bench.measure("hopper", plan(device="sm_90"), Effort())
     assert job.skipped == "planned for sm_90; this machine has cpu"
     assert job.rows == ()
+
+
+# GPUs of others, as torch would show them.
+
+
+class Gpu:
+    """The parts of `torch.cuda` and `torch.xpu` that are asked of a GPU."""
+
+    memory = 1 << 20
+
+    @staticmethod
+    def is_available() -> bool:
+        return True
+
+    @staticmethod
+    def get_device_name(_: object) -> str:
+        return "Intel(R) Data Center GPU Max 1550"
+
+    @classmethod
+    def get_device_properties(cls, _: object) -> Any:
+        return SimpleNamespace(total_memory=cls.memory)
+
+
+@pytest.fixture
+def intel(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for name in ("is_available", "get_device_name", "get_device_properties"):
+        monkeypatch.setattr(torch.xpu, name, getattr(Gpu, name))
+    devices._data.cache_clear()
+    yield
+    devices._data.cache_clear()
+
+
+@pytest.mark.usefixtures("intel")
+def test_plans_for_the_intel_gpu_that_is_here_can_run() -> None:
+    assert bench.why_not_here(plan(device="xe").request) == ""
+    other = "planned for sm_90; this machine has cpu and xe"
+    assert bench.why_not_here(plan(device="sm_90").request) == other
+
+
+@pytest.mark.usefixtures("intel")
+def test_the_memory_is_that_of_the_gpu_of_a_plan() -> None:
+    job = bench.measure("large", plan(Mask.full(), (1, 2048, 4, 64), device="xe"), Effort())
+    assert job.skipped == "its tensors take 0.00781 GiB of 0.000977 GiB of memory"

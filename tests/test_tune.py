@@ -8,13 +8,15 @@ from pathlib import Path
 
 import cost_tables
 import pytest
+import torch
 import torch_only
 from cost_tables import NAMES, RATES, REVERSED, entry, here, plan, write
 
 import nbattn
-from nbattn import cache, tune
+from nbattn import InputError, cache, tune
 from nbattn.planner import cost_table
 from nbattn.planner.cost_table import Entry
+from nbattn.program.device import DEVICES
 
 folder = cost_tables.folder  # the fixture: a cache of its own for every test
 torch_only = torch_only.torch_only  # a fixture: no native kernels
@@ -101,3 +103,28 @@ def test_eight_processes_write_and_lose_nothing(folder: Path) -> None:
     (merged,) = cost_table.decode(path.read_bytes())
     assert len(merged.times) == 40
     assert [file.name for file in folder.iterdir()] == [cost_table.NAME]
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "variable"),
+    [("sm_90", "cuda", "CUDA_VISIBLE_DEVICES"), ("xe", "xpu", "ZE_AFFINITY_MASK")],
+)
+def test_several_models_are_shown_one_by_one(
+    monkeypatch: pytest.MonkeyPatch, name: str, kind: str, variable: str
+) -> None:
+    monkeypatch.setattr(cost_table, "fingerprint", lambda _: None)
+    monkeypatch.setattr(torch.get_device_module(kind), "device_count", lambda: 2)
+    with pytest.raises(InputError) as error:
+        tune.this_device(DEVICES[name])
+    assert error.value.problem == (
+        f"{name} cannot be measured: this machine has none, or several models of it. "
+        f"{variable}=0 shows one."
+    )
+    monkeypatch.setattr(torch.get_device_module(kind), "device_count", lambda: 1)
+    with pytest.raises(InputError, match=f"{name} cannot be measured: this machine has none\\."):
+        tune.this_device(DEVICES[name])
+
+
+def test_every_type_of_gpu_has_sizes_to_measure() -> None:
+    kinds = {info.kind for info in DEVICES.values()}
+    assert kinds == {*tune._PRODUCTS} == {*tune._COPIED} == {"cpu", *tune._SHOWS_ONE}

@@ -98,6 +98,12 @@ class Family:
         """The package that contains its modules."""
         return f"nbattn.backends.{self.name}"
 
+    def problem(self) -> str | None:
+        """Returns why its packages do not work on this machine, if it has a way to find out; None
+        if they do.
+        """
+        return _function(self.missing)() if self.missing else None
+
     def candidates(self, request: Request, axes: Axes) -> Sequence[Candidate]:
         """Returns the family's candidates for a request, including refused ones."""
         return _module(f"{self.folder}.candidates").candidates(request, axes)
@@ -113,8 +119,8 @@ class Family:
     def attempts(
         self, candidate: Candidate, request: Request, axes: Axes, *on: Any
     ) -> Iterator[Iterator[Attempt]]:
-        """Returns the tiles of every kernel of a candidate, to be measured, for a family with tiles:
-        `attempts` of its `kernel_times.py`.
+        """Returns the tiles of every kernel of a candidate, to be measured; for a family with
+        tiles, by `attempts` of its `kernel_times.py`.
         """
         return _module(f"{self.folder}.kernel_times").attempts(candidate, request, axes, *on)
 
@@ -167,6 +173,16 @@ FAMILIES: tuple[Family, ...] = (
         takes_grids=True,
     ),
     Family(
+        name="triton",
+        backends=(Backend(name="triton"),),
+        strategies=("window",),
+        packages=("triton",),
+        packages_on=("cuda", "xpu"),
+        missing="nbattn.backends.triton.launch:missing",
+        has_tiles=True,
+        takes_grids=True,
+    ),
+    Family(
         name="native",
         backends=(Backend(name="native"),),
         strategies=("window",),
@@ -198,6 +214,7 @@ INSTALL = {
     '"git+https://github.com/Dao-AILab/flash-attention#subdirectory=hopper"',
     "flash-attn-4": install_line("flash"),
     "natten": install_line("natten"),
+    "triton": "pip install triton",
 }
 
 
@@ -277,15 +294,14 @@ def installed(kind: str) -> tuple[str, ...]:
             continue
         if not family.missing:
             working |= {name for name in family.packages if [*metadata.distributions(name=name)]}
-        elif _function(family.missing)() is None:
+        elif family.problem() is None:
             working |= {*family.packages}
     return tuple(sorted(working))
 
 
 def is_missing(name: str) -> bool:
     """Returns whether the packages of a backend's family turned out not to work on this machine."""
-    family, _ = _row(name)
-    return bool(family.missing) and _function(family.missing)() is not None
+    return family_of(name).problem() is not None
 
 
 def check_names(name: str, require: tuple[str, ...], forbid: tuple[str, ...]) -> None:

@@ -46,7 +46,8 @@ _OPTIONAL = {  # extra → what its packages are or serve
     "transformers": "transformers",
     "diffusers": "diffusers",
 }
-_PARTS = {  # of the CUDA kernels: their rows
+_PARTS = {  # of the kernels for GPUs: their rows
+    "Triton": ("Triton", "{version}, for GPUs of {vendor}"),
     "launcher": ("CuPy", "ready"),
     "compiler": ("NVRTC", "{version}, {path}; headers in {headers}"),
     "compile": ("compilation", "{kernel} for {target} in {seconds} s, {registers} registers"),
@@ -227,7 +228,7 @@ def _host(kernels: dict[str, Any]) -> Iterator[Row]:
 
 
 def _cuda(kernels: dict[str, Any]) -> Iterator[Row]:
-    """Yield the rows of CuPy, NVRTC, a compilation and the cache of kernels."""
+    """Yield the rows of Triton, CuPy, NVRTC, a compilation and the cache of kernels."""
     for part, (name, text) in _PARTS.items():
         facts = kernels[part]
         problem = next(

@@ -43,7 +43,7 @@ _IMPORT_NAMES = {
     "nvidia-cuda-nvrtc-cu12": "",
     "nvidia-cuda-runtime-cu12": "",
 }
-KERNELS = ("CPU compiler", "CPU library", "launcher", "compiler", "compile", "cubins")
+KERNELS = ("CPU compiler", "CPU library", "Triton", "launcher", "compiler", "compile", "cubins")
 MARK = "nbattn-doctor "
 _FILES = 10_000
 

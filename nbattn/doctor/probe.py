@@ -18,6 +18,7 @@ from nbattn.doctor import Report, guarded
 _COMPILED = ("flex",)  # each run compiles for seconds
 _OF_CUDA = ("launcher", "compiler", "compile", "cubins")
 _SLOW = ("compile", "cubins")
+_VENDORS = {"cuda": "NVIDIA", "hip": "AMD", "xpu": "Intel"}  # by Triton's names of its targets
 
 
 def run() -> None:
@@ -39,6 +40,8 @@ def _parts(imports: list[str], deep: bool) -> Iterator[tuple[str, Callable[[], A
     has_cuda = any("capability" in device for device in torch.get("devices", []))
     for part in doctor.KERNELS:
         if part in _OF_CUDA and not (deep or (has_cuda and part not in _SLOW)):
+            continue
+        if part == "Triton" and not (deep or _has_gpu(torch)):
             continue
         yield f"kernels: {part}", lambda p=part: guarded(lambda: kernels(p, torch, deep=deep))
     if "error" not in torch:
@@ -75,6 +78,8 @@ def kernels(part: str, torch: Report, *, deep: bool) -> Report:
         return check.host_compiler()
     if part == "CPU library":
         return check.host_library() if deep else check.host_cached()
+    if part == "Triton":
+        return _triton(has_gpu=_has_gpu(torch))
     if part == "launcher":
         return {"missing": launch.missing()}
     if part == "compiler":
@@ -84,6 +89,31 @@ def kernels(part: str, torch: Report, *, deep: bool) -> Report:
     ]
     arch = nvrtc.arch_of((capabilities[0][0], capabilities[0][1])) if capabilities else "80"
     return check.compiles(arch) if part == "compile" else check.keeps(arch)
+
+
+def _has_gpu(torch: Report) -> bool:
+    """Return whether torch sees a GPU that Triton may know."""
+    return any(one["name"].startswith(("cuda", "xpu")) for one in torch.get("devices", []))
+
+
+def _triton(*, has_gpu: bool) -> Report:
+    """Return Triton's version and the vendor of the GPU that it compiles for, or what is missing.
+
+    Raises:
+        Exception: Triton does not load.
+    """
+    from nbattn.backends import families
+
+    if problem := families.family_of("triton").problem():
+        return {"missing": problem}
+    facts: Report = {"version": importlib.import_module("triton").__version__, "vendor": None}
+    driver: Any = importlib.import_module("triton.runtime").driver
+    try:
+        target = driver.active.get_current_target()
+    except Exception as error:  # it has no driver
+        why = f"finds no GPU: {doctor.error_text(error)}" if has_gpu else "without a GPU"
+        return {**facts, "problem": f"{facts['version']}, {why}"}
+    return {**facts, "vendor": _VENDORS.get(target.backend, target.backend)}
 
 
 def tried(backend: str, device: str, deep: bool) -> Report:
@@ -168,8 +198,8 @@ def _devices(torch: Any) -> list[Report]:
     """List the CPU and the accelerators that torch supports; only NVIDIA's have a capability."""
     devices: list[Report] = [{"name": "cpu"}]
     for kind in ("cuda", "xpu"):
-        module = getattr(torch, kind, None)
-        for number in range(module.device_count() if module is not None else 0):
+        module = getattr(torch, kind)
+        for number in range(module.device_count()):
             facts = module.get_device_properties(number)
             gpu = {"name": f"{kind}:{number}", "model": facts.name}
             if torch.version.hip:

@@ -45,6 +45,8 @@ def _gpu(facts: Report) -> str:
     usable = _usable(facts, device["name"])
     if "cuda" in usable:
         return f"{model} ready, the project's CUDA kernels"
+    if "triton" in usable:
+        return f"{model} ready, the project's Triton kernels"
     if not usable:
         return f"{model} not ready"
     return f"{model} ready, torch's kernels"
@@ -90,7 +92,11 @@ def _kernels(facts: Report) -> Iterator[str]:
     extra = "cuda12" if build.startswith("12") else "cuda13"
     if devices and "cuda" not in _usable(facts, devices[0]["name"]):
         yield f"{install_line(extra)}  # for the CUDA kernels"
-    if not devices and _NVIDIA.is_file():
+    gpus = [one for one in facts["torch"]["devices"] if one["name"].startswith(("cuda", "xpu"))]
+    others = [device["name"] for device in gpus if device not in devices]
+    if others and "triton" not in _usable(facts, others[0]):
+        yield "pip install -U torch triton  # for the Triton kernels; for your GPU: pytorch.org"
+    if not devices and not others and _NVIDIA.is_file():
         yield "pip install --force-reinstall torch  # a build for your GPU: pytorch.org"
 
 

@@ -18,6 +18,7 @@ from own_warnings import STRICT
 import nbattn
 from nbattn.backends import families
 from nbattn.errors import InputError
+from nbattn.program.device import DEVICES
 
 PACKAGE = Path(nbattn.__file__).parent
 
@@ -235,10 +236,30 @@ def test_every_family_has_its_four_files() -> None:
 def test_packages_are_those_that_families_need() -> None:
     assert set(families.INSTALL) <= set(families.PACKAGES)
     assert families.packages_on("cpu") == ("c++",)
-    for kind in ("cpu", "cuda", "mps"):
+    assert families.packages_on("xpu") == ("triton",)
+    assert {"cupy", "triton"} < set(families.packages_on("cuda"))
+    assert families.packages_on("mps") == ()
+    for kind in ("cpu", "cuda", "xpu", "mps"):
         assert set(families.installed(kind)) <= set(families.packages_on(kind))
     assert {*families.packages_on("cpu"), *families.packages_on("cuda")} == set(families.PACKAGES)
     assert "torch" not in families.PACKAGES
+
+
+def test_triton_works_where_it_loads(monkeypatch: pytest.MonkeyPatch) -> None:
+    from nbattn.backends.triton import launch
+
+    for problem, working in ((None, True), ("Triton is not installed", False)):
+        monkeypatch.setattr(launch, "missing", lambda problem=problem: problem)
+        for kind in ("cuda", "xpu"):
+            assert ("triton" in families.installed(kind)) == working
+        assert "triton" not in families.installed("cpu")
+        assert families.is_missing("triton") != working
+    assert families.install("triton") == "pip install triton"
+
+
+def test_what_is_assumed_of_devices_is_a_package_of_theirs() -> None:
+    for info in DEVICES.values():
+        assert set(info.assumed) <= set(families.packages_on(info.kind))
 
 
 @pytest.mark.parametrize(

@@ -99,3 +99,45 @@ def test_exit_status_without_any_backend(
     assert json.loads(capsys.readouterr().out)["usable"] is False
     assert cli.main(["doctor"]) == 1
     assert "not usable: was not tried" in capsys.readouterr().out
+
+
+def test_gpus_have_the_names_of_their_architectures() -> None:
+    torch = {"version": "2.13", "threads": 1, "deterministic": False, "backends": {}}
+    torch |= {"cuda_build": None, "hip_build": "7.0", "xpu_build": None}
+    size = {"memory_bytes": 192 << 30}
+    torch["devices"] = [
+        {"name": "cpu"},
+        {"name": "cuda:0", "model": "NVIDIA H100", "capability": [9, 0], **size},
+        {"name": "cuda:1", "model": "AMD Instinct MI300X", "architecture": "gfx942", **size},
+        {"name": "xpu:0", "model": "Intel Max", **size},
+    ]
+    rows = command._torch(torch)
+    assert rows[0] == ("version", "2.13, built for ROCm 7.0")
+    assert [text for name, text in rows if name == "device"] == [
+        "cpu",
+        "cuda:0, NVIDIA H100, sm_90, 192 GiB",
+        "cuda:1, AMD Instinct MI300X, gfx942, 192 GiB",
+        "xpu:0, Intel Max, 192 GiB",
+    ]
+
+
+def test_backends_of_gpus_are_not_listed_for_the_cpu() -> None:
+    for reason, is_hidden in (
+        ("runs on cuda, not on cpu", True),
+        ("runs on cuda, xpu, not on cpu", True),
+        ("runs on cuda, not on xe", False),
+        ("has no softcap", False),
+    ):
+        assert command._is_of_gpus({"reason": reason}) == is_hidden
+
+
+def test_triton_has_a_row_with_its_vendor_or_what_is_wrong() -> None:
+    untried = {part: {"error": "was not tried"} for part in command._PARTS}
+    for facts, text in (
+        ({"version": "3.8.0", "vendor": "AMD"}, "3.8.0, for GPUs of AMD"),
+        ({"version": "3.8.0", "vendor": None, "problem": "3.8.0, without a GPU"},
+         "3.8.0, without a GPU"),
+        ({"missing": "Triton is not installed"}, "Triton is not installed"),
+        ({"error": "ImportError: no"}, "ImportError: no"),
+    ):  # fmt: skip
+        assert [*command._cuda({**untried, "Triton": facts})] == [("Triton", text)]

@@ -13,6 +13,8 @@ import time
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import host_kernels
 import pytest
@@ -36,6 +38,7 @@ NAMES = [name for name in families.BACKENDS[1:] if not name.startswith("flash-mo
 NOT_HERE = {
     "flash": "runs on cuda, not on cpu",
     "cuda": "runs on cuda, not on cpu",
+    "triton": "runs on cuda, xpu, not on cpu",
     "flex": "its CPU kernel has no backward",
     "natten": "needs the package natten, which is not installed",
 }
@@ -523,3 +526,75 @@ def test_importing_doctor_loads_only_the_standard_library() -> None:
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(flags, env=env, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "['nbattn']"
+
+
+# GPUs of others.
+
+
+def test_gpus_are_listed_by_vendor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """AMD's have no capability of NVIDIA's, which kernels would be compiled for."""
+    properties = {
+        "name": "AMD Instinct MI300X",
+        "major": 9,
+        "minor": 4,
+        "gcnArchName": "gfx942:sramecc+:xnack-",
+        "total_memory": 1 << 37,
+    }
+    amd: Any = SimpleNamespace(
+        device_count=lambda: 1, get_device_properties=lambda _: SimpleNamespace(**properties)
+    )
+    none: Any = SimpleNamespace(device_count=lambda: 0)
+    torch: Any = SimpleNamespace(cuda=amd, xpu=none, version=SimpleNamespace(hip="7.0"))
+    gpu = {"model": "AMD Instinct MI300X", "memory_bytes": 1 << 37}
+    cpu = {"name": "cpu"}
+    assert probe._devices(torch) == [cpu, {"name": "cuda:0", **gpu, "architecture": "gfx942"}]
+    torch.version.hip = None
+    assert probe._devices(torch) == [cpu, {"name": "cuda:0", **gpu, "capability": [9, 4]}]
+    torch.cuda, torch.xpu = none, amd
+    assert probe._devices(torch) == [cpu, {"name": "xpu:0", **gpu}]
+
+
+def test_triton_is_tried_only_where_a_gpu_is_or_deeply(monkeypatch: pytest.MonkeyPatch) -> None:
+    for listed, deep, is_tried in (
+        ([{"name": "cpu"}], False, False),
+        ([{"name": "cpu"}], True, True),
+        ([{"name": "cpu"}, {"name": "xpu:0"}], False, True),
+        ([{"name": "cpu"}, {"name": "mps"}], False, False),
+    ):
+        monkeypatch.setattr(probe, "_torch_facts", lambda listed=listed: {"devices": listed})
+        monkeypatch.setattr(doctor, "names", list)
+        parts = probe._parts([], deep)
+        first, find = next(parts)
+        assert first == "torch"
+        find()
+        assert ("kernels: Triton" in [name for name, _ in parts]) == is_tried
+
+
+def test_triton_names_the_vendor_of_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("triton")
+    from triton.runtime import driver
+
+    from nbattn.backends.triton import launch
+
+    def found(*, has_gpu: bool = True) -> dict[str, Any]:
+        devices = [{"name": "cpu"}, *[{"name": "cuda:0"}] * has_gpu]
+        return probe.kernels("Triton", {"devices": devices}, deep=False)
+
+    def target(name: str) -> SimpleNamespace:
+        return SimpleNamespace(get_current_target=lambda: SimpleNamespace(backend=name))
+
+    version = metadata.version("triton")
+    for backend, vendor in (("cuda", "NVIDIA"), ("hip", "AMD"), ("xpu", "Intel"), ("new", "new")):
+        monkeypatch.setattr(driver, "_active", target(backend))
+        assert found() == {"version": version, "vendor": vendor}
+
+    def fail() -> None:
+        raise RuntimeError("0 active drivers")
+
+    monkeypatch.setattr(driver, "_active", SimpleNamespace(get_current_target=fail))
+    facts = {"version": version, "vendor": None}
+    why = f"{version}, finds no GPU: RuntimeError: 0 active drivers"
+    assert found() == {**facts, "problem": why}
+    assert found(has_gpu=False) == {**facts, "problem": f"{version}, without a GPU"}
+    monkeypatch.setattr(launch, "missing", lambda: "Triton is not installed")
+    assert found() == {"missing": "Triton is not installed"}

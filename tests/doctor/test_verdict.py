@@ -31,6 +31,17 @@ def facts(
     }
 
 
+def on(gpu: dict[str, Any], *usable: str) -> dict[str, Any]:
+    """The facts of a machine with a GPU of another vendor than NVIDIA."""
+    found = facts()
+    found["torch"]["devices"].append(gpu)
+    found["backends"] += [{"name": n, "device": gpu["name"], "usable": True} for n in usable]
+    return found
+
+
+MI300X = {"name": "cuda:0", "model": "AMD Instinct MI300X", "architecture": "gfx942"}
+MAX = {"name": "xpu:0", "model": "Intel(R) Data Center GPU Max 1550", "memory_bytes": 1 << 36}
+TRITON = "pip install -U torch triton  # for the Triton kernels; for your GPU: pytorch.org"
 NO_COMPILER = {"CPU compiler": {"error": "none"}, "CPU library": {"works": False}}
 NOT_YET = {"CPU compiler": {"version": "g++"}, "CPU library": {"works": False}}
 MACHINES = [
@@ -61,6 +72,31 @@ MACHINES = [
         [f"{install_line('cuda13')}  # for the CUDA kernels"],
     ),
     (
+        facts(gpu=("triton", "sdpa"), build="13.0"),
+        "CPU: ready, native kernels. GPU: NVIDIA H100 ready, the project's Triton kernels.",
+        [f"{install_line('cuda13')}  # for the CUDA kernels"],
+    ),
+    (
+        on(MI300X, "triton", "sdpa"),
+        "CPU: ready, native kernels. GPU: AMD Instinct MI300X ready, the project's Triton kernels.",
+        [],
+    ),
+    (
+        on(MI300X, "sdpa"),
+        "CPU: ready, native kernels. GPU: AMD Instinct MI300X ready, torch's kernels.",
+        [TRITON],
+    ),
+    (
+        on(MAX),
+        f"CPU: ready, native kernels. GPU: {MAX['model']} not ready.",
+        [TRITON],
+    ),
+    (
+        on({"name": "mps"}, "sdpa"),
+        "CPU: ready, native kernels. GPU: mps ready, torch's kernels.",
+        [],
+    ),
+    (
         facts((), torch={"error": "ImportError: x", "fix": "pip install torch"}),
         "CPU: not ready, torch does not work. GPU: unknown.",
         ["pip install torch"],
@@ -73,7 +109,7 @@ def no_driver(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
     monkeypatch.setattr(verdict, "_NVIDIA", tmp_path / "version")
 
 
-@pytest.mark.parametrize(("found", "words", "advice"), MACHINES, ids=lambda one: str(one)[:40])
+@pytest.mark.parametrize(("found", "words", "advice"), MACHINES, ids=lambda one: str(one)[-60:])
 def test_verdict_and_advice(found: dict[str, Any], words: str, advice: list[str]) -> None:
     assert " ".join(verdict.verdict(found).values()) == words
     assert verdict.advice(found) == advice
@@ -84,6 +120,7 @@ def test_a_gpu_that_torch_does_not_see(tmp_path: Any) -> None:
     assert verdict.verdict(facts())["gpu"] == "GPU: one is here that this torch does not see."
     (line,) = verdict.advice(facts())
     assert line.startswith("pip install --force-reinstall torch  # a build for your GPU")
+    assert verdict.advice(on(MI300X, "triton")) == []  # torch sees another one
 
 
 def test_packages_and_the_cache_are_repaired_once() -> None:

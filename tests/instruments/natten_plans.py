@@ -14,4 +14,4 @@ HERE = replace(device.DEVICES["sm_90"], providers=("natten",))
 
 def planned(mask: Mask, space: tuple[int, ...], **named: Any) -> Any:
     shape = (1, *space, 2, 32)
-    return nbattn.plan(mask, shape, device=HERE, **{"backend": "natten"} | named)
+    return nbattn.plan(mask, shape, **{"device": HERE, "backend": "natten"} | named)

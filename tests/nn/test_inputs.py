@@ -153,12 +153,12 @@ Layer(64, 4, mask, proj_drop="0.1")
     InputError: proj_drop='0.1' is a str, not a number.
       fix:   proj_drop=0.1.
 
-Layer(64, 4, mask, backend="triton")
-    InputError: backend='triton' is not known: one of auto, reference, sdpa, tiled, flash, flash-model, cuda, native, flex, natten (flash and flash-model also with :aten, :fa2, :fa3, :fa4).
+Layer(64, 4, mask, backend="magic")
+    InputError: backend='magic' is not known: one of auto, reference, sdpa, tiled, flash, flash-model, cuda, triton, native, flex, natten (flash and flash-model also with :aten, :fa2, :fa3, :fa4).
       fix:   backend="auto"
 
 Layer(64, 4, mask, backend=None)
-    InputError: backend=None is not known: one of auto, reference, sdpa, tiled, flash, flash-model, cuda, native, flex, natten (flash and flash-model also with :aten, :fa2, :fa3, :fa4).
+    InputError: backend=None is not known: one of auto, reference, sdpa, tiled, flash, flash-model, cuda, triton, native, flex, natten (flash and flash-model also with :aten, :fa2, :fa3, :fa4).
       fix:   backend="auto"
 
 Layer(64, 4, mask, qk_transform=torch.nn.functional.normalize)

@@ -166,7 +166,7 @@ def test_everything_that_is_shown_is_one_line(plan: nbattn.Plan) -> None:
     tiled = nbattn.plan(request.mask, (1, 56, 56, 2, 32), backend="tiled", device="cpu").request
     assert repr(tiled).endswith(", backend='tiled')")
     assert repr(request.device) == (
-        "DeviceInfo(sm_90, cuda, 989 TFLOP/s in float16, 3350 GB/s, cupy; "
+        "DeviceInfo(sm_90, cuda, 989 TFLOP/s in float16, 3350 GB/s, cupy, triton; "
         "NVIDIA H100 SXM datasheet)"
     )
     assert repr(plan.chosen) == f"Candidate({plan.chosen.name}, {plan.chosen.cost})"

@@ -16,8 +16,10 @@ from torch.utils.flop_counter import FlopCounterMode
 import nbattn
 from nbattn import Mask
 from nbattn.backends import families
+from nbattn.backends.cuda import meaning as cuda_meaning
 from nbattn.planner import devices, notices, planner
 from nbattn.program.device import DEVICES
+from nbattn.program.limits import Reason
 
 MASK = Mask.neighborhood((7, 7))
 LARGE = (8, 56, 56, 2, 32)
@@ -67,6 +69,37 @@ def test_the_tile_loop_for_want_of_a_package_is_told_once(name: str, dtype: str,
     assert told(name, shape=(8, 28, 28, 2, 32), dtype=dtype) == []
 
 
+@pytest.mark.parametrize("name", ["gfx942", "gfx1100", "xe"])
+def test_the_tile_loop_on_gpus_of_others_is_for_want_of_triton(name: str) -> None:
+    (message,) = told(name, dtype="bfloat16")
+    start = f"nbattn computes {MASK!r} by its loop over tiles in plain torch, because Triton is"
+    assert message.startswith(f"{start} missing. triton/window would be ")
+    assert message.endswith("x as fast, by estimates: pip install triton")
+    assert told(name, device=DEVICES[name]) == []
+
+
+@pytest.mark.parametrize("name", ["sm_90", "rtx_4090"])
+def test_triton_on_nvidia_is_told_of_the_faster_kernels(name: str) -> None:
+    """Not where they are, nor where Triton was asked for."""
+    here = replace(DEVICES[name], providers=("triton",))
+    assert told(name, device=here, backend="triton") == []
+    (message,) = told(name, dtype="bfloat16", device=here)
+    start = f"nbattn computes {MASK!r} by its Triton kernels, because CuPy and NVRTC are missing."
+    assert message.startswith(f"{start} cuda/window+mma would be ")
+    assert message.endswith(families.install("cupy"))
+    assert told(name, dtype="bfloat16", device=here) == []  # once
+    assert len(told(name, dtype="bfloat16")) == 1  # but of the tile loop, too
+    assert told(name, device=DEVICES[name]) == []
+
+
+def test_the_first_package_that_helps_is_the_only_one_that_is_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(cuda_meaning, "absent", lambda needs: [Reason("device", "no")])
+    (message,) = told("sm_90", dtype="bfloat16")
+    assert "because Triton is missing. triton/window would be" in message
+
+
 @pytest.mark.parametrize(
     ("name", "mask", "options"),
     [
@@ -97,7 +130,7 @@ def test_a_call_warns_at_its_own_line_and_later_calls_plan_nothing(
         with pytest.warns(UserWarning, match=r"a C\+\+ compiler is missing") as caught:
             layer(torch.randn(1, 32, 32, 32))
         assert [one.filename for one in caught] == [__file__]
-        monkeypatch.setattr(notices, "_with", None)  # would fail
+        monkeypatch.setattr(notices, "_gain", None)  # would fail
         for size in (32, 32, 24):
             nbattn.attention(query[:, :size], query[:, :size], query[:, :size], MASK)
     finally:

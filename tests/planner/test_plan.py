@@ -32,6 +32,7 @@ import nbattn
 from nbattn import Axis, Mask
 from nbattn.planner import planner
 from nbattn.planner.plan import Plan
+from nbattn.program.device import DEVICES
 from nbattn.program.request import Request
 
 Count = Callable[[str, int], None]
@@ -158,3 +159,53 @@ def test_schedules_are_lazy() -> None:
     visits = plan.schedule()
     assert isinstance(visits, Iterator)
     assert next(visits).queries[0].start == 0
+
+
+# What it is decided by
+
+
+@pytest.mark.parametrize(
+    ("name", "packages", "end"),
+    [
+        ("cpu", ("c++",), "; assumes a C++ compiler"),
+        ("cpu", (), ""),
+        (
+            "sm_90",
+            ("cupy", "triton"),
+            "; assumes that CuPy, NVRTC and Triton are installed; for torch 2.13 with cuDNN 9.20.0",
+        ),
+        (
+            "sm_90",
+            ("cupy",),
+            "; assumes that CuPy and NVRTC are installed; for torch 2.13 with cuDNN 9.20.0",
+        ),
+        (
+            "rtx_4090",
+            ("natten", "triton"),
+            "; assumes that Triton is installed; for torch 2.13 with cuDNN 9.20.0",
+        ),
+        ("sm_90", (), "; for torch 2.13 with cuDNN 9.20.0"),
+        # CuPy does nothing on them, and which kernel torch takes was not looked up
+        ("gfx942", ("cupy", "triton"), "; assumes that Triton is installed"),
+        ("xe", ("triton",), "; assumes that Triton is installed"),
+        ("xe", (), ""),
+    ],
+)
+def test_a_plan_tells_what_is_assumed_of_its_device(
+    name: str, packages: tuple[str, ...], end: str
+) -> None:
+    info = replace(DEVICES[name], providers=packages)
+    plan = nbattn.plan(Mask.causal(), (1, 64, 2, 32), device=info)
+    start = "ranked by estimates (no measurement of this request is known); device data of"
+    assert plan.decided_by() == f"{start} {name}: {info.source}{end}"
+    assert plan.explain().endswith(plan.decided_by())
+
+
+@pytest.mark.parametrize("name", ["gfx90a", "gfx942", "gfx950", "gfx1100", "gfx1201", "xe"])
+@pytest.mark.parametrize("dtype", ["float16", "float64"])
+def test_plans_for_gpus_of_others_are_proved(name: str, dtype: str) -> None:
+    for mask, shape in ((Mask.neighborhood((3, 3)), (1, 8, 8, 2, 32)), (RING.mask, (1, 9, 2, 16))):
+        for training in (False, True):
+            plan = nbattn.plan(mask, shape, device=name, dtype=dtype, training=training)
+            assert plan.verify()
+            assert plan.chosen.runner not in ("cuda", "native")

@@ -61,6 +61,15 @@ def test_a_gpu_that_is_too_old_is_not_repaired_by_a_round_trip() -> None:
     assert fix.startswith('backend="auto", which takes ')
 
 
+def test_kernels_of_nvidia_are_not_repaired_on_gpus_of_others() -> None:
+    for name in ("gfx942", "xe"):
+        for backend in ("cuda", "flash", "natten"):
+            fix = fix_of(device=name, backend=backend)
+            assert fix == f'backend="auto", which takes {chosen(SHAPE, device=name)}'
+        back = fix_of(device=name, backend="native")
+        assert back == 'query.cpu(), key.cpu(), value.cpu()  # in a plan: device="cpu"'
+
+
 def test_with_a_gpu_tensors_are_moved_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
     from nbattn.planner import devices
 
@@ -75,6 +84,19 @@ def test_with_a_gpu_tensors_are_moved_to_it(monkeypatch: pytest.MonkeyPatch) -> 
     )
 
 
+def test_with_a_gpu_of_intel_tensors_are_moved_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    from nbattn.planner import devices, gpus
+
+    request = nbattn.plan(Mask.sliding_window(3), SHAPE, device=named("cpu")).request
+    monkeypatch.setattr(gpus, "kind", lambda: "xpu")
+    monkeypatch.setattr(devices, "device_info", lambda device: device or named("xe"))
+    assert fix_of(device=request.device, backend="triton") == (
+        'query.xpu(), key.xpu(), value.xpu()  # in a plan: device="xe"'
+    )
+    bare = replace(named("xe"), providers=())
+    assert fix_of(device=bare, backend="triton") == "pip install triton"
+
+
 def test_what_no_change_repairs_has_the_choice_of_auto() -> None:
     fix = fix_of(device="sm_90", backend="sdpa", shape=(1, 8192, 8, 64))
     assert fix == f'backend="auto", which takes {chosen(shape=(1, 8192, 8, 64), device="sm_90")}'
@@ -87,7 +109,7 @@ def test_names_are_left_out_one_by_one() -> None:
     assert fix_of(device=device, require=("mma", "tile")).startswith("require=('mma',), ")
     every = tuple(name for name in families.BACKENDS[1:] if ":" not in name)
     fix = fix_of(device=device, forbid=every)
-    assert fix.startswith("forbid=('reference', 'sdpa', 'tiled', 'flash', 'flash-model', 'native'")
+    assert fix.startswith("forbid=('reference', 'sdpa', 'tiled', 'flash', 'flash-model', 'triton', ")
     fix = fix_of(device=device, require=("mma", "tile", "split"), dtype="float64")
     assert fix.startswith("require=(), forbid=(), which takes ")
 

@@ -545,7 +545,7 @@ attention(q, q, q, window, extra_key=t(1, 3, 2, 16).half(), extra_value=t(1, 3, 
 
 BACKENDS = """
 attention(q, q, q, window, backend="magic")
-    InputError: backend='magic' is not known: one of auto, reference, sdpa, tiled, flash, flash-model, cuda, native, flex, natten (flash and flash-model also with :aten, :fa2, :fa3, :fa4).
+    InputError: backend='magic' is not known: one of auto, reference, sdpa, tiled, flash, flash-model, cuda, triton, native, flex, natten (flash and flash-model also with :aten, :fa2, :fa3, :fa4).
       fix:   backend="auto"
 
 attention(q, q, q, window, require="tile")
@@ -602,6 +602,7 @@ attention(q, q, q, window, forbid=("tile", "sdpa", "native"))
       flash/translate: runs on cuda, not on cpu
       flash-model/translate: runs only if requested: backend='flash-model'
       cuda/window: runs on cuda, not on cpu
+      triton/window: runs on cuda, xpu, not on cpu
       native/window: uses 'native', which is forbidden
       flex/blocks: takes seconds to compile, runs only if requested: backend='flex'
       natten/window: needs the package natten, which is not installed
@@ -698,7 +699,7 @@ plan(window, shape, training="yes")
       fix:   training=True.
 
 plan(window, shape, backend="magic")
-    InputError: backend='magic' is not known: one of auto, reference, sdpa, tiled, flash, flash-model, cuda, native, flex, natten (flash and flash-model also with :aten, :fa2, :fa3, :fa4).
+    InputError: backend='magic' is not known: one of auto, reference, sdpa, tiled, flash, flash-model, cuda, triton, native, flex, natten (flash and flash-model also with :aten, :fa2, :fa3, :fa4).
       fix:   backend="auto"
 
 plan(window, shape, require="tile")
@@ -751,6 +752,8 @@ plan(Mask(Axis(causal=True), Axis(causal=True)), (1, 4, 4, 2, 16), device="cpu",
       flash-model/translate: does not use 'causal'
       cuda/window: runs on cuda, not on cpu
       cuda/window: does not use 'causal'
+      triton/window: runs on cuda, xpu, not on cpu
+      triton/window: does not use 'causal'
       native/window: does not use 'causal'
       flex/blocks: takes seconds to compile, runs only if requested: backend='flex'
       flex/blocks: does not use 'causal'

@@ -40,7 +40,9 @@ _WARPS, _SCHEDULERS = 8, 4
 # A warp alone keeps its scheduler busy half of the time, and each further one half of the rest.
 _IDLE = 0.5
 _BUSY = 1 - _IDLE ** (_WARPS / _SCHEDULERS)
-_PROGRAM = 3000  # clocks of a program besides visits, to find its windows and to write: a guess
+# Clocks of a program besides visits, to find its windows and to write; and of a visit in which all
+# wait for loads and barriers: guesses.
+_PROGRAM, _WAIT = 3000, 200
 
 
 class Work(NamedTuple):
@@ -124,7 +126,8 @@ def visit(kernel: str, tiles: Tiles, build: Build, on: Machine, masked: float) -
     """
     share = on.forward if kernel == FORWARD else on.backward
     matrix = 2.0 * tiles.area * products(kernel, padded(build)) / (on.flops * share)
-    return max(matrix, _instructions(kernel, tiles, build, on, masked) / (on.lanes * _BUSY))
+    others = _instructions(kernel, tiles, build, on, masked) / (on.lanes * _BUSY)
+    return max(matrix, others) + _WAIT
 
 
 def padded(build: Build) -> Build:

@@ -62,6 +62,10 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
      'pip install "cupy-cuda13x>=14.2,<15" "nvidia-cuda-nvrtc>=13.0,<14" '
      '"nvidia-cuda-runtime>=13.0,<14"; with a driver of CUDA 12: pip install "cupy-cuda12x>=14.2'),
     ({"device": "cpu"}, "cuda/window: runs on cuda, not on cpu"),
+    ({"device": device("gfx942", providers=("cupy",))},
+     "cuda/window: needs an NVIDIA GPU, and gfx942 is one of AMD"),
+    ({"device": device("xe", providers=("cupy",))},
+     "cuda/window: needs an NVIDIA GPU, and xe is one of Intel"),
     ({"length": (1 << 25) + 1}, "window+mma: takes queries up to 33554432 on axis 0, not 3355443"),
     ({"length": 1 << 25, "batch": 16384}, "blocks are over the grid of 2147483647"),
     ({"length": 1 << 25, "batch": 1024, "training": True, "head": 256},

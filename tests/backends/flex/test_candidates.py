@@ -61,3 +61,8 @@ def test_auto_never_compiles_flex() -> None:
     assert [reason.text for reason in own.reasons] == [
         "takes seconds to compile, runs only if requested: backend='flex'"
     ]
+
+
+def test_flex_runs_on_gpus_of_amd_and_not_of_intel() -> None:
+    assert nbattn.plan(MASK, SHAPE, device="gfx942", backend="flex").chosen.name == "flex/blocks"
+    assert reasons(device="xe") == ["runs on cuda, not on xe"]

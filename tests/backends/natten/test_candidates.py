@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import nbattn
 from nbattn import Axis, BackendError, Mask
 from nbattn.backends.natten.meaning import window
 from nbattn.geometry import bind
+from nbattn.program.device import DEVICES
 
 
 @pytest.mark.parametrize(
@@ -41,6 +43,9 @@ def test_unsupported_masks_are_refused(axis: Axis, keys: int | None, text: str) 
     ("named", "text"),
     [
         ({"dtype": "float64"}, "takes float16, bfloat16, float32, not float64"),
+        ({"device": "gfx942"}, "needs an NVIDIA GPU, and gfx942 is one of AMD"),
+        ({"device": replace(DEVICES["xe"], providers=("natten",))},
+         "needs an NVIDIA GPU, and xe is one of Intel"),
         ({"value_dim": 12}, "needs a value_dim that 8 divides, not 12"),
         ({"softcap": 2.0}, "has no softcap"),
         ({"sink": True}, "has no sink"),
