@@ -171,7 +171,7 @@ def check_line(fields: dict[str, Any], queries: int, keys: int, number: int) -> 
 
 
 def test_small_axes_are_walked_as_geometry_says(cases: Count) -> None:
-    for number, specimen in enumerate(few(7, 9001, 9)):
+    for number, specimen in enumerate(few(7, 13001, 9)):
         check_line(*specimen, number * 31)
         cases("Triton tiles, axes", 2)
 
