@@ -37,7 +37,8 @@ def functions(tree: ast.AST) -> Iterator[Function]:
 
 def is_triton(function: Function) -> bool:
     """Whether Triton compiles it: parameters have the types of its calls."""
-    return any(ast.unparse(decorator) == "triton.jit" for decorator in function.decorator_list)
+    names = (ast.unparse(decorator).partition("(")[0] for decorator in function.decorator_list)
+    return "triton.jit" in names
 
 
 def length(function: Function) -> int:
@@ -296,6 +297,7 @@ LEGAL: list[tuple[Callable[[Files], list[str]], Files]] = [
     ),
     (annotations, {"a.py": "f = lambda x: x"}),
     (annotations, {"a.py": "@triton.jit\ndef f(x, y): ..."}),
+    (annotations, {"a.py": "@triton.jit(do_not_specialize=X)\ndef f(x, y): ..."}),
     (
         module_docstrings,
         {"a.py": '"""What a query reads: intervals,\ncounts and tiles.\n\nMore"""'},
