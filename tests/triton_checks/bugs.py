@@ -40,6 +40,10 @@ GRID_CASES = {
     "small plane": packed_calls.Case(
         Mask(Axis(2, 1, dilation=2), Axis(1, 1)), [(3, 4), (1, 1), (0, 5), (5, 3)]
     ),
+    # one query on an axis of two classes
+    "small cube": packed_calls.Case(
+        Mask(Axis(1, 1, dilation=2), Axis(1, 1), Axis(1, 1)), [(1, 2, 2), (1, 2, 2), (1, 2, 3)]
+    ),
     "prefix": PACKED["prefix"],
 }
 LEAVES = ("query", "key", "value", "extra_key", "extra_value", "relative_bias")

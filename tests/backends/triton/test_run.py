@@ -40,6 +40,7 @@ from nbattn.backends.triton.tiles import Build, Tiles
 from nbattn.geometry import bind
 from nbattn.planner import devices, planner
 from nbattn.program.device import DEVICES
+from nbattn.program.limits import LARGEST, LARGEST_DILATION
 from nbattn.program.program import Call, Program, whole
 
 pytestmark = pytest.mark.skipif(
@@ -307,6 +308,18 @@ def test_offsets_beyond_32_bits(cases: Count) -> None:
         for what, tensor in found.items():
             assert torch.equal(tensor, plain[what]), (axis, what)
         cases("Triton far offsets", 1)
+
+
+@pytest.mark.parametrize("offset", [LARGEST, 3, -LARGEST])
+def test_positions_of_the_largest_dilation_fit_32_bits(offset: int) -> None:
+    """Those past the end of a tile, too: integers that leave their type are errors."""
+    axis = Axis(5, 5, dilation=LARGEST_DILATION, offset=offset, align="top-left")
+    mask = (Mask(axis), (3,), (3,))
+    made = drawn(mask, torch.float32)
+    tiles = Tiles((1, 1, 64), (1, 1, 64))
+    launcher = Launcher(check=True, overflow=True)
+    arguments = arguments_of(bind(*mask), torch.float32, tiles)
+    judged(mask, made, solved(mask[1:], arguments, made, launcher))
 
 
 @quick(12)
