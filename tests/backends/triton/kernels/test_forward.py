@@ -19,9 +19,8 @@ pytestmark = pytest.mark.skipif(
 Count = Callable[[str, int], None]
 # Those that reach what others do not; the rest are deep.
 QUICK = {
-    "circle", "cube", "extras", "far", "few", "full-prefix", "full-range", "full-ring", "groups",
-    "laps", "nothing", "odd", "outside", "ragged", "slopes-ahead", "strided", "table-packed",
-    "table-plane",
+    "cube", "extras", "far", "few", "full-prefix", "full-range", "full-ring", "groups",
+    "laps", "nothing", "odd", "outside", "ragged", "slopes-ahead", "table-circle", "table-packed",
 }  # fmt: skip
 OVERFLOW = {"far", "few", "outside"}  # numbers that are negative or large
 
@@ -43,7 +42,7 @@ def test_accesses_outside_of_tensors_are_found() -> None:
     p = CASES["plain"]
     made = make(p)
     rows = ("tile", "rows = clamp(row_hi - first, 0, ROWS)\n    lo,", "rows = ROWS\n    lo,")
-    with pytest.raises(KernelError, match="forward loads .* elements outside of its tensors"):
+    with pytest.raises(KernelError, match=r"forward loads .* elements outside of its tensors"):
         run(p, Launcher(check=True, changes=(rows,)), "forward", made)
     heads = ("forward", "V) + place.head\n    store", "V)\n    store")
     with pytest.raises(KernelError, match="forward stores an element twice"):
