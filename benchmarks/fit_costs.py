@@ -2,9 +2,9 @@
 
     PYTHONPATH=. python benchmarks/fit_costs.py FOLDER --output costs.json
 
-FOLDER has the lines of `gpu_tiles.py` and `gpu_flash.py`. Only measured lines count: none of a dry
-run, none with an error; of several the median. The entry says which GPU, torch and nbattn they are
-of. `nbattn/planner/costs.json` is the table that the package ships.
+FOLDER has the lines of the sweeps of tiles and of `gpu_flash.py`. Only measured lines count: none
+of a dry run, none with an error; of several the median. The entry says which GPU, torch and nbattn
+they are of. `nbattn/planner/costs.json` is the table that the package ships.
 """
 
 from __future__ import annotations

@@ -69,6 +69,7 @@ def script(name: str, *words: str) -> tuple[str, ...]:
 LAUNCHES = ("tests/gpu/test_launches.py", "tests/gpu/test_ptx.py")
 KERNELS = "tests/gpu/test_kernels.py"
 ADDED = "tests/gpu/test_added_scores.py"
+TRITON = "tests/gpu/test_triton.py"
 BIG, SANITIZER = "offsets_beyond", "sanitizer"
 STAND_IN = ("-p", "gpu_stand_in")
 NOTHING = ("{python}", "-c", "print('needs a GPU')")
@@ -98,6 +99,11 @@ STEPS = (
         tests(*STAND_IN, KERNELS, "-k", f"{BIG} and bfloat16"),
     ),
     Step(
+        "triton", "do the Triton kernels compute the same, and what is compiled when?",
+        tests(TRITON, "-k", f"not {BIG} and not {SANITIZER}"), 560, 8,
+        tests(*STAND_IN, TRITON, "-k", "triton_values and decode and float32"),
+    ),
+    Step(
         "sweep", "which tile of each kernel is the fastest?", script("gpu_tiles"), 560, 0,
         script("gpu_tiles", "--dry", "--only=NAT 7"),
     ),
@@ -111,6 +117,19 @@ STEPS = (
         0, NOTHING,
     ),
     Step(
+        "triton sweep", "which tile of each Triton kernel is the fastest?",
+        script("gpu_triton_tiles"), 560, 0, script("gpu_triton_tiles", "--dry", "--only=NAT 7"),
+    ),
+    Step(
+        "triton speed", "how fast are they beside CUDA's and FlexAttention at its best tiling?",
+        script("gpu_triton"), 560, 0, script("gpu_triton", "--dry", "--only=NAT 7"),
+    ),
+    Step(
+        "triton offsets", "do they compute beyond 2^31 elements?",
+        tests(TRITON, "-k", BIG, "--each=280"), 300, 1,
+        tests(*STAND_IN, TRITON, "-k", f"{BIG} and bfloat16"),
+    ),
+    Step(
         "diffusers", "LTX-2.5's decoder and a Flux block both ways, and a real stage's memory",
         (
             "{python}", "benchmarks/diffusers_attention.py", "--device=cuda",
@@ -119,7 +138,7 @@ STEPS = (
     ),
     Step(
         "sanitizer", "do the tools find an access or a race?",
-        tests(KERNELS, "-k", SANITIZER, "--each=310"), 560, 4,
+        tests(KERNELS, TRITON, "-k", SANITIZER, "--each=310"), 560, 4,
         tests(*STAND_IN, KERNELS, "-k", SANITIZER),
     ),
     Step(
@@ -246,15 +265,15 @@ def summary(out: Path) -> list[str]:
     lines.append(f"tests: {', '.join(f'{n} {name}' for name, n in sorted(counts.items()))}")
     lines += [f"  {row['outcome']}: {row['test']}" for row in ended
               if row["outcome"] not in ("passed", "skipped")]  # fmt: skip
-    best: dict[tuple[str, str], dict[str, Any]] = {}
-    for row in read(out / "gpu_tiles.jsonl"):
-        key = (row.get("workload", ""), row.get("kernel", ""))
+    best: dict[tuple[str, str, str], dict[str, Any]] = {}
+    for row in read(out / "gpu_tiles.jsonl") + read(out / "gpu_triton_tiles.jsonl"):
+        key = (row.get("workload", ""), row.get("family", "cuda"), row.get("kernel", ""))
         if row.get("seconds") and row["seconds"] < best.get(key, {"seconds": 1e9})["seconds"]:
             best[key] = row
     lines += [
-        f"  {workload}: {row['tile']}: {row['seconds'] * 1e3:.3g} ms, "
+        f"  {workload}: {family}: {row['tile']}: {row['seconds'] * 1e3:.3g} ms, "
         f"{row['useful_tflops']:.3g} useful TFLOP/s"
-        for (workload, _), row in best.items()
+        for (workload, family, _), row in best.items()
     ]
     return lines
 

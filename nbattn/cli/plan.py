@@ -126,6 +126,7 @@ def text(name: str, plan: Plan, proof: str, *, every: bool) -> str:
         screen.styled(name, "bold"),
         _labelled("choice", choice, "bold", "green"),
         _labelled("", chosen.work()),
+        *[_labelled("", chosen.note)] * bool(chosen.note),
         _labelled("faster", faster(plan, tune="")),
         _labelled("mask", repr(plan.request.mask)),
         _labelled("request", plan.request.summary()),

@@ -27,7 +27,8 @@ class Line(NamedTuple):
         name: of the candidate, or of the backends whose candidates are refused.
         cost: "estimated 1.5 ms"; empty when refused.
         ratio: the cost over that of the chosen candidate, if it is slower; else 0.
-        reasons: what the candidate does, or every reason against it.
+        reasons: what the candidate does, with the note of the chosen one; or every reason against
+            it.
     """
 
     state: str
@@ -130,7 +131,8 @@ def _accepted(candidate: Candidate, chosen: Candidate) -> Line:
     assert chosen.cost is not None
     cost = cost_of(candidate)
     if candidate is chosen:
-        return Line("chosen", candidate.name, cost, 0.0, (candidate.work(),))
+        note = [candidate.note] * bool(candidate.note)
+        return Line("chosen", candidate.name, cost, 0.0, (candidate.work(), *note))
     ratio = candidate.cost.seconds / max(chosen.cost.seconds, 1e-12)
     if cost == cost_of(chosen):
         return Line("equal", candidate.name, cost, 0.0, (candidate.work(),))

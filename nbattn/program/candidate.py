@@ -25,6 +25,7 @@ class Candidate:
         cost: its work and estimated time, or None without a program.
         reasons: why it is refused; empty if it is accepted. The planner adds the reasons that
             follow from `backend=`, `require=` and `forbid=`.
+        note: what else there is to know of its run, for `explain()`.
     """
 
     backend: str
@@ -33,6 +34,7 @@ class Candidate:
     program: Program | None
     cost: Cost | None
     reasons: tuple[Reason, ...] = ()
+    note: str = ""
 
     def __repr__(self) -> str:
         first = f"refused: {self.reasons[0].text}" if self.reasons else str(self.cost)

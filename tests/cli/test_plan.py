@@ -15,6 +15,7 @@ import pytest
 
 import nbattn
 from nbattn.cli import main
+from nbattn.cli import plan as plan_command
 from nbattn.explorer.page import of_plans
 from nbattn.planner import proof
 from nbattn.planner.explain import candidate_lines, cost_of, faster
@@ -53,6 +54,16 @@ def test_the_choice_and_how_to_get_a_faster_one_come_first(capsys: Capture) -> N
         f"{plan.decided_by()} --all lists every candidate with every reason to measure the "
         f"candidates: nbattn tune {NAT} stage4 --device cpu"
     )
+
+
+def test_the_note_of_a_choice_follows_its_work() -> None:
+    made = nbattn.plan(nbattn.Mask.causal(), (1, 64, 2, 16), device="cpu")
+    chosen = replace(made.chosen, note="the first run compiles a kernel")
+    noted = replace(made, chosen=chosen, candidates=(chosen, *made.candidates[1:]))
+    lines = [plan_command.text("mine", one, "", every=False).split("\n") for one in (made, noted)]
+    added = [line.strip() for line in lines[1] if line not in lines[0]]
+    assert added == ["the first run compiles a kernel"]
+    assert lines[1].index(next(x for x in lines[1] if "first run" in x)) == 3
 
 
 def test_all_plans_of_a_file_in_its_order(capsys: Capture) -> None:

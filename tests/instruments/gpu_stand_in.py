@@ -2,9 +2,10 @@
 
 `python -m pytest -p gpu_stand_in tests/gpu/test_kernels.py -k 2-D`. Tensors "on" the device lie on
 the CPU but say that they do not, and an operation on tensors of both places fails as on a GPU. The
-launcher is the real one up to the driver's call, which the emulator takes. Graphs record
-operations, and replays run them again; streams, and everything that needs a real driver, do nothing
-or are skipped. It shows mistakes of the tests themselves, never that hardware does what is tested.
+launcher is the real one up to the driver's call, which the emulator takes; Triton's kernels run in
+its interpreter. Graphs record operations, and replays run them again; streams, and everything that
+needs a real driver, do nothing or are skipped. It shows mistakes of the tests themselves, never
+that hardware does what is tested.
 """
 
 from __future__ import annotations
@@ -17,11 +18,13 @@ from typing import Any
 
 import pytest
 import torch
+import triton_interpreter
 from emulator import build
 from emulator.launcher import Launcher
 from torch import Tensor
 from torch.overrides import TorchFunctionMode, resolve_name
 
+from nbattn.backends.triton import launch as triton_launch
 from nbattn.kernels import cubins, launch, layout, sources
 from nbattn.kernels.nvrtc import Compiled, Usage
 from nbattn.planner import devices
@@ -36,6 +39,18 @@ NEEDS_A_GPU = {
     "test_the_first_backward_of_a_process_in_a_graph": "needs a device in a process of its own",
     "test_torch_takes_the_kernel_of_the_plan": "asks torch for the device's kernels",
     "test_a_launch_on_a_gpu_takes_few_lines_of_the_host": "counts lines of the real launcher",
+    **dict.fromkeys(
+        (
+            "test_a_second_run_compiles_nothing",
+            "test_lengths_and_windows_compile_nothing_new",
+            "test_warmup_compiles_what_both_passes_launch",
+            "test_a_second_process_takes_kernels_from_the_cache",
+        ),
+        "counts what Triton's compiler compiles",
+    ),
+    "test_tf32_only_where_torch_allows_it": "needs tensor cores",
+    "test_both_families_agree_where_no_matrix_fits": "takes hours",
+    "test_tiles_of_every_kernel_are_measured": "needs the device's clock",
 }
 MOVES = ("copy_", "to", "cpu", "cuda", "__setitem__", "__getitem__", "index", "item", "tolist")
 PLACE = torch.device("cuda", 0)
@@ -258,6 +273,20 @@ class Launching(launch.CuPyLauncher):
             super().launch(variant, blocks, tensors, numbers)
 
 
+class Interpreting(triton_interpreter.Launcher):
+    """Triton's interpreter in the place of its launcher."""
+
+    def launch(self, *given: Any) -> None:
+        def step() -> None:
+            with torch._C.DisableTorchFunction():
+                super(Interpreting, self).launch(*given)
+
+        if Launching.shared is not None:
+            Launching.shared.append(step)
+        else:
+            step()
+
+
 def probe(argument: bytes, tensors: dict[str, Tensor]) -> None:
     """What the kernel of `test_launches.py` does; the emulator keeps no earlier content of lse."""
     if "out" in tensors:
@@ -311,9 +340,10 @@ def pytest_configure() -> None:
         setattr(torch.cuda, name, answer)
     torch.autograd._engine_run_backward = BACKWARD
     launch.CuPyLauncher = Launching  # pyright: ignore
+    triton_launch.TritonLauncher = Interpreting  # pyright: ignore
     cubins.get = cubin
     info = SimpleNamespace(**{n: getattr(INFO, n) for n in INFO.__dataclass_fields__})
-    info.providers = ("cupy",)
+    info.providers = ("cupy", "triton")
     devices.device_info = lambda *_: type(INFO)(**vars(info))
 
 

@@ -17,13 +17,9 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
-from importlib import import_module, util
+from importlib import import_module, metadata, util
 from pathlib import Path
 from typing import Any
-
-ROOT = Path(__file__).resolve().parents[2]
-if __name__ == "__main__":
-    sys.path.insert(0, str(ROOT))
 
 from nbattn.backends.triton import tiles as triton_tiles
 from nbattn.backends.triton.kernels import numbers
@@ -39,6 +35,8 @@ FUNCTIONS = {
     "dbias": "grad_table",
 }
 ELEMENTS = {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32", "float64": "fp64"}
+_ATOMIC = re.compile(r"^\s*(?:@\S+\s+)?(?:atom|red)\.|(?:global|buffer|flat)_atomic|ds_add", re.M)
+ROOT = Path(__file__).resolve().parents[2]
 PRODUCTS = ("mma.sync", "wgmma.mma_async", "tcgen05.mma", "v_mfma", "v_wmma")
 _TENSORS = ("query", "key", "value", "extra_key", "extra_value", "out", "grad_out", "grad")
 _SUMS = ("lse", "sink", "relative_bias", "alibi_slopes", "grad_lse", "terms", "grad_tables")
@@ -72,10 +70,8 @@ class Case:
         options += [f"step={self.step}"] * (self.step != 8) + ["wide"] * self.wide
         options += [self.precision] * (self.precision != "ieee")
         sizes = f"{build.head_dim}" + f"/{build.value_dim}" * (build.value_dim != build.head_dim)
-        return " ".join(
-            [self.kernel, build.dtype, f"D{sizes}", f"rank{build.rank}", *extents]
-            + [f"w{tiles.warps}", f"s{tiles.stages}", *options]
-        )
+        shape = [f"rank{build.rank}", *extents, f"w{tiles.warps}", f"s{tiles.stages}"]
+        return " ".join([self.kernel, build.dtype, f"D{sizes}", *shape, *options])
 
     @property
     def id(self) -> str:
@@ -99,15 +95,17 @@ class Report:
         spilled: bytes of a thread's stack.
         shared: bytes of shared memory of a program.
         products: how often each instruction of matrix products is in the text.
+        atomics: atomic instructions in the text.
         seconds: that it took.
         error: the compiler's words, where it made nothing.
-        path: a file with NVIDIA's machine code, if asked for.
+        code: a file with NVIDIA's machine code, if asked for.
     """
 
     registers: int = 0
     spilled: int = 0
     shared: int = 0
     products: dict[str, int] = field(default_factory=dict)
+    atomics: int = 0
     seconds: float = 0.0
     error: str = ""
     code: str = ""
@@ -128,7 +126,7 @@ def _signature(case: Case) -> tuple[Any, dict[str, Any], dict[Any, Any], dict[An
         "extra_value": build.extra,
         "extra_range": build.extra_range,
         "key_range": build.key_range,
-        "sink": build.extra,
+        "sink": build.sink,
         "relative_bias": build.table,
         "alibi_slopes": build.slopes,
         "grids": build.grids,
@@ -170,6 +168,11 @@ def _target(name: str) -> Any:
     return GPUTarget("hip", name, 64 if name.startswith("gfx9") else 32)
 
 
+def version() -> str:
+    """Triton's version."""
+    return metadata.version("triton")
+
+
 def binary(name: str) -> str:
     """A program of NVIDIA's that is inside of Triton's wheel."""
     found = util.find_spec("triton")
@@ -194,7 +197,12 @@ def compile_here(case: Case, keep: str = "") -> Report:
     seconds = time.perf_counter() - start
     text = made.asm.get("ptx") or made.asm["amdgcn"]
     products = {name: text.count(name) for name in PRODUCTS if name in text}
-    report = Report(shared=made.metadata.shared, products=products, seconds=round(seconds, 2))
+    report = Report(
+        shared=made.metadata.shared,
+        products=products,
+        atomics=len(_ATOMIC.findall(text)),
+        seconds=round(seconds, 2),
+    )
     if "cubin" not in made.asm:
         sizes = {
             name: int(re.search(rf"\.{name}:\s+(\d+)", text)[1])  # type: ignore[index]
@@ -240,9 +248,8 @@ class Compiler:
         return Report(**json.loads(answer))
 
     def close(self) -> None:
-        if self.process is not None and self.process.stdin is not None:
-            self.process.stdin.close()
-            self.process.wait()
+        if self.process is not None:
+            self.process.communicate()
 
 
 @contextmanager

@@ -72,6 +72,20 @@ def test_explain_shows_when_measurements_decided() -> None:
     assert timed.cost.seconds == 2e-3
 
 
+def test_the_note_of_the_chosen_candidate_follows_its_work() -> None:
+    """No other candidate's is shown."""
+    plan = nbattn.plan(Mask.neighborhood(7), (1, 64, 2, 16), device="cpu")
+    first, second, *rest = (replace(c, note=f"a note of {c.name}") for c in plan.candidates)
+    assert not second.reasons
+    text = Plan(plan.request, first, (first, second, *rest)).explain()
+    lines = text.splitlines()
+    at = next(n for n, line in enumerate(lines) if line.startswith("  chosen"))
+    assert lines[at].endswith(first.work())
+    assert lines[at + 1].strip() == f"a note of {first.name}"
+    assert text.count("a note of") == 1
+    assert "a note" not in plan.explain()
+
+
 @settings(max_examples=80)
 @given(requests())
 def test_the_short_explanation_has_a_line_for_every_backend(request_: Request) -> None:

@@ -36,7 +36,9 @@ def lines(path: Path) -> list[dict[str, Any]]:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-@pytest.mark.parametrize("name", ["gpu_flash", "gpu_neighborhood", "gpu_tiles", "gpu_triton"])
+@pytest.mark.parametrize(
+    "name", ["gpu_flash", "gpu_neighborhood", "gpu_tiles", "gpu_triton", "gpu_triton_tiles"]
+)
 def test_gpu_benchmarks_without_a_gpu_exit_with_a_message(
     name: str, module: Callable[[str], ModuleType], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -150,6 +152,62 @@ def test_ours_is_the_first_peer_of_every_workload(module: Callable[[str], Module
     bench = module("gpu_neighborhood")
     for load in bench.workloads():
         assert next(iter(bench.peers(load, torch.bfloat16, True))) == bench.OURS
+
+
+def test_the_sweep_of_triton_goes_on_and_never_invents_a_time(
+    module: Callable[[str], ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sweep, path = module("gpu_triton_tiles"), tmp_path / "tiles.jsonl"
+    words = ["--dry", "--only", "NAT 7", "--most=3", f"--output={path}"]
+    assert sweep.main(words) == 0
+    first = lines(path)
+    assert [row["kernel"] for row in first] == ["fwd"] * 3 + ["dq"] * 3 + ["dkdv"] * 3
+    assert all(row["dry"] and "seconds" not in row and row.keys() >= ABOUT for row in first)
+    assert all(0 < row["share"] <= 1 for row in first)
+    known = [{**row, "dry": False, "seconds": 1.0} for row in first[1:]]
+    path.write_text("".join(json.dumps(row) + "\n" for row in known))
+    assert sweep.main(words) == 0
+    assert [row["tile"] for row in lines(path)[len(known) :]] == [first[0]["tile"]]
+    assert sweep.main([*words, "--seconds=0"]) == 3
+    launched: list[str] = []
+
+    def launch(self: Any, kernel: str, *_: Any) -> None:
+        launched.append(kernel)
+        if kernel == "grad_query":
+            raise RuntimeError("out of resources")
+
+    monkeypatch.setattr(sweep.gpu_tiles.Nothing, "launch", launch)
+    path.unlink()
+    assert sweep.main(words) == 0
+    failed = {(row["kernel"], "error" in row) for row in lines(path)}
+    assert failed == {("fwd", False), ("dq", True), ("dkdv", True)}
+
+
+def test_kernels_are_compiled_once_before_they_are_timed(
+    module: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By parts, of which each kernel is in one."""
+    sweep = module("gpu_triton_tiles")
+    bench = sweep.Bench.of(True, 2)
+    loads = [load for load in sweep.gpu_tiles.workloads() if load.name in ("NAT 14", "NAT 7")]
+    programs = [*sweep.variants(loads, bench)]
+    expected = {
+        (kernel, one.tiles)
+        for load in loads
+        for kernel in sweep.KERNELS
+        for one in bench.tiles(bench.plan(load), kernel)
+    }
+    assert len(programs) == len(expected)
+    loaded: list[Any] = []
+    monkeypatch.setattr(sweep.gpu_tiles.Nothing, "load", lambda self, *given: loaded.append(given))
+    for part in range(3):
+        sweep.compile_part(loads, bench, f"{part}/3", lambda: True)
+    tiles = {(kernel, variant.rows, variant.columns) for kernel, _, variant, *_ in loaded}
+    functions = {"fwd": "forward", "dq": "grad_query", "dkdv": "grad_key"}
+    assert tiles >= {(functions[kernel], one.rows, one.columns) for kernel, one in expected}
+    assert len(loaded) == 4 * len(programs)
+    sweep.compile_part(loads, bench, "0/3", lambda: False)
+    assert len(loaded) == 4 * len(programs), "no time is left"
 
 
 @pytest.mark.parametrize(

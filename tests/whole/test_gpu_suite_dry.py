@@ -66,7 +66,10 @@ KERNELS = [
         "test_cuda_values_and_gradients[1-D decode-torch.bfloat16]",
         "test_error_of_a_kernel_not_loaded_before_a_capture",
     )
-] + [f"{GPU}/test_added_scores.py::test_packed_grids[torch.float32-cuda]"]
+] + [
+    f"{GPU}/test_added_scores.py::test_packed_grids[torch.float32-cuda]",
+    f"{GPU}/test_triton.py::test_triton_values_and_gradients[1-D decode-torch.bfloat16]",
+]
 
 
 def test_the_gpu_suite_on_the_stand_in(tmp_path: Path) -> None:
@@ -76,11 +79,12 @@ def test_the_gpu_suite_on_the_stand_in(tmp_path: Path) -> None:
     words = (f"{GPU}/test_launches.py", f"{GPU}/test_ptx.py", *KERNELS, str(scripts))
     output, counts = dry(*words, f"--rootdir={ROOT}")
     assert counts.get("failed", 0) == counts.get("error", 0) == 0, output[-3000:]
-    assert counts.get("passed", 0) >= 48, output[-3000:]
+    assert counts.get("passed", 0) >= 49, output[-3000:]
 
 
 @pytest.mark.deep
 def test_the_whole_gpu_suite_on_the_stand_in() -> None:
-    output, counts = dry(GPU)
+    # Triton's interpreter takes hours for all of its tests.
+    output, counts = dry(GPU, "-k", "not test_triton.py or decode or sinks")
     assert counts.get("failed", 0) == counts.get("error", 0) == 0, output[-3000:]
     assert counts["passed"] > 250

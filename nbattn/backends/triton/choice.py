@@ -143,7 +143,7 @@ def ranked(
     on = rates.machine(device, build.dtype)
 
     def timed(one: Pass) -> Pass:
-        """With its time. Half of the pairs of a masked visit count as useful: so many are masked."""
+        """With its time; half of the pairs of a masked visit count as useful."""
         launched = one.row_tiles * samples * heads
         if kernel == TABLE:
             entries = table_entries([axis.spec for axis in axes])

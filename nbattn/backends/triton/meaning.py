@@ -16,11 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nbattn import biases
-from nbattn.backends.triton.tiles import Build, Tiles
+from nbattn.backends.triton.tiles import Build, Tiles, largest_head
 from nbattn.geometry import Axes, Ints
-from nbattn.mask import Mask
-from nbattn.program import tile_traversal
+from nbattn.program import limits, tile_traversal
 from nbattn.program.blocks import Block, ranges_of
+from nbattn.program.device import DeviceInfo
 from nbattn.program.limits import Limits, Reason, over_int32
 from nbattn.program.program import Call
 from nbattn.program.request import Needs, Request
@@ -36,12 +36,13 @@ TRITON = Limits(
 )
 PACKAGE = "triton"
 TABLE = 1 << 22  # the most entries of a head's table
-THREADS = 1 << 32  # a launch on AMD has fewer, programs times threads (hipModuleLaunchKernel)
 GRID = (1 << 31) - 1  # the largest number of programs in a launch
-_WAVE = 64  # threads of a warp on AMD's Instinct GPUs
+# A launch on AMD's GPUs has fewer threads in all ("HIP Runtime API", hipModuleLaunchKernel), of
+# which a warp has up to 64.
+_THREADS, _WAVE = 1 << 32, 64
+DELTA_ELEMENTS = 1 << 12  # elements of the output in a program of the kernel of delta
+DELTA_WARPS = 4
 _OLDEST = 80  # compute capability: "NVIDIA GPUs (Compute Capability 8.0+)", Triton's README
-_LARGEST_HEADS = {"float64": 128}
-_LARGEST_HEAD = 256  # of the other dtypes
 
 
 def absent(needs: Needs) -> list[Reason]:
@@ -60,7 +61,7 @@ def reasons(needs: Needs, axes: Axes) -> list[Reason]:
     if number is not None and number < _OLDEST:
         text = f"Triton needs sm_{_OLDEST} or newer, not sm_{number}"
         reasons.append(Reason("device", text))
-    most = _LARGEST_HEADS.get(needs.dtype, _LARGEST_HEAD)
+    most = largest_head(needs.dtype, needs.device)
     reasons += [
         Reason(name, f"takes a {name} up to {most} in {needs.dtype}, not {size}")
         for name, size in (("head_dim", needs.head_dim), ("value_dim", needs.value_dim))
@@ -69,22 +70,33 @@ def reasons(needs: Needs, axes: Axes) -> list[Reason]:
     return reasons + over_int32(axes)
 
 
-def table_reason(mask: Mask) -> Reason | None:
-    """The reason against a table of relative positions that is too large."""
-    entries = math.prod(biases.table_sizes(mask.axes))
-    if entries <= TABLE:
-        return None
-    return Reason("relative_bias", f"takes tables of up to {TABLE} entries per head, not {entries}")
+def table_reasons(request: Request) -> list[Reason]:
+    """The reasons against a table of relative positions: too many entries, or heads."""
+    entries = math.prod(biases.table_sizes(request.mask.axes))
+    reasons: list[Reason] = []
+    if entries > TABLE:
+        text = f"takes tables of up to {TABLE} entries per head, not {entries}"
+        reasons.append(Reason("relative_bias", text))
+    if request.training and request.heads > limits.GRID:
+        text = f"takes a table of up to {limits.GRID} heads, not {request.heads}"
+        reasons.append(Reason("relative_bias", text))
+    return reasons
 
 
-def grid_reason(programs: int, warps: int, vendor: str) -> Reason | None:
+def grid_reason(programs: int, warps: int, device: DeviceInfo) -> Reason | None:
     """The reason against a launch of too many programs."""
     most = GRID
-    if vendor == "amd":
-        most = min(most, (THREADS - 1) // (_WAVE * warps))
+    if device.vendor == "amd":
+        most = min(most, (_THREADS - 1) // (_WAVE * warps))
     if programs <= most:
         return None
     return Reason("grid", f"{programs} programs are over the grid of {most}")
+
+
+def delta_programs(request: Request) -> int:
+    """Programs of the kernel of delta: of as many rows as fit its elements."""
+    rows = DELTA_ELEMENTS // (1 << (max(request.value_dim, 16) - 1).bit_length())
+    return -(-request.batch * request.heads * request.query_count // rows)
 
 
 def two_runs(axes: Axes) -> bool:

@@ -35,9 +35,13 @@ def ranked(kernel: str, request: Request, axes: Axes, build: Build) -> list[Pass
     return [
         one
         for one in choice.of_request(kernel, request, axes, build)
-        if meaning.grid_reason(choice.programs(kernel, one, request), one.tiles, request.device)
-        is None
+        if not _over_grid(kernel, one, request)
     ]
+
+
+def _over_grid(kernel: str, one: Pass, request: Request) -> bool:
+    programs = choice.programs(kernel, one, request)
+    return meaning.grid_reason(programs, one.tiles.warps, request.device) is not None
 
 
 def fastest(kernel: str, legal: list[Pass], times: Mapping[str, float]) -> Pass | None:

@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nbattn import biases
 from nbattn.backends.inputs import (
     Gradients,
     Inputs,
@@ -24,7 +23,7 @@ from nbattn.backends.inputs import (
     new_output,
 )
 from nbattn.backends.logsumexp import sink_gradient
-from nbattn.backends.triton import launch
+from nbattn.backends.triton import choice, launch
 from nbattn.backends.triton import tiles as triton_tiles
 from nbattn.backends.triton.kernels.numbers import Axis, Counts, Strides, Variant
 from nbattn.backends.triton.launch import Launcher
@@ -47,9 +46,6 @@ FUNCTIONS = {
 _DELTA = "delta"
 _DELTA_ELEMENTS = 1 << 12  # of a program of it
 _GRID = 16  # numbers of a grid in the table of grids, `kernels/place.py`
-# Programs that fill a device, for the kernels whose programs share their work: never the number of
-# this device's processors, so that results are the same on all; and elements of all their sums.
-_PROGRAMS, _SHARED_ELEMENTS = 1024, 1 << 24
 _CHUNK = 16  # bytes that are loaded at once
 _WIDE = 1 << 31  # offsets from here on need 64 bits
 _EXTRA = ("extra_key", "extra_value")
@@ -310,19 +306,11 @@ def _grid(
         elements = (
             samples * shape.extra * kv_heads * max(window.build.head_dim, window.build.value_dim)
         )
-        return (programs, _shares(programs, queries, elements)), counts
+        return (programs, choice.shares(programs, queries, elements)), counts
     if kernel == TABLE:
-        entries = math.prod(biases.table_sizes([axis.spec for axis in window.axes]))
-        return (_shares(heads, count * samples, heads * entries), heads), counts
+        entries = choice.table_entries([axis.spec for axis in window.axes])
+        return (choice.shares(heads, count * samples, heads * entries), heads), counts
     return (programs,), counts
-
-
-def _shares(programs: int, most: int, elements: int) -> int:
-    """How many programs share the work of one: enough to fill a device, as far as there is work,
-    and memory for their sums.
-    """
-    room = _SHARED_ELEMENTS // max(elements, 1)
-    return max(1, min(-(-_PROGRAMS // max(programs, 1)), most, room))
 
 
 def _counts(

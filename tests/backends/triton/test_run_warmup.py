@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+import nbattn
 from nbattn import Axis, Mask, biases, geometry
 from nbattn.backends.inputs import Inputs
 from nbattn.backends.triton import run, tiles
@@ -122,6 +124,26 @@ def test_kernels_that_are_launched_are_those_that_were_loaded(name: str) -> None
     assert lse is not None
     run.backward(both, given, out, lse, grad, None, launcher=asked)
     assert len(asked.launched) == 4 + build.extra + build.table
+    assert asked.loaded == asked.launched
+
+
+def test_a_plan_says_all_that_a_call_has() -> None:
+    """Which optional tensors there are, sinks too, is part of what kernels are compiled for."""
+    mask, build, space = CASES["everything"]
+    plan = nbattn.plan(
+        mask, (2, *space, HEADS, build.head_dim), (2, *space, KEY_HEADS, build.head_dim),
+        dtype=build.dtype, device=replace(DEVICES["gfx942"], providers=("triton",)),
+        backend="triton", training=True, sink=True, softcap=2.0, key_range=True,
+        extra_keys=EXTRA, extra_range=True, relative_bias=True,
+    )  # fmt: skip
+    both, asked = plan.chosen.program, Asked()
+    assert both is not None
+    run.warmup(both, asked)
+    given, grad = inputs(mask, build, space)
+    out, lse = run.forward(both, given, return_lse=True, launcher=asked)
+    assert lse is not None
+    run.backward(both, given, out, lse, grad, None, launcher=asked)
+    assert len(asked.launched) == 6
     assert asked.loaded == asked.launched
 
 
