@@ -42,6 +42,11 @@ MODULES = (
     "grad_extra",
     "grad_table",
 )
+# What a call may lack.
+OPTIONAL = {
+    "alibi_slopes", "extra_key", "extra_range", "extra_value", "grad_lse", "grids", "key_range",
+    "relative_bias", "sink",
+}  # fmt: skip
 CONSTANT = "tl.constexpr"  # the annotation of a parameter that is no tensor
 Change = tuple[str, str, str]  # a module, a text in it, and what stands there instead
 
@@ -299,11 +304,11 @@ class Launcher:
         """
         body = kernels(self.changes)[kernel][kernel]
         self.launched.append((kernel, grid, variant))
+        names = parameters(kernel, self.changes)
+        absent = set(names) - arguments.keys() - OPTIONAL
+        assert not absent, f"{kernel} is launched without {sorted(absent)}"
         wide: dict[int, tuple[Tensor, Tensor]] = {}
-        values = [
-            _without_bfloat16(arguments.get(name), wide)
-            for name in parameters(kernel, self.changes)
-        ]
+        values = [_without_bfloat16(arguments.get(name), wide) for name in names]
         builder = _interpreter().interpreter_builder
         builder.set_grid_dim(*(*grid, 1, 1)[:3])
         with language(overflow=self.overflow) as scope:

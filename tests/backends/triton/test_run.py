@@ -87,7 +87,7 @@ def check_supports(specimens: list[Any], dtype: torch.dtype, cases: Count) -> No
 
 
 @pytest.mark.usefixtures("interpreted")
-@pytest.mark.parametrize(("dtype", "first"), zip(DTYPES, (3, 11, 22, 33), strict=True), ids=str)
+@pytest.mark.parametrize(("dtype", "first"), [*zip(DTYPES, (3, 11, 22, 33), strict=True)], ids=str)
 def test_the_kernels_compute_exactly_the_pairs_of_the_mask(
     dtype: torch.dtype, first: int, cases: Count
 ) -> None:
