@@ -242,7 +242,8 @@ def shared_bytes(kernel: str, tiles: Tiles, build: Build, device: DeviceInfo) ->
     needed = rows * row + max(stages, 0) * columns * both
     if kind == "tcgen05" and kernel != "fwd":
         needed += max(2 * rows * columns, columns * both)
-    needed += 2 * rows * columns * build.table  # entries of a table, in the layout of scores
+    # Entries of a table are loaded as early as columns, one for each score.
+    needed += 2 * rows * columns * max(1, tiles.stages - 1) * build.table
     terms = 16 * tiles.stages * columns * (kernel not in ("fwd", "dq"))
     return needed * size + terms + 2048 * (device.vendor != "amd")
 
