@@ -21,13 +21,16 @@ from nbattn.program.request import DTYPES, Request, request_of
 DEVICE_LIST = tuple(
     replace(device, providers=(*families.PACKAGES, "c++"))
     for name, device in DEVICES.items()
-    if name == "cpu" or name.startswith("sm_")  # cards have the limits of their capability
+    if not name.startswith("rtx_")  # cards have the limits of their capability
 )
-# One GPU of each generation: the others of it have the same limits.
+# One GPU of each generation of NVIDIA's, and one of each other vendor's: the others of it have the
+# same limits.
 GENERATIONS = tuple(
-    {(device.capability or 0) // 10: device for device in reversed(DEVICE_LIST)}.values()
+    {
+        (device.vendor, (device.capability or 0) // 10): device for device in reversed(DEVICE_LIST)
+    }.values()
 )[::-1]
-GPUS = tuple(device.name for device in DEVICE_LIST if device.kind == "cuda")
+GPUS = tuple(device.name for device in DEVICE_LIST if device.kind != "cpu")
 _PIPES = ("mma", "simt")  # two kinds of kernels of one backend, with different limits
 COLUMNS = tuple(
     name

@@ -88,6 +88,7 @@ FLEX = "nbattn/backends/flex/run.py"
 FLEX_MEANING = "nbattn/backends/flex/meaning.py"
 PLANNER = "nbattn/planner/planner.py"
 REMEDIES = "nbattn/planner/remedies.py"
+DEVICE, GPUS = "nbattn/program/device.py", "nbattn/planner/gpus.py"
 SYNONYMS = "nbattn/synonyms.py"
 NOTATION = "nbattn/config/notation.py"
 CHUNKS, LOCAL_AXES = "nbattn/distributed/chunks.py", "nbattn/distributed/local_axes.py"
@@ -1296,6 +1297,30 @@ MUTANTS = [
            "planner/notices"),
     Mutant("told-at-torchs-line", NOTICES, 'in ("nbattn", "torch")', 'in ("nbattn",)',
            "planner/notices"),
+    Mutant("triton-not-told", NOTICES, 'if plan.chosen.runner in _SLOWER',
+           'if plan.chosen.runner == "tiled"', "planner/notices"),
+    # devices of other vendors
+    Mutant("amd-as-nvidia", DEVICE, 'self.kind == "cuda" and self.vendor in ("nvidia", "")',
+           'self.kind == "cuda"', "program/device planner/plan backends/dense/candidates"),
+    Mutant("unknown-vendor-refused", "nbattn/program/limits.py",
+           "if vendor and self.vendors and", "if self.vendors and", "program/limits"),
+    Mutant("architecture-ignored", DEVICE, "architecture = self.architecture or self.name",
+           "architecture = self.name",
+           "program/device backends/cuda/tiles"),
+    Mutant("gfx12-as-gfx11", DEVICE, '"gfx12": "gfx1201"', '"gfx12": "gfx1100"', "program/device"),
+    Mutant("gfx-with-features", DEVICE, 'own = architecture.partition(":")[0]',
+           "own = architecture", "program/device planner/devices"),
+    Mutant("sparse-rate", DEVICE, "(1307.4e12, 163.4e12", "(2614.9e12, 163.4e12",
+           "program/device"),
+    Mutant("both-dies", DEVICE, "(110, 1.7e9)", "(220, 1.7e9)", "program/device"),
+    Mutant("rocm-by-capability", GPUS, "if torch.version.hip:", "if False:", "planner/devices"),
+    Mutant("laptops-as-cards", GPUS, "_CARDS.get(torch.cuda.get_device_name(gpu), \"\")",
+           "_CARDS.get(torch.cuda.get_device_name(gpu)[:23], \"\")", "planner/devices"),
+    Mutant("xpu-first", GPUS, "    if torch.cuda.is_available():\n        return CUDA\n", "",
+           "planner/devices"),
+    Mutant("words-of-a-source-count", COST_TABLE, '"source": "", ', "", "planner/devices"),
+    Mutant("xpu-memory-of-the-host", "nbattn/bench.py", "    if kind in (gpus.CUDA, gpus.XPU):",
+           "    if kind in (gpus.CUDA,):", "bench"),
     Mutant("plans-not-told", PLANNER, "    plan = planned(signature)\n    notices.tell(plan)\n",
            "    plan = planned(signature)\n", "planner/notices"),
     Mutant("even-tile-window-as-said", "nbattn/recipes.py", "(2 * (w // 2) + 1) * size",
@@ -1396,6 +1421,10 @@ MUTANTS = [
     Mutant("interruption-loses-times", "nbattn/bench.py",
            "    except KeyboardInterrupt:\n        interrupted = True\n",
            "    except KeyboardInterrupt:\n        rows.clear()\n        raise\n", "cli/bench"),
+    Mutant("amd-has-a-capability", "nbattn/doctor/probe.py", "if torch.version.hip:", "if False:",
+           "doctor/init"),
+    Mutant("triton-not-advised", "nbattn/doctor/verdict.py", 'if others and "triton" not in',
+           'if devices and others and "triton" not in', "doctor/verdict"),
     Mutant("advice-twice", "nbattn/doctor/verdict.py", "return list(dict.fromkeys(found))",
            "return found", "doctor/verdict"),
     Mutant("quick-report-compiles", "nbattn/doctor/probe.py", "if deep or is_ready", "if True",
@@ -1577,6 +1606,8 @@ MUTANTS = [
            "inputs.extra_key", "backends/native/run"),
     # fixes
     Mutant("fix-is-not-tried", REMEDIES, "if ask(change.request).chosen:", "if True:",
+           "planner/remedies"),
+    Mutant("fix-moves-to-cuda-only", REMEDIES, 'f".{gpu.kind}()"', '".cuda()"',
            "planner/remedies"),
     Mutant("fix-moves-back", REMEDIES, "may_move=is_here", "may_move=True", "planner/remedies"),
     Mutant("fix-relaxes-all", REMEDIES, "if n != left_out", "if False", "planner/remedies"),

@@ -330,7 +330,8 @@ def test_tiles_of_every_kernel_are_measured() -> None:
     )  # fmt: skip
     found = tune.tiles(plan, effort=bench.Effort(rounds=1, seconds=2.0))
     for kernel in measured_tiles.FIELDS:
-        assert len([name for name in found if name.startswith(f"{kernel} ")]) > 1
+        measured = [name for name in found if name.startswith(f"{kernel} ")]
+        assert len(measured) > (kernel != "dextra"), "few extra keys have one tile"
     assert all(0 < seconds < 1 for seconds in found.values())
 
 

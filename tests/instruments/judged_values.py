@@ -313,7 +313,7 @@ def compare(
         lowest,
         exact,
         dtype,
-        last_digit(made, feature) if backend in ("sdpa", "cuda", "native") else 0.0,
+        last_digit(made, feature) if backend in ("sdpa", "cuda", "native", "triton") else 0.0,
     )
 
 

@@ -42,6 +42,7 @@ MODULES = (
     "grad_extra",
     "grad_table",
 )
+CONSTANT = "tl.constexpr"  # the annotation of a parameter that is no tensor
 Change = tuple[str, str, str]  # a module, a text in it, and what stands there instead
 
 
@@ -110,7 +111,7 @@ def _executed(
         if source in spaces:
             space |= {alias.name: spaces[source][alias.name] for alias in node.names}
             tree.body.remove(node)
-    exec(compile(tree, name, "exec"), space)
+    exec(compile(tree, name, "exec", dont_inherit=True), space)
     return space
 
 
@@ -188,7 +189,7 @@ def language(*, overflow: bool = False) -> Iterator[Any]:
     types = _numpy_types()
     builder = interpreter.interpreter_builder
     scope = interpreter._LangPatchScope()
-    options = replace(builder.options, sanitize_overflow=overflow)
+    options = replace(builder.options, sanitize_overflow=overflow, debug=overflow)
     scope.set_attr(builder, "options", options)
     scope.set_attr(interpreter, "_get_np_dtype", types)
     try:
@@ -237,8 +238,13 @@ def call(name: str, *values: Any, changes: tuple[Change, ...] = (), overflow: bo
     """What a function of the kernels, as `"window.window_of"`, returns for values."""
     module, function = name.split(".")
     body = kernels(changes)[module][function]
+    kinds = [one.annotation for one in inspect.signature(body).parameters.values()]
     with language(overflow=overflow):
-        return taken(body(*(given(value) for value in values)))
+        seen = [
+            value if kind == CONSTANT else given(value)
+            for value, kind in zip(values, kinds, strict=True)
+        ]
+        return taken(body(*seen))
 
 
 def parameters(kernel: str, changes: tuple[Change, ...] = ()) -> list[str]:

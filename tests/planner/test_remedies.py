@@ -109,7 +109,9 @@ def test_names_are_left_out_one_by_one() -> None:
     assert fix_of(device=device, require=("mma", "tile")).startswith("require=('mma',), ")
     every = tuple(name for name in families.BACKENDS[1:] if ":" not in name)
     fix = fix_of(device=device, forbid=every)
-    assert fix.startswith("forbid=('reference', 'sdpa', 'tiled', 'flash', 'flash-model', 'triton', ")
+    assert fix.startswith(
+        "forbid=('reference', 'sdpa', 'tiled', 'flash', 'flash-model', 'triton', "
+    )
     fix = fix_of(device=device, require=("mma", "tile", "split"), dtype="float64")
     assert fix.startswith("require=(), forbid=(), which takes ")
 

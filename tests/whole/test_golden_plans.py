@@ -229,6 +229,31 @@ def kernels() -> dict[str, Case]:
     return cases
 
 
+def portable() -> dict[str, Case]:
+    """The Triton kernels beside torch: GPUs of AMD and Intel, and NVIDIA's without CuPy."""
+    devices: dict[str, Any] = {name: name for name in ("gfx90a", "gfx942", "gfx1100", "xe")}
+    for name in ("sm_90", "sm_100", "rtx_4090"):
+        devices[f"{name} without CuPy but Triton"] = replace(DEVICES[name], providers=("triton",))
+    flux, video = (1, 256, 256, 24, 128), (1, 30, 48, 80, 24, 128)
+    half, neighborhood = {"dtype": "float16"}, Mask.neighborhood
+    cases = {
+        "FLUX-4K": (neighborhood((80, 80)), flux, half),
+        "Hunyuan": (neighborhood((18, 24, 24)), video, half | {"training": True}),
+        "DiNAT 56x56": (
+            neighborhood((7, 7), dilation=8),
+            (128, 56, 56, 2, 32),
+            half | {"training": True},
+        ),
+        "causal": (Mask.causal(), (1, 8192, 32, 128), half | {"training": True}),
+        "float64": (neighborhood((7, 7)), (8, 56, 56, 2, 32), {"dtype": "float64"}),
+    }
+    return {
+        f"{label} {name}": (mask, shape, named | {"device": device})
+        for name, device in devices.items()
+        for label, (mask, shape, named) in cases.items()
+    }
+
+
 def without_cupy(cases: dict[str, Case]) -> dict[str, Case]:
     """The cases of named GPUs on the same devices without CuPy."""
     found: dict[str, Case] = {}
@@ -241,7 +266,7 @@ def without_cupy(cases: dict[str, Case]) -> dict[str, Case]:
     return found
 
 
-CASES = without_cupy(nat() | images_and_video() | language() | others()) | kernels()
+CASES = without_cupy(nat() | images_and_video() | language() | others()) | kernels() | portable()
 
 
 def golden(name: str) -> dict[str, Any]:
@@ -285,7 +310,8 @@ def test_the_file_holds_these_cases_and_no_other(stored_plans: dict[str, Any]) -
     assert list(stored_plans) == list(CASES)
     assert len(CASES) >= 60
     devices = {named["device"] for _, _, named in CASES.values()}
-    assert {getattr(device, "name", device) for device in devices} == {"cpu", "sm_75", *GPUS}
+    others = {"cpu", "sm_75", "rtx_4090", "gfx90a", "gfx942", "gfx1100", "xe"}
+    assert {getattr(device, "name", device) for device in devices} == {*others, *GPUS}
 
 
 def update() -> None:

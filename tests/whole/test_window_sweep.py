@@ -23,10 +23,10 @@ from short_axes import few, specimens, value_pairs_of, value_pairs_of_sample
 
 from nbattn import Axis, Mask, geometry
 from nbattn.backends.cuda.meaning import two_runs
-from nbattn.program.tile_counts import padded
 from nbattn.geometry import Axes, BoundAxis, Held, bind
 from nbattn.kernels import layout
 from nbattn.program.limits import LARGEST
+from nbattn.program.tile_counts import padded
 from nbattn.program.tile_traversal import Traversal
 
 pytestmark = pytest.mark.skipif(build.missing() is not None, reason=str(build.missing()))

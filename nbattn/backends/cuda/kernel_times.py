@@ -67,8 +67,8 @@ def attempts(
     arguments = candidate.program.calls[0].arguments
     assert isinstance(arguments, CudaArguments)
     (instructions,) = candidate.traits
-    for kernel, field in measured_tiles.FIELDS.items():
-        own: Tiles | None = getattr(arguments, field)
+    for kernel, name in measured_tiles.FIELDS.items():
+        own: Tiles | None = getattr(arguments, name)
         if own is None:
             continue
         ranked = measured_tiles.ranked(kernel, instructions, request, axes, arguments.build)[:most]

@@ -26,6 +26,8 @@ from nbattn.rows import operations
 # ones give a call too little work.
 SCORE_BYTES = 2 << 20
 WORK_BYTES = 3 << 20  # scores, keys and values
+# The share of an accelerator's peak that batches of small products reach: assumed.
+SMALL = 0.3
 _ROWS_LIMIT = 512
 _FEW = 16
 
@@ -34,8 +36,10 @@ def of(request: Request, arguments: TiledArguments, item: Item, useful: int) -> 
     """Returns the cost of a tiled call: on CPUs by the fitted model, elsewhere by the roofline."""
     totals = arguments.totals()
     calls = 8 * max(1, int(batches(totals, item)))
-    roofline = costs.roofline(request, useful=useful, computed=totals.pairs, calls=calls)
-    if request.device.kind != "cpu":
+    is_cpu = request.device.kind == "cpu"
+    rate = None if is_cpu else SMALL * request.device.peak(request.dtype)
+    roofline = costs.roofline(request, useful=useful, computed=totals.pairs, calls=calls, rate=rate)
+    if not is_cpu:
         return roofline
     seconds = float(cost(totals, item)) * (1 + costs.BACKWARD_FLOPS * request.training)
     return replace(roofline, estimate=seconds / costs.cpu_speed(request))

@@ -53,6 +53,7 @@ def _candidate(request: Request, axes: Axes) -> Candidate:
         extra_range=request.extra_keys > 0 and request.extra_range,
         table=request.relative_bias,
         slopes=request.alibi_slopes,
+        sink=request.sink,
     )
     passes = _passes(request, axes, build)
     if isinstance(passes, Reason):

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nbattn import biases
-from nbattn.backends.triton.tiles import Build, Tiles
+from nbattn.backends.triton.tiles import Build, Tiles, largest_head
 from nbattn.geometry import Axes, Ints
 from nbattn.program import limits, tile_traversal
 from nbattn.program.blocks import Block, ranges_of
@@ -43,8 +43,6 @@ _THREADS, _WAVE = 1 << 32, 64
 DELTA_ELEMENTS = 1 << 12  # elements of the output in a program of the kernel of delta
 DELTA_WARPS = 4
 _OLDEST = 80  # compute capability: "NVIDIA GPUs (Compute Capability 8.0+)", Triton's README
-_LARGEST_HEADS = {"float64": 128}
-_LARGEST_HEAD = 256  # of the other dtypes
 
 
 def absent(needs: Needs) -> list[Reason]:
@@ -63,7 +61,7 @@ def reasons(needs: Needs, axes: Axes) -> list[Reason]:
     if number is not None and number < _OLDEST:
         text = f"Triton needs sm_{_OLDEST} or newer, not sm_{number}"
         reasons.append(Reason("device", text))
-    most = _LARGEST_HEADS.get(needs.dtype, _LARGEST_HEAD)
+    most = largest_head(needs.dtype, needs.device)
     reasons += [
         Reason(name, f"takes a {name} up to {most} in {needs.dtype}, not {size}")
         for name, size in (("head_dim", needs.head_dim), ("value_dim", needs.value_dim))

@@ -11,19 +11,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from nbattn.backends.triton.tiles import EXTRA, TABLE, Build, Tiles, products
+from nbattn.backends.triton.tiles import EXTRA, TABLE, Build, Tiles, instructions, products
 from nbattn.program.costs import ITEMSIZE
 from nbattn.program.device import DEVICES, DeviceInfo
 
 FORWARD = "fwd"
-_HOPPER = (90, 100, 103, 110)  # and newer data-center GPUs, with matrix instructions of their own
 _HALVES = ("float16", "bfloat16")
 # The share of the peak in the forward and in the backward.
 # NVIDIA with Ampere's instructions: FlashAttention-2 reaches up to 73 % and 63 % of an A100
 # (arXiv 2307.08691), FlexAttention's Triton kernels 90 % and 85 % of that (arXiv 2412.05496).
 AMPERE = (0.73 * 0.90, 0.63 * 0.85)
-# Triton's fused attention, 395 of 989 TFLOP/s on an H100 (arXiv 2407.08608, 16k, head size 128);
-# the backward is assumed to be as much slower as on an A100, newer GPUs to be alike.
+# With Hopper's: Triton's fused attention, 395 of 989 TFLOP/s on an H100 (arXiv 2407.08608, 16k,
+# head size 128); the backward is assumed to be as much slower as on an A100, and Blackwell alike.
 HOPPER = (395 / 989, 395 / 989 * AMPERE[1] / AMPERE[0])
 OTHERS = (0.30, 0.25)  # AMD's and Intel's: assumed
 # Without matrix instructions every multiply-add loads its operands from shared memory: assumed.
@@ -100,22 +99,22 @@ def machine(device: DeviceInfo, dtype: str) -> Machine:
         count,
         clock,
         flops,
-        *_shares(device, dtype, instinct=instinct),
+        *_shares(device, dtype),
         lanes=_LANES.get(device.vendor, _LANES["nvidia"]),
         warp=_INSTINCT_WARP if instinct else _WARP,
     )
 
 
-def _shares(device: DeviceInfo, dtype: str, *, instinct: bool) -> tuple[float, float]:
-    """The shares of the peak. Products of float32 are exact, for which only Instincts have matrix
-    instructions; Radeons and Intel's have none for float64, either.
+def _shares(device: DeviceInfo, dtype: str) -> tuple[float, float]:
+    """The shares of the peak. Products of float32 are exact, for which only AMD's Instincts have
+    matrix instructions.
     """
-    nvidia = device.vendor == "nvidia"
-    if dtype not in _HALVES and not instinct and not (nvidia and dtype == "float64"):
-        return WITHOUT
-    if not nvidia:
-        return OTHERS
-    return HOPPER if device.capability in _HOPPER else AMPERE
+    kind = instructions(device, dtype)
+    if kind == "mma":
+        return AMPERE
+    if kind in ("wgmma", "tcgen05"):
+        return HOPPER
+    return OTHERS if kind or dtype in _HALVES else WITHOUT
 
 
 def visit(kernel: str, tiles: Tiles, build: Build, on: Machine, masked: float) -> float:

@@ -17,7 +17,6 @@ from oracle import masks, matrix
 
 from nbattn import Axis, BackendError, Mask
 from nbattn.backends.cuda import meaning as cuda
-from nbattn.backends.cuda import tiles as cuda_tiles
 from nbattn.backends.cuda.meaning import CudaArguments
 from nbattn.backends.cuda.tiles import Build, Tiles
 from nbattn.geometry import bind

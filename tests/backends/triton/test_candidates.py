@@ -21,6 +21,7 @@ from nbattn.backends.triton import tiles as triton_tiles
 from nbattn.backends.triton.meaning import FIELDS
 from nbattn.backends.triton.tiles import Build
 from nbattn.grids import PackedGrids, grids_of
+from nbattn.planner.plan import Plan
 from nbattn.program.parts import PackedCall
 
 Count = Callable[[str, int], None]
@@ -79,13 +80,11 @@ def test_where_no_tile_fits_there_is_a_reason(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_the_kernel_of_delta_has_a_limit_of_its_own() -> None:
-    """With few queries of many samples, the other kernels' tiles have as many rows as that has."""
-    shape = {"batch": 1 << 20, "heads": 64, "head": 256, "queries": 16}
-    request = requested(
-        LINE, (shape["batch"], shape["queries"], shape["heads"], shape["head"]), training=True
-    )
-    (reason,) = candidate(request).reasons
-    assert reason == ("grid", "67108864 programs are over the grid of 16777215")
+    """The other kernels' tiles have more than its 16 rows."""
+    shape = (1 << 16, 64, 64, 256)
+    assert candidate(requested(LINE, shape)).program is not None
+    (reason,) = candidate(requested(LINE, shape, training=True)).reasons
+    assert reason == ("grid", f"{1 << 24} programs are over the grid of {(1 << 24) - 1}")
 
 
 def test_auto_leaves_nvidia_to_cupy() -> None:
@@ -121,7 +120,7 @@ def test_everything_that_an_attention_may_have_is_accepted() -> None:
         key_shape=(2, 9, 8, 2, 64), value_dim=48, extra_keys=5, softcap=True, sink=True,
         key_range=True, extra_range=True, training=True, return_lse=True, deterministic=True,
     )  # fmt: skip
-    wanted = Build("bfloat16", 64, 48, 2, True, True, True, True, True, False, True)
+    wanted = Build("bfloat16", 64, 48, 2, True, True, True, True, True, False, True, sink=True)
     assert arguments(plan).build == wanted
     known = arguments(plan)
     assert None not in (known.grad_query, known.grad_key, known.grad_extra)
@@ -173,7 +172,9 @@ def test_packed_grids_are_one_call(cases: Count, sizes: list[tuple[int, int]], a
     assert plan.chosen.program is not None
     (call,) = plan.chosen.program.calls
     assert isinstance(call.arguments, PackedCall)
-    assert arguments(plan).build.grids
+    build = arguments(plan).build
+    assert build.grids
+    assert build.circle == (axis.border == "wrap")
     assert plan.verify()
     found = plan.support()
     wanted, at = np.zeros((tokens, tokens), dtype=bool), 0
@@ -182,6 +183,21 @@ def test_packed_grids_are_one_call(cases: Count, sizes: list[tuple[int, int]], a
         at += a * b
     assert np.array_equal(found, wanted)
     cases("triton packed", 1)
+
+
+def test_every_packed_grid_is_checked() -> None:
+    """The longest, wherever it is; its lengths are those that tiles are chosen for."""
+    mask = Mask.sliding_window(3)
+    for longest, accepted in ((1 << 20, True), ((1 << 25) + 1, False)):
+        sizes = [(5,), (longest,), (7,)]
+        grids = PackedGrids(*2 * [grids_of(sizes)])
+        request = requested(mask, (longest + 12, 2, 32), grids=grids)
+        found = candidate(request)
+        assert (found.program is not None) == accepted
+        assert accepted or found.reasons[0].text.startswith("takes queries up to 33554432")
+        if found.program is not None:
+            known = arguments(Plan(request, found, (found,)))
+            assert [axis.queries for axis in known.axes] == [longest]
 
 
 def test_a_decode_step_looks_at_few_tiles() -> None:

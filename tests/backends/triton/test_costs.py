@@ -9,6 +9,7 @@ import pytest
 from triton_plans import arguments, device, planned
 
 from nbattn import Axis, Mask
+from nbattn.backends.triton import costs
 from nbattn.backends.triton import tiles as triton_tiles
 from nbattn.backends.triton.tiles import Build
 from nbattn.geometry import pairs
@@ -75,6 +76,24 @@ def test_more_work_takes_longer() -> None:
     ):
         times = [cost(**one).estimate for one in grown]
         assert all(less < more for less, more in pairwise(times)), (grown, times)
+
+
+def test_extra_keys_are_pairs_of_every_query() -> None:
+    plain, more = (cost(training=True, extra_keys=n) for n in (0, 64))
+    extra = 16 * 64**2 * 64
+    assert more.computed_pairs - plain.computed_pairs == extra
+    assert more.backward_pairs - plain.backward_pairs == extra
+    assert more.useful_pairs - plain.useful_pairs == extra
+
+
+def test_the_kernel_of_delta_takes_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """That of reading the output and its gradient; in training."""
+    named = {"shape": (8, 256, 256, 8, 128), "training": True}
+    with_it, without = cost(**named), cost(**{**named, "training": False})
+    monkeypatch.setattr(costs, "_delta", lambda _: 0.0)
+    read = 2 * 2 * 8 * 256**2 * 8 * 128 / device().bandwidth
+    assert with_it.estimate - cost(**named).estimate == pytest.approx(read)
+    assert cost(**{**named, "training": False}) == without
 
 
 def test_faster_devices_take_less() -> None:

@@ -141,7 +141,7 @@ def test_tune_measures_the_ranked_tiles_of_every_kernel(
     for kernel in measured_tiles.FIELDS:
         ranked = measured_tiles.ranked(kernel, request, request.axes(), build_of)
         names = [measured_tiles.name(kernel, one.tiles) for one in ranked[: tune.TILES]]
-        assert len(names) > 1
+        assert len(names) > (kernel != "dextra"), "few extra keys have one tile"
         assert {name for name in found if name.startswith(f"{kernel} ")} >= {*names}
     launcher.launched.clear()
     assert tune.tiles(planned, effort=effort, known=found) == found

@@ -26,10 +26,10 @@ def seconds(name: str = "sm_90", kernel: str = "fwd", **changed: Any) -> float:
 
 
 def share(name: str, kernel: str, size: int, dtype: str = "bfloat16") -> float:
-    """Of the peak, without what head sizes add."""
-    build = Build(dtype, size, size, 2)
-    flops = LARGE["programs"] * LARGE["visits"] * 2 * TILES.area * rates.products(kernel, build)
-    return flops / seconds(name, kernel, build=build) / device(name).peak(dtype)
+    """Of the peak, with as many rows as the fastest kernels have."""
+    build, tiles = Build(dtype, size, size, 2), Tiles((1, 8, 16), (1, 8, 8), 8)
+    flops = LARGE["programs"] * LARGE["visits"] * 2 * tiles.area * rates.products(kernel, build)
+    return flops / seconds(name, kernel, build=build, tiles=tiles) / device(name).peak(dtype)
 
 
 @pytest.mark.parametrize(
@@ -122,10 +122,14 @@ def test_few_programs_leave_multiprocessors_idle() -> None:
     assert times[2] < 2 * times[0]  # which hide each other's waits
 
 
-def test_more_visits_take_longer() -> None:
-    times = [seconds(visits=n) for n in (1, 2, 4, 64)]
+def test_more_visits_take_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = [seconds(visits=n) for n in (0, 1, 2, 4, 64)]
     assert times == sorted(times)
-    assert times[3] / times[2] > 10
+    assert times[4] / times[3] > 10
+    monkeypatch.setattr(rates, "_PROGRAM", 0)
+    monkeypatch.setattr(rates, "_L2", 1e9)
+    none, one = (seconds(visits=n) for n in (0, 1))
+    assert none == pytest.approx(one - none)  # the first visit waits for its columns
 
 
 def test_columns_are_read_again_for_every_tile_of_rows() -> None:
@@ -140,3 +144,6 @@ def test_columns_are_read_again_for_every_tile_of_rows() -> None:
         )
     )
     assert few == pytest.approx(4 * many, rel=0.05)
+    wide = BUILD._replace(dtype="float64")
+    double = rates.seconds("fwd", TILES, wide, free, programs=1000, visits=250.0, masked=0.0)
+    assert double == pytest.approx(4 * many)
