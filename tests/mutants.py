@@ -82,6 +82,7 @@ CPU_ITEMS, CPU_WALK = "cpu/items.h", "cpu/walk.h"
 CUDA_GRIDS = "cuda/grids.cuh"
 MEASURED_TILES = "nbattn/backends/cuda/measured_tiles.py"
 KERNEL_TIMES = "nbattn/backends/cuda/kernel_times.py"
+TRITON = "nbattn/backends/triton/"
 COST_TABLE = "nbattn/planner/cost_table.py"
 TUNE = "nbattn/tune.py"
 FLEX = "nbattn/backends/flex/run.py"
@@ -448,6 +449,18 @@ MUTANTS = [
            "if -bench.disagreement(ran.results, expected) <=", "backends/cuda/kernel_times"),
     Mutant("all-kernels-at-once", KERNEL_TIMES, 'one[0].entry.startswith(f"nb_{kernel}")',
            'one[0].entry.startswith("nb_")', "backends/cuda/kernel_times"),
+    Mutant("triton-kernels-at-once", TRITON + "kernel_times.py",
+           "if one[0] == run.FUNCTIONS[kernel]]", "if one[0]]", "backends/triton/kernel_times"),
+    Mutant("tiles-of-packed-grids", TUNE, " or plan.request.grids is not None:", ":",
+           "backends/triton/kernel_times"),
+    Mutant("tiles-measured-again", TUNE, "if name in known:", "if not name:",
+           "backends/triton/kernel_times backends/cuda/kernel_times"),
+    Mutant("triton-warmup-forward", TRITON + "run.py", "if arguments.grad_query is not None:",
+           "if not arguments:", "backends/triton/run_warmup"),
+    Mutant("triton-warmup-no-sink", TRITON + "candidates.py", "sink=request.sink,", "",
+           "backends/triton/run_warmup"),
+    Mutant("triton-warmup-no-extra", TRITON + "run.py", "int(build.extra), 0,", "0, 0,",
+           "backends/triton/run_warmup"),
     Mutant("tiles-forgotten", COST_TABLE, '_times(raw.get("tiles", [])),', "{},",
            "backends/cuda/kernel_times backends/cuda/measured_tiles"),
     Mutant("shuffle-later", EMULATOR, "return source <= last ? source : current->lane;",

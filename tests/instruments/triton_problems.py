@@ -17,7 +17,13 @@ from triton_interpreter import Launcher
 
 from nbattn import Axis as MaskAxis
 from nbattn import Mask
-from nbattn.backends.triton.kernels.numbers import Axis, Counts, Strides, Variant
+from nbattn.backends.triton.kernels.numbers import (
+    Axis,
+    Counts,
+    Strides,
+    Variant,
+    unlike_others,
+)
 
 FAR = 1 << 29  # a side without a limit
 BORDERS = ("clip", "shift", "wrap")
@@ -205,7 +211,8 @@ def run(p: Problem, launcher: Launcher, kernel: str, known: Tensors) -> Tensors:
     else:
         grid = (p.parts, p.heads)
         made = {"grad_tables": torch.zeros(p.parts, *p.table_shape, dtype=sums)}
-    launcher.launch(kernel, grid, known | made | numbers, variant, 4, 2)
+    written = {n: unlike_others(v) if isinstance(v, tuple) else v for n, v in numbers.items()}
+    launcher.launch(kernel, grid, known | made | written, variant, 4, 2)
     if kernel in ("grad_extra", "grad_table"):
         made = {name: tensor.sum(0) for name, tensor in made.items()}
     names = NAMES.get(kernel, {})

@@ -565,6 +565,21 @@ result += [repr(h) for h in handlers() if h not in before and type(h) is not log
     assert list(tmp_path.iterdir()) == []
 
 
+def test_plans_for_triton_load_none_of_its_kernels(tmp_path):
+    code = """
+import sys
+sys.modules["triton"] = None
+import nbattn
+mask = nbattn.Mask.neighborhood((7, 7))
+plan = nbattn.plan(mask, (1, 64, 64, 2, 64), device="gfx942", training=True)
+plan.verify()
+kernels = "nbattn.backends.triton.kernels."
+result = [plan.chosen.name, [m for m in sys.modules if m.startswith(kernels)]]
+"""
+    expected = ["triton/window", ["nbattn.backends.triton.kernels.numbers"]]
+    assert fresh(code, tmp_path, has_torch=True) == expected
+
+
 def test_importing_attention_does_little_beyond_torch(tmp_path):
     """Counted in modules and in lines of Python, the import system's own included."""
     code = f"""

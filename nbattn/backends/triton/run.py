@@ -25,11 +25,17 @@ from nbattn.backends.inputs import (
 from nbattn.backends.logsumexp import sink_gradient
 from nbattn.backends.triton import choice, launch
 from nbattn.backends.triton import tiles as triton_tiles
-from nbattn.backends.triton.kernels.numbers import Axis, Counts, Strides, Variant
+from nbattn.backends.triton.kernels.numbers import (
+    Axis,
+    Counts,
+    Strides,
+    Variant,
+    unlike_others,
+)
 from nbattn.backends.triton.launch import Launcher
 from nbattn.backends.triton.meaning import FIELDS, TritonArguments
 from nbattn.backends.triton.tiles import EXTRA, TABLE, Build, Tiles
-from nbattn.geometry import Ints
+from nbattn.geometry import BoundAxis, Ints
 from nbattn.kernels import layout
 from nbattn.program.parts import PackedCall
 from nbattn.program.program import ByIdentity, Program
@@ -47,6 +53,7 @@ _DELTA = "delta"
 _DELTA_ELEMENTS = 1 << 12  # of a program of it
 _GRID = 16  # numbers of a grid in the table of grids, `kernels/place.py`
 _CHUNK = 16  # bytes that are loaded at once
+_LONGEST = (1 << 29) - 1  # side of a window, which no axis exceeds
 _WIDE = 1 << 31  # offsets from here on need 64 bits
 _EXTRA = ("extra_key", "extra_value")
 _STRIDED = ("query", "key", "value", "grad_out")
@@ -239,9 +246,23 @@ def _launches(identity: ByIdentity[_Window], shape: Shape) -> tuple[Launch, ...]
         )
         grid, counts = _grid(kernel, tiles, window, packed, shape)
         samples = counts.grids if kernel == EXTRA and counts.grids else shape.query[0]
-        own = numbers | {"counts": counts, "samples": samples}
+        own = _written(numbers | {"counts": counts, "samples": samples})
         launches.append(Launch(FUNCTIONS[kernel], grid, own, variant, tiles.warps, tiles.stages))
     return tuple(launches)
+
+
+def _written(numbers: Mapping[str, Any]) -> dict[str, Any]:
+    """The numbers of a launch, of which those in tuples make no further kernels."""
+    return {
+        name: unlike_others(value) if isinstance(value, tuple) else value
+        for name, value in numbers.items()
+    }
+
+
+def _axis(axis: BoundAxis) -> Axis:
+    """The numbers of an axis; an unlimited side is as long as 32 bits are when it is written."""
+    made = Axis(*layout.axis_numbers(axis), *layout.held_numbers(axis))
+    return made._replace(left=min(made.left, _LONGEST), right=min(made.right, _LONGEST))
 
 
 def _numbers(window: TritonArguments, shape: Shape) -> tuple[dict[str, Any], int, bool]:
@@ -249,9 +270,7 @@ def _numbers(window: TritonArguments, shape: Shape) -> tuple[dict[str, Any], int
     shapes = (shape.query, shape.key, shape.key, shape.query)
     step = _step(window, shapes, shape.strides)
     numbers: dict[str, Any] = {"scale": shape.scale, "softcap": shape.softcap}
-    numbers["axes"] = tuple(
-        Axis(*layout.axis_numbers(axis), *layout.held_numbers(axis)) for axis in padded(window.axes)
-    )
+    numbers["axes"] = tuple(_axis(axis) for axis in padded(window.axes))
     wide = False
     for name, size, strides in zip(_STRIDED, shapes, shape.strides, strict=False):
         numbers[f"{name}_strides"] = _strides(size, strides, step)
@@ -343,7 +362,8 @@ def _delta_launch(window: TritonArguments, shape: Shape, numbers: Mapping[str, A
         "samples": batch,
         "counts": Counts(0, heads, heads, 1, 0, 0, 0),
     }
-    return Launch(_DELTA, (-(-math.prod(shape.query[:-1]) // rows),), own, variant, 4, 1)
+    grid = (-(-math.prod(shape.query[:-1]) // rows),)
+    return Launch(_DELTA, grid, _written(own), variant, 4, 1)
 
 
 def _grids(window: _Window, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 
 from nbattn.backends.triton.kernels.numbers import RUN_TIME
-from nbattn.backends.triton.kernels.place import load
+from nbattn.backends.triton.kernels.place import counts_of, load, plain, strides_from
 from nbattn.backends.triton.kernels.scores import LOG2E
 
 
@@ -34,6 +34,9 @@ def delta(
     DV: tl.constexpr = V.value_dim
     DV_SIZE: tl.constexpr = V.value_size
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    counts = counts_of(counts)
+    grad_out_strides = strides_from(grad_out_strides)
+    space = (plain(space[0]), plain(space[1]), plain(space[2]))
     count = samples.to(tl.int64) * space[0] * space[1] * space[2] * counts.heads
     inside = row < count
     head = row % counts.heads

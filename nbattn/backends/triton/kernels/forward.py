@@ -5,6 +5,8 @@ import triton.language as tl
 
 from nbattn.backends.triton.kernels.numbers import RUN_TIME
 from nbattn.backends.triton.kernels.place import (
+    axes_of,
+    counts_of,
     extra_keys,
     extra_tokens,
     load,
@@ -13,6 +15,7 @@ from nbattn.backends.triton.kernels.place import (
     query_tokens,
     start_of,
     store,
+    strides_from,
     strides_of,
 )
 from nbattn.backends.triton.kernels.scores import (
@@ -66,15 +69,16 @@ def forward(
     ROWS: tl.constexpr = V.row_count
     COLUMNS: tl.constexpr = V.column_count
     SUM: tl.constexpr = tl.float64 if V.double else tl.float32
-    place = place_of(grids, axes, counts, 0)
+    counts = counts_of(counts)
+    place = place_of(grids, axes_of(axes), counts, 0)
     axes = place.axes
     parts = query_parts(place, key_range, V)
     rows = rows_of(parts, axes, False, V)
     inside = all_inside(rows)
 
-    query_strides = strides_of(query_strides, axes[1].queries, axes[2].queries, V)
-    key_strides = strides_of(key_strides, axes[1].held_keys, axes[2].held_keys, V)
-    value_strides = strides_of(value_strides, axes[1].held_keys, axes[2].held_keys, V)
+    query_strides = strides_of(strides_from(query_strides), axes[1].queries, axes[2].queries, V)
+    key_strides = strides_of(strides_from(key_strides), axes[1].held_keys, axes[2].held_keys, V)
+    value_strides = strides_of(strides_from(value_strides), axes[1].held_keys, axes[2].held_keys, V)
     key_head = place.head // counts.group
     kv_heads = counts.heads // counts.group
     query += start_of(query_strides, place, place.head, place.first_query, V)
@@ -110,8 +114,12 @@ def forward(
             False,
             V,
         )
+        masked = scores
         if not is_full(columns):
-            scores = tl.where(read, scores, -float("inf"))
+            masked = tl.where(read, scores, -float("inf"))
+        # Always `masked`. Only without a branch between both products does Triton give each warp of
+        # NVIDIA's whole rows; else the maxima and sums of rows go through shared memory.
+        scores = tl.where(visit < 0, scores, masked)
         weights, top, total, shrink = online_softmax(scores, top, total)
         at = offsets_of(value_strides, columns, V)
         v = load(value, at, there, value_strides.channel, V.neighbours, DV, DV_SIZE)

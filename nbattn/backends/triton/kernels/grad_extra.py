@@ -8,6 +8,8 @@ import triton.language as tl
 
 from nbattn.backends.triton.kernels.numbers import RUN_TIME
 from nbattn.backends.triton.kernels.place import (
+    axes_of,
+    counts_of,
     extra_keys,
     extra_tokens,
     flat_offsets,
@@ -15,6 +17,7 @@ from nbattn.backends.triton.kernels.place import (
     sample_place,
     start_of,
     store,
+    strides_from,
     strides_of,
 )
 from nbattn.backends.triton.kernels.scores import dot, grad_scores, scores_of
@@ -55,9 +58,12 @@ def grad_extra(
     share = tl.program_id(1)
     shares = tl.num_programs(1)
     program = tl.program_id(0)
+    counts = counts_of(counts)
     tile = program % counts.tiles
     key_head = program // counts.tiles % counts.blocks
-    place = sample_place(grids, axes, tile, key_head, program // counts.tiles // counts.blocks)
+    place = sample_place(
+        grids, axes_of(axes), tile, key_head, program // counts.tiles // counts.blocks
+    )
     axes = place.axes
     heads = counts.heads // counts.group
     row = place.tile * ROWS + tl.arange(0, ROWS)
@@ -68,8 +74,10 @@ def grad_extra(
     k = load(extra_key, token * D, valid, 1, True, D, D_SIZE)
     v = load(extra_value, token * DV, valid, 1, True, DV, DV_SIZE)
 
-    query_strides = strides_of(query_strides, axes[1].queries, axes[2].queries, V)
-    grad_out_strides = strides_of(grad_out_strides, axes[1].queries, axes[2].queries, V)
+    query_strides = strides_of(strides_from(query_strides), axes[1].queries, axes[2].queries, V)
+    grad_out_strides = strides_of(
+        strides_from(grad_out_strides), axes[1].queries, axes[2].queries, V
+    )
     key_sums = tl.zeros([ROWS, D_SIZE], SUM)
     value_sums = tl.zeros([ROWS, DV_SIZE], SUM)
     queries = axes[0].queries * axes[1].queries * axes[2].queries

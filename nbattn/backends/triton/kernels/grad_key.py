@@ -7,6 +7,8 @@ import triton.language as tl
 
 from nbattn.backends.triton.kernels.numbers import RUN_TIME
 from nbattn.backends.triton.kernels.place import (
+    axes_of,
+    counts_of,
     key_tokens,
     load,
     offsets_of,
@@ -14,6 +16,7 @@ from nbattn.backends.triton.kernels.place import (
     query_tokens,
     start_of,
     store,
+    strides_from,
     strides_of,
 )
 from nbattn.backends.triton.kernels.scores import (
@@ -63,16 +66,19 @@ def grad_key(
     DV_SIZE: tl.constexpr = V.value_size
     ROWS: tl.constexpr = V.row_count
     SUM: tl.constexpr = tl.float64 if V.double else tl.float32
-    place = place_of(grids, axes, counts, 2)
+    counts = counts_of(counts)
+    place = place_of(grids, axes_of(axes), counts, 2)
     axes = place.axes
     parts = key_parts(place, key_range, V)
     rows = rows_of(parts, axes, True, V)
     valid = rows[0].valid & rows[1].valid & rows[2].valid
 
-    query_strides = strides_of(query_strides, axes[1].queries, axes[2].queries, V)
-    grad_out_strides = strides_of(grad_out_strides, axes[1].queries, axes[2].queries, V)
-    key_strides = strides_of(key_strides, axes[1].held_keys, axes[2].held_keys, V)
-    value_strides = strides_of(value_strides, axes[1].held_keys, axes[2].held_keys, V)
+    query_strides = strides_of(strides_from(query_strides), axes[1].queries, axes[2].queries, V)
+    grad_out_strides = strides_of(
+        strides_from(grad_out_strides), axes[1].queries, axes[2].queries, V
+    )
+    key_strides = strides_of(strides_from(key_strides), axes[1].held_keys, axes[2].held_keys, V)
+    value_strides = strides_of(strides_from(value_strides), axes[1].held_keys, axes[2].held_keys, V)
     key += start_of(key_strides, place, place.head, place.first_key, V)
     value += start_of(value_strides, place, place.head, place.first_key, V)
     row_at = offsets_of(key_strides, rows, V)

@@ -7,6 +7,8 @@ import triton.language as tl
 
 from nbattn.backends.triton.kernels.numbers import RUN_TIME
 from nbattn.backends.triton.kernels.place import (
+    axes_of,
+    counts_of,
     extra_keys,
     extra_tokens,
     load,
@@ -15,6 +17,7 @@ from nbattn.backends.triton.kernels.place import (
     query_tokens,
     start_of,
     store,
+    strides_from,
     strides_of,
 )
 from nbattn.backends.triton.kernels.scores import (
@@ -67,16 +70,19 @@ def grad_query(
     ROWS: tl.constexpr = V.row_count
     COLUMNS: tl.constexpr = V.column_count
     SUM: tl.constexpr = tl.float64 if V.double else tl.float32
-    place = place_of(grids, axes, counts, 1)
+    counts = counts_of(counts)
+    place = place_of(grids, axes_of(axes), counts, 1)
     axes = place.axes
     parts = query_parts(place, key_range, V)
     rows = rows_of(parts, axes, False, V)
     inside = all_inside(rows)
 
-    query_strides = strides_of(query_strides, axes[1].queries, axes[2].queries, V)
-    grad_out_strides = strides_of(grad_out_strides, axes[1].queries, axes[2].queries, V)
-    key_strides = strides_of(key_strides, axes[1].held_keys, axes[2].held_keys, V)
-    value_strides = strides_of(value_strides, axes[1].held_keys, axes[2].held_keys, V)
+    query_strides = strides_of(strides_from(query_strides), axes[1].queries, axes[2].queries, V)
+    grad_out_strides = strides_of(
+        strides_from(grad_out_strides), axes[1].queries, axes[2].queries, V
+    )
+    key_strides = strides_of(strides_from(key_strides), axes[1].held_keys, axes[2].held_keys, V)
+    value_strides = strides_of(strides_from(value_strides), axes[1].held_keys, axes[2].held_keys, V)
     key_head = place.head // counts.group
     kv_heads = counts.heads // counts.group
     query += start_of(query_strides, place, place.head, place.first_query, V)

@@ -8,10 +8,13 @@ import triton.language as tl
 
 from nbattn.backends.triton.kernels.numbers import RUN_TIME
 from nbattn.backends.triton.kernels.place import (
+    axes_of,
+    counts_of,
     load,
     offsets_of,
     query_tokens,
     start_of,
+    strides_from,
     strides_of,
     tile_place,
 )
@@ -189,6 +192,8 @@ def grad_table(
     share = tl.program_id(0)
     head = tl.program_id(1)
     shares = tl.num_programs(0)
+    axes = axes_of(axes)
+    counts = counts_of(counts)
     entries = table_steps(axes, V.rank)[2]
     to = grad_tables + (share.to(tl.int64) * counts.heads + head) * entries
     for number in range(share, counts.tiles * samples, shares):
@@ -205,10 +210,18 @@ def grad_table(
             terms,
             to,
             place,
-            strides_of(query_strides, place.axes[1].queries, place.axes[2].queries, V),
-            strides_of(key_strides, place.axes[1].held_keys, place.axes[2].held_keys, V),
-            strides_of(value_strides, place.axes[1].held_keys, place.axes[2].held_keys, V),
-            strides_of(grad_out_strides, place.axes[1].queries, place.axes[2].queries, V),
+            strides_of(
+                strides_from(query_strides), place.axes[1].queries, place.axes[2].queries, V
+            ),
+            strides_of(
+                strides_from(key_strides), place.axes[1].held_keys, place.axes[2].held_keys, V
+            ),
+            strides_of(
+                strides_from(value_strides), place.axes[1].held_keys, place.axes[2].held_keys, V
+            ),
+            strides_of(
+                strides_from(grad_out_strides), place.axes[1].queries, place.axes[2].queries, V
+            ),
             counts,
             scale,
             softcap,

@@ -17,6 +17,21 @@ RUN_TIME = (
 )
 
 
+def unlike_others(value: Any) -> Any:
+    """A number as `4 n + 3`, or all numbers of a tuple.
+
+    Triton compiles a kernel again for a 1 and for a multiple of 16, and in tuples cannot be told
+    not to. These are neither; kernels read them by `place.axes_of`, `counts_of` and `strides_from`.
+
+    >>> unlike_others((0, (1, 16)))
+    (3, (7, 67))
+    """
+    if not isinstance(value, tuple):
+        return 4 * value + 3
+    parts = [unlike_others(one) for one in value]  # pyright: ignore[reportUnknownVariableType]
+    return type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)  # pyright: ignore
+
+
 def _power(number: int) -> int:
     """The next power of two."""
     return 1 << (number - 1).bit_length()

@@ -5,7 +5,7 @@ tensors.
 import triton
 import triton.language as tl
 
-from nbattn.backends.triton.kernels.numbers import Axis, Place, Strides
+from nbattn.backends.triton.kernels.numbers import Axis, Counts, Place, Strides
 from nbattn.backends.triton.kernels.window import clamp
 
 # Numbers of a grid in the table of `grid_rows` in run.py: lengths of queries and of keys, offsets
@@ -13,6 +13,64 @@ from nbattn.backends.triton.kernels.window import clamp
 GRID = tl.constexpr(16)
 FIRST_TILE = tl.constexpr(9)
 FIRST_TOKEN = tl.constexpr(13)
+
+
+@triton.jit
+def plain(number):
+    """The number that `numbers.unlike_others` has written."""
+    return (number >> 2).to(tl.int32)
+
+
+@triton.jit
+def axes_of(axes):
+    """The axes of a kernel's argument."""
+    return (axis_of(axes[0]), axis_of(axes[1]), axis_of(axes[2]))
+
+
+@triton.jit
+def axis_of(axis):
+    """One axis of a kernel's argument."""
+    return Axis(
+        plain(axis.keys),
+        plain(axis.left),
+        plain(axis.right),
+        plain(axis.dilation),
+        plain(axis.stride),
+        plain(axis.offset),
+        plain(axis.prefix),
+        plain(axis.border),
+        plain(axis.causal),
+        plain(axis.queries),
+        plain(axis.first_key),
+        plain(axis.held_keys),
+    )
+
+
+@triton.jit
+def counts_of(counts):
+    """The numbers of a launch."""
+    return Counts(
+        plain(counts.tiles),
+        plain(counts.blocks),
+        plain(counts.heads),
+        plain(counts.group),
+        plain(counts.extra),
+        plain(counts.slope_step),
+        plain(counts.grids),
+    )
+
+
+@triton.jit
+def strides_from(strides):
+    """The strides of a kernel's argument, as wide as they are."""
+    return Strides(
+        strides.batch >> 2,
+        strides.axis0 >> 2,
+        strides.axis1 >> 2,
+        strides.axis2 >> 2,
+        strides.head >> 2,
+        strides.channel >> 2,
+    )
 
 
 @triton.jit
