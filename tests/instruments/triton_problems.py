@@ -25,7 +25,7 @@ from nbattn.backends.triton.kernels.numbers import (
     unlike_others,
 )
 
-FAR = 1 << 29  # a side without a limit
+FAR = (1 << 29) - 1  # a side without a limit, in 32 bits as it is written
 BORDERS = ("clip", "shift", "wrap")
 SHARES = 2  # programs that share a sum
 # What the kernels call the gradients of inputs.
