@@ -159,7 +159,7 @@ every field of a layer by itself, on a broken mask too
     proj_drop = 3.0
     backend = "tile"
 masks.video: a mask has 1 to 3 axes, not 0; fix: full = { rank = 1 }.
-layers.block.backend: "tile" is not known; legal: "auto", "reference", "sdpa", "tiled", "flash", "flash-model", "cuda", "native", "flex", "natten"; "flash" and "flash-model" also with :aten, :fa2, :fa3, :fa4. Did you mean "tiled"?
+layers.block.backend: "tile" is not known; legal: "auto", "reference", "sdpa", "tiled", "flash", "flash-model", "cuda", "triton", "native", "flex", "natten"; "flash" and "flash-model" also with :aten, :fa2, :fa3, :fa4. Did you mean "tiled"?
 layers.block.dim: dim=-1 is below 1; fix: dim = 1.
 layers.block.num_heads: num_heads=0 is below 1; fix: num_heads = 1.
 layers.block.proj_drop: proj_drop=3.0 is not a probability; fix: proj_drop = 0.0.
@@ -359,7 +359,7 @@ unknown names in a plan, all of them
     device = "sm90"
     softcap = -1
 plans.train.softcap: softcap=-1.0 is not between 1e-30 and 1e+30, the range for float32; fix: no softcap.
-plans.train.device: "sm90" is not known; legal: "cpu", "sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_103", "sm_120". Did you mean "sm_90"?
+plans.train.device: "sm90" is not known; legal: "cpu", "sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_103", "sm_120", "rtx_3090", "rtx_4090", "gfx90a", "gfx942", "gfx950", "gfx1100", "gfx1201", "xe". Did you mean "sm_90"?
 plans.train.dtype: "bfloat" is not known; legal: "float16", "bfloat16", "float32", "float64". Did you mean "bfloat16"?
 
 date

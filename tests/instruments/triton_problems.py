@@ -15,6 +15,8 @@ from emulator.problem import Problem, Tensors
 from torch import Tensor
 from triton_interpreter import Launcher
 
+from nbattn import Axis as MaskAxis
+from nbattn import Mask
 from nbattn.backends.triton.kernels.numbers import (
     Axis,
     Counts,
@@ -25,7 +27,7 @@ from nbattn.backends.triton.kernels.numbers import (
 
 FAR = 1 << 29  # a side without a limit
 BORDERS = ("clip", "shift", "wrap")
-SHARES = 3  # programs that share a sum
+SHARES = 2  # programs that share a sum
 # What the kernels call the gradients of inputs.
 NAMES = {
     "grad_query": {"grad": "grad_query"},
@@ -39,20 +41,52 @@ DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 def small(p: Problem, dtype: torch.dtype) -> Problem:
     """The problem with tiles that are small enough to interpret, in a dtype."""
-    rows = (1, 1, 16) if p.rank == 1 else (1, 4, 4) if p.rank == 2 else (2, 2, 4)
+    rows = (1, 1, 16) if p.rank == 1 else (1, 4, 4) if p.rank == 2 else (2, 4, 4)
     head_dim, value_dim = (min(size, 24) for size in (p.head_dim, p.value_dim))
     return replace(
         p, dtype=dtype, family="triton", rows=rows, columns=rows, packed=1, parts=SHARES,
-        head_dim=head_dim, value_dim=value_dim,
+        head_dim=head_dim, value_dim=value_dim, heads=min(p.heads, 2 * p.group),
     )  # fmt: skip
 
 
 # Those without tensor cores are the same ones, and some are about what only CUDA kernels have.
-_LEFT_OUT = ("big", "eight", "narrow", "kept", "many", "tall", "wide", "ring", "table-seam")
+_LEFT_OUT = (
+    "packed",
+    "big",
+    "eight",
+    "narrow",
+    "kept",
+    "many",
+    "tall",
+    "wide",
+    "ring",
+    "table-seam",
+)
 CASES = {
     name: small(case, DTYPES[number % 4])
     for number, (name, case) in enumerate(CUDA_CASES.items())
     if not name.endswith("-simt") and name not in _LEFT_OUT
+}
+
+
+_MORE = {
+    "full": Problem(Mask(MaskAxis(30, 27)), (50,), (50,), heads=1),  # visits that are not masked
+    "full-ring": Problem(Mask(MaskAxis(30, 27, border="wrap")), (64,), (64,), heads=1),
+    "full-prefix": Problem(Mask(MaskAxis(2, 1, prefix=37)), (50,), (50,), heads=1),
+    "full-range": Problem(
+        Mask(MaskAxis(30, 27)), (50,), (50,), heads=1, ranges=(((3, 41),), ((0, 20),)), batch=2,
+    ),
+    "blocks": Problem(Mask(MaskAxis(2, 3, stride=5, align="top-left")), (33,), (27,), heads=1),
+    "laps": Problem(Mask(MaskAxis(9, 8, border="wrap")), (12,), (12,), heads=1),
+    "odd": Problem(Mask(MaskAxis(3, 2)), (20,), (20,), head_dim=18, value_dim=7),
+    "shift": Problem(Mask(MaskAxis(2, 2, border="shift", dilation=2)), (20,), (20,), heads=1),
+    "causal": Problem(
+        Mask(MaskAxis(causal=True, align="top-left", prefix=3)), (40,), (37,), heads=1
+    ),
+    "groups": Problem(Mask(MaskAxis(3, 2)), (20,), (20,), heads=4, group=2, batch=2, sink=True),
+}  # fmt: skip
+CASES |= {
+    name: small(case, DTYPES[number % 4]) for number, (name, case) in enumerate(_MORE.items())
 }
 
 
@@ -116,7 +150,8 @@ def tiles_of(p: Problem, *, of_keys: bool) -> int:
     tiles = 1
     for (axis, queries, keys), extent in zip(p.axes("dq"), p.rows, strict=True):
         length = keys if of_keys else queries
-        tiles *= min(axis.dilation, length) * -(-(-(-length // axis.dilation)) // extent)
+        longest = -(-length // axis.dilation)
+        tiles *= min(axis.dilation, length) * -(-longest // extent)
     return tiles
 
 

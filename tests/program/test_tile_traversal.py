@@ -10,6 +10,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import few_examples
 import numpy as np
 import parts_of_axes
 import pytest
@@ -65,6 +66,7 @@ def pairs_of_reads(traversal: Traversal, rows: int, columns: int) -> np.ndarray:
 
 @pytest.mark.parametrize("uncut", [False, True])
 @pytest.mark.parametrize("inverse", [False, True])
+@few_examples.quick(100)
 @given(bound=bound_axes(24), rows=SIZES, columns=SIZES)
 @example(bound=(Axis(0, 0, prefix=1), 6, 6), rows=2, columns=2)  # a tile with a key of the prefix
 def test_traversal_visits_every_pair_of_the_axis_once(
@@ -160,6 +162,7 @@ def test_rows_that_meet_at_both_ends_are_not_separate() -> None:
 
 @pytest.mark.parametrize("uncut", [False, True])
 @pytest.mark.parametrize("inverse", [False, True])
+@few_examples.quick(100)
 @given(
     bound=bound_axes(24),
     sides=st.tuples(SIDES, SIDES),

@@ -1,9 +1,10 @@
 """Estimates the time of a launch of the Triton kernels from a multiprocessor's rates.
 
 A visit takes as long as its matrix products, at the share of the peak that attention in Triton
-reaches, or as long as its other instructions, whichever is longer. The instructions are those that
-the compiler makes; the shares are published for some GPUs and assumed for the others. All columns
-are read from the L2 cache again by every tile of rows. Nothing here was measured on a device.
+reaches, or as long as all of its instructions are issued, whichever is longer. The instructions are
+those that the compiler makes; the shares are published for some GPUs and assumed for the others.
+All columns are read from the L2 cache again by every tile of rows. Nothing here was measured on a
+device.
 """
 
 from __future__ import annotations
@@ -45,27 +46,32 @@ _PROGRAM, _WAIT = 3000, 200
 
 
 class Work(NamedTuple):
-    """Instructions of a visit: of each thread, for each pair, for each element of its columns."""
+    """Instructions of a visit: of each thread, for each pair, for each element of its columns, for
+    each 64 multiply-adds of matrix products; and for each pair where some pair is masked.
+    """
 
     thread: float
     pair: float
     element: float
+    product: float
+    mask: float
 
 
-# Fitted to what Triton 3.8 compiles for sm_80 and sm_90: all that are in the loop, for tiles of 32
-# to 128 rows, 32 and 64 columns, head sizes 32 to 128, at one to three axes; the largest error is
-# 20 %. Of the two last kernels, three tiles were counted; that of a table adds what a table costs.
+# Fitted to what Triton 3.8 compiles for sm_80 and sm_90, as `--visits` of
+# tests/whole/test_triton_matrix.py prints it: tiles of 16 to 128 rows, 32 and 64 columns, head
+# sizes 64 and 128. The largest errors of the first three are 20, 26 and 14 %; the others were
+# compared with seven and four tiles. Masks: what else is in the loop; the last two have none.
 WORK: Mapping[str, Work] = {
-    FORWARD: Work(161, 12.1, 2.3),
-    "dq": Work(144, 14.9, 1.8),
-    "dkdv": Work(312, 14.1, 1.3),
-    EXTRA: Work(205, 14.1, 1.3),
-    TABLE: Work(335, 9.7, 2.3),
+    FORWARD: Work(201, 2.6, 1.1, 1.4, 6.4),
+    "dq": Work(111, 3.1, 1.2, 0.8, 11.0),
+    "dkdv": Work(205, 2.8, 1.6, 1.0, 10.5),
+    EXTRA: Work(265, 2.8, 4.0, 1.0, 0.0),
+    TABLE: Work(335, 177.0, 2.3, 0.8, 0.0),
 }
-# Instructions for each pair, counted in the same way: of its mask, which full visits leave out; of
-# a table of relative positions, slopes, and softcap.
-_MASK, _TABLE, _SLOPES, _SOFTCAP = 2.0, 13.0, 1.0, 16.0
-_CIRCLE, _TWO_RUNS = 75.0, 25.0  # of each thread
+# Instructions for each pair of a table of relative positions, slopes, and softcap, counted in the
+# same way; and of each thread on a circle, or with a prefix.
+_TABLE, _SLOPES, _SOFTCAP = 13.0, 1.0, 16.0
+_CIRCLE, _TWO_RUNS = 75.0, 25.0
 
 
 class Machine(NamedTuple):
@@ -138,9 +144,9 @@ def padded(build: Build) -> Build:
 
 
 def _instructions(kernel: str, tiles: Tiles, build: Build, on: Machine, masked: float) -> float:
-    """Instructions of all threads in a visit besides those of matrix products."""
+    """Instructions of all threads in a visit."""
     work, channels = WORK[kernel], sum(padded(build)[1:3])
-    pair = work.pair - _MASK * (1 - masked)
+    pair = work.pair + work.product * products(kernel, padded(build)) / 64 + work.mask * masked
     pair += _TABLE * build.table + _SLOPES * build.slopes + _SOFTCAP * build.softcap
     thread = work.thread + _CIRCLE * build.circle + _TWO_RUNS * build.two_runs
     return (

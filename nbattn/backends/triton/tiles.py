@@ -16,7 +16,7 @@ from nbattn.program.tile_counts import RANK, Extents, placed
 
 EXTRA = "dextra"  # the kernel of the gradients of extra keys
 TABLE = "dbias"  # the kernel of the gradient of a table of relative positions
-SPILLED = 64  # bytes of a thread's stack that a tile may need: sixteen registers
+SPILLED = 96  # bytes of a thread's stack that a tile may need: 24 registers
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 _KERNELS = ("fwd", "dq", "dkdv")
 _Shapes = Mapping[int, Mapping[int, tuple[tuple[int, ...], ...]]]
@@ -242,6 +242,8 @@ def shared_bytes(kernel: str, tiles: Tiles, build: Build, device: DeviceInfo) ->
     needed = rows * row + max(stages, 0) * columns * both
     if kind == "tcgen05" and kernel != "fwd":
         needed += max(2 * rows * columns, columns * both)
+    # Entries of a table are loaded as early as columns, one for each score.
+    needed += 2 * rows * columns * max(1, tiles.stages - 1) * build.table
     terms = 16 * tiles.stages * columns * (kernel not in ("fwd", "dq"))
     return needed * size + terms + 2048 * (device.vendor != "amd")
 

@@ -20,6 +20,7 @@ from nbattn.backends.triton import choice
 from nbattn.backends.triton import tiles as triton_tiles
 from nbattn.backends.triton.meaning import FIELDS
 from nbattn.backends.triton.tiles import Build
+from nbattn.geometry import Held, bind
 from nbattn.grids import PackedGrids, grids_of
 from nbattn.planner.plan import Plan
 from nbattn.program.parts import PackedCall
@@ -211,3 +212,16 @@ def test_a_decode_step_looks_at_few_tiles() -> None:
     step(4999)()
     for keys in (*range(5000, 5010), 10**7):
         assert lines(step(keys)) <= 8000
+
+
+@pytest.mark.parametrize("border", ["clip", "shift", "wrap"])
+def test_parts_of_axes_are_accepted(border: Any) -> None:
+    """Of both axes: what tensors hold need not be the whole."""
+    mask = Mask(Axis(2, 2, border=border), Axis(1, 1, border=border, dilation=2))
+    held = (Held(3, 24, 1, 24), Held(0, 16, 6, 16))
+    named = {"key_shape": (1, 20, 8, 2, 32), "held": held, "training": True}
+    plan = planned(mask, (1, 10, 16, 2, 32), **named)
+    assert plan.verify()
+    whole = [axis.dense() for axis in bind(mask, (10, 16), (20, 8), held)]
+    wanted = np.kron(*(side.astype(int) for side in whole)).astype(bool)
+    assert np.array_equal(plan.support(), wanted)

@@ -41,13 +41,11 @@ def share(name: str, kernel: str, size: int, dtype: str = "bfloat16") -> float:
     ],
 )  # fmt: skip
 def test_no_kernel_is_faster_than_what_is_published(name: str, kernel: str, most: float) -> None:
-    """Wide heads come near it, narrow ones have more other instructions for each product; on
-    the newest GPUs all have.
-    """
+    """Wide heads come near it, narrow ones have more other instructions for each product."""
     shares = [share(name, kernel, size) for size in (16, 64, 128, 256)]
     assert shares == sorted(shares)
-    assert (0.4 if name == "sm_100" else 0.6) * most < shares[-1] < most
-    assert shares[0] < shares[-1] / 1.5
+    assert 0.8 * most < shares[-1] < most
+    assert shares[0] < shares[-1] / 1.2
 
 
 def test_dtypes_without_matrix_instructions_reach_a_quarter() -> None:
@@ -96,7 +94,8 @@ def test_what_is_added_costs(kernel: str) -> None:
     plain = seconds(kernel=kernel, build=build)
     for option in ("table", "slopes", "softcap", "circle", "two_runs"):
         assert seconds(kernel=kernel, build=build._replace(**{option: True})) > plain
-    assert seconds(kernel=kernel, build=build, masked=1.0) > plain
+    has_masks = kernel in ("fwd", "dq", "dkdv")  # and visits without any
+    assert (seconds(kernel=kernel, build=build, masked=1.0) > plain) == has_masks
 
 
 def test_small_tiles_cost_more() -> None:
@@ -125,7 +124,7 @@ def test_few_programs_leave_multiprocessors_idle() -> None:
 def test_more_visits_take_longer(monkeypatch: pytest.MonkeyPatch) -> None:
     times = [seconds(visits=n) for n in (0, 1, 2, 4, 64)]
     assert times == sorted(times)
-    assert times[4] / times[3] > 10
+    assert times[4] / times[3] > 9
     monkeypatch.setattr(rates, "_PROGRAM", 0)
     monkeypatch.setattr(rates, "_L2", 1e9)
     none, one = (seconds(visits=n) for n in (0, 1))

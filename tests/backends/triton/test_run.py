@@ -22,7 +22,7 @@ import pytest
 import support_probes
 import torch
 import triton_interpreter
-from hypothesis import Phase, assume, given, settings
+from hypothesis import HealthCheck, Phase, assume, given, settings
 from hypothesis import strategies as st
 from judged_values import FEATURES, MASKS, Feature, Shape
 from oracle import masks
@@ -40,6 +40,7 @@ from nbattn.backends.triton.tiles import Build, Tiles
 from nbattn.geometry import bind
 from nbattn.planner import devices, planner
 from nbattn.program.device import DEVICES
+from nbattn.program.limits import LARGEST, LARGEST_DILATION
 from nbattn.program.program import Call, Program, whole
 
 pytestmark = pytest.mark.skipif(
@@ -67,7 +68,8 @@ def interpreted(monkeypatch: pytest.MonkeyPatch) -> Iterator[Launcher]:
 def quick(examples: int) -> settings:
     """Without shrinking, which takes minutes."""
     phases = (Phase.explicit, Phase.reuse, Phase.generate)
-    return settings(few_examples.quick(examples), phases=phases)
+    many = [HealthCheck.filter_too_much]
+    return settings(few_examples.quick(examples), phases=phases, suppress_health_check=many)
 
 
 # Supports
@@ -156,12 +158,12 @@ def test_head_sizes(sizes: tuple[int, int], dtype: torch.dtype, cases: Count) ->
 
 
 @quick(10)
-@given(masks(), st.sampled_from(list(FEATURES)), st.sampled_from(DTYPES))
-def test_any_mask_with_any_feature(cases: Count, drawn: Any, name: str, dtype: Any) -> None:
-    feature = FEATURES[name]
+@given(masks(), st.sampled_from(DTYPES), st.data())
+def test_any_mask_with_any_feature(cases: Count, drawn: Any, dtype: Any, data: Any) -> None:
     mask, queries, keys = drawn
-    assume(0 < np.prod(queries) * np.prod(keys) <= 120)
-    assume(feature.fits(mask, queries, keys))
+    assume(0 < np.prod(queries) * np.prod(keys) <= 150)
+    fitting = [name for name in FEATURES if FEATURES[name].fits(mask, queries, keys)]
+    feature = FEATURES[data.draw(st.sampled_from(fitting))]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(devices, "device_info", lambda *_: DEVICE)
         patch.setattr(launch, "launcher", lambda: Launcher(check=True))
@@ -306,6 +308,16 @@ def test_offsets_beyond_32_bits(cases: Count) -> None:
         for what, tensor in found.items():
             assert torch.equal(tensor, plain[what]), (axis, what)
         cases("Triton far offsets", 1)
+
+
+@pytest.mark.parametrize("offset", [LARGEST, 3, -LARGEST])
+def test_values_at_the_largest_dilation(offset: int) -> None:
+    """Offsets of places past the end may leave 32 bits, and are not read."""
+    axis = Axis(5, 5, dilation=LARGEST_DILATION, offset=offset, align="top-left")
+    mask = (Mask(axis), (3,), (3,))
+    made = drawn(mask, torch.float32)
+    tiles = Tiles((1, 1, 64), (1, 1, 64))
+    judged(mask, made, solved(mask[1:], arguments_of(bind(*mask), torch.float32, tiles), made))
 
 
 @quick(12)

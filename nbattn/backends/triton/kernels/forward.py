@@ -114,8 +114,12 @@ def forward(
             False,
             V,
         )
+        masked = scores
         if not is_full(columns):
-            scores = tl.where(read, scores, -float("inf"))
+            masked = tl.where(read, scores, -float("inf"))
+        # Always `masked`. Only without a branch between both products does Triton give each warp of
+        # NVIDIA's whole rows; else the maxima and sums of rows go through shared memory.
+        scores = tl.where(visit < 0, scores, masked)
         weights, top, total, shrink = online_softmax(scores, top, total)
         at = offsets_of(value_strides, columns, V)
         v = load(value, at, there, value_strides.channel, V.neighbours, DV, DV_SIZE)

@@ -23,6 +23,7 @@ from nbattn import Axis, Mask
 from nbattn.backends.triton.kernels import numbers
 from nbattn.geometry import Axes, Held, bind
 from nbattn.kernels import layout
+from nbattn.program.limits import LARGEST, LARGEST_DILATION
 from nbattn.program.tile_counts import padded, row_tiles
 from nbattn.program.tile_traversal import Traversal
 
@@ -88,7 +89,12 @@ def flat(sides: Any, space: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def walk(
-    axes: Axes, tiles: tuple[Extents, Extents], *, inverse: bool, key_range: Any = None
+    axes: Axes,
+    tiles: tuple[Extents, Extents],
+    *,
+    inverse: bool,
+    key_range: Any = None,
+    overflow: bool = False,
 ) -> Found:
     """Runs all tiles of rows, as the kernels do."""
     tile: Any = SimpleNamespace(**triton_interpreter.kernels()["tile"])
@@ -100,7 +106,7 @@ def walk(
     parts_of = tile.key_parts if inverse else tile.query_parts
     extents = zip(three, tiles[0], strict=True)
     count = math.prod(row_tiles(axis, rows, inverse=inverse) for axis, rows in extents)
-    with triton_interpreter.language():
+    with triton_interpreter.language(overflow=overflow):
         ranges = triton_interpreter.given(key_range)
         for number in range(count):
             place = numbers.Place(number, 0, 0, 0, 0, numbers_of(axes))
@@ -193,6 +199,16 @@ def test_tiles_that_need_no_mask_are_found_on_both_sides_of_a_seam(sides: tuple[
     assert np.array_equal(found.times, axis_matrix(axes[0].spec, 41, 41))
     line = walk(bind(Mask(Axis(*sides)), 41, 41), TILES[0], inverse=False)
     assert found.full > line.full
+
+
+@pytest.mark.parametrize("offset", [LARGEST, 3, -LARGEST])
+def test_positions_of_the_largest_dilation_fit_32_bits(offset: int) -> None:
+    """Those past the end of a tile, too: integers that leave their type are errors."""
+    axis = Axis(5, 5, dilation=LARGEST_DILATION, offset=offset, align="top-left")
+    axes, tiles = bind(Mask(axis), 3, 3), ((1, 1, 64), (1, 1, 64))
+    for inverse in (False, True):
+        found = walk(axes, tiles, inverse=inverse, overflow=True)
+        assert np.array_equal(found.times, axes[0].dense())
 
 
 def ranges(data: Any, keys: tuple[int, ...]) -> tuple[torch.Tensor, np.ndarray]:

@@ -1,0 +1,1 @@
+"""Bugs in the Triton kernels and in what launches them, and what catches each."""
