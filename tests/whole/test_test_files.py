@@ -79,6 +79,7 @@ TESTED_IN = {
     "mistaken_windows": "whole/test_fixes",
     "mistaken_words": "whole/test_fixes",
     "mistaken_masks": "whole/test_fixes",
+    "planner/gpus": "planner/test_devices",
     "plan_runs": "test_functional",
     "program/__init__": "test_lazy",
     "program/band_pieces": "backends/flash/test_candidates",

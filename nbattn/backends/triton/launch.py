@@ -86,8 +86,7 @@ class TritonLauncher:
 
     def __init__(self) -> None:
         if (problem := missing()) is not None:
-            text, _, fix = problem.partition(": ")
-            raise BackendError(f"{text}.", fix)
+            raise BackendError(f"{problem.removesuffix(f': {FIX}')}.", FIX)
         self._torch: Any = importlib.import_module("torch")
 
     def launch(

@@ -67,7 +67,6 @@ def forward(
     D_SIZE: tl.constexpr = V.head_size
     DV_SIZE: tl.constexpr = V.value_size
     ROWS: tl.constexpr = V.row_count
-    COLUMNS: tl.constexpr = V.column_count
     SUM: tl.constexpr = tl.float64 if V.double else tl.float32
     counts = counts_of(counts)
     place = place_of(grids, axes_of(axes), counts, 0)
@@ -75,12 +74,10 @@ def forward(
     parts = query_parts(place, key_range, V)
     rows = rows_of(parts, axes, False, V)
     inside = all_inside(rows)
-
     query_strides = strides_of(strides_from(query_strides), axes[1].queries, axes[2].queries, V)
     key_strides = strides_of(strides_from(key_strides), axes[1].held_keys, axes[2].held_keys, V)
     value_strides = strides_of(strides_from(value_strides), axes[1].held_keys, axes[2].held_keys, V)
     key_head = place.head // counts.group
-    kv_heads = counts.heads // counts.group
     query += start_of(query_strides, place, place.head, place.first_query, V)
     key += start_of(key_strides, place, key_head, place.first_key, V)
     value += start_of(value_strides, place, key_head, place.first_key, V)
@@ -126,10 +123,11 @@ def forward(
         sums = sums * shrink[:, None] + dot(weights.to(v.dtype), v, V)
     if extra_key is not None:
         lo, hi = extra_keys(extra_range, place.sample, counts.extra)
-        for start in range(lo, hi, COLUMNS):
-            number = start + tl.arange(0, COLUMNS)
+        for start in range(lo, hi, V.column_count):
+            number = start + tl.arange(0, V.column_count)
             there = number < hi
-            extra = extra_tokens(place, number, counts.extra, kv_heads, key_head)
+            heads = counts.heads // counts.group
+            extra = extra_tokens(place, number, counts.extra, heads, key_head)
             k = load(extra_key, extra * D, there, 1, True, D, D_SIZE)
             scores, _ = scores_of(dot(q, tl.trans(k), V), scale, softcap, V)
             scores = tl.where(there[None, :], scores, -float("inf"))
