@@ -114,6 +114,12 @@ CUDA = [
         "monkeypatch.setitem(sys.modules, 'cupy.cuda.function', None)",
     ),
     Row(
+        "launch.TritonLauncher()",
+        'pip install -U "triton>=3.6"',
+        given="from nbattn.backends.triton import launch; "
+        "monkeypatch.setattr(launch, 'missing', lambda: f'Triton is too old: {launch.FIX}')",
+    ),
+    Row(
         "nvrtc._check_target('30')",
         CUDA_13,
         given="from nbattn.kernels import nvrtc, toolkit; "

@@ -9,6 +9,7 @@ from nbattn.backends.triton import meaning as triton
 from nbattn.backends.triton import tiles as triton_tiles
 from nbattn.backends.triton.choice import Pass
 from nbattn.backends.triton.meaning import FIELDS, TritonArguments
+from nbattn.backends.triton.rates import HALVES
 from nbattn.backends.triton.tiles import Build
 from nbattn.errors import counted
 from nbattn.geometry import Axes
@@ -64,17 +65,19 @@ def _candidate(request: Request, axes: Axes) -> Candidate:
         arguments = PackedCall(request.mask, request.grids, arguments)
     program = Program((Call(whole(request.query_space), whole(request.key_space), arguments),))
     cost = costs.of(request, axes, build, passes)
-    return Candidate("triton", "window", (), program, cost, note=_first_run(len(passes)))
+    return Candidate(
+        "triton", "window", (), program, cost, note=_first_run(len(passes), request.dtype)
+    )
 
 
-def _first_run(kernels: int) -> str:
+def _first_run(kernels: int, dtype: str) -> str:
     """What the first run does besides; in training, the kernel of delta is one more.
 
     Compiled for sm_80, sm_90, sm_100, gfx90a and gfx942 by Triton 3.8 on one core of a CPU.
     """
-    number = kernels + (kernels > 1)
+    number, seconds = kernels + (kernels > 1), "1 to 4" if dtype in HALVES else "2 to 9"
     return (
-        f"the first run compiles {counted(number, 'kernel')}, in 1 to 4 seconds each, or "
+        f"the first run compiles {counted(number, 'kernel')}, in {seconds} seconds each, or "
         "finds them in Triton's cache (TRITON_CACHE_DIR); plan.warmup() does that ahead"
     )
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from nbattn.backends.triton.kernels.numbers import Variant
 
 OLDEST = (3, 6)  # the first Triton whose language has what the kernels use
-FIX = "torch's wheels for CUDA, ROCm and XPU bring it: pip install -U torch triton"
+FIX = 'pip install -U "triton>=3.6"'
 _KERNELS = "nbattn.backends.triton.kernels"
 _VARIANT = "V"  # the last parameter of every kernel
 
@@ -60,7 +60,7 @@ def missing() -> str | None:
     Does not load Triton's compiler.
     """
     if importlib.util.find_spec("triton") is None:
-        return f"Triton is not installed: {FIX}"
+        return f"Triton, which torch's wheels for GPUs bring, is not installed: {FIX}"
     try:
         version: str = importlib.import_module("triton").__version__
     except (ImportError, AttributeError) as error:

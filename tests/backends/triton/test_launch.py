@@ -50,7 +50,7 @@ def version(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 @pytest.mark.parametrize(
     ("installed", "problem"),
     [
-        (None, "Triton is not installed"),
+        (None, "Triton, which torch's wheels for GPUs bring, is not installed"),
         ("", "Triton does not load: module 'triton' has no attribute '__version__'"),
         ("3.5.1", "Triton 3.5.1 is too old, the kernels need 3.6"),
     ],
