@@ -257,6 +257,18 @@ def test_launches_have_a_limit_by_vendor() -> None:
         assert reason == ("grid", f"{most + 1} programs are over the grid of {most}")
 
 
+def test_samples_have_a_limit_of_tokens() -> None:
+    """Kernels number them in 32 bits."""
+    mask, side = Mask.neighborhood((3, 3)), 1 << 15
+    assert triton.token_reasons(requested(mask, (4, side, side, 2, 16))) == []
+    over = requested(mask, (1, side, side + 1, 2, 16))
+    queries, keys = triton.token_reasons(over)
+    assert queries == ("size", f"takes up to {1 << 30} queries in a sample, not {over.query_count}")
+    assert keys.text == f"takes up to {1 << 30} keys in a sample, not {over.key_count}"
+    with pytest.raises(AssertionError):
+        planned(mask, (1, side, side + 1, 2, 16))
+
+
 def test_tables_have_a_limit() -> None:
     """Of entries per head; and of heads, a dimension of the gradient's grid."""
     small, large = Mask.neighborhood((1023, 1025)), Mask.neighborhood((1025, 1025))
