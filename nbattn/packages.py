@@ -21,6 +21,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
         "nvidia-cuda-nvrtc>=13.0,<14",
         "nvidia-cuda-runtime>=13.0,<14",
     ),
+    "triton": ("triton>=3.6",),
     "flash": ("flash-attn-4>=4.0.0b36,<4.1",),
     "natten": ("natten==0.21.7",),
     "transformers": ("transformers>=5.24,<6",),

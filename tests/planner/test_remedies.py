@@ -94,7 +94,7 @@ def test_with_a_gpu_of_intel_tensors_are_moved_to_it(monkeypatch: pytest.MonkeyP
         'query.xpu(), key.xpu(), value.xpu()  # in a plan: device="xe"'
     )
     bare = replace(named("xe"), providers=())
-    assert fix_of(device=bare, backend="triton") == "pip install triton"
+    assert fix_of(device=bare, backend="triton") == 'pip install "triton>=3.6"'
 
 
 def test_what_no_change_repairs_has_the_choice_of_auto() -> None:

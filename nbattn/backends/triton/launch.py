@@ -12,12 +12,13 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, Protocol
 
 from nbattn.errors import BackendError
+from nbattn.packages import install_line
 
 if TYPE_CHECKING:
     from nbattn.backends.triton.kernels.numbers import Variant
 
 OLDEST = (3, 6)  # the first Triton whose language has what the kernels use
-FIX = 'pip install -U "triton>=3.6"'
+FIX = install_line("triton")
 _KERNELS = "nbattn.backends.triton.kernels"
 _VARIANT = "V"  # the last parameter of every kernel
 
