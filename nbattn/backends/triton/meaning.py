@@ -43,6 +43,8 @@ GRID = (1 << 31) - 1  # the largest number of programs in a launch
 _THREADS, _WAVE = 1 << 32, 64
 _DELTA_ELEMENTS = 1 << 12  # elements of the output in a program of the kernel of delta
 DELTA_WARPS = 4
+# Before, Triton's compiler fails on float64's products for gfx942, not for gfx90a and gfx950.
+_DOUBLES = (3, 8)
 _OLDEST = 80  # compute capability: "NVIDIA GPUs (Compute Capability 8.0+)", Triton's README
 
 
@@ -62,6 +64,11 @@ def reasons(needs: Needs, axes: Axes) -> list[Reason]:
     if number is not None and number < _OLDEST:
         text = f"Triton needs sm_{_OLDEST} or newer, not sm_{number}"
         reasons.append(Reason("device", text))
+    version, architecture = needs.device.triton, needs.device.architecture or needs.device.name
+    if architecture.startswith("gfx94") and needs.dtype == "float64" and version < _DOUBLES:
+        oldest, found = (".".join(map(str, one)) for one in (_DOUBLES, version))
+        text = f"float64 on {architecture} needs Triton {oldest} or newer, not {found}"
+        reasons.append(Reason("dtype", text))
     most = largest_head(needs.dtype, needs.device)
     reasons += [
         Reason(name, f"takes a {name} up to {most} in {needs.dtype}, not {size}")
