@@ -36,6 +36,9 @@ TRITON = Limits(
 )
 PACKAGE = "triton"
 TABLE = 1 << 22  # the most entries of a head's table
+# The most queries, or keys, of a sample: kernels number them, and those past the last tile, in 32
+# bits.
+TOKENS = 1 << 30
 GRID = (1 << 31) - 1  # the largest number of programs in a launch
 # A launch on AMD's GPUs has fewer threads in all ("HIP Runtime API", hipModuleLaunchKernel), of
 # which a warp has up to 64.
@@ -75,6 +78,16 @@ def reasons(needs: Needs, axes: Axes) -> list[Reason]:
         if size > most
     ]
     return reasons + over_int32(axes)
+
+
+def token_reasons(request: Request) -> list[Reason]:
+    """The reasons against too many queries or keys on all axes together."""
+    counts = {"queries": request.query_count, "keys": request.key_count}
+    return [
+        Reason("size", f"takes up to {TOKENS} {name} in a sample, not {count}")
+        for name, count in counts.items()
+        if count > TOKENS
+    ]
 
 
 def table_reasons(request: Request) -> list[Reason]:
