@@ -27,6 +27,20 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "diffusers": ("diffusers>=0.42,<1",),
 }
 
+# The oldest Triton that has all that the kernels use. PyPI's does not compile for Intel's GPUs;
+# torch's packages for these bring another one.
+_TRITON = 'pip install -U "triton>=3.6"'
+_TRITON_OF_INTEL = "pip install -U torch --index-url https://download.pytorch.org/whl/xpu"
+
+
+def install_triton(kind: str = "cuda") -> str:
+    """Returns the command that installs Triton for GPUs of a device type.
+
+    >>> install_triton()
+    'pip install -U "triton>=3.6"'
+    """
+    return _TRITON_OF_INTEL if kind == "xpu" else _TRITON
+
 
 def install_line(extra: str) -> str:
     """Returns the command that installs an optional part, for any shell.

@@ -31,10 +31,19 @@ def candidates(request: Request, axes: Axes) -> list[Candidate]:
     reasons = reasons or triton.reasons(request.needs, farthest(request, axes))
     if not reasons and request.relative_bias:
         reasons = triton.table_reasons(request)
-    device = request.device
-    if not reasons and request.backend == "auto" and device.may_be_nvidia:
-        reasons = [_CUPY] * ("cupy" in device.providers)
+    if not reasons and _is_for_cupy(request):
+        reasons = [_CUPY]
     return [refused("triton", "window", *reasons) if reasons else _candidate(request, axes)]
+
+
+def _is_for_cupy(request: Request) -> bool:
+    """Whether "auto" has CuPy's kernels for the request, which it neither forbids, nor asks for
+    Triton.
+    """
+    device = request.device
+    has_cupy = device.may_be_nvidia and "cupy" in device.providers
+    by_name = "cuda" in request.forbid or "triton" in request.require
+    return request.backend == "auto" and has_cupy and not by_name
 
 
 def _candidate(request: Request, axes: Axes) -> Candidate:
@@ -76,9 +85,10 @@ def _first_run(kernels: int, dtype: str) -> str:
     Compiled for sm_80, sm_90, sm_100, gfx90a and gfx942 by Triton 3.8 on one core of a CPU.
     """
     number, seconds = kernels + (kernels > 1), "1 to 4" if dtype in HALVES else "2 to 9"
+    each, them = (" each", "them") if number > 1 else ("", "it")
     return (
-        f"the first run compiles {counted(number, 'kernel')}, in {seconds} seconds each, or "
-        "finds them in Triton's cache (TRITON_CACHE_DIR); plan.warmup() does that ahead"
+        f"the first run compiles {counted(number, 'kernel')}, in {seconds} seconds{each}, or finds "
+        f"{them} in Triton's cache (TRITON_CACHE_DIR); plan.warmup() does that ahead"
     )
 
 
