@@ -259,6 +259,11 @@ def _packages(facts: dict[str, Any]) -> Iterator[Row]:
             yield _OPTIONAL[extra], f"no package needed: {compiler['version']} is here"
         elif extra != other_cuda:
             yield _OPTIONAL[extra], f"not installed; {install_line(extra)}"
+        if extra == "cuda13":
+            version = facts["kernels"]["Triton"]["installed"]
+            is_here = isinstance(version, str)
+            here = f"no package needed: Triton {version} is here"
+            yield "Triton kernels", here if is_here else "not installed; torch for GPUs brings it"
 
 
 def _is_of_cuda_12(torch: dict[str, Any]) -> bool:

@@ -141,3 +141,15 @@ def test_triton_has_a_row_with_its_vendor_or_what_is_wrong() -> None:
         ({"error": "ImportError: no"}, "ImportError: no"),
     ):  # fmt: skip
         assert [*command._cuda({**untried, "Triton": facts})] == [("Triton", text)]
+
+
+def test_triton_is_among_the_optional_packages(facts: dict[str, Any]) -> None:
+    """On machines without a GPU, too, where it is not tried."""
+    for version, text in (
+        ("3.8.0", "no package needed: Triton 3.8.0 is here"),
+        (None, "not installed; torch for GPUs brings it"),
+        ({"error": "ValueError: no spec"}, "not installed; torch for GPUs brings it"),
+    ):
+        kernels = {**facts["kernels"], "Triton": {"installed": version}}
+        rows = dict(command._packages({**facts, "kernels": kernels}))
+        assert rows["Triton kernels"] == text
