@@ -74,20 +74,21 @@ def _candidate(request: Request, axes: Axes) -> Candidate:
         arguments = PackedCall(request.mask, request.grids, arguments)
     program = Program((Call(whole(request.query_space), whole(request.key_space), arguments),))
     cost = costs.of(request, axes, build, passes)
-    return Candidate(
-        "triton", "window", (), program, cost, note=_first_run(len(passes), request.dtype)
-    )
+    note = _first_run(len(passes), request)
+    return Candidate("triton", "window", (), program, cost, note=note)
 
 
-def _first_run(kernels: int, dtype: str) -> str:
+def _first_run(kernels: int, request: Request) -> str:
     """What the first run does besides; in training, the kernel of delta is one more.
 
     Compiled for sm_80, sm_90, sm_100, gfx90a and gfx942 by Triton 3.8 on one core of a CPU.
+    Nothing has been compiled for Intel's GPUs.
     """
-    number, seconds = kernels + (kernels > 1), "1 to 4" if dtype in HALVES else "2 to 9"
+    number, seconds = kernels + (kernels > 1), "1 to 4 " if request.dtype in HALVES else "2 to 9 "
+    seconds *= request.device.vendor in ("nvidia", "amd")
     each, them = (" each", "them") if number > 1 else ("", "it")
     return (
-        f"the first run compiles {counted(number, 'kernel')}, in {seconds} seconds{each}, or finds "
+        f"the first run compiles {counted(number, 'kernel')}, in {seconds}seconds{each}, or finds "
         f"{them} in Triton's cache (TRITON_CACHE_DIR); plan.warmup() does that ahead"
     )
 

@@ -166,6 +166,7 @@ def test_every_kernel_that_runs_has_legal_tiles() -> None:
         ({"training": True, "extra_keys": 2}, "5 kernels,"),
         ({"training": True, "extra_keys": 2, "relative_bias": True}, "6 kernels,"),
         ({"dtype": "float32"}, "1 kernel, in 2 to 9 seconds, or finds it"),
+        ({"device": device("xe")}, "1 kernel, in seconds, or finds it"),
     ],
 )
 def test_explain_says_what_the_first_run_compiles(named: dict[str, Any], kernels: str) -> None:
